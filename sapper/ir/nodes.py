@@ -1,0 +1,161 @@
+"""The one IR data structure that tile IR and lane IR share: SSA values, ops with nested blocks, functions.
+
+An op has operands, attributes, results and blocks (its nested regions, one block each). A block has arguments
+and ends in `yield` where the op that owns it carries or returns values. What ops exist, and what they mean, is
+said by the op tables (sapper/tile/ops.py, sapper/lane/ops.py); this module knows no op by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .types import TensorType, TileType, Type
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A place in the author's source. line and columns count from 1; end_column is one past the last."""
+
+    file: str
+    line: int
+    column: int = 1
+    end_column: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+class Value:
+    """One SSA value: the result of an op, or an argument of a block. name is a hint for printing only."""
+
+    __slots__ = ("type", "owner", "name")
+
+    def __init__(self, type: Type, owner: Op | Block | None, name: str = "") -> None:
+        self.type = type
+        self.owner = owner
+        self.name = name
+
+    @property
+    def op(self) -> Op | None:
+        """The op that defines it; None for a block argument."""
+        return self.owner if isinstance(self.owner, Op) else None
+
+    def __repr__(self) -> str:
+        return f"%{self.name or '?'}: {self.type}"
+
+
+class Op:
+    """One operation. `results` are made from `types`; `location` is where the author wrote it."""
+
+    __slots__ = ("name", "operands", "attributes", "results", "blocks", "location")
+
+    def __init__(
+        self,
+        name: str,
+        operands: list[Value],
+        types: tuple[Type, ...] | list[Type] = (),
+        attributes: dict[str, Any] | None = None,
+        blocks: list[Block] | None = None,
+        location: Location | None = None,
+    ) -> None:
+        self.name = name
+        self.operands = operands
+        self.attributes: dict[str, Any] = attributes or {}
+        self.results = [Value(t, self) for t in types]
+        self.blocks = blocks or []
+        self.location = location
+
+    @property
+    def result(self) -> Value:
+        (only,) = self.results
+        return only
+
+    def walk(self) -> Iterator[Op]:
+        """This op, then every op nested in it, in order."""
+        yield self
+        for block in self.blocks:
+            for op in block.ops:
+                yield from op.walk()
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+
+class Block:
+    """Arguments and a list of ops."""
+
+    __slots__ = ("arguments", "ops")
+
+    def __init__(self, types: tuple[Type, ...] | list[Type] = ()) -> None:
+        self.arguments = [Value(t, self) for t in types]
+        self.ops: list[Op] = []
+
+    @property
+    def terminator(self) -> Op | None:
+        return self.ops[-1] if self.ops and self.ops[-1].name == "yield" else None
+
+
+class Function:
+    """A kernel at one stage.
+
+    stage: "tile" or "lane". arguments: the values of body.arguments, named as the author named them.
+    attributes: facts for the whole function, by stage (see docs/ir.md).
+    """
+
+    __slots__ = ("name", "stage", "body", "attributes", "location")
+
+    def __init__(self, name: str, stage: str, location: Location | None = None) -> None:
+        self.name = name
+        self.stage = stage
+        self.body = Block()
+        self.attributes: dict[str, Any] = {}
+        self.location = location
+
+    @property
+    def arguments(self) -> list[Value]:
+        return self.body.arguments
+
+    def add_argument(self, name: str, type: Type) -> Value:
+        value = Value(type, self.body, name)
+        self.body.arguments.append(value)
+        return value
+
+    def walk(self) -> Iterator[Op]:
+        for op in self.body.ops:
+            yield from op.walk()
+
+    def tensors(self) -> list[Value]:
+        return [a for a in self.arguments if isinstance(a.type, TensorType)]
+
+    def scalars(self) -> list[Value]:
+        return [a for a in self.arguments if isinstance(a.type, TileType)]
+
+
+class Builder:
+    """Appends ops to a block. `location` is given to every op made while it is set."""
+
+    __slots__ = ("block", "location")
+
+    def __init__(self, block: Block, location: Location | None = None) -> None:
+        self.block = block
+        self.location = location
+
+    def add(
+        self,
+        name: str,
+        operands: list[Value],
+        types: tuple[Type, ...] | list[Type] = (),
+        blocks: list[Block] | None = None,
+        **attributes: Any,
+    ) -> Op:
+        op = Op(name, operands, types, attributes, blocks, self.location)
+        self.block.ops.append(op)
+        return op
+
+    def value(self, name: str, operands: list[Value], type: Type, **attributes: Any) -> Value:
+        """Append an op with one result and return the result."""
+        op = Op(name, operands, (type,), attributes, None, self.location)
+        self.block.ops.append(op)
+        return op.results[0]

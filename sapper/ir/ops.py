@@ -1,0 +1,48 @@
+"""Op tables: what an op may look like. The tables themselves are in sapper/tile/ops.py and sapper/lane/ops.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ATTRIBUTE_TYPES = (str, int, float, bool, tuple, list)
+"""What an attribute may hold, so that text can print it and parse it back: these, nested, and DType."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpSpec:
+    """One row of an op table.
+
+    operands: how many; (low, high), high None for any number.
+    results: likewise.
+    attributes: names that must be there; optional: names that may.
+    blocks: how many nested blocks.
+    pure: no effect beyond its results, so it may be merged, moved and dropped.
+    doc: one line of meaning, printed in the reference.
+    """
+
+    name: str
+    operands: tuple[int, int | None]
+    results: tuple[int, int | None] = (1, 1)
+    attributes: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    blocks: int = 0
+    pure: bool = True
+    doc: str = ""
+
+
+class OpTable:
+    """Rows by name."""
+
+    def __init__(self, stage: str, rows: list[OpSpec]) -> None:
+        self.stage = stage
+        self.rows: dict[str, OpSpec] = {}
+        for row in rows:
+            if row.name in self.rows:
+                raise ValueError(f"{stage} op {row.name} is defined twice")
+            self.rows[row.name] = row
+
+    def __getitem__(self, name: str) -> OpSpec:
+        return self.rows[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.rows

@@ -1,0 +1,132 @@
+"""Element types, and the types of IR values.
+
+A value is a scalar, a tile (a scalar is a tile without axes), a kernel's tensor argument, or, below the tile
+stage, a lane-machine scalar, register row or mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+Dim = Union[str, int]
+"""One extent of a tensor: the name of a symbolic dimension, or a static size."""
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """An element type.
+
+    kind: "f" floating, "i" signed, "u" unsigned, "b" boolean, "x" index.
+    bits: size in memory (a boolean takes one byte there). "index" never lies in memory.
+    compute: False for types that may be stored and cast, but not computed with yet (fp8, i4).
+    """
+
+    name: str
+    kind: str
+    bits: int
+    compute: bool = True
+
+    @property
+    def size_bytes(self) -> int:
+        if self.bits % 8:
+            raise ValueError(f"{self.name} has no whole number of bytes")
+        return self.bits // 8
+
+    @property
+    def is_float(self) -> bool:
+        return self.kind == "f"
+
+    @property
+    def is_integer(self) -> bool:
+        return self.kind in "iux"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+f64 = DType("f64", "f", 64)
+f32 = DType("f32", "f", 32)
+f16 = DType("f16", "f", 16)
+bf16 = DType("bf16", "f", 16)
+f8e4m3 = DType("f8e4m3", "f", 8, compute=False)
+f8e5m2 = DType("f8e5m2", "f", 8, compute=False)
+i64 = DType("i64", "i", 64)
+i32 = DType("i32", "i", 32)
+i16 = DType("i16", "i", 16)
+i8 = DType("i8", "i", 8)
+i4 = DType("i4", "i", 4, compute=False)
+u8 = DType("u8", "u", 8)
+bool_ = DType("bool", "b", 8)
+index = DType("index", "x", 64)
+"""Dimensions, loop indices and coordinates. A scalar index has 64 bits; a tile of them holds 32 in each lane,
+which is enough because no dimension may exceed 2**31 - 1."""
+
+DTYPES: dict[str, DType] = {
+    d.name: d for d in (f64, f32, f16, bf16, f8e4m3, f8e5m2, i64, i32, i16, i8, i4, u8, bool_, index)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TileType:
+    """A tile: element type and the names of the axes that it spans. A scalar spans none."""
+
+    dtype: DType
+    axes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name}[{', '.join(self.axes)}]" if self.axes else self.dtype.name
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """A tensor argument: element type and extents. Strides are known at the call."""
+
+    dtype: DType
+    dims: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        return f"tensor<{', '.join([self.dtype.name, *map(str, self.dims)])}>"
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarType:
+    """Lane IR: one 64-bit integer, the same for all lanes (also addresses and truth values, 0 or 1)."""
+
+    def __str__(self) -> str:
+        return "s64"
+
+
+@dataclass(frozen=True, slots=True)
+class RowType:
+    """Lane IR: one element in each lane.
+
+    dtype: f32, i32, f64, i64, or b32 (32 bits of packed narrow elements).
+    """
+
+    dtype: DType
+
+    def __str__(self) -> str:
+        return f"row<{self.dtype.name}>"
+
+
+@dataclass(frozen=True, slots=True)
+class MaskType:
+    """Lane IR: one truth value in each lane."""
+
+    def __str__(self) -> str:
+        return "mask"
+
+
+b32 = DType("b32", "u", 32)
+"""A 32-bit slot of packed narrow elements (two bf16, four i8); lane IR only."""
+
+Type = Union[TileType, TensorType, ScalarType, RowType, MaskType]
+
+S64 = ScalarType()
+MASK = MaskType()
+ROW_F32 = RowType(f32)
+ROW_I32 = RowType(i32)
+ROW_F64 = RowType(f64)
+ROW_I64 = RowType(i64)
+ROW_B32 = RowType(b32)

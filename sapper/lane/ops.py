@@ -1,0 +1,111 @@
+"""The lane IR's op table: the abstract machine that every target lowers from.
+
+A value is one of
+  s64          one 64-bit integer, the same for all lanes: addresses, loop counters, truth values (0 or 1)
+  row<dtype>   one element in each lane: f32, i32, f64, i64, or b32 (a slot of packed narrow elements)
+  mask         one truth value in each lane
+The number of lanes is the function's attribute `lanes`. A floating scalar is a row whose lanes are all equal.
+
+A memory operand is `base` (s64), then `index` (s64) if the attribute `indexed` is true; the address is
+base + index * scale + disp, scale 1, 2, 4 or 8, disp in bytes. A mask operand comes last if `masked` is true: lanes
+that are off touch no memory, and a masked load gives 0 there.
+"""
+
+from __future__ import annotations
+
+from ..ir.ops import OpSpec, OpTable
+
+_ADDRESS = ("scale", "disp", "indexed")
+
+MATH = ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "erf", "sin", "cos", "rsqrt")
+"""Row ops without an instruction of their own on most chips; sapper/lane/math.py expands them."""
+
+CONDITIONS = ("eq", "ne", "lt", "le", "gt", "ge")
+
+LANE_OPS = OpTable("lane", [
+    # Scalars.
+    OpSpec("arg", (0, 0), attributes=("slot",), doc="64-bit word `slot` of the argument block"),
+    OpSpec("worker", (0, 0), doc="index of this worker, from 0"),
+    OpSpec("workers", (0, 0), doc="how many workers run this launch"),
+    OpSpec("s_const", (0, 0), attributes=("value",), doc="a 64-bit constant"),
+    *[OpSpec(f"s_{name}", (2, 2), doc=f"{name}, 64 bits, wrapping")
+      for name in ("add", "sub", "mul", "min", "max", "and", "or", "xor", "shl", "shr", "sar")],
+    OpSpec("s_floordiv", (2, 2), doc="rounded towards minus infinity; the divisor must not be 0"),
+    OpSpec("s_mod", (2, 2), doc="a - b * floordiv(a, b)"),
+    OpSpec("s_cmp", (2, 2), attributes=("cond",), doc="signed comparison -> 0 or 1"),
+    OpSpec("s_select", (3, 3), doc="condition, a, b: a if the condition is not 0"),
+    OpSpec("s_load", (1, 2), attributes=("dtype",), optional=_ADDRESS, pure=False,
+           doc="integer or bool from memory, sign- or zero-extended"),
+    OpSpec("s_store", (2, 3), (0, 0), attributes=("dtype",), optional=_ADDRESS, pure=False,
+           doc="value, then address: low bits of a scalar to memory"),
+    # Rows from scalars, and back.
+    OpSpec("splat", (1, 1), doc="a scalar in every lane (i32: its low 32 bits)"),
+    OpSpec("splat_const", (0, 0), attributes=("value",), doc="a constant in every lane"),
+    OpSpec("iota", (0, 0), doc="row<i32>: the number of the lane, from 0"),
+    OpSpec("lane0", (1, 1), doc="lane 0 of an integer row as a scalar, sign-extended"),
+    # Arithmetic. max is `a if a > b else b`, min is `a if a < b else b`.
+    *[OpSpec(name, (2, 2), doc=f"{name}; integers wrap") for name in ("add", "sub", "mul", "min", "max")],
+    OpSpec("div", (2, 2), doc="floats only"),
+    OpSpec("fma", (3, 3), doc="a * b + c, rounded once; floats only"),
+    *[OpSpec(name, (1, 1), doc=name) for name in ("neg", "abs", "sqrt", "floor", "ceil", "round", "trunc")],
+    *[OpSpec(name, (1, 1), doc=f"{name}; expanded by lane/math.py where the target has no such instruction")
+      for name in MATH],
+    OpSpec("scale_exponent", (2, 2), doc="a * 2**floor(n) for float rows a and n, rounded once (overflow to "
+                                         "infinity, gradual underflow)"),
+    *[OpSpec(name, (2, 2), doc=f"bitwise {name}, integer rows") for name in ("and", "or", "xor")],
+    OpSpec("not", (1, 1), doc="bitwise, integer rows"),
+    *[OpSpec(name, (1, 2), optional=("amount",), doc=f"{name} by the attribute `amount` or by a row (0 .. bits-1)")
+      for name in ("shl", "shr", "sar")],
+    OpSpec("idiv", (2, 2), doc="floor division of integer rows; the divisor must not be 0"),
+    OpSpec("imod", (2, 2), doc="a - b * idiv(a, b)"),
+    # Masks.
+    OpSpec("cmp", (2, 2), attributes=("cond",), doc="rows -> mask; integers signed; unordered is false except ne"),
+    OpSpec("select", (3, 3), doc="mask, a, b: a in lanes that are on, else b"),
+    OpSpec("mask_first", (1, 1), doc="on in lanes < count (s64; none if <= 0, all if >= lanes)"),
+    *[OpSpec(f"mask_{name}", (2, 2), doc=f"{name} of two masks") for name in ("and", "or", "xor")],
+    OpSpec("mask_not", (1, 1), doc="the other lanes"),
+    OpSpec("mask_any", (1, 1), doc="-> s64: 1 if any lane is on"),
+    OpSpec("mask_all", (1, 1), doc="-> s64: 1 if all lanes are on"),
+    OpSpec("mask_to_row", (1, 1), doc="-> row<i32>: 1 where on, else 0"),
+    # Conversions.
+    OpSpec("cvt", (1, 1), doc="between f32, f64, i32, i64 rows: to a float rounds to nearest even; float to integer "
+                              "truncates (out of range: unspecified); integer to narrower wraps"),
+    OpSpec("bitcast", (1, 1), doc="the same bits as another row type of the same width"),
+    OpSpec("round_to", (1, 1), attributes=("dtype",), doc="f32 row rounded to a value of bf16 or f16 (nearest even)"),
+    # Between lanes.
+    OpSpec("shuffle_xor", (1, 1), attributes=("distance",), doc="lane i gets lane i ^ distance"),
+    OpSpec("broadcast_lane", (1, 1), attributes=("lane",), doc="every lane gets lane `lane`"),
+    OpSpec("exchange", (2, 2), (2, 2), attributes=("distance",),
+           doc="a, b -> a', b' with d = distance (a power of 2): where lane i has bit d clear, a'[i] = a[i] and "
+               "b'[i] = a[i + d]; where set, a'[i] = b[i - d] and b'[i] = b[i]. log2(lanes) stages over as many "
+               "rows transpose a square"),
+    # Memory. Memory dtype -> row: f32, bf16, f16 -> f32; f64 -> f64; i8, u8, i16, i32, bool -> i32; i64 -> i64; b32.
+    OpSpec("load", (1, 3), attributes=("dtype",), optional=(*_ADDRESS, "masked"), pure=False,
+           doc="consecutive elements, one a lane"),
+    OpSpec("load_splat", (1, 2), attributes=("dtype",), optional=_ADDRESS, pure=False,
+           doc="one element in every lane"),
+    OpSpec("gather", (2, 3), attributes=("dtype",), optional=("scale", "disp", "masked"), pure=False,
+           doc="base, offsets (row<i32>, signed): element at base + offset * scale + disp for each lane"),
+    OpSpec("store", (2, 4), (0, 0), attributes=("dtype",), optional=(*_ADDRESS, "masked", "streaming"), pure=False,
+           doc="value, address: narrowing rounds floats to nearest even and wraps integers; `streaming` bypasses "
+               "the caches and needs an address aligned to the row"),
+    OpSpec("store_lane0", (2, 3), (0, 0), attributes=("dtype",), optional=_ADDRESS, pure=False,
+           doc="value, address: lane 0 only"),
+    OpSpec("scatter", (3, 4), (0, 0), attributes=("dtype",), optional=("scale", "disp", "masked"), pure=False,
+           doc="value, base, offsets (row<i32>)"),
+    OpSpec("prefetch", (1, 2), (0, 0), optional=(*_ADDRESS, "level"), pure=False, doc="hint; level 1, 2 or 3"),
+    # Packed dot products.
+    OpSpec("dot2_bf16", (3, 3), doc="acc (f32), a, b (b32, two bf16 each): acc + a0 * b0 + a1 * b1"),
+    OpSpec("dot4_u8i8", (3, 3), doc="acc (i32), a (b32, four u8), b (b32, four i8): acc + sum a * b, wrapping"),
+    # Control.
+    OpSpec("loop", (2, None), (0, None), attributes=("step",), optional=("label",), blocks=1, pure=False,
+           doc="start, stop, then carried values; block arguments: the counter, then the carried values. Runs while "
+               "counter < stop, counter += step (a positive constant)"),
+    OpSpec("if", (1, 1), (0, None), blocks=2, pure=False, doc="s64, taken if not 0; both blocks yield the results"),
+    OpSpec("tasks", (1, 1), (0, 0), attributes=("counter",), blocks=1, pure=False,
+           doc="total: block argument i; the workers share out i = 0 .. total-1 in order of demand through shared "
+               "counter `counter` (0 .. 7)"),
+    OpSpec("barrier", (0, 0), (0, 0), pure=False, doc="no worker passes before all have arrived"),
+    OpSpec("fence_streaming", (0, 0), (0, 0), pure=False, doc="streaming stores before it are visible after it"),
+    OpSpec("yield", (0, None), (0, 0), pure=False, doc="ends a block"),
+])

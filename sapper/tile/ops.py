@@ -1,0 +1,65 @@
+"""The tile IR's op table: what a kernel can say.
+
+Values are tiles with named axes; a scalar is a tile without axes. Elementwise ops broadcast by name: the result
+spans the union of the operands' axes, in order of first appearance. Integer arithmetic wraps.
+"""
+
+from __future__ import annotations
+
+from ..ir.ops import OpSpec, OpTable
+
+UNARY_FLOAT = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "erf", "sin", "cos",
+               "floor", "ceil", "round")
+UNARY = ("neg", "abs")
+BINARY = ("add", "sub", "mul", "min", "max")
+BINARY_FLOAT = ("div",)
+BINARY_INTEGER = ("floordiv", "mod", "shl", "shr")
+BITWISE = ("and", "or", "xor")
+COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
+
+_DOC = {
+    "max": "a if a > b else b", "min": "a if a < b else b",
+    "round": "to the nearest integer, ties to even", "rsqrt": "1 / sqrt(a)",
+    "floordiv": "rounded towards minus infinity; division by zero is undefined",
+    "mod": "a - b * floordiv(a, b)", "shr": "arithmetic for signed, logical for unsigned",
+    "and": "bitwise; logical for bool", "or": "bitwise; logical for bool", "xor": "bitwise; logical for bool",
+}
+
+TILE_OPS = OpTable("tile", [
+    # Scalars and tiles from nothing.
+    OpSpec("dim", (0, 0), attributes=("name",), doc="extent of a symbolic dimension, an index scalar"),
+    OpSpec("const", (0, 0), attributes=("value",), doc="a scalar constant"),
+    OpSpec("full", (1, 1), doc="a scalar spread over the axes of the result type"),
+    OpSpec("index", (0, 0), attributes=("axis",), doc="index[axis]: the coordinate along an axis in scope"),
+    OpSpec("whole", (2, 2), (0, 0), attributes=("axis",), pure=False,
+           doc="start, stop: brings an axis into scope as one tile, to the end of the block"),
+    # Memory. The result of a load spans the union of the index operands' axes.
+    OpSpec("load", (1, None), doc="tensor, one integer value for each dimension -> tile"),
+    OpSpec("store", (2, None), (0, 0), pure=False,
+           doc="tensor, value, one integer value for each dimension; the indices span all axes of the value"),
+    # Elementwise.
+    *[OpSpec(name, (1, 1), doc=_DOC.get(name, name)) for name in (*UNARY, *UNARY_FLOAT)],
+    *[OpSpec(name, (2, 2), doc=_DOC.get(name, name))
+      for name in (*BINARY, *BINARY_FLOAT, *BINARY_INTEGER, *BITWISE)],
+    OpSpec("not", (1, 1), doc="bitwise; logical for bool"),
+    *[OpSpec(name, (2, 2), doc="comparison -> bool; unordered is false except for ne") for name in COMPARE],
+    OpSpec("select", (3, 3), doc="condition, a, b: a where the condition holds, else b"),
+    OpSpec("cast", (1, 1), doc="to the result's dtype: floats round to nearest even; float to integer truncates; "
+                               "integers wrap; bool is 0 or 1; anything to bool is `!= 0`"),
+    OpSpec("bitcast", (1, 1), doc="the same bits as another dtype of the same width"),
+    # Reductions.
+    OpSpec("reduce", (1, 1), attributes=("kind", "over"),
+           doc="kind sum | max | min | argmax | argmin over the axes `over` (a list); argmax gives the index "
+               "coordinate (dtype index), the lowest on ties; sums of bf16 and f16 are f32 inside and rounded once"),
+    OpSpec("contract", (2, 2), attributes=("over",),
+           doc="sum(a * b) over the axes `over`; f32 for bf16, f16, f32 operands, f64 for f64, i32 for i8 and u8"),
+    # Control. Block arguments and yields carry values.
+    OpSpec("tiles", (2, None), (0, None), attributes=("axes", "parallel"), optional=("ordered",), blocks=1, pure=False,
+           doc="start, stop for each axis, then initial carried values; block arguments are the carried values"),
+    OpSpec("each", (2, None), (0, None), attributes=("count", "parallel"), optional=("ordered", "step"), blocks=1,
+           pure=False,
+           doc="start, stop for each of `count` indices, then initial carried values; block arguments are the "
+               "indices (index scalars), then the carried values; step (a positive int, default 1)"),
+    OpSpec("if", (1, 1), (0, None), blocks=2, pure=False, doc="scalar bool; both blocks yield the results"),
+    OpSpec("yield", (0, None), (0, 0), pure=False, doc="ends a block"),
+])
