@@ -50,13 +50,13 @@ lane func @copy() {lanes = 8, slots = ["a.data", "b.data", "dim.N"], scratch_byt
   %zero: s64 = s_const {value = 0}
   barrier
   %k: row<f32> = splat_const {value = -0.0}
-  %last: s64, %r: row<f32> = loop %zero, %n, %zero, %k {step = 8} (%i: s64, %c: s64, %s: row<f32>) {
+  %r: row<f32>, %last: s64 = loop %zero, %n, %k, %zero {step = 8} (%i: s64, %s: row<f32>, %c: s64) {
     %left: s64 = s_sub %n, %i
     %m: mask = mask_first %left
     %x: row<f32> = load %a, %i, %m {dtype = :bf16, scale = 2, disp = 0, indexed = true, masked = true}
     store %x, %b, %i, %m {dtype = :f32, scale = 4, indexed = true, masked = true}
     %t: row<f32> = add %s, %x
-    yield %i, %t
+    yield %t, %i
   }
   if %n {
     fence_streaming
@@ -84,8 +84,8 @@ def test_parsed_structure() -> None:
     assert f.stage == "lane" and f.name == "copy" and f.attributes["lanes"] == 8
     assert f.attributes["slots"] == ["a.data", "b.data", "dim.N"]
     loop = next(op for op in f.walk() if op.name == "loop")
-    assert [v.type for v in loop.results] == [S64, ROW_F32]
-    assert [v.name for v in loop.blocks[0].arguments] == ["i", "c", "s"]
+    assert [v.type for v in loop.results] == [ROW_F32, S64]
+    assert [v.name for v in loop.blocks[0].arguments] == ["i", "s", "c"]
     load = next(op for op in f.walk() if op.name == "load")
     assert load.attributes["dtype"] is bf16 and load.operands[2].type == MASK
     assert load.operands[0] is f.body.ops[0].result
@@ -237,8 +237,8 @@ def test_deep_blocks_are_refused() -> None:
 def test_thousand_malformed_inputs() -> None:
     """Mutations of good text parse or raise TextError; nothing else."""
     source = random.Random(20240)
-    pieces = ["%", "{", "}", "(", ")", "[", "]", ":", "=", ",", "<", "-", '"', "\\", "nan", "loc(", "9" * 30, "\n", "\0",
-              "é", "@", "tensor", "row", "1e999", ".", "#", "0x", "٣", "\ud800"]
+    pieces = ["%", "{", "}", "(", ")", "[", "]", ":", "=", ",", "<", "-", '"', "\\", "nan", "loc(", "9" * 30, "\n",
+              "\0", "é", "@", "tensor", "row", "1e999", ".", "#", "0x", "٣", "\ud800"]
     refused = 0
     for number in range(1000):
         text = MATMUL if number % 2 else LANE
