@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from ..ir.types import DTYPES, Dim, DType, TensorType, TileType
+from ..ir.types import DTYPES, Dim, DType, TensorType
 from .dtypes import NUMPY_NAMES, numpy_dtype, sapper_name
 from .errors import ArgumentError
 
@@ -27,16 +27,16 @@ WRITEABLE_FLAG = 0x0400  # NPY_ARRAY_WRITEABLE, numpy/ndarraytypes.h
 
 
 class Parameter(NamedTuple):
-    """One parameter of a kernel. dims is None for a scalar. stored: the kernel writes the tensor."""
+    """One parameter of a kernel. dims is None for a scalar."""
 
     name: str
     dtype: DType
     dims: tuple[Dim, ...] | None
-    stored: bool = False
 
     @classmethod
-    def of(cls, name: str, type: TensorType | TileType, stored: bool = False) -> Parameter:
-        return cls(name, type.dtype, type.dims if isinstance(type, TensorType) else None, stored)
+    def of(cls, name: str, type: Any) -> Parameter:
+        """From the IR type that the author annotated: a TensorType, or a TileType without axes."""
+        return cls(name, type.dtype, type.dims if isinstance(type, TensorType) else None)
 
 
 class TensorView(NamedTuple):
@@ -107,12 +107,12 @@ class Binding(NamedTuple):
 # ---------------------------------------------------------------------------------------------------- memory peeking
 
 
-def _address_through_interface(array: numpy.ndarray[Any, Any]) -> int:
+def address_through_interface(array: numpy.ndarray[Any, Any]) -> int:
     address: int = array.__array_interface__["data"][0]
     return address
 
 
-def _flags_through_interface(array: numpy.ndarray[Any, Any]) -> int:
+def flags_through_interface(array: numpy.ndarray[Any, Any]) -> int:
     return WRITEABLE_FLAG if array.flags.writeable else 0
 
 
@@ -130,9 +130,9 @@ def _memory_words() -> memoryview | None:
         for writeable in (True, False):
             array.flags.writeable = writeable
             head = id(array) >> 3
-            if object.__basicsize__ != 16 or words[head + 2] != _address_through_interface(array):
+            if object.__basicsize__ != 16 or words[head + 2] != address_through_interface(array):
                 return None
-            if (words[head + 8] & WRITEABLE_FLAG) != _flags_through_interface(array):
+            if (words[head + 8] & WRITEABLE_FLAG) != flags_through_interface(array):
                 return None
     return words
 
@@ -162,12 +162,13 @@ _READ_ONLY = 1
 
 
 def _view_dlpack(value: Any, kernel: str, parameter: Parameter) -> TensorView:
-    def refuse(found: str, expected: str, mend: str) -> ArgumentError:
-        return ArgumentError(kernel, parameter.name, found, expected, mend)
+    def refuse(kind: str, found: str, expected: str, mend: str) -> ArgumentError:
+        return ArgumentError(kind, kernel, parameter.name, found, expected, mend)
 
     device = value.__dlpack_device__()[0] if hasattr(value, "__dlpack_device__") else 1
     if device not in _HOST_DEVICES:
         raise refuse(
+            "device",
             f"a tensor in {_DEVICE_NAMES.get(int(device), f'device {int(device)}')} memory",
             "CPU memory",
             "copy it first (x.cpu())",
@@ -179,29 +180,29 @@ def _view_dlpack(value: Any, kernel: str, parameter: Parameter) -> TensorView:
             capsule = value.__dlpack__()
     except (BufferError, RuntimeError, ValueError, TypeError) as error:
         raise refuse(
-            f"{type(value).__name__} that refuses to export ({error})", "a plain strided tensor", "x.detach()"
+            "export", f"{type(value).__name__} that refuses to export ({error})", "a plain strided tensor", "x.detach()"
         ) from error
     read_only = False
     if _capsule_is_valid(capsule, b"dltensor_versioned"):
         pointer = _capsule_pointer(capsule, b"dltensor_versioned")
         major, _, _, _, flags = struct.unpack("<IIQQQ", ctypes.string_at(pointer, 32))
         if major != 1:
-            raise refuse(f"DLPack version {major}", "version 1", "pass numpy.asarray(x)")
+            raise refuse("export", f"DLPack version {major}", "version 1", "pass numpy.asarray(x)")
         read_only = bool(flags & _READ_ONLY)
         pointer += 32
     elif _capsule_is_valid(capsule, b"dltensor"):
         pointer = _capsule_pointer(capsule, b"dltensor")
     else:
-        raise refuse("__dlpack__() that returned no DLPack capsule", "a fresh capsule", "pass numpy.asarray(x)")
+        raise refuse("export", "__dlpack__() that gave no DLPack capsule", "a fresh capsule", "numpy.asarray(x)")
     data, device, _, rank, code, bits, lanes, shape_at, strides_at, offset = _parse_tensor(
         ctypes.string_at(pointer, _TENSOR_BYTES)
     )
     if device not in _HOST_DEVICES:
-        raise refuse(f"a tensor on device {device}", "CPU memory", "copy it first (x.cpu())")
+        raise refuse("device", f"a tensor on device {device}", "CPU memory", "copy it first (x.cpu())")
     name = _DLPACK_DTYPES.get((code, bits)) if lanes == 1 else None
     if name is None:
         kind = f"{_DLPACK_KINDS.get(code, f'type {code} of ')}{bits}" + (f"x{lanes}" if lanes != 1 else "")
-        raise refuse(kind, parameter.dtype.name, f"convert it to {parameter.dtype.name}")
+        raise refuse("dtype", kind, parameter.dtype.name, f"convert it to {parameter.dtype.name}")
     layout = struct.Struct(f"<{rank}q")
     shape = layout.unpack(ctypes.string_at(shape_at, 8 * rank)) if rank else ()
     if strides_at and rank:
@@ -228,6 +229,7 @@ def _view_array(array: numpy.ndarray[Any, Any], kernel: str, parameter: Paramete
     if name is None:
         if not array.dtype.isnative:
             raise ArgumentError(
+                "byte-order",
                 kernel,
                 parameter.name,
                 f"{array.dtype.name} in foreign byte order",
@@ -241,6 +243,7 @@ def _view_array(array: numpy.ndarray[Any, Any], kernel: str, parameter: Paramete
         if stride % element_bytes:
             if array.shape[dimension] > 1:
                 raise ArgumentError(
+                    "stride",
                     kernel,
                     parameter.name,
                     f"a stride of {stride} bytes along dimension {dimension}",
@@ -262,7 +265,7 @@ def _view_array(array: numpy.ndarray[Any, Any], kernel: str, parameter: Paramete
 def _dtype_error(kernel: str, parameter: Parameter, found: str) -> ArgumentError:
     expected = parameter.dtype.name
     mend = f"sp.empty(shape, {expected!r}) and copy, or x.astype({_numpy_spelling(expected)})"
-    return ArgumentError(kernel, parameter.name, f"dtype {found}", f"dtype {expected}", mend)
+    return ArgumentError("dtype", kernel, parameter.name, f"dtype {found}", f"dtype {expected}", mend)
 
 
 def _numpy_spelling(name: str) -> str:
@@ -282,6 +285,7 @@ def view_tensor(value: Any, kernel: str, parameter: Parameter) -> TensorView:
         view = _view_array(numpy.asarray(value), kernel, parameter)
     else:
         raise ArgumentError(
+            "type",
             kernel,
             parameter.name,
             f"{type(value).__name__}",
@@ -317,7 +321,7 @@ def scalar_word(value: Any, kernel: str, parameter: Parameter) -> int:
         item = value.item()
     if dtype.kind == "f":
         if not isinstance(item, (int, float)) or isinstance(item, bool):
-            raise _scalar_error(value, kernel, parameter, "a number")
+            raise _scalar_error("scalar", value, kernel, parameter, "a number")
         if dtype.bits == 64:
             word: int = _word.unpack(_double_bits.pack(item))[0]
             return word
@@ -326,17 +330,17 @@ def scalar_word(value: Any, kernel: str, parameter: Parameter) -> int:
                 item = float(numpy.float64(item).astype(numpy_dtype(dtype)))
             word = _half_word.unpack(_float_bits.pack(item))[0]
         except OverflowError as error:
-            raise _scalar_error(value, kernel, parameter, f"a number within {dtype.name}") from error
+            raise _scalar_error("range", value, kernel, parameter, f"a number within {dtype.name}") from error
         return word & 0xFFFFFFFF
     if dtype.kind == "b":
         if not isinstance(item, (bool, numpy.bool_)):
-            raise _scalar_error(value, kernel, parameter, "True or False")
+            raise _scalar_error("scalar", value, kernel, parameter, "True or False")
         return int(item)
     if isinstance(item, bool) or not isinstance(item, int):
-        raise _scalar_error(value, kernel, parameter, "an integer")
+        raise _scalar_error("scalar", value, kernel, parameter, "an integer")
     low, high = integer_range(dtype)
     if not low <= item <= high:
-        raise _scalar_error(value, kernel, parameter, f"an integer from {low} to {high}")
+        raise _scalar_error("range", value, kernel, parameter, f"an integer from {low} to {high}")
     return item
 
 
@@ -346,11 +350,11 @@ def integer_range(dtype: DType) -> tuple[int, int]:
     return -(2 ** (dtype.bits - 1)), 2 ** (dtype.bits - 1) - 1
 
 
-def _scalar_error(value: Any, kernel: str, parameter: Parameter, expected: str) -> ArgumentError:
+def _scalar_error(kind: str, value: Any, kernel: str, parameter: Parameter, expected: str) -> ArgumentError:
     found = f"{type(value).__name__} {value!r}" if isinstance(value, (int, float, str)) else type(value).__name__
     converter = {"f": "float", "b": "bool"}.get(parameter.dtype.kind, "int")
     return ArgumentError(
-        kernel, parameter.name, found, f"{expected} ({parameter.dtype.name} scalar)", f"pass {converter}(x) in range"
+        kind, kernel, parameter.name, found, f"{expected} ({parameter.dtype.name} scalar)", f"pass {converter}(x)"
     )
 
 
@@ -363,7 +367,7 @@ class Signature:
     in_place: pairs of names (stored, other) that may be the very same tensor.
     """
 
-    __slots__ = ("kernel", "parameters", "in_place", "tensor_positions", "scalar_positions", "stored_positions")
+    __slots__ = ("in_place", "kernel", "parameters", "positions", "scalar_positions", "tensor_positions")
 
     def __init__(
         self, kernel: str, parameters: Iterable[Parameter], in_place: Iterable[tuple[str, str]] = ()
@@ -373,14 +377,15 @@ class Signature:
         self.in_place = frozenset(frozenset(pair) for pair in in_place)
         self.tensor_positions = tuple(i for i, p in enumerate(self.parameters) if p.dims is not None)
         self.scalar_positions = tuple(i for i, p in enumerate(self.parameters) if p.dims is None)
-        self.stored_positions = tuple(i for i, p in enumerate(self.parameters) if p.stored)
+        self.positions = {p.name: i for i, p in enumerate(self.parameters)}
 
     def bind(self, arguments: Sequence[Any]) -> Binding:
-        """Check a call. Raises ArgumentError, which names the first argument at fault."""
+        """Check everything but stores. Raises ArgumentError, which names the first argument at fault."""
         parameters = self.parameters
         if len(arguments) != len(parameters):
             names = ", ".join(p.name for p in parameters)
             raise ArgumentError(
+                "count",
                 self.kernel,
                 "",
                 _plural(len(arguments), "argument"),
@@ -398,66 +403,76 @@ class Signature:
             view = view_tensor(value, self.kernel, parameter)
             tensors[position] = view
             self._check_extents(view, parameter, dims, dim_source)
-            self._check_memory(view, parameter)
-        for position in self.stored_positions:
-            self._check_overlap(position, tensors)
+            element_bytes = view.dtype.size_bytes
+            if view.address % element_bytes and 0 not in view.shape:
+                raise self._refuse(
+                    "alignment",
+                    parameter,
+                    f"data at an address that is not a multiple of {element_bytes}",
+                    f"elements of {view.dtype.name} aligned to {element_bytes} bytes",
+                    "pass x.copy()",
+                )
         return Binding(tensors, scalars, dims)
 
-    def _refuse(self, parameter: Parameter, found: str, expected: str, mend: str) -> ArgumentError:
-        return ArgumentError(self.kernel, parameter.name, found, expected, mend)
+    def check_stores(self, binding: Binding, stored: Iterable[str]) -> None:
+        """Check that the tensors which the kernel writes may be written. Raises ArgumentError."""
+        for name in stored:
+            position = self.positions[name]
+            view, parameter = binding.tensors[position], self.parameters[position]
+            if not view.writeable:
+                raise self._refuse(
+                    "read-only",
+                    parameter,
+                    "a read-only array",
+                    "a writable one, since the kernel stores to it",
+                    "pass x.copy()",
+                )
+            if not is_injective(view.shape, view.strides):
+                raise self._refuse(
+                    "self-overlap",
+                    parameter,
+                    f"strides {view.strides} for shape {view.shape}, so that elements share memory",
+                    "one place for each element, since the kernel stores to it",
+                    "pass x.copy()",
+                )
+            self._check_overlap(position, binding.tensors)
+
+    def _refuse(self, kind: str, parameter: Parameter, found: str, expected: str, mend: str) -> ArgumentError:
+        return ArgumentError(kind, self.kernel, parameter.name, found, expected, mend)
 
     def _check_extents(
         self, view: TensorView, parameter: Parameter, dims: dict[str, int], dim_source: dict[str, str]
     ) -> None:
         declared = parameter.dims or ()
-        if len(view.shape) != len(declared):
+        shape = view.shape
+        if len(shape) != len(declared):
             spelled = ", ".join(map(str, declared))
             raise self._refuse(
+                "rank",
                 parameter,
-                f"{_plural(len(view.shape), 'dimension')} (shape {view.shape})",
+                f"{_plural(len(shape), 'dimension')} (shape {shape})",
                 f"{len(declared)} [{spelled}]",
                 "reshape it",
             )
-        for position, (size, dim) in enumerate(zip(view.shape, declared, strict=True)):
+        for position, (size, dim) in enumerate(zip(shape, declared, strict=True)):
+            where = f"along dimension {position} (shape {shape})"
             if isinstance(dim, int):
                 if size != dim:
                     raise self._refuse(
-                        parameter, f"extent {size} along dimension {position}", f"{dim}", "pass an array of that shape"
+                        "shape", parameter, f"extent {size} {where}", f"{dim}", "pass an array of that shape"
                     )
             elif dims.setdefault(dim, size) != size:
                 raise self._refuse(
+                    "shape",
                     parameter,
-                    f"{dim} = {size} along dimension {position}",
+                    f"{dim} = {size} {where}",
                     f"{dim} = {dims[dim]}, as in `{dim_source[dim]}`",
                     "make the shapes agree",
                 )
             elif size > MAX_EXTENT:
-                raise self._refuse(parameter, f"extent {size}", f"at most {MAX_EXTENT}", "split the call")
+                raise self._refuse("shape", parameter, f"extent {size} {where}", f"at most {MAX_EXTENT}", "split it")
             else:
                 dim_source.setdefault(dim, parameter.name)
-
-    def _check_memory(self, view: TensorView, parameter: Parameter) -> None:
-        element_bytes = view.dtype.size_bytes
-        if view.address % element_bytes and 0 not in view.shape:
-            raise self._refuse(
-                parameter,
-                f"data at an address that is not a multiple of {element_bytes}",
-                f"elements of {view.dtype.name} aligned to {element_bytes} bytes",
-                "pass x.copy()",
-            )
-        if not parameter.stored:
-            return
-        if not view.writeable:
-            raise self._refuse(
-                parameter, "a read-only array", "a writable one, since the kernel stores to it", "pass x.copy()"
-            )
-        if not is_injective(view.shape, view.strides):
-            raise self._refuse(
-                parameter,
-                f"strides {view.strides} for shape {view.shape}, so that elements share memory",
-                "one place for each element, since the kernel stores to it",
-                "pass x.copy()",
-            )
 
     def _check_overlap(self, position: int, tensors: dict[int, TensorView]) -> None:
         mine = tensors[position]
@@ -466,15 +481,16 @@ class Signature:
             if other_position == position:
                 continue
             other_low, other_high = other.extent
-            if mine.address + high <= other.address + other_low or other.address + other_high <= mine.address + low:
-                continue
             if low == high or other_low == other_high:
+                continue
+            if mine.address + high <= other.address + other_low or other.address + other_high <= mine.address + low:
                 continue
             names = self.parameters[position].name, self.parameters[other_position].name
             if frozenset(names) in self.in_place and _same_place(mine, other):
                 continue
             if _share_memory(mine, other):
                 raise self._refuse(
+                    "overlap",
                     self.parameters[position],
                     f"memory that overlaps argument `{names[1]}`",
                     "separate memory, since the kernel stores to it",
@@ -492,11 +508,12 @@ def _share_memory(a: TensorView, b: TensorView) -> bool:
     for view in (a, b):
         size_bytes = view.dtype.size_bytes
         low, high = view.extent
-        memory = (ctypes.c_char * (high - low)).from_address(view.address + low)
+        memory: Any = (ctypes.c_char * (high - low)).from_address(view.address + low)
         steps = tuple(stride * size_bytes for stride in view.strides)
         arrays.append(numpy.ndarray(view.shape, f"V{size_bytes}", memory, -low, steps))
     try:
-        return bool(numpy.shares_memory(arrays[0], arrays[1], max_work=10_000))
+        share: Any = numpy.shares_memory
+        return bool(share(arrays[0], arrays[1], max_work=10_000))
     except numpy.exceptions.TooHardError:
         return True
 
@@ -507,36 +524,20 @@ FIRST_SLOT = 3
 """Words 0 to 2 of the argument block are the scratch base, the scratch bytes of each worker, the sync block."""
 
 
-def data_slots(signature: Signature, slots: Sequence[str]) -> dict[int, int]:
-    """Tensor position -> word of its address in the argument block; missing where the kernel doesn't ask."""
-    words = {slot: FIRST_SLOT + i for i, slot in enumerate(slots)}
-    found = {}
-    for position in signature.tensor_positions:
-        word = words.get(f"{signature.parameters[position].name}.data")
-        if word is not None:
-            found[position] = word
-    return found
-
-
-def scalar_slots(signature: Signature, slots: Sequence[str]) -> dict[int, int]:
-    """Scalar position -> word of its value in the argument block; missing where the kernel doesn't ask."""
-    words = {slot: FIRST_SLOT + i for i, slot in enumerate(slots)}
-    found = {}
-    for position in signature.scalar_positions:
-        word = words.get(f"scalar.{signature.parameters[position].name}")
-        if word is not None:
-            found[position] = word
-    return found
+def slot_words(slots: Sequence[str]) -> dict[str, int]:
+    """Slot -> word of the argument block."""
+    return {slot: FIRST_SLOT + i for i, slot in enumerate(slots)}
 
 
 def fill_words(
-    signature: Signature, slots: Sequence[str], binding: Binding, address_of: Callable[[TensorView], int] | None = None
+    signature: Signature, slots: Sequence[str], binding: Binding, address_of: Callable[[int], int] | None = None
 ) -> list[int]:
     """The words of the argument block from FIRST_SLOT on, in the order of slots.
 
-    address_of: what to write for a tensor's address (guarded calls move the data elsewhere).
+    address_of: what to write for the address of the tensor at a position (a guarded call moves the data elsewhere).
+    Raises ValueError for a slot that means nothing here.
     """
-    positions = {p.name: i for i, p in enumerate(signature.parameters)}
+    positions = signature.positions
     words = []
     for slot in slots:
         head, _, tail = slot.partition(".")
@@ -545,8 +546,8 @@ def fill_words(
         elif head == "scalar" and tail in positions:
             words.append(binding.scalars[positions[tail]])
         elif head in positions and tail == "data":
-            view = binding.tensors[positions[head]]
-            words.append(view.address if address_of is None else address_of(view))
+            position = positions[head]
+            words.append(binding.tensors[position].address if address_of is None else address_of(position))
         elif head in positions and tail.startswith("stride."):
             words.append(binding.tensors[positions[head]].strides[int(tail[7:])])
         else:

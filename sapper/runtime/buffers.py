@@ -27,7 +27,7 @@ class Mapping:
     address, size_bytes: what may be used; huge: False where the system refused huge pages.
     """
 
-    __slots__ = ("address", "size_bytes", "huge", "_mapped_bytes")
+    __slots__ = ("_mapped_bytes", "address", "huge", "size_bytes")
 
     def __init__(self, size_bytes: int) -> None:
         self._mapped_bytes = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any, Union, cast
 
 import numpy
 
@@ -36,7 +36,7 @@ def numpy_dtype(dtype: AnyDType) -> numpy.dtype[Any]:
     """The NumPy dtype of a sapper dtype or its name; anything else is given to numpy.dtype."""
     name = dtype.name if isinstance(dtype, DType) else dtype
     if not isinstance(name, str) or name not in DTYPES:
-        return numpy.dtype(dtype)
+        return numpy.dtype(cast(Any, dtype))
     found = _found.get(name)
     if found is None:
         theirs = NUMPY_NAMES.get(name)

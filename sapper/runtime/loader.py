@@ -30,10 +30,11 @@ KERNEL_PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctyp
 class CodeBlock:
     """One piece of machine code in executable memory; its pages may be reused when the object is gone.
 
-    address: of the first byte, page aligned. size_bytes: of the code. function: callable (args address, worker, workers).
+    address: of the first byte, page aligned. size_bytes: of the code.
+    function: callable with (address of the argument block, worker, workers).
     """
 
-    __slots__ = ("address", "size_bytes", "function", "_arena", "_page_count", "__weakref__")
+    __slots__ = ("__weakref__", "_arena", "_page_count", "address", "function", "size_bytes")
 
     def __init__(self, address: int, size_bytes: int, page_count: int, arena: CodeArena) -> None:
         self.address = address

@@ -84,4 +84,4 @@ def protect_memory(address: int, size_bytes: int, protection: int) -> None:
 
 def advise_huge_pages(address: int, size_bytes: int) -> bool:
     """Ask for huge pages; False where the system has none (which costs speed, not correctness)."""
-    return _madvise(address, size_bytes, MADV_HUGEPAGE) == 0
+    return bool(_madvise(address, size_bytes, MADV_HUGEPAGE) == 0)
