@@ -115,6 +115,7 @@ class _Classes:
         "hints",
         "holders",
         "members",
+        "moves",
         "parent",
         "points",
         "ranges",
@@ -128,6 +129,7 @@ class _Classes:
         self.flow = flow
         self.ranges = ranges
         self.work = work
+        self.moves = set(flow.moves)
         count = len(flow.nodes)
         self.parent = list(range(count))
         self.points = ranges.points[:]
@@ -486,7 +488,7 @@ def _constant_definition(
         if written:
             instruction = work.source.body[place]
             facts = work.facts[instruction.row]  # type: ignore[union-attr]
-            if facts.move_bits and flow.uses[place] and classes.find(flow.uses[place][0]) == node:
+            if place in classes.moves and classes.find(flow.uses[place][0]) == node:
                 continue  # a copy inside the class
             if definition is not None or not _is_constant(instruction, facts, work.slots):  # type: ignore[arg-type]
                 return None
@@ -642,7 +644,7 @@ def _spill(
         read = {by_node[n] for n in flow.uses[place] + flow.changes[place] if n in by_node}
         written = {by_node[n] for n in flow.writes[place] + flow.changes[place] if n in by_node}
         facts = work.facts[item.row]
-        if facts.move_bits and flow.uses[place] and flow.writes[place]:
+        if place in classes.moves:
             source_root = by_node.get(flow.uses[place][0], -1)
             target_root = by_node.get(flow.writes[place][0], -2)
             if source_root == target_root:
@@ -734,8 +736,7 @@ def _emit(work: _Work, flow: Flow, classes: _Classes, result: Allocation) -> All
         offset += slot.size_bytes
     body: list[Instruction | Label] = []
     origin: list[int] = []
-    facts_of = work.facts
-    moves = set(flow.moves)
+    moves = classes.moves
     for place, item in enumerate(work.source.body):
         if type(item) is Label:
             body.append(item)
@@ -766,7 +767,6 @@ def _emit(work: _Work, flow: Flow, classes: _Classes, result: Allocation) -> All
         if (
             place in moves
             and operands[0] == operands[1]
-            and facts_of[item.row].move_bits  # type: ignore[union-attr]
             and classes._copy_bits_suffice(place, flow.writes[place][0], flow.uses[place][0])
         ):
             continue

@@ -457,7 +457,13 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
                 written |= bit
             for node in write:
                 written |= 1 << node
-            if facts.move_bits and len(read) == 1 and len(write) == 1:
+            if (
+                facts.move_bits
+                and len(read) == 1
+                and len(write) == 1
+                and type(item.operands[0]) is not Memory  # type: ignore[union-attr]
+                and type(item.operands[1]) is not Memory  # type: ignore[union-attr]
+            ):
                 moves.append(place)
             if read:
                 uses[place] = tuple(read)
