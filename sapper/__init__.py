@@ -1,0 +1,107 @@
+"""sapper: AI kernels from one readable Python source to machine code.
+
+What a user writes with is exported here, each name loaded when it is first used, so that `import sapper` costs
+little. Calling a kernel goes to sapper.runtime, which is loaded by the first call.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .lang import context as _context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .ir.types import (
+        bf16,
+        bool_,
+        f8e4m3,
+        f8e5m2,
+        f16,
+        f32,
+        f64,
+        i4,
+        i8,
+        i16,
+        i32,
+        i64,
+        u8,
+    )
+    from .lang.builtins import (
+        abs,
+        argmax,
+        argmin,
+        ceil,
+        cos,
+        each,
+        erf,
+        exp,
+        exp2,
+        floor,
+        full,
+        log,
+        log2,
+        max,
+        maximum,
+        min,
+        minimum,
+        round,
+        rsqrt,
+        sigmoid,
+        sin,
+        span,
+        sqrt,
+        sum,
+        tanh,
+        tiles,
+        where,
+        whole,
+        zeros,
+    )
+    from .lang.dims import Dim, dims
+    from .lang.errors import CallError, KernelError
+    from .lang.kernel import Kernel, kernel
+    from .lang.tensor import Tensor
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    ".ir.types": "f64 f32 f16 bf16 f8e4m3 f8e5m2 i64 i32 i16 i8 i4 u8 bool_",
+    ".lang.builtins": "tiles each whole span zeros full where maximum minimum abs exp exp2 log log2 sqrt rsqrt tanh "
+                      "sigmoid erf sin cos floor ceil round sum max min argmax argmin",
+    ".lang.dims": "Dim dims",
+    ".lang.errors": "CallError KernelError",
+    ".lang.kernel": "Kernel kernel",
+    ".lang.tensor": "Tensor",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "CallError", "Dim", "Kernel", "KernelError", "Tensor", "abs", "argmax", "argmin", "bf16", "bool_", "ceil", "cos",
+    "dims", "each", "erf", "exp", "exp2", "f8e4m3", "f8e5m2", "f16", "f32", "f64", "floor", "full", "i4", "i8", "i16",
+    "i32", "i64", "kernel", "log", "log2", "max", "maximum", "min", "minimum", "round", "rsqrt", "sigmoid", "sin",
+    "span", "sqrt", "sum", "tanh", "tiles", "u8", "where", "whole", "zeros",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'sapper' has no attribute {name!r}")
+    value = getattr(import_module(home, __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+def _make_launcher(kernel: Kernel) -> Callable[..., Any]:
+    made: Callable[..., Any] = import_module(".runtime.launch", __name__).make_launcher(kernel)
+    return made
+
+
+_context.make_launcher = _make_launcher

@@ -1,0 +1,184 @@
+"""The functions of the language.
+
+The compiler knows them by identity when it reads a kernel's source; when a kernel's Python runs under the reference
+interpreter they call the method of the same name of the current context (sapper/lang/context.py). Elsewhere
+they raise RuntimeError.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import context
+
+
+def _call(name: str, *arguments: Any, **keywords: Any) -> Any:
+    running = context.current()
+    if running is None:
+        raise RuntimeError(
+            f"{name}() was called outside a kernel; it has a meaning only in a function decorated with "
+            "@sapper.kernel, or in one that such a function calls"
+        )
+    return getattr(running, name)(*arguments, **keywords)
+
+
+# Loops, ranges and axes.
+
+def tiles(*extents: Any) -> Any:
+    """`for m, n in tiles(M, N):` walks the extents tile by tile; each loop variable is an axis.
+
+    An extent is a Dim, an int, an integer scalar, or a span. The size of a tile is the schedule's.
+    """
+    return _call("tiles", *extents)
+
+
+def each(*extents: Any) -> Any:
+    """`for b in each(B):` walks the extents one index at a time; each loop variable is an index scalar."""
+    return _call("each", *extents)
+
+
+def whole(extent: Any) -> Any:
+    """`n = whole(N)` brings an axis that is taken as one tile, to the end of the block."""
+    return _call("whole", extent)
+
+
+def span(start: Any, stop: Any) -> Any:
+    """A range from start up to, but without, stop; both may be scalars known only at run time."""
+    return _call("span", start, stop)
+
+
+# Tiles from nothing.
+
+def zeros(*axes: Any, dtype: Any) -> Any:
+    """A tile of zeros that spans the axes."""
+    return _call("zeros", *axes, dtype=dtype)
+
+
+def full(*axes: Any, value: Any, dtype: Any = None) -> Any:
+    """A tile that spans the axes and holds value everywhere; dtype may be left out if value has one."""
+    return _call("full", *axes, value=value, dtype=dtype)
+
+
+# Elementwise.
+
+def where(condition: Any, a: Any, b: Any) -> Any:
+    """a where the condition holds, else b."""
+    return _call("where", condition, a, b)
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """a if a > b else b, elementwise."""
+    return _call("maximum", a, b)
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """a if a < b else b, elementwise."""
+    return _call("minimum", a, b)
+
+
+def abs(x: Any) -> Any:
+    """The absolute value."""
+    return _call("abs", x)
+
+
+def exp(x: Any) -> Any:
+    """e to the power of x."""
+    return _call("exp", x)
+
+
+def exp2(x: Any) -> Any:
+    """2 to the power of x."""
+    return _call("exp2", x)
+
+
+def log(x: Any) -> Any:
+    """The natural logarithm."""
+    return _call("log", x)
+
+
+def log2(x: Any) -> Any:
+    """The logarithm to base 2."""
+    return _call("log2", x)
+
+
+def sqrt(x: Any) -> Any:
+    """The square root."""
+    return _call("sqrt", x)
+
+
+def rsqrt(x: Any) -> Any:
+    """1 / sqrt(x)."""
+    return _call("rsqrt", x)
+
+
+def tanh(x: Any) -> Any:
+    """The hyperbolic tangent."""
+    return _call("tanh", x)
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x))."""
+    return _call("sigmoid", x)
+
+
+def erf(x: Any) -> Any:
+    """The error function."""
+    return _call("erf", x)
+
+
+def sin(x: Any) -> Any:
+    """The sine of x in radians."""
+    return _call("sin", x)
+
+
+def cos(x: Any) -> Any:
+    """The cosine of x in radians."""
+    return _call("cos", x)
+
+
+def floor(x: Any) -> Any:
+    """The largest whole number not above x, in x's dtype."""
+    return _call("floor", x)
+
+
+def ceil(x: Any) -> Any:
+    """The smallest whole number not below x, in x's dtype."""
+    return _call("ceil", x)
+
+
+def round(x: Any) -> Any:
+    """The nearest whole number, ties to even, in x's dtype."""
+    return _call("round", x)
+
+
+# Reductions.
+
+def sum(x: Any, *, over: Any) -> Any:
+    """The sum over an axis or a tuple of axes; the dtype stays (bf16 and f16 are summed in f32 and rounded once)."""
+    return _call("sum", x, over=over)
+
+
+def max(*values: Any, over: Any = None) -> Any:
+    """max(t, over=n) over an axis or a tuple of axes; max(a, b) is maximum."""
+    return _call("max", *values, over=over)
+
+
+def min(*values: Any, over: Any = None) -> Any:
+    """min(t, over=n) over an axis or a tuple of axes; min(a, b) is minimum."""
+    return _call("min", *values, over=over)
+
+
+def argmax(x: Any, *, over: Any) -> Any:
+    """The coordinate (dtype index) of the largest element along one axis, the lowest one on ties."""
+    return _call("argmax", x, over=over)
+
+
+def argmin(x: Any, *, over: Any) -> Any:
+    """The coordinate (dtype index) of the smallest element along one axis, the lowest one on ties."""
+    return _call("argmin", x, over=over)
+
+
+UNARY_NAMES = ("abs", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "erf", "sin", "cos",
+               "floor", "ceil", "round")
+NAMES = (*UNARY_NAMES, "tiles", "each", "whole", "span", "zeros", "full", "where", "maximum", "minimum",
+         "sum", "max", "min", "argmax", "argmin")

@@ -1,0 +1,169 @@
+"""The Kernel object: a Python function with annotated parameters, its tile IR, and the way to call it.
+
+Enters: the decorated function. Leaves: `tile_ir`, `source_digest`, and a call that goes through the hook in
+sapper/lang/context.py. Holds: parameters in order, each a TensorType or a scalar TileType.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any
+
+from ..ir.nodes import Function, Location
+from ..ir.types import DType, TensorType, TileType, bool_
+from . import context
+from .errors import KernelError
+from .tensor import TensorAnnotation
+
+ParameterType = TensorType | TileType
+
+
+class Kernel:
+    """A function decorated with @sapper.kernel.
+
+    name: the name of the compiled function. parameters: (name, TensorType or scalar TileType) in order.
+    defaults: the default values of scalar parameters, by name. options: what the decorator was given beside the
+    name, for the runtime. python_function, source_file, source_line: where it comes from.
+    launcher: what a call runs; the runtime may replace it.
+    """
+
+    def __init__(
+        self, function: FunctionType, name: str | None, options: Mapping[str, Any], names: Mapping[str, Any]
+    ) -> None:
+        self.python_function = function
+        self.name = name or function.__name__
+        self.options = dict(options)
+        self.source_file = function.__code__.co_filename
+        self.source_line = function.__code__.co_firstlineno
+        self.__doc__ = function.__doc__
+        self.__name__ = function.__name__
+        self.__module__ = function.__module__
+        self.__qualname__ = function.__qualname__
+        self.__wrapped__ = function
+        self.annotations = _annotations(function, names)
+        self.parameters: list[tuple[str, ParameterType]] = [
+            (parameter, entry.type if isinstance(entry, TensorAnnotation) else TileType(entry))
+            for parameter, entry in self.annotations.items()
+        ]
+        count = len(function.__defaults__ or ())
+        self.defaults: dict[str, Any] = dict(
+            zip([p for p, _ in self.parameters][len(self.parameters) - count :], function.__defaults__ or (),
+                strict=True)
+        )
+        self.launcher: Callable[..., Any] = self._first_call
+        self._digest: str | None = None
+        self._tile_ir: dict[tuple[tuple[str, int], ...], Function] = {}
+
+    def tile_ir(self, static: Mapping[str, int] | None = None) -> Function:
+        """The kernel as a tile IR function, a fresh one at each call.
+
+        static: extents, by the name of the dimension, that are fixed at compile time.
+        Raises KernelError where the source means nothing.
+        """
+        from .frontend import build
+
+        return build(self, dict(static or {}))
+
+    def source_digest(self) -> str:
+        """A hash (hex) of the kernel's code, of every function that it inlines and constant that it closes over."""
+        if self._digest is None:
+            from .digest import digest
+
+            self._digest = digest(self)
+        return self._digest
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        if context.current() is not None:  # a kernel called by a kernel under the interpreter
+            return self.python_function(*arguments, **options)
+        return self.launcher(*arguments, **options)
+
+    def _first_call(self, *arguments: Any, **options: Any) -> Any:
+        if context.make_launcher is None:
+            raise RuntimeError("no runtime is present to run kernels: import sapper as a whole")
+        self.launcher = context.make_launcher(self)
+        return self.launcher(*arguments, **options)
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.name} ({', '.join(f'{n}: {t}' for n, t in self.parameters)})>"
+
+
+def kernel(function: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
+    """`@kernel` or `@kernel(name=..., ...)` makes a Kernel of a function.
+
+    Raises KernelError (missing-annotation, bad-annotation, call-arguments) if a parameter's annotation is missing or
+    is neither Tensor[...] nor a dtype. The body is read when the tile IR is first wanted.
+    """
+    local_names = sys._getframe(1).f_locals
+    if function is None:
+        return lambda f: Kernel(f, name, options, local_names)
+    return Kernel(function, name, options, local_names)
+
+
+def _annotations(function: FunctionType, local_names: Mapping[str, Any]) -> dict[str, TensorAnnotation | DType]:
+    code = function.__code__
+    place = Location(code.co_filename, code.co_firstlineno, 1, 1)
+    if code.co_flags & 0x0C or code.co_kwonlyargcount or code.co_posonlyargcount:
+        raise KernelError(
+            "call-arguments", f"kernel {function.__name__} has parameters that are not plain", place,
+            found="*args, **kwargs, or a bare * or /", expected="named parameters", mend="write them one by one",
+        )
+    result: dict[str, TensorAnnotation | DType] = {}
+    for parameter in code.co_varnames[: code.co_argcount]:
+        if parameter not in function.__annotations__:
+            raise KernelError(
+                "missing-annotation", f"parameter {parameter} of kernel {function.__name__} has no annotation",
+                _parameter_place(function, parameter),
+                expected="Tensor[dtype, dims...] for a tensor, a dtype for a scalar",
+                mend=f"write {parameter}: Tensor[f32, M, N], or {parameter}: f32",
+            )
+        annotation = function.__annotations__[parameter]
+        if isinstance(annotation, str):  # from __future__ import annotations
+            text = annotation
+            try:
+                annotation = eval(text, function.__globals__, dict(local_names))
+            except KernelError:
+                raise
+            except Exception as error:
+                raise KernelError(
+                    "bad-annotation", f"the annotation of {parameter} cannot be read",
+                    _parameter_place(function, parameter), found=f"{text!r} ({error})",
+                    expected="names known where the kernel is defined",
+                ) from None
+        if annotation is bool:
+            annotation = bool_
+        if isinstance(annotation, TensorAnnotation):
+            result[parameter] = annotation
+        elif isinstance(annotation, DType) and annotation.kind != "x" and annotation.compute:
+            result[parameter] = annotation
+        else:
+            mend = f"write {parameter}: Tensor[f32, M, N], or {parameter}: f32"
+            if annotation in (int, float):
+                mend = f"write {parameter}: {'i32' if annotation is int else 'f32'}"
+            shown = annotation.__name__ if isinstance(annotation, type) else repr(annotation)
+            raise KernelError(
+                "bad-annotation", f"parameter {parameter} of kernel {function.__name__} has an unknown annotation",
+                _parameter_place(function, parameter), found=shown,
+                expected="Tensor[dtype, dims...] for a tensor, a dtype that can be computed with for a scalar",
+                mend=mend,
+            )
+    return result
+
+
+def _parameter_place(function: FunctionType, parameter: str) -> Location:
+    """Where the parameter is written: found in the source if that can be read, else the function's first line."""
+    import ast
+
+    from .source import SourceUnavailable, parse_function
+
+    code = function.__code__
+    try:
+        parsed = parse_function(function)
+    except (SourceUnavailable, SyntaxError):
+        return Location(code.co_filename, code.co_firstlineno, 1, 1)
+    assert isinstance(parsed.node, (ast.FunctionDef, ast.Lambda))
+    for argument in parsed.node.args.args:
+        if argument.arg == parameter:
+            return parsed.location(argument)
+    return Location(code.co_filename, code.co_firstlineno, 1, 1)

@@ -1,0 +1,112 @@
+"""The source of a Python function as an ast, with places in the author's file.
+
+Enters: a function object. Leaves: ParsedFunction. The lines are those that the code object covers, found without
+tokenizing the file; inspect is the fall-back.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import linecache
+from types import CodeType, FunctionType
+from typing import Any
+
+from ..ir.nodes import Location
+
+
+class SourceUnavailable(Exception):
+    """The function's file cannot be read, or does not hold the function."""
+
+
+class ParsedFunction:
+    """A function's ast node (FunctionDef or Lambda), and how its lines and columns map to the file's.
+
+    live: what sapper/lang/liveness.py found, by loop or branch node; filled on demand.
+    """
+
+    __slots__ = ("node", "file", "line_offset", "column_offset", "lines", "live")
+
+    def __init__(self, node: ast.AST, file: str, line_offset: int, column_offset: int, lines: list[str]) -> None:
+        self.node = node
+        self.file = file
+        self.line_offset = line_offset
+        self.column_offset = column_offset
+        self.lines = lines
+        self.live: dict[ast.AST, Any] | None = None
+
+    def location(self, node: Any) -> Location:
+        """The place of an ast node; columns count characters from 1. Kept on the node."""
+        place: Location | None = getattr(node, "sapper_location", None)
+        if place is None:
+            line, column = node.lineno, node.col_offset
+            end = node.end_col_offset if node.end_lineno == line else len(self.lines[line - 1].encode())
+            text = self.lines[line - 1]
+            if not text.isascii():  # ast counts bytes of UTF-8
+                raw = text.encode()
+                column, end = len(raw[:column].decode(errors="replace")), len(raw[:end].decode(errors="replace"))
+            place = Location(self.file, line + self.line_offset, column + self.column_offset + 1,
+                             end + self.column_offset + 1)
+            node.sapper_location = place
+        return place
+
+
+_parsed: dict[CodeType, ParsedFunction] = {}
+
+
+def parse_function(function: FunctionType) -> ParsedFunction:
+    """The parsed source of a function. Raises SourceUnavailable."""
+    code = function.__code__
+    found = _parsed.get(code)
+    if found is None:
+        found = _parsed[code] = _parse(function)
+    return found
+
+
+def _parse(function: FunctionType) -> ParsedFunction:
+    code = function.__code__
+    first = code.co_firstlineno
+    lines = linecache.getlines(code.co_filename, function.__globals__)
+    if not lines or first > len(lines):
+        raise SourceUnavailable(code.co_filename)
+    try:
+        return _parse_lines(code, lines[first - 1 : _last_line(code)], first)
+    except SyntaxError:
+        pass  # the code object does not cover the last lines, such as a closing bracket
+    try:
+        block, first = inspect.getsourcelines(function)
+        return _parse_lines(code, block, max(first, 1))
+    except (OSError, SyntaxError) as error:
+        raise SourceUnavailable(code.co_filename) from error
+
+
+def _parse_lines(code: CodeType, lines: list[str], first: int) -> ParsedFunction:
+    head = lines[0]
+    margin = len(head) - len(head.lstrip())
+    text = "".join(lines)
+    if margin:
+        # An indented block parses inside an `if`, with lines and columns kept, strings with newlines too.
+        tree = ast.parse("if True:\n" + text)
+        offset = first - 2
+        lines = ["if True:\n", *lines]
+    else:
+        tree = ast.parse(text)
+        offset = first - 1
+    wanted = code.co_name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == wanted:
+            return ParsedFunction(node, code.co_filename, offset, 0, lines)
+        if isinstance(node, ast.Lambda) and wanted == "<lambda>":
+            return ParsedFunction(node, code.co_filename, offset, 0, lines)
+    raise SourceUnavailable(code.co_filename)
+
+
+def _last_line(code: CodeType) -> int:
+    last = code.co_firstlineno
+    for _, end, _, _ in code.co_positions():
+        if end is not None and end > last:
+            last = end
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            last = max(last, _last_line(constant))
+    return last
