@@ -1,0 +1,32 @@
+"""The kernel library: each module holds its plain NumPy reference, the kernel, its check and its benchmark together.
+
+In: nothing. Out: `library()`, every kernel with what belongs to it. Holds: names are unique.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .library import LibraryKernel
+
+MODULES = ("add", "softmax", "norm", "embedding", "rope", "activation", "matmul", "matvec", "attention", "sampling")
+"""The modules with a `KERNELS` tuple, in the order in which `library` lists them."""
+
+
+def library() -> list[LibraryKernel]:
+    """Every kernel of the library, in a fixed order."""
+    from importlib import import_module
+
+    entries: list[LibraryKernel] = []
+    for module in MODULES:
+        entries += import_module(f"{__name__}.{module}").KERNELS
+    return entries
+
+
+def find(name: str) -> LibraryKernel:
+    """The library kernel of that name. Raises KeyError with the names that exist."""
+    entries = {entry.name: entry for entry in library()}
+    if name not in entries:
+        raise KeyError(f"no library kernel {name!r}; expected one of: {', '.join(entries)}")
+    return entries[name]

@@ -1,0 +1,157 @@
+"""Causal attention over a KV cache, with grouped heads and an online softmax (Milakov and Gimelshein, 2018).
+
+q [T, H, G, D]: the queries of T new tokens, token t at position + t. H key/value heads serve G query heads each, as
+query head h * G + g does belong to key/value head h. keys, values [H, P, D]: the cache, of which positions
+0 ... position + T - 1 are filled. out [T, H, G, D]. Query t sees the positions 0 ... position + t.
+
+`attention` walks tiles of queries (prefill). `attention_decode` is for one token: the G heads that share a key/value
+head form the tile, so that the cache is read once.
+
+The running maximum starts at minus infinity. The first tile of positions always holds position 0, which every query
+sees, so after it the maximum is finite and no difference of infinities arises.
+"""
+
+from typing import Any
+
+import numpy as np
+
+import sapper as sp
+from sapper import Tensor, bf16, each, exp, f32, full, i32, max, maximum, span, sum, tiles, where, whole, zeros
+
+from .library import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+
+T, H, G, D, P = sp.dims("T H G D P")
+MINUS_INFINITY = float("-inf")
+
+
+def reference(arguments: Arguments) -> dict[str, Array]:
+    q = arguments["q"].astype(np.float64)
+    if q.ndim == 3:
+        q = q[None]
+    count, position = q.shape[0], arguments["position"]
+    keys = arguments["keys"][:, : position + count].astype(np.float64)
+    values = arguments["values"][:, : position + count].astype(np.float64)
+    score = np.einsum("thgd,hpd->thgp", q, keys) * arguments["scale"]
+    visible = np.arange(position + count)[None, :] <= position + np.arange(count)[:, None]
+    score = np.where(visible[:, None, None, :], score, -np.inf)
+    weight = np.exp(score - score.max(axis=-1, keepdims=True, initial=-np.inf))
+    weight /= weight.sum(axis=-1, keepdims=True)
+    out = np.einsum("thgp,hpd->thgd", weight, values)
+    return {"out": out if arguments["q"].ndim == 4 else out[0]}
+
+
+def make_attention(cache: Any) -> Any:
+    """The kernel for a cache of that dtype."""
+
+    @sp.kernel(name=f"attention_{cache.name}")
+    def attention(
+        q: Tensor[f32, T, H, G, D], keys: Tensor[cache, H, P, D], values: Tensor[cache, H, P, D], position: i32,
+        scale: f32, out: Tensor[f32, T, H, G, D],
+    ):
+        for h, g in each(H, G):
+            for t in tiles(T):
+                d = whole(D)
+                query = q[t, h, g, d] * scale
+                highest = full(t, value=MINUS_INFINITY, dtype=f32)
+                total = zeros(t, dtype=f32)
+                acc = zeros(t, d, dtype=f32)
+                last = max(position + t, over=t)
+                for p in tiles(span(0, last + 1)):
+                    score = where(p <= position + t, query @ keys[h, p, d], MINUS_INFINITY)
+                    higher = maximum(highest, max(score, over=p))
+                    weight = exp(score - higher)
+                    shrink = exp(highest - higher)
+                    total = total * shrink + sum(weight, over=p)
+                    acc = acc * shrink + weight @ values[h, p, d]
+                    highest = higher
+                out[t, h, g, d] = acc / total
+
+    return attention
+
+
+def make_attention_decode(cache: Any) -> Any:
+    """The kernel for one token and a cache of that dtype; q and out [H, G, D]."""
+
+    @sp.kernel(name=f"attention_decode_{cache.name}")
+    def attention_decode(
+        q: Tensor[f32, H, G, D], keys: Tensor[cache, H, P, D], values: Tensor[cache, H, P, D], position: i32,
+        scale: f32, out: Tensor[f32, H, G, D],
+    ):
+        for h in each(H):
+            for g in tiles(G):
+                d = whole(D)
+                query = q[h, g, d] * scale
+                highest = full(g, value=MINUS_INFINITY, dtype=f32)
+                total = zeros(g, dtype=f32)
+                acc = zeros(g, d, dtype=f32)
+                for p in tiles(span(0, position + 1)):
+                    score = query @ keys[h, p, d]
+                    higher = maximum(highest, max(score, over=p))
+                    weight = exp(score - higher)
+                    shrink = exp(highest - higher)
+                    total = total * shrink + sum(weight, over=p)
+                    acc = acc * shrink + weight @ values[h, p, d]
+                    highest = higher
+                out[h, g, d] = acc / total
+
+    return attention_decode
+
+
+attention_f32 = make_attention(f32)
+attention_bf16 = make_attention(bf16)
+attention_decode_f32 = make_attention_decode(f32)
+attention_decode_bf16 = make_attention_decode(bf16)
+
+
+def make_arguments(random: np.random.Generator, shape: Shape, cache: str, decode: bool) -> Arguments:
+    """Positions of the cache that are not filled hold NaN, so that reading one is found."""
+    h, g, d, position = shape["H"], shape["G"], shape["D"], shape["position"]
+    count = 1 if decode else shape["T"]
+    filled, capacity = position + count, position + count + 5
+    keys, values = (normal(random, h, capacity, d, dtype=cache) for _ in range(2))
+    keys[:, filled:] = np.nan
+    values[:, filled:] = np.nan
+    extents = (h, g, d) if decode else (count, h, g, d)
+    return {
+        "q": normal(random, *extents), "keys": keys, "values": values, "position": position, "scale": d**-0.5,
+        "out": unwritten(*extents),
+    }
+
+
+def case(t: int, h: int, g: int, d: int, position: int, cache_size: int, decode: bool) -> Case:
+    """flops: two products over the visible pairs of query and position; bytes: q, out and the filled cache once."""
+    pairs = t * position + t * (t + 1) // 2
+    shape = {"H": h, "G": g, "D": d, "position": position}
+    size = 8 * t * h * g * d + 2 * cache_size * h * (position + t) * d
+    return Case(shape if decode else {"T": t, **shape}, flops=4 * pairs * h * g * d, bytes=size)
+
+
+def _entry(kernel: Any, cache: str, decode: bool) -> LibraryKernel:
+    size = NUMPY_DTYPES[cache].itemsize
+    extents = ((1, 3, 3, 64, 511), (1, 8, 4, 128, 4095)) if decode else ((512, 3, 3, 64, 0), (512, 8, 4, 128, 512))
+    shapes: tuple[dict[str, int], ...] = (
+        {"H": 1, "G": 1, "D": 1, "position": 0}, {"H": 2, "G": 3, "D": 5, "position": 6},
+        {"H": 3, "G": 3, "D": 64, "position": 33},
+    )
+    if not decode:
+        shapes = tuple({"T": t, **shape} for t, shape in zip((1, 7, 20), shapes, strict=True))
+        shapes += ({"T": 0, "H": 1, "G": 1, "D": 4, "position": 0}, {"T": 9, "H": 1, "G": 2, "D": 16, "position": 0})
+    return LibraryKernel(
+        name=f"attention_decode_{cache}" if decode else f"attention_{cache}",
+        kernel=kernel,
+        reference=reference,
+        make_arguments=lambda random, shape: make_arguments(random, shape, cache, decode),
+        tolerance=Tolerance(2e-5, 5e-6, "scores of a few units are rounded to f32 and exp makes that relative; the "
+                            "sums run in any order and values cancel"),
+        cases=tuple(case(*extent, size, decode) for extent in extents),
+        check_shapes=shapes,
+        dtype=cache,
+    )
+
+
+KERNELS = (
+    _entry(attention_f32, "f32", False),
+    _entry(attention_bf16, "bf16", False),
+    _entry(attention_decode_f32, "f32", True),
+    _entry(attention_decode_bf16, "bf16", True),
+)

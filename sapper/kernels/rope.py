@@ -1,0 +1,227 @@
+"""Rotary position embedding (Su et al., 2021): pairs of features turn by an angle that grows with the position.
+
+With R pairs in each head of 2 * R features, pair i at position p turns by the angle whose cosine and sine stand
+in cosine[p, i] and sine[p, i]. Which features form a pair differs between checkpoints:
+
+    half-split    feature i with i + R         (Hugging Face): a head is viewed as [2, R]
+    interleaved   feature 2 * i with 2 * i + 1  (the paper, GGUF): a head is viewed as [R, 2]
+
+Each is there out of place and in place. `rotate_and_cache` is the form that a decoder wants: it turns the queries
+and the keys of new tokens and puts keys and values into the cache, in one pass.
+"""
+
+from typing import Any
+
+import numpy as np
+
+import sapper as sp
+from sapper import Tensor, bf16, f32, i32, tiles
+
+from .library import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+
+T, H, R, P, G, S = sp.dims("T H R P G S")
+
+
+def turned(x: Array, arguments: Arguments, pair_axis: int) -> Array:
+    """x [T, H, ...] turned, where `pair_axis` (of length 2) tells the two features of a pair apart."""
+    start = arguments["position"]
+    cosine = arguments["cosine"][start : start + x.shape[0], None, :].astype(np.float64)
+    sine = arguments["sine"][start : start + x.shape[0], None, :].astype(np.float64)
+    a, b = np.take(x, 0, axis=pair_axis).astype(np.float64), np.take(x, 1, axis=pair_axis).astype(np.float64)
+    return np.stack([a * cosine - b * sine, a * sine + b * cosine], axis=pair_axis)
+
+
+def half_split_reference(arguments: Arguments) -> dict[str, Array]:
+    return {"y": turned(arguments["x"], arguments, 2)}
+
+
+def interleaved_reference(arguments: Arguments) -> dict[str, Array]:
+    return {"y": turned(arguments["x"], arguments, 3)}
+
+
+def half_split_in_place_reference(arguments: Arguments) -> dict[str, Array]:
+    return {"x": turned(arguments["x"], arguments, 2)}
+
+
+def interleaved_in_place_reference(arguments: Arguments) -> dict[str, Array]:
+    return {"x": turned(arguments["x"], arguments, 3)}
+
+
+@sp.kernel
+def rope_half_split(
+    x: Tensor[f32, T, H, 2, R], cosine: Tensor[f32, P, R], sine: Tensor[f32, P, R], position: i32,
+    y: Tensor[f32, T, H, 2, R],
+):
+    for t, h, r in tiles(T, H, R):
+        c = cosine[position + t, r]
+        s = sine[position + t, r]
+        a = x[t, h, 0, r]
+        b = x[t, h, 1, r]
+        y[t, h, 0, r] = a * c - b * s
+        y[t, h, 1, r] = a * s + b * c
+
+
+@sp.kernel
+def rope_interleaved(
+    x: Tensor[f32, T, H, R, 2], cosine: Tensor[f32, P, R], sine: Tensor[f32, P, R], position: i32,
+    y: Tensor[f32, T, H, R, 2],
+):
+    for t, h, r in tiles(T, H, R):
+        c = cosine[position + t, r]
+        s = sine[position + t, r]
+        a = x[t, h, r, 0]
+        b = x[t, h, r, 1]
+        y[t, h, r, 0] = a * c - b * s
+        y[t, h, r, 1] = a * s + b * c
+
+
+@sp.kernel
+def rope_half_split_in_place(
+    x: Tensor[f32, T, H, 2, R], cosine: Tensor[f32, P, R], sine: Tensor[f32, P, R], position: i32
+):
+    for t, h, r in tiles(T, H, R):
+        c = cosine[position + t, r]
+        s = sine[position + t, r]
+        a = x[t, h, 0, r]
+        b = x[t, h, 1, r]
+        x[t, h, 0, r] = a * c - b * s
+        x[t, h, 1, r] = a * s + b * c
+
+
+@sp.kernel
+def rope_interleaved_in_place(
+    x: Tensor[f32, T, H, R, 2], cosine: Tensor[f32, P, R], sine: Tensor[f32, P, R], position: i32
+):
+    for t, h, r in tiles(T, H, R):
+        c = cosine[position + t, r]
+        s = sine[position + t, r]
+        a = x[t, h, r, 0]
+        b = x[t, h, r, 1]
+        x[t, h, r, 0] = a * c - b * s
+        x[t, h, r, 1] = a * s + b * c
+
+
+def rotate_and_cache_reference(arguments: Arguments) -> dict[str, Array]:
+    qkv, start = arguments["qkv"], arguments["position"]
+    q, keys, values = arguments["q"], arguments["keys"].copy(), arguments["values"].copy()
+    count, heads, groups = qkv.shape[0], q.shape[1], keys.shape[0]
+    k = turned(qkv[:, heads : heads + groups], arguments, 2)
+    keys[:, start : start + count] = k.swapaxes(0, 1).astype(keys.dtype)
+    values[:, start : start + count] = qkv[:, heads + groups :].swapaxes(0, 1).astype(values.dtype)
+    return {"q": turned(qkv[:, :heads], arguments, 2), "keys": keys, "values": values}
+
+
+def make_rotate_and_cache(cache_dtype: Any) -> Any:
+    """The kernel for a cache of that dtype.
+
+    qkv [T, S = H + 2 * G, 2, R]: H query heads, G key heads, G value heads of each new token; token t stands at
+    position + t. q [T, H, 2, R]: the turned queries. keys, values [G, P, 2, R]: the cache, of which rows
+    position ... position + T - 1 are written.
+    """
+
+    @sp.kernel(name=f"rotate_and_cache_{cache_dtype.name}")
+    def rotate_and_cache(
+        qkv: Tensor[f32, T, S, 2, R], cosine: Tensor[f32, P, R], sine: Tensor[f32, P, R], position: i32,
+        q: Tensor[f32, T, H, 2, R], keys: Tensor[cache_dtype, G, P, 2, R], values: Tensor[cache_dtype, G, P, 2, R],
+    ):
+        for t, h, r in tiles(T, H, R):
+            c = cosine[position + t, r]
+            s = sine[position + t, r]
+            a = qkv[t, h, 0, r]
+            b = qkv[t, h, 1, r]
+            q[t, h, 0, r] = a * c - b * s
+            q[t, h, 1, r] = a * s + b * c
+        for t, g, r in tiles(T, G, R):
+            c = cosine[position + t, r]
+            s = sine[position + t, r]
+            a = qkv[t, H + g, 0, r]
+            b = qkv[t, H + g, 1, r]
+            keys[g, position + t, 0, r] = (a * c - b * s).to(cache_dtype)
+            keys[g, position + t, 1, r] = (a * s + b * c).to(cache_dtype)
+            values[g, position + t, 0, r] = qkv[t, H + G + g, 0, r].to(cache_dtype)
+            values[g, position + t, 1, r] = qkv[t, H + G + g, 1, r].to(cache_dtype)
+
+    return rotate_and_cache
+
+
+rotate_and_cache_f32 = make_rotate_and_cache(f32)
+rotate_and_cache_bf16 = make_rotate_and_cache(bf16)
+
+
+def tables(positions: int, pairs: int, base: float = 10000.0) -> tuple[Array, Array]:
+    """cosine and sine [positions, pairs], f32, of position * base ** (-pair / pairs)."""
+    frequency = base ** (-np.arange(pairs, dtype=np.float64) / max(1, pairs))
+    angle = np.arange(positions, dtype=np.float64)[:, None] * frequency
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def make_arguments(random: np.random.Generator, shape: Shape, last: str, in_place: bool) -> Arguments:
+    t, h, r, position = shape["T"], shape["H"], shape["R"], shape["position"]
+    extents = (t, h, 2, r) if last == "half" else (t, h, r, 2)
+    cosine, sine = tables(position + t + 3, r)
+    arguments = {"x": normal(random, *extents), "cosine": cosine, "sine": sine, "position": position}
+    return arguments if in_place else {**arguments, "y": unwritten(*extents)}
+
+
+def cache_arguments(random: np.random.Generator, shape: Shape, dtype: str) -> Arguments:
+    t, h, g, r, position = shape["T"], shape["H"], shape["G"], shape["R"], shape["position"]
+    cosine, sine = tables(position + t + 3, r)
+    return {
+        "qkv": normal(random, t, h + 2 * g, 2, r), "cosine": cosine, "sine": sine, "position": position,
+        "q": unwritten(t, h, 2, r),
+        "keys": normal(random, g, position + t + 3, 2, r, dtype=dtype),
+        "values": normal(random, g, position + t + 3, 2, r, dtype=dtype),
+    }
+
+
+def _entry(name: str, kernel: Any, reference: Any, last: str, in_place: bool) -> LibraryKernel:
+    return LibraryKernel(
+        name=name,
+        kernel=kernel,
+        reference=reference,
+        make_arguments=lambda random, shape: make_arguments(random, shape, last, in_place),
+        tolerance=Tolerance(2e-7, 5e-7, "two products and their difference, which may cancel, rounded to f32 each"),
+        cases=tuple(
+            Case({"T": t, "H": h, "R": r, "position": 0}, flops=6 * t * h * r, bytes=16 * t * h * r + 8 * t * r)
+            for t, h, r in ((512, 9, 32), (4096, 32, 64))
+        ),
+        check_shapes=(
+            {"T": 0, "H": 1, "R": 2, "position": 0}, {"T": 1, "H": 1, "R": 1, "position": 0},
+            {"T": 5, "H": 3, "R": 7, "position": 2}, {"T": 3, "H": 9, "R": 32, "position": 11},
+        ),
+    )
+
+
+def _cache_entry(kernel: Any, dtype: str) -> LibraryKernel:
+    size = NUMPY_DTYPES[dtype].itemsize
+    rounding = "two products and their difference, which may cancel, rounded to f32 each"
+    return LibraryKernel(
+        name=f"rotate_and_cache_{dtype}",
+        kernel=kernel,
+        reference=rotate_and_cache_reference,
+        make_arguments=lambda random, shape: cache_arguments(random, shape, dtype),
+        tolerance=Tolerance(2e-7, 5e-7, rounding) if dtype == "f32"
+        else Tolerance(2.0**-7, 5e-7, f"{rounding}, then once to bf16, where the two may round apart"),
+        cases=tuple(
+            Case(
+                {"T": t, "H": h, "G": g, "R": r, "position": 0}, flops=6 * t * (h + g) * r,
+                bytes=t * r * (8 * (h + 2 * g) + 8 + 8 * h + 4 * g * size),
+            )
+            for t, h, g, r in ((1, 9, 3, 32), (512, 9, 3, 32))
+        ),
+        check_shapes=(
+            {"T": 1, "H": 1, "G": 1, "R": 1, "position": 0}, {"T": 1, "H": 9, "G": 3, "R": 32, "position": 7},
+            {"T": 5, "H": 4, "G": 2, "R": 5, "position": 3},
+        ),
+        dtype=dtype,
+    )
+
+
+KERNELS = (
+    _entry("rope_half_split", rope_half_split, half_split_reference, "half", False),
+    _entry("rope_interleaved", rope_interleaved, interleaved_reference, "inter", False),
+    _entry("rope_half_split_in_place", rope_half_split_in_place, half_split_in_place_reference, "half", True),
+    _entry("rope_interleaved_in_place", rope_interleaved_in_place, interleaved_in_place_reference, "inter", True),
+    _cache_entry(rotate_and_cache_f32, "f32"),
+    _cache_entry(rotate_and_cache_bf16, "bf16"),
+)

@@ -1,0 +1,161 @@
+"""From logits to a token: argmax, the k largest, and a draw among them.
+
+argmax: the lowest index of the largest value in each row.
+top_k: the K largest values in falling order, ties by rising index. It looks through the row K times, each time for
+    the first element that comes after the one found before; K is small and the row lies in the cache.
+sample_top_k: draws one of the K candidates with probabilities softmax(values / temperature), given a random number u
+    in [0, 1). The caller owns the random generator, so that a seed gives the same text everywhere.
+"""
+
+from typing import Any
+
+import numpy as np
+
+import sapper as sp
+from sapper import Tensor, argmax, exp, f32, i32, max, min, sum, tiles, where, whole, zeros
+
+from .library import EXACT, Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
+
+M, N, K = sp.dims("M N K")
+MINUS_INFINITY = float("-inf")
+INFINITY = float("inf")
+
+
+def argmax_reference(arguments: Arguments) -> dict[str, Array]:
+    return {"index": arguments["x"].argmax(axis=1).astype(np.int32)}
+
+
+@sp.kernel
+def argmax_rows(x: Tensor[f32, M, N], index: Tensor[i32, M]):
+    for m in tiles(M):
+        n = whole(N)
+        index[m] = argmax(x[m, n], over=n).to(i32)
+
+
+def top_k_reference(arguments: Arguments) -> dict[str, Array]:
+    order = np.argsort(-arguments["x"], kind="stable")[: arguments["values"].size]
+    return {"values": arguments["x"][order], "indices": order.astype(np.int32)}
+
+
+@sp.kernel
+def top_k(x: Tensor[f32, N], values: Tensor[f32, K], indices: Tensor[i32, K]):
+    found = zeros(dtype=f32) + INFINITY
+    place = zeros(dtype=i32) - 1
+    for j in range(K):
+        best = zeros(dtype=f32) + MINUS_INFINITY
+        for n in tiles(N):
+            row = x[n]
+            later = (row < found) | ((row == found) & (n > place))
+            best = max(best, max(where(later, row, MINUS_INFINITY), over=n))
+        first = N.to(i32)
+        for n in tiles(N):
+            row = x[n]
+            match = (row == best) & ((row < found) | (n > place))
+            first = min(first, min(where(match, n, N), over=n).to(i32))
+        values[j] = best
+        indices[j] = first
+        found = best
+        place = first
+
+
+def sample_reference(arguments: Arguments) -> dict[str, Array]:
+    values = arguments["values"].astype(np.float32)
+    weight = np.exp((values - values.max()) / np.float32(arguments["temperature"])).astype(np.float32)
+    running = np.cumsum(weight, dtype=np.float32)
+    chosen = int(np.count_nonzero(running <= np.float32(arguments["u"]) * running[-1]))
+    return {"token": arguments["indices"][[chosen]]}
+
+
+@sp.kernel
+def sample_top_k(
+    values: Tensor[f32, K], indices: Tensor[i32, K], temperature: f32, u: f32, token: Tensor[i32, 1]
+):
+    k = whole(K)
+    highest = max(values[k], over=k)
+    total = zeros(dtype=f32)
+    for j in range(K):
+        total += exp((values[j] - highest) / temperature)
+    threshold = u * total
+    running = zeros(dtype=f32)
+    chosen = indices[0]
+    for j in range(K):
+        # The candidate is taken where the running sum passes the threshold; the last one that starts at or below it wins.
+        chosen = indices[j] if running <= threshold else chosen
+        running += exp((values[j] - highest) / temperature)
+    token[0] = chosen
+
+
+def argmax_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+    m, n = shape["M"], shape["N"]
+    x = normal(random, m, n)
+    if n > 3:
+        x[:, n // 2] = x[:, 1] = 9.0  # A tie, of which the lower index is wanted.
+    return {"x": x, "index": unwritten(m, dtype="i32")}
+
+
+def top_k_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+    n, k = shape["N"], shape["K"]
+    x = np.round(normal(random, n) * np.float32(8)) / np.float32(8)  # Coarse, so that there are ties.
+    return {"x": x, "values": unwritten(k), "indices": unwritten(k, dtype="i32")}
+
+
+def sample_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+    k = shape["K"]
+    values = -np.sort(-normal(random, k, scale=2.0))
+    indices = random.permutation(1000)[:k].astype(np.int32)
+    return {
+        "values": values, "indices": indices, "temperature": 0.7, "u": float(random.random()),
+        "token": unwritten(1, dtype="i32"),
+    }
+
+
+def argmax_numpy(arguments: Arguments) -> Any:
+    x = arguments["x"]
+    return lambda: np.argmax(x, axis=1)
+
+
+def argmax_torch(arguments: Arguments) -> Any:
+    import torch
+
+    x = torch.from_numpy(arguments["x"])
+    return lambda: torch.argmax(x, dim=1)
+
+
+def top_k_torch(arguments: Arguments) -> Any:
+    import torch
+
+    x, k = torch.from_numpy(arguments["x"]), arguments["values"].size
+    return lambda: torch.topk(x, k)
+
+
+KERNELS = (
+    LibraryKernel(
+        name="argmax_rows",
+        kernel=argmax_rows,
+        reference=argmax_reference,
+        make_arguments=argmax_arguments,
+        tolerance=EXACT,
+        cases=tuple(Case({"M": m, "N": n}, flops=0, bytes=4 * m * n + 4 * m) for m, n in ((1, 49152), (512, 49152))),
+        check_shapes=({"M": 0, "N": 4}, {"M": 1, "N": 1}, {"M": 3, "N": 17}, {"M": 2, "N": 4099}),
+        peers={"numpy": argmax_numpy, "torch": argmax_torch},
+    ),
+    LibraryKernel(
+        name="top_k",
+        kernel=top_k,
+        reference=top_k_reference,
+        make_arguments=top_k_arguments,
+        tolerance=EXACT,
+        cases=(Case({"N": 49152, "K": 40}, flops=0, bytes=4 * 49152 + 8 * 40),),
+        check_shapes=({"N": 1, "K": 1}, {"N": 5, "K": 5}, {"N": 100, "K": 7}, {"N": 1000, "K": 20}),
+        peers={"torch": top_k_torch},
+    ),
+    LibraryKernel(
+        name="sample_top_k",
+        kernel=sample_top_k,
+        reference=sample_reference,
+        make_arguments=sample_arguments,
+        tolerance=EXACT,
+        cases=(Case({"K": 40}, flops=6 * 40, bytes=8 * 40 + 4),),
+        check_shapes=({"K": 1}, {"K": 2}, {"K": 5}, {"K": 40}),
+    ),
+)
