@@ -93,7 +93,6 @@ class WalkLowering(RowEvaluation):
         if lane:
             return self._loop(axis, start, stop, 1, True, o.divisor % self.lanes != 0, carried, body)
         if count >= 8:
-            four_end = self.add(o.offset, self.sub(o.extent, self.scalar("s_mod", self.sub(o.extent, 0), 1)))
             four_end = self.add(start, self.scalar("s_and", self.sub(stop, start), -4))
             carried = self._loop(axis, start, four_end, 4, False, False, carried, body)
             start = four_end
@@ -155,11 +154,10 @@ class WalkLowering(RowEvaluation):
                 if axis is None or axis not in op.result.type.axes:  # type: ignore[union-attr]
                     pending.remove(op)
                     self._stage(op, walk, choice)
-                    staged_here.append((k, op))
             if axis is None:
                 self._piece(walk, choice)
             else:
-                mine = [op for op in pending]
+                mine = list(pending)
 
                 def body(carried: Carried) -> Carried:
                     pending[:] = mine
@@ -169,7 +167,6 @@ class WalkLowering(RowEvaluation):
                 self.axis_loop(axis, choice.counts[axis], axis == choice.lane, [], body)
                 pending[:] = []
 
-        staged_here: list[tuple[int, Op]] = []
         outer(0)
         for op in choice.staged:
             self.staged.pop(op, None)
@@ -410,6 +407,7 @@ class WalkLowering(RowEvaluation):
 
     def _stage(self, op: Op, walk: Walk, choice: WalkChoice) -> None:
         lane = choice.lane
+        self.staged.pop(op, None)        # the copy itself reads the tensor
         axes = op.result.type.axes  # type: ignore[union-attr]
         (depth_axis,) = [a for a in axes if a in walk.reduced]
         rows = [a for a in axes if a not in walk.reduced and a in self.open]
