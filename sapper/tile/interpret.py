@@ -15,52 +15,56 @@ from typing import Any
 import numpy as np
 
 from ..ir.nodes import Block, Function, Op, Value
-from ..ir.types import DType, TensorType, TileType
+from ..ir.types import DType, TensorType, TileType, Type
 from . import semantics
 from .semantics import Array, Axes
 
-Perturb = Callable[[Op, Array, Callable[[], Array]], Array]
-"""(op, result, scale) -> result: sees the result of every op and may change it within its rounding error; scale()
-gives the sum of magnitudes of a sum or contraction, otherwise the result itself."""
+Perturb = Callable[[Op, list[Array], Array], Array]
+"""(op, operands, result) -> result: sees each computed result and may change it within its rounding error (see
+sapper/tile/rounding.py)."""
 
 
 class RaceError(Exception):
     """Two iterations of a parallel loop touch one element, and one of them writes it."""
 
 
-def bind_arguments(function: Function, arguments: Mapping[str, Any]) -> tuple[dict[Value, Array], dict[str, int]]:
-    """Arguments by value, and the extent of each symbolic dimension.
+def bind_arguments(
+    kernel: str, parameters: Sequence[tuple[str, Type]], arguments: Mapping[str, Any]
+) -> tuple[dict[str, Array], dict[str, int]]:
+    """Arguments by name, and the extent of each symbolic dimension.
 
-    arguments: an array of the parameter's dtype for each tensor (any strides), a number or 0-dimensional array for
-    each scalar. Tensors are used as they are; scalars become 0-dimensional arrays.
+    parameters: name and type (TensorType, or a TileType without axes) of each. arguments: an array of the parameter's
+    dtype for each tensor (any strides), a number or 0-dimensional array for each scalar. Tensors are used as they
+    are; scalars become 0-dimensional arrays.
     TypeError: a missing, unknown or wrongly typed argument. ValueError: rank, or extents that disagree.
     OverflowError: an integer that its dtype cannot hold.
     """
-    names = [value.name for value in function.arguments]
+    names = [name for name, _ in parameters]
     for name in arguments:
         if name not in names:
-            raise TypeError(f"{function.name} has no parameter {name!r}; expected {', '.join(names)}")
-    bound: dict[Value, Array] = {}
+            raise TypeError(f"{kernel} has no parameter {name!r}; expected {', '.join(names)}")
+    bound: dict[str, Array] = {}
     dims: dict[str, int] = {}
     made_by: dict[str, str] = {}
-    for value in function.arguments:
-        if value.name not in arguments:
-            raise TypeError(f"{function.name}: argument {value.name!r} is missing")
-        given = arguments[value.name]
-        if isinstance(value.type, TensorType):
-            bound[value] = tensor_argument(function.name, value.name, value.type, given)
-            for position, (dim, extent) in enumerate(zip(value.type.dims, given.shape, strict=True)):
-                place = f"dimension {position} of {value.name}"
-                expected = dim if isinstance(dim, int) else dims.setdefault(dim, extent)
-                if extent != expected:
-                    why = "" if isinstance(dim, int) else f" (from {made_by[dim]})"
-                    raise ValueError(f"{function.name}: {place} is {extent}; expected {dim} = {expected}{why}"
-                                     if why else f"{function.name}: {place} is {extent}; expected {expected}")
-                if isinstance(dim, str):
-                    made_by.setdefault(dim, place)
-        else:
-            assert isinstance(value.type, TileType)
-            bound[value] = scalar_argument(function.name, value.name, value.type.dtype, given)
+    for name, type in parameters:
+        if name not in arguments:
+            raise TypeError(f"{kernel}: argument {name!r} is missing")
+        given = arguments[name]
+        if not isinstance(type, TensorType):
+            assert isinstance(type, TileType)
+            bound[name] = scalar_argument(kernel, name, type.dtype, given)
+            continue
+        bound[name] = tensor_argument(kernel, name, type, given)
+        for position, (dim, extent) in enumerate(zip(type.dims, given.shape, strict=True)):
+            place = f"dimension {position} of {name}"
+            if isinstance(dim, int):
+                if extent != dim:
+                    raise ValueError(f"{kernel}: {place} is {extent}; expected {dim}")
+            elif dims.setdefault(dim, extent) != extent:
+                raise ValueError(
+                    f"{kernel}: {place} is {extent}; expected {dim} = {dims[dim]} (from {made_by[dim]})")
+            else:
+                made_by.setdefault(dim, place)
     return bound, dims
 
 
@@ -114,8 +118,10 @@ def interpret(
     perturb: see Perturb; for judging how sensitive a result is to rounding.
     IndexError: a load or store outside its tensor. Nothing is rolled back then.
     """
-    bound, dims = bind_arguments(function, arguments)
-    run = _Run(function, bound, dims, tile_sizes, _Races() if check_races else None, perturb)
+    parameters = [(value.name, value.type) for value in function.arguments]
+    by_name, dims = bind_arguments(function.name, parameters, arguments)
+    bound = {value: by_name[value.name] for value in function.arguments}
+    run = _Run(bound, dims, tile_sizes, _Races() if check_races else None, perturb)
     with np.errstate(all="ignore"):
         run.block(function.body)
 
@@ -182,11 +188,10 @@ def _place(op: Op) -> str:
 class _Run:
     """One run: values so far, and the range of each axis in scope."""
 
-    __slots__ = ("dims", "function", "perturb", "races", "ranges", "tile_sizes", "values")
+    __slots__ = ("dims", "perturb", "races", "ranges", "tile_sizes", "values")
 
-    def __init__(self, function: Function, bound: dict[Value, Array], dims: dict[str, int],
+    def __init__(self, bound: dict[Value, Array], dims: dict[str, int],
                  tile_sizes: Mapping[str, int] | int | None, races: _Races | None, perturb: Perturb | None) -> None:
-        self.function = function
         self.values = bound
         self.dims = dims
         self.tile_sizes = tile_sizes
@@ -219,10 +224,9 @@ class _Run:
         assert isinstance(type, TileType)
         return semantics.align(self.values[value], type.axes, axes)
 
-    def define(self, op: Op, result: Array, scale: Callable[[], Array] | None = None) -> None:
+    def define(self, op: Op, result: Array) -> None:
         if self.perturb is not None:
-            given = result
-            result = self.perturb(op, result, scale or (lambda: given))
+            result = self.perturb(op, [self.values[operand] for operand in op.operands], result)
         self.values[op.results[0]] = result
 
     def extent(self, axis: str) -> int:
@@ -260,7 +264,7 @@ class _Run:
         where = tuple(self.on(index, axes) for index in indices)
         if len(where) != array.ndim:
             raise ValueError(f"{_place(op)}: {len(where)} indices for {tensor.name}, which has {array.ndim} dimensions")
-        semantics.check_bounds(array.shape, where, tensor.name, _place(op), doing)
+        semantics.check_bounds(array.shape, where, tensor.name, lambda: _place(op), doing)
         return array, where
 
     def flat(self, array: Array, where: tuple[Array, ...]) -> Array:
@@ -292,27 +296,14 @@ class _Run:
         starts = [self.ranges[axis][0] for axis in over]
         value = semantics.reduce(kind, x, type.axes, over, result.dtype, starts)
         kept = tuple(axis for axis in type.axes if axis not in over)
-        onto = result.axes
-
-        def scale() -> Array:
-            magnitude = semantics.elementwise("abs", [x], type.dtype)
-            total = semantics.reduce("sum", magnitude, type.axes, over, result.dtype)
-            return semantics.align(total, kept, onto)
-
-        self.define(op, semantics.align(value, kept, onto), scale if kind == "sum" else None)
+        self.define(op, semantics.align(value, kept, result.axes))
 
     def contract(self, op: Op) -> None:
-        left, right = op.operands
-        over, result = op.attributes["over"], op.results[0].type
-        assert isinstance(left.type, TileType) and isinstance(right.type, TileType) and isinstance(result, TileType)
-        a, a_axes, b, b_axes = self.values[left], left.type.axes, self.values[right], right.type.axes
-        onto, dtype = result.axes, result.dtype
-        value = semantics.contract(a, a_axes, b, b_axes, over, onto, dtype)
-
-        def scale() -> Array:
-            return semantics.contract(np.abs(a), a_axes, np.abs(b), b_axes, over, onto, dtype)
-
-        self.define(op, value, scale)
+        a, b = op.operands
+        result = op.results[0].type
+        assert isinstance(a.type, TileType) and isinstance(b.type, TileType) and isinstance(result, TileType)
+        self.define(op, semantics.contract(self.values[a], a.type.axes, self.values[b], b.type.axes,
+                                           op.attributes["over"], result.axes, result.dtype))
 
     def tiles(self, op: Op) -> None:
         axes: list[str] = op.attributes["axes"]

@@ -289,11 +289,12 @@ def contract(a: Array, a_axes: Axes, b: Array, b_axes: Axes, over: Sequence[str]
 # Memory -------------------------------------------------------------------------------------------------------------
 
 
-def check_bounds(shape: Sequence[int], indices: Sequence[Array], tensor: str, where: str, doing: str) -> None:
+def check_bounds(shape: Sequence[int], indices: Sequence[Array], tensor: str, where: Callable[[], str],
+                 doing: str) -> None:
     """Raise IndexError, naming place, tensor, dimension, index and extent, unless every index is inside `shape`.
 
     indices: one integer array for each dimension, broadcasting. Nothing is accessed, hence nothing checked, when
-    together they have no element.
+    together they have no element. where: gives the place, asked only when it is needed.
     """
     for array in indices:
         if array.size == 0:
@@ -303,7 +304,7 @@ def check_bounds(shape: Sequence[int], indices: Sequence[Array], tensor: str, wh
         if low < 0 or high >= extent:
             found = low if low < 0 else high
             raise IndexError(
-                f"{where}: {doing} of {tensor} out of bounds: dimension {dimension} has extent {extent}, "
+                f"{where()}: {doing} of {tensor} out of bounds: dimension {dimension} has extent {extent}, "
                 f"found index {found}; expected 0 <= index < {extent}")
 
 

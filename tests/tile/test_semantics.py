@@ -231,10 +231,10 @@ def test_integer_contractions_are_exact_and_wrap():
 
 def test_bounds_name_everything():
     with pytest.raises(IndexError, match=r'f.py:3:1: load of x out of bounds: dimension 1 has extent 4, found index 4'):
-        check_bounds((3, 4), [np.array(2), np.array([3, 4])], "x", "f.py:3:1", "load")
+        check_bounds((3, 4), [np.array(2), np.array([3, 4])], "x", lambda: "f.py:3:1", "load")
     with pytest.raises(IndexError, match="found index -1"):
-        check_bounds((3,), [np.array([-1, 2])], "x", "here", "store")
-    check_bounds((3, 4), [np.array(7), np.zeros(0, np.int64)], "x", "here", "load")
+        check_bounds((3,), [np.array([-1, 2])], "x", lambda: "here", "store")
+    check_bounds((3, 4), [np.array(7), np.zeros(0, np.int64)], "x", lambda: "here", "load")
 
 
 def test_constants_and_dtypes():
