@@ -1,0 +1,557 @@
+"""What a caller passes, seen as memory and machine words.
+
+Enters: NumPy arrays, objects with `__dlpack__` or `__array_interface__`, Python and NumPy scalars. Leaves: a `Binding`
+(addresses, strides in elements, extents of the symbolic dims, scalar words). Holds: after `Signature.bind` the call is
+safe to run: dtypes, ranks, extents and alignment are as the kernel declares, whatever is stored is writable, no two
+of its elements share memory, and it shares none with another argument unless the kernel says that it may.
+
+DLPack capsules are read here through their C layout (dlpack.h 1.0), so no framework is imported and nothing is copied.
+A capsule is not consumed: it is held while the kernel runs, and its own destructor frees the export.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy
+
+from ..ir.types import DTYPES, Dim, DType, TensorType
+from .dtypes import NUMPY_NAMES, numpy_dtype, sapper_name
+from .errors import ArgumentError
+
+MAX_EXTENT = 2**31 - 1
+WRITEABLE_FLAG = 0x0400  # NPY_ARRAY_WRITEABLE, numpy/ndarraytypes.h
+
+
+class Parameter(NamedTuple):
+    """One parameter of a kernel. dims is None for a scalar."""
+
+    name: str
+    dtype: DType
+    dims: tuple[Dim, ...] | None
+
+    @classmethod
+    def of(cls, name: str, type: Any) -> Parameter:
+        """From the IR type that the author annotated: a TensorType, or a TileType without axes."""
+        return cls(name, type.dtype, type.dims if isinstance(type, TensorType) else None)
+
+
+class TensorView(NamedTuple):
+    """Memory of one tensor argument. address: bytes; strides: elements; keep: holds the memory while in use."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: DType
+    writeable: bool
+    keep: Any
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """First byte and one past the last, as offsets from the address; (0, 0) when there are no elements."""
+        return extent_bytes(self.shape, self.strides, self.dtype.size_bytes)
+
+    @property
+    def is_contiguous(self) -> bool:
+        return is_contiguous(self.shape, self.strides)
+
+
+def extent_bytes(shape: Sequence[int], strides: Sequence[int], element_bytes: int) -> tuple[int, int]:
+    low = high = 0
+    for size, stride in zip(shape, strides, strict=True):
+        if size == 0:
+            return 0, 0
+        if stride < 0:
+            low += (size - 1) * stride
+        else:
+            high += (size - 1) * stride
+    return low * element_bytes, (high + 1) * element_bytes
+
+
+def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the elements lie in C order without gaps; strides along extents of 0 and 1 don't matter."""
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size == 0:
+            return True
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def is_injective(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether it is plain that no two elements share memory: each stride steps over all that lies below it."""
+    if 0 in shape:
+        return True
+    reach = 0
+    for stride, size in sorted((abs(stride), size) for size, stride in zip(shape, strides, strict=True) if size > 1):
+        if stride <= reach:
+            return False
+        reach += (size - 1) * stride
+    return True
+
+
+class Binding(NamedTuple):
+    """A checked call. tensors and scalars by parameter position; scalars are 64-bit words; dims by name."""
+
+    tensors: dict[int, TensorView]
+    scalars: dict[int, int]
+    dims: dict[str, int]
+
+
+# ---------------------------------------------------------------------------------------------------- memory peeking
+
+
+def address_through_interface(array: numpy.ndarray[Any, Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def flags_through_interface(array: numpy.ndarray[Any, Any]) -> int:
+    return WRITEABLE_FLAG if array.flags.writeable else 0
+
+
+def _memory_words() -> memoryview | None:
+    """All of this process's address space as 64-bit words, if NumPy's array header lies as its C API says.
+
+    PyArrayObject_fields (numpy/ndarraytypes.h) after the 16-byte object header: data, nd, dimensions, strides, base,
+    descr, flags; so the data pointer is word 2 and the flags are word 8. Reading it there takes 60 ns; the attribute
+    `ctypes.data` takes 900. Checked on two arrays before it is trusted.
+    """
+    if struct.calcsize("P") != 8:
+        return None
+    words = memoryview((ctypes.c_uint64 * 2**44).from_address(0)).cast("B").cast("Q")
+    for array in (numpy.zeros((3, 5), numpy.float32), numpy.zeros(7, numpy.int8)[2:]):
+        for writeable in (True, False):
+            array.flags.writeable = writeable
+            head = id(array) >> 3
+            if object.__basicsize__ != 16 or words[head + 2] != address_through_interface(array):
+                return None
+            if (words[head + 8] & WRITEABLE_FLAG) != flags_through_interface(array):
+                return None
+    return words
+
+
+MEMORY_WORDS = _memory_words()
+
+
+# ------------------------------------------------------------------------------------------------------------ DLPack
+
+_capsule_is_valid = ctypes.pythonapi.PyCapsule_IsValid
+_capsule_is_valid.argtypes = (ctypes.py_object, ctypes.c_char_p)
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+_capsule_pointer.restype = ctypes.c_size_t
+
+_TENSOR_BYTES = 48
+_parse_tensor = struct.Struct("<QiiiBBHQQQ").unpack  # data, device, id, ndim, code, bits, lanes, shape, strides, offset
+_HOST_DEVICES = frozenset({1, 3, 11})  # kDLCPU, kDLCUDAHost, kDLROCMHost
+_DEVICE_NAMES = {2: "CUDA", 4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 13: "CUDA managed", 14: "oneAPI"}
+_DLPACK_DTYPES = {
+    (0, 8): "i8", (0, 16): "i16", (0, 32): "i32", (0, 64): "i64", (1, 8): "u8",
+    (2, 16): "f16", (2, 32): "f32", (2, 64): "f64", (4, 16): "bf16", (6, 8): "bool",
+    (10, 8): "f8e4m3", (12, 8): "f8e5m2",
+}  # fmt: skip
+_DLPACK_KINDS = {0: "int", 1: "uint", 2: "float", 3: "opaque", 4: "bfloat", 5: "complex", 6: "bool"}
+_READ_ONLY = 1
+
+
+def _view_dlpack(value: Any, kernel: str, parameter: Parameter) -> TensorView:
+    def refuse(kind: str, found: str, expected: str, mend: str) -> ArgumentError:
+        return ArgumentError(kind, kernel, parameter.name, found, expected, mend)
+
+    device = value.__dlpack_device__()[0] if hasattr(value, "__dlpack_device__") else 1
+    if device not in _HOST_DEVICES:
+        raise refuse(
+            "device",
+            f"a tensor in {_DEVICE_NAMES.get(int(device), f'device {int(device)}')} memory",
+            "CPU memory",
+            "copy it first (x.cpu())",
+        )
+    try:
+        try:
+            capsule = value.__dlpack__(max_version=(1, 0))
+        except TypeError:
+            capsule = value.__dlpack__()
+    except (BufferError, RuntimeError, ValueError, TypeError) as error:
+        raise refuse(
+            "export", f"{type(value).__name__} that refuses to export ({error})", "a plain strided tensor", "x.detach()"
+        ) from error
+    read_only = False
+    if _capsule_is_valid(capsule, b"dltensor_versioned"):
+        pointer = _capsule_pointer(capsule, b"dltensor_versioned")
+        major, _, _, _, flags = struct.unpack("<IIQQQ", ctypes.string_at(pointer, 32))
+        if major != 1:
+            raise refuse("export", f"DLPack version {major}", "version 1", "pass numpy.asarray(x)")
+        read_only = bool(flags & _READ_ONLY)
+        pointer += 32
+    elif _capsule_is_valid(capsule, b"dltensor"):
+        pointer = _capsule_pointer(capsule, b"dltensor")
+    else:
+        raise refuse("export", "__dlpack__() that gave no DLPack capsule", "a fresh capsule", "numpy.asarray(x)")
+    data, device, _, rank, code, bits, lanes, shape_at, strides_at, offset = _parse_tensor(
+        ctypes.string_at(pointer, _TENSOR_BYTES)
+    )
+    if device not in _HOST_DEVICES:
+        raise refuse("device", f"a tensor on device {device}", "CPU memory", "copy it first (x.cpu())")
+    name = _DLPACK_DTYPES.get((code, bits)) if lanes == 1 else None
+    if name is None:
+        kind = f"{_DLPACK_KINDS.get(code, f'type {code} of ')}{bits}" + (f"x{lanes}" if lanes != 1 else "")
+        raise refuse("dtype", kind, parameter.dtype.name, f"convert it to {parameter.dtype.name}")
+    layout = struct.Struct(f"<{rank}q")
+    shape = layout.unpack(ctypes.string_at(shape_at, 8 * rank)) if rank else ()
+    if strides_at and rank:
+        strides = layout.unpack(ctypes.string_at(strides_at, 8 * rank))
+    else:
+        strides = _row_major(shape)
+    return TensorView(data + offset, shape, strides, DTYPES[name], not read_only, capsule)
+
+
+def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    strides = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+# ----------------------------------------------------------------------------------------------------------- tensors
+
+
+def _view_array(array: numpy.ndarray[Any, Any], kernel: str, parameter: Parameter) -> TensorView:
+    name = sapper_name(array.dtype)
+    if name is None:
+        if not array.dtype.isnative:
+            raise ArgumentError(
+                "byte-order",
+                kernel,
+                parameter.name,
+                f"{array.dtype.name} in foreign byte order",
+                "this machine's byte order",
+                'x.astype(x.dtype.newbyteorder("="))',
+            )
+        raise _dtype_error(kernel, parameter, array.dtype.name)
+    element_bytes = array.dtype.itemsize
+    strides = []
+    for dimension, stride in enumerate(array.strides):
+        if stride % element_bytes:
+            if array.shape[dimension] > 1:
+                raise ArgumentError(
+                    "stride",
+                    kernel,
+                    parameter.name,
+                    f"a stride of {stride} bytes along dimension {dimension}",
+                    f"a multiple of the element's {element_bytes} bytes",
+                    "pass numpy.ascontiguousarray(x)",
+                )
+            stride = element_bytes
+        strides.append(stride // element_bytes)
+    return TensorView(
+        array.__array_interface__["data"][0],
+        array.shape,
+        tuple(strides),
+        DTYPES[name],
+        array.flags.writeable,
+        array,
+    )
+
+
+def _dtype_error(kernel: str, parameter: Parameter, found: str) -> ArgumentError:
+    expected = parameter.dtype.name
+    mend = f"sp.empty(shape, {expected!r}) and copy, or x.astype({_numpy_spelling(expected)})"
+    return ArgumentError("dtype", kernel, parameter.name, f"dtype {found}", f"dtype {expected}", mend)
+
+
+def _numpy_spelling(name: str) -> str:
+    theirs = NUMPY_NAMES.get(name, name)
+    if name == "bool":
+        return "bool"
+    return f"{'ml_dtypes' if name in ('bf16', 'f8e4m3', 'f8e5m2') else 'numpy'}.{theirs}"
+
+
+def view_tensor(value: Any, kernel: str, parameter: Parameter) -> TensorView:
+    """One argument as memory, without copying. Raises ArgumentError when it isn't a tensor, or of another dtype."""
+    if isinstance(value, numpy.ndarray):
+        view = _view_array(value, kernel, parameter)
+    elif hasattr(value, "__dlpack__") and not isinstance(value, numpy.generic):
+        view = _view_dlpack(value, kernel, parameter)
+    elif hasattr(value, "__array_interface__") and not isinstance(value, numpy.generic):
+        view = _view_array(numpy.asarray(value), kernel, parameter)
+    else:
+        raise ArgumentError(
+            "type",
+            kernel,
+            parameter.name,
+            f"{type(value).__name__}",
+            f"a {parameter.dtype.name} array of {_plural(len(parameter.dims or ()), 'dimension')}",
+            "pass a NumPy array, or an object with __dlpack__ or __array_interface__",
+        )
+    if view.dtype is not parameter.dtype and view.dtype.name != parameter.dtype.name:
+        raise _dtype_error(kernel, parameter, view.dtype.name)
+    return view
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+# ----------------------------------------------------------------------------------------------------------- scalars
+
+_float_bits = struct.Struct("<f")
+_double_bits = struct.Struct("<d")
+_word = struct.Struct("<q")
+_half_word = struct.Struct("<i")
+
+
+def scalar_word(value: Any, kernel: str, parameter: Parameter) -> int:
+    """A scalar argument as the 64-bit word that the compiled kernel reads, as a signed integer.
+
+    Integers, bool and index are sign-extended; f32 is its bits in the low half; bf16 and f16 are rounded to their
+    type and passed as f32 bits; f64 is its bits. Raises ArgumentError for a wrong kind or a value out of range.
+    """
+    dtype = parameter.dtype
+    item = value
+    if isinstance(value, numpy.generic) or (isinstance(value, numpy.ndarray) and value.ndim == 0):
+        item = value.item()
+    if dtype.kind == "f":
+        if not isinstance(item, (int, float)) or isinstance(item, bool):
+            raise _scalar_error("scalar", value, kernel, parameter, "a number")
+        if dtype.bits == 64:
+            word: int = _word.unpack(_double_bits.pack(item))[0]
+            return word
+        try:
+            if dtype.bits < 32:
+                item = float(numpy.float64(item).astype(numpy_dtype(dtype)))
+            word = _half_word.unpack(_float_bits.pack(item))[0]
+        except OverflowError as error:
+            raise _scalar_error("range", value, kernel, parameter, f"a number within {dtype.name}") from error
+        return word & 0xFFFFFFFF
+    if dtype.kind == "b":
+        if not isinstance(item, (bool, numpy.bool_)):
+            raise _scalar_error("scalar", value, kernel, parameter, "True or False")
+        return int(item)
+    if isinstance(item, bool) or not isinstance(item, int):
+        raise _scalar_error("scalar", value, kernel, parameter, "an integer")
+    low, high = integer_range(dtype)
+    if not low <= item <= high:
+        raise _scalar_error("range", value, kernel, parameter, f"an integer from {low} to {high}")
+    return item
+
+
+def integer_range(dtype: DType) -> tuple[int, int]:
+    if dtype.kind == "u":
+        return 0, 2**dtype.bits - 1
+    return -(2 ** (dtype.bits - 1)), 2 ** (dtype.bits - 1) - 1
+
+
+def _scalar_error(kind: str, value: Any, kernel: str, parameter: Parameter, expected: str) -> ArgumentError:
+    found = f"{type(value).__name__} {value!r}" if isinstance(value, (int, float, str)) else type(value).__name__
+    converter = {"f": "float", "b": "bool"}.get(parameter.dtype.kind, "int")
+    return ArgumentError(
+        kind, kernel, parameter.name, found, f"{expected} ({parameter.dtype.name} scalar)", f"pass {converter}(x)"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- signature
+
+
+class Signature:
+    """A kernel's parameters and the checks of a call.
+
+    in_place: pairs of names (stored, other) that may be the very same tensor.
+    """
+
+    __slots__ = ("in_place", "kernel", "parameters", "positions", "scalar_positions", "tensor_positions")
+
+    def __init__(
+        self, kernel: str, parameters: Iterable[Parameter], in_place: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        self.kernel = kernel
+        self.parameters = tuple(parameters)
+        self.in_place = frozenset(frozenset(pair) for pair in in_place)
+        self.tensor_positions = tuple(i for i, p in enumerate(self.parameters) if p.dims is not None)
+        self.scalar_positions = tuple(i for i, p in enumerate(self.parameters) if p.dims is None)
+        self.positions = {p.name: i for i, p in enumerate(self.parameters)}
+
+    def bind(self, arguments: Sequence[Any]) -> Binding:
+        """Check everything but stores. Raises ArgumentError, which names the first argument at fault."""
+        parameters = self.parameters
+        if len(arguments) != len(parameters):
+            names = ", ".join(p.name for p in parameters)
+            raise ArgumentError(
+                "count",
+                self.kernel,
+                "",
+                _plural(len(arguments), "argument"),
+                f"{len(parameters)} ({names})",
+                "pass them by position, in this order",
+            )
+        tensors: dict[int, TensorView] = {}
+        scalars: dict[int, int] = {}
+        dims: dict[str, int] = {}
+        dim_source: dict[str, str] = {}
+        for position, (value, parameter) in enumerate(zip(arguments, parameters, strict=True)):
+            if parameter.dims is None:
+                scalars[position] = scalar_word(value, self.kernel, parameter)
+                continue
+            view = view_tensor(value, self.kernel, parameter)
+            tensors[position] = view
+            self._check_extents(view, parameter, dims, dim_source)
+            element_bytes = view.dtype.size_bytes
+            if view.address % element_bytes and 0 not in view.shape:
+                raise self._refuse(
+                    "alignment",
+                    parameter,
+                    f"data at an address that is not a multiple of {element_bytes}",
+                    f"elements of {view.dtype.name} aligned to {element_bytes} bytes",
+                    "pass x.copy()",
+                )
+        return Binding(tensors, scalars, dims)
+
+    def check_stores(self, binding: Binding, stored: Iterable[str]) -> None:
+        """Check that the tensors which the kernel writes may be written. Raises ArgumentError."""
+        for name in stored:
+            position = self.positions[name]
+            view, parameter = binding.tensors[position], self.parameters[position]
+            if not view.writeable:
+                raise self._refuse(
+                    "read-only",
+                    parameter,
+                    "a read-only array",
+                    "a writable one, since the kernel stores to it",
+                    "pass x.copy()",
+                )
+            if not is_injective(view.shape, view.strides):
+                raise self._refuse(
+                    "self-overlap",
+                    parameter,
+                    f"strides {view.strides} for shape {view.shape}, so that elements share memory",
+                    "one place for each element, since the kernel stores to it",
+                    "pass x.copy()",
+                )
+            self._check_overlap(position, binding.tensors)
+
+    def _refuse(self, kind: str, parameter: Parameter, found: str, expected: str, mend: str) -> ArgumentError:
+        return ArgumentError(kind, self.kernel, parameter.name, found, expected, mend)
+
+    def _check_extents(
+        self, view: TensorView, parameter: Parameter, dims: dict[str, int], dim_source: dict[str, str]
+    ) -> None:
+        declared = parameter.dims or ()
+        shape = view.shape
+        if len(shape) != len(declared):
+            spelled = ", ".join(map(str, declared))
+            raise self._refuse(
+                "rank",
+                parameter,
+                f"{_plural(len(shape), 'dimension')} (shape {shape})",
+                f"{len(declared)} [{spelled}]",
+                "reshape it",
+            )
+        for position, (size, dim) in enumerate(zip(shape, declared, strict=True)):
+            where = f"along dimension {position} (shape {shape})"
+            if isinstance(dim, int):
+                if size != dim:
+                    raise self._refuse(
+                        "shape", parameter, f"extent {size} {where}", f"{dim}", "pass an array of that shape"
+                    )
+            elif dims.setdefault(dim, size) != size:
+                raise self._refuse(
+                    "shape",
+                    parameter,
+                    f"{dim} = {size} {where}",
+                    f"{dim} = {dims[dim]}, as in `{dim_source[dim]}`",
+                    "make the shapes agree",
+                )
+            elif size > MAX_EXTENT:
+                raise self._refuse("shape", parameter, f"extent {size} {where}", f"at most {MAX_EXTENT}", "split it")
+            else:
+                dim_source.setdefault(dim, parameter.name)
+
+    def _check_overlap(self, position: int, tensors: dict[int, TensorView]) -> None:
+        mine = tensors[position]
+        low, high = mine.extent
+        for other_position, other in tensors.items():
+            if other_position == position:
+                continue
+            other_low, other_high = other.extent
+            if low == high or other_low == other_high:
+                continue
+            if mine.address + high <= other.address + other_low or other.address + other_high <= mine.address + low:
+                continue
+            names = self.parameters[position].name, self.parameters[other_position].name
+            if frozenset(names) in self.in_place and _same_place(mine, other):
+                continue
+            if _share_memory(mine, other):
+                raise self._refuse(
+                    "overlap",
+                    self.parameters[position],
+                    f"memory that overlaps argument `{names[1]}`",
+                    "separate memory, since the kernel stores to it",
+                    f"pass a copy of `{names[1]}`, or another output",
+                )
+
+
+def _same_place(a: TensorView, b: TensorView) -> bool:
+    return a.address == b.address and a.shape == b.shape and a.strides == b.strides and a.dtype is b.dtype
+
+
+def _share_memory(a: TensorView, b: TensorView) -> bool:
+    """Whether any byte is in both; a case too hard to decide quickly counts as sharing."""
+    arrays = []
+    for view in (a, b):
+        size_bytes = view.dtype.size_bytes
+        low, high = view.extent
+        memory: Any = (ctypes.c_char * (high - low)).from_address(view.address + low)
+        steps = tuple(stride * size_bytes for stride in view.strides)
+        arrays.append(numpy.ndarray(view.shape, f"V{size_bytes}", memory, -low, steps))
+    try:
+        share: Any = numpy.shares_memory
+        return bool(share(arrays[0], arrays[1], max_work=10_000))
+    except numpy.exceptions.TooHardError:
+        return True
+
+
+# --------------------------------------------------------------------------------------------------------- the block
+
+FIRST_SLOT = 3
+"""Words 0 to 2 of the argument block are the scratch base, the scratch bytes of each worker, the sync block."""
+
+
+def slot_words(slots: Sequence[str]) -> dict[str, int]:
+    """Slot -> word of the argument block."""
+    return {slot: FIRST_SLOT + i for i, slot in enumerate(slots)}
+
+
+def fill_words(
+    signature: Signature, slots: Sequence[str], binding: Binding, address_of: Callable[[int], int] | None = None
+) -> list[int]:
+    """The words of the argument block from FIRST_SLOT on, in the order of slots.
+
+    address_of: what to write for the address of the tensor at a position (a guarded call moves the data elsewhere).
+    Raises ValueError for a slot that means nothing here.
+    """
+    positions = signature.positions
+    words = []
+    for slot in slots:
+        head, _, tail = slot.partition(".")
+        if head == "dim" and tail in binding.dims:
+            words.append(binding.dims[tail])
+        elif head == "scalar" and tail in positions:
+            words.append(binding.scalars[positions[tail]])
+        elif head in positions and tail == "data":
+            position = positions[head]
+            words.append(binding.tensors[position].address if address_of is None else address_of(position))
+        elif head in positions and tail.startswith("stride."):
+            words.append(binding.tensors[positions[head]].strides[int(tail[7:])])
+        else:
+            raise ValueError(
+                f"{signature.kernel}: found slot {slot!r}; expected NAME.data, NAME.stride.I, dim.NAME or scalar.NAME"
+            )
+    return words

@@ -1,0 +1,68 @@
+"""Memory for tensors and scratch, backed by huge pages.
+
+Enters: shapes and sizes. Leaves: NumPy arrays (`empty`), or raw mappings (`Mapping`) that live as long as the object.
+Holds: an array of HUGE_THRESHOLD_BYTES or more starts on a 2 MiB boundary and has asked for huge pages, which about
+doubles what a core reads from DRAM on streams; a smaller one starts on a 64-byte boundary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+import numpy
+
+from . import system
+from .dtypes import AnyDType, numpy_dtype
+from .system import HUGE_PAGE_BYTES, round_up
+
+HUGE_THRESHOLD_BYTES = 1 << 20
+LINE_BYTES = 64
+
+
+class Mapping:
+    """Private zeroed memory on a 2 MiB boundary that has asked for huge pages; freed with the object.
+
+    address, size_bytes: what may be used; huge: False where the system refused huge pages.
+    """
+
+    __slots__ = ("_mapped_bytes", "address", "huge", "size_bytes")
+
+    def __init__(self, size_bytes: int) -> None:
+        self._mapped_bytes = 0
+        self.size_bytes = size_bytes
+        mapped_bytes = round_up(max(size_bytes, 1), HUGE_PAGE_BYTES)
+        self.address = system.map_aligned(mapped_bytes)
+        self._mapped_bytes = mapped_bytes
+        self.huge = system.advise_huge_pages(self.address, mapped_bytes)
+
+    def __del__(self) -> None:
+        if self._mapped_bytes:
+            system.unmap_memory(self.address, self._mapped_bytes)
+
+    def bytes_view(self) -> ctypes.Array[ctypes.c_char]:
+        """The memory as a ctypes array that keeps the mapping alive."""
+        view = (ctypes.c_char * self.size_bytes).from_address(self.address)
+        view.mapping = self  # type: ignore[attr-defined]
+        return view
+
+
+def empty(shape: int | tuple[int, ...], dtype: AnyDType = "f32") -> numpy.ndarray[Any, Any]:
+    """An uninitialised C-order array for weights and results.
+
+    shape: of elements. dtype: a sapper dtype, its name, or anything that numpy.dtype takes.
+    Raises LaunchError when there is no memory, ValueError for a negative extent.
+    """
+    extents = (shape,) if isinstance(shape, int) else tuple(shape)
+    if any(extent < 0 for extent in extents):
+        raise ValueError(f"empty: found shape {extents}; expected extents of 0 or more")
+    element = numpy_dtype(dtype)
+    count = math.prod(extents)
+    size_bytes = count * element.itemsize
+    if size_bytes >= HUGE_THRESHOLD_BYTES:
+        memory: Any = Mapping(size_bytes).bytes_view()
+        return numpy.frombuffer(memory, dtype=element, count=count).reshape(extents)
+    raw = numpy.empty(size_bytes + LINE_BYTES, numpy.uint8)
+    offset = -raw.ctypes.data % LINE_BYTES
+    return raw[offset : offset + size_bytes].view(element).reshape(extents)

@@ -1,0 +1,114 @@
+"""A compiled kernel as the runtime needs it, and its form on disk.
+
+Enters: what the compiler made. Leaves: a `CompiledKernel`, or its bytes (`pack`, `unpack`): one line of JSON, then the
+machine code. Holds: `unpack(pack(k)) == k`; unpacking never runs anything.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Term = tuple[float, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledKernel:
+    """Machine code and what is needed to call it.
+
+    name: for messages. code: position-independent machine code; the entry is its first byte.
+    slots: words of the argument block from word 3 on (docs/ir.md). scratch_bytes: of each worker.
+    counters: how many of the sync block's task counters it takes tasks from; a kernel with none has no parallel loop
+        and is run by one worker.
+    stored: names of the tensors that it writes.
+    tasks: for each parallel loop the factors (dim name or extent, tile size) whose rounded-up quotients multiply to
+        its number of tasks; empty when unknown.
+    work: estimated time on one core in nanoseconds, as a sum of coefficient times product of dims; empty when
+        unknown. tasks and work only choose how many workers to wake.
+    """
+
+    name: str
+    code: bytes
+    slots: tuple[str, ...]
+    scratch_bytes: int = 0
+    counters: int = 0
+    stored: tuple[str, ...] = ()
+    tasks: tuple[tuple[tuple[str | int, int], ...], ...] = ()
+    work: tuple[Term, ...] = field(default=())
+
+    @classmethod
+    def of(cls, name: str, compiled: Any, stored: tuple[str, ...] = ()) -> CompiledKernel:
+        """From a compiler's result: its `code` (or `bytes`), `slots`, `scratch_bytes`, and, where it has them,
+        `counters`, `stored`, `tasks`, `work`."""
+        if isinstance(compiled, CompiledKernel):
+            return compiled
+        code = getattr(compiled, "code", None)
+        if code is None:
+            code = compiled.bytes
+        return cls(
+            name,
+            bytes(code),
+            tuple(compiled.slots),
+            compiled.scratch_bytes,
+            getattr(compiled, "counters", 0),
+            tuple(getattr(compiled, "stored", None) or stored),
+            _tuples(getattr(compiled, "tasks", ())),
+            _tuples(getattr(compiled, "work", ())),
+        )
+
+    def task_count(self, dims: dict[str, int]) -> int | None:
+        """Tasks of the parallel loop with the most; None when unknown."""
+        most = None
+        for loop in self.tasks:
+            count = 1
+            for dim, size in loop:
+                extent = dims[dim] if isinstance(dim, str) else dim
+                count *= -(-extent // size)
+            most = count if most is None else max(most, count)
+        return most
+
+    def work_ns(self, dims: dict[str, int]) -> float | None:
+        """Estimated time on one core in nanoseconds; None when unknown."""
+        if not self.work:
+            return None
+        total = 0.0
+        for coefficient, names in self.work:
+            term = coefficient
+            for name in names:
+                term *= dims[name]
+            total += term
+        return total
+
+    def pack(self) -> bytes:
+        facts = asdict(self)
+        del facts["code"]
+        return json.dumps(facts, separators=(",", ":")).encode() + b"\n" + self.code
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> CompiledKernel:
+        """Raises ValueError when the bytes are no packed kernel."""
+        head, newline, code = packed.partition(b"\n")
+        if not newline:
+            raise ValueError("packed kernel: found no header line")
+        try:
+            facts = json.loads(head)
+            return cls(
+                str(facts["name"]),
+                code,
+                tuple(map(str, facts["slots"])),
+                int(facts["scratch_bytes"]),
+                int(facts["counters"]),
+                tuple(map(str, facts["stored"])),
+                _tuples(facts["tasks"]),
+                _tuples(facts["work"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"packed kernel: found a header without {error}") from error
+
+
+def _tuples(nested: Any) -> Any:
+    """Lists to tuples, all the way down: JSON gives lists back."""
+    if isinstance(nested, (list, tuple)):
+        return tuple(_tuples(item) for item in nested)
+    return nested

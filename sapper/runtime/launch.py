@@ -1,0 +1,733 @@
+"""Calling a kernel: from Python arguments to running machine code.
+
+Enters: a `lang.Kernel` and the arguments of a call. Leaves: the kernel has run when the call returns.
+Holds: what runs was compiled for exactly the facts in its `Specialisation`, and every check of `arguments` was made
+either for this call or for an earlier one with the same shapes, strides and dtypes; what may differ between such calls
+(addresses, overlap, alignment, writability) is checked each time.
+
+    call ── shapes, strides, dtypes seen before? ── yes: check addresses, fill in words, run      (about 2 µs)
+                        └ no: bind ─ specialise ─ memory cache ─ disk cache ─ compile ─ make an entry, run
+
+The contract of specialisation: `compile_kernel(kernel, static_dims, unit_strides, dim_classes, target, schedule)` where
+    static_dims   {dim: extent}, compiled in as constants
+    unit_strides  {tensor: "contiguous" | (stride of dimension i is 1, ...)}; of a contiguous tensor (C order) the strides
+                  follow from its extents, another's are in the slots "a.stride.i"; of an extent of 1 a stride may be
+                  anything, and flags for it say what the caller passed
+    dim_classes   {dim: 1 | 16 | 128 | 2**31-1}, the least class not below the extent, except that class 1 means exactly
+                  one (an extent of 0 is in class 16); dims in static_dims have none
+and whose result is read by `CompiledKernel.of`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy
+
+from ..ir.types import TensorType
+from . import arguments as _arguments
+from . import settings, workers
+from .arguments import FIRST_SLOT, WRITEABLE_FLAG, Binding, Parameter, Signature, fill_words, integer_range, slot_words
+from .cache import DiskCache, disk_cache
+from .compiled import CompiledKernel
+from .errors import ArgumentError, LaunchError, warn_once
+from .loader import CodeBlock, load
+from .scratch import NO_COUNTS, areas, stride_bytes, take_area
+
+DIM_CLASSES = (16, 128)
+LARGEST_CLASS = 2**31 - 1
+GRAIN_NS = 8_000.0
+"""A further worker is woken for at least this much of the estimated work: what a wake-up costs, with some to spare."""
+ASSUMED_BYTES_PER_NS = 10.0
+MAX_ENTRIES = 1024
+OPTIONS = ("interpret", "schedule", "static", "target", "threads")
+
+Compile = Callable[..., Any]
+Block = tuple[memoryview, memoryview, memoryview, int]
+"""An argument block as 64-bit words, as floats, as doubles, and its address."""
+
+
+class Specialisation(NamedTuple):
+    """What a kernel is compiled for; see the head of the module."""
+
+    static_dims: tuple[tuple[str, int], ...]
+    unit_strides: tuple[tuple[str, str | tuple[bool, ...]], ...]
+    dim_classes: tuple[tuple[str, int], ...]
+
+
+def dim_class(extent: int) -> int:
+    if extent == 1:
+        return 1
+    for most in DIM_CLASSES:
+        if extent <= most:
+            return most
+    return LARGEST_CLASS
+
+
+def specialise(signature: Signature, binding: Binding, static: frozenset[str]) -> Specialisation:
+    patterns: list[tuple[str, str | tuple[bool, ...]]] = []
+    for position, view in binding.tensors.items():
+        name = signature.parameters[position].name
+        patterns.append((name, "contiguous" if view.is_contiguous else tuple(s == 1 for s in view.strides)))
+    fixed = tuple((dim, extent) for dim, extent in binding.dims.items() if dim in static)
+    classes = tuple((dim, dim_class(extent)) for dim, extent in binding.dims.items() if dim not in static)
+    return Specialisation(fixed, tuple(patterns), classes)
+
+
+# ------------------------------------------------------------------------------------------------------ configuration
+
+
+class Configuration(NamedTuple):
+    """What the runtime is given, since it may not import it.
+
+    compile_kernel: see the head of the module. detect_target: the target of this CPU. target_key: all facts of a target
+    that code depends on, as text. interpret: runs a kernel under the reference interpreter: (kernel, arguments).
+    toolchain_key: changes when the compiler does.
+    """
+
+    compile_kernel: Compile
+    detect_target: Callable[[], Any]
+    target_key: Callable[[Any], str]
+    interpret: Callable[[Any, tuple[Any, ...]], Any]
+    toolchain_key: Callable[[], str]
+
+
+_configuration: Configuration | None = None
+
+
+def configure(
+    compile_kernel: Compile | None = None,
+    detect_target: Callable[[], Any] | None = None,
+    target_key: Callable[[Any], str] | None = None,
+    interpret: Callable[[Any, tuple[Any, ...]], Any] | None = None,
+    toolchain_key: Callable[[], str] | None = None,
+) -> None:
+    """Replace parts of the configuration; what is not given becomes the default of `_default_configuration`."""
+    global _configuration
+    default = _default_configuration()
+    _configuration = Configuration(
+        compile_kernel or default.compile_kernel,
+        detect_target or default.detect_target,
+        target_key or default.target_key,
+        interpret or default.interpret,
+        toolchain_key or default.toolchain_key,
+    )
+
+
+def configuration() -> Configuration:
+    global _configuration
+    if _configuration is None:
+        _configuration = _default_configuration()
+    return _configuration
+
+
+def _default_configuration() -> Configuration:
+    return Configuration(_compile, _detect_target, _target_key, _interpret, toolchain_key)
+
+
+def _compile(*arguments: Any, **options: Any) -> Any:
+    from ..codegen.pipeline import compile_kernel
+
+    return compile_kernel(*arguments, **options)
+
+
+_host: Any = None
+
+
+def _detect_target() -> Any:
+    global _host
+    if _host is None:
+        from ..targets.x86_64.target import detect
+
+        _host = detect()
+    return _host
+
+
+def _target_key(target: Any) -> str:
+    return str(getattr(target, "key", None) or repr(target))
+
+
+def _interpret(kernel: Any, arguments: tuple[Any, ...]) -> Any:
+    from ..tile.eager import run
+
+    return run(kernel, *arguments)
+
+
+_toolchain: str | None = None
+
+
+def toolchain_key() -> str:
+    """Version of sapper, and size and time of each of its source files: an edited compiler never meets old code."""
+    global _toolchain
+    if _toolchain is None:
+        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        lines = []
+        pending = [root]
+        while pending:
+            with os.scandir(pending.pop()) as listing:
+                for item in listing:
+                    if item.name.endswith(".py"):
+                        status = item.stat()
+                        lines.append(f"{item.path[len(root) :]} {status.st_size} {status.st_mtime_ns}")
+                    elif item.is_dir(follow_symlinks=False) and item.name != "__pycache__":
+                        pending.append(item.path)
+        _toolchain = "\n".join(sorted(lines))
+    return _toolchain
+
+
+# ----------------------------------------------------------------------------------------------------------- entries
+
+
+class Entry:
+    """A kernel compiled, loaded, and laid out for calls with one set of shapes and strides.
+
+    run(block) launches it with a filled block. words: the block's words, with zeros where a call writes.
+    """
+
+    __slots__ = ("blocks", "code", "compiled", "dims", "direct", "run", "threads", "words")
+
+    def __init__(
+        self, compiled: CompiledKernel, code: CodeBlock, words: list[int], dims: dict[str, int], threads: int
+    ) -> None:
+        self.compiled = compiled
+        self.code = code
+        self.words = words
+        self.dims = dims
+        self.threads = threads
+        self.blocks: list[Block] = []
+        self.direct = threads == 1 and not compiled.scratch_bytes and not compiled.counters
+        self.run: Callable[[memoryview, int], None] = self._runner()
+
+    def block(self) -> Block:
+        """A new argument block: aligned words 0 to 2, the slots, and one that takes what the kernel doesn't ask for."""
+        words = (ctypes.c_int64 * (FIRST_SLOT + len(self.words) + 1))(0, 0, 0, *self.words)
+        view = memoryview(words).cast("B")
+        return view.cast("q"), view.cast("f"), view.cast("d"), ctypes.addressof(words)
+
+    def _runner(self) -> Callable[[memoryview, int], None]:
+        function, address = self.code.function, self.code.address
+        scratch_bytes, threads = self.compiled.scratch_bytes, self.threads
+        step = stride_bytes(scratch_bytes)
+        if threads > 1:
+
+            def run_together(view: memoryview, block: int) -> None:
+                workers.launch(address, view, block, threads, step)
+
+            return run_together
+        if self.direct:
+
+            def run_direct(view: memoryview, block: int) -> None:
+                function(block, 0, 1)
+
+            return run_direct
+
+        def run_alone(view: memoryview, block: int) -> None:
+            area = take_area(scratch_bytes)
+            view[0] = area.scratch
+            view[1] = step
+            view[2] = area.sync
+            area.counters[:] = NO_COUNTS
+            function(block, 0, 1)
+            areas.append(area)
+
+        return run_alone
+
+
+class BoundCall:
+    """A call with its arguments bound: calling it runs the kernel on the same memory again, in under 2 µs.
+
+    One thread runs it at a time; others wait. The arguments are kept alive and must stay where they are.
+    """
+
+    __slots__ = ("_block", "_keep", "_lock", "_scalars", "_view", "entry", "name")
+
+    def __init__(self, name: str, entry: Entry, block: Block, keep: Any, scalars: dict[str, tuple[int, Parameter]]):
+        self.name = name
+        self.entry = entry
+        self._view, _, _, self._block = block
+        self._lock = threading.Lock()
+        self._keep = (keep, block)
+        self._scalars = scalars
+
+    def __call__(self) -> None:
+        with self._lock:
+            self.entry.run(self._view, self._block)
+
+    def set_scalar(self, name: str, value: Any) -> None:
+        """Another value for a scalar parameter from the next call on. Raises ArgumentError."""
+        if name not in self._scalars:
+            raise ArgumentError(
+                "scalar", self.name, name, "no such scalar", f"one of {', '.join(self._scalars) or 'none'}", "prepare again"
+            )
+        word, parameter = self._scalars[name]
+        with self._lock:
+            self._view[word] = _arguments.scalar_word(value, self.name, parameter)
+
+
+def choose_threads(compiled: CompiledKernel, dims: Mapping[str, int], size_bytes: int, wanted: int | None) -> int:
+    """How many workers a launch takes. wanted: the caller's number, or None to choose by the work there is.
+
+    size_bytes: of all tensors, the measure of work when the compiler gave no estimate.
+    """
+    limit = settings.threads() if wanted is None else wanted
+    if not compiled.counters or limit == 1:
+        return 1
+    tasks = compiled.task_count(dict(dims))
+    if tasks is not None:
+        limit = min(limit, tasks)
+    if wanted is None:
+        work_ns = compiled.work_ns(dict(dims))
+        if work_ns is None:
+            work_ns = size_bytes / ASSUMED_BYTES_PER_NS
+        limit = min(limit, int(work_ns / GRAIN_NS))
+    return max(1, limit)
+
+
+# ---------------------------------------------------------------------------------------------------------- launchers
+
+
+class Launcher:
+    """One kernel with one set of options: its compiled forms and the entries made so far.
+
+    call: takes the arguments of a call and runs the kernel.
+    """
+
+    def __init__(self, kernel: Any, options: Mapping[str, Any]) -> None:
+        self.kernel = kernel
+        self.name: str = kernel.name
+        self.options = dict(options)
+        threads = self.options.get("threads")
+        if threads is not None and not (isinstance(threads, int) and 1 <= threads <= settings.MAX_THREADS):
+            raise self._bad_option("threads", threads, f"a whole number from 1 to {settings.MAX_THREADS}")
+        self.threads: int | None = threads
+        self.signature = Signature(
+            self.name,
+            [Parameter.of(name, type) for name, type in kernel.parameters],
+            getattr(kernel, "options", {}).get("in_place", ()),
+        )
+        self.static = self._static_dims(self.options.get("static", ()))
+        self.schedule = self.options.get("schedule")
+        self.target = self.options.get("target")
+        self.stored: tuple[str, ...] = ()
+        self.compiled: dict[Specialisation, tuple[CompiledKernel, CodeBlock]] = {}
+        self.entries: dict[Any, Any] = {}
+        self.call: Callable[..., None] = self.slow_call
+        self._lock = threading.RLock()
+
+    def _bad_option(self, option: str, found: Any, expected: str) -> ArgumentError:
+        return ArgumentError("option", self.name, option, repr(found), expected, f"leave {option} out")
+
+    def _static_dims(self, static: Any) -> frozenset[str]:
+        known = [d for p in self.signature.parameters for d in p.dims or () if isinstance(d, str)]
+        if static is True:
+            return frozenset(known)
+        names = static.split() if isinstance(static, str) else [getattr(d, "name", d) for d in static or ()]
+        for name in names:
+            if name not in known:
+                raise self._bad_option("static", name, f"dims of the kernel ({', '.join(dict.fromkeys(known))})")
+        return frozenset(names)
+
+    # ---- compiling
+
+    def get_compiled(self, specialisation: Specialisation) -> tuple[CompiledKernel, CodeBlock]:
+        """Memory cache, disk cache, compiler, in this order."""
+        found = self.compiled.get(specialisation)
+        if found is None:
+            with self._lock:
+                found = self.compiled.get(specialisation)
+                if found is None:
+                    compiled = self._from_disk_or_compile(specialisation)
+                    found = self.compiled[specialisation] = compiled, load(compiled.code)
+        return found
+
+    def _from_disk_or_compile(self, specialisation: Specialisation) -> CompiledKernel:
+        now = configuration()
+        target = self.target if self.target is not None else now.detect_target()
+        cache = disk_cache()
+        key = ""
+        if cache is not None:
+            key = json.dumps(
+                [
+                    now.toolchain_key(),
+                    self.name,
+                    self.kernel.source_digest(),
+                    specialisation,
+                    now.target_key(target),
+                    _schedule_key(self.schedule),
+                ]
+            )
+            compiled = _read_cached(cache, key)
+            if compiled is not None:
+                return compiled
+        result = now.compile_kernel(
+            self.kernel,
+            static_dims=dict(specialisation.static_dims),
+            unit_strides=dict(specialisation.unit_strides),
+            dim_classes=dict(specialisation.dim_classes),
+            target=target,
+            schedule=self.schedule,
+        )
+        stored: tuple[str, ...] = ()
+        if not isinstance(result, CompiledKernel) and getattr(result, "stored", None) is None:
+            stored = stored_tensors(self.kernel.tile_ir(dict(specialisation.static_dims)))
+        compiled = CompiledKernel.of(self.name, result, stored)
+        if cache is not None:
+            cache.put(key, compiled.pack())
+        return compiled
+
+    # ---- calling
+
+    def slow_call(self, *arguments: Any, **options: Any) -> None:
+        """A call with nothing known about it yet."""
+        if options or len(arguments) < len(self.signature.parameters):
+            arguments, options = self._by_position(arguments, options)
+            if options:
+                launcher_with(self.kernel, options).slow_call(*arguments)
+                return
+        entry, words, _ = self.bind(arguments)
+        view, _, _, address = entry.block()
+        for word, value in words.items():
+            view[word] = value
+        entry.run(view, address)
+
+    def prepare(self, *arguments: Any) -> BoundCall:
+        """Bind the arguments for repeated calls."""
+        arguments, _ = self._by_position(arguments, {})
+        entry, words, binding = self.bind(arguments)
+        block = entry.block()
+        for word, value in words.items():
+            block[0][word] = value
+        slots = slot_words(entry.compiled.slots)
+        scalars = {
+            p.name: (slots.get(f"scalar.{p.name}", len(block[0]) - 1), p)
+            for p in self.signature.parameters
+            if p.dims is None
+        }
+        return BoundCall(self.name, entry, block, (arguments, binding), scalars)
+
+    def bind(self, arguments: tuple[Any, ...]) -> tuple[Entry, dict[int, int], Binding]:
+        """Check a call and find or make its entry; also the words that this call writes into the block."""
+        signature = self.signature
+        binding = signature.bind(arguments)
+        specialisation = specialise(signature, binding, self.static)
+        compiled, code = self.get_compiled(specialisation)
+        signature.check_stores(binding, compiled.stored)
+        words = fill_words(signature, compiled.slots, binding)
+        size_bytes = sum(v.dtype.size_bytes * _count(v.shape) for v in binding.tensors.values())
+        threads = choose_threads(compiled, binding.dims, size_bytes, self.threads)
+        entry = Entry(compiled, code, words, binding.dims, threads)
+        self._remember(arguments, binding, entry)
+        slots = slot_words(compiled.slots)
+        own = {
+            slots[slot]: value
+            for slot, value in zip(compiled.slots, words, strict=True)
+            if slot.endswith(".data") or slot.startswith("scalar.")
+        }
+        return entry, own, binding
+
+    def _by_position(
+        self, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """All arguments by position, those given by keyword and the scalars' defaults included, and what is left."""
+        parameters = self.signature.parameters
+        if len(arguments) < len(parameters):
+            defaults = getattr(self.kernel, "defaults", {})
+            options = dict(options)
+            filled = list(arguments)
+            for parameter in parameters[len(arguments) :]:
+                if parameter.name in options:
+                    filled.append(options.pop(parameter.name))
+                elif parameter.name in defaults:
+                    filled.append(defaults[parameter.name])
+                else:
+                    break
+            arguments = tuple(filled)
+        for option in options:
+            if option not in OPTIONS:
+                names = ", ".join(p.name for p in parameters)
+                raise ArgumentError(
+                    "option", self.name, option, "an unknown keyword",
+                    f"a parameter not given yet ({names}) or one of {', '.join(OPTIONS)}", "leave it out",
+                )  # fmt: skip
+        return arguments, options
+
+    # ---- the fast path
+
+    def _remember(self, arguments: tuple[Any, ...], binding: Binding, entry: Entry) -> None:
+        """Let the next call with arguments like these take the fast path, if they are plain NumPy arrays."""
+        signature = self.signature
+        key: list[Any] = []
+        for position in signature.tensor_positions:
+            argument = arguments[position]
+            if type(argument) is not numpy.ndarray:
+                return
+            key += (argument.shape, argument.strides, argument.dtype)
+        slots = slot_words(entry.compiled.slots)
+        spare = FIRST_SLOT + len(slots)
+        facts: list[Any] = [entry.blocks, entry.block, entry.code.function, None if entry.direct else entry.run]
+        for position, parameter in enumerate(signature.parameters):
+            if parameter.dims is None:
+                facts.append(slots.get(f"scalar.{parameter.name}", spare))
+            else:
+                facts += (slots.get(f"{parameter.name}.data", spare), *binding.tensors[position].extent)
+        with self._lock:
+            if not set(entry.compiled.stored) <= set(self.stored) or self.call == self.slow_call:
+                self.stored = tuple(
+                    p.name for p in signature.parameters if p.name in {*self.stored, *entry.compiled.stored}
+                )
+                self.call = make_fast_call(signature, self.stored, self.entries, self.slow_call)
+                _install(self)
+            if len(self.entries) >= MAX_ENTRIES:
+                self.entries.clear()
+            self.entries[tuple(key)] = tuple(facts)
+
+
+def make_fast_call(
+    signature: Signature,
+    stored: Iterable[str],
+    entries: dict[Any, Any],
+    slow_call: Callable[..., None],
+    words: memoryview | None = _arguments.MEMORY_WORDS,
+) -> Callable[..., None]:
+    """The function that runs a call like one seen before, and hands any other to slow_call.
+
+    It is written out for the kernel's parameters, as a loop over them would take twice as long. For `f(a, x, out)` with
+    an f32 scalar x and a stored f32 tensor out it reads
+
+        def call(*arguments, **options):
+            if not options and len(arguments) == 3:
+                a0, a1, a2 = arguments
+                if type(a0) is ndarray and type(a2) is ndarray and type(a1) is float:
+                    entry = entries.get((a0.shape, a0.strides, a0.dtype, a2.shape, a2.strides, a2.dtype))
+                    if entry is not None:
+                        blocks, new_block, function, run, w0, low0, high0, w1, w2, low2, high2 = entry
+                        p0 = memory[(id(a0) >> 3) + 2]
+                        p2 = memory[(id(a2) >> 3) + 2]
+                        if (not (p0 | p2) & 3 and memory[(id(a2) >> 3) + 8] & 1024
+                                and (p2 + high2 <= p0 + low0 or p0 + high0 <= p2 + low2)):
+                            ...
+    """
+    tensors = signature.tensor_positions
+    scalars = signature.scalar_positions
+    parameters = signature.parameters
+    address = "memory[(id(a{0}) >> 3) + 2]" if words is not None else "address_of(a{0})"
+    flags = "memory[(id(a{0}) >> 3) + 8]" if words is not None else "flags_of(a{0})"
+    unpack = ["blocks", "new_block", "function", "run"]
+    kinds = [f"type(a{i}) is ndarray" for i in tensors]
+    key: list[str] = []
+    by_alignment: dict[int, list[str]] = {}
+    checks: list[str] = []
+    writes: list[str] = []
+    for i, parameter in enumerate(parameters):
+        dtype = parameter.dtype
+        if parameter.dims is not None:
+            unpack += (f"w{i}", f"low{i}", f"high{i}")
+            key += (f"a{i}.shape", f"a{i}.strides", f"a{i}.dtype")
+            by_alignment.setdefault(dtype.size_bytes - 1, []).append(f"p{i}")
+            writes.append(f"block[w{i}] = p{i}")
+            continue
+        unpack.append(f"w{i}")
+        if dtype.kind == "f" and dtype.bits >= 32:
+            kinds.append(f"type(a{i}) is float")
+            writes.append(f"floats[2 * w{i}] = a{i}" if dtype.bits == 32 else f"doubles[w{i}] = a{i}")
+            if dtype.bits == 32:  # larger ones are refused; NaN and infinities pass
+                checks.append(f"not {2.0**128 - 2.0**103!r} <= abs(a{i}) < inf")
+        elif dtype.kind == "f":
+            kinds.append("False")
+        elif dtype.kind == "b":
+            kinds.append(f"type(a{i}) is bool")
+            writes.append(f"block[w{i}] = a{i}")
+        else:
+            low, high = integer_range(dtype)
+            kinds.append(f"type(a{i}) is int and {low} <= a{i} <= {high}")
+            writes.append(f"block[w{i}] = a{i}")
+    for mask, pointers in by_alignment.items():
+        if mask:
+            checks.append(f"not ({' | '.join(pointers)}) & {mask}")
+    stored_positions = [signature.positions[name] for name in stored]
+    for i in stored_positions:
+        checks.append(f"{flags.format(i)} & {WRITEABLE_FLAG}")
+        for j in tensors:
+            if j != i and not (j in stored_positions and j < i):
+                same = frozenset((parameters[i].name, parameters[j].name)) in signature.in_place
+                exact = f" or (p{i} == p{j} and low{i} == low{j} and high{i} == high{j}" if same else ""
+                exact += f" and a{i}.shape == a{j}.shape and a{i}.strides == a{j}.strides)" if same else ""
+                checks.append(f"(p{i} + high{i} <= p{j} + low{j} or p{j} + high{j} <= p{i} + low{i}{exact})")
+    names = "".join(f"a{i}, " for i in range(len(parameters)))
+    lines = [
+        "def call(*arguments, **options):",
+        f" if not options and len(arguments) == {len(parameters)}:",
+        f"  ({names}) = arguments" if names else "  pass",
+        f"  if {' and '.join(kinds) or 'True'}:",
+        f"   entry = entries.get(({', '.join(key)}{',' if key else ''}))",
+        "   if entry is not None:",
+        f"    {', '.join(unpack)} = entry",
+        *(f"    p{i} = {address.format(i)}" for i in tensors),
+        f"    if {' and '.join(checks) or 'True'}:",
+        "     try: views = blocks.pop()",
+        "     except IndexError: views = new_block()",
+        "     block, floats, doubles, at = views",
+        *(f"     {write}" for write in writes),
+        "     if run is None: function(at, 0, 1)",
+        "     else: run(block, at)",
+        "     blocks.append(views)",
+        "     return",
+        " slow_call(*arguments, **options)",
+    ]
+    assert len(unpack) == 4 + 3 * len(tensors) + len(scalars)
+    names_seen = {
+        "entries": entries,
+        "memory": words,
+        "address_of": _arguments.address_through_interface,
+        "flags_of": _arguments.flags_through_interface,
+        "ndarray": numpy.ndarray,
+        "slow_call": slow_call,
+        "inf": float("inf"),
+    }
+    exec(compile("\n".join(lines), f"<call of kernel {signature.kernel}>", "exec"), names_seen)
+    made: Callable[..., None] = names_seen["call"]
+    return made
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _schedule_key(schedule: Any) -> Any:
+    """A schedule as JSON; one that is no plain data by its text."""
+    if schedule is None or isinstance(schedule, (str, int, float)):
+        return schedule
+    if isinstance(schedule, Mapping):
+        return sorted((str(name), _schedule_key(value)) for name, value in schedule.items())
+    if isinstance(schedule, (list, tuple)):
+        return [_schedule_key(item) for item in schedule]
+    return repr(schedule)
+
+
+def _read_cached(cache: DiskCache, key: str) -> CompiledKernel | None:
+    packed = cache.get(key)
+    if packed is None:
+        return None
+    try:
+        return CompiledKernel.unpack(packed)
+    except ValueError as error:
+        warn_once("cache-damaged", f"an entry of {cache.directory} does not unpack ({error}); it is compiled again")
+        return None
+
+
+def stored_tensors(function: Any) -> tuple[str, ...]:
+    """Names of the arguments that a tile IR function stores to, in the order of the arguments."""
+    stored = {id(op.operands[0]) for op in function.walk() if op.name == "store"}
+    return tuple(v.name for v in function.arguments if isinstance(v.type, TensorType) and id(v) in stored)
+
+
+# --------------------------------------------------------------------------------------------------------- the hook
+
+_registry_lock = threading.Lock()
+
+
+class _Registry:
+    """The launchers of one kernel, by options; kept on the function that the kernel calls."""
+
+    __slots__ = ("kernel", "launchers")
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.launchers: dict[Any, Launcher] = {}
+
+
+def _registry_of(kernel: Any) -> _Registry:
+    registry: _Registry | None = kernel.__dict__.get("_runtime_registry")
+    if registry is None:
+        with _registry_lock:
+            registry = kernel.__dict__.setdefault("_runtime_registry", _Registry(kernel))
+    return registry
+
+
+def launcher_with(kernel: Any, options: Mapping[str, Any] | None = None) -> Launcher:
+    """The launcher of a kernel with the options of its decorator and, over these, the ones given.
+
+    Raises ArgumentError for an unknown option or value.
+    """
+    registry = _registry_of(kernel)
+    chosen = {name: value for name, value in kernel.options.items() if name in OPTIONS}
+    chosen.update(options or {})
+    chosen.pop("interpret", None)
+    key = json.dumps([[name, _option_key(name, value)] for name, value in sorted(chosen.items())])
+    launcher = registry.launchers.get(key)
+    if launcher is None:
+        made = Launcher(kernel, chosen)
+        launcher = registry.launchers.setdefault(key, made)
+    return launcher
+
+
+def _option_key(name: str, value: Any) -> Any:
+    if name == "schedule":
+        return _schedule_key(value)
+    if name == "target" and value is not None:
+        return configuration().target_key(value)
+    if name == "static" and not isinstance(value, (bool, str)):
+        return sorted(str(getattr(d, "name", d)) for d in value or ())
+    return repr(value)
+
+
+def _install(launcher: Launcher) -> None:
+    """Make a kernel's plain call go straight to the fast path of its launcher without call options."""
+    kernel = launcher.kernel
+    if _registry_of(kernel).launchers.get(_plain_key(kernel)) is launcher and not settings.interpret():
+        kernel.launcher = launcher.call
+
+
+def _plain_key(kernel: Any) -> str:
+    chosen = {name: value for name, value in kernel.options.items() if name in OPTIONS and name != "interpret"}
+    return json.dumps([[name, _option_key(name, value)] for name, value in sorted(chosen.items())])
+
+
+def make_launcher(kernel: Any) -> Callable[..., Any]:
+    """What a kernel runs when it is called: the hook of sapper.lang.context."""
+    if settings.interpret():
+        return lambda *arguments, **options: interpret(kernel, *arguments, **options)
+
+    def first_call(*arguments: Any, **options: Any) -> Any:
+        return launch(kernel, arguments, options)
+
+    return first_call
+
+
+def launch(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any] | None = None) -> Any:
+    """Run a kernel. options: threads (workers; 1 never wakes another), static (names of dims to compile in, or True),
+    schedule, target, interpret (True: under the reference interpreter)."""
+    given = dict(options or {})
+    if given.get("interpret"):
+        return interpret(kernel, *arguments, **given)
+    given.pop("interpret", None)
+    return launcher_with(kernel).call(*arguments, **given)
+
+
+def interpret(kernel: Any, *arguments: Any, **options: Any) -> Any:
+    """Run a kernel under the reference interpreter, with the same checks of the arguments."""
+    launcher = launcher_with(kernel)
+    filled, _ = launcher._by_position(arguments, options)
+    binding = launcher.signature.bind(filled)
+    launcher.signature.check_stores(binding, stored_tensors(kernel.tile_ir()))
+    return configuration().interpret(kernel, filled)
+
+
+def prepare(kernel: Any, *arguments: Any, **options: Any) -> BoundCall:
+    """Compile a kernel for these arguments and bind them: `call = prepare(kernel, a, b, c); call(); call()`."""
+    if options.get("interpret") or settings.interpret():
+        raise LaunchError(
+            f"{kernel.name}: prepare under the interpreter: found SAPPER_INTERPRET or interpret=True; expected compiled "
+            "runs; mend: call the kernel instead"
+        )
+    launcher = launcher_with(kernel)
+    arguments, options = launcher._by_position(arguments, dict(options))
+    return (launcher_with(kernel, options) if options else launcher).prepare(*arguments)

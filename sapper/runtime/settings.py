@@ -1,0 +1,50 @@
+"""The environment variables that the runtime reads, each in one place.
+
+SAPPER_THREADS     workers of a launch; default: the CPUs that this process may use
+SAPPER_INTERPRET   1 runs every kernel under the reference interpreter
+SAPPER_CACHE_DIR   where compiled kernels are kept; empty or "off": nowhere; default: $XDG_CACHE_HOME/sapper
+SAPPER_CACHE_MIB   size limit of that directory in MiB; default 256
+"""
+
+from __future__ import annotations
+
+import os
+
+from .errors import LaunchError
+
+MAX_THREADS = 1024
+
+
+def _positive(name: str, default: int, most: int) -> int:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise LaunchError(f"{name}: found {text!r}; expected a whole number from 1 to {most}; mend: unset it")
+    return int(text)
+
+
+def available_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def threads() -> int:
+    return _positive("SAPPER_THREADS", min(available_cpus(), MAX_THREADS), MAX_THREADS)
+
+
+def interpret() -> bool:
+    return os.environ.get("SAPPER_INTERPRET", "").strip().lower() not in ("", "0", "false", "off", "no")
+
+
+def cache_directory() -> str | None:
+    """Where compiled kernels are kept; None when the user wants no cache."""
+    chosen = os.environ.get("SAPPER_CACHE_DIR")
+    if chosen is not None:
+        return None if chosen.strip() in ("", "off", "0") else os.path.expanduser(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "sapper")
+
+
+def cache_limit_bytes() -> int:
+    return _positive("SAPPER_CACHE_MIB", 256, 1 << 20) << 20
