@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .library import LibraryKernel
+    from .record import LibraryKernel
 
 MODULES = ("add", "softmax", "norm", "embedding", "rope", "activation", "matmul", "matvec", "attention", "sampling")
 """The modules with a `KERNELS` tuple, in the order in which `library` lists them."""

@@ -12,7 +12,7 @@ import numpy as np
 import sapper as sp
 from sapper import Tensor, erf, f32, sigmoid, tiles
 
-from .library import Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
 M, N = sp.dims("M N")
 INVERSE_SQRT_2 = 0.7071067811865476

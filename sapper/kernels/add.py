@@ -7,9 +7,9 @@ import numpy as np
 import sapper as sp
 from sapper import Tensor, f32, tiles
 
-from .library import Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
-(N,) = sp.dims("N")
+N = sp.dims("N")
 
 
 def reference(arguments: Arguments) -> dict[str, Array]:

@@ -4,7 +4,8 @@ q [T, H, G, D]: the queries of T new tokens, token t at position + t. H key/valu
 query head h * G + g does belong to key/value head h. keys, values [H, P, D]: the cache, of which positions
 0 ... position + T - 1 are filled. out [T, H, G, D]. Query t sees the positions 0 ... position + t.
 
-`attention` walks tiles of queries (prefill). `attention_decode` is for one token: the G heads that share a key/value
+`attention` walks blocks of queries (prefill); a block ends its walk over the cache at the last position that one of its
+queries sees, so a small block skips more of what is masked. `attention_decode` is for one token: the G heads that share a key/value
 head form the tile, so that the cache is read once.
 
 The running maximum starts at minus infinity. The first tile of positions always holds position 0, which every query
@@ -16,12 +17,13 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, bf16, each, exp, f32, full, i32, max, maximum, span, sum, tiles, where, whole, zeros
+from sapper import Tensor, bf16, each, exp, f32, full, i32, max, maximum, min, span, sum, tiles, where, whole, zeros
 
-from .library import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
 T, H, G, D, P = sp.dims("T H G D P")
 MINUS_INFINITY = float("-inf")
+QUERY_BLOCK = 64
 
 
 def reference(arguments: Arguments) -> dict[str, Array]:
@@ -49,22 +51,24 @@ def make_attention(cache: Any) -> Any:
         scale: f32, out: Tensor[f32, T, H, G, D],
     ):
         for h, g in each(H, G):
-            for t in tiles(T):
-                d = whole(D)
-                query = q[t, h, g, d] * scale
-                highest = full(t, value=MINUS_INFINITY, dtype=f32)
-                total = zeros(t, dtype=f32)
-                acc = zeros(t, d, dtype=f32)
-                last = max(position + t, over=t)
-                for p in tiles(span(0, last + 1)):
-                    score = where(p <= position + t, query @ keys[h, p, d], MINUS_INFINITY)
-                    higher = maximum(highest, max(score, over=p))
-                    weight = exp(score - higher)
-                    shrink = exp(highest - higher)
-                    total = total * shrink + sum(weight, over=p)
-                    acc = acc * shrink + weight @ values[h, p, d]
-                    highest = higher
-                out[t, h, g, d] = acc / total
+            for block in each((T + QUERY_BLOCK - 1) // QUERY_BLOCK):
+                first = block * QUERY_BLOCK
+                stop = min(first + QUERY_BLOCK, T)
+                for t in tiles(span(first, stop)):
+                    d = whole(D)
+                    query = q[t, h, g, d] * scale
+                    highest = full(t, value=MINUS_INFINITY, dtype=f32)
+                    total = zeros(t, dtype=f32)
+                    acc = zeros(t, d, dtype=f32)
+                    for p in tiles(span(0, position + stop)):
+                        score = where(p <= position + t, query @ keys[h, p, d], MINUS_INFINITY)
+                        higher = maximum(highest, max(score, over=p))
+                        weight = exp(score - higher)
+                        shrink = exp(highest - higher)
+                        total = total * shrink + sum(weight, over=p)
+                        acc = acc * shrink + weight @ values[h, p, d]
+                        highest = higher
+                    out[t, h, g, d] = acc / total
 
     return attention
 

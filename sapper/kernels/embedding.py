@@ -10,7 +10,7 @@ import numpy as np
 import sapper as sp
 from sapper import Tensor, bf16, each, f32, i32, tiles
 
-from .library import EXACT, NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
+from .record import EXACT, NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
 
 T, V, E = sp.dims("T V E")
 

@@ -19,7 +19,7 @@ import sapper as sp
 from sapper import Tensor, bf16, f32, tiles, zeros
 
 from .activation import gelu_of, gelu_reference, silu, silu_reference
-from .library import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
 M, N, K = sp.dims("M N K")
 

@@ -19,7 +19,7 @@ import sapper as sp
 from sapper import Tensor, bf16, f32, rsqrt, sum, tiles, whole, zeros
 
 from .activation import silu, silu_reference
-from .library import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
 N, K = sp.dims("N K")
 
@@ -152,6 +152,7 @@ def _entry(kernel: Any, form: str, weight: str, shapes: tuple[tuple[int, int], .
     size = NUMPY_DTYPES[weight].itemsize
     count = 2 if form == "norm_swiglu" else 1
     extra = 4 if form == "residual" else 0
+    vectors = 8 if form.startswith("norm") else 4
     name = {"": "matvec", "residual": "matvec_residual", "norm": "norm_matvec", "norm_swiglu": "norm_matvec_swiglu"}
     peers: dict[str, Any] = {} if form else {"torch": torch_peer}
     if not form and weight == "f32":
@@ -165,7 +166,7 @@ def _entry(kernel: Any, form: str, weight: str, shapes: tuple[tuple[int, int], .
             1e-5, 2e-5, "a sum of K rounded products near 1 / sqrt(K) in any order: at most 2**-24 * sqrt(K) in practice"
         ),
         cases=tuple(
-            Case({"N": n, "K": k}, flops=2 * count * n * k, bytes=count * size * n * k + (4 + extra) * n + 4 * k)
+            Case({"N": n, "K": k}, flops=2 * count * n * k, bytes=count * size * n * k + (4 + extra) * n + vectors * k)
             for n, k in shapes
         ),
         # An empty vector has no mean.

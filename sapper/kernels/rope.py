@@ -17,7 +17,7 @@ import numpy as np
 import sapper as sp
 from sapper import Tensor, bf16, f32, i32, tiles
 
-from .library import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
 T, H, R, P, G, S = sp.dims("T H R P G S")
 

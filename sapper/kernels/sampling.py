@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, argmax, exp, f32, i32, max, min, sum, tiles, where, whole, zeros
+from sapper import Tensor, argmax, exp, f32, i32, max, min, tiles, where, whole, zeros
 
-from .library import EXACT, Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
+from .record import EXACT, Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
 
 M, N, K = sp.dims("M N K")
 MINUS_INFINITY = float("-inf")
@@ -79,7 +79,7 @@ def sample_top_k(
     running = zeros(dtype=f32)
     chosen = indices[0]
     for j in range(K):
-        # The candidate is taken where the running sum passes the threshold; the last one that starts at or below it wins.
+        # The last candidate whose part of the running sum starts at or below the threshold wins.
         chosen = indices[j] if running <= threshold else chosen
         running += exp((values[j] - highest) / temperature)
     token[0] = chosen

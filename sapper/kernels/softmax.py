@@ -7,7 +7,7 @@ import numpy as np
 import sapper as sp
 from sapper import Tensor, exp, f32, max, sum, tiles, whole
 
-from .library import Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
 M, N = sp.dims("M N")
 

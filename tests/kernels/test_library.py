@@ -1,0 +1,167 @@
+"""Every library kernel against its NumPy reference: run eagerly, as tile IR, and by an ordinary call."""
+
+import numpy as np
+import pytest
+
+from sapper.kernels import find, library
+from sapper.kernels.record import LibraryKernel
+from sapper.tile import eager, interpret
+
+LIBRARY = library()
+CHECKS = [
+    pytest.param(entry, shape, id=f"{entry.name}-{'-'.join(f'{k}{v}' for k, v in shape.items())}")
+    for entry in LIBRARY
+    for shape in entry.check_shapes
+]
+
+
+def arguments_and_expected(entry: LibraryKernel, shape: dict[str, int]) -> tuple[dict, dict]:
+    arguments = entry.make_arguments(np.random.default_rng(7), shape)
+    assert list(arguments) == [name for name, _ in entry.kernel.parameters]
+    with np.errstate(all="ignore"):
+        expected = entry.reference(arguments)
+    return arguments, expected
+
+
+def assert_near(entry: LibraryKernel, arguments: dict, expected: dict) -> None:
+    wrong = entry.compare(arguments, expected)
+    assert wrong is None, wrong
+
+
+@pytest.mark.parametrize(("entry", "shape"), CHECKS)
+def test_eager(entry: LibraryKernel, shape: dict[str, int]) -> None:
+    arguments, expected = arguments_and_expected(entry, shape)
+    eager.run(entry.kernel, arguments)
+    assert_near(entry, arguments, expected)
+
+
+@pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
+def test_eager_does_not_depend_on_the_tile_size(entry: LibraryKernel) -> None:
+    shape = entry.check_shapes[len(entry.check_shapes) // 2]
+    arguments, expected = arguments_and_expected(entry, shape)
+    eager.run(entry.kernel, arguments, tile_sizes=5)
+    assert_near(entry, arguments, expected)
+
+
+@pytest.mark.parametrize(("entry", "shape"), CHECKS)
+def test_tile_ir(entry: LibraryKernel, shape: dict[str, int]) -> None:
+    arguments, expected = arguments_and_expected(entry, shape)
+    interpret.interpret(entry.kernel.tile_ir(), arguments)
+    assert_near(entry, arguments, expected)
+
+
+@pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
+def test_tile_ir_does_not_depend_on_the_tile_size(entry: LibraryKernel) -> None:
+    shape = entry.check_shapes[len(entry.check_shapes) // 2]
+    arguments, expected = arguments_and_expected(entry, shape)
+    interpret.interpret(entry.kernel.tile_ir(), arguments, tile_sizes=7)
+    assert_near(entry, arguments, expected)
+
+
+@pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
+def test_no_iterations_race(entry: LibraryKernel) -> None:
+    small = [shape for shape in entry.check_shapes if all(extent <= 34 for extent in shape.values())]
+    shape = small[-1] if np.prod([max(1, e) for e in small[-1].values()]) < 5000 else small[-2]
+    arguments, expected = arguments_and_expected(entry, shape)
+    interpret.interpret(entry.kernel.tile_ir(), arguments, check_races=True)
+    assert_near(entry, arguments, expected)
+
+
+@pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
+def test_the_outer_loops_are_parallel(entry: LibraryKernel) -> None:
+    """Rows, heads and output tiles are for the cores to take; only the draw of one token is a chain."""
+    loops = [op for op in entry.kernel.tile_ir().body.ops if op.name in ("tiles", "each")]
+    if entry.name in ("top_k", "sample_top_k"):
+        return
+    assert loops
+    assert all(op.attributes["parallel"] for op in loops)
+
+
+@pytest.mark.parametrize(("entry", "shape"), CHECKS)
+def test_call(entry: LibraryKernel, shape: dict[str, int]) -> None:
+    pytest.importorskip("sapper.runtime.launch", reason="the runtime is not there")
+    arguments, expected = arguments_and_expected(entry, shape)
+    entry.kernel(*arguments.values())
+    assert_near(entry, arguments, expected)
+
+
+def test_names_are_unique_and_found() -> None:
+    names = [entry.name for entry in LIBRARY]
+    assert len(set(names)) == len(names)
+    assert find("softmax") is next(entry for entry in LIBRARY if entry.name == "softmax")
+    with pytest.raises(KeyError, match="no library kernel 'sofmax'; expected one of: vector_add"):
+        find("sofmax")
+
+
+@pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
+def test_cases_name_what_they_cost(entry: LibraryKernel) -> None:
+    """The floor of each case counts every argument once: the cache of attention only as far as it is filled."""
+    assert entry.cases
+    for case in entry.cases:
+        assert case.flops >= 0
+        assert case.bytes > 0
+        assert set(case.shape) == set(entry.check_shapes[0])
+    if "attention" in entry.name or "embedding" in entry.name or "rope" in entry.name or "rotate" in entry.name:
+        return
+    shape = min(entry.cases, key=lambda case: case.bytes)
+    arguments = entry.make_arguments(np.random.default_rng(1), shape.shape)
+    assert shape.bytes == sum(a.nbytes for a in arguments.values() if isinstance(a, np.ndarray))
+
+
+def test_a_wrong_result_is_found() -> None:
+    entry = find("vector_add")
+    arguments, expected = arguments_and_expected(entry, {"N": 10})
+    arguments["c"][...] = expected["c"]
+    assert entry.compare(arguments, expected) is None
+    arguments["c"][3] += 1e-3
+    assert "c[3]" in (entry.compare(arguments, expected) or "")
+    assert "1 of 10" in (entry.compare(arguments, expected) or "")
+
+
+@pytest.mark.parametrize(("entry", "name"), [
+    (entry, name) for entry in LIBRARY for name in entry.peers
+], ids=lambda value: getattr(value, "name", value))
+def test_peers_run(entry: LibraryKernel, name: str) -> None:
+    pytest.importorskip(name, reason=f"{name} is not installed")
+    arguments, _ = arguments_and_expected(entry, entry.check_shapes[-1])
+    entry.peers[name](arguments)()
+
+
+def test_softmax_of_hostile_rows() -> None:
+    """Minus infinity has no weight, a row of nothing else is NaN, and large values do not overflow."""
+    x = np.array(
+        [[0.0, -np.inf, 0.0, 0.0], [1e30, 1.0, 1e30, -1e30], [0.0, np.nan, 1.0, 2.0], [-np.inf] * 4, [3e-39, 0.0, -0.0, 0]],
+        dtype=np.float32,
+    )
+    y = np.full_like(x, -1)
+    eager.run(find("softmax").kernel, (x, y))
+    np.testing.assert_allclose(y[0], [1 / 3, 0, 1 / 3, 1 / 3], rtol=1e-6)
+    np.testing.assert_array_equal(y[1], [0.5, 0, 0.5, 0])
+    assert np.isnan(y[2:4]).all()
+    np.testing.assert_allclose(y[4], 0.25, rtol=1e-6)
+
+
+def test_sampling_takes_every_candidate_in_turn() -> None:
+    kernel = find("sample_top_k").kernel
+    values = np.log(np.array([0.5, 0.25, 0.125, 0.125], dtype=np.float32))
+    indices = np.array([7, 3, 9, 1], dtype=np.int32)
+    token = np.zeros(1, dtype=np.int32)
+    for u, expected in ((0.0, 7), (0.49, 7), (0.51, 3), (0.74, 3), (0.76, 9), (0.87, 9), (0.88, 1), (0.9999999, 1)):
+        eager.run(kernel, (values, indices, 1.0, u, token))
+        assert token[0] == expected
+    eager.run(kernel, (values, indices, 1e-3, 0.999, token))
+    assert token[0] == 7  # Nearly greedy when it is cold.
+
+
+def test_attention_matches_decode_token_by_token() -> None:
+    """Prefill of four tokens is the same as decoding them one after the other over one cache."""
+    random = np.random.default_rng(3)
+    arguments = find("attention_f32").make_arguments(random, {"T": 4, "H": 2, "G": 2, "D": 8, "position": 3})
+    eager.run(find("attention_f32").kernel, arguments)
+    for t in range(4):
+        out = np.zeros((2, 2, 8), dtype=np.float32)
+        eager.run(
+            find("attention_decode_f32").kernel,
+            (arguments["q"][t], arguments["keys"], arguments["values"], 3 + t, arguments["scale"], out),
+        )
+        np.testing.assert_allclose(out, arguments["out"][t], rtol=1e-5, atol=1e-6)
