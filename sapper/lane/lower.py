@@ -87,7 +87,10 @@ class Lowering(Model):
     def run(self) -> Function:
         lowered = Function(self.function.name, "lane", self.function.location)
         lowered.body = self.entry
-        self.block(self.function.body, top=True)
+        if any(op.attributes.get("parallel") for op in self.function.body.ops):
+            self.block(self.function.body, top=True)
+        else:
+            self._on_first_worker(lambda: self.block(self.function.body))
         if self.streaming_tensors & self.specialization.aligned:
             self.effect("fence_streaming", [])
         lowered.attributes = {"lanes": self.lanes, "slots": list(self.slots), "scratch": self.scratch_sizes,
@@ -192,19 +195,20 @@ class Lowering(Model):
         for number, item in enumerate(items):
             parallel = isinstance(item, Op) and bool(item.attributes.get("parallel"))
             if top and not parallel:
-                self._on_first_worker(item)
+                if isinstance(item, Op) and item.results:
+                    raise LoweringError("a sequential loop beside parallel ones at the top of a kernel may not return "
+                                        "values; write it as a kernel of its own", item)
+                self._on_first_worker(lambda item=item: self._item(item, False))  # type: ignore[misc]
             else:
                 self._item(item, top)
             if top and number + 1 < len(items):
                 self.effect("barrier", [])
 
-    def _on_first_worker(self, item: Walk | Op) -> None:
-        if isinstance(item, Op) and item.results:
-            raise LoweringError("a sequential loop at the top of a kernel may not return values", item)
+    def _on_first_worker(self, body: Callable[[], None]) -> None:
         first = self.emit(self.depth, "s_cmp", [self.emit(0, "worker", [], S64), self.value(0)], S64, cond="eq")
         then, other = Block(), Block()
         self.enter(then)
-        self._item(item, False)
+        body()
         self.effect("yield", [])
         self.leave()
         self.enter(other)
