@@ -94,7 +94,7 @@ class RowEvaluation(State):
         dtype = t.dtype
         op = value.op
         if not t.axes and (dtype.is_integer or dtype is bool_) and not (op is not None and op.name == "const"):
-            if value in self.scalars or op is None or op.name not in ("reduce",):
+            if value in self.scalars or op is None or not self._made_of_rows(op):
                 scalar = self.value(self.integer(value))
                 if dtype is bool_:
                     as_row = self.emit(level, "splat", [scalar], ROW_I32)
@@ -117,6 +117,12 @@ class RowEvaluation(State):
             return self._load(op, at, level)
         rows = [self.row(v, at) for v in op.operands]
         return self._elementwise(op, name, rows, dtype, level)
+
+    @staticmethod
+    def _made_of_rows(op: Op) -> bool:
+        """Whether an integer scalar is computed as a row first: from floats, or by a reduction."""
+        return op.name in ("reduce", "contract") or bool(op.operands and op.name not in ("load", "each", "tiles", "if")
+                                                         and op.operands[0].type.dtype.is_float)  # type: ignore[union-attr]
 
     def _scalar_argument(self, value: Value) -> Value:
         dtype = value.type.dtype  # type: ignore[union-attr]
