@@ -1,0 +1,543 @@
+"""Machine IR (all registers physical) -> bytes.
+
+Enters: a `MachineFunction` whose instructions name rows of the target's table. Leaves: `EncodedCode`: the code, the
+constants behind it (aligned), the offsets of all labels, and which source line each stretch of code comes from.
+Holds: the bytes are those that GNU as gives for the text of print.py: VEX where it suffices and EVEX where a register
+above 15, an opmask, a broadcast or 512 bits ask for it, the shortest displacement (EVEX: disp8*N), short jumps where
+they reach. Nothing needs relocation: constants are reached by rip-relative addresses.
+Source: Intel SDM volume 2, chapter 2 (instruction format; 2.3.5 VEX, 2.7 EVEX, 2.7.5 disp8*N).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from ..ir.nodes import Location
+from .machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register
+
+
+class EncodeError(ValueError):
+    """An instruction that has no encoding. The message names the row, the operand, what was found and expected."""
+
+
+@dataclass(slots=True)
+class EncodedCode:
+    """Machine code. code: instructions, then constants. code_bytes: where the instructions end.
+
+    label_offsets: label or constant -> offset in `code`. align_bytes: what the start must be aligned to.
+    line_table: (offset, location) where the location changes, in order of offset.
+    """
+
+    code: bytes
+    code_bytes: int
+    label_offsets: dict[str, int]
+    line_table: list[tuple[int, Location]]
+    align_bytes: int = 16
+
+
+class _Plan:
+    """One encoding of a row, for one choice of register or memory for each operand, taken apart for speed."""
+
+    __slots__ = ("space", "letters", "reg", "vvvv", "rm", "is4", "low", "immediate", "distance", "rm_memory", "accumulator",
+                 "prefix", "mmm", "w", "length_code", "opcode", "digit", "immediate_bytes", "raw_immediate", "p1",
+                 "legacy_prefix", "legacy_opcode", "operand_bits", "byte_registers", "disp8", "broadcast_disp8",
+                 "features", "index_bits", "has_modrm", "broadcast_ok", "pp_vex2", "fixed", "immediate_limits")
+
+
+_PP = {0: 0, 0x66: 1, 0xF3: 2, 0xF2: 3}
+_CODE = {Register: "r", Memory: "m", Immediate: "i", LabelReference: "l"}
+
+
+def _alternatives(letter: str, operand: Any) -> str:
+    """Which classes of operand (r, m, i, l) may stand where the encoding puts this letter."""
+    if letter in "RVLOACU":
+        return "r"
+    if letter == "I":
+        return "i"
+    if letter == "D":
+        return "l"
+    can_register = operand.kind not in ("mem", "imm", "label")
+    if letter == "m" or not can_register:
+        return "m"
+    return "rm" if operand.memory_bits else "r"
+
+
+def _plans(row: Any) -> dict[str, list[_Plan]]:
+    """Signature (one letter of r m i l for each operand) -> plans in order of preference."""
+    operands = row.operands
+    plans: dict[str, list[_Plan]] = {}
+    for encoding in row.encodings:
+        letters = "" if encoding.letters == "-" else encoding.letters
+        if len(letters) != len(operands):
+            raise EncodeError(f"row {row.name}: found {len(letters)} letters in {encoding.text!r}; "
+                              f"expected {len(operands)}, one for each operand")
+        for choice in product(*(_alternatives(x, o) for x, o in zip(letters, operands, strict=True))):
+            plans.setdefault("".join(choice), []).append(_plan(row, encoding, letters, choice))
+    row.plans = plans
+    return plans
+
+
+def _plan(row: Any, encoding: Any, letters: str, choice: tuple[str, ...]) -> _Plan:
+    plan = _Plan()
+    operands = row.operands
+    plan.space = {"legacy": 0, "vex": 1, "evex": 2}[encoding.space]
+    plan.letters = letters
+
+    def place(wanted: str) -> int:
+        return next((i for i, letter in enumerate(letters) if letter in wanted), -1)
+
+    plan.reg, plan.vvvv, plan.rm = place("R"), place("V"), place("MmU")
+    plan.is4, plan.low, plan.immediate, plan.distance = place("L"), place("O"), place("I"), place("D")
+    plan.fixed = [(i, operands[i].fixed if letter == "C" else 0) for i, letter in enumerate(letters) if letter in "AC"]
+    plan.rm_memory = plan.rm >= 0 and choice[plan.rm] == "m"
+    plan.digit = encoding.digit
+    plan.has_modrm = encoding.modrm or plan.rm >= 0
+    plan.opcode = encoding.opcode[-1]
+    plan.immediate_bytes = encoding.immediate_bytes if plan.is4 < 0 else 0
+    plan.w, plan.length_code = encoding.w, encoding.length_code
+    plan.features = encoding.features
+    plan.index_bits = operands[plan.rm].index_bits if plan.rm >= 0 else 0
+    pp = _PP[encoding.prefix]
+    if plan.space:
+        plan.mmm = encoding.opcode_map
+        plan.p1 = encoding.w << 7 | (encoding.length_code & 3 if plan.space == 1 else 0) << 2 | pp
+        plan.pp_vex2 = plan.space == 1 and encoding.opcode_map == 1 and encoding.w == 0
+    else:
+        plan.mmm, plan.p1, plan.pp_vex2 = 0, 0, False
+    plan.legacy_prefix = (b"\xf0" if encoding.lock else b"") + (bytes([encoding.prefix]) if encoding.prefix else b"")
+    plan.legacy_opcode = encoding.opcode
+    # Byte registers 4 to 7 are spl .. dil only with a REX prefix.
+    plan.byte_registers = [i for i, o in enumerate(operands)
+                           if o.kind == "gpr" and o.bits == 8 and letters[i] in "RMUO" and choice[i] == "r"]
+    plan.disp8, plan.broadcast_disp8, plan.broadcast_ok = 1, 0, False
+    if plan.rm_memory and plan.space == 2:
+        operand = operands[plan.rm]
+        plan.disp8 = max(1, (row.disp8_bits or operand.memory_bits) // 8)
+        plan.broadcast_disp8 = operand.broadcast_bits // 8
+        plan.broadcast_ok = operand.broadcast_bits > 0
+    plan.raw_immediate = True
+    plan.operand_bits = 0
+    plan.immediate_limits = (0, 0)
+    if plan.immediate >= 0:
+        operand = operands[plan.immediate]
+        size = plan.immediate_bytes * 8
+        # The operand's size: that of the other operands where the immediate is sign-extended to it.
+        full = max([o.bits for o in operands if o.kind == "gpr"] or [size])
+        widest = operand.immediate_bits or operand.bits
+        if size == 8 and widest == 8:
+            plan.immediate_limits = (-128, 255)
+        elif size == full:
+            plan.immediate_limits = (-(1 << size - 1), (1 << size) - 1)
+        else:
+            plan.immediate_limits = (-(1 << size - 1), (1 << size - 1) - 1)
+            plan.raw_immediate = False
+        plan.operand_bits = full
+    return plan
+
+
+def _memory(memory: Memory, reg: int, scale_bytes: int, row: Any, position: int) -> tuple[int, int, int, bytes]:
+    """(bit 3 of the index, bit 3 of the base, bit 4 of a vector index, ModRM and what follows it)."""
+    base, index, disp = memory.base, memory.index, memory.disp
+    reg = (reg & 7) << 3
+    if base is None:
+        if index is None:
+            return 0, 0, 0, bytes((reg | 4, 0x25)) + _disp32(disp, row, position)
+        x = index.number  # type: ignore[union-attr]
+        sib = _SCALES[memory.scale] | (x & 7) << 3 | 5
+        return x >> 3 & 1, 0, x >> 4, bytes((reg | 4, sib)) + _disp32(disp, row, position)
+    b = base.number  # type: ignore[union-attr]
+    low = b & 7
+    if not disp and low != 5:
+        mod, tail = 0, b""
+    elif -128 * scale_bytes <= disp <= 127 * scale_bytes and not disp % scale_bytes:
+        mod, tail = 0x40, bytes((disp // scale_bytes & 0xFF,))
+    else:
+        mod, tail = 0x80, _disp32(disp, row, position)
+    if index is not None:
+        x = index.number  # type: ignore[union-attr]
+        return x >> 3 & 1, b >> 3, x >> 4, bytes((mod | reg | 4, _SCALES[memory.scale] | (x & 7) << 3 | low)) + tail
+    if low == 4:
+        return 0, b >> 3, 0, bytes((mod | reg | 4, 0x24)) + tail
+    return 0, b >> 3, 0, bytes((mod | reg | low,)) + tail
+
+
+_SCALES = {1: 0, 2: 0x40, 4: 0x80, 8: 0xC0}
+
+
+def _disp32(disp: int, row: Any, position: int) -> bytes:
+    if not -1 << 31 <= disp < 1 << 31:
+        raise EncodeError(f"row {row.name}, operand {position}: found displacement {disp}; expected 32 bits, signed")
+    return (disp & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def _check_memory(memory: Memory, plan: _Plan, row: Any, position: int) -> None:
+    """Everything that `_memory` takes for granted."""
+    where = f"row {row.name}, operand {position}"
+    for name, register in (("base", memory.base), ("index", memory.index)):
+        if register is not None and type(register) is not Register:
+            raise EncodeError(f"{where}: found {name} {register!r}; expected a physical register")
+    if memory.base is not None and memory.base.kind != "gpr":
+        raise EncodeError(f"{where}: found base {memory.base}; expected a general register")
+    if memory.scale not in _SCALES:
+        raise EncodeError(f"{where}: found scale {memory.scale}; expected 1, 2, 4 or 8")
+    index: Any = memory.index
+    if plan.index_bits:
+        if index is None or index.kind != "vec":
+            raise EncodeError(f"{where}: found index {index}; expected a vector register of {plan.index_bits} bits")
+        if index.number > 15 and plan.space != 2:
+            raise EncodeError(f"{where}: found vector index {index.number}; expected 0 to 15 (no EVEX encoding)")
+    elif index is not None and (index.kind != "gpr" or index.number == 4):
+        raise EncodeError(f"{where}: found index {index}; expected a general register other than rsp")
+    if memory.label is not None and (memory.base is not None or index is not None):
+        raise EncodeError(f"{where}: found a label with base or index; expected rip-relative [label + disp]")
+
+
+def _choose(instruction: Instruction, signature: str) -> _Plan:
+    """The encoding that GNU as would take, checked; EncodeError if there is none."""
+    row, operands = instruction.row, instruction.operands
+    plans = (row.plans or _plans(row)).get(signature)
+    if plans is None:
+        raise _mismatch(instruction, signature)
+    needs_evex = instruction.mask is not None
+    if not needs_evex:
+        for operand in operands:
+            kind = type(operand)
+            if kind is Register:
+                if operand.number > 15:  # type: ignore[union-attr]
+                    needs_evex = True
+                    break
+            elif kind is Memory and (operand.broadcast or (  # type: ignore[union-attr]
+                    operand.index is not None and operand.index.number > 15)):  # type: ignore[union-attr]
+                needs_evex = True
+                break
+    first: _Plan | None = None
+    for plan in plans:
+        if needs_evex and plan.space != 2:
+            continue
+        if plan.immediate >= 0:
+            value = operands[plan.immediate].value  # type: ignore[union-attr]
+            if not plan.raw_immediate and value > plan.immediate_limits[1] and plan.operand_bits <= 32:
+                value -= 1 << plan.operand_bits
+            low, high = plan.immediate_limits
+            if not low <= value <= high:
+                continue
+        if plan.fixed and any(operands[i].number != n for i, n in plan.fixed):  # type: ignore[union-attr]
+            continue
+        if first is None:
+            first = plan
+            # Only VEX register forms have a second way that can be shorter: operands swapped, so that the one which
+            # needs the third prefix bit stands in ModRM.reg.
+            if plan.space == 1 and plan.pp_vex2 and plan.rm >= 0 and not plan.rm_memory \
+                    and operands[plan.rm].number > 7 and plan.reg >= 0:  # type: ignore[union-attr]
+                continue
+            return plan
+        if first.space != plan.space or plan.rm == first.rm:
+            break
+        return plan if operands[plan.rm].number < 8 else first  # type: ignore[union-attr]
+    if first is None:
+        raise _mismatch(instruction, signature)
+    return first
+
+
+def _describe(operand: Any) -> str:
+    """An operand of a row, for messages."""
+    parts = [{"gpr": "general register", "vec": "vector register", "mask": "opmask register", "imm": "immediate",
+              "mem": "memory", "label": "label"}[operand.kind] + f" of {operand.bits} bits"]
+    if operand.fixed is not None:
+        parts[0] += f" (only number {operand.fixed})"
+    if operand.memory_bits and operand.kind != "mem":
+        parts.append(f"memory of {operand.memory_bits} bits")
+    if operand.broadcast_bits:
+        parts.append(f"broadcast of {operand.broadcast_bits} bits")
+    if operand.immediate_bits and operand.kind != "imm":
+        parts.append(f"immediate of {operand.immediate_bits} bits")
+    return " or ".join(parts)
+
+
+def _mismatch(instruction: Instruction, signature: str) -> EncodeError:
+    """The most telling message for operands that no encoding takes."""
+    row, operands = instruction.row, instruction.operands
+    if len(operands) != len(row.operands):
+        return EncodeError(f"row {row.name}: found {len(operands)} operands; expected {len(row.operands)}: "
+                           + ", ".join(_describe(o) for o in row.operands))
+    for position, (found, expected) in enumerate(zip(operands, row.operands, strict=True)):
+        kind = type(found)
+        where = f"row {row.name}, operand {position}: found {found}; expected {_describe(expected)}"
+        allowed = {Register: expected.kind in ("gpr", "vec", "mask"), Memory: expected.memory_bits > 0,
+                   Immediate: expected.kind == "imm" or expected.immediate_bits > 0,
+                   LabelReference: expected.kind == "label"}.get(kind, False)
+        if not allowed:
+            return EncodeError(where)
+        if isinstance(found, Register) and expected.fixed is not None and found.number != expected.fixed:
+            return EncodeError(where)
+        if isinstance(found, Immediate):
+            bits = expected.immediate_bits or expected.bits
+            if not -(1 << bits - 1) <= found.value < 1 << bits:
+                return EncodeError(where)
+    if row.evex_features is None and any(
+            instruction.mask is not None or (isinstance(o, Register) and o.number > 15)
+            or (isinstance(o, Memory) and o.broadcast) for o in operands):
+        return EncodeError(f"row {row.name}: found an opmask, a broadcast or a register above 15; expected none of "
+                           "them, because the row has no EVEX encoding")
+    return EncodeError(f"row {row.name}: found operands {', '.join(map(str, operands))}; expected one of the forms "
+                       + ", ".join(repr(e.text) for e in row.encodings))
+
+
+def _check_registers(instruction: Instruction, plan: _Plan) -> None:
+    """Kinds, numbers, masks: raises EncodeError. Not on the fast path: run for every instruction that is new."""
+    row = instruction.row
+    for position, (found, expected) in enumerate(zip(instruction.operands, row.operands, strict=True)):
+        if isinstance(found, Register):
+            limit = {"gpr": 16, "vec": 32, "mask": 8}.get(found.kind, 0)
+            if found.kind != expected.kind or not 0 <= found.number < limit:
+                raise EncodeError(f"row {row.name}, operand {position}: found {found}; expected {_describe(expected)}")
+            if expected.fixed is not None and found.number != expected.fixed:
+                raise EncodeError(f"row {row.name}, operand {position}: found {found}; expected {_describe(expected)}")
+        elif isinstance(found, Memory):
+            _check_memory(found, plan, row, position)
+            if found.broadcast and not plan.broadcast_ok:
+                raise EncodeError(f"row {row.name}, operand {position}: found a broadcast; expected {_describe(expected)}")
+    mask: Any = instruction.mask
+    if mask is not None:
+        if type(mask) is not Register or mask.kind != "mask" or not 1 <= mask.number <= 7:
+            raise EncodeError(f"row {row.name}: found opmask {mask}; expected a mask register 1 to 7")
+        if not row.masking:
+            raise EncodeError(f"row {row.name}: found opmask k{mask.number}; expected none, the row takes no opmask")
+    elif row.masking == "required" and plan.space == 2:
+        raise EncodeError(f"row {row.name}: found no opmask; expected one of k1 to k7")
+    if instruction.zeroing:
+        if mask is None:
+            raise EncodeError(f"row {row.name}: found zeroing without an opmask; expected an opmask")
+        if row.masking != "kz" or isinstance(instruction.operands[0], Memory):
+            raise EncodeError(f"row {row.name}: found zeroing; expected merging, the destination can't be zeroed")
+
+
+def encode_instruction(instruction: Instruction) -> tuple[bytes, str | None, int]:
+    """One instruction that is no jump to a label: (bytes, label of its rip-relative address or None, offset of that
+    32-bit field). The field holds the displacement still to be added to (label - end of the instruction).
+
+    Raises EncodeError.
+    """
+    operands = instruction.operands
+    try:
+        signature = "".join([_CODE[type(o)] for o in operands])
+    except KeyError:
+        raise _mismatch(instruction, "") from None
+    plan = _choose(instruction, signature)
+    _check_registers(instruction, plan)
+    reg = operands[plan.reg].number if plan.reg >= 0 else (plan.digit if plan.digit > 0 else 0)  # type: ignore[union-attr]
+    space = plan.space
+    label: str | None = None
+    x = b = high_index = 0
+    tail = b""
+    if plan.rm >= 0:
+        if plan.rm_memory:
+            memory: Memory = operands[plan.rm]  # type: ignore[assignment]
+            if memory.label is not None:
+                label = memory.label
+                tail = bytes(((reg & 7) << 3 | 5,)) + _disp32(memory.disp, instruction.row, plan.rm)
+            else:
+                x, b, high_index, tail = _memory(
+                    memory, reg, plan.broadcast_disp8 if memory.broadcast else plan.disp8, instruction.row, plan.rm)
+        else:
+            rm = operands[plan.rm].number  # type: ignore[union-attr]
+            x, b = rm >> 4, rm >> 3 & 1
+            tail = bytes((0xC0 | (reg & 7) << 3 | rm & 7,))
+    if space == 0:
+        rex = (plan.w << 3) | (reg >> 3) << 2 | x << 1 | b
+        opcode = plan.legacy_opcode
+        if plan.low >= 0:
+            low = operands[plan.low].number  # type: ignore[union-attr]
+            rex |= low >> 3
+            opcode = opcode[:-1] + bytes((opcode[-1] | low & 7,))
+        if rex:
+            head = plan.legacy_prefix + bytes((0x40 | rex,)) + opcode
+        elif plan.byte_registers and any(4 <= operands[i].number < 8 for i in plan.byte_registers):  # type: ignore[union-attr]
+            head = plan.legacy_prefix + b"\x40" + opcode
+        else:
+            head = plan.legacy_prefix + opcode
+    elif space == 1:
+        v = operands[plan.vvvv].number if plan.vvvv >= 0 else 0  # type: ignore[union-attr]
+        p1 = plan.p1 | (~v & 15) << 3
+        if plan.pp_vex2 and not x and not b:
+            head = bytes((0xC5, p1 | (0 if reg & 8 else 0x80), plan.opcode))
+        else:
+            head = bytes((0xC4, (0 if reg & 8 else 0x80) | (0 if x else 0x40) | (0 if b else 0x20) | plan.mmm, p1,
+                          plan.opcode))
+    else:
+        v = operands[plan.vvvv].number if plan.vvvv >= 0 else high_index << 4  # type: ignore[union-attr]
+        p0 = (0 if reg & 8 else 0x80) | (0 if x else 0x40) | (0 if b else 0x20) | (0 if reg & 16 else 0x10) | plan.mmm
+        p2 = plan.length_code << 5 | (0 if v & 16 else 8)
+        mask = instruction.mask
+        if mask is not None:
+            p2 |= mask.number  # type: ignore[union-attr]
+            if instruction.zeroing:
+                p2 |= 0x80
+        if plan.rm_memory and operands[plan.rm].broadcast:  # type: ignore[union-attr]
+            p2 |= 0x10
+        head = bytes((0x62, p0, plan.p1 | (~v & 15) << 3 | 4, p2, plan.opcode))
+    field = len(head) + 1
+    if plan.immediate_bytes:
+        size = plan.immediate_bytes
+        value = operands[plan.immediate].value  # type: ignore[union-attr]
+        tail += (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+    elif plan.is4 >= 0:
+        tail += bytes((operands[plan.is4].number << 4,))  # type: ignore[union-attr]
+    return head + tail, label, field
+
+
+# --- Whole functions -----------------------------------------------------------------------------------------------
+
+_NOPS = (
+    b"", b"\x90", b"\x66\x90", b"\x0f\x1f\x00", b"\x0f\x1f\x40\x00", b"\x0f\x1f\x44\x00\x00", b"\x66\x0f\x1f\x44\x00\x00",
+    b"\x0f\x1f\x80\x00\x00\x00\x00", b"\x0f\x1f\x84\x00\x00\x00\x00\x00", b"\x66\x0f\x1f\x84\x00\x00\x00\x00\x00",
+    b"\x66\x2e\x0f\x1f\x84\x00\x00\x00\x00\x00", b"\x66\x66\x2e\x0f\x1f\x84\x00\x00\x00\x00\x00",
+)
+"""The recommended multi-byte nops (SDM volume 2, NOP), as GNU as chooses them for 64-bit code."""
+
+
+def padding(size_bytes: int) -> bytes:
+    """Nops that fill `size_bytes`."""
+    whole, rest = divmod(size_bytes, 11)
+    return _NOPS[11] * whole + _NOPS[rest]
+
+
+@dataclass(slots=True)
+class _Jump:
+    """A jump to a label: short until it turns out not to reach."""
+
+    row: Any
+    target: str
+    short: bytes | None
+    long: bytes
+    is_long: bool = False
+    features: frozenset[str] = field(default_factory=frozenset)
+
+
+def _jump(instruction: Instruction) -> _Jump:
+    row = instruction.row
+    (operand,) = instruction.operands
+    short = next((e.opcode for e in row.encodings if e.code_bytes == 1), None)
+    long = next(e.opcode for e in row.encodings if e.code_bytes == 4)
+    return _Jump(row, operand.name, short, long, short is None)  # type: ignore[union-attr]
+
+
+def encode(function: MachineFunction, features: Iterable[str] | None = None) -> EncodedCode:
+    """Encode a function. features: what the target has; None takes every instruction.
+
+    Raises EncodeError for an instruction without an encoding, for one that needs a feature outside `features`, and
+    for labels that are unknown or defined twice.
+    """
+    available = None if features is None else frozenset(features)
+    pieces: list[bytes | _Jump | Label] = []
+    fixups: list[tuple[int, int, str]] = []  # piece, offset of the field in it, label
+    locations: list[tuple[int, Location]] = []
+    last_location: Location | None = None
+    for item in function.body:
+        if type(item) is Label:
+            pieces.append(item)
+            continue
+        row = item.row  # type: ignore[union-attr]
+        location = item.location  # type: ignore[union-attr]
+        if location is not None and location is not last_location and location != last_location:
+            locations.append((len(pieces), location))
+            last_location = location
+        operands = item.operands  # type: ignore[union-attr]
+        if len(operands) == 1 and type(operands[0]) is LabelReference and row.operands \
+                and row.operands[0].kind == "label":
+            pieces.append(_jump(item))  # type: ignore[arg-type]
+            continue
+        code, label, offset = encode_instruction(item)  # type: ignore[arg-type]
+        if label is not None:
+            fixups.append((len(pieces), offset, label))
+        pieces.append(code)
+        if available is not None:
+            _check_features(item, available)  # type: ignore[arg-type]
+    offsets, label_offsets, size, align = _relax(function, pieces)
+    parts: list[bytes] = []
+    for number, piece in enumerate(pieces):
+        kind = type(piece)
+        if kind is bytes:
+            parts.append(piece)  # type: ignore[arg-type]
+        elif kind is Label:
+            parts.append(padding(offsets[number + 1] - offsets[number]))
+        else:
+            distance = label_offsets[piece.target] - offsets[number + 1]  # type: ignore[union-attr]
+            if piece.is_long:  # type: ignore[union-attr]
+                parts.append(piece.long + distance.to_bytes(4, "little", signed=True))  # type: ignore[union-attr]
+            else:
+                parts.append(piece.short + distance.to_bytes(1, "little", signed=True))  # type: ignore[union-attr]
+    for number, offset, label in fixups:
+        if label not in label_offsets:
+            raise EncodeError(f"function {function.name}: found a reference to {label!r}; expected a label or constant "
+                              "of the function")
+        code = parts[number]
+        stored = int.from_bytes(code[offset:offset + 4], "little", signed=True)
+        distance = label_offsets[label] + stored - offsets[number + 1]
+        parts[number] = code[:offset] + distance.to_bytes(4, "little", signed=True) + code[offset + 4:]
+    code_bytes = size
+    for name, (alignment, content) in function.constants.items():
+        parts.append(b"\xcc" * (label_offsets[name] - size))
+        parts.append(content)
+        size = label_offsets[name] + len(content)
+        align = max(align, alignment)
+    return EncodedCode(b"".join(parts), code_bytes, label_offsets, [(offsets[i], place) for i, place in locations], align)
+
+
+def _check_features(instruction: Instruction, available: frozenset[str]) -> None:
+    signature = "".join([_CODE[type(o)] for o in instruction.operands])
+    needed = _choose(instruction, signature).features
+    if not needed <= available:
+        missing = ", ".join(sorted(needed - available))
+        raise EncodeError(f"row {instruction.row.name}: found the target without {missing}; expected a row, registers "
+                          "and operands that the target has")
+
+
+def _relax(function: MachineFunction, pieces: list[Any]) -> tuple[list[int], dict[str, int], int, int]:
+    """Offsets of all pieces (and the end), of all labels and constants, the size of the code, its alignment.
+
+    Jumps start short and only ever grow, so this ends; it is what assemblers do.
+    """
+    align = 16
+    jumps = [(number, piece) for number, piece in enumerate(pieces) if type(piece) is _Jump]
+    while True:
+        offsets: list[int] = []
+        labels: dict[str, int] = {}
+        here = 0
+        for piece in pieces:
+            offsets.append(here)
+            kind = type(piece)
+            if kind is bytes:
+                here += len(piece)
+            elif kind is Label:
+                if piece.align > 1:
+                    here += -here % piece.align
+                    align = max(align, piece.align)
+                if piece.name in labels:
+                    raise EncodeError(f"function {function.name}: found label {piece.name!r} twice; expected each once")
+                labels[piece.name] = here
+            elif piece.is_long:
+                here += len(piece.long) + 4
+            else:
+                here += len(piece.short) + 1
+        offsets.append(here)
+        grown = False
+        for number, jump in jumps:
+            if jump.target not in labels:
+                raise EncodeError(f"function {function.name}, row {jump.row.name}: found a jump to {jump.target!r}; "
+                                  "expected a label of the function")
+            if not jump.is_long and not -128 <= labels[jump.target] - offsets[number + 1] <= 127:
+                jump.is_long = grown = True
+        if not grown:
+            break
+    size = here
+    for name, (alignment, content) in function.constants.items():
+        if name in labels:
+            raise EncodeError(f"function {function.name}: found constant {name!r} twice; expected each label once")
+        here += -here % alignment
+        labels[name] = here
+        here += len(content)
+    return offsets, labels, size, align
