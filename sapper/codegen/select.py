@@ -46,6 +46,7 @@ WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "loop",
 _PURE = frozenset(name for name, spec in LANE_OPS.rows.items() if spec.pure) | {
     "load", "load_splat", "s_load", "gather"}
 _CONSTANTS = frozenset(["s_const", "splat_const"])
+_DEFERRABLE = frozenset(["s_add", "s_sub", "s_cmp", "mask_any", "mask_all", "neg"])
 _LIMIT = 2**31
 
 
@@ -346,6 +347,8 @@ class Selector:
         address_uses: dict[Value, int] = {}
         plain_base_uses: dict[Value, int] = {}
         condition_uses: dict[Value, int] = {}
+        signed_uses: dict[Value, int] = {}
+        absorbs_sign = self.rules.ABSORBS_SIGN
         late: list[tuple[Op, Value, int]] = []
         position = 0
         epoch = 0
@@ -384,6 +387,9 @@ class Selector:
                     if foldable is not None and place in foldable and load_epoch.get(value) == epoch \
                             and block_of[value] is block:
                         folded_uses[value] = folded_uses.get(value, 0) + 1
+                if name in absorbs_sign:
+                    for value in operands:
+                        signed_uses[value] = signed_uses.get(value, 0) + 1
                 if loop_stack and name in own_constants:
                     counts = self.loop_constants[loop_stack[-1]]
                     for key in own_constants[name](self, op):
@@ -451,8 +457,7 @@ class Selector:
                         if not op.attributes.get("masked") and op.attributes["dtype"].name in full_width:
                             load_epoch[value] = epoch
                             candidates.append(op)
-                    elif name == "s_add" or name == "s_sub" or name == "s_cmp" or name == "mask_any" \
-                            or name == "mask_all":
+                    elif name in _DEFERRABLE:
                         candidates.append(op)
                     elif name == "bitcast" or name == "cvt" and value.type == operands[0].type:
                         root = alias.get(operands[0], operands[0])
@@ -484,7 +489,7 @@ class Selector:
             name = op.name
             if name == "load" or name == "load_splat":
                 if folded_uses.get(value, 0) != count or count > (1 if name == "load" else
-                                                                  self.rules.MOST_FOLDED_SPLATS):
+                                                                  self.facts.most_folded_splats):
                     continue
             elif name == "s_add" or name == "s_sub":
                 a, b = op.operands
@@ -492,6 +497,9 @@ class Selector:
                     if address_uses.get(value, 0) != count:
                         continue
                 elif name == "s_sub" or plain_base_uses.get(value, 0) != count:
+                    continue
+            elif name == "neg":
+                if signed_uses.get(value, 0) != count:
                     continue
             elif count != 1 or value not in condition_uses:
                 continue
@@ -626,8 +634,8 @@ class Selector:
             return False
         op = stop.op
         loop = self.bounds.get(start)
-        if loop is not None and loop.operands[1] is stop and not self.moved_counter(start):
-            return True
+        if loop is not None and loop.operands[1] is stop:
+            return True  # a counter is below its bound in the whole body
         if op is None:
             return False
         if op.name == "s_add":
@@ -641,11 +649,6 @@ class Selector:
             return all(self.nonempty(start, x, depth - 1) for x in op.operands)
         if op.name == "s_max":
             return any(self.nonempty(start, x, depth - 1) for x in op.operands)
-        return False
-
-    @staticmethod
-    def moved_counter(value: Value) -> bool:
-        """A loop counter is below its bound in the whole body: it changes only when the body is over."""
         return False
 
     def pressure(self, op: Op) -> int:
@@ -729,23 +732,34 @@ class Selector:
             places = self.uses_at.get(argument)
             self.aim(value, register, block, places[-1] if places else self.start[op])
         once = begin is not None and bound is not None and begin + step >= bound
-        needs_counter = not once or self.uses.get(counter, 0) > 0
-        counter_register = self.registers.get(start)
-        if counter_register is None or counter_register in taken or not self.dead(start) \
-                or counter_register in self.reserved or self.alias.get(stop, stop) is self.alias.get(start, start):
-            counter_register = self.new("gpr")
-            if begin is not None:
-                if needs_counter:
-                    self.rules.load_immediate(self, counter_register, begin)
-            else:
-                self.rules.move(self, counter_register, self.scalar(start), start.type)
-        self.registers[counter] = counter_register
-        limit: Operand = Immediate(bound) if bound is not None else self.scalar(stop)
         label = self.new_label(op.attributes.get("label") or "loop")
         after = label + "_end"
         guarded = not self.nonempty(start, stop)
+        counted = self.uses.get(counter, 0) > 0
+        limit: Operand
+        if once and not counted:
+            number, limit = self.new("gpr"), Immediate(0)
+        elif counted:
+            number = self.copied(start, stop, taken)
+            limit = Immediate(bound) if bound is not None else self.scalar(stop)
+        else:
+            # Nobody reads the counter: how much is left is counted down to 0, and the bound needs no register.
+            limit = Immediate(0)
+            if begin is not None and bound is not None:
+                number = self.new("gpr")
+                self.rules.load_immediate(self, number, bound - begin)
+            else:
+                number = self.copied(stop, start, taken, self.end[op])
+                if begin is None:
+                    self.rules.subtract_register(self, number, self.scalar(start))
+                elif begin:
+                    self.rules.add_immediate(self, number, -begin)
+        self.registers[counter] = number
         if guarded:
-            self.rules.compare_branch(self, "ge", counter_register, limit, after)
+            if counted:
+                self.rules.compare_branch(self, "ge", number, limit, after)
+            else:
+                self.rules.compare_branch(self, "le", number, limit, after)
         former = self.hoist(op)
         if not once:
             self.label(label, 1 if op in self.inner_loops else self.facts.loop_align_bytes)
@@ -753,14 +767,34 @@ class Selector:
         if terminator is not None:
             self.position = self.start[terminator]
             self.assign(yields, registers)
-        if not once:
-            self.rules.add_immediate(self, counter_register, step)
-            self.rules.compare_branch(self, "lt", counter_register, limit, label)
+        if not once and counted:
+            self.rules.add_immediate(self, number, step)
+            self.rules.compare_branch(self, "lt", number, limit, label)
+        elif not once:
+            self.rules.subtract_branch(self, number, step, label)
         if guarded:
             self.label(after)
         self.hoisted = former
         self.reserved = former_reserved
         self.position = self.end[op]
+
+    def copied(self, value: Value, other: Value, taken: set[VirtualRegister],
+               until: int | None = None) -> VirtualRegister:
+        """A scalar in a register that may be overwritten: its own if it dies here (before `until`), unless that is
+        wanted for something else."""
+        register = self.registers.get(value)
+        last = self.last_use(value)
+        if register is None or register in taken or register in self.reserved \
+                or last > (self.position if until is None else until) \
+                or self.alias.get(value, value) is self.alias.get(other, other) \
+                or until is not None and self.uses.get(value, 0) > 1:
+            number = self.constant_of(value)
+            register = self.new("gpr")
+            if number is not None:
+                self.rules.load_immediate(self, register, number)
+            else:
+                self.rules.move(self, register, self.scalar(value), value.type)
+        return register
 
     def tasks(self, op: Op) -> None:
         """Ask for the next number until it reaches the total."""
@@ -816,7 +850,6 @@ class Selector:
             self.registers.get(v) is not r
             for v, r in zip(second.terminator.operands if second.terminator else [], registers))
         self.rules.branch_unless(self, op.operands[0], label + "_else" if has_second else label + "_end")
-        known = dict(self.registers)
         for block in (first, second):
             if block is second:
                 if not has_second:
@@ -841,7 +874,6 @@ class Selector:
             if block is first and has_second:
                 self.rules.jump(self, label + "_end")
         self.label(label + "_end")
-        self.registers = known
         for result, register in zip(op.results, registers):
             self.registers[result] = register
         self.reserved = former

@@ -49,10 +49,16 @@ _FOLDS = {"add": _BINARY_BOTH, "mul": _BINARY_BOTH, "and": _BINARY_BOTH, "or": _
           "dot4_u8i8": frozenset([2]), "sqrt": frozenset([0]), "floor": frozenset([0]), "ceil": frozenset([0]),
           "trunc": frozenset([0]), "round": frozenset([0])}
 
+ABSORBS_SIGN = frozenset(["fma"])
+"""Ops that take the negation of any operand for nothing (vfnmadd, vfmsub, vfnmsub)."""
+
 TIED = {"fma": (2, 0, 1), "dot2_bf16": (0,), "dot4_u8i8": (0,), "s_add": (0, 1), "s_sub": (0,), "s_mul": (0, 1),
         "s_and": (0, 1), "s_or": (0, 1), "s_xor": (0, 1), "s_shl": (0,), "s_shr": (0,), "s_sar": (0,),
         "s_min": (0, 1), "s_max": (0, 1)}
 """Operands that an instruction may overwrite with its result."""
+
+
+_OPMASK_FEATURES = frozenset(["avx512f", "avx512bw", "avx512dq", "avx512vl"])
 
 
 class Facts:
@@ -65,7 +71,7 @@ class Facts:
 
     def __init__(self, s: Any, target: Any) -> None:
         self.features: frozenset[str] = frozenset(target.features)
-        self.opmask = {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= self.features
+        self.opmask = _OPMASK_FEATURES <= self.features
         self.vector_bits = 512 if self.opmask else 256
         self.vector_registers = 32 if self.opmask else 16
         self.mask_kind = "mask" if self.opmask else "vec"
@@ -96,6 +102,14 @@ def legal_ops(target: Any) -> frozenset[str]:
     if {"avx512_vnni", "avx512f", "avx512vl"} <= features:
         legal.add("dot4_u8i8")
     return frozenset(legal)
+
+
+def register_file(target: Any) -> Any:
+    """The registers that allocation may use on this target."""
+    from .allocation import register_file as registers
+
+    opmask = _OPMASK_FEATURES <= frozenset(target.features)
+    return registers(512 if opmask else 256, opmask)
 
 
 def folds(s: Any) -> dict[str, frozenset[int]]:
@@ -177,7 +191,7 @@ def make_constant(s: Any, key: Key, register: Any) -> None:
     if key[0] == "k":
         number = s.new("gpr")
         load_immediate(s, number, key[1])
-        s.emit("kmovw.load", register, number)
+        s.emit("kmovw.to_mask", register, number)
     elif key == _ZERO4:
         s.emit("vxorps.128", register, register, register)
     elif key == _ONES:
@@ -240,7 +254,7 @@ def move(s: Any, destination: Any, source: Any, type_: Type) -> None:
         s.emit("mov.64", destination, source)
     elif isinstance(type_, MaskType):
         if s.facts.opmask:
-            s.emit("kmovw", destination, source)
+            s.emit("kmovq", destination, source)
         else:
             s.emit(f"vmovaps.{s.facts.bits4}", destination, source)
     else:
@@ -250,7 +264,7 @@ def move(s: Any, destination: Any, source: Any, type_: Type) -> None:
 def load_immediate(s: Any, register: Any, number: int) -> None:
     number = (number + 2**63) % 2**64 - 2**63
     if number == 0:
-        s.emit("xor.32", register, register, register)
+        s.emit("xor.32", register, register)
     elif 0 < number < 2**32:
         s.emit("mov.32", register, number)
     else:
@@ -263,6 +277,16 @@ def add_immediate(s: Any, register: Any, number: int) -> None:
 
 def add_register(s: Any, register: Any, other: Any) -> None:
     s.emit("add.64", register, other)
+
+
+def subtract_branch(s: Any, register: Any, number: int, label: str) -> None:
+    """Take a number off; jump if what remains is above 0."""
+    s.emit("sub.64", register, number)
+    s.branch("jg", label)
+
+
+def subtract_register(s: Any, register: Any, other: Any) -> None:
+    s.emit("sub.64", register, other)
 
 
 def jump(s: Any, label: str) -> None:
@@ -323,7 +347,7 @@ def test_mask(s: Any, op: Op) -> str:
             s.emit("kortestw" if lanes == 16 else "kortestb", mask, mask)
             return "b"
         bits = s.new("gpr")
-        s.emit("kmovw.store", bits, mask)
+        s.emit("kmovw.from_mask", bits, mask)
     else:
         bits = s.new("gpr")
         s.emit(f"vmovmskps.{s.facts.bits4}", bits, mask)
@@ -445,7 +469,7 @@ def _shift_by(s: Any, name: str, result: Value, a: Value, amount: int) -> None:
         if register is not left:
             s.emit("mov.64", register, left)
     if amount:
-        s.emit(f"{name}.64", register, amount)
+        s.emit(f"{name}.imm.64", register, amount)
 
 
 def _scalar_shift(name: str) -> Rule:
@@ -499,13 +523,13 @@ def divide_scalars(s: Any, a: Any, b: Any, number: int | None) -> tuple[Any, Any
     s.emit("mov.64", fix, remainder)
     if number is None:
         s.emit("xor.64", fix, b)
-        s.emit("sar.64", fix, 63)
+        s.emit("sar.imm.64", fix, 63)
         s.emit("test.64", remainder, remainder)
         s.emit("cmove.64", fix, remainder)
     else:
         if number < 0:
             s.emit("neg.64", fix)
-        s.emit("sar.64", fix, 63)
+        s.emit("sar.imm.64", fix, 63)
     s.emit("add.64", quotient, fix)
     s.emit("and.64", fix, b)
     s.emit("add.64", remainder, fix)
@@ -539,7 +563,7 @@ def s_mod(s: Any, op: Op) -> None:
 def _set_by(s: Any, op: Op, code: str) -> None:
     low = s.new("gpr")
     s.emit(f"set{code}", low)
-    s.emit("movzx.32.8", s.define(op.results[0]), low)
+    s.emit("movzx.8.32", s.define(op.results[0]), low)
 
 
 def s_cmp(s: Any, op: Op) -> None:
@@ -569,9 +593,9 @@ def s_select(s: Any, op: Op) -> None:
         s.emit(f"cmov{code}.64", register, left)
 
 
-_SCALAR_LOADS = {"i64": "mov.64", "f64": "mov.64", "i32": "movsxd", "f32": "mov.32", "i16": "movsx.64.16",
-                 "f16": "movzx.32.16", "bf16": "movzx.32.16", "i8": "movsx.64.8", "u8": "movzx.32.8",
-                 "bool": "movzx.32.8", "b32": "mov.32"}
+_SCALAR_LOADS = {"i64": "mov.64", "f64": "mov.64", "i32": "movsxd", "f32": "mov.32", "i16": "movsx.16.64",
+                 "f16": "movzx.16.32", "bf16": "movzx.16.32", "i8": "movsx.8.64", "u8": "movzx.8.32",
+                 "bool": "movzx.8.32", "b32": "mov.32"}
 
 
 def s_load(s: Any, op: Op) -> None:
@@ -609,14 +633,13 @@ def splat(s: Any, op: Op) -> None:
 
 def splat_register(s: Any, source: Any, register: Any, size: int, bits: int) -> None:
     """A general register's low bytes into every lane."""
-    letter, suffix = ("d", "32") if size == 4 else ("q", "64")
+    letter = "d" if size == 4 else "q"
     if s.facts.opmask:
-        s.emit(f"vpbroadcast{letter}.gpr.{bits}", register, source)
+        s.emit(f"vpbroadcast{letter}.general.{bits}", register, source)
     else:
         low = s.new("vec")
-        s.emit(f"vmov{letter}", low, source)
+        s.emit(f"vmov{letter}.to_vec", low, source)
         s.emit(f"vpbroadcast{letter}.{bits}", register, low)
-    del suffix
 
 
 def iota(s: Any, op: Op) -> None:
@@ -637,9 +660,9 @@ def lane0(s: Any, op: Op) -> None:
     row = s.vector(value)
     register = s.define(op.results[0])
     if dtype_of(value).bits == 64:
-        s.emit("vmovq", register, row)
+        s.emit("vmovq.from_vec", register, row)
     else:
-        s.emit("vmovd", register, row)
+        s.emit("vmovd.from_vec", register, row)
         s.emit("movsxd", register, register)
 
 
@@ -1045,7 +1068,7 @@ def lanes_out(s: Any, row: Any, size: int) -> list[Any]:
             register = s.new("gpr")
             letter = "d" if size == 4 else "q"
             if number == 0:
-                s.emit(f"vmov{letter}", register, part)
+                s.emit(f"vmov{letter}.from_vec", register, part)
             else:
                 s.emit(f"vpextr{letter}", register, part, number)
             found.append(register)
@@ -1059,7 +1082,7 @@ def lanes_in(s: Any, registers: list[Any], size: int, into: Any) -> None:
     parts = []
     for first in range(0, len(registers), per):
         part = s.new("vec")
-        s.emit(f"vmov{letter}", part, registers[first])
+        s.emit(f"vmov{letter}.to_vec", part, registers[first])
         for number in range(1, per):
             s.emit(f"vpinsr{letter}", part, part, registers[first + number], number)
         parts.append(part)
@@ -1181,7 +1204,7 @@ def clamped_count(s: Any, count: Value) -> Any:
     s.emit("mov.32", cut, s.lanes)
     s.emit("cmp.64", source, cut)
     s.emit("cmovl.64", cut, source)
-    s.emit("xor.32", zero, zero, zero)
+    s.emit("xor.32", zero, zero)
     s.emit("test.64", cut, cut)
     s.emit("cmovs.64", cut, zero)
     return cut
@@ -1201,7 +1224,7 @@ def mask_first(s: Any, op: Op) -> None:
             cut = clamped_count(s, op.operands[0])
             s.emit("mov.32", ones, (1 << lanes) - 1)
             s.emit("bzhi.32", bits, ones, cut)
-        s.emit("kmovw.load", register, bits)
+        s.emit("kmovw.to_mask", register, bits)
         return
     if number is not None:
         on = max(0, min(number, lanes))
@@ -1534,7 +1557,7 @@ def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None]) -> No
         on = s.vector(mask)
         bits = s.new("gpr")
         if s.facts.opmask:
-            s.emit("kmovw.store", bits, on)
+            s.emit("kmovw.from_mask", bits, on)
         else:
             s.emit(f"vmovmskps.{s.facts.bits4}", bits, on)
     for lane in range(s.lanes):
@@ -1662,7 +1685,7 @@ def store(s: Any, op: Op) -> None:
     elif size_bits >= 128:
         s.emit(f"vmovntps.{size_bits}" if streaming else f"vmovups.{size_bits}", memory, made)
     else:
-        s.emit("vmovq" if size_bits == 64 else "vmovd", memory, made)
+        s.emit("vmovq.from_vec" if size_bits == 64 else "vmovd.from_vec", memory, made)
 
 
 def store_lane0(s: Any, op: Op) -> None:
@@ -1671,7 +1694,7 @@ def store_lane0(s: Any, op: Op) -> None:
     memory = s.address(op, 1)
     row = s.vector(value)
     if dtype.name in FOLDED_DTYPES:
-        s.emit("vmovd" if dtype.bits == 32 else "vmovq", memory, row)
+        s.emit("vmovd.from_vec" if dtype.bits == 32 else "vmovq.from_vec", memory, row)
     elif dtype.name in ("bf16", "f16"):
         s.emit("vpextrw", memory, narrow(s, dtype.name, row), 0)
     else:
@@ -1722,15 +1745,15 @@ def gather(s: Any, op: Op) -> None:
         if mask is None:
             s.emit("kxnorw", on, on, on)
         else:
-            s.emit("kmovw", on, s.vector(mask))
-        s.emit_masked(f"vgatherd{suffix}.k.{bits}", on, False, register, memory)
+            s.emit("kmovq", on, s.vector(mask))
+        s.emit_masked(f"vgatherd{suffix}.{bits}", on, False, register, memory)
     else:
         on = s.new("vec")
         if mask is None:
             s.emit(f"vpcmpeqd.{bits}", on, on, on)
         else:
             s.emit(f"vmovaps.{bits}", on, s.vector(mask) if dtype.bits == 32 else wide_mask(s, mask))
-        s.emit(f"vgatherd{suffix}.{bits}", register, memory, on)
+        s.emit(f"vgatherd{suffix}.vex.{bits}", register, memory, on)
     wanted = s.target.get(result)
     if wanted is None:
         s.registers[result] = register
@@ -1750,7 +1773,7 @@ def scatter(s: Any, op: Op) -> None:
         if mask is None:
             s.emit("kxnorw", on, on, on)
         else:
-            s.emit("kmovw", on, s.vector(mask))
+            s.emit("kmovq", on, s.vector(mask))
         suffix = "ps" if dtype.bits == 32 else "pd"
         s.emit_masked(f"vscatterd{suffix}.{bits_of(s, dtype)}", on, False, s.memory(start, index, scale, disp), row)
         return
