@@ -4,9 +4,9 @@ q [T, H, G, D]: the queries of T new tokens, token t at position + t. H key/valu
 query head h * G + g does belong to key/value head h. keys, values [H, P, D]: the cache, of which positions
 0 ... position + T - 1 are filled. out [T, H, G, D]. Query t sees the positions 0 ... position + t.
 
-`attention` walks blocks of queries (prefill); a block ends its walk over the cache at the last position that one of its
-queries sees, so a small block skips more of what is masked. `attention_decode` is for one token: the G heads that share a key/value
-head form the tile, so that the cache is read once.
+`attention` walks blocks of queries (prefill); a block ends its walk over the cache at the last position that one of
+its queries sees, so a small block skips more of what is masked. `attention_decode` is for one token: the G heads that
+share a key/value head form the tile, so that the cache is read once.
 
 The running maximum starts at minus infinity. The first tile of positions always holds position 0, which every query
 sees, so after it the maximum is finite and no difference of infinities arises.

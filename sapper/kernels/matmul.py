@@ -227,7 +227,7 @@ def _entry(
         else lambda arguments: reference(arguments, order, activation),
         make_arguments=lambda random, shape: make_arguments(random, shape, order, weight, extra),
         tolerance=Tolerance(
-            1e-5, 2e-5, "a sum of K rounded products near 1 / sqrt(K) in any order: at most 2**-24 * sqrt(K) in practice"
+            1e-5, 2e-5, "a sum of K rounded products near 1 / sqrt(K) in any order: near 2**-24 * sqrt(K) in practice"
         ),
         cases=tuple(case(m, n, k, NUMPY_DTYPES[weight].itemsize, extra) for m, n, k in shapes),
         check_shapes=CHECK_SHAPES,

@@ -163,7 +163,7 @@ def _entry(kernel: Any, form: str, weight: str, shapes: tuple[tuple[int, int], .
         reference=reference,
         make_arguments=lambda random, shape: make_arguments(random, shape, weight, form),
         tolerance=Tolerance(
-            1e-5, 2e-5, "a sum of K rounded products near 1 / sqrt(K) in any order: at most 2**-24 * sqrt(K) in practice"
+            1e-5, 2e-5, "a sum of K rounded products near 1 / sqrt(K) in any order: near 2**-24 * sqrt(K) in practice"
         ),
         cases=tuple(
             Case({"N": n, "K": k}, flops=2 * count * n * k, bytes=count * size * n * k + (4 + extra) * n + vectors * k)

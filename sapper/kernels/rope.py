@@ -19,7 +19,7 @@ from sapper import Tensor, bf16, f32, i32, tiles
 
 from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
-T, H, R, P, G, S = sp.dims("T H R P G S")
+T, H, R, P, G = sp.dims("T H R P G")
 
 
 def turned(x: Array, arguments: Arguments, pair_axis: int) -> Array:
@@ -102,44 +102,44 @@ def rope_interleaved_in_place(
 
 
 def rotate_and_cache_reference(arguments: Arguments) -> dict[str, Array]:
-    qkv, start = arguments["qkv"], arguments["position"]
-    q, keys, values = arguments["q"], arguments["keys"].copy(), arguments["values"].copy()
-    count, heads, groups = qkv.shape[0], q.shape[1], keys.shape[0]
-    k = turned(qkv[:, heads : heads + groups], arguments, 2)
-    keys[:, start : start + count] = k.swapaxes(0, 1).astype(keys.dtype)
-    values[:, start : start + count] = qkv[:, heads + groups :].swapaxes(0, 1).astype(values.dtype)
-    return {"q": turned(qkv[:, :heads], arguments, 2), "keys": keys, "values": values}
+    keys, values = arguments["keys"].copy(), arguments["values"].copy()
+    filled = slice(arguments["position"], arguments["position"] + arguments["q"].shape[0])
+    keys[:, filled] = turned(arguments["k"], arguments, 2).swapaxes(0, 1).astype(keys.dtype)
+    values[:, filled] = arguments["v"].swapaxes(0, 1).astype(values.dtype)
+    return {"q_turned": turned(arguments["q"], arguments, 2), "keys": keys, "values": values}
 
 
 def make_rotate_and_cache(cache_dtype: Any) -> Any:
     """The kernel for a cache of that dtype.
 
-    qkv [T, S = H + 2 * G, 2, R]: H query heads, G key heads, G value heads of each new token; token t stands at
-    position + t. q [T, H, 2, R]: the turned queries. keys, values [G, P, 2, R]: the cache, of which rows
+    q [T, H, 2, R], k and v [T, G, 2, R]: queries, keys and values of new tokens, of which t stands at position + t;
+    they may be views of one buffer. q_turned [T, H, 2, R]. keys, values [G, P, 2, R]: the cache, of which rows
     position ... position + T - 1 are written.
     """
 
     @sp.kernel(name=f"rotate_and_cache_{cache_dtype.name}")
     def rotate_and_cache(
-        qkv: Tensor[f32, T, S, 2, R], cosine: Tensor[f32, P, R], sine: Tensor[f32, P, R], position: i32,
-        q: Tensor[f32, T, H, 2, R], keys: Tensor[cache_dtype, G, P, 2, R], values: Tensor[cache_dtype, G, P, 2, R],
+        q: Tensor[f32, T, H, 2, R], k: Tensor[f32, T, G, 2, R], v: Tensor[f32, T, G, 2, R],
+        cosine: Tensor[f32, P, R], sine: Tensor[f32, P, R], position: i32,
+        q_turned: Tensor[f32, T, H, 2, R],
+        keys: Tensor[cache_dtype, G, P, 2, R], values: Tensor[cache_dtype, G, P, 2, R],
     ):
         for t, h, r in tiles(T, H, R):
             c = cosine[position + t, r]
             s = sine[position + t, r]
-            a = qkv[t, h, 0, r]
-            b = qkv[t, h, 1, r]
-            q[t, h, 0, r] = a * c - b * s
-            q[t, h, 1, r] = a * s + b * c
+            a = q[t, h, 0, r]
+            b = q[t, h, 1, r]
+            q_turned[t, h, 0, r] = a * c - b * s
+            q_turned[t, h, 1, r] = a * s + b * c
         for t, g, r in tiles(T, G, R):
             c = cosine[position + t, r]
             s = sine[position + t, r]
-            a = qkv[t, H + g, 0, r]
-            b = qkv[t, H + g, 1, r]
+            a = k[t, g, 0, r]
+            b = k[t, g, 1, r]
             keys[g, position + t, 0, r] = (a * c - b * s).to(cache_dtype)
             keys[g, position + t, 1, r] = (a * s + b * c).to(cache_dtype)
-            values[g, position + t, 0, r] = qkv[t, H + G + g, 0, r].to(cache_dtype)
-            values[g, position + t, 1, r] = qkv[t, H + G + g, 1, r].to(cache_dtype)
+            values[g, position + t, 0, r] = v[t, g, 0, r].to(cache_dtype)
+            values[g, position + t, 1, r] = v[t, g, 1, r].to(cache_dtype)
 
     return rotate_and_cache
 
@@ -166,9 +166,10 @@ def make_arguments(random: np.random.Generator, shape: Shape, last: str, in_plac
 def cache_arguments(random: np.random.Generator, shape: Shape, dtype: str) -> Arguments:
     t, h, g, r, position = shape["T"], shape["H"], shape["G"], shape["R"], shape["position"]
     cosine, sine = tables(position + t + 3, r)
+    qkv = normal(random, t, h + 2 * g, 2, r)
     return {
-        "qkv": normal(random, t, h + 2 * g, 2, r), "cosine": cosine, "sine": sine, "position": position,
-        "q": unwritten(t, h, 2, r),
+        "q": qkv[:, :h], "k": qkv[:, h : h + g], "v": qkv[:, h + g :],
+        "cosine": cosine, "sine": sine, "position": position, "q_turned": unwritten(t, h, 2, r),
         "keys": normal(random, g, position + t + 3, 2, r, dtype=dtype),
         "values": normal(random, g, position + t + 3, 2, r, dtype=dtype),
     }
