@@ -124,7 +124,7 @@ def finish_lane(lane: Function, target: Any) -> Function:
     from ..lane.math import expand_math
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
-    from ..targets import rules_of
+    from .compile import rules_of
 
     legal = rules_of(target).legal_ops(target)
     check = bool(os.environ.get("SAPPER_VERIFY"))
@@ -150,7 +150,7 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
     lane = finish_lane(to_lane(function, schedule or Schedule(), facts_of(target), specialization), target)
     made = compile_lane(lane, target)
     _trace(made.machine, "allocate", "machine")
-    return Compiled(function.name, made.code, tuple(lane.attributes["slots"]), _tuples(lane.attributes["scratch"]),
+    return Compiled(function.name, made.bytes, tuple(lane.attributes["slots"]), _tuples(lane.attributes["scratch"]),
                     lane.attributes["counters"], stored, lambda: made.text)
 
 
