@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from mpmath import cos, erf, erfc, expm1, linspace, log, log1p, lu_solve, matrix, mp, mpf, pi, sin, sqrt
+from mpmath import cos, erf, erfc, expm1, floor, linspace, log, log1p, lu_solve, matrix, mp, mpf, nint, pi, sin, sqrt
 
 mp.prec = 250
 
@@ -70,8 +70,26 @@ def without_zero(ratio: Real, at_zero: mpf) -> Real:
     return lambda x: at_zero if abs(x) < mpf(10) ** -25 else ratio(x)
 
 
+def split(name: str, value: mpf, parts: int, bits: int, last_bits: int) -> None:
+    """Print a constant as a sum of floats, all but the last of which have `bits` significant bits."""
+    rest = value
+    found = []
+    for part in range(parts):
+        width = bits if part < parts - 1 else last_bits
+        unit = mpf(2) ** (int(floor(log(abs(rest), 2))) + 1 - width)
+        piece = nint(rest / unit) * unit
+        found.append(float(piece))
+        rest -= piece
+    print(f"{name} = ({', '.join(map(repr, found))})")
+
+
 def main() -> None:
     print('"""Coefficients of sapper/lane/math.py, lowest power first: made by tools/fit_polynomials.py."""\n')
+    for bits, width, short in (("F32", 24, 15), ("F64", 53, 41)):
+        split(f"LN2_{bits}", log(2), 2, short, width)
+        split(f"HALF_PI_{bits}", pi / 2, 3, width, width)
+    split("LOG2E_F64", 1 / log(2), 2, 53, 53)
+    print()
     half_ln2 = log(2) / 2 * mpf("1.0002")
     root_low, root_high = sqrt(mpf("0.5")) - 1 - mpf("1e-4"), sqrt(mpf(2)) - 1 + mpf("1e-4")
     quarter_pi = pi / 4 * mpf("1.0005")
@@ -105,14 +123,18 @@ def main() -> None:
         degree = 2 if f32 else 5
         fit(f"COS_{bits}", dtype, without_zero(lambda z: (cos(sqrt(z)) - 1 + z / 2) / z**2, one / 24), lambda z: z**2,
             mpf(0), quarter_pi**2, list(range(degree + 1)), "cos(r) = 1 - z / 2 + z**2 * q(z), z = r**2, |r| <= pi / 4")
-        split = mpf(1)
+        erf_split = mpf(1)
         degree = 7 if f32 else 15
         fit(f"ERF_SMALL_{bits}", dtype, without_zero(lambda z: erf(sqrt(z)) / sqrt(z) - 1, 2 / sqrt(pi) - 1),
-            lambda z: one, mpf(0), split**2, list(range(degree + 1)), "erf(x) = x + x * q(z), z = x**2, |x| <= 1")
+            lambda z: one, mpf(0), erf_split**2, list(range(degree + 1)), "erf(x) = x + x * q(z), z = x**2, |x| <= 1")
         top = mpf(4) if f32 else mpf(6)
-        centre, half = (top + split) / 2, (top - split) / 2
+        centre, half = (top + erf_split) / 2, (top - erf_split) / 2
         degree = 7 if f32 else 18
-        fit(f"ERF_LARGE_{bits}", dtype, lambda u: log(erfc(centre + half * u)), lambda u: erfc(centre + half * u),
+
+        def tail(u: mpf, centre: mpf = centre, half: mpf = half) -> mpf:
+            return erfc(centre + half * u)
+
+        fit(f"ERF_LARGE_{bits}", dtype, lambda u, tail=tail: log(tail(u)), tail,
             -one, one, list(range(degree + 1)),
             f"log(erfc(t)), t = {float(centre)} + {float(half)} * u, 1 <= t <= {int(top)}; absolute, of erf")
 

@@ -2,8 +2,7 @@
 
 Enters: a lane function and the set of op names that the target has. Leaves: the same function without exp, exp2, log,
 log2, tanh, sigmoid, erf, sin, cos, rsqrt, scale_exponent, round, floor, ceil and trunc, save those in the set. Holds:
-results keep their values and places; errors are within the bounds of docs/math.md for f32 and f64 rows; NaN,
-infinities, zeros and denormal numbers come out right. `fma` and the other arithmetic ops are taken to be there.
+results keep their values and places; errors and special values are as docs/math.md says, for f32 and f64 rows. `fma` and the other arithmetic ops are taken to be there.
 
 Constants are `splat_const` ops at the head of the function, each value once, so loops keep them out of their bodies.
 The polynomials are in sapper/lane/polynomials.py, fitted by tools/fit_polynomials.py.
@@ -62,31 +61,11 @@ _FORMATS = {
 }
 
 
-def _split(value: str, parts: int, bits: int) -> tuple[float, ...]:
-    """A decimal as a sum of floats: all but the last keep `bits` significant bits, so a small integer times each of
-    them is exact in the wider significand."""
-    from fractions import Fraction
-
-    rest = Fraction(value)
-    found = []
-    for part in range(parts):
-        exponent = math.frexp(float(rest))[1]
-        unit = Fraction(2) ** (exponent - bits)
-        piece = Fraction(float(rest)) if part == parts - 1 else Fraction(round(rest / unit)) * unit
-        found.append(float(piece))
-        rest -= piece
-    return tuple(found)
-
-
-_LN2 = "0.693147180559945309417232121458176568075500134360255254120680009"
-_HALF_PI = "1.57079632679489661923132169163975144209858469968755291048747230"
-
 # Cody and Waite, "Software Manual for the Elementary Functions", 1980: x - n ln 2 without cancellation error, as
-# n has at most 8 (11) bits and the first part leaves as many free.
-_LN2_PARTS = {ROW_F32: _split(_LN2, 2, 15), ROW_F64: _split(_LN2, 2, 41)}
-# Full-width parts: fma forms each product exactly. Three of them reach |x| of some 1e5 in f32.
-_HALF_PI_PARTS = {ROW_F32: _split(_HALF_PI, 3, 24), ROW_F64: _split(_HALF_PI, 3, 53)}
-_LOG2E_PARTS = _split("1.44269504088896340735992468100189213742664595415298593413544940", 2, 53)
+# n has at most 8 (11) bits and the first part leaves as many free. pi / 2 has full-width parts, whose products fma
+# forms exactly; three of them reach |x| of some 1e5 in f32.
+_LN2_PARTS = {ROW_F32: polynomials.LN2_F32, ROW_F64: polynomials.LN2_F64}
+_HALF_PI_PARTS = {ROW_F32: polynomials.HALF_PI_F32, ROW_F64: polynomials.HALF_PI_F64}
 
 
 class _Emitter:
@@ -291,7 +270,7 @@ def _log2(e: _Emitter, x: Value) -> Value:
         result = e.fma(f, e.polynomial(f, polynomials.LOG2_F32), f)
     else:
         natural = e.log1p_f64(f, None)
-        high, low = _LOG2E_PARTS
+        high, low = polynomials.LOG2E_F64
         result = e.fma(natural, e.constant(high), e.mul(natural, e.constant(low)))
     return e.finish_log(x, e.add(exponent, result))
 
@@ -442,14 +421,14 @@ def expand_math(function: Function, legal: frozenset[str]) -> int:
 
 def _expand_block(block: Block, wanted: frozenset[str], emitter: _Emitter) -> int:
     count = 0
-    if any([op.name in wanted for op in block.ops]):
+    if any(op.name in wanted for op in block.ops):
         ops: list[Op] = []
         for op in block.ops:
             if op.name not in wanted:
                 ops.append(op)
                 continue
             old = op.results[0]
-            emitter.format = _FORMATS[old.type]  # type: ignore[index]
+            emitter.format = _FORMATS[old.type]
             emitter.location = op.location
             emitter.ops = ops
             new = _EXPANSIONS[op.name](emitter, *op.operands)
