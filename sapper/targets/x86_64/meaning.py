@@ -1057,3 +1057,102 @@ def bit_test(size: int) -> Meaning:
 
 def swap_bytes(size: int) -> Meaning:
     return lambda a: int.from_bytes(a.to_bytes(size // 8, "little"), "big")
+
+
+# --- Running a row ------------------------------------------------------------------------------------------------
+
+def _read(operand: Any, raw: Any) -> Any:
+    """An operand's raw value (bytes of a vector or of memory, or an int) as its meaning takes it."""
+    if not isinstance(raw, np.ndarray):
+        return raw
+    if operand.index_bits == 0 and operand.memory_bits:
+        size_bytes = operand.memory_bits // 8
+        if len(raw) > size_bytes:
+            raw = raw[:size_bytes]
+        elif operand.broadcast_bits and len(raw) == operand.broadcast_bits // 8:
+            raw = np.tile(raw, size_bytes // len(raw))
+    if operand.kind == "gpr" or operand.kind == "mask":
+        return int.from_bytes(raw.tobytes(), "little")
+    return raw.view(f"{operand.dtype[0]}{int(operand.dtype[1:]) // 8}") if operand.dtype else \
+        int.from_bytes(raw.tobytes(), "little")
+
+
+def _lanes_on(mask: int, lanes: int) -> Array:
+    return np.array([mask >> i & 1 for i in range(lanes)], bool)
+
+
+def _merge(row: Any, result: Array, old: Array, first: Any, mask: int, zeroing: bool) -> Array:
+    """`result` under the opmask. old: lanes of the destination before, at least as many."""
+    lanes = len(result)
+    if row.packing:
+        on = _lanes_on(mask, lanes)
+        out = np.zeros_like(result) if zeroing else old[:lanes].copy()
+        if row.packing == "compress":
+            out[:on.sum()] = result[on]
+        else:
+            out[on] = result[:on.sum()]
+        return out
+    if row.scalar:
+        if mask & 1:
+            return result
+        out = result.copy()
+        out[0] = 0 if zeroing else old[0]
+        return out
+    off = np.zeros_like(result) if zeroing else (first if row.blend else old)[:lanes]
+    # Through the bits, so that a NaN keeps its payload.
+    bits = f"u{result.itemsize}"
+    return np.where(_lanes_on(mask, lanes), result.view(bits), off.view(bits)).view(result.dtype)
+
+
+def execute(
+    row: Any,
+    operands: list[Any],
+    in_memory: tuple[bool, ...],
+    mask: int | None = None,
+    zeroing: bool = False,
+    flags: dict[str, int] | None = None,
+    implicit: tuple[int, ...] = (),
+) -> tuple[list[Any], list[int], dict[str, int], int | None]:
+    """Run a row's meaning, opmask included.
+
+    operands: one raw value for each explicit operand, before the instruction: uint8 arrays (a whole vector register of
+        the operand's bits, the bytes of memory, one broadcast element, or the gathered elements), ints for general
+        registers, masks and immediates. in_memory: which of them are memory. implicit: of `row.implicit_reads`.
+    Returns (operands afterwards, values of `row.implicit_writes`, defined flags written, opmask afterwards).
+    Raises ValueError for a row without a meaning, OverflowError where the processor would trap.
+    """
+    if row.meaning is None:
+        raise ValueError(f"row {row.name}: found no meaning; expected a row that computes values")
+    specs = row.operands
+    reads = [_read(o, v) for o, v in zip(specs, operands, strict=True) if o.reads or o.role == "a"]
+    if row.flags_read:
+        reads.append(flags)
+    result = row.meaning(*reads, *implicit)
+    values: list[Any] = list(result) if isinstance(result, tuple) else [result]
+    written_flags = values.pop() if values and isinstance(values[-1], dict) else {}
+    after = list(operands)
+    for position, operand in enumerate(specs):
+        if not operand.writes:
+            continue
+        value = values.pop(0)
+        if operand.kind == "mask" and not in_memory[position]:
+            after[position] = (pack_bits(value) if isinstance(value, np.ndarray) else int(value)) \
+                & (-1 if mask is None else mask) & ((1 << 64) - 1)
+        elif operand.kind == "gpr" and not in_memory[position]:
+            after[position] = int(value) & ((1 << operand.bits) - 1)
+        elif not isinstance(value, np.ndarray):
+            size_bytes = operand.memory_bits // 8
+            number = int(value) & ((1 << operand.memory_bits) - 1)
+            after[position] = np.frombuffer(number.to_bytes(size_bytes, "little"), np.uint8)
+        else:
+            old = operands[position]
+            value = np.ascontiguousarray(value)
+            if mask is not None:
+                view = old[:len(old) // value.itemsize * value.itemsize].view(value.dtype)
+                value = _merge(row, value, view, reads[0] if row.blend else None, mask, zeroing)
+            raw = value.view(np.uint8)
+            size_bytes = len(old) if in_memory[position] else operand.bits // 8
+            out = np.zeros(size_bytes, np.uint8)
+            out[:min(len(raw), size_bytes)] = raw[:size_bytes]
+            after[position] = out
+    return after, [int(v) for v in values], written_flags, 0 if row.masking == "required" and mask is not None else mask
