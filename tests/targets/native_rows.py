@@ -167,8 +167,10 @@ def wrap(case: Case, number: int, wide: bool) -> list[Any]:
 
 
 HOSTILE = {
-    "f4": np.array([0, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC12345, 0x7F800001, 0xFFA00000, 1, 0x80000001,
-                    0x7FFFFF, 0x800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x3F800000, 0xBF800000, 0x3F000000, 0x4B000001, 0x4F000000,
+    "f4": np.array([0, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC12345, 0x7F800001, 0xFFA00000, 1,
+                    0x80000001,
+                    0x7FFFFF, 0x800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x3F800000, 0xBF800000, 0x3F000000, 0x4B000001,
+                    0x4F000000,
                     0xCF000000, 0x5F000000, 0x40200000, 0xBFC00000, 0x477FE000, 0x477FF000, 0x33000000], np.uint32),
     "f8": np.array([0, 1 << 63, 0x7FF << 52, 0xFFF << 52, 0x7FF8 << 48, 0xFFF8123456789ABC, 0x7FF0000000000001, 1,
                     (1 << 63) + 1, 0xFFFFFFFFFFFFF, 1 << 52, 0x7FEFFFFFFFFFFFFF, 0x3FF << 52, 0xBFF << 52, 0x3FE << 52,
@@ -193,7 +195,8 @@ def fill(array: np.ndarray, dtype: str, style: int, random_state: np.random.Gene
             values = np.round(random_state.standard_normal(count) * 4) / 2
             raw = values.astype(f"f{size}").view(np.uint8)
     elif style == 1:
-        edge = np.array([0, 1, (1 << 8 * size) - 1, 1 << 8 * size - 1, (1 << 8 * size - 1) - 1, 2, 3, 8 * size, 8 * size - 1],
+        edge = np.array([0, 1, (1 << 8 * size) - 1, 1 << 8 * size - 1, (1 << 8 * size - 1) - 1, 2, 3, 8 * size,
+                         8 * size - 1],
                         np.uint64).astype(f"u{size}")
         if size == 2:
             edge = np.concatenate([edge, HOSTILE["f2"], np.array([0x7F80, 0xFF80, 0x7FC0, 0x7F81, 0x80, 0x7F, 0x8001],
@@ -223,7 +226,8 @@ def prepare(case: Case, style: int, block: np.ndarray, random_state: np.random.G
                 indices = random_state.permutation(limit)[:lanes].astype(f"i{index_bits // 8}")
                 block[640:640 + spec.index_bits // 8] = indices.view(np.uint8)
         elif isinstance(operand, Register) and operand.kind == "gpr":
-            fill(block[GENERAL + 8 * operand.number:GENERAL + 8 * operand.number + 8], f"u{spec.bits}", style, random_state)
+            fill(block[GENERAL + 8 * operand.number:GENERAL + 8 * operand.number + 8], f"u{spec.bits}", style,
+                 random_state)
     if case.row.mnemonic == "vdpbf16ps" and style >= 2:
         # Pairs of bf16 of moderate size, so that both products and the accumulator weigh in.
         for start in (*(64 * n for n in range(2, 9)), MEMORY):
@@ -297,7 +301,8 @@ def expected(case: Case, before: np.ndarray) -> tuple[np.ndarray, int]:
     flag_word = word(before, FLAGS)
     flags = {name: flag_word >> bit & 1 for name, bit in FLAG_BITS.items()}
     mask = word(before, MASKS + 8) if instruction.mask is not None else None
-    results, implicit_out, flags_out, mask_out = execute(row, values, tuple(in_memory), mask, instruction.zeroing, flags, implicit)
+    results, implicit_out, flags_out, mask_out = execute(row, values, tuple(in_memory), mask, instruction.zeroing,
+                                                         flags, implicit)
     after = before.copy()
 
     def put(offset: int, number: int) -> None:
@@ -327,7 +332,8 @@ def expected(case: Case, before: np.ndarray) -> tuple[np.ndarray, int]:
         elif spec.bits == 8:
             after[GENERAL + 8 * operand.number] = value  # type: ignore[union-attr]
         elif spec.bits == 16:
-            after[GENERAL + 8 * operand.number:][:2] = np.frombuffer(value.to_bytes(2, "little"), np.uint8)  # type: ignore[union-attr]
+            after[GENERAL + 8 * operand.number:][:2] = np.frombuffer(value.to_bytes(2, "little"),
+                                                                     np.uint8)  # type: ignore[union-attr]
         else:
             put(GENERAL + 8 * operand.number, value)  # type: ignore[union-attr]
     if mask_out is not None:
@@ -419,7 +425,8 @@ def main(progress_path: str, seed: int) -> None:
             except Exception as error:
                 blamed[case.row.name] = blamed.get(case.row.name, 0) + 1
                 if blamed[case.row.name] == 1:
-                    differences.append(f"{case.row.name}: {print_instruction(case.instruction)}: meaning raised {error!r}")
+                    text = print_instruction(case.instruction)
+                    differences.append(f"{case.row.name}: {text}: meaning raised {error!r}")
                 continue
             native(pointer)
             runs += 1

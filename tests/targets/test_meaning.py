@@ -16,7 +16,8 @@ from sapper.targets.x86_64.instructions import ROWS
 from sapper.targets.x86_64.meaning import execute
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_RUN = {"syscall", "int3", "ud2", "ret", "call", "call.indirect", "jmp", "jmp.indirect", "push", "pop", "pushfq", "popfq",
+NOT_RUN = {"syscall", "int3", "ud2", "ret", "call", "call.indirect", "jmp", "jmp.indirect", "push", "pop", "pushfq",
+           "popfq",
            "cpuid", "xgetbv", "rdtsc", "rdtscp", "vldmxcsr", "vstmxcsr"}
 
 
@@ -87,7 +88,8 @@ def test_nan_payload_of_the_first_operand_wins_quieted() -> None:
 
 
 def test_gather_clears_its_mask_and_keeps_lanes_that_are_off() -> None:
-    after, _, _, mask = execute(ROWS["vgatherdps.128"], [vector(9, 9, 9, 9), vector(1, 2, 3, 4)], (False, True), mask=0b0011)
+    after, _, _, mask = execute(ROWS["vgatherdps.128"], [vector(9, 9, 9, 9), vector(1, 2, 3, 4)], (False, True),
+                                mask=0b0011)
     assert after[0].view("f4").tolist() == [1, 2, 9, 9]
     assert mask == 0
 

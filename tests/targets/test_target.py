@@ -76,7 +76,8 @@ class Processor:
             part = b"An invented processor".ljust(48, b"\0")[16 * (leaf - 0x80000002):][:16]
             return tuple(int.from_bytes(part[i:i + 4], "little") for i in (0, 4, 8, 12))  # type: ignore[return-value]
         if leaf == 4:
-            level, kind, size = ((1, 1, 48 << 10), (1, 2, 32 << 10), (2, 3, 2 << 20), (3, 3, 60 << 20), (0, 0, 0))[min(subleaf, 4)]
+            level, kind, size = ((1, 1, 48 << 10), (1, 2, 32 << 10), (2, 3, 2 << 20), (3, 3, 60 << 20),
+                                 (0, 0, 0))[min(subleaf, 4)]
             return level << 5 | kind, 63, max(0, size // 64 - 1), 0
         out = [0, 0, 0, 0]
         for name in self.features:

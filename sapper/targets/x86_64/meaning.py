@@ -787,9 +787,10 @@ def float_to_half(a: Array, imm: int) -> Array:
         near = a.astype(np.float16)
         mode = 0 if imm & 4 else imm & 3
         wide = near.astype(np.float32)
-        down = {1: wide > a, 2: np.zeros(len(a), bool), 3: (wide > a) & (a > 0)}.get(mode)
-        up = {1: np.zeros(len(a), bool), 2: wide < a, 3: (wide < a) & (a < 0)}.get(mode)
-        if down is not None:
+        none = np.zeros(len(a), bool)
+        if mode:
+            down = (wide > a) & ((a > 0) | (mode != 3)) if mode != 2 else none
+            up = (wide < a) & ((a < 0) | (mode != 3)) if mode != 1 else none
             near = np.where(down, np.nextafter(near, np.float16(-np.inf)), near)
             near = np.where(up, np.nextafter(near, np.float16(np.inf)), near)
             near = np.copysign(near, a.astype(np.float16))
@@ -875,7 +876,7 @@ def low_bits(size: int) -> Meaning:
 
 
 def test_vector(signs_of: int) -> Meaning:
-    """vptest (signs_of 0) and vtestps, vtestpd (sign bits of lanes of so many bits): z if a & b is 0, c if ~a & b is."""
+    """vptest (signs_of 0), vtestps, vtestpd (sign bits of lanes of so many bits): z if a & b is 0, c if ~a & b is."""
     def compute(a: Array, b: Array) -> dict[str, int]:
         both, rest = a & b, ~a & b
         if signs_of:
