@@ -97,6 +97,7 @@ def allocate(function: MachineFunction, abi: Abi, no_spill: bool = False) -> All
         spilled = _choose_spills(flow, ranges, classes, crowded, work) if crowded else []
         if not spilled:
             spilled = classes.colour()
+            crowded = []
         if not spilled:
             return _emit(work, flow, classes, result)
         if no_spill:
@@ -129,7 +130,7 @@ class _Classes:
         self.flow = flow
         self.ranges = ranges
         self.work = work
-        self.moves = set(flow.moves)
+        self.moves: set[int] = set()  # places of copies of all that anyone looks at
         count = len(flow.nodes)
         self.parent = list(range(count))
         self.points = ranges.points[:]
@@ -180,6 +181,7 @@ class _Classes:
             source = flow.uses[place][0]
             if flow.kind_of[target] != flow.kind_of[source] or not self._copy_bits_suffice(place, target, source):
                 continue
+            self.moves.add(place)
             while parent[target] != target:
                 target = parent[target]
             while parent[source] != source:
@@ -203,8 +205,6 @@ class _Classes:
             self.members.setdefault(first, [first]).extend(self.members.pop(second, [second]))
             if second in self.hints:
                 self.hints.setdefault(first, []).extend(self.hints.pop(second))
-            if self.widths is not None:
-                self.widths[first] = max(self.widths[first], self.widths[second])
 
     def find(self, node: int) -> int:
         """The class of a node: its lowest member."""
@@ -448,10 +448,10 @@ def _choose_spills(
     return spilled
 
 
-def _is_constant(instruction: Instruction, facts: RowFacts, slots: list[Slot]) -> bool:
+def _is_constant(instruction: Instruction, facts: RowFacts, home: Slot | None) -> bool:
     """The instruction writes operand 0 only, from immediates and constants beside the code, and touches no flags.
 
-    A load from a slot of the frame counts too: the slot holds while a register loaded from it is wanted.
+    A load from the slot that is home to all of the class counts too: it holds while registers loaded from it are used.
     """
     if facts.flow != NEXT or facts.writes or facts.reads or facts.writes_flags or facts.reads_flags or facts.side_effects:
         return False
@@ -468,7 +468,7 @@ def _is_constant(instruction: Instruction, facts: RowFacts, slots: list[Slot]) -
         if kind is Memory:
             if operand.label is not None and operand.base is None and operand.index is None:  # type: ignore[union-attr]
                 continue
-            if any(slot.memory is operand for slot in slots):
+            if home is not None and operand is home.memory:
                 continue
         return False
     return True
@@ -490,10 +490,17 @@ def _constant_definition(
             facts = work.facts[instruction.row]  # type: ignore[union-attr]
             if place in classes.moves and classes.find(flow.uses[place][0]) == node:
                 continue  # a copy inside the class
-            if definition is not None or not _is_constant(instruction, facts, work.slots):  # type: ignore[arg-type]
+            home = _home(work, flow, classes.members.get(node, [node]))
+            if definition is not None or not _is_constant(instruction, facts, home):  # type: ignore[arg-type]
                 return None
             definition = place
     return definition
+
+
+def _home(work: _Work, flow: Flow, members: list[int]) -> Slot | None:
+    """The slot that all members have their copy in, or None."""
+    homes = [work.home.get(flow.nodes[member]) for member in members]  # type: ignore[arg-type]
+    return homes[0] if all(home is homes[0] for home in homes) else None
 
 
 def _replace(operand: Operand, names: dict[VirtualRegister, VirtualRegister]) -> Operand:
@@ -532,7 +539,8 @@ def _spill(
 ) -> None:
     """Rewrite the code so that the spilled classes live in the frame, or are made again, between crowded places.
 
-    Each stretch of a block between two places that are crowded and do not name the class loads it once.
+    Each stretch of a block between two places that are crowded and do not name the class loads it once. When no
+    place is crowded (physical registers are in the way), each instruction loads it for itself.
     """
     abi = work.abi
     body = work.source.body
@@ -545,6 +553,7 @@ def _spill(
     names: dict[VirtualRegister, int] = {}
     by_node: dict[int, int] = {}
     dropped: set[int] = set()
+    had_home: set[int] = set()  # their definitions are already stored
     for root in spilled:
         members = classes.members.get(root, [root])
         for member in members:
@@ -555,9 +564,10 @@ def _spill(
             constant[root] = body[definition]  # type: ignore[assignment]
             dropped.add(definition)
             continue
-        home = next((work.home[m] for m in map(flow.nodes.__getitem__, members) if m in work.home), None)  # type: ignore
+        home = _home(work, flow, members)
         if home is not None:
             slot_of[root] = home
+            had_home.add(root)
             continue
         bits = max(classes.widths[member] for member in members)
         kind = flow.kinds[flow.kind_of[root]]
@@ -580,7 +590,7 @@ def _spill(
     new_origin: list[int] = []
     current: dict[int, VirtualRegister] = {}  # class -> the register that holds it here
     touches: dict[VirtualRegister, int] = {}
-    had_home = {root for root in spilled if any(flow.nodes[m] in work.home for m in classes.members.get(root, [root]))}
+    unstored: set[int] = set()  # classes written whose store, of an earlier round, has not come yet
 
     def fresh(root: int) -> VirtualRegister:
         register = VirtualRegister(flow.kinds[flow.kind_of[root]], work.next_number)
@@ -625,6 +635,9 @@ def _spill(
             continue
         if place in dropped:
             continue
+        if not crowded:
+            for root in [root for root in current if root not in unstored]:
+                del current[root]
         named: list[int] = []
         for group in (flow.uses[place], flow.changes[place], flow.writes[place]):
             for node in group:
@@ -634,7 +647,7 @@ def _spill(
             for kind, excess in enumerate(crowded):
                 if place in excess:
                     for root in crowded_roots[kind]:
-                        if root not in named:
+                        if root not in named and root not in unstored:
                             current.pop(root, None)
         if not named:
             new_body.append(item)
@@ -667,8 +680,13 @@ def _spill(
         new_body.append(_renamed(item, facts, reading, writing))
         new_origin.append(work.origin[place])
         for root in named:
-            if root in written and root in slot_of and root not in had_home:
-                store(root, current[root], item)
+            if root in written and root in slot_of:
+                if root in had_home:
+                    unstored.add(root)
+                else:
+                    store(root, current[root], item)
+            elif root in unstored and item.operands[0] is slot_of[root].memory:
+                unstored.discard(root)
     work.minimal.update(register for register, count in touches.items() if count <= 1)
     work.source = MachineFunction(work.source.name, new_body, work.source.constants)
     work.origin = new_origin
@@ -682,6 +700,8 @@ def _renamed(
 ) -> Instruction:
     """The instruction with operands that it writes renamed by `writing`, all others by `reading`."""
     mask = instruction.mask
+    if is_idiom(instruction, facts):
+        reading = writing  # nothing is read: all operands are the register written
     return Instruction(
         instruction.row,
         [
@@ -767,7 +787,6 @@ def _emit(work: _Work, flow: Flow, classes: _Classes, result: Allocation) -> All
         if (
             place in moves
             and operands[0] == operands[1]
-            and classes._copy_bits_suffice(place, flow.writes[place][0], flow.uses[place][0])
         ):
             continue
         mask = item.mask  # type: ignore[union-attr]

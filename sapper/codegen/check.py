@@ -126,20 +126,31 @@ class _Checker:
                 self.widen(item.mask, 64)
                 if facts.mask_access & WRITE:
                     definitions.setdefault(self.value(item.mask), []).append(None)
-        # A value is a constant if all its definitions are the same one, directly or through copies.
-        known: dict[int, Any] = {}
+        # A value is a constant if all its definitions are the same one, directly or through copies, round loops too:
+        # no definition speaks against it until one is found that does.
+        known: dict[int, Any] = {}  # absent: nothing known yet; None: no constant
         changed = True
         while changed:
             changed = False
             for bit, made in definitions.items():
-                if bit in known:
+                if bit in known and known[bit] is None:
                     continue
-                signatures = [known.get(m) if type(m) is int else m for m in made]
-                if signatures[0] is not None and all(s == signatures[0] for s in signatures):
-                    known[bit] = signatures[0]
-                    changed = True
+                meet: list[Any] = []
+                for m in made:
+                    if m is None or m[0] != "copy":
+                        meet.append(m)
+                    elif not self.whole(m[1], m[2], m[3]) or m[2] not in definitions:
+                        meet.append(None)
+                    elif m[2] in known:
+                        meet.append(known[m[2]])
+                if meet:
+                    found = meet[0] if all(m == meet[0] for m in meet) else None
+                    if bit not in known or known[bit] != found:
+                        known[bit] = found
+                        changed = True
         for bit, signature in known.items():
-            self.constants[signature] = self.constants.get(signature, 0) | bit
+            if signature is not None:
+                self.constants[signature] = self.constants.get(signature, 0) | bit
 
     def widen(self, register: Any, width: int) -> None:
         index = self.value(register).bit_length() - 1
@@ -165,10 +176,10 @@ class _Checker:
         return tuple(parts)
 
     def definition(self, item: Instruction, facts: RowFacts, position: int) -> Any:
-        """A signature, the bit of a register copied in full, or None."""
+        """A signature, ("copy", value written, value read, bits), or None."""
         copied = self.copied(item, facts)
         if copied is not None:
-            return copied[1]
+            return ("copy", *copied, facts.move_bits)
         return self.signature(item, facts) if position == 0 else None
 
     def copied(self, item: Instruction, facts: RowFacts) -> tuple[int, int] | None:
@@ -267,8 +278,9 @@ class _Checker:
             return (_COPY, at, copied[0], copied[1])
         signature = self.signature(old, facts)
         if signature is not None and type(old.operands[0]) is VirtualRegister:
-            # It may be made again later; until then nothing holds it.
-            return (_ORIGINAL, at, [], [], self.value(old.operands[0]))
+            # It may be made again anywhere if it is this constant always; else no place holds it from here on.
+            value = self.value(old.operands[0])
+            return (_ORIGINAL, at, [], [], value & ~self.constants.get(signature, 0))
         raise self.fail(at, f"{old.row.name} {old.operands} of the code before allocation is missing")
 
     def slot(self, at: int, memory: Memory, bits: int) -> int:
