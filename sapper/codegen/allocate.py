@@ -658,6 +658,8 @@ def _spill(
             new_origin.append(work.origin[place])
             continue
         assert isinstance(item, Instruction)
+        if len(item.operands) == 2 and named[0] in had_home and item.operands[1] is slot_of[named[0]].memory:
+            continue  # loaded from where it lives: each use loads it anew
         read = {by_node[n] for n in flow.uses[place] + flow.changes[place] if n in by_node}
         written = {by_node[n] for n in flow.writes[place] + flow.changes[place] if n in by_node}
         facts = work.facts[item.row]
