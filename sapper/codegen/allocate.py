@@ -62,7 +62,7 @@ class Allocation:
 class _Work:
     """The code on its way: spilling rewrites it and the next round reads it afresh."""
 
-    __slots__ = ("abi", "facts", "home", "minimal", "moves", "next_number", "origin", "slots", "source")
+    __slots__ = ("abi", "bits_of", "facts", "home", "minimal", "moves", "next_number", "origin", "slots", "source")
 
     def __init__(self, source: MachineFunction, abi: Abi) -> None:
         self.source = MachineFunction(source.name, source.body, source.constants)
@@ -71,6 +71,7 @@ class _Work:
         self.origin = list(range(len(source.body)))
         self.slots: list[Slot] = []
         self.home: dict[VirtualRegister, Slot] = {}  # registers that already have a copy in the frame
+        self.bits_of: dict[VirtualRegister, int] = {}  # how wide registers are that stand for a wider one in places
         self.minimal: set[VirtualRegister] = set()  # spilling these gains nothing
         self.moves: list[int] = []  # places of the copies in the code given
         self.next_number = 0
@@ -160,7 +161,7 @@ class _Classes:
         if bits >= self.work.abi.full_bits[self.flow.kinds[self.flow.kind_of[first]]]:
             return True
         if self.widths is None:
-            self.widths = value_bits(self.work.source, self.flow, self.work.abi)
+            self.widths = value_bits(self.work, self.flow)
         return max(self.widths[first], self.widths[second]) <= bits
 
     def _coalesce(self) -> None:
@@ -345,12 +346,12 @@ class _Classes:
         return best
 
 
-def value_bits(function: MachineFunction, flow: Flow, abi: Abi) -> list[int]:
+def value_bits(work: _Work, flow: Flow) -> list[int]:
     """For each node the most bits that any row reads or writes of it; addresses count in full."""
-    bits = [0] * len(flow.nodes)
+    table = work.facts
     node_of = flow.node_of
-    table = facts_table(abi)
-    for item in function.body:
+    bits = [0] * flow.physical + [work.bits_of.get(n, 0) for n in flow.nodes[flow.physical :]]  # type: ignore[arg-type]
+    for item in work.source.body:
         if type(item) is Label:
             continue
         facts = table[item.row]  # type: ignore[union-attr]
@@ -371,7 +372,7 @@ def value_bits(function: MachineFunction, flow: Flow, abi: Abi) -> list[int]:
         if type(item.mask) is VirtualRegister:  # type: ignore[union-attr]
             bits[node_of[item.mask]] = 64  # type: ignore[union-attr]
     for node in range(flow.physical):
-        bits[node] = abi.full_bits.get(flow.kinds[flow.kind_of[node]], 0)
+        bits[node] = work.abi.full_bits.get(flow.kinds[flow.kind_of[node]], 0)
     return bits
 
 
@@ -546,16 +547,18 @@ def _spill(
     body = work.source.body
     touched = _touched_places(flow, classes)
     if classes.widths is None:
-        classes.widths = value_bits(work.source, flow, abi)
+        classes.widths = value_bits(work, flow)
     constant: dict[int, Instruction] = {}
     slot_of: dict[int, Slot] = {}
     round_slots: list[tuple[Slot, int]] = []
     names: dict[VirtualRegister, int] = {}
     by_node: dict[int, int] = {}
+    bits_of_class: dict[int, int] = {}
     dropped: set[int] = set()
     had_home: set[int] = set()  # their definitions are already stored
     for root in spilled:
         members = classes.members.get(root, [root])
+        bits_of_class[root] = max(classes.widths[member] for member in members)
         for member in members:
             by_node[member] = root
             names[flow.nodes[member]] = root  # type: ignore[index]
@@ -569,7 +572,7 @@ def _spill(
             slot_of[root] = home
             had_home.add(root)
             continue
-        bits = max(classes.widths[member] for member in members)
+        bits = bits_of_class[root]
         kind = flow.kinds[flow.kind_of[root]]
         size_bytes = max(bits, 64 if kind != "vec" else 128) // 8
         for position, (slot, busy) in enumerate(round_slots):
@@ -598,6 +601,7 @@ def _spill(
         if root in slot_of:
             work.home[register] = slot_of[root]
         touches[register] = 0
+        work.bits_of[register] = bits_of_class[root]
         return register
 
     def reload(root: int, like: Instruction) -> VirtualRegister:
@@ -654,6 +658,8 @@ def _spill(
             new_origin.append(work.origin[place])
             continue
         assert isinstance(item, Instruction)
+        if len(item.operands) == 2 and named[0] in had_home and item.operands[1] is slot_of[named[0]].memory:
+            continue  # loaded from where it lives: each use loads it anew
         read = {by_node[n] for n in flow.uses[place] + flow.changes[place] if n in by_node}
         written = {by_node[n] for n in flow.writes[place] + flow.changes[place] if n in by_node}
         facts = work.facts[item.row]

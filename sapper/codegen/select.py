@@ -750,10 +750,8 @@ class Selector:
                 self.rules.load_immediate(self, number, bound - begin)
             else:
                 number = self.copied(stop, start, taken, self.end[op])
-                if begin is None:
+                if begin != 0:
                     self.rules.subtract_register(self, number, self.scalar(start))
-                elif begin:
-                    self.rules.add_immediate(self, number, -begin)
         self.registers[counter] = number
         if guarded:
             if counted:

@@ -295,7 +295,7 @@ class Generator:
             self.define(target)
         elif random_number < 0.91:
             target = self.target("mask")
-            put("vcmpps.512", target, some("vec"), some("vec"), Immediate(1))
+            put("vcmpps.k.512", target, some("vec"), some("vec"), Immediate(1))
             self.define(target)
         elif random_number < 0.94:
             put("vaddps.512", some("vec"), some("vec"), some("vec"), mask=some("mask"))
