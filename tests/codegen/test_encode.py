@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sapper.codegen.encode import EncodeError, encode, encode_instruction
-from sapper.codegen.machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register
+from sapper.codegen.encode import encode
+from sapper.codegen.machine import Immediate, Instruction, Label, MachineFunction, Memory, Register
 from sapper.codegen.print import print_function, print_instruction
-from sapper.ir.nodes import Location
 from sapper.targets.x86_64.instructions import ROWS, Operand, Row
 
 needs_as = pytest.mark.skipif(shutil.which("as") is None, reason="GNU as is not installed")
@@ -64,7 +63,8 @@ def forms(row: Row) -> Iterator[Instruction]:
             if letter == "i":
                 bits = operand.immediate_bits or operand.bits
                 values = {8: [0, 1, 5, 127, 200], 16: [3, 127, 128, 1000], 32: [1, 5, 127, 128, -128, -129, 2147483647],
-                          64: [1, -1] if "m" in signature else [1, -1, 2147483648, -2147483649, 0x123456789ABCDEF0]}[bits]
+                          64: [1, -1] if "m" in signature
+                          else [1, -1, 2147483648, -2147483649, 0x123456789ABCDEF0]}[bits]
                 choices.append([Immediate(v) for v in values])
             elif letter == "m":
                 choices.append(list(addresses(operand, evex)))
@@ -108,7 +108,8 @@ def forms(row: Row) -> Iterator[Instruction]:
                     yield Instruction(row, [*base[:place], address, *base[place + 1:]])  # type: ignore[list-item]
                 address = Memory(gpr(2), broadcast=True)
                 if row.masking:
-                    yield Instruction(row, [*base[:place], address, *base[place + 1:]], k(4), row.masking == "kz")  # type: ignore[list-item]
+                    yield Instruction(row, [*base[:place], address, *base[place + 1:]], k(4),
+                                      row.masking == "kz")  # type: ignore[list-item]
             elif letter == "m" and evex_only and row.masking:
                 yield Instruction(row, list(base), k(5))  # type: ignore[arg-type]
 

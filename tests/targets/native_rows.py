@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import random
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,7 +52,6 @@ def g(number: int) -> Register:
 def cases_of(row: Row, wide: bool) -> Iterator[Case]:
     """Register, memory, broadcast, masked and zeroed forms of one row."""
     specs = row.operands
-    immediates = {"compare": range(32)}.get("compare" if row.mnemonic.startswith("vcmpp") else "", None)
     forms: list[tuple[str, ...]] = []
     kinds: list[list[str]] = []
     for spec in specs:
@@ -79,8 +77,10 @@ def cases_of(row: Row, wide: bool) -> Iterator[Case]:
         if not any(_fits(row, signature)):
             # A row of which one operand must be memory (loads, gathers, moves of lane 0).
             continue
-        values = [None] if "i" not in form else list(immediates or
-                                                     ((0, 1, 2, 3, 5, 0x1B, 0x93, 0xE4, 0xFF) if row.length else (0, 1, 7, 31, 40, 127)))
+        values: list[int | None] = [None]
+        if "i" in form:
+            values = list(range(32) if row.mnemonic.startswith("vcmpp") else
+                          (0, 1, 2, 3, 5, 0x1B, 0x93, 0xE4, 0xFF) if row.length else (0, 1, 7, 31, 40, 127))
         for value in values:
             operands = _operands(row, form, value)
             variants: list[tuple[Register | None, bool]] = [(None, False)]
@@ -167,8 +167,10 @@ def wrap(case: Case, number: int, wide: bool) -> list[Any]:
 
 
 HOSTILE = {
-    "f4": np.array([0, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC12345, 0x7F800001, 0xFFA00000, 1, 0x80000001,
-                    0x7FFFFF, 0x800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x3F800000, 0xBF800000, 0x3F000000, 0x4B000001, 0x4F000000,
+    "f4": np.array([0, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC12345, 0x7F800001, 0xFFA00000, 1,
+                    0x80000001,
+                    0x7FFFFF, 0x800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x3F800000, 0xBF800000, 0x3F000000, 0x4B000001,
+                    0x4F000000,
                     0xCF000000, 0x5F000000, 0x40200000, 0xBFC00000, 0x477FE000, 0x477FF000, 0x33000000], np.uint32),
     "f8": np.array([0, 1 << 63, 0x7FF << 52, 0xFFF << 52, 0x7FF8 << 48, 0xFFF8123456789ABC, 0x7FF0000000000001, 1,
                     (1 << 63) + 1, 0xFFFFFFFFFFFFF, 1 << 52, 0x7FEFFFFFFFFFFFFF, 0x3FF << 52, 0xBFF << 52, 0x3FE << 52,
@@ -193,7 +195,8 @@ def fill(array: np.ndarray, dtype: str, style: int, random_state: np.random.Gene
             values = np.round(random_state.standard_normal(count) * 4) / 2
             raw = values.astype(f"f{size}").view(np.uint8)
     elif style == 1:
-        edge = np.array([0, 1, (1 << 8 * size) - 1, 1 << 8 * size - 1, (1 << 8 * size - 1) - 1, 2, 3, 8 * size, 8 * size - 1],
+        edge = np.array([0, 1, (1 << 8 * size) - 1, 1 << 8 * size - 1, (1 << 8 * size - 1) - 1, 2, 3, 8 * size,
+                         8 * size - 1],
                         np.uint64).astype(f"u{size}")
         if size == 2:
             edge = np.concatenate([edge, HOSTILE["f2"], np.array([0x7F80, 0xFF80, 0x7FC0, 0x7F81, 0x80, 0x7F, 0x8001],
@@ -223,7 +226,13 @@ def prepare(case: Case, style: int, block: np.ndarray, random_state: np.random.G
                 indices = random_state.permutation(limit)[:lanes].astype(f"i{index_bits // 8}")
                 block[640:640 + spec.index_bits // 8] = indices.view(np.uint8)
         elif isinstance(operand, Register) and operand.kind == "gpr":
-            fill(block[GENERAL + 8 * operand.number:GENERAL + 8 * operand.number + 8], f"u{spec.bits}", style, random_state)
+            fill(block[GENERAL + 8 * operand.number:GENERAL + 8 * operand.number + 8], f"u{spec.bits}", style,
+                 random_state)
+    if case.row.mnemonic == "vdpbf16ps" and style >= 2:
+        # Pairs of bf16 of moderate size, so that both products and the accumulator weigh in.
+        for start in (*(64 * n for n in range(2, 9)), MEMORY):
+            values = (random_state.standard_normal(32) * 4.0 ** random_state.integers(-2, 3, 32)).astype(np.float32)
+            block[start:start + 64] = (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
     if style == 3:
         block[MASKS + 8:MASKS + 16] = 0 if random_state.integers(2) else 255
     flags = int(random_state.integers(0, 64))
@@ -252,10 +261,7 @@ def gathered(case: Case, spec: Any, block: np.ndarray) -> tuple[np.ndarray, np.n
     index_bits = index_size(case.row)
     indices = block[640:640 + spec.index_bits // 8].view(f"i{index_bits // 8}").astype(np.int64)
     size = spec.memory_bits // 8
-    register = case.row.operands[1 if case.row.operands[0].index_bits else 0]
-    length = case.row.length
-    lanes = min(len(indices), max(1, length // max(spec.memory_bits, index_bits)))
-    del register
+    lanes = min(len(indices), max(1, case.row.length // max(spec.memory_bits, index_bits)))
     offsets = MEMORY + indices[:lanes] * size
     return offsets, np.concatenate([block[o:o + size] for o in offsets])
 
@@ -295,7 +301,8 @@ def expected(case: Case, before: np.ndarray) -> tuple[np.ndarray, int]:
     flag_word = word(before, FLAGS)
     flags = {name: flag_word >> bit & 1 for name, bit in FLAG_BITS.items()}
     mask = word(before, MASKS + 8) if instruction.mask is not None else None
-    results, implicit_out, flags_out, mask_out = execute(row, values, tuple(in_memory), mask, instruction.zeroing, flags, implicit)
+    results, implicit_out, flags_out, mask_out = execute(row, values, tuple(in_memory), mask, instruction.zeroing,
+                                                         flags, implicit)
     after = before.copy()
 
     def put(offset: int, number: int) -> None:
@@ -325,7 +332,8 @@ def expected(case: Case, before: np.ndarray) -> tuple[np.ndarray, int]:
         elif spec.bits == 8:
             after[GENERAL + 8 * operand.number] = value  # type: ignore[union-attr]
         elif spec.bits == 16:
-            after[GENERAL + 8 * operand.number:][:2] = np.frombuffer(value.to_bytes(2, "little"), np.uint8)  # type: ignore[union-attr]
+            after[GENERAL + 8 * operand.number:][:2] = np.frombuffer(value.to_bytes(2, "little"),
+                                                                     np.uint8)  # type: ignore[union-attr]
         else:
             put(GENERAL + 8 * operand.number, value)  # type: ignore[union-attr]
     if mask_out is not None:
@@ -417,13 +425,18 @@ def main(progress_path: str, seed: int) -> None:
             except Exception as error:
                 blamed[case.row.name] = blamed.get(case.row.name, 0) + 1
                 if blamed[case.row.name] == 1:
-                    differences.append(f"{case.row.name}: {print_instruction(case.instruction)}: meaning raised {error!r}")
+                    text = print_instruction(case.instruction)
+                    differences.append(f"{case.row.name}: {text}: meaning raised {error!r}")
                 continue
             native(pointer)
             runs += 1
             found = tolerant(case, block, wanted) if case.row.tolerance else block.copy()
             status = (word(found, FLAGS) ^ word(wanted, FLAGS)) & defined
             found[FLAGS:FLAGS + 8] = wanted[FLAGS:FLAGS + 8]
+            if case.row.name in ("cmpxchg.32", "bsf.32", "bsr.32"):
+                # Processors differ in whether a register that keeps its value is extended with zeros.
+                for n in (0, 8):
+                    wanted[GENERAL + 8 * n + 4:GENERAL + 8 * n + 8] = found[GENERAL + 8 * n + 4:GENERAL + 8 * n + 8]
             wrong = np.flatnonzero(found != wanted)
             if len(wrong) or status:
                 blamed[case.row.name] = blamed.get(case.row.name, 0) + 1
@@ -466,5 +479,4 @@ def load(pages: bytes) -> int:
 
 
 if __name__ == "__main__":
-    random.seed(0)
     main(sys.argv[1], int(sys.argv[2]))
