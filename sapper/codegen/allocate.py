@@ -346,6 +346,12 @@ class _Classes:
         return best
 
 
+def joined_registers(function: MachineFunction, flow: Flow, ranges: Ranges, abi: Abi) -> list[int]:
+    """For each node the class that copies join it to, before any spilling (for schedule.py)."""
+    classes = _Classes(flow, ranges, _Work(function, abi))
+    return [classes.find(node) for node in range(len(flow.nodes))]
+
+
 def value_bits(work: _Work, flow: Flow) -> list[int]:
     """For each node the most bits that any row reads or writes of it; addresses count in full."""
     table = work.facts
