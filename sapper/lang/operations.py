@@ -385,7 +385,8 @@ class Operations:
         key = (name, *operands, type.axes, *attributes.values())
         for known in reversed(self.known):
             if key in known:
-                return known[key]
+                found: Value = known[key]
+                return found
         value: Value = self.builder.value(name, operands, type, **attributes)
         self.known[-1][key] = value
         return value
