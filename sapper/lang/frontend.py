@@ -426,11 +426,11 @@ class Frontend(Accesses):
             second = self.reordered(second, first)
         self.builder.block = then
         self.close_block_quietly(outside)
+        self.check_leaving(name, first, node)
+        self.check_leaving(name, second, node)
         if first.type != second.type:
             self.fail("branch-type", f"the branches give {name} different types", node,
                       f"{first.type}, and {second.type}", "one type", self.type_mend(first, second))
-        self.check_leaving(name, first, node)
-        self.check_leaving(name, second, node)
         return first, second, weak
 
     def close_block_quietly(self, outside: Block) -> None:
