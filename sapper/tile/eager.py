@@ -33,7 +33,7 @@ from .interpret import bind_arguments
 from .ops import UNARY_FLOAT
 from .semantics import Array, Axes
 
-Literal = python.bool | python.int | python.float
+Literal = bool | int | float
 """A number of Python's own: it takes the dtype of what it meets."""
 
 
@@ -124,7 +124,7 @@ class Tile:
     __hash__ = None  # type: ignore[assignment]
     __array_ufunc__ = None  # a NumPy number on the left leaves the operation to the tile
 
-    def __init__(self, array: Array, axes: Axes, dtype: DType, weak: python.bool = False) -> None:
+    def __init__(self, array: Array, axes: Axes, dtype: DType, weak: bool = False) -> None:
         self.array = np.asarray(array)
         self.axes = axes
         self.dtype = dtype
@@ -147,17 +147,17 @@ class Tile:
         if self.axes:
             _fail("scalar-needed", f"{what} of a tile", repr(self).splitlines()[0], "a scalar",
                   "use where(condition, a, b), or reduce the tile first")
-        return self.array.item() if self.dtype.bits >= 32 or not self.dtype.is_float else python.float(self.array)
+        return self.array.item() if self.dtype.bits >= 32 or not self.dtype.is_float else float(self.array)
 
-    def __bool__(self) -> python.bool:
+    def __bool__(self) -> bool:
         if self.dtype is not bool_:
             _fail("scalar-needed", "a condition that is no bool", str(self.dtype), "bool", "compare it, as in x != 0")
-        return python.bool(self._one("the truth value"))
+        return bool(self._one("the truth value"))
 
-    def __index__(self) -> python.int:
+    def __index__(self) -> int:
         if not self.dtype.is_integer:
             _fail("scalar-needed", "an integer is needed", str(self.dtype), "an integer scalar")
-        return python.int(self._one("an integer value"))
+        return int(self._one("an integer value"))
 
     def __add__(self, other: Any) -> Any:
         return _binary("add", self, other)
@@ -270,7 +270,7 @@ class Axis(Tile):
 
     __slots__ = ("start", "stop")
 
-    def __init__(self, name: str, start: python.int, stop: python.int) -> None:
+    def __init__(self, name: str, start: int, stop: int) -> None:
         super().__init__(np.arange(start, stop, dtype=np.int64), (name,), index)
         self.start = start
         self.stop = stop
@@ -347,7 +347,7 @@ _BITWISE = frozenset(("and", "or", "xor", "not"))
 
 def _plain(value: Any) -> Any:
     """A value of the author's as a Tile or a Python number; anything else is an error."""
-    if isinstance(value, Tile | python.bool | python.int | python.float):
+    if isinstance(value, Tile | bool | int | float):
         return value
     if isinstance(value, DimExpression):
         return Tile(np.asarray(value.__index__(), np.int64), (), index)
@@ -360,7 +360,7 @@ def _plain(value: Any) -> Any:
 
 
 def _dtype(dtype: Any) -> DType:
-    dtype = bool_ if dtype is python.bool or dtype is _bool else dtype
+    dtype = bool_ if dtype is bool or dtype is _bool else dtype
     if not isinstance(dtype, DType):
         _fail("bad-argument", "a dtype is needed", repr(dtype), "a dtype such as f32")
     return dtype
@@ -368,9 +368,9 @@ def _dtype(dtype: Any) -> DType:
 
 def _literal(value: Literal, dtype: DType) -> Tile:
     """A Python number as a scalar of a dtype."""
-    if isinstance(value, python.bool) != (dtype is bool_):
+    if isinstance(value, bool) != (dtype is bool_):
         _fail("literal-dtype", "a bool meets numbers, or a number bools", f"{value!r} and {dtype}", "one kind")
-    if isinstance(value, python.float) and not dtype.is_float:
+    if isinstance(value, float) and not dtype.is_float:
         _fail("literal-dtype", "a float literal with an integer tile", f"{value!r} and {dtype}",
               "an integer", "write x.to(f32)")
     if dtype.is_integer:
@@ -401,7 +401,7 @@ def _as_tile(value: Any, dtype: DType) -> Tile:
 
 def _default_dtype(value: Literal) -> DType:
     """What a Python number is where nothing says otherwise."""
-    return bool_ if isinstance(value, python.bool) else i32 if isinstance(value, python.int) else f32
+    return bool_ if isinstance(value, bool) else i32 if isinstance(value, int) else f32
 
 
 def _weak_dtype(value: Any) -> DType | None:
@@ -411,7 +411,7 @@ def _weak_dtype(value: Any) -> DType | None:
     return value.dtype if value.weak else None
 
 
-def _pair(a: Any, b: Any) -> tuple[Tile, Tile, python.bool]:
+def _pair(a: Any, b: Any) -> tuple[Tile, Tile, bool]:
     """Two operands brought to one dtype, and whether the result is weak: numbers follow the other operand; index takes
     in i32 and i64."""
     a, b = _plain(a), _plain(b)
@@ -468,9 +468,9 @@ def _unary(name: str, x: Tile) -> Tile:
 
 
 def _power(x: Tile, power: Any) -> Tile:
-    if isinstance(power, python.float) and power.is_integer():
-        power = python.int(power)
-    if not isinstance(power, python.int) or isinstance(power, python.bool) or not -16 <= power <= 16:
+    if isinstance(power, float) and power.is_integer():
+        power = int(power)
+    if not isinstance(power, int) or isinstance(power, bool) or not -16 <= power <= 16:
         _fail("power", "** needs a small constant integer", repr(power), "an integer from -16 to 16",
               "write exp(log(x) * y)")
     if power < 0 and not x.dtype.is_float:
@@ -478,7 +478,7 @@ def _power(x: Tile, power: Any) -> Tile:
     if power == 0:
         return Tile(np.ones_like(x.array), x.axes, x.dtype, x.weak)
     result: Tile | None = None
-    square, left = x, python.abs(power)
+    square, left = x, abs(power)
     while True:
         if left & 1:
             result = square if result is None else _binary("mul", result, square)
@@ -512,19 +512,19 @@ def _contract(a: Any, b: Any) -> Tile:
     return Tile(semantics.contract(a.array, a.axes, b.array, b.axes, over, onto, result), onto, result)
 
 
-def _whole_number(value: Any) -> python.int:
+def _whole_number(value: Any) -> int:
     """An int, dimension or integer scalar as an int."""
     value = _plain(value)
-    if isinstance(value, python.float | python.bool):
+    if isinstance(value, float | bool):
         _fail("bad-range", "a bound that is no integer", repr(value), "an integer")
     return value.__index__()  # type: ignore[no-any-return]
 
 
-def _bounds(extent: Any) -> tuple[python.int, python.int]:
+def _bounds(extent: Any) -> tuple[int, int]:
     return (extent.start, extent.stop) if isinstance(extent, Span) else (0, _whole_number(extent))
 
 
-def _scalar_index(value: python.int) -> Tile:
+def _scalar_index(value: int) -> Tile:
     return Tile(np.asarray(value, np.int64), (), index)
 
 
@@ -537,14 +537,14 @@ class Context:
     dims: extents by name. tile_sizes: see run.
     """
 
-    def __init__(self, dims: Mapping[str, python.int],
-                 tile_sizes: Mapping[str, python.int] | python.int | None = None) -> None:
+    def __init__(self, dims: Mapping[str, int],
+                 tile_sizes: Mapping[str, int] | int | None = None) -> None:
         self.dims = dims
         self.tile_sizes = tile_sizes
         self._copies: dict[FunctionType, FunctionType] = {}
-        self._used: dict[str, python.int] = {}
+        self._used: dict[str, int] = {}
 
-    def dim(self, name: str) -> python.int:
+    def dim(self, name: str) -> int:
         """The extent of a symbolic dimension in this call."""
         if name not in self.dims:
             _fail("unbound-dim", "a dimension that no parameter has", name, ", ".join(self.dims))
@@ -589,7 +589,7 @@ class Context:
 
     # Loops, ranges and axes.
 
-    def _axis_names(self, count: python.int) -> list[tuple[str, str]]:
+    def _axis_names(self, count: int) -> list[tuple[str, str]]:
         """For each of count axes, the author's name and one that is unique in this run."""
         names = _assigned_names()
         if len(names) != count:
@@ -609,16 +609,16 @@ class Context:
         for (name, unique), extent in zip(self._axis_names(len(extents)), extents, strict=True):
             start, stop = _bounds(extent)
             size = self.tile_sizes.get(name) if isinstance(self.tile_sizes, Mapping) else self.tile_sizes
-            size = python.max(1, stop - start) if size is None else size
-            steps.append([Axis(unique, at, python.min(at + size, stop))
-                          for at in python.range(start, stop, size)])
+            size = max(1, stop - start) if size is None else size
+            steps.append([Axis(unique, at, min(at + size, stop))
+                          for at in range(start, stop, size)])
         return self._walk(steps)
 
     def each(self, *extents: Any) -> Iterator[Any]:
         """Index scalars, the last one fastest."""
         if not extents:
             _fail("bad-range", "each() without an extent", "", "each(B, ...)")
-        return self._walk([[_scalar_index(at) for at in python.range(*_bounds(extent))] for extent in extents])
+        return self._walk([[_scalar_index(at) for at in range(*_bounds(extent))] for extent in extents])
 
     @staticmethod
     def _walk(steps: Sequence[Sequence[Any]]) -> Iterator[Any]:
@@ -628,7 +628,7 @@ class Context:
         """An axis that is one tile."""
         start, stop = _bounds(extent)
         ((_, unique),) = self._axis_names(1)
-        return Axis(unique, start, python.max(start, stop))
+        return Axis(unique, start, max(start, stop))
 
     def span(self, start: Any, stop: Any) -> Span:
         """A range with a start."""
@@ -637,7 +637,7 @@ class Context:
     def range(self, *bounds: Any) -> Iterator[Tile]:
         """Python's range, over index scalars."""
         numbers = [_whole_number(bound) for bound in bounds]
-        return (_scalar_index(at) for at in python.range(*numbers))
+        return (_scalar_index(at) for at in range(*numbers))
 
     # Tiles from nothing.
 
@@ -671,7 +671,7 @@ class Context:
 
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         """a where the condition holds, else b."""
-        if isinstance(condition, python.bool):
+        if isinstance(condition, bool):
             return a if condition else b
         chosen = _as_tile(condition, bool_)
         if chosen.dtype is not bool_:
@@ -748,7 +748,7 @@ class Context:
 def _constant_function(name: str, x: Any) -> Any:
     """A function of a Python number is one, as precise as Python has it."""
     if name == "abs":
-        return python.abs(x)
+        return abs(x)
     return float(semantics.elementwise(name, [np.asarray(float(x))], f64))
 
 
@@ -775,15 +775,15 @@ def _range(*bounds: Any) -> Iterator[Tile]:
 
 
 def _float(value: Any = 0.0) -> Any:
-    return value.to(f32) if isinstance(value, Tile) else python.float(value)
+    return value.to(f32) if isinstance(value, Tile) else float(value)
 
 
 def _int(value: Any = 0) -> Any:
-    return value.to(i32) if isinstance(value, Tile) else python.int(value)
+    return value.to(i32) if isinstance(value, Tile) else int(value)
 
 
 def _bool(value: Any = False) -> Any:
-    return value.to(bool_) if isinstance(value, Tile) else python.bool(value)
+    return value.to(bool_) if isinstance(value, Tile) else bool(value)
 
 
 _OVERLAY: dict[str, Any] = {
@@ -792,7 +792,7 @@ _OVERLAY: dict[str, Any] = {
 }
 
 
-def _is_ours(module: str | None) -> python.bool:
+def _is_ours(module: str | None) -> bool:
     """Whether a module's functions are the language, or libraries that know nothing of tiles."""
     root = (module or "").split(".")[0]
     if root == "sapper":
