@@ -15,7 +15,7 @@ from ..ir.types import TensorType, TileType, bool_, index
 from .affine import Affine, extreme, never_meet
 from .dims import Dim, DimExpression
 from .errors import KernelError
-from .operations import Axis, Frame, LoopScope, Operations, is_tensor
+from .operations import Axis, Frame, LoopScope, Operations, axes_of, dims_of, dtype_of, is_tensor
 
 
 class Access:
@@ -45,7 +45,7 @@ class Accesses(Operations):
         """tensor[items]"""
         values, forms = self.indices(tensor, items, node, item_nodes)
         self.at(node)
-        type = TileType(tensor.type.dtype, self.joined_axes(*values) if values else ())  # type: ignore[union-attr]
+        type = TileType(dtype_of(tensor), self.joined_axes(*values) if values else ())
         result = self.builder.value("load", [tensor, *values], type)
         self.levels[result] = self.level
         self.accesses.append(Access(tensor, False, forms, values, node, self.frame, self.guards))
@@ -62,7 +62,7 @@ class Accesses(Operations):
         dtype = type.dtype
         value = self.operand(value, value_node)
         if isinstance(value, Value):
-            have = value.type.dtype  # type: ignore[union-attr]
+            have = dtype_of(value)
             if have != dtype and value not in self.weak:
                 self.fail("store-dtype", f"a value of {have.name} is stored to tensor {tensor.name} of {dtype.name}",
                           value_node, have.name, dtype.name, f"write {self.text(value_node)}.to({dtype.name})")
@@ -70,7 +70,7 @@ class Accesses(Operations):
             value = self.cast(value, dtype, value_node, value_node)
         value = self.value(value, dtype, value_node)
         spanned = self.joined_axes(*values) if values else ()
-        lacking = [axis for axis in value.type.axes if axis not in spanned]  # type: ignore[union-attr]
+        lacking = [axis for axis in axes_of(value) if axis not in spanned]
         if lacking:
             names = ", ".join(lacking)
             self.fail("store-axes", f"the stored value spans {names}, the index of {tensor.name} does not", node,
@@ -95,10 +95,10 @@ class Accesses(Operations):
                 self.fail("subscript", "this is no index", item_node, self.describe(item), "an axis or an integer",
                           "bring an axis with whole(...) and index with it; axes are named, so None is not needed")
             item = self.operand(item, item_node)
-            if isinstance(item, bool) or isinstance(item, float) or (
-                    isinstance(item, Value) and item.type.dtype.kind not in "xiu"):  # type: ignore[union-attr]
+            if isinstance(item, (bool, float)) or (
+                    isinstance(item, Value) and dtype_of(item).kind not in "xiu"):
                 mend = f"write {self.text(item_node)}.to(i32)"
-                if isinstance(item, Value) and item.type.dtype == bool_:  # type: ignore[union-attr]
+                if isinstance(item, Value) and dtype_of(item) == bool_:
                     mend = "write where(...) on the values"
                 self.fail("gather-dtype", f"index {dimension} of {tensor.name} is no integer", item_node,
                           self.describe(item), "an integer", mend)
@@ -135,7 +135,8 @@ class Accesses(Operations):
             self.dimension(value, node)
             return Affine(0, {value.name: 1})
         if isinstance(value, DimExpression) and value.op in ("add", "sub"):
-            return self.dim_form(value.left, node).plus(self.dim_form(value.right, node), 1 if value.op == "add" else -1)
+            return self.dim_form(value.left, node).plus(self.dim_form(value.right, node),
+                                                        1 if value.op == "add" else -1)
         if isinstance(value, DimExpression) and value.op == "mul":
             left, right = self.dim_form(value.left, node), self.dim_form(value.right, node)
             if not left.terms:
@@ -149,7 +150,7 @@ class Accesses(Operations):
     # Proofs.
 
     def check_bounds(self, tensor: Value, dimension: int, form: Affine, node: Any) -> None:
-        extent = tensor.type.dims[dimension]  # type: ignore[union-attr]
+        extent = dims_of(tensor)[dimension]
         symbol = form.single
         if symbol is not None:
             bounds = self.range_of(symbol) if not isinstance(symbol, str) else None
@@ -248,7 +249,8 @@ class Accesses(Operations):
         self.fail_at(other, "read-after-write",
                      f"{tensor} is read and written, and iterations along {names} may meet",
                      "a read of what another element of the same tile may write",
-                     "the same index in both, or another tensor", f"walk {names} with each(...), or write to another tensor")
+                     "the same index in both, or another tensor",
+                     f"walk {names} with each(...), or write to another tensor")
 
     def fail_at(self, access: Access, kind: str, headline: str, found: str, expected: str, mend: str) -> None:
         raise KernelError(kind, headline, access.frame.parsed.location(access.node), found, expected, mend)

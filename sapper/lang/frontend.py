@@ -18,11 +18,24 @@ from ..ir.types import DType, TensorType, TileType, bool_, f32, i32, index
 from . import builtins as surface
 from .access import Accesses
 from .affine import Affine
-from .dims import DimExpression
+from .dims import OPERATORS, Dim, DimExpression
 from .errors import KernelError
 from .kernel import Kernel
 from .liveness import analyse, assigned_names
-from .operations import INDEX, MOVABLE, Axis, Frame, LoopRange, LoopScope, Span, is_tensor, is_tile, near
+from .operations import (
+    INDEX,
+    MOVABLE,
+    Axis,
+    Frame,
+    LoopRange,
+    LoopScope,
+    Span,
+    axes_of,
+    dtype_of,
+    is_tensor,
+    is_tile,
+    near,
+)
 from .source import SourceUnavailable, parse_function
 
 BINARY_OPERATORS: dict[type[ast.operator], str] = {
@@ -127,7 +140,7 @@ class Frontend(Accesses):
         if self.static:  # the proofs compared dimensions by name; from here on the fixed ones are numbers
             for value in function.arguments:
                 if isinstance(value.type, TensorType):
-                    value.type = TensorType(value.type.dtype, tuple(
+                    value.type = TensorType(dtype_of(value), tuple(
                         self.static.get(d, d) if isinstance(d, str) else d for d in value.type.dims))
             function.attributes["dims"] = [n for n in self.dim_names if n not in self.static]
         used = {operand for op in function.walk() for operand in op.operands}
@@ -181,7 +194,8 @@ class Frontend(Accesses):
         mend = near(name, known)
         if name in surface.NAMES:
             mend = f"from sapper import {name}"
-        self.fail("unknown-name", f"{name} is not defined", node, name, "a name defined in the kernel or around it", mend)
+        self.fail("unknown-name", f"{name} is not defined", node, name, "a name defined in the kernel or around it",
+                  mend)
 
     def bind(self, name: str, value: Any, node: ast.AST) -> None:
         if isinstance(value, Value) and not value.name and value.op is not None:
@@ -200,7 +214,7 @@ class Frontend(Accesses):
                 self.fail("unsupported-statement", f"{STATEMENT_WORDS.get(kind, kind.lower())} in a kernel", statement,
                           f"a {kind} statement", "assignments, for, if, calls, assert and return",
                           STATEMENT_MENDS.get(kind, ""))
-            returned = handler(self, statement)
+            returned: Returned | None = handler(self, statement)
             if returned is not None:
                 if isinstance(statement, ast.Return) and position != last:
                     self.fail("return-in-the-middle", "statements follow a return", statement, "a return",
@@ -246,7 +260,8 @@ class Frontend(Accesses):
 
     def define_function(self, node: ast.FunctionDef) -> None:
         if node.decorator_list:
-            self.fail("unsupported-statement", "a decorated function in a kernel", node, ast.unparse(node.decorator_list[0]),
+            self.fail("unsupported-statement", "a decorated function in a kernel", node,
+                      ast.unparse(node.decorator_list[0]),
                       "a plain function", "define it outside the kernel")
         self.bind(node.name, LocalFunction(node, self.frame), node)
 
@@ -269,7 +284,8 @@ class Frontend(Accesses):
                           f"{len(target.elts)} values")
             same = isinstance(value_node, ast.Tuple) and len(value_node.elts) == len(value)
             for position, (element, part) in enumerate(zip(target.elts, value, strict=True)):
-                self.assign_to(element, part, value_node.elts[position] if same else value_node)  # type: ignore[attr-defined]
+                self.assign_to(element, part,
+                               value_node.elts[position] if same else value_node)  # type: ignore[attr-defined]
         elif isinstance(target, ast.Subscript):
             items, nodes = self.subscript_items(target)
             self.store(self.evaluate(target.value), items, value, target, nodes, value_node)
@@ -288,7 +304,8 @@ class Frontend(Accesses):
                       ast.unparse(target), "a name or an element of a tensor")
         tensor = self.evaluate(target.value)
         if not is_tensor(tensor):
-            self.fail("subscript", "only a tensor's elements can be assigned", target, self.describe(tensor), "a tensor")
+            self.fail("subscript", "only a tensor's elements can be assigned", target, self.describe(tensor),
+                      "a tensor")
         items, nodes = self.subscript_items(target)
         before = self.load(tensor, items, target, nodes)
         after = self.apply(node.op, before, self.evaluate(node.value), node, target, node.value)
@@ -336,11 +353,11 @@ class Frontend(Accesses):
         merged: list[tuple[str, Value, Value, bool]] = []
         live = frame.live.get(node, ())
         for name in assigned_names([node]):
-            place = then_at.get(name) or other_at.get(name) or node
+            written_at = then_at.get(name) or other_at.get(name) or node
             if name not in live:
                 env[name] = Gone("missing-branch", "is not bound after the if", f"assign {name} before the if")
                 continue
-            values = []
+            values: list[Any] = []
             for branch_env in (then_env, other_env):
                 value = branch_env.get(name)
                 if name not in branch_env or (isinstance(value, Gone) and value.kind == "missing-branch"):
@@ -356,10 +373,11 @@ class Frontend(Accesses):
             if values[0] is values[1] or self.same_object(values[0], values[1]):
                 env[name] = values[0]
                 continue
-            merged.append((name, *self.merge(name, values[0], values[1], then, other, place)))
+            merged.append((name, *self.merge(name, values[0], values[1], then, other, written_at)))
         self.at(node)
-        for block, column in ((then, 1), (other, 2)):
-            block.ops.append(Op("yield", [entry[column] for entry in merged], (), None, None, self.builder.location))  # type: ignore[misc]
+        place = self.builder.location
+        then.ops.append(Op("yield", [entry[1] for entry in merged], (), None, None, place))
+        other.ops.append(Op("yield", [entry[2] for entry in merged], (), None, None, place))
         op = self.builder.add("if", [test], [entry[1].type for entry in merged], [then, other])
         for (name, _, _, weak), result in zip(merged, op.results, strict=True):
             self.levels[result] = self.level
@@ -390,7 +408,7 @@ class Frontend(Accesses):
         self.builder.block = other
         b = self.operand(b, node)
         weak = all(not isinstance(v, Value) or v in self.weak for v in (a, b))
-        dtypes = [v.type.dtype if isinstance(v, Value) else self.default_dtype(v) for v in (a, b)]  # type: ignore[union-attr]
+        dtypes = [dtype_of(v) if isinstance(v, Value) else self.default_dtype(v) for v in (a, b)]
         strong = [d for d, v in zip(dtypes, (a, b), strict=True) if isinstance(v, Value) and v not in self.weak]
         target = strong[0] if strong else f32 if f32 in dtypes else index if index in dtypes else dtypes[0]
         if index in dtypes and i32 in dtypes:
@@ -399,7 +417,7 @@ class Frontend(Accesses):
         for block, side in ((then, a), (other, b)):
             self.builder.block = block
             value = self.value(side, target, node)
-            if target == index and value.type.dtype == i32:  # type: ignore[union-attr]
+            if target == index and dtype_of(value) == i32:
                 value = self.raw_cast(value, index)
             sides.append(value)
         self.builder.block = other
@@ -408,11 +426,11 @@ class Frontend(Accesses):
             second = self.reordered(second, first)
         self.builder.block = then
         self.close_block_quietly(outside)
+        self.check_leaving(name, first, node)
+        self.check_leaving(name, second, node)
         if first.type != second.type:
             self.fail("branch-type", f"the branches give {name} different types", node,
                       f"{first.type}, and {second.type}", "one type", self.type_mend(first, second))
-        self.check_leaving(name, first, node)
-        self.check_leaving(name, second, node)
         return first, second, weak
 
     def close_block_quietly(self, outside: Block) -> None:
@@ -420,7 +438,7 @@ class Frontend(Accesses):
         self.known.pop()
 
     def check_leaving(self, name: str, value: Value, node: Any) -> None:
-        for axis in value.type.axes:  # type: ignore[union-attr]
+        for axis in axes_of(value):
             if not self.axes[axis].in_scope:
                 self.fail("axis-out-of-scope", f"{name} leaves the block that brings axis {axis}", node,
                           str(value.type), "axes that are in scope after the block",
@@ -432,7 +450,7 @@ class Frontend(Accesses):
         return left.dtype == right.dtype and left.axes != right.axes and set(left.axes) == set(right.axes)
 
     def reordered(self, value: Value, like: Value) -> Value:
-        """A value with its axes named in another's order, which means the same: `like`'s axes come first in a select."""
+        """A value with its axes named in the order of `like`: a select whose condition spans them in that order."""
         type = like.type
         assert isinstance(type, TileType)
         true = self.emit("full", [self.constant(True, bool_, None)], TileType(bool_, type.axes))
@@ -458,7 +476,8 @@ class Frontend(Accesses):
         if not isinstance(walked, LoopRange):
             self.fail("bad-range", "this cannot be walked", node.iter, self.describe(walked),
                       "tiles(...), each(...), range(...) or a tuple",
-                      "write tiles(...) for tiles, each(...) for indices" if isinstance(walked, (DimExpression, Span, int))
+                      "write tiles(...) for tiles, each(...) for indices" if isinstance(walked, (DimExpression, Span,
+                                                                                                 int))
                       else "")
         targets = node.target.elts if isinstance(node.target, ast.Tuple) else [node.target]
         names = [t.id for t in targets if isinstance(t, ast.Name)]
@@ -501,7 +520,8 @@ class Frontend(Accesses):
         value = self.frame.env[name]
         if isinstance(value, (bool, int, float, DimExpression)) or is_tile(value):
             return True
-        self.fail("carried-kind", f"{name} is assigned in the loop and used again, but is no tile or scalar", node.target,
+        self.fail("carried-kind", f"{name} is assigned in the loop and used again, but is no tile or scalar",
+                  node.target,
                   self.describe(value), "a tile or a scalar", "give the name in the loop another name")
 
     def loop(self, node: ast.For, walked: LoopRange, names: list[str], bounds: list[Value],
@@ -566,7 +586,8 @@ class Frontend(Accesses):
             if walked.step != 1:
                 attributes["step"] = walked.step
         self.builder.location = location
-        op = Op("tiles" if walked.kind == "tiles" else "each", [*bounds, *initial], [v.type for v in initial], attributes,
+        op = Op("tiles" if walked.kind == "tiles" else "each", [*bounds, *initial], [v.type for v in initial],
+                attributes,
                 [body], location)
         self.builder.block.ops.append(op)
         line = node.lineno + frame.parsed.line_offset
@@ -616,7 +637,7 @@ class Frontend(Accesses):
             return self.reordered(value, argument)
         have = value.type
         assert isinstance(have, TileType)
-        mend = f"start from {'zeros' if len(have.axes) else 'full'}({', '.join([*have.axes, f'dtype={have.dtype.name}'])})"
+        mend = f"start from zeros({', '.join([*have.axes, f'dtype={have.dtype.name}'])}) or full(...)"
         if set(have.axes) == set(type.axes):
             mend = f"write .to({type.dtype.name})"
         elif set(have.axes) < set(type.axes):
@@ -663,7 +684,7 @@ class Frontend(Accesses):
         return tuple(self.elements(node.elts))
 
     def elements(self, nodes: list[ast.expr]) -> list[Any]:
-        values = []
+        values: list[Any] = []
         for node in nodes:
             if isinstance(node, ast.Starred):
                 parts = self.evaluate(node.value)
@@ -684,8 +705,8 @@ class Frontend(Accesses):
         name = BINARY_OPERATORS[type(operator)]
         if isinstance(a, DimExpression) or isinstance(b, DimExpression):
             # Dimensions with integers stay symbolic, so that bounds can be compared by name.
-            if all(isinstance(v, (DimExpression, int)) and not isinstance(v, bool) for v in (a, b)) and name in (
-                    "add", "sub", "mul", "floordiv", "mod"):
+            whole = all(isinstance(v, (DimExpression, int)) and not isinstance(v, bool) for v in (a, b))
+            if whole and name in OPERATORS:
                 return DimExpression(name, a, b)
         return self.binary(name, a, b, node, a_node, b_node)
 
@@ -715,7 +736,7 @@ class Frontend(Accesses):
                 result = part
             else:
                 for side in (result, part):
-                    if isinstance(side, Value) and side.type.axes:  # type: ignore[union-attr]
+                    if isinstance(side, Value) and axes_of(side):
                         self.fail("chained-comparison", "a chained comparison of tiles", node, ast.unparse(node),
                                   "two comparisons", f"write ({ast.unparse(left_node)} ...) & (...)")
                 result = self.both("and", result, part, node)
@@ -765,8 +786,8 @@ class Frontend(Accesses):
             def short(before: Any = before) -> Any:
                 return name == "or"
 
-            result = self.choose(test, *((more, short) if name == "and" else (short, more)), node, (value_node, value_node),
-                                 name)
+            then, other = (more, short) if name == "and" else (short, more)
+            result = self.choose(test, then, other, node, (value_node, value_node), name)
         return result
 
     def if_expression(self, node: ast.IfExp) -> Any:
@@ -826,7 +847,8 @@ class Frontend(Accesses):
                 self.fail("subscript", "a tile cannot be indexed", node, self.describe(base), "a tensor",
                           "a tile is used whole: reduce it, or load what is needed from the tensor")
             if isinstance(base, (dict, list)):
-                self.fail("unsupported-constant", f"a {type(base).__name__} in a kernel", node.value, ast.unparse(node.value),
+                self.fail("unsupported-constant", f"a {type(base).__name__} in a kernel", node.value,
+                          ast.unparse(node.value),
                           "numbers, strings, tuples, dtypes and functions", "make it a tuple")
             self.fail("subscript", "this cannot be indexed", node, self.describe(base), "a tensor or a tuple")
         items, nodes = self.subscript_items(node)
@@ -834,7 +856,8 @@ class Frontend(Accesses):
 
     def tuple_element(self, base: tuple[Any, ...] | str, node: ast.Subscript) -> Any:
         if isinstance(node.slice, ast.Slice):
-            parts = [None if p is None else self.evaluate(p) for p in (node.slice.lower, node.slice.upper, node.slice.step)]
+            parts = [None if p is None else self.evaluate(p) for p in (node.slice.lower, node.slice.upper,
+                                                                       node.slice.step)]
             if all(p is None or isinstance(p, int) for p in parts):
                 return base[slice(*parts)]
             position: Any = None
@@ -857,13 +880,12 @@ class Frontend(Accesses):
         name = node.attr
         if isinstance(base, Value):
             if name == "dtype":
-                return base.type.dtype  # type: ignore[union-attr]
+                return dtype_of(base)
             if isinstance(base.type, TensorType):
                 if name == "shape":
-                    from .dims import Dim
-
                     return tuple(Dim(d) if isinstance(d, str) else d for d in base.type.dims)
-                self.no_attribute(node, base, ("shape", "dtype"), "index the tensor first" if name in ("to", "bits") else "")
+                self.no_attribute(node, base, ("shape", "dtype"), "index the tensor first" if name in ("to",
+                                                                                                       "bits") else "")
             mend = "axes have names, so a tile needs no transposing" if name in ("T", "transpose") else ""
             if name in surface.NAMES:
                 mend = f"write {name}({ast.unparse(node.value)})"
@@ -892,7 +914,8 @@ class Frontend(Accesses):
             if isinstance(base, (Axis, bool, int, float, DimExpression)) or is_tile(base):
                 arguments, _ = self.arguments(node)
                 if len(arguments) != 1 or node.keywords:
-                    self.fail("call-arguments", f"{target.attr}() takes one dtype", node, ast.unparse(node), "one dtype",
+                    self.fail("call-arguments", f"{target.attr}() takes one dtype", node, ast.unparse(node),
+                              "one dtype",
                               f"write .{target.attr}(f32)")
                 method = self.cast if target.attr == "to" else self.bits
                 return method(base, arguments[0], node, target.value)
@@ -911,7 +934,8 @@ class Frontend(Accesses):
                           "a function that returns its result", "end it with return ...")
             return result
         if isinstance(function, DType):
-            self.fail("not-a-function", f"the dtype {function.name} is no function", node, ast.unparse(node), "a function",
+            self.fail("not-a-function", f"the dtype {function.name} is no function", node, ast.unparse(node),
+                      "a function",
                       f"write x.to({function.name}), or full(value=..., dtype={function.name})")
         if isinstance(function, BuiltinFunctionType) and getattr(function, "__module__", None) == "math":
             arguments, keywords = self.arguments(node)
@@ -953,7 +977,8 @@ class Frontend(Accesses):
             local = {a.arg for a in (*parameters.posonlyargs, *parameters.args, *parameters.kwonlyargs)}
             local.update(assigned_names(body))
             home = function.frame
-            frame = Frame(name, defined, home.parsed, home.function_globals, {}, frozenset(local), analyse(body), caller,
+            frame = Frame(name, defined, home.parsed, home.function_globals, {}, frozenset(local), analyse(body),
+                          caller,
                           node, home)
             self.frame = home
             defaults = [self.evaluate(d) for d in parameters.defaults]
@@ -986,15 +1011,18 @@ class Frontend(Accesses):
         return result
 
     def parameters(self, env: dict[str, Any], name: str, parameters: ast.arguments, defaults: list[Any],
-                   keyword_defaults: dict[str, Any], arguments: list[Any], keywords: dict[str, Any], node: ast.Call) -> None:
+                   keyword_defaults: dict[str, Any], arguments: list[Any], keywords: dict[str, Any],
+                   node: ast.Call) -> None:
         """Bind the arguments of a call to the parameters of the function."""
         positional = [a.arg for a in (*parameters.posonlyargs, *parameters.args)]
         known = [*positional, *(a.arg for a in parameters.kwonlyargs)]
         if parameters.kwarg is not None:
-            self.fail("unsupported-function", f"{name} takes **{parameters.kwarg.arg}", node, f"**{parameters.kwarg.arg}",
+            self.fail("unsupported-function", f"{name} takes **{parameters.kwarg.arg}", node,
+                      f"**{parameters.kwarg.arg}",
                       "named parameters")
         if len(arguments) > len(positional) and parameters.vararg is None:
-            self.fail("call-arguments", f"{name} takes {len(positional)} arguments", node, f"{len(arguments)} arguments",
+            self.fail("call-arguments", f"{name} takes {len(positional)} arguments", node,
+                      f"{len(arguments)} arguments",
                       f"{name}({', '.join(known)})")
         for parameter, default in zip(positional[len(positional) - len(defaults) :], defaults, strict=True):
             env[parameter] = default
@@ -1024,7 +1052,8 @@ class Frontend(Accesses):
                           ", ".join(names) or "no keywords", near(keyword, names))
         if len(arguments) < low or (high is not None and len(arguments) > high):
             wanted = f"{low}" if high == low else f"at least {low}" if high is None else f"{low} to {high}"
-            self.fail("call-arguments", f"{title}() takes {wanted} arguments", node, f"{len(arguments)} arguments", wanted)
+            self.fail("call-arguments", f"{title}() takes {wanted} arguments", node, f"{len(arguments)} arguments",
+                      wanted)
 
     def span_of(self, value: Any, node: Any, what: str) -> Span:
         if isinstance(value, Span):
@@ -1041,7 +1070,8 @@ class Frontend(Accesses):
     def call_tiles(self, node: ast.Call, arguments: list[Any], keywords: dict[str, Any], hint: Any) -> LoopRange:
         kind = "tiles" if FUNCTIONS_TILES is self.evaluate(node.func) else "each"
         self.expect(node, arguments, keywords, 1, None)
-        return LoopRange(kind, [self.span_of(a, n, kind) for a, n in zip(arguments, self.nodes(node, arguments), strict=True)])
+        return LoopRange(kind, [self.span_of(a, n, kind) for a, n in zip(arguments, self.nodes(node, arguments),
+                                                                         strict=True)])
 
     def nodes(self, node: ast.Call, arguments: list[Any]) -> list[Any]:
         """The nodes of a call's arguments; the call itself where * unpacks some."""
@@ -1095,11 +1125,12 @@ class Frontend(Accesses):
         if "value" not in keywords:
             self.fail("call-arguments", "full needs a value", node, ast.unparse(node), "value=...", "write value=0")
         value_node = next(k.value for k in node.keywords if k.arg == "value")
-        return self.full(arguments, keywords["value"], keywords.get("dtype"), node, self.nodes(node, arguments), value_node)
+        return self.full(arguments, keywords["value"], keywords.get("dtype"), node, self.nodes(node, arguments),
+                         value_node)
 
     def call_where(self, node: ast.Call, arguments: list[Any], keywords: dict[str, Any], hint: Any) -> Any:
         self.expect(node, arguments, keywords, 3, 3)
-        return self.where(*arguments, node, self.nodes(node, arguments))
+        return self.where(arguments[0], arguments[1], arguments[2], node, self.nodes(node, arguments))
 
     def call_pairwise(self, kind: str, node: ast.Call, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         self.expect(node, arguments, keywords, 2, None)
@@ -1114,7 +1145,7 @@ class Frontend(Accesses):
         if over is None and kind in ("max", "min") and len(arguments) > 1:
             nodes = self.nodes(node, arguments)
             if isinstance(arguments[1], Axis) and is_tile(arguments[0]) and (
-                    arguments[1].name in arguments[0].type.axes and arguments[0].type.dtype.kind == "f"):
+                    arguments[1].name in axes_of(arguments[0]) and dtype_of(arguments[0]).kind == "f"):
                 self.fail("over", f"{kind} with an axis as its second operand", node, ast.unparse(node), "over=...",
                           f"write {kind}({ast.unparse(nodes[0])}, over={ast.unparse(nodes[1])})")
             return self.call_pairwise(kind, node, arguments, {k: v for k, v in keywords.items() if k != "over"})
@@ -1196,7 +1227,8 @@ STATEMENTS: dict[type[ast.stmt], Callable[..., Any]] = {
 STATEMENT_WORDS = {"AnnAssign": "an annotated assignment", "ClassDef": "a class", "AsyncFunctionDef": "a coroutine",
                    "ImportFrom": "an import", "Import": "an import", "Delete": "del"}
 EXPRESSIONS: dict[type[ast.expr], Callable[..., Any]] = {
-    ast.Constant: Frontend.constant_expression, ast.Name: Frontend.name_expression, ast.Tuple: Frontend.tuple_expression,
+    ast.Constant: Frontend.constant_expression, ast.Name: Frontend.name_expression,
+    ast.Tuple: Frontend.tuple_expression,
     ast.BinOp: Frontend.binary_expression, ast.UnaryOp: Frontend.unary_expression,
     ast.Compare: Frontend.compare_expression, ast.BoolOp: Frontend.bool_expression, ast.IfExp: Frontend.if_expression,
     ast.Subscript: Frontend.subscript_expression, ast.Lambda: Frontend.lambda_expression,
