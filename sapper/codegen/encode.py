@@ -55,7 +55,7 @@ def _alternatives(letter: str, operand: Any) -> str:
     """Which classes of operand (r, m, i, l) may stand where the encoding puts this letter."""
     if letter in "RVLOACU":
         return "r"
-    if letter == "I":
+    if letter in "I1":
         return "i"
     if letter == "D":
         return "l"
@@ -90,7 +90,7 @@ def _plan(row: Any, encoding: Any, letters: str, choice: tuple[str, ...]) -> _Pl
         return next((i for i, letter in enumerate(letters) if letter in wanted), -1)
 
     plan.reg, plan.vvvv, plan.rm = place("R"), place("V"), place("MmU")
-    plan.is4, plan.low, plan.immediate, plan.distance = place("L"), place("O"), place("I"), place("D")
+    plan.is4, plan.low, plan.immediate, plan.distance = place("L"), place("O"), place("I1"), place("D")
     plan.fixed = [(i, operands[i].fixed if letter == "C" else 0) for i, letter in enumerate(letters) if letter in "AC"]
     plan.rm_memory = plan.rm >= 0 and choice[plan.rm] == "m"
     plan.digit = encoding.digit
@@ -127,7 +127,9 @@ def _plan(row: Any, encoding: Any, letters: str, choice: tuple[str, ...]) -> _Pl
         # The operand's size: that of the other operands where the immediate is sign-extended to it.
         full = max([o.bits for o in operands if o.kind == "gpr"] or [size])
         widest = operand.immediate_bits or operand.bits
-        if size == 8 and widest == 8:
+        if letters[plan.immediate] == "1":
+            plan.immediate_limits = (1, 1)
+        elif size == 8 and widest == 8:
             plan.immediate_limits = (-128, 255)
         elif size == full:
             plan.immediate_limits = (-(1 << size - 1), (1 << size) - 1)
@@ -300,6 +302,13 @@ def _check_registers(instruction: Instruction, plan: _Plan) -> None:
             _check_memory(found, plan, row, position)
             if found.broadcast and not plan.broadcast_ok:
                 raise EncodeError(f"row {row.name}, operand {position}: found a broadcast; expected {_describe(expected)}")
+    if plan.index_bits:
+        # The processor refuses gathers whose registers coincide (SDM volume 2, VGATHERDPS).
+        vectors = [o.index.number if isinstance(o, Memory) else o.number  # type: ignore[union-attr]
+                   for o in instruction.operands]
+        if instruction.operands and not isinstance(instruction.operands[0], Memory) and len(set(vectors)) < len(vectors):
+            raise EncodeError(f"row {row.name}: found vector registers {vectors}; expected destination, index and mask "
+                              "to differ")
     mask: Any = instruction.mask
     if mask is not None:
         if type(mask) is not Register or mask.kind != "mask" or not 1 <= mask.number <= 7:

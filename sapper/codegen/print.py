@@ -40,9 +40,10 @@ def print_memory(memory: Memory, operand: Any, row: Any) -> str:
     if memory.disp or not text:
         disp = memory.disp
         text = f"{text} {'-' if disp < 0 else '+'} {abs(disp)}" if text else str(disp)
+    if row.mnemonic == "lea":
+        return f"[{text}]"
+    # Without a register as takes some absolute addresses for immediates; a segment says that it is memory.
     segment = "" if parts else "ds:"
-    if operand.role == "a":
-        return f"{segment}[{text}]"
     if memory.broadcast:
         lanes = operand.memory_bits // operand.broadcast_bits
         return f"{_SIZES[operand.broadcast_bits]} ptr {segment}[{text}]{{1to{lanes}}}"

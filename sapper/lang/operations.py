@@ -292,7 +292,10 @@ class Operations:
         if value is None:
             op = Op("index", [], (TileType(index, (axis.name,)),), {"axis": axis.name}, None, axis.location)
             ops = axis.block.ops
-            ops.insert(0 if axis.anchor is None else ops.index(axis.anchor) + 1, op)
+            place = 0 if axis.anchor is None else ops.index(axis.anchor) + 1
+            while place < len(ops) and ops[place].name == "index":
+                place += 1
+            ops.insert(place, op)
             value = axis.coordinate = op.results[0]
             self.forms[value] = Affine(0, {axis: 1})
             self.levels[value] = axis.level

@@ -227,3 +227,25 @@ def disk_cache() -> DiskCache | None:
     if cache is None:
         cache = _open[key] = DiskCache(*key)
     return cache
+
+
+_toolchain: str | None = None
+
+
+def toolchain_key() -> str:
+    """Version of sapper, and size and time of each of its source files: an edited compiler never meets old code."""
+    global _toolchain
+    if _toolchain is None:
+        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        lines = []
+        pending = [root]
+        while pending:
+            with os.scandir(pending.pop()) as listing:
+                for item in listing:
+                    if item.name.endswith(".py"):
+                        status = item.stat()
+                        lines.append(f"{item.path[len(root) :]} {status.st_size} {status.st_mtime_ns}")
+                    elif item.is_dir(follow_symlinks=False) and item.name != "__pycache__":
+                        pending.append(item.path)
+        _toolchain = "\n".join(sorted(lines))
+    return _toolchain

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ from ..ir.types import TensorType
 from . import arguments as _arguments
 from . import settings, workers
 from .arguments import FIRST_SLOT, WRITEABLE_FLAG, Binding, Parameter, Signature, fill_words, integer_range, slot_words
-from .cache import DiskCache, disk_cache
+from .cache import DiskCache, disk_cache, toolchain_key
 from .compiled import CompiledKernel
 from .errors import ArgumentError, LaunchError, warn_once
 from .loader import CodeBlock, load
@@ -126,6 +126,12 @@ def configuration() -> Configuration:
     return _configuration
 
 
+def set_configuration(new: Configuration) -> None:
+    """Put back a configuration that `configuration` gave."""
+    global _configuration
+    _configuration = new
+
+
 def _default_configuration() -> Configuration:
     return Configuration(_compile, _detect_target, _target_key, _interpret, toolchain_key)
 
@@ -158,53 +164,36 @@ def _interpret(kernel: Any, arguments: tuple[Any, ...]) -> Any:
     return run(kernel, *arguments)
 
 
-_toolchain: str | None = None
-
-
-def toolchain_key() -> str:
-    """Version of sapper, and size and time of each of its source files: an edited compiler never meets old code."""
-    global _toolchain
-    if _toolchain is None:
-        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        lines = []
-        pending = [root]
-        while pending:
-            with os.scandir(pending.pop()) as listing:
-                for item in listing:
-                    if item.name.endswith(".py"):
-                        status = item.stat()
-                        lines.append(f"{item.path[len(root) :]} {status.st_size} {status.st_mtime_ns}")
-                    elif item.is_dir(follow_symlinks=False) and item.name != "__pycache__":
-                        pending.append(item.path)
-        _toolchain = "\n".join(sorted(lines))
-    return _toolchain
-
-
 # ----------------------------------------------------------------------------------------------------------- entries
 
 
 class Entry:
     """A kernel compiled, loaded, and laid out for calls with one set of shapes and strides.
 
-    run(block) launches it with a filled block. words: the block's words, with zeros where a call writes.
+    run(block) launches it with a filled block. words: the block's words from FIRST_SLOT on; data_words and scalar_words
+    are (word, position of the parameter) of those that every call writes anew. direct: needs no scratch and no sync block.
+    blocks: argument blocks that no call is using.
     """
 
-    __slots__ = ("blocks", "code", "compiled", "dims", "direct", "run", "threads", "words")
+    __slots__ = ("blocks", "code", "compiled", "data_words", "direct", "run", "scalar_words", "threads", "words")
 
     def __init__(
-        self, compiled: CompiledKernel, code: CodeBlock, words: list[int], dims: dict[str, int], threads: int
+        self, signature: Signature, compiled: CompiledKernel, code: CodeBlock, binding: Binding, threads: int
     ) -> None:
         self.compiled = compiled
         self.code = code
-        self.words = words
-        self.dims = dims
+        self.words = fill_words(signature, compiled.slots, binding)
+        slots = slot_words(compiled.slots)
+        parameters = [(i, p.name) for i, p in enumerate(signature.parameters)]
+        self.data_words = [(slots[f"{n}.data"], i) for i, n in parameters if f"{n}.data" in slots]
+        self.scalar_words = [(slots[f"scalar.{n}"], i) for i, n in parameters if f"scalar.{n}" in slots]
         self.threads = threads
         self.blocks: list[Block] = []
         self.direct = threads == 1 and not compiled.scratch_bytes and not compiled.counters
         self.run: Callable[[memoryview, int], None] = self._runner()
 
     def block(self) -> Block:
-        """A new argument block: aligned words 0 to 2, the slots, and one that takes what the kernel doesn't ask for."""
+        """A new argument block: words 0 to 2, the slots, and one word that takes what the kernel doesn't ask for."""
         words = (ctypes.c_int64 * (FIRST_SLOT + len(self.words) + 1))(0, 0, 0, *self.words)
         view = memoryview(words).cast("B")
         return view.cast("q"), view.cast("f"), view.cast("d"), ctypes.addressof(words)
@@ -315,6 +304,7 @@ class Launcher:
         self.target = self.options.get("target")
         self.stored: tuple[str, ...] = ()
         self.compiled: dict[Specialisation, tuple[CompiledKernel, CodeBlock]] = {}
+        self.layouts: dict[Any, Entry] = {}
         self.entries: dict[Any, Any] = {}
         self.call: Callable[..., None] = self.slow_call
         self._lock = threading.RLock()
@@ -387,7 +377,7 @@ class Launcher:
         if options or len(arguments) < len(self.signature.parameters):
             arguments, options = self._by_position(arguments, options)
             if options:
-                launcher_with(self.kernel, options).slow_call(*arguments)
+                launcher_with(self.kernel, options).call(*arguments)
                 return
         entry, words, _ = self.bind(arguments)
         view, _, _, address = entry.block()
@@ -414,20 +404,25 @@ class Launcher:
         """Check a call and find or make its entry; also the words that this call writes into the block."""
         signature = self.signature
         binding = signature.bind(arguments)
-        specialisation = specialise(signature, binding, self.static)
-        compiled, code = self.get_compiled(specialisation)
-        signature.check_stores(binding, compiled.stored)
-        words = fill_words(signature, compiled.slots, binding)
-        size_bytes = sum(v.dtype.size_bytes * _count(v.shape) for v in binding.tensors.values())
-        threads = choose_threads(compiled, binding.dims, size_bytes, self.threads)
-        entry = Entry(compiled, code, words, binding.dims, threads)
+        tensors = binding.tensors
+        layout = tuple([(view.shape, view.strides) for view in tensors.values()])
+        entry = self.layouts.get(layout)
+        if entry is None:
+            compiled, code = self.get_compiled(specialise(signature, binding, self.static))
+            signature.check_stores(binding, compiled.stored)
+            size_bytes = sum(v.dtype.size_bytes * math.prod(v.shape) for v in tensors.values())
+            threads = choose_threads(compiled, binding.dims, size_bytes, self.threads)
+            entry = Entry(signature, compiled, code, binding, threads)
+            with self._lock:
+                if len(self.layouts) >= MAX_ENTRIES:
+                    self.layouts.clear()
+                self.layouts[layout] = entry
+        else:
+            signature.check_stores(binding, entry.compiled.stored)
         self._remember(arguments, binding, entry)
-        slots = slot_words(compiled.slots)
-        own = {
-            slots[slot]: value
-            for slot, value in zip(compiled.slots, words, strict=True)
-            if slot.endswith(".data") or slot.startswith("scalar.")
-        }
+        own = {word: tensors[position].address for word, position in entry.data_words}
+        for word, position in entry.scalar_words:
+            own[word] = binding.scalars[position]
         return entry, own, binding
 
     def _by_position(
@@ -467,8 +462,10 @@ class Launcher:
             if type(argument) is not numpy.ndarray:
                 return
             key += (argument.shape, argument.strides, argument.dtype)
+        if tuple(key) in self.entries:
+            return
+        spare = FIRST_SLOT + len(entry.words)
         slots = slot_words(entry.compiled.slots)
-        spare = FIRST_SLOT + len(slots)
         facts: list[Any] = [entry.blocks, entry.block, entry.code.function, None if entry.direct else entry.run]
         for position, parameter in enumerate(signature.parameters):
             if parameter.dims is None:
@@ -594,13 +591,6 @@ def make_fast_call(
     return made
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
 def _schedule_key(schedule: Any) -> Any:
     """A schedule as JSON; one that is no plain data by its text."""
     if schedule is None or isinstance(schedule, (str, int, float)):
@@ -637,11 +627,12 @@ _registry_lock = threading.Lock()
 class _Registry:
     """The launchers of one kernel, by options; kept on the function that the kernel calls."""
 
-    __slots__ = ("kernel", "launchers")
+    __slots__ = ("kernel", "launchers", "quick")
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
-        self.launchers: dict[Any, Launcher] = {}
+        self.launchers: dict[str, Launcher] = {}
+        self.quick: dict[Any, Launcher] = {}
 
 
 def _registry_of(kernel: Any) -> _Registry:
@@ -658,15 +649,35 @@ def launcher_with(kernel: Any, options: Mapping[str, Any] | None = None) -> Laun
     Raises ArgumentError for an unknown option or value.
     """
     registry = _registry_of(kernel)
-    chosen = {name: value for name, value in kernel.options.items() if name in OPTIONS}
+    quick = None
+    try:
+        quick = tuple(options.items()) if options else ()
+        found = registry.quick.get(quick)
+        if found is not None:
+            return found
+    except TypeError:  # an option that can't be hashed, such as a schedule
+        quick = None
+    chosen = _decorator_options(kernel)
     chosen.update(options or {})
     chosen.pop("interpret", None)
-    key = json.dumps([[name, _option_key(name, value)] for name, value in sorted(chosen.items())])
+    key = _options_key(chosen)
     launcher = registry.launchers.get(key)
     if launcher is None:
         made = Launcher(kernel, chosen)
         launcher = registry.launchers.setdefault(key, made)
+    if quick is not None:
+        if len(registry.quick) >= MAX_ENTRIES:
+            registry.quick.clear()
+        registry.quick[quick] = launcher
     return launcher
+
+
+def _decorator_options(kernel: Any) -> dict[str, Any]:
+    return {name: value for name, value in kernel.options.items() if name in OPTIONS and name != "interpret"}
+
+
+def _options_key(options: Mapping[str, Any]) -> str:
+    return json.dumps([[name, _option_key(name, value)] for name, value in sorted(options.items())])
 
 
 def _option_key(name: str, value: Any) -> Any:
@@ -682,13 +693,8 @@ def _option_key(name: str, value: Any) -> Any:
 def _install(launcher: Launcher) -> None:
     """Make a kernel's plain call go straight to the fast path of its launcher without call options."""
     kernel = launcher.kernel
-    if _registry_of(kernel).launchers.get(_plain_key(kernel)) is launcher and not settings.interpret():
+    if _registry_of(kernel).launchers.get(_options_key(_decorator_options(kernel))) is launcher and not settings.interpret():
         kernel.launcher = launcher.call
-
-
-def _plain_key(kernel: Any) -> str:
-    chosen = {name: value for name, value in kernel.options.items() if name in OPTIONS and name != "interpret"}
-    return json.dumps([[name, _option_key(name, value)] for name, value in sorted(chosen.items())])
 
 
 def make_launcher(kernel: Any) -> Callable[..., Any]:

@@ -113,6 +113,12 @@ def forms(row: Row) -> Iterator[Instruction]:
                 yield Instruction(row, list(base), k(5))  # type: ignore[arg-type]
 
 
+def clashes(instruction: Instruction) -> bool:
+    """A gather whose registers coincide, which the encoder refuses."""
+    vectors = [o.index if isinstance(o, Memory) else o for o in instruction.operands]
+    return "gather" in instruction.row.name and len(set(vectors)) < len(vectors)  # type: ignore[arg-type]
+
+
 def _choices(row: Row, letters: str) -> Iterator[tuple[str, ...]]:
     if letters == "-":
         yield ()
@@ -121,7 +127,7 @@ def _choices(row: Row, letters: str) -> Iterator[tuple[str, ...]]:
     for letter, operand in zip(letters, row.operands, strict=True):
         if letter in "RVLOACU":
             options.append("r")
-        elif letter == "I":
+        elif letter in "I1":
             options.append("i")
         elif letter == "D":
             options.append("l")
@@ -148,7 +154,7 @@ def assemble(text: str, folder: Path) -> bytes:
 
 @needs_as
 def test_every_row_in_every_form_against_as(tmp_path: Path) -> None:
-    cases: list[Instruction] = [i for row in ROWS.values() for i in forms(row)]
+    cases: list[Instruction] = [i for row in ROWS.values() for i in forms(row) if not clashes(i)]
     seen = {i.row.name for i in cases}
     assert all(name in seen for name, row in ROWS.items() if not any(o.kind == "label" for o in row.operands))
     body: list[Instruction | Label] = []
@@ -160,20 +166,15 @@ def test_every_row_in_every_form_against_as(tmp_path: Path) -> None:
     theirs = assemble(print_function(function), tmp_path)
     if ours.code == theirs:
         return
-    # Say which cases differ: one nop-separated comparison by as's own listing.
-    listing = subprocess.run(["as", "-al", "--listing-lhs-width=4", "-o", str(tmp_path / "x.o"), str(tmp_path / "case.s")],
-                             capture_output=True, text=True, check=True).stdout
-    theirs_by_case: dict[str, str] = {}
-    current = ""
-    for line in listing.split("\n"):
-        if found := re.search(r"\.L(c\d+|end):$", line):
-            current = found.group(1)
-        elif current and (found := re.match(r"\s*\d+ [0-9a-f]{4} ([0-9A-F]+)", line)):
-            theirs_by_case[current] = found.group(1)
+    # Say which cases differ: as keeps the local labels, nm says where each case starts.
+    subprocess.run(["as", "-L", "-o", str(tmp_path / "x.o"), str(tmp_path / "case.s")], check=True)
+    listing = subprocess.run(["nm", str(tmp_path / "x.o")], capture_output=True, text=True, check=True).stdout
+    starts = {fields[2][2:]: int(fields[0], 16) for fields in map(str.split, listing.splitlines()) if len(fields) == 3}
     wrong = []
     for number, case in enumerate(cases):
-        start, stop = ours.label_offsets[f"c{number}"], ours.label_offsets[f"c{number + 1}" if number + 1 < len(cases) else "end"]
-        mine = ours.code[start:stop].hex().upper()
-        if mine[:20] != theirs_by_case.get(f"c{number}", "")[:20] and "constant" not in str(case.operands):
-            wrong.append(f"{case.row.name}: {print_instruction(case)}: found {mine}, as {theirs_by_case.get(f'c{number}')}")
+        here, after = f"c{number}", f"c{number + 1}" if number + 1 < len(cases) else "end"
+        mine = ours.code[ours.label_offsets[here]:ours.label_offsets[after]].hex()
+        other = theirs[starts[here]:starts[after]].hex()
+        if mine != other and "constant" not in str(case.operands):
+            wrong.append(f"{case.row.name}: {print_instruction(case)}: found {mine}, as {other}")
     raise AssertionError(f"{len(wrong)} of {len(cases)} differ:\n" + "\n".join(wrong[:60]))

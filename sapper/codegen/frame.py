@@ -1,0 +1,100 @@
+"""Prologue and epilogue: saved registers, the stack frame, vzeroupper.
+
+Enters: a machine function after allocation; slots are at [stack pointer + 0 .. frame_bytes).
+Leaves: the same function with a prologue before its first item and an epilogue before each return.
+
+    entry rsp ->  return address          (rsp + 8 is a multiple of 16 here)
+                  saved registers         push, only those that the code uses
+                  entry rsp, less pushes  only where the frame is aligned to more than 16 bytes
+    rsp       ->  slots                   frame_bytes, aligned as the widest spilled register
+
+Source: System V ABI AMD64 supplement, 3.2.2. vzeroupper before a return: AMD and Intel optimization guides; it spares
+the caller's SSE code a dependency on the upper halves.
+"""
+
+from __future__ import annotations
+
+from .liveness import RETURN, Abi, facts_table
+from .machine import Immediate, Instruction, Label, MachineFunction, Memory, Register
+
+
+def _round_up(size_bytes: int, align_bytes: int) -> int:
+    return -(-size_bytes // align_bytes) * align_bytes
+
+
+def finish_frame(function: MachineFunction, abi: Abi, origin: list[int] | None = None) -> None:
+    """Add prologue and epilogues in place.
+
+    origin: the list that belongs to the body (see Allocation); it gets -1 for each instruction added.
+    """
+    facts_of = facts_table(abi)
+    stack = Register(*abi.stack_pointer)
+    saved_candidates = {Register(*pair) for pair in abi.callee_saved}
+    used: set[Register] = set()
+    wide = False
+    align_bytes = 8
+    for item in function.body:
+        if type(item) is Label:
+            continue
+        facts = facts_of[item.row]  # type: ignore[union-attr]
+        if not wide and max(facts.bits, default=0) > 128:
+            wide = True
+        for operand in item.operands:  # type: ignore[union-attr]
+            kind = type(operand)
+            if kind is Register:
+                if operand in saved_candidates:
+                    used.add(operand)  # type: ignore[arg-type]
+            elif kind is Memory and operand.base == stack:  # type: ignore[union-attr]
+                align_bytes = max(align_bytes, max(facts.bits) // 8)
+        for pair in facts.writes:
+            register = Register(*pair)
+            if register in saved_candidates:
+                used.add(register)
+    saved = sorted(used, key=lambda r: (r.kind, r.number))
+    size_bytes = function.frame_bytes
+
+    prologue: list[Instruction | Label] = []
+    epilogue: list[Instruction | Label] = []
+
+    def add(to: list[Instruction | Label], what: str, *operands: Register | Immediate | Memory) -> None:
+        to.append(Instruction(abi.frame_row(what), list(operands), comment="frame"))
+
+    for register in saved:
+        add(prologue, "push", register)
+    if size_bytes:
+        if align_bytes <= 16:
+            # After the pushes rsp is 8 more than a multiple of 16 when their number is even.
+            whole = _round_up(size_bytes, 16) + (8 if len(saved) % 2 == 0 else 0)
+            add(prologue, "subtract", stack, Immediate(whole))
+            add(epilogue, "add", stack, Immediate(whole))
+        else:
+            scratch = Register(*abi.frame_scratch)
+            whole = _round_up(size_bytes + 8, align_bytes)
+            add(prologue, "move", scratch, stack)
+            add(prologue, "subtract", stack, Immediate(whole))
+            add(prologue, "and", stack, Immediate(-align_bytes))
+            add(prologue, "store", Memory(stack, disp=size_bytes), scratch)
+            add(epilogue, "load", stack, Memory(stack, disp=size_bytes))
+    for register in reversed(saved):
+        add(epilogue, "pop", register)
+    if wide:
+        epilogue.insert(0, Instruction(abi.frame_row("vzeroupper"), [], comment="frame"))
+    if not prologue and not epilogue:
+        return
+
+    body = prologue
+    new_origin = [-1] * len(prologue)
+    for place, item in enumerate(function.body):
+        if epilogue and type(item) is Instruction and facts_of[item.row].flow == RETURN:
+            for model in epilogue:
+                assert isinstance(model, Instruction)
+                body.append(
+                    Instruction(model.row, list(model.operands), location=item.location, comment=model.comment)
+                )
+                new_origin.append(-1)
+        body.append(item)
+        if origin is not None:
+            new_origin.append(origin[place])
+    function.body = body
+    if origin is not None:
+        origin[:] = new_origin

@@ -1,0 +1,615 @@
+"""Control flow, liveness and live ranges of a machine function.
+
+Enters: a MachineFunction (registers virtual or physical) and an `Abi`, the register facts of the target as data.
+Leaves: `Flow` (what each instruction reads and writes, the basic blocks, loop depths, live sets) and `Ranges` (the
+points at which each register holds a value that is still wanted).
+Holds: every register is a small number, its *node*: the physical ones that occur first, then the virtual ones in
+order of first appearance. Sets of nodes are Python ints used as bitsets, and so is a live range: instruction i has
+the points 2i (where it reads) and 2i + 1 (where it writes), and bit p of a range is set when the register is
+wanted at point p. Two registers may share one place exactly when their ranges have no bit in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from .machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register, VirtualRegister
+
+READ, WRITE, CHANGE = 1, 2, 3
+"""How a row uses one operand: reads it, writes it, or reads and writes it (two-address)."""
+
+NEXT, JUMP, BRANCH, RETURN = 0, 1, 2, 3
+"""Where a row goes: on, to its label, either, or out of the function."""
+
+
+class AllocationError(Exception):
+    """A register cannot be found, or the code given is not sound (a register read before it is written)."""
+
+
+class RowFacts:
+    """What the machine passes need to know about one row of an instruction table.
+
+    access: one of 0 (no register), READ, WRITE, CHANGE for each operand. bits: the width of each operand, 0 where
+    it has none. reads, writes: physical registers that the row uses without naming them, as (kind, number).
+    mask_access: how the opmask register is used. merges: a write under a mask, not zeroing, keeps the other lanes,
+    so the operand is read as well. idiom: the result does not depend on the registers when all are the same one
+    (and the last immediate, if `idiom_immediate` is not None, is that). move_bits: this row copies that many low bits
+    of operand 1 to operand 0, 0 if it is no copy. side_effects: must not be removed, repeated or moved.
+    """
+
+    __slots__ = (
+        "access",
+        "bits",
+        "flow",
+        "idiom",
+        "idiom_immediate",
+        "mask_access",
+        "merges",
+        "move_bits",
+        "name",
+        "reads",
+        "reads_flags",
+        "side_effects",
+        "writes",
+        "writes_flags",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        access: tuple[int, ...],
+        bits: tuple[int, ...],
+        reads: tuple[tuple[str, int], ...],
+        writes: tuple[tuple[str, int], ...],
+        flow: int,
+        reads_flags: bool,
+        writes_flags: bool,
+        mask_access: int,
+        merges: bool,
+        idiom: bool,
+        idiom_immediate: int | None,
+        move_bits: int,
+        side_effects: bool,
+    ) -> None:
+        self.name = name
+        self.access = access
+        self.bits = bits
+        self.reads = reads
+        self.writes = writes
+        self.flow = flow
+        self.reads_flags = reads_flags
+        self.writes_flags = writes_flags
+        self.mask_access = mask_access
+        self.merges = merges
+        self.idiom = idiom
+        self.idiom_immediate = idiom_immediate
+        self.move_bits = move_bits
+        self.side_effects = side_effects
+
+
+class Abi(Protocol):
+    """Register facts of a target, and the rows that the allocator and the frame add by themselves.
+
+    registers: the allocatable numbers of each kind, the ones to prefer first. full_bits: the widest register of each
+    kind. stack_pointer, frame_scratch: (kind, number); frame_scratch is free on entry and at a return.
+    move_bits: names of rows that copy so many low bits of register operand 1 to register operand 0, zero the rest and
+    do nothing else. idioms: names of rows whose result is a constant when all registers are the same, with the last
+    immediate needed for it or None. facts_table: made by the passes, for them to keep here; None at first.
+    """
+
+    registers: Mapping[str, Sequence[int]]
+    full_bits: Mapping[str, int]
+    callee_saved: Sequence[tuple[str, int]]
+    stack_pointer: tuple[str, int]
+    frame_scratch: tuple[str, int]
+    move_bits: Mapping[str, int]
+    idioms: Mapping[str, int | None]
+    facts_table: Any
+
+    def spill_row(self, kind: str, bits: int) -> Any:
+        """A row [memory, register read] that touches no flags."""
+        ...
+
+    def reload_row(self, kind: str, bits: int) -> Any:
+        """A row [register written, memory] that touches no flags."""
+        ...
+
+    def frame_row(self, what: str) -> Any:
+        """push, pop (one register); subtract, and (register, immediate); move, load, store; vzeroupper."""
+        ...
+
+
+_ROLES = {"r": READ, "w": WRITE, "rw": CHANGE}
+_CONTROL = {"": NEXT, "call": NEXT, "trap": NEXT, "jump": JUMP, "branch": BRANCH, "return": RETURN}
+
+
+class FactsTable(dict[Any, RowFacts]):
+    """Row -> RowFacts, worked out when first asked for."""
+
+    __slots__ = ("abi",)
+
+    def __init__(self, abi: Abi) -> None:
+        super().__init__()
+        self.abi = abi
+
+    def __missing__(self, row: Any) -> RowFacts:
+        operands = row.operands
+        facts = self[row] = RowFacts(
+            row.name,
+            tuple(_ROLES.get(o.role, 0) for o in operands),
+            tuple(o.bits if o.kind in ("gpr", "vec", "mask") else o.index_bits for o in operands),
+            tuple(row.implicit_reads),
+            tuple(row.implicit_writes),
+            _CONTROL[row.control],
+            row.flags_read != "",
+            row.flags_written != "",
+            CHANGE if row.mask_role == "rw" else READ,
+            bool(operands) and operands[0].kind == "vec",
+            row.name in self.abi.idioms,
+            self.abi.idioms.get(row.name),
+            self.abi.move_bits.get(row.name, 0),
+            row.side_effects,
+        )
+        return facts
+
+
+def facts_table(abi: Abi) -> FactsTable:
+    """The table of row facts that belongs to `abi`."""
+    table = abi.facts_table
+    if table is None:
+        table = abi.facts_table = FactsTable(abi)
+    return table  # type: ignore[no-any-return]
+
+
+class Flow:
+    """What a function reads and writes, instruction by instruction, and its blocks.
+
+    nodes: the register of each node. physical: how many of them are physical. kind_of: index into `kinds` of each.
+    moves: the places of plain register copies. uses, writes, changes: for each place of the body the nodes that are only read, only written, read and written.
+    block_start: first place of each block, then the length of the body. live_in, live_out: a bitset for each block.
+    """
+
+    __slots__ = (
+        "block_start",
+        "changes",
+        "depth",
+        "kind_of",
+        "kinds",
+        "live_in",
+        "live_out",
+        "moves",
+        "node_of",
+        "nodes",
+        "physical",
+        "predecessors",
+        "successors",
+        "uses",
+        "weight",
+        "writes",
+    )
+
+    nodes: list[Register | VirtualRegister]
+    node_of: dict[Register | VirtualRegister, int]
+    physical: int
+    kinds: list[str]
+    kind_of: list[int]
+    moves: list[int]
+    uses: list[tuple[int, ...]]
+    writes: list[tuple[int, ...]]
+    changes: list[tuple[int, ...]]
+    block_start: list[int]
+    successors: list[list[int]]
+    predecessors: list[list[int]]
+    depth: list[int]
+    weight: list[float]
+    live_in: list[int]
+    live_out: list[int]
+
+
+_NOTHING: tuple[int, ...] = ()
+
+
+def is_idiom(instruction: Instruction, facts: RowFacts) -> bool:
+    """The instruction makes a constant (zero, all ones) whatever its registers hold, since all are the same."""
+    if not facts.idiom or instruction.mask is not None:
+        return False
+    first = None
+    last_immediate = None
+    for operand in instruction.operands:
+        kind = type(operand)
+        if kind is Register or kind is VirtualRegister:
+            if first is None:
+                first = operand
+            elif operand != first:
+                return False
+        elif kind is Immediate:
+            last_immediate = operand.value  # type: ignore[union-attr]
+        else:
+            return False
+    return facts.idiom_immediate is None or last_immediate == facts.idiom_immediate
+
+
+def blocks_of(body: list[Instruction | Label], abi: Abi) -> tuple[list[int], list[list[int]]]:
+    """The first place of each basic block, then the length of the body; and each block's successors.
+
+    Raises AllocationError for a jump to a label that is not there and for code that runs off its end.
+    """
+    starts = [0]
+    labels: dict[str, int] = {}
+    ends: list[tuple[int, str | None]] = []  # of each block: where it goes, and the label
+    facts_of = facts_table(abi)
+    open_block = False
+    for place, item in enumerate(body):
+        if type(item) is Label:
+            if open_block:
+                ends.append((NEXT, None))
+                starts.append(place)
+                open_block = False
+            if item.name in labels:
+                raise AllocationError(f"label {item.name} stands twice; expected one place for each label")
+            labels[item.name] = len(starts) - 1
+            # Several labels in a row open one block.
+            continue
+        flow = facts_of[item.row].flow  # type: ignore[union-attr]
+        open_block = True
+        if flow:
+            target = None
+            if flow != RETURN:
+                target = next((o.name for o in item.operands if type(o) is LabelReference), None)  # type: ignore
+                if target is None:
+                    raise AllocationError(f"jump {item.row.name} has no label among its operands")  # type: ignore
+            ends.append((flow, target))
+            starts.append(place + 1)
+            open_block = False
+    if starts[-1] == len(body):
+        starts.pop()
+    while len(ends) < len(starts):
+        ends.append((NEXT, None))
+    count = len(starts)
+    successors: list[list[int]] = []
+    for block, (flow, target) in enumerate(ends):
+        follow: list[int] = []
+        if flow == NEXT or flow == BRANCH:
+            if block + 1 == count:
+                raise AllocationError("the code runs off its end; expected a return or a jump as last instruction")
+            follow.append(block + 1)
+        if target is not None:
+            if target not in labels:
+                raise AllocationError(f"jump to label {target}, which is not in the function")
+            if labels[target] not in follow:
+                follow.append(labels[target])
+        successors.append(follow)
+    starts.append(len(body))
+    return starts, successors
+
+
+def loop_depths(successors: list[list[int]], predecessors: list[list[int]]) -> list[int]:
+    """In how many loops each block lies. A loop is the blocks that reach a jump backwards without passing its target."""
+    count = len(successors)
+    depth = [0] * count
+    loops: dict[int, set[int]] = {}
+    for block in range(count):
+        for header in successors[block]:
+            if header <= block:
+                inside = loops.setdefault(header, {header})
+                stack = [block]
+                while stack:
+                    member = stack.pop()
+                    if member not in inside:
+                        inside.add(member)
+                        stack.extend(predecessors[member])
+    for inside in loops.values():
+        for member in inside:
+            depth[member] += 1
+    return depth
+
+
+def analyse(function: MachineFunction, abi: Abi) -> Flow:
+    """Read the whole function once: registers, blocks, loop depths and live sets.
+
+    Raises AllocationError for a virtual register that some path reads before it is written.
+    """
+    body = function.body
+    size = len(body)
+    flow = Flow()
+    starts, successors = blocks_of(body, abi)
+    count = len(starts) - 1
+    predecessors: list[list[int]] = [[] for _ in range(count)]
+    for block, follow in enumerate(successors):
+        for successor in follow:
+            predecessors[successor].append(block)
+    flow.block_start = starts
+    flow.successors = successors
+    flow.predecessors = predecessors
+    flow.depth = loop_depths(successors, predecessors)
+
+    kinds = list(abi.registers)
+    kind_index = {kind: index for index, kind in enumerate(kinds)}
+    # Nodes 0 .. physical - 1 are all the physical registers there are of the target's kinds, so that a node number
+    # needs no table lookup: allocatable ones, then those that occur in the code.
+    nodes: list[Register | VirtualRegister] = []
+    kind_of: list[int] = []
+    node_of: dict[Any, int] = {}
+    for kind in kinds:
+        for number in abi.registers[kind]:
+            node_of[(kind, number)] = len(nodes)
+            nodes.append(Register(kind, number))
+            kind_of.append(kind_index[kind])
+    extra: dict[tuple[str, int], None] = {}
+    facts_of = facts_table(abi)
+    for item in body:
+        if type(item) is Instruction:
+            for operand in item.operands:
+                kind_type = type(operand)
+                if kind_type is Register:
+                    extra[(operand.kind, operand.number)] = None  # type: ignore[union-attr]
+                elif kind_type is Memory:
+                    for part in (operand.base, operand.index):  # type: ignore[union-attr]
+                        if type(part) is Register:
+                            extra[(part.kind, part.number)] = None
+            if type(item.mask) is Register:
+                extra[(item.mask.kind, item.mask.number)] = None
+            facts = facts_of[item.row]
+            if facts.reads or facts.writes:
+                for pair in facts.reads + facts.writes:
+                    extra[pair] = None
+    for pair in extra:
+        if pair not in node_of:
+            if pair[0] not in kind_index:
+                kind_index[pair[0]] = len(kinds)
+                kinds.append(pair[0])
+            node_of[pair] = len(nodes)
+            nodes.append(Register(*pair))
+            kind_of.append(kind_index[pair[0]])
+    physical = len(nodes)
+
+    uses: list[tuple[int, ...]] = [_NOTHING] * size
+    writes: list[tuple[int, ...]] = [_NOTHING] * size
+    changes: list[tuple[int, ...]] = [_NOTHING] * size
+    moves: list[int] = []
+    block_uses = [0] * count  # read before any write in the block
+    block_writes = [0] * count
+
+    def node_for(register: Register | VirtualRegister) -> int:
+        if type(register) is Register:
+            return node_of[(register.kind, register.number)]
+        node = node_of.get(register)
+        if node is None:
+            if register.kind not in kind_index:
+                raise AllocationError(f"register {register!r} is of a kind that the target lacks; expected {kinds}")
+            node = node_of[register] = len(nodes)
+            nodes.append(register)
+            kind_of.append(kind_index[register.kind])
+        return node
+
+    known = node_of.get
+    for block in range(count):
+        upward = 0
+        written = 0
+        for place in range(starts[block], starts[block + 1]):
+            item = body[place]
+            if type(item) is Label:
+                continue
+            facts = facts_of[item.row]  # type: ignore[union-attr]
+            read: list[int] = []
+            write: list[int] = []
+            change: list[int] = []
+            access = facts.access
+            if len(access) != len(item.operands):  # type: ignore[union-attr]
+                raise AllocationError(
+                    f"{facts.name} has {len(item.operands)} operands; expected {len(access)}"  # type: ignore
+                )
+            mask = item.mask  # type: ignore[union-attr]
+            merging = mask is not None and facts.merges and not item.zeroing  # type: ignore[union-attr]
+            constant = facts.idiom and is_idiom(item, facts)  # type: ignore[arg-type]
+            for operand, how in zip(item.operands, access):  # type: ignore[union-attr]
+                kind_type = type(operand)
+                if kind_type is VirtualRegister or kind_type is Register:
+                    node = known(operand)
+                    if node is None:
+                        node = node_for(operand)  # type: ignore[arg-type]
+                    if how == READ:
+                        if not constant:
+                            read.append(node)
+                    elif how == WRITE:
+                        if merging:
+                            change.append(node)
+                        else:
+                            write.append(node)
+                    elif constant:
+                        write.append(node)
+                    elif how == CHANGE:
+                        change.append(node)
+                    else:
+                        raise AllocationError(f"{facts.name} takes no register where {operand!r} stands")
+                elif kind_type is Memory:
+                    part = operand.base  # type: ignore[union-attr]
+                    if part is not None:
+                        node = known(part)
+                        read.append(node_for(part) if node is None else node)
+                    part = operand.index  # type: ignore[union-attr]
+                    if part is not None:
+                        node = known(part)
+                        read.append(node_for(part) if node is None else node)
+            if mask is not None:
+                node = node_for(mask)
+                if facts.mask_access == READ:
+                    read.append(node)
+                else:
+                    change.append(node)
+            if facts.reads:
+                for pair in facts.reads:
+                    node = node_of[pair]
+                    if node not in read:
+                        read.append(node)
+            if facts.writes:
+                for pair in facts.writes:
+                    write.append(node_of[pair])
+            for node in read:
+                bit = 1 << node
+                if not written & bit:
+                    upward |= bit
+            for node in change:
+                bit = 1 << node
+                if not written & bit:
+                    upward |= bit
+                written |= bit
+            for node in write:
+                written |= 1 << node
+            if (
+                facts.move_bits
+                and len(read) == 1
+                and len(write) == 1
+                and type(item.operands[0]) is not Memory  # type: ignore[union-attr]
+                and type(item.operands[1]) is not Memory  # type: ignore[union-attr]
+            ):
+                moves.append(place)
+            if read:
+                uses[place] = tuple(read)
+            if write:
+                writes[place] = tuple(write)
+            if change:
+                changes[place] = tuple(change)
+        block_uses[block] = upward
+        block_writes[block] = written
+
+    live_in = block_uses[:]
+    live_out = [0] * count
+    pending = list(range(count))
+    waiting = [True] * count
+    while pending:
+        block = pending.pop()
+        waiting[block] = False
+        out = 0
+        for successor in successors[block]:
+            out |= live_in[successor]
+        live_out[block] = out
+        into = block_uses[block] | (out & ~block_writes[block])
+        if into != live_in[block]:
+            live_in[block] = into
+            for predecessor in predecessors[block]:
+                if not waiting[predecessor]:
+                    waiting[predecessor] = True
+                    pending.append(predecessor)
+
+    undefined = live_in[0] >> physical if count else 0
+    if undefined:
+        register = nodes[physical + (undefined & -undefined).bit_length() - 1]
+        node = node_of[register]
+        place = next(p for p in range(size) if node in uses[p] or node in changes[p])
+        where = body[place]
+        raise AllocationError(
+            f"{register!r} may be read before it is written: found in {where.row.name} at place {place}"  # type: ignore
+            f"{f' ({where.location})' if where.location else ''}; "  # type: ignore[union-attr]
+            "expected a write on every path to it; mend: set it to zero first, or write with zeroing"
+        )
+
+    flow.nodes = nodes
+    flow.node_of = node_of
+    flow.physical = physical
+    flow.kinds = kinds
+    flow.kind_of = kind_of
+    flow.moves = moves
+    flow.uses = uses
+    flow.writes = writes
+    flow.changes = changes
+    flow.live_in = live_in
+    flow.live_out = live_out
+    flow.weight = [8.0 ** min(d, 6) for d in flow.depth]
+    return flow
+
+
+class Ranges:
+    """Live ranges of all nodes, and how many registers of each kind are wanted at each place of the body.
+
+    points: a bitset of points for each node. first: the lowest point of each. cost: what spilling would cost, one
+    for each read and write, times eight for each loop round it. pressure: for each kind a list by place, the larger
+    of the counts at its two points; only registers in `counted` (virtual, or physical and allocatable) count.
+    """
+
+    __slots__ = ("cost", "first", "points", "pressure")
+
+    def __init__(
+        self, points: list[int], first: list[int], cost: list[float], pressure: list[list[int]]
+    ) -> None:
+        self.points = points
+        self.first = first
+        self.cost = cost
+        self.pressure = pressure
+
+
+def live_ranges(flow: Flow, allocatable_nodes: int) -> Ranges:
+    """Walk every block backwards. Physical nodes from `allocatable_nodes` on do not count as pressure."""
+    count = len(flow.nodes)
+    points = [0] * count
+    first = [1 << 60] * count
+    cost = [0.0] * count
+    end = [-1] * count
+    kind_count = len(flow.kinds)
+    size = len(flow.uses)
+    pressure = [[0] * size for _ in range(kind_count + 1)]
+    # A reserved register counts in a kind of its own, which nobody reads.
+    kind_of = flow.kind_of[:]
+    for node in range(allocatable_nodes, flow.physical):
+        kind_of[node] = kind_count
+    uses, writes, changes = flow.uses, flow.writes, flow.changes
+    for block in range(len(flow.block_start) - 2, -1, -1):
+        start, stop = flow.block_start[block], flow.block_start[block + 1]
+        weight = flow.weight[block]
+        live = [0] * (kind_count + 1)
+        last = 2 * stop - 1
+        remaining = flow.live_out[block]
+        active: set[int] = set()
+        while remaining:
+            low = remaining & -remaining
+            node = low.bit_length() - 1
+            remaining ^= low
+            end[node] = last
+            active.add(node)
+            live[kind_of[node]] += 1
+        for place in range(stop - 1, start - 1, -1):
+            touched = writes[place]
+            changed = changes[place]
+            if touched or changed:
+                point = 2 * place + 1
+                for node in changed:
+                    cost[node] += 2 * weight
+                    if end[node] < 0:
+                        end[node] = point
+                        active.add(node)
+                        live[kind_of[node]] += 1
+                for node in touched:
+                    cost[node] += weight
+                    if end[node] < 0:
+                        end[node] = point
+                        live[kind_of[node]] += 1
+                for kind in range(kind_count):
+                    pressure[kind][place] = live[kind]
+                for node in touched:
+                    stop_point = end[node]
+                    if stop_point < 0:
+                        continue  # written twice by one instruction
+                    points[node] |= (2 << stop_point) - (1 << point)
+                    if first[node] > point:
+                        first[node] = point
+                    end[node] = -1
+                    active.discard(node)
+                    live[kind_of[node]] -= 1
+            point = 2 * place
+            for node in uses[place]:
+                cost[node] += weight
+                if end[node] < 0:
+                    end[node] = point
+                    active.add(node)
+                    live[kind_of[node]] += 1
+            for kind in range(kind_count):
+                if live[kind] > pressure[kind][place]:
+                    pressure[kind][place] = live[kind]
+        begin = 1 << (2 * start)
+        for node in active:
+            points[node] |= (2 << end[node]) - begin
+            if first[node] > 2 * start:
+                first[node] = 2 * start
+            end[node] = -1
+    return Ranges(points, first, cost, pressure[:kind_count])

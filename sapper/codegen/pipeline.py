@@ -1,0 +1,175 @@
+"""All stations in order: from a kernel to machine code.
+
+    tile IR → canonical → lane IR → math expanded → simplified → machine IR → allocated → bytes
+
+Enters: a `lang.Kernel` and what one call allows to assume (`Specialization`). Leaves: a `Compiled`, which the runtime
+loads and keeps on disk, and every IR on the way for those who ask (`stages`). Holds: same input, same bytes.
+`SAPPER_TRACE=1` prints the IR after every pass to standard error; `SAPPER_TRACE=DIRECTORY` writes it to files there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ir.nodes import Function
+from ..ir.text import print_function
+from ..ir.types import TensorType
+from ..lane.lower import lower
+from ..tile.reduce_loops import reduce_loops
+from ..tile.schedule import DimClass, Facts, Schedule, Specialization
+
+HINTS = {1: 1, 16: 8, 128: 64}
+"""Typical extent of a dimension class (least upper bound), for the model; LARGE for those above."""
+
+LARGE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """Machine code and what is needed to call it.
+
+    scratch: every scratch buffer as (element bytes, ((constant, dims, multiple), ...)); see lane.lower.
+    """
+
+    name: str
+    code: bytes
+    slots: tuple[str, ...]
+    scratch: tuple[Any, ...]
+    counters: int
+    stored: tuple[str, ...]
+    text: Callable[[], str] = field(compare=False)
+
+
+@dataclass(slots=True)
+class Stages:
+    """The IR at each station, as far as the compilation went."""
+
+    tile: Function | None = None
+    scheduled: Function | None = None
+    lane: Function | None = None
+    machine: Any = None
+    code: bytes | None = None
+
+
+def facts_of(target: Any) -> Facts:
+    """What the model knows of a target."""
+    return Facts(lanes=target.lanes, vector_registers=target.vector_registers, l1_bytes=target.l1_bytes,
+                 l2_bytes=target.l2_bytes, l3_bytes=target.l3_bytes, fma_latency=target.fma_latency,
+                 broadcast_operand=target.mask_kind == "opmask")
+
+
+def scratch_bytes(scratch: tuple[Any, ...], dims: Mapping[str, int]) -> int:
+    """Scratch memory of one worker, in bytes, for these dimensions."""
+    total = 0
+    for size, axes in scratch:
+        for constant, names, multiple in axes:
+            extent = constant
+            for name in names:
+                extent *= dims[name]
+            size *= -(-extent // multiple) * multiple
+        total += -(-size // 64) * 64
+    return total
+
+
+def stored_tensors(function: Function) -> tuple[str, ...]:
+    """Names of the tensors that a tile IR function stores to, in the order of its arguments."""
+    stored = {op.operands[0] for op in function.walk() if op.name == "store"}
+    return tuple(v.name for v in function.arguments if isinstance(v.type, TensorType) and v in stored)
+
+
+def _trace(function: Any, after: str, stage: str) -> None:
+    setting = os.environ.get("SAPPER_TRACE", "")
+    if not setting or setting == "0":
+        return
+    text = f"; {function.name} after {after}\n{print_function(function)}\n" if stage != "machine" else (
+        f"; {function.name} after {after}\n{_machine_text(function)}\n")
+    if setting == "1":
+        sys.stderr.write(text)
+        return
+    os.makedirs(setting, exist_ok=True)
+    number = len([n for n in os.listdir(setting) if n.startswith(f"{function.name}.")])
+    with open(os.path.join(setting, f"{function.name}.{number:02}.{after}.txt"), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _machine_text(function: Any) -> str:
+    from .print import print_function as print_machine
+    return print_machine(function)
+
+
+def to_lane(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
+    """Tile IR (changed in place to canonical form) to lane IR."""
+    from ..ir.verifier import verify
+    from ..tile.canonical import canonicalize
+    from ..tile.ops import TILE_OPS
+
+    check = bool(os.environ.get("SAPPER_VERIFY"))
+    for after, tile_pass in (("reduce_loops", reduce_loops), ("canonicalize", canonicalize)):
+        tile_pass(function)
+        if check:
+            verify(function, TILE_OPS)
+        _trace(function, after, "tile")
+    lane = lower(function, schedule, facts, specialization)
+    _trace(lane, "lower", "lane")
+    return lane
+
+
+def finish_lane(lane: Function, target: Any) -> Function:
+    """Lane IR as lowered to lane IR that the target can select: math expanded, simplified."""
+    from ..ir.verifier import verify
+    from ..lane.math import expand_math
+    from ..lane.ops import LANE_OPS
+    from ..lane.simplify import simplify
+    from ..targets import rules_of
+
+    legal = rules_of(target).legal_ops(target)
+    check = bool(os.environ.get("SAPPER_VERIFY"))
+    if check:
+        verify(lane, LANE_OPS)
+    expand_math(lane, legal)
+    _trace(lane, "expand_math", "lane")
+    if check:
+        verify(lane, LANE_OPS)
+    simplify(lane)
+    _trace(lane, "simplify", "lane")
+    if check:
+        verify(lane, LANE_OPS)
+    return lane
+
+
+def compile_function(function: Function, schedule: Schedule | None, target: Any,
+                     specialization: Specialization) -> Compiled:
+    """Compile a tile IR function for one target."""
+    from .compile import compile_lane
+
+    stored = stored_tensors(function)
+    lane = finish_lane(to_lane(function, schedule or Schedule(), facts_of(target), specialization), target)
+    made = compile_lane(lane, target)
+    _trace(made.machine, "allocate", "machine")
+    return Compiled(function.name, made.code, tuple(lane.attributes["slots"]), _tuples(lane.attributes["scratch"]),
+                    lane.attributes["counters"], stored, lambda: made.text)
+
+
+def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],
+                   dim_classes: Mapping[str, tuple[int, int]], target: Any, schedule: Schedule | None,
+                   aligned: frozenset[str] = frozenset()) -> Compiled:
+    """Compile a `lang.Kernel`.
+
+    static_dims: extents compiled in. unit_strides: see Specialization.strides. dim_classes: for each run-time dimension
+    (least upper bound of its class, divisor). aligned: tensors whose rows all start at multiples of 64 bytes.
+    """
+    function = kernel.tile_ir(dict(static_dims))
+    dims = {name: DimClass(HINTS.get(bound, LARGE), divisor) for name, (bound, divisor) in dim_classes.items()}
+    if schedule is not None and not isinstance(schedule, Schedule):
+        schedule = Schedule.from_json(dict(schedule))
+    return compile_function(function, schedule, target, Specialization(dims, dict(unit_strides), aligned))
+
+
+def _tuples(nested: Any) -> Any:
+    if isinstance(nested, (list, tuple)):
+        return tuple(_tuples(item) for item in nested)
+    return nested

@@ -1,0 +1,684 @@
+"""Tile IR -> lane IR: control, tasks, carried values, scratch memory.
+
+Enters a tile IR function (canonical: reductions are whole), a schedule, the target's facts and the specialisation;
+leaves a lane IR function with the attributes `lanes`, `slots`, `scratch` (see `Lowering.scratch`) and `counters`.
+Parallel loops at the top become `tasks`; what follows them waits at a `barrier`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import gcd
+
+from ..ir.nodes import Block, Function, Op, Value
+from ..ir.types import MASK, S64, DType, RowType, TileType, bool_
+from ..tile.plan import Plan, Walk, is_scalar_integer, plan_block
+from ..tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
+from .model import Model
+from .rows import LoweringError, Rows
+from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
+
+SEQUENTIAL_TILE = 64
+"""Default size of a sequential tile: its intermediate tiles then stay in L1."""
+
+TASKS_PER_WORKER = 4
+
+STAGED_ROWS_CAP = 1008
+"""Most rows of a staged operand in one task (a multiple of 14 and 6), which bounds scratch memory."""
+
+
+@dataclass(slots=True)
+class Range:
+    """One dimension of a loop nest: an axis of `tiles`, or an index of `each`."""
+
+    start: Scalar
+    stop: Scalar
+    axis: str | None = None
+    counter: Value | None = None
+    step: int = 1
+    hint: int = 1024
+    divisor: int = 1
+    capacity: Capacity | None = None
+    resident: int = 0
+    lane: bool = False
+
+
+def lower(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
+    """Lower a canonical tile IR function."""
+    wide = any(isinstance(r.type, TileType) and r.type.dtype.bits == 64 and r.type.dtype.name != "index"
+               and (r.type.axes or r.type.dtype.is_float) for op in function.walk() for r in op.results)
+    return Lowering(function, schedule, facts, specialization, facts.lanes // 2 if wide else facts.lanes).run()
+
+
+class Lowering(Model):
+    def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
+                 lanes: int) -> None:
+        super().__init__(function, schedule, facts, specialization, lanes)
+        self.completed: dict[Value, Rows] = {}
+        self.pending_buffers: dict[Value, Access] = {}
+        self.carried_buffers: dict[Value, Access] = {}
+        self.stage_memory: dict[tuple[str, Op], Scalar] = {}
+        self.scratch_sizes: list[list[object]] = []
+        self.scratch_end: Scalar = 0
+        self.counters = 0
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        axes = {a for op in self.function.walk() for a in (
+            op.attributes["axes"] if op.name == "tiles" else [op.attributes["axis"]] if op.name == "whole" else [])}
+        named = {*self.schedule.tile, *self.schedule.registers, *self.schedule.order, *self.schedule.chunks,
+                 *([self.schedule.lane] if self.schedule.lane else [])}
+        for axis in sorted(named - axes):
+            raise ScheduleError(f"schedule of {self.function.name}: no axis {axis!r}; expected one of "
+                                f"{', '.join(sorted(axes))}")
+        tensors = {t.name for t in self.function.tensors()}
+        for name in (*(self.schedule.stage or ()), *(self.schedule.streaming or ())):
+            if name not in tensors:
+                raise ScheduleError(f"schedule of {self.function.name}: no tensor {name!r}; expected one of "
+                                    f"{', '.join(sorted(tensors))}")
+        for axis, tile in self.schedule.tile.items():
+            if tile < 1:
+                raise ScheduleError(f"schedule of {self.function.name}: tile of axis {axis} is {tile}; expected >= 1")
+            if axis == self.schedule.lane and tile % self.lanes:
+                raise ScheduleError(f"schedule of {self.function.name}: tile of the lane axis {axis} is {tile}; expected "
+                                    f"a multiple of the {self.lanes} lanes")
+
+    def run(self) -> Function:
+        lowered = Function(self.function.name, "lane", self.function.location)
+        lowered.body = self.entry
+        if any(op.attributes.get("parallel") for op in self.function.body.ops):
+            self.block(self.function.body, top=True)
+        else:
+            self._on_first_worker(lambda: self.block(self.function.body))
+        if self.streaming_tensors & self.specialization.aligned:
+            self.effect("fence_streaming", [])
+        lowered.attributes = {"lanes": self.lanes, "slots": list(self.slots), "scratch": self.scratch_sizes,
+                              "counters": self.counters}
+        return lowered
+
+    # Scratch memory.
+
+    def scratch(self, extents: list[tuple[Capacity | int, int]], dtype: DType) -> Scalar:
+        """Address of a new scratch buffer: product over axes of their capacity, rounded up to a multiple each.
+
+        The attribute `scratch` lists every buffer as [element bytes, [[constant, [dims], multiple], ...]].
+        """
+        size = element_bytes(dtype)
+        words: Scalar = size
+        record: list[object] = []
+        for capacity, multiple in extents:
+            c = capacity if isinstance(capacity, Capacity) else Capacity(capacity)
+            words = self.mul(words, self._rounded(c, multiple))
+            record.append([c.constant, list(c.dims), multiple])
+        base = self.add(self._scratch_base(), self.scratch_end)
+        self.scratch_end = self.add(self.scratch_end, self.round_up(words, 64))
+        self.scratch_sizes.append([size, record])
+        return base
+
+    def _rounded(self, capacity: Capacity, multiple: int) -> Scalar:
+        extent: Scalar = capacity.constant
+        for dim in capacity.dims:
+            extent = self.mul(extent, self.slot(f"dim.{dim}"))
+        return self.round_up(extent, multiple)
+
+    def _scratch_base(self) -> Scalar:
+        memo = self.levels[0].memo
+        if "scratch" not in memo:
+            base = self.emit(0, "arg", [], S64, slot=0)
+            each = self.emit(0, "arg", [], S64, slot=1)
+            worker = self.emit(0, "worker", [], S64)
+            memo["scratch"] = self.add(base, self.mul(worker, each))
+        return memo["scratch"]  # type: ignore[no-any-return]
+
+    def allocate(self, value: Value, dtype: DType, axes: list[tuple[str, Capacity | int]]) -> Access:
+        """A scratch buffer for a tile: the last axis is contiguous and padded to whole rows (twice, for tails)."""
+        extents: list[tuple[Capacity | int, int]] = [(c, 1) for _, c in axes[:-1]]
+        extents.append((axes[-1][1], self.lanes))
+        base = self.scratch(extents, dtype)
+        access = Access(base, 0, {}, dtype if dtype is bool_ else self._memory(dtype), relative=True)
+        step: Scalar = element_bytes(dtype)
+        for (axis, capacity), (_, multiple) in zip(reversed(axes), reversed(extents), strict=True):
+            access.axes[axis] = step
+            c = capacity if isinstance(capacity, Capacity) else Capacity(capacity)
+            step = self.mul(step, self._rounded(c, multiple))
+        return access
+
+    @staticmethod
+    def _memory(dtype: DType) -> DType:
+        from .state import memory_dtype
+        return memory_dtype(dtype)
+
+    # Facts of scalars.
+
+    def hint(self, value: Value) -> tuple[int, int, Capacity | None]:
+        """(typical value, divisor, bound for scratch memory) of an index scalar."""
+        op = value.op
+        if op is not None and op.name == "const":
+            c = int(op.attributes["value"])
+            return c, (64 if c % 64 == 0 else 16 if c % 16 == 0 else 1), Capacity(c)
+        if op is not None and op.name == "dim":
+            name = op.attributes["name"]
+            known = self.specialization.dims.get(name, DimClass())
+            return known.hint, known.divisor, Capacity(1, (name,))
+        return 256, 1, None
+
+    def _range(self, start: Value, stop: Value) -> Range:
+        first, last = self.integer(start), self.integer(stop)
+        hint, divisor, capacity = self.hint(stop)
+        if first != 0:
+            hint_first, divisor_first, _ = self.hint(start)
+            hint, divisor = max(1, hint - hint_first) if start.op is not None and start.op.name in (
+                "const", "dim") else hint, min(divisor, divisor_first)
+        return Range(first, last, hint=hint, divisor=divisor, capacity=capacity)
+
+    def _open(self, axis: str, r: Range) -> None:
+        self.open[axis] = Open(r.start, self.sub(r.stop, r.start), r.hint, r.divisor, r.capacity)
+
+    # Blocks.
+
+    def block(self, block: Block, yields_kept: frozenset[int] = frozenset(), top: bool = False) -> None:
+        plan = plan_block(block, yields_kept)
+        homes: dict[object, int] = self.home  # type: ignore[assignment]
+        for op in block.ops:
+            homes[op] = self.depth
+            for result in op.results:
+                homes[result] = self.depth
+                self.rows.pop(result, None)
+                self.buffers.pop(result, None)
+                self.scalars.pop(result, None)
+            if op.name == "whole":
+                r = self._range(op.operands[0], op.operands[1])
+                self._open(op.attributes["axis"], r)
+        self._early_scalars(block)
+        items = plan.items
+        for number, item in enumerate(items):
+            parallel = isinstance(item, Op) and bool(item.attributes.get("parallel"))
+            if top and not parallel:
+                if isinstance(item, Op) and item.results:
+                    raise LoweringError("a sequential loop beside parallel ones at the top of a kernel may not return "
+                                        "values; write it as a kernel of its own", item)
+                self._on_first_worker(lambda item=item: self._item(item, False))  # type: ignore[misc]
+            else:
+                self._item(item, top)
+            if top and number + 1 < len(items):
+                self.effect("barrier", [])
+
+    def _on_first_worker(self, body: Callable[[], None]) -> None:
+        first = self.emit(self.depth, "s_cmp", [self.emit(0, "worker", [], S64), self.value(0)], S64, cond="eq")
+        then, other = Block(), Block()
+        self.enter(then)
+        body()
+        self.effect("yield", [])
+        self.leave()
+        self.enter(other)
+        self.effect("yield", [])
+        self.leave()
+        self.finish(Op("if", [first], (), {}, [then, other]))
+
+    def _item(self, item: Walk | Op, top: bool) -> None:
+        if isinstance(item, Walk):
+            self.walk(item)
+            self.buffers.update(self.pending_buffers)
+            self.pending_buffers.clear()
+        elif item.name == "tiles" and item.attributes["parallel"] and not top and self._is_plain(item):
+            self._as_whole(item)
+        elif item.name in ("tiles", "each"):
+            self._nest(item, top and bool(item.attributes["parallel"]))
+        elif item.name == "if":
+            self._if(item)
+        else:
+            raise LoweringError(f"no lowering for {item.name}", item)
+
+    def _early_scalars(self, block: Block) -> None:
+        """Integer scalars that do not wait for a reduction or a control op are computed in program order."""
+        late: set[Value] = set()
+        for op in block.ops:
+            waits = op.blocks or op.name in ("reduce", "contract") or any(v in late for v in op.operands)
+            for result in op.results:
+                if waits:
+                    late.add(result)
+                elif is_scalar_integer(result) and op.name not in ("const", "full"):
+                    self.integer(result)
+
+    @staticmethod
+    def _is_plain(op: Op) -> bool:
+        return not op.results and not any(o.blocks for o in op.blocks[0].ops)
+
+    def _as_whole(self, op: Op) -> None:
+        """A parallel loop inside a task, without control inside: its axes are walked like whole axes."""
+        for i, axis in enumerate(op.attributes["axes"]):
+            self._open(axis, self._range(op.operands[2 * i], op.operands[2 * i + 1]))
+        self.block(op.blocks[0])
+        for axis in op.attributes["axes"]:
+            del self.open[axis]
+
+    # Loop nests.
+
+    def _chain(self, op: Op) -> list[Op]:
+        """`op` and the parallel loops nested perfectly in it, as long as their bounds exist outside."""
+        chain = [op]
+        while True:
+            inner = chain[-1].blocks[0]
+            control = [o for o in inner.ops if o.blocks]
+            others = [o for o in inner.ops if o.name in ("store", "reduce", "contract", "whole")]
+            defined = {r for o in inner.ops for r in o.results} | {a for c in chain for a in c.blocks[0].arguments}
+            if (len(control) != 1 or others or control[0].name not in ("tiles", "each")
+                    or not control[0].attributes["parallel"] or any(v in defined for v in control[0].operands)
+                    or any(isinstance(r.type, TileType) and r.type.axes for o in inner.ops for r in o.results
+                           if o is not control[0])):
+                return chain
+            chain.append(control[0])
+
+    def _ranges(self, op: Op) -> list[Range]:
+        if op.name == "tiles":
+            ranges = [self._range(op.operands[2 * i], op.operands[2 * i + 1])
+                      for i in range(len(op.attributes["axes"]))]
+            for r, axis in zip(ranges, op.attributes["axes"], strict=True):
+                r.axis = axis
+            return ranges
+        count = op.attributes["count"]
+        ranges = [self._range(op.operands[2 * i], op.operands[2 * i + 1]) for i in range(count)]
+        for r, counter in zip(ranges, op.blocks[0].arguments, strict=False):
+            r.counter = counter
+            r.step = op.attributes.get("step", 1)
+        return ranges
+
+    def _residents(self, ranges: list[Range], plan: Plan) -> None:
+        """Axes of values that pass between walks or into control ops get a size: they stay in registers."""
+        nested = any(isinstance(item, Op) for item in plan.items)
+        for r in ranges:
+            if r.axis is None:
+                continue
+            lane = r.axis == self.schedule.lane
+            if r.axis in plan.crossing or nested or lane or (r.axis in self.schedule.tile and len(plan.items) > 1):
+                r.lane = lane and len(plan.items) > 1
+                if lane and not r.lane and not nested:
+                    continue
+                r.resident = self.schedule.tile.get(r.axis, self.lanes if r.lane else 1)
+
+    def _nest(self, op: Op, tasks: bool) -> None:
+        chain = self._chain(op) if op.attributes["parallel"] else [op]
+        ranges = [r for o in chain for r in self._ranges(o)]
+        body = chain[-1].blocks[0]
+        parallel = bool(op.attributes["parallel"])
+        if parallel:
+            self._residents(ranges, plan_block(body))
+
+        def inner(carried: list[Value]) -> list[Value]:
+            for o in chain[:-1]:
+                self._open_block(o.blocks[0])
+            if not op.results:
+                self.block(body)
+                return []
+            raise AssertionError("carried values are threaded by _sequential")
+
+        if tasks:
+            self._tasks(ranges, inner)
+        elif parallel and not op.results:
+            self._loops(ranges, 0, inner)
+        else:
+            self._sequential(op, ranges)
+
+    def _open_block(self, block: Block) -> None:
+        """Pure ops between the loops of a perfect nest belong to the innermost level."""
+        homes: dict[object, int] = self.home  # type: ignore[assignment]
+        for op in block.ops:
+            if not op.blocks:
+                homes[op] = self.depth
+                for result in op.results:
+                    homes[result] = self.depth
+                    self.scalars.pop(result, None)
+        self._early_scalars(block)
+
+    def _loops(self, ranges: list[Range], k: int, body: Callable[[list[Value]], list[Value]]) -> None:
+        """Loops over indices and resident axes; other axes become open."""
+        if k == len(ranges):
+            body([])
+            return
+        r = ranges[k]
+        if r.axis is None:
+            assert r.counter is not None
+            self._counted(r, r.start, r.stop, r.step, lambda iv: self._with_counter(r, iv, ranges, k, body))
+            return
+        if not r.resident:
+            self._open(r.axis, r)
+            self._loops(ranges, k + 1, body)
+            self.open.pop(r.axis, None)
+            return
+        self._resident(r, lambda: self._loops(ranges, k + 1, body))
+
+    def _with_counter(self, r: Range, iv: Value, ranges: list[Range], k: int,
+                      body: Callable[[list[Value]], list[Value]]) -> None:
+        assert r.counter is not None
+        self.scalars[r.counter] = iv
+        self.home[r.counter] = self.depth
+        self._loops(ranges, k + 1, body)
+
+    def _counted(self, r: Range, start: Scalar, stop: Scalar, step: int, body: Callable[[Value], None]) -> None:
+        block = Block([S64])
+        first, last = self.value(start), self.value(stop)
+        self.enter(block)
+        body(block.arguments[0])
+        self.effect("yield", [])
+        self.leave()
+        self.finish(Op("loop", [first, last], (), {"step": step, "label": r.axis or "each"}, [block], self.location))
+
+    def _resident(self, r: Range, body: Callable[[], None]) -> None:
+        """A loop over tiles whose elements along the axis stay in registers: full tiles, then single rows (or one
+        masked row of lanes)."""
+        assert r.axis is not None
+        axis = r.axis
+        size, lanes = r.resident, self.lanes
+        count = size // lanes if r.lane else size
+
+        def at(iv: Value, n: int, mask: Value | None) -> None:
+            self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True)
+            body()
+            del self.bound[axis]
+
+        extent = self.sub(r.stop, r.start)
+        if size == 1 or r.divisor % size == 0:
+            self._counted(r, r.start, r.stop, size, lambda iv: at(iv, count, None))
+            return
+        full = self.add(r.start, self.sub(extent, self.scalar("s_mod", extent, size)))
+        if not isinstance(extent, int) or extent >= size:
+            self._counted(r, r.start, full, size, lambda iv: at(iv, count, None))
+        if isinstance(extent, int) and extent % size == 0:
+            return
+        if r.lane:
+            def masked(iv: Value) -> None:
+                mask = self.emit(self.depth, "mask_first", [self.value(self.sub(r.stop, iv))], MASK)
+                at(iv, 1, mask)
+            self._counted(r, full, r.stop, lanes, masked)
+        else:
+            self._counted(r, full, r.stop, 1, lambda iv: at(iv, 1, None))
+
+    # Tasks.
+
+    def _granule(self, r: Range) -> int:
+        """What the size of a task along a range is a multiple of."""
+        if r.axis is None:
+            return r.step
+        if r.resident:
+            return r.resident
+        return 1
+
+    def _tasks(self, ranges: list[Range], body: Callable[[list[Value]], list[Value]]) -> None:
+        """Split the ranges into tasks: about TASKS_PER_WORKER for each worker, fewer where there is less to do."""
+        workers = self.emit(0, "workers", [], S64)
+        alone = self.emit(0, "s_cmp", [workers, self.value(1)], S64, cond="eq")
+        target: Scalar = self.emit(0, "s_select", [alone, self.value(1), self.value(self.mul(workers, TASKS_PER_WORKER))],
+                                   S64)
+        plans: list[tuple[Range, int, Scalar, Scalar]] = []
+        total: Scalar = 1
+        left: Scalar = target
+        granules = self._task_granules(ranges)
+        for r, granule in zip(ranges, granules, strict=True):
+            extent = self.sub(r.stop, r.start)
+            if isinstance(extent, int) and extent <= granule:
+                plans.append((r, granule, 1, granule))
+                continue
+            most = self.scalar("s_max", self.ceil_div(extent, granule), 1)
+            chunks: Scalar = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
+            if not chunks:
+                chunks = self.scalar("s_min", left, most)
+            cap = self._task_cap(r)
+            if cap:
+                chunks = self.scalar("s_max", chunks, self.ceil_div(extent, cap))
+            size = self.mul(self.scalar("s_max", self._ceil_div(self._ceil_div(extent, chunks), granule), 1), granule)
+            chunks = self._ceil_div(extent, size)
+            plans.append((r, granule, chunks, size))
+            total = self.mul(total, chunks)
+            left = self._ceil_div(left, self.scalar("s_max", chunks, 1))
+        block = Block([S64])
+        total_value = self.value(total)
+        self.enter(block)
+        number: Scalar = block.arguments[0]
+        pieces: list[Range] = []
+        for position, (r, granule, chunks, size) in enumerate(reversed(plans)):
+            if chunks == 1:
+                pieces.insert(0, r)
+                continue
+            last = position == len([p for p in plans if p[2] != 1]) - 1 and all(
+                p[2] == 1 for p in list(reversed(plans))[position + 1:])
+            mine = number if last else self.scalar("s_mod", number, chunks)
+            number = number if last else self.scalar("s_floordiv", number, chunks)
+            start = self.add(r.start, self.mul(mine, size))
+            stop = self.scalar("s_min", self.add(start, size), r.stop)
+            # Every task but the last has a whole number of granules; the last ends where the range does.
+            divisor = gcd(granule, r.divisor)
+            cap = self._task_cap(r)
+            capacity = Capacity(cap) if cap else r.capacity
+            pieces.insert(0, Range(start, stop, r.axis, r.counter, r.step, r.hint, divisor, capacity, r.resident, r.lane))
+        self._loops(pieces, 0, body)
+        self.effect("yield", [])
+        self.leave()
+        counter = self.counters
+        if counter > 7:
+            raise LoweringError(f"{self.function.name} has more than 8 parallel loops in a row")
+        self.counters += 1
+        self.finish(Op("tasks", [total_value], (), {"counter": counter}, [block], self.location))
+
+    def _ceil_div(self, a: Scalar, b: Scalar) -> Scalar:
+        return self.scalar("s_floordiv", self.sub(self.add(a, b), 1), b)
+
+    def _task_granules(self, ranges: list[Range]) -> list[int]:
+        granules = []
+        inner = [r for r in ranges if r.axis is not None and not r.resident]
+        for r in ranges:
+            granule = self._granule(r)
+            if r.axis is not None and not r.resident:
+                if r is inner[-1]:
+                    granule = 64 * self.lanes // 16 if self.lanes >= 16 else 64
+                    if len(ranges) == 1:
+                        granule = 1024
+                else:
+                    granule = 4 if r.hint < 512 else 28
+            granules.append(granule)
+        return granules
+
+    def _task_cap(self, r: Range) -> int:
+        """Rows of a contraction that one task stages at most."""
+        if r.axis is None or r.resident:
+            return 0
+        contracts = [op for op in self.function.walk() if op.name == "contract"]
+        if any(r.axis in op.result.type.axes for op in contracts) and r.hint >= 28:  # type: ignore[union-attr]
+            return STAGED_ROWS_CAP
+        return 0
+
+    # Sequential loops and branches with carried values.
+
+    def _place(self, value: Value) -> str:
+        t = value.type
+        assert isinstance(t, TileType)
+        if is_scalar_integer(value):
+            return "scalar"
+        if all(a in self.bound and self.bound[a].resident for a in t.axes):
+            return "rows"
+        return "buffer"
+
+    def _sequential(self, op: Op, ranges: list[Range]) -> None:
+        body = op.blocks[0]
+        bounds = 2 * len(ranges)
+        initial = op.operands[bounds:]
+        arguments = body.arguments[len(ranges):] if op.name == "each" else body.arguments
+        terminator = body.terminator
+        outs = terminator.operands if terminator is not None else []
+        places = [self._place(v) for v in arguments]
+        carried: list[Value] = []
+        points: list[list[dict[str, int]]] = []
+        buffers: list[Access | None] = []
+        kept: set[int] = set()
+        for i, (argument, first, place) in enumerate(zip(arguments, initial, places, strict=True)):
+            at_all = self._coordinates(argument.type.axes) if place == "rows" else []  # type: ignore[union-attr]
+            points.append(at_all)
+            buffers.append(None)
+            if place == "scalar":
+                carried.append(self.value(self.integer(first)))
+            elif place == "rows":
+                carried += [self.row(first, at) for at in at_all]
+            else:
+                kept.add(i)
+                buffers[i] = self._initial_buffer(argument, first)
+        for r in ranges:
+            if r.axis is not None:
+                tile = self.schedule.tile.get(r.axis, SEQUENTIAL_TILE)
+                r.step = tile
+
+        def run(k: int, values: list[Value]) -> list[Value]:
+            if k == len(ranges):
+                return self._iteration(op, body, arguments, outs, places, points, buffers, frozenset(kept), values)
+            r = ranges[k]
+            block = Block([S64, *[v.type for v in values]])
+            first, last = self.value(r.start), self.value(r.stop)
+            self.enter(block)
+            iv = block.arguments[0]
+            if r.axis is None:
+                assert r.counter is not None
+                self.scalars[r.counter] = iv
+                self.home[r.counter] = self.depth
+            else:
+                extent = self.scalar("s_min", self.sub(r.stop, iv), r.step)
+                exact = r.divisor % r.step == 0
+                self.open[r.axis] = Open(iv, r.step if exact else extent, min(r.step, r.hint), 1, Capacity(r.step))
+            results = run(k + 1, list(block.arguments[1:]))
+            self.effect("yield", results)
+            self.leave()
+            if r.axis is not None:
+                del self.open[r.axis]
+            loop = Op("loop", [first, last, *values], [v.type for v in values],
+                      {"step": r.step, "label": r.axis or "each"}, [block], op.location)
+            self.finish(loop)
+            return list(loop.results)
+
+        results = iter(run(0, carried))
+        for result, place, at_all, buffer in zip(op.results, places, points, buffers, strict=True):
+            self._receive(result, place, at_all, buffer, results)
+
+    def _receive(self, value: Value, place: str, points: list[dict[str, int]], buffer: Access | None,
+                 rows: object) -> None:
+        if place == "scalar":
+            self.scalars[value] = next(rows)  # type: ignore[call-overload]
+        elif place == "rows":
+            axes = value.type.axes  # type: ignore[union-attr]
+            self.rows[value] = {tuple(at[a] for a in axes): next(rows) for at in points}  # type: ignore[call-overload]
+        else:
+            assert buffer is not None
+            self.buffers[value] = buffer
+
+    def _iteration(self, op: Op, body: Block, arguments: list[Value], outs: list[Value], places: list[str],
+                   points: list[list[dict[str, int]]], buffers: list[Access | None], kept: frozenset[int],
+                   values: list[Value]) -> list[Value]:
+        received = iter(values)
+        copies: list[tuple[Value, Access]] = []
+        for i, (argument, place) in enumerate(zip(arguments, places, strict=True)):
+            self.home[argument] = self.depth
+            self._receive(argument, place, points[i], buffers[i], received)
+            if place == "buffer":
+                buffer = buffers[i]
+                assert buffer is not None
+                if self._in_place(body, argument, outs[i], kept):
+                    self.carried_buffers[outs[i]] = buffer
+                elif outs[i] is not argument:
+                    copies.append((outs[i], buffer))
+        self.block(body, kept)
+        for value, buffer in copies:
+            self._copy(value, buffer)
+        results: list[Value] = []
+        for out, place, at_all in zip(outs, places, points, strict=True):
+            if place == "scalar":
+                results.append(self.value(self.integer(out)))
+            elif place == "rows":
+                results += [self.row(out, at) for at in at_all]
+        for out in outs:
+            self.carried_buffers.pop(out, None)
+        return results
+
+    def _in_place(self, body: Block, argument: Value, out: Value, kept: frozenset[int]) -> bool:
+        """Whether the new value may overwrite the old one point by point: nothing else reads the old one later."""
+        if out is argument or out.op is None or out.op not in body.ops:
+            return False
+        plan = plan_block(body, kept)
+        seen = False
+        for item in plan.items:
+            if isinstance(item, Walk):
+                roots = item.roots()
+                reads = [r for r in roots if self._reaches(r, argument, body)]
+                if seen and reads:
+                    return False
+                if out in [r for r in roots if isinstance(r, Value)]:
+                    seen = True
+                    if any(isinstance(r, Op) and r.name != "store" for r in reads):
+                        return False
+            elif seen and any(argument in inner.operands for inner in item.walk()):
+                return False
+        return seen
+
+    @staticmethod
+    def _reaches(root: Op | Value, argument: Value, body: Block) -> bool:
+        members = set(body.ops)
+        stack = list(root.operands) if isinstance(root, Op) else list(root.op.operands if root.op else [])
+        visited: set[Value] = set()
+        while stack:
+            v = stack.pop()
+            if v is argument:
+                return True
+            if v in visited or v.op is None or v.op not in members or v.op.name in ("reduce", "contract"):
+                continue
+            visited.add(v)
+            stack += v.op.operands
+        return False
+
+    def _initial_buffer(self, argument: Value, first: Value) -> Access:
+        buffer = self._buffer_for(argument)
+        self._copy(first, buffer)
+        return buffer
+
+    def _copy(self, value: Value, buffer: Access) -> None:
+        """Walk a tile value into a scratch buffer."""
+        self.carried_buffers[value] = buffer
+        kept = self.pending_buffers
+        held = self.buffers.get(value)
+        self.pending_buffers = {}
+        walk = Walk(value.type.axes, (), [], [value])  # type: ignore[union-attr]
+        self.walk(walk)
+        self.pending_buffers = kept
+        del self.carried_buffers[value]
+        if held is not None:
+            self.buffers[value] = held
+
+    def _if(self, op: Op) -> None:
+        condition = self.value(self.integer(op.operands[0]))
+        places = [self._place(v) for v in op.results]
+        points = [self._coordinates(v.type.axes) if p == "rows" else []  # type: ignore[union-attr]
+                  for v, p in zip(op.results, places, strict=True)]
+        buffers = [self._buffer_for(v) if p == "buffer" else None for v, p in zip(op.results, places, strict=True)]
+        types: list[RowType | object] = []
+        blocks = []
+        for branch in op.blocks:
+            block = Block()
+            self.enter(block)
+            self.block(branch)
+            outs = branch.terminator.operands if branch.terminator is not None else []
+            results: list[Value] = []
+            for out, place, at_all, buffer in zip(outs, places, points, buffers, strict=True):
+                if place == "scalar":
+                    results.append(self.value(self.integer(out)))
+                elif place == "rows":
+                    results += [self.row(out, at) for at in at_all]
+                else:
+                    assert buffer is not None
+                    self._copy(out, buffer)
+            self.effect("yield", results)
+            self.leave()
+            types = [v.type for v in results]
+            blocks.append(block)
+        made = Op("if", [condition], types, {}, blocks, op.location)  # type: ignore[arg-type]
+        self.finish(made)
+        rows = iter(made.results)
+        for result, place, at_all, buffer in zip(op.results, places, points, buffers, strict=True):
+            self._receive(result, place, at_all, buffer, rows)
+
+
+__all__ = ["Lowering", "LoweringError", "lower", "row_dtype"]

@@ -1,0 +1,273 @@
+"""The analytic model: lane axis, register factors, loop order and staging of a walk, from facts of the target.
+
+Everything here is a default that a `Schedule` overrides. The rules, in short: the lane axis is the one along which
+most accesses are contiguous; accumulators of a contraction fill the vector registers; operands that are read
+again and again are staged; results too large for the caches are stored past them.
+"""
+
+from __future__ import annotations
+
+from ..ir.nodes import Function, Op, Value
+from ..ir.types import TileType
+from ..tile.plan import COSTLY, Walk
+from ..tile.schedule import Facts, Schedule, ScheduleError, Specialization
+from .state import Scalar, element_bytes
+from .walk import WalkChoice, WalkLowering
+
+STAGE_ROWS = 28
+"""From how many rows on operands are packed: packing a panel then costs a few percent of its use."""
+
+
+class Model(WalkLowering):
+    def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
+                 lanes: int) -> None:
+        super().__init__(function, lanes, dict(specialization.strides))
+        self.schedule = schedule
+        self.facts = facts
+        self.specialization = specialization
+        self.streaming_tensors = self._streaming_tensors()
+
+    # What a walk touches.
+
+    def reads(self, walk: Walk) -> list[Op]:
+        """Loads (ops) and values in scratch memory that the walk computes from, in order, each once."""
+        seen: set[Value] = set()
+        found: list[Op] = []
+
+        def visit(value: Value, top: bool = False) -> None:
+            if value in seen or not isinstance(value.type, TileType):
+                return
+            seen.add(value)
+            op = value.op
+            if op is None or value in self.rows or value in self.buffers or op.blocks:
+                return
+            if op.name in ("reduce", "contract") and not top:
+                return
+            for operand in op.operands:
+                visit(operand)
+            if op.name == "load":
+                found.append(op)
+
+        for reduction in walk.reductions:
+            visit(reduction.result, top=True)
+        for root in (*walk.inner, *walk.after):
+            for v in ([root] if isinstance(root, Value) else root.operands):
+                visit(v)
+        return found
+
+    def costs(self, walk: Walk) -> int:
+        """Instructions, about, of the elementwise ops of one row."""
+        total, seen = 0, set()
+
+        def visit(value: Value) -> None:
+            nonlocal total
+            if value in seen or value in self.rows or value in self.buffers or value.op is None:
+                return
+            seen.add(value)
+            total += COSTLY.get(value.op.name, 1)
+            for operand in value.op.operands:
+                if isinstance(operand.type, TileType):
+                    visit(operand)
+
+        for root in walk.roots():
+            for v in ([root] if isinstance(root, Value) else root.operands):
+                if isinstance(v.type, TileType):
+                    visit(v)
+        return total
+
+    def extent_hint(self, axis: str) -> int:
+        o = self.open.get(axis)
+        if o is not None:
+            return max(1, o.extent if isinstance(o.extent, int) else o.hint)
+        bound = self.bound[axis]
+        return bound.count * (self.lanes if bound.lane else 1)
+
+    # The choice.
+
+    def choose(self, walk: Walk) -> WalkChoice:
+        loops = [a for a in walk.axes if a in self.open]
+        bound_lane = next((a for a in walk.axes if a in self.bound and self.bound[a].lane), None)
+        contraction = any(r.name == "contract" for r in walk.reductions)
+        lane = bound_lane
+        if lane is None and loops:
+            lane = self.schedule.lane if self.schedule.lane in loops else self._lane(walk, loops, contraction)
+        counts = self._counts(walk, loops, lane, contraction)
+        for axis in loops:
+            forced = self.schedule.registers.get(axis)
+            if forced is not None:
+                if forced < 1:
+                    raise ScheduleError(f"registers of axis {axis}: found {forced}, expected at least 1")
+                counts[axis] = forced
+        order = self._order(walk, [a for a in loops if a in walk.outer], lane, contraction)
+        reduced = [a for a in walk.reduced if a in loops]
+        reduced.sort(key=lambda a: a == lane)
+        staged = self._staged(walk, lane, counts, contraction)
+        return WalkChoice(lane, counts, order, reduced, staged)
+
+    def _lane(self, walk: Walk, loops: list[str], contraction: bool) -> str:
+        """The cheapest lane axis, by the cost of its accesses in each row of the walk."""
+        scored = []
+        for position, axis in enumerate(loops):
+            cost = 0.0
+            for op in self.reads(walk):
+                cost += self._access_cost(self.access(op).axes, axis, element_bytes(op.result.type.dtype),  # type: ignore[union-attr]
+                                          bool(self.access(op).gathers) and self._gather_spans(op, axis),
+                                          self._may_stage(op, walk, axis, contraction))
+            for root in walk.roots():
+                if isinstance(root, Op) and root.name == "store":
+                    access = self.access(root)
+                    weight = 1 if axis in walk.outer and walk.reductions else 2
+                    cost += weight * self._access_cost(access.axes, axis, element_bytes(access.dtype),
+                                                       bool(access.gathers), False)
+            if axis in walk.reduced:
+                # Joining the lanes of every result, once for all of the reduced extent.
+                steps = max(1, self.extent_hint(axis) // self.lanes)
+                cost += 6.0 / steps
+            extent = self.extent_hint(axis)
+            if extent < self.lanes:
+                cost = (cost + 1) * self.lanes / extent
+            scored.append((cost, -position if axis not in walk.reduced else position, axis))
+        return min(scored)[2]
+
+    def _access_cost(self, axes: dict[str, Scalar], axis: str, size: int, gathers: bool, may_stage: bool) -> float:
+        if gathers:
+            return float(self.facts.gather_cost * self.lanes)
+        stride = axes.get(axis, 0)
+        if stride == 0:
+            return 0.5
+        if stride == size:
+            return 1.0
+        return 2.0 if may_stage else float(self.facts.gather_cost * self.lanes)
+
+    def _gather_spans(self, op: Op, axis: str) -> bool:
+        return any(axis in v.type.axes for v, _ in self.access(op).gathers)  # type: ignore[union-attr]
+
+    def _may_stage(self, op: Op, walk: Walk, axis: str, contraction: bool) -> bool:
+        """Whether this operand would be packed if `axis` became the lane axis: it is read again for many rows."""
+        if not contraction or axis in walk.reduced or axis not in op.result.type.axes:  # type: ignore[union-attr]
+            return False
+        others = [a for a in walk.outer if a in self.open and a not in op.result.type.axes]  # type: ignore[union-attr]
+        return self._wants_stage(op) and any(self.extent_hint(a) >= STAGE_ROWS for a in others)
+
+    def _wants_stage(self, op: Op) -> bool:
+        return self.schedule.stage is None or op.operands[0].name in self.schedule.stage
+
+    def _counts(self, walk: Walk, loops: list[str], lane: str | None, contraction: bool) -> dict[str, int]:
+        registers = self.facts.vector_registers
+        counts = dict.fromkeys(loops, 1)
+        fixed = 1
+        for axis in walk.outer:
+            if axis in self.bound:
+                fixed *= self.bound[axis].count
+        outer = [a for a in loops if a in walk.outer]
+        if contraction:
+            budget = max(1, (registers - 4) // (fixed * len(walk.reductions)))
+            rows = sorted((a for a in outer if a != lane), key=lambda a: -self.extent_hint(a))
+            if lane in outer:
+                wide = 2 if rows or fixed > 1 else min(8, budget)
+                counts[lane] = self._fit(lane, wide, True)
+                budget = max(1, budget // counts[lane])
+                if rows:
+                    counts[rows[0]] = self._fit(rows[0], budget, False)
+            elif lane in self.bound and rows:
+                counts[rows[0]] = self._fit(rows[0], budget, False)
+            elif rows:
+                # Dot products along the lane axis: a square of accumulators reads the least.
+                first = self._fit(rows[0], 4 if len(rows) > 1 else 8, False)
+                counts[rows[0]] = min(first, budget)
+                if len(rows) > 1:
+                    counts[rows[1]] = self._fit(rows[1], max(1, (registers - 4 - first) // (first * len(walk.reductions))),
+                                                False)
+            for axis in walk.reduced:
+                if axis in counts:
+                    accumulators = fixed
+                    for a in outer:
+                        accumulators *= counts[a]
+                    # Unrolled by 4 where the lane axis is not reduced; enough independent chains where it is.
+                    counts[axis] = self._fit(axis, 4 if axis != lane else max(1, min(4, 8 // accumulators)),
+                                             axis == lane)
+                    break
+            return counts
+        if lane in loops:
+            assert lane is not None
+            wide = max(1, 4 // fixed) if fixed > 1 else 4
+            counts[lane] = self._fit(lane, wide, True)
+        elif loops:
+            last = loops[-1]
+            counts[last] = self._fit(last, 4, False)
+        return counts
+
+    def _fit(self, axis: str, count: int, lane: bool) -> int:
+        """The largest count <= `count` that suits the extent: no larger than it, a divisor of it if one is near."""
+        o = self.open[axis]
+        extent = o.extent if isinstance(o.extent, int) else None
+        if extent is None:
+            if lane and o.divisor % (count * self.lanes):
+                return max(1, min(count, -(-o.hint // self.lanes)))
+            return max(1, min(count, -(-o.hint // self.lanes) if lane else o.hint))
+        units = -(-extent // self.lanes) if lane else extent
+        count = max(1, min(count, units))
+        for candidate in range(count, max(1, count * 2 // 3) - 1, -1):
+            if units % candidate == 0:
+                return candidate
+        return count
+
+    def _order(self, walk: Walk, outer: list[str], lane: str | None, contraction: bool) -> list[str]:
+        if contraction:
+            # The lane panel, or else the second operand's rows (weights), outermost: read once for all rows.
+            right = walk.reductions[0].operands[1]
+            first = lane if lane in outer else next((a for a in outer if a in right.type.axes), None)  # type: ignore[union-attr]
+            order = sorted(outer, key=lambda a: a != first)
+        else:
+            order = sorted(outer, key=lambda a: a == lane)
+        forced = [a for a in self.schedule.order if a in outer]
+        return forced + [a for a in order if a not in forced]
+
+    def _staged(self, walk: Walk, lane: str | None, counts: dict[str, int], contraction: bool) -> list[Op]:
+        if not contraction or lane is None or lane not in walk.outer or lane not in self.open:
+            return []
+        loops = [a for a in walk.outer if a in self.open and a != lane]
+        if len(loops) != 1 or len([a for a in walk.reduced if a in self.open]) != 1 or len(walk.reduced) != 1:
+            return []
+        (row_axis,) = loops
+        depth_axis = walk.reduced[0]
+        if self.schedule.stage is None and self.extent_hint(row_axis) < STAGE_ROWS:
+            return []
+        staged = []
+        for reduction in walk.reductions:
+            for value in reduction.operands:
+                while value.op is not None and value.op.name == "cast":
+                    value = value.op.operands[0]
+                op = value.op
+                if op is None or op.name != "load" or op in staged or not self._wants_stage(op) or value in self.rows:
+                    continue
+                axes = set(value.type.axes)  # type: ignore[union-attr]
+                open_axes = {a for a in axes if a in self.open}
+                if value in self.buffers or depth_axis not in axes or open_axes - {depth_axis, lane, row_axis}:
+                    continue
+                if lane in axes and row_axis not in axes:
+                    staged.append(op)
+                elif row_axis in axes and lane not in axes and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes:
+                    staged.append(op)
+        return staged
+
+    # Stores past the caches.
+
+    def _streaming_tensors(self) -> set[str]:
+        """Tensors that are written, never read, aligned, and larger than the caches by the hints of their dims."""
+        if self.schedule.streaming is not None:
+            return set(self.schedule.streaming)
+        loaded = {op.operands[0].name for op in self.function.walk() if op.name == "load"}
+        chosen = set()
+        for tensor in self.function.tensors():
+            size = tensor.type.dtype.size_bytes  # type: ignore[union-attr]
+            for dim in tensor.type.dims:  # type: ignore[union-attr]
+                known = self.specialization.dims.get(dim) if isinstance(dim, str) else None
+                size *= dim if isinstance(dim, int) else known.hint if known is not None else 1
+            if tensor.name not in loaded and size > self.facts.l3_bytes // 2:
+                chosen.add(tensor.name)
+        return chosen
+
+    def streams(self, op: Op) -> bool:
+        name = op.operands[0].name
+        return name in self.streaming_tensors and name in self.specialization.aligned

@@ -1,0 +1,496 @@
+"""Tile values as register rows, one op at a time.
+
+`row(value, at)` gives the row of a tile value at register coordinates `at` (axis -> number of the register). It
+computes pure ops on demand and once for each level, in the outermost level where all axes of the value are bound.
+A value that does not span the lane axis is a row whose lanes are all equal; a boolean is a mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..ir.nodes import Function, Op, Value
+from ..ir.types import (
+    MASK, ROW_F32, ROW_F64, ROW_I32, S64, DType, RowType, TensorType, TileType, bf16, bool_, f16, f32, f64, i32, i64, index,
+)
+from ..tile.affine import affine
+from .ops import MATH
+from .state import Access, Scalar, State, element_bytes, memory_dtype, row_dtype
+
+Rows = dict[tuple[int, ...], Value]
+"""A value in registers: row for each register coordinate, in the order of the value's axes."""
+
+_SAME = {"min": "min", "max": "max", "div": "div", "floor": "floor", "ceil": "ceil", "round": "round", "sqrt": "sqrt",
+         "abs": "abs", **{name: name for name in MATH}}
+_WRAPS = ("add", "sub", "mul", "neg", "shl", "abs", "not")
+_CONDITIONS = ("eq", "ne", "lt", "le", "gt", "ge")
+_SCALAR_OPS = {"add": "s_add", "sub": "s_sub", "mul": "s_mul", "min": "s_min", "max": "s_max", "and": "s_and",
+               "or": "s_or", "xor": "s_xor", "floordiv": "s_floordiv", "mod": "s_mod", "shl": "s_shl", "shr": "s_sar"}
+
+
+class LoweringError(ValueError):
+    """A kernel, or a schedule for it, that the lowering can't follow; says where and why."""
+
+    def __init__(self, message: str, op: Op | None = None) -> None:
+        where = f"{op.location}: " if op is not None and op.location is not None else ""
+        super().__init__(where + message)
+
+
+class RowEvaluation(State):
+    def __init__(self, function: Function, lanes: int, strides: dict[str, str | tuple[bool, ...]]) -> None:
+        from ..ir.nodes import Block
+        self.entry = Block()
+        super().__init__(self.entry, lanes)
+        self.function = function
+        self.stride_classes = strides
+        self.home: dict[Value, int] = {}
+        self.rows: dict[Value, Rows] = {}
+        self.buffers: dict[Value, Access] = {}
+        self.scalars: dict[Value, Scalar] = {}
+        self.staged: dict[Op, Any] = {}
+        self.tensor_strides: dict[Value, list[Scalar]] = {}
+
+    # Levels.
+
+    def level_of(self, value: Value) -> int:
+        depth = self.home.get(value, 0)
+        for axis in value.type.axes:  # type: ignore[union-attr]
+            bound = self.bound.get(axis)
+            if bound is None:
+                raise LoweringError(f"axis {axis} is not walked where a value over it is needed", value.op)
+            if bound.depth > depth:
+                depth = bound.depth
+        return depth
+
+    def spans_lane(self, value: Value) -> bool:
+        return any(self.bound[a].lane for a in value.type.axes)  # type: ignore[union-attr]
+
+    # Rows.
+
+    def row(self, value: Value, at: dict[str, int]) -> Value:
+        t = value.type
+        assert isinstance(t, TileType)
+        coordinates = tuple([at[a] for a in t.axes])
+        held = self.rows.get(value)
+        if held is not None:
+            return held[coordinates]
+        level = self.level_of(value)
+        memo = self.levels[level].memo
+        key = (value, coordinates)
+        found = memo.get(key)
+        if found is None:
+            outer_location = self.location
+            if value.op is not None and value.op.location is not None:
+                self.location = value.op.location
+            buffer = self.buffers.get(value)
+            found = self._from_memory(buffer, value, at, level) if buffer is not None else self._compute(value, at, level)
+            self.location = outer_location
+            memo[key] = found
+        return found
+
+    def _compute(self, value: Value, at: dict[str, int], level: int) -> Value:
+        t = value.type
+        assert isinstance(t, TileType)
+        dtype = t.dtype
+        op = value.op
+        if not t.axes and (dtype.is_integer or dtype is bool_) and not (op is not None and op.name == "const"):
+            if value in self.scalars or op is None or not self._made_of_rows(op):
+                scalar = self.value(self.integer(value))
+                if dtype is bool_:
+                    as_row = self.emit(level, "splat", [scalar], ROW_I32)
+                    return self.emit(level, "cmp", [as_row, self.constant(0, i32)], MASK, cond="ne")
+                return self.emit(level, "splat", [scalar], RowType(row_dtype(dtype)))
+        if op is None:
+            if value in self.function.arguments:      # a floating scalar argument lies in the argument block
+                return self._scalar_argument(value)
+            raise LoweringError(f"%{value.name} has no value here")
+        name = op.name
+        if name == "const":
+            if dtype is bool_:
+                return self.emit(level, "mask_first", [self.value(self.lanes if op.attributes["value"] else 0)], MASK)
+            return self.constant(op.attributes["value"], row_dtype(dtype))
+        if name == "full":
+            return self.row(op.operands[0], at)
+        if name == "index":
+            return self._coordinate(op.attributes["axis"], at, level)
+        if name == "load":
+            return self._load(op, at, level)
+        rows = [self.row(v, at) for v in op.operands]
+        return self._elementwise(op, name, rows, dtype, level)
+
+    @staticmethod
+    def _made_of_rows(op: Op) -> bool:
+        """Whether an integer scalar is computed as a row first: from floats, or by a reduction."""
+        return op.name in ("reduce", "contract") or bool(op.operands and op.name not in ("load", "each", "tiles", "if")
+                                                         and op.operands[0].type.dtype.is_float)  # type: ignore[union-attr]
+
+    def _scalar_argument(self, value: Value) -> Value:
+        dtype = value.type.dtype  # type: ignore[union-attr]
+        word = self.slot(f"scalar.{value.name}")
+        if dtype is f64:
+            return self.emit(0, "bitcast", [self.emit(0, "splat", [word], RowType(i64))], ROW_F64)
+        row = self.emit(0, "bitcast", [self.emit(0, "splat", [word], ROW_I32)], ROW_F32)
+        return row
+
+    def _coordinate(self, axis: str, at: dict[str, int], level: int) -> Value:
+        bound = self.bound[axis]
+        j = at[axis] * (self.lanes if bound.lane else 1)
+        start = self.add(bound.offset, j)
+        if isinstance(start, int) and not bound.lane:
+            return self.constant(start, i32)
+        if start == 0:
+            return self.iota()
+        row = (self.constant(start, i32) if isinstance(start, int)
+               else self.emit(level, "splat", [self.value(start)], ROW_I32))
+        return self.emit(level, "add", [row, self.iota()], ROW_I32) if bound.lane else row
+
+    def _elementwise(self, op: Op, name: str, rows: list[Value], dtype: DType, level: int) -> Value:
+        source = op.operands[0].type.dtype  # type: ignore[union-attr]
+        if name == "cast":
+            return self.cast(rows[0], source, dtype, level)
+        if name == "bitcast":
+            return self._bitcast(rows[0], source, dtype, level, op)
+        if name in _CONDITIONS:
+            if source is bool_:
+                differ = self.emit(level, "mask_xor", rows, MASK)
+                if name == "ne":
+                    return differ
+                if name == "eq":
+                    return self.emit(level, "mask_not", [differ], MASK)
+                rows = [self.emit(level, "mask_to_row", [r], ROW_I32) for r in rows]
+            return self.emit(level, "cmp", rows, MASK, cond=name)
+        if name == "select":
+            if dtype is bool_:
+                yes = self.emit(level, "mask_and", [rows[0], rows[1]], MASK)
+                off = self.emit(level, "mask_not", [rows[0]], MASK)
+                return self.emit(level, "mask_or", [yes, self.emit(level, "mask_and", [off, rows[2]], MASK)], MASK)
+            return self.emit(level, "select", rows, RowType(row_dtype(dtype)))
+        if dtype is bool_:
+            return self.emit(level, "mask_not" if name == "not" else f"mask_{name}", rows, MASK)
+        row = row_dtype(dtype)
+        result = RowType(row)
+        if name in ("floordiv", "mod"):
+            made = self.emit(level, "idiv" if name == "floordiv" else "imod", rows, result)
+        elif name in ("shl", "shr"):
+            made = self._shift(op, name, rows, result, level)
+        elif name in _SAME or name in ("add", "sub", "mul", "neg", "and", "or", "xor", "not"):
+            made = self.emit(level, _SAME.get(name, name), rows, result)
+        else:
+            raise LoweringError(f"no lane op for {name}", op)
+        if dtype in (bf16, f16):
+            return self.emit(level, "round_to", [made], result, dtype=dtype)
+        if name in _WRAPS:
+            return self.wrap(made, dtype, level)
+        return made
+
+    def _shift(self, op: Op, name: str, rows: list[Value], result: RowType, level: int) -> Value:
+        lane_name = "shl" if name == "shl" else "sar"       # narrow unsigned rows are zero-extended: sar is exact
+        amount = op.operands[1].op
+        while amount is not None and amount.name in ("full", "cast"):
+            amount = amount.operands[0].op
+        if amount is not None and amount.name == "const":
+            return self.emit(level, lane_name, [rows[0]], result, amount=int(amount.attributes["value"]))
+        return self.emit(level, lane_name, rows, result)
+
+    def wrap(self, row: Value, dtype: DType, level: int) -> Value:
+        """An i32 row cut to a narrower integer type."""
+        if dtype.bits >= 32:
+            return row
+        if dtype.kind == "u":
+            return self.emit(level, "and", [row, self.constant((1 << dtype.bits) - 1, i32)], ROW_I32)
+        amount = 32 - dtype.bits
+        up = self.emit(level, "shl", [row], ROW_I32, amount=amount)
+        return self.emit(level, "sar", [up], ROW_I32, amount=amount)
+
+    def cast(self, row: Value, source: DType, target: DType, level: int) -> Value:
+        if source is target:
+            return row
+        if target is bool_:
+            zero = self.constant(0.0 if source.is_float else 0, row_dtype(source))
+            return self.emit(level, "cmp", [row, zero], MASK, cond="ne")
+        to = row_dtype(target)
+        if source is bool_:
+            ones = self.constant(1.0 if target.is_float else 1, to)
+            zeros = self.constant(0.0 if target.is_float else 0, to)
+            return self.emit(level, "select", [row, ones, zeros], RowType(to))
+        if row_dtype(source) is not to:
+            row = self.emit(level, "cvt", [row], RowType(to))
+        if target in (bf16, f16):
+            exact = source is bf16 and target is bf16
+            return row if exact else self.emit(level, "round_to", [row], RowType(to), dtype=target)
+        if target.is_integer and target.bits < 32:
+            fits = source.is_integer and source.bits < target.bits and (source.kind == "u" or target.kind == "i")
+            return row if fits else self.wrap(row, target, level)
+        return row
+
+    def _bitcast(self, row: Value, source: DType, target: DType, level: int, op: Op) -> Value:
+        if source.bits != target.bits:
+            raise LoweringError(f"bits of {source.name} are not as wide as {target.name}", op)
+        if source.bits >= 32:
+            return self.emit(level, "bitcast", [row], RowType(row_dtype(target)))
+        if source.is_float and target.is_integer and source is bf16:
+            raw = self.emit(level, "bitcast", [row], ROW_I32)
+            return self.wrap(self.emit(level, "sar", [raw], ROW_I32, amount=16), target, level)
+        if target is bf16 and source.is_integer:
+            return self.emit(level, "bitcast", [self.emit(level, "shl", [row], ROW_I32, amount=16)], ROW_F32)
+        if source.is_integer and target.is_integer:
+            return self.wrap(row, target, level)
+        raise LoweringError(f"bits of {source.name} as {target.name} are not supported; cast through f32", op)
+
+    # Integers that are the same for all lanes.
+
+    def integer(self, value: Value, at: dict[str, int] | None = None) -> Scalar:
+        """An integer or bool tile value as a scalar, at register coordinates; it must not span the lane axis."""
+        t = value.type
+        assert isinstance(t, TileType)
+        if not t.axes:
+            known = self.scalars.get(value)
+            if known is not None:
+                return known
+            made = self._integer(value, {})
+            self.scalars[value] = made
+            return made
+        return self._integer(value, at or {})
+
+    def _integer(self, value: Value, at: dict[str, int]) -> Scalar:
+        t = value.type
+        assert isinstance(t, TileType)
+        dtype = t.dtype
+        op = value.op
+        if op is None:
+            if value in self.function.arguments:
+                return self.slot(f"scalar.{value.name}")
+            raise LoweringError(f"%{value.name} is not a scalar here")
+        name = op.name
+        if name == "const":
+            return int(op.attributes["value"])
+        if name == "dim":
+            return self.slot(f"dim.{op.attributes['name']}")
+        if name == "full":
+            return self.integer(op.operands[0], at)
+        if name == "index":
+            bound = self.bound[op.attributes["axis"]]
+            return self.add(bound.offset, at[op.attributes["axis"]])
+        if value in self.rows or value in self.buffers or name in ("reduce", "contract"):
+            return self._lane0(self.row(value, at), dtype)
+        level = self.level_of(value)
+        if name == "load":
+            access = self.access(op)
+            operands, attributes = self.address(self._at_scalars(access, op, at), at)
+            memo = self.levels[level].memo
+            key = ("s_load", op, tuple(sorted(at.items())))
+            if key not in memo:
+                memo[key] = self.emit(level, "s_load", operands, S64, dtype=access.dtype, **attributes)
+            return memo[key]
+        source = op.operands[0].type.dtype  # type: ignore[union-attr]
+        if source.is_float:
+            return self._lane0(self.row(value, at), dtype)
+        parts = [self.integer(v, at) for v in op.operands]
+        if name == "cast":
+            if dtype is bool_:
+                return self._compare("ne", parts[0], 0)
+            return self._wrap_integer(parts[0], dtype) if dtype.bits < source.bits or dtype.kind == "u" else parts[0]
+        if name in _CONDITIONS:
+            return self._compare(name, parts[0], parts[1])
+        if name == "select":
+            return self.emit(level, "s_select", [self.value(p) for p in parts], S64)
+        if name == "not":
+            if dtype is bool_:
+                return self._binary("s_xor", parts[0], 1)
+            return self._wrap_integer(self._binary("s_xor", parts[0], -1), dtype)
+        if name == "neg":
+            return self._wrap_integer(self.sub(0, parts[0]), dtype)
+        if name == "abs":
+            return self._wrap_integer(self._binary("s_max", parts[0], self.sub(0, parts[0])), dtype)
+        if name in _SCALAR_OPS:
+            made = self._binary(_SCALAR_OPS[name], parts[0], parts[1])
+            return self._wrap_integer(made, dtype) if name in ("add", "sub", "mul", "shl") else made
+        raise LoweringError(f"{name} is not defined on integer scalars", op)
+
+    def _binary(self, name: str, a: Scalar, b: Scalar) -> Scalar:
+        if name in ("s_add", "s_sub", "s_mul", "s_min", "s_max", "s_floordiv", "s_mod", "s_and"):
+            return self.scalar(name, a, b)
+        return self.emit(max(self.depth_of(a), self.depth_of(b)), name, [self.value(a), self.value(b)], S64)
+
+    def _compare(self, condition: str, a: Scalar, b: Scalar) -> Scalar:
+        depth = max(self.depth_of(a), self.depth_of(b))
+        return self.emit(depth, "s_cmp", [self.value(a), self.value(b)], S64, cond=condition)
+
+    def _wrap_integer(self, scalar: Scalar, dtype: DType) -> Scalar:
+        if dtype.bits >= 64 or dtype is bool_:
+            return scalar
+        if isinstance(scalar, int):
+            scalar &= (1 << dtype.bits) - 1
+            return scalar - (1 << dtype.bits) if dtype.kind == "i" and scalar >> (dtype.bits - 1) else scalar
+        if dtype.kind == "u":
+            return self.scalar("s_and", scalar, (1 << dtype.bits) - 1)
+        return self._binary("s_sar", self._binary("s_shl", scalar, 64 - dtype.bits), 64 - dtype.bits)
+
+    def _lane0(self, row: Value, dtype: DType) -> Scalar:
+        depth = self.depths.get(row, 0)
+        if dtype is bool_:
+            return self.emit(depth, "mask_any", [row], S64)
+        return self.emit(depth, "lane0", [row], S64)
+
+    # Memory.
+
+    def strides(self, tensor: Value) -> list[Scalar]:
+        """Element strides of a tensor argument."""
+        known = self.tensor_strides.get(tensor)
+        if known is not None:
+            return known
+        t = tensor.type
+        assert isinstance(t, TensorType)
+        pattern = self.stride_classes.get(tensor.name, "contiguous")
+        strides: list[Scalar] = []
+        if pattern == "contiguous":
+            size: Scalar = 1
+            for dim in reversed(t.dims):
+                strides.insert(0, size)
+                size = self.mul(size, dim if isinstance(dim, int) else self.slot(f"dim.{dim}"))
+        else:
+            strides = [1 if unit else self.slot(f"{tensor.name}.stride.{d}") for d, unit in enumerate(pattern)]
+        self.tensor_strides[tensor] = strides
+        return strides
+
+    def access(self, op: Op) -> Access:
+        """How a load or store reaches memory; the scalars that it needs are computed at the op's own level."""
+        memo = self.levels[self.home_of(op)].memo
+        key = ("access", op)
+        found: Access | None = memo.get(key)
+        if found is None:
+            found = memo[key] = self._access(op)
+        return found
+
+    def home_of(self, op: Op) -> int:
+        return self.home.get(op.results[0], 0) if op.results else self.home.get(op, self.depth)  # type: ignore[call-overload]
+
+    def _access(self, op: Op) -> Access:
+        tensor = op.operands[0]
+        indices = op.operands[1:] if op.name == "load" else op.operands[2:]
+        t = tensor.type
+        assert isinstance(t, TensorType)
+        size_bytes = element_bytes(t.dtype)
+        base: Scalar = self.slot(f"{tensor.name}.data")
+        access = Access(base, 0, {}, t.dtype)
+        for value, stride in zip(indices, self.strides(tensor), strict=True):
+            step = self.mul(stride, size_bytes)
+            form = affine(value)
+            if form is None:
+                access.gathers.append((value, step))
+                continue
+            if isinstance(step, int):
+                access.disp += form.constant * step
+            elif form.constant:
+                access.base = self.add(access.base, self.mul(step, form.constant))
+            for scalar, coefficient in form.scalars.items():
+                access.base = self.add(access.base, self.mul(self.mul(self.integer(scalar), coefficient), step))
+            for axis, coefficient in form.axes.items():
+                access.axes[axis] = self.add(access.axes.get(axis, 0), self.mul(step, coefficient))
+        return access
+
+    def _at_scalars(self, access: Access, op: Op, at: dict[str, int]) -> Access:
+        """The access with every gathered index that does not span the lane axis turned into a scalar offset."""
+        if not access.gathers:
+            return access
+        moved = Access(access.base, access.disp, access.axes, access.dtype, access.relative)
+        for value, step in access.gathers:
+            if self.spans_lane(value):
+                moved.gathers.append((value, step))
+            else:
+                moved.base = self.add(moved.base, self.mul(self.integer(value, at), step))
+        return moved
+
+    def lane_stride(self, axes: dict[str, Scalar]) -> Scalar:
+        for axis, coefficient in axes.items():
+            if self.bound[axis].lane:
+                return coefficient
+        return 0
+
+    def lane_mask(self, axes: tuple[str, ...]) -> Value | None:
+        for axis in axes:
+            if self.bound[axis].lane:
+                return self.bound[axis].mask
+        return None
+
+    def _load(self, op: Op, at: dict[str, int], level: int) -> Value:
+        staged = self.staged.get(op)
+        if staged is not None:
+            return staged.load(at, level)  # type: ignore[no-any-return]
+        access = self._at_scalars(self.access(op), op, at)
+        return self._fetch(access, op.result, at, level, self.lane_mask(op.result.type.axes))  # type: ignore[union-attr]
+
+    def _from_memory(self, access: Access, value: Value, at: dict[str, int], level: int) -> Value:
+        return self._fetch(access, value, at, level, None)
+
+    def _fetch(self, access: Access, value: Value, at: dict[str, int], level: int, mask: Value | None) -> Value:
+        dtype = value.type.dtype  # type: ignore[union-attr]
+        to = i32 if dtype is bool_ else row_dtype(dtype)
+        stride = self.lane_stride(access.axes)
+        operands, attributes = self.address(access, at)
+        masked = [mask] if mask is not None else []
+        if access.gathers or stride not in (0, element_bytes(access.dtype)):
+            offsets = self._offsets(access, stride, at, level)
+            base = operands[0]
+            if attributes["indexed"]:
+                scaled = self.mul(operands[1], attributes["scale"])
+                base = self.value(self.add(base, scaled))
+            row = self.emit(level, "gather", [base, offsets, *masked], RowType(to), dtype=access.dtype, scale=1,
+                            disp=attributes["disp"], masked=bool(masked))
+        elif stride == 0:
+            row = self.emit(level, "load_splat", operands, RowType(to), dtype=access.dtype, **attributes)
+        else:
+            row = self.emit(level, "load", [*operands, *masked], RowType(to), dtype=access.dtype, masked=bool(masked),
+                            **attributes)
+        if dtype is bool_:
+            return self.emit(level, "cmp", [row, self.constant(0, i32)], MASK, cond="ne")
+        return row
+
+    def _offsets(self, access: Access, stride: Scalar, at: dict[str, int], level: int) -> Value:
+        """Byte offsets of the lanes from the address of lane 0."""
+        total: Value | None = None
+        if stride != 0:
+            depth = self.depth_of(stride)
+            memo = self.levels[depth].memo
+            key = ("lane offsets", stride)
+            if key not in memo:
+                factor = (self.constant(stride, i32) if isinstance(stride, int)
+                          else self.emit(depth, "splat", [stride], ROW_I32))
+                memo[key] = self.emit(depth, "mul", [self.iota(), factor], ROW_I32)
+            total = memo[key]
+        for value, step in access.gathers:
+            row = self.row(value, at)
+            if row.type == RowType(i64):
+                row = self.emit(level, "cvt", [row], ROW_I32)
+            factor = (self.constant(step, i32) if isinstance(step, int)
+                      else self.emit(self.depth_of(step), "splat", [step], ROW_I32))
+            part = self.emit(level, "mul", [row, factor], ROW_I32)
+            total = part if total is None else self.emit(level, "add", [total, part], ROW_I32)
+        assert total is not None
+        return total
+
+    def put(self, access: Access, row: Value, dtype: DType, at: dict[str, int], axes: tuple[str, ...],
+            streaming: bool = False, masked: bool = True) -> None:
+        """Store the row of a value that spans `axes`."""
+        if dtype is bool_:
+            row = self.emit(self.depth, "mask_to_row", [row], ROW_I32)
+        spans = [a for a in axes if self.bound[a].lane]
+        stride = self.lane_stride(access.axes)
+        operands, attributes = self.address(access, at)
+        mask = self.bound[spans[0]].mask if spans and masked else None
+        tail = [mask] if mask is not None else []
+        if access.gathers or (spans and stride != element_bytes(access.dtype)):
+            offsets = self._offsets(access, stride, at, self.depth)
+            base = operands[0]
+            if attributes["indexed"]:
+                base = self.value(self.add(base, self.mul(operands[1], attributes["scale"])))
+            self.effect("scatter", [row, base, offsets, *tail], dtype=access.dtype, scale=1, disp=attributes["disp"],
+                        masked=bool(tail))
+        elif not spans:
+            self.effect("store_lane0", [row, *operands], dtype=access.dtype, **attributes)
+        else:
+            self.effect("store", [row, *operands, *tail], dtype=access.dtype, masked=bool(tail),
+                        streaming=streaming and mask is None, **attributes)
+
+
+__all__ = ["Access", "LoweringError", "RowEvaluation", "Rows", "index", "memory_dtype"]

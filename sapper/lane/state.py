@@ -1,0 +1,286 @@
+"""What lowering knows while it descends: levels of nested blocks, bound axes, scalars, addresses.
+
+A *level* is a lane IR block under construction. Loops are appended to the outer block only after their body is
+complete, so an op may still be appended to any outer level from inside: every op goes to the outermost level where
+all that it reads exists, which hoists loop invariants as they are made.
+
+An axis is *bound* to a sub-tile (offset, register count, lanes, mask) at a level, or *open*: it has an offset and an
+extent, and a walk must loop over it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from ..ir.nodes import Block, Builder, Location, Op, Value
+from ..ir.types import S64, DType, RowType, Type, b32, bf16, bool_, f16, f32, f64, i32, i64, index
+
+Scalar = Union[int, Value]
+"""A 64-bit scalar: a constant, or a lane IR value."""
+
+_FOLD = {
+    "s_add": lambda a, b: a + b, "s_sub": lambda a, b: a - b, "s_mul": lambda a, b: a * b, "s_min": min, "s_max": max,
+    "s_floordiv": lambda a, b: a // b, "s_mod": lambda a, b: a % b, "s_and": lambda a, b: a & b,
+    "s_shl": lambda a, b: a << b, "s_sar": lambda a, b: a >> b,
+}
+
+
+def row_dtype(dtype: DType) -> DType:
+    """The element type of the register rows that hold values of a tile dtype."""
+    if dtype in (f32, bf16, f16):
+        return f32
+    if dtype in (f64, i64, b32):
+        return dtype
+    if dtype.kind in "iux":
+        return i32
+    raise TypeError(f"no register row holds {dtype.name}")
+
+
+def memory_dtype(dtype: DType) -> DType:
+    """How scratch memory holds values of a tile dtype."""
+    return i32 if dtype is index else dtype
+
+
+class Level:
+    """A block under construction, and what was already computed in it."""
+
+    __slots__ = ("builder", "memo")
+
+    def __init__(self, block: Block) -> None:
+        self.builder = Builder(block)
+        self.memo: dict[Any, Any] = {}
+
+
+@dataclass(slots=True)
+class Bound:
+    """Axis bound to coordinates offset + j (or offset + j * lanes + lane), 0 <= j < count."""
+
+    offset: Scalar
+    count: int
+    lane: bool
+    mask: Value | None
+    depth: int
+    resident: bool = False
+
+
+@dataclass(slots=True)
+class Open:
+    """Axis still to be walked. hint: a typical extent; divisor: the extent is a multiple of it."""
+
+    offset: Scalar
+    extent: Scalar
+    hint: int
+    divisor: int = 1
+    capacity: Capacity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """An upper bound of an extent that scratch memory can be sized by: constant * product of dimensions."""
+
+    constant: int
+    dims: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Access:
+    """Where the elements of a load, a store or a buffer lie.
+
+    base + disp + sum over axes of coordinate * coefficient (bytes). relative: coordinates count from the tile's
+    offset (scratch buffers). gathers: non-affine index values, with the byte stride of their dimension.
+    """
+
+    base: Scalar
+    disp: int
+    axes: dict[str, Scalar]
+    dtype: DType
+    relative: bool = False
+    gathers: list[tuple[Value, Scalar]] = field(default_factory=list)
+    home: int = 0
+
+
+class State:
+    """Levels, bindings and the arithmetic on scalars. Subclasses add rows, walks and control."""
+
+    def __init__(self, entry: Block, lanes: int) -> None:
+        self.lanes = lanes
+        self.levels = [Level(entry)]
+        self.bound: dict[str, Bound] = {}
+        self.open: dict[str, Open] = {}
+        self.depths: dict[Value, int] = {}
+        self.slots: list[str] = []
+        self.location: Location | None = None
+
+    # Emission.
+
+    @property
+    def depth(self) -> int:
+        return len(self.levels) - 1
+
+    def emit(self, depth: int, name: str, operands: list[Value], type: Type, **attributes: Any) -> Value:
+        op = Op(name, operands, (type,), attributes, None, self.location)
+        self.levels[depth].builder.block.ops.append(op)
+        value = op.results[0]
+        self.depths[value] = depth
+        return value
+
+    def effect(self, name: str, operands: list[Value], **attributes: Any) -> None:
+        self.levels[-1].builder.block.ops.append(Op(name, operands, (), attributes, None, self.location))
+
+    def depth_of(self, value: Scalar) -> int:
+        return 0 if isinstance(value, int) else self.depths.get(value, 0)
+
+    # Scalars.
+
+    def value(self, scalar: Scalar) -> Value:
+        """A scalar as an SSA value."""
+        if isinstance(scalar, Value):
+            return scalar
+        memo = self.levels[0].memo
+        found = memo.get(scalar)
+        if found is None:
+            found = memo[scalar] = self.emit(0, "s_const", [], S64, value=scalar)
+        return found
+
+    def scalar(self, name: str, a: Scalar, b: Scalar) -> Scalar:
+        """a `name` b, folded where constant, emitted at the outermost level where both exist."""
+        if isinstance(a, int) and isinstance(b, int):
+            return int(_FOLD[name](a, b))
+        if b == 0 and name in ("s_add", "s_sub", "s_shl", "s_sar"):
+            return a
+        if a == 0 and name == "s_add":
+            return b
+        if name == "s_mul":
+            if a == 1:
+                return b
+            if b == 1:
+                return a
+            if a == 0 or b == 0:
+                return 0
+        if name == "s_floordiv" and b == 1:
+            return a
+        if name == "s_mod" and b == 1:
+            return 0
+        if isinstance(b, int) and b > 0 and b & (b - 1) == 0:
+            if name == "s_mod":
+                name, b = "s_and", b - 1
+            elif name == "s_floordiv":
+                name, b = "s_sar", b.bit_length() - 1
+        depth = max(self.depth_of(a), self.depth_of(b))
+        key = (name, a, b)
+        memo = self.levels[depth].memo
+        found = memo.get(key)
+        if found is None:
+            found = memo[key] = self.emit(depth, name, [self.value(a), self.value(b)], S64)
+        return found
+
+    def add(self, a: Scalar, b: Scalar) -> Scalar:
+        return self.scalar("s_add", a, b)
+
+    def sub(self, a: Scalar, b: Scalar) -> Scalar:
+        return 0 if a is b else self.scalar("s_sub", a, b)
+
+    def mul(self, a: Scalar, b: Scalar) -> Scalar:
+        return self.scalar("s_mul", a, b)
+
+    def ceil_div(self, a: Scalar, b: int) -> Scalar:
+        return self.scalar("s_floordiv", self.add(a, b - 1), b)
+
+    def round_up(self, a: Scalar, b: int) -> Scalar:
+        return self.mul(self.ceil_div(a, b), b)
+
+    def slot(self, name: str) -> Value:
+        """The argument word `name`."""
+        memo = self.levels[0].memo
+        key = ("slot", name)
+        if key not in memo:
+            if name not in self.slots:
+                self.slots.append(name)
+            memo[key] = self.emit(0, "arg", [], S64, slot=3 + self.slots.index(name))
+        return memo[key]
+
+    # Blocks.
+
+    def enter(self, block: Block) -> None:
+        self.levels.append(Level(block))
+        for argument in block.arguments:
+            self.depths[argument] = self.depth
+
+    def leave(self) -> Block:
+        return self.levels.pop().builder.block
+
+    def finish(self, op: Op) -> None:
+        """Append a control op whose blocks are complete to the current level."""
+        self.levels[-1].builder.block.ops.append(op)
+        for result in op.results:
+            self.depths[result] = self.depth
+
+    # Addresses.
+
+    def address(self, access: Access, at: dict[str, int]) -> tuple[list[Value], dict[str, Any]]:
+        """Operands and attributes of a memory op for the element (or lane 0 of the row) at register coordinates."""
+        disp = access.disp
+        terms: dict[int, list[tuple[Scalar, Scalar]]] = {}
+        moving: list[tuple[int, Scalar]] = []
+        for axis, coefficient in access.axes.items():
+            bound = self.bound[axis]
+            j = at.get(axis, 0) * (self.lanes if bound.lane else 1)
+            if j:
+                if isinstance(coefficient, int):
+                    disp += j * coefficient
+                else:
+                    moving.append((j, coefficient))
+            offset: Scalar = bound.offset
+            if access.relative:
+                if bound.resident:
+                    continue
+                origin = self.open.get(axis)
+                offset = self.sub(offset, origin.offset) if origin is not None else offset
+            if isinstance(offset, int) and isinstance(coefficient, int):
+                disp += offset * coefficient
+            else:
+                depth = max(self.depth_of(offset), self.depth_of(coefficient))
+                terms.setdefault(depth, []).append((offset, coefficient))
+        base = access.base
+        index: Scalar = 0
+        scale = 1
+        depths = sorted(terms)
+        for depth in depths:
+            group = terms[depth]
+            if depth == depths[-1] and depth > self.depth_of(base):
+                # The innermost terms become the index, so that the rest stays outside the innermost loop.
+                if len(group) == 1 and group[0][1] in (1, 2, 4, 8):
+                    index, scale = group[0][0], int(group[0][1])  # type: ignore[arg-type]
+                else:
+                    for offset, coefficient in group:
+                        index = self.add(index, self.mul(offset, coefficient))
+            else:
+                for offset, coefficient in group:
+                    base = self.add(base, self.mul(offset, coefficient))
+        for j, coefficient in moving:
+            base = self.add(base, self.mul(coefficient, j))
+        if isinstance(index, int):
+            disp += index * scale
+            return [self.value(base)], {"scale": 1, "disp": disp, "indexed": False}
+        return [self.value(base), index], {"scale": scale, "disp": disp, "indexed": True}
+
+    # Constants.
+
+    def constant(self, value: float | int, dtype: DType) -> Value:
+        """A row with `value` in every lane."""
+        memo = self.levels[0].memo
+        key = ("row", dtype.name, repr(value))
+        if key not in memo:
+            memo[key] = self.emit(0, "splat_const", [], RowType(dtype), value=value)
+        return memo[key]
+
+    def iota(self) -> Value:
+        memo = self.levels[0].memo
+        if "iota" not in memo:
+            memo["iota"] = self.emit(0, "iota", [], RowType(i32))
+        return memo["iota"]
+
+
+def element_bytes(dtype: DType) -> int:
+    return bool_.size_bytes if dtype is bool_ else memory_dtype(dtype).size_bytes

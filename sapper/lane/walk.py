@@ -1,0 +1,595 @@
+"""Walks as loops over register-sized pieces.
+
+Enters a walk of a plan (sapper/tile/plan.py) and its choices (lane axis, register factors, loop order, staging);
+leaves lane IR appended to the current level. Every axis loop is a main loop over full steps and a tail of smaller
+ones: a register axis ends in single rows, a lane axis in masked rows, so no main loop carries a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..ir.nodes import Block, Op, Value
+from ..ir.types import MASK, S64, DType, RowType, TileType, f32, f64, i32
+from ..tile.plan import Walk
+from .rows import LoweringError, RowEvaluation
+from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
+
+Carried = list[Value]
+
+
+@dataclass(slots=True)
+class WalkChoice:
+    """How one walk is computed. counts: register factor of each open axis (in vectors for the lane axis).
+
+    order: open outer axes, outermost first. reduced: open reduced axes, outermost first. staged: loads copied to
+    scratch memory before the first loop over an axis that they do not span.
+    """
+
+    lane: str | None
+    counts: dict[str, int]
+    order: list[str]
+    reduced: list[str]
+    staged: list[Op] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Accumulator:
+    """One reduction in flight. rows: (outer coordinates, slot) -> value row, and index row for argmax."""
+
+    op: Op
+    outer: list[tuple[int, ...]]
+    slots: int
+    rows: dict[tuple[tuple[int, ...], int], Value]
+    indices: dict[tuple[tuple[int, ...], int], Value]
+
+
+class WalkLowering(RowEvaluation):
+    """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`)."""
+
+    def choose(self, walk: Walk) -> WalkChoice:
+        raise NotImplementedError("the model chooses")
+
+    def allocate(self, value: Value, dtype: DType, axes: list[tuple[str, Capacity | int]]) -> Access:
+        raise NotImplementedError("control gives scratch memory")
+
+    def scratch(self, extents: list[tuple[Capacity | int, int]], dtype: DType) -> Scalar:
+        raise NotImplementedError("control gives scratch memory")
+
+    # Loops over one axis.
+
+    def axis_loop(self, axis: str, count: int, lane: bool, carried: Carried,
+                  body: Callable[[Carried], Carried]) -> Carried:
+        """Run `body` with `axis` bound to each piece of its open extent, threading carried values through."""
+        o = self.open[axis]
+        step = count * self.lanes if lane else count
+        if isinstance(o.extent, int):
+            whole = o.extent // step * step
+            if whole:
+                if whole == step:
+                    carried = self._bind(axis, o.offset, count, lane, None, carried, body)
+                else:
+                    carried = self._loop(axis, o.offset, self.add(o.offset, whole), count, lane, False, carried, body)
+            rest = o.extent - whole
+            if rest:
+                start = self.add(o.offset, whole)
+                if not lane:
+                    return self._bind(axis, start, rest, False, None, carried, body)
+                if rest >= self.lanes:
+                    carried = self._bind(axis, start, rest // self.lanes, True, None, carried, body)
+                    start = self.add(start, rest // self.lanes * self.lanes)
+                    rest %= self.lanes
+                if rest:
+                    mask = self.emit(0, "mask_first", [self.value(rest)], MASK)
+                    carried = self._bind(axis, start, 1, True, mask, carried, body)
+            return carried
+        stop = self.add(o.offset, o.extent)
+        if o.divisor % step == 0:
+            return self._loop(axis, o.offset, stop, count, lane, False, carried, body)
+        whole_end = self.add(o.offset, self.sub(o.extent, self.scalar("s_mod", o.extent, step)))
+        carried = self._loop(axis, o.offset, whole_end, count, lane, False, carried, body)
+        start = whole_end
+        if lane:
+            return self._loop(axis, start, stop, 1, True, o.divisor % self.lanes != 0, carried, body)
+        if count >= 8:
+            four_end = self.add(start, self.scalar("s_and", self.sub(stop, start), -4))
+            carried = self._loop(axis, start, four_end, 4, False, False, carried, body)
+            start = four_end
+        if count > 1:
+            carried = self._loop(axis, start, stop, 1, False, False, carried, body)
+        return carried
+
+    def _loop(self, axis: str, start: Scalar, stop: Scalar, count: int, lane: bool, masked: bool, carried: Carried,
+              body: Callable[[Carried], Carried]) -> Carried:
+        block = Block([S64, *[v.type for v in carried]])
+        start_value, stop_value = self.value(start), self.value(stop)
+        self.enter(block)
+        counter = block.arguments[0]
+        mask = None
+        if masked:
+            mask = self.emit(self.depth, "mask_first", [self.value(self.sub(stop, counter))], MASK)
+        outer = self.bound.get(axis)
+        self.bound[axis] = Bound(counter, count, lane, mask, self.depth)
+        results = body(list(block.arguments[1:]))
+        self._restore(axis, outer)
+        self.effect("yield", results)
+        self.leave()
+        step = count * self.lanes if lane else count
+        op = Op("loop", [start_value, stop_value, *carried], [v.type for v in carried], {"step": step, "label": axis},
+                [block], self.location)
+        self.finish(op)
+        return list(op.results)
+
+    def _bind(self, axis: str, offset: Scalar, count: int, lane: bool, mask: Value | None, carried: Carried,
+              body: Callable[[Carried], Carried]) -> Carried:
+        """One piece without a loop. It gets a level of its own in the same block, with its own memo."""
+        self.enter(self.levels[-1].builder.block)
+        for argument in self.levels[-1].builder.block.arguments:
+            self.depths[argument] = min(self.depths[argument], self.depth - 1)
+        outer = self.bound.get(axis)
+        self.bound[axis] = Bound(offset, count, lane, mask, self.depth)
+        results = body(carried)
+        self._restore(axis, outer)
+        self.leave()
+        for value in results:
+            self.depths[value] = min(self.depths.get(value, 0), self.depth)
+        return results
+
+    def _restore(self, axis: str, outer: Bound | None) -> None:
+        if outer is None:
+            del self.bound[axis]
+        else:
+            self.bound[axis] = outer
+
+    # A walk.
+
+    def walk(self, walk: Walk) -> None:
+        choice = self.choose(walk)
+        pending = list(choice.staged)
+
+        def outer(k: int) -> None:
+            axis = choice.order[k] if k < len(choice.order) else None
+            for op in list(pending):
+                if axis is None or axis not in op.result.type.axes:  # type: ignore[union-attr]
+                    pending.remove(op)
+                    self._stage(op, walk, choice)
+            if axis is None:
+                self._piece(walk, choice)
+            else:
+                mine = list(pending)
+
+                def body(carried: Carried) -> Carried:
+                    pending[:] = mine
+                    outer(k + 1)
+                    return carried
+
+                self.axis_loop(axis, choice.counts[axis], axis == choice.lane, [], body)
+                pending[:] = []
+
+        outer(0)
+        for op in choice.staged:
+            self.staged.pop(op, None)
+
+    def _piece(self, walk: Walk, choice: WalkChoice) -> None:
+        """All of the walk at one piece of its outer axes."""
+        if walk.reductions:
+            slots = self._slots(walk, choice)
+            accumulators = [self._start(op, slots) for op in walk.reductions]
+            carried = [v for a in accumulators for v in (*a.rows.values(), *a.indices.values())]
+            carried = self._reduce(walk, choice, 0, accumulators, carried)
+            self._unpack(accumulators, carried)
+            for accumulator in accumulators:
+                self._complete(accumulator, choice)
+            self._roots(walk.after)
+        else:
+            self._roots(walk.inner)
+
+    def _slots(self, walk: Walk, choice: WalkChoice) -> int:
+        """Independent accumulators, so that a short chain of dependent adds does not bound the loop."""
+        outer = 1
+        for axis in walk.outer:
+            outer *= self.bound[axis].count
+        inner = 1
+        for axis in choice.reduced:
+            inner *= choice.counts[axis]
+        outer *= len(walk.reductions)
+        return max(1, min(inner, -(-8 // outer)))
+
+    def _coordinates(self, axes: tuple[str, ...]) -> list[dict[str, int]]:
+        points: list[dict[str, int]] = [{}]
+        for axis in axes:
+            points = [{**p, axis: j} for p in points for j in range(self.bound[axis].count)]
+        return points
+
+    def _start(self, op: Op, slots: int) -> Accumulator:
+        t = op.result.type
+        assert isinstance(t, TileType)
+        kind = op.attributes.get("kind", "sum")
+        source = op.operands[0].type.dtype  # type: ignore[union-attr]
+        dtype = row_dtype(t.dtype if kind == "sum" else source)
+        value: float | int = 0.0 if dtype.is_float else 0
+        if kind in ("max", "argmax"):
+            value = float("-inf") if dtype.is_float else -(1 << (dtype.bits - 1))
+        elif kind in ("min", "argmin"):
+            value = float("inf") if dtype.is_float else (1 << (dtype.bits - 1)) - 1
+        start = self.constant(value, dtype)
+        points = [tuple(p[a] for a in t.axes) for p in self._coordinates(t.axes)]
+        keys = [(p, s) for p in points for s in range(slots)]
+        indices = {}
+        if kind.startswith("arg"):
+            none = self.constant((1 << 31) - 1, i32)
+            indices = dict.fromkeys(keys, none)
+        return Accumulator(op, points, slots, dict.fromkeys(keys, start), indices)
+
+    @staticmethod
+    def _unpack(accumulators: list[Accumulator], carried: Carried) -> None:
+        values = iter(carried)
+        for a in accumulators:
+            for key in a.rows:
+                a.rows[key] = next(values)
+            for key in a.indices:
+                a.indices[key] = next(values)
+
+    def _reduce(self, walk: Walk, choice: WalkChoice, k: int, accumulators: list[Accumulator],
+                carried: Carried) -> Carried:
+        if k < len(choice.reduced):
+            axis = choice.reduced[k]
+            return self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried,
+                                  lambda values: self._reduce(walk, choice, k + 1, accumulators, values))
+        self._unpack(accumulators, carried)
+        number = 0
+        for inner in self._coordinates(walk.reduced):
+            for a in accumulators:
+                axes = a.op.result.type.axes  # type: ignore[union-attr]
+                for point in a.outer:
+                    self._accumulate(a, point, number % a.slots, {**inner, **dict(zip(axes, point, strict=True))}, walk)
+            number += 1
+        self._roots(walk.inner)
+        return [v for a in accumulators for v in (*a.rows.values(), *a.indices.values())]
+
+    def _accumulate(self, a: Accumulator, point: tuple[int, ...], slot: int, at: dict[str, int], walk: Walk) -> None:
+        op = a.op
+        key = (point, slot)
+        old = a.rows[key]
+        depth = self.depth
+        mask = None
+        for axis in walk.reduced:
+            if self.bound[axis].lane:
+                mask = self.bound[axis].mask
+        if op.name == "contract":
+            left, right = (self._contract_row(v, at, old) for v in op.operands)
+            if old.type in (RowType(f32), RowType(f64)):
+                new = self.emit(depth, "fma", [left, right, old], old.type)
+            else:
+                new = self.emit(depth, "add", [old, self.emit(depth, "mul", [left, right], old.type)], old.type)
+        else:
+            kind = op.attributes["kind"]
+            row = self.row(op.operands[0], at)
+            if kind.startswith("arg"):
+                better = self.emit(depth, "cmp", [row, old], MASK, cond="gt" if kind == "argmax" else "lt")
+                if mask is not None:
+                    better = self.emit(depth, "mask_and", [better, mask], MASK)
+                (axis,) = op.attributes["over"]
+                place = self._coordinate(axis, at, self.bound[axis].depth)
+                a.rows[key] = self.emit(depth, "select", [better, row, old], old.type)
+                a.indices[key] = self.emit(depth, "select", [better, place, a.indices[key]], RowType(i32))
+                return
+            if row.type != old.type:
+                row = self.emit(depth, "cvt", [row], old.type)
+            new = self.emit(depth, "add" if kind == "sum" else kind, [old, row] if kind == "sum" else [row, old],
+                            old.type)
+        a.rows[key] = new if mask is None else self.emit(depth, "select", [mask, new, old], old.type)
+
+    def _contract_row(self, value: Value, at: dict[str, int], like: Value) -> Value:
+        row = self.row(value, at)
+        return row if row.type == like.type else self.emit(self.depth, "cvt", [row], like.type)
+
+    def _complete(self, a: Accumulator, choice: WalkChoice) -> None:
+        """Join slots and lanes; the result becomes the row of the reduction's value."""
+        op = a.op
+        t = op.result.type
+        assert isinstance(t, TileType)
+        kind = op.attributes.get("kind", "sum")
+        over = op.attributes["over"]
+        across = choice.lane is not None and choice.lane in over
+        depth = self.depth
+        rows = {}
+        for point in a.outer:
+            pairs = [(a.rows[point, s], a.indices.get((point, s))) for s in range(a.slots)]
+            while len(pairs) > 1:
+                pairs = [self._join(kind, pairs[i], pairs[i + 1]) if i + 1 < len(pairs) else pairs[i]
+                         for i in range(0, len(pairs), 2)]
+            pair = pairs[0]
+            distance = self.lanes // 2
+            while across and distance:
+                other = tuple(None if v is None else
+                              self.emit(depth, "shuffle_xor", [v], v.type, distance=distance) for v in pair)
+                pair = self._join(kind, pair, other)  # type: ignore[arg-type]
+                distance //= 2
+            result, place = pair
+            if kind.startswith("arg"):
+                assert place is not None
+                # Nothing was greater than the start value: all are equal to it, so the first index wins.
+                (axis,) = over
+                none = self.emit(depth, "cmp", [place, self.constant((1 << 31) - 1, i32)], MASK, cond="eq")
+                offset = self.open[axis].offset if axis in self.open else self.bound[axis].offset
+                first = self.emit(depth, "splat", [self.value(offset)], RowType(i32))
+                result = self.emit(depth, "select", [none, first, place], RowType(i32))
+            else:
+                name = t.dtype.name
+                if name in ("bf16", "f16"):
+                    result = self.emit(depth, "round_to", [result], result.type, dtype=t.dtype)
+                elif t.dtype.is_integer and kind == "sum":
+                    result = self.wrap(result, t.dtype, depth) if t.dtype.bits < 32 else result
+            rows[point] = result
+        memo = self.levels[depth].memo
+        for point, row in rows.items():
+            memo[op.result, point] = row
+        self.completed[op.result] = rows
+
+    def _join(self, kind: str, a: tuple[Value, Value | None], b: tuple[Value, Value | None]) -> tuple[
+            Value, Value | None]:
+        depth = self.depth
+        left, right = a[0], b[0]
+        if not kind.startswith("arg"):
+            return self.emit(depth, "add" if kind == "sum" else kind, [left, right], left.type), None
+        assert a[1] is not None and b[1] is not None
+        better = self.emit(depth, "cmp", [right, left], MASK, cond="gt" if kind == "argmax" else "lt")
+        same = self.emit(depth, "cmp", [right, left], MASK, cond="eq")
+        before = self.emit(depth, "cmp", [b[1], a[1]], MASK, cond="lt")
+        take = self.emit(depth, "mask_or", [better, self.emit(depth, "mask_and", [same, before], MASK)], MASK)
+        return (self.emit(depth, "select", [take, right, left], left.type),
+                self.emit(depth, "select", [take, b[1], a[1]], RowType(i32)))
+
+    # Stores and kept values.
+
+    def _roots(self, roots: list[Op | Value]) -> None:
+        """All rows of all roots first where the walk stores what it also loads, so that no load sees a new value."""
+        jobs: list[tuple[Op | Value, dict[str, int], Value]] = []
+        for root in roots:
+            value = root if isinstance(root, Value) else root.operands[1]
+            axes = list(value.type.axes)  # type: ignore[union-attr]
+            if isinstance(root, Op):
+                for index in root.operands[2:]:
+                    axes += [a for a in index.type.axes if a not in axes]  # type: ignore[union-attr]
+            for at in self._coordinates(tuple(axes)):
+                jobs.append((root, at, self.row(value, at)))
+        for root, at, row in jobs:
+            if isinstance(root, Value):
+                self._keep(root, at, row)
+            else:
+                self._store(root, at, row)
+
+    def _store(self, op: Op, at: dict[str, int], row: Value) -> None:
+        value = op.operands[1]
+        axes = tuple(at)
+        access = self._at_scalars(self.access(op), op, at)
+        # A value that does not span the lane axis is stored by every lane that the index spans, through a full row.
+        self.put(access, row, value.type.dtype, at, axes, streaming=self.streams(op))  # type: ignore[union-attr]
+
+    def streams(self, op: Op) -> bool:
+        raise NotImplementedError("the model decides")
+
+    def _keep(self, value: Value, at: dict[str, int], row: Value) -> None:
+        t = value.type
+        assert isinstance(t, TileType)
+        if all(a not in self.open for a in t.axes):
+            self.rows.setdefault(value, {})[tuple(at[a] for a in t.axes)] = row
+            return
+        access = self.pending_buffers.get(value)
+        if access is None:
+            access = self.pending_buffers[value] = self._buffer_for(value)
+        # Scratch memory is padded to whole rows: masks would only cost.
+        self.put(access, row, t.dtype, at, t.axes, masked=False)
+
+    def _buffer_for(self, value: Value) -> Access:
+        known = self.carried_buffers.get(value)
+        if known is not None:
+            return known
+        axes: list[tuple[str, Capacity | int]] = []
+        for axis in value.type.axes:  # type: ignore[union-attr]
+            o = self.open.get(axis)
+            if o is None:
+                bound = self.bound[axis]
+                axes.append((axis, bound.count * (self.lanes if bound.lane else 1)))
+            elif isinstance(o.extent, int):
+                axes.append((axis, o.extent))
+            elif o.capacity is not None:
+                axes.append((axis, o.capacity))
+            else:
+                raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over it "
+                                    "must be kept in scratch memory; walk it with tiles(...)", value.op)
+        lanes_last = sorted(axes, key=lambda pair: pair[0] not in self.open and self.bound[pair[0]].lane)
+        return self.allocate(value, value.type.dtype, lanes_last)  # type: ignore[union-attr]
+
+    # Staging: operands of a contraction copied to scratch memory in the order in which the inner loop reads them.
+
+    def _stage(self, op: Op, walk: Walk, choice: WalkChoice) -> None:
+        lane = choice.lane
+        self.staged.pop(op, None)        # the copy itself reads the tensor
+        axes = op.result.type.axes  # type: ignore[union-attr]
+        (depth_axis,) = [a for a in axes if a in walk.reduced]
+        rows = [a for a in axes if a not in walk.reduced and a in self.open]
+        if lane is not None and lane in axes:
+            self.staged[op] = self._stage_panel(op, lane, depth_axis, choice)
+        else:
+            (row_axis,) = rows
+            self.staged[op] = self._stage_rows(op, row_axis, depth_axis, choice)
+
+    def _stage_panel(self, op: Op, lane: str, depth_axis: str, choice: WalkChoice) -> StagedPanel:
+        """The lane axis is bound to its piece: copy [depth][piece], each row of the piece beside the next."""
+        bound = self.bound[lane]
+        count, lanes = bound.count, self.lanes
+        dtype = row_dtype(op.result.type.dtype)  # type: ignore[union-attr]
+        size = dtype.size_bytes
+        key = ("panel", op)
+        if key not in self.stage_memory:
+            self.stage_memory[key] = self.scratch(
+                [(self._capacity(depth_axis), lanes), (choice.counts[lane] * lanes, 1)], dtype)
+        panel = StagedPanel(self, self.stage_memory[key], depth_axis, lane, count * lanes * size, lanes * size, dtype)
+        access = self.access(op)
+        if access.axes.get(depth_axis) == element_bytes(access.dtype) and not access.gathers:
+            self._transpose_into(op, panel, lane, depth_axis, access)
+            return panel
+
+        def copy(carried: Carried) -> Carried:
+            for at in self._coordinates((depth_axis, lane)):
+                panel.store(at, self.row(op.result, at))
+            return carried
+
+        self.axis_loop(depth_axis, 4, False, [], copy)
+        return panel
+
+    def _transpose_into(self, op: Op, panel: StagedPanel, lane: str, depth_axis: str, access: Access) -> None:
+        """The source is contiguous along the depth: load squares of rows, exchange lanes with rows, store."""
+        lanes = self.lanes
+        outer = self.bound[lane]
+        last = None
+        if outer.mask is not None:
+            o = self.open[lane]
+            last = self.sub(self.add(o.offset, o.extent), 1)
+
+        def square(carried: Carried) -> Carried:
+            inner = self.bound[depth_axis]
+            for j in range(outer.count):
+                rows = []
+                for i in range(lanes):
+                    offset = self.add(outer.offset, j * lanes + i)
+                    if last is not None:     # rows past the edge repeat the last: their lanes are never used
+                        offset = self.scalar("s_min", offset, last)
+                    self.bound[lane] = Bound(offset, 1, False, None, outer.depth)
+                    operands, attributes = self.address(access, {lane: 0, depth_axis: 0})
+                    tail = [inner.mask] if inner.mask is not None else []
+                    rows.append(self.emit(self.depth, "load", [*operands, *tail], RowType(panel.dtype),
+                                          dtype=access.dtype, masked=bool(tail), **attributes))
+                self.bound[lane] = outer
+                distance = 1
+                while distance < lanes:
+                    for i in range(lanes):
+                        if not i & distance:
+                            made = Op("exchange", [rows[i], rows[i + distance]], [rows[i].type] * 2,
+                                      {"distance": distance}, None, self.location)
+                            self.finish(made)
+                            rows[i], rows[i + distance] = made.results
+                    distance *= 2
+                for i in range(lanes):       # the scratch panel is deep enough for whole squares
+                    panel.store_at(inner.offset, i, j, rows[i])
+            return carried
+
+        self.axis_loop(depth_axis, 1, True, [], square)
+
+    def _stage_rows(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedRows:
+        """All of row_axis and depth: blocks of [count rows][lanes of depth], in the order in which the loops run."""
+        dtype = row_dtype(op.result.type.dtype)  # type: ignore[union-attr]
+        count = choice.counts[row_axis]
+        key = ("rows", op)
+        if key not in self.stage_memory:
+            self.stage_memory[key] = self.scratch([(self._capacity(row_axis), count),
+                                                   (self._capacity(depth_axis), self.lanes)], dtype)
+        depth_extent = self.round_up(self.open[depth_axis].extent, self.lanes)
+        staged = StagedRows(self, self.stage_memory[key], row_axis, depth_axis, count, depth_extent, dtype)
+
+        def rows(carried: Carried) -> Carried:
+            def copy(inner: Carried) -> Carried:
+                for at in self._coordinates((row_axis, depth_axis)):
+                    staged.store(at, self.row(op.result, at))
+                return inner
+            return self.axis_loop(depth_axis, 1, True, carried, copy)
+
+        self.axis_loop(row_axis, count, False, [], rows)
+        return staged
+
+    def _capacity(self, axis: str) -> Capacity | int:
+        o = self.open[axis]
+        if isinstance(o.extent, int):
+            return o.extent
+        if o.capacity is None:
+            raise LoweringError(f"axis {axis} has no bound that scratch memory could be sized by")
+        return o.capacity
+
+
+class StagedPanel:
+    """[depth][pieces of the lane axis]: what the rows of a contraction's vector operand are read from."""
+
+    def __init__(self, lowering: WalkLowering, base: Scalar, depth_axis: str, lane: str, depth_bytes: int,
+                 piece_bytes: int, dtype: DType) -> None:
+        self.lowering = lowering
+        self.base = base
+        self.depth_axis = depth_axis
+        self.lane = lane
+        self.depth_bytes = depth_bytes
+        self.piece_bytes = piece_bytes
+        self.dtype = dtype
+
+    def _access(self) -> Access:
+        return Access(self.base, 0, {self.depth_axis: self.depth_bytes}, memory_dtype(self.dtype), relative=True)
+
+    def load(self, at: dict[str, int], level: int) -> Value:
+        access = self._access()
+        access.disp = at[self.lane] * self.piece_bytes
+        operands, attributes = self.lowering.address(access, at)
+        return self.lowering.emit(level, "load", operands, RowType(self.dtype), dtype=access.dtype, masked=False,
+                                  **attributes)
+
+    def store(self, at: dict[str, int], row: Value) -> None:
+        access = self._access()
+        access.disp = at[self.lane] * self.piece_bytes
+        operands, attributes = self.lowering.address(access, at)
+        self.lowering.effect("store", [row, *operands], dtype=access.dtype, masked=False, streaming=False, **attributes)
+
+    def store_at(self, depth_offset: Scalar, i: int, piece: int, row: Value) -> None:
+        """Row i of a square that starts at depth_offset."""
+        low = self.lowering
+        outer = low.bound[self.depth_axis]
+        low.bound[self.depth_axis] = Bound(depth_offset, low.lanes, False, None, outer.depth)
+        self.store({self.depth_axis: i, self.lane: piece}, row)
+        low.bound[self.depth_axis] = outer
+
+
+class StagedRows:
+    """[row blocks][depth blocks][count rows][lanes of depth]: what broadcast elements of a contraction are read from."""
+
+    def __init__(self, lowering: WalkLowering, base: Scalar, row_axis: str, depth_axis: str, count: int,
+                 depth_extent: Scalar, dtype: DType) -> None:
+        self.lowering = lowering
+        self.base = base
+        self.row_axis = row_axis
+        self.depth_axis = depth_axis
+        self.count = count
+        self.depth_extent = depth_extent
+        self.dtype = dtype
+
+    def _address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
+        low, size = self.lowering, self.dtype.size_bytes
+        row, depth = low.bound[self.row_axis], low.bound[self.depth_axis]
+        lanes = low.lanes
+        row_start = low.sub(row.offset, low.open[self.row_axis].offset)
+        if row.count == self.count:
+            base = low.add(self.base, low.mul(low.mul(self.depth_extent, size), row_start))
+        else:
+            block = low.scalar("s_floordiv", row_start, self.count)
+            inside = low.sub(row_start, low.mul(block, self.count))
+            base = low.add(low.add(self.base, low.mul(low.mul(low.mul(self.depth_extent, size), self.count), block)),
+                           low.mul(inside, lanes * size))
+        depth_start = low.sub(depth.offset, low.open[self.depth_axis].offset)
+        if depth.lane:
+            index = low.mul(depth_start, self.count * size)
+            disp = at[self.depth_axis] * lanes * self.count * size
+        else:
+            whole = low.scalar("s_and", depth_start, -lanes)
+            inside = low.scalar("s_and", depth_start, lanes - 1)
+            index = low.add(low.mul(whole, self.count * size), low.mul(inside, size))
+            disp = at[self.depth_axis] * size
+        disp += at[self.row_axis] * lanes * size
+        if isinstance(index, int):
+            return [low.value(base)], {"scale": 1, "disp": disp + index, "indexed": False}
+        return [low.value(base), index], {"scale": 1, "disp": disp, "indexed": True}
+
+    def load(self, at: dict[str, int], level: int) -> Value:
+        operands, attributes = self._address(at)
+        return self.lowering.emit(level, "load_splat", operands, RowType(self.dtype), dtype=self.dtype, **attributes)
+
+    def store(self, at: dict[str, int], row: Value) -> None:
+        operands, attributes = self._address(at)
+        self.lowering.effect("store", [row, *operands], dtype=self.dtype, masked=False, streaming=False, **attributes)

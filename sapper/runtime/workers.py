@@ -1,0 +1,178 @@
+"""The worker pool: Python threads parked inside generated code.
+
+Enters: a loaded kernel, its argument block, a number of workers. Leaves: the kernel has run on all of them.
+Holds: a worker is one ctypes call that lasts as long as the pool, so it never holds the GIL; the launching thread is
+worker 0. One launch runs at a time: other Python threads wait for the lock. A forked child starts with no pool and makes
+its own. At exit, and before a smaller pool would be wrong, workers are told to return and are joined. Signals are blocked
+in workers, so Ctrl-C reaches the launching thread, where Python raises it when the launch returns.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import json
+import os
+import signal
+import threading
+import time
+
+from . import settings
+from .buffers import Mapping
+from .cache import disk_cache, toolchain_key
+from .errors import LaunchError
+from .loader import CodeBlock, load
+from .scratch import WorkArea
+
+# Offsets in the control memory, in bytes; workers_code.py says what lies there.
+KERNEL, ARGUMENTS, WORKERS, SPIN_CYCLES = 0, 8, 16, 24
+PENDING, LAUNCHER_SLEEPS = 64, 68
+MAILBOXES, MAILBOX_BYTES = 128, 64
+GENERATION, SLEEPS = 0, 4
+COUNTERS = 8
+
+SPIN_NS = 50_000
+"""How long a worker without work, or a launcher without workers to wait for but the last, spins before it sleeps."""
+_CALIBRATE_NS = 500_000
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
+
+_pointer = ctypes.c_void_p
+_CLOCK = ctypes.PYFUNCTYPE(ctypes.c_uint32)
+_WORK = ctypes.CFUNCTYPE(None, _pointer, _pointer, _pointer, _pointer)
+_LAUNCH = ctypes.CFUNCTYPE(None, _pointer, _pointer, _pointer, _pointer)
+
+
+class _Code:
+    """The workers' machine code, loaded once in a process (a forked child has it too), and the clock's rate."""
+
+    def __init__(self) -> None:
+        code, offsets = _workers_code()
+        self.block: CodeBlock = load(code)
+        self.work = _WORK(self.block.address + offsets["work"])
+        self.launch = _LAUNCH(self.block.address + offsets["launch"])
+        clock = _CLOCK(self.block.address + offsets["clock"])
+        start_ns, start = time.perf_counter_ns(), clock()
+        while (passed_ns := time.perf_counter_ns() - start_ns) < _CALIBRATE_NS:
+            pass
+        self.cycles_per_ns = ((clock() - start) & 0xFFFFFFFF) / passed_ns
+
+
+def _workers_code() -> tuple[bytes, dict[str, int]]:
+    """The machine code and its labels, from the compile cache when it is there: a process that compiles nothing need
+    not load the encoder and the instruction table, which takes longer than everything else here."""
+    cache = disk_cache()
+    key = "workers\n" + toolchain_key()
+    packed = cache.get(key) if cache is not None else None
+    if packed is not None:
+        labels, _, code = packed.partition(b"\n")
+        return code, json.loads(labels)
+    from .workers_code import workers_code
+
+    code, offsets = workers_code()
+    if cache is not None:
+        cache.put(key, json.dumps(offsets).encode() + b"\n" + code)
+    return code, offsets
+
+
+class Pool:
+    """Workers 1 to size - 1 as threads, and what they share. Use `launch`; a pool is not made directly."""
+
+    def __init__(self, code: _Code) -> None:
+        self.size = 1
+        self.area = WorkArea()
+        self._code = code
+        self._memory = Mapping(MAILBOXES + MAILBOX_BYTES * settings.MAX_THREADS)
+        self.control = self._memory.address
+        self._threads: list[threading.Thread] = []
+
+    def grow(self, size: int) -> None:
+        """Start threads until there are so many workers. Raises LaunchError where the system has no more threads."""
+        spin = SPIN_NS if size <= settings.available_cpus() else 0  # a spinning worker must not keep another off its CPU
+        ctypes.c_int32.from_address(self.control + SPIN_CYCLES).value = int(spin * self._code.cycles_per_ns)
+        while self.size < size:
+            index = self.size
+            mailbox = self.control + MAILBOXES + MAILBOX_BYTES * index
+            generation = ctypes.c_int32.from_address(mailbox + GENERATION).value
+            thread = threading.Thread(
+                target=self._run_worker, args=(index, mailbox, generation), name=f"sapper-{index}", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise LaunchError(
+                    f"starting worker {index}: found {error}; expected a new thread; mend: set SAPPER_THREADS to {index}"
+                ) from error
+            self._threads.append(thread)
+            self.size += 1
+
+    def _run_worker(self, index: int, mailbox: int, generation: int) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+        self._code.work(self.control, index, mailbox, generation)
+
+    def launch(self, kernel: int, view: memoryview, block: int, workers: int, step_bytes: int) -> None:
+        if workers > self.size:
+            self.grow(workers)
+        if step_bytes * workers > self.area.capacity_bytes:
+            self.area = WorkArea(step_bytes * workers)
+        area = self.area
+        view[0] = area.scratch
+        view[1] = step_bytes
+        view[2] = area.sync
+        self._code.launch(self.control, kernel, block, workers)
+
+    def stop(self) -> None:
+        """Let every worker return, and join their threads."""
+        if self.size > 1:
+            self._code.launch(self.control, 0, 0, self.size)
+            self.size = 1
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+
+_lock = threading.Lock()
+_pool: Pool | None = None
+_code: _Code | None = None
+
+
+def launch(kernel: int, view: memoryview, block: int, workers: int, step_bytes: int) -> None:
+    """Run the kernel at an address on `workers` workers.
+
+    view, block: the argument block as 64-bit words, and its address; words 0 to 2 are filled in here.
+    step_bytes: scratch of each worker, a multiple of the page.
+    """
+    global _pool, _code
+    with _lock:
+        pool = _pool
+        if pool is None:
+            if _code is None:
+                _code = _Code()
+            pool = _pool = Pool(_code)
+        pool.launch(kernel, view, block, workers, step_bytes)
+
+
+def stop() -> None:
+    """End all workers; the next launch starts new ones."""
+    global _pool
+    with _lock:
+        if _pool is not None:
+            _pool.stop()
+            _pool = None
+
+
+def pool_size() -> int:
+    """Workers there are now, the launching thread included."""
+    return 1 if _pool is None else _pool.size
+
+
+def _after_fork_in_child() -> None:
+    global _pool, _lock
+    _pool = None  # its threads exist in the parent only
+    _lock = threading.Lock()
+
+
+# The lock is held across a fork so that the child never inherits a launch in progress.
+os.register_at_fork(
+    before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_after_fork_in_child
+)
+atexit.register(stop)

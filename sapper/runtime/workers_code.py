@@ -1,0 +1,263 @@
+"""The machine code in which workers wait and which starts them: three functions, built with our own encoder.
+
+    uint32 clock(void)                                            low half of the time stamp counter
+    void work(control, index, mailbox, generation)                a worker's whole life; returns when told to stop
+    void launch(control, kernel, args, workers)                   run a kernel on workers; the caller is worker 0
+
+Memory that they share, `control` (64-byte aligned; offsets in bytes):
+
+    0    kernel to run, 0 to stop      8  args      16  workers of this launch      24  i32 cycles to spin before sleeping
+    64   i32 pending: other workers still in the kernel               68  i32 the launcher sleeps on `pending`
+    128 + 64 * index, the mailbox of a worker:   +0  i32 generation    +4  i32 the worker sleeps on `generation`
+
+Protocol. `launch` writes the order (0 to 64), then adds one to the generation of each worker it wants, the last first,
+then wakes workers 1 and 2 if they sleep; a worker i that starts wakes 2i+1 and 2i+2, so waking takes logarithmic time.
+Whoever sees its generation changed sees the order and the generations of all workers after it, since stores become
+visible in order (x86 total store order). A worker that is done subtracts one from `pending`; the last wakes the launcher.
+
+A sleeper sets its flag with `xchg` (a full barrier) before the kernel compares the word that it waits on; a waker writes
+the word, passes a full barrier, then reads the flag: one of the two sees the other, so no wake-up is lost. A wake-up too
+many, a signal or a stale flag only makes a sleeper look again. Waiting spins on its own cache line for `cycles to spin`
+first: back-to-back launches meet workers that are awake, and an idle process is quiet.
+
+Source: futex(2); System V ABI AMD64 3.2; Intel SDM volume 3, 9.2.3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..codegen.encode import encode
+from ..codegen.machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register
+from ..targets.x86_64.instructions import ROWS, Row
+from ..targets.x86_64.registers import R8, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
+from .workers import (
+    ARGUMENTS,
+    COUNTERS,
+    GENERATION,
+    KERNEL,
+    LAUNCHER_SLEEPS,
+    MAILBOX_BYTES,
+    MAILBOXES,
+    PENDING,
+    SLEEPS,
+    SPIN_CYCLES,
+    WORKERS,
+)  # fmt: skip
+
+_SYS_FUTEX = 202
+_FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # FUTEX_WAIT and FUTEX_WAKE with FUTEX_PRIVATE_FLAG
+_EXTRA = {
+    row.name: row
+    for row in (
+        Row("pause", "pause", "", "base - F3 90", None, side_effects=True),
+        Row("rdtsc", "rdtsc", "", "base - 0F 31", None, side_effects=True),
+        Row("xchg.32", "xchg", "rw:r32/m32 rw:r32", "base MR 87 /r", None, side_effects=True),
+        Row("lock.xadd.32", "lock xadd", "rw:m32 rw:r32", "base mR LOCK 0F C1 /r", None, side_effects=True),
+    )
+}
+_SAVED = (RBX, RBP, R12, R13, R14, R15)
+
+
+class _Listing:
+    """A list of instructions under construction. Registers are numbers, immediates `Immediate`, labels strings."""
+
+    def __init__(self) -> None:
+        self.body: list[Instruction | Label] = []
+
+    def __call__(self, row: str, *operands: int | str | Immediate | Memory) -> None:
+        converted: list[Any] = []
+        for operand in operands:
+            if isinstance(operand, int):
+                converted.append(Register("gpr", operand))
+            else:
+                converted.append(LabelReference(operand) if isinstance(operand, str) else operand)
+        self.body.append(Instruction(ROWS[row] if row in ROWS else _EXTRA[row], converted))
+
+    def label(self, name: str, align: int = 1) -> None:
+        self.body.append(Label(name, align))
+
+
+def _at(base: int, disp: int = 0, index: int | None = None) -> Memory:
+    return Memory(Register("gpr", base), None if index is None else Register("gpr", index), 1, disp)
+
+
+def _enter(emit: _Listing) -> None:
+    """Save the callee-saved registers and leave rsp a multiple of 16, as a call wants it."""
+    for register in _SAVED:
+        emit("push", register)
+    emit("sub.64", RSP, Immediate(8))
+
+
+def _leave(emit: _Listing) -> None:
+    emit("add.64", RSP, Immediate(8))
+    for register in reversed(_SAVED):
+        emit("pop", register)
+    emit("ret")
+
+
+def _futex(emit: _Listing, operation: int) -> None:
+    """futex(rdi, operation, edx, no time limit); destroys rax, rcx, r11, rsi, r10."""
+    emit("mov.32", RSI, Immediate(operation))
+    emit("xor.32", R10, R10)
+    emit("mov.32", RAX, Immediate(_SYS_FUTEX))
+    emit("syscall")
+
+
+def _mailbox(emit: _Listing, destination: int, index: int) -> None:
+    emit("imul.imm.64", destination, index, Immediate(MAILBOX_BYTES))
+    emit("lea.64", destination, _at(RBX, MAILBOXES, destination))
+
+
+def _spin_again(emit: _Listing, label: str) -> None:
+    """Back to the label while fewer than `cycles to spin` have passed since the clock in r14d."""
+    emit("pause")
+    emit("rdtsc")
+    emit("sub.32", RAX, R14)
+    emit("cmp.32", RAX, _at(RBX, SPIN_CYCLES))
+    emit("jb", label)
+
+
+def _work(emit: _Listing) -> None:
+    emit.label("work", 64)
+    _enter(emit)
+    emit("mov.64", RBX, RDI)  # control
+    emit("mov.64", R12, RSI)  # index
+    emit("mov.64", RBP, RDX)  # mailbox
+    emit("mov.32", R13, RCX)  # generation seen last
+    emit.label("wait")
+    emit("rdtsc")
+    emit("mov.32", R14, RAX)
+    emit.label("spin")
+    emit("mov.32", RAX, _at(RBP, GENERATION))
+    emit("cmp.32", RAX, R13)
+    emit("jne", "start")
+    _spin_again(emit, "spin")
+    emit.label("sleep")
+    emit("mov.32", RAX, Immediate(1))
+    emit("xchg.32", _at(RBP, SLEEPS), RAX)
+    emit("mov.64", RDI, RBP)
+    emit("mov.32", RDX, R13)
+    _futex(emit, _FUTEX_WAIT)
+    emit("mov.32", _at(RBP, SLEEPS), Immediate(0))
+    emit("mov.32", RAX, _at(RBP, GENERATION))
+    emit("cmp.32", RAX, R13)
+    emit("je", "sleep")
+    emit.label("start")
+    emit("mov.32", R13, RAX)
+    emit("call.label", "wake")
+    emit("mov.64", R14, _at(RBX, KERNEL))
+    emit("test.64", R14, R14)
+    emit("je", "finish")
+    emit("mov.64", RDI, _at(RBX, ARGUMENTS))
+    emit("mov.64", RSI, R12)
+    emit("mov.64", RDX, _at(RBX, WORKERS))
+    emit("call", R14)
+    emit.label("finish")
+    emit("mov.32", RAX, Immediate(-1))
+    emit("lock.xadd.32", _at(RBX, PENDING), RAX)
+    emit("cmp.32", RAX, Immediate(1))
+    emit("jne", "finished")
+    emit("cmp.32", _at(RBX, LAUNCHER_SLEEPS), Immediate(0))
+    emit("je", "finished")
+    emit("lea.64", RDI, _at(RBX, PENDING))
+    emit("mov.32", RDX, Immediate(1))
+    _futex(emit, _FUTEX_WAKE)
+    emit.label("finished")
+    emit("test.64", R14, R14)
+    emit("jne", "wait")
+    _leave(emit)
+
+
+def _wake(emit: _Listing) -> None:
+    """Wake the workers 2 * r12 + 1 and 2 * r12 + 2 where they are wanted and sleep; keeps rbx, rbp, r12, r13."""
+    emit.label("wake", 16)
+    emit("lea.64", R15, Memory(Register("gpr", R12), Register("gpr", R12), 1, 1))
+    emit("mov.32", R14, Immediate(2))
+    emit.label("wake_next")
+    emit("cmp.64", R15, _at(RBX, WORKERS))
+    emit("jae", "woken")
+    _mailbox(emit, RDI, R15)
+    emit("cmp.32", _at(RDI, SLEEPS), Immediate(0))
+    emit("je", "awake")
+    emit("mov.32", RDX, Immediate(1))
+    _futex(emit, _FUTEX_WAKE)
+    emit.label("awake")
+    emit("add.64", R15, Immediate(1))
+    emit("sub.32", R14, Immediate(1))
+    emit("jne", "wake_next")
+    emit.label("woken")
+    emit("ret")
+
+
+def _launch(emit: _Listing) -> None:
+    emit.label("launch", 64)
+    _enter(emit)
+    emit("mov.64", RBX, RDI)
+    emit("mov.64", _at(RBX, KERNEL), RSI)
+    emit("mov.64", _at(RBX, ARGUMENTS), RDX)
+    emit("mov.64", _at(RBX, WORKERS), RCX)
+    emit("mov.64", RBP, RSI)
+    emit("mov.64", R13, RDX)
+    emit("test.64", RBP, RBP)
+    emit("je", "post")
+    emit("mov.64", R8, _at(RDX, 16))  # the sync block: task counters start at zero
+    emit("xor.32", RAX, RAX)
+    for counter in range(COUNTERS):
+        emit("mov.64", _at(R8, 64 * counter), RAX)
+    emit.label("post")
+    emit("sub.64", RCX, Immediate(1))
+    emit("mov.32", _at(RBX, PENDING), RCX)
+    emit("je", "posted")
+    emit.label("post_next")
+    _mailbox(emit, RDI, RCX)
+    emit("add.32", _at(RDI, GENERATION), Immediate(1))  # this thread alone writes it
+    emit("sub.64", RCX, Immediate(1))
+    emit("jne", "post_next")
+    emit.label("posted")
+    emit("xor.32", RAX, RAX)
+    emit("xchg.32", _at(RBX, LAUNCHER_SLEEPS), RAX)  # the barrier between generations written and flags read
+    emit("xor.32", R12, R12)
+    emit("call.label", "wake")
+    emit("test.64", RBP, RBP)
+    emit("je", "join")
+    emit("mov.64", RDI, R13)
+    emit("xor.32", RSI, RSI)
+    emit("mov.64", RDX, _at(RBX, WORKERS))
+    emit("call", RBP)
+    emit.label("join")
+    emit("rdtsc")
+    emit("mov.32", R14, RAX)
+    emit.label("join_spin")
+    emit("cmp.32", _at(RBX, PENDING), Immediate(0))
+    emit("je", "joined")
+    _spin_again(emit, "join_spin")
+    emit("mov.32", RAX, Immediate(1))
+    emit("xchg.32", _at(RBX, LAUNCHER_SLEEPS), RAX)
+    emit.label("join_sleep")
+    emit("mov.32", RDX, _at(RBX, PENDING))
+    emit("test.32", RDX, RDX)
+    emit("je", "joined")
+    emit("lea.64", RDI, _at(RBX, PENDING))
+    _futex(emit, _FUTEX_WAIT)
+    emit("jmp", "join_sleep")
+    emit.label("joined")
+    _leave(emit)
+
+
+def workers_function() -> MachineFunction:
+    """The three functions, at the labels `clock`, `work` and `launch`."""
+    emit = _Listing()
+    emit.label("clock")
+    emit("rdtsc")
+    emit("ret")
+    _work(emit)
+    _wake(emit)
+    _launch(emit)
+    return MachineFunction("sapper_workers", emit.body, {})
+
+
+def workers_code() -> tuple[bytes, dict[str, int]]:
+    """The code, and where its labels are."""
+    encoded = encode(workers_function())
+    return encoded.code, encoded.label_offsets

@@ -1,0 +1,296 @@
+"""Walks: which ops of a block are computed together, in one nest of loops over the axes that they span.
+
+Enters a block of tile IR; leaves a `Plan`: its walks and control ops, in order. Pure ops are not placed: they are
+computed inside whichever walk needs them. What must exist between walks (results of reductions; costly values
+that several walks read) is *kept*: in registers where all of its axes are resident, in scratch memory otherwise.
+
+A walk iterates over `outer` axes and, inside, over `reduced` axes. Its roots are
+  reduce   a reduction or contraction over `reduced`, for each point of `outer`
+  inner    a store, or a kept value, at each point of outer and reduced
+  after    a store, or a kept value, at each point of `outer`, once the reductions there are complete
+What holds: every value that a walk reads and that is not pure is a root of an earlier walk, or of this walk at an
+earlier level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..ir.nodes import Block, Op, Value
+from ..ir.types import TileType
+
+COSTLY = {"exp": 10, "exp2": 9, "log": 12, "log2": 12, "tanh": 16, "sigmoid": 14, "erf": 16, "sin": 16, "cos": 16,
+          "rsqrt": 5, "sqrt": 4, "div": 4, "floordiv": 12, "mod": 14}
+"""Rough instructions per row; a shared value is kept when computing it again costs more than KEEP_COST."""
+
+KEEP_COST = 8
+
+
+@dataclass(slots=True)
+class Walk:
+    outer: tuple[str, ...]
+    reduced: tuple[str, ...] = ()
+    reductions: list[Op] = field(default_factory=list)
+    inner: list[Op | Value] = field(default_factory=list)
+    after: list[Op | Value] = field(default_factory=list)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return self.outer + self.reduced
+
+    def roots(self) -> list[Op | Value]:
+        return [*self.reductions, *self.inner, *self.after]
+
+
+@dataclass(slots=True)
+class Plan:
+    """items: walks and control ops in order. kept: values that outlive their walk in scratch memory."""
+
+    items: list[Walk | Op]
+    kept: set[Value]
+    crossing: set[str]
+    """Axes of values that pass from one walk, or control op, to another."""
+
+
+def axes_of(value: Value) -> tuple[str, ...]:
+    assert isinstance(value.type, TileType)
+    return value.type.axes
+
+
+def is_scalar_integer(value: Value) -> bool:
+    """Such values are computed at once, where they are defined, as 64-bit scalars."""
+    t = value.type
+    return isinstance(t, TileType) and not t.axes and (t.dtype.is_integer or t.dtype.kind == "b")
+
+
+def plan_block(block: Block, yields_kept: frozenset[int] = frozenset()) -> Plan:
+    """Form the walks of a block. yields_kept: which operands of its terminator go to scratch memory."""
+    return _Planner(block, yields_kept).plan()
+
+
+class _Planner:
+    def __init__(self, block: Block, yields_kept: frozenset[int]) -> None:
+        self.block = block
+        self.yields_kept = yields_kept
+        self.items: list[Walk | Op] = []
+        self.kept: set[Value] = set()
+        self.position = {op: i for i, op in enumerate(block.ops)}
+        self.closures: dict[Value, frozenset[Value]] = {}
+        self.users: dict[Value, list[Op]] = {}
+        for op in block.ops:
+            for inner in op.walk():
+                for v in inner.operands:
+                    self.users.setdefault(v, []).append(op)
+
+    # What a value needs: the pure values of this block that are computed on the way, and the roots they end at.
+
+    def local(self, value: Value) -> Op | None:
+        op = value.op
+        return op if op is not None and op in self.position else None
+
+    def closure(self, value: Value) -> frozenset[Value]:
+        known = self.closures.get(value)
+        if known is None:
+            op = self.local(value)
+            reached: set[Value] = {value}
+            if op is not None and op.name not in ("reduce", "contract") and not op.blocks and value not in self.kept:
+                for operand in op.operands:
+                    if isinstance(operand.type, TileType):
+                        reached |= self.closure(operand)
+            known = self.closures[value] = frozenset(reached)
+        return known
+
+    def needs(self, root: Op | Value) -> frozenset[Value]:
+        if isinstance(root, Value):
+            op = self.local(root)
+            operands = op.operands if op is not None else []
+            return frozenset().union(*[self.closure(v) for v in operands if isinstance(v.type, TileType)], {root})
+        return frozenset().union(*[self.closure(v) for v in root.operands if isinstance(v.type, TileType)])
+
+    def cost(self, value: Value) -> int:
+        total = 0
+        for v in self.closure(value):
+            op = self.local(v)
+            if op is not None and op.name not in ("reduce", "contract"):
+                total += COSTLY.get(op.name, 0)
+                if op.name == "load" and any(self._gathers(i) for i in op.operands[1:]):
+                    total += 10
+        return total
+
+    def _gathers(self, value: Value) -> bool:
+        return bool(axes_of(value)) and any(
+            o is not None and o.name == "load" for o in (self.local(v) for v in self.closure(value)))
+
+    # Grouping.
+
+    def plan(self) -> Plan:
+        self._group()
+        self._keep_shared()
+        self._keep_reductions()
+        self._keep_overwritten()
+        return Plan(self.items, self.kept, self._crossing())
+
+    def _group(self) -> None:
+        for op in self.block.ops:
+            if op.blocks:
+                for value in self._costly_for(op):
+                    self._add(value, axes_of(value), ())
+                self.items.append(op)
+            elif op.name in ("reduce", "contract"):
+                self._add(op, axes_of(op.result), tuple(op.attributes["over"]))
+            elif op.name == "store":
+                self._add(op, self._store_axes(op), ())
+            elif op.name == "yield":
+                for i, value in enumerate(op.operands):
+                    if i in self.yields_kept:
+                        self._add(value, axes_of(value), ())
+
+    @staticmethod
+    def _store_axes(op: Op) -> tuple[str, ...]:
+        axes: list[str] = list(axes_of(op.operands[1]))
+        for index in op.operands[2:]:
+            axes += [a for a in axes_of(index) if a not in axes]
+        return tuple(axes)
+
+    def _costly_for(self, control: Op) -> list[Value]:
+        """Values of this block that a control op reads and that cost too much to compute again inside it."""
+        wanted: list[Value] = []
+        for inner in control.walk():
+            for v in inner.operands:
+                if v not in wanted and self.local(v) is not None and isinstance(v.type, TileType):
+                    wanted.append(v)
+        return [v for v in wanted if not is_scalar_integer(v) and axes_of(v)
+                and self.local(v).name not in ("reduce", "contract")  # type: ignore[union-attr]
+                and not self.local(v).blocks  # type: ignore[union-attr]
+                and self.cost(v) > 0]
+
+    def _add(self, root: Op | Value, axes: tuple[str, ...], over: tuple[str, ...]) -> None:
+        if isinstance(root, Value):
+            if root in self.kept:
+                return
+            self.kept.add(root)
+        walk = self.items[-1] if self.items and isinstance(self.items[-1], Walk) else None
+        needs = self.needs(root)
+        if walk is not None:
+            depends = any(r.result in needs for r in walk.reductions)
+            outer, every = set(walk.outer), set(walk.axes)
+            if over:
+                if not depends and set(axes) | set(over) == every and (
+                        not walk.reductions or outer == set(axes)) and not walk.after:
+                    if not walk.reductions:
+                        walk.outer, walk.reduced = axes, over
+                    assert isinstance(root, Op)
+                    walk.reductions.append(root)
+                    return
+            elif set(axes) == outer and walk.reductions:
+                walk.after.append(root)
+                return
+            elif set(axes) == every and not depends:
+                walk.inner.append(root)
+                return
+        walk = Walk(axes, over)
+        if over:
+            assert isinstance(root, Op)
+            walk.reductions.append(root)
+        else:
+            walk.inner.append(root)
+        self.items.append(walk)
+
+    def _walks(self) -> list[Walk]:
+        return [w for w in self.items if isinstance(w, Walk)]
+
+    def _keep_shared(self) -> None:
+        """A costly value that several walks read is kept by the first of them."""
+        for op in reversed(self.block.ops):
+            if len(op.results) != 1 or op.blocks or op.name in ("reduce", "contract"):
+                continue
+            value = op.result
+            if not isinstance(value.type, TileType) or not value.type.axes or value in self.kept:
+                continue
+            readers = [w for w in self._walks() if any(value in self.needs(r) for r in w.roots())]
+            if len(readers) < 2 or self.cost(value) <= KEEP_COST:
+                continue
+            first = readers[0]
+            axes = set(axes_of(value))
+            if axes == set(first.axes):
+                first.inner.append(value)
+            elif axes == set(first.outer) and first.reductions:
+                first.after.append(value)
+            else:
+                continue
+            self.kept.add(value)
+            self.closures.clear()
+
+    def _keep_reductions(self) -> None:
+        """The result of a reduction that others than its walk read is kept, after the elementwise ops that follow."""
+        for walk in self._walks():
+            for reduction in walk.reductions:
+                value = reduction.result
+                readers = [i for i in self.items if i is not walk and self._reads(i, value)]
+                terminator = self.block.terminator
+                yielded = terminator is not None and any(
+                    value in self.closure(v) for i, v in enumerate(terminator.operands)
+                    if i not in self.yields_kept and isinstance(v.type, TileType))
+                if not readers and not yielded:
+                    continue
+                while not yielded:
+                    users = self.users.get(value, [])
+                    user = users[0] if len(users) == 1 else None
+                    if (user is None or user.blocks or len(user.results) != 1 or user not in self.position
+                            or user.name in ("reduce", "contract", "load", "store", "yield", "full")
+                            or set(axes_of(user.result)) != set(walk.outer)
+                            or not self._ready(user, walk) or user.result in self.kept):
+                        break
+                    value = user.result
+                if value not in walk.after:
+                    walk.after.append(value)
+                self.kept.add(value)
+                self.closures.clear()
+
+    def _reads(self, item: Walk | Op, value: Value) -> bool:
+        if isinstance(item, Walk):
+            return any(value in self.needs(r) for r in item.roots() if r is not value)
+        return any(value in self.closure(v) for inner in item.walk() for v in inner.operands
+                   if isinstance(v.type, TileType))
+
+    def _ready(self, user: Op, walk: Walk) -> bool:
+        """Whether all that `user` reads exists when `walk` ends: nothing of a later walk."""
+        index = next(i for i, item in enumerate(self.items) if item is walk)
+        later = {r.result for item in self.items[index + 1:] if isinstance(item, Walk) for r in item.reductions}
+        later |= {v for item in self.items[index + 1:] if isinstance(item, Op) for v in item.results}
+        return not any(v in later for v in self.closure(user.result))
+
+    def _keep_overwritten(self) -> None:
+        """A load that a later walk repeats after its tensor was overwritten is kept before that happens."""
+        for index, item in enumerate(self.items):
+            if not isinstance(item, Walk):
+                written = {inner.operands[0] for inner in item.walk() if inner.name == "store"}
+                at = self.position[item]
+            else:
+                stores = [r for r in item.roots() if isinstance(r, Op) and r.name == "store"]
+                written = {s.operands[0] for s in stores}
+                at = max((self.position[s] for s in stores), default=0)
+            if not written:
+                continue
+            for later in self.items[index + 1:]:
+                values = (frozenset().union(*[self.needs(r) for r in later.roots()]) if isinstance(later, Walk) else
+                          frozenset().union(*[self.closure(v) for inner in later.walk() for v in inner.operands
+                                              if isinstance(v.type, TileType)]))
+                for value in sorted(values, key=lambda v: self.position.get(v.op, -1)):  # type: ignore[arg-type]
+                    op = self.local(value)
+                    if (op is not None and op.name == "load" and op.operands[0] in written and axes_of(value)
+                            and self.position[op] < at and value not in self.kept):
+                        self.kept.add(value)
+                        self.closures.clear()
+                        self.items.insert(index, Walk(axes_of(value), (), [], [value]))
+                        return self._keep_overwritten()
+
+    def _crossing(self) -> set[str]:
+        crossing: set[str] = set()
+        for value in self.kept:
+            crossing |= set(axes_of(value))
+        for walk in self._walks():
+            for reduction in walk.reductions:
+                if any(self._reads(i, reduction.result) for i in self.items if i is not walk):
+                    crossing |= set(axes_of(reduction.result))
+        return crossing

@@ -1,0 +1,90 @@
+"""Sequential loops that only accumulate become reductions over a whole axis.
+
+Enters tile IR; leaves tile IR in which `for k in tiles(K): acc += sum(x, over=k)` (and `a @ b`, max, min) is one
+`reduce` or `contract` over k, brought into scope by `whole`. The schedule may then block the reduction as it likes:
+nothing in the kernel says how.
+"""
+
+from __future__ import annotations
+
+from ..ir.nodes import Block, Function, Op, Value
+from ..ir.types import TileType
+
+_COMBINE = {"add": "sum", "max": "max", "min": "min"}
+
+
+def reduce_loops(function: Function) -> Function:
+    """Rewrite in place, innermost loops first; returns the function."""
+    _block(function.body, function)
+    return function
+
+
+def _block(block: Block, function: Function) -> None:
+    position = 0
+    while position < len(block.ops):
+        op = block.ops[position]
+        for nested in op.blocks:
+            _block(nested, function)
+        replacement = _as_reductions(op) if op.name == "tiles" and op.results else None
+        if replacement is not None:
+            ops, values = replacement
+            block.ops[position:position + 1] = ops
+            _replace(function.body, dict(zip(op.results, values, strict=True)))
+            position += len(ops)
+        else:
+            position += 1
+
+
+def _as_reductions(op: Op) -> tuple[list[Op], list[Value]] | None:
+    axes = op.attributes["axes"]
+    body = op.blocks[0]
+    terminator = body.terminator
+    if terminator is None or any(o.blocks or o.name in ("store", "whole") for o in body.ops):
+        return None
+    bounds, initial = op.operands[:2 * len(axes)], op.operands[2 * len(axes):]
+    members = set(body.ops)
+    uses: dict[Value, int] = {}
+    for o in body.ops:
+        for v in o.operands:
+            uses[v] = uses.get(v, 0) + 1
+    dropped: set[Op] = {terminator}
+    values: list[Value] = []
+    tail: list[Op] = []
+    for argument, start, out in zip(body.arguments, initial, terminator.operands, strict=True):
+        combine = out.op
+        if combine is None or combine.name not in _COMBINE or uses.get(argument, 0) != 1 or uses[out] != 1:
+            return None
+        left, right = combine.operands
+        part = right if left is argument else left if right is argument else None
+        source = part.op if part is not None else None
+        if part is None or source is None or source not in members:
+            return None
+        kind = "sum" if source.name == "contract" else source.attributes.get("kind") if source.name == "reduce" else ""
+        if kind != _COMBINE[combine.name] or not set(axes) <= set(source.attributes["over"]):
+            return None
+        dropped.add(combine)
+        assert isinstance(part.type, TileType) and isinstance(out.type, TileType)
+        if combine.name == "add" and _is_zero(start) and set(part.type.axes) == set(out.type.axes):
+            values.append(part)      # 0 + x: partial sums start at +0 anyway
+        else:
+            total = Op(combine.name, [start, part], (out.type,), {}, None, combine.location)
+            tail.append(total)
+            values.append(total.result)
+    wholes = [Op("whole", [bounds[2 * i], bounds[2 * i + 1]], (), {"axis": axis}, None, op.location)
+              for i, axis in enumerate(axes)]
+    return [*wholes, *[o for o in body.ops if o not in dropped], *tail], values
+
+
+def _is_zero(value: Value) -> bool:
+    op = value.op
+    if op is not None and op.name == "full":
+        return _is_zero(op.operands[0])
+    return op is not None and op.name == "const" and op.attributes["value"] == 0
+
+
+def _replace(block: Block, mapping: dict[Value, Value]) -> None:
+    for op in block.ops:
+        if any(v in mapping for v in op.operands):
+            op.operands = [mapping.get(v, v) for v in op.operands]
+        for nested in op.blocks:
+            _replace(nested, mapping)

@@ -1,0 +1,108 @@
+"""Schedules: where and in what pieces a kernel is computed. They cannot change what is computed.
+
+A `Schedule` is data. Every part that is left out is chosen by the analytic model (sapper/tile/model.py) from the
+`Facts` of the target and the `Shape` classes of the call. All keys are axis names as the tile IR prints them
+(`m`, `n`, a second `k` is `k_1`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ScheduleError(ValueError):
+    """A schedule that this kernel, or this target, cannot follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the model knows of a target.
+
+    lanes: 32-bit lanes of a vector register. vector_registers: how many. l1/l2/l3_bytes: data cache sizes, per core
+    and shared. fma_latency: cycles. broadcast_operand: a load of one element may be an operand of an arithmetic
+    instruction. gather_cost: cycles for each lane of a gather, about.
+    """
+
+    lanes: int = 16
+    vector_registers: int = 32
+    l1_bytes: int = 32 << 10
+    l2_bytes: int = 1 << 20
+    l3_bytes: int = 16 << 20
+    fma_latency: int = 4
+    broadcast_operand: bool = True
+    gather_cost: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class DimClass:
+    """What a compiled kernel may assume of a run-time dimension.
+
+    hint: a typical size, for the model only. divisor: the size is a multiple of it (1, 16 or 64).
+    """
+
+    hint: int = 1024
+    divisor: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Specialization:
+    """What one compilation assumes of a call.
+
+    dims: class of each run-time dimension. strides: for each tensor "contiguous" (C order), or for each dimension
+    whether its stride is 1. aligned: tensors whose data and rows start at multiples of 64 bytes. workers: how many
+    threads at most (hint).
+    """
+
+    dims: dict[str, DimClass] = field(default_factory=dict)
+    strides: dict[str, str | tuple[bool, ...]] = field(default_factory=dict)
+    aligned: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The author's or the search's choices; None or a missing key leaves the choice to the model.
+
+    lane: the axis that lies across lanes wherever it is walked.
+    tile: axis -> how many coordinates one iteration of its `tiles` loop takes (a lane axis: a multiple of the lanes).
+    registers: axis -> register factor: how many rows, or vectors for the lane axis, a walk holds of it.
+    order: axes from the outermost walk loop to the innermost; axes left out follow.
+    stage: tensors that are copied (packed) to scratch memory in the order in which they are read. None: the model's.
+    streaming: tensors stored past the caches. None: the model's.
+    chunks: axis -> into how many tasks a parallel axis is split.
+    """
+
+    lane: str | None = None
+    tile: dict[str, int] = field(default_factory=dict)
+    registers: dict[str, int] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
+    stage: tuple[str, ...] | None = None
+    streaming: tuple[str, ...] | None = None
+    chunks: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with only what is set; `Schedule.from_json` reads it back."""
+        data: dict[str, Any] = {}
+        if self.lane is not None:
+            data["lane"] = self.lane
+        for name in ("tile", "registers", "chunks"):
+            if getattr(self, name):
+                data[name] = dict(sorted(getattr(self, name).items()))
+        if self.order:
+            data["order"] = list(self.order)
+        for name in ("stage", "streaming"):
+            if getattr(self, name) is not None:
+                data[name] = list(getattr(self, name))
+        return data
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Schedule:
+        known = set(Schedule.__dataclass_fields__)
+        for key in data:
+            if key not in known:
+                raise ScheduleError(f"unknown schedule entry {key!r}; expected one of {', '.join(sorted(known))}")
+        values = dict(data)
+        for key in ("order", "stage", "streaming"):
+            if values.get(key) is not None:
+                values[key] = tuple(values[key])
+        return Schedule(**values)
