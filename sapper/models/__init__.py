@@ -1,0 +1,1 @@
+"""Pretrained models on sapper's kernels. Ordinary user code of the language."""

@@ -131,7 +131,7 @@ def test_peers_run(entry: LibraryKernel, name: str) -> None:
 def test_softmax_of_hostile_rows() -> None:
     """Minus infinity has no weight, a row of nothing else is NaN, and large values do not overflow."""
     x = np.array(
-        [[0.0, -np.inf, 0.0, 0.0], [1e30, 1.0, 1e30, -9.0], [0.0, np.nan, 1.0, 2.0], [-np.inf] * 4, [0.0, 3e-39, 0.0, 0]],
+        [[0.0, -np.inf, 0, 0], [1e30, 1.0, 1e30, -9], [0.0, np.nan, 1, 2], [-np.inf] * 4, [0.0, 3e-39, 0, 0]],
         dtype=np.float32,
     )
     y = np.full_like(x, -1)

@@ -1,0 +1,173 @@
+"""Reads GGUF files: metadata and the places of the tensors.
+
+In: a path. Out: `GgufFile` with `metadata` (plain Python values) and `tensors` (name -> `TensorEntry`), whose `read`
+widens any block format that the `gguf` package can dequantise to f32. Holds: every size is checked against the file's
+length before anything is allocated or read, so a broken file raises ModelError and nothing else.
+
+The header is walked here rather than by gguf.GGUFReader, which trusts the counts that the file states (a count of 2**62
+would keep it busy for ever) and takes seconds for the 100 000 strings of a vocabulary. Format: the GGUF specification,
+versions 2 and 3, in the ggml project's docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import ModelError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+STRING, ARRAY, BOOL = 8, 9, 7
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
+MAX_ARRAY_DEPTH = 4
+MAX_DIMENSIONS = 4
+DEFAULT_ALIGNMENT = 32
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a file. shape: outermost first, as NumPy counts. type: ggml's number of its format.
+    data: its bytes in the file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    data: memoryview
+
+    def read(self) -> Array:
+        """Its elements, as f32, in an array of `shape`. Raises ModelError for a format that cannot be dequantised."""
+        import gguf
+
+        kind = gguf.GGMLQuantizationType(self.type)
+        raw = np.frombuffer(self.data, dtype=np.uint8)
+        if kind == gguf.GGMLQuantizationType.F32:
+            return raw.view("<f4").reshape(self.shape)
+        if kind == gguf.GGMLQuantizationType.F16:
+            return raw.view("<f2").astype(np.float32).reshape(self.shape)
+        rows = raw.reshape(*self.shape[:-1], len(raw) // max(1, int(np.prod(self.shape[:-1]))))
+        try:
+            values = gguf.quants.dequantize(rows, kind)
+        except NotImplementedError:
+            raise ModelError(
+                f"tensor {self.name}", f"format {kind.name}", "one that the gguf package can dequantise",
+                "convert the model to Q8_0, Q4_K, Q4_1, F16 or BF16",
+            ) from None
+        return np.asarray(values, dtype=np.float32).reshape(self.shape)
+
+
+class GgufFile:
+    """A GGUF file, opened. metadata: key -> bool, int, float, str or a list of these. tensors: by name, in file order."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises ModelError if the file is missing, truncated or malformed."""
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # mmap says ValueError for an empty file
+            raise ModelError(self.path, str(error), "a GGUF file", "check the path") from None
+        self._data = memoryview(self._map)
+        self._offset = 0
+        self.metadata: dict[str, Any] = {}
+        self.tensors: dict[str, TensorEntry] = {}
+        self._parse()
+
+    def _fail(self, found: str, expected: str) -> ModelError:
+        return ModelError(f"{self.path} at byte {self._offset}", found, expected, "get the file again")
+
+    def _take(self, size_bytes: int) -> memoryview:
+        start = self._offset
+        if size_bytes > len(self._data) - start:
+            raise self._fail(f"{len(self._data) - start} bytes to the end of the file", f"{size_bytes} more")
+        self._offset = start + size_bytes
+        return self._data[start : start + size_bytes]
+
+    def _number(self, code: str) -> Any:
+        return struct.unpack("<" + code, self._take(struct.calcsize("<" + code)))[0]
+
+    def _string(self) -> str:
+        # Bytes that are no UTF-8 survive, and come out again, as surrogates: some vocabularies hold such pieces.
+        return str(self._take(self._number("Q")), "utf-8", "surrogateescape")
+
+    def _value(self, kind: int, depth: int = 0) -> Any:
+        if kind == STRING:
+            return self._string()
+        if kind == BOOL:
+            return self._number("B") != 0
+        if kind in SCALARS:
+            return self._number(SCALARS[kind])
+        if kind != ARRAY:
+            raise self._fail(f"value type {kind}", "a type from 0 to 12")
+        if depth == MAX_ARRAY_DEPTH:
+            raise self._fail("deeper arrays", f"arrays nested at most {MAX_ARRAY_DEPTH} deep")
+        element, count = self._number("I"), self._number("Q")
+        code = SCALARS.get(element)
+        if code is not None:
+            raw = self._take(count * struct.calcsize("<" + code))
+            return np.frombuffer(raw, "<u1" if code == "?" else np.dtype(code).newbyteorder("<")).tolist()
+        if count > (len(self._data) - self._offset) // 8:  # A string or an array takes 8 bytes at the least.
+            raise self._fail(f"an array of {count} elements", "no more than the file can hold")
+        return [self._value(element, depth + 1) for _ in range(count)]
+
+    def _parse(self) -> None:
+        if bytes(self._data[:4]) != MAGIC:
+            raise self._fail(f"the first bytes {bytes(self._data[:4])!r}", f"{MAGIC!r}")
+        self._offset = 4
+        version = self._number("I")
+        if version not in VERSIONS:
+            raise self._fail(f"GGUF version {version}", f"one of {VERSIONS}")
+        tensor_count, key_count = self._number("Q"), self._number("Q")
+        for count, least, what in ((key_count, 13, "keys"), (tensor_count, 24, "tensors")):
+            if count > len(self._data) // least:
+                raise self._fail(f"{count} {what}", "no more than the file can hold")
+        for _ in range(key_count):
+            key = self._string()
+            if key in self.metadata:
+                raise self._fail(f"key {key!r} for the second time", "each key once")
+            self.metadata[key] = self._value(self._number("I"))
+        places: list[tuple[str, tuple[int, ...], int, int]] = []
+        for _ in range(tensor_count):
+            name = self._string()
+            dimensions = self._number("I")
+            if not 1 <= dimensions <= MAX_DIMENSIONS:
+                raise self._fail(f"tensor {name!r} of {dimensions} dimensions", f"1 to {MAX_DIMENSIONS}")
+            extents = tuple(self._number("Q") for _ in range(dimensions))
+            places.append((name, extents[::-1], self._number("I"), self._number("Q")))
+        alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1) or alignment > 1 << 20:
+            raise self._fail(f"general.alignment {alignment!r}", "a power of two")
+        start = -(-self._offset // alignment) * alignment
+        for name, shape, kind, offset in places:
+            if name in self.tensors:
+                raise self._fail(f"tensor {name!r} for the second time", "each tensor once")
+            self.tensors[name] = self._tensor(name, shape, kind, start + offset)
+
+    def _tensor(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> TensorEntry:
+        import gguf
+
+        where = f"{self.path}, tensor {name!r}"
+        try:
+            elements, size_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+        except (ValueError, KeyError):
+            raise ModelError(where, f"format {kind}", "a format that ggml defines", "get the file again") from None
+        count = 1
+        for extent in shape:
+            count *= extent
+        if shape[-1] % elements or min(shape) < 1:
+            raise ModelError(where, f"shape {shape}", f"rows of a multiple of {elements} elements", "get the file again")
+        total_bytes = count // elements * size_bytes
+        if offset + total_bytes > len(self._data):
+            raise ModelError(
+                where, f"bytes {offset} to {offset + total_bytes}", f"no byte beyond {len(self._data)}, the file's end",
+                "the file is cut short: get it again",
+            )
+        return TensorEntry(name, shape, kind, self._data[offset : offset + total_bytes])

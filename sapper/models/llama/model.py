@@ -1,0 +1,68 @@
+"""A Llama model, loaded: config, weights, tokenizer and the tables of the rotary embedding.
+
+In: a GGUF file, or a directory with safetensors. Out: `LlamaModel`. Holds: the config, the weights and the tokenizer agree
+with one another. What happens here at load may use NumPy's arithmetic; the forward pass (session.py) may not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .. import tokenizer as tokenizers
+from ..errors import ModelError
+from ..gguf_file import GgufFile
+from ..locate import find_model
+from ..safetensors_file import SafetensorsDirectory
+from . import config as configs
+from .config import LlamaConfig
+from .weights import LlamaWeights, load_weights
+
+DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaModel:
+    """path: where it came from. dtype: "f32" or "bf16", of the matrices."""
+
+    path: Path
+    config: LlamaConfig
+    weights: LlamaWeights
+    tokenizer: tokenizers.Tokenizer
+    dtype: str
+
+    def rope_tables(self, positions: int) -> tuple[Array, Array]:
+        """Cosine and sine, f32, [positions, head_features / 2]."""
+        angle = np.arange(positions, dtype=np.float64)[:, None] * self.config.frequencies(self.weights.rope_factors)
+        return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def load_model(model: str | Path, dtype: str = "bf16") -> LlamaModel:
+    """Load a model. model: a path, or a name that sapper.models.locate knows. dtype: "bf16" or "f32".
+
+    Block formats are widened at load; bf16 rounds each weight once more, to 8 bits of precision.
+    Raises ModelError for whatever is wrong with the file.
+    """
+    if dtype not in DTYPES:
+        raise ModelError("the dtype of the weights", repr(dtype), f"one of {', '.join(DTYPES)}")
+    path = find_model(model)
+    if path.is_dir():
+        directory = SafetensorsDirectory(path)
+        config = configs.from_json(directory.config, str(path / "config.json"))
+        tokenizer = tokenizers.from_directory(path)
+        weights = load_weights(str(path), directory.tensors, config, DTYPES[dtype], gguf=False)
+    else:
+        file = GgufFile(path)
+        config = configs.from_gguf(file.metadata, str(path))
+        tokenizer = tokenizers.from_gguf(file.metadata, str(path))
+        weights = load_weights(str(path), file.tensors, config, DTYPES[dtype], gguf=True)
+    if tokenizer.size > config.vocabulary:
+        raise ModelError(
+            path, f"{tokenizer.size} tokens in the tokenizer", f"at most {config.vocabulary}, the rows of the embedding"
+        )
+    return LlamaModel(path, config, weights, tokenizer, dtype)

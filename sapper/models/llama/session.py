@@ -1,0 +1,220 @@
+"""The forward pass: tokens in, logits out, with a KV cache. Every number is computed by sapper's kernels.
+
+In: a LlamaModel. Out: `Session`, whose `feed` runs tokens and leaves the logits of the last one in `logits`. Holds: all
+buffers are made once; NumPy only makes views of them.
+
+    tokens ── embedding ── x ─┬─ norm, qkv ── rotate_and_cache ── attention ── output, + x ── y ─┬─ norm, gate, up, SwiGLU
+                              └───────────────────────────────── next layer ── x = y + down ─────┘
+    x ── norm, logits of the last token
+
+One token goes through matrix-vector kernels with the norm inside, several through matrix kernels, at most CHUNK at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...kernels import attention, embedding, matmul, matvec, norm, rope, sampling
+from ...runtime.buffers import empty
+from ...runtime.launch import prepare
+from ...runtime.settings import interpret as interpreting
+from ..errors import ModelError
+from .model import DTYPES, LlamaModel
+
+CHUNK = 512
+"""Tokens that go through the layers together: enough for the matrix kernels to reach their speed, and few enough for
+the activations to stay in the caches."""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Session:
+    """One conversation with a model.
+
+    position: tokens fed so far. logits [vocabulary], f32: after `feed`, for the token that comes next.
+    """
+
+    def __init__(
+        self, model: LlamaModel, context: int | None = None, *, cache_dtype: str = "f32", threads: int | None = None,
+        interpret: bool = False,
+    ) -> None:
+        """context: how many tokens fit (None: as many as the model can). cache_dtype: "f32" or "bf16", of keys and values.
+        threads: workers of each kernel (None: the runtime chooses). interpret: run under the reference interpreter.
+        Raises ModelError for a context or a dtype that cannot be.
+        """
+        config = model.config
+        self.context = config.positions if context is None else context
+        if not 1 <= self.context <= config.positions:
+            raise ModelError("the context", f"{self.context} tokens", f"1 to {config.positions}, which the model was made for")
+        if cache_dtype not in DTYPES:
+            raise ModelError("the dtype of the cache", repr(cache_dtype), f"one of {', '.join(DTYPES)}")
+        self.model = model
+        self.position = 0
+        self._interpret = interpret or interpreting()
+        self._options: dict[str, Any] = {} if threads is None else {"threads": threads}
+        if interpret:
+            self._options = {"interpret": True}
+        pairs, groups = config.head_features // 2, config.kv_heads
+        self._cosine, self._sine = model.rope_tables(self.context)
+        cache_shape = (groups, self.context, 2, pairs)
+        self._keys = [empty(cache_shape, DTYPES[cache_dtype]) for _ in range(config.layers)]
+        self._values = [empty(cache_shape, DTYPES[cache_dtype]) for _ in range(config.layers)]
+        self._scale = config.head_features**-0.5
+        self._attention = getattr(attention, f"attention_{cache_dtype}")
+        self._attention_decode = getattr(attention, f"attention_decode_{cache_dtype}")
+        self._rotate_and_cache = getattr(rope, f"rotate_and_cache_{cache_dtype}")
+        self._embedding = getattr(embedding, f"embedding_{model.dtype}")
+        self._rows = 0
+        self._token = empty((1,), np.dtype(np.int32))
+        self.logits = empty((config.vocabulary,), np.dtype(np.float32))
+        self._picked = empty((1,), np.dtype(np.int32))
+        self._candidates: tuple[Array, Array] | None = None
+        self._make_buffers(1)
+        self._decode: list[Callable[[], Any]] = []
+        self._at_position: list[Any] = []
+
+    def _make_buffers(self, rows: int) -> None:
+        """Activations for that many tokens."""
+        config = self.model.config
+        kind = np.dtype(np.float32)
+        self._rows = rows
+        self._x = empty((rows, config.features), kind)
+        self._y = empty((rows, config.features), kind)
+        self._normed = empty((rows, config.features), kind)
+        self._qkv = empty((rows, config.heads + 2 * config.kv_heads, 2, config.head_features // 2), kind)
+        self._turned = empty((rows, config.heads, 2, config.head_features // 2), kind)
+        self._mixed = empty((rows, config.heads * config.head_features), kind)
+        self._hidden = empty((rows, config.hidden), kind)
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        """Run tokens through the model, after those fed before; `logits` are then those of the last one.
+
+        Raises ModelError if there are none, if one is not in the vocabulary, or if the context is full.
+        """
+        vocabulary = self.model.config.vocabulary
+        if not len(tokens):
+            raise ModelError("the tokens", "none", "at least one", "give a prompt")
+        wrong = next((token for token in tokens if not 0 <= token < vocabulary), None)
+        if wrong is not None:
+            raise ModelError("the tokens", f"{wrong}", f"numbers from 0 to {vocabulary - 1}")
+        if self.position + len(tokens) > self.context:
+            raise ModelError(
+                "the context", f"{self.position} + {len(tokens)} tokens", f"at most {self.context}",
+                "take a shorter prompt, or a larger context",
+            )
+        if len(tokens) == 1:
+            self._feed_one(tokens[0])
+            return
+        for start in range(0, len(tokens), CHUNK):
+            part = tokens[start : start + CHUNK]
+            self._feed_several(part, last=start + len(part) == len(tokens))
+
+    # ---- one token
+
+    def _decode_steps(self) -> list[tuple[Any, tuple[Any, ...]]]:
+        """The kernels of one token with their arguments, in order; position, where a kernel takes it, is set later."""
+        model, config, weights = self.model, self.model.config, self.model.weights
+        heads, groups, size, epsilon = config.heads, config.kv_heads, config.head_features, config.epsilon
+        norm_matvec = getattr(matvec, f"norm_matvec_{model.dtype}")
+        matvec_residual = getattr(matvec, f"matvec_residual_{model.dtype}")
+        norm_matvec_swiglu = getattr(matvec, f"norm_matvec_swiglu_{model.dtype}")
+        x, y, mixed, hidden = self._x[0], self._y[0], self._mixed[0], self._hidden[0]
+        qkv = self._qkv[:1]
+        q, k, v = qkv[:, :heads], qkv[:, heads : heads + groups], qkv[:, heads + groups :]
+        turned = self._turned[:1]
+        queries = turned.reshape(groups, config.group, size)
+        out = mixed.reshape(groups, config.group, size)
+        steps: list[tuple[Any, tuple[Any, ...]]] = [(self._embedding, (self._token, weights.embedding, self._x[:1]))]
+        for layer, keys, values in zip(weights.layers, self._keys, self._values, strict=True):
+            flat_keys, flat_values = (cache.reshape(groups, self.context, size) for cache in (keys, values))
+            steps += [
+                (norm_matvec, (layer.qkv, x, layer.attention_gain, epsilon, qkv.reshape(-1))),
+                (self._rotate_and_cache, (q, k, v, self._cosine, self._sine, 0, turned, keys, values)),
+                (self._attention_decode, (queries, flat_keys, flat_values, 0, self._scale, out)),
+                (matvec_residual, (layer.output, mixed, x, y)),
+                (norm_matvec_swiglu, (layer.gate, layer.up, y, layer.feed_forward_gain, epsilon, hidden)),
+                (matvec_residual, (layer.down, hidden, y, x)),
+            ]
+        steps.append((norm_matvec, (weights.logits, x, weights.gain, epsilon, self.logits)))
+        return steps
+
+    def _feed_one(self, token: int) -> None:
+        self._token[0] = token
+        position = self.position
+        if self._interpret:
+            for kernel, arguments in self._decode_steps():
+                place = next((i for i, (name, _) in enumerate(kernel.parameters) if name == "position"), None)
+                if place is not None:
+                    arguments = (*arguments[:place], position, *arguments[place + 1 :])
+                kernel(*arguments, **self._options)
+        else:
+            if not self._decode:
+                for kernel, arguments in self._decode_steps():
+                    call = prepare(kernel, *arguments, **self._options)
+                    self._decode.append(call)
+                    if any(name == "position" for name, _ in kernel.parameters):
+                        self._at_position.append(call)
+            for call in self._at_position:
+                call.set_scalar("position", position)
+            for run in self._decode:
+                run()
+        self.position = position + 1
+
+    # ---- several tokens
+
+    def _feed_several(self, tokens: Sequence[int], last: bool) -> None:
+        model, config, weights, options = self.model, self.model.config, self.model.weights, self._options
+        count, position = len(tokens), self.position
+        if count > self._rows:
+            self._make_buffers(count)
+            self._decode, self._at_position = [], []  # They are bound to the old buffers.
+        heads, groups, size, epsilon = config.heads, config.kv_heads, config.head_features, config.epsilon
+        matmul_nt = getattr(matmul, f"matmul_nt_{model.dtype}")
+        matmul_nt_residual = getattr(matmul, f"matmul_nt_residual_{model.dtype}")
+        matmul_swiglu = getattr(matmul, f"matmul_swiglu_{model.dtype}")
+        x, y, normed, mixed = self._x[:count], self._y[:count], self._normed[:count], self._mixed[:count]
+        hidden, qkv, turned = self._hidden[:count], self._qkv[:count], self._turned[:count]
+        q, k, v = qkv[:, :heads], qkv[:, heads : heads + groups], qkv[:, heads + groups :]
+        queries = turned.reshape(count, groups, config.group, size)
+        out = mixed.reshape(count, groups, config.group, size)
+        self._embedding(np.array(tokens, dtype=np.int32), weights.embedding, x, **options)
+        for layer, keys, values in zip(weights.layers, self._keys, self._values, strict=True):
+            flat_keys, flat_values = (cache.reshape(groups, self.context, size) for cache in (keys, values))
+            norm.rms_norm(x, layer.attention_gain, epsilon, normed, **options)
+            matmul_nt(normed, layer.qkv, qkv.reshape(count, -1), **options)
+            self._rotate_and_cache(q, k, v, self._cosine, self._sine, position, turned, keys, values, **options)
+            self._attention(queries, flat_keys, flat_values, position, self._scale, out, **options)
+            matmul_nt_residual(mixed, layer.output, x, y, **options)
+            norm.rms_norm(y, layer.feed_forward_gain, epsilon, normed, **options)
+            matmul_swiglu(normed, layer.gate, layer.up, hidden, **options)
+            matmul_nt_residual(hidden, layer.down, y, x, **options)
+        if last:
+            norm_matvec = getattr(matvec, f"norm_matvec_{model.dtype}")
+            norm_matvec(weights.logits, x[count - 1], weights.gain, epsilon, self.logits, **options)
+        self.position = position + count
+
+    # ---- choosing a token
+
+    def pick(self, temperature: float = 0.0, top_k: int = 40, u: float = 0.0) -> int:
+        """The next token, by `logits`. temperature 0: the likeliest; otherwise drawn among the top_k likeliest.
+
+        u: a random number in [0, 1). Raises ModelError for a temperature, top_k or u out of range.
+        """
+        vocabulary = self.model.config.vocabulary
+        if not 0.0 <= temperature <= 1e6 or not 0.0 <= u < 1.0 or top_k < 1:
+            raise ModelError(
+                "sampling", f"temperature {temperature}, top_k {top_k}, u {u}", "temperature >= 0, top_k >= 1, u in [0, 1)"
+            )
+        if temperature == 0.0:
+            sampling.argmax_rows(self.logits.reshape(1, -1), self._picked, **self._options)
+            return int(self._picked[0])
+        count = min(top_k, vocabulary)
+        if self._candidates is None or len(self._candidates[0]) != count:
+            self._candidates = empty((count,), np.dtype(np.float32)), empty((count,), np.dtype(np.int32))
+        values, indices = self._candidates
+        sampling.top_k(self.logits, values, indices, **self._options)
+        sampling.sample_top_k(values, indices, temperature, u, self._picked, **self._options)
+        return int(self._picked[0])

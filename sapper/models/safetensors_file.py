@@ -1,0 +1,110 @@
+"""Reads a directory of safetensors files with its config.json.
+
+In: a directory. Out: `SafetensorsDirectory` with `config` (config.json) and `tensors` (name -> `TensorEntry`). Holds:
+sizes are checked against the file before anything is read; a broken file raises ModelError and nothing else.
+Format: eight bytes of header length, a JSON header, the data (safetensors project, docs/source/index.mdx).
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .errors import ModelError
+
+DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+MAX_HEADER_BYTES = 100_000_000
+MAX_JSON_BYTES = 100_000_000
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor: name, shape, safetensors' name of its dtype, and its bytes in the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    data: memoryview
+
+    def read(self) -> Array:
+        """Its elements as f32."""
+        if self.type not in DTYPES:
+            raise ModelError(f"tensor {self.name}", f"dtype {self.type}", f"one of {', '.join(DTYPES)}")
+        return np.frombuffer(self.data, DTYPES[self.type]).reshape(self.shape).astype(np.float32, copy=False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ModelError."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelError(path, f"{path.stat().st_size} bytes", f"at most {MAX_JSON_BYTES}")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(path, str(error), "a JSON file", "check the directory") from None
+    if not isinstance(value, dict):
+        raise ModelError(path, f"a {type(value).__name__}", "a JSON object")
+    return value
+
+
+class SafetensorsDirectory:
+    """A directory with config.json and one or more *.safetensors files."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises ModelError if a file is missing, truncated or malformed."""
+        self.path = Path(path)
+        self.config = read_json(self.path / "config.json")
+        self.tensors: dict[str, TensorEntry] = {}
+        files = sorted(self.path.glob("*.safetensors"))
+        if not files:
+            raise ModelError(self.path, "no *.safetensors file", "one or more")
+        for file in files:
+            self._read_header(file)
+
+    def _read_header(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError) as error:
+            raise ModelError(path, str(error), "a safetensors file") from None
+        header_bytes = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else len(data)
+        if header_bytes > min(len(data) - 8, MAX_HEADER_BYTES):
+            raise ModelError(path, f"a header of {header_bytes} bytes", "one that fits the file", "get the file again")
+        try:
+            header = json.loads(bytes(data[8 : 8 + header_bytes]))
+        except (ValueError, RecursionError) as error:
+            raise ModelError(path, f"a header that is no JSON ({error})", "a JSON header", "get the file again") from None
+        if not isinstance(header, dict):
+            raise ModelError(path, "a header that is no JSON object", "a JSON object", "get the file again")
+        body = data[8 + header_bytes :]
+        for name, entry in header.items():
+            if name != "__metadata__":
+                self._add(path, name, entry, body)
+
+    def _add(self, path: Path, name: str, entry: Any, body: memoryview) -> None:
+        where = f"{path}, tensor {name!r}"
+        try:
+            shape, dtype, (start, stop) = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
+        except (TypeError, KeyError, ValueError):
+            raise ModelError(where, repr(entry)[:100], "shape, dtype and data_offsets") from None
+        numbers = [*shape, start, stop]
+        if not all(type(n) is int and 0 <= n < 2**48 for n in numbers) or not isinstance(dtype, str) or len(shape) > 8:
+            raise ModelError(where, repr(entry)[:100], "whole numbers of a sane size")
+        count = 1
+        for extent in shape:
+            count *= extent
+        if not start <= stop <= len(body) or (dtype in DTYPES and stop - start != count * DTYPES[dtype].itemsize):
+            raise ModelError(
+                where, f"bytes {start} to {stop} for {shape} of {dtype}", f"the tensor's size, within {len(body)} bytes",
+                "get the file again",
+            )
+        if name in self.tensors:
+            raise ModelError(where, "the tensor for the second time", "each tensor once")
+        self.tensors[name] = TensorEntry(name, shape, dtype, body[start:stop])
