@@ -73,10 +73,10 @@ def extent_bytes(shape: Sequence[int], strides: Sequence[int], element_bytes: in
 
 def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether the elements lie in C order without gaps; strides along extents of 0 and 1 don't matter."""
+    if 0 in shape:
+        return True
     expected = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size == 0:
-            return True
         if size != 1:
             if stride != expected:
                 return False

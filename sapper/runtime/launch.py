@@ -8,11 +8,11 @@ either for this call or for an earlier one with the same shapes, strides and dty
     call ── shapes, strides, dtypes seen before? ── yes: check addresses, fill in words, run      (about 2 µs)
                         └ no: bind ─ specialise ─ memory cache ─ disk cache ─ compile ─ make an entry, run
 
-The contract of specialisation: `compile_kernel(kernel, static_dims, unit_strides, dim_classes, target, schedule)` where
+The contract of specialisation: compile_kernel(kernel, static_dims, unit_strides, dim_classes, target, schedule), where
     static_dims   {dim: extent}, compiled in as constants
-    unit_strides  {tensor: "contiguous" | (stride of dimension i is 1, ...)}; of a contiguous tensor (C order) the strides
-                  follow from its extents, another's are in the slots "a.stride.i"; of an extent of 1 a stride may be
-                  anything, and flags for it say what the caller passed
+    unit_strides  {tensor: "contiguous" | (stride of dimension i is 1, ...)}; of a contiguous tensor (C order) the
+                  strides follow from its extents, another's are in the slots "a.stride.i"; of an extent of 1 a stride
+                  may be anything, and flags for it say what the caller passed
     dim_classes   {dim: 1 | 16 | 128 | 2**31-1}, the least class not below the extent, except that class 1 means exactly
                   one (an extent of 0 is in class 16); dims in static_dims have none
 and whose result is read by `CompiledKernel.of`.
@@ -23,7 +23,9 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -48,7 +50,7 @@ MAX_ENTRIES = 1024
 OPTIONS = ("interpret", "schedule", "static", "target", "threads")
 
 Compile = Callable[..., Any]
-Block = tuple[memoryview, memoryview, memoryview, int]
+Block = tuple["memoryview[int]", "memoryview[float]", "memoryview[float]", int]
 """An argument block as 64-bit words, as floats, as doubles, and its address."""
 
 
@@ -77,6 +79,21 @@ def specialise(signature: Signature, binding: Binding, static: frozenset[str]) -
     fixed = tuple((dim, extent) for dim, extent in binding.dims.items() if dim in static)
     classes = tuple((dim, dim_class(extent)) for dim, extent in binding.dims.items() if dim not in static)
     return Specialisation(fixed, tuple(patterns), classes)
+
+
+# Held while a kernel is compiled and while launchers change. One for all: compilers would wait for the GIL anyway.
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """In a forked child: the thread that held a lock may not exist here. All that they guard is whole at any moment."""
+    global _lock
+    _lock = threading.RLock()
+    for bound in _bound_calls:
+        bound.renew_lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 # ------------------------------------------------------------------------------------------------------ configuration
@@ -170,9 +187,9 @@ def _interpret(kernel: Any, arguments: tuple[Any, ...]) -> Any:
 class Entry:
     """A kernel compiled, loaded, and laid out for calls with one set of shapes and strides.
 
-    run(block) launches it with a filled block. words: the block's words from FIRST_SLOT on; data_words and scalar_words
-    are (word, position of the parameter) of those that every call writes anew. direct: needs no scratch and no sync block.
-    blocks: argument blocks that no call is using.
+    run(words, address) launches it with a filled block. words: the block's words from FIRST_SLOT on; data_words and
+    scalar_words are (word, position of the parameter) of those that every call writes anew. direct: it needs no scratch
+    and no sync block. blocks: argument blocks that no call is using.
     """
 
     __slots__ = ("blocks", "code", "compiled", "data_words", "direct", "run", "scalar_words", "threads", "words")
@@ -233,7 +250,7 @@ class BoundCall:
     One thread runs it at a time; others wait. The arguments are kept alive and must stay where they are.
     """
 
-    __slots__ = ("_block", "_keep", "_lock", "_scalars", "_view", "entry", "name")
+    __slots__ = ("__weakref__", "_block", "_keep", "_lock", "_scalars", "_view", "entry", "name")
 
     def __init__(self, name: str, entry: Entry, block: Block, keep: Any, scalars: dict[str, tuple[int, Parameter]]):
         self.name = name
@@ -242,6 +259,11 @@ class BoundCall:
         self._lock = threading.Lock()
         self._keep = (keep, block)
         self._scalars = scalars
+        _bound_calls.add(self)
+
+    def renew_lock(self) -> None:
+        """Forget who runs it: for a forked child, in which nobody does."""
+        self._lock = threading.Lock()
 
     def __call__(self) -> None:
         with self._lock:
@@ -250,12 +272,14 @@ class BoundCall:
     def set_scalar(self, name: str, value: Any) -> None:
         """Another value for a scalar parameter from the next call on. Raises ArgumentError."""
         if name not in self._scalars:
-            raise ArgumentError(
-                "scalar", self.name, name, "no such scalar", f"one of {', '.join(self._scalars) or 'none'}", "prepare again"
-            )
+            known = ", ".join(self._scalars) or "none"
+            raise ArgumentError("scalar", self.name, name, "no such scalar", f"one of {known}", "prepare anew")
         word, parameter = self._scalars[name]
         with self._lock:
             self._view[word] = _arguments.scalar_word(value, self.name, parameter)
+
+
+_bound_calls: weakref.WeakSet[BoundCall] = weakref.WeakSet()
 
 
 def choose_threads(compiled: CompiledKernel, dims: Mapping[str, int], size_bytes: int, wanted: int | None) -> int:
@@ -307,7 +331,6 @@ class Launcher:
         self.layouts: dict[Any, Entry] = {}
         self.entries: dict[Any, Any] = {}
         self.call: Callable[..., None] = self.slow_call
-        self._lock = threading.RLock()
 
     def _bad_option(self, option: str, found: Any, expected: str) -> ArgumentError:
         return ArgumentError("option", self.name, option, repr(found), expected, f"leave {option} out")
@@ -328,7 +351,7 @@ class Launcher:
         """Memory cache, disk cache, compiler, in this order."""
         found = self.compiled.get(specialisation)
         if found is None:
-            with self._lock:
+            with _lock:
                 found = self.compiled.get(specialisation)
                 if found is None:
                     compiled = self._from_disk_or_compile(specialisation)
@@ -413,7 +436,7 @@ class Launcher:
             size_bytes = sum(v.dtype.size_bytes * math.prod(v.shape) for v in tensors.values())
             threads = choose_threads(compiled, binding.dims, size_bytes, self.threads)
             entry = Entry(signature, compiled, code, binding, threads)
-            with self._lock:
+            with _lock:
                 if len(self.layouts) >= MAX_ENTRIES:
                     self.layouts.clear()
                 self.layouts[layout] = entry
@@ -472,7 +495,7 @@ class Launcher:
                 facts.append(slots.get(f"scalar.{parameter.name}", spare))
             else:
                 facts += (slots.get(f"{parameter.name}.data", spare), *binding.tensors[position].extent)
-        with self._lock:
+        with _lock:
             if not set(entry.compiled.stored) <= set(self.stored) or self.call == self.slow_call:
                 self.stored = tuple(
                     p.name for p in signature.parameters if p.name in {*self.stored, *entry.compiled.stored}
@@ -577,7 +600,7 @@ def make_fast_call(
         " slow_call(*arguments, **options)",
     ]
     assert len(unpack) == 4 + 3 * len(tensors) + len(scalars)
-    names_seen = {
+    names_seen: dict[str, Any] = {
         "entries": entries,
         "memory": words,
         "address_of": _arguments.address_through_interface,
@@ -621,9 +644,6 @@ def stored_tensors(function: Any) -> tuple[str, ...]:
 
 # --------------------------------------------------------------------------------------------------------- the hook
 
-_registry_lock = threading.Lock()
-
-
 class _Registry:
     """The launchers of one kernel, by options; kept on the function that the kernel calls."""
 
@@ -638,7 +658,7 @@ class _Registry:
 def _registry_of(kernel: Any) -> _Registry:
     registry: _Registry | None = kernel.__dict__.get("_runtime_registry")
     if registry is None:
-        with _registry_lock:
+        with _lock:
             registry = kernel.__dict__.setdefault("_runtime_registry", _Registry(kernel))
     return registry
 
@@ -693,7 +713,8 @@ def _option_key(name: str, value: Any) -> Any:
 def _install(launcher: Launcher) -> None:
     """Make a kernel's plain call go straight to the fast path of its launcher without call options."""
     kernel = launcher.kernel
-    if _registry_of(kernel).launchers.get(_options_key(_decorator_options(kernel))) is launcher and not settings.interpret():
+    plain = _registry_of(kernel).launchers.get(_options_key(_decorator_options(kernel)))
+    if plain is launcher and not settings.interpret():
         kernel.launcher = launcher.call
 
 
@@ -731,8 +752,8 @@ def prepare(kernel: Any, *arguments: Any, **options: Any) -> BoundCall:
     """Compile a kernel for these arguments and bind them: `call = prepare(kernel, a, b, c); call(); call()`."""
     if options.get("interpret") or settings.interpret():
         raise LaunchError(
-            f"{kernel.name}: prepare under the interpreter: found SAPPER_INTERPRET or interpret=True; expected compiled "
-            "runs; mend: call the kernel instead"
+            f"{kernel.name}: prepare under the interpreter: found SAPPER_INTERPRET or interpret=True; expected "
+            "compiled code; mend: call the kernel instead"
         )
     launcher = launcher_with(kernel)
     arguments, options = launcher._by_position(arguments, dict(options))

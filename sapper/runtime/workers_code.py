@@ -6,19 +6,20 @@
 
 Memory that they share, `control` (64-byte aligned; offsets in bytes):
 
-    0    kernel to run, 0 to stop      8  args      16  workers of this launch      24  i32 cycles to spin before sleeping
+    0    kernel to run, 0 to stop     8  args     16  workers of this launch     24  i32 cycles to spin before sleeping
     64   i32 pending: other workers still in the kernel               68  i32 the launcher sleeps on `pending`
     128 + 64 * index, the mailbox of a worker:   +0  i32 generation    +4  i32 the worker sleeps on `generation`
 
 Protocol. `launch` writes the order (0 to 64), then adds one to the generation of each worker it wants, the last first,
 then wakes workers 1 and 2 if they sleep; a worker i that starts wakes 2i+1 and 2i+2, so waking takes logarithmic time.
 Whoever sees its generation changed sees the order and the generations of all workers after it, since stores become
-visible in order (x86 total store order). A worker that is done subtracts one from `pending`; the last wakes the launcher.
+visible in order (x86 total store order). A worker that is done subtracts one from `pending`; the last wakes the
+launcher.
 
-A sleeper sets its flag with `xchg` (a full barrier) before the kernel compares the word that it waits on; a waker writes
-the word, passes a full barrier, then reads the flag: one of the two sees the other, so no wake-up is lost. A wake-up too
-many, a signal or a stale flag only makes a sleeper look again. Waiting spins on its own cache line for `cycles to spin`
-first: back-to-back launches meet workers that are awake, and an idle process is quiet.
+A sleeper sets its flag with `xchg` (a full barrier) before the system compares the word that it waits on; a waker
+writes the word, passes a full barrier, then reads the flag: one of the two sees the other, so no wake-up is lost. A
+wake-up too many, a signal or a stale flag only makes a sleeper look again. Waiting spins on its own cache line for
+`cycles to spin` first: back-to-back launches meet workers that are awake, and an idle process is quiet.
 
 Source: futex(2); System V ABI AMD64 3.2; Intel SDM volume 3, 9.2.3.
 """

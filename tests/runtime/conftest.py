@@ -1,4 +1,4 @@
-"""Kernels for the runtime's tests, assembled by our own encoder: no compiler stands between the runtime and its tests."""
+"""Kernels for the runtime's tests, assembled by our own encoder, so that no compiler stands between."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sapper.targets.x86_64.registers import R8, R9, R10, R11, RAX, RCX, RDI, RDX
 
 
 def assemble(*lines: str | tuple[Any, ...]) -> bytes:
-    """Labels as strings; instructions as (row, operands...): ints are general registers, ("vec", n) vector registers."""
+    """Labels as strings; instructions as (row, operands...): ints are general registers, ("vec", n) others."""
     body: list[Instruction | Label] = []
     for line in lines:
         if isinstance(line, str):
@@ -83,6 +83,13 @@ TASKS = assemble(
     "spin", ("sub.64", R11, Immediate(1)), ("jae", "spin"), ("jmp", "next"),
     "done", ("ret",),
 )  # fmt: skip
+
+# Copies words 0 to 4 of the argument block to out, whose address is word 3.
+RECORD = assemble(
+    ("mov.64", RAX, word(3)),
+    *(line for n in range(5) for line in (("mov.64", RCX, word(n)), ("mov.64", at(RAX, 8 * n), RCX))),
+    ("ret",),
+)
 TASK_SLOTS = ("out.data", "who.data", "dim.M", "scalar.x")
 
 
