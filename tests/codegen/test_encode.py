@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sapper.codegen.encode import EncodeError, encode, encode_instruction
-from sapper.codegen.machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register
+from sapper.codegen.encode import encode
+from sapper.codegen.machine import Immediate, Instruction, Label, MachineFunction, Memory, Register
 from sapper.codegen.print import print_function, print_instruction
-from sapper.ir.nodes import Location
 from sapper.targets.x86_64.instructions import ROWS, Operand, Row
 
 needs_as = pytest.mark.skipif(shutil.which("as") is None, reason="GNU as is not installed")
@@ -64,7 +63,8 @@ def forms(row: Row) -> Iterator[Instruction]:
             if letter == "i":
                 bits = operand.immediate_bits or operand.bits
                 values = {8: [0, 1, 5, 127, 200], 16: [3, 127, 128, 1000], 32: [1, 5, 127, 128, -128, -129, 2147483647],
-                          64: [1, -1] if "m" in signature else [1, -1, 2147483648, -2147483649, 0x123456789ABCDEF0]}[bits]
+                          64: [1, -1] if "m" in signature
+                          else [1, -1, 2147483648, -2147483649, 0x123456789ABCDEF0]}[bits]
                 choices.append([Immediate(v) for v in values])
             elif letter == "m":
                 choices.append(list(addresses(operand, evex)))
@@ -108,9 +108,16 @@ def forms(row: Row) -> Iterator[Instruction]:
                     yield Instruction(row, [*base[:place], address, *base[place + 1:]])  # type: ignore[list-item]
                 address = Memory(gpr(2), broadcast=True)
                 if row.masking:
-                    yield Instruction(row, [*base[:place], address, *base[place + 1:]], k(4), row.masking == "kz")  # type: ignore[list-item]
+                    yield Instruction(row, [*base[:place], address, *base[place + 1:]], k(4),
+                                      row.masking == "kz")  # type: ignore[list-item]
             elif letter == "m" and evex_only and row.masking:
                 yield Instruction(row, list(base), k(5))  # type: ignore[arg-type]
+
+
+def clashes(instruction: Instruction) -> bool:
+    """A gather whose registers coincide, which the encoder refuses."""
+    vectors = [o.index if isinstance(o, Memory) else o for o in instruction.operands]
+    return "gather" in instruction.row.name and len(set(vectors)) < len(vectors)  # type: ignore[arg-type]
 
 
 def _choices(row: Row, letters: str) -> Iterator[tuple[str, ...]]:
@@ -121,7 +128,7 @@ def _choices(row: Row, letters: str) -> Iterator[tuple[str, ...]]:
     for letter, operand in zip(letters, row.operands, strict=True):
         if letter in "RVLOACU":
             options.append("r")
-        elif letter == "I":
+        elif letter in "I1":
             options.append("i")
         elif letter == "D":
             options.append("l")
@@ -148,7 +155,7 @@ def assemble(text: str, folder: Path) -> bytes:
 
 @needs_as
 def test_every_row_in_every_form_against_as(tmp_path: Path) -> None:
-    cases: list[Instruction] = [i for row in ROWS.values() for i in forms(row)]
+    cases: list[Instruction] = [i for row in ROWS.values() for i in forms(row) if not clashes(i)]
     seen = {i.row.name for i in cases}
     assert all(name in seen for name, row in ROWS.items() if not any(o.kind == "label" for o in row.operands))
     body: list[Instruction | Label] = []
@@ -160,20 +167,15 @@ def test_every_row_in_every_form_against_as(tmp_path: Path) -> None:
     theirs = assemble(print_function(function), tmp_path)
     if ours.code == theirs:
         return
-    # Say which cases differ: one nop-separated comparison by as's own listing.
-    listing = subprocess.run(["as", "-al", "--listing-lhs-width=4", "-o", str(tmp_path / "x.o"), str(tmp_path / "case.s")],
-                             capture_output=True, text=True, check=True).stdout
-    theirs_by_case: dict[str, str] = {}
-    current = ""
-    for line in listing.split("\n"):
-        if found := re.search(r"\.L(c\d+|end):$", line):
-            current = found.group(1)
-        elif current and (found := re.match(r"\s*\d+ [0-9a-f]{4} ([0-9A-F]+)", line)):
-            theirs_by_case[current] = found.group(1)
+    # Say which cases differ: as keeps the local labels, nm says where each case starts.
+    subprocess.run(["as", "-L", "-o", str(tmp_path / "x.o"), str(tmp_path / "case.s")], check=True)
+    listing = subprocess.run(["nm", str(tmp_path / "x.o")], capture_output=True, text=True, check=True).stdout
+    starts = {fields[2][2:]: int(fields[0], 16) for fields in map(str.split, listing.splitlines()) if len(fields) == 3}
     wrong = []
     for number, case in enumerate(cases):
-        start, stop = ours.label_offsets[f"c{number}"], ours.label_offsets[f"c{number + 1}" if number + 1 < len(cases) else "end"]
-        mine = ours.code[start:stop].hex().upper()
-        if mine[:20] != theirs_by_case.get(f"c{number}", "")[:20] and "constant" not in str(case.operands):
-            wrong.append(f"{case.row.name}: {print_instruction(case)}: found {mine}, as {theirs_by_case.get(f'c{number}')}")
+        here, after = f"c{number}", f"c{number + 1}" if number + 1 < len(cases) else "end"
+        mine = ours.code[ours.label_offsets[here]:ours.label_offsets[after]].hex()
+        other = theirs[starts[here]:starts[after]].hex()
+        if mine != other and "constant" not in str(case.operands):
+            wrong.append(f"{case.row.name}: {print_instruction(case)}: found {mine}, as {other}")
     raise AssertionError(f"{len(wrong)} of {len(cases)} differ:\n" + "\n".join(wrong[:60]))

@@ -15,14 +15,14 @@ Operand notation (one token for each operand, separated by blanks; `role:alterna
 Encoding notation: `features OPERANDS manual-text`, where OPERANDS has one letter for each operand, as the manual's
 Op/En column:  R ModRM.reg · M ModRM.rm, register or memory · m the same, memory only · U the same, register only ·
   V VEX.vvvv · I immediate · L imm8[7:4] · O low bits of the opcode · D distance to a label · A register 0, implied ·
-  C the fixed register of the operand, implied.
+  C the fixed register of the operand, implied · 1 the immediate 1, implied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 _NAMED_REGISTERS = {
@@ -79,7 +79,7 @@ def _part_bits(letter: str, length: int) -> int:
     return length // _PARTS[letter]
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse_operands(text: str, length: int, dtype: str) -> tuple[Operand, ...]:
     """The operands that `text` (see the head of the file) stands for in a row of `length` bits."""
     operands = []
@@ -158,7 +158,7 @@ _PREFIXES = {"NP": 0, "66": 0x66, "F3": 0xF3, "F2": 0xF2}
 _LENGTH_CODES = {"128": 0, "L0": 0, "LZ": 0, "LIG": 0, "256": 1, "L1": 1, "512": 2}
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse_encoding(text: str) -> Encoding:
     """`features LETTERS manual-text` taken apart."""
     feature_text, letters, rest = text.split(" ", 2)
@@ -224,11 +224,37 @@ class Row:
     control: "" falls through; "jump", "branch" (conditional), "call", "return", "trap".
     side_effects: must not be removed or duplicated though no operand says so (fences, system calls, prefetches).
     tolerance: 0, or the relative error that the manual allows (approximations).
+    disp8_bits: unit of an EVEX 8-bit displacement where it is not the memory operand (or broadcast element) itself.
+    scalar: only lane 0 is computed and masked; the others come from the first source.
+    blend: lanes that the opmask leaves off come from the first source, not from the destination.
+    packing: "compress" or "expand": the opmask chooses lanes, which lie side by side in the destination or source.
     """
 
-    __slots__ = ("name", "mnemonic", "length", "masking", "meaning", "control", "flags_read", "flags_written",
-                 "implicit_reads", "implicit_writes", "side_effects", "tolerance", "disp8_bits", "_operand_text",
-                 "_encoding_texts", "_dtype", "_operands", "_encodings", "plans", "cost")
+    __slots__ = (
+        "_dtype",
+        "_encoding_texts",
+        "_encodings",
+        "_operand_text",
+        "_operands",
+        "blend",
+        "control",
+        "cost",
+        "disp8_bits",
+        "flags_read",
+        "flags_written",
+        "implicit_reads",
+        "implicit_writes",
+        "length",
+        "masking",
+        "meaning",
+        "mnemonic",
+        "name",
+        "packing",
+        "plans",
+        "scalar",
+        "side_effects",
+        "tolerance",
+    )
 
     def __init__(
         self,
@@ -248,6 +274,9 @@ class Row:
         side_effects: bool = False,
         tolerance: float = 0.0,
         disp8_bits: int = 0,
+        scalar: bool = False,
+        blend: bool = False,
+        packing: str = "",
     ) -> None:
         self.name = name
         self.mnemonic = mnemonic
@@ -262,6 +291,9 @@ class Row:
         self.side_effects = side_effects
         self.tolerance = tolerance
         self.disp8_bits = disp8_bits
+        self.scalar = scalar
+        self.blend = blend
+        self.packing = packing
         self._operand_text = operands
         self._encoding_texts = encodings
         self._dtype = dtype

@@ -1,0 +1,202 @@
+"""The processor that this process runs on: features that the operating system enables too, caches, the target to use.
+
+Leaves: `host()`, a `Host`, and `host_target()`. Holds: nothing is executed but CPUID (which every x86-64 processor has)
+and XGETBV (only where CPUID says that it is enabled), from a page that is never writable and executable at once.
+Source: Intel SDM volume 2, CPUID, XGETBV; volume 1, 13.3; AMD APM volume 3, appendix E (leaves 0x8000001D, 0x80000002).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from .target import OPTIONAL_FEATURES, TARGETS, V3_FEATURES, V4_FEATURES, Target
+
+# void cpuid(uint32 leaf, uint32 subleaf, uint32 out[4]); the encoder's own bytes (a test compares them):
+#   mov r8, rdx · mov r9, rbx · mov eax, edi · mov ecx, esi · cpuid · mov [r8], eax · mov [r8 + 4], ebx ·
+#   mov [r8 + 8], ecx · mov [r8 + 12], edx · mov rbx, r9 · ret
+CPUID_CODE = bytes.fromhex("4989d04989d989f889f10fa241890041895804418948084189500c4c89cbc3")
+# uint64 xgetbv(uint32 index): mov ecx, edi · xgetbv · shl rdx, 32 · or rax, rdx · ret
+XGETBV_CODE = bytes.fromhex("89f90f01d048c1e2204809d0c3")
+_XGETBV_OFFSET = 64
+
+# feature: (leaf, subleaf, register 0 .. 3 = eax ebx ecx edx, bit, XCR0 bits that the system must enable)
+_AVX_STATE, _AVX512_STATE = 0x6, 0xE6
+FEATURE_BITS: dict[str, tuple[int, int, int, int, int]] = {
+    "fma": (1, 0, 2, 12, _AVX_STATE), "popcnt": (1, 0, 2, 23, 0), "xsave": (1, 0, 2, 26, 0),
+    "avx": (1, 0, 2, 28, _AVX_STATE), "f16c": (1, 0, 2, 29, _AVX_STATE),
+    "bmi1": (7, 0, 1, 3, 0), "avx2": (7, 0, 1, 5, _AVX_STATE), "bmi2": (7, 0, 1, 8, 0),
+    "avx512f": (7, 0, 1, 16, _AVX512_STATE), "avx512dq": (7, 0, 1, 17, _AVX512_STATE),
+    "clflushopt": (7, 0, 1, 23, 0), "avx512bw": (7, 0, 1, 30, _AVX512_STATE), "avx512vl": (7, 0, 1, 31, _AVX512_STATE),
+    "avx512_vbmi": (7, 0, 2, 1, _AVX512_STATE), "avx512_vnni": (7, 0, 2, 11, _AVX512_STATE),
+    "avx_vnni": (7, 1, 0, 4, _AVX_STATE), "avx512_bf16": (7, 1, 0, 5, _AVX512_STATE),
+    "avx512_fp16": (7, 0, 3, 23, _AVX512_STATE),
+    "lzcnt": (0x80000001, 0, 2, 5, 0), "prfchw": (0x80000001, 0, 2, 8, 0), "rdtscp": (0x80000001, 0, 3, 27, 0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What CPUID says. vendor: "AuthenticAMD", "GenuineIntel", ...; brand: the marketing name.
+
+    features: those of `FEATURE_BITS` that both the processor has and the operating system enables.
+    l1_bytes, l2_bytes, l3_bytes: data or unified caches, 0 where the processor does not say.
+    """
+
+    vendor: str
+    brand: str
+    family: int
+    model: int
+    stepping: int
+    features: frozenset[str]
+    l1_bytes: int
+    l2_bytes: int
+    l3_bytes: int
+    cache_line_bytes: int
+
+
+class UnsupportedCPU(RuntimeError):
+    """The host lacks what the lowest level needs, or is no x86-64 processor."""
+
+
+Cpuid = Callable[[int, int], tuple[int, int, int, int]]
+
+
+def _executable_page(code: bytes) -> int:
+    """The address of a page with `code`: filled while writable, then made executable and no longer writable."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    size_bytes = mmap.PAGESIZE
+    address = libc.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1,
+                        0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        raise OSError(ctypes.get_errno(), "mmap of a page for code failed")
+    ctypes.memmove(address, code, len(code))
+    if libc.mprotect(address, size_bytes, mmap.PROT_READ | mmap.PROT_EXEC):
+        raise OSError(ctypes.get_errno(), "mprotect to read and execute failed; does a security policy forbid it?")
+    return int(address)
+
+
+@lru_cache(maxsize=1)
+def _native() -> tuple[Cpuid, Callable[[int], int]]:
+    """CPUID and XGETBV as Python functions. Raises UnsupportedCPU elsewhere than on x86-64."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise UnsupportedCPU(f"host detection: found machine {platform.machine()!r}; expected x86_64")
+    address = _executable_page(CPUID_CODE.ljust(_XGETBV_OFFSET, b"\xcc") + XGETBV_CODE)
+    raw = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p)(address)
+    xgetbv = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint32)(address + _XGETBV_OFFSET)
+
+    def cpuid(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        out = (ctypes.c_uint32 * 4)()
+        raw(leaf, subleaf, ctypes.addressof(out))
+        return out[0], out[1], out[2], out[3]
+
+    return cpuid, lambda index: int(xgetbv(index))
+
+
+def _text(*registers: int) -> str:
+    return b"".join(r.to_bytes(4, "little") for r in registers).decode("ascii", "replace").strip("\0 ")
+
+
+def read_host(cpuid: Cpuid, xgetbv: Callable[[int], int]) -> Host:
+    """A `Host` from the two instructions given as functions (so that tests can play any processor)."""
+    highest, b, c, d = cpuid(0, 0)
+    vendor = _text(b, d, c)
+    highest_extended = cpuid(0x80000000, 0)[0]
+    signature, _, leaf1_c, _ = cpuid(1, 0)
+    family, model = signature >> 8 & 15, signature >> 4 & 15
+    if family in (6, 15):
+        model |= (signature >> 16 & 15) << 4
+    if family == 15:
+        family += signature >> 20 & 0xFF
+    enabled = xgetbv(0) if leaf1_c >> 27 & 1 else 0
+    leaves: dict[tuple[int, int], tuple[int, int, int, int]] = {}
+    features = set()
+    for name, (leaf, subleaf, register, bit, state) in FEATURE_BITS.items():
+        if leaf > (highest_extended if leaf >= 0x80000000 else highest):
+            continue
+        if subleaf and cpuid(leaf, 0)[0] < subleaf:
+            continue
+        if (leaf, subleaf) not in leaves:
+            leaves[leaf, subleaf] = cpuid(leaf, subleaf)
+        if leaves[leaf, subleaf][register] >> bit & 1 and enabled & state == state:
+            features.add(name)
+    brand = ""
+    if highest_extended >= 0x80000004:
+        brand = _text(*(r for leaf in (0x80000002, 0x80000003, 0x80000004) for r in cpuid(leaf, 0)))
+    sizes, line = _caches(cpuid, vendor, highest, highest_extended)
+    return Host(vendor, brand, family, model, signature & 15, frozenset(features), sizes.get(1, 0), sizes.get(2, 0),
+                sizes.get(3, 0), line)
+
+
+def _caches(cpuid: Cpuid, vendor: str, highest: int, highest_extended: int) -> tuple[dict[int, int], int]:
+    """level -> bytes of the data or unified cache, and the line size, from the deterministic cache leaves."""
+    sizes: dict[int, int] = {}
+    line = 64
+    amd = vendor in ("AuthenticAMD", "HygonGenuine")
+    leaf = 0x8000001D if amd and highest_extended >= 0x8000001D else 4
+    if leaf == 4 and highest < 4:
+        return sizes, line
+    for subleaf in range(16):
+        a, b, c, _ = cpuid(leaf, subleaf)
+        kind, level = a & 31, a >> 5 & 7
+        if kind == 0:
+            break
+        if kind in (1, 3):
+            line = (b & 0xFFF) + 1
+            sizes[level] = ((b >> 22) + 1) * ((b >> 12 & 0x3FF) + 1) * line * (c + 1)
+    return sizes, line
+
+
+@lru_cache(maxsize=1)
+def host() -> Host:
+    """The host's processor; detected once. Raises UnsupportedCPU on other machines than x86-64."""
+    return read_host(*_native())
+
+
+def _named(found: Host) -> str:
+    """The CPU row that describes the host's microarchitecture best, or ""."""
+    if found.vendor == "AuthenticAMD":
+        if found.family == 0x19 and (0x10 <= found.model <= 0x1F or 0x60 <= found.model <= 0x7F
+                                     or 0xA0 <= found.model <= 0xAF):
+            return "zen4"
+    elif found.vendor == "GenuineIntel" and found.family == 6:
+        return {0x8F: "sapphirerapids", 0xCF: "sapphirerapids", 0x55: "skylake-avx512", 0x3C: "haswell",
+                0x3F: "haswell",
+                0x45: "haswell", 0x46: "haswell", 0x3D: "haswell", 0x47: "haswell", 0x4F: "haswell",
+                0x56: "haswell"}.get(found.model, "")
+    return ""
+
+
+def choose_target(found: Host) -> Target:
+    """The target for a processor: its own row, or else the highest level whose features are all there, plus the
+    optional features that are; with the host's own cache sizes. Raises UnsupportedCPU below x86-64-v3."""
+    named = _named(found)
+    if named and TARGETS[named].features <= found.features:
+        base = TARGETS[named]
+    elif found.features >= V4_FEATURES:
+        base = TARGETS["v4"]
+    elif found.features >= V3_FEATURES:
+        base = TARGETS["v3"]
+    else:
+        missing = ", ".join(sorted(V3_FEATURES - found.features))
+        raise UnsupportedCPU(f"host {found.brand or found.vendor}: found no {missing}; expected the features of "
+                             "x86-64-v3 (AVX2, FMA, BMI2, F16C), enabled by the operating system too")
+    features = base.features
+    if features >= V4_FEATURES:
+        features |= OPTIONAL_FEATURES & found.features
+    return replace(base, features=features, l1_bytes=found.l1_bytes or base.l1_bytes,
+                   l2_bytes=found.l2_bytes or base.l2_bytes, l3_bytes=found.l3_bytes or base.l3_bytes,
+                   cache_line_bytes=found.cache_line_bytes or base.cache_line_bytes)
+
+
+@lru_cache(maxsize=1)
+def host_target() -> Target:
+    """The target to compile for on this machine. Raises UnsupportedCPU."""
+    return choose_target(host())

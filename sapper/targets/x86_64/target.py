@@ -1,0 +1,95 @@
+"""Facts of x86-64 processors: the levels and the named CPUs, one row each.
+
+Leaves: `Target` rows by name. Holds: facts only; nothing here runs on the CPU that it describes. Generated code may use
+exactly the features of its target.
+Sources: x86-64 psABI (levels); AMD publications 57647 and 56665 (Zen 4); Intel Optimization Reference Manual 248966
+(Haswell, Skylake-SP, Sapphire Rapids); cache sizes of typical members, replaced by the host's own in detect.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+V3_FEATURES = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "popcnt"})
+"""x86-64-v3, as far as generated code uses it."""
+V4_FEATURES = V3_FEATURES | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+"""x86-64-v4, as far as generated code uses it."""
+OPTIONAL_FEATURES = frozenset({"avx512_bf16", "avx512_vnni", "avx512_vbmi"})
+"""Features that generated code uses where a target has them, whatever its level."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the compiler knows of a processor.
+
+    name: how it is asked for. family: the folder of its instructions. features: what generated code may use.
+    vector_bits: width of the vectors used. lanes: 32-bit lanes in one. vector_registers: how many there are.
+    mask_kind: "opmask" (k registers) or "vector" (all bits of a lane).
+    l1_bytes, l2_bytes: data caches of one core; l3_bytes: the share that one core sees. cache_line_bytes.
+    fma_per_cycle, loads_per_cycle, stores_per_cycle: vector instructions of `vector_bits`, sustained.
+    fma_latency, add_latency, load_latency: cycles (load: from L1 to a vector register).
+    """
+
+    name: str
+    family: str
+    features: frozenset[str]
+    vector_bits: int
+    vector_registers: int
+    mask_kind: str
+    l1_bytes: int
+    l2_bytes: int
+    l3_bytes: int
+    cache_line_bytes: int
+    fma_per_cycle: float
+    loads_per_cycle: float
+    stores_per_cycle: float
+    fma_latency: int
+    add_latency: int
+    load_latency: int
+
+    @property
+    def lanes(self) -> int:
+        """f32 lanes in one vector register."""
+        return self.vector_bits // 32
+
+    def has(self, feature: str) -> bool:
+        return feature in self.features
+
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+def _cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: float, loads: float, stores: float,
+         fma_latency: int, add_latency: int, load_latency: int) -> Target:
+    wide = "avx512f" in features
+    return Target(name, "x86_64", features, 512 if wide else 256, 32 if wide else 16, "opmask" if wide else "vector",
+                  l1, l2, l3, 64, fma, loads, stores, fma_latency, add_latency, load_latency)
+
+
+_V4_ML = V4_FEATURES | {"avx512_bf16", "avx512_vnni", "avx512_vbmi"}
+
+TARGETS: dict[str, Target] = {
+    t.name: t for t in (
+        # Levels: figures that are safe on any member.
+        _cpu("v3", V3_FEATURES, 32 * KIB, 256 * KIB, 2 * MIB, 2, 2, 1, 5, 4, 7),
+        _cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 1, 0.5, 4, 4, 8),
+        # 512-bit operations run as two halves on 256-bit pipes: two FMA pipes, two add pipes, two loads, one store.
+        _cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7),
+        _cpu("sapphirerapids", _V4_ML, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
+        _cpu("skylake-avx512", V4_FEATURES, 32 * KIB, 1 * MIB, 22 * MIB, 2, 2, 1, 4, 4, 8),
+        _cpu("haswell", V3_FEATURES, 32 * KIB, 256 * KIB, 8 * MIB, 2, 2, 1, 5, 3, 7),
+    )
+}
+
+
+def target(name: str) -> Target:
+    """The target called `name`. Raises KeyError that lists the known ones."""
+    found = TARGETS.get(name)
+    if found is None:
+        raise KeyError(f"target: found {name!r}; expected one of {', '.join(TARGETS)}")
+    return found
+
+
+def known_targets() -> tuple[str, ...]:
+    """Names of all targets, levels first."""
+    return tuple(TARGETS)
