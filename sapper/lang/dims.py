@@ -25,7 +25,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 class DimExpression:
     """An integer made of dimensions: op is one of OPERATORS; left and right are ints or DimExpressions."""
 
-    __slots__ = ("op", "left", "right")
+    __slots__ = ("left", "op", "right")
 
     def __init__(self, op: str, left: DimLike, right: DimLike) -> None:
         self.op = op

@@ -25,7 +25,7 @@ class ParsedFunction:
     live: what sapper/lang/liveness.py found, by loop or branch node; filled on demand.
     """
 
-    __slots__ = ("node", "file", "line_offset", "column_offset", "lines", "live")
+    __slots__ = ("column_offset", "file", "line_offset", "lines", "live", "node")
 
     def __init__(self, node: ast.AST, file: str, line_offset: int, column_offset: int, lines: list[str]) -> None:
         self.node = node

@@ -14,7 +14,7 @@ from .errors import KernelError
 class TensorAnnotation:
     """What `Tensor[f32, M, 4]` gives. dtype, and dims: a Dim or an int for each dimension."""
 
-    __slots__ = ("dtype", "dims")
+    __slots__ = ("dims", "dtype")
 
     def __init__(self, dtype: DType, dims: tuple[Dim | int, ...]) -> None:
         self.dtype = dtype

@@ -1,0 +1,256 @@
+"""Loads and stores: their indices, and what can be proved about them.
+
+Provable indices out of bounds are errors. At the end of each loop the accesses made in it tell whether its iterations
+may run in any order: a loop whose writes are proved disjoint is parallel, one where they may meet is ordered, and
+one where every iteration certainly writes the same element is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..ir.nodes import Value
+from ..ir.types import TensorType, TileType, bool_, index
+from .affine import Affine, extreme, never_meet
+from .dims import Dim, DimExpression
+from .errors import KernelError
+from .operations import Axis, Frame, LoopScope, Operations, axes_of, dims_of, dtype_of, is_tensor
+
+
+class Access:
+    """One load or store: the tensor, an affine form for each dimension, and where it stands."""
+
+    __slots__ = ("forms", "frame", "guards", "node", "store", "tensor", "values")
+
+    def __init__(self, tensor: Value, store: bool, forms: list[Affine], values: list[Value], node: Any, frame: Frame,
+                 guards: int) -> None:
+        self.tensor = tensor
+        self.store = store
+        self.forms = forms
+        self.values = values
+        self.node = node
+        self.frame = frame
+        self.guards = guards
+
+
+class Accesses(Operations):
+    """Operations, and memory."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.accesses: list[Access] = []
+
+    def load(self, tensor: Value, items: Sequence[Any], node: Any, item_nodes: Sequence[Any]) -> Value:
+        """tensor[items]"""
+        values, forms = self.indices(tensor, items, node, item_nodes)
+        self.at(node)
+        type = TileType(dtype_of(tensor), self.joined_axes(*values) if values else ())
+        result = self.builder.value("load", [tensor, *values], type)
+        self.levels[result] = self.level
+        self.accesses.append(Access(tensor, False, forms, values, node, self.frame, self.guards))
+        return result
+
+    def store(self, tensor: Value, items: Sequence[Any], value: Any, node: Any, item_nodes: Sequence[Any],
+              value_node: Any) -> None:
+        """tensor[items] = value"""
+        if not is_tensor(tensor):
+            self.fail("subscript", "only a tensor's elements can be assigned", node, self.describe(tensor), "a tensor",
+                      "make a new tile with where(...)")
+        values, forms = self.indices(tensor, items, node, item_nodes)
+        type: TensorType = tensor.type  # type: ignore[assignment]
+        dtype = type.dtype
+        value = self.operand(value, value_node)
+        if isinstance(value, Value):
+            have = dtype_of(value)
+            if have != dtype and value not in self.weak:
+                self.fail("store-dtype", f"a value of {have.name} is stored to tensor {tensor.name} of {dtype.name}",
+                          value_node, have.name, dtype.name, f"write {self.text(value_node)}.to({dtype.name})")
+        if not isinstance(value, Value) and not dtype.compute:
+            value = self.cast(value, dtype, value_node, value_node)
+        value = self.value(value, dtype, value_node)
+        spanned = self.joined_axes(*values) if values else ()
+        lacking = [axis for axis in axes_of(value) if axis not in spanned]
+        if lacking:
+            names = ", ".join(lacking)
+            self.fail("store-axes", f"the stored value spans {names}, the index of {tensor.name} does not", node,
+                      f"{value.type} stored at an index that spans [{', '.join(spanned)}]",
+                      "an index that spans all axes of the value",
+                      f"index {tensor.name} with {names}, or reduce the value: sum(..., over={lacking[0]})")
+        self.at(node)
+        self.builder.add("store", [tensor, value, *values])
+        self.accesses.append(Access(tensor, True, forms, values, node, self.frame, self.guards))
+
+    def indices(self, tensor: Value, items: Sequence[Any], node: Any, item_nodes: Sequence[Any]
+                ) -> tuple[list[Value], list[Affine]]:
+        type: TensorType = tensor.type  # type: ignore[assignment]
+        if len(items) != len(type.dims):
+            self.fail("rank", f"tensor {tensor.name} has {len(type.dims)} dimensions", node,
+                      f"{len(items)} {'index' if len(items) == 1 else 'indices'}", f"{len(type.dims)}: {type}",
+                      "give one index for each dimension")
+        values: list[Value] = []
+        forms: list[Affine] = []
+        for dimension, (item, item_node) in enumerate(zip(items, item_nodes, strict=True)):
+            if item is None or isinstance(item, (slice, str, tuple)) or item is Ellipsis:
+                self.fail("subscript", "this is no index", item_node, self.describe(item), "an axis or an integer",
+                          "bring an axis with whole(...) and index with it; axes are named, so None is not needed")
+            item = self.operand(item, item_node)
+            if isinstance(item, (bool, float)) or (
+                    isinstance(item, Value) and dtype_of(item).kind not in "xiu"):
+                mend = f"write {self.text(item_node)}.to(i32)"
+                if isinstance(item, Value) and dtype_of(item) == bool_:
+                    mend = "write where(...) on the values"
+                self.fail("gather-dtype", f"index {dimension} of {tensor.name} is no integer", item_node,
+                          self.describe(item), "an integer", mend)
+            if isinstance(item, Value):
+                self.need_compute(item, item_node, "an index")
+            value = self.value(item, index, item_node)
+            form = self.form_of(value)
+            self.check_bounds(tensor, dimension, form, item_node)
+            values.append(value)
+            forms.append(form)
+        return values, forms
+
+    # Ranges of symbols.
+
+    def range_of(self, symbol: Any) -> tuple[Affine, Affine] | None:
+        if isinstance(symbol, str):
+            size = self.static.get(symbol)
+            return None if size is None else (Affine(size), Affine(size + 1))
+        if isinstance(symbol, Axis):
+            return symbol.start, symbol.stop
+        return self.ranges.get(symbol)
+
+    def spread_of(self, symbol: Any) -> int | None:
+        """Last minus first value of what a symbol walks, at most, if known."""
+        bounds = self.range_of(symbol)
+        if bounds is None:
+            return None
+        widest = extreme(bounds[1].plus(bounds[0], -1), self.range_of, True)
+        return None if widest.terms else max(widest.constant - 1, 0)
+
+    def dim_form(self, value: Any, node: Any) -> Affine:
+        """The affine form of an int, Dim, DimExpression or integer scalar, dimensions kept by name."""
+        if isinstance(value, Dim):
+            self.dimension(value, node)
+            return Affine(0, {value.name: 1})
+        if isinstance(value, DimExpression) and value.op in ("add", "sub"):
+            return self.dim_form(value.left, node).plus(self.dim_form(value.right, node),
+                                                        1 if value.op == "add" else -1)
+        if isinstance(value, DimExpression) and value.op == "mul":
+            left, right = self.dim_form(value.left, node), self.dim_form(value.right, node)
+            if not left.terms:
+                return right.times(left.constant)
+            if not right.terms:
+                return left.times(right.constant)
+        if isinstance(value, DimExpression):
+            value = self.dimension(value, node)
+        return self.form_of(value) if isinstance(value, Value) else Affine(int(value))
+
+    # Proofs.
+
+    def check_bounds(self, tensor: Value, dimension: int, form: Affine, node: Any) -> None:
+        extent = dims_of(tensor)[dimension]
+        symbol = form.single
+        if symbol is not None:
+            bounds = self.range_of(symbol) if not isinstance(symbol, str) else None
+            walked = bounds[1].single if bounds is not None and bounds[0] == Affine(0) else None
+            if isinstance(walked, str) and walked != extent:
+                name = symbol.name if isinstance(symbol, (Axis, Value)) else str(symbol)
+                self.fail("axis-extent", f"{name} walks {walked}, dimension {dimension} of {tensor.name} is {extent}",
+                          node, f"{name} from 0 to {walked}", f"a range of {extent}",
+                          f"walk {extent}, or declare both dimensions {walked}")
+        if self.guards and not all(isinstance(s, (Axis, str)) for s in form.terms):
+            return  # the condition may keep the index in bounds
+        lowest = extreme(form, self.range_of, False)
+        if not lowest.terms and lowest.constant < 0 and not (self.guards and not form.terms):
+            self.fail("out-of-bounds", f"index {dimension} of {tensor.name} is negative", node,
+                      f"an index of {lowest.constant}", f"0 to {extent} - 1",
+                      f"write {extent} {lowest.constant}" if not form.terms else "start the range later")
+        size = Affine(extent) if isinstance(extent, int) else extreme(Affine(0, {extent: 1}), self.range_of, True)
+        excess = extreme(form, self.range_of, True).plus(size, -1)
+        if not excess.terms and excess.constant >= 0 and not (self.guards and not form.terms):
+            highest = excess.plus(size)
+            shown = str(highest.constant) if not highest.terms else f"{extent} + {excess.constant}"
+            self.fail("out-of-bounds", f"index {dimension} of {tensor.name} reaches beyond its end", node,
+                      f"an index of {shown}", f"0 to {extent} - 1", "end the range earlier")
+
+    def depends(self, symbol: Any, variable: Any, loop: LoopScope) -> bool:
+        """Whether a symbol of an index may depend on a variable of a loop."""
+        if symbol is variable:
+            return True
+        if isinstance(symbol, str):
+            return False
+        level = symbol.level if isinstance(symbol, Axis) else self.level_of(symbol)
+        if level < loop.level or any(symbol is other for other in loop.variables):
+            return False
+        bounds = self.range_of(symbol)
+        if bounds is None:
+            return True
+        return any(self.depends(s, variable, loop) for bound in bounds for s in bound.terms)
+
+    def finish_loop(self, loop: LoopScope, first: int) -> dict[str, bool]:
+        """The attributes parallel and ordered of a loop whose accesses begin at self.accesses[first]."""
+        if loop.kind == "range" or (loop.carries and loop.kind == "each"):
+            return {"parallel": False}
+        by_tensor: dict[Value, list[Access]] = {}
+        written: set[Value] = set()
+        for access in self.accesses[first:]:
+            by_tensor.setdefault(access.tensor, []).append(access)
+            if access.store:
+                written.add(access.tensor)
+        ordered = False
+        for tensor, accesses in by_tensor.items():
+            if tensor not in written:
+                continue
+            for position, access in enumerate(accesses):
+                if access.store and not loop.carries:
+                    self.check_race(access, loop)
+                for other in accesses[position:]:
+                    if not (access.store or other.store) or (loop.carries and access is other):
+                        continue
+                    if self.apart(access, other, loop):
+                        continue
+                    if loop.kind == "tiles" and access is not other:
+                        self.hazard(access, other, loop)
+                    ordered = True
+        if loop.carries:
+            return {"parallel": False}
+        return {"parallel": False, "ordered": True} if ordered else {"parallel": True}
+
+    def apart(self, access: Access, other: Access, loop: LoopScope) -> bool:
+        def varies(symbol: Any) -> bool:
+            if isinstance(symbol, str):
+                return False
+            return (symbol.level if isinstance(symbol, Axis) else self.level_of(symbol)) >= loop.level
+
+        return never_meet(access.forms, other.forms, loop.variables, varies, self.spread_of)
+
+    def check_race(self, access: Access, loop: LoopScope) -> None:
+        if access.guards != loop.guards:
+            return
+        for variable, name in zip(loop.variables, loop.names, strict=True):
+            if self.spread_of(variable) == 0:
+                continue
+            if not any(self.depends(symbol, variable, loop) for form in access.forms for symbol in form.terms):
+                tensor = access.tensor.name
+                self.fail_at(access, "write-race", f"every iteration along {name} writes the same elements of {tensor}",
+                             f"a store to {tensor} whose index does not depend on {name}",
+                             f"an index that differs for each {name}",
+                             f"index {tensor} with {name}, or carry the value through the loop and store it after it")
+
+    def hazard(self, access: Access, other: Access, loop: LoopScope) -> None:
+        tensor = access.tensor.name
+        names = ", ".join(loop.names)
+        if access.store and other.store:
+            self.fail_at(other, "write-race", f"two stores to {tensor} may meet in different iterations along {names}",
+                         "two stores whose order would depend on the tile size", "stores to elements proved different",
+                         f"walk {names} with each(...)")
+        self.fail_at(other, "read-after-write",
+                     f"{tensor} is read and written, and iterations along {names} may meet",
+                     "a read of what another element of the same tile may write",
+                     "the same index in both, or another tensor",
+                     f"walk {names} with each(...), or write to another tensor")
+
+    def fail_at(self, access: Access, kind: str, headline: str, found: str, expected: str, mend: str) -> None:
+        raise KernelError(kind, headline, access.frame.parsed.location(access.node), found, expected, mend)

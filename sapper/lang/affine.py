@@ -1,0 +1,137 @@
+"""Affine integer forms: constant + sum of coefficient * symbol.
+
+A symbol is an Axis, an IR value (a loop index, or anything opaque), or a dimension's name (a str). Forms serve the
+proofs about indices: bounds, and that two accesses of different loop iterations never meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import gcd
+from typing import Any
+
+Symbol = Any
+
+
+class Affine:
+    """constant + sum(terms[s] * s); no coefficient is zero."""
+
+    __slots__ = ("constant", "terms")
+
+    def __init__(self, constant: int, terms: dict[Symbol, int] | None = None) -> None:
+        self.constant = constant
+        self.terms: dict[Symbol, int] = terms or {}
+
+    def plus(self, other: Affine, factor: int = 1) -> Affine:
+        """self + factor * other."""
+        terms = dict(self.terms)
+        for symbol, coefficient in other.terms.items():
+            total = terms.get(symbol, 0) + factor * coefficient
+            if total:
+                terms[symbol] = total
+            else:
+                terms.pop(symbol, None)
+        return Affine(self.constant + factor * other.constant, terms)
+
+    def times(self, factor: int) -> Affine:
+        if factor == 0:
+            return Affine(0)
+        return Affine(self.constant * factor, {s: c * factor for s, c in self.terms.items()})
+
+    @property
+    def single(self) -> Symbol | None:
+        """The symbol, if the form is exactly that symbol."""
+        if self.constant == 0 and len(self.terms) == 1:
+            ((symbol, coefficient),) = self.terms.items()
+            return symbol if coefficient == 1 else None
+        return None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Affine) and self.constant == other.constant and self.terms == other.terms
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return " + ".join([str(self.constant), *(f"{c}*{s}" for s, c in self.terms.items())])
+
+
+Range = tuple[Affine, Affine]
+"""start and stop (exclusive) of what a symbol walks."""
+
+RangeOf = Callable[[Symbol], "Range | None"]
+
+
+def extreme(form: Affine, range_of: RangeOf, largest: bool) -> Affine:
+    """The form with every symbol that walks a range replaced by its last (or first) value: an upper (lower) bound,
+    reached when every range is non-empty. Symbols without a range stay."""
+    for _ in range(16):  # ranges may be bounded by other loops' symbols; nests are shallower than this
+        changed = False
+        for symbol, coefficient in form.terms.items():
+            bounds = range_of(symbol)
+            if bounds is None:
+                continue
+            start, stop = bounds
+            rest = dict(form.terms)
+            del rest[symbol]
+            end = stop.plus(Affine(-1)) if (coefficient > 0) == largest else start
+            form = Affine(form.constant, rest).plus(end, coefficient)
+            changed = True
+            break
+        if not changed:
+            break
+    return form
+
+
+def never_meet(
+    first: list[Affine],
+    second: list[Affine],
+    variables: list[Symbol],
+    varies: Callable[[Symbol], bool],
+    spread_of: Callable[[Symbol], int | None],
+) -> bool:
+    """True if it is proved that first and second name different elements in two different iterations.
+
+    first, second: the indices of two accesses to one tensor, a form for each dimension. variables: the loop's own.
+    varies(s): whether s may differ between (or within) iterations. spread_of(s): last minus first value, if known.
+
+    Two iterations p, p' meet if all dimensions agree. A dimension that can't agree settles it. One whose varying
+    part is c1*s1 + c2*s2 + ..., the same in both, fixes all of its symbols if each |c| exceeds what the smaller
+    terms can add up to (a number written in digits). When all of the loop's variables are fixed, p = p'.
+    """
+    fixed: set[Symbol] = set()
+    progress = True
+    while progress:
+        progress = False
+        for form, other in zip(first, second, strict=True):
+            moving = {s: c for s, c in form.terms.items() if s not in fixed and varies(s)}
+            other_moving = {s: c for s, c in other.terms.items() if s not in fixed and varies(s)}
+            still = Affine(form.constant, _without(form.terms, moving))
+            difference = still.plus(Affine(other.constant, _without(other.terms, other_moving)), -1)
+            if difference.terms:
+                continue
+            if difference.constant % (gcd(*moving.values(), *other_moving.values()) or abs(difference.constant) + 1):
+                return True
+            if difference.constant == 0 and moving and moving == other_moving and _digits(moving, spread_of):
+                fixed.update(moving)
+                progress = True
+        if all(v in fixed for v in variables):
+            return True
+    return False
+
+
+def _without(terms: Mapping[Symbol, int], moving: Mapping[Symbol, int]) -> dict[Symbol, int]:
+    return {s: c for s, c in terms.items() if s not in moving}
+
+
+def _digits(terms: Mapping[Symbol, int], spread_of: Callable[[Symbol], int | None]) -> bool:
+    reach = 0
+    ordered = sorted(terms.items(), key=lambda entry: abs(entry[1]))
+    for position, (symbol, coefficient) in enumerate(ordered):
+        if abs(coefficient) <= reach:
+            return False
+        if position + 1 < len(ordered):
+            spread = spread_of(symbol)
+            if spread is None:
+                return False
+            reach += abs(coefficient) * spread
+    return True

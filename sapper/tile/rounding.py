@@ -1,0 +1,275 @@
+"""How far a correct result may be from the interpreter's: found by running with random rounding.
+
+Enters: a tile function and arguments. Leaves: for each tensor what it must hold afterwards, and how far each element
+may be off. Holds: an element that no rounding reaches must be equal, bit for bit but for the sign of zero.
+
+A fixed tolerance is wrong both ways: cancellation makes correct results differ in every digit, and a chain of exact
+ops must not differ at all. So the kernel is run a few times more with each inexact result moved by a random amount
+within its error (J. Vignes, "A stochastic arithmetic for reliable scientific computation", Mathematics and
+Computers in Simulation 35, 1993), and with other tile sizes; the spread of the outcomes is each element's own bound.
+What the language leaves open (the order of comparisons with NaN in a reduction, an overflow inside a sum) comes out
+as an unbounded spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..ir.nodes import Block, Function, Op, Value
+from ..ir.types import DType, TensorType, TileType, bool_, f32, f64
+from . import semantics
+from .interpret import interpret
+from .semantics import Array
+
+FUNCTION_ULPS = 4
+"""Twice the error (in ulp of f32 or f64) that the library allows itself in exp, tanh and their like."""
+
+FUNCTIONS = frozenset(("exp", "exp2", "log", "log2", "rsqrt", "tanh", "sigmoid", "erf", "sin", "cos"))
+_EPSILON = {"f64": 2.0**-52, "f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}
+_LARGEST = {"f64": 2.0**1023 * (2 - 2.0**-52), "f32": 2.0**127 * (2 - 2.0**-23), "f16": 65504.0,
+            "bf16": 2.0**127 * (2 - 2.0**-7)}
+_SMALLEST = {"f64": 2.0**-1074, "f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133}
+
+
+def ulp(values: Array, dtype: DType) -> Array:
+    """The distance to the next float of a dtype (f64, f32, f16, bf16) at each value, as f64; 0 where not finite."""
+    wide = np.abs(values.astype(np.float64))
+    with np.errstate(all="ignore"):
+        exponent = np.frexp(np.where(np.isfinite(wide), wide, 0.0))[1] - 1
+        step = np.ldexp(_EPSILON[dtype.name], exponent)
+    return np.where(np.isfinite(wide), np.maximum(np.where(wide == 0, 0.0, step), _SMALLEST[dtype.name]), 0.0)
+
+
+def rounds(op: Op) -> bool:
+    """Whether the result of an op may differ between correct implementations on equal operands.
+
+    f32 and f64 products may be fused with a sum. Sums of integers and IEEE operations are exact.
+    """
+    type = op.results[0].type
+    assert isinstance(type, TileType)
+    if not type.dtype.is_float:
+        return False
+    if op.name == "mul":
+        return type.dtype in (f32, f64)
+    return op.name in FUNCTIONS or op.name == "contract" or (op.name == "reduce" and op.attributes["kind"] == "sum")
+
+
+def depends_on_order(op: Op) -> bool:
+    """Whether the result of an op may differ if comparisons with NaN (or of 0.0 with -0.0) come in another order."""
+    type = op.operands[0].type if op.operands else None
+    return op.name == "reduce" and op.attributes["kind"] != "sum" and isinstance(type, TileType) and type.dtype.is_float
+
+
+def reached(function: Function, *starts: Callable[[Op], bool]) -> set[Value]:
+    """The values, tensors among them, that depend on a result for which one of `starts` holds."""
+    inexact: set[Value] = set()
+
+    def spread(source: Value, target: Value) -> None:
+        if source in inexact:
+            inexact.add(target)
+
+    def visit(block: Block) -> None:
+        for op in block.ops:
+            if op.name == "store":
+                for source in op.operands[1:]:
+                    spread(source, op.operands[0])
+                continue
+            for inner in op.blocks:
+                if op.name != "if":
+                    carried = inner.arguments[len(inner.arguments) - len(op.results):]
+                    initial = op.operands[len(op.operands) - len(op.results):]
+                    yielded = inner.ops[-1].operands if inner.ops else []
+                    for start, argument, result in zip(initial, carried, op.results, strict=True):
+                        spread(start, argument)
+                        spread(start, result)
+                    for value, argument in zip(yielded, carried, strict=False):
+                        spread(value, argument)
+                visit(inner)
+                if inner.ops and inner.ops[-1].name == "yield":
+                    for value, result in zip(inner.ops[-1].operands, op.results, strict=True):
+                        spread(value, result)
+            if op.blocks:
+                continue
+            for result in op.results:
+                for source in op.operands:
+                    spread(source, result)
+                if any(holds(op) for holds in starts):
+                    inexact.add(result)
+
+    before = -1
+    while len(inexact) != before:
+        before = len(inexact)
+        visit(function.body)
+    return inexact
+
+
+class RandomRounding:
+    """Moves inexact results of a run at random; give it to interpret as `perturb`.
+
+    inexact: what reached(function, rounds) found. seed: same seed, same moves.
+    """
+
+    __slots__ = ("_inexact", "_random")
+
+    def __init__(self, inexact: set[Value], seed: int) -> None:
+        self._inexact = inexact
+        self._random = np.random.default_rng(seed)
+
+    def __call__(self, op: Op, operands: list[Array], result: Array) -> Array:
+        type = op.results[0].type
+        assert isinstance(type, TileType)
+        if op.name == "reduce" and op.attributes["kind"] != "sum":
+            return self._extreme(op, operands[0], result, type.dtype)
+        if not type.dtype.is_float or type.dtype.name not in _EPSILON or not result.size:
+            return result
+        if op.name in ("reduce", "contract"):
+            return self._sum(op, operands, result, type.dtype)
+        narrow = type.dtype not in (f32, f64)
+        if op.name in FUNCTIONS:
+            return self._move(result, type.dtype, 1 if narrow else FUNCTION_ULPS)
+        if op.name == "mul" and not narrow:
+            return self._move(result, type.dtype, 1)
+        if op.name == "cast" and narrow and op.operands[0] in self._inexact:
+            return self._move(result, type.dtype, 1)
+        return result
+
+    def _move(self, values: Array, dtype: DType, ulps: int) -> Array:
+        moved = values.astype(np.float64) + ulp(values, dtype) * self._random.integers(-ulps, ulps + 1, values.shape)
+        exact = (values == 0) | ~np.isfinite(values.astype(np.float64))
+        return np.asarray(np.where(exact, values, semantics.cast(np.asarray(moved), dtype)))
+
+    def _sum(self, op: Op, operands: list[Array], result: Array, dtype: DType) -> Array:
+        """An error that grows with the root of the length, relative to the sum of magnitudes."""
+        first = op.operands[0].type
+        target = op.results[0].type
+        assert isinstance(first, TileType) and isinstance(target, TileType)
+        over = op.attributes["over"]
+        magnitudes = [np.abs(x.astype(np.float64)) for x in operands]
+        if op.name == "reduce":
+            kept = tuple(axis for axis in first.axes if axis not in over)
+            scale = semantics.align(semantics.reduce("sum", magnitudes[0], first.axes, over, f64), kept, target.axes)
+            length = magnitudes[0].size // max(1, result.size)
+        else:
+            second = op.operands[1].type
+            assert isinstance(second, TileType)
+            scale = semantics.contract(magnitudes[0], first.axes, magnitudes[1], second.axes, over, target.axes, f64)
+            extents = dict(zip((*first.axes, *second.axes), (*operands[0].shape, *operands[1].shape), strict=True))
+            length = int(np.prod([extents[axis] for axis in over]))
+        inside = f64 if dtype is f64 else f32
+        error = scale * (_EPSILON[inside.name] * (1.0 + np.sqrt(length))) + length * _SMALLEST[inside.name]
+        wide = result.astype(np.float64)
+        moved = wide + error * self._random.uniform(-1.0, 1.0, result.shape)
+        if dtype not in (f32, f64):
+            moved = self._move(semantics.cast(np.asarray(moved), dtype), dtype, 1).astype(np.float64)
+        if inside is f32:  # a partial sum may overflow although the whole does not
+            moved = np.where(np.isfinite(scale) & (scale > _LARGEST["f32"]),
+                             self._random.choice([np.inf, -np.inf, np.nan], result.shape), moved)
+        moved = np.where(np.isfinite(scale), moved, wide)
+        moved = np.where(moved == 0, np.copysign(0.0, self._random.uniform(-1.0, 1.0, result.shape)), moved)
+        return semantics.cast(np.asarray(moved), dtype)
+
+    def _extreme(self, op: Op, operand: Array, result: Array, dtype: DType) -> Array:
+        """Where a NaN takes part, the order of comparisons decides: take any element that takes part."""
+        type, target = op.operands[0].type, op.results[0].type
+        assert isinstance(type, TileType) and isinstance(target, TileType)
+        if not type.dtype.is_float or not operand.size:
+            return result
+        over = op.attributes["over"]
+        kept = tuple(axis for axis in type.axes if axis not in over)
+        unordered = np.isnan(operand.astype(np.float64))
+        if unordered.any():
+            any_nan = semantics.align(semantics.reduce("max", unordered, type.axes, over, bool_), kept, target.axes)
+            moved = operand.transpose([type.axes.index(axis) for axis in (*kept, *over)])
+            flat = moved.reshape((*moved.shape[:len(kept)], -1))
+            picks = self._random.integers(0, flat.shape[-1], flat.shape[:-1])
+            if op.attributes["kind"].startswith("arg"):
+                picked = picks
+            else:
+                picked = np.take_along_axis(flat, picks[..., None], axis=-1)[..., 0]
+            result = np.where(any_nan, semantics.align(np.asarray(picked), kept, target.axes), result).astype(
+                result.dtype)
+        if dtype.is_float:
+            sign = np.copysign(1.0, self._random.uniform(-1.0, 1.0, result.shape))
+            result = np.where(result == 0, semantics.cast(sign * 0.0, dtype), result)
+        return np.asarray(result)
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What a tensor must hold after a kernel.
+
+    values: the interpreter's. bound: how far each element may be off, as f64; infinite where anything may stand.
+    """
+
+    name: str
+    dtype: DType
+    values: Array
+    bound: Array
+
+    def mismatch(self, actual: Array) -> str | None:
+        """None if `actual` agrees, else a sentence about the first element that does not. NaN agrees with NaN."""
+        if actual.shape != self.values.shape or actual.dtype != self.values.dtype:
+            return (f"{self.name} is {actual.dtype}{list(actual.shape)}; expected "
+                    f"{self.values.dtype}{list(self.values.shape)}")
+        with np.errstate(all="ignore"):
+            wide, expected = _wide(actual), _wide(self.values)
+            distance = np.abs(wide - expected)
+            good = (actual == self.values) | (np.isnan(wide) & np.isnan(expected)) | (distance <= self.bound)
+            good |= np.isinf(self.bound)
+        if np.all(good):
+            return None
+        wrong = tuple(int(i) for i in np.argwhere(~good)[0])
+        count = int(np.count_nonzero(~good))
+        return (f"{self.name}[{', '.join(map(str, wrong))}] is {actual[wrong]}; expected {self.values[wrong]} "
+                f"+- {self.bound[wrong]:.3g} ({count} of {good.size} elements are wrong)")
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(np.float64)
+
+
+def expect(function: Function, arguments: Mapping[str, Any], runs: int = 4, seed: int = 0,
+           slack: float = 3.0) -> dict[str, Expectation]:
+    """Run a kernel without touching the arguments; what each tensor must hold afterwards.
+
+    runs: how many runs with random rounding; each has its own tile size, 1 the first. slack: what the spread is
+    multiplied by, since a few runs seldom meet the worst case. The bound of an inexact float is at least 4 ulp
+    (1 ulp of f16 and bf16).
+    """
+    inexact = reached(function, rounds)
+    unsettled = reached(function, rounds, depends_on_order)
+    tensors = {value.name: value for value in function.tensors()}
+
+    def once(tile_size: int | None, perturb: RandomRounding | None) -> dict[str, Array]:
+        copies = {name: np.array(given) if name in tensors else given for name, given in arguments.items()}
+        interpret(function, copies, tile_size, perturb=perturb)
+        return {name: copies[name] for name in tensors}
+
+    reference = once(None, None)
+    others: list[dict[str, Array]] = []
+    if any(value in unsettled for value in tensors.values()):
+        others = [once((1, None, 3, 8)[at % 4], RandomRounding(inexact, seed + at)) for at in range(runs)]
+    result = {}
+    for name, value in tensors.items():
+        assert isinstance(value.type, TensorType)
+        dtype, values = value.type.dtype, reference[name]
+        bound = np.zeros(values.shape)
+        if value in unsettled:
+            with np.errstate(all="ignore"):
+                for other in others:
+                    distance = np.abs(_wide(other[name]) - _wide(values))
+                    same = (other[name] == values) | (np.isnan(_wide(other[name])) & np.isnan(_wide(values)))
+                    distance = np.where(same, 0.0, np.where(np.isnan(distance), np.inf, distance))
+                    bound = np.maximum(bound, distance * slack)
+                if not dtype.is_float:
+                    bound = np.where(bound > 0, np.inf, 0.0)
+                elif value in inexact:
+                    bound = bound + ulp(values, dtype) * (4 if dtype in (f32, f64) else 1)
+                    overflows = np.isfinite(_wide(values)) & (np.abs(_wide(values)) + bound > _LARGEST[dtype.name])
+                    bound = np.where(overflows, np.inf, bound)
+        result[name] = Expectation(name, dtype, values, bound)
+    return result
