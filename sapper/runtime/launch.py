@@ -21,6 +21,7 @@ and whose result is read by `CompiledKernel.of`.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import math
 import os
@@ -32,9 +33,20 @@ from typing import Any, NamedTuple
 import numpy
 
 from ..ir.types import TensorType
+from ..lang.errors import KernelError
 from . import arguments as _arguments
 from . import settings, workers
-from .arguments import FIRST_SLOT, WRITEABLE_FLAG, Binding, Parameter, Signature, fill_words, integer_range, slot_words
+from .arguments import (
+    FIRST_SLOT,
+    WRITEABLE_FLAG,
+    Binding,
+    Parameter,
+    Signature,
+    as_array,
+    fill_words,
+    integer_range,
+    slot_words,
+)
 from .cache import DiskCache, disk_cache, toolchain_key
 from .compiled import CompiledKernel
 from .errors import ArgumentError, LaunchError, warn_once
@@ -102,13 +114,14 @@ os.register_at_fork(after_in_child=_renew_lock)
 class Configuration(NamedTuple):
     """What the runtime is given, since it may not import it.
 
-    compile_kernel: see the head of the module. detect_target: the target of this CPU. target_key: all facts of a target
-    that code depends on, as text. interpret: runs a kernel under the reference interpreter: (kernel, arguments).
+    compile_kernel: see the head of the module. find_target: the target of this CPU for None, else the one wanted, by
+    name or as it is, if this CPU can run it. target_key: all facts of a target that code depends on, as text.
+    interpret: runs a kernel under the reference interpreter: (kernel, arguments), tensors as NumPy arrays.
     toolchain_key: changes when the compiler does.
     """
 
     compile_kernel: Compile
-    detect_target: Callable[[], Any]
+    find_target: Callable[[Any], Any]
     target_key: Callable[[Any], str]
     interpret: Callable[[Any, tuple[Any, ...]], Any]
     toolchain_key: Callable[[], str]
@@ -119,7 +132,7 @@ _configuration: Configuration | None = None
 
 def configure(
     compile_kernel: Compile | None = None,
-    detect_target: Callable[[], Any] | None = None,
+    find_target: Callable[[Any], Any] | None = None,
     target_key: Callable[[Any], str] | None = None,
     interpret: Callable[[Any, tuple[Any, ...]], Any] | None = None,
     toolchain_key: Callable[[], str] | None = None,
@@ -129,7 +142,7 @@ def configure(
     default = _default_configuration()
     _configuration = Configuration(
         compile_kernel or default.compile_kernel,
-        detect_target or default.detect_target,
+        find_target or default.find_target,
         target_key or default.target_key,
         interpret or default.interpret,
         toolchain_key or default.toolchain_key,
@@ -150,7 +163,7 @@ def set_configuration(new: Configuration) -> None:
 
 
 def _default_configuration() -> Configuration:
-    return Configuration(_compile, _detect_target, _target_key, _interpret, toolchain_key)
+    return Configuration(_compile, _find_target, _target_key, _interpret, toolchain_key)
 
 
 def _compile(*arguments: Any, **options: Any) -> Any:
@@ -159,26 +172,33 @@ def _compile(*arguments: Any, **options: Any) -> Any:
     return compile_kernel(*arguments, **options)
 
 
-_host: Any = None
+def _find_target(wanted: Any) -> Any:
+    from ..targets.x86_64.detect import host, host_target
 
+    if wanted is None:
+        return host_target()
+    from ..targets.x86_64.target import target as named
 
-def _detect_target() -> Any:
-    global _host
-    if _host is None:
-        from ..targets.x86_64.target import detect
-
-        _host = detect()
-    return _host
+    found = named(wanted) if isinstance(wanted, str) else wanted
+    missing = sorted(found.features - host().features)
+    if missing:
+        raise LaunchError(
+            f"target {found.name}: found no {', '.join(missing)} in this CPU; expected all features of the target; "
+            "mend: leave the target out, or print the code with `sapper asm`"
+        )
+    return found
 
 
 def _target_key(target: Any) -> str:
-    return str(getattr(target, "key", None) or repr(target))
+    """Every field of a target; sets sorted, since their order changes from process to process."""
+    facts = [getattr(target, f.name) for f in dataclasses.fields(target)]
+    return json.dumps([sorted(fact) if isinstance(fact, frozenset) else fact for fact in facts])
 
 
 def _interpret(kernel: Any, arguments: tuple[Any, ...]) -> Any:
     from ..tile.eager import run
 
-    return run(kernel, *arguments)
+    run(kernel, arguments)
 
 
 # ----------------------------------------------------------------------------------------------------------- entries
@@ -360,7 +380,7 @@ class Launcher:
 
     def _from_disk_or_compile(self, specialisation: Specialisation) -> CompiledKernel:
         now = configuration()
-        target = self.target if self.target is not None else now.detect_target()
+        target = now.find_target(self.target)
         cache = disk_cache()
         key = ""
         if cache is not None:
@@ -744,8 +764,13 @@ def interpret(kernel: Any, *arguments: Any, **options: Any) -> Any:
     launcher = launcher_with(kernel)
     filled, _ = launcher._by_position(arguments, options)
     binding = launcher.signature.bind(filled)
-    launcher.signature.check_stores(binding, stored_tensors(kernel.tile_ir()))
-    return configuration().interpret(kernel, filled)
+    try:
+        stored = stored_tensors(kernel.tile_ir())
+    except KernelError:
+        stored = ()  # the interpreter takes kernels that don't compile, and says at the author's line what is wrong
+    launcher.signature.check_stores(binding, stored)
+    arrays = [as_array(binding.tensors[i]) if i in binding.tensors else value for i, value in enumerate(filled)]
+    return configuration().interpret(kernel, tuple(arrays))
 
 
 def prepare(kernel: Any, *arguments: Any, **options: Any) -> BoundCall:

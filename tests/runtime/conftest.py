@@ -12,7 +12,6 @@ from sapper.codegen.machine import Immediate, Instruction, Label, LabelReference
 from sapper.ir.types import TensorType, TileType, f32, i64
 from sapper.runtime import launch as launch_module
 from sapper.runtime.compiled import CompiledKernel
-from sapper.runtime.workers_code import _EXTRA
 from sapper.targets.x86_64.instructions import ROWS
 from sapper.targets.x86_64.registers import R8, R9, R10, R11, RAX, RCX, RDI, RDX, RSI
 
@@ -35,7 +34,7 @@ def assemble(*lines: str | tuple[Any, ...]) -> bytes:
                 converted.append(LabelReference(operand))
             else:
                 converted.append(operand)
-        body.append(Instruction(ROWS[row] if row in ROWS else _EXTRA[row], converted))
+        body.append(Instruction(ROWS[row], converted))
     return encode(MachineFunction("test", body, {})).code
 
 
@@ -130,7 +129,7 @@ def compiler(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compile
     monkeypatch.delenv("SAPPER_THREADS", raising=False)
     before = launch_module.configuration()
     made = Compiler()
-    launch_module.configure(made.compile_kernel, lambda: "this CPU", target_key=str, toolchain_key=lambda: "test")
+    launch_module.configure(made.compile_kernel, lambda wanted: wanted or "this CPU", str, toolchain_key=lambda: "test")
     yield made
     launch_module.set_configuration(before)
 

@@ -46,7 +46,7 @@ def test_calls_compute(add_f32: FakeKernel) -> None:
 def test_any_sequence_of_shapes_and_strides(calls: list[tuple[int, int, bool, int]]) -> None:
     """Calls that meet entries made by earlier ones give what a fresh one would."""
     compiler, before = Compiler(), module.configuration()
-    module.configure(compiler.compile_kernel, lambda: "cpu", str, toolchain_key=lambda: "test")
+    module.configure(compiler.compile_kernel, lambda wanted: "cpu", str, toolchain_key=lambda: "test")
     try:
         kernel = _add_i64(compiler)
         for size, step, reverse, x in calls:
@@ -244,7 +244,7 @@ def test_disk_cache_serves_the_next_process(compiler: Compiler, add_f32: FakeKer
     other.source_digest = lambda: "another source"  # type: ignore[method-assign]
     other(floats(8), 1.0, out)
     assert len(compiler.calls) == 3
-    module.configure(compiler.compile_kernel, lambda: "this CPU", str, toolchain_key=lambda: "newer")
+    module.configure(compiler.compile_kernel, lambda wanted: "this CPU", str, toolchain_key=lambda: "newer")
     FakeKernel("add_f32", add_f32.parameters)(floats(8), 1.0, out)
     assert len(compiler.calls) == 4
 
@@ -276,7 +276,7 @@ def test_threads_compiling_at_once_compile_once(compiler: Compiler, add_f32: Fak
         time.sleep(0.02)
         return compile_kernel(kernel, **facts)
 
-    module.configure(slowly, lambda: "this CPU", str, toolchain_key=lambda: "test")
+    module.configure(slowly, lambda wanted: "this CPU", str, toolchain_key=lambda: "test")
     outs = [floats(8) for _ in range(4)]
 
     def work(out: Any) -> None:
@@ -427,7 +427,7 @@ def test_interpreter_runs_instead(compiler: Compiler, monkeypatch: pytest.Monkey
     out = function.add_argument("out", TensorType(f32, ("M",)))
     function.body.ops.append(Op("store", [out, out]))
     module.configure(
-        compiler.compile_kernel, lambda: "cpu", str, lambda kernel, arguments: seen.append((kernel, arguments))
+        compiler.compile_kernel, lambda wanted: "cpu", str, lambda kernel, arguments: seen.append((kernel, arguments))
     )
     monkeypatch.setenv("SAPPER_INTERPRET", "1")
     kernel = FakeKernel("f", [("out", tensor(f32, "M")), ("x", TileType(f32))])
@@ -435,7 +435,7 @@ def test_interpreter_runs_instead(compiler: Compiler, monkeypatch: pytest.Monkey
     kernel.defaults["x"] = 2.0
     array = floats(3)
     kernel(array)
-    assert seen[0][0] is kernel and seen[0][1][0] is array and seen[0][1][1] == 2.0
+    assert seen[0][0] is kernel and np.shares_memory(seen[0][1][0], array) and seen[0][1][1] == 2.0
     array.flags.writeable = False
     with pytest.raises(ArgumentError, match="read-only"):
         kernel(array)
@@ -481,3 +481,46 @@ def test_signature_without_parameters(compiler: Compiler) -> None:
     for _ in range(3):
         kernel()
     assert Signature("k", [Parameter("x", f32, None)]).tensor_positions == ()
+
+
+# ---- with the other parts
+
+
+def test_real_kernel_under_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sapper as sp
+
+    monkeypatch.setenv("SAPPER_INTERPRET", "1")
+    module.configure()
+    size = sp.dims("M")
+
+    @sp.kernel
+    def add(a: sp.Tensor[sp.f32, size], x: sp.f32, out: sp.Tensor[sp.f32, size]):  # type: ignore[no-untyped-def]
+        for m in sp.tiles(size):
+            out[m] = a[m] + x
+
+    a, out = np.arange(5, dtype=np.float32), floats(5)
+    add(a, 2.0, out)
+    assert out.tolist() == (a + 2).tolist()
+    frozen = floats(5)
+    frozen.flags.writeable = False
+    with pytest.raises(ArgumentError, match="read-only"):
+        add(a, 2.0, frozen)
+    torch = pytest.importorskip("torch")
+    result = torch.zeros(5)
+    add(torch.ones(5), 0.5, result)
+    assert result.tolist() == [1.5] * 5
+
+
+def test_targets_are_found_and_checked() -> None:
+    from dataclasses import replace
+
+    from sapper.targets.x86_64.detect import host_target
+
+    here = module._find_target(None)
+    assert here == host_target()
+    assert module._find_target("v3").name == "v3"
+    with pytest.raises(LaunchError, match="teleport"):
+        module._find_target(replace(here, features=here.features | {"teleport"}))
+    key = module._target_key(here)
+    assert key == module._target_key(replace(here, features=frozenset(sorted(here.features, reverse=True))))
+    assert key != module._target_key(replace(here, l2_bytes=1))
