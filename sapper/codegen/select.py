@@ -425,6 +425,8 @@ class Selector:
                         loops.pop()
                         loop_stack.pop()
                         position += 1
+                        if name == "loop" and uses.get(op.blocks[0].arguments[0]):
+                            uses_at[op.blocks[0].arguments[0]].append(position)   # the increment reads it
                         # The bound is read until the loop ends, like all that comes from outside.
                         inside.append(alias.get(operands[1 if name == "loop" else 0],
                                                 operands[1 if name == "loop" else 0]))
