@@ -11,6 +11,7 @@ ADDRESS rules because an address that a loop leaves alone is best computed once,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..ir.nodes import Block, Function, Op, Value
@@ -38,11 +39,11 @@ def constant(value: Value) -> int | None:
     op = value.op
     if op is None or op.name != "s_const":
         return None
-    number: int = op.attributes["value"]
-    return number
+    return _wrap(op.attributes["value"])
 
 
 def _wrap(value: int) -> int:
+    """The low 64 bits, as a signed integer."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
 
@@ -52,7 +53,7 @@ _COMPARE = {
     "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
 }
 
-_FOLD = {
+_FOLD: dict[str, Callable[[int, int], int]] = {
     "s_add": lambda a, b: a + b,
     "s_sub": lambda a, b: a - b,
     "s_mul": lambda a, b: a * b,
@@ -75,7 +76,6 @@ def _fold_constants(op: Op, build: Rewriter) -> Replacement:
     x, y = constant(a), constant(b)
     if x is None or y is None:
         return None
-    x, y = _wrap(x), _wrap(y)
     if y == 0 and op.name in _DIVISIONS:
         return None
     if op.name == "s_cmp":
@@ -171,7 +171,8 @@ def _scale_sum(op: Op, build: Rewriter) -> Replacement:
         return [build.build("s_add", [scaled, build.build("s_const", [], S64, value=_wrap(left[1] * factor))], S64)]
     before = _product_with_constant(a)
     if before is not None:
-        return [build.build("s_mul", [before[0], build.build("s_const", [], S64, value=_wrap(before[1] * factor))], S64)]
+        both = build.build("s_const", [], S64, value=_wrap(before[1] * factor))
+        return [build.build("s_mul", [before[0], both], S64)]
     return None
 
 
@@ -438,7 +439,7 @@ def _may_run_more_often(op: Op) -> bool:
     if op.name not in _DIVISIONS:
         return True
     before = op.operands[1].op
-    return before is not None and before.name in ("s_const", "splat_const") and before.attributes["value"] != 0
+    return before is not None and before.name in ("s_const", "splat_const") and bool(before.attributes["value"])
 
 
 def hoist(function: Function) -> int:
