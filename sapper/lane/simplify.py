@@ -39,9 +39,9 @@ _HALF = 1 << 63
 def constant(value: Value) -> int | None:
     """The number that a scalar is, if it is a constant."""
     op = value.owner
-    if op.__class__ is not Op or op.name != "s_const":  # type: ignore[union-attr]
+    if op.__class__ is not Op or op.name != "s_const":
         return None
-    number: int = op.attributes["value"]  # type: ignore[union-attr]
+    number: int = op.attributes["value"]
     return number if -_HALF <= number < _HALF else _wrap(number)
 
 
@@ -117,9 +117,9 @@ def _neutral(op: Op, build: Rewriter) -> Replacement:
 def _sum_with_constant(value: Value) -> tuple[Value, int] | None:
     """x and c, if a scalar is x + c."""
     op = value.owner
-    if op.__class__ is not Op or op.name != "s_add":  # type: ignore[union-attr]
+    if op.__class__ is not Op or op.name != "s_add":
         return None
-    operands = op.operands  # type: ignore[union-attr]
+    operands = op.operands
     number = constant(operands[1])
     return None if number is None else (operands[0], number)
 
