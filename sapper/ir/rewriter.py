@@ -15,6 +15,9 @@ from .nodes import Block, Function, Op, Value
 from .ops import OpTable
 from .types import Type
 
+_DEPTH_LIMIT = 150
+"""How often what a rule made may be rewritten in its turn; rules that need more feed each other for ever."""
+
 Replacement = Sequence[Value] | None
 Trace = Callable[[str, Op], None]
 """Called with the rule's name and the op that it replaces, each time one fires."""
@@ -65,14 +68,14 @@ class RuleSet:
 class Rewriter:
     """The walk. A rule may read `function` and `here`, and call `build` and `substitute`."""
 
-    __slots__ = ("fires", "function", "here", "limit", "location", "new", "replaced", "rules", "trace")
+    __slots__ = ("depth", "fires", "function", "here", "location", "new", "replaced", "rules", "trace")
 
     def __init__(self, function: Function, rules: RuleSet, trace: Trace | None = None) -> None:
         self.function = function
         self.rules = rules.by_op
         self.trace = trace
         self.fires = 0
-        self.limit = 0
+        self.depth = 0
         self.replaced: dict[Value, Value] = {}
         self.new: list[Op] = []
         self.here: set[Value] = set()
@@ -109,7 +112,6 @@ class Rewriter:
 
     def run(self) -> int:
         """Rewrite the whole function; how often rules fired."""
-        self.limit = 1000 + 50 * sum(1 for _ in self.function.walk())
         self.block(self.function.body)
         return self.fires
 
@@ -138,25 +140,30 @@ class Rewriter:
                     continue
                 self.fired(rule, op)
                 new, self.new = self.new, []
+                self.depth += 1
                 for made in new:
                     self.visit(made, out)
+                self.depth -= 1
                 for old, value in zip(op.results, values, strict=True):
                     value = self.final(value)
                     if not value.name:
                         value.name = old.name
                     replaced[old] = value
                 return
-        for block in op.blocks:
-            self.block(block)
+        if op.blocks:
+            for block in op.blocks:
+                self.block(block)
         out.append(op)
-        self.here.update(op.results)
+        if op.results:
+            self.here.update(op.results)
 
     def fired(self, rule: Rule, op: Op) -> None:
         self.fires += 1
         if self.trace is not None:
             self.trace(rule.name, op)
-        if self.fires > self.limit:
-            raise RewriteError(f"found {self.fires} rewrites, the last by rule {rule.name}; expected them to end")
+        if self.depth > _DEPTH_LIMIT:
+            raise RewriteError(f"found {self.depth} rewrites of one op's rewrites, the last by rule {rule.name}; "
+                               "expected them to end")
 
 
 def rewrite(function: Function, rules: RuleSet, trace: Trace | None = None) -> int:

@@ -11,6 +11,7 @@ ADDRESS rules because an address that a loop leaves alone is best computed once,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..ir.nodes import Block, Function, Op, Value
@@ -32,17 +33,20 @@ _COMMUTES = frozenset({
 
 # Scalar constants.
 
+_HALF = 1 << 63
+
 
 def constant(value: Value) -> int | None:
     """The number that a scalar is, if it is a constant."""
-    op = value.op
-    if op is None or op.name != "s_const":
+    op = value.owner
+    if op.__class__ is not Op or op.name != "s_const":
         return None
     number: int = op.attributes["value"]
-    return number
+    return number if -_HALF <= number < _HALF else _wrap(number)
 
 
 def _wrap(value: int) -> int:
+    """The low 64 bits, as a signed integer."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
 
@@ -52,7 +56,7 @@ _COMPARE = {
     "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
 }
 
-_FOLD = {
+_FOLD: dict[str, Callable[[int, int], int]] = {
     "s_add": lambda a, b: a + b,
     "s_sub": lambda a, b: a - b,
     "s_mul": lambda a, b: a * b,
@@ -72,10 +76,12 @@ _FOLD = {
 def _fold_constants(op: Op, build: Rewriter) -> Replacement:
     """Arithmetic on two constants; a division by 0 stays, to fail where it was written."""
     a, b = op.operands
-    x, y = constant(a), constant(b)
-    if x is None or y is None:
+    y = constant(b)
+    if y is None:
         return None
-    x, y = _wrap(x), _wrap(y)
+    x = constant(a)
+    if x is None:
+        return None
     if y == 0 and op.name in _DIVISIONS:
         return None
     if op.name == "s_cmp":
@@ -91,27 +97,31 @@ _RIGHT_NEUTRAL = {
 
 def _neutral(op: Op, build: Rewriter) -> Replacement:
     """x + 0, x * 1, ... are x; x * 0 and x & 0 are 0."""
-    a, b = op.operands
+    kept, other = op.operands
     name = op.name
-    pairs = ((a, b), (b, a)) if name in _COMMUTES else ((a, b),)
-    for kept, other in pairs:
+    number = constant(other)
+    if number is None:
+        if name not in _COMMUTES:
+            return None
+        kept, other = other, kept
         number = constant(other)
         if number is None:
-            continue
-        if number == _RIGHT_NEUTRAL[name]:
-            return [kept]
-        if number == 0 and name in ("s_mul", "s_and"):
-            return [other]
+            return None
+    if number == _RIGHT_NEUTRAL[name]:
+        return [kept]
+    if number == 0 and name in ("s_mul", "s_and"):
+        return [other]
     return None
 
 
 def _sum_with_constant(value: Value) -> tuple[Value, int] | None:
     """x and c, if a scalar is x + c."""
-    op = value.op
-    if op is None or op.name != "s_add":
+    op = value.owner
+    if op.__class__ is not Op or op.name != "s_add":
         return None
-    number = constant(op.operands[1])
-    return None if number is None else (op.operands[0], number)
+    operands = op.operands
+    number = constant(operands[1])
+    return None if number is None else (operands[0], number)
 
 
 def _add_constants_outward(op: Op, build: Rewriter) -> Replacement:
@@ -171,7 +181,8 @@ def _scale_sum(op: Op, build: Rewriter) -> Replacement:
         return [build.build("s_add", [scaled, build.build("s_const", [], S64, value=_wrap(left[1] * factor))], S64)]
     before = _product_with_constant(a)
     if before is not None:
-        return [build.build("s_mul", [before[0], build.build("s_const", [], S64, value=_wrap(before[1] * factor))], S64)]
+        both = build.build("s_const", [], S64, value=_wrap(before[1] * factor))
+        return [build.build("s_mul", [before[0], both], S64)]
     return None
 
 
@@ -438,7 +449,7 @@ def _may_run_more_often(op: Op) -> bool:
     if op.name not in _DIVISIONS:
         return True
     before = op.operands[1].op
-    return before is not None and before.name in ("s_const", "splat_const") and before.attributes["value"] != 0
+    return before is not None and before.name in ("s_const", "splat_const") and bool(before.attributes["value"])
 
 
 def hoist(function: Function) -> int:

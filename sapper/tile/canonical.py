@@ -7,6 +7,8 @@ save that a sum of products in f32 or f64 may round as a contraction does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..ir.nodes import Function, Op, Value
 from ..ir.rewriter import Replacement, Rewriter, Rule, RuleSet, Trace, eliminate_dead, rewrite
 from ..ir.types import DType, TileType, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, index, u8
@@ -114,7 +116,7 @@ def _contract_narrow(op: Op, build: Rewriter) -> Replacement:
 
 # Arithmetic.
 
-_FOLD = {
+_FOLD: dict[str, Callable[[int, int], int]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
@@ -142,18 +144,11 @@ def _fold_constants(op: Op, build: Rewriter) -> Replacement:
     result = tile_type(op.result)
     if result.axes:
         return None
-    numbers = []
-    for value in op.operands:
-        number = constant_of(value)
-        if number.__class__ is not int:
-            return None
-        numbers.append(number)
-    if op.name in ("floordiv", "mod") and numbers[1] == 0:
+    a, b = constant_of(op.operands[0]), constant_of(op.operands[1])
+    if type(a) is not int or type(b) is not int or (op.name in ("floordiv", "mod") and b == 0):
         return None
-    found = _FOLD[op.name](*numbers)
-    if result.dtype != bool_:
-        found = wrap(found, result.dtype)
-    return [build.build("const", [], result, value=found)]
+    found = _FOLD[op.name](a, b)
+    return [build.build("const", [], result, value=found if result.dtype == bool_ else wrap(found, result.dtype))]
 
 
 def _neutral(op: Op, build: Rewriter) -> Replacement:
