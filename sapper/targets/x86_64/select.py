@@ -1717,7 +1717,7 @@ def store(s: Any, op: Op) -> None:
     elif size_bits >= 128:
         s.emit(f"vmovntps.{size_bits}" if streaming else f"vmovups.{size_bits}", memory, made)
     else:
-        s.emit("vmovq.from_vec" if size_bits == 64 else "vmovd.from_vec", memory, made)
+        s.emit("vmovq" if size_bits == 64 else "vmovd.from_vec", memory, made)
 
 
 def store_lane0(s: Any, op: Op) -> None:
@@ -1726,7 +1726,7 @@ def store_lane0(s: Any, op: Op) -> None:
     memory = s.address(op, 1)
     row = s.vector(value)
     if dtype.name in FOLDED_DTYPES:
-        s.emit("vmovd.from_vec" if dtype.bits == 32 else "vmovq.from_vec", memory, row)
+        s.emit("vmovd.from_vec" if dtype.bits == 32 else "vmovq", memory, row)
     elif dtype.name in ("bf16", "f16"):
         s.emit("vpextrw", memory, narrow(s, dtype.name, row), 0)
     else:
