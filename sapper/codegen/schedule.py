@@ -76,7 +76,7 @@ def schedule(function: MachineFunction, abi: Abi) -> int:
     registers: _Registers | None = None
     for block in range(len(flow.block_start) - 1):
         start, stop = flow.block_start[block], flow.block_start[block + 1]
-        while start < stop and type(body[start]) is not Instruction:
+        while start < stop and not isinstance(body[start], Instruction):
             start += 1
         stop = _movable_end(function, start, stop, abi)
         if stop - start < 4 or _flows_well(function, flow, start, stop, abi, costs):
@@ -292,7 +292,7 @@ def _dependences(
         made.cost.append(cost)
 
         prefetching = facts.side_effects and memory is not None and not loading and not storing
-        ordered = facts.side_effects and not prefetching or loading and storing
+        ordered = (facts.side_effects and not prefetching) or (loading and storing)
         if ordered:
             # All memory accesses before it, and all after it, stay where they are.
             for other in since_barrier:
@@ -314,11 +314,11 @@ def _dependences(
             first, end = memory.disp, memory.disp + max(width, 64 if memory.broadcast else 0)
             entry = (number, address, first, end)
             for other, other_address, other_first, other_end in stores:
-                if other_address != address or other_first < end and first < other_end:
+                if other_address != address or (other_first < end and first < other_end):
                     order(other, number, 1.0 if loading else 0.0)
             if storing:
                 for other, other_address, other_first, other_end in loads:
-                    if other_address != address or other_first < end and first < other_end:
+                    if other_address != address or (other_first < end and first < other_end):
                         order(other, number, 0.0)
                 if len(stores) >= MOST_TRACKED_STORES or len(loads) >= 4 * MOST_TRACKED_STORES:
                     # Too many to compare with each: this store follows all of them and stands for all of them.
