@@ -4,25 +4,32 @@ Enters: a MachineFunction with virtual registers and the target's register facts
 instructions of some blocks in another order; the result is the same, since these stay in order: a register's writes
 and reads, flags, memory accesses that may touch the same bytes, and instructions with side effects.
 Holds: registers that copies will join (allocate.py) count as one register, so no order makes a copy necessary that was
-not. A block is given a new order only if a model that issues in order finds it faster, and if it wants no more
-registers than the old order, or one fewer than there are. A jump stays last, and so does the comparison right before
-it, which some processors join with it.
+not. A block is given a new order only if the model finds it faster, and if it wants no more registers than the old
+order, or one fewer than there are. A jump stays last, and so does the comparison right before it, which some
+processors join with it.
 
-The model: each instruction starts when its inputs are there and its unit is free; `ISSUE_WIDTH` start in a cycle.
-Latencies, throughputs and ports are the rows'. An instruction moves up past at most `WINDOW` others, so that what runs
-ahead (loads, mostly) is a little ahead.
+The model: each instruction starts when its inputs are there and its unit is free; `ISSUE_WIDTH` enter in a cycle, in
+order, and at most `QUEUE` wait at a time, so the processor itself runs that far ahead and only blocks with longer
+waits than that gain anything. Latencies, throughputs and ports are the rows'. An instruction moves up past at most
+`WINDOW` others, so that what runs ahead (loads, mostly) is a little ahead.
 """
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
 from typing import Any
 
 from .allocate import joined_registers
 from .liveness import READ, WRITE, Abi, Flow, RowFacts, analyse, facts_table, live_ranges
 from .machine import Instruction, MachineFunction, Memory, Register
 
-ISSUE_WIDTH = 4
+ISSUE_WIDTH = 6
+QUEUE = 48
+"""Zen 4 has two queues of 32 for vector operations and four of 24 for the rest; half of that is taken, since blocks
+follow each other and the order across them is not seen here."""
 WINDOW = 24
+GAIN = 0.97
+"""A new order must take less than this part of the old one's cycles."""
 LOAD_LATENCY_GENERAL = 4
 LOAD_LATENCY_VECTOR = 7
 """Cycles from address to register on an L1 hit: 4 to 5 to a general register, 7 to 8 to a vector register on Zen 4."""
@@ -34,13 +41,13 @@ class _Cost:
 
     __slots__ = ("latency", "throughput", "unit")
 
-    def __init__(self, row: Any, facts: RowFacts, loads: bool, stores: bool) -> None:
+    def __init__(self, facts: RowFacts, row: Any, loads: bool, stores: bool) -> None:
         latency = float(row.latency)
         if loads:
             vector = any(o.kind in ("vec", "mask") for o in row.operands)
             latency = (LOAD_LATENCY_VECTOR if vector else LOAD_LATENCY_GENERAL) + (0 if facts.move_bits else latency)
         self.latency = latency
-        self.throughput = float(row.throughput)
+        self.throughput = float(row.throughput) if row.ports else 0.0
         self.unit: Any = "load" if loads and facts.move_bits else "store" if stores and facts.move_bits else row.ports
 
 
@@ -63,28 +70,107 @@ class _Block:
 def schedule(function: MachineFunction, abi: Abi) -> int:
     """Reorder the blocks of `function` where that helps. Returns the number of blocks changed."""
     flow = analyse(function, abi)
-    allocatable = sum(len(numbers) for numbers in abi.registers.values())
-    ranges = live_ranges(flow, allocatable)
-    joined = joined_registers(function, flow, ranges, abi)
-    kind_of = flow.kind_of[:]
-    for node in range(allocatable, flow.physical):
-        kind_of[node] = len(flow.kinds)
-    limits = [max(0, len(abi.registers.get(kind, ())) - 1) for kind in flow.kinds]
     costs: dict[Any, _Cost] = {}
     body = function.body
     changed = 0
+    registers: _Registers | None = None
     for block in range(len(flow.block_start) - 1):
         start, stop = flow.block_start[block], flow.block_start[block + 1]
-        while start < stop and type(body[start]) is not Instruction:
+        while start < stop and not isinstance(body[start], Instruction):
             start += 1
         stop = _movable_end(function, start, stop, abi)
-        if stop - start < 4:
+        if stop - start < 4 or _flows_well(function, flow, start, stop, abi, costs):
             continue
-        order = _reorder(function, flow, joined, kind_of, limits, block, start, stop, abi, costs)
+        if registers is None:
+            registers = _Registers(function, flow, abi)
+        order = _reorder(function, flow, registers, block, start, stop, abi, costs)
         if order is not None:
             body[start:stop] = [body[start + number] for number in order]
             changed += 1
     return changed
+
+
+class _Registers:
+    """joined: the class of each node. kind_of: its kind, the last for reserved registers. limits: for each kind."""
+
+    __slots__ = ("joined", "kind_of", "limits")
+
+    def __init__(self, function: MachineFunction, flow: Flow, abi: Abi) -> None:
+        allocatable = sum(len(numbers) for numbers in abi.registers.values())
+        self.joined = joined_registers(function, flow, live_ranges(flow, allocatable), abi)
+        self.kind_of = flow.kind_of[:]
+        for node in range(allocatable, flow.physical):
+            self.kind_of[node] = len(flow.kinds)
+        self.limits = [max(0, len(abi.registers.get(kind, ())) - 1) for kind in flow.kinds]
+
+
+def _form(item: Instruction, facts: RowFacts) -> tuple[Any, bool, bool]:
+    """The row, and whether it loads and stores."""
+    loading = storing = False
+    for how, operand in zip(facts.access, item.operands, strict=True):
+        if type(operand) is Memory:
+            loading = how & READ != 0
+            storing = how & WRITE != 0
+    return (item.row, loading, storing)
+
+
+def _flows_well(
+    function: MachineFunction, flow: Flow, start: int, stop: int, abi: Abi, costs: dict[Any, _Cost]
+) -> bool:
+    """The order as it stands takes hardly longer than the longest chain or the busiest unit: nothing to gain."""
+    table = facts_table(abi)
+    body = function.body
+    ready: dict[int, float] = {}
+    chain: dict[int, float] = {}
+    unit_free: dict[Any, float] = {}
+    busy: dict[Any, float] = {}
+    starts: list[float] = []
+    entered = 0.0
+    end = longest = 0.0
+    step = 1.0 / ISSUE_WIDTH
+    moves = set(flow.moves)
+    for place in range(start, stop):
+        if place in moves:
+            target, source = flow.writes[place][0], flow.uses[place][0]
+            ready[target] = ready.get(source, 0.0)
+            chain[target] = chain.get(source, 0.0)
+            continue
+        item = body[place]
+        form = _form(item, table[item.row])  # type: ignore[union-attr,arg-type]
+        cost = costs.get(form)
+        if cost is None:
+            cost = costs[form] = _Cost(table[form[0]], *form)
+        begin = entered
+        depth = 0.0
+        for node in flow.uses[place] + flow.changes[place]:
+            if node in ready:
+                if ready[node] > begin:
+                    begin = ready[node]
+                if chain[node] > depth:
+                    depth = chain[node]
+        unit, throughput, latency = cost.unit, cost.throughput, cost.latency
+        free = unit_free.get(unit, 0.0)
+        # A unit that is idle while a later one waits may serve an earlier-entered instruction first.
+        unit_free[unit] = (free if free > entered else entered) + throughput
+        if free > begin:
+            begin = free
+        busy[unit] = busy.get(unit, 0.0) + throughput
+        begin_end = begin + latency
+        depth += latency
+        for node in flow.changes[place] + flow.writes[place]:
+            ready[node] = begin_end
+            chain[node] = depth
+        if begin_end > end:
+            end = begin_end
+        if depth > longest:
+            longest = depth
+        starts.append(begin)
+        entered += step
+        if len(starts) >= QUEUE and starts[-QUEUE] > entered:
+            entered = starts[-QUEUE]
+    bound = max(longest, max(busy.values(), default=0.0), len(starts) * step)
+    # The last result of a block that is bound by a unit comes a latency after the unit is done.
+    return end * GAIN <= bound + 4.0
 
 
 def _movable_end(function: MachineFunction, start: int, stop: int, abi: Abi) -> int:
@@ -108,8 +194,7 @@ def _movable_end(function: MachineFunction, start: int, stop: int, abi: Abi) -> 
 def _dependences(
     function: MachineFunction,
     flow: Flow,
-    joined: list[int],
-    kind_of: list[int],
+    registers: _Registers,
     block: int,
     start: int,
     stop: int,
@@ -119,6 +204,7 @@ def _dependences(
     """The dependences of the instructions from `start` to `stop`, and how many registers are live before them."""
     body = function.body
     table = facts_table(abi)
+    joined, kind_of = registers.joined, registers.kind_of
     size = stop - start
     made = _Block(size)
     after, waits_for = made.after, made.waits_for
@@ -199,14 +285,14 @@ def _dependences(
         form = (item.row, loading, storing)
         cost = costs.get(form)
         if cost is None:
-            cost = costs[form] = _Cost(item.row, facts, loading, storing)
+            cost = costs[form] = _Cost(facts, item.row, loading, storing)
         if copy:
             cost = _Cost.__new__(_Cost)
             cost.latency, cost.throughput, cost.unit = 0.0, 0.0, None
         made.cost.append(cost)
 
         prefetching = facts.side_effects and memory is not None and not loading and not storing
-        ordered = facts.side_effects and not prefetching or loading and storing
+        ordered = (facts.side_effects and not prefetching) or (loading and storing)
         if ordered:
             # All memory accesses before it, and all after it, stay where they are.
             for other in since_barrier:
@@ -228,11 +314,11 @@ def _dependences(
             first, end = memory.disp, memory.disp + max(width, 64 if memory.broadcast else 0)
             entry = (number, address, first, end)
             for other, other_address, other_first, other_end in stores:
-                if other_address != address or other_first < end and first < other_end:
+                if other_address != address or (other_first < end and first < other_end):
                     order(other, number, 1.0 if loading else 0.0)
             if storing:
                 for other, other_address, other_first, other_end in loads:
-                    if other_address != address or other_first < end and first < other_end:
+                    if other_address != address or (other_first < end and first < other_end):
                         order(other, number, 0.0)
                 if len(stores) >= MOST_TRACKED_STORES or len(loads) >= 4 * MOST_TRACKED_STORES:
                     # Too many to compare with each: this store follows all of them and stands for all of them.
@@ -279,27 +365,31 @@ def _members(bits: int) -> list[int]:
 
 
 def _issue(made: _Block, order: list[int] | range) -> float:
-    """Cycles until the last result is there, when the instructions start in this order."""
+    """Cycles until the last result is there, when the instructions enter in this order."""
     ready = [0.0] * len(made.cost)
     unit_free: dict[Any, float] = {}
-    now = end = 0.0
+    starts: list[float] = []
+    entered = end = 0.0
     step = 1.0 / ISSUE_WIDTH
     for number in order:
         cost = made.cost[number]
-        start = ready[number]
-        if start < now:
-            start = now
+        begin = ready[number]
         if cost.unit is not None:
+            if begin < entered:
+                begin = entered
             free = unit_free.get(cost.unit, 0.0)
-            if free > start:
-                start = free
-            unit_free[cost.unit] = start + cost.throughput
-            now = start + step
+            unit_free[cost.unit] = (free if free > entered else entered) + cost.throughput
+            if free > begin:
+                begin = free
+            starts.append(begin)
+            entered += step
+            if len(starts) >= QUEUE and starts[-QUEUE] > entered:
+                entered = starts[-QUEUE]
         for other, cycles in made.after[number]:
-            if start + cycles > ready[other]:
-                ready[other] = start + cycles
-        if start + cost.latency > end:
-            end = start + cost.latency
+            if begin + cycles > ready[other]:
+                ready[other] = begin + cycles
+        if begin + cost.latency > end:
+            end = begin + cost.latency
     return end
 
 
@@ -329,9 +419,7 @@ def _pressure(made: _Block, order: list[int] | range, live_before: list[int]) ->
 def _reorder(
     function: MachineFunction,
     flow: Flow,
-    joined: list[int],
-    kind_of: list[int],
-    limits: list[int],
+    registers: _Registers,
     block: int,
     start: int,
     stop: int,
@@ -339,45 +427,31 @@ def _reorder(
     costs: dict[Any, _Cost],
 ) -> list[int] | None:
     """A better order of the instructions from `start` to `stop`, as numbers from `start`, or None."""
-    made, live_before = _dependences(function, flow, joined, kind_of, block, start, stop, abi, costs)
-    size = stop - start
-    old = range(size)
-    old_cycles = _issue(made, old)
-    if old_cycles <= 1.02 * _lower_bound(made):
-        return None
+    made, live_before = _dependences(function, flow, registers, block, start, stop, abi, costs)
+    limits = registers.limits
+    old = range(stop - start)
     old_most = _pressure(made, old, live_before)
-    order = _list_schedule(made, size, live_before, [max(a, b) for a, b in zip(limits, old_most, strict=False)])
-    if order == list(old) or _issue(made, order) > 0.98 * old_cycles:
+    allowed = [max(a, b) for a, b in zip(limits, old_most, strict=False)]
+    order = _list_schedule(made, stop - start, live_before, allowed)
+    if _issue(made, order) > GAIN * _issue(made, old):
         return None
     new_most = _pressure(made, order, live_before)
-    for kind, limit in enumerate(limits):
-        if new_most[kind] > max(limit, old_most[kind]):
-            return None
+    if any(new > most for new, most in zip(new_most, allowed, strict=False)):
+        return None
     return order
 
 
-def _lower_bound(made: _Block) -> float:
-    """No order takes fewer cycles: the longest chain, the busiest unit, the issue width."""
-    busy: dict[Any, float] = {}
-    issued = 0
-    for cost in made.cost:
-        if cost.unit is not None:
-            busy[cost.unit] = busy.get(cost.unit, 0.0) + cost.throughput
-            issued += 1
-    return max(max(made.height, default=0.0), max(busy.values(), default=0.0), issued / ISSUE_WIDTH)
-
-
 def _list_schedule(made: _Block, size: int, live_before: list[int], limits: list[int]) -> list[int]:
-    """Take at each step, of the instructions that may come next, the one that can start first.
+    """Take at each step, of the instructions whose inputs are there, the one with the longest chain behind it.
 
-    Of several, the one with the longest chain behind it, then the first. One that would want more registers than the
-    limit waits until nothing else can go on.
+    One that would want more registers than the limit waits until a register is free, or nothing else can go on.
     """
     waits_for = made.waits_for[:]
     after, height, costs = made.after, made.height, made.cost
     takes, makes, value_kind = made.takes, made.makes, made.value_kind
     uses = made.value_uses[:]
     live = live_before[:]
+    limits = [*limits, 1 << 30, 1 << 30]
     ready_at = [0.0] * size
     unit_free: dict[Any, float] = {}
     done = [False] * size
@@ -385,66 +459,73 @@ def _list_schedule(made: _Block, size: int, live_before: list[int], limits: list
     now = 0.0
     step = 1.0 / ISSUE_WIDTH
     order: list[int] = []
-    available = [number for number in range(size) if not waits_for[number]]
-    limits = [*limits, 1 << 30, 1 << 30]
-    # Only makers of a new value can raise the pressure; most instructions make one.
-    while available:
+    beyond: list[int] = []  # ready, but more than a window ahead; heaps all three
+    pending: list[tuple[float, int]] = [(0.0, number) for number in range(size) if not waits_for[number]]
+    ready: list[tuple[float, int]] = []
+    blocked: list[int] = []  # want a register while none is free
+    while len(order) < size:
         horizon = first_open + WINDOW
-        best = -1
-        best_start = 0.0
-        crowded_best = -1
-        for number in available:
+        while beyond and beyond[0] <= horizon:
+            number = heappop(beyond)
+            heappush(pending, (ready_at[number], number))
+        while pending and pending[0][0] <= now:
+            number = heappop(pending)[1]
             if number > horizon:
+                heappush(beyond, number)
+            else:
+                heappush(ready, (-height[number], number))
+        if ready:
+            number = heappop(ready)[1]
+            full = False
+            for value in makes[number]:
+                kind = value_kind[value]
+                if live[kind] >= limits[kind]:
+                    freed = 0
+                    for taken in takes[number]:
+                        if uses[taken] == 1 and value_kind[taken] == kind:
+                            freed += 1
+                    if live[kind] + 1 - freed > limits[kind]:
+                        full = True
+            if full:
+                blocked.append(number)
                 continue
-            cost = costs[number]
-            start = ready_at[number]
-            if start < now:
-                start = now
-            if cost.unit is not None:
-                free = unit_free.get(cost.unit, 0.0)
-                if free > start:
-                    start = free
-            if (
-                best < 0
-                or start < best_start
-                or start == best_start
-                and (height[number] > height[best] or height[number] == height[best] and number < best)
-            ):
-                full = False
-                for value in makes[number]:
-                    kind = value_kind[value]
-                    if live[kind] >= limits[kind]:
-                        freed = sum(1 for v in takes[number] if uses[v] == 1 and value_kind[v] == kind)
-                        if live[kind] + 1 - freed > limits[kind]:
-                            full = True
-                if full:
-                    if crowded_best < 0 or number < crowded_best:
-                        crowded_best = number
-                    continue
-                best, best_start = number, start
-        if best < 0:
-            best = crowded_best
-            best_start = max(now, ready_at[best])
-        cost = costs[best]
+        elif pending and (pending[0][1] <= horizon or not blocked):
+            now = max(now, pending[0][0])
+            if pending[0][1] > horizon:
+                heappush(beyond, heappop(pending)[1])
+            continue
+        else:
+            number = min(blocked)
+            blocked.remove(number)
+        cost = costs[number]
+        begin = max(now, ready_at[number])
         if cost.unit is not None:
-            unit_free[cost.unit] = max(best_start, unit_free.get(cost.unit, 0.0)) + cost.throughput
-            now = best_start + step
-        order.append(best)
-        done[best] = True
-        available.remove(best)
-        for value in takes[best]:
+            free = unit_free.get(cost.unit, 0.0)
+            if free > begin:
+                begin = free
+            unit_free[cost.unit] = begin + cost.throughput
+            now = begin + step
+        order.append(number)
+        done[number] = True
+        died = False
+        for value in takes[number]:
             uses[value] -= 1
             if not uses[value]:
                 live[value_kind[value]] -= 1
-        for value in makes[best]:
+                died = True
+        for value in makes[number]:
             if uses[value]:
                 live[value_kind[value]] += 1
-        for other, cycles in after[best]:
+        if died and blocked:
+            for other in blocked:
+                heappush(ready, (-height[other], other))
+            blocked.clear()
+        for other, cycles in after[number]:
             waits_for[other] -= 1
-            if best_start + cycles > ready_at[other]:
-                ready_at[other] = best_start + cycles
+            if begin + cycles > ready_at[other]:
+                ready_at[other] = begin + cycles
             if not waits_for[other]:
-                available.append(other)
+                heappush(pending, (ready_at[other], other))
         while first_open < size and done[first_open]:
             first_open += 1
     return order

@@ -34,6 +34,7 @@ from sapper.codegen.machine import (
     Register,
     VirtualRegister,
 )
+from sapper.codegen.peephole import peephole
 from sapper.targets.x86_64.allocation import RegisterFile, register_file
 from sapper.targets.x86_64.instructions import ROWS
 
@@ -87,7 +88,9 @@ def mix(*parts: object) -> int:
     return value
 
 
-def simulate(function: MachineFunction, abi: RegisterFile, branches: int = 40) -> tuple[list[object], dict[object, int]]:
+def simulate(
+    function: MachineFunction, abi: RegisterFile, branches: int = 40
+) -> tuple[list[object], dict[object, int]]:
     """Run the code with made-up meanings: what an instruction writes is a mix of what it reads.
 
     Returns what was stored and which branches were taken, in order, and the registers at the end. Copies copy, idioms
@@ -282,7 +285,8 @@ class Generator:
         elif random_number < 0.75:
             self.vector_constant()
         elif random_number < 0.80:
-            put(*self.random.choice((("mov.64", self.memory(), some("gpr")), ("vmovups.512", self.memory(), some("vec")))))
+            row, kind = self.random.choice((("mov.64", "gpr"), ("vmovups.512", "vec")))
+            put(row, self.memory(), some(kind))
         elif random_number < 0.84:
             put("mov.64", RCX, some("gpr"))
             put("shl.cl.64", some("gpr"), RCX)
@@ -525,7 +529,7 @@ def test_register_read_before_written_is_an_error() -> None:
     value, total = code.new("vec"), code.new("vec")
     code.put("vaddps.512", value, total, total)
     code.put("ret")
-    with pytest.raises(AllocationError, match="may be read before it is written.*vaddps.512.*mend"):
+    with pytest.raises(AllocationError, match=r"may be read before it is written.*vaddps.512.*mend"):
         allocate(code.function(), register_file())
 
 
@@ -611,3 +615,79 @@ def test_allocation_and_check_are_fast() -> None:
         best = min(best, time.perf_counter() - start)
     assert len(function.body) > 600
     assert best < 0.100, f"{best * 1000:.1f} ms for {len(function.body)} instructions; expected some 10"
+
+
+def instructions(*rows: tuple[object, ...]) -> MachineFunction:
+    code = Code()
+    for row in rows:
+        if len(row) == 1 and str(row[0]).endswith(":"):
+            code.label(str(row[0])[:-1])
+        else:
+            code.put(*row)  # type: ignore[arg-type]
+    return code.function()
+
+
+RSP = Register("gpr", 4)
+
+
+@pytest.mark.parametrize(
+    ("rule", "before", "after"),
+    [
+        ("move to itself", [("mov.64", RDI, RDI), ("ret",)], ["ret"]),
+        ("move to itself", [("mov.32", RDI, RDI), ("ret",)], ["mov.32", "ret"]),
+        ("jump to next", [("jmp", LabelReference("a")), ("b:",), ("a:",), ("ret",)], ["ret"]),
+        ("jump to next", [("je", LabelReference("a")), ("a:",), ("ret",)], ["ret"]),
+        ("unreachable", [("ret",), ("mov.64", RDI, RSI), ("a:",), ("ret",)], ["ret", "ret"]),
+        (
+            "known reload",
+            [("mov.64", Memory(RSP, disp=8), RDI), ("mov.64", RDI, Memory(RSP, disp=8)), ("a:",),
+             ("mov.64", RSI, Memory(RSP, disp=8)), ("ret",)],
+            ["mov.64", "mov.64", "ret"],
+        ),
+        (
+            "known reload",
+            [("mov.64", RDI, Memory(RSP, disp=8)), ("add.64", RDI, RSI), ("mov.64", RDI, Memory(RSP, disp=8)),
+             ("ret",)],
+            ["mov.64", "add.64", "mov.64", "ret"],
+        ),
+        ("dead spill", [("mov.64", Memory(RSP, disp=8), RDI), ("ret",)], ["ret"]),
+        (
+            "dead spill",
+            [("mov.64", Memory(RSP, disp=8), RDI), ("add.64", RSI, Memory(RSP, disp=8)), ("ret",)],
+            ["mov.64", "add.64", "ret"],
+        ),
+    ],
+)
+def test_peephole_rule(rule: str, before: list[tuple[object, ...]], after: list[str]) -> None:
+    function = instructions(*before)
+    counts = peephole(function, register_file())
+    assert names(function) == after
+    assert (counts[rule] > 0) == (len(after) < len([row for row in before if not str(row[0]).endswith(":")]))
+    assert all(count == 0 for name, count in counts.items() if name != rule)
+
+
+def test_reload_into_another_register_becomes_a_copy() -> None:
+    function = instructions(
+        ("mov.64", Memory(RSP, disp=8), RDI), ("mov.64", RSI, Memory(RSP, disp=8)), ("a:",),
+        ("mov.64", RAX, Memory(RSP, disp=8)), ("ret",),
+    )
+    peephole(function, register_file())
+    assert function.body[1].operands == [RSI, RDI]  # type: ignore[union-attr]
+    assert names(function)[-2:] == ["mov.64", "ret"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 1 << 32), st.integers(10, 70))
+def test_peephole_keeps_what_random_programs_do(seed: int, statements: int) -> None:
+    function = Generator(seed, statements).code.function()
+    abi = small_file(6, 3, 1)
+    before, _ = simulate(function, abi)
+    allocated = allocate(function, abi).function
+    finish_frame(allocated, abi)
+    size = len(allocated.body)
+    counts = peephole(allocated, abi)
+    after, _ = simulate(allocated, abi)
+    # The simulator stops after so many jumps, so the runs are the same only where none is gone.
+    if not counts["jump to next"] and not counts["unreachable"]:
+        assert after == before
+    assert len(allocated.body) <= size

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_allocate import RDI, RSI, Code, Generator, register_accumulations, simulate, small_file
 
+import sapper.codegen.schedule as scheduling
 from sapper.codegen.allocate import allocate
 from sapper.codegen.check import check
 from sapper.codegen.machine import Immediate, Instruction, LabelReference, MachineFunction, Memory
@@ -37,7 +39,9 @@ def test_random_programs_do_the_same(seed: int, statements: int) -> None:
     function = Generator(seed, statements).code.function()
     before = outcome(function, abi)
     names = sorted(rows_of(function))
-    schedule(function, abi)
+    # Random code is short, so no order gains much: take every order that the scheduler finds.
+    with patch.object(scheduling, "_flows_well", return_value=False), patch.object(scheduling, "GAIN", 100.0):
+        schedule(function, abi)
     assert sorted(rows_of(function)) == names
     assert outcome(function, abi) == before
     allocation = allocate(function, abi)
@@ -53,7 +57,7 @@ def two_chains() -> Code:
     for chain in range(2):
         value = code.new("vec")
         code.put("vmovups.512", value, Memory(base, disp=64 * chain))
-        for _ in range(6):
+        for _ in range(60):
             following = code.new("vec")
             code.put("vmulps.512", following, value, value)
             value = following
@@ -66,7 +70,7 @@ def test_chains_are_interleaved() -> None:
     function = two_chains().function()
     assert schedule(function, register_file()) == 1
     loads = [p for p, n in enumerate(rows_of(function)) if n == "vmovups.512"]
-    assert loads[1] < 6, "the second load moves up beside the first"
+    assert loads[1] < 50, "the second chain begins before the first ends"
 
 
 def test_same_input_same_order() -> None:
@@ -87,11 +91,11 @@ def test_load_passes_a_store_only_where_bytes_differ(stored: int, loaded: int, m
     base, first, second = code.new("gpr"), code.new("vec"), code.new("vec")
     code.put("mov.64", base, RDI)
     code.put("vmovups.512", first, Memory(base, disp=1024))
-    for _ in range(5):
+    for _ in range(60):
         code.put("vmulps.512", first, first, first)
     store = code.put("vmovups.512", Memory(base, disp=stored), first)
     load = code.put("vmovups.512", second, Memory(base, disp=loaded))
-    for _ in range(5):
+    for _ in range(60):
         code.put("vmulps.512", second, second, second)
     code.put("vmovups.512", Memory(base, disp=2048), second)
     code.put("ret")
@@ -106,11 +110,11 @@ def test_load_does_not_pass_a_store_through_another_register() -> None:
     code.put("mov.64", base, RDI)
     code.put("mov.64", other, RSI)
     code.put("vmovups.512", first, Memory(base))
-    for _ in range(5):
+    for _ in range(60):
         code.put("vmulps.512", first, first, first)
     store = code.put("vmovups.512", Memory(base), first)
     load = code.put("vmovups.512", second, Memory(other, disp=4096))
-    for _ in range(5):
+    for _ in range(60):
         code.put("vmulps.512", second, second, second)
     code.put("vmovups.512", Memory(other), second)
     code.put("ret")
