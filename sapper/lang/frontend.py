@@ -143,6 +143,10 @@ class Frontend(Accesses):
                     value.type = TensorType(dtype_of(value), tuple(
                         self.static.get(d, d) if isinstance(d, str) else d for d in value.type.dims))
             function.attributes["dims"] = [n for n in self.dim_names if n not in self.static]
+        if self.requirements:
+            function.attributes["requires"] = [
+                [*key[:2], constant, *key[2:]] for key, constant in self.requirements.items()
+            ]
         used = {operand for op in function.walk() for operand in op.operands}
         function.body.ops[:0] = [op for op in self.prelude if op.results[0] in used]
         return function
@@ -499,7 +503,7 @@ class Frontend(Accesses):
         dtypes: dict[str, DType] = {}
         for _ in range(2 * len(carried) + 2):
             state = (len(self.accesses), dict(self.frame.env), dict(self.frame.assigned_at), dict(self.axes),
-                     self.level, self.guards, self.frame.nesting, self.builder.block, len(self.known))
+                     self.level, self.guards, self.ragged, self.frame.nesting, self.builder.block, len(self.known))
             try:
                 self.loop(node, walked, names, bounds, forms, carried, dtypes)
                 return
@@ -508,9 +512,9 @@ class Frontend(Accesses):
                     raise AssertionError("a loop was read twice with the same dtype") from None
                 dtypes[retry.name] = retry.dtype
                 count, self.frame.env, self.frame.assigned_at, self.axes, self.level, self.guards = state[:6]
-                self.frame.nesting, self.builder.block = state[6], state[7]
+                self.ragged, self.frame.nesting, self.builder.block, depth = state[6:]
                 del self.accesses[count:]
-                del self.known[state[8] :]
+                del self.known[depth:]
         self.fail("carried-type", f"{' and '.join(carried)} find no dtype that stays the same in the loop", node,
                   "numbers without a dtype", "a dtype", "start from full(value=0, dtype=f32)")
 
@@ -537,7 +541,10 @@ class Frontend(Accesses):
             weak.append(unsettled and name not in dtypes)
             initial.append(self.value(value, dtypes.get(name), node))
         self.level += 1
-        scope = LoopScope(walked.kind, self.level, self.guards, node, names, bool(carried))
+        ragged = any(not isinstance(s, str) for pair in forms for bound in pair for s in bound.terms) or any(
+            self.empty_range(*pair) for pair in forms)
+        self.ragged += ragged
+        scope = LoopScope(walked.kind, self.level, self.guards + self.ragged, node, names, bool(carried))
         outer_env = frame.env
         body = Block([INDEX] * len(names) if walked.kind != "tiles" else ())
         outside = self.open_block(body)
@@ -556,7 +563,11 @@ class Frontend(Accesses):
                 value = body.arguments[position]
                 value.name = name
                 self.levels[value] = self.level
-                self.ranges[value] = (start, stop)
+                if walked.step == 1:
+                    self.ranges[value] = (start, stop)
+                elif not start.terms and not stop.terms:  # the last value lies a whole number of steps from the first
+                    steps = max((stop.constant - start.constant - 1) // walked.step, 0)
+                    self.ranges[value] = (start, Affine(start.constant + steps * walked.step + 1))
                 scope.variables.append(value)
                 frame.env[name] = value
             frame.assigned_at[name] = node.target
@@ -579,6 +590,7 @@ class Frontend(Accesses):
         self.close_block(outside)
         attributes: dict[str, Any] = self.finish_loop(scope, first_access)
         self.level -= 1
+        self.ragged -= ragged
         if walked.kind == "tiles":
             attributes = {"axes": axis_names, **attributes}
         else:
@@ -758,6 +770,10 @@ class Frontend(Accesses):
                 return self.same_object(a, b) == (name == "eq")
             if isinstance(a, DimExpression) and isinstance(b, DimExpression) and a._equal(b):
                 return name == "eq"
+        if all(isinstance(v, (DimExpression, int)) for v in (a, b)) and not all(isinstance(v, int) for v in (a, b)):
+            sizes = [self.dimension(v, node) if isinstance(v, DimExpression) else v for v in (a, b)]
+            if not any(isinstance(v, Value) for v in sizes):
+                return self.binary(name, sizes[0], sizes[1], node, a_node, b_node)
         return self.binary(name, a, b, node, a_node, b_node)
 
     def both(self, name: str, a: Any, b: Any, node: Any) -> Any:
@@ -863,8 +879,6 @@ class Frontend(Accesses):
             position: Any = None
         else:
             position = self.evaluate(node.slice)
-        if isinstance(position, DimExpression):
-            position = self.operand(position, node.slice)
         if not isinstance(position, int):
             self.fail("tuple", "a tuple is indexed with a run-time value", node.slice, self.describe(position),
                       "a constant integer", "put the values into a tensor")
