@@ -7,6 +7,7 @@ work inside a kernel. It means what the tile IR means (sapper/tile/interpret.py)
 Names that Python defines itself (sum, max, min, abs, round, range, int, float, bool) mean sapper's inside a kernel. So
 the code runs as a copy of the function whose builtins are overlaid; the functions that it calls, and the dimensions
 that it names, are replaced in the copy's globals and closure in the same way. The author's module is not touched.
+What the copy's code does about Python's own numbers is said in eager_code.py.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ..lang.dims import DimExpression
 from ..lang.errors import KernelError
 from ..lang.kernel import Kernel
 from . import semantics
+from .eager_code import LOCALS, METHOD, WEAKEN, code_of
 from .interpret import bind_arguments
 from .ops import UNARY_FLOAT
 from .semantics import Array, Axes
@@ -55,7 +57,7 @@ def run(kernel: Kernel, arguments: Sequence[Any] | Mapping[str, Any],
     values: list[Any] = []
     for name, type in kernel.parameters:
         if isinstance(type, TensorType):
-            values.append(TensorView(bound[name], type.dtype, name))
+            values.append(TensorView(bound[name], type, name))
         else:
             values.append(Tile(bound[name].copy(), (), type.dtype))
     running = Context(dims, tile_sizes)
@@ -113,51 +115,12 @@ def _assigned_names() -> list[str]:
 # Values -------------------------------------------------------------------------------------------------------------
 
 
-class Tile:
-    """A tile value; a scalar is one without axes.
+class _Operators:
+    """Python's operators, of tiles and (to say that they need an index) of tensors."""
 
-    array: its elements so far, one dimension for each name in axes. dtype: a sapper dtype. weak: made of Python numbers
-    alone, as where(c, 1.0, 2.0) is, so that it takes the dtype of what it meets. Arithmetic makes new tiles.
-    """
-
-    __slots__ = ("array", "axes", "dtype", "weak")
+    __slots__ = ()
     __hash__ = None  # type: ignore[assignment]
     __array_ufunc__ = None  # a NumPy number on the left leaves the operation to the tile
-
-    def __init__(self, array: Array, axes: Axes, dtype: DType, weak: bool = False) -> None:
-        self.array = np.asarray(array)
-        self.axes = axes
-        self.dtype = dtype
-        self.weak = weak
-
-    def to(self, dtype: Any) -> Tile:
-        """This tile as another dtype; see semantics.cast."""
-        dtype = _dtype(dtype)
-        return Tile(semantics.cast(self.array, dtype), self.axes, dtype)
-
-    def bits(self, dtype: Any) -> Tile:
-        """The same bits as another dtype of the same width."""
-        dtype = _dtype(dtype)
-        if dtype.bits != self.dtype.bits or bool_ in (dtype, self.dtype):
-            _fail("op-dtype", "a bitcast needs two dtypes of one width", f"{self.dtype} and {dtype}",
-                  f"{self.dtype.bits} bits")
-        return Tile(semantics.elementwise("bitcast", [self.array], dtype), self.axes, dtype)
-
-    def _one(self, what: str) -> Any:
-        if self.axes:
-            _fail("scalar-needed", f"{what} of a tile", repr(self).splitlines()[0], "a scalar",
-                  "use where(condition, a, b), or reduce the tile first")
-        return self.array.item() if self.dtype.bits >= 32 or not self.dtype.is_float else float(self.array)
-
-    def __bool__(self) -> bool:
-        if self.dtype is not bool_:
-            _fail("scalar-needed", "a condition that is no bool", str(self.dtype), "bool", "compare it, as in x != 0")
-        return bool(self._one("the truth value"))
-
-    def __index__(self) -> int:
-        if not self.dtype.is_integer:
-            _fail("scalar-needed", "an integer is needed", str(self.dtype), "an integer scalar")
-        return int(self._one("an integer value"))
 
     def __add__(self, other: Any) -> Any:
         return _binary("add", self, other)
@@ -247,16 +210,66 @@ class Tile:
         return _contract(self, other)
 
     def __neg__(self) -> Tile:
-        return _unary("neg", self)
+        return _unary("neg", _plain(self))
 
     def __pos__(self) -> Tile:
-        return self
+        return _plain(self)  # type: ignore[no-any-return]
 
     def __invert__(self) -> Tile:
-        return _unary("not", self)
+        return _unary("not", _plain(self))
 
     def __pow__(self, power: Any) -> Tile:
-        return _power(self, power)
+        return _power(_plain(self), power)
+
+
+class Tile(_Operators):
+    """A tile value; a scalar is one without axes.
+
+    array: its elements so far, one dimension for each name in axes. dtype: a sapper dtype. weak: made of Python numbers
+    alone, as where(c, 1.0, 2.0) is, so that it takes the dtype of what it meets. Arithmetic makes new tiles.
+    """
+
+    __slots__ = ("array", "axes", "dtype", "weak")
+
+    def __init__(self, array: Array, axes: Axes, dtype: DType, weak: bool = False) -> None:
+        self.array = np.asarray(array)
+        self.axes = axes
+        self.dtype = dtype
+        self.weak = weak
+
+    def to(self, dtype: Any) -> Tile:
+        """This tile as another dtype; see semantics.cast."""
+        dtype = _dtype(dtype)
+        return Tile(semantics.cast(self.array, dtype), self.axes, dtype)
+
+    def bits(self, dtype: Any) -> Tile:
+        """The same bits as another dtype of the same width."""
+        dtype = _dtype(dtype)
+        if dtype.bits != self.dtype.bits or bool_ in (dtype, self.dtype):
+            _fail("op-dtype", "a bitcast needs two dtypes of one width", f"{self.dtype} and {dtype}",
+                  f"{self.dtype.bits} bits")
+        return Tile(semantics.elementwise("bitcast", [self.array], dtype), self.axes, dtype)
+
+    def _one(self, what: str) -> Any:
+        if self.axes:
+            _fail("scalar-needed", f"{what} of a tile", repr(self).splitlines()[0], "a scalar",
+                  "use where(condition, a, b), or reduce the tile first")
+        return self.array.item() if self.dtype.bits >= 32 or not self.dtype.is_float else float(self.array)
+
+    def __bool__(self) -> bool:
+        if self.dtype is not bool_:
+            _fail("scalar-needed", "a condition that is no bool", str(self.dtype), "bool", "compare it, as in x != 0")
+        return bool(self._one("the truth value"))
+
+    def __index__(self) -> int:
+        if not self.dtype.is_integer:
+            _fail("scalar-needed", "an integer is needed", str(self.dtype), "an integer scalar")
+        return int(self._one("an integer value"))
+
+    def __float__(self) -> float:
+        if not self.weak:
+            _fail("scalar-needed", "a Python number is needed", str(self.dtype), "a constant")
+        return float(self._one("a Python number"))
 
     def __repr__(self) -> str:
         if not self.axes:
@@ -292,15 +305,18 @@ class Span:
         return f"span({self.start}, {self.stop})"
 
 
-class TensorView:
-    """A tensor argument: reached only by indices, one for each dimension."""
+class TensorView(_Operators):
+    """A tensor argument: reached only by indices, one for each dimension. shape: an int for a static extent, else an
+    index scalar."""
 
-    __slots__ = ("array", "dtype", "name")
+    __slots__ = ("array", "dtype", "name", "shape")
 
-    def __init__(self, array: Array, dtype: DType, name: str) -> None:
+    def __init__(self, array: Array, type: TensorType, name: str) -> None:
         self.array = array
-        self.dtype = dtype
+        self.dtype = type.dtype
         self.name = name
+        self.shape = tuple(extent if isinstance(dim, int) else _scalar_index(extent)
+                           for dim, extent in zip(type.dims, array.shape, strict=True))
 
     def _indices(self, indices: Any, doing: str) -> tuple[tuple[Array, ...], Axes]:
         given = [_as_tile(i, index) for i in (indices if isinstance(indices, tuple) else (indices,))]
@@ -473,6 +489,8 @@ def _unary(name: str, x: Tile) -> Tile:
 
 
 def _power(x: Tile, power: Any) -> Tile:
+    if isinstance(power, Tile) and power.weak and power.dtype.is_integer:
+        power = power.__index__()
     if isinstance(power, float) and power.is_integer():
         power = int(power)
     if not isinstance(power, int) or isinstance(power, bool) or not -16 <= power <= 16:
@@ -564,18 +582,18 @@ class Context:
             return copy
         world = dict(function.__globals__)
         world["__builtins__"] = {**vars(python), **_OVERLAY}
-        closure = None
-        if function.__closure__ is not None:
-            closure = tuple(CellType() for _ in function.__closure__)
-        copy = FunctionType(function.__code__, world, function.__name__, function.__defaults__, closure)
+        code = code_of(function)
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        closure = tuple(CellType() for _ in code.co_freevars)
+        copy = FunctionType(code, world, function.__name__, function.__defaults__, closure)
         copy.__kwdefaults__ = function.__kwdefaults__
         self._copies[function] = copy  # before what it calls, which may call it back
-        for name in _global_names(function.__code__):
+        for name in _global_names(code):
             if name in world:
                 world[name] = self._replaced(world[name])
-        for mine, original in zip(closure or (), function.__closure__ or (), strict=True):
+        for name, mine in zip(code.co_freevars, closure, strict=True):
             try:
-                mine.cell_contents = self._replaced(original.cell_contents)
+                mine.cell_contents = self._replaced(cells[name].cell_contents)
             except ValueError:  # an empty cell stays empty
                 continue
         return copy
@@ -791,7 +809,26 @@ def _bool(value: Any = False) -> Any:
     return value.to(bool_) if isinstance(value, Tile) else bool(value)
 
 
+def _weaken(value: Any) -> Any:
+    """A Python number as a scalar without a dtype; anything else as it is."""
+    if isinstance(value, bool | int | float):
+        dtype = _default_dtype(value)
+        return Tile(_literal(value, dtype).array, (), dtype, True)
+    return value
+
+
+def _method(value: Any, name: str, *arguments: Any) -> Any:
+    """value.to(dtype) or value.bits(dtype), also of a Python number."""
+    if isinstance(value, bool | int | float) and len(arguments) == 1:
+        if name == "bits":
+            return _as_tile(value, _default_dtype(value)).bits(arguments[0])
+        dtype = _dtype(arguments[0])
+        return _literal(bool(value) if dtype is bool_ else int(value) if dtype.is_integer else value, dtype)
+    return getattr(value, name)(*arguments)
+
+
 _OVERLAY: dict[str, Any] = {
+    WEAKEN: _weaken, METHOD: _method, LOCALS: locals,
     "sum": language.sum, "max": language.max, "min": language.min, "abs": language.abs, "round": language.round,
     "range": _range, "float": _float, "int": _int, "bool": _bool,
 }

@@ -113,9 +113,10 @@ class RandomRounding:
     inexact: what reached(function, rounds) found. seed: same seed, same moves.
     """
 
-    __slots__ = ("_inexact", "_random")
+    __slots__ = ("_contrary", "_inexact", "_random")
 
     def __init__(self, inexact: set[Value], seed: int) -> None:
+        self._contrary = seed % 2 == 0
         self._inexact = inexact
         self._random = np.random.default_rng(seed)
 
@@ -173,7 +174,8 @@ class RandomRounding:
         return semantics.cast(np.asarray(moved), dtype)
 
     def _extreme(self, op: Op, operand: Array, result: Array, dtype: DType) -> Array:
-        """Where a NaN takes part, the order of comparisons decides: take any element that takes part."""
+        """Where a NaN takes part, the order of comparisons decides: take any element that takes part, or, every other
+        seed, surely another one than the fold in order took."""
         type, target = op.operands[0].type, op.results[0].type
         assert isinstance(type, TileType) and isinstance(target, TileType)
         if not type.dtype.is_float or not operand.size:
@@ -186,10 +188,16 @@ class RandomRounding:
             moved = operand.transpose([type.axes.index(axis) for axis in (*kept, *over)])
             flat = moved.reshape((*moved.shape[:len(kept)], -1))
             picks = self._random.integers(0, flat.shape[-1], flat.shape[:-1])
-            if op.attributes["kind"].startswith("arg"):
-                picked = picks
-            else:
+            if not op.attributes["kind"].startswith("arg"):
                 picked = np.take_along_axis(flat, picks[..., None], axis=-1)[..., 0]
+                if self._contrary:
+                    folded = semantics.reduce(op.attributes["kind"], operand, type.axes, over, type.dtype)
+                    picked = np.where(np.isnan(folded.astype(np.float64)), picked, semantics.constant(np.nan, dtype))
+            elif self._contrary:
+                folded = semantics.reduce(op.attributes["kind"], operand, type.axes, over, dtype)
+                picked = (folded + 1) % flat.shape[-1]
+            else:
+                picked = picks
             result = np.where(any_nan, semantics.align(np.asarray(picked), kept, target.axes), result).astype(
                 result.dtype)
         if dtype.is_float:

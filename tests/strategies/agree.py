@@ -1,4 +1,4 @@
-"""Comparisons. Why a result may differ from the reference at all, and then by how much, is said where it is computed."""
+"""Comparisons. Why a result may differ from the reference, and by how much, is said where it is computed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def tolerance(dtype: DType, reduction_length: int = 1, function_ulps: int = 4) -
     """The relative error of one sum of `reduction_length` products of functions, in units of the sum of magnitudes.
 
     A sum of n terms in any order is off by at most (n - 1) u of the sum of magnitudes, u = half an ulp (N. Higham,
-    "Accuracy and Stability of Numerical Algorithms", 2nd edition, section 4.2). With random signs of the errors it grows
-    with the root of n; four times that is never met in practice and still finds a dropped term. bf16 and f16 sum in
-    f32 and round once, so only the f32 part grows. Integers are exact.
+    "Accuracy and Stability of Numerical Algorithms", 2nd edition, section 4.2). With random signs of the errors it
+    grows with the root of n; four times that is never met in practice and still finds a dropped term. bf16 and f16
+    sum in f32 and round once, so only the f32 part grows. Integers are exact.
     """
     if not dtype.is_float:
         return 0.0

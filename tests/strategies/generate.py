@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from sapper.ir.types import DTYPES, DType, bool_, f32, i32
+from sapper.ir.types import DTYPES, DType, f32, i32
 from sapper.lang.errors import KernelError
 
 from .kernel_case import KernelCase, TensorSpec
@@ -25,8 +25,8 @@ ALL_DTYPES = ("f32", "bf16", "f16", "f64", "i32", "i8", "u8", "i16", "i64")
 HEADER = """\
 from sapper.ir.types import bf16, bool_, f16, f32, f64, i8, i16, i32, i64, index, u8
 from sapper.lang.builtins import (
-    argmax, argmin, ceil, cos, each, erf, exp, exp2, floor, full, log, log2, maximum, minimum, rsqrt, sigmoid, sin, span,
-    sqrt, tanh, tiles, where, whole, zeros,
+    argmax, argmin, ceil, cos, each, erf, exp, exp2, floor, full, log, log2, maximum, minimum, rsqrt, sigmoid, sin,
+    span, sqrt, tanh, tiles, where, whole, zeros,
 )
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
@@ -52,6 +52,7 @@ FLOAT_PAIRS = ("{} + {}", "{} - {}", "{} * {}", "{} / {}", "maximum({}, {})", "m
                "{} * SCALE + {}")
 INTEGER_FUNCTIONS = ("-({})", "abs({})", "~({})", "({}) << 2", "({}) >> 1", "({}) // 3", "({}) % 5", "({}) // -7",
                      "({}) % -3", "({}) ** 2", "({}) * OFFSET")
+UNSIGNED_FUNCTIONS = tuple(f for f in INTEGER_FUNCTIONS if "-" not in f[1:])
 INTEGER_PAIRS = ("{} + {}", "{} - {}", "{} * {}", "maximum({}, {})", "minimum({}, {})", "({}) & ({})", "({}) | ({})",
                  "({}) ^ ({})")
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
@@ -169,7 +170,8 @@ class _Writer:
                 table = self.fresh("i")
                 rows = self.new_dim()
                 self.positive.add(rows)
-                self.tensors.append(TensorSpec(table, self.one_of([DTYPES["i32"], DTYPES["i64"]]), (dim,), "index", rows))
+                kind = self.one_of([DTYPES["i32"], DTYPES["i64"]])
+                self.tensors.append(TensorSpec(table, kind, (dim,), "index", rows))
                 indices.append(f"{table}[{variable}]")
                 extents.append(rows)
             elif choice == 2:
@@ -281,7 +283,8 @@ class _Writer:
             return f"({pattern.format(a, b)})", _union(a_axes, b_axes)
         if choice < 7:
             known = FLOAT_FUNCTIONS if self.functions else ("-({})", "abs({})", "floor({})", "round({})", "ceil({})")
-            pattern = self.one_of(known if dtype.is_float else INTEGER_FUNCTIONS)
+            whole = UNSIGNED_FUNCTIONS if dtype.kind == "u" else INTEGER_FUNCTIONS
+            pattern = self.one_of(known if dtype.is_float else whole)
             a, axes = self.expression(dtype, within, depth - 1)
             return f"({pattern.format(a)})", axes
         if choice < 8:
@@ -329,12 +332,11 @@ class _Writer:
         text = f"{kind}({value.text}, over={named})"
         if kind.startswith("arg"):
             return self.name(f"{text}.to(i32)", i32, kept)
-        if self.chance(25) and len(over) == 1 and value.dtype in (f32, DTYPES["bf16"], DTYPES["f16"]):
-            partners = [v for v in fitting if v.dtype == value.dtype]
-            other = self.one_of(partners)
-            self.features.add("contract")
-            shared = set(value.axes) & set(other.axes)
-            if shared == set(over):
+        if value.dtype in (f32, DTYPES["bf16"], DTYPES["f16"]) and self.chance(50):
+            partners = [v for v in fitting if v.dtype == value.dtype and set(v.axes) & set(value.axes) == set(over)]
+            if partners:
+                other = self.one_of(partners)
+                self.features.add("contract")
                 return self.name(f"{value.text} @ {other.text}", f32,
                                  tuple(a for a in _union(value.axes, other.axes) if a not in over))
         return self.name(text, value.dtype, kept)
@@ -366,11 +368,10 @@ class _Writer:
         """A sequential loop over a new dimension that accumulates over axes in scope."""
         dim = self.new_dim()
         variable = f"x{dim[1:]}"
-        dtype = self.one_of([d for d in self.dtypes if d.bits >= 32] or [f32])
+        kind = self.one_of(["sum", "max", "product", "product", "running"])
+        wide = [d for d in self.dtypes if d.bits >= 32 and (kind != "product" or d in (f32, i32))]
+        dtype = self.one_of(wide or [f32])
         outer = tuple(a for a in within if self.chance(70))
-        kind = self.one_of(["sum", "max", "product", "running"])
-        if kind == "product" and dtype not in (f32, i32):
-            kind = "sum"
         start = "0" if dtype.is_integer else self.one_of(["0.0", "1.5"])
         total = _Value(self.fresh(), dtype, outer)
         self.line(f"{total.text} = full({', '.join([*outer, f'value={start}', f'dtype={dtype.name}'])})")
@@ -419,8 +420,7 @@ class _Writer:
                 self.line(f"{best} = min({part}, over={variable})")
                 self.line(f"{total.text} = where({best} < {total.text}, {best}, {total.text})")
         if count is not None:
-            self.line(f"{count.text} += 1 if {variable[0] == 'x'} else 0" if False else
-                      f"{count.text} += sum(({variable} >= 0).to(i32), over={variable})")
+            self.line(f"{count.text} += sum(({variable} >= 0).to(i32), over={variable})")
         self.depth -= 1
         del self.loops[dim]
         del self.values[before:]
@@ -530,4 +530,4 @@ def reject_unbuildable(error: KernelError) -> None:
     raise error
 
 
-__all__ = ["ALL_DTYPES", "bool_", "kernels", "reject_unbuildable"]
+__all__ = ["ALL_DTYPES", "kernels", "reject_unbuildable"]
