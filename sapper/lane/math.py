@@ -2,7 +2,8 @@
 
 Enters: a lane function and the set of op names that the target has. Leaves: the same function without exp, exp2, log,
 log2, tanh, sigmoid, erf, sin, cos, rsqrt, scale_exponent, round, floor, ceil and trunc, save those in the set. Holds:
-results keep their values and places; errors and special values are as docs/math.md says, for f32 and f64 rows. `fma` and the other arithmetic ops are taken to be there.
+results keep their values and places; errors and special values are as docs/math.md says, for f32 and f64 rows. `fma`
+and the other arithmetic ops are taken to be there.
 
 Constants are `splat_const` ops at the head of the function, each value once, so loops keep them out of their bodies.
 The polynomials are in sapper/lane/polynomials.py, fitted by tools/fit_polynomials.py.
