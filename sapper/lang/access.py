@@ -169,18 +169,22 @@ class Accesses(Operations):
             return  # a condition or an empty range may keep the index in bounds
         if any(self.is_empty(symbol) for symbol in form.terms):
             return
+        last = f"{extent} - 1" if isinstance(extent, str) else str(extent - 1)
         lowest = extreme(form, self.range_of, False)
         if not lowest.terms and lowest.constant < 0:
             self.fail("out-of-bounds", f"index {dimension} of {tensor.name} is negative", node,
-                      f"an index of {lowest.constant}", f"0 to {extent} - 1",
-                      f"write {extent} {lowest.constant}" if not form.terms else "start the range later")
+                      f"an index of {lowest.constant}", f"0 to {last}",
+                      f"write {extent} - {-lowest.constant}" if not form.terms else "start the range later")
         size = Affine(extent) if isinstance(extent, int) else extreme(Affine(0, {extent: 1}), self.range_of, True)
         excess = extreme(form, self.range_of, True).plus(size, -1)
         if not excess.terms and excess.constant >= 0:
             highest = excess.plus(size)
-            shown = str(highest.constant) if not highest.terms else f"{extent} + {excess.constant}"
+            shown = str(highest.constant)
+            if highest.terms:
+                shown = f"{extent} + {excess.constant}" if excess.constant else str(extent)
             self.fail("out-of-bounds", f"index {dimension} of {tensor.name} reaches beyond its end", node,
-                      f"an index of {shown}", f"0 to {extent} - 1", "end the range earlier")
+                      f"an index of {shown}", f"0 to {last}",
+                      "end the range earlier" if form.terms else "give a smaller index")
         if excess.terms and not self.guards and all(isinstance(s, str) for s in excess.terms):
             needed = excess.plus(size).plus(Affine(1))
             terms = [part for name, coefficient in sorted(needed.terms.items()) for part in (name, coefficient)]

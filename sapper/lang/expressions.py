@@ -168,45 +168,57 @@ class Expressions(Accesses, ABC):
             return type(a) is type(b) and repr(a) == repr(b)
         return a is b
 
-    def merge(self, name: str, a: Any, b: Any, then: Block, other: Block, node: Any) -> tuple[Value, Value, bool]:
-        """The values of the branches of an if as values of one type, made at the end of the branches."""
+    def merge(self, name: str, a: Any, b: Any, then: Block, other: Block, node: Any, spread: bool = False
+              ) -> tuple[Value, Value, bool]:
+        """The values of the branches of an if as values of one type, made at the end of the branches.
+
+        spread: whether a value that spans fewer axes than the other is spread over them. Returns the two values, and
+        whether they are weak.
+        """
         for side in (a, b):
             if not isinstance(side, (bool, int, float, DimExpression, Axis)) and not is_tile(side):
                 self.fail("branch-type", f"the branches give {name} different objects", node,
                           f"{self.describe(a)}, and {self.describe(b)}", "tiles or scalars of one type",
                           "choose between them with a condition on constants")
-        outside = self.open_block(then)
-        a = self.operand(a, node)
-        self.builder.block = other
-        b = self.operand(b, node)
+        a, b = self.operand(a, node), self.operand(b, node)
         weak = all(not isinstance(v, Value) or v in self.weak for v in (a, b))
         dtypes = [dtype_of(v) if isinstance(v, Value) else self.default_dtype(v) for v in (a, b)]
         strong = [d for d, v in zip(dtypes, (a, b), strict=True) if isinstance(v, Value) and v not in self.weak]
         target = strong[0] if strong else f32 if f32 in dtypes else index if index in dtypes else dtypes[0]
         if index in dtypes and i32 in dtypes:
             target = index
-        sides = []
+        sides: list[Value] = []
+        axes: tuple[str, ...] = ()
         for block, side in ((then, a), (other, b)):
-            self.builder.block = block
+            outside = self.reopen_block(block)
             value = self.value(side, target, node)
             if target == index and dtype_of(value) == i32:
                 value = self.raw_cast(value, index)
+            self.reclose_block(outside)
+            self.check_leaving(name, value, node)
             sides.append(value)
-        self.builder.block = other
+            axes = self.joined_axes(*sides)
+        for position, block in enumerate((then, other)):
+            value = sides[position]
+            if axes_of(value) != axes and (spread or len(axes_of(value)) == len(axes)):
+                outside = self.reopen_block(block)
+                sides[position] = self.spread(value, axes)
+                self.reclose_block(outside)
         first, second = sides
-        if first.type != second.type and self.permuted(first, second):
-            second = self.reordered(second, first)
-        self.builder.block = then
-        self.close_block_quietly(outside)
-        self.check_leaving(name, first, node)
-        self.check_leaving(name, second, node)
         if first.type != second.type:
             self.fail("branch-type", f"the branches give {name} different types", node,
                       f"{first.type}, and {second.type}", "one type", self.type_mend(first, second))
         return first, second, weak
 
-    def close_block_quietly(self, outside: Block) -> None:
-        self.builder.block = outside
+    def reopen_block(self, block: Block) -> Block:
+        """Append to a block that was closed; its axes stay out of scope."""
+        before = self.builder.block
+        self.builder.block = block
+        self.known.append({})
+        return before
+
+    def reclose_block(self, before: Block) -> None:
+        self.builder.block = before
         self.known.pop()
 
     def check_leaving(self, name: str, value: Value, node: Any) -> None:
@@ -221,11 +233,12 @@ class Expressions(Accesses, ABC):
         assert isinstance(left, TileType) and isinstance(right, TileType)
         return left.dtype == right.dtype and left.axes != right.axes and set(left.axes) == set(right.axes)
 
-    def reordered(self, value: Value, like: Value) -> Value:
-        """A value with its axes named in the order of `like`: a select whose condition spans them in that order."""
-        type = like.type
-        assert isinstance(type, TileType)
-        true = self.emit("full", [self.constant(True, bool_, None)], TileType(bool_, type.axes))
+    def spread(self, value: Value, axes: tuple[str, ...]) -> Value:
+        """A value spread over axes, or with its axes named in another order, which means the same."""
+        type = TileType(dtype_of(value), axes)
+        if not axes_of(value):
+            return self.emit("full", [value], type)
+        true = self.emit("full", [self.constant(True, bool_, None)], TileType(bool_, axes))
         return self.emit("select", [true, value, value], type)
 
     def type_mend(self, have: Value, want: Value) -> str:
@@ -233,7 +246,8 @@ class Expressions(Accesses, ABC):
         assert isinstance(left, TileType) and isinstance(right, TileType)
         if left.dtype != right.dtype:
             return f"write .to({left.dtype.name})"
-        return f"start from full({', '.join(right.axes)}, value=..., dtype={right.dtype.name})"
+        wide = left if len(left.axes) > len(right.axes) else right
+        return f"write full({', '.join([*wide.axes, 'value=...'])}) where the value spans less"
 
     def new_axis(self, name: str, start: Affine, stop: Affine, loop: LoopScope | None, block: Block, anchor: Op | None,
                  node: Any) -> Axis:
@@ -328,7 +342,7 @@ class Expressions(Accesses, ABC):
                 for side in (result, part):
                     if isinstance(side, Value) and axes_of(side):
                         self.fail("chained-comparison", "a chained comparison of tiles", node, ast.unparse(node),
-                                  "two comparisons", f"write ({ast.unparse(left_node)} ...) & (...)")
+                                  "two comparisons", f"write {separate_comparisons(node)}")
                 result = self.both("and", result, part, node)
             left_node, left = right_node, right
         return result
@@ -408,7 +422,7 @@ class Expressions(Accesses, ABC):
             if name:
                 return self.both(name, test, sides[0 if name == "and" else 1], node)
             return self.where(test, sides[0], sides[1], node, (node, *nodes))
-        first, second, weak = self.merge("the expression", sides[0], sides[1], blocks[0], blocks[1], node)
+        first, second, weak = self.merge("the expression", sides[0], sides[1], blocks[0], blocks[1], node, True)
         self.at(node)
         for block, value in zip(blocks, (first, second), strict=True):
             block.ops.append(Op("yield", [value], (), None, None, self.builder.location))
@@ -496,6 +510,14 @@ class Expressions(Accesses, ABC):
         listed = ", ".join(known) if len(known) < 8 else "an attribute that exists"
         self.fail("unknown-attribute", f"{self.describe(base)} has no attribute {node.attr}", node, node.attr, listed,
                   mend or near(node.attr, known))
+
+
+def separate_comparisons(node: ast.Compare) -> str:
+    """a < b < c as (a < b) & (b < c)"""
+    sides = [node.left, *node.comparators]
+    return " & ".join(
+        f"({ast.unparse(ast.Compare(left, [operator], [right]))})"
+        for left, operator, right in zip(sides, node.ops, node.comparators, strict=False))
 
 
 def constant_of(value: Any) -> Any:

@@ -109,7 +109,7 @@ class Frontend(Calls):
             if handler is None:
                 kind = type(statement).__name__
                 self.fail("unsupported-statement", f"{STATEMENT_WORDS.get(kind, kind.lower())} in a kernel", statement,
-                          f"a {kind} statement", "assignments, for, if, calls, assert and return",
+                          ast.unparse(statement).partition("\n")[0], "assignments, for, if, calls, assert and return",
                           STATEMENT_MENDS.get(kind, ""))
             returned: Returned | None = handler(self, statement)
             if returned is not None:
@@ -448,7 +448,7 @@ class Frontend(Calls):
         if value.type == type:
             return value
         if self.permuted(value, argument):
-            return self.reordered(value, argument)
+            return self.spread(value, type.axes)
         have = value.type
         assert isinstance(have, TileType)
         mend = f"start from zeros({', '.join([*have.axes, f'dtype={have.dtype.name}'])}) or full(...)"

@@ -691,7 +691,7 @@ class Operations:
         dtype = bool_ if dtype is bool else dtype
         if dtype is not None and not isinstance(dtype, DType):
             self.fail("bad-argument", "dtype is no dtype", node, self.describe(dtype), "a dtype such as f32")
-        names = tuple(self.axis(a, n, "zeros and full span").name for a, n in zip(axes, axis_nodes, strict=True))
+        names = tuple(self.axis(a, n, "zeros and full need").name for a, n in zip(axes, axis_nodes, strict=True))
         if len(set(names)) < len(names):
             self.fail("bad-argument", "an axis is named twice", node, ", ".join(names), "different axes")
         value = self.operand(value, value_node)
@@ -719,7 +719,7 @@ class Operations:
             mend = ""
             if isinstance(value, DimExpression):
                 mend = f"bring one: n = whole({value!r}), or for n in tiles({value!r})"
-            self.fail("unknown-axis", f"{what} an axis", node, self.describe(value),
+            self.fail("unknown-axis", f"{what} axes", node, self.describe(value),
                       "an axis (a variable of tiles, or whole)",
                       mend)
         self.check_axis(value, node)
@@ -728,7 +728,7 @@ class Operations:
     # Reductions and contractions.
 
     def over_axes(self, over: Any, type: TileType, node: Any, what: str) -> list[Axis]:
-        axes = [self.axis(a, node, "over names") for a in (over if isinstance(over, tuple) else (over,))]
+        axes = [self.axis(a, node, "over needs") for a in (over if isinstance(over, tuple) else (over,))]
         for axis in axes:
             if axis.name not in type.axes:
                 self.fail("over", f"{what} over axis {axis.name}, which the tile does not span", node,

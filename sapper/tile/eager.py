@@ -349,11 +349,6 @@ class TensorView(_Operators):
                   "index with them, or reduce them first")
         self.array[where] = semantics.align(tile.array, tile.axes, axes)
 
-    @property
-    def shape(self) -> tuple[Tile, ...]:
-        """The extents, as index scalars."""
-        return tuple(_scalar_index(size) for size in self.array.shape)
-
     def __repr__(self) -> str:
         return f"tensor {self.name}: {self.dtype}{list(self.array.shape)}\n{self.array}"
 
