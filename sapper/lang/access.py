@@ -2,7 +2,9 @@
 
 Provable indices out of bounds are errors. At the end of each loop the accesses made in it tell whether its iterations
 may run in any order: a loop whose writes are proved disjoint is parallel, one where they may meet is ordered, and
-one where every iteration certainly writes the same element is an error.
+one where every iteration certainly writes the same element is an error. What the extents must fulfil for indices to
+stay inside, where that can be said with dimensions alone, becomes the function attribute "requires": a list of
+[tensor, dimension, constant, name, coefficient, ...], the extent being at least constant + sum(coefficient * name).
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class Accesses(Operations):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.accesses: list[Access] = []
+        self.requirements: dict[tuple[Any, ...], int] = {}
 
     def load(self, tensor: Value, items: Sequence[Any], node: Any, item_nodes: Sequence[Any]) -> Value:
         """tensor[items]"""
@@ -48,7 +51,8 @@ class Accesses(Operations):
         type = TileType(dtype_of(tensor), self.joined_axes(*values) if values else ())
         result = self.builder.value("load", [tensor, *values], type)
         self.levels[result] = self.level
-        self.accesses.append(Access(tensor, False, forms, values, node, self.frame, self.guards))
+        self.accesses.append(Access(tensor, False, forms, values, node, self.frame,
+                                    self.guards + self.ragged))
         return result
 
     def store(self, tensor: Value, items: Sequence[Any], value: Any, node: Any, item_nodes: Sequence[Any],
@@ -79,7 +83,8 @@ class Accesses(Operations):
                       f"index {tensor.name} with {names}, or reduce the value: sum(..., over={lacking[0]})")
         self.at(node)
         self.builder.add("store", [tensor, value, *values])
-        self.accesses.append(Access(tensor, True, forms, values, node, self.frame, self.guards))
+        self.accesses.append(Access(tensor, True, forms, values, node, self.frame,
+                                    self.guards + self.ragged))
 
     def indices(self, tensor: Value, items: Sequence[Any], node: Any, item_nodes: Sequence[Any]
                 ) -> tuple[list[Value], list[Affine]]:
@@ -160,20 +165,44 @@ class Accesses(Operations):
                 self.fail("axis-extent", f"{name} walks {walked}, dimension {dimension} of {tensor.name} is {extent}",
                           node, f"{name} from 0 to {walked}", f"a range of {extent}",
                           f"walk {extent}, or declare both dimensions {walked}")
-        if self.guards and not all(isinstance(s, (Axis, str)) for s in form.terms):
-            return  # the condition may keep the index in bounds
+        if (self.guards or self.ragged) and not (form.terms and all(map(self.is_settled, form.terms))):
+            return  # a condition or an empty range may keep the index in bounds
+        if any(self.is_empty(symbol) for symbol in form.terms):
+            return
+        last = f"{extent} - 1" if isinstance(extent, str) else str(extent - 1)
         lowest = extreme(form, self.range_of, False)
-        if not lowest.terms and lowest.constant < 0 and not (self.guards and not form.terms):
+        if not lowest.terms and lowest.constant < 0:
             self.fail("out-of-bounds", f"index {dimension} of {tensor.name} is negative", node,
-                      f"an index of {lowest.constant}", f"0 to {extent} - 1",
-                      f"write {extent} {lowest.constant}" if not form.terms else "start the range later")
+                      f"an index of {lowest.constant}", f"0 to {last}",
+                      f"write {extent} - {-lowest.constant}" if not form.terms else "start the range later")
         size = Affine(extent) if isinstance(extent, int) else extreme(Affine(0, {extent: 1}), self.range_of, True)
         excess = extreme(form, self.range_of, True).plus(size, -1)
-        if not excess.terms and excess.constant >= 0 and not (self.guards and not form.terms):
+        if not excess.terms and excess.constant >= 0:
             highest = excess.plus(size)
-            shown = str(highest.constant) if not highest.terms else f"{extent} + {excess.constant}"
+            shown = str(highest.constant)
+            if highest.terms:
+                shown = f"{extent} + {excess.constant}" if excess.constant else str(extent)
             self.fail("out-of-bounds", f"index {dimension} of {tensor.name} reaches beyond its end", node,
-                      f"an index of {shown}", f"0 to {extent} - 1", "end the range earlier")
+                      f"an index of {shown}", f"0 to {last}",
+                      "end the range earlier" if form.terms else "give a smaller index")
+        if excess.terms and not self.guards and all(isinstance(s, str) for s in excess.terms):
+            needed = excess.plus(size).plus(Affine(1))
+            terms = [part for name, coefficient in sorted(needed.terms.items()) for part in (name, coefficient)]
+            key = (tensor.name, dimension, *terms)
+            self.requirements[key] = max(needed.constant, self.requirements.get(key, needed.constant))
+
+    def is_settled(self, symbol: Any) -> bool:
+        """Whether a symbol is an axis whose range is made of dimensions and numbers."""
+        return isinstance(symbol, Axis) and all(isinstance(s, str) for s in (*symbol.start.terms, *symbol.stop.terms))
+
+    def is_empty(self, symbol: Any) -> bool:
+        bounds = self.range_of(symbol)
+        return bounds is not None and self.empty_range(*bounds)
+
+    def empty_range(self, start: Affine, stop: Affine) -> bool:
+        """Whether a range is certainly empty."""
+        extent = extreme(stop.plus(start, -1), self.range_of, True)
+        return not extent.terms and extent.constant <= 0
 
     def depends(self, symbol: Any, variable: Any, loop: LoopScope) -> bool:
         """Whether a symbol of an index may depend on a variable of a loop."""

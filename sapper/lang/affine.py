@@ -62,24 +62,27 @@ RangeOf = Callable[[Symbol], "Range | None"]
 
 
 def extreme(form: Affine, range_of: RangeOf, largest: bool) -> Affine:
-    """The form with every symbol that walks a range replaced by its last (or first) value: an upper (lower) bound,
-    reached when every range is non-empty. Symbols without a range stay."""
-    for _ in range(16):  # ranges may be bounded by other loops' symbols; nests are shallower than this
-        changed = False
-        for symbol, coefficient in form.terms.items():
-            bounds = range_of(symbol)
-            if bounds is None:
-                continue
-            start, stop = bounds
-            rest = dict(form.terms)
-            del rest[symbol]
-            end = stop.plus(Affine(-1)) if (coefficient > 0) == largest else start
-            form = Affine(form.constant, rest).plus(end, coefficient)
-            changed = True
-            break
-        if not changed:
-            break
-    return form
+    """The form with every symbol that walks a range replaced by its last (or first) value: the largest (smallest)
+    value that it takes, if no range is empty. Symbols without a range stay.
+
+    A symbol goes before those that its range is made of: in i - j with j below i, j is i - 1 at most.
+    """
+    while True:
+        walked = [s for s in form.terms if range_of(s) is not None]
+        if not walked:
+            return form
+        symbol = next(s for s in walked if not any(_bounded_by(t, s, range_of) for t in walked))
+        coefficient = form.terms[symbol]
+        start, stop = range_of(symbol) or (form, form)
+        end = stop.plus(Affine(-1)) if (coefficient > 0) == largest else start
+        form = form.plus(Affine(0, {symbol: -coefficient})).plus(end, coefficient)
+
+
+def _bounded_by(symbol: Symbol, other: Symbol, range_of: RangeOf) -> bool:
+    """Whether the range of a symbol is made of another one, directly or not."""
+    bounds = range_of(symbol)
+    return bounds is not None and any(
+        s == other or _bounded_by(s, other, range_of) for bound in bounds for s in bound.terms)
 
 
 def never_meet(

@@ -82,7 +82,10 @@ class Axis:
 
 
 class LoopScope:
-    """A loop while its body is read. kind: "tiles", "each" or "range". variables: Axes, or index Values."""
+    """A loop while its body is read.
+
+    kind: "tiles", "each" or "range". variables: Axes, or index Values. guards: open branches and ragged loops.
+    """
 
     __slots__ = ("carries", "guards", "kind", "level", "names", "node", "variables")
 
@@ -194,7 +197,8 @@ class Operations:
         self.level = 0
         self.axes: dict[str, Axis] = {}
         self.ranges: dict[Value, tuple[Affine, Affine]] = {}
-        self.guards = 0
+        self.guards = 0  # open run-time branches
+        self.ragged = 0  # open loops whose range depends on run-time values, so that it may be empty
 
     # Errors.
 
@@ -339,7 +343,9 @@ class Operations:
         if isinstance(value, Axis):
             return self.coordinate(value, node)
         if isinstance(value, DimExpression):
-            return self.dimension(value, node)
+            # An index scalar whether it is fixed or not, so that types do not depend on what is fixed.
+            size = self.dimension(value, node)
+            return size if isinstance(size, Value) else self.constant(size, index, node)
         if value is None:
             self.fail("missing-return", "a value is wanted where there is none", node, "None", "a tile or a number",
                       "let the function return its result")
@@ -479,6 +485,8 @@ class Operations:
         for side, side_node in ((a, a_node), (b, b_node)):
             if isinstance(side, Value):
                 self.need_compute(side, side_node, symbol)
+        if name in ("floordiv", "mod") and not isinstance(b, Value) and b == 0:
+            self.fail("constant-arithmetic", "division by zero", node, f"{symbol} 0")
         simple = self.simplified(name, a, b)
         if simple is not None:
             return simple
@@ -683,7 +691,7 @@ class Operations:
         dtype = bool_ if dtype is bool else dtype
         if dtype is not None and not isinstance(dtype, DType):
             self.fail("bad-argument", "dtype is no dtype", node, self.describe(dtype), "a dtype such as f32")
-        names = tuple(self.axis(a, n, "zeros and full span").name for a, n in zip(axes, axis_nodes, strict=True))
+        names = tuple(self.axis(a, n, "zeros and full need").name for a, n in zip(axes, axis_nodes, strict=True))
         if len(set(names)) < len(names):
             self.fail("bad-argument", "an axis is named twice", node, ", ".join(names), "different axes")
         value = self.operand(value, value_node)
@@ -711,7 +719,7 @@ class Operations:
             mend = ""
             if isinstance(value, DimExpression):
                 mend = f"bring one: n = whole({value!r}), or for n in tiles({value!r})"
-            self.fail("unknown-axis", f"{what} an axis", node, self.describe(value),
+            self.fail("unknown-axis", f"{what} axes", node, self.describe(value),
                       "an axis (a variable of tiles, or whole)",
                       mend)
         self.check_axis(value, node)
@@ -720,7 +728,7 @@ class Operations:
     # Reductions and contractions.
 
     def over_axes(self, over: Any, type: TileType, node: Any, what: str) -> list[Axis]:
-        axes = [self.axis(a, node, "over names") for a in (over if isinstance(over, tuple) else (over,))]
+        axes = [self.axis(a, node, "over needs") for a in (over if isinstance(over, tuple) else (over,))]
         for axis in axes:
             if axis.name not in type.axes:
                 self.fail("over", f"{what} over axis {axis.name}, which the tile does not span", node,

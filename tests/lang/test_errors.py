@@ -63,7 +63,7 @@ def unknown_name():
     @kernel
     def k(a: Tensor[f32, M], out: Tensor[f32, M]):
         for m in tiles(M):
-            acc = a[m]
+            acc = a[m]  # noqa: F841
             out[m] = ac + 1  # noqa: F821  # here
 
     return k
@@ -75,7 +75,7 @@ def read_before_assignment():
     def k(a: Tensor[f32, M], out: Tensor[f32, M]):
         for m in tiles(M):
             out[m] = a[m] + later  # noqa: F821  # here
-            later = 1.0
+            later = 1.0  # noqa: F841
 
     return k
 
@@ -134,7 +134,7 @@ def while_loop():
 def try_statement():
     @kernel
     def k(out: Tensor[f32, M]):
-        try:  # here
+        try:  # noqa: SIM105  # here
             out[0] = 1.0
         except ValueError:
             pass
@@ -353,7 +353,7 @@ def recursive(x):
 
 
 def without_result(x):
-    x + 1  # noqa: B018
+    x + 1
 
 
 def early(x):
@@ -396,7 +396,7 @@ def return_in_the_middle():
 def return_in_a_loop():
     @kernel
     def k(out: Tensor[i32, M]):
-        for m in tiles(M):
+        for m in tiles(M):  # noqa: B007
             return  # here
 
     return k
@@ -513,7 +513,8 @@ def unresolved_annotation():
 
 
 def test_tensor_annotation_alone():
-    for make in (lambda: Tensor[float, M], lambda: Tensor[f32, "M"], lambda: Tensor[f32, 2 * M], lambda: Tensor[f32, -1]):
+    for make in (lambda: Tensor[float, M], lambda: Tensor[f32, "M"], lambda: Tensor[f32, 2 * M],
+                 lambda: Tensor[f32, -1]):
         with pytest.raises(KernelError) as caught:
             make()
         assert caught.value.kind == "bad-annotation"
@@ -550,7 +551,7 @@ def wrong_over():
     def k(a: Tensor[f32, M, N], out: Tensor[f32, M]):
         for m in tiles(M):
             n = whole(N)
-            j = whole(M)  # noqa: F841
+            j = whole(M)
             x = a[m, n]
             out[m] = sum(x, over=j)  # here
 
@@ -703,7 +704,7 @@ def constant_out_of_bounds():
     return k
 
 
-@case("out-of-bounds", "M -1")
+@case("out-of-bounds", "M - 1")
 def negative_index():
     @kernel
     def k(a: Tensor[f32, M], out: Tensor[f32, M]):
@@ -1002,7 +1003,7 @@ def full_of_tile():
     return k
 
 
-@case("chained-comparison", "&")
+@case("chained-comparison", "(0 < a[m]) & (a[m] < 1)")
 def chained_comparison():
     @kernel
     def k(a: Tensor[f32, M], out: Tensor[f32, M]):
@@ -1026,7 +1027,7 @@ def loop_over_dimension():
 def too_many_variables():
     @kernel
     def k(out: Tensor[f32, M]):
-        for m, n in tiles(M):  # here
+        for m, n in tiles(M):  # noqa: B007  # here
             out[m] = 1.0
 
     return k
