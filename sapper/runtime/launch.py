@@ -161,7 +161,7 @@ def _target_key(target: Any) -> str:
 def _interpret(kernel: Any, arguments: tuple[Any, ...]) -> Any:
     from ..tile.eager import run
 
-    return run(kernel, *arguments)
+    return run(kernel, arguments)
 
 
 # ----------------------------------------------------------------------------------------------------------- entries
