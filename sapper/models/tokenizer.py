@@ -202,8 +202,8 @@ def _byte_level(metadata: Mapping[str, Any], where: str, tokens: list[str]) -> t
 def _sentence_piece(
     metadata: Mapping[str, Any], where: str, tokens: list[str], kinds: list[int]
 ) -> tuple[Any, bool]:
-    from tokenizers import models, normalizers
     from tokenizers import Tokenizer as Inner
+    from tokenizers import models, normalizers
 
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) != len(tokens) or not all(type(s) is float for s in scores):

@@ -1,0 +1,106 @@
+"""`sapper generate`: a model answers a prompt.
+
+In: the command's settings. Out: text on stdout as it comes, speeds on stderr; or one JSON object on stdout. Holds: the
+function returns the exit status and raises nothing for a user's mistakes: 0 done, 1 refused, 130 stopped by Ctrl-C, 141 the
+reader of stdout went away.
+"""
+
+from __future__ import annotations
+
+import json as json_text
+import os
+import sys
+import time
+from typing import Any, TextIO
+
+REFUSED, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
+
+
+def run_generate(
+    model: str, prompt: str, tokens: int = 128, *, temperature: float = 0.0, top_k: int = 40, seed: int = 0,
+    json: bool = False, threads: int | None = None, raw: bool = False, system: str | None = None, dtype: str = "bf16",
+    interpret: bool = False, out: TextIO | None = None, err: TextIO | None = None,
+) -> int:
+    """Generate text and print it.
+
+    model: a GGUF file, a safetensors directory, or a name such as "smollm2". prompt: a user's message, or with raw the
+    beginning of a text. tokens: at most so many. temperature 0 takes the likeliest token each time. json: print one object
+    at the end: model, prompt, text, tokens, prompt_tokens, stop ("end", "length", "context", "interrupted"), load_s,
+    prefill_tokens_per_s, decode_tokens_per_s. dtype: "bf16" or "f32", how the weights are held. interpret: run under the
+    reference interpreter. out, err: where to print (None: stdout and stderr).
+    """
+    out, err = out or sys.stdout, err or sys.stderr
+    try:
+        from ..models.errors import ModelError
+        from ..models.llama.generate import Generation, prompt_tokens
+        from ..models.llama.model import load_model
+    except ImportError as error:
+        print(f"error: {error}; mend: pip install 'sapper[models]'", file=err)
+        return REFUSED
+    status = 0
+    generation: Generation | None = None
+    pieces: list[str] = []
+    started = time.perf_counter()
+    load_seconds = 0.0
+    try:
+        loaded = load_model(model, dtype)
+        load_seconds = time.perf_counter() - started
+        generation = Generation(
+            loaded, prompt_tokens(loaded, prompt, raw, system), tokens, temperature=temperature, top_k=top_k, seed=seed,
+            threads=threads, interpret=interpret,
+        )
+        for piece in generation:
+            pieces.append(piece)
+            if not json and piece:
+                out.write(piece)
+                out.flush()
+    except ModelError as error:
+        print(f"error: {error}", file=err)
+        return REFUSED
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except BrokenPipeError:
+        _drop_output(out)
+        return PIPE_CLOSED
+    if generation is None:  # Ctrl-C while loading
+        return status
+    try:
+        _report(generation, model, prompt, pieces, load_seconds, json, out, err)
+    except BrokenPipeError:
+        _drop_output(out)
+        return PIPE_CLOSED
+    return status
+
+
+def _report(
+    generation: Any, model: str, prompt: str, pieces: list[str], load_seconds: float, json: bool, out: TextIO, err: TextIO
+) -> None:
+    if json:
+        result = {
+            "model": model,
+            "prompt": prompt,
+            "text": "".join(pieces),
+            "tokens": generation.tokens,
+            "prompt_tokens": generation.prompt_count,
+            "stop": generation.stop or "interrupted",
+            "load_s": round(load_seconds, 4),
+            "prefill_tokens_per_s": round(generation.prefill_rate, 2),
+            "decode_tokens_per_s": round(generation.decode_rate, 2),
+        }
+        print(json_text.dumps(result), file=out, flush=True)
+        return
+    print(file=out, flush=True)
+    print(
+        f"{generation.prompt_count} prompt tokens at {generation.prefill_rate:.1f} tokens/s, "
+        f"{len(generation.tokens)} tokens at {generation.decode_rate:.1f} tokens/s "
+        f"(stopped: {generation.stop or 'interrupted'}; loaded in {load_seconds:.1f} s)",
+        file=err,
+    )
+
+
+def _drop_output(out: TextIO) -> None:
+    """Nobody reads any more: let the interpreter's last flush of stdout go nowhere rather than fail."""
+    if out is sys.stdout:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, out.fileno())
+        os.close(null)

@@ -1,0 +1,63 @@
+"""SmolLM2-135M-Instruct, compiled: logits against the NumPy reference, tokens against those that llama.cpp gave."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sapper.models.errors import ModelError
+from sapper.models.llama.generate import Generation, generate
+from sapper.models.llama.model import LlamaModel, load_model
+from sapper.models.llama.session import Session
+from sapper.models.locate import find_model
+
+from .reference_llama import ReferenceLlama
+
+pytest.importorskip("sapper.codegen.pipeline", reason="there is no compiler")
+RECORDED = json.loads((Path(__file__).parent / "data" / "smollm2.json").read_text())
+RUNS = [pytest.param(run, id=run["prompt"]) for run in RECORDED["runs"]]
+
+
+@pytest.fixture(scope="module")
+def path() -> Path:
+    try:
+        return find_model("smollm2")
+    except ModelError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> LlamaModel:
+    return load_model(path, "f32")
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_greedy_tokens_are_those_of_llama_cpp(model: LlamaModel, run: dict) -> None:
+    """64 tokens, both sides with the weights of the file widened to f32."""
+    made = Generation(model, run["tokens"], len(run["greedy"]))
+    list(made)
+    wanted = run["greedy"]
+    if made.stop == "end":  # The recorded run went on past the end.
+        wanted = wanted[: next(i for i, token in enumerate(wanted) if token in model.tokenizer.stops)]
+    assert made.tokens == wanted
+
+
+def test_logits_match_the_reference(model: LlamaModel, path: Path) -> None:
+    tokens = RECORDED["runs"][0]["tokens"] + RECORDED["runs"][0]["greedy"][:4]
+    wanted = ReferenceLlama(path).logits(tokens)
+    session = Session(model, 256)
+    session.feed(tokens[:-4])
+    for i in range(len(tokens) - 5, len(tokens) - 1):
+        np.testing.assert_allclose(session.logits, wanted[i], rtol=1e-3, atol=2e-3)
+        session.feed(tokens[i + 1 : i + 2])
+    np.testing.assert_allclose(session.logits, wanted[-1], rtol=1e-3, atol=2e-3)
+
+
+def test_bf16_answers_a_question() -> None:
+    try:
+        loaded = load_model("smollm2", "bf16")
+    except ModelError as error:
+        pytest.skip(str(error))
+    text = "".join(generate(loaded, "What is the capital of France?", 32))
+    assert "Paris" in text
