@@ -226,7 +226,7 @@ class Entry:
         self.scalar_words = [(slots[f"scalar.{n}"], i) for i, n in parameters if f"scalar.{n}" in slots]
         self.threads = threads
         self.blocks: list[Block] = []
-        self.direct = threads == 1 and not compiled.scratch_bytes and not compiled.counters
+        self.direct = threads == 1 and not compiled.scratch_bytes and compiled.counters == 0
         self.run: Callable[[memoryview, int], None] = self._runner()
 
     def block(self) -> Block:
