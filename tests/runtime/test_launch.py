@@ -366,14 +366,14 @@ def test_bad_options(add_f32: FakeKernel) -> None:
 
 
 def test_unknown_use_of_the_sync_block_gets_one(compiler: Compiler) -> None:
-    for counters, given in ((0, False), (None, True), (1, True)):
+    for counters, is_there in ((0, False), (None, True), (1, True)):
         name = f"record {counters}"
         compiler.results[name] = CompiledKernel(name, RECORD, ("out.data",), counters=counters, stored=("out",))
         kernel = FakeKernel(name, [("out", tensor(i64, "N"))])
         out = np.zeros(5, np.int64)
         for _ in range(2):
             kernel(out)
-            assert (out[2] != 0) == given and out[2] % 64 == 0
+            assert (out[2] != 0) == is_there and out[2] % 64 == 0
 
 
 # ---- bound calls
