@@ -19,8 +19,8 @@ class CompiledKernel:
 
     name: for messages. code: position-independent machine code; the entry is its first byte.
     slots: words of the argument block from word 3 on (docs/ir.md). scratch_bytes: of each worker.
-    counters: how many of the sync block's task counters it takes tasks from; a kernel with none has no parallel loop
-        and is run by one worker.
+    counters: how many of the sync block's task counters it takes tasks from. 0 promises that it touches no sync block
+        (no parallel loop, no barrier); such a kernel, and one of which it is unknown (None), is run by one worker.
     stored: names of the tensors that it writes.
     tasks: for each parallel loop the factors (dim name or extent, tile size) whose rounded-up quotients multiply to
         its number of tasks; empty when unknown.
@@ -32,7 +32,7 @@ class CompiledKernel:
     code: bytes
     slots: tuple[str, ...]
     scratch_bytes: int = 0
-    counters: int = 0
+    counters: int | None = 0
     stored: tuple[str, ...] = ()
     tasks: tuple[tuple[tuple[str | int, int], ...], ...] = ()
     work: tuple[Term, ...] = field(default=())
@@ -51,7 +51,7 @@ class CompiledKernel:
             bytes(code),
             tuple(compiled.slots),
             compiled.scratch_bytes,
-            getattr(compiled, "counters", 0),
+            getattr(compiled, "counters", None),
             tuple(getattr(compiled, "stored", None) or stored),
             _tuples(getattr(compiled, "tasks", ())),
             _tuples(getattr(compiled, "work", ())),
@@ -98,7 +98,7 @@ class CompiledKernel:
                 code,
                 tuple(map(str, facts["slots"])),
                 int(facts["scratch_bytes"]),
-                int(facts["counters"]),
+                None if facts["counters"] is None else int(facts["counters"]),
                 tuple(map(str, facts["stored"])),
                 _tuples(facts["tasks"]),
                 _tuples(facts["work"]),

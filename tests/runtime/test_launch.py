@@ -352,6 +352,8 @@ def test_choice_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = CompiledKernel("k", b"\xc3", (), counters=1)
     assert choose_threads(unknown, {"M": 9}, 1 << 10, None) == 1
     assert choose_threads(unknown, {"M": 9}, 100 << 20, None) == 8
+    unproved = CompiledKernel("k", b"\xc3", (), counters=None)
+    assert choose_threads(unproved, {"M": 100}, 100 << 20, 5) == 1
     sequential = CompiledKernel("k", b"\xc3", ())
     assert choose_threads(sequential, {"M": 100}, 100 << 20, 5) == 1
 
@@ -361,6 +363,17 @@ def test_bad_options(add_f32: FakeKernel) -> None:
         with pytest.raises(ArgumentError) as caught:
             add_f32(floats(4), 1.0, floats(4), threads=threads)
         assert caught.value.kind == "option"
+
+
+def test_unknown_use_of_the_sync_block_gets_one(compiler: Compiler) -> None:
+    for counters, is_there in ((0, False), (None, True), (1, True)):
+        name = f"record {counters}"
+        compiler.results[name] = CompiledKernel(name, RECORD, ("out.data",), counters=counters, stored=("out",))
+        kernel = FakeKernel(name, [("out", tensor(i64, "N"))])
+        out = np.zeros(5, np.int64)
+        for _ in range(2):
+            kernel(out)
+            assert (out[2] != 0) == is_there and out[2] % 64 == 0
 
 
 # ---- bound calls
@@ -451,15 +464,16 @@ def test_interpreter_runs_instead(compiler: Compiler, monkeypatch: pytest.Monkey
 # ---- cost
 
 
-def cost(call: Any, turns: int = 2000) -> float:
-    """The least time of one call in microseconds: what it takes when nothing else disturbs."""
-    best = float("inf")
-    for _ in range(15):
+def costs_at_most(limit_us: float, call: Any, turns: int = 500) -> bool:
+    """Whether a call takes so little when nothing else disturbs it: tried until it does, at most for ten seconds."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
         start = time.perf_counter()
         for _ in range(turns):
             call()
-        best = min(best, time.perf_counter() - start)
-    return best / turns * 1e6
+        if (time.perf_counter() - start) / turns * 1e6 <= limit_us:
+            return True
+    return False
 
 
 def test_a_call_costs_at_most_five_microseconds(compiler: Compiler) -> None:
@@ -471,8 +485,8 @@ def test_a_call_costs_at_most_five_microseconds(compiler: Compiler) -> None:
         a, c = np.zeros((4, 8), np.float32), np.zeros((4, 12), np.float32)
         b = np.zeros((8, 12), ml_dtypes.bfloat16)
         kernel(a, b, c)
-        assert cost(lambda: kernel(a, b, c)) <= 5.0  # noqa: B023
-        assert cost(prepare(kernel, a, b, c)) <= 2.0
+        assert costs_at_most(5.0, lambda: kernel(a, b, c))  # noqa: B023
+        assert costs_at_most(2.0, prepare(kernel, a, b, c))
 
 
 def test_signature_without_parameters(compiler: Compiler) -> None:
