@@ -196,7 +196,7 @@ class _GuardedCall:
             self.tensor_regions[position] = region
         self.report = self._region("report", PAGE_BYTES)
         self.sync = self._region("sync block", max(SYNC_BYTES, 64))
-        scratch_bytes = round_up(self.compiled.scratch_bytes, 64)
+        scratch_bytes = round_up(self.compiled.scratch_for(self.binding.dims), 64)
         self.scratch = self._region("scratch", scratch_bytes)
         ctypes.memset(self.scratch.address, 0xFF, scratch_bytes)
         words = [self.scratch.address, scratch_bytes, self.sync.address]
@@ -237,7 +237,7 @@ class _GuardedCall:
             _install_handler(handler.address)
             if threads > 1:
                 view = memoryview(self.block).cast("B").cast("q")
-                step_bytes = stride_bytes(self.compiled.scratch_bytes)
+                step_bytes = stride_bytes(self.compiled.scratch_for(self.binding.dims))
                 workers.launch(self.code.address, view, ctypes.addressof(self.block), threads, step_bytes)
             else:
                 self.code.function(ctypes.addressof(self.block), 0, 1)

@@ -8,13 +8,16 @@ either for this call or for an earlier one with the same shapes, strides and dty
     call ── shapes, strides, dtypes seen before? ── yes: check addresses, fill in words, run      (about 2 µs)
                         └ no: bind ─ specialise ─ memory cache ─ disk cache ─ compile ─ make an entry, run
 
-The contract of specialisation: compile_kernel(kernel, static_dims, unit_strides, dim_classes, target, schedule), where
+The contract of specialisation:
+`compile_kernel(kernel, static_dims, unit_strides, dim_classes, target, schedule, aligned)`, where
     static_dims   {dim: extent}, compiled in as constants
     unit_strides  {tensor: "contiguous" | (stride of dimension i is 1, ...)}; of a contiguous tensor (C order) the
                   strides follow from its extents, another's are in the slots "a.stride.i"; of an extent of 1 a stride
                   may be anything, and flags for it say what the caller passed
-    dim_classes   {dim: 1 | 16 | 128 | 2**31-1}, the least class not below the extent, except that class 1 means exactly
-                  one (an extent of 0 is in class 16); dims in static_dims have none
+    dim_classes   {dim: (bound, divisor)}; bound 1 | 16 | 128 | 2**31-1, the least not below the extent, except that 1
+                  means exactly one (an extent of 0 is in class 16); divisor 64 | 16 | 1, the largest that divides the
+                  extent; dims in static_dims have none
+    aligned       names of large tensors whose data and rows all start at multiples of 64 bytes
 and whose result is read by `CompiledKernel.of`.
 """
 
@@ -55,6 +58,9 @@ from .scratch import NO_COUNTS, areas, stride_bytes, take_area
 
 DIM_CLASSES = (16, 128)
 LARGEST_CLASS = 2**31 - 1
+CACHE_LINE_BYTES = 64
+LARGE_BYTES = 1 << 20
+"""From this size on it matters, and is part of the specialisation, whether a tensor is aligned to cache lines."""
 GRAIN_NS = 8_000.0
 """A further worker is woken for at least this much of the estimated work: what a wake-up costs, with some to spare."""
 ASSUMED_BYTES_PER_NS = 10.0
@@ -71,10 +77,16 @@ class Specialisation(NamedTuple):
 
     static_dims: tuple[tuple[str, int], ...]
     unit_strides: tuple[tuple[str, str | tuple[bool, ...]], ...]
-    dim_classes: tuple[tuple[str, int], ...]
+    dim_classes: tuple[tuple[str, tuple[int, int]], ...]
+    aligned: tuple[str, ...] = ()
 
 
-def dim_class(extent: int) -> int:
+def dim_class(extent: int) -> tuple[int, int]:
+    """(least upper bound of the class, divisor) of an extent."""
+    return extent_bound(extent), 64 if extent % 64 == 0 else 16 if extent % 16 == 0 else 1
+
+
+def extent_bound(extent: int) -> int:
     if extent == 1:
         return 1
     for most in DIM_CLASSES:
@@ -90,7 +102,18 @@ def specialise(signature: Signature, binding: Binding, static: frozenset[str]) -
         patterns.append((name, "contiguous" if view.is_contiguous else tuple(s == 1 for s in view.strides)))
     fixed = tuple((dim, extent) for dim, extent in binding.dims.items() if dim in static)
     classes = tuple((dim, dim_class(extent)) for dim, extent in binding.dims.items() if dim not in static)
-    return Specialisation(fixed, tuple(patterns), classes)
+    return Specialisation(fixed, tuple(patterns), classes, aligned_tensors(signature, binding))
+
+
+def aligned_tensors(signature: Signature, binding: Binding) -> tuple[str, ...]:
+    """Large tensors whose data and rows start at cache lines: they may be stored past the caches."""
+    names = []
+    for position, view in binding.tensors.items():
+        size_bytes = view.dtype.size_bytes
+        if (not view.address % CACHE_LINE_BYTES and size_bytes * math.prod(view.shape) >= LARGE_BYTES
+                and view.strides and view.strides[-1] == 1 and not any(s * size_bytes % CACHE_LINE_BYTES for s in view.strides[:-1])):
+            names.append(signature.parameters[position].name)
+    return tuple(names)
 
 
 # Held while a kernel is compiled and while launchers change. One for all: compilers would wait for the GIL anyway.
@@ -212,12 +235,16 @@ class Entry:
     and no sync block. blocks: argument blocks that no call is using.
     """
 
-    __slots__ = ("blocks", "code", "compiled", "data_words", "direct", "run", "scalar_words", "threads", "words")
+    __slots__ = ("aligned", "blocks", "code", "compiled", "data_words", "direct", "run", "scalar_words", "scratch_bytes",
+                 "threads", "words")
 
     def __init__(
-        self, signature: Signature, compiled: CompiledKernel, code: CodeBlock, binding: Binding, threads: int
+        self, signature: Signature, compiled: CompiledKernel, code: CodeBlock, binding: Binding, threads: int,
+        aligned: tuple[str, ...] = (),
     ) -> None:
         self.compiled = compiled
+        self.aligned = frozenset(aligned)
+        self.scratch_bytes = compiled.scratch_for(binding.dims)
         self.code = code
         self.words = fill_words(signature, compiled.slots, binding)
         slots = slot_words(compiled.slots)
@@ -226,7 +253,7 @@ class Entry:
         self.scalar_words = [(slots[f"scalar.{n}"], i) for i, n in parameters if f"scalar.{n}" in slots]
         self.threads = threads
         self.blocks: list[Block] = []
-        self.direct = threads == 1 and not compiled.scratch_bytes and compiled.counters == 0
+        self.direct = threads == 1 and not self.scratch_bytes and compiled.counters == 0
         self.run: Callable[[memoryview, int], None] = self._runner()
 
     def block(self) -> Block:
@@ -237,7 +264,7 @@ class Entry:
 
     def _runner(self) -> Callable[[memoryview, int], None]:
         function, address = self.code.function, self.code.address
-        scratch_bytes, threads = self.compiled.scratch_bytes, self.threads
+        scratch_bytes, threads = self.scratch_bytes, self.threads
         step = stride_bytes(scratch_bytes)
         if threads > 1:
 
@@ -404,6 +431,7 @@ class Launcher:
             dim_classes=dict(specialisation.dim_classes),
             target=target,
             schedule=self.schedule,
+            aligned=frozenset(specialisation.aligned),
         )
         stored: tuple[str, ...] = ()
         if not isinstance(result, CompiledKernel) and getattr(result, "stored", None) is None:
@@ -448,14 +476,15 @@ class Launcher:
         signature = self.signature
         binding = signature.bind(arguments)
         tensors = binding.tensors
-        layout = tuple([(view.shape, view.strides) for view in tensors.values()])
+        layout = (*[(view.shape, view.strides) for view in tensors.values()], aligned_tensors(signature, binding))
         entry = self.layouts.get(layout)
         if entry is None:
-            compiled, code = self.get_compiled(specialise(signature, binding, self.static))
+            specialisation = specialise(signature, binding, self.static)
+            compiled, code = self.get_compiled(specialisation)
             signature.check_stores(binding, compiled.stored)
             size_bytes = sum(v.dtype.size_bytes * math.prod(v.shape) for v in tensors.values())
             threads = choose_threads(compiled, binding.dims, size_bytes, self.threads)
-            entry = Entry(signature, compiled, code, binding, threads)
+            entry = Entry(signature, compiled, code, binding, threads, specialisation.aligned)
             with _lock:
                 if len(self.layouts) >= MAX_ENTRIES:
                     self.layouts.clear()
@@ -514,7 +543,8 @@ class Launcher:
             if parameter.dims is None:
                 facts.append(slots.get(f"scalar.{parameter.name}", spare))
             else:
-                facts += (slots.get(f"{parameter.name}.data", spare), *binding.tensors[position].extent)
+                mask = CACHE_LINE_BYTES - 1 if parameter.name in entry.aligned else parameter.dtype.size_bytes - 1
+                facts += (slots.get(f"{parameter.name}.data", spare), *binding.tensors[position].extent, mask)
         with _lock:
             if not set(entry.compiled.stored) <= set(self.stored) or self.call == self.slow_call:
                 self.stored = tuple(
@@ -545,10 +575,10 @@ def make_fast_call(
                 if type(a0) is ndarray and type(a2) is ndarray and type(a1) is float:
                     entry = entries.get((a0.shape, a0.strides, a0.dtype, a2.shape, a2.strides, a2.dtype))
                     if entry is not None:
-                        blocks, new_block, function, run, w0, low0, high0, w1, w2, low2, high2 = entry
+                        blocks, new_block, function, run, w0, low0, high0, mask0, w1, w2, low2, high2, mask2 = entry
                         p0 = memory[(id(a0) >> 3) + 2]
                         p2 = memory[(id(a2) >> 3) + 2]
-                        if (not (p0 | p2) & 3 and memory[(id(a2) >> 3) + 8] & 1024
+                        if (not (p0 & mask0 | p2 & mask2) and memory[(id(a2) >> 3) + 8] & 1024
                                 and (p2 + high2 <= p0 + low0 or p0 + high0 <= p2 + low2)):
                             ...
     """
@@ -560,15 +590,15 @@ def make_fast_call(
     unpack = ["blocks", "new_block", "function", "run"]
     kinds = [f"type(a{i}) is ndarray" for i in tensors]
     key: list[str] = []
-    by_alignment: dict[int, list[str]] = {}
+    aligned: list[str] = []
     checks: list[str] = []
     writes: list[str] = []
     for i, parameter in enumerate(parameters):
         dtype = parameter.dtype
         if parameter.dims is not None:
-            unpack += (f"w{i}", f"low{i}", f"high{i}")
+            unpack += (f"w{i}", f"low{i}", f"high{i}", f"mask{i}")
             key += (f"a{i}.shape", f"a{i}.strides", f"a{i}.dtype")
-            by_alignment.setdefault(dtype.size_bytes - 1, []).append(f"p{i}")
+            aligned.append(f"p{i} & mask{i}")
             writes.append(f"block[w{i}] = p{i}")
             continue
         unpack.append(f"w{i}")
@@ -586,9 +616,8 @@ def make_fast_call(
             low, high = integer_range(dtype)
             kinds.append(f"type(a{i}) is int and {low} <= a{i} <= {high}")
             writes.append(f"block[w{i}] = a{i}")
-    for mask, pointers in by_alignment.items():
-        if mask:
-            checks.append(f"not ({' | '.join(pointers)}) & {mask}")
+    if aligned:
+        checks.append(f"not ({' | '.join(aligned)})")
     stored_positions = [signature.positions[name] for name in stored]
     for i in stored_positions:
         checks.append(f"{flags.format(i)} & {WRITEABLE_FLAG}")
@@ -619,7 +648,7 @@ def make_fast_call(
         "     return",
         " slow_call(*arguments, **options)",
     ]
-    assert len(unpack) == 4 + 3 * len(tensors) + len(scalars)
+    assert len(unpack) == 4 + 4 * len(tensors) + len(scalars)
     names_seen: dict[str, Any] = {
         "entries": entries,
         "memory": words,
