@@ -338,7 +338,7 @@ def _check_registers(instruction: Instruction, plan: _Plan) -> None:
     if plan.index_bits:
         # The processor refuses gathers whose registers coincide (SDM volume 2, VGATHERDPS).
         operands: list[Any] = instruction.operands
-        vectors = [o.index.number if type(o) is Memory else o.number for o in operands]
+        vectors = [getattr(o.index if isinstance(o, Memory) else o, "number", -1) for o in operands]
         if instruction.operands and not isinstance(instruction.operands[0],
                                                    Memory) and len(set(vectors)) < len(vectors):
             raise EncodeError(f"row {row.name}: found vector registers {vectors}; expected destination, index and mask "
@@ -358,11 +358,13 @@ def _check_registers(instruction: Instruction, plan: _Plan) -> None:
             raise EncodeError(f"row {row.name}: found zeroing; expected merging, the destination can't be zeroed")
 
 
-def encode_instruction(instruction: Instruction) -> tuple[bytes, str | None, int]:
+def encode_instruction(
+    instruction: Instruction, available: frozenset[str] | None = None
+) -> tuple[bytes, str | None, int]:
     """One instruction that is no jump to a label: (bytes, label of its rip-relative address or None, offset of that
     32-bit field). The field holds the displacement still to be added to (label - end of the instruction).
 
-    Raises EncodeError.
+    available: the features that may be used; None takes all. Raises EncodeError.
     """
     operands: list[Any] = instruction.operands
     try:
@@ -371,6 +373,10 @@ def encode_instruction(instruction: Instruction) -> tuple[bytes, str | None, int
         raise _mismatch(instruction, "") from None
     plan = _choose(instruction, signature)
     _check_registers(instruction, plan)
+    if available is not None and not plan.features <= available:
+        missing = ", ".join(sorted(plan.features - available))
+        raise EncodeError(f"row {instruction.row.name}: found a target without {missing}; expected a row, registers and "
+                          "operands that the target has")
     reg = operands[plan.reg].number if plan.reg >= 0 else (plan.digit if plan.digit > 0
                                                            else 0)
     space = plan.space
@@ -494,12 +500,10 @@ def encode(function: MachineFunction, features: Iterable[str] | None = None) -> 
                 and row.operands[0].kind == "label":
             pieces.append(_jump(row, operands[0].name))
             continue
-        code, label, offset = encode_instruction(item)
+        code, label, offset = encode_instruction(item, available)
         if label is not None:
             fixups.append((len(pieces), offset, label))
         pieces.append(code)
-        if available is not None:
-            _check_features(item, available)
     offsets, label_offsets, size, align = _relax(function, pieces)
     parts: list[bytes] = []
     for number, piece in enumerate(pieces):
@@ -529,15 +533,6 @@ def encode(function: MachineFunction, features: Iterable[str] | None = None) -> 
         align = max(align, alignment)
     return EncodedCode(b"".join(parts), code_bytes, label_offsets, [(offsets[i], place) for i, place in locations],
                        align)
-
-
-def _check_features(instruction: Instruction, available: frozenset[str]) -> None:
-    signature = "".join([_CODE[type(o)] for o in instruction.operands])
-    needed = _choose(instruction, signature).features
-    if not needed <= available:
-        missing = ", ".join(sorted(needed - available))
-        raise EncodeError(f"row {instruction.row.name}: found the target without {missing}; expected a row, registers "
-                          "and operands that the target has")
 
 
 def _relax(function: MachineFunction, pieces: list[Any]) -> tuple[list[int], dict[str, int], int, int]:
