@@ -145,7 +145,7 @@ class FactsTable(dict[Any, RowFacts]):
             row.flags_read != "",
             row.flags_written != "",
             CHANGE if row.mask_role == "rw" else READ,
-            bool(operands) and operands[0].kind == "vec",
+            bool(operands) and operands[0].kind == "vec" and not row.blend,
             row.name in self.abi.idioms,
             self.abi.idioms.get(row.name),
             self.abi.move_bits.get(row.name, 0),
@@ -225,6 +225,8 @@ def is_idiom(instruction: Instruction, facts: RowFacts) -> bool:
             elif operand != first:
                 return False
         elif kind is Immediate:
+            if facts.idiom_immediate is None:
+                return False  # sub r, 1 has one register only
             last_immediate = operand.value  # type: ignore[union-attr]
         else:
             return False

@@ -1,0 +1,76 @@
+"""Lane IR -> machine code: selection, scheduling, allocation, frame, encoding, in this order.
+
+Enters: a lane function and a target. Leaves: `CompiledCode`. Holds: the same function and target give the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from ..ir.nodes import Function, Location
+from .machine import MachineFunction
+
+
+@dataclass(slots=True)
+class CompiledCode:
+    """A kernel that can run. See docs/ir.md for its calling convention.
+
+    bytes: code, then its constants; position-independent, to be loaded at a multiple of `align_bytes`.
+    code_bytes: where the code ends. line_table: (offset, location) where the location changes, in order of offset.
+    frame_bytes: stack taken by spills. slots: what words 3, 4, ... of the argument block hold. scratch_bytes: of each
+    worker. machine: the instructions, for printing and for tests.
+    """
+
+    name: str
+    bytes: bytes
+    code_bytes: int
+    align_bytes: int
+    line_table: list[tuple[int, Location]]
+    frame_bytes: int
+    slots: list[str]
+    scratch_bytes: int
+    machine: MachineFunction
+    statistics: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """Assembly that GNU as takes, made when asked for."""
+        from .print import print_function
+
+        return print_function(self.machine)
+
+
+def rules_of(target: Any) -> Any:
+    """The selection rules of the target's family."""
+    return import_module(f"...targets.{target.family}.select", __name__)
+
+
+def compile_lane(function: Function, target: Any, checked: bool = False) -> CompiledCode:
+    """Compile a lane function for a target.
+
+    checked: prove the allocation with check.py, which knows nothing of how it was made. Raises SelectionError for
+    an op that the target lacks, AllocationError, EncodeError.
+    """
+    from .allocate import allocate
+    from .encode import encode
+    from .frame import finish_frame
+    from .select import select
+
+    rules = rules_of(target)
+    registers = rules.register_file(target)
+    selected = select(function, rules, target)
+    allocation = allocate(selected, registers)
+    machine = allocation.function
+    finish_frame(machine, registers, allocation.origin)
+    if checked:
+        from .check import check
+
+        check(selected, machine, allocation.origin, registers)
+    encoded = encode(machine)
+    return CompiledCode(
+        function.name, encoded.code, encoded.code_bytes, encoded.align_bytes, encoded.line_table, machine.frame_bytes,
+        list(function.attributes.get("slots", [])), int(function.attributes.get("scratch_bytes", 0)), machine,
+        {"spills": allocation.spills, "reloads": allocation.reloads, "rematerialised": allocation.rematerialised,
+         "instructions": len(machine.body)})

@@ -1,0 +1,898 @@
+"""The lane interpreter: runs any lane program, at any lane count, on real memory with NumPy.
+
+Enters: a lane function, the argument block as 64-bit words (docs/ir.md, "Lane IR"), and a Memory that knows every
+buffer the program may touch. Leaves: what the program stored. Holds: each op means what its line in
+sapper/lane/ops.py says, f32 arithmetic is rounded to f32 after each op, `fma` is rounded once, and no byte outside a
+registered buffer is read or written: LaneError names op, lane, address and the nearest buffer instead.
+
+Rows are NumPy vectors of `lanes` elements (b32: uint32), masks vectors of bool, scalars Python integers. No vector
+is ever changed in place, so values may share storage.
+
+Workers take turns: one runs until it meets a barrier or asks for a task, then the next one does, so that a run is
+deterministic and the tasks are shared out round robin.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import math
+import threading
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ir.nodes import Block, Function, Op, Value
+from ..ir.text import print_op
+from ..ir.types import DType, RowType, b32, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, u8
+
+Array = NDArray[Any]
+
+_where: Callable[[Any, Any, Any], Array] = np.where
+
+NUMPY_ROWS: dict[DType, np.dtype[Any]] = {
+    f32: np.dtype(np.float32), f64: np.dtype(np.float64), i32: np.dtype(np.int32), i64: np.dtype(np.int64),
+    b32: np.dtype(np.uint32),
+}
+"""What holds the lanes of a row."""
+
+_MEMORY: dict[DType, np.dtype[Any]] = {
+    **NUMPY_ROWS, bf16: np.dtype(ml_dtypes.bfloat16), f16: np.dtype(np.float16), i8: np.dtype(np.int8),
+    u8: np.dtype(np.uint8), i16: np.dtype(np.int16), bool_: np.dtype(np.uint8),
+}
+
+_ROW_OF_MEMORY: dict[DType, np.dtype[Any]] = {
+    f32: NUMPY_ROWS[f32], bf16: NUMPY_ROWS[f32], f16: NUMPY_ROWS[f32], f64: NUMPY_ROWS[f64], i64: NUMPY_ROWS[i64],
+    b32: NUMPY_ROWS[b32], **dict.fromkeys((i8, u8, i16, i32, bool_), NUMPY_ROWS[i32]),
+}
+
+
+class LaneError(RuntimeError):
+    """A lane program did what it must not: an access outside every buffer, a division of scalars by zero, ..."""
+
+
+class Memory:
+    """The buffers that a program may touch, by address. They are real memory of this process."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._buffers: list[tuple[str, int, int, bool, NDArray[np.uint8]]] = []
+        self._keep: list[Any] = []
+
+    def add(self, name: str, address: int, size_bytes: int, writable: bool = True) -> None:
+        """Register `size_bytes` of memory at `address`. ValueError if they overlap a buffer already there."""
+        if size_bytes == 0:
+            return
+        at = bisect.bisect_left(self._starts, address)
+        neighbours = self._buffers[max(at - 1, 0) : at + 1]
+        for other, start, size, _, _ in neighbours:
+            if start < address + size_bytes and address < start + size:
+                raise ValueError(f"found buffer {name} overlapping buffer {other}; expected buffers apart")
+        storage = (ctypes.c_uint8 * size_bytes).from_address(address)
+        view = np.ctypeslib.as_array(storage)
+        self._starts.insert(at, address)
+        self._buffers.insert(at, (name, address, size_bytes, writable, view))
+
+    def add_array(self, name: str, array: Array) -> int:
+        """Register all bytes that an array's elements span (also those its strides skip); the address of its first."""
+        data = int(array.__array_interface__["data"][0])
+        if array.size:
+            spans = [(n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)]
+            low = sum([s for s in spans if s < 0])
+            high = sum([s for s in spans if s > 0]) + array.itemsize
+            self.add(name, data + low, high - low, bool(array.flags.writeable))
+        self._keep.append(array)
+        return data
+
+    def allocate(self, name: str, size_bytes: int, align_bytes: int = 64) -> int:
+        """New zeroed memory, aligned, kept alive by this object; its address."""
+        store = np.zeros(size_bytes + align_bytes, np.uint8)
+        address = -(-int(store.ctypes.data) // align_bytes) * align_bytes
+        self._keep.append(store)
+        self.add(name, address, size_bytes)
+        return address
+
+    def find(self, address: int, size_bytes: int, write: bool) -> NDArray[np.uint8] | str:
+        """The bytes at an address as a view, or a sentence saying why not."""
+        at = bisect.bisect_right(self._starts, address) - 1
+        if at >= 0:
+            name, start, size, writable, view = self._buffers[at]
+            offset = address - start
+            if offset + size_bytes <= size:
+                if write and not writable:
+                    return f"a write of {size_bytes} bytes at byte {offset} of {name}, which is read-only"
+                return view[offset : offset + size_bytes]
+        return f"{'a write' if write else 'a read'} of {size_bytes} bytes at {address:#x}, {self._nearest(address)}"
+
+    def _nearest(self, address: int) -> str:
+        best: tuple[int, str] | None = None
+        for name, start, size, _, _ in self._buffers:
+            if address >= start:
+                near = (address - start - size, f"{address - start - size} bytes past the end of {name} ({size} bytes)")
+            else:
+                near = (start - address, f"{start - address} bytes before {name}")
+            if best is None or near < best:
+                best = near
+        return best[1] if best is not None else "with no buffer registered"
+
+
+# Arithmetic.
+
+_LOW = (1 << 64) - 1
+
+
+def wrap64(value: int) -> int:
+    """The low 64 bits, as a signed integer."""
+    value &= _LOW
+    return value - (1 << 64) if value >> 63 else value
+
+
+def fma32(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c in f32, rounded once.
+
+    The product of two 24-bit significands is exact in f64. The sum is rounded there to odd, and then to f32, which
+    is the sum rounded once because 53 >= 24 + 2 (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums:
+    proved algorithms using rounding to odd", 2008).
+    """
+    product = a.astype(np.float64) * b
+    addend = c.astype(np.float64)
+    total = product + addend
+    part = total - product
+    error = (product - (total - part)) + (addend - part)  # exact (Knuth's two-sum)
+    bits = total.view(np.int64)
+    to_odd = (error != 0) & ((bits & 1) == 0) & np.isfinite(total)
+    if to_odd.any():
+        away = (error > 0) == (total > 0)  # the true sum is farther from zero than the rounded one
+        total = _where(to_odd, bits + _where(away, 1, -1), bits).view(np.float64)
+    return total.astype(np.float32)
+
+
+def _fma64_one(a: float, b: float, c: float) -> float:
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return a * b + c
+    if not math.isfinite(c):
+        return c  # whatever a * b would overflow to
+    exact = Fraction(a) * Fraction(b) + Fraction(c)
+    if exact == 0:
+        # An exact zero is +0 unless both terms are -0 (IEEE 754, 6.3); a product of non-zeros must not underflow here.
+        sign = math.copysign(1.0, a) * math.copysign(1.0, b)
+        return -0.0 if sign < 0 and c == 0 and math.copysign(1.0, c) < 0 else 0.0
+    try:
+        rounded = exact.numerator / exact.denominator  # Python rounds a quotient of integers once, to nearest even
+    except OverflowError:
+        rounded = math.inf if exact > 0 else -math.inf
+    return -0.0 if rounded == 0 and exact < 0 else rounded
+
+
+def fma64(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c in f64, rounded once, by rational arithmetic."""
+    return np.array([_fma64_one(*abc) for abc in zip(a.tolist(), b.tolist(), c.tolist(), strict=True)], np.float64)
+
+
+def scale_exponent(a: Array, n: Array) -> Array:
+    """a * 2**floor(n), rounded once."""
+    limit = 4200  # beyond the distance between the extremes of f64
+    power = _where(np.isfinite(n), np.clip(np.floor(n), -limit, limit), 0).astype(np.int32)
+    scaled = np.ldexp(a, power)
+    infinite = _where(n > 0, a * a.dtype.type(np.inf), a * a.dtype.type(0))
+    return _where(np.isinf(n), infinite, _where(np.isnan(n), n, scaled))
+
+
+def cvt(value: Array, to: np.dtype[Any]) -> Array:
+    """Conversion between rows; a float that does not fit an integer gives its lowest (unspecified by the lane IR)."""
+    if value.dtype.kind == "f" and to.kind == "i":
+        limit = 2.0 ** (8 * to.itemsize - 1)
+        fits = (value >= -limit) & (value < limit)
+        return _where(fits, _where(fits, value, 0).astype(to), np.iinfo(to).min)
+    return value.astype(to)
+
+
+def _unsigned(value: Any) -> Any:
+    return value.view(np.uint32 if value.dtype.itemsize == 4 else np.uint64)
+
+
+def _shift(name: str) -> Callable[[Any, Any], Any]:
+    def left(a: Any, n: Any) -> Any:
+        return (_unsigned(a) << (_unsigned(n) & (8 * a.dtype.itemsize - 1))).view(a.dtype)
+
+    def logical(a: Any, n: Any) -> Any:
+        return (_unsigned(a) >> (_unsigned(n) & (8 * a.dtype.itemsize - 1))).view(a.dtype)
+
+    def arithmetic(a: Any, n: Any) -> Any:
+        signed = a.view(np.int32 if a.dtype.itemsize == 4 else np.int64)
+        return (signed >> (n.view(signed.dtype) & (8 * a.dtype.itemsize - 1))).view(a.dtype)
+
+    return {"shl": left, "shr": logical, "sar": arithmetic}[name]
+
+
+def _idiv(a: Array, b: Array) -> Array:
+    """Floor division; 0 where the divisor is 0, as it may be in lanes that a mask has switched off."""
+    return _where(b == 0, a.dtype.type(0), _where(b == -1, -a, np.floor_divide(a, _where(b == 0, 1, b))))
+
+
+def _imod(a: Any, b: Any) -> Any:
+    return a - b * _idiv(a, b)
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+_MATH: dict[str, Callable[[Array], Array]] = {
+    "exp": np.exp, "exp2": np.exp2, "log": np.log, "log2": np.log2, "tanh": np.tanh, "sigmoid": _sigmoid, "erf": _erf,
+    "sin": np.sin, "cos": np.cos, "rsqrt": lambda x: 1 / np.sqrt(x),
+}
+
+
+def _in_f64(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """f32 functions are computed in f64 and rounded, which is within 0.51 ulp."""
+    return lambda x: function(x.astype(np.float64)).astype(x.dtype)
+
+
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "eq": lambda a, b: a == b, "ne": lambda a, b: a != b, "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
+}
+
+
+def _dot2(acc: Array, a: Array, b: Array) -> Array:
+    """The odd pair first, each product added with one rounding (VDPBF16PS, Intel SDM volume 2)."""
+    high = np.uint32(0xFFFF0000)
+    acc = fma32((a & high).view(np.float32), (b & high).view(np.float32), acc)
+    return fma32((a << np.uint32(16)).view(np.float32), (b << np.uint32(16)).view(np.float32), acc)
+
+
+def _dot4(acc: Any, a: Any, b: Any) -> Any:
+    lanes = len(acc)
+    products = a.view(np.uint8).reshape(lanes, 4).astype(np.int32) * b.view(np.int8).reshape(lanes, 4).astype(np.int32)
+    return acc + products.sum(axis=1, dtype=np.int32)
+
+
+def round_to(value: Array, dtype: DType) -> Array:
+    """An f32 row rounded to bf16 or f16, nearest even."""
+    return value.astype(_MEMORY[dtype]).astype(np.float32)
+
+
+_SCALAR_BINARY: dict[str, Callable[[int, int], int]] = {
+    "s_add": lambda a, b: wrap64(a + b),
+    "s_sub": lambda a, b: wrap64(a - b),
+    "s_mul": lambda a, b: wrap64(a * b),
+    "s_min": lambda a, b: a if a < b else b,
+    "s_max": lambda a, b: a if a > b else b,
+    "s_and": lambda a, b: a & b,
+    "s_or": lambda a, b: a | b,
+    "s_xor": lambda a, b: a ^ b,
+    "s_shl": lambda a, b: wrap64(a << (b & 63)),
+    "s_shr": lambda a, b: wrap64((a & _LOW) >> (b & 63)),
+    "s_sar": lambda a, b: a >> (b & 63),
+    "s_floordiv": lambda a, b: wrap64(a // b),
+    "s_mod": lambda a, b: a % b,
+}
+
+_ROW_PLAIN: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "min": lambda a, b: _where(a < b, a, b),
+    "max": lambda a, b: _where(a > b, a, b),
+    "neg": lambda a: -a,
+    "abs": np.abs,
+    "sqrt": np.sqrt,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": np.rint,
+    "trunc": np.trunc,
+    "scale_exponent": scale_exponent,
+    "fma": lambda a, b, c: fma32(a, b, c) if a.dtype == np.float32 else fma64(a, b, c),
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "not": lambda a: ~a,
+    "idiv": _idiv,
+    "imod": _imod,
+    "select": lambda m, a, b: _where(m, a, b),
+    "mask_and": lambda a, b: a & b,
+    "mask_or": lambda a, b: a | b,
+    "mask_xor": lambda a, b: a ^ b,
+    "mask_not": lambda a: ~a,
+    "mask_any": lambda a: int(a.any()),
+    "mask_all": lambda a: int(a.all()),
+    "mask_to_row": lambda a: a.astype(np.int32),
+    "lane0": lambda a: int(a[0]),
+    "dot2_bf16": _dot2,
+    "dot4_u8i8": _dot4,
+    **{name: _in_f64(function) for name, function in _MATH.items()},
+}
+
+
+def row_constant(value: float | int, dtype: DType, lanes: int) -> Array:
+    """A constant in every lane; integers keep their low bits."""
+    kind = NUMPY_ROWS[dtype]
+    if kind.kind == "f":
+        return np.full(lanes, value, kind)
+    unsigned = np.dtype(f"u{kind.itemsize}")
+    return np.full(lanes, int(value) & ((1 << dtype.bits) - 1), unsigned).view(kind)
+
+
+def _row_numpy(value: Value) -> np.dtype[Any]:
+    assert isinstance(value.type, RowType)
+    return NUMPY_ROWS[value.type.dtype]
+
+
+def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
+    """The function from operand values to the result of a pure op (exchange: to both); None if it is not one."""
+    name = op.name
+    attributes = op.attributes
+    if name in _SCALAR_BINARY:
+        return _SCALAR_BINARY[name]
+    if name in ("shl", "shr", "sar"):
+        shift = _shift(name)
+        if len(op.operands) == 2:
+            return shift
+        amount = np.full(lanes, attributes["amount"], _row_numpy(op.operands[0]))
+        return lambda a: shift(a, amount)
+    if name in _ROW_PLAIN:
+        return _ROW_PLAIN[name]
+    if name == "s_const":
+        scalar = wrap64(attributes["value"])
+        return lambda: scalar
+    if name == "s_cmp":
+        compare = _COMPARE[attributes["cond"]]
+        return lambda a, b: int(compare(a, b))
+    if name == "s_select":
+        return lambda c, a, b: a if c else b
+    if name == "cmp":
+        return _COMPARE[attributes["cond"]]
+    if name == "splat_const":
+        assert isinstance(op.result.type, RowType)
+        constant = row_constant(attributes["value"], op.result.type.dtype, lanes)
+        return lambda: constant
+    if name == "splat":
+        assert isinstance(op.result.type, RowType)
+        dtype = op.result.type.dtype
+        return lambda s: row_constant(s, dtype, lanes)
+    if name == "iota":
+        numbers = np.arange(lanes, dtype=np.int32)
+        return lambda: numbers
+    if name == "mask_first":
+        places = np.arange(lanes)
+        return lambda count: places < count
+    if name == "cvt":
+        to = _row_numpy(op.result)
+        return lambda a: cvt(a, to)
+    if name == "bitcast":
+        to = _row_numpy(op.result)
+        return lambda a: a.view(to)
+    if name == "round_to":
+        narrow = attributes["dtype"]
+        return lambda a: round_to(a, narrow)
+    if name == "shuffle_xor":
+        source = np.arange(lanes) ^ attributes["distance"]
+        return lambda a: a[source]
+    if name == "broadcast_lane":
+        lane = attributes["lane"]
+        return lambda a: np.full(lanes, a[lane])
+    if name == "exchange":
+        distance = attributes["distance"]
+        clear = (np.arange(lanes) & distance) == 0
+        up = (np.arange(lanes) + distance) % lanes
+        down = (np.arange(lanes) - distance) % lanes
+        return lambda a, b: (_where(clear, a, b[down]), _where(clear, a[up], b))
+    return None
+
+
+# Running.
+
+_Step = Callable[[list[Any]], None]
+"""One op, compiled: changes the environment, a list of values whose entry 0 is the worker."""
+
+
+class _Aborted(Exception):
+    """Another worker failed."""
+
+
+class _Launch:
+    """What the workers of one run share."""
+
+    def __init__(self, words: list[int], memory: Memory, workers: int) -> None:
+        self.words = words
+        self.memory = memory
+        self.workers = workers
+        self.counters = [0] * 8
+        self.turns = [threading.Semaphore(0) for _ in range(workers)]
+        self.running = [True] * workers
+        self.waiting = 0
+        self.generation = 0
+        self.failure: BaseException | None = None
+
+    def next_turn(self, worker: int) -> None:
+        """Let the next worker that still runs go on."""
+        for step in range(1, self.workers + 1):
+            other = (worker + step) % self.workers
+            if self.running[other]:
+                self.turns[other].release()
+                return
+
+    def give_way(self, worker: int) -> None:
+        if self.workers > 1:
+            self.next_turn(worker)
+            self.turns[worker].acquire()
+            if self.failure is not None:
+                raise _Aborted
+
+    def barrier(self, worker: int, op: Op) -> None:
+        generation = self.generation
+        self.waiting += 1
+        if self.waiting == self.workers:
+            self.waiting = 0
+            self.generation += 1
+            return
+        while self.generation == generation:
+            if self.waiting == sum(self.running):
+                raise LaneError(f"{_at(op)}: found {self.workers - self.waiting} workers that ended before this "
+                                "barrier; expected all to arrive")
+            self.give_way(worker)
+
+
+class _Worker:
+    __slots__ = ("launch", "memory", "number", "words")
+
+    def __init__(self, launch: _Launch, number: int) -> None:
+        self.launch = launch
+        self.number = number
+        self.memory = launch.memory
+        self.words = launch.words
+
+
+def _at(op: Op) -> str:
+    place = f" at {op.location}" if op.location is not None else ""
+    return f"lane op {op.name}{place} ({print_op(op)})"
+
+
+class Program:
+    """A lane function made ready to run. Compile once, run often."""
+
+    def __init__(self, function: Function) -> None:
+        if function.stage != "lane":
+            raise LaneError(f"found a {function.stage} function; expected a lane function")
+        self.function = function
+        self.lanes: int = function.attributes["lanes"]
+        self._slots: dict[Value, int] = {}
+        self._steps = self._block(function.body)
+
+    def run(self, words: NDArray[np.int64], memory: Memory, workers: int = 1) -> None:
+        """Run a launch of `workers` workers; see run()."""
+        launch = _Launch([int(w) for w in words], memory, workers)
+        if workers == 1:
+            self._run_worker(launch, 0)
+            return
+        threads = [threading.Thread(target=self._run_thread, args=(launch, n), daemon=True) for n in range(workers)]
+        for thread in threads:
+            thread.start()
+        launch.turns[0].release()
+        for thread in threads:
+            thread.join()
+        if launch.failure is not None:
+            raise launch.failure
+
+    def _run_worker(self, launch: _Launch, number: int) -> None:
+        environment: list[Any] = [None] * (len(self._slots) + 1)
+        environment[0] = _Worker(launch, number)
+        with np.errstate(all="ignore"):
+            for step in self._steps:
+                step(environment)
+
+    def _run_thread(self, launch: _Launch, number: int) -> None:
+        launch.turns[number].acquire()
+        try:
+            if launch.failure is None:
+                self._run_worker(launch, number)
+        except _Aborted:
+            return  # the worker that failed has said why
+        except BaseException as error:
+            launch.failure = error
+        finally:
+            launch.running[number] = False
+            launch.next_turn(number)
+
+    # From ops to steps.
+
+    def _slot(self, value: Value) -> int:
+        return self._slots.setdefault(value, len(self._slots) + 1)
+
+    def _block(self, block: Block) -> list[_Step]:
+        return [self._op(op) for op in block.ops if op.name != "yield"]
+
+    def _op(self, op: Op) -> _Step:
+        function = pure_function(op, self.lanes)
+        if function is not None:
+            return self._pure(op, function)
+        build = _BUILDERS.get(op.name)
+        if build is None:
+            raise LaneError(f"found op {op.name}; expected an op of the lane IR")
+        return build(self, op)
+
+    def _pure(self, op: Op, function: Callable[..., Any]) -> _Step:
+        operands = [self._slot(v) for v in op.operands]
+        if len(op.results) == 2:
+            a, b = operands
+            first, second = [self._slot(v) for v in op.results]
+
+            def two(e: list[Any]) -> None:
+                e[first], e[second] = function(e[a], e[b])
+
+            return two
+        result = self._slot(op.result)
+        if op.name in ("s_floordiv", "s_mod"):
+            a, b = operands
+
+            def divide(e: list[Any]) -> None:
+                if e[b] == 0:
+                    raise LaneError(f"{_at(op)}: found the divisor 0; expected another")
+                e[result] = function(e[a], e[b])
+
+            return divide
+        if not operands:
+            value = function()
+
+            def constant(e: list[Any]) -> None:
+                e[result] = value
+
+            return constant
+        if len(operands) == 1:
+            (a,) = operands
+
+            def unary(e: list[Any]) -> None:
+                e[result] = function(e[a])
+
+            return unary
+        if len(operands) == 2:
+            a, b = operands
+
+            def binary(e: list[Any]) -> None:
+                e[result] = function(e[a], e[b])
+
+            return binary
+        a, b, c = operands
+
+        def ternary(e: list[Any]) -> None:
+            e[result] = function(e[a], e[b], e[c])
+
+        return ternary
+
+    def _address(self, op: Op, first: int) -> tuple[Callable[[list[Any]], int], int | None]:
+        """What computes the address of the memory operand at operand `first`, and the slot of the mask or None."""
+        attributes = op.attributes
+        disp = attributes.get("disp", 0)
+        scale = attributes.get("scale", 1)
+        base = self._slot(op.operands[first])
+        mask = self._slot(op.operands[-1]) if attributes.get("masked") else None
+        if attributes.get("indexed"):
+            index = self._slot(op.operands[first + 1])
+            return (lambda e: (e[base] + e[index] * scale + disp) & _LOW), mask
+        return (lambda e: (e[base] + disp) & _LOW), mask
+
+    def _offsets(self, op: Op, first: int) -> tuple[Callable[[list[Any]], list[int]], int | None]:
+        """The same for gather and scatter: an address for each lane."""
+        attributes = op.attributes
+        disp = attributes.get("disp", 0)
+        scale = attributes.get("scale", 1)
+        base = self._slot(op.operands[first])
+        offsets = self._slot(op.operands[first + 1])
+        mask = self._slot(op.operands[-1]) if attributes.get("masked") else None
+        return (lambda e: [(e[base] + o * scale + disp) & _LOW for o in e[offsets].tolist()]), mask
+
+
+def _bytes(worker: _Worker, op: Op, address: int, size_bytes: int, write: bool, lane: int | None) -> Array:
+    found = worker.memory.find(address, size_bytes, write)
+    if isinstance(found, str):
+        where = f" lane {lane}" if lane is not None else ""
+        raise LaneError(f"{_at(op)}{where}, worker {worker.number}: found {found}; "
+                        "expected an access inside a registered buffer")
+    return found
+
+
+def _build_arg(program: Program, op: Op) -> _Step:
+    slot, result = op.attributes["slot"], program._slot(op.result)
+
+    def arg(e: list[Any]) -> None:
+        words = e[0].words
+        if slot >= len(words):
+            raise LaneError(f"{_at(op)}: found an argument block of {len(words)} words; expected at least {slot + 1}")
+        e[result] = words[slot]
+
+    return arg
+
+
+def _build_worker(program: Program, op: Op) -> _Step:
+    result = program._slot(op.result)
+
+    def worker(e: list[Any]) -> None:
+        e[result] = e[0].number
+
+    return worker
+
+
+def _build_workers(program: Program, op: Op) -> _Step:
+    result = program._slot(op.result)
+
+    def workers(e: list[Any]) -> None:
+        e[result] = e[0].launch.workers
+
+    return workers
+
+
+def _build_s_load(program: Program, op: Op) -> _Step:
+    address, _ = program._address(op, 0)
+    kind, result = _MEMORY[op.attributes["dtype"]], program._slot(op.result)
+
+    def s_load(e: list[Any]) -> None:
+        e[result] = int(_bytes(e[0], op, address(e), kind.itemsize, False, None).view(kind)[0])
+
+    return s_load
+
+
+def _build_s_store(program: Program, op: Op) -> _Step:
+    address, _ = program._address(op, 1)
+    value = program._slot(op.operands[0])
+    size_bytes = _MEMORY[op.attributes["dtype"]].itemsize
+
+    def s_store(e: list[Any]) -> None:
+        data = (e[value] & ((1 << 8 * size_bytes) - 1)).to_bytes(size_bytes, "little")
+        _bytes(e[0], op, address(e), size_bytes, True, None)[:] = np.frombuffer(data, np.uint8)
+
+    return s_store
+
+
+def _build_load(program: Program, op: Op) -> _Step:
+    address, mask = program._address(op, 0)
+    kind, row = _MEMORY[op.attributes["dtype"]], _ROW_OF_MEMORY[op.attributes["dtype"]]
+    result, lanes, size_bytes = program._slot(op.result), program.lanes, kind.itemsize
+
+    def load(e: list[Any]) -> None:
+        at = address(e)
+        whole = e[0].memory.find(at, lanes * size_bytes, False)
+        if isinstance(whole, str):  # some lane is outside; which one, and is it on?
+            raw = np.zeros(lanes, kind)
+            on = e[mask] if mask is not None else np.ones(lanes, bool)
+            for lane in np.flatnonzero(on).tolist():
+                lane_at = (at + lane * size_bytes) & _LOW
+                raw[lane] = _bytes(e[0], op, lane_at, size_bytes, False, lane).view(kind)[0]
+        else:
+            raw = whole.view(kind)
+        value = raw.astype(row)
+        e[result] = value if mask is None else _where(e[mask], value, row.type(0))
+
+    return load
+
+
+def _build_load_splat(program: Program, op: Op) -> _Step:
+    address, _ = program._address(op, 0)
+    kind, row = _MEMORY[op.attributes["dtype"]], _ROW_OF_MEMORY[op.attributes["dtype"]]
+    result, lanes = program._slot(op.result), program.lanes
+
+    def load_splat(e: list[Any]) -> None:
+        e[result] = np.repeat(_bytes(e[0], op, address(e), kind.itemsize, False, None).view(kind).astype(row), lanes)
+
+    return load_splat
+
+
+def _build_gather(program: Program, op: Op) -> _Step:
+    addresses, mask = program._offsets(op, 0)
+    kind, row = _MEMORY[op.attributes["dtype"]], _ROW_OF_MEMORY[op.attributes["dtype"]]
+    result, lanes = program._slot(op.result), program.lanes
+
+    def gather(e: list[Any]) -> None:
+        raw = np.zeros(lanes, kind)
+        on = e[mask].tolist() if mask is not None else [True] * lanes
+        for lane, at in enumerate(addresses(e)):
+            if on[lane]:
+                raw[lane] = _bytes(e[0], op, at, kind.itemsize, False, lane).view(kind)[0]
+        e[result] = raw.astype(row)
+
+    return gather
+
+
+def _build_store(program: Program, op: Op) -> _Step:
+    address, mask = program._address(op, 1)
+    kind = _MEMORY[op.attributes["dtype"]]
+    value, lanes, size_bytes = program._slot(op.operands[0]), program.lanes, kind.itemsize
+    streaming = op.attributes.get("streaming", False)
+
+    def store(e: list[Any]) -> None:
+        at = address(e)
+        if streaming and at % (lanes * size_bytes):
+            raise LaneError(f"{_at(op)}: found the address {at:#x}; expected one aligned to {lanes * size_bytes} bytes")
+        raw = e[value].astype(kind)
+        whole = e[0].memory.find(at, lanes * size_bytes, True)
+        if mask is None and not isinstance(whole, str):
+            whole.view(kind)[:] = raw
+        elif mask is not None and not isinstance(whole, str):
+            np.copyto(whole.view(kind), raw, where=e[mask])
+        else:
+            on = e[mask] if mask is not None else np.ones(lanes, bool)
+            for lane in np.flatnonzero(on).tolist():
+                lane_at = (at + lane * size_bytes) & _LOW
+                _bytes(e[0], op, lane_at, size_bytes, True, lane).view(kind)[0] = raw[lane]
+
+    return store
+
+
+def _build_store_lane0(program: Program, op: Op) -> _Step:
+    address, _ = program._address(op, 1)
+    kind, value = _MEMORY[op.attributes["dtype"]], program._slot(op.operands[0])
+
+    def store_lane0(e: list[Any]) -> None:
+        _bytes(e[0], op, address(e), kind.itemsize, True, 0).view(kind)[0] = e[value][:1].astype(kind)[0]
+
+    return store_lane0
+
+
+def _build_scatter(program: Program, op: Op) -> _Step:
+    addresses, mask = program._offsets(op, 1)
+    kind, value, lanes = _MEMORY[op.attributes["dtype"]], program._slot(op.operands[0]), program.lanes
+
+    def scatter(e: list[Any]) -> None:
+        raw = e[value].astype(kind)
+        on = e[mask].tolist() if mask is not None else [True] * lanes
+        for lane, at in enumerate(addresses(e)):
+            if on[lane]:
+                _bytes(e[0], op, at, kind.itemsize, True, lane).view(kind)[0] = raw[lane]
+
+    return scatter
+
+
+def _nothing(e: list[Any]) -> None:
+    """A hint, or an order that the interpreter keeps anyway."""
+
+
+def _build_nothing(program: Program, op: Op) -> _Step:
+    return _nothing
+
+
+def _yields(program: Program, block: Block) -> list[int]:
+    terminator = block.terminator
+    return [program._slot(v) for v in terminator.operands] if terminator is not None else []
+
+
+def _build_loop(program: Program, op: Op) -> _Step:
+    start, stop, *initial = [program._slot(v) for v in op.operands]
+    (block,) = op.blocks
+    counter, *carried = [program._slot(v) for v in block.arguments]
+    steps = program._block(block)
+    yields = _yields(program, block)
+    results = [program._slot(v) for v in op.results]
+    by = op.attributes["step"]
+
+    def loop(e: list[Any]) -> None:
+        values = [e[v] for v in initial]
+        i, end = e[start], e[stop]
+        while i < end:
+            e[counter] = i
+            for slot, value in zip(carried, values, strict=True):
+                e[slot] = value
+            for step in steps:
+                step(e)
+            values = [e[v] for v in yields]
+            i = i + by
+        for slot, value in zip(results, values, strict=True):
+            e[slot] = value
+
+    return loop
+
+
+def _build_if(program: Program, op: Op) -> _Step:
+    condition = program._slot(op.operands[0])
+    then, otherwise = [(program._block(block), _yields(program, block)) for block in op.blocks]
+    results = [program._slot(v) for v in op.results]
+
+    def branch(e: list[Any]) -> None:
+        steps, yields = then if e[condition] else otherwise
+        for step in steps:
+            step(e)
+        for slot, value in zip(results, [e[v] for v in yields], strict=True):
+            e[slot] = value
+
+    return branch
+
+
+def _build_tasks(program: Program, op: Op) -> _Step:
+    total = program._slot(op.operands[0])
+    (block,) = op.blocks
+    index = program._slot(block.arguments[0])
+    steps = program._block(block)
+    counter = op.attributes["counter"]
+
+    def tasks(e: list[Any]) -> None:
+        worker: _Worker = e[0]
+        while True:
+            task = worker.launch.counters[counter]
+            worker.launch.counters[counter] = task + 1
+            if task >= e[total]:
+                return
+            e[index] = task
+            for step in steps:
+                step(e)
+            worker.launch.give_way(worker.number)
+
+    return tasks
+
+
+def _build_barrier(program: Program, op: Op) -> _Step:
+    def barrier(e: list[Any]) -> None:
+        e[0].launch.barrier(e[0].number, op)
+
+    return barrier
+
+
+_BUILDERS: dict[str, Callable[[Program, Op], _Step]] = {
+    "arg": _build_arg, "worker": _build_worker, "workers": _build_workers, "s_load": _build_s_load,
+    "s_store": _build_s_store, "load": _build_load, "load_splat": _build_load_splat, "gather": _build_gather,
+    "store": _build_store, "store_lane0": _build_store_lane0, "scatter": _build_scatter, "prefetch": _build_nothing,
+    "loop": _build_loop, "if": _build_if, "tasks": _build_tasks, "barrier": _build_barrier,
+    "fence_streaming": _build_nothing,
+}
+
+
+def run(function: Function, words: NDArray[np.int64], memory: Memory, workers: int = 1) -> None:
+    """Run a lane function.
+
+    words: the argument block (docs/ir.md: scratch address, scratch bytes of a worker, sync block address, then the
+    words of the attribute `slots`). memory: every buffer that the words point to. workers: how many take part.
+    Raises LaneError for an access outside the buffers, a scalar division by zero, a misaligned streaming store, or
+    a barrier that not every worker reaches.
+    """
+    Program(function).run(words, memory, workers)
+
+
+def bind_arguments(
+    function: Function,
+    arrays: Mapping[str, Array],
+    scalars: Mapping[str, Any] | None = None,
+    dims: Mapping[str, int] | None = None,
+    workers: int = 1,
+) -> tuple[NDArray[np.int64], Memory]:
+    """The argument block and memory of a call, as the function's attributes `slots` and `scratch_bytes` ask for.
+
+    arrays: by tensor name. scalars: by name, as NumPy scalars of the right dtype (np.float32 bits go to the low
+    half; Python floats count as f64, integers are sign-extended). dims: by name. LaneError for a slot nobody fills.
+    """
+    memory = Memory()
+    addresses = {name: memory.add_array(name, array) for name, array in arrays.items()}
+    scratch_bytes = -(-function.attributes.get("scratch_bytes", 0) // 64) * 64
+    scratch = memory.allocate("scratch", scratch_bytes * workers) if scratch_bytes else 0
+    words = [scratch, scratch_bytes, memory.allocate("sync", 9 * 64)]
+    for slot in function.attributes.get("slots", ()):
+        words.append(_word(slot, arrays, addresses, scalars or {}, dims or {}))
+    return np.array([wrap64(w) for w in words], np.int64), memory
+
+
+def _word(slot: str, arrays: Mapping[str, Array], addresses: Mapping[str, int], scalars: Mapping[str, Any],
+          dims: Mapping[str, int]) -> int:
+    kind, _, rest = slot.partition(".")
+    if kind == "dim" and rest in dims:
+        return int(dims[rest])
+    if kind == "scalar" and rest in scalars:
+        value = scalars[rest]
+        if isinstance(value, np.float32):
+            return int(value.view(np.uint32))
+        if isinstance(value, (float, np.float64)):
+            return int(np.float64(value).view(np.int64))
+        return int(value)
+    if kind in arrays and rest == "data":
+        return addresses[kind]
+    if kind in arrays and rest.startswith("stride."):
+        array = arrays[kind]
+        return int(array.strides[int(rest[len("stride.") :])]) // array.itemsize
+    raise LaneError(f"found slot {slot!r} in function.attributes; expected one that the arguments fill")
+
+
+__all__ = ["LaneError", "Memory", "Program", "bind_arguments", "fma32", "fma64", "pure_function", "run"]
