@@ -100,7 +100,7 @@ class _Checker:
     def measure(self) -> None:
         """Give every value a bit and its width."""
         for item in self.original.body:
-            if type(item) is Label:
+            if isinstance(item, Label):
                 continue
             assert isinstance(item, Instruction)
             facts = self.facts[item.row]
@@ -152,10 +152,10 @@ class _Checker:
         if not facts.move_bits or item.mask is not None:
             return None
         target, source = item.operands
-        if isinstance(target, (Register, VirtualRegister)) and isinstance(source, (Register, VirtualRegister)):
-            if target.kind == source.kind:
-                return self.value(target), self.value(source)
-        return None
+        both = isinstance(target, (Register, VirtualRegister)) and isinstance(source, (Register, VirtualRegister))
+        if not both or target.kind != source.kind:  # type: ignore[union-attr]
+            return None
+        return self.value(target), self.value(source)
 
     def whole(self, target: int, source: int, bits: int) -> bool:
         """A copy of so many bits hands on all of the value that anyone looks at."""
@@ -189,7 +189,7 @@ class _Checker:
             kind = type(was)
             if kind is VirtualRegister or kind is Register:
                 both = self.pair(at, was, now)
-                if how & READ and not constant or how == WRITE and merging:
+                if (how & READ and not constant) or (how == WRITE and merging):
                     reads.append(both)
                 if how & WRITE:
                     writes.append(both)
@@ -420,7 +420,7 @@ class _Checker:
                 for place, value in step[3]:
                     held[place] = value
                 alive |= gone
-            elif what == _COPY or what == _MOVE:
+            elif what in (_COPY, _MOVE):
                 if what == _COPY:
                     target, source = step[2], step[3]
                 else:
