@@ -420,31 +420,31 @@ def _choose_spills(
         if not excess_at:
             continue
         excess = dict(excess_at)
-        candidates: list[tuple[int, int]] = []
+        candidates: list[tuple[int, int, float]] = []
         for node in roots:
             if flow.kind_of[node] == kind and classes.spillable(node):
                 named = 0
                 for place in touched[node]:
                     named |= 1 << (2 * place)
-                candidates.append((node, classes.points[node] & ~named))
+                cost = classes.cost[node]
+                if _constant_definition(work, flow, classes, node, touched) is not None:
+                    cost *= 0.5
+                candidates.append((node, classes.points[node] & ~named, cost))
         while excess:
             mask = 0
             for place in excess:
                 mask |= 1 << (2 * place)
             best = -1
             best_score = 0.0
-            for position, (node, relieves) in enumerate(candidates):
+            for position, (_, relieves, cost) in enumerate(candidates):
                 count = (relieves & mask).bit_count()
                 if count:
-                    cost = classes.cost[node]
-                    if _constant_definition(work, flow, classes, node, touched) is not None:
-                        cost *= 0.5
                     score = count / cost
                     if score > best_score:
                         best, best_score = position, score
             if best < 0:
                 break
-            node, relieves = candidates.pop(best)
+            node, relieves, _ = candidates.pop(best)
             spilled.append(node)
             for place in list(excess):
                 if relieves >> (2 * place) & 1:

@@ -103,6 +103,8 @@ def _slot(operand: object, stack: Register) -> int | None:
 
 def _known_reload(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
     """A load from a slot whose value is still in a register: in the same one, nothing is to do; else a copy."""
+    if not function.frame_bytes:
+        return 0
     stack = Register(*abi.stack_pointer)
     known: dict[int, tuple[Register, object]] = {}  # slot -> the register with its value, and the row that moved it
     places: list[int] = []
@@ -130,6 +132,10 @@ def _known_reload(function: MachineFunction, abi: Abi, table: FactsTable) -> int
                         continue
                     item.operands[1] = holder[0]
                 loaded = (offset, target)
+        if not known:
+            if loaded is not None:
+                known[loaded[0]] = (loaded[1], item.row)
+            continue
         written = _written(item, facts)
         writes_slot = any(
             how & WRITE and _slot(operand, stack) is not None
@@ -148,6 +154,8 @@ def _known_reload(function: MachineFunction, abi: Abi, table: FactsTable) -> int
 
 def _dead_spill(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
     """A store to a slot that no instruction reads."""
+    if not function.frame_bytes:
+        return 0
     stack = Register(*abi.stack_pointer)
     read: set[int] = set()
     for item in function.body:

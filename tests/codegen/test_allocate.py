@@ -624,7 +624,9 @@ def instructions(*rows: tuple[object, ...]) -> MachineFunction:
             code.label(str(row[0])[:-1])
         else:
             code.put(*row)  # type: ignore[arg-type]
-    return code.function()
+    function = code.function()
+    function.frame_bytes = 64
+    return function
 
 
 RSP = Register("gpr", 4)
@@ -691,3 +693,14 @@ def test_peephole_keeps_what_random_programs_do(seed: int, statements: int) -> N
     if not counts["jump to next"] and not counts["unreachable"]:
         assert after == before
     assert len(allocated.body) <= size
+
+
+def test_subtracting_a_number_is_no_idiom() -> None:
+    """sub r, r makes zero whatever r holds; sub r, 1 does not, though it names one register only."""
+    same = Instruction(ROWS["sub.64"], [RDI, RDI])
+    number = Instruction(ROWS["sub.64"], [RDI, Immediate(1)])
+    table = facts_table(register_file())
+    assert is_idiom(same, table[same.row]) and not is_idiom(number, table[number.row])
+    ones = Instruction(ROWS["vpternlogd.512"], [Register("vec", 1)] * 3 + [Immediate(0xFF)])
+    other = Instruction(ROWS["vpternlogd.512"], [Register("vec", 1)] * 3 + [Immediate(0x96)])
+    assert is_idiom(ones, table[ones.row]) and not is_idiom(other, table[other.row])
