@@ -167,7 +167,7 @@ class _Writer:
                 extents.append(derived)
             elif choice == 1:
                 self.features.add("gather")
-                table = self.fresh("i")
+                table = self.fresh("at")
                 rows = self.new_dim()
                 self.positive.add(rows)
                 kind = self.one_of([DTYPES["i32"], DTYPES["i64"]])

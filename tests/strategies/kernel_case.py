@@ -54,6 +54,9 @@ class KernelCase:
     def __repr__(self) -> str:
         return f"KernelCase({self.name}: {', '.join(sorted(self.features))})\n{self.source}"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # or Hypothesis would print field by field
+
     def load(self) -> Any:
         """The Kernel. The source is run as a module whose lines linecache knows, so that inspect finds them."""
         digest = hashlib.sha256(self.source.encode()).hexdigest()[:16]
