@@ -150,10 +150,12 @@ class Rewriter:
                         value.name = old.name
                     replaced[old] = value
                 return
-        for block in op.blocks:
-            self.block(block)
+        if op.blocks:
+            for block in op.blocks:
+                self.block(block)
         out.append(op)
-        self.here.update(op.results)
+        if op.results:
+            self.here.update(op.results)
 
     def fired(self, rule: Rule, op: Op) -> None:
         self.fires += 1

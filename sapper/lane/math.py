@@ -429,6 +429,7 @@ def _expand_block(block: Block, wanted: frozenset[str], emitter: _Emitter) -> in
                 ops.append(op)
                 continue
             old = op.results[0]
+            assert isinstance(old.type, RowType)
             emitter.format = _FORMATS[old.type]
             emitter.location = op.location
             emitter.ops = ops

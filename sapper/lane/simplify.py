@@ -33,13 +33,16 @@ _COMMUTES = frozenset({
 
 # Scalar constants.
 
+_HALF = 1 << 63
+
 
 def constant(value: Value) -> int | None:
     """The number that a scalar is, if it is a constant."""
-    op = value.op
-    if op is None or op.name != "s_const":
+    op = value.owner
+    if op.__class__ is not Op or op.name != "s_const":
         return None
-    return _wrap(op.attributes["value"])
+    number: int = op.attributes["value"]
+    return number if -_HALF <= number < _HALF else _wrap(number)
 
 
 def _wrap(value: int) -> int:
@@ -73,8 +76,11 @@ _FOLD: dict[str, Callable[[int, int], int]] = {
 def _fold_constants(op: Op, build: Rewriter) -> Replacement:
     """Arithmetic on two constants; a division by 0 stays, to fail where it was written."""
     a, b = op.operands
-    x, y = constant(a), constant(b)
-    if x is None or y is None:
+    y = constant(b)
+    if y is None:
+        return None
+    x = constant(a)
+    if x is None:
         return None
     if y == 0 and op.name in _DIVISIONS:
         return None
@@ -91,27 +97,31 @@ _RIGHT_NEUTRAL = {
 
 def _neutral(op: Op, build: Rewriter) -> Replacement:
     """x + 0, x * 1, ... are x; x * 0 and x & 0 are 0."""
-    a, b = op.operands
+    kept, other = op.operands
     name = op.name
-    pairs = ((a, b), (b, a)) if name in _COMMUTES else ((a, b),)
-    for kept, other in pairs:
+    number = constant(other)
+    if number is None:
+        if name not in _COMMUTES:
+            return None
+        kept, other = other, kept
         number = constant(other)
         if number is None:
-            continue
-        if number == _RIGHT_NEUTRAL[name]:
-            return [kept]
-        if number == 0 and name in ("s_mul", "s_and"):
-            return [other]
+            return None
+    if number == _RIGHT_NEUTRAL[name]:
+        return [kept]
+    if number == 0 and name in ("s_mul", "s_and"):
+        return [other]
     return None
 
 
 def _sum_with_constant(value: Value) -> tuple[Value, int] | None:
     """x and c, if a scalar is x + c."""
-    op = value.op
-    if op is None or op.name != "s_add":
+    op = value.owner
+    if op.__class__ is not Op or op.name != "s_add":
         return None
-    number = constant(op.operands[1])
-    return None if number is None else (op.operands[0], number)
+    operands = op.operands
+    number = constant(operands[1])
+    return None if number is None else (operands[0], number)
 
 
 def _add_constants_outward(op: Op, build: Rewriter) -> Replacement:
