@@ -14,26 +14,30 @@ from typing import Any
 
 from ..ir.nodes import Value
 from ..ir.types import TensorType, TileType, bool_, index
-from .affine import Affine, extreme, never_meet
+from .affine import Affine, extreme, fixed_when_meeting
 from .dims import Dim, DimExpression
 from .errors import KernelError
 from .operations import Axis, Frame, LoopScope, Operations, axes_of, dims_of, dtype_of, is_tensor
 
 
 class Access:
-    """One load or store: the tensor, an affine form for each dimension, and where it stands."""
+    """One load or store: the tensor, an affine form for each dimension, and where it stands.
 
-    __slots__ = ("forms", "frame", "guards", "node", "store", "tensor", "values")
+    scopes: the loops around it. wholes: the axes that it spans and no loop walks.
+    """
 
-    def __init__(self, tensor: Value, store: bool, forms: list[Affine], values: list[Value], node: Any, frame: Frame,
-                 guards: int) -> None:
+    __slots__ = ("forms", "frame", "guards", "node", "scopes", "store", "tensor", "wholes")
+
+    def __init__(self, tensor: Value, store: bool, forms: list[Affine], wholes: list[Axis], node: Any, frame: Frame,
+                 guards: int, scopes: tuple[LoopScope, ...]) -> None:
         self.tensor = tensor
         self.store = store
         self.forms = forms
-        self.values = values
+        self.wholes = wholes
         self.node = node
         self.frame = frame
         self.guards = guards
+        self.scopes = scopes
 
 
 class Accesses(Operations):
@@ -43,6 +47,7 @@ class Accesses(Operations):
         super().__init__(*arguments)
         self.accesses: list[Access] = []
         self.requirements: dict[tuple[Any, ...], int] = {}
+        self.scopes: tuple[LoopScope, ...] = ()
 
     def load(self, tensor: Value, items: Sequence[Any], node: Any, item_nodes: Sequence[Any]) -> Value:
         """tensor[items]"""
@@ -51,8 +56,7 @@ class Accesses(Operations):
         type = TileType(dtype_of(tensor), self.joined_axes(*values) if values else ())
         result = self.builder.value("load", [tensor, *values], type)
         self.levels[result] = self.level
-        self.accesses.append(Access(tensor, False, forms, values, node, self.frame,
-                                    self.guards + self.ragged))
+        self.record(tensor, False, forms, type.axes, node)
         return result
 
     def store(self, tensor: Value, items: Sequence[Any], value: Any, node: Any, item_nodes: Sequence[Any],
@@ -83,8 +87,13 @@ class Accesses(Operations):
                       f"index {tensor.name} with {names}, or reduce the value: sum(..., over={lacking[0]})")
         self.at(node)
         self.builder.add("store", [tensor, value, *values])
-        self.accesses.append(Access(tensor, True, forms, values, node, self.frame,
-                                    self.guards + self.ragged))
+        self.check_scatter(self.record(tensor, True, forms, spanned, node))
+
+    def record(self, tensor: Value, store: bool, forms: list[Affine], spanned: tuple[str, ...], node: Any) -> Access:
+        wholes = [self.axes[name] for name in spanned if self.axes[name].loop is None]
+        access = Access(tensor, store, forms, wholes, node, self.frame, self.guards + self.ragged, self.scopes)
+        self.accesses.append(access)
+        return access
 
     def indices(self, tensor: Value, items: Sequence[Any], node: Any, item_nodes: Sequence[Any]
                 ) -> tuple[list[Value], list[Affine]]:
@@ -236,24 +245,28 @@ class Accesses(Operations):
                 if access.store and not loop.carries:
                     self.check_race(access, loop)
                 for other in accesses[position:]:
-                    if not (access.store or other.store) or (loop.carries and access is other):
+                    if not (access.store or other.store):
                         continue
-                    if self.apart(access, other, loop):
+                    fixed = self.meeting(access, other, loop)
+                    if fixed is None or all(variable in fixed for variable in loop.variables):
                         continue
-                    if loop.kind == "tiles" and access is not other:
-                        self.hazard(access, other, loop)
+                    if loop.kind == "tiles":
+                        self.hazard(access, other, loop, fixed)
                     ordered = True
         if loop.carries:
             return {"parallel": False}
         return {"parallel": False, "ordered": True} if ordered else {"parallel": True}
 
-    def apart(self, access: Access, other: Access, loop: LoopScope) -> bool:
+    def meeting(self, access: Access, other: Access, loop: LoopScope) -> set[Any] | None:
+        """What two accesses of two iterations agree in when they meet, None if they never do. An axis has many
+        coordinates in one iteration, those of outer loops too."""
+
         def varies(symbol: Any) -> bool:
             if isinstance(symbol, str):
                 return False
-            return (symbol.level if isinstance(symbol, Axis) else self.level_of(symbol)) >= loop.level
+            return isinstance(symbol, Axis) or bool(axes_of(symbol)) or self.level_of(symbol) >= loop.level
 
-        return never_meet(access.forms, other.forms, loop.variables, varies, self.spread_of)
+        return fixed_when_meeting(access.forms, other.forms, varies, self.spread_of)
 
     def check_race(self, access: Access, loop: LoopScope) -> None:
         if access.guards != loop.guards:
@@ -268,9 +281,44 @@ class Accesses(Operations):
                              f"an index that differs for each {name}",
                              f"index {tensor} with {name}, or carry the value through the loop and store it after it")
 
-    def hazard(self, access: Access, other: Access, loop: LoopScope) -> None:
+    def check_scatter(self, access: Access) -> None:
+        """One store of axes that no loop walks must write each element once: nothing says in what order it writes."""
+        wholes = access.wholes
+
+        def varies(symbol: Any) -> bool:
+            if isinstance(symbol, Value):
+                return any(axis.name in axes_of(symbol) for axis in wholes)
+            return symbol in wholes
+
+        if not wholes:
+            return
+        fixed = fixed_when_meeting(access.forms, access.forms, varies, self.spread_of)
+        if fixed is not None and not all(axis in fixed for axis in wholes):
+            names = ", ".join(axis.name for axis in wholes)
+            tensor = access.tensor.name
+            self.fail("write-race", f"one store along {names} may write an element of {tensor} twice", access.node,
+                      f"a store to {tensor} at indices not proved different along {names}",
+                      "an index that differs for each", f"walk {names} with a loop, whose writes then run in order")
+
+    def hazard(self, access: Access, other: Access, loop: LoopScope, fixed: set[Any]) -> None:
+        """Raise if the order of two accesses of a loop over tiles, which may meet, depends on the size of a tile.
+
+        One store alone keeps its order along one axis if everything else agrees where it meets itself: the axis's
+        coordinates come in order in a tile and from tile to tile.
+        """
         tensor = access.tensor.name
         names = ", ".join(loop.names)
+        if access is other:
+            depth = access.scopes.index(loop) + 1
+            inner = [v for scope in access.scopes[depth:] for v in scope.variables]
+            own = [v for v in loop.variables if v not in fixed and any(
+                self.depends(s, v, loop) for form in access.forms for s in form.terms)]
+            if len(own) <= 1 and all(v in fixed for v in (*inner, *access.wholes)):
+                return
+            self.fail_at(access, "write-race",
+                         f"a store to {tensor} may meet itself in different iterations along {names}",
+                         "writes whose order would depend on the tile size", "an index proved to differ",
+                         f"walk {names} with each(...)")
         if access.store and other.store:
             self.fail_at(other, "write-race", f"two stores to {tensor} may meet in different iterations along {names}",
                          "two stores whose order would depend on the tile size", "stores to elements proved different",

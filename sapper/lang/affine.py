@@ -85,21 +85,20 @@ def _bounded_by(symbol: Symbol, other: Symbol, range_of: RangeOf) -> bool:
         s == other or _bounded_by(s, other, range_of) for bound in bounds for s in bound.terms)
 
 
-def never_meet(
+def fixed_when_meeting(
     first: list[Affine],
     second: list[Affine],
-    variables: list[Symbol],
     varies: Callable[[Symbol], bool],
     spread_of: Callable[[Symbol], int | None],
-) -> bool:
-    """True if it is proved that first and second name different elements in two different iterations.
+) -> set[Symbol] | None:
+    """The symbols that must agree where two accesses name one element; None if they never do.
 
-    first, second: the indices of two accesses to one tensor, a form for each dimension. variables: the loop's own.
-    varies(s): whether s may differ between (or within) iterations. spread_of(s): last minus first value, if known.
+    first, second: the indices of two accesses to one tensor, a form for each dimension. varies(s): whether s may
+    differ between the two. spread_of(s): last minus first value, if known.
 
-    Two iterations p, p' meet if all dimensions agree. A dimension that can't agree settles it. One whose varying
-    part is c1*s1 + c2*s2 + ..., the same in both, fixes all of its symbols if each |c| exceeds what the smaller
-    terms can add up to (a number written in digits). When all of the loop's variables are fixed, p = p'.
+    The accesses meet if all dimensions agree. A dimension that can't agree settles it. One whose varying part is
+    c1*s1 + c2*s2 + ..., the same in both, fixes all of its symbols if each |c| exceeds what the smaller terms can add
+    up to (a number written in digits).
     """
     fixed: set[Symbol] = set()
     progress = True
@@ -113,13 +112,11 @@ def never_meet(
             if difference.terms:
                 continue
             if difference.constant % (gcd(*moving.values(), *other_moving.values()) or abs(difference.constant) + 1):
-                return True
+                return None
             if difference.constant == 0 and moving and moving == other_moving and _digits(moving, spread_of):
                 fixed.update(moving)
                 progress = True
-        if all(v in fixed for v in variables):
-            return True
-    return False
+    return fixed
 
 
 def _without(terms: Mapping[Symbol, int], moving: Mapping[Symbol, int]) -> dict[Symbol, int]:

@@ -305,7 +305,8 @@ class Frontend(Calls):
         dtypes: dict[str, DType] = {}
         for _ in range(2 * len(carried) + 2):
             state = (len(self.accesses), dict(self.frame.env), dict(self.frame.assigned_at), dict(self.axes),
-                     self.level, self.guards, self.ragged, self.frame.nesting, self.builder.block, len(self.known))
+                     self.level, self.guards, self.ragged, self.scopes, self.frame.nesting, self.builder.block,
+                     len(self.known))
             try:
                 self.loop(node, walked, names, bounds, forms, carried, dtypes)
                 return
@@ -314,7 +315,7 @@ class Frontend(Calls):
                     raise AssertionError("a loop was read twice with the same dtype") from None
                 dtypes[retry.name] = retry.dtype
                 count, self.frame.env, self.frame.assigned_at, self.axes, self.level, self.guards = state[:6]
-                self.ragged, self.frame.nesting, self.builder.block, depth = state[6:]
+                self.ragged, self.scopes, self.frame.nesting, self.builder.block, depth = state[6:]
                 del self.accesses[count:]
                 del self.known[depth:]
         self.fail("carried-type", f"{' and '.join(carried)} find no dtype that stays the same in the loop", node,
@@ -347,6 +348,7 @@ class Frontend(Calls):
             self.empty_range(*pair) for pair in forms)
         self.ragged += ragged
         scope = LoopScope(walked.kind, self.level, self.guards + self.ragged, node, names, bool(carried))
+        self.scopes = (*self.scopes, scope)
         outer_env = frame.env
         body = Block([INDEX] * len(names) if walked.kind != "tiles" else ())
         outside = self.open_block(body)
@@ -393,6 +395,7 @@ class Frontend(Calls):
         attributes: dict[str, Any] = self.finish_loop(scope, first_access)
         self.level -= 1
         self.ragged -= ragged
+        self.scopes = self.scopes[:-1]
         if walked.kind == "tiles":
             attributes = {"axes": axis_names, **attributes}
         else:

@@ -1237,6 +1237,27 @@ def two_stores_that_meet():
     return k
 
 
+@case("write-race", "loop")
+def scatter_of_a_whole_axis():
+    @kernel
+    def k(a: Tensor[f32, M], places: Tensor[i32, M], out: Tensor[f32, N]):
+        m = whole(M)
+        out[places[m]] = a[m]  # here
+
+    return k
+
+
+@case("write-race", "each")
+def order_depends_on_the_tile_size():
+    @kernel
+    def k(a: Tensor[f32, M], out: Tensor[f32, N]):
+        for m in tiles(span(0, M - 3)):
+            for j in range(3):
+                out[m + j] = a[m]  # here
+
+    return k
+
+
 @case("read-after-write", "each")
 def recurrence_in_tiles():
     @kernel

@@ -64,17 +64,22 @@ statements = st.one_of(
 )
 
 
-def compiled(body: list[str], outer: str) -> Any:
-    lines = [f"    {outer}", *([] if "n in" in outer else ["        n = whole(N)"]),
-             "        t = a[m, n]", "        u = b[m] * c[n]", *(f"        {line}" for line in body),
-             "        out[m, n] = t + u"]
-    source = HEAD + "\n".join(lines) + "\n"
+def kernel_of(source: str) -> Any:
+    """The kernel k that a source defines."""
     file = f"<random kernel {next(NUMBER)}>"
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)
     world: dict[str, Any] = {name: getattr(sapper, name) for name in sapper.__all__}
     world["M"], world["N"] = sapper.dims("M N")
     exec(compile(source, file, "exec"), world)
-    return world["k"], source
+    return world["k"]
+
+
+def compiled(body: list[str], outer: str) -> Any:
+    lines = [f"    {outer}", *([] if "n in" in outer else ["        n = whole(N)"]),
+             "        t = a[m, n]", "        u = b[m] * c[n]", *(f"        {line}" for line in body),
+             "        out[m, n] = t + u"]
+    source = HEAD + "\n".join(lines) + "\n"
+    return kernel_of(source), source
 
 
 @settings(deadline=None, max_examples=60)
