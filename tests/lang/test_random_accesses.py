@@ -50,7 +50,7 @@ def programs(draw: st.DrawFn) -> str:
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(st.integers(0, 3))
         if kind == 0:
-            lines.append(f"{indent}out[{subscript()}] = {' + '.join(['a[0]', draw(st.sampled_from(names)) + '.to(i32)'])}")
+            lines.append(f"{indent}out[{subscript()}] = a[0] + {draw(st.sampled_from(names))}.to(i32)")
         elif kind == 1:
             lines.append(f"{indent}out[{subscript()}] = out[{subscript()}] + 1")
         else:
