@@ -375,8 +375,8 @@ def encode_instruction(
     _check_registers(instruction, plan)
     if available is not None and not plan.features <= available:
         missing = ", ".join(sorted(plan.features - available))
-        raise EncodeError(f"row {instruction.row.name}: found a target without {missing}; expected a row, registers and "
-                          "operands that the target has")
+        raise EncodeError(f"row {instruction.row.name}: found a target without {missing}; expected a row, registers "
+                          "and operands that the target has")
     reg = operands[plan.reg].number if plan.reg >= 0 else (plan.digit if plan.digit > 0
                                                            else 0)
     space = plan.space

@@ -1,4 +1,4 @@
-"""Measures latency and throughput of the rows on this CPU; the figures of sapper/targets/x86_64/costs.py come from here.
+"""Measures latency and throughput of the rows on this CPU, from which sapper/targets/x86_64/costs.py was made.
 
 Prints one line for each row: name, cycles of a chain through its registers (or -), cycles for each of many independent
 ones. Cycles are those of a chain of `add` instructions (one cycle each) timed beside it. Not a test: run it by hand.
@@ -64,6 +64,32 @@ def operands(row: Row, choose: Any) -> list[Any] | None:
     return made
 
 
+def chained(row: Row) -> list[Any] | None:
+    """Operands whose result is the next one's source; None where no register is both written and read."""
+    kinds = [s for s in row.operands if s.kind in ("vec", "gpr", "mask") and s.fixed is None]
+    if row.masking == "required" or not {s.kind for s in kinds if s.writes} & {s.kind for s in kinds if s.reads}:
+        return None
+    return operands(row, lambda position, kind: {"vec": 1, "gpr": 8, "mask": 2}[kind])
+
+
+def spread(row: Row, n: int) -> list[Any] | None:
+    """Operands of the n-th of many instructions that do not wait for one another."""
+    written = {"vec": (4, 5, 6, 7, 8, 9, 10, 11, 12, 13), "gpr": (3, 8, 9, 10), "mask": (3, 4, 5, 6)}
+
+    def choose(position: int, kind: str) -> int:
+        if row.operands[position].writes:
+            return int(written[kind][(n + position) % len(written[kind])])
+        return {"vec": 1, "gpr": 1, "mask": 2}[kind] + (position == 2 and kind == "vec")
+
+    return operands(row, choose)
+
+
+def in_memory(item: Instruction) -> Instruction:
+    """The same with memory wherever the row takes it."""
+    return Instruction(item.row, [Memory(g(7), disp=2048) if s.memory and not s.index_bits else o
+                                  for s, o in zip(item.row.operands, item.operands, strict=True)], item.mask)
+
+
 def main() -> None:
     host = detect.host().features
     functions: list[Any] = timed([ins("add.64", g(8), g(8)) for _ in range(UNROLL)], 0)
@@ -77,17 +103,7 @@ def main() -> None:
             body = []
             reload = []
             for n in range(UNROLL):
-                if what == "latency":
-                    made = operands(row, lambda position, kind: {"vec": 1, "gpr": 8, "mask": 2}[kind])
-                    specs = [s for s in row.operands if s.kind in ("vec", "gpr", "mask") and s.fixed is None]
-                    writes = {s.kind for s in specs if s.writes}
-                    if not writes & {s.kind for s in specs if s.reads} or row.masking == "required":
-                        made = None
-                else:
-                    spread = {"vec": (4, 5, 6, 7, 8, 9, 10, 11, 12, 13), "gpr": (3, 8, 9, 10), "mask": (3, 4, 5, 6)}
-                    made = operands(row, lambda position, kind, n=n, spread=spread:
-                                    spread[kind][(n + position) % len(spread[kind])] if row.operands[position].writes
-                                    else {"vec": 1, "gpr": 1, "mask": 2}[kind] + (position == 2 and kind == "vec"))
+                made = chained(row) if what == "latency" else spread(row, n)
                 if made is None:
                     break
                 if mask is not None:
@@ -97,9 +113,7 @@ def main() -> None:
                 try:
                     encode(MachineFunction("probe", list(body), {}))
                 except ValueError:
-                    changed = [Instruction(row, [Memory(g(7), disp=2048) if s.memory and not s.index_bits else o for s, o in
-                                                 zip(row.operands, i.operands, strict=True)], mask) if i.row is row else i
-                               for i in body]
+                    changed = [in_memory(item) if item.row is row else item for item in body]
                     if what == "latency":
                         continue
                     for item in changed:

@@ -176,15 +176,18 @@ def _ports(row: Row, throughput: float) -> tuple[str, ...]:
     if row.control:
         return ("branch",)
     operands = row.operands
-    if operands and operands[0].kind == "mem" or row.mnemonic.startswith(("vmovnt", "movnti", "push")):
-        return ("load",) if operands[0].role == "a" and row.mnemonic.startswith("prefetch") else ("store",)
+    if row.mnemonic.startswith("prefetch"):
+        return ("load",)
+    if (operands and operands[0].kind == "mem") or row.mnemonic.startswith(("vmovnt", "movnti", "push")):
+        return ("store",)
     count = max(1, min(4, round(1 / throughput)))
     if not any(o.kind in ("vec", "mask") for o in operands):
         return _GENERAL[:count]
     if row.mnemonic.startswith(("vdiv", "vsqrt")):
         return ("fp1",)
-    order = _ADD if row.mnemonic.startswith(_ADDERS) else _MULTIPLY if row.mnemonic.startswith(_MULTIPLIERS) else _SHUFFLE
-    return order[:count]
+    if row.mnemonic.startswith(_ADDERS):
+        return _ADD[:count]
+    return (_MULTIPLY if row.mnemonic.startswith(_MULTIPLIERS) else _SHUFFLE)[:count]
 
 
 def cost_of(row: Row) -> Cost:

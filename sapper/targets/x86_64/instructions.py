@@ -362,7 +362,8 @@ def _float_arithmetic() -> None:
 
 def _scalar(name: str, operands: str, encodings: str, meaning: Meaning, dtype: str, **more: Any) -> None:
     """A row on lane 0 of xmm registers; the upper lanes come from the first source."""
-    row(name, operands, encodings, m.scalar(meaning), dtype=dtype, length=128, masking="kz", scalar=True, **more)
+    row(name, operands, encodings, m.scalar(meaning), dtype=dtype, length=128,
+        masking="kz" if "EVEX" in encodings else "", scalar=True, **more)
 
 
 def _float_rest() -> None:
