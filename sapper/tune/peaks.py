@@ -74,42 +74,48 @@ class Peaks:
 
 
 class Probe:
-    """A lane program, compiled and loaded, with its argument block.
+    """A lane program, compiled and loaded, with its arguments, for `threads` workers.
 
-    function: the program; its slots are "scalar.<name>" words only. Addresses are scalars like any other.
+    function: the program; its slots are "scalar.<name>" words only. work: what one repetition of all workers does, in the
+    unit of the rate. words: of the argument block, by the scalar's name; the address of an array is that array.
     """
 
-    def __init__(self, function: Function, target: Any, **words: int) -> None:
+    def __init__(self, function: Function, target: Any, threads: int, work: float, **words: Any) -> None:
         from ..codegen.compile import compile_lane
         from ..runtime.loader import load
 
-        self.code = load(compile_lane(function, target).bytes)
+        self.threads = threads
+        self.work = work
+        self._code = load(compile_lane(function, target).bytes)
+        self._keep = words
         slots = [slot.removeprefix("scalar.") for slot in function.attributes["slots"]]
-        self.block = (ctypes.c_int64 * (3 + len(slots)))(0, 0, 0, *(words.get(name, 0) for name in slots))
-        self.view = memoryview(self.block).cast("B").cast("q")
-        self.places = {name: 3 + place for place, name in enumerate(slots)}
+        values = [words.get(name, 0) for name in slots]
+        self._block = (ctypes.c_int64 * (3 + len(slots)))(
+            0, 0, 0, *(value if isinstance(value, int) else value.ctypes.data for value in values))
+        self._view = memoryview(self._block).cast("B").cast("q")
+        self._repeats = 3 + slots.index("repeats")
 
-    def run(self, repeats: int, threads: int) -> float:
+    def run(self, repeats: int = 1) -> float:
         """Seconds for so many repetitions by each of the workers."""
         from ..runtime import workers
 
-        address = ctypes.addressof(self.block)
-        self.block[self.places["repeats"]] = repeats
+        address = ctypes.addressof(self._block)
+        self._block[self._repeats] = repeats
         start = time.perf_counter()
-        if threads == 1:
-            self.code.function(address, 0, 1)
+        if self.threads == 1:
+            self._code.function(address, 0, 1)
         else:
-            workers.launch(self.code.address, self.view, address, threads, 0)
+            workers.launch(self._code.address, self._view, address, self.threads, 0)
         return time.perf_counter() - start
 
-    def best_rate(self, work: float, threads: int, sample_s: float = SAMPLE_S, samples: int = SAMPLES) -> float:
-        """The best rate, in units of `work` per second, where `work` is what one repetition of all workers does."""
-        self.run(1, threads)  # starts the workers and warms the caches
+    def best_rate(self, sample_s: float = SAMPLE_S, samples: int = SAMPLES) -> float:
+        """The best of several rates, in units of `work` per second."""
+        self.run()  # starts the workers and warms the caches
         repeats = 1
-        while (taken := min(self.run(repeats, threads), self.run(repeats, threads))) < sample_s / 4:
+        while (taken := min(self.run(repeats), self.run(repeats))) < sample_s / 4:
             repeats *= 4 if taken < sample_s / 16 else 2
         repeats = max(1, round(repeats * sample_s / taken))
-        return work * repeats / min(self.run(repeats, threads) for _ in range(samples))
+        return self.work * repeats / min(self.run(repeats) for _ in range(samples))
 
 
 class Program:
@@ -218,46 +224,46 @@ def copy_program(lanes: int, streaming: bool) -> Function:
     return program.function
 
 
-def measure_arithmetic(op: str, threads: int, target: Any, sample_s: float = SAMPLE_S) -> float:
-    """Operations per second of `op` (a key of FLOPS) on `threads` workers."""
+def arithmetic_probe(op: str, threads: int, target: Any) -> Probe:
+    """Operations of `op` (a key of FLOPS) on `threads` workers."""
     from ..runtime.buffers import empty
 
-    out = empty(threads * target.lanes)
-    probe = Probe(arithmetic_program(op, target.lanes), target, out=out.ctypes.data)
-    return probe.best_rate(2.0 * CHAINS * target.lanes * FLOPS[op] * threads, threads, sample_s)
+    return Probe(arithmetic_program(op, target.lanes), target, threads, 2.0 * CHAINS * target.lanes * FLOPS[op] * threads,
+                 out=empty(threads * target.lanes))
 
 
-def measure_read(size_bytes: int, threads: int, target: Any, sample_s: float = SAMPLE_S) -> float:
-    """Bytes per second that `threads` workers together read from a buffer of size_bytes, each from its own part."""
+def _part_bytes(size_bytes: int, threads: int, step_bytes: int) -> int:
+    """Each worker's part of a buffer: whole steps, at least one."""
+    return max(step_bytes, size_bytes // threads // step_bytes * step_bytes)
+
+
+def read_probe(size_bytes: int, threads: int, target: Any) -> Probe:
+    """Bytes that `threads` workers together read from a buffer of size_bytes, each from its own part."""
     from ..runtime.buffers import empty
 
-    step = STREAMS * target.lanes * 4
-    part = max(step, size_bytes // threads // step * step)
+    part = _part_bytes(size_bytes, threads, STREAMS * target.lanes * 4)
     data = empty(part * threads // 4)
     data.fill(1.0)  # A page that was never written is the system's one page of zeros.
-    out = empty(threads * target.lanes)
-    probe = Probe(read_program(target.lanes), target, out=out.ctypes.data, data=data.ctypes.data, part_bytes=part)
-    return probe.best_rate(float(part * threads), threads, sample_s)
+    return Probe(read_program(target.lanes), target, threads, float(part * threads), out=empty(threads * target.lanes),
+                 data=data, part_bytes=part)
 
 
-def measure_copy(size_bytes: int, threads: int, target: Any, streaming: bool, sample_s: float = SAMPLE_S) -> float:
-    """Bytes per second read and written, together, by a copy from a buffer of size_bytes to another."""
+def copy_probe(size_bytes: int, threads: int, target: Any, streaming: bool) -> Probe:
+    """Bytes read and written, together, by a copy from a buffer of size_bytes to another."""
     from ..runtime.buffers import empty
 
-    step = COPY_ROWS * target.lanes * 4
-    part = max(step, size_bytes // threads // step * step)
+    part = _part_bytes(size_bytes, threads, COPY_ROWS * target.lanes * 4)
     data, out = empty(part * threads // 4), empty(part * threads // 4)
     data.fill(1.0)
     out.fill(0.0)
-    probe = Probe(copy_program(target.lanes, streaming), target, out=out.ctypes.data, data=data.ctypes.data,
-                  part_bytes=part)
-    return probe.best_rate(2.0 * part * threads, threads, sample_s)
+    return Probe(copy_program(target.lanes, streaming), target, threads, 2.0 * part * threads, out=out, data=data,
+                 part_bytes=part)
 
 
 def measure_peaks(threads: int, scale: float = 1.0, report: Callable[[str], None] | None = None) -> Peaks:
-    """Measure anew. scale: of buffers in L3 and DRAM and of the time, for a quick look. report: is told what is measured.
+    """Measure anew, in about 0.1 s a figure, and 0.2 s in DRAM.
 
-    Takes about 0.1 s a figure, and about 0.2 s those in DRAM.
+    scale: of the time, and of what is read and copied in DRAM, for a quick look. report: is told what is measured next.
     """
     from ..targets.x86_64.detect import host_target
 
@@ -265,28 +271,22 @@ def measure_peaks(threads: int, scale: float = 1.0, report: Callable[[str], None
     sample_s = SAMPLE_S * scale
     say = report or (lambda _: None)
 
-    def arithmetic(op: str, feature: str) -> float | None:
-        if not target.has(feature):
-            return None
+    def arithmetic(op: str) -> float:
         say(op)
-        return measure_arithmetic(op, threads, target, sample_s)
+        return arithmetic_probe(op, threads, target).best_rate(sample_s)
 
-    f32_flops = arithmetic("fma", "fma")
-    assert f32_flops is not None, "every target has fused multiply-adds"
     read = {}
     for level, size_bytes in READ_BYTES.items():
-        say(f"reads, {level}")
-        if level in ("L1", "L2"):
-            size_bytes *= threads
-        elif level == "DRAM":
-            size_bytes = int(size_bytes * scale)
-        read[level] = measure_read(size_bytes, threads, target, sample_s)
-    say("copies")
-    copy = measure_copy(int(COPY_BYTES * scale), threads, target, False, sample_s)
-    copy_streaming = measure_copy(int(COPY_BYTES * scale), threads, target, True, sample_s)
+        say(f"reads in {level}")
+        size_bytes = size_bytes * threads if level in ("L1", "L2") else size_bytes
+        read[level] = read_probe(int(size_bytes * scale) if level == "DRAM" else size_bytes, threads, target).best_rate(sample_s)
+    copies = []
+    for streaming in (False, True):
+        say("copies past the caches" if streaming else "copies")
+        copies.append(copy_probe(int(COPY_BYTES * scale), threads, target, streaming).best_rate(sample_s))
     return Peaks(
-        threads, f32_flops, arithmetic("dot2_bf16", "avx512_bf16"), arithmetic("dot4_u8i8", "avx512_vnni"), read, copy,
-        copy_streaming,
+        threads, arithmetic("fma"), arithmetic("dot2_bf16") if target.has("avx512_bf16") else None,
+        arithmetic("dot4_u8i8") if target.has("avx512_vnni") else None, read, *copies,
         {"L1": target.l1_bytes * threads, "L2": target.l2_bytes * threads, "L3": target.l3_bytes},
     )
 
