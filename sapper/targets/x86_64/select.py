@@ -19,6 +19,7 @@ from typing import Any
 from ...ir.nodes import Op, Value
 from ...ir.types import DType, MaskType, RowType, ScalarType
 from ...ir.types import i32 as I32
+from .instructions import ROWS as ROWS
 
 FAMILY = "x86_64"
 
