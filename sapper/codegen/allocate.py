@@ -62,7 +62,7 @@ class Allocation:
 class _Work:
     """The code on its way: spilling rewrites it and the next round reads it afresh."""
 
-    __slots__ = ("abi", "facts", "home", "minimal", "moves", "next_number", "origin", "slots", "source")
+    __slots__ = ("abi", "bits_of", "facts", "home", "minimal", "moves", "next_number", "origin", "slots", "source")
 
     def __init__(self, source: MachineFunction, abi: Abi) -> None:
         self.source = MachineFunction(source.name, source.body, source.constants)
@@ -71,6 +71,7 @@ class _Work:
         self.origin = list(range(len(source.body)))
         self.slots: list[Slot] = []
         self.home: dict[VirtualRegister, Slot] = {}  # registers that already have a copy in the frame
+        self.bits_of: dict[VirtualRegister, int] = {}  # how wide registers are that stand for a wider one in places
         self.minimal: set[VirtualRegister] = set()  # spilling these gains nothing
         self.moves: list[int] = []  # places of the copies in the code given
         self.next_number = 0
@@ -160,7 +161,7 @@ class _Classes:
         if bits >= self.work.abi.full_bits[self.flow.kinds[self.flow.kind_of[first]]]:
             return True
         if self.widths is None:
-            self.widths = value_bits(self.work.source, self.flow, self.work.abi)
+            self.widths = value_bits(self.work, self.flow)
         return max(self.widths[first], self.widths[second]) <= bits
 
     def _coalesce(self) -> None:
@@ -331,10 +332,10 @@ class _Classes:
                 if cost < best_cost:
                     best, best_cost, best_register = blocking, cost, register
         if best is None:
-            register = self.flow.nodes[node]
+            lacking = self.flow.nodes[node]
             raise AllocationError(
-                f"{self.work.source.name}: no register for {register!r} and nothing left to spill; "
-                f"the kind {register.kind} has {len(registers)} registers"
+                f"{self.work.source.name}: no register for {lacking!r} and nothing left to spill; "
+                f"the kind {lacking.kind} has {len(registers)} registers"
             )
         if best_register >= 0:
             for holder in best:
@@ -345,16 +346,22 @@ class _Classes:
         return best
 
 
-def value_bits(function: MachineFunction, flow: Flow, abi: Abi) -> list[int]:
+def joined_registers(function: MachineFunction, flow: Flow, ranges: Ranges, abi: Abi) -> list[int]:
+    """For each node the class that copies join it to, before any spilling (for schedule.py)."""
+    classes = _Classes(flow, ranges, _Work(function, abi))
+    return [classes.find(node) for node in range(len(flow.nodes))]
+
+
+def value_bits(work: _Work, flow: Flow) -> list[int]:
     """For each node the most bits that any row reads or writes of it; addresses count in full."""
-    bits = [0] * len(flow.nodes)
+    table = work.facts
     node_of = flow.node_of
-    table = facts_table(abi)
-    for item in function.body:
-        if type(item) is Label:
+    bits = [0] * flow.physical + [work.bits_of.get(n, 0) for n in flow.nodes[flow.physical :]]  # type: ignore[arg-type]
+    for item in work.source.body:
+        if isinstance(item, Label):
             continue
-        facts = table[item.row]  # type: ignore[union-attr]
-        for operand, width in zip(item.operands, facts.bits, strict=True):  # type: ignore[union-attr]
+        facts = table[item.row]
+        for operand, width in zip(item.operands, facts.bits, strict=True):
             kind_type = type(operand)
             if kind_type is VirtualRegister:
                 node = node_of[operand]  # type: ignore[index]
@@ -368,10 +375,10 @@ def value_bits(function: MachineFunction, flow: Flow, abi: Abi) -> list[int]:
                         node = node_of[part]
                         if bits[node] < wide:
                             bits[node] = wide
-        if type(item.mask) is VirtualRegister:  # type: ignore[union-attr]
-            bits[node_of[item.mask]] = 64  # type: ignore[union-attr]
+        if type(item.mask) is VirtualRegister:
+            bits[node_of[item.mask]] = 64
     for node in range(flow.physical):
-        bits[node] = abi.full_bits.get(flow.kinds[flow.kind_of[node]], 0)
+        bits[node] = work.abi.full_bits.get(flow.kinds[flow.kind_of[node]], 0)
     return bits
 
 
@@ -413,31 +420,31 @@ def _choose_spills(
         if not excess_at:
             continue
         excess = dict(excess_at)
-        candidates: list[tuple[int, int]] = []
+        candidates: list[tuple[int, int, float]] = []
         for node in roots:
             if flow.kind_of[node] == kind and classes.spillable(node):
                 named = 0
                 for place in touched[node]:
                     named |= 1 << (2 * place)
-                candidates.append((node, classes.points[node] & ~named))
+                cost = classes.cost[node]
+                if _constant_definition(work, flow, classes, node, touched) is not None:
+                    cost *= 0.5
+                candidates.append((node, classes.points[node] & ~named, cost))
         while excess:
             mask = 0
             for place in excess:
                 mask |= 1 << (2 * place)
             best = -1
             best_score = 0.0
-            for position, (node, relieves) in enumerate(candidates):
+            for position, (_, relieves, cost) in enumerate(candidates):
                 count = (relieves & mask).bit_count()
                 if count:
-                    cost = classes.cost[node]
-                    if _constant_definition(work, flow, classes, node, touched) is not None:
-                        cost *= 0.5
                     score = count / cost
                     if score > best_score:
                         best, best_score = position, score
             if best < 0:
                 break
-            node, relieves = candidates.pop(best)
+            node, relieves, _ = candidates.pop(best)
             spilled.append(node)
             for place in list(excess):
                 if relieves >> (2 * place) & 1:
@@ -453,7 +460,9 @@ def _is_constant(instruction: Instruction, facts: RowFacts, home: Slot | None) -
 
     A load from the slot that is home to all of the class counts too: it holds while registers loaded from it are used.
     """
-    if facts.flow != NEXT or facts.writes or facts.reads or facts.writes_flags or facts.reads_flags or facts.side_effects:
+    if facts.flow != NEXT or facts.writes or facts.reads or facts.side_effects:
+        return False
+    if facts.writes_flags or facts.reads_flags:
         return False
     if instruction.mask is not None or not facts.access or not facts.access[0] & WRITE:
         return False
@@ -546,16 +555,18 @@ def _spill(
     body = work.source.body
     touched = _touched_places(flow, classes)
     if classes.widths is None:
-        classes.widths = value_bits(work.source, flow, abi)
+        classes.widths = value_bits(work, flow)
     constant: dict[int, Instruction] = {}
     slot_of: dict[int, Slot] = {}
     round_slots: list[tuple[Slot, int]] = []
     names: dict[VirtualRegister, int] = {}
     by_node: dict[int, int] = {}
+    bits_of_class: dict[int, int] = {}
     dropped: set[int] = set()
     had_home: set[int] = set()  # their definitions are already stored
     for root in spilled:
         members = classes.members.get(root, [root])
+        bits_of_class[root] = max(classes.widths[member] for member in members)
         for member in members:
             by_node[member] = root
             names[flow.nodes[member]] = root  # type: ignore[index]
@@ -569,7 +580,7 @@ def _spill(
             slot_of[root] = home
             had_home.add(root)
             continue
-        bits = max(classes.widths[member] for member in members)
+        bits = bits_of_class[root]
         kind = flow.kinds[flow.kind_of[root]]
         size_bytes = max(bits, 64 if kind != "vec" else 128) // 8
         for position, (slot, busy) in enumerate(round_slots):
@@ -598,6 +609,7 @@ def _spill(
         if root in slot_of:
             work.home[register] = slot_of[root]
         touches[register] = 0
+        work.bits_of[register] = bits_of_class[root]
         return register
 
     def reload(root: int, like: Instruction) -> VirtualRegister:
@@ -629,7 +641,7 @@ def _spill(
     for place, item in enumerate(body):
         if place in starts:
             current.clear()
-        if type(item) is Label:
+        if isinstance(item, Label):
             new_body.append(item)
             new_origin.append(work.origin[place])
             continue
@@ -644,9 +656,9 @@ def _spill(
                 if node in by_node and by_node[node] not in named:
                     named.append(by_node[node])
         if crowded:
-            for kind, excess in enumerate(crowded):
+            for kind_number, excess in enumerate(crowded):
                 if place in excess:
-                    for root in crowded_roots[kind]:
+                    for root in crowded_roots[kind_number]:
                         if root not in named and root not in unstored:
                             current.pop(root, None)
         if not named:
@@ -654,6 +666,8 @@ def _spill(
             new_origin.append(work.origin[place])
             continue
         assert isinstance(item, Instruction)
+        if len(item.operands) == 2 and named[0] in had_home and item.operands[1] is slot_of[named[0]].memory:
+            continue  # loaded from where it lives: each use loads it anew
         read = {by_node[n] for n in flow.uses[place] + flow.changes[place] if n in by_node}
         written = {by_node[n] for n in flow.writes[place] + flow.changes[place] if n in by_node}
         facts = work.facts[item.row]
@@ -726,13 +740,13 @@ def _crowd_report(work: _Work, flow: Flow, ranges: Ranges, abi: Abi, spilled: in
         if flow.kind_of[node] == kind and points >> (2 * place) & 3:
             first = ranges.first[node] // 2
             item = work.source.body[first]
-            what = "" if type(item) is Label else f" {item.row.name}"  # type: ignore[union-attr]
+            what = "" if isinstance(item, Label) else f" {item.row.name}"
             where = f" ({item.location})" if isinstance(item, Instruction) and item.location else ""
             last = (points.bit_length() - 1) // 2
             lines.append(f"  {flow.nodes[node]!r}: from place {first}{what}{where} to place {last}")
     limit = len(abi.registers[flow.kinds[kind]])
     item = work.source.body[place]
-    name = item.name if type(item) is Label else item.row.name  # type: ignore[union-attr]
+    name = item.name if isinstance(item, Label) else item.row.name
     return (
         f"{work.source.name}: {flow.kinds[kind]} registers do not suffice without spilling: at place {place} ({name}) "
         f"{most} are wanted, expected at most {limit}; mend: smaller tiles or fewer values kept, or allow spills. "
@@ -758,12 +772,12 @@ def _emit(work: _Work, flow: Flow, classes: _Classes, result: Allocation) -> All
     origin: list[int] = []
     moves = classes.moves
     for place, item in enumerate(work.source.body):
-        if type(item) is Label:
+        if isinstance(item, Label):
             body.append(item)
             origin.append(work.origin[place])
             continue
         operands: list[Operand] = []
-        for operand in item.operands:  # type: ignore[union-attr]
+        for operand in item.operands:
             kind = type(operand)
             if kind is VirtualRegister:
                 operands.append(registers[operand])  # type: ignore[index]
@@ -789,15 +803,15 @@ def _emit(work: _Work, flow: Flow, classes: _Classes, result: Allocation) -> All
             and operands[0] == operands[1]
         ):
             continue
-        mask = item.mask  # type: ignore[union-attr]
+        mask = item.mask
         body.append(
             Instruction(
-                item.row,  # type: ignore[union-attr]
+                item.row,
                 operands,
                 registers[mask] if type(mask) is VirtualRegister else mask,
-                item.zeroing,  # type: ignore[union-attr]
-                item.location,  # type: ignore[union-attr]
-                item.comment,  # type: ignore[union-attr]
+                item.zeroing,
+                item.location,
+                item.comment,
             )
         )
         origin.append(work.origin[place])

@@ -22,11 +22,11 @@ class CheckError(Exception):
     """The allocated code is wrong. The message names the place, what was found and what was expected."""
 
 
-_FLAGS = 1 << 20  # places: registers 64 * kind + number, then the flags, then slots by byte offset
+_FLAGS = 1 << 20  # places: registers 64 * kind + number, then the flags, then slots by byte offset; constants below 0
 _SLOT = 1 << 21
 
 # What the symbolic run does at one step; the steps of a block are made once and run often.
-_ORIGINAL, _COPY, _MOVE, _CONSTANT, _PUSH, _POP, _ADJUST, _ALIGN, _SAVE, _RESTORE, _CLEAR, _RETURN = range(12)
+_ORIGINAL, _COPY, _MOVE, _PUT, _PUSH, _POP, _ADJUST, _ALIGN, _SAVE, _RESTORE, _CLEAR, _RETURN = range(12)
 
 
 class _State:
@@ -67,7 +67,6 @@ class _Checker:
         self.bits: list[int] = []  # how wide each value is
         self.allowed = {kind: frozenset(numbers) for kind, numbers in abi.registers.items()}
         self.stack = Register(*abi.stack_pointer)
-        self.constants: dict[Any, int] = {}
         self.slots: dict[int, int] = {}
         self.saved_value = 0
         self.rows = {what: abi.frame_row(what) for what in ("push", "pop", "subtract", "add", "and", "vzeroupper")}
@@ -99,98 +98,64 @@ class _Checker:
         return "{" + ", ".join(n for i, n in enumerate(self.names) if values >> i & 1) + "}"
 
     def measure(self) -> None:
-        """Give every value a bit and its width, and find the values that are constants."""
-        definitions: dict[int, list[Any]] = {}
+        """Give every value a bit and its width."""
         for item in self.original.body:
-            if type(item) is Label:
+            if isinstance(item, Label):
                 continue
             assert isinstance(item, Instruction)
             facts = self.facts[item.row]
             for position, operand in enumerate(item.operands):
                 kind = type(operand)
                 if kind is VirtualRegister:
-                    bit = self.value(operand)
-                    index = bit.bit_length() - 1
-                    width = facts.bits[position]
-                    if width > self.bits[index]:
-                        self.bits[index] = width
-                    if facts.access[position] & WRITE:
-                        definitions.setdefault(bit, []).append(self.definition(item, facts, position))
+                    self.widen(operand, facts.bits[position])
                 elif kind is Register:
-                    self.widen(operand, self.abi.full_bits.get(operand.kind, 64))  # type: ignore[union-attr,arg-type]
+                    self.widen(operand, self.abi.full_bits.get(operand.kind, 64))  # type: ignore[union-attr]
                 elif kind is Memory:
                     for part in (operand.base, operand.index):  # type: ignore[union-attr]
                         if part is not None:
                             self.widen(part, 64 if part.kind == "gpr" else max(facts.bits))
             if item.mask is not None:
                 self.widen(item.mask, 64)
-                if facts.mask_access & WRITE:
-                    definitions.setdefault(self.value(item.mask), []).append(None)
-        # A value is a constant if all its definitions are the same one, directly or through copies, round loops too:
-        # no definition speaks against it until one is found that does.
-        known: dict[int, Any] = {}  # absent: nothing known yet; None: no constant
-        changed = True
-        while changed:
-            changed = False
-            for bit, made in definitions.items():
-                if bit in known and known[bit] is None:
-                    continue
-                meet: list[Any] = []
-                for m in made:
-                    if m is None or m[0] != "copy":
-                        meet.append(m)
-                    elif not self.whole(m[1], m[2], m[3]) or m[2] not in definitions:
-                        meet.append(None)
-                    elif m[2] in known:
-                        meet.append(known[m[2]])
-                if meet:
-                    found = meet[0] if all(m == meet[0] for m in meet) else None
-                    if bit not in known or known[bit] != found:
-                        known[bit] = found
-                        changed = True
-        for bit, signature in known.items():
-            if signature is not None:
-                self.constants[signature] = self.constants.get(signature, 0) | bit
 
     def widen(self, register: Any, width: int) -> None:
         index = self.value(register).bit_length() - 1
         if width > self.bits[index]:
             self.bits[index] = width
 
-    def signature(self, item: Instruction, facts: RowFacts) -> Any:
-        """What identifies the constant that an instruction makes; None if it makes none."""
-        if item.mask is not None or facts.reads or facts.writes or facts.side_effects or facts.flow != NEXT:
-            return None
-        if is_idiom(item, facts):
-            return (facts.name, "idiom")
-        if facts.access[0] != WRITE:
-            return None
-        parts: list[Any] = [facts.name]
-        for operand in item.operands[1:]:
-            if type(operand) is Immediate:
-                parts.append(operand.value)
-            elif type(operand) is Memory and operand.label and operand.base is None and operand.index is None:
-                parts.append((operand.label, operand.disp, operand.broadcast))
-            else:
-                return None
-        return tuple(parts)
+    def constant(self, item: Instruction, facts: RowFacts) -> int:
+        """The value that an instruction makes from nothing but itself, 0 if it makes none.
 
-    def definition(self, item: Instruction, facts: RowFacts, position: int) -> Any:
-        """A signature, ("copy", value written, value read, bits), or None."""
-        copied = self.copied(item, facts)
-        if copied is not None:
-            return ("copy", *copied, facts.move_bits)
-        return self.signature(item, facts) if position == 0 else None
+        Such a value lives in a place of its own, which nothing overwrites; a register set to it is a copy of it.
+        """
+        if item.mask is not None or facts.reads or facts.writes or facts.side_effects or facts.flow != NEXT:
+            return 0
+        if is_idiom(item, facts):
+            parts: list[Any] = [facts.name]
+        elif not facts.access or facts.access[0] != WRITE or type(item.operands[0]) is Memory:
+            return 0
+        else:
+            parts = [facts.name]
+            for operand in item.operands[1:]:
+                if type(operand) is Immediate:
+                    parts.append(operand.value)
+                elif type(operand) is Memory and operand.label and operand.base is None and operand.index is None:
+                    parts.append((operand.label, operand.disp, operand.broadcast))
+                else:
+                    return 0
+        key = tuple(parts)
+        if key not in self.values:
+            self.widen(key, facts.bits[0])
+        return self.value(key)
 
     def copied(self, item: Instruction, facts: RowFacts) -> tuple[int, int] | None:
         """(value written, value read) if the instruction of the old code is a copy between registers."""
         if not facts.move_bits or item.mask is not None:
             return None
         target, source = item.operands
-        if isinstance(target, (Register, VirtualRegister)) and isinstance(source, (Register, VirtualRegister)):
-            if target.kind == source.kind:
-                return self.value(target), self.value(source)
-        return None
+        both = isinstance(target, (Register, VirtualRegister)) and isinstance(source, (Register, VirtualRegister))
+        if not both or target.kind != source.kind:  # type: ignore[union-attr]
+            return None
+        return self.value(target), self.value(source)
 
     def whole(self, target: int, source: int, bits: int) -> bool:
         """A copy of so many bits hands on all of the value that anyone looks at."""
@@ -224,7 +189,7 @@ class _Checker:
             kind = type(was)
             if kind is VirtualRegister or kind is Register:
                 both = self.pair(at, was, now)
-                if how & READ and not constant or how == WRITE and merging:
+                if (how & READ and not constant) or (how == WRITE and merging):
                     reads.append(both)
                 if how & WRITE:
                     writes.append(both)
@@ -262,10 +227,18 @@ class _Checker:
         copied = self.copied(old, facts)
         if copied is not None and self.whole(*copied, facts.move_bits):
             return (_MOVE, at, reads[0][0], reads[0][1], writes[0][0], writes[0][1])
+        made = self.constant(old, facts)
+        if made and len(writes) == 1:
+            return (_MOVE, at, self.home(made), made, *writes[0])
         gone = 0
         for _, value in writes:
             gone |= value
         return (_ORIGINAL, at, reads, writes, gone)
+
+    @staticmethod
+    def home(made: int) -> int:
+        """The place of a constant."""
+        return -made.bit_length()
 
     def omitted(self, at: int, index: int) -> tuple[Any, ...]:
         """The step of an instruction of the old code that is gone: only copies and constants may go."""
@@ -276,11 +249,9 @@ class _Checker:
         copied = self.copied(old, facts)
         if copied is not None and self.whole(*copied, facts.move_bits):
             return (_COPY, at, copied[0], copied[1])
-        signature = self.signature(old, facts)
-        if signature is not None and type(old.operands[0]) is VirtualRegister:
-            # It may be made again anywhere if it is this constant always; else no place holds it from here on.
-            value = self.value(old.operands[0])
-            return (_ORIGINAL, at, [], [], value & ~self.constants.get(signature, 0))
+        made = self.constant(old, facts)
+        if made and type(old.operands[0]) is VirtualRegister and not facts.writes_flags:
+            return (_COPY, at, self.value(old.operands[0]), made)
         raise self.fail(at, f"{old.row.name} {old.operands} of the code before allocation is missing")
 
     def slot(self, at: int, memory: Memory, bits: int) -> int:
@@ -330,15 +301,15 @@ class _Checker:
             if source == self.stack and type(target) is Register:
                 return (_SAVE, at, self.place(target))
             if type(target) is Memory and type(source) is Register:
-                return (_CONSTANT, at, self.slot(at, target, facts.move_bits), self.place(source), facts.move_bits, 0)
+                return (_PUT, at, self.slot(at, target, facts.move_bits), self.place(source), facts.move_bits)
             if type(target) is Register and target != self.stack:
                 if type(source) is Register:
-                    return (_CONSTANT, at, self.place(target), self.place(source), facts.move_bits, 0)
+                    return (_PUT, at, self.place(target), self.place(source), facts.move_bits)
                 if type(source) is Memory and source.base == self.stack:
-                    return (_CONSTANT, at, self.place(target), self.slot(at, source, facts.move_bits), facts.move_bits, 0)
-        signature = self.signature(item, facts)
-        if signature is not None and type(operands[0]) is Register and not facts.writes_flags:
-            return (_CONSTANT, at, self.place(operands[0]), -1, 0, self.constants.get(signature, 0))
+                    return (_PUT, at, self.place(target), self.slot(at, source, facts.move_bits), facts.move_bits)
+        made = self.constant(item, facts)
+        if made and type(operands[0]) is Register and not facts.writes_flags:
+            return (_PUT, at, self.place(operands[0]), self.home(made), 1 << 16)  # all of it
         raise self.fail(at, "allocation added an instruction that is no move, spill, reload, constant or frame code")
 
     def blocks(self) -> tuple[list[list[tuple[Any, ...]]], list[list[int]]]:
@@ -414,6 +385,9 @@ class _Checker:
                 register = Register(kind, number)
                 state.held[self.place(register)] = self.values.get(register, 0)
         state.held[self.place(self.stack)] = self.values.get(self.stack, 0)
+        for key, bit in self.values.items():
+            if type(key) is tuple:
+                state.held[self.home(bit)] = bit
         for pair in self.abi.callee_saved:
             place = self.place(Register(*pair))
             bit = self.value(("entry", *pair))
@@ -446,7 +420,7 @@ class _Checker:
                 for place, value in step[3]:
                     held[place] = value
                 alive |= gone
-            elif what == _COPY or what == _MOVE:
+            elif what in (_COPY, _MOVE):
                 if what == _COPY:
                     target, source = step[2], step[3]
                 else:
@@ -461,12 +435,11 @@ class _Checker:
                 if what == _MOVE:
                     held[to] = held[step[2]]
                 alive |= target
-            elif what == _CONSTANT:
-                _, _, to, source, bits, values = step
-                if source >= 0:
-                    if source >= _SLOT:
-                        self.in_frame(at, state, source, bits)
-                    values = self.narrowed(held.get(source, 0), bits)
+            elif what == _PUT:
+                _, _, to, source, bits = step
+                if source >= _SLOT:
+                    self.in_frame(at, state, source, bits)
+                values = self.narrowed(held.get(source, 0), bits)
                 if to >= _SLOT:
                     self.in_frame(at, state, to, bits)
                 held[to] = values
@@ -483,7 +456,7 @@ class _Checker:
                     alive |= values
 
     def wrong(self, at: int, held: dict[int, int], place: int, value: int) -> CheckError:
-        where = "the flags" if place == _FLAGS else f"register {place % 64} of kind {list(self.kinds)[place // 64]}"
+        where = "the flags" if place == _FLAGS else f"{list(self.kinds)[place // 64]} register {place % 64}"
         return self.fail(
             at, f"{where}: found {self.describe(held.get(place, 0))}; expected it to hold {self.describe(value)}"
         )

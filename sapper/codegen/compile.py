@@ -1,4 +1,4 @@
-"""Lane IR -> machine code: selection, scheduling, allocation, frame, encoding, in this order.
+"""Lane IR -> machine code: selection, scheduling, allocation, frame, peephole rules, encoding, in this order.
 
 Enters: a lane function and a target. Leaves: `CompiledCode`. Holds: the same function and target give the same bytes.
 """
@@ -56,11 +56,14 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
     from .allocate import allocate
     from .encode import encode
     from .frame import finish_frame
+    from .peephole import peephole
+    from .schedule import schedule
     from .select import select
 
     rules = rules_of(target)
     registers = rules.register_file(target)
     selected = select(function, rules, target)
+    schedule(selected, registers)
     allocation = allocate(selected, registers)
     machine = allocation.function
     finish_frame(machine, registers, allocation.origin)
@@ -68,6 +71,7 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
         from .check import check
 
         check(selected, machine, allocation.origin, registers)
+    peephole(machine, registers)
     encoded = encode(machine)
     return CompiledCode(
         function.name, encoded.code, encoded.code_bytes, encoded.align_bytes, encoded.line_table, machine.frame_bytes,

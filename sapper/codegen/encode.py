@@ -11,7 +11,7 @@ Source: Intel SDM volume 2, chapter 2 (instruction format; 2.3.5 VEX, 2.7 EVEX, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -41,14 +41,45 @@ class EncodedCode:
 class _Plan:
     """One encoding of a row, for one choice of register or memory for each operand, taken apart for speed."""
 
-    __slots__ = ("space", "letters", "reg", "vvvv", "rm", "is4", "low", "immediate", "distance", "rm_memory", "accumulator",
-                 "prefix", "mmm", "w", "length_code", "opcode", "digit", "immediate_bytes", "raw_immediate", "p1",
-                 "legacy_prefix", "legacy_opcode", "operand_bits", "byte_registers", "disp8", "broadcast_disp8",
-                 "features", "index_bits", "has_modrm", "broadcast_ok", "pp_vex2", "fixed", "immediate_limits")
+    __slots__ = ("broadcast_disp8", "broadcast_ok", "byte_registers", "digit", "disp8", "distance", "features", "fixed",
+                 "immediate", "immediate_bytes", "immediate_limits", "index_bits", "is4", "legacy_opcode",
+                 "legacy_prefix", "length_code", "low", "mmm", "opcode", "operand_bits", "p1", "raw_immediate", "reg",
+                 "rm", "rm_memory", "short_vex", "space", "vvvv", "w")
+    space: int  # 0 legacy, 1 VEX, 2 EVEX
+    # Which operand stands where; -1 for none.
+    reg: int
+    vvvv: int
+    rm: int
+    is4: int
+    low: int
+    immediate: int
+    distance: int
+    rm_memory: bool
+    fixed: list[tuple[int, int]]
+    byte_registers: list[int]
+    # The parts that do not depend on operands.
+    legacy_prefix: bytes
+    legacy_opcode: bytes
+    opcode: int
+    digit: int
+    mmm: int
+    p1: int
+    w: int
+    length_code: int
+    short_vex: bool
+    immediate_bytes: int
+    immediate_limits: tuple[int, int]
+    raw_immediate: bool
+    operand_bits: int
+    disp8: int
+    broadcast_disp8: int
+    broadcast_ok: bool
+    index_bits: int
+    features: frozenset[str]
 
 
 _PP = {0: 0, 0x66: 1, 0xF3: 2, 0xF2: 3}
-_CODE = {Register: "r", Memory: "m", Immediate: "i", LabelReference: "l"}
+_CODE: dict[type, str] = {Register: "r", Memory: "m", Immediate: "i", LabelReference: "l"}
 
 
 def _alternatives(letter: str, operand: Any) -> str:
@@ -84,7 +115,6 @@ def _plan(row: Any, encoding: Any, letters: str, choice: tuple[str, ...]) -> _Pl
     plan = _Plan()
     operands = row.operands
     plan.space = {"legacy": 0, "vex": 1, "evex": 2}[encoding.space]
-    plan.letters = letters
 
     def place(wanted: str) -> int:
         return next((i for i, letter in enumerate(letters) if letter in wanted), -1)
@@ -94,7 +124,6 @@ def _plan(row: Any, encoding: Any, letters: str, choice: tuple[str, ...]) -> _Pl
     plan.fixed = [(i, operands[i].fixed if letter == "C" else 0) for i, letter in enumerate(letters) if letter in "AC"]
     plan.rm_memory = plan.rm >= 0 and choice[plan.rm] == "m"
     plan.digit = encoding.digit
-    plan.has_modrm = encoding.modrm or plan.rm >= 0
     plan.opcode = encoding.opcode[-1]
     plan.immediate_bytes = encoding.immediate_bytes if plan.is4 < 0 else 0
     plan.w, plan.length_code = encoding.w, encoding.length_code
@@ -104,9 +133,9 @@ def _plan(row: Any, encoding: Any, letters: str, choice: tuple[str, ...]) -> _Pl
     if plan.space:
         plan.mmm = encoding.opcode_map
         plan.p1 = encoding.w << 7 | (encoding.length_code & 3 if plan.space == 1 else 0) << 2 | pp
-        plan.pp_vex2 = plan.space == 1 and encoding.opcode_map == 1 and encoding.w == 0
+        plan.short_vex = plan.space == 1 and encoding.opcode_map == 1 and encoding.w == 0
     else:
-        plan.mmm, plan.p1, plan.pp_vex2 = 0, 0, False
+        plan.mmm, plan.p1, plan.short_vex = 0, 0, False
     plan.legacy_prefix = (b"\xf0" if encoding.lock else b"") + (bytes([encoding.prefix]) if encoding.prefix else b"")
     plan.legacy_opcode = encoding.opcode
     # Byte registers 4 to 7 are spl .. dil only with a REX prefix.
@@ -142,15 +171,17 @@ def _plan(row: Any, encoding: Any, letters: str, choice: tuple[str, ...]) -> _Pl
 
 def _memory(memory: Memory, reg: int, scale_bytes: int, row: Any, position: int) -> tuple[int, int, int, bytes]:
     """(bit 3 of the index, bit 3 of the base, bit 4 of a vector index, ModRM and what follows it)."""
-    base, index, disp = memory.base, memory.index, memory.disp
+    base: Any = memory.base
+    index: Any = memory.index
+    disp = memory.disp
     reg = (reg & 7) << 3
     if base is None:
         if index is None:
             return 0, 0, 0, bytes((reg | 4, 0x25)) + _disp32(disp, row, position)
-        x = index.number  # type: ignore[union-attr]
+        x = index.number
         sib = _SCALES[memory.scale] | (x & 7) << 3 | 5
         return x >> 3 & 1, 0, x >> 4, bytes((reg | 4, sib)) + _disp32(disp, row, position)
-    b = base.number  # type: ignore[union-attr]
+    b = base.number
     low = b & 7
     if not disp and low != 5:
         mod, tail = 0, b""
@@ -159,7 +190,7 @@ def _memory(memory: Memory, reg: int, scale_bytes: int, row: Any, position: int)
     else:
         mod, tail = 0x80, _disp32(disp, row, position)
     if index is not None:
-        x = index.number  # type: ignore[union-attr]
+        x = index.number
         return x >> 3 & 1, b >> 3, x >> 4, bytes((mod | reg | 4, _SCALES[memory.scale] | (x & 7) << 3 | low)) + tail
     if low == 4:
         return 0, b >> 3, 0, bytes((mod | reg | 4, 0x24)) + tail
@@ -199,7 +230,8 @@ def _check_memory(memory: Memory, plan: _Plan, row: Any, position: int) -> None:
 
 def _choose(instruction: Instruction, signature: str) -> _Plan:
     """The encoding that GNU as would take, checked; EncodeError if there is none."""
-    row, operands = instruction.row, instruction.operands
+    row = instruction.row
+    operands: list[Any] = instruction.operands
     plans = (row.plans or _plans(row)).get(signature)
     if plans is None:
         raise _mismatch(instruction, signature)
@@ -208,11 +240,11 @@ def _choose(instruction: Instruction, signature: str) -> _Plan:
         for operand in operands:
             kind = type(operand)
             if kind is Register:
-                if operand.number > 15:  # type: ignore[union-attr]
+                if operand.number > 15:
                     needs_evex = True
                     break
-            elif kind is Memory and (operand.broadcast or (  # type: ignore[union-attr]
-                    operand.index is not None and operand.index.number > 15)):  # type: ignore[union-attr]
+            elif kind is Memory and (operand.broadcast or (
+                    operand.index is not None and operand.index.number > 15)):
                 needs_evex = True
                 break
     first: _Plan | None = None
@@ -220,25 +252,25 @@ def _choose(instruction: Instruction, signature: str) -> _Plan:
         if needs_evex and plan.space != 2:
             continue
         if plan.immediate >= 0:
-            value = operands[plan.immediate].value  # type: ignore[union-attr]
+            value = operands[plan.immediate].value
             if not plan.raw_immediate and value > plan.immediate_limits[1] and plan.operand_bits <= 32:
                 value -= 1 << plan.operand_bits
             low, high = plan.immediate_limits
             if not low <= value <= high:
                 continue
-        if plan.fixed and any(operands[i].number != n for i, n in plan.fixed):  # type: ignore[union-attr]
+        if plan.fixed and any(operands[i].number != n for i, n in plan.fixed):
             continue
         if first is None:
             first = plan
             # Only VEX register forms have a second way that can be shorter: operands swapped, so that the one which
             # needs the third prefix bit stands in ModRM.reg.
-            if plan.space == 1 and plan.pp_vex2 and plan.rm >= 0 and not plan.rm_memory \
-                    and operands[plan.rm].number > 7 and plan.reg >= 0:  # type: ignore[union-attr]
+            if plan.space == 1 and plan.short_vex and plan.rm >= 0 and not plan.rm_memory \
+                    and operands[plan.rm].number > 7 and plan.reg >= 0:
                 continue
             return plan
         if first.space != plan.space or plan.rm == first.rm:
             break
-        return plan if operands[plan.rm].number < 8 else first  # type: ignore[union-attr]
+        return plan if operands[plan.rm].number < 8 else first
     if first is None:
         raise _mismatch(instruction, signature)
     return first
@@ -301,12 +333,14 @@ def _check_registers(instruction: Instruction, plan: _Plan) -> None:
         elif isinstance(found, Memory):
             _check_memory(found, plan, row, position)
             if found.broadcast and not plan.broadcast_ok:
-                raise EncodeError(f"row {row.name}, operand {position}: found a broadcast; expected {_describe(expected)}")
+                raise EncodeError(f"row {row.name}, operand {position}: found a broadcast; "
+                                  f"expected {_describe(expected)}")
     if plan.index_bits:
         # The processor refuses gathers whose registers coincide (SDM volume 2, VGATHERDPS).
-        vectors = [o.index.number if isinstance(o, Memory) else o.number  # type: ignore[union-attr]
-                   for o in instruction.operands]
-        if instruction.operands and not isinstance(instruction.operands[0], Memory) and len(set(vectors)) < len(vectors):
+        operands: list[Any] = instruction.operands
+        vectors = [getattr(o.index if isinstance(o, Memory) else o, "number", -1) for o in operands]
+        if instruction.operands and not isinstance(instruction.operands[0],
+                                                   Memory) and len(set(vectors)) < len(vectors):
             raise EncodeError(f"row {row.name}: found vector registers {vectors}; expected destination, index and mask "
                               "to differ")
     mask: Any = instruction.mask
@@ -324,27 +358,34 @@ def _check_registers(instruction: Instruction, plan: _Plan) -> None:
             raise EncodeError(f"row {row.name}: found zeroing; expected merging, the destination can't be zeroed")
 
 
-def encode_instruction(instruction: Instruction) -> tuple[bytes, str | None, int]:
+def encode_instruction(
+    instruction: Instruction, available: frozenset[str] | None = None
+) -> tuple[bytes, str | None, int]:
     """One instruction that is no jump to a label: (bytes, label of its rip-relative address or None, offset of that
     32-bit field). The field holds the displacement still to be added to (label - end of the instruction).
 
-    Raises EncodeError.
+    available: the features that may be used; None takes all. Raises EncodeError.
     """
-    operands = instruction.operands
+    operands: list[Any] = instruction.operands
     try:
         signature = "".join([_CODE[type(o)] for o in operands])
     except KeyError:
         raise _mismatch(instruction, "") from None
     plan = _choose(instruction, signature)
     _check_registers(instruction, plan)
-    reg = operands[plan.reg].number if plan.reg >= 0 else (plan.digit if plan.digit > 0 else 0)  # type: ignore[union-attr]
+    if available is not None and not plan.features <= available:
+        missing = ", ".join(sorted(plan.features - available))
+        raise EncodeError(f"row {instruction.row.name}: found a target without {missing}; expected a row, registers "
+                          "and operands that the target has")
+    reg = operands[plan.reg].number if plan.reg >= 0 else (plan.digit if plan.digit > 0
+                                                           else 0)
     space = plan.space
     label: str | None = None
     x = b = high_index = 0
     tail = b""
     if plan.rm >= 0:
         if plan.rm_memory:
-            memory: Memory = operands[plan.rm]  # type: ignore[assignment]
+            memory: Memory = operands[plan.rm]
             if memory.label is not None:
                 label = memory.label
                 tail = bytes(((reg & 7) << 3 | 5,)) + _disp32(memory.disp, instruction.row, plan.rm)
@@ -352,56 +393,58 @@ def encode_instruction(instruction: Instruction) -> tuple[bytes, str | None, int
                 x, b, high_index, tail = _memory(
                     memory, reg, plan.broadcast_disp8 if memory.broadcast else plan.disp8, instruction.row, plan.rm)
         else:
-            rm = operands[plan.rm].number  # type: ignore[union-attr]
+            rm = operands[plan.rm].number
             x, b = rm >> 4, rm >> 3 & 1
             tail = bytes((0xC0 | (reg & 7) << 3 | rm & 7,))
     if space == 0:
         rex = (plan.w << 3) | (reg >> 3) << 2 | x << 1 | b
         opcode = plan.legacy_opcode
         if plan.low >= 0:
-            low = operands[plan.low].number  # type: ignore[union-attr]
+            low = operands[plan.low].number
             rex |= low >> 3
             opcode = opcode[:-1] + bytes((opcode[-1] | low & 7,))
         if rex:
             head = plan.legacy_prefix + bytes((0x40 | rex,)) + opcode
-        elif plan.byte_registers and any(4 <= operands[i].number < 8 for i in plan.byte_registers):  # type: ignore[union-attr]
+        elif plan.byte_registers and any(4 <= operands[i].number < 8
+                                         for i in plan.byte_registers):
             head = plan.legacy_prefix + b"\x40" + opcode
         else:
             head = plan.legacy_prefix + opcode
     elif space == 1:
-        v = operands[plan.vvvv].number if plan.vvvv >= 0 else 0  # type: ignore[union-attr]
+        v = operands[plan.vvvv].number if plan.vvvv >= 0 else 0
         p1 = plan.p1 | (~v & 15) << 3
-        if plan.pp_vex2 and not x and not b:
+        if plan.short_vex and not x and not b:
             head = bytes((0xC5, p1 | (0 if reg & 8 else 0x80), plan.opcode))
         else:
             head = bytes((0xC4, (0 if reg & 8 else 0x80) | (0 if x else 0x40) | (0 if b else 0x20) | plan.mmm, p1,
                           plan.opcode))
     else:
-        v = operands[plan.vvvv].number if plan.vvvv >= 0 else high_index << 4  # type: ignore[union-attr]
+        v = operands[plan.vvvv].number if plan.vvvv >= 0 else high_index << 4
         p0 = (0 if reg & 8 else 0x80) | (0 if x else 0x40) | (0 if b else 0x20) | (0 if reg & 16 else 0x10) | plan.mmm
         p2 = plan.length_code << 5 | (0 if v & 16 else 8)
         mask = instruction.mask
         if mask is not None:
-            p2 |= mask.number  # type: ignore[union-attr]
+            p2 |= mask.number
             if instruction.zeroing:
                 p2 |= 0x80
-        if plan.rm_memory and operands[plan.rm].broadcast:  # type: ignore[union-attr]
+        if plan.rm_memory and operands[plan.rm].broadcast:
             p2 |= 0x10
         head = bytes((0x62, p0, plan.p1 | (~v & 15) << 3 | 4, p2, plan.opcode))
     field = len(head) + 1
     if plan.immediate_bytes:
         size = plan.immediate_bytes
-        value = operands[plan.immediate].value  # type: ignore[union-attr]
+        value = operands[plan.immediate].value
         tail += (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
     elif plan.is4 >= 0:
-        tail += bytes((operands[plan.is4].number << 4,))  # type: ignore[union-attr]
+        tail += bytes((operands[plan.is4].number << 4,))
     return head + tail, label, field
 
 
 # --- Whole functions -----------------------------------------------------------------------------------------------
 
 _NOPS = (
-    b"", b"\x90", b"\x66\x90", b"\x0f\x1f\x00", b"\x0f\x1f\x40\x00", b"\x0f\x1f\x44\x00\x00", b"\x66\x0f\x1f\x44\x00\x00",
+    b"", b"\x90", b"\x66\x90", b"\x0f\x1f\x00", b"\x0f\x1f\x40\x00", b"\x0f\x1f\x44\x00\x00",
+    b"\x66\x0f\x1f\x44\x00\x00",
     b"\x0f\x1f\x80\x00\x00\x00\x00", b"\x0f\x1f\x84\x00\x00\x00\x00\x00", b"\x66\x0f\x1f\x84\x00\x00\x00\x00\x00",
     b"\x66\x2e\x0f\x1f\x84\x00\x00\x00\x00\x00", b"\x66\x66\x2e\x0f\x1f\x84\x00\x00\x00\x00\x00",
 )
@@ -409,29 +452,34 @@ _NOPS = (
 
 
 def padding(size_bytes: int) -> bytes:
-    """Nops that fill `size_bytes`."""
-    whole, rest = divmod(size_bytes, 11)
-    return _NOPS[11] * whole + _NOPS[rest]
+    """Nops that fill `size_bytes`; a jump first where there would be more than eight of them, as GNU as does."""
+    jump = b""
+    if size_bytes >= 88:
+        distance = size_bytes - 2
+        if distance < 128:
+            jump = bytes((0xEB, distance))
+        else:
+            jump = b"\xe9" + (size_bytes - 5).to_bytes(4, "little")
+    whole, rest = divmod(size_bytes - len(jump), 11)
+    return jump + _NOPS[11] * whole + _NOPS[rest]
 
 
-@dataclass(slots=True)
 class _Jump:
-    """A jump to a label: short until it turns out not to reach."""
+    """A jump to a label: short until it turns out not to reach. short is empty where there is no short form."""
 
-    row: Any
-    target: str
-    short: bytes | None
-    long: bytes
-    is_long: bool = False
-    features: frozenset[str] = field(default_factory=frozenset)
+    __slots__ = ("is_long", "long", "row", "short", "target")
+
+    def __init__(self, row: Any, target: str, short: bytes, long: bytes) -> None:
+        self.row = row
+        self.target = target
+        self.short = short
+        self.long = long
+        self.is_long = not short
 
 
-def _jump(instruction: Instruction) -> _Jump:
-    row = instruction.row
-    (operand,) = instruction.operands
-    short = next((e.opcode for e in row.encodings if e.code_bytes == 1), None)
-    long = next(e.opcode for e in row.encodings if e.code_bytes == 4)
-    return _Jump(row, operand.name, short, long, short is None)  # type: ignore[union-attr]
+def _jump(row: Any, target: str) -> _Jump:
+    opcodes = {e.code_bytes: e.opcode for e in row.encodings}
+    return _Jump(row, target, opcodes.get(1, b""), opcodes[4])
 
 
 def encode(function: MachineFunction, features: Iterable[str] | None = None) -> EncodedCode:
@@ -441,44 +489,41 @@ def encode(function: MachineFunction, features: Iterable[str] | None = None) -> 
     for labels that are unknown or defined twice.
     """
     available = None if features is None else frozenset(features)
-    pieces: list[bytes | _Jump | Label] = []
+    pieces: list[Any] = []  # bytes, _Jump or Label
     fixups: list[tuple[int, int, str]] = []  # piece, offset of the field in it, label
     locations: list[tuple[int, Location]] = []
     last_location: Location | None = None
     for item in function.body:
-        if type(item) is Label:
+        if isinstance(item, Label):
             pieces.append(item)
             continue
-        row = item.row  # type: ignore[union-attr]
-        location = item.location  # type: ignore[union-attr]
+        row = item.row
+        location = item.location
         if location is not None and location is not last_location and location != last_location:
             locations.append((len(pieces), location))
             last_location = location
-        operands = item.operands  # type: ignore[union-attr]
+        operands = item.operands
         if len(operands) == 1 and type(operands[0]) is LabelReference and row.operands \
                 and row.operands[0].kind == "label":
-            pieces.append(_jump(item))  # type: ignore[arg-type]
+            pieces.append(_jump(row, operands[0].name))
             continue
-        code, label, offset = encode_instruction(item)  # type: ignore[arg-type]
+        code, label, offset = encode_instruction(item, available)
         if label is not None:
             fixups.append((len(pieces), offset, label))
         pieces.append(code)
-        if available is not None:
-            _check_features(item, available)  # type: ignore[arg-type]
     offsets, label_offsets, size, align = _relax(function, pieces)
     parts: list[bytes] = []
     for number, piece in enumerate(pieces):
-        kind = type(piece)
-        if kind is bytes:
-            parts.append(piece)  # type: ignore[arg-type]
-        elif kind is Label:
+        if type(piece) is bytes:
+            parts.append(piece)
+        elif type(piece) is Label:
             parts.append(padding(offsets[number + 1] - offsets[number]))
         else:
-            distance = label_offsets[piece.target] - offsets[number + 1]  # type: ignore[union-attr]
-            if piece.is_long:  # type: ignore[union-attr]
-                parts.append(piece.long + distance.to_bytes(4, "little", signed=True))  # type: ignore[union-attr]
+            distance = label_offsets[piece.target] - offsets[number + 1]
+            if piece.is_long:
+                parts.append(piece.long + distance.to_bytes(4, "little", signed=True))
             else:
-                parts.append(piece.short + distance.to_bytes(1, "little", signed=True))  # type: ignore[union-attr]
+                parts.append(piece.short + distance.to_bytes(1, "little", signed=True))
     for number, offset, label in fixups:
         if label not in label_offsets:
             raise EncodeError(f"function {function.name}: found a reference to {label!r}; expected a label or constant "
@@ -493,16 +538,8 @@ def encode(function: MachineFunction, features: Iterable[str] | None = None) -> 
         parts.append(content)
         size = label_offsets[name] + len(content)
         align = max(align, alignment)
-    return EncodedCode(b"".join(parts), code_bytes, label_offsets, [(offsets[i], place) for i, place in locations], align)
-
-
-def _check_features(instruction: Instruction, available: frozenset[str]) -> None:
-    signature = "".join([_CODE[type(o)] for o in instruction.operands])
-    needed = _choose(instruction, signature).features
-    if not needed <= available:
-        missing = ", ".join(sorted(needed - available))
-        raise EncodeError(f"row {instruction.row.name}: found the target without {missing}; expected a row, registers "
-                          "and operands that the target has")
+    return EncodedCode(b"".join(parts), code_bytes, label_offsets, [(offsets[i], place) for i, place in locations],
+                       align)
 
 
 def _relax(function: MachineFunction, pieces: list[Any]) -> tuple[list[int], dict[str, int], int, int]:

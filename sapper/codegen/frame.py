@@ -34,16 +34,16 @@ def finish_frame(function: MachineFunction, abi: Abi, origin: list[int] | None =
     wide = False
     align_bytes = 8
     for item in function.body:
-        if type(item) is Label:
+        if isinstance(item, Label):
             continue
-        facts = facts_of[item.row]  # type: ignore[union-attr]
+        facts = facts_of[item.row]
         if not wide and max(facts.bits, default=0) > 128:
             wide = True
-        for operand in item.operands:  # type: ignore[union-attr]
+        for operand in item.operands:
             kind = type(operand)
             if kind is Register:
                 if operand in saved_candidates:
-                    used.add(operand)  # type: ignore[arg-type]
+                    used.add(operand)
             elif kind is Memory and operand.base == stack:  # type: ignore[union-attr]
                 align_bytes = max(align_bytes, max(facts.bits) // 8)
         for pair in facts.writes:
@@ -85,7 +85,7 @@ def finish_frame(function: MachineFunction, abi: Abi, origin: list[int] | None =
     body = prologue
     new_origin = [-1] * len(prologue)
     for place, item in enumerate(function.body):
-        if epilogue and type(item) is Instruction and facts_of[item.row].flow == RETURN:
+        if epilogue and isinstance(item, Instruction) and facts_of[item.row].flow == RETURN:
             for model in epilogue:
                 assert isinstance(model, Instruction)
                 body.append(

@@ -145,7 +145,7 @@ class FactsTable(dict[Any, RowFacts]):
             row.flags_read != "",
             row.flags_written != "",
             CHANGE if row.mask_role == "rw" else READ,
-            bool(operands) and operands[0].kind == "vec",
+            bool(operands) and operands[0].kind == "vec" and not row.blend,
             row.name in self.abi.idioms,
             self.abi.idioms.get(row.name),
             self.abi.move_bits.get(row.name, 0),
@@ -166,7 +166,8 @@ class Flow:
     """What a function reads and writes, instruction by instruction, and its blocks.
 
     nodes: the register of each node. physical: how many of them are physical. kind_of: index into `kinds` of each.
-    moves: the places of plain register copies. uses, writes, changes: for each place of the body the nodes that are only read, only written, read and written.
+    moves: the places of plain register copies. uses, writes, changes: for each place of the body the nodes that are
+    only read, only written, read and written.
     block_start: first place of each block, then the length of the body. live_in, live_out: a bitset for each block.
     """
 
@@ -224,6 +225,8 @@ def is_idiom(instruction: Instruction, facts: RowFacts) -> bool:
             elif operand != first:
                 return False
         elif kind is Immediate:
+            if facts.idiom_immediate is None:
+                return False  # sub r, 1 has one register only
             last_immediate = operand.value  # type: ignore[union-attr]
         else:
             return False
@@ -241,7 +244,7 @@ def blocks_of(body: list[Instruction | Label], abi: Abi) -> tuple[list[int], lis
     facts_of = facts_table(abi)
     open_block = False
     for place, item in enumerate(body):
-        if type(item) is Label:
+        if isinstance(item, Label):
             if open_block:
                 ends.append((NEXT, None))
                 starts.append(place)
@@ -251,14 +254,14 @@ def blocks_of(body: list[Instruction | Label], abi: Abi) -> tuple[list[int], lis
             labels[item.name] = len(starts) - 1
             # Several labels in a row open one block.
             continue
-        flow = facts_of[item.row].flow  # type: ignore[union-attr]
+        flow = facts_of[item.row].flow
         open_block = True
         if flow:
             target = None
             if flow != RETURN:
-                target = next((o.name for o in item.operands if type(o) is LabelReference), None)  # type: ignore
+                target = next((o.name for o in item.operands if type(o) is LabelReference), None)
                 if target is None:
-                    raise AllocationError(f"jump {item.row.name} has no label among its operands")  # type: ignore
+                    raise AllocationError(f"jump {item.row.name} has no label among its operands")
             ends.append((flow, target))
             starts.append(place + 1)
             open_block = False
@@ -270,7 +273,7 @@ def blocks_of(body: list[Instruction | Label], abi: Abi) -> tuple[list[int], lis
     successors: list[list[int]] = []
     for block, (flow, target) in enumerate(ends):
         follow: list[int] = []
-        if flow == NEXT or flow == BRANCH:
+        if flow in (NEXT, BRANCH):
             if block + 1 == count:
                 raise AllocationError("the code runs off its end; expected a return or a jump as last instruction")
             follow.append(block + 1)
@@ -285,7 +288,7 @@ def blocks_of(body: list[Instruction | Label], abi: Abi) -> tuple[list[int], lis
 
 
 def loop_depths(successors: list[list[int]], predecessors: list[list[int]]) -> list[int]:
-    """In how many loops each block lies. A loop is the blocks that reach a jump backwards without passing its target."""
+    """In how many loops each block lies. A loop: the blocks that reach a jump backwards without passing its target."""
     count = len(successors)
     depth = [0] * count
     loops: dict[int, set[int]] = {}
@@ -339,7 +342,7 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
     extra: dict[tuple[str, int], None] = {}
     facts_of = facts_table(abi)
     for item in body:
-        if type(item) is Instruction:
+        if isinstance(item, Instruction):
             for operand in item.operands:
                 kind_type = type(operand)
                 if kind_type is Register:
@@ -389,21 +392,21 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
         written = 0
         for place in range(starts[block], starts[block + 1]):
             item = body[place]
-            if type(item) is Label:
+            if isinstance(item, Label):
                 continue
-            facts = facts_of[item.row]  # type: ignore[union-attr]
+            facts = facts_of[item.row]
             read: list[int] = []
             write: list[int] = []
             change: list[int] = []
             access = facts.access
-            if len(access) != len(item.operands):  # type: ignore[union-attr]
+            if len(access) != len(item.operands):
                 raise AllocationError(
-                    f"{facts.name} has {len(item.operands)} operands; expected {len(access)}"  # type: ignore
+                    f"{facts.name} has {len(item.operands)} operands; expected {len(access)}"
                 )
-            mask = item.mask  # type: ignore[union-attr]
-            merging = mask is not None and facts.merges and not item.zeroing  # type: ignore[union-attr]
-            constant = facts.idiom and is_idiom(item, facts)  # type: ignore[arg-type]
-            for operand, how in zip(item.operands, access):  # type: ignore[union-attr]
+            mask = item.mask
+            merging = mask is not None and facts.merges and not item.zeroing
+            constant = facts.idiom and is_idiom(item, facts)
+            for operand, how in zip(item.operands, access, strict=True):
                 kind_type = type(operand)
                 if kind_type is VirtualRegister or kind_type is Register:
                     node = known(operand)
@@ -461,8 +464,8 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
                 facts.move_bits
                 and len(read) == 1
                 and len(write) == 1
-                and type(item.operands[0]) is not Memory  # type: ignore[union-attr]
-                and type(item.operands[1]) is not Memory  # type: ignore[union-attr]
+                and type(item.operands[0]) is not Memory
+                and type(item.operands[1]) is not Memory
             ):
                 moves.append(place)
             if read:

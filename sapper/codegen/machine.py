@@ -23,7 +23,7 @@ class Register:
 class VirtualRegister:
     """A register still to be allocated; compared by identity. number is unique in its function and orders output."""
 
-    __slots__ = ("kind", "number", "hint")
+    __slots__ = ("hint", "kind", "number")
 
     def __init__(self, kind: str, number: int, hint: Register | None = None) -> None:
         self.kind = kind
@@ -71,7 +71,7 @@ Operand = Union[Register, VirtualRegister, Memory, Immediate, LabelReference]
 class Instruction:
     """One instruction. row: the target table's row. mask: opmask register; zeroing: masked lanes become 0."""
 
-    __slots__ = ("row", "operands", "mask", "zeroing", "location", "comment")
+    __slots__ = ("comment", "location", "mask", "operands", "row", "zeroing")
 
     def __init__(
         self,

@@ -104,11 +104,11 @@ def _machine_text(function: Any) -> str:
 def to_lane(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
     """Tile IR (changed in place to canonical form) to lane IR."""
     from ..ir.verifier import verify
-    from ..tile.canonical import canonicalize
+    from ..tile.canonical import canonicalise
     from ..tile.ops import TILE_OPS
 
     check = bool(os.environ.get("SAPPER_VERIFY"))
-    for after, tile_pass in (("reduce_loops", reduce_loops), ("canonicalize", canonicalize)):
+    for after, tile_pass in (("reduce_loops", reduce_loops), ("canonicalise", canonicalise)):
         tile_pass(function)
         if check:
             verify(function, TILE_OPS)
@@ -124,7 +124,7 @@ def finish_lane(lane: Function, target: Any) -> Function:
     from ..lane.math import expand_math
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
-    from ..targets import rules_of
+    from .compile import rules_of
 
     legal = rules_of(target).legal_ops(target)
     check = bool(os.environ.get("SAPPER_VERIFY"))
@@ -150,7 +150,7 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
     lane = finish_lane(to_lane(function, schedule or Schedule(), facts_of(target), specialization), target)
     made = compile_lane(lane, target)
     _trace(made.machine, "allocate", "machine")
-    return Compiled(function.name, made.code, tuple(lane.attributes["slots"]), _tuples(lane.attributes["scratch"]),
+    return Compiled(function.name, made.bytes, tuple(lane.attributes["slots"]), _tuples(lane.attributes["scratch"]),
                     lane.attributes["counters"], stored, lambda: made.text)
 
 

@@ -17,7 +17,7 @@ _SIZES = {8: "byte", 16: "word", 32: "dword", 64: "qword", 128: "xmmword", 256: 
 
 def local_label(name: str) -> str:
     """A label of machine IR as a name that is local to the file; characters that as does not take become _xx."""
-    return ".L" + "".join(c if c.isalnum() and c.isascii() or c in "._$" else f"_{ord(c):x}" for c in name)
+    return ".L" + "".join(c if (c.isalnum() and c.isascii()) or c in "._$" else f"_{ord(c):x}" for c in name)
 
 
 def _register(register: Any, bits: int) -> str:
@@ -54,16 +54,17 @@ def print_instruction(instruction: Instruction) -> str:
     """One instruction without its comment."""
     row = instruction.row
     texts = []
+    found: Any
     for found, operand in zip(instruction.operands, row.operands, strict=True):
         kind = type(found)
         if kind is Register or kind is VirtualRegister:
             texts.append(_register(found, operand.bits))
         elif kind is Memory:
-            texts.append(print_memory(found, operand, row))  # type: ignore[arg-type]
+            texts.append(print_memory(found, operand, row))
         elif kind is Immediate:
-            texts.append(str(found.value))  # type: ignore[union-attr]
+            texts.append(str(found.value))
         elif kind is LabelReference:
-            texts.append(local_label(found.name))  # type: ignore[union-attr]
+            texts.append(local_label(found.name))
     if instruction.mask is not None and texts:
         texts[0] += f"{{{_register(instruction.mask, 64)}}}" + ("{z}" if instruction.zeroing else "")
     return f"{row.mnemonic} {', '.join(texts)}" if texts else str(row.mnemonic)
@@ -73,24 +74,24 @@ def print_function(function: MachineFunction) -> str:
     """The whole file: directives, code with the source line of each stretch in a comment, constants."""
     name = function.name
     lines = [".intel_syntax noprefix", ".text", f".globl {name}", f".type {name}, @function"]
-    align = max([16, *(item.align for item in function.body if type(item) is Label),
+    align = max([16, *(item.align for item in function.body if isinstance(item, Label)),
                  *(alignment for alignment, _ in function.constants.values())])
     lines += [f".balign {align}", f"{name}:"]
     last: Location | None = None
     for item in function.body:
-        if type(item) is Label:
+        if isinstance(item, Label):
             if item.align > 1:
                 lines.append(f".balign {item.align}")
             lines.append(f"{local_label(item.name)}:")
             continue
         comments = []
-        location = item.location  # type: ignore[union-attr]
+        location = item.location
         if location is not None and location != last:
             comments.append(f"{location.file}:{location.line}")
             last = location
-        if item.comment:  # type: ignore[union-attr]
-            comments.append(item.comment)  # type: ignore[union-attr]
-        text = "    " + print_instruction(item)  # type: ignore[arg-type]
+        if item.comment:
+            comments.append(item.comment)
+        text = "    " + print_instruction(item)
         lines.append(f"{text:<56}# {'; '.join(comments)}".replace("\n", " ") if comments else text)
     if function.constants:
         for label, (alignment, content) in function.constants.items():

@@ -77,7 +77,7 @@ class Selector:
         self.rows = rules.ROWS
         self.location: Location | None = None
         self.comment = ""
-        self.position = 0
+        self.position = self.positions = 0
         self.registers: dict[Value, VirtualRegister] = {}
         self.register_count = 0
         self.label_count = 0
@@ -425,9 +425,14 @@ class Selector:
                         loops.pop()
                         loop_stack.pop()
                         position += 1
+                        if name == "loop" and uses.get(op.blocks[0].arguments[0]):
+                            uses_at[op.blocks[0].arguments[0]].append(position)   # the increment reads it
                         # The bound is read until the loop ends, like all that comes from outside.
                         inside.append(alias.get(operands[1 if name == "loop" else 0],
                                                 operands[1 if name == "loop" else 0]))
+                        if name == "loop" and op.blocks[0].arguments[0] in uses_at:
+                            # The counter goes on to the next round.
+                            uses_at[op.blocks[0].arguments[0]].append(position)
                         seen: set[Value] = set()
                         for value in inside:
                             if value in seen or value.op is not None and value.op.name in _CONSTANTS:
@@ -478,6 +483,7 @@ class Selector:
                     late.append((op, argument, place))
 
         walk(self.function.body, None)
+        self.positions = position
         for op, argument, place in late:
             self.deferred[op.results[0]] = op
             uses_at[argument].append(place)
@@ -655,7 +661,7 @@ class Selector:
         """How many rows are alive at once in a loop, at most; constants and deferred values not counted."""
         live = self.live_rows
         if live is None:
-            changes = [0] * (max(self.end.values()) + 2)
+            changes = [0] * (self.positions + 2)
             for value, places in self.uses_at.items():
                 if not isinstance(value.type, RowType) or value in self.deferred:
                     continue
@@ -750,10 +756,8 @@ class Selector:
                 self.rules.load_immediate(self, number, bound - begin)
             else:
                 number = self.copied(stop, start, taken, self.end[op])
-                if begin is None:
+                if begin != 0:
                     self.rules.subtract_register(self, number, self.scalar(start))
-                elif begin:
-                    self.rules.add_immediate(self, number, -begin)
         self.registers[counter] = number
         if guarded:
             if counted:

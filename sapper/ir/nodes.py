@@ -30,7 +30,7 @@ class Location:
 class Value:
     """One SSA value: the result of an op, or an argument of a block. name is a hint for printing only."""
 
-    __slots__ = ("type", "owner", "name")
+    __slots__ = ("name", "owner", "type")
 
     def __init__(self, type: Type, owner: Op | Block | None, name: str = "") -> None:
         self.type = type
@@ -49,7 +49,7 @@ class Value:
 class Op:
     """One operation. `results` are made from `types`; `location` is where the author wrote it."""
 
-    __slots__ = ("name", "operands", "attributes", "results", "blocks", "location")
+    __slots__ = ("attributes", "blocks", "location", "name", "operands", "results")
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Function:
     attributes: facts for the whole function, by stage (see docs/ir.md).
     """
 
-    __slots__ = ("name", "stage", "body", "attributes", "location")
+    __slots__ = ("attributes", "body", "location", "name", "stage")
 
     def __init__(self, name: str, stage: str, location: Location | None = None) -> None:
         self.name = name

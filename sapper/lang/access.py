@@ -2,7 +2,9 @@
 
 Provable indices out of bounds are errors. At the end of each loop the accesses made in it tell whether its iterations
 may run in any order: a loop whose writes are proved disjoint is parallel, one where they may meet is ordered, and
-one where every iteration certainly writes the same element is an error.
+one where every iteration certainly writes the same element is an error. What the extents must fulfil for indices to
+stay inside, where that can be said with dimensions alone, becomes the function attribute "requires": a list of
+[tensor, dimension, constant, name, coefficient, ...], the extent being at least constant + sum(coefficient * name).
 """
 
 from __future__ import annotations
@@ -12,26 +14,30 @@ from typing import Any
 
 from ..ir.nodes import Value
 from ..ir.types import TensorType, TileType, bool_, index
-from .affine import Affine, extreme, never_meet
+from .affine import Affine, extreme, fixed_when_meeting
 from .dims import Dim, DimExpression
 from .errors import KernelError
-from .operations import Axis, Frame, LoopScope, Operations, is_tensor
+from .operations import Axis, Frame, LoopScope, Operations, axes_of, dims_of, dtype_of, is_tensor
 
 
 class Access:
-    """One load or store: the tensor, an affine form for each dimension, and where it stands."""
+    """One load or store: the tensor, an affine form for each dimension, and where it stands.
 
-    __slots__ = ("forms", "frame", "guards", "node", "store", "tensor", "values")
+    scopes: the loops around it. wholes: the axes that it spans and no loop walks.
+    """
 
-    def __init__(self, tensor: Value, store: bool, forms: list[Affine], values: list[Value], node: Any, frame: Frame,
-                 guards: int) -> None:
+    __slots__ = ("forms", "frame", "guards", "node", "scopes", "store", "tensor", "wholes")
+
+    def __init__(self, tensor: Value, store: bool, forms: list[Affine], wholes: list[Axis], node: Any, frame: Frame,
+                 guards: int, scopes: tuple[LoopScope, ...]) -> None:
         self.tensor = tensor
         self.store = store
         self.forms = forms
-        self.values = values
+        self.wholes = wholes
         self.node = node
         self.frame = frame
         self.guards = guards
+        self.scopes = scopes
 
 
 class Accesses(Operations):
@@ -40,15 +46,17 @@ class Accesses(Operations):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.accesses: list[Access] = []
+        self.requirements: dict[tuple[Any, ...], int] = {}
+        self.scopes: tuple[LoopScope, ...] = ()
 
     def load(self, tensor: Value, items: Sequence[Any], node: Any, item_nodes: Sequence[Any]) -> Value:
         """tensor[items]"""
         values, forms = self.indices(tensor, items, node, item_nodes)
         self.at(node)
-        type = TileType(tensor.type.dtype, self.joined_axes(*values) if values else ())  # type: ignore[union-attr]
+        type = TileType(dtype_of(tensor), self.joined_axes(*values) if values else ())
         result = self.builder.value("load", [tensor, *values], type)
         self.levels[result] = self.level
-        self.accesses.append(Access(tensor, False, forms, values, node, self.frame, self.guards))
+        self.record(tensor, False, forms, type.axes, node)
         return result
 
     def store(self, tensor: Value, items: Sequence[Any], value: Any, node: Any, item_nodes: Sequence[Any],
@@ -62,7 +70,7 @@ class Accesses(Operations):
         dtype = type.dtype
         value = self.operand(value, value_node)
         if isinstance(value, Value):
-            have = value.type.dtype  # type: ignore[union-attr]
+            have = dtype_of(value)
             if have != dtype and value not in self.weak:
                 self.fail("store-dtype", f"a value of {have.name} is stored to tensor {tensor.name} of {dtype.name}",
                           value_node, have.name, dtype.name, f"write {self.text(value_node)}.to({dtype.name})")
@@ -70,7 +78,7 @@ class Accesses(Operations):
             value = self.cast(value, dtype, value_node, value_node)
         value = self.value(value, dtype, value_node)
         spanned = self.joined_axes(*values) if values else ()
-        lacking = [axis for axis in value.type.axes if axis not in spanned]  # type: ignore[union-attr]
+        lacking = [axis for axis in axes_of(value) if axis not in spanned]
         if lacking:
             names = ", ".join(lacking)
             self.fail("store-axes", f"the stored value spans {names}, the index of {tensor.name} does not", node,
@@ -79,7 +87,13 @@ class Accesses(Operations):
                       f"index {tensor.name} with {names}, or reduce the value: sum(..., over={lacking[0]})")
         self.at(node)
         self.builder.add("store", [tensor, value, *values])
-        self.accesses.append(Access(tensor, True, forms, values, node, self.frame, self.guards))
+        self.check_scatter(self.record(tensor, True, forms, spanned, node))
+
+    def record(self, tensor: Value, store: bool, forms: list[Affine], spanned: tuple[str, ...], node: Any) -> Access:
+        wholes = [self.axes[name] for name in spanned if self.axes[name].loop is None]
+        access = Access(tensor, store, forms, wholes, node, self.frame, self.guards + self.ragged, self.scopes)
+        self.accesses.append(access)
+        return access
 
     def indices(self, tensor: Value, items: Sequence[Any], node: Any, item_nodes: Sequence[Any]
                 ) -> tuple[list[Value], list[Affine]]:
@@ -95,10 +109,10 @@ class Accesses(Operations):
                 self.fail("subscript", "this is no index", item_node, self.describe(item), "an axis or an integer",
                           "bring an axis with whole(...) and index with it; axes are named, so None is not needed")
             item = self.operand(item, item_node)
-            if isinstance(item, bool) or isinstance(item, float) or (
-                    isinstance(item, Value) and item.type.dtype.kind not in "xiu"):  # type: ignore[union-attr]
+            if isinstance(item, (bool, float)) or (
+                    isinstance(item, Value) and dtype_of(item).kind not in "xiu"):
                 mend = f"write {self.text(item_node)}.to(i32)"
-                if isinstance(item, Value) and item.type.dtype == bool_:  # type: ignore[union-attr]
+                if isinstance(item, Value) and dtype_of(item) == bool_:
                     mend = "write where(...) on the values"
                 self.fail("gather-dtype", f"index {dimension} of {tensor.name} is no integer", item_node,
                           self.describe(item), "an integer", mend)
@@ -135,7 +149,8 @@ class Accesses(Operations):
             self.dimension(value, node)
             return Affine(0, {value.name: 1})
         if isinstance(value, DimExpression) and value.op in ("add", "sub"):
-            return self.dim_form(value.left, node).plus(self.dim_form(value.right, node), 1 if value.op == "add" else -1)
+            return self.dim_form(value.left, node).plus(self.dim_form(value.right, node),
+                                                        1 if value.op == "add" else -1)
         if isinstance(value, DimExpression) and value.op == "mul":
             left, right = self.dim_form(value.left, node), self.dim_form(value.right, node)
             if not left.terms:
@@ -149,7 +164,7 @@ class Accesses(Operations):
     # Proofs.
 
     def check_bounds(self, tensor: Value, dimension: int, form: Affine, node: Any) -> None:
-        extent = tensor.type.dims[dimension]  # type: ignore[union-attr]
+        extent = dims_of(tensor)[dimension]
         symbol = form.single
         if symbol is not None:
             bounds = self.range_of(symbol) if not isinstance(symbol, str) else None
@@ -159,20 +174,44 @@ class Accesses(Operations):
                 self.fail("axis-extent", f"{name} walks {walked}, dimension {dimension} of {tensor.name} is {extent}",
                           node, f"{name} from 0 to {walked}", f"a range of {extent}",
                           f"walk {extent}, or declare both dimensions {walked}")
-        if self.guards and not all(isinstance(s, (Axis, str)) for s in form.terms):
-            return  # the condition may keep the index in bounds
+        if (self.guards or self.ragged) and not (form.terms and all(map(self.is_settled, form.terms))):
+            return  # a condition or an empty range may keep the index in bounds
+        if any(self.is_empty(symbol) for symbol in form.terms):
+            return
+        last = f"{extent} - 1" if isinstance(extent, str) else str(extent - 1)
         lowest = extreme(form, self.range_of, False)
-        if not lowest.terms and lowest.constant < 0 and not (self.guards and not form.terms):
+        if not lowest.terms and lowest.constant < 0:
             self.fail("out-of-bounds", f"index {dimension} of {tensor.name} is negative", node,
-                      f"an index of {lowest.constant}", f"0 to {extent} - 1",
-                      f"write {extent} {lowest.constant}" if not form.terms else "start the range later")
+                      f"an index of {lowest.constant}", f"0 to {last}",
+                      f"write {extent} - {-lowest.constant}" if not form.terms else "start the range later")
         size = Affine(extent) if isinstance(extent, int) else extreme(Affine(0, {extent: 1}), self.range_of, True)
         excess = extreme(form, self.range_of, True).plus(size, -1)
-        if not excess.terms and excess.constant >= 0 and not (self.guards and not form.terms):
+        if not excess.terms and excess.constant >= 0:
             highest = excess.plus(size)
-            shown = str(highest.constant) if not highest.terms else f"{extent} + {excess.constant}"
+            shown = str(highest.constant)
+            if highest.terms:
+                shown = f"{extent} + {excess.constant}" if excess.constant else str(extent)
             self.fail("out-of-bounds", f"index {dimension} of {tensor.name} reaches beyond its end", node,
-                      f"an index of {shown}", f"0 to {extent} - 1", "end the range earlier")
+                      f"an index of {shown}", f"0 to {last}",
+                      "end the range earlier" if form.terms else "give a smaller index")
+        if excess.terms and not self.guards and all(isinstance(s, str) for s in excess.terms):
+            needed = excess.plus(size).plus(Affine(1))
+            terms = [part for name, coefficient in sorted(needed.terms.items()) for part in (name, coefficient)]
+            key = (tensor.name, dimension, *terms)
+            self.requirements[key] = max(needed.constant, self.requirements.get(key, needed.constant))
+
+    def is_settled(self, symbol: Any) -> bool:
+        """Whether a symbol is an axis whose range is made of dimensions and numbers."""
+        return isinstance(symbol, Axis) and all(isinstance(s, str) for s in (*symbol.start.terms, *symbol.stop.terms))
+
+    def is_empty(self, symbol: Any) -> bool:
+        bounds = self.range_of(symbol)
+        return bounds is not None and self.empty_range(*bounds)
+
+    def empty_range(self, start: Affine, stop: Affine) -> bool:
+        """Whether a range is certainly empty."""
+        extent = extreme(stop.plus(start, -1), self.range_of, True)
+        return not extent.terms and extent.constant <= 0
 
     def depends(self, symbol: Any, variable: Any, loop: LoopScope) -> bool:
         """Whether a symbol of an index may depend on a variable of a loop."""
@@ -206,24 +245,28 @@ class Accesses(Operations):
                 if access.store and not loop.carries:
                     self.check_race(access, loop)
                 for other in accesses[position:]:
-                    if not (access.store or other.store) or (loop.carries and access is other):
+                    if not (access.store or other.store):
                         continue
-                    if self.apart(access, other, loop):
+                    fixed = self.meeting(access, other, loop)
+                    if fixed is None or all(variable in fixed for variable in loop.variables):
                         continue
-                    if loop.kind == "tiles" and access is not other:
-                        self.hazard(access, other, loop)
+                    if loop.kind == "tiles":
+                        self.hazard(access, other, loop, fixed)
                     ordered = True
         if loop.carries:
             return {"parallel": False}
         return {"parallel": False, "ordered": True} if ordered else {"parallel": True}
 
-    def apart(self, access: Access, other: Access, loop: LoopScope) -> bool:
+    def meeting(self, access: Access, other: Access, loop: LoopScope) -> set[Any] | None:
+        """What two accesses of two iterations agree in when they meet, None if they never do. An axis has many
+        coordinates in one iteration, those of outer loops too."""
+
         def varies(symbol: Any) -> bool:
             if isinstance(symbol, str):
                 return False
-            return (symbol.level if isinstance(symbol, Axis) else self.level_of(symbol)) >= loop.level
+            return isinstance(symbol, Axis) or bool(axes_of(symbol)) or self.level_of(symbol) >= loop.level
 
-        return never_meet(access.forms, other.forms, loop.variables, varies, self.spread_of)
+        return fixed_when_meeting(access.forms, other.forms, varies, self.spread_of)
 
     def check_race(self, access: Access, loop: LoopScope) -> None:
         if access.guards != loop.guards:
@@ -238,9 +281,44 @@ class Accesses(Operations):
                              f"an index that differs for each {name}",
                              f"index {tensor} with {name}, or carry the value through the loop and store it after it")
 
-    def hazard(self, access: Access, other: Access, loop: LoopScope) -> None:
+    def check_scatter(self, access: Access) -> None:
+        """One store of axes that no loop walks must write each element once: nothing says in what order it writes."""
+        wholes = access.wholes
+
+        def varies(symbol: Any) -> bool:
+            if isinstance(symbol, Value):
+                return any(axis.name in axes_of(symbol) for axis in wholes)
+            return symbol in wholes
+
+        if not wholes:
+            return
+        fixed = fixed_when_meeting(access.forms, access.forms, varies, self.spread_of)
+        if fixed is not None and not all(axis in fixed for axis in wholes):
+            names = ", ".join(axis.name for axis in wholes)
+            tensor = access.tensor.name
+            self.fail("write-race", f"one store along {names} may write an element of {tensor} twice", access.node,
+                      f"a store to {tensor} at indices not proved different along {names}",
+                      "an index that differs for each", f"walk {names} with a loop, whose writes then run in order")
+
+    def hazard(self, access: Access, other: Access, loop: LoopScope, fixed: set[Any]) -> None:
+        """Raise if the order of two accesses of a loop over tiles, which may meet, depends on the size of a tile.
+
+        One store alone keeps its order along one axis if everything else agrees where it meets itself: the axis's
+        coordinates come in order in a tile and from tile to tile.
+        """
         tensor = access.tensor.name
         names = ", ".join(loop.names)
+        if access is other:
+            depth = access.scopes.index(loop) + 1
+            inner = [v for scope in access.scopes[depth:] for v in scope.variables]
+            own = [v for v in loop.variables if v not in fixed and any(
+                self.depends(s, v, loop) for form in access.forms for s in form.terms)]
+            if len(own) <= 1 and all(v in fixed for v in (*inner, *access.wholes)):
+                return
+            self.fail_at(access, "write-race",
+                         f"a store to {tensor} may meet itself in different iterations along {names}",
+                         "writes whose order would depend on the tile size", "an index proved to differ",
+                         f"walk {names} with each(...)")
         if access.store and other.store:
             self.fail_at(other, "write-race", f"two stores to {tensor} may meet in different iterations along {names}",
                          "two stores whose order would depend on the tile size", "stores to elements proved different",
@@ -248,7 +326,8 @@ class Accesses(Operations):
         self.fail_at(other, "read-after-write",
                      f"{tensor} is read and written, and iterations along {names} may meet",
                      "a read of what another element of the same tile may write",
-                     "the same index in both, or another tensor", f"walk {names} with each(...), or write to another tensor")
+                     "the same index in both, or another tensor",
+                     f"walk {names} with each(...), or write to another tensor")
 
     def fail_at(self, access: Access, kind: str, headline: str, found: str, expected: str, mend: str) -> None:
         raise KernelError(kind, headline, access.frame.parsed.location(access.node), found, expected, mend)

@@ -62,41 +62,43 @@ RangeOf = Callable[[Symbol], "Range | None"]
 
 
 def extreme(form: Affine, range_of: RangeOf, largest: bool) -> Affine:
-    """The form with every symbol that walks a range replaced by its last (or first) value: an upper (lower) bound,
-    reached when every range is non-empty. Symbols without a range stay."""
-    for _ in range(16):  # ranges may be bounded by other loops' symbols; nests are shallower than this
-        changed = False
-        for symbol, coefficient in form.terms.items():
-            bounds = range_of(symbol)
-            if bounds is None:
-                continue
-            start, stop = bounds
-            rest = dict(form.terms)
-            del rest[symbol]
-            end = stop.plus(Affine(-1)) if (coefficient > 0) == largest else start
-            form = Affine(form.constant, rest).plus(end, coefficient)
-            changed = True
-            break
-        if not changed:
-            break
-    return form
+    """The form with every symbol that walks a range replaced by its last (or first) value: the largest (smallest)
+    value that it takes, if no range is empty. Symbols without a range stay.
+
+    A symbol goes before those that its range is made of: in i - j with j below i, j is i - 1 at most.
+    """
+    while True:
+        walked = [s for s in form.terms if range_of(s) is not None]
+        if not walked:
+            return form
+        symbol = next(s for s in walked if not any(_bounded_by(t, s, range_of) for t in walked))
+        coefficient = form.terms[symbol]
+        start, stop = range_of(symbol) or (form, form)
+        end = stop.plus(Affine(-1)) if (coefficient > 0) == largest else start
+        form = form.plus(Affine(0, {symbol: -coefficient})).plus(end, coefficient)
 
 
-def never_meet(
+def _bounded_by(symbol: Symbol, other: Symbol, range_of: RangeOf) -> bool:
+    """Whether the range of a symbol is made of another one, directly or not."""
+    bounds = range_of(symbol)
+    return bounds is not None and any(
+        s == other or _bounded_by(s, other, range_of) for bound in bounds for s in bound.terms)
+
+
+def fixed_when_meeting(
     first: list[Affine],
     second: list[Affine],
-    variables: list[Symbol],
     varies: Callable[[Symbol], bool],
     spread_of: Callable[[Symbol], int | None],
-) -> bool:
-    """True if it is proved that first and second name different elements in two different iterations.
+) -> set[Symbol] | None:
+    """The symbols that must agree where two accesses name one element; None if they never do.
 
-    first, second: the indices of two accesses to one tensor, a form for each dimension. variables: the loop's own.
-    varies(s): whether s may differ between (or within) iterations. spread_of(s): last minus first value, if known.
+    first, second: the indices of two accesses to one tensor, a form for each dimension. varies(s): whether s may
+    differ between the two. spread_of(s): last minus first value, if known.
 
-    Two iterations p, p' meet if all dimensions agree. A dimension that can't agree settles it. One whose varying
-    part is c1*s1 + c2*s2 + ..., the same in both, fixes all of its symbols if each |c| exceeds what the smaller
-    terms can add up to (a number written in digits). When all of the loop's variables are fixed, p = p'.
+    The accesses meet if all dimensions agree. A dimension that can't agree settles it. One whose varying part is
+    c1*s1 + c2*s2 + ..., the same in both, fixes all of its symbols if each |c| exceeds what the smaller terms can add
+    up to (a number written in digits).
     """
     fixed: set[Symbol] = set()
     progress = True
@@ -110,13 +112,11 @@ def never_meet(
             if difference.terms:
                 continue
             if difference.constant % (gcd(*moving.values(), *other_moving.values()) or abs(difference.constant) + 1):
-                return True
+                return None
             if difference.constant == 0 and moving and moving == other_moving and _digits(moving, spread_of):
                 fixed.update(moving)
                 progress = True
-        if all(v in fixed for v in variables):
-            return True
-    return False
+    return fixed
 
 
 def _without(terms: Mapping[Symbol, int], moving: Mapping[Symbol, int]) -> dict[Symbol, int]:

@@ -52,7 +52,6 @@ KINDS: dict[str, str] = {
     "store-axes": "a stored value spans axes that the index lacks",
     "store-dtype": "a stored value has another element type than the tensor",
     "subscript": "something that is not a tensor is indexed, or with something that is no index",
-    "syntax": "the source does not parse",
     "tensor-without-index": "a tensor is used as a value",
     "tuple": "a tuple is unpacked or indexed wrongly",
     "unbound-dim": "a dimension that no parameter has",

@@ -133,7 +133,8 @@ def _annotations(function: FunctionType, local_names: Mapping[str, Any]) -> dict
                 ) from None
         if annotation is bool:
             annotation = bool_
-        if isinstance(annotation, TensorAnnotation) or (isinstance(annotation, DType) and annotation.kind != "x" and annotation.compute):
+        scalar = isinstance(annotation, DType) and annotation.kind != "x" and annotation.compute
+        if scalar or isinstance(annotation, TensorAnnotation):
             result[parameter] = annotation
         else:
             mend = f"write {parameter}: Tensor[f32, M, N], or {parameter}: f32"

@@ -82,7 +82,10 @@ class Axis:
 
 
 class LoopScope:
-    """A loop while its body is read. kind: "tiles", "each" or "range". variables: Axes, or index Values."""
+    """A loop while its body is read.
+
+    kind: "tiles", "each" or "range". variables: Axes, or index Values. guards: open branches and ragged loops.
+    """
 
     __slots__ = ("carries", "guards", "kind", "level", "names", "node", "variables")
 
@@ -124,7 +127,8 @@ class Frame:
     a nested one was defined. nesting: how many run-time loops and branches of this frame are open.
     """
 
-    __slots__ = ("assigned_at", "call_node", "caller", "closure", "env", "function_globals", "key", "live", "local_names",
+    __slots__ = ("assigned_at", "call_node", "caller", "closure", "env", "function_globals", "key", "live",
+                 "local_names",
                  "name", "nesting", "outer", "parsed")
 
     def __init__(self, name: str, key: Any, parsed: ParsedFunction, function_globals: Mapping[str, Any],
@@ -153,6 +157,21 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, Value) and isinstance(value.type, TensorType)
 
 
+def dtype_of(value: Value) -> DType:
+    """The element type of a tile, scalar or tensor."""
+    return value.type.dtype  # type: ignore[union-attr]
+
+
+def axes_of(value: Value) -> tuple[str, ...]:
+    """The axes of a tile or scalar."""
+    return value.type.axes  # type: ignore[union-attr]
+
+
+def dims_of(value: Value) -> tuple[str | int, ...]:
+    """The extents of a tensor."""
+    return value.type.dims  # type: ignore[union-attr]
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """`did you mean ...?`, or nothing."""
     close = difflib.get_close_matches(name, list(known), 1)
@@ -178,11 +197,13 @@ class Operations:
         self.level = 0
         self.axes: dict[str, Axis] = {}
         self.ranges: dict[Value, tuple[Affine, Affine]] = {}
-        self.guards = 0
+        self.guards = 0  # open run-time branches
+        self.ragged = 0  # open loops whose range depends on run-time values, so that it may be empty
 
     # Errors.
 
-    def fail(self, kind: str, headline: str, node: Any, found: str = "", expected: str = "", mend: str = "") -> NoReturn:
+    def fail(self, kind: str, headline: str, node: Any, found: str = "", expected: str = "",
+             mend: str = "") -> NoReturn:
         notes = []
         frame: Frame | None = self.frame
         place = self.frame.parsed.location(node)
@@ -203,7 +224,7 @@ class Operations:
                 return f"tensor {value.name} ({value.type})"
             if value in self.weak:
                 return "a number without a dtype"
-            return f"{value.type}" if value.type.axes else f"a scalar {value.type}"  # type: ignore[union-attr]
+            return f"{value.type}" if axes_of(value) else f"a scalar {value.type}"
         if isinstance(value, Axis):
             return f"axis {value.name}"
         if isinstance(value, (bool, int, float)):
@@ -314,7 +335,7 @@ class Operations:
         if isinstance(value, Value):
             if isinstance(value.type, TileType):
                 return value
-            rank = len(value.type.dims)  # type: ignore[union-attr]
+            rank = len(dims_of(value))
             self.fail("tensor-without-index", f"tensor {value.name} is used as a value", node, self.describe(value),
                       "a tile", f"index it: {value.name}[{', '.join('mnkijpqrs'[:rank])}]")
         if isinstance(value, (bool, int, float)):
@@ -322,7 +343,9 @@ class Operations:
         if isinstance(value, Axis):
             return self.coordinate(value, node)
         if isinstance(value, DimExpression):
-            return self.dimension(value, node)
+            # An index scalar whether it is fixed or not, so that types do not depend on what is fixed.
+            size = self.dimension(value, node)
+            return size if isinstance(size, Value) else self.constant(size, index, node)
         if value is None:
             self.fail("missing-return", "a value is wanted where there is none", node, "None", "a tile or a number",
                       "let the function return its result")
@@ -339,23 +362,24 @@ class Operations:
         """An operand as an IR value; a Python number takes dtype, or its default."""
         value = self.operand(value, node)
         if isinstance(value, Value):
-            if dtype is not None and value in self.weak and value.type.dtype != dtype:  # type: ignore[union-attr]
+            if dtype is not None and value in self.weak and dtype_of(value) != dtype:
                 return self.strengthen(value, dtype, node)
             return value
         return self.constant(value, dtype or self.default_dtype(value), node)
 
     def strengthen(self, value: Value, dtype: DType, node: Any) -> Value:
         """A weak value takes the dtype that it meets."""
-        have = value.type.dtype  # type: ignore[union-attr]
+        have = dtype_of(value)
         if have == dtype:
             return value
         if (have.kind == "f" and dtype.kind != "f") or (have.kind == "b") != (dtype.kind == "b"):
-            self.fail("literal-dtype", f"a {'float' if have.kind == 'f' else have.name} number meets {dtype.name}", node,
+            self.fail("literal-dtype", f"a {'float' if have.kind == 'f' else have.name} number meets {dtype.name}",
+                      node,
                       f"{have.name} with {dtype.name}", "numbers of one kind", "write .to(dtype) on one of the two")
         return self.raw_cast(value, dtype)
 
     def raw_cast(self, value: Value, dtype: DType) -> Value:
-        result = self.emit("cast", [value], TileType(dtype, value.type.axes))  # type: ignore[union-attr]
+        result = self.emit("cast", [value], TileType(dtype, axes_of(value)))
         if dtype.kind in "xiu" and value in self.forms:
             self.forms[result] = self.forms[value]
         return result
@@ -366,10 +390,11 @@ class Operations:
             return self.builder.value(name, operands, type, **attributes)
         key = (name, *operands, type.axes, *attributes.values())
         for known in reversed(self.known):
-            found = known.get(key)
-            if found is not None:
+            if key in known:
+                found: Value = known[key]
                 return found
-        value = self.known[-1][key] = self.builder.value(name, operands, type, **attributes)
+        value: Value = self.builder.value(name, operands, type, **attributes)
+        self.known[-1][key] = value
         return value
 
     def level_of(self, value: Value) -> int:
@@ -391,11 +416,12 @@ class Operations:
     # Elementwise.
 
     def need_compute(self, value: Value, node: Any, what: str) -> None:
-        dtype = value.type.dtype  # type: ignore[union-attr]
+        dtype = dtype_of(value)
         if not dtype.compute:
             to = "f32" if dtype.kind == "f" else "i32"
             self.fail("dtype-not-computed", f"{dtype.name} can be stored and cast, but not computed with", node,
-                      f"{what} of {dtype.name}", "a dtype that can be computed with", f"write {self.text(node)}.to({to})")
+                      f"{what} of {dtype.name}", "a dtype that can be computed with",
+                      f"write {self.text(node)}.to({to})")
 
     def text(self, node: Any) -> str:
         """The source of an expression, with brackets where a method call needs them."""
@@ -405,11 +431,11 @@ class Operations:
     def unify(self, a: Any, b: Any, what: str, node: Any, a_node: Any, b_node: Any) -> tuple[Value, Value]:
         """Two operands, at least one of them a Value, brought to one dtype by the rules of the language."""
         if not isinstance(a, Value):
-            return self.constant(a, b.type.dtype, a_node), b
+            return self.constant(a, dtype_of(b), a_node), b
         if not isinstance(b, Value):
-            return a, self.constant(b, a.type.dtype, b_node)  # type: ignore[union-attr]
-        left: DType = a.type.dtype  # type: ignore[union-attr]
-        right: DType = b.type.dtype  # type: ignore[union-attr]
+            return a, self.constant(b, dtype_of(a), b_node)
+        left: DType = dtype_of(a)
+        right: DType = dtype_of(b)
         if left == right:
             return a, b
         if a in self.weak:
@@ -439,9 +465,9 @@ class Operations:
                   "equal dtypes", mend)
 
     def joined_axes(self, *values: Value) -> tuple[str, ...]:
-        axes: tuple[str, ...] = values[0].type.axes  # type: ignore[union-attr]
+        axes: tuple[str, ...] = axes_of(values[0])
         for value in values[1:]:
-            more = value.type.axes  # type: ignore[union-attr]
+            more = axes_of(value)
             if more != axes:
                 axes = axes + tuple(axis for axis in more if axis not in axes)
         return axes
@@ -454,22 +480,25 @@ class Operations:
             try:
                 return PYTHON_BINARY[name](a, b)
             except (ArithmeticError, TypeError, ValueError) as error:
-                self.fail("constant-arithmetic", "arithmetic on constants fails", node, f"{a!r} {symbol} {b!r}: {error}")
+                self.fail("constant-arithmetic", "arithmetic on constants fails", node,
+                          f"{a!r} {symbol} {b!r}: {error}")
         for side, side_node in ((a, a_node), (b, b_node)):
             if isinstance(side, Value):
                 self.need_compute(side, side_node, symbol)
+        if name in ("floordiv", "mod") and not isinstance(b, Value) and b == 0:
+            self.fail("constant-arithmetic", "division by zero", node, f"{symbol} 0")
         simple = self.simplified(name, a, b)
         if simple is not None:
             return simple
         weak = all(not isinstance(v, Value) or v in self.weak for v in (a, b))
         if weak:  # the wider kind of the two: a float if either is one
-            kinds = [v.type.dtype if isinstance(v, Value) else self.default_dtype(v)  # type: ignore[union-attr]
+            kinds = [dtype_of(v) if isinstance(v, Value) else self.default_dtype(v)
                      for v in (a, b)]
             joint = f32 if f32 in kinds else i32 if i32 in kinds else kinds[0]
             if joint.kind != "b" and bool_ not in kinds:
                 a, b = self.value(a, joint, a_node), self.value(b, joint, b_node)
         a, b = self.unify(a, b, symbol, node, a_node, b_node)
-        dtype: DType = a.type.dtype  # type: ignore[union-attr]
+        dtype: DType = dtype_of(a)
         self.check_domain(name, dtype, symbol, node, a_node)
         self.at(node)
         axes = self.joined_axes(a, b)
@@ -491,10 +520,10 @@ class Operations:
 
     def simplified(self, name: str, a: Any, b: Any) -> Any:
         """x + 0, x * 1 and the like on indices, which affine expressions of constants leave behind."""
-        if isinstance(a, Value) and isinstance(b, int) and a.type.dtype.kind == "x":  # type: ignore[union-attr]
+        if isinstance(a, Value) and isinstance(b, int) and dtype_of(a).kind == "x":
             if (b == 0 and name in ("add", "sub")) or (b == 1 and name in ("mul", "floordiv")):
                 return a
-        elif (isinstance(b, Value) and isinstance(a, int) and b.type.dtype.kind == "x"  # type: ignore[union-attr]
+        elif (isinstance(b, Value) and isinstance(a, int) and dtype_of(b).kind == "x"
               and ((a == 0 and name == "add") or (a == 1 and name == "mul"))):
             return b
         return None
@@ -521,7 +550,7 @@ class Operations:
             except (ArithmeticError, ValueError) as error:
                 self.fail("constant-arithmetic", f"{name} of a constant fails", node, f"{name}({a!r}): {error}")
         self.need_compute(a, a_node, name)
-        dtype: DType = a.type.dtype  # type: ignore[union-attr]
+        dtype: DType = dtype_of(a)
         if a in self.weak and name in UNARY_FLOAT and dtype.kind != "f":
             a, dtype = self.raw_cast(a, f32), f32
             self.weak.add(a)
@@ -530,7 +559,7 @@ class Operations:
             self.fail("op-dtype", f"{name} on {dtype.name}", node, dtype.name, wanted,
                       f"write {self.text(a_node)}.to(f32)")
         self.at(node)
-        result = self.emit(name, [a], a.type)  # type: ignore[arg-type]
+        result = self.emit(name, [a], a.type)
         if name == "neg" and dtype.kind in "xi":
             self.forms[result] = self.form_of(a).times(-1)
         if a in self.weak:
@@ -547,11 +576,11 @@ class Operations:
                 return ~a
             self.fail("op-dtype", "~ on a float", node, repr(a), "an integer or a bool")
         self.need_compute(a, a_node, "~")
-        if a.type.dtype.kind == "f":  # type: ignore[union-attr]
-            self.fail("op-dtype", f"~ on {a.type.dtype.name}", node, a.type.dtype.name,  # type: ignore[union-attr]
+        if dtype_of(a).kind == "f":
+            self.fail("op-dtype", f"~ on {dtype_of(a).name}", node, dtype_of(a).name,
                       "integers or bools", f"write {self.text(a_node)}.bits(i32)")
         self.at(node)
-        return self.emit("not", [a], a.type)  # type: ignore[arg-type]
+        return self.emit("not", [a], TileType(dtype_of(a), axes_of(a)))
 
     def power(self, a: Any, b: Any, node: Any, a_node: Any, b_node: Any) -> Any:
         """a ** b for a constant small integer b, as products."""
@@ -571,12 +600,12 @@ class Operations:
             mend = {0.5: "write sqrt(x)", -0.5: "write rsqrt(x)"}.get(b) if isinstance(b, float) else None
             self.fail("power", "** needs a small constant integer", node, self.describe(b), "an integer from -16 to 16",
                       mend or ("write exp2(x)" if a == 2 else "write exp(log(x) * y)"))
-        if b < 0 and a.type.dtype.kind != "f":
-            self.fail("power", "a negative power of an integer", node, f"{a.type.dtype.name} ** {b}", "a float",
+        if b < 0 and dtype_of(a).kind != "f":
+            self.fail("power", "a negative power of an integer", node, f"{dtype_of(a).name} ** {b}", "a float",
                       f"write {self.text(a_node)}.to(f32)")
         if b == 0:
-            one = self.constant(1, a.type.dtype, node)
-            return self.emit("full", [one], a.type) if a.type.axes else one
+            one = self.constant(1, dtype_of(a), node)
+            return self.emit("full", [one], TileType(dtype_of(a), axes_of(a))) if axes_of(a) else one
         result = None
         square, exponent = a, abs(b)
         while True:
@@ -593,7 +622,7 @@ class Operations:
         condition = self.operand(condition, nodes[0])
         a, b = self.operand(a, nodes[1]), self.operand(b, nodes[2])
         if isinstance(condition, Value):
-            if condition.type.dtype != bool_:  # type: ignore[union-attr]
+            if dtype_of(condition) != bool_:
                 self.fail("op-dtype", "the condition of where is no bool", nodes[0], self.describe(condition), "bool",
                           f"write {self.text(nodes[0])} != 0")
         elif not isinstance(condition, bool):
@@ -605,7 +634,7 @@ class Operations:
             self.need_compute(side, side_node, "where")
         self.at(node)
         result = self.emit("select", [condition, a, b],
-                           TileType(a.type.dtype, self.joined_axes(condition, a, b)))  # type: ignore[union-attr]
+                           TileType(dtype_of(a), self.joined_axes(condition, a, b)))
         if weak:
             self.weak.add(result)
         return result
@@ -614,7 +643,7 @@ class Operations:
         """Two operands of one dtype, numbers allowed on both sides; whether the result is weak."""
         weak = all(not isinstance(v, Value) or v in self.weak for v in (a, b))
         if weak:
-            kinds = [v.type.dtype if isinstance(v, Value) else self.default_dtype(v)  # type: ignore[union-attr]
+            kinds = [dtype_of(v) if isinstance(v, Value) else self.default_dtype(v)
                      for v in (a, b)]
             joint = f32 if f32 in kinds else kinds[0]
             a, b = self.value(a, joint, a_node), self.value(b, joint, b_node)
@@ -635,10 +664,10 @@ class Operations:
             if not dtype.compute:
                 return self.raw_cast(self.constant(a, f32 if dtype.kind == "f" else i32, a_node), dtype)
             return self.constant(a, dtype, a_node)
-        if a.type.dtype == dtype and a not in self.weak:  # type: ignore[union-attr]
+        if dtype_of(a) == dtype and a not in self.weak:
             return a
         self.at(node)
-        if a.type.dtype == dtype:  # type: ignore[union-attr]
+        if dtype_of(a) == dtype:
             return self.builder.value("cast", [a], a.type)
         return self.raw_cast(a, dtype)
 
@@ -647,12 +676,12 @@ class Operations:
         if not isinstance(dtype, DType) or dtype.kind in "xb":
             self.fail("bad-argument", "bits() needs a dtype", node, self.describe(dtype), "a dtype such as i32")
         value = self.value(a, None, a_node)
-        have: DType = value.type.dtype  # type: ignore[union-attr]
+        have: DType = dtype_of(value)
         if have.kind in "xb" or have.bits != dtype.bits:
             self.fail("op-dtype", f"bits() from {have.name} to {dtype.name}", node, f"{have.bits} bits to {dtype.bits}",
                       "dtypes of one width", "write .to(dtype) to convert the value")
         self.at(node)
-        return self.emit("bitcast", [value], TileType(dtype, value.type.axes))  # type: ignore[union-attr]
+        return self.emit("bitcast", [value], TileType(dtype, axes_of(value)))
 
     # Tiles from nothing.
 
@@ -662,13 +691,13 @@ class Operations:
         dtype = bool_ if dtype is bool else dtype
         if dtype is not None and not isinstance(dtype, DType):
             self.fail("bad-argument", "dtype is no dtype", node, self.describe(dtype), "a dtype such as f32")
-        names = tuple(self.axis(a, n, "zeros and full span").name for a, n in zip(axes, axis_nodes, strict=True))
+        names = tuple(self.axis(a, n, "zeros and full need").name for a, n in zip(axes, axis_nodes, strict=True))
         if len(set(names)) < len(names):
             self.fail("bad-argument", "an axis is named twice", node, ", ".join(names), "different axes")
         value = self.operand(value, value_node)
         if isinstance(value, Value):
-            have = value.type.dtype  # type: ignore[union-attr]
-            if value.type.axes:  # type: ignore[union-attr]
+            have = dtype_of(value)
+            if axes_of(value):
                 self.fail("scalar-needed", "full spreads one value", value_node, self.describe(value), "a scalar")
             if dtype is not None and have != dtype and value not in self.weak:
                 self.fail("dtype-mix", f"full of {dtype.name} from {have.name}", value_node, have.name, dtype.name,
@@ -683,14 +712,15 @@ class Operations:
         if not names:
             return scalar
         self.at(node)
-        return self.emit("full", [scalar], TileType(scalar.type.dtype, names))  # type: ignore[union-attr]
+        return self.emit("full", [scalar], TileType(dtype_of(scalar), names))
 
     def axis(self, value: Any, node: Any, what: str) -> Axis:
         if not isinstance(value, Axis):
             mend = ""
             if isinstance(value, DimExpression):
                 mend = f"bring one: n = whole({value!r}), or for n in tiles({value!r})"
-            self.fail("unknown-axis", f"{what} an axis", node, self.describe(value), "an axis (a variable of tiles, or whole)",
+            self.fail("unknown-axis", f"{what} axes", node, self.describe(value),
+                      "an axis (a variable of tiles, or whole)",
                       mend)
         self.check_axis(value, node)
         return value
@@ -698,7 +728,7 @@ class Operations:
     # Reductions and contractions.
 
     def over_axes(self, over: Any, type: TileType, node: Any, what: str) -> list[Axis]:
-        axes = [self.axis(a, node, "over names") for a in (over if isinstance(over, tuple) else (over,))]
+        axes = [self.axis(a, node, "over needs") for a in (over if isinstance(over, tuple) else (over,))]
         for axis in axes:
             if axis.name not in type.axes:
                 self.fail("over", f"{what} over axis {axis.name}, which the tile does not span", node,
@@ -740,13 +770,13 @@ class Operations:
             self.fail(kind, f"{what} over axis {axis.name} of a loop that carries no value", node,
                       f"{what} over {axis.name}: the part of one tile, whose size the schedule picks",
                       "an axis of `whole`, or a loop that accumulates",
-                      f"take {axis.name} = whole(...), or carry the result: acc = acc + ... in the loop over {axis.name}")
+                      f"take {axis.name} = whole(...), or carry the result: acc += ... in the loop over {axis.name}")
 
     def contract(self, a: Any, b: Any, node: Any, a_node: Any, b_node: Any) -> Value:
         """a @ b: the sum of products over the axes that both span."""
         a, b = self.operand(a, a_node), self.operand(b, b_node)
         for side, side_node in ((a, a_node), (b, b_node)):
-            if not isinstance(side, Value) or not side.type.axes:  # type: ignore[union-attr]
+            if not isinstance(side, Value) or not axes_of(side):
                 self.fail("contract-scalar", "@ on a scalar", side_node, self.describe(side), "a tile", "write *")
             self.need_compute(side, side_node, "@")
         left: TileType = a.type
@@ -772,7 +802,7 @@ class Operations:
     def index_scalar(self, value: Any, node: Any, what: str) -> Any:
         """An int, Dim or integer scalar as an int or an index Value."""
         value = self.operand(value, node)
-        if isinstance(value, bool) or isinstance(value, float):
+        if isinstance(value, (bool, float)):
             self.fail("bad-range", f"{what} is no integer", node, repr(value), "an integer")
         if isinstance(value, int):
             return value

@@ -51,15 +51,16 @@ class ParsedFunction:
         return place
 
 
-_parsed: dict[CodeType, ParsedFunction] = {}
+_parsed: dict[tuple[CodeType, str], ParsedFunction] = {}
+"""By code and file: code objects of equal lines in different files are equal."""
 
 
 def parse_function(function: FunctionType) -> ParsedFunction:
     """The parsed source of a function. Raises SourceUnavailable."""
-    code = function.__code__
-    found = _parsed.get(code)
+    key = (function.__code__, function.__code__.co_filename)
+    found = _parsed.get(key)
     if found is None:
-        found = _parsed[code] = _parse(function)
+        found = _parsed[key] = _parse(function)
     return found
 
 

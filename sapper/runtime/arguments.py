@@ -73,10 +73,10 @@ def extent_bytes(shape: Sequence[int], strides: Sequence[int], element_bytes: in
 
 def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether the elements lie in C order without gaps; strides along extents of 0 and 1 don't matter."""
+    if 0 in shape:
+        return True
     expected = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size == 0:
-            return True
         if size != 1:
             if stride != expected:
                 return False
@@ -504,18 +504,22 @@ def _same_place(a: TensorView, b: TensorView) -> bool:
 
 def _share_memory(a: TensorView, b: TensorView) -> bool:
     """Whether any byte is in both; a case too hard to decide quickly counts as sharing."""
-    arrays = []
-    for view in (a, b):
-        size_bytes = view.dtype.size_bytes
-        low, high = view.extent
-        memory: Any = (ctypes.c_char * (high - low)).from_address(view.address + low)
-        steps = tuple(stride * size_bytes for stride in view.strides)
-        arrays.append(numpy.ndarray(view.shape, f"V{size_bytes}", memory, -low, steps))
+    share: Any = numpy.shares_memory
     try:
-        share: Any = numpy.shares_memory
-        return bool(share(arrays[0], arrays[1], max_work=10_000))
+        return bool(share(as_array(a), as_array(b), max_work=10_000))
     except numpy.exceptions.TooHardError:
         return True
+
+
+def as_array(view: TensorView) -> numpy.ndarray[Any, Any]:
+    """The memory of a view as a NumPy array, which does not keep it alive."""
+    element_bytes = view.dtype.size_bytes
+    low, high = view.extent
+    memory: Any = (ctypes.c_char * (high - low)).from_address(view.address + low)
+    steps = tuple(stride * element_bytes for stride in view.strides)
+    array = numpy.ndarray(view.shape, numpy_dtype(view.dtype), memory, -low, steps)
+    array.flags.writeable = view.writeable
+    return array
 
 
 # --------------------------------------------------------------------------------------------------------- the block

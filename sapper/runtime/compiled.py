@@ -7,6 +7,7 @@ machine code. Holds: `unpack(pack(k)) == k`; unpacking never runs anything.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,9 +19,11 @@ class CompiledKernel:
     """Machine code and what is needed to call it.
 
     name: for messages. code: position-independent machine code; the entry is its first byte.
-    slots: words of the argument block from word 3 on (docs/ir.md). scratch_bytes: of each worker.
-    counters: how many of the sync block's task counters it takes tasks from; a kernel with none has no parallel loop
-        and is run by one worker.
+    slots: words of the argument block from word 3 on (docs/ir.md). scratch_bytes: of each worker, and besides them
+        `scratch`: buffers whose size follows from dims, each (element bytes, ((constant, dims, multiple), ...)), where
+        an axis takes constant * product of dims, rounded up to the multiple.
+    counters: how many of the sync block's task counters it takes tasks from. 0 promises that it touches no sync block
+        (no parallel loop, no barrier); such a kernel, and one of which it is unknown (None), is run by one worker.
     stored: names of the tensors that it writes.
     tasks: for each parallel loop the factors (dim name or extent, tile size) whose rounded-up quotients multiply to
         its number of tasks; empty when unknown.
@@ -32,7 +35,8 @@ class CompiledKernel:
     code: bytes
     slots: tuple[str, ...]
     scratch_bytes: int = 0
-    counters: int = 0
+    scratch: tuple[tuple[int, tuple[tuple[int, tuple[str, ...], int], ...]], ...] = ()
+    counters: int | None = 0
     stored: tuple[str, ...] = ()
     tasks: tuple[tuple[tuple[str | int, int], ...], ...] = ()
     work: tuple[Term, ...] = field(default=())
@@ -50,12 +54,25 @@ class CompiledKernel:
             name,
             bytes(code),
             tuple(compiled.slots),
-            compiled.scratch_bytes,
-            getattr(compiled, "counters", 0),
+            getattr(compiled, "scratch_bytes", 0),
+            _tuples(getattr(compiled, "scratch", ())),
+            getattr(compiled, "counters", None),
             tuple(getattr(compiled, "stored", None) or stored),
             _tuples(getattr(compiled, "tasks", ())),
             _tuples(getattr(compiled, "work", ())),
         )
+
+    def scratch_for(self, dims: Mapping[str, int]) -> int:
+        """Scratch bytes of each worker for these extents."""
+        total = self.scratch_bytes
+        for size_bytes, axes in self.scratch:
+            for constant, names, multiple in axes:
+                extent = constant
+                for name in names:
+                    extent *= dims[name]
+                size_bytes *= -(-extent // multiple) * multiple
+            total += -(-size_bytes // 64) * 64
+        return total
 
     def task_count(self, dims: dict[str, int]) -> int | None:
         """Tasks of the parallel loop with the most; None when unknown."""
@@ -98,7 +115,8 @@ class CompiledKernel:
                 code,
                 tuple(map(str, facts["slots"])),
                 int(facts["scratch_bytes"]),
-                int(facts["counters"]),
+                _tuples(facts["scratch"]),
+                None if facts["counters"] is None else int(facts["counters"]),
                 tuple(map(str, facts["stored"])),
                 _tuples(facts["tasks"]),
                 _tuples(facts["work"]),

@@ -36,7 +36,8 @@ def numpy_dtype(dtype: AnyDType) -> numpy.dtype[Any]:
     """The NumPy dtype of a sapper dtype or its name; anything else is given to numpy.dtype."""
     name = dtype.name if isinstance(dtype, DType) else dtype
     if not isinstance(name, str) or name not in DTYPES:
-        return numpy.dtype(cast(Any, dtype))
+        given: numpy.dtype[Any] = numpy.dtype(cast(Any, dtype))
+        return given
     found = _found.get(name)
     if found is None:
         theirs = NUMPY_NAMES.get(name)

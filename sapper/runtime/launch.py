@@ -8,31 +8,48 @@ either for this call or for an earlier one with the same shapes, strides and dty
     call ── shapes, strides, dtypes seen before? ── yes: check addresses, fill in words, run      (about 2 µs)
                         └ no: bind ─ specialise ─ memory cache ─ disk cache ─ compile ─ make an entry, run
 
-The contract of specialisation: `compile_kernel(kernel, static_dims, unit_strides, dim_classes, target, schedule)` where
+The contract of specialisation:
+`compile_kernel(kernel, static_dims, unit_strides, dim_classes, target, schedule, aligned)`, where
     static_dims   {dim: extent}, compiled in as constants
-    unit_strides  {tensor: "contiguous" | (stride of dimension i is 1, ...)}; of a contiguous tensor (C order) the strides
-                  follow from its extents, another's are in the slots "a.stride.i"; of an extent of 1 a stride may be
-                  anything, and flags for it say what the caller passed
-    dim_classes   {dim: 1 | 16 | 128 | 2**31-1}, the least class not below the extent, except that class 1 means exactly
-                  one (an extent of 0 is in class 16); dims in static_dims have none
+    unit_strides  {tensor: "contiguous" | (stride of dimension i is 1, ...)}; of a contiguous tensor (C order) the
+                  strides follow from its extents, another's are in the slots "a.stride.i"; of an extent of 1 a stride
+                  may be anything, and flags for it say what the caller passed
+    dim_classes   {dim: (bound, divisor)}; bound 1 | 16 | 128 | 2**31-1, the least not below the extent, except that 1
+                  means exactly one (an extent of 0 is in class 16); divisor 64 | 16 | 1, the largest that divides the
+                  extent; dims in static_dims have none
+    aligned       names of large tensors whose data and rows all start at multiples of 64 bytes
 and whose result is read by `CompiledKernel.of`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import math
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy
 
 from ..ir.types import TensorType
+from ..lang.errors import KernelError
 from . import arguments as _arguments
 from . import settings, workers
-from .arguments import FIRST_SLOT, WRITEABLE_FLAG, Binding, Parameter, Signature, fill_words, integer_range, slot_words
+from .arguments import (
+    FIRST_SLOT,
+    WRITEABLE_FLAG,
+    Binding,
+    Parameter,
+    Signature,
+    as_array,
+    fill_words,
+    integer_range,
+    slot_words,
+)
 from .cache import DiskCache, disk_cache, toolchain_key
 from .compiled import CompiledKernel
 from .errors import ArgumentError, LaunchError, warn_once
@@ -41,6 +58,9 @@ from .scratch import NO_COUNTS, areas, stride_bytes, take_area
 
 DIM_CLASSES = (16, 128)
 LARGEST_CLASS = 2**31 - 1
+CACHE_LINE_BYTES = 64
+LARGE_BYTES = 1 << 20
+"""From this size on it matters, and is part of the specialisation, whether a tensor is aligned to cache lines."""
 GRAIN_NS = 8_000.0
 """A further worker is woken for at least this much of the estimated work: what a wake-up costs, with some to spare."""
 ASSUMED_BYTES_PER_NS = 10.0
@@ -48,7 +68,7 @@ MAX_ENTRIES = 1024
 OPTIONS = ("interpret", "schedule", "static", "target", "threads")
 
 Compile = Callable[..., Any]
-Block = tuple[memoryview, memoryview, memoryview, int]
+Block = tuple["memoryview[int]", "memoryview[float]", "memoryview[float]", int]
 """An argument block as 64-bit words, as floats, as doubles, and its address."""
 
 
@@ -57,10 +77,16 @@ class Specialisation(NamedTuple):
 
     static_dims: tuple[tuple[str, int], ...]
     unit_strides: tuple[tuple[str, str | tuple[bool, ...]], ...]
-    dim_classes: tuple[tuple[str, int], ...]
+    dim_classes: tuple[tuple[str, tuple[int, int]], ...]
+    aligned: tuple[str, ...] = ()
 
 
-def dim_class(extent: int) -> int:
+def dim_class(extent: int) -> tuple[int, int]:
+    """(least upper bound of the class, divisor) of an extent."""
+    return extent_bound(extent), 64 if extent % 64 == 0 else 16 if extent % 16 == 0 else 1
+
+
+def extent_bound(extent: int) -> int:
     if extent == 1:
         return 1
     for most in DIM_CLASSES:
@@ -76,7 +102,33 @@ def specialise(signature: Signature, binding: Binding, static: frozenset[str]) -
         patterns.append((name, "contiguous" if view.is_contiguous else tuple(s == 1 for s in view.strides)))
     fixed = tuple((dim, extent) for dim, extent in binding.dims.items() if dim in static)
     classes = tuple((dim, dim_class(extent)) for dim, extent in binding.dims.items() if dim not in static)
-    return Specialisation(fixed, tuple(patterns), classes)
+    return Specialisation(fixed, tuple(patterns), classes, aligned_tensors(signature, binding))
+
+
+def aligned_tensors(signature: Signature, binding: Binding) -> tuple[str, ...]:
+    """Large tensors whose data and rows start at cache lines: they may be stored past the caches."""
+    names = []
+    for position, view in binding.tensors.items():
+        size_bytes = view.dtype.size_bytes
+        if (not view.address % CACHE_LINE_BYTES and size_bytes * math.prod(view.shape) >= LARGE_BYTES
+                and view.strides and view.strides[-1] == 1 and not any(s * size_bytes % CACHE_LINE_BYTES for s in view.strides[:-1])):
+            names.append(signature.parameters[position].name)
+    return tuple(names)
+
+
+# Held while a kernel is compiled and while launchers change. One for all: compilers would wait for the GIL anyway.
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """In a forked child: the thread that held a lock may not exist here. All that they guard is whole at any moment."""
+    global _lock
+    _lock = threading.RLock()
+    for bound in _bound_calls:
+        bound.renew_lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 # ------------------------------------------------------------------------------------------------------ configuration
@@ -85,13 +137,14 @@ def specialise(signature: Signature, binding: Binding, static: frozenset[str]) -
 class Configuration(NamedTuple):
     """What the runtime is given, since it may not import it.
 
-    compile_kernel: see the head of the module. detect_target: the target of this CPU. target_key: all facts of a target
-    that code depends on, as text. interpret: runs a kernel under the reference interpreter: (kernel, arguments).
+    compile_kernel: see the head of the module. find_target: the target of this CPU for None, else the one wanted, by
+    name or as it is, if this CPU can run it. target_key: all facts of a target that code depends on, as text.
+    interpret: runs a kernel under the reference interpreter: (kernel, arguments), tensors as NumPy arrays.
     toolchain_key: changes when the compiler does.
     """
 
     compile_kernel: Compile
-    detect_target: Callable[[], Any]
+    find_target: Callable[[Any], Any]
     target_key: Callable[[Any], str]
     interpret: Callable[[Any, tuple[Any, ...]], Any]
     toolchain_key: Callable[[], str]
@@ -102,7 +155,7 @@ _configuration: Configuration | None = None
 
 def configure(
     compile_kernel: Compile | None = None,
-    detect_target: Callable[[], Any] | None = None,
+    find_target: Callable[[Any], Any] | None = None,
     target_key: Callable[[Any], str] | None = None,
     interpret: Callable[[Any, tuple[Any, ...]], Any] | None = None,
     toolchain_key: Callable[[], str] | None = None,
@@ -112,7 +165,7 @@ def configure(
     default = _default_configuration()
     _configuration = Configuration(
         compile_kernel or default.compile_kernel,
-        detect_target or default.detect_target,
+        find_target or default.find_target,
         target_key or default.target_key,
         interpret or default.interpret,
         toolchain_key or default.toolchain_key,
@@ -133,7 +186,7 @@ def set_configuration(new: Configuration) -> None:
 
 
 def _default_configuration() -> Configuration:
-    return Configuration(_compile, _detect_target, _target_key, _interpret, toolchain_key)
+    return Configuration(_compile, _find_target, _target_key, _interpret, toolchain_key)
 
 
 def _compile(*arguments: Any, **options: Any) -> Any:
@@ -142,26 +195,33 @@ def _compile(*arguments: Any, **options: Any) -> Any:
     return compile_kernel(*arguments, **options)
 
 
-_host: Any = None
+def _find_target(wanted: Any) -> Any:
+    from ..targets.x86_64.detect import host, host_target
 
+    if wanted is None:
+        return host_target()
+    from ..targets.x86_64.target import target as named
 
-def _detect_target() -> Any:
-    global _host
-    if _host is None:
-        from ..targets.x86_64.target import detect
-
-        _host = detect()
-    return _host
+    found = named(wanted) if isinstance(wanted, str) else wanted
+    missing = sorted(found.features - host().features)
+    if missing:
+        raise LaunchError(
+            f"target {found.name}: found no {', '.join(missing)} in this CPU; expected all features of the target; "
+            "mend: leave the target out, or print the code with `sapper asm`"
+        )
+    return found
 
 
 def _target_key(target: Any) -> str:
-    return str(getattr(target, "key", None) or repr(target))
+    """Every field of a target; sets sorted, since their order changes from process to process."""
+    facts = [getattr(target, f.name) for f in dataclasses.fields(target)]
+    return json.dumps([sorted(fact) if isinstance(fact, frozenset) else fact for fact in facts])
 
 
 def _interpret(kernel: Any, arguments: tuple[Any, ...]) -> Any:
     from ..tile.eager import run
 
-    return run(kernel, arguments)
+    run(kernel, arguments)
 
 
 # ----------------------------------------------------------------------------------------------------------- entries
@@ -170,17 +230,21 @@ def _interpret(kernel: Any, arguments: tuple[Any, ...]) -> Any:
 class Entry:
     """A kernel compiled, loaded, and laid out for calls with one set of shapes and strides.
 
-    run(block) launches it with a filled block. words: the block's words from FIRST_SLOT on; data_words and scalar_words
-    are (word, position of the parameter) of those that every call writes anew. direct: needs no scratch and no sync block.
-    blocks: argument blocks that no call is using.
+    run(words, address) launches it with a filled block. words: the block's words from FIRST_SLOT on; data_words and
+    scalar_words are (word, position of the parameter) of those that every call writes anew. direct: it needs no scratch
+    and no sync block. blocks: argument blocks that no call is using.
     """
 
-    __slots__ = ("blocks", "code", "compiled", "data_words", "direct", "run", "scalar_words", "threads", "words")
+    __slots__ = ("aligned", "blocks", "code", "compiled", "data_words", "direct", "run", "scalar_words", "scratch_bytes",
+                 "threads", "words")
 
     def __init__(
-        self, signature: Signature, compiled: CompiledKernel, code: CodeBlock, binding: Binding, threads: int
+        self, signature: Signature, compiled: CompiledKernel, code: CodeBlock, binding: Binding, threads: int,
+        aligned: tuple[str, ...] = (),
     ) -> None:
         self.compiled = compiled
+        self.aligned = frozenset(aligned)
+        self.scratch_bytes = compiled.scratch_for(binding.dims)
         self.code = code
         self.words = fill_words(signature, compiled.slots, binding)
         slots = slot_words(compiled.slots)
@@ -189,7 +253,7 @@ class Entry:
         self.scalar_words = [(slots[f"scalar.{n}"], i) for i, n in parameters if f"scalar.{n}" in slots]
         self.threads = threads
         self.blocks: list[Block] = []
-        self.direct = threads == 1 and not compiled.scratch_bytes and not compiled.counters
+        self.direct = threads == 1 and not self.scratch_bytes and compiled.counters == 0
         self.run: Callable[[memoryview, int], None] = self._runner()
 
     def block(self) -> Block:
@@ -200,7 +264,7 @@ class Entry:
 
     def _runner(self) -> Callable[[memoryview, int], None]:
         function, address = self.code.function, self.code.address
-        scratch_bytes, threads = self.compiled.scratch_bytes, self.threads
+        scratch_bytes, threads = self.scratch_bytes, self.threads
         step = stride_bytes(scratch_bytes)
         if threads > 1:
 
@@ -233,7 +297,7 @@ class BoundCall:
     One thread runs it at a time; others wait. The arguments are kept alive and must stay where they are.
     """
 
-    __slots__ = ("_block", "_keep", "_lock", "_scalars", "_view", "entry", "name")
+    __slots__ = ("__weakref__", "_block", "_keep", "_lock", "_scalars", "_view", "entry", "name")
 
     def __init__(self, name: str, entry: Entry, block: Block, keep: Any, scalars: dict[str, tuple[int, Parameter]]):
         self.name = name
@@ -242,6 +306,11 @@ class BoundCall:
         self._lock = threading.Lock()
         self._keep = (keep, block)
         self._scalars = scalars
+        _bound_calls.add(self)
+
+    def renew_lock(self) -> None:
+        """Forget who runs it: for a forked child, in which nobody does."""
+        self._lock = threading.Lock()
 
     def __call__(self) -> None:
         with self._lock:
@@ -250,12 +319,14 @@ class BoundCall:
     def set_scalar(self, name: str, value: Any) -> None:
         """Another value for a scalar parameter from the next call on. Raises ArgumentError."""
         if name not in self._scalars:
-            raise ArgumentError(
-                "scalar", self.name, name, "no such scalar", f"one of {', '.join(self._scalars) or 'none'}", "prepare again"
-            )
+            known = ", ".join(self._scalars) or "none"
+            raise ArgumentError("scalar", self.name, name, "no such scalar", f"one of {known}", "prepare anew")
         word, parameter = self._scalars[name]
         with self._lock:
             self._view[word] = _arguments.scalar_word(value, self.name, parameter)
+
+
+_bound_calls: weakref.WeakSet[BoundCall] = weakref.WeakSet()
 
 
 def choose_threads(compiled: CompiledKernel, dims: Mapping[str, int], size_bytes: int, wanted: int | None) -> int:
@@ -307,7 +378,6 @@ class Launcher:
         self.layouts: dict[Any, Entry] = {}
         self.entries: dict[Any, Any] = {}
         self.call: Callable[..., None] = self.slow_call
-        self._lock = threading.RLock()
 
     def _bad_option(self, option: str, found: Any, expected: str) -> ArgumentError:
         return ArgumentError("option", self.name, option, repr(found), expected, f"leave {option} out")
@@ -328,7 +398,7 @@ class Launcher:
         """Memory cache, disk cache, compiler, in this order."""
         found = self.compiled.get(specialisation)
         if found is None:
-            with self._lock:
+            with _lock:
                 found = self.compiled.get(specialisation)
                 if found is None:
                     compiled = self._from_disk_or_compile(specialisation)
@@ -337,7 +407,7 @@ class Launcher:
 
     def _from_disk_or_compile(self, specialisation: Specialisation) -> CompiledKernel:
         now = configuration()
-        target = self.target if self.target is not None else now.detect_target()
+        target = now.find_target(self.target)
         cache = disk_cache()
         key = ""
         if cache is not None:
@@ -361,6 +431,7 @@ class Launcher:
             dim_classes=dict(specialisation.dim_classes),
             target=target,
             schedule=self.schedule,
+            aligned=frozenset(specialisation.aligned),
         )
         stored: tuple[str, ...] = ()
         if not isinstance(result, CompiledKernel) and getattr(result, "stored", None) is None:
@@ -405,15 +476,16 @@ class Launcher:
         signature = self.signature
         binding = signature.bind(arguments)
         tensors = binding.tensors
-        layout = tuple([(view.shape, view.strides) for view in tensors.values()])
+        layout = (*[(view.shape, view.strides) for view in tensors.values()], aligned_tensors(signature, binding))
         entry = self.layouts.get(layout)
         if entry is None:
-            compiled, code = self.get_compiled(specialise(signature, binding, self.static))
+            specialisation = specialise(signature, binding, self.static)
+            compiled, code = self.get_compiled(specialisation)
             signature.check_stores(binding, compiled.stored)
             size_bytes = sum(v.dtype.size_bytes * math.prod(v.shape) for v in tensors.values())
             threads = choose_threads(compiled, binding.dims, size_bytes, self.threads)
-            entry = Entry(signature, compiled, code, binding, threads)
-            with self._lock:
+            entry = Entry(signature, compiled, code, binding, threads, specialisation.aligned)
+            with _lock:
                 if len(self.layouts) >= MAX_ENTRIES:
                     self.layouts.clear()
                 self.layouts[layout] = entry
@@ -471,8 +543,9 @@ class Launcher:
             if parameter.dims is None:
                 facts.append(slots.get(f"scalar.{parameter.name}", spare))
             else:
-                facts += (slots.get(f"{parameter.name}.data", spare), *binding.tensors[position].extent)
-        with self._lock:
+                mask = CACHE_LINE_BYTES - 1 if parameter.name in entry.aligned else parameter.dtype.size_bytes - 1
+                facts += (slots.get(f"{parameter.name}.data", spare), *binding.tensors[position].extent, mask)
+        with _lock:
             if not set(entry.compiled.stored) <= set(self.stored) or self.call == self.slow_call:
                 self.stored = tuple(
                     p.name for p in signature.parameters if p.name in {*self.stored, *entry.compiled.stored}
@@ -502,10 +575,10 @@ def make_fast_call(
                 if type(a0) is ndarray and type(a2) is ndarray and type(a1) is float:
                     entry = entries.get((a0.shape, a0.strides, a0.dtype, a2.shape, a2.strides, a2.dtype))
                     if entry is not None:
-                        blocks, new_block, function, run, w0, low0, high0, w1, w2, low2, high2 = entry
+                        blocks, new_block, function, run, w0, low0, high0, mask0, w1, w2, low2, high2, mask2 = entry
                         p0 = memory[(id(a0) >> 3) + 2]
                         p2 = memory[(id(a2) >> 3) + 2]
-                        if (not (p0 | p2) & 3 and memory[(id(a2) >> 3) + 8] & 1024
+                        if (not (p0 & mask0 | p2 & mask2) and memory[(id(a2) >> 3) + 8] & 1024
                                 and (p2 + high2 <= p0 + low0 or p0 + high0 <= p2 + low2)):
                             ...
     """
@@ -517,15 +590,15 @@ def make_fast_call(
     unpack = ["blocks", "new_block", "function", "run"]
     kinds = [f"type(a{i}) is ndarray" for i in tensors]
     key: list[str] = []
-    by_alignment: dict[int, list[str]] = {}
+    aligned: list[str] = []
     checks: list[str] = []
     writes: list[str] = []
     for i, parameter in enumerate(parameters):
         dtype = parameter.dtype
         if parameter.dims is not None:
-            unpack += (f"w{i}", f"low{i}", f"high{i}")
+            unpack += (f"w{i}", f"low{i}", f"high{i}", f"mask{i}")
             key += (f"a{i}.shape", f"a{i}.strides", f"a{i}.dtype")
-            by_alignment.setdefault(dtype.size_bytes - 1, []).append(f"p{i}")
+            aligned.append(f"p{i} & mask{i}")
             writes.append(f"block[w{i}] = p{i}")
             continue
         unpack.append(f"w{i}")
@@ -543,9 +616,8 @@ def make_fast_call(
             low, high = integer_range(dtype)
             kinds.append(f"type(a{i}) is int and {low} <= a{i} <= {high}")
             writes.append(f"block[w{i}] = a{i}")
-    for mask, pointers in by_alignment.items():
-        if mask:
-            checks.append(f"not ({' | '.join(pointers)}) & {mask}")
+    if aligned:
+        checks.append(f"not ({' | '.join(aligned)})")
     stored_positions = [signature.positions[name] for name in stored]
     for i in stored_positions:
         checks.append(f"{flags.format(i)} & {WRITEABLE_FLAG}")
@@ -576,8 +648,8 @@ def make_fast_call(
         "     return",
         " slow_call(*arguments, **options)",
     ]
-    assert len(unpack) == 4 + 3 * len(tensors) + len(scalars)
-    names_seen = {
+    assert len(unpack) == 4 + 4 * len(tensors) + len(scalars)
+    names_seen: dict[str, Any] = {
         "entries": entries,
         "memory": words,
         "address_of": _arguments.address_through_interface,
@@ -621,9 +693,6 @@ def stored_tensors(function: Any) -> tuple[str, ...]:
 
 # --------------------------------------------------------------------------------------------------------- the hook
 
-_registry_lock = threading.Lock()
-
-
 class _Registry:
     """The launchers of one kernel, by options; kept on the function that the kernel calls."""
 
@@ -638,7 +707,7 @@ class _Registry:
 def _registry_of(kernel: Any) -> _Registry:
     registry: _Registry | None = kernel.__dict__.get("_runtime_registry")
     if registry is None:
-        with _registry_lock:
+        with _lock:
             registry = kernel.__dict__.setdefault("_runtime_registry", _Registry(kernel))
     return registry
 
@@ -693,7 +762,8 @@ def _option_key(name: str, value: Any) -> Any:
 def _install(launcher: Launcher) -> None:
     """Make a kernel's plain call go straight to the fast path of its launcher without call options."""
     kernel = launcher.kernel
-    if _registry_of(kernel).launchers.get(_options_key(_decorator_options(kernel))) is launcher and not settings.interpret():
+    plain = _registry_of(kernel).launchers.get(_options_key(_decorator_options(kernel)))
+    if plain is launcher and not settings.interpret():
         kernel.launcher = launcher.call
 
 
@@ -723,16 +793,21 @@ def interpret(kernel: Any, *arguments: Any, **options: Any) -> Any:
     launcher = launcher_with(kernel)
     filled, _ = launcher._by_position(arguments, options)
     binding = launcher.signature.bind(filled)
-    launcher.signature.check_stores(binding, stored_tensors(kernel.tile_ir()))
-    return configuration().interpret(kernel, filled)
+    try:
+        stored = stored_tensors(kernel.tile_ir())
+    except KernelError:
+        stored = ()  # the interpreter takes kernels that don't compile, and says at the author's line what is wrong
+    launcher.signature.check_stores(binding, stored)
+    arrays = [as_array(binding.tensors[i]) if i in binding.tensors else value for i, value in enumerate(filled)]
+    return configuration().interpret(kernel, tuple(arrays))
 
 
 def prepare(kernel: Any, *arguments: Any, **options: Any) -> BoundCall:
     """Compile a kernel for these arguments and bind them: `call = prepare(kernel, a, b, c); call(); call()`."""
     if options.get("interpret") or settings.interpret():
         raise LaunchError(
-            f"{kernel.name}: prepare under the interpreter: found SAPPER_INTERPRET or interpret=True; expected compiled "
-            "runs; mend: call the kernel instead"
+            f"{kernel.name}: prepare under the interpreter: found SAPPER_INTERPRET or interpret=True; expected "
+            "compiled code; mend: call the kernel instead"
         )
     launcher = launcher_with(kernel)
     arguments, options = launcher._by_position(arguments, dict(options))

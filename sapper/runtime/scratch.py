@@ -1,8 +1,9 @@
 """Scratch memory and sync blocks, lent to one launch at a time.
 
-Enters: how many scratch bytes a kernel wants. Leaves: a `WorkArea` whose addresses go into words 0 to 2 of the argument
-block (docs/ir.md). Holds: an area is used by one launch at a time. A launch takes one off a list and puts it back after,
-so there are as many areas as launches that ever ran at once, and the one used last, warm in the cache, is used next.
+Enters: how many scratch bytes a kernel wants. Leaves: a `WorkArea` whose addresses go into words 0 to 2 of the
+argument block (docs/ir.md). Holds: an area is used by one launch at a time. A launch takes one off a list and puts it
+back after, so there are as many areas as launches that ever ran at once, and the one used last, warm in the cache, is
+used next.
 """
 
 from __future__ import annotations

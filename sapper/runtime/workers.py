@@ -2,9 +2,9 @@
 
 Enters: a loaded kernel, its argument block, a number of workers. Leaves: the kernel has run on all of them.
 Holds: a worker is one ctypes call that lasts as long as the pool, so it never holds the GIL; the launching thread is
-worker 0. One launch runs at a time: other Python threads wait for the lock. A forked child starts with no pool and makes
-its own. At exit, and before a smaller pool would be wrong, workers are told to return and are joined. Signals are blocked
-in workers, so Ctrl-C reaches the launching thread, where Python raises it when the launch returns.
+worker 0. One launch runs at a time: other Python threads wait for the lock. A forked child starts with no pool and
+makes its own. At exit workers are told to return and are joined. Signals are blocked in workers, so Ctrl-C reaches the
+launching thread, where Python raises it when the launch returns.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class Pool:
 
     def grow(self, size: int) -> None:
         """Start threads until there are so many workers. Raises LaunchError where the system has no more threads."""
-        spin = SPIN_NS if size <= settings.available_cpus() else 0  # a spinning worker must not keep another off its CPU
+        # More workers than CPUs don't spin: one would keep another off its CPU.
+        spin = SPIN_NS if size <= settings.available_cpus() else 0
         ctypes.c_int32.from_address(self.control + SPIN_CYCLES).value = int(spin * self._code.cycles_per_ns)
         while self.size < size:
             index = self.size
@@ -100,7 +101,7 @@ class Pool:
                 thread.start()
             except RuntimeError as error:
                 raise LaunchError(
-                    f"starting worker {index}: found {error}; expected a new thread; mend: set SAPPER_THREADS to {index}"
+                    f"starting worker {index}: found {error}; expected a new thread; mend: SAPPER_THREADS={index}"
                 ) from error
             self._threads.append(thread)
             self.size += 1

@@ -6,19 +6,20 @@
 
 Memory that they share, `control` (64-byte aligned; offsets in bytes):
 
-    0    kernel to run, 0 to stop      8  args      16  workers of this launch      24  i32 cycles to spin before sleeping
+    0    kernel to run, 0 to stop     8  args     16  workers of this launch     24  i32 cycles to spin before sleeping
     64   i32 pending: other workers still in the kernel               68  i32 the launcher sleeps on `pending`
     128 + 64 * index, the mailbox of a worker:   +0  i32 generation    +4  i32 the worker sleeps on `generation`
 
 Protocol. `launch` writes the order (0 to 64), then adds one to the generation of each worker it wants, the last first,
 then wakes workers 1 and 2 if they sleep; a worker i that starts wakes 2i+1 and 2i+2, so waking takes logarithmic time.
 Whoever sees its generation changed sees the order and the generations of all workers after it, since stores become
-visible in order (x86 total store order). A worker that is done subtracts one from `pending`; the last wakes the launcher.
+visible in order (x86 total store order). A worker that is done subtracts one from `pending`; the last wakes the
+launcher.
 
-A sleeper sets its flag with `xchg` (a full barrier) before the kernel compares the word that it waits on; a waker writes
-the word, passes a full barrier, then reads the flag: one of the two sees the other, so no wake-up is lost. A wake-up too
-many, a signal or a stale flag only makes a sleeper look again. Waiting spins on its own cache line for `cycles to spin`
-first: back-to-back launches meet workers that are awake, and an idle process is quiet.
+A sleeper sets its flag with `xchg` (a full barrier) before the system compares the word that it waits on; a waker
+writes the word, passes a full barrier, then reads the flag: one of the two sees the other, so no wake-up is lost. A
+wake-up too many, a signal or a stale flag only makes a sleeper look again. Waiting spins on its own cache line for
+`cycles to spin` first: back-to-back launches meet workers that are awake, and an idle process is quiet.
 
 Source: futex(2); System V ABI AMD64 3.2; Intel SDM volume 3, 9.2.3.
 """
@@ -29,7 +30,7 @@ from typing import Any
 
 from ..codegen.encode import encode
 from ..codegen.machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register
-from ..targets.x86_64.instructions import ROWS, Row
+from ..targets.x86_64.instructions import ROWS
 from ..targets.x86_64.registers import R8, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
 from .workers import (
     ARGUMENTS,
@@ -47,15 +48,6 @@ from .workers import (
 
 _SYS_FUTEX = 202
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # FUTEX_WAIT and FUTEX_WAKE with FUTEX_PRIVATE_FLAG
-_EXTRA = {
-    row.name: row
-    for row in (
-        Row("pause", "pause", "", "base - F3 90", None, side_effects=True),
-        Row("rdtsc", "rdtsc", "", "base - 0F 31", None, side_effects=True),
-        Row("xchg.32", "xchg", "rw:r32/m32 rw:r32", "base MR 87 /r", None, side_effects=True),
-        Row("lock.xadd.32", "lock xadd", "rw:m32 rw:r32", "base mR LOCK 0F C1 /r", None, side_effects=True),
-    )
-}
 _SAVED = (RBX, RBP, R12, R13, R14, R15)
 
 
@@ -72,7 +64,7 @@ class _Listing:
                 converted.append(Register("gpr", operand))
             else:
                 converted.append(LabelReference(operand) if isinstance(operand, str) else operand)
-        self.body.append(Instruction(ROWS[row] if row in ROWS else _EXTRA[row], converted))
+        self.body.append(Instruction(ROWS[row], converted))
 
     def label(self, name: str, align: int = 1) -> None:
         self.body.append(Label(name, align))
@@ -145,14 +137,14 @@ def _work(emit: _Listing) -> None:
     emit("je", "sleep")
     emit.label("start")
     emit("mov.32", R13, RAX)
-    emit("call.label", "wake")
+    emit("call", "wake")
     emit("mov.64", R14, _at(RBX, KERNEL))
     emit("test.64", R14, R14)
     emit("je", "finish")
     emit("mov.64", RDI, _at(RBX, ARGUMENTS))
     emit("mov.64", RSI, R12)
     emit("mov.64", RDX, _at(RBX, WORKERS))
-    emit("call", R14)
+    emit("call.indirect", R14)
     emit.label("finish")
     emit("mov.32", RAX, Immediate(-1))
     emit("lock.xadd.32", _at(RBX, PENDING), RAX)
@@ -218,13 +210,13 @@ def _launch(emit: _Listing) -> None:
     emit("xor.32", RAX, RAX)
     emit("xchg.32", _at(RBX, LAUNCHER_SLEEPS), RAX)  # the barrier between generations written and flags read
     emit("xor.32", R12, R12)
-    emit("call.label", "wake")
+    emit("call", "wake")
     emit("test.64", RBP, RBP)
     emit("je", "join")
     emit("mov.64", RDI, R13)
     emit("xor.32", RSI, RSI)
     emit("mov.64", RDX, _at(RBX, WORKERS))
-    emit("call", RBP)
+    emit("call.indirect", RBP)
     emit.label("join")
     emit("rdtsc")
     emit("mov.32", R14, RAX)

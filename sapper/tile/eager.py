@@ -7,6 +7,7 @@ work inside a kernel. It means what the tile IR means (sapper/tile/interpret.py)
 Names that Python defines itself (sum, max, min, abs, round, range, int, float, bool) mean sapper's inside a kernel. So
 the code runs as a copy of the function whose builtins are overlaid; the functions that it calls, and the dimensions
 that it names, are replaced in the copy's globals and closure in the same way. The author's module is not touched.
+What the copy's code does about Python's own numbers is said in eager_code.py.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from ..lang.dims import DimExpression
 from ..lang.errors import KernelError
 from ..lang.kernel import Kernel
 from . import semantics
+from .eager_code import LOCALS, METHOD, WEAKEN, code_of
 from .interpret import bind_arguments
 from .ops import UNARY_FLOAT
 from .semantics import Array, Axes
 
-Literal = python.bool | python.int | python.float
+Literal = bool | int | float
 """A number of Python's own: it takes the dtype of what it meets."""
 
 
@@ -55,7 +57,7 @@ def run(kernel: Kernel, arguments: Sequence[Any] | Mapping[str, Any],
     values: list[Any] = []
     for name, type in kernel.parameters:
         if isinstance(type, TensorType):
-            values.append(TensorView(bound[name], type.dtype, name))
+            values.append(TensorView(bound[name], type, name))
         else:
             values.append(Tile(bound[name].copy(), (), type.dtype))
     running = Context(dims, tile_sizes)
@@ -113,51 +115,12 @@ def _assigned_names() -> list[str]:
 # Values -------------------------------------------------------------------------------------------------------------
 
 
-class Tile:
-    """A tile value; a scalar is one without axes.
+class _Operators:
+    """Python's operators, of tiles and (to say that they need an index) of tensors."""
 
-    array: its elements so far, one dimension for each name in axes. dtype: a sapper dtype. weak: made of Python numbers
-    alone, as where(c, 1.0, 2.0) is, so that it takes the dtype of what it meets. Arithmetic makes new tiles.
-    """
-
-    __slots__ = ("array", "axes", "dtype", "weak")
+    __slots__ = ()
     __hash__ = None  # type: ignore[assignment]
     __array_ufunc__ = None  # a NumPy number on the left leaves the operation to the tile
-
-    def __init__(self, array: Array, axes: Axes, dtype: DType, weak: python.bool = False) -> None:
-        self.array = np.asarray(array)
-        self.axes = axes
-        self.dtype = dtype
-        self.weak = weak
-
-    def to(self, dtype: Any) -> Tile:
-        """This tile as another dtype; see semantics.cast."""
-        dtype = _dtype(dtype)
-        return Tile(semantics.cast(self.array, dtype), self.axes, dtype)
-
-    def bits(self, dtype: Any) -> Tile:
-        """The same bits as another dtype of the same width."""
-        dtype = _dtype(dtype)
-        if dtype.bits != self.dtype.bits or bool_ in (dtype, self.dtype):
-            _fail("op-dtype", "a bitcast needs two dtypes of one width", f"{self.dtype} and {dtype}",
-                  f"{self.dtype.bits} bits")
-        return Tile(semantics.elementwise("bitcast", [self.array], dtype), self.axes, dtype)
-
-    def _one(self, what: str) -> Any:
-        if self.axes:
-            _fail("scalar-needed", f"{what} of a tile", repr(self).splitlines()[0], "a scalar",
-                  "use where(condition, a, b), or reduce the tile first")
-        return self.array.item() if self.dtype.bits >= 32 or not self.dtype.is_float else python.float(self.array)
-
-    def __bool__(self) -> python.bool:
-        if self.dtype is not bool_:
-            _fail("scalar-needed", "a condition that is no bool", str(self.dtype), "bool", "compare it, as in x != 0")
-        return python.bool(self._one("the truth value"))
-
-    def __index__(self) -> python.int:
-        if not self.dtype.is_integer:
-            _fail("scalar-needed", "an integer is needed", str(self.dtype), "an integer scalar")
-        return python.int(self._one("an integer value"))
 
     def __add__(self, other: Any) -> Any:
         return _binary("add", self, other)
@@ -247,16 +210,66 @@ class Tile:
         return _contract(self, other)
 
     def __neg__(self) -> Tile:
-        return _unary("neg", self)
+        return _unary("neg", _plain(self))
 
     def __pos__(self) -> Tile:
-        return self
+        return _plain(self)  # type: ignore[no-any-return]
 
     def __invert__(self) -> Tile:
-        return _unary("not", self)
+        return _unary("not", _plain(self))
 
     def __pow__(self, power: Any) -> Tile:
-        return _power(self, power)
+        return _power(_plain(self), power)
+
+
+class Tile(_Operators):
+    """A tile value; a scalar is one without axes.
+
+    array: its elements so far, one dimension for each name in axes. dtype: a sapper dtype. weak: made of Python numbers
+    alone, as where(c, 1.0, 2.0) is, so that it takes the dtype of what it meets. Arithmetic makes new tiles.
+    """
+
+    __slots__ = ("array", "axes", "dtype", "weak")
+
+    def __init__(self, array: Array, axes: Axes, dtype: DType, weak: bool = False) -> None:
+        self.array = np.asarray(array)
+        self.axes = axes
+        self.dtype = dtype
+        self.weak = weak
+
+    def to(self, dtype: Any) -> Tile:
+        """This tile as another dtype; see semantics.cast."""
+        dtype = _dtype(dtype)
+        return Tile(semantics.cast(self.array, dtype), self.axes, dtype)
+
+    def bits(self, dtype: Any) -> Tile:
+        """The same bits as another dtype of the same width."""
+        dtype = _dtype(dtype)
+        if dtype.bits != self.dtype.bits or bool_ in (dtype, self.dtype):
+            _fail("op-dtype", "a bitcast needs two dtypes of one width", f"{self.dtype} and {dtype}",
+                  f"{self.dtype.bits} bits")
+        return Tile(semantics.elementwise("bitcast", [self.array], dtype), self.axes, dtype)
+
+    def _one(self, what: str) -> Any:
+        if self.axes:
+            _fail("scalar-needed", f"{what} of a tile", repr(self).splitlines()[0], "a scalar",
+                  "use where(condition, a, b), or reduce the tile first")
+        return self.array.item() if self.dtype.bits >= 32 or not self.dtype.is_float else float(self.array)
+
+    def __bool__(self) -> bool:
+        if self.dtype is not bool_:
+            _fail("scalar-needed", "a condition that is no bool", str(self.dtype), "bool", "compare it, as in x != 0")
+        return bool(self._one("the truth value"))
+
+    def __index__(self) -> int:
+        if not self.dtype.is_integer:
+            _fail("scalar-needed", "an integer is needed", str(self.dtype), "an integer scalar")
+        return int(self._one("an integer value"))
+
+    def __float__(self) -> float:
+        if not self.weak:
+            _fail("scalar-needed", "a Python number is needed", str(self.dtype), "a constant")
+        return float(self._one("a Python number"))
 
     def __repr__(self) -> str:
         if not self.axes:
@@ -270,7 +283,7 @@ class Axis(Tile):
 
     __slots__ = ("start", "stop")
 
-    def __init__(self, name: str, start: python.int, stop: python.int) -> None:
+    def __init__(self, name: str, start: int, stop: int) -> None:
         super().__init__(np.arange(start, stop, dtype=np.int64), (name,), index)
         self.start = start
         self.stop = stop
@@ -292,15 +305,18 @@ class Span:
         return f"span({self.start}, {self.stop})"
 
 
-class TensorView:
-    """A tensor argument: reached only by indices, one for each dimension."""
+class TensorView(_Operators):
+    """A tensor argument: reached only by indices, one for each dimension. shape: an int for a static extent, else an
+    index scalar."""
 
-    __slots__ = ("array", "dtype", "name")
+    __slots__ = ("array", "dtype", "name", "shape")
 
-    def __init__(self, array: Array, dtype: DType, name: str) -> None:
+    def __init__(self, array: Array, type: TensorType, name: str) -> None:
         self.array = array
-        self.dtype = dtype
+        self.dtype = type.dtype
         self.name = name
+        self.shape = tuple(extent if isinstance(dim, int) else _scalar_index(extent)
+                           for dim, extent in zip(type.dims, array.shape, strict=True))
 
     def _indices(self, indices: Any, doing: str) -> tuple[tuple[Array, ...], Axes]:
         given = [_as_tile(i, index) for i in (indices if isinstance(indices, tuple) else (indices,))]
@@ -347,7 +363,7 @@ _BITWISE = frozenset(("and", "or", "xor", "not"))
 
 def _plain(value: Any) -> Any:
     """A value of the author's as a Tile or a Python number; anything else is an error."""
-    if isinstance(value, Tile | python.bool | python.int | python.float):
+    if isinstance(value, Tile | bool | int | float):
         return value
     if isinstance(value, DimExpression):
         return Tile(np.asarray(value.__index__(), np.int64), (), index)
@@ -360,7 +376,7 @@ def _plain(value: Any) -> Any:
 
 
 def _dtype(dtype: Any) -> DType:
-    dtype = bool_ if dtype is python.bool or dtype is _bool else dtype
+    dtype = bool_ if dtype is bool or dtype is _bool else dtype
     if not isinstance(dtype, DType):
         _fail("bad-argument", "a dtype is needed", repr(dtype), "a dtype such as f32")
     return dtype
@@ -368,9 +384,9 @@ def _dtype(dtype: Any) -> DType:
 
 def _literal(value: Literal, dtype: DType) -> Tile:
     """A Python number as a scalar of a dtype."""
-    if isinstance(value, python.bool) != (dtype is bool_):
+    if isinstance(value, bool) != (dtype is bool_):
         _fail("literal-dtype", "a bool meets numbers, or a number bools", f"{value!r} and {dtype}", "one kind")
-    if isinstance(value, python.float) and not dtype.is_float:
+    if isinstance(value, float) and not dtype.is_float:
         _fail("literal-dtype", "a float literal with an integer tile", f"{value!r} and {dtype}",
               "an integer", "write x.to(f32)")
     if dtype.is_integer:
@@ -401,7 +417,7 @@ def _as_tile(value: Any, dtype: DType) -> Tile:
 
 def _default_dtype(value: Literal) -> DType:
     """What a Python number is where nothing says otherwise."""
-    return bool_ if isinstance(value, python.bool) else i32 if isinstance(value, python.int) else f32
+    return bool_ if isinstance(value, bool) else i32 if isinstance(value, int) else f32
 
 
 def _weak_dtype(value: Any) -> DType | None:
@@ -411,7 +427,7 @@ def _weak_dtype(value: Any) -> DType | None:
     return value.dtype if value.weak else None
 
 
-def _pair(a: Any, b: Any) -> tuple[Tile, Tile, python.bool]:
+def _pair(a: Any, b: Any) -> tuple[Tile, Tile, bool]:
     """Two operands brought to one dtype, and whether the result is weak: numbers follow the other operand; index takes
     in i32 and i64."""
     a, b = _plain(a), _plain(b)
@@ -468,9 +484,11 @@ def _unary(name: str, x: Tile) -> Tile:
 
 
 def _power(x: Tile, power: Any) -> Tile:
-    if isinstance(power, python.float) and power.is_integer():
-        power = python.int(power)
-    if not isinstance(power, python.int) or isinstance(power, python.bool) or not -16 <= power <= 16:
+    if isinstance(power, Tile) and power.weak and power.dtype.is_integer:
+        power = power.__index__()
+    if isinstance(power, float) and power.is_integer():
+        power = int(power)
+    if not isinstance(power, int) or isinstance(power, bool) or not -16 <= power <= 16:
         _fail("power", "** needs a small constant integer", repr(power), "an integer from -16 to 16",
               "write exp(log(x) * y)")
     if power < 0 and not x.dtype.is_float:
@@ -478,7 +496,7 @@ def _power(x: Tile, power: Any) -> Tile:
     if power == 0:
         return Tile(np.ones_like(x.array), x.axes, x.dtype, x.weak)
     result: Tile | None = None
-    square, left = x, python.abs(power)
+    square, left = x, abs(power)
     while True:
         if left & 1:
             result = square if result is None else _binary("mul", result, square)
@@ -512,19 +530,19 @@ def _contract(a: Any, b: Any) -> Tile:
     return Tile(semantics.contract(a.array, a.axes, b.array, b.axes, over, onto, result), onto, result)
 
 
-def _whole_number(value: Any) -> python.int:
+def _whole_number(value: Any) -> int:
     """An int, dimension or integer scalar as an int."""
     value = _plain(value)
-    if isinstance(value, python.float | python.bool):
+    if isinstance(value, float | bool):
         _fail("bad-range", "a bound that is no integer", repr(value), "an integer")
     return value.__index__()  # type: ignore[no-any-return]
 
 
-def _bounds(extent: Any) -> tuple[python.int, python.int]:
+def _bounds(extent: Any) -> tuple[int, int]:
     return (extent.start, extent.stop) if isinstance(extent, Span) else (0, _whole_number(extent))
 
 
-def _scalar_index(value: python.int) -> Tile:
+def _scalar_index(value: int) -> Tile:
     return Tile(np.asarray(value, np.int64), (), index)
 
 
@@ -537,14 +555,14 @@ class Context:
     dims: extents by name. tile_sizes: see run.
     """
 
-    def __init__(self, dims: Mapping[str, python.int],
-                 tile_sizes: Mapping[str, python.int] | python.int | None = None) -> None:
+    def __init__(self, dims: Mapping[str, int],
+                 tile_sizes: Mapping[str, int] | int | None = None) -> None:
         self.dims = dims
         self.tile_sizes = tile_sizes
         self._copies: dict[FunctionType, FunctionType] = {}
-        self._used: dict[str, python.int] = {}
+        self._used: dict[str, int] = {}
 
-    def dim(self, name: str) -> python.int:
+    def dim(self, name: str) -> int:
         """The extent of a symbolic dimension in this call."""
         if name not in self.dims:
             _fail("unbound-dim", "a dimension that no parameter has", name, ", ".join(self.dims))
@@ -559,18 +577,18 @@ class Context:
             return copy
         world = dict(function.__globals__)
         world["__builtins__"] = {**vars(python), **_OVERLAY}
-        closure = None
-        if function.__closure__ is not None:
-            closure = tuple(CellType() for _ in function.__closure__)
-        copy = FunctionType(function.__code__, world, function.__name__, function.__defaults__, closure)
+        code = code_of(function)
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        closure = tuple(CellType() for _ in code.co_freevars)
+        copy = FunctionType(code, world, function.__name__, function.__defaults__, closure)
         copy.__kwdefaults__ = function.__kwdefaults__
         self._copies[function] = copy  # before what it calls, which may call it back
-        for name in _global_names(function.__code__):
+        for name in _global_names(code):
             if name in world:
                 world[name] = self._replaced(world[name])
-        for mine, original in zip(closure or (), function.__closure__ or (), strict=True):
+        for name, mine in zip(code.co_freevars, closure, strict=True):
             try:
-                mine.cell_contents = self._replaced(original.cell_contents)
+                mine.cell_contents = self._replaced(cells[name].cell_contents)
             except ValueError:  # an empty cell stays empty
                 continue
         return copy
@@ -589,7 +607,7 @@ class Context:
 
     # Loops, ranges and axes.
 
-    def _axis_names(self, count: python.int) -> list[tuple[str, str]]:
+    def _axis_names(self, count: int) -> list[tuple[str, str]]:
         """For each of count axes, the author's name and one that is unique in this run."""
         names = _assigned_names()
         if len(names) != count:
@@ -609,16 +627,16 @@ class Context:
         for (name, unique), extent in zip(self._axis_names(len(extents)), extents, strict=True):
             start, stop = _bounds(extent)
             size = self.tile_sizes.get(name) if isinstance(self.tile_sizes, Mapping) else self.tile_sizes
-            size = python.max(1, stop - start) if size is None else size
-            steps.append([Axis(unique, at, python.min(at + size, stop))
-                          for at in python.range(start, stop, size)])
+            size = max(1, stop - start) if size is None else size
+            steps.append([Axis(unique, at, min(at + size, stop))
+                          for at in range(start, stop, size)])
         return self._walk(steps)
 
     def each(self, *extents: Any) -> Iterator[Any]:
         """Index scalars, the last one fastest."""
         if not extents:
             _fail("bad-range", "each() without an extent", "", "each(B, ...)")
-        return self._walk([[_scalar_index(at) for at in python.range(*_bounds(extent))] for extent in extents])
+        return self._walk([[_scalar_index(at) for at in range(*_bounds(extent))] for extent in extents])
 
     @staticmethod
     def _walk(steps: Sequence[Sequence[Any]]) -> Iterator[Any]:
@@ -628,7 +646,7 @@ class Context:
         """An axis that is one tile."""
         start, stop = _bounds(extent)
         ((_, unique),) = self._axis_names(1)
-        return Axis(unique, start, python.max(start, stop))
+        return Axis(unique, start, max(start, stop))
 
     def span(self, start: Any, stop: Any) -> Span:
         """A range with a start."""
@@ -637,7 +655,7 @@ class Context:
     def range(self, *bounds: Any) -> Iterator[Tile]:
         """Python's range, over index scalars."""
         numbers = [_whole_number(bound) for bound in bounds]
-        return (_scalar_index(at) for at in python.range(*numbers))
+        return (_scalar_index(at) for at in range(*numbers))
 
     # Tiles from nothing.
 
@@ -671,7 +689,7 @@ class Context:
 
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         """a where the condition holds, else b."""
-        if isinstance(condition, python.bool):
+        if isinstance(condition, bool):
             return a if condition else b
         chosen = _as_tile(condition, bool_)
         if chosen.dtype is not bool_:
@@ -748,7 +766,7 @@ class Context:
 def _constant_function(name: str, x: Any) -> Any:
     """A function of a Python number is one, as precise as Python has it."""
     if name == "abs":
-        return python.abs(x)
+        return abs(x)
     return float(semantics.elementwise(name, [np.asarray(float(x))], f64))
 
 
@@ -775,24 +793,43 @@ def _range(*bounds: Any) -> Iterator[Tile]:
 
 
 def _float(value: Any = 0.0) -> Any:
-    return value.to(f32) if isinstance(value, Tile) else python.float(value)
+    return value.to(f32) if isinstance(value, Tile) else float(value)
 
 
 def _int(value: Any = 0) -> Any:
-    return value.to(i32) if isinstance(value, Tile) else python.int(value)
+    return value.to(i32) if isinstance(value, Tile) else int(value)
 
 
 def _bool(value: Any = False) -> Any:
-    return value.to(bool_) if isinstance(value, Tile) else python.bool(value)
+    return value.to(bool_) if isinstance(value, Tile) else bool(value)
+
+
+def _weaken(value: Any) -> Any:
+    """A Python number as a scalar without a dtype; anything else as it is."""
+    if isinstance(value, bool | int | float):
+        dtype = _default_dtype(value)
+        return Tile(_literal(value, dtype).array, (), dtype, True)
+    return value
+
+
+def _method(value: Any, name: str, *arguments: Any) -> Any:
+    """value.to(dtype) or value.bits(dtype), also of a Python number."""
+    if isinstance(value, bool | int | float) and len(arguments) == 1:
+        if name == "bits":
+            return _as_tile(value, _default_dtype(value)).bits(arguments[0])
+        dtype = _dtype(arguments[0])
+        return _literal(bool(value) if dtype is bool_ else int(value) if dtype.is_integer else value, dtype)
+    return getattr(value, name)(*arguments)
 
 
 _OVERLAY: dict[str, Any] = {
+    WEAKEN: _weaken, METHOD: _method, LOCALS: locals,
     "sum": language.sum, "max": language.max, "min": language.min, "abs": language.abs, "round": language.round,
     "range": _range, "float": _float, "int": _int, "bool": _bool,
 }
 
 
-def _is_ours(module: str | None) -> python.bool:
+def _is_ours(module: str | None) -> bool:
     """Whether a module's functions are the language, or libraries that know nothing of tiles."""
     root = (module or "").split(".")[0]
     if root == "sapper":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 import subprocess
@@ -10,11 +11,23 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sapper.codegen.encode import EncodeError, encode, encode_instruction
-from sapper.codegen.machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register
+from sapper.codegen.machine import (
+    Immediate,
+    Instruction,
+    Label,
+    LabelReference,
+    MachineFunction,
+    Memory,
+    Register,
+    VirtualRegister,
+)
 from sapper.codegen.print import print_function, print_instruction
 from sapper.ir.nodes import Location
+from sapper.targets import target
 from sapper.targets.x86_64.instructions import ROWS, Operand, Row
 
 needs_as = pytest.mark.skipif(shutil.which("as") is None, reason="GNU as is not installed")
@@ -64,7 +77,8 @@ def forms(row: Row) -> Iterator[Instruction]:
             if letter == "i":
                 bits = operand.immediate_bits or operand.bits
                 values = {8: [0, 1, 5, 127, 200], 16: [3, 127, 128, 1000], 32: [1, 5, 127, 128, -128, -129, 2147483647],
-                          64: [1, -1] if "m" in signature else [1, -1, 2147483648, -2147483649, 0x123456789ABCDEF0]}[bits]
+                          64: [1, -1] if "m" in signature
+                          else [1, -1, 2147483648, -2147483649, 0x123456789ABCDEF0]}[bits]
                 choices.append([Immediate(v) for v in values])
             elif letter == "m":
                 choices.append(list(addresses(operand, evex)))
@@ -108,7 +122,8 @@ def forms(row: Row) -> Iterator[Instruction]:
                     yield Instruction(row, [*base[:place], address, *base[place + 1:]])  # type: ignore[list-item]
                 address = Memory(gpr(2), broadcast=True)
                 if row.masking:
-                    yield Instruction(row, [*base[:place], address, *base[place + 1:]], k(4), row.masking == "kz")  # type: ignore[list-item]
+                    yield Instruction(row, [*base[:place], address, *base[place + 1:]], k(4),
+                                      row.masking == "kz")  # type: ignore[list-item]
             elif letter == "m" and evex_only and row.masking:
                 yield Instruction(row, list(base), k(5))  # type: ignore[arg-type]
 
@@ -178,3 +193,182 @@ def test_every_row_in_every_form_against_as(tmp_path: Path) -> None:
         if mine != other and "constant" not in str(case.operands):
             wrong.append(f"{case.row.name}: {print_instruction(case)}: found {mine}, as {other}")
     raise AssertionError(f"{len(wrong)} of {len(cases)} differ:\n" + "\n".join(wrong[:60]))
+
+
+# --- Whole functions -----------------------------------------------------------------------------------------------
+
+def ins(name: str, *operands: object, mask: Register | None = None, zeroing: bool = False) -> Instruction:
+    return Instruction(ROWS[name], list(operands), mask, zeroing)  # type: ignore[arg-type]
+
+
+def jumps_of(seed: int, count: int) -> MachineFunction:
+    """Jumps forth and back over stretches near the limits of short jumps, labels aligned here and there."""
+    random_state = random.Random(seed)
+    body: list[Instruction | Label] = []
+    for number in range(count):
+        body.append(Label(f"at {number}", random_state.choice((1, 1, 1, 16, 32))))
+        body += [ins("nop")] * random_state.choice((0, 1, 3, 60, 118, 121, 124))
+        target = LabelReference(f"at {max(0, min(count - 1, number + random_state.randint(-3, 3)))}")
+        body.append(ins(random_state.choice(("jmp", "jne", "jl", "ja")), target))
+    return MachineFunction("jumps", [*body, ins("ret")], {})
+
+
+@needs_as
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10 ** 6), count=st.integers(1, 40))
+def test_jumps_and_alignment_against_as(tmp_path: Path, seed: int, count: int) -> None:
+    function = jumps_of(seed, count)
+    assert encode(function).code == assemble(print_function(function), tmp_path)
+
+
+@needs_as
+def test_every_padding_against_as(tmp_path: Path) -> None:
+    body: list[Instruction | Label] = []
+    for size in range(256):
+        body += [Label(f"a{size}", 256), *[ins("int3")] * size, Label(f"b{size}", 256), ins("ud2")]
+    function = MachineFunction("padded", body, {})
+    assert encode(function).code == assemble(print_function(function), tmp_path)
+
+
+@needs_as
+def test_every_conditional_jump_against_as(tmp_path: Path) -> None:
+    names = [name for name, row in ROWS.items() if row.control in ("branch", "jump", "call") and "." not in name]
+    assert len(names) == 18
+    body: list[Instruction | Label] = [Label("top")]
+    for name in names:
+        body += [ins(name, LabelReference("top")), ins(name, LabelReference("bottom"))]
+    body += [ins("nop")] * 200 + [Label("bottom"), ins("ret")]
+    function = MachineFunction("branches", body, {})
+    assert encode(function).code == assemble(print_function(function), tmp_path)
+
+
+@needs_as
+def test_constants_lie_behind_the_code_aligned(tmp_path: Path) -> None:
+    body: list[Instruction | Label] = [
+        ins("vmovaps.512", vec(0), Memory(label="wide")),
+        ins("vaddps.512", vec(1), vec(0), Memory(label="one", broadcast=True)),
+        ins("vpshufd.128", vec(2), Memory(label="wide", disp=16), Immediate(3)),
+        ins("lea.64", gpr(0), Memory(label="one")),
+        ins("cmp.32", Memory(label="one"), Immediate(1000)), ins("ret")]
+    function = MachineFunction("constants", body, {"one": (4, b"\0\0\x80\x3f"), "wide": (64, bytes(range(64)))})
+    made = encode(function)
+    assert made.code == assemble(print_function(function), tmp_path)
+    assert made.align_bytes == 64 and made.label_offsets["wide"] % 64 == 0
+    assert made.code[made.label_offsets["wide"]:] == bytes(range(64))
+    assert made.code[made.label_offsets["one"]:][:4] == b"\0\0\x80\x3f"
+    assert made.label_offsets["one"] >= made.code_bytes
+
+
+def test_line_table_and_comments_name_the_source() -> None:
+    first, second = Location("kernel.py", 7, 5), Location("kernel.py", 9, 1)
+    body: list[Instruction | Label] = [ins("nop"), ins("pause"), ins("nop"), ins("ret")]
+    for item, location in zip(body, (first, first, second, None), strict=True):
+        item.location = location  # type: ignore[union-attr]
+    body[1].comment = "spins"  # type: ignore[union-attr]
+    function = MachineFunction("lines", body, {})
+    assert encode(function).line_table == [(0, first), (3, second)]
+    text = print_function(function)
+    assert [line.split("#")[1].strip() for line in text.splitlines() if "#" in line] == \
+        ["kernel.py:7", "spins", "kernel.py:9"]
+
+
+def test_printing_virtual_registers_and_odd_label_names() -> None:
+    body: list[Instruction | Label] = [
+        Label("loop body-1"), ins("vaddps.256", VirtualRegister("vec", 3), vec(1), VirtualRegister("vec", 4)),
+        ins("jmp", LabelReference("loop body-1"))]
+    text = print_function(MachineFunction("virtual", body, {}))
+    assert "vaddps %vec3, ymm1, %vec4" in text
+    assert ".Lloop_20body_2d1:" in text and "jmp .Lloop_20body_2d1" in text
+
+
+BAD = [
+    (ins("vaddps.512", vec(0), vec(1)), "row vaddps.512: found 2 operands; expected 3"),
+    (ins("vaddps.512", vec(0), gpr(1), vec(2)),
+     r"row vaddps.512, operand 1: found .*'gpr'.*; expected vector register"),
+    (ins("vaddps.512", vec(0), vec(1), Immediate(3)),
+     "operand 2: found Immediate.*; expected vector register of 512 bits"),
+    (ins("vaddps.512", vec(0), vec(1), vec(32)), "operand 2: found Register.*32.*; expected vector register"),
+    (ins("vaddps.256", vec(0), vec(1), vec(2), zeroing=True), "found zeroing without an opmask; expected an opmask"),
+    (ins("vaddps.256", vec(0), vec(1), vec(2), mask=k(0)), "found opmask .*; expected a mask register 1 to 7"),
+    (ins("vpxor.256", vec(0), vec(1), vec(17)), "row vpxor.256: .*register above 15.*; expected none of them"),
+    (ins("vmovups.512", Memory(gpr(0)), vec(1), mask=k(1), zeroing=True), "found zeroing; expected merging"),
+    (ins("vcmpps.k.512", k(1), vec(1), vec(2), Immediate(1), mask=k(1), zeroing=True),
+     "found zeroing; expected merging"),
+    (ins("kandw", k(1), k(2), k(3), mask=k(1)), "no EVEX encoding"),
+    (ins("vgatherdps.512", vec(1), Memory(gpr(0), vec(2))),
+     "row vgatherdps.512: found no opmask; expected one of k1 to k7"),
+    (ins("vgatherdps.512", vec(1), Memory(gpr(0), vec(1)), mask=k(1)),
+     "expected destination, index and mask to differ"),
+    (ins("vgatherdps.512", vec(1), Memory(gpr(0), gpr(1)), mask=k(1)),
+     "found index .*; expected a vector register of 512"),
+    (ins("vmovups.512", vec(1), Memory(gpr(0), broadcast=True)), "row vmovups.512.* found a broadcast; expected"),
+    (ins("mov.64", gpr(0), Memory(gpr(0), gpr(4))), "found index .*; expected a general register other than rsp"),
+    (ins("mov.64", gpr(0), Memory(gpr(0), gpr(1), 3)), "found scale 3; expected 1, 2, 4 or 8"),
+    (ins("mov.64", gpr(0), Memory(gpr(0), disp=1 << 31)), "found displacement 2147483648; expected 32 bits"),
+    (ins("mov.64", gpr(0), Memory(vec(0))), "found base .*; expected a general register"),
+    (ins("mov.64", gpr(0), Memory(gpr(1), label="x")), "found a label with base or index; expected rip-relative"),
+    (ins("mov.64", Memory(gpr(0)), Memory(gpr(1))), "row mov.64: found operands .*; expected one of the forms"),
+    (ins("add.64", gpr(0), Immediate(1 << 31)), "row add.64: found operands .*; expected one of the forms"),
+    (ins("add.64", gpr(0), Immediate(1 << 40)),
+     "operand 1: found Immediate.*; expected general register of 64 bits or"),
+    (ins("vpshufd.256", vec(0), vec(1), Immediate(256)), "operand 2: found Immediate.*; expected immediate of 8 bits"),
+    (ins("shl.cl.64", gpr(0), gpr(2)), r"operand 1: found .*; expected general register of 8 bits \(only number 1\)"),
+    (ins("vaddps.256", vec(0), VirtualRegister("vec", 1), vec(2)), "operand 1: found %vec1; expected"),
+    (ins("mov.64", gpr(0), Memory(VirtualRegister("gpr", 1))), "found base %gpr1; expected a physical register"),
+]
+
+
+@pytest.mark.parametrize(("instruction", "message"), BAD, ids=[m[:40] for _, m in BAD])
+def test_bad_operands_say_row_operand_found_and_expected(instruction: Instruction, message: str) -> None:
+    with pytest.raises(EncodeError, match=message):
+        encode_instruction(instruction)
+
+
+def test_bad_functions_are_refused() -> None:
+    with pytest.raises(EncodeError, match="found a jump to 'nowhere'; expected a label of the function"):
+        encode(MachineFunction("f", [ins("jmp", LabelReference("nowhere"))], {}))
+    with pytest.raises(EncodeError, match="found label 'twice' twice"):
+        encode(MachineFunction("f", [Label("twice"), Label("twice")], {}))
+    with pytest.raises(EncodeError, match="found constant 'same' twice"):
+        encode(MachineFunction("f", [Label("same")], {"same": (4, b"1234")}))
+    with pytest.raises(EncodeError, match="found a reference to 'constant'; expected a label or constant"):
+        encode(MachineFunction("f", [ins("lea.64", gpr(0), Memory(label="constant"))], {}))
+
+
+def test_features_that_the_target_lacks_are_refused() -> None:
+    haswell, skylake = target("haswell").features, target("skylake-avx512").features
+    low, high = ins("vaddps.256", vec(1), vec(2), vec(3)), ins("vaddps.256", vec(1), vec(2), vec(16))
+    assert encode(MachineFunction("f", [low], {}), haswell).code[0] in (0xC4, 0xC5)
+    assert encode(MachineFunction("f", [high], {}), skylake).code[0] == 0x62
+    with pytest.raises(EncodeError, match=r"row vaddps\.256: found a target without avx512f, avx512vl; expected"):
+        encode(MachineFunction("f", [high], {}), haswell)
+    with pytest.raises(EncodeError, match="without avx512_bf16"):
+        encode(MachineFunction("f", [ins("vdpbf16ps.512", vec(1), vec(2), vec(3))], {}), skylake)
+
+
+def test_rows_agree_with_themselves() -> None:
+    """Facts that hold for every row, whatever it is."""
+    for name, row in ROWS.items():
+        assert row.name == name and name.replace("lock.", "lock ").startswith(row.mnemonic)
+        assert row.masking in ("", "k", "kz", "required")
+        for encoding in row.encodings:
+            letters = encoding.letters.replace("-", "")
+            assert len(letters) == len(row.operands), name
+            assert len(set(letters)) == len(letters), name
+            assert encoding.space in ("legacy", "vex", "evex")
+        if row.masking:
+            assert row.evex_features is not None, name
+        written = [o for o in row.operands if o.writes]
+        assert written or row.flags_written or row.control or row.side_effects or row.implicit_writes, name
+        if row.meaning is None:
+            assert row.side_effects or row.control, name
+    assert len({row.mnemonic for row in ROWS.values()}) >= 150
+
+
+def test_merging_by_an_opmask_reads_the_destination() -> None:
+    row = ROWS["vaddps.512"]
+    assert row.roles() == ("w", "r", "r")
+    assert row.roles(masked=True) == ("rw", "r", "r")
+    assert row.roles(masked=True, zeroing=True) == ("w", "r", "r")
+    assert ROWS["vcmpps.k.512"].roles(masked=True)[0] == "w"
+    assert (row.mask_role, ROWS["vgatherdps.512"].mask_role, ROWS["vpxor.256"].mask_role) == ("r", "rw", "")

@@ -1,4 +1,4 @@
-"""Kernels for the runtime's tests, assembled by our own encoder: no compiler stands between the runtime and its tests."""
+"""Kernels for the runtime's tests, assembled by our own encoder, so that no compiler stands between."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from sapper.codegen.machine import Immediate, Instruction, Label, LabelReference
 from sapper.ir.types import TensorType, TileType, f32, i64
 from sapper.runtime import launch as launch_module
 from sapper.runtime.compiled import CompiledKernel
-from sapper.runtime.workers_code import _EXTRA
 from sapper.targets.x86_64.instructions import ROWS
 from sapper.targets.x86_64.registers import R8, R9, R10, R11, RAX, RCX, RDI, RDX, RSI
 
 
 def assemble(*lines: str | tuple[Any, ...]) -> bytes:
-    """Labels as strings; instructions as (row, operands...): ints are general registers, ("vec", n) vector registers."""
+    """Labels as strings; instructions as (row, operands...): ints are general registers, ("vec", n) others."""
     body: list[Instruction | Label] = []
     for line in lines:
         if isinstance(line, str):
@@ -35,7 +34,7 @@ def assemble(*lines: str | tuple[Any, ...]) -> bytes:
                 converted.append(LabelReference(operand))
             else:
                 converted.append(operand)
-        body.append(Instruction(ROWS[row] if row in ROWS else _EXTRA[row], converted))
+        body.append(Instruction(ROWS[row], converted))
     return encode(MachineFunction("test", body, {})).code
 
 
@@ -83,6 +82,13 @@ TASKS = assemble(
     "spin", ("sub.64", R11, Immediate(1)), ("jae", "spin"), ("jmp", "next"),
     "done", ("ret",),
 )  # fmt: skip
+
+# Copies words 0 to 4 of the argument block to out, whose address is word 3.
+RECORD = assemble(
+    ("mov.64", RAX, word(3)),
+    *(line for n in range(5) for line in (("mov.64", RCX, word(n)), ("mov.64", at(RAX, 8 * n), RCX))),
+    ("ret",),
+)
 TASK_SLOTS = ("out.data", "who.data", "dim.M", "scalar.x")
 
 
@@ -123,7 +129,7 @@ def compiler(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compile
     monkeypatch.delenv("SAPPER_THREADS", raising=False)
     before = launch_module.configuration()
     made = Compiler()
-    launch_module.configure(made.compile_kernel, lambda: "this CPU", target_key=str, toolchain_key=lambda: "test")
+    launch_module.configure(made.compile_kernel, lambda wanted: wanted or "this CPU", str, toolchain_key=lambda: "test")
     yield made
     launch_module.set_configuration(before)
 

@@ -38,8 +38,8 @@ _IDIOMS: dict[str, int | None] = {
     **{
         f"{mnemonic}.{bits}": None
         for mnemonic in (
-            "vpxor", "vpxord", "vpxorq", "vxorps", "vxorpd", "vpandn", "vpandnd", "vpandnq", "vpsubb", "vpsubw", "vpsubd",
-            "vpsubq", "vpcmpeqb", "vpcmpeqw", "vpcmpeqd", "vpcmpeqq",
+            "vpxor", "vpxord", "vpxorq", "vxorps", "vxorpd", "vpandn", "vpandnd", "vpandnq", "vpsubb", "vpsubw",
+            "vpsubd", "vpsubq", "vpcmpeqb", "vpcmpeqw", "vpcmpeqd", "vpcmpeqq",
         )
         for bits in (128, 256, 512)
     },
@@ -64,7 +64,8 @@ class RegisterFile:
     """See `Abi` in sapper/codegen/liveness.py, which this satisfies."""
 
     __slots__ = (
-        "callee_saved", "facts_table", "frame_scratch", "full_bits", "idioms", "move_bits", "registers", "stack_pointer",
+        "callee_saved", "facts_table", "frame_scratch", "full_bits", "idioms", "move_bits", "registers",
+        "stack_pointer",
     )
 
     def __init__(self, registers: dict[str, tuple[int, ...]], vector_bits: int) -> None:

@@ -73,7 +73,8 @@ def _executable_page(code: bytes) -> int:
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     size_bytes = mmap.PAGESIZE
-    address = libc.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    address = libc.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1,
+                        0)
     if address in (None, ctypes.c_void_p(-1).value):
         raise OSError(ctypes.get_errno(), "mmap of a page for code failed")
     ctypes.memmove(address, code, len(code))
@@ -166,7 +167,8 @@ def _named(found: Host) -> str:
                                      or 0xA0 <= found.model <= 0xAF):
             return "zen4"
     elif found.vendor == "GenuineIntel" and found.family == 6:
-        return {0x8F: "sapphirerapids", 0xCF: "sapphirerapids", 0x55: "skylake-avx512", 0x3C: "haswell", 0x3F: "haswell",
+        return {0x8F: "sapphirerapids", 0xCF: "sapphirerapids", 0x55: "skylake-avx512", 0x3C: "haswell",
+                0x3F: "haswell",
                 0x45: "haswell", 0x46: "haswell", 0x3D: "haswell", 0x47: "haswell", 0x4F: "haswell",
                 0x56: "haswell"}.get(found.model, "")
     return ""
@@ -184,8 +186,8 @@ def choose_target(found: Host) -> Target:
         base = TARGETS["v3"]
     else:
         missing = ", ".join(sorted(V3_FEATURES - found.features))
-        raise UnsupportedCPU(f"host {found.brand or found.vendor}: found no {missing}; expected the features of x86-64-v3 "
-                             "(AVX2, FMA, BMI2, F16C), enabled by the operating system too")
+        raise UnsupportedCPU(f"host {found.brand or found.vendor}: found no {missing}; expected the features of "
+                             "x86-64-v3 (AVX2, FMA, BMI2, F16C), enabled by the operating system too")
     features = base.features
     if features >= V4_FEATURES:
         features |= OPTIONAL_FEATURES & found.features

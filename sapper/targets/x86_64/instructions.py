@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from . import meaning as m
 from .rows import Encoding, Operand, Row
 
@@ -44,8 +46,10 @@ def wide(family: str, operands: str, encodings: str, meaning: Meaning, dtype: st
 
 def sized(family: str, operands: str, encodings: str, meaning: Callable[[int], Meaning] | None,
           sizes: tuple[int, ...] = (32, 64), **more: Any) -> None:
-    """A row for each general-register size, named `family.size`. `{n}` in the operands is the size, `{w}` in the encodings the prefix of
-    64-bit operands; `meaning(size)` gives the meaning."""
+    """A row for each general-register size, named `family.size`.
+
+    `{n}` in the operands is the size, `{i}` that of an immediate; `{w}` in the encodings is the prefix of 64-bit
+    operands, `{W}` the W bit of a VEX prefix; `meaning(size)` gives the meaning."""
     mnemonic = family.partition(".")[0]
     for size in sizes:
         name = f"{family}.{size}"
@@ -152,7 +156,8 @@ def _integer_moves() -> None:
     row("movsxd", "w:r64 r:r32/m32", "base RM REX.W + 63 /r", m.sign_extend(32, 64))
     sized("lea", "w:r{n} a:m{n}", "base Rm {w}8D /r", lambda n: lambda address: address & ((1 << n) - 1))
     sized("movnti", "w:m{n} r:r{n}", "base mR {w}0F C3 /r", lambda n: m.copy)
-    sized("xchg", "rw:r{n}/m{n} rw:r{n}", "base AO {w}90+rd | base OA {w}90+rd | base MR {w}87 /r", lambda n: m.exchange)
+    sized("xchg", "rw:r{n}/m{n} rw:r{n}", "base AO {w}90+rd | base OA {w}90+rd | base MR {w}87 /r",
+          lambda n: m.exchange)
     for lock in ("", "lock."):
         shape = "m{n}" if lock else "r{n}/m{n}"
         head = "LOCK " if lock else ""
@@ -251,7 +256,8 @@ def _moves() -> None:
             dtype=dtype, length=128, masking="kz")
         row(f"vmov{suffix}.merge", "w:x r:x r:x",
             f"avx RVU VEX.LIG.{prefix}0F.WIG 10 /r | avx UVR VEX.LIG.{prefix}0F.WIG 11 /r | "
-            f"avx512f RVU EVEX.LIG.{prefix}0F.{w} 10 /r", m.scalar(lambda a, b: b), dtype=dtype, length=128, masking="kz",
+            f"avx512f RVU EVEX.LIG.{prefix}0F.{w} 10 /r", m.scalar(lambda a, b: b), dtype=dtype, length=128,
+            masking="kz",
             scalar=True)
     row("vmovd.to_vec", "w:x r:r32/m32", "avx RM VEX.128.66.0F.W0 6E /r | avx512f RM EVEX.L0.66.0F.W0 6E /r",
         m.from_general(32), dtype="u32", length=128)
@@ -263,17 +269,19 @@ def _moves() -> None:
         m.to_general, dtype="u64", length=128)
     row("vmovq", "w:x/m64 r:x/m64",
         "avx RM VEX.128.F3.0F.WIG 7E /r | avx MR VEX.128.66.0F.WIG D6 /r | avx512f RU EVEX.L0.F3.0F.W1 7E /r | "
-        "avx512f Rm EVEX.L0.66.0F.W1 6E /r | avx512f mR EVEX.L0.66.0F.W1 7E /r", lambda a: a[:1], dtype="u64", length=128)
+        "avx512f Rm EVEX.L0.66.0F.W1 6E /r | avx512f mR EVEX.L0.66.0F.W1 7E /r", lambda a: a[:1], dtype="u64",
+        length=128)
     for mnemonic, opcode, odd, prefix in (("vmovshdup", "16", True, "F3."), ("vmovsldup", "12", False, "F3.")):
-        wide(mnemonic, "w:v r:v/m", f"avx RM VEX.L.{prefix}0F.WIG {opcode} /r | avx512f RM EVEX.L.{prefix}0F.W0 {opcode} /r",
+        wide(mnemonic, "w:v r:v/m",
+             f"avx RM VEX.L.{prefix}0F.WIG {opcode} /r | avx512f RM EVEX.L.{prefix}0F.W0 {opcode} /r",
              m.duplicate(odd), "u32")
     encoding = "avx RM VEX.L.F2.0F.WIG 12 /r | avx512f RM EVEX.L.F2.0F.W1 12 /r"
     wide("vmovddup", "w:v r:v/m64", encoding, m.duplicate(False), "u64", lengths=(128,))
     wide("vmovddup", "w:v r:v/m", encoding, m.duplicate(False), "u64", lengths=(256, 512))
     row("vmovhlps", "w:x r:x r:x", "avx RVU VEX.128.0F.WIG 12 /r | avx512f RVU EVEX.L0.0F.W0 12 /r",
-        lambda a, b: m.np.array([b[1], a[1]]), dtype="u64", length=128)
+        lambda a, b: np.array([b[1], a[1]]), dtype="u64", length=128)
     row("vmovlhps", "w:x r:x r:x", "avx RVU VEX.128.0F.WIG 16 /r | avx512f RVU EVEX.L0.0F.W0 16 /r",
-        lambda a, b: m.np.array([a[0], b[0]]), dtype="u64", length=128)
+        lambda a, b: np.array([a[0], b[0]]), dtype="u64", length=128)
     for mnemonic, prefix, opcode, dtype in (("vmovmskps", "", "50", "u32"), ("vmovmskpd", "66.", "50", "u64"),
                                             ("vpmovmskb", "66.", "D7", "u8")):
         wide(mnemonic, "w:r32 r:v", f"{'avx2' if dtype == 'u8' else 'avx'} RU VEX.L.{prefix}0F.WIG {opcode} /r",
@@ -281,7 +289,8 @@ def _moves() -> None:
     for mnemonic, load, store, w, bits, feature in (
             ("vmaskmovps", "2C", "2E", "W0", 32, "avx"), ("vmaskmovpd", "2D", "2F", "W0", 64, "avx"),
             ("vpmaskmovd", "8C", "8E", "W0", 32, "avx2"), ("vpmaskmovq", "8C", "8E", "W1", 64, "avx2")):
-        wide(f"{mnemonic}.load", "w:v r:v r:v/m", f"{feature} RVm VEX.L.66.0F38.{w} {load} /r", m.masked_load, f"u{bits}")
+        wide(f"{mnemonic}.load", "w:v r:v r:v/m", f"{feature} RVm VEX.L.66.0F38.{w} {load} /r", m.masked_load,
+             f"u{bits}")
         wide(f"{mnemonic}.store", "rw:v/m r:v r:v", f"{feature} mVR VEX.L.66.0F38.{w} {store} /r", m.masked_store,
              f"u{bits}")
 
@@ -297,12 +306,13 @@ def _broadcasts() -> None:
         w = "W1" if bits == 64 else "W0"
         wide(f"vpbroadcast{letter}", f"w:v r:x/m{bits}",
              f"avx2 RM VEX.L.66.0F38.W0 {opcode} /r | {feature} RM EVEX.L.66.0F38.{w} {opcode} /r",
-             lambda length, bits=bits: m.broadcast(length // bits), f"u{bits}", by_length=True)  # type: ignore[misc]
+             lambda length, bits=bits: m.broadcast(length // bits), f"u{bits}", by_length=True)
         wide(f"vpbroadcast{letter}.general", f"w:v r:r{max(32, bits)}", f"{feature} RU EVEX.L.66.0F38.{w} {general} /r",
-             lambda length, bits=bits: m.broadcast_general(length // bits, bits), f"u{bits}",  # type: ignore[misc]
+             lambda length, bits=bits: m.broadcast_general(length // bits, bits), f"u{bits}",
              by_length=True)
     for mnemonic, opcode, feature in (("vbroadcastf128", "1A", "avx"), ("vbroadcasti128", "5A", "avx2")):
-        wide(mnemonic, "w:v r:x/m128", f"{feature} Rm VEX.256.66.0F38.W0 {opcode} /r", m.repeat(2), "u32", lengths=(256,))
+        wide(mnemonic, "w:v r:x/m128", f"{feature} Rm VEX.256.66.0F38.W0 {opcode} /r", m.repeat(2), "u32",
+             lengths=(256,))
     for kind, part, opcode, w, feature in (
             ("f", "32x4", "1A", "W0", "avx512f"), ("f", "64x2", "1A", "W1", "avx512dq"),
             ("f", "32x8", "1B", "W0", "avx512dq"), ("f", "64x4", "1B", "W1", "avx512f"),
@@ -311,7 +321,7 @@ def _broadcasts() -> None:
         bits = int(part[:2]) * int(part[3])
         wide(f"vbroadcast{kind}{part}", f"w:v r:{'x' if bits == 128 else 'y'}/m{bits}",
              f"{feature} Rm EVEX.L.66.0F38.{w} {opcode} /r",
-             lambda length, bits=bits: m.repeat(length // bits), f"u{part[:2]}",  # type: ignore[misc]
+             lambda length, bits=bits: m.repeat(length // bits), f"u{part[:2]}",
              lengths=(256, 512) if bits == 128 else (512,), by_length=True)
 
 
@@ -352,13 +362,15 @@ def _float_arithmetic() -> None:
 
 def _scalar(name: str, operands: str, encodings: str, meaning: Meaning, dtype: str, **more: Any) -> None:
     """A row on lane 0 of xmm registers; the upper lanes come from the first source."""
-    row(name, operands, encodings, m.scalar(meaning), dtype=dtype, length=128, masking="kz", scalar=True, **more)
+    row(name, operands, encodings, m.scalar(meaning), dtype=dtype, length=128,
+        masking="kz" if "EVEX" in encodings else "", scalar=True, **more)
 
 
 def _float_rest() -> None:
     for suffix, w, dtype, bits, step in (("ps", "W0", "f32", 32, 0), ("pd", "W1", "f64", 64, 1)):
         b = f"r:v/m/b{bits}"
-        wide(f"vround{suffix}", "w:v r:v/m r:i8", f"avx RMI VEX.L.66.0F3A.WIG {8 + step:02X} /r ib", m.float_round, dtype)
+        wide(f"vround{suffix}", "w:v r:v/m r:i8", f"avx RMI VEX.L.66.0F3A.WIG {8 + step:02X} /r ib", m.float_round,
+             dtype)
         wide(f"vrndscale{suffix}", f"w:v {b} r:i8", f"avx512f RMI EVEX.L.66.0F3A.{w} {8 + step:02X} /r ib",
              m.round_scale, dtype)
         wide(f"vreduce{suffix}", f"w:v {b} r:i8", f"avx512dq RMI EVEX.L.66.0F3A.{w} 56 /r ib", m.reduce, dtype)
@@ -370,7 +382,8 @@ def _float_rest() -> None:
         wide(f"vrsqrt14{suffix}", f"w:v {b}", f"avx512f RM EVEX.L.66.0F38.{w} 4E /r", m.reciprocal_sqrt, dtype,
              tolerance=2.0 ** -14)
         prefix = "66." if bits == 64 else ""
-        wide(f"vcmp{suffix}", "w:v r:v r:v/m r:i8", f"avx RVMI VEX.L.{prefix}0F.WIG C2 /r ib", m.compare_floats_lanes, dtype)
+        wide(f"vcmp{suffix}", "w:v r:v r:v/m r:i8", f"avx RVMI VEX.L.{prefix}0F.WIG C2 /r ib", m.compare_floats_lanes,
+             dtype)
         wide(f"vcmp{suffix}.k", f"w:k r:v r:v/m/b{bits} r:i8", f"avx512f RVMI EVEX.L.{prefix}0F.{w} C2 /r ib",
              m.compare_floats, dtype, masking="k")
         blend, variable = f"{0x0C + step:02X}", f"{0x4A + step:X}"
@@ -387,9 +400,11 @@ def _float_rest() -> None:
                  f"avx RVM VEX.L.{prefix}0F.WIG {opcode} /r | avx512dq RVM EVEX.L.{prefix}0F.{w} {opcode} /r",
                  operation, unsigned)
         wide(f"vunpckl{suffix}", f"w:v r:v r:v/m/b{bits}",
-             f"avx RVM VEX.L.{prefix}0F.WIG 14 /r | avx512f RVM EVEX.L.{prefix}0F.{w} 14 /r", m.interleave(False), unsigned)
+             f"avx RVM VEX.L.{prefix}0F.WIG 14 /r | avx512f RVM EVEX.L.{prefix}0F.{w} 14 /r", m.interleave(False),
+             unsigned)
         wide(f"vunpckh{suffix}", f"w:v r:v r:v/m/b{bits}",
-             f"avx RVM VEX.L.{prefix}0F.WIG 15 /r | avx512f RVM EVEX.L.{prefix}0F.{w} 15 /r", m.interleave(True), unsigned)
+             f"avx RVM VEX.L.{prefix}0F.WIG 15 /r | avx512f RVM EVEX.L.{prefix}0F.{w} 15 /r", m.interleave(True),
+             unsigned)
         wide(f"vshuf{suffix}", f"w:v r:v r:v/m/b{bits} r:i8",
              f"avx RVMI VEX.L.{prefix}0F.WIG C6 /r ib | avx512f RVMI EVEX.L.{prefix}0F.{w} C6 /r ib",
              m.shuffle_two, unsigned)
@@ -399,21 +414,26 @@ def _float_rest() -> None:
         wide(f"vpermil{suffix}", f"w:v r:v r:v/m/b{bits}",
              f"avx RVM VEX.L.66.0F38.W0 {0x0C + step:02X} /r | avx512f RVM EVEX.L.66.0F38.{w} {0x0C + step:02X} /r",
              m.permute_in_128, unsigned)
-        wide(f"vtest{suffix}", "r:v r:v/m", f"avx RM VEX.L.66.0F38.W0 {0x0E + step:02X} /r", m.test_vector(bits), unsigned,
+        wide(f"vtest{suffix}", "r:v r:v/m", f"avx RM VEX.L.66.0F38.W0 {0x0E + step:02X} /r", m.test_vector(bits),
+             unsigned,
              flags_written=FLAGS)
-    for suffix, prefix, w, dtype, bits, step in (("ss", "F3.", "W0", "f32", 32, 2), ("sd", "F2.", "W1", "f64", 64, 3)):
+    for suffix, w, dtype, bits, step in (("ss", "W0", "f32", 32, 2), ("sd", "W1", "f64", 64, 3)):
         _scalar(f"vround{suffix}", f"w:x r:x r:x/m{bits} r:i8", f"avx RVMI VEX.LIG.66.0F3A.WIG {8 + step:02X} /r ib",
                 lambda a, b, imm: m.float_round(b, imm), dtype)
         _scalar(f"vrndscale{suffix}", f"w:x r:x r:x/m{bits} r:i8",
-                f"avx512f RVMI EVEX.LIG.66.0F3A.{w} {8 + step:02X} /r ib", lambda a, b, imm: m.round_scale(b, imm), dtype)
+                f"avx512f RVMI EVEX.LIG.66.0F3A.{w} {8 + step:02X} /r ib", lambda a, b, imm: m.round_scale(b, imm),
+                dtype)
         _scalar(f"vscalef{suffix}", f"w:x r:x r:x/m{bits}", f"avx512f RVM EVEX.LIG.66.0F38.{w} 2D /r", m.scale_exponent,
                 dtype)
         row(f"vucomi{suffix}", f"r:x r:x/m{bits}",
             f"avx RM VEX.LIG.{'66.' if bits == 64 else ''}0F.WIG 2E /r | "
-            f"avx512f RM EVEX.LIG.{'66.' if bits == 64 else ''}0F.{w} 2E /r", m.compare_ordered, dtype=dtype, length=128,
+            f"avx512f RM EVEX.LIG.{'66.' if bits == 64 else ''}0F.{w} 2E /r", m.compare_ordered, dtype=dtype,
+            length=128,
             flags_written=FLAGS)
-    wide("vrcpps", "w:v r:v/m", "avx RM VEX.L.0F.WIG 53 /r", m.reciprocal, "f32", tolerance=1.5 * 2.0 ** -12)
-    wide("vrsqrtps", "w:v r:v/m", "avx RM VEX.L.0F.WIG 52 /r", m.reciprocal_sqrt, "f32", tolerance=1.5 * 2.0 ** -12)
+    wide("vrcpps", "w:v r:v/m", "avx RM VEX.L.0F.WIG 53 /r", m.estimate(m.reciprocal), "f32",
+         tolerance=1.5 * 2.0 ** -12)
+    wide("vrsqrtps", "w:v r:v/m", "avx RM VEX.L.0F.WIG 52 /r", m.estimate(m.reciprocal_sqrt), "f32",
+         tolerance=1.5 * 2.0 ** -12)
     wide("vptest", "r:v r:v/m", "avx RM VEX.L.66.0F38.WIG 17 /r", m.test_vector(0), "u64", flags_written=FLAGS)
 
 
@@ -447,7 +467,7 @@ def _conversions() -> None:
          "f16c MRI VEX.L.66.0F3A.W0 1D /r ib | avx512f MRI EVEX.L.66.0F3A.W0 1D /r ib", m.float_to_half, "f32")
     wide("vcvtneps2bf16", "w:h.u16 r:v/m/b32", "avx512_bf16 RM EVEX.L.F3.0F38.W0 72 /r", m.float_to_bf16, "f32")
     wide("vcvtne2ps2bf16", "w:v.u16 r:v r:v/m/b32", "avx512_bf16 RVM EVEX.L.F2.0F38.W0 72 /r",
-         lambda a, b: m.np.concatenate([m.float_to_bf16(b), m.float_to_bf16(a)]), "f32")
+         lambda a, b: np.concatenate([m.float_to_bf16(b), m.float_to_bf16(a)]), "f32")
     for suffix, prefix, dtype, bits in (("ss", "F3.", "f32", 32), ("sd", "F2.", "f64", 64)):
         sized(f"vcvtsi2{suffix}", "w:x r:x r:r{n}/m{n}",
               f"avx RVM VEX.LIG.{prefix}0F.{{W}} 2A /r | avx512f RVM EVEX.LIG.{prefix}0F.{{W}} 2A /r",
@@ -461,39 +481,40 @@ def _conversions() -> None:
         m.insert_float, dtype="f64", length=128, masking="kz", scalar=True)
     row("vcvtsd2ss", "w:x r:x r:x/m64.f64", "avx RVM VEX.LIG.F2.0F.WIG 5A /r | avx512f RVM EVEX.LIG.F2.0F.W1 5A /r",
         m.insert_float, dtype="f32", length=128, masking="kz", scalar=True)
-    for target, source, part, opcode in (("w", "b", "h", 0), ("d", "b", "q", 1), ("q", "b", "e", 2), ("d", "w", "h", 3),
-                                         ("q", "w", "q", 4), ("q", "d", "h", 5)):
-        bits = dict(_LETTER_BITS)
-        feature = "avx512bw" if target == "w" else "avx512f"
-        w = "W0" if source == "d" else "WIG"
-        for sign, base in (("s", 0x20), ("z", 0x30)):
-            kind = "i" if sign == "s" else "u"
-            wide(f"vpmov{sign}x{source}{target}", f"w:v.{kind}{bits[target]} r:{part}/m",
-                 f"avx2 RM VEX.L.66.0F38.WIG {base + opcode:X} /r | {feature} RM EVEX.L.66.0F38.{w} {base + opcode:X} /r",
-                 m.extend(f"{kind}{bits[target] // 8}"), f"{kind}{bits[source]}")
-        narrow = {"wb": 0x30, "db": 0x31, "qb": 0x32, "dw": 0x33, "qw": 0x34, "qd": 0x35}[target + source]
-        for saturation, lower, kind in (("", 0, "u"), ("s", 0x10, "i"), ("us", 0x20, "u")):
-            wide(f"vpmov{saturation}{target}{source}", f"w:{part}/m.{kind}{bits[source]} r:v",
-                 f"{feature} MR EVEX.L.F3.0F38.W0 {narrow - lower:X} /r",
-                 m.narrow(f"{kind}{bits[source] // 8}", bool(saturation)), f"{kind}{bits[target]}")
+    sizes = dict(_LETTER_BITS)
+    for wider, narrower, part, step in (("w", "b", "h", 0), ("d", "b", "q", 1), ("q", "b", "e", 2), ("d", "w", "h", 3),
+                                        ("q", "w", "q", 4), ("q", "d", "h", 5)):
+        feature = "avx512bw" if wider == "w" else "avx512f"
+        for letter, base, kind in (("s", 0x20, "i"), ("z", 0x30, "u")):
+            code = f"{base + step:X} /r"
+            wide(f"vpmov{letter}x{narrower}{wider}", f"w:v.{kind}{sizes[wider]} r:{part}/m",
+                 f"avx2 RM VEX.L.66.0F38.WIG {code} | "
+                 f"{feature} RM EVEX.L.66.0F38.{'W0' if narrower == 'd' else 'WIG'} {code}",
+                 m.extend(f"{kind}{sizes[wider] // 8}"), f"{kind}{sizes[narrower]}")
+        for saturation, base, kind in (("", 0x30, "u"), ("s", 0x20, "i"), ("us", 0x10, "u")):
+            wide(f"vpmov{saturation}{wider}{narrower}", f"w:{part}/m.{kind}{sizes[narrower]} r:v",
+                 f"{feature} MR EVEX.L.F3.0F38.W0 {base + step:X} /r",
+                 m.narrow(f"{kind}{sizes[narrower] // 8}", bool(saturation)), f"{kind}{sizes[wider]}")
 
 
 # --- Vectors: integers ----------------------------------------------------------------------------------------------
 
 def _vector_integers() -> None:
     def both(mnemonic: str, opcode: str, w: str, meaning: Meaning, dtype: str, broadcast: int = 0,
-             feature: str = "avx512f", table: str = "0F", operands: str = "w:v r:v r:v/m") -> None:
+             feature: str = "avx512f", table: str = "0F", operands: str = "w:v r:v r:v/m", masking: str = "kz") -> None:
         """VEX and EVEX forms of one opcode; broadcast: bits of an EVEX broadcast element."""
         wide(mnemonic, operands + (f"/b{broadcast}" if broadcast else ""),
-             f"avx2 RVM VEX.L.66.{table}.WIG {opcode} /r | {feature} RVM EVEX.L.66.{table}.{w} {opcode} /r", meaning, dtype)
+             f"avx2 RVM VEX.L.66.{table}.WIG {opcode} /r | {feature} RVM EVEX.L.66.{table}.{w} {opcode} /r", meaning,
+             dtype, masking=masking)
 
-    add, subtract = lambda a, b: a + b, lambda a, b: a - b  # noqa: E731
-    for name, meaning, opcodes in (("vpadd", add, ("FC", "FD", "FE", "D4")), ("vpsub", subtract, ("F8", "F9", "FA", "FB"))):
+    add, subtract = lambda a, b: a + b, lambda a, b: a - b
+    for name, meaning, opcodes in (("vpadd", add, ("FC", "FD", "FE", "D4")),
+                                   ("vpsub", subtract, ("F8", "F9", "FA", "FB"))):
         for (letter, bits), opcode in zip(_LETTER_BITS, opcodes, strict=True):
             both(name + letter, opcode, {64: "W1", 32: "W0"}.get(bits, "WIG"), meaning, f"u{bits}",
                  bits if bits >= 32 else 0, "avx512f" if bits >= 32 else "avx512bw")
-    for name, meaning, opcodes in (("vpadds", m.np.add, ("EC", "ED", "DC", "DD")),
-                                   ("vpsubs", m.np.subtract, ("E8", "E9", "D8", "D9"))):
+    for name, meaning, opcodes in (("vpadds", np.add, ("EC", "ED", "DC", "DD")),
+                                   ("vpsubs", np.subtract, ("E8", "E9", "D8", "D9"))):
         mnemonics = (f"{name}b", f"{name}w", f"{name[:-1]}usb", f"{name[:-1]}usw")
         for mnemonic, opcode, dtype in zip(mnemonics, opcodes, ("i8", "i16", "u8", "u16"), strict=True):
             both(mnemonic, opcode, "WIG", m.saturating(meaning), dtype, 0, "avx512bw")
@@ -506,18 +527,22 @@ def _vector_integers() -> None:
     both("vpmuludq", "F4", "W1", m.multiply_even("u4"), "u64", 64)
     both("vpmuldq", "28", "W1", m.multiply_even("i4"), "u64", 64, table="0F38")
     both("vpmaddwd", "F5", "WIG", m.multiply_add_words, "i16", 0, "avx512bw", operands="w:v.i32 r:v r:v/m")
-    both("vpmaddubsw", "04", "WIG", m.multiply_add_bytes, "u8", 0, "avx512bw", table="0F38", operands="w:v.i16 r:v r:v/m")
-    both("vpsadbw", "F6", "WIG", m.sum_of_differences, "u8", 0, "avx512bw", operands="w:v.u64 r:v r:v/m")
-    ROWS["vpsadbw.512"].masking = ROWS["vpsadbw.256"].masking = ROWS["vpsadbw.128"].masking = ""
+    both("vpmaddubsw", "04", "WIG", m.multiply_add_bytes, "u8", 0, "avx512bw", table="0F38",
+         operands="w:v.i16 r:v r:v/m")
+    both("vpsadbw", "F6", "WIG", m.sum_of_differences, "u8", 0, "avx512bw", operands="w:v.u64 r:v r:v/m",
+         masking="")
     for dtype, table, low, high in (("i8", "0F38", "38", "3C"), ("u8", "0F", "DA", "DE"), ("i16", "0F", "EA", "EE"),
-                                    ("u16", "0F38", "3A", "3E"), ("i32", "0F38", "39", "3D"), ("u32", "0F38", "3B", "3F")):
+                                    ("u16", "0F38", "3A", "3E"), ("i32", "0F38", "39", "3D"),
+                                    ("u32", "0F38", "3B", "3F")):
         bits = int(dtype[1:])
         letter = {"i": "s", "u": "u"}[dtype[0]] + {8: "b", 16: "w", 32: "d"}[bits]
-        for name, opcode, meaning in (("vpmin", low, m.np.minimum), ("vpmax", high, m.np.maximum)):
+        for name, opcode, meaning in (("vpmin", low, np.minimum), ("vpmax", high, np.maximum)):
             both(name + letter, opcode, "W0" if bits == 32 else "WIG", meaning, dtype, 32 if bits == 32 else 0,
                  "avx512f" if bits == 32 else "avx512bw", table)
-    for mnemonic, opcode, meaning, dtype in (("vpminsq", "39", m.np.minimum, "i64"), ("vpminuq", "3B", m.np.minimum, "u64"),
-                                             ("vpmaxsq", "3D", m.np.maximum, "i64"), ("vpmaxuq", "3F", m.np.maximum, "u64")):
+    for mnemonic, opcode, meaning, dtype in (("vpminsq", "39", np.minimum, "i64"),
+                                             ("vpminuq", "3B", np.minimum, "u64"),
+                                             ("vpmaxsq", "3D", np.maximum, "i64"),
+                                             ("vpmaxuq", "3F", np.maximum, "u64")):
         wide(mnemonic, "w:v r:v r:v/m/b64", f"avx512f RVM EVEX.L.66.0F38.W1 {opcode} /r", meaning, dtype)
     for (letter, bits), opcode in zip(_LETTER_BITS[:3], ("1C", "1D", "1E"), strict=True):
         feature, w, b = ("avx512f", "W0", "/b32") if bits == 32 else ("avx512bw", "WIG", "")
@@ -528,16 +553,19 @@ def _vector_integers() -> None:
                                     ("vpor", "EB", lambda a, b: a | b), ("vpxor", "EF", lambda a, b: a ^ b)):
         wide(name, "w:v r:v r:v/m", f"avx2 RVM VEX.L.66.0F.WIG {opcode} /r", operation, "u64")
         for letter, bits, w in (("d", 32, "W0"), ("q", 64, "W1")):
-            wide(name + letter, f"w:v r:v r:v/m/b{bits}", f"avx512f RVM EVEX.L.66.0F.{w} {opcode} /r", operation, f"u{bits}")
+            wide(name + letter, f"w:v r:v r:v/m/b{bits}", f"avx512f RVM EVEX.L.66.0F.{w} {opcode} /r", operation,
+                 f"u{bits}")
     for letter, bits, w in (("d", 32, "W0"), ("q", 64, "W1")):
         b, u = f"/b{bits}", f"u{bits}"
-        wide(f"vpternlog{letter}", f"rw:v r:v r:v/m{b} r:i8", f"avx512f RVMI EVEX.L.66.0F3A.{w} 25 /r ib", m.ternary_logic, u)
+        wide(f"vpternlog{letter}", f"rw:v r:v r:v/m{b} r:i8", f"avx512f RVMI EVEX.L.66.0F3A.{w} 25 /r ib",
+             m.ternary_logic, u)
         wide(f"vpblendm{letter}", f"w:v r:v r:v/m{b}", f"avx512f RVM EVEX.L.66.0F38.{w} 64 /r", m.second, u, blend=True)
         for mnemonic, digit, opcode, rotate in (("vprol", 1, "15", m.rotate_left), ("vpror", 0, "14", m.rotate_right)):
             wide(f"{mnemonic}{letter}", f"w:v r:v/m{b} r:i8", f"avx512f VMI EVEX.L.66.0F.{w} 72 /{digit} ib", rotate, u)
             wide(f"{mnemonic}v{letter}", f"w:v r:v r:v/m{b}", f"avx512f RVM EVEX.L.66.0F38.{w} {opcode} /r", rotate, u)
     for letter, bits, w in (("b", 8, "W0"), ("w", 16, "W1")):
-        wide(f"vpblendm{letter}", "w:v r:v r:v/m", f"avx512bw RVM EVEX.L.66.0F38.{w} 66 /r", m.second, f"u{bits}", blend=True)
+        wide(f"vpblendm{letter}", "w:v r:v r:v/m", f"avx512bw RVM EVEX.L.66.0F38.{w} 66 /r", m.second, f"u{bits}",
+             blend=True)
     wide("vpblendvb", "w:v r:v r:v/m r:v", "avx2 RVML VEX.L.66.0F3A.W0 4C /r /is4", m.blend_by_vector, "u8")
     wide("vpblendd", "w:v r:v r:v/m r:i8", "avx2 RVMI VEX.L.66.0F3A.W0 02 /r ib", m.blend_by_immediate, "u32")
     wide("vpblendw", "w:v r:v r:v/m r:i8", "avx2 RVMI VEX.L.66.0F3A.WIG 0E /r ib", m.blend_by_immediate, "u16")
@@ -550,23 +578,27 @@ def _vector_integers() -> None:
 
 
 def _compares() -> None:
-    equal, greater = lambda a, b: a == b, lambda a, b: a > b  # noqa: E731
+    equal, greater = lambda a, b: a == b, lambda a, b: a > b
     for (letter, bits), eq, gt in zip(_LETTER_BITS, ("0F.WIG 74", "0F.WIG 75", "0F.WIG 76", "0F38.WIG 29"),
                                       ("0F.WIG 64", "0F.WIG 65", "0F.WIG 66", "0F38.WIG 37"), strict=True):
         feature = "avx512f" if bits >= 32 else "avx512bw"
         b = f"/b{bits}" if bits >= 32 else ""
         for mnemonic, code, operation in (("vpcmpeq", eq, equal), ("vpcmpgt", gt, greater)):
-            wide(mnemonic + letter, "w:v r:v r:v/m", f"avx2 RVM VEX.L.66.{code} /r", m.compare_lanes(operation), f"i{bits}")
+            wide(mnemonic + letter, "w:v r:v r:v/m", f"avx2 RVM VEX.L.66.{code} /r", m.compare_lanes(operation),
+                 f"i{bits}")
             short = code if bits < 32 else code.replace("WIG", "W1" if bits == 64 else "W0")
-            wide(f"{mnemonic}{letter}.k", f"w:k r:v r:v/m{b}", f"{feature} RVM EVEX.L.66.{short} /r", operation, f"i{bits}",
+            wide(f"{mnemonic}{letter}.k", f"w:k r:v r:v/m{b}", f"{feature} RVM EVEX.L.66.{short} /r", operation,
+                 f"i{bits}",
                  masking="k")
         w = "W1" if letter in "wq" else "W0"
         for sign, opcode in (("", "3F" if bits < 32 else "1F"), ("u", "3E" if bits < 32 else "1E")):
             wide(f"vpcmp{sign}{letter}", f"w:k r:v r:v/m{b} r:i8", f"{feature} RVMI EVEX.L.66.0F3A.{w} {opcode} /r ib",
                  m.compare_integers, f"{sign or 'i'}{bits}", masking="k")
-        for name, prefix, truth in (("vptestm", "66", lambda a, b: a & b != 0), ("vptestnm", "F3", lambda a, b: a & b == 0)):
+        for name, prefix, truth in (("vptestm", "66", lambda a, b: a & b != 0),
+                                    ("vptestnm", "F3", lambda a, b: a & b == 0)):
             wide(name + letter, f"w:k r:v r:v/m{b}",
-                 f"{feature} RVM EVEX.L.{prefix}.0F38.{w} {'26' if bits < 32 else '27'} /r", truth, f"u{bits}", masking="k")
+                 f"{feature} RVM EVEX.L.{prefix}.0F38.{w} {'26' if bits < 32 else '27'} /r", truth, f"u{bits}",
+                 masking="k")
 
 
 def _shifts() -> None:
@@ -583,7 +615,8 @@ def _shifts() -> None:
             wide(name + letter, f"w:v r:v r:x/m128.u{bits}", f"{vex}{feature} RVM EVEX.L.66.0F.{w} {codes[bits]} /r",
                  m.by_low_quadword(meaning), f"u{bits}")
             vex = "" if evex_only else f"avx2 VUI VEX.L.66.0F.WIG {group} /{digit} ib | "
-            wide(f"{name}{letter}.imm", f"w:v r:v/m{b} r:i8", f"{vex}{feature} VMI EVEX.L.66.0F.{w} {group} /{digit} ib",
+            wide(f"{name}{letter}.imm", f"w:v r:v/m{b} r:i8",
+                 f"{vex}{feature} VMI EVEX.L.66.0F.{w} {group} /{digit} ib",
                  meaning, f"u{bits}")
             w = "W0" if bits == 32 else "W1"
             vex = f"avx2 RVM VEX.L.66.0F38.{w} {variable[bits]} /r | " if bits > 16 and not evex_only else ""
@@ -597,8 +630,10 @@ def _shifts() -> None:
 # --- Vectors: between lanes -----------------------------------------------------------------------------------------
 
 def _shuffles() -> None:
-    for name, opcode, source, target in (("vpacksswb", "0F.WIG 63", "i16", "i8"), ("vpackuswb", "0F.WIG 67", "i16", "u8"),
-                                         ("vpackssdw", "0F.W0 6B", "i32", "i16"), ("vpackusdw", "0F38.W0 2B", "i32", "u16")):
+    for name, opcode, source, target in (("vpacksswb", "0F.WIG 63", "i16", "i8"),
+                                         ("vpackuswb", "0F.WIG 67", "i16", "u8"),
+                                         ("vpackssdw", "0F.W0 6B", "i32", "i16"),
+                                         ("vpackusdw", "0F38.W0 2B", "i32", "u16")):
         b = "/b32" if source == "i32" else ""
         wide(name, f"w:v.{target} r:v r:v/m{b}", f"avx2 RVM VEX.L.66.{opcode.replace('W0', 'WIG')} /r | "
              f"avx512bw RVM EVEX.L.66.{opcode} /r", m.pack(f"{target[0]}{int(target[1:]) // 8}"), source)
@@ -614,16 +649,19 @@ def _shuffles() -> None:
     wide("vpshufd", "w:v r:v/m/b32 r:i8", "avx2 RMI VEX.L.66.0F.WIG 70 /r ib | avx512f RMI EVEX.L.66.0F.W0 70 /r ib",
          m.shuffle_one, "u32")
     for name, prefix, is_high in (("vpshuflw", "F2", False), ("vpshufhw", "F3", True)):
-        wide(name, "w:v r:v/m r:i8", f"avx2 RMI VEX.L.{prefix}.0F.WIG 70 /r ib | avx512bw RMI EVEX.L.{prefix}.0F.WIG 70 /r ib",
+        wide(name, "w:v r:v/m r:i8",
+             f"avx2 RMI VEX.L.{prefix}.0F.WIG 70 /r ib | avx512bw RMI EVEX.L.{prefix}.0F.WIG 70 /r ib",
              m.shuffle_words(is_high), "u16")
-    wide("vpalignr", "w:v r:v r:v/m r:i8", "avx2 RVMI VEX.L.66.0F3A.WIG 0F /r ib | avx512bw RVMI EVEX.L.66.0F3A.WIG 0F /r ib",
+    wide("vpalignr", "w:v r:v r:v/m r:i8",
+         "avx2 RVMI VEX.L.66.0F3A.WIG 0F /r ib | avx512bw RVMI EVEX.L.66.0F3A.WIG 0F /r ib",
          m.align_bytes, "u8")
     for name, opcode, feature in (("vperm2f128", "06", "avx"), ("vperm2i128", "46", "avx2")):
         wide(name, "w:v r:v r:v/m r:i8", f"{feature} RVMI VEX.L.66.0F3A.W0 {opcode} /r ib", m.permute_halves, "u32",
              lengths=(256,))
     big = (256, 512)
     for name, opcode in (("vpermps", "16"), ("vpermd", "36")):
-        wide(name, "w:v r:v r:v/m/b32", f"avx2 RVM VEX.L.66.0F38.W0 {opcode} /r | avx512f RVM EVEX.L.66.0F38.W0 {opcode} /r",
+        wide(name, "w:v r:v r:v/m/b32",
+             f"avx2 RVM VEX.L.66.0F38.W0 {opcode} /r | avx512f RVM EVEX.L.66.0F38.W0 {opcode} /r",
              m.permute, "u32", lengths=big)
     for name, opcode, variable in (("vpermpd", "01", "16"), ("vpermq", "00", "36")):
         wide(f"{name}.imm", "w:v r:v/m/b64 r:i8",
@@ -637,11 +675,14 @@ def _shuffles() -> None:
             ("d", "W0", 32, "7E", "76", "avx512f"), ("q", "W1", 64, "7E", "76", "avx512f"),
             ("w", "W1", 16, "7D", "75", "avx512bw"), ("b", "W0", 8, "7D", "75", "avx512_vbmi")):
         b = f"/b{bits}" if bits >= 32 else ""
-        wide(f"vpermt2{suffix}", f"rw:v r:v r:v/m{b}", f"{feature} RVM EVEX.L.66.0F38.{w} {two} /r", m.permute_two, f"u{bits}")
-        wide(f"vpermi2{suffix}", f"rw:v r:v r:v/m{b}", f"{feature} RVM EVEX.L.66.0F38.{w} {into} /r", m.permute_two_index,
+        wide(f"vpermt2{suffix}", f"rw:v r:v r:v/m{b}", f"{feature} RVM EVEX.L.66.0F38.{w} {two} /r", m.permute_two,
+             f"u{bits}")
+        wide(f"vpermi2{suffix}", f"rw:v r:v r:v/m{b}", f"{feature} RVM EVEX.L.66.0F38.{w} {into} /r",
+             m.permute_two_index,
              f"u{bits}")
     for letter, w, bits in (("d", "W0", 32), ("q", "W1", 64)):
-        wide(f"valign{letter}", f"w:v r:v r:v/m/b{bits} r:i8", f"avx512f RVMI EVEX.L.66.0F3A.{w} 03 /r ib", m.align_lanes,
+        wide(f"valign{letter}", f"w:v r:v r:v/m/b{bits} r:i8", f"avx512f RVMI EVEX.L.66.0F3A.{w} 03 /r ib",
+             m.align_lanes,
              f"u{bits}")
     for kind, opcode in (("f", "23"), ("i", "43")):
         for part, w, bits in (("32x4", "W0", 32), ("64x2", "W1", 64)):
@@ -649,7 +690,8 @@ def _shuffles() -> None:
                  m.shuffle_128, f"u{bits}", lengths=big)
     for kind, insert, extract in (("f", 0x18, 0x19), ("i", 0x38, 0x39)):
         feature = "avx" if kind == "f" else "avx2"
-        wide(f"vinsert{kind}128", "w:v r:v r:x/m128 r:i8", f"{feature} RVMI VEX.L.66.0F3A.W0 {insert:X} /r ib", m.insert_part,
+        wide(f"vinsert{kind}128", "w:v r:v r:x/m128 r:i8", f"{feature} RVMI VEX.L.66.0F3A.W0 {insert:X} /r ib",
+             m.insert_part,
              "u32", lengths=(256,))
         wide(f"vextract{kind}128", "w:x/m128 r:v r:i8", f"{feature} MRI VEX.L.66.0F3A.W0 {extract:X} /r ib",
              m.extract_part(128), "u32", lengths=(256,))
@@ -658,9 +700,11 @@ def _shuffles() -> None:
             bits = int(part[:2]) * int(part[3])
             piece = f"{'x' if bits == 128 else 'y'}/m{bits}"
             lengths = big if bits == 128 else (512,)
-            wide(f"vinsert{kind}{part}", f"w:v r:v r:{piece} r:i8", f"{feature} RVMI EVEX.L.66.0F3A.{w} {insert + offset:X} /r ib",
+            wide(f"vinsert{kind}{part}", f"w:v r:v r:{piece} r:i8",
+                 f"{feature} RVMI EVEX.L.66.0F3A.{w} {insert + offset:X} /r ib",
                  m.insert_part, f"u{part[:2]}", lengths=lengths)
-            wide(f"vextract{kind}{part}", f"w:{piece} r:v r:i8", f"{feature} MRI EVEX.L.66.0F3A.{w} {extract + offset:X} /r ib",
+            wide(f"vextract{kind}{part}", f"w:{piece} r:v r:i8",
+                 f"{feature} MRI EVEX.L.66.0F3A.{w} {extract + offset:X} /r ib",
                  m.extract_part(bits), f"u{part[:2]}", lengths=lengths)
     for letter, bits, extract_code, insert_code, feature in (
             ("b", 8, "0F3A.{W} 14", "0F3A.{W} 20", "avx512bw"), ("d", 32, "0F3A.W0 16", "0F3A.W0 22", "avx512dq"),
@@ -669,26 +713,33 @@ def _shuffles() -> None:
         vex_i, evex_i = insert_code.replace("{W}", "W0"), insert_code.replace("{W}", "WIG")
         general = f"r{max(32, bits)}/m{bits}"
         row(f"vpextr{letter}", f"w:{general} r:x r:i8",
-            f"avx MRI VEX.128.66.{vex_x} /r ib | {feature} MRI EVEX.L0.66.{evex_x} /r ib", m.extract_lane, dtype=f"u{bits}",
+            f"avx MRI VEX.128.66.{vex_x} /r ib | {feature} MRI EVEX.L0.66.{evex_x} /r ib", m.extract_lane,
+            dtype=f"u{bits}",
             length=128)
         row(f"vpinsr{letter}", f"w:x r:x r:{general} r:i8",
-            f"avx RVMI VEX.128.66.{vex_i} /r ib | {feature} RVMI EVEX.L0.66.{evex_i} /r ib", m.insert_lane, dtype=f"u{bits}",
+            f"avx RVMI VEX.128.66.{vex_i} /r ib | {feature} RVMI EVEX.L0.66.{evex_i} /r ib", m.insert_lane,
+            dtype=f"u{bits}",
             length=128)
     row("vpextrw", "w:r32/m16 r:x r:i8",
         "avx RUI VEX.128.66.0F.W0 C5 /r ib | avx mRI VEX.128.66.0F3A.W0 15 /r ib | "
-        "avx512bw RUI EVEX.L0.66.0F.WIG C5 /r ib | avx512bw mRI EVEX.L0.66.0F3A.WIG 15 /r ib", m.extract_lane, dtype="u16",
+        "avx512bw RUI EVEX.L0.66.0F.WIG C5 /r ib | avx512bw mRI EVEX.L0.66.0F3A.WIG 15 /r ib", m.extract_lane,
+        dtype="u16",
         length=128)
-    row("vpinsrw", "w:x r:x r:r32/m16 r:i8", "avx RVMI VEX.128.66.0F.W0 C4 /r ib | avx512bw RVMI EVEX.L0.66.0F.WIG C4 /r ib",
+    row("vpinsrw", "w:x r:x r:r32/m16 r:i8",
+        "avx RVMI VEX.128.66.0F.W0 C4 /r ib | avx512bw RVMI EVEX.L0.66.0F.WIG C4 /r ib",
         m.insert_lane, dtype="u16", length=128)
     for kind, bits, w in (("ps", 32, "W0"), ("pd", 64, "W1")):
-        wide(f"vcompress{kind}", "w:v/m r:v", f"avx512f MR EVEX.L.66.0F38.{w} 8A /r", m.copy, f"u{bits}", disp8_bits=bits,
+        wide(f"vcompress{kind}", "w:v/m r:v", f"avx512f MR EVEX.L.66.0F38.{w} 8A /r", m.copy, f"u{bits}",
+             disp8_bits=bits,
              packing="compress")
         wide(f"vexpand{kind}", "w:v r:v/m", f"avx512f RM EVEX.L.66.0F38.{w} 88 /r", m.copy, f"u{bits}", disp8_bits=bits,
              packing="expand")
     for letter, bits, w in (("d", 32, "W0"), ("q", 64, "W1")):
-        wide(f"vpcompress{letter}", "w:v/m r:v", f"avx512f MR EVEX.L.66.0F38.{w} 8B /r", m.copy, f"u{bits}", disp8_bits=bits,
+        wide(f"vpcompress{letter}", "w:v/m r:v", f"avx512f MR EVEX.L.66.0F38.{w} 8B /r", m.copy, f"u{bits}",
+             disp8_bits=bits,
              packing="compress")
-        wide(f"vpexpand{letter}", "w:v r:v/m", f"avx512f RM EVEX.L.66.0F38.{w} 89 /r", m.copy, f"u{bits}", disp8_bits=bits,
+        wide(f"vpexpand{letter}", "w:v r:v/m", f"avx512f RM EVEX.L.66.0F38.{w} 89 /r", m.copy, f"u{bits}",
+             disp8_bits=bits,
              packing="expand")
 
 
@@ -722,13 +773,16 @@ def _masks() -> None:
         row(f"kmov{letter}.to_mask", f"w:k r:{register}", f"{feature} RU VEX.L0.{general} 92 /r", m.low_bits(size))
         row(f"kmov{letter}.from_mask", f"w:{register} r:k", f"{feature} RU VEX.L0.{general} 93 /r", m.low_bits(size))
         for mnemonic, opcode, operation in (
-                ("kand", "41", lambda a, b: a & b), ("kandn", "42", lambda a, b: ~a & b), ("kor", "45", lambda a, b: a | b),
+                ("kand", "41", lambda a, b: a & b), ("kandn", "42", lambda a, b: ~a & b),
+                ("kor", "45", lambda a, b: a | b),
                 ("kxnor", "46", lambda a, b: ~(a ^ b)), ("kxor", "47", lambda a, b: a ^ b),
                 ("kadd", "4A", lambda a, b: a + b)):
             needed = "avx512dq" if mnemonic == "kadd" and size == 16 else feature
-            row(mnemonic + letter, "w:k r:k r:k", f"{needed} RVU VEX.L1.{code} {opcode} /r", m.mask_binary(operation, size))
+            row(mnemonic + letter, "w:k r:k r:k", f"{needed} RVU VEX.L1.{code} {opcode} /r",
+                m.mask_binary(operation, size))
         row(f"knot{letter}", "w:k r:k", f"{feature} RU VEX.L0.{code} 44 /r", m.mask_invert(size))
-        row(f"kortest{letter}", "r:k r:k", f"{feature} RU VEX.L0.{code} 98 /r", m.mask_test_zero(size), flags_written=FLAGS)
+        row(f"kortest{letter}", "r:k r:k", f"{feature} RU VEX.L0.{code} 98 /r", m.mask_test_zero(size),
+            flags_written=FLAGS)
         row(f"ktest{letter}", "r:k r:k", f"{'avx512dq' if size == 16 else feature} RU VEX.L0.{code} 99 /r",
             m.mask_test_common(size), flags_written=FLAGS)
         w = "W1" if letter in "wq" else "W0"
@@ -744,12 +798,13 @@ def _masks() -> None:
         feature, w = ("avx512dq" if bits >= 32 else "avx512bw"), ("W1" if letter in "wq" else "W0")
         to_vector, to_mask = ("38", "39") if bits >= 32 else ("28", "29")
         wide(f"vpmovm2{letter}", "w:v r:k", f"{feature} RU EVEX.L.F3.0F38.{w} {to_vector} /r",
-             lambda length, bits=bits: m.from_mask(length // bits, bits), f"u{bits}", masking="",  # type: ignore[misc]
+             lambda length, bits=bits: m.from_mask(length // bits, bits), f"u{bits}", masking="",
              by_length=True)
         wide(f"vpmov{letter}2m", "w:k r:v", f"{feature} RU EVEX.L.F3.0F38.{w} {to_mask} /r", m.top_bit, f"u{bits}",
              masking="")
 
 
-for _family in (_integer_arithmetic, _integer_moves, _control, _system, _moves, _broadcasts, _float_arithmetic, _float_rest,
+for _family in (_integer_arithmetic, _integer_moves, _control, _system, _moves, _broadcasts, _float_arithmetic,
+                _float_rest,
                 _conversions, _vector_integers, _compares, _shifts, _shuffles, _gathers, _masks):
     _family()

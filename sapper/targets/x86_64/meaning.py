@@ -205,6 +205,8 @@ def fma(negate_ab: bool = False, negate_c: bool = False) -> Meaning:
                     result[i] = round_to_f32(exact)
                 else:
                     result[i] = round_to_f64(exact)
+            # A product that only overflows when it is rounded alone must not turn an infinite addend into a NaN.
+            result = np.where(np.isfinite(left) & np.isfinite(b) & np.isinf(right), right, result)
             return nan_rule(result, a, b, c)
     return compute
 
@@ -647,8 +649,9 @@ def _rounded_at(a: Array, imm: int, places: int) -> Array:
     """`a` rounded to a multiple of 2**-places, exactly (extended precision has the exponent range for it)."""
     rounding = _ROUNDINGS[0 if imm & 4 else imm & 3]
     scale = np.longdouble(2) ** places
-    exact = rounding(a.astype(np.longdouble) * scale) / scale
-    return np.copysign(exact, a.astype(np.longdouble)).astype(a.dtype)
+    with np.errstate(all="ignore"):
+        exact = rounding(a.astype(np.longdouble) * scale) / scale
+        return np.copysign(exact, a.astype(np.longdouble)).astype(a.dtype)
 
 
 def float_round(a: Array, imm: int) -> Array:
@@ -662,12 +665,23 @@ def round_scale(a: Array, imm: int) -> Array:
 
 
 def reduce(a: Array, imm: int) -> Array:
-    """vreduceps: what `round_scale` leaves; 0 for infinities."""
+    """vreduceps: what `round_scale` leaves, itself rounded as `imm` says; 0 for infinities."""
+    mode = 0 if imm & 4 else imm & 3
     with np.errstate(all="ignore"):
-        rest = (a.astype(np.longdouble) - _rounded_at(a, imm, imm >> 4 & 15).astype(np.longdouble)).astype(a.dtype)
-    rest = np.where(np.isinf(a), a.dtype.type(0), rest)
-    zero = a.dtype.type(-0.0 if not imm & 4 and imm & 3 == 1 else 0.0)
-    return nan_rule(np.where(rest == 0, zero, rest), a)
+        x, y = a.astype(np.longdouble), -_rounded_at(a, imm, imm >> 4 & 15).astype(np.longdouble)
+        total = x + y
+        part = total - x
+        lost = (x - (total - part)) + (y - part)  # total + lost is exact
+        rest = total.astype(a.dtype)
+        over, under = rest - total, lost
+        above = (over > 0) | (over == 0) & (under < 0)
+        below = (over < 0) | (over == 0) & (under > 0)
+        down = above if mode == 1 else above & (rest > 0) if mode == 3 else np.zeros(len(a), bool)
+        up = below if mode == 2 else below & (rest < 0) if mode == 3 else np.zeros(len(a), bool)
+        rest = np.where(down, np.nextafter(rest, a.dtype.type(-np.inf)), rest)
+        rest = np.where(up, np.nextafter(rest, a.dtype.type(np.inf)), rest)
+    rest = np.where(rest == 0, a.dtype.type(-0.0 if mode == 1 else 0.0), rest)
+    return nan_rule(np.where(np.isinf(a), a.dtype.type(0), rest), a)
 
 
 def get_exponent(a: Array) -> Array:
@@ -680,13 +694,13 @@ def get_exponent(a: Array) -> Array:
 def get_mantissa(a: Array, imm: int) -> Array:
     """vgetmantps: the mantissa in the interval imm[1:0], its sign by imm[3:2]."""
     interval, sign = imm & 3, imm >> 2 & 3
-    fraction, exponent = np.frexp(np.abs(a))
+    fraction, exponent = np.frexp(np.where(np.isnan(a), a.dtype.type(1), np.abs(a)))
     fraction, exponent = fraction * a.dtype.type(2), exponent - 1  # fraction in [1, 2)
     half = (np.zeros(len(a), bool), exponent % 2 != 0, np.ones(len(a), bool), fraction >= 1.5)[interval]
     special = (a == 0) | np.isinf(a)
     out = np.where(special, a.dtype.type(1), np.where(half, fraction / 2, fraction)).astype(a.dtype)
     negative = np.signbit(a)
-    out = np.where(negative & (sign == 0), -out, out)
+    out = np.where(negative & (sign & 1 == 0), -out, out)
     if sign & 2:
         out = np.where(negative & (a != 0), a.dtype.type(np.nan), out)
     return nan_rule(np.where(np.isnan(a), a, out), a)
@@ -717,6 +731,11 @@ def reciprocal_sqrt(a: Array) -> Array:
     """The exact value that vrsqrt14ps approximates."""
     with np.errstate(all="ignore"):
         return nan_rule((1 / np.sqrt(a.astype(np.longdouble))).astype(a.dtype), a)
+
+
+def estimate(meaning: Meaning) -> Meaning:
+    """vrcpps, vrsqrtps: denormal inputs count as zeros."""
+    return lambda a: meaning(np.where(np.isnan(a), a, flush(a)))
 
 
 def to_integer(dtype: str, truncate: bool) -> Meaning:
@@ -768,9 +787,10 @@ def float_to_half(a: Array, imm: int) -> Array:
         near = a.astype(np.float16)
         mode = 0 if imm & 4 else imm & 3
         wide = near.astype(np.float32)
-        down = {1: wide > a, 2: np.zeros(len(a), bool), 3: (wide > a) & (a > 0)}.get(mode)
-        up = {1: np.zeros(len(a), bool), 2: wide < a, 3: (wide < a) & (a < 0)}.get(mode)
-        if down is not None:
+        none = np.zeros(len(a), bool)
+        if mode:
+            down = (wide > a) & ((a > 0) | (mode != 3)) if mode != 2 else none
+            up = (wide < a) & ((a < 0) | (mode != 3)) if mode != 1 else none
             near = np.where(down, np.nextafter(near, np.float16(-np.inf)), near)
             near = np.where(up, np.nextafter(near, np.float16(np.inf)), near)
             near = np.copysign(near, a.astype(np.float16))
@@ -856,7 +876,7 @@ def low_bits(size: int) -> Meaning:
 
 
 def test_vector(signs_of: int) -> Meaning:
-    """vptest (signs_of 0) and vtestps, vtestpd (sign bits of lanes of so many bits): z if a & b is 0, c if ~a & b is."""
+    """vptest (signs_of 0), vtestps, vtestpd (sign bits of lanes of so many bits): z if a & b is 0, c if ~a & b is."""
     def compute(a: Array, b: Array) -> dict[str, int]:
         both, rest = a & b, ~a & b
         if signs_of:
@@ -1057,3 +1077,104 @@ def bit_test(size: int) -> Meaning:
 
 def swap_bytes(size: int) -> Meaning:
     return lambda a: int.from_bytes(a.to_bytes(size // 8, "little"), "big")
+
+
+# --- Running a row ------------------------------------------------------------------------------------------------
+
+def _read(operand: Any, raw: Any) -> Any:
+    """An operand's raw value (bytes of a vector or of memory, or an int) as its meaning takes it."""
+    if not isinstance(raw, np.ndarray):
+        return raw
+    if operand.index_bits == 0 and operand.memory_bits:
+        size_bytes = operand.memory_bits // 8
+        if len(raw) > size_bytes:
+            raw = raw[:size_bytes]
+        elif operand.broadcast_bits and len(raw) == operand.broadcast_bits // 8:
+            raw = np.tile(raw, size_bytes // len(raw))
+    if operand.kind == "gpr" or operand.kind == "mask":
+        return int.from_bytes(raw.tobytes(), "little")
+    return raw.view(f"{operand.dtype[0]}{int(operand.dtype[1:]) // 8}") if operand.dtype else \
+        int.from_bytes(raw.tobytes(), "little")
+
+
+def _lanes_on(mask: int, lanes: int) -> Array:
+    return np.array([mask >> i & 1 for i in range(lanes)], bool)
+
+
+def _merge(row: Any, result: Array, old: Array, first: Any, mask: int, zeroing: bool) -> Array:
+    """`result` under the opmask. old: lanes of the destination before, at least as many."""
+    lanes = len(result)
+    if row.packing:
+        on = _lanes_on(mask, lanes)
+        out = np.zeros_like(result) if zeroing else old[:lanes].copy()
+        if row.packing == "compress":
+            out[:on.sum()] = result[on]
+        else:
+            out[on] = result[:on.sum()]
+        return out
+    if row.scalar:
+        if mask & 1:
+            return result
+        out = result.copy()
+        out[0] = 0 if zeroing else old[0]
+        return out
+    off = np.zeros_like(result) if zeroing else (first if row.blend else old)[:lanes]
+    # Through the bits, so that a NaN keeps its payload.
+    bits = f"u{result.itemsize}"
+    return np.where(_lanes_on(mask, lanes), result.view(bits), off.view(bits)).view(result.dtype)
+
+
+def execute(
+    row: Any,
+    operands: list[Any],
+    in_memory: tuple[bool, ...],
+    mask: int | None = None,
+    zeroing: bool = False,
+    flags: dict[str, int] | None = None,
+    implicit: tuple[int, ...] = (),
+) -> tuple[list[Any], list[int], dict[str, int], int | None]:
+    """Run a row's meaning, opmask included.
+
+    operands: one raw value for each explicit operand, before the instruction: uint8 arrays (a whole vector register of
+        the operand's bits, the bytes of memory, one broadcast element, or the gathered elements), ints for general
+        registers, masks and immediates. in_memory: which of them are memory. implicit: of `row.implicit_reads`.
+    Returns (operands afterwards, values of `row.implicit_writes`, defined flags written, opmask afterwards).
+    Raises ValueError for a row without a meaning, OverflowError where the processor would trap.
+    """
+    if row.meaning is None:
+        raise ValueError(f"row {row.name}: found no meaning; expected a row that computes values")
+    specs = row.operands
+    reads = [_read(o, v) for o, v in zip(specs, operands, strict=True) if o.reads or o.role == "a"]
+    if row.flags_read:
+        reads.append(flags)
+    result = row.meaning(*reads, *implicit)
+    values: list[Any] = list(result) if isinstance(result, tuple) else [result]
+    written_flags = values.pop() if values and isinstance(values[-1], dict) else {}
+    after = list(operands)
+    for position, operand in enumerate(specs):
+        if not operand.writes:
+            continue
+        value = values.pop(0)
+        if operand.kind == "mask" and not in_memory[position]:
+            after[position] = (pack_bits(value) if isinstance(value, np.ndarray) else int(value)) \
+                & (-1 if mask is None else mask) & ((1 << 64) - 1)
+        elif operand.kind == "gpr" and not in_memory[position]:
+            after[position] = int(value) & ((1 << operand.bits) - 1)
+        elif not isinstance(value, np.ndarray):
+            size_bytes = operand.memory_bits // 8
+            number = int(value) & ((1 << operand.memory_bits) - 1)
+            after[position] = np.frombuffer(number.to_bytes(size_bytes, "little"), np.uint8)
+        else:
+            old = operands[position]
+            value = np.ascontiguousarray(value)
+            if in_memory[position]:
+                value = value[:len(old) // value.itemsize]
+            if mask is not None:
+                view = old[:len(old) // value.itemsize * value.itemsize].view(value.dtype)
+                value = _merge(row, value, view, reads[0] if row.blend else None, mask, zeroing)
+            raw = value.view(np.uint8)
+            size_bytes = len(old) if in_memory[position] else operand.bits // 8
+            out = np.zeros(size_bytes, np.uint8)
+            out[:min(len(raw), size_bytes)] = raw[:size_bytes]
+            after[position] = out
+    return after, [int(v) for v in values], written_flags, 0 if row.masking == "required" and mask is not None else mask

@@ -11,8 +11,8 @@ _LEGACY = ("ax", "cx", "dx", "bx", "sp", "bp", "si", "di")
 GPR_NAMES: dict[int, tuple[str, ...]] = {
     64: tuple(f"r{n}" for n in _LEGACY) + tuple(f"r{n}" for n in range(8, 16)),
     32: tuple(f"e{n}" for n in _LEGACY) + tuple(f"r{n}d" for n in range(8, 16)),
-    16: _LEGACY + tuple(f"r{n}w" for n in range(8, 16)),
-    8: ("al", "cl", "dl", "bl", "spl", "bpl", "sil", "dil") + tuple(f"r{n}b" for n in range(8, 16)),
+    16: (*_LEGACY, *(f"r{n}w" for n in range(8, 16))),
+    8: ("al", "cl", "dl", "bl", "spl", "bpl", "sil", "dil", *(f"r{n}b" for n in range(8, 16))),
 }
 VEC_NAMES: dict[int, tuple[str, ...]] = {
     bits: tuple(f"{letter}mm{n}" for n in range(32)) for bits, letter in ((128, "x"), (256, "y"), (512, "z"))

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 _NAMED_REGISTERS = {
@@ -79,7 +79,7 @@ def _part_bits(letter: str, length: int) -> int:
     return length // _PARTS[letter]
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse_operands(text: str, length: int, dtype: str) -> tuple[Operand, ...]:
     """The operands that `text` (see the head of the file) stands for in a row of `length` bits."""
     operands = []
@@ -158,7 +158,7 @@ _PREFIXES = {"NP": 0, "66": 0x66, "F3": 0xF3, "F2": 0xF2}
 _LENGTH_CODES = {"128": 0, "L0": 0, "LZ": 0, "LIG": 0, "256": 1, "L1": 1, "512": 2}
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse_encoding(text: str) -> Encoding:
     """`features LETTERS manual-text` taken apart."""
     feature_text, letters, rest = text.split(" ", 2)
@@ -230,9 +230,31 @@ class Row:
     packing: "compress" or "expand": the opmask chooses lanes, which lie side by side in the destination or source.
     """
 
-    __slots__ = ("name", "mnemonic", "length", "masking", "meaning", "control", "flags_read", "flags_written",
-                 "implicit_reads", "implicit_writes", "side_effects", "tolerance", "disp8_bits", "scalar",
-                 "blend", "packing", "_operand_text", "_encoding_texts", "_dtype", "_operands", "_encodings", "plans", "cost")
+    __slots__ = (
+        "_dtype",
+        "_encoding_texts",
+        "_encodings",
+        "_operand_text",
+        "_operands",
+        "blend",
+        "control",
+        "cost",
+        "disp8_bits",
+        "flags_read",
+        "flags_written",
+        "implicit_reads",
+        "implicit_writes",
+        "length",
+        "masking",
+        "meaning",
+        "mnemonic",
+        "name",
+        "packing",
+        "plans",
+        "scalar",
+        "side_effects",
+        "tolerance",
+    )
 
     def __init__(
         self,

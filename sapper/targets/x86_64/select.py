@@ -842,6 +842,7 @@ def _rounding(mode: int) -> Rule:
 
 
 def scale_exponent(s: Any, op: Op) -> None:
+    """VSCALEF, which is the op but for a NaN times an infinite power (SDM volume 2: infinity or 0)."""
     a, n = op.operands
     dtype = dtype_of(a)
     bits = bits_of(s, dtype)
@@ -883,9 +884,13 @@ def scale_exponent(s: Any, op: Op) -> None:
         s.emit(f"vadd{suffix}.{bits}", factor, part, constant(magic))
         s.emit(f"vpsll{letter}.imm.{bits}", factor, factor, fraction)
         s.emit(f"vmul{suffix}.{bits}", product, row if number == 0 else product, factor)
-    unordered = s.new("vec")
-    s.emit(f"vcmp{suffix}.{bits}", unordered, power, power, 3)
-    s.emit(f"vor{suffix}.{bits}", s.define(op.results[0]), product, unordered)
+    # Where n is infinite or NaN: a * max(0, n), that is a times infinity, 0 or NaN.
+    special, infinite = s.new("vec"), s.new("vec")
+    s.emit(f"vsub{suffix}.{bits}", infinite, power, power)
+    s.emit(f"vcmp{suffix}.{bits}", infinite, infinite, infinite, 3)
+    s.emit(f"vmax{suffix}.{bits}", special, s.constant(_ZERO4), power)
+    s.emit(f"vmul{suffix}.{bits}", special, special, row)
+    s.emit(f"vblendv{suffix}.{bits}", s.define(op.results[0]), product, special, infinite)
 
 
 def _float_key(dtype: DType, number: float) -> Key:
@@ -1090,12 +1095,39 @@ def lanes_in(s: Any, registers: list[Any], size: int, into: Any) -> None:
 
 
 def _divide_lanes(s: Any, result: Value, dividend: Any, divisor: Any, bits: int, remainder: bool) -> None:
-    """i64: no float is wide enough, so one lane after the other."""
-    del bits
-    made = []
-    for a, b in zip(lanes_out(s, dividend, 8), lanes_out(s, divisor, 8)):
-        made.append(divide_scalars(s, a, b, None)[int(remainder)])
-    lanes_in(s, made, 8, s.define(result))
+    """i64: no float is wide enough, so one lane after the other.
+
+    idiv traps for a divisor 0, which a lane that nobody will look at may have, and for -2**63 / -1: both divisors are
+    replaced by 1, and a quotient by -1 negated."""
+    parts = []
+    per = 2
+    for row_a, row_b in zip(quarters(s, dividend, bits), quarters(s, divisor, bits)):
+        part = s.new("vec")
+        for number in range(per):
+            a, b, above, safe = s.new("gpr"), s.new("gpr"), s.new("gpr"), s.new("gpr")
+            if number == 0:
+                s.emit("vmovq.from_vec", a, row_a)
+                s.emit("vmovq.from_vec", b, row_b)
+            else:
+                s.emit("vpextrq", a, row_a, number)
+                s.emit("vpextrq", b, row_b, number)
+            s.emit("lea.64", above, s.memory(b, disp=1))
+            s.emit("mov.32", safe, 1)
+            s.emit("cmp.64", above, 1)
+            s.emit("cmova.64", safe, b)
+            made = divide_scalars(s, a, safe, None)[int(remainder)]
+            if not remainder:
+                negated = s.new("gpr")
+                s.emit("mov.64", negated, made)
+                s.emit("neg.64", negated)
+                s.emit("cmp.64", b, -1)
+                s.emit("cmove.64", made, negated)
+            if number == 0:
+                s.emit("vmovq.to_vec", part, made)
+            else:
+                s.emit("vpinsrq", part, part, made, number)
+        parts.append(part)
+    join(s, parts, s.define(result))
 
 
 # --- Masks -----------------------------------------------------------------------------------------------------------
@@ -1685,7 +1717,7 @@ def store(s: Any, op: Op) -> None:
     elif size_bits >= 128:
         s.emit(f"vmovntps.{size_bits}" if streaming else f"vmovups.{size_bits}", memory, made)
     else:
-        s.emit("vmovq.from_vec" if size_bits == 64 else "vmovd.from_vec", memory, made)
+        s.emit("vmovq" if size_bits == 64 else "vmovd.from_vec", memory, made)
 
 
 def store_lane0(s: Any, op: Op) -> None:
@@ -1694,7 +1726,7 @@ def store_lane0(s: Any, op: Op) -> None:
     memory = s.address(op, 1)
     row = s.vector(value)
     if dtype.name in FOLDED_DTYPES:
-        s.emit("vmovd.from_vec" if dtype.bits == 32 else "vmovq.from_vec", memory, row)
+        s.emit("vmovd.from_vec" if dtype.bits == 32 else "vmovq", memory, row)
     elif dtype.name in ("bf16", "f16"):
         s.emit("vpextrw", memory, narrow(s, dtype.name, row), 0)
     else:

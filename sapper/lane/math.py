@@ -1,0 +1,446 @@
+"""Writes the mathematical row ops as basic ones, for targets that have no instruction for them.
+
+Enters: a lane function and the set of op names that the target has. Leaves: the same function without exp, exp2, log,
+log2, tanh, sigmoid, erf, sin, cos, rsqrt, scale_exponent, round, floor, ceil and trunc, save those in the set. Holds:
+results keep their values and places; errors and special values are as docs/math.md says, for f32 and f64 rows. `fma`
+and the other arithmetic ops are taken to be there.
+
+Constants are `splat_const` ops at the head of the function, each value once, so loops keep them out of their bodies.
+The polynomials are in sapper/lane/polynomials.py, fitted by tools/fit_polynomials.py.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+
+from ..ir.nodes import Block, Function, Location, Op, Value
+from ..ir.types import MASK, ROW_F32, ROW_F64, ROW_I32, ROW_I64, RowType
+from . import polynomials
+
+EXPANDABLE = frozenset({
+    "exp", "exp2", "log", "log2", "tanh", "sigmoid", "erf", "sin", "cos", "rsqrt", "scale_exponent", "round", "floor",
+    "ceil", "trunc",
+})
+"""The ops that expand_math can do without."""
+
+
+class _Format:
+    """What the expansions need to know of f32 or f64."""
+
+    def __init__(self, row: RowType, bits_row: RowType, suffix: str, mantissa_bits: int, bias: int) -> None:
+        self.row = row
+        self.bits_row = bits_row
+        self.mantissa_bits = mantissa_bits
+        self.bias = bias
+        width = row.dtype.bits
+        self.sign_bit = -(1 << (width - 1))
+        self.magic = 1.5 * 2.0**mantissa_bits
+        """Adding it rounds |x| < 2**(mantissa_bits - 1) to an integer, which the low bits of the sum then hold."""
+        self.least_normal = 2.0 ** (1 - bias)
+        self.is_f32 = mantissa_bits == 23
+        for name in ("EXPM1", "EXP2", "SIN", "COS", "ERF_SMALL", "ERF_LARGE"):
+            setattr(self, name.lower(), getattr(polynomials, f"{name}_{suffix}"))
+        # exp: below `exp_low` it rounds to 0, above `exp_high` it overflows.
+        self.exp_low, self.exp_high = (-104.0, 89.0) if self.is_f32 else (-746.0, 710.0)
+        self.exp2_low, self.exp2_high = (-151.0, 129.0) if self.is_f32 else (-1076.0, 1025.0)
+        self.tanh_limit = 9.1 if self.is_f32 else 19.1
+        self.erf_split, self.erf_limit = 1.0, (4.0 if self.is_f32 else 6.0)
+
+    expm1: tuple[float, ...]
+    exp2: tuple[float, ...]
+    sin: tuple[float, ...]
+    cos: tuple[float, ...]
+    erf_small: tuple[float, ...]
+    erf_large: tuple[float, ...]
+
+
+_FORMATS = {
+    ROW_F32: _Format(ROW_F32, ROW_I32, "F32", 23, 127),
+    ROW_F64: _Format(ROW_F64, ROW_I64, "F64", 52, 1023),
+}
+
+
+# Cody and Waite, "Software Manual for the Elementary Functions", 1980: x - n ln 2 without cancellation error, as
+# n has at most 8 (11) bits and the first part leaves as many free. pi / 2 has full-width parts, whose products fma
+# forms exactly; three of them reach |x| of some 1e5 in f32.
+_LN2_PARTS = {ROW_F32: polynomials.LN2_F32, ROW_F64: polynomials.LN2_F64}
+_HALF_PI_PARTS = {ROW_F32: polynomials.HALF_PI_F32, ROW_F64: polynomials.HALF_PI_F64}
+
+
+class _Emitter:
+    """Emits ops in place of one, for rows of one format."""
+
+    __slots__ = ("constants", "format", "head", "legal", "location", "ops")
+
+    def __init__(self, legal: frozenset[str]) -> None:
+        self.legal = legal
+        self.ops: list[Op] = []
+        self.head: list[Op] = []
+        self.constants: dict[tuple[bytes, RowType], Value] = {}
+        self.format = _FORMATS[ROW_F32]
+        self.location: Location | None = None
+
+    # Building blocks.
+
+    def emit(self, name: str, operands: list[Value], type: RowType, **attributes: object) -> Value:
+        op = Op(name, operands, (type,), attributes, None, self.location)
+        self.ops.append(op)
+        return op.results[0]
+
+    def row(self, name: str, *operands: Value) -> Value:
+        """A row op of the format, expanded in its turn if the target lacks it."""
+        if name in EXPANDABLE and name not in self.legal:
+            return _EXPANSIONS[name](self, *operands)
+        return self.emit(name, list(operands), self.format.row)
+
+    def constant(self, value: float) -> Value:
+        return self.pooled(float(value), struct.pack("<d", value), self.format.row)
+
+    def bits_constant(self, value: int) -> Value:
+        return self.pooled(value, value.to_bytes(9, "little", signed=True), self.format.bits_row)
+
+    def pooled(self, value: float | int, key: bytes, type: RowType) -> Value:
+        found = self.constants.get((key, type))
+        if found is None:
+            op = Op("splat_const", [], (type,), {"value": value})
+            self.head.append(op)
+            found = self.constants[(key, type)] = op.results[0]
+        return found
+
+    def add(self, a: Value, b: Value) -> Value:
+        return self.emit("add", [a, b], self.format.row)
+
+    def sub(self, a: Value, b: Value) -> Value:
+        return self.emit("sub", [a, b], self.format.row)
+
+    def mul(self, a: Value, b: Value) -> Value:
+        return self.emit("mul", [a, b], self.format.row)
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        return self.emit("fma", [a, b, c], self.format.row)
+
+    def to_bits(self, a: Value) -> Value:
+        return self.emit("bitcast", [a], self.format.bits_row)
+
+    def from_bits(self, a: Value) -> Value:
+        return self.emit("bitcast", [a], self.format.row)
+
+    def bits(self, name: str, a: Value, b: Value) -> Value:
+        return self.emit(name, [a, b], self.format.bits_row)
+
+    def shift(self, name: str, a: Value, amount: int) -> Value:
+        return self.emit(name, [a], self.format.bits_row, amount=amount)
+
+    def compare(self, cond: str, a: Value, b: Value) -> Value:
+        op = Op("cmp", [a, b], (MASK,), {"cond": cond}, None, self.location)
+        self.ops.append(op)
+        return op.results[0]
+
+    def select(self, mask: Value, a: Value, b: Value) -> Value:
+        return self.emit("select", [mask, a, b], self.format.row)
+
+    def polynomial(self, x: Value, coefficients: tuple[float, ...]) -> Value:
+        """sum(c[k] * x**k), by Horner's rule."""
+        value = self.constant(coefficients[-1])
+        for c in reversed(coefficients[:-1]):
+            value = self.fma(value, x, self.constant(c))
+        return value
+
+    def copy_sign(self, magnitude: Value, sign: Value) -> Value:
+        """A magnitude >= +0 (or NaN) with the sign of another value."""
+        bit = self.bits("and", self.to_bits(sign), self.bits_constant(self.format.sign_bit))
+        return self.from_bits(self.bits("or", self.to_bits(magnitude), bit))
+
+    def negative(self, a: Value) -> Value:
+        """-|a|, in one instruction."""
+        return self.from_bits(self.bits("or", self.to_bits(a), self.bits_constant(self.format.sign_bit)))
+
+    def scale_near_one(self, a: Value, n: Value) -> Value:
+        """a * 2**n, rounded once, for 0.5 <= a <= 2 and an integer n with |n| < 2 * bias.
+
+        2**n is two powers whose exponents are half of n, so that only the second product can round or overflow. A
+        power of two comes from adding magic + bias, which leaves n + bias in the low bits, and shifting these into
+        the exponent.
+        """
+        if "scale_exponent" in self.legal:
+            return self.emit("scale_exponent", [a, n], self.format.row)
+        f = self.format
+        magic = self.constant(f.magic + f.bias)
+        halved = self.fma(n, self.constant(0.5), magic)
+        first = self.from_bits(self.shift("shl", self.to_bits(halved), f.mantissa_bits))
+        other = self.add(self.sub(n, self.sub(halved, magic)), magic)
+        second = self.from_bits(self.shift("shl", self.to_bits(other), f.mantissa_bits))
+        return self.mul(self.mul(a, first), second)
+
+    def power_of_two(self, n: Value) -> Value:
+        """2**n for an integer n, 1 - bias <= n <= bias."""
+        f = self.format
+        return self.from_bits(self.shift("shl", self.to_bits(self.add(n, self.constant(f.magic + f.bias))),
+                                         f.mantissa_bits))
+
+    def reduce_exp(self, x: Value) -> tuple[Value, Value]:
+        """n and r with x = n ln 2 + r, |r| <= ln(2) / 2."""
+        high, low = _LN2_PARTS[self.format.row]
+        n = self.row("round", self.mul(x, self.constant(1 / math.log(2))))
+        r = self.fma(n, self.constant(-high), x)
+        return n, self.fma(n, self.constant(-low), r)
+
+    def exp_reduced(self, x: Value) -> Value:
+        """e**x for exp_low <= x <= exp_high or NaN."""
+        n, r = self.reduce_exp(x)
+        p = self.polynomial(r, (1.0, 1.0, *self.format.expm1))
+        return self.scale_near_one(p, n)
+
+    def split_log(self, x: Value) -> tuple[Value, Value]:
+        """e and f with x = 2**e * (1 + f), sqrt(1/2) <= 1 + f < sqrt(2), for 0 < x < infinity."""
+        f = self.format
+        scale = 2.0 ** (f.mantissa_bits + 1)
+        tiny = self.compare("lt", x, self.constant(f.least_normal))
+        bits = self.to_bits(self.select(tiny, self.mul(x, self.constant(scale)), x))
+        one = struct.unpack("<i", struct.pack("<f", 1.0))[0] if f.is_f32 else 0x3FF0000000000000
+        root = struct.unpack("<i", struct.pack("<f", math.sqrt(0.5)))[0] if f.is_f32 else 0x3FE6A09E00000000
+        moved = self.bits("add", bits, self.bits_constant(one - root))  # now the exponent changes at sqrt(1/2)
+        fraction = self.bits("and", moved, self.bits_constant((1 << f.mantissa_bits) - 1))
+        m = self.from_bits(self.bits("add", fraction, self.bits_constant(root)))
+        # e + bias, set into the low bits of 2**mantissa_bits, is a float without a conversion
+        biased = self.shift("shr", moved, f.mantissa_bits)
+        large = (f.bias + f.mantissa_bits) << f.mantissa_bits
+        e = self.from_bits(self.bits("or", biased, self.bits_constant(large)))
+        shift = 2.0**f.mantissa_bits + f.bias
+        e = self.sub(e, self.select(tiny, self.constant(shift + f.mantissa_bits + 1), self.constant(shift)))
+        return e, self.sub(m, self.constant(1.0))
+
+    def finish_log(self, x: Value, result: Value) -> Value:
+        """The result for 0 < x < infinity; elsewhere -infinity at 0, NaN below, infinity at infinity."""
+        at_zero = self.select(self.compare("eq", x, self.constant(0.0)), self.constant(-math.inf),
+                              self.constant(math.nan))
+        result = self.select(self.compare("gt", x, self.constant(0.0)), result, at_zero)
+        return self.select(self.compare("eq", x, self.constant(math.inf)), x, result)
+
+    def log1p_f64(self, f: Value, extra: Value | None) -> Value:
+        """log(1 + f) + extra for f64: 2 s + s z q(z) with s = f / (2 + f), arranged so that f itself is exact.
+
+        2 s = f - s f, and s f = h - s h with h = f**2 / 2, so log(1 + f) = f - (h - s (h + z q(z))) (the way of Sun's
+        fdlibm, e_log.c).
+        """
+        s = self.emit("div", [f, self.add(f, self.constant(2.0))], self.format.row)
+        z = self.mul(s, s)
+        tail = self.mul(z, self.polynomial(z, polynomials.LOG_F64))
+        h = self.mul(self.mul(f, f), self.constant(0.5))
+        inner = self.mul(s, self.add(h, tail))
+        if extra is not None:
+            inner = self.add(inner, extra)
+        return self.sub(f, self.sub(h, inner))
+
+
+# One function for each op. Each ends in an op of its own, whose result takes the place of the old one.
+
+
+def _exp(e: _Emitter, x: Value) -> Value:
+    # min and max give their second operand for NaN, so NaN goes through.
+    f = e.format
+    x = e.row("max", e.constant(f.exp_low), x)
+    return e.exp_reduced(e.row("min", e.constant(f.exp_high), x))
+
+
+def _exp2(e: _Emitter, x: Value) -> Value:
+    f = e.format
+    x = e.row("max", e.constant(f.exp2_low), x)
+    x = e.row("min", e.constant(f.exp2_high), x)
+    n = e.row("round", x)
+    return e.scale_near_one(e.polynomial(e.sub(x, n), (1.0, *f.exp2)), n)
+
+
+def _log(e: _Emitter, x: Value) -> Value:
+    exponent, f = e.split_log(x)
+    high, low = _LN2_PARTS[e.format.row]
+    extra = e.mul(exponent, e.constant(low))
+    if e.format.is_f32:
+        small = e.fma(e.mul(f, f), e.polynomial(f, polynomials.LOG_F32), extra)
+        result = e.fma(exponent, e.constant(high), e.add(f, small))
+    else:
+        result = e.fma(exponent, e.constant(high), e.log1p_f64(f, extra))
+    return e.finish_log(x, result)
+
+
+def _log2(e: _Emitter, x: Value) -> Value:
+    exponent, f = e.split_log(x)
+    if e.format.is_f32:
+        result = e.fma(f, e.polynomial(f, polynomials.LOG2_F32), f)
+    else:
+        natural = e.log1p_f64(f, None)
+        high, low = polynomials.LOG2E_F64
+        result = e.fma(natural, e.constant(high), e.mul(natural, e.constant(low)))
+    return e.finish_log(x, e.add(exponent, result))
+
+
+def _tanh(e: _Emitter, x: Value) -> Value:
+    """m / (m + 2) with m = e**(2 |x|) - 1, whose relative error is small at 0 too; with the sign of x."""
+    f = e.format
+    magnitude = e.row("min", e.constant(f.tanh_limit), e.emit("abs", [x], f.row))  # beyond it the result is 1
+    n, r = e.reduce_exp(e.add(magnitude, magnitude))
+    expm1 = e.fma(e.mul(r, r), e.polynomial(r, f.expm1), r)
+    power = e.power_of_two(n)
+    m = e.fma(power, expm1, e.sub(power, e.constant(1.0)))
+    return e.copy_sign(e.emit("div", [m, e.add(m, e.constant(2.0))], f.row), x)
+
+
+def _sigmoid(e: _Emitter, x: Value) -> Value:
+    """With z = e**-|x| <= 1: 1 / (1 + z), or z / (1 + z) for negative x, which underflows gradually."""
+    f = e.format
+    z = e.exp_reduced(e.row("max", e.constant(f.exp_low), e.negative(x)))
+    r = e.emit("div", [e.constant(1.0), e.add(z, e.constant(1.0))], f.row)
+    return e.select(e.compare("lt", x, e.constant(0.0)), e.mul(z, r), r)
+
+
+def _erf(e: _Emitter, x: Value) -> Value:
+    """x + x q(x**2) up to 1; beyond it 1 - e**(log erfc |x|), the exponent a polynomial."""
+    f = e.format
+    z = e.mul(x, x)
+    small = e.fma(x, e.polynomial(z, f.erf_small), x)
+    magnitude = e.row("min", e.constant(f.erf_limit), e.emit("abs", [x], f.row))
+    centre, half = (f.erf_limit + f.erf_split) / 2, (f.erf_limit - f.erf_split) / 2
+    u = e.fma(magnitude, e.constant(1 / half), e.constant(-centre / half))
+    large = e.sub(e.constant(1.0), e.exp_reduced(e.polynomial(u, f.erf_large)))
+    return e.select(e.compare("lt", magnitude, e.constant(f.erf_split)), small, e.copy_sign(large, x))
+
+
+def _turn(e: _Emitter, x: Value, quarters: int) -> Value:
+    """sin(x + quarters * pi / 2)."""
+    f = e.format
+    magic = e.constant(f.magic)
+    t = e.fma(x, e.constant(2 / math.pi), magic)  # the low bits hold the number of quarter turns
+    q = e.sub(t, magic)
+    r = x
+    for part in _HALF_PI_PARTS[f.row]:
+        r = e.fma(q, e.constant(-part), r)
+    z = e.mul(r, r)
+    sine = e.fma(e.mul(r, z), e.polynomial(z, f.sin), r)
+    cosine = e.fma(e.mul(z, z), e.polynomial(z, f.cos), e.fma(z, e.constant(-0.5), e.constant(1.0)))
+    turns = e.to_bits(t)
+    if quarters:
+        turns = e.bits("add", turns, e.bits_constant(quarters))
+    odd = e.compare("ne", e.bits("and", turns, e.bits_constant(1)), e.bits_constant(0))
+    half_turns = e.bits("and", e.shift("shl", turns, f.row.dtype.bits - 2), e.bits_constant(f.sign_bit))
+    return e.from_bits(e.bits("xor", e.to_bits(e.select(odd, cosine, sine)), half_turns))
+
+
+def _sin(e: _Emitter, x: Value) -> Value:
+    return _turn(e, x, 0)
+
+
+def _cos(e: _Emitter, x: Value) -> Value:
+    return _turn(e, x, 1)
+
+
+def _rsqrt(e: _Emitter, x: Value) -> Value:
+    return e.emit("div", [e.constant(1.0), e.emit("sqrt", [x], e.format.row)], e.format.row)
+
+
+def _scale_exponent(e: _Emitter, a: Value, n: Value) -> Value:
+    """Three products by powers of two that are normal numbers, the one nearest n last, so that only it rounds.
+
+    floor(n) = last + middle + first, each as large as the exponent allows: where `first` or `middle` is below 0 the
+    last factor is the least of all, and anything that rounds before it becomes 0 in it anyhow.
+    """
+    f = e.format
+    low, high = e.constant(1.0 - f.bias), e.constant(float(f.bias))
+    limit = 3.0 * (f.bias - 1)  # past the distance from the least denormal number to the greatest one
+    rest = e.row("floor", n)
+    rest = e.row("min", e.constant(limit), e.row("max", e.constant(-limit), rest))
+    powers = []
+    for position in range(3):
+        part = e.row("min", high, e.row("max", low, rest))
+        powers.append(e.power_of_two(part))
+        if position < 2:
+            rest = e.sub(rest, part)
+    product = e.mul(a, powers[2])
+    product = e.mul(e.mul(product, powers[1]), powers[0])
+    # an infinite n is not a large finite one for a = 0 and a = infinity, and NaN has no power: n * 0 is NaN for these
+    wrong = e.mul(n, e.constant(0.0))
+    infinite = e.mul(a, e.select(e.compare("gt", n, e.constant(0.0)), n, wrong))
+    below = e.mul(a, e.constant(0.0))
+    infinite = e.select(e.compare("eq", n, e.constant(-math.inf)), below, infinite)
+    return e.select(e.compare("eq", wrong, e.constant(0.0)), product, infinite)
+
+
+def _round_with(finish: Callable[[_Emitter, Value, Value], Value]) -> Callable[[_Emitter, Value], Value]:
+    """|x| + 2**mantissa_bits - 2**mantissa_bits is |x| rounded to an integer, ties to even; larger |x| are integers."""
+
+    def expand(e: _Emitter, x: Value) -> Value:
+        f = e.format
+        large = e.constant(2.0**f.mantissa_bits)
+        magnitude = e.emit("abs", [x], f.row)
+        rounded = e.sub(e.add(magnitude, large), large)
+        return e.select(e.compare("lt", magnitude, large), finish(e, x, rounded), x)
+
+    return expand
+
+
+def _finish_round(e: _Emitter, x: Value, rounded: Value) -> Value:
+    return e.copy_sign(rounded, x)
+
+
+def _finish_trunc(e: _Emitter, x: Value, rounded: Value) -> Value:
+    over = e.compare("gt", rounded, e.emit("abs", [x], e.format.row))
+    return e.copy_sign(e.select(over, e.sub(rounded, e.constant(1.0)), rounded), x)
+
+
+def _finish_floor(e: _Emitter, x: Value, rounded: Value) -> Value:
+    signed = e.copy_sign(rounded, x)
+    return e.select(e.compare("gt", signed, x), e.sub(signed, e.constant(1.0)), signed)
+
+
+def _finish_ceil(e: _Emitter, x: Value, rounded: Value) -> Value:
+    signed = e.copy_sign(rounded, x)
+    up = e.select(e.compare("lt", signed, x), e.add(signed, e.constant(1.0)), signed)
+    return e.copy_sign(e.emit("abs", [up], e.format.row), x)  # -0 for -1 < x <= -0
+
+
+_EXPANSIONS: dict[str, Callable[..., Value]] = {
+    "exp": _exp, "exp2": _exp2, "log": _log, "log2": _log2, "tanh": _tanh, "sigmoid": _sigmoid, "erf": _erf,
+    "sin": _sin, "cos": _cos, "rsqrt": _rsqrt, "scale_exponent": _scale_exponent,
+    "round": _round_with(_finish_round), "floor": _round_with(_finish_floor), "ceil": _round_with(_finish_ceil),
+    "trunc": _round_with(_finish_trunc),
+}
+
+
+def expand_math(function: Function, legal: frozenset[str]) -> int:
+    """Expand, in place, every op of EXPANDABLE that is not in `legal`; how many there were.
+
+    legal: names of the lane ops that the target has instructions for.
+    """
+    emitter = _Emitter(legal)
+    wanted = EXPANDABLE - legal
+    count = _expand_block(function.body, wanted, emitter) if wanted else 0
+    if emitter.head:
+        function.body.ops[:0] = emitter.head
+    return count
+
+
+def _expand_block(block: Block, wanted: frozenset[str], emitter: _Emitter) -> int:
+    count = 0
+    if any(op.name in wanted for op in block.ops):
+        ops: list[Op] = []
+        for op in block.ops:
+            if op.name not in wanted:
+                ops.append(op)
+                continue
+            old = op.results[0]
+            assert isinstance(old.type, RowType)
+            emitter.format = _FORMATS[old.type]
+            emitter.location = op.location
+            emitter.ops = ops
+            new = _EXPANSIONS[op.name](emitter, *op.operands)
+            last = new.op
+            assert last is ops[-1] and last is not None
+            last.results[0] = old  # the value stays, so nothing that uses it has to change
+            old.owner = last
+            count += 1
+        block.ops = ops
+    for op in block.ops:
+        for inner in op.blocks:
+            count += _expand_block(inner, wanted, emitter)
+    return count

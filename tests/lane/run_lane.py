@@ -1,0 +1,98 @@
+"""Runs a tile IR function as lane IR under the lane interpreter, on real memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sapper.codegen.pipeline import scratch_bytes
+from sapper.ir.nodes import Function
+from sapper.ir.types import TileType, f32, f64
+from sapper.ir.verifier import verify
+from sapper.lane.interpret import Memory, run
+from sapper.lane.lower import lower
+from sapper.lane.ops import LANE_OPS
+from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
+
+
+def dims_of(function: Function, arguments: dict[str, Any]) -> dict[str, int]:
+    dims: dict[str, int] = {}
+    for tensor in function.tensors():
+        for dim, extent in zip(tensor.type.dims, arguments[tensor.name].shape, strict=True):
+            if isinstance(dim, str):
+                dims[dim] = extent
+    return dims
+
+
+def specialize(function: Function, arguments: dict[str, Any], hints: dict[str, int] | None = None) -> Specialization:
+    """What a call with these arguments allows to assume; hints replace the true extents in the model's eyes."""
+    dims = dims_of(function, arguments)
+    strides: dict[str, str | tuple[bool, ...]] = {}
+    for tensor in function.tensors():
+        array = arguments[tensor.name]
+        strides[tensor.name] = "contiguous" if array.flags.c_contiguous else tuple(
+            s == array.itemsize for s in array.strides)
+    classes = {d: DimClass((hints or {}).get(d, max(1, n)), 64 if n % 64 == 0 else 16 if n % 16 == 0 else 1)
+               for d, n in dims.items()}
+    return Specialization(classes, strides)
+
+
+def word(value: Any, dtype: Any) -> int:
+    if dtype is f32 or dtype.name in ("bf16", "f16"):
+        return int(np.float32(value).view(np.int32))
+    if dtype is f64:
+        return int(np.float64(value).view(np.int64))
+    return int(value)
+
+
+def argument_words(function: Function, slots: list[str], arguments: dict[str, Any], address: Any) -> list[int]:
+    """The words of the argument block from word 3 on."""
+    dims = dims_of(function, arguments)
+    types = {v.name: v.type for v in function.arguments}
+    words = []
+    for slot in slots:
+        name, kind, *rest = slot.split(".")
+        if kind == "data":
+            words.append(address(name))
+        elif kind == "stride":
+            words.append(arguments[name].strides[int(rest[0])] // arguments[name].itemsize)
+        elif name == "dim":
+            words.append(dims[kind])
+        else:
+            t = types[kind]
+            assert isinstance(t, TileType)
+            words.append(word(arguments[kind], t.dtype))
+    return words
+
+
+def span_of(array: np.ndarray) -> tuple[int, int]:
+    """First byte and size of the memory from an array's first element to its last."""
+    if not array.size:
+        return array.ctypes.data, 0
+    return array.ctypes.data, sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)) + array.itemsize
+
+
+def run_lane(function: Function, arguments: dict[str, Any], schedule: Schedule | None = None,
+             facts: Facts | None = None, specialization: Specialization | None = None, workers: int = 1,
+             passes: Any = None) -> Function:
+    """Lower a canonical tile IR function, apply `passes` to the lane IR, and run it; arguments change in place."""
+    specialization = specialization or specialize(function, arguments)
+    lane = lower(function, schedule or Schedule(), facts or Facts(), specialization)
+    verify(lane, LANE_OPS)
+    if passes is not None:
+        passes(lane)
+        verify(lane, LANE_OPS)
+    memory = Memory()
+    each = max(64, scratch_bytes(lane.attributes["scratch"], dims_of(function, arguments)))
+    words = [memory.allocate("scratch", each * workers), each, memory.allocate("sync", 1024)]
+
+    def address(name: str) -> int:
+        start, size = span_of(arguments[name])
+        if size:
+            memory.add(name, start, size)
+        return start
+
+    words += argument_words(function, lane.attributes["slots"], arguments, address)
+    run(lane, np.array(words, dtype=np.int64), memory, workers)
+    return lane

@@ -1,0 +1,90 @@
+"""Lowering at its own station: tile IR against lane IR under the lane interpreter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sapper.kernels import library
+from sapper.lang.errors import KernelError
+from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.rounding import expect
+from sapper.tile.schedule import Facts, Schedule, ScheduleError
+from tests.strategies import assert_expected, kernels, reject_unbuildable
+
+from .run_lane import run_lane, specialize
+
+AVX512 = Facts(lanes=16, vector_registers=32)
+AVX2 = Facts(lanes=8, vector_registers=16, broadcast_operand=False)
+NARROW = Facts(lanes=4, vector_registers=8)
+LIBRARY = {k.name: k for k in library()}
+
+
+@pytest.mark.parametrize("facts", [AVX512, NARROW], ids=["16 lanes", "4 lanes"])
+@pytest.mark.parametrize("name", LIBRARY)
+def test_library_kernel(name: str, facts: Facts) -> None:
+    entry = LIBRARY[name]
+    function = reduce_loops(entry.kernel.tile_ir())
+    for number, shape in enumerate(entry.check_shapes[:4]):
+        arguments = entry.make_arguments(np.random.default_rng(number), shape)
+        expected = entry.reference(arguments)
+        run_lane(function, arguments, facts=facts, workers=1 + number % 2)
+        assert entry.compare(arguments, expected) is None
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(case=kernels(), seed=st.integers(0, 1000), facts=st.sampled_from([AVX512, AVX2, NARROW]),
+       workers=st.integers(1, 3), hint=st.sampled_from([None, 1, 7, 40, 1000]))
+def test_random_kernels(case, seed, facts, workers, hint) -> None:
+    """Every kernel of the language means the same as lane IR, at any lane count, for any hints of the model."""
+    kernel = case.load()
+    try:
+        original = kernel.tile_ir()
+    except KernelError as error:
+        reject_unbuildable(error)
+        return
+    arguments = case.make_arguments(seed)
+    expectations = expect(original, arguments)
+    function = reduce_loops(kernel.tile_ir())
+    hints = None if hint is None else {t: hint for t in case.sizes(seed)}
+    run_lane(function, arguments, facts=facts, specialization=specialize(function, arguments, hints), workers=workers)
+    assert_expected(arguments, expectations, repr(case))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(m=st.integers(0, 70), n=st.integers(0, 70), k=st.integers(0, 40), rows=st.integers(1, 14), wide=st.integers(1, 3),
+       depth=st.sampled_from([1, 2, 4, 8]), stage=st.sampled_from([None, (), ("a",), ("b",), ("a", "b")]),
+       name=st.sampled_from(["matmul_nn_f32", "matmul_nt_f32", "matmul_tn_f32"]), lane=st.sampled_from([None, "n"]))
+def test_matmul_schedules(m, n, k, rows, wide, depth, stage, name, lane) -> None:
+    """No schedule changes what is computed."""
+    entry = LIBRARY[name]
+    function = reduce_loops(entry.kernel.tile_ir())
+    arguments = entry.make_arguments(np.random.default_rng(m), {"M": m, "N": n, "K": k})
+    expected = entry.reference(arguments)
+    schedule = Schedule(lane=lane, registers={"m": rows, "n": wide, "k": depth}, stage=stage)
+    run_lane(function, arguments, schedule, AVX512,
+             specialize(function, arguments, {"M": 100, "N": 100, "K": 100}), workers=2)
+    assert entry.compare(arguments, expected) is None
+
+
+@pytest.mark.parametrize(("schedule", "part"), [
+    (Schedule(lane="q"), "no axis 'q'"),
+    (Schedule(tile={"m": 0}), "tile of axis m is 0"),
+    (Schedule(registers={"m": 0}), "registers of axis m"),
+    (Schedule(stage=("z",)), "no tensor 'z'"),
+    (Schedule(lane="m", tile={"m": 5}), "multiple of the 16 lanes"),
+])
+def test_illegal_schedules_are_refused(schedule: Schedule, part: str) -> None:
+    entry = LIBRARY["matmul_nn_f32"]
+    arguments = entry.make_arguments(np.random.default_rng(0), {"M": 3, "N": 3, "K": 3})
+    with pytest.raises(ScheduleError, match=part.replace("(", "\\(")):
+        run_lane(reduce_loops(entry.kernel.tile_ir()), arguments, schedule)
+
+
+def test_schedule_json_round_trip() -> None:
+    schedule = Schedule("n", {"m": 4}, {"k": 2}, ("n", "m"), ("b",), None, {"m": 3})
+    assert Schedule.from_json(schedule.to_json()) == schedule
+    with pytest.raises(ScheduleError, match="unknown schedule entry"):
+        Schedule.from_json({"lanes": 3})

@@ -1,0 +1,201 @@
+"""The expansions of mathematical ops: errors in ulp against wider arithmetic, special values, and what is left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sapper.ir.nodes import Block, Builder, Function, Location
+from sapper.ir.types import ROW_F32, ROW_F64, S64
+from sapper.ir.verifier import verify
+from sapper.lane.interpret import bind_arguments, pure_function, run
+from sapper.lane.math import EXPANDABLE, expand_math
+from sapper.lane.ops import LANE_OPS
+
+ROUNDING = frozenset({"round", "floor", "ceil", "trunc"})
+AVX2, AVX512 = ROUNDING, ROUNDING | {"scale_exponent"}
+NOTHING: frozenset[str] = frozenset()
+
+
+def expanded(name: str, dtype: type, legal: frozenset[str], lanes: int, operands: int = 1) -> Function:
+    row = ROW_F32 if dtype is np.float32 else ROW_F64
+    function = Function("f", "lane")
+    function.attributes = {"lanes": lanes, "slots": [f"x{n}.data" for n in range(operands)] + ["y.data"]}
+    build = Builder(function.body, Location("k.py", 5, 1))
+    words = [build.value("arg", [], S64, slot=3 + n) for n in range(operands + 1)]
+    values = [build.value("load", [w], row, dtype=row.dtype) for w in words[:-1]]
+    build.add("store", [build.value(name, values, row), words[-1]], dtype=row.dtype)
+    assert expand_math(function, legal) == (name not in legal)
+    verify(function, LANE_OPS)
+    assert not any(op.name in EXPANDABLE - legal for op in function.walk())
+    return function
+
+
+def evaluate(name: str, legal: frozenset[str], *inputs: np.ndarray) -> np.ndarray:
+    lanes = 1 << (len(inputs[0]) - 1).bit_length()
+    padded = [np.concatenate([x, np.ones(lanes - len(x), x.dtype)]) for x in inputs]
+    function = expanded(name, inputs[0].dtype.type, legal, lanes, len(inputs))
+    y = np.zeros(lanes, inputs[0].dtype)
+    run(function, *bind_arguments(function, {**{f"x{n}": x for n, x in enumerate(padded)}, "y": y}))
+    return y[: len(inputs[0])]
+
+
+def _sigmoid(x: Any) -> Any:
+    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
+
+
+_erf = np.vectorize(math.erf, otypes=[float])
+
+# name -> (meaning in wider arithmetic, greatest error in ulp for f32 and f64, as docs/math.md says)
+FUNCTIONS: dict[str, tuple[Callable[[Any], Any], float, float]] = {
+    "exp": (np.exp, 1.0, 1.0),
+    "exp2": (np.exp2, 1.0, 1.0),
+    "log": (np.log, 1.0, 1.0),
+    "log2": (np.log2, 1.0, 2.0),
+    "tanh": (np.tanh, 2.5, 3.0),
+    "sigmoid": (_sigmoid, 3.0, 3.0),
+    "erf": (_erf, 2.5, 4.0),
+    "sin": (np.sin, 2.0, 2.0),
+    "cos": (np.cos, 2.0, 2.0),
+    "rsqrt": (lambda x: 1 / np.sqrt(x), 1.5, 1.5),
+}
+
+
+def sample(dtype: type, name: str, per_exponent: int, more: int) -> np.ndarray:
+    """Every exponent, some mantissas each, both signs, special values, and more where the function is interesting."""
+    source = np.random.default_rng(5)
+    if dtype is np.float32:
+        exponents = np.repeat(np.arange(255, dtype=np.uint32), per_exponent)
+        mantissas = source.integers(0, 1 << 23, len(exponents), dtype=np.uint32)
+        positive = ((exponents << np.uint32(23)) | mantissas).view(np.float32)
+    else:
+        wide = np.repeat(np.arange(0, 2047, 8, dtype=np.uint64), per_exponent)
+        positive = ((wide << np.uint64(52)) | source.integers(0, 1 << 52, len(wide), dtype=np.uint64)).view(np.float64)
+    low, high = {"exp": (-104, 89), "exp2": (-151, 129), "log": (0.5, 2), "log2": (0.5, 2), "rsqrt": (0, 4),
+                 "sin": (-1e4, 1e4), "cos": (-1e4, 1e4)}.get(name, (-6, 6))
+    if dtype is np.float64 and name.startswith("exp"):
+        low, high = 8 * low, 8 * high
+    tiny = np.finfo(dtype).smallest_subnormal
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, tiny, -tiny, np.finfo(dtype).max, np.finfo(dtype).min])
+    halves = np.arange(-50, 51) * (np.pi / 2)
+    x = np.concatenate([positive, -positive, special, halves, source.uniform(low, high, more)]).astype(dtype)
+    if name in ("sin", "cos"):
+        x = x[~(np.abs(x) > 1e5)]
+    return x
+
+
+def errors_in_ulp(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Where one is infinite or NaN both must be; infinity as the error otherwise."""
+    rounded = exact.astype(found.dtype)
+    error = np.abs(found.astype(exact.dtype) - exact) / np.spacing(np.abs(rounded)).astype(exact.dtype)
+    finite = np.isfinite(rounded) & np.isfinite(found)
+    same = (found == rounded) | (np.isnan(found) & np.isnan(rounded))
+    return np.where(finite, error, np.where(same, 0.0, np.inf))
+
+
+@pytest.mark.parametrize("legal", [NOTHING, AVX2, AVX512], ids=["nothing", "avx2", "avx512"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_f32_errors(name: str, legal: frozenset[str]) -> None:
+    meaning, bound, _ = FUNCTIONS[name]
+    x = sample(np.float32, name, 100, 20000)
+    with np.errstate(all="ignore"):
+        exact = meaning(x.astype(np.float64))
+        errors = errors_in_ulp(evaluate(name, legal, x), exact)
+    worst = int(np.argmax(errors))
+    assert errors[worst] <= bound, f"{name}({x[worst]!r}) is {errors[worst]} ulp off {exact[worst]!r}"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_f64_errors(name: str) -> None:
+    meaning, _, bound = FUNCTIONS[name]
+    x = sample(np.float64, name, 2, 700)
+    with np.errstate(all="ignore"):
+        exact = meaning(x.astype(np.longdouble)).astype(np.longdouble)
+        for legal in (NOTHING, AVX512):
+            errors = errors_in_ulp(evaluate(name, legal, x), exact)
+            worst = int(np.argmax(errors))
+            assert errors[worst] <= bound, f"{name}({x[worst]!r}) is {errors[worst]} ulp off {exact[worst]!r}"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["tanh", "erf"])
+def test_odd_functions_keep_the_sign_of_zero(name: str, dtype: type) -> None:
+    found = evaluate(name, NOTHING, np.array([0.0, -0.0], dtype))
+    assert found.tolist() == [0, 0] and np.signbit(found).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", sorted(ROUNDING))
+def test_rounding_is_exact(name: str, dtype: type) -> None:
+    limit = 2.0 ** (23 if dtype is np.float32 else 52)
+    x = np.array([0.0, -0.0, 0.3, -0.3, 0.5, -0.5, 0.7, -0.7, 1.5, -1.5, 2.5, -2.5, 1.0, -1.0, limit - 0.5, limit,
+                  -limit, limit + 1, limit / 2 + 0.5, 1e30, -1e30, np.inf, -np.inf, np.nan, 1e-40, -1e-40], dtype)
+    x = np.concatenate([x, np.random.default_rng(3).uniform(-100, 100, 1000).astype(dtype)])
+    meaning = {"round": np.rint, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc}[name]
+    found = evaluate(name, NOTHING, x)
+    np.testing.assert_array_equal(found, meaning(x))
+    np.testing.assert_array_equal(np.signbit(found)[~np.isnan(x)], np.signbit(meaning(x))[~np.isnan(x)])
+
+
+@pytest.mark.parametrize("legal", [NOTHING, AVX2], ids=["nothing", "avx2"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scale_exponent_is_exact(dtype: type, legal: frozenset[str]) -> None:
+    source = np.random.default_rng(9)
+    largest = 300 if dtype is np.float32 else 2200
+    values = [0.0, -0.0, 1.0, -1.5, np.inf, -np.inf, np.nan, float(np.finfo(dtype).max), float(np.finfo(dtype).tiny),
+              float(np.finfo(dtype).smallest_subnormal)]
+    powers = [0.0, -0.0, 0.9, -0.1, 127.0, -126.0, -149.0, 1e30, -1e30, np.inf, -np.inf, np.nan]
+    a, n = (v.ravel() for v in np.meshgrid(np.array(values, dtype), np.array(powers, dtype)))
+    bits = source.integers(0, 255 << 23 if dtype is np.float32 else 2047 << 52, 4000)
+    random_a = bits.astype(np.uint32 if dtype is np.float32 else np.uint64).view(dtype)
+    a = np.concatenate([a, random_a])
+    n = np.concatenate([n, source.uniform(-largest, largest, 4000).astype(dtype)])
+    reference = Function("r", "lane")
+    build = Builder(reference.body)
+    row = ROW_F32 if dtype is np.float32 else ROW_F64
+    x = build.value("splat_const", [], row, value=0.0)
+    op = build.add("scale_exponent", [x, x], [row])
+    meaning = pure_function(op, len(a))
+    assert meaning is not None
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(evaluate("scale_exponent", legal, a, n), meaning(a, n))
+
+
+def test_exp_is_short() -> None:
+    """With the rounding and scaling instructions exp is 13 ops, and its constants lie at the head."""
+    function = expanded("exp", np.float32, AVX512, 16)
+    names = [op.name for op in function.body.ops]
+    constants = names.count("splat_const")
+    assert names[:constants] == ["splat_const"] * constants and constants <= 12
+    assert names[constants:] == ["arg", "arg", "load", "max", "min", "mul", "round", *["fma"] * 8, "scale_exponent",
+                                 "store"]
+
+
+def test_results_keep_their_values_locations_and_nesting() -> None:
+    function = Function("f", "lane")
+    function.attributes = {"lanes": 4}
+    build = Builder(function.body)
+    condition = build.value("worker", [], S64)
+    one = build.value("splat_const", [], ROW_F32, value=1.0)
+    blocks = [Block(), Block()]
+    inner = Builder(blocks[0], Location("k.py", 9, 2))
+    result = inner.value("exp", [one], ROW_F32)
+    result.name = "e"
+    again = inner.value("sin", [result], ROW_F32)
+    inner.add("yield", [again])
+    Builder(blocks[1]).add("yield", [one])
+    build.add("if", [condition], [ROW_F32], blocks)
+    assert expand_math(function, frozenset()) == 2
+    verify(function, LANE_OPS)
+    assert result.op is not None and result.op.results == [result] and result.name == "e"
+    assert all(op.location == Location("k.py", 9, 2) for op in blocks[0].ops[:-1])
+    assert expand_math(function, frozenset()) == 0
+
+
+def test_legal_ops_stay() -> None:
+    function = expanded("exp", np.float32, EXPANDABLE, 8)
+    assert [op.name for op in function.body.ops] == ["arg", "arg", "load", "exp", "store"]

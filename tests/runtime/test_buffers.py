@@ -1,0 +1,82 @@
+"""Arrays on huge pages, and dtypes both ways."""
+
+from __future__ import annotations
+
+import gc
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from sapper.ir.types import DTYPES, bf16, f32, i4
+from sapper.runtime.buffers import HUGE_THRESHOLD_BYTES, Mapping, empty
+from sapper.runtime.dtypes import NUMPY_NAMES, numpy_dtype, sapper_name
+from sapper.runtime.errors import LaunchError
+from sapper.runtime.scratch import COUNTER_BYTES, areas, stride_bytes, take_area
+
+
+@pytest.mark.parametrize("name", NUMPY_NAMES)
+def test_every_dtype_goes_to_numpy_and_back(name: str) -> None:
+    assert sapper_name(numpy_dtype(name)) == name
+    assert numpy_dtype(DTYPES[name]).itemsize == DTYPES[name].size_bytes
+
+
+def test_dtypes_without_a_counterpart() -> None:
+    assert sapper_name(np.dtype("complex64")) is None
+    assert sapper_name(np.dtype(">f4")) is None
+    assert numpy_dtype("bf16") == np.dtype(ml_dtypes.bfloat16)
+    assert numpy_dtype(np.float32) == np.float32
+    with pytest.raises(TypeError, match="u8"):
+        numpy_dtype(i4)
+
+
+@pytest.mark.parametrize("shape", [(), 0, 5, (3, 0), (7, 9), (1024, 1025)])
+@pytest.mark.parametrize("dtype", [f32, "bf16", np.int8])
+def test_empty(shape: int | tuple[int, ...], dtype: object) -> None:
+    array = empty(shape, dtype)  # type: ignore[arg-type]
+    assert array.shape == ((shape,) if isinstance(shape, int) else shape)
+    assert array.flags.c_contiguous and array.flags.writeable
+    if array.size:
+        assert array.ctypes.data % (2 << 20 if array.nbytes >= HUGE_THRESHOLD_BYTES else 64) == 0
+    array[...] = 1
+    assert (array == 1).all()
+
+
+def test_memory_lives_as_long_as_a_view_of_it() -> None:
+    part = empty((4096, 512), bf16)[5:9]
+    gc.collect()
+    part[...] = 3
+    assert float(part.astype(np.float32).sum()) == 3 * 4 * 512
+
+
+def test_mapping_is_given_back() -> None:
+    def mapped() -> int:
+        with open("/proc/self/statm") as numbers:
+            return int(numbers.read().split()[0])
+
+    gc.collect()
+    before = mapped()
+    for _ in range(50):
+        Mapping(64 << 20)
+    assert mapped() - before < 2 * (64 << 20) // 4096
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="0 or more"):
+        empty((3, -1))
+    with pytest.raises(LaunchError, match="mmap"):
+        empty(1 << 50, "f64")
+
+
+def test_areas_are_large_enough_and_used_again() -> None:
+    areas.clear()
+    area = take_area(100)
+    assert area.scratch % 4096 == 0 and area.sync % 64 == 0 and len(area.counters) == COUNTER_BYTES
+    assert bytes(area.counters) == bytes(COUNTER_BYTES)
+    areas.append(area)
+    assert take_area(1 << 20) is area
+    areas.append(area)
+    larger = take_area(100 << 20)
+    assert larger is not area and larger.capacity_bytes >= 100 << 20
+    assert not areas
+    assert [stride_bytes(n) for n in (0, 1, 4096, 4097)] == [0, 4096, 4096, 8192]

@@ -1,0 +1,114 @@
+"""Executable memory: what is loaded runs, and no page is ever writable and executable."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+
+import pytest
+
+from sapper.runtime.errors import LaunchError
+from sapper.runtime.loader import CodeArena, load
+from sapper.runtime.system import PAGE_BYTES
+
+from .conftest import ADD_I64, assemble
+
+RETURN = assemble(("ret",))
+
+
+def mappings() -> list[tuple[int, int, str]]:
+    found = []
+    with open("/proc/self/maps") as lines:
+        for line in lines:
+            span, flags, *_ = line.split()
+            start, end = (int(x, 16) for x in span.split("-"))
+            found.append((start, end, flags))
+    return found
+
+
+def flags_at(address: int) -> str:
+    return next(flags for start, end, flags in mappings() if start <= address < end)
+
+
+def test_loaded_code_is_executable_and_not_writable() -> None:
+    block = load(ADD_I64)
+    assert block.read() == ADD_I64
+    assert block.address % PAGE_BYTES == 0
+    assert flags_at(block.address).startswith("r-x")
+    load(RETURN).function(0, 0, 1)
+
+
+def test_no_mapping_is_writable_and_executable_while_many_kernels_are_loaded() -> None:
+    arena = CodeArena(reserve_bytes=16 * PAGE_BYTES)
+    blocks = [arena.add(RETURN * (1 + 3000 * (i % 4))) for i in range(40)]
+    assert not [flags for _, _, flags in mappings() if "w" in flags and "x" in flags]
+    for block in blocks:
+        block.function(0, 0, 1)
+    assert len({block.address for block in blocks}) == 40
+
+
+def test_pages_of_a_dropped_block_are_used_again() -> None:
+    arena = CodeArena(reserve_bytes=4 * PAGE_BYTES)
+    address = arena.add(RETURN).address
+    gc.collect()
+    assert arena.add(ADD_I64).address == address
+
+
+def test_rest_of_the_last_page_traps() -> None:
+    arena = CodeArena()
+    first = arena.add(b"\x90" * PAGE_BYTES)
+    del first
+    block = arena.add(RETURN)
+    with open("/proc/self/mem", "rb") as memory:
+        memory.seek(block.address)
+        page = memory.read(PAGE_BYTES)
+    assert page == RETURN + b"\xcc" * (PAGE_BYTES - len(RETURN))
+
+
+def test_loading_from_many_threads() -> None:
+    arena = CodeArena(reserve_bytes=64 * PAGE_BYTES)
+    codes: list[tuple[bytes, object]] = []
+
+    def work(n: int) -> None:
+        for i in range(20):
+            code = assemble(("mov.64", 0, _number(1000 * n + i)), ("ret",))
+            codes.append((code, arena.add(code)))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(codes) == 80
+    assert all(block.read() == code for code, block in codes)  # type: ignore[attr-defined]
+
+
+def _number(value: int) -> object:
+    from sapper.codegen.machine import Immediate
+
+    return Immediate(value)
+
+
+def test_empty_code_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 bytes"):
+        load(b"")
+
+
+def test_refusal_of_the_system_is_explained() -> None:
+    arena = CodeArena(reserve_bytes=1 << 60)
+    with pytest.raises(LaunchError, match=r"mmap .* expected .* mend"):
+        arena.add(RETURN)
+
+
+def test_a_child_loads_its_own_code_without_disturbing_the_parent() -> None:
+    arena = CodeArena()
+    arena.add(RETURN)
+    child = os.fork()
+    if child == 0:
+        arena.add(ADD_I64).function  # noqa: B018
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    block = arena.add(RETURN)
+    block.function(0, 0, 1)
+    assert block.read() == RETURN

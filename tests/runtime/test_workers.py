@@ -1,0 +1,278 @@
+"""The worker pool: the machine code, many launches, idling, fork, threads, signals and exit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sapper.codegen.print import print_function
+from sapper.runtime import settings, workers
+from sapper.runtime.errors import LaunchError
+from sapper.runtime.loader import load
+from sapper.runtime.workers_code import workers_code, workers_function
+
+from .conftest import TASKS, FakeKernel
+
+
+@pytest.fixture(autouse=True)
+def fresh_pool() -> Iterator[None]:
+    yield
+    workers.stop()
+    assert workers.pool_size() == 1
+
+
+def run_tasks(kernel: FakeKernel, count: int, threads: int, turns: int = 0) -> np.ndarray[Any, Any]:
+    out, who = np.zeros(count, np.int64), np.full(count, -1, np.int64)
+    kernel(out, who, turns, threads=threads)
+    assert (out == 1).all(), "each task runs exactly once"
+    assert ((who >= 0) & (who < threads)).all()
+    return who
+
+
+@pytest.mark.skipif(shutil.which("as") is None, reason="GNU as is not installed")
+def test_code_is_what_gnu_as_makes_of_its_text(tmp_path: Path) -> None:
+    source, made, flat = tmp_path / "w.s", tmp_path / "w.o", tmp_path / "w.bin"
+    source.write_text(print_function(workers_function()))
+    subprocess.run(["as", str(source), "-o", str(made)], check=True)
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", str(made), str(flat)], check=True)
+    code, labels = workers_code()
+    assert flat.read_bytes().rstrip(b"\0") == code.rstrip(b"\0")
+    assert {"clock", "work", "launch"} <= labels.keys()
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5, 16])
+def test_every_task_runs_once_on_any_number_of_workers(tasks: FakeKernel, threads: int) -> None:
+    for turn in range(50):
+        run_tasks(tasks, 40, threads, turns=10 * turn)
+    assert workers.pool_size() == threads
+
+
+def test_all_workers_take_part(tasks: FakeKernel) -> None:
+    deadline = time.monotonic() + 20
+    while set(run_tasks(tasks, 64, 4, turns=200_000)) != {0, 1, 2, 3}:
+        assert time.monotonic() < deadline
+
+
+def test_fewer_workers_than_the_pool_has(tasks: FakeKernel) -> None:
+    run_tasks(tasks, 30, 6)
+    for threads in (2, 6, 3, 2, 5) * 10:
+        run_tasks(tasks, 30, threads, turns=50)
+    assert workers.pool_size() == 6
+
+
+def test_thousands_of_small_launches(tasks: FakeKernel) -> None:
+    """Workers that spin, workers that fall asleep, and everything between: no wake-up is lost."""
+    for turn in range(3000):
+        run_tasks(tasks, 3, 2 + turn % 2)
+        if turn % 100 == 0:
+            time.sleep(0.0005)
+
+
+def test_launch_by_one_worker_starts_no_thread(tasks: FakeKernel) -> None:
+    run_tasks(tasks, 100, 1)
+    out, who = np.zeros(2, np.int64), np.zeros(2, np.int64)
+    tasks(out, who, 0)  # two tasks of a microsecond each are not worth waking anyone
+    assert (out == 1).all()
+    assert workers.pool_size() == 1
+
+
+def test_each_worker_has_its_scratch(tasks: FakeKernel) -> None:
+    run_tasks(tasks, 8, 4)
+    pool = workers._pool
+    assert pool is not None
+    words = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_int64 * 2048).from_address(pool.area.scratch))
+    assert words[[0, 512, 1024, 1536]].tolist() == [0, 1, 2, 3]
+    assert words[[1, 513, 1025, 1537]].tolist() == [4, 4, 4, 4]
+
+
+def test_idle_workers_use_no_cpu(tasks: FakeKernel) -> None:
+    run_tasks(tasks, 8, 4)
+    time.sleep(0.01)
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.05
+
+
+def test_python_runs_while_a_kernel_does(tasks: FakeKernel) -> None:
+    """The GIL is free: another Python thread makes progress while all workers are inside the kernel."""
+    inside, progress = threading.Event(), []
+
+    def count() -> None:
+        inside.wait()
+        while not done.is_set():
+            progress.append(time.perf_counter())
+            time.sleep(0.001)
+
+    done = threading.Event()
+    thread = threading.Thread(target=count)
+    thread.start()
+    start = time.perf_counter()
+    inside.set()
+    run_tasks(tasks, 64, 2, turns=4_000_000)
+    end = time.perf_counter()
+    done.set()
+    thread.join()
+    assert len([t for t in progress if start < t < end]) > 3
+
+
+def test_several_python_threads_launch_at_once(tasks: FakeKernel) -> None:
+    failures: list[BaseException] = []
+
+    def work(threads: int) -> None:
+        try:
+            for _ in range(200):
+                run_tasks(tasks, 5, threads, turns=20)
+        except BaseException as error:
+            failures.append(error)
+
+    launching = [threading.Thread(target=work, args=(threads,)) for threads in (1, 2, 3, 1)]
+    for thread in launching:
+        thread.start()
+    for thread in launching:
+        thread.join()
+    assert not failures
+
+
+def test_forked_child_makes_its_own_pool(tasks: FakeKernel) -> None:
+    run_tasks(tasks, 20, 3)
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                assert workers.pool_size() == 1
+                run_tasks(tasks, 20, 3)
+                workers.stop()
+                status = 0
+            finally:
+                os._exit(status)
+        run_tasks(tasks, 20, 3)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_fork_while_another_thread_launches(tasks: FakeKernel) -> None:
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            run_tasks(tasks, 5, 2, turns=1000)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(5):
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    run_tasks(tasks, 20, 2)
+                    status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_stop_and_start_again(tasks: FakeKernel) -> None:
+    for _ in range(3):
+        run_tasks(tasks, 20, 4)
+        names = {t.name for t in threading.enumerate()}
+        assert {"sapper-1", "sapper-2", "sapper-3"} <= names
+        workers.stop()
+        assert not {t.name for t in threading.enumerate()} & {"sapper-1", "sapper-2", "sapper-3"}
+
+
+SCRIPT = f"""
+import sys, threading, time, os, signal
+import numpy as np
+from sapper.runtime import workers
+from sapper.runtime.loader import load
+block = load(bytes.fromhex("{TASKS.hex()}"))
+def launch(turns, tasks=4):
+    out, who = np.zeros(tasks, np.int64), np.zeros(tasks, np.int64)
+    words = np.array([0, 0, 0, out.ctypes.data, who.ctypes.data, tasks, turns], np.int64)
+    workers.launch(block.address, memoryview(words), words.ctypes.data, 3, 4096)
+    assert (out == 1).all()
+launch(1)
+"""
+
+
+def script(body: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT + body], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_interpreter_exits_cleanly() -> None:
+    process = script("print('done')")
+    output, complaints = process.communicate(timeout=30)
+    assert (process.returncode, output, complaints) == (0, "done\n", "")
+
+
+def test_interpreter_exits_cleanly_after_an_exception() -> None:
+    process = script("raise SystemExit(7)")
+    _, complaints = process.communicate(timeout=30)
+    assert (process.returncode, complaints) == (7, "")
+
+
+def test_interrupt_arrives_when_the_launch_returns() -> None:
+    process = script(
+        """
+signal.signal(signal.SIGINT, signal.default_int_handler)
+print("running", flush=True)
+try:
+    for _ in range(1000):
+        launch(3_000_000)
+except KeyboardInterrupt:
+    launch(1)
+    print("interrupted", workers.pool_size())
+"""
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "running\n"
+    time.sleep(0.05)
+    process.send_signal(2)
+    output, complaints = process.communicate(timeout=30)
+    assert (process.returncode, output, complaints) == (0, "interrupted 3\n", "")
+
+
+def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAPPER_THREADS", "5")
+    assert settings.threads() == 5
+    monkeypatch.delenv("SAPPER_THREADS")
+    assert settings.threads() == len(os.sched_getaffinity(0)) == settings.available_cpus()
+    for wrong in ("0", "-1", "two", "1.5", "100000"):
+        monkeypatch.setenv("SAPPER_THREADS", wrong)
+        with pytest.raises(LaunchError, match="SAPPER_THREADS"):
+            settings.threads()
+
+
+def test_no_more_threads(tasks: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    run_tasks(tasks, 8, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(LaunchError, match="SAPPER_THREADS=2"):
+            run_tasks(tasks, 8, 3)
+    run_tasks(tasks, 8, 3)
+
+
+def test_workers_code_comes_from_the_cache(tasks: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = workers._workers_code()
+    monkeypatch.setattr("sapper.runtime.workers_code.workers_code", None)  # calling it would fail
+    assert workers._workers_code() == first == workers_code()
+    load(first[0])

@@ -1,0 +1,533 @@
+"""Random kernels over the whole language, as source text.
+
+Every kernel is a nest of loops over dimensions (each, tiles, whole), in it loads, arithmetic, reductions, carried
+loops and branches, at its end stores to outputs that nothing else touches. Expressions are typed while they are
+drawn, so a kernel is refused by the front end only where that is a bug, and arithmetic that the language leaves
+undefined (division by zero, shifts too far, floats beyond an integer's range) is kept out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import reject
+from hypothesis import strategies as st
+
+from sapper.ir.types import DTYPES, DType, f32, i32
+from sapper.lang.errors import KernelError
+
+from .kernel_case import KernelCase, TensorSpec
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+
+ALL_DTYPES = ("f32", "bf16", "f16", "f64", "i32", "i8", "u8", "i16", "i64")
+HEADER = """\
+from sapper.ir.types import bf16, bool_, f16, f32, f64, i8, i16, i32, i64, index, u8
+from sapper.lang.builtins import (
+    argmax, argmin, ceil, cos, each, erf, exp, exp2, floor, full, log, log2, maximum, minimum, rsqrt, sigmoid, sin,
+    span, sqrt, tanh, tiles, where, whole, zeros,
+)
+from sapper.lang.dims import dims
+from sapper.lang.kernel import kernel
+from sapper.lang.tensor import Tensor
+
+SCALE = 0.375
+OFFSET = 3
+"""
+HELPERS = """\
+
+def clamp(x, low, high):
+    return min(max(x, low), high)
+
+
+def softplus(x):
+    return log(exp(-abs(x)) + 1.0) + max(x, 0.0)
+
+"""
+FLOAT_FUNCTIONS = ("exp({})", "exp2({})", "log(abs({}) + 1.0)", "log2({})", "sqrt(abs({}))", "rsqrt(abs({}) + 0.5)",
+                   "tanh({})", "sigmoid({})", "erf({})", "sin(clamp({}, -64.0, 64.0))", "cos(clamp({}, -64.0, 64.0))",
+                   "floor({})", "ceil({})", "round({})", "softplus({})", "({}) ** 2", "({}) ** 3", "-({})", "abs({})")
+FLOAT_PAIRS = ("{} + {}", "{} - {}", "{} * {}", "{} / {}", "maximum({}, {})", "min({}, {})", "max({}, {})",
+               "{} * SCALE + {}")
+INTEGER_FUNCTIONS = ("-({})", "abs({})", "~({})", "({}) << 2", "({}) >> 1", "({}) // 3", "({}) % 5", "({}) // -7",
+                     "({}) % -3", "({}) ** 2", "({}) * OFFSET")
+UNSIGNED_FUNCTIONS = tuple(f for f in INTEGER_FUNCTIONS if "-" not in f[1:])
+INTEGER_PAIRS = ("{} + {}", "{} - {}", "{} * {}", "maximum({}, {})", "minimum({}, {})", "({}) & ({})", "({}) | ({})",
+                 "({}) ^ ({})")
+COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
+
+
+class _Value:
+    """A name or atom of the kernel in scope: its text, dtype and axes."""
+
+    __slots__ = ("axes", "dtype", "text")
+
+    def __init__(self, text: str, dtype: DType, axes: tuple[str, ...]) -> None:
+        self.text = text
+        self.dtype = dtype
+        self.axes = axes
+
+
+class _Writer:
+    """A kernel being written. loops: for each open dimension the loop variable's name and how it is walked."""
+
+    def __init__(self, draw: Draw, dtypes: tuple[str, ...], functions: bool) -> None:
+        self.draw = draw
+        self.dtypes = [DTYPES[name] for name in dtypes]
+        self.functions = functions
+        self.lines: list[str] = []
+        self.depth = 1
+        self.tensors: list[TensorSpec] = []
+        self.scalars: list[tuple[str, DType, str]] = []
+        self.derived: dict[str, tuple[str, str, int, int]] = {}
+        self.positive: set[str] = set()
+        self.features: set[str] = set()
+        self.values: list[_Value] = []
+        self.loops: dict[str, tuple[str, str]] = {}
+        self.dims: list[str] = []
+        self.counter = 0
+        self.dim_counter = 0
+
+    # Choices.
+
+    def one_of(self, options: Any) -> Any:
+        return self.draw(st.sampled_from(list(options)))
+
+    def chance(self, percent: int) -> bool:
+        return self.draw(st.integers(0, 99)) < percent
+
+    def dtype(self) -> DType:
+        return self.one_of(self.dtypes)
+
+    def float_dtype(self) -> DType:
+        floats = [d for d in self.dtypes if d.is_float]
+        return self.one_of(floats or [f32])
+
+    # Text.
+
+    def line(self, text: str) -> None:
+        self.lines.append("    " * self.depth + text)
+
+    def fresh(self, prefix: str = "v") -> str:
+        self.counter += 1
+        return f"{prefix}{self.counter}"
+
+    def new_dim(self) -> str:
+        self.dim_counter += 1
+        name = f"D{self.dim_counter}"
+        self.dims.append(name)
+        return name
+
+    def name(self, text: str, dtype: DType, axes: tuple[str, ...]) -> _Value:
+        """Assign an expression to a new name."""
+        value = _Value(self.fresh(), dtype, axes)
+        self.line(f"{value.text} = {text}")
+        self.values.append(value)
+        return value
+
+    def axes(self) -> tuple[str, ...]:
+        """The axes in scope: loop variables that are no index scalars."""
+        return tuple(variable for variable, kind in self.loops.values() if kind != "each")
+
+    # Loops.
+
+    def open_loop(self, dims: list[str], kind: str) -> None:
+        variables = []
+        for dim in dims:
+            variable = f"x{dim[1:]}"
+            variables.append(variable)
+            self.loops[dim] = (variable, kind)
+        self.features.add(kind)
+        if kind == "whole":
+            for dim, variable in zip(dims, variables, strict=True):
+                self.line(f"{variable} = whole({dim})")
+        else:
+            self.line(f"for {', '.join(variables)} in {kind}({', '.join(dims)}):")
+            self.depth += 1
+
+    # Memory.
+
+    def load(self, dims: list[str], dtype: DType | None = None) -> _Value:
+        """A new tensor indexed with the loop variables of some dimensions, perhaps affine or through a table."""
+        dtype = dtype or self.dtype()
+        name = self.fresh("t")
+        order = self.draw(st.permutations(dims)) if dims else []
+        indices, extents = [], []
+        for dim in order:
+            variable = self.loops[dim][0]
+            choice = self.draw(st.integers(0, 11))
+            if choice == 0:
+                self.features.add("affine")
+                factor, offset = self.one_of([(2, 1), (1, 2), (3, 0)])
+                derived = f"{dim}x{factor}p{offset}"
+                self.derived[derived] = (derived, dim, factor, offset + 1)
+                indices.append({(2, 1): f"2 * {variable} + 1", (1, 2): f"{variable} + 2",
+                                (3, 0): f"{variable} * 3"}[factor, offset])
+                extents.append(derived)
+            elif choice == 1:
+                self.features.add("gather")
+                table = self.fresh("at")
+                rows = self.new_dim()
+                self.positive.add(rows)
+                kind = self.one_of([DTYPES["i32"], DTYPES["i64"]])
+                self.tensors.append(TensorSpec(table, kind, (dim,), "index", rows))
+                indices.append(f"{table}[{variable}]")
+                extents.append(rows)
+            elif choice == 2:
+                self.features.add("backwards")
+                indices.append(f"{dim} - 1 - {variable}")
+                extents.append(dim)
+            else:
+                indices.append(variable)
+                extents.append(dim)
+        if self.chance(10):
+            self.features.add("static-dim")
+            position = self.draw(st.integers(0, len(indices)))
+            indices.insert(position, str(self.draw(st.integers(0, 2))))
+            extents.insert(position, 3)
+        if not indices:
+            indices, extents = ["1"], [2]
+        self.tensors.append(TensorSpec(name, dtype, tuple(extents)))
+        in_index = {self.loops[dim][0] for dim in order}
+        axes = tuple(a for a in self.axes() if a in in_index)
+        return self.name(f"{name}[{', '.join(indices)}]", dtype, axes)
+
+    def store(self, text: str, dtype: DType, axes: tuple[str, ...], again: bool = False) -> None:
+        """Store to a new output whose index names every loop of the nest that is not reduced away."""
+        name = self.fresh("o")
+        wanted = [dim for dim, (variable, kind) in self.loops.items() if kind != "whole" or variable in axes]
+        order = self.draw(st.permutations(wanted)) if wanted else []
+        indices = [self.loops[dim][0] for dim in order]
+        target = f"{name}[{', '.join(indices) if indices else '0'}]"
+        self.tensors.append(TensorSpec(name, dtype, tuple(order) if order else (1,), "output"))
+        if again:
+            self.features.add("read-and-write")
+            self.line(f"{target} += {text}")
+        else:
+            self.line(f"{target} = {text}")
+
+    # Expressions.
+
+    def atom(self, dtype: DType, within: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+        """A value in scope of a dtype, cast if need be, that spans no axis outside `within`."""
+        fitting = [v for v in self.values if set(v.axes) <= set(within)]
+        exact = [v for v in fitting if v.dtype == dtype]
+        if exact and not (fitting and self.chance(10)):
+            value = self.one_of(exact)
+            return value.text, value.axes
+        if fitting and not self.chance(15):
+            value = self.one_of(fitting)
+            return self.cast(value.text, value.dtype, dtype), value.axes
+        choices = [a for a in self.axes() if a in within]
+        if choices and self.chance(70):
+            self.features.add("coordinate")
+            axis = self.one_of(choices)
+            return f"{axis}.to({dtype.name})", (axis,)
+        scalars = [s for s in self.scalars if s[1] == dtype and not s[2]]
+        if not scalars:
+            name = self.fresh("s")
+            self.scalars.append((name, dtype, ""))
+            return name, ()
+        return self.one_of(scalars)[0], ()
+
+    def cast(self, text: str, have: DType, want: DType) -> str:
+        if have == want:
+            return text
+        if have.is_float and want.is_integer:
+            limit = "100.0"
+            text = f"where(abs({text}) < {limit}, {text}, 0.0)"
+            if want.kind == "u":
+                text = f"abs({text})"
+        return f"({text}).to({want.name})"
+
+    def literal(self, dtype: DType) -> str:
+        if dtype.is_float:
+            return self.one_of(["0.5", "1.0", "-2.0", "3", "0.1", "SCALE", "1.5e-3"])
+        return self.one_of(["1", "2", "7", "OFFSET", "3"])
+
+    def condition(self, within: tuple[str, ...], depth: int) -> tuple[str, tuple[str, ...]]:
+        """A bool expression."""
+        if depth > 0 and self.chance(30):
+            a, a_axes = self.condition(within, depth - 1)
+            if self.chance(30):
+                return f"~({a})", a_axes
+            b, b_axes = self.condition(within, depth - 1)
+            return f"({a}) {self.one_of('&|^')} ({b})", _union(a_axes, b_axes)
+        coordinates = [(v, d) for d, (v, kind) in self.loops.items() if kind == "each" or v in within]
+        if coordinates and self.chance(25):
+            self.features.add("coordinate")
+            (a, dim), axes = self.one_of(coordinates), set(within)
+            if len(coordinates) > 1 and self.chance(50):
+                b, _ = self.one_of([c for c in coordinates if c[0] != a])
+                return f"{a} {self.one_of(COMPARISONS)} {b}", tuple(x for x in self.axes() if x in (a, b) and x in axes)
+            return f"{a} {self.one_of(['<', '>='])} {dim} - 2", (a,) if a in axes else ()
+        dtype = self.dtype()
+        a, a_axes = self.expression(dtype, within, depth - 1)
+        if self.chance(40):
+            return f"{a} {self.one_of(COMPARISONS)} {self.literal(dtype)}", a_axes
+        b, b_axes = self.expression(dtype, within, depth - 1)
+        return f"{a} {self.one_of(COMPARISONS)} {b}", _union(a_axes, b_axes)
+
+    def expression(self, dtype: DType, within: tuple[str, ...], depth: int) -> tuple[str, tuple[str, ...]]:
+        """An expression of a dtype in brackets or atomic, and the axes that it spans."""
+        if depth <= 0:
+            return self.atom(dtype, within)
+        choice = self.draw(st.integers(0, 9))
+        if choice < 4:
+            pattern = self.one_of(FLOAT_PAIRS if dtype.is_float else INTEGER_PAIRS)
+            a, a_axes = self.expression(dtype, within, depth - 1)
+            if self.chance(25):
+                return f"({pattern.format(a, self.literal(dtype))})", a_axes
+            b, b_axes = self.expression(dtype, within, depth - 1)
+            return f"({pattern.format(a, b)})", _union(a_axes, b_axes)
+        if choice < 7:
+            known = FLOAT_FUNCTIONS if self.functions else ("-({})", "abs({})", "floor({})", "round({})", "ceil({})")
+            whole = UNSIGNED_FUNCTIONS if dtype.kind == "u" else INTEGER_FUNCTIONS
+            pattern = self.one_of(known if dtype.is_float else whole)
+            a, axes = self.expression(dtype, within, depth - 1)
+            return f"({pattern.format(a)})", axes
+        if choice < 8:
+            other = self.dtype()
+            a, axes = self.expression(other, within, depth - 1)
+            if other != dtype:
+                self.features.add("cast")
+            return self.cast(a, other, dtype), axes
+        if choice < 9:
+            self.features.add("where")
+            test, test_axes = self.condition(within, depth - 1)
+            a, a_axes = self.expression(dtype, within, depth - 1)
+            if self.chance(30):
+                return f"where({test}, {a}, {self.literal(dtype)})", _union(test_axes, a_axes)
+            b, b_axes = self.expression(dtype, within, depth - 1)
+            return f"where({test}, {a}, {b})", _union(test_axes, a_axes, b_axes)
+        return self.atom(dtype, within)
+
+    # Statements.
+
+    def assignments(self, count: int, within: tuple[str, ...]) -> None:
+        for _ in range(count):
+            dtype = self.dtype()
+            own = [v for v in self.values if v.text.startswith("v")]
+            if own and self.chance(25):
+                value = self.one_of(own)
+                self.features.add("augmented")
+                text, _ = self.expression(value.dtype, value.axes, 1)
+                self.line(f"{value.text} {self.one_of(['+=', '-=', '*='])} {text}")
+                continue
+            text, axes = self.expression(dtype, within, 2)
+            self.name(text, dtype, axes)
+
+    def reduction(self, over: tuple[str, ...], within: tuple[str, ...]) -> _Value | None:
+        """A reduction of some value over axes of `whole`."""
+        fitting = [v for v in self.values if set(over) <= set(v.axes)]
+        if not fitting:
+            return None
+        value = self.one_of(fitting)
+        kinds = ["sum", "max", "min"] + (["argmax", "argmin"] if len(over) == 1 else [])
+        kind = self.one_of(kinds)
+        self.features.add(kind)
+        kept = tuple(a for a in value.axes if a not in over)
+        named = over[0] if len(over) == 1 else f"({', '.join(over)})"
+        text = f"{kind}({value.text}, over={named})"
+        if kind.startswith("arg"):
+            return self.name(f"{text}.to(i32)", i32, kept)
+        if value.dtype in (f32, DTYPES["bf16"], DTYPES["f16"]) and self.chance(50):
+            partners = [v for v in fitting if v.dtype == value.dtype and set(v.axes) & set(value.axes) == set(over)]
+            if partners:
+                other = self.one_of(partners)
+                self.features.add("contract")
+                return self.name(f"{value.text} @ {other.text}", f32,
+                                 tuple(a for a in _union(value.axes, other.axes) if a not in over))
+        return self.name(text, value.dtype, kept)
+
+    def branch(self, within: tuple[str, ...]) -> None:
+        """An if on scalars that changes values."""
+        own = [v for v in self.values if v.text.startswith("v")]
+        if not own:
+            return
+        self.features.add("if")
+        value = self.one_of(own)
+        test, axes = self.condition((), 1)
+        assert not axes
+        before = len(self.values)
+        for keyword in (f"if {test}:", "else:"):
+            if keyword == "else:" and self.chance(30):
+                break
+            self.line(keyword)
+            self.depth += 1
+            text, spanned = self.expression(value.dtype, value.axes, 2)
+            missing = [a for a in value.axes if a not in spanned]
+            if missing:
+                text = f"{text} + {value.text}"
+            self.line(f"{value.text} = {text}")
+            self.depth -= 1
+            del self.values[before:]
+
+    def carried(self, within: tuple[str, ...]) -> None:
+        """A sequential loop over a new dimension that accumulates over axes in scope."""
+        dim = self.new_dim()
+        variable = f"x{dim[1:]}"
+        kind = self.one_of(["sum", "max", "product", "product", "running"])
+        wide = [d for d in self.dtypes if d.bits >= 32 and (kind != "product" or d in (f32, i32))]
+        dtype = self.one_of(wide or [f32])
+        outer = tuple(a for a in within if self.chance(70))
+        start = "0" if dtype.is_integer else self.one_of(["0.0", "1.5"])
+        total = _Value(self.fresh(), dtype, outer)
+        self.line(f"{total.text} = full({', '.join([*outer, f'value={start}', f'dtype={dtype.name}'])})")
+        count = None
+        if self.chance(30):
+            count = _Value(self.fresh(), i32, ())
+            self.line(f"{count.text} = 0")
+        extent = dim
+        if self.chance(30):
+            self.features.add("span")
+            low, high = self.fresh("s"), self.fresh("s")
+            self.scalars += [(low, i32, dim), (high, i32, dim)]
+            extent = f"span(minimum({low}, {high}), maximum({low}, {high}))"
+        self.features.add("carried")
+        before = len(self.values)
+        self.values.append(total)
+        self.line(f"for {variable} in tiles({extent}):")
+        self.depth += 1
+        self.loops[dim] = (variable, "tiles")
+        dims = {v: d for d, (v, _) in self.loops.items()}
+        loads = []
+        for _ in range(self.draw(st.integers(1, 2))):
+            loads.append(self.load([dim, *(dims[a] for a in outer if self.chance(60))]))
+        inside = (*outer, variable)
+        if kind == "product":
+            factor = DTYPES["i8"] if dtype == i32 else self.one_of([d for d in self.dtypes if d.name in ("bf16", "f32")]
+                                                                  or [f32])
+            half = self.draw(st.integers(0, len(outer)))
+            a = self.load([dim, *(dims[x] for x in outer[:half])], factor)
+            b = self.load([dim, *(dims[x] for x in outer[half:])], factor)
+            self.features.add("contract")
+            self.line(f"{total.text} += {a.text} @ {b.text}")
+        else:
+            self.values.remove(total)
+            text, axes = self.expression(dtype, inside, 2)
+            if variable not in axes:
+                text = f"({text} + {variable}.to({dtype.name}))"
+            part = self.fresh()
+            self.line(f"{part} = {text}")
+            if kind == "sum":
+                self.line(f"{total.text} += sum({part}, over={variable})")
+            elif kind == "max":
+                self.line(f"{total.text} = maximum({total.text}, max({part}, over={variable}))")
+            else:
+                best = self.fresh()
+                self.line(f"{best} = min({part}, over={variable})")
+                self.line(f"{total.text} = where({best} < {total.text}, {best}, {total.text})")
+        if count is not None:
+            self.line(f"{count.text} += sum(({variable} >= 0).to(i32), over={variable})")
+        self.depth -= 1
+        del self.loops[dim]
+        del self.values[before:]
+        self.values.append(total)
+        if count is not None:
+            self.values.append(count)
+
+    def scalar_loop(self) -> None:
+        """A range loop that carries a scalar."""
+        self.features.add("range")
+        dtype = self.one_of([f32, i32])
+        value = _Value(self.fresh(), dtype, ())
+        counter = self.fresh("j")
+        self.line(f"{value.text} = {'1' if dtype == i32 else '1.0'}")
+        dim = self.new_dim()
+        name = self.fresh("t")
+        self.tensors.append(TensorSpec(name, dtype, (dim,)))
+        bound = self.one_of([dim, f"0, {dim}, 2", f"{dim} // 2, {dim}"])
+        self.line(f"for {counter} in range({bound}):")
+        self.depth += 1
+        item = f"{name}[{counter}]"
+        self.line(self.one_of([
+            f"{value.text} = {value.text} + {item}",
+            f"{value.text} = {value.text} - {item} if {counter} > 2 else {item}",
+            f"{value.text} = max({value.text}, {item}) if {item} > 1 and {counter} != 3 else {value.text}",
+        ]))
+        self.depth -= 1
+        self.values.append(value)
+
+    # The whole kernel.
+
+    def kernel(self) -> KernelCase:
+        nest = []
+        kinds = ["each", "tiles", "whole"]
+        for _ in range(self.draw(st.integers(1, 3))):
+            nest.append((self.new_dim(), self.one_of(kinds)))
+        nest.sort(key=lambda entry: kinds.index(entry[1]))
+        for kind in kinds:
+            dims = [dim for dim, own in nest if own == kind]
+            if not dims:
+                continue
+            if kind != "whole" and len(dims) > 1 and self.chance(40):
+                for dim in dims:
+                    self.open_loop([dim], kind)
+            else:
+                self.open_loop(dims, kind)
+        axes = self.axes()
+        dims = [dim for dim, _ in nest]
+        for _ in range(self.draw(st.integers(1, 3))):
+            self.load(dims if self.chance(60) else [d for d in dims if self.chance(60)])
+        whole = tuple(variable for variable, kind in self.loops.values() if kind == "whole")
+        self.assignments(self.draw(st.integers(0, 2)), axes)
+        for _ in range(self.draw(st.integers(0, 2))):
+            choice = self.draw(st.integers(0, 9))
+            if choice < 4 and whole:
+                over = whole if len(whole) == 1 or self.chance(30) else (self.one_of(whole),)
+                self.reduction(over, axes)
+            elif choice < 7:
+                self.carried(axes)
+            elif choice < 8:
+                self.scalar_loop()
+            else:
+                self.branch(axes)
+        self.assignments(self.draw(st.integers(0, 2)), axes)
+        for position in range(self.draw(st.integers(1, 2))):
+            dtype = self.dtype()
+            text, spanned = self.expression(dtype, axes, 2)
+            self.store(text, dtype, spanned, position == 0 and self.chance(20))
+        return self.finish()
+
+    def finish(self) -> KernelCase:
+        parameters = [f"{t.name}: Tensor[{', '.join([t.dtype.name, *map(str, t.dims)])}]" for t in self.tensors]
+        parameters += [f"{name}: {dtype.name}" for name, dtype, _ in self.scalars]
+        # A dimension that only a loop or a scalar names needs a tensor to come from.
+        declared = {d for t in self.tensors for d in t.dims}
+        for dim in self.dims:
+            if dim not in declared:
+                name = self.fresh("t")
+                self.tensors.append(TensorSpec(name, f32, (dim,)))
+                parameters.append(f"{name}: Tensor[f32, {dim}]")
+        names = sorted({d for t in self.tensors for d in t.dims if isinstance(d, str)} | set(self.dims))
+        head = [HEADER.rstrip("\n")]
+        if names:
+            head.append(f"{', '.join(names)}{',' if len(names) == 1 else ''} = "
+                        f"{'(' if len(names) == 1 else ''}dims(\"{' '.join(names)}\"){',)' if len(names) == 1 else ''}")
+        source = "\n".join([*head, "", HELPERS, "@kernel", f"def random_kernel({', '.join(parameters)}):",
+                            *self.lines, ""])
+        derived = tuple(self.derived[name] for name in sorted(self.derived))
+        return KernelCase(source, "random_kernel", tuple(self.tensors), tuple(self.scalars), derived,
+                          frozenset(self.positive), frozenset(self.features))
+
+
+def _union(*several: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(axis for axes in several for axis in axes))
+
+
+@st.composite
+def kernels(draw: Draw, dtypes: tuple[str, ...] = ALL_DTYPES, functions: bool = True) -> KernelCase:
+    """Random kernels. dtypes: names of the element types to use. functions: with exp, tanh and their like."""
+    return _Writer(draw, dtypes, functions).kernel()
+
+
+def reject_unbuildable(error: KernelError) -> None:
+    """Drop a drawn kernel that the front end rightly refuses: a constant folded to one that its dtype cannot hold."""
+    if error.kind in ("literal-range", "constant-arithmetic"):
+        reject()
+    raise error
+
+
+__all__ = ["ALL_DTYPES", "kernels", "reject_unbuildable"]

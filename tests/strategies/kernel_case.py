@@ -1,0 +1,146 @@
+"""One random kernel: its source, and arguments that fit it."""
+
+from __future__ import annotations
+
+import hashlib
+import linecache
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sapper.ir.types import DType
+from sapper.tile.semantics import numpy_dtype
+
+SIZES = (0, 1, 1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 24, 33)
+"""Empty, single, ragged and even extents."""
+
+SPECIALS = (np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-40, -1e-45, 1e-6, 3e38, -6e4, 1.0, -1.0)
+"""Hostile floats, denormals of f32 among them."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor parameter.
+
+    dims: names, or static sizes. role: "data", "output" (also read, perhaps), or "index": integers from 0 up to, but
+    without, the extent `below`; "length": up to and with it.
+    """
+
+    name: str
+    dtype: DType
+    dims: tuple[str | int, ...]
+    role: str = "data"
+    below: str = ""
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """A kernel as source text.
+
+    name: the kernel's name in it. tensors, scalars: parameters. derived: extents that follow from others, as
+    (dimension, base, factor, offset): dimension = base * factor + offset. positive: dimensions that may not be empty.
+    features: what it uses, for choosing and for statistics.
+    """
+
+    source: str
+    name: str
+    tensors: tuple[TensorSpec, ...]
+    scalars: tuple[tuple[str, DType, str], ...] = ()
+    derived: tuple[tuple[str, str, int, int], ...] = ()
+    positive: frozenset[str] = frozenset()
+    features: frozenset[str] = field(default=frozenset())
+
+    def __repr__(self) -> str:
+        return f"KernelCase({self.name}: {', '.join(sorted(self.features))})\n{self.source}"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # or Hypothesis would print field by field
+
+    def load(self) -> Any:
+        """The Kernel. The source is run as a module whose lines linecache knows, so that inspect finds them."""
+        digest = hashlib.sha256(self.source.encode()).hexdigest()[:16]
+        file = f"<kernel {digest}>"
+        linecache.cache[file] = (len(self.source), None, self.source.splitlines(keepends=True), file)
+        namespace: dict[str, Any] = {"__name__": f"random_kernel_{digest}"}
+        exec(compile(self.source, file, "exec"), namespace)
+        return namespace[self.name]
+
+    def sizes(self, seed: int) -> dict[str, int]:
+        """An extent for each dimension."""
+        rng = np.random.default_rng(seed)
+        derived = {dimension for dimension, *_ in self.derived}
+        names = list(dict.fromkeys(
+            [d for t in self.tensors for d in t.dims if isinstance(d, str) and d not in derived]
+            + [base for _, base, _, _ in self.derived]))
+        sizes = {}
+        for name in names:
+            size = int(rng.choice(SIZES))
+            sizes[name] = max(1, size) if name in self.positive else size
+        for dimension, base, factor, offset in self.derived:
+            sizes[dimension] = sizes[base] * factor + offset
+        return sizes
+
+    def make_arguments(self, seed: int, hostile: bool = True, strided: bool = True) -> dict[str, Any]:
+        """Arguments by name, the same for the same seed.
+
+        hostile: NaN, infinities, denormals and extreme integers among the elements. strided: transposed, padded and
+        stepped arrays among the tensors.
+        """
+        rng = np.random.default_rng([seed, 1])
+        sizes = self.sizes(seed)
+        arguments: dict[str, Any] = {}
+        for tensor in self.tensors:
+            shape = tuple(sizes[d] if isinstance(d, str) else d for d in tensor.dims)
+            if tensor.role in ("index", "length"):
+                limit = sizes[tensor.below] + (tensor.role == "length")
+                values = rng.integers(0, max(1, limit), shape)
+            else:
+                values = random_values(rng, shape, tensor.dtype, hostile and tensor.role == "data")
+            values = np.asarray(values).astype(numpy_dtype(tensor.dtype))
+            arguments[tensor.name] = lay_out(rng, values) if strided else values
+        for name, dtype, role in self.scalars:
+            if role:
+                arguments[name] = int(rng.integers(0, sizes[role] + 1))
+            else:
+                arguments[name] = random_values(rng, (), dtype, False).astype(numpy_dtype(dtype)).item()
+        return arguments
+
+
+def random_values(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, hostile: bool) -> np.ndarray:
+    """Random elements of a dtype, as an array of it; one in eight is extreme if hostile."""
+    target = numpy_dtype(dtype)
+    if dtype.is_float:
+        values = rng.standard_normal(shape) * np.exp2(rng.integers(-3, 4, shape))
+        if hostile:
+            values = np.where(rng.random(shape) < 0.125, rng.choice(np.array(SPECIALS), shape), values)
+        with np.errstate(all="ignore"):
+            return np.asarray(values.astype(np.float32).astype(target) if target != np.float64 else values)
+    if dtype.kind == "b":
+        return np.asarray(rng.random(shape) < 0.5)
+    info = np.iinfo(target)
+    values = rng.integers(max(info.min, -100), min(info.max, 100), shape, endpoint=True)
+    if hostile:
+        ends = np.array([info.min, info.max, 0, 1, info.max - 1], np.int64)
+        values = np.where(rng.random(shape) < 0.125, rng.choice(ends, shape), values)
+    return np.asarray(values).astype(target)
+
+
+def lay_out(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
+    """The same elements in a random layout: as they are, transposed, with padded rows, or every other element."""
+    if values.ndim == 0:
+        return values
+    choice = int(rng.integers(0, 4))
+    if choice == 0:
+        return values
+    if choice == 1:
+        order = rng.permutation(values.ndim)
+        return np.ascontiguousarray(values.transpose(order)).transpose(np.argsort(order))
+    padded = [n + int(rng.integers(1, 4)) for n in values.shape] if choice == 2 else [2 * n for n in values.shape]
+    room = np.zeros(padded, values.dtype)
+    view = room[tuple(slice(0, n) if choice == 2 else slice(0, 2 * n, 2) for n in values.shape)]
+    view[...] = values
+    return view
+
+
+__all__ = ["KernelCase", "TensorSpec", "lay_out", "random_values"]

@@ -1,0 +1,153 @@
+"""Facts of targets, and host detection played by invented processors."""
+
+from __future__ import annotations
+
+import platform
+
+import pytest
+
+from sapper import targets
+from sapper.codegen.encode import encode
+from sapper.codegen.machine import Immediate, Instruction, MachineFunction, Memory, Register
+from sapper.targets.x86_64 import detect
+from sapper.targets.x86_64.instructions import ROWS
+from sapper.targets.x86_64.target import OPTIONAL_FEATURES, TARGETS, V3_FEATURES, V4_FEATURES
+
+
+def g(number: int) -> Register:
+    return Register("gpr", number)
+
+
+def ins(name: str, *operands: object) -> Instruction:
+    return Instruction(ROWS[name], list(operands))  # type: ignore[arg-type]
+
+
+def test_known_targets_have_consistent_facts() -> None:
+    assert set(targets.known_targets()) >= {"v3", "v4", "zen4", "sapphirerapids", "skylake-avx512", "haswell"}
+    for name in targets.known_targets():
+        found = targets.target(name)
+        assert found.name == name
+        assert found.features >= V3_FEATURES
+        wide = "avx512f" in found.features
+        assert (found.lanes, found.vector_bits, found.vector_registers) == ((16, 512, 32) if wide else (8, 256, 16))
+        assert found.mask_kind == ("opmask" if wide else "vector")
+        assert found.l1_bytes < found.l2_bytes < found.l3_bytes
+    assert targets.target("zen4").has("avx512_bf16")
+    assert not targets.target("haswell").has("avx512f")
+
+
+def test_unknown_target_names_the_known_ones() -> None:
+    with pytest.raises(KeyError, match="found 'z80'; expected one of v3, v4"):
+        targets.target("z80")
+
+
+def test_every_feature_of_a_row_can_be_detected_or_is_common_to_all() -> None:
+    asked = set().union(*(e.features for row in ROWS.values() for e in row.encodings))
+    assert asked <= set(detect.FEATURE_BITS)
+    assert set().union(*(t.features for t in TARGETS.values())) <= set(detect.FEATURE_BITS)
+
+
+def test_detection_code_is_what_the_encoder_makes() -> None:
+    body = [ins("mov.64", g(8), g(2)), ins("mov.64", g(9), g(3)), ins("mov.32", g(0), g(7)), ins("mov.32", g(1), g(6)),
+            ins("cpuid"), ins("mov.32", Memory(g(8)), g(0)), ins("mov.32", Memory(g(8), disp=4), g(3)),
+            ins("mov.32", Memory(g(8), disp=8), g(1)), ins("mov.32", Memory(g(8), disp=12), g(2)),
+            ins("mov.64", g(3), g(9)), ins("ret")]
+    assert encode(MachineFunction("cpuid", list(body), {})).code == detect.CPUID_CODE
+    body = [ins("mov.32", g(1), g(7)), ins("xgetbv"), ins("shl.imm.64", g(2), Immediate(32)), ins("or.64", g(0), g(2)),
+            ins("ret")]
+    assert encode(MachineFunction("xgetbv", list(body), {})).code == detect.XGETBV_CODE
+
+
+class Processor:
+    """A processor that has `features`, described by the bits of CPUID."""
+
+    def __init__(self, features: set[str], vendor: bytes = b"GenuineIntel", family: int = 6, model: int = 0x55,
+                 enabled: int = 0xE7) -> None:
+        self.features, self.vendor, self.family, self.model, self.enabled = features, vendor, family, model, enabled
+        self.xgetbv_calls = 0
+
+    def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        b, d, c = (int.from_bytes(self.vendor[i:i + 4], "little") for i in (0, 4, 8))
+        if leaf == 0:
+            return 13, b, c, d
+        if leaf == 0x80000000:
+            return 0x80000004, 0, 0, 0
+        if 0x80000002 <= leaf <= 0x80000004:
+            part = b"An invented processor".ljust(48, b"\0")[16 * (leaf - 0x80000002):][:16]
+            return tuple(int.from_bytes(part[i:i + 4], "little") for i in (0, 4, 8, 12))  # type: ignore[return-value]
+        if leaf == 4:
+            level, kind, size = ((1, 1, 48 << 10), (1, 2, 32 << 10), (2, 3, 2 << 20), (3, 3, 60 << 20),
+                                 (0, 0, 0))[min(subleaf, 4)]
+            return level << 5 | kind, 63, max(0, size // 64 - 1), 0
+        out = [0, 0, 0, 0]
+        for name in self.features:
+            at_leaf, at_subleaf, register, bit, _ = detect.FEATURE_BITS[name]
+            if (leaf, subleaf) == (at_leaf, at_subleaf):
+                out[register] |= 1 << bit
+        if leaf == 7 and subleaf == 0:
+            out[0] = 1
+        if leaf == 1:
+            family, extended = (self.family, 0) if self.family < 15 else (15, self.family - 15)
+            out[0] = extended << 20 | (self.model >> 4) << 16 | family << 8 | (self.model & 15) << 4 | 2
+            out[2] |= (1 << 27) if self.enabled else 0
+        return out[0], out[1], out[2], out[3]
+
+    def xgetbv(self, _: int) -> int:
+        self.xgetbv_calls += 1
+        return self.enabled
+
+
+ALL = set(detect.FEATURE_BITS)
+
+
+def read(processor: Processor) -> detect.Host:
+    return detect.read_host(processor.cpuid, processor.xgetbv)
+
+
+def test_a_known_processor_gets_its_row_with_its_own_caches() -> None:
+    found = read(Processor(ALL, model=0x8F))
+    assert found.brand == "An invented processor"
+    assert (found.l1_bytes, found.l2_bytes, found.l3_bytes, found.cache_line_bytes) == (48 << 10, 2 << 20, 60 << 20, 64)
+    chosen = detect.choose_target(found)
+    assert (chosen.name, chosen.l3_bytes) == ("sapphirerapids", 60 << 20)
+    assert detect.choose_target(read(Processor(ALL, b"AuthenticAMD", 0x19, 0x11))).name == "zen4"
+
+
+def test_features_that_the_processor_lacks_are_never_chosen() -> None:
+    # A hypervisor hides AVX-512 from a Zen 4.
+    hidden = {f for f in ALL if not f.startswith("avx512")}
+    chosen = detect.choose_target(read(Processor(hidden, b"AuthenticAMD", 0x19, 0x11)))
+    assert chosen.name == "v3" and chosen.features <= hidden
+    # An unknown processor with AVX-512 and VNNI but no BF16.
+    chosen = detect.choose_target(read(Processor(ALL - {"avx512_bf16"}, b"SomeoneElse!", 6, 1)))
+    assert chosen.name == "v4" and "avx512_vnni" in chosen.features and "avx512_bf16" not in chosen.features
+    for missing in sorted(V4_FEATURES - V3_FEATURES):
+        chosen = detect.choose_target(read(Processor(ALL - {missing}, b"AuthenticAMD", 0x19, 0x11)))
+        assert chosen.name == "v3" and not chosen.features & OPTIONAL_FEATURES
+
+
+def test_state_that_the_system_does_not_enable_hides_the_features() -> None:
+    chosen = detect.choose_target(read(Processor(ALL, enabled=0x7)))
+    assert chosen.name == "v3"
+    processor = Processor(ALL, enabled=0)
+    with pytest.raises(detect.UnsupportedCPU, match="avx2"):
+        detect.choose_target(read(processor))
+    assert processor.xgetbv_calls == 0  # it would be an illegal instruction there
+
+
+def test_a_processor_below_v3_is_refused_with_what_it_lacks() -> None:
+    with pytest.raises(detect.UnsupportedCPU, match=r"found no bmi2, fma; expected the features of x86-64-v3"):
+        detect.choose_target(read(Processor(ALL - {"fma", "bmi2"})))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 processor")
+def test_the_host_is_detected() -> None:
+    found = detect.host()
+    assert found.vendor and found.l1_bytes > 0
+    with open("/proc/cpuinfo") as file:
+        flags = set(next(line for line in file if line.startswith("flags")).split())
+    for name, kernel_name in (("avx2", "avx2"), ("avx512f", "avx512f"), ("fma", "fma"), ("avx512_bf16", "avx512_bf16"),
+                              ("bmi2", "bmi2"), ("f16c", "f16c"), ("lzcnt", "abm"), ("avx512_vnni", "avx512_vnni")):
+        assert (name in found.features) == (kernel_name in flags)
+    if found.features >= V3_FEATURES:
+        assert targets.host_target().features <= found.features

@@ -1,0 +1,127 @@
+"""Bounds by random rounding: exact kernels have none, inexact ones a small one, open questions an infinite one."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from sapper.ir.types import bf16, f16, f32, f64, i32
+from sapper.lang.builtins import argmax, exp, tiles, whole
+from sapper.lang.dims import dims
+from sapper.lang.kernel import kernel
+from sapper.lang.tensor import Tensor
+from sapper.tile.rounding import Expectation, expect, reached, rounds, ulp
+from tests.strategies import assert_agree, tolerance
+
+M, N = dims("M N")
+
+
+@kernel
+def added(x: Tensor[f32, M], out: Tensor[f32, M]):
+    for m in tiles(M):
+        out[m] = x[m] + x[m] / 3.0
+
+
+@kernel
+def normed(x: Tensor[f32, M, N], out: Tensor[f32, M, N], best: Tensor[f32, M], at: Tensor[i32, M]):
+    for m in tiles(M):
+        n = whole(N)
+        e = exp(x[m, n])
+        out[m, n] = e / sum(e, over=n)
+        best[m] = max(x[m, n], over=n)
+        at[m] = argmax(x[m, n], over=n).to(i32)
+
+
+def run_normed(x):
+    rows = len(x)
+    arguments = {"x": x, "out": np.zeros_like(x), "best": np.zeros(rows, np.float32), "at": np.zeros(rows, np.int32)}
+    return expect(normed.tile_ir(), arguments)
+
+
+def test_ulp():
+    values = np.array([1.0, 1.5, 2.0, -3.0, 0.0, 1e-45, np.inf, np.nan], np.float32)
+    expected = [2.0**-23, 2.0**-23, 2.0**-22, 2.0**-22, 2.0**-149, 2.0**-149, 0, 0]
+    np.testing.assert_array_equal(ulp(values, f32), expected)
+    assert ulp(np.array([1.0]), f64)[0] == np.spacing(1.0)
+    assert ulp(np.array([1.0], ml_dtypes.bfloat16), bf16)[0] == 2.0**-7
+    assert ulp(np.array([1.0], np.float16), f16)[0] == np.spacing(np.float16(1.0))
+
+
+def test_exact_kernels_have_no_tolerance():
+    x = np.array([1.0, np.nan, np.inf], np.float32)
+    function = added.tile_ir()
+    assert not reached(function, rounds)
+    out = expect(function, {"x": x, "out": np.zeros(3, np.float32)})["out"]
+    assert not out.bound.any()
+    assert out.mismatch(out.values.copy()) is None
+    nearly = out.values.copy()
+    nearly[0] = np.nextafter(nearly[0], np.float32(9))
+    assert "out[0] is" in str(out.mismatch(nearly))
+
+
+def test_inexact_kernels_have_a_small_one():
+    x = np.random.default_rng(0).standard_normal((4, 50)).astype(np.float32)
+    before = x.copy()
+    expected = run_normed(x)
+    np.testing.assert_array_equal(x, before)
+    out = expected["out"]
+    relative = out.bound / np.abs(out.values)
+    assert relative.max() < 1e-5 and relative.min() > 0
+    assert not expected["x"].bound.any() and not expected["best"].bound.any() and not expected["at"].bound.any()
+    good = np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+    assert out.mismatch(good) is None
+    assert out.mismatch(good * np.float32(1.0001)) is not None
+    lacking = np.exp(x) / np.exp(x[:, :-1]).sum(axis=1, keepdims=True)
+    assert out.mismatch(lacking) is not None
+    assert "4 of 4 elements" in str(expected["at"].mismatch(expected["at"].values + 1))
+    assert "expected float32" in str(out.mismatch(good.astype(np.float64)))
+
+
+def test_cancellation_widens_the_bound_of_its_element_only():
+    x = np.zeros((2, 4), np.float32)
+    x[0] = [1e8, 1.0, -1e8, 1.0]
+    x[1] = [1.0, 2.0, 3.0, 4.0]
+
+    @kernel
+    def summed(x: Tensor[f32, M, N], out: Tensor[f32, M]):
+        for m in tiles(M):
+            n = whole(N)
+            out[m] = sum(x[m, n], over=n)
+
+    out = expect(summed.tile_ir(), {"x": x, "out": np.zeros(2, np.float32)})["out"]
+    assert out.values[0] == 2.0 and out.bound[0] > 2.0 and out.bound[1] < 1e-4
+    large = np.array([[3e38, 3e38, -3e38, -3e38], [np.inf, 1, 1, 1]], np.float32)
+    out = expect(summed.tile_ir(), {"x": large, "out": np.zeros(2, np.float32)})["out"]
+    assert np.isinf(out.bound[0])  # a partial sum may overflow
+    assert out.bound[1] == 0 and out.mismatch(np.array([7.0, 1e30], np.float32)) is not None
+
+
+def test_where_nan_makes_the_order_matter_anything_may_stand():
+    x = np.random.default_rng(1).standard_normal((2, 20)).astype(np.float32)
+    x[0, 7] = np.nan
+    expected = run_normed(x)
+    assert np.isinf(expected["best"].bound[0]) and expected["best"].bound[1] == 0
+    assert np.isinf(expected["at"].bound[0]) and expected["at"].bound[1] == 0
+
+
+def test_expectation_of_infinities():
+    one = Expectation("x", f32, np.array([np.inf, np.nan, 1.0], np.float32), np.array([0.0, 0.0, np.inf]))
+    assert one.mismatch(np.array([np.inf, np.nan, -7.0], np.float32)) is None
+    assert one.mismatch(np.array([-np.inf, np.nan, 1.0], np.float32)) is not None
+    assert one.mismatch(np.array([np.inf, 1.0, 1.0], np.float32)) is not None
+    assert one.mismatch(np.zeros(2, np.float32)) is not None
+
+
+def test_simple_comparison():
+    rng = np.random.default_rng(2)
+    a, b = rng.standard_normal((8, 300)).astype(np.float32), rng.standard_normal((300, 8)).astype(np.float32)
+    exact = (a.astype(float) @ b.astype(float)).astype(np.float32)
+    assert_agree(a @ b, exact, f32, 300)
+    with pytest.raises(AssertionError, match="elements differ"):
+        assert_agree(a[:, :-1] @ b[:-1], exact, f32, 300)
+    with pytest.raises(AssertionError, match="first at"):
+        assert_agree(np.array([1.0, 5.0], np.float32), np.array([np.inf, 5.0], np.float32), f32)
+    with pytest.raises(AssertionError):
+        assert_agree(np.array([1], np.int32), np.array([2], np.int32), i32)
+    assert tolerance(i32, 1000) == 0 and tolerance(f32, 10) < tolerance(f32, 1000) < tolerance(bf16)
