@@ -1,8 +1,8 @@
 """`sapper generate`: a model answers a prompt.
 
 In: the command's settings. Out: text on stdout as it comes, speeds on stderr; or one JSON object on stdout. Holds: the
-function returns the exit status and raises nothing for a user's mistakes: 0 done, 1 refused, 130 stopped by Ctrl-C, 141 the
-reader of stdout went away.
+function returns the exit status and raises nothing for a user's mistakes: 0 done, 1 refused, 130 stopped by Ctrl-C, 141
+the reader of stdout went away.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def run_generate(
     """Generate text and print it.
 
     model: a GGUF file, a safetensors directory, or a name such as "smollm2". prompt: a user's message, or with raw the
-    beginning of a text. tokens: at most so many. temperature 0 takes the likeliest token each time. json: print one object
-    at the end: model, prompt, text, tokens, prompt_tokens, stop ("end", "length", "context", "interrupted"), load_s,
-    prefill_tokens_per_s, decode_tokens_per_s. dtype: "bf16" or "f32", how the weights are held. interpret: run under the
-    reference interpreter. out, err: where to print (None: stdout and stderr).
+    beginning of a text. tokens: at most so many. temperature 0 takes the likeliest token each time. json: print one
+    object at the end: model, prompt, text, tokens, prompt_tokens, stop ("end", "length", "context", "interrupted"),
+    load_s, prefill_tokens_per_s, decode_tokens_per_s. dtype: "bf16" or "f32", how the weights are held. interpret: run
+    under the reference interpreter. out, err: where to print (None: stdout and stderr).
     """
     out, err = out or sys.stdout, err or sys.stderr
     try:
@@ -73,7 +73,8 @@ def run_generate(
 
 
 def _report(
-    generation: Any, model: str, prompt: str, pieces: list[str], load_seconds: float, json: bool, out: TextIO, err: TextIO
+    generation: Any, model: str, prompt: str, pieces: list[str], load_seconds: float, json: bool, out: TextIO,
+    err: TextIO,
 ) -> None:
     if json:
         result = {

@@ -20,7 +20,8 @@ class CompiledCode:
     bytes: code, then its constants; position-independent, to be loaded at a multiple of `align_bytes`.
     code_bytes: where the code ends. line_table: (offset, location) where the location changes, in order of offset.
     frame_bytes: stack taken by spills. slots: what words 3, 4, ... of the argument block hold. scratch_bytes: of each
-    worker. machine: the instructions, for printing and for tests.
+    worker. counters: how many of the sync block's task counters are used; 0: the sync block is not touched at all.
+    machine: the instructions, for printing and for tests.
     """
 
     name: str
@@ -31,6 +32,7 @@ class CompiledCode:
     frame_bytes: int
     slots: list[str]
     scratch_bytes: int
+    counters: int
     machine: MachineFunction
     statistics: dict[str, int] = field(default_factory=dict)
 
@@ -45,6 +47,17 @@ class CompiledCode:
 def rules_of(target: Any) -> Any:
     """The selection rules of the target's family."""
     return import_module(f"...targets.{target.family}.select", __name__)
+
+
+def counters_of(function: Function) -> int:
+    """How many task counters a function uses, at least 1 if it has a barrier."""
+    used = 0
+    for op in function.walk():
+        if op.name == "tasks":
+            used = max(used, int(op.attributes["counter"]) + 1)
+        elif op.name == "barrier":
+            used = max(used, 1)
+    return used
 
 
 def compile_lane(function: Function, target: Any, checked: bool = False) -> CompiledCode:
@@ -72,9 +85,10 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
 
         check(selected, machine, allocation.origin, registers)
     peephole(machine, registers)
-    encoded = encode(machine)
+    encoded = encode(machine, target.features)
     return CompiledCode(
         function.name, encoded.code, encoded.code_bytes, encoded.align_bytes, encoded.line_table, machine.frame_bytes,
-        list(function.attributes.get("slots", [])), int(function.attributes.get("scratch_bytes", 0)), machine,
+        list(function.attributes.get("slots", [])), int(function.attributes.get("scratch_bytes", 0)),
+        counters_of(function), machine,
         {"spills": allocation.spills, "reloads": allocation.reloads, "rematerialised": allocation.rematerialised,
          "instructions": len(machine.body)})

@@ -435,7 +435,7 @@ class Selector:
                             uses_at[op.blocks[0].arguments[0]].append(position)
                         seen: set[Value] = set()
                         for value in inside:
-                            if value in seen or value.op is not None and value.op.name in _CONSTANTS:
+                            if value in seen or (value.op is not None and value.op.name in _CONSTANTS):
                                 continue
                             seen.add(value)
                             if depth_of[value] < depth:
@@ -464,7 +464,7 @@ class Selector:
                             candidates.append(op)
                     elif name in _DEFERRABLE:
                         candidates.append(op)
-                    elif name == "bitcast" or name == "cvt" and value.type == operands[0].type:
+                    elif name == "bitcast" or (name == "cvt" and value.type == operands[0].type):
                         root = alias.get(operands[0], operands[0])
                         if root.op is None or root.op.name not in _CONSTANTS:
                             alias[value] = root
@@ -499,7 +499,7 @@ class Selector:
                     continue
             elif name == "s_add" or name == "s_sub":
                 a, b = op.operands
-                if self.small_constant(b) is not None or name == "s_add" and self.small_constant(a) is not None:
+                if self.small_constant(b) is not None or (name == "s_add" and self.small_constant(a) is not None):
                     if address_uses.get(value, 0) != count:
                         continue
                 elif name == "s_sub" or plain_base_uses.get(value, 0) != count:
@@ -578,7 +578,7 @@ class Selector:
         """Put values into registers, all at once; constants and deferred increments come after the moves."""
         moves = []
         later = []
-        for value, register in zip(values, registers):
+        for value, register in zip(values, registers, strict=True):
             source = self.registers.get(value)
             if source is not None:
                 moves.append((register, source, value.type))
@@ -647,8 +647,8 @@ class Selector:
         if op.name == "s_add":
             for x, y in (op.operands, reversed(op.operands)):
                 number = self.constant_of(y)
-                if number is not None and (x is start and number > 0 or number >= 0 and
-                                           self.nonempty(start, x, depth - 1)):
+                if number is not None and ((x is start and number > 0) or (number >= 0 and
+                                           self.nonempty(start, x, depth - 1))):
                     return True
             return False
         if op.name == "s_min":
@@ -715,7 +715,7 @@ class Selector:
         self.reserved = dict(former_reserved)
         registers: list[VirtualRegister] = []
         taken: set[VirtualRegister] = set()
-        for argument, value, result in zip(arguments, initial, op.results):
+        for argument, value, result in zip(arguments, initial, op.results, strict=True):
             register = self.target.get(result)
             if register is None or register in taken:
                 register = self.registers.get(value)
@@ -725,7 +725,7 @@ class Selector:
             taken.add(register)
             registers.append(register)
         self.assign(initial, registers)
-        for argument, result, register in zip(arguments, op.results, registers):
+        for argument, result, register in zip(arguments, op.results, registers, strict=True):
             self.registers[argument] = register
             self.registers[result] = register
             self.reserved.pop(register, None)
@@ -733,7 +733,7 @@ class Selector:
             self.reserved = former_reserved
             self.position = self.end[op]
             return
-        for argument, value, register in zip(arguments, yields, registers):
+        for argument, value, register in zip(arguments, yields, registers, strict=True):
             # An argument that nobody reads is free at once.
             places = self.uses_at.get(argument)
             self.aim(value, register, block, places[-1] if places else self.start[op])
@@ -791,7 +791,7 @@ class Selector:
         if register is None or register in taken or register in self.reserved \
                 or last > (self.position if until is None else until) \
                 or self.alias.get(value, value) is self.alias.get(other, other) \
-                or until is not None and self.uses.get(value, 0) > 1:
+                or (until is not None and self.uses.get(value, 0) > 1):
             number = self.constant_of(value)
             register = self.new("gpr")
             if number is not None:
@@ -830,7 +830,7 @@ class Selector:
             register = self.registers.get(value)
             if register is None or register in taken or self.last_use(value) > self.end[op]:
                 continue
-            if register is wanted or wanted is None and self.may_take(register, result):
+            if register is wanted or (wanted is None and self.may_take(register, result)):
                 return register, value
         if wanted is not None and wanted not in taken:
             return wanted, None
@@ -852,7 +852,7 @@ class Selector:
         label = self.new_label("if")
         has_second = len(second.ops) > (1 if second.terminator else 0) or any(
             self.registers.get(v) is not r
-            for v, r in zip(second.terminator.operands if second.terminator else [], registers))
+            for v, r in zip(second.terminator.operands if second.terminator else [], registers, strict=True))
         self.rules.branch_unless(self, op.operands[0], label + "_else" if has_second else label + "_end")
         for block in (first, second):
             if block is second:
@@ -863,11 +863,11 @@ class Selector:
             yields = block.terminator.operands if block.terminator else []
             low = self.start[block.ops[0]] if block.ops else 0
             high = self.start[block.ops[-1]] if block.ops else 0
-            for value, register, old in zip(yields, registers, held):
+            for value, register, old in zip(yields, registers, held, strict=True):
                 free_from = 0
                 if old is not None:
                     free_from = max((p for p in self.uses_at.get(old, ()) if low <= p <= high), default=0)
-                    if any(v is old for v, r in zip(yields, registers) if r is not register):
+                    if any(v is old for v, r in zip(yields, registers, strict=True) if r is not register):
                         continue
                 self.reserved.pop(register, None)
                 self.aim(value, register, block, free_from)
@@ -878,7 +878,7 @@ class Selector:
             if block is first and has_second:
                 self.rules.jump(self, label + "_end")
         self.label(label + "_end")
-        for result, register in zip(op.results, registers):
+        for result, register in zip(op.results, registers, strict=True):
             self.registers[result] = register
         self.reserved = former
         self.position = self.end[op]

@@ -1,7 +1,7 @@
 """A model's chat template: messages to the text that the model was trained on.
 
-In: Jinja source from the model file, which is not trusted: it runs in Jinja's sandbox. Out: text. Holds: a template that
-fails, or asks for what it must not have, raises ModelError.
+In: Jinja source from the model file, which is not trusted: it runs in Jinja's sandbox. Out: text. Holds: a template
+that fails, or asks for what it must not have, raises ModelError.
 """
 
 from __future__ import annotations

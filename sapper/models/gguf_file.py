@@ -65,7 +65,10 @@ class TensorEntry:
 
 
 class GgufFile:
-    """A GGUF file, opened. metadata: key -> bool, int, float, str or a list of these. tensors: by name, in file order."""
+    """A GGUF file, opened.
+
+    metadata: key -> bool, int, float, str or a list of these. tensors: by name, in the file's order.
+    """
 
     def __init__(self, path: str | Path) -> None:
         """Raises ModelError if the file is missing, truncated or malformed."""
@@ -163,7 +166,9 @@ class GgufFile:
         for extent in shape:
             count *= extent
         if shape[-1] % elements or min(shape) < 1:
-            raise ModelError(where, f"shape {shape}", f"rows of a multiple of {elements} elements", "get the file again")
+            raise ModelError(
+                where, f"shape {shape}", f"rows of a multiple of {elements} elements", "get the file again"
+            )
         total_bytes = count // elements * size_bytes
         if offset + total_bytes > len(self._data):
             raise ModelError(

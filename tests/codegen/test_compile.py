@@ -123,8 +123,8 @@ def same_values(a: np.ndarray, b: np.ndarray, ulp: int = 0) -> np.ndarray:
 
 
 SPECIAL = {
-    "f": [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 0.5, -0.5, 1.5, 2.5, -2.5, 1e-40, -1e-40, 3.4e38, -3.4e38, 1e-45,
-          100.25, -7.75, 65504.0, 65520.0, 1e-7, 6e-8, 2.0**31, -2.0**31, 8388609.0, 127.0, -126.0, -149.5],
+    "f": [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 0.5, -0.5, 1.5, 2.5, -2.5, 1e-40, -1e-40, 3.4e38, -3.4e38,
+          1e-45, 100.25, -7.75, 65504.0, 65520.0, 1e-7, 6e-8, 2.0**31, -2.0**31, 8388609.0, 127.0, -126.0, -149.5],
     "i": [0, 1, -1, 2, -2, 7, -7, 255, 256, -128, 128, 32767, -32768, 65535, 65536, 2**31 - 1, -2**31, 2**30],
 }
 
@@ -159,7 +159,8 @@ def rowwise(lanes: int, inputs: list[np.ndarray], output: np.ndarray,
     program.builder.block.ops.append(loop)
     inner = Builder(loop.blocks[0])
     index = loop.blocks[0].arguments[0]
-    values = [inner.value("load", [program.values[f"in{n}"], index], row_of(d), dtype=d, indexed=True, scale=d.size_bytes)
+    values = [inner.value("load", [program.values[f"in{n}"], index], row_of(d), dtype=d, indexed=True,
+                          scale=d.size_bytes)
               for n, d in enumerate(in_dtypes)]
     made = body(inner, values)
     inner.add("store", [made, program.values["out"], index], dtype=out_dtype, indexed=True, scale=out_dtype.size_bytes)
@@ -215,7 +216,8 @@ def test_shifts(target: Target, lanes: int, dtype: DType) -> None:
         inputs[1] &= dtype.bits - 1
 
     for name in ("shl", "shr", "sar"):
-        check_rows(target, lanes, [dtype, dtype], dtype, lambda b, v, name=name: b.value(name, v, v[0].type), 1, amounts)
+        check_rows(target, lanes, [dtype, dtype], dtype, lambda b, v, name=name: b.value(name, v, v[0].type), 1,
+                   amounts)
         for amount in (0, 1, 7, dtype.bits - 1):
             check_rows(target, lanes, [dtype], dtype,
                        lambda b, v, name=name, amount=amount: b.value(name, v, v[0].type, amount=amount), 2)
@@ -232,7 +234,8 @@ def test_division(target: Target, lanes: int, dtype: DType) -> None:
         inputs[0][::7] = np.iinfo(inputs[0].dtype).min
 
     for name in ("idiv", "imod"):
-        check_rows(target, lanes, [dtype, dtype], dtype, lambda b, v, name=name: b.value(name, v, v[0].type), 3, nonzero)
+        check_rows(target, lanes, [dtype, dtype], dtype, lambda b, v, name=name: b.value(name, v, v[0].type), 3,
+                   nonzero)
         for divisor in (1, 8, 24, -3):
             check_rows(target, lanes, [dtype], dtype, lambda b, v, name=name, divisor=divisor: b.value(
                 name, [v[0], b.value("splat_const", [], v[0].type, value=divisor)], v[0].type), 4)
@@ -246,7 +249,7 @@ def test_fma_in_every_form(target: Target, lanes: int, dtype: DType) -> None:
     for seed, (order, signs, keep) in enumerate(itertools.product(
             itertools.permutations(range(3)), ((0, 0, 0), (1, 0, 0), (0, 0, 1), (1, 0, 1), (1, 1, 0)), (False, True))):
         def body(b: Builder, v: list[Value], order: Any = order, signs: Any = signs, keep: bool = keep) -> Value:
-            x = [b.value("neg", [v[n]], row) if sign else v[n] for n, sign in zip(order, signs)]
+            x = [b.value("neg", [v[n]], row) if sign else v[n] for n, sign in zip(order, signs, strict=True)]
             made = b.value("fma", x, row)
             if keep:  # the operands live on
                 for value in v:
@@ -301,7 +304,8 @@ def test_comparisons_and_masks(target: Target, lanes: int, dtype: DType) -> None
         def combined(b: Builder, v: list[Value], name: str = name) -> Value:
             first = b.value("cmp", [v[0], v[1]], MASK, cond="lt")
             second = b.value("cmp", [v[0], zero(b)], MASK, cond="gt")
-            return b.value("select", [b.value(name, [first, b.value("mask_not", [second], MASK)], MASK), v[0], v[1]], row)
+            mask = b.value(name, [first, b.value("mask_not", [second], MASK)], MASK)
+            return b.value("select", [mask, v[0], v[1]], row)
         check_rows(target, lanes, [dtype, dtype], dtype, combined, 4)
     for name in ("mask_any", "mask_all"):
         for cond in ("ne", "gt"):
@@ -338,8 +342,8 @@ def test_conversions(target: Target, lanes: int) -> None:
                 "bitcast", [b.value("splat_const", [], row_of(s), value=3)], row_of(d)), 2)
     for dtype in (bf16, f16):
         for seed in range(5):
-            check_rows(target, lanes, [f32], f32, lambda b, v, dtype=dtype: b.value("round_to", v, ROW_F32, dtype=dtype),
-                       seed)
+            check_rows(target, lanes, [f32], f32,
+                       lambda b, v, dtype=dtype: b.value("round_to", v, ROW_F32, dtype=dtype), seed)
 
 
 MEMORY = (f32, f64, i32, i64, b32, bf16, f16, i8, u8, i16, bool_)
@@ -496,7 +500,7 @@ def test_scalars(target: Target) -> None:
     names = ["s_add", "s_sub", "s_mul", "s_min", "s_max", "s_and", "s_or", "s_xor", "s_floordiv", "s_mod",
              *(f"s_cmp.{c}" for c in ("eq", "ne", "lt", "le", "gt", "ge")), "s_shl", "s_shr", "s_sar"]
     rng = np.random.default_rng(8)
-    for x, y in [(3, 5), *zip(rng.choice(SCALARS, 9).tolist(), rng.choice(SCALARS, 9).tolist())]:
+    for x, y in [(3, 5), *zip(rng.choice(SCALARS, 9).tolist(), rng.choice(SCALARS, 9).tolist(), strict=True)]:
         y = y or 11
         program = Program(8, {"c": np.zeros(8 * len(names), np.int64)}, {"x": np.int64(x), "y": np.int64(y)})
         b, v = program.builder, program.values
@@ -538,7 +542,8 @@ def test_scalar_memory(target: Target) -> None:
 
 
 @pytest.mark.parametrize("target", BOTH, ids=lambda t: t.name)
-@pytest.mark.parametrize(("start", "stop", "step"), [(0, 0, 1), (0, 7, 1), (3, 20, 4), (5, 2, 1), (0, 1, 8), (-3, 3, 2)])
+@pytest.mark.parametrize(("start", "stop", "step"),
+                         [(0, 0, 1), (0, 7, 1), (3, 20, 4), (5, 2, 1), (0, 1, 8), (-3, 3, 2)])
 def test_loops(target: Target, start: int, stop: int, step: int) -> None:
     """Bounds as constants and as arguments, counter read or not, carried scalars and rows, swapped values."""
     for constant, counted, after in itertools.product((False, True), (False, True), (False, True)):
@@ -635,7 +640,7 @@ def test_dot_products(target: Target) -> None:
     if target.name == "v3":
         program = rowwise(8, [np.zeros(8, np.float32), np.zeros(8, np.uint32)], np.zeros(8, np.float32),
                           lambda b, v: b.value("dot2_bf16", [v[0], v[1], v[1]], ROW_F32), [f32, b32], f32)
-        with pytest.raises(ValueError, match="avx512_bf16.*legal_ops"):
+        with pytest.raises(ValueError, match=r"avx512_bf16.*legal_ops"):
             program.check(target)
 
 
@@ -753,7 +758,8 @@ def build_random(program: Program, b: Builder, rng: np.random.Generator, length:
         elif choice == 10:
             i.append(b.value("bitcast", [pick("f")], ROW_I32))
         elif choice == 11:
-            s.append(b.value(str(rng.choice(["s_add", "s_sub", "s_min", "s_max", "s_xor"])), [pick("s"), pick("s")], S64))
+            name = str(rng.choice(["s_add", "s_sub", "s_min", "s_max", "s_xor"]))
+            s.append(b.value(name, [pick("s"), pick("s")], S64))
         elif choice == 12:
             stored[0] = (stored[0] + 1) % 30
             b.add("store", [pick("f"), program.values["c"]], dtype=f32, disp=stored[0] * lanes * 4)
@@ -769,7 +775,7 @@ def build_random(program: Program, b: Builder, rng: np.random.Generator, length:
                 op = Op("loop", [b.value("s_const", [], S64, value=0), stop, *values], [types[k] for k in kinds],
                         {"step": 1}, [Block([S64, *(types[k] for k in kinds)])])
                 inside["s"].append(op.blocks[0].arguments[0])
-                for k, argument in zip(kinds, op.blocks[0].arguments[1:]):
+                for k, argument in zip(kinds, op.blocks[0].arguments[1:], strict=True):
                     inside[k].append(argument)
             else:
                 condition = b.value("s_cmp", [pick("s"), pick("s")], S64, cond=str(rng.choice(["lt", "eq"])))
@@ -787,7 +793,7 @@ def build_random(program: Program, b: Builder, rng: np.random.Generator, length:
                     else:
                         ends.append(values[kinds.index(k)])
                 nested.add("yield", ends)
-            for k, result in zip(kinds, op.results):
+            for k, result in zip(kinds, op.results, strict=True):
                 pools[k].append(result)
     if depth == 0:
         for n, value in enumerate(f[-6:]):

@@ -1,4 +1,4 @@
-"""An independent Llama in plain NumPy, for the tests: GGUF's own row order, interleaved rotary pairs, no cache, no sapper.
+"""An independent Llama in plain NumPy, for the tests: GGUF's own row order, interleaved pairs, no cache, no sapper.
 
 In: a GGUF path. Out: `ReferenceLlama.logits(tokens)`, float32 arithmetic, every position at once.
 """

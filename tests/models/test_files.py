@@ -49,7 +49,7 @@ def entry(kind: str, raw: bytes, elements: int) -> TensorEntry:
 
 
 def test_k_blocks_are_widened() -> None:
-    """Blocks by hand, as ggml-common.h lays them out: Q4_K is d * scale * q - dmin * minimum, Q6_K d * scale * (q - 32)."""
+    """Blocks by hand, as ggml-common.h has them: Q4_K is d * scale * q - dmin * minimum, Q6_K d * scale * (q - 32)."""
     half = np.array([0.5, 0.25], dtype=np.float16).tobytes()
     scales = bytes([2, 2, 2, 2, 1, 1, 1, 1, 0x12, 0x12, 0x12, 0x12])  # 6-bit scales 2, minimums 1
     raw = half + scales + bytes([0x73]) * 128
@@ -125,7 +125,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         GgufFile(tmp_path / "none.gguf")
     with pytest.raises(ModelError, match="one of: smollm2"):
         find_model(tmp_path / "none.gguf")
-    with pytest.raises(ModelError, match="config.json"):
+    with pytest.raises(ModelError, match=r"config\.json"):
         load_model(tmp_path)
 
 
@@ -243,9 +243,10 @@ def test_a_broken_safetensors_header_is_refused(tmp_path: Path, header: Any, mes
 
 def test_broken_safetensors_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="no \\*.safetensors file"):
+    with pytest.raises(ModelError, match=r"no \*\.safetensors file"):
         SafetensorsDirectory(tmp_path)
-    for raw, message in ((b"", "safetensors file"), (b"abc", "a header of 3 bytes"), (bytes([255] * 20), "a header of")):
+    cases = ((b"", "safetensors file"), (b"abc", "a header of 3 bytes"), (bytes([255] * 20), "a header of"))
+    for raw, message in cases:
         (tmp_path / "x.safetensors").write_bytes(raw)
         with pytest.raises(ModelError, match=message):
             SafetensorsDirectory(tmp_path)
@@ -287,8 +288,8 @@ def test_absurd_configs_are_refused(directory: Path, config: dict[str, Any], mes
 
 def test_a_directory_without_tokenizer_or_tensor_is_refused(directory: Path) -> None:
     (directory / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelError, match="tokenizer.json"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
         load_model(directory)
     (directory / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match="tokenizer.json"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
         load_model(directory)

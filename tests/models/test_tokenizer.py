@@ -29,7 +29,8 @@ def byte_level(**changes: Any) -> Tokenizer:
 
 
 PIECES = ["<unk>", "<s>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)],
-          "\u2581", "h", "e", "l", "o", "w", "r", "d", "he", "ll", "hell", "\u2581hell", "\u2581hello", "\u2581w", "or", "ld"]
+          "\u2581", "h", "e", "l", "o", "w", "r", "d", "he", "ll", "hell", "\u2581hell", "\u2581hello", "\u2581w", "or",
+          "ld"]
 PIECE_KINDS = [2, 3, 3, *[6] * 256, *[1] * 16]
 SCORES = [0.0] * 259 + [float(-i) for i in range(16)]
 

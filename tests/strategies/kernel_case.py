@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import linecache
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,9 @@ from sapper.tile.semantics import numpy_dtype
 
 SIZES = (0, 1, 1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 24, 33)
 """Empty, single, ragged and even extents."""
+
+MOST_ELEMENTS = 2000
+"""The product of all extents stays below this: interpreters walk nested loops one index at a time."""
 
 SPECIALS = (np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-40, -1e-45, 1e-6, 3e38, -6e4, 1.0, -1.0)
 """Hostile floats, denormals of f32 among them."""
@@ -77,6 +81,9 @@ class KernelCase:
         for name in names:
             size = int(rng.choice(SIZES))
             sizes[name] = max(1, size) if name in self.positive else size
+        while math.prod(max(1, size) for size in sizes.values()) > MOST_ELEMENTS:
+            largest = max(sizes, key=lambda name: sizes[name])
+            sizes[largest] //= 2
         for dimension, base, factor, offset in self.derived:
             sizes[dimension] = sizes[base] * factor + offset
         return sizes

@@ -124,7 +124,8 @@ def from_gguf(metadata: Mapping[str, Any], where: str) -> LlamaConfig:
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise ModelError(
-            f"{where}, key general.architecture", repr(architecture)[:80], "'llama'", "take a model of that architecture"
+            f"{where}, key general.architecture", repr(architecture)[:80], "'llama'",
+            "take a model of that architecture",
         )
     if metadata.get("llama.expert_count", 0):
         raise ModelError(f"{where}, key llama.expert_count", "experts", "a dense model", "take a model without experts")
@@ -167,7 +168,8 @@ def from_json(values: Mapping[str, Any], where: str) -> LlamaConfig:
     """The config in Hugging Face's config.json. Raises ModelError as `from_gguf` does."""
     if values.get("model_type") != "llama":
         raise ModelError(
-            f"{where}, key model_type", repr(values.get("model_type"))[:80], "'llama'", "take a model of that architecture"
+            f"{where}, key model_type", repr(values.get("model_type"))[:80], "'llama'",
+            "take a model of that architecture",
         )
     for key in ("attention_bias", "mlp_bias"):
         if values.get(key):

@@ -33,9 +33,9 @@ def prompt_tokens(model: LlamaModel, prompt: str, raw: bool = False, system: str
 class Generation:
     """Pieces of text, one for each token, "" where a token completes no character; iterate once.
 
-    tokens: those made so far, without the one that ended it. prompt_count. stop: "" while it runs, then "end" (the model
-    ended), "length" (the limit of tokens) or "context" (no more fit). prefill_seconds: of the prompt, up to the first
-    token; decode_seconds: from there on; both without loading.
+    tokens: those made so far, without the one that ended it. prompt_count. stop: "" while it runs, then "end" (the
+    model ended), "length" (the limit of tokens) or "context" (no more fit). prefill_seconds: of the prompt, up to the
+    first token; decode_seconds: from there on; both without loading.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Generation:
         if limit < 1:
             raise ModelError("the number of tokens", str(limit), "at least 1")
         if len(prompt) > positions:
-            raise ModelError("the prompt", f"{len(prompt)} tokens", f"at most {positions}, which the model was made for")
+            raise ModelError("the prompt", f"{len(prompt)} tokens", f"at most {positions}, all that the model can")
         wanted = len(prompt) + limit
         context = min(positions, -(-wanted // CONTEXT_STEP) * CONTEXT_STEP)
         self.session = Session(model, context, cache_dtype=cache_dtype, threads=threads, interpret=interpret)

@@ -1,7 +1,7 @@
 """A Llama model, loaded: config, weights, tokenizer and the tables of the rotary embedding.
 
-In: a GGUF file, or a directory with safetensors. Out: `LlamaModel`. Holds: the config, the weights and the tokenizer agree
-with one another. What happens here at load may use NumPy's arithmetic; the forward pass (session.py) may not.
+In: a GGUF file, or a directory with safetensors. Out: `LlamaModel`. Holds: the config, the weights and the tokenizer
+agree with one another. What happens here at load may use NumPy's arithmetic; the forward pass (session.py) may not.
 """
 
 from __future__ import annotations

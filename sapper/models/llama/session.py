@@ -3,11 +3,11 @@
 In: a LlamaModel. Out: `Session`, whose `feed` runs tokens and leaves the logits of the last one in `logits`. Holds: all
 buffers are made once; NumPy only makes views of them.
 
-    tokens ── embedding ── x ─┬─ norm, qkv ── rotate_and_cache ── attention ── output, + x ── y ─┬─ norm, gate, up, SwiGLU
-                              └───────────────────────────────── next layer ── x = y + down ─────┘
+    tokens ── embedding ── x ─┬─ norm, qkv ── rotate_and_cache ── attention ── output, + x ── y ─┬─ norm, gate, up
+                              └───────────────────────────────── next layer ── x = y + down(SwiGLU) ─────┘
     x ── norm, logits of the last token
 
-One token goes through matrix-vector kernels with the norm inside, several through matrix kernels, at most CHUNK at once.
+One token goes through matrix-vector kernels with the norm inside, several through matrix kernels, CHUNK at once.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Session:
         self, model: LlamaModel, context: int | None = None, *, cache_dtype: str = "f32", threads: int | None = None,
         interpret: bool = False,
     ) -> None:
-        """context: how many tokens fit (None: as many as the model can). cache_dtype: "f32" or "bf16", of keys and values.
-        threads: workers of each kernel (None: the runtime chooses). interpret: run under the reference interpreter.
-        Raises ModelError for a context or a dtype that cannot be.
+        """context: how many tokens fit (None: as many as the model can). cache_dtype: "f32" or "bf16", of keys and
+        values. threads: workers of each kernel (None: the runtime chooses). interpret: run under the reference
+        interpreter. Raises ModelError for a context or a dtype that cannot be.
         """
         config = model.config
         self.context = config.positions if context is None else context
         if not 1 <= self.context <= config.positions:
-            raise ModelError("the context", f"{self.context} tokens", f"1 to {config.positions}, which the model was made for")
+            raise ModelError("the context", f"{self.context} tokens", f"1 to {config.positions}")
         if cache_dtype not in DTYPES:
             raise ModelError("the dtype of the cache", repr(cache_dtype), f"one of {', '.join(DTYPES)}")
         self.model = model
@@ -206,7 +206,8 @@ class Session:
         vocabulary = self.model.config.vocabulary
         if not 0.0 <= temperature <= 1e6 or not 0.0 <= u < 1.0 or top_k < 1:
             raise ModelError(
-                "sampling", f"temperature {temperature}, top_k {top_k}, u {u}", "temperature >= 0, top_k >= 1, u in [0, 1)"
+                "sampling", f"temperature {temperature}, top_k {top_k}, u {u}",
+                "temperature >= 0, top_k >= 1, u in [0, 1)",
             )
         if temperature == 0.0:
             sampling.argmax_rows(self.logits.reshape(1, -1), self._picked, **self._options)

@@ -1,11 +1,11 @@
 """The weights of a Llama model, in the layout that its kernels take.
 
-In: a GGUF file or a safetensors directory, and a config. Out: `LlamaWeights`. Holds: matrices are [out, in], C order, of
-one dtype (bf16 or f32), in memory that asks for huge pages; gains are f32; the rows of the query and key matrices are in
-the order of the half-split rotary pairing.
+In: a GGUF file or a safetensors directory, and a config. Out: `LlamaWeights`. Holds: matrices are [out, in], C order,
+of one dtype (bf16 or f32), in memory that asks for huge pages; gains are f32; the rows of the query and key matrices
+are in the order of the half-split rotary pairing.
 
-GGUF files of this architecture hold query and key rows in the order of the interleaved pairing (rows 2 * i and 2 * i + 1
-of a head make a pair); here they are put back, so that one kernel serves both kinds of file.
+GGUF files of this architecture hold query and key rows in the order of the interleaved pairing (rows 2 * i and 2 * i +
+1 of a head make a pair); here they are put back, so that one kernel serves both kinds of file.
 """
 
 from __future__ import annotations
@@ -74,11 +74,13 @@ GGUF_NAMES = {
     "embedding": "token_embd.weight", "gain": "output_norm.weight", "logits": "output.weight",
     "rope_factors": "rope_freqs.weight",
     "attention_gain": "blk.{}.attn_norm.weight", "query": "blk.{}.attn_q.weight", "key": "blk.{}.attn_k.weight",
-    "value": "blk.{}.attn_v.weight", "output": "blk.{}.attn_output.weight", "feed_forward_gain": "blk.{}.ffn_norm.weight",
+    "value": "blk.{}.attn_v.weight", "output": "blk.{}.attn_output.weight",
+    "feed_forward_gain": "blk.{}.ffn_norm.weight",
     "gate": "blk.{}.ffn_gate.weight", "up": "blk.{}.ffn_up.weight", "down": "blk.{}.ffn_down.weight",
 }
 JSON_NAMES = {
-    "embedding": "model.embed_tokens.weight", "gain": "model.norm.weight", "logits": "lm_head.weight", "rope_factors": "",
+    "embedding": "model.embed_tokens.weight", "gain": "model.norm.weight", "logits": "lm_head.weight",
+    "rope_factors": "",
     "attention_gain": "model.layers.{}.input_layernorm.weight", "query": "model.layers.{}.self_attn.q_proj.weight",
     "key": "model.layers.{}.self_attn.k_proj.weight", "value": "model.layers.{}.self_attn.v_proj.weight",
     "output": "model.layers.{}.self_attn.o_proj.weight",
@@ -107,11 +109,12 @@ class _Loader:
     def read(self, role: str, shape: tuple[int, ...], layer: int = 0) -> Array:
         """The tensor of that role, as f32, its shape checked."""
         name = self.names[role].format(layer)
+        where = f"{self.where}, tensor {name}"
         entry = self.tensors.get(name)
         if entry is None:
-            raise ModelError(f"{self.where}, tensor {name}", "nothing", f"a tensor of shape {shape}", "get the file again")
+            raise ModelError(where, "nothing", f"a tensor of shape {shape}", "get the file again")
         if entry.shape != shape:
-            raise ModelError(f"{self.where}, tensor {name}", f"shape {entry.shape}", f"shape {shape}", "get the file again")
+            raise ModelError(where, f"shape {entry.shape}", f"shape {shape}", "get the file again")
         return entry.read()
 
     def gain(self, role: str, features: int, layer: int = 0) -> Array:

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir.nodes import Op, Value
-from ...ir.types import DType, MaskType, RowType, ScalarType, Type
+from ...ir.types import DType, MaskType, RowType, ScalarType
 from ...ir.types import i32 as I32
-from .instructions import ROWS
+from .instructions import ROWS as ROWS
 
 FAMILY = "x86_64"
 
@@ -71,7 +71,7 @@ class Facts:
 
     def __init__(self, s: Any, target: Any) -> None:
         self.features: frozenset[str] = frozenset(target.features)
-        self.opmask = _OPMASK_FEATURES <= self.features
+        self.opmask = self.features >= _OPMASK_FEATURES
         self.vector_bits = 512 if self.opmask else 256
         self.vector_registers = 32 if self.opmask else 16
         self.mask_kind = "mask" if self.opmask else "vec"
@@ -108,7 +108,7 @@ def register_file(target: Any) -> Any:
     """The registers that allocation may use on this target."""
     from .allocation import register_file as registers
 
-    opmask = _OPMASK_FEATURES <= frozenset(target.features)
+    opmask = frozenset(target.features) >= _OPMASK_FEATURES
     return registers(512 if opmask else 256, opmask)
 
 
@@ -137,7 +137,7 @@ def bits_of(s: Any, dtype: DType) -> int:
 
 def constant_key(s: Any, value: Value) -> Key:
     """The key of a splat_const."""
-    key = s.facts.keys.get(value)
+    key: Key | None = s.facts.keys.get(value)
     if key is None:
         op = value.op
         assert op is not None
@@ -149,11 +149,13 @@ def constant_key(s: Any, value: Value) -> Key:
             bits = struct.unpack("<Q", struct.pack("<d", float(number)))[0]
         else:
             bits = int(number) & ((1 << dtype.bits) - 1)
-        key = s.facts.keys[value] = ("s", dtype.bits // 8, bits)
         if bits == 0:
-            key = s.facts.keys[value] = _ZERO4
+            key = _ZERO4
         elif bits == (1 << dtype.bits) - 1:
-            key = s.facts.keys[value] = _ONES
+            key = _ONES
+        else:
+            key = ("s", dtype.bits // 8, bits)
+        s.facts.keys[value] = key
     return key
 
 
@@ -167,7 +169,7 @@ def float32_bits(number: float) -> int:
 
 def is_cheap(key: Key) -> bool:
     """Made by one instruction without a load."""
-    return key == _ZERO4 or key == _ONES
+    return key in (_ZERO4, _ONES)
 
 
 def constant_kind(key: Key) -> str:
@@ -249,7 +251,7 @@ def finish(s: Any) -> None:
     s.emit("ret")
 
 
-def move(s: Any, destination: Any, source: Any, type_: Type) -> None:
+def move(s: Any, destination: Any, source: Any, type_: Any) -> None:
     if isinstance(type_, ScalarType):
         s.emit("mov.64", destination, source)
     elif isinstance(type_, MaskType):
@@ -258,7 +260,7 @@ def move(s: Any, destination: Any, source: Any, type_: Type) -> None:
         else:
             s.emit(f"vmovaps.{s.facts.bits4}", destination, source)
     else:
-        s.emit(f"vmovaps.{bits_of(s, type_.dtype)}", destination, source)  # type: ignore[union-attr]
+        s.emit(f"vmovaps.{bits_of(s, type_.dtype)}", destination, source)
 
 
 def load_immediate(s: Any, register: Any, number: int) -> None:
@@ -1101,7 +1103,7 @@ def _divide_lanes(s: Any, result: Value, dividend: Any, divisor: Any, bits: int,
     replaced by 1, and a quotient by -1 negated."""
     parts = []
     per = 2
-    for row_a, row_b in zip(quarters(s, dividend, bits), quarters(s, divisor, bits)):
+    for row_a, row_b in zip(quarters(s, dividend, bits), quarters(s, divisor, bits), strict=True):
         part = s.new("vec")
         for number in range(per):
             a, b, above, safe = s.new("gpr"), s.new("gpr"), s.new("gpr"), s.new("gpr")
@@ -1170,7 +1172,7 @@ def compare(s: Any, op: Op) -> None:
 
 
 def _mask_made(s: Any, result: Value, dtype: DType) -> Any:
-    """Where a comparison writes: the mask's register, or without opmasks for 64-bit lanes one that is narrowed after."""
+    """Where a comparison writes: the mask's register, or one that is narrowed after (64-bit lanes, no opmasks)."""
     if s.facts.opmask or dtype.bits == 32:
         return s.define(result)
     register = s.facts.wide_masks[result] = s.new("vec")
