@@ -16,6 +16,8 @@ from typing import Any
 from .bench_suites import PEERS, SUITES, Row, Settings, prepare_peers, present_peers, suite_rows
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+PIPED_WIDTH = 140
+"""Columns of the table where stdout is no terminal."""
 
 
 def run_bench(
@@ -63,7 +65,8 @@ def run_bench(
             say("stopped; this is what was measured so far")
             status = INTERRUPTED
     if rows:
-        print_table(rows, Console(highlight=False))
+        console = Console(highlight=False)
+        print_table(rows, console if console.is_terminal else Console(highlight=False, width=PIPED_WIDTH))
     else:
         say("nothing was measured" + (f": no case contains {case!r}" if case and not settings.failed and not status else ""))
     if json_file is not None:

@@ -23,6 +23,9 @@ CHECK_BYTES = 64 << 20
 LARGE_SHARE = 16
 """Arrays of at least this part of a case's bytes are its weights: they are copied where a case shall be cold."""
 QUICK_SCALE = 0.5
+SETTLE_S = 0.012
+"""How long the threads of a peer may spin after its work: OpenMP's about 5 ms, OpenBLAS's as BLAS_SPIN_LOG2_CYCLES says."""
+BLAS_SPIN_LOG2_CYCLES = 24
 
 MATVEC_SHAPES = ((576, 1536), (1536, 576), (2048, 2048), (4096, 4096), (49152, 576))
 DECODE_SHAPES = ((576, 1536), (2048, 2048))
@@ -93,12 +96,13 @@ class Settings:
                                      copy_probe(int(COPY_BYTES * scale), threads, target, True))
         return self._probes[threads]
 
-    def measure(self, contestants: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    def measure(self, contestants: Mapping[str, Callable[[], Any]], threads: int = 1) -> dict[str, Any]:
         from ..tune.measure import measure
 
+        settle_s = SETTLE_S if threads > 1 and len(contestants) > 1 else 0.0
         if self.quick:
-            return measure(contestants, sample_s=5e-4, budget_s=0.05, rounds=3)
-        return measure(contestants)
+            return measure(contestants, sample_s=5e-4, budget_s=0.05, rounds=3, settle_s=settle_s)
+        return measure(contestants, settle_s=settle_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +217,12 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
             contestants[peer] = rotating([entry.peers[peer](one) for one in sets])
     written = min(case.bytes, sum(arguments[name].nbytes for name in stored))
     peaks = settings.peaks(threads)
-    level = "DRAM" if job.cold else peaks.level(case.bytes)
+    # What is changed in place lies in memory once.
+    footprint = min(case.bytes, sum(a.nbytes for a in arguments.values() if isinstance(a, numpy.ndarray)))
+    level = "DRAM" if job.cold else peaks.level(footprint)
     timings, peaks = with_floor(contestants, level, written > 0, peaks, threads, settings)
-    floor_s = peaks.floor_s(case.flops, case.bytes - written, written, level)
+    read = (case.bytes if level == "DRAM" else footprint) - written
+    floor_s = peaks.floor_s(case.flops, read, written, level)
     by_flops = case.flops / peaks.f32_flops >= floor_s
     work, unit = (case.flops, "GFLOP/s") if by_flops else (case.bytes, "GB/s")
     return rows_of(entry.name, entry.dtype, case.label, threads, timings, floor_s, work / 1e9, unit)
@@ -225,9 +232,10 @@ def with_floor(contestants: dict[str, Callable[[], Any]], level: str, writes: bo
                settings: Settings) -> tuple[dict[str, Any], Any]:
     """The timings, and the peaks; in DRAM with the bandwidth that was there in the same minutes."""
     if level != "DRAM":
-        return settings.measure(contestants), peaks
+        return settings.measure(contestants, threads), peaks
     read, copy = settings.memory_probes(threads)
-    timings = settings.measure({**contestants, FLOOR_READ: read.run, **({FLOOR_COPY: copy.run} if writes else {})})
+    timings = settings.measure({**contestants, FLOOR_READ: read.run, **({FLOOR_COPY: copy.run} if writes else {})},
+                               threads)
     read_rate = read.work / timings.pop(FLOOR_READ).median_s
     peaks = replace(peaks, read={**peaks.read, "DRAM": read_rate})
     if writes:
@@ -287,6 +295,7 @@ def prepare_peers(threads: int, say: Callable[[str], None]) -> None:
     """Let OpenBLAS choose by the CPU and use so many threads at most; works if NumPy is not loaded yet."""
     overrides = [name for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if os.environ.pop(name, None) is not None]
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["OPENBLAS_THREAD_TIMEOUT"] = str(BLAS_SPIN_LOG2_CYCLES)
     if overrides and "numpy" in sys.modules:
         say(f"NumPy was loaded with {' and '.join(overrides)} set; its figures are not those of its own choice")
 
@@ -512,7 +521,7 @@ def _model_case(model: Any, threads: int, settings: Settings) -> list[Row]:
     peaks = settings.peaks(threads)
     settings.report(label)
     floor_s = prefill_flops / peaks.f32_flops
-    rows = rows_of("smollm2 prefill", "bf16", str(prompt_tokens), threads, settings.measure(prefill), floor_s,
+    rows = rows_of("smollm2 prefill", "bf16", str(prompt_tokens), threads, settings.measure(prefill, threads), floor_s,
                    prompt_tokens, "tokens/s", dtypes)
     settings.report(label.replace("prefill", "decode"))
     timings, peaks = with_floor(decode, "DRAM", False, peaks, threads, settings)
