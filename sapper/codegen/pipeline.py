@@ -104,11 +104,11 @@ def _machine_text(function: Any) -> str:
 def to_lane(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
     """Tile IR (changed in place to canonical form) to lane IR."""
     from ..ir.verifier import verify
-    from ..tile.canonical import canonicalise
+    from ..tile.canonical import canonicalize
     from ..tile.ops import TILE_OPS
 
     check = bool(os.environ.get("SAPPER_VERIFY"))
-    for after, tile_pass in (("reduce_loops", reduce_loops), ("canonicalise", canonicalise)):
+    for after, tile_pass in (("reduce_loops", reduce_loops), ("canonicalize", canonicalize)):
         tile_pass(function)
         if check:
             verify(function, TILE_OPS)
