@@ -452,9 +452,16 @@ _NOPS = (
 
 
 def padding(size_bytes: int) -> bytes:
-    """Nops that fill `size_bytes`."""
-    whole, rest = divmod(size_bytes, 11)
-    return _NOPS[11] * whole + _NOPS[rest]
+    """Nops that fill `size_bytes`; a jump first where there would be more than eight of them, as GNU as does."""
+    jump = b""
+    if size_bytes >= 88:
+        distance = size_bytes - 2
+        if distance < 128:
+            jump = bytes((0xEB, distance))
+        else:
+            jump = b"\xe9" + (size_bytes - 5).to_bytes(4, "little")
+    whole, rest = divmod(size_bytes - len(jump), 11)
+    return jump + _NOPS[11] * whole + _NOPS[rest]
 
 
 class _Jump:

@@ -224,8 +224,8 @@ def test_jumps_and_alignment_against_as(tmp_path: Path, seed: int, count: int) -
 @needs_as
 def test_every_padding_against_as(tmp_path: Path) -> None:
     body: list[Instruction | Label] = []
-    for size in range(64):
-        body += [Label(f"a{size}", 64), *[ins("int3")] * size, Label(f"b{size}", 64), ins("ud2")]
+    for size in range(256):
+        body += [Label(f"a{size}", 256), *[ins("int3")] * size, Label(f"b{size}", 256), ins("ud2")]
     function = MachineFunction("padded", body, {})
     assert encode(function).code == assemble(print_function(function), tmp_path)
 

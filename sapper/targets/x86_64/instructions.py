@@ -501,11 +501,11 @@ def _conversions() -> None:
 
 def _vector_integers() -> None:
     def both(mnemonic: str, opcode: str, w: str, meaning: Meaning, dtype: str, broadcast: int = 0,
-             feature: str = "avx512f", table: str = "0F", operands: str = "w:v r:v r:v/m") -> None:
+             feature: str = "avx512f", table: str = "0F", operands: str = "w:v r:v r:v/m", masking: str = "kz") -> None:
         """VEX and EVEX forms of one opcode; broadcast: bits of an EVEX broadcast element."""
         wide(mnemonic, operands + (f"/b{broadcast}" if broadcast else ""),
              f"avx2 RVM VEX.L.66.{table}.WIG {opcode} /r | {feature} RVM EVEX.L.66.{table}.{w} {opcode} /r", meaning,
-             dtype)
+             dtype, masking=masking)
 
     add, subtract = lambda a, b: a + b, lambda a, b: a - b
     for name, meaning, opcodes in (("vpadd", add, ("FC", "FD", "FE", "D4")),
@@ -529,8 +529,8 @@ def _vector_integers() -> None:
     both("vpmaddwd", "F5", "WIG", m.multiply_add_words, "i16", 0, "avx512bw", operands="w:v.i32 r:v r:v/m")
     both("vpmaddubsw", "04", "WIG", m.multiply_add_bytes, "u8", 0, "avx512bw", table="0F38",
          operands="w:v.i16 r:v r:v/m")
-    both("vpsadbw", "F6", "WIG", m.sum_of_differences, "u8", 0, "avx512bw", operands="w:v.u64 r:v r:v/m")
-    ROWS["vpsadbw.512"].masking = ROWS["vpsadbw.256"].masking = ROWS["vpsadbw.128"].masking = ""
+    both("vpsadbw", "F6", "WIG", m.sum_of_differences, "u8", 0, "avx512bw", operands="w:v.u64 r:v r:v/m",
+         masking="")
     for dtype, table, low, high in (("i8", "0F38", "38", "3C"), ("u8", "0F", "DA", "DE"), ("i16", "0F", "EA", "EE"),
                                     ("u16", "0F38", "3A", "3E"), ("i32", "0F38", "39", "3D"),
                                     ("u32", "0F38", "3B", "3F")):
