@@ -123,7 +123,7 @@ def _known_reload(function: MachineFunction, abi: Abi, table: FactsTable) -> int
                 known[stored] = (source, item.row)
                 continue
             offset = _slot(source, stack)
-            if offset is not None and isinstance(target, Register):
+            if offset is not None and isinstance(target, Register) and target != stack:
                 holder = known.get(offset)
                 if holder is not None and holder[1] is item.row:
                     count += 1
