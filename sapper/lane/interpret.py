@@ -64,14 +64,22 @@ class Memory:
         self._keep: list[Any] = []
 
     def add(self, name: str, address: int, size_bytes: int, writable: bool = True) -> None:
-        """Register `size_bytes` of memory at `address`. ValueError if they overlap a buffer already there."""
+        """Register `size_bytes` of memory at `address`.
+
+        Buffers that overlap (views of one array) become one, which may be written if any of them may.
+        """
         if size_bytes == 0:
             return
+        end = address + size_bytes
         at = bisect.bisect_left(self._starts, address)
-        neighbours = self._buffers[max(at - 1, 0) : at + 1]
-        for other, start, size, _, _ in neighbours:
-            if start < address + size_bytes and address < start + size:
-                raise ValueError(f"found buffer {name} overlapping buffer {other}; expected buffers apart")
+        while at > 0 and self._starts[at - 1] + self._buffers[at - 1][2] > address:
+            at -= 1
+        while at < len(self._starts) and self._starts[at] < end:
+            other, start, size, other_writable, _ = self._buffers.pop(at)
+            self._starts.pop(at)
+            name, writable = f"{other}+{name}", writable or other_writable
+            address, end = min(address, start), max(end, start + size)
+        size_bytes = end - address
         storage = (ctypes.c_uint8 * size_bytes).from_address(address)
         view = np.ctypeslib.as_array(storage)
         self._starts.insert(at, address)

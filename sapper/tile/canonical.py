@@ -214,7 +214,7 @@ CANONICAL = RuleSet([
 ])
 
 
-def canonicalise(function: Function, trace: Trace | None = None) -> int:
+def canonicalize(function: Function, trace: Trace | None = None) -> int:
     """Apply the rules above and remove dead ops, in place; how often a rule fired."""
     fires = rewrite(function, CANONICAL, trace)
     eliminate_dead(function, TILE_OPS)

@@ -463,15 +463,19 @@ def test_prefetch_may_point_anywhere() -> None:
     run(function, *bind_arguments(function, {}))
 
 
-def test_memory_refuses_overlap_and_knows_strided_arrays() -> None:
+def test_memory_joins_what_overlaps_and_knows_strided_arrays() -> None:
     base = np.zeros(16, np.float32)
     memory = Memory()
     address = memory.add_array("x", base[::-2])
     assert address == base.ctypes.data + 60
     found = memory.find(base.ctypes.data + 4, 60, True)
     assert not isinstance(found, str) and len(found) == 60
-    with pytest.raises(ValueError, match="found buffer y overlapping buffer x"):
-        memory.add_array("y", base)
+    assert isinstance(memory.find(base.ctypes.data, 4, False), str)
+    memory.add_array("y", base[:4])
+    found = memory.find(base.ctypes.data, 64, True)
+    assert not isinstance(found, str) and len(found) == 64
+    past = memory.find(base.ctypes.data, 65, False)
+    assert isinstance(past, str) and "x+y (64 bytes)" in past
     memory.add_array("empty", base[:0])
 
 

@@ -8,7 +8,7 @@ from sapper.ir.nodes import Function
 from sapper.ir.rewriter import count_fires
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
-from sapper.tile.canonical import CANONICAL, canonicalise
+from sapper.tile.canonical import CANONICAL, canonicalize
 from sapper.tile.ops import TILE_OPS
 
 FRAME = """\
@@ -33,7 +33,7 @@ def canonical(body: str) -> tuple[list[str], dict[str, int]]:
     function: Function = parse_function(FRAME + body + "\n}", {"tile": TILE_OPS})
     verify(function, TILE_OPS)
     counts: dict[str, int] = {}
-    fires = canonicalise(function, count_fires(counts))
+    fires = canonicalize(function, count_fires(counts))
     verify(function, TILE_OPS)
     assert fires == sum(counts.values())
     return [line.strip() for line in print_function(function).splitlines()[1:-1]], counts
