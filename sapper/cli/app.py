@@ -1,0 +1,234 @@
+"""The commands, their options and their help. What a command does stands in a module of its own.
+
+Enters: the arguments. Leaves: the exit status. Holds: sapper's own errors are printed as messages, without a traceback.
+"""
+
+from __future__ import annotations
+
+import json as json_text
+import sys
+from typing import Annotated, Any, Optional
+
+import typer
+
+from .errors import CommandError, UsageError, is_told
+
+app = typer.Typer(
+    name="sapper", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="AI kernels from one readable Python source to machine code.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache_app = typer.Typer(help="The compiled kernels on disk.", invoke_without_command=True)
+app.add_typer(cache_app, name="cache")
+
+KernelName = Annotated[str, typer.Argument(metavar="FILE.py:KERNEL|NAME", help="A kernel of a file, or of the library.")]
+TargetName = Annotated[Optional[str], typer.Option("--target", help="Compile for this target instead of this CPU.")]
+Static = Annotated[Optional[str], typer.Option("--static", help="Extents compiled in: N=576,K=64.")]
+Dims = Annotated[Optional[str], typer.Option("--dims", help="Extents of the call whose code is wanted: M=512.")]
+ScheduleText = Annotated[Optional[str], typer.Option("--schedule", help="A schedule as JSON, or a file with one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
+    try:
+        app(args=arguments, prog_name="sapper", standalone_mode=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1 if end.code else 0
+    except Exception as error:
+        if not is_told(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.status if isinstance(error, CommandError) else 1
+    return 0
+
+
+def _print_json(value: Any) -> None:
+    print(json_text.dumps(value, indent=1))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        print(f"sapper {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """AI kernels from one readable Python source to machine code: no C compiler, no LLVM.
+
+    Start with [bold]sapper demo[/bold] and [bold]sapper doctor[/bold].
+    """
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Show what this machine has, what sapper makes of it, and what is missing. Status 1 if something needed is broken.
+
+    \b
+    Examples:
+      sapper doctor
+      sapper doctor --json
+    """
+    from .doctor import examine, report
+
+    facts = examine()
+    if json:
+        _print_json(facts)
+    else:
+        print("\n".join(report(facts)))
+    raise typer.Exit(0 if facts["ok"] else 1)
+
+
+@app.command()
+def kernels(json: Json = False) -> None:
+    """List the kernels of the library.
+
+    \b
+    Examples:
+      sapper kernels
+      sapper kernels --json
+    """
+    from ..kernels import library
+
+    rows = [{"name": entry.name, "dtype": entry.dtype, "module": entry.kernel.__module__.rpartition(".")[2],
+             "parameters": {name: str(type) for name, type in entry.kernel.parameters}} for entry in library()]
+    if json:
+        _print_json(rows)
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        types = [f"{name}: {type.replace('tensor<', '').replace('>', '')}" if "<" not in type else
+                 f"{name}[{type[len('tensor<'):-1]}]" for name, type in row["parameters"].items()]
+        print(f"{row['name']:<{width}}  {'  '.join(types)}")
+
+
+@app.command()
+def ir(
+    kernel: KernelName,
+    stage: Annotated[str, typer.Option("--stage", help="tile, canonical, lane, expanded, simplified, or machine.")] = "tile",
+    target: TargetName = None, static: Static = None, dims: Dims = None, schedule: ScheduleText = None,
+    locations: Annotated[bool, typer.Option("--locations", help="With the source line of each op.")] = False,
+) -> None:
+    """Print a kernel at one station of the compiler.
+
+    \b
+    Examples:
+      sapper ir softmax
+      sapper ir my.py:f --stage lane --target zen4 --static N=576
+      sapper ir matmul_nn_f32 --stage machine --schedule '{"registers": {"m": 6}}'
+    """
+    from .show import STAGES, show_ir
+
+    if stage not in STAGES:
+        known = "\n".join(f"  {name:<11} {text}" for name, text in STAGES.items())
+        raise UsageError(f"found no stage {stage!r}; expected one of\n{known}")
+    sys.stdout.write(show_ir(kernel, stage, target, static, dims, schedule, locations).rstrip("\n") + "\n")
+
+
+@app.command()
+def asm(
+    kernel: KernelName, target: TargetName = None, static: Static = None, dims: Dims = None, schedule: ScheduleText = None,
+    bytes: Annotated[bool, typer.Option("--bytes", help="The machine code in hexadecimal instead.")] = False,
+) -> None:
+    """Print a kernel's assembly, as GNU as accepts it, with the source line of each stretch.
+
+    \b
+    Examples:
+      sapper asm softmax
+      sapper asm my.py:f --target zen4 --static N=576,K=64
+      sapper asm matmul_nn_f32 --bytes
+    """
+    from .show import compile_named, hex_dump
+
+    compiled, _ = compile_named(kernel, target, static, dims, schedule)
+    sys.stdout.write(hex_dump(compiled.code) if bytes else compiled.text())
+
+
+@cache_app.callback()
+def cache(context: typer.Context) -> None:
+    """The compiled kernels on disk.
+
+    \b
+    Examples:
+      sapper cache
+      sapper cache show --json
+      sapper cache clear
+    """
+    if context.invoked_subcommand is None:
+        cache_show()
+
+
+@cache_app.command("show")
+def cache_show(json: Json = False) -> None:
+    """List the compiled kernels, the most recently used first.
+
+    \b
+    Examples:
+      sapper cache show
+      sapper cache show --json
+    """
+    from .cache import show
+
+    facts = show()
+    if json:
+        _print_json(facts)
+        return
+    from .doctor import size_text
+
+    if facts["directory"] is None:
+        print("there is no cache: SAPPER_CACHE_DIR switches it off")
+        return
+    for entry in facts["entries"]:
+        print(f"{entry['used_at']}  {size_text(entry['size_bytes']):>10}  {entry['name']}")
+    print(f"{facts['directory']}: {len(facts['entries'])} kernels, {size_text(facts['size_bytes'])} of "
+          f"{size_text(facts['limit_bytes'])}")
+
+
+@cache_app.command("clear")
+def cache_clear(json: Json = False) -> None:
+    """Drop all compiled kernels; they are compiled again when they are called.
+
+    \b
+    Examples:
+      sapper cache clear
+    """
+    from .cache import clear
+
+    dropped = clear()
+    if json:
+        _print_json({"dropped": dropped})
+    else:
+        print(f"dropped {dropped} kernels")
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="A GGUF file, a safetensors directory, or a name such as smollm2.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="A user's message.")],
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="At most so many.")] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: the likeliest token each time.")] = 0.0,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Draw among so many likeliest tokens.")] = 40,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
+    threads: Annotated[Optional[int], typer.Option("--threads", min=1, help="Workers; default: all cores.")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="How the weights are held: bf16 or f32.")] = "bf16",
+    raw: Annotated[bool, typer.Option("--raw", help="The prompt is the beginning of a text, not a message.")] = False,
+    system: Annotated[Optional[str], typer.Option("--system", help="A system message.")] = None,
+    json: Json = False,
+) -> None:
+    """Let a model answer a prompt. Text goes to stdout as it comes, speeds to stderr.
+
+    \b
+    Examples:
+      sapper generate smollm2 --prompt "What is a sapper?"
+      sapper generate model.gguf --prompt "Once upon a time" --raw --tokens 64 --temperature 0.8 --seed 1
+      sapper generate smollm2 --prompt "Hello" --json
+    """
+    from .generate import run_generate
+
+    raise typer.Exit(run_generate(model, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed, json=json,
+                                  threads=threads, raw=raw, system=system, dtype=dtype))

@@ -1,0 +1,164 @@
+"""Which kernels a command line means, and what they are compiled for.
+
+Enters: `FILE.py`, `FILE.py:KERNEL` or the name of a library kernel, and options as text. Leaves: `Found` kernels, targets,
+specialisations. Holds: a user's file is imported once, under a name of its own (never `__main__`), what it prints goes to
+stderr, and whatever it raises becomes a CommandError that names its line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import CommandError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """name: as the user calls it. entry: what the library knows of it, or None."""
+
+    name: str
+    kernel: Any
+    entry: Any = None
+
+
+def find_kernels(wanted: str) -> list[Found]:
+    """The kernels that a command line names: one, or all of a file. Raises CommandError."""
+    path, _, name = wanted.rpartition(":")
+    if not path and (wanted.endswith(".py") or os.sep in wanted):
+        path, name = wanted, ""
+    if path:
+        return _in_file(path, name)
+    from ..kernels import library
+
+    entries = {entry.name: entry for entry in library()}
+    if wanted in entries:
+        return [Found(wanted, entries[wanted].kernel, entries[wanted])]
+    raise UsageError(f"found no library kernel {wanted!r}; expected FILE.py:KERNEL, or one of: {', '.join(entries)}")
+
+
+def find_kernel(wanted: str) -> Found:
+    """The one kernel that a command line names. Raises CommandError."""
+    found = find_kernels(wanted)
+    if len(found) != 1:
+        names = ", ".join(f.name for f in found)
+        raise UsageError(f"{wanted} has {len(found)} kernels; expected one; mend: write {wanted}:NAME with one of: {names}")
+    return found[0]
+
+
+def _in_file(path: str, name: str) -> list[Found]:
+    from ..lang.kernel import Kernel
+
+    module = import_file(Path(path))
+    all_kernels: dict[str, Any] = {}
+    for variable, value in vars(module).items():
+        if isinstance(value, Kernel) and not any(value is k for k in all_kernels.values()):
+            all_kernels[variable] = value
+    own = {n: k for n, k in all_kernels.items() if os.path.realpath(k.source_file) == os.path.realpath(path)}
+    if not name:
+        if not own:
+            raise UsageError(f"{path}: found no kernel; expected a function with @sapper.kernel at the top level")
+        return [Found(n, k) for n, k in own.items()]
+    by_name = {k.name: k for k in all_kernels.values()} | all_kernels
+    if name not in by_name:
+        raise UsageError(f"{path}: found no kernel {name!r}; expected one of: {', '.join(own or all_kernels) or 'none'}")
+    return [Found(name, by_name[name])]
+
+
+def import_file(path: Path) -> Any:
+    """A Python file as a module. Raises CommandError with the line at fault."""
+    if not path.is_file():
+        raise UsageError(f"{path}: found no such file")
+    name = f"_sapper_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path}: found no Python source; expected a file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    from ..lang.errors import KernelError
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
+    except KernelError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path.resolve())]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1
+        raise CommandError(f"{path}:{line}: the file can't be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module
+
+
+def find_target(name: str | None) -> Any:
+    """The target of that name; of this CPU for None. Raises CommandError, UnsupportedCPU."""
+    from ..targets import host_target, known_targets, target
+
+    if name is None:
+        return host_target()
+    try:
+        return target(name)
+    except KeyError:
+        raise UsageError(f"found no target {name!r}; expected one of: {', '.join(known_targets())}") from None
+
+
+def parse_dims(text: str | None, kernel: Any, option: str) -> dict[str, int]:
+    """`N=576,K=64` as extents by dimension, in the order in which they are written. Raises UsageError."""
+    result: dict[str, int] = {}
+    known = kernel_dims(kernel)
+    for part in (text or "").replace(",", " ").split():
+        name, equals, value = part.partition("=")
+        if not equals or not value.isdecimal() or int(value) > 2**31 - 1:
+            raise UsageError(f"--{option}: found {part!r}; expected NAME=EXTENT, such as N=576,K=64")
+        if name not in known:
+            raise UsageError(f"--{option}: {kernel.name} has no dimension {name!r}; expected some of: {', '.join(known)}")
+        result[name] = int(value)
+    return result
+
+
+def kernel_dims(kernel: Any) -> list[str]:
+    """Symbolic dimensions in order of first appearance."""
+    dims = [d for _, type in kernel.parameters for d in getattr(type, "dims", ()) if isinstance(d, str)]
+    return list(dict.fromkeys(dims))
+
+
+def parse_schedule(text: str | None) -> Any:
+    """JSON, or the name of a file that holds it, as a Schedule; None for None. Raises UsageError, ScheduleError."""
+    from ..tile.schedule import Schedule
+
+    if text is None:
+        return None
+    source = text
+    if not text.lstrip().startswith("{"):
+        try:
+            source = Path(text).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--schedule: {text}: {error.strerror}; expected a JSON object or a file with one") from None
+    try:
+        data = json.loads(source)
+    except ValueError as error:
+        raise UsageError(f"--schedule: {error}; expected JSON such as '{{\"registers\": {{\"m\": 6}}}}'") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"--schedule: found {type(data).__name__}; expected a JSON object")
+    return Schedule.from_json(data)
+
+
+def specialise(kernel: Any, static: dict[str, int], dims: dict[str, int]) -> dict[str, Any]:
+    """Arguments of `compile_kernel` for a call with contiguous tensors.
+
+    static: extents compiled in. dims: extents of the call whose code is wanted, as far as given; the others are large.
+    """
+    from ..runtime.launch import LARGEST_CLASS, dim_class
+
+    classes = {d: dim_class(dims[d]) if d in dims else (LARGEST_CLASS, 1) for d in kernel_dims(kernel) if d not in static}
+    tensors = {name: "contiguous" for name, type in kernel.parameters if hasattr(type, "dims")}
+    return {"static_dims": static, "unit_strides": tensors, "dim_classes": classes}

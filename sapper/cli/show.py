@@ -1,0 +1,79 @@
+"""`sapper ir` and `sapper asm`: a kernel at any station, as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .kernels import find_kernel, find_target, parse_dims, parse_schedule, specialise
+
+STAGES = {
+    "tile": "as the front end builds it from the source",
+    "canonical": "tile IR with one way to say each thing",
+    "lane": "rows and scalars of the lane machine, scheduled",
+    "expanded": "lane IR with exp and the like written as arithmetic",
+    "simplified": "lane IR as it goes to the target",
+    "machine": "the target's instructions on virtual registers, scheduled",
+}
+
+
+def show_ir(
+    wanted: str, stage: str, target_name: str | None, static: str | None, dims: str | None, schedule: str | None,
+    locations: bool,
+) -> str:
+    """The IR of a kernel after one station, as text that parses back (machine IR: as a listing)."""
+    from ..codegen import pipeline
+    from ..codegen.compile import rules_of
+    from ..ir.text import print_function
+    from ..lane.math import expand_math
+    from ..lane.simplify import simplify
+    from ..tile.schedule import DimClass, Schedule, Specialization
+
+    kernel = find_kernel(wanted).kernel
+    fixed = parse_dims(static, kernel, "static")
+    function = kernel.tile_ir(fixed)
+    if stage == "tile":
+        return print_function(function, locations)
+    given = specialise(kernel, fixed, parse_dims(dims, kernel, "dims"))
+    target = find_target(target_name)
+    classes = {
+        name: DimClass(pipeline.HINTS.get(bound, pipeline.LARGE), divisor)
+        for name, (bound, divisor) in given["dim_classes"].items()
+    }
+    lane = pipeline.to_lane(function, parse_schedule(schedule) or Schedule(), pipeline.facts_of(target),
+                            Specialization(classes, given["unit_strides"]))
+    if stage == "canonical":
+        return print_function(function, locations)
+    if stage == "lane":
+        return print_function(lane, locations)
+    rules = rules_of(target)
+    expand_math(lane, rules.legal_ops(target))
+    if stage == "expanded":
+        return print_function(lane, locations)
+    simplify(lane)
+    if stage == "simplified":
+        return print_function(lane, locations)
+    from ..codegen.print import print_function as print_machine
+    from ..codegen.schedule import schedule as schedule_instructions
+    from ..codegen.select import select
+
+    selected = select(lane, rules, target)
+    schedule_instructions(selected, rules.register_file(target))
+    return print_machine(selected)
+
+
+def compile_named(
+    wanted: str, target_name: str | None, static: str | None, dims: str | None, schedule: str | None
+) -> tuple[Any, Any]:
+    """The compiled kernel that a command line describes, and its target."""
+    from ..codegen.pipeline import compile_kernel
+
+    kernel = find_kernel(wanted).kernel
+    target = find_target(target_name)
+    given = specialise(kernel, parse_dims(static, kernel, "static"), parse_dims(dims, kernel, "dims"))
+    return compile_kernel(kernel, target=target, schedule=parse_schedule(schedule), **given), target
+
+
+def hex_dump(code: bytes) -> str:
+    """Offset and 16 bytes to a line."""
+    lines = [f"{at:06x}  {code[at : at + 16].hex(' ')}" for at in range(0, len(code), 16)]
+    return "\n".join(lines) + "\n"
