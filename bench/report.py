@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
-KEYS = ("case", "dtype", "shape", "threads", "peer", "median_s", "rate", "unit", "percent_of_floor", "ratio_to_best_peer")
+KEYS = ("case", "dtype", "shape", "threads", "peer", "median_s", "rate", "unit", "percent_of_floor",
+        "ratio_to_best_peer")
 
 
 class ReportError(Exception):
@@ -25,7 +26,7 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ReportError(f"{path}: found {error}; expected what `sapper bench all --json {path.name}` writes") from error
+        raise ReportError(f"{path}: found {error}; expected what `sapper bench all --json FILE` writes") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) == set(KEYS) for row in rows):
         raise ReportError(f"{path}: expected a list of objects with the keys {', '.join(KEYS)}")
     return rows

@@ -2,8 +2,8 @@
 
 Enters: closures by name. Leaves: a `Timing` for each. Holds: every round samples every contestant once, and each round
 begins with another one; a sample repeats a short closure until the clock's own cost no longer counts. Where threads are
-used, a pause before each sample lets those of the contestant before fall asleep, as they spin for a while after their work
-on the CPUs that the next one needs; a short closure then runs once unmeasured, which wakes its own.
+used, a pause before each sample lets those of the contestant before fall asleep, as they spin for a while after their
+work on the CPUs that the next one needs; a short closure then runs once unmeasured, which wakes its own.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def measure(
     """Time each closure.
 
     contestants: name -> what is timed; each is called a few times before. sample_s: the least length of a sample.
-    budget_s: wanted time for each contestant's samples. rounds: the fewest samples of each, or FEWEST where that would take
-    more than four times the budget. settle_s: the pause before each sample. clock: seconds.
+    budget_s: wanted time for each contestant's samples. rounds: the fewest samples of each, or FEWEST where that would
+    take more than four times the budget. settle_s: the pause before each sample. clock: seconds.
     """
     repeats: dict[str, int] = {}
     slowest_s = 0.0

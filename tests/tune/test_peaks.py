@@ -81,7 +81,8 @@ def test_the_work_of_a_probe_is_what_its_workers_do() -> None:
 
 
 def test_programs_are_well_formed_and_keep_their_accumulators_in_registers() -> None:
-    for program in (arithmetic_program("fma", TARGET.lanes), read_program(TARGET.lanes), copy_program(TARGET.lanes, True)):
+    lanes = TARGET.lanes
+    for program in (arithmetic_program("fma", lanes), read_program(lanes), copy_program(lanes, True)):
         verify(program, LANE_OPS)
         assert compile_lane(program, TARGET, checked=True).statistics["spills"] == 0
 
