@@ -28,7 +28,7 @@ def run_bench(
 
     suite: one of SUITES. threads: workers of each kernel and threads of each peer; None: one, and then as many as there
     are CPUs. against: peers, names with commas between or a list; None: all that are installed; "": none. json_file:
-    where to write a list of objects with the fields of `Row`. quick: the smallest case of each kernel, in a hurry. case:
+    where to write a list of objects with the fields of `Row`. quick: the smallest case of each kernel, hurried. case:
     only cases whose "name shape" contains this; `*` and `?` match anything.
     """
     from ..runtime.settings import MAX_THREADS, available_cpus
