@@ -216,14 +216,15 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
         if peer in entry.peers:
             set_peer_threads(peer, threads)
             contestants[peer] = rotating([entry.peers[peer](one) for one in sets])
-    written = min(case.bytes, sum(arguments[name].nbytes for name in stored))
+    size_bytes, written = case.bytes, min(case.bytes, sum(arguments[name].nbytes for name in stored))
+    footprint = sum(a.nbytes for a in arguments.values() if isinstance(a, numpy.ndarray))
+    if footprint < size_bytes:
+        # Changed in place: each byte is fetched once, and goes back while others come.
+        size_bytes, written = footprint, 0
     peaks = settings.peaks(threads)
-    # What is changed in place lies in memory once.
-    footprint = min(case.bytes, sum(a.nbytes for a in arguments.values() if isinstance(a, numpy.ndarray)))
-    level = "DRAM" if job.cold else peaks.level(footprint)
+    level = "DRAM" if job.cold else peaks.level(size_bytes)
     timings, peaks = with_floor(contestants, level, written > 0, peaks, threads, settings)
-    read = (case.bytes if level == "DRAM" else footprint) - written
-    floor_s = peaks.floor_s(case.flops, read, written, level)
+    floor_s = peaks.floor_s(case.flops, size_bytes - written, written, level)
     by_flops = case.flops / peaks.f32_flops >= floor_s
     work, unit = (case.flops, "GFLOP/s") if by_flops else (case.bytes, "GB/s")
     return rows_of(entry.name, entry.dtype, case.label, threads, timings, floor_s, work / 1e9, unit)
