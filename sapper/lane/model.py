@@ -123,6 +123,10 @@ class Model(WalkLowering):
                 # Joining the lanes of every result, once for all of the reduced extent.
                 steps = max(1, self.extent_hint(axis) // self.lanes)
                 cost += 6.0 / steps
+                outer = [a for a in walk.outer if a in self.open and self.extent_hint(a) >= STAGE_ROWS]
+                if contraction and len(outer) > 1:
+                    # Dot products load both operands for each piece; a broadcast operand would come for nothing.
+                    cost += len(walk.reductions)
             extent = self.extent_hint(axis)
             if extent < self.lanes:
                 cost = (cost + 1) * self.lanes / extent
@@ -134,10 +138,10 @@ class Model(WalkLowering):
             return float(self.facts.gather_cost * self.lanes)
         stride = axes.get(axis, 0)
         if stride == 0:
-            return 0.5
+            return 0.1           # an element for all lanes: mostly an operand of the arithmetic
         if stride == size:
             return 1.0
-        return 2.0 if may_stage else float(self.facts.gather_cost * self.lanes)
+        return 1.1 if may_stage else float(self.facts.gather_cost * self.lanes)
 
     def _gather_spans(self, op: Op, axis: str) -> bool:
         return any(axis in v.type.axes for v, _ in self.access(op).gathers)  # type: ignore[union-attr]
