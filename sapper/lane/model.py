@@ -102,7 +102,7 @@ class Model(WalkLowering):
         reduced = [a for a in walk.reduced if a in loops]
         reduced.sort(key=lambda a: a == lane)
         staged = self._staged(walk, lane, counts, contraction)
-        return WalkChoice(lane, counts, order, reduced, staged)
+        return WalkChoice(lane, counts, order, reduced, staged, self._prefetched(walk, lane, order, reduced))
 
     def _lane(self, walk: Walk, loops: list[str], contraction: bool) -> str:
         """The cheapest lane axis, by the cost of its accesses in each row of the walk."""
@@ -256,6 +256,19 @@ class Model(WalkLowering):
                 elif row_axis in axes and lane not in axes and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes:
                     staged.append(op)
         return staged
+
+    def _prefetched(self, walk: Walk, lane: str | None, order: list[str], reduced: list[str]) -> list[Op]:
+        """Contiguous matrices of dot products that are read only once: weights times one vector."""
+        if len(order) != 1 or reduced != [lane] or not all(r.name == "contract" for r in walk.reductions):
+            return []
+        found = []
+        for op in self.reads(walk):
+            access = self.access(op)
+            if list(access.axes) == [order[0], lane] and not access.gathers:
+                row_bytes = self.mul(self.open[lane].extent, element_bytes(access.dtype))
+                if access.axes[order[0]] == row_bytes and access.axes[lane] == element_bytes(access.dtype):
+                    found.append(op)
+        return found
 
     # Stores past the caches.
 
