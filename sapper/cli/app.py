@@ -149,6 +149,33 @@ def asm(
     sys.stdout.write(hex_dump(compiled.code) if bytes else compiled.text())
 
 
+@app.command()
+def check(
+    kernel: Annotated[str, typer.Argument(metavar="FILE.py[:KERNEL]|NAME", help="A kernel, or all of a file.")],
+    target: TargetName = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed, the same cases.")] = 0,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="How many cases for each kernel.")] = 12,
+    schedule: ScheduleText = None, json: Json = False,
+) -> None:
+    """Check kernels on random and hostile inputs, and name the first station that is wrong. Status 1 if one is.
+
+    Ragged and empty shapes, odd strides, NaN, infinities, denormal numbers; against the interpreter, at every station;
+    native code between guard pages in a process of its own.
+
+    \b
+    Examples:
+      sapper check my.py
+      sapper check my.py:f --runs 40 --seed 7
+      sapper check softmax --target v3 --json
+    """
+    from .check import run_check
+
+    status, results = run_check(kernel, target, seed, runs, schedule, json)
+    if json:
+        _print_json(results)
+    raise typer.Exit(status)
+
+
 @cache_app.callback()
 def cache(context: typer.Context) -> None:
     """The compiled kernels on disk.

@@ -13,7 +13,7 @@ as an unbounded spread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,12 +240,12 @@ def _wide(array: Array) -> Array:
     return array.astype(np.float64)
 
 
-def expect(function: Function, arguments: Mapping[str, Any], runs: int = 4, seed: int = 0,
-           slack: float = 3.0) -> dict[str, Expectation]:
+def expect(function: Function, arguments: Mapping[str, Any], runs: int = 4, seed: int = 0, slack: float = 3.0,
+           tile_sizes: Sequence[int | None] = (1, None, 3, 8)) -> dict[str, Expectation]:
     """Run a kernel without touching the arguments; what each tensor must hold afterwards.
 
-    runs: how many runs with random rounding; each has its own tile size, 1 the first. slack: what the spread is
-    multiplied by, since a few runs seldom meet the worst case. The bound of an inexact float is at least 4 ulp
+    runs: how many runs with random rounding; each has its own tile size, in turn from tile_sizes (1 takes long for
+    large tensors). slack: what the spread is multiplied by, since a few runs seldom meet the worst case. The bound of an inexact float is at least 4 ulp
     (1 ulp of f16 and bf16).
     """
     inexact = reached(function, rounds)
@@ -260,7 +260,7 @@ def expect(function: Function, arguments: Mapping[str, Any], runs: int = 4, seed
     reference = once(None, None)
     others: list[dict[str, Array]] = []
     if any(value in unsettled for value in tensors.values()):
-        others = [once((1, None, 3, 8)[at % 4], RandomRounding(inexact, seed + at)) for at in range(runs)]
+        others = [once(tile_sizes[at % len(tile_sizes)], RandomRounding(inexact, seed + at)) for at in range(runs)]
     result = {}
     for name, value in tensors.items():
         assert isinstance(value.type, TensorType)
