@@ -188,12 +188,13 @@ class Selector:
         found = -1
         for place, candidate in enumerate(candidates):
             register = registers.get(candidate)
-            if register is None or not self.dead(candidate):
+            if register is None:
                 continue
             if wanted is register:
+                # `aim` saw that this is its last use on this path, though another branch may use it further down.
                 registers[value] = register
                 return register, place
-            if found < 0 and wanted is None and self.may_take(register, value):
+            if found < 0 and wanted is None and self.dead(candidate) and self.may_take(register, value):
                 found = place
         if found >= 0:
             register = registers[candidates[found]]

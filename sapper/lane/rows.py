@@ -7,6 +7,8 @@ A value that does not span the lane axis is a row whose lanes are all equal; a b
 
 from __future__ import annotations
 
+import math
+import struct
 from typing import Any
 
 from ..ir.nodes import Function, Op, Value
@@ -26,6 +28,23 @@ _WRAPS = ("add", "sub", "mul", "neg", "shl", "abs", "not")
 _CONDITIONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _SCALAR_OPS = {"add": "s_add", "sub": "s_sub", "mul": "s_mul", "min": "s_min", "max": "s_max", "and": "s_and",
                "or": "s_or", "xor": "s_xor", "floordiv": "s_floordiv", "mod": "s_mod", "shl": "s_shl", "shr": "s_sar"}
+
+
+def rounded_constant(value: float | int, dtype: DType) -> float | int:
+    """A constant as its dtype holds it: bf16 and f16 rows are f32 rows whose values fit the narrow type."""
+    if dtype is f16 and math.isfinite(value):
+        try:
+            return float(struct.unpack("<e", struct.pack("<e", value))[0])
+        except OverflowError:
+            return math.copysign(math.inf, value)
+    if dtype is bf16 and math.isfinite(value):
+        try:
+            bits = struct.unpack("<I", struct.pack("<f", value))[0]
+        except OverflowError:
+            return math.copysign(math.inf, value)
+        bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+        return float(struct.unpack("<f", struct.pack("<I", bits))[0])
+    return value
 
 
 class LoweringError(ValueError):
@@ -108,7 +127,7 @@ class RowEvaluation(State):
         if name == "const":
             if dtype is bool_:
                 return self.emit(level, "mask_first", [self.value(self.lanes if op.attributes["value"] else 0)], MASK)
-            return self.constant(op.attributes["value"], row_dtype(dtype))
+            return self.constant(rounded_constant(op.attributes["value"], dtype), row_dtype(dtype))
         if name == "full":
             return self.row(op.operands[0], at)
         if name == "index":
@@ -289,7 +308,8 @@ class RowEvaluation(State):
         if name == "cast":
             if dtype is bool_:
                 return self._compare("ne", parts[0], 0)
-            return self._wrap_integer(parts[0], dtype) if dtype.bits < source.bits or dtype.kind == "u" else parts[0]
+            fits = source.bits < dtype.bits and (source.kind != "i" or dtype.kind != "u")
+            return parts[0] if fits else self._wrap_integer(parts[0], dtype)
         if name in _CONDITIONS:
             return self._compare(name, parts[0], parts[1])
         if name == "select":
@@ -421,9 +441,11 @@ class RowEvaluation(State):
         return self._fetch(access, op.result, at, level, self.lane_mask(op.result.type.axes))  # type: ignore[union-attr]
 
     def _from_memory(self, access: Access, value: Value, at: dict[str, int], level: int) -> Value:
-        return self._fetch(access, value, at, level, None)
+        return self._fetch(access, value, at, level, self.lane_mask(value.type.axes), padded=True)  # type: ignore[union-attr]
 
-    def _fetch(self, access: Access, value: Value, at: dict[str, int], level: int, mask: Value | None) -> Value:
+    def _fetch(self, access: Access, value: Value, at: dict[str, int], level: int, mask: Value | None,
+               padded: bool = False) -> Value:
+        """padded: consecutive elements past the edge may be touched, so that no mask is needed there."""
         dtype = value.type.dtype  # type: ignore[union-attr]
         to = i32 if dtype is bool_ else row_dtype(dtype)
         stride = self.lane_stride(access.axes)
@@ -440,6 +462,7 @@ class RowEvaluation(State):
         elif stride == 0:
             row = self.emit(level, "load_splat", operands, RowType(to), dtype=access.dtype, **attributes)
         else:
+            masked = [] if padded else masked
             row = self.emit(level, "load", [*operands, *masked], RowType(to), dtype=access.dtype, masked=bool(masked),
                             **attributes)
         if dtype is bool_:
@@ -470,14 +493,14 @@ class RowEvaluation(State):
         return total
 
     def put(self, access: Access, row: Value, dtype: DType, at: dict[str, int], axes: tuple[str, ...],
-            streaming: bool = False, masked: bool = True) -> None:
-        """Store the row of a value that spans `axes`."""
+            streaming: bool = False, padded: bool = False) -> None:
+        """Store the row of a value that spans `axes`. padded: as for `_fetch`."""
         if dtype is bool_:
             row = self.emit(self.depth, "mask_to_row", [row], ROW_I32)
         spans = [a for a in axes if self.bound[a].lane]
         stride = self.lane_stride(access.axes)
         operands, attributes = self.address(access, at)
-        mask = self.bound[spans[0]].mask if spans and masked else None
+        mask = self.bound[spans[0]].mask if spans else None
         tail = [mask] if mask is not None else []
         if access.gathers or (spans and stride != element_bytes(access.dtype)):
             offsets = self._offsets(access, stride, at, self.depth)
@@ -489,8 +512,9 @@ class RowEvaluation(State):
         elif not spans:
             self.effect("store_lane0", [row, *operands], dtype=access.dtype, **attributes)
         else:
+            tail = [] if padded else tail
             self.effect("store", [row, *operands, *tail], dtype=access.dtype, masked=bool(tail),
-                        streaming=streaming and mask is None, **attributes)
+                        streaming=streaming and not tail, **attributes)
 
 
 __all__ = ["Access", "LoweringError", "RowEvaluation", "Rows", "index", "memory_dtype"]

@@ -381,7 +381,7 @@ class WalkLowering(RowEvaluation):
         if access is None:
             access = self.pending_buffers[value] = self._buffer_for(value)
         # Scratch memory is padded to whole rows: masks would only cost.
-        self.put(access, row, t.dtype, at, t.axes, masked=False)
+        self.put(access, row, t.dtype, at, t.axes, padded=True)
 
     def _buffer_for(self, value: Value) -> Access:
         known = self.carried_buffers.get(value)

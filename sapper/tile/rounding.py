@@ -7,7 +7,7 @@ A fixed tolerance is wrong both ways: cancellation makes correct results differ 
 ops must not differ at all. So the kernel is run a few times more with each inexact result moved by a random amount
 within its error (J. Vignes, "A stochastic arithmetic for reliable scientific computation", Mathematics and
 Computers in Simulation 35, 1993), and with other tile sizes; the spread of the outcomes is each element's own bound.
-What the language leaves open (the order of comparisons with NaN in a reduction, an overflow inside a sum) comes out
+What the language leaves open (which of 0.0 and -0.0 a maximum takes, an overflow inside a sum) comes out
 as an unbounded spread.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.nodes import Block, Function, Op, Value
-from ..ir.types import DType, TensorType, TileType, bool_, f32, f64
+from ..ir.types import DType, TensorType, TileType, f32, f64
 from . import semantics
 from .interpret import interpret
 from .semantics import Array
@@ -59,7 +59,7 @@ def rounds(op: Op) -> bool:
 
 
 def depends_on_order(op: Op) -> bool:
-    """Whether the result of an op may differ if comparisons with NaN (or of 0.0 with -0.0) come in another order."""
+    """Whether the result of an op may differ if comparisons of 0.0 with -0.0 come in another order."""
     type = op.operands[0].type if op.operands else None
     return op.name == "reduce" and op.attributes["kind"] != "sum" and isinstance(type, TileType) and type.dtype.is_float
 
@@ -113,10 +113,9 @@ class RandomRounding:
     inexact: what reached(function, rounds) found. seed: same seed, same moves.
     """
 
-    __slots__ = ("_contrary", "_inexact", "_random")
+    __slots__ = ("_inexact", "_random")
 
     def __init__(self, inexact: set[Value], seed: int) -> None:
-        self._contrary = seed % 2 == 0
         self._inexact = inexact
         self._random = np.random.default_rng(seed)
 
@@ -174,32 +173,11 @@ class RandomRounding:
         return semantics.cast(np.asarray(moved), dtype)
 
     def _extreme(self, op: Op, operand: Array, result: Array, dtype: DType) -> Array:
-        """Where a NaN takes part, the order of comparisons decides: take any element that takes part, or, every other
-        seed, surely another one than the fold in order took."""
+        """Of 0.0 and -0.0, which are equal, the order decides which is taken."""
         type, target = op.operands[0].type, op.results[0].type
         assert isinstance(type, TileType) and isinstance(target, TileType)
         if not type.dtype.is_float or not operand.size:
             return result
-        over = op.attributes["over"]
-        kept = tuple(axis for axis in type.axes if axis not in over)
-        unordered = np.isnan(operand.astype(np.float64))
-        if unordered.any():
-            any_nan = semantics.align(semantics.reduce("max", unordered, type.axes, over, bool_), kept, target.axes)
-            moved = operand.transpose([type.axes.index(axis) for axis in (*kept, *over)])
-            flat = moved.reshape((*moved.shape[:len(kept)], -1))
-            picks = self._random.integers(0, flat.shape[-1], flat.shape[:-1])
-            if not op.attributes["kind"].startswith("arg"):
-                picked = np.take_along_axis(flat, picks[..., None], axis=-1)[..., 0]
-                if self._contrary:
-                    folded = semantics.reduce(op.attributes["kind"], operand, type.axes, over, type.dtype)
-                    picked = np.where(np.isnan(folded.astype(np.float64)), picked, semantics.constant(np.nan, dtype))
-            elif self._contrary:
-                folded = semantics.reduce(op.attributes["kind"], operand, type.axes, over, dtype)
-                picked = (folded + 1) % flat.shape[-1]
-            else:
-                picked = picks
-            result = np.where(any_nan, semantics.align(np.asarray(picked), kept, target.axes), result).astype(
-                result.dtype)
         if dtype.is_float:
             sign = np.copysign(1.0, self._random.uniform(-1.0, 1.0, result.shape))
             result = np.where(result == 0, semantics.cast(sign * 0.0, dtype), result)

@@ -186,25 +186,17 @@ def _lowest(dtype: np.dtype[Any], sign: int) -> Any:
 
 
 def _fold_extreme(kind: str, x: Array) -> Array:
-    """max or min over the last dimension, folded in order: r = r > x ? r : x. An unordered comparison takes x, so what
-    stands before the last NaN is forgotten."""
-    sign = -1 if kind == "max" else 1
-    identity = _lowest(x.dtype, sign)
+    """max or min over the last dimension. NaN elements do not take part."""
+    identity = _lowest(x.dtype, -1 if kind == "max" else 1)
     if x.shape[-1] == 0:
         return np.full(x.shape[:-1], identity, x.dtype)
-    ordered = x
-    if x.dtype.kind == "f":
-        nan = np.isnan(x)
-        if nan.any():
-            after = np.cumsum(nan[..., ::-1], axis=-1)[..., ::-1] == 0
-            ordered = np.where(after, x, identity)
-            ordered[..., -1] = x[..., -1]
-    return np.asarray(np.max(ordered, axis=-1) if kind == "max" else np.min(ordered, axis=-1))
+    ordered = np.where(np.isnan(x), identity, x) if x.dtype.kind == "f" else x
+    return np.asarray(np.max(ordered, axis=-1) if kind == "max" else np.min(ordered, axis=-1)).astype(x.dtype)
 
 
 def _fold_position(kind: str, x: Array) -> Array:
-    """argmax or argmin over the last dimension: folded in order from element 0, a later element must be strictly
-    greater (less). A NaN never is, and once taken as element 0 never gives way. 0 for an empty dimension."""
+    """argmax or argmin over the last dimension: the first of the greatest (least) elements. NaN elements do not take
+    part; 0 where none is left."""
     if x.shape[-1] == 0:
         return np.zeros(x.shape[:-1], np.int64)
     find = np.argmax if kind == "argmax" else np.argmin
@@ -212,7 +204,8 @@ def _fold_position(kind: str, x: Array) -> Array:
         return np.asarray(find(x, axis=-1), dtype=np.int64)
     identity = _lowest(x.dtype, -1 if kind == "argmax" else 1)
     position = np.asarray(find(np.where(np.isnan(x), identity, x), axis=-1), dtype=np.int64)
-    return np.where(np.isnan(x[..., 0]), 0, position)
+    best = np.take_along_axis(x, position[..., None], axis=-1)[..., 0]
+    return np.where(np.isnan(best) | (best == identity), 0, position)
 
 
 def reduce(kind: str, array: Array, axes: Axes, over: Sequence[str], result: DType,
@@ -221,8 +214,8 @@ def reduce(kind: str, array: Array, axes: Axes, over: Sequence[str], result: DTy
 
     kind: sum, max, min, argmax, argmin. starts: the first coordinate of each axis of `over`, which argmax and argmin
     need (one axis only). Over nothing: sum is 0, max the lowest value (-inf for floats), argmax the start.
-    With NaN the result of max, min, argmax and argmin depends on the order, which is a schedule's to choose; here the
-    fold goes in order of coordinates, last axis fastest.
+    NaN elements take no part in max, min, argmax and argmin, so the result does not depend on the order, which is a
+    schedule's to choose (as maxNum of IEEE 754-2008).
     """
     kept = [axis for axis in axes if axis not in over]
     moved = array.transpose([axes.index(axis) for axis in (*kept, *over)]) if axes else array

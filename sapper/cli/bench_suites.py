@@ -1,0 +1,547 @@
+"""What `sapper bench` measures: the suites, and how each case is timed.
+
+In: `Settings`. Out: `Row`s, one for each contestant of a case, as they are measured. Holds: a case's contestants are timed
+in turns (sapper.tune.measure); in DRAM a read and a copy of our own are timed with them, and give that case's floor, as
+the bandwidth that other machines on the same host leave changes from minute to minute.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+SUITES = ("peaks", "call", "compile", "matmul", "matvec", "rows", "attention", "others", "model", "all")
+PEERS = ("numpy", "torch", "llama")
+FLOOR_READ, FLOOR_COPY = "(read)", "(copy)"
+CHECK_BYTES = 64 << 20
+"""Results of cases up to this size are compared with the reference before they are timed."""
+LARGE_SHARE = 16
+"""Arrays of at least this part of a case's bytes are its weights: they are copied where a case shall be cold."""
+QUICK_SCALE = 0.5
+SETTLE_S = 0.012
+"""How long the threads of a peer may spin after its work: OpenMP's about 5 ms, OpenBLAS's as BLAS_SPIN_LOG2_CYCLES says."""
+BLAS_SPIN_LOG2_CYCLES = 24
+
+MATVEC_SHAPES = ((576, 1536), (1536, 576), (2048, 2048), (4096, 4096), (49152, 576))
+DECODE_SHAPES = ((576, 1536), (2048, 2048))
+PROMPT_TOKENS, DECODE_TOKENS, CONTEXT = 512, 64, 1024
+COMPILE_EXTENT = 192
+"""Compilations are timed for dims of at most this size: in the same class as all larger ones that 64 divides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the result, and one object of the JSON file.
+
+    case: what is done. shape: extents, in the order of the kernel's dims. peer: who did it; "sapper" is ours. median_s:
+    seconds for one. rate, unit: "GFLOP/s", "GB/s", "tokens/s", or a time in "ms" or "us". percent_of_floor: the least time
+    that the machine's peaks allow over the median, in percent. ratio_to_best_peer: the fastest peer's median over this
+    one, so that above 1 is faster than all of them; None without a peer.
+    """
+
+    case: str
+    dtype: str
+    shape: str
+    threads: int
+    peer: str
+    median_s: float | None
+    rate: float | None
+    unit: str
+    percent_of_floor: float | None = None
+    ratio_to_best_peer: float | None = None
+
+
+@dataclass(slots=True)
+class Settings:
+    """What the command line asked for. against: peers that are there. say: for notes and errors, a line each.
+    report: is told what is measured next. failed: how many cases could not be measured.
+    """
+
+    thread_counts: tuple[int, ...]
+    against: tuple[str, ...]
+    quick: bool
+    pattern: str | None
+    say: Callable[[str], None]
+    report: Callable[[str], None]
+    failed: int = 0
+    _probes: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    _peaks: dict[int, Any] = field(default_factory=dict)
+
+    def wants(self, name: str) -> bool:
+        return self.pattern is None or fnmatchcase(name, f"*{self.pattern}*")
+
+    def peaks(self, threads: int) -> Any:
+        from ..tune.peaks import measure_peaks
+
+        if threads not in self._peaks:
+            self._peaks[threads] = measure_peaks(
+                threads, QUICK_SCALE if self.quick else 1.0,
+                lambda what: self.report(f"peaks with {threads} worker{'s' * (threads > 1)}: {what}"))
+        return self._peaks[threads]
+
+    def memory_probes(self, threads: int) -> tuple[Any, Any]:
+        """A read and a copy in DRAM."""
+        from ..targets.x86_64.detect import host_target
+        from ..tune.peaks import COPY_BYTES, READ_BYTES, copy_probe, read_probe
+
+        if threads not in self._probes:
+            target = host_target()
+            scale = QUICK_SCALE if self.quick else 1.0
+            self._probes[threads] = (read_probe(int(READ_BYTES["DRAM"] * scale), threads, target),
+                                     copy_probe(int(COPY_BYTES * scale), threads, target, True))
+        return self._probes[threads]
+
+    def measure(self, contestants: Mapping[str, Callable[[], Any]], threads: int = 1) -> dict[str, Any]:
+        from ..tune.measure import measure
+
+        settle_s = SETTLE_S if threads > 1 and len(contestants) > 1 else 0.0
+        if self.quick:
+            return measure(contestants, sample_s=5e-4, budget_s=0.05, rounds=3, settle_s=settle_s)
+        return measure(contestants, settle_s=settle_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A kernel of the library with one shape. cold: its weights shall come from DRAM."""
+
+    entry: Any
+    case: Any
+    cold: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.entry.name} {self.case.label}"
+
+
+# ------------------------------------------------------------------------------------------------------- jobs by suite
+
+
+def jobs_of(suite: str, quick: bool) -> list[Job]:
+    """The library's cases of a suite; with `quick` the smallest of each kernel."""
+    from ..kernels import library
+    from ..kernels.matmul import case as matmul_case
+    from ..kernels.record import NUMPY_DTYPES, Case
+
+    jobs: list[Job] = []
+    for entry in library():
+        name = entry.name
+        module = entry.reference.__module__.rsplit(".", 1)[-1]
+        cases: list[Any] = list(entry.cases)
+        cold = False
+        if module == "matmul" and suite == "matvec":
+            size = NUMPY_DTYPES[entry.dtype].itemsize
+            cases = [matmul_case(1, n, k, size, "") for n, k in DECODE_SHAPES] if name.startswith("matmul_nt_") and len(
+                name.split("_")) == 3 else []
+            cold = True
+        elif module == "matvec" and suite == "matvec":
+            cold = True
+            if name in ("matvec_f32", "matvec_bf16"):
+                size = NUMPY_DTYPES[entry.dtype].itemsize
+                extra = [Case({"N": n, "K": k}, 2 * n * k, size * n * k + 4 * n + 4 * k) for n, k in MATVEC_SHAPES]
+                cases = extra + [c for c in cases if c.label not in {e.label for e in extra}]
+        elif _suite_of(module) != suite:
+            continue
+        if quick:
+            cases = sorted(cases, key=lambda c: int(c.bytes))[:1]
+        jobs += [Job(entry, case, cold) for case in cases]
+    return jobs
+
+
+def _suite_of(module: str) -> str:
+    if module in ("matmul", "matvec", "attention"):
+        return module
+    return "rows" if module in ("softmax", "norm", "activation") else "others"
+
+
+# -------------------------------------------------------------------------------------------------------- library cases
+
+
+def placed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments with every array in memory of the runtime: aligned, on huge pages where it is large."""
+    import numpy
+
+    from ..runtime.buffers import empty
+
+    result: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, numpy.ndarray):
+            copy = empty(value.shape, value.dtype)
+            copy[...] = value
+            value = copy
+        result[name] = value
+    return result
+
+
+def copies(arguments: dict[str, Any], cold: bool, cache_bytes: int) -> list[dict[str, Any]]:
+    """The arguments, and where they shall be cold as many more with large arrays of their own as outlast the cache."""
+    import numpy
+
+    from ..tune.measure import copies_to_be_cold
+
+    if not cold:
+        return [arguments]
+    sizes = {name: a.nbytes for name, a in arguments.items() if isinstance(a, numpy.ndarray)}
+    large = {name for name, size in sizes.items() if LARGE_SHARE * size >= sum(sizes.values())}
+    count = copies_to_be_cold(sum(sizes[name] for name in large), cache_bytes)
+    return [arguments, *({**arguments, **placed({n: arguments[n] for n in large})} for _ in range(count - 1))]
+
+
+def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
+    """Measure a case of the library. Raises what the compiler raises, and RuntimeError for a wrong result."""
+    import numpy
+
+    from ..runtime.launch import prepare
+    from ..targets.x86_64.detect import host_target
+    from ..tune.measure import rotating
+
+    entry, case = job.entry, job.case
+    arguments = placed(entry.make_arguments(numpy.random.default_rng(1), case.shape))
+    expected = entry.reference(arguments) if case.bytes <= CHECK_BYTES else None
+    calls = [prepare(entry.kernel, *arguments.values(), threads=threads)]
+    stored = calls[0].entry.compiled.stored
+    calls[0]()
+    wrong = entry.compare(arguments, expected) if expected is not None else _unwritten(arguments, stored)
+    if wrong:
+        raise RuntimeError(wrong)
+    sets = copies(arguments, job.cold, host_target().l3_bytes)
+    calls += [prepare(entry.kernel, *more.values(), threads=threads) for more in sets[1:]]
+    contestants: dict[str, Callable[[], Any]] = {"sapper": rotating(calls)}
+    for peer in settings.against:
+        if peer in entry.peers:
+            set_peer_threads(peer, threads)
+            contestants[peer] = rotating([entry.peers[peer](one) for one in sets])
+    written = min(case.bytes, sum(arguments[name].nbytes for name in stored))
+    peaks = settings.peaks(threads)
+    # What is changed in place lies in memory once.
+    footprint = min(case.bytes, sum(a.nbytes for a in arguments.values() if isinstance(a, numpy.ndarray)))
+    level = "DRAM" if job.cold else peaks.level(footprint)
+    timings, peaks = with_floor(contestants, level, written > 0, peaks, threads, settings)
+    read = (case.bytes if level == "DRAM" else footprint) - written
+    floor_s = peaks.floor_s(case.flops, read, written, level)
+    by_flops = case.flops / peaks.f32_flops >= floor_s
+    work, unit = (case.flops, "GFLOP/s") if by_flops else (case.bytes, "GB/s")
+    return rows_of(entry.name, entry.dtype, case.label, threads, timings, floor_s, work / 1e9, unit)
+
+
+def with_floor(contestants: dict[str, Callable[[], Any]], level: str, writes: bool, peaks: Any, threads: int,
+               settings: Settings) -> tuple[dict[str, Any], Any]:
+    """The timings, and the peaks; in DRAM with the bandwidth that was there in the same minutes."""
+    if level != "DRAM":
+        return settings.measure(contestants, threads), peaks
+    read, copy = settings.memory_probes(threads)
+    timings = settings.measure({**contestants, FLOOR_READ: read.run, **({FLOOR_COPY: copy.run} if writes else {})},
+                               threads)
+    read_rate = read.work / timings.pop(FLOOR_READ).median_s
+    peaks = replace(peaks, read={**peaks.read, "DRAM": read_rate})
+    if writes:
+        rate = copy.work / timings.pop(FLOOR_COPY).median_s
+        peaks = replace(peaks, copy=rate, copy_streaming=rate)
+    return timings, peaks
+
+
+def _unwritten(arguments: Mapping[str, Any], stored: Sequence[str]) -> str | None:
+    """Says which output of a large case still holds NaN, with which every output is filled before."""
+    import numpy
+
+    for name in stored:
+        array = arguments[name]
+        if array.dtype.kind == "f" and numpy.isnan(array).any():
+            return f"{name} holds NaN after the run; expected it written everywhere"
+    return None
+
+
+def rows_of(case: str, dtype: str, shape: str, threads: int, timings: Mapping[str, Any], floor_s: float | None,
+            work: float | None, unit: str, dtypes: Mapping[str, str] | None = None) -> list[Row]:
+    """Rows for the contestants of one case. work: what the rate counts, per second; None: the rate is the time itself, in
+    the unit "ms" or "us". dtypes: of contestants whose dtype is another."""
+    peers = [timing.median_s for name, timing in timings.items() if name != "sapper"]
+    best_s = min(peers) if peers else None
+    rows = []
+    for name, timing in timings.items():
+        median_s = timing.median_s
+        rate = work / median_s if work is not None else median_s * {"ms": 1e3, "us": 1e6}[unit]
+        rows.append(Row(
+            case, (dtypes or {}).get(name, dtype), shape, threads, name, median_s, rate, unit,
+            None if floor_s is None else 100.0 * floor_s / median_s, None if best_s is None else best_s / median_s,
+        ))
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------------------- peers
+
+
+def present_peers(wanted: Sequence[str], say: Callable[[str], None]) -> tuple[str, ...]:
+    """Those of the peers that can be imported; a line for each that can't, or that nobody knows."""
+    from importlib.util import find_spec
+
+    modules = {"numpy": ("numpy", "numpy"), "torch": ("torch", "torch"), "llama": ("llama_cpp", "llama-cpp-python")}
+    present = []
+    for peer in wanted:
+        if peer not in modules:
+            say(f"no peer {peer!r}: expected one of {', '.join(PEERS)}; it is left out")
+        elif find_spec(modules[peer][0]) is None:
+            say(f"{peer} is not installed and is left out; to compare with it: pip install {modules[peer][1]}")
+        else:
+            present.append(peer)
+    return tuple(present)
+
+
+def prepare_peers(threads: int, say: Callable[[str], None]) -> None:
+    """Let OpenBLAS choose by the CPU and use so many threads at most; works if NumPy is not loaded yet."""
+    overrides = [name for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if os.environ.pop(name, None) is not None]
+    os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["OPENBLAS_THREAD_TIMEOUT"] = str(BLAS_SPIN_LOG2_CYCLES)
+    if overrides and "numpy" in sys.modules:
+        say(f"NumPy was loaded with {' and '.join(overrides)} set; its figures are not those of its own choice")
+
+
+def set_peer_threads(peer: str, threads: int) -> None:
+    if peer == "numpy":
+        for setter in _openblas_setters():
+            setter(threads)
+    elif peer == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _openblas_setters() -> list[Any]:
+    """`set_num_threads` of every OpenBLAS in this process."""
+    import numpy  # noqa: F401  (loads its OpenBLAS)
+
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        paths = {line.split(None, 5)[5].strip() for line in maps if "openblas" in line}
+    setters = []
+    for path in sorted(paths):
+        library = ctypes.CDLL(path)
+        for name in ("scipy_openblas_set_num_threads64_", "openblas_set_num_threads64_", "openblas_set_num_threads"):
+            if hasattr(library, name):
+                setters.append(getattr(library, name))
+                break
+    return setters
+
+
+# ------------------------------------------------------------------------------------------------------- other suites
+
+
+def library_rows(suite: str, settings: Settings) -> Iterator[list[Row]]:
+    for job in jobs_of(suite, settings.quick):
+        if settings.wants(job.label):
+            for threads in settings.thread_counts:
+                settings.report(f"{job.label}, {threads} thread{'s' * (threads > 1)}")
+                yield from attempt(job.label, settings, lambda job=job, threads=threads: case_rows(job, threads, settings))
+
+
+def attempt(label: str, settings: Settings, run: Callable[[], list[Row]]) -> Iterator[list[Row]]:
+    """The rows of a case; a line, and no rows, for one that fails."""
+    try:
+        rows = run()
+    except Exception as error:
+        settings.failed += 1
+        settings.say(f"error: {label}: {type(error).__name__}: {error}")
+        return
+    yield rows
+
+
+def peak_rows(settings: Settings) -> Iterator[list[Row]]:
+    for threads in settings.thread_counts:
+        found = settings.peaks(threads)
+        figures = [
+            ("peak multiply-add", "f32", found.f32_flops, "GFLOP/s"), ("peak vdpbf16ps", "bf16", found.bf16_flops, "GFLOP/s"),
+            ("peak vpdpbusd", "i8", found.int8_ops, "GOP/s"),
+            *((f"peak read {level}", "f32", rate, "GB/s") for level, rate in found.read.items()),
+            ("peak copy", "f32", found.copy, "GB/s"), ("peak copy, streaming stores", "f32", found.copy_streaming, "GB/s"),
+        ]
+        yield [Row(name, dtype, "", threads, "sapper", None, rate / 1e9, unit)
+               for name, dtype, rate, unit in figures if rate is not None and settings.wants(name)]
+
+
+def call_rows(settings: Settings) -> Iterator[list[Row]]:
+    """What a call costs from Python: a kernel that has next to nothing to do."""
+    import numpy
+
+    from ..kernels.add import vector_add
+    from ..runtime.launch import prepare
+
+    a, b, c = (numpy.ones(16, numpy.float32) for _ in range(3))
+    contestants: dict[str, Callable[[], Any]] = {"sapper": lambda: vector_add(a, b, c)}
+    if "numpy" in settings.against:
+        contestants["numpy"] = lambda: numpy.add(a, b, out=c)
+    if "torch" in settings.against:
+        import torch
+
+        x, y, z = (torch.from_numpy(array) for array in (a, b, c))
+        contestants["torch"] = lambda: torch.add(x, y, out=z)
+    if settings.wants("call"):
+        settings.report("calls")
+        yield rows_of("call", "f32", "16", 1, settings.measure(contestants), None, None, "us")
+        bound = prepare(vector_add, a, b, c)
+        yield rows_of("bound call", "f32", "16", 1, settings.measure({"sapper": bound}), None, None, "us")
+
+
+def compile_rows(settings: Settings) -> Iterator[list[Row]]:
+    """Every library kernel compiled anew, and read from the cache on disk, and the import of sapper."""
+    import subprocess
+    import tempfile
+
+    from ..kernels import library
+    from ..tune.measure import median_of, timing_of
+
+    def row(name: str, dtype: str, shape: str, seconds: list[float]) -> list[Row]:
+        return rows_of(name, dtype, shape, 1, {"sapper": timing_of(seconds, 1)}, None, None, "ms")
+
+    times = 1 if settings.quick else 3
+    cold_s: list[tuple[float, str]] = []
+    cached_s: list[float] = []
+    before = os.environ.get("SAPPER_CACHE_DIR")
+    with tempfile.TemporaryDirectory(prefix="sapper-bench-") as directory:
+        try:
+            entries = [e for e in library() if settings.wants(f"compile {e.name}")]
+            for number, entry in enumerate(entries):
+                settings.report(f"compile {entry.name}")
+                if number == 0:  # The first compilation of a process loads the compiler.
+                    _compile_times(entry, "off")
+                found: list[tuple[float, float]] = []
+                for trial in range(times):
+                    made = _compile_times(entry, os.path.join(directory, f"{number}-{trial}"))
+                    found.append(made)
+                cold = [cold for cold, _ in found]
+                yield row(f"compile {entry.name}", entry.dtype, "", cold)
+                cold_s.append((timing_of(cold, 1).median_s, entry.name))
+                cached_s += [cached for _, cached in found]
+        finally:
+            if before is None:
+                os.environ.pop("SAPPER_CACHE_DIR", None)
+            else:
+                os.environ["SAPPER_CACHE_DIR"] = before
+    if cold_s:
+        worst_s, worst = max(cold_s)
+        yield row("compile, median of all", "", f"{len(cold_s)} kernels", [s for s, _ in cold_s])
+        yield row("compile, worst", "", worst, [worst_s])
+        yield row("from the disk cache, median", "", f"{len(cold_s)} kernels", cached_s)
+        yield row("from the disk cache, worst", "", "", [max(cached_s)])
+    if settings.wants("import sapper"):
+        settings.report("import sapper")
+        code = "import time; t = time.perf_counter(); import sapper; print(time.perf_counter() - t)"
+
+        def import_s() -> float:
+            return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+        yield row("import sapper", "", "", [import_s() for _ in range(3 if settings.quick else 9)])
+        null = [sys.executable, "-c", "pass"]
+        start_s = median_of(lambda: subprocess.run(null, check=True), 3)
+        yield row("start of Python itself", "", "", [start_s])
+
+
+def _compile_times(entry: Any, directory: str) -> tuple[float, float]:
+    """Seconds to compile a kernel cold, its source read included, and to get it from the cache on disk."""
+    import time
+
+    import numpy
+
+    from ..runtime.launch import Launcher, specialise
+
+    os.environ["SAPPER_CACHE_DIR"] = directory
+    shape = {name: min(extent, COMPILE_EXTENT) for name, extent in entry.cases[-1].shape.items()}
+    arguments = tuple(entry.make_arguments(numpy.random.default_rng(1), shape).values())
+    seconds = []
+    for _ in range(2):
+        launcher = Launcher(entry.kernel, {})
+        wanted = specialise(launcher.signature, launcher.signature.bind(arguments), launcher.static)
+        start = time.perf_counter()
+        launcher.get_compiled(wanted)
+        seconds.append(time.perf_counter() - start)
+    return seconds[0], seconds[1]
+
+
+def model_rows(settings: Settings) -> Iterator[list[Row]]:
+    """SmolLM2-135M: a prompt of 512 tokens, and token by token after it."""
+    if not any(settings.wants(name) for name in ("smollm2 prefill", "smollm2 decode")):
+        return
+    from ..models.errors import ModelError
+    from ..models.llama.model import load_model
+
+    settings.report("loading the model")
+    try:
+        model = load_model("smollm2", "bf16")
+    except (ModelError, ImportError) as error:
+        settings.say(f"no model to run: {error}")
+        return
+    for threads in settings.thread_counts:
+        yield from attempt("smollm2", settings, lambda threads=threads: _model_case(model, threads, settings))
+
+
+def _model_case(model: Any, threads: int, settings: Settings) -> list[Row]:
+    from ..models.llama.session import Session
+
+    matrices = [m for layer in model.weights.layers for m in (layer.qkv, layer.output, layer.gate, layer.up, layer.down)]
+    prompt_tokens = 64 if settings.quick else PROMPT_TOKENS
+    # A prompt's last token alone goes through the matrix of the logits.
+    prefill_flops = 2 * prompt_tokens * sum(m.size for m in matrices) + 2 * model.weights.logits.size
+    weight_bytes = sum(m.nbytes for m in matrices) + model.weights.logits.nbytes
+    tokens = [(7 * i + 11) % 4000 + 100 for i in range(prompt_tokens)]
+    session = Session(model, CONTEXT, threads=threads)
+    prefill: dict[str, Callable[[], Any]] = {}
+    decode: dict[str, Callable[[], Any]] = {}
+
+    def feed_prompt() -> None:
+        session.position = 0
+        session.feed(tokens)
+
+    def feed_token() -> None:
+        if session.position >= prompt_tokens + DECODE_TOKENS:
+            session.position = prompt_tokens
+        session.feed((tokens[session.position % prompt_tokens],))
+
+    prefill["sapper"], decode["sapper"] = feed_prompt, feed_token
+    dtypes = {}
+    if "llama" in settings.against:
+        from llama_cpp import Llama
+
+        other = Llama(str(model.path), n_ctx=CONTEXT, n_batch=PROMPT_TOKENS, n_threads=threads, n_threads_batch=threads,
+                      verbose=False)
+
+        def other_prompt() -> None:
+            other.n_tokens = 0
+            other.eval(tokens)
+
+        def other_token() -> None:
+            if other.n_tokens >= prompt_tokens + DECODE_TOKENS:
+                other.n_tokens = prompt_tokens
+            other.eval([tokens[other.n_tokens % prompt_tokens]])
+
+        prefill["llama"], decode["llama"] = other_prompt, other_token
+        dtypes["llama"] = "4 bit"
+    label = f"smollm2 prefill, {threads} thread{'s' * (threads > 1)}"
+    peaks = settings.peaks(threads)
+    settings.report(label)
+    floor_s = prefill_flops / peaks.f32_flops
+    rows = rows_of("smollm2 prefill", "bf16", str(prompt_tokens), threads, settings.measure(prefill, threads), floor_s,
+                   prompt_tokens, "tokens/s", dtypes)
+    settings.report(label.replace("prefill", "decode"))
+    timings, peaks = with_floor(decode, "DRAM", False, peaks, threads, settings)
+    rows += rows_of("smollm2 decode", "bf16", f"1 after {prompt_tokens}", threads, timings,
+                    peaks.floor_s(0, weight_bytes, 0, "DRAM"), 1.0, "tokens/s", dtypes)
+    return [row for row in rows if settings.wants(row.case)]
+
+
+def suite_rows(suite: str, settings: Settings) -> Iterator[list[Row]]:
+    """The rows of a suite, case by case."""
+    if suite == "all":
+        for one in SUITES[:-1]:
+            yield from suite_rows(one, settings)
+    elif suite == "peaks":
+        yield from peak_rows(settings)
+    elif suite == "call":
+        yield from call_rows(settings)
+    elif suite == "compile":
+        yield from compile_rows(settings)
+    elif suite == "model":
+        yield from model_rows(settings)
+    else:
+        yield from library_rows(suite, settings)

@@ -1,0 +1,297 @@
+"""What this machine can do at most, measured by kernels of our own: arithmetic, and reading and copying memory.
+
+Enters: a number of workers. Leaves: `Peaks`, once measured kept for the process. Holds: the kernels are lane programs
+that our own stations compile; each figure is the best of several runs, as anything else on the machine only slows one.
+
+The arithmetic loop keeps CHAINS independent accumulators, which is enough for any target's latency, and touches no
+memory. The reading loop adds up a buffer again and again. A copy counts the bytes that it reads and those that it
+writes. Buffers lie on huge pages, and each worker has a part of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ..ir.nodes import Block, Builder, Function, Value
+from ..ir.types import ROW_B32, ROW_F32, ROW_I32, S64, RowType, f32, i32
+
+KIB, MIB = 1 << 10, 1 << 20
+CHAINS = 12
+STREAMS = 8
+"""Rows that one step of the reading loop takes, each with its own accumulator."""
+COPY_ROWS = 4
+LEVELS = ("L1", "L2", "L3", "DRAM")
+READ_BYTES = {"L1": 16 * KIB, "L2": 512 * KIB, "L3": 8 * MIB, "DRAM": 256 * MIB}
+"""What is read to measure a level: by each worker in L1 and L2, by all of them together in L3 and DRAM."""
+COPY_BYTES = 128 * MIB
+SAMPLE_S = 0.01
+SAMPLES = 8
+
+FLOPS = {"fma": 2, "dot2_bf16": 4, "dot4_u8i8": 8}
+"""Operations of each 32-bit lane: a multiplication and an addition for every product."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """The machine's peaks with `threads` workers.
+
+    f32_flops: of fused multiply-adds, operations per second. bf16_flops, int8_ops: of the packed dot products, None where
+    the CPU has none. read: level -> bytes read per second. copy, copy_streaming: bytes read and written per second, in
+    DRAM, with ordinary stores and with such as go past the caches. level_bytes: how much a level holds, for all workers.
+    """
+
+    threads: int
+    f32_flops: float
+    bf16_flops: float | None
+    int8_ops: float | None
+    read: dict[str, float]
+    copy: float
+    copy_streaming: float
+    level_bytes: dict[str, int]
+
+    def level(self, size_bytes: int) -> str:
+        """The smallest level that holds so many bytes."""
+        return next((name for name in LEVELS[:-1] if size_bytes <= self.level_bytes[name]), "DRAM")
+
+    def floor_s(self, flops: int, read_bytes: int, written_bytes: int, level: str) -> float:
+        """The least time for a task in seconds: its arithmetic at the f32 peak, or its memory at that of the level where
+        its data lie, whichever takes longer. In DRAM a byte written beside one read costs what a copy costs; within the
+        caches all bytes are counted at the speed of reading.
+        """
+        if level == "DRAM":
+            paired = min(read_bytes, written_bytes)
+            copy = max(self.copy, self.copy_streaming)
+            memory_s = 2 * paired / copy + (read_bytes - paired) / self.read[level]
+            memory_s += (written_bytes - paired) / copy
+        else:
+            memory_s = (read_bytes + written_bytes) / self.read[level]
+        return max(flops / self.f32_flops, memory_s)
+
+
+class Probe:
+    """A lane program, compiled and loaded, with its arguments, for `threads` workers.
+
+    function: the program; its slots are "scalar.<name>" words only. work: what one repetition of all workers does, in the
+    unit of the rate. words: of the argument block, by the scalar's name; the address of an array is that array.
+    """
+
+    def __init__(self, function: Function, target: Any, threads: int, work: float, **words: Any) -> None:
+        from ..codegen.compile import compile_lane
+        from ..runtime.loader import load
+
+        self.threads = threads
+        self.work = work
+        self._code = load(compile_lane(function, target).bytes)
+        self._keep = words
+        slots = [slot.removeprefix("scalar.") for slot in function.attributes["slots"]]
+        values = [words.get(name, 0) for name in slots]
+        self._block = (ctypes.c_int64 * (3 + len(slots)))(
+            0, 0, 0, *(value if isinstance(value, int) else value.ctypes.data for value in values))
+        self._view = memoryview(self._block).cast("B").cast("q")
+        self._repeats = 3 + slots.index("repeats")
+
+    def run(self, repeats: int = 1) -> float:
+        """Seconds for so many repetitions by each of the workers."""
+        from ..runtime import workers
+
+        address = ctypes.addressof(self._block)
+        self._block[self._repeats] = repeats
+        start = time.perf_counter()
+        if self.threads == 1:
+            self._code.function(address, 0, 1)
+        else:
+            workers.launch(self._code.address, self._view, address, self.threads, 0)
+        return time.perf_counter() - start
+
+    def best_rate(self, sample_s: float = SAMPLE_S, samples: int = SAMPLES) -> float:
+        """The best of several rates, in units of `work` per second."""
+        self.run()  # starts the workers and warms the caches
+        repeats = 1
+        while (taken := min(self.run(repeats), self.run(repeats))) < sample_s / 4:
+            repeats *= 4 if taken < sample_s / 16 else 2
+        repeats = max(1, round(repeats * sample_s / taken))
+        return self.work * repeats / min(self.run(repeats) for _ in range(samples))
+
+
+class Program:
+    """A lane function under construction: `argument(name)` for a word of the block, loops as nested builders."""
+
+    def __init__(self, name: str, lanes: int, *scalars: str) -> None:
+        self.function = Function(name, "lane")
+        self.function.attributes = {"lanes": lanes, "slots": [f"scalar.{s}" for s in scalars], "scratch_bytes": 0}
+        self.builder = Builder(self.function.body)
+        self.argument = {s: self.builder.value("arg", [], S64, slot=3 + i) for i, s in enumerate(scalars)}
+
+    def constant(self, value: int) -> Value:
+        return self.builder.value("s_const", [], S64, value=value)
+
+    def scalar(self, name: str, *operands: Value) -> Value:
+        return self.builder.value(name, list(operands), S64)
+
+    def loop(self, stop: Value, step: int, carried: list[Value],
+             body: Callable[[Value, list[Value]], list[Value]]) -> list[Value]:
+        """`body` is given the counter and the carried values, and returns those of the next round."""
+        block = Block([S64, *(v.type for v in carried)])
+        start, outside = self.constant(0), self.builder
+        self.builder = Builder(block)
+        self.builder.add("yield", body(block.arguments[0], list(block.arguments[1:])))
+        self.builder = outside
+        return self.builder.add("loop", [start, stop, *carried], [v.type for v in carried], [block], step=step).results
+
+    def store_sum(self, rows: list[Value], row: RowType, dtype: Any) -> None:
+        """Keep the sum of the accumulators at `out`, so that no station may leave the work out."""
+        total = rows[0]
+        for value in rows[1:]:
+            total = self.builder.value("add", [total, value], row)
+        lane_bytes = self.function.attributes["lanes"] * dtype.size_bytes
+        place = self.scalar("s_mul", self.scalar("worker"), self.constant(lane_bytes))
+        self.builder.add("store", [total, self.argument["out"], place], dtype=dtype, scale=1, disp=0, indexed=True)
+
+
+def arithmetic_program(op: str, lanes: int) -> Function:
+    """`repeats` rounds of CHAINS independent multiply-adds. op: a key of FLOPS."""
+    program = Program(f"peak_{op}", lanes, "repeats", "out")
+    row, dtype, operand, value = {
+        "fma": (ROW_F32, f32, ROW_F32, 1.0), "dot2_bf16": (ROW_F32, f32, ROW_B32, 0x3F803F80),
+        "dot4_u8i8": (ROW_I32, i32, ROW_B32, 0x01010101),
+    }[op]
+    b = program.builder
+    factor = b.value("splat_const", [], operand if operand is ROW_F32 else ROW_I32, value=value)
+    if operand is ROW_B32:
+        factor = b.value("bitcast", [factor], ROW_B32)
+    start = [b.value("splat_const", [], row, value=0.0 if row is ROW_F32 else 0) for _ in range(CHAINS)]
+
+    def body(_: Value, accumulators: list[Value]) -> list[Value]:
+        for _ in range(2):
+            accumulators = [program.builder.value(op, [factor, factor, a] if op == "fma" else [a, factor, factor], row)
+                            for a in accumulators]
+        return accumulators
+
+    program.store_sum(program.loop(program.argument["repeats"], 1, start, body), row, dtype)
+    return program.function
+
+
+def read_program(lanes: int) -> Function:
+    """`repeats` times the sum of the worker's part of the buffer at `data`, `part_bytes` long."""
+    program = Program("peak_read", lanes, "repeats", "out", "data", "part_bytes")
+    part = program.argument["part_bytes"]
+    row_bytes = 4 * lanes
+    base = program.scalar("s_add", program.argument["data"], program.scalar("s_mul", program.scalar("worker"), part))
+    start = [program.builder.value("splat_const", [], ROW_F32, value=0.0) for _ in range(STREAMS)]
+
+    def rows(offset: Value, accumulators: list[Value]) -> list[Value]:
+        b = program.builder
+        loads = [b.value("load", [base, offset], ROW_F32, dtype=f32, scale=1, disp=i * row_bytes, indexed=True)
+                 for i in range(STREAMS)]
+        return [b.value("add", [a, x], ROW_F32) for a, x in zip(accumulators, loads, strict=True)]
+
+    def again(_: Value, accumulators: list[Value]) -> list[Value]:
+        return program.loop(part, STREAMS * row_bytes, accumulators, rows)
+
+    program.store_sum(program.loop(program.argument["repeats"], 1, start, again), ROW_F32, f32)
+    return program.function
+
+
+def copy_program(lanes: int, streaming: bool) -> Function:
+    """`repeats` times a copy of the worker's part of `data` to that of `out`."""
+    program = Program("peak_copy", lanes, "repeats", "out", "data", "part_bytes")
+    part = program.argument["part_bytes"]
+    row_bytes = 4 * lanes
+    begin = program.scalar("s_mul", program.scalar("worker"), part)
+    source = program.scalar("s_add", program.argument["data"], begin)
+    target = program.scalar("s_add", program.argument["out"], begin)
+
+    def rows(offset: Value, _: list[Value]) -> list[Value]:
+        b = program.builder
+        loads = [b.value("load", [source, offset], ROW_F32, dtype=f32, scale=1, disp=i * row_bytes, indexed=True)
+                 for i in range(COPY_ROWS)]
+        for i, value in enumerate(loads):
+            b.add("store", [value, target, offset], dtype=f32, scale=1, disp=i * row_bytes, indexed=True,
+                  **({"streaming": True} if streaming else {}))
+        return []
+
+    def again(_: Value, __: list[Value]) -> list[Value]:
+        return program.loop(part, COPY_ROWS * row_bytes, [], rows)
+
+    program.loop(program.argument["repeats"], 1, [], again)
+    if streaming:
+        program.builder.add("fence_streaming", [])
+    return program.function
+
+
+def arithmetic_probe(op: str, threads: int, target: Any) -> Probe:
+    """Operations of `op` (a key of FLOPS) on `threads` workers."""
+    from ..runtime.buffers import empty
+
+    return Probe(arithmetic_program(op, target.lanes), target, threads, 2.0 * CHAINS * target.lanes * FLOPS[op] * threads,
+                 out=empty(threads * target.lanes))
+
+
+def _part_bytes(size_bytes: int, threads: int, step_bytes: int) -> int:
+    """Each worker's part of a buffer: whole steps, at least one."""
+    return max(step_bytes, size_bytes // threads // step_bytes * step_bytes)
+
+
+def read_probe(size_bytes: int, threads: int, target: Any) -> Probe:
+    """Bytes that `threads` workers together read from a buffer of size_bytes, each from its own part."""
+    from ..runtime.buffers import empty
+
+    part = _part_bytes(size_bytes, threads, STREAMS * target.lanes * 4)
+    data = empty(part * threads // 4)
+    data.fill(1.0)  # A page that was never written is the system's one page of zeros.
+    return Probe(read_program(target.lanes), target, threads, float(part * threads), out=empty(threads * target.lanes),
+                 data=data, part_bytes=part)
+
+
+def copy_probe(size_bytes: int, threads: int, target: Any, streaming: bool) -> Probe:
+    """Bytes read and written, together, by a copy from a buffer of size_bytes to another."""
+    from ..runtime.buffers import empty
+
+    part = _part_bytes(size_bytes, threads, COPY_ROWS * target.lanes * 4)
+    data, out = empty(part * threads // 4), empty(part * threads // 4)
+    data.fill(1.0)
+    out.fill(0.0)
+    return Probe(copy_program(target.lanes, streaming), target, threads, 2.0 * part * threads, out=out, data=data,
+                 part_bytes=part)
+
+
+def measure_peaks(threads: int, scale: float = 1.0, report: Callable[[str], None] | None = None) -> Peaks:
+    """Measure anew, in about 0.1 s a figure, and 0.2 s in DRAM.
+
+    scale: of the time, and of what is read and copied in DRAM, for a quick look. report: is told what is measured next.
+    """
+    from ..targets.x86_64.detect import host_target
+
+    target = host_target()
+    sample_s = SAMPLE_S * scale
+    say = report or (lambda _: None)
+
+    def arithmetic(op: str) -> float:
+        say(op)
+        return arithmetic_probe(op, threads, target).best_rate(sample_s)
+
+    read = {}
+    for level, size_bytes in READ_BYTES.items():
+        say(f"reads in {level}")
+        size_bytes = size_bytes * threads if level in ("L1", "L2") else size_bytes
+        read[level] = read_probe(int(size_bytes * scale) if level == "DRAM" else size_bytes, threads, target).best_rate(sample_s)
+    copies = []
+    for streaming in (False, True):
+        say("copies past the caches" if streaming else "copies")
+        copies.append(copy_probe(int(COPY_BYTES * scale), threads, target, streaming).best_rate(sample_s))
+    return Peaks(
+        threads, arithmetic("fma"), arithmetic("dot2_bf16") if target.has("avx512_bf16") else None,
+        arithmetic("dot4_u8i8") if target.has("avx512_vnni") else None, read, *copies,
+        {"L1": target.l1_bytes * threads, "L2": target.l2_bytes * threads, "L3": target.l3_bytes},
+    )
+
+
+@lru_cache(maxsize=None)
+def peaks(threads: int = 1) -> Peaks:
+    """The peaks with `threads` workers, measured at the first call in this process."""
+    return measure_peaks(threads)

@@ -1,0 +1,253 @@
+"""What selection emits, before allocation: folding, two-address forms, loops, constants, errors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+import sapper.targets.x86_64.select as rules
+from sapper.codegen.machine import Instruction, Label, MachineFunction, Memory
+from sapper.codegen.select import SelectionError, select
+from sapper.ir.nodes import Block, Builder, Function, Op, Value
+from sapper.ir.types import MASK, ROW_F32, ROW_F64, ROW_I32, S64, bf16, f32, f64
+from sapper.lane.ops import LANE_OPS, MATH
+from sapper.targets.x86_64.target import TARGETS, Target
+
+V3, V4 = TARGETS["v3"], TARGETS["v4"]
+STRUCTURE = {"loop", "if", "tasks", "yield", "s_const", "splat_const"}
+
+
+def start(lanes: int = 16, slots: int = 4) -> tuple[Function, Builder, list[Value]]:
+    function = Function("test", "lane")
+    function.attributes = {"lanes": lanes, "slots": [f"scalar.{n}" for n in range(slots)], "scratch_bytes": 0}
+    builder = Builder(function.body)
+    return function, builder, [builder.value("arg", [], S64, slot=3 + n) for n in range(slots)]
+
+
+def names(machine: MachineFunction) -> Counter[str]:
+    return Counter(item.row.name for item in machine.body if isinstance(item, Instruction))
+
+
+def instructions(machine: MachineFunction, name: str) -> list[Instruction]:
+    return [i for i in machine.body if isinstance(i, Instruction) and i.row.name == name]
+
+
+def inside_loop(machine: MachineFunction, label: str = ".loop1") -> list[Instruction]:
+    """From a loop's label to the jump back to it."""
+    first = next(n for n, i in enumerate(machine.body) if isinstance(i, Label) and i.name == label)
+    found = []
+    for item in machine.body[first + 1:]:
+        if isinstance(item, Instruction):
+            found.append(item)
+            if item.row.control and item.operands and getattr(item.operands[0], "name", "") == label:
+                return found
+    raise AssertionError(f"no jump back to {label}")
+
+
+def matmul(target: Target, rows: int, columns: int) -> MachineFunction:
+    """acc[m][n] += a[m] * b[n] over k, panels of A and B."""
+    lanes = target.lanes
+    function, b, (a_start, b_start, c, depth) = start(lanes)
+    zero = b.value("splat_const", [], ROW_F32, value=0.0)
+    count = rows * columns
+    loop = Op("loop", [b.value("s_const", [], S64, value=0), depth, a_start, b_start, *[zero] * count],
+              [S64, S64, *[ROW_F32] * count], {"step": 1}, [Block([S64, S64, S64, *[ROW_F32] * count])])
+    b.block.ops.append(loop)
+    inner = Builder(loop.blocks[0])
+    _, pa, pb, *acc = loop.blocks[0].arguments
+    panel = [inner.value("load", [pb], ROW_F32, dtype=f32, disp=4 * lanes * n) for n in range(columns)]
+    made = []
+    for m in range(rows):
+        x = inner.value("load_splat", [pa], ROW_F32, dtype=f32, disp=4 * m)
+        made += [inner.value("fma", [x, panel[n], acc[m * columns + n]], ROW_F32) for n in range(columns)]
+    steps = [inner.value("s_const", [], S64, value=4 * size) for size in (rows, lanes * columns)]
+    inner.add("yield", [inner.value("s_add", [pa, steps[0]], S64), inner.value("s_add", [pb, steps[1]], S64), *made])
+    for n, result in enumerate(loop.results[2:]):
+        b.add("store", [result, c], dtype=f32, disp=4 * lanes * n)
+    return select(function, rules, target)
+
+
+def test_matmul_loop_v4_is_nothing_but_its_work() -> None:
+    """14 x 32: two loads, 28 FMAs with broadcast operands, two pointers, one count; no moves."""
+    body = inside_loop(matmul(V4, 14, 2))
+    assert Counter(i.row.name for i in body) == {
+        "vmovups.512": 2, "vfmadd231ps.512": 28, "add.64": 2, "sub.64": 1, "jg": 1}
+    assert all(isinstance(i.operands[2], Memory) and i.operands[2].broadcast for i in body if "fma" in i.row.name)
+
+
+def test_matmul_loop_v4_with_three_columns_broadcasts_into_a_register() -> None:
+    body = inside_loop(matmul(V4, 8, 3))
+    assert Counter(i.row.name for i in body) == {
+        "vmovups.512": 3, "vbroadcastss.512": 8, "vfmadd231ps.512": 24, "add.64": 2, "sub.64": 1, "jg": 1}
+
+
+def test_matmul_loop_v3() -> None:
+    """6 x 16: AVX2 has no broadcast operands."""
+    body = inside_loop(matmul(V3, 6, 2))
+    assert Counter(i.row.name for i in body) == {
+        "vmovups.256": 2, "vbroadcastss.256": 6, "vfmadd231ps.256": 12, "add.64": 2, "sub.64": 1, "jg": 1}
+
+
+def test_loop_is_guarded_unless_it_provably_runs_and_aligned() -> None:
+    def guards(bound: str) -> int:
+        function, b, (p, n, _, _) = start()
+        zero, four = (b.value("s_const", [], S64, value=v) for v in (0, 4))
+        stop = {"argument": lambda: n, "constant": lambda: four,
+                "max": lambda: b.value("s_max", [n, four], S64)}[bound]()
+        loop = Op("loop", [zero, stop], [], {"step": 1}, [Block([S64])])
+        b.block.ops.append(loop)
+        inner = Builder(loop.blocks[0])
+        inner.add("s_store", [loop.blocks[0].arguments[0], p], dtype=f64)
+        inner.add("yield", [])
+        machine = select(function, rules, V4)
+        assert any(isinstance(i, Label) and i.align >= 32 for i in machine.body)
+        return names(machine)["jge"]
+
+    assert guards("argument") == 1
+    assert guards("constant") == guards("max") == 0
+
+
+def test_inner_block_of_a_blocked_loop_needs_no_guard() -> None:
+    """for i in range(0, n, 8): for j in range(i, min(i + 8, n))."""
+    function, b, (p, n, _, _) = start()
+    outer = Op("loop", [b.value("s_const", [], S64, value=0), n], [], {"step": 8}, [Block([S64])])
+    b.block.ops.append(outer)
+    o = Builder(outer.blocks[0])
+    i = outer.blocks[0].arguments[0]
+    stop = o.value("s_min", [o.value("s_add", [i, o.value("s_const", [], S64, value=8)], S64), n], S64)
+    inner = Op("loop", [i, stop], [], {"step": 1}, [Block([S64])])
+    o.block.ops.append(inner)
+    x = Builder(inner.blocks[0])
+    x.add("s_store", [inner.blocks[0].arguments[0], p], dtype=f64)
+    x.add("yield", [])
+    o.add("yield", [])
+    assert names(select(function, rules, V4))["jge"] == 1
+
+
+def test_loads_fold_only_where_no_store_is_between() -> None:
+    for between in (False, True):
+        function, b, (p, q, _, _) = start()
+        x = b.value("load", [p], ROW_F32, dtype=f32)
+        y = b.value("load", [q], ROW_F32, dtype=f32, disp=64)
+        if between:
+            b.add("store", [x, p], dtype=f32, disp=256)
+        b.add("store", [b.value("sub", [x, y], ROW_F32), p], dtype=f32)
+        machine = select(function, rules, V4)
+        (subtract,) = instructions(machine, "vsubps.512")
+        assert isinstance(subtract.operands[2], Memory) is not between
+        assert names(machine)["vmovups.512"] == (4 if between else 2)
+
+
+def test_addresses_take_in_constants_and_sums() -> None:
+    function, b, (p, i, j, _) = start()
+    far = b.value("s_add", [i, b.value("s_const", [], S64, value=16)], S64)
+    base = b.value("s_add", [p, j], S64)
+    x = b.value("load", [p, far], ROW_F32, dtype=f32, scale=4, indexed=True, disp=8)
+    b.add("store", [x, base], dtype=f32, disp=4)
+    machine = select(function, rules, V4)
+    load, store = instructions(machine, "vmovups.512")
+    assert (load.operands[1].scale, load.operands[1].disp) == (4, 72)
+    assert store.operands[0].index is not None and store.operands[0].disp == 4
+    assert not {"add.64", "lea.64"} & set(names(machine))
+
+
+def test_comparison_joins_its_branch() -> None:
+    function, b, (p, i, _, _) = start()
+    mask = b.value("cmp", [b.value("load", [p], ROW_F32, dtype=f32)] * 2, MASK, cond="lt")
+    for condition in (b.value("s_cmp", [i, b.value("s_const", [], S64, value=7)], S64, cond="lt"),
+                      b.value("mask_any", [mask], S64)):
+        branch = Op("if", [condition], [], None, [Block(), Block()])
+        b.block.ops.append(branch)
+        Builder(branch.blocks[0]).add("s_store", [i, p], dtype=f64)
+        for block in branch.blocks:
+            Builder(block).add("yield", [])
+    found = names(select(function, rules, V4))
+    assert found["cmp.64"] == found["jge"] == found["kortestw"] == found["je"] == 1
+    assert not any(name.startswith(("set", "test")) for name in found)
+
+
+@pytest.mark.parametrize("target", [V3, V4], ids=["v3", "v4"])
+def test_constants_are_hoisted_out_of_loops(target: Target) -> None:
+    lanes = target.lanes
+    function, b, (p, n, _, _) = start(lanes)
+    loop = Op("loop", [b.value("s_const", [], S64, value=0), n], [], {"step": lanes}, [Block([S64])])
+    b.block.ops.append(loop)
+    inner = Builder(loop.blocks[0])
+    i = loop.blocks[0].arguments[0]
+    x = y = inner.value("load", [p, i], ROW_F32, dtype=f32, scale=4, indexed=True)
+    for number in (0.5, 0.25, 0.125):
+        y = inner.value("fma", [y, x, inner.value("splat_const", [], ROW_F32, value=number)], ROW_F32)
+    inner.add("store", [y, p, i], dtype=f32, scale=4, indexed=True)
+    inner.add("yield", [])
+    machine = select(function, rules, target)
+    body = inside_loop(machine)
+    assert not any(isinstance(o, Memory) and o.label for i in body for o in i.operands)
+    assert names(machine)[f"vbroadcastss.{32 * lanes}"] == 3
+
+
+def test_many_constants_stay_in_memory_where_registers_are_few() -> None:
+    function, b, (p, n, _, _) = start(8)
+    loop = Op("loop", [b.value("s_const", [], S64, value=0), n], [], {"step": 8}, [Block([S64])])
+    b.block.ops.append(loop)
+    inner = Builder(loop.blocks[0])
+    x = y = inner.value("load", [p, loop.blocks[0].arguments[0]], ROW_F32, dtype=f32, scale=4, indexed=True)
+    for number in range(30):
+        y = inner.value("fma", [y, x, inner.value("splat_const", [], ROW_F32, value=number + 0.5)], ROW_F32)
+    inner.add("store", [y, p, loop.blocks[0].arguments[0]], dtype=f32, scale=4, indexed=True)
+    inner.add("yield", [])
+    machine = select(function, rules, V3)
+    folded = [i for i in inside_loop(machine) if any(isinstance(o, Memory) and o.label for o in i.operands)]
+    assert len(folded) + names(machine)["vbroadcastss.256"] == 30
+    assert 15 <= len(folded) < 30
+
+
+def test_negation_is_absorbed_by_fma() -> None:
+    function, b, (p, _, _, _) = start()
+    x, y, z = (b.value("load", [p], ROW_F32, dtype=f32, disp=64 * n) for n in range(3))
+    first = b.value("fma", [b.value("neg", [x], ROW_F32), y, z], ROW_F32)
+    second = b.value("fma", [x, y, b.value("neg", [first], ROW_F32)], ROW_F32)
+    b.add("store", [second, p], dtype=f32)
+    found = names(select(function, rules, V4))
+    assert sum(n for name, n in found.items() if name.startswith("vfnmadd")) == 1
+    assert sum(n for name, n in found.items() if name.startswith("vfmsub")) == 1
+    assert found["vxorps.512"] == 0
+
+
+def test_every_lane_op_has_a_rule() -> None:
+    missing = set(LANE_OPS.rows) - set(rules.RULES) - STRUCTURE - set(MATH)
+    assert not missing
+
+
+def test_math_without_an_instruction_is_refused() -> None:
+    function, b, (p, _, _, _) = start()
+    x = b.value("load", [p], ROW_F32, dtype=f32)
+    b.add("store", [b.value("exp", [x], ROW_F32), p], dtype=f32)
+    with pytest.raises(SelectionError, match=r"lane op exp: found .*; expected .*; mend: .*expand_math"):
+        select(function, rules, V4)
+    assert "exp" not in rules.legal_ops(V4)
+
+
+def test_too_many_lanes_are_refused() -> None:
+    function, _, _ = start(16)
+    with pytest.raises(ValueError, match="lanes of function test: found 16"):
+        select(function, rules, V3)
+    function, b, (p, _, _, _) = start(16)
+    b.add("store", [b.value("load", [p], ROW_F64, dtype=f64), p], dtype=f64)
+    with pytest.raises(ValueError, match="found 16 lanes of f64; expected at most 8"):
+        select(function, rules, V4)
+
+
+def test_selection_depends_on_features_alone() -> None:
+    """Any object with features serves as a target: no fact of a processor is looked up behind its back."""
+    function, b, (p, _, _, _) = start()
+    b.add("store", [b.value("load", [p], ROW_F32, dtype=bf16), p], dtype=bf16)
+    first, second = (select(function, rules, t) for t in (V4, SimpleNamespace(features=V4.features)))
+    assert names(first) == names(second)
+
+
+def test_row_of_integers_from_a_scalar_needs_one_broadcast() -> None:
+    function, b, (p, n, _, _) = start()
+    b.add("store", [b.value("splat", [n], ROW_I32), p], dtype=f32)
+    assert names(select(function, rules, V4))["vpbroadcastd.general.512"] == 1
