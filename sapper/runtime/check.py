@@ -146,6 +146,7 @@ class _Checker:
             kernel.options.get("in_place", ()),
         )
         self.made: dict[Any, _Made] = {}
+        self.widen: Callable[[], None] = lambda: None
         self.workers = 0
         from ..targets.x86_64.detect import UnsupportedCPU, host
 
@@ -175,6 +176,14 @@ class _Checker:
             return
         report.cases += 1
         self.workers = self.workers % 3 + 1
+
+        def widen() -> None:
+            """More runs with random rounding: a few may miss a case of overflow."""
+            more = expect(function, arguments, runs=12, seed=seed + 1000, tile_sizes=sizes)
+            for name, e in expected.items():
+                numpy.maximum(e.bound, more[name].bound, out=e.bound)
+
+        self.widen = widen
         self.tile_stations(function, case, arguments, expected)
         self.lane_stations(case, arguments, expected)
 
@@ -196,9 +205,14 @@ class _Checker:
             raise _Wrong(name, f"{type(error).__name__}: {error}") from error
 
     def compare(self, station: str, found: Mapping[str, Any], expected: Mapping[str, Expectation], note: str = "") -> None:
-        wrong = [text for name, e in expected.items() if name in found and (text := e.mismatch(found[name])) is not None]
-        if wrong:
-            raise _Wrong(station, "; ".join(wrong) + note)
+        for widened in (False, True):
+            wrong = [text for name, e in expected.items()
+                     if name in found and (text := e.mismatch(found[name])) is not None]
+            if not wrong:
+                return
+            if not widened:
+                self.widen()
+        raise _Wrong(station, "; ".join(wrong) + note)
 
     def passed(self, station: str) -> None:
         self.report.passed[station] = self.report.passed.get(station, 0) + 1

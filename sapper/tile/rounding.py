@@ -149,14 +149,21 @@ class RandomRounding:
         assert isinstance(first, TileType) and isinstance(target, TileType)
         over = op.attributes["over"]
         magnitudes = [np.abs(x.astype(np.float64)) for x in operands]
+
+        def total(terms: list[Array]) -> Array:
+            if op.name == "reduce":
+                kept = tuple(axis for axis in first.axes if axis not in over)
+                return semantics.align(semantics.reduce("sum", terms[0], first.axes, over, f64), kept, target.axes)
+            second = op.operands[1].type
+            assert isinstance(second, TileType)
+            return semantics.contract(terms[0], first.axes, terms[1], second.axes, over, target.axes, f64)
+
+        scale = total(magnitudes)
         if op.name == "reduce":
-            kept = tuple(axis for axis in first.axes if axis not in over)
-            scale = semantics.align(semantics.reduce("sum", magnitudes[0], first.axes, over, f64), kept, target.axes)
             length = magnitudes[0].size // max(1, result.size)
         else:
             second = op.operands[1].type
             assert isinstance(second, TileType)
-            scale = semantics.contract(magnitudes[0], first.axes, magnitudes[1], second.axes, over, target.axes, f64)
             extents = dict(zip((*first.axes, *second.axes), (*operands[0].shape, *operands[1].shape), strict=True))
             length = int(np.prod([extents[axis] for axis in over]))
         inside = f64 if dtype is f64 else f32
@@ -165,10 +172,11 @@ class RandomRounding:
         moved = wide + error * self._random.uniform(-1.0, 1.0, result.shape)
         if dtype not in (f32, f64):
             moved = self._move(semantics.cast(np.asarray(moved), dtype), dtype, 1).astype(np.float64)
-        if inside is f32:  # a partial sum may overflow although the whole does not
-            moved = np.where(np.isfinite(scale) & (scale > _LARGEST["f32"]),
-                             self._random.choice([np.inf, -np.inf, np.nan], result.shape), moved)
         moved = np.where(np.isfinite(scale), moved, wide)
+        if inside is f32:  # a partial sum of finite terms may overflow, also where the others are infinite
+            finite = scale if np.isfinite(scale).all() else total([np.where(np.isfinite(x), x, 0.0) for x in magnitudes])
+            moved = np.where(~np.isnan(scale) & (finite > _LARGEST["f32"]),
+                             self._random.choice([np.inf, -np.inf, np.nan], result.shape), moved)
         moved = np.where(moved == 0, np.copysign(0.0, self._random.uniform(-1.0, 1.0, result.shape)), moved)
         return semantics.cast(np.asarray(moved), dtype)
 
