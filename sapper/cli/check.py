@@ -55,8 +55,8 @@ def _lines(wanted: str, result: dict[str, Any], seed: int, runs: int) -> list[st
         return [f"{name}: WRONG at station `{wrong['station']}`", f"  case   {wrong['case']}",
                 f"  found  {wrong['message']}", f"  again  sapper check {place} --seed {seed} --runs {runs}"]
     if not result["ok"]:
-        return [f"{name}: not checked: all {result['refused']} cases index outside a tensor; mend: give the extents that the "
-                "kernel assumes as static sizes in its annotations"]
+        return [f"{name}: not checked: all {result['refused']} cases index outside a tensor; mend: give the extents "
+                "that the kernel assumes as static sizes in its annotations"]
     stations = ", ".join(result["passed"])
     notes = [f"{result['refused']} cases refused"] if result["refused"] else []
     notes += [f"{station} left out: {why}" for station, why in result["skipped"].items()]

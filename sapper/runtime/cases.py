@@ -1,7 +1,8 @@
 """Arguments to check a kernel with: random and hostile, of ragged shapes and odd strides.
 
-Enters: a kernel, or a function that makes its plain arguments. Leaves: `Case`s, the smallest first. Holds: the same seed
-gives the same cases; integers that the kernel uses as indices, bounds or divisors are drawn so that they mean something.
+Enters: a kernel, or a function that makes its plain arguments. Leaves: `Case`s, small ones first. Holds: the same seed
+gives the same cases; integers that the kernel uses as indices, bounds or divisors are drawn so that they mean
+something.
 
 What a tensor's integers are used for is read off the tile IR: a value that reaches an index of dimension d is drawn
 below the extent of d, one that only reaches a loop's bound stays small, a divisor or shift count is 1 to 7.
@@ -174,7 +175,9 @@ def cases(
         static = frozenset(d for d in dims if fixed and random.random() < 0.6)
         label = ", ".join([
             " ".join(f"{name}={extent}" for name, extent in shape.items()) or "no dimensions",
-            layout, *(["hostile values"] if hostile else []), *([f"static {' '.join(sorted(static))}"] if static else []),
+            layout,
+            *(["hostile values"] if hostile else []),
+            *([f"static {' '.join(sorted(static))}"] if static else []),
         ])
         arranged = {
             name: _arrange(value, layout, name in traits.stored) if isinstance(value, numpy.ndarray) else value
@@ -186,11 +189,12 @@ def cases(
 def _plan(runs: int) -> list[tuple[str, str, bool, bool]]:
     """(extents, layout, hostile values, static dims) of each case."""
     first = [
-        ("small", "contiguous", False, False), ("ones", "contiguous", False, False), ("zero", "contiguous", False, False),
-        ("small", "contiguous", True, False), ("ragged", "rows apart", False, False), ("small", "every other", True, False),
+        ("small", "contiguous", False, False), ("ones", "contiguous", False, False),
+        ("zero", "contiguous", False, False), ("small", "contiguous", True, False),
+        ("ragged", "rows apart", False, False), ("small", "every other", True, False),
         ("large", "contiguous", False, True), ("ragged", "columns first", True, False),
-        ("round", "contiguous", False, False), ("ragged", "backwards", False, True), ("large", "rows apart", True, True),
-        ("zero", "every other", False, True),
+        ("round", "contiguous", False, False), ("ragged", "backwards", False, True),
+        ("large", "rows apart", True, True), ("zero", "every other", False, True),
     ]
     return [first[at % len(first)] for at in range(runs)]
 
@@ -288,7 +292,7 @@ def _poison(random: numpy.random.Generator, values: Array, traits: _Traits) -> N
     pool = [numpy.nan, inf, -inf, 0.0, -0.0, small, -small, small * 5, 1.0]
     if not traits.periodic:
         pool += [large, -large]
-    at = random.random(values.shape) < 0.2
+    at = numpy.asarray(random.random(values.shape) < 0.2)
     with numpy.errstate(all="ignore"):
         values[at] = random.choice(pool, int(at.sum())).astype(values.dtype)
 

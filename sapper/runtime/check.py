@@ -1,13 +1,13 @@
 """A kernel checked at every station, so that a wrong result names the first station that made it.
 
-Enters: a kernel, a target, a seed. Leaves: a `Report`. Holds: whatever the kernel's code does, the caller survives: it runs
-in a child process between guard pages, and every station has a time limit.
+Enters: a kernel, a target, a seed. Leaves: a `Report`. Holds: whatever the kernel's code does, the caller survives: it
+runs in a child process between guard pages, and every station has a time limit.
 
     source ── front end ── tile sizes ── parallel loops ── canonical ── lower ── expand_math ── simplify ── native
     │ eager     │ tile interpreter: whole axes, 1, 3, 8, races           │ lane interpreter          │ this CPU
 
-Each station's result is compared with what the tile IR means, within the bound that rounding leaves (tile.rounding). Code
-that is wrong is made again without the later steps of code generation, which tells select, schedule, allocate and
+Each station's result is compared with what the tile IR means, within the bound that rounding leaves (tile.rounding).
+Code that is wrong is made again without the later steps of code generation, which tells select, schedule, allocate and
 peephole apart.
 """
 
@@ -24,12 +24,14 @@ import numpy
 
 from ..ir.nodes import Function
 from ..tile.rounding import Expectation, expect
-from .arguments import Binding, Signature, fill_words
+from .arguments import Binding, Parameter, Signature, fill_words
 from .cases import Arguments, Case, MakeArguments, cases, copy_of, smaller
 from .compiled import CompiledKernel
 
 LAST_STATIONS = ("select", "schedule", "allocate", "peephole", "native")
-STATIONS = ("front end", "tile sizes", "parallel loops", "canonical", "lower", "expand_math", "simplify", *LAST_STATIONS)
+STATIONS = (
+    "front end", "tile sizes", "parallel loops", "canonical", "lower", "expand_math", "simplify", *LAST_STATIONS,
+)
 """All stations in order. Those from `select` on run as one, `native`; they are told apart where that is wrong."""
 
 RUNS = 12
@@ -135,8 +137,6 @@ class _Checker:
     """One kernel on one target. What was made for a specialisation is kept, as several cases share it."""
 
     def __init__(self, kernel: Any, target: Any, schedule: Any, report: Report) -> None:
-        from .launch import Parameter
-
         self.kernel = kernel
         self.target = target
         self.schedule = schedule
@@ -204,7 +204,9 @@ class _Checker:
                 raise
             raise _Wrong(name, f"{type(error).__name__}: {error}") from error
 
-    def compare(self, station: str, found: Mapping[str, Any], expected: Mapping[str, Expectation], note: str = "") -> None:
+    def compare(
+        self, station: str, found: Mapping[str, Any], expected: Mapping[str, Expectation], note: str = ""
+    ) -> None:
         for widened in (False, True):
             wrong = [text for name, e in expected.items()
                      if name in found and (text := e.mismatch(found[name])) is not None]

@@ -174,7 +174,9 @@ class RandomRounding:
             moved = self._move(semantics.cast(np.asarray(moved), dtype), dtype, 1).astype(np.float64)
         moved = np.where(np.isfinite(scale), moved, wide)
         if inside is f32:  # a partial sum of finite terms may overflow, also where the others are infinite
-            finite = scale if np.isfinite(scale).all() else total([np.where(np.isfinite(x), x, 0.0) for x in magnitudes])
+            finite = scale
+            if not np.isfinite(scale).all():
+                finite = total([np.where(np.isfinite(x), x, 0.0) for x in magnitudes])
             moved = np.where(~np.isnan(scale) & (finite > _LARGEST["f32"]),
                              self._random.choice([np.inf, -np.inf, np.nan], result.shape), moved)
         moved = np.where(moved == 0, np.copysign(0.0, self._random.uniform(-1.0, 1.0, result.shape)), moved)
