@@ -18,7 +18,7 @@ app = typer.Typer(
     help="AI kernels from one readable Python source to machine code.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-cache_app = typer.Typer(help="The compiled kernels on disk.", invoke_without_command=True)
+cache_app = typer.Typer(invoke_without_command=True)
 app.add_typer(cache_app, name="cache")
 
 KernelName = Annotated[str, typer.Argument(metavar="FILE.py:KERNEL|NAME", help="A kernel of a file or of the library.")]
@@ -197,7 +197,7 @@ def check(
     raise typer.Exit(status)
 
 
-@cache_app.callback()
+@cache_app.callback(invoke_without_command=True)
 def cache(context: typer.Context) -> None:
     """The compiled kernels on disk.
 

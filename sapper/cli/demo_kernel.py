@@ -1,5 +1,6 @@
 """The kernel that `sapper demo` shows."""
-# mypy: ignore-errors  (annotations of kernels are sapper's language: M is a dimension, f32 an element type)
+# The annotations of kernels are sapper's language: M is a dimension, f32 an element type.
+# mypy: ignore-errors
 
 import sapper as sp
 from sapper import Tensor, f32, tiles, zeros

@@ -233,7 +233,8 @@ def expect(function: Function, arguments: Mapping[str, Any], runs: int = 4, seed
     """Run a kernel without touching the arguments; what each tensor must hold afterwards.
 
     runs: how many runs with random rounding; each has its own tile size, in turn from tile_sizes (1 takes long for
-    large tensors). slack: what the spread is multiplied by, since a few runs seldom meet the worst case. The bound of an inexact float is at least 4 ulp
+    large tensors). slack: what the spread is multiplied by, since a few runs seldom meet the worst case. The bound of
+    an inexact float is at least 4 ulp
     (1 ulp of f16 and bf16).
     """
     inexact = reached(function, rounds)

@@ -173,8 +173,9 @@ def peephole_that(change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 def test_a_crash_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def store_beyond(function: Any) -> None:
         for item in function.body:
-            if (isinstance(item, Instruction) and item.row.mnemonic == "vmovups" and isinstance(item.operands[0], Memory)
-                    and item.comment != "spill"):
+            if not isinstance(item, Instruction) or item.row.mnemonic != "vmovups" or item.comment == "spill":
+                continue
+            if isinstance(item.operands[0], Memory):
                 item.operands[0].disp += 1 << 16
 
     peephole_that(store_beyond, monkeypatch)
