@@ -161,14 +161,16 @@ class Model(WalkLowering):
                 fixed *= self.bound[axis].count
         outer = [a for a in loops if a in walk.outer]
         if contraction:
-            budget = max(1, (registers - 4) // (fixed * len(walk.reductions)))
+            several = len(walk.reductions)
+            budget = max(1, (registers - 4) // (fixed * several))
             rows = sorted((a for a in outer if a != lane), key=lambda a: -self.extent_hint(a))
             if lane in outer:
-                wide = 2 if rows or fixed > 1 else min(8, budget)
+                wide = max(1, 2 // several) if rows or fixed > 1 else min(8, budget)
                 counts[lane] = self._fit(lane, wide, True)
-                budget = max(1, budget // counts[lane])
                 if rows:
-                    counts[rows[0]] = self._fit(rows[0], budget, False)
+                    # Accumulators, a register for each vector of the second operand, and one to spare.
+                    vectors = counts[lane] * several
+                    counts[rows[0]] = self._fit(rows[0], max(1, (registers - vectors - 1) // (vectors * fixed)), False)
             elif lane in self.bound and rows:
                 counts[rows[0]] = self._fit(rows[0], budget, False)
             elif rows:
