@@ -10,14 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
+from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TileType, bool_
-from ..tile.plan import Plan, Walk, is_scalar_integer, plan_block
+from ..tile.plan import Plan, Walk, axes_of, is_scalar_integer, plan_block
 from ..tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
 from .model import Model
 from .rows import LoweringError, Rows
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
+from .walk import WalkChoice
+
+if TYPE_CHECKING:
+    from .layout import Layout
 
 SEQUENTIAL_TILE = 64
 """Default size of a sequential tile: its intermediate tiles then stay in L1."""
@@ -46,9 +51,37 @@ class Range:
 
 def lower(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
     """Lower a canonical tile IR function."""
+    return Lowering(function, schedule, facts, specialization, _lanes(function, facts)).run()
+
+
+def _lanes(function: Function, facts: Facts) -> int:
+    """Lanes of a row: half as many where the function has 64-bit elements."""
     wide = any(isinstance(r.type, TileType) and r.type.dtype.bits == 64 and r.type.dtype.name != "index"
                and (r.type.axes or r.type.dtype.is_float) for op in function.walk() for r in op.results)
-    return Lowering(function, schedule, facts, specialization, facts.lanes // 2 if wide else facts.lanes).run()
+    return facts.lanes // 2 if wide else facts.lanes
+
+
+def result_layouts(function: Function, schedule: Schedule, facts: Facts,
+                   specialization: Specialization) -> dict[Op, Layout]:
+    """Where each reduction or contraction of a canonical function keeps its results, as `lower` would choose.
+
+    A walk that is lowered several times, once for each tail, is reported where it holds the most registers.
+    """
+    found: dict[Op, Layout] = {}
+    lanes = _lanes(function, facts)
+
+    class Recording(Lowering):
+        def choose(self, walk: Walk) -> WalkChoice:
+            choice = super().choose(walk)
+            bound = {axis: b.count for axis, b in self.bound.items()}
+            for op in walk.reductions:
+                layout = choice.layout(axes_of(op.result), lanes, bound)
+                if op not in found or found[op].level_extent("register") < layout.level_extent("register"):
+                    found[op] = layout
+            return choice
+
+    Recording(function, schedule, facts, specialization, lanes).run()
+    return found
 
 
 class Lowering(Model):

@@ -7,14 +7,18 @@ ones: a register axis ends in single rows, a lane axis in masked rows, so no mai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TileType, f32, f64, i32
 from ..tile.plan import Walk
 from .rows import LoweringError, RowEvaluation
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
+
+if TYPE_CHECKING:
+    from .layout import Layout
 
 Carried = list[Value]
 
@@ -34,6 +38,24 @@ class WalkChoice:
     reduced: list[str]
     staged: list[Op] = field(default_factory=list)
     prefetched: list[Op] = field(default_factory=list)
+
+    def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
+        """Where a result over `axes`, one piece of the walk, lies in registers.
+
+        bound: register factors of the axes that loops outside the walk bind. A lane axis that is reduced is among the
+        axes: each lane holds a part of the sum until the loop ends.
+        """
+        from .layout import LANE, REGISTER, Factor, Layout
+
+        if self.lane is not None and self.lane in self.reduced:
+            axes = (*axes, self.lane)
+        factors: dict[str, tuple[Factor, ...]] = {}
+        registers = 1
+        for axis in reversed(axes):
+            count = 1 if axis in self.reduced else self.counts.get(axis) or bound.get(axis, 1)
+            factors[axis] = (Factor(count, REGISTER, registers), Factor(lanes if axis == self.lane else 1, LANE, 1))
+            registers *= count
+        return Layout(dict(reversed(factors.items())))
 
 
 @dataclass(slots=True)
