@@ -70,7 +70,9 @@ class Accumulator:
 
 
 class WalkLowering(RowEvaluation):
-    """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`)."""
+    """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`). near_bytes: size of L1."""
+
+    near_bytes: int
 
     def choose(self, walk: Walk) -> WalkChoice:
         raise NotImplementedError("the model chooses")
@@ -289,9 +291,12 @@ class WalkLowering(RowEvaluation):
         step_bytes = rows.count * depth.count * self.lanes * size
         block = self.add(access.base, self.mul(access.axes[axis], self.add(rows.offset, rows.count)))
         ahead = self.mul(self.sub(depth.offset, self.open[depth_axis].offset), rows.count * size)
+        o = self.open[depth_axis]
+        block_bytes = rows.count * size * (o.extent if isinstance(o.extent, int) else o.hint) * len(choice.prefetched)
+        level = 1 if block_bytes <= self.near_bytes // 2 else 2
         for line in range(0, step_bytes, 64):
             self.effect("prefetch", [self.value(block), self.value(ahead)], scale=1, disp=access.disp + line, indexed=True,
-                        level=2)
+                        level=level)
 
     def _accumulate(self, a: Accumulator, point: tuple[int, ...], slot: int, at: dict[str, int], walk: Walk) -> None:
         op = a.op
