@@ -11,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sapper.ir.text import parse_function
 from sapper.kernels import library
 from sapper.lang.errors import KernelError
 from sapper.targets.x86_64.target import TARGETS
+from sapper.tile.ops import TILE_OPS
 from sapper.tile.rounding import expect
 from tests.strategies import assert_expected, kernels, reject_unbuildable
 
@@ -52,3 +54,19 @@ def test_random_kernels(case, seed, machine, threads, hint) -> None:
     hints = None if hint is None else dict.fromkeys(case.sizes(seed), hint)
     run_native(kernel.tile_ir(), arguments, TARGETS[machine], threads, hints)
     assert_expected(arguments, expectations, repr(case))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_an_i64_scalar_that_becomes_a_row_halves_the_lanes(machine: str) -> None:
+    text = """tile func @widen(%a: tensor<u8, N>, %out: tensor<i64, N>) {
+      %zero: index = const {value = 0}
+      %N: index = dim {name = "N"}
+      each %zero, %N {count = 1, parallel = true} (%i: index) {
+        %x: u8 = load %a, %i
+        %wide: i64 = cast %x
+        store %out, %wide, %i
+      }
+    }"""
+    arguments = {"a": np.arange(200, 220, dtype=np.uint8), "out": np.zeros(20, np.int64)}
+    run_native(parse_function(text, {"tile": TILE_OPS}), arguments, TARGETS[machine])
+    np.testing.assert_array_equal(arguments["out"], np.arange(200, 220))
