@@ -10,21 +10,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
+from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TileType, bool_
-from ..tile.plan import Plan, Walk, is_scalar_integer, plan_block
+from ..tile.plan import Plan, Walk, axes_of, is_scalar_integer, plan_block
 from ..tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
 from .model import Model
 from .rows import LoweringError, Rows
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
+from .walk import WalkChoice
+
+if TYPE_CHECKING:
+    from .layout import Layout
 
 SEQUENTIAL_TILE = 64
 """Default size of a sequential tile: its intermediate tiles then stay in L1."""
 
 TASKS_PER_WORKER = 4
 
-STAGED_ROWS_CAP = 1008
+STAGED_ROWS_CAP = 2016
 """Most rows of a staged operand in one task (a multiple of 14 and 6), which bounds scratch memory."""
 
 
@@ -69,8 +74,35 @@ def has_wide_rows(function: Function) -> bool:
 
 def lower(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
     """Lower a canonical tile IR function."""
-    wide = has_wide_rows(function)
-    return Lowering(function, schedule, facts, specialization, facts.lanes // 2 if wide else facts.lanes).run()
+    return Lowering(function, schedule, facts, specialization, _lanes(function, facts)).run()
+
+
+def _lanes(function: Function, facts: Facts) -> int:
+    """Lanes of a row: half as many where the function has 64-bit elements."""
+    return facts.lanes // 2 if has_wide_rows(function) else facts.lanes
+
+
+def result_layouts(function: Function, schedule: Schedule, facts: Facts,
+                   specialization: Specialization) -> dict[Op, Layout]:
+    """Where each reduction or contraction of a canonical function keeps its results, as `lower` would choose.
+
+    A walk that is lowered several times, once for each tail, is reported where it holds the most registers.
+    """
+    found: dict[Op, Layout] = {}
+    lanes = _lanes(function, facts)
+
+    class Recording(Lowering):
+        def choose(self, walk: Walk) -> WalkChoice:
+            choice = super().choose(walk)
+            bound = {axis: b.count for axis, b in self.bound.items()}
+            for op in walk.reductions:
+                layout = choice.layout(axes_of(op.result), lanes, bound)
+                if op not in found or found[op].level_extent("register") < layout.level_extent("register"):
+                    found[op] = layout
+            return choice
+
+    Recording(function, schedule, facts, specialization, lanes).run()
+    return found
 
 
 class Lowering(Model):
@@ -183,6 +215,10 @@ class Lowering(Model):
             name = op.attributes["name"]
             known = self.specialization.dims.get(name, DimClass())
             return known.hint, known.divisor, Capacity(1, (name,))
+        if op is not None and op.name in ("min", "add", "sub", "mul", "floordiv"):
+            a, b = self.hint(op.operands[0])[0], self.hint(op.operands[1])[0]
+            known = {"min": min(a, b), "add": a + b, "sub": max(1, a - b), "mul": a * b, "floordiv": a // max(1, b)}
+            return max(1, known[op.name]), 1, None
         return 256, 1, None
 
     def _range(self, start: Value, stop: Value) -> Range:
@@ -312,12 +348,21 @@ class Lowering(Model):
         for r in ranges:
             if r.axis is None:
                 continue
-            lane = r.axis == self.schedule.lane
+            lane = r.axis == self.schedule.lane or (
+                self.schedule.lane is None and nested and r.hint >= self.lanes and self._carries_contractions(r.axis, plan))
             if r.axis in plan.crossing or nested or lane or (r.axis in self.schedule.tile and len(plan.items) > 1):
                 r.lane = lane and len(plan.items) > 1
                 if lane and not r.lane and not nested:
                     continue
                 r.resident = self.schedule.tile.get(r.axis, self.lanes if r.lane else 1)
+
+    @staticmethod
+    def _carries_contractions(axis: str, plan: Plan) -> bool:
+        """Whether a loop inside contracts tiles over this axis again and again (attention): with the axis across lanes
+        no lane ever needs another, so that its maxima and sums are plain vectors."""
+        return any(inner.name == "contract" and axis in inner.result.type.axes  # type: ignore[union-attr]
+                   for item in plan.items if isinstance(item, Op) and item.name == "tiles" and item.results
+                   for inner in item.walk())
 
     def _nest(self, op: Op, tasks: bool) -> None:
         chain = self._chain(op) if op.attributes["parallel"] else [op]
