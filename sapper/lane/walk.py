@@ -235,10 +235,12 @@ class WalkLowering(RowEvaluation):
         source = op.operands[0].type.dtype  # type: ignore[union-attr]
         dtype = row_dtype(t.dtype if kind == "sum" else source)
         value: float | int = 0.0 if dtype.is_float else 0
+        # The extremes of the source's own dtype, not of its rows: an empty reduction gives them.
+        narrow, signed = (source if source.bits < 32 else dtype), source.kind != "u"
         if kind in ("max", "argmax"):
-            value = float("-inf") if dtype.is_float else -(1 << (dtype.bits - 1))
+            value = float("-inf") if dtype.is_float else -(1 << (narrow.bits - 1)) if signed else 0
         elif kind in ("min", "argmin"):
-            value = float("inf") if dtype.is_float else (1 << (dtype.bits - 1)) - 1
+            value = float("inf") if dtype.is_float else (1 << (narrow.bits - signed)) - 1
         start = self.constant(value, dtype)
         points = [tuple(p[a] for a in t.axes) for p in self._coordinates(t.axes)]
         keys = [(p, s) for p in points for s in range(slots)]
