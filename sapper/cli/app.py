@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json as json_text
 import sys
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -18,14 +18,14 @@ app = typer.Typer(
     help="AI kernels from one readable Python source to machine code.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-cache_app = typer.Typer(help="The compiled kernels on disk.", invoke_without_command=True)
+cache_app = typer.Typer(invoke_without_command=True)
 app.add_typer(cache_app, name="cache")
 
-KernelName = Annotated[str, typer.Argument(metavar="FILE.py:KERNEL|NAME", help="A kernel of a file, or of the library.")]
-TargetName = Annotated[Optional[str], typer.Option("--target", help="Compile for this target instead of this CPU.")]
-Static = Annotated[Optional[str], typer.Option("--static", help="Extents compiled in: N=576,K=64.")]
-Dims = Annotated[Optional[str], typer.Option("--dims", help="Extents of the call whose code is wanted: M=512.")]
-ScheduleText = Annotated[Optional[str], typer.Option("--schedule", help="A schedule as JSON, or a file with one.")]
+KernelName = Annotated[str, typer.Argument(metavar="FILE.py:KERNEL|NAME", help="A kernel of a file or of the library.")]
+TargetName = Annotated[str | None, typer.Option("--target", help="Compile for this target instead of this CPU.")]
+Static = Annotated[str | None, typer.Option("--static", help="Extents compiled in: N=576,K=64.")]
+Dims = Annotated[str | None, typer.Option("--dims", help="Extents of the call whose code is wanted: M=512.")]
+ScheduleText = Annotated[str | None, typer.Option("--schedule", help="A schedule as JSON, or a file with one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -57,12 +57,30 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """AI kernels from one readable Python source to machine code: no C compiler, no LLVM.
 
     Start with [bold]sapper demo[/bold] and [bold]sapper doctor[/bold].
     """
+
+
+@app.command()
+def demo(
+    model: Annotated[bool, typer.Option("--model/--no-model", help="Let SmolLM2 answer a prompt at the end.")] = True,
+) -> None:
+    """Compile a matmul for this CPU, show it, check it, time it beside NumPy and the peak; then let a model answer.
+
+    \b
+    Examples:
+      sapper demo
+      sapper demo --no-model
+    """
+    from .demo import run_demo
+
+    raise typer.Exit(run_demo(model))
 
 
 @app.command()
@@ -110,7 +128,9 @@ def kernels(json: Json = False) -> None:
 @app.command()
 def ir(
     kernel: KernelName,
-    stage: Annotated[str, typer.Option("--stage", help="tile, canonical, lane, expanded, simplified, or machine.")] = "tile",
+    stage: Annotated[
+        str, typer.Option("--stage", help="tile, canonical, lane, expanded, simplified, or machine.")
+    ] = "tile",
     target: TargetName = None, static: Static = None, dims: Dims = None, schedule: ScheduleText = None,
     locations: Annotated[bool, typer.Option("--locations", help="With the source line of each op.")] = False,
 ) -> None:
@@ -132,7 +152,8 @@ def ir(
 
 @app.command()
 def asm(
-    kernel: KernelName, target: TargetName = None, static: Static = None, dims: Dims = None, schedule: ScheduleText = None,
+    kernel: KernelName, target: TargetName = None, static: Static = None, dims: Dims = None,
+    schedule: ScheduleText = None,
     bytes: Annotated[bool, typer.Option("--bytes", help="The machine code in hexadecimal instead.")] = False,
 ) -> None:
     """Print a kernel's assembly, as GNU as accepts it, with the source line of each stretch.
@@ -149,7 +170,34 @@ def asm(
     sys.stdout.write(hex_dump(compiled.code) if bytes else compiled.text())
 
 
-@cache_app.callback()
+@app.command()
+def check(
+    kernel: Annotated[str, typer.Argument(metavar="FILE.py[:KERNEL]|NAME", help="A kernel, or all of a file.")],
+    target: TargetName = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed, the same cases.")] = 0,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="How many cases for each kernel.")] = 12,
+    schedule: ScheduleText = None, json: Json = False,
+) -> None:
+    """Check kernels on random and hostile inputs, and name the first station that is wrong. Status 1 if one is.
+
+    Ragged and empty shapes, odd strides, NaN, infinities, denormal numbers; against the interpreter, at every station;
+    native code between guard pages in a process of its own.
+
+    \b
+    Examples:
+      sapper check my.py
+      sapper check my.py:f --runs 40 --seed 7
+      sapper check softmax --target v3 --json
+    """
+    from .check import run_check
+
+    status, results = run_check(kernel, target, seed, runs, schedule, json)
+    if json:
+        _print_json(results)
+    raise typer.Exit(status)
+
+
+@cache_app.callback(invoke_without_command=True)
 def cache(context: typer.Context) -> None:
     """The compiled kernels on disk.
 
@@ -211,13 +259,13 @@ def generate(
     model: Annotated[str, typer.Argument(help="A GGUF file, a safetensors directory, or a name such as smollm2.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="A user's message.")],
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="At most so many.")] = 128,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: the likeliest token each time.")] = 0.0,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Draw among so many likeliest tokens.")] = 40,
     seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
-    threads: Annotated[Optional[int], typer.Option("--threads", min=1, help="Workers; default: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: all cores.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="How the weights are held: bf16 or f32.")] = "bf16",
     raw: Annotated[bool, typer.Option("--raw", help="The prompt is the beginning of a text, not a message.")] = False,
-    system: Annotated[Optional[str], typer.Option("--system", help="A system message.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     json: Json = False,
 ) -> None:
     """Let a model answer a prompt. Text goes to stdout as it comes, speeds to stderr.
@@ -232,3 +280,24 @@ def generate(
 
     raise typer.Exit(run_generate(model, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed, json=json,
                                   threads=threads, raw=raw, system=system, dtype=dtype))
+
+
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Argument(help="Which suite; all of them by default.")] = "all",
+    threads: Annotated[int | None, typer.Option("--threads", help="Workers; default: one, and then all cores.")] = None,
+    against: Annotated[str | None, typer.Option("--against", help="Peers, with commas; default: all found.")] = None,
+    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the figures to a file too.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The smallest case of each kernel.")] = False,
+    case: Annotated[str | None, typer.Option("--case", help="Only cases whose name and shape contain this.")] = None,
+) -> None:
+    """Measure kernels, the compiler and the model beside the machine's peaks and their peers.
+
+    \b
+    Examples:
+      sapper bench --quick
+      sapper bench matmul --threads 1 --against numpy,torch --json figures.json
+    """
+    from .bench import run_bench
+
+    raise typer.Exit(run_bench(suite, threads, against, json, quick, case))

@@ -11,7 +11,7 @@ HEAD_BYTES = 80
 
 
 def show() -> dict[str, Any]:
-    """directory (None: switched off), size_bytes, limit_bytes, entries: name of the kernel, size, time of the last use."""
+    """directory (None: switched off), size_bytes, limit_bytes, entries: name, size, time of the last use."""
     from ..runtime.cache import disk_cache
 
     cache = disk_cache()

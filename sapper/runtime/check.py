@@ -1,0 +1,414 @@
+"""A kernel checked at every station, so that a wrong result names the first station that made it.
+
+Enters: a kernel, a target, a seed. Leaves: a `Report`. Holds: whatever the kernel's code does, the caller survives: it
+runs in a child process between guard pages, and every station has a time limit.
+
+    source ── front end ── tile sizes ── parallel loops ── canonical ── lower ── expand_math ── simplify ── native
+    │ eager     │ tile interpreter: whole axes, 1, 3, 8, races           │ lane interpreter          │ this CPU
+
+Each station's result is compared with what the tile IR means, within the bound that rounding leaves (tile.rounding).
+Code that is wrong is made again without the later steps of code generation, which tells select, schedule, allocate and
+peephole apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+
+from ..ir.nodes import Function
+from ..tile.rounding import Expectation, expect
+from .arguments import Binding, Parameter, Signature, fill_words
+from .cases import Arguments, Case, MakeArguments, cases, copy_of, smaller
+from .compiled import CompiledKernel
+
+LAST_STATIONS = ("select", "schedule", "allocate", "peephole", "native")
+STATIONS = (
+    "front end", "tile sizes", "parallel loops", "canonical", "lower", "expand_math", "simplify", *LAST_STATIONS,
+)
+"""All stations in order. Those from `select` on run as one, `native`; they are told apart where that is wrong."""
+
+RUNS = 12
+TIME_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A wrong result. station: the first that is wrong. case: which arguments. message: what is wrong, where."""
+
+    station: str
+    case: str
+    message: str
+
+
+@dataclass(slots=True)
+class Report:
+    """How a kernel did. passed: how many cases each station got right. skipped: why a station did not run at all.
+
+    refused: cases whose arguments the kernel can't take (an index outside its tensor).
+    """
+
+    kernel: str
+    cases: int = 0
+    passed: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    refused: int = 0
+    finding: Finding | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.finding is None and self.cases > 0
+
+    def to_json(self) -> dict[str, Any]:
+        wrong = self.finding
+        return {
+            "kernel": self.kernel, "ok": self.ok, "cases": self.cases, "passed": dict(self.passed),
+            "skipped": dict(self.skipped), "refused": self.refused,
+            "finding": None if wrong is None else
+            {"station": wrong.station, "case": wrong.case, "message": wrong.message},
+        }
+
+
+class _Wrong(Exception):
+    """A station's result is wrong."""
+
+    def __init__(self, station: str, message: str) -> None:
+        super().__init__(message)
+        self.station = station
+
+
+class _OutOfTime(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise _OutOfTime after so long, where this thread can take a signal; elsewhere there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise _OutOfTime
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def check_kernel(
+    kernel: Any, target: Any = None, seed: int = 0, runs: int = RUNS, schedule: Any = None,
+    make_arguments: MakeArguments | None = None, shapes: tuple[Mapping[str, int], ...] = (),
+    on_case: Callable[[str], None] | None = None,
+) -> Report:
+    """Check a kernel on `runs` cases and stop at the first wrong result.
+
+    target: None for this CPU. make_arguments, shapes: see cases.cases. on_case: told the label of each case.
+    Raises KernelError where the kernel does not compile to tile IR.
+    """
+    if target is None:
+        from ..targets import host_target
+
+        target = host_target()
+    report = Report(kernel.name)
+    checker = _Checker(kernel, target, schedule, report)
+    for case in cases(kernel, kernel.tile_ir(), seed, runs, make_arguments, shapes):
+        if on_case is not None:
+            on_case(case.label)
+        try:
+            checker.run(case, seed)
+        except _Wrong as wrong:
+            report.finding = Finding(wrong.station, case.label, str(wrong))
+            break
+    return report
+
+
+class _Checker:
+    """One kernel on one target. What was made for a specialisation is kept, as several cases share it."""
+
+    def __init__(self, kernel: Any, target: Any, schedule: Any, report: Report) -> None:
+        self.kernel = kernel
+        self.target = target
+        self.schedule = schedule
+        self.report = report
+        self.signature = Signature(
+            kernel.name, [Parameter.of(name, type) for name, type in kernel.parameters],
+            kernel.options.get("in_place", ()),
+        )
+        self.made: dict[Any, _Made] = {}
+        self.widen: Callable[[], None] = lambda: None
+        self.workers = 0
+        from ..targets.x86_64.detect import UnsupportedCPU, host
+
+        try:
+            missing = sorted(target.features - host().features)
+        except UnsupportedCPU as error:
+            missing = [str(error)]
+        self.native = not missing
+        if missing:
+            report.skipped["native"] = f"this CPU has no {', '.join(missing)}"
+
+    def run(self, case: Case, seed: int) -> None:
+        report = self.report
+        function = self.kernel.tile_ir()
+        expected: dict[str, Expectation] | None = None
+        arguments = case.arguments
+        for attempt in range(3):
+            sizes = (1, None, 3, 8) if case.small else (None, 16, 40)
+            with self.station("tile sizes"):
+                try:
+                    expected = expect(function, arguments, runs=len(sizes), seed=seed, tile_sizes=sizes)
+                    break
+                except IndexError:
+                    arguments = smaller(arguments, function, attempt)
+        if expected is None:
+            report.refused += 1
+            return
+        report.cases += 1
+        self.workers = self.workers % 3 + 1
+
+        def widen() -> None:
+            """More runs with random rounding: a few may miss a case of overflow."""
+            more = expect(function, arguments, runs=12, seed=seed + 1000, tile_sizes=sizes)
+            for name, e in expected.items():
+                numpy.maximum(e.bound, more[name].bound, out=e.bound)
+
+        self.widen = widen
+        self.tile_stations(function, case, arguments, expected)
+        self.lane_stations(case, arguments, expected)
+
+    @contextlib.contextmanager
+    def station(self, name: str) -> Iterator[None]:
+        """Whatever is raised inside is what this station does wrong."""
+        try:
+            with _time_limit(TIME_LIMIT_S):
+                yield
+        except _OutOfTime:
+            raise _Wrong(name, f"still running after {TIME_LIMIT_S:g} s") from None
+        except _Wrong:
+            raise
+        except Exception as error:
+            from ..lang.errors import KernelError
+
+            if isinstance(error, KernelError):
+                raise
+            raise _Wrong(name, f"{type(error).__name__}: {error}") from error
+
+    def compare(
+        self, station: str, found: Mapping[str, Any], expected: Mapping[str, Expectation], note: str = ""
+    ) -> None:
+        for widened in (False, True):
+            wrong = [text for name, e in expected.items()
+                     if name in found and (text := e.mismatch(found[name])) is not None]
+            if not wrong:
+                return
+            if not widened:
+                self.widen()
+        raise _Wrong(station, "; ".join(wrong) + note)
+
+    def passed(self, station: str) -> None:
+        self.report.passed[station] = self.report.passed.get(station, 0) + 1
+
+    # ---- tile IR
+
+    def tile_stations(
+        self, function: Function, case: Case, arguments: Arguments, expected: Mapping[str, Expectation]
+    ) -> None:
+        from ..ir.verifier import verify
+        from ..tile import eager
+        from ..tile.canonical import canonicalize
+        from ..tile.interpret import interpret
+        from ..tile.ops import TILE_OPS
+        from ..tile.reduce_loops import reduce_loops
+
+        given = _copies(arguments)
+        with self.station("front end"):
+            verify(function, TILE_OPS)
+            eager.run(self.kernel, given)
+        self.compare("front end", given, expected, " (source run by Python against tile IR)")
+        self.passed("front end")
+        for size in (1, 3, 8) if case.small else (16, 33):
+            given = _copies(arguments)
+            with self.station("tile sizes"):
+                interpret(function, given, size)
+            self.compare("tile sizes", given, expected, f" (tiles of {size})")
+        self.passed("tile sizes")
+        if case.small:
+            given = _copies(arguments)
+            with self.station("parallel loops"):
+                interpret(function, given, check_races=True)
+            self.compare("parallel loops", given, expected)
+            self.passed("parallel loops")
+        with self.station("canonical"):
+            canonical = self.kernel.tile_ir()
+            reduce_loops(canonical)
+            canonicalize(canonical)
+            verify(canonical, TILE_OPS)
+            given = _copies(arguments)
+            interpret(canonical, given)
+        self.compare("canonical", given, expected)
+        self.passed("canonical")
+
+    # ---- lane IR and code
+
+    def lane_stations(self, case: Case, arguments: Arguments, expected: Mapping[str, Expectation]) -> None:
+        from .launch import specialise
+
+        given = _copies(arguments)
+        binding = self.signature.bind(tuple(given.values()))
+        key = specialise(self.signature, binding, case.static)
+        made = self.made.get(key)
+        if made is None:
+            made = self.made[key] = _Made(self, key)
+        self.signature.check_stores(binding, made.stored)
+        for station, program in made.lanes:
+            given = _copies(arguments)
+            with self.station(station):
+                self.interpret_lanes(program, given, made.stored)
+            self.compare(station, given, expected, f" ({self.workers} workers)" if self.workers > 1 else "")
+            self.passed(station)
+        if self.native:
+            wrong = self.run_native(made.code, binding, expected)
+            if wrong is not None:
+                raise _Wrong(*made.bisect(binding, expected, wrong))
+            self.passed("native")
+
+    def interpret_lanes(self, program: Any, given: Arguments, stored: tuple[str, ...]) -> None:
+        from ..codegen.pipeline import scratch_bytes
+        from ..lane.interpret import Memory, wrap64
+
+        binding = self.signature.bind(tuple(given.values()))
+        attributes = program.function.attributes
+        memory = Memory()
+        each = max(64, scratch_bytes(attributes["scratch"], binding.dims))
+        scratch = memory.allocate("scratch", each * self.workers)
+        sync = memory.allocate("sync block", 1024)
+        for name, value in given.items():
+            if isinstance(value, numpy.ndarray):
+                value.flags.writeable = name in stored
+                memory.add_array(name, value)
+        words = [scratch, each, sync, *fill_words(self.signature, attributes["slots"], binding)]
+        program.run(numpy.array([wrap64(w) for w in words], numpy.int64), memory, self.workers)
+
+    def run_native(self, compiled: CompiledKernel, binding: Binding, expected: Mapping[str, Expectation]) -> str | None:
+        """None, or what the code does wrong."""
+        from .guarded import run_compiled_guarded
+
+        threads = 1 if not compiled.counters else min(2, self.workers)
+        for run in run_compiled_guarded(self.signature, compiled, binding, threads=threads):
+            if run.crash is not None:
+                return f"crash: {run.crash}"
+            try:
+                self.compare("native", run.outputs, expected)
+            except _Wrong as wrong:
+                return str(wrong) + (f" ({threads} threads)" if threads > 1 else "")
+        return None
+
+
+class _Made:
+    """All forms of a kernel for one specialisation. lanes: (station, runnable lane IR). stored: names."""
+
+    def __init__(self, checker: _Checker, key: Any) -> None:
+        from ..codegen import pipeline
+        from ..codegen.compile import rules_of
+        from ..ir.verifier import verify
+        from ..lane.interpret import Program
+        from ..lane.math import expand_math
+        from ..lane.ops import LANE_OPS
+        from ..lane.simplify import simplify
+        from ..tile.schedule import DimClass, Schedule, Specialization
+
+        self.checker = checker
+        target = checker.target
+        function = checker.kernel.tile_ir(dict(key.static_dims))
+        self.stored = pipeline.stored_tensors(function)
+        classes = {
+            name: DimClass(pipeline.HINTS.get(bound, pipeline.LARGE), divisor)
+            for name, (bound, divisor) in key.dim_classes
+        }
+        with checker.station("lower"):
+            lane = pipeline.to_lane(function, checker.schedule or Schedule(), pipeline.facts_of(target),
+                                    Specialization(classes, dict(key.unit_strides), frozenset(key.aligned)))
+            verify(lane, LANE_OPS)
+            self.lanes = [("lower", Program(lane))]
+        with checker.station("expand_math"):
+            expand_math(lane, rules_of(target).legal_ops(target))
+            verify(lane, LANE_OPS)
+            self.lanes.append(("expand_math", Program(lane)))
+        with checker.station("simplify"):
+            simplify(lane)
+            verify(lane, LANE_OPS)
+            self.lanes.append(("simplify", Program(lane)))
+        self.lane = lane
+        self.code = self.compile(("schedule", "peephole"))
+
+    def compile(self, steps: tuple[str, ...]) -> CompiledKernel:
+        """Machine code, made with only some of the steps that may be left out. Raises _Wrong."""
+        from ..codegen.allocate import allocate
+        from ..codegen.check import CheckError, check
+        from ..codegen.compile import counters_of, rules_of
+        from ..codegen.encode import encode
+        from ..codegen.frame import finish_frame
+        from ..codegen.peephole import peephole
+        from ..codegen.schedule import schedule
+        from ..codegen.select import select
+
+        lane, target = self.lane, self.checker.target
+        rules = rules_of(target)
+        registers = rules.register_file(target)
+        with self.checker.station("select"):
+            selected = select(lane, rules, target)
+        if "schedule" in steps:
+            with self.checker.station("schedule"):
+                schedule(selected, registers)
+        with self.checker.station("allocate"):
+            allocation = allocate(selected, registers)
+            machine = allocation.function
+            finish_frame(machine, registers, allocation.origin)
+            try:
+                check(selected, machine, allocation.origin, registers)
+            except CheckError as error:
+                raise _Wrong("allocate", str(error)) from error
+        if "peephole" in steps:
+            with self.checker.station("peephole"):
+                peephole(machine, registers)
+        with self.checker.station("native"):
+            encoded = encode(machine, target.features)
+        attributes = lane.attributes
+        return CompiledKernel(
+            lane.name, bytes(encoded.code), tuple(attributes["slots"]), 0, _tuples(attributes["scratch"]),
+            counters_of(lane), self.stored,
+        )
+
+    def bisect(self, binding: Binding, expected: Mapping[str, Expectation], wrong: str) -> tuple[str, str]:
+        """(station, message) of the first step of code generation whose code is wrong on this call."""
+        for station, steps in (("select", ()), ("schedule", ("schedule",))):
+            try:
+                code = self.compile(steps)
+            except _Wrong:
+                continue  # it needs the steps left out; the next try says more
+            found = self.checker.run_native(code, binding, expected)
+            if found is not None:
+                return station, found
+        return "peephole", wrong
+
+
+def _copies(arguments: Arguments) -> Arguments:
+    """Arguments in memory of their own, strides kept."""
+    return {name: copy_of(v) if isinstance(v, numpy.ndarray) else v for name, v in arguments.items()}
+
+
+def _tuples(nested: Any) -> Any:
+    if isinstance(nested, (list, tuple)):
+        return tuple(_tuples(item) for item in nested)
+    return nested

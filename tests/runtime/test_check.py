@@ -1,0 +1,271 @@
+"""The check of a kernel at every station: a right kernel passes, and a planted fault is found where it was planted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sapper as sp
+from sapper import Tensor, bf16, f32, i32, span, tiles
+from sapper.codegen import allocate as allocate_module
+from sapper.codegen import peephole as peephole_module
+from sapper.codegen import schedule as schedule_module
+from sapper.codegen.machine import Instruction, Memory, Register
+from sapper.kernels import find
+from sapper.lane import math, rows, simplify
+from sapper.runtime.cases import IntegerUse, cases, copy_of, integer_uses
+from sapper.runtime.check import STATIONS, check_kernel
+from sapper.targets import target
+from sapper.targets.x86_64 import select as rules
+from sapper.targets.x86_64.instructions import ROWS
+from sapper.tile import canonical
+
+M, N, K = sp.dims("M N K")
+
+
+@sp.kernel
+def clipped(x: Tensor[f32, M, N], low: Tensor[f32, N], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        y[m, n] = sp.maximum(x[m, n] - low[n], sp.exp(low[n]))
+
+
+@sp.kernel
+def picked(indices: Tensor[i32, M], table: Tensor[bf16, K, N], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        y[m, n] = table[indices[m], n].to(f32)
+
+
+@sp.kernel
+def part(x: Tensor[f32, N], start: i32, count: i32, y: Tensor[f32, N]):
+    for n in tiles(span(0, count)):
+        y[n] = x[n + start]
+
+
+@sp.kernel
+def divided(a: Tensor[i32, N], b: Tensor[i32, N], rounds: i32, y: Tensor[i32, N]):
+    for n in tiles(N):
+        total = a[n]
+        for _ in range(rounds):
+            total = total + a[n] // b[n]
+        y[n] = total
+
+
+@sp.kernel
+def beyond(x: Tensor[f32, K], y: Tensor[f32, N]):
+    for n in tiles(N):
+        y[n] = x[n + 100000]
+
+
+@pytest.mark.parametrize("kernel", [clipped, picked, part, divided], ids=lambda k: k.name)
+def test_right_kernels_pass(kernel: Any) -> None:
+    report = check_kernel(kernel)
+    assert report.ok, report
+    assert report.cases + report.refused == 12
+    assert set(report.passed) >= {"front end", "tile sizes", "parallel loops", "canonical", "lower", "simplify"}
+    assert report.to_json()["ok"] is True
+
+
+@pytest.mark.parametrize("name", ["softmax", "matvec_bf16", "attention_decode_f32", "top_k"])
+def test_library_kernels_pass(name: str) -> None:
+    entry = find(name)
+    report = check_kernel(entry.kernel, make_arguments=entry.make_arguments, shapes=entry.check_shapes, runs=6)
+    assert report.ok, report
+
+
+def found_at(kernel: Any = clipped) -> tuple[str, str]:
+    report = check_kernel(kernel)
+    assert report.finding is not None
+    assert not report.ok
+    assert report.finding.station in STATIONS
+    assert report.finding.case
+    return report.finding.station, report.finding.message
+
+
+def test_a_fault_of_the_canonical_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = canonical.canonicalize
+
+    def wrong(function: Any) -> int:
+        for op in function.walk():
+            if op.name == "sub":
+                op.name = "add"
+        return right(function)
+
+    monkeypatch.setattr(canonical, "canonicalize", wrong)
+    station, message = found_at()
+    assert station == "canonical"
+    assert "y[" in message and "expected" in message
+
+
+def test_a_fault_of_a_lowering_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rows._SAME, "max", "min")
+    assert found_at()[0] == "lower"
+
+
+def test_a_fault_of_an_expansion(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = math._EXPANSIONS["exp"]
+    monkeypatch.setitem(math._EXPANSIONS, "exp", lambda emitter, x: right(emitter, right(emitter, x)))
+    assert found_at()[0] == "expand_math"
+
+
+def test_a_fault_of_simplification(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = simplify.simplify
+
+    def wrong(function: Any) -> int:
+        done = right(function)
+        for op in function.walk():
+            if op.name == "load" and op.attributes.get("indexed"):
+                op.attributes["disp"] = op.attributes.get("disp", 0) + 4
+        return done
+
+    monkeypatch.setattr(simplify, "simplify", wrong)
+    assert found_at()[0] == "simplify"
+
+
+def test_a_fault_of_a_selection_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rules.RULES, "sub", rules.RULES["add"])
+    station, message = found_at()
+    assert station == "select"
+    assert "y[" in message
+
+
+def subtract_row(function: Any) -> Instruction:
+    return next(i for i in function.body if isinstance(i, Instruction) and i.row.mnemonic == "vsubps")
+
+
+def test_a_fault_of_scheduling(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = schedule_module.schedule
+
+    def wrong(function: Any, registers: Any) -> Any:
+        done = right(function, registers)
+        at = subtract_row(function)
+        at.row = ROWS[at.row.name.replace("vsubps", "vaddps")]
+        return done
+
+    monkeypatch.setattr(schedule_module, "schedule", wrong)
+    assert found_at()[0] == "schedule"
+
+
+def test_a_fault_of_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = allocate_module.allocate
+
+    def wrong(function: Any, registers: Any) -> Any:
+        done = right(function, registers)
+        operands = subtract_row(done.function).operands
+        operands[1] = Register("vec", (operands[1].number + 1) % 16)
+        return done
+
+    monkeypatch.setattr(allocate_module, "allocate", wrong)
+    assert found_at()[0] == "allocate"
+
+
+def peephole_that(change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    right = peephole_module.peephole
+
+    def wrong(function: Any, registers: Any) -> Any:
+        done = right(function, registers)
+        change(function)
+        return done
+
+    monkeypatch.setattr(peephole_module, "peephole", wrong)
+
+
+def test_a_crash_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def store_beyond(function: Any) -> None:
+        for item in function.body:
+            if not isinstance(item, Instruction) or item.row.mnemonic != "vmovups" or item.comment == "spill":
+                continue
+            if isinstance(item.operands[0], Memory):
+                item.operands[0].disp += 1 << 16
+
+    peephole_that(store_beyond, monkeypatch)
+    station, message = found_at()
+    assert station == "peephole"
+    assert message.startswith("crash: SIGSEGV") and "write" in message and "past the end of `y`" in message
+
+
+def test_a_fault_of_the_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tile IR that says something else than the source."""
+    right = clipped.tile_ir
+
+    def wrong(static: Any = None) -> Any:
+        function = right(static)
+        for op in function.walk():
+            if op.name == "sub":
+                op.name = "add"
+        return function
+
+    monkeypatch.setattr(clipped, "tile_ir", wrong)
+    assert found_at()[0] == "front end"
+
+
+def test_a_race_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = divided.tile_ir
+
+    def wrong(static: Any = None) -> Any:
+        function = right(static)
+        for op in function.walk():
+            if op.name == "index":
+                op.name, op.attributes = "const", {"value": 0}
+                op.results[0].type = type(op.results[0].type)(op.results[0].type.dtype)
+        return function
+
+    monkeypatch.setattr(divided, "tile_ir", wrong)
+    report = check_kernel(divided)
+    assert report.finding is not None
+    assert report.finding.station in ("front end", "tile sizes", "parallel loops")
+
+
+def test_arguments_that_never_fit_are_no_success() -> None:
+    report = check_kernel(beyond)
+    assert report.cases == 0 and report.refused == 12 and report.finding is None
+    assert not report.ok
+
+
+def test_a_target_that_this_cpu_lacks_is_checked_as_far_as_it_goes() -> None:
+    from dataclasses import replace
+
+    foreign = replace(target("v3"), features=target("v3").features | {"feature_of_the_future"})
+    report = check_kernel(clipped, foreign, runs=3)
+    assert report.ok
+    assert "feature_of_the_future" in report.skipped["native"]
+    assert "native" not in report.passed and report.passed["simplify"] == 3
+
+
+def test_what_integers_are_used_for() -> None:
+    assert integer_uses(picked.tile_ir()) == {"indices": IntegerUse(["K"])}
+    uses = integer_uses(part.tile_ir())
+    assert uses["start"] == IntegerUse(["N"])
+    assert uses["count"] == IntegerUse(["N"], bound=True)
+    uses = integer_uses(divided.tile_ir())
+    assert uses["a"] == IntegerUse([])
+    assert uses["b"] == IntegerUse([], divisor=True)
+    assert uses["rounds"] == IntegerUse([], bound=True)
+
+
+def test_cases_are_the_same_for_the_same_seed_and_have_all_kinds() -> None:
+    function = clipped.tile_ir()
+    first, again = list(cases(clipped, function, 3, 12)), list(cases(clipped, function, 3, 12))
+    assert [c.label for c in first] == [c.label for c in again]
+    for a, b in zip(first, again, strict=True):
+        for name in a.arguments:
+            np.testing.assert_array_equal(a.arguments[name], b.arguments[name])
+            assert a.arguments[name].strides == b.arguments[name].strides
+    assert any(0 in c.arguments["x"].shape for c in first)
+    assert any(np.isnan(c.arguments["x"]).any() and np.isinf(c.arguments["x"]).any() for c in first)
+    assert any(c.arguments["x"].strides[0] < 0 for c in first)
+    assert any(c.static for c in first) and any(not c.small for c in first)
+    assert all(np.isnan(c.arguments["y"]).all() for c in first)
+    assert [c.label for c in cases(clipped, function, 4, 12)] != [c.label for c in first]
+
+
+@pytest.mark.parametrize("view", [
+    np.arange(24, dtype=np.float32).reshape(4, 6), np.arange(24, dtype=np.float32).reshape(4, 6)[::-1, ::-2],
+    np.arange(24, dtype=np.float32).reshape(4, 6).T, np.zeros((0, 3), np.float32), np.zeros((), np.float32),
+    np.asarray(np.arange(6, dtype=np.int16))[1::2],
+])
+def test_copies_keep_values_and_strides(view: np.ndarray) -> None:
+    copy = copy_of(view)
+    np.testing.assert_array_equal(copy, view)
+    assert copy.strides == view.strides or not view.size
+    assert not np.shares_memory(copy, view)
