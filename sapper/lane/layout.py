@@ -172,13 +172,15 @@ class Layout:
         return result
 
     def _digit(self, place: Any, factor: Factor) -> Any:
-        """The step of one factor in a place of its level. Larger strides come first, for what they leave may have gaps."""
-        for f in sorted(self._at(factor.level), key=lambda f: -f.stride):
-            digit = place // f.stride
-            if f is factor or f == factor:
-                return digit % f.extent if factor.level != MEMORY else np.minimum(digit, f.extent - 1)
-            place = place - np.minimum(digit, f.extent - 1) * f.stride
-        raise AssertionError("a factor of this layout")
+        """The step of one factor in a place of its level: what larger strides leave, by its own."""
+        if factor.level != MEMORY:
+            return place // factor.stride % factor.extent
+        for f in sorted(self._at(MEMORY), key=lambda f: -f.stride):
+            digit = np.minimum(place // f.stride, f.extent - 1)      # padding may lie between, and is found out later
+            if f == factor:
+                break
+            place = place - digit * f.stride
+        return digit
 
     @staticmethod
     def _check_coordinates(given: Mapping[str, Any], extents: Mapping[str, int]) -> None:
