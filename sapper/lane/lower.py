@@ -109,6 +109,8 @@ class Lowering(Model):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
         super().__init__(function, schedule, facts, specialization, lanes)
+        self.block_loads = []
+        self.busiest = None
         self.completed: dict[Value, Rows] = {}
         self.pending_buffers: dict[Value, Access] = {}
         self.carried_buffers: dict[Value, Access] = {}
@@ -249,6 +251,12 @@ class Lowering(Model):
                 r = self._range(op.operands[0], op.operands[1])
                 self._open(op.attributes["axis"], r)
         self._early_scalars(block)
+        outer = self.block_loads, self.busiest
+        walks = [item for item in plan.items if isinstance(item, Walk)]
+        self.busiest = None
+        if any(op.name == "store" and self.streams(op) for op in block.ops):
+            self.busiest = max(reversed(walks), key=self.costs)
+        self.block_loads = [op for op in block.ops if op.name == "load" and op.result.type.axes]  # type: ignore[union-attr]
         items = plan.items
         for number, item in enumerate(items):
             parallel = isinstance(item, Op) and bool(item.attributes.get("parallel"))
@@ -261,6 +269,7 @@ class Lowering(Model):
                 self._item(item, top)
             if top and number + 1 < len(items):
                 self.effect("barrier", [])
+        self.block_loads, self.busiest = outer
 
     def _on_first_worker(self, body: Callable[[], None]) -> None:
         first = self.emit(self.depth, "s_cmp", [self.emit(0, "worker", [], S64), self.value(0)], S64, cond="eq")

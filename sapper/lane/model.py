@@ -281,19 +281,11 @@ class Model(WalkLowering):
     # Stores past the caches.
 
     def _streaming_tensors(self) -> set[str]:
-        """Tensors that are written, never read, aligned, and larger than the caches by the hints of their dims."""
+        """Tensors that are written, never read, and, as the call promises, aligned and too large for the caches."""
         if self.schedule.streaming is not None:
             return set(self.schedule.streaming)
         loaded = {op.operands[0].name for op in self.function.walk() if op.name == "load"}
-        chosen = set()
-        for tensor in self.function.tensors():
-            size = tensor.type.dtype.size_bytes  # type: ignore[union-attr]
-            for dim in tensor.type.dims:  # type: ignore[union-attr]
-                known = self.specialization.dims.get(dim) if isinstance(dim, str) else None
-                size *= dim if isinstance(dim, int) else known.hint if known is not None else 1
-            if tensor.name not in loaded and size > self.facts.l3_bytes // 2:
-                chosen.add(tensor.name)
-        return chosen
+        return {t.name for t in self.function.tensors() if t.name in self.specialization.aligned - loaded}
 
     def streams(self, op: Op) -> bool:
         name = op.operands[0].name

@@ -70,9 +70,13 @@ class Accumulator:
 
 
 class WalkLowering(RowEvaluation):
-    """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`). near_bytes: size of L1."""
+    """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`). near_bytes: size of L1;
+    block_loads: the loads of the block whose walks are being emitted; busiest: the walk among them that computes
+    most, if the block stores past the caches."""
 
     near_bytes: int
+    block_loads: list[Op]
+    busiest: Walk | None
 
     def choose(self, walk: Walk) -> WalkChoice:
         raise NotImplementedError("the model chooses")
@@ -210,6 +214,26 @@ class WalkLowering(RowEvaluation):
             self._roots(walk.after)
         else:
             self._roots(walk.inner)
+            self._prefetch_next_rows(walk, choice)
+
+    def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
+        """Where results go past the caches, the walk that computes most asks for what the next tile will read: memory
+        and arithmetic then work at the same time, instead of in turns."""
+        if choice.lane is None or walk is not self.busiest:
+            return
+        for op in self.block_loads:
+            axes = op.result.type.axes  # type: ignore[union-attr]
+            access = self.access(op)
+            rows = [a for a in axes if a in self.bound and self.bound[a].resident and not self.bound[a].lane]
+            if not rows or access.gathers or access.axes.get(choice.lane) != element_bytes(access.dtype):
+                continue
+            if any(a not in self.bound for a in axes):
+                continue
+            for at in self._coordinates(tuple(axes)):
+                if any(at[a] for a in axes if a != choice.lane):
+                    continue
+                operands, attributes = self.address(access, {**at, rows[0]: self.bound[rows[0]].count})
+                self.effect("prefetch", operands, level=2, **attributes)
 
     def _slots(self, walk: Walk, choice: WalkChoice) -> int:
         """Independent accumulators, so that a short chain of dependent adds does not bound the loop."""
@@ -276,6 +300,7 @@ class WalkLowering(RowEvaluation):
         for op in choice.prefetched:
             self._prefetch(op, walk, choice)
         self._roots(walk.inner)
+        self._prefetch_next_rows(walk, choice)
         return [v for a in accumulators for v in (*a.rows.values(), *a.indices.values())]
 
     def _prefetch(self, op: Op, walk: Walk, choice: WalkChoice) -> None:

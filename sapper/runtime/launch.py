@@ -59,8 +59,9 @@ from .scratch import NO_COUNTS, areas, stride_bytes, take_area
 DIM_CLASSES = (16, 128, 1024, 8192)
 LARGEST_CLASS = 2**31 - 1
 CACHE_LINE_BYTES = 64
-LARGE_BYTES = 1 << 20
-"""From this size on it matters, and is part of the specialisation, whether a tensor is aligned to cache lines."""
+LARGE_BYTES = 8 << 20
+"""A tensor from this size on is not expected in the caches when it is read next: it may be stored past them, if it is
+aligned to cache lines."""
 GRAIN_NS = 8_000.0
 """A further worker is woken for at least this much of the estimated work: what a wake-up costs, with some to spare."""
 ASSUMED_BYTES_PER_NS = 10.0
