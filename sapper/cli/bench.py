@@ -1,8 +1,8 @@
 """`sapper bench`: how fast the kernels, the compiler and the model are on this machine, beside its peaks and its peers.
 
 In: the command's settings. Out: a table on stdout, progress and notes on stderr, and a JSON file. Holds: the function
-returns the exit status: 0 done, 1 a case failed or nothing fitted, 2 an unknown suite, 130 stopped by Ctrl-C, in which case
-what was measured so far is printed and written all the same.
+returns the exit status: 0 done, 1 a case failed or nothing fitted, 2 the command line is at fault, 130 stopped by
+Ctrl-C, in which case what was measured so far is printed and written all the same.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def run_bench(
     """Measure a suite and print it.
 
     suite: one of SUITES. threads: workers of each kernel and threads of each peer; None: one, and then as many as there
-    are CPUs. against: peers, names with commas between or a list; None: all that are installed; "": none. json_file: where
-    to write a list of objects with the fields of `Row`. quick: the smallest case of each kernel, in a hurry. case: only
-    cases whose "name shape" contains this; `*` and `?` match anything.
+    are CPUs. against: peers, names with commas between or a list; None: all that are installed; "": none. json_file:
+    where to write a list of objects with the fields of `Row`. quick: the smallest case of each kernel, hurried. case:
+    only cases whose "name shape" contains this; `*` and `?` match anything.
     """
     from ..runtime.settings import MAX_THREADS, available_cpus
 
@@ -47,7 +47,10 @@ def run_bench(
         return FAILED
     counts = (threads,) if threads is not None else tuple(dict.fromkeys((1, available_cpus())))
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
-    say = lambda line: notes.print(line, markup=False)  # noqa: E731
+
+    def say(line: str) -> None:
+        notes.print(line, markup=False)
+
     prepare_peers(max(counts), say)
     wanted = [w.strip() for w in against.split(",") if w.strip()] if isinstance(against, str) else list(
         PEERS if against is None else against)
@@ -68,7 +71,8 @@ def run_bench(
         console = Console(highlight=False)
         print_table(rows, console if console.is_terminal else Console(highlight=False, width=PIPED_WIDTH))
     else:
-        say("nothing was measured" + (f": no case contains {case!r}" if case and not settings.failed and not status else ""))
+        why = f": no case contains {case!r}" if case and not settings.failed and not status else ""
+        say(f"nothing was measured{why}")
     if json_file is not None:
         try:
             with open(json_file, "w", encoding="utf-8") as file:

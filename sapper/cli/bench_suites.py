@@ -1,8 +1,8 @@
 """What `sapper bench` measures: the suites, and how each case is timed.
 
-In: `Settings`. Out: `Row`s, one for each contestant of a case, as they are measured. Holds: a case's contestants are timed
-in turns (sapper.tune.measure); in DRAM a read and a copy of our own are timed with them, and give that case's floor, as
-the bandwidth that other machines on the same host leave changes from minute to minute.
+In: `Settings`. Out: `Row`s, one for each contestant of a case, as they are measured. Holds: a case's contestants are
+timed in turns (sapper.tune.measure); in DRAM a read and a copy of our own are timed with them, and give that case's
+floor, as the bandwidth that other machines on the same host leave changes from minute to minute.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 SUITES = ("peaks", "call", "compile", "matmul", "matvec", "rows", "attention", "others", "model", "all")
@@ -24,7 +25,7 @@ LARGE_SHARE = 16
 """Arrays of at least this part of a case's bytes are its weights: they are copied where a case shall be cold."""
 QUICK_SCALE = 0.5
 SETTLE_S = 0.012
-"""How long the threads of a peer may spin after its work: OpenMP's about 5 ms, OpenBLAS's as BLAS_SPIN_LOG2_CYCLES says."""
+"""Longer than the threads of a peer spin after its work: OpenMP's for about 5 ms, OpenBLAS's as told by the next."""
 BLAS_SPIN_LOG2_CYCLES = 24
 
 MATVEC_SHAPES = ((576, 1536), (1536, 576), (2048, 2048), (4096, 4096), (49152, 576))
@@ -39,9 +40,9 @@ class Row:
     """One line of the result, and one object of the JSON file.
 
     case: what is done. shape: extents, in the order of the kernel's dims. peer: who did it; "sapper" is ours. median_s:
-    seconds for one. rate, unit: "GFLOP/s", "GB/s", "tokens/s", or a time in "ms" or "us". percent_of_floor: the least time
-    that the machine's peaks allow over the median, in percent. ratio_to_best_peer: the fastest peer's median over this
-    one, so that above 1 is faster than all of them; None without a peer.
+    seconds for one. rate, unit: "GFLOP/s", "GB/s", "tokens/s", or a time in "ms" or "us". percent_of_floor: the least
+    time that the machine's peaks allow over the median, in percent. ratio_to_best_peer: the fastest peer's median over
+    this one, so that above 1 is faster than all of them; None without a peer.
     """
 
     case: str
@@ -215,14 +216,15 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
         if peer in entry.peers:
             set_peer_threads(peer, threads)
             contestants[peer] = rotating([entry.peers[peer](one) for one in sets])
-    written = min(case.bytes, sum(arguments[name].nbytes for name in stored))
+    size_bytes, written = case.bytes, min(case.bytes, sum(arguments[name].nbytes for name in stored))
+    footprint = sum(a.nbytes for a in arguments.values() if isinstance(a, numpy.ndarray))
+    if footprint < size_bytes:
+        # Changed in place: each byte is fetched once, and goes back while others come.
+        size_bytes, written = footprint, 0
     peaks = settings.peaks(threads)
-    # What is changed in place lies in memory once.
-    footprint = min(case.bytes, sum(a.nbytes for a in arguments.values() if isinstance(a, numpy.ndarray)))
-    level = "DRAM" if job.cold else peaks.level(footprint)
+    level = "DRAM" if job.cold else peaks.level(size_bytes)
     timings, peaks = with_floor(contestants, level, written > 0, peaks, threads, settings)
-    read = (case.bytes if level == "DRAM" else footprint) - written
-    floor_s = peaks.floor_s(case.flops, read, written, level)
+    floor_s = peaks.floor_s(case.flops, size_bytes - written, written, level)
     by_flops = case.flops / peaks.f32_flops >= floor_s
     work, unit = (case.flops, "GFLOP/s") if by_flops else (case.bytes, "GB/s")
     return rows_of(entry.name, entry.dtype, case.label, threads, timings, floor_s, work / 1e9, unit)
@@ -257,8 +259,8 @@ def _unwritten(arguments: Mapping[str, Any], stored: Sequence[str]) -> str | Non
 
 def rows_of(case: str, dtype: str, shape: str, threads: int, timings: Mapping[str, Any], floor_s: float | None,
             work: float | None, unit: str, dtypes: Mapping[str, str] | None = None) -> list[Row]:
-    """Rows for the contestants of one case. work: what the rate counts, per second; None: the rate is the time itself, in
-    the unit "ms" or "us". dtypes: of contestants whose dtype is another."""
+    """Rows for the contestants of one case. work: what the rate counts, per second; None: the rate is the time itself,
+    in the unit "ms" or "us". dtypes: of contestants whose dtype is another."""
     peers = [timing.median_s for name, timing in timings.items() if name != "sapper"]
     best_s = min(peers) if peers else None
     rows = []
@@ -334,7 +336,7 @@ def library_rows(suite: str, settings: Settings) -> Iterator[list[Row]]:
         if settings.wants(job.label):
             for threads in settings.thread_counts:
                 settings.report(f"{job.label}, {threads} thread{'s' * (threads > 1)}")
-                yield from attempt(job.label, settings, lambda job=job, threads=threads: case_rows(job, threads, settings))
+                yield from attempt(job.label, settings, partial(case_rows, job, threads, settings))
 
 
 def attempt(label: str, settings: Settings, run: Callable[[], list[Row]]) -> Iterator[list[Row]]:
@@ -352,10 +354,12 @@ def peak_rows(settings: Settings) -> Iterator[list[Row]]:
     for threads in settings.thread_counts:
         found = settings.peaks(threads)
         figures = [
-            ("peak multiply-add", "f32", found.f32_flops, "GFLOP/s"), ("peak vdpbf16ps", "bf16", found.bf16_flops, "GFLOP/s"),
+            ("peak multiply-add", "f32", found.f32_flops, "GFLOP/s"),
+            ("peak vdpbf16ps", "bf16", found.bf16_flops, "GFLOP/s"),
             ("peak vpdpbusd", "i8", found.int8_ops, "GOP/s"),
             *((f"peak read {level}", "f32", rate, "GB/s") for level, rate in found.read.items()),
-            ("peak copy", "f32", found.copy, "GB/s"), ("peak copy, streaming stores", "f32", found.copy_streaming, "GB/s"),
+            ("peak copy", "f32", found.copy, "GB/s"),
+            ("peak copy, streaming stores", "f32", found.copy_streaming, "GB/s"),
         ]
         yield [Row(name, dtype, "", threads, "sapper", None, rate / 1e9, unit)
                for name, dtype, rate, unit in figures if rate is not None and settings.wants(name)]
@@ -430,7 +434,8 @@ def compile_rows(settings: Settings) -> Iterator[list[Row]]:
         code = "import time; t = time.perf_counter(); import sapper; print(time.perf_counter() - t)"
 
         def import_s() -> float:
-            return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+            done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+            return float(done.stdout)
 
         yield row("import sapper", "", "", [import_s() for _ in range(3 if settings.quick else 9)])
         null = [sys.executable, "-c", "pass"]
@@ -473,13 +478,13 @@ def model_rows(settings: Settings) -> Iterator[list[Row]]:
         settings.say(f"no model to run: {error}")
         return
     for threads in settings.thread_counts:
-        yield from attempt("smollm2", settings, lambda threads=threads: _model_case(model, threads, settings))
+        yield from attempt("smollm2", settings, partial(_model_case, model, threads, settings))
 
 
 def _model_case(model: Any, threads: int, settings: Settings) -> list[Row]:
     from ..models.llama.session import Session
 
-    matrices = [m for layer in model.weights.layers for m in (layer.qkv, layer.output, layer.gate, layer.up, layer.down)]
+    matrices = [m for one in model.weights.layers for m in (one.qkv, one.output, one.gate, one.up, one.down)]
     prompt_tokens = 64 if settings.quick else PROMPT_TOKENS
     # A prompt's last token alone goes through the matrix of the logits.
     prefill_flops = 2 * prompt_tokens * sum(m.size for m in matrices) + 2 * model.weights.logits.size

@@ -7,14 +7,18 @@ ones: a register axis ends in single rows, a lane axis in masked rows, so no mai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TileType, f32, f64, i32
 from ..tile.plan import Walk
 from .rows import LoweringError, RowEvaluation
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
+
+if TYPE_CHECKING:
+    from .layout import Layout
 
 Carried = list[Value]
 
@@ -24,7 +28,8 @@ class WalkChoice:
     """How one walk is computed. counts: register factor of each open axis (in vectors for the lane axis).
 
     order: open outer axes, outermost first. reduced: open reduced axes, outermost first. staged: loads copied to
-    scratch memory before the first loop over an axis that they do not span.
+    scratch memory before the first loop over an axis that they do not span. prefetched: loads of matrices that are
+    read once, whose next rows are asked for early.
     """
 
     lane: str | None
@@ -32,6 +37,25 @@ class WalkChoice:
     order: list[str]
     reduced: list[str]
     staged: list[Op] = field(default_factory=list)
+    prefetched: list[Op] = field(default_factory=list)
+
+    def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
+        """Where a result over `axes`, one piece of the walk, lies in registers.
+
+        bound: register factors of the axes that loops outside the walk bind. A lane axis that is reduced is among the
+        axes: each lane holds a part of the sum until the loop ends.
+        """
+        from .layout import LANE, REGISTER, Factor, Layout
+
+        if self.lane is not None and self.lane in self.reduced:
+            axes = (*axes, self.lane)
+        factors: dict[str, tuple[Factor, ...]] = {}
+        registers = 1
+        for axis in reversed(axes):
+            count = 1 if axis in self.reduced else self.counts.get(axis) or bound.get(axis, 1)
+            factors[axis] = (Factor(count, REGISTER, registers), Factor(lanes if axis == self.lane else 1, LANE, 1))
+            registers *= count
+        return Layout(dict(reversed(factors.items())))
 
 
 @dataclass(slots=True)
@@ -46,7 +70,13 @@ class Accumulator:
 
 
 class WalkLowering(RowEvaluation):
-    """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`)."""
+    """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`). near_bytes: size of L1;
+    block_loads: the loads of the block whose walks are being emitted; busiest: the walk among them that computes
+    most, if the block stores past the caches."""
+
+    near_bytes: int
+    block_loads: list[Op]
+    busiest: Walk | None
 
     def choose(self, walk: Walk) -> WalkChoice:
         raise NotImplementedError("the model chooses")
@@ -184,6 +214,26 @@ class WalkLowering(RowEvaluation):
             self._roots(walk.after)
         else:
             self._roots(walk.inner)
+            self._prefetch_next_rows(walk, choice)
+
+    def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
+        """Where results go past the caches, the walk that computes most asks for what the next tile will read: memory
+        and arithmetic then work at the same time, instead of in turns."""
+        if choice.lane is None or walk is not self.busiest:
+            return
+        for op in self.block_loads:
+            axes = op.result.type.axes  # type: ignore[union-attr]
+            access = self.access(op)
+            rows = [a for a in axes if a in self.bound and self.bound[a].resident and not self.bound[a].lane]
+            if not rows or access.gathers or access.axes.get(choice.lane) != element_bytes(access.dtype):
+                continue
+            if any(a not in self.bound for a in axes):
+                continue
+            for at in self._coordinates(tuple(axes)):
+                if any(at[a] for a in axes if a != choice.lane):
+                    continue
+                operands, attributes = self.address(access, {**at, rows[0]: self.bound[rows[0]].count})
+                self.effect("prefetch", operands, level=2, **attributes)
 
     def _slots(self, walk: Walk, choice: WalkChoice) -> int:
         """Independent accumulators, so that a short chain of dependent adds does not bound the loop."""
@@ -209,10 +259,12 @@ class WalkLowering(RowEvaluation):
         source = op.operands[0].type.dtype  # type: ignore[union-attr]
         dtype = row_dtype(t.dtype if kind == "sum" else source)
         value: float | int = 0.0 if dtype.is_float else 0
+        # The extremes of the source's own dtype, not of its rows: an empty reduction gives them.
+        narrow, signed = (source if source.bits < 32 else dtype), source.kind != "u"
         if kind in ("max", "argmax"):
-            value = float("-inf") if dtype.is_float else -(1 << (dtype.bits - 1))
+            value = float("-inf") if dtype.is_float else -(1 << (narrow.bits - 1)) if signed else 0
         elif kind in ("min", "argmin"):
-            value = float("inf") if dtype.is_float else (1 << (dtype.bits - 1)) - 1
+            value = float("inf") if dtype.is_float else (1 << (narrow.bits - signed)) - 1
         start = self.constant(value, dtype)
         points = [tuple(p[a] for a in t.axes) for p in self._coordinates(t.axes)]
         keys = [(p, s) for p in points for s in range(slots)]
@@ -245,8 +297,33 @@ class WalkLowering(RowEvaluation):
                 for point in a.outer:
                     self._accumulate(a, point, number % a.slots, {**inner, **dict(zip(axes, point, strict=True))}, walk)
             number += 1
+        for op in choice.prefetched:
+            self._prefetch(op, walk, choice)
         self._roots(walk.inner)
+        self._prefetch_next_rows(walk, choice)
         return [v for a in accumulators for v in (*a.rows.values(), *a.indices.values())]
+
+    def _prefetch(self, op: Op, walk: Walk, choice: WalkChoice) -> None:
+        """Ask for the block of rows after this one, line by line in the order of memory.
+
+        A block is `count` whole rows of a contiguous matrix, hence contiguous itself, and its loop over the reduced axis
+        asks for as many bytes of the next as it reads of this. The streams of the rows are short: the hardware finds
+        each of them too late.
+        """
+        (axis,) = [a for a in op.result.type.axes if a in walk.outer]  # type: ignore[union-attr]
+        (depth_axis,) = walk.reduced
+        access = self.access(op)
+        rows, depth = self.bound[axis], self.bound[depth_axis]
+        size = element_bytes(access.dtype)
+        step_bytes = rows.count * depth.count * self.lanes * size
+        block = self.add(access.base, self.mul(access.axes[axis], self.add(rows.offset, rows.count)))
+        ahead = self.mul(self.sub(depth.offset, self.open[depth_axis].offset), rows.count * size)
+        o = self.open[depth_axis]
+        block_bytes = rows.count * size * (o.extent if isinstance(o.extent, int) else o.hint) * len(choice.prefetched)
+        level = 1 if block_bytes <= self.near_bytes // 2 else 2
+        for line in range(0, step_bytes, 64):
+            self.effect("prefetch", [self.value(block), self.value(ahead)], scale=1, disp=access.disp + line, indexed=True,
+                        level=level)
 
     def _accumulate(self, a: Accumulator, point: tuple[int, ...], slot: int, at: dict[str, int], walk: Walk) -> None:
         op = a.op

@@ -2,8 +2,8 @@
 
 Enters: closures by name. Leaves: a `Timing` for each. Holds: every round samples every contestant once, and each round
 begins with another one; a sample repeats a short closure until the clock's own cost no longer counts. Where threads are
-used, a pause before each sample lets those of the contestant before fall asleep, as they spin for a while after their work
-on the CPUs that the next one needs; a short closure then runs once unmeasured, which wakes its own.
+used, a pause before each sample lets those of the contestant before fall asleep, as they spin for a while after their
+work on the CPUs that the next one needs; a short closure then runs once unmeasured, which wakes its own.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ Clock = Callable[[], float]
 SAMPLE_S = 2e-3
 """A sample lasts at least about this long."""
 BUDGET_S = 1.0
-"""Time for the samples of one contestant, about; the fewest rounds are run whatever they take."""
+"""Time for the samples of one contestant, about."""
 ROUNDS = 9
+FEWEST = 3
 MAX_ROUNDS = 40
 
 
@@ -85,8 +86,8 @@ def measure(
     """Time each closure.
 
     contestants: name -> what is timed; each is called a few times before. sample_s: the least length of a sample.
-    budget_s: wanted time for each contestant's samples. rounds: the fewest samples of each. settle_s: the pause before
-    each sample. clock: seconds.
+    budget_s: wanted time for each contestant's samples. rounds: the fewest samples of each, or FEWEST where that would
+    take more than four times the budget. settle_s: the pause before each sample. clock: seconds.
     """
     repeats: dict[str, int] = {}
     slowest_s = 0.0
@@ -100,7 +101,10 @@ def measure(
             taken = _sample(run, count, clock)
         repeats[name] = max(1, math.ceil(count * sample_s / taken)) if taken < sample_s else count
         slowest_s = max(slowest_s, taken / count * repeats[name])
-    rounds = max(rounds, min(MAX_ROUNDS, int(budget_s / slowest_s))) if slowest_s else rounds
+    if slowest_s:
+        # Slow ones get fewer rounds, but FEWEST; quick ones more.
+        fewest = min(rounds, max(FEWEST, int(4 * budget_s / slowest_s)))
+        rounds = max(fewest, min(MAX_ROUNDS, int(budget_s / slowest_s)))
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     for name in turns(tuple(contestants), rounds):
         count = repeats[name]

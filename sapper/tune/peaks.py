@@ -14,7 +14,7 @@ import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from ..ir.nodes import Block, Builder, Function, Value
@@ -40,9 +40,10 @@ FLOPS = {"fma": 2, "dot2_bf16": 4, "dot4_u8i8": 8}
 class Peaks:
     """The machine's peaks with `threads` workers.
 
-    f32_flops: of fused multiply-adds, operations per second. bf16_flops, int8_ops: of the packed dot products, None where
-    the CPU has none. read: level -> bytes read per second. copy, copy_streaming: bytes read and written per second, in
-    DRAM, with ordinary stores and with such as go past the caches. level_bytes: how much a level holds, for all workers.
+    f32_flops: of fused multiply-adds, operations per second. bf16_flops, int8_ops: of the packed dot products, None
+    where the CPU has none. read: level -> bytes read per second. copy, copy_streaming: bytes read and written per
+    second, in DRAM, with ordinary stores and with such as go past the caches. level_bytes: how much a level holds, for
+    all workers.
     """
 
     threads: int
@@ -59,9 +60,9 @@ class Peaks:
         return next((name for name in LEVELS[:-1] if size_bytes <= self.level_bytes[name]), "DRAM")
 
     def floor_s(self, flops: int, read_bytes: int, written_bytes: int, level: str) -> float:
-        """The least time for a task in seconds: its arithmetic at the f32 peak, or its memory at that of the level where
-        its data lie, whichever takes longer. In DRAM a byte written beside one read costs what a copy costs; within the
-        caches all bytes are counted at the speed of reading.
+        """The least time for a task in seconds: its arithmetic at the f32 peak, or its memory at that of the level
+        where its data lie, whichever takes longer. In DRAM a byte written beside one read costs what a copy costs;
+        within the caches all bytes are counted at the speed of reading.
         """
         if level == "DRAM":
             paired = min(read_bytes, written_bytes)
@@ -76,8 +77,8 @@ class Peaks:
 class Probe:
     """A lane program, compiled and loaded, with its arguments, for `threads` workers.
 
-    function: the program; its slots are "scalar.<name>" words only. work: what one repetition of all workers does, in the
-    unit of the rate. words: of the argument block, by the scalar's name; the address of an array is that array.
+    function: the program; its slots are "scalar.<name>" words only. work: what one repetition of all workers does, in
+    the unit of the rate. words: of the argument block, by the scalar's name; the address of an array is that array.
     """
 
     def __init__(self, function: Function, target: Any, threads: int, work: float, **words: Any) -> None:
@@ -166,7 +167,7 @@ def arithmetic_program(op: str, lanes: int) -> Function:
         factor = b.value("bitcast", [factor], ROW_B32)
     start = [b.value("splat_const", [], row, value=0.0 if row is ROW_F32 else 0) for _ in range(CHAINS)]
 
-    def body(_: Value, accumulators: list[Value]) -> list[Value]:
+    def body(_counter: Value, accumulators: list[Value]) -> list[Value]:
         for _ in range(2):
             accumulators = [program.builder.value(op, [factor, factor, a] if op == "fma" else [a, factor, factor], row)
                             for a in accumulators]
@@ -212,7 +213,7 @@ def copy_program(lanes: int, streaming: bool) -> Function:
                  for i in range(COPY_ROWS)]
         for i, value in enumerate(loads):
             b.add("store", [value, target, offset], dtype=f32, scale=1, disp=i * row_bytes, indexed=True,
-                  **({"streaming": True} if streaming else {}))
+                  streaming=streaming)
         return []
 
     def again(_: Value, __: list[Value]) -> list[Value]:
@@ -228,8 +229,8 @@ def arithmetic_probe(op: str, threads: int, target: Any) -> Probe:
     """Operations of `op` (a key of FLOPS) on `threads` workers."""
     from ..runtime.buffers import empty
 
-    return Probe(arithmetic_program(op, target.lanes), target, threads, 2.0 * CHAINS * target.lanes * FLOPS[op] * threads,
-                 out=empty(threads * target.lanes))
+    work = 2.0 * CHAINS * target.lanes * FLOPS[op] * threads
+    return Probe(arithmetic_program(op, target.lanes), target, threads, work, out=empty(threads * target.lanes))
 
 
 def _part_bytes(size_bytes: int, threads: int, step_bytes: int) -> int:
@@ -278,20 +279,24 @@ def measure_peaks(threads: int, scale: float = 1.0, report: Callable[[str], None
     read = {}
     for level, size_bytes in READ_BYTES.items():
         say(f"reads in {level}")
-        size_bytes = size_bytes * threads if level in ("L1", "L2") else size_bytes
-        read[level] = read_probe(int(size_bytes * scale) if level == "DRAM" else size_bytes, threads, target).best_rate(sample_s)
-    copies = []
-    for streaming in (False, True):
+        if level in ("L1", "L2"):
+            size_bytes *= threads
+        elif level == "DRAM":
+            size_bytes = int(size_bytes * scale)
+        read[level] = read_probe(size_bytes, threads, target).best_rate(sample_s)
+
+    def copying(streaming: bool) -> float:
         say("copies past the caches" if streaming else "copies")
-        copies.append(copy_probe(int(COPY_BYTES * scale), threads, target, streaming).best_rate(sample_s))
+        return copy_probe(int(COPY_BYTES * scale), threads, target, streaming).best_rate(sample_s)
+
     return Peaks(
         threads, arithmetic("fma"), arithmetic("dot2_bf16") if target.has("avx512_bf16") else None,
-        arithmetic("dot4_u8i8") if target.has("avx512_vnni") else None, read, *copies,
-        {"L1": target.l1_bytes * threads, "L2": target.l2_bytes * threads, "L3": target.l3_bytes},
+        arithmetic("dot4_u8i8") if target.has("avx512_vnni") else None, read, copying(False),
+        copying(True), {"L1": target.l1_bytes * threads, "L2": target.l2_bytes * threads, "L3": target.l3_bytes},
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def peaks(threads: int = 1) -> Peaks:
     """The peaks with `threads` workers, measured at the first call in this process."""
     return measure_peaks(threads)

@@ -1,0 +1,288 @@
+"""`sapper bench`: tiny cases end to end, the JSON file, peers that are missing, Ctrl-C. No time is asserted."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from sapper.cli import bench, bench_suites
+from sapper.cli.bench import run_bench
+from sapper.cli.bench_suites import Row, Settings, jobs_of, rows_of
+from sapper.kernels import library
+from sapper.tune import peaks
+from sapper.tune.measure import Timing
+
+KEYS = ["case", "dtype", "shape", "threads", "peer", "median_s", "rate", "unit", "percent_of_floor",
+        "ratio_to_best_peer"]
+REPORT = Path(__file__).parents[2] / "bench" / "report.py"
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small buffers for the peaks, and the environment put back afterwards."""
+    monkeypatch.setitem(peaks.READ_BYTES, "L3", 256 << 10)
+    monkeypatch.setitem(peaks.READ_BYTES, "DRAM", 1 << 20)
+    monkeypatch.setattr(peaks, "COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(peaks, "SAMPLE_S", 5e-4)
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_THREAD_TIMEOUT"):
+        monkeypatch.setenv(name, "1")
+
+
+def settings(**changes: Any) -> Settings:
+    given: dict[str, Any] = {"thread_counts": (1,), "against": (), "quick": True, "pattern": None}
+    return Settings(**{**given, "say": lambda _: None, "report": lambda _: None, **changes})
+
+
+def run_json(path: Path, *arguments: Any, **options: Any) -> list[dict[str, Any]]:
+    assert run_bench(*arguments, json_file=str(path), quick=True, **options) == 0
+    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    return rows
+
+
+def test_a_case_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run_json(tmp_path / "r.json", "others", threads=1, against="numpy", case="vector_add")
+    assert [list(row) for row in rows] == [KEYS, KEYS]
+    ours, theirs = rows
+    assert (ours["peer"], theirs["peer"]) == ("sapper", "numpy")
+    assert (ours["case"], ours["dtype"], ours["shape"], ours["threads"]) == ("vector_add", "f32", "16384", 1)
+    assert ours["unit"] == "GB/s"
+    assert ours["rate"] == pytest.approx(12 * 16384 / ours["median_s"] / 1e9, rel=1e-4)
+    assert ours["ratio_to_best_peer"] == pytest.approx(theirs["median_s"] / ours["median_s"], rel=1e-4)
+    assert theirs["ratio_to_best_peer"] == 1.0
+    floors = [row["percent_of_floor"] * row["median_s"] for row in rows]
+    assert floors[0] == pytest.approx(floors[1], rel=1e-3)
+    printed = capsys.readouterr()
+    assert "vector_add" in printed.out and "vs numpy" in printed.out
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize(("suite", "case", "unit"), [
+    ("matmul", "matmul_nn_f32", "GFLOP/s"), ("rows", "rms_norm", "GB/s"), ("matvec", "matvec_bf16 576x1536", "GB/s")])
+def test_suites_of_the_library(tmp_path: Path, suite: str, case: str, unit: str) -> None:
+    (row,) = run_json(tmp_path / "r.json", suite, threads=1, against="", case=case)
+    assert (row["case"], row["unit"], row["ratio_to_best_peer"]) == (case.split()[0], unit, None)
+    assert row["percent_of_floor"] > 0
+
+
+def test_two_threads(tmp_path: Path) -> None:
+    rows = run_json(tmp_path / "r.json", "rows", threads=2, against=["numpy"], case="swiglu")
+    assert [(row["peer"], row["threads"]) for row in rows] == [("sapper", 2), ("numpy", 2)]
+
+
+def test_peaks(tmp_path: Path) -> None:
+    rows = run_json(tmp_path / "r.json", "peaks", threads=1)
+    assert {"peak multiply-add", "peak read L1", "peak read DRAM", "peak copy"} <= {row["case"] for row in rows}
+    assert all(row["peer"] == "sapper" and row["rate"] > 0 and row["median_s"] is None for row in rows)
+
+
+def test_calls(tmp_path: Path) -> None:
+    rows = run_json(tmp_path / "r.json", "call", threads=1, against="numpy")
+    assert [(row["case"], row["peer"], row["unit"]) for row in rows] == [
+        ("call", "sapper", "us"), ("call", "numpy", "us"), ("bound call", "sapper", "us")]
+    assert rows[0]["rate"] == pytest.approx(rows[0]["median_s"] * 1e6, rel=1e-4)
+
+
+def test_compilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAPPER_CACHE_DIR", str(tmp_path / "mine"))
+    rows = run_json(tmp_path / "r.json", "compile", threads=1, case="compile vector_add")
+    assert [row["case"] for row in rows] == [
+        "compile vector_add", "compile, median of all", "compile, worst", "from the disk cache, median",
+        "from the disk cache, worst"]
+    assert rows[2]["shape"] == "vector_add"
+    assert rows[3]["median_s"] < rows[0]["median_s"]
+    assert os.environ["SAPPER_CACHE_DIR"] == str(tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_the_import_is_timed(tmp_path: Path) -> None:
+    rows = run_json(tmp_path / "r.json", "compile", threads=1, case="import sapper")
+    assert [row["case"] for row in rows] == ["import sapper", "start of Python itself"]
+
+
+def test_every_library_kernel_is_in_a_suite() -> None:
+    suites = {suite: jobs_of(suite, quick=True) for suite in ("matmul", "matvec", "rows", "attention", "others")}
+    assert {job.entry.name for jobs in suites.values() for job in jobs} == {entry.name for entry in library()}
+    assert all(job.cold == (suite == "matvec") for suite, jobs in suites.items() for job in jobs)
+    assert {"1x576x1536", "49152x576"} <= {job.case.label for job in jobs_of("matvec", quick=False)}
+
+
+def test_cold_cases_go_through_copies_of_the_weights_only() -> None:
+    entry = next(e for e in library() if e.name == "matvec_f32")
+    import numpy
+
+    arguments = bench_suites.placed(entry.make_arguments(numpy.random.default_rng(0), {"N": 64, "K": 64}))
+    sets = bench_suites.copies(arguments, True, 3 * arguments["w"].nbytes)
+    assert len(sets) == 6
+    assert len({one["w"].ctypes.data for one in sets}) == 6
+    assert all((one["w"] == arguments["w"]).all() and one["x"] is arguments["x"] for one in sets)
+    assert bench_suites.copies(arguments, False, 1 << 20) == [arguments]
+
+
+def test_rows_of_a_case() -> None:
+    def timing(seconds: float) -> Timing:
+        return Timing(seconds, seconds, seconds, 1, 1)
+
+    rows = rows_of("c", "f32", "8", 2, {"sapper": timing(0.5), "numpy": timing(2.0), "torch": timing(1.0)}, 0.25, 10.0,
+                   "GB/s", {"torch": "bf16"})
+    assert rows == [
+        Row("c", "f32", "8", 2, "sapper", 0.5, 20.0, "GB/s", 50.0, 2.0),
+        Row("c", "f32", "8", 2, "numpy", 2.0, 5.0, "GB/s", 12.5, 0.5),
+        Row("c", "bf16", "8", 2, "torch", 1.0, 10.0, "GB/s", 25.0, 1.0),
+    ]
+    (alone,) = rows_of("c", "", "", 1, {"sapper": timing(0.002)}, None, None, "ms")
+    assert (alone.rate, alone.percent_of_floor, alone.ratio_to_best_peer) == (2.0, None, None)
+    assert [f.name for f in fields(Row)] == KEYS
+
+
+def test_the_floor_of_a_case_in_dram_is_measured_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings()
+    measured: list[list[str]] = []
+
+    def fake(self: Settings, contestants: dict[str, Any], threads: int = 1) -> dict[str, Timing]:
+        measured.append(list(contestants))
+        return {name: Timing(2.0, 2.0, 2.0, 1, 1) for name in contestants}
+
+    monkeypatch.setattr(Settings, "measure", fake)
+    base = given.peaks(1)
+    read, copy = given.memory_probes(1)
+    timings, found = bench_suites.with_floor({"sapper": lambda: None}, "DRAM", True, base, 1, given)
+    assert list(timings) == ["sapper"]
+    assert measured[-1] == ["sapper", "(read)", "(copy)"]
+    assert (found.read["DRAM"], found.copy_streaming) == (read.work / 2.0, copy.work / 2.0)
+    assert found.read["L1"] == base.read["L1"]
+    _, found = bench_suites.with_floor({"sapper": lambda: None}, "L2", True, base, 1, given)
+    assert measured[-1] == ["sapper"] and found is base
+
+
+def test_a_peer_that_is_missing_takes_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name))
+    (row,) = run_json(tmp_path / "r.json", "others", threads=1, against="torch,mkl", case="vector_add")
+    assert row["peer"] == "sapper"
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "pip install torch" in lines[0] and "'mkl'" in lines[1]
+
+
+def test_what_failed_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    real = bench_suites.case_rows
+
+    def failing(job: Any, threads: int, given: Settings) -> list[Row]:
+        if job.entry.name == "swiglu":
+            raise RuntimeError("it is wrong")
+        return real(job, threads, given)
+
+    monkeypatch.setattr(bench_suites, "case_rows", failing)
+    assert run_bench("rows", 1, "", quick=True, case="*[gw][ei][lg]*") == 1  # swiglu and gelu
+    printed = capsys.readouterr()
+    assert "error: swiglu 512x1536: RuntimeError: it is wrong" in printed.err
+    assert "gelu" in printed.out
+
+
+def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = next(job for job in jobs_of("others", quick=True) if job.entry.name == "vector_add")
+    monkeypatch.setattr(type(job.entry), "compare", lambda self, arguments, expected: "c[0] is wrong")
+    with pytest.raises(RuntimeError, match="wrong"):
+        bench_suites.case_rows(job, 1, settings())
+
+
+def test_ctrl_c_prints_and_writes_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(suite: str, given: Settings) -> Iterator[list[Row]]:
+        yield [Row("first", "f32", "8", 1, "sapper", 0.1, 1.0, "GB/s")]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "suite_rows", interrupted)
+    assert run_bench("rows", 1, "", json_file=str(tmp_path / "r.json")) == 130
+    assert "first" in capsys.readouterr().out
+    assert [row["case"] for row in json.loads((tmp_path / "r.json").read_text())] == ["first"]
+
+
+@pytest.mark.parametrize(("suite", "threads", "status", "message"), [
+    ("speed", 1, 2, "found 'speed'; expected one of peaks"), ("rows", 0, 2, "found 0"),
+    ("rows", 1, 1, "no case contains")])
+def test_misuse(suite: str, threads: int, status: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_bench(suite, threads, "", quick=True, case="no such case") == status
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_bench("peaks", 1, "", json_file=str(tmp_path / "none" / "r.json"), quick=True) == 1
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_numpy_is_left_to_choose_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.setenv("OPENBLAS_L2_SIZE", "512")
+    said: list[str] = []
+    bench_suites.prepare_peers(3, said.append)
+    assert "OPENBLAS_CORETYPE" not in os.environ and "OPENBLAS_L2_SIZE" not in os.environ
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "3"
+    assert len(said) == ("numpy" in sys.modules)
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_report", REPORT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_report(report: ModuleType, tmp_path: Path) -> None:
+    rows = [Row("m", "f32", "8x8", 1, "sapper", 0.5, 2.0, "GFLOP/s", 50.0, 2.0),
+            Row("m", "f32", "8x8", 1, "numpy", 1.0, 1.0, "GFLOP/s", 25.0, 1.0)]
+    (tmp_path / "r.json").write_text(bench.to_json(rows))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for _ in range(2):  # twice gives the same
+        assert report.main([str(tmp_path / "r.json"), str(readme)]) == 0
+        text = readme.read_text()
+        assert "| m | f32 | 8x8 | 1 | 500 ms | 2 GFLOP/s | 50 % | 2.00 |" in text
+        assert text.startswith(f"before\n{report.BEGIN}\n") and text.endswith(f"{report.END}\nafter\n")
+        assert "old" not in text
+    assert report.BEGIN in REPORT.with_name("README.md").read_text()
+
+
+@pytest.mark.parametrize("content", ["", "{}", '[{"case": "x"}]', None])
+def test_report_of_no_result(report: ModuleType, tmp_path: Path, content: str | None,
+                             capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "r.json"
+    if content is not None:
+        path.write_text(content)
+    assert report.main([str(path)]) == 1
+    assert "r.json" in capsys.readouterr().err
+
+
+def test_report_without_marks(report: ModuleType) -> None:
+    with pytest.raises(report.ReportError, match="expected both"):
+        report.replaced("no marks here", "table")
+
+
+def test_what_is_changed_in_place_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, int, str]] = []
+    real = peaks.Peaks.floor_s
+
+    def floor(self: peaks.Peaks, flops: int, read_bytes: int, written_bytes: int, level: str) -> float:
+        asked.append((flops, read_bytes, written_bytes, level))
+        return real(self, flops, read_bytes, written_bytes, level)
+
+    monkeypatch.setattr(peaks.Peaks, "floor_s", floor)
+    jobs = {job.entry.name: job for job in jobs_of("others", quick=True)}
+    bench_suites.case_rows(jobs["vector_add"], 1, settings())
+    bench_suites.case_rows(jobs["rope_half_split_in_place"], 1, settings())
+    (_, read, written, _), (_, once, none, _) = asked
+    assert (read, written) == (2 * 4 * 16384, 4 * 16384)
+    assert none == 0 and once < jobs["rope_half_split_in_place"].case.bytes

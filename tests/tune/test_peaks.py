@@ -1,0 +1,123 @@
+"""The probes do the work that their rate counts, and the floor follows from the peaks. No figure is asserted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sapper.codegen.compile import compile_lane
+from sapper.ir.verifier import verify
+from sapper.lane.ops import LANE_OPS
+from sapper.runtime.buffers import empty
+from sapper.targets.x86_64.detect import host, host_target
+from sapper.targets.x86_64.target import TARGETS
+from sapper.tune import peaks as module
+from sapper.tune.peaks import (
+    CHAINS,
+    COPY_ROWS,
+    FLOPS,
+    KIB,
+    LEVELS,
+    STREAMS,
+    Peaks,
+    Probe,
+    arithmetic_program,
+    copy_probe,
+    copy_program,
+    measure_peaks,
+    read_probe,
+    read_program,
+)
+
+TARGET = host_target()
+MACHINES = [TARGET] + [TARGETS["v3"]] * (TARGETS["v3"].features <= host().features)
+FEATURE = {"fma": "fma", "dot2_bf16": "avx512_bf16", "dot4_u8i8": "avx512_vnni"}
+PEAKS = Peaks(1, 100.0, None, None, {"L1": 64.0, "L2": 32.0, "L3": 16.0, "DRAM": 8.0}, 6.0, 10.0,
+              {"L1": 100, "L2": 1000, "L3": 10000})
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("target", MACHINES, ids=lambda t: t.name)
+@pytest.mark.parametrize("op", FLOPS)
+def test_arithmetic_is_done(op: str, target: Any, threads: int) -> None:
+    if not target.has(FEATURE[op]):
+        pytest.skip(f"this CPU has no {FEATURE[op]}")
+    out = empty(threads * target.lanes, "i32" if op == "dot4_u8i8" else "f32")
+    probe = Probe(arithmetic_program(op, target.lanes), target, threads, 1.0, out=out)
+    probe.run(5)
+    assert (out == 5 * 2 * CHAINS * FLOPS[op] // 2).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("target", MACHINES, ids=lambda t: t.name)
+def test_every_byte_is_read(target: Any, threads: int) -> None:
+    part = 3 * STREAMS * target.lanes
+    data = empty(threads * part)
+    data[:] = np.arange(threads * part) % 97
+    out = empty(threads * target.lanes)
+    Probe(read_program(target.lanes), target, threads, 1.0, out=out, data=data, part_bytes=4 * part).run(2)
+    assert out.reshape(threads, -1).sum(axis=1).tolist() == (2 * data.reshape(threads, -1).sum(axis=1)).tolist()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_byte_is_copied(threads: int, streaming: bool) -> None:
+    part = 5 * COPY_ROWS * TARGET.lanes
+    data, out = empty(threads * part + 16), empty(threads * part + 16)
+    data[:] = np.arange(len(data))
+    out.fill(-1.0)
+    Probe(copy_program(TARGET.lanes, streaming), TARGET, threads, 1.0, out=out, data=data, part_bytes=4 * part).run(1)
+    assert (out[: threads * part] == data[: threads * part]).all()
+    assert (out[threads * part :] == -1.0).all()
+
+
+def test_the_work_of_a_probe_is_what_its_workers_do() -> None:
+    assert read_probe(64 * KIB, 2, TARGET).work == 64 * KIB
+    assert copy_probe(64 * KIB, 2, TARGET, True).work == 2 * 64 * KIB
+    assert read_probe(1, 2, TARGET).work == 2 * STREAMS * TARGET.lanes * 4  # a step for each, at least
+
+
+def test_programs_are_well_formed_and_keep_their_accumulators_in_registers() -> None:
+    lanes = TARGET.lanes
+    for program in (arithmetic_program("fma", lanes), read_program(lanes), copy_program(lanes, True)):
+        verify(program, LANE_OPS)
+        assert compile_lane(program, TARGET, checked=True).statistics["spills"] == 0
+
+
+def test_peaks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.READ_BYTES, "L3", 64 * KIB)
+    monkeypatch.setitem(module.READ_BYTES, "DRAM", 256 * KIB)
+    monkeypatch.setattr(module, "COPY_BYTES", 128 * KIB)
+    said: list[str] = []
+    found = measure_peaks(1, 0.02, said.append)
+    assert tuple(found.read) == LEVELS
+    assert all(rate > 0 for rate in (found.f32_flops, found.copy, found.copy_streaming, *found.read.values()))
+    assert (found.bf16_flops is None) == (not TARGET.has("avx512_bf16"))
+    assert "fma" in said and "reads in DRAM" in said
+
+
+def test_the_level_is_the_smallest_that_holds_all() -> None:
+    assert [PEAKS.level(size) for size in (100, 101, 1001, 10001)] == list(LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("flops", "read", "written", "level", "seconds"),
+    [
+        (1000, 8, 0, "L1", 10.0),  # arithmetic
+        (0, 640, 0, "L1", 10.0),
+        (0, 600, 40, "L1", 10.0),  # in a cache all bytes alike
+        (0, 80, 0, "DRAM", 10.0),
+        (0, 50, 50, "DRAM", 10.0),  # a copy, with the faster stores
+        (0, 130, 50, "DRAM", 20.0),  # a copy, and 80 bytes more read
+        (0, 50, 150, "DRAM", 20.0),  # a copy, and 100 bytes more written
+    ],
+)
+def test_floor(flops: int, read: int, written: int, level: str, seconds: float) -> None:
+    assert PEAKS.floor_s(flops, read, written, level) == seconds
+
+
+def test_the_floor_takes_the_faster_copy() -> None:
+    assert replace(PEAKS, copy=20.0).floor_s(0, 50, 50, "DRAM") == 5.0
