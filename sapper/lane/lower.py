@@ -68,7 +68,8 @@ def has_wide_rows(function: Function) -> bool:
         if op.name == "store":
             if wide(op.operands[1]):
                 return True
-        elif any(wide(v) for v in op.operands) and not all(is_scalar_integer(r) for r in op.results):
+        elif any(wide(v) and (not is_scalar_integer(v) or not all(is_scalar_integer(r) for r in op.results))
+                 for v in op.operands):
             return True
     return False
 
