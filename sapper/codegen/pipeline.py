@@ -22,10 +22,10 @@ from ..lane.lower import lower
 from ..tile.reduce_loops import reduce_loops
 from ..tile.schedule import DimClass, Facts, Schedule, Specialization
 
-HINTS = {1: 1, 16: 8, 128: 64}
+HINTS = {1: 1, 16: 8, 128: 64, 1024: 512, 8192: 2048}
 """Typical extent of a dimension class (least upper bound), for the model; LARGE for those above."""
 
-LARGE = 1024
+LARGE = 16384
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ def softmax(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
         n = whole(N)
         row = x[m, n]
         e = exp(row - max(row, over=n))
-        y[m, n] = e / sum(e, over=n)
+        y[m, n] = e * (1.0 / sum(e, over=n))
 
 
 def make_arguments(random: np.random.Generator, shape: Shape) -> Arguments:

@@ -49,6 +49,29 @@ class Range:
     lane: bool = False
 
 
+def has_wide_rows(function: Function) -> bool:
+    """Whether a row of 64-bit elements will be needed: a register has half as many lanes of them.
+
+    An i64 scalar stays a scalar as an index, a bound or an operand of other integer scalars.
+    """
+    def wide(value: Value) -> bool:
+        t = value.type
+        return isinstance(t, TileType) and t.dtype.bits == 64 and t.dtype.name != "index"
+
+    for op in function.walk():
+        for result in op.results:
+            if wide(result) and (not is_scalar_integer(result) or Lowering._made_of_rows(op)):
+                return True
+        if op.name in ("load", "tiles", "each", "whole", "if", "yield"):
+            continue
+        if op.name == "store":
+            if wide(op.operands[1]):
+                return True
+        elif any(wide(v) for v in op.operands) and not all(is_scalar_integer(r) for r in op.results):
+            return True
+    return False
+
+
 def lower(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
     """Lower a canonical tile IR function."""
     return Lowering(function, schedule, facts, specialization, _lanes(function, facts)).run()
@@ -56,9 +79,7 @@ def lower(function: Function, schedule: Schedule, facts: Facts, specialization: 
 
 def _lanes(function: Function, facts: Facts) -> int:
     """Lanes of a row: half as many where the function has 64-bit elements."""
-    wide = any(isinstance(r.type, TileType) and r.type.dtype.bits == 64 and r.type.dtype.name != "index"
-               and (r.type.axes or r.type.dtype.is_float) for op in function.walk() for r in op.results)
-    return facts.lanes // 2 if wide else facts.lanes
+    return facts.lanes // 2 if has_wide_rows(function) else facts.lanes
 
 
 def result_layouts(function: Function, schedule: Schedule, facts: Facts,
@@ -88,6 +109,8 @@ class Lowering(Model):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
         super().__init__(function, schedule, facts, specialization, lanes)
+        self.block_loads = []
+        self.busiest = None
         self.completed: dict[Value, Rows] = {}
         self.pending_buffers: dict[Value, Access] = {}
         self.carried_buffers: dict[Value, Access] = {}
@@ -228,6 +251,12 @@ class Lowering(Model):
                 r = self._range(op.operands[0], op.operands[1])
                 self._open(op.attributes["axis"], r)
         self._early_scalars(block)
+        outer = self.block_loads, self.busiest
+        walks = [item for item in plan.items if isinstance(item, Walk)]
+        self.busiest = None
+        if any(op.name == "store" and self.streams(op) for op in block.ops):
+            self.busiest = max(reversed(walks), key=self.costs)
+        self.block_loads = [op for op in block.ops if op.name == "load" and op.result.type.axes]  # type: ignore[union-attr]
         items = plan.items
         for number, item in enumerate(items):
             parallel = isinstance(item, Op) and bool(item.attributes.get("parallel"))
@@ -240,6 +269,7 @@ class Lowering(Model):
                 self._item(item, top)
             if top and number + 1 < len(items):
                 self.effect("barrier", [])
+        self.block_loads, self.busiest = outer
 
     def _on_first_worker(self, body: Callable[[], None]) -> None:
         first = self.emit(self.depth, "s_cmp", [self.emit(0, "worker", [], S64), self.value(0)], S64, cond="eq")

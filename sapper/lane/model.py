@@ -24,6 +24,7 @@ class Model(WalkLowering):
         super().__init__(function, lanes, dict(specialization.strides))
         self.schedule = schedule
         self.facts = facts
+        self.near_bytes = facts.l1_bytes
         self.specialization = specialization
         self.streaming_tensors = self._streaming_tensors()
 
@@ -179,7 +180,7 @@ class Model(WalkLowering):
                 counts[rows[0]] = self._fit(rows[0], budget, False)
             elif rows:
                 # Dot products along the lane axis: a square of accumulators reads the least.
-                first = self._fit(rows[0], 4 if len(rows) > 1 else 8, False)
+                first = self._fit(rows[0], 4 if len(rows) > 1 else self._streamed_rows(walk, rows[0], lane), False)
                 counts[rows[0]] = min(first, budget)
                 if len(rows) > 1:
                     counts[rows[1]] = self._fit(rows[1], max(1, (registers - 4 - first) // (first * len(walk.reductions))),
@@ -202,6 +203,13 @@ class Model(WalkLowering):
             last = loops[-1]
             counts[last] = self._fit(last, 4, False)
         return counts
+
+    def _streamed_rows(self, walk: Walk, axis: str, lane: str | None) -> int:
+        """Rows of matrices times a vector held at once: 8, or 4 if only then this block and the next fit L1."""
+        bytes_of_row = sum(element_bytes(self.access(op).dtype) for op in self.reads(walk)
+                           if {axis, lane} <= set(op.result.type.axes))  # type: ignore[union-attr]
+        bytes_of_row *= self.extent_hint(lane) if lane is not None else 1
+        return 4 if 4 * bytes_of_row < self.facts.l1_bytes // 2 <= 8 * bytes_of_row else 8
 
     def _fit(self, axis: str, count: int, lane: bool) -> int:
         """The largest count <= `count` that suits the extent: no larger than it, a divisor of it if one is near."""
@@ -273,19 +281,11 @@ class Model(WalkLowering):
     # Stores past the caches.
 
     def _streaming_tensors(self) -> set[str]:
-        """Tensors that are written, never read, aligned, and larger than the caches by the hints of their dims."""
+        """Tensors that are written, never read, and, as the call promises, aligned and too large for the caches."""
         if self.schedule.streaming is not None:
             return set(self.schedule.streaming)
         loaded = {op.operands[0].name for op in self.function.walk() if op.name == "load"}
-        chosen = set()
-        for tensor in self.function.tensors():
-            size = tensor.type.dtype.size_bytes  # type: ignore[union-attr]
-            for dim in tensor.type.dims:  # type: ignore[union-attr]
-                known = self.specialization.dims.get(dim) if isinstance(dim, str) else None
-                size *= dim if isinstance(dim, int) else known.hint if known is not None else 1
-            if tensor.name not in loaded and size > self.facts.l3_bytes // 2:
-                chosen.add(tensor.name)
-        return chosen
+        return {t.name for t in self.function.tensors() if t.name in self.specialization.aligned - loaded}
 
     def streams(self, op: Op) -> bool:
         name = op.operands[0].name

@@ -70,7 +70,13 @@ class Accumulator:
 
 
 class WalkLowering(RowEvaluation):
-    """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`)."""
+    """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`). near_bytes: size of L1;
+    block_loads: the loads of the block whose walks are being emitted; busiest: the walk among them that computes
+    most, if the block stores past the caches."""
+
+    near_bytes: int
+    block_loads: list[Op]
+    busiest: Walk | None
 
     def choose(self, walk: Walk) -> WalkChoice:
         raise NotImplementedError("the model chooses")
@@ -208,6 +214,26 @@ class WalkLowering(RowEvaluation):
             self._roots(walk.after)
         else:
             self._roots(walk.inner)
+            self._prefetch_next_rows(walk, choice)
+
+    def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
+        """Where results go past the caches, the walk that computes most asks for what the next tile will read: memory
+        and arithmetic then work at the same time, instead of in turns."""
+        if choice.lane is None or walk is not self.busiest:
+            return
+        for op in self.block_loads:
+            axes = op.result.type.axes  # type: ignore[union-attr]
+            access = self.access(op)
+            rows = [a for a in axes if a in self.bound and self.bound[a].resident and not self.bound[a].lane]
+            if not rows or access.gathers or access.axes.get(choice.lane) != element_bytes(access.dtype):
+                continue
+            if any(a not in self.bound for a in axes):
+                continue
+            for at in self._coordinates(tuple(axes)):
+                if any(at[a] for a in axes if a != choice.lane):
+                    continue
+                operands, attributes = self.address(access, {**at, rows[0]: self.bound[rows[0]].count})
+                self.effect("prefetch", operands, level=2, **attributes)
 
     def _slots(self, walk: Walk, choice: WalkChoice) -> int:
         """Independent accumulators, so that a short chain of dependent adds does not bound the loop."""
@@ -233,10 +259,12 @@ class WalkLowering(RowEvaluation):
         source = op.operands[0].type.dtype  # type: ignore[union-attr]
         dtype = row_dtype(t.dtype if kind == "sum" else source)
         value: float | int = 0.0 if dtype.is_float else 0
+        # The extremes of the source's own dtype, not of its rows: an empty reduction gives them.
+        narrow, signed = (source if source.bits < 32 else dtype), source.kind != "u"
         if kind in ("max", "argmax"):
-            value = float("-inf") if dtype.is_float else -(1 << (dtype.bits - 1))
+            value = float("-inf") if dtype.is_float else -(1 << (narrow.bits - 1)) if signed else 0
         elif kind in ("min", "argmin"):
-            value = float("inf") if dtype.is_float else (1 << (dtype.bits - 1)) - 1
+            value = float("inf") if dtype.is_float else (1 << (narrow.bits - signed)) - 1
         start = self.constant(value, dtype)
         points = [tuple(p[a] for a in t.axes) for p in self._coordinates(t.axes)]
         keys = [(p, s) for p in points for s in range(slots)]
@@ -272,6 +300,7 @@ class WalkLowering(RowEvaluation):
         for op in choice.prefetched:
             self._prefetch(op, walk, choice)
         self._roots(walk.inner)
+        self._prefetch_next_rows(walk, choice)
         return [v for a in accumulators for v in (*a.rows.values(), *a.indices.values())]
 
     def _prefetch(self, op: Op, walk: Walk, choice: WalkChoice) -> None:
@@ -289,9 +318,12 @@ class WalkLowering(RowEvaluation):
         step_bytes = rows.count * depth.count * self.lanes * size
         block = self.add(access.base, self.mul(access.axes[axis], self.add(rows.offset, rows.count)))
         ahead = self.mul(self.sub(depth.offset, self.open[depth_axis].offset), rows.count * size)
+        o = self.open[depth_axis]
+        block_bytes = rows.count * size * (o.extent if isinstance(o.extent, int) else o.hint) * len(choice.prefetched)
+        level = 1 if block_bytes <= self.near_bytes // 2 else 2
         for line in range(0, step_bytes, 64):
             self.effect("prefetch", [self.value(block), self.value(ahead)], scale=1, disp=access.disp + line, indexed=True,
-                        level=2)
+                        level=level)
 
     def _accumulate(self, a: Accumulator, point: tuple[int, ...], slot: int, at: dict[str, int], walk: Walk) -> None:
         op = a.op

@@ -14,7 +14,7 @@ The contract of specialisation:
     unit_strides  {tensor: "contiguous" | (stride of dimension i is 1, ...)}; of a contiguous tensor (C order) the
                   strides follow from its extents, another's are in the slots "a.stride.i"; of an extent of 1 a stride
                   may be anything, and flags for it say what the caller passed
-    dim_classes   {dim: (bound, divisor)}; bound 1 | 16 | 128 | 2**31-1, the least not below the extent, except that 1
+    dim_classes   {dim: (bound, divisor)}; bound 1 | 16 | 128 | 1024 | 8192 | 2**31-1, the least not below the extent, except that 1
                   means exactly one (an extent of 0 is in class 16); divisor 64 | 16 | 1, the largest that divides the
                   extent; dims in static_dims have none
     aligned       names of large tensors whose data and rows all start at multiples of 64 bytes
@@ -56,11 +56,12 @@ from .errors import ArgumentError, LaunchError, warn_once
 from .loader import CodeBlock, load
 from .scratch import NO_COUNTS, areas, stride_bytes, take_area
 
-DIM_CLASSES = (16, 128)
+DIM_CLASSES = (16, 128, 1024, 8192)
 LARGEST_CLASS = 2**31 - 1
 CACHE_LINE_BYTES = 64
-LARGE_BYTES = 1 << 20
-"""From this size on it matters, and is part of the specialisation, whether a tensor is aligned to cache lines."""
+LARGE_BYTES = 8 << 20
+"""A tensor from this size on is not expected in the caches when it is read next: it may be stored past them, if it is
+aligned to cache lines."""
 GRAIN_NS = 8_000.0
 """A further worker is woken for at least this much of the estimated work: what a wake-up costs, with some to spare."""
 ASSUMED_BYTES_PER_NS = 10.0

@@ -50,8 +50,8 @@ class Specialization:
     """What one compilation assumes of a call.
 
     dims: class of each run-time dimension. strides: for each tensor "contiguous" (C order), or for each dimension
-    whether its stride is 1. aligned: tensors whose data and rows start at multiples of 64 bytes. workers: how many
-    threads at most (hint).
+    whether its stride is 1. aligned: tensors too large for the caches whose data and rows start at multiples of 64
+    bytes.
     """
 
     dims: dict[str, DimClass] = field(default_factory=dict)

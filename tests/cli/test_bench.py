@@ -269,3 +269,20 @@ def test_report_of_no_result(report: ModuleType, tmp_path: Path, content: str | 
 def test_report_without_marks(report: ModuleType) -> None:
     with pytest.raises(report.ReportError, match="expected both"):
         report.replaced("no marks here", "table")
+
+
+def test_what_is_changed_in_place_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, int, str]] = []
+    real = peaks.Peaks.floor_s
+
+    def floor(self: peaks.Peaks, flops: int, read_bytes: int, written_bytes: int, level: str) -> float:
+        asked.append((flops, read_bytes, written_bytes, level))
+        return real(self, flops, read_bytes, written_bytes, level)
+
+    monkeypatch.setattr(peaks.Peaks, "floor_s", floor)
+    jobs = {job.entry.name: job for job in jobs_of("others", quick=True)}
+    bench_suites.case_rows(jobs["vector_add"], 1, settings())
+    bench_suites.case_rows(jobs["rope_half_split_in_place"], 1, settings())
+    (_, read, written, _), (_, once, none, _) = asked
+    assert (read, written) == (2 * 4 * 16384, 4 * 16384)
+    assert none == 0 and once < jobs["rope_half_split_in_place"].case.bytes

@@ -159,7 +159,7 @@ def test_sizes_are_told_in_their_unit() -> None:
 def test_kernels_lists_the_library(sapper) -> None:
     outcome = sapper("kernels")
     assert outcome.status == 0
-    assert ["softmax", "x[f32,", "M,", "N]", "y[f32,", "M,", "N]"] in [line.split() for line in outcome.out.splitlines()]
+    assert "softmax x[f32, M, N] y[f32, M, N]" in [" ".join(line.split()) for line in outcome.out.splitlines()]
     found = {row["name"]: row for row in json.loads(sapper("kernels", "--json").out)}
     assert found["matmul_nn_f32"]["parameters"]["a"] == "tensor<f32, M, K>"
 
@@ -342,11 +342,13 @@ def test_generate_passes_its_options_on(sapper, monkeypatch: pytest.MonkeyPatch)
 def test_demo_shows_checks_and_times_the_matmul(sapper, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module, "SIZE", 160)
     monkeypatch.setattr(demo_module, "ROUNDS", 2)
+    monkeypatch.setattr(demo_module, "SETTLE_S", 0.0)
     monkeypatch.setattr(demo_module, "SAMPLE_S", 1e-4)
     outcome = sapper("demo", "--no-model")
     assert outcome.status == 0
     assert "acc += a[m, k] @ b[k, n]" in outcome.out and "vfmadd" in outcome.out and "(right)" in outcome.out
-    assert outcome.out.count("GFLOP/s") == 3
+    assert "sapper, 1 thread " in outcome.out and "NumPy" in outcome.out
+    assert outcome.out.count("GFLOP/s") in (2, 3)  # one line less where there is one core
     assert len(outcome.out.splitlines()) <= 45
 
 

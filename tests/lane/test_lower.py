@@ -7,8 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sapper.ir.text import parse_function
 from sapper.kernels import library
 from sapper.lang.errors import KernelError
+from sapper.tile.ops import TILE_OPS
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.rounding import expect
 from sapper.tile.schedule import Facts, Schedule, ScheduleError
@@ -88,3 +90,22 @@ def test_schedule_json_round_trip() -> None:
     assert Schedule.from_json(schedule.to_json()) == schedule
     with pytest.raises(ScheduleError, match="unknown schedule entry"):
         Schedule.from_json({"lanes": 3})
+
+
+@pytest.mark.parametrize("dtype", ["i8", "u8", "i16", "i32"])
+def test_reductions_of_nothing_give_the_extremes_of_their_dtype(dtype: str) -> None:
+    text = f"""tile func @extremes(%a: tensor<{dtype}, N>, %low: tensor<{dtype}, 1>, %high: tensor<{dtype}, 1>) {{
+      %zero: index = const {{value = 0}}
+      %N: index = dim {{name = "N"}}
+      whole %zero, %N {{axis = "n"}}
+      %i: index[n] = index {{axis = "n"}}
+      %x: {dtype}[n] = load %a, %i
+      %least: {dtype} = reduce %x {{kind = "min", over = ["n"]}}
+      %most: {dtype} = reduce %x {{kind = "max", over = ["n"]}}
+      store %low, %least, %zero
+      store %high, %most, %zero
+    }}"""
+    info = np.iinfo(dtype.replace("i", "int").replace("u8", "uint8"))
+    arguments = {name: np.zeros(size, info.dtype) for name, size in (("a", 0), ("low", 1), ("high", 1))}
+    run_lane(parse_function(text, {"tile": TILE_OPS}), arguments)
+    assert (arguments["low"][0], arguments["high"][0]) == (info.max, info.min)

@@ -202,7 +202,7 @@ def test_path_without_memory_words(add_f32: FakeKernel) -> None:
 
 def test_dim_classes() -> None:
     assert [dim_class(n) for n in (0, 1, 2, 16, 17, 128, 129, 10**6)] == [
-        (16, 64), (1, 1), (16, 1), (16, 16), (128, 1), (128, 64), (LARGEST_CLASS, 1), (LARGEST_CLASS, 64)]
+        (16, 64), (1, 1), (16, 1), (16, 16), (128, 1), (128, 64), (1024, 1), (LARGEST_CLASS, 64)]
 
 
 def test_what_the_compiler_is_told(compiler: Compiler) -> None:
@@ -215,7 +215,7 @@ def test_what_the_compiler_is_told(compiler: Compiler) -> None:
     first, second, third = compiler.calls
     assert first == {
         "kernel": "two", "static_dims": {}, "unit_strides": {"a": "contiguous", "b": "contiguous"},
-        "dim_classes": {"M": (16, 1), "K": (LARGEST_CLASS, 1)}, "target": "this CPU", "schedule": None,
+        "dim_classes": {"M": (16, 1), "K": (1024, 1)}, "target": "this CPU", "schedule": None,
         "aligned": frozenset(),
     }  # fmt: skip
     assert second["unit_strides"] == {"a": (True, False, False), "b": "contiguous"}
@@ -226,7 +226,7 @@ def test_what_the_compiler_is_told(compiler: Compiler) -> None:
 def test_one_compilation_for_each_specialisation(add_f32: FakeKernel, compiler: Compiler) -> None:
     for size in (4, 8, 12, 16, 4, 200, 408, 8):
         add_f32(floats(size), 1.0, floats(size))
-    assert [call["dim_classes"]["M"] for call in compiler.calls] == [(16, 1), (16, 16), (LARGEST_CLASS, 1)]
+    assert [call["dim_classes"]["M"] for call in compiler.calls] == [(16, 1), (16, 16), (1024, 1)]
     add_f32(floats(8), 1.0, floats(8), static=True)
     add_f32(floats(12), 1.0, floats(12), static=["M"])
     assert [call["static_dims"] for call in compiler.calls[3:]] == [{"M": 8}, {"M": 12}]

@@ -96,7 +96,7 @@ def facts_of(s: Any, target: Any) -> Facts:
 def legal_ops(target: Any) -> frozenset[str]:
     """Lane ops with instructions of their own here, among those that not every target has."""
     features = frozenset(target.features)
-    legal = {"scale_exponent"}
+    legal = {"scale_exponent", "round", "floor", "ceil", "trunc"}
     if {"avx512_bf16", "avx512f", "avx512vl"} <= features:
         legal.add("dot2_bf16")
     if {"avx512_vnni", "avx512f", "avx512vl"} <= features:

@@ -1,0 +1,59 @@
+"""Runs a tile IR function as machine code, in a child process between guard pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sapper.codegen.compile import CompiledCode, compile_lane
+from sapper.codegen.pipeline import facts_of, finish_lane, stored_tensors, to_lane
+from sapper.ir.nodes import Function
+from sapper.runtime.arguments import Parameter, Signature
+from sapper.runtime.compiled import CompiledKernel, _tuples
+from sapper.runtime.guarded import PLACEMENTS, run_compiled_guarded
+from sapper.targets.x86_64.detect import host
+from sapper.targets.x86_64.target import TARGETS, Target
+from sapper.tile.schedule import Schedule
+from tests.lane.run_lane import specialize
+
+RUNNABLE = tuple(t.name for t in TARGETS.values() if t.features <= host().features)
+"""Targets whose code this processor runs."""
+
+
+def compile_checked(function: Function, arguments: dict[str, Any], target: Target, hints: dict[str, int] | None = None,
+                    schedule: Schedule | None = None, in_place: tuple = ()) -> tuple[CompiledCode, CompiledKernel]:
+    """Compile (the function is changed), with the allocation proved by the independent checker."""
+    stored = stored_tensors(function)
+    lane = finish_lane(
+        to_lane(function, schedule or Schedule(), facts_of(target), specialize(function, arguments, hints)), target)
+    made = compile_lane(lane, target, checked=True)
+    return made, CompiledKernel(function.name, made.bytes, tuple(made.slots), 0, _tuples(lane.attributes["scratch"]),
+                                lane.attributes["counters"], stored)
+
+
+def run_native(function: Function, arguments: dict[str, Any], target: Target, threads: int = 1,
+               hints: dict[str, int] | None = None, schedule: Schedule | None = None,
+               placements: tuple[str, ...] = PLACEMENTS, in_place: tuple = ()) -> CompiledCode:
+    """Compile and run; the arguments take what the last placement's run wrote, the others must have written the same.
+
+    AssertionError with the assembly when the code crashes, reaches beyond its buffers or does not end.
+    """
+    made, compiled = compile_checked(function, arguments, target, hints, schedule)
+    signature = Signature(function.name, [Parameter.of(v.name, v.type) for v in function.arguments], in_place)
+    binding = signature.bind(tuple([arguments[v.name] for v in function.arguments]))
+    runs = run_compiled_guarded(signature, compiled, binding, threads=threads if compiled.counters else 1,
+                                time_limit_s=10.0, placements=placements)
+    for run in runs:
+        assert run.crash is None, f"{target.name}, buffers at the {run.placement}: {run.crash}\n{made.text}"
+    for name, values in runs[-1].outputs.items():
+        for other in runs[:-1]:
+            # NaN bits may differ: which operand's NaN an instruction keeps is fixed, so here they may not
+            assert values.tobytes() == other.outputs[name].tobytes(), f"{name} depends on where the buffers lie"
+        arguments[name][...] = values
+    return made
+
+
+def threads_of(name: str) -> int:
+    """1 or 2 workers, fixed for a name, so that both are tried."""
+    return 1 + int(np.frombuffer(name.encode(), np.uint8).sum()) % 2

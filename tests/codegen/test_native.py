@@ -1,0 +1,72 @@
+"""Kernels as machine code on this processor, at every width that it runs: random ones and the whole library.
+
+Every run is in a child process with its buffers against guard pages, first at their ends and then at their starts; the
+register allocation is proved by the independent checker.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sapper.ir.text import parse_function
+from sapper.kernels import library
+from sapper.lang.errors import KernelError
+from sapper.targets.x86_64.target import TARGETS
+from sapper.tile.ops import TILE_OPS
+from sapper.tile.rounding import expect
+from tests.strategies import assert_expected, kernels, reject_unbuildable
+
+from .run_native import RUNNABLE, run_native, threads_of
+
+MACHINES = [name for name in ("v3", "v4", "zen4") if name in RUNNABLE]
+LIBRARY = library()
+
+
+@pytest.mark.parametrize("machine", [name for name in ("v3", "zen4") if name in RUNNABLE])
+@pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
+def test_library_kernel(entry, machine: str) -> None:
+    for number, shape in enumerate(entry.check_shapes):
+        arguments = entry.make_arguments(np.random.default_rng(number), shape)
+        with np.errstate(all="ignore"):
+            expected = entry.reference(arguments)
+        run_native(entry.kernel.tile_ir(), arguments, TARGETS[machine], threads_of(entry.name),
+                   in_place=entry.kernel.options.get("in_place", ()))
+        wrong = entry.compare(arguments, expected)
+        assert wrong is None, (shape, wrong)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(case=kernels(), seed=st.integers(0, 1000), machine=st.sampled_from(MACHINES), threads=st.integers(1, 3),
+       hint=st.sampled_from([None, 1, 7, 40, 1000]))
+def test_random_kernels(case, seed, machine, threads, hint) -> None:
+    """Machine code does what tile IR means, on strided, hostile and empty arguments."""
+    kernel = case.load()
+    try:
+        original = kernel.tile_ir()
+    except KernelError as error:
+        reject_unbuildable(error)
+        return
+    arguments = case.make_arguments(seed)
+    expectations = expect(original, arguments)
+    hints = None if hint is None else dict.fromkeys(case.sizes(seed), hint)
+    run_native(kernel.tile_ir(), arguments, TARGETS[machine], threads, hints)
+    assert_expected(arguments, expectations, repr(case))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_an_i64_scalar_that_becomes_a_row_halves_the_lanes(machine: str) -> None:
+    text = """tile func @widen(%a: tensor<u8, N>, %out: tensor<i64, N>) {
+      %zero: index = const {value = 0}
+      %N: index = dim {name = "N"}
+      each %zero, %N {count = 1, parallel = true} (%i: index) {
+        %x: u8 = load %a, %i
+        %wide: i64 = cast %x
+        store %out, %wide, %i
+      }
+    }"""
+    arguments = {"a": np.arange(200, 220, dtype=np.uint8), "out": np.zeros(20, np.int64)}
+    run_native(parse_function(text, {"tile": TILE_OPS}), arguments, TARGETS[machine])
+    np.testing.assert_array_equal(arguments["out"], np.arange(200, 220))
