@@ -59,10 +59,11 @@ class Layout:
         for axis, factors in self.axes.items():
             for f in factors:
                 if f.extent < 1 or f.stride < 1:
-                    raise LayoutError(f"axis {axis}: found {f.extent}@{f.level} of stride {f.stride}; expected both >= 1")
+                    raise LayoutError(f"axis {axis}: found {f.extent}@{f.level} of stride {f.stride}; expected both "
+                                      ">= 1")
                 if f.level in (SLOT, LANE) and (f.extent & (f.extent - 1) or f.stride & (f.stride - 1)):
-                    raise LayoutError(f"axis {axis}: found {f.extent}@{f.level} of stride {f.stride}; expected powers of "
-                                      f"two at level {f.level}; mend: pad the axis, or put the factor at {REGISTER}")
+                    raise LayoutError(f"axis {axis}: found {f.extent}@{f.level} of stride {f.stride}; expected powers "
+                                      f"of two at level {f.level}; mend: pad the axis, or put the factor at {REGISTER}")
         for level in self.levels:
             self._check_level(level)
 
@@ -71,11 +72,11 @@ class Layout:
         span = 1
         for f in sorted(self._at(level), key=lambda f: f.stride):
             if f.stride < span:
-                raise LayoutError(f"level {level}: found {f.extent} steps of stride {f.stride}; expected at least {span}, "
-                                  "what the smaller strides take; else two elements share a place")
+                raise LayoutError(f"level {level}: found {f.extent} steps of stride {f.stride}; expected at least "
+                                  f"{span}, what the smaller strides take; else two elements share a place")
             if f.stride > span and level != MEMORY:
-                raise LayoutError(f"level {level}: found {f.extent} steps of stride {f.stride}; expected {span}; else a "
-                                  "place stays empty")
+                raise LayoutError(f"level {level}: found {f.extent} steps of stride {f.stride}; expected {span}; else "
+                                  "a place stays empty")
             span = f.stride * f.extent if level != MEMORY else span + (f.extent - 1) * f.stride
 
     def _at(self, level: str) -> list[Factor]:
@@ -224,7 +225,7 @@ class Layout:
     # Algebra.
 
     def inverse(self) -> Layout:
-        """From places to elements: its axes are the levels, its levels the axes. Raises LayoutError for padded memory."""
+        """From places to elements: its axes are the levels, its levels the axes. LayoutError: padded memory."""
         weights: list[tuple[str, int, Factor]] = []
         for axis, factors in self.axes.items():
             weight = 1
@@ -407,7 +408,8 @@ def convert(source: Layout, target: Layout) -> Conversion:
         here = next(d for d in digits if d.level == LANE and d.stride == distance)
         wanted = next(d for d in digits if d.wanted_level == LANE and d.wanted_stride == distance)
         if here is not wanted:
-            steps.append(LaneSwap(distance, wanted.stride) if wanted.level == LANE else Exchange(wanted.stride, distance))
+            within_lanes = wanted.level == LANE
+            steps.append(LaneSwap(distance, wanted.stride) if within_lanes else Exchange(wanted.stride, distance))
             here.level, here.stride, wanted.level, wanted.stride = wanted.level, wanted.stride, LANE, distance
         distance *= 2
     order = [0] * target.level_extent(REGISTER)

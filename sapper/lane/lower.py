@@ -139,8 +139,8 @@ class Lowering(Model):
             if tile < 1:
                 raise ScheduleError(f"schedule of {self.function.name}: tile of axis {axis} is {tile}; expected >= 1")
             if axis == self.schedule.lane and tile % self.lanes:
-                raise ScheduleError(f"schedule of {self.function.name}: tile of the lane axis {axis} is {tile}; expected "
-                                    f"a multiple of the {self.lanes} lanes")
+                raise ScheduleError(f"schedule of {self.function.name}: tile of the lane axis {axis} is {tile}; "
+                                    f"expected a multiple of the {self.lanes} lanes")
 
     def run(self) -> Function:
         lowered = Function(self.function.name, "lane", self.function.location)
@@ -217,8 +217,8 @@ class Lowering(Model):
             return c, (64 if c % 64 == 0 else 16 if c % 16 == 0 else 1), Capacity(c)
         if op is not None and op.name == "dim":
             name = op.attributes["name"]
-            known = self.specialization.dims.get(name, DimClass())
-            return known.hint, known.divisor, Capacity(1, (name,))
+            dim = self.specialization.dims.get(name, DimClass())
+            return dim.hint, dim.divisor, Capacity(1, (name,))
         if op is not None and op.name in ("min", "add", "sub", "mul", "floordiv"):
             a, b = self.hint(op.operands[0])[0], self.hint(op.operands[1])[0]
             known = {"min": min(a, b), "add": a + b, "sub": max(1, a - b), "mul": a * b, "floordiv": a // max(1, b)}
@@ -360,7 +360,8 @@ class Lowering(Model):
             if r.axis is None:
                 continue
             lane = r.axis == self.schedule.lane or (
-                self.schedule.lane is None and nested and r.hint >= self.lanes and self._carries_contractions(r.axis, plan))
+                self.schedule.lane is None and nested and r.hint >= self.lanes
+                and self._carries_contractions(r.axis, plan))
             if r.axis in plan.crossing or nested or lane or (r.axis in self.schedule.tile and len(plan.items) > 1):
                 r.lane = lane and len(plan.items) > 1
                 if lane and not r.lane and not nested:
@@ -529,7 +530,8 @@ class Lowering(Model):
             divisor = gcd(granule, r.divisor)
             cap = self._task_cap(r)
             capacity = Capacity(cap) if cap else r.capacity
-            pieces.insert(0, Range(start, stop, r.axis, r.counter, r.step, r.hint, divisor, capacity, r.resident, r.lane))
+            pieces.insert(0, Range(start, stop, r.axis, r.counter, r.step, r.hint, divisor, capacity, r.resident,
+                                   r.lane))
         self._loops(pieces, 0, body)
         self.effect("yield", [])
         self.leave()

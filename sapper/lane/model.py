@@ -183,8 +183,8 @@ class Model(WalkLowering):
                 first = self._fit(rows[0], 4 if len(rows) > 1 else self._streamed_rows(walk, rows[0], lane), False)
                 counts[rows[0]] = min(first, budget)
                 if len(rows) > 1:
-                    counts[rows[1]] = self._fit(rows[1], max(1, (registers - 4 - first) // (first * len(walk.reductions))),
-                                                False)
+                    second = (registers - 4 - first) // (first * len(walk.reductions))
+                    counts[rows[1]] = self._fit(rows[1], max(1, second), False)
             for axis in walk.reduced:
                 if axis in counts:
                     accumulators = fixed
@@ -206,8 +206,8 @@ class Model(WalkLowering):
 
     def _streamed_rows(self, walk: Walk, axis: str, lane: str | None) -> int:
         """Rows of matrices times a vector held at once: 8, or 4 if only then this block and the next fit L1."""
-        bytes_of_row = sum(element_bytes(self.access(op).dtype) for op in self.reads(walk)
-                           if {axis, lane} <= set(op.result.type.axes))  # type: ignore[union-attr]
+        rows = [op for op in self.reads(walk) if {axis, lane} <= set(op.result.type.axes)]  # type: ignore[union-attr]
+        bytes_of_row = sum(element_bytes(self.access(op).dtype) for op in rows)
         bytes_of_row *= self.extent_hint(lane) if lane is not None else 1
         return 4 if 4 * bytes_of_row < self.facts.l1_bytes // 2 <= 8 * bytes_of_row else 8
 
@@ -259,15 +259,16 @@ class Model(WalkLowering):
                 open_axes = {a for a in axes if a in self.open}
                 if value in self.buffers or depth_axis not in axes or open_axes - {depth_axis, lane, row_axis}:
                     continue
-                if lane in axes and row_axis not in axes:
-                    staged.append(op)
-                elif row_axis in axes and lane not in axes and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes:
+                read_by_rows = lane in axes and row_axis not in axes
+                read_by_lanes = row_axis in axes and lane not in axes
+                if read_by_rows or (read_by_lanes and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes):
                     staged.append(op)
         return staged
 
     def _prefetched(self, walk: Walk, lane: str | None, order: list[str], reduced: list[str]) -> list[Op]:
         """Contiguous matrices of dot products that are read only once: weights times one vector."""
-        if len(order) != 1 or reduced != [lane] or not all(r.name == "contract" for r in walk.reductions):
+        contraction = all(r.name == "contract" for r in walk.reductions)
+        if lane is None or len(order) != 1 or reduced != [lane] or not contraction:
             return []
         found = []
         for op in self.reads(walk):

@@ -13,7 +13,22 @@ from typing import Any
 
 from ..ir.nodes import Function, Op, Value
 from ..ir.types import (
-    MASK, ROW_F32, ROW_F64, ROW_I32, S64, DType, RowType, TensorType, TileType, bf16, bool_, f16, f32, f64, i32, i64, index,
+    MASK,
+    ROW_F32,
+    ROW_F64,
+    ROW_I32,
+    S64,
+    DType,
+    RowType,
+    TensorType,
+    TileType,
+    bf16,
+    bool_,
+    f16,
+    f64,
+    i32,
+    i64,
+    index,
 )
 from ..tile.affine import affine
 from .ops import MATH
@@ -102,7 +117,8 @@ class RowEvaluation(State):
             if value.op is not None and value.op.location is not None:
                 self.location = value.op.location
             buffer = self.buffers.get(value)
-            found = self._from_memory(buffer, value, at, level) if buffer is not None else self._compute(value, at, level)
+            found = (self._compute(value, at, level) if buffer is None
+                     else self._from_memory(buffer, value, at, level))
             self.location = outer_location
             memo[key] = found
         return found
@@ -112,13 +128,13 @@ class RowEvaluation(State):
         assert isinstance(t, TileType)
         dtype = t.dtype
         op = value.op
-        if not t.axes and (dtype.is_integer or dtype is bool_) and not (op is not None and op.name == "const"):
-            if value in self.scalars or op is None or not self._made_of_rows(op):
-                scalar = self.value(self.integer(value))
-                if dtype is bool_:
-                    as_row = self.emit(level, "splat", [scalar], ROW_I32)
-                    return self.emit(level, "cmp", [as_row, self.constant(0, i32)], MASK, cond="ne")
-                return self.emit(level, "splat", [scalar], RowType(row_dtype(dtype)))
+        integer = not t.axes and (dtype.is_integer or dtype is bool_) and not (op is not None and op.name == "const")
+        if integer and (value in self.scalars or op is None or not self._made_of_rows(op)):
+            scalar = self.value(self.integer(value))
+            if dtype is bool_:
+                as_row = self.emit(level, "splat", [scalar], ROW_I32)
+                return self.emit(level, "cmp", [as_row, self.constant(0, i32)], MASK, cond="ne")
+            return self.emit(level, "splat", [scalar], RowType(row_dtype(dtype)))
         if op is None:
             if value in self.function.arguments:      # a floating scalar argument lies in the argument block
                 return self._scalar_argument(value)
@@ -300,7 +316,8 @@ class RowEvaluation(State):
             key = ("s_load", op, tuple(sorted(at.items())))
             if key not in memo:
                 memo[key] = self.emit(level, "s_load", operands, S64, dtype=access.dtype, **attributes)
-            return memo[key]
+            loaded: Value = memo[key]
+            return loaded
         source = op.operands[0].type.dtype  # type: ignore[union-attr]
         if source.is_float:
             return self._lane0(self.row(value, at), dtype)

@@ -10,6 +10,7 @@ extent, and a walk must loop over it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -19,7 +20,7 @@ from ..ir.types import S64, DType, RowType, Type, b32, bf16, bool_, f16, f32, f6
 Scalar = Union[int, Value]
 """A 64-bit scalar: a constant, or a lane IR value."""
 
-_FOLD = {
+_FOLD: dict[str, Callable[[int, int], int]] = {
     "s_add": lambda a, b: a + b, "s_sub": lambda a, b: a - b, "s_mul": lambda a, b: a * b, "s_min": min, "s_max": max,
     "s_floordiv": lambda a, b: a // b, "s_mod": lambda a, b: a % b, "s_and": lambda a, b: a & b,
     "s_shl": lambda a, b: a << b, "s_sar": lambda a, b: a >> b,
@@ -198,7 +199,8 @@ class State:
             if name not in self.slots:
                 self.slots.append(name)
             memo[key] = self.emit(0, "arg", [], S64, slot=3 + self.slots.index(name))
-        return memo[key]
+        found: Value = memo[key]
+        return found
 
     # Blocks.
 
@@ -251,7 +253,7 @@ class State:
             if depth == depths[-1] and depth > self.depth_of(base):
                 # The innermost terms become the index, so that the rest stays outside the innermost loop.
                 if len(group) == 1 and group[0][1] in (1, 2, 4, 8):
-                    index, scale = group[0][0], int(group[0][1])  # type: ignore[arg-type]
+                    index, scale = group[0][0], int(group[0][1])
                 else:
                     for offset, coefficient in group:
                         index = self.add(index, self.mul(offset, coefficient))
@@ -273,13 +275,15 @@ class State:
         key = ("row", dtype.name, repr(value))
         if key not in memo:
             memo[key] = self.emit(0, "splat_const", [], RowType(dtype), value=value)
-        return memo[key]
+        found: Value = memo[key]
+        return found
 
     def iota(self) -> Value:
         memo = self.levels[0].memo
         if "iota" not in memo:
             memo["iota"] = self.emit(0, "iota", [], RowType(i32))
-        return memo["iota"]
+        found: Value = memo["iota"]
+        return found
 
 
 def element_bytes(dtype: DType) -> int:

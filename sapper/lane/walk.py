@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TileType, f32, f64, i32
 from ..tile.plan import Walk
-from .rows import LoweringError, RowEvaluation
-from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
+from .rows import LoweringError, RowEvaluation, Rows
+from .state import Access, Bound, Capacity, Scalar, element_bytes, memory_dtype, row_dtype
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -70,10 +70,18 @@ class Accumulator:
 
 
 class WalkLowering(RowEvaluation):
-    """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`). near_bytes: size of L1;
-    block_loads: the loads of the block whose walks are being emitted; busiest: the walk among them that computes
-    most, if the block stores past the caches."""
+    """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`).
 
+    near_bytes: size of L1. block_loads: the loads of the block whose walks are being emitted; busiest: the walk among
+    them that computes most, if the block stores past the caches. completed: rows of finished reductions.
+    pending_buffers, carried_buffers: where kept values lie, of the walk at hand and of loops that carry them.
+    stage_memory: scratch memory of each staged operand.
+    """
+
+    completed: dict[Value, Rows]
+    pending_buffers: dict[Value, Access]
+    carried_buffers: dict[Value, Access]
+    stage_memory: dict[tuple[str, Op], Scalar]
     near_bytes: int
     block_loads: list[Op]
     busiest: Walk | None
@@ -290,13 +298,11 @@ class WalkLowering(RowEvaluation):
             return self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried,
                                   lambda values: self._reduce(walk, choice, k + 1, accumulators, values))
         self._unpack(accumulators, carried)
-        number = 0
-        for inner in self._coordinates(walk.reduced):
+        for number, inner in enumerate(self._coordinates(walk.reduced)):
             for a in accumulators:
                 axes = a.op.result.type.axes  # type: ignore[union-attr]
                 for point in a.outer:
                     self._accumulate(a, point, number % a.slots, {**inner, **dict(zip(axes, point, strict=True))}, walk)
-            number += 1
         for op in choice.prefetched:
             self._prefetch(op, walk, choice)
         self._roots(walk.inner)
@@ -306,9 +312,9 @@ class WalkLowering(RowEvaluation):
     def _prefetch(self, op: Op, walk: Walk, choice: WalkChoice) -> None:
         """Ask for the block of rows after this one, line by line in the order of memory.
 
-        A block is `count` whole rows of a contiguous matrix, hence contiguous itself, and its loop over the reduced axis
-        asks for as many bytes of the next as it reads of this. The streams of the rows are short: the hardware finds
-        each of them too late.
+        A block is `count` whole rows of a contiguous matrix, hence contiguous itself, and its loop over the reduced
+        axis asks for as many bytes of the next as it reads of this. The streams of the rows are short: the hardware
+        finds each of them too late.
         """
         (axis,) = [a for a in op.result.type.axes if a in walk.outer]  # type: ignore[union-attr]
         (depth_axis,) = walk.reduced
@@ -322,8 +328,8 @@ class WalkLowering(RowEvaluation):
         block_bytes = rows.count * size * (o.extent if isinstance(o.extent, int) else o.hint) * len(choice.prefetched)
         level = 1 if block_bytes <= self.near_bytes // 2 else 2
         for line in range(0, step_bytes, 64):
-            self.effect("prefetch", [self.value(block), self.value(ahead)], scale=1, disp=access.disp + line, indexed=True,
-                        level=level)
+            self.effect("prefetch", [self.value(block), self.value(ahead)], scale=1, disp=access.disp + line,
+                        indexed=True, level=level)
 
     def _accumulate(self, a: Accumulator, point: tuple[int, ...], slot: int, at: dict[str, int], walk: Walk) -> None:
         op = a.op
@@ -475,8 +481,8 @@ class WalkLowering(RowEvaluation):
             elif o.capacity is not None:
                 axes.append((axis, o.capacity))
             else:
-                raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over it "
-                                    "must be kept in scratch memory; walk it with tiles(...)", value.op)
+                raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over "
+                                    "it must be kept in scratch memory; walk it with tiles(...)", value.op)
         lanes_last = sorted(axes, key=lambda pair: pair[0] not in self.open and self.bound[pair[0]].lane)
         return self.allocate(value, value.type.dtype, lanes_last)  # type: ignore[union-attr]
 
@@ -662,7 +668,7 @@ class StagedPanel:
 
 
 class StagedRows:
-    """[row blocks][depth blocks][count rows][lanes of depth]: what broadcast elements of a contraction are read from."""
+    """[row blocks][depth blocks][count rows][lanes of depth]: where a contraction reads broadcast elements."""
 
     def __init__(self, lowering: WalkLowering, base: Scalar, row_axis: str, depth_axis: str, count: int,
                  depth_extent: Scalar, dtype: DType) -> None:

@@ -14,9 +14,9 @@ The contract of specialisation:
     unit_strides  {tensor: "contiguous" | (stride of dimension i is 1, ...)}; of a contiguous tensor (C order) the
                   strides follow from its extents, another's are in the slots "a.stride.i"; of an extent of 1 a stride
                   may be anything, and flags for it say what the caller passed
-    dim_classes   {dim: (bound, divisor)}; bound 1 | 16 | 128 | 1024 | 8192 | 2**31-1, the least not below the extent, except that 1
-                  means exactly one (an extent of 0 is in class 16); divisor 64 | 16 | 1, the largest that divides the
-                  extent; dims in static_dims have none
+    dim_classes   {dim: (bound, divisor)}; bound 1 | 16 | 128 | 1024 | 8192 | 2**31-1, the least not below the extent,
+                  except that 1 means exactly one (an extent of 0 is in class 16); divisor 64 | 16 | 1, the largest that
+                  divides the extent; dims in static_dims have none
     aligned       names of large tensors whose data and rows all start at multiples of 64 bytes
 and whose result is read by `CompiledKernel.of`.
 """
@@ -112,7 +112,8 @@ def aligned_tensors(signature: Signature, binding: Binding) -> tuple[str, ...]:
     for position, view in binding.tensors.items():
         size_bytes = view.dtype.size_bytes
         if (not view.address % CACHE_LINE_BYTES and size_bytes * math.prod(view.shape) >= LARGE_BYTES
-                and view.strides and view.strides[-1] == 1 and not any(s * size_bytes % CACHE_LINE_BYTES for s in view.strides[:-1])):
+                and view.strides and view.strides[-1] == 1
+                and not any(s * size_bytes % CACHE_LINE_BYTES for s in view.strides[:-1])):
             names.append(signature.parameters[position].name)
     return tuple(names)
 
@@ -236,8 +237,8 @@ class Entry:
     and no sync block. blocks: argument blocks that no call is using.
     """
 
-    __slots__ = ("aligned", "blocks", "code", "compiled", "data_words", "direct", "run", "scalar_words", "scratch_bytes",
-                 "threads", "words")
+    __slots__ = ("aligned", "blocks", "code", "compiled", "data_words", "direct", "run", "scalar_words",
+                 "scratch_bytes", "threads", "words")
 
     def __init__(
         self, signature: Signature, compiled: CompiledKernel, code: CodeBlock, binding: Binding, threads: int,

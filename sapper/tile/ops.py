@@ -50,7 +50,8 @@ TILE_OPS = OpTable("tile", [
     # Reductions.
     OpSpec("reduce", (1, 1), attributes=("kind", "over"),
            doc="kind sum | max | min | argmax | argmin over the axes `over` (a list); NaN elements take "
-               "no part in max, min, argmax, argmin; argmax gives the index coordinate (dtype index), the lowest on ties; sums of bf16 and f16 are f32 inside and rounded once"),
+               "no part in max, min, argmax, argmin; argmax gives the index coordinate (dtype index), the lowest on "
+               "ties; sums of bf16 and f16 are f32 inside and rounded once"),
     OpSpec("contract", (2, 2), attributes=("over",),
            doc="sum(a * b) over the axes `over`; f32 for bf16, f16, f32 operands, f64 for f64, i32 for i8 and u8"),
     # Control. Block arguments and yields carry values.

@@ -106,7 +106,8 @@ def test_random_text_is_read_back(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ("m", "expected AXIS"), ("m: 2@register; m: 3@register", "each axis once"), ("m: 2@core", "LEVEL one of slot, lane"),
+    ("m", "expected AXIS"), ("m: 2@register; m: 3@register", "each axis once"),
+    ("m: 2@core", "LEVEL one of slot, lane"),
     ("m: 2", "expected EXTENT@LEVEL"), ("m: x@lane", "found 'x@lane'"), ("m: 6@lane", "expected powers of two"),
     ("m: 3@slot", "expected powers of two"), ("m: 0@register", "expected both >= 1"),
     ("m: 4@register(stride 1); n: 2@register(stride 2)", "two elements share a place"),

@@ -50,14 +50,15 @@ def test_random_kernels(case, seed, facts, workers, hint) -> None:
     arguments = case.make_arguments(seed)
     expectations = expect(original, arguments)
     function = reduce_loops(kernel.tile_ir())
-    hints = None if hint is None else {t: hint for t in case.sizes(seed)}
+    hints = None if hint is None else dict.fromkeys(case.sizes(seed), hint)
     run_lane(function, arguments, facts=facts, specialization=specialize(function, arguments, hints), workers=workers)
     assert_expected(arguments, expectations, repr(case))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(m=st.integers(0, 70), n=st.integers(0, 70), k=st.integers(0, 40), rows=st.integers(1, 14), wide=st.integers(1, 3),
-       depth=st.sampled_from([1, 2, 4, 8]), stage=st.sampled_from([None, (), ("a",), ("b",), ("a", "b")]),
+@given(m=st.integers(0, 70), n=st.integers(0, 70), k=st.integers(0, 40), rows=st.integers(1, 14),
+       wide=st.integers(1, 3), depth=st.sampled_from([1, 2, 4, 8]),
+       stage=st.sampled_from([None, (), ("a",), ("b",), ("a", "b")]),
        name=st.sampled_from(["matmul_nn_f32", "matmul_nt_f32", "matmul_tn_f32"]), lane=st.sampled_from([None, "n"]))
 def test_matmul_schedules(m, n, k, rows, wide, depth, stage, name, lane) -> None:
     """No schedule changes what is computed."""
