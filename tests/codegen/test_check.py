@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from test_allocate import RAX, RDI, Code, Generator, small_file
+from .test_allocate import RAX, RDI, Code, Generator, small_file
 
 from sapper.codegen.allocate import Allocation, allocate
 from sapper.codegen.check import CheckError, check

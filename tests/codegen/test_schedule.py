@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_allocate import RDI, RSI, Code, Generator, register_accumulations, simulate, small_file
+from .test_allocate import RDI, RSI, Code, Generator, register_accumulations, simulate, small_file
 
 import sapper.codegen.schedule as scheduling
 from sapper.codegen.allocate import allocate
