@@ -545,40 +545,78 @@ def encode(function: MachineFunction, features: Iterable[str] | None = None) -> 
 def _relax(function: MachineFunction, pieces: list[Any]) -> tuple[list[int], dict[str, int], int, int]:
     """Offsets of all pieces (and the end), of all labels and constants, the size of the code, its alignment.
 
-    Jumps start short and only ever grow, so this ends; it is what assemblers do.
+    Jumps start short and only ever grow, so this ends. Which ones grow depends on the order, as padding shrinks when
+    code before it grows; the order is that of GNU as (`relax_segment`, `relax_frag`): in each pass a jump sees the
+    new offsets of what lies before it, and takes what lies after to move as far as itself, unless padding lies between.
     """
     align = 16
-    jumps = [(number, piece) for number, piece in enumerate(pieces) if type(piece) is _Jump]
-    while True:
-        offsets: list[int] = []
-        labels: dict[str, int] = {}
-        here = 0
-        for piece in pieces:
-            offsets.append(here)
-            kind = type(piece)
-            if kind is bytes:
-                here += len(piece)
-            elif kind is Label:
-                if piece.align > 1:
-                    here += -here % piece.align
-                    align = max(align, piece.align)
-                if piece.name in labels:
-                    raise EncodeError(f"function {function.name}: found label {piece.name!r} twice; expected each once")
-                labels[piece.name] = here
-            elif piece.is_long:
-                here += len(piece.long) + 4
-            else:
-                here += len(piece.short) + 1
+    starts: list[int] = []  # of jumps and labels: offsets, the label's before its padding
+    items: list[Any] = []
+    labels: dict[str, int] = {}
+    order: dict[str, tuple[int, int]] = {}  # of labels: place in items, region
+    regions: list[int] = []  # of items: how many paddings lie before
+    here = region = 0
+    for piece in pieces:
+        kind = type(piece)
+        if kind is bytes:
+            here += len(piece)
+            continue
+        starts.append(here)
+        regions.append(region)
+        items.append(piece)
+        if kind is not Label:
+            here += len(piece.long) + 4 if piece.is_long else len(piece.short) + 1
+            continue
+        if piece.align > 1:
+            here += -here % piece.align
+            align = max(align, piece.align)
+            region += 1
+        if piece.name in labels:
+            raise EncodeError(f"function {function.name}: found label {piece.name!r} twice; expected each once")
+        labels[piece.name] = here
+        order[piece.name] = len(items), region
+    for item in items:
+        if type(item) is not Label and item.target not in labels:
+            raise EncodeError(f"function {function.name}, row {item.row.name}: found a jump to {item.target!r}; "
+                              "expected a label of the function")
+    moved = True
+    while moved:
+        moved = False
+        stretch = 0
+        for place, item in enumerate(items):
+            was = starts[place]
+            start = starts[place] = was + stretch
+            if type(item) is Label:
+                if item.align > 1:
+                    growth = -start % item.align - -was % item.align
+                    if growth:
+                        stretch += growth
+                        moved = True
+                labels[item.name] += stretch
+            elif not item.is_long:
+                target = labels[item.target]
+                after, its_region = order[item.target]
+                if stretch and after > place:
+                    if stretch < 0 or its_region == regions[place]:
+                        target += stretch
+                    elif target < start:
+                        continue
+                short = len(item.short) + 1
+                if not -128 <= target - start - short <= 127:
+                    item.is_long = moved = True
+                    stretch += len(item.long) + 4 - short
+    offsets: list[int] = []
+    here = 0
+    for piece in pieces:
         offsets.append(here)
-        grown = False
-        for number, jump in jumps:
-            if jump.target not in labels:
-                raise EncodeError(f"function {function.name}, row {jump.row.name}: found a jump to {jump.target!r}; "
-                                  "expected a label of the function")
-            if not jump.is_long and not -128 <= labels[jump.target] - offsets[number + 1] <= 127:
-                jump.is_long = grown = True
-        if not grown:
-            break
+        kind = type(piece)
+        if kind is bytes:
+            here += len(piece)
+        elif kind is Label:
+            here += -here % piece.align
+        else:
+            here += len(piece.long) + 4 if piece.is_long else len(piece.short) + 1
+    offsets.append(here)
     size = here
     for name, (alignment, content) in function.constants.items():
         if name in labels:

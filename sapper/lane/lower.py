@@ -28,6 +28,7 @@ SEQUENTIAL_TILE = 64
 """Default size of a sequential tile: its intermediate tiles then stay in L1."""
 
 TASKS_PER_WORKER = 4
+STAGING_TASKS_PER_WORKER = 2
 
 STAGED_ROWS_CAP = 2016
 """Most rows of a staged operand in one task (a multiple of 14 and 6), which bounds scratch memory."""
@@ -67,7 +68,8 @@ def has_wide_rows(function: Function) -> bool:
         if op.name == "store":
             if wide(op.operands[1]):
                 return True
-        elif any(wide(v) for v in op.operands) and not all(is_scalar_integer(r) for r in op.results):
+        elif any(wide(v) and (not is_scalar_integer(v) or not all(is_scalar_integer(r) for r in op.results))
+                 for v in op.operands):
             return True
     return False
 
@@ -485,8 +487,9 @@ class Lowering(Model):
         """Split the ranges into tasks: about TASKS_PER_WORKER for each worker, fewer where there is less to do."""
         workers = self.emit(0, "workers", [], S64)
         alone = self.emit(0, "s_cmp", [workers, self.value(1)], S64, cond="eq")
-        several = self.value(self.mul(workers, TASKS_PER_WORKER))
-        target: Scalar = self.emit(0, "s_select", [alone, self.value(1), several], S64)
+        # Tasks that stage operands stage them anew: fewer of them.
+        each = STAGING_TASKS_PER_WORKER if any(self._task_cap(r) for r in ranges) else TASKS_PER_WORKER
+        target: Scalar = self.emit(0, "s_select", [alone, self.value(1), self.value(self.mul(workers, each))], S64)
         plans: list[tuple[Range, int, Scalar, Scalar]] = []
         total: Scalar = 1
         left: Scalar = target
@@ -552,7 +555,7 @@ class Lowering(Model):
                     if len(ranges) == 1:
                         granule = 1024
                 else:
-                    granule = 4 if r.hint < 512 else 28
+                    granule = 4
             granules.append(granule)
         return granules
 

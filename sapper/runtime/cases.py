@@ -18,6 +18,8 @@ import numpy
 
 from ..ir.nodes import Function, Value
 from ..ir.types import Dim, DType, TensorType, TileType
+from ..tile.interpret import interpret
+from ..tile.semantics import OutOfBounds
 from .arguments import integer_range
 from .dtypes import numpy_dtype
 
@@ -30,6 +32,7 @@ SMALL_VOLUME = 2_000
 
 LARGE_VOLUME = 60_000
 _LOOP_BOUND = 8
+_ATTEMPTS = 8
 _LAYOUTS = ("contiguous", "rows apart", "every other", "columns first", "backwards")
 _DIMS = {
     "ones": (1,), "small": (2, 3, 5, 7), "ragged": (15, 17, 31, 33, 18), "large": (65, 70, 100, 129),
@@ -167,7 +170,7 @@ def cases(
             arguments = make_arguments(random, shape)
         else:
             shape = _draw_dims(random, dims, extents)
-            arguments = _draw_arguments(kernel, traits, random, shape)
+            arguments = _fitting(kernel, function, traits, [seed, at, 1], shape)
         if hostile:
             for name, value in arguments.items():
                 if isinstance(value, numpy.ndarray) and name in traits.loaded:
@@ -266,17 +269,42 @@ def _draw_values(
     return numpy.asarray(random.integers(low, high, extents, dtype=numpy.int64, endpoint=True)).astype(theirs)
 
 
-def smaller(arguments: Arguments, function: Function, attempt: int) -> Arguments:
-    """The same case with smaller indices, for a kernel that adds to them: a quarter, then 0."""
-    uses = integer_uses(function)
-    result = dict(arguments)
-    for name, use in uses.items():
-        if use.dims or use.bound:
-            if isinstance(result[name], numpy.ndarray):
-                result[name][...] = result[name] // 4 if attempt == 0 else 0
+def _fitting(
+    kernel: Any, function: Function, traits: _Traits, seed: list[int], shape: dict[str, int]
+) -> Arguments:
+    """Arguments with which no index is out of bounds, if a few attempts find some; `shape` is changed to theirs.
+
+    What a kernel adds to its indices is not known, so integers are made smaller, and then dimensions larger.
+    """
+    types = dict(kernel.parameters)
+    arguments = _draw_arguments(kernel, traits, numpy.random.default_rng(seed), shape)
+    for attempt in range(_ATTEMPTS):
+        trial = {n: copy_of(v) if isinstance(v, numpy.ndarray) else v for n, v in arguments.items()}
+        try:
+            interpret(function, trial)
+            break
+        except OutOfBounds as error:
+            dim = types[error.tensor].dims[error.dimension]
+            if error.index < 0 or attempt < 2 or not isinstance(dim, str):
+                _make_integers_smaller(arguments, traits, attempt)
             else:
-                result[name] = result[name] // 4 if attempt == 0 else 0
-    return result
+                shape[dim] = error.index + 1
+                if _volume(shape.values()) > 4 * LARGE_VOLUME:
+                    break
+                arguments = _draw_arguments(kernel, traits, numpy.random.default_rng(seed), shape)
+                _make_integers_smaller(arguments, traits, 0)
+        except Exception:  # not a matter of extents: the station that is at fault will say what is wrong
+            break
+    return arguments
+
+
+def _make_integers_smaller(arguments: Arguments, traits: _Traits, attempt: int) -> None:
+    for name, use in traits.uses.items():
+        if use.dims or use.bound:
+            if isinstance(arguments[name], numpy.ndarray):
+                arguments[name][...] = arguments[name] // 4 if attempt == 0 else 0
+            else:
+                arguments[name] = arguments[name] // 4 if attempt == 0 else 0
 
 
 def _poison(random: numpy.random.Generator, values: Array, traits: _Traits) -> None:

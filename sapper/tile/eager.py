@@ -330,6 +330,8 @@ class TensorView(_Operators):
         axes = semantics.union_axes(*(tile.axes for tile in given))
         where = tuple(semantics.align(tile.array, tile.axes, axes) for tile in given)
         semantics.check_bounds(self.array.shape, where, self.name, lambda: str(_place()), doing)
+        if any(index.size == 0 for index in where):  # NumPy would still check the indices that are not empty
+            where = tuple(np.broadcast_arrays(*where))
         return where, axes
 
     def __getitem__(self, indices: Any) -> Tile:

@@ -265,6 +265,8 @@ class _Run:
         if len(where) != array.ndim:
             raise ValueError(f"{_place(op)}: {len(where)} indices for {tensor.name}, which has {array.ndim} dimensions")
         semantics.check_bounds(array.shape, where, tensor.name, lambda: _place(op), doing)
+        if any(index.size == 0 for index in where):  # NumPy would still check the indices that are not empty
+            where = tuple(np.broadcast_arrays(*where))
         return array, where
 
     def flat(self, array: Array, where: tuple[Array, ...]) -> Array:

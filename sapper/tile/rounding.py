@@ -138,7 +138,9 @@ class RandomRounding:
         return result
 
     def _move(self, values: Array, dtype: DType, ulps: int) -> Array:
-        moved = values.astype(np.float64) + ulp(values, dtype) * self._random.integers(-ulps, ulps + 1, values.shape)
+        # Never by nothing: an element that no run moves would be taken for exact.
+        steps = self._random.integers(1, ulps + 1, values.shape) * self._random.choice([-1, 1], values.shape)
+        moved = values.astype(np.float64) + ulp(values, dtype) * steps
         exact = (values == 0) | ~np.isfinite(values.astype(np.float64))
         return np.asarray(np.where(exact, values, semantics.cast(np.asarray(moved), dtype)))
 

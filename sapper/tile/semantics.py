@@ -282,9 +282,19 @@ def contract(a: Array, a_axes: Axes, b: Array, b_axes: Axes, over: Sequence[str]
 # Memory -------------------------------------------------------------------------------------------------------------
 
 
+class OutOfBounds(IndexError):
+    """An index outside a tensor. tensor: its name; dimension: which, from 0; index: the one that is farthest out."""
+
+    def __init__(self, message: str, tensor: str, dimension: int, index: int) -> None:
+        super().__init__(message)
+        self.tensor = tensor
+        self.dimension = dimension
+        self.index = index
+
+
 def check_bounds(shape: Sequence[int], indices: Sequence[Array], tensor: str, where: Callable[[], str],
                  doing: str) -> None:
-    """Raise IndexError, naming place, tensor, dimension, index and extent, unless every index is inside `shape`.
+    """Raise OutOfBounds, naming place, tensor, dimension, index and extent, unless every index is inside `shape`.
 
     indices: one integer array for each dimension, broadcasting. Nothing is accessed, hence nothing checked, when
     together they have no element. where: gives the place, asked only when it is needed.
@@ -296,9 +306,9 @@ def check_bounds(shape: Sequence[int], indices: Sequence[Array], tensor: str, wh
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= extent:
             found = low if low < 0 else high
-            raise IndexError(
+            raise OutOfBounds(
                 f"{where()}: {doing} of {tensor} out of bounds: dimension {dimension} has extent {extent}, "
-                f"found index {found}; expected 0 <= index < {extent}")
+                f"found index {found}; expected 0 <= index < {extent}", tensor, dimension, found)
 
 
 def constant(value: Any, dtype: DType) -> Array:

@@ -70,3 +70,27 @@ def test_an_i64_scalar_that_becomes_a_row_halves_the_lanes(machine: str) -> None
     arguments = {"a": np.arange(200, 220, dtype=np.uint8), "out": np.zeros(20, np.int64)}
     run_native(parse_function(text, {"tile": TILE_OPS}), arguments, TARGETS[machine])
     np.testing.assert_array_equal(arguments["out"], np.arange(200, 220))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_an_f64_condition_halves_the_lanes(machine: str) -> None:
+    text = """tile func @choose(%a: tensor<f32, N>, %s: f64) {
+      %zero: index = const {value = 0}
+      %N: index = dim {name = "N"}
+      whole %zero, %N {axis = "n"}
+      %i: index[n] = index {axis = "n"}
+      %x: f32[n] = load %a, %i
+      %condition: bool = eq %s, %s
+      %one: f32 = const {value = 1.0}
+      %y: f32[n] = if %condition {
+        %z: f32[n] = add %x, %one
+        yield %z
+      } {
+        yield %x
+      }
+      store %a, %y, %i
+    }"""
+    for s, expected in ((0.5, 1.0), (float("nan"), 0.0)):
+        arguments = {"a": np.zeros(20, np.float32), "s": s}
+        run_native(parse_function(text, {"tile": TILE_OPS}), arguments, TARGETS[machine])
+        assert (arguments["a"] == expected).all()

@@ -52,9 +52,9 @@ def divided(a: Tensor[i32, N], b: Tensor[i32, N], rounds: i32, y: Tensor[i32, N]
 
 
 @sp.kernel
-def beyond(x: Tensor[f32, K], y: Tensor[f32, N]):
-    for n in tiles(N):
-        y[n] = x[n + 100000]
+def beyond(x: Tensor[f32, 3], start: i32, y: Tensor[f32, 2]):
+    for n in tiles(2):
+        y[n] = x[n + start + 4]
 
 
 @pytest.mark.parametrize("kernel", [clipped, picked, part, divided], ids=lambda k: k.name)
@@ -269,3 +269,15 @@ def test_copies_keep_values_and_strides(view: np.ndarray) -> None:
     np.testing.assert_array_equal(copy, view)
     assert copy.strides == view.strides or not view.size
     assert not np.shares_memory(copy, view)
+
+
+@sp.kernel
+def fourth_row(x: Tensor[f32, K, N], y: Tensor[f32, N]):
+    for n in tiles(N):
+        y[n] = x[3, n]
+
+
+def test_dimensions_grow_until_the_indices_fit() -> None:
+    """K is drawn too small at times, and no element is accessed where N is 0, so then any K will do."""
+    report = check_kernel(fourth_row)
+    assert report.ok and report.refused == 0, report
