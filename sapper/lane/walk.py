@@ -498,7 +498,10 @@ class WalkLowering(RowEvaluation):
             self.staged[op] = self._stage_panel(op, lane, depth_axis, choice)
         else:
             (row_axis,) = rows
-            self.staged[op] = self._stage_rows(op, row_axis, depth_axis, choice)
+            access = self.access(op)
+            contiguous = access.axes.get(row_axis) == element_bytes(access.dtype) and not access.gathers
+            stage = (self._stage_columns if contiguous and choice.counts[row_axis] <= self.lanes else self._stage_rows)
+            self.staged[op] = stage(op, row_axis, depth_axis, choice)
 
     def _stage_panel(self, op: Op, lane: str, depth_axis: str, choice: WalkChoice) -> StagedPanel:
         """The lane axis is bound to its piece: copy [depth][piece], each row of the piece beside the next."""
@@ -583,6 +586,40 @@ class WalkLowering(RowEvaluation):
         self.axis_loop(row_axis, count, False, [], rows)
         return staged
 
+    def _stage_columns(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedColumns:
+        """As `_stage_rows`, of a matrix that is contiguous along the rows' axis: one vector for each step of depth."""
+        dtype = row_dtype(op.result.type.dtype)  # type: ignore[union-attr]
+        count = choice.counts[row_axis]
+        key = ("columns", op)
+        if key not in self.stage_memory:
+            blocks = self._capacity(row_axis)
+            c = blocks if isinstance(blocks, Capacity) else Capacity(blocks)
+            # A block of `count` rows takes one vector: lanes / count times the rows, rounded up to whole blocks.
+            widened = Capacity(c.constant * -(-self.lanes // count), c.dims)
+            self.stage_memory[key] = self.scratch([(widened, self.lanes), (self._capacity(depth_axis), 1)], dtype)
+        depth_extent = self.open[depth_axis].extent
+        staged = StagedColumns(self, self.stage_memory[key], row_axis, depth_axis, count, depth_extent, dtype)
+        rows = self.open[row_axis]
+
+        def block(carried: Carried) -> Carried:
+            here = self.bound[row_axis]
+            left = self.sub(self.add(rows.offset, rows.extent), here.offset)
+            mask = self.emit(self.depth, "mask_first", [self.value(self.scalar("s_min", left, count))], MASK)
+            self.bound[row_axis] = Bound(here.offset, 1, True, mask, here.depth)
+
+            def copy(inner: Carried) -> Carried:
+                for at in self._coordinates((row_axis, depth_axis)):
+                    staged.store(at, self.row(op.result, at))
+                return inner
+
+            self.axis_loop(depth_axis, 4, False, [], copy)
+            self.bound[row_axis] = here
+            return carried
+
+        # Every block, the last one too, has a vector of its own; the mask cuts what it lacks.
+        self._loop(row_axis, rows.offset, self.add(rows.offset, rows.extent), count, False, False, [], block)
+        return staged
+
     def _capacity(self, axis: str) -> Capacity | int:
         o = self.open[axis]
         if isinstance(o.extent, int):
@@ -665,6 +702,43 @@ class StagedRows:
             index = low.add(low.mul(whole, self.count * size), low.mul(inside, size))
             disp = at[self.depth_axis] * size
         disp += at[self.row_axis] * lanes * size
+        if isinstance(index, int):
+            return [low.value(base)], {"scale": 1, "disp": disp + index, "indexed": False}
+        return [low.value(base), index], {"scale": 1, "disp": disp, "indexed": True}
+
+    def load(self, at: dict[str, int], level: int) -> Value:
+        operands, attributes = self._address(at)
+        return self.lowering.emit(level, "load_splat", operands, RowType(self.dtype), dtype=self.dtype, **attributes)
+
+    def store(self, at: dict[str, int], row: Value) -> None:
+        operands, attributes = self._address(at)
+        self.lowering.effect("store", [row, *operands], dtype=self.dtype, masked=False, streaming=False, **attributes)
+
+
+class StagedColumns:
+    """[row blocks][depth][one vector of rows]: broadcast elements whose source is contiguous along the rows."""
+
+    def __init__(self, lowering: WalkLowering, base: Scalar, row_axis: str, depth_axis: str, count: int,
+                 depth_extent: Scalar, dtype: DType) -> None:
+        self.lowering = lowering
+        self.base = base
+        self.row_axis = row_axis
+        self.depth_axis = depth_axis
+        self.count = count
+        self.depth_extent = depth_extent
+        self.dtype = dtype
+
+    def _address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
+        low, size = self.lowering, self.dtype.size_bytes
+        vector_bytes = low.lanes * size
+        row, depth = low.bound[self.row_axis], low.bound[self.depth_axis]
+        start = low.sub(row.offset, low.open[self.row_axis].offset)
+        block = low.scalar("s_floordiv", start, self.count)
+        base = low.add(self.base, low.mul(low.mul(self.depth_extent, vector_bytes), block))
+        if row.count != self.count and not row.lane:
+            base = low.add(base, low.mul(low.sub(start, low.mul(block, self.count)), size))
+        index = low.mul(low.sub(depth.offset, low.open[self.depth_axis].offset), vector_bytes)
+        disp = at[self.depth_axis] * vector_bytes + (0 if row.lane else at[self.row_axis] * size)
         if isinstance(index, int):
             return [low.value(base)], {"scale": 1, "disp": disp + index, "indexed": False}
         return [low.value(base), index], {"scale": 1, "disp": disp, "indexed": True}
