@@ -37,7 +37,7 @@ def test_unpacking_garbage_is_refused_or_gives_a_kernel(packed: bytes) -> None:
 
 def test_from_what_the_compiler_gives() -> None:
     made = CompiledKernel.of("g", SimpleNamespace(bytes=b"\xc3", slots=["a.data"], scratch_bytes=8), ("a",))
-    assert made == CompiledKernel("g", b"\xc3", ("a.data",), 8, None, ("a",))
+    assert made == CompiledKernel("g", b"\xc3", ("a.data",), 8, (), None, ("a",))
     assert CompiledKernel.unpack(made.pack()) == made
     full = SimpleNamespace(code=b"\xc3", slots=[], scratch_bytes=0, counters=1, stored=["b"])
     full.tasks, full.work = [[["M", 4]]], [[2.0, ["M"]]]
