@@ -9,6 +9,7 @@ loads and keeps on disk, and every IR on the way for those who ask (`stages`). H
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ class Compiled:
     """Machine code and what is needed to call it.
 
     scratch: every scratch buffer as (element bytes, ((constant, dims, multiple), ...)); see lane.lower.
+    requires: what the extents must fulfil; see docs/ir.md.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Compiled:
     scratch: tuple[Any, ...]
     counters: int
     stored: tuple[str, ...]
+    requires: tuple[tuple[str | int, ...], ...]
     text: Callable[[], str] = field(compare=False)
 
 
@@ -151,7 +154,8 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
     made = compile_lane(lane, target)
     _trace(made.machine, "allocate", "machine")
     return Compiled(function.name, made.bytes, tuple(lane.attributes["slots"]), _tuples(lane.attributes["scratch"]),
-                    lane.attributes["counters"], stored, lambda: made.text)
+                    lane.attributes["counters"], stored, _tuples(function.attributes.get("requires", [])),
+                    lambda: made.text)
 
 
 def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],
@@ -162,11 +166,17 @@ def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Ma
     static_dims: extents compiled in. unit_strides: see Specialization.strides. dim_classes: for each run-time dimension
     (least upper bound of its class, divisor). aligned: tensors whose rows all start at multiples of 64 bytes.
     """
-    function = kernel.tile_ir(dict(static_dims))
     dims = {name: DimClass(HINTS.get(bound, LARGE), divisor) for name, (bound, divisor) in dim_classes.items()}
     if schedule is not None and not isinstance(schedule, Schedule):
         schedule = Schedule.from_json(dict(schedule))
-    return compile_function(function, schedule, target, Specialization(dims, dict(unit_strides), aligned))
+    collects = gc.isenabled()
+    gc.disable()  # the IRs are many small objects, all alive to the end: looking for garbage among them takes a third
+    try:
+        function = kernel.tile_ir(dict(static_dims))
+        return compile_function(function, schedule, target, Specialization(dims, dict(unit_strides), aligned))
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _tuples(nested: Any) -> Any:

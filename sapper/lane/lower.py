@@ -260,6 +260,8 @@ class Lowering(Model):
             self.busiest = max(reversed(walks), key=self.costs)
         self.block_loads = [op for op in block.ops if op.name == "load" and op.result.type.axes]  # type: ignore[union-attr]
         items = plan.items
+        if top and len(items) > 1:
+            self._check_parts(items, plan)
         for number, item in enumerate(items):
             parallel = isinstance(item, Op) and bool(item.attributes.get("parallel"))
             if top and not parallel:
@@ -272,6 +274,30 @@ class Lowering(Model):
             if top and number + 1 < len(items):
                 self.effect("barrier", [])
         self.block_loads, self.busiest = outer
+
+    @staticmethod
+    def _check_parts(items: list[Walk | Op], plan: Plan) -> None:
+        """The parts of a kernel that has several meet at barriers: no value may pass between them but through tensors,
+        since each worker has its own registers and scratch memory."""
+        for number, item in enumerate(items):
+            made = [*(r.result for r in item.reductions), *(r for r in item.roots() if isinstance(r, Value))] \
+                if isinstance(item, Walk) else list(item.results)
+            for later in items[number + 1:]:
+                read = {v for op in (later.reductions + [r for r in later.roots() if isinstance(r, Op)]
+                                     if isinstance(later, Walk) else list(later.walk())) for v in op.operands}
+                reached = set(read)
+                stack = list(read)
+                while stack:
+                    v = stack.pop()
+                    if v.op is not None and v not in made:
+                        new = [o for o in v.op.operands if o not in reached]
+                        reached.update(new)
+                        stack += new
+                for value in made:
+                    if value in reached:
+                        raise LoweringError("a value computed at the top of a kernel is used by a later part of it; found "
+                                            "several parts, of which one runs in parallel; expected values inside one "
+                                            "part only; mend: store it in a tensor, or make the parts kernels", value.op)
 
     def _on_first_worker(self, body: Callable[[], None]) -> None:
         first = self.emit(self.depth, "s_cmp", [self.emit(0, "worker", [], S64), self.value(0)], S64, cond="eq")

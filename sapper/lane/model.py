@@ -229,7 +229,7 @@ class Model(WalkLowering):
     def _order(self, walk: Walk, outer: list[str], lane: str | None, contraction: bool) -> list[str]:
         if contraction:
             # The lane panel, or else the second operand's rows (weights), outermost: read once for all rows.
-            right = walk.reductions[0].operands[1]
+            right = next(r for r in walk.reductions if r.name == "contract").operands[1]
             first = lane if lane in outer else next((a for a in outer if a in right.type.axes), None)  # type: ignore[union-attr]
             order = sorted(outer, key=lambda a: a != first)
         else:
@@ -247,6 +247,8 @@ class Model(WalkLowering):
         depth_axis = walk.reduced[0]
         if self.schedule.stage is None and self.extent_hint(row_axis) < STAGE_ROWS:
             return []
+        if not self._is_bounded(depth_axis):
+            return []
         staged = []
         for reduction in walk.reductions:
             for value in reduction.operands:
@@ -259,11 +261,16 @@ class Model(WalkLowering):
                 open_axes = {a for a in axes if a in self.open}
                 if value in self.buffers or depth_axis not in axes or open_axes - {depth_axis, lane, row_axis}:
                     continue
-                read_by_rows = lane in axes and row_axis not in axes
-                read_by_lanes = row_axis in axes and lane not in axes
-                if read_by_rows or (read_by_lanes and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes):
+                if lane in axes and row_axis not in axes:
                     staged.append(op)
+                elif row_axis in axes and lane not in axes and self._is_bounded(row_axis):
+                    if self.extent_hint(lane) >= 3 * counts[lane] * self.lanes:
+                        staged.append(op)
         return staged
+
+    def _is_bounded(self, axis: str) -> bool:
+        """Whether scratch memory can be sized by the axis: not if its range is known only as the kernel runs."""
+        return isinstance(self.open[axis].extent, int) or self.open[axis].capacity is not None
 
     def _prefetched(self, walk: Walk, lane: str | None, order: list[str], reduced: list[str]) -> list[Op]:
         """Contiguous matrices of dot products that are read only once: weights times one vector."""

@@ -406,7 +406,7 @@ class WalkLowering(RowEvaluation):
                 elif t.dtype.is_integer and kind == "sum":
                     result = self.wrap(result, t.dtype, depth) if t.dtype.bits < 32 else result
             rows[point] = result
-        memo = self.levels[depth].memo
+        memo = self.levels[self.level_of(op.result)].memo
         for point, row in rows.items():
             memo[op.result, point] = row
         self.completed[op.result] = rows

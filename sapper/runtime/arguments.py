@@ -437,6 +437,27 @@ class Signature:
                 )
             self._check_overlap(position, binding.tensors)
 
+    def check_requires(self, binding: Binding, requires: Iterable[Sequence[Any]]) -> None:
+        """Check that extents are as large as the kernel's indices need them: each of `requires` is (tensor, dimension,
+        constant, dim, coefficient, ...). Raises ArgumentError."""
+        for name, dimension, constant, *terms in requires:
+            pairs = list(zip(terms[::2], terms[1::2], strict=True))
+            needed = constant + sum(coefficient * binding.dims[dim] for dim, coefficient in pairs)
+            position = self.positions[name]
+            found = binding.tensors[position].shape[dimension]
+            if found < needed:
+                sizes = ", ".join(f"{dim} = {binding.dims[dim]}" for dim, _ in pairs)
+                parts = [f"{c} * {dim}" if c != 1 else dim for dim, c in pairs]
+                text = " + ".join([*parts, str(constant)] if constant else parts)
+                raise self._refuse(
+                    "shape",
+                    self.parameters[position],
+                    f"extent {found} of dimension {dimension}",
+                    f"at least {needed} ({text}, where {sizes}), since the kernel indexes so far" if pairs else
+                    f"at least {needed}, since the kernel indexes so far",
+                    "pass a larger tensor, or one that fits the others",
+                )
+
     def _refuse(self, kind: str, parameter: Parameter, found: str, expected: str, mend: str) -> ArgumentError:
         return ArgumentError(kind, self.kernel, parameter.name, found, expected, mend)
 

@@ -25,6 +25,8 @@ class CompiledKernel:
     counters: how many of the sync block's task counters it takes tasks from. 0 promises that it touches no sync block
         (no parallel loop, no barrier); such a kernel, and one of which it is unknown (None), is run by one worker.
     stored: names of the tensors that it writes.
+    requires: each (tensor, dimension, constant, dim, coefficient, ...): with an extent below constant + the sum of
+        coefficient * dim it would reach outside the tensor (docs/ir.md).
     tasks: for each parallel loop the factors (dim name or extent, tile size) whose rounded-up quotients multiply to
         its number of tasks; empty when unknown.
     work: estimated time on one core in nanoseconds, as a sum of coefficient times product of dims; empty when
@@ -40,11 +42,12 @@ class CompiledKernel:
     stored: tuple[str, ...] = ()
     tasks: tuple[tuple[tuple[str | int, int], ...], ...] = ()
     work: tuple[Term, ...] = field(default=())
+    requires: tuple[tuple[str | int, ...], ...] = ()
 
     @classmethod
     def of(cls, name: str, compiled: Any, stored: tuple[str, ...] = ()) -> CompiledKernel:
         """From a compiler's result: its `code` (or `bytes`), `slots`, `scratch_bytes`, and, where it has them,
-        `counters`, `stored`, `tasks`, `work`."""
+        `counters`, `stored`, `tasks`, `work`, `requires`."""
         if isinstance(compiled, CompiledKernel):
             return compiled
         code = getattr(compiled, "code", None)
@@ -60,6 +63,7 @@ class CompiledKernel:
             tuple(getattr(compiled, "stored", None) or stored),
             _tuples(getattr(compiled, "tasks", ())),
             _tuples(getattr(compiled, "work", ())),
+            _tuples(getattr(compiled, "requires", ())),
         )
 
     def scratch_for(self, dims: Mapping[str, int]) -> int:
@@ -120,6 +124,7 @@ class CompiledKernel:
                 tuple(map(str, facts["stored"])),
                 _tuples(facts["tasks"]),
                 _tuples(facts["work"]),
+                _tuples(facts["requires"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"packed kernel: found a header without {error}") from error

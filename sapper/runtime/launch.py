@@ -36,7 +36,6 @@ from typing import Any, NamedTuple
 import numpy
 
 from ..ir.types import TensorType
-from ..lang.errors import KernelError
 from . import arguments as _arguments
 from . import settings, workers
 from .arguments import (
@@ -484,6 +483,7 @@ class Launcher:
             specialisation = specialise(signature, binding, self.static)
             compiled, code = self.get_compiled(specialisation)
             signature.check_stores(binding, compiled.stored)
+            signature.check_requires(binding, compiled.requires)
             size_bytes = sum(v.dtype.size_bytes * math.prod(v.shape) for v in tensors.values())
             threads = choose_threads(compiled, binding.dims, size_bytes, self.threads)
             entry = Entry(signature, compiled, code, binding, threads, specialisation.aligned)
@@ -696,14 +696,18 @@ def stored_tensors(function: Any) -> tuple[str, ...]:
 # --------------------------------------------------------------------------------------------------------- the hook
 
 class _Registry:
-    """The launchers of one kernel, by options; kept on the function that the kernel calls."""
+    """The launchers of one kernel, by options; kept on the function that the kernel calls.
 
-    __slots__ = ("kernel", "launchers", "quick")
+    checks: for the interpreter, once they are known: the tensors that the kernel stores, what its extents must fulfil.
+    """
+
+    __slots__ = ("checks", "kernel", "launchers", "quick")
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
         self.launchers: dict[str, Launcher] = {}
         self.quick: dict[Any, Launcher] = {}
+        self.checks: tuple[tuple[str, ...], Any] | None = None
 
 
 def _registry_of(kernel: Any) -> _Registry:
@@ -791,15 +795,20 @@ def launch(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any] |
 
 
 def interpret(kernel: Any, *arguments: Any, **options: Any) -> Any:
-    """Run a kernel under the reference interpreter, with the same checks of the arguments."""
+    """Run a kernel under the reference interpreter, with the same checks of the kernel and of the arguments.
+
+    Raises KernelError as compiling would, so that no kernel passes here that fails there.
+    """
     launcher = launcher_with(kernel)
     filled, _ = launcher._by_position(arguments, options)
     binding = launcher.signature.bind(filled)
-    try:
-        stored = stored_tensors(kernel.tile_ir())
-    except KernelError:
-        stored = ()  # the interpreter takes kernels that don't compile, and says at the author's line what is wrong
+    registry = _registry_of(kernel)
+    if registry.checks is None:
+        function = kernel.tile_ir()
+        registry.checks = stored_tensors(function), function.attributes.get("requires", ())
+    stored, requires = registry.checks
     launcher.signature.check_stores(binding, stored)
+    launcher.signature.check_requires(binding, requires)
     arrays = [as_array(binding.tensors[i]) if i in binding.tensors else value for i, value in enumerate(filled)]
     return configuration().interpret(kernel, tuple(arrays))
 

@@ -86,6 +86,13 @@ def test_call(entry: LibraryKernel, shape: dict[str, int]) -> None:
     assert_near(entry, arguments, expected)
 
 
+@pytest.mark.parametrize(("entry", "shape"), CHECKS)
+def test_call_under_the_interpreter(entry: LibraryKernel, shape: dict[str, int]) -> None:
+    arguments, expected = arguments_and_expected(entry, shape)
+    entry.kernel(*arguments.values(), interpret=True)
+    assert_near(entry, arguments, expected)
+
+
 def test_names_are_unique_and_found() -> None:
     names = [entry.name for entry in LIBRARY]
     assert len(set(names)) == len(names)

@@ -8,8 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sapper.ir.text import parse_function
+from sapper.ir.types import f32, i8, i32
 from sapper.kernels import library
+from sapper.lang.builtins import max, span, tiles, whole, zeros
+from sapper.lang.dims import dims
 from sapper.lang.errors import KernelError
+from sapper.lang.kernel import kernel
+from sapper.lang.tensor import Tensor
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.rounding import expect
@@ -110,3 +115,44 @@ def test_reductions_of_nothing_give_the_extremes_of_their_dtype(dtype: str) -> N
     arguments = {name: np.zeros(size, info.dtype) for name, size in (("a", 0), ("low", 1), ("high", 1))}
     run_lane(parse_function(text, {"tile": TILE_OPS}), arguments)
     assert (arguments["low"][0], arguments["high"][0]) == (info.max, info.min)
+
+
+D, E, F = dims("D E F")
+
+
+@kernel
+def contract_over_span(a: Tensor[i8, D, F], b: Tensor[i8, E, F], low: i32, high: i32, out: Tensor[i32, D, E]):
+    for d, e in tiles(D, E):
+        total = zeros(d, e, dtype=i32)
+        for f in tiles(span(low, high)):
+            total += a[d, f] @ b[e, f]
+        out[d, e] = total
+
+
+@kernel
+def contract_beside_a_maximum(a: Tensor[f32, D, F], b: Tensor[f32, F], low: Tensor[f32, D], out: Tensor[f32, D]):
+    for d in tiles(D):
+        f = whole(F)
+        x = a[d, f]
+        low[d] = max(x, over=f)
+        out[d] = x @ b[f]
+
+
+def test_what_has_no_bound_is_not_staged() -> None:
+    """Scratch memory for a range that is known only as the kernel runs could not be sized."""
+    rng = np.random.default_rng(5)
+    a, b = (rng.integers(-100, 100, (n, 90), np.int8) for n in (70, 110))
+    arguments = {"a": a, "b": b, "low": 3, "high": 80, "out": np.zeros((70, 110), np.int32)}
+    function = reduce_loops(contract_over_span.tile_ir())
+    wide = specialize(function, arguments, dict.fromkeys("DEF", 1000))
+    run_lane(function, arguments, facts=AVX512, specialization=wide)
+    np.testing.assert_array_equal(arguments["out"], a[:, 3:80].astype(np.int32) @ b[:, 3:80].astype(np.int32).T)
+
+
+def test_a_contraction_walked_with_another_reduction() -> None:
+    rng = np.random.default_rng(6)
+    a, b = rng.standard_normal((20, 30)).astype(np.float32), rng.standard_normal(30).astype(np.float32)
+    arguments = {"a": a, "b": b, "low": np.zeros(20, np.float32), "out": np.zeros(20, np.float32)}
+    run_lane(reduce_loops(contract_beside_a_maximum.tile_ir()), arguments, facts=AVX2)
+    np.testing.assert_array_equal(arguments["low"], a.max(1))
+    np.testing.assert_allclose(arguments["out"], a @ b, rtol=1e-4, atol=1e-5)

@@ -540,3 +540,51 @@ def test_targets_are_found_and_checked() -> None:
     key = module._target_key(here)
     assert key == module._target_key(replace(here, features=frozenset(sorted(here.features, reverse=True))))
     assert key != module._target_key(replace(here, l2_bytes=1))
+
+
+@pytest.mark.parametrize("options", [{}, {"interpret": True}, {"static": "HALF"}], ids=str)
+def test_extents_that_indices_need_are_checked(options: dict[str, Any]) -> None:
+    """RoPE whose rows are shorter than its tables say would read outside them."""
+    module.configure()
+    kernel = _pairs()
+    good = np.ones((3, 8), np.float32)
+    table, out = np.ones((3, 4), np.float32), np.zeros((3, 8), np.float32)
+    kernel(good, table, out, **options)
+    np.testing.assert_array_equal(out, 2 * good)
+    for short in (np.ones((3, 7), np.float32), np.ones((3, 0), np.float32)):
+        with pytest.raises(ArgumentError, match=r"at least 8\b") as caught:
+            kernel(short, table, out, **options)
+        assert caught.value.kind == "shape"
+    kernel(np.ones((3, 9), np.float32), table, out, **options)
+
+
+def _pairs() -> Any:
+    import sapper as sp
+
+    rows, half, wide, wider = sp.dims("T HALF D E")
+
+    @sp.kernel
+    def pairs(x: sp.Tensor[sp.f32, rows, wide], table: sp.Tensor[sp.f32, rows, half],  # type: ignore[no-untyped-def]
+              out: sp.Tensor[sp.f32, rows, wider]):
+        for t, i in sp.tiles(rows, half):
+            out[t, 2 * i] = x[t, 2 * i] + table[t, i]
+            out[t, 2 * i + 1] = x[t, 2 * i + 1] + table[t, i]
+
+    return pairs
+
+
+def test_a_kernel_that_means_nothing_fails_under_the_interpreter_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sapper as sp
+    from sapper.lang.errors import KernelError
+
+    monkeypatch.setenv("SAPPER_INTERPRET", "1")
+    module.configure()
+    size = sp.dims("M")
+
+    @sp.kernel
+    def beyond(a: sp.Tensor[sp.f32, size]):  # type: ignore[no-untyped-def]
+        for m in sp.tiles(size):
+            a[m] = a[m + 1]
+
+    with pytest.raises(KernelError, match="reaches beyond its end"):
+        beyond(floats(3))
