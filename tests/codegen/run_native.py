@@ -14,44 +14,46 @@ from sapper.runtime.compiled import CompiledKernel, _tuples
 from sapper.runtime.guarded import PLACEMENTS, run_compiled_guarded
 from sapper.targets.x86_64.detect import host
 from sapper.targets.x86_64.target import TARGETS, Target
-from sapper.tile.schedule import Schedule
+from sapper.tile.schedule import Schedule, Specialization
 from tests.lane.run_lane import specialize
 
 RUNNABLE = tuple(t.name for t in TARGETS.values() if t.features <= host().features)
 """Targets whose code this processor runs."""
 
 
-def compile_checked(function: Function, arguments: dict[str, Any], target: Target, hints: dict[str, int] | None = None,
-                    schedule: Schedule | None = None, in_place: tuple = ()) -> tuple[CompiledCode, CompiledKernel]:
+def compile_checked(function: Function, specialization: Specialization, target: Target,
+                    schedule: Schedule | None = None) -> tuple[CompiledCode, CompiledKernel]:
     """Compile (the function is changed), with the allocation proved by the independent checker."""
     stored = stored_tensors(function)
-    lane = finish_lane(
-        to_lane(function, schedule or Schedule(), facts_of(target), specialize(function, arguments, hints)), target)
+    lane = finish_lane(to_lane(function, schedule or Schedule(), facts_of(target), specialization), target)
     made = compile_lane(lane, target, checked=True)
     return made, CompiledKernel(function.name, made.bytes, tuple(made.slots), 0, _tuples(lane.attributes["scratch"]),
                                 lane.attributes["counters"], stored)
 
 
-def run_native(function: Function, arguments: dict[str, Any], target: Target, threads: int = 1,
-               hints: dict[str, int] | None = None, schedule: Schedule | None = None,
-               placements: tuple[str, ...] = PLACEMENTS, in_place: tuple = ()) -> CompiledCode:
-    """Compile and run; the arguments take what the last placement's run wrote, the others must have written the same.
+def run_compiled(function: Function, made: CompiledCode, compiled: CompiledKernel, arguments: dict[str, Any],
+                 threads: int = 1, placements: tuple[str, ...] = PLACEMENTS, in_place: tuple = ()) -> None:
+    """Run; the arguments take what the last placement's run wrote, and the others must have written the same.
 
     AssertionError with the assembly when the code crashes, reaches beyond its buffers or does not end.
     """
-    made, compiled = compile_checked(function, arguments, target, hints, schedule)
     signature = Signature(function.name, [Parameter.of(v.name, v.type) for v in function.arguments], in_place)
     binding = signature.bind(tuple([arguments[v.name] for v in function.arguments]))
     runs = run_compiled_guarded(signature, compiled, binding, threads=threads if compiled.counters else 1,
                                 time_limit_s=10.0, placements=placements)
     for run in runs:
-        assert run.crash is None, f"{target.name}, buffers at the {run.placement}: {run.crash}\n{made.text}"
+        assert run.crash is None, f"buffers at the {run.placement}: {run.crash}\n{made.text}"
     for name, values in runs[-1].outputs.items():
         for other in runs[:-1]:
-            # NaN bits may differ: which operand's NaN an instruction keeps is fixed, so here they may not
             assert values.tobytes() == other.outputs[name].tobytes(), f"{name} depends on where the buffers lie"
         arguments[name][...] = values
-    return made
+
+
+def run_native(function: Function, arguments: dict[str, Any], target: Target, threads: int = 1,
+               hints: dict[str, int] | None = None, schedule: Schedule | None = None) -> None:
+    """Compile for these arguments, and run."""
+    made, compiled = compile_checked(function, specialize(function, arguments, hints), target, schedule)
+    run_compiled(function, made, compiled, arguments, threads)
 
 
 def threads_of(name: str) -> int:

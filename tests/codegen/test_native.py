@@ -1,6 +1,6 @@
 """Kernels as machine code on this processor, at every width that it runs: random ones and the whole library.
 
-Every run is in a child process with its buffers against guard pages, first at their ends and then at their starts; the
+Every run is in a child process with its buffers against guard pages, at their ends and at their starts; the
 register allocation is proved by the independent checker.
 """
 
@@ -11,15 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sapper.codegen.pipeline import HINTS, LARGE
 from sapper.ir.text import parse_function
 from sapper.kernels import library
 from sapper.lang.errors import KernelError
+from sapper.runtime.launch import extent_bound
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.rounding import expect
+from tests.lane.run_lane import dims_of, specialize
 from tests.strategies import assert_expected, kernels, reject_unbuildable
 
-from .run_native import RUNNABLE, run_native, threads_of
+from .run_native import PLACEMENTS, RUNNABLE, compile_checked, run_compiled, run_native, threads_of
 
 MACHINES = [name for name in ("v3", "v4", "zen4") if name in RUNNABLE]
 LIBRARY = library()
@@ -28,17 +31,24 @@ LIBRARY = library()
 @pytest.mark.parametrize("machine", [name for name in ("v3", "zen4") if name in RUNNABLE])
 @pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
 def test_library_kernel(entry, machine: str) -> None:
+    made: dict[str, tuple] = {}  # by specialization: shapes of one class share their code, as calls do
     for number, shape in enumerate(entry.check_shapes):
         arguments = entry.make_arguments(np.random.default_rng(number), shape)
         with np.errstate(all="ignore"):
             expected = entry.reference(arguments)
-        run_native(entry.kernel.tile_ir(), arguments, TARGETS[machine], threads_of(entry.name),
-                   in_place=entry.kernel.options.get("in_place", ()))
+        function = entry.kernel.tile_ir()
+        hints = {name: HINTS.get(extent_bound(extent), LARGE) for name, extent in dims_of(function, arguments).items()}
+        specialization = specialize(function, arguments, hints)
+        key = repr(specialization)
+        if key not in made:
+            made[key] = compile_checked(function, specialization, TARGETS[machine])
+        run_compiled(function, *made[key], arguments, threads_of(entry.name),
+                     PLACEMENTS[number % 2:][:1], entry.kernel.options.get("in_place", ()))
         wrong = entry.compare(arguments, expected)
         assert wrong is None, (shape, wrong)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=kernels(), seed=st.integers(0, 1000), machine=st.sampled_from(MACHINES), threads=st.integers(1, 3),
        hint=st.sampled_from([None, 1, 7, 40, 1000]))
 def test_random_kernels(case, seed, machine, threads, hint) -> None:
