@@ -261,11 +261,9 @@ class Model(WalkLowering):
                 open_axes = {a for a in axes if a in self.open}
                 if value in self.buffers or depth_axis not in axes or open_axes - {depth_axis, lane, row_axis}:
                     continue
-                if lane in axes and row_axis not in axes:
+                if (lane in axes and row_axis not in axes) or (row_axis in axes and lane not in axes and self._is_bounded(row_axis)
+                      and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes):
                     staged.append(op)
-                elif row_axis in axes and lane not in axes and self._is_bounded(row_axis):
-                    if self.extent_hint(lane) >= 3 * counts[lane] * self.lanes:
-                        staged.append(op)
         return staged
 
     def _is_bounded(self, axis: str) -> bool:

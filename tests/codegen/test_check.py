@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable
 
 import pytest
-from .test_allocate import RAX, RDI, Code, Generator, small_file
 
 from sapper.codegen.allocate import Allocation, allocate
 from sapper.codegen.check import CheckError, check
@@ -14,6 +13,8 @@ from sapper.codegen.frame import finish_frame
 from sapper.codegen.machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register
 from sapper.targets.x86_64.allocation import RegisterFile, register_file
 from sapper.targets.x86_64.instructions import ROWS
+
+from .test_allocate import RAX, RDI, Code, Generator, small_file
 
 
 def loop_with_spills() -> tuple[MachineFunction, Allocation, RegisterFile]:

@@ -8,7 +8,6 @@ from unittest.mock import patch
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from .test_allocate import RDI, RSI, Code, Generator, register_accumulations, simulate, small_file
 
 import sapper.codegen.schedule as scheduling
 from sapper.codegen.allocate import allocate
@@ -16,6 +15,8 @@ from sapper.codegen.check import check
 from sapper.codegen.machine import Immediate, Instruction, LabelReference, MachineFunction, Memory
 from sapper.codegen.schedule import schedule
 from sapper.targets.x86_64.allocation import RegisterFile, register_file
+
+from .test_allocate import RDI, RSI, Code, Generator, register_accumulations, simulate, small_file
 
 
 def outcome(function: MachineFunction, abi: RegisterFile) -> tuple[list[object], dict[object, list[object]]]:

@@ -156,3 +156,28 @@ def test_a_contraction_walked_with_another_reduction() -> None:
     run_lane(reduce_loops(contract_beside_a_maximum.tile_ir()), arguments, facts=AVX2)
     np.testing.assert_array_equal(arguments["low"], a.max(1))
     np.testing.assert_allclose(arguments["out"], a @ b, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_of_a_kernel_pass_no_values() -> None:
+    """Parts meet at barriers; a value of one worker must not be read by another."""
+    from sapper.ir.text import parse_function
+    from sapper.lane.ops import LANE_OPS
+    from sapper.lane.rows import LoweringError
+    from sapper.tile.ops import TILE_OPS
+
+    text = """tile func @parts(%x: tensor<f32, M>, %out: tensor<f32, M>) {
+  %zero: index = const {value = 0}
+  %M: index = dim {name = "M"}
+  whole %zero, %M {axis = "r"}
+  %ir: index[r] = index {axis = "r"}
+  %v: f32[r] = load %x, %ir
+  %t: f32 = reduce %v {kind = "sum", over = ["r"]}
+  tiles %zero, %M {axes = ["m"], parallel = true} {
+    %im: index[m] = index {axis = "m"}
+    store %out, %t, %im
+  }
+}"""
+    function = parse_function(text, {"tile": TILE_OPS, "lane": LANE_OPS})
+    x = np.ones(5, np.float32)
+    with pytest.raises(LoweringError, match="used by a later part"):
+        run_lane(function, {"x": x, "out": np.zeros(5, np.float32)})
