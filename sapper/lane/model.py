@@ -261,8 +261,8 @@ class Model(WalkLowering):
                 open_axes = {a for a in axes if a in self.open}
                 if value in self.buffers or depth_axis not in axes or open_axes - {depth_axis, lane, row_axis}:
                     continue
-                if (lane in axes and row_axis not in axes) or (row_axis in axes and lane not in axes and self._is_bounded(row_axis)
-                      and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes):
+                again = self._is_bounded(row_axis) and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes
+                if (lane in axes and row_axis not in axes) or (row_axis in axes and lane not in axes and again):
                     staged.append(op)
         return staged
 

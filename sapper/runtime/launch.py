@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from ..ir.types import TensorType
+from ..lang.errors import KernelError
 from . import arguments as _arguments
 from . import settings, workers
 from .arguments import (
