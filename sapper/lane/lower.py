@@ -297,8 +297,8 @@ class Lowering(Model):
                     if value in reached:
                         raise LoweringError(
                             "a value computed at the top of a kernel is used by a later part of it; found several "
-                            "parts, of which one runs in parallel; expected values inside one part only; mend: store it in a "
-                            "tensor, or make the parts kernels", value.op)
+                            "parts, of which one runs in parallel; expected values inside one part only; mend: store "
+                            "it in a tensor, or make the parts kernels", value.op)
 
     def _on_first_worker(self, body: Callable[[], None]) -> None:
         first = self.emit(self.depth, "s_cmp", [self.emit(0, "worker", [], S64), self.value(0)], S64, cond="eq")
