@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SEQUENTIAL_TILE = 64
 """Default size of a sequential tile: its intermediate tiles then stay in L1."""
 
-TASKS_PER_WORKER = 4
+TASKS_PER_WORKER = 2
 STAGING_TASKS_PER_WORKER = 2
 
 STAGED_ROWS_CAP = 2016

@@ -153,7 +153,7 @@ class Session:
         else:
             if not self._decode:
                 for kernel, arguments in self._decode_steps():
-                    call = prepare(kernel, *arguments, **self._options)
+                    call = prepare(kernel, *arguments, static=True, **self._options)
                     self._decode.append(call)
                     if any(name == "position" for name, _ in kernel.parameters):
                         self._at_position.append(call)
