@@ -715,18 +715,8 @@ class StagedRows:
         self.lowering.effect("store", [row, *operands], dtype=self.dtype, masked=False, streaming=False, **attributes)
 
 
-class StagedColumns:
+class StagedColumns(StagedRows):
     """[row blocks][depth][one vector of rows]: broadcast elements whose source is contiguous along the rows."""
-
-    def __init__(self, lowering: WalkLowering, base: Scalar, row_axis: str, depth_axis: str, count: int,
-                 depth_extent: Scalar, dtype: DType) -> None:
-        self.lowering = lowering
-        self.base = base
-        self.row_axis = row_axis
-        self.depth_axis = depth_axis
-        self.count = count
-        self.depth_extent = depth_extent
-        self.dtype = dtype
 
     def _address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
         low, size = self.lowering, self.dtype.size_bytes
@@ -742,11 +732,3 @@ class StagedColumns:
         if isinstance(index, int):
             return [low.value(base)], {"scale": 1, "disp": disp + index, "indexed": False}
         return [low.value(base), index], {"scale": 1, "disp": disp, "indexed": True}
-
-    def load(self, at: dict[str, int], level: int) -> Value:
-        operands, attributes = self._address(at)
-        return self.lowering.emit(level, "load_splat", operands, RowType(self.dtype), dtype=self.dtype, **attributes)
-
-    def store(self, at: dict[str, int], row: Value) -> None:
-        operands, attributes = self._address(at)
-        self.lowering.effect("store", [row, *operands], dtype=self.dtype, masked=False, streaming=False, **attributes)
