@@ -1,8 +1,8 @@
 """The weights of a Llama model, in the layout that its kernels take.
 
 In: a GGUF file or a safetensors directory, and a config. Out: `LlamaWeights`. Holds: matrices are [out, in], C order,
-of one dtype (bf16 or f32), in memory that asks for huge pages; gains are f32; the rows of the query and key matrices
-are in the order of the half-split rotary pairing.
+of one dtype (bf16 or f32); gains are f32; all lie in memory that asks for huge pages, in the order in which a token meets
+them; the rows of the query and key matrices are in the order of the half-split rotary pairing.
 
 GGUF files of this architecture hold query and key rows in the order of the interleaved pairing (rows 2 * i and 2 * i +
 1 of a head make a pair); here they are put back, so that one kernel serves both kinds of file.
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...runtime.buffers import empty
+from ...runtime.buffers import Arena
 from ..errors import ModelError
 from .config import LlamaConfig
 
@@ -105,6 +105,7 @@ class _Loader:
         self.names = names
         self.dtype = dtype
         self.paired = paired
+        self.arena = Arena()
 
     def read(self, role: str, shape: tuple[int, ...], layer: int = 0) -> Array:
         """The tensor of that role, as f32, its shape checked."""
@@ -118,7 +119,7 @@ class _Loader:
         return entry.read()
 
     def gain(self, role: str, features: int, layer: int = 0) -> Array:
-        target = empty((features,), np.dtype(np.float32))
+        target = self.arena.empty((features,), np.dtype(np.float32))
         target[:] = self.read(role, (features,), layer)
         return target
 
@@ -130,13 +131,13 @@ class _Loader:
 
     def matrix(self, role: str, rows: int, columns: int, layer: int = 0) -> Array:
         source = self.read(role, (rows, columns), layer)
-        target = empty((rows, columns), self.dtype)
+        target = self.arena.empty((rows, columns), self.dtype)
         self.fill(target, source)
         return target
 
     def qkv(self, config: LlamaConfig, layer: int) -> Array:
         features, size = config.features, config.head_features
-        target = empty((config.qkv_features, features), self.dtype)
+        target = self.arena.empty((config.qkv_features, features), self.dtype)
         start = 0
         for role, heads in (("query", config.heads), ("key", config.kv_heads), ("value", config.kv_heads)):
             rows = self.read(role, (heads * size, features), layer)
@@ -158,7 +159,6 @@ def load_weights(
     """
     loader = _Loader(where, tensors, GGUF_NAMES if gguf else JSON_NAMES, dtype, gguf)
     features, hidden, heads = config.features, config.hidden, config.heads * config.head_features
-    embedding = loader.matrix("embedding", config.vocabulary, features)
     layers = tuple(
         LayerWeights(
             attention_gain=loader.gain("attention_gain", features, i),
@@ -171,14 +171,17 @@ def load_weights(
         )
         for i in range(config.layers)
     )
+    gain = loader.gain("gain", features)
     tied = loader.names["logits"] not in tensors
+    embedding = loader.matrix("embedding", config.vocabulary, features)
+    logits = embedding if tied else loader.matrix("logits", config.vocabulary, features)
     factors = None
     if loader.names["rope_factors"] in tensors:
         factors = loader.read("rope_factors", (config.head_features // 2,))
     return LlamaWeights(
         embedding=embedding,
         layers=layers,
-        gain=loader.gain("gain", features),
-        logits=embedding if tied else loader.matrix("logits", config.vocabulary, features),
+        gain=gain,
+        logits=logits,
         rope_factors=factors,
     )
