@@ -12,15 +12,14 @@ One token goes through matrix-vector kernels with the norm inside, several throu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ...kernels import attention, embedding, matmul, matvec, norm, rope, sampling
 from ...runtime.buffers import empty
-from ...runtime.launch import prepare
-from ...runtime.settings import interpret as interpreting
+from ...runtime.program import Program, Variable
 from ..errors import ModelError
 from .model import DTYPES, LlamaModel
 
@@ -53,7 +52,6 @@ class Session:
             raise ModelError("the dtype of the cache", repr(cache_dtype), f"one of {', '.join(DTYPES)}")
         self.model = model
         self.position = 0
-        self._interpret = interpret or interpreting()
         self._options: dict[str, Any] = {} if threads is None else {"threads": threads}
         if interpret:
             self._options = {"interpret": True}
@@ -73,8 +71,7 @@ class Session:
         self._picked = empty((1,), np.dtype(np.int32))
         self._candidates: tuple[Array, Array] | None = None
         self._make_buffers(1)
-        self._decode: list[Callable[[], Any]] = []
-        self._at_position: list[Any] = []
+        self._decode: Program | None = None
 
     def _make_buffers(self, rows: int) -> None:
         """Activations for that many tokens."""
@@ -114,8 +111,8 @@ class Session:
 
     # ---- one token
 
-    def _decode_steps(self) -> list[tuple[Any, tuple[Any, ...]]]:
-        """The kernels of one token with their arguments, in order; position, where a kernel takes it, is set later."""
+    def _decode_program(self) -> Program:
+        """The kernels of one token in order, as a program in the variable `position`."""
         model, config, weights = self.model, self.model.config, self.model.weights
         heads, groups, size, epsilon = config.heads, config.kv_heads, config.head_features, config.epsilon
         norm_matvec = getattr(matvec, f"norm_matvec_{model.dtype}")
@@ -127,41 +124,27 @@ class Session:
         turned = self._turned[:1]
         queries = turned.reshape(groups, config.group, size)
         out = mixed.reshape(groups, config.group, size)
+        position = Variable("position", 0)
         steps: list[tuple[Any, tuple[Any, ...]]] = [(self._embedding, (self._token, weights.embedding, self._x[:1]))]
         for layer, keys, values in zip(weights.layers, self._keys, self._values, strict=True):
             flat_keys, flat_values = (cache.reshape(groups, self.context, size) for cache in (keys, values))
             steps += [
                 (norm_matvec, (layer.qkv, x, layer.attention_gain, epsilon, qkv.reshape(-1))),
-                (self._rotate_and_cache, (q, k, v, self._cosine, self._sine, 0, turned, keys, values)),
-                (self._attention_decode, (queries, flat_keys, flat_values, 0, self._scale, out)),
+                (self._rotate_and_cache, (q, k, v, self._cosine, self._sine, position, turned, keys, values)),
+                (self._attention_decode, (queries, flat_keys, flat_values, position, self._scale, out)),
                 (matvec_residual, (layer.output, mixed, x, y)),
                 (norm_matvec_swiglu, (layer.gate, layer.up, y, layer.feed_forward_gain, epsilon, hidden)),
                 (matvec_residual, (layer.down, hidden, y, x)),
             ]
         steps.append((norm_matvec, (weights.logits, x, weights.gain, epsilon, self.logits)))
-        return steps
+        return Program(steps, static=True, **self._options)
 
     def _feed_one(self, token: int) -> None:
         self._token[0] = token
-        position = self.position
-        if self._interpret:
-            for kernel, arguments in self._decode_steps():
-                place = next((i for i, (name, _) in enumerate(kernel.parameters) if name == "position"), None)
-                if place is not None:
-                    arguments = (*arguments[:place], position, *arguments[place + 1 :])
-                kernel(*arguments, **self._options)
-        else:
-            if not self._decode:
-                for kernel, arguments in self._decode_steps():
-                    call = prepare(kernel, *arguments, static=True, **self._options)
-                    self._decode.append(call)
-                    if any(name == "position" for name, _ in kernel.parameters):
-                        self._at_position.append(call)
-            for call in self._at_position:
-                call.set_scalar("position", position)
-            for run in self._decode:
-                run()
-        self.position = position + 1
+        if self._decode is None:
+            self._decode = self._decode_program()
+        self._decode(position=self.position)
+        self.position += 1
 
     # ---- several tokens
 
@@ -170,7 +153,7 @@ class Session:
         count, position = len(tokens), self.position
         if count > self._rows:
             self._make_buffers(count)
-            self._decode, self._at_position = [], []  # They are bound to the old buffers.
+            self._decode = None  # It is bound to the old buffers.
         heads, groups, size, epsilon = config.heads, config.kv_heads, config.head_features, config.epsilon
         matmul_nt = getattr(matmul, f"matmul_nt_{model.dtype}")
         matmul_nt_residual = getattr(matmul, f"matmul_nt_residual_{model.dtype}")

@@ -1,8 +1,8 @@
 """The weights of a Llama model, in the layout that its kernels take.
 
 In: a GGUF file or a safetensors directory, and a config. Out: `LlamaWeights`. Holds: matrices are [out, in], C order,
-of one dtype (bf16 or f32); gains are f32; all lie in memory that asks for huge pages, in the order in which a token meets
-them; the rows of the query and key matrices are in the order of the half-split rotary pairing.
+of one dtype (bf16 or f32); gains are f32; all lie in memory that asks for huge pages, in the order in which a token
+meets them; the rows of the query and key matrices are in the order of the half-split rotary pairing.
 
 GGUF files of this architecture hold query and key rows in the order of the interleaved pairing (rows 2 * i and 2 * i +
 1 of a head make a pair); here they are put back, so that one kernel serves both kinds of file.
