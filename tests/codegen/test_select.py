@@ -255,7 +255,8 @@ def test_broadcast_operands_where_loads_are_short() -> None:
         x = b.value("load_splat", [p], ROW_F32, dtype=f32)
         for i in range(2):
             y = b.value("load", [q], ROW_F32, dtype=f32, disp=64 * i)
-            b.add("store", [b.value("fma", [x, y, y], ROW_F32), q], dtype=f32, disp=64 * i)
+            product = b.value("mul", [b.value("mul", [x, y], ROW_F32), y], ROW_F32)
+            b.add("store", [product, q], dtype=f32, disp=64 * i)
         assert names(select(function, rules, TARGETS[cpu]))["vbroadcastss.512"] == loads
 
 

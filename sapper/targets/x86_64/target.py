@@ -3,7 +3,8 @@
 Leaves: `Target` rows by name. Holds: facts only; nothing here runs on the CPU that it describes. Generated code may use
 exactly the features of its target.
 Sources: x86-64 psABI (levels); AMD publications 57647 and 56665 (Zen 4); Intel Optimization Reference Manual 248966
-(Haswell, Skylake-SP, Ice Lake-SP, Sapphire Rapids); cache sizes of typical members, replaced by the host's own in detect.py.
+(Haswell, Skylake-SP, Ice Lake-SP, Sapphire Rapids); cache sizes of typical members, replaced by the host's own in
+detect.py.
 """
 
 from __future__ import annotations
