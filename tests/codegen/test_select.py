@@ -253,10 +253,9 @@ def test_broadcast_operands_where_loads_are_short() -> None:
     for cpu, loads in (("icelake-server", 1), ("zen4", 0)):
         function, b, (p, q, _, _) = start()
         x = b.value("load_splat", [p], ROW_F32, dtype=f32)
-        for i in range(2):
-            y = b.value("load", [q], ROW_F32, dtype=f32, disp=64 * i)
-            product = b.value("mul", [b.value("mul", [x, y], ROW_F32), y], ROW_F32)
-            b.add("store", [product, q], dtype=f32, disp=64 * i)
+        rows = [b.value("load", [q], ROW_F32, dtype=f32, disp=64 * i) for i in range(2)]
+        for y in [b.value("mul", [b.value("mul", [x, y], ROW_F32), y], ROW_F32) for y in rows]:
+            b.add("store", [y, q], dtype=f32)
         assert names(select(function, rules, TARGETS[cpu]))["vbroadcastss.512"] == loads
 
 
