@@ -354,7 +354,7 @@ def test_generate_passes_its_options_on(sapper, monkeypatch: pytest.MonkeyPatch)
                      "--threads", "2", "--json", "--raw")
     assert outcome.status == 0
     assert seen == {"arguments": ("m.gguf", "hi", 7), "temperature": 0.5, "top_k": 3, "seed": 9, "json": True,
-                    "threads": 2, "raw": True, "system": None, "dtype": "bf16"}
+                    "threads": 2, "raw": True, "system": None, "dtype": "file"}
 
 
 @pytest.fixture
