@@ -80,7 +80,12 @@ def has_wide_rows(function: Function) -> bool:
 
 
 def lower(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
-    """Lower a canonical tile IR function."""
+    """Lower a canonical tile IR function. Raises LoweringError for an element type that no register row holds."""
+    for op in function.walk():
+        for value in op.results:
+            if isinstance(value.type, TileType) and not value.type.dtype.compute:
+                raise LoweringError(f"found a value of {value.type.dtype.name}; expected a type that can be computed "
+                                    "with: fp8 and i4 run under the interpreter only; mend: hold it as bf16 or i8", op)
     return Lowering(function, schedule, facts, specialization, _lanes(function, facts)).run()
 
 
