@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper.codegen.pipeline import HINTS, LARGE
@@ -20,7 +20,7 @@ from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.rounding import expect
 from tests.lane.run_lane import dims_of, specialize
-from tests.strategies import assert_expected, kernels, reject_unbuildable
+from tests.strategies import assert_expected, examples, kernels, reject_unbuildable
 
 from .run_native import PLACEMENTS, RUNNABLE, compile_checked, run_compiled, run_native, threads_of
 
@@ -48,7 +48,7 @@ def test_library_kernel(entry, machine: str) -> None:
         assert wrong is None, (shape, wrong)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60))
 @given(case=kernels(), seed=st.integers(0, 1000), machine=st.sampled_from(MACHINES), threads=st.integers(1, 3),
        hint=st.sampled_from([None, 1, 7, 40, 1000]))
 def test_random_kernels(case, seed, machine, threads, hint) -> None:

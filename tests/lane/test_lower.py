@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper.ir.text import parse_function
@@ -19,7 +19,7 @@ from sapper.tile.ops import TILE_OPS
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.rounding import expect
 from sapper.tile.schedule import Facts, Schedule, ScheduleError
-from tests.strategies import assert_expected, kernels, reject_unbuildable
+from tests.strategies import assert_expected, examples, kernels, reject_unbuildable
 
 from .run_lane import run_lane, specialize
 
@@ -41,7 +41,7 @@ def test_library_kernel(name: str, facts: Facts) -> None:
         assert entry.compare(arguments, expected) is None
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60))
 @given(case=kernels(), seed=st.integers(0, 1000), facts=st.sampled_from([AVX512, AVX2, NARROW]),
        workers=st.integers(1, 3), hint=st.sampled_from([None, 1, 7, 40, 1000]))
 def test_random_kernels(case, seed, facts, workers, hint) -> None:
@@ -60,7 +60,7 @@ def test_random_kernels(case, seed, facts, workers, hint) -> None:
     assert_expected(arguments, expectations, repr(case))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(40))
 @given(m=st.integers(0, 70), n=st.integers(0, 70), k=st.integers(0, 40), rows=st.integers(1, 14),
        wide=st.integers(1, 3), depth=st.sampled_from([1, 2, 4, 8]),
        stage=st.sampled_from([None, (), ("a",), ("b",), ("a", "b")]),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper.runtime.compiled import CompiledKernel
+from tests.strategies import examples
 
 KERNEL = CompiledKernel(
     "f",
@@ -26,7 +27,7 @@ def test_pack_and_unpack() -> None:
     assert CompiledKernel.unpack(KERNEL.pack()) == KERNEL
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.binary(max_size=60) | st.integers(0, len(KERNEL.pack())).map(lambda n: KERNEL.pack()[:n]))
 def test_unpacking_garbage_is_refused_or_gives_a_kernel(packed: bytes) -> None:
     try:

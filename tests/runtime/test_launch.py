@@ -23,6 +23,7 @@ from sapper.runtime.arguments import Parameter, Signature
 from sapper.runtime.compiled import CompiledKernel
 from sapper.runtime.errors import ArgumentError, LaunchError, SapperWarning
 from sapper.runtime.launch import LARGEST_CLASS, choose_threads, dim_class, make_fast_call, prepare, stored_tensors
+from tests.strategies import examples
 
 from .conftest import ADD_F32, ADD_SLOTS, RECORD, Compiler, FakeKernel, tensor
 
@@ -41,7 +42,7 @@ def test_calls_compute(add_f32: FakeKernel) -> None:
         np.testing.assert_array_equal(out, a + np.float32(2.5))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 3), st.booleans(), st.integers(-5, 5)), max_size=12))
 def test_any_sequence_of_shapes_and_strides(calls: list[tuple[int, int, bool, int]]) -> None:
     """Calls that meet entries made by earlier ones give what a fresh one would."""
