@@ -172,7 +172,10 @@ def asm(
 
 @app.command()
 def check(
-    kernel: Annotated[str, typer.Argument(metavar="FILE.py[:KERNEL]|NAME", help="A kernel, or all of a file.")],
+    kernel: Annotated[
+        str | None, typer.Argument(metavar="FILE.py[:KERNEL]|NAME", help="A kernel, or all of a file.")
+    ] = None,
+    library: Annotated[bool, typer.Option("--library", help="All kernels of the library.")] = False,
     target: TargetName = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed, the same cases.")] = 0,
     runs: Annotated[int, typer.Option("--runs", min=1, help="How many cases for each kernel.")] = 12,
@@ -188,9 +191,12 @@ def check(
       sapper check my.py
       sapper check my.py:f --runs 40 --seed 7
       sapper check softmax --target v3 --json
+      sapper check --library --runs 4
     """
     from .check import run_check
 
+    if (kernel is None) != library:
+        raise UsageError("check: expected a kernel, a file or --library, and one of them only")
     status, results = run_check(kernel, target, seed, runs, schedule, json)
     if json:
         _print_json(results)

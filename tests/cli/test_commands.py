@@ -314,6 +314,24 @@ def test_check_names_the_station_and_how_to_repeat(sapper, file: str, monkeypatc
     assert result["finding"]["station"] == "lower"
 
 
+def test_check_of_the_library(sapper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case of each kernel and one station wrong: how to repeat it is said for that kernel alone."""
+    from sapper.kernels import library
+
+    few = [e for e in library() if e.name in ("vector_add", "softmax", "embedding_f32")]
+    monkeypatch.setattr("sapper.kernels.library", lambda: few)
+    outcome = sapper("check", "--library", "--runs", "1")
+    assert outcome.status == 0
+    assert [line.split(":")[0] for line in outcome.out.splitlines()] == [e.name for e in few]
+    monkeypatch.setitem(rows._SAME, "exp", "exp2")
+    outcome = sapper("check", "--library", "--runs", "4")
+    assert outcome.status == 1
+    assert "again  sapper check softmax --seed 0 --runs 4" in outcome.out
+    for arguments in ((), ("softmax", "--library")):
+        outcome = sapper("check", *arguments)
+        assert outcome.status == 2 and "expected a kernel, a file or --library" in outcome.err
+
+
 # ---- generate, demo, bench
 
 
