@@ -183,6 +183,19 @@ def test_parts_of_a_kernel_pass_no_values() -> None:
         run_lane(function, {"x": x, "out": np.zeros(5, np.float32)})
 
 
+def test_the_most_tasks_of_each_parallel_loop() -> None:
+    from sapper.codegen.pipeline import to_lane
+    from sapper.kernels import find
+    from sapper.tile.schedule import Specialization
+
+    def tasks(name: str, schedule: Schedule) -> object:
+        return to_lane(find(name).kernel.tile_ir(), schedule, AVX512, Specialization()).attributes["tasks"]
+
+    assert tasks("matmul_nn_f32", Schedule()) == [[[1, ["M"], 4], [1, ["N"], 64]]]
+    assert tasks("matmul_nn_f32", Schedule(chunks={"m": 3})) == [[[3, [], 1], [1, ["N"], 64]]]
+    assert tasks("top_k", Schedule()) == []
+
+
 def test_types_without_arithmetic_are_refused_with_their_line() -> None:
     from sapper.ir.text import parse_function
     from sapper.lane.lower import lower
