@@ -70,6 +70,7 @@ def options(
 @app.command()
 def demo(
     model: Annotated[bool, typer.Option("--model/--no-model", help="Let SmolLM2 answer a prompt at the end.")] = True,
+    json: Json = False,
 ) -> None:
     """Compile a matmul for this CPU, show it, check it, time it beside NumPy and the peak; then let a model answer.
 
@@ -77,10 +78,11 @@ def demo(
     Examples:
       sapper demo
       sapper demo --no-model
+      sapper demo --json
     """
     from .demo import run_demo
 
-    raise typer.Exit(run_demo(model))
+    raise typer.Exit(run_demo(model, json))
 
 
 @app.command()

