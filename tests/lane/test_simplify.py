@@ -346,9 +346,9 @@ def test_a_thousand_ops_take_milliseconds() -> None:
     best = 1.0
     for _ in range(5):
         function = large(1000)
-        start = time.perf_counter()
+        start = time.process_time()
         simplify(function)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     verify(function, LANE_OPS)
     assert best < 0.05
 
