@@ -553,7 +553,13 @@ def compare(form: Form, type: str, a: Array, b: Array) -> Array:
 
 def setp(form: Form, a: Array, b: Array, *predicate: Array) -> tuple[Array, Array]:
     """(p, q): the comparison and its opposite, each combined with the predicate if there is one."""
-    holds = compare(form, _element(form.get("type")), a, b)
+    type = form.get("type")
+    holds = compare(form, _element(type), a, b)
+    if type in PACKED:  # p is for the low halves, q for the high ones
+        halves = holds[:, 0], holds[:, 1]
+        if predicate:
+            return _COMBINE[form.get("bool")](halves[0], predicate[0]), _COMBINE[form.get("bool")](halves[1], predicate[0])
+        return halves
     opposite = ~holds
     if predicate:
         holds, opposite = (_COMBINE[form.get("bool")](value, predicate[0]) for value in (holds, opposite))
