@@ -47,6 +47,7 @@ row("cvt.f32.f64", "cvt.rnd{.ftz}{.sat}.f32.f64", "w:f32 r:f64", c.float_to_floa
 row("cvt.f32.f32", "cvt{.ftz}{.sat}.f32.f32", "w:f32 r:f32", c.float_to_float)
 row("cvt.f16.relu", "cvt.rnd.relu.f16.f32", "w:f16 r:f32", c.float_to_float, rnd="rn rz")
 row("cvt.bf16", "cvt.rnd{.relu}.bf16.f32", "w:bf16 r:f32", c.float_to_float, rnd="rn rz")
+row("cvt.bf16.directed", "cvt.rnd.bf16.f32", "w:bf16 r:f32", c.float_to_float, rnd="rm rp", needs="7.8 sm_80")
 row("cvt.tf32", "cvt.rna.tf32.f32", "w:tf32 r:f32", c.float_to_tf32)
 row("cvt.tf32.rn", "cvt.rnd{.relu}.tf32.f32", "w:tf32 r:f32", c.float_to_tf32, rnd="rn rz", needs="7.8 sm_90",
     instead="cvt.rna.tf32.f32")

@@ -101,12 +101,14 @@ def _floats() -> None:
     row("rcp.f32", "rcp.rnd{.ftz}.f32", "w:f32 r:f32", m.float_rcp, rnd=_ROUND, section=section)
     row("rcp.approx", "rcp.approx{.ftz}.f32", "w:f32 r:f32", m.float_rcp, section=section)
     row("rcp.f64", "rcp.rn.f64", "w:f64 r:f64", m.float_rcp, section=section)
+    row("rcp.approx.f64", "rcp.approx.ftz.f64", "w:f64 r:f64", m.rcp_upper, section=section)
     row("sqrt.f32", "sqrt.rnd{.ftz}.f32", "w:f32 r:f32", m.float_sqrt, rnd=_ROUND, section=section)
     row("sqrt.approx", "sqrt.approx{.ftz}.f32", "w:f32 r:f32", m.float_sqrt, section=section)
     row("sqrt.f64", "sqrt.rn.f64", "w:f64 r:f64", m.float_sqrt, section=section)
     for name, meaning in (("ex2", m.ex2), ("lg2", m.lg2), ("sin", m.sin), ("cos", m.cos), ("rsqrt", m.rsqrt)):
         row(f"{name}.f32", f"{name}.approx{{.ftz}}.f32", "w:f32 r:f32", meaning, section=section)
-    row("rsqrt.f64", "rsqrt.approx{.ftz}.f64", "w:f64 r:f64", m.rsqrt, section=section)
+    row("rsqrt.f64", "rsqrt.approx.f64", "w:f64 r:f64", m.rsqrt, section=section)
+    row("rsqrt.ftz.f64", "rsqrt.approx.ftz.f64", "w:f64 r:f64", m.rsqrt_upper, section=section)
     row("ex2.half", "ex2.approx.type", "w:type r:type", m.ex2, type="f16 f16x2", section=section)
     row("ex2.bf16", "ex2.approx.ftz.type", "w:type r:type", m.ex2, type="bf16 bf16x2", needs="7.8 sm_90",
         instead="ex2.approx.ftz.f32 and cvt", section=section)

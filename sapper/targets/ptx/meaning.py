@@ -181,6 +181,24 @@ cos = _approximate(np.cos)
 tanh = _approximate(np.tanh)
 
 
+def _upper(value: Array) -> Array:
+    """The upper 32 bits of float64 values; subnormals as zeros."""
+    kept = (np.ascontiguousarray(value).view(np.uint64) & np.uint64(0xFFFFFFFF00000000)).view(np.float64)
+    return np.where(np.abs(kept) < 2.0**-1022, np.copysign(0.0, kept), kept)
+
+
+def rcp_upper(form: Form, a: Array) -> Array:
+    """rcp.approx.ftz.f64 reads and gives the upper 32 bits only (PTX ISA, rcp.approx.ftz.f64)."""
+    with np.errstate(all="ignore"):
+        return _upper(1.0 / _upper(a))
+
+
+def rsqrt_upper(form: Form, a: Array) -> Array:
+    with np.errstate(all="ignore"):
+        kept = _upper(a)
+        return _upper(np.where(kept == 0, np.copysign(np.inf, kept), 1 / np.sqrt(kept)))
+
+
 def float_abs(form: Form, a: Array) -> Array:
     (a,) = _inputs(form, _float_type(form), (a,))
     return np.abs(a)
