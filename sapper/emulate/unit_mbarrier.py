@@ -1,9 +1,9 @@
 """mbarrier objects: arrivals, transaction bytes, phases.
 
 Enters: arrivals of threads and of asynchronous copies. Leaves: phases, and what they make known. Holds: an object is
-known by its place in shared memory, and holds its counts here; the state that `mbarrier.arrive` returns is the number of
-the phase. A phase completes when no arrival and no transaction byte is pending. In lazy mode a copy lands when somebody
-waits for the object that it reports to. Source: PTX ISA, "Parallel Synchronization ...: mbarrier".
+known by its place in shared memory, and holds its counts here; the state that `mbarrier.arrive` returns is the number
+of the phase. A phase completes when no arrival and no transaction byte is pending. In lazy mode a copy lands when
+somebody waits for the object that it reports to. Source: PTX ISA, "Parallel Synchronization ...: mbarrier".
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def _complete(machine: Machine, one: MbarrierObject) -> None:
 def arrive(machine: Machine, one: MbarrierObject, count: int, line: int, agent: int | None) -> None:
     """`count` arrivals. agent: whose work they publish."""
     if count > one.pending:
-        raise EmulationError(f"{one.name}: {count} arrivals, where {one.pending} are pending in phase {one.phase}", line)
+        raise EmulationError(f"{one.name}: {count} arrivals, where {one.pending} are pending in phase {one.phase}",
+                             line)
     if agent is not None:
         known = machine.clocks.snapshot(agent)
         one.known = known if one.known is None else np.maximum(one.known, known)

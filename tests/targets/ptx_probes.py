@@ -37,7 +37,8 @@ def operand_text(row: Row, form: Form, operand: Operand, number: int) -> str | N
     if operand.role == "l":
         return "done"
     if operand.role == "m":
-        if "tensor" in row.syntax and number == (1 if ".target." in row.syntax else 0) and "tensormap" not in row.syntax:
+        if "tensor" in row.syntax and number == (1
+                                                 if ".target." in row.syntax else 0) and "tensormap" not in row.syntax:
             return "[%d9, {" + ", ".join(f"%r{axis + 1}" for axis in range(int(form.get("dim")[0]))) + "}]"
         space = form.get("space")
         if space.startswith("param") and row.opcode == "ld":
@@ -49,7 +50,7 @@ def operand_text(row: Row, form: Form, operand: Operand, number: int) -> str | N
         hinted = "L2::cache_hint" in form and operand.type == "b64"
         masked = "multicast::cluster" in form and operand.type == "u16"
         return f"%{'d' if hinted else 'h'}8" if hinted or masked else None
-    type, prefix = REGISTERS[operand.bits]
+    _, prefix = REGISTERS[operand.bits]
     if operand.count:
         return "{" + ", ".join(f"{prefix}{20 + 16 * number + part}" for part in range(operand.count)) + "}"
     if row.name.startswith("mbarrier.arrive") and number == 0 and form.get("space") == "shared::cluster":
