@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,15 @@ def test_scan() -> None:
     x, y = random((500,), np.float32), np.zeros(500, np.float32)
     run("scan_sm80", (1,), [x, Uninitialised(y), 500], 64, lazy=False)
     np.testing.assert_allclose(y, np.cumsum(x.astype(np.float64)), atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "shared_bytes"), [("matmul_bf16_sm80", 49152), ("matmul_bf16_sm90", 65536)])
+def test_a_tile_takes_at_most_half_a_second(name: str, shared_bytes: int) -> None:
+    """128 x 128 x 256, parsing and all checks included; in the process's own time, as others may be busy."""
+    a, b, c = random((128, 256), BF16), random((256, 128), BF16, 1), np.zeros((128, 128), np.float32)
+    times = []
+    for _ in range(4):
+        start = time.process_time()
+        run(name, (1, 1), [a, b, Uninitialised(c), 128, 128, 256, 256, 128, 128], shared_bytes, lazy=False)
+        times.append(time.process_time() - start)
+    assert min(times) <= 0.5
