@@ -139,11 +139,11 @@ def test_scan() -> None:
 
 @pytest.mark.parametrize(("name", "shared_bytes"), [("matmul_bf16_sm80", 49152), ("matmul_bf16_sm90", 65536)])
 def test_a_tile_takes_at_most_half_a_second(name: str, shared_bytes: int) -> None:
-    """128 x 128 x 256, parsing and all checks included; in the process's own time, as others may be busy."""
+    """128 x 128 x 256, parsing and all checks included; in the thread's own time, as others may be busy."""
     a, b, c = random((128, 256), BF16), random((256, 128), BF16, 1), np.zeros((128, 128), np.float32)
     times = []
-    for _ in range(4):
-        start = time.process_time()
+    for _ in range(6):
+        start = time.thread_time()
         run(name, (1, 1), [a, b, Uninitialised(c), 128, 128, 256, 256, 128, 128], shared_bytes, lazy=False)
-        times.append(time.process_time() - start)
+        times.append(time.thread_time() - start)
     assert min(times) <= 0.5

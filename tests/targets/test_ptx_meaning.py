@@ -66,7 +66,8 @@ def near(type: str) -> st.SearchStrategy[float]:
 
 def call(text: str, *values: float) -> float:
     one = form(text)
-    arrays = [np.array([value, value], dtype_of(operand.type)) for value, operand in zip(values, one.sources, strict=True)]
+    arrays = [np.array([value, value], dtype_of(operand.type))
+              for value, operand in zip(values, one.sources, strict=True)]
     assert one.row.meaning is not None
     result = one.row.meaning(one, *arrays)
     assert result.dtype == dtype_of(one.results[0].type)
@@ -78,7 +79,8 @@ def agrees(found: float, expected: float) -> bool:
 
 
 @settings(deadline=None, max_examples=150)
-@given(data=st.data(), type=st.sampled_from(["f16", "bf16", "f32", "f64"]), mode=st.sampled_from(["rn", "rz", "rm", "rp"]),
+@given(data=st.data(), type=st.sampled_from(["f16", "bf16", "f32", "f64"]),
+       mode=st.sampled_from(["rn", "rz", "rm", "rp"]),
        op=st.sampled_from(["add", "sub", "mul", "fma"]))
 def test_sums_and_products_round_once(data: st.DataObject, type: str, mode: str, op: str) -> None:
     if type in ("f16", "bf16"):
@@ -88,7 +90,7 @@ def test_sums_and_products_round_once(data: st.DataObject, type: str, mode: str,
     x, y, z = Fraction(a), Fraction(b), Fraction(c)
     exact = {"add": x + y, "sub": x - y, "mul": x * y, "fma": x * y + z}[op]
     expected = rounded(exact, type, mode)
-    if type == "f64" and abs(expected) in (0.0, math.inf) or (type == "f64" and abs(expected) < 1e-290):
+    if (type == "f64" and abs(expected) in (0.0, math.inf)) or (type == "f64" and abs(expected) < 1e-290):
         return  # the error terms of f64 products underflow there
     found = call(f"{op}.{mode}.{type}", *values)
     assert agrees(found, expected), (values, found, expected)
@@ -208,7 +210,7 @@ def test_operations_on_bits(a: int, b: int, c: int, position: int, length: int, 
 ])
 def test_special_values(text: str, values: tuple[float, ...], expected: float) -> None:
     found = call(text, *values)
-    assert agrees(found, expected) and math.copysign(1, found) == math.copysign(1, expected) or math.isnan(expected)
+    assert (agrees(found, expected) and math.copysign(1, found) == math.copysign(1, expected)) or math.isnan(expected)
 
 
 @pytest.mark.parametrize(("type", "bits"), [("f32", 0x7FFFFFFF), ("f16", 0x7FFF), ("bf16", 0x7FFF)])
@@ -234,8 +236,10 @@ def test_conversions(text: str, value: float, expected: float) -> None:
 
 
 @pytest.mark.parametrize(("rows_columns", "shape"), [
-    (fragments.fragment_a(4, 2), (16, 16)), (fragments.fragment_a(2, 2), (16, 8)), (fragments.fragment_a(4, 1), (16, 8)),
-    (fragments.fragment_a(4, 4), (16, 32)), (fragments.fragment_b(2, 2), (16, 8)), (fragments.fragment_b(2, 4), (32, 8)),
+    (fragments.fragment_a(4, 2), (16, 16)), (fragments.fragment_a(2, 2), (16, 8)),
+    (fragments.fragment_a(4, 1), (16, 8)),
+    (fragments.fragment_a(4, 4), (16, 32)), (fragments.fragment_b(2, 2), (16, 8)),
+    (fragments.fragment_b(2, 4), (32, 8)),
     (fragments.fragment_c(4, 1), (16, 8)), (fragments.fragment_c(2, 2), (16, 8)),
     (fragments.fragment_wgmma(64, 1), (64, 128)), (fragments.fragment_wgmma(16, 2), (64, 64)),
 ])
