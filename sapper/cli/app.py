@@ -295,7 +295,7 @@ def generate(
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Draw among so many likeliest tokens.")] = 40,
     seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: all cores.")] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="How the weights are held: bf16 or f32.")] = "bf16",
+    dtype: Annotated[str, typer.Option("--dtype", help="How weights are held: file (as there), bf16, f32.")] = "file",
     raw: Annotated[bool, typer.Option("--raw", help="The prompt is the beginning of a text, not a message.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     json: Json = False,

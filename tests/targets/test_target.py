@@ -23,7 +23,8 @@ def ins(name: str, *operands: object) -> Instruction:
 
 
 def test_known_targets_have_consistent_facts() -> None:
-    assert set(targets.known_targets()) >= {"v3", "v4", "zen4", "sapphirerapids", "skylake-avx512", "haswell"}
+    assert set(targets.known_targets()) >= {"v3", "v4", "zen4", "sapphirerapids", "icelake-server", "skylake-avx512",
+                                           "haswell"}
     for name in targets.known_targets():
         found = targets.target(name)
         assert found.name == name
