@@ -439,14 +439,15 @@ def bfe(form: Form, a: Array, position: Array, length: Array) -> Array:
     start, size = (position & 255).astype(np.int64), (length & 255).astype(np.int64)
     plain = a.view(unsigned) if a.dtype.kind == "i" else a
     shifted = np.where(start < bits, plain >> np.minimum(start, bits - 1).astype(unsigned), 0).astype(unsigned)
-    ones = ~np.zeros((), unsigned)
     one = unsigned.type(1)
-    mask = np.where(size >= bits, ones, (one << np.minimum(size, bits - 1).astype(unsigned)) - one)
+    reached = np.clip(np.minimum(size, bits - start), 0, bits)  # bits of the field inside the word
+    short = np.minimum(reached, bits - 1).astype(unsigned)
+    mask = np.where(reached == bits, ~np.zeros((), unsigned), (one << short) - one)
     field = shifted & mask
     if a.dtype.kind == "i":
         last = np.minimum(start + size - 1, bits - 1)
         sign = (plain >> np.maximum(last, 0).astype(unsigned)) & one
-        field = np.where((size > 0) & (sign != 0), field | ~np.where(start < bits, mask, 0).astype(unsigned), field)
+        field = np.where((size > 0) & (sign != 0), field | ~mask, field)
     return field.astype(unsigned).view(a.dtype)
 
 
