@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from . import parse
 from .decode import decode
 from .errors import EmulationError
+from .inline import inline_calls
 from .machine import Counters, Machine, Options, Shape
 from .memory import GLOBAL_BASE, SHARED_START, GlobalMemory, Memory
 from .tensor_map import TensorMap
@@ -78,6 +79,7 @@ class Module:
         if function.required_threads and _three(function.required_threads) != shape.block:
             raise EmulationError(f"found a block of {shape.block}, expected {_three(function.required_threads)} "
                                  f"(.reqntid)")
+        function = inline_calls(self.parsed, function)
         return _Launch(self.parsed, function, shape, shared_bytes, options or Options()).run(arguments, cooperative)
 
 
@@ -200,7 +202,7 @@ class _Launch:
                 shared = -(-shared // variable.alignment) * variable.alignment
                 symbols[variable.name] = ("shared", shared)
                 shared += variable.size_bytes
-            elif variable.space == "local":
+            elif variable.space in ("local", "param"):  # a variable that passes a parameter is one of the thread
                 local = -(-local // variable.alignment) * variable.alignment
                 symbols[variable.name] = ("local", local)
                 local += variable.size_bytes

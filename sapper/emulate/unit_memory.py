@@ -400,6 +400,10 @@ def count_sectors(machine: Machine, offsets: Array, width: int) -> None:
 def _memory(machine: Machine, instruction: parse.Instruction) -> Run:
     form = instruction.form
     space = space_of(form.get("space") or ("global" if "global" in form else ""))
+    if space == "param":  # a variable that passes a parameter to a function lies in local memory
+        where = next((operand.base for operand in instruction.operands if isinstance(operand, parse.Address)), None)
+        if isinstance(where, parse.Symbol):
+            space = machine.memory.symbols[where.name][0]
     type = form.get("type")
     size = BITS[type] // 8
     ordered = form.get("order")

@@ -343,6 +343,81 @@ def test_atomics_do_not_race_and_add_up() -> None:
     assert run(" atom.global.add.u32 %r2, [%d1], 1;", threads=64, grid=3)[0] == 192
 
 
+# --- Calls ----------------------------------------------------------------------------------------------------------
+
+TWICE = """.func (.param .b32 result) twice(.param .b32 given)
+{
+ .reg .b32 %r<4>; .reg .pred %p<2>;
+ ld.param.u32 %r1, [given];
+ setp.gt.u32 %p1, %r1, 20;
+ @%p1 bra large;
+ add.u32 %r2, %r1, %r1;
+ st.param.u32 [result], %r2;
+ ret;
+large:
+ st.param.u32 [result], 0;
+ ret;
+}
+"""
+CALL = """{
+ .param .b32 passed;
+ .param .b32 returned;
+ st.param.u32 [passed], %r1;
+ call.uni (returned), twice, (passed);
+ ld.param.u32 %r2, [returned];
+}
+"""
+
+
+def test_a_function_is_called_twice() -> None:
+    out = np.zeros(32, np.uint32)
+    body = CALL + " mov.u32 %r1, %r2;\n" + CALL + " st.global.u32 [%d2], %r2;"
+    emulate.load(text(body, before=TWICE)).launch("test", block=(32,), arguments=[out])
+    assert out.tolist() == [4 * n if n <= 10 else 0 for n in range(32)]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (("add.u32 %r2, %r1, %r1;", "call.uni (result), twice, (given);"), "no recursion"),
+    (("twice, (passed)", "other, (passed)"), "expected the name of a function"),
+    (("twice, (passed)", "twice, (passed, passed)"), "has 2 parameters, found 3"),
+])
+def test_calls_that_can_not_be_run(change: tuple[str, str], message: str) -> None:
+    out = np.zeros(32, np.uint32)
+    whole = text(CALL, before=TWICE).replace(*change)
+    with pytest.raises(EmulationError, match=message):
+        emulate.load(whole).launch("test", block=(32,), arguments=[out])
+
+
+def test_sums_of_many_words_carry() -> None:
+    a, b = 0xFFFFFFFF_FFFFFFFF_00000001, 0x00000001_80000000_FFFFFFFF
+    words = [(n >> 32 * i) & 0xFFFFFFFF for n in (a, b) for i in range(3)]
+    body = "".join(f" mov.b32 %r{10 + i}, {word};\n" for i, word in enumerate(words))
+    for op, start in (("add", 20), ("sub", 30)):
+        body += f" {op}.cc.u32 %r{start}, %r10, %r13;\n {op}c.cc.u32 %r{start + 1}, %r11, %r14;\n"
+        body += f" {op}c.u32 %r{start + 2}, %r12, %r15;\n"
+    body += " mad.lo.cc.u32 %r40, %r11, %r11, %r11;\n madc.hi.u32 %r41, %r11, %r11, 0;\n"
+    body += "".join(f" st.global.u32 [%d1+{4 * i}], %r{r};\n" for i, r in enumerate((20, 21, 22, 30, 31, 32, 40, 41)))
+    found = run(body, threads=1)
+    assert sum(word << 32 * i for i, word in enumerate(found[:3])) == (a + b) % (1 << 96)
+    assert sum(word << 32 * i for i, word in enumerate(found[3:6])) == (a - b) % (1 << 96)
+    assert found[6] | found[7] << 32 == 0xFFFFFFFF * 0xFFFFFFFF + 0xFFFFFFFF
+
+
+def test_the_state_of_an_mbarrier_tells_what_was_pending() -> None:
+    assert run("""
+ mov.u32 %r9, memory;
+ setp.eq.u32 %p1, %r1, 0;
+ @%p1 mbarrier.init.shared.b64 [%r9], 5;
+ bar.sync 0;
+ @!%p1 bra done;
+ mbarrier.arrive.noComplete.shared.b64 %d3, [%r9], 2;
+ mbarrier.arrive.shared.b64 %d3, [%r9];
+ mbarrier.pending_count.b64 %r2, %d3;
+ st.global.u32 [%d2], %r2;
+done:
+ ret;""", shared_bytes=8)[0] == 3
+
+
 # --- Text -----------------------------------------------------------------------------------------------------------
 
 

@@ -81,7 +81,7 @@ def test_functions_of_doubles() -> None:
     x = np.random.default_rng(0).standard_normal(40)
     y = np.zeros((len(x), 5))
     run("math_sm_80", "doubles", 1, 64, [x, Uninitialised(y), len(x)])
-    exact = np.stack([np.exp(x), np.log(abs(x)), np.tanh(x), np.sqrt(abs(x)) / (x * x + 0.1), x * x - 1], axis=1)
+    exact = np.stack([np.exp(x), np.log(abs(x)), np.sin(x * 1e12), np.sqrt(abs(x)) / (x * x + 0.1), x * x - 1], axis=1)
     np.testing.assert_allclose(y, exact, rtol=1e-14, atol=1e-15)
 
 

@@ -12,6 +12,7 @@ IMMEDIATES = {"setmaxnreg": "64", "cp.async.ca": "16", "cp.async.cg": "16", "lop
               "discard": "128", "fence.proxy.tensormap": "128"}
 """Rows whose immediate must be a certain number."""
 WHOLE = {
+    "call": "(passed), probed, (passed)",
     "bar.red": "%r1, 0, %p1", "bar.red.pred": "%p2, 0, %p1", "elect": "%r1|%p1, %r3",
 }
 """Rows whose operands the notation does not determine."""
@@ -70,11 +71,13 @@ def probe(row: Row, form: Form) -> str | None:
 
 def module(level: str, version: tuple[int, int], forms: list[Form]) -> tuple[str, dict[int, str]]:
     """A PTX text with a probe of each form, in kernels of 64, and the mnemonic of each line."""
-    lines = [f".version {version[0]}.{version[1]}", f".target {level}", ".address_size 64"]
+    lines = [f".version {version[0]}.{version[1]}", f".target {level}", ".address_size 64",
+             ".func (.param .b32 result) probed(.param .b32 given) {", " ret;", "}"]
     told = {}
     for start in range(0, len(forms), 64):
         lines += [f".visible .entry probe_{start}(.param .align 16 .b8 argument[128])", "{", " .reg .pred %p<512>;",
-                  " .reg .b16 %h<512>;", " .reg .b32 %r<512>;", " .reg .b64 %d<512>;"]
+                  " .reg .b16 %h<512>;", " .reg .b32 %r<512>;", " .reg .b64 %d<512>;",
+                  " .param .b32 passed;"]
         for form in forms[start:start + 64]:
             line = probe(form.row, form)
             if line is not None:

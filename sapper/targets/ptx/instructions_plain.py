@@ -76,6 +76,17 @@ def _integers() -> None:
         btype="u32 s32", section=section)
 
 
+def _carries() -> None:
+    """Rows that pass a carry in the condition code, which each thread has one of."""
+    common: dict[str, Any] = {"type": "u32 s32 u64 s64", "unit": "carry",
+                              "section": "Extended-Precision Integer Arithmetic Instructions"}
+    for name in ("add", "sub"):
+        row(f"{name}.cc", f"{name}.cc.type", "w:type r:type r:type", None, **common)
+        row(f"{name}c", f"{name}c{{.cc}}.type", "w:type r:type r:type", None, **common)
+    row("mad.cc", "mad.part.cc.type", "w:type r:type r:type r:type", None, part="lo hi", **common)
+    row("madc", "madc.part{.cc}.type", "w:type r:type r:type r:type", None, part="lo hi", **common)
+
+
 def _floats() -> None:
     section = "Floating Point Instructions"
     binary: Pairs = (("add", m.float_add), ("sub", m.float_sub), ("mul", m.float_mul))
@@ -233,11 +244,13 @@ def _control() -> None:
     row("bra", "bra{.uni}", "l:", None, unit="control", section=section)
     row("ret", "ret{.uni}", "", None, unit="control", section=section)
     row("exit", "exit", "", None, unit="control", section=section)
+    row("call", "call{.uni}", "s:? l:? s:? l:?", None, unit="call", section=section)
     row("trap", "trap", "", None, unit="control", section=section)
     row("brkpt", "brkpt", "", None, unit="control", section=section)
 
 
 _integers()
+_carries()
 _floats()
 _bits()
 _choices()
