@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..targets.ptx import meaning
-from ..targets.ptx.rows import BITS, Operand
+from ..targets.ptx.rows import BITS
 from . import parse
 from .errors import ConvergenceError, DeadlockError, EmulationError
 from .memory import Memory
@@ -523,10 +523,6 @@ class Machine:
 
     # Values
 
-    def typed(self, raw: Array, operand_type: str) -> Array:
-        """Raw bits of registers as the operand's type wants them (see rows.py)."""
-        return as_type(raw, operand_type)
-
     def reader(self, operand: parse.Operand | None, type: str) -> Callable[[Lanes], Array]:
         """A function that reads a single source operand as values of `type`."""
         raw = self.raw_reader(operand, type)
@@ -625,14 +621,3 @@ def immediate_bits(operand: parse.Immediate, type: str) -> int:
     if type == "f32" and operand.value is not None:
         return int(np.float32(operand.value).view(np.uint32))
     return operand.bits
-
-
-def vector_items(operand: parse.Operand | None, count: int) -> tuple[parse.Operand | None, ...]:
-    """The parts of a vector operand; a single register counts as a vector of one."""
-    if isinstance(operand, parse.Vector):
-        return operand.items
-    return (operand,) * (1 if count <= 1 else 0) or (operand,)
-
-
-def described(operand: Operand) -> str:
-    return f"{operand.role}:{operand.type}"

@@ -28,8 +28,9 @@ Meaning: `meaning(form, *sources)` takes one array for each operand read, in ord
 tuple of them. Arrays have one element for each lane that takes part, in the operand's type: f32 float32, b32 and u32
 uint32, s32 int32, f16 float16, bf16 ml_dtypes.bfloat16, pred bool; packed types (f16x2, u16x2, ...) have a second axis
 of the packed elements, low half first; a vector has a leading axis of its registers. Rows whose effect goes beyond the
-registers of their own lane have a `unit` instead: "warp" (arrays of shape (warps, 32)), or the name of the part of the
-emulator that carries them out ("memory", "barrier", "control", ...).
+registers of their own lane have a `unit`: "warp", whose meaning takes `(form, active, *sources)` with arrays of shape
+(warps, 32) and which lanes take part (see warp.py); or the name of the part of the emulator that carries them out
+("memory", "barrier", "control", ...), and no meaning.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ def shuffle(form: Form, active: Array, value: Array, b: Array, c: Array, mask: A
 def vote(form: Form, active: Array, value: Array, mask: Array) -> Array:
     mode = form.get("mode")
     every, some = (value | ~active).all(axis=1), (value & active).any(axis=1)
-    results: dict[str, Array] = {"all": every, "any": some, "uni": every | ~some}
-    result = results[mode]
+    results: dict[str, Any] = {"all": every, "any": some, "uni": every | ~some}
+    result: Array = np.asarray(results[mode])
     return np.broadcast_to(result[:, None], value.shape).copy()
 
 
