@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from . import parse
 from .errors import EmulationError
-from .machine import Lanes, Machine, Run, Wait
+from .machine import WARP, Lanes, Machine, Run, Wait
 from .memory import SHARED_BASE, SHARED_START
-from .unit_memory import Access, address_reader, space_of
+from .unit_memory import Access, address_reader, shared_shadow, space_of
 from .units import unit
 
 Array = NDArray[Any]
@@ -120,13 +120,19 @@ def _mbarrier(machine: Machine, instruction: parse.Instruction) -> Run:
         rest[0] is not None) else None
     relaxed = "relaxed" in form
 
-    def each(lanes: Lanes) -> list[tuple[int, int, int]]:
-        """(lane, offset, amount)."""
-        every = machine.lanes_of(lanes)
-        amounts = amount(lanes) if amount is not None else np.ones(len(every), np.uint32)
-        return list(zip(every.tolist(), offsets_of(lanes).tolist(), amounts.tolist(), strict=True))
+    changes_life = action in ("init", "inval")
 
-    if action in ("init", "inval"):
+    def each(lanes: Lanes) -> list[tuple[int, int, int]]:
+        """(lane, offset, amount). The life of an object must be ordered with its uses."""
+        every, offsets = machine.lanes_of(lanes), offsets_of(lanes)
+        amounts = amount(lanes) if amount is not None else np.ones(len(every), np.uint32)
+        if machine.options.races:
+            shadow = shared_shadow(machine)
+            check = shadow.check_write if changes_life else shadow.check_read
+            check(shadow.granules(offsets, 8), machine.warp_of[every], every % WARP, line)
+        return list(zip(every.tolist(), offsets.tolist(), amounts.tolist(), strict=True))
+
+    if changes_life:
         return _life(machine, instruction, each, action == "init")
     if "wait" in action:
         return _waiting(machine, instruction, each, result, parity="parity" in form)

@@ -192,6 +192,19 @@ again:
  @!%p2 bra again;""", shared_bytes=8)
 
 
+def test_an_mbarrier_must_be_made_known_before_its_use() -> None:
+    body = """
+ mov.u32 %r9, memory;
+ setp.eq.u32 %p1, %r1, 0;
+ @%p1 mbarrier.init.shared.b64 [%r9], 64;
+ bar.sync 0;
+ mbarrier.arrive.shared.b64 %d3, [%r9];"""
+    run(body, threads=64, shared_bytes=8)
+    for barrier in ("", " bar.warp.sync -1;\n"):
+        with pytest.raises(RaceError, match=r"race on shared memory\+0 .*read by warp \d"):
+            run(body.replace(" bar.sync 0;\n", barrier), threads=64, shared_bytes=8)
+
+
 def test_too_many_arrivals_are_told() -> None:
     with pytest.raises(EmulationError, match="3 arrivals, where 2 are pending in phase 0"):
         run("""

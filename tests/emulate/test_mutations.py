@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sapper import emulate
-from sapper.emulate import EmulationError, Options, Uninitialised
+from sapper.emulate import EmulationError, Options, TensorMap, Uninitialised
 
 from .test_triton import descriptor, random
 
@@ -49,10 +49,11 @@ def matmul(text: str, block: int, shared_bytes: int, lazy: bool, dtype: Any = np
         raise Wrong
 
 
-def matmul_tma(text: str, lazy: bool) -> None:
+def matmul_tma(text: str, lazy: bool, swizzle: int = 128) -> None:
     m, n, k = 64, 128, 320
     a, b, c = random((m, k), BF16), random((k, n), BF16, 1), np.zeros((m, n), BF16)
-    arguments = [*descriptor(a, (64, 64)), *descriptor(b, (64, 64)), *descriptor(c, (64, 64)), k, np.int64(0),
+    first = [TensorMap(a, (64, 64), swizzle), *descriptor(a, (64, 64))[1:]]
+    arguments = [*first, *descriptor(b, (64, 64)), *descriptor(c, (64, 64)), k, np.int64(0),
                  np.int64(0)]
     emulate.load(text).launch(grid=(1, 1), arguments=arguments, shared_bytes=73752, options=Options(lazy=lazy))
     exact = a.astype(np.float32) @ b.astype(np.float32)
@@ -159,3 +160,8 @@ def test_a_planted_fault_is_caught(file: str, mutate: Callable[[str], str], lazy
         assert "WRONG" in told
     else:
         pytest.fail("the fault was not caught")
+
+
+def test_a_tensor_map_with_another_swizzle_than_the_products_gives_a_wrong_result() -> None:
+    with pytest.raises(Wrong):
+        matmul_tma(text_of("triton_matmul_tma_sm90"), lazy=False, swizzle=0)
