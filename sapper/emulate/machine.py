@@ -409,6 +409,9 @@ class Machine:
             step = steps[place]
             self.instruction = step.instruction
             fuel -= 1
+            if (step.whole or step.meets) and len(self.strands) > 1:
+                self.merge(strand)
+                warps = self._warps(strand.lanes)
             lanes = strand.lanes
             if step.guard is not None:
                 slot, negated = step.guard
@@ -421,14 +424,14 @@ class Machine:
                         strand.place += 1
                         self.warp_counts[place] += warps
                         continue
-            if step.meets and len(self.strands) > 1 and lanes is strand.lanes:
-                self.merge(strand)
-                lanes, warps = strand.lanes, self._warps(strand.lanes)
-            if step.whole:
-                if not self._whole_warps(strand, lanes):
-                    return
-                if strand.lanes is not lanes and step.guard is None:
-                    lanes, warps = strand.lanes, self._warps(strand.lanes)
+            if step.whole and lanes is not None:
+                if self._set_apart(strand):
+                    if strand.wait is not None:
+                        return
+                    warps = self._warps(strand.lanes)
+                    continue
+                if lanes is not strand.lanes:
+                    self._check_same_predicate(lanes)
             self.warp_counts[place] += warps
             if step.branch >= 0:
                 if fuel < 0:
@@ -451,7 +454,7 @@ class Machine:
                 continue
             wait = step.run(lanes)
             if wait is not None:
-                if lanes is not strand.lanes and strand.lanes is not lanes:
+                if lanes is not strand.lanes:
                     self._part(strand, self.lanes_of(lanes))
                 strand.wait, strand.seen = wait, -1
                 return
@@ -489,31 +492,30 @@ class Machine:
         if not len(rest):
             self.strands.remove(strand)
 
-    def _whole_warps(self, strand: Strand, lanes: Lanes) -> bool:
-        """Whether the strand may run an instruction for whole warps; threads of other warps are set apart to wait."""
-        if lanes is None:
-            return True
-        if lanes is strand.lanes:
-            self.merge(strand)
-            lanes = strand.lanes
-            if lanes is None:
-                return True
+    def _set_apart(self, strand: Strand) -> bool:
+        """Before an instruction for whole warps: threads whose warp is not all here wait for the rest of it, in a
+        strand of their own, or the whole strand does. Whether there were any."""
+        if strand.lanes is None:
+            return False
+        lanes = strand.lanes
         complete = self._complete(lanes)
         if complete.all():
-            return True
-        if lanes is not strand.lanes:
-            lane = int(lanes[~complete][0])
-            raise ConvergenceError(f"{self.instruction.form.mnemonic} runs under a predicate that differs inside a "
-                                   f"warp: {self.place_of(lane)}; expected the same for all lanes", self.line)
+            return False
         wait = Wait(self._complete, lambda: "waits for the other lanes of its warp, which are elsewhere", again=True,
                     meets=True)
-        late = Strand(strand.place, lanes[~complete], wait, self.events)
         if not complete.any():
-            strand.wait, strand.seen = late.wait, self.events
-            return False
-        strand.lanes = lanes[complete]
-        self.strands.append(late)
+            strand.wait, strand.seen = wait, self.events
+        else:
+            self.strands.append(Strand(strand.place, lanes[~complete], wait, self.events))
+            strand.lanes = lanes[complete]
         return True
+
+    def _check_same_predicate(self, lanes: Array) -> None:
+        complete = self._complete(lanes)
+        if not complete.all():
+            where = self.place_of(int(lanes[~complete][0]))
+            raise ConvergenceError(f"{self.instruction.form.mnemonic} runs under a predicate that differs inside a "
+                                   f"warp: {where}; expected the same for all lanes", self.line)
 
     def _complete(self, lanes: Array) -> Array:
         """Which of the threads have all living threads of their warp among them."""

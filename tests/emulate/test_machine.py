@@ -121,6 +121,24 @@ def test_a_whole_warp_instruction_under_a_lanes_predicate_is_told() -> None:
         run(" setp.lt.u32 %p1, %r1, 5;\n @%p1 bar.sync 0;")
 
 
+def test_a_predicated_barrier_waits_for_the_lanes_that_are_elsewhere() -> None:
+    """Warp 1 skips it by its predicate; half of warp 0 comes later, and then the whole of it arrives."""
+    found = run("""
+ setp.lt.u32 %p1, %r1, 32;
+ and.b32 %r2, %r1, 1;
+ setp.eq.u32 %p2, %r2, 0;
+ mov.b32 %r3, 5;
+ @%p2 bra far;
+back:
+ @%p1 bar.sync 1, 32;
+ st.global.u32 [%d2], %r3;
+ ret;
+far:
+ mov.b32 %r3, 6;
+ bra back;""", threads=64)
+    assert found[:64] == [6, 5] * 32
+
+
 # --- Barriers -------------------------------------------------------------------------------------------------------
 
 
