@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Union
 
-from ..targets.ptx.instructions import TABLE
+from ..targets.ptx.instructions import form as form_of
 from ..targets.ptx.rows import BITS, Form
 from .errors import ParseError
 
@@ -408,7 +408,7 @@ class _Parser:
             words.append(self.next().text)
         mnemonic = "".join(words)
         try:
-            form = TABLE.form(mnemonic)
+            form = form_of(mnemonic)
         except KeyError as error:
             raise ParseError(str(error.args[0]), first.line) from None
         operands: list[tuple[Operand | None, bool]] = []
