@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Function
 from ..ir.text import print_function
@@ -22,6 +22,9 @@ from ..ir.types import TensorType
 from ..lane.lower import lower
 from ..tile.reduce_loops import reduce_loops
 from ..tile.schedule import DimClass, Facts, Schedule, Specialization
+
+if TYPE_CHECKING:
+    from .compile import CompiledCode
 
 HINTS = {1: 1, 16: 8, 128: 64, 1024: 512, 8192: 2048}
 """Typical extent of a dimension class (least upper bound), for the model; LARGE for those above."""
@@ -34,7 +37,7 @@ class Compiled:
     """Machine code and what is needed to call it.
 
     scratch: every scratch buffer as (element bytes, ((constant, dims, multiple), ...)); see lane.lower.
-    requires: what the extents must fulfil; see docs/ir.md.
+    requires: what the extents must fulfil; see docs/ir.md. made: the code with its machine IR and line table.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Compiled:
     stored: tuple[str, ...]
     requires: tuple[tuple[str | int, ...], ...]
     text: Callable[[], str] = field(compare=False)
+    made: CompiledCode = field(compare=False)
 
 
 @dataclass(slots=True)
@@ -155,7 +159,7 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
     _trace(made.machine, "allocate", "machine")
     return Compiled(function.name, made.bytes, tuple(lane.attributes["slots"]), _tuples(lane.attributes["scratch"]),
                     lane.attributes["counters"], stored, _tuples(function.attributes.get("requires", [])),
-                    lambda: made.text)
+                    lambda: made.text, made)
 
 
 def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],
