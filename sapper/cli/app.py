@@ -24,7 +24,7 @@ app.add_typer(cache_app, name="cache")
 KernelName = Annotated[str, typer.Argument(metavar="FILE.py:KERNEL|NAME", help="A kernel of a file or of the library.")]
 TargetName = Annotated[str | None, typer.Option("--target", help="Compile for this target instead of this CPU.")]
 Static = Annotated[str | None, typer.Option("--static", help="Extents compiled in: N=576,K=64.")]
-Dims = Annotated[str | None, typer.Option("--dims", help="Extents of the call whose code is wanted: M=512.")]
+Dims = Annotated[str | None, typer.Option("--dims", "--shape", help="Extents of the call whose code is wanted: M=512.")]
 ScheduleText = Annotated[str | None, typer.Option("--schedule", help="A schedule as JSON, or a file with one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -170,6 +170,105 @@ def asm(
 
     compiled, _ = compile_named(kernel, target, static, dims, schedule)
     sys.stdout.write(hex_dump(compiled.code) if bytes else compiled.text())
+
+
+@app.command()
+def build(
+    kernels: Annotated[
+        list[str], typer.Argument(metavar="FILE.py[:KERNEL]|NAME...", help="Kernels, or all of a file.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Ends in .so, .o or .s.")],
+    header: Annotated[
+        str | None, typer.Option("--header", metavar="FILE", help="The C header; default: beside the output.")
+    ] = None,
+    target: TargetName = None, static: Static = None, dims: Dims = None, schedule: ScheduleText = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback/--no-fallback", help="With the general forms, for all other calls.")
+    ] = True,
+    scratch_mib: Annotated[
+        int, typer.Option("--scratch-mib", min=0, max=2047, help="The library's own scratch memory.")
+    ] = 64,
+    json: Json = False,
+) -> None:
+    """Build a library that C programs use without Python, and its header. docs/c-abi.md says how to call it.
+
+    \b
+    Examples:
+      sapper build my.py -o libmy.so
+      sapper build matmul_nn_f32 softmax -o libk.so --target v3
+      sapper build my.py:f -o f.o --static N=576,K=64 --dims M=512 --no-fallback
+      sapper build my.py:f -o f.s --header include/f.h
+    """
+    from .build import report, run_build
+
+    made = run_build(kernels, output, target, static, dims, schedule, fallback, scratch_mib, header)
+    if json:
+        _print_json(made)
+    else:
+        print(report(made))
+
+
+@app.command()
+def explain(
+    kernel: KernelName, target: TargetName = None, static: Static = None, dims: Dims = None,
+    schedule: ScheduleText = None,
+    run: Annotated[bool, typer.Option("--run/--no-run", help="Run the call, where this CPU can.")] = True,
+    loop: Annotated[str | None, typer.Option("--loop", help="Show this loop instead of the hottest.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show all instructions.")] = False,
+    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one page for a browser.")] = None,
+    json: Json = False,
+) -> None:
+    """Show source lines beside instructions, registers over time, and what bounds each loop; measured, where it runs.
+
+    \b
+    Examples:
+      sapper explain matmul_nn_f32 --shape M=512,N=512,K=512
+      sapper explain my.py:f --target v3 --static N=64 --all
+      sapper explain softmax --shape M=256,N=1024 --html softmax.html
+    """
+    from .explain import gather, print_report
+
+    facts = gather(kernel, target, static, dims, schedule, run)
+    labels = [entry["label"] for entry in facts["loops"]]
+    if loop is not None and loop not in labels:
+        known = ", ".join(labels) or "none, as the kernel has no loop"
+        raise UsageError(f"--loop: found no loop {loop!r}; expected one of: {known}")
+    if html is not None:
+        from pathlib import Path
+
+        from .explain_page import page
+        from .files import write_files
+
+        write_files({Path(html): page(facts).encode()})
+    if json:
+        _print_json(facts)
+    elif html is None:
+        print_report(facts, loop, everything)
+    else:
+        print(f"{html}: {len(facts['rows'])} instructions of {facts['name']} for {facts['target']}")
+
+
+@app.command()
+def port(
+    kernel: Annotated[str, typer.Argument(metavar="FILE.py[:KERNEL]|NAME", help="A kernel, or all of a file.")],
+    target: Annotated[list[str] | None, typer.Option("--target", help="Only this one; may be given again.")] = None,
+    static: Static = None, dims: Dims = None, schedule: ScheduleText = None, json: Json = False,
+) -> None:
+    """Show what becomes of kernels on every known target: hand-written, generated or impossible, and what it costs.
+
+    \b
+    Examples:
+      sapper port my.py
+      sapper port matmul_nn_f32 --shape M=512,N=512,K=512 --json
+      sapper port my.py:f --target v3 --target zen4 --static N=64
+    """
+    from .port import print_report, run_port
+
+    rows = list(run_port(kernel, static, dims, schedule, target or []))
+    if json:
+        _print_json(rows)
+    else:
+        print_report(rows)
 
 
 @app.command()

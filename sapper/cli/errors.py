@@ -32,6 +32,8 @@ _TOLD = {
     "sapper.codegen.select": ("SelectionError",),
     "sapper.codegen.liveness": ("AllocationError",),
     "sapper.codegen.encode": ("EncodeError",),
+    "sapper.codegen.c_abi": ("BuildError",),
+    "sapper.codegen.explain": ("Unexplained",),
     "sapper.targets.x86_64.detect": ("UnsupportedCPU",),
     "sapper.emulate.errors": ("EmulationError",),
     "sapper.models.errors": ("ModelError",),
