@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SEQUENTIAL_TILE = 64
 """Default size of a sequential tile: its intermediate tiles then stay in L1."""
 
+RESIDENT_VECTORS = 2
+"""Vectors of a lane axis that carried values span: an element broadcast for one row then serves so many multiply-adds."""
+
 TASKS_PER_WORKER = 2
 STAGING_TASKS_PER_WORKER = 2
 
@@ -256,7 +259,6 @@ class Lowering(Model):
     # Blocks.
 
     def block(self, block: Block, yields_kept: frozenset[int] = frozenset(), top: bool = False) -> None:
-        plan = plan_block(block, yields_kept)
         homes: dict[object, int] = self.home  # type: ignore[assignment]
         for op in block.ops:
             homes[op] = self.depth
@@ -268,6 +270,7 @@ class Lowering(Model):
             if op.name == "whole":
                 r = self._range(op.operands[0], op.operands[1])
                 self._open(op.attributes["axis"], r)
+        plan = plan_block(block, yields_kept, self.keeps_operand)
         self._early_scalars(block)
         outer = self.block_loads, self.busiest
         walks = [item for item in plan.items if isinstance(item, Walk)]
@@ -409,7 +412,8 @@ class Lowering(Model):
                 r.lane = lane and len(plan.items) > 1
                 if lane and not r.lane and not nested:
                     continue
-                r.resident = self.schedule.tile.get(r.axis, self.lanes if r.lane else 1)
+                size = self.lanes if r.hint < RESIDENT_VECTORS * self.lanes else RESIDENT_VECTORS * self.lanes
+                r.resident = self.schedule.tile.get(r.axis, size if r.lane else 1)
 
     @staticmethod
     def _carries_contractions(axis: str, plan: Plan) -> bool:
@@ -757,7 +761,7 @@ class Lowering(Model):
         """Whether the new value may overwrite the old one point by point: nothing else reads the old one later."""
         if out is argument or out.op is None or out.op not in body.ops:
             return False
-        plan = plan_block(body, kept)
+        plan = plan_block(body, kept, self.keeps_operand)
         seen = False
         for item in plan.items:
             if isinstance(item, Walk):

@@ -11,8 +11,11 @@ from ..ir.nodes import Function, Op, Value
 from ..ir.types import TileType
 from ..tile.plan import COSTLY, Walk
 from ..tile.schedule import Facts, Schedule, ScheduleError, Specialization
-from .state import Scalar, element_bytes
+from .state import Capacity, Scalar, element_bytes
 from .walk import WalkChoice, WalkLowering
+
+ADDRESSED_ROWS = 8
+"""Rows of a matrix that a contraction reads at once in place; an x86-64 has 16 general registers."""
 
 STAGE_ROWS = 28
 """From how many rows on operands are packed: packing a panel then costs a few percent of its use."""
@@ -75,6 +78,20 @@ class Model(WalkLowering):
                 if isinstance(v.type, TileType):
                     visit(v)
         return total
+
+    def keeps_operand(self, contraction: Op, value: Value, outside: bool) -> bool:
+        """Whether an operand of a contraction whose result spans a lane axis held in registers is worth a copy in scratch
+        memory: one that spans that axis, if every iteration of a loop reads it again; one that does not, of which an
+        element is spread over the lanes at a time, if it is narrow in memory, so that it is widened by vectors."""
+        lanes = {a for a in contraction.result.type.axes if a in self.bound and self.bound[a].lane}  # type: ignore[union-attr]
+        axes = value.type.axes  # type: ignore[union-attr]
+        if not lanes or not axes or value in self.buffers or value in self.rows:
+            return False
+        if not all(a in self.bound or (a in self.open and self._is_bounded(a)) for a in axes):
+            return False
+        if lanes & set(axes):
+            return outside
+        return value.op is not None and value.op.name == "cast"
 
     def extent_hint(self, axis: str) -> int:
         o = self.open.get(axis)
@@ -177,7 +194,8 @@ class Model(WalkLowering):
                     vectors = counts[lane] * several
                     counts[rows[0]] = self._fit(rows[0], max(1, (registers - vectors - 1) // (vectors * fixed)), False)
             elif lane in self.bound and rows:
-                counts[rows[0]] = self._fit(rows[0], budget, False)
+                # Each row is read through an address of its own, and those have to stay in registers too.
+                counts[rows[0]] = self._fit(rows[0], min(budget, ADDRESSED_ROWS), False)
             elif rows:
                 # Dot products along the lane axis: a square of accumulators reads the least.
                 first = self._fit(rows[0], 4 if len(rows) > 1 else self._streamed_rows(walk, rows[0], lane), False)
@@ -216,9 +234,12 @@ class Model(WalkLowering):
         o = self.open[axis]
         extent = o.extent if isinstance(o.extent, int) else None
         if extent is None:
-            if lane and o.divisor % (count * self.lanes):
-                return max(1, min(count, -(-o.hint // self.lanes)))
-            return max(1, min(count, -(-o.hint // self.lanes) if lane else o.hint))
+            if lane:
+                return max(1, min(count, -(-o.hint // self.lanes)) if o.divisor % (count * self.lanes) else count)
+            # A tile of a sequential loop is mostly whole.
+            multiple = o.hint if o.capacity == Capacity(o.hint) else o.divisor
+            count = max(1, min(count, o.hint))
+            return next((c for c in range(count, max(1, count * 2 // 3) - 1, -1) if multiple % c == 0), count)
         units = -(-extent // self.lanes) if lane else extent
         count = max(1, min(count, units))
         for candidate in range(count, max(1, count * 2 // 3) - 1, -1):
