@@ -127,7 +127,6 @@ class Lowering(Model):
         super().__init__(function, schedule, facts, specialization, lanes)
         self.block_loads = []
         self.busiest = None
-        self.completed: dict[Value, Rows] = {}
         self.pending_buffers: dict[Value, Access] = {}
         self.carried_buffers: dict[Value, Access] = {}
         self.stage_memory: dict[tuple[str, Op], Scalar] = {}

@@ -120,7 +120,8 @@ class Model(WalkLowering):
         reduced = [a for a in walk.reduced if a in loops]
         reduced.sort(key=lambda a: a == lane)
         staged = self._staged(walk, lane, counts, contraction)
-        return WalkChoice(lane, counts, order, reduced, staged, self._prefetched(walk, lane, order, reduced))
+        return WalkChoice(lane, counts, order, reduced, staged, self._prefetched(walk, lane, order, reduced),
+                          self._joint(walk, lane, counts, order))
 
     def _lane(self, walk: Walk, loops: list[str], contraction: bool) -> str:
         """The cheapest lane axis, by the cost of its accesses in each row of the walk."""
@@ -286,6 +287,30 @@ class Model(WalkLowering):
                 if (lane in axes and row_axis not in axes) or (row_axis in axes and lane not in axes and again):
                     staged.append(op)
         return staged
+
+    def _joint(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str]) -> str | None:
+        """The axis of sums over the lanes that are finished together: what follows them reads and writes memory along
+        that axis only, or element by element."""
+        if lane not in walk.reduced or any(str(r.attributes.get("kind", "")).startswith("arg") for r in walk.reductions):
+            return None
+        for axis in reversed(order):
+            if 2 <= counts[axis] <= self.lanes and walk.after and all(self._lies_along(r, axis) for r in walk.after):
+                return axis
+        return None
+
+    def _lies_along(self, root: Op | Value, axis: str) -> bool:
+        """Whether a root that becomes a row along `axis`, and all that it is computed from, is contiguous there."""
+        if isinstance(root, Value):
+            axes = root.type.axes  # type: ignore[union-attr]
+            if axes[-1] != axis or any(self.bound[a].lane for a in axes if a in self.bound):
+                return False
+        stores = [] if isinstance(root, Value) else [root]
+        for op in (*stores, *self.reads(Walk((), (), [], [], [root]))):
+            access = self.access(op)
+            if (access.gathers and self._gather_spans(op, axis)) or access.axes.get(axis, 0) not in (
+                    0, element_bytes(access.dtype)):
+                return False
+        return True
 
     def _is_bounded(self, axis: str) -> bool:
         """Whether scratch memory can be sized by the axis: not if its range is known only as the kernel runs."""

@@ -29,7 +29,8 @@ class WalkChoice:
 
     order: open outer axes, outermost first. reduced: open reduced axes, outermost first. staged: loads copied to
     scratch memory before the first loop over an axis that they do not span. prefetched: loads of matrices that are
-    read once, whose next rows are asked for early.
+    read once, whose next rows are asked for early. joint: where the lane axis is reduced, the axis whose results come
+    to lie side by side in the lanes.
     """
 
     lane: str | None
@@ -38,6 +39,7 @@ class WalkChoice:
     reduced: list[str]
     staged: list[Op] = field(default_factory=list)
     prefetched: list[Op] = field(default_factory=list)
+    joint: str | None = None
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.
@@ -73,12 +75,10 @@ class WalkLowering(RowEvaluation):
     """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`).
 
     near_bytes: size of L1. block_loads: the loads of the block whose walks are being emitted; busiest: the walk among
-    them that computes most, if the block stores past the caches. completed: rows of finished reductions.
-    pending_buffers, carried_buffers: where kept values lie, of the walk at hand and of loops that carry them.
+    them that computes most, if the block stores past the caches. pending_buffers, carried_buffers: where kept values lie, of the walk at hand and of loops that carry them.
     stage_memory: scratch memory of each staged operand.
     """
 
-    completed: dict[Value, Rows]
     pending_buffers: dict[Value, Access]
     carried_buffers: dict[Value, Access]
     stage_memory: dict[tuple[str, Op], Scalar]
@@ -160,13 +160,13 @@ class WalkLowering(RowEvaluation):
         return list(op.results)
 
     def _bind(self, axis: str, offset: Scalar, count: int, lane: bool, mask: Value | None, carried: Carried,
-              body: Callable[[Carried], Carried]) -> Carried:
+              body: Callable[[Carried], Carried], narrow: bool = False) -> Carried:
         """One piece without a loop. It gets a level of its own in the same block, with its own memo."""
         self.enter(self.levels[-1].builder.block)
         for argument in self.levels[-1].builder.block.arguments:
             self.depths[argument] = min(self.depths[argument], self.depth - 1)
         outer = self.bound.get(axis)
-        self.bound[axis] = Bound(offset, count, lane, mask, self.depth)
+        self.bound[axis] = Bound(offset, count, lane, mask, self.depth, narrow=narrow)
         results = body(carried)
         self._restore(axis, outer)
         self.leave()
@@ -217,12 +217,31 @@ class WalkLowering(RowEvaluation):
             carried = [v for a in accumulators for v in (*a.rows.values(), *a.indices.values())]
             carried = self._reduce(walk, choice, 0, accumulators, carried)
             self._unpack(accumulators, carried)
-            for accumulator in accumulators:
-                self._complete(accumulator, choice)
-            self._roots(walk.after)
+            joint = choice.joint if choice.joint is not None and self.bound[choice.joint].count > 1 else None
+            if joint is not None:
+                self._finish_jointly(walk, choice, accumulators, joint)
+            else:
+                self._finish(walk, choice, accumulators)
         else:
             self._roots(walk.inner)
             self._prefetch_next_rows(walk, choice)
+
+    def _finish(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator], joint: str | None = None) -> None:
+        for accumulator in accumulators:
+            self._complete(accumulator, choice, joint)
+        self._roots(walk.after)
+
+    def _finish_jointly(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator], axis: str) -> None:
+        """The rows of `axis`, whose lanes are summed, become one row along it: with fewer instructions than each by
+        itself, and what follows is computed for all of them at once."""
+        rows = self.bound[axis]
+        mask = None if rows.count == self.lanes else self.emit(0, "mask_first", [self.value(rows.count)], MASK)
+
+        def finish(carried: Carried) -> Carried:
+            self._finish(walk, choice, accumulators, axis)
+            return carried
+
+        self._bind(axis, rows.offset, 1, True, mask, [], finish, narrow=mask is not None)
 
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
         """Where results go past the caches, the walk that computes most asks for what the next tile will read: memory
@@ -368,48 +387,75 @@ class WalkLowering(RowEvaluation):
         row = self.row(value, at)
         return row if row.type == like.type else self.emit(self.depth, "cvt", [row], like.type)
 
-    def _complete(self, a: Accumulator, choice: WalkChoice) -> None:
-        """Join slots and lanes; the result becomes the row of the reduction's value."""
+    def _complete(self, a: Accumulator, choice: WalkChoice, joint: str | None) -> None:
+        """Join slots and lanes; the result becomes the row of the reduction's value. joint: see `WalkChoice`."""
         op = a.op
         t = op.result.type
         assert isinstance(t, TileType)
         kind = op.attributes.get("kind", "sum")
-        over = op.attributes["over"]
-        across = choice.lane is not None and choice.lane in over
-        depth = self.depth
-        rows = {}
+        across = choice.lane is not None and choice.lane in op.attributes["over"]
+        rows: Rows = {}
+        together: dict[tuple[int, ...], dict[int, Value]] = {}
         for point in a.outer:
             pairs = [(a.rows[point, s], a.indices.get((point, s))) for s in range(a.slots)]
             while len(pairs) > 1:
                 pairs = [self._join(kind, pairs[i], pairs[i + 1]) if i + 1 < len(pairs) else pairs[i]
                          for i in range(0, len(pairs), 2)]
+            if joint is not None:
+                place = t.axes.index(joint)
+                together.setdefault((*point[:place], 0, *point[place + 1:]), {})[point[place]] = pairs[0][0]
+                continue
             pair = pairs[0]
             distance = self.lanes // 2
             while across and distance:
-                other = tuple(None if v is None else
-                              self.emit(depth, "shuffle_xor", [v], v.type, distance=distance) for v in pair)
-                pair = self._join(kind, pair, other)  # type: ignore[arg-type]
+                pair = self._join(kind, pair, tuple(None if v is None else self._shuffled(v, distance) for v in pair))  # type: ignore[arg-type]
                 distance //= 2
-            result, place = pair
-            if kind.startswith("arg"):
-                assert place is not None
-                # Nothing was greater than the start value: all are equal to it, so the first index wins.
-                (axis,) = over
-                none = self.emit(depth, "cmp", [place, self.constant((1 << 31) - 1, i32)], MASK, cond="eq")
-                offset = self.open[axis].offset if axis in self.open else self.bound[axis].offset
-                first = self.emit(depth, "splat", [self.value(offset)], RowType(i32))
-                result = self.emit(depth, "select", [none, first, place], RowType(i32))
-            else:
-                name = t.dtype.name
-                if name in ("bf16", "f16"):
-                    result = self.emit(depth, "round_to", [result], result.type, dtype=t.dtype)
-                elif t.dtype.is_integer and kind == "sum":
-                    result = self.wrap(result, t.dtype, depth) if t.dtype.bits < 32 else result
-            rows[point] = result
+            rows[point] = self._result(op, kind, *pair)
+        for point, parts in together.items():
+            rows[point] = self._result(op, kind, self._join_rows(kind, parts), None)
         memo = self.levels[self.level_of(op.result)].memo
         for point, row in rows.items():
             memo[op.result, point] = row
-        self.completed[op.result] = rows
+
+    def _result(self, op: Op, kind: str, result: Value, place: Value | None) -> Value:
+        """What a reduction gives, from its joined rows."""
+        t = op.result.type
+        assert isinstance(t, TileType)
+        depth = self.depth
+        if place is not None:
+            # Nothing was greater than the start value: all are equal to it, so the first index wins.
+            (axis,) = op.attributes["over"]
+            none = self.emit(depth, "cmp", [place, self.constant((1 << 31) - 1, i32)], MASK, cond="eq")
+            offset = self.open[axis].offset if axis in self.open else self.bound[axis].offset
+            first = self.emit(depth, "splat", [self.value(offset)], RowType(i32))
+            return self.emit(depth, "select", [none, first, place], RowType(i32))
+        if t.dtype.name in ("bf16", "f16"):
+            return self.emit(depth, "round_to", [result], result.type, dtype=t.dtype)
+        return self.wrap(result, t.dtype, depth) if t.dtype.is_integer and kind == "sum" else result
+
+    def _shuffled(self, row: Value, distance: int) -> Value:
+        return self.emit(self.depth, "shuffle_xor", [row], row.type, distance=distance)
+
+    def _join_rows(self, kind: str, rows: dict[int, Value]) -> Value:
+        """Join the lanes of each of several rows: what belongs to row i comes to lane i, and to those beyond the rows
+        something. A transposition in which two rows that exchange half of their lanes are joined at once."""
+        distance = self.lanes // 2
+        while distance:
+            halves: dict[int, Value] = {}
+            for number, row in rows.items():
+                if not number & distance:
+                    other = rows.get(number | distance)
+                    if other is None:
+                        pair = row, self._shuffled(row, distance)
+                    else:
+                        exchange = Op("exchange", [row, other], [row.type] * 2, {"distance": distance}, None,
+                                      self.location)
+                        self.finish(exchange)
+                        pair = exchange.results[0], exchange.results[1]
+                    halves[number] = self._join(kind, (pair[0], None), (pair[1], None))[0]
+            rows = halves
+            distance //= 2
+        return rows[0]
 
     def _join(self, kind: str, a: tuple[Value, Value | None], b: tuple[Value, Value | None]) -> tuple[
             Value, Value | None]:
@@ -464,7 +510,8 @@ class WalkLowering(RowEvaluation):
         if access is None:
             access = self.pending_buffers[value] = self._buffer_for(value)
         # Scratch memory is padded to whole rows: masks would only cost.
-        self.put(access, row, t.dtype, at, t.axes, padded=True)
+        narrow = any(self.bound[axis].narrow for axis in t.axes)
+        self.put(access, row, t.dtype, at, t.axes, padded=not narrow)
 
     def _buffer_for(self, value: Value) -> Access:
         known = self.carried_buffers.get(value)
