@@ -31,6 +31,9 @@ SEQUENTIAL_TILE = 64
 RESIDENT_VECTORS = 2
 """Vectors of a lane axis that carried values span: an element broadcast for one row then serves so many multiply-adds."""
 
+RESIDENT_ROWS = 4
+"""Rows that carried values span where the lane axis is another."""
+
 TASKS_PER_WORKER = 2
 STAGING_TASKS_PER_WORKER = 2
 
@@ -404,15 +407,26 @@ class Lowering(Model):
         for r in ranges:
             if r.axis is None:
                 continue
+            carries = nested and self._carries_contractions(r.axis, plan)
             lane = r.axis == self.schedule.lane or (
-                self.schedule.lane is None and nested and r.hint >= self.lanes
-                and self._carries_contractions(r.axis, plan))
+                self.schedule.lane is None and carries and r.hint >= self.lanes)
             if r.axis in plan.crossing or nested or lane or (r.axis in self.schedule.tile and len(plan.items) > 1):
                 r.lane = lane and len(plan.items) > 1
                 if lane and not r.lane and not nested:
                     continue
-                size = self.lanes if r.hint < RESIDENT_VECTORS * self.lanes else RESIDENT_VECTORS * self.lanes
-                r.resident = self.schedule.tile.get(r.axis, size if r.lane else 1)
+                size = 1
+                if r.lane:
+                    size = self.lanes if r.hint < RESIDENT_VECTORS * self.lanes else RESIDENT_VECTORS * self.lanes
+                elif carries and not any(other.lane or other.resident > 1 for other in ranges):
+                    size = self._resident_rows(r)
+                r.resident = self.schedule.tile.get(r.axis, size)
+
+    def _resident_rows(self, r: Range) -> int:
+        """Rows that loops inside contract at once: what those read (a cache of keys) is then read once for all."""
+        extent = self.sub(r.stop, r.start)
+        rows = extent if isinstance(extent, int) else r.hint
+        pieces = -(-rows // RESIDENT_ROWS)
+        return -(-rows // max(1, pieces))
 
     @staticmethod
     def _carries_contractions(axis: str, plan: Plan) -> bool:

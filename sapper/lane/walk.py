@@ -439,8 +439,8 @@ class WalkLowering(RowEvaluation):
     def _join_rows(self, kind: str, rows: dict[int, Value]) -> Value:
         """Join the lanes of each of several rows: what belongs to row i comes to lane i, and to those beyond the rows
         something. A transposition in which two rows that exchange half of their lanes are joined at once."""
-        distance = self.lanes // 2
-        while distance:
+        steps = [1 << bit for bit in reversed(range(self.lanes.bit_length() - 1))]
+        for distance in sorted(steps, key=lambda step: step > max(rows)):   # no row so far away: last, when one is left
             halves: dict[int, Value] = {}
             for number, row in rows.items():
                 if not number & distance:
@@ -454,7 +454,6 @@ class WalkLowering(RowEvaluation):
                         pair = exchange.results[0], exchange.results[1]
                     halves[number] = self._join(kind, (pair[0], None), (pair[1], None))[0]
             rows = halves
-            distance //= 2
         return rows[0]
 
     def _join(self, kind: str, a: tuple[Value, Value | None], b: tuple[Value, Value | None]) -> tuple[
