@@ -130,7 +130,7 @@ class WalkLowering(RowEvaluation):
         start = whole_end
         if lane:
             return self._loop(axis, start, stop, 1, True, o.divisor % self.lanes != 0, carried, body)
-        if count >= 8:
+        if count > 8:
             four_end = self.add(start, self.scalar("s_and", self.sub(stop, start), -4))
             carried = self._loop(axis, start, four_end, 4, False, False, carried, body)
             start = four_end
