@@ -17,6 +17,9 @@ from .walk import WalkChoice, WalkLowering
 ADDRESSED_ROWS = 8
 """Rows of a matrix that a contraction reads at once in place; an x86-64 has 16 general registers."""
 
+UNROLLED_INSTRUCTIONS = 256
+"""Longest code, about, for what follows a reduction: some 2 KiB of the 32 that the first cache for code has."""
+
 STAGE_ROWS = 28
 """From how many rows on operands are packed: packing a panel then costs a few percent of its use."""
 
@@ -121,7 +124,7 @@ class Model(WalkLowering):
         reduced.sort(key=lambda a: a == lane)
         staged = self._staged(walk, lane, counts, contraction)
         return WalkChoice(lane, counts, order, reduced, staged, self._prefetched(walk, lane, order, reduced),
-                          self._joint(walk, lane, counts, order))
+                          self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order))
 
     def _lane(self, walk: Walk, loops: list[str], contraction: bool) -> str:
         """The cheapest lane axis, by the cost of its accesses in each row of the walk."""
@@ -287,6 +290,17 @@ class Model(WalkLowering):
                 if (lane in axes and row_axis not in axes) or (row_axis in axes and lane not in axes and again):
                     staged.append(op)
         return staged
+
+    def _rolled(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str]) -> str | None:
+        """The rows over which what follows the reductions is a loop: where unrolled it would be long."""
+        if not walk.reductions or lane in walk.reduced:
+            return None
+        rows = 1
+        for axis in order:
+            rows *= counts[axis]
+        cost = self.costs(Walk(walk.outer, (), [], [], walk.after))
+        axis = max((a for a in order if a != lane), key=lambda a: counts[a], default=None)
+        return axis if rows * cost > UNROLLED_INSTRUCTIONS else None
 
     def _joint(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str]) -> str | None:
         """The axis of sums over the lanes that are finished together: what follows them reads and writes memory along

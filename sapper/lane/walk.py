@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Carried = list[Value]
 
+ROLLED_ROWS = 2
+"""Rows computed at once where what follows a reduction is a loop over rows."""
+
 
 @dataclass(slots=True)
 class WalkChoice:
@@ -30,7 +33,7 @@ class WalkChoice:
     order: open outer axes, outermost first. reduced: open reduced axes, outermost first. staged: loads copied to
     scratch memory before the first loop over an axis that they do not span. prefetched: loads of matrices that are
     read once, whose next rows are asked for early. joint: where the lane axis is reduced, the axis whose results come
-    to lie side by side in the lanes.
+    to lie side by side in the lanes. rolled: the axis along which what follows the reductions is a loop, not unrolled.
     """
 
     lane: str | None
@@ -40,6 +43,7 @@ class WalkChoice:
     staged: list[Op] = field(default_factory=list)
     prefetched: list[Op] = field(default_factory=list)
     joint: str | None = None
+    rolled: str | None = None
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.
@@ -220,6 +224,8 @@ class WalkLowering(RowEvaluation):
             joint = choice.joint if choice.joint is not None and self.bound[choice.joint].count > 1 else None
             if joint is not None:
                 self._finish_jointly(walk, choice, accumulators, joint)
+            elif choice.rolled is not None and self.bound[choice.rolled].count > ROLLED_ROWS:
+                self._finish_in_loop(walk, choice, accumulators, choice.rolled)
             else:
                 self._finish(walk, choice, accumulators)
         else:
@@ -242,6 +248,32 @@ class WalkLowering(RowEvaluation):
             return carried
 
         self._bind(axis, rows.offset, 1, True, mask, [], finish, narrow=mask is not None)
+
+    def _finish_in_loop(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator], axis: str) -> None:
+        """The results go through scratch memory, so that what follows is code for a few rows, run for all."""
+        rows = self.bound[axis]
+        for a in accumulators:
+            value = a.op.result
+            axes: list[tuple[str, Capacity | int]] = [
+                (name, self.bound[name].count * (self.lanes if self.bound[name].lane else 1))
+                for name in sorted(value.type.axes, key=lambda name: self.bound[name].lane)]  # type: ignore[union-attr]
+            access = self.allocate(value, value.type.dtype, axes)  # type: ignore[union-attr]
+            access.relative = False
+            for name, step in access.axes.items():
+                access.base = self.sub(access.base, self.mul(self.bound[name].offset, step))
+            self._complete(a, choice)
+            for at in self._coordinates(value.type.axes):  # type: ignore[union-attr]
+                self.put(access, self.row(value, at), value.type.dtype, at, value.type.axes, padded=True)  # type: ignore[union-attr]
+            self.buffers[value] = access
+
+        def finish(carried: Carried) -> Carried:
+            self._roots(walk.after)
+            return carried
+
+        step = ROLLED_ROWS if rows.count % ROLLED_ROWS == 0 else 1
+        self._loop(axis, rows.offset, self.add(rows.offset, rows.count), step, False, False, [], finish)
+        for a in accumulators:
+            del self.buffers[a.op.result]
 
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
         """Where results go past the caches, the walk that computes most asks for what the next tile will read: memory
@@ -387,7 +419,7 @@ class WalkLowering(RowEvaluation):
         row = self.row(value, at)
         return row if row.type == like.type else self.emit(self.depth, "cvt", [row], like.type)
 
-    def _complete(self, a: Accumulator, choice: WalkChoice, joint: str | None) -> None:
+    def _complete(self, a: Accumulator, choice: WalkChoice, joint: str | None = None) -> None:
         """Join slots and lanes; the result becomes the row of the reduction's value. joint: see `WalkChoice`."""
         op = a.op
         t = op.result.type
