@@ -212,8 +212,10 @@ class Model(WalkLowering):
                     accumulators = fixed
                     for a in outer:
                         accumulators *= counts[a]
-                    # Unrolled by 4 where the lane axis is not reduced; enough independent chains where it is.
-                    counts[axis] = self._fit(axis, 4 if axis != lane else max(1, min(4, 8 // accumulators)),
+                    # Unrolled by 4 where the lane axis is not reduced (by 2 in loops that are themselves inside a
+                    # loop over tiles: there are many of them); enough independent chains where it is.
+                    unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
+                    counts[axis] = self._fit(axis, unrolled if axis != lane else max(1, min(4, 8 // accumulators)),
                                              axis == lane)
                     break
             return counts
