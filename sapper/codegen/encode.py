@@ -327,14 +327,13 @@ def _check_registers(instruction: Instruction, plan: _Plan) -> None:
     """Kinds, numbers, masks: raises EncodeError. Not on the fast path: run for every instruction that is new."""
     row = instruction.row
     for position, (found, expected) in enumerate(zip(instruction.operands, row.operands, strict=True)):
-        kind = type(found)
-        if kind is Register:
-            limit = _REGISTERS.get(found.kind, 0)  # type: ignore[union-attr]
+        if isinstance(found, Register):
+            limit = _REGISTERS.get(found.kind, 0)
             if found.kind != expected.kind or not 0 <= found.number < limit:
                 raise EncodeError(f"row {row.name}, operand {position}: found {found}; expected {_describe(expected)}")
             if expected.fixed is not None and found.number != expected.fixed:
                 raise EncodeError(f"row {row.name}, operand {position}: found {found}; expected {_describe(expected)}")
-        elif kind is Memory:
+        elif isinstance(found, Memory):
             _check_memory(found, plan, row, position)
             if found.broadcast and not plan.broadcast_ok:
                 raise EncodeError(f"row {row.name}, operand {position}: found a broadcast; "

@@ -18,7 +18,7 @@ from ..ir.types import MASK, S64, DType, RowType, TileType, bool_
 from ..tile.plan import Plan, Walk, axes_of, is_scalar_integer, plan_block
 from ..tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
 from .model import Model
-from .rows import LoweringError, Rows
+from .rows import LoweringError
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
 from .walk import WalkChoice
 
@@ -29,7 +29,7 @@ SEQUENTIAL_TILE = 64
 """Default size of a sequential tile: its intermediate tiles then stay in L1."""
 
 RESIDENT_VECTORS = 2
-"""Vectors of a lane axis that carried values span: an element broadcast for one row then serves so many multiply-adds."""
+"""Vectors of a lane axis that carried values span: an element spread over the lanes serves so many multiply-adds."""
 
 RESIDENT_ROWS = 4
 """Rows that carried values span where the lane axis is another."""

@@ -83,9 +83,9 @@ class Model(WalkLowering):
         return total
 
     def keeps_operand(self, contraction: Op, value: Value, outside: bool) -> bool:
-        """Whether an operand of a contraction whose result spans a lane axis held in registers is worth a copy in scratch
-        memory: one that spans that axis, if every iteration of a loop reads it again; one that does not, of which an
-        element is spread over the lanes at a time, if it is narrow in memory, so that it is widened by vectors."""
+        """Whether an operand of a contraction whose result spans a lane axis held in registers is worth a copy in
+        scratch memory: one that spans that axis, if every iteration of a loop reads it again; one that does not, of
+        which an element is spread over the lanes at a time, if it is narrow in memory: it is widened by vectors."""
         lanes = {a for a in contraction.result.type.axes if a in self.bound and self.bound[a].lane}  # type: ignore[union-attr]
         axes = value.type.axes  # type: ignore[union-attr]
         if not lanes or not axes or value in self.buffers or value in self.rows:
@@ -94,7 +94,8 @@ class Model(WalkLowering):
             return False
         if lanes & set(axes):
             return outside
-        return value.op is not None and value.op.name == "cast"
+        source = value.op.operands[0] if value.op is not None and value.op.name == "cast" else value
+        return source.op is not None and source.op.name == "load" and source.type.dtype.bits < 32  # type: ignore[union-attr]
 
     def extent_hint(self, axis: str) -> int:
         o = self.open.get(axis)
@@ -301,13 +302,13 @@ class Model(WalkLowering):
         for axis in order:
             rows *= counts[axis]
         cost = self.costs(Walk(walk.outer, (), [], [], walk.after))
-        axis = max((a for a in order if a != lane), key=lambda a: counts[a], default=None)
-        return axis if rows * cost > UNROLLED_INSTRUCTIONS else None
+        longest = max((a for a in order if a != lane), key=lambda a: counts[a], default=None)
+        return longest if rows * cost > UNROLLED_INSTRUCTIONS else None
 
     def _joint(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str]) -> str | None:
         """The axis of sums over the lanes that are finished together: what follows them reads and writes memory along
         that axis only, or element by element."""
-        if lane not in walk.reduced or any(str(r.attributes.get("kind", "")).startswith("arg") for r in walk.reductions):
+        if lane not in walk.reduced or any(r.attributes.get("kind") in ("argmax", "argmin") for r in walk.reductions):
             return None
         for axis in reversed(order):
             if 2 <= counts[axis] <= self.lanes and walk.after and all(self._lies_along(r, axis) for r in walk.after):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, S64, DType, RowType, TileType, f32, f64, i32
+from ..ir.types import MASK, S64, DType, RowType, TileType, bool_, f32, f64, i32
 from ..tile.plan import Walk
 from .rows import LoweringError, RowEvaluation, Rows
 from .state import Access, Bound, Capacity, Scalar, element_bytes, memory_dtype, row_dtype
@@ -79,8 +79,8 @@ class WalkLowering(RowEvaluation):
     """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`).
 
     near_bytes: size of L1. block_loads: the loads of the block whose walks are being emitted; busiest: the walk among
-    them that computes most, if the block stores past the caches. pending_buffers, carried_buffers: where kept values lie, of the walk at hand and of loops that carry them.
-    stage_memory: scratch memory of each staged operand.
+    them that computes most, if the block stores past the caches. pending_buffers, carried_buffers: where kept values
+    lie, of the walk at hand and of loops that carry them. stage_memory: scratch memory of each staged operand.
     """
 
     pending_buffers: dict[Value, Access]
@@ -232,7 +232,8 @@ class WalkLowering(RowEvaluation):
             self._roots(walk.inner)
             self._prefetch_next_rows(walk, choice)
 
-    def _finish(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator], joint: str | None = None) -> None:
+    def _finish(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator],
+                joint: str | None = None) -> None:
         for accumulator in accumulators:
             self._complete(accumulator, choice, joint)
         self._roots(walk.after)
@@ -562,7 +563,10 @@ class WalkLowering(RowEvaluation):
                 raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over "
                                     "it must be kept in scratch memory; walk it with tiles(...)", value.op)
         lanes_last = sorted(axes, key=lambda pair: pair[0] not in self.open and self.bound[pair[0]].lane)
-        return self.allocate(value, value.type.dtype, lanes_last)  # type: ignore[union-attr]
+        dtype = value.type.dtype  # type: ignore[union-attr]
+        if value.op is not None and value.op.name == "load" and dtype is not bool_:
+            dtype = row_dtype(dtype)     # what was loaded is widened once, not each time that the copy is read
+        return self.allocate(value, dtype, lanes_last)
 
     # Staging: operands of a contraction copied to scratch memory in the order in which the inner loop reads them.
 
