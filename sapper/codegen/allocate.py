@@ -13,7 +13,9 @@ then is spilled or spills others, and the whole is tried again.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
 
 from .liveness import (
     NEXT,
@@ -396,63 +398,92 @@ def _crowded_places(flow: Flow, ranges: Ranges, abi: Abi) -> list[dict[int, int]
     return crowded if found else []
 
 
-def _touched_places(flow: Flow, classes: _Classes) -> list[list[int]]:
-    """For each class the places that name it."""
-    touched: list[list[int]] = [[] for _ in flow.nodes]
+def _definitions(flow: Flow, classes: _Classes) -> list[list[int]]:
+    """For each class the places that write it."""
+    found: list[list[int]] = [[] for _ in flow.nodes]
     parent = classes.parent
-    for place in range(len(flow.uses)):
-        for group in (flow.uses[place], flow.changes[place], flow.writes[place]):
-            for node in group:
-                while parent[node] != node:
-                    node = parent[node]
-                touched[node].append(place)
-    return touched
+    for place, (written, changed) in enumerate(zip(flow.writes, flow.changes, strict=True)):
+        for node in written + changed if changed else written:
+            while parent[node] != node:
+                node = parent[node]
+            found[node].append(place)
+    return found
+
+
+def _named_points(flow: Flow, classes: _Classes, places: Iterable[int]) -> list[int]:
+    """For each class the reading points of those of the places that name it."""
+    named = [0] * len(flow.nodes)
+    parent = classes.parent
+    for place in places:
+        for node in flow.uses[place] + flow.changes[place] + flow.writes[place]:
+            while parent[node] != node:
+                node = parent[node]
+            named[node] |= 1 << (2 * place)
+    return named
 
 
 def _choose_spills(
     flow: Flow, ranges: Ranges, classes: _Classes, crowded: list[dict[int, int]], work: _Work
 ) -> list[int]:
-    """Classes to spill so that no place is crowded, the cheapest for what they relieve first."""
-    touched = _touched_places(flow, classes)
+    """Classes to spill so that no place is crowded, the cheapest for what they relieve first.
+
+    What a class relieves only shrinks as others are chosen, so its last known score is an upper bound: the one on top
+    of the heap is the best if its score still holds (lazy greedy; Minoux, 1978).
+    """
+    definitions = _definitions(flow, classes)
     spilled: list[int] = []
     roots = classes.roots()
-    for kind, excess_at in enumerate(crowded):
-        if not excess_at:
+    for kind, excess in enumerate(crowded):
+        if not excess:
             continue
-        excess = dict(excess_at)
-        candidates: list[tuple[int, int, float]] = []
-        for node in roots:
+        named = _named_points(flow, classes, excess)
+        # Bit 2p of plane i is bit i of the excess at place p: a class relieves all of its places in a few operations.
+        planes = _planes(excess, len(flow.uses))
+        mask = _union(planes)
+        queue: list[tuple[float, int, int, int, float]] = []  # (-score, order, class, what it relieves, cost)
+        for order, node in enumerate(roots):
             if flow.kind_of[node] == kind and classes.spillable(node):
-                named = 0
-                for place in touched[node]:
-                    named |= 1 << (2 * place)
-                cost = classes.cost[node]
-                if _constant_definition(work, flow, classes, node, touched) is not None:
-                    cost *= 0.5
-                candidates.append((node, classes.points[node] & ~named, cost))
-        while excess:
-            mask = 0
-            for place in excess:
-                mask |= 1 << (2 * place)
-            best = -1
-            best_score = 0.0
-            for position, (_, relieves, cost) in enumerate(candidates):
-                count = (relieves & mask).bit_count()
-                if count:
-                    score = count / cost
-                    if score > best_score:
-                        best, best_score = position, score
-            if best < 0:
-                break
-            node, relieves, _ = candidates.pop(best)
-            spilled.append(node)
-            for place in list(excess):
-                if relieves >> (2 * place) & 1:
-                    if excess[place] == 1:
-                        del excess[place]
-                    else:
-                        excess[place] -= 1
+                relieves = classes.points[node] & mask & ~named[node]
+                if relieves:
+                    cost = classes.cost[node]
+                    if _constant_definition(work, flow, classes, node, definitions[node]) is not None:
+                        cost *= 0.5
+                    queue.append((-relieves.bit_count() / cost, order, node, relieves, cost))
+        heapify(queue)
+        while mask and queue:
+            score, order, node, relieves, cost = queue[0]
+            relieves &= mask
+            if not relieves:
+                heappop(queue)
+            elif (now := -relieves.bit_count() / cost) != score:
+                heapreplace(queue, (now, order, node, relieves, cost))
+            else:
+                heappop(queue)
+                spilled.append(node)
+                for position, plane in enumerate(planes):
+                    planes[position] = plane ^ relieves
+                    relieves &= ~plane
+                mask = _union(planes)
     return spilled
+
+
+def _planes(excess: dict[int, int], size: int) -> list[int]:
+    """Bit 2p of plane i is bit i of excess[p]."""
+    planes = []
+    for position in range(max(excess.values()).bit_length()):
+        digits = ["0"] * size
+        for place, count in excess.items():
+            if count >> position & 1:
+                digits[-1 - place] = "1"
+        planes.append(int("".join(digits), 4))
+    return planes
+
+
+def _union(planes: list[int]) -> int:
+    mask = 0
+    for plane in planes:
+        mask |= plane
+    return mask
 
 
 def _is_constant(instruction: Instruction, facts: RowFacts, home: Slot | None) -> bool:
@@ -484,26 +515,21 @@ def _is_constant(instruction: Instruction, facts: RowFacts, home: Slot | None) -
 
 
 def _constant_definition(
-    work: _Work, flow: Flow, classes: _Classes, node: int, touched: list[list[int]]
+    work: _Work, flow: Flow, classes: _Classes, node: int, definitions: list[int]
 ) -> int | None:
-    """The place of the one definition of a class, if it can be made again anywhere."""
-    definition = None
-    for place in touched[node]:
-        written = False
-        for group in (flow.writes[place], flow.changes[place]):
-            for other in group:
-                if classes.find(other) == node:
-                    written = True
-        if written:
-            instruction = work.source.body[place]
-            facts = work.facts[instruction.row]  # type: ignore[union-attr]
-            if place in classes.moves and classes.find(flow.uses[place][0]) == node:
-                continue  # a copy inside the class
-            home = _home(work, flow, classes.members.get(node, [node]))
-            if definition is not None or not _is_constant(instruction, facts, home):  # type: ignore[arg-type]
-                return None
-            definition = place
-    return definition
+    """Of the places that write a class, the one that makes it, if that is all and it can be made again anywhere."""
+    found = None
+    for place in definitions:
+        if place in classes.moves and classes.find(flow.uses[place][0]) == node:
+            continue  # a copy inside the class
+        if found is not None:
+            return None
+        found = place
+    if found is None:
+        return None
+    instruction = work.source.body[found]
+    home = _home(work, flow, classes.members.get(node, [node]))
+    return found if _is_constant(instruction, work.facts[instruction.row], home) else None  # type: ignore
 
 
 def _home(work: _Work, flow: Flow, members: list[int]) -> Slot | None:
@@ -553,13 +579,13 @@ def _spill(
     """
     abi = work.abi
     body = work.source.body
-    touched = _touched_places(flow, classes)
+    definitions = _definitions(flow, classes)
     if classes.widths is None:
         classes.widths = value_bits(work, flow)
     constant: dict[int, Instruction] = {}
     slot_of: dict[int, Slot] = {}
     round_slots: list[tuple[Slot, int]] = []
-    names: dict[VirtualRegister, int] = {}
+    names_of: dict[int, list[VirtualRegister]] = {}
     by_node: dict[int, int] = {}
     bits_of_class: dict[int, int] = {}
     dropped: set[int] = set()
@@ -569,8 +595,8 @@ def _spill(
         bits_of_class[root] = max(classes.widths[member] for member in members)
         for member in members:
             by_node[member] = root
-            names[flow.nodes[member]] = root  # type: ignore[index]
-        definition = _constant_definition(work, flow, classes, root, touched)
+        names_of[root] = [flow.nodes[member] for member in members]  # type: ignore[misc]
+        definition = _constant_definition(work, flow, classes, root, definitions[root])
         if definition is not None:
             constant[root] = body[definition]  # type: ignore[assignment]
             dropped.add(definition)
@@ -635,9 +661,6 @@ def _spill(
         result.spills += 1
 
     starts = set(flow.block_start)
-    crowded_roots: list[list[int]] = [[] for _ in flow.kinds]
-    for root in spilled:
-        crowded_roots[flow.kind_of[root]].append(root)
     for place, item in enumerate(body):
         if place in starts:
             current.clear()
@@ -655,12 +678,10 @@ def _spill(
             for node in group:
                 if node in by_node and by_node[node] not in named:
                     named.append(by_node[node])
-        if crowded:
-            for kind_number, excess in enumerate(crowded):
-                if place in excess:
-                    for root in crowded_roots[kind_number]:
-                        if root not in named and root not in unstored:
-                            current.pop(root, None)
+        if crowded and current:
+            for root in list(current):
+                if place in crowded[flow.kind_of[root]] and root not in named and root not in unstored:
+                    del current[root]
         if not named:
             new_body.append(item)
             new_origin.append(work.origin[place])
@@ -684,11 +705,11 @@ def _spill(
             if root in read and root not in current:
                 current[root] = reload(root, item)
         # A plain write starts a new register, so that what was loaded before can still be loaded again.
-        reading = {register: current[root] for register, root in names.items() if root in read}
+        reading = {register: current[root] for root in read for register in names_of[root]}
         for root in written:
             if root not in read or any(by_node.get(n) == root for n in flow.writes[place]):
                 current[root] = fresh(root)
-        writing = {register: current[root] for register, root in names.items() if root in written}
+        writing = {register: current[root] for root in written for register in names_of[root]}
         for root in named:
             touches[current[root]] += 1
         new_body.append(_renamed(item, facts, reading, writing))

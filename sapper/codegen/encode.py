@@ -325,12 +325,15 @@ def _mismatch(instruction: Instruction, signature: str) -> EncodeError:
                        + ", ".join(repr(e.text) for e in row.encodings))
 
 
+_REGISTERS = {"gpr": 16, "vec": 32, "mask": 8}
+
+
 def _check_registers(instruction: Instruction, plan: _Plan) -> None:
     """Kinds, numbers, masks: raises EncodeError. Not on the fast path: run for every instruction that is new."""
     row = instruction.row
     for position, (found, expected) in enumerate(zip(instruction.operands, row.operands, strict=True)):
         if isinstance(found, Register):
-            limit = {"gpr": 16, "vec": 32, "mask": 8}.get(found.kind, 0)
+            limit = _REGISTERS.get(found.kind, 0)
             if found.kind != expected.kind or not 0 <= found.number < limit:
                 raise EncodeError(f"row {row.name}, operand {position}: found {found}; expected {_describe(expected)}")
             if expected.fixed is not None and found.number != expected.fixed:

@@ -7,6 +7,8 @@ what any register, flag or memory byte outside the frame holds where it is read.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from .liveness import JUMP, RETURN, WRITE, Abi, FactsTable, RowFacts, facts_table
 from .machine import Instruction, Label, LabelReference, MachineFunction, Memory, Register
 
@@ -37,11 +39,12 @@ def _written(item: Instruction, facts: RowFacts) -> list[Register]:
     found = [
         operand
         for operand, how in zip(item.operands, facts.access, strict=True)
-        if how & WRITE and isinstance(operand, Register)
+        if how & WRITE and type(operand) is Register
     ]
-    if isinstance(item.mask, Register) and facts.mask_access & WRITE:
+    if type(item.mask) is Register and facts.mask_access & WRITE:
         found.append(item.mask)
-    found.extend(Register(*pair) for pair in facts.writes)
+    if facts.writes:
+        found.extend(Register(*pair) for pair in facts.writes)
     return found
 
 
@@ -52,7 +55,7 @@ def _move_to_itself(function: MachineFunction, abi: Abi, table: FactsTable) -> i
         [
             place
             for place, item in enumerate(function.body)
-            if isinstance(item, Instruction)
+            if type(item) is Instruction
             and table[item.row].move_bits
             and item.mask is None
             and isinstance(item.operands[0], Register)
@@ -80,7 +83,7 @@ def _jump_to_next(function: MachineFunction, abi: Abi, table: FactsTable) -> int
     """A jump, conditional or not, to the label right behind it goes where the code goes anyway."""
     places = []
     for place, item in enumerate(function.body):
-        if isinstance(item, Instruction) and table[item.row].flow not in (0, RETURN):
+        if type(item) is Instruction and table[item.row].flow not in (0, RETURN):
             names = [operand.name for operand in item.operands if isinstance(operand, LabelReference)]
             following = place + 1
             while following < len(function.body):
@@ -96,9 +99,12 @@ def _jump_to_next(function: MachineFunction, abi: Abi, table: FactsTable) -> int
 
 def _slot(operand: object, stack: Register) -> int | None:
     """The offset of a slot of the frame, or None."""
-    if isinstance(operand, Memory) and operand.base == stack and operand.index is None and not operand.broadcast:
-        return operand.disp
-    return None
+    if type(operand) is not Memory:
+        return None
+    base = operand.base
+    if base is None or base.number != stack.number or base.kind != stack.kind:
+        return None
+    return operand.disp if operand.index is None and not operand.broadcast else None
 
 
 def _known_reload(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
@@ -107,47 +113,53 @@ def _known_reload(function: MachineFunction, abi: Abi, table: FactsTable) -> int
         return 0
     stack = Register(*abi.stack_pointer)
     known: dict[int, tuple[Register, object]] = {}  # slot -> the register with its value, and the row that moved it
+    slots_of: dict[Register, set[int]] = {}  # register -> the slots whose value it may hold: those of `known`, and more
     places: list[int] = []
     count = 0
+
+    def learn(slot: int, register: Register, row: object) -> None:
+        known[slot] = (register, row)
+        slots_of.setdefault(register, set()).add(slot)
+
     for place, item in enumerate(function.body):
-        if isinstance(item, Label):
+        if type(item) is not Instruction:
             known.clear()
             continue
         facts = table[item.row]
+        operands = item.operands
         loaded: tuple[int, Register] | None = None
-        if facts.move_bits and item.mask is None and len(item.operands) == 2:
-            target, source = item.operands
+        if facts.move_bits and item.mask is None and len(operands) == 2:
+            target, source = operands
             stored = _slot(target, stack)
-            if stored is not None and isinstance(source, Register):
-                known = {slot: value for slot, value in known.items() if abs(slot - stored) >= 64}
-                known[stored] = (source, item.row)
+            if stored is not None and type(source) is Register:
+                for slot in [slot for slot in known if abs(slot - stored) < 64]:
+                    del known[slot]
+                learn(stored, source, item.row)
                 continue
             offset = _slot(source, stack)
-            if offset is not None and isinstance(target, Register) and target != stack:
+            if offset is not None and type(target) is Register and target != stack:
                 holder = known.get(offset)
                 if holder is not None and holder[1] is item.row:
                     count += 1
                     if holder[0] == target:
                         places.append(place)
                         continue
-                    item.operands[1] = holder[0]
+                    operands[1] = holder[0]
                 loaded = (offset, target)
-        if not known:
-            if loaded is not None:
-                known[loaded[0]] = (loaded[1], item.row)
-            continue
-        written = _written(item, facts)
-        writes_slot = any(
-            how & WRITE and _slot(operand, stack) is not None
-            for operand, how in zip(item.operands, facts.access, strict=True)
-        )
-        if stack in written or writes_slot:
-            known.clear()
-            continue
-        if written:
-            known = {slot: value for slot, value in known.items() if value[0] not in written}
+        if known:
+            written = _written(item, facts)
+            if stack in written or any(
+                how & WRITE and _slot(operand, stack) is not None
+                for operand, how in zip(operands, facts.access, strict=True)
+            ):
+                known.clear()
+                continue
+            for register in written:
+                for slot in slots_of.pop(register, ()):
+                    if slot in known and known[slot][0] == register:
+                        del known[slot]
         if loaded is not None and loaded[0] not in known:
-            known[loaded[0]] = (loaded[1], item.row)
+            learn(*loaded, item.row)
     _drop(function, places)
     return count
 
@@ -158,23 +170,27 @@ def _dead_spill(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
         return 0
     stack = Register(*abi.stack_pointer)
     read: set[int] = set()
-    for item in function.body:
-        if isinstance(item, Instruction):
-            for operand, how in zip(item.operands, table[item.row].access, strict=True):
-                if isinstance(operand, Memory) and stack in (operand.base, operand.index) and how != WRITE:
-                    read.update(range(operand.disp, operand.disp + 64))
-    return _drop(
-        function,
-        [
-            place
-            for place, item in enumerate(function.body)
-            if isinstance(item, Instruction)
-            and table[item.row].move_bits
-            and isinstance(item.operands[1], Register)
-            and (offset := _slot(item.operands[0], stack)) is not None
-            and not read.intersection(range(offset, offset + table[item.row].move_bits // 8))
-        ],
-    )
+    stores: list[tuple[int, int, int]] = []  # place, first byte, end
+    for place, item in enumerate(function.body):
+        if type(item) is not Instruction:
+            continue
+        facts = table[item.row]
+        for operand, how in zip(item.operands, facts.access, strict=True):
+            if type(operand) is not Memory:
+                continue
+            if how != WRITE:
+                if stack in (operand.base, operand.index):
+                    read.add(operand.disp)
+            elif facts.move_bits and type(item.operands[1]) is Register and _slot(operand, stack) is not None:
+                stores.append((place, operand.disp, operand.disp + facts.move_bits // 8))
+    first_bytes = sorted(read)
+    return _drop(function, [place for place, first, end in stores if not _any_within(first_bytes, first - 63, end)])
+
+
+def _any_within(numbers: list[int], low: int, high: int) -> bool:
+    """Whether one of the sorted numbers is at least low and below high."""
+    position = bisect_left(numbers, low)
+    return position < len(numbers) and numbers[position] < high
 
 
 RULES = (

@@ -107,6 +107,27 @@ attention_decode_f32 = make_attention_decode(f32)
 attention_decode_bf16 = make_attention_decode(bf16)
 
 
+def torch_peer(arguments: Arguments) -> Any:
+    """PyTorch's own, on heads laid out and repeated as it wants them. A bf16 cache makes it compute in bf16."""
+    import torch
+
+    def tensor(array: Array) -> Any:
+        narrow = array.dtype == NUMPY_DTYPES["bf16"]
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if narrow else torch.from_numpy(array)
+
+    q = arguments["q"]
+    q = q if q.ndim == 4 else q[None]
+    count, heads, group, depth = q.shape
+    position = arguments["position"]
+    keys, values = (tensor(arguments[name][:, : position + count]).repeat_interleave(group, 0)[None]
+                    for name in ("keys", "values"))
+    query = torch.from_numpy(q).permute(1, 2, 0, 3).reshape(1, heads * group, count, depth).to(keys.dtype).contiguous()
+    visible = torch.ones(count, position + count, dtype=torch.bool).tril(position)
+    options = {"is_causal": True} if not position else {} if count == 1 else {"attn_mask": visible}
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return lambda: attend(query, keys, values, scale=arguments["scale"], **options)
+
+
 def make_arguments(random: np.random.Generator, shape: Shape, cache: str, decode: bool) -> Arguments:
     """Positions of the cache that are not filled hold NaN, so that reading one is found."""
     h, g, d, position = shape["H"], shape["G"], shape["D"], shape["position"]
@@ -150,6 +171,7 @@ def _entry(kernel: Any, cache: str, decode: bool) -> LibraryKernel:
         cases=tuple(case(*extent, size, decode) for extent in extents),
         check_shapes=shapes,
         dtype=cache,
+        peers={"torch": torch_peer},
     )
 
 

@@ -18,7 +18,7 @@ from ..ir.types import MASK, S64, DType, RowType, TileType, bool_
 from ..tile.plan import Plan, Walk, axes_of, is_scalar_integer, plan_block
 from ..tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
 from .model import Model
-from .rows import LoweringError, Rows
+from .rows import LoweringError
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
 from .walk import WalkChoice
 
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 SEQUENTIAL_TILE = 64
 """Default size of a sequential tile: its intermediate tiles then stay in L1."""
+
+RESIDENT_VECTORS = 2
+"""Vectors of a lane axis that carried values span: an element spread over the lanes serves so many multiply-adds."""
+
+RESIDENT_ROWS = 4
+"""Rows that carried values span where the lane axis is another."""
 
 TASKS_PER_WORKER = 2
 STAGING_TASKS_PER_WORKER = 2
@@ -124,7 +130,6 @@ class Lowering(Model):
         super().__init__(function, schedule, facts, specialization, lanes)
         self.block_loads = []
         self.busiest = None
-        self.completed: dict[Value, Rows] = {}
         self.pending_buffers: dict[Value, Access] = {}
         self.carried_buffers: dict[Value, Access] = {}
         self.stage_memory: dict[tuple[str, Op], Scalar] = {}
@@ -256,7 +261,6 @@ class Lowering(Model):
     # Blocks.
 
     def block(self, block: Block, yields_kept: frozenset[int] = frozenset(), top: bool = False) -> None:
-        plan = plan_block(block, yields_kept)
         homes: dict[object, int] = self.home  # type: ignore[assignment]
         for op in block.ops:
             homes[op] = self.depth
@@ -268,6 +272,7 @@ class Lowering(Model):
             if op.name == "whole":
                 r = self._range(op.operands[0], op.operands[1])
                 self._open(op.attributes["axis"], r)
+        plan = plan_block(block, yields_kept, self.keeps_operand)
         self._early_scalars(block)
         outer = self.block_loads, self.busiest
         walks = [item for item in plan.items if isinstance(item, Walk)]
@@ -402,14 +407,26 @@ class Lowering(Model):
         for r in ranges:
             if r.axis is None:
                 continue
+            carries = nested and self._carries_contractions(r.axis, plan)
             lane = r.axis == self.schedule.lane or (
-                self.schedule.lane is None and nested and r.hint >= self.lanes
-                and self._carries_contractions(r.axis, plan))
+                self.schedule.lane is None and carries and r.hint >= self.lanes)
             if r.axis in plan.crossing or nested or lane or (r.axis in self.schedule.tile and len(plan.items) > 1):
                 r.lane = lane and len(plan.items) > 1
                 if lane and not r.lane and not nested:
                     continue
-                r.resident = self.schedule.tile.get(r.axis, self.lanes if r.lane else 1)
+                size = 1
+                if r.lane:
+                    size = self.lanes if r.hint < RESIDENT_VECTORS * self.lanes else RESIDENT_VECTORS * self.lanes
+                elif carries and not any(other.lane or other.resident > 1 for other in ranges):
+                    size = self._resident_rows(r)
+                r.resident = self.schedule.tile.get(r.axis, size)
+
+    def _resident_rows(self, r: Range) -> int:
+        """Rows that loops inside contract at once: what those read (a cache of keys) is then read once for all."""
+        extent = self.sub(r.stop, r.start)
+        rows = extent if isinstance(extent, int) else r.hint
+        pieces = -(-rows // RESIDENT_ROWS)
+        return -(-rows // max(1, pieces))
 
     @staticmethod
     def _carries_contractions(axis: str, plan: Plan) -> bool:
@@ -757,7 +774,7 @@ class Lowering(Model):
         """Whether the new value may overwrite the old one point by point: nothing else reads the old one later."""
         if out is argument or out.op is None or out.op not in body.ops:
             return False
-        plan = plan_block(body, kept)
+        plan = plan_block(body, kept, self.keeps_operand)
         seen = False
         for item in plan.items:
             if isinstance(item, Walk):

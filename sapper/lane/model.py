@@ -11,8 +11,14 @@ from ..ir.nodes import Function, Op, Value
 from ..ir.types import TileType
 from ..tile.plan import COSTLY, Walk
 from ..tile.schedule import Facts, Schedule, ScheduleError, Specialization
-from .state import Scalar, element_bytes
+from .state import Capacity, Scalar, element_bytes
 from .walk import WalkChoice, WalkLowering
+
+ADDRESSED_ROWS = 8
+"""Rows of a matrix that a contraction reads at once in place; an x86-64 has 16 general registers."""
+
+UNROLLED_INSTRUCTIONS = 256
+"""Longest code, about, for what follows a reduction: some 2 KiB of the 32 that the first cache for code has."""
 
 STAGE_ROWS = 28
 """From how many rows on operands are packed: packing a panel then costs a few percent of its use."""
@@ -76,6 +82,21 @@ class Model(WalkLowering):
                     visit(v)
         return total
 
+    def keeps_operand(self, contraction: Op, value: Value, outside: bool) -> bool:
+        """Whether an operand of a contraction whose result spans a lane axis held in registers is worth a copy in
+        scratch memory: one that spans that axis, if every iteration of a loop reads it again; one that does not, of
+        which an element is spread over the lanes at a time, if it is narrow in memory: it is widened by vectors."""
+        lanes = {a for a in contraction.result.type.axes if a in self.bound and self.bound[a].lane}  # type: ignore[union-attr]
+        axes = value.type.axes  # type: ignore[union-attr]
+        if not lanes or not axes or value in self.buffers or value in self.rows:
+            return False
+        if not all(a in self.bound or (a in self.open and self._is_bounded(a)) for a in axes):
+            return False
+        if lanes & set(axes):
+            return outside
+        source = value.op.operands[0] if value.op is not None and value.op.name == "cast" else value
+        return source.op is not None and source.op.name == "load" and source.type.dtype.bits < 32  # type: ignore[union-attr]
+
     def extent_hint(self, axis: str) -> int:
         o = self.open.get(axis)
         if o is not None:
@@ -103,7 +124,8 @@ class Model(WalkLowering):
         reduced = [a for a in walk.reduced if a in loops]
         reduced.sort(key=lambda a: a == lane)
         staged = self._staged(walk, lane, counts, contraction)
-        return WalkChoice(lane, counts, order, reduced, staged, self._prefetched(walk, lane, order, reduced))
+        return WalkChoice(lane, counts, order, reduced, staged, self._prefetched(walk, lane, order, reduced),
+                          self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order))
 
     def _lane(self, walk: Walk, loops: list[str], contraction: bool) -> str:
         """The cheapest lane axis, by the cost of its accesses in each row of the walk."""
@@ -177,7 +199,8 @@ class Model(WalkLowering):
                     vectors = counts[lane] * several
                     counts[rows[0]] = self._fit(rows[0], max(1, (registers - vectors - 1) // (vectors * fixed)), False)
             elif lane in self.bound and rows:
-                counts[rows[0]] = self._fit(rows[0], budget, False)
+                # Each row is read through an address of its own, and those have to stay in registers too.
+                counts[rows[0]] = self._fit(rows[0], min(budget, ADDRESSED_ROWS), False)
             elif rows:
                 # Dot products along the lane axis: a square of accumulators reads the least.
                 first = self._fit(rows[0], 4 if len(rows) > 1 else self._streamed_rows(walk, rows[0], lane), False)
@@ -190,8 +213,10 @@ class Model(WalkLowering):
                     accumulators = fixed
                     for a in outer:
                         accumulators *= counts[a]
-                    # Unrolled by 4 where the lane axis is not reduced; enough independent chains where it is.
-                    counts[axis] = self._fit(axis, 4 if axis != lane else max(1, min(4, 8 // accumulators)),
+                    # Unrolled by 4 where the lane axis is not reduced (by 2 in loops that are themselves inside a
+                    # loop over tiles: there are many of them); enough independent chains where it is.
+                    unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
+                    counts[axis] = self._fit(axis, unrolled if axis != lane else max(1, min(4, 8 // accumulators)),
                                              axis == lane)
                     break
             return counts
@@ -216,9 +241,12 @@ class Model(WalkLowering):
         o = self.open[axis]
         extent = o.extent if isinstance(o.extent, int) else None
         if extent is None:
-            if lane and o.divisor % (count * self.lanes):
-                return max(1, min(count, -(-o.hint // self.lanes)))
-            return max(1, min(count, -(-o.hint // self.lanes) if lane else o.hint))
+            if lane:
+                return max(1, min(count, -(-o.hint // self.lanes)) if o.divisor % (count * self.lanes) else count)
+            # A tile of a sequential loop is mostly whole.
+            multiple = o.hint if o.capacity == Capacity(o.hint) else o.divisor
+            count = max(1, min(count, o.hint))
+            return next((c for c in range(count, max(1, count * 2 // 3) - 1, -1) if multiple % c == 0), count)
         units = -(-extent // self.lanes) if lane else extent
         count = max(1, min(count, units))
         for candidate in range(count, max(1, count * 2 // 3) - 1, -1):
@@ -265,6 +293,41 @@ class Model(WalkLowering):
                 if (lane in axes and row_axis not in axes) or (row_axis in axes and lane not in axes and again):
                     staged.append(op)
         return staged
+
+    def _rolled(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str]) -> str | None:
+        """The rows over which what follows the reductions is a loop: where unrolled it would be long."""
+        if not walk.reductions or lane in walk.reduced:
+            return None
+        rows = 1
+        for axis in order:
+            rows *= counts[axis]
+        cost = self.costs(Walk(walk.outer, (), [], [], walk.after))
+        longest = max((a for a in order if a != lane), key=lambda a: counts[a], default=None)
+        return longest if rows * cost > UNROLLED_INSTRUCTIONS else None
+
+    def _joint(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str]) -> str | None:
+        """The axis of sums over the lanes that are finished together: what follows them reads and writes memory along
+        that axis only, or element by element."""
+        if lane not in walk.reduced or any(r.attributes.get("kind") in ("argmax", "argmin") for r in walk.reductions):
+            return None
+        for axis in reversed(order):
+            if 2 <= counts[axis] <= self.lanes and walk.after and all(self._lies_along(r, axis) for r in walk.after):
+                return axis
+        return None
+
+    def _lies_along(self, root: Op | Value, axis: str) -> bool:
+        """Whether a root that becomes a row along `axis`, and all that it is computed from, is contiguous there."""
+        if isinstance(root, Value):
+            axes = root.type.axes  # type: ignore[union-attr]
+            if axes[-1] != axis or any(self.bound[a].lane for a in axes if a in self.bound):
+                return False
+        stores = [] if isinstance(root, Value) else [root]
+        for op in (*stores, *self.reads(Walk((), (), [], [], [root]))):
+            access = self.access(op)
+            if (access.gathers and self._gather_spans(op, axis)) or access.axes.get(axis, 0) not in (
+                    0, element_bytes(access.dtype)):
+                return False
+        return True
 
     def _is_bounded(self, axis: str) -> bool:
         """Whether scratch memory can be sized by the axis: not if its range is known only as the kernel runs."""

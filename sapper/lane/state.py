@@ -55,7 +55,9 @@ class Level:
 
 @dataclass(slots=True)
 class Bound:
-    """Axis bound to coordinates offset + j (or offset + j * lanes + lane), 0 <= j < count."""
+    """Axis bound to coordinates offset + j (or offset + j * lanes + lane), 0 <= j < count.
+
+    narrow: the mask is that of every piece, whose next begins where its lanes end, not only of the last."""
 
     offset: Scalar
     count: int
@@ -63,6 +65,7 @@ class Bound:
     mask: Value | None
     depth: int
     resident: bool = False
+    narrow: bool = False
 
 
 @dataclass(slots=True)

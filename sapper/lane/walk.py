@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, S64, DType, RowType, TileType, f32, f64, i32
+from ..ir.types import MASK, S64, DType, RowType, TileType, bool_, f32, f64, i32
 from ..tile.plan import Walk
 from .rows import LoweringError, RowEvaluation, Rows
 from .state import Access, Bound, Capacity, Scalar, element_bytes, memory_dtype, row_dtype
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Carried = list[Value]
 
+ROLLED_ROWS = 2
+"""Rows computed at once where what follows a reduction is a loop over rows."""
+
 
 @dataclass(slots=True)
 class WalkChoice:
@@ -29,7 +32,8 @@ class WalkChoice:
 
     order: open outer axes, outermost first. reduced: open reduced axes, outermost first. staged: loads copied to
     scratch memory before the first loop over an axis that they do not span. prefetched: loads of matrices that are
-    read once, whose next rows are asked for early.
+    read once, whose next rows are asked for early. joint: where the lane axis is reduced, the axis whose results come
+    to lie side by side in the lanes. rolled: the axis along which what follows the reductions is a loop, not unrolled.
     """
 
     lane: str | None
@@ -38,6 +42,8 @@ class WalkChoice:
     reduced: list[str]
     staged: list[Op] = field(default_factory=list)
     prefetched: list[Op] = field(default_factory=list)
+    joint: str | None = None
+    rolled: str | None = None
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.
@@ -73,12 +79,10 @@ class WalkLowering(RowEvaluation):
     """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`).
 
     near_bytes: size of L1. block_loads: the loads of the block whose walks are being emitted; busiest: the walk among
-    them that computes most, if the block stores past the caches. completed: rows of finished reductions.
-    pending_buffers, carried_buffers: where kept values lie, of the walk at hand and of loops that carry them.
-    stage_memory: scratch memory of each staged operand.
+    them that computes most, if the block stores past the caches. pending_buffers, carried_buffers: where kept values
+    lie, of the walk at hand and of loops that carry them. stage_memory: scratch memory of each staged operand.
     """
 
-    completed: dict[Value, Rows]
     pending_buffers: dict[Value, Access]
     carried_buffers: dict[Value, Access]
     stage_memory: dict[tuple[str, Op], Scalar]
@@ -130,7 +134,7 @@ class WalkLowering(RowEvaluation):
         start = whole_end
         if lane:
             return self._loop(axis, start, stop, 1, True, o.divisor % self.lanes != 0, carried, body)
-        if count >= 8:
+        if count > 8:
             four_end = self.add(start, self.scalar("s_and", self.sub(stop, start), -4))
             carried = self._loop(axis, start, four_end, 4, False, False, carried, body)
             start = four_end
@@ -160,13 +164,13 @@ class WalkLowering(RowEvaluation):
         return list(op.results)
 
     def _bind(self, axis: str, offset: Scalar, count: int, lane: bool, mask: Value | None, carried: Carried,
-              body: Callable[[Carried], Carried]) -> Carried:
+              body: Callable[[Carried], Carried], narrow: bool = False) -> Carried:
         """One piece without a loop. It gets a level of its own in the same block, with its own memo."""
         self.enter(self.levels[-1].builder.block)
         for argument in self.levels[-1].builder.block.arguments:
             self.depths[argument] = min(self.depths[argument], self.depth - 1)
         outer = self.bound.get(axis)
-        self.bound[axis] = Bound(offset, count, lane, mask, self.depth)
+        self.bound[axis] = Bound(offset, count, lane, mask, self.depth, narrow=narrow)
         results = body(carried)
         self._restore(axis, outer)
         self.leave()
@@ -217,12 +221,60 @@ class WalkLowering(RowEvaluation):
             carried = [v for a in accumulators for v in (*a.rows.values(), *a.indices.values())]
             carried = self._reduce(walk, choice, 0, accumulators, carried)
             self._unpack(accumulators, carried)
-            for accumulator in accumulators:
-                self._complete(accumulator, choice)
-            self._roots(walk.after)
+            joint = choice.joint if choice.joint is not None and self.bound[choice.joint].count > 1 else None
+            if joint is not None:
+                self._finish_jointly(walk, choice, accumulators, joint)
+            elif choice.rolled is not None and self.bound[choice.rolled].count > ROLLED_ROWS:
+                self._finish_in_loop(walk, choice, accumulators, choice.rolled)
+            else:
+                self._finish(walk, choice, accumulators)
         else:
             self._roots(walk.inner)
             self._prefetch_next_rows(walk, choice)
+
+    def _finish(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator],
+                joint: str | None = None) -> None:
+        for accumulator in accumulators:
+            self._complete(accumulator, choice, joint)
+        self._roots(walk.after)
+
+    def _finish_jointly(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator], axis: str) -> None:
+        """The rows of `axis`, whose lanes are summed, become one row along it: with fewer instructions than each by
+        itself, and what follows is computed for all of them at once."""
+        rows = self.bound[axis]
+        mask = None if rows.count == self.lanes else self.emit(0, "mask_first", [self.value(rows.count)], MASK)
+
+        def finish(carried: Carried) -> Carried:
+            self._finish(walk, choice, accumulators, axis)
+            return carried
+
+        self._bind(axis, rows.offset, 1, True, mask, [], finish, narrow=mask is not None)
+
+    def _finish_in_loop(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator], axis: str) -> None:
+        """The results go through scratch memory, so that what follows is code for a few rows, run for all."""
+        rows = self.bound[axis]
+        for a in accumulators:
+            value = a.op.result
+            axes: list[tuple[str, Capacity | int]] = [
+                (name, self.bound[name].count * (self.lanes if self.bound[name].lane else 1))
+                for name in sorted(value.type.axes, key=lambda name: self.bound[name].lane)]  # type: ignore[union-attr]
+            access = self.allocate(value, value.type.dtype, axes)  # type: ignore[union-attr]
+            access.relative = False
+            for name, step in access.axes.items():
+                access.base = self.sub(access.base, self.mul(self.bound[name].offset, step))
+            self._complete(a, choice)
+            for at in self._coordinates(value.type.axes):  # type: ignore[union-attr]
+                self.put(access, self.row(value, at), value.type.dtype, at, value.type.axes, padded=True)  # type: ignore[union-attr]
+            self.buffers[value] = access
+
+        def finish(carried: Carried) -> Carried:
+            self._roots(walk.after)
+            return carried
+
+        step = ROLLED_ROWS if rows.count % ROLLED_ROWS == 0 else 1
+        self._loop(axis, rows.offset, self.add(rows.offset, rows.count), step, False, False, [], finish)
+        for a in accumulators:
+            del self.buffers[a.op.result]
 
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
         """Where results go past the caches, the walk that computes most asks for what the next tile will read: memory
@@ -368,48 +420,74 @@ class WalkLowering(RowEvaluation):
         row = self.row(value, at)
         return row if row.type == like.type else self.emit(self.depth, "cvt", [row], like.type)
 
-    def _complete(self, a: Accumulator, choice: WalkChoice) -> None:
-        """Join slots and lanes; the result becomes the row of the reduction's value."""
+    def _complete(self, a: Accumulator, choice: WalkChoice, joint: str | None = None) -> None:
+        """Join slots and lanes; the result becomes the row of the reduction's value. joint: see `WalkChoice`."""
         op = a.op
         t = op.result.type
         assert isinstance(t, TileType)
         kind = op.attributes.get("kind", "sum")
-        over = op.attributes["over"]
-        across = choice.lane is not None and choice.lane in over
-        depth = self.depth
-        rows = {}
+        across = choice.lane is not None and choice.lane in op.attributes["over"]
+        rows: Rows = {}
+        together: dict[tuple[int, ...], dict[int, Value]] = {}
         for point in a.outer:
             pairs = [(a.rows[point, s], a.indices.get((point, s))) for s in range(a.slots)]
             while len(pairs) > 1:
                 pairs = [self._join(kind, pairs[i], pairs[i + 1]) if i + 1 < len(pairs) else pairs[i]
                          for i in range(0, len(pairs), 2)]
+            if joint is not None:
+                place = t.axes.index(joint)
+                together.setdefault((*point[:place], 0, *point[place + 1:]), {})[point[place]] = pairs[0][0]
+                continue
             pair = pairs[0]
             distance = self.lanes // 2
             while across and distance:
-                other = tuple(None if v is None else
-                              self.emit(depth, "shuffle_xor", [v], v.type, distance=distance) for v in pair)
-                pair = self._join(kind, pair, other)  # type: ignore[arg-type]
+                pair = self._join(kind, pair, tuple(None if v is None else self._shuffled(v, distance) for v in pair))  # type: ignore[arg-type]
                 distance //= 2
-            result, place = pair
-            if kind.startswith("arg"):
-                assert place is not None
-                # Nothing was greater than the start value: all are equal to it, so the first index wins.
-                (axis,) = over
-                none = self.emit(depth, "cmp", [place, self.constant((1 << 31) - 1, i32)], MASK, cond="eq")
-                offset = self.open[axis].offset if axis in self.open else self.bound[axis].offset
-                first = self.emit(depth, "splat", [self.value(offset)], RowType(i32))
-                result = self.emit(depth, "select", [none, first, place], RowType(i32))
-            else:
-                name = t.dtype.name
-                if name in ("bf16", "f16"):
-                    result = self.emit(depth, "round_to", [result], result.type, dtype=t.dtype)
-                elif t.dtype.is_integer and kind == "sum":
-                    result = self.wrap(result, t.dtype, depth) if t.dtype.bits < 32 else result
-            rows[point] = result
+            rows[point] = self._result(op, kind, *pair)
+        for point, parts in together.items():
+            rows[point] = self._result(op, kind, self._join_rows(kind, parts), None)
         memo = self.levels[self.level_of(op.result)].memo
         for point, row in rows.items():
             memo[op.result, point] = row
-        self.completed[op.result] = rows
+
+    def _result(self, op: Op, kind: str, result: Value, place: Value | None) -> Value:
+        """What a reduction gives, from its joined rows."""
+        t = op.result.type
+        assert isinstance(t, TileType)
+        depth = self.depth
+        if place is not None:
+            # Nothing was greater than the start value: all are equal to it, so the first index wins.
+            (axis,) = op.attributes["over"]
+            none = self.emit(depth, "cmp", [place, self.constant((1 << 31) - 1, i32)], MASK, cond="eq")
+            offset = self.open[axis].offset if axis in self.open else self.bound[axis].offset
+            first = self.emit(depth, "splat", [self.value(offset)], RowType(i32))
+            return self.emit(depth, "select", [none, first, place], RowType(i32))
+        if t.dtype.name in ("bf16", "f16"):
+            return self.emit(depth, "round_to", [result], result.type, dtype=t.dtype)
+        return self.wrap(result, t.dtype, depth) if t.dtype.is_integer and kind == "sum" else result
+
+    def _shuffled(self, row: Value, distance: int) -> Value:
+        return self.emit(self.depth, "shuffle_xor", [row], row.type, distance=distance)
+
+    def _join_rows(self, kind: str, rows: dict[int, Value]) -> Value:
+        """Join the lanes of each of several rows: what belongs to row i comes to lane i, and to those beyond the rows
+        something. A transposition in which two rows that exchange half of their lanes are joined at once."""
+        steps = [1 << bit for bit in reversed(range(self.lanes.bit_length() - 1))]
+        for distance in sorted(steps, key=lambda step: step > max(rows)):   # no row so far away: last, when one is left
+            halves: dict[int, Value] = {}
+            for number, row in rows.items():
+                if not number & distance:
+                    other = rows.get(number | distance)
+                    if other is None:
+                        pair = row, self._shuffled(row, distance)
+                    else:
+                        exchange = Op("exchange", [row, other], [row.type] * 2, {"distance": distance}, None,
+                                      self.location)
+                        self.finish(exchange)
+                        pair = exchange.results[0], exchange.results[1]
+                    halves[number] = self._join(kind, (pair[0], None), (pair[1], None))[0]
+            rows = halves
+        return rows[0]
 
     def _join(self, kind: str, a: tuple[Value, Value | None], b: tuple[Value, Value | None]) -> tuple[
             Value, Value | None]:
@@ -464,7 +542,8 @@ class WalkLowering(RowEvaluation):
         if access is None:
             access = self.pending_buffers[value] = self._buffer_for(value)
         # Scratch memory is padded to whole rows: masks would only cost.
-        self.put(access, row, t.dtype, at, t.axes, padded=True)
+        narrow = any(self.bound[axis].narrow for axis in t.axes)
+        self.put(access, row, t.dtype, at, t.axes, padded=not narrow)
 
     def _buffer_for(self, value: Value) -> Access:
         known = self.carried_buffers.get(value)
@@ -484,7 +563,10 @@ class WalkLowering(RowEvaluation):
                 raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over "
                                     "it must be kept in scratch memory; walk it with tiles(...)", value.op)
         lanes_last = sorted(axes, key=lambda pair: pair[0] not in self.open and self.bound[pair[0]].lane)
-        return self.allocate(value, value.type.dtype, lanes_last)  # type: ignore[union-attr]
+        dtype = value.type.dtype  # type: ignore[union-attr]
+        if value.op is not None and value.op.name == "load" and dtype is not bool_:
+            dtype = row_dtype(dtype)     # what was loaded is widened once, not each time that the copy is read
+        return self.allocate(value, dtype, lanes_last)
 
     # Staging: operands of a contraction copied to scratch memory in the order in which the inner loop reads them.
 

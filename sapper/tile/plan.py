@@ -14,6 +14,7 @@ earlier level.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..ir.nodes import Block, Op, Value
@@ -63,15 +64,21 @@ def is_scalar_integer(value: Value) -> bool:
     return isinstance(t, TileType) and not t.axes and (t.dtype.is_integer or t.dtype.kind == "b")
 
 
-def plan_block(block: Block, yields_kept: frozenset[int] = frozenset()) -> Plan:
+KeepsOperand = Callable[[Op, Value, bool], bool]
+"""Whether an operand of a contraction, not costly by itself, is kept before it; the flag: before a loop round it."""
+
+
+def plan_block(block: Block, yields_kept: frozenset[int] = frozenset(),
+               keeps_operand: KeepsOperand = lambda op, value, outside: False) -> Plan:
     """Form the walks of a block. yields_kept: which operands of its terminator go to scratch memory."""
-    return _Planner(block, yields_kept).plan()
+    return _Planner(block, yields_kept, keeps_operand).plan()
 
 
 class _Planner:
-    def __init__(self, block: Block, yields_kept: frozenset[int]) -> None:
+    def __init__(self, block: Block, yields_kept: frozenset[int], keeps_operand: KeepsOperand) -> None:
         self.block = block
         self.yields_kept = yields_kept
+        self.keeps_operand = keeps_operand
         self.items: list[Walk | Op] = []
         self.kept: set[Value] = set()
         self.position = {op: i for i, op in enumerate(block.ops)}
@@ -137,6 +144,8 @@ class _Planner:
                     self._add(value, axes_of(value), ())
                 self.items.append(op)
             elif op.name in ("reduce", "contract"):
+                for value in self._kept_operands(op, False):
+                    self._add(value, axes_of(value), ())
                 self._add(op, axes_of(op.result), tuple(op.attributes["over"]))
             elif op.name == "store":
                 self._add(op, self._store_axes(op), ())
@@ -152,17 +161,24 @@ class _Planner:
             axes += [a for a in axes_of(index) if a not in axes]
         return tuple(axes)
 
+    def _kept_operands(self, op: Op, outside: bool) -> list[Value]:
+        return [v for v in op.operands if op.name == "contract" and self.local(v) is not None
+                and self.local(v).name not in ("reduce", "contract")  # type: ignore[union-attr]
+                and not self.local(v).blocks and self.keeps_operand(op, v, outside)]  # type: ignore[union-attr]
+
     def _costly_for(self, control: Op) -> list[Value]:
         """Values of this block that a control op reads and that cost too much to compute again inside it."""
         wanted: list[Value] = []
+        operands: set[Value] = set()
         for inner in control.walk():
+            operands.update(self._kept_operands(inner, True))
             for v in inner.operands:
                 if v not in wanted and self.local(v) is not None and isinstance(v.type, TileType):
                     wanted.append(v)
         return [v for v in wanted if not is_scalar_integer(v) and axes_of(v)
                 and self.local(v).name not in ("reduce", "contract")  # type: ignore[union-attr]
                 and not self.local(v).blocks  # type: ignore[union-attr]
-                and self.cost(v) > 0]
+                and (self.cost(v) > 0 or v in operands)]
 
     def _add(self, root: Op | Value, axes: tuple[str, ...], over: tuple[str, ...]) -> None:
         if isinstance(root, Value):

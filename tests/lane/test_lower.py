@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import builtins
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sapper.ir.nodes import Block, Function
 from sapper.ir.text import parse_function
 from sapper.ir.types import f32, i8, i32
+from sapper.ir.verifier import verify
 from sapper.kernels import library
-from sapper.lang.builtins import max, span, tiles, whole, zeros
+from sapper.lane.lower import lower
+from sapper.lang.builtins import max, span, sum, tiles, whole, zeros
 from sapper.lang.dims import dims
 from sapper.lang.errors import KernelError
 from sapper.lang.kernel import kernel
@@ -156,6 +161,106 @@ def test_a_contraction_walked_with_another_reduction() -> None:
     run_lane(reduce_loops(contract_beside_a_maximum.tile_ir()), arguments, facts=AVX2)
     np.testing.assert_array_equal(arguments["low"], a.max(1))
     np.testing.assert_allclose(arguments["out"], a @ b, rtol=1e-4, atol=1e-5)
+
+
+@kernel
+def sum_in_another_order(a: Tensor[f32, D, F], b: Tensor[f32, E, F], out: Tensor[f32, D, E]):
+    for d, e in tiles(D, E):
+        total = zeros(d, e, dtype=f32)
+        for f in tiles(F):
+            total += b[e, f] @ a[d, f]
+        out[d, e] = total
+
+
+def test_a_sum_whose_axes_come_in_another_order() -> None:
+    function = reduce_loops(sum_in_another_order.tile_ir())
+    verify(function, TILE_OPS)
+    a, b = (np.arange(n * 20, dtype=np.float32).reshape(n, 20) % 7 for n in (5, 9))
+    arguments = {"a": a, "b": b, "out": np.zeros((5, 9), np.float32)}
+    run_lane(function, arguments)
+    np.testing.assert_array_equal(arguments["out"], a @ b.T)
+
+
+def ops_named(function: Function, *names: str) -> list[str]:
+    return [op.name for op in function.walk() if op.name in names]
+
+
+@kernel
+def row_sums(a: Tensor[f32, D, F], bias: Tensor[f32, D], out: Tensor[f32, D]):
+    for d in tiles(D):
+        f = whole(F)
+        out[d] = sum(a[d, f] * a[d, f], over=f) + bias[d]
+
+
+@kernel
+def row_sums_apart(a: Tensor[f32, D, F], out: Tensor[f32, D, 2]):
+    for d in tiles(D):
+        f = whole(F)
+        out[d, 0] = sum(a[d, f] * a[d, f], over=f)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5, 8, 16])
+@pytest.mark.parametrize("facts", [AVX512, AVX2], ids=["16 lanes", "8 lanes"])
+def test_sums_of_several_rows_are_finished_jointly(rows: int, facts: Facts) -> None:
+    a = np.random.default_rng(rows).integers(-9, 9, (37, 21)).astype(np.float32)
+    arguments = {"a": a, "bias": np.arange(37, dtype=np.float32), "out": np.full(37, np.nan, np.float32)}
+    function = reduce_loops(row_sums.tile_ir())
+    schedule = Schedule(lane="f", registers={"d": rows})
+    run_lane(function, arguments, schedule, facts)
+    np.testing.assert_array_equal(arguments["out"], (a * a).sum(1) + np.arange(37))
+    lane = lower(function, schedule, facts, specialize(function, arguments))
+    assert ("exchange" in ops_named(lane, "exchange")) == (rows <= facts.lanes)
+
+
+def test_sums_that_do_not_lie_side_by_side_are_finished_one_by_one() -> None:
+    a = np.random.default_rng(2).integers(-9, 9, (11, 21)).astype(np.float32)
+    arguments = {"a": a, "out": np.full((11, 2), 5, np.float32)}
+    function = reduce_loops(row_sums_apart.tile_ir())
+    schedule = Schedule(lane="f", registers={"d": 4})
+    run_lane(function, arguments, schedule, AVX512)
+    np.testing.assert_array_equal(arguments["out"][:, 0], (a * a).sum(1))
+    assert (arguments["out"][:, 1] == 5).all()
+    assert not ops_named(lower(function, schedule, AVX512, specialize(function, arguments)), "exchange", "scatter")
+
+
+def test_what_follows_a_contraction_is_a_loop_where_it_is_long() -> None:
+    """Unrolled, each of the 28 sums of the main loop and each of those of the tails would have an error function."""
+    entry = LIBRARY["matmul_nt_gelu_f32"]
+    function = reduce_loops(entry.kernel.tile_ir())
+    arguments = entry.make_arguments(np.random.default_rng(3), {"M": 33, "N": 70, "K": 19})
+    wide = specialize(function, arguments, {"M": 100, "N": 100, "K": 100})
+    lane = lower(function, Schedule(), AVX512, wide)
+    assert len(ops_named(lane, "erf")) < 28
+    run_lane(function, arguments, facts=AVX512, specialization=wide)
+    assert entry.compare(arguments, entry.reference(arguments)) is None
+
+
+def test_attention_reads_its_queries_once_and_widens_keys_by_vectors() -> None:
+    entry = LIBRARY["attention_bf16"]
+    function = reduce_loops(entry.kernel.tile_ir())
+    arguments = entry.make_arguments(np.random.default_rng(4), {"T": 70, "H": 1, "G": 2, "D": 16, "position": 9})
+    specialization = specialize(function, arguments, {"T": 512, "D": 64, "P": 512})
+    lane = lower(function, Schedule(), AVX512, specialization)
+
+    def depth_of_gathers(block: Block, loops: int) -> int:
+        return builtins.max([0, *(loops for op in block.ops if op.name == "gather"),
+                             *(depth_of_gathers(inner, loops + (op.name == "loop")) for op in block.ops
+                               for inner in op.blocks)])
+
+    assert depth_of_gathers(lane.body, 0) <= 5         # heads, groups, blocks, queries, elements: no positions
+    splats = [op for op in lane.walk() if op.name == "load_splat" and op.attributes["dtype"].name == "bf16"]
+    assert not splats
+    run_lane(function, arguments, facts=AVX512, specialization=specialization)
+    assert entry.compare(arguments, entry.reference(arguments)) is None
+
+
+@pytest.mark.parametrize("group", [1, 3, 4, 5, 6, 9])
+def test_decode_holds_the_rows_that_share_a_cache_together(group: int) -> None:
+    entry = LIBRARY["attention_decode_f32"]
+    function = reduce_loops(entry.kernel.tile_ir())
+    arguments = entry.make_arguments(np.random.default_rng(5), {"H": 2, "G": group, "D": 20, "position": 77})
+    run_lane(function, arguments, facts=AVX512, workers=2)
+    assert entry.compare(arguments, entry.reference(arguments)) is None
 
 
 def test_parts_of_a_kernel_pass_no_values() -> None:
