@@ -24,7 +24,7 @@ app.add_typer(cache_app, name="cache")
 KernelName = Annotated[str, typer.Argument(metavar="FILE.py:KERNEL|NAME", help="A kernel of a file or of the library.")]
 TargetName = Annotated[str | None, typer.Option("--target", help="Compile for this target instead of this CPU.")]
 Static = Annotated[str | None, typer.Option("--static", help="Extents compiled in: N=576,K=64.")]
-Dims = Annotated[str | None, typer.Option("--dims", help="Extents of the call whose code is wanted: M=512.")]
+Dims = Annotated[str | None, typer.Option("--dims", "--shape", help="Extents of the call whose code is wanted: M=512.")]
 ScheduleText = Annotated[str | None, typer.Option("--schedule", help="A schedule as JSON, or a file with one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -170,6 +170,42 @@ def asm(
 
     compiled, _ = compile_named(kernel, target, static, dims, schedule)
     sys.stdout.write(hex_dump(compiled.code) if bytes else compiled.text())
+
+
+@app.command()
+def build(
+    kernels: Annotated[
+        list[str], typer.Argument(metavar="FILE.py[:KERNEL]|NAME...", help="Kernels, or all of a file.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Ends in .so, .o or .s.")],
+    header: Annotated[
+        str | None, typer.Option("--header", metavar="FILE", help="The C header; default: beside the output.")
+    ] = None,
+    target: TargetName = None, static: Static = None, dims: Dims = None, schedule: ScheduleText = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback/--no-fallback", help="With the general forms, for all other calls.")
+    ] = True,
+    scratch_mib: Annotated[
+        int, typer.Option("--scratch-mib", min=0, max=2047, help="The library's own scratch memory.")
+    ] = 64,
+    json: Json = False,
+) -> None:
+    """Build a library that C programs use without Python, and its header. docs/c-abi.md says how to call it.
+
+    \b
+    Examples:
+      sapper build my.py -o libmy.so
+      sapper build matmul_nn_f32 softmax -o libk.so --target v3
+      sapper build my.py:f -o f.o --static N=576,K=64 --dims M=512 --no-fallback
+      sapper build my.py:f -o f.s --header include/f.h
+    """
+    from .build import report, run_build
+
+    made = run_build(kernels, output, target, static, dims, schedule, fallback, scratch_mib, header)
+    if json:
+        _print_json(made)
+    else:
+        print(report(made))
 
 
 @app.command()

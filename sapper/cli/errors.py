@@ -32,6 +32,7 @@ _TOLD = {
     "sapper.codegen.select": ("SelectionError",),
     "sapper.codegen.liveness": ("AllocationError",),
     "sapper.codegen.encode": ("EncodeError",),
+    "sapper.codegen.c_abi": ("BuildError",),
     "sapper.targets.x86_64.detect": ("UnsupportedCPU",),
     "sapper.models.errors": ("ModelError",),
 }

@@ -11,7 +11,7 @@ Source: Intel SDM volume 2, chapter 2 (instruction format; 2.3.5 VEX, 2.7 EVEX, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -29,6 +29,8 @@ class EncodedCode:
 
     label_offsets: label or constant -> offset in `code`. align_bytes: what the start must be aligned to.
     line_table: (offset, location) where the location changes, in order of offset.
+    relocations: (offset, label, addend) of each 32-bit field that is to hold the address of a label outside the
+    function, plus the addend, less the field's own address; it holds 0.
     """
 
     code: bytes
@@ -36,6 +38,7 @@ class EncodedCode:
     label_offsets: dict[str, int]
     line_table: list[tuple[int, Location]]
     align_bytes: int = 16
+    relocations: list[tuple[int, str, int]] = field(default_factory=list)
 
 
 class _Plan:
@@ -524,7 +527,14 @@ def encode(function: MachineFunction, features: Iterable[str] | None = None) -> 
                 parts.append(piece.long + distance.to_bytes(4, "little", signed=True))
             else:
                 parts.append(piece.short + distance.to_bytes(1, "little", signed=True))
+    relocations: list[tuple[int, str, int]] = []
     for number, offset, label in fixups:
+        if label in function.externals:
+            code = parts[number]
+            stored = int.from_bytes(code[offset:offset + 4], "little", signed=True)
+            parts[number] = code[:offset] + bytes(4) + code[offset + 4:]
+            relocations.append((offsets[number] + offset, label, stored + offset - len(code)))
+            continue
         if label not in label_offsets:
             raise EncodeError(f"function {function.name}: found a reference to {label!r}; expected a label or constant "
                               "of the function")
@@ -539,7 +549,7 @@ def encode(function: MachineFunction, features: Iterable[str] | None = None) -> 
         size = label_offsets[name] + len(content)
         align = max(align, alignment)
     return EncodedCode(b"".join(parts), code_bytes, label_offsets, [(offsets[i], place) for i, place in locations],
-                       align)
+                       align, relocations)
 
 
 def _relax(function: MachineFunction, pieces: list[Any]) -> tuple[list[int], dict[str, int], int, int]:

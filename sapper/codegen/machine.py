@@ -104,9 +104,12 @@ class MachineFunction:
 
     constants: label -> (alignment in bytes, bytes), reached by rip-relative addresses: no relocation is needed.
     frame_bytes: stack space for spills, set by the allocator.
+    externals: labels that stand elsewhere (other functions, writable memory), reached by rip-relative addresses that
+    who puts the parts together fills in.
     """
 
     name: str
     body: list[Instruction | Label]
     constants: dict[str, tuple[int, bytes]]
     frame_bytes: int = 0
+    externals: frozenset[str] = frozenset()

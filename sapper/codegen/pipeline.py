@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Function
 from ..ir.text import print_function
@@ -23,6 +23,9 @@ from ..lane.lower import lower
 from ..tile.reduce_loops import reduce_loops
 from ..tile.schedule import DimClass, Facts, Schedule, Specialization
 from ..tile.work import Term, work
+
+if TYPE_CHECKING:
+    from .compile import CompiledCode
 
 HINTS = {1: 1, 16: 8, 128: 64, 1024: 512, 8192: 2048}
 """Typical extent of a dimension class (least upper bound), for the model; LARGE for those above."""
@@ -36,7 +39,7 @@ class Compiled:
 
     scratch: every scratch buffer as (element bytes, ((constant, dims, multiple), ...)); see lane.lower.
     tasks, work: how many workers are worth waking; see runtime.compiled.
-    requires: what the extents must fulfil; see docs/ir.md.
+    requires: what the extents must fulfil; see docs/ir.md. made: the code with its machine IR and line table.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Compiled:
     tasks: tuple[Any, ...]
     work: tuple[Term, ...]
     text: Callable[[], str] = field(compare=False)
+    made: CompiledCode = field(compare=False)
 
 
 @dataclass(slots=True)
@@ -160,7 +164,7 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
     facts = lane.attributes
     return Compiled(function.name, made.bytes, tuple(facts["slots"]), _tuples(facts["scratch"]), facts["counters"],
                     stored, _tuples(function.attributes.get("requires", [])), _tuples(facts["tasks"]),
-                    work(function, facts["lanes"]), lambda: made.text)
+                    work(function, facts["lanes"]), lambda: made.text, made)
 
 
 def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],

@@ -1,11 +1,13 @@
 """Machine IR -> text that GNU as accepts (Intel syntax).
 
-Enters: a `MachineFunction`. Leaves: a whole source file; assembled, its .text section has the bytes of encode.py.
+Enters: a `MachineFunction`, or the functions of a library. Leaves: a whole source file; assembled, its .text section
+has the bytes of encode.py.
 Virtual registers print too (as %vec3), so that machine IR can be read before allocation; such text does not assemble.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..ir.nodes import Location
@@ -20,17 +22,21 @@ def local_label(name: str) -> str:
     return ".L" + "".join(c if (c.isalnum() and c.isascii()) or c in "._$" else f"_{ord(c):x}" for c in name)
 
 
+Names = Callable[[str], str]
+"""How a label is spelled in the text."""
+
+
 def _register(register: Any, bits: int) -> str:
     if type(register) is VirtualRegister:
         return repr(register)
     return register_name(register.kind, register.number, bits)
 
 
-def print_memory(memory: Memory, operand: Any, row: Any) -> str:
+def print_memory(memory: Memory, operand: Any, row: Any, spell: Names = local_label) -> str:
     """`dword ptr [rax + rcx*4 + 8]`, with {1to8} where it is a broadcast."""
     parts = []
     if memory.label is not None:
-        parts += ["rip", local_label(memory.label)]
+        parts += ["rip", spell(memory.label)]
     if memory.base is not None:
         parts.append(_register(memory.base, 64))
     if memory.index is not None:
@@ -50,7 +56,7 @@ def print_memory(memory: Memory, operand: Any, row: Any) -> str:
     return f"{_SIZES[operand.memory_bits]} ptr {segment}[{text}]"
 
 
-def print_instruction(instruction: Instruction) -> str:
+def print_instruction(instruction: Instruction, spell: Names = local_label) -> str:
     """One instruction without its comment."""
     row = instruction.row
     texts = []
@@ -60,11 +66,11 @@ def print_instruction(instruction: Instruction) -> str:
         if kind is Register or kind is VirtualRegister:
             texts.append(_register(found, operand.bits))
         elif kind is Memory:
-            texts.append(print_memory(found, operand, row))
+            texts.append(print_memory(found, operand, row, spell))
         elif kind is Immediate:
             texts.append(str(found.value))
         elif kind is LabelReference:
-            texts.append(local_label(found.name))
+            texts.append(spell(found.name))
     if instruction.mask is not None and texts:
         texts[0] += f"{{{_register(instruction.mask, 64)}}}" + ("{z}" if instruction.zeroing else "")
     return f"{row.mnemonic} {', '.join(texts)}" if texts else str(row.mnemonic)
@@ -72,31 +78,84 @@ def print_instruction(instruction: Instruction) -> str:
 
 def print_function(function: MachineFunction) -> str:
     """The whole file: directives, code with the source line of each stretch in a comment, constants."""
+    return "\n".join([*_HEAD, *_function_lines(function, True, _speller(function))]) + "\n"
+
+
+def print_file(
+    functions: Sequence[tuple[MachineFunction, bool]], areas: Mapping[str, int], line_table: bool = False
+) -> str:
+    """A file with several functions, each with whether others may call it, and areas (name -> bytes) of zeroed memory.
+
+    line_table: with .file and .loc, from which the assembler makes the lines that debuggers show.
+    """
+    lines = list(_HEAD)
+    files: dict[str, int] = {}
+    if line_table:
+        for function, _ in functions:
+            for item in function.body:
+                if isinstance(item, Instruction) and item.location is not None:
+                    files.setdefault(item.location.file, len(files) + 1)
+        lines += [f".file {number} {_quoted(path)}" for path, number in files.items()]
+    for number, (function, exported) in enumerate(functions):
+        lines += _function_lines(function, exported, _speller(function, f"{number}."), files)
+    if areas:
+        lines.append(".bss")
+        for name, size_bytes in areas.items():
+            lines += [".balign 64", f".type {name}, @object", f"{name}:", f"{local_label(name)}:",
+                      f"    .zero {size_bytes}",
+                      f".size {name}, {size_bytes}"]
+    lines.append('.section .note.GNU-stack, "", @progbits')
+    return "\n".join(lines) + "\n"
+
+
+_HEAD = (".intel_syntax noprefix", ".text")
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _speller(function: MachineFunction, prefix: str = "") -> Names:
+    """Labels of the function are local to the file, and with a prefix apart from those of other functions.
+
+    What stands elsewhere in the file is reached by a local name too: through its own, which a linker may bind to
+    another file's, it could not be reached from within a shared library.
+    """
+    return lambda label: local_label(label if label in function.externals else prefix + label)
+
+
+def _function_lines(
+    function: MachineFunction, exported: bool, spell: Names, files: Mapping[str, int] | None = None
+) -> list[str]:
     name = function.name
-    lines = [".intel_syntax noprefix", ".text", f".globl {name}", f".type {name}, @function"]
+    lines = [*([f".globl {name}"] if exported else []), f".type {name}, @function"]
     align = max([16, *(item.align for item in function.body if isinstance(item, Label)),
                  *(alignment for alignment, _ in function.constants.values())])
-    lines += [f".balign {align}", f"{name}:"]
+    lines += [f".balign {align}", f"{name}:"] if files is None else [
+        f".balign {align}, 0xcc", f"{name}:", f"{local_label(name)}:"]
     last: Location | None = None
     for item in function.body:
         if isinstance(item, Label):
             if item.align > 1:
                 lines.append(f".balign {item.align}")
-            lines.append(f"{local_label(item.name)}:")
+            lines.append(f"{spell(item.name)}:")
             continue
         comments = []
         location = item.location
         if location is not None and location != last:
             comments.append(f"{location.file}:{location.line}")
             last = location
+            if files:
+                lines.append(f".loc {files[location.file]} {location.line} {location.column}")
         if item.comment:
             comments.append(item.comment)
-        text = "    " + print_instruction(item)
+        text = "    " + print_instruction(item, spell)
         lines.append(f"{text:<56}# {'; '.join(comments)}".replace("\n", " ") if comments else text)
     if function.constants:
         for label, (alignment, content) in function.constants.items():
-            lines += [f".balign {alignment}, 0xcc", f"{local_label(label)}:"]
+            lines += [f".balign {alignment}, 0xcc", f"{spell(label)}:"]
             for start in range(0, len(content), 32):
                 lines.append("    .byte " + ", ".join(map(str, content[start:start + 32])))
     lines.append(f".size {name}, . - {name}")
-    return "\n".join(lines) + "\n"
+    return lines

@@ -24,6 +24,7 @@ Source: futex(2); System V ABI AMD64 3.2; Intel SDM volume 3, 9.2.3 (memory orde
 from __future__ import annotations
 
 from ..codegen.encode import encode
+from ..codegen.listing import Listing, at
 from ..codegen.machine import Immediate, MachineFunction
 from ..targets.x86_64.registers import R8, R9, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI
 from .program import (
@@ -41,7 +42,7 @@ from .program import (
     TABLE,
 )  # fmt: skip
 from .scratch import COUNTER_LINE_BYTES, SYNC_BYTES
-from .workers_code import FUTEX_WAIT, FUTEX_WAKE, Listing, at, enter, futex, leave
+from .workers_code import FUTEX_WAIT, FUTEX_WAKE, enter, futex, leave
 
 _ALL = 0x7FFFFFFF
 

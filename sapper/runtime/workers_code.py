@@ -26,11 +26,9 @@ Source: futex(2); System V ABI AMD64 3.2; Intel SDM volume 3, 9.2.3.
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..codegen.encode import encode
-from ..codegen.machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register
-from ..targets.x86_64.instructions import ROWS
+from ..codegen.listing import Listing, at
+from ..codegen.machine import Immediate, MachineFunction, Memory, Register
 from ..targets.x86_64.registers import R8, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
 from .workers import (
     ARGUMENTS,
@@ -49,29 +47,6 @@ from .workers import (
 _SYS_FUTEX = 202
 FUTEX_WAIT, FUTEX_WAKE = 128, 129  # FUTEX_WAIT and FUTEX_WAKE with FUTEX_PRIVATE_FLAG
 _SAVED = (RBX, RBP, R12, R13, R14, R15)
-
-
-class Listing:
-    """A list of instructions under construction. Registers are numbers, immediates `Immediate`, labels strings."""
-
-    def __init__(self) -> None:
-        self.body: list[Instruction | Label] = []
-
-    def __call__(self, row: str, *operands: int | str | Immediate | Memory) -> None:
-        converted: list[Any] = []
-        for operand in operands:
-            if isinstance(operand, int):
-                converted.append(Register("gpr", operand))
-            else:
-                converted.append(LabelReference(operand) if isinstance(operand, str) else operand)
-        self.body.append(Instruction(ROWS[row], converted))
-
-    def label(self, name: str, align: int = 1) -> None:
-        self.body.append(Label(name, align))
-
-
-def at(base: int, disp: int = 0, index: int | None = None) -> Memory:
-    return Memory(Register("gpr", base), None if index is None else Register("gpr", index), 1, disp)
 
 
 def enter(emit: Listing) -> None:

@@ -64,7 +64,7 @@ def _as_reductions(op: Op) -> tuple[list[Op], list[Value]] | None:
             return None
         dropped.add(combine)
         assert isinstance(part.type, TileType) and isinstance(out.type, TileType)
-        if combine.name == "add" and _is_zero(start) and set(part.type.axes) == set(out.type.axes):
+        if combine.name == "add" and _is_zero(start) and part.type.axes == out.type.axes:
             values.append(part)      # 0 + x: partial sums start at +0 anyway
         else:
             total = Op(combine.name, [start, part], (out.type,), {}, None, combine.location)

@@ -12,7 +12,7 @@ import pytest
 
 from sapper.codegen.encode import EncodedCode, encode
 from sapper.codegen.machine import Instruction, MachineFunction, Memory, Register
-from sapper.codegen.object import write_object
+from sapper.codegen.object import Part, write_object
 from sapper.targets.x86_64.instructions import ROWS
 
 
@@ -27,7 +27,7 @@ def sum_of(name: str, extra: int) -> EncodedCode:
 def test_binutils_read_it(tmp_path: Path) -> None:
     functions = {"first": sum_of("first", 1), "second": sum_of("second", 2)}
     path = tmp_path / "two.o"
-    path.write_bytes(write_object(functions))
+    path.write_bytes(write_object([Part(n, c) for n, c in functions.items()]))
     shown = subprocess.run(["objdump", "-d", "-t", "-M", "intel", str(path)], capture_output=True, text=True,
                            check=True)
     assert not shown.stderr
@@ -37,12 +37,13 @@ def test_binutils_read_it(tmp_path: Path) -> None:
     listed = subprocess.run(["readelf", "-W", "-a", str(path)], capture_output=True, text=True, check=True)
     assert "Warning" not in listed.stderr + listed.stdout
     assert "There are no relocations in this file." in listed.stdout
-    assert write_object(functions) == path.read_bytes()
+    assert write_object([Part(n, c) for n, c in functions.items()]) == path.read_bytes()
 
 
 @pytest.mark.skipif(shutil.which("ld") is None or platform.machine() != "x86_64", reason="needs ld and x86-64")
 def test_it_links_and_runs(tmp_path: Path) -> None:
-    (tmp_path / "two.o").write_bytes(write_object({"first": sum_of("first", 1), "second": sum_of("second", 1000)}))
+    (tmp_path / "two.o").write_bytes(write_object([Part("first", sum_of("first", 1)),
+                                                    Part("second", sum_of("second", 1000))]))
     done = subprocess.run(["ld", "-shared", "-o", str(tmp_path / "two.so"), str(tmp_path / "two.o")],
                           capture_output=True,
                           text=True, check=True)
@@ -54,6 +55,6 @@ def test_it_links_and_runs(tmp_path: Path) -> None:
 
 def test_bad_names_and_empty_sets_are_refused() -> None:
     with pytest.raises(ValueError, match="found no function"):
-        write_object({})
+        write_object([])
     with pytest.raises(ValueError, match="found function name"):
-        write_object({"a\0b": sum_of("x", 1)})
+        write_object([Part("a\0b", sum_of("x", 1))])

@@ -10,6 +10,7 @@ from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
 from sapper.tile.canonical import CANONICAL, canonicalize
 from sapper.tile.ops import TILE_OPS
+from sapper.tile.reduce_loops import reduce_loops
 
 FRAME = """\
 tile func @f(%a: tensor<bf16, M, K>, %b: tensor<bf16, K, N>, %g: tensor<f32, M, K>, %q: tensor<i8, M, K>,
@@ -130,3 +131,25 @@ def test_dead_ops_go() -> None:
     lines, _ = canonical("store %v, %z, %im, %ik")
     assert [(line.split(" = ")[1] if line.startswith("%") else line).split(" ")[0] for line in lines] == [
         "const", "dim", "whole", "whole", "whole", "index", "index", "load", "store"]
+
+
+def test_a_reduction_keeps_the_order_of_its_axes() -> None:
+    """A sum that starts at zero is its part alone only where the axes stand in the same order."""
+    function = parse_function(FRAME + """\
+  %f: f32 = const {value = 0.0}
+  %start: f32[k, m] = full %f
+  %total: f32[k, m] = tiles %zero, %M, %start {axes = ["j"], parallel = false} (%acc: f32[k, m]) {
+    %ij: index[j] = index {axis = "j"}
+    %l: f32[m, j] = load %g, %im, %ij
+    %w: f32[m, j, k] = add %l, %z
+    %s: f32[m, k] = reduce %w {kind = "sum", over = ["j"]}
+    %next: f32[k, m] = add %acc, %s
+    yield %next
+  }
+  %d: f32[k, m] = neg %total
+  store %v, %d, %im, %ik
+}""", {"tile": TILE_OPS})
+    verify(function, TILE_OPS)
+    reduce_loops(function)
+    verify(function, TILE_OPS)
+    assert "tiles" not in print_function(function)

@@ -1,0 +1,116 @@
+"""Kernels -> a library that C programs use: compiled forms, entry points, and the file in the form that is asked for.
+
+Enters: `lang.Kernel`s, a target, what the calls are expected to be. Leaves: a `Library`, whose `so`, `o`, `s` and `h`
+are the files. Holds: every library has the general forms of its kernels as a fallback, unless it is told to have none;
+nothing of Python is needed to use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..ir.nodes import Location
+from ..ir.types import TensorType
+from .c_abi import SCRATCH_BYTES, BuildError, CKernel, Variant, library_parts
+from .encode import EncodedCode
+from .header import header_text
+from .machine import MachineFunction
+from .object import Part, write_object, write_shared_object
+from .pipeline import Compiled, compile_kernel
+from .print import print_file
+
+LARGE = (2**31 - 1, 1)
+"""The class of a dimension of which nothing is known."""
+SCRATCH_LIMIT = 2**31 - 64
+
+
+@dataclass(slots=True)
+class Library:
+    """Its kernels, its functions as code and as machine IR, and its writable memory (name -> bytes)."""
+
+    kernels: list[CKernel]
+    parts: list[Part]
+    functions: list[MachineFunction]
+    areas: dict[str, int]
+    target: Any
+
+    def so(self, soname: str) -> bytes:
+        return write_shared_object(self.parts, soname, self.areas, debug=True)
+
+    def o(self) -> bytes:
+        return write_object(self.parts, self.areas, debug=True)
+
+    def s(self) -> str:
+        exported = [(f, p.exported) for f, p in zip(self.functions, self.parts, strict=True)]
+        return print_file(exported, self.areas, line_table=True)
+
+    def h(self, name: str) -> str:
+        return header_text(name, self.kernels, self.target.name, self.target.features)
+
+
+def make_library(kernels: Sequence[CKernel], target: Any, scratch_bytes: int = SCRATCH_BYTES) -> Library:
+    """Raises BuildError for names that clash, and for more scratch memory than addresses reach."""
+    names: set[str] = set()
+    for kernel in kernels:
+        for name in (kernel.name, f"{kernel.name}_on", f"{kernel.name}_scratch_bytes", f"{kernel.name}_call"):
+            if name in names:
+                raise BuildError(f"found the name {name} twice; expected kernels whose names, with _on, _scratch_bytes and "
+                                 "_call, differ; mend: @kernel(name=...)")
+            names.add(name)
+    if not 0 <= scratch_bytes <= SCRATCH_LIMIT:
+        raise BuildError(f"found {scratch_bytes} bytes of scratch memory; expected 0 to {SCRATCH_LIMIT}")
+    parts, functions, areas = library_parts(kernels, target.features, scratch_bytes)
+    return Library(list(kernels), parts, functions, areas, target)
+
+
+def c_kernel(
+    kernel: Any, target: Any, schedule: Any = None, static: Mapping[str, int] | None = None,
+    classes: Mapping[str, tuple[int, int]] | None = None, fallback: bool = True,
+) -> CKernel:
+    """A kernel with its forms: for calls as given, for contiguous tensors, for any strides.
+
+    static: extents compiled into the first form. classes: for dimensions of it, (least upper bound, divisor).
+    fallback: False makes the first form only, and a call that does not suit it gets a status.
+    """
+    types = dict(kernel.parameters)
+    tensors = {n: t for n, t in types.items() if isinstance(t, TensorType)}
+    dims = list(dict.fromkeys(d for t in tensors.values() for d in t.dims if isinstance(d, str)))
+    contiguous: dict[str, Any] = dict.fromkeys(tensors, "contiguous")
+    strided: dict[str, Any] = {n: (False,) * len(t.dims) for n, t in tensors.items()}
+    free = [d for d in dims if d not in (static or {})]
+    wanted: list[tuple[str, dict[str, int], dict[str, tuple[int, int]], dict[str, Any]]] = []
+    if static or classes or not fallback:
+        wanted.append(("special", dict(static or {}), {d: (classes or {}).get(d, LARGE) for d in free}, contiguous))
+    if fallback:
+        wanted += [("contiguous", {}, dict.fromkeys(dims, LARGE), contiguous)]
+        if any(len(t.dims) for t in tensors.values()):
+            wanted += [("strided", {}, dict.fromkeys(dims, LARGE), strided)]
+    variants: list[Variant] = []
+    first: Compiled | None = None
+    for label, fixed, of_dims, strides in wanted:
+        compiled = compile_kernel(kernel, fixed, strides, of_dims, target, schedule)
+        first = first or compiled
+        symbol = f"{kernel.name}.{label}"
+        made = compiled.made
+        machine = MachineFunction(symbol, made.machine.body, made.machine.constants, made.machine.frame_bytes)
+        code = EncodedCode(made.bytes, made.code_bytes, {}, made.line_table, made.align_bytes)
+        variants.append(Variant(symbol, code, machine, compiled.slots, compiled.scratch, compiled.counters, fixed,
+                                {d: divisor for d, (_, divisor) in of_dims.items()}, strides))
+    assert first is not None
+    return CKernel(kernel.name, list(kernel.parameters), first.stored, _requires(kernel, dict(static or {}), fallback),
+                   variants, in_place_of(kernel), Location(kernel.source_file, kernel.source_line),
+                   kernel.__doc__ or "")
+
+
+def _requires(kernel: Any, static: dict[str, int], fallback: bool) -> tuple[tuple[Any, ...], ...]:
+    """What extents every form needs; extents compiled into the only form are known, and need no check."""
+    function = kernel.tile_ir({} if fallback else static)
+    return tuple(tuple(row) for row in function.attributes.get("requires", ()))
+
+
+def in_place_of(kernel: Any) -> frozenset[str]:
+    """The tensors that may be the very same as another one."""
+    pairs: Iterable[Sequence[str]] = kernel.options.get("in_place", ())
+    return frozenset(name for pair in pairs for name in pair)
