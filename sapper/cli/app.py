@@ -209,6 +209,45 @@ def build(
 
 
 @app.command()
+def explain(
+    kernel: KernelName, target: TargetName = None, static: Static = None, dims: Dims = None,
+    schedule: ScheduleText = None,
+    run: Annotated[bool, typer.Option("--run/--no-run", help="Run the call, where this CPU can.")] = True,
+    loop: Annotated[str | None, typer.Option("--loop", help="Show this loop instead of the hottest.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show all instructions.")] = False,
+    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one page for a browser.")] = None,
+    json: Json = False,
+) -> None:
+    """Show source lines beside instructions, registers over time, and what bounds each loop; measured, where it runs.
+
+    \b
+    Examples:
+      sapper explain matmul_nn_f32 --shape M=512,N=512,K=512
+      sapper explain my.py:f --target v3 --static N=64 --all
+      sapper explain softmax --shape M=256,N=1024 --html softmax.html
+    """
+    from .explain import gather, print_report
+
+    facts = gather(kernel, target, static, dims, schedule, run)
+    labels = [entry["label"] for entry in facts["loops"]]
+    if loop is not None and loop not in labels:
+        raise UsageError(f"--loop: found no loop {loop!r}; expected one of: {', '.join(labels) or 'none, it has no loop'}")
+    if html is not None:
+        from pathlib import Path
+
+        from .explain_page import page
+        from .files import write_files
+
+        write_files({Path(html): page(facts).encode()})
+    if json:
+        _print_json(facts)
+    elif html is None:
+        print_report(facts, loop, everything)
+    else:
+        print(f"{html}: {len(facts['rows'])} instructions of {facts['name']} for {facts['target']}")
+
+
+@app.command()
 def check(
     kernel: Annotated[
         str | None, typer.Argument(metavar="FILE.py[:KERNEL]|NAME", help="A kernel, or all of a file.")

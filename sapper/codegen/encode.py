@@ -31,6 +31,7 @@ class EncodedCode:
     line_table: (offset, location) where the location changes, in order of offset.
     relocations: (offset, label, addend) of each 32-bit field that is to hold the address of a label outside the
     function, plus the addend, less the field's own address; it holds 0.
+    offsets: of each item of the body, and the end of the last.
     """
 
     code: bytes
@@ -39,6 +40,7 @@ class EncodedCode:
     line_table: list[tuple[int, Location]]
     align_bytes: int = 16
     relocations: list[tuple[int, str, int]] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
 
 
 class _Plan:
@@ -549,7 +551,7 @@ def encode(function: MachineFunction, features: Iterable[str] | None = None) -> 
         size = label_offsets[name] + len(content)
         align = max(align, alignment)
     return EncodedCode(b"".join(parts), code_bytes, label_offsets, [(offsets[i], place) for i, place in locations],
-                       align, relocations)
+                       align, relocations, offsets)
 
 
 def _relax(function: MachineFunction, pieces: list[Any]) -> tuple[list[int], dict[str, int], int, int]:

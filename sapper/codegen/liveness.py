@@ -287,12 +287,10 @@ def blocks_of(body: list[Instruction | Label], abi: Abi) -> tuple[list[int], lis
     return starts, successors
 
 
-def loop_depths(successors: list[list[int]], predecessors: list[list[int]]) -> list[int]:
-    """In how many loops each block lies. A loop: the blocks that reach a jump backwards without passing its target."""
-    count = len(successors)
-    depth = [0] * count
+def loops_of(successors: list[list[int]], predecessors: list[list[int]]) -> dict[int, set[int]]:
+    """The blocks of each loop, by its first block: those that reach a jump backwards without passing its target."""
     loops: dict[int, set[int]] = {}
-    for block in range(count):
+    for block in range(len(successors)):
         for header in successors[block]:
             if header <= block:
                 inside = loops.setdefault(header, {header})
@@ -302,7 +300,13 @@ def loop_depths(successors: list[list[int]], predecessors: list[list[int]]) -> l
                     if member not in inside:
                         inside.add(member)
                         stack.extend(predecessors[member])
-    for inside in loops.values():
+    return loops
+
+
+def loop_depths(successors: list[list[int]], predecessors: list[list[int]]) -> list[int]:
+    """In how many loops each block lies."""
+    depth = [0] * len(successors)
+    for inside in loops_of(successors, predecessors).values():
         for member in inside:
             depth[member] += 1
     return depth

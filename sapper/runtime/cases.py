@@ -189,6 +189,11 @@ def cases(
         yield Case(label, arranged, static, _volume(shape.values()) <= SMALL_VOLUME)
 
 
+def arguments_of_shape(kernel: Any, function: Function, shape: Mapping[str, int], seed: int = 0) -> Arguments:
+    """Random contiguous arguments of one shape, for timing; integers lie within what they index, as far as is known."""
+    return _draw_arguments(kernel, _traits(function), numpy.random.default_rng(seed), shape)
+
+
 def _plan(runs: int) -> list[tuple[str, str, bool, bool]]:
     """(extents, layout, hostile values, static dims) of each case."""
     first = [

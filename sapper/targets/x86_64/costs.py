@@ -17,8 +17,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .rows import Row
 
+MODEL = "Zen 4"
+"""Whose figures these are."""
+ISSUE_WIDTH = 6
+"""Macro-ops that enter in a cycle; a comparison and the jump after it are one (57647, 2.9 and 2.8.3)."""
 LOAD_LATENCY = {"gpr": 4, "vec": 7, "mask": 7}
 """Cycles from an address to a register by a load that hits L1 (57647, 2.12)."""
+_LOAD_CYCLES = {64: 1 / 3, 256: 0.5, 512: 1.0}
+_STORE_CYCLES = {64: 0.5, 256: 1.0, 512: 2.0}
+"""Cycles of the load and store units for an access of up to so many bits that hits L1 (57647, 2.12): three loads of
+general registers or two of 256 bits in a cycle, two stores of general registers or one of 256 bits."""
 
 _FIGURES = """
 1 0.25 : add or and sub xor cmp cmp.8 cmp.16 test.8 test.16 test not neg inc dec andn blsr popcnt tzcnt lzcnt bsf bsr
@@ -198,3 +206,46 @@ def cost_of(row: Row) -> Cost:
     # A 512-bit operation occupies its pipe twice, so the number of pipes is that of the 256-bit form.
     narrow = throughput[min(place, 1) if len(throughput) > 1 else 0]
     return Cost(int(latency[place if len(latency) > 1 else 0]), cycles, _ports(row, narrow))
+
+
+_PLAIN_LOADS = ("mov", "vmov", "vbroadcast", "vpbroadcastd", "vpbroadcastq", "kmov", "pop", "prefetch")
+"""Rows whose form with a memory source is a load and nothing else."""
+
+
+def _access_cycles(table: dict[int, float], bits: int) -> float:
+    return next((cycles for most, cycles in table.items() if bits <= most), table[512])
+
+
+def uses_of(row: Row, loaded_bits: int, stored_bits: int) -> list[tuple[tuple[str, ...], float]]:
+    """What one instruction keeps busy: (ports that may do it, cycles of all of them together for one such).
+
+    loaded_bits, stored_bits: of its memory operand, 0 for none. Gathers and scatters count by their row alone, whose
+    figures were measured with their accesses.
+    """
+    vector = any(o.kind in ("vec", "mask") for o in row.operands)
+    scattered = any(o.index_bits for o in row.operands)
+    uses: list[tuple[tuple[str, ...], float]] = []
+    if loaded_bits and not scattered:
+        uses.append((("load",), _access_cycles(_LOAD_CYCLES, max(loaded_bits, 65 if vector else 0))))
+    if stored_bits and not scattered:
+        uses.append((("store",), _access_cycles(_STORE_CYCLES, max(stored_bits, 65 if vector else 0))))
+    moves = row.mnemonic.startswith(_PLAIN_LOADS) and (loaded_bits or stored_bits) and not scattered
+    if not moves and row.ports:
+        uses.append((row.ports, row.throughput))
+    return uses
+
+
+_OPERATIONS = {"vfm": 2, "vfn": 2, "vdpbf16ps": 4, "vpdpbusd": 8, "vpdpwssd": 4, "vadd": 1, "vsub": 1, "vmul": 1,
+               "vdiv": 1, "vsqrt": 1, "vmin": 1, "vmax": 1, "vrcp": 1, "vrsqrt": 1}
+
+
+def operations_of(row: Row) -> int:
+    """Arithmetic operations on floats, and of packed dot products, that one instruction does in all its lanes.
+
+    A multiply-add counts as two. Integer arithmetic, conversions and moves do not count.
+    """
+    count = next((n for prefix, n in _OPERATIONS.items() if row.mnemonic.startswith(prefix)), 0)
+    if not count or not row.operands or row.operands[0].kind != "vec":
+        return 0
+    return count * (1 if row.scalar else row.length // (64 if row.mnemonic.endswith("d") and "vpdp" not in row.mnemonic
+                                                        else 32))
