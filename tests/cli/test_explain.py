@@ -1,0 +1,159 @@
+"""`sapper explain`: the text, the JSON, and the page in a browser."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import pytest
+
+from sapper.cli.explain import gather, time_text
+from sapper.cli.explain_page import page
+from sapper.cli.main import main
+from sapper.targets.x86_64.target import TARGETS
+from tests.codegen.run_native import RUNNABLE
+
+from .browser import BROWSER, DRIVER, open_page
+
+KERNELS = '''
+import sapper as sp
+from sapper import Tensor, f32, exp, tiles, whole
+
+M, N = sp.dims("M N")
+
+
+@sp.kernel
+def normal(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
+    """</script> <b>"""
+    for m in tiles(M):
+        n = whole(N)
+        e = exp(x[m, n])
+        y[m, n] = e / sp.sum(e, over=n)
+'''
+HOST = next((name for name in ("v4", "v3") if name in RUNNABLE), None)
+NEEDS_HOST = pytest.mark.skipif(platform.machine() != "x86_64" or HOST is None, reason="runs x86-64 code")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "user_normal.py"
+    path.write_text(KERNELS, encoding="utf-8")
+    return f"{path}:normal"
+
+
+def run(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    capfd.readouterr()
+    status = main(list(arguments))
+    return status, *capfd.readouterr()
+
+
+@NEEDS_HOST
+def test_a_call_that_runs_is_counted_and_timed(file: str) -> None:
+    facts = gather(file, HOST, None, "M=8,N=100", None)
+    measured = facts["measured"]
+    assert measured["dims"] == {"M": 8, "N": 100} and measured["seconds"] > 0 and measured["ratio"] > 0
+    hottest = next(loop for loop in facts["loops"] if loop["hottest"])
+    assert measured["hottest"] == hottest["label"] and 0 < measured["hottest_share"] <= 1
+    assert hottest["passes"] > 0 and all(row["count"] is not None for row in facts["rows"])
+    assert facts == json.loads(json.dumps(facts))
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_every_target_is_explained(file: str, name: str) -> None:
+    facts = gather(file, name, None, None, None, run=False)
+    lines = KERNELS.splitlines()
+    (source,) = facts["sources"]
+    assert [text for _, text in source["lines"]] == lines[source["lines"][0][0] - 1:]
+    named = {row["line"] for row in facts["rows"] if row["line"] is not None}
+    assert {lines[n - 1].strip() for n in named} >= {"e = exp(x[m, n])", "y[m, n] = e / sp.sum(e, over=n)"}
+    assert facts["measured"] == {"missing": "switched off"}
+    assert [loop["hottest"] for loop in facts["loops"]].count(True) == 1
+
+
+def test_why_nothing_ran_is_said(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gather(file, "v3", None, "M=8", None)["measured"]["missing"] == "give --shape N=... to run it"
+    lacking = next((name for name in TARGETS if name not in RUNNABLE), None)
+    if lacking is not None:
+        assert "this CPU has no " in gather(file, lacking, None, "M=8,N=8", None)["measured"]["missing"]
+
+
+@NEEDS_HOST
+def test_the_terminal_shows_all_parts(file: str, capfd: pytest.CaptureFixture[str],
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    status, out, err = run(capfd, "explain", file, "--target", str(HOST), "--shape", "M=8,N=100")
+    assert status == 0 and not err
+    for part in ("normal for ", "run here with M=8 N=100", "innermost loops", "ports in a pass of", "e = exp(x[m, n])",
+                 "source lines and their instructions", "instructions at ", " run"):
+        assert part in out, part
+    status, out, _ = run(capfd, "explain", file, "--target", "v3", "--no-run", "--all")
+    assert status == 0 and "not run: switched off" in out and "ret" in out and "ymm" in out
+    facts = json.loads(run(capfd, "explain", file, "--target", "v3", "--no-run", "--json")[1])
+    label = facts["loops"][0]["label"]
+    status, out, _ = run(capfd, "explain", file, "--target", "v3", "--no-run", "--loop", label)
+    assert status == 0 and f"{label}:" in out
+
+
+def test_an_unknown_loop_is_refused(file: str, capfd: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capfd, "explain", file, "--target", "v3", "--no-run", "--loop", "nowhere")
+    assert status == 2 and "found no loop 'nowhere'; expected one of: " in err and not out
+
+
+def test_times_are_readable() -> None:
+    assert [time_text(s) for s in (2.5, 0.0031, 4.2e-6, 1.5e-8)] == ["2.5 s", "3.1 ms", "4.2 µs", "15 ns"]
+
+
+def test_the_page_needs_no_network(file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "normal.html"
+    status, out, _ = run(capfd, "explain", file, "--target", "v3", "--no-run", "--html", str(path))
+    assert status == 0 and str(path) in out
+    text = path.read_text(encoding="utf-8")
+    assert "http:" not in text and "https:" not in text and "src=" not in text and text.count("</script>") == 2
+    status, _, err = run(capfd, "explain", file, "--target", "v3", "--no-run", "--html", str(tmp_path / "no" / "x.html"))
+    assert status == 1 and "the file can't be written: No such file or directory" in err
+
+
+@pytest.mark.skipif(DRIVER is None or BROWSER is None, reason="Chromium and its driver are not installed")
+def test_the_page_in_a_browser(file: str, tmp_path: Path) -> None:
+    facts = gather(file, "zen4" if "zen4" in RUNNABLE else "v3", None, "M=8,N=100", None)
+    path = tmp_path / "page.html"
+    path.write_text(page(facts).replace("<head>", "<head><script>window.faults = []; "
+                                        "addEventListener('error', (e) => faults.push(e.message));</script>"))
+    hottest = next(loop for loop in facts["loops"] if loop["hottest"])
+    with open_page(path) as opened:
+        assert opened.run("return faults") == []
+        assert opened.run("return document.querySelectorAll('#loops tr').length") == 1 + sum(
+            loop["innermost"] for loop in facts["loops"])
+        rows = [row for row in facts["rows"] if hottest["first"] <= row["place"] <= hottest["last"]]
+        texts = opened.run("return [...document.querySelectorAll('.row .x')].map((x) => x.textContent.split('  #')[0])")
+        assert texts == [row["text"] for row in rows]
+        # A source line marks its instructions, and an instruction its source line.
+        line = rows[0]["line"]
+        mine = sum(row["line"] == line for row in rows)
+        opened.hover(f".line[data-line='0:{line}'] .t")
+        assert opened.run("return document.querySelectorAll('.row.on').length") == mine > 0
+        opened.hover(".row:nth-child(2) .x")
+        assert opened.run("return [...document.querySelectorAll('.line.on')].map((x) => x.dataset.line)") == [f"0:{line}"]
+        opened.hover("h1")
+        assert opened.run("return document.querySelectorAll('.on').length") == 0
+        opened.click(f".line[data-line='0:{line}']")
+        assert opened.run("return document.querySelectorAll('.row.pinned').length") == mine
+        # The registers are drawn, in both themes.
+        count = "const c = document.querySelector('#listing canvas'), d = c.getContext('2d').getImageData(0, 0, c.width, " \
+                "c.height).data; let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n"
+        assert opened.run(count) > 1000
+        assert opened.screenshot()[:8] == b"\x89PNG\r\n\x1a\n"
+        ground = "return getComputedStyle(document.body).backgroundColor"
+        before = opened.run(ground)
+        opened.click("#theme")
+        assert opened.run(ground) != before and opened.run(count) > 1000
+        # All instructions, and another loop.
+        opened.run("const r = document.getElementById('range'); r.value = ''; r.onchange();")
+        assert opened.run("return document.querySelectorAll('.row').length") == len(facts["rows"])
+        if len(facts["loops"]) > 1:
+            opened.click("#loops tr:nth-child(3)")
+            assert opened.run("return document.querySelectorAll('.row').length") < len(facts["rows"])
+        assert opened.run("return faults") == []
+        # Nothing lies beyond the right edge on a laptop's screen but the registers, which scroll by themselves.
+        assert opened.run("return document.documentElement.scrollWidth <= innerWidth")
