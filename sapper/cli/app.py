@@ -248,6 +248,29 @@ def explain(
 
 
 @app.command()
+def port(
+    kernel: Annotated[str, typer.Argument(metavar="FILE.py[:KERNEL]|NAME", help="A kernel, or all of a file.")],
+    target: Annotated[list[str] | None, typer.Option("--target", help="Only this one; may be given again.")] = None,
+    static: Static = None, dims: Dims = None, schedule: ScheduleText = None, json: Json = False,
+) -> None:
+    """Show what becomes of kernels on every known target: hand-written, generated or impossible, and what it costs.
+
+    \b
+    Examples:
+      sapper port my.py
+      sapper port matmul_nn_f32 --shape M=512,N=512,K=512 --json
+      sapper port my.py:f --target v3 --target zen4 --static N=64
+    """
+    from .port import print_report, run_port
+
+    rows = list(run_port(kernel, static, dims, schedule, target or []))
+    if json:
+        _print_json(rows)
+    else:
+        print_report(rows)
+
+
+@app.command()
 def check(
     kernel: Annotated[
         str | None, typer.Argument(metavar="FILE.py[:KERNEL]|NAME", help="A kernel, or all of a file.")

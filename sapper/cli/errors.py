@@ -33,6 +33,7 @@ _TOLD = {
     "sapper.codegen.liveness": ("AllocationError",),
     "sapper.codegen.encode": ("EncodeError",),
     "sapper.codegen.c_abi": ("BuildError",),
+    "sapper.codegen.explain": ("Unexplained",),
     "sapper.targets.x86_64.detect": ("UnsupportedCPU",),
     "sapper.models.errors": ("ModelError",),
 }

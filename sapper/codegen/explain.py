@@ -132,16 +132,27 @@ class Explanation:
             zip(self.block_cycles, self.block_counts, strict=True)) if block not in inside)
 
 
+class Unexplained(Exception):
+    """Code of which no bounds can be given: the message says why."""
+
+
 def costs_of(target: Any) -> Any:
-    """The costs of the target's family."""
-    return import_module(f"...targets.{target.family}.costs", __name__)
+    """The costs of the target's family. Raises Unexplained."""
+    try:
+        return import_module(f"...targets.{target.family}.costs", __name__)
+    except ModuleNotFoundError:
+        raise Unexplained(f"target {target.name}: found no table of what its instructions cost; expected "
+                          f"sapper/targets/{target.family}/costs.py") from None
 
 
 def explain(
     function: MachineFunction, target: Any, statistics: Mapping[str, int] | None = None,
     block_counts: Sequence[int] | None = None,
 ) -> Explanation:
-    """Explain a finished function. block_counts: how often each of its blocks (liveness.blocks_of) ran."""
+    """Explain a finished function. block_counts: how often each of its blocks (liveness.blocks_of) ran.
+
+    Raises Unexplained for a target without costs.
+    """
     return _Explainer(function, target, block_counts).explanation(dict(statistics or {}))
 
 

@@ -1,0 +1,120 @@
+"""`sapper port`: what becomes of kernels on every target that is known.
+
+Enters: kernels, a shape. Leaves: one object for each kernel and target: how it is done there, the static cost of its
+hottest loop, or why it can't be and what is done instead. Holds: nothing is run; every target is compiled for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .errors import is_told
+from .kernels import Found, find_kernels, find_target, kernel_dims, parse_dims, parse_schedule, specialise
+
+GENERATED, BY_HAND, IMPOSSIBLE = "generated", "hand-written", "impossible"
+SUBSTITUTE = "the interpreter runs it (SAPPER_INTERPRET=1)"
+
+
+def run_port(
+    wanted: str, static: str | None, dims: str | None, schedule: str | None, targets: list[str]
+) -> Iterator[dict[str, Any]]:
+    """A row for each kernel and target, in order. targets: those wanted; none means all."""
+    from ..targets import known_targets
+
+    chosen = parse_schedule(schedule)
+    found = find_kernels(wanted)
+    names = targets or list(known_targets())
+    facts = [find_target(name) for name in names]
+    for kernel in found:
+        own = set(kernel_dims(kernel.kernel))
+        fixed = parse_dims(_own(static, own), kernel.kernel, "static")
+        free = parse_dims(_own(dims, own), kernel.kernel, "dims")
+        for target in facts:
+            yield _row(kernel, target, fixed, free, chosen)
+
+
+def _own(text: str | None, dims: set[str]) -> str:
+    """Of `M=512,N=64` the entries that a kernel has."""
+    return ",".join(p for p in (text or "").replace(",", " ").split() if p.partition("=")[0] in dims)
+
+
+def _row(found: Found, target: Any, static: dict[str, int], dims: dict[str, int], schedule: Any) -> dict[str, Any]:
+    from ..codegen.explain import Unexplained, explain
+    from ..codegen.pipeline import compile_kernel
+
+    row: dict[str, Any] = {"kernel": found.name, "target": target.name}
+    try:
+        compiled = compile_kernel(found.kernel, target=target, schedule=schedule,
+                                  **specialise(found.kernel, static, dims))
+    except Exception as error:
+        if not is_told(error):
+            raise
+        return row | {"how": IMPOSSIBLE, "reason": _reason(error), "substitute": SUBSTITUTE}
+    pieces = by_hand(found.kernel, compiled, target)
+    row |= {"how": BY_HAND if pieces else GENERATED, "pieces": pieces, "code_bytes": len(compiled.code),
+            "instructions": compiled.made.statistics["instructions"]}
+    try:
+        explanation = explain(compiled.made.machine, target, compiled.made.statistics)
+    except Unexplained as error:
+        return row | {"cost": None, "no_cost": str(error)}
+    loop = explanation.hottest()
+    row["spills"] = compiled.made.statistics.get("spills", 0)
+    row["cost"] = None if loop is None else {
+        "model": explanation.model, "loop": loop.label, "cycles": loop.cycles, "bound": loop.bound,
+        "operations": loop.operations, "loaded_bytes": loop.loaded_bytes, "stored_bytes": loop.stored_bytes,
+        "operations_per_cycle": loop.operations / loop.cycles,
+        "bytes_per_cycle": (loop.loaded_bytes + loop.stored_bytes) / loop.cycles,
+    }
+    if loop is None:
+        row["no_cost"] = "it has no loop"
+    return row
+
+
+def by_hand(kernel: Any, compiled: Any, target: Any) -> list[str]:
+    """Names of the pieces of assembly by hand that a kernel has on a target: whole kernels, then parts of it."""
+    whole = [piece.name for piece in getattr(kernel, "by_hand", ())
+             if piece.family == target.family and piece.features <= target.features]
+    return [*whole, *getattr(compiled, "pieces", ())]
+
+
+def _reason(error: Exception) -> str:
+    """The first paragraph of a message, on one line."""
+    return " ".join(str(error).split("\n\n")[0].split())
+
+
+def print_report(rows: list[Mapping[str, Any]]) -> None:
+    """A table of the rows. Costs are of the hottest loop: the deepest with the most cycles."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False)
+    left = ("kernel", "target", "how", "loop", "bound by")
+    for column in ("kernel", "target", "how", "instr", "spills", "loop", "cycles", "ops/cycle", "bytes/cycle", "bound by"):
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    notes: dict[str, list[str]] = {}
+    last = ""
+    for row in rows:
+        name = row["kernel"] if row["kernel"] != last else ""
+        last = row["kernel"]
+        if row["how"] == IMPOSSIBLE:
+            table.add_row(name, row["target"], row["how"])
+            notes.setdefault(f"{row['reason']}; instead: {row['substitute']}", []).append(f"{last} on {row['target']}")
+            continue
+        if row["pieces"]:
+            notes.setdefault(f"by hand: {', '.join(row['pieces'])}", []).append(f"{last} on {row['target']}")
+        cost = row["cost"]
+        if cost is None:
+            notes.setdefault(f"no cost: {row['no_cost']}", []).append(f"{last} on {row['target']}")
+            table.add_row(name, row["target"], row["how"], str(row["instructions"]))
+            continue
+        table.add_row(name, row["target"], row["how"], str(row["instructions"]), str(row["spills"]), cost["loop"],
+                      f"{cost['cycles']:.1f}", f"{cost['operations_per_cycle']:.1f}", f"{cost['bytes_per_cycle']:.1f}",
+                      cost["bound"])
+    console.print(table)
+    models = {row["cost"]["model"] for row in rows if row.get("cost")}
+    if models:
+        console.print(f"cycles: a lower bound for one pass of the hottest loop, by the costs of {', '.join(sorted(models))}")
+    for note, places in notes.items():
+        console.print(f"{', '.join(places)}: {note}", markup=False, soft_wrap=True)
