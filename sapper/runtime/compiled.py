@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
+from ..ir.nodes import Location
+
 Term = tuple[float, tuple[str, ...]]
 
 
@@ -32,6 +34,7 @@ class CompiledKernel:
         size, rounded up, multiply to the most tasks that it can have; empty when unknown.
     work: estimated time on one core in nanoseconds, as a sum of coefficient times product of dims; empty when
         unknown. tasks and work only choose how many workers to wake.
+    lines: (offset, location) where the source line changes. Only for debuggers: it is not kept on disk.
     """
 
     name: str
@@ -44,6 +47,7 @@ class CompiledKernel:
     tasks: tuple[tuple[tuple[int, tuple[str, ...], int], ...], ...] = ()
     work: tuple[Term, ...] = field(default=())
     requires: tuple[tuple[str | int, ...], ...] = ()
+    lines: tuple[tuple[int, Location], ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, name: str, compiled: Any, stored: tuple[str, ...] = ()) -> CompiledKernel:
@@ -65,6 +69,7 @@ class CompiledKernel:
             _tuples(getattr(compiled, "tasks", ())),
             _tuples(getattr(compiled, "work", ())),
             _tuples(getattr(compiled, "requires", ())),
+            tuple(compiled.made.line_table) if hasattr(compiled, "made") else (),
         )
 
     def scratch_for(self, dims: Mapping[str, int]) -> int:
@@ -94,7 +99,7 @@ class CompiledKernel:
 
     def pack(self) -> bytes:
         facts = asdict(self)
-        del facts["code"]
+        del facts["code"], facts["lines"]
         return json.dumps(facts, separators=(",", ":")).encode() + b"\n" + self.code
 
     @classmethod

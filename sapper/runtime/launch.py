@@ -35,10 +35,11 @@ from typing import Any, NamedTuple
 
 import numpy
 
+from ..ir.nodes import Location
 from ..ir.types import TensorType
 from ..lang.errors import KernelError
 from . import arguments as _arguments
-from . import settings, workers
+from . import debuggers, settings, workers
 from .arguments import (
     FIRST_SLOT,
     WRITEABLE_FLAG,
@@ -409,12 +410,15 @@ class Launcher:
                 if found is None:
                     compiled = self._from_disk_or_compile(specialisation)
                     found = self.compiled[specialisation] = compiled, load(compiled.code)
+                    if debuggers.wanted():
+                        debuggers.announce(self.name, found[1], compiled.lines,
+                                           Location(self.kernel.source_file, self.kernel.source_line))
         return found
 
     def _from_disk_or_compile(self, specialisation: Specialisation) -> CompiledKernel:
         now = configuration()
         target = now.find_target(self.target)
-        cache = disk_cache()
+        cache = None if debuggers.wanted() else disk_cache()  # what lies on disk has no lines
         key = ""
         if cache is not None:
             key = json.dumps(

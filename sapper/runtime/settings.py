@@ -4,6 +4,8 @@ SAPPER_THREADS     workers of a launch; default: the CPUs that this process may 
 SAPPER_INTERPRET   1 runs every kernel under the reference interpreter
 SAPPER_CACHE_DIR   where compiled kernels are kept; empty or "off": nowhere; default: $XDG_CACHE_HOME/sapper
 SAPPER_CACHE_MIB   size limit of that directory in MiB; default 256
+SAPPER_PERF        "map" or "jitdump": tell perf of generated code; see debuggers.py. Kernels are then compiled anew
+SAPPER_GDB         1 tells gdb of generated code; likewise
 """
 
 from __future__ import annotations
@@ -44,6 +46,20 @@ def cache_directory() -> str | None:
         return None if chosen.strip() in ("", "off", "0") else os.path.expanduser(chosen)
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "sapper")
+
+
+def perf() -> str:
+    """How perf is told of generated code: "map", "jitdump", or "" for not at all."""
+    chosen = os.environ.get("SAPPER_PERF", "").strip().lower()
+    if chosen in ("", "0", "off"):
+        return ""
+    if chosen not in ("map", "jitdump"):
+        raise LaunchError(f"SAPPER_PERF: found {chosen!r}; expected map or jitdump; mend: unset it")
+    return chosen
+
+
+def gdb() -> bool:
+    return os.environ.get("SAPPER_GDB", "").strip().lower() not in ("", "0", "false", "off", "no")
 
 
 def cache_limit_bytes() -> int:

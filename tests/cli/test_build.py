@@ -1,0 +1,131 @@
+"""`sapper build` from the command line: files, names, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sapper.cli import files
+from sapper.cli.errors import CommandError
+from sapper.cli.files import write_files
+from sapper.cli.main import main
+
+KERNELS = '''
+import sapper as sp
+from sapper import Tensor, f32, tiles
+
+M, N = sp.dims("M N")
+
+
+@sp.kernel
+def scale(x: Tensor[f32, M, N], factor: f32, y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        y[m, n] = x[m, n] * factor
+
+
+@sp.kernel
+def shift(x: Tensor[f32, N], y: Tensor[f32, N]):
+    for n in tiles(N):
+        y[n] = x[n] + 1.0
+'''
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "user_build.py"
+    path.write_text(KERNELS, encoding="utf-8")
+    return str(path)
+
+
+def build(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    status = main(["build", *arguments, "--target", "v3"])
+    return status, *capsys.readouterr()
+
+
+def test_a_file_becomes_a_library(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = build(capsys, file, "-o", str(tmp_path / "libk.so"))
+    assert status == 0 and not err and "scale: 2 forms (contiguous, strided)" in out and "declared in" in out
+    header = (tmp_path / "libk.h").read_text(encoding="utf-8")
+    assert "int scale(const float *x" in header and "int shift(" in header
+    assert (tmp_path / "libk.so").read_bytes()[:4] == b"\x7fELF"
+    first = (tmp_path / "libk.so").read_bytes()
+    build(capsys, file, "-o", str(tmp_path / "libk.so"))
+    assert (tmp_path / "libk.so").read_bytes() == first
+    assert os.stat(tmp_path / "libk.so").st_mode & 0o444 == 0o444
+
+
+@pytest.mark.parametrize("ending", [".so", ".o", ".s"])
+def test_forms_and_headers(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str) -> None:
+    output, header = tmp_path / f"k{ending}", tmp_path / "other.h"
+    status, out, _ = build(capsys, f"{file}:scale", f"{file}:shift", "-o", str(output), "--header", str(header),
+                           "--static", "N=64", "--shape", "M=512", "--json")
+    assert status == 0
+    made = json.loads(out)
+    assert made["functions"][0]["forms"] == ["scale.special", "scale.contiguous", "scale.strided"]
+    assert made["size_bytes"] == output.stat().st_size and header.exists()
+    text = header.read_text(encoding="utf-8")
+    assert "form 1: N = 64, M a multiple of 64, contiguous tensors" in text
+    status, out, _ = build(capsys, f"{file}:scale", "-o", str(output), "--static", "N=64", "--no-fallback", "--json")
+    assert json.loads(out)["functions"][0]["forms"] == ["scale.special"]
+    if ending == ".s" and shutil.which("as"):
+        subprocess.run(["as", str(output), "-o", str(tmp_path / "as.o")], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("FILE", "-o", "k.dll"), "found the ending '.dll'; expected one of .so (a shared library), .o"),
+    (("FILE", "-o", "k"), "found the ending ''"),
+    (("FILE", "-o", "k.o", "--header", "k.o"), "found the name of the library itself"),
+    (("FILE", "-o", "k.o", "--static", "Z=3"), "--static: found 'Z'; expected dimensions of the kernels: M, N"),
+    (("FILE", "-o", "k.o", "--shape", "M=x"), "--dims: found 'M=x'"),
+    (("FILE:nothing", "-o", "k.o"), "found no kernel 'nothing'"),
+])
+def test_what_is_refused(file: str, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str,
+                         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    status, out, err = build(capsys, *[a.replace("FILE", file) for a in arguments])
+    assert status == 2 and message in err and not out
+    assert {p for p in tmp_path.iterdir() if p.name != "__pycache__"} <= before
+
+
+def test_one_kernel_twice_is_refused(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = build(capsys, f"{file}:scale", file, "-o", str(tmp_path / "k.o"))
+    assert status == 1 and "found the name scale twice" in err and not (tmp_path / "k.o").exists()
+
+
+def test_places_that_cannot_be_written(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = build(capsys, file, "-o", str(tmp_path / "no" / "k.so"))
+    assert status == 1 and "the file can't be written: No such file or directory" in err
+    (tmp_path / "dir.so").mkdir()
+    status, _, err = build(capsys, file, "-o", str(tmp_path / "dir.so"))
+    assert status == 1 and "found a directory; expected the name of a file" in err
+    assert not (tmp_path / "dir.h").exists()
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second file does not fit: neither is changed, and nothing is left behind."""
+    first, second = tmp_path / "a.so", tmp_path / "a.h"
+    first.write_bytes(b"old")
+    synced = []
+
+    def full(handle: int) -> None:
+        synced.append(handle)
+        if len(synced) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(CommandError, match=r"a\.h: the file can't be written: No space left on device"):
+        write_files({first: b"new", second: b"new"})
+    assert first.read_bytes() == b"old" and list(tmp_path.iterdir()) == [first]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_device_is_no_place_for_a_library(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="can't be written"):
+        write_files({Path("/proc/version"): b"x"})
