@@ -231,7 +231,8 @@ def explain(
     facts = gather(kernel, target, static, dims, schedule, run)
     labels = [entry["label"] for entry in facts["loops"]]
     if loop is not None and loop not in labels:
-        raise UsageError(f"--loop: found no loop {loop!r}; expected one of: {', '.join(labels) or 'none, it has no loop'}")
+        known = ", ".join(labels) or "none, as the kernel has no loop"
+        raise UsageError(f"--loop: found no loop {loop!r}; expected one of: {known}")
     if html is not None:
         from pathlib import Path
 

@@ -58,7 +58,8 @@ def _extents(kernels: list[Any], text: str | None, option: str) -> dict[str, int
     names = {part.partition("=")[0] for part in text.replace(",", " ").split()}
     known = dict.fromkeys(d for kernel in kernels for d in kernel_dims(kernel))
     for name in sorted(names - set(known)):
-        raise UsageError(f"--{option}: found {name!r}; expected dimensions of the kernels: {', '.join(known) or 'none'}")
+        expected = ", ".join(known) or "none"
+        raise UsageError(f"--{option}: found {name!r}; expected dimensions of the kernels: {expected}")
     result: dict[str, int] = {}
     for kernel in kernels:
         own = [part for part in text.replace(",", " ").split() if part.partition("=")[0] in kernel_dims(kernel)]

@@ -1,4 +1,4 @@
-"""`sapper explain`: what a kernel's code does to the processor, line by line. The terminal's form; explain_page.py has the page's.
+"""`sapper explain`: what a kernel's code does to the processor, line by line; the page is explain_page.py's.
 
 Enters: a kernel and what it is compiled for, as text. Leaves: facts as plain data (`--json` prints them), or text.
 Holds: with extents for every dimension, and a CPU that runs the target's code, the call is run: blocks are counted, the
@@ -11,6 +11,7 @@ import linecache
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .console import console as report_console
 from .errors import is_told
 from .kernels import Found, find_kernel, find_target, kernel_dims, parse_dims, parse_schedule, specialise
 
@@ -157,9 +158,7 @@ def _measured(explanation: Any, profile: Any) -> dict[str, Any]:
 
 def print_report(facts: Mapping[str, Any], loop: str | None, everything: bool) -> None:
     """The report in the terminal. loop: the label of the loop whose code is shown; the hottest for None."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = report_console()
     console.print(f"[bold]{facts['name']}[/] for {facts['target']}: {len(facts['rows'])} instructions, "
                   f"{facts['code_bytes']} bytes; costs of {facts['model']}", soft_wrap=True)
     console.print(_registers_line(facts), soft_wrap=True)
@@ -204,8 +203,8 @@ def measured_lines(facts: Mapping[str, Any]) -> list[str]:
                      f"{measured['operations_per_second'] / 1e9:.1f} G/s, "
                      f"{measured['operations'] / measured['cycles']:.1f} per cycle")
     if "hottest" in measured:
-        lines.append(f"of the model's cycles {measured['hottest_share']:.0%} are in loop {measured['hottest']}: at most "
-                     f"{measured['cycles_per_pass_at_most']:.1f} cycles per pass were measured")
+        lines.append(f"of the model's cycles {measured['hottest_share']:.0%} are in loop {measured['hottest']}: "
+                     f"at most {measured['cycles_per_pass_at_most']:.1f} cycles per pass were measured")
     return lines
 
 
@@ -232,8 +231,8 @@ def _loop_table(facts: Mapping[str, Any]) -> Any:
 
     table = Table(box=None, pad_edge=False, title="innermost loops, one pass (cycles: at least)", title_justify="left",
                   title_style="bold")
-    for column in ("loop", "lines", "instr", "ports", "latency", "front", "bound by", "bytes in", "out", "ops", "passes",
-                   "share"):
+    for column in ("loop", "lines", "instr", "ports", "latency", "front", "bound by", "bytes in", "out", "ops",
+                   "passes", "share"):
         table.add_column(column, justify="left" if column in ("loop", "lines", "bound by") else "right", no_wrap=True)
     for loop, share in heat(facts)[:12]:
         style = "bold" if loop["hottest"] else ""

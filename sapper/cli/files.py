@@ -32,8 +32,8 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         for temporary, path in written:
             os.replace(temporary, path)
     except OSError as error:
-        raise CommandError(f"{path}: the file can't be written: {error.strerror or error}; expected a directory that can "
-                           "be written, with room for the file") from None
+        raise CommandError(f"{path}: the file can't be written: {error.strerror or error}; expected a directory that "
+                           "can be written, with room for the file") from None
     finally:
         for temporary, _ in written:
             with contextlib.suppress(FileNotFoundError):

@@ -6,9 +6,10 @@ hottest loop, or why it can't be and what is done instead. Holds: nothing is run
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .console import console as report_console
 from .errors import is_told
 from .kernels import Found, find_kernels, find_target, kernel_dims, parse_dims, parse_schedule, specialise
 
@@ -83,15 +84,15 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split("\n\n")[0].split())
 
 
-def print_report(rows: list[Mapping[str, Any]]) -> None:
+def print_report(rows: Sequence[Mapping[str, Any]]) -> None:
     """A table of the rows. Costs are of the hottest loop: the deepest with the most cycles."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = report_console()
     table = Table(box=None, pad_edge=False)
     left = ("kernel", "target", "how", "loop", "bound by")
-    for column in ("kernel", "target", "how", "instr", "spills", "loop", "cycles", "ops/cycle", "bytes/cycle", "bound by"):
+    for column in ("kernel", "target", "how", "instr", "spills", "loop", "cycles", "ops/cycle", "bytes/cycle",
+                   "bound by"):
         table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
     notes: dict[str, list[str]] = {}
     last = ""
@@ -115,6 +116,7 @@ def print_report(rows: list[Mapping[str, Any]]) -> None:
     console.print(table)
     models = {row["cost"]["model"] for row in rows if row.get("cost")}
     if models:
-        console.print(f"cycles: a lower bound for one pass of the hottest loop, by the costs of {', '.join(sorted(models))}")
+        console.print("cycles: a lower bound for one pass of the hottest loop, by the costs of "
+                      f"{', '.join(sorted(models))}", soft_wrap=True)
     for note, places in notes.items():
         console.print(f"{', '.join(places)}: {note}", markup=False, soft_wrap=True)

@@ -72,11 +72,14 @@ _MAX_EXTENT = 2**31 - 1
 _INTEGER_ARGUMENTS = (RDI, RSI, RDX, RCX, R8, R9)
 _VECTOR_ARGUMENTS = 8
 _SAVED = (RBX, RBP, R12, R13)
-_C_WORDS = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true "
-    "false class delete friend mutable namespace new operator private protected public template this throw try "
-    "typename using virtual and or not xor alignas alignof asm constexpr export explicit catch".split())
+_C_WORDS = frozenset({
+    "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern",
+    "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed",
+    "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "bool",
+    "true", "false", "class", "delete", "friend", "mutable", "namespace", "new", "operator", "private", "protected",
+    "public", "template", "this", "throw", "try", "typename", "using", "virtual", "and", "or", "not", "xor",
+    "alignas", "alignof", "asm", "constexpr", "export", "explicit", "catch",
+})
 
 
 class BuildError(Exception):
@@ -87,8 +90,9 @@ class BuildError(Exception):
 class Variant:
     """A compiled form of a kernel, and what it assumes of a call.
 
-    static, divisors: by dimension, the extent compiled in, or what the extent is a multiple of. strides: for each tensor
-    "contiguous", or for each dimension whether its stride is 1. slots, scratch, counters: as `pipeline.Compiled` says.
+    static, divisors: by dimension, the extent compiled in, or what the extent is a multiple of. strides: for each
+    tensor "contiguous", or for each dimension whether its stride is 1. slots, scratch, counters: as
+    `pipeline.Compiled` says.
     """
 
     symbol: str
@@ -134,8 +138,8 @@ class CKernel:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.name) or self.name in _C_WORDS:
-            raise BuildError(f"{self.name}: found a name that C can't spell; expected an ASCII identifier that is no word "
-                             "of C; mend: @kernel(name=...)")
+            raise BuildError(f"{self.name}: found a name that C can't spell; expected an ASCII identifier that is no "
+                             "word of C; mend: @kernel(name=...)")
         self.fields = _fields(self.parameters)
 
     @property

@@ -1,4 +1,4 @@
-"""Where code comes from, as DWARF 4: what gdb, perf, objdump and addr2line need to show the Python line of an instruction.
+"""Where code comes from, as DWARF 4: what gdb, perf, objdump and addr2line need to show an instruction's Python line.
 
 Enters: functions with their places and line tables. Leaves: the sections .debug_abbrev, .debug_info and .debug_line,
 and the fields in them that hold an address or an offset, for files that are still to be linked.

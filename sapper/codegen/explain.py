@@ -25,7 +25,7 @@ from typing import Any
 from ..ir.nodes import Location
 from .compile import rules_of
 from .encode import encode
-from .liveness import READ, WRITE, Flow, RowFacts, analyse, facts_table, live_ranges, loops_of
+from .liveness import READ, WRITE, RowFacts, analyse, facts_table, live_ranges, loops_of
 from .machine import Instruction, Label, MachineFunction, Memory, Register
 from .print import print_instruction
 
@@ -200,7 +200,8 @@ class _Explainer:
         found = loops_of(self.flow.successors, self.flow.predecessors)
         loops = [self._loop(header, blocks, found) for header, blocks in sorted(found.items())]
         pressure = {kind: max(row, default=0)
-                    for kind, row in zip(self.flow.kinds, self.ranges.pressure, strict=True) if kind in self.abi.registers}
+                    for kind, row in zip(self.flow.kinds, self.ranges.pressure, strict=True)
+                    if kind in self.abi.registers}
         block_cycles = [self._bounds(self._places([block]), {block: 1.0})[1] for block in range(self._block_count())]
         names = [self._register_name(node) for node in columns]
         available = {kind: len(numbers) for kind, numbers in self.abi.registers.items() if numbers}
@@ -269,7 +270,7 @@ class _Explainer:
         label = next((i.name for i in self.function.body[start:] if isinstance(i, Label)), "")
 
         def total(field_name: str) -> float:
-            return sum(getattr(self.effects[p], field_name) * weights[self.block_of[p]] for p in places)
+            return float(sum(getattr(self.effects[p], field_name) * weights[self.block_of[p]] for p in places))
 
         return Loop(
             label, depth, not inside, sorted(blocks), places[0], places[-1],
@@ -345,7 +346,7 @@ class _Explainer:
         touched: set[int] = set()
         for place in self.effects:
             touched.update(self.flow.uses[place], self.flow.writes[place], self.flow.changes[place])
-        touched.discard(self.flow.node_of.get(self.abi.stack_pointer, -1))  # type: ignore[call-overload]
+        touched.discard(self.flow.node_of.get(self.abi.stack_pointer, -1))
         nodes = self.flow.nodes
         return sorted(touched, key=lambda n: (self.flow.kind_of[n], nodes[n].number))
 

@@ -47,7 +47,8 @@ def header_text(name: str, kernels: Sequence[CKernel], target: str, features: It
 
 def _kernel_lines(kernel: CKernel) -> list[str]:
     name = kernel.name
-    signature = ", ".join(f"{p}: {str(t).replace('tensor<', 'Tensor[').replace('>', ']')}" for p, t in kernel.parameters)
+    types = [(p, str(t).replace("tensor<", "Tensor[").replace(">", "]")) for p, t in kernel.parameters]
+    signature = ", ".join(f"{p}: {t}" for p, t in types)
     lines = [f"/* {name}({signature})"]
     lines += [f"   {line.strip()}".rstrip().replace("*/", "* /") for line in kernel.documentation.strip().splitlines()]
     for number, variant in enumerate(kernel.variants, 1):

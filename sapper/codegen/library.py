@@ -56,8 +56,8 @@ def make_library(kernels: Sequence[CKernel], target: Any, scratch_bytes: int = S
     for kernel in kernels:
         for name in (kernel.name, f"{kernel.name}_on", f"{kernel.name}_scratch_bytes", f"{kernel.name}_call"):
             if name in names:
-                raise BuildError(f"found the name {name} twice; expected kernels whose names, with _on, _scratch_bytes and "
-                                 "_call, differ; mend: @kernel(name=...)")
+                raise BuildError(f"found the name {name} twice; expected kernels whose names, with _on, _scratch_bytes "
+                                 "and _call, differ; mend: @kernel(name=...)")
             names.add(name)
     if not 0 <= scratch_bytes <= SCRATCH_LIMIT:
         raise BuildError(f"found {scratch_bytes} bytes of scratch memory; expected 0 to {SCRATCH_LIMIT}")

@@ -127,7 +127,8 @@ class _Layout:
 
     def symbols(self, base: int = 0, bss: int = 0) -> list[_Symbol]:
         """Local ones first. base, bss: addresses of .text and .bss."""
-        hidden, exported = [], []
+        hidden: list[_Symbol] = []
+        exported: list[_Symbol] = []
         for part in self.parts:
             start, size_bytes = self.places[part.name]
             bind = _GLOBAL if part.exported else _LOCAL

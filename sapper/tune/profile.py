@@ -105,7 +105,8 @@ def _load_counting(function: MachineFunction, abi: Any) -> _Code:
 
 
 def profile(
-    kernel: Any, arguments: Mapping[str, Any], target: Any, static: Mapping[str, int] | None = None, schedule: Any = None,
+    kernel: Any, arguments: Mapping[str, Any], target: Any, static: Mapping[str, int] | None = None,
+    schedule: Any = None,
 ) -> Profile:
     """Compile a kernel for these arguments, count and time it.
 

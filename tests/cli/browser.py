@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over WebDriver's HTTP interface (W3C WebDriver, 6.3) with nothing but the standard library."""
+"""A headless Chromium, driven over WebDriver's HTTP interface (W3C WebDriver, 6.3) by the standard library alone."""
 
 from __future__ import annotations
 

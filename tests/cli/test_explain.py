@@ -110,7 +110,8 @@ def test_the_page_needs_no_network(file: str, tmp_path: Path, capfd: pytest.Capt
     assert status == 0 and str(path) in out
     text = path.read_text(encoding="utf-8")
     assert "http:" not in text and "https:" not in text and "src=" not in text and text.count("</script>") == 2
-    status, _, err = run(capfd, "explain", file, "--target", "v3", "--no-run", "--html", str(tmp_path / "no" / "x.html"))
+    nowhere = str(tmp_path / "no" / "x.html")
+    status, _, err = run(capfd, "explain", file, "--target", "v3", "--no-run", "--html", nowhere)
     assert status == 1 and "the file can't be written: No such file or directory" in err
 
 
@@ -134,14 +135,16 @@ def test_the_page_in_a_browser(file: str, tmp_path: Path) -> None:
         opened.hover(f".line[data-line='0:{line}'] .t")
         assert opened.run("return document.querySelectorAll('.row.on').length") == mine > 0
         opened.hover(".row:nth-child(2) .x")
-        assert opened.run("return [...document.querySelectorAll('.line.on')].map((x) => x.dataset.line)") == [f"0:{line}"]
+        marked = opened.run("return [...document.querySelectorAll('.line.on')].map((x) => x.dataset.line)")
+        assert marked == [f"0:{line}"]
         opened.hover("h1")
         assert opened.run("return document.querySelectorAll('.on').length") == 0
         opened.click(f".line[data-line='0:{line}']")
         assert opened.run("return document.querySelectorAll('.row.pinned').length") == mine
         # The registers are drawn, in both themes.
-        count = "const c = document.querySelector('#listing canvas'), d = c.getContext('2d').getImageData(0, 0, c.width, " \
-                "c.height).data; let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n"
+        count = ("const c = document.querySelector('#listing canvas'); let n = 0; "
+                 "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; "
+                 "for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n")
         assert opened.run(count) > 1000
         assert opened.screenshot()[:8] == b"\x89PNG\r\n\x1a\n"
         ground = "return getComputedStyle(document.body).backgroundColor"

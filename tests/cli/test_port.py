@@ -43,7 +43,8 @@ def test_every_kernel_and_target_has_a_row(file: str, capsys: pytest.CaptureFixt
     assert [(r["kernel"], r["target"]) for r in rows] == [(k, t) for k in ("scale", "parts") for t in known_targets()]
     for row in rows:
         if row["kernel"] == "parts":
-            assert row["how"] == "impossible" and "more than 8 parallel loops" in row["reason"] and "interpreter" in row["substitute"]
+            assert row["how"] == "impossible" and "more than 8 parallel loops" in row["reason"]
+            assert "interpreter" in row["substitute"]
         elif row["cost"] is not None:
             cost = row["cost"]
             assert row["how"] == "generated" and row["pieces"] == [] and cost["cycles"] > 0

@@ -106,7 +106,8 @@ def test_the_jitdump(tmp_path: Path) -> None:
     assert struct.unpack_from("<QQ", records[0][1]) == (block.address, 4)
     file = b"/a/kernels.py\0"
     assert records[0][1][16:] == b"".join(
-        struct.pack("<QII", block.address + offset, line, 0) + file for offset, line in ((0, 8), (3, 10), (9, 11), (16, 11)))
+        struct.pack("<QII", block.address + offset, line, 0) + file
+        for offset, line in ((0, 8), (3, 10), (9, 11), (16, 11)))
     _, _, vma, address, size_bytes, index = struct.unpack_from("<IIQQQQ", records[3][1])
     assert (vma, address, size_bytes, index) == (block.address, block.address, len(CODE), 1)
     assert records[3][1][40:] == b"sapper:second\0" + CODE
