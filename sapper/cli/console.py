@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
@@ -13,5 +12,4 @@ def console() -> Any:
     """A rich Console on standard output."""
     from rich.console import Console
 
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if known else WIDTH)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)

@@ -20,7 +20,6 @@ import ctypes
 import mmap
 import os
 import struct
-import tempfile
 import threading
 import time
 import weakref
@@ -107,6 +106,8 @@ class Gdb:
     """
 
     def __init__(self) -> None:
+        import tempfile
+
         from ..codegen.encode import encode
         from ..codegen.listing import Listing
         from ..codegen.machine import MachineFunction
@@ -187,6 +188,8 @@ _the_gdb: Gdb | None = None
 def _jitdump() -> JitDump:
     global _the_jitdump
     if _the_jitdump is None:
+        import tempfile
+
         _the_jitdump = JitDump(tempfile.gettempdir())
     return _the_jitdump
 

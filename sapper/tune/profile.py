@@ -34,6 +34,7 @@ _CHAIN = 64
 _MULTIPLY_CYCLES = 3
 """Latency of a 64-bit imul on every x86-64 processor since 2008 (A. Fog, "Instruction tables")."""
 TIME_LIMIT_S = 60.0
+_RETURN = b"\xc3"
 
 
 class NotProfiled(Exception):
@@ -44,12 +45,14 @@ class NotProfiled(Exception):
 class Profile:
     """One call on one thread. block_counts: how often each block ran. cycles_per_s: of this processor's clock, now.
 
-    dims: extents of the call. static: those compiled in. compiled: what ran.
+    call_s: what calling code that does nothing takes in the same way, which `timing` contains. dims: extents of the
+    call. static: those compiled in. compiled: what ran.
     """
 
     compiled: Compiled
     block_counts: list[int]
     timing: Timing
+    call_s: float
     cycles_per_s: float
     dims: dict[str, int]
     static: dict[str, int]
@@ -132,8 +135,10 @@ def profile(
     finally:
         code.close()
     run = _run_of(Entry(signature, packed, load(compiled.code), binding, 1), binding)
-    return Profile(compiled, counts, measure({"kernel": run})["kernel"], cycles_per_second(), dict(binding.dims),
-                   dict(wanted.static_dims))
+    nothing = _run_of(Entry(signature, packed, load(_RETURN), binding, 1), binding)
+    timings = measure({"kernel": run, "nothing": nothing})
+    return Profile(compiled, counts, timings["kernel"], timings["nothing"].low_s, cycles_per_second(),
+                   dict(binding.dims), dict(wanted.static_dims))
 
 
 def _run_of(entry: Entry, binding: Any) -> Any:

@@ -57,8 +57,7 @@ def test_every_kernel_and_target_has_a_row(file: str, capsys: pytest.CaptureFixt
     assert by_target["zen4"]["operations"] == 64 and by_target["zen4"]["cycles"] == 8
 
 
-def test_the_table(file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "140")
+def test_the_table(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["port", file, "--target", "v3", "--target", "zen4"]) == 0
     out = capsys.readouterr().out
     assert "ports (store)" in out and "by the costs of Zen 4" in out

@@ -33,7 +33,7 @@ def test_blocks_are_counted_and_results_stay(machine: str) -> None:
     # Every multiply-add of the product is in a loop that was counted: 2 * M * N * K operations, no more and no less.
     operations = sum(loop.operations * (loop.passes or 0) for loop in facts.loops if loop.innermost)
     assert operations == 2 * 70 * 96 * 64
-    assert made.timing.low_s > 0 and facts.call_cycles() > 0
+    assert 0 < made.call_s < made.timing.median_s and facts.call_cycles() > 0
 
 
 def test_static_dims_are_compiled_in() -> None:
