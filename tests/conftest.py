@@ -6,8 +6,10 @@ Hypothesis runs under one of three profiles (`--hypothesis-profile=NAME`):
     shrink   the same examples, a failure reduced: to look at one that the suite found
     fuzz     other examples in each run, failures reduced and kept in .hypothesis: the default where SAPPER_FUZZ is set
 
-`SAPPER_FUZZ=20` draws twenty times as many examples. A test that hangs is ended, with the stack of every thread, by
-`faulthandler_timeout` (pyproject.toml); the runner then names it as failed and goes on.
+`SAPPER_FUZZ=20` draws twenty times as many examples; reducing takes long, so add `-o faulthandler_timeout=0`.
+
+A test that hangs is ended, with the stack of every thread, by `faulthandler_timeout` (pyproject.toml); the runner then
+names it as failed and goes on.
 """
 
 from __future__ import annotations

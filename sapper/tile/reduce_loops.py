@@ -64,7 +64,7 @@ def _as_reductions(op: Op) -> tuple[list[Op], list[Value]] | None:
             return None
         dropped.add(combine)
         assert isinstance(part.type, TileType) and isinstance(out.type, TileType)
-        if combine.name == "add" and _is_zero(start) and set(part.type.axes) == set(out.type.axes):
+        if combine.name == "add" and _is_zero(start) and _has_axes(source, out.type.axes):
             values.append(part)      # 0 + x: partial sums start at +0 anyway
         else:
             total = Op(combine.name, [start, part], (out.type,), {}, None, combine.location)
@@ -73,6 +73,19 @@ def _as_reductions(op: Op) -> tuple[list[Op], list[Value]] | None:
     wholes = [Op("whole", [bounds[2 * i], bounds[2 * i + 1]], (), {"axis": axis}, None, op.location)
               for i, axis in enumerate(axes)]
     return [*wholes, *[o for o in body.ops if o not in dropped], *tail], values
+
+
+def _has_axes(op: Op, axes: tuple[str, ...]) -> bool:
+    """Whether the result of a reduction spans these axes in this order, if need be after a product's factors changed
+    places: what reads the sum has the sum's order of axes."""
+    result = op.result
+    assert isinstance(result.type, TileType)
+    if result.type.axes != axes and op.name == "contract":
+        spanned = dict.fromkeys(a for v in reversed(op.operands) for a in v.type.axes)  # type: ignore[union-attr]
+        if tuple(a for a in spanned if a not in op.attributes["over"]) == axes:
+            op.operands.reverse()
+            result.type = TileType(result.type.dtype, axes)
+    return result.type.axes == axes
 
 
 def _is_zero(value: Value) -> bool:

@@ -66,13 +66,6 @@ def argument_words(function: Function, slots: list[str], arguments: dict[str, An
     return words
 
 
-def span_of(array: np.ndarray) -> tuple[int, int]:
-    """First byte and size of the memory from an array's first element to its last."""
-    if not array.size:
-        return array.ctypes.data, 0
-    return array.ctypes.data, sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)) + array.itemsize
-
-
 def run_lane(function: Function, arguments: dict[str, Any], schedule: Schedule | None = None,
              facts: Facts | None = None, specialization: Specialization | None = None, workers: int = 1,
              passes: Any = None) -> Function:
@@ -87,12 +80,7 @@ def run_lane(function: Function, arguments: dict[str, Any], schedule: Schedule |
     each = max(64, scratch_bytes(lane.attributes["scratch"], dims_of(function, arguments)))
     words = [memory.allocate("scratch", each * workers), each, memory.allocate("sync", 1024)]
 
-    def address(name: str) -> int:
-        start, size = span_of(arguments[name])
-        if size:
-            memory.add(name, start, size)
-        return start
-
-    words += argument_words(function, lane.attributes["slots"], arguments, address)
+    words += argument_words(function, lane.attributes["slots"], arguments,
+                            lambda name: memory.add_array(name, arguments[name]))
     run(lane, np.array(words, dtype=np.int64), memory, workers)
     return lane

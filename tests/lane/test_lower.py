@@ -196,6 +196,26 @@ def test_the_most_tasks_of_each_parallel_loop() -> None:
     assert tasks("top_k", Schedule()) == []
 
 
+def test_bits_of_f16_are_refused_with_their_line() -> None:
+    text = """tile func @half(%x: tensor<f16, M>, %out: tensor<i16, M>) {
+  %zero: index = const {value = 0}
+  %M: index = dim {name = "M"}
+  tiles %zero, %M {axes = ["m"], parallel = true} {
+    %im: index[m] = index {axis = "m"}
+    %v: f16[m] = load %x, %im
+    %w: i16[m] = bitcast %v loc("model.py":7:9)
+    store %out, %w, %im
+  }
+}"""
+    from sapper.ir.text import parse_function
+    from sapper.lane.rows import LoweringError
+    from sapper.tile.ops import TILE_OPS
+
+    function = parse_function(text, {"tile": TILE_OPS})
+    with pytest.raises(LoweringError, match=r"model.py:7:9: bits of f16 as i16 are not supported; cast through f32"):
+        run_lane(function, {"x": np.ones(3, np.float16), "out": np.zeros(3, np.int16)})
+
+
 def test_types_without_arithmetic_are_refused_with_their_line() -> None:
     from sapper.ir.text import parse_function
     from sapper.lane.lower import lower

@@ -53,6 +53,9 @@ FLOAT_PAIRS = ("{} + {}", "{} - {}", "{} * {}", "{} / {}", "maximum({}, {})", "m
 INTEGER_FUNCTIONS = ("-({})", "abs({})", "~({})", "({}) << 2", "({}) >> 1", "({}) // 3", "({}) % 5", "({}) // -7",
                      "({}) % -3", "({}) ** 2", "({}) * OFFSET")
 UNSIGNED_FUNCTIONS = tuple(f for f in INTEGER_FUNCTIONS if "-" not in f[1:])
+SAME_SIZE = {"f32": "i32", "i32": "f32", "bf16": "i16", "i16": "bf16", "i8": "u8", "u8": "i8",
+             "f64": "i64", "i64": "f64"}
+"""What .bits() goes between; the bits of f16 are not compiled."""
 INTEGER_PAIRS = ("{} + {}", "{} - {}", "{} * {}", "maximum({}, {})", "minimum({}, {})", "({}) & ({})", "({}) | ({})",
                  "({}) ^ ({})")
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
@@ -199,8 +202,18 @@ class _Writer:
         wanted = [dim for dim, (variable, kind) in self.loops.items() if kind != "whole" or variable in axes]
         order = self.draw(st.permutations(wanted)) if wanted else []
         indices = [self.loops[dim][0] for dim in order]
+        extents = list(order)
+        walked = [at for at, dim in enumerate(order) if self.loops[dim][1] != "whole"]
+        if walked and not again and self.chance(10):  # the loop then runs in order; one store of a whole axis can't
+            self.features.add("scatter")
+            place = self.one_of(walked)
+            table, rows = self.fresh("at"), f"{order[place]}s"
+            self.derived[rows] = (rows, order[place], 1, self.draw(st.integers(0, 2)))
+            kind = self.one_of([DTYPES["i32"], DTYPES["i64"]])
+            self.tensors.append(TensorSpec(table, kind, (order[place],), "places", rows))
+            indices[place], extents[place] = f"{table}[{indices[place]}]", rows
         target = f"{name}[{', '.join(indices) if indices else '0'}]"
-        self.tensors.append(TensorSpec(name, dtype, tuple(order) if order else (1,), "output"))
+        self.tensors.append(TensorSpec(name, dtype, tuple(extents) if extents else (1,), "output"))
         if again:
             self.features.add("read-and-write")
             self.line(f"{target} += {text}")
@@ -262,6 +275,11 @@ class _Writer:
                 b, _ = self.one_of([c for c in coordinates if c[0] != a])
                 return f"{a} {self.one_of(COMPARISONS)} {b}", tuple(x for x in self.axes() if x in (a, b) and x in axes)
             return f"{a} {self.one_of(['<', '>='])} {dim} - 2", (a,) if a in axes else ()
+        if coordinates and self.chance(10):
+            self.features.add("bool-tensor")
+            flag = self.load([d for _, d in coordinates if self.chance(70)], DTYPES["bool"])
+            self.values.remove(flag)  # no arithmetic on it
+            return flag.text, flag.axes
         dtype = self.dtype()
         a, a_axes = self.expression(dtype, within, depth - 1)
         if self.chance(40):
@@ -287,6 +305,13 @@ class _Writer:
             pattern = self.one_of(known if dtype.is_float else whole)
             a, axes = self.expression(dtype, within, depth - 1)
             return f"({pattern.format(a)})", axes
+        if choice < 8 and dtype.name in SAME_SIZE and self.chance(20):
+            other = DTYPES[SAME_SIZE[dtype.name]]
+            self.features.add("bits")
+            a, axes = self.expression(other, within, depth - 1)
+            if other.is_float:  # which NaN, and which zero, is not said
+                a = f"where((abs({a}) < 1000.0) & (abs({a}) > 0.001), {a}, 1.0)"
+            return f"({a}).bits({dtype.name})", axes
         if choice < 8:
             other = self.dtype()
             a, axes = self.expression(other, within, depth - 1)
@@ -486,6 +511,11 @@ class _Writer:
                 self.branch(axes)
         self.assignments(self.draw(st.integers(0, 2)), axes)
         for position in range(self.draw(st.integers(1, 2))):
+            if self.chance(10):
+                self.features.add("bool-tensor")
+                text, spanned = self.condition(axes, 2)
+                self.store(text, DTYPES["bool"], spanned)
+                continue
             dtype = self.dtype()
             text, spanned = self.expression(dtype, axes, 2)
             self.store(text, dtype, spanned, position == 0 and self.chance(20))

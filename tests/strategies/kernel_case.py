@@ -28,7 +28,7 @@ class TensorSpec:
     """A tensor parameter.
 
     dims: names, or static sizes. role: "data", "output" (also read, perhaps), or "index": integers from 0 up to, but
-    without, the extent `below`; "length": up to and with it.
+    without, the extent `below`; "length": up to and with it; "places": as "index", and no two are equal.
     """
 
     name: str
@@ -91,8 +91,8 @@ class KernelCase:
     def make_arguments(self, seed: int, hostile: bool = True, strided: bool = True) -> dict[str, Any]:
         """Arguments by name, the same for the same seed.
 
-        hostile: NaN, infinities, denormals and extreme integers among the elements. strided: transposed, padded and
-        stepped arrays among the tensors.
+        hostile: NaN, infinities, denormals and extreme integers among the elements. strided: transposed, padded,
+        stepped and, for inputs, reversed arrays among the tensors.
         """
         rng = np.random.default_rng([seed, 1])
         sizes = self.sizes(seed)
@@ -102,10 +102,12 @@ class KernelCase:
             if tensor.role in ("index", "length"):
                 limit = sizes[tensor.below] + (tensor.role == "length")
                 values = rng.integers(0, max(1, limit), shape)
+            elif tensor.role == "places":
+                values = rng.permutation(sizes[tensor.below])[:math.prod(shape)].reshape(shape)
             else:
                 values = random_values(rng, shape, tensor.dtype, hostile and tensor.role == "data")
             values = np.asarray(values).astype(numpy_dtype(tensor.dtype))
-            arguments[tensor.name] = lay_out(rng, values) if strided else values
+            arguments[tensor.name] = lay_out(rng, values, tensor.role != "output") if strided else values
         for name, dtype, role in self.scalars:
             if role:
                 arguments[name] = int(rng.integers(0, sizes[role] + 1))
@@ -133,13 +135,17 @@ def random_values(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType
     return np.asarray(values).astype(target)
 
 
-def lay_out(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
-    """The same elements in a random layout: as they are, transposed, with padded rows, or every other element."""
+def lay_out(rng: np.random.Generator, values: np.ndarray, reverse: bool = False) -> np.ndarray:
+    """The same elements in a random layout: as they are, transposed, with padded rows, every other element, or, if
+    reverse, backwards along some axes (negative strides)."""
     if values.ndim == 0:
         return values
-    choice = int(rng.integers(0, 4))
+    choice = int(rng.integers(0, 5 if reverse else 4))
     if choice == 0:
         return values
+    if choice == 4:
+        backwards = tuple(slice(None, None, int(step)) for step in rng.choice([1, -1], values.ndim))
+        return np.ascontiguousarray(values[backwards])[backwards]
     if choice == 1:
         order = rng.permutation(values.ndim)
         return np.ascontiguousarray(values.transpose(order)).transpose(np.argsort(order))
