@@ -327,6 +327,8 @@ class RowEvaluation(State):
                 return self._compare("ne", parts[0], 0)
             fits = source.bits < dtype.bits and (source.kind != "i" or dtype.kind != "u")
             return parts[0] if fits else self._wrap_integer(parts[0], dtype)
+        if name == "bitcast":
+            return self._wrap_integer(parts[0], dtype)
         if name in _CONDITIONS:
             return self._compare(name, parts[0], parts[1])
         if name == "select":

@@ -196,6 +196,24 @@ def test_the_most_tasks_of_each_parallel_loop() -> None:
     assert tasks("top_k", Schedule()) == []
 
 
+def test_bits_of_an_integer_scalar() -> None:
+    import sapper as sp
+
+    n = sp.dims("N")
+
+    @sp.kernel
+    def turned(x: sp.Tensor[sp.i8, n], w: sp.Tensor[sp.u8, n], y: sp.Tensor[sp.u8, n], z: sp.Tensor[sp.i8, n]):
+        for i in sp.each(n):
+            y[i] = x[i].bits(sp.u8)
+            z[i] = w[i].bits(sp.i8)
+
+    x = np.array([-128, -1, 0, 1, 127], np.int8)
+    arguments = {"x": x, "w": x.view(np.uint8), "y": np.zeros(5, np.uint8), "z": np.zeros(5, np.int8)}
+    run_lane(turned.tile_ir(), arguments)
+    np.testing.assert_array_equal(arguments["y"], x.view(np.uint8))
+    np.testing.assert_array_equal(arguments["z"], x)
+
+
 def test_bits_of_f16_are_refused_with_their_line() -> None:
     text = """tile func @half(%x: tensor<f16, M>, %out: tensor<i16, M>) {
   %zero: index = const {value = 0}
