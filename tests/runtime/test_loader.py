@@ -40,7 +40,7 @@ def test_loaded_code_is_executable_and_not_writable() -> None:
 
 
 def test_no_mapping_is_writable_and_executable_while_many_kernels_are_loaded() -> None:
-    others = {start for start, _, _ in mappings()}  # other libraries of this process, PyTorch's for one, are less strict
+    others = {start for start, _, _ in mappings()}  # other libraries, PyTorch's for one, are less strict
     arena = CodeArena(reserve_bytes=16 * PAGE_BYTES)
     blocks = [arena.add(RETURN * (1 + 3000 * (i % 4))) for i in range(40)]
     ours = [flags for start, _, flags in mappings() if start not in others]
