@@ -56,13 +56,14 @@ class Model(WalkLowering):
                 visit(v)
         return found
 
-    def costs(self, walk: Walk) -> int:
-        """Instructions, about, of the elementwise ops of one row."""
+    def costs(self, walk: Walk, kept: set[Value]) -> int:
+        """Instructions, about, of the elementwise ops of one row. kept: values that exist, but where they are roots."""
         total, seen = 0, set()
+        kept = kept - {root for root in walk.roots() if isinstance(root, Value)}
 
         def visit(value: Value) -> None:
             nonlocal total
-            if value in seen or value in self.rows or value in self.buffers or value.op is None:
+            if value in seen or value in kept or value in self.rows or value in self.buffers or value.op is None:
                 return
             seen.add(value)
             total += COSTLY.get(value.op.name, 1)

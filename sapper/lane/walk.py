@@ -8,7 +8,7 @@ ones: a register axis ends in single rows, a lane axis in masked rows, so no mai
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
@@ -69,13 +69,25 @@ class Accumulator:
     indices: dict[tuple[tuple[int, ...], int], Value]
 
 
+@dataclass(slots=True)
+class Behind:
+    """A walk that is done piece by piece with its host, for other rows. bound: where these are; rows, buffers: the kept
+    values that it reads, of these rows."""
+
+    host: Walk
+    walk: Walk
+    bound: dict[str, Bound]
+    rows: dict[Value, Rows]
+    buffers: dict[Value, Access]
+
+
 class WalkLowering(RowEvaluation):
     """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`).
 
     near_bytes: size of L1. block_loads: the loads of the block whose walks are being emitted; busiest: the walk among
     them that computes most, if the block stores past the caches. completed: rows of finished reductions.
     pending_buffers, carried_buffers: where kept values lie, of the walk at hand and of loops that carry them.
-    stage_memory: scratch memory of each staged operand.
+    stage_memory: scratch memory of each staged operand. behind: what a walk does beside its own work.
     """
 
     completed: dict[Value, Rows]
@@ -85,6 +97,7 @@ class WalkLowering(RowEvaluation):
     near_bytes: int
     block_loads: list[Op]
     busiest: Walk | None
+    behind: Behind | None = None
 
     def choose(self, walk: Walk) -> WalkChoice:
         raise NotImplementedError("the model chooses")
@@ -161,10 +174,8 @@ class WalkLowering(RowEvaluation):
 
     def _bind(self, axis: str, offset: Scalar, count: int, lane: bool, mask: Value | None, carried: Carried,
               body: Callable[[Carried], Carried]) -> Carried:
-        """One piece without a loop. It gets a level of its own in the same block, with its own memo."""
-        self.enter(self.levels[-1].builder.block)
-        for argument in self.levels[-1].builder.block.arguments:
-            self.depths[argument] = min(self.depths[argument], self.depth - 1)
+        """One piece without a loop."""
+        self.enter_again()
         outer = self.bound.get(axis)
         self.bound[axis] = Bound(offset, count, lane, mask, self.depth)
         results = body(carried)
@@ -221,7 +232,7 @@ class WalkLowering(RowEvaluation):
                 self._complete(accumulator, choice)
             self._roots(walk.after)
         else:
-            self._roots(walk.inner)
+            self._roots(walk.inner, walk)
             self._prefetch_next_rows(walk, choice)
 
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
@@ -305,7 +316,7 @@ class WalkLowering(RowEvaluation):
                     self._accumulate(a, point, number % a.slots, {**inner, **dict(zip(axes, point, strict=True))}, walk)
         for op in choice.prefetched:
             self._prefetch(op, walk, choice)
-        self._roots(walk.inner)
+        self._roots(walk.inner, walk)
         self._prefetch_next_rows(walk, choice)
         return [v for a in accumulators for v in (*a.rows.values(), *a.indices.values())]
 
@@ -427,8 +438,9 @@ class WalkLowering(RowEvaluation):
 
     # Stores and kept values.
 
-    def _roots(self, roots: list[Op | Value]) -> None:
-        """All rows of all roots first where the walk stores what it also loads, so that no load sees a new value."""
+    def _roots(self, roots: list[Op | Value], host: Walk | None = None) -> None:
+        """All rows of all roots first where the walk stores what it also loads, so that no load sees a new value. What
+        is done beside the walk `host` comes between."""
         jobs: list[tuple[Op | Value, dict[str, int], Value]] = []
         for root in roots:
             value = root if isinstance(root, Value) else root.operands[1]
@@ -438,11 +450,23 @@ class WalkLowering(RowEvaluation):
                     axes += [a for a in index.type.axes if a not in axes]  # type: ignore[union-attr]
             for at in self._coordinates(tuple(axes)):
                 jobs.append((root, at, self.row(value, at)))
+        if self.behind is not None and self.behind.host is host:
+            self._roots_behind(self.behind, host)
         for root, at, row in jobs:
             if isinstance(root, Value):
                 self._keep(root, at, row)
             else:
                 self._store(root, at, row)
+
+    def _roots_behind(self, behind: Behind, host: Walk) -> None:
+        """The same piece of the walk behind, at a level of its own: the same ops have other rows there."""
+        self.enter_again()
+        bound, rows, buffers = self.bound, self.rows, self.buffers
+        self.bound = {**bound, **{a: replace(bound[a], depth=self.depth) for a in host.axes}, **behind.bound}
+        self.rows, self.buffers = {**rows, **behind.rows}, {**buffers, **behind.buffers}
+        self._roots(behind.walk.inner)
+        self.bound, self.rows, self.buffers = bound, rows, buffers
+        self.leave()
 
     def _store(self, op: Op, at: dict[str, int], row: Value) -> None:
         value = op.operands[1]
