@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Carried = list[Value]
 
+AHEAD_BYTES = 8192
+"""How far ahead of a stream memory is asked for: further than its latency, and past the next page."""
+
 
 @dataclass(slots=True)
 class WalkChoice:
@@ -236,22 +239,26 @@ class WalkLowering(RowEvaluation):
             self._prefetch_next_rows(walk, choice)
 
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
-        """Where results go past the caches, the walk that computes most asks for what the next tile will read: memory
-        and arithmetic then work at the same time, instead of in turns."""
+        """Where results go past the caches, the walk that computes most asks for what the next row will read, or, where
+        nothing is held for a row, for what lies AHEAD_BYTES further: memory and arithmetic then work at the same time,
+        instead of in turns. The processor's own prefetching stops at the end of each page of 4 KiB."""
         if choice.lane is None or walk is not self.busiest:
             return
         for op in self.block_loads:
             axes = op.result.type.axes  # type: ignore[union-attr]
             access = self.access(op)
             rows = [a for a in axes if a in self.bound and self.bound[a].resident and not self.bound[a].lane]
-            if not rows or access.gathers or access.axes.get(choice.lane) != element_bytes(access.dtype):
+            if access.gathers or access.axes.get(choice.lane) != element_bytes(access.dtype):
                 continue
-            if any(a not in self.bound for a in axes):
+            if any(a not in self.bound for a in axes) or not (rows or set(axes) == set(walk.outer)):
                 continue
+            ahead = {rows[0]: self.bound[rows[0]].count} if rows else {}
             for at in self._coordinates(tuple(axes)):
                 if any(at[a] for a in axes if a != choice.lane):
                     continue
-                operands, attributes = self.address(access, {**at, rows[0]: self.bound[rows[0]].count})
+                operands, attributes = self.address(access, {**at, **ahead})
+                if not rows:
+                    attributes["disp"] += AHEAD_BYTES
                 self.effect("prefetch", operands, level=2, **attributes)
 
     def _slots(self, walk: Walk, choice: WalkChoice) -> int:
