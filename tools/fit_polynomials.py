@@ -41,13 +41,15 @@ def least_squares(samples: list[tuple[mpf, mpf, mpf]], powers: list[int]) -> lis
     return [solved[k] for k in range(count)]
 
 
-def fit(name: str, dtype: type[np.floating], target: Real, weight: Real, low: mpf, high: mpf, powers: list[int],
-        comment: str) -> None:
-    """Print one table."""
+def fitted(dtype: type[np.floating], target: Real, weight: Real, low: mpf, high: mpf, powers: list[int],
+           end: mpf | None = None) -> tuple[list[float], mpf]:
+    """Rounded coefficients and the greatest weighted error. end: a value to be met at `high`."""
     rounded: list[float] = []
     centre, half = (low + high) / 2, (high - low) / 2
     points = [centre - half * cos(pi * (k + mpf("0.5")) / 160) for k in range(160)]
     samples = [(x, target(x), weight(x)) for x in points]
+    if end is not None:
+        samples.append((high, end, mpf(1000)))
     for position, power in enumerate(powers):
         value = float(dtype(float(least_squares(samples, powers[position:])[0])))
         rounded.append(value)
@@ -56,7 +58,13 @@ def fit(name: str, dtype: type[np.floating], target: Real, weight: Real, low: mp
     def rest(x: mpf) -> mpf:
         return target(x) - sum(mpf(c) * x**p for c, p in zip(rounded, powers, strict=True))
 
-    error = max(abs(weight(x) * rest(x)) for x in linspace(low, high, 2001))
+    return rounded, max(abs(weight(x) * rest(x)) for x in linspace(low, high, 2001))
+
+
+def fit(name: str, dtype: type[np.floating], target: Real, weight: Real, low: mpf, high: mpf, powers: list[int],
+        comment: str) -> None:
+    """Print one table."""
+    rounded, error = fitted(dtype, target, weight, low, high, powers)
     print(f"# {comment}; error 2**{float(log(error, 2)):.1f}")
     print(f"{name} = (")
     for value in rounded:
@@ -83,6 +91,41 @@ def split(name: str, value: mpf, parts: int, bits: int, last_bits: int) -> None:
     print(f"{name} = ({', '.join(map(repr, found))})")
 
 
+def print_tables(name: str, rows: list[list[float]], comment: str) -> None:
+    print(f"# {comment}")
+    print(f"{name} = (")
+    for row in rows:
+        print("    (")
+        for start in range(0, len(row), 4):
+            print(f"        {', '.join(map(repr, row[start : start + 4]))},")
+        print("    ),")
+    print(")\n")
+
+
+def fit_tables() -> None:
+    """Tables for `lookup`: powers of two, and erf by pieces."""
+    powers = [float(np.float32(float(mpf(2) ** (mpf(j) / 16)))) for j in range(16)]
+    print_tables("EXP2_TABLE_F32", [powers], "2**(j / 16)")
+    width = log(2) / 32 * mpf("1.001")
+    fit("EXPM1_TABLE_F32", np.float32, without_zero(lambda r: (expm1(r) - r) / r**2, mpf("0.5")), lambda r: r**2,
+        -width, width, [0, 1], "expm1(r) = r + r**2 * q(r), |r| <= ln(2) / 32; relative to e**r")
+    pieces, worst = [], mpf(0)
+    for j in range(16):
+        centre, last = mpf(j) / 4, j == 15
+
+        def piece(u: mpf, centre: mpf = centre) -> mpf:
+            return erf(centre + u)
+
+        rounded, error = fitted(np.float32, piece, lambda u, piece=piece: 1 / piece(u) if piece(u) else mpf(0),
+                                -mpf(1) / 8 if j else mpf(0), mpf(1) / 8, list(range(6)) if j else list(range(1, 6)),
+                                mpf(1) if last else None)
+        pieces.append(rounded if j else [0.0, *rounded])
+        worst = max(worst, error)
+    print_tables("ERF_TABLE_F32", [list(column) for column in zip(*pieces, strict=True)],
+                 "erf(j / 4 + u) = sum of table[k][j] * u**k, |u| <= 1/8, 0 <= j < 16; relative; "
+                 f"error 2**{float(log(worst, 2)):.1f}")
+
+
 def main() -> None:
     print('"""Coefficients of sapper/lane/math.py, lowest power first: made by tools/fit_polynomials.py."""\n')
     for bits, width, short in (("F32", 24, 15), ("F64", 53, 41)):
@@ -90,6 +133,7 @@ def main() -> None:
         split(f"HALF_PI_{bits}", pi / 2, 3, width, width)
     split("LOG2E_F64", 1 / log(2), 2, 53, 53)
     print()
+    fit_tables()
     half_ln2 = log(2) / 2 * mpf("1.0002")
     root_low, root_high = sqrt(mpf("0.5")) - 1 - mpf("1e-4"), sqrt(mpf(2)) - 1 + mpf("1e-4")
     quarter_pi = pi / 4 * mpf("1.0005")

@@ -584,6 +584,14 @@ def _lane_splat_const(check: Checker, op: Op) -> None:
         check.fail(f"value = {value!r}", f"an integer of {type.dtype.bits} bits")
 
 
+def _lane_lookup(check: Checker, op: Op) -> None:
+    check.operands(op, ROW_I32)
+    check.results(op, ROW_F32)
+    table = op.attributes["table"]
+    if not isinstance(table, (list, tuple)) or len(table) != 16 or not all(type(v) is float for v in table):
+        check.fail(f"table = {table!r}", "16 floats")
+
+
 def _lane_lane0(check: Checker, op: Op) -> None:
     _row_of(check, op.operands[0].type, INTEGER_ROWS, "operand 0")
     check.results(op, S64)
@@ -767,6 +775,7 @@ LANE_RULES: dict[str, Rule] = {
     "splat_const": _lane_splat_const,
     "iota": _signature((), (ROW_I32,)),
     "lane0": _lane_lane0,
+    "lookup": _lane_lookup,
     **dict.fromkeys(("add", "sub", "mul", "min", "max", "neg", "abs"), _same_rows(NUMBER_ROWS)),
     **dict.fromkeys(("div", "fma", "sqrt", "floor", "ceil", "round", "trunc", "exp", "exp2", "log", "log2", "tanh",
                      "sigmoid", "erf", "sin", "cos", "rsqrt", "scale_exponent"), _same_rows(FLOAT_ROWS)),

@@ -373,6 +373,9 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
     if name == "mask_first":
         places = np.arange(lanes)
         return lambda count: places < count
+    if name == "lookup":
+        table = np.array(attributes["table"], np.float32)
+        return lambda i: table[i & 15]
     if name == "cvt":
         to = _row_numpy(op.result)
         return lambda a: cvt(a, to)

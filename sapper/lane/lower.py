@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TileType, bool_
-from ..tile.plan import Plan, Walk, axes_of, is_scalar_integer, plan_block
+from ..tile.plan import Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
 from ..tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
-from .model import Model
+from .late import LateLowering, LateWalk
 from .rows import LoweringError
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
 from .walk import WalkChoice
@@ -60,6 +60,7 @@ class Range:
     capacity: Capacity | None = None
     resident: int = 0
     lane: bool = False
+    late: LateWalk | None = None
 
 
 def has_wide_rows(function: Function) -> bool:
@@ -124,7 +125,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(Model):
+class Lowering(LateLowering):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
         super().__init__(function, schedule, facts, specialization, lanes)
@@ -261,6 +262,11 @@ class Lowering(Model):
     # Blocks.
 
     def block(self, block: Block, yields_kept: frozenset[int] = frozenset(), top: bool = False) -> None:
+        self.begin_block(block)
+        self.items(block, plan_block(block, yields_kept, self.keeps_operand), None, top)
+
+    def begin_block(self, block: Block) -> None:
+        """Forget what earlier lowerings of the block held; open its whole axes; compute its integer scalars."""
         homes: dict[object, int] = self.home  # type: ignore[assignment]
         for op in block.ops:
             homes[op] = self.depth
@@ -272,15 +278,19 @@ class Lowering(Model):
             if op.name == "whole":
                 r = self._range(op.operands[0], op.operands[1])
                 self._open(op.attributes["axis"], r)
-        plan = plan_block(block, yields_kept, self.keeps_operand)
         self._early_scalars(block)
+
+    def items(self, block: Block, plan: Plan, late: Late | None, top: bool = False) -> None:
+        """The walks and control ops of a block, but for a late walk."""
         outer = self.block_loads, self.busiest
         walks = [item for item in plan.items if isinstance(item, Walk)]
         self.busiest = None
-        if any(op.name == "store" and self.streams(op) for op in block.ops):
-            self.busiest = max(reversed(walks), key=self.costs)
+        if late is not None:
+            self.busiest = late.host
+        elif any(op.name == "store" and self.streams(op) for op in block.ops):
+            self.busiest = max(reversed(walks), key=lambda walk: self.costs(walk, plan.kept))
         self.block_loads = [op for op in block.ops if op.name == "load" and op.result.type.axes]  # type: ignore[union-attr]
-        items = plan.items
+        items = plan.items if late is None else plan.items[:-1]
         if top and len(items) > 1:
             self._check_parts(items, plan)
         for number, item in enumerate(items):
@@ -428,6 +438,13 @@ class Lowering(Model):
         pieces = -(-rows // RESIDENT_ROWS)
         return -(-rows // max(1, pieces))
 
+    def _late(self, ranges: list[Range], body: Block, plan: Plan) -> LateWalk | None:
+        """Which walk of the body follows a row behind, where all that the loops bind are single rows."""
+        if any(r.axis is not None and (r.resident != 1 or r.lane) for r in ranges) or ranges[-1].axis is None:
+            return None
+        late = late_walk(plan, body, frozenset(r.axis for r in ranges if r.axis is not None), self.streams)
+        return None if late is None else LateWalk(body, plan, late)
+
     @staticmethod
     def _carries_contractions(axis: str, plan: Plan) -> bool:
         """Whether a loop inside contracts tiles over this axis again and again (attention): with the axis across lanes
@@ -442,7 +459,10 @@ class Lowering(Model):
         body = chain[-1].blocks[0]
         parallel = bool(op.attributes["parallel"])
         if parallel:
-            self._residents(ranges, plan_block(body))
+            plan = plan_block(body)
+            self._residents(ranges, plan)
+            if len(chain) == 1:
+                ranges[-1].late = self._late(ranges, body, plan)
 
         def inner(carried: list[Value]) -> list[Value]:
             for o in chain[:-1]:
@@ -484,6 +504,9 @@ class Lowering(Model):
             self._open(r.axis, r)
             self._loops(ranges, k + 1, body)
             self.open.pop(r.axis, None)
+            return
+        if r.late is not None:
+            self.late_rows(r.axis, r.start, r.stop, r.late)
             return
         self._resident(r, lambda: self._loops(ranges, k + 1, body))
 
@@ -594,7 +617,7 @@ class Lowering(Model):
             cap = self._task_cap(r)
             capacity = Capacity(cap) if cap else r.capacity
             pieces.insert(0, Range(start, stop, r.axis, r.counter, r.step, r.hint, divisor, capacity, r.resident,
-                                   r.lane))
+                                   r.lane, r.late))
         self._loops(pieces, 0, body)
         self.effect("yield", [])
         self.leave()

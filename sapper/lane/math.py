@@ -69,6 +69,10 @@ _LN2_PARTS = {ROW_F32: polynomials.LN2_F32, ROW_F64: polynomials.LN2_F64}
 _HALF_PI_PARTS = {ROW_F32: polynomials.HALF_PI_F32, ROW_F64: polynomials.HALF_PI_F64}
 
 
+ERF_TABLE_LIMIT = 3.875 - 2.0**-22
+"""The greatest f32 that is nearer to 15 / 4 than to 16 / 4."""
+
+
 class _Emitter:
     """Emits ops in place of one, for rows of one format."""
 
@@ -182,13 +186,42 @@ class _Emitter:
 
     def reduce_exp(self, x: Value) -> tuple[Value, Value]:
         """n and r with x = n ln 2 + r, |r| <= ln(2) / 2."""
-        high, low = _LN2_PARTS[self.format.row]
         n = self.row("round", self.mul(x, self.constant(1 / math.log(2))))
-        r = self.fma(n, self.constant(-high), x)
-        return n, self.fma(n, self.constant(-low), r)
+        return n, self.reduced(x, n)
+
+    def reduced(self, x: Value, n: Value) -> Value:
+        """x - n ln 2, small."""
+        high, low = _LN2_PARTS[self.format.row]
+        return self.fma(n, self.constant(-low), self.fma(n, self.constant(-high), x))
+
+    def lookup(self, places: Value, table: tuple[float, ...]) -> Value:
+        """table[i mod 16], i the integers in the low bits of a float."""
+        return self.emit("lookup", [self.to_bits(places)], self.format.row, table=table)
+
+    @property
+    def has_tables(self) -> bool:
+        return self.format.is_f32 and {"lookup", "scale_exponent"} <= self.legal
+
+    def exp_by_table(self, x: Value) -> Value:
+        """e**x for exp_low <= x <= exp_high or NaN: x = n ln 2 + r, where n is a multiple of 1/16.
+
+        Its fraction is a place in a table (Tang, "Table-driven implementation of the exponential function", 1989), and
+        r is so small that two coefficients are enough. n has 12 bits, so its product with the first part of ln 2 may
+        have more than 24, but fma forms it exactly, and the difference is exact.
+        """
+        f = self.format
+        magic = self.constant(f.magic / 16)
+        places = self.fma(x, self.constant(1 / math.log(2)), magic)
+        n = self.sub(places, magic)
+        r = self.reduced(x, n)
+        power = self.lookup(places, *polynomials.EXP2_TABLE_F32)
+        expm1 = self.fma(self.mul(r, r), self.polynomial(r, polynomials.EXPM1_TABLE_F32), r)
+        return self.emit("scale_exponent", [self.fma(power, expm1, power), n], f.row)
 
     def exp_reduced(self, x: Value) -> Value:
         """e**x for exp_low <= x <= exp_high or NaN."""
+        if self.has_tables:
+            return self.exp_by_table(x)
         n, r = self.reduce_exp(x)
         p = self.polynomial(r, (1.0, 1.0, *self.format.expm1))
         return self.scale_near_one(p, n)
@@ -291,13 +324,25 @@ def _sigmoid(e: _Emitter, x: Value) -> Value:
     """With z = e**-|x| <= 1: 1 / (1 + z), or z / (1 + z) for negative x, which underflows gradually."""
     f = e.format
     z = e.exp_reduced(e.row("max", e.constant(f.exp_low), e.negative(x)))
-    r = e.emit("div", [e.constant(1.0), e.add(z, e.constant(1.0))], f.row)
-    return e.select(e.compare("lt", x, e.constant(0.0)), e.mul(z, r), r)
+    above = e.select(e.compare("lt", x, e.constant(0.0)), z, e.constant(1.0))
+    return e.emit("div", [above, e.add(z, e.constant(1.0))], f.row)
 
 
 def _erf(e: _Emitter, x: Value) -> Value:
-    """x + x q(x**2) up to 1; beyond it 1 - e**(log erfc |x|), the exponent a polynomial."""
+    """x + x q(x**2) up to 1; beyond it 1 - e**(log erfc |x|), the exponent a polynomial.
+
+    With tables: a polynomial round the nearest multiple of 1/4. The last piece ends in 1, from where on all are 1.
+    """
     f = e.format
+    if e.has_tables:
+        magnitude = e.row("min", e.constant(ERF_TABLE_LIMIT), e.emit("abs", [x], f.row))
+        magic = e.constant(f.magic / 4)
+        places = e.add(magnitude, magic)
+        u = e.sub(magnitude, e.sub(places, magic))
+        last, *others = [e.lookup(places, table) for table in reversed(polynomials.ERF_TABLE_F32)]
+        for coefficient in others:
+            last = e.fma(last, u, coefficient)
+        return e.copy_sign(last, x)
     z = e.mul(x, x)
     small = e.fma(x, e.polynomial(z, f.erf_small), x)
     magnitude = e.row("min", e.constant(f.erf_limit), e.emit("abs", [x], f.row))

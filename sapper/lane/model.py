@@ -62,13 +62,14 @@ class Model(WalkLowering):
                 visit(v)
         return found
 
-    def costs(self, walk: Walk) -> int:
-        """Instructions, about, of the elementwise ops of one row."""
+    def costs(self, walk: Walk, kept: set[Value]) -> int:
+        """Instructions, about, of the elementwise ops of one row. kept: values that exist, but where they are roots."""
         total, seen = 0, set()
+        kept = kept - {root for root in walk.roots() if isinstance(root, Value)}
 
         def visit(value: Value) -> None:
             nonlocal total
-            if value in seen or value in self.rows or value in self.buffers or value.op is None:
+            if value in seen or value in kept or value in self.rows or value in self.buffers or value.op is None:
                 return
             seen.add(value)
             total += COSTLY.get(value.op.name, 1)
@@ -301,7 +302,7 @@ class Model(WalkLowering):
         rows = 1
         for axis in order:
             rows *= counts[axis]
-        cost = self.costs(Walk(walk.outer, (), [], [], walk.after))
+        cost = self.costs(Walk(walk.outer, (), [], [], walk.after), set())
         longest = max((a for a in order if a != lane), key=lambda a: counts[a], default=None)
         return longest if rows * cost > UNROLLED_INSTRUCTIONS else None
 

@@ -52,6 +52,8 @@ LANE_OPS = OpTable("lane", [
       for name in MATH],
     OpSpec("scale_exponent", (2, 2), doc="a * 2**floor(n) for float rows a and n, rounded once (overflow to "
                                          "infinity, gradual underflow)"),
+    OpSpec("lookup", (1, 1), attributes=("table",), doc="row<f32>: table[i mod 16] for a row<i32> i; table: 16 floats; "
+                                                        "only where the target has it"),
     *[OpSpec(name, (2, 2), doc=f"bitwise {name}, integer rows") for name in ("and", "or", "xor")],
     OpSpec("not", (1, 1), doc="bitwise, integer rows"),
     *[OpSpec(name, (1, 2), optional=("amount",), doc=f"{name} by the attribute `amount` or by a row (0 .. bits-1)")

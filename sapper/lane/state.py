@@ -212,6 +212,13 @@ class State:
         for argument in block.arguments:
             self.depths[argument] = self.depth
 
+    def enter_again(self) -> None:
+        """Another level in the same block, with a memo of its own."""
+        block = self.levels[-1].builder.block
+        known = [self.depths[argument] for argument in block.arguments]
+        self.enter(block)
+        self.depths.update(zip(block.arguments, known, strict=True))
+
     def leave(self) -> Block:
         return self.levels.pop().builder.block
 

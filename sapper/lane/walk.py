@@ -8,7 +8,7 @@ ones: a register axis ends in single rows, a lane axis in masked rows, so no mai
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
@@ -24,6 +24,9 @@ Carried = list[Value]
 
 ROLLED_ROWS = 2
 """Rows computed at once where what follows a reduction is a loop over rows."""
+
+AHEAD_BYTES = 8192
+"""How far ahead of a stream memory is asked for: further than its latency, and past the next page."""
 
 
 @dataclass(slots=True)
@@ -75,12 +78,25 @@ class Accumulator:
     indices: dict[tuple[tuple[int, ...], int], Value]
 
 
+@dataclass(slots=True)
+class Behind:
+    """A walk that is done piece by piece with its host, for other rows. bound: where these are; rows, buffers: the kept
+    values that it reads, of these rows."""
+
+    host: Walk
+    walk: Walk
+    bound: dict[str, Bound]
+    rows: dict[Value, Rows]
+    buffers: dict[Value, Access]
+
+
 class WalkLowering(RowEvaluation):
     """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`).
 
     near_bytes: size of L1. block_loads: the loads of the block whose walks are being emitted; busiest: the walk among
     them that computes most, if the block stores past the caches. pending_buffers, carried_buffers: where kept values
     lie, of the walk at hand and of loops that carry them. stage_memory: scratch memory of each staged operand.
+    behind: what a walk does beside its own work.
     """
 
     pending_buffers: dict[Value, Access]
@@ -89,6 +105,7 @@ class WalkLowering(RowEvaluation):
     near_bytes: int
     block_loads: list[Op]
     busiest: Walk | None
+    behind: Behind | None = None
 
     def choose(self, walk: Walk) -> WalkChoice:
         raise NotImplementedError("the model chooses")
@@ -166,9 +183,7 @@ class WalkLowering(RowEvaluation):
     def _bind(self, axis: str, offset: Scalar, count: int, lane: bool, mask: Value | None, carried: Carried,
               body: Callable[[Carried], Carried], narrow: bool = False) -> Carried:
         """One piece without a loop. It gets a level of its own in the same block, with its own memo."""
-        self.enter(self.levels[-1].builder.block)
-        for argument in self.levels[-1].builder.block.arguments:
-            self.depths[argument] = min(self.depths[argument], self.depth - 1)
+        self.enter_again()
         outer = self.bound.get(axis)
         self.bound[axis] = Bound(offset, count, lane, mask, self.depth, narrow=narrow)
         results = body(carried)
@@ -229,7 +244,7 @@ class WalkLowering(RowEvaluation):
             else:
                 self._finish(walk, choice, accumulators)
         else:
-            self._roots(walk.inner)
+            self._roots(walk.inner, walk)
             self._prefetch_next_rows(walk, choice)
 
     def _finish(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator],
@@ -277,22 +292,26 @@ class WalkLowering(RowEvaluation):
             del self.buffers[a.op.result]
 
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
-        """Where results go past the caches, the walk that computes most asks for what the next tile will read: memory
-        and arithmetic then work at the same time, instead of in turns."""
+        """Where results go past the caches, the walk that computes most asks for what the next row will read, or, where
+        nothing is held for a row, for what lies AHEAD_BYTES further: memory and arithmetic then work at the same time,
+        instead of in turns. The processor's own prefetching stops at the end of each page of 4 KiB."""
         if choice.lane is None or walk is not self.busiest:
             return
         for op in self.block_loads:
             axes = op.result.type.axes  # type: ignore[union-attr]
             access = self.access(op)
             rows = [a for a in axes if a in self.bound and self.bound[a].resident and not self.bound[a].lane]
-            if not rows or access.gathers or access.axes.get(choice.lane) != element_bytes(access.dtype):
+            if access.gathers or access.axes.get(choice.lane) != element_bytes(access.dtype):
                 continue
-            if any(a not in self.bound for a in axes):
+            if any(a not in self.bound for a in axes) or not (rows or set(axes) == set(walk.outer)):
                 continue
+            ahead = {rows[0]: self.bound[rows[0]].count} if rows else {}
             for at in self._coordinates(tuple(axes)):
                 if any(at[a] for a in axes if a != choice.lane):
                     continue
-                operands, attributes = self.address(access, {**at, rows[0]: self.bound[rows[0]].count})
+                operands, attributes = self.address(access, {**at, **ahead})
+                if not rows:
+                    attributes["disp"] += AHEAD_BYTES
                 self.effect("prefetch", operands, level=2, **attributes)
 
     def _slots(self, walk: Walk, choice: WalkChoice) -> int:
@@ -357,7 +376,7 @@ class WalkLowering(RowEvaluation):
                     self._accumulate(a, point, number % a.slots, {**inner, **dict(zip(axes, point, strict=True))}, walk)
         for op in choice.prefetched:
             self._prefetch(op, walk, choice)
-        self._roots(walk.inner)
+        self._roots(walk.inner, walk)
         self._prefetch_next_rows(walk, choice)
         return [v for a in accumulators for v in (*a.rows.values(), *a.indices.values())]
 
@@ -505,8 +524,9 @@ class WalkLowering(RowEvaluation):
 
     # Stores and kept values.
 
-    def _roots(self, roots: list[Op | Value]) -> None:
-        """All rows of all roots first where the walk stores what it also loads, so that no load sees a new value."""
+    def _roots(self, roots: list[Op | Value], host: Walk | None = None) -> None:
+        """All rows of all roots first where the walk stores what it also loads, so that no load sees a new value. What
+        is done beside the walk `host` comes between."""
         jobs: list[tuple[Op | Value, dict[str, int], Value]] = []
         for root in roots:
             value = root if isinstance(root, Value) else root.operands[1]
@@ -516,11 +536,23 @@ class WalkLowering(RowEvaluation):
                     axes += [a for a in index.type.axes if a not in axes]  # type: ignore[union-attr]
             for at in self._coordinates(tuple(axes)):
                 jobs.append((root, at, self.row(value, at)))
+        if self.behind is not None and self.behind.host is host:
+            self._roots_behind(self.behind, host)
         for root, at, row in jobs:
             if isinstance(root, Value):
                 self._keep(root, at, row)
             else:
                 self._store(root, at, row)
+
+    def _roots_behind(self, behind: Behind, host: Walk) -> None:
+        """The same piece of the walk behind, at a level of its own: the same ops have other rows there."""
+        self.enter_again()
+        bound, rows, buffers = self.bound, self.rows, self.buffers
+        self.bound = {**bound, **{a: replace(bound[a], depth=self.depth) for a in host.axes}, **behind.bound}
+        self.rows, self.buffers = {**rows, **behind.rows}, {**buffers, **behind.buffers}
+        self._roots(behind.walk.inner)
+        self.bound, self.rows, self.buffers = bound, rows, buffers
+        self.leave()
 
     def _store(self, op: Op, at: dict[str, int], row: Value) -> None:
         value = op.operands[1]

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import TileType
+from ..ir.types import TileType, bool_
 
 COSTLY = {"exp": 10, "exp2": 9, "log": 12, "log2": 12, "tanh": 16, "sigmoid": 14, "erf": 16, "sin": 16, "cos": 16,
           "rsqrt": 5, "sqrt": 4, "div": 4, "floordiv": 12, "mod": 14}
@@ -51,6 +51,58 @@ class Plan:
     kept: set[Value]
     crossing: set[str]
     """Axes of values that pass from one walk, or control op, to another."""
+
+
+@dataclass(slots=True)
+class Late:
+    """The last walk of a block, which may be done for one row while another, the host, works on the next row.
+
+    rows, buffers: the kept values that it reads. Those of a row's axes only; those that the host writes, element by
+    element just after this walk has read what stood there.
+    """
+
+    walk: Walk
+    host: Walk
+    rows: list[Value]
+    buffers: list[Value]
+
+
+def late_walk(plan: Plan, block: Block, row_axes: frozenset[str], streams: Callable[[Op], bool]) -> Late | None:
+    """The last walk, if it only stores what `streams` and may follow a row behind, or None.
+
+    row_axes: the axes of the loops round the block. Of several walks that may be its host the first is taken: it is
+    the one that waits for memory. Holds: no other walk reads what it stores or changes what it reads, but for the
+    buffers that the host writes.
+    """
+    walks = [item for item in plan.items if isinstance(item, Walk)]
+    if len(walks) < 2 or len(walks) != len(plan.items) or walks[-1].reductions:
+        return None
+    late, stores = walks[-1], walks[-1].inner
+    if not all(isinstance(op, Op) and op.name == "store" and streams(op) for op in stores):
+        return None
+    loaded = {op.operands[0] for op in block.ops if op.name == "load"}
+    stored = {op.operands[0] for op in block.ops if op.name == "store"}
+    if loaded & stored:
+        return None
+    rows: list[Value] = []
+    buffers: list[Value] = []
+    stack = [v for op in stores if isinstance(op, Op) for v in op.operands[1:]]
+    seen: set[Value] = set()
+    while stack:
+        value = stack.pop()
+        if value in seen or value.op not in block.ops:
+            continue
+        seen.add(value)
+        if value in plan.kept:
+            (rows if set(axes_of(value)) <= row_axes else buffers).append(value)
+        elif value.op is not None:
+            if value.op.name in ("reduce", "contract"):
+                return None
+            stack += [v for v in value.op.operands if isinstance(v.type, TileType)]
+    hosts = [w for w in walks[:-1] if set(w.axes) == set(late.axes) and all(v in w.inner for v in buffers)]
+    if not hosts or any(set(axes_of(v)) != row_axes or v.type.dtype is bool_ for v in rows):  # type: ignore[union-attr]
+        return None
+    return Late(late, hosts[0], rows, buffers)
 
 
 def axes_of(value: Value) -> tuple[str, ...]:

@@ -281,6 +281,23 @@ def test_scale_exponent(target: Target, lanes: int, dtype: DType) -> None:
 
 
 @pytest.mark.parametrize(("target", "lanes", "dtype"), CASES, ids=NAMES)
+def test_lookup(target: Target, lanes: int, dtype: DType) -> None:
+    from sapper.targets.x86_64.select import legal_ops
+
+    if dtype.name != "i32" or "lookup" not in legal_ops(target):
+        pytest.skip("a table is read by an i32 row, where the target can")
+    tables = [[float(16 * t + i) for i in range(16)] for t in range(2)]
+
+    def body(b: Builder, v: list[Value]) -> Value:
+        first, second = (b.value("lookup", v, ROW_F32, table=table) for table in tables)
+        squared = b.value("mul", [second, second], ROW_F32)
+        return b.value("bitcast", [b.value("sub", [first, squared], ROW_F32)], ROW_I32)
+
+    for seed in range(3):
+        check_rows(target, lanes, [dtype], dtype, body, seed)
+
+
+@pytest.mark.parametrize(("target", "lanes", "dtype"), CASES, ids=NAMES)
 def test_comparisons_and_masks(target: Target, lanes: int, dtype: DType) -> None:
     row = row_of(dtype)
 

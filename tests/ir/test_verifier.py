@@ -211,6 +211,7 @@ LANE_FAULTS = [
     ("%r: row<f32> = splat %s", "row<f32>", "row<i32>"),
     ("%r: row<f32> = splat_const {value = 1}", "value = 1", "float"),
     ("%r: row<i32> = splat_const {value = 4294967296}", "4294967296", "32 bits"),
+    ("%places: row<i32> = iota\n%r: row<f32> = lookup %places {table = [1.0, 2.0]}", "table", "16 floats"),
     ("%r: s64 = lane0 %f", "row<f32>", "row<i32>"),
     ("%r: row<f32> = add %f, %i", "(row<f32>, row<i32>)", "(row<f32>, row<f32>)"),
     ("%r: row<f64> = add %f, %f", "(row<f64>)", "(row<f32>)"),

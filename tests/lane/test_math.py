@@ -17,7 +17,7 @@ from sapper.lane.math import EXPANDABLE, expand_math
 from sapper.lane.ops import LANE_OPS
 
 ROUNDING = frozenset({"round", "floor", "ceil", "trunc"})
-AVX2, AVX512 = ROUNDING, ROUNDING | {"scale_exponent"}
+AVX2, AVX512 = ROUNDING, ROUNDING | {"scale_exponent", "lookup"}
 NOTHING: frozenset[str] = frozenset()
 
 
@@ -97,7 +97,8 @@ def errors_in_ulp(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return np.where(finite, error, np.where(same, 0.0, np.inf))
 
 
-@pytest.mark.parametrize("legal", [NOTHING, AVX2, AVX512], ids=["nothing", "avx2", "avx512"])
+@pytest.mark.parametrize("legal", [NOTHING, AVX2, AVX512, AVX512 - {"lookup"}],
+                         ids=["nothing", "avx2", "avx512", "avx512 without tables"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_f32_errors(name: str, legal: frozenset[str]) -> None:
     meaning, bound, _ = FUNCTIONS[name]
@@ -167,12 +168,25 @@ def test_scale_exponent_is_exact(dtype: type, legal: frozenset[str]) -> None:
 
 def test_exp_is_short() -> None:
     """With the rounding and scaling instructions exp is 13 ops, and its constants lie at the head."""
-    function = expanded("exp", np.float32, AVX512, 16)
+    function = expanded("exp", np.float32, AVX512 - {"lookup"}, 16)
     names = [op.name for op in function.body.ops]
     constants = names.count("splat_const")
     assert names[:constants] == ["splat_const"] * constants and constants <= 12
     assert names[constants:] == ["arg", "arg", "load", "max", "min", "mul", "round", *["fma"] * 8, "scale_exponent",
                                  "store"]
+
+
+def test_exp_with_a_table_takes_fewer_multiplications() -> None:
+    function = expanded("exp", np.float32, AVX512, 16)
+    names = [op.name for op in function.body.ops if op.name not in ("splat_const", "arg", "load", "store", "bitcast")]
+    assert names == ["max", "min", "fma", "sub", "fma", "fma", "lookup", "mul", "fma", "fma", "fma", "scale_exponent"]
+
+
+def test_erf_with_tables_ends_in_one() -> None:
+    x = np.array([3.8749, 3.875, 4.0, 9.0, np.inf], np.float32)
+    found = evaluate("erf", AVX512, np.concatenate([x, -x]))
+    assert found.tolist() == [1.0] * 5 + [-1.0] * 5
+    assert np.all(np.diff(evaluate("erf", AVX512, np.linspace(0, 4, 4001, dtype=np.float32))) >= -2.0**-23)
 
 
 def test_results_keep_their_values_locations_and_nesting() -> None:

@@ -98,6 +98,8 @@ def legal_ops(target: Any) -> frozenset[str]:
     """Lane ops with instructions of their own here, among those that not every target has."""
     features = frozenset(target.features)
     legal = {"scale_exponent", "round", "floor", "ceil", "trunc"}
+    if features >= _OPMASK_FEATURES:
+        legal.add("lookup")
     if {"avx512_bf16", "avx512f", "avx512vl"} <= features:
         legal.add("dot2_bf16")
     if {"avx512_vnni", "avx512f", "avx512vl"} <= features:
@@ -656,6 +658,15 @@ def _copy_constant(s: Any, result: Value, key: Key) -> None:
         s.emit(f"vmovaps.{bits_of(s, dtype_of(result))}", register, hoisted)
     else:
         make_constant(s, key, register)
+
+
+def _table_key(op: Op) -> Key:
+    return ("d", struct.pack("<16f", *op.attributes["table"]))
+
+
+def lookup(s: Any, op: Op) -> None:
+    """VPERMPS takes the low 4 bits of each index. 512 bits, as the table has; lanes beyond the row's mean nothing."""
+    s.emit("vpermps.512", s.define(op.results[0]), s.vector(op.operands[0]), s.constant_operand(_table_key(op)))
 
 
 def lane0(s: Any, op: Op) -> None:
@@ -1929,7 +1940,7 @@ RULES: dict[str, Rule] = {
     "s_shl": _scalar_shift("shl"), "s_shr": _scalar_shift("shr"), "s_sar": _scalar_shift("sar"),
     "s_floordiv": s_floordiv, "s_mod": s_mod, "s_cmp": s_cmp, "s_select": s_select, "s_load": s_load,
     "s_store": s_store,
-    "splat": splat, "iota": iota, "lane0": lane0,
+    "splat": splat, "iota": iota, "lookup": lookup, "lane0": lane0,
     "add": _arithmetic("add", "add", True), "sub": _arithmetic("sub", "sub", False),
     "mul": _arithmetic("mul", "mull", True), "min": _arithmetic("min", "mins", False),
     "max": _arithmetic("max", "maxs", False), "div": div, "fma": fma, "neg": neg, "abs": absolute, "sqrt": sqrt,
@@ -1975,6 +1986,7 @@ def _sign_constants(s: Any, op: Op) -> tuple[Key, ...]:
 
 
 OWN_CONSTANTS: dict[str, Callable[[Any, Op], tuple[Key, ...]]] = {
+    "lookup": lambda s, op: (_table_key(op),),
     "exchange": _exchange_constants, "round_to": _rounding_constants, "store": _rounding_constants,
     "neg": _sign_constants, "abs": _sign_constants, "not": lambda s, op: (_ONES,),
     "mask_to_row": lambda s, op: (("s", 4, 1),) if s.facts.opmask else (),

@@ -1,0 +1,170 @@
+"""Loops over rows whose stores follow a row behind: which walks may be late, and that the results stay the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapper.ir.nodes import Function, Op
+from sapper.ir.types import f32, i32
+from sapper.kernels import library
+from sapper.lang.builtins import argmax, each, exp, max, sum, tiles, where, whole
+from sapper.lang.dims import dims
+from sapper.lang.kernel import kernel
+from sapper.lang.tensor import Tensor
+from sapper.tile.plan import Late, late_walk, plan_block
+from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.schedule import Facts
+
+from .run_lane import run_lane, specialize
+
+AVX512 = Facts(lanes=16, vector_registers=32)
+AVX2 = Facts(lanes=8, vector_registers=16, broadcast_operand=False)
+NARROW = Facts(lanes=4, vector_registers=8)
+LIBRARY = {k.name: k for k in library()}
+M, N, B = dims("M N B")
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy whose data start at a cache line."""
+    raw = np.empty(array.nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def run_streaming(function: Function, arguments: dict[str, Any], facts: Facts, workers: int = 1) -> Function:
+    """Run with every tensor stored past the caches that may be."""
+    known = specialize(function, arguments)
+    names = frozenset(t.name for t in function.tensors())
+    return run_lane(function, arguments, facts=facts, specialization=replace(known, aligned=names), workers=workers)
+
+
+def late_of(function: Function, streamed: tuple[str, ...]) -> Late | None:
+    """The late walk of the body of the function's only loop over m."""
+    (loop,) = [op for op in function.walk() if op.name == "tiles"]
+    plan = plan_block(loop.blocks[0])
+    return late_walk(plan, loop.blocks[0], frozenset(loop.attributes["axes"]),
+                     lambda op: op.operands[0].name in streamed)
+
+
+def loops_over(lane: Function, axis: str) -> list[Op]:
+    return [op for op in lane.walk() if op.name == "loop" and op.attributes.get("label") == axis]
+
+
+@kernel
+def two_results(x: Tensor[f32, M, N], best: Tensor[i32, M], y: Tensor[f32, M, N], z: Tensor[f32, M, N]):
+    for m in tiles(M):
+        n = whole(N)
+        row = x[m, n]
+        e = exp(row - max(row, over=n))
+        best[m] = argmax(row, over=n).to(i32)
+        scale = 1.0 / sum(e, over=n)
+        y[m, n] = e * scale
+        z[m, n] = row * scale + 1.0
+
+
+@kernel
+def by_batch(x: Tensor[f32, B, M, N], y: Tensor[f32, B, M, N]):
+    for b in each(B):
+        for m in tiles(M):
+            n = whole(N)
+            row = x[b, m, n]
+            y[b, m, n] = row - sum(row, over=n)
+
+
+@kernel
+def in_place(x: Tensor[f32, M, N]):
+    for m in tiles(M):
+        n = whole(N)
+        x[m, n] = x[m, n] - sum(x[m, n], over=n)
+
+
+@kernel
+def kept_condition(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
+    for m in tiles(M):
+        n = whole(N)
+        row = x[m, n]
+        y[m, n] = where(sum(row, over=n) > 0.0, row, -row)
+
+
+@kernel
+def one_walk(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        y[m, n] = x[m, n] + 1.0
+
+
+@kernel
+def columns(x: Tensor[f32, M, N], w: Tensor[f32, B], y: Tensor[f32, M, B]):
+    for m in tiles(M):
+        n = whole(N)
+        b = whole(B)
+        y[m, b] = w[b] * sum(x[m, n], over=n)
+
+
+def test_the_host_is_the_first_walk_or_the_one_that_makes_what_is_read() -> None:
+    late = late_of(reduce_loops(LIBRARY["softmax"].kernel.tile_ir()), ("y",))
+    assert late is not None and len(late.buffers) == 1 and len(late.rows) == 1
+    assert late.buffers[0] in late.host.inner and [r.attributes["kind"] for r in late.host.reductions] == ["sum"]
+    late = late_of(reduce_loops(LIBRARY["layer_norm"].kernel.tile_ir()), ("y",))
+    assert late is not None and not late.buffers and len(late.rows) == 2
+    assert late.rows[0] in late.host.after or late.rows[1] in late.host.after
+
+
+@pytest.mark.parametrize(("refused", "streamed"), [
+    (two_results, ("y",)), (in_place, ("x",)), (one_walk, ("y",)), (columns, ("y",)), (kept_condition, ()),
+], ids=["a store that does not stream", "a tensor that is read", "one walk", "other axes", "nothing streams"])
+def test_walks_that_can_not_be_late(refused: Any, streamed: tuple[str, ...]) -> None:
+    assert late_of(reduce_loops(refused.tile_ir()), streamed) is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(name=st.sampled_from(["softmax", "rms_norm", "layer_norm"]), m=st.integers(0, 6),
+       n=st.sampled_from([16, 32, 48, 64, 80, 144]), facts=st.sampled_from([AVX512, AVX2, NARROW]),
+       workers=st.integers(1, 3))
+def test_library_rows(name: str, m: int, n: int, facts: Facts, workers: int) -> None:
+    entry = LIBRARY[name]
+    arguments = entry.make_arguments(np.random.default_rng(m + n), {"M": m, "N": n})
+    arguments = {k: aligned(v) if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
+    expected = entry.reference(arguments)
+    lane = run_streaming(reduce_loops(entry.kernel.tile_ir()), arguments, facts, workers)
+    assert entry.compare(arguments, expected) is None
+    assert len(loops_over(lane, "m")) == 3
+    assert any(op.attributes.get("streaming") for op in lane.walk() if op.name == "store")
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2, NARROW], ids=["16 lanes", "8 lanes", "4 lanes"])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_several_results_and_an_index(rows: int, facts: Facts) -> None:
+    x = aligned(np.random.default_rng(rows).standard_normal((rows, 96)).astype(np.float32))
+    arguments = {"x": x, "best": aligned(np.zeros(rows, np.int32)), "y": aligned(x), "z": aligned(x)}
+    run_streaming(reduce_loops(two_results.tile_ir()), arguments, facts)
+    e = np.exp(x.astype(np.float64) - x.max(axis=1, keepdims=True))
+    scale = 1 / e.sum(axis=1, keepdims=True)
+    assert np.array_equal(arguments["best"], x.argmax(axis=1))
+    np.testing.assert_allclose(arguments["y"], e * scale, rtol=1e-5)
+    np.testing.assert_allclose(arguments["z"], x * scale + 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("streaming", [by_batch, in_place, kept_condition, columns], ids=lambda k: k.name)
+@pytest.mark.parametrize("facts", [AVX512, NARROW], ids=["16 lanes", "4 lanes"])
+def test_other_loops_over_rows(streaming: Any, facts: Facts) -> None:
+    random = np.random.default_rng(5)
+    shape = (3, 4, 32) if streaming is by_batch else (4, 32)
+    arguments = {"x": aligned(random.standard_normal(shape).astype(np.float32))}
+    x = arguments["x"].astype(np.float64)
+    total = x.sum(axis=-1, keepdims=True)
+    expected = {"by_batch": x - total, "in_place": x - total, "kept_condition": np.where(total > 0, x, -x)}
+    if streaming is columns:
+        arguments["w"] = aligned(random.standard_normal(48).astype(np.float32))
+        expected["columns"] = arguments["w"] * total
+    if streaming is not in_place:
+        arguments["y"] = aligned(np.full(shape[:-1] + ((48,) if streaming is columns else shape[-1:]), 7, np.float32))
+    run_streaming(reduce_loops(streaming.tile_ir()), arguments, facts)
+    np.testing.assert_allclose(arguments.get("y", arguments["x"]), expected[streaming.name], rtol=2e-5, atol=2e-5)
