@@ -32,6 +32,7 @@ SMALL_VOLUME = 2_000
 
 LARGE_VOLUME = 60_000
 _LOOP_BOUND = 8
+_BOUNDARIES = (1, 2, 4, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 27, 28, 29, 31, 32, 33, 47, 48, 49)
 _ATTEMPTS = 8
 _LAYOUTS = ("contiguous", "rows apart", "every other", "columns first", "backwards")
 _DIMS = {
@@ -150,12 +151,14 @@ def _traits(function: Function) -> _Traits:
 
 def cases(
     kernel: Any, function: Function, seed: int, runs: int, make_arguments: MakeArguments | None = None,
-    shapes: tuple[Mapping[str, int], ...] = (),
+    shapes: tuple[Mapping[str, int], ...] = (), divisible: Mapping[str, int] | None = None,
+    contiguous: tuple[str, ...] = (),
 ) -> Iterator[Case]:
     """Cases for a kernel whose tile IR is `function`, the smallest first.
 
     make_arguments, shapes: plain arguments for some extents and the extents that they are meant for; without them,
-    arguments are drawn from the signature.
+    arguments are drawn from the signature. divisible: what extents are rounded up to a multiple of. contiguous: tensors
+    that lie in C order whatever the layout.
     """
     traits = _traits(function)
     dims = list(dict.fromkeys(
@@ -170,6 +173,8 @@ def cases(
             arguments = make_arguments(random, shape)
         else:
             shape = _draw_dims(random, dims, extents)
+            for dim, factor in (divisible or {}).items():
+                shape[dim] = -(-shape[dim] // factor) * factor
             arguments = _fitting(kernel, function, traits, [seed, at, 1], shape)
         if hostile:
             for name, value in arguments.items():
@@ -183,10 +188,29 @@ def cases(
             *([f"static {' '.join(sorted(static))}"] if static else []),
         ])
         arranged = {
-            name: _arrange(value, layout, name in traits.stored) if isinstance(value, numpy.ndarray) else value
+            name: _arrange(value, "contiguous" if name in contiguous else layout, name in traits.stored)
+            if isinstance(value, numpy.ndarray) else value
             for name, value in arguments.items()
         }
         yield Case(label, arranged, static, _volume(shape.values()) <= SMALL_VOLUME)
+
+
+def boundary_cases(
+    kernel: Any, function: Function, seed: int, divisible: Mapping[str, int], contiguous: tuple[str, ...] = (),
+) -> Iterator[Case]:
+    """Cases in which one dimension at a time lies at, just below and just above where loops and vectors end."""
+    traits = _traits(function)
+    dims = list(dict.fromkeys(
+        d for _, type in kernel.parameters if isinstance(type, TensorType) for d in type.dims if isinstance(d, str)
+    ))
+    for at, dim in enumerate(dims):
+        for extent in dict.fromkeys(-(-n // divisible.get(dim, 1)) * divisible.get(dim, 1) for n in _BOUNDARIES):
+            shape = {d: divisible.get(d, 3) for d in dims} | {dim: extent}
+            arguments = _fitting(kernel, function, traits, [seed, at, extent], shape)
+            arranged = {n: _arrange(v, "contiguous" if n in contiguous else "rows apart", n in traits.stored)
+                        if isinstance(v, numpy.ndarray) else v for n, v in arguments.items()}
+            yield Case(f"boundary {' '.join(f'{d}={e}' for d, e in shape.items())}", arranged, frozenset(),
+                       _volume(shape.values()) <= SMALL_VOLUME)
 
 
 def _plan(runs: int) -> list[tuple[str, str, bool, bool]]:

@@ -191,10 +191,25 @@ def _default_configuration() -> Configuration:
     return Configuration(_compile, _find_target, _target_key, _interpret, toolchain_key)
 
 
-def _compile(*arguments: Any, **options: Any) -> Any:
+def _compile(kernel: Any, **options: Any) -> Any:
     from ..codegen.pipeline import compile_kernel
 
-    return compile_kernel(*arguments, **options)
+    if kernel.by_hand and options["schedule"] is None:
+        from .by_hand import choose
+
+        facts = {name: options[name] for name in ("static_dims", "unit_strides", "dim_classes")}
+        made = choose(kernel, options["target"], **facts)
+        if made is not None:
+            return made.compiled
+    return compile_kernel(kernel, **options)
+
+
+def _by_hand_key(kernel: Any) -> list[str]:
+    if not getattr(kernel, "by_hand", None):
+        return []
+    from .by_hand import key_of
+
+    return key_of(kernel)
 
 
 def _find_target(wanted: Any) -> Any:
@@ -425,6 +440,7 @@ class Launcher:
                     specialisation,
                     now.target_key(target),
                     _schedule_key(self.schedule),
+                    *_by_hand_key(self.kernel),
                 ]
             )
             compiled = _read_cached(cache, key)

@@ -1,0 +1,163 @@
+"""Whether assembly by hand may stand for a kernel: compiled, interpreted or run, and compared with what it replaces.
+
+Enters: a kernel, one of its pieces by hand, a target. Leaves: code, or one warning that says why the generated code is
+taken. Holds: no piece runs in a caller's process before it has run in a guarded child and given the kernel's results
+on random and hostile values and ragged extents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import numpy
+
+from ..assembly.emulate import Emulator
+from ..assembly.errors import AssemblyError
+from ..assembly.override import Override, compile_by_hand, digest
+from ..codegen.machine import Instruction, Register
+from ..codegen.pipeline import scratch_bytes
+from ..tile.rounding import Expectation, expect
+from ..tile.semantics import OutOfBounds
+from .arguments import Binding, Parameter, Signature, fill_words
+from .cases import Case, boundary_cases, cases, copy_of
+from .compiled import CompiledKernel
+from .errors import warn_once
+
+QUICK_RUNS = 8
+"""Cases before a piece is first used; `sapper check` takes more."""
+
+_verdicts: dict[tuple[Any, Any, Any], Override | None] = {}
+_digests: dict[tuple[Any, Any], str] = {}
+
+
+def signature_of(kernel: Any) -> Signature:
+    return Signature(kernel.name, [Parameter.of(n, t) for n, t in kernel.parameters],
+                     kernel.options.get("in_place", ()))
+
+
+def choose(kernel: Any, target: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],
+           dim_classes: Mapping[str, tuple[int, int]]) -> Override | None:
+    """The first piece that admits this specialisation and is right; None: take the generated code."""
+    for piece in kernel.by_hand:
+        if piece.refusal(target, static_dims, unit_strides, dim_classes):
+            continue
+        key = (kernel, piece.write, target)
+        if key not in _verdicts:
+            _verdicts[key] = _judge(kernel, piece, target)
+        found = _verdicts[key]
+        if found is not None:
+            return found
+    return None
+
+
+def key_of(kernel: Any) -> list[str]:
+    """What the pieces by hand of a kernel add to the key of its compiled form."""
+    keys = []
+    for piece in kernel.by_hand:
+        known = _digests.get((kernel, piece.write))
+        if known is None:
+            try:
+                known = digest(kernel, piece)
+            except AssemblyError as error:
+                known = str(error)
+            _digests[kernel, piece.write] = known
+        keys.append(known)
+    return keys
+
+
+def _judge(kernel: Any, piece: Any, target: Any) -> Override | None:
+    try:
+        made = compile_by_hand(kernel, piece, target)
+        verify(kernel, made, runs=QUICK_RUNS)
+        return made
+    except AssemblyError as error:
+        warn_once(f"by-hand {kernel.name} {piece.name}",
+                  f"kernel {kernel.name}: its assembly {piece.name} is not used, generated code is: {error}")
+        return None
+
+
+def expectation(function: Any, case: Case) -> dict[str, Expectation] | None:
+    """What the tensors must hold after a case, None where its arguments are out of bounds."""
+    try:
+        return expect(function, case.arguments, runs=6, tile_sizes=(None, 16, 8))
+    except OutOfBounds:
+        return None
+
+
+def verify(kernel: Any, made: Override, seed: int = 0, runs: int = QUICK_RUNS, interpreted: bool = False) -> int:
+    """Compare a piece with its kernel; how many cases it got right. Raises AssemblyError ("result", or what it did).
+
+    interpreted: from the meanings of its rows (any CPU); else the code in a guarded child on this CPU.
+    """
+    piece = made.piece
+    function = kernel.tile_ir()
+    signature = signature_of(kernel)
+    passed = 0
+    drawn = cases(kernel, function, seed, runs, divisible=piece.divisible, contiguous=piece.contiguous)
+    edges = boundary_cases(kernel, function, seed, piece.divisible, piece.contiguous)
+    for case in chain(drawn, edges):
+        expected = expectation(function, case)
+        if expected is None or (interpreted and not case.small):
+            continue
+        given = {n: copy_of(v) if isinstance(v, numpy.ndarray) else v for n, v in case.arguments.items()}
+        binding = signature.bind(tuple(given.values()))
+        try:
+            results = _interpret(made, signature, binding, given) if interpreted else _run(made, signature, binding)
+            for placement, outputs in results:
+                _compare(made, case, expected, outputs, placement)
+        except AssemblyError as error:
+            error.found += f" (with {case.label})"
+            raise
+        passed += 1
+    return passed
+
+
+def _compare(made: Override, case: Case, expected: Mapping[str, Expectation], outputs: Mapping[str, Any],
+             note: str) -> None:
+    wrong = [text for name, e in expected.items() if name in outputs and (text := e.mismatch(outputs[name]))]
+    if wrong:
+        raise AssemblyError("result", f"{made.piece.name} does not compute what {made.compiled.name} does",
+                            _where(made), "; ".join(wrong) + note, "the kernel's results within rounding",
+                            "see which lanes are wrong, and run it under the interpreter of rows")
+
+
+def _where(made: Override) -> Any:
+    return next((i.location for i in made.source.body if isinstance(i, Instruction) and i.location is not None), None)
+
+
+def _run(made: Override, signature: Signature, binding: Binding) -> list[tuple[str, dict[str, Any]]]:
+    from .guarded import run_compiled_guarded
+
+    found = []
+    kernel = CompiledKernel.of(made.compiled.name, made.compiled)
+    for run in run_compiled_guarded(signature, kernel, binding, threads=2 if kernel.counters else 1):
+        if run.crash is not None:
+            raise AssemblyError("footprint", f"{made.piece.name} crashes", _where(made), str(run.crash))
+        found.append((f" (buffers flush to the {run.placement} of their pages)", run.outputs))
+    return found
+
+
+def _interpret(made: Override, signature: Signature, binding: Binding,
+               given: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    from ..lane.interpret import Memory
+
+    compiled = made.compiled
+    workers = 2 if compiled.counters else 1
+    memory = Memory()
+    each = max(64, scratch_bytes(compiled.scratch, binding.dims))
+    scratch = memory.allocate("scratch", each * workers)
+    for name, value in given.items():
+        if isinstance(value, numpy.ndarray):
+            value.flags.writeable = name in compiled.stored
+            memory.add_array(name, value)
+    words = numpy.array([scratch, each, 0, *(int(w) for w in fill_words(signature, compiled.slots, binding))],
+                        numpy.int64)
+    words.flags.writeable = False
+    block = memory.add_array("the argument block", words)
+    table = made.assembly.table
+    for worker in range(workers):
+        registers = {Register(*table.ARGUMENTS[i]): value for i, value in enumerate((block, worker, workers))}
+        Emulator(table, memory, registers).run(made.source)
+    return [(" (interpreted)", {name: given[name] for name in compiled.stored})]
