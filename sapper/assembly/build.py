@@ -96,6 +96,11 @@ class Assembly:
     def zmm(self) -> Reg:
         return self.new("zmm")
 
+    def row(self, bits: int) -> Reg:
+        """A virtual vector register of so many bits."""
+        self.register_count += 1
+        return Reg("vec", bits, VirtualRegister("vec", self.register_count))
+
     def mask(self) -> Reg:
         return self.new("k")
 

@@ -53,6 +53,7 @@ class Emulator:
         self.mxcsr = int(table.DEFAULT_MXCSR)
         self.item: Instruction | None = None
         self.executed = 0
+        self.random = np.random.default_rng(0)
         stack = memory.allocate("the stack", STACK_BYTES)
         # As after a call: rsp + 8 is a multiple of 16.
         self.stack_register = Register(*table.STACK_POINTER)
@@ -226,6 +227,8 @@ class Emulator:
         for spec, operand, value, place in zip(row.operands, item.operands, after, places, strict=True):
             if not spec.writes:
                 continue
+            if row.tolerance and spec.dtype in ("f32", "f64"):
+                value = self._approximate(value.view(f"f{int(spec.dtype[1:]) // 8}"), row.tolerance).view(np.uint8)
             if isinstance(operand, Memory):
                 self._store(item, spec, place, value, mask)
             else:
@@ -237,6 +240,15 @@ class Emulator:
             self.flags = {f: v for f, v in self.flags.items() if f not in row.flags_written} | flags
         if item.mask is not None and row.masking == "required":
             self.registers[item.mask] = mask_after
+
+    def _approximate(self, exact: Array, tolerance: float) -> Array:
+        """A result that the manual only promises within a relative error: as far off as it may be, either way.
+
+        The meaning of such a row is the exact value, and code that is right only with that would be wrong on a chip.
+        """
+        with np.errstate(all="ignore"):
+            off = exact * (1 + tolerance * self.random.choice([-1.0, 1.0], exact.shape))
+        return np.where(np.isfinite(off), off, exact).astype(exact.dtype)
 
     def _load(self, item: Instruction, spec: Any, operand: Memory, address: int, size: int, mask: int | None) -> Array:
         """Memory of one operand; lanes that the opmask has off are not touched."""

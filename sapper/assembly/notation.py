@@ -241,7 +241,7 @@ def fits(spec: Any, given: Given) -> bool:
     # A shorter immediate is sign-extended to the operand's size; a byte (a count, a control word) and one as long as
     # the operand may be read without a sign.
     most = 1 << (bits if bits in (8, spec.bits) else bits - 1) if bits else 0
-    return bits > 0 and -(1 << bits - 1) <= given < most
+    return bool(bits > 0 and -(1 << bits - 1) <= given < most)
 
 
 def choose(table: Any, mnemonic: str, operands: Sequence[Given]) -> Any:
@@ -315,6 +315,31 @@ class Mnemonic:
         self.family: str = table.FAMILY
         self.name = name
         self.__name__ = name
+
+    # What `asm` asks of a piece (lang/by_hand.py).
+
+    implements = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.family}:{self.name}"
+
+    def usable(self, family: str, features: frozenset[str], lanes: int, inputs: tuple[Any, ...], result: Any) -> bool:
+        return bool(self._piece().usable(family, features, lanes, inputs, result))
+
+    def digest(self) -> str:
+        return self.key
+
+    def run(self, rows: list[Any], immediates: list[int]) -> Any:
+        return self._piece().run(rows, immediates)
+
+    def select(self, selector: Any, op: Any) -> None:
+        self._piece().select(selector, op)
+
+    def _piece(self) -> Any:
+        from .block import instruction_piece
+
+        return instruction_piece(self.table, self.name)
 
     def __call__(self, *operands: Any, comment: str = "") -> None:
         from .build import current

@@ -6,14 +6,24 @@ of the name (`x86.lock_add`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..targets.x86_64 import assembly as table
+from .block import Block, Write
+from .block import block as _block
+from .build import current as current
 from .errors import AssemblyError
 from .notation import broadcast as broadcast
 from .notation import mnemonic_named, names_of, unknown
 from .notation import ptr as ptr
 from .notation import z as z
+
+
+def block(name: str, *, inputs: str, result: str, features: str = "", implements: str = "") -> Callable[[Write], Block]:
+    """A block by hand on x86-64 rows; see assembly/block.py."""
+    return _block(table, name, inputs=inputs, result=result, features=features, implements=implements)
+
 
 _names: dict[str, Any] = {}
 
@@ -36,4 +46,4 @@ class _UnknownName(AttributeError):
     """No register, pointer or mnemonic of this name; the message is that of an unknown instruction."""
 
 
-__all__ = ["AssemblyError", "broadcast", "ptr", "table", "z"]
+__all__ = ["AssemblyError", "block", "broadcast", "current", "ptr", "table", "z"]

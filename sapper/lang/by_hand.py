@@ -1,14 +1,15 @@
-"""A kernel written by hand in a target's assembly, beside the tile kernel that says what it computes.
+"""What is written by hand in a target's assembly, beside the tile kernel that says what it computes.
 
-Enters: what `@kernel.assembly(...)` is given. Leaves: `ByHand`, which the runtime takes where its conditions hold.
-Holds: nothing here knows a target; `write` is handed to what does.
+Enters: what `@kernel.assembly(...)` and `asm(...)` are given. Leaves: `ByHand`, a whole kernel, which the runtime takes
+where its conditions hold; `PIECES`, instructions and blocks on register rows, by name.
+Holds: nothing here knows a target; pieces and `write` are handed to what does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +50,36 @@ class ByHand:
             if known % factor:
                 return f"{dim} is not known to be a multiple of {factor}"
         return ""
+
+
+class RowPiece(Protocol):
+    """An instruction or a block that computes one row from others; made by what knows the target.
+
+    key: "family:name", by which the IRs speak of it. implements: the tile op that a schedule may let it stand for, "".
+    """
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def implements(self) -> str: ...
+
+    def usable(self, family: str, features: frozenset[str], lanes: int, inputs: tuple[Any, ...], result: Any) -> bool:
+        """Whether it takes rows of these dtypes (of rows: f32, i32, f64, i64) on such a target."""
+        ...
+
+    def digest(self) -> str:
+        """Changes when the piece does."""
+        ...
+
+    def run(self, rows: list[Any], immediates: list[int]) -> Any:
+        """The result on rows as arrays: what the instructions mean."""
+        ...
+
+    def select(self, selector: Any, op: Any) -> None:
+        """Emit it for a lane op."""
+        ...
+
+
+PIECES: dict[str, RowPiece] = {}
+"""Pieces that kernels and schedules may name, by key."""

@@ -18,7 +18,9 @@ from ..assembly.errors import AssemblyError
 from ..assembly.override import Override, compile_by_hand, digest
 from ..codegen.machine import Instruction, Register
 from ..codegen.pipeline import scratch_bytes
+from ..lang.by_hand import PIECES
 from ..tile.rounding import Expectation, expect
+from ..tile.schedule import Schedule
 from ..tile.semantics import OutOfBounds
 from .arguments import Binding, Parameter, Signature, fill_words
 from .cases import Case, boundary_cases, cases, copy_of
@@ -29,6 +31,7 @@ QUICK_RUNS = 8
 """Cases before a piece is first used; `sapper check` takes more."""
 
 _verdicts: dict[tuple[Any, Any, Any], Override | None] = {}
+_trusted: dict[tuple[Any, Any, str], bool] = {}
 _digests: dict[tuple[Any, Any], str] = {}
 
 
@@ -52,10 +55,26 @@ def choose(kernel: Any, target: Any, static_dims: Mapping[str, int], unit_stride
     return None
 
 
-def key_of(kernel: Any) -> list[str]:
-    """What the pieces by hand of a kernel add to the key of its compiled form."""
-    keys = []
-    for piece in kernel.by_hand:
+def trusted(kernel: Any, target: Any, schedule: Any) -> bool:
+    """Whether a kernel with pieces by hand in it gives its results; one warning where it does not."""
+    key = (kernel, target, repr(schedule))
+    if key not in _trusted:
+        from .check import check_kernel
+
+        wanted = schedule if schedule is None or isinstance(schedule, Schedule) else Schedule.from_json(dict(schedule))
+        finding = check_kernel(kernel, target, runs=QUICK_RUNS, schedule=wanted).finding
+        _trusted[key] = finding is None
+        if finding is not None:
+            warn_once(f"by-hand {kernel.name} {key[2]}",
+                      f"kernel {kernel.name}: its pieces by hand are not used, generated code is: at station "
+                      f"{finding.station}, with {finding.case}: {finding.message}")
+    return _trusted[key]
+
+
+def key_of(kernel: Any, blocks: tuple[str, ...] = ()) -> list[str]:
+    """What pieces by hand add to the key of a kernel's compiled form. blocks: those that its schedule names."""
+    keys = [piece.digest() for piece in PIECES.values() if piece.key.partition(":")[2] in blocks]
+    for piece in getattr(kernel, "by_hand", ()):
         known = _digests.get((kernel, piece.write))
         if known is None:
             try:

@@ -201,15 +201,22 @@ def _compile(kernel: Any, **options: Any) -> Any:
         made = choose(kernel, options["target"], **facts)
         if made is not None:
             return made.compiled
-    return compile_kernel(kernel, **options)
+    compiled = compile_kernel(kernel, **options)
+    if compiled.pieces:
+        from .by_hand import trusted
+
+        if not trusted(kernel, options["target"], options["schedule"]):
+            return compile_kernel(kernel, **options, by_hand=False)
+    return compiled
 
 
-def _by_hand_key(kernel: Any) -> list[str]:
-    if not getattr(kernel, "by_hand", None):
+def _by_hand_key(kernel: Any, schedule: Any) -> list[str]:
+    blocks = schedule.get("assembly") if isinstance(schedule, Mapping) else getattr(schedule, "assembly", ())
+    if not getattr(kernel, "by_hand", None) and not blocks:
         return []
     from .by_hand import key_of
 
-    return key_of(kernel)
+    return key_of(kernel, tuple(blocks or ()))
 
 
 def _find_target(wanted: Any) -> Any:
@@ -440,7 +447,7 @@ class Launcher:
                     specialisation,
                     now.target_key(target),
                     _schedule_key(self.schedule),
-                    *_by_hand_key(self.kernel),
+                    *_by_hand_key(self.kernel, self.schedule),
                 ]
             )
             compiled = _read_cached(cache, key)
@@ -469,6 +476,9 @@ class Launcher:
         """A call with nothing known about it yet."""
         if options or len(arguments) < len(self.signature.parameters):
             arguments, options = self.by_position(arguments, options)
+            if options.pop("interpret", False):
+                interpret(self.kernel, *arguments)
+                return
             if options:
                 launcher_with(self.kernel, options).call(*arguments)
                 return
@@ -779,7 +789,7 @@ def _options_key(options: Mapping[str, Any]) -> str:
 def _option_key(name: str, value: Any) -> Any:
     if name == "schedule":
         return _schedule_key(value)
-    if name == "target" and value is not None:
+    if name == "target" and value is not None and not isinstance(value, str):
         return configuration().target_key(value)
     if name == "static" and not isinstance(value, (bool, str)):
         return sorted(str(getattr(d, "name", d)) for d in value or ())

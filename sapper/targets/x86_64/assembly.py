@@ -34,7 +34,7 @@ VIRTUAL = {"r64": ("gpr", 64), "r32": ("gpr", 32), "xmm": ("vec", 128), "ymm": (
            "k": ("mask", 64)}
 """Names under which a new register is asked for: kind and bits."""
 
-POINTER_BITS = 64
+RETURN = "ret"
 ARGUMENTS = tuple(("gpr", number) for number in abi.ARGUMENTS)
 CALLEE_SAVED = tuple(("gpr", number) for number in abi.CALLEE_SAVED)
 STACK_POINTER = ("gpr", abi.STACK_POINTER)
@@ -92,6 +92,10 @@ def mnemonics() -> tuple[str, ...]:
 def row_named(name: str) -> Row | None:
     """The row of this name; a prefix as in `lock add` is part of the mnemonic."""
     return ROWS.get(name)
+
+
+MOVE = "vmovaps"
+"""A move between vector registers; its rows are named after the registers' bits."""
 
 
 def register_file(target: Any) -> Any:
