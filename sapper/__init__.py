@@ -92,7 +92,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split
 __all__ = [
     "CallError", "Dim", "Kernel", "KernelError", "Program", "Schedule", "ScheduleError", "Tensor", "Variable",
     "abs", "argmax", "argmin", "asm", "bf16", "bool_", "ceil", "cos", "dims", "each", "empty", "erf", "exp", "exp2",
-    "f16", "f32", "f64", "f8e4m3", "f8e5m2", "floor", "full", "i16", "i32", "i4", "i64", "i8", "kernel", "log",
+    "f8e4m3", "f8e5m2", "f16", "f32", "f64", "floor", "full", "i4", "i8", "i16", "i32", "i64", "kernel", "log",
     "log2", "max", "maximum", "min", "minimum", "prepare", "round", "rsqrt", "sigmoid", "sin", "span", "sqrt",
     "sum", "tanh", "tiles", "u8", "where", "whole", "x86", "zeros",
 ]

@@ -19,7 +19,8 @@ class ByHand:
     name: for messages. family: "x86_64". features: those that the code needs. write: writes it, given the assembly.
     contiguous: tensors that must lie in C order. divisible: dim -> what its extent must be a multiple of (1, 16 or 64
     where the extent is not compiled in). no_spill, budget: see assembly.finish. reorder: the scheduler may choose the
-    order inside straight stretches.
+    order inside straight stretches. flushes_denormals: denormal inputs and results count as zero, as vdpbf16ps has it;
+    declared, since the kernel itself keeps them.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ByHand:
     no_spill: bool = False
     budget: Mapping[str, int] = field(default_factory=dict)
     reorder: bool = False
+    flushes_denormals: bool = False
 
     def refusal(self, target: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],
                 dim_classes: Mapping[str, tuple[int, int]]) -> str:

@@ -79,7 +79,7 @@ class Kernel:
     def assembly(
         self, *, family: str = "x86_64", features: str = "", contiguous: str = "",
         divisible: Mapping[str, int] | None = None, no_spill: bool = False, budget: Mapping[str, int] | None = None,
-        reorder: bool = False,
+        reorder: bool = False, flushes_denormals: bool = False,
     ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
         """`@matmul.assembly(features="avx512f", ...)` over `def write(a)`: this kernel in assembly by hand.
 
@@ -100,7 +100,8 @@ class Kernel:
         def attach(write: Callable[[Any], None]) -> Callable[[Any], None]:
             self.by_hand.append(ByHand(
                 write.__name__, family, frozenset(features.split()), write, tuple(contiguous.split()),
-                dict(divisible or {}), no_spill, dict(budget or {}), reorder))
+                dict(divisible or {}), no_spill, dict(budget or {}), reorder,
+                flushes_denormals))
             return write
 
         return attach
