@@ -29,6 +29,7 @@ from .notation import Reg
 from .static import check_static
 
 Write = Callable[..., None]
+MOST_IMMEDIATES = 2
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,13 @@ class Block:
     def key(self) -> str:
         return f"{self.table.FAMILY}:{self.name}"
 
-    @property
-    def python_function(self) -> Write:
-        """What a kernel's digest reads: the code depends on it."""
-        return self.write
-
     def digest(self) -> str:
         """A hash of the instructions that it is made of."""
         texts = []
         for lanes in (8, 16):
             sizes = tuple(lanes * d.bits for d in (self.result, *(self.inputs or ())) if d is not None)
             try:
-                texts.append(print_function(self.assemble(sizes, [])[0].machine()))
+                texts.append(print_function(self.written(sizes).machine()))
             except AssemblyError as error:
                 texts.append(error.kind)
         return hashlib.sha256("".join(texts).encode()).hexdigest()
@@ -116,30 +112,33 @@ class Block:
     def _writable(self, target: Any, sizes: tuple[int, ...]) -> bool:
         """Whether each instruction has a form for these registers whose features the target has."""
         try:
-            self.assemble_any(sizes, target)
+            assembly = self.written(sizes)
         except AssemblyError as error:
-            if error.kind in ("operands", "feature", "notation"):
+            if error.kind in ("operands", "notation"):
                 return False
             raise
+        for item in assembly.body:
+            if isinstance(item, Instruction):
+                evex = item.mask is not None or any(isinstance(o, Memory) and o.broadcast for o in item.operands)
+                if not self.table.legal_encodings(item.row, target.features, evex):
+                    return False
         return True
 
-    def assemble_any(self, sizes: tuple[int, ...], target: Any) -> None:
-        """Write the block once for a target, with as many immediates as it takes."""
-        for count in range(3):
+    def written(self, sizes: tuple[int, ...]) -> Assembly:
+        """The block with as many immediates (all 0) as it takes."""
+        refusal: AssemblyError | None = None
+        for count in range(MOST_IMMEDIATES + 1):
             try:
-                assembly, _, _ = self.assemble(sizes, [0] * count)
-            except (TypeError, AssemblyError) as error:
-                if count == 2 or (isinstance(error, AssemblyError) and error.kind != "operands"):
-                    raise error if isinstance(error, AssemblyError) else AssemblyError(
-                        "notation", f"{self.name} takes no {len(sizes) - 1} inputs", None, str(error)) from None
-                continue
-            for item in assembly.body:
-                if isinstance(item, Instruction):
-                    evex = item.mask is not None or any(isinstance(o, Memory) and o.broadcast for o in item.operands)
-                    if not self.table.legal_encodings(item.row, target.features, evex):
-                        raise AssemblyError("feature", f"{item.row.mnemonic} needs what {target.name} lacks",
-                                            item.location)
-            return
+                return self.assemble(sizes, [0] * count)[0]
+            except TypeError as error:  # the author's function takes another number of arguments
+                refusal = refusal or AssemblyError("notation", f"{self.name} takes no {len(sizes) - 1} inputs", None,
+                                                   str(error))
+            except AssemblyError as error:
+                if error.kind != "operands":
+                    raise
+                refusal = error
+        assert refusal is not None
+        raise refusal
 
     def run(self, rows: list[Any], immediates: list[int]) -> Any:
         """The block's result on rows, from the meanings of its instructions."""
