@@ -58,7 +58,8 @@ class Assembly:
     table: the target's facts (`sapper/targets/<family>/assembly.py`). body, constants: as in MachineFunction.
     owners: for each instruction the owner of each pinned register that it names. inputs: registers that hold something
     at entry. pointers: those of them that point to a region, or to a block of words (regions by byte offset).
-    naked: the author writes prologue and epilogue; no register is virtual.
+    naked: the author writes prologue and epilogue; no register is virtual. declared: its effects, as `declare` took
+    them.
     """
 
     name: str
@@ -69,9 +70,14 @@ class Assembly:
     owners: dict[Instruction, dict[Any, Any]] = field(default_factory=dict)
     inputs: dict[Any, Region | None] = field(default_factory=dict)
     words: dict[Any, dict[int, Region | None]] = field(default_factory=dict)
-    outputs: list[Any] = field(default_factory=list)
     labels: list[LabelName] = field(default_factory=list)
     register_count: int = 0
+    declared: dict[str, Any] | None = None
+
+    def declare(self, reads: str = "", writes: str = "", clobbers: str = "") -> None:
+        """Say what the piece does: regions that it reads and writes, physical registers that it overwrites, separated
+        by blanks. What the rows say is compared with it (effects.py)."""
+        self.declared = {"reads": reads, "writes": writes, "clobbers": clobbers, "location": author_location()}
 
     # --- Registers --------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,7 @@ class Emulator:
         self.mxcsr = int(table.DEFAULT_MXCSR)
         self.item: Instruction | None = None
         self.executed = 0
+        self.written: list[tuple[int, int]] = []  # (address, bytes) of every store
         self.random = np.random.default_rng(0)
         stack = memory.allocate("the stack", STACK_BYTES)
         # As after a call: rsp + 8 is a multiple of 16.
@@ -76,9 +77,8 @@ class Emulator:
     def get(self, register: Any) -> Any:
         found = self.registers.get(register)
         if found is None:
-            assert self.item is not None
-            raise self.fail("undefined", f"{self.item.row.mnemonic} reads a register that was never written",
-                            repr(register))
+            reader = self.item.row.mnemonic if self.item is not None else "the caller"
+            raise self.fail("undefined", f"{reader} reads a register that was never written", repr(register))
         return found
 
     def view(self, address: int, size_bytes: int, write: bool) -> Array:
@@ -94,6 +94,7 @@ class Emulator:
 
     def write(self, address: int, data: Array) -> None:
         self.view(address, len(data), True)[:] = data
+        self.written.append((address, len(data)))
 
     def clear_above(self, kind: str, number: int, size_bytes: int) -> None:
         """Clear the bytes of a register from `size_bytes` on."""
@@ -204,6 +205,9 @@ class Emulator:
                         continue
                     size = (spec.broadcast_bits if operand.broadcast else spec.memory_bits) // 8
                     places[-1] = (address, size)
+                    if row.mnemonic in self.table.ALIGNED and address % size:
+                        raise self.fail("footprint", f"{row.mnemonic} needs memory aligned to {size} bytes",
+                                        f"an address {address % size} bytes past such a one")
                     raw.append(self._load(item, spec, operand, address, size, mask))
             elif spec.reads or (spec.writes and item.mask is not None and not item.zeroing) or spec.role == "a":
                 raw.append(self._value(spec, operand, constant))

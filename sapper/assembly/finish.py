@@ -18,6 +18,7 @@ from ..codegen.liveness import AllocationError
 from ..codegen.machine import Instruction, Label, MachineFunction
 from ..codegen.schedule import schedule as order_instructions
 from .build import Assembly
+from .effects import compare
 from .errors import AssemblyError
 from .static import check_static
 
@@ -60,6 +61,8 @@ def finish(assembly: Assembly, target: Any, no_spill: bool = False, budget: dict
     do not suffice.
     """
     check_static(assembly, target)
+    if assembly.declared is not None:
+        compare(assembly, target, **assembly.declared)
     machine = assembly.machine()
     file = assembly.table.register_file(target)
     registers: Any = _Limited(file, budget) if budget else file

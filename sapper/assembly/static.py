@@ -46,6 +46,16 @@ def check_static(assembly: Assembly, target: Any) -> None:
     _Checker(assembly, target).run()
 
 
+def accessed_regions(assembly: Assembly, target: Any) -> list[tuple[Instruction, Any, str]]:
+    """Each access to memory as (instruction, operand of its row, name of a region that it may reach).
+
+    Raises AssemblyError like check_static.
+    """
+    checker = _Checker(assembly, target)
+    checker.run()
+    return checker.accessed
+
+
 @dataclass(slots=True)
 class _State:
     """values: of each register, and of stack slots by their depth. points: where registers and slots may point.
@@ -120,6 +130,7 @@ class _Checker:
         self.flags_used: set[Instruction] = set()
         self.lost_to: dict[Instruction, Instruction] = {}
         self.final = False
+        self.accessed: list[tuple[Instruction, Any, str]] = []
 
     def fail(self, kind: str, headline: str, item: Any, found: str = "", expected: str = "",
              mend: str = "") -> AssemblyError:
@@ -424,6 +435,7 @@ class _Checker:
                                 "declare the pointer: a.input(register, Region(...))")
             bytes_ = (spec.broadcast_bits if operand.broadcast else spec.memory_bits) // 8
             for region, offset in sorted(places, key=lambda p: (p[0].name, p[1] or 0)):
+                self.accessed.append((item, spec, region.name))
                 if spec.writes and not region.writable:
                     raise self.fail("read-only", f"{item.row.mnemonic} stores to {region.name}, which is only read",
                                     item, "a store", "a load", "declare it writable if it is an output")

@@ -32,7 +32,8 @@ SMALL_VOLUME = 2_000
 
 LARGE_VOLUME = 60_000
 _LOOP_BOUND = 8
-_BOUNDARIES = (1, 2, 4, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 27, 28, 29, 31, 32, 33, 47, 48, 49)
+_JOINT = ((15, 17, 33), (29, 46, 6))
+_BOUNDARIES = (0, 1, 2, 4, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 27, 28, 29, 31, 32, 33, 47, 48, 49)
 _ATTEMPTS = 8
 _LAYOUTS = ("contiguous", "rows apart", "every other", "columns first", "backwards")
 _DIMS = {
@@ -198,19 +199,27 @@ def cases(
 def boundary_cases(
     kernel: Any, function: Function, seed: int, divisible: Mapping[str, int], contiguous: tuple[str, ...] = (),
 ) -> Iterator[Case]:
-    """Cases in which one dimension at a time lies at, just below and just above where loops and vectors end."""
+    """Cases in which loops and vectors end in every way: first all dimensions together, long enough that each has whole
+    steps and a rest, then one at a time at, just below and just above where they end."""
     traits = _traits(function)
     dims = list(dict.fromkeys(
         d for _, type in kernel.parameters if isinstance(type, TensorType) for d in type.dims if isinstance(d, str)
     ))
-    for at, dim in enumerate(dims):
-        for extent in dict.fromkeys(-(-n // divisible.get(dim, 1)) * divisible.get(dim, 1) for n in _BOUNDARIES):
-            shape = {d: divisible.get(d, 3) for d in dims} | {dim: extent}
-            arguments = _fitting(kernel, function, traits, [seed, at, extent], shape)
-            arranged = {n: _arrange(v, "contiguous" if n in contiguous else "rows apart", n in traits.stored)
-                        if isinstance(v, numpy.ndarray) else v for n, v in arguments.items()}
-            yield Case(f"boundary {' '.join(f'{d}={e}' for d, e in shape.items())}", arranged, frozenset(),
-                       _volume(shape.values()) <= SMALL_VOLUME)
+    shapes = [{d: _round_up(joint[(at + turn) % len(joint)], divisible.get(d, 1)) for at, d in enumerate(dims)}
+              for joint in _JOINT for turn in range(len(joint))]
+    for dim in dims:
+        for extent in dict.fromkeys(_round_up(n, divisible.get(dim, 1)) for n in _BOUNDARIES):
+            shapes.append({d: divisible.get(d, 3) for d in dims} | {dim: extent})
+    for at, shape in enumerate(shapes):
+        arguments = _fitting(kernel, function, traits, [seed, at], shape)
+        arranged = {n: _arrange(v, "contiguous" if n in contiguous else "rows apart", n in traits.stored)
+                    if isinstance(v, numpy.ndarray) else v for n, v in arguments.items()}
+        yield Case(f"boundary {' '.join(f'{d}={e}' for d, e in shape.items())}", arranged, frozenset(),
+                   _volume(shape.values()) <= SMALL_VOLUME)
+
+
+def _round_up(value: int, factor: int) -> int:
+    return -(-value // factor) * factor
 
 
 def _plan(runs: int) -> list[tuple[str, str, bool, bool]]:

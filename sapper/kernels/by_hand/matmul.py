@@ -203,7 +203,8 @@ def _micro_kernel(k: Any, shape: Shape, rows: int, a_row: Any, panel: Any, c_row
         return counter
 
     counter = walk(0, shape.unrolled)
-    walk(counter, 1)
+    if shape.pair == 1:  # pairs come by sixteen elements at least
+        walk(counter, 1)
     for pair in sums:
         second = x86.ptr[c_row + shape.vector_bytes]
         x86.vmovups(x86.ptr[c_row], pair[0])

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -76,15 +77,15 @@ def make_row_sum() -> Any:
 
 
 def write_row_sum(a: Any) -> None:
-    """Sixteen rows at a time: their sixteen vectors of partial sums are transposed and added in four stages, 30 shuffles
-    and 15 additions, where a row by itself takes 4 and 4."""
+    """Sixteen rows at a time: their sixteen vectors of partial sums are transposed and added in four stages, 30
+    shuffles and 15 additions, where a row by itself takes 4 and 4."""
     x, s, rows, columns = a.data("x"), a.data("s"), a.extent("M"), a.extent("N")
     row_bytes = a.r64()
     x86.imul(row_bytes, columns, 4)
     with a.loop(0, rows, 16) as row:
         bases = [a.r64() for _ in range(6)]
         x86.mov(bases[0], x)
-        for before, base in zip(bases, bases[1:], strict=False):
+        for before, base in pairwise(bases):
             x86.lea(base, x86.ptr[before + row_bytes * 2])
             x86.add(base, row_bytes)
         sums = [a.zmm() for _ in range(16)]

@@ -46,6 +46,9 @@ COMPARISONS = frozenset({"cmp", "test", "bt", "vptest", "vtestps", "vtestpd", "k
 """Mnemonics that only set flags: one whose flags nobody reads is a mistake."""
 
 MOVES = frozenset({"mov"})
+ALIGNED = frozenset({"vmovaps", "vmovapd", "vmovdqa", "vmovdqa32", "vmovdqa64", "vmovntps", "vmovntpd", "vmovntdq",
+                     "vmovntdqa"})
+"""Mnemonics whose memory must be aligned to its size (SDM volume 1, 14.9)."""
 
 _CONDITION_SYNONYMS = {"c": "b", "nae": "b", "nc": "ae", "nb": "ae", "z": "e", "nz": "ne", "na": "be", "nbe": "a",
                        "pe": "p", "po": "np", "nge": "l", "nl": "ge", "ng": "le", "nle": "g"}
@@ -183,7 +186,7 @@ OTHER_ROUNDING = {
 _COMMUTES = frozenset({"vaddps", "vaddpd", "vmulps", "vmulpd", "vpaddd", "vpaddq", "vpmulld", "vandps", "vpandd",
                        "vpand", "vorps", "vpord", "vpor", "vxorps", "vpxord", "vpxor", "vmaxps", "vminps",
                        "vfmadd231ps", "vfmadd231pd", "vfnmadd231ps", "vpaddb", "vpaddw", "kandw", "korw",
-                       "test", "vptest", "vfmadd231ss"})
+                       "test", "vptest", "vfmadd231ss", "vdpbf16ps", "vaddss", "vmulss", "imul"})
 
 
 def commutes(row: Row) -> bool:
