@@ -66,7 +66,7 @@ def effects_of(assembly: Assembly, target: Any) -> Effects:
 
 def name_of(table: Any, register: Register) -> str:
     """The name of a register at its full size."""
-    full = max((bits, name) for name, (kind, number, bits) in table.REGISTERS.items()
+    full: tuple[int, str] = max((bits, name) for name, (kind, number, bits) in table.REGISTERS.items()
                if (kind, number) == (register.kind, register.number))
     return full[1]
 

@@ -28,6 +28,8 @@ class Kernel:
     defaults: the default values of scalar parameters, by name. options: what the decorator was given beside the
     name, for the runtime. python_function, source_file, source_line: where it comes from.
     launcher: what a call runs; the runtime may replace it. by_hand: assembly that stands for it, the first that can.
+    refused_by_hand: set where some of it was found wrong in this process; what is compiled instead is not kept on disk,
+    so that the next process says so too.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Kernel:
         )
         self.launcher: Callable[..., Any] = self._first_call
         self.by_hand: list[ByHand] = []
+        self.refused_by_hand = False
         self._digest: str | None = None
         self._tile_ir: dict[tuple[tuple[str, int], ...], Function] = {}
 

@@ -68,6 +68,7 @@ def trusted(kernel: Any, target: Any, schedule: Any) -> bool:
         finding = check_kernel(kernel, target, runs=QUICK_RUNS, schedule=wanted).finding
         _trusted[key] = finding is None
         if finding is not None:
+            kernel.refused_by_hand = True
             warn_once(f"by-hand {kernel.name} {key[2]}",
                       f"kernel {kernel.name}: its pieces by hand are not used, generated code is: at station "
                       f"{finding.station}, with {finding.case}: {finding.message}")
@@ -95,6 +96,7 @@ def _judge(kernel: Any, piece: Any, target: Any) -> Override | None:
         verify(kernel, made, runs=QUICK_RUNS)
         return made
     except AssemblyError as error:
+        kernel.refused_by_hand = True
         warn_once(f"by-hand {kernel.name} {piece.name}",
                   f"kernel {kernel.name}: its assembly {piece.name} is not used, generated code is: {error}")
         return None
@@ -174,7 +176,7 @@ def prove_exhaustively(kernel: Any, target: Any = None, chunk: int = 1 << 22) ->
             view, _, _, address = entry.block()
             entry.run(view, address)
         bits = [output.view(numpy.uint32 if output.itemsize == 4 else numpy.uint8) for output in outputs]
-        if not numpy.array_equal(*bits):
+        if not numpy.array_equal(bits[0], bits[1]):
             at = int(numpy.flatnonzero(bits[0] != bits[1])[0])
             raise AssemblyError("result", f"{kernel.name} by hand differs from what it means", None,
                                 f"{outputs[0][at]!r} for the input {start + at:#x}", repr(outputs[1][at]))

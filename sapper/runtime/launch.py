@@ -466,7 +466,7 @@ class Launcher:
         if not isinstance(result, CompiledKernel) and getattr(result, "stored", None) is None:
             stored = stored_tensors(self.kernel.tile_ir(dict(specialisation.static_dims)))
         compiled = CompiledKernel.of(self.name, result, stored)
-        if cache is not None:
+        if cache is not None and not getattr(self.kernel, "refused_by_hand", False):
             cache.put(key, compiled.pack())
         return compiled
 

@@ -163,7 +163,7 @@ def _micro_kernel(k: Any, shape: Shape, rows: int, a_row: Any, panel: Any, c_row
         for total in pair:
             x86.vxorps(total.xmm, total.xmm, total.xmm)
     # Three rows hang on one base: base, base + a_bytes, base + 2 * a_bytes.
-    bases = []
+    bases: list[Any] = []
     for at in range(0, rows, 3):
         base = k.r64()
         if at == 0:
