@@ -167,6 +167,6 @@ def compile_by_hand(kernel: Any, piece: ByHand, target: Any) -> Override:
     finished = finish(assembly, target, piece.no_spill, dict(piece.budget), piece.reorder)
     compiled = Compiled(
         kernel.name, finished.code, tuple(assembly.slots), assembly.scratch_size, int(assembly.parallel),
-        assembly.stored, tuple(tuple(r) for r in function.attributes.get("requires", ())),
+        assembly.stored, tuple(tuple(r) for r in function.attributes.get("requires", ())), (), (),
         lambda: print_function(finished.machine))
     return Override(piece, assembly, assembly.machine(), finished, compiled)
