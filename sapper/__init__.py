@@ -14,6 +14,7 @@ from .lang import context as _context
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .assembly import x86
     from .ir.types import (
         bf16,
         bool_,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         abs,
         argmax,
         argmin,
+        asm,
         ceil,
         cos,
         each,
@@ -72,9 +74,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    ".assembly": "x86",
     ".ir.types": "f64 f32 f16 bf16 f8e4m3 f8e5m2 i64 i32 i16 i8 i4 u8 bool_",
-    ".lang.builtins": "tiles each whole span zeros full where maximum minimum abs exp exp2 log log2 sqrt rsqrt tanh "
-                      "sigmoid erf sin cos floor ceil round sum max min argmax argmin",
+    ".lang.builtins": "asm tiles each whole span zeros full where maximum minimum abs exp exp2 log log2 sqrt rsqrt "
+                      "tanh sigmoid erf sin cos floor ceil round sum max min argmax argmin",
     ".lang.dims": "Dim dims",
     ".lang.errors": "CallError KernelError",
     ".lang.kernel": "Kernel kernel",
@@ -87,11 +90,11 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
-    "CallError", "Dim", "Kernel", "KernelError", "Program", "Schedule", "ScheduleError", "Tensor", "Variable", "abs",
-    "argmax", "argmin", "bf16", "bool_", "ceil", "cos", "dims", "each", "empty", "erf", "exp", "exp2", "f8e4m3",
-    "f8e5m2", "f16", "f32", "f64", "floor", "full", "i4", "i8", "i16", "i32", "i64", "kernel", "log", "log2", "max",
-    "maximum", "min", "minimum", "prepare", "round", "rsqrt", "sigmoid", "sin", "span", "sqrt", "sum", "tanh", "tiles",
-    "u8", "where", "whole", "zeros",
+    "CallError", "Dim", "Kernel", "KernelError", "Program", "Schedule", "ScheduleError", "Tensor", "Variable",
+    "abs", "argmax", "argmin", "asm", "bf16", "bool_", "ceil", "cos", "dims", "each", "empty", "erf", "exp", "exp2",
+    "f8e4m3", "f8e5m2", "f16", "f32", "f64", "floor", "full", "i4", "i8", "i16", "i32", "i64", "kernel", "log",
+    "log2", "max", "maximum", "min", "minimum", "prepare", "round", "rsqrt", "sigmoid", "sin", "span", "sqrt",
+    "sum", "tanh", "tiles", "u8", "where", "whole", "x86", "zeros",
 ]
 
 

@@ -40,6 +40,7 @@ class Compiled:
     scratch: every scratch buffer as (element bytes, ((constant, dims, multiple), ...)); see lane.lower.
     tasks, work: how many workers are worth waking; see runtime.compiled.
     requires: what the extents must fulfil; see docs/ir.md. made: the code with its machine IR and line table.
+    pieces: keys of the assembly by hand in it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Compiled:
     work: tuple[Term, ...]
     text: Callable[[], str] = field(compare=False)
     made: CompiledCode = field(compare=False)
+    pieces: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -66,11 +68,12 @@ class Stages:
     code: bytes | None = None
 
 
-def facts_of(target: Any) -> Facts:
-    """What the model knows of a target."""
+def facts_of(target: Any, by_hand: bool = True) -> Facts:
+    """What the model knows of a target. by_hand: pieces of assembly may stand for what they mean."""
     return Facts(lanes=target.lanes, vector_registers=target.vector_registers, l1_bytes=target.l1_bytes,
                  l2_bytes=target.l2_bytes, l3_bytes=target.l3_bytes, fma_latency=target.fma_latency,
-                 broadcast_operand=target.mask_kind == "opmask")
+                 broadcast_operand=target.mask_kind == "opmask", family=target.family if by_hand else "",
+                 features=target.features if by_hand else frozenset())
 
 
 def scratch_bytes(scratch: tuple[Any, ...], dims: Mapping[str, int]) -> int:
@@ -153,27 +156,30 @@ def finish_lane(lane: Function, target: Any) -> Function:
 
 
 def compile_function(function: Function, schedule: Schedule | None, target: Any,
-                     specialization: Specialization) -> Compiled:
-    """Compile a tile IR function for one target."""
+                     specialization: Specialization, by_hand: bool = True) -> Compiled:
+    """Compile a tile IR function for one target. by_hand: see facts_of."""
     from .compile import compile_lane
 
     stored = stored_tensors(function)
-    lane = finish_lane(to_lane(function, schedule or Schedule(), facts_of(target), specialization), target)
+    facts = facts_of(target, by_hand)
+    lane = finish_lane(to_lane(function, schedule or Schedule(), facts, specialization), target)
+    pieces = tuple(sorted({op.attributes["by"] for op in lane.walk() if op.name == "asm"}))
     made = compile_lane(lane, target)
     _trace(made.machine, "allocate", "machine")
-    facts = lane.attributes
-    return Compiled(function.name, made.bytes, tuple(facts["slots"]), _tuples(facts["scratch"]), facts["counters"],
-                    stored, _tuples(function.attributes.get("requires", [])), _tuples(facts["tasks"]),
-                    work(function, facts["lanes"]), lambda: made.text, made)
+    known = lane.attributes
+    return Compiled(function.name, made.bytes, tuple(known["slots"]), _tuples(known["scratch"]), known["counters"],
+                    stored, _tuples(function.attributes.get("requires", [])), _tuples(known["tasks"]),
+                    work(function, known["lanes"]), lambda: made.text, made, pieces)
 
 
 def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],
                    dim_classes: Mapping[str, tuple[int, int]], target: Any, schedule: Schedule | None,
-                   aligned: frozenset[str] = frozenset()) -> Compiled:
+                   aligned: frozenset[str] = frozenset(), by_hand: bool = True) -> Compiled:
     """Compile a `lang.Kernel`.
 
     static_dims: extents compiled in. unit_strides: see Specialization.strides. dim_classes: for each run-time dimension
     (least upper bound of its class, divisor). aligned: tensors whose rows all start at multiples of 64 bytes.
+    by_hand: see facts_of.
     """
     dims = {name: DimClass(HINTS.get(bound, LARGE), divisor) for name, (bound, divisor) in dim_classes.items()}
     if schedule is not None and not isinstance(schedule, Schedule):
@@ -182,7 +188,8 @@ def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Ma
     gc.disable()  # the IRs are many small objects, all alive to the end: looking for garbage among them takes a third
     try:
         function = kernel.tile_ir(dict(static_dims))
-        return compile_function(function, schedule, target, Specialization(dims, dict(unit_strides), aligned))
+        return compile_function(function, schedule, target, Specialization(dims, dict(unit_strides), aligned),
+                                by_hand)
     finally:
         if collects:
             gc.enable()

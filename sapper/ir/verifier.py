@@ -370,6 +370,12 @@ def _tile_select(check: Checker, op: Op) -> None:
     _result_tile(check, op, dtype, union_of_axes(op.operands))
 
 
+def _tile_asm(check: Checker, op: Op) -> None:
+    meaning, *_ = _tiles(check, op)
+    check.attribute(op, "by", str)
+    _result_tile(check, op, meaning.dtype, meaning.axes)
+
+
 def _tile_cast(check: Checker, op: Op) -> None:
     (type,) = _tiles(check, op)
     _result_tile(check, op, _tile(check, op.result, "a result").dtype, type.axes)
@@ -497,6 +503,7 @@ TILE_RULES: dict[str, Rule] = {
     **dict.fromkeys(("and", "or", "xor", "not"), _elementwise(*_BITS)),
     **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), _elementwise("fiuxb", _NUMBER[1] + " or bool", True)),
     "select": _tile_select,
+    "asm": _tile_asm,
     "cast": _tile_cast,
     "bitcast": _tile_bitcast,
     "reduce": _tile_reduce,
@@ -757,6 +764,13 @@ def _lane_barrier(check: Checker, op: Op) -> None:
         check.fail("a barrier inside tasks, which not every worker would reach", "barriers outside tasks")
 
 
+def _lane_asm(check: Checker, op: Op) -> None:
+    check.attribute(op, "by", str)
+    for value in (*op.operands, op.result):
+        if not isinstance(value.type, RowType):
+            check.fail(f"{value.type}", "rows")
+
+
 _SCALAR_BINARY = _signature((S64, S64), (S64,))
 _MASK_BINARY = _signature((MASK, MASK), (MASK,))
 
@@ -784,6 +798,7 @@ LANE_RULES: dict[str, Rule] = {
     **dict.fromkeys(("idiv", "imod"), _same_rows(INTEGER_ROWS)),
     "cmp": _lane_cmp,
     "select": _lane_select,
+    "asm": _lane_asm,
     "mask_first": _signature((S64,), (MASK,)),
     **dict.fromkeys(("mask_and", "mask_or", "mask_xor"), _MASK_BINARY),
     "mask_not": _signature((MASK,), (MASK,)),

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.text import print_op
 from ..ir.types import DType, RowType, b32, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, u8
+from ..lang.by_hand import PIECES
 
 Array = NDArray[Any]
 
@@ -685,6 +686,16 @@ def _build_load(program: Program, op: Op) -> _Step:
     return load
 
 
+def _build_asm(program: Program, op: Op) -> _Step:
+    piece, immediates = PIECES[op.attributes["by"]], list(op.attributes["immediates"])
+    operands, result = [program._slot(v) for v in op.operands], program._slot(op.result)
+
+    def asm(e: list[Any]) -> None:
+        e[result] = piece.run([e[o] for o in operands], immediates)
+
+    return asm
+
+
 def _build_load_splat(program: Program, op: Op) -> _Step:
     address, _ = program._address(op, 0)
     kind, row = _MEMORY[op.attributes["dtype"]], _ROW_OF_MEMORY[op.attributes["dtype"]]
@@ -846,8 +857,9 @@ def _build_barrier(program: Program, op: Op) -> _Step:
 
 _BUILDERS: dict[str, Callable[[Program, Op], _Step]] = {
     "arg": _build_arg, "worker": _build_worker, "workers": _build_workers, "s_load": _build_s_load,
-    "s_store": _build_s_store, "load": _build_load, "load_splat": _build_load_splat, "gather": _build_gather,
-    "store": _build_store, "store_lane0": _build_store_lane0, "scatter": _build_scatter, "prefetch": _build_nothing,
+    "s_store": _build_s_store, "load": _build_load, "load_splat": _build_load_splat, "asm": _build_asm,
+    "gather": _build_gather, "store": _build_store, "store_lane0": _build_store_lane0,
+    "scatter": _build_scatter, "prefetch": _build_nothing,
     "loop": _build_loop, "if": _build_if, "tasks": _build_tasks, "barrier": _build_barrier,
     "fence_streaming": _build_nothing,
 }

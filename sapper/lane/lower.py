@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TileType, bool_
+from ..lang.by_hand import PIECES
 from ..tile.plan import Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
 from ..tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
 from .late import LateLowering, LateWalk
@@ -153,6 +154,15 @@ class Lowering(LateLowering):
             if name not in tensors:
                 raise ScheduleError(f"schedule of {self.function.name}: no tensor {name!r}; expected one of "
                                     f"{', '.join(sorted(tensors))}")
+        for name in self.schedule.assembly:
+            known = [p.key.partition(":")[2] for p in PIECES.values() if p.implements]
+            chosen = [p for p in PIECES.values() if p.implements and p.key.partition(":")[2] == name]
+            if not chosen:
+                raise ScheduleError(f"schedule of {self.function.name}: no block {name!r}; expected one of "
+                                    f"{', '.join(sorted(known)) or 'none, as no block is registered'}")
+            for piece in chosen:
+                if piece.key.startswith(f"{self.facts.family}:"):
+                    self.blocks[piece.implements] = piece.key
         for axis, tile in self.schedule.tile.items():
             if tile < 1:
                 raise ScheduleError(f"schedule of {self.function.name}: tile of axis {axis} is {tile}; expected >= 1")

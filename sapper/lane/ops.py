@@ -60,6 +60,8 @@ LANE_OPS = OpTable("lane", [
       for name in ("shl", "shr", "sar")],
     OpSpec("idiv", (2, 2), doc="floor division of integer rows; the divisor must not be 0"),
     OpSpec("imod", (2, 2), doc="a - b * idiv(a, b)"),
+    OpSpec("asm", (1, None), attributes=("by", "immediates"),
+           doc="the piece by hand of this name (lang/by_hand.py) on rows; only a target that has it can select it"),
     # Masks.
     OpSpec("cmp", (2, 2), attributes=("cond",), doc="rows -> mask; integers signed; unordered is false except ne"),
     OpSpec("select", (3, 3), doc="mask, a, b: a in lanes that are on, else b"),

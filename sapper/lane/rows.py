@@ -30,7 +30,9 @@ from ..ir.types import (
     i64,
     index,
 )
+from ..lang.by_hand import PIECES
 from ..tile.affine import affine
+from ..tile.schedule import Facts
 from .ops import MATH
 from .state import Access, Scalar, State, element_bytes, memory_dtype, row_dtype
 
@@ -83,6 +85,8 @@ class RowEvaluation(State):
         self.scalars: dict[Value, Scalar] = {}
         self.staged: dict[Op, Any] = {}
         self.tensor_strides: dict[Value, list[Scalar]] = {}
+        self.facts = Facts()
+        self.blocks: dict[str, str] = {}  # op -> the block by hand that the schedule chose for it
 
     # Levels.
 
@@ -150,8 +154,27 @@ class RowEvaluation(State):
             return self._coordinate(op.attributes["axis"], at, level)
         if name == "load":
             return self._load(op, at, level)
+        if name == "asm":
+            return self._by_hand(op, at, level)
         rows = [self.row(v, at) for v in op.operands]
+        if name in self.blocks:
+            piece = PIECES[self.blocks[name]]
+            inputs, result = tuple(r.type.dtype for r in rows), row_dtype(dtype)  # type: ignore[union-attr]
+            if piece.usable(self.facts.family, self.facts.features, self.lanes, inputs, result):
+                return self.emit(level, "asm", rows, RowType(result), by=piece.key, immediates=[])
         return self._elementwise(op, name, rows, dtype, level)
+
+    def _by_hand(self, op: Op, at: dict[str, int], level: int) -> Value:
+        """`asm`: the piece where the target has it, else what it means."""
+        dtype = op.result.type.dtype  # type: ignore[union-attr]
+        result = row_dtype(dtype)
+        inputs = tuple(row_dtype(v.type.dtype) for v in op.operands[1:])  # type: ignore[union-attr]
+        piece = PIECES[op.attributes["by"]]
+        narrow = any(v.type.dtype.bits < 32 for v in (op.result, *op.operands[1:]))  # type: ignore[union-attr]
+        if narrow or not piece.usable(self.facts.family, self.facts.features, self.lanes, inputs, result):
+            return self.row(op.operands[0], at)
+        rows = [self.row(v, at) for v in op.operands[1:]]
+        return self.emit(level, "asm", rows, RowType(result), by=piece.key, immediates=op.attributes["immediates"])
 
     @staticmethod
     def _made_of_rows(op: Op) -> bool:

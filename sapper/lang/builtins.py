@@ -151,6 +151,16 @@ def round(x: Any) -> Any:
     return _call("round", x)
 
 
+def asm(piece: Any, *inputs: Any, meaning: Any, tolerance: float = 0.0) -> Any:
+    """One instruction, or a block, of a target on tiles: `asm(x86.vrcp14ps, t, meaning=lambda t: 1 / t)`.
+
+    meaning: the same in the language, a function of the inputs. It is what the call means: interpreters and every
+    target that lacks the piece compute it. inputs: tiles, or integers that the instruction takes as immediates (the
+    meaning is not given those). tolerance: the relative error that the piece may have.
+    """
+    return _call("asm", piece, *inputs, meaning=meaning, tolerance=tolerance)
+
+
 # Reductions.
 
 def sum(x: Any, *, over: Any) -> Any:
@@ -180,5 +190,5 @@ def argmin(x: Any, *, over: Any) -> Any:
 
 UNARY_NAMES = ("abs", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "erf", "sin", "cos",
                "floor", "ceil", "round")
-NAMES = (*UNARY_NAMES, "tiles", "each", "whole", "span", "zeros", "full", "where", "maximum", "minimum",
+NAMES = (*UNARY_NAMES, "asm", "tiles", "each", "whole", "span", "zeros", "full", "where", "maximum", "minimum",
          "sum", "max", "min", "argmax", "argmin")

@@ -15,8 +15,9 @@ from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from ..ir.nodes import Value
-from ..ir.types import DType, bool_, f32, i32, index
+from ..ir.types import DType, TileType, bool_, f32, i32, index
 from . import builtins as surface
+from .by_hand import PIECES
 from .dims import DimExpression
 from .expressions import Expressions, LocalFunction, Returned, constant_of
 from .kernel import Kernel
@@ -271,6 +272,46 @@ class Calls(Expressions):
         return self.full(arguments, keywords["value"], keywords.get("dtype"), node, self.nodes(node, arguments),
                          value_node)
 
+    def call_asm(self, node: ast.Call, arguments: list[Any], keywords: dict[str, Any], hint: Any) -> Value:
+        self.expect(node, arguments, keywords, 2, None, ("meaning", "tolerance"))
+        piece, *inputs = arguments
+        key = getattr(piece, "key", None)
+        if not isinstance(key, str):
+            self.fail("bad-argument", "asm names an instruction or a block", node, self.describe(piece),
+                      "an instruction such as x86.vrcp14ps, or a block", "import it: from sapper import x86")
+        meaning = keywords.get("meaning")
+        if not isinstance(meaning, (FunctionType, LocalFunction)):
+            self.fail("call-arguments", "asm needs a meaning", node, ast.unparse(node),
+                      "meaning=a function of the tiles", "write meaning=lambda t: ...")
+        tiles = [a for a in inputs if isinstance(a, Value)]
+        immediates = [a for a in inputs if isinstance(a, int) and not isinstance(a, bool)]
+        tolerance = keywords.get("tolerance", 0.0)
+        if len(tiles) + len(immediates) != len(inputs) or not tiles or not isinstance(tolerance, (int, float)):
+            self.fail("bad-argument", "asm takes tiles, then immediates", node, ast.unparse(node),
+                      "tiles and integers")
+        value = self.inline(meaning, node, list(tiles), {})
+        if not isinstance(value, Value) or not isinstance(value.type, TileType):
+            self.fail("bad-argument", "the meaning of asm is no tile", node, self.describe(value), "a tile")
+        self.only_elementwise(value, tiles, node)
+        PIECES[key] = piece
+        self.at(node)
+        result = self.emit("asm", [value, *tiles], value.type)
+        assert result.op is not None
+        result.op.attributes.update(by=key, immediates=immediates, tolerance=float(tolerance))
+        return result
+
+    def only_elementwise(self, value: Value, inputs: list[Value], node: ast.Call) -> None:
+        """A meaning computes each element from the same element of the inputs, as an instruction on rows does."""
+        pending = [value]
+        while pending:
+            found = pending.pop()
+            if found in inputs or found.op is None:
+                continue
+            if found.op.name in ("reduce", "contract", "load", "index") or found.op.blocks:
+                self.fail("bad-argument", "the meaning of asm is not elementwise", node, found.op.name,
+                          "arithmetic on the inputs", "do it outside, and give its result as an input")
+            pending += found.op.operands
+
     def call_where(self, node: ast.Call, arguments: list[Any], keywords: dict[str, Any], hint: Any) -> Any:
         self.expect(node, arguments, keywords, 3, 3)
         return self.where(arguments[0], arguments[1], arguments[2], node, self.nodes(node, arguments))
@@ -347,7 +388,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     surface.maximum: _pairwise("max"), surface.minimum: _pairwise("min"),
     surface.tiles: Calls.call_tiles, surface.each: Calls.call_tiles, surface.whole: Calls.call_whole,
     surface.span: Calls.call_span, surface.zeros: Calls.call_zeros, surface.full: Calls.call_full,
-    surface.where: Calls.call_where,
+    surface.where: Calls.call_where, surface.asm: Calls.call_asm,
     # Python's own names mean sapper's.
     python.abs: _unary("abs"), python.round: _unary("round"), python.sum: _reduction("sum"),
     python.max: _reduction("max"), python.min: _reduction("min"), python.range: Calls.call_range,

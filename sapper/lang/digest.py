@@ -101,6 +101,8 @@ class _Walk:
                 self.add("function", value.__module__, value.__qualname__)
             else:
                 self.function(value)
+        elif isinstance(getattr(value, "key", None), str) and callable(getattr(value, "digest", None)):
+            self.add("piece", value.key, value.digest())  # by hand: see by_hand.RowPiece
         elif isinstance(getattr(value, "python_function", None), FunctionType):
             self.function(value.python_function)
         elif getattr(value, "ndim", None) == 0 and hasattr(value, "item"):

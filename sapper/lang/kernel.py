@@ -14,6 +14,7 @@ from typing import Any
 from ..ir.nodes import Function, Location
 from ..ir.types import DType, TensorType, TileType, bool_
 from . import context
+from .by_hand import ByHand
 from .errors import KernelError
 from .tensor import TensorAnnotation
 
@@ -26,7 +27,9 @@ class Kernel:
     name: the name of the compiled function. parameters: (name, TensorType or scalar TileType) in order.
     defaults: the default values of scalar parameters, by name. options: what the decorator was given beside the
     name, for the runtime. python_function, source_file, source_line: where it comes from.
-    launcher: what a call runs; the runtime may replace it.
+    launcher: what a call runs; the runtime may replace it. by_hand: assembly that stands for it, the first that can.
+    refused_by_hand: set where some of it was found wrong in this process; what is compiled instead is not kept on disk,
+    so that the next process says so too.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class Kernel:
                 strict=True)
         )
         self.launcher: Callable[..., Any] = self._first_call
+        self.by_hand: list[ByHand] = []
+        self.refused_by_hand = False
         self._digest: str | None = None
         self._tile_ir: dict[tuple[tuple[str, int], ...], Function] = {}
 
@@ -73,6 +78,36 @@ class Kernel:
 
             self._digest = digest(self)
         return self._digest
+
+    def assembly(
+        self, *, family: str = "x86_64", features: str = "", contiguous: str = "",
+        divisible: Mapping[str, int] | None = None, no_spill: bool = False, budget: Mapping[str, int] | None = None,
+        reorder: bool = False, flushes_denormals: bool = False,
+    ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+        """`@matmul.assembly(features="avx512f", ...)` over `def write(a)`: this kernel in assembly by hand.
+
+        It runs in place of the generated code where the target has the features, the tensors named in `contiguous` are
+        in C order, and extents are multiples of what `divisible` says; everywhere else, and under a schedule given at
+        the call, the generated code runs. features, contiguous: names, separated by blanks. See lang/by_hand.py.
+        """
+        for tensor in contiguous.split():
+            if not isinstance(dict(self.parameters).get(tensor), TensorType):
+                raise ValueError(f"assembly of {self.name}: found no tensor {tensor!r}; expected one of "
+                                 f"{', '.join(n for n, t in self.parameters if isinstance(t, TensorType))}")
+        dims = [d for _, t in self.parameters if isinstance(t, TensorType) for d in t.dims if isinstance(d, str)]
+        for dim in divisible or {}:
+            if dim not in dims:
+                raise ValueError(f"assembly of {self.name}: found no dim {dim!r}; expected one of "
+                                 f"{', '.join(dict.fromkeys(dims))}")
+
+        def attach(write: Callable[[Any], None]) -> Callable[[Any], None]:
+            self.by_hand.append(ByHand(
+                write.__name__, family, frozenset(features.split()), write, tuple(contiguous.split()),
+                dict(divisible or {}), no_spill, dict(budget or {}), reorder,
+                flushes_denormals))
+            return write
+
+        return attach
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         if context.current() is not None:  # a kernel called by a kernel under the interpreter

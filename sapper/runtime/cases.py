@@ -32,6 +32,8 @@ SMALL_VOLUME = 2_000
 
 LARGE_VOLUME = 60_000
 _LOOP_BOUND = 8
+_JOINT = ((15, 17, 33), (29, 46, 6))
+_BOUNDARIES = (0, 1, 2, 4, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 27, 28, 29, 31, 32, 33, 47, 48, 49)
 _ATTEMPTS = 8
 _LAYOUTS = ("contiguous", "rows apart", "every other", "columns first", "backwards")
 _DIMS = {
@@ -150,12 +152,14 @@ def _traits(function: Function) -> _Traits:
 
 def cases(
     kernel: Any, function: Function, seed: int, runs: int, make_arguments: MakeArguments | None = None,
-    shapes: tuple[Mapping[str, int], ...] = (),
+    shapes: tuple[Mapping[str, int], ...] = (), divisible: Mapping[str, int] | None = None,
+    contiguous: tuple[str, ...] = (),
 ) -> Iterator[Case]:
     """Cases for a kernel whose tile IR is `function`, the smallest first.
 
     make_arguments, shapes: plain arguments for some extents and the extents that they are meant for; without them,
-    arguments are drawn from the signature.
+    arguments are drawn from the signature. divisible: what extents are rounded up to a multiple of. contiguous: tensors
+    that lie in C order whatever the layout.
     """
     traits = _traits(function)
     dims = list(dict.fromkeys(
@@ -170,6 +174,8 @@ def cases(
             arguments = make_arguments(random, shape)
         else:
             shape = _draw_dims(random, dims, extents)
+            for dim, factor in (divisible or {}).items():
+                shape[dim] = -(-shape[dim] // factor) * factor
             arguments = _fitting(kernel, function, traits, [seed, at, 1], shape)
         if hostile:
             for name, value in arguments.items():
@@ -183,7 +189,8 @@ def cases(
             *([f"static {' '.join(sorted(static))}"] if static else []),
         ])
         arranged = {
-            name: _arrange(value, layout, name in traits.stored) if isinstance(value, numpy.ndarray) else value
+            name: _arrange(value, "contiguous" if name in contiguous else layout, name in traits.stored)
+            if isinstance(value, numpy.ndarray) else value
             for name, value in arguments.items()
         }
         yield Case(label, arranged, static, _volume(shape.values()) <= SMALL_VOLUME)
@@ -192,6 +199,32 @@ def cases(
 def arguments_of_shape(kernel: Any, function: Function, shape: Mapping[str, int], seed: int = 0) -> Arguments:
     """Random contiguous arguments of one shape, for timing; integers lie within what they index, as far as is known."""
     return _draw_arguments(kernel, _traits(function), numpy.random.default_rng(seed), shape)
+
+
+def boundary_cases(
+    kernel: Any, function: Function, seed: int, divisible: Mapping[str, int], contiguous: tuple[str, ...] = (),
+) -> Iterator[Case]:
+    """Cases in which loops and vectors end in every way: first all dimensions together, long enough that each has whole
+    steps and a rest, then one at a time at, just below and just above where they end."""
+    traits = _traits(function)
+    dims = list(dict.fromkeys(
+        d for _, type in kernel.parameters if isinstance(type, TensorType) for d in type.dims if isinstance(d, str)
+    ))
+    shapes = [{d: _round_up(joint[(at + turn) % len(joint)], divisible.get(d, 1)) for at, d in enumerate(dims)}
+              for joint in _JOINT for turn in range(len(joint))]
+    for dim in dims:
+        for extent in dict.fromkeys(_round_up(n, divisible.get(dim, 1)) for n in _BOUNDARIES):
+            shapes.append({d: divisible.get(d, 3) for d in dims} | {dim: extent})
+    for at, shape in enumerate(shapes):
+        arguments = _fitting(kernel, function, traits, [seed, at], shape)
+        arranged = {n: _arrange(v, "contiguous" if n in contiguous else "rows apart", n in traits.stored)
+                    if isinstance(v, numpy.ndarray) else v for n, v in arguments.items()}
+        yield Case(f"boundary {' '.join(f'{d}={e}' for d, e in shape.items())}", arranged, frozenset(),
+                   _volume(shape.values()) <= SMALL_VOLUME)
+
+
+def _round_up(value: int, factor: int) -> int:
+    return -(-value // factor) * factor
 
 
 def _plan(runs: int) -> list[tuple[str, str, bool, bool]]:

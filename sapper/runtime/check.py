@@ -7,6 +7,7 @@ runs in a child process between guard pages, and every station has a time limit.
     │ eager     │ tile interpreter: whole axes, 1, 3, 8, races           │ lane interpreter          │ this CPU
 
 Each station's result is compared with what the tile IR means, within the bound that rounding leaves (tile.rounding).
+A kernel that has assembly by hand goes on: each piece is interpreted from the meanings of its rows, then run.
 Code that is wrong is made again without the later steps of code generation, which tells select, schedule, allocate and
 peephole apart.
 """
@@ -29,7 +30,7 @@ from .arguments import Binding, Parameter, Signature, fill_words
 from .cases import Arguments, Case, MakeArguments, cases, copy_of
 from .compiled import CompiledKernel
 
-LAST_STATIONS = ("select", "schedule", "allocate", "peephole", "native")
+LAST_STATIONS = ("select", "schedule", "allocate", "peephole", "native", "by hand, interpreted", "by hand, native")
 STATIONS = (
     "front end", "tile sizes", "parallel loops", "canonical", "lower", "expand_math", "simplify", *LAST_STATIONS,
 )
@@ -130,8 +131,39 @@ def check_kernel(
             checker.run(case, seed)
         except _Wrong as wrong:
             report.finding = Finding(wrong.station, case.label, str(wrong))
-            break
+            return report
+    check_by_hand(kernel, target, seed, runs, report)
     return report
+
+
+def check_by_hand(kernel: Any, target: Any, seed: int, runs: int, report: Report) -> None:
+    """The last stations: assembly by hand against the kernel, from the meanings of its rows, then on this CPU."""
+    from ..assembly.errors import AssemblyError
+    from ..assembly.override import compile_by_hand
+    from ..targets.x86_64.detect import UnsupportedCPU, host
+    from .by_hand import verify
+
+    for piece in kernel.by_hand:
+        missing = sorted(piece.features - target.features)
+        if piece.family != target.family or missing:
+            report.skipped[f"by hand, {piece.name}"] = f"{target.name} is no {piece.family} with {', '.join(missing)}"
+            continue
+        station = LAST_STATIONS[-2]
+        try:
+            made = compile_by_hand(kernel, piece, target)
+            report.passed[station] = report.passed.get(station, 0) + verify(kernel, made, seed, runs, interpreted=True)
+            try:
+                lacking = sorted(target.features - host().features)
+            except UnsupportedCPU as error:
+                lacking = [str(error)]
+            station = LAST_STATIONS[-1]
+            if lacking:
+                report.skipped[station] = f"this CPU has no {', '.join(lacking)}"
+            else:
+                report.passed[station] = report.passed.get(station, 0) + verify(kernel, made, seed, runs)
+        except AssemblyError as error:
+            report.finding = Finding(station, piece.name, str(error))
+            return
 
 
 class _Checker:

@@ -192,10 +192,32 @@ def _default_configuration() -> Configuration:
     return Configuration(_compile, _find_target, _target_key, _interpret, toolchain_key)
 
 
-def _compile(*arguments: Any, **options: Any) -> Any:
+def _compile(kernel: Any, **options: Any) -> Any:
     from ..codegen.pipeline import compile_kernel
 
-    return compile_kernel(*arguments, **options)
+    if kernel.by_hand and options["schedule"] is None:
+        from .by_hand import choose
+
+        facts = {name: options[name] for name in ("static_dims", "unit_strides", "dim_classes")}
+        made = choose(kernel, options["target"], **facts)
+        if made is not None:
+            return made.compiled
+    compiled = compile_kernel(kernel, **options)
+    if compiled.pieces:
+        from .by_hand import trusted
+
+        if not trusted(kernel, options["target"], options["schedule"]):
+            return compile_kernel(kernel, **options, by_hand=False)
+    return compiled
+
+
+def _by_hand_key(kernel: Any, schedule: Any) -> list[str]:
+    blocks = schedule.get("assembly") if isinstance(schedule, Mapping) else getattr(schedule, "assembly", ())
+    if not getattr(kernel, "by_hand", None) and not blocks:
+        return []
+    from .by_hand import key_of
+
+    return key_of(kernel, tuple(blocks or ()))
 
 
 def _find_target(wanted: Any) -> Any:
@@ -429,6 +451,7 @@ class Launcher:
                     specialisation,
                     now.target_key(target),
                     _schedule_key(self.schedule),
+                    *_by_hand_key(self.kernel, self.schedule),
                 ]
             )
             compiled = _read_cached(cache, key)
@@ -447,7 +470,7 @@ class Launcher:
         if not isinstance(result, CompiledKernel) and getattr(result, "stored", None) is None:
             stored = stored_tensors(self.kernel.tile_ir(dict(specialisation.static_dims)))
         compiled = CompiledKernel.of(self.name, result, stored)
-        if cache is not None:
+        if cache is not None and not getattr(self.kernel, "refused_by_hand", False):
             cache.put(key, compiled.pack())
         return compiled
 
@@ -457,6 +480,9 @@ class Launcher:
         """A call with nothing known about it yet."""
         if options or len(arguments) < len(self.signature.parameters):
             arguments, options = self.by_position(arguments, options)
+            if options.pop("interpret", False):
+                interpret(self.kernel, *arguments)
+                return
             if options:
                 launcher_with(self.kernel, options).call(*arguments)
                 return
@@ -767,7 +793,7 @@ def _options_key(options: Mapping[str, Any]) -> str:
 def _option_key(name: str, value: Any) -> Any:
     if name == "schedule":
         return _schedule_key(value)
-    if name == "target" and value is not None:
+    if name == "target" and value is not None and not isinstance(value, str):
         return configuration().target_key(value)
     if name == "static" and not isinstance(value, (bool, str)):
         return sorted(str(getattr(d, "name", d)) for d in value or ())

@@ -782,6 +782,13 @@ def _make_unary(name: str) -> Any:
     return method
 
 
+def _asm(self: Context, piece: Any, *inputs: Any, meaning: Any, tolerance: float = 0.0) -> Any:
+    """What the piece means; only compiled code runs it."""
+    return meaning(*[i for i in inputs if isinstance(_plain(i), Tile)])
+
+
+Context.asm = _asm  # type: ignore[attr-defined]
+
 for _name in language.UNARY_NAMES:
     setattr(Context, _name, _make_unary(_name))
 

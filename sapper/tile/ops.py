@@ -47,6 +47,9 @@ TILE_OPS = OpTable("tile", [
     OpSpec("cast", (1, 1), doc="to the result's dtype: floats round to nearest even; float to integer truncates; "
                                "integers wrap; bool is 0 or 1; anything to bool is `!= 0`"),
     OpSpec("bitcast", (1, 1), doc="the same bits as another dtype of the same width"),
+    OpSpec("asm", (2, None), attributes=("by", "immediates", "tolerance"),
+           doc="meaning, inputs: the first operand; a target that has the piece `by` computes it from the inputs "
+               "instead, within the relative error `tolerance`"),
     # Reductions.
     OpSpec("reduce", (1, 1), attributes=("kind", "over"),
            doc="kind sum | max | min | argmax | argmin over the axes `over` (a list); NaN elements take "

@@ -55,6 +55,8 @@ def rounds(op: Op) -> bool:
         return False
     if op.name == "mul":
         return type.dtype in (f32, f64)
+    if op.name == "asm":
+        return bool(op.attributes["tolerance"])
     return op.name in FUNCTIONS or op.name == "contract" or (op.name == "reduce" and op.attributes["kind"] == "sum")
 
 
@@ -131,6 +133,9 @@ class RandomRounding:
         narrow = type.dtype not in (f32, f64)
         if op.name in FUNCTIONS:
             return self._move(result, type.dtype, 1 if narrow else FUNCTION_ULPS)
+        if op.name == "asm" and op.attributes["tolerance"]:
+            factor = 1.0 + op.attributes["tolerance"] * self._random.choice([-1.0, 1.0], result.shape)
+            return self._move(semantics.cast(np.asarray(result.astype(np.float64) * factor), type.dtype), type.dtype, 1)
         if op.name == "mul" and not narrow:
             return self._move(result, type.dtype, 1)
         if op.name == "cast" and narrow and op.operands[0] in self._inexact:

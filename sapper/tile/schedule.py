@@ -21,7 +21,8 @@ class Facts:
 
     lanes: 32-bit lanes of a vector register. vector_registers: how many. l1/l2/l3_bytes: data cache sizes, per core
     and shared. fma_latency: cycles. broadcast_operand: a load of one element may be an operand of an arithmetic
-    instruction. gather_cost: cycles for each lane of a gather, about.
+    instruction. gather_cost: cycles for each lane of a gather, about. family, features: which pieces by hand
+    (lang/by_hand.py) the target takes; a family of "" takes none.
     """
 
     lanes: int = 16
@@ -32,6 +33,8 @@ class Facts:
     fma_latency: int = 4
     broadcast_operand: bool = True
     gather_cost: int = 2
+    family: str = ""
+    features: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Schedule:
     stage: tensors that are copied (packed) to scratch memory in the order in which they are read. None: the model's.
     streaming: tensors stored past the caches. None: the model's.
     chunks: axis -> into how many tasks a parallel axis is split.
+    assembly: blocks by hand, each of which stands for its op wherever the target has it.
     """
 
     lane: str | None = None
@@ -79,6 +83,7 @@ class Schedule:
     stage: tuple[str, ...] | None = None
     streaming: tuple[str, ...] | None = None
     chunks: dict[str, int] = field(default_factory=dict)
+    assembly: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with only what is set; `Schedule.from_json` reads it back."""
@@ -88,8 +93,9 @@ class Schedule:
         for name in ("tile", "registers", "chunks"):
             if getattr(self, name):
                 data[name] = dict(sorted(getattr(self, name).items()))
-        if self.order:
-            data["order"] = list(self.order)
+        for name in ("order", "assembly"):
+            if getattr(self, name):
+                data[name] = list(getattr(self, name))
         for name in ("stage", "streaming"):
             if getattr(self, name) is not None:
                 data[name] = list(getattr(self, name))
@@ -102,7 +108,7 @@ class Schedule:
             if key not in known:
                 raise ScheduleError(f"unknown schedule entry {key!r}; expected one of {', '.join(sorted(known))}")
         values = dict(data)
-        for key in ("order", "stage", "streaming"):
+        for key in ("order", "stage", "streaming", "assembly"):
             if values.get(key) is not None:
                 values[key] = tuple(values[key])
         return Schedule(**values)

@@ -113,7 +113,7 @@ _DIRECT: dict[str, Callable[..., Any]] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
 }
 
-ELEMENTWISE = frozenset([*_TRANSCENDENTAL, *_DIRECT, "select", "cast", "bitcast"])
+ELEMENTWISE = frozenset([*_TRANSCENDENTAL, *_DIRECT, "select", "asm", "cast", "bitcast"])
 """Ops that `elementwise` computes."""
 
 
@@ -125,6 +125,8 @@ def elementwise(name: str, operands: Sequence[Array], result: DType) -> Array:
     """
     if name == "cast":
         return cast(operands[0], result)
+    if name == "asm":
+        return np.asarray(np.broadcast_arrays(*operands)[0])
     if name == "bitcast":
         return np.asarray(operands[0]).view(_NUMPY[result])
     with np.errstate(all="ignore"):

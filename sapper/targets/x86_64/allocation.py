@@ -33,7 +33,7 @@ _MOVE_BITS = {
     },
 }
 
-_IDIOMS: dict[str, int | None] = {
+IDIOMS: dict[str, int | None] = {
     **{f"{mnemonic}.{bits}": None for mnemonic in ("xor", "sub") for bits in (32, 64)},
     **{
         f"{mnemonic}.{bits}": None
@@ -75,7 +75,7 @@ class RegisterFile:
         self.stack_pointer = ("gpr", abi.STACK_POINTER)
         self.frame_scratch = ("gpr", abi.RESULT)
         self.move_bits = _MOVE_BITS
-        self.idioms = _IDIOMS
+        self.idioms = IDIOMS
         self.facts_table: Any = None
 
     def spill_row(self, kind: str, bits: int) -> Any:

@@ -1,0 +1,338 @@
+"""Runs machine IR from the meanings of its rows: no hardware, no encoding, registers virtual or physical.
+
+Enters: machine IR, registers, and the buffers that it may touch. Leaves: the buffers as the code leaves them, or an
+`AssemblyError` at the author's line. Holds: every access lies inside a buffer (a write inside a writable one), no
+register and no flag is read that was not written, and at most `limit` instructions run.
+
+A vector register is 64 bytes of which those above a row's size are cleared when the row writes it, as VEX and EVEX do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..codegen.machine import (
+    Immediate,
+    Instruction,
+    Label,
+    LabelReference,
+    MachineFunction,
+    Memory,
+    Register,
+    VirtualRegister,
+)
+from .errors import AssemblyError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+VECTOR_BYTES = 64
+STACK_BYTES = 4096
+_LOW = (1 << 64) - 1
+
+
+class Buffers(Protocol):
+    """Memory by address, such as `lane.interpret.Memory`."""
+
+    def find(self, address: int, size_bytes: int, write: bool) -> Any:
+        """The bytes as a view, or a sentence that says why not."""
+        ...
+
+    def allocate(self, name: str, size_bytes: int, align_bytes: int = 64) -> int: ...
+
+
+class Emulator:
+    """One run. registers: values by register (int, or bytes of a vector). flags: those defined, by letter."""
+
+    def __init__(self, table: Any, memory: Buffers, registers: Mapping[Any, Any] | None = None) -> None:
+        self.table = table
+        self.memory = memory
+        self.registers: dict[Any, Any] = dict(registers or {})
+        self.flags: dict[str, int] = {}
+        self.mxcsr = int(table.DEFAULT_MXCSR)
+        self.item: Instruction | None = None
+        self.executed = 0
+        self.written: list[tuple[int, int]] = []  # (address, bytes) of every store
+        self.random = np.random.default_rng(0)
+        stack = memory.allocate("the stack", STACK_BYTES)
+        # As after a call: rsp + 8 is a multiple of 16.
+        self.stack_register = Register(*table.STACK_POINTER)
+        self.registers[self.stack_register] = self.entry_stack = stack + STACK_BYTES - 8
+
+    # --- State ------------------------------------------------------------------------------------------------------
+
+    @property
+    def stack_pointer(self) -> int:
+        return int(self.registers[self.stack_register])
+
+    @stack_pointer.setter
+    def stack_pointer(self, value: int) -> None:
+        self.registers[self.stack_register] = value
+
+    def fail(self, kind: str, headline: str, found: str = "", expected: str = "") -> AssemblyError:
+        location = self.item.location if self.item is not None else None
+        return AssemblyError(kind, headline, location, found, expected)
+
+    def get(self, register: Any) -> Any:
+        found = self.registers.get(register)
+        if found is None:
+            reader = self.item.row.mnemonic if self.item is not None else "the caller"
+            raise self.fail("undefined", f"{reader} reads a register that was never written", repr(register))
+        return found
+
+    def view(self, address: int, size_bytes: int, write: bool) -> Array:
+        found = self.memory.find(address, size_bytes, write)
+        if isinstance(found, str):
+            kind = "read-only" if "read-only" in found else "footprint"
+            name = self.item.row.mnemonic if self.item is not None else "code"
+            raise self.fail(kind, f"{name} reaches memory that it may not", found)
+        return found  # type: ignore[no-any-return]
+
+    def read(self, address: int, size_bytes: int) -> Array:
+        return self.view(address, size_bytes, False)
+
+    def write(self, address: int, data: Array) -> None:
+        self.view(address, len(data), True)[:] = data
+        self.written.append((address, len(data)))
+
+    def clear_above(self, kind: str, number: int, size_bytes: int) -> None:
+        """Clear the bytes of a register from `size_bytes` on."""
+        held = self.registers.get(Register(kind, number))
+        if held is not None:
+            held = held.copy()
+            held[size_bytes:] = 0
+            self.registers[Register(kind, number)] = held
+
+    # --- Running ----------------------------------------------------------------------------------------------------
+
+    def run(self, function: MachineFunction, limit: int = 2_000_000) -> None:
+        """Run to the return, or off the end of the code. Raises AssemblyError."""
+        body = function.body
+        places = {item.name: place for place, item in enumerate(body) if isinstance(item, Label)}
+        self.constants = {label: self._constant(align, data) for label, (align, data) in function.constants.items()}
+        place = 0
+        while place < len(body):
+            item = body[place]
+            place += 1
+            if isinstance(item, Label):
+                continue
+            self.item = item
+            self.executed += 1
+            if self.executed > limit:
+                raise self.fail("loop", f"still running after {limit} instructions")
+            control = item.row.control
+            if not control:
+                self.execute(item)
+            elif control == "return":
+                break
+            elif control in ("jump", "branch"):
+                target = next((o.name for o in item.operands if isinstance(o, LabelReference)), None)
+                if target is None:
+                    raise self.fail("notation", f"{item.row.name} is not interpreted")
+                if control == "jump" or self.taken(item):
+                    place = places[target]
+            else:
+                raise self.fail("notation", f"{item.row.name} is not interpreted")
+        self.item = None
+
+    def _constant(self, align: int, data: bytes) -> int:
+        address = self.memory.allocate("constants", len(data), align)
+        self.memory.find(address, len(data), True)[:] = np.frombuffer(data, np.uint8)
+        return address
+
+    def taken(self, item: Instruction) -> bool:
+        return bool(item.row.meaning(self.known_flags(item)))
+
+    def known_flags(self, item: Instruction) -> dict[str, int]:
+        missing = [f for f in item.row.flags_read if f not in self.flags]
+        if missing:
+            raise self.fail("flags", f"{item.row.mnemonic} reads flags that are not defined", ", ".join(missing))
+        return self.flags
+
+    def address(self, memory: Memory) -> int:
+        if memory.label is not None:
+            return int(self.constants[memory.label]) + memory.disp
+        total = memory.disp
+        if memory.base is not None:
+            total += self.get(memory.base)
+        if memory.index is not None:
+            total += self.get(memory.index) * memory.scale
+        return int(total & _LOW)
+
+    def gathered(self, spec: Any, memory: Memory, mask: int | None) -> tuple[list[int], list[int]]:
+        """Addresses of a gather's or scatter's lanes, and the lanes that are on."""
+        index = self.get(memory.index)
+        bits = 32 if "d" in _index_letter(self.item) else 64
+        lanes = min(spec.index_bits // bits, self._lanes())
+        offsets = index[:lanes * bits // 8].view(f"i{bits // 8}")
+        base = (self.get(memory.base) if memory.base is not None else 0) + memory.disp
+        on = [lane for lane in range(lanes) if mask is None or mask >> lane & 1]
+        return [(base + int(o) * memory.scale) & _LOW for o in offsets], on
+
+    def _lanes(self) -> int:
+        assert self.item is not None
+        specs = [s for s in self.item.row.operands if s.kind == "vec" and s.dtype]
+        index = next(s for s in self.item.row.operands if s.index_bits)
+        return max(1, int(specs[0].bits) // int(index.memory_bits))
+
+    def execute(self, item: Instruction) -> None:
+        """One instruction that is no jump."""
+        row = item.row
+        raw: list[Any] = []
+        in_memory: list[bool] = []
+        mask = None if item.mask is None else self.get(item.mask)
+        constant = item.mask is None and _same_registers(item) and row.name in self.table.IDIOMS
+        places: list[Any] = []
+        for spec, operand in zip(row.operands, item.operands, strict=True):
+            in_memory.append(isinstance(operand, Memory))
+            places.append(None)
+            if isinstance(operand, Immediate):
+                raw.append(operand.value & ((1 << spec.bits) - 1) if spec.kind == "gpr" else operand.value)
+            elif isinstance(operand, Memory):
+                if spec.index_bits:
+                    addresses, on = self.gathered(spec, operand, mask)
+                    size = spec.memory_bits // 8
+                    places[-1] = (addresses, on, size)
+                    got = np.zeros((len(addresses), size), np.uint8)
+                    for lane in on:
+                        got[lane] = self.view(addresses[lane], size, spec.writes)
+                    raw.append(got.reshape(-1))
+                else:
+                    address = self.address(operand)
+                    if spec.role == "a":
+                        raw.append(address)
+                        continue
+                    size = (spec.broadcast_bits if operand.broadcast else spec.memory_bits) // 8
+                    places[-1] = (address, size)
+                    if row.mnemonic in self.table.ALIGNED and address % size:
+                        raise self.fail("footprint", f"{row.mnemonic} needs memory aligned to {size} bytes",
+                                        f"an address {address % size} bytes past such a one")
+                    raw.append(self._load(item, spec, operand, address, size, mask))
+            elif spec.reads or (spec.writes and item.mask is not None and not item.zeroing) or spec.role == "a":
+                raw.append(self._value(spec, operand, constant))
+            else:
+                raw.append(self._blank(spec))
+        if row.meaning is None:
+            action = self.table.ACTIONS.get(row.name)
+            if action is None:
+                raise self.fail("notation", f"{row.name} is not interpreted")
+            action(self, raw)
+            after, implicit, flags, mask_after = raw, [], {}, mask
+        else:
+            flags_in = self.known_flags(item) if row.flags_read else None
+            try:
+                with np.errstate(all="ignore"):
+                    after, implicit, flags, mask_after = self.table.execute(
+                        row, raw, tuple(in_memory), mask, item.zeroing, flags_in,
+                        tuple(self.get(Register(*pair)) for pair in row.implicit_reads))
+            except OverflowError as error:
+                raise self.fail("result", f"{row.mnemonic} traps", str(error)) from None
+        for spec, operand, value, place in zip(row.operands, item.operands, after, places, strict=True):
+            if not spec.writes:
+                continue
+            if row.tolerance and spec.dtype in ("f32", "f64"):
+                value = self._approximate(value.view(f"f{int(spec.dtype[1:]) // 8}"), row.tolerance).view(np.uint8)
+            if isinstance(operand, Memory):
+                self._store(item, spec, place, value, mask)
+            else:
+                self._put(spec, operand, value)
+        for pair, value in zip(row.implicit_writes, implicit, strict=False):
+            if pair != self.table.STACK_POINTER:
+                self.registers[Register(*pair)] = value & _LOW
+        if row.flags_written:
+            self.flags = {f: v for f, v in self.flags.items() if f not in row.flags_written} | flags
+        if item.mask is not None and row.masking == "required":
+            self.registers[item.mask] = mask_after
+
+    def _approximate(self, exact: Array, tolerance: float) -> Array:
+        """A result that the manual only promises within a relative error: as far off as it may be, either way.
+
+        The meaning of such a row is the exact value, and code that is right only with that would be wrong on a chip.
+        """
+        with np.errstate(all="ignore"):
+            off = exact * (1 + tolerance * self.random.choice([-1.0, 1.0], exact.shape))
+        return np.where(np.isfinite(off), off, exact).astype(exact.dtype)
+
+    def _load(self, item: Instruction, spec: Any, operand: Memory, address: int, size: int, mask: int | None) -> Array:
+        """Memory of one operand; lanes that the opmask has off are not touched."""
+        if mask is None or operand.broadcast or item.row.packing == "compress" or item.row.scalar:
+            return self.view(address, size, spec.writes).copy()
+        lane_bytes = _lane_bytes(item)
+        data = np.zeros(size, np.uint8)
+        lanes = size // lane_bytes
+        on = range((mask & ((1 << lanes) - 1)).bit_count()) if item.row.packing else range(lanes)
+        for lane in on:
+            if item.row.packing or mask >> lane & 1:
+                data[lane * lane_bytes:][:lane_bytes] = self.view(address + lane * lane_bytes, lane_bytes, spec.writes)
+        return data
+
+    def _value(self, spec: Any, register: Any, constant: bool) -> Any:
+        if constant:
+            return self._blank(spec)
+        value = self.get(register)
+        if spec.kind == "vec":
+            return value[:spec.bits // 8].copy()
+        return value & ((1 << spec.bits) - 1)
+
+    @staticmethod
+    def _blank(spec: Any) -> Any:
+        return np.zeros(spec.bits // 8, np.uint8) if spec.kind == "vec" else 0
+
+    def _put(self, spec: Any, register: Any, value: Any) -> None:
+        if spec.kind == "vec":
+            whole = np.zeros(VECTOR_BYTES, np.uint8)
+            whole[:len(value)] = value
+            self.registers[register] = whole
+        elif spec.kind == "gpr" and spec.bits < 32:
+            low = (1 << spec.bits) - 1
+            self.registers[register] = self.registers.get(register, 0) & ~low | int(value) & low
+        else:
+            self.registers[register] = int(value) & _LOW
+
+    def _store(self, item: Instruction, spec: Any, place: Any, value: Any, mask: int | None) -> None:
+        if spec.index_bits:
+            addresses, on, size = place
+            for lane in on:
+                self.write(addresses[lane], value[lane * size:][:size])
+            return
+        address, size = place
+        data = np.asarray(value)[:size]
+        if mask is None:
+            self.write(address, data)
+            return
+        lane_bytes = _lane_bytes(item)
+        if item.row.packing:
+            self.write(address, data[:(mask & ((1 << size // lane_bytes) - 1)).bit_count() * lane_bytes])
+            return
+        for lane in range(1 if item.row.scalar else size // lane_bytes):
+            if mask >> lane & 1:
+                at = lane * lane_bytes
+                self.write(address + at, data[at:at + lane_bytes])
+
+
+def _lane_bytes(item: Instruction) -> int:
+    """Bytes that one bit of the opmask stands for at the memory operand."""
+    row = item.row
+    for spec, operand in zip(row.operands, item.operands, strict=True):
+        if isinstance(operand, Memory) and spec.dtype:
+            wide = row.operands[0] if row.operands[0].kind == "vec" else spec
+            lanes = wide.bits // int(wide.dtype[1:]) if wide.dtype.lstrip("bfiu").isdigit() else 1
+            return max(1, int(spec.memory_bits) // 8 // max(1, lanes))
+    raise ValueError(f"row {row.name} has no lanes in memory")
+
+
+def _index_letter(item: Instruction | None) -> str:
+    """d or q of a gather's or scatter's mnemonic: the size of its indices."""
+    assert item is not None
+    for word in ("gather", "scatter"):
+        _, found, rest = item.row.mnemonic.partition(word)
+        if found:
+            return str(rest[0])
+    raise ValueError(f"row {item.row.name} has no vector of indices")
+
+
+def _same_registers(item: Instruction) -> bool:
+    registers = [o for o in item.operands if isinstance(o, (Register, VirtualRegister))]
+    return len(registers) > 1 and all(r == registers[0] for r in registers)
+

@@ -1,0 +1,177 @@
+"""A whole kernel by hand: the assembly that its author's function writes, and the code that it becomes.
+
+Enters: a `lang.Kernel`, one of its `ByHand`, a target. Leaves: `Override`: code with the calling convention of
+docs/ir.md. Holds: the code is the same for every specialisation that the piece admits, so it is made and checked once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from ..codegen.compile import CompiledCode
+from ..codegen.machine import MachineFunction, Register
+from ..codegen.pipeline import Compiled, stored_tensors
+from ..codegen.print import print_function
+from ..ir.types import TensorType
+from ..lang.by_hand import ByHand
+from .build import Assembly, Region
+from .errors import AssemblyError, author_location
+from .finish import Finished, finish
+from .notation import Mem, Reg
+
+FIRST_SLOT_BYTES = 24
+"""Words 0 to 2 of the argument block: scratch, scratch bytes of each worker, sync block (docs/ir.md)."""
+
+ARGUMENT_BLOCK = Region("the argument block", False)
+SCRATCH = Region("scratch", True)
+
+
+@dataclass(slots=True)
+class KernelAssembly(Assembly):
+    """What the author of a kernel by hand writes into: an assembly that has the kernel's arguments.
+
+    parameters: of the kernel, by name. stored: tensors that it stores to. slots: words asked for so far.
+    scratch_size: (element bytes, axes) of the scratch memory, as Compiled has it. parallel: it asks which worker it is.
+    """
+
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    stored: tuple[str, ...] = ()
+    slots: list[str] = field(default_factory=list)
+    scratch_size: tuple[Any, ...] = ()
+    parallel: bool = False
+
+    def _argument(self, number: int) -> Reg:
+        return Reg("gpr", 64, Register(*self.table.ARGUMENTS[number]))
+
+    def _word(self, slot: str, region: Region | None = None) -> Reg:
+        if slot not in self.slots:
+            self.slots.append(slot)
+        at = FIRST_SLOT_BYTES + 8 * self.slots.index(slot)
+        block = self._argument(0)
+        self.words.setdefault(block.register, {})[at] = region
+        made = self.r64()
+        self.emit("mov", (made, Mem(block + at)), slot)
+        return made
+
+    def _tensor(self, name: str) -> TensorType:
+        found = self.parameters.get(name)
+        if not isinstance(found, TensorType):
+            raise AssemblyError("notation", f"{self.name} has no tensor {name}", author_location(), name,
+                                ", ".join(n for n, t in self.parameters.items() if isinstance(t, TensorType)))
+        return found
+
+    def data(self, name: str) -> Reg:
+        """The address of a tensor's first element. It may be stored to if the kernel stores to it."""
+        self._tensor(name)
+        return self._word(f"{name}.data", Region(name, name in self.stored))
+
+    def stride(self, name: str, dimension: int) -> Reg:
+        """The stride of a tensor's dimension in elements."""
+        if not 0 <= dimension < len(self._tensor(name).dims):
+            raise AssemblyError("notation", f"{name} has no dimension {dimension}", author_location(), str(dimension),
+                                f"0 to {len(self._tensor(name).dims) - 1}")
+        return self._word(f"{name}.stride.{dimension}")
+
+    def extent(self, dim: str) -> Reg:
+        """The extent of a symbolic dimension."""
+        known = [d for t in self.parameters.values() if isinstance(t, TensorType) for d in t.dims if isinstance(d, str)]
+        if dim not in known:
+            raise AssemblyError("notation", f"{self.name} has no dimension {dim}", author_location(), dim,
+                                ", ".join(dict.fromkeys(known)))
+        return self._word(f"dim.{dim}")
+
+    def scalar(self, name: str) -> Reg:
+        """The word of a scalar parameter: integers sign-extended, f32 bits in the low half, f64 bits."""
+        found = self.parameters.get(name)
+        if found is None or isinstance(found, TensorType):
+            raise AssemblyError("notation", f"{self.name} has no scalar {name}", author_location(), name,
+                                ", ".join(n for n, t in self.parameters.items() if not isinstance(t, TensorType)))
+        return self._word(f"scalar.{name}")
+
+    def worker(self) -> Reg:
+        """The number of this worker, from 0. A kernel that asks for it is run by all workers at once."""
+        return self._copy(1)
+
+    def workers(self) -> Reg:
+        """How many workers run the kernel."""
+        return self._copy(2)
+
+    def _copy(self, number: int) -> Reg:
+        self.parallel = True
+        made = self.r64()
+        self.emit("mov", (made, self._argument(number)))
+        return made
+
+    def scratch(self, element_bytes: int, *axes: tuple[int, tuple[str, ...], int]) -> Reg:
+        """Memory of this worker, 64-byte aligned: the product over axes of constant times dims, each rounded up to a
+        multiple: (constant, dims, multiple). Once in a kernel."""
+        if self.scratch_size:
+            raise AssemblyError("notation", "scratch memory is asked for twice", author_location(),
+                                mend="ask once for all, and add offsets")
+        self.scratch_size = ((element_bytes, tuple(axes)),)
+        block = self._argument(0)
+        self.words.setdefault(block.register, {})[0] = SCRATCH
+        made, each = self.r64(), self.r64()
+        self.emit("mov", (each, Mem(block + 8)))
+        self.emit("imul", (each, self._argument(1)))
+        self.emit("mov", (made, Mem(block + 0)))
+        self.emit("add", (made, each))
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A kernel by hand as code. source: before allocation, what is interpreted."""
+
+    piece: ByHand
+    assembly: KernelAssembly = field(repr=False)
+    source: MachineFunction = field(repr=False)
+    finished: Finished = field(repr=False)
+    compiled: Compiled = field(repr=False)
+
+
+def table_of(family: str) -> Any:
+    """What a family of targets says of assembly by hand."""
+    return import_module(f"...targets.{family}.assembly", __name__)
+
+
+def build(kernel: Any, piece: ByHand) -> KernelAssembly:
+    """Let the author's function write. Raises AssemblyError."""
+    table = table_of(piece.family)
+    stored = stored_tensors(kernel.tile_ir())
+    assembly = KernelAssembly(kernel.name, table, parameters=dict(kernel.parameters), stored=stored)
+    assembly.inputs[assembly._argument(0).register] = ARGUMENT_BLOCK
+    for number in (1, 2):
+        assembly.inputs[assembly._argument(number).register] = None
+    with assembly.building():
+        piece.write(assembly)
+    return assembly
+
+
+def digest(kernel: Any, piece: ByHand) -> str:
+    """A hash of what the author's function writes, and of what it asks for."""
+    assembly = build(kernel, piece)
+    text = print_function(assembly.machine())
+    facts = (piece.family, sorted(piece.features), piece.contiguous, sorted(piece.divisible.items()), piece.no_spill,
+             sorted(piece.budget.items()), piece.reorder, assembly.slots, assembly.scratch_size, assembly.parallel)
+    return hashlib.sha256(f"{text}{facts}".encode()).hexdigest()
+
+
+def compile_by_hand(kernel: Any, piece: ByHand, target: Any) -> Override:
+    """Code for a target, all static checks passed. Raises AssemblyError."""
+    assembly = build(kernel, piece)
+    function = kernel.tile_ir()
+    finished = finish(assembly, target, piece.no_spill, dict(piece.budget), piece.reorder)
+    encoded, counters = finished.encoded, int(assembly.parallel)
+    made = CompiledCode(
+        kernel.name, encoded.code, encoded.code_bytes, encoded.align_bytes, encoded.line_table, finished.frame_bytes,
+        list(assembly.slots), 0, counters, finished.machine,
+        {"spills": finished.spills, "instructions": len(finished.machine.body)})
+    compiled = Compiled(
+        kernel.name, finished.code, tuple(assembly.slots), assembly.scratch_size, counters, assembly.stored,
+        tuple(tuple(r) for r in function.attributes.get("requires", ())), (), (), lambda: made.text, made)
+    return Override(piece, assembly, assembly.machine(), finished, compiled)

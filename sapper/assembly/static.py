@@ -1,0 +1,689 @@
+"""What must hold on every path through assembly by hand; each fault is an error at the author's line.
+
+Enters: an `Assembly` before allocation, and a target. Leaves: nothing, or `AssemblyError`.
+Holds: one forward walk over the control-flow graph, repeated until nothing changes. The state says of each register
+which *values* it may hold (from the caller, an owner's, an instruction's, none), where it may point, which
+instruction's flags are up, how deep the stack is and what lies on it. A path that never runs counts like one that does.
+
+Checked: features of the target; unreachable code; loops that can't be shown to end; undefined and stale registers;
+pinned values overwritten; flags; stack depth and alignment at calls; registers that the caller relies on; MXCSR;
+vzeroupper; memory through what is no pointer, stores to what may only be read, constant offsets outside a region.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..codegen.liveness import (
+    BRANCH,
+    READ,
+    RETURN,
+    WRITE,
+    AllocationError,
+    blocks_of,
+    facts_table,
+    is_idiom,
+)
+from ..codegen.machine import Immediate, Instruction, Label, LabelReference, Memory, Register, VirtualRegister
+from ..ir.nodes import Location
+from .build import Assembly, Region
+from .errors import AssemblyError
+
+STACK = Region("the stack", True)
+CONSTANTS = Region("constants", False)
+
+Token = tuple[Any, ...]
+"""A value: ("entry", register), ("input",), ("made", owner or None, instruction), ("gone", why, instruction)."""
+
+_NOTHING: frozenset[Token] = frozenset({("gone", "nothing was ever put there", None)})
+Place = tuple[Region, "int | None"]
+"""Where a register may point: a region and the byte offset in it, None where that is not constant."""
+
+
+def check_static(assembly: Assembly, target: Any) -> None:
+    """Raise AssemblyError for the first thing that is wrong."""
+    _Checker(assembly, target).run()
+
+
+def accessed_regions(assembly: Assembly, target: Any) -> list[tuple[Instruction, Any, str]]:
+    """Each access to memory as (instruction, operand of its row, name of a region that it may reach).
+
+    Raises AssemblyError like check_static.
+    """
+    checker = _Checker(assembly, target)
+    checker.run()
+    return checker.accessed
+
+
+@dataclass(slots=True)
+class _State:
+    """values: of each register, and of stack slots by their depth. points: where registers and slots may point.
+
+    flags: instructions whose flags may be up; None for the caller's. depth: bytes below the entry stack pointer.
+    wide: the instructions that last left upper halves full. modes: MXCSR's values; saved: those stored at an address.
+    """
+
+    values: dict[Any, frozenset[Token]] = field(default_factory=dict)
+    points: dict[Any, frozenset[Place]] = field(default_factory=dict)
+    flags: frozenset[Instruction | None] = frozenset({None})
+    depth: int = 0
+    wide: Instruction | None = None
+    modes: frozenset[Instruction | None] = frozenset({None})
+    saved: dict[Any, frozenset[Instruction | None]] = field(default_factory=dict)
+
+    def copy(self) -> _State:
+        return _State(dict(self.values), dict(self.points), self.flags, self.depth, self.wide, self.modes,
+                      dict(self.saved))
+
+    def meet(self, other: _State) -> bool:
+        """Take in what another path brings; whether that was new."""
+        changed = False
+        for key in [*self.values, *(k for k in other.values if k not in self.values)]:
+            both = self.values.get(key, _NOTHING) | other.values.get(key, _NOTHING)
+            if both != self.values.get(key):
+                self.values[key] = both
+                changed = True
+        for key, places in other.points.items():
+            mine = self.points.get(key)
+            both_places = places if mine is None else _merged(mine | places)
+            if both_places != mine:
+                self.points[key] = both_places
+                changed = True
+        for name in ("flags", "modes"):
+            both_flags = getattr(self, name) | getattr(other, name)
+            if both_flags != getattr(self, name):
+                setattr(self, name, both_flags)
+                changed = True
+        for key in list(self.saved):
+            both_modes = self.saved[key] | other.saved.get(key, frozenset())
+            if both_modes != self.saved[key] or key not in other.saved:
+                changed = True
+                if key in other.saved:
+                    self.saved[key] = both_modes
+                else:
+                    del self.saved[key]
+        if self.wide is None and other.wide is not None:
+            self.wide, changed = other.wide, True
+        return changed
+
+
+def _merged(places: frozenset[Place]) -> frozenset[Place]:
+    """One offset for each region: a region reached with different ones has none that is known."""
+    offsets: dict[Region, int | None] = {}
+    for region, offset in places:
+        offsets[region] = offset if region not in offsets or offsets[region] == offset else None
+    return frozenset(offsets.items())
+
+
+class _Checker:
+    def __init__(self, assembly: Assembly, target: Any) -> None:
+        self.assembly = assembly
+        self.table = assembly.table
+        self.features = frozenset(target.features)
+        self.target = target
+        self.abi = self.table.register_file(target)
+        self.facts = facts_table(self.abi)
+        self.body = assembly.body
+        self.stack = Register(*self.table.STACK_POINTER)
+        self.saved = [Register(*pair) for pair in self.table.CALLEE_SAVED]
+        self.flags_used: set[Instruction] = set()
+        self.lost_to: dict[Instruction, Instruction] = {}
+        self.final = False
+        self.accessed: list[tuple[Instruction, Any, str]] = []
+
+    def fail(self, kind: str, headline: str, item: Any, found: str = "", expected: str = "",
+             mend: str = "") -> AssemblyError:
+        location = item.location if isinstance(item, Instruction) else None
+        return AssemblyError(kind, headline, location, found, expected, mend)
+
+    # --- The walk ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        self.assembly.machine()
+        self.check_features()
+        try:
+            self.starts, self.follow = blocks_of(self.body, self.abi)
+        except AllocationError as error:
+            last = next((i for i in reversed(self.body) if isinstance(i, Instruction)), None)
+            raise self.fail("running-off", f"{self.assembly.name}: {error}", last) from None
+        self.check_reachable()
+        self.check_loops()
+        states: list[_State | None] = [None] * len(self.follow)
+        states[0] = self.entry()
+        pending = [0]
+        while pending:
+            block = min(pending)
+            pending.remove(block)
+            start = states[block]
+            assert start is not None
+            state = self.block(block, start.copy())
+            for successor in self.follow[block]:
+                known = states[successor]
+                if known is None:
+                    states[successor] = state.copy()
+                    changed = True
+                else:
+                    if known.depth != state.depth:
+                        raise self.fail("stack", "paths meet with different stack depths", self.first(successor),
+                                        f"{state.depth} and {known.depth} bytes", "the same depth on every path")
+                    changed = known.meet(state)
+                if changed and successor not in pending:
+                    pending.append(successor)
+        # Errors are raised only now, from the states that hold on every path, so that their wording does not depend
+        # on the order in which paths were walked.
+        self.final = True
+        for block, reached in enumerate(states):
+            if reached is not None:
+                self.block(block, reached.copy())
+        self.check_comparisons()
+
+    def first(self, block: int) -> Instruction | None:
+        for place in range(self.starts[block], self.starts[block + 1]):
+            item = self.body[place]
+            if isinstance(item, Instruction):
+                return item
+        return None
+
+    def entry(self) -> _State:
+        state = _State()
+        for register in self.saved:
+            state.values[register] = frozenset({("entry", register)})
+        for register, region in self.assembly.inputs.items():
+            state.values[register] = frozenset({("input",)})
+            if region is not None:
+                state.points[register] = frozenset({(region, 0)})
+        state.values[self.stack] = frozenset({("input",)})
+        return state
+
+    def block(self, block: int, state: _State) -> _State:
+        for place in range(self.starts[block], self.starts[block + 1]):
+            item = self.body[place]
+            if isinstance(item, Instruction):
+                self.step(item, state)
+        return state
+
+    # --- One instruction --------------------------------------------------------------------------------------------
+
+    def step(self, item: Instruction, state: _State) -> None:
+        facts = self.facts[item.row]
+        reads, writes = self.accesses(item, facts)
+        restored = self.restored(item, state)
+        saving = self.moves_stack(item, state)
+        for register in reads:
+            if not (saving and register in self.saved):
+                self.check_read(item, register, state)
+        if facts.reads_flags:
+            if None in state.flags and self.final:
+                raise self.fail("flags", f"{item.row.mnemonic} reads flags that nothing has set on some path", item,
+                                "flags of the caller, or of before a call", "a comparison on every path to it")
+            self.flags_used.update(f for f in state.flags if f is not None)
+        self.check_memory(item, state)
+        places = self.pointed(item, state)
+        if facts.flow == RETURN:
+            self.leave(item, state)
+        if item.row.control == "call":
+            self.call(item, state)
+        owners = self.assembly.owners.get(item, {})
+        for register in writes:
+            explicit = register in owners
+            state.values[register] = frozenset({("made", owners.get(register) if explicit else None, item)})
+            state.points.pop(register, None)
+        if places is not None and writes:
+            state.points[writes[0]] = places
+        if restored is not None:
+            state.values[writes[0]], state.points[writes[0]] = restored
+        if facts.writes_flags:
+            for before in state.flags:
+                if before is not None:
+                    self.lost_to.setdefault(before, item)
+            state.flags = frozenset({item})
+        self.track_modes(item, state, writes)
+
+    def accesses(self, item: Instruction, facts: Any) -> tuple[list[Any], list[Any]]:
+        """Registers read and written, implied ones included."""
+        reads: list[Any] = []
+        writes: list[Any] = []
+        constant = is_idiom(item, facts)
+        merging = item.mask is not None and not item.zeroing and facts.merges
+        for how, operand in zip(facts.access, item.operands, strict=True):
+            if isinstance(operand, (Register, VirtualRegister)):
+                if not constant and (how & READ or (how & WRITE and merging)):
+                    reads.append(operand)
+                if how & WRITE:
+                    writes.append(operand)
+            elif isinstance(operand, Memory):
+                reads += [part for part in (operand.base, operand.index) if part is not None]
+        if item.mask is not None:
+            reads.append(item.mask)
+            if facts.mask_access & WRITE:
+                writes.append(item.mask)
+        reads += [Register(*pair) for pair in facts.reads if pair != self.table.STACK_POINTER]
+        writes += [Register(*pair) for pair in facts.writes if pair != self.table.STACK_POINTER]
+        return reads, writes
+
+    def check_read(self, item: Instruction, register: Any, state: _State) -> None:
+        if not self.final:
+            return
+        name = self.name(register)
+        owner = self.assembly.owners.get(item, {}).get(register)
+        for token in sorted(state.values.get(register, _NOTHING), key=_order):
+            if token[0] == "gone":
+                raise self.fail("undefined", f"{item.row.mnemonic} reads {name}, which may hold nothing of use", item,
+                                _gone(token), "a write on every path to it", "write it first, or declare it as input")
+            if token[0] == "entry":
+                raise self.fail("undefined", f"{item.row.mnemonic} reads {name}, which holds the caller's value", item,
+                                "no write before it", "a write first")
+            if owner is not None and token[0] == "made" and token[1] is not owner:
+                raise self.fail("clobber", f"{name} no longer holds what was put there", item,
+                                f"overwritten by {token[2].row.mnemonic} at {_at(token[2])}",
+                                "the pinned value", "take another register, or save the value")
+
+    def name(self, register: Any) -> str:
+        if isinstance(register, VirtualRegister):
+            return repr(register)
+        names = (n for n, (kind, number, _) in self.table.REGISTERS.items()
+                 if (kind, number) == (register.kind, register.number))
+        return next(names, str(register))
+
+    # --- Stack, calls, returns --------------------------------------------------------------------------------------
+
+    def moves_stack(self, item: Instruction, state: _State) -> bool:
+        """Follow the stack pointer. True for an instruction that only puts a register on the stack, or takes it off."""
+        row = item.row
+        moved = self.table.STACK.get(row.name)
+        target = item.operands[0] if item.operands else None
+        if moved is None and target == self.stack and self.facts[row].access[0] & WRITE:
+            amount = item.operands[1] if len(item.operands) > 1 else None
+            if row.mnemonic not in ("sub", "add") or not isinstance(amount, Immediate):
+                raise self.fail("stack", "the stack pointer is changed in a way that can't be followed", item,
+                                row.mnemonic, "push, pop, sub rsp, n, add rsp, n")
+            moved = amount.value if row.mnemonic == "sub" else -amount.value
+            self.shift(item, state, moved)
+            return False
+        if moved is not None:
+            self.shift(item, state, moved)
+            if moved < 0:
+                return True
+            state.values[("slot", state.depth)] = state.values.get(target, _NOTHING)
+            state.points[("slot", state.depth)] = state.points.get(target, frozenset())
+            return True
+        if row.mnemonic in self.table.MOVES and len(item.operands) == 2:
+            source = item.operands[1]
+            if isinstance(target, Memory) and target.base == self.stack and target.index is None:
+                place = ("slot", state.depth - target.disp)
+                state.values[place] = state.values.get(source, _NOTHING)
+                state.points[place] = state.points.get(source, frozenset())
+                return True
+        if any(isinstance(o, Memory) and self.stack in (o.base, o.index) and spec.writes
+               for spec, o in zip(row.operands, item.operands, strict=True)):
+            for place in [p for p in state.values if isinstance(p, tuple)]:
+                del state.values[place]  # any slot may be overwritten
+        return False
+
+    def shift(self, item: Instruction, state: _State, moved: int) -> None:
+        if not self.assembly.naked:
+            raise self.fail("stack", "only a naked function moves the stack pointer", item, item.row.mnemonic,
+                            "virtual registers, which spill by themselves", "Assembly(naked=True)")
+        state.depth += moved
+        if state.depth < 0:
+            raise self.fail("stack", "the stack pointer rises above the return address", item,
+                            f"{-state.depth} bytes above it", "as many bytes pushed as popped")
+
+    def restored(self, item: Instruction, state: _State) -> tuple[frozenset[Token], frozenset[Place]] | None:
+        """What an instruction takes off the stack into its first operand, None if it takes nothing that is known."""
+        if self.table.STACK.get(item.row.name, 0) < 0:
+            place = ("slot", state.depth)
+        else:
+            source = item.operands[1] if len(item.operands) == 2 else None
+            if (item.row.mnemonic not in self.table.MOVES or not isinstance(source, Memory)
+                    or source.base != self.stack or source.index is not None):
+                return None
+            place = ("slot", state.depth - source.disp)
+        values = state.values.get(place)
+        return None if values is None else (values, state.points.get(place, frozenset()))
+
+    def leave(self, item: Instruction, state: _State) -> None:
+        if not self.assembly.naked or not self.final:
+            self.leave_modes(item, state)
+            return
+        if state.depth:
+            raise self.fail("stack", "the function returns with an unbalanced stack", item, f"{state.depth} bytes left",
+                            "the depth of entry", f"pop, or add rsp, {state.depth}")
+        for register in self.saved:
+            if state.values.get(register) != frozenset({("entry", register)}):
+                raise self.fail("callee-saved", f"{self.name(register)} is not restored before the return", item,
+                                "a changed register", "what it held at entry", "push it first and pop it here")
+        if state.wide is not None:
+            raise self.fail("mixing", "the function returns with upper halves in use", item,
+                            f"{state.wide.row.name} at {_at(state.wide)}", "vzeroupper before the return",
+                            "the caller's SSE code would be slow otherwise")
+        self.leave_modes(item, state)
+
+    def leave_modes(self, item: Instruction, state: _State) -> None:
+        changed = [m for m in state.modes if m is not None]
+        if changed and self.final:
+            raise self.fail("state", "the function returns with MXCSR changed", item,
+                            f"vldmxcsr at {_at(changed[0])}", "the caller's mode", "store it first and load it here")
+
+    def call(self, item: Instruction, state: _State) -> None:
+        if not self.assembly.naked:
+            raise self.fail("stack", "a call out of a function whose frame is made for it", item, "call",
+                            "a naked function", "Assembly(naked=True)")
+        if self.final and (state.depth + 8) % self.table.STACK_ALIGN_BYTES:
+            raise self.fail("stack", "a call with a misaligned stack", item, f"{state.depth} bytes pushed",
+                            f"8 more than a multiple of {self.table.STACK_ALIGN_BYTES}", "sub rsp, 8 before it")
+        if self.final and state.wide is not None:
+            raise self.fail("mixing", "a call with upper halves in use", item, f"{state.wide.row.name} at "
+                            f"{_at(state.wide)}", "vzeroupper before the call")
+        kept = {*self.saved, self.stack}
+        gone = frozenset({("gone", "a call destroys it", item)})
+        for register in list(state.values):
+            if isinstance(register, Register) and register not in kept:
+                state.values[register] = gone
+                state.points.pop(register, None)
+        state.values[Register(*self.table.RESULT)] = frozenset({("made", None, item)})
+        state.flags = frozenset({None})
+
+    # --- Upper halves, MXCSR ----------------------------------------------------------------------------------------
+
+    def track_modes(self, item: Instruction, state: _State, writes: list[Any]) -> None:
+        name = item.row.name
+        if name == "vzeroupper":
+            state.wide = None
+            gone = frozenset({("gone", "vzeroupper cleared its upper half", item)})
+            for register in list(state.values):
+                if isinstance(register, Register) and register.kind == "vec":
+                    state.values[register] = gone
+        elif any(spec.kind == "vec" and spec.writes and spec.bits > 128 and not isinstance(operand, Memory)
+                 for spec, operand in zip(item.row.operands, item.operands, strict=True)):
+            state.wide = item
+        if name == "vstmxcsr":
+            state.saved[_address(item.operands[0])] = state.modes
+        elif name == "vldmxcsr":
+            state.modes = state.saved.get(_address(item.operands[0]), frozenset({item}))
+        elif state.saved:
+            for address in [a for a in state.saved if a[0] in writes]:
+                del state.saved[address]
+
+    # --- Memory -----------------------------------------------------------------------------------------------------
+
+    def places_of(self, memory: Memory, state: _State) -> frozenset[Place]:
+        """Where an address may lie."""
+        if memory.label is not None:
+            return frozenset({(CONSTANTS, None)})
+        found: set[Place] = set()
+        if self.stack in (memory.base, memory.index):
+            found.add((STACK, None))
+        parts = [p for p in (memory.base, memory.index) if p is not None]
+        for part in parts:
+            for region, offset in state.points.get(part, ()):
+                known = offset is not None and len(parts) == 1 and memory.scale == 1
+                found.add((region, offset + memory.disp if known and offset is not None else None))
+        return frozenset(found)
+
+    def check_memory(self, item: Instruction, state: _State) -> None:
+        if not self.final:
+            return
+        for spec, operand in zip(item.row.operands, item.operands, strict=True):
+            if not isinstance(operand, Memory) or spec.role == "a":
+                continue
+            places = self.places_of(operand, state)
+            if not places:
+                raise self.fail("footprint", f"{item.row.mnemonic} reaches memory through what is no pointer", item,
+                                "an address that no declared region is part of", "a declared pointer plus an offset",
+                                "declare the pointer: a.input(register, Region(...))")
+            bytes_ = (spec.broadcast_bits if operand.broadcast else spec.memory_bits) // 8
+            for region, offset in sorted(places, key=lambda p: (p[0].name, p[1] or 0)):
+                self.accessed.append((item, spec, region.name))
+                if spec.writes and not region.writable:
+                    raise self.fail("read-only", f"{item.row.mnemonic} stores to {region.name}, which is only read",
+                                    item, "a store", "a load", "declare it writable if it is an output")
+                if offset is not None and (offset < 0 or (region.size_bytes is not None
+                                                          and offset + bytes_ > region.size_bytes)):
+                    size = f"{region.size_bytes} bytes" if region.size_bytes is not None else "bytes from 0 on"
+                    raise self.fail("footprint", f"{item.row.mnemonic} reaches outside {region.name}", item,
+                                    f"bytes {offset} to {offset + bytes_ - 1}", size)
+
+    def pointed(self, item: Instruction, state: _State) -> frozenset[Place] | None:
+        """Where the register that the instruction writes points afterwards; None: nowhere that is known."""
+        row, operands = item.row, item.operands
+        if not operands or not isinstance(operands[0], (Register, VirtualRegister)):
+            return None
+        source: Any = operands[-1]
+        if row.mnemonic in self.table.MOVES:
+            if isinstance(source, (Register, VirtualRegister)):
+                return frozenset({(STACK, None)}) if source == self.stack else state.points.get(source)
+            if isinstance(source, Memory) and source.index is None:
+                region = self.assembly.words.get(source.base, {}).get(source.disp)
+                return None if region is None else frozenset({(region, 0)})
+            return None
+        if row.mnemonic == "lea":
+            return self.places_of(source, state) or None
+        if row.mnemonic in ("add", "sub", "inc", "dec"):
+            mine = state.points.get(operands[0], frozenset())
+            adds = len(operands) > 1 and row.mnemonic == "add"
+            other = state.points.get(source, frozenset()) if adds else frozenset()
+            step = {"inc": 1, "dec": -1}.get(row.mnemonic)
+            if step is None and isinstance(source, Immediate):
+                step = source.value if row.mnemonic == "add" else -source.value
+            moved = {(region, offset + step if offset is not None and step is not None else None)
+                     for region, offset in mine}
+            moved |= {(region, None) for region, _ in other if not isinstance(source, Immediate)
+                      and source != operands[0]}
+            return frozenset(moved) or None
+        if row.mnemonic == "and":
+            return frozenset((region, None) for region, _ in state.points.get(operands[0], frozenset())) or None
+        if row.mnemonic.startswith("cmov"):
+            both = state.points.get(operands[0], frozenset()) | state.points.get(source, frozenset())
+            return _merged(both) or None
+        return None
+
+    # --- The graph --------------------------------------------------------------------------------------------------
+
+    def check_features(self) -> None:
+        for item in self.body:
+            if isinstance(item, Label):
+                continue
+            evex = item.mask is not None or any(
+                (isinstance(o, Memory) and o.broadcast) or (isinstance(o, Register) and o.kind == "vec"
+                                                            and o.number > 15) for o in item.operands)
+            if not self.table.legal_encodings(item.row, self.features, evex):
+                needed = item.row.evex_features if evex else item.row.features
+                missing = ", ".join(sorted((needed or frozenset()) - self.features)) or "an EVEX encoding"
+                raise self.fail("feature", f"{item.row.mnemonic} needs what {self.target.name} lacks", item, missing,
+                                ", ".join(sorted(self.features)), "ask for the feature, or write it otherwise")
+
+    def check_reachable(self) -> None:
+        seen = {0}
+        pending = [0]
+        while pending:
+            for successor in self.follow[pending.pop()]:
+                if successor not in seen:
+                    seen.add(successor)
+                    pending.append(successor)
+        for block in range(len(self.follow)):
+            if block not in seen and (item := self.first(block)) is not None:
+                raise self.fail("unreachable", "this code is never reached", item, item.row.mnemonic,
+                                "a jump to it, or code above that runs on into it", "delete it")
+
+    def check_comparisons(self) -> None:
+        for item in self.body:
+            if isinstance(item, Instruction) and item.row.mnemonic in self.table.COMPARISONS \
+                    and item not in self.flags_used:
+                lost = self.lost_to.get(item)
+                raise self.fail("flags", f"the flags of {item.row.mnemonic} are never read", item,
+                                f"{lost.row.mnemonic} at {_at(lost)} sets them anew" if lost else "no reader",
+                                "a reader before anything else sets the flags", "move the comparison down to its user")
+
+    # --- Loops ------------------------------------------------------------------------------------------------------
+
+    def check_loops(self) -> None:
+        self.prove(list(range(len(self.follow))))
+
+    def prove(self, blocks: list[int]) -> None:
+        """Show that no path stays among these blocks for ever.
+
+        In each cycle there must be blocks that can be passed only finitely often before the cycle is left; a path that
+        stays for ever would have to avoid all of them in the end, so what is left without them is shown the same way.
+        """
+        for cycle in _cycles(blocks, self.follow):
+            bounded = [block for block in cycle if self.ends(block, set(cycle))]
+            if not bounded:
+                last = self.body[self.starts[cycle[-1] + 1] - 1]
+                raise self.fail(
+                    "loop", "this loop can't be shown to end", last, _text(last),
+                    "in each round a branch out of it, on a counter that changes by one constant in each round, "
+                    "compared with what the loop does not change",
+                    "use a.loop(start, stop, step), or jl/jg instead of jne for steps other than 1")
+            self.prove([block for block in cycle if block not in bounded])
+
+    def ends(self, block: int, inside: set[int]) -> bool:
+        """Whether the branch at a block's end leaves the cycle after finitely many passes of the block."""
+        last = self.body[self.starts[block + 1] - 1]
+        if isinstance(last, Label) or self.facts[last.row].flow != BRANCH:
+            return False
+        target = next(o.name for o in last.operands if isinstance(o, LabelReference))
+        jumps = [s for s in self.follow[block] if self.labelled(s, target)]
+        leaves = [s for s in self.follow[block] if s not in inside]
+        if len(leaves) != 1:
+            return False
+        code = last.row.mnemonic.removeprefix("j")
+        stay = code if leaves[0] not in jumps else _OPPOSITE[code]
+        setter = None
+        for place in range(self.starts[block], self.starts[block + 1] - 1):
+            item = self.body[place]
+            if isinstance(item, Instruction) and self.facts[item.row].writes_flags:
+                setter = item
+        if setter is None:
+            return False
+        writers: dict[Any, list[tuple[int, Instruction]]] = {}
+        for member in inside:
+            for place in range(self.starts[member], self.starts[member + 1]):
+                item = self.body[place]
+                if isinstance(item, Instruction):
+                    for register in self.accesses(item, self.facts[item.row])[1]:
+                        writers.setdefault(register, []).append((member, item))
+        operands = setter.operands
+        mnemonic = setter.row.mnemonic
+        if mnemonic in ("cmp", "test"):
+            first, second = operands[0], operands[1]
+            if mnemonic == "test":
+                return first == second and self.closes(first, writers, block, inside, stay, setter)
+            fixed = isinstance(second, Immediate) or second not in writers
+            if fixed and not isinstance(second, Memory):
+                return self.closes(first, writers, block, inside, stay, setter)
+            return (not isinstance(first, Memory) and first not in writers
+                    and self.closes(second, writers, block, inside, _MIRRORED.get(stay, stay),
+                                    setter))
+        return self.closes(operands[0], writers, block, inside, stay, setter)
+
+    def labelled(self, block: int, name: str) -> bool:
+        for place in range(self.starts[block], self.starts[block + 1]):
+            item = self.body[place]
+            if not isinstance(item, Label):
+                return False
+            if item.name == name:
+                return True
+        return False
+
+    def closes(self, counter: Any, writers: dict[Any, list[tuple[int, Instruction]]], block: int, inside: set[int],
+               stay: str, setter: Instruction) -> bool:
+        """Whether a counter moves by one constant in each round, towards the end of the condition to stay."""
+        if not isinstance(counter, (Register, VirtualRegister)) or len(writers.get(counter, ())) != 1:
+            return False
+        member, item = writers[counter][0]
+        if any(block in cycle for cycle in _cycles([b for b in sorted(inside) if b != member], self.follow)):
+            return False  # a round may leave it out
+        amount = _step(item)
+        if amount is None or (setter is not item and setter.row.mnemonic not in ("cmp", "test")):
+            return False
+        if abs(amount) == 1 and stay == "ne":
+            # Once in each round, or equality might be stepped over.
+            rest = _cycles([b for b in sorted(inside) if b != block], self.follow)
+            return not any(member in cycle for cycle in rest)
+        carries = setter.row.mnemonic not in ("inc", "dec")
+        up, down = {"l", "le", "s"}, {"g", "ge", "ns"}
+        if setter.row.mnemonic == "cmp":
+            up, down = {"l", "le", "b", "be"}, {"g", "ge", "a", "ae"}
+        elif carries and setter is item:
+            up, down = up | {"ae"}, down | {"ae", "a"}
+        return stay in (up if amount > 0 else down)
+
+
+def _cycles(blocks: list[int], follow: list[list[int]]) -> list[list[int]]:
+    """The strongly connected parts of a graph's blocks that have a cycle, each sorted (R. Tarjan, "Depth-first search
+    and linear graph algorithms", 1972)."""
+    among = set(blocks)
+    number: dict[int, int] = {}
+    low: dict[int, int] = {}
+    stack: list[int] = []
+    found: list[list[int]] = []
+    for root in blocks:
+        work = [(root, 0)] if root not in number else []
+        while work:
+            block, at = work.pop()
+            if at == 0:
+                number[block] = low[block] = len(number)
+                stack.append(block)
+            targets = [t for t in follow[block] if t in among]
+            for position in range(at, len(targets)):
+                target = targets[position]
+                if target not in number:
+                    work += [(block, position + 1), (target, 0)]
+                    break
+                if target in stack:
+                    low[block] = min(low[block], number[target])
+            else:
+                if low[block] == number[block]:
+                    part = stack[stack.index(block):]
+                    del stack[stack.index(block):]
+                    if len(part) > 1 or block in targets:
+                        found.append(sorted(part))
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[block])
+    return sorted(found)
+
+
+_OPPOSITE = {"o": "no", "b": "ae", "e": "ne", "be": "a", "s": "ns", "p": "np", "l": "ge", "le": "g"}
+_OPPOSITE |= {b: a for a, b in _OPPOSITE.items()}
+_MIRRORED = {"l": "g", "g": "l", "le": "ge", "ge": "le", "b": "a", "a": "b", "be": "ae", "ae": "be"}
+
+
+def _step(item: Instruction) -> int | None:
+    """The constant by which an instruction moves its register, None if it does something else."""
+    mnemonic, operands = item.row.mnemonic, item.operands
+    if mnemonic in ("inc", "dec"):
+        return 1 if mnemonic == "inc" else -1
+    if mnemonic in ("add", "sub") and isinstance(operands[1], Immediate):
+        value = operands[1].value if mnemonic == "add" else -operands[1].value
+        return value or None
+    if mnemonic == "lea" and isinstance(operands[1], Memory):
+        memory = operands[1]
+        if memory.base == operands[0] and memory.index is None and memory.label is None:
+            return memory.disp or None
+    return None
+
+
+def _address(operand: Any) -> tuple[Any, ...]:
+    return operand.base, operand.index, operand.scale, operand.disp, operand.label
+
+
+def _at(item: Instruction) -> str:
+    location: Location | None = item.location
+    return f"line {location.line}" if location is not None else "a place without a line"
+
+
+def _gone(token: Token) -> str:
+    return f"{token[1]}" + (f" ({_at(token[2])})" if token[2] is not None else "")
+
+
+def _text(item: Any) -> str:
+    return item.name if isinstance(item, Label) else str(item.row.mnemonic)
+
+
+def _order(token: Token) -> tuple[int, int]:
+    """What a message names first: nothing, then the caller's, then by line."""
+    item = token[2] if len(token) > 2 else None
+    line = item.location.line if item is not None and item.location is not None else 0
+    return ["gone", "entry", "input", "made"].index(token[0]), line

@@ -1,0 +1,55 @@
+"""x86-64 for assembly by hand: `x86.vaddps`, `x86.zmm0`, `x86.ptr[...]`, `x86.dword[...]`, `x86.z`.
+
+Names are the manual's; those that Python keeps for itself have an underscore behind (`x86.and_`), and a prefix is part
+of the name (`x86.lock_add`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..targets.x86_64 import assembly as table
+from .block import Block, Write
+from .block import block as _block
+from .build import current as current
+from .errors import AssemblyError
+from .notation import broadcast as broadcast
+from .notation import mnemonic_named, names_of, unknown
+from .notation import ptr as ptr
+from .notation import z as z
+
+
+def block(name: str, *, inputs: str, result: str, features: str = "", implements: str = "") -> Callable[[Write], Block]:
+    """A block by hand on x86-64 rows; see assembly/block.py."""
+    return _block(table, name, inputs=inputs, result=result, features=features, implements=implements)
+
+
+_names: dict[str, Any] = {}
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    if not _names:
+        _names.update(names_of(table))
+    found = _names.get(name)
+    if found is None:
+        found = mnemonic_named(table, name)
+        if found is None:
+            raise _UnknownName(name)
+        _names[name] = found
+    return found
+
+
+class _UnknownName(AttributeError):
+    """No register, pointer or mnemonic of this name; the message is that of an unknown instruction.
+
+    It is made when it is read: who only asks whether a name is there does not wait for the search for near ones.
+    """
+
+    def __str__(self) -> str:
+        return str(unknown(table, self.args[0]))
+
+
+__all__ = ["AssemblyError", "block", "broadcast", "current", "ptr", "table", "z"]

@@ -1,0 +1,259 @@
+"""Whether assembly by hand may stand for a kernel: compiled, interpreted or run, and compared with what it replaces.
+
+Enters: a kernel, one of its pieces by hand, a target. Leaves: code, or one warning that says why the generated code is
+taken. Holds: no piece runs in a caller's process before it has run in a guarded child and given the kernel's results
+on random and hostile values and ragged extents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import numpy
+
+from ..assembly.emulate import Emulator
+from ..assembly.errors import AssemblyError
+from ..assembly.override import Override, compile_by_hand, digest
+from ..codegen.machine import Instruction, Register
+from ..codegen.pipeline import scratch_bytes
+from ..lang.by_hand import PIECES
+from ..tile.rounding import Expectation, expect
+from ..tile.schedule import Schedule
+from ..tile.semantics import OutOfBounds
+from .arguments import Binding, Parameter, Signature, fill_words
+from .cases import Case, boundary_cases, cases, copy_of
+from .compiled import CompiledKernel
+from .errors import warn_once
+
+_LEAST_NORMAL = 2.0**-126
+_STEPS_THAT_FLUSH = 4096
+QUICK_RUNS = 8
+"""Cases before a piece is first used; `sapper check` takes more."""
+
+_verdicts: dict[tuple[Any, Any, Any], Override | None] = {}
+_trusted: dict[tuple[Any, Any, str], bool] = {}
+_digests: dict[tuple[Any, Any], str] = {}
+
+
+def signature_of(kernel: Any) -> Signature:
+    return Signature(kernel.name, [Parameter.of(n, t) for n, t in kernel.parameters],
+                     kernel.options.get("in_place", ()))
+
+
+def choose(kernel: Any, target: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],
+           dim_classes: Mapping[str, tuple[int, int]]) -> Override | None:
+    """The first piece that admits this specialisation and is right; None: take the generated code."""
+    for piece in kernel.by_hand:
+        if piece.refusal(target, static_dims, unit_strides, dim_classes):
+            continue
+        key = (kernel, piece.write, target)
+        if key not in _verdicts:
+            _verdicts[key] = _judge(kernel, piece, target)
+        found = _verdicts[key]
+        if found is not None:
+            return found
+    return None
+
+
+def trusted(kernel: Any, target: Any, schedule: Any) -> bool:
+    """Whether a kernel with pieces by hand in it gives its results; one warning where it does not."""
+    key = (kernel, target, repr(schedule))
+    if key not in _trusted:
+        from .check import check_kernel
+
+        wanted = schedule if schedule is None or isinstance(schedule, Schedule) else Schedule.from_json(dict(schedule))
+        finding = check_kernel(kernel, target, runs=QUICK_RUNS, schedule=wanted).finding
+        _trusted[key] = finding is None
+        if finding is not None:
+            kernel.refused_by_hand = True
+            warn_once(f"by-hand {kernel.name} {key[2]}",
+                      f"kernel {kernel.name}: its pieces by hand are not used, generated code is: at station "
+                      f"{finding.station}, with {finding.case}: {finding.message}")
+    return _trusted[key]
+
+
+def key_of(kernel: Any, blocks: tuple[str, ...] = ()) -> list[str]:
+    """What pieces by hand add to the key of a kernel's compiled form. blocks: those that its schedule names."""
+    keys = [piece.digest() for piece in PIECES.values() if piece.key.partition(":")[2] in blocks]
+    for piece in getattr(kernel, "by_hand", ()):
+        known = _digests.get((kernel, piece.write))
+        if known is None:
+            try:
+                known = digest(kernel, piece)
+            except AssemblyError as error:
+                known = str(error)
+            _digests[kernel, piece.write] = known
+        keys.append(known)
+    return keys
+
+
+def _judge(kernel: Any, piece: Any, target: Any) -> Override | None:
+    try:
+        made = compile_by_hand(kernel, piece, target)
+        verify(kernel, made, runs=QUICK_RUNS)
+        return made
+    except AssemblyError as error:
+        kernel.refused_by_hand = True
+        warn_once(f"by-hand {kernel.name} {piece.name}",
+                  f"kernel {kernel.name}: its assembly {piece.name} is not used, generated code is: {error}")
+        return None
+
+
+def expectation(function: Any, case: Case) -> dict[str, Expectation] | None:
+    """What the tensors must hold after a case, None where its arguments are out of bounds."""
+    try:
+        return expect(function, case.arguments, runs=6, tile_sizes=(None, 16, 8))
+    except OutOfBounds:
+        return None
+
+
+def verify(kernel: Any, made: Override, seed: int = 0, runs: int = QUICK_RUNS, interpreted: bool = False) -> int:
+    """Compare a piece with its kernel; how many cases it got right. Raises AssemblyError ("result", or what it did).
+
+    interpreted: from the meanings of its rows (any CPU); else the code in a guarded child on this CPU.
+    """
+    piece = made.piece
+    function = kernel.tile_ir()
+    signature = signature_of(kernel)
+    passed = 0
+    drawn = cases(kernel, function, seed, runs, divisible=piece.divisible, contiguous=piece.contiguous)
+    edges = boundary_cases(kernel, function, seed, piece.divisible, piece.contiguous)
+    for case in chain(edges, drawn):
+        if piece.flushes_denormals:
+            _flush(case)
+        expected = expectation(function, case)
+        if expected is None:
+            continue
+        given = {n: copy_of(v) if isinstance(v, numpy.ndarray) else v for n, v in case.arguments.items()}
+        binding = signature.bind(tuple(given.values()))
+        try:
+            results = _interpret(made, signature, binding, given) if interpreted else _run(made, signature, binding)
+            for placement, outputs in results:
+                _compare(made, case, expected, outputs, placement)
+        except AssemblyError as error:
+            error.found += f" (with {case.label})"
+            raise
+        passed += 1
+    return passed
+
+
+def prove_exhaustively(kernel: Any, target: Any = None, chunk: int = 1 << 22) -> int:
+    """Run a kernel `(x, y)` over one dimension, y[n] a function of the 32 bits of x[n], on all of them, by hand and as
+    generated; how many values were compared. Raises AssemblyError at the first that differs.
+
+    For blocks that move bits, where the generated code is the meaning in integer arithmetic, this is a proof.
+    """
+    from ..codegen.pipeline import compile_kernel
+    from .dtypes import numpy_dtype
+    from .launch import Entry, configuration
+    from .loader import load
+
+    chosen = configuration().find_target(target)
+    (source, source_type), (result, result_type) = kernel.parameters
+    if source_type.dtype.bits != 32 or len(source_type.dims) != 1 or len(result_type.dims) != 1:
+        raise ValueError(f"{kernel.name}: found {source}: {source_type}, {result}: {result_type}; expected one vector "
+                         "of 32-bit elements and one result")
+    facts: dict[str, Any] = {
+        "static_dims": {}, "unit_strides": {source: "contiguous", result: "contiguous"},
+        "dim_classes": {source_type.dims[0]: (2**31 - 1, 64)}, "target": chosen, "schedule": Schedule(),
+    }
+    signature = signature_of(kernel)
+    found = []
+    for by_hand in (True, False):
+        made = compile_kernel(kernel, by_hand=by_hand, **facts)
+        if by_hand and not made.pieces:
+            raise ValueError(f"{kernel.name}: found no piece by hand in it; expected one that {chosen.name} takes")
+        found.append((CompiledKernel.of(kernel.name, made), load(made.code)))
+    outputs = [numpy.zeros(chunk, numpy_dtype(result_type.dtype)) for _ in range(2)]
+    for start in range(0, 1 << 32, chunk):
+        values = numpy.arange(start, start + chunk, dtype=numpy.uint32).view(numpy_dtype(source_type.dtype))
+        for (compiled, code), output in zip(found, outputs, strict=True):
+            binding = signature.bind((values, output))
+            entry = Entry(signature, compiled, code, binding, 1)
+            view, _, _, address = entry.block()
+            entry.run(view, address)
+        bits = [output.view(numpy.uint32 if output.itemsize == 4 else numpy.uint8) for output in outputs]
+        if not numpy.array_equal(bits[0], bits[1]):
+            at = int(numpy.flatnonzero(bits[0] != bits[1])[0])
+            raise AssemblyError("result", f"{kernel.name} by hand differs from what it means", None,
+                                f"{outputs[0][at]!r} for the input {start + at:#x}", repr(outputs[1][at]))
+    return 1 << 32
+
+
+def _flush(case: Case) -> None:
+    """Zeros in place of denormal inputs: a piece that flushes them is only asked for what is left."""
+    for value in case.arguments.values():
+        if isinstance(value, numpy.ndarray) and value.dtype.kind not in "iub":
+            value[numpy.abs(value.astype(numpy.float64)) < _LEAST_NORMAL] = 0
+
+
+def _compare(made: Override, case: Case, expected: Mapping[str, Expectation], outputs: Mapping[str, Any],
+             note: str) -> None:
+    if made.piece.flushes_denormals:  # each step may lose what lies below the least normal number
+        expected = {n: replace(e, bound=e.bound + _STEPS_THAT_FLUSH * _LEAST_NORMAL) for n, e in expected.items()}
+    wrong = [text for name, e in expected.items() if name in outputs and (text := e.mismatch(outputs[name]))]
+    if wrong:
+        raise AssemblyError("result", f"{made.piece.name} does not compute what {made.compiled.name} does",
+                            _where(made), "; ".join(wrong) + note, "the kernel's results within rounding",
+                            "see which lanes are wrong, and run it under the interpreter of rows")
+
+
+def _where(made: Override) -> Any:
+    return next((i.location for i in made.source.body if isinstance(i, Instruction) and i.location is not None), None)
+
+
+def _run(made: Override, signature: Signature, binding: Binding) -> list[tuple[str, dict[str, Any]]]:
+    from .guarded import run_compiled_guarded
+
+    found = []
+    kernel = CompiledKernel.of(made.compiled.name, made.compiled)
+    for run in run_compiled_guarded(signature, kernel, binding, threads=2 if kernel.counters else 1):
+        if run.crash is not None:
+            raise AssemblyError("footprint", f"{made.piece.name} crashes", _where(made), str(run.crash))
+        found.append((f" (buffers flush to the {run.placement} of their pages)", run.outputs))
+    return found
+
+
+def _merged(stores: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(first byte, one past the last) of each stretch that the stores cover."""
+    found: list[tuple[int, int]] = []
+    for start, size in sorted(set(stores)):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], start + size)
+        else:
+            found.append((start, start + size))
+    return found
+
+
+def _interpret(made: Override, signature: Signature, binding: Binding,
+               given: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    from ..lane.interpret import Memory
+
+    compiled = made.compiled
+    workers = 2 if compiled.counters else 1
+    memory = Memory()
+    each = max(64, scratch_bytes(compiled.scratch, binding.dims))
+    scratch = memory.allocate("scratch", each * workers)
+    for name, value in given.items():
+        if isinstance(value, numpy.ndarray):
+            value.flags.writeable = name in compiled.stored
+            memory.add_array(name, value)
+    words = numpy.array([scratch, each, 0, *(int(w) for w in fill_words(signature, compiled.slots, binding))],
+                        numpy.int64)
+    words.flags.writeable = False
+    block = memory.add_array("the argument block", words)
+    table = made.assembly.table
+    written = []
+    for worker in range(workers):
+        registers = {Register(*table.ARGUMENTS[i]): value for i, value in enumerate((block, worker, workers))}
+        emulator = Emulator(table, memory, registers)
+        emulator.run(made.source)
+        written.append(_merged(emulator.written))
+    for start, end in written[0] if workers > 1 else ():
+        if any(first < end and start < last for first, last in written[1]):
+            raise AssemblyError("result", f"{made.piece.name}: two workers write the same memory", _where(made),
+                                f"{end - start} bytes at {start:#x}", "each byte written by one worker")
+    return [(" (interpreted)", {name: given[name] for name in compiled.stored})]

@@ -1,0 +1,203 @@
+"""One instruction and blocks on rows: in a tile kernel beside a meaning, and chosen by a schedule for an op."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sapper as sp
+from sapper import KernelError, Tensor, f32, i32, tiles, x86
+from sapper.assembly.block import Block
+from sapper.assembly.errors import AssemblyError
+from sapper.codegen.pipeline import compile_kernel
+from sapper.ir.text import parse_function, print_function
+from sapper.ir.types import f32 as F32
+from sapper.lang.by_hand import PIECES
+from sapper.runtime.check import check_kernel
+from sapper.runtime.errors import SapperWarning
+from sapper.targets import host_target
+from sapper.targets.x86_64.target import target
+from sapper.tile.ops import TILE_OPS
+from sapper.tile.schedule import Schedule, ScheduleError
+
+N, = sp.dims("N"),
+V3, ZEN4 = target("v3"), target("zen4")
+
+
+@sp.kernel
+def reciprocal(x: Tensor[f32, N], y: Tensor[f32, N]):
+    for n in tiles(N):
+        y[n] = sp.asm(x86.vrcp14ps, x[n], meaning=lambda t: 1.0 / t, tolerance=2.0**-13)
+
+
+@sp.kernel
+def fused(x: Tensor[f32, N], y: Tensor[f32, N]):
+    for n in tiles(N):
+        t = x[n]
+        y[n] = sp.asm(x86.vfmadd213ps, t, t, t, meaning=lambda a, b, c: a * b + c)
+
+
+@sp.kernel
+def rotated(x: Tensor[i32, N], y: Tensor[i32, N]):
+    for n in tiles(N):
+        y[n] = sp.asm(x86.vprold, x[n], 7, meaning=lambda t: t << 7 | t >> 25 & 127)
+
+
+def text_of(kernel: Any, chip: Any, **options: Any) -> str:
+    made = compile_kernel(kernel, {}, dict.fromkeys(("x", "y"), "contiguous"), {"N": (1024, 16)}, chip,
+                          options.pop("schedule", None), **options)
+    return str(made.text())
+
+
+def test_the_instruction_stands_in_the_code_where_the_target_has_it() -> None:
+    assert "vrcp14ps zmm" in text_of(reciprocal, ZEN4)
+    assert "vrcp14ps" not in text_of(reciprocal, V3) and "vdivps" in text_of(reciprocal, V3)
+    assert "vrcp14ps" not in text_of(reciprocal, ZEN4, by_hand=False)
+
+
+def test_its_meaning_is_what_the_tile_ir_says() -> None:
+    function = reciprocal.tile_ir()
+    (op,) = [op for op in function.walk() if op.name == "asm"]
+    assert op.operands[0].op is not None and op.operands[0].op.name == "div"
+    assert op.attributes["by"] == "x86_64:vrcp14ps"
+    text = print_function(function)
+    assert print_function(parse_function(text, {"tile": TILE_OPS})) == text
+
+
+@pytest.mark.parametrize("kernel", [reciprocal, fused, rotated])
+@pytest.mark.parametrize("chip", [host_target(), V3], ids=["host", "v3"])
+def test_every_station_agrees(kernel: Any, chip: Any) -> None:
+    report = check_kernel(kernel, chip)
+    assert report.ok, report.finding
+
+
+@pytest.mark.skipif("avx512f" not in host_target().features, reason="no AVX-512")
+def test_a_changed_operand_is_copied_first() -> None:
+    x, y = np.arange(40, dtype=np.float32), np.zeros(40, np.float32)
+    fused(x, y)
+    assert np.array_equal(y, x * x + x)
+    bits = np.arange(-20, 20, dtype=np.int32) * 77777777
+    turned = np.zeros(40, np.int32)
+    rotated(bits, turned)
+    unsigned = bits.view(np.uint32)
+    assert np.array_equal(turned.view(np.uint32), unsigned << 7 | unsigned >> 25)
+
+
+def test_a_wrong_meaning_is_found_and_the_piece_not_used() -> None:
+    @sp.kernel
+    def wrong(x: Tensor[f32, N], y: Tensor[f32, N]):
+        for n in tiles(N):
+            y[n] = sp.asm(x86.vrcp14ps, x[n], meaning=lambda t: 1.0 / t)  # no tolerance
+
+    report = check_kernel(wrong, ZEN4)
+    assert report.finding is not None and report.finding.station == "lower"
+    if "avx512f" in host_target().features:
+        x, y = np.arange(1, 41, dtype=np.float32), np.zeros(40, np.float32)
+        with pytest.warns(SapperWarning, match="pieces by hand are not used"):
+            wrong(x, y)
+        assert np.array_equal(y, 1 / x)
+
+
+@pytest.mark.parametrize("body, part", [
+    (lambda t: sp.asm(3, t, meaning=lambda a: a), "names an instruction"),
+    (lambda t: sp.asm(x86.vrcp14ps, t, meaning=2), "needs a meaning"),
+    (lambda t: sp.asm(x86.vrcp14ps, 2, meaning=lambda a: a), "takes tiles"),
+    (lambda t: sp.asm(x86.vrcp14ps, t, meaning=lambda a: 3), "no tile"),
+])
+def test_refusals(body: Any, part: str) -> None:
+    @sp.kernel
+    def kernel(x: Tensor[f32, N], y: Tensor[f32, N]):
+        for n in tiles(N):
+            y[n] = body(x[n])
+
+    with pytest.raises(KernelError, match=part):
+        kernel.tile_ir()
+
+
+def test_a_meaning_that_is_not_elementwise() -> None:
+    @sp.kernel
+    def kernel(x: Tensor[f32, N], y: Tensor[f32, N]):
+        for n in tiles(N):
+            y[n] = sp.asm(x86.vrcp14ps, x[n], meaning=lambda t: t * y[0])
+
+    with pytest.raises(KernelError, match="not elementwise"):
+        kernel.tile_ir()
+
+
+LOG2_E, LN2_HIGH, LN2_LOW = 1 / math.log(2), 0.693359375, -2.12194440e-4
+
+
+def spread(value: float) -> Any:
+    return x86.broadcast[x86.current().constant(np.float32(value))]
+
+
+@x86.block("exp_of_six_terms", inputs="f32", result="f32", features="avx512f", implements="exp")
+def exp_of_six_terms(out: Any, x: Any) -> None:
+    """e^x = 2^n e^r, n the nearest integer to x log2(e), |r| <= ln(2)/2; six terms of e^r."""
+    a = x86.current()
+    n, r = a.zmm(), a.zmm()
+    x86.vmulps(n, x, spread(LOG2_E))
+    x86.vrndscaleps(n, n, 8)
+    x86.vmovaps(r, x)
+    x86.vfnmadd231ps(r, n, spread(LN2_HIGH))
+    x86.vfnmadd231ps(r, n, spread(LN2_LOW))
+    x86.vbroadcastss(out, x86.ptr[a.constant(np.float32(1 / 5040))])
+    for k in (720, 120, 24, 6, 2, 1, 1):
+        x86.vfmadd213ps(out, r, spread(1 / k))
+    x86.vscalefps(out, out, n)
+
+
+@sp.kernel
+def exponential(x: Tensor[f32, N], y: Tensor[f32, N]):
+    for n in tiles(N):
+        y[n] = sp.exp(x[n])
+
+
+def test_a_schedule_chooses_a_block() -> None:
+    schedule = Schedule(assembly=("exp_of_six_terms",))
+    assert Schedule.from_json(schedule.to_json()) == schedule
+    text = text_of(exponential, ZEN4, schedule=schedule)
+    assert "exp_of_six_terms" in text and "vscalefps" in text
+    assert "exp_of_six_terms" not in text_of(exponential, V3, schedule=schedule)
+    assert "exp_of_six_terms" not in text_of(exponential, ZEN4)
+
+
+@pytest.mark.parametrize("chip", [host_target(), V3], ids=["host", "v3"])
+def test_the_block_computes_the_op(chip: Any) -> None:
+    report = check_kernel(exponential, chip, schedule=Schedule(assembly=("exp_of_six_terms",)))
+    assert report.ok, report.finding
+
+
+def test_a_schedule_that_names_no_block() -> None:
+    with pytest.raises(ScheduleError, match="no block 'exp_of_none'"):
+        text_of(exponential, ZEN4, schedule=Schedule(assembly=("exp_of_none",)))
+
+
+def test_a_block_leaves_its_inputs_alone() -> None:
+    def write(out: Any, x: Any) -> None:
+        x86.vaddps(x, x, x)
+        x86.vmovaps(out, x)
+
+    with pytest.raises(AssemblyError, match="overwrites one of its inputs"):
+        Block(x86.table, "greedy", write, (F32,), F32).assemble((512, 512), [])
+
+
+def test_a_block_alone_passes_the_static_checks() -> None:
+    exp_of_six_terms.check(ZEN4, (512, 512), [])
+    with pytest.raises(AssemblyError) as caught:
+        exp_of_six_terms.check(V3, (512, 512), [])
+    assert caught.value.kind == "feature"
+
+
+@pytest.mark.parametrize("options, part", [
+    ({"inputs": "bf16", "result": "f32"}, "found dtype"),
+    ({"inputs": "f32", "result": "f32", "name": "vaddps"}, "name"),
+])
+def test_blocks_that_cannot_be_registered(options: dict[str, Any], part: str) -> None:
+    before = dict(PIECES)
+    with pytest.raises(ValueError, match=part):
+        x86.block(options.pop("name", "a_block"), **options)(lambda out, x: None)
+    assert before == PIECES

@@ -1,0 +1,166 @@
+"""Text in both syntaxes: what print.py writes reads back to the same bytes, and AT&T as GNU as's disassembler writes
+it; operands bound by name; refusals."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sapper.assembly import x86
+from sapper.assembly.build import Assembly
+from sapper.assembly.errors import AssemblyError
+from sapper.codegen.encode import encode_instruction
+from sapper.codegen.machine import Instruction, Memory
+from sapper.codegen.print import print_instruction
+from sapper.targets.x86_64.instructions import ROWS
+from tests.assembly.pieces import ZEN4, binary, interpret, piece
+from tests.codegen.test_encode import clashes, forms
+
+
+def read(text: str, syntax: str) -> Instruction:
+    assembly = Assembly("line", x86.table)
+    assembly.constants["constant"] = (64, bytes(64))
+    assembly.text(text, syntax)
+    (made,) = (item for item in assembly.body if isinstance(item, Instruction))
+    return made
+
+
+def cases(every: int) -> list[Instruction]:
+    """Of each row the first form, then each so many-th."""
+    found = []
+    for row in ROWS.values():
+        mine = [i for i in forms(row) if not clashes(i)]
+        found += mine[:1] + mine[1::every]
+    return found
+
+
+def test_every_form_of_every_row_reads_back_to_the_same_bytes() -> None:
+    wrong = []
+    for case in cases(3):
+        text = print_instruction(case)
+        try:
+            found = encode_instruction(read(text, "intel"))
+        except AssemblyError as error:
+            wrong.append(f"{case.row.name}: {text}: {error.headline}: {error.found}")
+            continue
+        if found != encode_instruction(case):
+            wrong.append(f"{case.row.name}: {text}: {found[0].hex()} for {encode_instruction(case)[0].hex()}")
+    assert not wrong, f"{len(wrong)} differ:\n" + "\n".join(wrong[:40])
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="GNU binutils are not installed")
+def test_att_as_the_gnu_disassembler_writes_it(tmp_path: Path) -> None:
+    """Bytes of a seventh of all forms, those a label, written as AT&T text by objdump, read back to the same bytes."""
+    chosen = [c for c in cases(7) if not any(isinstance(o, Memory) and o.label for o in c.operands)]
+    codes = [encode_instruction(c)[0] for c in chosen]
+    binary_file = tmp_path / "code.bin"
+    binary_file.write_bytes(b"".join(codes))
+    listing = subprocess.run(["objdump", "-D", "-b", "binary", "-m", "i386:x86-64", "-w", str(binary_file)],
+                             capture_output=True, text=True, check=True).stdout
+    lines = [m.group(1) for m in re.finditer(r"^\s*[0-9a-f]+:\t[0-9a-f ]+\t(.*)$", listing, re.M)]
+    assert len(lines) == len(chosen)
+    wrong = []
+    for case, code, text in zip(chosen, codes, lines, strict=True):
+        if text.startswith("vpcmpeq") and case.row.mnemonic != text.split()[0]:
+            continue  # vpcmpb with predicate 0 is a longer form of an instruction that has a mnemonic of its own
+        text = text.removeprefix("{evex} ")
+        try:
+            found = encode_instruction(read(text, "att"))[0]
+        except AssemblyError as error:
+            wrong.append(f"{case.row.name}: {text}: {error.headline}: {error.found}")
+            continue
+        if found != code:
+            wrong.append(f"{case.row.name}: {text}: {found.hex()} for {code.hex()}")
+    assert not wrong, f"{len(wrong)} of {len(chosen)} differ:\n" + "\n".join(wrong[:60])
+
+
+SUM = """
+    xor eax, eax
+    vxorps @acc, @acc, @acc      # the sum
+    jmp test
+    .balign 32
+again:
+    vaddps @acc, @acc, zmmword ptr [@x + rax*4]
+    add rax, 16
+test:
+    cmp rax, @n
+    jl again
+    vmovups [@y], @acc
+    ret
+"""
+SUM_ATT = """
+    xorl %eax, %eax
+    vxorps @acc, @acc, @acc
+    jmp test
+    .p2align 5
+again:
+    vaddps (@x,%rax,4), @acc, @acc
+    addq $16, %rax
+test:
+    cmpq @n, %rax
+    jl again
+    vmovups @acc, (@y)
+    ret
+"""
+
+
+@pytest.mark.parametrize("syntax, text", [("intel", SUM), ("att", SUM_ATT)])
+def test_a_loop_with_bound_operands(syntax: str, text: str) -> None:
+    from sapper.assembly.static import check_static
+
+    made = piece(binary(lambda a, x, y, n: a.text(text, syntax, x=x, y=y, n=n, acc=a.zmm())))
+    check_static(made, ZEN4)
+    x, y = np.arange(64, dtype=np.float32), np.zeros(16, np.float32)
+    interpret(made.machine(), x, y, 64)
+    assert np.array_equal(y, x.reshape(4, 16).sum(0))
+
+
+def refused(text: str, syntax: str = "intel", **names: Any) -> AssemblyError:
+    with pytest.raises(AssemblyError) as caught:
+        piece(lambda a: a.text(text, syntax, **names))
+    return caught.value
+
+
+def test_unknown_instruction_names_the_nearest_and_the_way_to_add_one() -> None:
+    error = refused("\n\n  vfmad231ps zmm0, zmm1, zmm2")
+    assert error.kind == "unknown-instruction"
+    assert "vfmadd231ps" in error.expected
+    assert "docs/add-an-instruction.md" in error.mend
+
+
+def test_the_error_is_at_the_line_of_the_text() -> None:
+    with pytest.raises(AssemblyError) as caught:
+        piece(lambda a: a.text("""nop
+            nop
+            vaddps zmm0, zmm1"""))
+    error = caught.value
+    assert error.kind == "operands" and error.location is not None
+    assert error.location.file == __file__
+    assert "vaddps zmm0, zmm1" in Path(__file__).read_text().split("\n")[error.location.line - 1]
+
+
+@pytest.mark.parametrize("text, part", [
+    ("vaddps zmm0, zmm1, @missing", "@missing is not bound"),
+    ("add [rax], 5", "how large"),
+    ("mov rax, [rbx + rcx + rdx]", "too many parts"),
+    ("mov rax, [rbx + rcx*3]", "scaled"),
+    ("mov rax, [rbx + nowhere]", "a term of an address"),
+    ("vaddps zmm0{z}, zmm1, zmm2", "without an opmask"),
+    ("vaddps zmm0{rax}, zmm1, zmm2", "decoration"),
+    ("vaddps zmm0, zmm1, zmm2{1to16}", "broadcast"),
+    ("jmp nowhere", "not in the text"),
+    (".long 5", "no meaning here"),
+    ("mov rax, huge ptr [rbx]", "size of memory"),
+])
+def test_refusals(text: str, part: str) -> None:
+    assert part in refused(text).headline
+
+
+def test_unknown_syntax() -> None:
+    assert refused("nop", "masm").headline == "an unknown syntax"

@@ -1,0 +1,188 @@
+"""The kernels and blocks by hand of the library: right under the interpreter of rows, on this CPU, and no planted error
+in them goes unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sapper as sp
+from sapper import Schedule, Tensor, bf16, f32, i32, tiles, zeros
+from sapper.assembly.errors import AssemblyError
+from sapper.assembly.mutate import Mutant, mutants
+from sapper.assembly.override import Override, compile_by_hand
+from sapper.assembly.static import check_static
+from sapper.kernels.by_hand import matmul, rows
+from sapper.kernels.matmul import make_matmul_nn
+from sapper.lang.by_hand import PIECES
+from sapper.runtime import by_hand
+from sapper.runtime.check import check_kernel
+from sapper.targets import host_target
+from sapper.targets.x86_64.target import target
+
+ZEN4 = target("zen4")
+M, N, K = sp.dims("M N K")
+
+
+@sp.kernel
+def matmul_bf16(a: Tensor[bf16, M, K], b: Tensor[bf16, K, N], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            acc += a[m, k] @ b[k, n]
+        c[m, n] = acc
+
+
+@sp.kernel
+def exponential(x: Tensor[f32, N], y: Tensor[f32, N]):
+    for n in tiles(N):
+        y[n] = sp.exp(x[n])
+
+
+@sp.kernel
+def third_nibble(x: Tensor[i32, N], y: Tensor[f32, N]):
+    for n in tiles(N):
+        y[n] = sp.asm(rows.unpack4, x[n], 12, meaning=lambda p: (p << 16 >> 28).to(f32))
+
+
+def attached(kernel: Any, attach: Callable[..., None], *options: Any) -> Any:
+    kernel.by_hand.clear()
+    attach(kernel, *options)
+    return kernel
+
+
+KERNELS: dict[str, Callable[[], Any]] = {
+    "f32 14x32": lambda: attached(make_matmul_nn(f32), matmul.attach, matmul.AVX512),
+    "f32 6x16": lambda: attached(make_matmul_nn(f32), matmul.attach, matmul.AVX2),
+    "bf16 14x32": lambda: attached(matmul_bf16, matmul.attach, matmul.BF16),
+    "row sum": lambda: attached(rows.make_row_sum(), rows.attach_row_sum),
+    "embedding": lambda: attached(rows.make_embedding(), rows.attach_embedding),
+}
+
+
+def compiled(name: str) -> tuple[Any, Override]:
+    kernel = KERNELS[name]()
+    return kernel, compile_by_hand(kernel, kernel.by_hand[0], ZEN4)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_interpreted(name: str) -> None:
+    kernel, made = compiled(name)
+    assert by_hand.verify(kernel, made, runs=3, interpreted=True) > 10
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_on_this_cpu(name: str) -> None:
+    kernel, made = compiled(name)
+    missing = sorted(made.piece.features - host_target().features)
+    if missing:
+        pytest.skip(f"this CPU has no {', '.join(missing)}")
+    assert by_hand.verify(kernel, made, runs=8) > 10
+
+
+def test_the_inner_loops_spill_nothing() -> None:
+    """No vector register is stored to the frame; general registers may be, outside the loop over k."""
+    for name in ("f32 14x32", "f32 6x16", "bf16 14x32"):
+        _, made = compiled(name)
+        wide = [i for i in made.finished.machine.body if getattr(i, "comment", "") in ("spill", "reload")
+                and i.row.mnemonic.startswith("vmov")]  # type: ignore[union-attr]
+        assert not wide
+        assert made.finished.pressure["vec"] <= (16 if name == "f32 6x16" else 32)
+
+
+@pytest.mark.parametrize("chip", [host_target(), target("v3")], ids=["host", "v3"])
+def test_blocks(chip: Any) -> None:
+    for kernel, schedule in ((exponential, Schedule(assembly=("exp_by_table",))), (third_nibble, None),
+                             (rows.make_dot4(True), None)):
+        report = check_kernel(kernel, chip, schedule=schedule)
+        assert report.ok, report.finding
+
+
+@pytest.mark.skipif("avx512f" not in host_target().features, reason="no AVX-512")
+def test_unpack4_is_right_for_every_word() -> None:
+    assert by_hand.prove_exhaustively(third_nibble) == 1 << 32
+
+
+@pytest.mark.skipif("avx512f" not in host_target().features, reason="no AVX-512")
+def test_the_proof_finds_the_one_value_that_differs() -> None:
+    @sp.kernel
+    def nearly(x: Tensor[i32, N], y: Tensor[f32, N]):
+        for n in tiles(N):
+            y[n] = sp.asm(rows.unpack4, x[n], 12,
+                          meaning=lambda p: sp.where(p == 0xC0FFEE, 0, p << 16 >> 28).to(f32))
+
+    with pytest.raises(AssemblyError, match="0xc0ffee"):
+        by_hand.prove_exhaustively(nearly)
+
+
+def killed(kernel: Any, made: Override, mutant: Mutant) -> bool:
+    try:
+        check_static(mutant.assembly, ZEN4)
+        wrong = Override(made.piece, mutant.assembly, mutant.assembly.machine(), made.finished, made.compiled)
+        by_hand.verify(kernel, wrong, runs=8, interpreted=True)
+    except AssemblyError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name, every", [("f32 14x32", 97), ("bf16 14x32", 83), ("f32 6x16", 43), ("row sum", 7),
+                                         ("embedding", 1)])
+def test_planted_errors_are_found(name: str, every: int) -> None:
+    """A sample of all mutants, evenly over the text."""
+    kernel, made = compiled(name)
+    chosen = list(mutants(made.assembly))[::every]
+    alive = [str(m) for m in chosen if not killed(kernel, made, m)]
+    assert len(chosen) >= 8
+    assert not alive, f"{len(alive)} of {len(chosen)} live: {alive}"
+
+
+@pytest.mark.parametrize("name", ["exp_by_table", "unpack4"])
+def test_planted_errors_in_blocks_are_found(name: str) -> None:
+    block = PIECES[f"x86_64:{name}"]
+    immediates = [12] if name == "unpack4" else []
+    assembly, out, inputs = block.assemble((512, 512), immediates)  # type: ignore[attr-defined]
+    random = np.random.default_rng(0)
+    if name == "unpack4":
+        samples = [random.integers(-2**31, 2**31, 16).astype(np.int32) for _ in range(4)]
+    else:
+        samples = [random.uniform(-90, 89, 16).astype(np.float32) for _ in range(6)]
+        hostile = [0, -0.0, np.inf, -np.inf, np.nan, 88.7, 89, 104, -87, -95, -103, -104, -200, 1e-40, 1, -1]
+        samples.append(np.array(hostile, np.float32))
+
+    def outcome(candidate: Any) -> list[Any]:
+        return [run_block(candidate, out, inputs, x) for x in samples]
+
+    def wanted(x: Any) -> Any:
+        if name == "unpack4":
+            return (x << 16 >> 28).astype(np.float32)
+        with np.errstate(all="ignore"):
+            return np.exp(x.astype(np.float64)).astype(np.float32)
+
+    def good(found: list[Any]) -> bool:
+        with np.errstate(all="ignore"):
+            return all(np.allclose(f, wanted(x), 4e-7 if name == "exp_by_table" else 0, 2e-45, equal_nan=True)
+                       for f, x in zip(found, samples, strict=True))
+
+    assert good(outcome(assembly))
+    alive = []
+    for mutant in mutants(assembly):
+        try:
+            if good(outcome(mutant.assembly)):
+                alive.append(str(mutant))
+        except AssemblyError:
+            continue
+    assert not alive, alive
+
+
+def run_block(assembly: Any, out: Any, inputs: Any, x: Any) -> Any:
+    from sapper.assembly.emulate import Emulator
+    from sapper.lane.interpret import Memory
+
+    whole = np.zeros(64, np.uint8)
+    whole[:] = x.view(np.uint8)
+    emulator = Emulator(assembly.table, Memory(), {inputs[0].register: whole})
+    emulator.run(assembly.machine())
+    return emulator.get(out.register).view(np.float32)
