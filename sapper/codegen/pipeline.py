@@ -62,7 +62,8 @@ def facts_of(target: Any) -> Facts:
     """What the model knows of a target."""
     return Facts(lanes=target.lanes, vector_registers=target.vector_registers, l1_bytes=target.l1_bytes,
                  l2_bytes=target.l2_bytes, l3_bytes=target.l3_bytes, fma_latency=target.fma_latency,
-                 broadcast_operand=target.mask_kind == "opmask")
+                 wide_lanes=target.wide_lanes, indexed_addresses=target.indexed_addresses,
+                 software_prefetch=target.software_prefetch)
 
 
 def scratch_bytes(scratch: tuple[Any, ...], dims: Mapping[str, int]) -> int:
@@ -84,12 +85,11 @@ def stored_tensors(function: Function) -> tuple[str, ...]:
     return tuple(v.name for v in function.arguments if isinstance(v.type, TensorType) and v in stored)
 
 
-def _trace(function: Any, after: str, stage: str) -> None:
+def _trace(function: Any, after: str, text_of: Callable[[Any], str] = print_function) -> None:
     setting = os.environ.get("SAPPER_TRACE", "")
     if not setting or setting == "0":
         return
-    text = f"; {function.name} after {after}\n{print_function(function)}\n" if stage != "machine" else (
-        f"; {function.name} after {after}\n{_machine_text(function)}\n")
+    text = f"; {function.name} after {after}\n{text_of(function)}\n"
     if setting == "1":
         sys.stderr.write(text)
         return
@@ -97,11 +97,6 @@ def _trace(function: Any, after: str, stage: str) -> None:
     number = len([n for n in os.listdir(setting) if n.startswith(f"{function.name}.")])
     with open(os.path.join(setting, f"{function.name}.{number:02}.{after}.txt"), "w", encoding="utf-8") as file:
         file.write(text)
-
-
-def _machine_text(function: Any) -> str:
-    from .print import print_function as print_machine
-    return print_machine(function)
 
 
 def to_lane(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
@@ -115,9 +110,9 @@ def to_lane(function: Function, schedule: Schedule, facts: Facts, specialization
         tile_pass(function)
         if check:
             verify(function, TILE_OPS)
-        _trace(function, after, "tile")
+        _trace(function, after)
     lane = lower(function, schedule, facts, specialization)
-    _trace(lane, "lower", "lane")
+    _trace(lane, "lower")
     return lane
 
 
@@ -127,6 +122,7 @@ def finish_lane(lane: Function, target: Any) -> Function:
     from ..lane.math import expand_math
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
+    from ..lane.synchronise import synchronise
     from .compile import rules_of
 
     legal = rules_of(target).legal_ops(target)
@@ -134,11 +130,14 @@ def finish_lane(lane: Function, target: Any) -> Function:
     if check:
         verify(lane, LANE_OPS)
     expand_math(lane, legal)
-    _trace(lane, "expand_math", "lane")
+    _trace(lane, "expand_math")
     if check:
         verify(lane, LANE_OPS)
-    simplify(lane)
-    _trace(lane, "simplify", "lane")
+    simplify(lane, indexed_addresses=target.indexed_addresses)
+    _trace(lane, "simplify")
+    if target.lanes_are_threads:
+        synchronise(lane)
+        _trace(lane, "synchronise")
     if check:
         verify(lane, LANE_OPS)
     return lane
@@ -152,7 +151,7 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
     stored = stored_tensors(function)
     lane = finish_lane(to_lane(function, schedule or Schedule(), facts_of(target), specialization), target)
     made = compile_lane(lane, target)
-    _trace(made.machine, "allocate", "machine")
+    _trace(made.machine, "select" if target.assembler_allocates else "allocate", lambda _: made.text)
     return Compiled(function.name, made.bytes, tuple(lane.attributes["slots"]), _tuples(lane.attributes["scratch"]),
                     lane.attributes["counters"], stored, _tuples(function.attributes.get("requires", [])),
                     lambda: made.text)

@@ -801,6 +801,7 @@ LANE_RULES: dict[str, Rule] = {
     "tasks": _lane_tasks,
     "barrier": _lane_barrier,
     "fence_streaming": _nothing,
+    "sync_lanes": _nothing,
     "yield": _nothing,
 }
 

@@ -846,7 +846,7 @@ _BUILDERS: dict[str, Callable[[Program, Op], _Step]] = {
     "s_store": _build_s_store, "load": _build_load, "load_splat": _build_load_splat, "gather": _build_gather,
     "store": _build_store, "store_lane0": _build_store_lane0, "scatter": _build_scatter, "prefetch": _build_nothing,
     "loop": _build_loop, "if": _build_if, "tasks": _build_tasks, "barrier": _build_barrier,
-    "fence_streaming": _build_nothing,
+    "fence_streaming": _build_nothing, "sync_lanes": _build_nothing,
 }
 
 

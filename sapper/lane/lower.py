@@ -51,7 +51,7 @@ class Range:
 
 
 def has_wide_rows(function: Function) -> bool:
-    """Whether a row of 64-bit elements will be needed: a register has half as many lanes of them.
+    """Whether a row of 64-bit elements will be needed: most registers have half as many lanes of them.
 
     An i64 scalar stays a scalar as an index, a bound or an operand of other integer scalars.
     """
@@ -80,8 +80,8 @@ def lower(function: Function, schedule: Schedule, facts: Facts, specialization: 
 
 
 def _lanes(function: Function, facts: Facts) -> int:
-    """Lanes of a row: half as many where the function has 64-bit elements."""
-    return facts.lanes // 2 if has_wide_rows(function) else facts.lanes
+    """Lanes of a row: fewer on most targets where the function has 64-bit elements."""
+    return facts.lanes_of_wide_rows if has_wide_rows(function) else facts.lanes
 
 
 def result_layouts(function: Function, schedule: Schedule, facts: Facts,
@@ -256,7 +256,7 @@ class Lowering(Model):
         outer = self.block_loads, self.busiest
         walks = [item for item in plan.items if isinstance(item, Walk)]
         self.busiest = None
-        if any(op.name == "store" and self.streams(op) for op in block.ops):
+        if self.facts.software_prefetch and any(op.name == "store" and self.streams(op) for op in block.ops):
             self.busiest = max(reversed(walks), key=self.costs)
         self.block_loads = [op for op in block.ops if op.name == "load" and op.result.type.axes]  # type: ignore[union-attr]
         items = plan.items

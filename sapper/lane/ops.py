@@ -20,6 +20,10 @@ _ADDRESS = ("scale", "disp", "indexed")
 MATH = ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "erf", "sin", "cos", "rsqrt")
 """Row ops without an instruction of their own on most chips; sapper/lane/math.py expands them."""
 
+ADDRESS_AT = {"load": 0, "load_splat": 0, "s_load": 0, "prefetch": 0, "gather": 0,
+              "store": 1, "store_lane0": 1, "s_store": 1, "scatter": 1}
+"""The operand that is the base of a memory operand; the index, if there is one, follows it."""
+
 CONDITIONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
 LANE_OPS = OpTable("lane", [
@@ -106,6 +110,9 @@ LANE_OPS = OpTable("lane", [
            doc="total: block argument i; the workers share out i = 0 .. total-1 in order of demand through shared "
                "counter `counter` (0 .. 7)"),
     OpSpec("barrier", (0, 0), (0, 0), pure=False, doc="no worker passes before all have arrived"),
+    OpSpec("sync_lanes", (0, 0), (0, 0), pure=False,
+           doc="what any lane of this worker stored before it is seen by its other lanes after it; nothing where lanes "
+               "are parts of one register"),
     OpSpec("fence_streaming", (0, 0), (0, 0), pure=False, doc="streaming stores before it are visible after it"),
     OpSpec("yield", (0, None), (0, 0), pure=False, doc="ends a block"),
 ])

@@ -102,7 +102,12 @@ class Access:
 
 
 class State:
-    """Levels, bindings and the arithmetic on scalars. Subclasses add rows, walks and control."""
+    """Levels, bindings and the arithmetic on scalars. Subclasses add rows, walks and control.
+
+    indexed_addresses: whether a memory op may have an index; without, it is added to the base.
+    """
+
+    indexed_addresses = True
 
     def __init__(self, entry: Block, lanes: int) -> None:
         self.lanes = lanes
@@ -262,10 +267,17 @@ class State:
                     base = self.add(base, self.mul(offset, coefficient))
         for j, coefficient in moving:
             base = self.add(base, self.mul(coefficient, j))
+        return self.memory_operands(base, index, scale, disp)
+
+    def memory_operands(self, base: Scalar, index: Scalar, scale: int, disp: int) -> tuple[list[Value], dict[str, Any]]:
+        """Operands and attributes of a memory op at base + index * scale + disp."""
         if isinstance(index, int):
             disp += index * scale
-            return [self.value(base)], {"scale": 1, "disp": disp, "indexed": False}
-        return [self.value(base), index], {"scale": scale, "disp": disp, "indexed": True}
+        elif self.indexed_addresses:
+            return [self.value(base), index], {"scale": scale, "disp": disp, "indexed": True}
+        else:
+            base = self.add(base, self.mul(index, scale))
+        return [self.value(base)], {"scale": 1, "disp": disp, "indexed": False}
 
     # Constants.
 

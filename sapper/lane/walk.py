@@ -328,8 +328,8 @@ class WalkLowering(RowEvaluation):
         block_bytes = rows.count * size * (o.extent if isinstance(o.extent, int) else o.hint) * len(choice.prefetched)
         level = 1 if block_bytes <= self.near_bytes // 2 else 2
         for line in range(0, step_bytes, 64):
-            self.effect("prefetch", [self.value(block), self.value(ahead)], scale=1, disp=access.disp + line,
-                        indexed=True, level=level)
+            operands, attributes = self.memory_operands(block, ahead, 1, access.disp + line)
+            self.effect("prefetch", operands, level=level, **attributes)
 
     def _accumulate(self, a: Accumulator, point: tuple[int, ...], slot: int, at: dict[str, int], walk: Walk) -> None:
         op = a.op
@@ -702,9 +702,7 @@ class StagedRows:
             index = low.add(low.mul(whole, self.count * size), low.mul(inside, size))
             disp = at[self.depth_axis] * size
         disp += at[self.row_axis] * lanes * size
-        if isinstance(index, int):
-            return [low.value(base)], {"scale": 1, "disp": disp + index, "indexed": False}
-        return [low.value(base), index], {"scale": 1, "disp": disp, "indexed": True}
+        return low.memory_operands(base, index, 1, disp)
 
     def load(self, at: dict[str, int], level: int) -> Value:
         operands, attributes = self._address(at)
@@ -729,6 +727,4 @@ class StagedColumns(StagedRows):
             base = low.add(base, low.mul(low.sub(start, low.mul(block, self.count)), size))
         index = low.mul(low.sub(depth.offset, low.open[self.depth_axis].offset), vector_bytes)
         disp = at[self.depth_axis] * vector_bytes + (0 if row.lane else at[self.row_axis] * size)
-        if isinstance(index, int):
-            return [low.value(base)], {"scale": 1, "disp": disp + index, "indexed": False}
-        return [low.value(base), index], {"scale": 1, "disp": disp, "indexed": True}
+        return low.memory_operands(base, index, 1, disp)

@@ -20,8 +20,9 @@ class Facts:
     """What the model knows of a target.
 
     lanes: 32-bit lanes of a vector register. vector_registers: how many. l1/l2/l3_bytes: data cache sizes, per core
-    and shared. fma_latency: cycles. broadcast_operand: a load of one element may be an operand of an arithmetic
-    instruction. gather_cost: cycles for each lane of a gather, about.
+    and shared. fma_latency: cycles. gather_cost: cycles for each lane of a gather, about. wide_lanes: lanes of a row of
+    8-byte elements (None: half as many, as where a register is a vector of fixed size). indexed_addresses: a memory
+    operand may have an index. software_prefetch: asking early for what will be read gains time.
     """
 
     lanes: int = 16
@@ -30,8 +31,14 @@ class Facts:
     l2_bytes: int = 1 << 20
     l3_bytes: int = 16 << 20
     fma_latency: int = 4
-    broadcast_operand: bool = True
     gather_cost: int = 2
+    wide_lanes: int | None = None
+    indexed_addresses: bool = True
+    software_prefetch: bool = True
+
+    @property
+    def lanes_of_wide_rows(self) -> int:
+        return self.lanes // 2 if self.wide_lanes is None else self.wide_lanes
 
 
 @dataclass(frozen=True, slots=True)
