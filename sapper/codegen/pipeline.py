@@ -63,7 +63,7 @@ def facts_of(target: Any) -> Facts:
     return Facts(lanes=target.lanes, vector_registers=target.vector_registers, l1_bytes=target.l1_bytes,
                  l2_bytes=target.l2_bytes, l3_bytes=target.l3_bytes, fma_latency=target.fma_latency,
                  wide_lanes=target.wide_lanes, indexed_addresses=target.indexed_addresses,
-                 software_prefetch=target.software_prefetch)
+                 software_prefetch=target.software_prefetch, transposes_by_scatter=target.lanes_are_threads)
 
 
 def scratch_bytes(scratch: tuple[Any, ...], dims: Mapping[str, int]) -> int:

@@ -26,6 +26,7 @@ class Model(WalkLowering):
         self.facts = facts
         self.indexed_addresses = facts.indexed_addresses
         self.near_bytes = facts.l1_bytes
+        self.transposes_by_scatter = facts.transposes_by_scatter
         self.specialization = specialization
         self.streaming_tensors = self._streaming_tensors()
 

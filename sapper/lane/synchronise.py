@@ -57,11 +57,16 @@ class Accesses:
         self.memories: dict[Value, frozenset[str]] = {}
         self.loops = {op.blocks[0]: op for op in function.walk() if op.name in ("loop", "tasks")}
         self.fixed: dict[Value, bool] = {}
+        self.touches: dict[Op, Touch | None] = {}
         self.numbers: dict[object, int] = {}
 
     def of(self, op: Op) -> Touch | None:
-        if op.name not in READS and op.name not in WRITES:
-            return None
+        """What an op touches, or None if it is no access."""
+        if op not in self.touches:
+            self.touches[op] = self._of(op) if op.name in READS or op.name in WRITES else None
+        return self.touches[op]
+
+    def _of(self, op: Op) -> Touch:
         found = self.memory(op.operands[ADDRESS_AT[op.name]])
         row = self.row(op) if op.name in ("load", "store") else None
         return Touch(next(iter(found)) if len(found) == 1 else UNKNOWN, op.name in WRITES, row)
@@ -166,20 +171,21 @@ class Accesses:
 class _Placement:
     def __init__(self, accesses: Accesses) -> None:
         self.accesses = accesses
+        self.inside: dict[Block, frozenset[Touch]] = {}
+        self.done: dict[tuple[Block, Pending], Pending] = {}
 
-    def touches(self, block: Block) -> list[Touch]:
+    def touches(self, block: Block) -> frozenset[Touch]:
         """All accesses of a block, those of nested blocks included."""
-        found = []
-        for op in block.ops:
-            touch = self.accesses.of(op)
-            if touch is not None:
-                found.append(touch)
-            for nested in op.blocks:
-                found += self.touches(nested)
-        return found
+        if block not in self.inside:
+            own = {touch for op in block.ops if (touch := self.accesses.of(op)) is not None}
+            self.inside[block] = frozenset(own.union(*(self.touches(nested) for op in block.ops for nested in op.blocks)))
+        return self.inside[block]
 
     def block(self, block: Block, pending: Pending, place: bool) -> Pending:
         """What is pending after the block; places the ops only when told to."""
+        if not place and (block, pending) in self.done:
+            return self.done[block, pending]
+        before = pending
         ops: list[Op] = []
         for op in block.ops:
             touch = self.accesses.of(op)
@@ -199,6 +205,7 @@ class _Placement:
             ops.append(op)
         if place:
             block.ops[:] = ops
+        self.done[block, before] = pending
         return pending
 
     def nested(self, op: Op, pending: Pending, place: bool) -> Pending:

@@ -23,6 +23,7 @@ class Facts:
     and shared. fma_latency: cycles. gather_cost: cycles for each lane of a gather, about. wide_lanes: lanes of a row of
     8-byte elements (None: half as many, as where a register is a vector of fixed size). indexed_addresses: a memory
     operand may have an index. software_prefetch: asking early for what will be read gains time.
+    transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
     """
 
     lanes: int = 16
@@ -35,6 +36,7 @@ class Facts:
     wide_lanes: int | None = None
     indexed_addresses: bool = True
     software_prefetch: bool = True
+    transposes_by_scatter: bool = False
 
     @property
     def lanes_of_wide_rows(self) -> int:

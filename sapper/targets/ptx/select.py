@@ -18,6 +18,7 @@ from typing import Any
 
 from ...ir.nodes import Block, Op, Value
 from ...ir.types import DType, MaskType, RowType, ScalarType
+from ...lane.ranges import Ranges
 from .rows import form
 from .text import SPECIAL
 
@@ -58,7 +59,7 @@ class Facts:
 
     lane, worker, workers, first: registers that `begin` fills where the function needs them. lane_bytes: by element
     size, the offset of a thread in a row. addresses: where a thread's own address was computed, in which block.
-    never_nan: what was found out about values.
+    never_nan: what was found out about values. ranges: between which bounds scalars lie.
     """
 
     def __init__(self, s: Any, target: Any) -> None:
@@ -80,6 +81,7 @@ class Facts:
         self.lane_bytes: dict[int, Any] = {}
         self.addresses: dict[tuple[Value, Value | None, int, int], tuple[Any, Block]] = {}
         self.never_nan: dict[Value, bool] = {}
+        self.ranges = Ranges(s.function)
 
 
 def facts_of(s: Any, target: Any) -> Facts:
@@ -168,16 +170,6 @@ def scalar(s: Any, value: Value) -> Any:
     """A scalar as a source: its register, or the number."""
     number = s.constant_of(value)
     return s.scalar(value) if number is None else number
-
-
-def amount(s: Any, value: Value) -> Any:
-    """A scalar as the 32-bit operand that shifts take."""
-    number = s.constant_of(value)
-    if number is not None:
-        return number
-    made = s.new("vec")
-    s.emit("cvt.u32.u64", made, s.scalar(value))
-    return made
 
 
 def predicate(s: Any, value: Value) -> Any:
@@ -349,7 +341,7 @@ def _scalar_binary(mnemonic: str) -> Rule:
 
 def _scalar_shift(mnemonic: str) -> Rule:
     def rule(s: Any, op: Op) -> None:
-        a, b = scalar(s, op.operands[0]), amount(s, op.operands[1])
+        a, b = scalar(s, op.operands[0]), low_half(s, op.operands[1])
         s.emit(mnemonic, s.define(op.results[0]), a, b)
     return rule
 
@@ -373,10 +365,32 @@ def floor_division(s: Any, a: Any, b: Any, type_: str, kind: str, modulo: bool) 
 
 
 def _scalar_division(modulo: bool) -> Rule:
+    """In 32 bits where the operands are known to fit: 64 bits take a subroutine, with a stack frame to save registers."""
     def rule(s: Any, op: Op) -> None:
-        a, b = (scalar(s, v) for v in op.operands)
-        settle(s, op.results[0], floor_division(s, a, b, "s64", "gpr", modulo))
+        result = op.results[0]
+        ranges = [s.facts.ranges.of(v) for v in op.operands]
+        if all(0 <= low and high < 2**32 for low, high in ranges):
+            a, b = (low_half(s, v) for v in op.operands)
+            made = s.new("vec")
+            s.emit("rem.u32" if modulo else "div.u32", made, a, b)
+            s.emit("cvt.u64.u32", s.define(result), made)
+        elif all(-(2**31) <= low and high < 2**31 for low, high in ranges):
+            a, b = (low_half(s, v) for v in op.operands)
+            s.emit("cvt.s64.s32", s.define(result), floor_division(s, a, b, "s32", "vec", modulo))
+        else:
+            a, b = (scalar(s, v) for v in op.operands)
+            settle(s, result, floor_division(s, a, b, "s64", "gpr", modulo))
     return rule
+
+
+def low_half(s: Any, value: Value) -> Any:
+    """The low 32 bits of a scalar as a source."""
+    number = s.constant_of(value)
+    if number is not None:
+        return number
+    made = s.new("vec")
+    s.emit("cvt.u32.u64", made, s.scalar(value))
+    return made
 
 
 def s_cmp(s: Any, op: Op) -> None:

@@ -31,7 +31,7 @@ class Target:
     l1_bytes: int
     l2_bytes: int
     registers: int = 255
-    accumulators: int = 64
+    accumulators: int = 32
     fma_latency: int = 4
     family: str = "ptx"
     assembler_allocates: bool = True
