@@ -1,0 +1,10 @@
+"""Emulators of foreign targets. For NVIDIA: PTX text on NumPy (`load`, see launch.py)."""
+
+from __future__ import annotations
+
+from .errors import ConvergenceError, DeadlockError, EmulationError, MemoryFault, ParseError, RaceError
+from .launch import Module, Result, Uninitialised, load
+from .machine import Counters, Options
+
+__all__ = ["ConvergenceError", "Counters", "DeadlockError", "EmulationError", "MemoryFault", "Module", "Options",
+           "ParseError", "RaceError", "Result", "Uninitialised", "load"]

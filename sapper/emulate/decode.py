@@ -1,0 +1,160 @@
+"""An instruction to a `Step`: what it does to the lanes that run it.
+
+Enters: a parsed instruction. Leaves: a `Step` whose `run(lanes)` does it. Holds: everything that can be decided from the
+text (which operands are registers, which meaning) is decided here, once.
+Rows with a meaning and no unit are done here. A unit's rows are done by the module that registered the unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..targets.ptx.rows import BITS
+from . import parse
+from .errors import EmulationError, ParseError
+from .machine import Lanes, Run, Step, Wait, as_type, register_dtype
+
+if TYPE_CHECKING:
+    from .machine import Machine
+
+Unit = Callable[["Machine", parse.Instruction], Run]
+UNITS: dict[str, Unit] = {}
+"""Unit of a row -> how its instructions are decoded."""
+WHOLE_WARP_UNITS = frozenset({"warp", "matrix", "wgmma", "warp_barrier"})
+
+
+def unit(name: str) -> Callable[[Unit], Unit]:
+    """Registers the decoder of a unit."""
+
+    def register(function: Unit) -> Unit:
+        UNITS[name] = function
+        return function
+
+    return register
+
+
+def decode(machine: Machine, instruction: parse.Instruction) -> Step:
+    machine.instruction = instruction
+    form, guard = instruction.form, instruction.guard
+    held = (guard.slot, guard.negated) if guard is not None else None
+    name = form.row.unit
+    try:
+        if name == "control":
+            return _control(machine, instruction, held)
+        if name:
+            if name not in UNITS:
+                raise EmulationError(f"the emulator does not carry out {form.mnemonic}", instruction.line)
+            return Step(instruction, UNITS[name](machine, instruction), guard=held, whole=needs_whole_warps(instruction))
+        if form.row.opcode == "mov" and any(isinstance(operand, parse.Vector) for operand in instruction.operands):
+            return Step(instruction, _move_parts(machine, instruction), guard=held)
+        return Step(instruction, _value(machine, instruction), guard=held)
+    except EmulationError as error:
+        raise error if error.line else type(error)(str(error), instruction.line) from None
+
+
+def needs_whole_warps(instruction: parse.Instruction) -> bool:
+    """Whether all lanes of a warp carry the instruction out together: the .aligned ones (PTX ISA: "all threads in the
+    warp must execute the same instruction")."""
+    form = instruction.form
+    return "aligned" in form or form.row.unit in ("matrix",) or form.row.opcode == "bar"
+
+
+def _control(machine: Machine, instruction: parse.Instruction, held: tuple[int, bool] | None) -> Step:
+    opcode = instruction.form.row.opcode
+    if opcode == "bra":
+        (target,) = instruction.operands
+        name = target.name if isinstance(target, (parse.Label, parse.Symbol)) else ""
+        if name not in machine.function.labels:
+            raise ParseError(f"unknown label {name!r}", instruction.line)
+        return Step(instruction, _nothing, branch=machine.function.labels[name], guard=held)
+    if opcode in ("ret", "exit"):
+        return Step(instruction, _nothing, ends=True, guard=held)
+
+    def stop(lanes: Lanes) -> Wait | None:
+        lane = int(machine.lanes_of(lanes)[0])
+        raise EmulationError(f"{instruction.text} is reached by {machine.place_of(lane)}", instruction.line)
+
+    return Step(instruction, stop, guard=held)
+
+
+def _nothing(lanes: Lanes) -> Wait | None:
+    return None
+
+
+def sources_of(machine: Machine, instruction: parse.Instruction) -> list[Callable[[Lanes], Any]]:
+    """Readers of the operands that the meaning takes, in order."""
+    return [machine.reader(found, operand.type)
+            for operand, found in zip(instruction.form.operands, instruction.operands, strict=True)
+            if (operand.reads or operand.role == "i") and found is not None]
+
+
+def results_of(machine: Machine, instruction: parse.Instruction) -> list[Callable[[Lanes, Any], None] | None]:
+    return [machine.writer(found, operand.type)
+            for operand, found in zip(instruction.form.operands, instruction.operands, strict=True) if operand.writes]
+
+
+def _value(machine: Machine, instruction: parse.Instruction) -> Run:
+    form, meaning = instruction.form, instruction.form.row.meaning
+    if meaning is None:
+        raise EmulationError(f"the emulator does not carry out {form.mnemonic}", instruction.line)
+    sources, results = sources_of(machine, instruction), results_of(machine, instruction)
+    if len(results) == 1:
+        write = results[0]
+        if write is None:
+            return _nothing
+        only = write
+
+        def run_one(lanes: Lanes) -> Wait | None:
+            only(lanes, meaning(form, *[read(lanes) for read in sources]))
+            return None
+
+        return run_one
+
+    def run(lanes: Lanes) -> Wait | None:
+        values = meaning(form, *[read(lanes) for read in sources])
+        for write, value in zip(results, values, strict=True):
+            if write is not None:
+                write(lanes, value)
+        return None
+
+    return run
+
+
+def _move_parts(machine: Machine, instruction: parse.Instruction) -> Run:
+    """mov between one register and a vector of its parts, lowest first (PTX ISA, mov: pack and unpack)."""
+    target, source = instruction.operands
+    whole = BITS[instruction.form.get("type")]
+    if isinstance(target, parse.Vector):
+        bits = whole // len(target.items)
+        read = machine.raw_reader(source, f"b{whole}")
+        writers = [machine.writer(item, f"b{bits}") if item is not None else None for item in target.items]
+
+        def unpack(lanes: Lanes) -> Wait | None:
+            raw = np.ascontiguousarray(read(lanes))
+            parts = raw.view(f"u{bits // 8}").reshape(len(raw), -1)
+            for number, write in enumerate(writers):
+                if write is not None:
+                    write(lanes, np.ascontiguousarray(parts[:, number]))
+            return None
+
+        return unpack
+    if not isinstance(source, parse.Vector):
+        raise ParseError("expected a vector", instruction.line)
+    bits = whole // len(source.items)
+    readers = [machine.raw_reader(item, f"b{bits}") for item in source.items]
+    write_whole = machine.writer(target, f"b{whole}")
+    wide = register_dtype(f"b{whole}")
+
+    def pack(lanes: Lanes) -> Wait | None:
+        parts = np.stack([as_type(read(lanes), f"b{bits}") for read in readers], axis=1)
+        if write_whole is not None:
+            write_whole(lanes, np.ascontiguousarray(parts).view(wide).reshape(len(parts)))
+        return None
+
+    return pack
+
+
+from . import unit_memory  # noqa: E402, F401  registers units

@@ -1,0 +1,535 @@
+"""PTX text to a module of functions, variables and instructions.
+
+Enters: PTX text, from any compiler. Leaves: `Module`. Holds: every instruction has the form of the row table, and its
+operands are parsed; names of registers are resolved by scope (braces in a body open one), labels to positions.
+Debug sections, .loc and .file are skipped. Source: PTX ISA, chapters "Syntax" and "State Spaces, Types, and Variables".
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass, field
+from typing import Union
+
+from ..targets.ptx.instructions import TABLE
+from ..targets.ptx.rows import BITS, Form
+from .errors import ParseError
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """A register of a function. slot: its number there; negated: `!%p`."""
+
+    name: str
+    slot: int
+    type: str
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """A special register, such as %tid.x."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Immediate:
+    """bits: of an integer, or of a float written 0f or 0d (`is_float` tells). value: the float of a decimal."""
+
+    bits: int
+    float_bits: int = 0
+    value: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """The address of a variable, plus an offset."""
+
+    name: str
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """[base + offset], with the tensor coordinates after a comma if there are any."""
+
+    base: Union[Register, Symbol, Immediate]
+    offset: int = 0
+    coordinates: tuple[Operand, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """{a, b, ...}; None is `_`."""
+
+    items: tuple[Operand | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    name: str
+
+
+Operand = Union[Register, Special, Immediate, Symbol, Address, Vector, Label]
+
+
+@dataclass(slots=True)
+class Instruction:
+    """One instruction. guard: the predicate it runs under. operands: in the form's order, None for `_` and for what was
+    left out."""
+
+    line: int
+    text: str
+    form: Form
+    operands: list[Operand | None]
+    guard: Register | None = None
+
+
+@dataclass(slots=True)
+class Variable:
+    """A variable or parameter. space: global, const, shared, local, param. size_bytes: 0 for `.extern ... name[]`."""
+
+    name: str
+    space: str
+    size_bytes: int
+    alignment: int
+    initial: bytes | None = None
+
+
+@dataclass(slots=True)
+class Function:
+    """An entry or a function. registers: (name, type) of each slot. labels: name -> position in `body`."""
+
+    name: str
+    entry: bool
+    parameters: list[Variable]
+    body: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    registers: list[tuple[str, str]] = field(default_factory=list)
+    variables: list[Variable] = field(default_factory=list)
+    required_threads: tuple[int, ...] = ()
+    required_cluster: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Module:
+    version: tuple[int, int]
+    target: str
+    functions: dict[str, Function]
+    variables: dict[str, Variable]
+
+
+_TOKEN = re.compile(r"""
+    (?P<space>\s+|//[^\n]*|/\*.*?\*/) | (?P<string>"(?:\\.|[^"\\])*") |
+    (?P<number>0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|0[xX][0-9a-fA-F]+U?|\d+\.\d+(?:[eE][+-]?\d+)?|\d+U?) |
+    (?P<directive>\.\w+(?:::\w+)*) | (?P<name>[%$A-Za-z_][\w$]*(?:::[\w$]+)*) | (?P<mark>[][{}(),;:|@!+*<>=~&/-])
+    """, re.VERBOSE | re.DOTALL)
+_SKIPPED = {".loc", ".file", ".pragma", ".address_size", ".branchtargets", ".calltargets", ".alias"}
+_LINKAGE = {".visible", ".extern", ".weak", ".common"}
+_SPACES = {".global", ".const", ".shared", ".local", ".param"}
+
+
+@dataclass(slots=True)
+class _Token:
+    kind: str
+    text: str
+    line: int
+    start: int
+    end: int
+
+
+def _tokens(text: str) -> list[_Token]:
+    found, position, line = [], 0, 1
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise ParseError(f"found {text[position:position + 20]!r}, expected PTX", line)
+        kind = str(match.lastgroup)
+        if kind != "space":
+            found.append(_Token(kind, match.group(), line, position, match.end()))
+        line += match.group().count("\n")
+        position = match.end()
+    return found
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens = _tokens(text)
+        self.position = 0
+        self.module = Module((0, 0), "", {}, {})
+        self.function: Function | None = None
+        self.scopes: list[dict[str, int]] = []
+        self.names: list[dict[str, str]] = []
+        """Variables of a function by scope: source name -> name in the function."""
+        self.scope_count = 0
+
+    # Tokens
+
+    def peek(self, ahead: int = 0) -> str:
+        at = self.position + ahead
+        return self.tokens[at].text if at < len(self.tokens) else ""
+
+    def next(self) -> _Token:
+        if self.position >= len(self.tokens):
+            raise ParseError("the text ends too early")
+        self.position += 1
+        return self.tokens[self.position - 1]
+
+    def expect(self, text: str) -> _Token:
+        token = self.next()
+        if token.text != text:
+            raise ParseError(f"found {token.text!r}, expected {text!r}", token.line)
+        return token
+
+    def accept(self, text: str) -> bool:
+        if self.peek() == text:
+            self.position += 1
+            return True
+        return False
+
+    def skip_line(self) -> None:
+        line = self.tokens[self.position].line
+        while self.position < len(self.tokens) and self.tokens[self.position].line == line:
+            self.position += 1
+
+    # Module
+
+    def parse(self) -> Module:
+        while self.position < len(self.tokens):
+            token = self.tokens[self.position]
+            if token.text == ".version":
+                self.next()
+                major, _, minor = self.next().text.partition(".")
+                self.module.version = (int(major), int(minor))
+            elif token.text == ".target":
+                self.next()
+                self.module.target = self.next().text
+                while self.accept(","):
+                    self.next()
+            elif token.text == ".section":
+                while not self.accept("{"):
+                    self.next()
+                while not self.accept("}"):
+                    self.next()
+            elif token.text in _SKIPPED:
+                self.skip_line()
+            elif token.text in _LINKAGE:
+                self.next()
+            elif token.text in (".entry", ".func"):
+                self.parse_function()
+            elif token.text in _SPACES:
+                for variable in self.parse_variables():
+                    self.module.variables[variable.name] = variable
+            elif token.text == ";":
+                self.next()
+            else:
+                raise ParseError(f"found {token.text!r}, expected a directive", token.line)
+        return self.module
+
+    def parse_variables(self, many: bool = True) -> list[Variable]:
+        """`.space .align n .type name[n] = {...}, ...;`"""
+        space = self.next().text[1:]
+        alignment, type, vector = 0, "", 1
+        while self.peek().startswith("."):
+            word = self.next().text
+            if word == ".align":
+                alignment = self.integer()
+            elif word in (".v2", ".v4", ".v8"):
+                vector = int(word[2:])
+            elif word == ".ptr":
+                while self.peek() in (".global", ".shared", ".const", ".local", ".generic", ".align"):
+                    if self.next().text == ".align":
+                        self.integer()
+            elif word not in (".attribute",):
+                type = word[1:]
+        found = []
+        while True:
+            name = self.next().text
+            size, count = BITS.get(type, 64) // 8 * vector, 1
+            if self.accept("<"):
+                raise ParseError("found a range of variables", self.tokens[self.position].line)
+            dimensions = []
+            while self.accept("["):
+                dimensions.append(0 if self.peek() == "]" else self.integer())
+                self.expect("]")
+            for dimension in dimensions:
+                count *= dimension
+            initial = self.parse_initial(type, size * count) if self.accept("=") else None
+            found.append(Variable(name, space, size * count, alignment or size, initial))
+            if not many or not self.accept(","):
+                break
+        if self.peek() == ";":
+            self.next()
+        return found
+
+    def parse_initial(self, type: str, size_bytes: int) -> bytes:
+        numbers: list[int] = []
+        element = BITS[type] // 8
+
+        def read() -> None:
+            if self.accept("{"):
+                while not self.accept("}"):
+                    read()
+                    self.accept(",")
+                return
+            value = self.number()
+            wide = element == 8
+            numbers.append(value.bits if value.value is None else _float_bits(value, wide))
+
+        read()
+        data = b"".join((number & ((1 << 8 * element) - 1)).to_bytes(element, "little") for number in numbers)
+        return data.ljust(size_bytes, b"\0")
+
+    def parse_function(self) -> None:
+        entry = self.next().text == ".entry"
+        returned: list[Variable] = []
+        if self.peek() == "(":
+            returned = self.parse_parameters()
+        name = self.next().text
+        function = Function(name, entry, returned + (self.parse_parameters() if self.peek() == "(" else []))
+        while self.peek() not in ("{", ";"):
+            word = self.next()
+            if word.text in (".reqntid", ".maxntid", ".reqnctapercluster", ".maxclusterrank", ".minnctapersm", ".maxnreg"):
+                numbers = [self.integer()]
+                while self.accept(","):
+                    numbers.append(self.integer())
+                if word.text == ".reqntid":
+                    function.required_threads = tuple(numbers)
+                elif word.text == ".reqnctapercluster":
+                    function.required_cluster = tuple(numbers)
+            elif word.text not in (".explicitcluster", ".noreturn", ".blocksareclusters", ".pragma") and word.kind != "string":
+                raise ParseError(f"found {word.text!r}, expected a directive of {name} or its body", word.line)
+        if self.accept(";"):
+            return
+        self.function = function
+        self.module.functions[name] = function
+        self.parse_body()
+        self.function = None
+
+    def parse_parameters(self) -> list[Variable]:
+        self.expect("(")
+        found: list[Variable] = []
+        while not self.accept(")"):
+            if self.peek() == ".reg":
+                raise ParseError("found a register as a parameter", self.tokens[self.position].line)
+            found += self.parse_variables(many=False)
+            self.accept(",")
+        return found
+
+    # Bodies
+
+    def parse_body(self) -> None:
+        self.expect("{")
+        self.scopes, self.names = [{}], [{}]
+        while self.scopes:
+            token = self.tokens[self.position]
+            if token.text == "}":
+                self.next()
+                self.scopes.pop()
+                self.names.pop()
+            elif token.text == "{":
+                self.next()
+                self.scopes.append({})
+                self.names.append({})
+            elif token.text == ".reg":
+                self.parse_registers()
+            elif token.text in _SPACES:
+                self.parse_local_variables()
+            elif token.text in _SKIPPED:
+                self.skip_line()
+            elif token.text == ";":
+                self.next()
+            elif self.peek(1) == ":" and token.kind == "name":
+                assert self.function is not None
+                self.function.labels[token.text] = len(self.function.body)
+                self.position += 2
+            else:
+                self.parse_instruction()
+
+    def parse_registers(self) -> None:
+        assert self.function is not None
+        self.next()
+        type = self.next().text[1:]
+        while True:
+            name = self.next().text
+            names = [name]
+            if self.accept("<"):
+                names = [f"{name}{number}" for number in range(self.integer())]
+                self.expect(">")
+            for one in names:
+                self.scopes[-1][one] = len(self.function.registers)
+                self.function.registers.append((one, type))
+            if not self.accept(","):
+                break
+        self.expect(";")
+
+    def parse_local_variables(self) -> None:
+        assert self.function is not None
+        for variable in self.parse_variables():
+            plain = variable.name
+            if any(other.name == plain for other in self.function.variables):
+                self.scope_count += 1
+                variable.name = f"{plain}${self.scope_count}"
+            self.names[-1][plain] = variable.name
+            self.function.variables.append(variable)
+
+    def parse_instruction(self) -> None:
+        assert self.function is not None
+        first, guard = self.tokens[self.position], None
+        if self.accept("@"):
+            negated = self.accept("!")
+            register = self.operand()
+            if not isinstance(register, Register):
+                raise ParseError("expected a predicate after @", first.line)
+            guard = Register(register.name, register.slot, register.type, negated)
+        opcode = self.next()
+        words = [opcode.text]
+        while self.tokens[self.position].kind == "directive":
+            words.append(self.next().text)
+        mnemonic = "".join(words)
+        try:
+            form = TABLE.form(mnemonic)
+        except KeyError as error:
+            raise ParseError(str(error.args[0]), first.line) from None
+        operands: list[tuple[Operand | None, bool]] = []
+        while self.peek() != ";":
+            joined = self.accept("|")
+            operands.append((self.operand(), joined))
+            if self.peek() not in (";", "|"):
+                self.expect(",")
+        end = self.next()
+        self.function.body.append(Instruction(first.line, " ".join(self.text[first.start:end.end].split()), form,
+                                              self.arrange(form, operands, first.line), guard))
+
+    def arrange(self, form: Form, found: list[tuple[Operand | None, bool]], line: int) -> list[Operand | None]:
+        """The operands in the form's order, None for those left out."""
+        arranged: list[Operand | None] = []
+        rest = list(found)
+        for operand in form.operands:
+            if operand.joined:
+                arranged.append(rest.pop(0)[0] if rest and rest[0][1] else None)
+            elif not rest:
+                if not operand.optional:
+                    raise ParseError(f"{form.mnemonic} has too few operands: found {len(found)}", line)
+                arranged.append(None)
+            else:
+                arranged.append(rest.pop(0)[0])
+        if rest:
+            raise ParseError(f"{form.mnemonic} has too many operands: found {len(found)}, expected at most "
+                             f"{len(form.operands)}", line)
+        return arranged
+
+    # Operands
+
+    def operand(self) -> Operand | None:
+        token = self.tokens[self.position]
+        if token.text == "_":
+            self.next()
+            return None
+        if token.text == "!":
+            self.next()
+            register = self.operand()
+            if not isinstance(register, Register):
+                raise ParseError("expected a predicate after !", token.line)
+            return Register(register.name, register.slot, register.type, not register.negated)
+        if token.text in ("{", "("):
+            self.next()
+            close = "}" if token.text == "{" else ")"
+            items = []
+            while not self.accept(close):
+                items.append(self.operand())
+                self.accept(",")
+            return Vector(tuple(items))
+        if token.text == "[":
+            return self.address()
+        if token.kind == "number" or token.text in ("-", "~", "+") or token.text == "WARP_SZ":
+            return self.number()
+        return self.named()
+
+    def named(self) -> Operand:
+        token = self.next()
+        for scope in reversed(self.scopes):
+            slot = scope.get(token.text)
+            if slot is not None:
+                assert self.function is not None
+                return Register(token.text, slot, self.function.registers[slot][1])
+        if token.text.startswith("%"):
+            name = token.text[1:]
+            if self.tokens[self.position].kind == "directive" and self.peek() in (".x", ".y", ".z", ".w"):
+                name += self.next().text
+            return Special(name)
+        symbol = self.symbol_name(token.text)
+        if symbol is None:
+            return Label(token.text)
+        offset = 0
+        while self.peek() in ("+", "-"):
+            sign = -1 if self.next().text == "-" else 1
+            offset += sign * self.integer()
+        return Symbol(symbol, offset)
+
+    def symbol_name(self, name: str) -> str | None:
+        for scope in reversed(self.names):
+            if name in scope:
+                return scope[name]
+        known = self.function is not None and any(parameter.name == name for parameter in self.function.parameters)
+        return name if known or name in self.module.variables else None
+
+    def address(self) -> Address:
+        opening = self.expect("[")
+        base: Operand | None = self.operand()
+        if isinstance(base, Label):
+            raise ParseError(f"found the unknown variable {base.name!r}", opening.line)
+        if not isinstance(base, (Register, Symbol, Immediate)):
+            raise ParseError("expected a register, a variable or a number as address", opening.line)
+        offset = 0
+        while self.peek() in ("+", "-"):
+            sign = -1 if self.next().text == "-" else 1
+            offset += sign * self.integer()
+        coordinates: list[Operand] = []
+        while self.accept(","):
+            more = self.operand()
+            if more is not None:
+                coordinates.append(more)
+        self.expect("]")
+        return Address(base, offset, tuple(coordinates))
+
+    def integer(self) -> int:
+        return self.number().bits
+
+    def number(self) -> Immediate:
+        token = self.next()
+        text = token.text
+        if text == "-":
+            value = self.number()
+            return Immediate(-value.bits, value.float_bits ^ (1 << 63) if value.float_bits else 0,
+                             None if value.value is None else -value.value)
+        if text == "+":
+            return self.number()
+        if text == "~":
+            return Immediate(~self.number().bits)
+        if text == "WARP_SZ":
+            return Immediate(32)
+        if text[:2] in ("0f", "0F"):
+            return Immediate(int(text[2:], 16), 0, struct.unpack("<f", struct.pack("<I", int(text[2:], 16)))[0])
+        if text[:2] in ("0d", "0D"):
+            bits = int(text[2:], 16)
+            return Immediate(bits, bits, struct.unpack("<d", struct.pack("<Q", bits))[0])
+        if "." in text:
+            return Immediate(0, 0, float(text))
+        digits = text.rstrip("U")
+        octal = len(digits) > 1 and digits[0] == "0" and digits[1] not in "xX"
+        return Immediate(int(digits, 8) if octal else int(digits, 0))
+
+
+def _float_bits(value: Immediate, wide: bool) -> int:
+    assert value.value is not None
+    data = struct.pack("<d" if wide else "<f", value.value)
+    return int.from_bytes(data, "little")
+
+
+def parse(text: str) -> Module:
+    """The module of a PTX text. Raises ParseError with the line."""
+    return _Parser(text).parse()

@@ -1,0 +1,288 @@
+"""Which access happens before which, and the accesses that nothing orders.
+
+Enters: accesses of warps to bytes, and the events that order them. Leaves: RaceError at the first conflict.
+Holds: an *agent* is a warp, or the asynchronous engine of a block. Time is one counter that moves on at each event.
+`known[a, b]` is the last moment such that what agent b did until then happens before what a does now (vector clocks).
+Every granule of memory remembers who wrote it last and when, and when each agent read it last. An access conflicts with
+an earlier one of another agent that is not known to it. Inside a warp, lanes are ordered by bar.warp.sync and by the
+barriers only. Bytes that an asynchronous operation still reads or writes are marked in flight; touching them is a
+conflict whatever the clocks say.
+Source: L. Lamport, "Time, clocks, and the ordering of events", 1978; C. Flanagan, S. Freund, "FastTrack", PLDI 2009; PTX
+ISA, chapter "Memory Consistency Model".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import RaceError
+
+Array = NDArray[Any]
+
+
+class Clocks:
+    """The knowledge of all agents of a batch of blocks."""
+
+    def __init__(self, blocks: int, warps: int, cluster_blocks: int) -> None:
+        self.warps, self.cluster_blocks = warps, cluster_blocks
+        self.warp_agents = blocks * warps
+        self.count = self.warp_agents + blocks
+        self.now = 1
+        self.known = np.zeros((self.count, self.count), np.int32)
+        self.fenced = np.zeros((self.count, self.count), np.int32)
+        """What each agent knew at its last fence: what its relaxed writes publish."""
+        self.seen = np.zeros((self.count, self.count), np.int32)
+        """What relaxed reads brought, known only after the next fence."""
+        self.synchronised = np.zeros(self.count, np.int32)
+        """When the lanes of a warp were last ordered among themselves."""
+
+    def engine(self, block: int) -> int:
+        """The agent that stands for the asynchronous copies of a block."""
+        return self.warp_agents + block
+
+    def tick(self) -> int:
+        self.now += 1
+        return self.now - 1
+
+    def barrier(self, agents: Array) -> None:
+        """All of them know what each of them did."""
+        moment = self.tick()
+        joint = self.known[agents].max(axis=0)
+        joint[agents] = moment
+        self.known[agents] = joint
+        self.synchronised[agents] = self.now
+
+    def snapshot(self, agent: int) -> Array:
+        """What a release by the agent publishes."""
+        vector: Array = self.known[agent].copy()
+        vector[agent] = self.tick()
+        return vector
+
+    def acquire(self, agents: Array | int, vector: Array) -> None:
+        self.known[agents] = np.maximum(self.known[agents], vector)
+
+    def fence(self, agents: Array) -> None:
+        self.known[agents] = np.maximum(self.known[agents], self.seen[agents])
+        moment = self.tick()
+        self.fenced[agents] = self.known[agents]
+        self.fenced[agents, agents] = moment
+
+
+class Shadow:
+    """What is known of each granule of one memory.
+
+    rows: agents that may read it (a cluster's). first_agent: of the agents whose row is 0, for each byte's owner.
+    """
+
+    def __init__(self, size_bytes: int, granule: int, reader_rows: int, clocks: Clocks, name: str,
+                 where: Callable[[int], str]) -> None:
+        self.granule, self.clocks, self.name, self.where = granule, clocks, name, where
+        granules = -(-size_bytes // granule)
+        self.writer = np.full(granules, -1, np.int32)
+        self.written_at = np.zeros(granules, np.int32)
+        self.written_line = np.zeros(granules, np.int32)
+        self.lane = np.zeros(granules, np.int8)
+        self.read_at = np.zeros((reader_rows, granules), np.int32)
+        self.rows = reader_rows
+        self.writing = np.zeros(granules, np.int32)
+        """The line of an asynchronous write in flight, or 0."""
+        self.reading = np.zeros(granules, np.int32)
+        self.dirty = np.zeros(granules, bool)
+        """Written by the generic proxy, and not yet fenced for the async proxy."""
+        self.any_writing = self.any_reading = self.any_dirty = False
+
+    def granules(self, offsets: Array, size_bytes: int) -> Array:
+        first = offsets // self.granule
+        count = max(size_bytes // self.granule, 1)
+        return first[:, None] + np.arange(count) if count > 1 else first[:, None]
+
+    def row_of(self, agents: Array) -> Array:
+        return agents % self.rows
+
+    def check_read(self, places: Array, agents: Array, lanes: Array, line: int) -> None:
+        """places: granules, (threads, k); agents and lanes: of the threads."""
+        if self.any_writing:
+            self._in_flight(self.writing, places, "read", "write", line)
+        writer = self.writer[places]
+        agent = agents[:, None]
+        at = self.written_at[places]
+        late = (writer >= 0) & (at > self.clocks.known[agent, writer])
+        if late.any():
+            other = late & (writer != agent)
+            same = late & (writer == agent) & (self.lane[places] != lanes[:, None]) & (
+                at >= self.clocks.synchronised[agent])
+            if other.any() or same.any():
+                self._conflict("read", "written", other | same, places, agents, lanes, line)
+        if places.shape[1] == 1:
+            self.read_at[self.row_of(agents), places[:, 0]] = self.clocks.now
+        else:
+            self.read_at[self.row_of(agents)[:, None], places] = self.clocks.now
+
+    def check_write(self, places: Array, agents: Array, lanes: Array, line: int, generic: bool = True) -> None:
+        if self.any_writing:
+            self._in_flight(self.writing, places, "written", "write", line)
+        if self.any_reading:
+            self._in_flight(self.reading, places, "written", "read", line)
+        agent = agents[:, None]
+        writer, at = self.writer[places], self.written_at[places]
+        late = (writer >= 0) & (writer != agent) & (at > self.clocks.known[agent, writer])
+        if late.any():
+            self._conflict("written", "written", late, places, agents, lanes, line)
+        reads = self.read_at[:, places]
+        first = (agents // self.rows * self.rows) if self.rows < self.clocks.warp_agents else np.zeros_like(agents)
+        knows = self.clocks.known[agents[:, None], first[:, None] + np.arange(self.rows)].T
+        own = np.arange(self.rows)[:, None] == self.row_of(agents)
+        early = (reads > knows[:, :, None]) & ~own[:, :, None]
+        if early.any():
+            reader = int(np.argmax(early.any(axis=(1, 2))))
+            self._conflict("written", "read", early[reader], places, agents, lanes, line, reader)
+        self.writer[places] = agent
+        self.written_at[places] = self.clocks.now
+        self.written_line[places] = line
+        self.lane[places] = lanes[:, None]
+        if generic:
+            self.dirty[places] = True
+            self.any_dirty = True
+
+    def mark(self, kind: str, places: Array, line: int) -> None:
+        """An asynchronous operation begins to read or write these granules. kind: "reading" or "writing"."""
+        getattr(self, kind)[places] = line
+        setattr(self, f"any_{kind}", True)
+
+    def unmark(self, kind: str, places: Array) -> None:
+        marks = getattr(self, kind)
+        marks[places] = 0
+        setattr(self, f"any_{kind}", bool(marks.any()))
+
+    def landed(self, places: Array, agent: int | Array, line: int) -> None:
+        """An asynchronous write has ended: `agent` counts as its writer, now."""
+        self.writer[places] = agent
+        self.written_at[places] = self.clocks.now
+        self.written_line[places] = line
+        self.lane[places] = -1
+        self.dirty[places] = False
+
+    def fence_proxy(self, agents: Array) -> None:
+        """What these agents wrote, or know to be written, may be read by the async proxy."""
+        if not self.any_dirty:
+            return
+        places = np.flatnonzero(self.dirty)
+        writer = self.writer[places]
+        for agent in np.unique(agents):
+            clean = (writer == agent) | (self.written_at[places] <= self.clocks.known[agent, writer])
+            self.dirty[places[clean]] = False
+        self.any_dirty = bool(self.dirty.any())
+
+    def check_proxy(self, places: Array, line: int, what: str) -> None:
+        """An asynchronous read of bytes that the generic proxy wrote without a proxy fence is an error."""
+        wrong = self.dirty[places]
+        if self.any_dirty and wrong.any():
+            place = int(places[wrong][0])
+            raise RaceError(f"{what} reads {self.name}+{self._offset(place)}, written at line "
+                            f"{self.written_line[place]} by ordinary stores; expected fence.proxy.async between", line)
+
+    def _offset(self, place: int) -> str:
+        return self.where(place * self.granule)
+
+    def _in_flight(self, marks: Array, places: Array, access: str, other: str, line: int) -> None:
+        found = marks[places]
+        if found.any():
+            place = int(places[found != 0][0])
+            raise RaceError(f"{self.name}+{self._offset(place)} is {access} while the asynchronous {other} of line "
+                            f"{marks[place]} is in flight; expected its wait before", line)
+
+    def _conflict(self, access: str, earlier: str, wrong: Array, places: Array, agents: Array, lanes: Array, line: int,
+                  reader: int = -1) -> None:
+        thread, part = (int(i) for i in np.argwhere(wrong)[0])
+        place, agent = int(places[thread, part]), int(agents[thread])
+        other = int(self.writer[place]) if earlier == "written" else reader
+        at = f" at line {self.written_line[place]}" if earlier == "written" else ""
+        who = self.agent_name(other)
+        hint = "bar.warp.sync" if other == agent else "a barrier"
+        raise RaceError(f"race on {self.name}+{self._offset(place)}: {access} by {self.agent_name(agent)}, lane "
+                        f"{int(lanes[thread])}, and {earlier} before by {who}{at}, with nothing between that orders "
+                        f"them; expected {hint}", line)
+
+    def agent_name(self, agent: int) -> str:
+        if agent >= self.clocks.warp_agents:
+            return "an asynchronous copy"
+        return f"warp {agent % self.clocks.warps} of block {agent // self.clocks.warps}"
+
+
+class GlobalShadow:
+    """The same for global memory, with the last two readers only: there may be many agents.
+
+    Agents of blocks that ran in an earlier batch of the launch are not ordered with those of this one, except through
+    an atomic operation that an earlier block released and this one acquired.
+    """
+
+    def __init__(self, size_bytes: int, granule: int) -> None:
+        self.granule = granule
+        granules = -(-size_bytes // granule)
+        self.writer = np.full(granules, -1, np.int32)
+        self.written_at = np.zeros(granules, np.int32)
+        self.written_line = np.zeros(granules, np.int32)
+        self.atomic = np.zeros(granules, bool)
+        self.readers = np.full((2, granules), -1, np.int32)
+        self.read_at = np.zeros((2, granules), np.int32)
+        self.base = 0
+        """The first agent's number in this batch."""
+        self.trusted = 0
+        """Agents below this number are ordered before those of this batch: earlier launches, and released blocks."""
+        self.launch_base = 0
+
+    def granules(self, offsets: Array, size_bytes: int) -> Array:
+        first = offsets // self.granule
+        count = max(size_bytes // self.granule, 1)
+        return first[:, None] + np.arange(count) if count > 1 else first[:, None]
+
+    def _unordered(self, clocks: Clocks, other: Array, at: Array, agent: Array) -> Array:
+        """Whether the access of `other` at moment `at` is not known to `agent`. other: global numbers, or -1."""
+        mine = other >= self.base
+        local = np.where(mine, other - self.base, 0)
+        known = np.where(mine, (local == agent) | (at <= clocks.known[agent, local]), other < self.trusted)
+        return np.asarray((other >= 0) & ~known)
+
+    def check(self, kind: str, places: Array, agents: Array, clocks: Clocks, line: int,
+              name: Callable[[int], str]) -> None:
+        """kind: "read", "write" or "atomic"."""
+        agent = agents[:, None]
+        writer = self.writer[places]
+        wrong = self._unordered(clocks, writer, self.written_at[places], agent)
+        if kind == "atomic":
+            wrong &= ~self.atomic[places]
+        if wrong.any():
+            self._conflict(kind, "written", wrong, writer, places, line, name)
+        if kind == "read":
+            # The last reader moves on to the second place.
+            last = self.readers[0][places]
+            moved = (last != agent + self.base) & (last >= self.base)
+            if moved.any():
+                self.readers[1][places[moved]] = last[moved]
+                self.read_at[1][places[moved]] = self.read_at[0][places[moved]]
+            self.readers[0][places] = agent + self.base
+            self.read_at[0][places] = clocks.now
+            return
+        for slot in (0, 1):
+            reader = self.readers[slot][places]
+            wrong = self._unordered(clocks, reader, self.read_at[slot][places], agent)
+            if wrong.any():
+                self._conflict(kind, "read", wrong, reader, places, line, name)
+        self.writer[places] = agent + self.base
+        self.written_at[places] = clocks.now
+        self.written_line[places] = line
+        self.atomic[places] = kind == "atomic"
+
+    def _conflict(self, kind: str, earlier: str, wrong: Array, other: Array, places: Array, line: int,
+                  name: Callable[[int], str]) -> None:
+        thread, part = (int(i) for i in np.argwhere(wrong)[0])
+        place = int(places[thread, part])
+        at = f" at line {self.written_line[place]}" if earlier == "written" else ""
+        what = {"read": "read", "write": "written", "atomic": "changed atomically"}[kind]
+        raise RaceError(f"race on {name(place * self.granule)}: {what}, and {earlier} before by another warp (number "
+                        f"{int(other[thread, part])} of the launches){at}, with nothing between that orders them; "
+                        "expected a barrier, or a release and an acquire", line)

@@ -1,0 +1,430 @@
+"""Loads, stores and addresses.
+
+Enters: addresses of lanes in a state space. Leaves: values in registers or memory. Holds: every access is checked for
+bounds, alignment, bytes that nobody wrote, and races, and counted with its bank conflicts or sectors.
+Source: PTX ISA, sections "State Spaces", "ld", "st", "cvta", "isspacep"; CUDA C++ Programming Guide (32 banks of 4 bytes;
+sectors of 32 bytes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..targets.ptx.rows import BITS
+from . import parse
+from .decode import unit
+from .errors import EmulationError, MemoryFault
+from .machine import WARP, Lanes, Machine, Run, Wait
+from .memory import (
+    GLOBAL_BASE,
+    LOCAL_BASE,
+    PARAMETER_BASE,
+    RANK_SHIFT,
+    SHARED_BASE,
+    SHARED_START,
+    WINDOW,
+    Arena,
+)
+from .races import Shadow
+
+Array = NDArray[Any]
+
+_SPACE_BASE = {"global": GLOBAL_BASE, "const": GLOBAL_BASE, "shared": SHARED_BASE, "local": LOCAL_BASE,
+               "param": PARAMETER_BASE}
+
+
+def space_of(modifier: str) -> str:
+    """The state space of a modifier: shared::cta is shared, none is generic."""
+    return modifier.partition("::")[0] or "generic"
+
+
+def address_reader(machine: Machine, operand: parse.Operand | None) -> Callable[[Lanes], Array]:
+    """Addresses (int64) of `[base + offset]`, one for each lane."""
+    if not isinstance(operand, parse.Address):
+        raise EmulationError(f"found {operand!r}, expected an address in brackets")
+    base, offset = operand.base, operand.offset
+    if isinstance(base, parse.Symbol):
+        base, offset = parse.Symbol(base.name, base.offset + offset), 0
+    read = machine.raw_reader(base, "u64")
+    if offset == 0:
+        return lambda lanes: read(lanes).astype(np.int64)
+    return lambda lanes: read(lanes).astype(np.int64) + offset
+
+
+@dataclass(slots=True)
+class Access:
+    """Memory traffic of one instruction. size: bytes of an element; count: elements of a lane. line: of the text."""
+
+    machine: Machine
+    text: str
+    line: int
+    size: int
+    count: int = 1
+
+    def fault(self, lanes: Lanes, wrong: Array, address: Array, what: str) -> MemoryFault:
+        lane = int(self.machine.lanes_of(lanes)[wrong][0])
+        at = int(address[wrong][0])
+        return MemoryFault(f"{self.text}: {self.machine.place_of(lane)}, address {at:#x}: {what}", self.line)
+
+    def aligned(self, lanes: Lanes, address: Array) -> None:
+        width = self.size * self.count
+        wrong = address & (width - 1) if width & (width - 1) == 0 else address % self.size
+        if wrong.any():
+            raise self.fault(lanes, wrong != 0, address, f"expected an address that is a multiple of {width}")
+
+    def global_offsets(self, lanes: Lanes, address: Array) -> Array:
+        offsets = address - GLOBAL_BASE
+        outside = self.machine.memory.device.outside(offsets, self.size * self.count)
+        if outside is not None:
+            first = int(offsets[outside][0])
+            raise self.fault(lanes, outside, address, f"{self.size * self.count} bytes out of bounds at "
+                             f"{self.machine.memory.device.describe(first)}")
+        return offsets
+
+    def shared_offsets(self, lanes: Lanes, address: Array) -> Array:
+        """Offsets in the arena that holds the shared memory of all resident blocks."""
+        machine, memory = self.machine, self.machine.memory
+        rank, inside = address >> RANK_SHIFT, address & ((1 << RANK_SHIFT) - 1)
+        wrong = (inside < SHARED_START) | (inside + self.size * self.count > SHARED_START + memory.shared_bytes)
+        wrong |= (rank < 0) | (rank >= machine.shape.cluster_blocks)
+        if wrong.any():
+            raise self.fault(lanes, wrong, address, f"{self.size * self.count} bytes outside of the "
+                             f"{memory.shared_bytes} bytes of shared memory")
+        block = machine.block_of if lanes is None else machine.block_of[lanes]
+        size = machine.shape.cluster_blocks
+        block = block // size * size + rank if size > 1 else block
+        return np.asarray(block * memory.shared_stride + inside)
+
+    def split(self, lanes: Lanes, address: Array) -> list[tuple[str, Array, Array, Array]]:
+        """Generic addresses by space: (space, positions among the lanes, lanes, addresses in the space)."""
+        every = self.machine.lanes_of(lanes)
+        found = []
+        for space, low, high in (("shared", SHARED_BASE, SHARED_BASE + WINDOW), ("local", LOCAL_BASE, LOCAL_BASE + WINDOW),
+                                 ("param", PARAMETER_BASE, PARAMETER_BASE + WINDOW), ("global", 0, SHARED_BASE)):
+            inside = (address >= low) & (address < high)
+            if inside.any():
+                place = np.flatnonzero(inside)
+                base = 0 if space == "global" else low
+                found.append((space, place, every[place], address[place] - base))
+        return found
+
+
+def _lane_arrays(machine: Machine, lanes: Lanes) -> tuple[Array, Array]:
+    every = machine.lanes_of(lanes)
+    return machine.warp_of[every], every % WARP
+
+
+def smallest_access(machine: Machine) -> tuple[int, int]:
+    """(shared, global): the smallest bytes that any instruction of the function accesses there: the shadow's granule."""
+    found = machine.state.get("granules")
+    if found is None:
+        sizes = {"shared": 4, "global": 4}
+        for instruction in machine.function.body:
+            form = instruction.form
+            if form.row.unit in ("memory", "atomic"):
+                bits = BITS.get(form.get("type"), 32)
+                space = space_of(form.get("space"))
+                for name in sizes if space == "generic" else (space,):
+                    if name in sizes:
+                        sizes[name] = min(sizes[name], bits // 8)
+        found = machine.state["granules"] = (sizes["shared"], sizes["global"])
+    return (int(found[0]), int(found[1]))
+
+
+def shared_shadow(machine: Machine) -> Shadow:
+    """What the race detector knows of the shared memory of all resident blocks."""
+    found = machine.state.get("shared shadow")
+    if found is None:
+        stride = machine.memory.shared_stride
+
+        def where(offset: int) -> str:
+            block = machine.blocks[offset // stride]
+            return f"{offset % stride - SHARED_START} (block {block})"
+
+        rows = machine.shape.warps * machine.shape.cluster_blocks
+        found = Shadow(machine.memory.shared.size, smallest_access(machine)[0], rows, machine.clocks, "shared memory", where)
+        machine.state["shared shadow"] = found
+    assert isinstance(found, Shadow)
+    return found
+
+
+def load_shared(access: Access, lanes: Lanes, address: Array) -> Array:
+    """(count, lanes) elements."""
+    machine = access.machine
+    access.aligned(lanes, address)
+    offsets = access.shared_offsets(lanes, address)
+    read_check_shared(access, lanes, offsets)
+    count_banks(machine, offsets, access.size * access.count)
+    return machine.memory.shared.load(offsets, access.size, access.count)
+
+
+def read_check_shared(access: Access, lanes: Lanes, offsets: Array) -> None:
+    machine = access.machine
+    if machine.options.races:
+        shadow = shared_shadow(machine)
+        agents, lane = _lane_arrays(machine, lanes)
+        shadow.check_read(shadow.granules(offsets, access.size * access.count), agents, lane, access.line)
+    if machine.options.uninitialised:
+        missing = machine.memory.shared.unwritten(offsets, access.size, access.count)
+        if missing is not None:
+            stride = machine.memory.shared_stride
+            raise access.fault(lanes, missing, offsets % stride, "reads shared memory that nobody wrote")
+
+
+def store_shared(access: Access, lanes: Lanes, address: Array, values: Array) -> None:
+    machine = access.machine
+    access.aligned(lanes, address)
+    offsets = access.shared_offsets(lanes, address)
+    if machine.options.races:
+        shadow = shared_shadow(machine)
+        agents, lane = _lane_arrays(machine, lanes)
+        shadow.check_write(shadow.granules(offsets, access.size * access.count), agents, lane, access.line)
+    count_banks(machine, offsets, access.size * access.count)
+    arena = machine.memory.shared
+    arena.store(offsets, access.size, values)
+    check_same_store(access, arena, lanes, address, offsets, values)
+
+
+def check_same_store(access: Access, arena: Arena, lanes: Lanes, address: Array, offsets: Array, values: Array) -> None:
+    """Two lanes of one instruction that store different values to one place are a race."""
+    if not access.machine.options.races:
+        return
+    kept = arena.load(offsets, access.size, len(values))
+    wrong = (kept != values).any(axis=0)
+    if wrong.any():
+        raise access.fault(lanes, wrong, address, "another lane stores a different value there with the same instruction")
+
+
+def global_check(access: Access, kind: str, lanes: Lanes, offsets: Array) -> None:
+    machine = access.machine
+    shadow = machine.memory.device.shadow
+    if machine.options.races and shadow is not None:
+        agents, _ = _lane_arrays(machine, lanes)
+        shadow.check(kind, shadow.granules(offsets, access.size * access.count), agents, machine.clocks, access.line,
+                     machine.memory.device.describe)
+
+
+def load_global(access: Access, lanes: Lanes, address: Array, checked: bool = True) -> Array:
+    machine, device = access.machine, access.machine.memory.device
+    access.aligned(lanes, address)
+    offsets = access.global_offsets(lanes, address)
+    if checked:
+        global_check(access, "read", lanes, offsets)
+    read_check_global(access, lanes, address, offsets)
+    count_sectors(machine, offsets, access.size * access.count)
+    return device.load(offsets, access.size, access.count)
+
+
+def read_check_global(access: Access, lanes: Lanes, address: Array, offsets: Array) -> None:
+    if access.machine.options.uninitialised:
+        missing = access.machine.memory.device.unwritten(offsets, access.size, access.count)
+        if missing is not None:
+            raise access.fault(lanes, missing, address, "reads global memory that nobody wrote: "
+                               + access.machine.memory.device.describe(int(offsets[missing][0])))
+
+
+def store_global(access: Access, lanes: Lanes, address: Array, values: Array, kind: str = "write") -> None:
+    machine, device = access.machine, access.machine.memory.device
+    access.aligned(lanes, address)
+    offsets = access.global_offsets(lanes, address)
+    global_check(access, kind, lanes, offsets)
+    count_sectors(machine, offsets, access.size * access.count)
+    device.store(offsets, access.size, values)
+    if kind == "write":
+        check_same_store(access, device, lanes, address, offsets, values)
+
+
+def _local_offsets(access: Access, lanes: Lanes, address: Array) -> Array:
+    """Local memory: a copy of the window for each thread."""
+    memory = access.machine.memory
+    wrong = (address < 0) | (address + access.size * access.count > memory.local_bytes)
+    if wrong.any():
+        raise access.fault(lanes, wrong, address, f"outside of the {memory.local_bytes} bytes of local memory")
+    return access.machine.lanes_of(lanes) * memory.local_stride + address
+
+
+def load_from(access: Access, space: str, lanes: Lanes, address: Array) -> Array:
+    """(count, lanes) elements from addresses of one space."""
+    memory = access.machine.memory
+    if space in ("global", "const"):
+        return load_global(access, lanes, address, checked=True)
+    if space == "shared":
+        return load_shared(access, lanes, address)
+    access.aligned(lanes, address)
+    if space == "local":
+        offsets = _local_offsets(access, lanes, address)
+        missing = memory.local.unwritten(offsets, access.size, access.count)
+        if missing is not None and access.machine.options.uninitialised:
+            raise access.fault(lanes, missing, address, "reads local memory that nobody wrote")
+        return memory.local.load(offsets, access.size, access.count)
+    if space == "param":
+        wrong = (address < 0) | (address + access.size * access.count > memory.parameter_bytes)
+        if wrong.any():
+            raise access.fault(lanes, wrong, address, "outside of the parameters")
+        return memory.parameters.load(address, access.size, access.count)
+    every = access.machine.lanes_of(lanes)
+    result = np.zeros((access.count, len(every)), f"u{access.size}")
+    for part, place, part_lanes, part_address in access.split(lanes, address):
+        whole = len(place) == len(every)
+        values = load_from(access, part, lanes if whole else part_lanes, part_address)
+        if whole:
+            return values
+        result[:, place] = values
+    return result
+
+
+def store_to(access: Access, space: str, lanes: Lanes, address: Array, values: Array) -> None:
+    if space == "global":
+        store_global(access, lanes, address, values)
+    elif space == "shared":
+        store_shared(access, lanes, address, values)
+    elif space == "local":
+        access.aligned(lanes, address)
+        access.machine.memory.local.store(_local_offsets(access, lanes, address), access.size, values)
+    elif space == "generic":
+        every = access.machine.lanes_of(lanes)
+        for part, place, part_lanes, part_address in access.split(lanes, address):
+            whole = len(place) == len(every)
+            store_to(access, part, lanes if whole else part_lanes, part_address, values if whole else values[:, place])
+    else:
+        raise EmulationError(f"{access.text} stores to .{space}, which is read only", access.line)
+
+
+# --- Counters -------------------------------------------------------------------------------------------------------
+
+
+def count_banks(machine: Machine, offsets: Array, width: int) -> None:
+    """Cycles of a shared access: lanes of a warp in groups that move 128 bytes, words of one bank one after another."""
+    known = machine.state.setdefault("banks", {})
+    key = (width, (offsets - offsets[0]).tobytes(), int(offsets[0]) % 128)
+    found = known.get(key)
+    if found is None:
+        found = known[key] = _bank_cycles(offsets, width)
+    counters = machine.counters
+    warps = -(-len(offsets) // WARP)
+    counters.shared_accesses += warps
+    counters.shared_cycles += found
+    counters.shared_ideal += warps * max(width // 4, 1)
+
+
+def _bank_cycles(offsets: Array, width: int) -> int:
+    lanes = WARP if width <= 4 else WARP * 4 // width
+    words = max(width // 4, 1)
+    cycles = 0
+    for start in range(0, len(offsets), lanes):
+        group = offsets[start:start + lanes]
+        touched = np.unique((group // 4)[:, None] + np.arange(words))
+        cycles += int(np.bincount(touched % 32, minlength=32).max())
+    return cycles
+
+
+def count_sectors(machine: Machine, offsets: Array, width: int) -> None:
+    known = machine.state.setdefault("sectors", {})
+    key = (width, (offsets - offsets[0]).tobytes(), int(offsets[0]) % 32)
+    found = known.get(key)
+    if found is None:
+        sectors = ideal = 0
+        for start in range(0, len(offsets), WARP):
+            group = offsets[start:start + WARP]
+            touched = np.unique((group[:, None] + np.arange(width)) // 32)
+            sectors += len(touched)
+            ideal += -(-len(np.unique(group)) * width // 32)
+        found = known[key] = (sectors, ideal)
+    counters = machine.counters
+    counters.global_accesses += -(-len(offsets) // WARP)
+    counters.global_sectors += found[0]
+    counters.global_ideal += found[1]
+
+
+# --- Instructions ---------------------------------------------------------------------------------------------------
+
+
+@unit("memory")
+def _memory(machine: Machine, instruction: parse.Instruction) -> Run:
+    form = instruction.form
+    space = space_of(form.get("space") or ("global" if "global" in form else ""))
+    type = form.get("type")
+    size = BITS[type] // 8
+    ordered = form.get("order")
+    if form.row.opcode == "ld":
+        target, address, *_ = instruction.operands
+        read_address = address_reader(machine, address)
+        items = target.items if isinstance(target, parse.Vector) else (target,)
+        writers = [machine.writer(item, type) for item in items]
+        access = Access(machine, instruction.text, instruction.line, size, len(items))
+        parameter = isinstance(address, parse.Address) and isinstance(address.base, parse.Symbol) and space == "param"
+
+        def load(lanes: Lanes) -> Wait | None:
+            where = read_address(lanes)
+            values = load_from(access, space, lanes, where)
+            for write, value in zip(writers, values, strict=True):
+                if write is not None:
+                    write(lanes, _signed(value, type))
+            if ordered and not parameter:
+                from .unit_atomic import observed
+
+                observed(machine, space, lanes, where, ordered == "acquire")
+            return None
+
+        return load
+    address, value, *_ = instruction.operands
+    read_address = address_reader(machine, address)
+    items = value.items if isinstance(value, parse.Vector) else (value,)
+    readers = [machine.reader(item, type) for item in items]
+    access = Access(machine, instruction.text, instruction.line, size, len(items))
+
+    def store(lanes: Lanes) -> Wait | None:
+        where = read_address(lanes)
+        values = np.stack([_bits(read(lanes), size) for read in readers])
+        if ordered:
+            from .unit_atomic import store_ordered
+
+            store_ordered(access, space, lanes, where, values, ordered == "release")
+        else:
+            store_to(access, space, lanes, where, values)
+        return None
+
+    return store
+
+
+def _signed(value: Array, type: str) -> Array:
+    return value.view(f"i{value.dtype.itemsize}") if type.startswith("s") else value
+
+
+def _bits(value: Array, size: int) -> Array:
+    return value if value.dtype == np.dtype(f"u{size}") else np.ascontiguousarray(value).view(f"u{size}")
+
+
+@unit("address")
+def _address(machine: Machine, instruction: parse.Instruction) -> Run:
+    form = instruction.form
+    space = space_of(form.get("space"))
+    base = 0 if space in ("global", "const") else _SPACE_BASE[space]
+    read = machine.raw_reader(instruction.operands[1], "u64")
+    if form.row.opcode == "isspacep":
+        write = machine.writer(instruction.operands[0], "pred")
+
+        def test(lanes: Lanes) -> Wait | None:
+            value = read(lanes).astype(np.int64)
+            low, high = (0, SHARED_BASE) if base == 0 else (base, base + WINDOW)
+            assert write is not None
+            write(lanes, (value >= low) & (value < high))
+            return None
+
+        return test
+    size = form.get("size")
+    write = machine.writer(instruction.operands[0], size)
+    sign = -1 if "to" in form else 1
+
+    def convert(lanes: Lanes) -> Wait | None:
+        value = read(lanes).astype(np.int64) + sign * base
+        assert write is not None
+        write(lanes, value.astype(np.uint64) if size == "u64" else value.astype(np.uint32))
+        return None
+
+    return convert
