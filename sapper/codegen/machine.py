@@ -103,10 +103,12 @@ class MachineFunction:
     """Instructions and labels in order, and the constants that lie beside the code.
 
     constants: label -> (alignment in bytes, bytes), reached by rip-relative addresses: no relocation is needed.
-    frame_bytes: stack space for spills, set by the allocator.
+    frame_bytes: stack space for spills, set by the allocator. parameters: names of the words of the argument block, for
+    targets that pass each as a parameter.
     """
 
     name: str
     body: list[Instruction | Label]
     constants: dict[str, tuple[int, bytes]]
     frame_bytes: int = 0
+    parameters: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..ir.nodes import Block, Function, Location, Op, Value
 from ..ir.types import MaskType, RowType, ScalarType, Type
-from ..lane.ops import ADDRESS_AT, LANE_OPS
+from ..lane.ops import ADDRESS_AT, FIRST_WORDS, LANE_OPS
 from .machine import (
     AnyRegister,
     Immediate,
@@ -533,7 +533,8 @@ class Selector:
         self.rules.begin(self)
         self.block(self.function.body)
         self.rules.finish(self)
-        return MachineFunction(self.function.name, self.body, self.constants)
+        slots = self.function.attributes.get("slots", [])
+        return MachineFunction(self.function.name, self.body, self.constants, 0, (*FIRST_WORDS, *slots))
 
     def block(self, block: Block) -> None:
         """Select the ops of a block; its yield is the owner's affair."""

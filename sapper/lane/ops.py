@@ -24,6 +24,9 @@ ADDRESS_AT = {"load": 0, "load_splat": 0, "s_load": 0, "prefetch": 0, "gather": 
               "store": 1, "store_lane0": 1, "s_store": 1, "scatter": 1}
 """The operand that is the base of a memory operand; the index, if there is one, follows it."""
 
+FIRST_WORDS = ("scratch", "scratch_bytes", "sync")
+"""Words 0 to 2 of the argument block (docs/ir.md); the slots follow."""
+
 CONDITIONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
 LANE_OPS = OpTable("lane", [

@@ -18,6 +18,7 @@ from typing import Any
 
 from ...ir.nodes import Block, Op, Value
 from ...ir.types import DType, MaskType, RowType, ScalarType
+from ...lane.ops import FIRST_WORDS
 from ...lane.ranges import Ranges
 from .rows import form
 from .text import SPECIAL
@@ -29,9 +30,6 @@ Rule = Callable[[Any, Op], None]
 
 ALL_LANES = 0xFFFFFFFF
 """The threads that take part in a shuffle or a vote: all of the warp."""
-
-FIRST_SLOT_BYTES = 24
-"""Of the argument block (docs/ir.md): scratch memory, its bytes for each worker, and the sync block come first."""
 
 
 class _Forms(dict[str, Any]):
@@ -321,7 +319,13 @@ def after_task(s: Any) -> None:
 # --- Scalars ---------------------------------------------------------------------------------------------------------
 
 def arg(s: Any, op: Op) -> None:
-    s.emit("ld.param.b64", s.define(op.results[0]), s.memory(None, label="args", disp=8 * op.attributes["slot"]))
+    load_word(s, s.define(op.results[0]), op.attributes["slot"])
+
+
+def load_word(s: Any, register: Any, word: int) -> None:
+    """A word of the argument block: every one is a parameter."""
+    names = (*FIRST_WORDS, *s.function.attributes["slots"])
+    s.emit("ld.param.b64", register, s.memory(None, label=names[word]))
 
 
 def worker(s: Any, op: Op) -> None:
@@ -844,7 +848,7 @@ def barrier(s: Any, op: Op) -> None:
     at_generation = s.memory(sync, disp=_GENERATION)
     sync_lanes(s, None)
     s.emit("fence.acq_rel.gpu")
-    s.emit("ld.param.b64", sync, s.memory(None, label="args", disp=16))
+    load_word(s, sync, 2)
     # The generation is read before arriving: afterwards the last one may raise it at any moment.
     s.emit("mov.b32", generation, 0)
     s.emit("mov.b32", arrived, 0)

@@ -5,9 +5,8 @@ it for that level; the PTX version is the lowest that has every instruction; reg
 numbered in the order in which they appear, so the same function gives the same text. An instruction that the level
 lacks raises LevelError with the author's line.
 
-The kernel has one parameter, the argument block (docs/ir.md) by value:
-
-    .param .align 8 .b8 args[8 * words]      word 0 scratch, 1 its bytes for each worker, 2 sync block, 3... the slots
+The kernel's parameters are the words of the argument block (docs/ir.md), 64 bits each: scratch, scratch_bytes, sync, then
+one for each slot, such as a_data, dim_N.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ class _Printer:
         self.names: dict[Any, str] = {}
         self.counts = dict.fromkeys(KINDS, 0)
         self.used: dict[str, Any] = {}
-        self.argument_bytes = 24
         self.machine = machine
 
     def register(self, register: Any) -> str:
@@ -62,9 +60,7 @@ class _Printer:
         if isinstance(found, SpecialRegister):
             return found.name
         if operand.role == "m":
-            base = found.label if found.label is not None else self.register(found.base)
-            if found.label is not None:
-                self.argument_bytes = max(self.argument_bytes, found.disp + 8)
+            base = self.register(found.base) if found.label is None else parameter_name(found.label)
             return f"[{base}{found.disp:+}]" if found.disp else f"[{base}]"
         if operand.role == "l":
             return label_name(found.name)
@@ -98,8 +94,18 @@ class _Printer:
 
 
 def label_name(name: str) -> str:
-    """A label of machine IR as PTX takes it; other characters become _xx."""
-    return "$" + "".join(c if c.isalnum() and c.isascii() else f"_{ord(c):x}" for c in name.lstrip("."))
+    """A label of machine IR as PTX takes it."""
+    return "$" + _identifier(name.lstrip("."))
+
+
+def parameter_name(name: str) -> str:
+    """a_data for the slot a.data."""
+    return _identifier(name.replace(".", "_"))
+
+
+def _identifier(name: str) -> str:
+    """Characters that PTX does not take become _xx."""
+    return "".join(c if c == "_" or (c.isalnum() and c.isascii()) else f"_{ord(c):x}" for c in name)
 
 
 def immediate(value: int, type_: str) -> str:
@@ -130,5 +136,6 @@ def print_function(machine: Any, level: str) -> str:
                 for kind, (prefix, type_) in KINDS.items() if printer.counts[kind]]
     return "\n".join([
         f".version {major}.{minor}", f".target {level}", ".address_size 64", "",
-        f".visible .entry {machine.name}(", f"    .param .align 8 .b8 args[{printer.argument_bytes}]", ")",
+        f".visible .entry {_identifier(machine.name)}(",
+        ",\n".join(f"    .param .b64 {parameter_name(name)}" for name in machine.parameters), ")",
         f".maxntid {BLOCK_THREADS}, 1, 1", "{", *declared, "", *body, "}", ""])
