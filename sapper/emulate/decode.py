@@ -2,38 +2,31 @@
 
 Enters: a parsed instruction. Leaves: a `Step` whose `run(lanes)` does it. Holds: everything that can be decided from the
 text (which operands are registers, which meaning) is decided here, once.
-Rows with a meaning and no unit are done here. A unit's rows are done by the module that registered the unit.
+Rows with a meaning and no unit are done here. A unit's rows are done by the module that registered the unit (units.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..targets.ptx.rows import BITS
-from . import parse
+from . import (  # noqa: F401  each registers its units
+    parse,
+    unit_atomic,
+    unit_barrier,
+    unit_copy,
+    unit_mbarrier,
+    unit_memory,
+    unit_other,
+    unit_warp,
+    unit_wgmma,
+)
 from .errors import EmulationError, ParseError
-from .machine import Lanes, Run, Step, Wait, as_type, register_dtype
-
-if TYPE_CHECKING:
-    from .machine import Machine
-
-Unit = Callable[["Machine", parse.Instruction], Run]
-UNITS: dict[str, Unit] = {}
-"""Unit of a row -> how its instructions are decoded."""
-WHOLE_WARP_UNITS = frozenset({"warp", "matrix", "wgmma", "warp_barrier"})
-
-
-def unit(name: str) -> Callable[[Unit], Unit]:
-    """Registers the decoder of a unit."""
-
-    def register(function: Unit) -> Unit:
-        UNITS[name] = function
-        return function
-
-    return register
+from .machine import Lanes, Machine, Run, Step, Wait, as_type, register_dtype
+from .units import UNITS
 
 
 def decode(machine: Machine, instruction: parse.Instruction) -> Step:
@@ -47,7 +40,8 @@ def decode(machine: Machine, instruction: parse.Instruction) -> Step:
         if name:
             if name not in UNITS:
                 raise EmulationError(f"the emulator does not carry out {form.mnemonic}", instruction.line)
-            return Step(instruction, UNITS[name](machine, instruction), guard=held, whole=needs_whole_warps(instruction))
+            return Step(instruction, UNITS[name](machine, instruction), guard=held, whole=needs_whole_warps(instruction),
+                        meets=name in ("warp", "warp_barrier"))
         if form.row.opcode == "mov" and any(isinstance(operand, parse.Vector) for operand in instruction.operands):
             return Step(instruction, _move_parts(machine, instruction), guard=held)
         return Step(instruction, _value(machine, instruction), guard=held)
@@ -59,7 +53,7 @@ def needs_whole_warps(instruction: parse.Instruction) -> bool:
     """Whether all lanes of a warp carry the instruction out together: the .aligned ones (PTX ISA: "all threads in the
     warp must execute the same instruction")."""
     form = instruction.form
-    return "aligned" in form or form.row.unit in ("matrix",) or form.row.opcode == "bar"
+    return "aligned" in form or (form.row.opcode == "bar" and form.row.unit == "barrier")
 
 
 def _control(machine: Machine, instruction: parse.Instruction, held: tuple[int, bool] | None) -> Step:
@@ -155,6 +149,3 @@ def _move_parts(machine: Machine, instruction: parse.Instruction) -> Run:
         return None
 
     return pack
-
-
-from . import unit_memory  # noqa: E402, F401  registers units

@@ -17,11 +17,13 @@ from typing import Any, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from ..targets.ptx.rows import BITS
 from . import parse
+from .decode import decode
 from .errors import EmulationError
 from .machine import Counters, Machine, Options, Shape
-from .memory import GLOBAL_BASE, PARAMETER_BASE, SHARED_START, GlobalMemory, Memory
+from .memory import GLOBAL_BASE, SHARED_START, GlobalMemory, Memory
+from .tensor_map import TensorMap
+from .unit_memory import smallest_access
 
 BATCH_THREADS = 1024
 """Threads of the blocks that run together, about; more would help only kernels with few instructions."""
@@ -34,17 +36,7 @@ class Uninitialised:
         self.array = array
 
 
-class TensorMapArgument:
-    """Bytes of a parameter of 128 bytes (see tensor_map.py). Its tensor is one of the launch's arrays."""
-
-    def __init__(self, array: NDArray[Any]) -> None:
-        self.array = array
-
-    def encode(self, address: int) -> bytes:
-        raise NotImplementedError
-
-
-Argument = Union[NDArray[Any], np.generic, int, float, bytes, Uninitialised, TensorMapArgument]
+Argument = Union[NDArray[Any], np.generic, int, float, bytes, Uninitialised, TensorMap]
 
 
 @dataclass(slots=True)
@@ -116,13 +108,12 @@ class _Launch:
         batch = max(BATCH_THREADS // self.shape.padded_threads // cluster, 1) * cluster
         if cooperative:
             batch = len(blocks)
-        from .unit_memory import smallest_access
-
         for start in range(0, len(blocks), batch):
             resident = blocks[start:start + batch]
             memory = Memory(self.device, parameters, len(resident), shared_total, self.dynamic_bytes, symbols, local_total,
                             len(resident) * self.shape.padded_threads)
-            machine = Machine(self.function, self.module, self.shape, resident, memory, self.options, result.counters)
+            machine = Machine(self.function, self.module, self.shape, resident, memory, self.options, result.counters,
+                              decode)
             if self.options.races:
                 if self.device.shadow is None:
                     self.device.shadow_for(smallest_access(machine)[1])
@@ -180,7 +171,7 @@ class _Launch:
         return address
 
     def _argument(self, parameter: parse.Variable, argument: Argument) -> bytes:
-        if isinstance(argument, TensorMapArgument):
+        if isinstance(argument, TensorMap):
             return argument.encode(self._place(argument.array))
         if isinstance(argument, (np.ndarray, Uninitialised)):
             return self._place(argument).to_bytes(8, "little")

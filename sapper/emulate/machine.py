@@ -33,13 +33,18 @@ FUEL = 4000
 """Instructions that a strand runs before others that are ready get their turn."""
 
 
-class Wait:
-    """Why a strand does not go on. ready: whether each of its threads may. again: the instruction runs again then."""
+FRUITLESS = 4
+"""How often all threads may poll in vain, with nothing happening between, until that is a deadlock."""
 
-    def __init__(self, ready: Callable[[Array], Array], text: Callable[[], str], again: bool = False) -> None:
-        self.ready = ready
-        self.text = text
-        self.again = again
+
+class Wait:
+    """Why a strand does not go on. ready: whether each of its threads may. again: the instruction runs again then.
+    meets: threads that come to the same place join. polls: the instruction may also give up waiting."""
+
+    def __init__(self, ready: Callable[[Array], Array], text: Callable[[], str], again: bool = False,
+                 meets: bool = False, polls: bool = False) -> None:
+        self.ready, self.text = ready, text
+        self.again, self.meets, self.polls = again, meets, polls
 
 
 Run = Callable[[Lanes], Wait | None]
@@ -65,6 +70,8 @@ class Step:
     branch: int = -1
     ends: bool = False
     guard: tuple[int, bool] | None = None
+    meets: bool = False
+    """Threads that wait here for this strand join it first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +134,7 @@ class Machine:
     """Runs one function for a batch of blocks (whole clusters) that are resident together."""
 
     def __init__(self, function: parse.Function, module: parse.Module, shape: Shape, blocks: list[int], memory: Memory,
-                 options: Options, counters: Counters) -> None:
+                 options: Options, counters: Counters, decode: Callable[[Machine, parse.Instruction], Step]) -> None:
         self.function, self.module, self.shape, self.memory = function, module, shape, memory
         self.options, self.counters = options, counters
         self.blocks = blocks
@@ -143,22 +150,23 @@ class Machine:
         self.values: list[Array] = []
         self.whole: list[bool] = []
         self.written: list[Array | None] = []
-        self.in_flight: dict[int, str] = {}
-        """Registers that an asynchronous instruction still writes -> its text."""
+        self.in_flight: dict[int, tuple[str, Array]] = {}
+        """Registers that an asynchronous instruction still writes -> its text, and of which threads."""
         for _, type in function.registers:
             self.values.append(np.zeros(self.count, register_dtype(type)))
             self.whole.append(False)
             self.written.append(None)
         self.strands: list[Strand] = []
         self.events = 0
+        self.given_up_at, self.fruitless = -1, 0
+        self.giving_up: set[int] = set()
+        """Threads whose polling instruction shall say no."""
         self.steps_done = 0
         self.clocks = Clocks(len(blocks), shape.warps, shape.cluster_blocks)
         self.constants: dict[tuple[int, str], Array] = {}
         self.state: dict[str, Any] = {}
         """What the units keep, by unit."""
         self.at_exit: list[Callable[[Array], None]] = []
-        from .decode import decode
-
         self.steps: list[Step] = [decode(self, instruction) for instruction in function.body]
         self.warp_counts = [0] * len(self.steps)
         self.leaders = sorted(set(function.labels.values()))
@@ -227,8 +235,7 @@ class Machine:
     def _check_written(self, slot: int, lanes: Lanes) -> None:
         name = self.function.registers[slot][0]
         if slot in self.in_flight:
-            raise EmulationError(f"register {name} is read while {self.in_flight[slot]} is in flight; expected "
-                                 "wgmma.wait_group before", self.line)
+            self._check_in_flight(slot, lanes, "read")
         if not self.options.uninitialised:
             return
         written = self.written[slot]
@@ -239,11 +246,19 @@ class Machine:
             raise EmulationError(f"register {name} is read before it is written, by {self.place_of(int(missing[0]))}",
                                  self.line)
 
+    def _check_in_flight(self, slot: int, lanes: Lanes, access: str) -> None:
+        text, threads = self.in_flight[slot]
+        if threads[self.lanes_of(lanes)].any():
+            raise EmulationError(f"register {self.function.registers[slot][0]} is {access} while {text} is in flight; "
+                                 "expected wgmma.wait_group before", self.line)
+
     def write(self, slot: int, lanes: Lanes, value: Array) -> None:
         """Set a register's raw bits."""
+        if self.in_flight and slot in self.in_flight:
+            self._check_in_flight(slot, lanes, "written")
         if lanes is None:
             self.values[slot] = value
-            self.whole[slot] = True
+            self.whole[slot] = slot not in self.in_flight
             return
         old = self.values[slot].copy()
         old[lanes] = value
@@ -298,6 +313,8 @@ class Machine:
             if strand.wait is not None and strand.seen != self.events:
                 self._ask(strand)
         ready = [strand for strand in self.strands if strand.wait is None]
+        if not ready and self._give_up_polling():
+            ready = [strand for strand in self.strands if strand.wait is None]
         if not ready:
             raise DeadlockError("nobody can go on:\n" + "\n".join(self._waiting(strand) for strand in self.strands))
         if len(ready) == 1:
@@ -307,6 +324,20 @@ class Machine:
         if latest - oldest.turns > 8 * len(ready):
             return oldest
         return min(ready, key=lambda strand: strand.place)
+
+    def _give_up_polling(self) -> bool:
+        """Let instructions that may fail to wait fail, as long as something happens now and then."""
+        polling = [strand for strand in self.strands if strand.wait is not None and strand.wait.polls]
+        if self.given_up_at == self.events:
+            self.fruitless += 1
+        else:
+            self.given_up_at, self.fruitless = self.events, 0
+        if not polling or self.fruitless >= FRUITLESS:
+            return False
+        for strand in polling:
+            strand.wait = None
+            self.giving_up.update(self.lanes_of(strand.lanes).tolist())
+        return True
 
     def _ask(self, strand: Strand) -> None:
         """Let those threads of a waiting strand go on that may."""
@@ -345,7 +376,7 @@ class Machine:
     def merge(self, strand: Strand) -> None:
         """Take in the strands that are at the same place and not held by a barrier."""
         mates = [other for other in self.strands if other is not strand and other.place == strand.place
-                 and (other.wait is None or other.wait.again)]
+                 and (other.wait is None or other.wait.meets)]
         if not mates:
             return
         lanes = np.sort(np.concatenate([self.lanes_of(one.lanes) for one in (strand, *mates)]))
@@ -391,6 +422,9 @@ class Machine:
                         strand.place += 1
                         self.warp_counts[place] += warps
                         continue
+            if step.meets and len(self.strands) > 1 and lanes is strand.lanes:
+                self.merge(strand)
+                lanes, warps = strand.lanes, self._warps(strand.lanes)
             if step.whole:
                 if not self._whole_warps(strand, lanes):
                     return
@@ -472,7 +506,7 @@ class Machine:
             raise ConvergenceError(f"{self.instruction.form.mnemonic} runs under a predicate that differs inside a "
                                    f"warp: {self.place_of(lane)}; expected the same for all lanes", self.line)
         late = Strand(strand.place, lanes[~complete], Wait(
-            self._complete, lambda: "waits for the other lanes of its warp, which are elsewhere", again=True), self.events)
+            self._complete, lambda: "waits for the other lanes of its warp, which are elsewhere", again=True, meets=True), self.events)
         if not complete.any():
             strand.wait, strand.seen = late.wait, self.events
             return False

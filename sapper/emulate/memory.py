@@ -76,6 +76,8 @@ class GlobalMemory(Arena):
         self.end = GUARD
         self.shadow: GlobalShadow | None = None
         self.agents_used = 0
+        self.released: dict[int, int] = {}
+        """Address -> the agents that had run before the batch that last released there."""
 
     def allocate(self, size_bytes: int, name: str = "", written: bool = False) -> int:
         """The address of a new allocation, aligned to 256 bytes."""

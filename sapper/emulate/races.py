@@ -86,6 +86,7 @@ class Shadow:
         self.written_at = np.zeros(granules, np.int32)
         self.written_line = np.zeros(granules, np.int32)
         self.lane = np.zeros(granules, np.int8)
+        self.atomic = np.zeros(granules, bool)
         self.read_at = np.zeros((reader_rows, granules), np.int32)
         self.rows = reader_rows
         self.writing = np.zeros(granules, np.int32)
@@ -122,7 +123,8 @@ class Shadow:
         else:
             self.read_at[self.row_of(agents)[:, None], places] = self.clocks.now
 
-    def check_write(self, places: Array, agents: Array, lanes: Array, line: int, generic: bool = True) -> None:
+    def check_write(self, places: Array, agents: Array, lanes: Array, line: int,
+                    generic: bool = True, atomic: bool = False) -> None:
         if self.any_writing:
             self._in_flight(self.writing, places, "written", "write", line)
         if self.any_reading:
@@ -130,6 +132,8 @@ class Shadow:
         agent = agents[:, None]
         writer, at = self.writer[places], self.written_at[places]
         late = (writer >= 0) & (writer != agent) & (at > self.clocks.known[agent, writer])
+        if atomic:
+            late &= ~self.atomic[places]
         if late.any():
             self._conflict("written", "written", late, places, agents, lanes, line)
         reads = self.read_at[:, places]
@@ -144,6 +148,7 @@ class Shadow:
         self.written_at[places] = self.clocks.now
         self.written_line[places] = line
         self.lane[places] = lanes[:, None]
+        self.atomic[places] = atomic
         if generic:
             self.dirty[places] = True
             self.any_dirty = True
@@ -158,13 +163,16 @@ class Shadow:
         marks[places] = 0
         setattr(self, f"any_{kind}", bool(marks.any()))
 
-    def landed(self, places: Array, agent: int | Array, line: int) -> None:
-        """An asynchronous write has ended: `agent` counts as its writer, now."""
+    def landed(self, places: Array, agent: int | Array, line: int, generic: bool = False) -> None:
+        """An asynchronous write has ended: `agent` counts as its writer, now. generic: cp.async, which is not of the
+        async proxy."""
         self.writer[places] = agent
         self.written_at[places] = self.clocks.now
         self.written_line[places] = line
         self.lane[places] = -1
-        self.dirty[places] = False
+        self.atomic[places] = False
+        self.dirty[places] = generic
+        self.any_dirty = self.any_dirty or generic
 
     def fence_proxy(self, agents: Array) -> None:
         """What these agents wrote, or know to be written, may be read by the async proxy."""
@@ -249,14 +257,16 @@ class GlobalShadow:
 
     def check(self, kind: str, places: Array, agents: Array, clocks: Clocks, line: int,
               name: Callable[[int], str]) -> None:
-        """kind: "read", "write" or "atomic"."""
+        """kind: "read", "write", "atomic", or "observe": a load that synchronises."""
         agent = agents[:, None]
         writer = self.writer[places]
         wrong = self._unordered(clocks, writer, self.written_at[places], agent)
-        if kind == "atomic":
+        if kind in ("atomic", "observe"):
             wrong &= ~self.atomic[places]
         if wrong.any():
             self._conflict(kind, "written", wrong, writer, places, line, name)
+        if kind == "observe":
+            return
         if kind == "read":
             # The last reader moves on to the second place.
             last = self.readers[0][places]
@@ -282,7 +292,7 @@ class GlobalShadow:
         thread, part = (int(i) for i in np.argwhere(wrong)[0])
         place = int(places[thread, part])
         at = f" at line {self.written_line[place]}" if earlier == "written" else ""
-        what = {"read": "read", "write": "written", "atomic": "changed atomically"}[kind]
+        what = {"read": "read", "observe": "read", "write": "written", "atomic": "changed atomically"}[kind]
         raise RaceError(f"race on {name(place * self.granule)}: {what}, and {earlier} before by another warp (number "
                         f"{int(other[thread, part])} of the launches){at}, with nothing between that orders them; "
                         "expected a barrier, or a release and an acquire", line)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from ..targets.ptx.rows import BITS
 from . import parse
-from .decode import unit
 from .errors import EmulationError, MemoryFault
 from .machine import WARP, Lanes, Machine, Run, Wait
 from .memory import (
@@ -31,6 +30,7 @@ from .memory import (
     Arena,
 )
 from .races import Shadow
+from .units import unit
 
 Array = NDArray[Any]
 
@@ -153,19 +153,19 @@ def shared_shadow(machine: Machine) -> Shadow:
     return found
 
 
-def load_shared(access: Access, lanes: Lanes, address: Array) -> Array:
-    """(count, lanes) elements."""
+def load_shared(access: Access, lanes: Lanes, address: Array, kind: str = "read") -> Array:
+    """(count, lanes) elements. kind: "read", or "observe" for loads that synchronise."""
     machine = access.machine
     access.aligned(lanes, address)
     offsets = access.shared_offsets(lanes, address)
-    read_check_shared(access, lanes, offsets)
+    read_check_shared(access, lanes, offsets, kind)
     count_banks(machine, offsets, access.size * access.count)
     return machine.memory.shared.load(offsets, access.size, access.count)
 
 
-def read_check_shared(access: Access, lanes: Lanes, offsets: Array) -> None:
+def read_check_shared(access: Access, lanes: Lanes, offsets: Array, kind: str = "read") -> None:
     machine = access.machine
-    if machine.options.races:
+    if machine.options.races and kind == "read":
         shadow = shared_shadow(machine)
         agents, lane = _lane_arrays(machine, lanes)
         shadow.check_read(shadow.granules(offsets, access.size * access.count), agents, lane, access.line)
@@ -176,18 +176,20 @@ def read_check_shared(access: Access, lanes: Lanes, offsets: Array) -> None:
             raise access.fault(lanes, missing, offsets % stride, "reads shared memory that nobody wrote")
 
 
-def store_shared(access: Access, lanes: Lanes, address: Array, values: Array) -> None:
+def store_shared(access: Access, lanes: Lanes, address: Array, values: Array, kind: str = "write") -> None:
     machine = access.machine
     access.aligned(lanes, address)
     offsets = access.shared_offsets(lanes, address)
     if machine.options.races:
         shadow = shared_shadow(machine)
         agents, lane = _lane_arrays(machine, lanes)
-        shadow.check_write(shadow.granules(offsets, access.size * access.count), agents, lane, access.line)
+        shadow.check_write(shadow.granules(offsets, access.size * access.count), agents, lane, access.line,
+                           atomic=kind == "atomic")
     count_banks(machine, offsets, access.size * access.count)
     arena = machine.memory.shared
     arena.store(offsets, access.size, values)
-    check_same_store(access, arena, lanes, address, offsets, values)
+    if kind == "write":
+        check_same_store(access, arena, lanes, address, offsets, values)
 
 
 def check_same_store(access: Access, arena: Arena, lanes: Lanes, address: Array, offsets: Array, values: Array) -> None:
@@ -209,12 +211,11 @@ def global_check(access: Access, kind: str, lanes: Lanes, offsets: Array) -> Non
                      machine.memory.device.describe)
 
 
-def load_global(access: Access, lanes: Lanes, address: Array, checked: bool = True) -> Array:
+def load_global(access: Access, lanes: Lanes, address: Array, kind: str = "read") -> Array:
     machine, device = access.machine, access.machine.memory.device
     access.aligned(lanes, address)
     offsets = access.global_offsets(lanes, address)
-    if checked:
-        global_check(access, "read", lanes, offsets)
+    global_check(access, kind, lanes, offsets)
     read_check_global(access, lanes, address, offsets)
     count_sectors(machine, offsets, access.size * access.count)
     return device.load(offsets, access.size, access.count)
@@ -248,13 +249,13 @@ def _local_offsets(access: Access, lanes: Lanes, address: Array) -> Array:
     return access.machine.lanes_of(lanes) * memory.local_stride + address
 
 
-def load_from(access: Access, space: str, lanes: Lanes, address: Array) -> Array:
+def load_from(access: Access, space: str, lanes: Lanes, address: Array, kind: str = "read") -> Array:
     """(count, lanes) elements from addresses of one space."""
     memory = access.machine.memory
     if space in ("global", "const"):
-        return load_global(access, lanes, address, checked=True)
+        return load_global(access, lanes, address, kind)
     if space == "shared":
-        return load_shared(access, lanes, address)
+        return load_shared(access, lanes, address, kind)
     access.aligned(lanes, address)
     if space == "local":
         offsets = _local_offsets(access, lanes, address)
@@ -271,18 +272,19 @@ def load_from(access: Access, space: str, lanes: Lanes, address: Array) -> Array
     result = np.zeros((access.count, len(every)), f"u{access.size}")
     for part, place, part_lanes, part_address in access.split(lanes, address):
         whole = len(place) == len(every)
-        values = load_from(access, part, lanes if whole else part_lanes, part_address)
+        values = load_from(access, part, lanes if whole else part_lanes, part_address, kind)
         if whole:
             return values
         result[:, place] = values
     return result
 
 
-def store_to(access: Access, space: str, lanes: Lanes, address: Array, values: Array) -> None:
+def store_to(access: Access, space: str, lanes: Lanes, address: Array, values: Array, kind: str = "write") -> None:
+    """values: (count, lanes). kind: "write", or "atomic" for stores that synchronise."""
     if space == "global":
-        store_global(access, lanes, address, values)
+        store_global(access, lanes, address, values, kind)
     elif space == "shared":
-        store_shared(access, lanes, address, values)
+        store_shared(access, lanes, address, values, kind)
     elif space == "local":
         access.aligned(lanes, address)
         access.machine.memory.local.store(_local_offsets(access, lanes, address), access.size, values)
@@ -290,9 +292,55 @@ def store_to(access: Access, space: str, lanes: Lanes, address: Array, values: A
         every = access.machine.lanes_of(lanes)
         for part, place, part_lanes, part_address in access.split(lanes, address):
             whole = len(place) == len(every)
-            store_to(access, part, lanes if whole else part_lanes, part_address, values if whole else values[:, place])
+            store_to(access, part, lanes if whole else part_lanes, part_address, values if whole else values[:, place],
+                     kind)
     else:
         raise EmulationError(f"{access.text} stores to .{space}, which is read only", access.line)
+
+
+# --- Synchronisation through memory ---------------------------------------------------------------------------------
+
+
+class Synchronisation:
+    """What releases at an address made known, for acquires there (PTX ISA, "Release and Acquire Patterns").
+
+    A relaxed write publishes what its thread knew at its last fence; a relaxed read brings what takes effect at the
+    next one."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.known: dict[tuple[str, int], Array] = {}
+
+    def _agents(self, lanes: Lanes, address: Array) -> list[tuple[int, int]]:
+        agents = self.machine.warp_of[self.machine.lanes_of(lanes)]
+        return sorted({*zip(agents.tolist(), address.tolist(), strict=True)})
+
+    def publish(self, lanes: Lanes, space: str, address: Array, releases: bool) -> None:
+        clocks = self.machine.clocks
+        for agent, where in self._agents(lanes, address):
+            vector = clocks.snapshot(agent) if releases else clocks.fenced[agent]
+            old = self.known.get((space, where))
+            self.known[space, where] = vector.copy() if old is None else np.maximum(old, vector)
+            if space != "shared":
+                self.machine.memory.device.released[where] = self.machine.memory.device.agents_used
+
+    def observe(self, lanes: Lanes, space: str, address: Array, acquires: bool) -> None:
+        clocks, device = self.machine.clocks, self.machine.memory.device
+        for agent, where in self._agents(lanes, address):
+            vector = self.known.get((space, where))
+            if vector is not None:
+                target = clocks.known if acquires else clocks.seen
+                target[agent] = np.maximum(target[agent], vector)
+            if space != "shared" and where in device.released and device.shadow is not None:
+                device.shadow.trusted = max(device.shadow.trusted, device.released[where])
+
+
+def synchronisation(machine: Machine) -> Synchronisation:
+    found = machine.state.get("synchronisation")
+    if found is None:
+        found = machine.state["synchronisation"] = Synchronisation(machine)
+    assert isinstance(found, Synchronisation)
+    return found
 
 
 # --- Counters -------------------------------------------------------------------------------------------------------
@@ -351,6 +399,7 @@ def _memory(machine: Machine, instruction: parse.Instruction) -> Run:
     type = form.get("type")
     size = BITS[type] // 8
     ordered = form.get("order")
+    synchronises = bool(ordered) or "volatile" in form
     if form.row.opcode == "ld":
         target, address, *_ = instruction.operands
         read_address = address_reader(machine, address)
@@ -361,14 +410,12 @@ def _memory(machine: Machine, instruction: parse.Instruction) -> Run:
 
         def load(lanes: Lanes) -> Wait | None:
             where = read_address(lanes)
-            values = load_from(access, space, lanes, where)
+            values = load_from(access, space, lanes, where, "observe" if synchronises else "read")
             for write, value in zip(writers, values, strict=True):
                 if write is not None:
                     write(lanes, _signed(value, type))
-            if ordered and not parameter:
-                from .unit_atomic import observed
-
-                observed(machine, space, lanes, where, ordered == "acquire")
+            if synchronises and not parameter:
+                synchronisation(machine).observe(lanes, space, where, ordered == "acquire")
             return None
 
         return load
@@ -381,12 +428,9 @@ def _memory(machine: Machine, instruction: parse.Instruction) -> Run:
     def store(lanes: Lanes) -> Wait | None:
         where = read_address(lanes)
         values = np.stack([_bits(read(lanes), size) for read in readers])
-        if ordered:
-            from .unit_atomic import store_ordered
-
-            store_ordered(access, space, lanes, where, values, ordered == "release")
-        else:
-            store_to(access, space, lanes, where, values)
+        if synchronises:
+            synchronisation(machine).publish(lanes, space, where, ordered == "release")
+        store_to(access, space, lanes, where, values, "atomic" if synchronises else "write")
         return None
 
     return store

@@ -12,12 +12,14 @@ and calls `form.row.meaning` (see below) with NumPy arrays.
 Syntax notation, as in the PTX ISA's syntax boxes: `add{.rnd}{.ftz}{.sat}.f32`. A part in braces may be left out. A part
 that is a key of the row's choices stands for one of them; any other part stands for itself.
 
-Operand notation, one token each, separated by blanks: `role:type[*count][?]`
+Operand notation, one token each, separated by blanks: `role:type[*count][^other][?]`
   role   w written, r read (a register, an immediate, a special register or the address of a symbol), rw both;
          m an address in brackets; i an immediate; l a label or function; s a list of operands in parentheses (call)
   type   f32, b64, pred ..., or a key of the choices (`type`), whose choice it then is; widened by a suffix: `type+`
          is the type of twice the bits; empty for addresses
-  count  a vector in braces of so many registers: a number or a key of the choices (`v4` means 4)
+  count  a vector in braces of so many registers: a number, a key of the choices (`v4` means 4), or `n/2`: the N of the
+         matrix shape, divided
+  ^      what may stand there instead, such as `^b32*4`
   |      before the role: joined to the operand before it by `|`, and may be left out
   ?      may be left out, at the end of the list
 
@@ -56,7 +58,7 @@ class Operand:
 
     role: "w", "r", "rw", "m" (address), "i" (immediate), "l" (label), "s" (list). type: as in PTX, "" for addresses.
     count: registers in braces, or 0 where the operand stands alone. joined: by `|` to the one before, optional.
-    optional: may be left out.
+    optional: may be left out. other: what may stand there instead, in the notation.
     """
 
     role: str
@@ -64,6 +66,7 @@ class Operand:
     count: int = 0
     joined: bool = False
     optional: bool = False
+    other: str = ""
 
     @property
     def reads(self) -> bool:
@@ -193,15 +196,21 @@ class Form:
 def _operand(token: str, modifiers: Mapping[str, str]) -> Operand:
     joined, optional = token.startswith("|"), token.endswith("?")
     role, _, rest = token.strip("|?").partition(":")
+    rest, _, other = rest.partition("^")
     kind, _, count_text = rest.partition("*")
     wider = kind.endswith("+")
     kind = modifiers.get(kind.rstrip("+"), kind.rstrip("+"))
-    count = 0
-    if count_text:
-        chosen = modifiers.get(count_text, count_text)
-        digits = chosen.lstrip("vx")
-        count = int(digits) if digits.isdigit() else 0
-    return Operand(role, _WIDER[kind] if wider else kind, count, joined, optional or joined)
+    return Operand(role, _WIDER[kind] if wider else kind, _count(count_text, modifiers), joined, optional or joined,
+                   other)
+
+
+def _count(text: str, modifiers: Mapping[str, str]) -> int:
+    if text.startswith("n/"):
+        found = re.search(r"n(\d+)k", modifiers["shape"])
+        assert found is not None
+        return int(found.group(1)) // int(text[2:])
+    digits = modifiers.get(text, text).lstrip("vx")
+    return int(digits) if digits.isdigit() else 0
 
 
 class Table:

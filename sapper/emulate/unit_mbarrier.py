@@ -1,0 +1,224 @@
+"""mbarrier objects: arrivals, transaction bytes, phases.
+
+Enters: arrivals of threads and of asynchronous copies. Leaves: phases, and what they make known. Holds: an object is
+known by its place in shared memory, and holds its counts here; the state that `mbarrier.arrive` returns is the number of
+the phase. A phase completes when no arrival and no transaction byte is pending. In lazy mode a copy lands when somebody
+waits for the object that it reports to. Source: PTX ISA, "Parallel Synchronization ...: mbarrier".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import parse
+from .errors import EmulationError
+from .machine import Lanes, Machine, Run, Wait
+from .memory import SHARED_BASE, SHARED_START
+from .unit_memory import Access, address_reader, space_of
+from .units import unit
+
+Array = NDArray[Any]
+
+
+@dataclass(slots=True)
+class MbarrierObject:
+    """count: arrivals of a phase; pending: still to come in this one; bytes: transactions still to come.
+    landing: copies of lazy mode that land when somebody waits. known: what arrivals made known, and up to the last
+    complete phase."""
+
+    name: str
+    count: int
+    pending: int
+    bytes: int = 0
+    phase: int = 0
+    landing: list[Callable[[], None]] = field(default_factory=list)
+    known: Array | None = None
+    published: Array | None = None
+
+
+def objects(machine: Machine) -> dict[int, MbarrierObject]:
+    """Offset in the arena of shared memory -> object."""
+    found = machine.state.setdefault("mbarriers", {})
+    assert isinstance(found, dict)
+    return found
+
+
+def find(machine: Machine, offset: int, line: int) -> MbarrierObject:
+    found = objects(machine).get(offset)
+    if found is None:
+        stride = machine.memory.shared_stride
+        raise EmulationError(f"no mbarrier was initialised at shared memory+{offset % stride - SHARED_START} of block "
+                             f"{machine.blocks[offset // stride]}", line)
+    return found
+
+
+def _complete(machine: Machine, one: MbarrierObject) -> None:
+    if one.pending == 0 and one.bytes == 0:
+        one.phase += 1
+        one.pending = one.count
+        one.published = one.known
+        machine.happened()
+
+
+def arrive(machine: Machine, one: MbarrierObject, count: int, line: int, agent: int | None) -> None:
+    """`count` arrivals. agent: whose work they publish."""
+    if count > one.pending:
+        raise EmulationError(f"{one.name}: {count} arrivals, where {one.pending} are pending in phase {one.phase}", line)
+    if agent is not None:
+        known = machine.clocks.snapshot(agent)
+        one.known = known if one.known is None else np.maximum(one.known, known)
+    one.pending -= count
+    _complete(machine, one)
+
+
+def expect(one: MbarrierObject, size_bytes: int) -> None:
+    one.bytes += size_bytes
+
+
+def complete_bytes(machine: Machine, one: MbarrierObject, size_bytes: int, known: Array | None) -> None:
+    """Transaction bytes arrived; `known` is what that makes known."""
+    if known is not None:
+        one.known = known if one.known is None else np.maximum(one.known, known)
+    one.bytes -= size_bytes
+    _complete(machine, one)
+
+
+def object_reader(machine: Machine, instruction: parse.Instruction, operand: parse.Operand | None,
+                  space: str) -> Callable[[Lanes], Array]:
+    """Offsets in the arena of the objects that lanes address."""
+    access = Access(machine, instruction.text, instruction.line, 8)
+    read = address_reader(machine, operand)
+    base = SHARED_BASE if space == "generic" else 0
+
+    def offsets(lanes: Lanes) -> Array:
+        address = read(lanes) - base
+        access.aligned(lanes, address)
+        return access.shared_offsets(lanes, address)
+
+    return offsets
+
+
+@unit("mbarrier")
+def _mbarrier(machine: Machine, instruction: parse.Instruction) -> Run:
+    form, line = instruction.form, instruction.line
+    parts = form.mnemonic.split(".")
+    action = parts[1]
+    if action == "pending_count":
+        raise EmulationError("mbarrier.pending_count: the emulator's state tells no count; expected test_wait", line)
+    space = space_of(form.get("space"))
+    result, address, *rest = (None, *instruction.operands) if action in (
+        "init", "inval", "expect_tx", "complete_tx") else instruction.operands
+    offsets_of = object_reader(machine, instruction, address, space)
+    amount = machine.reader(rest[0], "u64" if "wait" in action and "parity" not in form else "u32") if rest and (
+        rest[0] is not None) else None
+    relaxed = "relaxed" in form
+
+    def each(lanes: Lanes) -> list[tuple[int, int, int]]:
+        """(lane, offset, amount)."""
+        every = machine.lanes_of(lanes)
+        amounts = amount(lanes) if amount is not None else np.ones(len(every), np.uint32)
+        return list(zip(every.tolist(), offsets_of(lanes).tolist(), amounts.tolist(), strict=True))
+
+    if action in ("init", "inval"):
+        return _life(machine, instruction, each, action == "init")
+    if "wait" in action:
+        return _waiting(machine, instruction, each, result, parity="parity" in form)
+    write = machine.writer(result, "b64") if result is not None else None
+    expects = "expect_tx" in form.mnemonic
+    drops = action == "arrive_drop"
+
+    def run(lanes: Lanes) -> Wait | None:
+        states = []
+        for lane, offset, number in each(lanes):
+            one = find(machine, offset, line)
+            states.append(one.phase)
+            agent = None if relaxed else int(machine.warp_of[lane])
+            if action == "expect_tx":
+                expect(one, number)
+            elif action == "complete_tx":
+                complete_bytes(machine, one, number, None)
+            else:
+                if expects:
+                    expect(one, number)
+                count = 1 if expects else number
+                if drops:
+                    one.count -= count
+                arrive(machine, one, count, line, agent)
+        if write is not None:
+            write(lanes, np.array(states, np.uint64))
+        return None
+
+    return run
+
+
+def _life(machine: Machine, instruction: parse.Instruction, each: Callable[[Lanes], list[tuple[int, int, int]]],
+          begins: bool) -> Run:
+    def run(lanes: Lanes) -> Wait | None:
+        known = objects(machine)
+        stride = machine.memory.shared_stride
+        for _, offset, number in each(lanes):
+            if begins:
+                if not 0 < number < 1 << 20:
+                    raise EmulationError(f"found a count of {number}, expected 1 to {(1 << 20) - 1}", instruction.line)
+                name = f"mbarrier at shared memory+{offset % stride - SHARED_START} of block " \
+                       f"{machine.blocks[offset // stride]}"
+                known[offset] = MbarrierObject(name, number, number)
+            else:
+                find(machine, offset, instruction.line)
+                del known[offset]
+        return None
+
+    return run
+
+
+def _waiting(machine: Machine, instruction: parse.Instruction, each: Callable[[Lanes], list[tuple[int, int, int]]],
+             result: parse.Operand | None, parity: bool) -> Run:
+    write = machine.writer(result, "pred")
+    acquires = "relaxed" not in instruction.form
+
+    def over(one: MbarrierObject, number: int) -> bool:
+        return one.phase & 1 != number & 1 if parity else one.phase > number
+
+    def run(lanes: Lanes) -> Wait | None:
+        told = each(lanes)
+        done, late = [], []
+        for lane, offset, number in told:
+            one = find(machine, offset, instruction.line)
+            if not over(one, number) and one.landing:
+                landing, one.landing = one.landing, []
+                for land in landing:
+                    land()
+            done.append(over(one, number))
+            if not done[-1]:
+                late.append((lane, one, number))
+            elif acquires and one.published is not None:
+                agent = int(machine.warp_of[lane])
+                machine.clocks.acquire(agent, one.published)
+        if late and not any(lane in machine.giving_up for lane, _, _ in late):
+            waiting = {lane: (one, number) for lane, one, number in late}
+
+            def ready(asked: Array) -> Array:
+                return np.array([lane not in waiting or over(*waiting[lane]) or bool(waiting[lane][0].landing)
+                                 for lane in asked.tolist()])
+
+            return Wait(ready, lambda: _told(waiting, parity), again=True, polls=True)
+        machine.giving_up.difference_update(lane for lane, _, _ in told)
+        if write is not None:
+            write(lanes, np.array(done))
+        return None
+
+    return run
+
+
+def _told(waiting: dict[int, tuple[MbarrierObject, int]], parity: bool) -> str:
+    pieces = []
+    for one, number in {one.name: (one, number) for one, number in waiting.values()}.values():
+        wanted = f"parity {number & 1}" if parity else f"phase {number}"
+        pieces.append(f"{wanted} of the {one.name} (in phase {one.phase}, {one.pending} of {one.count} arrivals and "
+                      f"{one.bytes} bytes pending)")
+    return "waits for " + ", ".join(pieces)

@@ -1,0 +1,83 @@
+"""Instructions without an effect on values that the emulator can see (hints), and those that ask for places.
+
+Source: PTX ISA, "prefetch", "griddepcontrol", "nanosleep", "createpolicy", "mapa", "getctarank", "setmaxnreg".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import parse
+from .errors import EmulationError
+from .machine import Lanes, Machine, Run, Wait
+from .memory import RANK_SHIFT, SHARED_BASE
+from .units import unit
+
+
+@unit("hint")
+def _hint(machine: Machine, instruction: parse.Instruction) -> Run:
+    def run(lanes: Lanes) -> Wait | None:
+        return None
+
+    return run
+
+
+@unit("policy")
+def _policy(machine: Machine, instruction: parse.Instruction) -> Run:
+    """A cache policy is opaque and changes nothing but speed."""
+    write = machine.writer(instruction.operands[0], "b64")
+
+    def run(lanes: Lanes) -> Wait | None:
+        if write is not None:
+            write(lanes, machine.constant(0x14F0000000000000, "b64", lanes))
+        return None
+
+    return run
+
+
+@unit("cluster")
+def _cluster(machine: Machine, instruction: parse.Instruction) -> Run:
+    form = instruction.form
+    generic = "shared::cluster" not in form
+    base = np.int64(SHARED_BASE if generic else 0)
+    kind = form.get("type", "u64")
+    read = machine.raw_reader(instruction.operands[1], kind)
+    low = np.int64((1 << RANK_SHIFT) - 1)
+    if form.row.opcode == "getctarank":
+        write_rank = machine.writer(instruction.operands[0], "u32")
+
+        def rank(lanes: Lanes) -> Wait | None:
+            if write_rank is not None:
+                write_rank(lanes, (read(lanes).astype(np.int64) >> RANK_SHIFT).astype(np.uint32))
+            return None
+
+        return rank
+    read_rank = machine.reader(instruction.operands[2], "u32")
+    write = machine.writer(instruction.operands[0], kind)
+
+    def run(lanes: Lanes) -> Wait | None:
+        ranks = read_rank(lanes).astype(np.int64)
+        if (ranks >= machine.shape.cluster_blocks).any():
+            raise EmulationError(f"{instruction.text}: found rank {int(ranks.max())}, expected one of a cluster of "
+                                 f"{machine.shape.cluster_blocks} blocks", instruction.line)
+        address = base + (((read(lanes).astype(np.int64) - base) & low) | (ranks << RANK_SHIFT))
+        if write is not None:
+            write(lanes, address.astype(np.uint64 if kind == "u64" else np.uint32))
+        return None
+
+    return run
+
+
+@unit("setmaxnreg")
+def _setmaxnreg(machine: Machine, instruction: parse.Instruction) -> Run:
+    """The pool of registers of the block: what one warpgroup hands over another may take."""
+    (count,) = instruction.operands
+    wanted = count.bits if isinstance(count, parse.Immediate) else 0
+    if not 24 <= wanted <= 256 or wanted % 8:
+        raise EmulationError(f"{instruction.text}: found {wanted}, expected a multiple of 8 from 24 to 256",
+                             instruction.line)
+
+    def run(lanes: Lanes) -> Wait | None:
+        return None
+
+    return run

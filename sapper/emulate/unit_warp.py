@@ -1,0 +1,237 @@
+"""Instructions of whole warps: shuffles, votes, mma, ldmatrix and stmatrix, bar.warp.sync.
+
+Enters: lanes of one or more warps. Leaves: registers. Holds: an instruction with a member mask waits until all of its
+members are there; reading a lane that takes no part is an error. Source: PTX ISA, "shfl.sync", "ldmatrix", "stmatrix",
+"bar.warp.sync", "activemask".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..targets.ptx import fragments
+from ..targets.ptx.rows import Operand
+from . import parse
+from .errors import EmulationError
+from .machine import WARP, Lanes, Machine, Run, Wait, as_type
+from .unit_memory import Access, address_reader, load_from, load_shared, space_of, store_to
+from .units import unit
+
+Array = NDArray[Any]
+
+
+class Warps:
+    """The warps that lanes belong to. index: all of their threads, (warps, 32); active: which of these take part."""
+
+    def __init__(self, machine: Machine, lanes: Lanes) -> None:
+        if lanes is None or len(lanes) == machine.count:
+            self.whole, self.count = True, machine.count // WARP
+            self.lanes: Lanes = None
+            self.index = machine.every.reshape(-1, WARP)
+            self.active = machine.state.get("all active")
+            if self.active is None:
+                self.active = machine.state["all active"] = np.ones((self.count, WARP), bool)
+            return
+        warps = np.unique(machine.warp_of[lanes])
+        self.count = len(warps)
+        self.index = warps[:, None] * WARP + np.arange(WARP)
+        self.whole = len(lanes) == self.index.size
+        self.lanes = lanes
+        if self.whole:
+            self.active = np.ones(self.index.shape, bool)
+        else:
+            self.active = np.zeros(machine.count, bool)
+            self.active[lanes] = True
+            self.active = self.active[self.index]
+
+    def spread(self, values: Array) -> Array:
+        """(warps, 32) from one value for each lane; 0 for those that take no part."""
+        if self.whole:
+            return values.reshape(self.count, WARP)
+        result = np.zeros(self.index.shape, values.dtype)
+        result[self.active] = values
+        return result
+
+    def gather(self, values: Array) -> Array:
+        """One value for each lane."""
+        return values.reshape(-1) if self.whole else values[self.active]
+
+
+def member_reader(machine: Machine, operand: Operand, found: parse.Operand | None) -> Callable[[Lanes], Array]:
+    """Values of an operand; a vector as (registers, lanes)."""
+    if operand.count:
+        items = found.items if isinstance(found, parse.Vector) else (found,)
+        readers = [machine.raw_reader(item, operand.type) for item in items]
+        return lambda lanes: np.stack([as_type(read(lanes), operand.type) for read in readers])
+    return machine.reader(found, operand.type)
+
+
+@unit("warp")
+def _warp(machine: Machine, instruction: parse.Instruction) -> Run:
+    form, meaning = instruction.form, instruction.form.row.meaning
+    assert meaning is not None
+    pairs = list(zip(form.operands, instruction.operands, strict=True))
+    sources = [(member_reader(machine, operand, found), operand.count) for operand, found in pairs if operand.reads]
+    results = [(operand, found) for operand, found in pairs if operand.writes]
+    writers: list[list[Callable[[Lanes, Array], None] | None]] = []
+    for operand, found in results:
+        items = found.items if isinstance(found, parse.Vector) else (found,)
+        writers.append([machine.writer(item, operand.type) for item in items])
+    mask_reader = None
+    if "sync" in form and "aligned" not in form:  # the member mask is the last operand
+        mask_reader = machine.reader(pairs[-1][1], "u32")
+    checked = form.row.opcode == "shfl"
+
+    def run(lanes: Lanes) -> Wait | None:
+        warps = Warps(machine, lanes)
+        if mask_reader is not None:
+            late = _members_missing(machine, warps, mask_reader(lanes))
+            if late is not None:
+                return late
+        values = []
+        for read, count in sources:
+            value = read(lanes)
+            values.append(np.stack([warps.spread(part) for part in value]) if count else warps.spread(value))
+        result = meaning(form, warps.active, *values)
+        if checked and not warps.whole:
+            _check_shuffle(machine, instruction, warps, values)
+        several = result if isinstance(result, tuple) else (result,)
+        for parts, value, (operand, _) in zip(writers, several, results, strict=False):
+            for number, write in enumerate(parts):
+                if write is not None:
+                    write(lanes, warps.gather(value[number] if operand.count else value))
+        return None
+
+    return run
+
+
+def _members_missing(machine: Machine, warps: Warps, mask: Array) -> Wait | None:
+    """None where all members of each lane's mask are here; else a wait until they are."""
+    if warps.whole:
+        return None
+    masks = warps.spread(mask)
+    living = ~machine.exited[warps.index]
+    wanted = ((masks[:, :, None] >> np.arange(WARP, dtype=np.uint32)) & 1).astype(bool)
+    missing = (wanted & living[:, None, :] & ~warps.active[:, None, :]).any(axis=2) & warps.active
+    if not missing.any():
+        return None
+    waiting = set(warps.index[missing].tolist())
+
+    def ready(lanes: Array) -> Array:
+        """Threads that left no longer count; those that arrive merge with this strand before."""
+        present = np.zeros(machine.count, bool)
+        present[lanes] = True
+        now = wanted & ~machine.exited[warps.index][:, None, :] & ~present[warps.index][:, None, :]
+        free = ~now.any(axis=2)
+        allowed = np.ones(machine.count, bool)
+        allowed[warps.index] = free
+        return allowed[lanes]
+
+    return Wait(ready, lambda: f"waits for the other members of its mask ({len(waiting)} lanes wait)", again=True, meets=True)
+
+
+def _check_shuffle(machine: Machine, instruction: parse.Instruction, warps: Warps, values: list[Array]) -> None:
+    """Reading a lane that takes no part has no defined value."""
+    meaning = instruction.form.row.meaning
+    assert meaning is not None
+    taken, _ = meaning(instruction.form, warps.active, warps.active.astype(np.uint32), *values[1:])
+    wrong = (taken == 0) & warps.active
+    if wrong.any():
+        lane = int(warps.index[wrong][0])
+        raise EmulationError(f"{instruction.text}: {machine.place_of(lane)} reads a lane that takes no part",
+                             instruction.line)
+
+
+@unit("activemask")
+def _activemask(machine: Machine, instruction: parse.Instruction) -> Run:
+    write = machine.writer(instruction.operands[0], "b32")
+
+    def run(lanes: Lanes) -> Wait | None:
+        warps = Warps(machine, lanes)
+        word = (warps.active * (np.uint32(1) << np.arange(WARP, dtype=np.uint32))).sum(axis=1, dtype=np.uint32)
+        if write is not None:
+            write(lanes, warps.gather(np.broadcast_to(word[:, None], warps.index.shape)))
+        return None
+
+    return run
+
+
+@unit("warp_barrier")
+def _warp_barrier(machine: Machine, instruction: parse.Instruction) -> Run:
+    read = machine.reader(instruction.operands[0], "u32")
+
+    def run(lanes: Lanes) -> Wait | None:
+        warps = Warps(machine, lanes)
+        late = _members_missing(machine, warps, read(lanes))
+        if late is None:
+            machine.clocks.synchronised[warps.index[:, 0] // WARP] = machine.clocks.now + 1
+            machine.clocks.tick()
+        return late
+
+    return run
+
+
+# --- Matrices of shared memory --------------------------------------------------------------------------------------
+
+
+@unit("matrix_memory")
+def _matrix_memory(machine: Machine, instruction: parse.Instruction) -> Run:
+    """ldmatrix, stmatrix: lanes 8 i ... 8 i + 7 give the addresses of the rows of matrix i, 16 bytes each."""
+    form = instruction.form
+    count = int(form.get("num")[1:])
+    transposed, loads = "trans" in form, form.row.opcode == "ldmatrix"
+    registers, address = instruction.operands if loads else instruction.operands[::-1]
+    read_address = address_reader(machine, address)
+    items = registers.items if isinstance(registers, parse.Vector) else (registers,)
+    if len(items) != count:
+        raise EmulationError(f"{form.mnemonic} has {count} registers, found {len(items)}", instruction.line)
+    space = space_of(form.get("space"))
+    access = Access(machine, instruction.text, instruction.line, 8, 2)
+    rows, columns = fragments.fragment_b(1, 2)  # the 8 x 8 fragment with rows and columns exchanged
+    if not transposed:
+        rows, columns = columns, rows
+
+    def row_lanes(warps: Warps) -> NDArray[np.int64]:
+        return warps.index[:, :8 * count].reshape(-1)
+
+    if loads:
+        writers = [machine.writer(item, "b32") for item in items]
+
+        def load(lanes: Lanes) -> Wait | None:
+            warps = Warps(machine, lanes)
+            where = warps.spread(read_address(lanes))[:, :8 * count].reshape(-1)
+            givers = row_lanes(warps)
+            read = load_shared if space == "shared" else _load_generic
+            words = read(access, None if len(givers) == machine.count else givers, where)
+            data = np.ascontiguousarray(words.T).view(np.uint16).reshape(warps.count, count, 8, 8)
+            parts = data[:, :, rows[0], columns[0]]  # (warps, matrices, lanes, slots)
+            whole = np.ascontiguousarray(parts).view(np.uint32)[..., 0]
+            for number, write in enumerate(writers):
+                if write is not None:
+                    write(lanes, warps.gather(np.ascontiguousarray(whole[:, number])))
+            return None
+
+        return load
+    readers = [machine.reader(item, "b32") for item in items]
+
+    def store(lanes: Lanes) -> Wait | None:
+        warps = Warps(machine, lanes)
+        where = warps.spread(read_address(lanes))[:, :8 * count].reshape(-1)
+        data = np.empty((warps.count, count, 8, 8), np.uint16)
+        for number, read in enumerate(readers):
+            words = np.ascontiguousarray(warps.spread(read(lanes)))
+            data[:, number, rows[0], columns[0]] = words.view(np.uint16).reshape(warps.count, WARP, 2)
+        values = np.ascontiguousarray(data.reshape(-1, 8).view(np.uint64).T)
+        givers = row_lanes(warps)
+        store_to(access, space, None if len(givers) == machine.count else givers, where, values)
+        return None
+
+    return store
+
+
+def _load_generic(access: Access, lanes: Lanes, address: Array) -> Array:
+    return load_from(access, "generic", lanes, address)

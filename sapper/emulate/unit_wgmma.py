@@ -1,0 +1,381 @@
+"""wgmma: products of a warpgroup, with operands in shared memory given by descriptors.
+
+Enters: descriptors, or fragments of A in registers. Leaves: sums in the registers of the four warps. Holds: the sums are
+in flight until wgmma.wait_group; reading or writing them before is an error, as is changing a register of a wgmma after
+the last wgmma.fence. In lazy mode operands are read and sums written only at the wait.
+Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions": "Shared Memory Matrix Layout", "Matrix Descriptor
+Format"; the layouts of both majors are those that CUTLASS names canonical (include/cute/arch/mma_sm90_desc.hpp).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..targets.ptx import fragments
+from ..targets.ptx.rows import BITS
+from ..targets.ptx.warp import ELEMENTS, accumulate, elements, widened
+from . import parse
+from .errors import EmulationError, RaceError
+from .machine import Lanes, Machine, Run, Wait
+from .memory import RANK_SHIFT
+from .tensor_map import swizzled
+from .unit_memory import Access, shared_shadow
+from .unit_warp import member_reader
+from .units import unit
+
+Array = NDArray[Any]
+GROUP = 128
+"""Threads of a warpgroup."""
+_SWIZZLE = (0, 128, 64, 32)
+"""Bytes, by the descriptor's bits 62 and 63."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A decoded matrix descriptor, in bytes. address: in the shared window."""
+
+    address: int
+    leading: int
+    stride: int
+    swizzle: int
+
+    @staticmethod
+    def decode(bits: int) -> Descriptor:
+        return Descriptor((bits & 0x3FFF) << 4, (bits >> 16 & 0x3FFF) << 4, (bits >> 32 & 0x3FFF) << 4,
+                          _SWIZZLE[bits >> 62 & 3])
+
+    def offsets(self, rows: int, depth: int, size: int, transposed: bool) -> Array:
+        """Addresses of the elements (rows, depth) of an operand: rows are M or N, depth is K. transposed: M or N is
+        contiguous, not K."""
+        row, column = np.arange(rows)[:, None], np.arange(depth)[None, :]
+        width = self.swizzle or 16
+        if not transposed:  # K is contiguous: groups of 8 rows, `stride` apart
+            inner = column * size
+            chunk = (inner // 16) * self.leading + inner % 16 if not self.swizzle else inner
+            offset = (row % 8) * width + (row // 8) * self.stride + chunk
+        else:  # M or N is contiguous: groups of 8 of K
+            inner = row * size
+            if self.swizzle:
+                offset = inner % width + (inner // width) * self.leading + (column % 8) * width + (
+                    column // 8) * self.stride
+            else:
+                offset = inner % 16 + (inner // 16) * self.stride + (column % 8) * 16 + (column // 8) * self.leading
+        return swizzled(self.address + offset, self.swizzle)
+
+
+@dataclass(slots=True, eq=False)
+class Product:
+    """One wgmma in flight. threads: of its warpgroup; places: granules of shared memory that it reads."""
+
+    text: str
+    line: int
+    threads: Array
+    group: int
+    slots: list[int]
+    places: Array
+    carry_out: Any
+
+
+class Products:
+    """The wgmma operations in flight, by warpgroup."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.committed: dict[int, int] = {}
+        self.pending: list[Product] = []
+        self.slots: set[int] = set()
+        """Registers that any wgmma of the function uses."""
+        self.fenced: dict[int, Array] = {}
+        """Their values at the last fence, or as a wgmma left them since."""
+
+    def fence(self, lanes: Lanes) -> None:
+        values = self.machine.values
+        for slot in sorted(self.slots):
+            old = self.fenced.get(slot)
+            if lanes is None or old is None:
+                self.fenced[slot] = values[slot]
+            elif old is not values[slot]:
+                merged = old.copy()
+                merged[lanes] = values[slot][lanes]
+                self.fenced[slot] = merged
+
+    def check_fenced(self, slots: list[int], threads: Array, line: int) -> None:
+        values = self.machine.values
+        for slot in slots:
+            old = self.fenced.get(slot)
+            if old is not values[slot] and (old is None or not np.array_equal(old[threads], values[slot][threads])):
+                name = self.machine.function.registers[slot][0]
+                raise RaceError(f"wgmma uses register {name}, which changed since the last wgmma.fence of its warps; "
+                                "expected wgmma.fence between", line)
+
+    def set(self, slot: int, threads: Array, value: Array) -> None:
+        """A sum's register, written by the tensor core."""
+        machine = self.machine
+        fenced = self.fenced.get(slot)
+        same = fenced is machine.values[slot]
+        if len(threads) == machine.count:
+            machine.values[slot] = value
+        else:
+            changed = machine.values[slot].copy()
+            changed[threads] = value
+            machine.values[slot] = changed
+        if same:
+            self.fenced[slot] = machine.values[slot]
+        elif fenced is not None:
+            changed = fenced.copy()
+            changed[threads] = value
+            self.fenced[slot] = changed
+
+    def finish(self, threads: Array, kept: int) -> None:
+        """End the products of the warpgroup of `threads` but for the latest `kept` groups."""
+        machine, rest = self.machine, []
+        block = int(threads[0]) // GROUP
+        limit = self.committed.get(block, 0) - kept
+        done = []
+        for product in self.pending:
+            mine = int(product.threads[0]) // GROUP == block and product.group < limit
+            (done if mine else rest).append(product)
+        for product in done:
+            if product.carry_out is not None:
+                product.carry_out()
+        self.pending = rest
+        shadow = shared_shadow(machine) if machine.options.races else None
+        for product in done:
+            if shadow is not None:
+                shadow.unmark("reading", product.places)
+                rows = shadow.row_of(np.unique(machine.warp_of[product.threads]))
+                shadow.read_at[rows[:, None], product.places] = machine.clocks.now
+            for slot in product.slots:
+                self._landed(slot, product.threads)
+        for product in rest:
+            if shadow is not None and done:
+                shadow.mark("reading", product.places, product.line)
+            for slot in product.slots:
+                self.begin(slot, product.threads, product.text)
+
+    def begin(self, slot: int, threads: Array, text: str) -> None:
+        machine = self.machine
+        old = machine.in_flight.get(slot)
+        flags = np.zeros(machine.count, bool) if old is None else old[1]
+        flags[threads] = True
+        machine.in_flight[slot] = (text, flags)
+        machine.whole[slot] = False
+
+    def _landed(self, slot: int, threads: Array) -> None:
+        machine = self.machine
+        old = machine.in_flight.get(slot)
+        if old is not None:
+            old[1][threads] = False
+            if not old[1].any():
+                del machine.in_flight[slot]
+        written = machine.written[slot]
+        written = np.zeros(machine.count, bool) if written is None else written.copy()
+        written[threads] = True
+        machine.written[slot] = written
+        machine.whole[slot] = slot not in machine.in_flight and bool((written | machine.exited).all())
+
+
+def products(machine: Machine) -> Products:
+    found = machine.state.get("products")
+    if found is None:
+        found = machine.state["products"] = Products(machine)
+    assert isinstance(found, Products)
+    return found
+
+
+def _groups(machine: Machine, lanes: Lanes) -> tuple[list[Array], Wait | None]:
+    """The warpgroups of the lanes; a wait until all four warps of each are there."""
+    every = machine.lanes_of(lanes)
+    if machine.shape.padded_threads % GROUP:
+        raise EmulationError(f"wgmma needs blocks of whole warpgroups of 128 threads, found {machine.shape.threads}",
+                             machine.line)
+    numbers = every // GROUP
+    counts = np.bincount(numbers, minlength=machine.count // GROUP)
+    if ((counts == 0) | (counts == GROUP)).all():
+        return [every[numbers == number] for number in np.flatnonzero(counts)], None
+
+    def ready(asked: Array) -> Array:
+        present = np.bincount(asked // GROUP, minlength=machine.count // GROUP)
+        return np.asarray((present == GROUP)[asked // GROUP])
+
+    return [], Wait(ready, lambda: "waits for the other warps of its warpgroup", again=True, meets=True)
+
+
+def _slots(operand: parse.Operand | None) -> list[int]:
+    items = operand.items if isinstance(operand, parse.Vector) else (operand,)
+    return [item.slot for item in items if isinstance(item, parse.Register)]
+
+
+@unit("wgmma")
+def _wgmma(machine: Machine, instruction: parse.Instruction) -> Run:
+    name = instruction.form.row.name
+    state = products(machine)
+    if name == "wgmma.fence":
+        def fence(lanes: Lanes) -> Wait | None:
+            state.fence(lanes)
+            return None
+
+        return fence
+    if name == "wgmma.commit_group":
+        def commit(lanes: Lanes) -> Wait | None:
+            groups, wait = _groups(machine, lanes)
+            for threads in groups:
+                block = int(threads[0]) // GROUP
+                state.committed[block] = state.committed.get(block, 0) + 1
+            return wait
+
+        return commit
+    if name == "wgmma.wait_group":
+        (operand,) = instruction.operands
+        kept = operand.bits if isinstance(operand, parse.Immediate) else 0
+
+        def wait_group(lanes: Lanes) -> Wait | None:
+            groups, wait = _groups(machine, lanes)
+            for threads in groups:
+                state.finish(threads, kept)
+            return wait
+
+        return wait_group
+    return _multiply(machine, instruction)
+
+
+def _multiply(machine: Machine, instruction: parse.Instruction) -> Run:
+    form, state = instruction.form, products(machine)
+    sums, a_operand, b_operand, scale_d, *rest = instruction.operands
+    numbers = [operand.bits if isinstance(operand, parse.Immediate) else 0 for operand in rest if operand is not None]
+    m, n, k = _shape(form.get("shape"))
+    types = form.mnemonic.split(".")
+    type_a, type_b, type_d = types[-2], types[-1], types[-3]
+    size = 4 if type_a == "tf32" else BITS.get(type_a, 8) // 8
+    signs = [1 if number != -1 else -1 for number in numbers[:2]] if type_d != "s32" else []
+    transposes = numbers[2:]
+    in_registers = isinstance(a_operand, parse.Vector)
+    trans_a, trans_b = (False, bool(transposes and transposes[0])) if in_registers else (
+        tuple(bool(one) for one in (*transposes, 0, 0)[:2]))
+    sum_slots = _slots(sums)
+    operand = form.operands[0]
+    if len(sum_slots) != operand.count:
+        raise EmulationError(f"{form.mnemonic} has {operand.count} registers of sums, found {len(sum_slots)}",
+                             instruction.line)
+    state.slots.update(sum_slots)
+    read_a = None
+    if in_registers:
+        from ..targets.ptx.rows import Operand
+
+        state.slots.update(_slots(a_operand))
+        read_a = member_reader(machine, Operand("r", "b32", 4), a_operand)
+    else:
+        read_descriptor_a = machine.reader(a_operand, "b64")
+    read_descriptor_b = machine.reader(b_operand, "b64")
+    read_scale = machine.reader(scale_d, "pred")
+    slots = 2 if type_d == "f16" else 1
+    rows, columns = fragments.fragment_wgmma(len(sum_slots), slots)
+    kind: Any = {"f32": np.float32, "s32": np.int32, "f16": np.float16}[type_d]
+    used = sum_slots + (_slots(a_operand) if in_registers else [])
+    access = Access(machine, instruction.text, instruction.line, size)
+    saturates = "satfinite" in form
+
+    def shared_places(threads: Array, bits: int, extent: int, transposed: bool) -> Array:
+        cache: dict[Any, Array] = machine.state.setdefault("descriptors", {})
+        block = int(machine.block_of[threads[0]])
+        key = (block, bits, extent, k, size, transposed)
+        found = cache.get(key)
+        if found is None:
+            rank = block % machine.shape.cluster_blocks
+            flat = Descriptor.decode(bits).offsets(extent, k, size, transposed).reshape(-1) | rank << RANK_SHIFT
+            found = access.shared_offsets(np.full(len(flat), threads[0]), flat).reshape(extent, k)
+            cache[key] = found
+        return found
+
+    def matrix(offsets: Array, type: str) -> Array:
+        raw = machine.memory.shared.views[size][offsets // size]
+        if type == "tf32":
+            return (raw & np.uint32(0xFFFFE000)).view(np.float32)
+        return widened(raw.view(np.dtype(ELEMENTS[type])))
+
+    def one_group(threads: Array, everywhere: bool) -> None:
+        lanes: Lanes = None if everywhere else threads
+        state.check_fenced(used, threads, instruction.line)
+        keeps = read_scale(lanes)
+        if keeps.any() != keeps.all():
+            raise EmulationError(f"{instruction.text}: scale-d differs between threads", instruction.line)
+        if keeps.any():
+            for slot in sum_slots:
+                if slot not in machine.in_flight:
+                    machine.read(slot, lanes)
+        offsets_b = shared_places(threads, int(read_descriptor_b(lanes)[0]), n, trans_b)
+        reads = [offsets_b]
+        a_registers = None
+        if read_a is not None:
+            a_registers = read_a(lanes)
+        else:
+            offsets_a = shared_places(threads, int(read_descriptor_a(lanes)[0]), m, trans_a)
+            reads.append(offsets_a)
+        places = _begin_reads(machine, access, threads, reads, instruction)
+
+        def carry_out() -> None:
+            if a_registers is not None:
+                parts = elements(a_registers.reshape(4, 4, 32), type_a)
+                matrix_a = fragments.gather(parts, *fragments.fragment_a(4, parts.shape[-1]), (16, k)).reshape(m, k)
+            else:
+                matrix_a = matrix(offsets_a, type_a)
+            product = matrix_a @ matrix(offsets_b, type_b).T
+            if signs and signs[0] * signs[1] < 0:
+                product = -product
+            part = product[rows, columns]  # (registers, threads, slots)
+            old = np.zeros(part.shape, kind)
+            if keeps.any():
+                stacked = np.stack([machine.values[slot][threads] for slot in sum_slots])
+                old = stacked.view(kind).reshape(part.shape)
+            total = accumulate(part, old, saturates)
+            bits = np.ascontiguousarray(total).view(np.uint32).reshape(len(sum_slots), len(threads))
+            for slot, value in zip(sum_slots, bits, strict=True):
+                state.set(slot, threads, value)
+
+        group = state.committed.get(int(threads[0]) // GROUP, 0)
+        later = carry_out if machine.options.lazy else None
+        if later is None:
+            carry_out()
+        state.pending.append(Product(instruction.text, instruction.line, threads, group, sum_slots, places, later))
+        for slot in sum_slots:
+            state.begin(slot, threads, form.mnemonic + f" of line {instruction.line}")
+
+    def run(lanes: Lanes) -> Wait | None:
+        groups, wait = _groups(machine, lanes)
+        for threads in groups:
+            one_group(threads, len(threads) == machine.count)
+        return wait
+
+    return run
+
+
+def _begin_reads(machine: Machine, access: Access, threads: Array, reads: list[Array],
+                 instruction: parse.Instruction) -> Array:
+    """Check and mark the bytes of shared memory that a product reads; their granules."""
+    if machine.options.uninitialised:
+        for offsets in reads:
+            flat = offsets.reshape(-1)
+            missing = machine.memory.shared.unwritten(flat, access.size, 1)
+            if missing is not None:
+                at = np.array([int(flat[missing][0]) % machine.memory.shared_stride])
+                raise access.fault(threads[:1], np.array([True]), at, "reads shared memory that nobody wrote")
+    if not machine.options.races:
+        return np.zeros(0, np.int64)
+    shadow = shared_shadow(machine)
+    places = np.unique(np.concatenate([offsets.reshape(-1) // shadow.granule for offsets in reads]))
+    agents = np.unique(machine.warp_of[threads])
+    shadow.check_read(np.broadcast_to(places, (len(agents), len(places))), agents, np.full(len(agents), -1),
+                      instruction.line)
+    shadow.check_proxy(places, instruction.line, instruction.form.mnemonic)
+    shadow.mark("reading", places, instruction.line)
+    return places
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    m, rest = text.removeprefix("m").split("n")
+    n, k = rest.split("k")
+    return int(m), int(n), int(k)

@@ -1,0 +1,76 @@
+"""Where the elements of matrices lie in the registers of a warp: the fragments of mma, ldmatrix and wgmma.
+
+Leaves: arrays of (row, column) for each lane, register and slot of a register. Lowering and emulation both use them.
+Holds: with g = lane / 4 and t = lane % 4, and e elements in a register of 32 bits (PTX ISA, "Matrix Fragments for
+mma.m16n8k16" and its siblings for the other shapes):
+  A (16 x K)   register r, slot j: row g + 8 (r mod 2), column e t + j + 4 e (r / 2)
+  B (K x 8)    register r, slot j: row e t + j + 4 e r, column g
+  C (16 x 8)   32-bit: register r: row g + 8 (r / 2), column 2 t + r mod 2; 16-bit: register r, slot j: row g + 8 r,
+               column 2 t + j
+  ldmatrix     matrix i of 8 x 8 16-bit elements: register i, slot j: row g, column 2 t + j; transposed: the reverse
+  wgmma D      64 x N: warp w of the group has rows 16 w ...; for 32-bit register r: row 16 w + g + 8 (r / 2 mod 2),
+               column 8 (r / 4) + 2 t + r mod 2 (PTX ISA, "Register Fragments for wgmma.mma_async")
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+_LANE = np.arange(32)
+GROUP, MEMBER = _LANE // 4, _LANE % 4
+
+
+@cache
+def fragment_a(registers: int, slots: int) -> tuple[Indices, Indices]:
+    """(rows, columns) of shape (registers, 32, slots)."""
+    r, lane, j = np.ogrid[:registers, :32, :slots]
+    rows = GROUP[lane] + 8 * (r % 2) + 0 * j
+    columns = slots * MEMBER[lane] + j + 4 * slots * (r // 2)
+    return rows, columns
+
+
+@cache
+def fragment_b(registers: int, slots: int) -> tuple[Indices, Indices]:
+    r, lane, j = np.ogrid[:registers, :32, :slots]
+    rows = slots * MEMBER[lane] + j + 4 * slots * r
+    columns = GROUP[lane] + 0 * rows
+    return rows, columns
+
+
+@cache
+def fragment_c(registers: int, slots: int) -> tuple[Indices, Indices]:
+    """Of 16 x 8 sums: four registers of one slot, or two of two."""
+    r, lane, j = np.ogrid[:registers, :32, :slots]
+    if slots == 1:
+        return GROUP[lane] + 8 * (r // 2) + 0 * j, 2 * MEMBER[lane] + r % 2 + 0 * j
+    return GROUP[lane] + 8 * r + 0 * j, 2 * MEMBER[lane] + j + 0 * r
+
+
+@cache
+def fragment_wgmma(registers: int, slots: int) -> tuple[Indices, Indices]:
+    """(rows, columns) of the 64 x N sums, of shape (registers, 128, slots)."""
+    r, thread, j = np.ogrid[:registers, :128, :slots]
+    group, member = thread % 32 // 4, thread % 4
+    if slots == 1:
+        rows = 16 * (thread // 32) + group + 8 * (r // 2 % 2) + 0 * j
+        return rows, 8 * (r // 4) + 2 * member + r % 2 + 0 * rows
+    rows = 16 * (thread // 32) + group + 8 * (r % 2) + 0 * j
+    return rows, 8 * (r // 2) + 2 * member + j + 0 * rows
+
+
+def gather(registers: NDArray[Any], rows: Indices, columns: Indices, shape: tuple[int, int]) -> NDArray[Any]:
+    """Matrices (warps, *shape) from (registers, warps, lanes, slots) elements."""
+    matrix = np.empty((registers.shape[1], *shape), registers.dtype)
+    matrix[:, rows, columns] = registers.transpose(1, 0, 2, 3)
+    return matrix
+
+
+def scatter(matrix: NDArray[Any], rows: Indices, columns: Indices) -> NDArray[Any]:
+    """The elements (registers, warps, lanes, slots) of matrices (warps, rows, columns)."""
+    return matrix[:, rows, columns].transpose(1, 0, 2, 3)

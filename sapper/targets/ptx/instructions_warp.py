@@ -1,0 +1,102 @@
+"""Rows of the warp: shuffles, votes, matrices in registers, the tensor cores.
+
+Source: PTX ISA, sections "shfl.sync", "Parallel Synchronization and Communication Instructions", "Warp-Level
+Matrix Instructions", "Asynchronous Warpgroup-Level Matrix Instructions".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import warp as w
+from .rows import Row, make_row
+
+ROWS: list[Row] = []
+_SHARED = "shared shared::cta"
+
+
+def row(name: str, syntax: str, operands: str, meaning: Any, **more: Any) -> None:
+    ROWS.append(make_row(name, syntax, operands, meaning, **more))
+
+
+def _lanes() -> None:
+    section = "Parallel Synchronization and Communication Instructions"
+    common: dict[str, Any] = {"unit": "warp", "section": section}
+    row("shfl", "shfl.sync.mode.b32", "w:b32 |w:pred r:b32 r:b32 r:b32 r:b32", w.shuffle, mode="up down bfly idx",
+        unit="warp", section="Data Movement and Conversion Instructions")
+    row("vote", "vote.sync.mode.pred", "w:pred r:pred r:b32", w.vote, mode="all any uni", **common)
+    row("vote.ballot", "vote.sync.ballot.b32", "w:b32 r:pred r:b32", w.ballot, **common)
+    row("match.any", "match.any.sync.type", "w:b32 r:type r:b32", w.match_any, type="b32 b64", **common)
+    row("match.all", "match.all.sync.type", "w:b32 |w:pred r:type r:b32", w.match_all, type="b32 b64", **common)
+    row("redux", "redux.sync.op.type", "w:type r:type r:b32", w.reduce, op="add min max", type="u32 s32", **common)
+    row("redux.bits", "redux.sync.op.b32", "w:b32 r:b32 r:b32", w.reduce, op="and or xor", **common)
+    row("redux.f32", "redux.sync.op{.abs}{.NaN}.f32", "w:f32 r:f32 r:b32", w.reduce, op="min max",
+        needs="8.6 sm_100a", instead="shfl.sync.bfly and min or max", **common)
+    row("elect", "elect.sync", "w:b32 |w:pred r:b32", w.elect, needs="8.0 sm_90",
+        instead="the lowest lane of activemask", **common)
+    row("activemask", "activemask.b32", "w:b32", None, unit="activemask", section=section)
+    row("bar.warp.sync", "bar.warp.sync", "r:b32", None, unit="warp_barrier", section=section)
+
+
+def _matrices() -> None:
+    section = "Warp-Level Matrix Instructions"
+    row("ldmatrix", "ldmatrix.sync.aligned.m8n8.num{.trans}{.space}.b16", "w:b32*num m:", None, num="x1 x2 x4",
+        space=_SHARED, unit="matrix_memory", section=section)
+    row("stmatrix", "stmatrix.sync.aligned.m8n8.num{.trans}{.space}.b16", "m: r:b32*num", None, num="x1 x2 x4",
+        space=_SHARED, unit="matrix_memory", needs="7.8 sm_90", instead="st.shared of each register", section=section)
+    row("movmatrix", "movmatrix.sync.aligned.m8n8.trans.b16", "w:b32 r:b32", w.transpose, needs="7.8 sm_80",
+        unit="warp", section=section)
+    mma = "mma.sync.aligned"
+    for shape, a, b in (("m16n8k8", 2, 1), ("m16n8k16", 4, 2)):
+        row(f"mma.f16.{shape}", f"{mma}.{shape}.row.col.f16.f16.f16.f16", f"w:b32*2 r:b32*{a} r:b32*{b} r:b32*2",
+            w.matrix_multiply, unit="warp", section=section)
+        row(f"mma.f32.f16.{shape}", f"{mma}.{shape}.row.col.f32.f16.f16.f32", f"w:f32*4 r:b32*{a} r:b32*{b} r:f32*4",
+            w.matrix_multiply, unit="warp", section=section)
+        row(f"mma.bf16.{shape}", f"{mma}.{shape}.row.col.f32.bf16.bf16.f32", f"w:f32*4 r:b32*{a} r:b32*{b} r:f32*4",
+            w.matrix_multiply, unit="warp", section=section)
+    for shape, a, b in (("m16n8k4", 2, 1), ("m16n8k8", 4, 2)):
+        row(f"mma.tf32.{shape}", f"{mma}.{shape}.row.col.f32.tf32.tf32.f32", f"w:f32*4 r:b32*{a} r:b32*{b} r:f32*4",
+            w.matrix_multiply, unit="warp", section=section)
+    for shape, a, b in (("m16n8k16", 2, 1), ("m16n8k32", 4, 2)):
+        row(f"mma.i8.{shape}", f"{mma}.{shape}.row.col{{.satfinite}}.s32.atype.btype.s32",
+            f"w:s32*4 r:b32*{a} r:b32*{b} r:s32*4", w.matrix_multiply, atype="u8 s8", btype="u8 s8", unit="warp",
+            section=section)
+    row("mma.fp8", f"{mma}.m16n8k32.row.col.f32.atype.btype.f32", "w:f32*4 r:b32*4 r:b32*2 r:f32*4",
+        w.matrix_multiply, atype="e4m3 e5m2", btype="e4m3 e5m2", needs="8.4 sm_89", unit="warp", section=section,
+        instead="cvt to f16 and mma.m16n8k16.f32.f16")
+    row("mma.f64", f"{mma}.m8n8k4.row.col.f64.f64.f64.f64", "w:f64*2 r:f64 r:f64 r:f64*2", w.matrix_multiply,
+        unit="warp", section=section)
+
+
+def _warpgroup() -> None:
+    section = "Asynchronous Warpgroup Level Matrix Instructions"
+    common: dict[str, Any] = {"unit": "wgmma", "needs": "8.0 sm_90a", "section": section}
+    sizes = [8 * n for n in range(1, 33)]
+
+    def shapes(k: int) -> str:
+        return " ".join(f"m64n{n}k{k}" for n in sizes)
+
+    head = "wgmma.mma_async.sync.aligned.shape"
+    scales = "r:pred i: i:"
+    for name in ("f16", "bf16"):
+        row(f"wgmma.{name}", f"{head}.f32.{name}.{name}", f"rw:f32*n/2 r:b64^b32*4 r:b64 {scales} i: i:?", None,
+            shape=shapes(16), instead="mma.sync.m16n8k16", **common)
+    row("wgmma.f16.f16", f"{head}.f16.f16.f16", f"rw:b32*n/4 r:b64^b32*4 r:b64 {scales} i: i:?", None, shape=shapes(16),
+        instead="mma.sync.m16n8k16", **common)
+    row("wgmma.tf32", f"{head}.f32.tf32.tf32", f"rw:f32*n/2 r:b64^b32*4 r:b64 {scales}", None, shape=shapes(8),
+        instead="mma.sync.m16n8k8", **common)
+    row("wgmma.fp8", f"{head}.f32.atype.btype", f"rw:f32*n/2 r:b64^b32*4 r:b64 {scales}", None, shape=shapes(32),
+        atype="e4m3 e5m2", btype="e4m3 e5m2", instead="mma.sync.m16n8k32", **common)
+    row("wgmma.i8", f"{head}{{.satfinite}}.s32.atype.btype", "rw:s32*n/2 r:b64^b32*4 r:b64 r:pred", None,
+        shape=" ".join(f"m64n{n}k32" for n in (8, 16, 24, *range(32, 257, 16))), atype="s8 u8", btype="s8 u8",
+        instead="mma.sync.m16n8k32", **common)
+    row("wgmma.fence", "wgmma.fence.sync.aligned", "", None, **common)
+    row("wgmma.commit_group", "wgmma.commit_group.sync.aligned", "", None, **common)
+    row("wgmma.wait_group", "wgmma.wait_group.sync.aligned", "i:", None, **common)
+    row("setmaxnreg", "setmaxnreg.action.sync.aligned.u32", "i:", None, action="inc dec", unit="setmaxnreg",
+        needs="8.0 sm_90a sm_100a sm_120a", instead="leave it out", section="Miscellaneous Instructions")
+
+
+_lanes()
+_matrices()
+_warpgroup()
