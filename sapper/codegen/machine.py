@@ -104,7 +104,7 @@ class MachineFunction:
 
     constants: label -> (alignment in bytes, bytes), reached by rip-relative addresses: no relocation is needed.
     frame_bytes: stack space for spills, set by the allocator. parameters: names of the words of the argument block, for
-    targets that pass each as a parameter.
+    targets that pass each as a parameter. warps, near_bytes: warps and near memory of a worker.
     """
 
     name: str
@@ -112,3 +112,5 @@ class MachineFunction:
     constants: dict[str, tuple[int, bytes]]
     frame_bytes: int = 0
     parameters: tuple[str, ...] = ()
+    warps: int = 1
+    near_bytes: int = 0

@@ -34,7 +34,7 @@ class Compiled:
     """Machine code and what is needed to call it.
 
     scratch: every scratch buffer as (element bytes, ((constant, dims, multiple), ...)); see lane.lower.
-    requires: what the extents must fulfil; see docs/ir.md.
+    requires: what the extents must fulfil; see docs/ir.md. warps, near_bytes: of each worker.
     """
 
     name: str
@@ -44,6 +44,8 @@ class Compiled:
     counters: int
     stored: tuple[str, ...]
     requires: tuple[tuple[str | int, ...], ...]
+    warps: int
+    near_bytes: int
     text: Callable[[], str] = field(compare=False)
 
 
@@ -63,7 +65,8 @@ def facts_of(target: Any) -> Facts:
     return Facts(lanes=target.lanes, vector_registers=target.vector_registers, l1_bytes=target.l1_bytes,
                  l2_bytes=target.l2_bytes, l3_bytes=target.l3_bytes, fma_latency=target.fma_latency,
                  wide_lanes=target.wide_lanes, indexed_addresses=target.indexed_addresses,
-                 software_prefetch=target.software_prefetch, transposes_by_scatter=target.lanes_are_threads)
+                 software_prefetch=target.software_prefetch, transposes_by_scatter=target.lanes_are_threads,
+                 matrix=target.matrix)
 
 
 def scratch_bytes(scratch: tuple[Any, ...], dims: Mapping[str, int]) -> int:
@@ -154,7 +157,7 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
     _trace(made.machine, "select" if target.assembler_allocates else "allocate", lambda _: made.text)
     return Compiled(function.name, made.bytes, tuple(lane.attributes["slots"]), _tuples(lane.attributes["scratch"]),
                     lane.attributes["counters"], stored, _tuples(function.attributes.get("requires", [])),
-                    lambda: made.text)
+                    made.machine.warps, made.machine.near_bytes, lambda: made.text)
 
 
 def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],

@@ -36,7 +36,7 @@ from .machine import (
 )
 
 WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "loop", "if", "tasks", "barrier",
-                           "fence_streaming", "sync_lanes"])
+                           "fence_streaming", "sync_lanes", "sync_warps", "async_copy", "async_commit", "async_wait"])
 """Ops that a load may not be moved over."""
 
 _PURE = frozenset(name for name, spec in LANE_OPS.rows.items() if spec.pure) | {
@@ -533,8 +533,10 @@ class Selector:
         self.rules.begin(self)
         self.block(self.function.body)
         self.rules.finish(self)
-        slots = self.function.attributes.get("slots", [])
-        return MachineFunction(self.function.name, self.body, self.constants, 0, (*FIRST_WORDS, *slots))
+        attributes = self.function.attributes
+        return MachineFunction(self.function.name, self.body, self.constants, 0,
+                               (*FIRST_WORDS, *attributes.get("slots", [])), attributes.get("warps", 1),
+                               attributes.get("near_bytes", 0))
 
     def block(self, block: Block) -> None:
         """Select the ops of a block; its yield is the owner's affair."""

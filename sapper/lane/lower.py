@@ -16,7 +16,7 @@ from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TileType, bool_
 from ..tile.plan import Plan, Walk, axes_of, is_scalar_integer, plan_block
 from ..tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
-from .model import Model
+from .matrix import MatrixLowering
 from .rows import LoweringError, Rows
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
 from .walk import WalkChoice
@@ -107,7 +107,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(Model):
+class Lowering(MatrixLowering):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
         super().__init__(function, schedule, facts, specialization, lanes)
@@ -145,6 +145,7 @@ class Lowering(Model):
     def run(self) -> Function:
         lowered = Function(self.function.name, "lane", self.function.location)
         lowered.body = self.entry
+        self.find_matrix_walk()
         if any(op.attributes.get("parallel") for op in self.function.body.ops):
             self.block(self.function.body, top=True)
         else:
@@ -153,6 +154,8 @@ class Lowering(Model):
             self.effect("fence_streaming", [])
         lowered.attributes = {"lanes": self.lanes, "slots": list(self.slots), "scratch": self.scratch_sizes,
                               "counters": self.counters}
+        if self.warps > 1:
+            lowered.attributes |= {"warps": self.warps, "near_bytes": self.near_bytes_used}
         return lowered
 
     # Scratch memory.
@@ -314,7 +317,10 @@ class Lowering(Model):
 
     def _item(self, item: Walk | Op, top: bool) -> None:
         if isinstance(item, Walk):
-            self.walk(item)
+            if self.matrix_walk is not None:
+                self.matrix(item, self.matrix_walk)
+            else:
+                self.walk(item)
             self.buffers.update(self.pending_buffers)
             self.pending_buffers.clear()
         elif item.name == "tiles" and item.attributes["parallel"] and not top and self._is_plain(item):
@@ -572,6 +578,9 @@ class Lowering(Model):
         return self.scalar("s_floordiv", self.sub(self.add(a, b), 1), b)
 
     def _task_granules(self, ranges: list[Range]) -> list[int]:
+        if self.matrix_walk is not None:
+            sizes = dict(zip((self.matrix_walk.rows, self.matrix_walk.columns), self.matrix_tile(), strict=True))
+            return [sizes.get(r.axis or "", self._granule(r)) for r in ranges]
         granules = []
         inner = [r for r in ranges if r.axis is not None and not r.resident]
         for r in ranges:
@@ -588,7 +597,7 @@ class Lowering(Model):
 
     def _task_cap(self, r: Range) -> int:
         """Rows of a contraction that one task stages at most."""
-        if r.axis is None or r.resident:
+        if r.axis is None or r.resident or self.matrix_walk is not None:
             return 0
         contracts = [op for op in self.function.walk() if op.name == "contract"]
         if any(r.axis in op.result.type.axes for op in contracts) and r.hint >= 28:  # type: ignore[union-attr]

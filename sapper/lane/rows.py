@@ -475,7 +475,7 @@ class RowEvaluation(State):
                 scaled = self.mul(operands[1], attributes["scale"])
                 base = self.value(self.add(base, scaled))
             row = self.emit(level, "gather", [base, offsets, *masked], RowType(to), dtype=access.dtype, scale=1,
-                            disp=attributes["disp"], masked=bool(masked))
+                            disp=attributes["disp"], masked=bool(masked), **self._nearness(access))
         elif stride == 0:
             row = self.emit(level, "load_splat", operands, RowType(to), dtype=access.dtype, **attributes)
         else:
@@ -485,6 +485,10 @@ class RowEvaluation(State):
         if dtype is bool_:
             return self.emit(level, "cmp", [row, self.constant(0, i32)], MASK, cond="ne")
         return row
+
+    @staticmethod
+    def _nearness(access: Access) -> dict[str, bool]:
+        return {"near": True} if access.near else {}
 
     def _offsets(self, access: Access, stride: Scalar, at: dict[str, int], level: int) -> Value:
         """Byte offsets of the lanes from the address of lane 0."""
@@ -525,7 +529,7 @@ class RowEvaluation(State):
             if attributes["indexed"]:
                 base = self.value(self.add(base, self.mul(operands[1], attributes["scale"])))
             self.effect("scatter", [row, base, offsets, *tail], dtype=access.dtype, scale=1, disp=attributes["disp"],
-                        masked=bool(tail))
+                        masked=bool(tail), **self._nearness(access))
         elif not spans:
             self.effect("store_lane0", [row, *operands], dtype=access.dtype, **attributes)
         else:

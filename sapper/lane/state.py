@@ -89,7 +89,8 @@ class Access:
     """Where the elements of a load, a store or a buffer lie.
 
     base + disp + sum over axes of coordinate * coefficient (bytes). relative: coordinates count from the tile's
-    offset (scratch buffers). gathers: non-affine index values, with the byte stride of their dimension.
+    offset (scratch buffers). near: in near memory. gathers: non-affine index values, with the byte stride of their
+    dimension.
     """
 
     base: Scalar
@@ -98,6 +99,7 @@ class Access:
     dtype: DType
     relative: bool = False
     gathers: list[tuple[Value, Scalar]] = field(default_factory=list)
+    near: bool = False
     home: int = 0
 
 
@@ -267,7 +269,10 @@ class State:
                     base = self.add(base, self.mul(offset, coefficient))
         for j, coefficient in moving:
             base = self.add(base, self.mul(coefficient, j))
-        return self.memory_operands(base, index, scale, disp)
+        operands, attributes = self.memory_operands(base, index, scale, disp)
+        if access.near:
+            attributes["near"] = True
+        return operands, attributes
 
     def memory_operands(self, base: Scalar, index: Scalar, scale: int, disp: int) -> tuple[list[Value], dict[str, Any]]:
         """Operands and attributes of a memory op at base + index * scale + disp."""

@@ -1,7 +1,7 @@
 """Places `sync_lanes` for targets whose lanes are threads: each has its own view of memory.
 
 Enters: a lane function, simplified. Leaves: the same with `sync_lanes` ops. Holds: between two accesses that may touch
-the same bytes from different lanes, one of them a store, there is a `sync_lanes` (or a `barrier`) on every path; where
+the same bytes from different lanes, one of them a store, there is a `sync_lanes` (or a meeting of more than the lanes) on every path; where
 a loop's accesses wait for what lies before the loop, it stands before the loop.
 
 What may touch the same bytes: accesses of one tensor, or of scratch memory; of two tensors too, since a call may pass
@@ -21,13 +21,14 @@ from .ops import ADDRESS_AT
 
 READS = frozenset({"load", "load_splat", "gather", "s_load"})
 WRITES = frozenset({"store", "store_lane0", "scatter", "s_store"})
-SCRATCH = "scratch"
+SCRATCH, NEAR = "scratch", "near memory"
 UNKNOWN = "?"
+MEETINGS = frozenset({"barrier", "sync_lanes", "sync_warps"})
 
 
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """An access. memory: a tensor's name, SCRATCH or UNKNOWN. row: where every lane takes its own element of a row, the
+    """An access. memory: a tensor's name, SCRATCH, NEAR or UNKNOWN. row: where every lane takes its own element of a row, the
     bytes of an element and where the row starts, modulo the row; None where lanes reach over, or that is not known."""
 
     memory: str
@@ -45,7 +46,8 @@ def conflict(a: Touch, b: Touch) -> bool:
         return False
     if a.row is not None and a.row == b.row:
         return False
-    return a.memory == b.memory or UNKNOWN in (a.memory, b.memory) or SCRATCH not in (a.memory, b.memory)
+    memories = {a.memory, b.memory}
+    return len(memories) == 1 or UNKNOWN in memories or not memories & {SCRATCH, NEAR}
 
 
 class Accesses:
@@ -82,6 +84,8 @@ class Accesses:
         op = value.op
         if op is None:
             return frozenset()
+        if op.name == "near_memory":
+            return frozenset({NEAR})
         if op.name == "arg":
             slot = op.attributes["slot"]
             if slot == 0:
@@ -194,7 +198,7 @@ class _Placement:
                     ops.append(_sync(op))
                     pending = frozenset()
                 pending |= {touch}
-            elif op.name in ("barrier", "sync_lanes"):
+            elif op.name in MEETINGS:
                 pending = frozenset()
             elif op.blocks:
                 inside = [touch for nested in op.blocks for touch in self.touches(nested)]
@@ -256,7 +260,7 @@ def unsynchronised(function: Function) -> list[tuple[Op, Op]]:
                 for end in flow(op.blocks[0], head):
                     following.setdefault(end, []).append(head[0])
                 before = head
-            elif accesses.of(op) is not None or op.name in ("barrier", "sync_lanes"):
+            elif accesses.of(op) is not None or op.name in MEETINGS:
                 before = point(op, before)
         return before
 
@@ -274,7 +278,7 @@ def unsynchronised(function: Function) -> list[tuple[Op, Op]]:
             seen.add(number)
             other = points[number]
             if other is not None:
-                if other.name in ("barrier", "sync_lanes"):
+                if other.name in MEETINGS:
                     continue
                 met = accesses.of(other)
                 if met is not None and conflict(touch, met):

@@ -16,6 +16,22 @@ class ScheduleError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixUnit:
+    """How contractions run on matrix instructions of 16 x 8 x 16 elements.
+
+    dtypes: of the elements. rows, columns, depth: what a worker computes at once. warps: along rows and columns.
+    stages: how many pieces of the operands are in near memory, one being used while the others arrive.
+    """
+
+    dtypes: tuple[str, ...] = ("bf16", "f16")
+    rows: int = 128
+    columns: int = 128
+    depth: int = 64
+    warps: tuple[int, int] = (2, 2)
+    stages: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What the model knows of a target.
 
@@ -24,6 +40,7 @@ class Facts:
     8-byte elements (None: half as many, as where a register is a vector of fixed size). indexed_addresses: a memory
     operand may have an index. software_prefetch: asking early for what will be read gains time.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
+    matrix: the matrix instructions, if there are any.
     """
 
     lanes: int = 16
@@ -37,6 +54,7 @@ class Facts:
     indexed_addresses: bool = True
     software_prefetch: bool = True
     transposes_by_scatter: bool = False
+    matrix: MatrixUnit | None = None
 
     @property
     def lanes_of_wide_rows(self) -> int:

@@ -21,7 +21,7 @@ from ...ir.types import DType, MaskType, RowType, ScalarType
 from ...lane.ops import FIRST_WORDS
 from ...lane.ranges import Ranges
 from .rows import form
-from .text import SPECIAL
+from .text import NEAR, SPECIAL, Symbol
 
 FAMILY = "ptx"
 
@@ -55,7 +55,7 @@ OWN_CONSTANTS: dict[str, Callable[[Any, Op], tuple[Key, ...]]] = {}
 class Facts:
     """What selection knows of one target, and what it notes for one function.
 
-    lane, worker, workers, first: registers that `begin` fills where the function needs them. lane_bytes: by element
+    warps: of a worker. lane, warp, worker, workers, first: registers that `begin` fills where the function needs them. lane_bytes: by element
     size, the offset of a thread in a row. addresses: where a thread's own address was computed, in which block.
     never_nan: what was found out about values. ranges: between which bounds scalars lie.
     """
@@ -70,6 +70,8 @@ class Facts:
         if s.lanes != target.lanes:
             raise ValueError(f"lanes of function {s.function.name}: found {s.lanes}; expected {target.lanes}, the "
                              "threads of a warp; mend: lower with the facts of this target")
+        self.warps: int = s.function.attributes.get("warps", 1)
+        self.warp: Any = None
         self.lane: Any = None
         self.wide_lane: Any = None
         self.first: Any = None
@@ -77,7 +79,7 @@ class Facts:
         self.workers: Any = None
         self.task: Any = None
         self.lane_bytes: dict[int, Any] = {}
-        self.addresses: dict[tuple[Value, Value | None, int, int], tuple[Any, Block]] = {}
+        self.addresses: dict[tuple[Any, ...], tuple[Any, Block]] = {}
         self.never_nan: dict[Value, bool] = {}
         self.ranges = Ranges(s.function)
 
@@ -219,20 +221,24 @@ def begin(s: Any) -> None:
         facts.lane_bytes[size] = s.new("gpr")
         s.emit("mul.wide.u32", facts.lane_bytes[size], facts.lane, size)
     if needed & {"worker", "tasks", "workers", "barrier"}:
-        threads, warps, block, own = (s.new("vec") for _ in range(4))
-        s.emit("mov.u32", threads, SPECIAL["%ntid.x"])
-        s.emit("shr.u32", warps, threads, 5)
-        s.emit("shr.u32", own, thread, 5)
-        s.emit("mov.u32", block, SPECIAL["%ctaid.x"])
-        number = s.new("vec")
-        s.emit("mad.lo.s32", number, block, warps, own)
-        facts.worker = s.new("gpr")
+        number, total = s.new("vec"), s.new("vec")
+        s.emit("mov.u32", number, SPECIAL["%ctaid.x"])
+        s.emit("mov.u32", total, SPECIAL["%nctaid.x"])
+        if facts.warps == 1:         # every warp of a block is a worker
+            threads, warps, own = (s.new("vec") for _ in range(3))
+            s.emit("mov.u32", threads, SPECIAL["%ntid.x"])
+            s.emit("shr.u32", warps, threads, 5)
+            s.emit("shr.u32", own, thread, 5)
+            s.emit("mad.lo.s32", number, number, warps, own)
+            s.emit("mul.lo.s32", total, total, warps)
+        facts.worker, facts.workers = s.new("gpr"), s.new("gpr")
         s.emit("cvt.u64.u32", facts.worker, number)
-        blocks, total = s.new("vec"), s.new("vec")
-        s.emit("mov.u32", blocks, SPECIAL["%nctaid.x"])
-        s.emit("mul.lo.s32", total, blocks, warps)
-        facts.workers = s.new("gpr")
         s.emit("cvt.u64.u32", facts.workers, total)
+    if "warp" in needed:
+        own = s.new("vec")
+        s.emit("shr.u32", own, thread, 5)
+        facts.warp = s.new("gpr")
+        s.emit("cvt.u64.u32", facts.warp, own)
 
 
 def finish(s: Any) -> None:
@@ -423,7 +429,7 @@ def s_load(s: Any, op: Op) -> None:
     memory = uniform_address(s, op, 0)
     dtype = op.attributes["dtype"]
     name = "u8" if dtype.name == "bool" else f"{'u' if dtype.kind == 'u' else 's'}{dtype.bits}"
-    s.emit(f"ld.global.{name}", s.define(op.results[0]), memory)
+    s.emit(f"ld.{space_of(op)}.{name}", s.define(op.results[0]), memory)
 
 
 def s_store(s: Any, op: Op) -> None:
@@ -435,7 +441,7 @@ def s_store(s: Any, op: Op) -> None:
     memory = uniform_address(s, op, 1)
     dtype = op.attributes["dtype"]
     name = "u8" if dtype.name == "bool" else f"u{dtype.bits}"
-    s.emit_masked(f"st.global.{name}", s.facts.first, False, memory, value)
+    s.emit_masked(f"st.{space_of(op)}.{name}", s.facts.first, False, memory, value)
 
 
 # --- Rows from scalars, and back -------------------------------------------------------------------------------------
@@ -729,28 +735,37 @@ def uniform_address(s: Any, op: Op, at: int) -> Any:
 
 
 def lanes_own_address(s: Any, base: Value, offsets: Value, op: Op) -> Any:
-    """base + offset * scale + disp of every lane."""
+    """base + offset * scale + disp of every lane, base and offset added up once."""
     scale = op.attributes.get("scale", 1)
-    offset = row(s, offsets)
-    start = s.scalar(base)
-    made = s.new("gpr")
-    if isinstance(offset, int):
-        s.emit("add.s64", made, start, ((offset + 2**31) % 2**32 - 2**31) * scale)
-    else:
-        s.emit("mad.wide.s32", made, offset, scale, start)
+    key = (base, offsets, scale)
+    made, block = s.facts.addresses.get(key, (None, None))
+    if made is None or block not in s.scope:
+        offset = row(s, offsets)
+        start = s.scalar(base)
+        made = s.new("gpr")
+        if isinstance(offset, int):
+            s.emit("add.s64", made, start, ((offset + 2**31) % 2**32 - 2**31) * scale)
+        else:
+            s.emit("mad.wide.s32", made, offset, scale, start)
+        s.facts.addresses[key] = made, s.scope[-1]
     return s.memory(made, disp=op.attributes.get("disp", 0))
 
 
-def read(s: Any, result: Value, dtype: DType, memory: Any, mask: Any) -> None:
+def space_of(op: Op) -> str:
+    return "shared" if op.attributes.get("near") else "global"
+
+
+def read(s: Any, op: Op, memory: Any, mask: Any) -> None:
     """An element from memory as the row holds it; 0 in lanes that are off."""
-    type_ = memory_type(dtype)
+    result, dtype = op.results[0], op.attributes["dtype"]
+    type_ = f"{space_of(op)}.{memory_type(dtype)}"
 
     def fetch(register: Any, bits: int) -> None:
         if mask is not None:
             s.emit(f"mov.b{bits}", register, 0)
-            s.emit_masked(f"ld.global.{type_}", mask, False, register, memory)
+            s.emit_masked(f"ld.{type_}", mask, False, register, memory)
         else:
-            s.emit(f"ld.global.{type_}", register, memory)
+            s.emit(f"ld.{type_}", register, memory)
 
     if dtype.name == "bf16":
         raw = s.new("vec")
@@ -769,14 +784,15 @@ def read(s: Any, result: Value, dtype: DType, memory: Any, mask: Any) -> None:
         fetch(s.define(result), bits_of(result))
 
 
-def write(s: Any, value: Value, dtype: DType, memory: Any, mask: Any, streaming: bool = False) -> None:
+def write(s: Any, op: Op, memory: Any, mask: Any) -> None:
     """The low bits, or the rounded number, of every lane that is on."""
-    source = s.vector(value)
+    source, dtype = s.vector(op.operands[0]), op.attributes["dtype"]
     if dtype.name in ("bf16", "f16"):
         half = s.new("half")
         s.emit(f"cvt.rn.{dtype.name}.f32", half, source)
         source = half
-    mnemonic = f"st.global{'.cs' if streaming else ''}.b{8 if dtype.name == 'bool' else dtype.bits}"
+    hint = ".cs" if op.attributes.get("streaming") else ""
+    mnemonic = f"st.{space_of(op)}{hint}.b{8 if dtype.name == 'bool' else dtype.bits}"
     if mask is None:
         s.emit(mnemonic, memory, source)
     else:
@@ -788,32 +804,29 @@ def mask_of(s: Any, op: Op) -> Any:
 
 
 def load(s: Any, op: Op) -> None:
-    dtype = op.attributes["dtype"]
-    read(s, op.results[0], dtype, address(s, op, 0, dtype.size_bytes), mask_of(s, op))
+    read(s, op, address(s, op, 0, op.attributes["dtype"].size_bytes), mask_of(s, op))
 
 
 def load_splat(s: Any, op: Op) -> None:
-    read(s, op.results[0], op.attributes["dtype"], uniform_address(s, op, 0), None)
+    read(s, op, uniform_address(s, op, 0), None)
 
 
 def gather(s: Any, op: Op) -> None:
     base, offsets = op.operands[:2]
-    read(s, op.results[0], op.attributes["dtype"], lanes_own_address(s, base, offsets, op), mask_of(s, op))
+    read(s, op, lanes_own_address(s, base, offsets, op), mask_of(s, op))
 
 
 def store(s: Any, op: Op) -> None:
-    dtype = op.attributes["dtype"]
-    write(s, op.operands[0], dtype, address(s, op, 1, dtype.size_bytes), mask_of(s, op),
-          bool(op.attributes.get("streaming")))
+    write(s, op, address(s, op, 1, op.attributes["dtype"].size_bytes), mask_of(s, op))
 
 
 def store_lane0(s: Any, op: Op) -> None:
-    write(s, op.operands[0], op.attributes["dtype"], uniform_address(s, op, 1), s.facts.first)
+    write(s, op, uniform_address(s, op, 1), s.facts.first)
 
 
 def scatter(s: Any, op: Op) -> None:
-    value, base, offsets = op.operands[:3]
-    write(s, value, op.attributes["dtype"], lanes_own_address(s, base, offsets, op), mask_of(s, op))
+    base, offsets = op.operands[1:3]
+    write(s, op, lanes_own_address(s, base, offsets, op), mask_of(s, op))
 
 
 def prefetch(s: Any, op: Op) -> None:
@@ -825,6 +838,72 @@ def prefetch(s: Any, op: Op) -> None:
 def dot4_u8i8(s: Any, op: Op) -> None:
     accumulator, a, b = (row(s, v) for v in op.operands)
     s.emit("dp4a.u32.s32", s.define(op.results[0]), a, b, accumulator)
+
+
+# --- Several warps, near memory, matrix instructions -----------------------------------------------------------------
+
+def warp(s: Any, op: Op) -> None:
+    s.emit("mov.b64", s.define(op.results[0]), s.facts.warp)
+
+
+def near_memory(s: Any, op: Op) -> None:
+    s.emit("mov.u64", s.define(op.results[0]), Symbol(NEAR))
+
+
+def near_address(s: Any, base: Value, offsets: Value, disp: int) -> Any:
+    """base + offset + disp of every lane, base and offset added up once: shared addresses have 32 bits."""
+    key = (base, offsets)
+    made, block = s.facts.addresses.get(key, (None, None))
+    if made is None or block not in s.scope:
+        made = s.new("vec")
+        s.emit("add.s32", made, low_half(s, base), row(s, offsets))
+        s.facts.addresses[key] = made, s.scope[-1]
+    return s.memory(made, disp=disp)
+
+
+def async_copy(s: Any, op: Op) -> None:
+    near, near_offsets, base, offsets = op.operands[:4]
+    target = near_address(s, near, near_offsets, op.attributes.get("disp", 0))
+    source = s.new("gpr")
+    s.emit("mad.wide.s32", source, row(s, offsets), 1, s.scalar(base))
+    memory = s.memory(source, disp=op.attributes.get("source_disp", 0))
+    if not op.attributes.get("masked"):
+        s.emit("cp.async.cg.shared.global", target, memory, 16)
+        return
+    key = (op.operands[4], "bytes")
+    size_bytes, block = s.facts.addresses.get(key, (None, None))
+    if size_bytes is None or block not in s.scope:
+        size_bytes = s.new("vec")
+        s.emit("selp.b32", size_bytes, 16, 0, s.vector(op.operands[4]))
+        s.facts.addresses[key] = size_bytes, s.scope[-1]
+    s.emit("cp.async.cg.shared.global", target, memory, 16, size_bytes)
+
+
+def async_commit(s: Any, op: Op) -> None:
+    del op
+    s.emit("cp.async.commit_group")
+
+
+def async_wait(s: Any, op: Op) -> None:
+    s.emit("cp.async.wait_group", op.attributes["pending"])
+
+
+def sync_warps(s: Any, op: Op) -> None:
+    del op
+    s.emit("bar.sync", 0)
+
+
+def load_matrix(s: Any, op: Op) -> None:
+    memory = near_address(s, *op.operands, op.attributes.get("disp", 0))
+    transposed = ".trans" if op.attributes["transposed"] else ""
+    s.emit(f"ldmatrix.sync.aligned.m8n8.x4{transposed}.shared.b16", tuple(s.define(v) for v in op.results), memory)
+
+
+def matrix_multiply(s: Any, op: Op) -> None:
+    name = op.attributes["dtype"].name
+    a, b, c = (tuple(s.vector(v) for v in op.operands[first:last]) for first, last in ((0, 4), (4, 6), (6, 10)))
+    made = tuple(s.define(v) for v in op.results)
+    s.emit(f"mma.sync.aligned.m16n8k16.row.col.f32.{name}.{name}.f32", made, a, b, c)
 
 
 # --- Between workers and lanes ---------------------------------------------------------------------------------------
@@ -913,5 +992,7 @@ RULES: dict[str, Rule] = {
     "shuffle_xor": _shuffle("bfly", "distance"), "broadcast_lane": _shuffle("idx", "lane"), "exchange": exchange,
     "load": load, "load_splat": load_splat, "gather": gather, "store": store, "store_lane0": store_lane0,
     "scatter": scatter, "prefetch": prefetch, "dot4_u8i8": dot4_u8i8,
-    "barrier": barrier, "sync_lanes": sync_lanes, "fence_streaming": fence_streaming,
+    "warp": warp, "near_memory": near_memory, "sync_warps": sync_warps, "async_copy": async_copy,
+    "async_commit": async_commit, "async_wait": async_wait, "load_matrix": load_matrix,
+    "matrix_multiply": matrix_multiply, "barrier": barrier, "sync_lanes": sync_lanes, "fence_streaming": fence_streaming,
 }

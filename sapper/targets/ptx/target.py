@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...tile.schedule import MatrixUnit
+
 KIB, MIB = 1024, 1024 * 1024
 WARP_LANES = 32
 
@@ -21,7 +23,8 @@ class Target:
     an SM.
     registers: most of a thread. accumulators: rows that the model gives to sums and operands, so that 4 warps fit each
     quarter of an SM. shared_bytes: most that a block may have. l1_bytes: data cache of an SM; l2_bytes: of the chip.
-    fma_latency: cycles from one fused multiply-add to one that needs it.
+    fma_latency: cycles from one fused multiply-add to one that needs it. matrix: mma.sync, and tiles that fit its sums
+    and two stages of its operands to registers and shared memory.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Target:
     registers: int = 255
     accumulators: int = 32
     fma_latency: int = 4
+    matrix: MatrixUnit = MatrixUnit()
     family: str = "ptx"
     assembler_allocates: bool = True
     """ptxas gives registers, frame and encoding: the compiler stops at text."""

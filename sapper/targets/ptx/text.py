@@ -21,8 +21,11 @@ KINDS = {"gpr": ("%rd", ".b64"), "vec": ("%r", ".b32"), "wide": ("%d", ".b64"), 
          "half": ("%h", ".b16")}
 """Kind of register -> prefix and type. Untyped bits go with every instruction of their size."""
 
-BLOCK_THREADS = 128
-"""Threads of a block, 4 warps: one for each quarter of an SM."""
+BLOCK_WARPS = 4
+"""Of a block, one for each quarter of an SM, where a worker is a single warp."""
+
+NEAR = "near"
+"""The symbol of a block's shared memory."""
 
 
 class LevelError(ValueError):
@@ -32,6 +35,13 @@ class LevelError(ValueError):
 @dataclass(frozen=True, slots=True)
 class SpecialRegister:
     """A register that PTX gives every thread, read by mov."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """The address of a variable."""
 
     name: str
 
@@ -57,23 +67,25 @@ class _Printer:
         """The text of one operand; operand: what the form says of it."""
         if isinstance(found, tuple):
             return "{" + ", ".join(self.operand(part, operand) for part in found) + "}"
-        if isinstance(found, SpecialRegister):
+        if operand.role == "l":
+            return label_name(found.name)
+        if isinstance(found, (SpecialRegister, Symbol)):
             return found.name
         if operand.role == "m":
             base = self.register(found.base) if found.label is None else parameter_name(found.label)
             return f"[{base}{found.disp:+}]" if found.disp else f"[{base}]"
-        if operand.role == "l":
-            return label_name(found.name)
         if hasattr(found, "value"):
             return immediate(found.value, operand.type)
         return self.register(found)
 
     def line(self, item: Any) -> str:
         self.used[item.row.mnemonic] = item.row
-        found = iter(item.operands)
+        given = iter(item.operands)
         short = len(item.operands) < len(item.row.operands)     # what may be left out by `|` is never asked for
-        texts = [None if short and operand.joined else self.operand(next(found), operand)
-                 for operand in item.row.operands if not operand.optional or operand.joined or not short]
+        texts = []
+        for operand in item.row.operands:
+            found = None if short and operand.joined else next(given, None)
+            texts.append(None if found is None else self.operand(found, operand))
         predicate = f"@{self.register(item.mask)} " if item.mask is not None else ""
         return write_line(item.row, texts, predicate)
 
@@ -134,8 +146,10 @@ def print_function(machine: Any, level: str) -> str:
     major, minor = version_for(level, [form.needs for form in printer.used.values()])
     declared = [f"    .reg {type_} {prefix}<{printer.counts[kind] + 1}>;"
                 for kind, (prefix, type_) in KINDS.items() if printer.counts[kind]]
+    near = [f".extern .shared .align 128 .b8 {NEAR}[];", ""] if machine.near_bytes else []
+    warps = machine.warps if machine.warps > 1 else BLOCK_WARPS
     return "\n".join([
-        f".version {major}.{minor}", f".target {level}", ".address_size 64", "",
+        f".version {major}.{minor}", f".target {level}", ".address_size 64", "", *near,
         f".visible .entry {_identifier(machine.name)}(",
         ",\n".join(f"    .param .b64 {parameter_name(name)}" for name in machine.parameters), ")",
-        f".maxntid {BLOCK_THREADS}, 1, 1", "{", *declared, "", *body, "}", ""])
+        f".reqntid {32 * warps}, 1, 1", "{", *declared, "", *body, "}", ""])

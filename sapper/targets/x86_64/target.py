@@ -66,6 +66,10 @@ class Target:
         return True
 
     @property
+    def matrix(self) -> None:
+        """No matrix instructions are used yet."""
+
+    @property
     def lanes_are_threads(self) -> bool:
         """Lanes are parts of one register."""
         return False
