@@ -405,7 +405,8 @@ class Machine:
                 self.merge(strand)
                 if len(self.strands) != before:
                     warps = self._warps(strand.lanes)
-                if any(other.wait is None and other.place < place for other in self.strands):
+                # Not before it went on at all: one that polls further up would keep it waiting for ever.
+                if fuel < FUEL and any(other.wait is None and other.place < place for other in self.strands):
                     return
             step = steps[place]
             self.instruction = step.instruction

@@ -85,7 +85,7 @@ def _atomic(machine: Machine, instruction: parse.Instruction) -> Run:
                     result = combine(op, type, old, new, flushes=space != "shared")
                 after.append(to_register(result, raw, False))
             store_to(access, space, part, where[place], np.stack(after), "atomic")
-        for write, bits in zip(writers, olds, strict=True):
+        for write, bits in zip(writers, olds, strict=returns):
             if write is not None:
                 write(lanes, bits)
         machine.happened()
