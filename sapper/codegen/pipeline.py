@@ -125,6 +125,7 @@ def finish_lane(lane: Function, target: Any) -> Function:
     from ..lane.math import expand_math
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
+    from ..lane.sink import sink
     from ..lane.synchronise import synchronise
     from .compile import rules_of
 
@@ -138,6 +139,9 @@ def finish_lane(lane: Function, target: Any) -> Function:
         verify(lane, LANE_OPS)
     simplify(lane, indexed_addresses=target.indexed_addresses)
     _trace(lane, "simplify")
+    if target.assembler_allocates:
+        sink(lane)
+        _trace(lane, "sink")
     if target.lanes_are_threads:
         synchronise(lane)
         _trace(lane, "synchronise")

@@ -79,39 +79,44 @@ class Piece:
         shift = self.chunks.bit_length() - 1
         thread = low.thread()
         row = low.bits(0, "shr", thread, shift)
-        self.chunk = low.bits(0, "and", thread, self.chunks - 1)
-        self.first_row = row
-        self.target = low.swizzled(row, self.chunk, self.row_bytes)
-        stride = self.access.axes[self.outer if self.along_depth else self.depth_axis]
-        step = low.row_of(stride)
-        self.base = low.add(low.add(self.access.base, self.access.disp), low.mul(start, self.access.axes[self.outer]))
-        self.offsets = []
-        last = low.row_of(low.sub(rest, 1 if self.along_depth else CHUNK_ELEMENTS))
-        column = low.bits(0, "shl", self.chunk, 4)
-        if not self.along_depth:
-            elements = low.bits(0, "shl", self.chunk, 3)
-            column = low.bits(level, "shl", low.emit(level, "min", [elements, last], ROW_I32), 1)
-        for number in range(self.passes):
-            mine = low.emit(0, "add", [row, low.constant(number * self.rows_of_pass, i32)], ROW_I32)
-            if self.along_depth:
-                mine = low.emit(level, "min", [mine, last], ROW_I32)
-            far = low.emit(level, "mul", [mine, step], ROW_I32)
-            self.offsets.append(low.emit(level, "add", [far, column], ROW_I32))
+        chunk = low.bits(0, "and", thread, self.chunks - 1)
+        elements = low.bits(0, "shl", chunk, 3)
+        self.target = low.swizzled(row, chunk, self.row_bytes)
+        self.stride = self.access.axes[self.outer if self.along_depth else self.depth_axis]
+        step = low.row_of(self.stride)
+        base = low.add(low.add(self.access.base, self.access.disp), low.mul(start, self.access.axes[self.outer]))
+        depth = low.open[self.depth_axis]
+        self.base = low.add(base, low.mul(depth.offset, self.access.axes[self.depth_axis]))
+        self.step = low.mul(self.access.axes[self.depth_axis], self.depth)
 
-    def copy(self, stage: Value, depth: Scalar, stop: Scalar) -> None:
-        """The piece that starts at a depth, to a stage."""
+        def offsets(of_row: Value, of_elements: Value) -> Value:
+            far = low.emit(level, "mul", [of_row, step], ROW_I32)
+            return low.emit(level, "add", [far, low.bits(level, "shl", of_elements, 1)], ROW_I32)
+
+        if self.along_depth:
+            last = low.row_of(low.sub(rest, 1))
+            rows = [low.emit(0, "add", [row, low.constant(number * self.rows_of_pass, i32)], ROW_I32)
+                    for number in range(self.passes)]
+            self.offsets = [offsets(low.emit(level, "min", [mine, last], ROW_I32), elements) for mine in rows]
+        else:
+            last = low.row_of(low.sub(rest, CHUNK_ELEMENTS))
+            self.offsets = [offsets(row, low.emit(level, "min", [elements, last], ROW_I32))]
+        # Where the depth ends with a whole pass, its first row (chunk) says for all whether it is inside.
+        granule = self.depth if self.along_depth else self.rows_of_pass
+        self.whole_pieces = depth.divisor % self.depth == 0
+        self.first = low.constant(0, i32) if depth.divisor % granule == 0 else elements if self.along_depth else row
+
+    def copy(self, stage: Value, start: Scalar, rest: Scalar) -> None:
+        """The piece that lies from address `start` on, to a stage. rest: how much of the depth is left there."""
         low = self.low
-        level = low.depth
-        base = low.value(low.add(self.base, low.mul(depth, self.access.axes[self.depth_axis])))
-        rest = low.emit(level, "splat", [low.value(low.sub(stop, depth))], ROW_I32)
-        mask = None
-        for number, offsets in enumerate(self.offsets):
-            if mask is None or not self.along_depth:
-                first = low.bits(0, "shl", self.chunk, 3)
-                if not self.along_depth:
-                    first = low.emit(0, "add", [self.first_row, low.constant(number * self.rows_of_pass, i32)], ROW_I32)
-                mask = low.emit(level, "cmp", [first, rest], MASK, cond="lt")
-            low.effect("async_copy", [stage, self.target, base, offsets, mask], masked=True, source_disp=0,
+        for number in range(self.passes):
+            offsets, passed = self.offsets[0], number * self.rows_of_pass
+            if self.along_depth:
+                offsets, passed = self.offsets[number], 0
+            left = low.sub(rest, 0 if self.whole_pieces else passed)
+            mask = low.emit(low.depth, "cmp", [self.first, low.row_of(left)], MASK, cond="lt")
+            here = low.value(low.add(start, low.mul(self.stride, passed)))
+            low.effect("async_copy", [stage, self.target, here, offsets, mask], masked=True, source_disp=0,
                        disp=self.at + number * self.rows_of_pass * self.row_bytes)
 
     # To registers.
@@ -145,10 +150,10 @@ class Piece:
         """The four registers of 16 x 16 elements, from outer coordinate `outer` of this warp and `depth` of the stage."""
         low = self.low
         across, down = (depth, outer) if self.along_depth else (outer, depth)
-        # Chunks of one row differ in bits that neither the lane nor the swizzle reaches by carry: an exclusive or.
-        moved = low.bits(0, "xor", self.source, across * ELEMENT_BYTES) if across else self.source
-        made = Op("load_matrix", [stage, moved], [ROW_B32] * 4,
-                  {"transposed": not self.along_depth, "disp": self.at + down * self.row_bytes}, None, low.location)
+        # Moving along a row turns bits of the chunk's number that are 0 in every lane before the swizzle.
+        made = Op("load_matrix", [stage, self.source], [ROW_B32] * 4,
+                  {"transposed": not self.along_depth, "flip": across * ELEMENT_BYTES,
+                   "disp": self.at + down * self.row_bytes}, None, low.location)
         low.finish(made)
         return list(made.results)
 
@@ -340,37 +345,45 @@ class MatrixLowering(Model):
         left.prepare(row, self.sub(row_end, row))
         for piece in right:
             piece.prepare(column, self.sub(column_end, column))
+        pieces = (left, *right)
         start, stop = deep.offset, self.add(deep.offset, deep.extent)
 
         self.effect("sync_warps", [])       # the last tile's sums are read: its place is free
         for number in range(unit.stages - 1):
             stage = self.value(self.add(self.near(), number * stage_bytes))
-            for piece in (left, *right):
-                piece.copy(stage, self.add(start, number * unit.depth), stop)
+            for piece in pieces:
+                rest = self.sub(deep.extent, number * unit.depth)
+                piece.copy(stage, self.add(piece.base, self.mul(piece.step, number)), rest)
             self.effect("async_commit", [])
 
         blocks = (warp_rows // fragments.ROWS, warp_columns // fragments.COLUMNS)
         count = len(right) * blocks[0] * blocks[1] * 4
         zero = self.constant(0.0, f32)
         end = self.add(self.near(), unit.stages * stage_bytes)
-        carried = [self.near(), self.value(self.add(self.near(), (unit.stages - 1) * stage_bytes)), *[zero] * count]
+        ahead = unit.stages - 1
+        carried = [self.near(), self.value(self.add(self.near(), ahead * stage_bytes)),
+                   *[self.value(self.add(piece.base, self.mul(piece.step, ahead))) for piece in pieces], *[zero] * count]
         block = Block([S64, *[v.type for v in carried]])
         self.enter(block)
-        here, reading, writing, *sums = block.arguments
+        here, reading, writing = block.arguments[:3]
+        starts, sums = block.arguments[3:3 + len(pieces)], block.arguments[3 + len(pieces):]
         self.effect("async_wait", [], pending=unit.stages - 2)
         self.effect("sync_warps", [])
-        for piece in (left, *right):
-            piece.copy(writing, self.add(here, (unit.stages - 1) * unit.depth), stop)
+        rest = self.sub(self.sub(stop, ahead * unit.depth), here)
+        for piece, address in zip(pieces, starts, strict=True):
+            piece.copy(writing, address, rest)
         self.effect("async_commit", [])
         sums = self._multiply(left, right, reading, blocks, sums, unit)
-        self.effect("yield", [self._next(reading, stage_bytes, end), self._next(writing, stage_bytes, end), *sums])
+        self.effect("yield", [self._next(reading, stage_bytes, end), self._next(writing, stage_bytes, end),
+                              *[self.value(self.add(a, piece.step)) for piece, a in zip(pieces, starts, strict=True)],
+                              *sums])
         self.leave()
         loop = Op("loop", [self.value(start), self.value(stop), *carried], [v.type for v in carried],
                   {"step": unit.depth, "label": found.depth}, [block], self.location)
         self.finish(loop)
         self.effect("async_wait", [], pending=0)
         self.effect("sync_warps", [])
-        self._finish_tile(walk, found, list(loop.results)[2:], blocks, (self.add(row, mine_row), warp_rows, row_end),
+        self._finish_tile(walk, found, list(loop.results)[2 + len(pieces):], blocks, (self.add(row, mine_row), warp_rows, row_end),
                           (self.add(column, mine_column), warp_columns, column_end), unit.stages * stage_bytes)
 
     def _next(self, stage: Value, stage_bytes: int, end: Scalar) -> Value:

@@ -119,10 +119,10 @@ LANE_OPS = OpTable("lane", [
     OpSpec("async_commit", (0, 0), (0, 0), pure=False, doc="the copies since the last one are a group"),
     OpSpec("async_wait", (0, 0), (0, 0), attributes=("pending",), pure=False,
            doc="this warp's copies have landed, but for the `pending` last groups"),
-    OpSpec("load_matrix", (2, 2), (4, 4), attributes=("transposed",), optional=("disp",), pure=False,
+    OpSpec("load_matrix", (2, 2), (4, 4), attributes=("transposed",), optional=("flip", "disp"), pure=False,
            doc="near base, near offsets (row<i32>) -> four row<b32>: four matrices of 8 x 8 elements of 16 bits; lane "
-               "8 j + i gives the address of row i of matrix j; in row j, lane l gets elements 2 (l mod 4) and the next "
-               "of row l div 4, or of column l div 4 if transposed"),
+               "8 j + i gives the address of row i of matrix j, ((base + offset) xor flip) + disp; in row j, lane l gets "
+               "elements 2 (l mod 4) and the next of row l div 4, or of column l div 4 if transposed"),
     OpSpec("matrix_multiply", (10, 10), (4, 4), attributes=("dtype",),
            doc="a (four row<b32>), b (two), c (four row<f32>) -> c + a @ b, of 16 x 16, 16 x 8 and 16 x 8 elements that "
                "lie in the lanes as sapper/lane/fragments.py says; dtype of a and b: bf16 or f16"),

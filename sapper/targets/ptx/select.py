@@ -737,7 +737,7 @@ def uniform_address(s: Any, op: Op, at: int) -> Any:
 def lanes_own_address(s: Any, base: Value, offsets: Value, op: Op) -> Any:
     """base + offset * scale + disp of every lane, base and offset added up once."""
     scale = op.attributes.get("scale", 1)
-    key = (base, offsets, scale)
+    key = (base, offsets, "gather", scale)
     made, block = s.facts.addresses.get(key, (None, None))
     if made is None or block not in s.scope:
         offset = row(s, offsets)
@@ -850,13 +850,16 @@ def near_memory(s: Any, op: Op) -> None:
     s.emit("mov.u64", s.define(op.results[0]), Symbol(NEAR))
 
 
-def near_address(s: Any, base: Value, offsets: Value, disp: int) -> Any:
-    """base + offset + disp of every lane, base and offset added up once: shared addresses have 32 bits."""
-    key = (base, offsets)
+def near_address(s: Any, base: Value, offsets: Value, disp: int, flip: int = 0) -> Any:
+    """((base + offset) ^ flip) + disp of every lane; all but disp is computed once. Shared addresses have 32 bits."""
+    key = (base, offsets, flip)
     made, block = s.facts.addresses.get(key, (None, None))
     if made is None or block not in s.scope:
         made = s.new("vec")
-        s.emit("add.s32", made, low_half(s, base), row(s, offsets))
+        if flip:
+            s.emit("xor.b32", made, near_address(s, base, offsets, 0).base, flip)
+        else:
+            s.emit("add.s32", made, low_half(s, base), row(s, offsets))
         s.facts.addresses[key] = made, s.scope[-1]
     return s.memory(made, disp=disp)
 
@@ -894,7 +897,7 @@ def sync_warps(s: Any, op: Op) -> None:
 
 
 def load_matrix(s: Any, op: Op) -> None:
-    memory = near_address(s, *op.operands, op.attributes.get("disp", 0))
+    memory = near_address(s, *op.operands, op.attributes.get("disp", 0), op.attributes.get("flip", 0))
     transposed = ".trans" if op.attributes["transposed"] else ""
     s.emit(f"ldmatrix.sync.aligned.m8n8.x4{transposed}.shared.b16", tuple(s.define(v) for v in op.results), memory)
 

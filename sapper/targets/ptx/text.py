@@ -27,6 +27,9 @@ BLOCK_WARPS = 4
 NEAR = "near"
 """The symbol of a block's shared memory."""
 
+NEAR_ALIGN_BYTES = 1024
+"""Of shared memory: address bits below are those of offsets."""
+
 
 class LevelError(ValueError):
     """An instruction that the level lacks."""
@@ -146,7 +149,7 @@ def print_function(machine: Any, level: str) -> str:
     major, minor = version_for(level, [form.needs for form in printer.used.values()])
     declared = [f"    .reg {type_} {prefix}<{printer.counts[kind] + 1}>;"
                 for kind, (prefix, type_) in KINDS.items() if printer.counts[kind]]
-    near = [f".extern .shared .align 128 .b8 {NEAR}[];", ""] if machine.near_bytes else []
+    near = [f".extern .shared .align {NEAR_ALIGN_BYTES} .b8 {NEAR}[];", ""] if machine.near_bytes else []
     warps = machine.warps if machine.warps > 1 else BLOCK_WARPS
     return "\n".join([
         f".version {major}.{minor}", f".target {level}", ".address_size 64", "", *near,
