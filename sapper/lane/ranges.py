@@ -16,7 +16,7 @@ ALL: Range = (-LIMIT, LIMIT - 1)
 COUNT: Range = (0, 2**31 - 1)
 MOST_WORKERS = 2**24
 _CORNERS = {
-    "s_add": lambda a, b: a + b, "s_mul": lambda a, b: a * b, "s_min": min, "s_max": max,
+    "s_mul": lambda a, b: a * b, "s_min": min, "s_max": max,
 }
 
 
@@ -67,6 +67,14 @@ class Ranges:
         if name in _CORNERS:
             corners = [_CORNERS[name](x, y) for x in a for y in b]
             return min(corners), max(corners)
+        if name == "s_add":
+            most = [a[1] + b[1]]
+            for one, other in (op.operands, op.operands[::-1]):
+                end = self._end(other, one)
+                most += [self.of(end)[1]] if end is not None else []
+            return a[0] + b[0], min(most)
+        if name == "s_and" and b[0] == b[1] < 0 and -b[0] & (-b[0] - 1) == 0:
+            return a[0] + b[0] + 1, a[1]        # down to a multiple of a power of two
         if name == "s_and":
             bounds = [high for low, high in (a, b) if low >= 0]
             return (0, min(bounds)) if bounds else ALL
@@ -100,6 +108,19 @@ class Ranges:
                 least = self._least_difference(one, b, depth - 1)
                 if least is not None:
                     return least + self.of(other)[0]
+        return None
+
+    def _end(self, value: Value, start: Value) -> Value | None:
+        """An `end` such that value <= end - start, where value is made so: start + value is then at most end."""
+        op = value.op
+        if op is None:
+            return None
+        if op.name == "s_sub":
+            if op.operands[1] is start:
+                return op.operands[0]
+            return self._end(op.operands[0], start) if self.of(op.operands[1])[0] >= 0 else None
+        if op.name == "s_and" and self.of(op.operands[1])[1] < 0:
+            return self._end(op.operands[0], start)
         return None
 
     def _counted(self, value: Value) -> Op | None:
