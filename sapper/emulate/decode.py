@@ -60,10 +60,10 @@ def _control(machine: Machine, instruction: parse.Instruction, held: tuple[int, 
     opcode = instruction.form.row.opcode
     if opcode == "bra":
         (target,) = instruction.operands
-        name = target.name if isinstance(target, (parse.Label, parse.Symbol)) else ""
-        if name not in machine.function.labels:
-            raise ParseError(f"unknown label {name!r}", instruction.line)
-        return Step(instruction, _nothing, branch=machine.function.labels[name], guard=held)
+        place = machine.function.place_of(target) if isinstance(target, parse.Label) else None
+        if place is None:
+            raise ParseError(f"unknown label in {instruction.text}", instruction.line)
+        return Step(instruction, _nothing, branch=place, guard=held)
     if opcode in ("ret", "exit"):
         return Step(instruction, _nothing, ends=True, guard=held)
 

@@ -29,7 +29,7 @@ Array = NDArray[Any]
 Lanes = NDArray[np.int64] | None
 """Threads by number, ascending; None: all of the machine."""
 WARP = 32
-FUEL = 4000
+FUEL = 1000
 """Instructions that a strand runs before others that are ready get their turn."""
 
 
@@ -57,7 +57,8 @@ class Strand:
     wait: Wait | None = None
     seen: int = -1
     """The count of events when it was last asked."""
-    turns: int = 0
+    tired: bool = False
+    """It ran long: others go first."""
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +112,7 @@ class Options:
     lazy: bool = False
     races: bool = True
     uninitialised: bool = True
-    step_limit: int = 50_000_000
+    step_limit: int = 5_000_000
 
 
 @dataclass(slots=True)
@@ -292,12 +293,8 @@ class Machine:
         alive = self.every[~self.exited]
         self.strands = [Strand(0, None if len(alive) == self.count else alive)]
         self.instruction = self.function.body[0]
-        turn = 0
         while self.strands:
-            strand = self._pick()
-            turn += 1
-            strand.turns = turn
-            self._run(strand)
+            self._run(self._pick())
         for step, count in zip(self.steps, self.warp_counts, strict=True):
             if count:
                 name = step.instruction.form.mnemonic
@@ -308,7 +305,7 @@ class Machine:
         self.events += 1
 
     def _pick(self) -> Strand:
-        """The strand to run: the lowest place among those ready, or the one that waited longest for its turn."""
+        """The strand to run: the lowest place among those that are ready and not tired."""
         for strand in list(self.strands):
             if strand.wait is not None and strand.seen != self.events:
                 self._ask(strand)
@@ -319,11 +316,10 @@ class Machine:
             raise DeadlockError("nobody can go on:\n" + "\n".join(self._waiting(strand) for strand in self.strands))
         if len(ready) == 1:
             return ready[0]
-        latest = max(strand.turns for strand in ready)
-        oldest = min(ready, key=lambda strand: strand.turns)
-        if latest - oldest.turns > 8 * len(ready):
-            return oldest
-        return min(ready, key=lambda strand: strand.place)
+        if all(strand.tired for strand in ready):
+            for strand in ready:
+                strand.tired = False
+        return min((strand for strand in ready if not strand.tired), key=lambda strand: strand.place)
 
     def _give_up_polling(self) -> bool:
         """Let instructions that may fail to wait fail, as long as something happens now and then."""
@@ -405,8 +401,7 @@ class Machine:
                 self.merge(strand)
                 if len(self.strands) != before:
                     warps = self._warps(strand.lanes)
-                # Not before it went on at all: one that polls further up would keep it waiting for ever.
-                if fuel < FUEL and any(other.wait is None and other.place < place for other in self.strands):
+                if any(other.wait is None and not other.tired and other.place < place for other in self.strands):
                     return
             step = steps[place]
             self.instruction = step.instruction
@@ -436,6 +431,7 @@ class Machine:
                 if fuel < 0:
                     self._spend(FUEL)
                     if len(self.strands) > 1:
+                        strand.tired = True
                         self._branch(strand, lanes, step)
                         return
                     fuel = FUEL

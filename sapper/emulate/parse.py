@@ -69,7 +69,10 @@ class Vector:
 
 @dataclass(frozen=True, slots=True)
 class Label:
+    """A place to branch to. scopes: numbers of the braces around, outermost first; labels are local to theirs."""
+
     name: str
+    scopes: tuple[int, ...] = ()
 
 
 Operand = Union[Register, Special, Immediate, Symbol, Address, Vector, Label]
@@ -100,17 +103,25 @@ class Variable:
 
 @dataclass(slots=True)
 class Function:
-    """An entry or a function. registers: (name, type) of each slot. labels: name -> position in `body`."""
+    """An entry or a function. registers: (name, type) of each slot. labels: (scope, name) -> position in
+    `body`."""
 
     name: str
     entry: bool
     parameters: list[Variable]
     body: list[Instruction] = field(default_factory=list)
-    labels: dict[str, int] = field(default_factory=dict)
+    labels: dict[tuple[int, str], int] = field(default_factory=dict)
     registers: list[tuple[str, str]] = field(default_factory=list)
     variables: list[Variable] = field(default_factory=list)
     required_threads: tuple[int, ...] = ()
     required_cluster: tuple[int, ...] = ()
+
+    def place_of(self, label: Label) -> int | None:
+        """The position of a label, or None where no scope around has it."""
+        for scope in reversed(label.scopes):
+            if (scope, label.name) in self.labels:
+                return self.labels[scope, label.name]
+        return None
 
 
 @dataclass(slots=True)
@@ -164,6 +175,7 @@ class _Parser:
         self.scopes: list[dict[str, int]] = []
         self.names: list[dict[str, str]] = []
         """Variables of a function by scope: source name -> name in the function."""
+        self.scope_numbers: list[int] = []
         self.scope_count = 0
 
     # Tokens
@@ -323,17 +335,20 @@ class _Parser:
 
     def parse_body(self) -> None:
         self.expect("{")
-        self.scopes, self.names = [{}], [{}]
+        self.scopes, self.names, self.scope_numbers = [{}], [{}], [0]
         while self.scopes:
             token = self.tokens[self.position]
             if token.text == "}":
                 self.next()
                 self.scopes.pop()
                 self.names.pop()
+                self.scope_numbers.pop()
             elif token.text == "{":
                 self.next()
                 self.scopes.append({})
                 self.names.append({})
+                self.scope_count += 1
+                self.scope_numbers.append(self.scope_count)
             elif token.text == ".reg":
                 self.parse_registers()
             elif token.text in _SPACES:
@@ -344,7 +359,7 @@ class _Parser:
                 self.next()
             elif self.peek(1) == ":" and token.kind == "name":
                 assert self.function is not None
-                self.function.labels[token.text] = len(self.function.body)
+                self.function.labels[self.scope_numbers[-1], token.text] = len(self.function.body)
                 self.position += 2
             else:
                 self.parse_instruction()
@@ -463,7 +478,7 @@ class _Parser:
             return Special(name)
         symbol = self.symbol_name(token.text)
         if symbol is None:
-            return Label(token.text)
+            return Label(token.text, tuple(self.scope_numbers))
         offset = 0
         while self.peek() in ("+", "-"):
             sign = -1 if self.next().text == "-" else 1

@@ -180,12 +180,23 @@ def _waiting(machine: Machine, instruction: parse.Instruction, each: Callable[[L
              result: parse.Operand | None, parity: bool) -> Run:
     write = machine.writer(result, "pred")
     acquires = "relaxed" not in instruction.form
+    refused: set[int] = set()
+    """Threads whose first question lazy mode answered with no, as hardware may."""
 
     def over(one: MbarrierObject, number: int) -> bool:
         return one.phase & 1 != number & 1 if parity else one.phase > number
 
     def run(lanes: Lanes) -> Wait | None:
         told = each(lanes)
+        if machine.options.lazy:
+            fresh = [lane for lane, offset, number in told
+                     if lane not in refused and not over(find(machine, offset, instruction.line), number)]
+            if fresh:
+                refused.update(fresh)
+                if write is not None:
+                    write(lanes, np.zeros(len(told), bool))
+                return None
+            refused.difference_update(lane for lane, _, _ in told)
         done, late = [], []
         for lane, offset, number in told:
             one = find(machine, offset, instruction.line)

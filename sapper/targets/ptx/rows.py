@@ -115,6 +115,17 @@ class Row:
         """The modifiers by key, or None where they are no form of this row."""
         return _match(self.parts, modifiers, self.choices)
 
+    def match_any_order(self, modifiers: tuple[str, ...]) -> dict[str, str] | None:
+        """The same where the modifiers stand in another order than the manual's, which assemblers let pass."""
+        chosen: dict[str, str] = {}
+        for modifier in modifiers:
+            key = next((part for part, _ in self.parts
+                        if part not in chosen and modifier in self.choices.get(part, (part,))), None)
+            if key is None:
+                return None
+            chosen[key] = modifier
+        return chosen if all(optional or part in chosen for part, optional in self.parts) else None
+
     def mnemonics(self, limit: int = 4096) -> list[str]:
         """Texts of the forms of this row: all combinations of modifiers, at most `limit`."""
         texts = [self.opcode]
@@ -236,11 +247,12 @@ class Table:
         """The form that a mnemonic names. Raises KeyError that says which forms the opcode has."""
         opcode, *modifiers = text.split(".")
         rows = self.rows_of(opcode)
-        for row in rows:
-            chosen = row.match(tuple(modifiers))
-            if chosen is not None:
-                return Form(row, text, chosen)
-        known = ", ".join(row.syntax for row in rows) if rows else "no form of this opcode"
+        for match in (Row.match, Row.match_any_order):
+            for row in rows:
+                chosen = match(row, tuple(modifiers))
+                if chosen is not None:
+                    return Form(row, text, chosen)
+        known = ", ".join(dict.fromkeys(row.syntax for row in rows)) if rows else "no form of this opcode"
         raise KeyError(f"the table has no {text}; it has: {known}")
 
 

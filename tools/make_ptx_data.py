@@ -1,0 +1,72 @@
+"""Makes the PTX of other compilers that tests/emulate runs: tests/emulate/data/*.ptx.
+
+    python tools/make_ptx_data.py [triton] [nvcc]
+
+Needs Triton (it compiles offline, without a GPU), or nvcc, for the part that is asked for; both by default. Debug
+information is left out. The kernels stand in ptx_triton_kernels.py and ptx_nvcc_kernels.cu beside this file.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+DATA = HERE.parent / "tests" / "emulate" / "data"
+
+
+def stripped(text: str) -> str:
+    """PTX without comments, source locations and debug sections."""
+    text = re.sub(r"\.section[^{]*\{[^}]*\}", "", text)
+    lines = (re.sub(r"//.*", "", line).rstrip() for line in text.splitlines())
+    kept = [line for line in lines if line.strip() and not re.match(r"\s*(\.loc|\.file|\$L__(tmp|func_begin|func_end)\d*:)", line)]
+    return "\n".join(re.sub(r"^\s+", " ", line) for line in kept) + "\n"
+
+
+def write(name: str, text: str) -> None:
+    path = DATA / f"{name}.ptx"
+    path.write_text(stripped(text), encoding="utf-8")
+    print(f"{path.name}: {path.stat().st_size} bytes")
+
+
+def make_triton() -> None:
+    import ptx_triton_kernels as kernels
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    for case in kernels.CASES:
+        if len(sys.argv) > 2 and case.name not in sys.argv[2:]:
+            continue
+        signature: dict[str, str] = {**case.signature, **dict.fromkeys(case.constants, "constexpr")}
+        attributes: dict[Any, Any] = {(number,): [["tt.divisibility", 16]] for number, name in enumerate(signature)
+                                      if name in case.divisible}
+        for level in case.levels:
+            source = ASTSource(fn=case.kernel, signature=signature, constexprs=case.constants, attrs=attributes)
+            options = {"num_warps": case.warps, "num_stages": case.stages, **case.options}
+            compiled = triton.compile(source, target=GPUTarget("cuda", level, 32), options=options)
+            metadata = compiled.metadata
+            write(f"triton_{case.name}_sm{level}", compiled.asm["ptx"])
+            if metadata.shared:
+                print(f"    shared bytes: {metadata.shared}, tensor maps: {metadata.tensordesc_meta}")
+
+
+def make_nvcc() -> None:
+    source = HERE / "ptx_nvcc_kernels.cu"
+    parts = re.findall(r"^// part (\w+) (sm_\w+)$", source.read_text(encoding="utf-8"), re.MULTILINE)
+    for name, level in parts:
+        command = ["nvcc", "-ptx", f"-arch={level}", "-std=c++17", "-O3", f"-DPART_{name.upper()}", str(source), "-o", "-"]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        write(f"nvcc_{name}_{level}", text)
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or ["triton", "nvcc"]
+    DATA.mkdir(parents=True, exist_ok=True)
+    if "triton" in wanted:
+        make_triton()
+    if "nvcc" in wanted:
+        make_nvcc()

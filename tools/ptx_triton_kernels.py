@@ -1,0 +1,188 @@
+"""Kernels in Triton whose PTX the emulator must run: a foreign compiler's, known to work on hardware."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def matmul(a, b, c, M, N, K, stride_a, stride_b, stride_c, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+           SUM: tl.constexpr):
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    depth = tl.arange(0, BK)
+    total = tl.zeros((BM, BN), SUM)
+    for k in range(0, K, BK):
+        inside = (k + depth) < K
+        x = tl.load(a + rows[:, None] * stride_a + (k + depth)[None, :], mask=(rows < M)[:, None] & inside[None, :], other=0.0)
+        y = tl.load(b + (k + depth)[:, None] * stride_b + columns[None, :], mask=(columns < N)[None, :] & inside[:, None],
+                    other=0.0)
+        total = tl.dot(x, y, total, out_dtype=SUM)
+    tl.store(c + rows[:, None] * stride_c + columns[None, :], total.to(c.dtype.element_ty),
+             mask=(rows < M)[:, None] & (columns < N)[None, :])
+
+
+@triton.jit
+def matmul_nt(a, b, c, M, N, K, stride_a, stride_b, stride_c, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+              SUM: tl.constexpr):
+    """b is (N, K)."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    depth = tl.arange(0, BK)
+    total = tl.zeros((BM, BN), SUM)
+    for k in range(0, K, BK):
+        inside = (k + depth) < K
+        x = tl.load(a + rows[:, None] * stride_a + (k + depth)[None, :], mask=(rows < M)[:, None] & inside[None, :], other=0.0)
+        y = tl.load(b + columns[None, :] * stride_b + (k + depth)[:, None], mask=(columns < N)[None, :] & inside[:, None],
+                    other=0.0)
+        total = tl.dot(x, y, total, out_dtype=SUM)
+    tl.store(c + rows[:, None] * stride_c + columns[None, :], total.to(c.dtype.element_ty),
+             mask=(rows < M)[:, None] & (columns < N)[None, :])
+
+
+@triton.jit
+def matmul_tma(a, b, c, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    row, column = tl.program_id(0) * BM, tl.program_id(1) * BN
+    total = tl.zeros((BM, BN), tl.float32)
+    for k in range(0, K, BK):
+        total = tl.dot(a.load([row, k]), b.load([k, column]), total)
+    c.store([row, column], total.to(tl.bfloat16))
+
+
+@triton.jit
+def matmul_specialised(a, b, c, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    row, column = tl.program_id(0) * BM, tl.program_id(1) * BN
+    total = tl.zeros((BM, BN), tl.float32)
+    for k in tl.range(0, K, BK, warp_specialize=True):
+        total = tl.dot(a.load([row, k]), b.load([k, column]), total)
+    c.store([row, column], total.to(tl.bfloat16))
+
+
+@triton.jit
+def attention(q, k, v, out, T, scale, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Causal, one head; scale holds log2(e)."""
+    block = tl.program_id(0)
+    rows, keys, lanes = block * BM + tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, D)
+    query = tl.load(q + rows[:, None] * D + lanes[None, :], mask=(rows < T)[:, None], other=0.0)
+    highest = tl.full((BM,), float("-inf"), tl.float32)
+    weight = tl.zeros((BM,), tl.float32)
+    total = tl.zeros((BM, D), tl.float32)
+    for start in range(0, (block + 1) * BM, BN):
+        at = start + keys
+        key = tl.load(k + at[None, :] * D + lanes[:, None], mask=(at < T)[None, :], other=0.0)
+        score = tl.where(rows[:, None] >= at[None, :], tl.dot(query, key) * scale, float("-inf"))
+        higher = tl.maximum(highest, tl.max(score, 1))
+        share = tl.exp2(score - higher[:, None])
+        shrink = tl.exp2(highest - higher)
+        value = tl.load(v + at[:, None] * D + lanes[None, :], mask=(at < T)[:, None], other=0.0)
+        weight = weight * shrink + tl.sum(share, 1)
+        total = total * shrink[:, None] + tl.dot(share.to(tl.bfloat16), value)
+        highest = higher
+    tl.store(out + rows[:, None] * D + lanes[None, :], (total / weight[:, None]).to(tl.bfloat16), mask=(rows < T)[:, None])
+
+
+@triton.jit
+def softmax(x, y, N, BLOCK: tl.constexpr):
+    row, at = tl.program_id(0), tl.arange(0, BLOCK)
+    value = tl.load(x + row * N + at, mask=at < N, other=float("-inf"))
+    share = tl.exp(value - tl.max(value, 0))
+    tl.store(y + row * N + at, share / tl.sum(share, 0), mask=at < N)
+
+
+@triton.jit
+def layer_norm(x, weight, bias, y, N, epsilon, BLOCK: tl.constexpr):
+    row, at = tl.program_id(0), tl.arange(0, BLOCK)
+    value = tl.load(x + row * N + at, mask=at < N, other=0.0).to(tl.float32)
+    mean = tl.sum(value, 0) / N
+    centred = tl.where(at < N, value - mean, 0.0)
+    scale = 1 / tl.sqrt(tl.sum(centred * centred, 0) / N + epsilon)
+    result = centred * scale * tl.load(weight + at, mask=at < N) + tl.load(bias + at, mask=at < N)
+    tl.store(y + row * N + at, result.to(y.dtype.element_ty), mask=at < N)
+
+
+@triton.jit
+def atomics(x, bins, total, largest, N, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + at, mask=at < N, other=0.0)
+    tl.atomic_add(bins + (value & 7), 1, mask=at < N)
+    tl.atomic_add(total, tl.sum(value.to(tl.float32), 0))
+    tl.atomic_max(largest, tl.max(value, 0))
+
+
+@triton.jit
+def split_k(a, b, c, locks, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr):
+    """Parts of K add to one tile in order: each waits for its turn."""
+    part = tl.program_id(1)
+    rows, columns, depth = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, BK)
+    total = tl.zeros((BM, BN), tl.float32)
+    for k in range(part * BK, K, BK * SPLIT):
+        x = tl.load(a + rows[:, None] * K + (k + depth)[None, :])
+        y = tl.load(b + (k + depth)[:, None] * N + columns[None, :])
+        total = tl.dot(x, y, total)
+    lock = locks + tl.program_id(0)
+    while tl.atomic_cas(lock, part, part) != part:
+        pass
+    place = c + rows[:, None] * N + columns[None, :]
+    if part > 0:
+        total += tl.load(place)
+    tl.store(place, total)
+    tl.debug_barrier()
+    tl.atomic_xchg(lock, part + 1)
+
+
+@triton.jit
+def scan(x, y, N, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(y + at, tl.cumsum(tl.load(x + at, mask=at < N, other=0.0), 0), mask=at < N)
+
+
+@dataclass
+class Case:
+    """levels: of the GPU target. divisible: arguments that are multiples of 16."""
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    levels: tuple[int, ...]
+    divisible: tuple[str, ...] = ()
+    warps: int = 4
+    stages: int = 3
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _matmul(dtype: str, result: str, levels: tuple[int, ...], sum: Any, name: str, kernel: Any = matmul, block: int = 64,
+            depth: int = 32) -> Case:
+    pointers = ("a", "b", "c")
+    signature = {"a": f"*{dtype}", "b": f"*{dtype}", "c": f"*{result}", **dict.fromkeys(
+        ("M", "N", "K", "stride_a", "stride_b", "stride_c"), "i32")}
+    return Case(name, kernel, signature, {"BM": block, "BN": block, "BK": depth, "SUM": sum}, levels,
+                (*pointers, "K", "stride_a", "stride_b", "stride_c"))
+
+
+_TMA = {"a": "tensordesc<bf16[64,64]>", "b": "tensordesc<bf16[64,128]>", "c": "tensordesc<bf16[64,128]>", "K": "i32"}
+
+CASES = [
+    _matmul("bf16", "fp32", (80, 90), tl.float32, "matmul_bf16", block=128, depth=64),
+    _matmul("fp16", "fp16", (80, 90), tl.float32, "matmul_f16"),
+    _matmul("fp32", "fp32", (80, 90), tl.float32, "matmul_tf32"),
+    _matmul("i8", "i32", (80, 90), tl.int32, "matmul_i8", matmul_nt, depth=64),
+    _matmul("fp8e4nv", "fp32", (89, 90), tl.float32, "matmul_e4m3", matmul_nt, depth=64),
+    _matmul("fp8e5", "fp32", (90,), tl.float32, "matmul_e5m2", matmul_nt, depth=64),
+    Case("matmul_tma", matmul_tma, _TMA, {"BM": 64, "BN": 128, "BK": 64}, (90,)),
+    Case("matmul_specialised", matmul_specialised, _TMA, {"BM": 64, "BN": 128, "BK": 64}, (90,)),
+    Case("attention", attention, {"q": "*bf16", "k": "*bf16", "v": "*bf16", "out": "*bf16", "T": "i32", "scale": "fp32"},
+         {"D": 64, "BM": 64, "BN": 64}, (80, 90), ("q", "k", "v", "out")),
+    Case("softmax", softmax, {"x": "*fp32", "y": "*fp32", "N": "i32"}, {"BLOCK": 1024}, (80,), ("x", "y")),
+    Case("layer_norm", layer_norm, {"x": "*bf16", "weight": "*fp32", "bias": "*fp32", "y": "*bf16", "N": "i32",
+                                    "epsilon": "fp32"}, {"BLOCK": 1024}, (80, 90), ("x", "weight", "bias", "y", "N")),
+    Case("atomics", atomics, {"x": "*i32", "bins": "*i32", "total": "*fp32", "largest": "*i32", "N": "i32"},
+         {"BLOCK": 256}, (80,), ("x",)),
+    Case("split_k", split_k, {"a": "*bf16", "b": "*bf16", "c": "*fp32", "locks": "*i32", "M": "i32", "N": "i32",
+                              "K": "i32"}, {"BM": 32, "BN": 32, "BK": 32, "SPLIT": 2}, (80,), ("a", "b", "c", "N", "K")),
+    Case("scan", scan, {"x": "*fp32", "y": "*fp32", "N": "i32"}, {"BLOCK": 512}, (80,)),
+]
