@@ -7,13 +7,13 @@ tile of rows x columns goes through three steps:
     multiply  each warp takes its part of rows and columns through the matrix instruction, sums in registers
     finish    the sums go to near memory, and the walk's stores read them there like any other value
 
-A piece lies in near memory as rows of 16-byte chunks, along whichever axis is contiguous in the tensor. Chunk c of row r
-stands at c ^ (r mod 8): the eight rows that load_matrix reads at once then lie in different banks, and so do the chunks
-that a copy writes.
+A piece lies in near memory as rows of 16-byte chunks, along whichever axis is contiguous in the tensor. Chunk c of
+row r stands at c ^ (r mod 8): the eight rows that load_matrix reads at once then lie in different banks, and so do the
+chunks that a copy writes.
 
-What holds: a stage is written only after all warps have left it (`sync_warps` after the piece before), and read only after
-every warp's copies have landed and all warps have met. Rows past the edge repeat the last one, since their sums are never
-stored; the depth past the edge is zeros.
+What holds: a stage is written only after all warps have left it (`sync_warps` after the piece before), and read only
+after every warp's copies have landed and all warps have met. Rows past the edge repeat the last one, since their sums
+are never stored; the depth past the edge is zeros.
 """
 
 from __future__ import annotations
@@ -52,12 +52,13 @@ class MatrixWalk:
 
 
 class Piece:
-    """One operand's piece in near memory: `extent` coordinates of its outer axis times `depth`, `at` bytes into a stage.
+    """One operand's piece in near memory: `extent` coordinates of its outer axis times `depth`, from byte `at` of a stage.
 
     along_depth: whether the tensor, and so each row here, is contiguous along the depth.
     """
 
-    def __init__(self, low: MatrixLowering, op: Op, outer: str, depth_axis: str, extent: int, depth: int, at: int) -> None:
+    def __init__(self, low: MatrixLowering, op: Op, outer: str, depth_axis: str, extent: int, depth: int,
+                 at: int) -> None:
         self.low, self.op, self.outer, self.depth_axis = low, op, outer, depth_axis
         self.extent, self.depth, self.at = extent, depth, at
         self.access = low.access(op)
@@ -147,7 +148,7 @@ class Piece:
         self.source = low.swizzled(row, chunk, self.row_bytes)
 
     def fragments(self, stage: Value, outer: int, depth: int) -> list[Value]:
-        """The four registers of 16 x 16 elements, from outer coordinate `outer` of this warp and `depth` of the stage."""
+        """The four registers of 16 x 16 elements from outer coordinate `outer` of this warp, and `depth` of the stage."""
         low = self.low
         across, down = (depth, outer) if self.along_depth else (outer, depth)
         # Moving along a row turns bits of the chunk's number that are 0 in every lane before the swizzle.
@@ -206,7 +207,7 @@ class MatrixLowering(Model):
             axes = spans[0], spans[1]  # type: ignore[assignment]
             left.append(loads[0])
             right.append(loads[1])
-        if axes is None or set(axes) != set(walk.outer) or any(load is not left[0] for load in left):
+        if axes is None or set(axes) != set(walk.outer) or any(load.operands != left[0].operands for load in left):
             return None
         if any(self._extent_from_zero(axis) < FEWEST for axis in (*axes, depth)):
             return None
