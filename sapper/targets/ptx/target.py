@@ -34,7 +34,7 @@ class Target:
     l1_bytes: int
     l2_bytes: int
     registers: int = 255
-    accumulators: int = 32
+    accumulators: int = 24
     fma_latency: int = 4
     matrix: MatrixUnit = MatrixUnit()
     family: str = "ptx"
