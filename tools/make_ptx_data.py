@@ -22,7 +22,8 @@ def stripped(text: str) -> str:
     """PTX without comments, source locations and debug sections."""
     text = re.sub(r"\.section[^{]*\{[^}]*\}", "", text)
     lines = (re.sub(r"//.*", "", line).rstrip() for line in text.splitlines())
-    kept = [line for line in lines if line.strip() and not re.match(r"\s*(\.loc|\.file|\$L__(tmp|func_begin|func_end)\d*:)", line)]
+    debug = re.compile(r"\s*(\.loc\s|\.file\s|\$L__(tmp|func_begin|func_end)\d*:)")
+    kept = [line for line in lines if line.strip() and not debug.match(line)]
     return "\n".join(re.sub(r"^\s+", " ", line) for line in kept) + "\n"
 
 

@@ -197,6 +197,38 @@ def check(
     raise typer.Exit(status)
 
 
+@app.command()
+def emulate(
+    file: Annotated[str, typer.Argument(metavar="FILE.ptx", help="PTX text, of any compiler.")],
+    kernel: Annotated[str | None, typer.Argument(help="The entry to run; default: the only one.")] = None,
+    grid: Annotated[str, typer.Option("--grid", help="Blocks: 8 or 4,2,1.")] = "1",
+    block: Annotated[str | None, typer.Option("--block", help="Threads of a block; default: what .reqntid says.")] = None,
+    cluster: Annotated[str | None, typer.Option("--cluster", help="Blocks of a cluster.")] = None,
+    arg: Annotated[list[str] | None, typer.Option("--arg", "-a", help="x=f32[100], z=f32[100]:empty, n=100; in order.")] = None,
+    shared: Annotated[int, typer.Option("--shared", min=0, help="Bytes of dynamic shared memory.")] = 0,
+    lazy: Annotated[bool, typer.Option("--lazy", help="Asynchronous effects land only when something waits.")] = False,
+    expect: Annotated[list[str] | None, typer.Option("--expect", help="A NumPy expression: z = x + y.")] = None,
+    cooperative: Annotated[bool, typer.Option("--cooperative", help="All blocks are resident at once.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of random arguments.")] = 0,
+    json: Json = False,
+) -> None:
+    """Run a kernel of PTX text without a GPU, and check it: races, bounds, bytes nobody wrote, deadlocks.
+
+    \b
+    Examples:
+      sapper emulate add.ptx --grid 8 --block 128 -a x=f32[1000] -a y=f32[1000] -a z=f32[1000]:empty -a n=1000 \\
+        --expect "z = x + y"
+      sapper emulate add.ptx add --lazy --json
+    """
+    from .emulate import report, run_emulate
+
+    facts = run_emulate(file, kernel, grid, block, cluster, arg or [], shared, lazy, expect or [], cooperative, seed)
+    if json:
+        _print_json(facts)
+    else:
+        print("\n".join(report(facts)))
+
+
 @cache_app.callback(invoke_without_command=True)
 def cache(context: typer.Context) -> None:
     """The compiled kernels on disk.

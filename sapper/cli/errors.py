@@ -33,6 +33,7 @@ _TOLD = {
     "sapper.codegen.liveness": ("AllocationError",),
     "sapper.codegen.encode": ("EncodeError",),
     "sapper.targets.x86_64.detect": ("UnsupportedCPU",),
+    "sapper.emulate.errors": ("EmulationError",),
     "sapper.models.errors": ("ModelError",),
 }
 

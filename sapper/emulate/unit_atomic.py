@@ -49,7 +49,7 @@ def _atomic(machine: Machine, instruction: parse.Instruction) -> Run:
     operands = list(instruction.operands)
     target = operands.pop(0) if returns else None
     address, value, *rest = operands
-    type = form.get("type")
+    type = form.get("type", "b16")
     op = form.get("op") or ("cas" if "cas" in form else "add")
     items = value.items if isinstance(value, parse.Vector) else (value,)
     sources = [machine.reader(item, type) for item in items]

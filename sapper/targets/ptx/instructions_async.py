@@ -39,30 +39,32 @@ def _barriers() -> None:
         needs={"": "7.8 sm_90", "acquire": "8.0 sm_90"}, instead="bar.sync")
     row("membar", "membar.level", "", "fence", level="cta gl sys")
     row("fence", "fence{.sem}.scope", "", "fence", sem="sc acq_rel acquire release", scope=_SCOPES,
-        needs={"cluster": "7.8 sm_90", "acquire": "8.6 sm_90", "release": "8.6 sm_90"},
-        instead={"cluster": "scope gpu", "acquire": "acq_rel", "release": "acq_rel"})
+        needs={"cluster": "7.8 sm_90", "acquire": "8.6 sm_80", "release": "8.6 sm_80"}, instead={"cluster": "scope gpu"})
     row("fence.mbarrier_init", "fence.mbarrier_init.release.cluster", "", "fence", needs="8.0 sm_90",
         instead="bar.sync")
     row("fence.proxy.alias", "fence.proxy.alias", "", "fence", needs="7.5 sm_80")
     row("fence.proxy.async", "fence.proxy.async", "", "fence_proxy", needs="8.0 sm_90", instead="nothing: no async proxy")
     row("fence.proxy.async.space", "fence.proxy.async.space", "", "fence_proxy", space="global shared::cta shared::cluster",
         needs="8.0 sm_90", instead="nothing: no async proxy")
-    row("fence.proxy.tensormap", "fence.proxy.tensormap::generic.sem.scope", "m:? i:?", "fence", sem="acquire release",
-        scope=_SCOPES, needs="8.3 sm_90", instead="tensor maps made by the host")
+    row("fence.proxy.tensormap", "fence.proxy.tensormap::generic.acquire.scope", "m: i:", "fence", scope=_SCOPES,
+        needs="8.3 sm_90", instead="tensor maps made by the host")
+    row("fence.proxy.tensormap.release", "fence.proxy.tensormap::generic.release.scope", "", "fence", scope=_SCOPES,
+        needs="8.3 sm_90", instead="tensor maps made by the host")
 
 
 def _mbarriers() -> None:
     row("mbarrier.init", "mbarrier.init{.space}.b64", "m: r:u32", "mbarrier", space=_SHARED)
     row("mbarrier.inval", "mbarrier.inval{.space}.b64", "m:", "mbarrier", space=_SHARED)
     ordered: dict[str, Any] = {"sem": "release relaxed", "scope": "cta cluster", "space": _ANY_SHARED}
-    needs = {**_CLUSTER, "release": "8.0 sm_80", "cta": "8.0 sm_80", "relaxed": "8.0 sm_90"}
+    needs = {"cluster": "8.0 sm_90", "shared::cluster": "8.0 sm_90", "release": "8.0 sm_80", "cta": "8.0 sm_80",
+             "relaxed": "8.6 sm_90"}
     for name in ("expect_tx", "complete_tx"):
-        row(f"mbarrier.{name}", f"mbarrier.{name}{{.relaxed}}{{.scope}}{{.space}}.b64", "m: r:u32", "mbarrier",
+        row(f"mbarrier.{name}", f"mbarrier.{name}{{.relaxed.scope}}{{.space}}.b64", "m: r:u32", "mbarrier",
             scope="cta cluster", space=_ANY_SHARED, needs={"": "8.0 sm_90"}, instead="count arrivals")
     for name in ("arrive", "arrive_drop"):
-        row(f"mbarrier.{name}", f"mbarrier.{name}{{.sem}}{{.scope}}{{.space}}.b64", "w:b64 m: r:u32?", "mbarrier",
-            needs=needs, instead=_NO_CLUSTER, **ordered)
-        row(f"mbarrier.{name}.expect_tx", f"mbarrier.{name}.expect_tx{{.sem}}{{.scope}}{{.space}}.b64",
+        row(f"mbarrier.{name}", f"mbarrier.{name}{{.sem.scope}}{{.space}}.b64", "w:b64 m: r:u32?", "mbarrier",
+            needs=needs, instead={**_NO_CLUSTER, "relaxed": "release"}, **ordered)
+        row(f"mbarrier.{name}.expect_tx", f"mbarrier.{name}.expect_tx{{.sem.scope}}{{.space}}.b64",
             "w:b64 m: r:u32", "mbarrier", needs={**needs, "": "8.0 sm_90"}, instead={"": "cp.async.mbarrier.arrive"},
             **ordered)
         row(f"mbarrier.{name}.noComplete", f"mbarrier.{name}.noComplete{{.space}}.b64", "w:b64 m: r:u32", "mbarrier",
@@ -72,12 +74,13 @@ def _mbarriers() -> None:
         instead = {"": "mbarrier.test_wait in a loop"} if name == "try_wait" else {}
         hint = " r:u32?" if name == "try_wait" else ""
         waiting: dict[str, Any] = {"sem": "acquire relaxed", "scope": "cta cluster", "space": _SHARED}
-        level = {"acquire": "8.0 sm_80", "cta": "8.0 sm_80", "relaxed": "8.0 sm_90", "cluster": "8.0 sm_90"}
-        row(f"mbarrier.{name}", f"mbarrier.{name}{{.sem}}{{.scope}}{{.space}}.b64", f"w:pred m: r:b64{hint}",
-            "mbarrier", needs={**base, **level}, instead=instead, **waiting)
-        row(f"mbarrier.{name}.parity", f"mbarrier.{name}.parity{{.sem}}{{.scope}}{{.space}}.b64",
+        level = {"acquire": "8.0 sm_80", "cta": "8.0 sm_80", "relaxed": "8.6 sm_90", "cluster": "8.0 sm_90"}
+        weaker = {"relaxed": "acquire", "cluster": "scope cta"}
+        row(f"mbarrier.{name}", f"mbarrier.{name}{{.sem.scope}}{{.space}}.b64", f"w:pred m: r:b64{hint}",
+            "mbarrier", needs={**base, **level}, instead={**weaker, **instead}, **waiting)
+        row(f"mbarrier.{name}.parity", f"mbarrier.{name}.parity{{.sem.scope}}{{.space}}.b64",
             f"w:pred m: r:u32{hint}", "mbarrier", needs={**({"": "7.1 sm_80"} if not base else base), **level},
-            instead=instead, **waiting)
+            instead={**weaker, **instead}, **waiting)
     row("mbarrier.pending_count", "mbarrier.pending_count.b64", "w:u32 r:b64", "mbarrier")
 
 
@@ -101,8 +104,10 @@ def _asynchronous() -> None:
         "m: m: r:u32 m:", "bulk", **bulk)
     row("cp.async.bulk.store", "cp.async.bulk.global.shared::cta.bulk_group{.L2::cache_hint}", "m: m: r:u32 r:b64?",
         "bulk", **bulk)
-    row("cp.reduce.async.bulk", "cp.reduce.async.bulk.global.shared::cta.bulk_group{.L2::cache_hint}.op.type",
-        "m: m: r:u32 r:b64?", "bulk", op="add min max inc dec and or xor", type="u32 s32 u64 s64 b32 b64 f32 f64", **bulk)
+    for name, op, type in (("add", "add", "u32 s32 u64 f32 f64"), ("min", "min max", "u32 s32 u64 s64"),
+                           ("inc", "inc dec", "u32"), ("bits", "and or xor", "b32 b64")):
+        row(f"cp.reduce.async.bulk.{name}", "cp.reduce.async.bulk.global.shared::cta.bulk_group{.L2::cache_hint}.op.type",
+            "m: m: r:u32 r:b64?", "bulk", op=op, type=type, **bulk)
     row("cp.reduce.async.bulk.half", "cp.reduce.async.bulk.global.shared::cta.bulk_group{.L2::cache_hint}.add.noftz.type",
         "m: m: r:u32 r:b64?", "bulk", type="f16 bf16", **bulk)
     row("cp.async.bulk.prefetch", "cp.async.bulk.prefetch.L2.global{.L2::cache_hint}", "m: r:u32 r:b64?", "hint", **bulk)
@@ -122,9 +127,11 @@ def _asynchronous() -> None:
     row("st.async", "st.async{.weak}{.shared::cluster}.mbarrier::complete_tx::bytes{.vec}.type", "m: r:type*vec m:",
         "st_async", vec="v2 v4", type="b32 b64 u32 u64 s32 s64 f32 f64", needs="8.1 sm_90", instead="st.shared::cluster "
         "and mbarrier.arrive", section=_MOVE)
-    row("red.async", "red.async.relaxed.cluster{.shared::cluster}.mbarrier::complete_tx::bytes.op.type",
-        "m: r:type m:", "st_async", op="add inc dec min max and or xor", type="u32 s32 u64 b32", needs="8.1 sm_90",
-        instead="red.shared::cluster and mbarrier.arrive")
+    for name, op, type in (("add", "add", "u32 s32 u64"), ("min", "min max", "u32 s32"), ("inc", "inc dec", "u32"),
+                           ("bits", "and or xor", "b32")):
+        row(f"red.async.{name}", "red.async.relaxed.cluster{.shared::cluster}.mbarrier::complete_tx::bytes.op.type",
+            "m: r:type m:", "st_async", op=op, type=type, needs="8.1 sm_90",
+            instead="red.shared::cluster and mbarrier.arrive")
     row("prefetch", "prefetch{.space}.level", "m:", "hint", space="global local", level="L1 L2", **common)
     row("prefetch.evict", "prefetch.global.level", "m:", "hint", level="L2::evict_last L2::evict_normal", needs="7.4 sm_80",
         **common)
@@ -154,9 +161,12 @@ def _atomics() -> None:
             common = {**common, "sem": "relaxed release"}
             row(f"red.{kind}", f"red{{.sem}}{{.scope}}{{.space}}.op{noftz}{{.L2::cache_hint}}.type", "m: r:type r:b64?",
                 "atomic", **common)
-    row("atom.cas", "atom{.sem}{.scope}{.space}.cas{.L2::cache_hint}.type", "w:type m: r:type r:type r:b64?", "atomic",
-        sem="relaxed acquire release acq_rel", scope=_SCOPES, space=f"global {_ANY_SHARED}", type="b16 b32 b64",
+    row("atom.cas", "atom{.sem}{.scope}{.space}.cas.type", "w:type m: r:type r:type", "atomic",
+        sem="relaxed acquire release acq_rel", scope=_SCOPES, space=f"global {_ANY_SHARED}", type="b32 b64",
         needs=_CLUSTER, instead=_NO_CLUSTER)
+    row("atom.cas.b16", "atom{.sem}{.scope}{.space}.cas.b16", "w:b16 m: r:b16 r:b16", "atomic",
+        sem="relaxed acquire release acq_rel", scope=_SCOPES, space=f"global {_ANY_SHARED}", needs=_CLUSTER,
+        instead=_NO_CLUSTER)
     for name, operands in (("atom", "w:type*vec m: r:type*vec r:b64?"), ("red", "m: r:type*vec r:b64?")):
         sems = "relaxed acquire release acq_rel" if name == "atom" else "relaxed release"
         row(f"{name}.vector", f"{name}{{.sem}}{{.scope}}{{.global}}.add{{.L2::cache_hint}}.vec.type", operands, "atomic",

@@ -49,8 +49,10 @@ def _integers() -> None:
     row("neg", "neg.type", "w:type r:type", m.negate, type=_SIGNED, section=section)
     for name, meaning in (("min", m.minimum), ("max", m.maximum)):
         row(name, f"{name}.type", "w:type r:type r:type", meaning, type=_INTEGERS, section=section)
-        row(f"{name}.packed", f"{name}{{.relu}}.type", "w:type r:type r:type", meaning, type="u16x2 s16x2",
-            needs=_PACKED16, instead="two operations on halves", section=section)
+        row(f"{name}.packed", f"{name}.type", "w:type r:type r:type", meaning, type="u16x2 s16x2", needs=_PACKED16,
+            instead="two operations on halves", section=section)
+        row(f"{name}.packed.relu", f"{name}.relu.s16x2", "w:s16x2 r:s16x2 r:s16x2", meaning, needs="8.0 sm_90",
+            instead="two operations on halves", section=section)
         row(f"{name}.relu", f"{name}.relu.s32", "w:s32 r:s32 r:s32", meaning, needs="8.0 sm_90", section=section,
             instead="max with 0")
     row("sad", "sad.type", "w:type r:type r:type r:type", m.sad, type=_INTEGERS, section=section)
@@ -99,12 +101,14 @@ def _floats() -> None:
     row("rcp.f32", "rcp.rnd{.ftz}.f32", "w:f32 r:f32", m.float_rcp, rnd=_ROUND, section=section)
     row("rcp.approx", "rcp.approx{.ftz}.f32", "w:f32 r:f32", m.float_rcp, section=section)
     row("rcp.f64", "rcp.rn.f64", "w:f64 r:f64", m.float_rcp, section=section)
+    row("rcp.approx.f64", "rcp.approx.ftz.f64", "w:f64 r:f64", m.rcp_upper, section=section)
     row("sqrt.f32", "sqrt.rnd{.ftz}.f32", "w:f32 r:f32", m.float_sqrt, rnd=_ROUND, section=section)
     row("sqrt.approx", "sqrt.approx{.ftz}.f32", "w:f32 r:f32", m.float_sqrt, section=section)
     row("sqrt.f64", "sqrt.rn.f64", "w:f64 r:f64", m.float_sqrt, section=section)
     for name, meaning in (("ex2", m.ex2), ("lg2", m.lg2), ("sin", m.sin), ("cos", m.cos), ("rsqrt", m.rsqrt)):
         row(f"{name}.f32", f"{name}.approx{{.ftz}}.f32", "w:f32 r:f32", meaning, section=section)
-    row("rsqrt.f64", "rsqrt.approx{.ftz}.f64", "w:f64 r:f64", m.rsqrt, section=section)
+    row("rsqrt.f64", "rsqrt.approx.f64", "w:f64 r:f64", m.rsqrt, section=section)
+    row("rsqrt.ftz.f64", "rsqrt.approx.ftz.f64", "w:f64 r:f64", m.rsqrt_upper, section=section)
     row("ex2.half", "ex2.approx.type", "w:type r:type", m.ex2, type="f16 f16x2", section=section)
     row("ex2.bf16", "ex2.approx.ftz.type", "w:type r:type", m.ex2, type="bf16 bf16x2", needs="7.8 sm_90",
         instead="ex2.approx.ftz.f32 and cvt", section=section)
@@ -116,8 +120,8 @@ def _floats() -> None:
         row(f"{name}.half", f"{name}{{.ftz}}.type", "w:type r:type", meaning, type="f16 f16x2", section=section)
         row(f"{name}.bf16", f"{name}.type", "w:type r:type", meaning, type="bf16 bf16x2", section=section)
     for name, meaning in (("min", m.minimum), ("max", m.maximum)):
-        row(f"{name}.f32", f"{name}{{.ftz}}{{.NaN}}{{.xorsign}}{{.abs}}.f32", "w:f32 r:f32 r:f32", meaning,
-            section=section)
+        row(f"{name}.f32", f"{name}{{.ftz}}{{.NaN}}{{.xorsign.abs}}.f32", "w:f32 r:f32 r:f32", meaning,
+            needs={"xorsign": "7.2 sm_86"}, instead={"xorsign": f"{name} of abs, then copysign"}, section=section)
         row(f"{name}.f64", f"{name}.f64", "w:f64 r:f64 r:f64", meaning, section=section)
         row(f"{name}.half", f"{name}{{.ftz}}{{.NaN}}.type", "w:type r:type r:type", meaning, type="f16 f16x2",
             section=section)
@@ -145,29 +149,27 @@ def _bits() -> None:
 
 def _choices() -> None:
     section = "Comparison and Selection Instructions"
-    integer, ordered = "eq ne lt le gt ge lo ls hi hs", "eq ne lt le gt ge equ neu ltu leu gtu geu num nan"
-    for suffix, types, compare, ftz, needs in (
-            ("", f"{_BITS} {_INTEGERS}", integer, "", {}), (".float", "f32 f64", ordered, "{.ftz}", {}),
-            (".half", "f16 f16x2", ordered, "{.ftz}", {}), (".bf16", "bf16 bf16x2", ordered, "", _BF16_ARITHMETIC)):
-        instead = "cvt to f32 and setp.f32" if needs else ""
-        packed = suffix in (".half", ".bf16")
-        predicates = "w:pred |w:pred"
-        if packed:
-            for kind in types.split():
-                row(f"setp.{kind}", f"setp.cmp{ftz}.type", f"{predicates} r:type r:type", m.setp, cmp=compare,
-                    type=kind, needs=needs, instead=instead, section=section)
-                row(f"setp.{kind}.bool", f"setp.cmp.bool{ftz}.type", f"{predicates} r:type r:type r:pred", m.setp,
-                    cmp=compare, bool="and or xor", type=kind, needs=needs, instead=instead, section=section)
-            continue
-        row(f"setp{suffix}", f"setp.cmp{ftz}.type", f"{predicates} r:type r:type", m.setp, cmp=compare, type=types,
+    same, order = "eq ne", "eq ne lt le gt ge"
+    ordered = f"{order} equ neu ltu leu gtu geu num nan"
+    plain = (("bits", _BITS, same), ("signed", _SIGNED, order), ("unsigned", "u16 u32 u64", f"{order} lo ls hi hs"))
+    for suffix, types, compare in (*plain, ("float", "f32 f64", ordered)):
+        ftz = "{.ftz}" if suffix == "float" else ""
+        row(f"setp.{suffix}", f"setp.cmp{ftz}.type", "w:pred |w:pred r:type r:type", m.setp, cmp=compare, type=types,
             section=section)
-        row(f"setp{suffix}.bool", f"setp.cmp.bool{ftz}.type", f"{predicates} r:type r:type r:pred", m.setp,
+        row(f"setp.{suffix}.bool", f"setp.cmp.bool{ftz}.type", "w:pred |w:pred r:type r:type r:pred", m.setp,
             cmp=compare, bool="and or xor", type=types, section=section)
-    for suffix, types, compare, ftz in (("", f"{_BITS} {_INTEGERS}", integer, ""), (".float", "f32 f64", ordered, "{.ftz}")):
-        row(f"set{suffix}", f"set.cmp{ftz}.dtype.stype", "w:dtype r:stype r:stype", m.set_value, cmp=compare,
+        row(f"set.{suffix}", f"set.cmp{ftz}.dtype.stype", "w:dtype r:stype r:stype", m.set_value, cmp=compare,
             dtype="u32 s32 f32", stype=types, section=section)
-        row(f"set{suffix}.bool", f"set.cmp.bool{ftz}.dtype.stype", "w:dtype r:stype r:stype r:pred", m.set_value,
+        row(f"set.{suffix}.bool", f"set.cmp.bool{ftz}.dtype.stype", "w:dtype r:stype r:stype r:pred", m.set_value,
             cmp=compare, bool="and or xor", dtype="u32 s32 f32", stype=types, section=section)
+    for type in _HALF.split():
+        ftz = "{.ftz}" if type.startswith("f") else ""
+        needs = _BF16_ARITHMETIC if type.startswith("bf") else {}
+        row(f"setp.{type}", f"setp.cmp{ftz}.type", "w:pred |w:pred r:type r:type", m.setp, cmp=ordered, type=type,
+            needs=needs, instead="cvt to f32 and setp.f32" if needs else "", section=section)
+        row(f"setp.{type}.bool", f"setp.cmp.bool{ftz}.type", "w:pred |w:pred r:type r:type r:pred", m.setp, cmp=ordered,
+            bool="and or xor", type=type, needs=needs, instead="cvt to f32 and setp.f32" if needs else "",
+            section=section)
     row("selp", "selp.type", "w:type r:type r:type r:pred", m.selp, type=f"{_BITS} {_INTEGERS} f32 f64", section=section)
     row("slct", "slct.type.s32", "w:type r:type r:type r:s32", m.slct, type=f"{_BITS} {_INTEGERS} f32 f64",
         section=section)
@@ -179,6 +181,7 @@ def _moves() -> None:
     section = "Data Movement and Conversion Instructions"
     types = f"pred {_BITS} {_INTEGERS} f32 f64"
     row("mov", "mov.type", "w:type r:type", m.mov, type=types, section=section)
+    shared = "global shared shared::cta shared::cluster"
     memory = f"b8 u8 s8 {_BITS} {_INTEGERS} f32 f64"
     for name, spaces, operands in (
             ("ld", "const global local shared shared::cta shared::cluster param param::entry",
@@ -187,27 +190,32 @@ def _moves() -> None:
         caches = "ca cg cs lu cv" if name == "ld" else "wb cg cs wt"
         evict = ("L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last L1::no_allocate")
         common: dict[str, Any] = {
-            "space": spaces, "evict": evict, "vec": "v2 v4 v8", "type": memory, "unit": "memory",
-            "needs": {"shared::cluster": "7.8 sm_90", "v8": "8.8 sm_100"},
-            "instead": {"shared::cluster": "global memory", "v8": "two .v4"}, "section": section}
+            "space": spaces, "evict": evict, "vec": "v2 v4", "type": memory, "unit": "memory",
+            "needs": {"shared::cluster": "7.8 sm_90"}, "instead": {"shared::cluster": "global memory", "cluster": "gpu"},
+            "section": section}
         prefetch = "{.prefetch}" if name == "ld" else ""
         if name == "ld":
             common["prefetch"] = "L2::64B L2::128B L2::256B"
         row(name, f"{name}{{.weak}}{{.space}}{{.cache}}{{.evict}}{{.L2::cache_hint}}{prefetch}{{.vec}}.type", operands,
             None, cache=caches, **common)
         row(f"{name}.volatile", f"{name}.volatile{{.space}}{{.vec}}.type", operands.replace(" r:b64?", ""), None,
-            space=spaces, vec="v2 v4", type=memory, unit="memory", section=section)
+            space=shared, vec="v2 v4", type=memory, unit="memory", section=section, needs=common["needs"],
+            instead=common["instead"])
+        row(f"{name}.v8", f"{name}{{.weak}}.global{{.evict}}{{.L2::cache_hint}}.v8.type", operands.replace("vec", "8"), None,
+            evict=evict, type="b32 u32 s32 f32", unit="memory", needs="8.8 sm_100", instead="two .v4", section=section)
         row(f"{name}.ordered", f"{name}.order.scope{{.space}}{{.evict}}{{.L2::cache_hint}}{prefetch}{{.vec}}.type",
             operands, None, order="relaxed acquire" if name == "ld" else "relaxed release", scope="cta cluster gpu sys",
-            **{**common, "needs": {**common["needs"], "cluster": "7.8 sm_90"}})
+            **{**common, "space": shared, "needs": {**common["needs"], "cluster": "7.8 sm_90"}})
     row("ld.nc", "ld.global{.cop}.nc{.evict}{.L2::cache_hint}{.prefetch}{.vec}.type", "w:type*vec m: r:b64?", None,
-        cop="ca cg cs", evict=evict, prefetch="L2::64B L2::128B L2::256B", vec="v2 v4 v8", type=memory, unit="memory",
-        needs={"v8": "8.8 sm_100"}, instead={"v8": "two .v4"}, section=section)
+        cop="ca cg cs", evict=evict, prefetch="L2::64B L2::128B L2::256B", vec="v2 v4", type=memory, unit="memory",
+        section=section)
     row("cvta", "cvta{.to}.space.size", "w:size r:size", None, space="const global local shared shared::cta "
-        "shared::cluster param", size="u32 u64", unit="address", section=section,
-        needs={"param": "7.7 sm_80", "shared::cluster": "7.8 sm_90"})
+        "shared::cluster param", size="u64", unit="address", section=section,
+        needs={"param": "7.7 sm_80", "shared::cluster": "7.8 sm_90"},
+        instead={"shared::cluster": "shared"})
     row("isspacep", "isspacep.space", "w:pred r:u64", None, space="const global local shared shared::cta "
-        "shared::cluster param", unit="address", section=section, needs={"param": "7.7 sm_80", "shared::cluster": "7.8 sm_90"})
+        "shared::cluster param", unit="address", section=section, needs={"param": "7.7 sm_80", "shared::cluster": "7.8 sm_90"},
+        instead={"shared::cluster": "shared"})
 
 
 def _control() -> None:

@@ -64,7 +64,7 @@ def _matrices() -> None:
     row("mma.fp8", f"{mma}.m16n8k32.row.col.f32.atype.btype.f32", "w:f32*4 r:b32*4 r:b32*2 r:f32*4",
         w.matrix_multiply, atype="e4m3 e5m2", btype="e4m3 e5m2", needs="8.4 sm_89", unit="warp", section=section,
         instead="cvt to f16 and mma.m16n8k16.f32.f16")
-    row("mma.f64", f"{mma}.m8n8k4.row.col.f64.f64.f64.f64", "w:f64*2 r:f64 r:f64 r:f64*2", w.matrix_multiply,
+    row("mma.f64", f"{mma}.m8n8k4.row.col.f64.f64.f64.f64", "w:f64*2 r:f64*1 r:f64*1 r:f64*2", w.matrix_multiply,
         unit="warp", section=section)
 
 
@@ -87,12 +87,14 @@ def _warpgroup() -> None:
         instead="mma.sync.m16n8k8", **common)
     row("wgmma.fp8", f"{head}.f32.atype.btype", f"rw:f32*n/2 r:b64^b32*4 r:b64 {scales}", None, shape=shapes(32),
         atype="e4m3 e5m2", btype="e4m3 e5m2", instead="mma.sync.m16n8k32", **common)
-    row("wgmma.i8", f"{head}{{.satfinite}}.s32.atype.btype", "rw:s32*n/2 r:b64^b32*4 r:b64 r:pred", None,
-        shape=" ".join(f"m64n{n}k32" for n in (8, 16, 24, *range(32, 257, 16))), atype="s8 u8", btype="s8 u8",
-        instead="mma.sync.m16n8k32", **common)
-    row("wgmma.fence", "wgmma.fence.sync.aligned", "", None, **common)
-    row("wgmma.commit_group", "wgmma.commit_group.sync.aligned", "", None, **common)
-    row("wgmma.wait_group", "wgmma.wait_group.sync.aligned", "i:", None, **common)
+    integers = {**common, "shape": " ".join(f"m64n{n}k32" for n in (8, 16, 24, *range(32, 257, 16)))}
+    for type_a in ("s8", "u8"):
+        for type_b in ("s8", "u8"):
+            row(f"wgmma.{type_a}.{type_b}", f"{head}{{.satfinite}}.s32.{type_a}.{type_b}",
+                "rw:s32*n/2 r:b64^b32*4 r:b64 r:pred", None, instead="mma.sync.m16n8k32",
+                **{**integers, "needs": "8.0 sm_90a" if type_a == type_b else "8.4 sm_90a"})
+    for name, operands in (("fence", ""), ("commit_group", ""), ("wait_group", "i:")):
+        row(f"wgmma.{name}", f"wgmma.{name}.sync.aligned", operands, None, instead="nothing: mma.sync needs none", **common)
     row("setmaxnreg", "setmaxnreg.action.sync.aligned.u32", "i:", None, action="inc dec", unit="setmaxnreg",
         needs="8.0 sm_90a sm_100a sm_120a", instead="leave it out", section="Miscellaneous Instructions")
 

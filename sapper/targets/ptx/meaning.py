@@ -181,6 +181,24 @@ cos = _approximate(np.cos)
 tanh = _approximate(np.tanh)
 
 
+def _upper(value: Array) -> Array:
+    """The upper 32 bits of float64 values; subnormals as zeros."""
+    kept = (np.ascontiguousarray(value).view(np.uint64) & np.uint64(0xFFFFFFFF00000000)).view(np.float64)
+    return np.where(np.abs(kept) < 2.0**-1022, np.copysign(0.0, kept), kept)
+
+
+def rcp_upper(form: Form, a: Array) -> Array:
+    """rcp.approx.ftz.f64 reads and gives the upper 32 bits only (PTX ISA, rcp.approx.ftz.f64)."""
+    with np.errstate(all="ignore"):
+        return _upper(1.0 / _upper(a))
+
+
+def rsqrt_upper(form: Form, a: Array) -> Array:
+    with np.errstate(all="ignore"):
+        kept = _upper(a)
+        return _upper(np.where(kept == 0, np.copysign(np.inf, kept), 1 / np.sqrt(kept)))
+
+
 def float_abs(form: Form, a: Array) -> Array:
     (a,) = _inputs(form, _float_type(form), (a,))
     return np.abs(a)
@@ -553,7 +571,13 @@ def compare(form: Form, type: str, a: Array, b: Array) -> Array:
 
 def setp(form: Form, a: Array, b: Array, *predicate: Array) -> tuple[Array, Array]:
     """(p, q): the comparison and its opposite, each combined with the predicate if there is one."""
-    holds = compare(form, _element(form.get("type")), a, b)
+    type = form.get("type")
+    holds = compare(form, _element(type), a, b)
+    if type in PACKED:  # p is for the low halves, q for the high ones
+        halves = holds[:, 0], holds[:, 1]
+        if predicate:
+            return _COMBINE[form.get("bool")](halves[0], predicate[0]), _COMBINE[form.get("bool")](halves[1], predicate[0])
+        return halves
     opposite = ~holds
     if predicate:
         holds, opposite = (_COMBINE[form.get("bool")](value, predicate[0]) for value in (holds, opposite))

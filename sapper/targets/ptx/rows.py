@@ -9,8 +9,9 @@ PTX's order, `write_line(form, texts)` prints the line, `form.needs` is what it 
 `form.illegal_on(level)` gives the message where a level lacks it. The emulator runs the same forms: it parses the line,
 and calls `form.row.meaning` (see below) with NumPy arrays.
 
-Syntax notation, as in the PTX ISA's syntax boxes: `add{.rnd}{.ftz}{.sat}.f32`. A part in braces may be left out. A part
-that is a key of the row's choices stands for one of them; any other part stands for itself.
+Syntax notation, as in the PTX ISA's syntax boxes: `add{.rnd}{.ftz}{.sat}.f32`. A part in braces may be left out, several
+parts in one pair of braces only together. A part that is a key of the row's choices stands for one of them; any other
+part stands for itself.
 
 Operand notation, one token each, separated by blanks: `role:type[*count][^other][?]`
   role   w written, r read (a register, an immediate, a special register or the address of a symbol), rw both;
@@ -36,7 +37,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 from .levels import Needs, combine, lacking
@@ -102,50 +103,56 @@ class Row:
     section: str = ""
 
     @cached_property
-    def parts(self) -> tuple[tuple[str, bool], ...]:
-        """(part, optional) of the syntax after the opcode."""
-        found = re.findall(r"\{\.([\w:]+)\}|\.([\w:]+)", self.syntax)
-        return tuple((optional or fixed, bool(optional)) for optional, fixed in found)
+    def parts(self) -> tuple[tuple[tuple[str, ...], bool], ...]:
+        """(parts that stand together, optional) of the syntax after the opcode."""
+        found = re.findall(r"\{((?:\.[\w:]+)+)\}|\.([\w:]+)", self.syntax)
+        return tuple((tuple((optional or fixed).strip(".").split(".")), bool(optional)) for optional, fixed in found)
 
     @property
     def opcode(self) -> str:
         return re.split(r"[.{]", self.syntax, maxsplit=1)[0]
 
+    def words(self, part: str) -> tuple[str, ...]:
+        """What a part of the syntax stands for."""
+        return self.choices.get(part, (part,))
+
     def match(self, modifiers: tuple[str, ...]) -> dict[str, str] | None:
         """The modifiers by key, or None where they are no form of this row."""
-        return _match(self.parts, modifiers, self.choices)
+        return self._match(self.parts, modifiers)
+
+    def _match(self, parts: tuple[tuple[tuple[str, ...], bool], ...], modifiers: tuple[str, ...]) -> dict[str, str] | None:
+        if not parts:
+            return {} if not modifiers else None
+        (together, optional), rest = parts[0], parts[1:]
+        first = modifiers[:len(together)]
+        if len(first) == len(together) and all(
+                word in self.words(part) for part, word in zip(together, first, strict=True)):
+            found = self._match(rest, modifiers[len(together):])
+            if found is not None:
+                return {**dict(zip(together, first, strict=True)), **found}
+        return self._match(rest, modifiers) if optional else None
 
     def match_any_order(self, modifiers: tuple[str, ...]) -> dict[str, str] | None:
         """The same where the modifiers stand in another order than the manual's, which assemblers let pass."""
         chosen: dict[str, str] = {}
         for modifier in modifiers:
-            key = next((part for part, _ in self.parts
-                        if part not in chosen and modifier in self.choices.get(part, (part,))), None)
+            key = next((part for together, _ in self.parts for part in together
+                        if part not in chosen and modifier in self.words(part)), None)
             if key is None:
                 return None
             chosen[key] = modifier
-        return chosen if all(optional or part in chosen for part, optional in self.parts) else None
+        needed = (part for together, optional in self.parts for part in together if not optional)
+        return chosen if all(part in chosen for part in needed) else None
 
     def mnemonics(self, limit: int = 4096) -> list[str]:
         """Texts of the forms of this row: all combinations of modifiers, at most `limit`."""
         texts = [self.opcode]
-        for part, optional in self.parts:
-            words = self.choices.get(part, (part,))
-            longer = [f"{text}.{word}" for text in texts for word in words]
+        for together, optional in self.parts:
+            longer = texts
+            for part in together:
+                longer = [f"{text}.{word}" for text in longer for word in self.words(part)]
             texts = (texts + longer if optional else longer)[:limit]
         return texts
-
-
-def _match(parts: tuple[tuple[str, bool], ...], modifiers: tuple[str, ...],
-           choices: Mapping[str, tuple[str, ...]]) -> dict[str, str] | None:
-    if not parts:
-        return {} if not modifiers else None
-    (part, optional), rest = parts[0], parts[1:]
-    if modifiers and modifiers[0] in choices.get(part, (part,)):
-        found = _match(rest, modifiers[1:], choices)
-        if found is not None:
-            return {part: modifiers[0], **found}
-    return _match(rest, modifiers, choices) if optional else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,9 +190,8 @@ class Form:
 
     def illegal_on(self, level: str) -> str | None:
         """None where `level` ("sm_90a") has this form; else what it lacks and what to write instead."""
-        needs = self.row.needs
         for key in ("", *self._words()):
-            problem = lacking(needs[key], level) if key in needs else None
+            problem = lacking(self.row.needs.get(key, Needs()), level)
             if problem is not None:
                 what = self.mnemonic if not key else f"{self.mnemonic}: modifier .{key}"
                 instead = self.row.instead.get(key) or self.row.instead.get("")
@@ -256,17 +262,28 @@ class Table:
         raise KeyError(f"the table has no {text}; it has: {known}")
 
 
+_EVICTION = ("normal", "unchanged", "first", "last")
+COMMON_NEEDS: dict[str, str] = {
+    "shared::cta": "7.8 sm_80", "param::entry": "8.3 sm_80", "L1::no_allocate": "7.4 sm_80", "L2::cache_hint": "7.4 sm_80",
+    **{f"L1::evict_{word}": "7.4 sm_80" for word in _EVICTION}, **{f"L2::{n}B": "7.4 sm_80" for n in (64, 128, 256)},
+}
+"""What these modifiers need wherever they stand, unless a row says otherwise."""
+
+
 def make_row(name: str, syntax: str, operands: str, meaning: Meaning | None, *, needs: str | Mapping[str, str] = "",
              instead: str | Mapping[str, str] = "", unit: str = "", section: str = "", **choices: str) -> Row:
     """A row from the notation of this file; the choices of a key are separated by blanks."""
-    needs_of = {"": needs} if isinstance(needs, str) else needs
+    needs_of = {**COMMON_NEEDS, **({"": needs} if isinstance(needs, str) else needs)}
     instead_of = {"": instead} if isinstance(instead, str) else instead
-    return Row(name, syntax, operands, meaning, {key: tuple(text.split()) for key, text in choices.items()},
-               {key: Needs.parse(text) for key, text in needs_of.items() if text}, dict(instead_of), unit, section)
+    words = {key: tuple(text.split()) for key, text in choices.items()}
+    used = {"", *re.findall(r"[\w:]+", syntax), *(word for some in words.values() for word in some)}
+    return Row(name, syntax, operands, meaning, words,
+               {key: Needs.parse(text) for key, text in needs_of.items() if text and key in used}, dict(instead_of), unit,
+               section)
 
 
 
-@lru_cache(maxsize=None)
+@cache
 def form(text: str) -> Form:
     """The form of the PTX table that `text` names, such as "mad.lo.s32". Raises KeyError naming the known forms."""
     from . import instructions

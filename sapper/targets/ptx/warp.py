@@ -186,7 +186,7 @@ def matrix_multiply(form: Form, active: Array, a: Array, b: Array, c: Array) -> 
 
 def _multiply_f64(a: Array, b: Array, c: Array) -> Array:
     """m8n8k4: A row g, column t; B row t, column g; C row g, column 2 t + r."""
-    a, b = a.reshape(-1, 8, 4), b.reshape(-1, 8, 4).transpose(0, 2, 1)
+    a, b = a[0].reshape(-1, 8, 4), b[0].reshape(-1, 8, 4).transpose(0, 2, 1)
     total = np.matmul(a, b)
     columns = 2 * f.MEMBER[None, :] + np.arange(2)[:, None]
     return total[:, f.GROUP[None, :], columns].transpose(1, 0, 2) + c

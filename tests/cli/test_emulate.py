@@ -1,0 +1,43 @@
+"""`sapper emulate`: what it prints, and that mistakes are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sapper.cli.main import main
+
+ADD = str(Path(__file__).parent.parent / "emulate" / "data" / "add.ptx")
+LAUNCH = ["emulate", ADD, "--grid", "8", "--block", "128", "-a", "x=f32[1000]", "-a", "y=f32[1000]:arange"]
+
+
+def test_vector_addition(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LAUNCH, "-a", "z=f32[1000]:empty", "-a", "n=1000", "--expect", "z = x + y"]) == 0
+    out = capsys.readouterr().out
+    assert "z = x + y: holds" in out and "add.rn.f32" in out and "global memory: 96 accesses" in out
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LAUNCH, "-a", "z=f32[1000]:zeros", "-a", "n=1000", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counters"]["instructions"]["st.global.f32"] == 32
+
+
+@pytest.mark.parametrize(("more", "status", "message"), [
+    (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "z = x - y"], 1, "z differs from x - y by up to"),
+    (["-a", "z=f32[999]", "-a", "n=1000"], 1, "4 bytes out of bounds at argument 2+3996 (it has 3996 bytes)"),
+    (["-a", "z=f32[1000]"], 1, "has 4 parameters, found 3 arguments"),
+    (["-a", "z=f33[1000]", "-a", "n=1"], 2, "found dtype 'f33'"), (["-a", "z"], 2, "expected name=f32[1000]"),
+    (["-a", "z=f32[9]:odd"], 2, "expected zeros, empty, arange or normal"),
+    (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "q = x"], 2, "expected ARRAY = EXPRESSION"),
+    (["--grid", "0"], 2, "expected one to three positive numbers"), (["--grid", "a"], 2, "expected one to three numbers"),
+])
+def test_mistakes_are_told(more: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LAUNCH, *more]) == status
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_file_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["emulate", "missing.ptx"]) == 1
+    assert "can't read missing.ptx" in capsys.readouterr().err
