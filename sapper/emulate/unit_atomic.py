@@ -68,12 +68,13 @@ def _atomic(machine: Machine, instruction: parse.Instruction) -> Run:
         values = [read(lanes) for read in sources]
         swap = other(lanes) if other is not None else None
         known = synchronisation(machine)
-        if returns:
-            known.observe(lanes, space, where, sem in ("acquire", "acq_rel"))
-        known.publish(lanes, space, where, sem in ("release", "acq_rel"))
         olds = [np.zeros(len(every), raw) for _ in items]
         for place in _rounds(where):
             part = lanes if len(place) == len(every) else every[place]
+            # One after the other, as the values: a later one acquires what an earlier one of this step released.
+            if returns:
+                known.observe(part, space, where[place], sem in ("acquire", "acq_rel"))
+            known.publish(part, space, where[place], sem in ("release", "acq_rel"))
             stored = load_from(access, space, part, where[place], "observe")
             after = []
             for number, bits in enumerate(stored):
