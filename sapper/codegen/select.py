@@ -148,8 +148,8 @@ class Selector:
         if isinstance(type_, ScalarType):
             return "gpr"
         if isinstance(type_, MaskType):
-            return self.facts.mask_kind
-        return self.facts.wide_kind if isinstance(type_, RowType) and type_.dtype.bits == 64 else "vec"
+            return str(self.facts.mask_kind)
+        return str(self.facts.wide_kind) if isinstance(type_, RowType) and type_.dtype.bits == 64 else "vec"
 
     def last_use(self, value: Value) -> int:
         """The position from which the value's register is free again."""

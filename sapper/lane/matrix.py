@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from math import gcd
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, TensorType, TileType, f32, i32
+from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, f32, i32
 from ..tile.affine import affine
 from ..tile.plan import Walk, plan_block
 from ..tile.schedule import MatrixUnit
@@ -52,9 +52,9 @@ class MatrixWalk:
 
 
 class Piece:
-    """One operand's piece in near memory: `extent` coordinates of its outer axis times `depth`, from byte `at` of a stage.
+    """One operand's piece in near memory: `extent` coordinates of its outer axis times `depth`.
 
-    along_depth: whether the tensor, and so each row here, is contiguous along the depth.
+    at: its first byte in a stage. along_depth: whether the tensor, and so each row here, is contiguous along the depth.
     """
 
     def __init__(self, low: MatrixLowering, op: Op, outer: str, depth_axis: str, extent: int, depth: int,
@@ -148,7 +148,7 @@ class Piece:
         self.source = low.swizzled(row, chunk, self.row_bytes)
 
     def fragments(self, stage: Value, outer: int, depth: int) -> list[Value]:
-        """The four registers of 16 x 16 elements from outer coordinate `outer` of this warp, and `depth` of the stage."""
+        """The four registers of 16 x 16 elements, from an outer coordinate of this warp and a depth of the stage."""
         low = self.low
         across, down = (depth, outer) if self.along_depth else (outer, depth)
         # Moving along a row turns bits of the chunk's number that are 0 in every lane before the swizzle.
@@ -160,7 +160,7 @@ class Piece:
 
 
 class MatrixLowering(Model):
-    """Finds walks for the matrix instructions and emits them. warps: of a worker, more than 1 if such a walk was found."""
+    """Finds walks for the matrix instructions and emits them. warps: of a worker, 1 if there is no such walk."""
 
     warps = 1
     near_bytes_used = 0
@@ -193,30 +193,34 @@ class MatrixLowering(Model):
         if walk.inner or len(walk.outer) != 2 or len(walk.reduced) != 1 or not 1 <= len(walk.reductions) <= 2:
             return None
         depth = walk.reduced[0]
-        left, right = [], []
-        axes: tuple[str, str] | None = None
+        left: list[Op] = []
+        right: list[Op] = []
+        axes: set[tuple[str, str]] = set()
         for op in walk.reductions:
-            loads = [_load_of(v) for v in op.operands]
-            if op.name != "contract" or None in loads:
+            a, b = (_load_of(v) for v in op.operands)
+            if op.name != "contract" or a is None or b is None or _dtype_of(a) is not _dtype_of(b):
                 return None
-            spans = [self._outer_axis(load, depth, unit) for load in loads if load is not None]
-            if None in spans or spans[0] == spans[1] or axes not in (None, tuple(spans)):
+            rows, columns = self._outer_axis(a, depth, unit), self._outer_axis(b, depth, unit)
+            if rows is None or columns is None or {rows, columns} != set(walk.outer):
                 return None
-            if loads[0].result.type.dtype is not loads[1].result.type.dtype:  # type: ignore[union-attr]
+            if left and a.operands != left[0].operands:
                 return None
-            axes = spans[0], spans[1]  # type: ignore[assignment]
-            left.append(loads[0])
-            right.append(loads[1])
-        if axes is None or set(axes) != set(walk.outer) or any(load.operands != left[0].operands for load in left):
+            axes.add((rows, columns))
+            left.append(a)
+            right.append(b)
+        if len(axes) != 1:
             return None
-        if any(self._extent_from_zero(axis) < FEWEST for axis in (*axes, depth)):
+        ((rows, columns),) = axes
+        if any(self._extent_from_zero(axis) < FEWEST for axis in (rows, columns, depth)):
             return None
-        return MatrixWalk(axes[0], axes[1], depth, tuple(left), tuple(right))  # type: ignore[arg-type]
+        return MatrixWalk(rows, columns, depth, tuple(left), tuple(right))
 
     def _extent_from_zero(self, axis: str) -> int:
         """A typical extent of an axis that starts at 0; 0 for others, whose pieces may start anywhere."""
         for op in self.function.walk():
-            axes = op.attributes["axes"] if op.name == "tiles" else [op.attributes["axis"]] if op.name == "whole" else []
+            if op.name not in ("tiles", "whole"):
+                continue
+            axes = op.attributes["axes"] if op.name == "tiles" else [op.attributes["axis"]]
             if axis in axes:
                 start, stop = op.operands[2 * axes.index(axis):][:2]
                 known = start.op is not None and start.op.name == "const" and start.op.attributes["value"] == 0
@@ -362,8 +366,8 @@ class MatrixLowering(Model):
         zero = self.constant(0.0, f32)
         end = self.add(self.near(), unit.stages * stage_bytes)
         ahead = unit.stages - 1
-        carried = [self.near(), self.value(self.add(self.near(), ahead * stage_bytes)),
-                   *[self.value(self.add(piece.base, self.mul(piece.step, ahead))) for piece in pieces], *[zero] * count]
+        first = [self.value(self.add(piece.base, self.mul(piece.step, ahead))) for piece in pieces]
+        carried = [self.near(), self.value(self.add(self.near(), ahead * stage_bytes)), *first, *[zero] * count]
         block = Block([S64, *[v.type for v in carried]])
         self.enter(block)
         here, reading, writing = block.arguments[:3]
@@ -384,7 +388,8 @@ class MatrixLowering(Model):
         self.finish(loop)
         self.effect("async_wait", [], pending=0)
         self.effect("sync_warps", [])
-        self._finish_tile(walk, found, list(loop.results)[2 + len(pieces):], blocks, (self.add(row, mine_row), warp_rows, row_end),
+        self._finish_tile(walk, found, list(loop.results)[2 + len(pieces):], blocks,
+                          (self.add(row, mine_row), warp_rows, row_end),
                           (self.add(column, mine_column), warp_columns, column_end), unit.stages * stage_bytes)
 
     def _next(self, stage: Value, stage_bytes: int, end: Scalar) -> Value:
@@ -447,6 +452,12 @@ class MatrixLowering(Model):
         for value in kept:
             del self.buffers[value]
         self.open.update(outer)
+
+
+def _dtype_of(load: Op) -> DType:
+    tile = load.result.type
+    assert isinstance(tile, TileType)
+    return tile.dtype
 
 
 def _load_of(value: Value) -> Op | None:

@@ -10,8 +10,8 @@ A worker is one warp, or as many as the attribute `warps` says: each of them run
 own, on tasks that they have in common; `warp` tells them apart, `near_memory` they share.
 
 A memory operand is `base` (s64), then `index` (s64) if the attribute `indexed` is true; the address is
-base + index * scale + disp, scale 1, 2, 4 or 8, disp in bytes; it lies in near memory if the attribute `near` is true. A
-mask operand comes last if `masked` is true: lanes
+base + index * scale + disp, scale 1, 2, 4 or 8, disp in bytes; it lies in near memory if the attribute `near` is true.
+A mask operand comes last if `masked` is true: lanes
 that are off touch no memory, and a masked load gives 0 there.
 """
 
@@ -110,22 +110,22 @@ LANE_OPS = OpTable("lane", [
     OpSpec("dot4_u8i8", (3, 3), doc="acc (i32), a (b32, four u8), b (b32, four i8): acc + sum a * b, wrapping"),
     # Several warps, near memory, matrix instructions.
     OpSpec("warp", (0, 0), doc="index of this warp in its worker, from 0"),
-    OpSpec("near_memory", (0, 0), doc="address of the worker's near memory, `near_bytes` (attribute of the function) long"),
+    OpSpec("near_memory", (0, 0), doc="address of the worker's near memory, whose size is the attribute `near_bytes`"),
     OpSpec("sync_warps", (0, 0), (0, 0), pure=False,
            doc="no warp of the worker passes before all have arrived; what they stored before is seen by all after"),
     OpSpec("async_copy", (4, 5), (0, 0), optional=("disp", "source_disp", "masked"), pure=False,
-           doc="near base, near offsets (row<i32>), base, offsets (row<i32>): 16 bytes of every lane from memory to near "
-               "memory, zeros where the mask is off; they are there after the async_wait that waits for them"),
+           doc="near base, near offsets (row<i32>), base, offsets (row<i32>): 16 bytes of every lane from memory to "
+               "near memory, zeros where the mask is off; they are there after the async_wait that waits for them"),
     OpSpec("async_commit", (0, 0), (0, 0), pure=False, doc="the copies since the last one are a group"),
     OpSpec("async_wait", (0, 0), (0, 0), attributes=("pending",), pure=False,
            doc="this warp's copies have landed, but for the `pending` last groups"),
     OpSpec("load_matrix", (2, 2), (4, 4), attributes=("transposed",), optional=("flip", "disp"), pure=False,
-           doc="near base, near offsets (row<i32>) -> four row<b32>: four matrices of 8 x 8 elements of 16 bits; lane "
-               "8 j + i gives the address of row i of matrix j, ((base + offset) xor flip) + disp; in row j, lane l gets "
-               "elements 2 (l mod 4) and the next of row l div 4, or of column l div 4 if transposed"),
+           doc="near base, near offsets (row<i32>) -> four row<b32>: four matrices of 8 x 8 elements of 16 bits; "
+               "lane 8 j + i gives the address of row i of matrix j, ((base + offset) xor flip) + disp; in row j, "
+               "lane l gets elements 2 (l mod 4) and the next of row l div 4, or of column l div 4 if transposed"),
     OpSpec("matrix_multiply", (10, 10), (4, 4), attributes=("dtype",),
-           doc="a (four row<b32>), b (two), c (four row<f32>) -> c + a @ b, of 16 x 16, 16 x 8 and 16 x 8 elements that "
-               "lie in the lanes as sapper/lane/fragments.py says; dtype of a and b: bf16 or f16"),
+           doc="a (four row<b32>), b (two), c (four row<f32>) -> c + a @ b, of 16 x 16, 16 x 8 and 16 x 8 elements "
+               "that lie in the lanes as sapper/lane/fragments.py says; dtype of a and b: bf16 or f16"),
     # Control.
     OpSpec("loop", (2, None), (0, None), attributes=("step",), optional=("label",), blocks=1, pure=False,
            doc="start, stop, then carried values; block arguments: the counter, then the carried values. Runs while "

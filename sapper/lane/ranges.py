@@ -6,6 +6,8 @@ below 2**31 and that has fewer than 2**24 workers and 2**31 tasks, and divides b
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..ir.nodes import Function, Op, Value
 
 Range = tuple[int, int]
@@ -15,7 +17,7 @@ LIMIT = 2**63
 ALL: Range = (-LIMIT, LIMIT - 1)
 COUNT: Range = (0, 2**31 - 1)
 MOST_WORKERS = 2**24
-_CORNERS = {
+_CORNERS: dict[str, Callable[[int, int], int]] = {
     "s_mul": lambda a, b: a * b, "s_min": min, "s_max": max,
 }
 
@@ -60,7 +62,7 @@ class Ranges:
         if name == "s_select":
             return min(a[0], b[0]), max(a[1], b[1])
         if name == "s_sub":
-            least = self._least_difference(*op.operands)
+            least = self._least_difference(op.operands[0], op.operands[1])
             return (a[0] - b[1] if least is None else max(least, a[0] - b[1])), a[1] - b[0]
         if name in ("s_floordiv", "s_mod") and b[0] == 0:
             b = 1, b[1]

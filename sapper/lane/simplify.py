@@ -494,7 +494,8 @@ def _hoist_block(block: Block) -> int:
 def simplify(function: Function, trace: Trace | None = None, indexed_addresses: bool = True) -> int:
     """All of the above on a lane function, in place; how often a rule fired, or an op was merged, moved or dropped.
 
-    trace: called with each rule's name and the op that it replaced. indexed_addresses: memory operands may get an index.
+    trace: called with each rule's name and the op that it replaced. indexed_addresses: memory operands may get an
+    index.
     """
     changes = rewrite(function, FOLD, trace)
     changes += eliminate_common(function)

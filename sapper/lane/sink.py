@@ -1,7 +1,7 @@
 """Moves cheap ops down to where their results are wanted, past loops that do not use them.
 
 Enters: a lane function. Leaves: the same ops in another order, some of them in an inner block. Holds: no op moves into
-a loop that has no loop inside, so none runs more often than once for each round of an outer loop; ops with effects stay.
+a loop that has no loop inside, so that none runs more often than an outer loop goes round; ops with effects stay.
 
 For targets where a register that is held through a loop is dearer than the number in it: lowering makes every scalar in
 the outermost block where it can, and what only the end of a tile reads would otherwise wait there all the time.

@@ -1,8 +1,8 @@
 """Places `sync_lanes` for targets whose lanes are threads: each has its own view of memory.
 
 Enters: a lane function, simplified. Leaves: the same with `sync_lanes` ops. Holds: between two accesses that may touch
-the same bytes from different lanes, one of them a store, there is a `sync_lanes` (or a meeting of more than the lanes) on every path; where
-a loop's accesses wait for what lies before the loop, it stands before the loop.
+the same bytes from different lanes, one of them a store, there is a `sync_lanes` (or a meeting of more than the lanes)
+on every path; where a loop's accesses wait for what lies before the loop, it stands before the loop.
 
 What may touch the same bytes: accesses of one tensor, or of scratch memory; of two tensors too, since a call may pass
 one tensor as both (`in_place`). Rows that start at the same place, modulo the bytes of a row, meet lane by lane: the
@@ -28,8 +28,9 @@ MEETINGS = frozenset({"barrier", "sync_lanes", "sync_warps"})
 
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """An access. memory: a tensor's name, SCRATCH, NEAR or UNKNOWN. row: where every lane takes its own element of a row, the
-    bytes of an element and where the row starts, modulo the row; None where lanes reach over, or that is not known."""
+    """An access. memory: a tensor's name, SCRATCH, NEAR or UNKNOWN. row: where every lane takes its own element of a
+    row, the bytes of an element and where the row starts, modulo the row; None where lanes reach over, or where it
+    starts is not known."""
 
     memory: str
     stores: bool
@@ -137,7 +138,8 @@ class Accesses:
             return self.expand(a, factor, modulus, form) and self.expand(b, -factor, modulus, form)
         if name in ("s_mul", "s_shl"):
             for number, other in ((op.operands[1], op.operands[0]), (op.operands[0], op.operands[1])):
-                if number.op is not None and number.op.name == "s_const" and (name == "s_mul" or number is op.operands[1]):
+                if number.op is not None and number.op.name == "s_const" \
+                        and (name == "s_mul" or number is op.operands[1]):
                     by = number.op.attributes["value"]
                     return self.expand(other, factor * (by if name == "s_mul" else 1 << by), modulus, form)
             if name == "s_mul" and any(self.is_fixed(v) for v in op.operands):
@@ -159,7 +161,7 @@ class Accesses:
         if number is None or number.name != "s_const":
             return False
         divisor = number.attributes["value"] + (op.name == "s_and")
-        return (op.name == "s_mod" or divisor & (divisor - 1) == 0) and divisor * factor % modulus == 0
+        return bool((op.name == "s_mod" or divisor & (divisor - 1) == 0) and divisor * factor % modulus == 0)
 
     def is_fixed(self, value: Value) -> bool:
         """Whether a scalar is made of arguments and constants only: the same wherever it is used."""
@@ -182,7 +184,8 @@ class _Placement:
         """All accesses of a block, those of nested blocks included."""
         if block not in self.inside:
             own = {touch for op in block.ops if (touch := self.accesses.of(op)) is not None}
-            self.inside[block] = frozenset(own.union(*(self.touches(nested) for op in block.ops for nested in op.blocks)))
+            deeper = [self.touches(nested) for op in block.ops for nested in op.blocks]
+            self.inside[block] = frozenset(own.union(*deeper))
         return self.inside[block]
 
     def block(self, block: Block, pending: Pending, place: bool) -> Pending:

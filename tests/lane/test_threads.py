@@ -160,8 +160,8 @@ def test_scalars_lie_in_their_ranges(data: st.DataObject) -> None:
 
     def grow(count: int) -> None:
         for _ in range(count):
-            name = data.draw(st.sampled_from(["s_add", "s_sub", "s_mul", "s_min", "s_max", "s_and", "s_floordiv", "s_mod",
-                                              "s_shl", "s_sar", "s_select", "s_cmp"]))
+            name = data.draw(st.sampled_from(["s_add", "s_sub", "s_mul", "s_min", "s_max", "s_and", "s_floordiv",
+                                              "s_mod", "s_shl", "s_sar", "s_select", "s_cmp"]))
             a, b, c = (data.draw(st.sampled_from(values)) for _ in range(3))
             if name in ("s_floordiv", "s_mod"):
                 b = p.add("s_max", [b, p.number(1)], S64)
@@ -200,7 +200,7 @@ def test_extents_divided_into_tasks_are_known_to_be_small() -> None:
     divisions = [op for op in lane.walk() if op.name in ("s_floordiv", "s_mod")]
     assert divisions
     for op in divisions:
-        assert all(-(2**31) <= low and high < 2**32 for low, high in map(ranges.of, op.operands))
+        assert all(low >= -(2**31) and high < 2**32 for low, high in map(ranges.of, op.operands))
 
 
 # Sinking.

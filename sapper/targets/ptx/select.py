@@ -55,9 +55,9 @@ OWN_CONSTANTS: dict[str, Callable[[Any, Op], tuple[Key, ...]]] = {}
 class Facts:
     """What selection knows of one target, and what it notes for one function.
 
-    warps: of a worker. lane, warp, worker, workers, first: registers that `begin` fills where the function needs them. lane_bytes: by element
-    size, the offset of a thread in a row. addresses: where a thread's own address was computed, in which block.
-    never_nan: what was found out about values. ranges: between which bounds scalars lie.
+    warps: of a worker. lane, warp, worker, workers, first: registers that `begin` fills where the function needs them.
+    lane_bytes: by element size, the offset of a thread in a row. addresses: where a thread's own address was computed,
+    in which block. never_nan: what was found out about values. ranges: between which bounds scalars lie.
     """
 
     def __init__(self, s: Any, target: Any) -> None:
@@ -375,16 +375,16 @@ def floor_division(s: Any, a: Any, b: Any, type_: str, kind: str, modulo: bool) 
 
 
 def _scalar_division(modulo: bool) -> Rule:
-    """In 32 bits where the operands are known to fit: 64 bits take a subroutine, with a stack frame to save registers."""
+    """In 32 bits where the operands are known to fit: 64 bits take a subroutine, and a stack frame for registers."""
     def rule(s: Any, op: Op) -> None:
         result = op.results[0]
         ranges = [s.facts.ranges.of(v) for v in op.operands]
-        if all(0 <= low and high < 2**32 for low, high in ranges):
+        if all(low >= 0 and high < 2**32 for low, high in ranges):
             a, b = (low_half(s, v) for v in op.operands)
             made = s.new("vec")
             s.emit("rem.u32" if modulo else "div.u32", made, a, b)
             s.emit("cvt.u64.u32", s.define(result), made)
-        elif all(-(2**31) <= low and high < 2**31 for low, high in ranges):
+        elif all(low >= -(2**31) and high < 2**31 for low, high in ranges):
             a, b = (low_half(s, v) for v in op.operands)
             s.emit("cvt.s64.s32", s.define(result), floor_division(s, a, b, "s32", "vec", modulo))
         else:
@@ -514,6 +514,7 @@ def never_nan(s: Any, value: Value) -> bool:
     sources: list[Value] | None = None
     if op is None:
         block = value.owner
+        assert isinstance(block, Block)
         loop = s.bounds.get(block.arguments[0])       # operands: start, stop, then what the arguments start with
         if loop is not None:
             number = block.arguments.index(value)
@@ -897,7 +898,8 @@ def sync_warps(s: Any, op: Op) -> None:
 
 
 def load_matrix(s: Any, op: Op) -> None:
-    memory = near_address(s, *op.operands, op.attributes.get("disp", 0), op.attributes.get("flip", 0))
+    base, offsets = op.operands
+    memory = near_address(s, base, offsets, op.attributes.get("disp", 0), op.attributes.get("flip", 0))
     transposed = ".trans" if op.attributes["transposed"] else ""
     s.emit(f"ldmatrix.sync.aligned.m8n8.x4{transposed}.shared.b16", tuple(s.define(v) for v in op.results), memory)
 
@@ -919,8 +921,8 @@ def barrier(s: Any, op: Op) -> None:
     """The last warp to arrive resets the count and raises the generation, which the others watch.
 
     Every warp of the launch must be resident at once (a cooperative launch). Lane 0 speaks for its warp; what it reads
-    goes to all lanes by a shuffle, so that the loop stays uniform. The fences on both sides, with the synchronisation of
-    the warp, make all that any lane wrote before visible to every lane after (PTX ISA 8.9, causality order).
+    goes to all lanes by a shuffle, so that the loop stays uniform. The fences on both sides, with the meeting of the
+    lanes, make all that any lane wrote before visible to every lane after (PTX ISA 8.9, causality order).
     """
     del op
     facts = s.facts
@@ -997,5 +999,6 @@ RULES: dict[str, Rule] = {
     "scatter": scatter, "prefetch": prefetch, "dot4_u8i8": dot4_u8i8,
     "warp": warp, "near_memory": near_memory, "sync_warps": sync_warps, "async_copy": async_copy,
     "async_commit": async_commit, "async_wait": async_wait, "load_matrix": load_matrix,
-    "matrix_multiply": matrix_multiply, "barrier": barrier, "sync_lanes": sync_lanes, "fence_streaming": fence_streaming,
+    "matrix_multiply": matrix_multiply, "barrier": barrier, "sync_lanes": sync_lanes,
+    "fence_streaming": fence_streaming,
 }

@@ -1,13 +1,13 @@
 """Facts of NVIDIA GPUs: one row for each level that PTX is written for.
 
 Leaves: `Target` rows by name. Holds: facts only. A warp plays the part of a worker, a thread that of a lane.
-Sources: CUDA C++ Programming Guide, "Technical specifications per compute capability" (registers, shared memory, warps);
-sizes of the second-level cache and SM counts of a typical member: A100, A10, L40S, H100 SXM, B200, RTX 5090.
+Sources: CUDA C++ Programming Guide, "Technical specifications per compute capability" (registers, shared memory,
+warps); sizes of the second-level cache and SM counts of a typical member: A100, A10, L40S, H100 SXM, B200, RTX 5090.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...tile.schedule import MatrixUnit
 
@@ -19,12 +19,11 @@ WARP_LANES = 32
 class Target:
     """What the compiler knows of a GPU.
 
-    name: as in `.target`; what the level has is said by each instruction's row. processors: SMs. warps: most resident on
-    an SM.
-    registers: most of a thread. accumulators: rows that the model gives to sums and operands, so that 4 warps fit each
-    quarter of an SM. shared_bytes: most that a block may have. l1_bytes: data cache of an SM; l2_bytes: of the chip.
-    fma_latency: cycles from one fused multiply-add to one that needs it. matrix: mma.sync, and tiles that fit its sums
-    and two stages of its operands to registers and shared memory.
+    name: as in `.target`; what the level has is said by each instruction's row. processors: SMs. warps: most resident
+    on an SM. registers: most of a thread. accumulators: rows that the model gives to sums and operands of plain
+    arithmetic: as many again go to addresses of 64 bits, and ptxas then spills none. shared_bytes: most that a block
+    may have. l1_bytes: data cache of an SM; l2_bytes: of the chip. fma_latency: cycles from one fused multiply-add to
+    one that needs it. matrix: mma.sync, with tiles whose sums fit the registers and whose stages fit shared memory.
     """
 
     name: str
@@ -36,7 +35,7 @@ class Target:
     registers: int = 255
     accumulators: int = 24
     fma_latency: int = 4
-    matrix: MatrixUnit = MatrixUnit()
+    matrix: MatrixUnit = field(default_factory=MatrixUnit)
     family: str = "ptx"
     assembler_allocates: bool = True
     """ptxas gives registers, frame and encoding: the compiler stops at text."""

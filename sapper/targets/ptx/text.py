@@ -1,12 +1,12 @@
 """Machine IR -> PTX text.
 
-Enters: a machine function whose registers are virtual, and a level. Leaves: a module with one kernel. Holds: ptxas takes
-it for that level; the PTX version is the lowest that has every instruction; registers are declared by kind and
+Enters: a machine function whose registers are virtual, and a level. Leaves: a module with one kernel. Holds: ptxas
+takes it for that level; the PTX version is the lowest that has every instruction; registers are declared by kind and
 numbered in the order in which they appear, so the same function gives the same text. An instruction that the level
 lacks raises LevelError with the author's line.
 
-The kernel's parameters are the words of the argument block (docs/ir.md), 64 bits each: scratch, scratch_bytes, sync, then
-one for each slot, such as a_data, dim_N.
+The kernel's parameters are the words of the argument block (docs/ir.md), 64 bits each: scratch, scratch_bytes, sync,
+then one for each slot, such as a_data, dim_N.
 """
 
 from __future__ import annotations

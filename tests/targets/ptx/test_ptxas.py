@@ -84,7 +84,8 @@ def code_bytes(cubin: bytes) -> dict[str, int]:
 
 
 def measured(level: str) -> dict[str, dict[str, int]]:
-    return assembled([*(text_of(entry, level) for entry in library()), *(matrix_text(k, level) for k in KERNELS)], level)
+    texts = [*(text_of(entry, level) for entry in library()), *(matrix_text(k, level) for k in KERNELS)]
+    return assembled(texts, level)
 
 
 @needs_ptxas

@@ -11,22 +11,25 @@ import pytest
 from sapper import emulate, targets
 from sapper.codegen.compile import compile_lane
 from sapper.codegen.select import SelectionError
-from sapper.ir.nodes import Builder, Function, Value
+from sapper.ir.nodes import Block, Builder, Function, Value
 from sapper.ir.types import MASK, S64, RowType, b32, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, u8
 from sapper.ir.verifier import verify
 from sapper.lane.interpret import Memory, run
+from sapper.lane.math import EXPANDABLE
 from sapper.lane.ops import LANE_OPS
+from sapper.targets.ptx.rows import form
 from sapper.targets.ptx.select import RULES
-from sapper.targets.ptx.text import LevelError
+from sapper.targets.ptx.text import LevelError, check_level
 
 LANES = 32
 TARGET = targets.target("sm_80")
 NUMPY = {f32: np.float32, f64: np.float64, i32: np.int32, i64: np.int64, b32: np.int32}
 INF, NAN = float("inf"), float("nan")
-FLOATS = [0.0, -0.0, 1.0, -1.5, 2.5, 0.5, 3.4e38, -3.4e38, 1e-45, -1e-40, INF, -INF, NAN, 7.0, 1e10, -2.0 ** 31, 65504.0,
-          65520.0, 1.0078125, 1.01171875, -3.7, 123456.7, 1e-30, 0.1, -0.3, 100.0, 8388609.0, -8388607.5, 4.0, 9.0, 2.0, 3.0]
-INTEGERS = [0, 1, -1, 2, -2, 7, -7, 31, 32, 255, -128, 32767, -32768, 65536, 2**31 - 1, -(2**31), 5, 6, 9, 10, 100, -100,
-            12345, -54321, 3, 4, 8, 16, 64, 127, 128, 1000]
+FLOATS = [0.0, -0.0, 1.0, -1.5, 2.5, 0.5, 3.4e38, -3.4e38, 1e-45, -1e-40, INF, -INF, NAN, 7.0, 1e10, -2.0**31,
+          65504.0, 65520.0, 1.0078125, 1.01171875, -3.7, 123456.7, 1e-30, 0.1, -0.3, 100.0, 8388609.0, -8388607.5, 4.0,
+          9.0, 2.0, 3.0]
+INTEGERS = [0, 1, -1, 2, -2, 7, -7, 31, 32, 255, -128, 32767, -32768, 65536, 2**31 - 1, -(2**31), 5, 6, 9, 10, 100,
+            -100, 12345, -54321, 3, 4, 8, 16, 64, 127, 128, 1000]
 
 
 class Program:
@@ -254,8 +257,6 @@ def test_control() -> None:
     function, builder = program.function, program.builder
 
     def nested(types: list[Any], body: Callable[[list[Value]], list[Value]]) -> Any:
-        from sapper.ir.nodes import Block
-
         block = Block(types)
         program.builder = Builder(block)
         program.add("yield", body(block.arguments))
@@ -305,8 +306,6 @@ def test_control() -> None:
 
 
 def test_every_op_has_a_rule_or_is_expanded_before() -> None:
-    from sapper.lane.math import EXPANDABLE
-
     own = {"loop", "if", "tasks", "yield", "s_const", "splat_const"}       # the driver's
     missing = set(LANE_OPS.rows) - set(RULES) - own - EXPANDABLE
     assert missing == {"dot2_bf16"}
@@ -330,17 +329,13 @@ def test_a_function_for_other_lanes_is_refused() -> None:
         compile_lane(function, TARGET)
 
 
-def test_what_a_level_lacks_is_refused_at_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sapper.targets.ptx import text as printing
-
+def test_what_a_level_lacks_is_refused_at_the_line() -> None:
     program = Program()
     program.out(program.row(FLOATS, f32))
     program.function.attributes = {"lanes": LANES, "slots": program.slots}
     machine = compile_lane(program.function, TARGET).machine
-    from sapper.targets.ptx.rows import form
-
     machine.body[0].row = form("griddepcontrol.wait")
     machine.body[0].operands = []
     with pytest.raises(LevelError, match=r"griddepcontrol.wait needs sm_90 or later; found sm_80"):
-        printing.check_level(machine, "sm_80")
-    printing.check_level(machine, "sm_90a")
+        check_level(machine, "sm_80")
+    check_level(machine, "sm_90a")
