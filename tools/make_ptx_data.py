@@ -59,7 +59,8 @@ def make_nvcc() -> None:
     source = HERE / "ptx_nvcc_kernels.cu"
     parts = re.findall(r"^// part (\w+) (sm_\w+)$", source.read_text(encoding="utf-8"), re.MULTILINE)
     for name, level in parts:
-        command = ["nvcc", "-ptx", f"-arch={level}", "-std=c++17", "-O3", f"-DPART_{name.upper()}", str(source), "-o", "-"]
+        command = ["nvcc", "-ptx", f"-arch={level}", "-std=c++17", "-O3", f"-DPART_{name.upper()}", str(source), "-o",
+                   "-"]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         write(f"nvcc_{name}_{level}", text)
 

@@ -18,8 +18,10 @@ def matmul(a, b, c, M, N, K, stride_a, stride_b, stride_c, BM: tl.constexpr, BN:
     total = tl.zeros((BM, BN), SUM)
     for k in range(0, K, BK):
         inside = (k + depth) < K
-        x = tl.load(a + rows[:, None] * stride_a + (k + depth)[None, :], mask=(rows < M)[:, None] & inside[None, :], other=0.0)
-        y = tl.load(b + (k + depth)[:, None] * stride_b + columns[None, :], mask=(columns < N)[None, :] & inside[:, None],
+        x = tl.load(a + rows[:, None] * stride_a + (k + depth)[None, :], mask=(rows < M)[:, None] & inside[None, :],
+                    other=0.0)
+        y = tl.load(b + (k + depth)[:, None] * stride_b + columns[None, :],
+                    mask=(columns < N)[None, :] & inside[:, None],
                     other=0.0)
         total = tl.dot(x, y, total, out_dtype=SUM)
     tl.store(c + rows[:, None] * stride_c + columns[None, :], total.to(c.dtype.element_ty),
@@ -36,8 +38,10 @@ def matmul_nt(a, b, c, M, N, K, stride_a, stride_b, stride_c, BM: tl.constexpr, 
     total = tl.zeros((BM, BN), SUM)
     for k in range(0, K, BK):
         inside = (k + depth) < K
-        x = tl.load(a + rows[:, None] * stride_a + (k + depth)[None, :], mask=(rows < M)[:, None] & inside[None, :], other=0.0)
-        y = tl.load(b + columns[None, :] * stride_b + (k + depth)[:, None], mask=(columns < N)[None, :] & inside[:, None],
+        x = tl.load(a + rows[:, None] * stride_a + (k + depth)[None, :], mask=(rows < M)[:, None] & inside[None, :],
+                    other=0.0)
+        y = tl.load(b + columns[None, :] * stride_b + (k + depth)[:, None],
+                    mask=(columns < N)[None, :] & inside[:, None],
                     other=0.0)
         total = tl.dot(x, y, total, out_dtype=SUM)
     tl.store(c + rows[:, None] * stride_c + columns[None, :], total.to(c.dtype.element_ty),
@@ -82,7 +86,8 @@ def attention(q, k, v, out, T, scale, D: tl.constexpr, BM: tl.constexpr, BN: tl.
         weight = weight * shrink + tl.sum(share, 1)
         total = total * shrink[:, None] + tl.dot(share.to(tl.bfloat16), value)
         highest = higher
-    tl.store(out + rows[:, None] * D + lanes[None, :], (total / weight[:, None]).to(tl.bfloat16), mask=(rows < T)[:, None])
+    tl.store(out + rows[:, None] * D + lanes[None, :], (total / weight[:, None]).to(tl.bfloat16),
+             mask=(rows < T)[:, None])
 
 
 @triton.jit
@@ -155,7 +160,8 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def _matmul(dtype: str, result: str, levels: tuple[int, ...], sum: Any, name: str, kernel: Any = matmul, block: int = 64,
+def _matmul(dtype: str, result: str, levels: tuple[int, ...], sum: Any, name: str, kernel: Any = matmul,
+            block: int = 64,
             depth: int = 32) -> Case:
     pointers = ("a", "b", "c")
     signature = {"a": f"*{dtype}", "b": f"*{dtype}", "c": f"*{result}", **dict.fromkeys(
@@ -175,7 +181,8 @@ CASES = [
     _matmul("fp8e5", "fp32", (90,), tl.float32, "matmul_e5m2", matmul_nt, depth=64),
     Case("matmul_tma", matmul_tma, _TMA, {"BM": 64, "BN": 128, "BK": 64}, (90,)),
     Case("matmul_specialised", matmul_specialised, _TMA, {"BM": 64, "BN": 128, "BK": 64}, (90,)),
-    Case("attention", attention, {"q": "*bf16", "k": "*bf16", "v": "*bf16", "out": "*bf16", "T": "i32", "scale": "fp32"},
+    Case("attention", attention, {"q": "*bf16", "k": "*bf16", "v": "*bf16", "out": "*bf16", "T": "i32",
+                                  "scale": "fp32"},
          {"D": 64, "BM": 64, "BN": 64}, (80, 90), ("q", "k", "v", "out")),
     Case("softmax", softmax, {"x": "*fp32", "y": "*fp32", "N": "i32"}, {"BLOCK": 1024}, (80,), ("x", "y")),
     Case("layer_norm", layer_norm, {"x": "*bf16", "weight": "*fp32", "bias": "*fp32", "y": "*bf16", "N": "i32",
@@ -183,6 +190,7 @@ CASES = [
     Case("atomics", atomics, {"x": "*i32", "bins": "*i32", "total": "*fp32", "largest": "*i32", "N": "i32"},
          {"BLOCK": 256}, (80,), ("x",)),
     Case("split_k", split_k, {"a": "*bf16", "b": "*bf16", "c": "*fp32", "locks": "*i32", "M": "i32", "N": "i32",
-                              "K": "i32"}, {"BM": 32, "BN": 32, "BK": 32, "SPLIT": 2}, (80,), ("a", "b", "c", "N", "K")),
+                              "K": "i32"}, {"BM": 32, "BN": 32, "BK": 32, "SPLIT": 2}, (80,),
+         ("a", "b", "c", "N", "K")),
     Case("scan", scan, {"x": "*fp32", "y": "*fp32", "N": "i32"}, {"BLOCK": 512}, (80,)),
 ]

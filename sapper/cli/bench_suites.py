@@ -464,6 +464,10 @@ def _compile_times(entry: Any, directory: str) -> tuple[float, float]:
     return seconds[0], seconds[1]
 
 
+AS_IN_FILE = "4 bit"
+"""What the file's own form of the weights is called: Q4_1, and Q8_0 for the logits."""
+
+
 def model_rows(settings: Settings) -> Iterator[list[Row]]:
     """SmolLM2-135M: a prompt of 512 tokens, and token by token after it."""
     if not any(settings.wants(name) for name in ("smollm2 prefill", "smollm2 decode")):
@@ -473,15 +477,17 @@ def model_rows(settings: Settings) -> Iterator[list[Row]]:
 
     settings.report("loading the model")
     try:
-        model = load_model("smollm2", "bf16")
+        models = {name: load_model("smollm2", form) for name, form in (("bf16", "bf16"), (AS_IN_FILE, "file"))}
     except (ModelError, ImportError) as error:
         settings.say(f"no model to run: {error}")
         return
     for threads in settings.thread_counts:
-        yield from attempt("smollm2", settings, partial(_model_case, model, threads, settings))
+        for name, model in models.items():
+            yield from attempt("smollm2", settings, partial(_model_case, name, model, threads, settings))
 
 
-def _model_case(model: Any, threads: int, settings: Settings) -> list[Row]:
+def _model_case(dtype: str, model: Any, threads: int, settings: Settings) -> list[Row]:
+    """dtype: what the form of the weights is called in tables."""
     from ..models.llama.session import Session
 
     matrices = [m for one in model.weights.layers for m in (one.qkv, one.output, one.gate, one.up, one.down)]
@@ -521,16 +527,16 @@ def _model_case(model: Any, threads: int, settings: Settings) -> list[Row]:
             other.eval([tokens[other.n_tokens % prompt_tokens]])
 
         prefill["llama"], decode["llama"] = other_prompt, other_token
-        dtypes["llama"] = "4 bit"
+        dtypes["llama"] = AS_IN_FILE
     label = f"smollm2 prefill, {threads} thread{'s' * (threads > 1)}"
     peaks = settings.peaks(threads)
     settings.report(label)
     floor_s = prefill_flops / peaks.f32_flops
-    rows = rows_of("smollm2 prefill", "bf16", str(prompt_tokens), threads, settings.measure(prefill, threads), floor_s,
+    rows = rows_of("smollm2 prefill", dtype, str(prompt_tokens), threads, settings.measure(prefill, threads), floor_s,
                    prompt_tokens, "tokens/s", dtypes)
     settings.report(label.replace("prefill", "decode"))
     timings, peaks = with_floor(decode, "DRAM", False, peaks, threads, settings)
-    rows += rows_of("smollm2 decode", "bf16", f"1 after {prompt_tokens}", threads, timings,
+    rows += rows_of("smollm2 decode", dtype, f"1 after {prompt_tokens}", threads, timings,
                     peaks.floor_s(0, weight_bytes, 0, "DRAM"), 1.0, "tokens/s", dtypes)
     return [row for row in rows if settings.wants(row.case)]
 

@@ -1,8 +1,9 @@
 """`sapper emulate`: a kernel of PTX text on the emulator.
 
 Enters: the text, the launch and the arguments as words. Leaves: checks and counters, printed. Holds: an argument is
-`name=dtype[extents]`, with `:zeros`, `:empty` (reading it is an error), `:arange` or `:normal` (the default) after it, or
-`name=number` for a scalar; `--expect "z = x + y"` compares arrays after the run with a NumPy expression of those before.
+`name=dtype[extents]`, with `:zeros`, `:empty` (reading it is an error), `:arange` or `:normal` (the default) after it,
+or `name=number` for a scalar; `--expect "z = x + y"` compares arrays after the run with a NumPy expression of those
+before.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def expect(line: str, before: dict[str, Any], after: dict[str, Any]) -> dict[str
     difference = float(np.abs(found - wanted).max()) if found.size else 0.0
     scale = float(np.abs(wanted).max()) if wanted.size else 0.0
     dtype = after[name].dtype
-    bits = 0 if dtype.kind in "iu" else float(ml_dtypes.finfo(dtype).eps)
+    information: Any = ml_dtypes.finfo
+    bits = 0 if dtype.kind in "iu" else float(information(dtype).eps)
     if not difference <= 8 * bits * max(scale, 1.0):
         raise CommandError(f"{name} differs from {expression.strip()} by up to {difference:.3g}")
     return {"name": name, "expression": expression.strip(), "largest_difference": difference}
@@ -110,6 +112,7 @@ def report(facts: dict[str, Any]) -> list[str]:
     lines += [f"  {count:>8}  {name}" for name, count in instructions]
     lines.append(f"shared memory: {counters['shared_accesses']} accesses, {counters['shared_cycles']} cycles "
                  f"({counters['shared_ideal']} without bank conflicts)")
-    lines.append(f"global memory: {counters['global_accesses']} accesses, {counters['global_sectors']} sectors of 32 bytes "
+    lines.append(f"global memory: {counters['global_accesses']} accesses, {counters['global_sectors']} sectors of 32 "
+                 f"bytes "
                  f"({counters['global_ideal']} at least)")
     return lines

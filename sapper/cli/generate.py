@@ -18,7 +18,7 @@ REFUSED, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
 
 def run_generate(
     model: str, prompt: str, tokens: int = 128, *, temperature: float = 0.0, top_k: int = 40, seed: int = 0,
-    json: bool = False, threads: int | None = None, raw: bool = False, system: str | None = None, dtype: str = "bf16",
+    json: bool = False, threads: int | None = None, raw: bool = False, system: str | None = None, dtype: str = "file",
     interpret: bool = False, out: TextIO | None = None, err: TextIO | None = None,
 ) -> int:
     """Generate text and print it.
@@ -26,8 +26,8 @@ def run_generate(
     model: a GGUF file, a safetensors directory, or a name such as "smollm2". prompt: a user's message, or with raw the
     beginning of a text. tokens: at most so many. temperature 0 takes the likeliest token each time. json: print one
     object at the end: model, prompt, text, tokens, prompt_tokens, stop ("end", "length", "context", "interrupted"),
-    load_s, prefill_tokens_per_s, decode_tokens_per_s. dtype: "bf16" or "f32", how the weights are held. interpret: run
-    under the reference interpreter. out, err: where to print (None: stdout and stderr).
+    load_s, prefill_tokens_per_s, decode_tokens_per_s. dtype: "file", "bf16" or "f32", how the weights are held.
+    interpret: run under the reference interpreter. out, err: where to print (None: stdout and stderr).
     """
     out, err = out or sys.stdout, err or sys.stderr
     try:

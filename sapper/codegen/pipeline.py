@@ -125,8 +125,6 @@ def finish_lane(lane: Function, target: Any) -> Function:
     from ..lane.math import expand_math
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
-    from ..lane.sink import sink
-    from ..lane.synchronise import synchronise
     from .compile import rules_of
 
     legal = rules_of(target).legal_ops(target)
@@ -139,14 +137,23 @@ def finish_lane(lane: Function, target: Any) -> Function:
         verify(lane, LANE_OPS)
     simplify(lane, indexed_addresses=target.indexed_addresses)
     _trace(lane, "simplify")
+    lane = for_threads(lane, target)
+    if check:
+        verify(lane, LANE_OPS)
+    return lane
+
+
+def for_threads(lane: Function, target: Any) -> Function:
+    """What lane IR needs besides where lanes are threads, and others give them registers."""
+    from ..lane.sink import sink
+    from ..lane.synchronise import synchronise
+
     if target.assembler_allocates:
         sink(lane)
         _trace(lane, "sink")
     if target.lanes_are_threads:
         synchronise(lane)
         _trace(lane, "synchronise")
-    if check:
-        verify(lane, LANE_OPS)
     return lane
 
 

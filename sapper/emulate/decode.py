@@ -1,7 +1,7 @@
 """An instruction to a `Step`: what it does to the lanes that run it.
 
-Enters: a parsed instruction. Leaves: a `Step` whose `run(lanes)` does it. Holds: everything that can be decided from the
-text (which operands are registers, which meaning) is decided here, once.
+Enters: a parsed instruction. Leaves: a `Step` whose `run(lanes)` does it. Holds: everything that can be decided from
+the text (which operands are registers, which meaning) is decided here, once.
 Rows with a meaning and no unit are done here. A unit's rows are done by the module that registered the unit (units.py).
 """
 
@@ -40,7 +40,8 @@ def decode(machine: Machine, instruction: parse.Instruction) -> Step:
         if name:
             if name not in UNITS:
                 raise EmulationError(f"the emulator does not carry out {form.mnemonic}", instruction.line)
-            return Step(instruction, UNITS[name](machine, instruction), guard=held, whole=needs_whole_warps(instruction),
+            return Step(instruction, UNITS[name](machine, instruction), guard=held,
+                        whole=needs_whole_warps(instruction),
                         meets=name in ("warp", "warp_barrier"))
         if form.row.opcode == "mov" and any(isinstance(operand, parse.Vector) for operand in instruction.operands):
             return Step(instruction, _move_parts(machine, instruction), guard=held)

@@ -1,5 +1,5 @@
-"""What can go wrong in emulated PTX. Every message says where (line of the text, block, warp, lane), what was found, and
-what was expected."""
+"""What can go wrong in emulated PTX. Every message says where (line of the text, block, warp, lane), what was found,
+and what was expected."""
 
 from __future__ import annotations
 

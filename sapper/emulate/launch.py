@@ -4,8 +4,8 @@
     result = module.launch("add", grid=(4,), block=(128,), arguments=[x, y, z, np.int32(n)])
 
 Enters: text, NumPy arrays (contiguous; written in place by the kernel) and scalars. Leaves: a `Result` with counters.
-Holds: blocks run in batches, each of as many whole clusters as keep `BATCH_THREADS` lanes busy; `cooperative=True` keeps
-all of them resident at once, as a grid barrier needs. Same input, same result: nothing is random.
+Holds: blocks run in batches, each of as many whole clusters as keep `BATCH_THREADS` lanes busy; `cooperative=True`
+keeps all of them resident at once, as a grid barrier needs. Same input, same result: nothing is random.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from . import parse
 from .decode import decode
 from .errors import EmulationError
+from .inline import inline_calls
 from .machine import Counters, Machine, Options, Shape
 from .memory import GLOBAL_BASE, SHARED_START, GlobalMemory, Memory
 from .tensor_map import TensorMap
@@ -76,7 +77,9 @@ class Module:
         if any(g % c for g, c in zip(shape.grid, shape.cluster, strict=True)):
             raise EmulationError(f"grid {shape.grid} is no multiple of the cluster {shape.cluster}")
         if function.required_threads and _three(function.required_threads) != shape.block:
-            raise EmulationError(f"found a block of {shape.block}, expected {_three(function.required_threads)} (.reqntid)")
+            raise EmulationError(f"found a block of {shape.block}, expected {_three(function.required_threads)} "
+                                 f"(.reqntid)")
+        function = inline_calls(self.parsed, function)
         return _Launch(self.parsed, function, shape, shared_bytes, options or Options()).run(arguments, cooperative)
 
 
@@ -110,7 +113,8 @@ class _Launch:
             batch = len(blocks)
         for start in range(0, len(blocks), batch):
             resident = blocks[start:start + batch]
-            memory = Memory(self.device, parameters, len(resident), shared_total, self.dynamic_bytes, symbols, local_total,
+            memory = Memory(self.device, parameters, len(resident), shared_total, self.dynamic_bytes, symbols,
+                            local_total,
                             len(resident) * self.shape.padded_threads)
             machine = Machine(self.function, self.module, self.shape, resident, memory, self.options, result.counters,
                               decode)
@@ -163,7 +167,8 @@ class _Launch:
             return known
         if not array.flags.c_contiguous:
             raise EmulationError("found an array that is not contiguous")
-        address = self.device.allocate(array.nbytes, f"argument {len(self.copies)}", not isinstance(argument, Uninitialised))
+        address = self.device.allocate(array.nbytes, f"argument {len(self.copies)}",
+                                       not isinstance(argument, Uninitialised))
         offset = address - GLOBAL_BASE
         self.device.bytes[offset:offset + array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
         self.copies.append((array, address))
@@ -197,7 +202,7 @@ class _Launch:
                 shared = -(-shared // variable.alignment) * variable.alignment
                 symbols[variable.name] = ("shared", shared)
                 shared += variable.size_bytes
-            elif variable.space == "local":
+            elif variable.space in ("local", "param"):  # a variable that passes a parameter is one of the thread
                 local = -(-local // variable.alignment) * variable.alignment
                 symbols[variable.name] = ("local", local)
                 local += variable.size_bytes

@@ -1,10 +1,10 @@
 """The machine: threads of the resident blocks as lanes of NumPy arrays, and the scheduler of their strands.
 
 Enters: a parsed function, the shape of the launch, memory. Leaves: effects on memory, counters.
-Holds: a *strand* is a set of threads at one place of the program; it may span warps and blocks. Threads that disagree at
-a branch part into two strands; strands that meet at one place merge. The strand at the lowest place runs first, so that
-threads which went different ways meet again after both; one that runs long without meeting anybody lets others go on
-(forward progress of each thread: PTX ISA, "Independent Thread Scheduling"). A strand that waits is asked again when
+Holds: a *strand* is a set of threads at one place of the program; it may span warps and blocks. Threads that disagree
+at a branch part into two strands; strands that meet at one place merge. The strand at the lowest place runs first, so
+that threads which went different ways meet again after both; one that runs long without meeting anybody lets others go
+on (forward progress of each thread: PTX ISA, "Independent Thread Scheduling"). A strand that waits is asked again when
 something happened. When nobody can go on, that is a deadlock, and the error says who waits where.
 Registers are arrays over all threads; they are replaced, never changed in place.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..targets.ptx import meaning
-from ..targets.ptx.rows import BITS, Operand
+from ..targets.ptx.rows import BITS
 from . import parse
 from .errors import ConvergenceError, DeadlockError, EmulationError
 from .memory import Memory
@@ -178,23 +178,25 @@ class Machine:
     # Threads
 
     def _special_registers(self) -> dict[str, Array]:
-        shape, registers = self.shape, {}
+        shape = self.shape
+        registers: dict[str, Array] = {}
         thread = np.minimum(self.thread_of, shape.threads - 1).astype(np.uint32)
         block = np.array(self.blocks, dtype=np.uint32)[self.block_of]
         for name, number, size in (("tid", thread, shape.block), ("ctaid", block, shape.grid)):
-            x, y, z = (np.uint32(n) for n in size)
+            x, y = np.uint32(size[0]), np.uint32(size[1])
             for axis, value in zip("xyz", (number % x, number // x % y, number // (x * y)), strict=True):
                 registers[f"{name}.{axis}"] = value
-        for name, size in (("ntid", shape.block), ("nctaid", shape.grid), ("cluster_nctaid", shape.cluster),
-                           ("nclusterid", tuple(g // c for g, c in zip(shape.grid, shape.cluster, strict=True)))):
-            for axis, value in zip("xyz", size, strict=True):
-                registers[f"{name}.{axis}"] = np.full(self.count, value, np.uint32)
+        clusters = tuple(g // c for g, c in zip(shape.grid, shape.cluster, strict=True))
+        for name, extents in (("ntid", shape.block), ("nctaid", shape.grid), ("cluster_nctaid", shape.cluster),
+                              ("nclusterid", clusters)):
+            for axis, extent in zip("xyz", extents, strict=True):
+                registers[f"{name}.{axis}"] = np.full(self.count, extent, np.uint32)
         rank = np.zeros(self.count, np.uint32)
-        for axis, size in reversed(list(zip("xyz", shape.cluster, strict=True))):
-            inside = registers[f"ctaid.{axis}"] % np.uint32(size)
+        for axis, extent in reversed(list(zip("xyz", shape.cluster, strict=True))):
+            inside = registers[f"ctaid.{axis}"] % np.uint32(extent)
             registers[f"cluster_ctaid.{axis}"] = inside
-            registers[f"clusterid.{axis}"] = registers[f"ctaid.{axis}"] // np.uint32(size)
-            rank = rank * np.uint32(size) + inside
+            registers[f"clusterid.{axis}"] = registers[f"ctaid.{axis}"] // np.uint32(extent)
+            rank = rank * np.uint32(extent) + inside
         registers["cluster_ctarank"] = rank
         registers["cluster_nctarank"] = np.full(self.count, shape.cluster_blocks, np.uint32)
         registers["is_explicit_cluster"] = np.full(self.count, shape.cluster_blocks > 1)
@@ -278,7 +280,8 @@ class Machine:
         found = self.constants.get(key)
         if found is None:
             size = max(BITS[type], 8)
-            raw = np.array((bits & ((1 << size) - 1)), dtype=f"u{size // 8}") if type != "pred" else np.array(bool(bits))
+            raw = np.array((bits & ((1 << size) - 1)),
+                           dtype=f"u{size // 8}") if type != "pred" else np.array(bool(bits))
             found = self.constants[key] = np.broadcast_to(raw, self.count).copy()
         return found if lanes is None else found[:len(lanes)]
 
@@ -502,8 +505,9 @@ class Machine:
             lane = int(lanes[~complete][0])
             raise ConvergenceError(f"{self.instruction.form.mnemonic} runs under a predicate that differs inside a "
                                    f"warp: {self.place_of(lane)}; expected the same for all lanes", self.line)
-        late = Strand(strand.place, lanes[~complete], Wait(
-            self._complete, lambda: "waits for the other lanes of its warp, which are elsewhere", again=True, meets=True), self.events)
+        wait = Wait(self._complete, lambda: "waits for the other lanes of its warp, which are elsewhere", again=True,
+                    meets=True)
+        late = Strand(strand.place, lanes[~complete], wait, self.events)
         if not complete.any():
             strand.wait, strand.seen = late.wait, self.events
             return False
@@ -518,10 +522,6 @@ class Machine:
         return (present >= living)[self.warp_of[lanes]]
 
     # Values
-
-    def typed(self, raw: Array, operand_type: str) -> Array:
-        """Raw bits of registers as the operand's type wants them (see rows.py)."""
-        return as_type(raw, operand_type)
 
     def reader(self, operand: parse.Operand | None, type: str) -> Callable[[Lanes], Array]:
         """A function that reads a single source operand as values of `type`."""
@@ -593,7 +593,7 @@ def as_type(raw: Array, type: str) -> Array:
     if raw.dtype.itemsize != size:  # a wider register: its low part; a narrower source (an address): extended
         raw = raw.astype(f"u{size}")
     if type in meaning.PACKED:
-        return np.ascontiguousarray(raw).view(wanted).reshape(len(raw), -1)
+        return np.asarray(np.ascontiguousarray(raw).view(wanted).reshape(len(raw), -1))
     return raw.view(wanted)
 
 
@@ -605,7 +605,7 @@ def to_register(value: Array, register: Any, signed: bool) -> Array:
     if value.dtype == register:
         return value
     size = value.dtype.itemsize
-    if value.dtype == bool or register == bool:
+    if "b" in (value.dtype.kind, register.kind):
         return value.astype(register)
     if size == register.itemsize:
         return value.view(register)
@@ -621,14 +621,3 @@ def immediate_bits(operand: parse.Immediate, type: str) -> int:
     if type == "f32" and operand.value is not None:
         return int(np.float32(operand.value).view(np.uint32))
     return operand.bits
-
-
-def vector_items(operand: parse.Operand | None, count: int) -> tuple[parse.Operand | None, ...]:
-    """The parts of a vector operand; a single register counts as a vector of one."""
-    if isinstance(operand, parse.Vector):
-        return operand.items
-    return (operand,) * (1 if count <= 1 else 0) or (operand,)
-
-
-def described(operand: Operand) -> str:
-    return f"{operand.role}:{operand.type}"

@@ -1,4 +1,5 @@
-"""Memory of the emulated GPU: global arena, shared memory of the resident blocks, parameters, local and constant memory.
+"""Memory of the emulated GPU: global arena, shared memory of the resident blocks, parameters, local and constant
+memory.
 
 Enters: addresses of threads. Leaves: values; MemoryFault for what lies outside, is misaligned or was never written.
 Holds: one 64-bit generic address space. Shared memory of a block of rank r in its cluster is the window address
@@ -46,8 +47,8 @@ class Arena:
     def load(self, offsets: Array, size: int, count: int) -> Array:
         """(count, threads) elements of `size` bytes; offsets are aligned to size."""
         if count == 1:
-            return self.views[size][offsets // size][None]
-        return self.views[size][(offsets // size)[None, :] + np.arange(count)[:, None]]
+            return np.asarray(self.views[size][offsets // size][None])
+        return np.asarray(self.views[size][(offsets // size)[None, :] + np.arange(count)[:, None]])
 
     def store(self, offsets: Array, size: int, values: Array) -> None:
         """values: (count, threads)."""

@@ -304,7 +304,8 @@ class _Parser:
         function = Function(name, entry, returned + (self.parse_parameters() if self.peek() == "(" else []))
         while self.peek() not in ("{", ";"):
             word = self.next()
-            if word.text in (".reqntid", ".maxntid", ".reqnctapercluster", ".maxclusterrank", ".minnctapersm", ".maxnreg"):
+            if word.text in (".reqntid", ".maxntid", ".reqnctapercluster", ".maxclusterrank", ".minnctapersm",
+                             ".maxnreg"):
                 numbers = [self.integer()]
                 while self.accept(","):
                     numbers.append(self.integer())
@@ -312,7 +313,8 @@ class _Parser:
                     function.required_threads = tuple(numbers)
                 elif word.text == ".reqnctapercluster":
                     function.required_cluster = tuple(numbers)
-            elif word.text not in (".explicitcluster", ".noreturn", ".blocksareclusters", ".pragma") and word.kind != "string":
+            elif word.text not in (".explicitcluster", ".noreturn", ".blocksareclusters",
+                                   ".pragma") and word.kind != "string":
                 raise ParseError(f"found {word.text!r}, expected a directive of {name} or its body", word.line)
         if self.accept(";"):
             return

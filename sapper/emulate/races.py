@@ -5,10 +5,11 @@ Holds: an *agent* is a warp, or the asynchronous engine of a block. Time is one 
 `known[a, b]` is the last moment such that what agent b did until then happens before what a does now (vector clocks).
 Every granule of memory remembers who wrote it last and when, and when each agent read it last. An access conflicts with
 an earlier one of another agent that is not known to it. Inside a warp, lanes are ordered by bar.warp.sync and by the
-barriers only. Bytes that an asynchronous operation still reads or writes are marked in flight; touching them is a
+barriers only. Warps of one block that store one value to one place with one instruction are let pass: compilers do so.
+Bytes that an asynchronous operation still reads or writes are marked in flight; touching them is a
 conflict whatever the clocks say.
-Source: L. Lamport, "Time, clocks, and the ordering of events", 1978; C. Flanagan, S. Freund, "FastTrack", PLDI 2009; PTX
-ISA, chapter "Memory Consistency Model".
+Source: L. Lamport, "Time, clocks, and the ordering of events", 1978; C. Flanagan, S. Freund, "FastTrack", PLDI 2009;
+PTX ISA, chapter "Memory Consistency Model".
 """
 
 from __future__ import annotations
@@ -283,6 +284,9 @@ class GlobalShadow:
             if wrong.any():
                 self._conflict(kind, "read", wrong, reader, places, line, name)
         self.writer[places] = agent + self.base
+        together = self.writer[places] != agent + self.base
+        if kind == "write" and together.any():
+            self._conflict(kind, "written", together, self.writer[places], places, line, name)
         self.written_at[places] = clocks.now
         self.written_line[places] = line
         self.atomic[places] = kind == "atomic"

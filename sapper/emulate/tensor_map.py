@@ -1,8 +1,9 @@
 """Tensor maps: what the tensor copies know of a tensor in global memory.
 
 Enters: a NumPy array and a box. Leaves: the 128 bytes of a kernel's parameter. Holds: dimensions and boxes are given as
-the array has them, the contiguous one last; in the 128 bytes they stand innermost first, in a form of the emulator's own
-(the real one is opaque: PTX ISA, "tensormap"; CUDA Driver API, cuTensorMapEncodeTiled, for the conditions checked here).
+the array has them, the contiguous one last; in the 128 bytes they stand innermost first, in a form of the emulator's
+own (the real one is opaque: PTX ISA, "tensormap"; CUDA Driver API, cuTensorMapEncodeTiled, for the conditions checked
+here).
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def decode(data: bytes) -> Tensor:
 
 
 def swizzled(offsets: NDArray[np.int64], swizzle: int) -> NDArray[np.int64]:
-    """Byte addresses in shared memory after swizzling: the number of the 16-byte chunk inside its row of `swizzle` bytes
-    is combined by XOR with the number of the 128-byte row (PTX ISA, "Swizzling Modes")."""
+    """Byte addresses in shared memory after swizzling: the number of the 16-byte chunk inside its row of `swizzle`
+    bytes is combined by XOR with the number of the 128-byte row (PTX ISA, "Swizzling Modes")."""
     if not swizzle:
         return offsets
     bits = {32: 1, 64: 3, 128: 7}[swizzle]

@@ -1,7 +1,7 @@
 """Atomic operations on memory: atom, red.
 
-Enters: addresses and values of lanes. Leaves: memory, and the old values. Holds: lanes that meet at one address come one
-after another, in the order of their numbers. Source: PTX ISA, "atom", "red".
+Enters: addresses and values of lanes. Leaves: memory, and the old values. Holds: lanes that meet at one address come
+one after another, in the order of their numbers. Source: PTX ISA, "atom", "red".
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def combine(op: str, type: str, old: Array, value: Array, flushes: bool = False)
                 return meaning.flush(meaning.flush(old) + meaning.flush(value))
             return old + value
         if op == "inc":
-            return np.where(old >= value, old.dtype.type(0), old + old.dtype.type(1))
+            return np.asarray(np.where(old >= value, old.dtype.type(0), old + old.dtype.type(1)))
         if op == "dec":
             return np.where((old == 0) | (old > value), value, old - old.dtype.type(1))
         if op == "exch":

@@ -86,7 +86,8 @@ def _complete(machine: Machine, block: int, barrier: Barrier) -> None:
 def _arrive(machine: Machine, block: int, barrier: Barrier, lanes: Array, expected: int, waits: bool,
             predicate: Array | None) -> None:
     if barrier.expected not in (-1, expected):
-        raise EmulationError(f"{barrier.name} of block {block} is waited for with {expected or 'all'} threads, and with "
+        raise EmulationError(f"{barrier.name} of block {block} is waited for with {expected or 'all'} threads, and "
+                             f"with "
                              f"{barrier.expected or 'all'} elsewhere", machine.line)
     barrier.expected = expected
     agents = np.unique(machine.warp_of[lanes])
@@ -156,7 +157,8 @@ def _barrier(machine: Machine, instruction: parse.Instruction) -> Run:
     def run(lanes: Lanes) -> Wait | None:
         every = machine.lanes_of(lanes)
         if reduces and int(every[0]) in tickets:
-            return give(lanes)
+            give(lanes)
+            return None
         parts = arrive(lanes)
         if arrives:
             return None
@@ -165,7 +167,9 @@ def _barrier(machine: Machine, instruction: parse.Instruction) -> Run:
                 for lane in part.tolist():
                     tickets[lane] = (barrier, phase)
         if all(barrier.phase > phase for _, barrier, phase in parts):
-            return give(lanes) if reduces else None
+            if reduces:
+                give(lanes)
+            return None
         return _wait(machine, parts, again=reduces)
 
     def give(lanes: Lanes) -> None:

@@ -1,10 +1,10 @@
 """Asynchronous copies: cp.async with its groups, bulk and tensor copies with mbarriers and bulk groups, st.async.
 
-Enters: addresses of lanes. Leaves: bytes moved, now (eager) or when something waits for them (lazy). Holds: in both modes
-the bytes that a copy reads or writes in shared memory are marked in flight until its wait, so that touching them earlier
-is an error. In lazy mode a source is read and a destination written only then.
-Source: PTX ISA, "Data Movement and Conversion Instructions: Asynchronous copy", "cp.async.bulk", "cp.async.bulk.tensor",
-"st.async".
+Enters: addresses of lanes. Leaves: bytes moved, now (eager) or when something waits for them (lazy). Holds: in both
+modes the bytes that a copy reads or writes in shared memory are marked in flight until its wait, so that touching them
+earlier is an error. In lazy mode a source is read and a destination written only then.
+Source: PTX ISA, "Data Movement and Conversion Instructions: Asynchronous copy", "cp.async.bulk",
+"cp.async.bulk.tensor", "st.async".
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _start_copy(machine: Machine, instruction: parse.Instruction) -> Run:
                 part = every[chosen]
                 full = sizes[chosen] == width
                 if not full.all():
-                    raise access.fault(part, ~full, origin[chosen], "the emulator copies all bytes of an element or none")
+                    raise access.fault(part, ~full, origin[chosen], "expected all of its bytes, or none")
                 found = _load_source(access, lanes if len(chosen) == len(every) else part, origin[chosen])
                 data[:, reading[which]] = found
             machine.memory.shared.views[element][
@@ -293,7 +293,8 @@ class BulkGroups:
         leaving = set(gone.tolist())
         for store in self.pending:
             if store.lane in leaving and len(store.places):
-                raise RaceError(f"{self.machine.place_of(store.lane)} exits while the bulk copy of line {store.line} may "
+                raise RaceError(f"{self.machine.place_of(store.lane)} exits while the bulk copy of line {store.line} "
+                                f"may "
                                 "still read shared memory; expected cp.async.bulk.wait_group.read before",
                                 self.machine.line)
         for store in self.pending:
@@ -372,7 +373,8 @@ class Engine:
             return np.zeros(0, np.int64)
         return np.unique(offsets // shared_shadow(self.machine).granule)
 
-    def write_shared(self, lane: int, offsets: Array, size: int, data: Callable[[], Array], one: MbarrierObject) -> None:
+    def write_shared(self, lane: int, offsets: Array, size: int, data: Callable[[], Array],
+                     one: MbarrierObject) -> None:
         """Begins an asynchronous write of shared memory that reports to an mbarrier."""
         machine, line = self.machine, self.instruction.line
         shared = machine.memory.shared

@@ -1,9 +1,10 @@
 """mbarrier objects: arrivals, transaction bytes, phases.
 
 Enters: arrivals of threads and of asynchronous copies. Leaves: phases, and what they make known. Holds: an object is
-known by its place in shared memory, and holds its counts here; the state that `mbarrier.arrive` returns is the number of
-the phase. A phase completes when no arrival and no transaction byte is pending. In lazy mode a copy lands when somebody
-waits for the object that it reports to. Source: PTX ISA, "Parallel Synchronization ...: mbarrier".
+known by its place in shared memory, and holds its counts here; the state that `mbarrier.arrive` returns has the number
+of the phase, and above it the arrivals that were pending. A phase completes when no arrival and no transaction byte is
+pending. In lazy mode a copy lands when somebody waits for the object that it reports to. Source: PTX ISA, "Parallel
+Synchronization ...: mbarrier".
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def _complete(machine: Machine, one: MbarrierObject) -> None:
 def arrive(machine: Machine, one: MbarrierObject, count: int, line: int, agent: int | None) -> None:
     """`count` arrivals. agent: whose work they publish."""
     if count > one.pending:
-        raise EmulationError(f"{one.name}: {count} arrivals, where {one.pending} are pending in phase {one.phase}", line)
+        raise EmulationError(f"{one.name}: {count} arrivals, where {one.pending} are pending in phase {one.phase}",
+                             line)
     if agent is not None:
         known = machine.clocks.snapshot(agent)
         one.known = known if one.known is None else np.maximum(one.known, known)
@@ -109,7 +111,7 @@ def _mbarrier(machine: Machine, instruction: parse.Instruction) -> Run:
     parts = form.mnemonic.split(".")
     action = parts[1]
     if action == "pending_count":
-        raise EmulationError("mbarrier.pending_count: the emulator's state tells no count; expected test_wait", line)
+        return _pending_count(machine, instruction)
     space = space_of(form.get("space"))
     result, address, *rest = (None, *instruction.operands) if action in (
         "init", "inval", "expect_tx", "complete_tx") else instruction.operands
@@ -136,7 +138,7 @@ def _mbarrier(machine: Machine, instruction: parse.Instruction) -> Run:
         states = []
         for lane, offset, number in each(lanes):
             one = find(machine, offset, line)
-            states.append(one.phase)
+            states.append(one.pending << 32 | one.phase)
             agent = None if relaxed else int(machine.warp_of[lane])
             if action == "expect_tx":
                 expect(one, number)
@@ -151,6 +153,17 @@ def _mbarrier(machine: Machine, instruction: parse.Instruction) -> Run:
                 arrive(machine, one, count, line, agent)
         if write is not None:
             write(lanes, np.array(states, np.uint64))
+        return None
+
+    return run
+
+
+def _pending_count(machine: Machine, instruction: parse.Instruction) -> Run:
+    write, read = machine.writer(instruction.operands[0], "u32"), machine.reader(instruction.operands[1], "b64")
+
+    def run(lanes: Lanes) -> Wait | None:
+        if write is not None:
+            write(lanes, (read(lanes) >> np.uint64(32)).astype(np.uint32))
         return None
 
     return run
@@ -184,7 +197,7 @@ def _waiting(machine: Machine, instruction: parse.Instruction, each: Callable[[L
     """Threads whose first question lazy mode answered with no, as hardware may."""
 
     def over(one: MbarrierObject, number: int) -> bool:
-        return one.phase & 1 != number & 1 if parity else one.phase > number
+        return one.phase & 1 != number & 1 if parity else one.phase > number & 0xFFFFFFFF
 
     def run(lanes: Lanes) -> Wait | None:
         told = each(lanes)

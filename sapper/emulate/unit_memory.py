@@ -2,8 +2,8 @@
 
 Enters: addresses of lanes in a state space. Leaves: values in registers or memory. Holds: every access is checked for
 bounds, alignment, bytes that nobody wrote, and races, and counted with its bank conflicts or sectors.
-Source: PTX ISA, sections "State Spaces", "ld", "st", "cvta", "isspacep"; CUDA C++ Programming Guide (32 banks of 4 bytes;
-sectors of 32 bytes).
+Source: PTX ISA, sections "State Spaces", "ld", "st", "cvta", "isspacep"; CUDA C++ Programming Guide (32 banks of 4
+bytes; sectors of 32 bytes).
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class Access:
         """Generic addresses by space: (space, positions among the lanes, lanes, addresses in the space)."""
         every = self.machine.lanes_of(lanes)
         found = []
-        for space, low, high in (("shared", SHARED_BASE, SHARED_BASE + WINDOW), ("local", LOCAL_BASE, LOCAL_BASE + WINDOW),
+        for space, low, high in (("shared", SHARED_BASE, SHARED_BASE + WINDOW),
+                                 ("local", LOCAL_BASE, LOCAL_BASE + WINDOW),
                                  ("param", PARAMETER_BASE, PARAMETER_BASE + WINDOW), ("global", 0, SHARED_BASE)):
             inside = (address >= low) & (address < high)
             if inside.any():
@@ -120,7 +121,8 @@ def _lane_arrays(machine: Machine, lanes: Lanes) -> tuple[Array, Array]:
 
 
 def smallest_access(machine: Machine) -> tuple[int, int]:
-    """(shared, global): the smallest bytes that any instruction of the function accesses there: the shadow's granule."""
+    """(shared, global): the smallest bytes that any instruction of the function accesses there: the shadow's
+    granule."""
     found = machine.state.get("granules")
     if found is None:
         sizes = {"shared": 4, "global": 4}
@@ -147,7 +149,8 @@ def shared_shadow(machine: Machine) -> Shadow:
             return f"{offset % stride - SHARED_START} (block {block})"
 
         rows = machine.shape.warps * machine.shape.cluster_blocks
-        found = Shadow(machine.memory.shared.size, smallest_access(machine)[0], rows, machine.clocks, "shared memory", where)
+        found = Shadow(machine.memory.shared.size, smallest_access(machine)[0], rows, machine.clocks, "shared memory",
+                       where)
         machine.state["shared shadow"] = found
     assert isinstance(found, Shadow)
     return found
@@ -199,7 +202,8 @@ def check_same_store(access: Access, arena: Arena, lanes: Lanes, address: Array,
     kept = arena.load(offsets, access.size, len(values))
     wrong = (kept != values).any(axis=0)
     if wrong.any():
-        raise access.fault(lanes, wrong, address, "another lane stores a different value there with the same instruction")
+        raise access.fault(lanes, wrong, address, "another lane stores a different value there with the same "
+                                                  "instruction")
 
 
 def global_check(access: Access, kind: str, lanes: Lanes, offsets: Array) -> None:
@@ -396,6 +400,10 @@ def count_sectors(machine: Machine, offsets: Array, width: int) -> None:
 def _memory(machine: Machine, instruction: parse.Instruction) -> Run:
     form = instruction.form
     space = space_of(form.get("space") or ("global" if "global" in form else ""))
+    if space == "param":  # a variable that passes a parameter to a function lies in local memory
+        where = next((operand.base for operand in instruction.operands if isinstance(operand, parse.Address)), None)
+        if isinstance(where, parse.Symbol):
+            space = machine.memory.symbols[where.name][0]
     type = form.get("type")
     size = BITS[type] // 8
     ordered = form.get("order")

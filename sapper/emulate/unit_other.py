@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..targets.ptx import meaning
 from . import parse
 from .errors import EmulationError
 from .machine import Lanes, Machine, Run, Wait
@@ -30,6 +31,41 @@ def _policy(machine: Machine, instruction: parse.Instruction) -> Run:
     def run(lanes: Lanes) -> Wait | None:
         if write is not None:
             write(lanes, machine.constant(0x14F0000000000000, "b64", lanes))
+        return None
+
+    return run
+
+
+@unit("carry")
+def _carry(machine: Machine, instruction: parse.Instruction) -> Run:
+    """Sums with the carry of the thread's condition code (PTX ISA, "Extended-Precision Integer Arithmetic")."""
+    form, opcode = instruction.form, instruction.form.row.opcode
+    target, *operands = instruction.operands
+    type = form.get("type")
+    readers = [machine.reader(operand, type) for operand in operands]
+    write = machine.writer(target, type)
+    takes, gives, subtracts = opcode.endswith("c"), "cc" in form, opcode.startswith("sub")
+
+    def run(lanes: Lanes) -> Wait | None:
+        values = [read(lanes) for read in readers]
+        if opcode.startswith("mad"):
+            values = [meaning.mul(form, values[0], values[1]), values[2]]
+        a, b = (np.ascontiguousarray(value).view(f"u{value.dtype.itemsize}") for value in values)
+        every = machine.lanes_of(lanes)
+        flags = machine.state.setdefault("carry", np.zeros(machine.count, bool))
+        given = flags[every].astype(a.dtype) if takes else np.zeros(len(a), a.dtype)
+        if subtracts:
+            part = a - b
+            total = part - given
+            out = (a < b) | (part < given)
+        else:
+            part = a + b
+            total = part + given
+            out = (part < a) | (total < part)
+        if gives:
+            flags[every] = out
+        if write is not None:
+            write(lanes, total)
         return None
 
     return run

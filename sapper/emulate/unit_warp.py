@@ -32,9 +32,7 @@ class Warps:
             self.whole, self.count = True, machine.count // WARP
             self.lanes: Lanes = None
             self.index = machine.every.reshape(-1, WARP)
-            self.active = machine.state.get("all active")
-            if self.active is None:
-                self.active = machine.state["all active"] = np.ones((self.count, WARP), bool)
+            self.active: Array = machine.state.setdefault("all active", np.ones((self.count, WARP), bool))
             return
         warps = np.unique(machine.warp_of[lanes])
         self.count = len(warps)
@@ -131,7 +129,8 @@ def _members_missing(machine: Machine, warps: Warps, mask: Array) -> Wait | None
         allowed[warps.index] = free
         return allowed[lanes]
 
-    return Wait(ready, lambda: f"waits for the other members of its mask ({len(waiting)} lanes wait)", again=True, meets=True)
+    return Wait(ready, lambda: f"waits for the other members of its mask ({len(waiting)} lanes wait)", again=True,
+                meets=True)
 
 
 def _check_shuffle(machine: Machine, instruction: parse.Instruction, warps: Warps, values: list[Array]) -> None:

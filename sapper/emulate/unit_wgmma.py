@@ -1,8 +1,8 @@
 """wgmma: products of a warpgroup, with operands in shared memory given by descriptors.
 
-Enters: descriptors, or fragments of A in registers. Leaves: sums in the registers of the four warps. Holds: the sums are
-in flight until wgmma.wait_group; reading or writing them before is an error, as is changing a register of a wgmma after
-the last wgmma.fence. In lazy mode operands are read and sums written only at the wait.
+Enters: descriptors, or fragments of A in registers. Leaves: sums in the registers of the four warps. Holds: the sums
+are in flight until wgmma.wait_group; reading or writing them before is an error, as is changing a register of a wgmma
+after the last wgmma.fence. In lazy mode operands are read and sums written only at the wait.
 Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions": "Shared Memory Matrix Layout", "Matrix Descriptor
 Format"; the layouts of both majors are those that CUTLASS names canonical (include/cute/arch/mma_sm90_desc.hpp).
 """
@@ -132,10 +132,11 @@ class Products:
 
     def finish(self, threads: Array, kept: int) -> None:
         """End the products of the warpgroup of `threads` but for the latest `kept` groups."""
-        machine, rest = self.machine, []
+        machine = self.machine
         block = int(threads[0]) // GROUP
         limit = self.committed.get(block, 0) - kept
-        done = []
+        done: list[Product] = []
+        rest: list[Product] = []
         for product in self.pending:
             mine = int(product.threads[0]) // GROUP == block and product.group < limit
             (done if mine else rest).append(product)
@@ -294,7 +295,7 @@ def _multiply(machine: Machine, instruction: parse.Instruction) -> Run:
     def matrix(offsets: Array, type: str) -> Array:
         raw = machine.memory.shared.views[size][offsets // size]
         if type == "tf32":
-            return (raw & np.uint32(0xFFFFE000)).view(np.float32)
+            return np.asarray((raw & np.uint32(0xFFFFE000)).view(np.float32))
         return widened(raw.view(np.dtype(ELEMENTS[type])))
 
     def one_group(threads: Array, everywhere: bool) -> None:

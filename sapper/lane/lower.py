@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, prod
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
@@ -29,6 +29,11 @@ SEQUENTIAL_TILE = 64
 
 TASKS_PER_WORKER = 2
 STAGING_TASKS_PER_WORKER = 2
+
+TASK_ELEMENTS = 16384
+"""A task along the one axis of a loop computes at least about so many elements, in steps of a row and of no more than
+TASK_INDICES indices: a few microseconds' work."""
+TASK_INDICES = 1024
 
 STAGED_ROWS_CAP = 2016
 """Most rows of a staged operand in one task (a multiple of 14 and 6), which bounds scratch memory."""
@@ -230,12 +235,15 @@ class Lowering(MatrixLowering):
 
     def _range(self, start: Value, stop: Value) -> Range:
         first, last = self.integer(start), self.integer(stop)
-        hint, divisor, capacity = self.hint(stop)
+        _, divisor, capacity = self.hint(stop)
         if first != 0:
-            hint_first, divisor_first, _ = self.hint(start)
-            hint, divisor = max(1, hint - hint_first) if start.op is not None and start.op.name in (
-                "const", "dim") else hint, min(divisor, divisor_first)
-        return Range(first, last, hint=hint, divisor=divisor, capacity=capacity)
+            divisor = min(divisor, self.hint(start)[1])
+        return Range(first, last, hint=self._extent_hint(start, stop), divisor=divisor, capacity=capacity)
+
+    def _extent_hint(self, start: Value, stop: Value) -> int:
+        hint = self.hint(stop)[0]
+        known = start.op is not None and start.op.name in ("const", "dim")
+        return max(1, hint - self.hint(start)[0]) if known else hint
 
     def _open(self, axis: str, r: Range) -> None:
         self.open[axis] = Open(r.start, self.sub(r.stop, r.start), r.hint, r.divisor, r.capacity)
@@ -426,7 +434,7 @@ class Lowering(MatrixLowering):
             raise AssertionError("carried values are threaded by _sequential")
 
         if tasks:
-            self._tasks(ranges, inner)
+            self._tasks(ranges, body, inner)
         elif parallel and not op.results:
             self._loops(ranges, 0, inner)
         else:
@@ -516,8 +524,11 @@ class Lowering(MatrixLowering):
             return r.resident
         return 1
 
-    def _tasks(self, ranges: list[Range], body: Callable[[list[Value]], list[Value]]) -> None:
-        """Split the ranges into tasks: about TASKS_PER_WORKER for each worker, fewer where there is less to do."""
+    def _tasks(self, ranges: list[Range], block: Block, body: Callable[[list[Value]], list[Value]]) -> None:
+        """Split the ranges into tasks: about TASKS_PER_WORKER for each worker, fewer where there is less to do.
+
+        block: what is done for each of their indices; body emits it.
+        """
         workers = self.emit(0, "workers", [], S64)
         alone = self.emit(0, "s_cmp", [workers, self.value(1)], S64, cond="eq")
         # Tasks that stage operands stage them anew: fewer of them.
@@ -526,7 +537,7 @@ class Lowering(MatrixLowering):
         plans: list[tuple[Range, int, Scalar, Scalar]] = []
         total: Scalar = 1
         left: Scalar = target
-        granules = self._task_granules(ranges)
+        granules = self._task_granules(ranges, block)
         for r, granule in zip(ranges, granules, strict=True):
             extent = self.sub(r.stop, r.start)
             if isinstance(extent, int) and extent <= granule:
@@ -544,10 +555,10 @@ class Lowering(MatrixLowering):
             plans.append((r, granule, chunks, size))
             total = self.mul(total, chunks)
             left = self._ceil_div(left, self.scalar("s_max", chunks, 1))
-        block = Block([S64])
+        task = Block([S64])
         total_value = self.value(total)
-        self.enter(block)
-        number: Scalar = block.arguments[0]
+        self.enter(task)
+        number: Scalar = task.arguments[0]
         pieces: list[Range] = []
         for position, (r, granule, chunks, size) in enumerate(reversed(plans)):
             if chunks == 1:
@@ -572,12 +583,12 @@ class Lowering(MatrixLowering):
         if counter > 7:
             raise LoweringError(f"{self.function.name} has more than 8 parallel loops in a row")
         self.counters += 1
-        self.finish(Op("tasks", [total_value], (), {"counter": counter}, [block], self.location))
+        self.finish(Op("tasks", [total_value], (), {"counter": counter}, [task], self.location))
 
     def _ceil_div(self, a: Scalar, b: Scalar) -> Scalar:
         return self.scalar("s_floordiv", self.sub(self.add(a, b), 1), b)
 
-    def _task_granules(self, ranges: list[Range]) -> list[int]:
+    def _task_granules(self, ranges: list[Range], block: Block) -> list[int]:
         if self.matrix_walk is not None:
             sizes = dict(zip((self.matrix_walk.rows, self.matrix_walk.columns), self.matrix_tile(), strict=True))
             return [sizes.get(r.axis or "", self._granule(r)) for r in ranges]
@@ -589,11 +600,27 @@ class Lowering(MatrixLowering):
                 if r is inner[-1]:
                     granule = 64 * self.lanes // 16 if self.lanes >= 16 else 64
                     if len(ranges) == 1:
-                        granule = 1024
+                        elements = self._elements(block, r.axis)
+                        granule = max(1, min(TASK_ELEMENTS // elements, TASK_INDICES) // self.lanes) * self.lanes
                 else:
                     granule = 4
             granules.append(granule)
         return granules
+
+    def _elements(self, block: Block, axis: str) -> int:
+        """Typical number of elements that the longest op of a block computes, or sums, for one index of an axis."""
+        hints: dict[str, int] = {}
+        most = 1
+        for op in (inner for outer in block.ops for inner in outer.walk()):
+            if op.name in ("tiles", "whole"):
+                axes = op.attributes["axes"] if op.name == "tiles" else [op.attributes["axis"]]
+                for i, name in enumerate(axes):
+                    hints[name] = self._extent_hint(op.operands[2 * i], op.operands[2 * i + 1])
+            for result in op.results:
+                if isinstance(result.type, TileType) and axis in result.type.axes:
+                    spanned = {*result.type.axes, *op.attributes.get("over", ())} - {axis}
+                    most = max(most, prod(hints.get(name, 1) for name in spanned))
+        return most
 
     def _task_cap(self, r: Range) -> int:
         """Rows of a contraction that one task stages at most."""

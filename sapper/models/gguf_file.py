@@ -43,6 +43,13 @@ class TensorEntry:
     type: int
     data: memoryview
 
+    @property
+    def format(self) -> str:
+        """ggml's name of its format."""
+        import gguf
+
+        return str(gguf.GGMLQuantizationType(self.type).name)
+
     def read(self) -> Array:
         """Its elements, as f32, in an array of `shape`. Raises ModelError for a format that cannot be dequantised."""
         import gguf

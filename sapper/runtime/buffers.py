@@ -1,8 +1,8 @@
 """Memory for tensors and scratch, backed by huge pages.
 
-Enters: shapes and sizes. Leaves: NumPy arrays (`empty`), or raw mappings (`Mapping`) that live as long as the object.
-Holds: an array of HUGE_THRESHOLD_BYTES or more starts on a 2 MiB boundary and has asked for huge pages, which about
-doubles what a core reads from DRAM on streams; a smaller one starts on a 64-byte boundary.
+Enters: shapes and sizes. Leaves: NumPy arrays (`empty`, `Arena.empty`), or raw mappings (`Mapping`) that live as long
+as the object. Holds: an array of HUGE_THRESHOLD_BYTES or more starts on a 2 MiB boundary and has asked for huge pages,
+which about doubles what a core reads from DRAM on streams; a smaller one, and any of an arena, on a 64-byte boundary.
 """
 
 from __future__ import annotations
@@ -54,10 +54,7 @@ def empty(shape: int | tuple[int, ...], dtype: AnyDType = "f32") -> numpy.ndarra
     shape: of elements. dtype: a sapper dtype, its name, or anything that numpy.dtype takes.
     Raises LaunchError when there is no memory, ValueError for a negative extent.
     """
-    extents = (shape,) if isinstance(shape, int) else tuple(shape)
-    if any(extent < 0 for extent in extents):
-        raise ValueError(f"empty: found shape {extents}; expected extents of 0 or more")
-    element = numpy_dtype(dtype)
+    extents, element = _described(shape, dtype)
     count = math.prod(extents)
     size_bytes = count * element.itemsize
     if size_bytes >= HUGE_THRESHOLD_BYTES:
@@ -66,3 +63,39 @@ def empty(shape: int | tuple[int, ...], dtype: AnyDType = "f32") -> numpy.ndarra
     raw = numpy.empty(size_bytes + LINE_BYTES, numpy.uint8)
     offset = -raw.ctypes.data % LINE_BYTES
     return raw[offset : offset + size_bytes].view(element).reshape(extents)
+
+
+class Arena:
+    """Arrays one after another in the same huge pages: `arena.empty(shape, dtype)`.
+
+    For what is read in order, such as the weights of a model: small matrices lie on huge pages too, and a kernel that
+    reads ahead of itself, at the end of one matrix reads the beginning of the next. Memory that no array has touched
+    is address space only. A block is freed with the last array in it.
+    """
+
+    __slots__ = ("_block", "_block_bytes", "_used_bytes")
+
+    def __init__(self, block_bytes: int = 1 << 30) -> None:
+        """block_bytes: of address space taken at once; a larger array gets a block of its own."""
+        self._block_bytes = block_bytes
+        self._block: Any = None
+        self._used_bytes = 0
+
+    def empty(self, shape: int | tuple[int, ...], dtype: AnyDType = "f32") -> numpy.ndarray[Any, Any]:
+        """Like the function `empty`, after the array made last, on the next 64-byte boundary."""
+        extents, element = _described(shape, dtype)
+        count = math.prod(extents)
+        start = round_up(self._used_bytes, LINE_BYTES)
+        end = start + count * element.itemsize
+        if self._block is None or end > len(self._block):
+            start, end = 0, count * element.itemsize
+            self._block = Mapping(max(end, self._block_bytes)).bytes_view()
+        self._used_bytes = end
+        return numpy.frombuffer(self._block, dtype=element, count=count, offset=start).reshape(extents)
+
+
+def _described(shape: int | tuple[int, ...], dtype: AnyDType) -> tuple[tuple[int, ...], numpy.dtype[Any]]:
+    extents = (shape,) if isinstance(shape, int) else tuple(shape)
+    if any(extent < 0 for extent in extents):
+        raise ValueError(f"empty: found shape {extents}; expected extents of 0 or more")
+    return extents, numpy_dtype(dtype)

@@ -126,7 +126,7 @@ def _renew_lock() -> None:
     """In a forked child: the thread that held a lock may not exist here. All that they guard is whole at any moment."""
     global _lock
     _lock = threading.RLock()
-    for bound in _bound_calls:
+    for bound in _renewed:
         bound.renew_lock()
 
 
@@ -308,7 +308,7 @@ class BoundCall:
         self._lock = threading.Lock()
         self._keep = (keep, block)
         self._scalars = scalars
-        _bound_calls.add(self)
+        register_renewal(self)
 
     def renew_lock(self) -> None:
         """Forget who runs it: for a forked child, in which nobody does."""
@@ -328,7 +328,12 @@ class BoundCall:
             self._view[word] = _arguments.scalar_word(value, self.name, parameter)
 
 
-_bound_calls: weakref.WeakSet[BoundCall] = weakref.WeakSet()
+_renewed: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def register_renewal(bound: Any) -> None:
+    """Have `bound.renew_lock()` called in a forked child."""
+    _renewed.add(bound)
 
 
 def choose_threads(compiled: CompiledKernel, dims: Mapping[str, int], size_bytes: int, wanted: int | None) -> int:
@@ -448,7 +453,7 @@ class Launcher:
     def slow_call(self, *arguments: Any, **options: Any) -> None:
         """A call with nothing known about it yet."""
         if options or len(arguments) < len(self.signature.parameters):
-            arguments, options = self._by_position(arguments, options)
+            arguments, options = self.by_position(arguments, options)
             if options:
                 launcher_with(self.kernel, options).call(*arguments)
                 return
@@ -460,7 +465,7 @@ class Launcher:
 
     def prepare(self, *arguments: Any) -> BoundCall:
         """Bind the arguments for repeated calls."""
-        arguments, _ = self._by_position(arguments, {})
+        arguments, _ = self.by_position(arguments, {})
         entry, words, binding = self.bind(arguments)
         block = entry.block()
         for word, value in words.items():
@@ -500,7 +505,7 @@ class Launcher:
             own[word] = binding.scalars[position]
         return entry, own, binding
 
-    def _by_position(
+    def by_position(
         self, arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """All arguments by position, those given by keyword and the scalars' defaults included, and what is left."""
@@ -802,7 +807,7 @@ def interpret(kernel: Any, *arguments: Any, **options: Any) -> Any:
     does not know, such as print() and breakpoint(), may stand in it while it is being debugged.
     """
     launcher = launcher_with(kernel)
-    filled, _ = launcher._by_position(arguments, options)
+    filled, _ = launcher.by_position(arguments, options)
     binding = launcher.signature.bind(filled)
     registry = _registry_of(kernel)
     if registry.checks is None:
@@ -828,5 +833,5 @@ def prepare(kernel: Any, *arguments: Any, **options: Any) -> BoundCall:
             "compiled code; mend: call the kernel instead"
         )
     launcher = launcher_with(kernel)
-    arguments, options = launcher._by_position(arguments, dict(options))
+    arguments, options = launcher.by_position(arguments, dict(options))
     return (launcher_with(kernel, options) if options else launcher).prepare(*arguments)

@@ -14,7 +14,8 @@ from .buffers import Mapping
 from .system import PAGE_BYTES, round_up
 
 SYNC_BYTES = 1024
-COUNTER_BYTES = 8 * 64
+COUNTER_LINE_BYTES = 64
+COUNTER_BYTES = 8 * COUNTER_LINE_BYTES
 BARRIER_OFFSET = COUNTER_BYTES
 """i32 arrived at +0, i32 generation at +4 of it; then 56 bytes unused."""
 

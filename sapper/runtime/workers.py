@@ -16,6 +16,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 from . import settings
 from .buffers import Mapping
@@ -46,7 +47,7 @@ class _Code:
     """The workers' machine code, loaded once in a process (a forked child has it too), and the clock's rate."""
 
     def __init__(self) -> None:
-        code, offsets = _workers_code()
+        code, offsets = kept_code("workers", _workers_code)
         self.block: CodeBlock = load(code)
         self.work = _WORK(self.block.address + offsets["work"])
         self.launch = _LAUNCH(self.block.address + offsets["launch"])
@@ -56,19 +57,28 @@ class _Code:
             pass
         self.cycles_per_ns = ((clock() - start) & 0xFFFFFFFF) / passed_ns
 
+    def spin_cycles(self, size: int) -> int:
+        """How long one of so many workers spins before it sleeps, in cycles of the clock. More workers than CPUs don't
+        spin: one would keep another off its CPU."""
+        return int(SPIN_NS * self.cycles_per_ns) if size <= settings.available_cpus() else 0
+
 
 def _workers_code() -> tuple[bytes, dict[str, int]]:
-    """The machine code and its labels, from the compile cache when it is there: a process that compiles nothing need
-    not load the encoder and the instruction table, which takes longer than everything else here."""
+    from .workers_code import workers_code
+
+    return workers_code()
+
+
+def kept_code(name: str, make: Callable[[], tuple[bytes, dict[str, int]]]) -> tuple[bytes, dict[str, int]]:
+    """Machine code of the runtime and its labels, from the compile cache when it is there: a process that compiles
+    nothing need not load the encoder and the instruction table, which takes longer than everything else here."""
     cache = disk_cache()
-    key = "workers\n" + toolchain_key()
+    key = f"{name}\n" + toolchain_key()
     packed = cache.get(key) if cache is not None else None
     if packed is not None:
         labels, _, code = packed.partition(b"\n")
         return code, json.loads(labels)
-    from .workers_code import workers_code
-
-    code, offsets = workers_code()
+    code, offsets = make()
     if cache is not None:
         cache.put(key, json.dumps(offsets).encode() + b"\n" + code)
     return code, offsets
@@ -87,9 +97,7 @@ class Pool:
 
     def grow(self, size: int) -> None:
         """Start threads until there are so many workers. Raises LaunchError where the system has no more threads."""
-        # More workers than CPUs don't spin: one would keep another off its CPU.
-        spin = SPIN_NS if size <= settings.available_cpus() else 0
-        ctypes.c_int32.from_address(self.control + SPIN_CYCLES).value = int(spin * self._code.cycles_per_ns)
+        ctypes.c_int32.from_address(self.control + SPIN_CYCLES).value = self._code.spin_cycles(size)
         while self.size < size:
             index = self.size
             mailbox = self.control + MAILBOXES + MAILBOX_BYTES * index
@@ -142,14 +150,25 @@ def launch(kernel: int, view: memoryview, block: int, workers: int, step_bytes: 
     view, block: the argument block as 64-bit words, and its address; words 0 to 2 are filled in here.
     step_bytes: scratch of each worker, a multiple of the page.
     """
-    global _pool, _code
+    global _pool
     with _lock:
         pool = _pool
         if pool is None:
-            if _code is None:
-                _code = _Code()
-            pool = _pool = Pool(_code)
+            pool = _pool = Pool(_loaded_code())
         pool.launch(kernel, view, block, workers, step_bytes)
+
+
+def spin_cycles(size: int) -> int:
+    """How long one of so many workers spins before it sleeps, in cycles of the time stamp counter."""
+    with _lock:
+        return _loaded_code().spin_cycles(size)
+
+
+def _loaded_code() -> _Code:
+    global _code
+    if _code is None:
+        _code = _Code()
+    return _code
 
 
 def stop() -> None:

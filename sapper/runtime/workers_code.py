@@ -47,11 +47,11 @@ from .workers import (
 )  # fmt: skip
 
 _SYS_FUTEX = 202
-_FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # FUTEX_WAIT and FUTEX_WAKE with FUTEX_PRIVATE_FLAG
+FUTEX_WAIT, FUTEX_WAKE = 128, 129  # FUTEX_WAIT and FUTEX_WAKE with FUTEX_PRIVATE_FLAG
 _SAVED = (RBX, RBP, R12, R13, R14, R15)
 
 
-class _Listing:
+class Listing:
     """A list of instructions under construction. Registers are numbers, immediates `Immediate`, labels strings."""
 
     def __init__(self) -> None:
@@ -70,25 +70,25 @@ class _Listing:
         self.body.append(Label(name, align))
 
 
-def _at(base: int, disp: int = 0, index: int | None = None) -> Memory:
+def at(base: int, disp: int = 0, index: int | None = None) -> Memory:
     return Memory(Register("gpr", base), None if index is None else Register("gpr", index), 1, disp)
 
 
-def _enter(emit: _Listing) -> None:
+def enter(emit: Listing) -> None:
     """Save the callee-saved registers and leave rsp a multiple of 16, as a call wants it."""
     for register in _SAVED:
         emit("push", register)
     emit("sub.64", RSP, Immediate(8))
 
 
-def _leave(emit: _Listing) -> None:
+def leave(emit: Listing) -> None:
     emit("add.64", RSP, Immediate(8))
     for register in reversed(_SAVED):
         emit("pop", register)
     emit("ret")
 
 
-def _futex(emit: _Listing, operation: int) -> None:
+def futex(emit: Listing, operation: int) -> None:
     """futex(rdi, operation, edx, no time limit); destroys rax, rcx, r11, rsi, r10."""
     emit("mov.32", RSI, Immediate(operation))
     emit("xor.32", R10, R10)
@@ -96,23 +96,23 @@ def _futex(emit: _Listing, operation: int) -> None:
     emit("syscall")
 
 
-def _mailbox(emit: _Listing, destination: int, index: int) -> None:
+def _mailbox(emit: Listing, destination: int, index: int) -> None:
     emit("imul.imm.64", destination, index, Immediate(MAILBOX_BYTES))
-    emit("lea.64", destination, _at(RBX, MAILBOXES, destination))
+    emit("lea.64", destination, at(RBX, MAILBOXES, destination))
 
 
-def _spin_again(emit: _Listing, label: str) -> None:
+def _spin_again(emit: Listing, label: str) -> None:
     """Back to the label while fewer than `cycles to spin` have passed since the clock in r14d."""
     emit("pause")
     emit("rdtsc")
     emit("sub.32", RAX, R14)
-    emit("cmp.32", RAX, _at(RBX, SPIN_CYCLES))
+    emit("cmp.32", RAX, at(RBX, SPIN_CYCLES))
     emit("jb", label)
 
 
-def _work(emit: _Listing) -> None:
+def _work(emit: Listing) -> None:
     emit.label("work", 64)
-    _enter(emit)
+    enter(emit)
     emit("mov.64", RBX, RDI)  # control
     emit("mov.64", R12, RSI)  # index
     emit("mov.64", RBP, RDX)  # mailbox
@@ -121,59 +121,59 @@ def _work(emit: _Listing) -> None:
     emit("rdtsc")
     emit("mov.32", R14, RAX)
     emit.label("spin")
-    emit("mov.32", RAX, _at(RBP, GENERATION))
+    emit("mov.32", RAX, at(RBP, GENERATION))
     emit("cmp.32", RAX, R13)
     emit("jne", "start")
     _spin_again(emit, "spin")
     emit.label("sleep")
     emit("mov.32", RAX, Immediate(1))
-    emit("xchg.32", _at(RBP, SLEEPS), RAX)
+    emit("xchg.32", at(RBP, SLEEPS), RAX)
     emit("mov.64", RDI, RBP)
     emit("mov.32", RDX, R13)
-    _futex(emit, _FUTEX_WAIT)
-    emit("mov.32", _at(RBP, SLEEPS), Immediate(0))
-    emit("mov.32", RAX, _at(RBP, GENERATION))
+    futex(emit, FUTEX_WAIT)
+    emit("mov.32", at(RBP, SLEEPS), Immediate(0))
+    emit("mov.32", RAX, at(RBP, GENERATION))
     emit("cmp.32", RAX, R13)
     emit("je", "sleep")
     emit.label("start")
     emit("mov.32", R13, RAX)
     emit("call", "wake")
-    emit("mov.64", R14, _at(RBX, KERNEL))
+    emit("mov.64", R14, at(RBX, KERNEL))
     emit("test.64", R14, R14)
     emit("je", "finish")
-    emit("mov.64", RDI, _at(RBX, ARGUMENTS))
+    emit("mov.64", RDI, at(RBX, ARGUMENTS))
     emit("mov.64", RSI, R12)
-    emit("mov.64", RDX, _at(RBX, WORKERS))
+    emit("mov.64", RDX, at(RBX, WORKERS))
     emit("call.indirect", R14)
     emit.label("finish")
     emit("mov.32", RAX, Immediate(-1))
-    emit("lock.xadd.32", _at(RBX, PENDING), RAX)
+    emit("lock.xadd.32", at(RBX, PENDING), RAX)
     emit("cmp.32", RAX, Immediate(1))
     emit("jne", "finished")
-    emit("cmp.32", _at(RBX, LAUNCHER_SLEEPS), Immediate(0))
+    emit("cmp.32", at(RBX, LAUNCHER_SLEEPS), Immediate(0))
     emit("je", "finished")
-    emit("lea.64", RDI, _at(RBX, PENDING))
+    emit("lea.64", RDI, at(RBX, PENDING))
     emit("mov.32", RDX, Immediate(1))
-    _futex(emit, _FUTEX_WAKE)
+    futex(emit, FUTEX_WAKE)
     emit.label("finished")
     emit("test.64", R14, R14)
     emit("jne", "wait")
-    _leave(emit)
+    leave(emit)
 
 
-def _wake(emit: _Listing) -> None:
+def _wake(emit: Listing) -> None:
     """Wake the workers 2 * r12 + 1 and 2 * r12 + 2 where they are wanted and sleep; keeps rbx, rbp, r12, r13."""
     emit.label("wake", 16)
     emit("lea.64", R15, Memory(Register("gpr", R12), Register("gpr", R12), 1, 1))
     emit("mov.32", R14, Immediate(2))
     emit.label("wake_next")
-    emit("cmp.64", R15, _at(RBX, WORKERS))
+    emit("cmp.64", R15, at(RBX, WORKERS))
     emit("jae", "woken")
     _mailbox(emit, RDI, R15)
-    emit("cmp.32", _at(RDI, SLEEPS), Immediate(0))
+    emit("cmp.32", at(RDI, SLEEPS), Immediate(0))
     emit("je", "awake")
     emit("mov.32", RDX, Immediate(1))
-    _futex(emit, _FUTEX_WAKE)
+    futex(emit, FUTEX_WAKE)
     emit.label("awake")
     emit("add.64", R15, Immediate(1))
     emit("sub.32", R14, Immediate(1))
@@ -182,64 +182,64 @@ def _wake(emit: _Listing) -> None:
     emit("ret")
 
 
-def _launch(emit: _Listing) -> None:
+def _launch(emit: Listing) -> None:
     emit.label("launch", 64)
-    _enter(emit)
+    enter(emit)
     emit("mov.64", RBX, RDI)
-    emit("mov.64", _at(RBX, KERNEL), RSI)
-    emit("mov.64", _at(RBX, ARGUMENTS), RDX)
-    emit("mov.64", _at(RBX, WORKERS), RCX)
+    emit("mov.64", at(RBX, KERNEL), RSI)
+    emit("mov.64", at(RBX, ARGUMENTS), RDX)
+    emit("mov.64", at(RBX, WORKERS), RCX)
     emit("mov.64", RBP, RSI)
     emit("mov.64", R13, RDX)
     emit("test.64", RBP, RBP)
     emit("je", "post")
-    emit("mov.64", R8, _at(RDX, 16))  # the sync block: task counters start at zero
+    emit("mov.64", R8, at(RDX, 16))  # the sync block: task counters start at zero
     emit("xor.32", RAX, RAX)
     for counter in range(COUNTERS):
-        emit("mov.64", _at(R8, 64 * counter), RAX)
+        emit("mov.64", at(R8, 64 * counter), RAX)
     emit.label("post")
     emit("sub.64", RCX, Immediate(1))
-    emit("mov.32", _at(RBX, PENDING), RCX)
+    emit("mov.32", at(RBX, PENDING), RCX)
     emit("je", "posted")
     emit.label("post_next")
     _mailbox(emit, RDI, RCX)
-    emit("add.32", _at(RDI, GENERATION), Immediate(1))  # this thread alone writes it
+    emit("add.32", at(RDI, GENERATION), Immediate(1))  # this thread alone writes it
     emit("sub.64", RCX, Immediate(1))
     emit("jne", "post_next")
     emit.label("posted")
     emit("xor.32", RAX, RAX)
-    emit("xchg.32", _at(RBX, LAUNCHER_SLEEPS), RAX)  # the barrier between generations written and flags read
+    emit("xchg.32", at(RBX, LAUNCHER_SLEEPS), RAX)  # the barrier between generations written and flags read
     emit("xor.32", R12, R12)
     emit("call", "wake")
     emit("test.64", RBP, RBP)
     emit("je", "join")
     emit("mov.64", RDI, R13)
     emit("xor.32", RSI, RSI)
-    emit("mov.64", RDX, _at(RBX, WORKERS))
+    emit("mov.64", RDX, at(RBX, WORKERS))
     emit("call.indirect", RBP)
     emit.label("join")
     emit("rdtsc")
     emit("mov.32", R14, RAX)
     emit.label("join_spin")
-    emit("cmp.32", _at(RBX, PENDING), Immediate(0))
+    emit("cmp.32", at(RBX, PENDING), Immediate(0))
     emit("je", "joined")
     _spin_again(emit, "join_spin")
     emit("mov.32", RAX, Immediate(1))
-    emit("xchg.32", _at(RBX, LAUNCHER_SLEEPS), RAX)
+    emit("xchg.32", at(RBX, LAUNCHER_SLEEPS), RAX)
     emit.label("join_sleep")
-    emit("mov.32", RDX, _at(RBX, PENDING))
+    emit("mov.32", RDX, at(RBX, PENDING))
     emit("test.32", RDX, RDX)
     emit("je", "joined")
-    emit("lea.64", RDI, _at(RBX, PENDING))
-    _futex(emit, _FUTEX_WAIT)
+    emit("lea.64", RDI, at(RBX, PENDING))
+    futex(emit, FUTEX_WAIT)
     emit("jmp", "join_sleep")
     emit.label("joined")
-    _leave(emit)
+    leave(emit)
 
 
 def workers_function() -> MachineFunction:
     """The three functions, at the labels `clock`, `work` and `launch`."""
-    emit = _Listing()
+    emit = Listing()
     emit.label("clock")
     emit("rdtsc")
     emit("ret")

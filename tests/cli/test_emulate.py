@@ -31,7 +31,8 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     (["-a", "z=f33[1000]", "-a", "n=1"], 2, "found dtype 'f33'"), (["-a", "z"], 2, "expected name=f32[1000]"),
     (["-a", "z=f32[9]:odd"], 2, "expected zeros, empty, arange or normal"),
     (["-a", "z=f32[1000]", "-a", "n=1000", "--expect", "q = x"], 2, "expected ARRAY = EXPRESSION"),
-    (["--grid", "0"], 2, "expected one to three positive numbers"), (["--grid", "a"], 2, "expected one to three numbers"),
+    (["--grid", "0"], 2, "expected one to three positive numbers"),
+    (["--grid", "a"], 2, "expected one to three numbers"),
 ])
 def test_mistakes_are_told(more: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*LAUNCH, *more]) == status

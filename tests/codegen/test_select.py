@@ -242,12 +242,24 @@ def test_too_many_lanes_are_refused() -> None:
         select(function, rules, V4)
 
 
-def test_selection_depends_on_features_alone() -> None:
-    """Any object with features serves as a target: no fact of a processor is looked up behind its back."""
+def test_selection_depends_on_few_facts() -> None:
+    """Any object with these serves as a target: no other fact of a processor is looked up behind its back."""
     function, b, (p, _, _, _) = start()
     b.add("store", [b.value("load", [p], ROW_F32, dtype=bf16), p], dtype=bf16)
-    first, second = (select(function, rules, t) for t in (V4, SimpleNamespace(features=V4.features)))
+    few = SimpleNamespace(features=V4.features, fma_per_cycle=V4.fma_per_cycle)
+    first, second = (select(function, rules, t) for t in (V4, few))
     assert names(first) == names(second)
+
+
+def test_broadcast_operands_where_loads_are_short() -> None:
+    """One load for two multiply-adds where two go in a cycle; elsewhere both take their own from memory."""
+    for cpu, loads in (("icelake-server", 1), ("zen4", 0)):
+        function, b, (p, q, _, _) = start()
+        x = b.value("load_splat", [p], ROW_F32, dtype=f32)
+        rows = [b.value("load", [q], ROW_F32, dtype=f32, disp=64 * i) for i in range(2)]
+        for y in [b.value("mul", [b.value("mul", [x, y], ROW_F32), y], ROW_F32) for y in rows]:
+            b.add("store", [y, q], dtype=f32)
+        assert names(select(function, rules, TARGETS[cpu]))["vbroadcastss.512"] == loads
 
 
 def test_row_of_integers_from_a_scalar_needs_one_broadcast() -> None:

@@ -52,7 +52,8 @@ def matmul(text: str, block: int, shared_bytes: int, lazy: bool, dtype: Any = np
 def matmul_tma(text: str, lazy: bool) -> None:
     m, n, k = 64, 128, 320
     a, b, c = random((m, k), BF16), random((k, n), BF16, 1), np.zeros((m, n), BF16)
-    arguments = [*descriptor(a, (64, 64)), *descriptor(b, (64, 64)), *descriptor(c, (64, 64)), k, np.int64(0), np.int64(0)]
+    arguments = [*descriptor(a, (64, 64)), *descriptor(b, (64, 64)), *descriptor(c, (64, 64)), k, np.int64(0),
+                 np.int64(0)]
     emulate.load(text).launch(grid=(1, 1), arguments=arguments, shared_bytes=73752, options=Options(lazy=lazy))
     exact = a.astype(np.float32) @ b.astype(np.float32)
     if np.abs(c.astype(np.float32) - exact).max() > np.abs(exact).max() / 200:
@@ -96,7 +97,8 @@ RUNS: dict[str, Callable[[str, bool], None]] = {
 BARRIER = r"bar\.sync\s+0;"
 FAULTS: list[tuple[str, str, Callable[[str], str], bool, str]] = [
     # (name, file, change, lazy, what the message says)
-    *[(f"dropped bar.sync {which} of matmul", "triton_matmul_bf16_sm80", change(BARRIER, "", which), False, "race|in flight")
+    *[(f"dropped bar.sync {which} of matmul", "triton_matmul_bf16_sm80", change(BARRIER, "", which), False,
+       "race|in flight")
       for which in range(2)],
     *[(f"dropped bar.sync {which} of attention", "triton_attention_sm80", change(BARRIER, "", which), False,
        "race|in flight") for which in (0, 1, 3)],  # 2 is not needed: each warp then writes where it itself wrote before
@@ -105,21 +107,28 @@ FAULTS: list[tuple[str, str, Callable[[str], str], bool, str]] = [
       for which in range(1) for lazy in (False, True)],
     ("weakened wait_group of attention", "triton_attention_sm80",
      change(r"(cp\.async\.wait_group\s+)(\d);", r"\g<1>7;"), False, "in flight"),
-    ("dropped commit_group", "triton_matmul_bf16_sm80", change(r"cp\.async\.commit_group;", "", 1), False, "in flight|race"),
+    ("dropped commit_group", "triton_matmul_bf16_sm80", change(r"cp\.async\.commit_group;", "", 1), False,
+     "in flight|race"),
     ("missing proxy fence before wgmma", "triton_matmul_bf16_sm90", change(r"fence\.proxy\.async[.\w:]*;", ""), False,
      "fence.proxy.async"),
     ("missing proxy fence before a tensor store", "triton_matmul_tma_sm90",
-     change(r"fence\.proxy\.async[.\w:]*;(?=[^$]*cp\.async\.bulk\.tensor\.2d\.global)", ""), False, "fence.proxy.async"),
+     change(r"fence\.proxy\.async[.\w:]*;(?=[^$]*cp\.async\.bulk\.tensor\.2d\.global)",
+            ""), False, "fence.proxy.async"),
     ("missing wgmma.wait_group", "triton_matmul_bf16_sm90",
      change(r"(wgmma\.wait_group\.sync\.aligned\s+)0;", r"\g<1>4;", -1), False, "in flight"),
-    ("missing wgmma.fence", "triton_attention_sm90", change(r"wgmma\.fence\.sync\.aligned;", "", 1), False, "wgmma.fence"),
+    ("missing wgmma.fence", "triton_attention_sm90", change(r"wgmma\.fence\.sync\.aligned;", "", 1), False,
+     "wgmma.fence"),
     ("wrong swizzle of a descriptor", "triton_matmul_tma_sm90",
-     change(r"4611686293305294848|4611686293313683456", str(0x8000004000010000)), False, "WRONG|nobody wrote|outside|race"),
-    ("too few bytes expected", "triton_matmul_tma_sm90", change(r"(expect_tx\S+\s+_, \[%\w+\], )\d+;", r"\g<1>16384;"), False,
+     change(r"4611686293305294848|4611686293313683456",
+            str(0x8000004000010000)), False, "WRONG|nobody wrote|outside|race"),
+    ("too few bytes expected", "triton_matmul_tma_sm90", change(r"(expect_tx\S+\s+_, \[%\w+\], )\d+;", r"\g<1>16384;"),
+     False,
      "deadlock|nobody can go on|race|in flight|expected"),
-    ("too many bytes expected", "triton_matmul_tma_sm90", change(r"(expect_tx\S+\s+_, \[%\w+\], )\d+;", r"\g<1>65536;"), False,
+    ("too many bytes expected", "triton_matmul_tma_sm90", change(r"(expect_tx\S+\s+_, \[%\w+\], )\d+;", r"\g<1>65536;"),
+     False,
      "nobody can go on"),
-    ("missing wait on an mbarrier", "triton_matmul_tma_sm90", change(r"@!complete bra\.uni waitLoop;", ""), True, "in flight|nobody wrote|race"),
+    ("missing wait on an mbarrier", "triton_matmul_tma_sm90", change(r"@!complete bra\.uni waitLoop;", ""), True,
+     "in flight|nobody wrote|race"),
     ("missing wait for a bulk store", "triton_matmul_tma_sm90", change(r"cp\.async\.bulk\.wait_group\s+0;", ""), False,
      "exits while"),
     ("swapped fragment of A", "triton_matmul_bf16_sm80",

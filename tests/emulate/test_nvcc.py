@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +68,11 @@ def test_functions_of_floats() -> None:
     y = np.zeros((len(x), 14), np.float32)
     run("math_sm_80", "functions", 1, 64, [x, Uninitialised(y), len(x)])
     a = x.astype(np.float64)
-    erf = np.vectorize(__import__("math").erf)
-    expected = [np.exp(a), np.log(abs(a)), np.sin(a), np.cos((x * np.float32(1e6)).astype(np.float64)), np.tanh(a), erf(a),
-                abs(a)**1.7, a / (a * a + 0.3), np.sqrt(abs(a)), 1 / np.sqrt(abs(a)), a * a - 1, np.rint(x * np.float32(10)),
-                np.exp(a), np.fmod((x * np.float32(100)).astype(np.float64), np.float64(np.float32(0.7)))]
+    erf = np.vectorize(math.erf)
+    expected = [np.exp(a), np.log(abs(a)), np.sin(a), np.cos((x * np.float32(1e6)).astype(np.float64)), np.tanh(a),
+                erf(a), abs(a)**1.7, a / (a * a + 0.3), np.sqrt(abs(a)), 1 / np.sqrt(abs(a)), a * a - 1,
+                np.rint(x * np.float32(10)), np.exp(a),
+                np.fmod((x * np.float32(100)).astype(np.float64), np.float64(np.float32(0.7)))]
     for column, exact in enumerate(expected):
         np.testing.assert_allclose(y[:, column], exact, rtol=4e-6, atol=1e-6, err_msg=f"function {column}")
 
@@ -78,7 +81,7 @@ def test_functions_of_doubles() -> None:
     x = np.random.default_rng(0).standard_normal(40)
     y = np.zeros((len(x), 5))
     run("math_sm_80", "doubles", 1, 64, [x, Uninitialised(y), len(x)])
-    exact = np.stack([np.exp(x), np.log(abs(x)), np.tanh(x), np.sqrt(abs(x)) / (x * x + 0.1), x * x - 1], axis=1)
+    exact = np.stack([np.exp(x), np.log(abs(x)), np.sin(x * 1e12), np.sqrt(abs(x)) / (x * x + 0.1), x * x - 1], axis=1)
     np.testing.assert_allclose(y, exact, rtol=1e-14, atol=1e-15)
 
 
@@ -133,7 +136,8 @@ def test_operations_on_halves() -> None:
     over = abs(toward_zero.astype(np.float64)) > abs(a)
     toward_zero = np.where(over, np.nextafter(toward_zero, np.float16(0)), toward_zero)
     down = (np.floor(a.astype(np.float64) / 2.0**(np.frexp(a)[1] - 8)) * 2.0**(np.frexp(a)[1] - 8)).astype(np.float32)
-    expected = [square(h), square(g), square(p), square(q), h + g, (p.astype(np.float32) * q.astype(np.float32)).astype(bf16),
+    product = (p.astype(np.float32) * q.astype(np.float32)).astype(bf16)
+    expected = [square(h), square(g), square(p), square(q), h + g, product,
                 np.maximum(h, g), np.exp2(h.astype(np.float64)).astype(np.float16), a.astype(ml_dtypes.float8_e4m3fn),
                 b.astype(ml_dtypes.float8_e5m2), toward_zero, down, h > g, np.rint((a * 10).astype(np.float16))]
     for column, exact in enumerate(expected):
@@ -195,7 +199,7 @@ def test_barrier_of_the_grid() -> None:
 
 
 def test_a_barrier_of_the_grid_without_its_fences_is_a_race() -> None:
-    text = text_of("grid_sm_80").replace("membar.gl;", "").replace("fence.sc.gpu;", "").replace("fence.acq_rel.gpu;", "")
+    text = re.sub(r"(membar\.gl|fence\.\w+\.gpu);", "", text_of("grid_sm_80"))
     assert text != text_of("grid_sm_80")
     x = np.arange(4 * 64, dtype=np.int32)
     middle, y, arrived = np.zeros_like(x), np.zeros_like(x), np.zeros(1, np.uint32)

@@ -32,9 +32,16 @@ def model(path: Path) -> LlamaModel:
     return load_model(path, "f32")
 
 
+@pytest.fixture(scope="module")
+def blocks(path: Path) -> LlamaModel:
+    return load_model(path, "file")
+
+
+@pytest.mark.parametrize("form", ["model", "blocks"])
 @pytest.mark.parametrize("run", RUNS)
-def test_greedy_tokens_are_those_of_llama_cpp(model: LlamaModel, run: dict) -> None:
-    """64 tokens, both sides with the weights of the file widened to f32."""
+def test_greedy_tokens_are_those_of_llama_cpp(form: str, run: dict, request: pytest.FixtureRequest) -> None:
+    """64 tokens: there with the weights of the file widened to f32, here so too, and in the blocks of the file."""
+    model: LlamaModel = request.getfixturevalue(form)
     made = Generation(model, run["tokens"], len(run["greedy"]))
     list(made)
     wanted = run["greedy"]

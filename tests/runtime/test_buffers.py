@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sapper.ir.types import DTYPES, bf16, f32, i4
-from sapper.runtime.buffers import HUGE_THRESHOLD_BYTES, Mapping, empty
+from sapper.runtime.buffers import HUGE_THRESHOLD_BYTES, Arena, Mapping, empty
 from sapper.runtime.dtypes import NUMPY_NAMES, numpy_dtype, sapper_name
 from sapper.runtime.errors import LaunchError
 from sapper.runtime.scratch import COUNTER_BYTES, areas, stride_bytes, take_area
@@ -80,3 +80,25 @@ def test_areas_are_large_enough_and_used_again() -> None:
     assert larger is not area and larger.capacity_bytes >= 100 << 20
     assert not areas
     assert [stride_bytes(n) for n in (0, 1, 4096, 4097)] == [0, 4096, 4096, 8192]
+
+
+def test_an_arena_puts_arrays_one_after_another() -> None:
+    arena = Arena(1 << 20)
+    first, second = arena.empty((3, 5), bf16), arena.empty(7)
+    assert first.ctypes.data % (2 << 20) == 0
+    assert second.ctypes.data == first.ctypes.data + 64
+    assert first.shape == (3, 5) and second.dtype == np.float32
+    first[...], second[...] = 1, 2
+    assert (first == 1).all() and (second == 2).all()
+    large = arena.empty((1 << 20) + 1, np.int8)  # more than what is left, and than a block
+    large[...] = 3
+    assert (second == 2).all() and arena.empty(0).shape == (0,)
+    with pytest.raises(ValueError, match="0 or more"):
+        arena.empty(-1)
+
+
+def test_an_array_of_an_arena_outlives_it() -> None:
+    part = Arena().empty((64, 64))[3:5]
+    gc.collect()
+    part[...] = 4
+    assert part.sum() == 4 * 128

@@ -271,8 +271,7 @@ def test_no_more_threads(tasks: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> 
     run_tasks(tasks, 8, 3)
 
 
-def test_workers_code_comes_from_the_cache(tasks: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = workers._workers_code()
-    monkeypatch.setattr("sapper.runtime.workers_code.workers_code", None)  # calling it would fail
-    assert workers._workers_code() == first == workers_code()
+def test_workers_code_comes_from_the_cache(tasks: FakeKernel) -> None:
+    first = workers.kept_code("workers", workers_code)
+    assert workers.kept_code("workers", lambda: pytest.fail("made again")) == first == workers_code()
     load(first[0])

@@ -12,6 +12,7 @@ IMMEDIATES = {"setmaxnreg": "64", "cp.async.ca": "16", "cp.async.cg": "16", "lop
               "discard": "128", "fence.proxy.tensormap": "128"}
 """Rows whose immediate must be a certain number."""
 WHOLE = {
+    "call": "(passed), probed, (passed)",
     "bar.red": "%r1, 0, %p1", "bar.red.pred": "%p2, 0, %p1", "elect": "%r1|%p1, %r3",
 }
 """Rows whose operands the notation does not determine."""
@@ -37,7 +38,8 @@ def operand_text(row: Row, form: Form, operand: Operand, number: int) -> str | N
     if operand.role == "l":
         return "done"
     if operand.role == "m":
-        if "tensor" in row.syntax and number == (1 if ".target." in row.syntax else 0) and "tensormap" not in row.syntax:
+        if "tensor" in row.syntax and number == (1
+                                                 if ".target." in row.syntax else 0) and "tensormap" not in row.syntax:
             return "[%d9, {" + ", ".join(f"%r{axis + 1}" for axis in range(int(form.get("dim")[0]))) + "}]"
         space = form.get("space")
         if space.startswith("param") and row.opcode == "ld":
@@ -49,7 +51,7 @@ def operand_text(row: Row, form: Form, operand: Operand, number: int) -> str | N
         hinted = "L2::cache_hint" in form and operand.type == "b64"
         masked = "multicast::cluster" in form and operand.type == "u16"
         return f"%{'d' if hinted else 'h'}8" if hinted or masked else None
-    type, prefix = REGISTERS[operand.bits]
+    _, prefix = REGISTERS[operand.bits]
     if operand.count:
         return "{" + ", ".join(f"{prefix}{20 + 16 * number + part}" for part in range(operand.count)) + "}"
     if row.name.startswith("mbarrier.arrive") and number == 0 and form.get("space") == "shared::cluster":
@@ -69,11 +71,13 @@ def probe(row: Row, form: Form) -> str | None:
 
 def module(level: str, version: tuple[int, int], forms: list[Form]) -> tuple[str, dict[int, str]]:
     """A PTX text with a probe of each form, in kernels of 64, and the mnemonic of each line."""
-    lines = [f".version {version[0]}.{version[1]}", f".target {level}", ".address_size 64"]
+    lines = [f".version {version[0]}.{version[1]}", f".target {level}", ".address_size 64",
+             ".func (.param .b32 result) probed(.param .b32 given) {", " ret;", "}"]
     told = {}
     for start in range(0, len(forms), 64):
         lines += [f".visible .entry probe_{start}(.param .align 16 .b8 argument[128])", "{", " .reg .pred %p<512>;",
-                  " .reg .b16 %h<512>;", " .reg .b32 %r<512>;", " .reg .b64 %d<512>;"]
+                  " .reg .b16 %h<512>;", " .reg .b32 %r<512>;", " .reg .b64 %d<512>;",
+                  " .param .b32 passed;"]
         for form in forms[start:start + 64]:
             line = probe(form.row, form)
             if line is not None:

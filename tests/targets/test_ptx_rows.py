@@ -73,7 +73,8 @@ def test_ptxas_refuses_what_a_level_lacks(level: str, tmp_path: Path) -> None:
 def test_a_mnemonic_names_one_row() -> None:
     for row in TABLE.rows.values():
         for text in row.mnemonics():
-            owners = [other.name for other in TABLE.rows_of(row.opcode) if other.match(tuple(text.split(".")[1:])) is not None]
+            owners = [other.name for other in TABLE.rows_of(row.opcode)
+                      if other.match(tuple(text.split(".")[1:])) is not None]
             assert owners == [row.name], text
 
 
@@ -87,7 +88,8 @@ def test_there_are_rows_for_what_kernels_need() -> None:
     ("wgmma.fence.sync.aligned", "sm_100a", "is only on sm_90a; found sm_100a"),
     ("cp.async.bulk.commit_group", "sm_89", "needs sm_90 or later; found sm_89; instead: cp.async"),
     ("add.bf16x2", "sm_86", "modifier .bf16x2 needs sm_90 or later; found sm_86; instead: fma.rn.bf16x2"),
-    ("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32", "sm_86", "needs sm_89 or later; found sm_86; instead: cvt to f16"),
+    ("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32", "sm_86",
+     "needs sm_89 or later; found sm_86; instead: cvt to f16"),
     ("ld.shared::cluster.b32", "sm_80", "modifier .shared::cluster needs sm_90"),
 ])
 def test_what_a_level_lacks_is_told_with_its_substitute(text: str, level: str, message: str) -> None:

@@ -25,7 +25,8 @@ def ins(name: str, *operands: object) -> Instruction:
 
 
 def test_known_targets_have_consistent_facts() -> None:
-    assert set(targets.known_targets()) >= {"v3", "v4", "zen4", "sapphirerapids", "skylake-avx512", "haswell"}
+    assert set(targets.known_targets()) >= {"v3", "v4", "zen4", "sapphirerapids", "icelake-server", "skylake-avx512",
+                                            "haswell"}
     assert set(targets.known_targets()) == set(TARGETS) | set(GPUS)
     for name in TARGETS:
         found = targets.target(name)

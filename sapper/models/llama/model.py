@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from .. import tokenizer as tokenizers
@@ -22,13 +21,14 @@ from . import config as configs
 from .config import LlamaConfig
 from .weights import LlamaWeights, load_weights
 
-DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+FORMS = ("file", "bf16", "f32")
+"""How the matrices may be held: in one dtype, or in the blocks of the file."""
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class LlamaModel:
-    """path: where it came from. dtype: "f32" or "bf16", of the matrices."""
+    """path: where it came from. dtype: how the matrices are held, one of FORMS."""
 
     path: Path
     config: LlamaConfig
@@ -42,25 +42,26 @@ class LlamaModel:
         return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
-def load_model(model: str | Path, dtype: str = "bf16") -> LlamaModel:
-    """Load a model. model: a path, or a name that sapper.models.locate knows. dtype: "bf16" or "f32".
+def load_model(model: str | Path, dtype: str = "file") -> LlamaModel:
+    """Load a model. model: a path, or a name that sapper.models.locate knows. dtype: "file", "bf16" or "f32".
 
-    Block formats are widened at load; bf16 rounds each weight once more, to 8 bits of precision.
+    With "f32" and "bf16", block formats are widened at load; bf16 rounds each weight once more, to 8 bits of precision.
+    With "file", matrices in Q4_0, Q4_1 and Q8_0 stay what they are, and the others become bf16.
     Raises ModelError for whatever is wrong with the file.
     """
-    if dtype not in DTYPES:
-        raise ModelError("the dtype of the weights", repr(dtype), f"one of {', '.join(DTYPES)}")
+    if dtype not in FORMS:
+        raise ModelError("the dtype of the weights", repr(dtype), f"one of {', '.join(FORMS)}")
     path = find_model(model)
     if path.is_dir():
         directory = SafetensorsDirectory(path)
         config = configs.from_json(directory.config, str(path / "config.json"))
         tokenizer = tokenizers.from_directory(path)
-        weights = load_weights(str(path), directory.tensors, config, DTYPES[dtype], gguf=False)
+        weights = load_weights(str(path), directory.tensors, config, dtype, gguf=False)
     else:
         file = GgufFile(path)
         config = configs.from_gguf(file.metadata, str(path))
         tokenizer = tokenizers.from_gguf(file.metadata, str(path))
-        weights = load_weights(str(path), file.tensors, config, DTYPES[dtype], gguf=True)
+        weights = load_weights(str(path), file.tensors, config, dtype, gguf=True)
     if tokenizer.size > config.vocabulary:
         raise ModelError(
             path, f"{tokenizer.size} tokens in the tokenizer", f"at most {config.vocabulary}, the rows of the embedding"

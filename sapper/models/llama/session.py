@@ -12,17 +12,18 @@ One token goes through matrix-vector kernels with the norm inside, several throu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ...kernels import attention, embedding, matmul, matvec, norm, rope, sampling
+from ...kernels import attention, matmul, norm, rope, sampling
 from ...runtime.buffers import empty
-from ...runtime.launch import prepare
-from ...runtime.settings import interpret as interpreting
+from ...runtime.program import Program, Variable
 from ..errors import ModelError
-from .model import DTYPES, LlamaModel
+from .linear import Matrix, Steps, Workspace
+from .model import LlamaModel
+from .weights import DTYPES
 
 CHUNK = 512
 """Tokens that go through the layers together: enough for the matrix kernels to reach their speed, and few enough for
@@ -53,7 +54,6 @@ class Session:
             raise ModelError("the dtype of the cache", repr(cache_dtype), f"one of {', '.join(DTYPES)}")
         self.model = model
         self.position = 0
-        self._interpret = interpret or interpreting()
         self._options: dict[str, Any] = {} if threads is None else {"threads": threads}
         if interpret:
             self._options = {"interpret": True}
@@ -66,15 +66,14 @@ class Session:
         self._attention = getattr(attention, f"attention_{cache_dtype}")
         self._attention_decode = getattr(attention, f"attention_decode_{cache_dtype}")
         self._rotate_and_cache = getattr(rope, f"rotate_and_cache_{cache_dtype}")
-        self._embedding = getattr(embedding, f"embedding_{model.dtype}")
         self._rows = 0
+        self._work = Workspace(max(config.features, config.hidden, config.heads * config.head_features))
         self._token = empty((1,), np.dtype(np.int32))
         self.logits = empty((config.vocabulary,), np.dtype(np.float32))
         self._picked = empty((1,), np.dtype(np.int32))
         self._candidates: tuple[Array, Array] | None = None
         self._make_buffers(1)
-        self._decode: list[Callable[[], Any]] = []
-        self._at_position: list[Any] = []
+        self._decode: Program | None = None
 
     def _make_buffers(self, rows: int) -> None:
         """Activations for that many tokens."""
@@ -114,87 +113,78 @@ class Session:
 
     # ---- one token
 
-    def _decode_steps(self) -> list[tuple[Any, tuple[Any, ...]]]:
-        """The kernels of one token with their arguments, in order; position, where a kernel takes it, is set later."""
-        model, config, weights = self.model, self.model.config, self.model.weights
+    def _decode_program(self) -> Program:
+        """The kernels of one token in order, as a program in the variable `position`."""
+        config, weights = self.model.config, self.model.weights
         heads, groups, size, epsilon = config.heads, config.kv_heads, config.head_features, config.epsilon
-        norm_matvec = getattr(matvec, f"norm_matvec_{model.dtype}")
-        matvec_residual = getattr(matvec, f"matvec_residual_{model.dtype}")
-        norm_matvec_swiglu = getattr(matvec, f"norm_matvec_swiglu_{model.dtype}")
         x, y, mixed, hidden = self._x[0], self._y[0], self._mixed[0], self._hidden[0]
         qkv = self._qkv[:1]
         q, k, v = qkv[:, :heads], qkv[:, heads : heads + groups], qkv[:, heads + groups :]
         turned = self._turned[:1]
         queries = turned.reshape(groups, config.group, size)
         out = mixed.reshape(groups, config.group, size)
-        steps: list[tuple[Any, tuple[Any, ...]]] = [(self._embedding, (self._token, weights.embedding, self._x[:1]))]
+        position = Variable("position", 0)
+        work = self._work
+        steps = weights.embedding.look_up(self._token, self._x[:1])
         for layer, keys, values in zip(weights.layers, self._keys, self._values, strict=True):
             flat_keys, flat_values = (cache.reshape(groups, self.context, size) for cache in (keys, values))
             steps += [
-                (norm_matvec, (layer.qkv, x, layer.attention_gain, epsilon, qkv.reshape(-1))),
-                (self._rotate_and_cache, (q, k, v, self._cosine, self._sine, 0, turned, keys, values)),
-                (self._attention_decode, (queries, flat_keys, flat_values, 0, self._scale, out)),
-                (matvec_residual, (layer.output, mixed, x, y)),
-                (norm_matvec_swiglu, (layer.gate, layer.up, y, layer.feed_forward_gain, epsilon, hidden)),
-                (matvec_residual, (layer.down, hidden, y, x)),
+                *layer.qkv.apply_norm(x, layer.attention_gain, epsilon, qkv.reshape(-1), work),
+                (self._rotate_and_cache, (q, k, v, self._cosine, self._sine, position, turned, keys, values)),
+                (self._attention_decode, (queries, flat_keys, flat_values, position, self._scale, out)),
+                *layer.output.apply_residual(mixed, x, y, work),
+                *layer.gate.apply_norm_swiglu(layer.up, y, layer.feed_forward_gain, epsilon, hidden, work),
+                *layer.down.apply_residual(hidden, y, x, work),
             ]
-        steps.append((norm_matvec, (weights.logits, x, weights.gain, epsilon, self.logits)))
-        return steps
+        steps += weights.logits.apply_norm(x, weights.gain, epsilon, self.logits, work)
+        return Program(steps, static=True, **self._options)
 
     def _feed_one(self, token: int) -> None:
         self._token[0] = token
-        position = self.position
-        if self._interpret:
-            for kernel, arguments in self._decode_steps():
-                place = next((i for i, (name, _) in enumerate(kernel.parameters) if name == "position"), None)
-                if place is not None:
-                    arguments = (*arguments[:place], position, *arguments[place + 1 :])
-                kernel(*arguments, **self._options)
-        else:
-            if not self._decode:
-                for kernel, arguments in self._decode_steps():
-                    call = prepare(kernel, *arguments, static=True, **self._options)
-                    self._decode.append(call)
-                    if any(name == "position" for name, _ in kernel.parameters):
-                        self._at_position.append(call)
-            for call in self._at_position:
-                call.set_scalar("position", position)
-            for run in self._decode:
-                run()
-        self.position = position + 1
+        if self._decode is None:
+            self._decode = self._decode_program()
+        self._decode(position=self.position)
+        self.position += 1
 
     # ---- several tokens
 
     def _feed_several(self, tokens: Sequence[int], last: bool) -> None:
-        model, config, weights, options = self.model, self.model.config, self.model.weights, self._options
+        config, weights, options = self.model.config, self.model.weights, self._options
         count, position = len(tokens), self.position
         if count > self._rows:
             self._make_buffers(count)
-            self._decode, self._at_position = [], []  # They are bound to the old buffers.
+            self._decode = None  # It is bound to the old buffers.
         heads, groups, size, epsilon = config.heads, config.kv_heads, config.head_features, config.epsilon
-        matmul_nt = getattr(matmul, f"matmul_nt_{model.dtype}")
-        matmul_nt_residual = getattr(matmul, f"matmul_nt_residual_{model.dtype}")
-        matmul_swiglu = getattr(matmul, f"matmul_swiglu_{model.dtype}")
         x, y, normed, mixed = self._x[:count], self._y[:count], self._normed[:count], self._mixed[:count]
         hidden, qkv, turned = self._hidden[:count], self._qkv[:count], self._turned[:count]
         q, k, v = qkv[:, :heads], qkv[:, heads : heads + groups], qkv[:, heads + groups :]
         queries = turned.reshape(count, groups, config.group, size)
         out = mixed.reshape(count, groups, config.group, size)
-        self._embedding(np.array(tokens, dtype=np.int32), weights.embedding, x, **options)
+        self._run(weights.embedding.look_up(np.array(tokens, dtype=np.int32), x))
         for layer, keys, values in zip(weights.layers, self._keys, self._values, strict=True):
             flat_keys, flat_values = (cache.reshape(groups, self.context, size) for cache in (keys, values))
             norm.rms_norm(x, layer.attention_gain, epsilon, normed, **options)
-            matmul_nt(normed, layer.qkv, qkv.reshape(count, -1), **options)
+            self._multiply("matmul_nt", normed, [layer.qkv], qkv.reshape(count, -1))
             self._rotate_and_cache(q, k, v, self._cosine, self._sine, position, turned, keys, values, **options)
             self._attention(queries, flat_keys, flat_values, position, self._scale, out, **options)
-            matmul_nt_residual(mixed, layer.output, x, y, **options)
+            self._multiply("matmul_nt_residual", mixed, [layer.output], x, y)
             norm.rms_norm(y, layer.feed_forward_gain, epsilon, normed, **options)
-            matmul_swiglu(normed, layer.gate, layer.up, hidden, **options)
-            matmul_nt_residual(hidden, layer.down, y, x, **options)
+            self._multiply("matmul_swiglu", normed, [layer.gate, layer.up], hidden)
+            self._multiply("matmul_nt_residual", hidden, [layer.down], y, x)
         if last:
-            norm_matvec = getattr(matvec, f"norm_matvec_{model.dtype}")
-            norm_matvec(weights.logits, x[count - 1], weights.gain, epsilon, self.logits, **options)
+            self._run(weights.logits.apply_norm(x[count - 1], weights.gain, epsilon, self.logits, self._work))
         self.position = position + count
+
+    def _run(self, steps: Steps) -> None:
+        for kernel, arguments in steps:
+            kernel(*arguments, **self._options)
+
+    def _multiply(self, name: str, x: Array, matrices: Sequence[Matrix], *rest: Array) -> None:
+        """Run the matrix kernel of that name, for the dtype in which the matrices can be had."""
+        plain = [matrix.widened(self._work, place) for place, matrix in enumerate(matrices)]
+        for _, _, steps in plain:
+            self._run(steps)
+        getattr(matmul, f"{name}_{plain[0][1]}")(x, *(weights for weights, _, _ in plain), *rest, **self._options)
 
     # ---- choosing a token
 

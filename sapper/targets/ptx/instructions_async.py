@@ -33,18 +33,22 @@ def _barriers() -> None:
         needs={"cta": "7.8 sm_80"})
     row("barrier.sync", "barrier{.cta}.sync{.aligned}", "r:u32 r:u32?", "barrier", needs={"cta": "7.8 sm_80"})
     row("barrier.arrive", "barrier{.cta}.arrive{.aligned}", "r:u32 r:u32", "barrier", needs={"cta": "7.8 sm_80"})
-    row("barrier.cluster.arrive", "barrier.cluster.arrive{.sem}{.aligned}", "", "cluster_barrier", sem="release relaxed",
+    row("barrier.cluster.arrive", "barrier.cluster.arrive{.sem}{.aligned}", "", "cluster_barrier",
+        sem="release relaxed",
         needs={"": "7.8 sm_90", "release": "8.0 sm_90", "relaxed": "8.0 sm_90"}, instead="bar.sync")
     row("barrier.cluster.wait", "barrier.cluster.wait{.acquire}{.aligned}", "", "cluster_barrier",
         needs={"": "7.8 sm_90", "acquire": "8.0 sm_90"}, instead="bar.sync")
     row("membar", "membar.level", "", "fence", level="cta gl sys")
     row("fence", "fence{.sem}.scope", "", "fence", sem="sc acq_rel acquire release", scope=_SCOPES,
-        needs={"cluster": "7.8 sm_90", "acquire": "8.6 sm_80", "release": "8.6 sm_80"}, instead={"cluster": "scope gpu"})
+        needs={"cluster": "7.8 sm_90", "acquire": "8.6 sm_80", "release": "8.6 sm_80"},
+        instead=_NO_CLUSTER)
     row("fence.mbarrier_init", "fence.mbarrier_init.release.cluster", "", "fence", needs="8.0 sm_90",
         instead="bar.sync")
     row("fence.proxy.alias", "fence.proxy.alias", "", "fence", needs="7.5 sm_80")
-    row("fence.proxy.async", "fence.proxy.async", "", "fence_proxy", needs="8.0 sm_90", instead="nothing: no async proxy")
-    row("fence.proxy.async.space", "fence.proxy.async.space", "", "fence_proxy", space="global shared::cta shared::cluster",
+    row("fence.proxy.async", "fence.proxy.async", "", "fence_proxy", needs="8.0 sm_90",
+        instead="nothing: no async proxy")
+    row("fence.proxy.async.space", "fence.proxy.async.space", "", "fence_proxy",
+        space="global shared::cta shared::cluster",
         needs="8.0 sm_90", instead="nothing: no async proxy")
     row("fence.proxy.tensormap", "fence.proxy.tensormap::generic.acquire.scope", "m: i:", "fence", scope=_SCOPES,
         needs="8.3 sm_90", instead="tensor maps made by the host")
@@ -79,7 +83,7 @@ def _mbarriers() -> None:
         row(f"mbarrier.{name}", f"mbarrier.{name}{{.sem.scope}}{{.space}}.b64", f"w:pred m: r:b64{hint}",
             "mbarrier", needs={**base, **level}, instead={**weaker, **instead}, **waiting)
         row(f"mbarrier.{name}.parity", f"mbarrier.{name}.parity{{.sem.scope}}{{.space}}.b64",
-            f"w:pred m: r:u32{hint}", "mbarrier", needs={**({"": "7.1 sm_80"} if not base else base), **level},
+            f"w:pred m: r:u32{hint}", "mbarrier", needs={**(base or {"": "7.1 sm_80"}), **level},
             instead={**weaker, **instead}, **waiting)
     row("mbarrier.pending_count", "mbarrier.pending_count.b64", "w:u32 r:b64", "mbarrier")
 
@@ -94,8 +98,10 @@ def _asynchronous() -> None:
     row("cp.async.commit_group", "cp.async.commit_group", "", "cp_async", **common)
     row("cp.async.wait_group", "cp.async.wait_group", "i:u32", "cp_async", **common)
     row("cp.async.wait_all", "cp.async.wait_all", "", "cp_async", **common)
-    row("cp.async.mbarrier.arrive", "cp.async.mbarrier.arrive{.noinc}{.space}.b64", "m:", "cp_async", space=_SHARED, **common)
-    bulk: dict[str, Any] = {"needs": {"": "8.0 sm_90", "shared::cta": "8.0 sm_90"}, "instead": "cp.async", "section": _MOVE}
+    row("cp.async.mbarrier.arrive", "cp.async.mbarrier.arrive{.noinc}{.space}.b64", "m:", "cp_async", space=_SHARED,
+        **common)
+    bulk: dict[str, Any] = {"needs": {"": "8.0 sm_90", "shared::cta": "8.0 sm_90"}, "instead": "cp.async",
+                            "section": _MOVE}
     row("cp.async.bulk.load", "cp.async.bulk.target.global.mbarrier::complete_tx::bytes{.multicast::cluster}"
         "{.L2::cache_hint}", "m: m: r:u32 m: r:u16? r:b64?", "bulk", target="shared::cluster shared::cta",
         section=_MOVE, needs={"": "8.0 sm_90", "shared::cta": "8.6 sm_90"},
@@ -106,11 +112,14 @@ def _asynchronous() -> None:
         "bulk", **bulk)
     for name, op, type in (("add", "add", "u32 s32 u64 f32 f64"), ("min", "min max", "u32 s32 u64 s64"),
                            ("inc", "inc dec", "u32"), ("bits", "and or xor", "b32 b64")):
-        row(f"cp.reduce.async.bulk.{name}", "cp.reduce.async.bulk.global.shared::cta.bulk_group{.L2::cache_hint}.op.type",
+        row(f"cp.reduce.async.bulk.{name}",
+            "cp.reduce.async.bulk.global.shared::cta.bulk_group{.L2::cache_hint}.op.type",
             "m: m: r:u32 r:b64?", "bulk", op=op, type=type, **bulk)
-    row("cp.reduce.async.bulk.half", "cp.reduce.async.bulk.global.shared::cta.bulk_group{.L2::cache_hint}.add.noftz.type",
+    row("cp.reduce.async.bulk.half",
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group{.L2::cache_hint}.add.noftz.type",
         "m: m: r:u32 r:b64?", "bulk", type="f16 bf16", **bulk)
-    row("cp.async.bulk.prefetch", "cp.async.bulk.prefetch.L2.global{.L2::cache_hint}", "m: r:u32 r:b64?", "hint", **bulk)
+    row("cp.async.bulk.prefetch", "cp.async.bulk.prefetch.L2.global{.L2::cache_hint}", "m: r:u32 r:b64?", "hint",
+        **bulk)
     dimensions = "1d 2d 3d 4d 5d"
     row("cp.async.bulk.tensor.load", "cp.async.bulk.tensor.dim.target.global{.tile}.mbarrier::complete_tx::bytes"
         "{.multicast::cluster}{.L2::cache_hint}", "m: m: m: r:u16? r:b64?", "tensor", dim=dimensions,
@@ -125,16 +134,16 @@ def _asynchronous() -> None:
     row("cp.async.bulk.commit_group", "cp.async.bulk.commit_group", "", "bulk_group", **bulk)
     row("cp.async.bulk.wait_group", "cp.async.bulk.wait_group{.read}", "i:u32", "bulk_group", **bulk)
     row("st.async", "st.async{.weak}{.shared::cluster}.mbarrier::complete_tx::bytes{.vec}.type", "m: r:type*vec m:",
-        "st_async", vec="v2 v4", type="b32 b64 u32 u64 s32 s64 f32 f64", needs="8.1 sm_90", instead="st.shared::cluster "
-        "and mbarrier.arrive", section=_MOVE)
+        "st_async", vec="v2 v4", type="b32 b64 u32 u64 s32 s64 f32 f64", needs="8.1 sm_90", section=_MOVE,
+        instead="st.shared::cluster and mbarrier.arrive")
     for name, op, type in (("add", "add", "u32 s32 u64"), ("min", "min max", "u32 s32"), ("inc", "inc dec", "u32"),
                            ("bits", "and or xor", "b32")):
         row(f"red.async.{name}", "red.async.relaxed.cluster{.shared::cluster}.mbarrier::complete_tx::bytes.op.type",
             "m: r:type m:", "st_async", op=op, type=type, needs="8.1 sm_90",
             instead="red.shared::cluster and mbarrier.arrive")
     row("prefetch", "prefetch{.space}.level", "m:", "hint", space="global local", level="L1 L2", **common)
-    row("prefetch.evict", "prefetch.global.level", "m:", "hint", level="L2::evict_last L2::evict_normal", needs="7.4 sm_80",
-        **common)
+    row("prefetch.evict", "prefetch.global.level", "m:", "hint", level="L2::evict_last L2::evict_normal",
+        needs="7.4 sm_80", **common)
     row("prefetchu", "prefetchu.L1", "m:", "hint", **common)
     row("prefetch.tensormap", "prefetch{.space}.tensormap", "m:", "hint", space="const param", needs="8.0 sm_90",
         instead="nothing: no tensor maps", **common)
@@ -169,10 +178,11 @@ def _atomics() -> None:
         instead=_NO_CLUSTER)
     for name, operands in (("atom", "w:type*vec m: r:type*vec r:b64?"), ("red", "m: r:type*vec r:b64?")):
         sems = "relaxed acquire release acq_rel" if name == "atom" else "relaxed release"
-        row(f"{name}.vector", f"{name}{{.sem}}{{.scope}}{{.global}}.add{{.L2::cache_hint}}.vec.type", operands, "atomic",
-            sem=sems, scope=_SCOPES, vec="v2 v4", type="f32", needs="8.1 sm_90", instead=f"{name}.add.f32 of each")
-        row(f"{name}.vector.half", f"{name}{{.sem}}{{.scope}}{{.global}}.op.noftz{{.L2::cache_hint}}.vec.type", operands,
-            "atomic", sem=sems, scope=_SCOPES, op="add min max", vec="v2 v4 v8", type="f16 f16x2 bf16 bf16x2",
+        row(f"{name}.vector", f"{name}{{.sem}}{{.scope}}{{.global}}.add{{.L2::cache_hint}}.vec.type", operands,
+            "atomic", sem=sems, scope=_SCOPES, vec="v2 v4", type="f32", needs="8.1 sm_90",
+            instead=f"{name}.add.f32 of each")
+        row(f"{name}.vector.half", f"{name}{{.sem}}{{.scope}}{{.global}}.op.noftz{{.L2::cache_hint}}.vec.type",
+            operands, "atomic", sem=sems, scope=_SCOPES, op="add min max", vec="v2 v4 v8", type="f16 f16x2 bf16 bf16x2",
             needs="8.1 sm_90", instead=f"{name}.add.noftz.f16x2 of each")
 
 

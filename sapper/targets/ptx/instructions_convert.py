@@ -22,7 +22,8 @@ def row(name: str, syntax: str, operands: str, meaning: Any, **more: Any) -> Non
 row("cvt.int", "cvt.dtype.atype", "w:dtype r:atype", c.integer_to_integer, dtype=_INTEGERS, atype=_INTEGERS)
 row("cvt.int.sat", "cvt.sat.dtype.atype", "w:dtype r:atype", c.integer_to_integer, dtype="u8 s8 u16 s16",
     atype="u32 s32 u64 s64")
-row("cvt.int.sat.sign", "cvt.sat.dtype.atype", "w:dtype r:atype", c.integer_to_integer, dtype="u32 u64", atype="s32 s64")
+row("cvt.int.sat.sign", "cvt.sat.dtype.atype", "w:dtype r:atype", c.integer_to_integer, dtype="u32 u64",
+    atype="s32 s64")
 row("cvt.int_to_float", "cvt.rnd{.sat}.dtype.atype", "w:dtype r:atype", c.integer_to_float, rnd="rn rz rm rp",
     dtype="f16 f32 f64", atype=_INTEGERS)
 row("cvt.int_to_bf16", "cvt.rnd.bf16.atype", "w:bf16 r:atype", c.integer_to_float, rnd="rn rz rm rp",

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from . import meaning as m
+from .meaning import RowMeaning
 from .rows import Row, make_row
 
 ROWS: list[Row] = []
 
 
-def row(name: str, syntax: str, operands: str, meaning: m.Any, **more: Any) -> None:
+def row(name: str, syntax: str, operands: str, meaning: RowMeaning | None, **more: Any) -> None:
     ROWS.append(make_row(name, syntax, operands, meaning, **more))
 
 
@@ -22,6 +23,7 @@ _INTEGERS = "u16 u32 u64 s16 s32 s64"
 _SIGNED = "s16 s32 s64"
 _BITS = "b16 b32 b64"
 _ROUND = "rn rz rm rp"
+Pairs = tuple[tuple[str, RowMeaning], ...]
 _HALF = "f16 f16x2 bf16 bf16x2"
 _BF16_ARITHMETIC = {"bf16": "7.8 sm_90", "bf16x2": "7.8 sm_90"}
 _BF16_INSTEAD = {"bf16": "fma.rn with a factor of 1.0, or cvt to f32", "bf16x2": "fma.rn.bf16x2 with a factor of 1.0"}
@@ -30,7 +32,9 @@ _PACKED16 = {"u16x2": "8.0 sm_90", "s16x2": "8.0 sm_90"}
 
 def _integers() -> None:
     section = "Integer Arithmetic Instructions"
-    for name, meaning in (("add", m.add), ("sub", m.sub)):
+    sums: Pairs = (("add", m.add), ("sub", m.sub))
+    extremes: Pairs = (("min", m.minimum), ("max", m.maximum))
+    for name, meaning in sums:
         row(name, f"{name}.type", "w:type r:type r:type", meaning, type=_INTEGERS, section=section)
         row(f"{name}.sat", f"{name}.sat.s32", "w:s32 r:s32 r:s32", meaning, section=section)
     row("add.packed", "add.type", "w:type r:type r:type", m.add, type="u16x2 s16x2", needs=_PACKED16, section=section,
@@ -47,7 +51,7 @@ def _integers() -> None:
     row("rem", "rem.type", "w:type r:type r:type", m.rem, type=_INTEGERS, section=section)
     row("abs", "abs.type", "w:type r:type", m.absolute, type=_SIGNED, section=section)
     row("neg", "neg.type", "w:type r:type", m.negate, type=_SIGNED, section=section)
-    for name, meaning in (("min", m.minimum), ("max", m.maximum)):
+    for name, meaning in extremes:
         row(name, f"{name}.type", "w:type r:type r:type", meaning, type=_INTEGERS, section=section)
         row(f"{name}.packed", f"{name}.type", "w:type r:type r:type", meaning, type="u16x2 s16x2", needs=_PACKED16,
             instead="two operations on halves", section=section)
@@ -72,9 +76,23 @@ def _integers() -> None:
         btype="u32 s32", section=section)
 
 
+def _carries() -> None:
+    """Rows that pass a carry in the condition code, which each thread has one of."""
+    common: dict[str, Any] = {"type": "u32 s32 u64 s64", "unit": "carry",
+                              "section": "Extended-Precision Integer Arithmetic Instructions"}
+    for name in ("add", "sub"):
+        row(f"{name}.cc", f"{name}.cc.type", "w:type r:type r:type", None, **common)
+        row(f"{name}c", f"{name}c{{.cc}}.type", "w:type r:type r:type", None, **common)
+    row("mad.cc", "mad.part.cc.type", "w:type r:type r:type r:type", None, part="lo hi", **common)
+    row("madc", "madc.part{.cc}.type", "w:type r:type r:type r:type", None, part="lo hi", **common)
+
+
 def _floats() -> None:
     section = "Floating Point Instructions"
-    for name, meaning in (("add", m.float_add), ("sub", m.float_sub), ("mul", m.float_mul)):
+    binary: Pairs = (("add", m.float_add), ("sub", m.float_sub), ("mul", m.float_mul))
+    unary: Pairs = (("abs", m.float_abs), ("neg", m.float_neg))
+    extremes: Pairs = (("min", m.minimum), ("max", m.maximum))
+    for name, meaning in binary:
         row(f"{name}.f32", f"{name}{{.rnd}}{{.ftz}}{{.sat}}.f32", "w:f32 r:f32 r:f32", meaning, rnd=_ROUND,
             section=section)
         row(f"{name}.f64", f"{name}{{.rnd}}.f64", "w:f64 r:f64 r:f64", meaning, rnd=_ROUND, section=section)
@@ -114,12 +132,12 @@ def _floats() -> None:
         instead="ex2.approx.ftz.f32 and cvt", section=section)
     row("tanh", "tanh.approx.type", "w:type r:type", m.tanh, type="f32 f16 f16x2 bf16 bf16x2",
         needs=_BF16_ARITHMETIC, instead="tanh.approx.f32 and cvt", section=section)
-    for name, meaning in (("abs", m.float_abs), ("neg", m.float_neg)):
+    for name, meaning in unary:
         row(f"{name}.f32", f"{name}{{.ftz}}.f32", "w:f32 r:f32", meaning, section=section)
         row(f"{name}.f64", f"{name}.f64", "w:f64 r:f64", meaning, section=section)
         row(f"{name}.half", f"{name}{{.ftz}}.type", "w:type r:type", meaning, type="f16 f16x2", section=section)
         row(f"{name}.bf16", f"{name}.type", "w:type r:type", meaning, type="bf16 bf16x2", section=section)
-    for name, meaning in (("min", m.minimum), ("max", m.maximum)):
+    for name, meaning in extremes:
         row(f"{name}.f32", f"{name}{{.ftz}}{{.NaN}}{{.xorsign.abs}}.f32", "w:f32 r:f32 r:f32", meaning,
             needs={"xorsign": "7.2 sm_86"}, instead={"xorsign": f"{name} of abs, then copysign"}, section=section)
         row(f"{name}.f64", f"{name}.f64", "w:f64 r:f64 r:f64", meaning, section=section)
@@ -170,7 +188,8 @@ def _choices() -> None:
         row(f"setp.{type}.bool", f"setp.cmp.bool{ftz}.type", "w:pred |w:pred r:type r:type r:pred", m.setp, cmp=ordered,
             bool="and or xor", type=type, needs=needs, instead="cvt to f32 and setp.f32" if needs else "",
             section=section)
-    row("selp", "selp.type", "w:type r:type r:type r:pred", m.selp, type=f"{_BITS} {_INTEGERS} f32 f64", section=section)
+    row("selp", "selp.type", "w:type r:type r:type r:pred", m.selp, type=f"{_BITS} {_INTEGERS} f32 f64",
+        section=section)
     row("slct", "slct.type.s32", "w:type r:type r:type r:s32", m.slct, type=f"{_BITS} {_INTEGERS} f32 f64",
         section=section)
     row("slct.float", "slct{.ftz}.type.f32", "w:type r:type r:type r:f32", m.slct,
@@ -191,8 +210,8 @@ def _moves() -> None:
         evict = ("L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last L1::no_allocate")
         common: dict[str, Any] = {
             "space": spaces, "evict": evict, "vec": "v2 v4", "type": memory, "unit": "memory",
-            "needs": {"shared::cluster": "7.8 sm_90"}, "instead": {"shared::cluster": "global memory", "cluster": "gpu"},
-            "section": section}
+            "needs": {"shared::cluster": "7.8 sm_90"}, "section": section,
+            "instead": {"shared::cluster": "global memory", "cluster": "gpu"}}
         prefetch = "{.prefetch}" if name == "ld" else ""
         if name == "ld":
             common["prefetch"] = "L2::64B L2::128B L2::256B"
@@ -201,7 +220,8 @@ def _moves() -> None:
         row(f"{name}.volatile", f"{name}.volatile{{.space}}{{.vec}}.type", operands.replace(" r:b64?", ""), None,
             space=shared, vec="v2 v4", type=memory, unit="memory", section=section, needs=common["needs"],
             instead=common["instead"])
-        row(f"{name}.v8", f"{name}{{.weak}}.global{{.evict}}{{.L2::cache_hint}}.v8.type", operands.replace("vec", "8"), None,
+        row(f"{name}.v8", f"{name}{{.weak}}.global{{.evict}}{{.L2::cache_hint}}.v8.type", operands.replace("vec", "8"),
+            None,
             evict=evict, type="b32 u32 s32 f32", unit="memory", needs="8.8 sm_100", instead="two .v4", section=section)
         row(f"{name}.ordered", f"{name}.order.scope{{.space}}{{.evict}}{{.L2::cache_hint}}{prefetch}{{.vec}}.type",
             operands, None, order="relaxed acquire" if name == "ld" else "relaxed release", scope="cta cluster gpu sys",
@@ -214,7 +234,8 @@ def _moves() -> None:
         needs={"param": "7.7 sm_80", "shared::cluster": "7.8 sm_90"},
         instead={"shared::cluster": "shared"})
     row("isspacep", "isspacep.space", "w:pred r:u64", None, space="const global local shared shared::cta "
-        "shared::cluster param", unit="address", section=section, needs={"param": "7.7 sm_80", "shared::cluster": "7.8 sm_90"},
+        "shared::cluster param", unit="address", section=section,
+        needs={"param": "7.7 sm_80", "shared::cluster": "7.8 sm_90"},
         instead={"shared::cluster": "shared"})
 
 
@@ -223,11 +244,13 @@ def _control() -> None:
     row("bra", "bra{.uni}", "l:", None, unit="control", section=section)
     row("ret", "ret{.uni}", "", None, unit="control", section=section)
     row("exit", "exit", "", None, unit="control", section=section)
+    row("call", "call{.uni}", "s:? l:? s:? l:?", None, unit="call", section=section)
     row("trap", "trap", "", None, unit="control", section=section)
     row("brkpt", "brkpt", "", None, unit="control", section=section)
 
 
 _integers()
+_carries()
 _floats()
 _bits()
 _choices()

@@ -94,7 +94,8 @@ def _warpgroup() -> None:
                 "rw:s32*n/2 r:b64^b32*4 r:b64 r:pred", None, instead="mma.sync.m16n8k32",
                 **{**integers, "needs": "8.0 sm_90a" if type_a == type_b else "8.4 sm_90a"})
     for name, operands in (("fence", ""), ("commit_group", ""), ("wait_group", "i:")):
-        row(f"wgmma.{name}", f"wgmma.{name}.sync.aligned", operands, None, instead="nothing: mma.sync needs none", **common)
+        row(f"wgmma.{name}", f"wgmma.{name}.sync.aligned", operands, None, instead="nothing: mma.sync needs none",
+            **common)
     row("setmaxnreg", "setmaxnreg.action.sync.aligned.u32", "i:", None, action="inc dec", unit="setmaxnreg",
         needs="8.0 sm_90a sm_100a sm_120a", instead="leave it out", section="Miscellaneous Instructions")
 

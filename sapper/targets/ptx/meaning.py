@@ -8,6 +8,7 @@ rounded exact value, which lies inside their documented error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -18,6 +19,7 @@ from . import rounding as r
 from .rows import BITS, Form
 
 Array = NDArray[Any]
+RowMeaning = Callable[..., Any]
 
 _NUMPY: dict[str, Any] = {
     "pred": np.bool_, "f16": np.float16, "f32": np.float32, "f64": np.float64, "bf16": ml_dtypes.bfloat16,
@@ -45,7 +47,7 @@ def _element(type: str) -> str:
 
 # --- Floats ---------------------------------------------------------------------------------------------------------
 
-_NAN_BITS = {"f16": np.uint16(0x7FFF), "bf16": np.uint16(0x7FFF), "f32": np.uint32(0x7FFFFFFF)}
+_NAN_BITS: dict[str, Any] = {"f16": np.uint16(0x7FFF), "bf16": np.uint16(0x7FFF), "f32": np.uint32(0x7FFFFFFF)}
 
 
 def flush(value: Array) -> Array:
@@ -267,7 +269,7 @@ def sub(form: Form, a: Array, b: Array) -> Array:
 
 def _saturated(a: Array, b: Array, operation: Any) -> Array:
     """s32 with clamping."""
-    return np.clip(operation(a.astype(np.int64), b.astype(np.int64)), -(2**31), 2**31 - 1).astype(a.dtype)
+    return np.asarray(np.clip(operation(a.astype(np.int64), b.astype(np.int64)), -(2**31), 2**31 - 1).astype(a.dtype))
 
 
 _WIDE: dict[int, dict[str, Any]] = {
@@ -285,7 +287,7 @@ def _high64(a: Array, b: Array) -> Array:
     high = a1 * b1 + (middle >> shift) + (other >> shift)
     if a.dtype.kind == "i":
         high = high - np.where(a < 0, unsigned_b, np.uint64(0)) - np.where(b < 0, unsigned_a, np.uint64(0))
-    return high.view(a.dtype)
+    return np.asarray(high.view(a.dtype))
 
 
 def _product(form: Form, a: Array, b: Array) -> Array:
@@ -296,7 +298,7 @@ def _product(form: Form, a: Array, b: Array) -> Array:
         return _high64(np.ascontiguousarray(a), np.ascontiguousarray(b))
     wide = _WIDE[bits][a.dtype.kind]
     product = a.astype(wide) * b.astype(wide)
-    return product if "wide" in form else (product >> wide(bits)).astype(a.dtype)
+    return np.asarray(product if "wide" in form else (product >> wide(bits)).astype(a.dtype))
 
 
 def mul(form: Form, a: Array, b: Array) -> Array:
@@ -313,7 +315,7 @@ def mul24(form: Form, a: Array, b: Array) -> Array:
     wide: Any = np.int64 if a.dtype.kind == "i" else np.uint64
     shift = a.dtype.type(8)
     a, b = (value << shift >> shift for value in (a, b))
-    return (a.astype(wide) * b.astype(wide) >> wide(0 if "lo" in form else 16)).astype(a.dtype)
+    return np.asarray((a.astype(wide) * b.astype(wide) >> wide(0 if "lo" in form else 16)).astype(a.dtype))
 
 
 def mad24(form: Form, a: Array, b: Array, c: Array) -> Array:
@@ -344,7 +346,7 @@ def negate(form: Form, a: Array) -> Array:
 
 
 def sad(form: Form, a: Array, b: Array, c: Array) -> Array:
-    return c + np.where(a < b, b - a, a - b).astype(c.dtype)
+    return np.asarray(c + np.where(a < b, b - a, a - b).astype(c.dtype))
 
 
 def _shift_count(b: Array, bits: int) -> tuple[Array, Array]:
@@ -389,7 +391,7 @@ def bit_not(form: Form, a: Array) -> Array:
 
 
 def cnot(form: Form, a: Array) -> Array:
-    return (a == 0).astype(a.dtype)
+    return np.asarray((a == 0).astype(a.dtype))
 
 
 def lop3(form: Form, a: Array, b: Array, c: Array, table: Array) -> Array:
@@ -437,13 +439,15 @@ def bfe(form: Form, a: Array, position: Array, length: Array) -> Array:
     start, size = (position & 255).astype(np.int64), (length & 255).astype(np.int64)
     plain = a.view(unsigned) if a.dtype.kind == "i" else a
     shifted = np.where(start < bits, plain >> np.minimum(start, bits - 1).astype(unsigned), 0).astype(unsigned)
-    ones = ~np.zeros((), unsigned)
-    mask = np.where(size >= bits, ones, (unsigned.type(1) << np.minimum(size, bits - 1).astype(unsigned)) - unsigned.type(1))
+    one = unsigned.type(1)
+    reached = np.clip(np.minimum(size, bits - start), 0, bits)  # bits of the field inside the word
+    short = np.minimum(reached, bits - 1).astype(unsigned)
+    mask = np.where(reached == bits, ~np.zeros((), unsigned), (one << short) - one)
     field = shifted & mask
     if a.dtype.kind == "i":
         last = np.minimum(start + size - 1, bits - 1)
-        sign = (plain >> np.maximum(last, 0).astype(unsigned)) & unsigned.type(1)
-        field = np.where((size > 0) & (sign != 0), field | ~np.where(start < bits, mask, 0).astype(unsigned), field)
+        sign = (plain >> np.maximum(last, 0).astype(unsigned)) & one
+        field = np.where((size > 0) & (sign != 0), field | ~mask, field)
     return field.astype(unsigned).view(a.dtype)
 
 
@@ -456,7 +460,7 @@ def bfi(form: Form, a: Array, b: Array, position: Array, length: Array) -> Array
     mask = np.where(size >= bits, ones, (kind(1) << np.minimum(size, bits - 1).astype(a.dtype)) - kind(1))
     shift = np.minimum(start, bits - 1).astype(a.dtype)
     mask = np.where(start < bits, mask << shift, kind(0))
-    return (b & ~mask) | ((a << shift) & mask)
+    return np.asarray((b & ~mask) | ((a << shift) & mask))
 
 
 def bmsk(form: Form, position: Array, length: Array) -> Array:
@@ -502,11 +506,13 @@ def prmt(form: Form, a: Array, b: Array, selector: Array) -> Array:
     if not mode:
         nibble = (selector[:, None] >> (place * np.uint32(4))) & np.uint32(15)
     else:
-        nibble = {
+        modes: dict[str, Callable[[], Array]] = {
             "f4e": lambda: place + shift, "b4e": lambda: (shift - place) & np.uint32(7),
             "rc8": lambda: shift + 0 * place, "ecl": lambda: np.maximum(place, shift),
-            "ecr": lambda: np.minimum(place, shift), "rc16": lambda: (shift & np.uint32(1)) * np.uint32(2) + (place & np.uint32(1)),
-        }[mode]()
+            "ecr": lambda: np.minimum(place, shift),
+            "rc16": lambda: (shift & np.uint32(1)) * np.uint32(2) + (place & np.uint32(1)),
+        }
+        nibble = modes[mode]()
     chosen = np.take_along_axis(both, (nibble & np.uint32(7)).astype(np.int64), axis=1)
     chosen = np.where(nibble & np.uint32(8) != 0, np.where(chosen & 0x80 != 0, np.uint8(0xFF), np.uint8(0)), chosen)
     return np.ascontiguousarray(chosen.astype(np.uint8)).view(np.uint32).reshape(len(a))
@@ -519,7 +525,7 @@ def _bytes_of(value: Array, unsigned: bool) -> Array:
 def dp4a(form: Form, a: Array, b: Array, c: Array) -> Array:
     """c + the four products of bytes."""
     total = (_bytes_of(a, form.get("atype") == "u32") * _bytes_of(b, form.get("btype") == "u32")).sum(axis=1)
-    return (total + c.astype(np.int64)).astype(c.dtype)
+    return np.asarray((total + c.astype(np.int64)).astype(c.dtype))
 
 
 def dp2a(form: Form, a: Array, b: Array, c: Array) -> Array:
@@ -528,7 +534,7 @@ def dp2a(form: Form, a: Array, b: Array, c: Array) -> Array:
     halves = halves.reshape(len(a), 2).astype(np.int64)
     bytes_ = _bytes_of(b, form.get("btype") == "u32")[:, :2] if "lo" in form else _bytes_of(
         b, form.get("btype") == "u32")[:, 2:]
-    return ((halves * bytes_).sum(axis=1) + c.astype(np.int64)).astype(c.dtype)
+    return np.asarray(((halves * bytes_).sum(axis=1) + c.astype(np.int64)).astype(c.dtype))
 
 
 # --- Moving, choosing, comparing ------------------------------------------------------------------------------------
@@ -576,7 +582,8 @@ def setp(form: Form, a: Array, b: Array, *predicate: Array) -> tuple[Array, Arra
     if type in PACKED:  # p is for the low halves, q for the high ones
         halves = holds[:, 0], holds[:, 1]
         if predicate:
-            return _COMBINE[form.get("bool")](halves[0], predicate[0]), _COMBINE[form.get("bool")](halves[1], predicate[0])
+            low, high = (_COMBINE[form.get("bool")](half, predicate[0]) for half in halves)
+            return low, high
         return halves
     opposite = ~holds
     if predicate:

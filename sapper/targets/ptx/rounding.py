@@ -3,8 +3,8 @@
 Enters: arrays of float64 that hold f16, bf16, f32 (or narrower) values exactly. Leaves: float64 arrays.
 Holds: `exact_*` return a float64 that rounds, in any direction, to any format of at most 50 bits as the exact result
 would: where the exact result has no float64, its last bit is set ("round to odd").
-Source: S. Boldo, G. Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd",
-IEEE Transactions on Computers 57(4), 2008.
+Source: S. Boldo, G. Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to
+odd", IEEE Transactions on Computers 57(4), 2008.
 """
 
 from __future__ import annotations

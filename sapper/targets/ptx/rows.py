@@ -3,15 +3,15 @@
 Enters: short strings from the instructions_*.py modules. Leaves: `Row`, and `Form`: a row with its modifiers chosen.
 Holds: rows and forms are constant; a text such as "mad.lo.s32" names at most one form.
 
-How selection uses the table: `form("ld.global.v4.b32")` parses a mnemonic as PTX writes it and gives its `Form`, cached.
-A form is what stands as `row` in a machine instruction; its `operands` say the role, type and count of each operand in
-PTX's order, `write_line(form, texts)` prints the line, `form.needs` is what it demands of level and PTX version, and
-`form.illegal_on(level)` gives the message where a level lacks it. The emulator runs the same forms: it parses the line,
-and calls `form.row.meaning` (see below) with NumPy arrays.
+How selection uses the table: `form("ld.global.v4.b32")` parses a mnemonic as PTX writes it and gives its `Form`,
+cached. A form is what stands as `row` in a machine instruction; its `operands` say the role, type and count of each
+operand in PTX's order, `write_line(form, texts)` prints the line, `form.needs` is what it demands of level and PTX
+version, and `form.illegal_on(level)` gives the message where a level lacks it. The emulator runs the same forms: it
+parses the line, and calls `form.row.meaning` (see below) with NumPy arrays.
 
-Syntax notation, as in the PTX ISA's syntax boxes: `add{.rnd}{.ftz}{.sat}.f32`. A part in braces may be left out, several
-parts in one pair of braces only together. A part that is a key of the row's choices stands for one of them; any other
-part stands for itself.
+Syntax notation, as in the PTX ISA's syntax boxes: `add{.rnd}{.ftz}{.sat}.f32`. A part in braces may be left out,
+several parts in one pair of braces only together. A part that is a key of the row's choices stands for one of them; any
+other part stands for itself.
 
 Operand notation, one token each, separated by blanks: `role:type[*count][^other][?]`
   role   w written, r read (a register, an immediate, a special register or the address of a symbol), rw both;
@@ -28,8 +28,9 @@ Meaning: `meaning(form, *sources)` takes one array for each operand read, in ord
 tuple of them. Arrays have one element for each lane that takes part, in the operand's type: f32 float32, b32 and u32
 uint32, s32 int32, f16 float16, bf16 ml_dtypes.bfloat16, pred bool; packed types (f16x2, u16x2, ...) have a second axis
 of the packed elements, low half first; a vector has a leading axis of its registers. Rows whose effect goes beyond the
-registers of their own lane have a `unit` instead: "warp" (arrays of shape (warps, 32)), or the name of the part of the
-emulator that carries them out ("memory", "barrier", "control", ...).
+registers of their own lane have a `unit`: "warp", whose meaning takes `(form, active, *sources)` with arrays of shape
+(warps, 32) and which lanes take part (see warp.py); or the name of the part of the emulator that carries them out
+("memory", "barrier", "control", ...), and no meaning.
 """
 
 from __future__ import annotations
@@ -120,7 +121,8 @@ class Row:
         """The modifiers by key, or None where they are no form of this row."""
         return self._match(self.parts, modifiers)
 
-    def _match(self, parts: tuple[tuple[tuple[str, ...], bool], ...], modifiers: tuple[str, ...]) -> dict[str, str] | None:
+    def _match(self, parts: tuple[tuple[tuple[str, ...], bool], ...],
+               modifiers: tuple[str, ...]) -> dict[str, str] | None:
         if not parts:
             return {} if not modifiers else None
         (together, optional), rest = parts[0], parts[1:]
@@ -264,7 +266,8 @@ class Table:
 
 _EVICTION = ("normal", "unchanged", "first", "last")
 COMMON_NEEDS: dict[str, str] = {
-    "shared::cta": "7.8 sm_80", "param::entry": "8.3 sm_80", "L1::no_allocate": "7.4 sm_80", "L2::cache_hint": "7.4 sm_80",
+    "shared::cta": "7.8 sm_80", "param::entry": "8.3 sm_80", "L1::no_allocate": "7.4 sm_80",
+    "L2::cache_hint": "7.4 sm_80",
     **{f"L1::evict_{word}": "7.4 sm_80" for word in _EVICTION}, **{f"L2::{n}B": "7.4 sm_80" for n in (64, 128, 256)},
 }
 """What these modifiers need wherever they stand, unless a row says otherwise."""
@@ -278,8 +281,8 @@ def make_row(name: str, syntax: str, operands: str, meaning: Meaning | None, *, 
     words = {key: tuple(text.split()) for key, text in choices.items()}
     used = {"", *re.findall(r"[\w:]+", syntax), *(word for some in words.values() for word in some)}
     return Row(name, syntax, operands, meaning, words,
-               {key: Needs.parse(text) for key, text in needs_of.items() if text and key in used}, dict(instead_of), unit,
-               section)
+               {key: Needs.parse(text) for key, text in needs_of.items() if text and key in used}, dict(instead_of),
+               unit, section)
 
 
 

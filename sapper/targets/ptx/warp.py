@@ -54,7 +54,8 @@ def shuffle(form: Form, active: Array, value: Array, b: Array, c: Array, mask: A
 def vote(form: Form, active: Array, value: Array, mask: Array) -> Array:
     mode = form.get("mode")
     every, some = (value | ~active).all(axis=1), (value & active).any(axis=1)
-    result = {"all": every, "any": some, "uni": every | ~some}[mode]
+    results: dict[str, Any] = {"all": every, "any": some, "uni": every | ~some}
+    result: Array = np.asarray(results[mode])
     return np.broadcast_to(result[:, None], value.shape).copy()
 
 
@@ -69,7 +70,7 @@ def match_any(form: Form, active: Array, value: Array, mask: Array) -> Array:
 
 def match_all(form: Form, active: Array, value: Array, mask: Array) -> tuple[Array, Array]:
     first = value[np.arange(len(value)), active.argmax(axis=1)]
-    same = ((value == first[:, None]) | ~active).all(axis=1)
+    same: Array = np.asarray(((value == first[:, None]) | ~active).all(axis=1))
     word = np.where(same, bits_of(active), np.uint32(0))
     return (np.broadcast_to(word[:, None], value.shape).copy(), np.broadcast_to(same[:, None], value.shape).copy())
 
@@ -114,7 +115,7 @@ def transpose(form: Form, active: Array, value: Array) -> Array:
     halves = _halves(value[None])
     rows, columns = f.fragment_b(1, 2)
     matrix = f.gather(halves, rows, columns, (8, 8))
-    return _whole(f.scatter(matrix.transpose(0, 2, 1), rows, columns))[0]
+    return np.asarray(_whole(f.scatter(matrix.transpose(0, 2, 1), rows, columns))[0])
 
 
 def _halves(registers: Array) -> Array:
@@ -189,4 +190,4 @@ def _multiply_f64(a: Array, b: Array, c: Array) -> Array:
     a, b = a[0].reshape(-1, 8, 4), b[0].reshape(-1, 8, 4).transpose(0, 2, 1)
     total = np.matmul(a, b)
     columns = 2 * f.MEMBER[None, :] + np.arange(2)[:, None]
-    return total[:, f.GROUP[None, :], columns].transpose(1, 0, 2) + c
+    return np.asarray(total[:, f.GROUP[None, :], columns].transpose(1, 0, 2) + c)

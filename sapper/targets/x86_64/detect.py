@@ -167,10 +167,9 @@ def _named(found: Host) -> str:
                                      or 0xA0 <= found.model <= 0xAF):
             return "zen4"
     elif found.vendor == "GenuineIntel" and found.family == 6:
-        return {0x8F: "sapphirerapids", 0xCF: "sapphirerapids", 0x55: "skylake-avx512", 0x3C: "haswell",
-                0x3F: "haswell",
-                0x45: "haswell", 0x46: "haswell", 0x3D: "haswell", 0x47: "haswell", 0x4F: "haswell",
-                0x56: "haswell"}.get(found.model, "")
+        return {0x8F: "sapphirerapids", 0xCF: "sapphirerapids", 0x6A: "icelake-server", 0x6C: "icelake-server",
+                0x55: "skylake-avx512", 0x3C: "haswell", 0x3F: "haswell", 0x45: "haswell", 0x46: "haswell",
+                0x3D: "haswell", 0x47: "haswell", 0x4F: "haswell", 0x56: "haswell"}.get(found.model, "")
     return ""
 
 

@@ -1,0 +1,219 @@
+"""The matrices of a model in the form in which they are held, and the kernels that apply them.
+
+In: arrays. Out: `Dense` and `Blocks`, which name, for each use of a matrix, the kernels and their arguments. Holds: the
+session asks a matrix what to run and never what it is made of.
+
+A use is a list of steps (kernel, arguments), so that the session can run them at once or bind them into a program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from ...kernels import embedding, matvec, quantized
+from ...kernels.quantized import BLOCK, HALF, PANEL
+from ...runtime.buffers import Arena, empty
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Steps: TypeAlias = list[tuple[Any, tuple[Any, ...]]]
+
+
+class Workspace:
+    """Memory that matrices need besides their operands; one for a session.
+
+    normed, sums: a vector of at most `features` elements after its norm, and the sums of its blocks.
+    """
+
+    def __init__(self, features: int) -> None:
+        self.normed = empty((features,))
+        self.sums = empty((-(-features // BLOCK),))
+        self._wide: list[Array] = []
+
+    def wide(self, place: int, rows: int, columns: int) -> Array:
+        """Memory for a matrix in f32; place: 0, or 1 for a second one at the same time."""
+        while len(self._wide) <= place:
+            self._wide.append(empty((0,)))
+        if self._wide[place].size < rows * columns:
+            self._wide[place] = empty((rows * columns,))
+        return self._wide[place][: rows * columns].reshape(rows, columns)
+
+
+class Matrix(Protocol):
+    """Weights [rows, columns] and what can be done with them. x, y, gain, residual are vectors in f32."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def size(self) -> int:
+        """How many weights."""
+
+    def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
+        """y = W rms_norm(x)"""
+
+    def apply_norm_swiglu(
+        self, up: Any, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
+    ) -> Steps:
+        """y = silu(W n) * (up n), n = rms_norm(x); up is of the same form."""
+
+    def apply_residual(self, x: Array, residual: Array, y: Array, work: Workspace) -> Steps:
+        """y = residual + W x"""
+
+    def look_up(self, tokens: Array, y: Array) -> Steps:
+        """y[t] = row tokens[t]"""
+
+    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
+        """The rows as a plain array, its dtype, and the steps that fill it, if it has to be made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """weights [rows, columns], f32 or bf16 as `dtype` says."""
+
+    weights: Array
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return self.weights.nbytes
+
+    @property
+    def size(self) -> int:
+        return self.weights.size
+
+    def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
+        return [(getattr(matvec, f"norm_matvec_{self.dtype}"), (self.weights, x, gain, epsilon, y))]
+
+    def apply_norm_swiglu(
+        self, up: Dense, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
+    ) -> Steps:
+        kernel = getattr(matvec, f"norm_matvec_swiglu_{self.dtype}")
+        return [(kernel, (self.weights, up.weights, x, gain, epsilon, y))]
+
+    def apply_residual(self, x: Array, residual: Array, y: Array, work: Workspace) -> Steps:
+        return [(getattr(matvec, f"matvec_residual_{self.dtype}"), (self.weights, x, residual, y))]
+
+    def look_up(self, tokens: Array, y: Array) -> Steps:
+        return [(getattr(embedding, f"embedding_{self.dtype}"), (tokens, self.weights, y))]
+
+    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
+        return self.weights, self.dtype, []
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Weights in blocks of 32, in the panels of sapper/kernels/quantized.py. form: "q4" or "q8".
+
+    parts: quants, scale and, of q4, minimum.
+    """
+
+    form: str
+    parts: tuple[Array, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def size(self) -> int:
+        rows, columns = self.shape
+        return rows * columns
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        panels, blocks, lanes = self.parts[1].shape
+        return panels * lanes, blocks * BLOCK
+
+    def _blocks(self, vector: Array) -> Array:
+        """A vector, or one for each token, as the kernels of this form take it."""
+        halves = (2, HALF) if self.form == "q4" else (BLOCK,)
+        return vector.reshape(*vector.shape[:-1], -1, *halves)
+
+    def _kernel(self, task: str) -> Any:
+        return getattr(quantized, f"{task}_{self.form}")
+
+    def _operands(self, x: Array, work: Workspace) -> tuple[Array, ...]:
+        sums = (work.sums[: x.size // BLOCK],) if self.form == "q4" else ()
+        return (self._blocks(x), *sums)
+
+    def _norm(self, x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, Array]:
+        normed = work.normed[: x.size]
+        blocks = [vector.reshape(-1, BLOCK) for vector in (x, gain, normed)]
+        sums = work.sums[: x.size // BLOCK]
+        return [(quantized.rms_norm_blocks, (*blocks[:2], epsilon, blocks[2], sums))], normed
+
+    def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
+        steps, normed = self._norm(x, gain, epsilon, work)
+        return [*steps, (self._kernel("matvec"), (*self.parts, *self._operands(normed, work), y.reshape(-1, PANEL)))]
+
+    def apply_norm_swiglu(
+        self, up: Blocks, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
+    ) -> Steps:
+        steps, normed = self._norm(x, gain, epsilon, work)
+        operands = (*self.parts, *up.parts, *self._operands(normed, work), y.reshape(-1, PANEL))
+        return [*steps, (self._kernel("matvec_swiglu"), operands)]
+
+    def apply_residual(self, x: Array, residual: Array, y: Array, work: Workspace) -> Steps:
+        steps: Steps = []
+        if self.form == "q4":
+            steps.append((quantized.block_sums, (x.reshape(-1, BLOCK), work.sums[: x.size // BLOCK])))
+        vectors = (residual.reshape(-1, PANEL), y.reshape(-1, PANEL))
+        return [*steps, (self._kernel("matvec_residual"), (*self.parts, *self._operands(x, work), *vectors))]
+
+    def look_up(self, tokens: Array, y: Array) -> Steps:
+        return [(self._kernel("embedding"), (tokens, *self.parts, self._blocks(y)))]
+
+    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
+        rows, columns = self.shape
+        wide = work.wide(place, rows, columns)
+        panels = self._blocks(wide.reshape(rows // PANEL, PANEL, columns))
+        return wide, "f32", [(self._kernel("dequantize"), (*self.parts, panels))]
+
+
+@dataclass(frozen=True, slots=True)
+class RawBlocks:
+    """Rows of a file in blocks of 32, not yet in panels.
+
+    parts: quants [rows, blocks, 16 or 32], scale and, of q4, minimum [rows, blocks].
+    """
+
+    form: str
+    parts: tuple[Array, ...]
+
+    @classmethod
+    def parse(cls, data: memoryview, shape: tuple[int, ...], kind: str) -> RawBlocks | None:
+        """From a tensor of a GGUF file; None for a format, a shape or values that the kernels cannot take as they are.
+
+        kind: ggml's name of the format. shape: [rows, columns].
+        """
+        sizes = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
+        if kind not in sizes or len(shape) != 2 or shape[0] % PANEL or shape[1] % BLOCK:
+            return None
+        raw = np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // BLOCK, sizes[kind])
+        scale = raw[:, :, :2].copy().view("<f2")[:, :, 0]
+        if kind == "Q8_0":
+            return cls("q8", (raw[:, :, 2:].view(np.int8), scale))
+        if kind == "Q4_1":
+            return cls("q4", (raw[:, :, 4:], scale, raw[:, :, 2:4].copy().view("<f2")[:, :, 0]))
+        with np.errstate(over="ignore"):
+            minimum = scale * np.float16(-8)
+        return cls("q4", (raw[:, :, 2:], scale, minimum)) if np.isfinite(minimum).all() else None
+
+    def reordered(self, order: Any) -> RawBlocks:
+        """With `order` applied to the rows of every part."""
+        return RawBlocks(self.form, tuple(order(part) for part in self.parts))
+
+
+def in_panels(pieces: Sequence[RawBlocks], arena: Arena) -> Blocks:
+    """The rows of all pieces, one after the other, in panels; the pieces are of one form."""
+    parts = []
+    for group in zip(*(piece.parts for piece in pieces), strict=True):
+        panels = [quantized.to_panels(part) for part in group]
+        target = arena.empty((sum(len(p) for p in panels), *panels[0].shape[1:]), panels[0].dtype)
+        np.concatenate(panels, out=target)
+        parts.append(target)
+    return Blocks(pieces[0].form, tuple(parts))

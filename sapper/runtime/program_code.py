@@ -1,0 +1,150 @@
+"""The machine code that runs a program: one function, which every worker enters once for each run.
+
+    void program(int64_t *control, int64_t worker, int64_t workers)
+
+It has a kernel's signature, so the worker pool launches it like a kernel. It walks a table of launches, which ends with
+a kernel address of 0, and meets the other workers at a barrier after those that ask for it. Memory, by offsets in bytes
+(`control` and the sync blocks are 64-byte aligned):
+
+    control   0, 8, 16  for the launcher    24 table    32 sync blocks    40 their number    48 counters used in each
+              56 i32 cycles to spin before sleeping
+              64 i32 workers that have arrived
+              128 i32 generation    132 i32 workers that may sleep on it
+    launch    0 kernel    8 its argument block    16 flags    24 unused
+
+The last worker to arrive at a barrier sets the task counters of all sync blocks to zero for the launches to come, then
+adds one to the generation, which lets the others go: they see the counters reset, as stores become visible in order.
+The others spin on the generation, then sleep on it. A sleeper counts itself with a locked instruction before the system
+compares the generation; the last worker passes a locked instruction between the new generation and the look at that
+count: one of the two sees the other, so no wake-up is lost.
+
+Source: futex(2); System V ABI AMD64 3.2; Intel SDM volume 3, 9.2.3 (memory ordering).
+"""
+
+from __future__ import annotations
+
+from ..codegen.encode import encode
+from ..codegen.machine import Immediate, MachineFunction
+from ..targets.x86_64.registers import R8, R9, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI
+from .program import (
+    ALONE,
+    ARRIVED,
+    BARRIER,
+    COUNTERS,
+    FLAGS,
+    GENERATION,
+    LAUNCH_BYTES,
+    SLEEPERS,
+    SPIN_CYCLES,
+    SYNC,
+    SYNC_COUNT,
+    TABLE,
+)  # fmt: skip
+from .scratch import COUNTER_LINE_BYTES, SYNC_BYTES
+from .workers_code import FUTEX_WAIT, FUTEX_WAKE, Listing, at, enter, futex, leave
+
+_ALL = 0x7FFFFFFF
+
+
+def program_function() -> MachineFunction:
+    """rbx control, r12 worker, r13 workers, rbp the launch in the table."""
+    emit = Listing()
+    emit.label("program", 64)
+    enter(emit)
+    emit("mov.64", RBX, RDI)
+    emit("mov.64", R12, RSI)
+    emit("mov.64", R13, RDX)
+    emit("mov.64", RBP, at(RBX, TABLE))
+    emit.label("next")
+    emit("mov.64", RAX, at(RBP))
+    emit("test.64", RAX, RAX)
+    emit("je", "done")
+    emit("mov.64", RDI, at(RBP, 8))
+    emit("mov.64", RSI, R12)
+    emit("mov.64", RDX, R13)
+    emit("mov.32", RCX, at(RBP, FLAGS))
+    emit("test.32", RCX, Immediate(ALONE))
+    emit("je", "run")
+    emit("test.64", R12, R12)
+    emit("jne", "ran")
+    emit("mov.32", RDX, Immediate(1))
+    emit.label("run")
+    emit("call.indirect", RAX)
+    emit.label("ran")
+    emit("mov.32", RCX, at(RBP, FLAGS))
+    emit("add.64", RBP, Immediate(LAUNCH_BYTES))
+    emit("test.32", RCX, Immediate(BARRIER))
+    emit("je", "next")
+    _barrier(emit)
+    emit("jmp", "next")
+    emit.label("done")
+    leave(emit)
+    return MachineFunction("sapper_program", emit.body, {})
+
+
+def _barrier(emit: Listing) -> None:
+    emit("mov.32", R15, at(RBX, GENERATION))
+    emit("mov.32", RAX, Immediate(1))
+    emit("lock.xadd.32", at(RBX, ARRIVED), RAX)
+    emit("add.32", RAX, Immediate(1))
+    emit("cmp.32", RAX, R13)
+    emit("jne", "wait")
+
+    emit("xor.32", RAX, RAX)
+    emit("mov.64", R8, at(RBX, SYNC))
+    emit("mov.64", RCX, at(RBX, SYNC_COUNT))
+    emit.label("reset_block")
+    emit("mov.64", RDX, at(RBX, COUNTERS))
+    emit("mov.64", R9, R8)
+    emit("test.64", RDX, RDX)
+    emit("je", "reset_block_done")
+    emit.label("reset_counter")
+    emit("mov.64", at(R9), RAX)
+    emit("add.64", R9, Immediate(COUNTER_LINE_BYTES))
+    emit("sub.64", RDX, Immediate(1))
+    emit("jne", "reset_counter")
+    emit.label("reset_block_done")
+    emit("add.64", R8, Immediate(SYNC_BYTES))
+    emit("sub.64", RCX, Immediate(1))
+    emit("jne", "reset_block")
+
+    emit("mov.32", at(RBX, ARRIVED), RAX)
+    emit("cmp.64", R13, Immediate(1))
+    emit("je", "passed")
+    emit("mov.32", RAX, Immediate(1))
+    emit("lock.xadd.32", at(RBX, GENERATION), RAX)
+    emit("cmp.32", at(RBX, SLEEPERS), Immediate(0))
+    emit("je", "passed")
+    emit("lea.64", RDI, at(RBX, GENERATION))
+    emit("mov.32", RDX, Immediate(_ALL))
+    futex(emit, FUTEX_WAKE)
+    emit("jmp", "passed")
+
+    emit.label("wait")
+    emit("rdtsc")
+    emit("mov.32", R14, RAX)
+    emit.label("spin")
+    emit("cmp.32", R15, at(RBX, GENERATION))
+    emit("jne", "passed")
+    emit("pause")
+    emit("rdtsc")
+    emit("sub.32", RAX, R14)
+    emit("cmp.32", RAX, at(RBX, SPIN_CYCLES))
+    emit("jb", "spin")
+    emit("mov.32", RAX, Immediate(1))
+    emit("lock.xadd.32", at(RBX, SLEEPERS), RAX)
+    emit.label("sleep")
+    emit("cmp.32", R15, at(RBX, GENERATION))
+    emit("jne", "awake")
+    emit("lea.64", RDI, at(RBX, GENERATION))
+    emit("mov.32", RDX, R15)
+    futex(emit, FUTEX_WAIT)
+    emit("jmp", "sleep")
+    emit.label("awake")
+    emit("mov.32", RAX, Immediate(-1))
+    emit("lock.xadd.32", at(RBX, SLEEPERS), RAX)
+    emit.label("passed")
+
+
+def program_code() -> bytes:
+    return encode(program_function()).code

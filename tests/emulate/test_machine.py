@@ -1,0 +1,456 @@
+"""The machine on small texts: threads that part and meet, waits and deadlocks, memory, races, what messages say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sapper import emulate
+from sapper.emulate import (
+    ConvergenceError,
+    DeadlockError,
+    EmulationError,
+    MemoryFault,
+    Options,
+    ParseError,
+    RaceError,
+    Uninitialised,
+)
+
+HEAD = """.version 8.0
+.target sm_90a
+.address_size 64
+"""
+REGISTERS = " .reg .pred %p<16>; .reg .b16 %h<16>; .reg .b32 %r<64>; .reg .f32 %f<16>; .reg .b64 %d<32>;\n"
+
+
+def text(body: str, shared_bytes: int = 0, before: str = "") -> str:
+    """A kernel `test` with one pointer %d1, %r1 = %tid.x, and %d2 the address of the thread's own word there."""
+    shared = f" .shared .align 128 .b8 memory[{shared_bytes}];\n" if shared_bytes else ""
+    start = """ ld.param.u64 %d1, [out];
+ mov.u32 %r1, %tid.x;
+ mad.wide.u32 %d2, %r1, 4, %d1;
+"""
+    return f"{HEAD}{before}.visible .entry test(.param .u64 out)\n{{\n{REGISTERS}{shared}{start}{body}\n}}\n"
+
+
+def run(body: str, threads: int = 32, shared_bytes: int = 0, words: int = 256, grid: int = 1, cluster: int = 1,
+        **options: Any) -> list[int]:
+    out = np.zeros(words, np.uint32)
+    emulate.load(text(body, shared_bytes)).launch("test", grid=(grid,), block=(threads,), cluster=(cluster,),
+                                                  arguments=[out], options=Options(**options))
+    return [int(word) for word in out]
+
+
+# --- Threads that part and meet -------------------------------------------------------------------------------------
+
+
+def test_threads_part_at_a_branch_and_meet_again() -> None:
+    """After the branch the whole warp votes: it only works if both sides came together."""
+    found = run("""
+ and.b32 %r2, %r1, 3;
+ setp.eq.u32 %p1, %r2, 0;
+ @%p1 bra side;
+ mov.b32 %r3, 7;
+ bra join;
+side:
+ mov.b32 %r3, 9;
+join:
+ vote.sync.ballot.b32 %r4, %p1, -1;
+ add.u32 %r5, %r3, %r4;
+ st.global.u32 [%d2], %r5;
+ ret;""")
+    assert found[:4] == [9 + 0x11111111, 7 + 0x11111111, 7 + 0x11111111, 7 + 0x11111111]
+
+
+def test_a_side_laid_out_after_the_join_still_meets() -> None:
+    found = run("""
+ setp.lt.u32 %p1, %r1, 5;
+ mov.b32 %r3, 1;
+ @%p1 bra far;
+join:
+ vote.sync.ballot.b32 %r4, %p1, -1;
+ add.u32 %r4, %r4, %r3;
+ st.global.u32 [%d2], %r4;
+ ret;
+far:
+ mov.b32 %r3, 100;
+ bra join;""")
+    assert found[0] == 31 + 100 and found[5] == 31 + 1
+
+
+def test_loops_of_different_lengths() -> None:
+    found = run("""
+ mov.b32 %r2, 0;
+ mov.b32 %r3, 0;
+loop:
+ add.u32 %r2, %r2, %r3;
+ add.u32 %r3, %r3, 1;
+ setp.le.u32 %p1, %r3, %r1;
+ @%p1 bra loop;
+ st.global.u32 [%d2], %r2;""", threads=64)
+    assert found[:64] == [n * (n + 1) // 2 for n in range(64)]
+
+
+def test_a_shuffle_that_part_of_its_members_never_reach_is_a_deadlock() -> None:
+    with pytest.raises(DeadlockError, match=r"(?s)nobody can go on.*warp 0 \(16 lanes\).*shfl.*waits for the other "
+                                            r"members"):
+        run("""
+ setp.lt.u32 %p1, %r1, 16;
+ @%p1 bra wait;
+ bar.sync 0;
+wait:
+ shfl.sync.idx.b32 %r2, %r1, 0, 31, -1;
+ bar.sync 0;""")
+
+
+def test_reading_a_lane_that_takes_no_part_is_told() -> None:
+    with pytest.raises(EmulationError, match=r"block .*lane 0 reads a lane that takes no part"):
+        run("""
+ setp.ge.u32 %p1, %r1, 8;
+ @%p1 bra done;
+ shfl.sync.down.b32 %r2, %r1, 8, 31, 0xFF;
+done:
+ ret;""")
+
+
+def test_a_whole_warp_instruction_under_a_lanes_predicate_is_told() -> None:
+    with pytest.raises(ConvergenceError, match="differs inside a warp"):
+        run(" setp.lt.u32 %p1, %r1, 5;\n @%p1 bar.sync 0;")
+
+
+# --- Barriers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_barrier_that_a_warp_skips_is_a_deadlock_with_the_count() -> None:
+    with pytest.raises(DeadlockError, match=r"warp 0: at line \d+: bar.sync 0, 64; waits for barrier 0 \(32 of 64 "
+                                            r"threads"):
+        run(" setp.ge.u32 %p1, %r1, 32;\n @%p1 bra done;\n bar.sync 0, 64;\ndone:\n ret;", threads=64)
+
+
+def test_threads_that_left_are_not_waited_for() -> None:
+    assert run(" setp.ge.u32 %p1, %r1, 32;\n @%p1 exit;\n bar.sync 0;\n st.global.u32 [%d2], 3;", threads=64)[0] == 3
+
+
+def test_producer_and_consumer_with_named_barriers() -> None:
+    """Warp 1 produces, warp 0 consumes: bar.arrive and bar.sync on two barriers, as in CUTLASS's pipelines."""
+    found = run("""
+ mov.u32 %r9, memory;
+ and.b32 %r8, %r1, 31;
+ mad.lo.u32 %r9, %r8, 4, %r9;
+ mov.b32 %r4, 0;
+ mov.b32 %r5, 0;
+ setp.ge.u32 %p1, %r1, 32;
+ @%p1 bra producer;
+consumer:
+ bar.sync 1, 64;
+ ld.shared.u32 %r6, [%r9];
+ add.u32 %r5, %r5, %r6;
+ bar.arrive 2, 64;
+ add.u32 %r4, %r4, 1;
+ setp.lt.u32 %p2, %r4, 3;
+ @%p2 bra consumer;
+ st.global.u32 [%d2], %r5;
+ ret;
+producer:
+ mad.lo.u32 %r6, %r4, 100, %r8;
+ st.shared.u32 [%r9], %r6;
+ bar.arrive 1, 64;
+ bar.sync 2, 64;
+ add.u32 %r4, %r4, 1;
+ setp.lt.u32 %p2, %r4, 3;
+ @%p2 bra producer;
+ ret;""", threads=64, shared_bytes=128)
+    assert found[:32] == [300 + 3 * lane for lane in range(32)]
+
+
+def test_a_reduction_at_a_barrier() -> None:
+    found = run("""
+ setp.lt.u32 %p1, %r1, 40;
+ bar.red.popc.u32 %r2, 0, %p1;
+ bar.red.or.pred %p2, 0, %p1;
+ bar.red.and.pred %p3, 0, %p1;
+ selp.u32 %r3, 1000, 0, %p2;
+ selp.u32 %r4, 2000, 0, %p3;
+ add.u32 %r2, %r2, %r3;
+ add.u32 %r2, %r2, %r4;
+ st.global.u32 [%d2], %r2;""", threads=64)
+    assert found[:64] == [1040] * 64
+
+
+def test_an_mbarrier_nobody_arrives_at_is_a_deadlock_with_its_state() -> None:
+    with pytest.raises(DeadlockError, match=r"parity 0 of the mbarrier at shared memory\+0 .*32 of 32 arrivals"):
+        run("""
+ mov.u32 %r9, memory;
+ setp.eq.u32 %p1, %r1, 0;
+ @%p1 mbarrier.init.shared.b64 [%r9], 32;
+ bar.sync 0;
+again:
+ mbarrier.try_wait.parity.shared.b64 %p2, [%r9], 0;
+ @!%p2 bra again;""", shared_bytes=8)
+
+
+def test_too_many_arrivals_are_told() -> None:
+    with pytest.raises(EmulationError, match="3 arrivals, where 2 are pending in phase 0"):
+        run("""
+ mov.u32 %r9, memory;
+ setp.eq.u32 %p1, %r1, 0;
+ @%p1 mbarrier.init.shared.b64 [%r9], 2;
+ bar.sync 0;
+ @%p1 mbarrier.arrive.shared.b64 %d3, [%r9], 3;""", shared_bytes=8)
+
+
+def test_endless_loops_end_with_the_place() -> None:
+    with pytest.raises(DeadlockError, match=r"(?s)instructions ran without an end.*bra loop"):
+        run("loop:\n add.u32 %r2, %r1, 1;\n bra loop;", step_limit=5000)
+
+
+def test_all_arrive_at_a_cluster_barrier() -> None:
+    found = run("""
+ mov.u32 %r9, memory;
+ mov.u32 %r2, %cluster_ctarank;
+ setp.eq.u32 %p1, %r1, 0;
+ add.u32 %r3, %r2, 10;
+ @%p1 st.shared.u32 [%r9], %r3;
+ barrier.cluster.arrive.aligned;
+ barrier.cluster.wait.aligned;
+ xor.b32 %r4, %r2, 1;
+ mapa.shared::cluster.u32 %r5, %r9, %r4;
+ ld.shared::cluster.u32 %r6, [%r5];
+ mad.lo.u32 %r7, %r2, 32, %r1;
+ mad.wide.u32 %d3, %r7, 4, %d1;
+ st.global.u32 [%d3], %r6;
+ barrier.cluster.arrive.aligned;
+ barrier.cluster.wait.aligned;""", shared_bytes=4, grid=2, cluster=2)
+    assert found[:64] == [11] * 32 + [10] * 32
+
+
+# --- Memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("body", "message"), [
+    (" st.global.u32 [%d2+1024], 1;", r"lane 0, address 0x\w+: 4 bytes out of bounds at .*\+1024 \(it has 1024 "
+                                      r"bytes\)"),
+    (" st.global.u32 [%d2+2], 1;", "expected an address that is a multiple of 4"),
+    (" ld.shared.u32 %r2, [memory+16];", "outside of the 16 bytes of shared memory"),
+    (" ld.shared.u32 %r2, [memory];", "lane 0, .*reads shared memory that nobody wrote"),
+    (" add.u32 %r2, %r3, 1;", "register %r3 is read before it is written, by block .*warp 0, lane 0"),
+    (" st.global.u32 [0], 1;", "out of bounds"),
+    (" mbarrier.arrive.shared.b64 %d3, [memory+8];", "no mbarrier was initialised at shared memory.8"),
+    (" trap;", "trap; is reached"),
+])
+def test_faults_name_the_instruction_and_the_lane(body: str, message: str) -> None:
+    with pytest.raises((MemoryFault, EmulationError), match=message) as caught:
+        run(body, shared_bytes=16)
+    assert caught.value.line > 0
+
+
+def test_global_memory_that_nobody_wrote() -> None:
+    out = np.zeros(32, np.uint32)
+    module = emulate.load(text(" ld.global.u32 %r2, [%d2];"))
+    with pytest.raises(MemoryFault, match="reads global memory that nobody wrote: argument 0"):
+        module.launch(block=(32,), arguments=[Uninitialised(out)])
+    module.launch(block=(32,), arguments=[Uninitialised(out)], options=Options(uninitialised=False))
+
+
+def test_local_memory_and_initialised_variables() -> None:
+    before = ".global .align 4 .u32 table[4] = {5, 6, 7, 8};\n.const .align 4 .f32 half = 0f3F000000;\n"
+    body = """
+ .local .align 4 .b8 stack[16];
+ mov.u64 %d3, stack;
+ cvta.local.u64 %d3, %d3;
+ st.u32 [%d3+4], %r1;
+ ld.local.u32 %r2, [stack+4];
+ ld.global.u32 %r3, [table+8];
+ ld.const.f32 %f1, [half];
+ mov.b32 %r4, %f1;
+ add.u32 %r2, %r2, %r3;
+ add.u32 %r2, %r2, %r4;
+ st.global.u32 [%d2], %r2;"""
+    out = np.zeros(32, np.uint32)
+    emulate.load(text(body, before=before)).launch(block=(32,), arguments=[out])
+    assert out.tolist() == [lane + 7 + 0x3F000000 for lane in range(32)]
+
+
+def test_bank_conflicts_are_counted() -> None:
+    counters = {}
+    for stride in (4, 8, 128):
+        out = np.zeros(256, np.uint32)
+        result = emulate.load(text(f" mov.u32 %r9, memory;\n mad.lo.u32 %r9, %r1, {stride}, %r9;\n st.shared.u32 "
+                                   f"[%r9], 1;",
+                                   4096)).launch(block=(32,), arguments=[out])
+        counters[stride] = result.counters.shared_cycles
+    assert counters == {4: 1, 8: 2, 128: 32}
+
+
+def test_sectors_are_counted() -> None:
+    out = np.zeros(256, np.uint32)
+    result = emulate.load(text(" st.global.u32 [%d2], 1;")).launch(block=(32,), arguments=[out])
+    assert (result.counters.global_sectors, result.counters.global_ideal) == (4, 4)
+    body = " mad.wide.u32 %d2, %r1, 32, %d1;\n st.global.u32 [%d2], 1;"
+    result = emulate.load(text(body)).launch(block=(32,), arguments=[out])
+    assert (result.counters.global_sectors, result.counters.global_ideal) == (32, 4)
+
+
+# --- Races ----------------------------------------------------------------------------------------------------------
+
+EXCHANGE = """
+ mov.u32 %r9, memory;
+ mad.lo.u32 %r8, %r1, 4, %r9;
+ st.shared.u32 [%r8], %r1;
+ BARRIER
+ xor.b32 %r2, %r1, MASK;
+ mad.lo.u32 %r8, %r2, 4, %r9;
+ ld.shared.u32 %r3, [%r8];
+ st.global.u32 [%d2], %r3;"""
+
+
+@pytest.mark.parametrize(("mask", "barrier", "hint"), [
+    (1, "", "expected bar.warp.sync"), (32, "", "expected a barrier"), (32, "bar.warp.sync -1;", "expected a barrier"),
+])
+def test_an_exchange_without_its_barrier_is_a_race(mask: int, barrier: str, hint: str) -> None:
+    body = EXCHANGE.replace("BARRIER", barrier).replace("MASK", str(mask))
+    with pytest.raises(RaceError, match=r"race on shared memory\+\d+ .*read by warp \d .*written before by warp "
+                                        r".*" + hint):
+        run(body, threads=64, shared_bytes=256)
+    run(body, threads=64, shared_bytes=256, races=False)
+
+
+@pytest.mark.parametrize(("mask", "barrier"), [(1, "bar.warp.sync -1;"), (32, "bar.sync 0;"), (32, "barrier.sync 3;")])
+def test_an_exchange_with_its_barrier_is_none(mask: int, barrier: str) -> None:
+    body = EXCHANGE.replace("BARRIER", barrier).replace("MASK", str(mask))
+    assert run(body, threads=64, shared_bytes=256)[:64] == [lane ^ mask for lane in range(64)]
+
+
+def test_two_values_at_one_place_with_one_instruction() -> None:
+    with pytest.raises(MemoryFault, match="another lane stores a different value there"):
+        run(" st.global.u32 [%d1], %r1;")
+
+
+def test_blocks_that_write_one_place_are_a_race() -> None:
+    with pytest.raises(RaceError, match="race on argument 0"):
+        run(" st.global.u32 [%d2], 1;", grid=2)
+
+
+def test_blocks_of_different_batches_that_write_one_place_are_a_race() -> None:
+    with pytest.raises(RaceError, match="race on argument 0"):
+        run(" st.global.u32 [%d2], 1;", threads=1024, words=1024, grid=3)
+
+
+def test_atomics_do_not_race_and_add_up() -> None:
+    assert run(" atom.global.add.u32 %r2, [%d1], 1;", threads=64, grid=3)[0] == 192
+
+
+# --- Calls ----------------------------------------------------------------------------------------------------------
+
+TWICE = """.func (.param .b32 result) twice(.param .b32 given)
+{
+ .reg .b32 %r<4>; .reg .pred %p<2>;
+ ld.param.u32 %r1, [given];
+ setp.gt.u32 %p1, %r1, 20;
+ @%p1 bra large;
+ add.u32 %r2, %r1, %r1;
+ st.param.u32 [result], %r2;
+ ret;
+large:
+ st.param.u32 [result], 0;
+ ret;
+}
+"""
+CALL = """{
+ .param .b32 passed;
+ .param .b32 returned;
+ st.param.u32 [passed], %r1;
+ call.uni (returned), twice, (passed);
+ ld.param.u32 %r2, [returned];
+}
+"""
+
+
+def test_a_function_is_called_twice() -> None:
+    out = np.zeros(32, np.uint32)
+    body = CALL + " mov.u32 %r1, %r2;\n" + CALL + " st.global.u32 [%d2], %r2;"
+    emulate.load(text(body, before=TWICE)).launch("test", block=(32,), arguments=[out])
+    assert out.tolist() == [4 * n if n <= 10 else 0 for n in range(32)]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (("add.u32 %r2, %r1, %r1;", "call.uni (result), twice, (given);"), "no recursion"),
+    (("twice, (passed)", "other, (passed)"), "expected the name of a function"),
+    (("twice, (passed)", "twice, (passed, passed)"), "has 2 parameters, found 3"),
+])
+def test_calls_that_can_not_be_run(change: tuple[str, str], message: str) -> None:
+    out = np.zeros(32, np.uint32)
+    whole = text(CALL, before=TWICE).replace(*change)
+    with pytest.raises(EmulationError, match=message):
+        emulate.load(whole).launch("test", block=(32,), arguments=[out])
+
+
+def test_sums_of_many_words_carry() -> None:
+    a, b = 0xFFFFFFFF_FFFFFFFF_00000001, 0x00000001_80000000_FFFFFFFF
+    words = [(n >> 32 * i) & 0xFFFFFFFF for n in (a, b) for i in range(3)]
+    body = "".join(f" mov.b32 %r{10 + i}, {word};\n" for i, word in enumerate(words))
+    for op, start in (("add", 20), ("sub", 30)):
+        body += f" {op}.cc.u32 %r{start}, %r10, %r13;\n {op}c.cc.u32 %r{start + 1}, %r11, %r14;\n"
+        body += f" {op}c.u32 %r{start + 2}, %r12, %r15;\n"
+    body += " mad.lo.cc.u32 %r40, %r11, %r11, %r11;\n madc.hi.u32 %r41, %r11, %r11, 0;\n"
+    body += "".join(f" st.global.u32 [%d1+{4 * i}], %r{r};\n" for i, r in enumerate((20, 21, 22, 30, 31, 32, 40, 41)))
+    found = run(body, threads=1)
+    assert sum(word << 32 * i for i, word in enumerate(found[:3])) == (a + b) % (1 << 96)
+    assert sum(word << 32 * i for i, word in enumerate(found[3:6])) == (a - b) % (1 << 96)
+    assert found[6] | found[7] << 32 == 0xFFFFFFFF * 0xFFFFFFFF + 0xFFFFFFFF
+
+
+def test_the_state_of_an_mbarrier_tells_what_was_pending() -> None:
+    assert run("""
+ mov.u32 %r9, memory;
+ setp.eq.u32 %p1, %r1, 0;
+ @%p1 mbarrier.init.shared.b64 [%r9], 5;
+ bar.sync 0;
+ @!%p1 bra done;
+ mbarrier.arrive.noComplete.shared.b64 %d3, [%r9], 2;
+ mbarrier.arrive.shared.b64 %d3, [%r9];
+ mbarrier.pending_count.b64 %r2, %d3;
+ st.global.u32 [%d2], %r2;
+done:
+ ret;""", shared_bytes=8)[0] == 3
+
+
+# --- Text -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("body", "message"), [
+    (" frobnicate.u32 %r1, %r2;", "the table has no frobnicate.u32"), (" add.u32 %r1, %r2;", "too few operands"),
+    (" add.u32 %r1, %r2, %r3, %r4;", "too many operands"), (" ld.global.u32 %r1, [nowhere];",
+                                                            "unknown variable 'nowhere'"),
+])
+def test_what_is_no_ptx_is_told_with_its_line(body: str, message: str) -> None:
+    with pytest.raises(ParseError, match=r"line \d+: .*" + message):
+        run(body)
+
+
+@pytest.mark.parametrize(("body", "message"), [
+    (" bra nowhere;", "unknown label"), (" mov.u32 %r1, %nothing;", "unknown special register %nothing"),
+])
+def test_what_is_unknown_is_told_at_the_launch(body: str, message: str) -> None:
+    with pytest.raises(EmulationError, match=r"line \d+: .*" + message):
+        run(body)
+
+
+def test_scopes_have_their_own_registers_and_labels() -> None:
+    inner = ("{{ .reg .b32 %r1; .reg .pred done; mov.b32 %r1, {0}; setp.eq.u32 done, %r1, {0};\n"
+             "@done bra end; trap; end: }}\n")
+    assert run(inner.format(7) + inner.format(8) + " st.global.u32 [%d2], %r1;")[:3] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("launch", "message"), [
+    ({"kernel": "none", "arguments": []}, "no kernel 'none'; found test"),
+    ({"arguments": []}, "has 1 parameters, found 0 arguments"),
+    ({"arguments": [np.zeros((4, 4), np.uint32)[:, ::2]]}, "not contiguous"),
+    ({"arguments": [np.zeros(4, np.uint32)], "grid": (3,), "cluster": (2,)}, "no multiple of the cluster"),
+])
+def test_launches_that_do_not_fit(launch: dict[str, Any], message: str) -> None:
+    with pytest.raises(EmulationError, match=message):
+        emulate.load(text(" ret;")).launch(**launch)

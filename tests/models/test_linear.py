@@ -1,0 +1,86 @@
+"""Matrices in the blocks of a file: the same weights, and the same logits as when they are widened."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from sapper.kernels.quantized import matrix
+from sapper.models.llama.linear import Blocks, Dense, RawBlocks, in_panels
+from sapper.models.llama.model import load_model
+from sapper.models.llama.session import Session
+from sapper.runtime.buffers import Arena
+
+from . import small
+
+Kind = gguf.GGMLQuantizationType
+KINDS = {"Q4_0": ("q4", 3), "Q4_1": ("q4", 3), "Q8_0": ("q8", 2)}
+
+
+def stored(kind: str, rows: int = 32, columns: int = 96, scale: float = 1.0) -> np.ndarray:
+    values = np.random.default_rng(rows).standard_normal((rows, columns)).astype(np.float32) * np.float32(scale)
+    return gguf.quants.quantize(values, Kind[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_hold_the_weights_of_the_file(kind: str) -> None:
+    raw = [stored(kind, rows) for rows in (32, 16)]
+    pieces = [RawBlocks.parse(memoryview(r.tobytes()), (len(r), 96), kind) for r in raw]
+    made = in_panels(pieces, Arena())
+    assert (made.form, len(made.parts)) == KINDS[kind]
+    assert made.shape == (48, 96) and made.size == 48 * 96
+    quants, scale, *minimum = made.parts
+    found = matrix(quants, scale, minimum[0] if minimum else None)
+    expected = np.concatenate([gguf.quants.dequantize(r, Kind[kind]) for r in raw])
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)  # gguf rounds the product and the sum to f32
+
+
+def test_what_has_no_kernel_is_not_kept_in_blocks() -> None:
+    data = memoryview(stored("Q8_0", 24).tobytes())
+    assert RawBlocks.parse(data, (24, 96), "Q8_0") is None, "24 rows are no whole panels"
+    assert RawBlocks.parse(memoryview(bytes(16 * 96 * 2)), (16, 96), "F16") is None
+    huge = memoryview(stored("Q4_0", 16, scale=6e4).tobytes())
+    assert RawBlocks.parse(huge, (16, 96), "Q4_0") is None, "-8 times a scale near 15000 is no f16"
+
+
+FORMATS = {
+    "q4": {"attn_q": "Q4_1", "attn_k": "Q4_1", "attn_v": "Q4_0", "attn_output": "Q4_1", "ffn_gate": "Q4_0",
+           "ffn_up": "Q4_1", "ffn_down": "Q4_1"},
+    "q8": dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), "Q8_0"),
+    "mixed": {"attn_q": "Q4_1", "attn_k": "Q8_0", "attn_output": "Q8_0", "ffn_gate": "Q4_0", "ffn_up": "Q8_0",
+              "ffn_down": "Q5_1"},
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_logits_are_those_of_the_widened_weights(name: str, tmp_path: Path) -> None:
+    """A prompt, then tokens one by one; f32 with the same weights is the reference."""
+    formats = {f"blk.{i}.{part}.weight": Kind[kind] for i in range(small.LAYERS)
+               for part, kind in FORMATS[name].items()}
+    path = small.write_gguf(tmp_path / "model.gguf", small.random_weights(3), formats=formats)
+    models = [load_model(path, form) for form in ("file", "f32")]
+    layer = models[0].weights.layers[0]
+    if name == "mixed":  # Parts of different forms are widened together, and what has no kernel alone; bf16 is coarse.
+        assert isinstance(layer.qkv, Dense) and isinstance(layer.gate, Dense) and isinstance(layer.down, Dense)
+        assert isinstance(layer.output, Blocks)
+        return
+    assert all(isinstance(m, Blocks) and m.form == name for m in (layer.qkv, layer.gate, layer.up, layer.down))
+    sessions = [Session(model, 64, threads=threads) for model, threads in zip(models, (2, 1), strict=True)]
+    for tokens in ([5, 9, 200, 31, 7], [12], [77], [3, 4]):
+        for session in sessions:
+            session.feed(tokens)
+        # The matrices outside the layers are bf16 in one and f32 in the other: 2**-9 of logits of a few units.
+        np.testing.assert_allclose(sessions[0].logits, sessions[1].logits, rtol=0.02, atol=0.08)
+        assert sessions[0].logits.argmax() == sessions[1].logits.argmax()
+
+
+def test_under_the_interpreter(tmp_path: Path) -> None:
+    formats = {f"blk.{i}.{part}.weight": Kind[kind] for i in range(small.LAYERS)
+               for part, kind in FORMATS["q4"].items()}
+    model = load_model(small.write_gguf(tmp_path / "m.gguf", small.random_weights(3), formats=formats), "file")
+    sessions = Session(model, 32, interpret=True), Session(model, 32)
+    for tokens in ([5, 9, 20], [12]):
+        for session in sessions:
+            session.feed(tokens)
+        np.testing.assert_allclose(sessions[0].logits, sessions[1].logits, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,177 @@
+"""Programs: the same results as kernel after kernel, with barriers just where data need them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sapper as sp
+from sapper import CallError, Program, Tensor, Variable, f32, i32, tiles, whole
+from sapper.codegen.print import print_function
+from sapper.runtime.program_code import program_code, program_function
+
+N = sp.dims("N")
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@sp.kernel
+def axpy(x: Tensor[f32, N], factor: f32, y: Tensor[f32, N], out: Tensor[f32, N]):
+    for n in tiles(N):
+        out[n] = x[n] * factor + y[n]
+
+
+@sp.kernel
+def total(x: Tensor[f32, N], out: Tensor[f32, 1]):
+    i = whole(N)
+    out[0] = sp.sum(x[i], over=i)
+
+
+@sp.kernel
+def running(x: Tensor[f32, N], start: i32, out: Tensor[f32, N]):
+    """Two parts that meet at a barrier of their own."""
+    for n in tiles(N):
+        out[n] = x[n] * 2.0
+    for n in tiles(N):
+        out[n] = out[n] + start.to(f32)
+
+
+def vectors(count: int, size: int = 1000) -> list[Array]:
+    return [np.random.default_rng(i).standard_normal(size).astype(np.float32) for i in range(count)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_program_is_kernel_after_kernel(threads: int) -> None:
+    x, y, z, w = vectors(4)
+    out = np.zeros(1, np.float32)
+    factor = Variable("factor", 2.0)
+    program = Program([(axpy, (x, factor, x, y)), (axpy, (x, 3.0, x, z)), (axpy, (y, factor, z, w)), (total, (w, out))],
+                      threads=threads)
+    assert program.barriers == 3, "the first two kernels share nothing that one writes"
+    for value in (2.0, -1.5, 0.25):
+        program(factor=value) if value != 2.0 else program()
+        expected = (x * np.float32(value) + x) * np.float32(value) + (x * np.float32(3) + x)
+        np.testing.assert_allclose(w, expected, rtol=1e-6, atol=1e-6)  # a product and a sum, each rounded
+        np.testing.assert_allclose(out[0], expected.sum(dtype=np.float64), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_many_runs_of_many_launches(threads: int) -> None:
+    """Counters and barriers start anew in every launch and every run, whether workers spin or sleep."""
+    a, b = (np.zeros(64, np.float32) for _ in range(2))
+    one = np.ones(64, np.float32)
+    program = Program([(axpy, (a, 1.0, one, b)), (axpy, (b, 1.0, one, a))] * 20, threads=threads)
+    for run in range(1, 30):
+        program()
+        assert (a == 40 * run).all()
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=1, max_size=12), st.integers(1, 3), st.booleans())
+def test_any_order_of_kernels_on_any_memory(steps: list[tuple[int, int, int]], threads: int, halves: bool) -> None:
+    """Kernels that read and write the same few vectors, or halves of them that overlap."""
+    def made() -> tuple[Array, list[Array]]:
+        memory = np.arange(6 * 160, dtype=np.float32) % 7
+        step = 80 if halves else 160
+        return memory, [memory[step * i : step * i + 80] for i in range(6)]
+
+    memory, parts = made()
+    expected, plain = made()
+    launches = []
+    for i, j, k in steps:
+        if k in (i, j):
+            continue
+        launches.append((axpy, (parts[i], 0.5, parts[j], parts[k])))
+        plain[k][...] = plain[i] * np.float32(0.5) + plain[j]
+    program = Program(launches, threads=threads)
+    program()
+    assert np.array_equal(memory, expected)
+    for i, j, k in steps:
+        if k not in (i, j):
+            plain[k][...] = plain[i] * np.float32(0.5) + plain[j]
+    program()
+    assert np.array_equal(memory, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_kernels_with_barriers_of_their_own(threads: int) -> None:
+    x, y, z = vectors(3, 5000)
+    program = Program([(running, (x, Variable("start", 1), y)), (running, (x, Variable("start", 1), z))] * 3,
+                      threads=threads)
+    for start in (1, 9):
+        program(start=start)
+        assert np.array_equal(y, x * 2 + np.float32(start)) and np.array_equal(z, y)
+
+
+def test_an_empty_program_and_empty_tensors() -> None:
+    Program([], threads=2)()
+    nothing = np.zeros(0, np.float32)
+    Program([(axpy, (nothing, 1.0, nothing, np.zeros(0, np.float32)))], threads=2)()
+
+
+def test_under_the_interpreter() -> None:
+    x, y, z = vectors(3, 10)
+    program = Program([(axpy, (x, Variable("factor", 2.0), x, y)), (axpy, (y, 1.0, x, z))], interpret=True)
+    program()
+    assert np.array_equal(z, x * 2 + x + x)
+    program(factor=0.0)
+    assert np.array_equal(z, x + x)
+
+
+def test_errors() -> None:
+    x, y = vectors(2)
+    program = Program([(axpy, (x, Variable("factor", 2.0), x, y))], threads=1)
+    with pytest.raises(CallError, match=r"(?s)speed.*one of factor"):
+        program(speed=1.0)
+    with pytest.raises(CallError, match="a number"):
+        program(factor="fast")
+    with pytest.raises(CallError, match=r"shape|extent"):
+        Program([(axpy, (x, 1.0, x[:5], y))])
+    with pytest.raises(CallError, match="overlap"):
+        Program([(axpy, (x, 1.0, y, y[:])), ])
+    with pytest.raises(CallError, match="threads"):
+        Program([(axpy, (x, 1.0, x, y))], threads=0)
+
+
+def test_several_threads_share_a_program() -> None:
+    x, y = vectors(2, 64)
+    total_of = np.zeros(64, np.float32)
+    program = Program([(axpy, (x, 1.0, y, total_of))], threads=2)
+    callers = [threading.Thread(target=lambda: [program() for _ in range(100)]) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(30)
+    assert not any(caller.is_alive() for caller in callers)
+    assert np.array_equal(total_of, x + y)
+
+
+def test_a_forked_child_runs_it() -> None:
+    x, y = vectors(2, 640)
+    out = np.zeros(640, np.float32)
+    program = Program([(axpy, (x, 1.0, y, out))] * 2, threads=2)
+    program()
+    child = os.fork()
+    if child == 0:
+        out[...] = 0
+        program()
+        os._exit(0 if np.array_equal(out, x + y) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    program()
+
+
+@pytest.mark.skipif(shutil.which("as") is None, reason="GNU as is not installed")
+def test_code_is_what_gnu_as_makes_of_its_text(tmp_path: Path) -> None:
+    source, made, flat = tmp_path / "p.s", tmp_path / "p.o", tmp_path / "p.bin"
+    source.write_text(print_function(program_function()))
+    subprocess.run(["as", str(source), "-o", str(made)], check=True)
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", str(made), str(flat)], check=True)
+    assert flat.read_bytes().rstrip(b"\0") == program_code().rstrip(b"\0")
