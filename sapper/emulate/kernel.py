@@ -28,11 +28,13 @@ SYNC_BYTES = 1024
 
 
 def run(kernel: Any, *arguments: Any, target: str, workers: int = 4, schedule: Any = None,
-        aligned: Iterable[str] | None = None, options: Options | None = None) -> Result:
+        static: frozenset[str] = frozenset(), aligned: Iterable[str] | None = None,
+        options: Options | None = None) -> Result:
     """Compile a kernel for a GPU and run it on the emulator.
 
     target: such as "sm_80". workers: how many the launch has at least; where a worker is one warp, a block holds four.
-    aligned: tensors whose rows are taken to start at multiples of 64 bytes; None: the large ones that do.
+    static: dims compiled in. aligned: tensors whose rows are taken to start at multiples of 64 bytes; None: the large
+    ones that do.
     Raises ArgumentError as a call does, EmulationError and its kinds, and ValueError for a target that is no GPU.
     """
     facts = find_target(target)
@@ -41,9 +43,9 @@ def run(kernel: Any, *arguments: Any, target: str, workers: int = 4, schedule: A
     signature = Signature(kernel.name, [Parameter.of(name, type) for name, type in kernel.parameters],
                           kernel.options.get("in_place", ()))
     binding = signature.bind(arguments)
-    known = specialise(signature, binding, frozenset())
-    compiled = compile_kernel(kernel, {}, dict(known.unit_strides), dict(known.dim_classes), facts, schedule,
-                              frozenset(known.aligned if aligned is None else aligned))
+    known = specialise(signature, binding, static)
+    compiled = compile_kernel(kernel, dict(known.static_dims), dict(known.unit_strides), dict(known.dim_classes), facts,
+                              schedule, frozenset(known.aligned if aligned is None else aligned))
     signature.check_stores(binding, compiled.stored)
     signature.check_requires(binding, compiled.requires)
     copies: dict[tuple[int, int], NDArray[np.uint8]] = {}
