@@ -440,7 +440,7 @@ class MatrixLowering(Model):
                         disp = at + (i * fragments.ROWS + register // 2 * 8) * row_bytes \
                             + (j * fragments.COLUMNS + register % 2) * f32.size_bytes
                         self.effect("scatter", [value, self.value(base), offsets], dtype=f32, scale=1, disp=disp,
-                                    masked=False, near=True)
+                                    masked=False, near=True, disjoint=True)
             kept[op.result] = Access(base, at, {found.rows: row_bytes, found.columns: f32.size_bytes}, f32,
                                      relative=True, near=True)
         outer = {axis: self.open[axis] for axis in (found.rows, found.columns)}

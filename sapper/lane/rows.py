@@ -514,8 +514,8 @@ class RowEvaluation(State):
         return total
 
     def put(self, access: Access, row: Value, dtype: DType, at: dict[str, int], axes: tuple[str, ...],
-            streaming: bool = False, padded: bool = False) -> None:
-        """Store the row of a value that spans `axes`. padded: as for `_fetch`."""
+            streaming: bool = False, padded: bool = False, disjoint: bool = False) -> None:
+        """Store the row of a value that spans `axes`. padded: as for `_fetch`. disjoint: see the op scatter."""
         if dtype is bool_:
             row = self.emit(self.depth, "mask_to_row", [row], ROW_I32)
         spans = [a for a in axes if self.bound[a].lane]
@@ -529,7 +529,7 @@ class RowEvaluation(State):
             if attributes["indexed"]:
                 base = self.value(self.add(base, self.mul(operands[1], attributes["scale"])))
             self.effect("scatter", [row, base, offsets, *tail], dtype=access.dtype, scale=1, disp=attributes["disp"],
-                        masked=bool(tail), **self._nearness(access))
+                        masked=bool(tail), **self._nearness(access), **({"disjoint": True} if disjoint else {}))
         elif not spans:
             self.effect("store_lane0", [row, *operands], dtype=access.dtype, **attributes)
         else:

@@ -30,11 +30,12 @@ MEETINGS = frozenset({"barrier", "sync_lanes", "sync_warps"})
 class Touch:
     """An access. memory: a tensor's name, SCRATCH, NEAR or UNKNOWN. row: where every lane takes its own element of a
     row, the bytes of an element and where the row starts, modulo the row; None where lanes reach over, or where it
-    starts is not known."""
+    starts is not known. disjoint: a store that meets no other such store."""
 
     memory: str
     stores: bool
     row: tuple[object, ...] | None
+    disjoint: bool = False
 
 
 Pending = frozenset[Touch]
@@ -45,7 +46,7 @@ def conflict(a: Touch, b: Touch) -> bool:
     """Whether two accesses, in either order, may meet in the same bytes from different lanes."""
     if not (a.stores or b.stores):
         return False
-    if a.row is not None and a.row == b.row:
+    if (a.row is not None and a.row == b.row) or (a.disjoint and b.disjoint):
         return False
     memories = {a.memory, b.memory}
     return len(memories) == 1 or UNKNOWN in memories or not memories & {SCRATCH, NEAR}
@@ -72,7 +73,8 @@ class Accesses:
     def _of(self, op: Op) -> Touch:
         found = self.memory(op.operands[ADDRESS_AT[op.name]])
         row = self.row(op) if op.name in ("load", "store") else None
-        return Touch(next(iter(found)) if len(found) == 1 else UNKNOWN, op.name in WRITES, row)
+        return Touch(next(iter(found)) if len(found) == 1 else UNKNOWN, op.name in WRITES, row,
+                     bool(op.attributes.get("disjoint")))
 
     def memory(self, value: Value) -> frozenset[str]:
         """The memories whose addresses are summands of a scalar."""

@@ -541,7 +541,7 @@ class WalkLowering(RowEvaluation):
 
         def copy(carried: Carried) -> Carried:
             for at in self._coordinates((lane, depth_axis)):
-                self.put(column, self.row(op.result, at), panel.dtype, at, (lane, depth_axis))
+                self.put(column, self.row(op.result, at), panel.dtype, at, (lane, depth_axis), disjoint=True)
             return carried
 
         self.axis_loop(lane, 4, False, [], lambda carried: self.axis_loop(depth_axis, 1, True, carried, copy))
