@@ -1,7 +1,48 @@
-"""For the whole suite: every compilation verifies its IR after every pass."""
+"""For the whole suite: verified IR, a cache of its own for every test, and examples that are the same in every run.
+
+Hypothesis runs under one of three profiles (`--hypothesis-profile=NAME`):
+
+    suite    the default: the same examples each time; a failure is shown as it was found, so that the time is bounded
+    shrink   the same examples, a failure reduced: to look at one that the suite found
+    fuzz     other examples in each run, failures reduced and kept in .hypothesis: the default where SAPPER_FUZZ is set
+
+`SAPPER_FUZZ=20` draws twenty times as many examples. A test that hangs is ended, with the stack of every thread, by
+`faulthandler_timeout` (pyproject.toml); the runner then names it as failed and goes on.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+
+from tests.strategies import FUZZ
 
 os.environ.setdefault("SAPPER_VERIFY", "1")
+
+_common = settings(deadline=None, suppress_health_check=list(HealthCheck))
+_same = settings(_common, derandomize=True, database=None)
+settings.register_profile("suite", _same, phases=[Phase.explicit, Phase.generate])
+settings.register_profile("shrink", _same)
+settings.register_profile("fuzz", _common, print_blob=True)
+settings.load_profile("fuzz" if FUZZ else "suite")
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The directory of the tests' caches. What fixtures of a whole module compile goes to one of its own."""
+    directory = str(tmp_path_factory.mktemp("caches"))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SAPPER_CACHE_DIR", os.path.join(directory, "shared"))
+        yield directory
+
+
+@pytest.fixture(autouse=True)
+def own_cache(caches: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled kernels of a test are kept in a directory that no other test and no user sees."""
+    monkeypatch.setenv("SAPPER_CACHE_DIR", os.path.join(caches, str(next(_numbers))))

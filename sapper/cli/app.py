@@ -70,6 +70,7 @@ def options(
 @app.command()
 def demo(
     model: Annotated[bool, typer.Option("--model/--no-model", help="Let SmolLM2 answer a prompt at the end.")] = True,
+    json: Json = False,
 ) -> None:
     """Compile a matmul for this CPU, show it, check it, time it beside NumPy and the peak; then let a model answer.
 
@@ -77,10 +78,11 @@ def demo(
     Examples:
       sapper demo
       sapper demo --no-model
+      sapper demo --json
     """
     from .demo import run_demo
 
-    raise typer.Exit(run_demo(model))
+    raise typer.Exit(run_demo(model, json))
 
 
 @app.command()
@@ -172,7 +174,10 @@ def asm(
 
 @app.command()
 def check(
-    kernel: Annotated[str, typer.Argument(metavar="FILE.py[:KERNEL]|NAME", help="A kernel, or all of a file.")],
+    kernel: Annotated[
+        str | None, typer.Argument(metavar="FILE.py[:KERNEL]|NAME", help="A kernel, or all of a file.")
+    ] = None,
+    library: Annotated[bool, typer.Option("--library", help="All kernels of the library.")] = False,
     target: TargetName = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed, the same cases.")] = 0,
     runs: Annotated[int, typer.Option("--runs", min=1, help="How many cases for each kernel.")] = 12,
@@ -188,9 +193,12 @@ def check(
       sapper check my.py
       sapper check my.py:f --runs 40 --seed 7
       sapper check softmax --target v3 --json
+      sapper check --library --runs 4
     """
     from .check import run_check
 
+    if (kernel is None) != library:
+        raise UsageError("check: expected a kernel, a file or --library, and one of them only")
     status, results = run_check(kernel, target, seed, runs, schedule, json)
     if json:
         _print_json(results)

@@ -6,17 +6,20 @@ import sys
 from typing import Any
 
 from .errors import is_told
-from .kernels import Found, find_kernels, find_target, parse_schedule
+from .kernels import Found, find_kernels, find_target, library_kernels, parse_schedule
 
 
 def run_check(
-    wanted: str, target_name: str | None, seed: int, runs: int, schedule: str | None, json: bool
+    wanted: str | None, target_name: str | None, seed: int, runs: int, schedule: str | None, json: bool
 ) -> tuple[int, list[dict[str, Any]]]:
-    """(exit status, one object for each kernel). Without json a line for each kernel is printed as it is done."""
+    """(exit status, one object for each kernel). Without json a line for each kernel is printed as it is done.
+
+    wanted: see find_kernels; None: the whole library.
+    """
     target = find_target(target_name)
     chosen = parse_schedule(schedule)
     results = []
-    for found in find_kernels(wanted):
+    for found in library_kernels() if wanted is None else find_kernels(wanted):
         result = _check(found, target, seed, runs, chosen, progress=not json and sys.stderr.isatty())
         results.append(result)
         if not json:
@@ -52,10 +55,10 @@ def _check(found: Found, target: Any, seed: int, runs: int, schedule: Any, progr
     return result
 
 
-def _lines(wanted: str, result: dict[str, Any], seed: int, runs: int) -> list[str]:
+def _lines(wanted: str | None, result: dict[str, Any], seed: int, runs: int) -> list[str]:
     name, wrong = result["kernel"], result["finding"]
     if wrong is not None:
-        place = wanted if ":" in wanted or not wanted.endswith(".py") else f"{wanted}:{name}"
+        place = name if wanted is None else f"{wanted}:{name}" if wanted.endswith(".py") else wanted
         return [f"{name}: WRONG at station `{wrong['station']}`", f"  case   {wrong['case']}",
                 f"  found  {wrong['message']}", f"  again  sapper check {place} --seed {seed} --runs {runs}"]
     if not result["ok"]:

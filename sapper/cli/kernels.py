@@ -36,12 +36,17 @@ def find_kernels(wanted: str) -> list[Found]:
         path, name = wanted, ""
     if path:
         return _in_file(path, name)
+    entries = {found.name: found for found in library_kernels()}
+    if wanted in entries:
+        return [entries[wanted]]
+    raise UsageError(f"found no library kernel {wanted!r}; expected FILE.py:KERNEL, or one of: {', '.join(entries)}")
+
+
+def library_kernels() -> list[Found]:
+    """All kernels of the library."""
     from ..kernels import library
 
-    entries = {entry.name: entry for entry in library()}
-    if wanted in entries:
-        return [Found(wanted, entries[wanted].kernel, entries[wanted])]
-    raise UsageError(f"found no library kernel {wanted!r}; expected FILE.py:KERNEL, or one of: {', '.join(entries)}")
+    return [Found(entry.name, entry.kernel, entry) for entry in library()]
 
 
 def find_kernel(wanted: str) -> Found:

@@ -22,6 +22,7 @@ from ..ir.types import TensorType
 from ..lane.lower import lower
 from ..tile.reduce_loops import reduce_loops
 from ..tile.schedule import DimClass, Facts, Schedule, Specialization
+from ..tile.work import Term, work
 
 HINTS = {1: 1, 16: 8, 128: 64, 1024: 512, 8192: 2048}
 """Typical extent of a dimension class (least upper bound), for the model; LARGE for those above."""
@@ -34,6 +35,7 @@ class Compiled:
     """Machine code and what is needed to call it.
 
     scratch: every scratch buffer as (element bytes, ((constant, dims, multiple), ...)); see lane.lower.
+    tasks, work: how many workers are worth waking; see runtime.compiled.
     requires: what the extents must fulfil; see docs/ir.md. warps, near_bytes: of each worker.
     """
 
@@ -44,6 +46,8 @@ class Compiled:
     counters: int
     stored: tuple[str, ...]
     requires: tuple[tuple[str | int, ...], ...]
+    tasks: tuple[Any, ...]
+    work: tuple[Term, ...]
     warps: int
     near_bytes: int
     text: Callable[[], str] = field(compare=False)
@@ -166,9 +170,10 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
     lane = finish_lane(to_lane(function, schedule or Schedule(), facts_of(target), specialization), target)
     made = compile_lane(lane, target)
     _trace(made.machine, "select" if target.assembler_allocates else "allocate", lambda _: made.text)
-    return Compiled(function.name, made.bytes, tuple(lane.attributes["slots"]), _tuples(lane.attributes["scratch"]),
-                    lane.attributes["counters"], stored, _tuples(function.attributes.get("requires", [])),
-                    made.machine.warps, made.machine.near_bytes, lambda: made.text)
+    facts = lane.attributes
+    return Compiled(function.name, made.bytes, tuple(facts["slots"]), _tuples(facts["scratch"]), facts["counters"],
+                    stored, _tuples(function.attributes.get("requires", [])), _tuples(facts["tasks"]),
+                    work(function, facts["lanes"]), made.machine.warps, made.machine.near_bytes, lambda: made.text)
 
 
 def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],

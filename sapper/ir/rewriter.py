@@ -184,11 +184,16 @@ def eliminate_dead(function: Function, table: OpTable, readers: frozenset[str] =
     """Remove ops whose results nobody uses and that have no effect; how many.
 
     readers: names of ops that the table calls impure only because they read memory. An op with blocks goes if
-    everything in it may go.
+    everything in it may go. Of the results that remain, those go that are read only to make them anew: values that a
+    loop carries for itself alone.
     """
     droppable = {name for name, row in table.rows.items() if row.pure and not row.blocks} | readers
-    live: set[Value] = set()
-    return _sweep(function.body, droppable, live)
+    removed = 0
+    while True:
+        partly_used: list[Op] = []
+        removed += _sweep(function.body, droppable, set(), partly_used)
+        if not partly_used or not _drop_results(function, partly_used, droppable):
+            return removed
 
 
 def _has_effect(op: Op, droppable: set[str]) -> bool:
@@ -197,7 +202,8 @@ def _has_effect(op: Op, droppable: set[str]) -> bool:
     return op.name not in droppable and op.name != "yield"
 
 
-def _sweep(block: Block, droppable: set[str], live: set[Value]) -> int:
+def _sweep(block: Block, droppable: set[str], live: set[Value], partly_used: list[Op]) -> int:
+    """live: grows by what is read. partly_used: takes the ops with blocks that stay and have results nobody reads."""
     removed = 0
     kept: list[Op] = []
     for op in reversed(block.ops):
@@ -208,14 +214,106 @@ def _sweep(block: Block, droppable: set[str], live: set[Value]) -> int:
             if op.name in droppable or (op.blocks and not _has_effect(op, droppable)):
                 removed += 1
                 continue
-        for inner in reversed(op.blocks):
-            removed += _sweep(inner, droppable, live)
+        if op.blocks:
+            if not live.issuperset(op.results):
+                partly_used.append(op)
+            for inner in reversed(op.blocks):
+                removed += _sweep(inner, droppable, live, partly_used)
         live.update(op.operands)
         kept.append(op)
     if len(kept) != len(block.ops):
         kept.reverse()
         block.ops = kept
     return removed
+
+
+def _drop_results(function: Function, candidates: list[Op], droppable: set[str]) -> bool:
+    """Narrow ops with blocks to the results that something with an effect depends on; whether any was."""
+    live = _reaching_effects(function, droppable)
+    changed = False
+    for op in candidates:
+        count = len(op.results)
+        gone = {i for i in range(count) if _slot(op, i).isdisjoint(live)}
+        if not gone:
+            continue
+        changed = True
+        for block in op.blocks:
+            assert block.terminator is not None
+            if _carries(op):
+                first = len(block.arguments) - count
+                block.arguments = [v for i, v in enumerate(block.arguments) if i - first not in gone]
+            block.terminator.operands = [v for i, v in enumerate(block.terminator.operands) if i not in gone]
+        if _carries(op):
+            first = len(op.operands) - count
+            op.operands = [v for i, v in enumerate(op.operands) if i - first not in gone]
+        op.results = [v for i, v in enumerate(op.results) if i not in gone]
+    return changed
+
+
+def _carries(op: Op) -> bool:
+    """Whether the results of an op with blocks are carried round: a loop's. A branch takes no values in."""
+    return len(op.blocks) == 1
+
+
+def _slot(op: Op, i: int) -> set[Value]:
+    """Result i of an op with blocks, and what stands for it inside a loop."""
+    if not _carries(op):
+        return {op.results[i]}
+    return {op.results[i], op.blocks[0].arguments[i - len(op.results)]}
+
+
+def _reaching_effects(function: Function, droppable: set[str]) -> set[Value]:
+    """The values on which something with an effect depends."""
+    owners: dict[Value, Op] = {}
+    around: dict[Op, Op] = {}
+    pending: list[Op] = []
+    for op in function.walk():
+        for block in op.blocks:
+            around.update(dict.fromkeys(block.ops, op))
+            owners.update(dict.fromkeys(block.arguments, op))
+        owners.update(dict.fromkeys(op.results, op))
+        if not op.blocks and op.name not in droppable and op.name != "yield":
+            pending.append(op)
+    needed: set[Op] = set(pending)
+    live: set[Value] = set()
+
+    def need(op: Op) -> None:
+        if op not in needed:
+            needed.add(op)
+            pending.append(op)
+
+    values: list[Value] = []
+    while pending or values:
+        if values:
+            value = values.pop()
+            if value in live:
+                continue
+            live.add(value)
+            owner = owners.get(value)
+            if owner is None:
+                continue
+            need(owner)
+            place = _place(owner, value)
+            if place is not None:
+                values += [block.terminator.operands[place] for block in owner.blocks if block.terminator is not None]
+                if _carries(owner):
+                    values += [owner.operands[place - len(owner.results)], *_slot(owner, place)]
+            continue
+        op = pending.pop()
+        if op in around:
+            need(around[op])
+        values += op.operands[: len(op.operands) - len(op.results)] if op.blocks and _carries(op) else op.operands
+    return live
+
+
+def _place(owner: Op, value: Value) -> int | None:
+    """Which result of an op with blocks a value is, or stands for inside it; None for a counter and for other ops."""
+    if not owner.blocks:
+        return None
+    if value in owner.results:
+        return owner.results.index(value)
+    place = owner.blocks[0].arguments.index(value) - (len(owner.blocks[0].arguments) - len(owner.results))
+    return place if place >= 0 else None
 
 
 __all__ = ["RewriteError", "Rewriter", "Rule", "RuleSet", "count_fires", "eliminate_dead", "rewrite"]

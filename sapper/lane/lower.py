@@ -1,7 +1,8 @@
 """Tile IR -> lane IR: control, tasks, carried values, scratch memory.
 
 Enters a tile IR function (canonical: reductions are whole), a schedule, the target's facts and the specialisation;
-leaves a lane IR function with the attributes `lanes`, `slots`, `scratch` (see `Lowering.scratch`) and `counters`.
+leaves a lane IR function with the attributes `lanes`, `slots`, `scratch` (see `Lowering.scratch`), `counters`
+and `tasks` (a list for each parallel loop, see `Lowering._most_tasks`; empty when unknown).
 Parallel loops at the top become `tasks`; what follows them waits at a `barrier`.
 """
 
@@ -80,7 +81,12 @@ def has_wide_rows(function: Function) -> bool:
 
 
 def lower(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
-    """Lower a canonical tile IR function."""
+    """Lower a canonical tile IR function. Raises LoweringError for an element type that no register row holds."""
+    for op in function.walk():
+        for value in op.results:
+            if isinstance(value.type, TileType) and not value.type.dtype.compute:
+                raise LoweringError(f"found a value of {value.type.dtype.name}; expected a type that can be computed "
+                                    "with: fp8 and i4 run under the interpreter only; mend: hold it as bf16 or i8", op)
     return Lowering(function, schedule, facts, specialization, _lanes(function, facts)).run()
 
 
@@ -125,6 +131,7 @@ class Lowering(MatrixLowering):
         self.scratch_sizes: list[list[object]] = []
         self.scratch_end: Scalar = 0
         self.counters = 0
+        self.task_counts: list[list[list[object]] | None] = []
         self._check_schedule()
 
     def _check_schedule(self) -> None:
@@ -158,7 +165,8 @@ class Lowering(MatrixLowering):
         if self.streaming_tensors & self.specialization.aligned:
             self.effect("fence_streaming", [])
         lowered.attributes = {"lanes": self.lanes, "slots": list(self.slots), "scratch": self.scratch_sizes,
-                              "counters": self.counters}
+                              "counters": self.counters,
+                              "tasks": [] if None in self.task_counts else self.task_counts}
         if self.warps > 1:
             lowered.attributes |= {"warps": self.warps, "near_bytes": self.near_bytes_used}
         return lowered
@@ -583,7 +591,22 @@ class Lowering(MatrixLowering):
         if counter > 7:
             raise LoweringError(f"{self.function.name} has more than 8 parallel loops in a row")
         self.counters += 1
+        self.task_counts.append(self._most_tasks(ranges, granules))
         self.finish(Op("tasks", [total_value], (), {"counter": counter}, [task], self.location))
+
+    def _most_tasks(self, ranges: list[Range], granules: list[int]) -> list[list[object]] | None:
+        """How many tasks a loop may have at most: a product of factors [constant, [dims], size], each the quotient of
+        constant * product of dims and size, rounded up; None where an extent is known only as the kernel runs."""
+        factors: list[list[object]] = []
+        for r, granule in zip(ranges, granules, strict=True):
+            chunks = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
+            if chunks:
+                factors.append([chunks, [], 1])
+            elif r.capacity is None:
+                return None
+            else:
+                factors.append([r.capacity.constant, list(r.capacity.dims), granule])
+        return factors
 
     def _ceil_div(self, a: Scalar, b: Scalar) -> Scalar:
         return self.scalar("s_floordiv", self.sub(self.add(a, b), 1), b)

@@ -102,9 +102,10 @@ LANE_OPS = OpTable("lane", [
                "the caches and needs an address aligned to the row, or to 64 bytes if that is less"),
     OpSpec("store_lane0", (2, 3), (0, 0), attributes=("dtype",), optional=_ADDRESS, pure=False,
            doc="value, address: lane 0 only"),
-    OpSpec("scatter", (3, 4), (0, 0), attributes=("dtype",), optional=("scale", "disp", "masked", "near", "disjoint"),
-           pure=False, doc="value, base, offsets (row<i32>); no two scatters of one memory that are `disjoint` touch the "
-                           "same byte unless a load of it lies between them"),
+    OpSpec("scatter", (3, 4), (0, 0), attributes=("dtype",),
+           optional=("scale", "disp", "masked", "near", "disjoint"),
+           pure=False, doc="value, base, offsets (row<i32>); no two scatters of one memory that are `disjoint` touch "
+                           "the same byte unless a load of it lies between them"),
     OpSpec("prefetch", (1, 2), (0, 0), optional=(*_ADDRESS, "level"), pure=False, doc="hint; level 1, 2 or 3"),
     # Packed dot products.
     OpSpec("dot2_bf16", (3, 3), doc="acc (f32), a, b (b32, two bf16 each): acc + a0 * b0 + a1 * b1"),

@@ -5,8 +5,9 @@ on constants is done; constants move out of sums into `disp` of memory operands 
 ops are computed once in a scope, and outside the loops they do not depend on; nothing dead is left. Floating-point
 results stay the same bit for bit. Ops whose divisor might be 0 are not moved to where they would run more often.
 
-simplify() runs: FOLD rules, common subexpressions, hoisting, ADDRESS rules, dead code. Hoisting comes before the
-ADDRESS rules because an address that a loop leaves alone is best computed once, not in every memory operand.
+simplify() runs: FOLD rules, common subexpressions, hoisting, ADDRESS rules, dead code (what a loop carries for itself
+alone included). Hoisting comes before the ADDRESS rules because an address that a loop leaves alone is best computed
+once, not in every memory operand.
 """
 
 from __future__ import annotations

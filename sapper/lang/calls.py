@@ -33,6 +33,9 @@ from .operations import (
     near,
 )
 
+DEBUGGING = (print, breakpoint)
+"""What the interpreter runs and the compiler refuses."""
+
 
 class Calls(Expressions):
     """Reads calls."""
@@ -87,6 +90,10 @@ class Calls(Expressions):
         if not callable(function) or isinstance(function, (Value, Axis)):
             mend = f"index it: {ast.unparse(target)}[...]" if is_tensor(function) else ""
             self.fail("not-a-function", "this is no function", node, self.describe(function), "a function", mend)
+        if any(function is known for known in DEBUGGING):
+            self.fail("unsupported-function", f"{function.__name__}() runs under the interpreter only", node,
+                      ast.unparse(node), "a kernel without it, to be compiled",
+                      "call the kernel with interpret=True, or set SAPPER_INTERPRET=1; take it out when you are done")
         name = ast.unparse(target)
         simple = name.rpartition(".")[2]
         mend = f"use sapper's {simple}" if simple in surface.NAMES else near(simple, surface.NAMES)

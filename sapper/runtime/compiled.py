@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import Any
 
 Term = tuple[float, tuple[str, ...]]
@@ -27,8 +28,8 @@ class CompiledKernel:
     stored: names of the tensors that it writes.
     requires: each (tensor, dimension, constant, dim, coefficient, ...): with an extent below constant + the sum of
         coefficient * dim it would reach outside the tensor (docs/ir.md).
-    tasks: for each parallel loop the factors (dim name or extent, tile size) whose rounded-up quotients multiply to
-        its number of tasks; empty when unknown.
+    tasks: for each parallel loop the factors (constant, dims, size): the quotients of constant * product of dims and
+        size, rounded up, multiply to the most tasks that it can have; empty when unknown.
     work: estimated time on one core in nanoseconds, as a sum of coefficient times product of dims; empty when
         unknown. tasks and work only choose how many workers to wake.
     """
@@ -40,7 +41,7 @@ class CompiledKernel:
     scratch: tuple[tuple[int, tuple[tuple[int, tuple[str, ...], int], ...]], ...] = ()
     counters: int | None = 0
     stored: tuple[str, ...] = ()
-    tasks: tuple[tuple[tuple[str | int, int], ...], ...] = ()
+    tasks: tuple[tuple[tuple[int, tuple[str, ...], int], ...], ...] = ()
     work: tuple[Term, ...] = field(default=())
     requires: tuple[tuple[str | int, ...], ...] = ()
 
@@ -78,28 +79,18 @@ class CompiledKernel:
             total += -(-size_bytes // 64) * 64
         return total
 
-    def task_count(self, dims: dict[str, int]) -> int | None:
+    def task_count(self, dims: Mapping[str, int]) -> int | None:
         """Tasks of the parallel loop with the most; None when unknown."""
-        most = None
-        for loop in self.tasks:
-            count = 1
-            for dim, size in loop:
-                extent = dims[dim] if isinstance(dim, str) else dim
-                count *= -(-extent // size)
-            most = count if most is None else max(most, count)
-        return most
+        return max((
+            prod(-(-constant * prod(dims[name] for name in names) // size) for constant, names, size in loop)
+            for loop in self.tasks
+        ), default=None)
 
-    def work_ns(self, dims: dict[str, int]) -> float | None:
+    def work_ns(self, dims: Mapping[str, int]) -> float | None:
         """Estimated time on one core in nanoseconds; None when unknown."""
         if not self.work:
             return None
-        total = 0.0
-        for coefficient, names in self.work:
-            term = coefficient
-            for name in names:
-                term *= dims[name]
-            total += term
-        return total
+        return sum(coefficient * prod(dims[name] for name in names) for coefficient, names in self.work)
 
     def pack(self) -> bytes:
         facts = asdict(self)

@@ -234,6 +234,7 @@ class _GuardedCall:
         """Runs in the child, and never returns."""
         status = _CRASHED + 1
         try:
+            system.end_with_parent()
             _install_handler(handler.address)
             if threads > 1:
                 view = memoryview(self.block).cast("B").cast("q")
@@ -339,28 +340,35 @@ def _install_handler(address: int) -> None:
 
 
 def _wait(child: int, time_limit_s: float) -> int | None:
-    """The child's wait status; None when it had to be killed for its time."""
+    """The child's wait status; None when it had to be killed for its time. It has ended whenever this returns or raises
+    (Ctrl-C)."""
+    ended = False
+    try:
+        ended = _ends_within(child, time_limit_s)
+    finally:
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    return status if ended else None
+
+
+def _ends_within(child: int, time_limit_s: float) -> bool:
+    """Whether the child ends in time. It is left to be waited for."""
     deadline = time.monotonic() + time_limit_s
     try:
         descriptor = os.pidfd_open(child)
     except OSError:  # a system without pidfd: look now and then
         while time.monotonic() < deadline:
-            found, status = os.waitpid(child, os.WNOHANG)
-            if found:
-                return status
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return True
             time.sleep(0.001)
-        ended = False
-    else:
-        try:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            ended = bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
-        finally:
-            os.close(descriptor)
-    if not ended:
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return status if ended else None
+        return False
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+    finally:
+        os.close(descriptor)
 
 
 def _signal_name(number: int) -> str:

@@ -62,8 +62,8 @@ CACHE_LINE_BYTES = 64
 LARGE_BYTES = 8 << 20
 """A tensor from this size on is not expected in the caches when it is read next: it may be stored past them, if it is
 aligned to cache lines."""
-GRAIN_NS = 8_000.0
-"""A further worker is woken for at least this much of the estimated work: what a wake-up costs, with some to spare."""
+GRAIN_NS = 50_000.0
+"""A worker gets at least so much of the estimated work: what it costs to wake one that sleeps."""
 ASSUMED_BYTES_PER_NS = 10.0
 MAX_ENTRIES = 1024
 OPTIONS = ("interpret", "schedule", "static", "target", "threads")
@@ -337,22 +337,21 @@ def register_renewal(bound: Any) -> None:
 
 
 def choose_threads(compiled: CompiledKernel, dims: Mapping[str, int], size_bytes: int, wanted: int | None) -> int:
-    """How many workers a launch takes. wanted: the caller's number, or None to choose by the work there is.
+    """How many workers a launch takes: as many as there are tasks, and as the work is worth waking.
 
-    size_bytes: of all tensors, the measure of work when the compiler gave no estimate.
+    wanted: the caller's limit, or None for that of the settings. size_bytes: of all tensors, the measure of work when
+    the compiler gave no estimate.
     """
     limit = settings.threads() if wanted is None else wanted
     if not compiled.counters or limit == 1:
         return 1
-    tasks = compiled.task_count(dict(dims))
+    tasks = compiled.task_count(dims)
     if tasks is not None:
         limit = min(limit, tasks)
-    if wanted is None:
-        work_ns = compiled.work_ns(dict(dims))
-        if work_ns is None:
-            work_ns = size_bytes / ASSUMED_BYTES_PER_NS
-        limit = min(limit, int(work_ns / GRAIN_NS))
-    return max(1, limit)
+    work_ns = compiled.work_ns(dims)
+    if work_ns is None:
+        work_ns = size_bytes / ASSUMED_BYTES_PER_NS
+    return max(1, min(limit, int(work_ns / GRAIN_NS)))
 
 
 # ---------------------------------------------------------------------------------------------------------- launchers
@@ -791,8 +790,8 @@ def make_launcher(kernel: Any) -> Callable[..., Any]:
 
 
 def launch(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any] | None = None) -> Any:
-    """Run a kernel. options: threads (workers; 1 never wakes another), static (names of dims to compile in, or True),
-    schedule, target, interpret (True: under the reference interpreter)."""
+    """Run a kernel. options: threads (at most so many workers; 1 never wakes another), static (names of dims to compile
+    in, or True), schedule, target, interpret (True: under the reference interpreter)."""
     given = dict(options or {})
     if given.get("interpret"):
         return interpret(kernel, *arguments, **given)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 
 from .errors import LaunchError
 
@@ -19,6 +20,7 @@ PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC = 0, 1, 2, 4
 MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE = 0x01, 0x02, 0x20, 0x4000
 MADV_HUGEPAGE = 14
 _MAP_FAILED = 2**64 - 1
+_PR_SET_PDEATHSIG = 1
 
 _library = ctypes.CDLL(None, use_errno=True)
 _mmap = _library.mmap
@@ -85,3 +87,8 @@ def protect_memory(address: int, size_bytes: int, protection: int) -> None:
 def advise_huge_pages(address: int, size_bytes: int) -> bool:
     """Ask for huge pages; False where the system has none (which costs speed, not correctness)."""
     return bool(_madvise(address, size_bytes, MADV_HUGEPAGE) == 0)
+
+
+def end_with_parent() -> None:
+    """Let this process be killed when the thread that forked it ends, however that happens (prctl(2))."""
+    _library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

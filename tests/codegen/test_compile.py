@@ -42,6 +42,7 @@ from sapper.ir.types import (
 from sapper.lane.interpret import bind_arguments, run
 from sapper.targets.x86_64.detect import host
 from sapper.targets.x86_64.target import TARGETS, Target
+from tests.strategies import examples
 
 HOST = host().features
 MACHINES = [TARGETS[name] for name in ("v3", "v4", "zen4") if TARGETS[name].features <= HOST]
@@ -713,7 +714,7 @@ def test_streaming_stores_and_prefetch(target: Target) -> None:
         assert "sfence" in code.text and "prefetcht1" in code.text
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=examples(60))
 @given(st.data())
 def test_random_programs(data: st.DataObject) -> None:
     """Random straight-line and looped programs over f32 and i32 rows, masks and scalars."""

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper.codegen.encode import EncodeError, encode, encode_instruction
@@ -29,6 +29,7 @@ from sapper.codegen.print import print_function, print_instruction
 from sapper.ir.nodes import Location
 from sapper.targets import target
 from sapper.targets.x86_64.instructions import ROWS, Operand, Row
+from tests.strategies import examples
 
 needs_as = pytest.mark.skipif(shutil.which("as") is None, reason="GNU as is not installed")
 
@@ -214,7 +215,7 @@ def jumps_of(seed: int, count: int) -> MachineFunction:
 
 
 @needs_as
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15))
 @given(seed=st.integers(0, 10 ** 6), count=st.integers(1, 40))
 def test_jumps_and_alignment_against_as(tmp_path: Path, seed: int, count: int) -> None:
     function = jumps_of(seed, count)

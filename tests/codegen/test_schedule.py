@@ -15,6 +15,7 @@ from sapper.codegen.check import check
 from sapper.codegen.machine import Immediate, Instruction, LabelReference, MachineFunction, Memory
 from sapper.codegen.schedule import schedule
 from sapper.targets.x86_64.allocation import RegisterFile, register_file
+from tests.strategies import examples
 
 from .test_allocate import RDI, RSI, Code, Generator, register_accumulations, simulate, small_file
 
@@ -33,7 +34,7 @@ def rows_of(function: MachineFunction) -> list[str]:
     return [item.row.name for item in function.body if isinstance(item, Instruction)]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.integers(0, 1 << 32), st.integers(3, 90))
 def test_random_programs_do_the_same(seed: int, statements: int) -> None:
     abi = small_file(8, 6, 3)

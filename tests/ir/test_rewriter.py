@@ -109,3 +109,41 @@ def test_dead_code() -> None:
         "%w: s64 = worker", "%m: row<f32> = load %w {dtype = :f32}", "%q: row<f32> = neg %m",
         "store %q, %w {dtype = :f32}", "if %w {", "barrier", "} {", "}",
     ]
+
+
+def test_values_that_a_loop_carries_for_itself_alone_go() -> None:
+    """%c and %e feed each other and nothing else; %s is read inside; %t, by way of %c2 in a loop inside, not at all."""
+    f = parse("""
+    %w: s64 = worker
+    %a: s64, %b: s64, %c: s64, %d: s64, %t: s64 = loop %w, %w, %w, %w, %w, %w, %w {step = 1} (
+        %i: s64, %p: s64, %q: s64, %r: s64, %s: s64, %u: s64) {
+      %x: row<f32> = load %s {dtype = :f32}
+      store %x, %p {dtype = :f32}
+      %e: s64 = s_add %q, %r
+      %g: s64 = s_add %s, %i
+      %h: s64 = s_add %p, %w
+      %k: s64, %l: s64 = if %i {
+        %m: s64 = s_add %u, %w
+        yield %h, %m
+      } {
+        yield %p, %u
+      }
+      %c2: s64 = loop %w, %w, %l {step = 1} (%j: s64, %v: s64) {
+        barrier
+        %n: s64 = s_add %v, %j
+        yield %n
+      }
+      yield %k, %e, %q, %g, %c2
+    }
+    %z: row<f32> = load %a {dtype = :f32}
+    store %z, %a {dtype = :f32}
+    """)
+    assert eliminate_dead(f, LANE_OPS, frozenset({"load"})) > 0
+    assert lines(f) == [
+        "%w: s64 = worker",
+        "%a: s64, %d: s64 = loop %w, %w, %w, %w {step = 1} (%i: s64, %p: s64, %s: s64) {",
+        "%x: row<f32> = load %s {dtype = :f32}", "store %x, %p {dtype = :f32}", "%g: s64 = s_add %s, %i",
+        "%h: s64 = s_add %p, %w", "%k: s64 = if %i {", "yield %h", "} {", "yield %p", "}",
+        "loop %w, %w {step = 1} (%j: s64) {", "barrier", "yield", "}", "yield %k, %g", "}",
+        "%z: row<f32> = load %a {dtype = :f32}", "store %z, %a {dtype = :f32}",
+    ]

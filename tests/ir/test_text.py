@@ -15,6 +15,7 @@ from sapper.ir.text import TextError, parse_function, print_function, print_op
 from sapper.ir.types import DTYPES, MASK, ROW_F32, ROW_I32, S64, TensorType, TileType, b32, bf16, f32, index
 from sapper.lane.ops import LANE_OPS
 from sapper.tile.ops import TILE_OPS
+from tests.strategies import examples
 
 TABLES = {"tile": TILE_OPS, "lane": LANE_OPS}
 
@@ -147,7 +148,7 @@ def same(a: object, b: object) -> bool:
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z_][a-z0-9_]{0,5}", fullmatch=True), VALUES, max_size=4))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 def test_attributes_are_exact(attributes: dict[str, object]) -> None:
     f = Function("f", "lane")
     f.attributes = attributes

@@ -16,6 +16,7 @@ from sapper.ir.text import parse_function
 from sapper.ir.verifier import verify
 from sapper.lane.interpret import LaneError, Memory, Program, bind_arguments, fma32, fma64, run
 from sapper.lane.ops import LANE_OPS
+from tests.strategies import examples
 
 TABLES = {"lane": LANE_OPS}
 NUMPY = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64, "b32": np.uint32}
@@ -187,7 +188,7 @@ F32S = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 @given(F32S, F32S, F32S)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 def test_fma32_is_rounded_once(a: float, b: float, c: float) -> None:
     exact = Fraction(a) * Fraction(b) + Fraction(c)
     with np.errstate(over="ignore"):
@@ -208,7 +209,7 @@ def test_fma32_where_double_rounding_goes_wrong() -> None:
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.floats(allow_nan=False, allow_infinity=False),
        st.floats(allow_nan=False, allow_infinity=False))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 def test_fma64_is_rounded_once(a: float, b: float, c: float) -> None:
     exact = Fraction(a) * Fraction(b) + Fraction(c)
     found = float(fma64(np.float64([a]), np.float64([b]), np.float64([c]))[0])

@@ -30,6 +30,7 @@ from sapper.lane.lower import result_layouts
 from sapper.tile.canonical import canonicalize
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Facts, Schedule, Specialization
+from tests.strategies import examples
 
 ACCUMULATORS = "m: 14@register; n: 2@register × 16@lane"
 FRAGMENT = "m: 2@register × 8@lane(stride 4); n: 4@lane × 2@register"
@@ -99,7 +100,7 @@ def test_strides_are_printed_only_where_they_say_something() -> None:
 
 
 @given(layouts())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 def test_random_text_is_read_back(layout: Layout) -> None:
     again = Layout.parse(str(layout))
     assert again == layout and hash(again) == hash(layout)
@@ -131,7 +132,7 @@ def test_places_of_a_tensor_core_fragment() -> None:
 
 
 @given(layouts())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 def test_elements_and_places_are_one_to_one(layout: Layout) -> None:
     seen = set()
     for element in elements(layout):
@@ -160,7 +161,7 @@ def test_coordinates_are_checked() -> None:
 
 
 @given(layouts((REGISTER, LANE)))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=examples(40))
 def test_spread_and_collect(layout: Layout) -> None:
     tile = np.arange(prod(layout.shape.values())).reshape(tuple(layout.shape.values()))
     rows = layout.spread(tile)
@@ -183,7 +184,7 @@ def test_spread_wants_its_levels_and_shape() -> None:
 
 
 @given(layouts())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 def test_inverse(layout: Layout) -> None:
     inverse = layout.inverse()
     for element in elements(layout):
@@ -200,7 +201,7 @@ def test_inverse_in_words() -> None:
 
 
 @given(pairs())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 def test_composition(both: tuple[Layout, Layout]) -> None:
     first, second = both
     moves = first.inverse().then(second)
@@ -210,7 +211,7 @@ def test_composition(both: tuple[Layout, Layout]) -> None:
 
 
 @given(pairs(), pairs())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=examples(30))
 def test_composition_is_associative(one: tuple[Layout, Layout], two: tuple[Layout, Layout]) -> None:
     if one[0].shape != two[0].shape:
         two = one[::-1]
@@ -251,7 +252,7 @@ def test_layouts_of_a_matrix_product() -> None:
 
 
 @given(pairs())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=examples(150))
 def test_conversions_move_every_element(both: tuple[Layout, Layout]) -> None:
     source, target = both
     tile = np.arange(prod(source.shape.values())).reshape(tuple(source.shape.values()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper.ir.text import parse_function
@@ -19,7 +19,7 @@ from sapper.tile.ops import TILE_OPS
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.rounding import expect
 from sapper.tile.schedule import Facts, Schedule, ScheduleError
-from tests.strategies import assert_expected, kernels, reject_unbuildable
+from tests.strategies import assert_expected, examples, kernels, reject_unbuildable
 
 from .run_lane import run_lane, specialize
 
@@ -41,7 +41,7 @@ def test_library_kernel(name: str, facts: Facts) -> None:
         assert entry.compare(arguments, expected) is None
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60))
 @given(case=kernels(), seed=st.integers(0, 1000), facts=st.sampled_from([AVX512, AVX2, NARROW]),
        workers=st.integers(1, 3), hint=st.sampled_from([None, 1, 7, 40, 1000]))
 def test_random_kernels(case, seed, facts, workers, hint) -> None:
@@ -60,7 +60,7 @@ def test_random_kernels(case, seed, facts, workers, hint) -> None:
     assert_expected(arguments, expectations, repr(case))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(40))
 @given(m=st.integers(0, 70), n=st.integers(0, 70), k=st.integers(0, 40), rows=st.integers(1, 14),
        wide=st.integers(1, 3), depth=st.sampled_from([1, 2, 4, 8]),
        stage=st.sampled_from([None, (), ("a",), ("b",), ("a", "b")]),
@@ -181,3 +181,39 @@ def test_parts_of_a_kernel_pass_no_values() -> None:
     x = np.ones(5, np.float32)
     with pytest.raises(LoweringError, match="used by a later part"):
         run_lane(function, {"x": x, "out": np.zeros(5, np.float32)})
+
+
+def test_the_most_tasks_of_each_parallel_loop() -> None:
+    from sapper.codegen.pipeline import to_lane
+    from sapper.kernels import find
+    from sapper.tile.schedule import Specialization
+
+    def tasks(name: str, schedule: Schedule) -> object:
+        return to_lane(find(name).kernel.tile_ir(), schedule, AVX512, Specialization()).attributes["tasks"]
+
+    assert tasks("matmul_nn_f32", Schedule()) == [[[1, ["M"], 4], [1, ["N"], 64]]]
+    assert tasks("matmul_nn_f32", Schedule(chunks={"m": 3})) == [[[3, [], 1], [1, ["N"], 64]]]
+    assert tasks("top_k", Schedule()) == []
+
+
+def test_types_without_arithmetic_are_refused_with_their_line() -> None:
+    from sapper.ir.text import parse_function
+    from sapper.lane.lower import lower
+    from sapper.lane.ops import LANE_OPS
+    from sapper.lane.rows import LoweringError
+    from sapper.tile.ops import TILE_OPS
+    from sapper.tile.schedule import Specialization
+
+    text = """tile func @narrow(%x: tensor<f8e4m3, M>, %out: tensor<f32, M>) {
+  %zero: index = const {value = 0}
+  %M: index = dim {name = "M"}
+  tiles %zero, %M {axes = ["m"], parallel = true} {
+    %im: index[m] = index {axis = "m"}
+    %v: f8e4m3[m] = load %x, %im loc("model.py":7:9)
+    %w: f32[m] = cast %v
+    store %out, %w, %im
+  }
+}"""
+    function = parse_function(text, {"tile": TILE_OPS, "lane": LANE_OPS})
+    with pytest.raises(LoweringError, match=r"model.py:7:9: found a value of f8e4m3"):
+        lower(function, Schedule(), AVX512, Specialization())

@@ -231,11 +231,20 @@ def membership_in_string():
     return k
 
 
-@case("unsupported-function")
+@case("unsupported-function", "interpret=True")
 def print_call():
     @kernel
     def k(out: Tensor[f32, M]):
         print(1)  # here
+
+    return k
+
+
+@case("unsupported-function", "interpret=True")
+def breakpoint_call():
+    @kernel
+    def k(out: Tensor[f32, M]):
+        breakpoint()  # here
 
     return k
 

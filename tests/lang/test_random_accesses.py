@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sapper.lang.errors import KernelError
 from sapper.tile import eager
 from sapper.tile.interpret import interpret
+from tests.strategies import examples
 
 from .test_random_kernels import kernel_of
 
@@ -58,7 +59,7 @@ def programs(draw: st.DrawFn) -> str:
     return HEAD + "\n".join(lines) + "\n"
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=examples(150))
 @given(programs())
 def test_proofs(source: str) -> None:
     k = kernel_of(source)

@@ -15,6 +15,7 @@ from sapper.ir.verifier import verify
 from sapper.tile import eager
 from sapper.tile.interpret import interpret
 from sapper.tile.ops import TILE_OPS
+from tests.strategies import examples
 
 HEAD = """\
 def helper(x, y, factor=0.5):
@@ -82,7 +83,7 @@ def compiled(body: list[str], outer: str) -> Any:
     return kernel_of(source), source
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     st.lists(statements, min_size=1, max_size=4),
     st.sampled_from(["for m in tiles(M):", "for m in each(M):"]),

@@ -153,7 +153,7 @@ def add_i64(compiler: Compiler) -> FakeKernel:
 @pytest.fixture
 def tasks(compiler: Compiler) -> FakeKernel:
     compiler.results["tasks"] = CompiledKernel(
-        "tasks", TASKS, TASK_SLOTS, scratch_bytes=100, counters=1, stored=("out", "who"), tasks=((("M", 1),),),
-        work=((1000.0, ("M",)),),
+        "tasks", TASKS, TASK_SLOTS, scratch_bytes=100, counters=1, stored=("out", "who"), tasks=(((1, ("M",), 1),),),
+        work=((100_000.0, ("M",)),),
     )  # fmt: skip
     return FakeKernel("tasks", [("out", tensor(i64, "M")), ("who", tensor(i64, "M")), ("x", TileType(i64))])

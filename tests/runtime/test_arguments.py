@@ -31,6 +31,7 @@ from sapper.runtime.arguments import (
     view_tensor,
 )
 from sapper.runtime.errors import ArgumentError
+from tests.strategies import examples
 
 MATRIX = Parameter("x", f32, ("M", "N"))
 
@@ -326,7 +327,7 @@ def offsets(shape: tuple[int, ...], strides: tuple[int, ...]) -> list[int]:
     return [sum(i * s for i, s in zip(at, strides, strict=True)) for at in itertools.product(*map(range, shape))]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(layouts)
 def test_geometry_of_strides(layout: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     shape, strides = layout
@@ -343,7 +344,7 @@ def test_geometry_of_strides(layout: tuple[tuple[int, ...], tuple[int, ...]]) ->
         assert not is_injective(shape, strides)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(st.integers(0, 10), layouts, st.integers(0, 10), layouts)
 def test_overlap_is_exactly_shared_memory(
     start: int, mine: tuple[tuple[int, ...], tuple[int, ...]], other_start: int, other: tuple[Any, Any]

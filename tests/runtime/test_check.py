@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import Tensor, bf16, f32, i32, span, tiles
+from sapper import Tensor, bf16, each, f32, i32, span, tiles
 from sapper.codegen import allocate as allocate_module
 from sapper.codegen import peephole as peephole_module
 from sapper.codegen import schedule as schedule_module
@@ -199,21 +199,56 @@ def test_a_fault_of_the_language(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found_at()[0] == "front end"
 
 
-def test_a_race_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = divided.tile_ir
+@sp.kernel
+def totals(x: Tensor[i32, M, N], y: Tensor[i32, M]):
+    for m in tiles(M):
+        total = sp.zeros(m, dtype=i32)
+        for n in tiles(N):
+            total += sp.sum(x[m, n], over=n)
+        y[m] = total
+
+
+def test_a_result_that_depends_on_the_tile_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that forgets what it carries: right as long as one piece covers all of the axis."""
+    right = totals.tile_ir
 
     def wrong(static: Any = None) -> Any:
         function = right(static)
-        for op in function.walk():
-            if op.name == "index":
-                op.name, op.attributes = "const", {"value": 0}
-                op.results[0].type = type(op.results[0].type)(op.results[0].type.dtype)
+        (loop,) = [op for op in function.walk() if op.blocks and op.results]
+        (carried,), initial = loop.blocks[0].arguments, loop.operands[-1]
+        for op in loop.blocks[0].ops:
+            op.operands[:] = [initial if v is carried else v for v in op.operands]
         return function
 
-    monkeypatch.setattr(divided, "tile_ir", wrong)
-    report = check_kernel(divided)
-    assert report.finding is not None
-    assert report.finding.station in ("front end", "tile sizes", "parallel loops")
+    assert check_kernel(totals, runs=3).ok
+    monkeypatch.setattr(totals, "tile_ir", wrong)
+    station, message = found_at(totals)
+    assert station == "tile sizes"
+    assert "y[0]" in message and "(tiles of 1)" in message
+
+
+@sp.kernel
+def histogram(index: Tensor[i32, M], y: Tensor[i32, K]):
+    for m in each(M):
+        y[index[m]] += 1
+
+
+def test_a_loop_that_is_parallel_by_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any one order of its iterations gives the right counts; two cores would not."""
+    right = histogram.tile_ir
+
+    def wrong(static: Any = None) -> Any:
+        function = right(static)
+        (loop,) = [op for op in function.walk() if op.blocks]
+        assert not loop.attributes["parallel"]
+        loop.attributes |= {"parallel": True, "ordered": False}
+        return function
+
+    assert check_kernel(histogram, runs=3).ok
+    monkeypatch.setattr(histogram, "tile_ir", wrong)
+    station, message = found_at(histogram)
+    assert station == "parallel loops", message
+    assert "`y`" in message or "y[" in message
 
 
 def test_arguments_that_never_fit_are_no_success() -> None:

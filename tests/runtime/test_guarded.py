@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,8 @@ from sapper.runtime.guarded import PLACEMENTS, run_guarded
 from sapper.targets.x86_64.registers import RAX, RCX, RDX, RSP
 
 from .conftest import ADD_F32, ADD_I64, ADD_I64_SLOTS, ADD_SLOTS, Compiler, FakeKernel, assemble, at, tensor, word
+
+ENDLESS = assemble("again", ("jmp", "again"))
 
 
 def kernel_of(compiler: Compiler, code: bytes, slots: tuple[str, ...], dtype: Any = i64, **facts: Any) -> FakeKernel:
@@ -106,9 +111,9 @@ def test_other_ways_to_die(compiler: Compiler) -> None:
     (run,) = run_guarded(kernel_of(compiler, wild, ()), arguments(), placements=["end"])
     assert run.crash is not None and "0x1234, which is near no buffer" in str(run.crash)
     assert run.crash.buffer == ""
-    for code, signal in ((b"\x0f\x0b", "SIGILL"), (b"\xcc", "SIGTRAP")):
+    for code, name in ((b"\x0f\x0b", "SIGILL"), (b"\xcc", "SIGTRAP")):
         (run,) = run_guarded(kernel_of(compiler, code, ()), arguments(), placements=["end"])
-        assert run.crash is not None and run.crash.signal == signal
+        assert run.crash is not None and run.crash.signal == name
     exhausting = assemble("again", ("push", RDX), ("jmp", "again"))
     (run,) = run_guarded(kernel_of(compiler, exhausting, ()), arguments(), placements=["end"])
     assert run.crash is not None and run.crash.signal == "SIGSEGV"
@@ -129,11 +134,47 @@ def test_other_ways_to_die(compiler: Compiler) -> None:
 
 
 def test_time_limit(compiler: Compiler) -> None:
-    kernel = kernel_of(compiler, assemble("again", ("jmp", "again")), ())
+    kernel = kernel_of(compiler, ENDLESS, ())
     start = time.monotonic()
     (run,) = run_guarded(kernel, arguments(), time_limit_s=0.2, placements=["end"])
     assert run.crash is not None and run.crash.kind == "time limit"
     assert 0.2 <= time.monotonic() - start < 5
+
+
+def test_ctrl_c_ends_the_child(compiler: Compiler) -> None:
+    kernel = kernel_of(compiler, ENDLESS, ())
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_guarded(kernel, arguments(), time_limit_s=30)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_the_child_ends_with_its_parent(compiler: Compiler) -> None:
+    kernel = kernel_of(compiler, ENDLESS, ())
+    parent = os.fork()
+    if parent == 0:
+        run_guarded(kernel, arguments(), time_limit_s=30)
+        os._exit(0)
+    children: list[str] = []
+    while not children:
+        time.sleep(0.01)
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    time.sleep(0.1)  # it asks for its end first thing
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    deadline = time.monotonic() + 5
+    while _runs(children[0]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _runs(process: str) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
 
 
 def test_write_between_the_elements(compiler: Compiler) -> None:

@@ -23,6 +23,7 @@ from sapper.runtime.arguments import Parameter, Signature
 from sapper.runtime.compiled import CompiledKernel
 from sapper.runtime.errors import ArgumentError, LaunchError, SapperWarning
 from sapper.runtime.launch import LARGEST_CLASS, choose_threads, dim_class, make_fast_call, prepare, stored_tensors
+from tests.strategies import examples
 
 from .conftest import ADD_F32, ADD_SLOTS, RECORD, Compiler, FakeKernel, tensor
 
@@ -41,7 +42,7 @@ def test_calls_compute(add_f32: FakeKernel) -> None:
         np.testing.assert_array_equal(out, a + np.float32(2.5))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 3), st.booleans(), st.integers(-5, 5)), max_size=12))
 def test_any_sequence_of_shapes_and_strides(calls: list[tuple[int, int, bool, int]]) -> None:
     """Calls that meet entries made by earlier ones give what a fresh one would."""
@@ -342,15 +343,16 @@ def test_stored_tensors_are_read_off_the_tile_ir(compiler: Compiler) -> None:
 
 def test_choice_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAPPER_THREADS", "8")
-    kernel = CompiledKernel("k", b"\xc3", (), counters=1, tasks=((("M", 4),),), work=((10_000.0, ("M",)),))
+    kernel = CompiledKernel("k", b"\xc3", (), counters=1, tasks=(((1, ("M",), 4),),), work=((100_000.0, ("M",)),))
     assert choose_threads(kernel, {"M": 100}, 0, None) == 8
     assert choose_threads(kernel, {"M": 9}, 0, None) == 3  # three tasks
     assert choose_threads(kernel, {"M": 0}, 0, None) == 1
     assert choose_threads(kernel, {"M": 100}, 0, 20) == 20
     assert choose_threads(kernel, {"M": 100}, 0, 1) == 1
-    small = CompiledKernel("k", b"\xc3", (), counters=1, tasks=((("M", 4),),), work=((10.0, ("M",)),))
+    small = CompiledKernel("k", b"\xc3", (), counters=1, tasks=(((1, ("M",), 4),),), work=((10.0, ("M",)),))
     assert choose_threads(small, {"M": 100}, 0, None) == 1  # a microsecond
-    assert choose_threads(small, {"M": 100}, 0, 4) == 4  # but the caller insists
+    assert choose_threads(small, {"M": 100}, 0, 4) == 1  # the caller's number is a limit
+    assert choose_threads(small, {"M": 10_000}, 0, 4) == 2
     unknown = CompiledKernel("k", b"\xc3", (), counters=1)
     assert choose_threads(unknown, {"M": 9}, 1 << 10, None) == 1
     assert choose_threads(unknown, {"M": 9}, 100 << 20, None) == 8
@@ -358,6 +360,16 @@ def test_choice_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_threads(unproved, {"M": 100}, 100 << 20, 5) == 1
     sequential = CompiledKernel("k", b"\xc3", ())
     assert choose_threads(sequential, {"M": 100}, 100 << 20, 5) == 1
+
+
+def test_a_compiled_kernel_says_how_many_workers_it_is_worth() -> None:
+    from sapper.kernels import find
+
+    entry = find("rms_norm")
+    for shape, workers in (({"M": 3, "N": 576}, 1), ({"M": 1, "N": 1 << 18}, 1), ({"M": 64, "N": 1 << 12}, 2)):
+        arguments = entry.make_arguments(np.random.default_rng(0), shape)
+        assert prepare(entry.kernel, *arguments.values(), threads=2).entry.threads == workers, shape
+        assert prepare(entry.kernel, *arguments.values(), threads=1).entry.threads == 1
 
 
 def test_bad_options(add_f32: FakeKernel) -> None:

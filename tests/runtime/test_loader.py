@@ -40,9 +40,11 @@ def test_loaded_code_is_executable_and_not_writable() -> None:
 
 
 def test_no_mapping_is_writable_and_executable_while_many_kernels_are_loaded() -> None:
+    others = {start for start, _, _ in mappings()}  # other libraries of this process, PyTorch's for one, are less strict
     arena = CodeArena(reserve_bytes=16 * PAGE_BYTES)
     blocks = [arena.add(RETURN * (1 + 3000 * (i % 4))) for i in range(40)]
-    assert not [flags for _, _, flags in mappings() if "w" in flags and "x" in flags]
+    ours = [flags for start, _, flags in mappings() if start not in others]
+    assert ours and not [flags for flags in ours if "w" in flags and "x" in flags]
     for block in blocks:
         block.function(0, 0, 1)
     assert len({block.address for block in blocks}) == 40

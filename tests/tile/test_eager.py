@@ -11,7 +11,7 @@ import types
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper.ir.types import bf16, bool_, f32, f64, i8, i32
@@ -24,7 +24,7 @@ from sapper.lang.tensor import Tensor
 from sapper.tile import eager
 from sapper.tile.interpret import interpret
 from sapper.tile.rounding import expect
-from tests.strategies import assert_agree, assert_expected, kernels
+from tests.strategies import assert_agree, assert_expected, examples, kernels
 from tests.strategies.generate import reject_unbuildable
 
 M, N, K = dims("M N K")
@@ -36,7 +36,7 @@ def copied(arguments):
 
 
 @given(kernels(), st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(40))
 def test_random_kernels_agree_with_their_tile_ir_at_every_tile_size(case, seed):
     kernel = case.load()
     try:
@@ -54,7 +54,7 @@ def test_random_kernels_agree_with_their_tile_ir_at_every_tile_size(case, seed):
 
 
 @given(kernels(dtypes=("i32", "u8")), st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(15))
 def test_random_kernels_of_integers_are_exact_and_race_free(case, seed):
     function = case.load().tile_ir()
     arguments = case.make_arguments(seed)

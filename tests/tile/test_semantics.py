@@ -26,6 +26,7 @@ from sapper.tile.semantics import (
     reduce,
     union_axes,
 )
+from tests.strategies import examples
 
 BF16 = ml_dtypes.bfloat16
 
@@ -82,7 +83,7 @@ def test_narrow_floats_compute_in_f32_and_round_once_an_op(dtype):
 
 @pytest.mark.parametrize("dtype", [i8, u8, i16, i32, i64])
 @given(data=st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 def test_integers_wrap(dtype, data):
     info = np.iinfo(numpy_dtype(dtype))
     number = st.integers(info.min, info.max) | st.sampled_from([info.min, info.max, 0, 1])
@@ -182,7 +183,7 @@ def test_reductions_over_several_axes_and_of_nothing():
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, -2.0, math.nan, math.inf, -math.inf, 3.0]), min_size=1, max_size=6))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=examples(100))
 def test_nan_takes_no_part_in_extremes(values):
     x = np.array(values, np.float32)
     numbers = [v for v in values if not math.isnan(v)]
