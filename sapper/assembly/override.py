@@ -173,5 +173,5 @@ def compile_by_hand(kernel: Any, piece: ByHand, target: Any) -> Override:
         {"spills": finished.spills, "instructions": len(finished.machine.body)})
     compiled = Compiled(
         kernel.name, finished.code, tuple(assembly.slots), assembly.scratch_size, counters, assembly.stored,
-        tuple(tuple(r) for r in function.attributes.get("requires", ())), (), (), lambda: made.text, made)
+        tuple(tuple(r) for r in function.attributes.get("requires", ())), (), (), 1, 0, lambda: made.text, made)
     return Override(piece, assembly, assembly.machine(), finished, compiled)

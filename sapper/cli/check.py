@@ -34,9 +34,13 @@ def _check(found: Found, target: Any, seed: int, runs: int, schedule: Any, progr
         if progress:
             print(f"\r\033[K{found.name}: {label}", end="", file=sys.stderr, flush=True)
 
-    extra = {} if found.entry is None else {
+    extra: dict[str, Any] = {} if found.entry is None else {
         "make_arguments": found.entry.make_arguments, "shapes": found.entry.check_shapes,
     }
+    if target.assembler_allocates:
+        from ..emulate import run
+
+        extra["emulate"] = run
     try:
         result = check_kernel(found.kernel, target, seed, runs, schedule, on_case=tell, **extra).to_json()
     except Exception as error:

@@ -49,16 +49,18 @@ def show_ir(
     expand_math(lane, rules.legal_ops(target))
     if stage == "expanded":
         return print_function(lane, locations)
-    simplify(lane)
+    simplify(lane, indexed_addresses=target.indexed_addresses)
     if stage == "simplified":
         return print_function(lane, locations)
-    from ..codegen.print import print_function as print_machine
+    from ..codegen.compile import text_of
     from ..codegen.schedule import schedule as schedule_instructions
     from ..codegen.select import select
 
+    if target.assembler_allocates:
+        return text_of(select(pipeline.for_threads(lane, target), rules, target), target)
     selected = select(lane, rules, target)
     schedule_instructions(selected, rules.register_file(target))
-    return print_machine(selected)
+    return text_of(selected, target)
 
 
 def compile_named(

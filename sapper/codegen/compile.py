@@ -1,6 +1,7 @@
 """Lane IR -> machine code: selection, scheduling, allocation, frame, peephole rules, encoding, in this order.
 
 Enters: a lane function and a target. Leaves: `CompiledCode`. Holds: the same function and target give the same bytes.
+Where a target's data says that its assembler allocates (PTX), selection is the last step and the bytes are the text.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from .machine import MachineFunction
 class CompiledCode:
     """A kernel that can run. See docs/ir.md for its calling convention.
 
-    bytes: code, then its constants; position-independent, to be loaded at a multiple of `align_bytes`.
+    bytes: code, then its constants; position-independent, to be loaded at a multiple of `align_bytes`. Or the text,
+    where the target's assembler allocates.
     code_bytes: where the code ends. line_table: (offset, location) where the location changes, in order of offset.
     frame_bytes: stack taken by spills. slots: what words 3, 4, ... of the argument block hold. scratch_bytes: of each
     worker. counters: how many of the sync block's task counters are used; 0: the sync block is not touched at all.
@@ -34,19 +36,28 @@ class CompiledCode:
     scratch_bytes: int
     counters: int
     machine: MachineFunction
+    target: Any
     statistics: dict[str, int] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
-        """Assembly that GNU as takes, made when asked for."""
-        from .print import print_function
-
-        return print_function(self.machine)
+        """Assembly that the vendor's assembler takes, made when asked for."""
+        return text_of(self.machine, self.target)
 
 
 def rules_of(target: Any) -> Any:
     """The selection rules of the target's family."""
     return import_module(f"...targets.{target.family}.select", __name__)
+
+
+def text_of(machine: MachineFunction, target: Any) -> str:
+    """A machine function as the target's assembler takes it."""
+    if target.assembler_allocates:
+        text: str = import_module(f"...targets.{target.family}.text", __name__).print_function(machine, target.name)
+        return text
+    from .print import print_function
+
+    return print_function(machine)
 
 
 def counters_of(function: Function) -> int:
@@ -74,8 +85,14 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
     from .select import select
 
     rules = rules_of(target)
-    registers = rules.register_file(target)
     selected = select(function, rules, target)
+    slots = list(function.attributes.get("slots", []))
+    scratch_bytes = int(function.attributes.get("scratch_bytes", 0))
+    if target.assembler_allocates:
+        text = text_of(selected, target).encode()
+        return CompiledCode(function.name, text, len(text), 1, [], 0, slots, scratch_bytes, counters_of(function),
+                            selected, target, {"instructions": len(selected.body)})
+    registers = rules.register_file(target)
     schedule(selected, registers)
     allocation = allocate(selected, registers)
     machine = allocation.function
@@ -88,7 +105,6 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
     encoded = encode(machine, target.features)
     return CompiledCode(
         function.name, encoded.code, encoded.code_bytes, encoded.align_bytes, encoded.line_table, machine.frame_bytes,
-        list(function.attributes.get("slots", [])), int(function.attributes.get("scratch_bytes", 0)),
-        counters_of(function), machine,
+        slots, scratch_bytes, counters_of(function), machine, target,
         {"spills": allocation.spills, "reloads": allocation.reloads, "rematerialised": allocation.rematerialised,
          "instructions": len(machine.body)})

@@ -106,6 +106,8 @@ class MachineFunction:
     frame_bytes: stack space for spills, set by the allocator.
     externals: labels that stand elsewhere (other functions, writable memory), reached by rip-relative addresses that
     who puts the parts together fills in.
+    parameters: names of the words of the argument block, for targets that pass each as a parameter.
+    warps, near_bytes: warps and near memory of a worker.
     """
 
     name: str
@@ -113,3 +115,6 @@ class MachineFunction:
     constants: dict[str, tuple[int, bytes]]
     frame_bytes: int = 0
     externals: frozenset[str] = frozenset()
+    parameters: tuple[str, ...] = ()
+    warps: int = 1
+    near_bytes: int = 0

@@ -39,8 +39,8 @@ class Compiled:
 
     scratch: every scratch buffer as (element bytes, ((constant, dims, multiple), ...)); see lane.lower.
     tasks, work: how many workers are worth waking; see runtime.compiled.
-    requires: what the extents must fulfil; see docs/ir.md. made: the code with its machine IR and line table.
-    pieces: keys of the assembly by hand in it.
+    requires: what the extents must fulfil; see docs/ir.md. warps, near_bytes: of each worker.
+    made: the code with its machine IR and line table. pieces: keys of the assembly by hand in it.
     """
 
     name: str
@@ -52,6 +52,8 @@ class Compiled:
     requires: tuple[tuple[str | int, ...], ...]
     tasks: tuple[Any, ...]
     work: tuple[Term, ...]
+    warps: int
+    near_bytes: int
     text: Callable[[], str] = field(compare=False)
     made: CompiledCode = field(compare=False)
     pieces: tuple[str, ...] = ()
@@ -72,7 +74,9 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
     """What the model knows of a target. by_hand: pieces of assembly may stand for what they mean."""
     return Facts(lanes=target.lanes, vector_registers=target.vector_registers, l1_bytes=target.l1_bytes,
                  l2_bytes=target.l2_bytes, l3_bytes=target.l3_bytes, fma_latency=target.fma_latency,
-                 broadcast_operand=target.mask_kind == "opmask", family=target.family if by_hand else "",
+                 wide_lanes=target.wide_lanes, indexed_addresses=target.indexed_addresses,
+                 software_prefetch=target.software_prefetch, transposes_by_scatter=target.lanes_are_threads,
+                 matrix=target.matrix, family=target.family if by_hand else "",
                  features=target.features if by_hand else frozenset())
 
 
@@ -95,12 +99,11 @@ def stored_tensors(function: Function) -> tuple[str, ...]:
     return tuple(v.name for v in function.arguments if isinstance(v.type, TensorType) and v in stored)
 
 
-def _trace(function: Any, after: str, stage: str) -> None:
+def _trace(function: Any, after: str, text_of: Callable[[Any], str] = print_function) -> None:
     setting = os.environ.get("SAPPER_TRACE", "")
     if not setting or setting == "0":
         return
-    text = f"; {function.name} after {after}\n{print_function(function)}\n" if stage != "machine" else (
-        f"; {function.name} after {after}\n{_machine_text(function)}\n")
+    text = f"; {function.name} after {after}\n{text_of(function)}\n"
     if setting == "1":
         sys.stderr.write(text)
         return
@@ -108,11 +111,6 @@ def _trace(function: Any, after: str, stage: str) -> None:
     number = len([n for n in os.listdir(setting) if n.startswith(f"{function.name}.")])
     with open(os.path.join(setting, f"{function.name}.{number:02}.{after}.txt"), "w", encoding="utf-8") as file:
         file.write(text)
-
-
-def _machine_text(function: Any) -> str:
-    from .print import print_function as print_machine
-    return print_machine(function)
 
 
 def to_lane(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
@@ -126,9 +124,9 @@ def to_lane(function: Function, schedule: Schedule, facts: Facts, specialization
         tile_pass(function)
         if check:
             verify(function, TILE_OPS)
-        _trace(function, after, "tile")
+        _trace(function, after)
     lane = lower(function, schedule, facts, specialization)
-    _trace(lane, "lower", "lane")
+    _trace(lane, "lower")
     return lane
 
 
@@ -145,13 +143,28 @@ def finish_lane(lane: Function, target: Any) -> Function:
     if check:
         verify(lane, LANE_OPS)
     expand_math(lane, legal)
-    _trace(lane, "expand_math", "lane")
+    _trace(lane, "expand_math")
     if check:
         verify(lane, LANE_OPS)
-    simplify(lane)
-    _trace(lane, "simplify", "lane")
+    simplify(lane, indexed_addresses=target.indexed_addresses)
+    _trace(lane, "simplify")
+    lane = for_threads(lane, target)
     if check:
         verify(lane, LANE_OPS)
+    return lane
+
+
+def for_threads(lane: Function, target: Any) -> Function:
+    """What lane IR needs besides where lanes are threads, and others give them registers."""
+    from ..lane.sink import sink
+    from ..lane.synchronise import synchronise
+
+    if target.assembler_allocates:
+        sink(lane)
+        _trace(lane, "sink")
+    if target.lanes_are_threads:
+        synchronise(lane)
+        _trace(lane, "synchronise")
     return lane
 
 
@@ -165,11 +178,12 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
     lane = finish_lane(to_lane(function, schedule or Schedule(), facts, specialization), target)
     pieces = tuple(sorted({op.attributes["by"] for op in lane.walk() if op.name == "asm"}))
     made = compile_lane(lane, target)
-    _trace(made.machine, "allocate", "machine")
+    _trace(made.machine, "select" if target.assembler_allocates else "allocate", lambda _: made.text)
     known = lane.attributes
     return Compiled(function.name, made.bytes, tuple(known["slots"]), _tuples(known["scratch"]), known["counters"],
                     stored, _tuples(function.attributes.get("requires", [])), _tuples(known["tasks"]),
-                    work(function, known["lanes"]), lambda: made.text, made, pieces)
+                    work(function, known["lanes"]), made.machine.warps, made.machine.near_bytes, lambda: made.text,
+                    made, pieces)
 
 
 def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..ir.nodes import Block, Function, Location, Op, Value
 from ..ir.types import MaskType, RowType, ScalarType, Type
-from ..lane.ops import LANE_OPS
+from ..lane.ops import ADDRESS_AT, FIRST_WORDS, LANE_OPS
 from .machine import (
     AnyRegister,
     Immediate,
@@ -35,12 +35,8 @@ from .machine import (
     VirtualRegister,
 )
 
-ADDRESS_AT = {"load": 0, "load_splat": 0, "s_load": 0, "prefetch": 0, "gather": 0,
-              "store": 1, "store_lane0": 1, "s_store": 1, "scatter": 1}
-"""The operand that is the base of a memory operand; the index, if there is one, follows it."""
-
 WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "loop", "if", "tasks", "barrier",
-                           "fence_streaming"])
+                           "fence_streaming", "sync_lanes", "sync_warps", "async_copy", "async_commit", "async_wait"])
 """Ops that a load may not be moved over."""
 
 _PURE = frozenset(name for name, spec in LANE_OPS.rows.items() if spec.pure) | {
@@ -63,7 +59,8 @@ class Selector:
     """One selection. The rules of the target are called with it and the op, and use its methods.
 
     registers: where each value is. body: what was emitted. position: that of the op being selected. lanes: of the
-    function. facts: what the target's rules keep for themselves (made by `rules.facts_of`).
+    function. facts: what the target's rules keep for themselves (made by `rules.facts_of`). scope: the blocks around
+    the op being selected, outermost first.
     """
 
     def __init__(self, function: Function, rules: Any, target: Any) -> None:
@@ -97,6 +94,7 @@ class Selector:
         self.target: dict[Value, VirtualRegister] = {}
         self.reserved: dict[VirtualRegister, int] = {}
         self.hoisted: dict[Any, VirtualRegister] = {}
+        self.scope: list[Block] = []
         self.facts = rules.facts_of(self, target)
 
     # --- Emission ---------------------------------------------------------------------------------------------------
@@ -149,7 +147,9 @@ class Selector:
     def kind(self, type_: Type) -> str:
         if isinstance(type_, ScalarType):
             return "gpr"
-        return self.facts.mask_kind if isinstance(type_, MaskType) else "vec"
+        if isinstance(type_, MaskType):
+            return str(self.facts.mask_kind)
+        return str(self.facts.wide_kind) if isinstance(type_, RowType) and type_.dtype.bits == 64 else "vec"
 
     def last_use(self, value: Value) -> int:
         """The position from which the value's register is free again."""
@@ -288,10 +288,22 @@ class Selector:
 
     def address(self, op: Op, at: int) -> Memory:
         """The memory operand whose base is operand `at` of the op, with constants and deferred sums folded in."""
+        base, index, scale, disp = self.address_parts(op, at)
+        base_register = self.scalar(base)
+        if not -_LIMIT <= disp < _LIMIT:
+            far = self.new("gpr")
+            self.rules.load_immediate(self, far, disp)
+            self.rules.add_register(self, far, base_register)
+            base_register, disp = far, 0
+        return Memory(base_register, None if index is None else self.scalar(index), scale, disp)
+
+    def address_parts(self, op: Op, at: int) -> tuple[Value, Value | None, int, int]:
+        """Base, index, scale and displacement of the address whose base is operand `at`, constants and deferred sums
+        folded in."""
         attributes = op.attributes
         disp: int = attributes.get("disp", 0)
         scale: int = attributes.get("scale", 1)
-        base: Value | None = op.operands[at]
+        base = op.operands[at]
         index = op.operands[at + 1] if attributes.get("indexed") else None
         deferred = self.deferred
         while base in deferred:
@@ -322,13 +334,7 @@ class Selector:
                 index = a
             else:
                 break
-        base_register = self.scalar(base)  # type: ignore[arg-type]
-        if not -_LIMIT <= disp < _LIMIT:
-            far = self.new("gpr")
-            self.rules.load_immediate(self, far, disp)
-            self.rules.add_register(self, far, base_register)
-            base_register, disp = far, 0
-        return Memory(base_register, None if index is None else self.scalar(index), scale, disp)
+        return base, index, scale, disp
 
     # --- Scan -------------------------------------------------------------------------------------------------------
 
@@ -350,6 +356,7 @@ class Selector:
         condition_uses: dict[Value, int] = {}
         signed_uses: dict[Value, int] = {}
         absorbs_sign = self.rules.ABSORBS_SIGN
+        indexed = self.facts.indexed_addresses
         late: list[tuple[Op, Value, int]] = []
         position = 0
         epoch = 0
@@ -503,7 +510,7 @@ class Selector:
                 if self.small_constant(b) is not None or (name == "s_add" and self.small_constant(a) is not None):
                     if address_uses.get(value, 0) != count:
                         continue
-                elif name == "s_sub" or plain_base_uses.get(value, 0) != count:
+                elif name == "s_sub" or not indexed or plain_base_uses.get(value, 0) != count:
                     continue
             elif name == "neg":
                 if signed_uses.get(value, 0) != count:
@@ -526,12 +533,16 @@ class Selector:
         self.rules.begin(self)
         self.block(self.function.body)
         self.rules.finish(self)
-        return MachineFunction(self.function.name, self.body, self.constants)
+        attributes = self.function.attributes
+        return MachineFunction(self.function.name, self.body, self.constants,
+                               parameters=(*FIRST_WORDS, *attributes.get("slots", [])),
+                               warps=attributes.get("warps", 1), near_bytes=attributes.get("near_bytes", 0))
 
     def block(self, block: Block) -> None:
         """Select the ops of a block; its yield is the owner's affair."""
         rules = self.rules.RULES
         deferred, uses, alias = self.deferred, self.uses, self.alias
+        self.scope.append(block)
         for op in block.ops:
             name = op.name
             if op.results:
@@ -559,6 +570,7 @@ class Selector:
                                           "an op of legal_ops(target)",
                                           "expand it first (sapper/lane/math.py: expand_math)")
                 rule(self, op)
+        self.scope.pop()
 
     def parallel_moves(self, moves: list[tuple[VirtualRegister, VirtualRegister, Type]]) -> None:
         """All sources are read before any destination is written."""
@@ -811,10 +823,12 @@ class Selector:
         former_reserved = self.reserved
         number = self.new("gpr")
         self.registers[block.arguments[0]] = number
+        self.rules.before_tasks(self)
         self.label(label)
         self.rules.next_task(self, op.attributes["counter"], number)
         self.rules.compare_branch(self, "ge", number, limit, label + "_end")
         self.block(block)
+        self.rules.after_task(self)
         self.rules.jump(self, label)
         self.label(label + "_end")
         self.hoisted = former

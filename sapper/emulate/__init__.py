@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .errors import ConvergenceError, DeadlockError, EmulationError, MemoryFault, ParseError, RaceError
+from .kernel import run
 from .launch import Module, Result, Uninitialised, load
 from .machine import Counters, Options
 from .tensor_map import TensorMap
 
 __all__ = ["ConvergenceError", "Counters", "DeadlockError", "EmulationError", "MemoryFault", "Module", "Options",
-           "ParseError", "RaceError", "Result", "TensorMap", "Uninitialised", "load"]
+           "ParseError", "RaceError", "Result", "TensorMap", "Uninitialised", "load", "run"]

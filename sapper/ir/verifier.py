@@ -732,6 +732,25 @@ def _lane_prefetch(check: Checker, op: Op) -> None:
     _memory(check, op, 0)
 
 
+def _lane_async_copy(check: Checker, op: Op) -> None:
+    masked = [MASK] if op.attributes.get("masked") else []
+    check.operands(op, S64, ROW_I32, S64, ROW_I32, *masked)
+    check.results(op)
+
+
+def _lane_async_wait(check: Checker, op: Op) -> None:
+    pending = check.attribute(op, "pending", int)
+    if pending < 0:
+        check.fail(f"pending = {pending}", "a whole number from 0")
+    check.results(op)
+
+
+def _lane_matrix_multiply(check: Checker, op: Op) -> None:
+    check.one_of(op, "dtype", (bf16, f16))
+    check.operands(op, *[ROW_B32] * 6, *[ROW_F32] * 4)
+    check.results(op, *[ROW_F32] * 4)
+
+
 def _lane_loop(check: Checker, op: Op) -> None:
     step = check.attribute(op, "step", int)
     if step < 1:
@@ -820,11 +839,20 @@ LANE_RULES: dict[str, Rule] = {
     "prefetch": _lane_prefetch,
     "dot2_bf16": _signature((ROW_F32, ROW_B32, ROW_B32), (ROW_F32,)),
     "dot4_u8i8": _signature((ROW_I32, ROW_B32, ROW_B32), (ROW_I32,)),
+    "warp": _signature((), (S64,)),
+    "near_memory": _signature((), (S64,)),
+    "sync_warps": _nothing,
+    "async_copy": _lane_async_copy,
+    "async_commit": _nothing,
+    "async_wait": _lane_async_wait,
+    "load_matrix": _signature((S64, ROW_I32), (ROW_B32,) * 4),
+    "matrix_multiply": _lane_matrix_multiply,
     "loop": _lane_loop,
     "if": _if(S64),
     "tasks": _lane_tasks,
     "barrier": _lane_barrier,
     "fence_streaming": _nothing,
+    "sync_lanes": _nothing,
     "yield": _nothing,
 }
 

@@ -9,7 +9,8 @@ Rows are NumPy vectors of `lanes` elements (b32: uint32), masks vectors of bool,
 is ever changed in place, so values may share storage.
 
 Workers take turns: one runs until it meets a barrier or asks for a task, then the next one does, so that a run is
-deterministic and the tasks are shared out round robin.
+deterministic and the tasks are shared out round robin. Where a worker has several warps, these take turns likewise,
+and a worker's tasks are those of its number, so that its warps agree. Copies land at once.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ..ir.nodes import Block, Function, Op, Value
 from ..ir.text import print_op
 from ..ir.types import DType, RowType, b32, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, u8
 from ..lang.by_hand import PIECES
+from . import fragments
 
 Array = NDArray[Any]
 
@@ -412,29 +414,34 @@ class _Aborted(Exception):
 
 
 class _Launch:
-    """What the workers of one run share."""
+    """What the workers of one run share. A strand is a warp of a worker, and what takes turns."""
 
-    def __init__(self, words: list[int], memory: Memory, workers: int) -> None:
+    def __init__(self, words: list[int], memory: Memory, workers: int, warps: int = 1, near_bytes: int = 0) -> None:
         self.words = words
         self.memory = memory
         self.workers = workers
+        self.warps = warps
+        self.strands = workers * warps
+        self.near = [memory.allocate(f"near memory of worker {n}", near_bytes, 1024)
+                     for n in range(workers) if near_bytes]
+        self.meetings: dict[int, int] = {}
         self.counters = [0] * 8
-        self.turns = [threading.Semaphore(0) for _ in range(workers)]
-        self.running = [True] * workers
+        self.turns = [threading.Semaphore(0) for _ in range(self.strands)]
+        self.running = [True] * self.strands
         self.waiting = 0
         self.generation = 0
         self.failure: BaseException | None = None
 
     def next_turn(self, worker: int) -> None:
         """Let the next worker that still runs go on."""
-        for step in range(1, self.workers + 1):
-            other = (worker + step) % self.workers
+        for step in range(1, self.strands + 1):
+            other = (worker + step) % self.strands
             if self.running[other]:
                 self.turns[other].release()
                 return
 
     def give_way(self, worker: int) -> None:
-        if self.workers > 1:
+        if self.strands > 1:
             self.next_turn(worker)
             self.turns[worker].acquire()
             if self.failure is not None:
@@ -443,23 +450,37 @@ class _Launch:
     def barrier(self, worker: int, op: Op) -> None:
         generation = self.generation
         self.waiting += 1
-        if self.waiting == self.workers:
+        if self.waiting == self.strands:
             self.waiting = 0
             self.generation += 1
             return
         while self.generation == generation:
             if self.waiting == sum(self.running):
-                raise LaneError(f"{_at(op)}: found {self.workers - self.waiting} workers that ended before this "
+                raise LaneError(f"{_at(op)}: found {self.strands - self.waiting} workers that ended before this "
                                 "barrier; expected all to arrive")
             self.give_way(worker)
 
 
-class _Worker:
-    __slots__ = ("launch", "memory", "number", "words")
+    def meet(self, warp: int, op: Op) -> None:
+        """Wait until every warp of this one's worker has come as often as it."""
+        mine = self.meetings[warp] = self.meetings.get(warp, 0) + 1
+        first = warp // self.warps * self.warps
+        others = range(first, first + self.warps)
+        while any(self.meetings.get(other, 0) < mine for other in others):
+            if not all(self.running[other] for other in others if self.meetings.get(other, 0) < mine):
+                raise LaneError(f"{_at(op)}: found a warp that ended before; expected all of the worker's to arrive")
+            self.give_way(warp)
 
-    def __init__(self, launch: _Launch, number: int) -> None:
+
+class _Worker:
+    """A warp of a worker. strand: its number among all warps of the launch."""
+
+    __slots__ = ("launch", "memory", "number", "strand", "warp", "words")
+
+    def __init__(self, launch: _Launch, strand: int) -> None:
         self.launch = launch
-        self.number = number
+        self.strand = strand
+        self.number, self.warp = divmod(strand, launch.warps)
         self.memory = launch.memory
         self.words = launch.words
 
@@ -482,11 +503,14 @@ class Program:
 
     def run(self, words: NDArray[np.int64], memory: Memory, workers: int = 1) -> None:
         """Run a launch of `workers` workers; see run()."""
-        launch = _Launch([int(w) for w in words], memory, workers)
-        if workers == 1:
+        attributes = self.function.attributes
+        launch = _Launch([int(w) for w in words], memory, workers, attributes.get("warps", 1),
+                         attributes.get("near_bytes", 0))
+        if launch.strands == 1:
             self._run_worker(launch, 0)
             return
-        threads = [threading.Thread(target=self._run_thread, args=(launch, n), daemon=True) for n in range(workers)]
+        threads = [threading.Thread(target=self._run_thread, args=(launch, n), daemon=True)
+                   for n in range(launch.strands)]
         for thread in threads:
             thread.start()
         launch.turns[0].release()
@@ -728,11 +752,12 @@ def _build_store(program: Program, op: Op) -> _Step:
     kind = _MEMORY[op.attributes["dtype"]]
     value, lanes, size_bytes = program._slot(op.operands[0]), program.lanes, kind.itemsize
     streaming = op.attributes.get("streaming", False)
+    aligned_bytes = min(lanes * size_bytes, 64)
 
     def store(e: list[Any]) -> None:
         at = address(e)
-        if streaming and at % (lanes * size_bytes):
-            raise LaneError(f"{_at(op)}: found the address {at:#x}; expected one aligned to {lanes * size_bytes} bytes")
+        if streaming and at % aligned_bytes:
+            raise LaneError(f"{_at(op)}: found the address {at:#x}; expected one aligned to {aligned_bytes} bytes")
         raw = e[value].astype(kind)
         whole = e[0].memory.find(at, lanes * size_bytes, True)
         if mask is None and not isinstance(whole, str):
@@ -835,6 +860,12 @@ def _build_tasks(program: Program, op: Op) -> _Step:
 
     def tasks(e: list[Any]) -> None:
         worker: _Worker = e[0]
+        if worker.launch.warps > 1:
+            for task in range(worker.number, e[total], worker.launch.workers):
+                e[index] = task
+                for step in steps:
+                    step(e)
+            return
         while True:
             task = worker.launch.counters[counter]
             worker.launch.counters[counter] = task + 1
@@ -843,16 +874,94 @@ def _build_tasks(program: Program, op: Op) -> _Step:
             e[index] = task
             for step in steps:
                 step(e)
-            worker.launch.give_way(worker.number)
+            worker.launch.give_way(worker.strand)
 
     return tasks
 
 
 def _build_barrier(program: Program, op: Op) -> _Step:
     def barrier(e: list[Any]) -> None:
-        e[0].launch.barrier(e[0].number, op)
+        e[0].launch.barrier(e[0].strand, op)
 
     return barrier
+
+
+def _build_warp(program: Program, op: Op) -> _Step:
+    result = program._slot(op.result)
+
+    def warp(e: list[Any]) -> None:
+        e[result] = e[0].warp
+
+    return warp
+
+
+def _build_near_memory(program: Program, op: Op) -> _Step:
+    result = program._slot(op.result)
+
+    def near_memory(e: list[Any]) -> None:
+        e[result] = e[0].launch.near[e[0].number]
+
+    return near_memory
+
+
+def _build_sync_warps(program: Program, op: Op) -> _Step:
+    def sync_warps(e: list[Any]) -> None:
+        e[0].launch.meet(e[0].strand, op)
+
+    return sync_warps
+
+
+def _build_async_copy(program: Program, op: Op) -> _Step:
+    near, near_offsets, base, offsets = [program._slot(v) for v in op.operands[:4]]
+    mask = program._slot(op.operands[4]) if op.attributes.get("masked") else None
+    disp, source_disp = op.attributes.get("disp", 0), op.attributes.get("source_disp", 0)
+    zeros = np.zeros(16, np.uint8)
+
+    def async_copy(e: list[Any]) -> None:
+        for lane in range(program.lanes):
+            target = _bytes(e[0], op, e[near] + int(e[near_offsets][lane]) + disp, 16, True, lane)
+            target[:] = zeros if mask is not None and not e[mask][lane] else _bytes(
+                e[0], op, e[base] + int(e[offsets][lane]) + source_disp, 16, False, lane)
+
+    return async_copy
+
+
+def _build_load_matrix(program: Program, op: Op) -> _Step:
+    base, offsets = [program._slot(v) for v in op.operands]
+    results = [program._slot(v) for v in op.results]
+    flip, disp = op.attributes.get("flip", 0), op.attributes.get("disp", 0)
+    transposed = op.attributes["transposed"]
+
+    def load_matrix(e: list[Any]) -> None:
+        rows = [_bytes(e[0], op, ((e[base] + int(e[offsets][lane])) ^ flip) + disp, 16, False, lane).view(np.uint16)
+                for lane in range(program.lanes)]
+        for number, result in enumerate(results):
+            matrix = np.stack(rows[8 * number:8 * number + 8])
+            matrix = np.ascontiguousarray(matrix.T if transposed else matrix)
+            e[result] = matrix.reshape(-1).view(np.uint32)
+
+    return load_matrix
+
+
+def _build_matrix_multiply(program: Program, op: Op) -> _Step:
+    operands, results = [program._slot(v) for v in op.operands], [program._slot(v) for v in op.results]
+    kind = _MEMORY[op.attributes["dtype"]]
+
+    def spread(registers: list[Array], places: fragments.Places, shape: tuple[int, int]) -> NDArray[np.float64]:
+        made = np.zeros(shape)
+        slots = np.stack(registers).view(kind).reshape(len(registers), program.lanes, -1).transpose(0, 2, 1)
+        made[places] = slots.astype(np.float64)
+        return made
+
+    def matrix_multiply(e: list[Any]) -> None:
+        registers = [e[v] for v in operands]
+        a = spread(registers[:4], fragments.A, (fragments.ROWS, fragments.DEPTH))
+        b = spread(registers[4:6], fragments.B, (fragments.DEPTH, fragments.COLUMNS))
+        c = np.stack(registers[6:]).astype(np.float64) + (a @ b)[fragments.C]
+        for result, row in zip(results, c.astype(np.float32), strict=True):
+            e[result] = row
+
+    return matrix_multiply
 
 
 _BUILDERS: dict[str, Callable[[Program, Op], _Step]] = {
@@ -861,7 +970,10 @@ _BUILDERS: dict[str, Callable[[Program, Op], _Step]] = {
     "gather": _build_gather, "store": _build_store, "store_lane0": _build_store_lane0,
     "scatter": _build_scatter, "prefetch": _build_nothing,
     "loop": _build_loop, "if": _build_if, "tasks": _build_tasks, "barrier": _build_barrier,
-    "fence_streaming": _build_nothing,
+    "fence_streaming": _build_nothing, "sync_lanes": _build_nothing, "warp": _build_warp,
+    "near_memory": _build_near_memory, "sync_warps": _build_sync_warps, "async_copy": _build_async_copy,
+    "async_commit": _build_nothing, "async_wait": _build_nothing, "load_matrix": _build_load_matrix,
+    "matrix_multiply": _build_matrix_multiply,
 }
 
 

@@ -19,6 +19,7 @@ from ..lang.by_hand import PIECES
 from ..tile.plan import Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
 from ..tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
 from .late import LateLowering, LateWalk
+from .matrix import MatrixLowering
 from .rows import LoweringError
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
 from .walk import WalkChoice
@@ -65,7 +66,7 @@ class Range:
 
 
 def has_wide_rows(function: Function) -> bool:
-    """Whether a row of 64-bit elements will be needed: a register has half as many lanes of them.
+    """Whether a row of 64-bit elements will be needed: most registers have half as many lanes of them.
 
     An i64 scalar stays a scalar as an index, a bound or an operand of other integer scalars.
     """
@@ -99,8 +100,8 @@ def lower(function: Function, schedule: Schedule, facts: Facts, specialization: 
 
 
 def _lanes(function: Function, facts: Facts) -> int:
-    """Lanes of a row: half as many where the function has 64-bit elements."""
-    return facts.lanes // 2 if has_wide_rows(function) else facts.lanes
+    """Lanes of a row: fewer on most targets where the function has 64-bit elements."""
+    return facts.lanes_of_wide_rows if has_wide_rows(function) else facts.lanes
 
 
 def result_layouts(function: Function, schedule: Schedule, facts: Facts,
@@ -126,7 +127,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(LateLowering):
+class Lowering(MatrixLowering, LateLowering):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
         super().__init__(function, schedule, facts, specialization, lanes)
@@ -173,6 +174,7 @@ class Lowering(LateLowering):
     def run(self) -> Function:
         lowered = Function(self.function.name, "lane", self.function.location)
         lowered.body = self.entry
+        self.find_matrix_walk()
         if any(op.attributes.get("parallel") for op in self.function.body.ops):
             self.block(self.function.body, top=True)
         else:
@@ -182,6 +184,8 @@ class Lowering(LateLowering):
         lowered.attributes = {"lanes": self.lanes, "slots": list(self.slots), "scratch": self.scratch_sizes,
                               "counters": self.counters,
                               "tasks": [] if None in self.task_counts else self.task_counts}
+        if self.warps > 1:
+            lowered.attributes |= {"warps": self.warps, "near_bytes": self.near_bytes_used}
         return lowered
 
     # Scratch memory.
@@ -297,7 +301,7 @@ class Lowering(LateLowering):
         self.busiest = None
         if late is not None:
             self.busiest = late.host
-        elif any(op.name == "store" and self.streams(op) for op in block.ops):
+        elif self.facts.software_prefetch and any(op.name == "store" and self.streams(op) for op in block.ops):
             self.busiest = max(reversed(walks), key=lambda walk: self.costs(walk, plan.kept))
         self.block_loads = [op for op in block.ops if op.name == "load" and op.result.type.axes]  # type: ignore[union-attr]
         items = plan.items if late is None else plan.items[:-1]
@@ -355,7 +359,10 @@ class Lowering(LateLowering):
 
     def _item(self, item: Walk | Op, top: bool) -> None:
         if isinstance(item, Walk):
-            self.walk(item)
+            if self.matrix_walk is not None:
+                self.matrix(item, self.matrix_walk)
+            else:
+                self.walk(item)
             self.buffers.update(self.pending_buffers)
             self.pending_buffers.clear()
         elif item.name == "tiles" and item.attributes["parallel"] and not top and self._is_plain(item):
@@ -450,6 +457,8 @@ class Lowering(LateLowering):
 
     def _late(self, ranges: list[Range], body: Block, plan: Plan) -> LateWalk | None:
         """Which walk of the body follows a row behind, where all that the loops bind are single rows."""
+        if not self.facts.software_prefetch:
+            return None  # Such a target hides memory's time in another way.
         if any(r.axis is not None and (r.resident != 1 or r.lane) for r in ranges) or ranges[-1].axis is None:
             return None
         late = late_walk(plan, body, frozenset(r.axis for r in ranges if r.axis is not None), self.streams)
@@ -656,6 +665,9 @@ class Lowering(LateLowering):
         return self.scalar("s_floordiv", self.sub(self.add(a, b), 1), b)
 
     def _task_granules(self, ranges: list[Range], block: Block) -> list[int]:
+        if self.matrix_walk is not None:
+            sizes = dict(zip((self.matrix_walk.rows, self.matrix_walk.columns), self.matrix_tile(), strict=True))
+            return [sizes.get(r.axis or "", self._granule(r)) for r in ranges]
         granules = []
         inner = [r for r in ranges if r.axis is not None and not r.resident]
         for r in ranges:
@@ -688,7 +700,7 @@ class Lowering(LateLowering):
 
     def _task_cap(self, r: Range) -> int:
         """Rows of a contraction that one task stages at most."""
-        if r.axis is None or r.resident:
+        if r.axis is None or r.resident or self.matrix_walk is not None:
             return 0
         contracts = [op for op in self.function.walk() if op.name == "contract"]
         if any(r.axis in op.result.type.axes for op in contracts) and r.hint >= 28:  # type: ignore[union-attr]

@@ -30,7 +30,9 @@ class Model(WalkLowering):
         super().__init__(function, lanes, dict(specialization.strides))
         self.schedule = schedule
         self.facts = facts
+        self.indexed_addresses = facts.indexed_addresses
         self.near_bytes = facts.l1_bytes
+        self.transposes_by_scatter = facts.transposes_by_scatter
         self.specialization = specialization
         self.streaming_tensors = self._streaming_tensors()
 
@@ -337,7 +339,7 @@ class Model(WalkLowering):
     def _prefetched(self, walk: Walk, lane: str | None, order: list[str], reduced: list[str]) -> list[Op]:
         """Contiguous matrices of dot products that are read only once: weights times one vector."""
         contraction = all(r.name == "contract" for r in walk.reductions)
-        if lane is None or len(order) != 1 or reduced != [lane] or not contraction:
+        if not self.facts.software_prefetch or lane is None or len(order) != 1 or reduced != [lane] or not contraction:
             return []
         found = []
         for op in self.reads(walk):

@@ -6,8 +6,12 @@ A value is one of
   mask         one truth value in each lane
 The number of lanes is the function's attribute `lanes`. A floating scalar is a row whose lanes are all equal.
 
+A worker is one warp, or as many as the attribute `warps` says: each of them runs the whole function, with rows of its
+own, on tasks that they have in common; `warp` tells them apart, `near_memory` they share.
+
 A memory operand is `base` (s64), then `index` (s64) if the attribute `indexed` is true; the address is
-base + index * scale + disp, scale 1, 2, 4 or 8, disp in bytes. A mask operand comes last if `masked` is true: lanes
+base + index * scale + disp, scale 1, 2, 4 or 8, disp in bytes; it lies in near memory if the attribute `near` is true.
+A mask operand comes last if `masked` is true: lanes
 that are off touch no memory, and a masked load gives 0 there.
 """
 
@@ -15,10 +19,17 @@ from __future__ import annotations
 
 from ..ir.ops import OpSpec, OpTable
 
-_ADDRESS = ("scale", "disp", "indexed")
+_ADDRESS = ("scale", "disp", "indexed", "near")
 
 MATH = ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "erf", "sin", "cos", "rsqrt")
 """Row ops without an instruction of their own on most chips; sapper/lane/math.py expands them."""
+
+ADDRESS_AT = {"load": 0, "load_splat": 0, "s_load": 0, "prefetch": 0, "gather": 0,
+              "store": 1, "store_lane0": 1, "s_store": 1, "scatter": 1}
+"""The operand that is the base of a memory operand; the index, if there is one, follows it."""
+
+FIRST_WORDS = ("scratch", "scratch_bytes", "sync")
+"""Words 0 to 2 of the argument block (docs/ir.md); the slots follow."""
 
 CONDITIONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
@@ -88,19 +99,39 @@ LANE_OPS = OpTable("lane", [
            doc="consecutive elements, one a lane"),
     OpSpec("load_splat", (1, 2), attributes=("dtype",), optional=_ADDRESS, pure=False,
            doc="one element in every lane"),
-    OpSpec("gather", (2, 3), attributes=("dtype",), optional=("scale", "disp", "masked"), pure=False,
+    OpSpec("gather", (2, 3), attributes=("dtype",), optional=("scale", "disp", "masked", "near"), pure=False,
            doc="base, offsets (row<i32>, signed): element at base + offset * scale + disp for each lane"),
     OpSpec("store", (2, 4), (0, 0), attributes=("dtype",), optional=(*_ADDRESS, "masked", "streaming"), pure=False,
            doc="value, address: narrowing rounds floats to nearest even and wraps integers; `streaming` bypasses "
-               "the caches and needs an address aligned to the row"),
+               "the caches and needs an address aligned to the row, or to 64 bytes if that is less"),
     OpSpec("store_lane0", (2, 3), (0, 0), attributes=("dtype",), optional=_ADDRESS, pure=False,
            doc="value, address: lane 0 only"),
-    OpSpec("scatter", (3, 4), (0, 0), attributes=("dtype",), optional=("scale", "disp", "masked"), pure=False,
-           doc="value, base, offsets (row<i32>)"),
+    OpSpec("scatter", (3, 4), (0, 0), attributes=("dtype",),
+           optional=("scale", "disp", "masked", "near", "disjoint"),
+           pure=False, doc="value, base, offsets (row<i32>); no two scatters of one memory that are `disjoint` touch "
+                           "the same byte unless a load of it lies between them"),
     OpSpec("prefetch", (1, 2), (0, 0), optional=(*_ADDRESS, "level"), pure=False, doc="hint; level 1, 2 or 3"),
     # Packed dot products.
     OpSpec("dot2_bf16", (3, 3), doc="acc (f32), a, b (b32, two bf16 each): acc + a0 * b0 + a1 * b1"),
     OpSpec("dot4_u8i8", (3, 3), doc="acc (i32), a (b32, four u8), b (b32, four i8): acc + sum a * b, wrapping"),
+    # Several warps, near memory, matrix instructions.
+    OpSpec("warp", (0, 0), doc="index of this warp in its worker, from 0"),
+    OpSpec("near_memory", (0, 0), doc="address of the worker's near memory, whose size is the attribute `near_bytes`"),
+    OpSpec("sync_warps", (0, 0), (0, 0), pure=False,
+           doc="no warp of the worker passes before all have arrived; what they stored before is seen by all after"),
+    OpSpec("async_copy", (4, 5), (0, 0), optional=("disp", "source_disp", "masked"), pure=False,
+           doc="near base, near offsets (row<i32>), base, offsets (row<i32>): 16 bytes of every lane from memory to "
+               "near memory, zeros where the mask is off; they are there after the async_wait that waits for them"),
+    OpSpec("async_commit", (0, 0), (0, 0), pure=False, doc="the copies since the last one are a group"),
+    OpSpec("async_wait", (0, 0), (0, 0), attributes=("pending",), pure=False,
+           doc="this warp's copies have landed, but for the `pending` last groups"),
+    OpSpec("load_matrix", (2, 2), (4, 4), attributes=("transposed",), optional=("flip", "disp"), pure=False,
+           doc="near base, near offsets (row<i32>) -> four row<b32>: four matrices of 8 x 8 elements of 16 bits; "
+               "lane 8 j + i gives the address of row i of matrix j, ((base + offset) xor flip) + disp; in row j, "
+               "lane l gets elements 2 (l mod 4) and the next of row l div 4, or of column l div 4 if transposed"),
+    OpSpec("matrix_multiply", (10, 10), (4, 4), attributes=("dtype",),
+           doc="a (four row<b32>), b (two), c (four row<f32>) -> c + a @ b, of 16 x 16, 16 x 8 and 16 x 8 elements "
+               "that lie in the lanes as sapper/lane/fragments.py says; dtype of a and b: bf16 or f16"),
     # Control.
     OpSpec("loop", (2, None), (0, None), attributes=("step",), optional=("label",), blocks=1, pure=False,
            doc="start, stop, then carried values; block arguments: the counter, then the carried values. Runs while "
@@ -110,6 +141,9 @@ LANE_OPS = OpTable("lane", [
            doc="total: block argument i; the workers share out i = 0 .. total-1 in order of demand through shared "
                "counter `counter` (0 .. 7)"),
     OpSpec("barrier", (0, 0), (0, 0), pure=False, doc="no worker passes before all have arrived"),
+    OpSpec("sync_lanes", (0, 0), (0, 0), pure=False,
+           doc="what any lane of this worker stored before it is seen by its other lanes after it; nothing where lanes "
+               "are parts of one register"),
     OpSpec("fence_streaming", (0, 0), (0, 0), pure=False, doc="streaming stores before it are visible after it"),
     OpSpec("yield", (0, None), (0, 0), pure=False, doc="ends a block"),
 ])

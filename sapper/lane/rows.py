@@ -500,7 +500,7 @@ class RowEvaluation(State):
                 scaled = self.mul(operands[1], attributes["scale"])
                 base = self.value(self.add(base, scaled))
             row = self.emit(level, "gather", [base, offsets, *masked], RowType(to), dtype=access.dtype, scale=1,
-                            disp=attributes["disp"], masked=bool(masked))
+                            disp=attributes["disp"], masked=bool(masked), **self._nearness(access))
         elif stride == 0:
             row = self.emit(level, "load_splat", operands, RowType(to), dtype=access.dtype, **attributes)
         else:
@@ -510,6 +510,10 @@ class RowEvaluation(State):
         if dtype is bool_:
             return self.emit(level, "cmp", [row, self.constant(0, i32)], MASK, cond="ne")
         return row
+
+    @staticmethod
+    def _nearness(access: Access) -> dict[str, bool]:
+        return {"near": True} if access.near else {}
 
     def _offsets(self, access: Access, stride: Scalar, at: dict[str, int], level: int) -> Value:
         """Byte offsets of the lanes from the address of lane 0."""
@@ -535,8 +539,8 @@ class RowEvaluation(State):
         return total
 
     def put(self, access: Access, row: Value, dtype: DType, at: dict[str, int], axes: tuple[str, ...],
-            streaming: bool = False, padded: bool = False) -> None:
-        """Store the row of a value that spans `axes`. padded: as for `_fetch`."""
+            streaming: bool = False, padded: bool = False, disjoint: bool = False) -> None:
+        """Store the row of a value that spans `axes`. padded: as for `_fetch`. disjoint: see the op scatter."""
         if dtype is bool_:
             row = self.emit(self.depth, "mask_to_row", [row], ROW_I32)
         spans = [a for a in axes if self.bound[a].lane]
@@ -550,7 +554,7 @@ class RowEvaluation(State):
             if attributes["indexed"]:
                 base = self.value(self.add(base, self.mul(operands[1], attributes["scale"])))
             self.effect("scatter", [row, base, offsets, *tail], dtype=access.dtype, scale=1, disp=attributes["disp"],
-                        masked=bool(tail))
+                        masked=bool(tail), **self._nearness(access), **({"disjoint": True} if disjoint else {}))
         elif not spans:
             self.effect("store_lane0", [row, *operands], dtype=access.dtype, **attributes)
         else:

@@ -377,6 +377,8 @@ FOLD = RuleSet([
     _FOLD_DISPLACEMENT,
 ])
 
+PLAIN_ADDRESS = RuleSet([_FOLD_DISPLACEMENT])
+
 ADDRESS = RuleSet([
     _FOLD_DISPLACEMENT,
     Rule("scale", _ADDRESSED, _fold_scale, priority=-1),
@@ -490,14 +492,15 @@ def _hoist_block(block: Block) -> int:
     return moved
 
 
-def simplify(function: Function, trace: Trace | None = None) -> int:
+def simplify(function: Function, trace: Trace | None = None, indexed_addresses: bool = True) -> int:
     """All of the above on a lane function, in place; how often a rule fired, or an op was merged, moved or dropped.
 
-    trace: called with each rule's name and the op that it replaced.
+    trace: called with each rule's name and the op that it replaced. indexed_addresses: memory operands may get an
+    index.
     """
     changes = rewrite(function, FOLD, trace)
     changes += eliminate_common(function)
     changes += hoist(function)
     changes += eliminate_common(function)  # hoisting has brought equal ops from sibling loops into one block
-    changes += rewrite(function, ADDRESS, trace)
+    changes += rewrite(function, ADDRESS if indexed_addresses else PLAIN_ADDRESS, trace)
     return changes + eliminate_dead(function, LANE_OPS, _READERS_OF_VALUES)

@@ -92,7 +92,8 @@ class Access:
     """Where the elements of a load, a store or a buffer lie.
 
     base + disp + sum over axes of coordinate * coefficient (bytes). relative: coordinates count from the tile's
-    offset (scratch buffers). gathers: non-affine index values, with the byte stride of their dimension.
+    offset (scratch buffers). near: in near memory. gathers: non-affine index values, with the byte stride of their
+    dimension.
     """
 
     base: Scalar
@@ -101,11 +102,17 @@ class Access:
     dtype: DType
     relative: bool = False
     gathers: list[tuple[Value, Scalar]] = field(default_factory=list)
+    near: bool = False
     home: int = 0
 
 
 class State:
-    """Levels, bindings and the arithmetic on scalars. Subclasses add rows, walks and control."""
+    """Levels, bindings and the arithmetic on scalars. Subclasses add rows, walks and control.
+
+    indexed_addresses: whether a memory op may have an index; without, it is added to the base.
+    """
+
+    indexed_addresses = True
 
     def __init__(self, entry: Block, lanes: int) -> None:
         self.lanes = lanes
@@ -272,10 +279,20 @@ class State:
                     base = self.add(base, self.mul(offset, coefficient))
         for j, coefficient in moving:
             base = self.add(base, self.mul(coefficient, j))
+        operands, attributes = self.memory_operands(base, index, scale, disp)
+        if access.near:
+            attributes["near"] = True
+        return operands, attributes
+
+    def memory_operands(self, base: Scalar, index: Scalar, scale: int, disp: int) -> tuple[list[Value], dict[str, Any]]:
+        """Operands and attributes of a memory op at base + index * scale + disp."""
         if isinstance(index, int):
             disp += index * scale
-            return [self.value(base)], {"scale": 1, "disp": disp, "indexed": False}
-        return [self.value(base), index], {"scale": scale, "disp": disp, "indexed": True}
+        elif self.indexed_addresses:
+            return [self.value(base), index], {"scale": scale, "disp": disp, "indexed": True}
+        else:
+            base = self.add(base, self.mul(index, scale))
+        return [self.value(base)], {"scale": 1, "disp": disp, "indexed": False}
 
     # Constants.
 

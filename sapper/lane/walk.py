@@ -15,7 +15,7 @@ from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TileType, bool_, f32, f64, i32
 from ..tile.plan import Walk
 from .rows import LoweringError, RowEvaluation, Rows
-from .state import Access, Bound, Capacity, Scalar, element_bytes, memory_dtype, row_dtype
+from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -93,16 +93,17 @@ class Behind:
 class WalkLowering(RowEvaluation):
     """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`).
 
-    near_bytes: size of L1. block_loads: the loads of the block whose walks are being emitted; busiest: the walk among
-    them that computes most, if the block stores past the caches. pending_buffers, carried_buffers: where kept values
-    lie, of the walk at hand and of loops that carry them. stage_memory: scratch memory of each staged operand.
-    behind: what a walk does beside its own work.
+    near_bytes: size of L1. transposes_by_scatter: see Facts. block_loads: the loads of the block whose walks are being
+    emitted; busiest: the walk among them that computes most, if the block stores past the caches. pending_buffers,
+    carried_buffers: where kept values lie, of the walk at hand and of loops that carry them. stage_memory: scratch
+    memory of each staged operand. behind: what a walk does beside its own work.
     """
 
     pending_buffers: dict[Value, Access]
     carried_buffers: dict[Value, Access]
     stage_memory: dict[tuple[str, Op], Scalar]
     near_bytes: int
+    transposes_by_scatter: bool
     block_loads: list[Op]
     busiest: Walk | None
     behind: Behind | None = None
@@ -399,8 +400,8 @@ class WalkLowering(RowEvaluation):
         block_bytes = rows.count * size * (o.extent if isinstance(o.extent, int) else o.hint) * len(choice.prefetched)
         level = 1 if block_bytes <= self.near_bytes // 2 else 2
         for line in range(0, step_bytes, 64):
-            self.effect("prefetch", [self.value(block), self.value(ahead)], scale=1, disp=access.disp + line,
-                        indexed=True, level=level)
+            operands, attributes = self.memory_operands(block, ahead, 1, access.disp + line)
+            self.effect("prefetch", operands, level=level, **attributes)
 
     def _accumulate(self, a: Accumulator, point: tuple[int, ...], slot: int, at: dict[str, int], walk: Walk) -> None:
         op = a.op
@@ -630,7 +631,8 @@ class WalkLowering(RowEvaluation):
         panel = StagedPanel(self, self.stage_memory[key], depth_axis, lane, count * lanes * size, lanes * size, dtype)
         access = self.access(op)
         if access.axes.get(depth_axis) == element_bytes(access.dtype) and not access.gathers:
-            self._transpose_into(op, panel, lane, depth_axis, access)
+            transpose = self._scatter_into if self.transposes_by_scatter else self._transpose_into
+            transpose(op, panel, lane, depth_axis, access)
             return panel
 
         def copy(carried: Carried) -> Carried:
@@ -640,6 +642,24 @@ class WalkLowering(RowEvaluation):
 
         self.axis_loop(depth_axis, 4, False, [], copy)
         return panel
+
+    def _scatter_into(self, op: Op, panel: StagedPanel, lane: str, depth_axis: str, access: Access) -> None:
+        """The source is contiguous along the depth: load rows along it, and scatter each down a column of the panel."""
+        piece, walked = self.bound[lane], self.open[lane]
+        extent: Scalar = piece.count * self.lanes
+        if piece.mask is not None:
+            extent = self.scalar("s_min", self.sub(self.add(walked.offset, walked.extent), piece.offset), extent)
+        column = Access(panel.base, 0, {depth_axis: panel.depth_bytes, lane: panel.dtype.size_bytes},
+                        memory_dtype(panel.dtype), relative=True)
+        self.open[lane] = Open(piece.offset, extent, piece.count * self.lanes)
+
+        def copy(carried: Carried) -> Carried:
+            for at in self._coordinates((lane, depth_axis)):
+                self.put(column, self.row(op.result, at), panel.dtype, at, (lane, depth_axis), disjoint=True)
+            return carried
+
+        self.axis_loop(lane, 4, False, [], lambda carried: self.axis_loop(depth_axis, 1, True, carried, copy))
+        self.open[lane] = walked
 
     def _transpose_into(self, op: Op, panel: StagedPanel, lane: str, depth_axis: str, access: Access) -> None:
         """The source is contiguous along the depth: load squares of rows, exchange lanes with rows, store."""
@@ -816,9 +836,7 @@ class StagedRows:
             index = low.add(low.mul(whole, self.count * size), low.mul(inside, size))
             disp = at[self.depth_axis] * size
         disp += at[self.row_axis] * lanes * size
-        if isinstance(index, int):
-            return [low.value(base)], {"scale": 1, "disp": disp + index, "indexed": False}
-        return [low.value(base), index], {"scale": 1, "disp": disp, "indexed": True}
+        return low.memory_operands(base, index, 1, disp)
 
     def load(self, at: dict[str, int], level: int) -> Value:
         operands, attributes = self._address(at)
@@ -843,6 +861,4 @@ class StagedColumns(StagedRows):
             base = low.add(base, low.mul(low.sub(start, low.mul(block, self.count)), size))
         index = low.mul(low.sub(depth.offset, low.open[self.depth_axis].offset), vector_bytes)
         disp = at[self.depth_axis] * vector_bytes + (0 if row.lane else at[self.row_axis] * size)
-        if isinstance(index, int):
-            return [low.value(base)], {"scale": 1, "disp": disp + index, "indexed": False}
-        return [low.value(base), index], {"scale": 1, "disp": disp, "indexed": True}
+        return low.memory_operands(base, index, 1, disp)

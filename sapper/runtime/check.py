@@ -111,11 +111,12 @@ def _time_limit(seconds: float) -> Iterator[None]:
 def check_kernel(
     kernel: Any, target: Any = None, seed: int = 0, runs: int = RUNS, schedule: Any = None,
     make_arguments: MakeArguments | None = None, shapes: tuple[Mapping[str, int], ...] = (),
-    on_case: Callable[[str], None] | None = None,
+    on_case: Callable[[str], None] | None = None, emulate: Callable[..., Any] | None = None,
 ) -> Report:
     """Check a kernel on `runs` cases and stop at the first wrong result.
 
-    target: None for this CPU. make_arguments, shapes: see cases.cases. on_case: told the label of each case.
+    target: None for this CPU. make_arguments, shapes: see cases.cases. on_case: told the label of each case. emulate:
+    runs a kernel for a GPU (sapper.emulate.run); without it the last station of such a target is left out.
     Raises KernelError where the kernel does not compile to tile IR.
     """
     if target is None:
@@ -123,7 +124,7 @@ def check_kernel(
 
         target = host_target()
     report = Report(kernel.name)
-    checker = _Checker(kernel, target, schedule, report)
+    checker = _Checker(kernel, target, schedule, report, emulate)
     for case in cases(kernel, kernel.tile_ir(), seed, runs, make_arguments, shapes):
         if on_case is not None:
             on_case(case.label)
@@ -169,7 +170,9 @@ def check_by_hand(kernel: Any, target: Any, seed: int, runs: int, report: Report
 class _Checker:
     """One kernel on one target. What was made for a specialisation is kept, as several cases share it."""
 
-    def __init__(self, kernel: Any, target: Any, schedule: Any, report: Report) -> None:
+    def __init__(self, kernel: Any, target: Any, schedule: Any, report: Report,
+                 emulate: Callable[..., Any] | None = None) -> None:
+        self.emulate = emulate
         self.kernel = kernel
         self.target = target
         self.schedule = schedule
@@ -183,6 +186,10 @@ class _Checker:
         self.workers = 0
         from ..targets.x86_64.detect import UnsupportedCPU, host
 
+        if target.assembler_allocates:
+            self.native = False
+            report.skipped["native"] = "code for a GPU can't run here"
+            return
         try:
             missing = sorted(target.features - host().features)
         except UnsupportedCPU as error:
@@ -307,6 +314,13 @@ class _Checker:
                 self.interpret_lanes(program, given, made.stored)
             self.compare(station, given, expected, f" ({self.workers} workers)" if self.workers > 1 else "")
             self.passed(station)
+        if self.emulate is not None and not any(view.extent[0] for view in binding.tensors.values()):
+            given = _copies(arguments)
+            with self.station("emulator"):
+                self.emulate(self.kernel, *given.values(), target=self.target.name, schedule=self.schedule,
+                             static=case.static, workers=self.workers)
+            self.compare("emulator", given, expected)
+            self.passed("emulator")
         if self.native:
             wrong = self.run_native(made.code, binding, expected)
             if wrong is not None:
@@ -376,11 +390,17 @@ class _Made:
             verify(lane, LANE_OPS)
             self.lanes.append(("expand_math", Program(lane)))
         with checker.station("simplify"):
-            simplify(lane)
+            simplify(lane, indexed_addresses=target.indexed_addresses)
             verify(lane, LANE_OPS)
             self.lanes.append(("simplify", Program(lane)))
         self.lane = lane
-        self.code = self.compile(("schedule", "peephole"))
+        if target.assembler_allocates:
+            with checker.station("for threads"):
+                pipeline.for_threads(lane, target)
+                verify(lane, LANE_OPS)
+                self.lanes.append(("for threads", Program(lane)))
+        else:
+            self.code = self.compile(("schedule", "peephole"))
 
     def compile(self, steps: tuple[str, ...]) -> CompiledKernel:
         """Machine code, made with only some of the steps that may be left out. Raises _Wrong."""

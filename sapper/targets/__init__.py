@@ -6,24 +6,27 @@ runs this process. Families are imported when they are first asked for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .x86_64.target import Target
 
+FAMILIES = ("x86_64", "ptx")
 
-def target(name: str) -> Target:
-    """The facts of the target called `name` ("v3", "v4", "zen4", ...). Raises KeyError that lists the known ones."""
-    from .x86_64 import target as facts
 
-    return facts.target(name)
+def target(name: str) -> Any:
+    """The facts of the target called `name` ("v3", "zen4", "sm_80", ...). Raises KeyError that lists the known ones."""
+    for family in FAMILIES:
+        found = import_module(f".{family}.target", __name__).TARGETS.get(name)
+        if found is not None:
+            return found
+    raise KeyError(f"target: found {name!r}; expected one of {', '.join(known_targets())}")
 
 
 def known_targets() -> tuple[str, ...]:
-    """Names of all targets."""
-    from .x86_64 import target as facts
-
-    return facts.known_targets()
+    """Names of all targets, family by family."""
+    return tuple(name for family in FAMILIES for name in import_module(f".{family}.target", __name__).TARGETS)
 
 
 def host_target() -> Target:

@@ -16,13 +16,32 @@ class ScheduleError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixUnit:
+    """How contractions run on matrix instructions of 16 x 8 x 16 elements.
+
+    dtypes: of the elements. rows, columns, depth: what a worker computes at once. warps: along rows and columns.
+    stages: how many pieces of the operands are in near memory, one being used while the others arrive.
+    """
+
+    dtypes: tuple[str, ...] = ("bf16", "f16")
+    rows: int = 128
+    columns: int = 128
+    depth: int = 64
+    warps: tuple[int, int] = (2, 2)
+    stages: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What the model knows of a target.
 
     lanes: 32-bit lanes of a vector register. vector_registers: how many. l1/l2/l3_bytes: data cache sizes, per core
-    and shared. fma_latency: cycles. broadcast_operand: a load of one element may be an operand of an arithmetic
-    instruction. gather_cost: cycles for each lane of a gather, about. family, features: which pieces by hand
-    (lang/by_hand.py) the target takes; a family of "" takes none.
+    and shared. fma_latency: cycles. gather_cost: cycles for each lane of a gather, about. wide_lanes: lanes of a row of
+    8-byte elements (None: half as many, as where a register is a vector of fixed size). indexed_addresses: a memory
+    operand may have an index. software_prefetch: asking early for what will be read gains time.
+    transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
+    matrix: the matrix instructions, if there are any. family, features: which pieces by hand (lang/by_hand.py) the
+    target takes; a family of "" takes none.
     """
 
     lanes: int = 16
@@ -31,10 +50,18 @@ class Facts:
     l2_bytes: int = 1 << 20
     l3_bytes: int = 16 << 20
     fma_latency: int = 4
-    broadcast_operand: bool = True
     gather_cost: int = 2
+    wide_lanes: int | None = None
+    indexed_addresses: bool = True
+    software_prefetch: bool = True
+    transposes_by_scatter: bool = False
+    matrix: MatrixUnit | None = None
     family: str = ""
     features: frozenset[str] = frozenset()
+
+    @property
+    def lanes_of_wide_rows(self) -> int:
+        return self.lanes // 2 if self.wide_lanes is None else self.wide_lanes
 
 
 @dataclass(frozen=True, slots=True)

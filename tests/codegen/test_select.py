@@ -17,6 +17,9 @@ from sapper.targets.x86_64.target import TARGETS, Target
 
 V3, V4 = TARGETS["v3"], TARGETS["v4"]
 STRUCTURE = {"loop", "if", "tasks", "yield", "s_const", "splat_const"}
+SEVERAL_WARPS = {"warp", "near_memory", "sync_warps", "async_copy", "async_commit", "async_wait", "load_matrix",
+                 "matrix_multiply"}
+"""Lowered to only where the target's facts have a matrix unit."""
 
 
 def start(lanes: int = 16, slots: int = 4) -> tuple[Function, Builder, list[Value]]:
@@ -216,7 +219,7 @@ def test_negation_is_absorbed_by_fma() -> None:
 
 
 def test_every_lane_op_has_a_rule() -> None:
-    missing = set(LANE_OPS.rows) - set(rules.RULES) - STRUCTURE - set(MATH)
+    missing = set(LANE_OPS.rows) - set(rules.RULES) - STRUCTURE - set(MATH) - SEVERAL_WARPS
     assert not missing
 
 

@@ -317,8 +317,8 @@ def test_unknown_op_and_unprintable_attribute() -> None:
     f = Function("f", "lane")
     f.attributes = {"lanes": 4}
     build = Builder(f.body)
-    build.value("warp", [], S64)
-    with pytest.raises(VerificationError, match="found op warp; expected an op of the lane IR"):
+    build.value("twist", [], S64)
+    with pytest.raises(VerificationError, match="found op twist; expected an op of the lane IR"):
         verify(f, LANE_OPS)
     f.body.ops.clear()
     build.value("splat_const", [], ROW_F32, value={})

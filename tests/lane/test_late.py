@@ -24,7 +24,7 @@ from sapper.tile.schedule import Facts
 from .run_lane import run_lane, specialize
 
 AVX512 = Facts(lanes=16, vector_registers=32)
-AVX2 = Facts(lanes=8, vector_registers=16, broadcast_operand=False)
+AVX2 = Facts(lanes=8, vector_registers=16)
 NARROW = Facts(lanes=4, vector_registers=8)
 LIBRARY = {k.name: k for k in library()}
 M, N, B = dims("M N B")

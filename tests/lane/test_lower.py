@@ -29,7 +29,7 @@ from tests.strategies import assert_expected, examples, kernels, reject_unbuilda
 from .run_lane import run_lane, specialize
 
 AVX512 = Facts(lanes=16, vector_registers=32)
-AVX2 = Facts(lanes=8, vector_registers=16, broadcast_operand=False)
+AVX2 = Facts(lanes=8, vector_registers=16)
 NARROW = Facts(lanes=4, vector_registers=8)
 LIBRARY = {k.name: k for k in library()}
 

@@ -9,6 +9,8 @@ import pytest
 from sapper import targets
 from sapper.codegen.encode import encode
 from sapper.codegen.machine import Immediate, Instruction, MachineFunction, Memory, Register
+from sapper.targets.ptx.levels import LEVELS
+from sapper.targets.ptx.target import TARGETS as GPUS
 from sapper.targets.x86_64 import detect
 from sapper.targets.x86_64.instructions import ROWS
 from sapper.targets.x86_64.target import OPTIONAL_FEATURES, TARGETS, V3_FEATURES, V4_FEATURES
@@ -24,8 +26,9 @@ def ins(name: str, *operands: object) -> Instruction:
 
 def test_known_targets_have_consistent_facts() -> None:
     assert set(targets.known_targets()) >= {"v3", "v4", "zen4", "sapphirerapids", "icelake-server", "skylake-avx512",
-                                           "haswell"}
-    for name in targets.known_targets():
+                                            "haswell"}
+    assert set(targets.known_targets()) == set(TARGETS) | set(GPUS)
+    for name in TARGETS:
         found = targets.target(name)
         assert found.name == name
         assert found.features >= V3_FEATURES
@@ -35,6 +38,16 @@ def test_known_targets_have_consistent_facts() -> None:
         assert found.l1_bytes < found.l2_bytes < found.l3_bytes
     assert targets.target("zen4").has("avx512_bf16")
     assert not targets.target("haswell").has("avx512f")
+
+
+def test_gpus_are_levels_of_the_instruction_table() -> None:
+    for name, found in GPUS.items():
+        assert targets.target(name) is found and found.name == name and name in LEVELS
+        assert found.lanes == found.wide_lanes == 32
+        unit = found.matrix
+        stage_bytes = (unit.rows + unit.columns) * unit.depth * 2
+        assert unit.stages * stage_bytes <= found.shared_bytes
+        assert unit.rows * unit.columns // (32 * unit.warps[0] * unit.warps[1]) < found.registers
 
 
 def test_unknown_target_names_the_known_ones() -> None:

@@ -77,6 +77,8 @@ class Facts:
         self.vector_bits = 512 if self.opmask else 256
         self.vector_registers = 32 if self.opmask else 16
         self.mask_kind = "mask" if self.opmask else "vec"
+        self.wide_kind = "vec"
+        self.indexed_addresses = True
         self.loop_align_bytes = 32
         self.most_folded_splats = (2 if target.fma_per_cycle <= 1 else 1) if self.opmask else 0
         lanes: int = s.lanes
@@ -362,6 +364,14 @@ def test_mask(s: Any, op: Op) -> str:
             return "ne"
     s.emit("cmp.32", bits, (1 << lanes) - 1)
     return "e"
+
+
+def before_tasks(s: Any) -> None:
+    """Nothing: the counter says which task is first."""
+
+
+def after_task(s: Any) -> None:
+    """Nothing: the counter says which task is next."""
 
 
 def next_task(s: Any, counter: int, number: Any) -> None:
@@ -1937,6 +1947,11 @@ def fence_streaming(s: Any, op: Op) -> None:
     s.emit("sfence")
 
 
+def sync_lanes(s: Any, op: Op) -> None:
+    """Nothing: a register is stored whole."""
+    del s, op
+
+
 # --- Tables ----------------------------------------------------------------------------------------------------------
 
 RULES: dict[str, Rule] = {
@@ -1962,7 +1977,7 @@ RULES: dict[str, Rule] = {
     "load": load, "load_splat": load_splat, "gather": gather, "store": store, "store_lane0": store_lane0,
     "scatter": scatter, "prefetch": prefetch,
     "dot2_bf16": _dot("vdpbf16ps", "avx512_bf16", True), "dot4_u8i8": _dot("vpdpbusd", "avx512_vnni", False),
-    "barrier": barrier, "fence_streaming": fence_streaming,
+    "barrier": barrier, "fence_streaming": fence_streaming, "sync_lanes": sync_lanes,
 }
 
 

@@ -53,6 +53,33 @@ class Target:
         """f32 lanes in one vector register."""
         return self.vector_bits // 32
 
+    @property
+    def wide_lanes(self) -> int:
+        """Lanes of a row of 8-byte elements."""
+        return self.lanes // 2
+
+    @property
+    def indexed_addresses(self) -> bool:
+        return True
+
+    @property
+    def software_prefetch(self) -> bool:
+        return True
+
+    @property
+    def matrix(self) -> None:
+        """No matrix instructions are used yet."""
+
+    @property
+    def lanes_are_threads(self) -> bool:
+        """Lanes are parts of one register."""
+        return False
+
+    @property
+    def assembler_allocates(self) -> bool:
+        """Registers, frame and bytes are the compiler's own work."""
+        return False
+
     def has(self, feature: str) -> bool:
         return feature in self.features
 

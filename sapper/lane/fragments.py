@@ -1,0 +1,25 @@
+"""Where the elements of a matrix instruction's operands lie: c[16, 8] += a[16, 16] @ b[16, 8], in 32 lanes.
+
+Leaves: for each operand (row, column) of every register, slot and lane. A slot is one of the two 16-bit elements of a
+b32 register, the low half first. Source: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROWS, COLUMNS, DEPTH, LANES = 16, 8, 16, 32
+
+_group, _member = np.arange(LANES) // 4, np.arange(LANES) % 4
+_low, _high = (np.arange(n).reshape(-1, 1, 1) for n in (2, 4))
+_slot = np.arange(2).reshape(1, -1, 1)
+
+Places = tuple[NDArray[Any], NDArray[Any]]
+"""Row and column, indexed [register, slot, lane], or [register, lane] for c."""
+
+A: Places = (np.broadcast_to(_group + 8 * (_high % 2), (4, 2, LANES)), 2 * _member + _slot + 8 * (_high // 2))
+B: Places = (2 * _member + _slot + 8 * _low, np.broadcast_to(_group, (2, 2, LANES)))
+C: Places = ((_group + 8 * (_high // 2))[:, 0], (2 * _member + _high % 2)[:, 0])

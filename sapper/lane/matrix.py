@@ -1,0 +1,467 @@
+"""Contractions on matrix instructions: a worker's warps compute one tile together.
+
+Enters a walk that contracts two tensors of 16-bit elements; leaves lane IR appended to the current level. Each
+tile of rows x columns goes through three steps:
+
+    copy      all warps bring pieces of both operands, `depth` deep, to near memory, several stages ahead
+    multiply  each warp takes its part of rows and columns through the matrix instruction, sums in registers
+    finish    the sums go to near memory, and the walk's stores read them there like any other value
+
+A piece lies in near memory as rows of 16-byte chunks, along whichever axis is contiguous in the tensor. Chunk c of
+row r stands at c ^ (r mod 8): the eight rows that load_matrix reads at once then lie in different banks, and so do the
+chunks that a copy writes.
+
+What holds: a stage is written only after all warps have left it (`sync_warps` after the piece before), and read only
+after every warp's copies have landed and all warps have met. Rows past the edge repeat the last one, since their sums
+are never stored; the depth past the edge is zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import gcd
+
+from ..ir.nodes import Block, Op, Value
+from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, f32, i32
+from ..tile.affine import affine
+from ..tile.plan import Walk, plan_block
+from ..tile.schedule import MatrixUnit
+from . import fragments
+from .model import Model
+from .state import Access, Capacity, Open, Scalar
+
+CHUNK_BYTES, ELEMENT_BYTES, SWIZZLED_ROWS = 16, 2, 8
+CHUNK_ELEMENTS = CHUNK_BYTES // ELEMENT_BYTES
+FEWEST = 64
+"""Extents for which a tile is worth its size."""
+PADDING_BYTES = 32
+"""After each row of sums in near memory: rows then start in different banks."""
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixWalk:
+    """A walk that the matrix instructions can take. rows, columns, depth: its axes. left, right: the loads of each
+    reduction."""
+
+    rows: str
+    columns: str
+    depth: str
+    left: tuple[Op, ...]
+    right: tuple[Op, ...]
+
+
+class Piece:
+    """One operand's piece in near memory: `extent` coordinates of its outer axis times `depth`.
+
+    at: its first byte in a stage. along_depth: whether the tensor, and so each row here, is contiguous along the depth.
+    """
+
+    def __init__(self, low: MatrixLowering, op: Op, outer: str, depth_axis: str, extent: int, depth: int,
+                 at: int) -> None:
+        self.low, self.op, self.outer, self.depth_axis = low, op, outer, depth_axis
+        self.extent, self.depth, self.at = extent, depth, at
+        self.access = low.access(op)
+        self.along_depth = self.access.axes[depth_axis] == ELEMENT_BYTES
+        self.rows, length = (extent, depth) if self.along_depth else (depth, extent)
+        self.row_bytes = length * ELEMENT_BYTES
+        self.chunks = length // CHUNK_ELEMENTS
+        self.bytes = extent * depth * ELEMENT_BYTES
+
+    # To near memory.
+
+    def prepare(self, start: Scalar, rest: Scalar) -> None:
+        """Where each lane copies from and to, for the tile whose outer coordinates are start .. start + rest - 1."""
+        low = self.low
+        level = low.depth
+        threads = low.warps * low.lanes
+        self.passes = self.rows * self.chunks // threads
+        self.rows_of_pass = threads // self.chunks
+        shift = self.chunks.bit_length() - 1
+        thread = low.thread()
+        row = low.bits(0, "shr", thread, shift)
+        chunk = low.bits(0, "and", thread, self.chunks - 1)
+        elements = low.bits(0, "shl", chunk, 3)
+        self.target = low.swizzled(row, chunk, self.row_bytes)
+        self.stride = self.access.axes[self.outer if self.along_depth else self.depth_axis]
+        step = low.row_of(self.stride)
+        base = low.add(low.add(self.access.base, self.access.disp), low.mul(start, self.access.axes[self.outer]))
+        depth = low.open[self.depth_axis]
+        self.base = low.add(base, low.mul(depth.offset, self.access.axes[self.depth_axis]))
+        self.step = low.mul(self.access.axes[self.depth_axis], self.depth)
+
+        def offsets(of_row: Value, of_elements: Value) -> Value:
+            far = low.emit(level, "mul", [of_row, step], ROW_I32)
+            return low.emit(level, "add", [far, low.bits(level, "shl", of_elements, 1)], ROW_I32)
+
+        if self.along_depth:
+            last = low.row_of(low.sub(rest, 1))
+            rows = [low.emit(0, "add", [row, low.constant(number * self.rows_of_pass, i32)], ROW_I32)
+                    for number in range(self.passes)]
+            self.offsets = [offsets(low.emit(level, "min", [mine, last], ROW_I32), elements) for mine in rows]
+        else:
+            last = low.row_of(low.sub(rest, CHUNK_ELEMENTS))
+            self.offsets = [offsets(row, low.emit(level, "min", [elements, last], ROW_I32))]
+        # Where the depth ends with a whole pass, its first row (chunk) says for all whether it is inside.
+        granule = self.depth if self.along_depth else self.rows_of_pass
+        self.whole_pieces = depth.divisor % self.depth == 0
+        self.first = low.constant(0, i32) if depth.divisor % granule == 0 else elements if self.along_depth else row
+
+    def copy(self, stage: Value, start: Scalar, rest: Scalar) -> None:
+        """The piece that lies from address `start` on, to a stage. rest: how much of the depth is left there."""
+        low = self.low
+        for number in range(self.passes):
+            offsets, passed = self.offsets[0], number * self.rows_of_pass
+            if self.along_depth:
+                offsets, passed = self.offsets[number], 0
+            left = low.sub(rest, 0 if self.whole_pieces else passed)
+            mask = low.emit(low.depth, "cmp", [self.first, low.row_of(left)], MASK, cond="lt")
+            here = low.value(low.add(start, low.mul(self.stride, passed)))
+            low.effect("async_copy", [stage, self.target, here, offsets, mask], masked=True, source_disp=0,
+                       disp=self.at + number * self.rows_of_pass * self.row_bytes)
+
+    # To registers.
+
+    def place(self, warp_start: Scalar, left: bool) -> None:
+        """Where each lane's row of the matrices lies that load_matrix takes: 16 outer coordinates x 16 of depth, whose
+        four quarters are in the order in which the instruction wants its registers.
+
+        warp_start: first outer coordinate of this warp, a multiple of 16 at least.
+        """
+        low = self.low
+        lane = low.iota()
+        inside = low.bits(0, "and", lane, 7)
+        one = low.bits(0, "and", low.bits(0, "shr", lane, 3), 1)
+        two = low.bits(0, "shr", lane, 4)
+        outer_half, depth_half = (one, two) if left else (two, one)     # registers of a: outer first; of b: depth first
+        start = low.row_of(warp_start)
+
+        def eights(half: Value, rest: Value) -> Value:
+            return low.emit(0, "add", [low.bits(0, "shl", half, 3), rest], ROW_I32)
+
+        if self.along_depth:
+            row = low.emit(0, "add", [eights(outer_half, inside), start], ROW_I32)
+            chunk = depth_half
+        else:
+            row = eights(depth_half, inside)
+            chunk = low.emit(0, "add", [outer_half, low.bits(0, "shr", start, 3)], ROW_I32)
+        self.source = low.swizzled(row, chunk, self.row_bytes)
+
+    def fragments(self, stage: Value, outer: int, depth: int) -> list[Value]:
+        """The four registers of 16 x 16 elements, from an outer coordinate of this warp and a depth of the stage."""
+        low = self.low
+        across, down = (depth, outer) if self.along_depth else (outer, depth)
+        # Moving along a row turns bits of the chunk's number that are 0 in every lane before the swizzle.
+        made = Op("load_matrix", [stage, self.source], [ROW_B32] * 4,
+                  {"transposed": not self.along_depth, "flip": across * ELEMENT_BYTES,
+                   "disp": self.at + down * self.row_bytes}, None, low.location)
+        low.finish(made)
+        return list(made.results)
+
+
+class MatrixLowering(Model):
+    """Finds walks for the matrix instructions and emits them. warps: of a worker, 1 if there is no such walk."""
+
+    warps = 1
+    near_bytes_used = 0
+    matrix_walk: MatrixWalk | None = None
+
+    def find_matrix_walk(self) -> None:
+        """Settle, before anything is emitted, whether the function is one nest of parallel tiles with one walk of
+        contractions. Only then do several warps play a worker: other code would be run by each of them."""
+        unit = self.facts.matrix
+        body = self.function.body
+        control = [op for op in body.ops if op.blocks]
+        if unit is None or len(control) != 1 or not control[0].attributes.get("parallel") or self.schedule.registers:
+            return
+        inner = control[0]
+        while True:
+            nested = [op for op in inner.blocks[0].ops if op.blocks]
+            if not nested:
+                break
+            if len(nested) > 1 or nested[0].name not in ("tiles", "each") or not nested[0].attributes.get("parallel"):
+                return
+            inner = nested[0]
+        items = plan_block(inner.blocks[0]).items
+        if len(items) != 1 or not isinstance(items[0], Walk) or inner.name != "tiles":
+            return
+        self.matrix_walk = self._matrix_walk(items[0], unit)
+        if self.matrix_walk is not None:
+            self.warps = unit.warps[0] * unit.warps[1]
+
+    def _matrix_walk(self, walk: Walk, unit: MatrixUnit) -> MatrixWalk | None:
+        if walk.inner or len(walk.outer) != 2 or len(walk.reduced) != 1 or not 1 <= len(walk.reductions) <= 2:
+            return None
+        depth = walk.reduced[0]
+        left: list[Op] = []
+        right: list[Op] = []
+        axes: set[tuple[str, str]] = set()
+        for op in walk.reductions:
+            a, b = (_load_of(v) for v in op.operands)
+            if op.name != "contract" or a is None or b is None or _dtype_of(a) is not _dtype_of(b):
+                return None
+            rows, columns = self._outer_axis(a, depth, unit), self._outer_axis(b, depth, unit)
+            if rows is None or columns is None or {rows, columns} != set(walk.outer):
+                return None
+            if left and a.operands != left[0].operands:
+                return None
+            axes.add((rows, columns))
+            left.append(a)
+            right.append(b)
+        if len(axes) != 1:
+            return None
+        ((rows, columns),) = axes
+        if any(self._extent_from_zero(axis) < FEWEST for axis in (rows, columns, depth)):
+            return None
+        return MatrixWalk(rows, columns, depth, tuple(left), tuple(right))
+
+    def _extent_from_zero(self, axis: str) -> int:
+        """A typical extent of an axis that starts at 0; 0 for others, whose pieces may start anywhere."""
+        for op in self.function.walk():
+            if op.name not in ("tiles", "whole"):
+                continue
+            axes = op.attributes["axes"] if op.name == "tiles" else [op.attributes["axis"]]
+            if axis in axes:
+                start, stop = op.operands[2 * axes.index(axis):][:2]
+                known = start.op is not None and start.op.name == "const" and start.op.attributes["value"] == 0
+                return self.hint(stop)[0] if known else 0
+        return 0
+
+    def hint(self, value: Value) -> tuple[int, int, Capacity | None]:
+        raise NotImplementedError("control knows the extents")
+
+    def _outer_axis(self, load: Op, depth: str, unit: MatrixUnit) -> str | None:
+        """The axis of a load beside the depth, if 16-byte pieces of it can be copied: elements of a type that the
+        instruction has, one of the two axes contiguous, every row at a multiple of 16 bytes."""
+        tensor = load.operands[0]
+        t, tile = tensor.type, load.result.type
+        assert isinstance(t, TensorType) and isinstance(tile, TileType)
+        if t.dtype.name not in unit.dtypes or len(tile.axes) != 2 or depth not in tile.axes \
+                or tensor.name not in self.specialization.aligned \
+                or self.specialization.strides.get(tensor.name, "contiguous") != "contiguous":
+            return None
+        last = t.dims[-1]
+        divisor = last if isinstance(last, int) else self.specialization.dims[last].divisor \
+            if last in self.specialization.dims else 1
+        forms = [affine(v) for v in load.operands[1:]]
+        if divisor % CHUNK_ELEMENTS or any(form is None for form in forms):
+            return None
+        axes = [list(form.axes.items()) for form in forms if form is not None]
+        final = forms[-1]
+        assert final is not None
+        if len(axes[-1]) != 1 or axes[-1][0][1] != 1 or final.scalars or final.constant % CHUNK_ELEMENTS \
+                or sum(map(len, axes)) != 2:
+            return None
+        return next(axis for axis in tile.axes if axis != depth)
+
+    # Rows of numbers.
+
+    def bits(self, level: int, name: str, row: Value, number: int) -> Value:
+        """A row shifted by a number, or joined with it bit by bit; made once."""
+        memo = self.levels[level].memo
+        key = ("bits", name, row, number)
+        if key not in memo:
+            if name in ("shl", "shr"):
+                memo[key] = self.emit(level, name, [row], ROW_I32, amount=number)
+            else:
+                memo[key] = self.emit(level, name, [row, self.constant(number, i32)], ROW_I32)
+        found: Value = memo[key]
+        return found
+
+    def row_of(self, scalar: Scalar) -> Value:
+        if isinstance(scalar, int):
+            return self.constant(scalar, i32)
+        return self.emit(self.depth_of(scalar), "splat", [scalar], ROW_I32)
+
+    def warp(self) -> Value:
+        memo = self.levels[0].memo
+        if "warp" not in memo:
+            memo["warp"] = self.emit(0, "warp", [], S64)
+        found: Value = memo["warp"]
+        return found
+
+    def near(self) -> Value:
+        memo = self.levels[0].memo
+        if "near" not in memo:
+            memo["near"] = self.emit(0, "near_memory", [], S64)
+        found: Value = memo["near"]
+        return found
+
+    def thread(self) -> Value:
+        """row<i32>: the number of each lane in its worker."""
+        memo = self.levels[0].memo
+        if "thread" not in memo:
+            first = self.row_of(self.mul(self.warp(), self.lanes))
+            memo["thread"] = self.emit(0, "add", [first, self.iota()], ROW_I32)
+        found: Value = memo["thread"]
+        return found
+
+    def swizzled(self, row: Value, chunk: Value, row_bytes: int) -> Value:
+        """Bytes from the start of a piece to a chunk of a row."""
+        turned = self.emit(0, "xor", [chunk, self.bits(0, "and", row, SWIZZLED_ROWS - 1)], ROW_I32)
+        start = self.bits(0, "shl", row, row_bytes.bit_length() - 1)
+        return self.emit(0, "add", [start, self.bits(0, "shl", turned, 4)], ROW_I32)
+
+    # The walk.
+
+    def matrix_tile(self) -> tuple[int, int]:
+        """Rows and columns that a worker computes at once: the sums of several contractions share the registers."""
+        unit, walk = self.facts.matrix, self.matrix_walk
+        assert unit is not None and walk is not None
+        return unit.rows, unit.columns // len(walk.right)
+
+    def matrix(self, walk: Walk, found: MatrixWalk) -> None:
+        """Emit the walk: all tiles of its open rows and columns."""
+        unit = self.facts.matrix
+        assert unit is not None
+        rows, columns = self.open[found.rows], self.open[found.columns]
+        high, wide = self.matrix_tile()
+
+        def tile(row: Value, column: Value) -> None:
+            self._tile(walk, found, unit, row, column)
+
+        self._count(columns, wide, lambda column: self._count(rows, high, lambda row: tile(row, column)))
+
+    def _count(self, o: Open, step: int, body: Callable[[Value], None]) -> None:
+        block = Block([S64])
+        first, last = self.value(o.offset), self.value(self.add(o.offset, o.extent))
+        self.enter(block)
+        body(block.arguments[0])
+        self.effect("yield", [])
+        self.leave()
+        self.finish(Op("loop", [first, last], (), {"step": step, "label": "tile"}, [block], self.location))
+
+    def _tile(self, walk: Walk, found: MatrixWalk, unit: MatrixUnit, row: Value, column: Value) -> None:
+        rows, columns, deep = self.open[found.rows], self.open[found.columns], self.open[found.depth]
+        high, wide = self.matrix_tile()
+        warp_rows, warp_columns = high // unit.warps[0], wide // unit.warps[1]
+        mine_row = self.mul(self.scalar("s_floordiv", self.warp(), unit.warps[1]), warp_rows)
+        mine_column = self.mul(self.scalar("s_mod", self.warp(), unit.warps[1]), warp_columns)
+        left = Piece(self, found.left[0], found.rows, found.depth, high, unit.depth, 0)
+        right = []
+        stage_bytes = left.bytes
+        for op in found.right:
+            right.append(Piece(self, op, found.columns, found.depth, wide, unit.depth, stage_bytes))
+            stage_bytes += right[-1].bytes
+        left.place(mine_row, True)
+        for piece in right:
+            piece.place(mine_column, False)
+        row_end, column_end = self.add(rows.offset, rows.extent), self.add(columns.offset, columns.extent)
+        left.prepare(row, self.sub(row_end, row))
+        for piece in right:
+            piece.prepare(column, self.sub(column_end, column))
+        pieces = (left, *right)
+        start, stop = deep.offset, self.add(deep.offset, deep.extent)
+
+        self.effect("sync_warps", [])       # the last tile's sums are read: its place is free
+        for number in range(unit.stages - 1):
+            stage = self.value(self.add(self.near(), number * stage_bytes))
+            for piece in pieces:
+                rest = self.sub(deep.extent, number * unit.depth)
+                piece.copy(stage, self.add(piece.base, self.mul(piece.step, number)), rest)
+            self.effect("async_commit", [])
+
+        blocks = (warp_rows // fragments.ROWS, warp_columns // fragments.COLUMNS)
+        count = len(right) * blocks[0] * blocks[1] * 4
+        zero = self.constant(0.0, f32)
+        end = self.add(self.near(), unit.stages * stage_bytes)
+        ahead = unit.stages - 1
+        first = [self.value(self.add(piece.base, self.mul(piece.step, ahead))) for piece in pieces]
+        carried = [self.near(), self.value(self.add(self.near(), ahead * stage_bytes)), *first, *[zero] * count]
+        block = Block([S64, *[v.type for v in carried]])
+        self.enter(block)
+        here, reading, writing = block.arguments[:3]
+        starts, sums = block.arguments[3:3 + len(pieces)], block.arguments[3 + len(pieces):]
+        self.effect("async_wait", [], pending=unit.stages - 2)
+        self.effect("sync_warps", [])
+        rest = self.sub(self.sub(stop, ahead * unit.depth), here)
+        for piece, address in zip(pieces, starts, strict=True):
+            piece.copy(writing, address, rest)
+        self.effect("async_commit", [])
+        sums = self._multiply(left, right, reading, blocks, sums, unit)
+        self.effect("yield", [self._next(reading, stage_bytes, end), self._next(writing, stage_bytes, end),
+                              *[self.value(self.add(a, piece.step)) for piece, a in zip(pieces, starts, strict=True)],
+                              *sums])
+        self.leave()
+        loop = Op("loop", [self.value(start), self.value(stop), *carried], [v.type for v in carried],
+                  {"step": unit.depth, "label": found.depth}, [block], self.location)
+        self.finish(loop)
+        self.effect("async_wait", [], pending=0)
+        self.effect("sync_warps", [])
+        self._finish_tile(walk, found, list(loop.results)[2 + len(pieces):], blocks,
+                          (self.add(row, mine_row), warp_rows, row_end),
+                          (self.add(column, mine_column), warp_columns, column_end), unit.stages * stage_bytes)
+
+    def _next(self, stage: Value, stage_bytes: int, end: Scalar) -> Value:
+        following = self.value(self.add(stage, stage_bytes))
+        over = self.emit(self.depth, "s_cmp", [following, self.value(end)], S64, cond="eq")
+        return self.emit(self.depth, "s_select", [over, self.near(), following], S64)
+
+    def _multiply(self, left: Piece, right: list[Piece], stage: Value, blocks: tuple[int, int], sums: list[Value],
+                  unit: MatrixUnit) -> list[Value]:
+        dtype = left.access.dtype
+        sums = list(sums)
+        for depth in range(0, unit.depth, fragments.DEPTH):
+            a = [left.fragments(stage, i * fragments.ROWS, depth) for i in range(blocks[0])]
+            for number, piece in enumerate(right):
+                for pair in range(blocks[1] // 2):
+                    b = piece.fragments(stage, pair * 2 * fragments.COLUMNS, depth)
+                    for i in range(blocks[0]):
+                        for half in range(2):
+                            at = ((number * blocks[0] + i) * blocks[1] + 2 * pair + half) * 4
+                            made = Op("matrix_multiply", [*a[i], *b[2 * half:2 * half + 2], *sums[at:at + 4]],
+                                      [ROW_F32] * 4, {"dtype": dtype}, None, self.location)
+                            self.finish(made)
+                            sums[at:at + 4] = made.results
+        return sums
+
+    def _finish_tile(self, walk: Walk, found: MatrixWalk, sums: list[Value], blocks: tuple[int, int],
+                     rows: tuple[Scalar, int, Scalar], columns: tuple[Scalar, int, Scalar], stage_bytes: int) -> None:
+        """Sums to near memory, and the walk's stores from there, each warp for its own part."""
+        row_bytes = columns[1] * f32.size_bytes + PADDING_BYTES
+        own_bytes = rows[1] * row_bytes * len(walk.reductions)
+        self.near_bytes_used = max(self.near_bytes_used, stage_bytes, own_bytes * self.warps)
+        base = self.add(self.near(), self.mul(self.warp(), own_bytes))
+        group, member = self.bits(0, "shr", self.iota(), 2), self.bits(0, "and", self.iota(), 3)
+        lane_row = self.emit(0, "mul", [group, self.constant(row_bytes, i32)], ROW_I32)
+        offsets = self.emit(0, "add", [lane_row, self.bits(0, "shl", member, 3)], ROW_I32)
+        kept = {}
+        values = iter(sums)
+        for number, op in enumerate(walk.reductions):
+            at = number * rows[1] * row_bytes
+            for i in range(blocks[0]):
+                for j in range(blocks[1]):
+                    for register in range(4):
+                        value = next(values)
+                        t = op.result.type
+                        assert isinstance(t, TileType)
+                        if t.dtype.name in ("bf16", "f16"):
+                            value = self.emit(self.depth, "round_to", [value], ROW_F32, dtype=t.dtype)
+                        disp = at + (i * fragments.ROWS + register // 2 * 8) * row_bytes \
+                            + (j * fragments.COLUMNS + register % 2) * f32.size_bytes
+                        self.effect("scatter", [value, self.value(base), offsets], dtype=f32, scale=1, disp=disp,
+                                    masked=False, near=True, disjoint=True)
+            kept[op.result] = Access(base, at, {found.rows: row_bytes, found.columns: f32.size_bytes}, f32,
+                                     relative=True, near=True)
+        outer = {axis: self.open[axis] for axis in (found.rows, found.columns)}
+        for axis, (start, most, stop) in ((found.rows, rows), (found.columns, columns)):
+            extent = self.scalar("s_min", self.scalar("s_max", self.sub(stop, start), 0), most)
+            self.open[axis] = Open(start, extent, most, gcd(outer[axis].divisor, most))
+        self.buffers.update(kept)
+        self.walk(Walk(walk.outer, (), [], list(walk.after)))
+        for value in kept:
+            del self.buffers[value]
+        self.open.update(outer)
+
+
+def _dtype_of(load: Op) -> DType:
+    tile = load.result.type
+    assert isinstance(tile, TileType)
+    return tile.dtype
+
+
+def _load_of(value: Value) -> Op | None:
+    """The load that a value is, but for widening."""
+    while value.op is not None and value.op.name == "cast":
+        value = value.op.operands[0]
+    return value.op if value.op is not None and value.op.name == "load" else None

@@ -1,0 +1,94 @@
+"""Facts of NVIDIA GPUs: one row for each level that PTX is written for.
+
+Leaves: `Target` rows by name. Holds: facts only. A warp plays the part of a worker, a thread that of a lane.
+Sources: CUDA C++ Programming Guide, "Technical specifications per compute capability" (registers, shared memory,
+warps); sizes of the second-level cache and SM counts of a typical member: A100, A10, L40S, H100 SXM, B200, RTX 5090.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ...tile.schedule import MatrixUnit
+
+KIB, MIB = 1024, 1024 * 1024
+WARP_LANES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the compiler knows of a GPU.
+
+    name: as in `.target`; what the level has is said by each instruction's row. processors: SMs. warps: most resident
+    on an SM. registers: most of a thread. accumulators: rows that the model gives to sums and operands of plain
+    arithmetic: as many again go to addresses of 64 bits, and ptxas then spills none. shared_bytes: most that a block
+    may have. l1_bytes: data cache of an SM; l2_bytes: of the chip. fma_latency: cycles from one fused multiply-add to
+    one that needs it. matrix: mma.sync, with tiles whose sums fit the registers and whose stages fit shared memory.
+    """
+
+    name: str
+    processors: int
+    warps: int
+    shared_bytes: int
+    l1_bytes: int
+    l2_bytes: int
+    registers: int = 255
+    accumulators: int = 24
+    fma_latency: int = 4
+    matrix: MatrixUnit = field(default_factory=MatrixUnit)
+    family: str = "ptx"
+    assembler_allocates: bool = True
+    """ptxas gives registers, frame and encoding: the compiler stops at text."""
+    lanes_are_threads: bool = True
+    """Lanes see each other's stores only after they met."""
+
+    @property
+    def lanes(self) -> int:
+        return WARP_LANES
+
+    @property
+    def wide_lanes(self) -> int:
+        """A row of 8-byte elements takes two registers of every thread."""
+        return WARP_LANES
+
+    @property
+    def vector_registers(self) -> int:
+        return self.accumulators
+
+    @property
+    def l3_bytes(self) -> int:
+        return self.l2_bytes
+
+    @property
+    def indexed_addresses(self) -> bool:
+        """An address is a register and a constant."""
+        return False
+
+    @property
+    def software_prefetch(self) -> bool:
+        """Other warps run while one waits."""
+        return False
+
+TARGETS: dict[str, Target] = {
+    t.name: t for t in (
+        Target("sm_80", 108, 64, 163 * KIB, 192 * KIB, 40 * MIB),
+        Target("sm_86", 72, 48, 99 * KIB, 128 * KIB, 6 * MIB),
+        Target("sm_89", 142, 48, 99 * KIB, 128 * KIB, 96 * MIB),
+        Target("sm_90a", 132, 64, 227 * KIB, 256 * KIB, 50 * MIB),
+        Target("sm_100a", 148, 64, 227 * KIB, 256 * KIB, 126 * MIB),
+        Target("sm_120a", 170, 48, 99 * KIB, 128 * KIB, 96 * MIB),
+    )
+}
+
+
+def target(name: str) -> Target:
+    """The target called `name`. Raises KeyError that lists the known ones."""
+    found = TARGETS.get(name)
+    if found is None:
+        raise KeyError(f"target: found {name!r}; expected one of {', '.join(TARGETS)}")
+    return found
+
+
+def known_targets() -> tuple[str, ...]:
+    """Names of all targets, oldest first."""
+    return tuple(TARGETS)

@@ -1,0 +1,159 @@
+"""Machine IR -> PTX text.
+
+Enters: a machine function whose registers are virtual, and a level. Leaves: a module with one kernel. Holds: ptxas
+takes it for that level; the PTX version is the lowest that has every instruction; registers are declared by kind and
+numbered in the order in which they appear, so the same function gives the same text. An instruction that the level
+lacks raises LevelError with the author's line.
+
+The kernel's parameters are the words of the argument block (docs/ir.md), 64 bits each: scratch, scratch_bytes, sync,
+then one for each slot, such as a_data, dim_N.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .levels import version_for
+from .rows import write_line
+
+KINDS = {"gpr": ("%rd", ".b64"), "vec": ("%r", ".b32"), "wide": ("%d", ".b64"), "pred": ("%p", ".pred"),
+         "half": ("%h", ".b16")}
+"""Kind of register -> prefix and type. Untyped bits go with every instruction of their size."""
+
+BLOCK_WARPS = 4
+"""Of a block, one for each quarter of an SM, where a worker is a single warp."""
+
+NEAR = "near"
+"""The symbol of a block's shared memory."""
+
+NEAR_ALIGN_BYTES = 1024
+"""Of shared memory: address bits below are those of offsets."""
+
+
+class LevelError(ValueError):
+    """An instruction that the level lacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialRegister:
+    """A register that PTX gives every thread, read by mov."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """The address of a variable."""
+
+    name: str
+
+
+SPECIAL = {name: SpecialRegister(name) for name in ("%tid.x", "%ntid.x", "%ctaid.x", "%nctaid.x")}
+
+
+class _Printer:
+    def __init__(self, machine: Any) -> None:
+        self.names: dict[Any, str] = {}
+        self.counts = dict.fromkeys(KINDS, 0)
+        self.used: dict[str, Any] = {}
+        self.machine = machine
+
+    def register(self, register: Any) -> str:
+        name = self.names.get(register)
+        if name is None:
+            number = self.counts[register.kind] = self.counts[register.kind] + 1
+            name = self.names[register] = f"{KINDS[register.kind][0]}{number}"
+        return name
+
+    def operand(self, found: Any, operand: Any) -> str:
+        """The text of one operand; operand: what the form says of it."""
+        if isinstance(found, tuple):
+            return "{" + ", ".join(self.operand(part, operand) for part in found) + "}"
+        if operand.role == "l":
+            return label_name(found.name)
+        if isinstance(found, (SpecialRegister, Symbol)):
+            return found.name
+        if operand.role == "m":
+            base = self.register(found.base) if found.label is None else parameter_name(found.label)
+            return f"[{base}{found.disp:+}]" if found.disp else f"[{base}]"
+        if hasattr(found, "value"):
+            return immediate(found.value, operand.type)
+        return self.register(found)
+
+    def line(self, item: Any) -> str:
+        self.used[item.row.mnemonic] = item.row
+        given = iter(item.operands)
+        short = len(item.operands) < len(item.row.operands)     # what may be left out by `|` is never asked for
+        texts = []
+        for operand in item.row.operands:
+            found = None if short and operand.joined else next(given, None)
+            texts.append(None if found is None else self.operand(found, operand))
+        predicate = f"@{self.register(item.mask)} " if item.mask is not None else ""
+        return write_line(item.row, texts, predicate)
+
+    def body(self) -> list[str]:
+        lines = []
+        last = None
+        for item in self.machine.body:
+            if not hasattr(item, "row"):
+                lines.append(f"{label_name(item.name)}:")
+                continue
+            text = f"    {self.line(item)}"
+            location = item.location
+            if location is not None and location != last:
+                text = f"{text:<64}// {location.file}:{location.line}".replace("\n", " ")
+                last = location
+            lines.append(text)
+        return lines
+
+
+def label_name(name: str) -> str:
+    """A label of machine IR as PTX takes it."""
+    return "$" + _identifier(name.lstrip("."))
+
+
+def parameter_name(name: str) -> str:
+    """a_data for the slot a.data."""
+    return _identifier(name.replace(".", "_"))
+
+
+def _identifier(name: str) -> str:
+    """Characters that PTX does not take become _xx."""
+    return "".join(c if c == "_" or (c.isalnum() and c.isascii()) else f"_{ord(c):x}" for c in name)
+
+
+def immediate(value: int, type_: str) -> str:
+    """Bits, or an integer, as a constant of a type. A float is written by its bits."""
+    if type_ == "f32":
+        return f"0f{value & 0xFFFFFFFF:08X}"
+    if type_ == "f64":
+        return f"0d{value & 0xFFFFFFFFFFFFFFFF:016X}"
+    return str(value) if -(2**20) < value < 2**20 else hex(value)
+
+
+def check_level(machine: Any, level: str) -> None:
+    """Raises LevelError where the level lacks an instruction."""
+    for item in machine.body:
+        problem = item.row.illegal_on(level) if hasattr(item, "row") else None
+        if problem is not None:
+            where = f"{item.location}: " if item.location is not None else ""
+            raise LevelError(f"{where}{machine.name}: {problem}")
+
+
+def print_function(machine: Any, level: str) -> str:
+    """The whole module."""
+    check_level(machine, level)
+    printer = _Printer(machine)
+    body = printer.body()
+    major, minor = version_for(level, [form.needs for form in printer.used.values()])
+    declared = [f"    .reg {type_} {prefix}<{printer.counts[kind] + 1}>;"
+                for kind, (prefix, type_) in KINDS.items() if printer.counts[kind]]
+    near = [f".extern .shared .align {NEAR_ALIGN_BYTES} .b8 {NEAR}[];", ""] if machine.near_bytes else []
+    warps = machine.warps if machine.warps > 1 else BLOCK_WARPS
+    return "\n".join([
+        f".version {major}.{minor}", f".target {level}", ".address_size 64", "", *near,
+        f".visible .entry {_identifier(machine.name)}(",
+        ",\n".join(f"    .param .b64 {parameter_name(name)}" for name in machine.parameters), ")",
+        # One block on an SM is enough: ptxas then spills nothing for the sake of a second.
+        f".reqntid {32 * warps}, 1, 1", ".minnctapersm 1", "{", *declared, "", *body, "}", ""])

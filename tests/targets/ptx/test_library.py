@@ -1,0 +1,76 @@
+"""Every library kernel as PTX: right on the emulator for a ragged shape, the same text for all levels but its head."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sapper import emulate, targets
+from sapper.cli.kernels import specialise
+from sapper.codegen.pipeline import compile_kernel
+from sapper.kernels import find, library
+from sapper.kernels.record import LibraryKernel
+from sapper.targets.ptx.target import TARGETS
+
+LIBRARY = library()
+
+
+def text_of(entry: LibraryKernel, level: str) -> str:
+    """As `sapper asm --target LEVEL` prints it: for large extents."""
+    return compile_kernel(entry.kernel, target=targets.target(level), schedule=None,
+                          **specialise(entry.kernel, {}, {})).text()
+
+
+def check(entry: LibraryKernel, shape: dict[str, int], workers: int, level: str = "sm_80") -> None:
+    arguments = entry.make_arguments(np.random.default_rng(5), shape)
+    with np.errstate(all="ignore"):
+        expected = entry.reference(arguments)
+    emulate.run(entry.kernel, *arguments.values(), target=level, workers=workers)
+    wrong = entry.compare(arguments, expected)
+    assert wrong is None, wrong
+
+
+@pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
+def test_on_the_emulator(entry: LibraryKernel) -> None:
+    """The raggedest of the shapes that a NumPy emulator gets through in a second or two."""
+    shapes = [s for s in entry.check_shapes if 0 < np.prod([n for k, n in s.items() if k != "position"]) <= 40_000]
+    check(entry, shapes[-1], workers=8)
+
+
+def test_empty_and_single_elements() -> None:
+    for name in ("vector_add", "softmax", "matmul_nn_f32", "rotate_and_cache_f32"):
+        entry = find(name)
+        for shape in entry.check_shapes[:2]:
+            check(entry, shape, workers=1, level="sm_90a")
+
+
+def test_levels_differ_in_their_heads_only() -> None:
+    entry = find("softmax")
+    bodies = set()
+    for level in TARGETS:
+        _, target, rest = text_of(entry, level).split("\n", 2)
+        assert target == f".target {level}"
+        bodies.add(rest)
+    assert len(bodies) == 1
+
+
+def test_the_lowest_version_of_ptx_that_knows_the_level() -> None:
+    heads = {level: text_of(find("vector_add"), level).split("\n", 1)[0] for level in TARGETS}
+    assert {level: head.removeprefix(".version ") for level, head in heads.items()} == {
+        "sm_80": "7.0", "sm_86": "7.1", "sm_89": "7.8", "sm_90a": "8.0", "sm_100a": "8.6", "sm_120a": "8.7"}
+
+
+def test_the_same_bytes_each_time() -> None:
+    for name in ("attention_bf16", "rotate_and_cache_f32"):
+        assert text_of(find(name), "sm_80") == text_of(find(name), "sm_80")
+
+
+def test_a_cpu_is_no_target_of_the_emulator() -> None:
+    with pytest.raises(ValueError, match="found 'v3'; expected a GPU such as sm_80"):
+        emulate.run(find("vector_add").kernel, *[np.zeros(4, np.float32)] * 3, target="v3")
+
+
+def test_a_tensor_that_runs_backwards_is_refused() -> None:
+    back = np.zeros(4, np.float32)[::-1]
+    with pytest.raises(emulate.EmulationError, match="found a tensor with a negative stride"):
+        emulate.run(find("vector_add").kernel, back, np.zeros(4, np.float32), np.zeros(4, np.float32), target="sm_80")

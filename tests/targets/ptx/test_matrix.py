@@ -1,0 +1,138 @@
+"""Contractions on matrix instructions: at the lane station, and as PTX on the emulator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from sapper import emulate, targets
+from sapper.codegen.pipeline import compile_kernel, facts_of, finish_lane, to_lane
+from sapper.ir.nodes import Function
+from sapper.ir.text import parse_function, print_function
+from sapper.ir.verifier import verify
+from sapper.lane.interpret import Memory, run
+from sapper.lane.ops import LANE_OPS
+from sapper.tile.interpret import interpret
+from sapper.tile.ops import TILE_OPS
+from sapper.tile.schedule import DimClass, Schedule, Specialization
+
+from .kernels import KERNELS, bf16_nn, bf16_nt
+
+NUMPY = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}
+SHAPES = [{"M": 128, "N": 128, "K": 64}, {"M": 160, "N": 96, "K": 96}, {"M": 64, "N": 224, "K": 160}]
+
+
+def arguments_of(kernel: Any, extents: dict[str, int]) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(3)
+    made = {name: random.standard_normal([extents[d] for d in type.dims]).astype(NUMPY[type.dtype.name])
+            for name, type in kernel.parameters}
+    made[list(made)[-1]][...] = np.nan
+    return made
+
+
+def specialization(kernel: Any, divisor: int = 16, aligned: bool = True) -> Specialization:
+    names = [name for name, _ in kernel.parameters]
+    return Specialization({d: DimClass(4096, divisor) for d in "MNK"}, dict.fromkeys(names, "contiguous"),
+                          frozenset(names[:-1] if aligned else []))
+
+
+def lowered(kernel: Any, known: Specialization, schedule: Schedule | None = None) -> Function:
+    target = targets.target("sm_80")
+    return to_lane(kernel.tile_ir(), schedule or Schedule(), facts_of(target), known)
+
+
+def expected(kernel: Any, arguments: dict[str, np.ndarray]) -> np.ndarray:
+    copies = {name: array.copy() for name, array in arguments.items()}
+    interpret(kernel.tile_ir(), copies)
+    return copies[list(copies)[-1]].astype(np.float64)
+
+
+def assert_near(found: np.ndarray, wanted: np.ndarray) -> None:
+    """The sums are in another order: a few hundred products of numbers near 1."""
+    tolerance = 2e-2 if found.dtype == ml_dtypes.bfloat16 else 1e-4
+    np.testing.assert_allclose(found.astype(np.float64), wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
+def test_lane_ir(kernel: Any) -> None:
+    extents = SHAPES[1]
+    arguments = arguments_of(kernel, extents)
+    lane = lowered(kernel, specialization(kernel))
+    assert lane.attributes["warps"] == 4
+    verify(lane, LANE_OPS)
+    text = print_function(lane)
+    assert print_function(parse_function(text, {"tile": TILE_OPS, "lane": LANE_OPS})) == text
+    lane = finish_lane(lane, targets.target("sm_80"))
+    memory = Memory()
+    words = [0, 0, memory.allocate("sync", 1024)]
+    for slot in lane.attributes["slots"]:
+        name, _, kind = slot.partition(".")
+        words.append(memory.add_array(name, arguments[name]) if kind == "data" else extents[kind])
+    wanted = expected(kernel, arguments)
+    run(lane, np.array(words), memory, workers=2)
+    assert_near(arguments[list(arguments)[-1]], wanted)
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
+def test_on_the_emulator(kernel: Any, lazy: bool) -> None:
+    """Races, uninitialised reads and accesses out of bounds raise; lazy: a copy lands only when it is waited for."""
+    names = [name for name, _ in kernel.parameters]
+    for extents in SHAPES[1:2] if lazy else SHAPES:
+        arguments = arguments_of(kernel, extents)
+        wanted = expected(kernel, arguments)
+        result = emulate.run(kernel, *arguments.values(), target="sm_80", workers=2, aligned=names[:-1],
+                             options=emulate.Options(lazy=lazy))
+        assert_near(arguments[names[-1]], wanted)
+        assert any(name.startswith("mma.sync") for name in result.counters.instructions)
+
+
+def test_loads_of_pieces_have_no_bank_conflicts() -> None:
+    """All conflicts are the sums' on their way out: with a longer depth there are no more of them."""
+    conflicts = []
+    for depth in (64, 256):
+        arguments = arguments_of(bf16_nn, {"M": 128, "N": 128, "K": depth})
+        counters = emulate.run(bf16_nn, *arguments.values(), target="sm_80", workers=1, aligned="ab").counters
+        conflicts.append(counters.shared_cycles - counters.shared_ideal)
+    assert conflicts[0] == conflicts[1]
+
+
+def without(text: str, part: str, number: int | None) -> str:
+    """Without the line of that number among those with `part`, or without any of them."""
+    lines = text.splitlines()
+    found = [i for i, line in enumerate(lines) if part in line]
+    gone = found if number is None else [found[number]]
+    return "\n".join(line for i, line in enumerate(lines) if i not in gone)
+
+
+@pytest.mark.parametrize(("part", "number"), [("bar.sync", 0), ("bar.sync", 1), ("bar.sync", 2),
+                                              ("cp.async.wait_group", 0), ("bar.warp.sync", None)])
+def test_no_meeting_can_be_left_out(part: str, number: int | None) -> None:
+    """The same program without one of them is caught, or wrong."""
+    known = specialization(bf16_nt, 64)
+    compiled = compile_kernel(bf16_nt, {}, known.strides, dict.fromkeys("MNK", (4096, 64)), targets.target("sm_80"),
+                              None, known.aligned)
+    extents = {"M": 256, "N": 128, "K": 320}
+    arguments = arguments_of(bf16_nt, extents)
+    wanted = expected(bf16_nt, arguments)
+    words = [arguments[s.split(".")[0]] if s.endswith("data") else extents[s.split(".")[1]] for s in compiled.slots]
+    faulty = emulate.load(without(compiled.text(), part, number))
+    try:
+        faulty.launch(grid=(1,), block=(128,), arguments=[np.zeros(64), 64, np.zeros(1024, np.uint8), *words],
+                      shared_bytes=compiled.near_bytes, options=emulate.Options(lazy=True))
+    except emulate.EmulationError:
+        return
+    with pytest.raises(AssertionError):
+        assert_near(arguments["c"], wanted)
+
+
+def test_what_the_matrix_instructions_do_not_take() -> None:
+    assert "warps" in lowered(bf16_nn, specialization(bf16_nn)).attributes
+    small = Specialization({**specialization(bf16_nn).dims, "M": DimClass(8, 1)}, specialization(bf16_nn).strides,
+                           frozenset("ab"))
+    for known in (specialization(bf16_nn, aligned=False), specialization(bf16_nn, divisor=1), small):
+        assert "warps" not in lowered(bf16_nn, known).attributes
+    assert "warps" not in lowered(bf16_nn, specialization(bf16_nn), Schedule(registers={"m": 4})).attributes
