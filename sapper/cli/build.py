@@ -27,6 +27,9 @@ def run_build(
     if header_path == path:
         raise UsageError(f"--header {header}: found the name of the library itself; expected another")
     target = find_target(target_name)
+    if target.assembler_allocates:
+        raise UsageError(f"--target {target.name}: found a target whose own assembler makes the code; expected a CPU, "
+                         f"whose bytes are made here; mend: `sapper asm --target {target.name}` prints the text")
     chosen = parse_schedule(schedule)
     kernels = [found.kernel for name in wanted for found in find_kernels(name)]
     extents = _extents(kernels, static, "static"), _extents(kernels, dims, "dims")

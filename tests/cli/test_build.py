@@ -84,6 +84,7 @@ def test_forms_and_headers(file: str, tmp_path: Path, capsys: pytest.CaptureFixt
     (("FILE", "-o", "k.o", "--static", "Z=3"), "--static: found 'Z'; expected dimensions of the kernels: M, N"),
     (("FILE", "-o", "k.o", "--shape", "M=x"), "--dims: found 'M=x'"),
     (("FILE:nothing", "-o", "k.o"), "found no kernel 'nothing'"),
+    (("FILE", "-o", "k.s", "--target", "sm_80"), "`sapper asm --target sm_80` prints the text"),
 ])
 def test_what_is_refused(file: str, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str,
                          tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
