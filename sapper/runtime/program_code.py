@@ -42,7 +42,7 @@ from .program import (
     TABLE,
 )  # fmt: skip
 from .scratch import COUNTER_LINE_BYTES, SYNC_BYTES
-from .workers_code import FUTEX_WAIT, FUTEX_WAKE, enter, futex, leave
+from .workers_code import FUTEX_WAIT, FUTEX_WAKE, enter, futex, leave, spin_again
 
 _ALL = 0x7FFFFFFF
 
@@ -127,11 +127,7 @@ def _barrier(emit: Listing) -> None:
     emit.label("spin")
     emit("cmp.32", R15, at(RBX, GENERATION))
     emit("jne", "passed")
-    emit("pause")
-    emit("rdtsc")
-    emit("sub.32", RAX, R14)
-    emit("cmp.32", RAX, at(RBX, SPIN_CYCLES))
-    emit("jb", "spin")
+    spin_again(emit, "spin", SPIN_CYCLES)
     emit("mov.32", RAX, Immediate(1))
     emit("lock.xadd.32", at(RBX, SLEEPERS), RAX)
     emit.label("sleep")

@@ -44,7 +44,9 @@ from .workers import (
     WORKERS,
 )  # fmt: skip
 
-_SYS_FUTEX = 202
+_SYS_SCHED_YIELD, _SYS_FUTEX = 24, 202
+YIELD_AFTER_CYCLES = 6000
+"""Of the time stamp counter, about 2 µs: between workers that all run, a wait is shorter."""
 FUTEX_WAIT, FUTEX_WAKE = 128, 129  # FUTEX_WAIT and FUTEX_WAKE with FUTEX_PRIVATE_FLAG
 _SAVED = (RBX, RBP, R12, R13, R14, R15)
 
@@ -76,13 +78,23 @@ def _mailbox(emit: Listing, destination: int, index: int) -> None:
     emit("lea.64", destination, at(RBX, MAILBOXES, destination))
 
 
-def _spin_again(emit: Listing, label: str) -> None:
-    """Back to the label while fewer than `cycles to spin` have passed since the clock in r14d."""
+def spin_again(emit: Listing, label: str, spin_cycles: int) -> None:
+    """Back to the label while fewer cycles have passed since the clock in r14d than are at [rbx + spin_cycles].
+
+    Destroys rax, rcx, r11. Who has waited a while lets others of its CPU run: the worker that it waits for may be one of
+    them.
+    """
     emit("pause")
     emit("rdtsc")
     emit("sub.32", RAX, R14)
-    emit("cmp.32", RAX, at(RBX, SPIN_CYCLES))
+    emit("cmp.32", RAX, at(RBX, spin_cycles))
+    emit("jae", f"{label}_over")
+    emit("cmp.32", RAX, Immediate(YIELD_AFTER_CYCLES))
     emit("jb", label)
+    emit("mov.32", RAX, Immediate(_SYS_SCHED_YIELD))
+    emit("syscall")
+    emit("jmp", label)
+    emit.label(f"{label}_over")
 
 
 def _work(emit: Listing) -> None:
@@ -99,7 +111,7 @@ def _work(emit: Listing) -> None:
     emit("mov.32", RAX, at(RBP, GENERATION))
     emit("cmp.32", RAX, R13)
     emit("jne", "start")
-    _spin_again(emit, "spin")
+    spin_again(emit, "spin", SPIN_CYCLES)
     emit.label("sleep")
     emit("mov.32", RAX, Immediate(1))
     emit("xchg.32", at(RBP, SLEEPS), RAX)
@@ -198,7 +210,7 @@ def _launch(emit: Listing) -> None:
     emit.label("join_spin")
     emit("cmp.32", at(RBX, PENDING), Immediate(0))
     emit("je", "joined")
-    _spin_again(emit, "join_spin")
+    spin_again(emit, "join_spin", SPIN_CYCLES)
     emit("mov.32", RAX, Immediate(1))
     emit("xchg.32", at(RBX, LAUNCHER_SLEEPS), RAX)
     emit.label("join_sleep")
