@@ -66,11 +66,11 @@ def test_every_kernel_assembles_without_spills(level: str) -> None:
 def test_the_loop_of_a_matrix_product_in_machine_code() -> None:
     """128 x 128 x 64 on four warps: 128 products of 16 x 8 x 16 for each, their operands 32 times four 8 x 8 matrices.
 
-    Triton 3.9 takes 282 instructions for the same (bench/gpu_static.py).
+    Triton 3.9 takes 275 instructions for the same (bench/gpu_static.py).
     """
     loop = next(loop for loop in assemble([matrix_text(bf16_nn, "sm_80")], "sm_80")["bf16_nn"].loops() if loop["HMMA"])
     assert (loop["HMMA"], loop["LDSM"], loop["LDGSTS"]) == (128, 32, 16)
-    assert loop.total() <= 282
+    assert loop.total() <= 275
 
 
 @needs_ptxas
