@@ -227,6 +227,7 @@ def explain(
       sapper explain softmax --shape M=256,N=1024 --html softmax.html
     """
     from .explain import gather, print_report
+    from .explain_outline import print_outline
 
     facts = gather(kernel, target, static, dims, schedule, run)
     labels = [entry["label"] for entry in facts["loops"]]
@@ -234,6 +235,9 @@ def explain(
         known = ", ".join(labels) or "none, as the kernel has no loop"
         raise UsageError(f"--loop: found no loop {loop!r}; expected one of: {known}")
     if html is not None:
+        if "model" not in facts:
+            raise UsageError(f"--html: found target {facts['target']}, whose assembler gives the registers; expected "
+                             "a CPU; mend: leave out --html, or ask for --json")
         from pathlib import Path
 
         from .explain_page import page
@@ -243,14 +247,15 @@ def explain(
     if json:
         _print_json(facts)
     elif html is None:
-        print_report(facts, loop, everything)
+        (print_report if "model" in facts else print_outline)(facts, loop, everything)
     else:
         print(f"{html}: {len(facts['rows'])} instructions of {facts['name']} for {facts['target']}")
 
 
 @app.command()
 def port(
-    kernel: Annotated[str, typer.Argument(metavar="FILE.py[:KERNEL]|NAME", help="A kernel, or all of a file.")],
+    kernel: Annotated[str | None, typer.Argument(
+        metavar="[FILE.py[:KERNEL]|NAME]", help="A kernel, or all of a file; the library if left out.")] = None,
     target: Annotated[list[str] | None, typer.Option("--target", help="Only this one; may be given again.")] = None,
     static: Static = None, dims: Dims = None, schedule: ScheduleText = None, json: Json = False,
 ) -> None:
@@ -259,6 +264,7 @@ def port(
     \b
     Examples:
       sapper port my.py
+      sapper port --target sm_80 --target sm_90a
       sapper port matmul_nn_f32 --shape M=512,N=512,K=512 --json
       sapper port my.py:f --target v3 --target zen4 --static N=64
     """

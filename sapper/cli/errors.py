@@ -34,6 +34,7 @@ _TOLD = {
     "sapper.codegen.encode": ("EncodeError",),
     "sapper.codegen.c_abi": ("BuildError",),
     "sapper.codegen.explain": ("Unexplained",),
+    "sapper.targets.ptx.text": ("LevelError",),
     "sapper.targets.x86_64.detect": ("UnsupportedCPU",),
     "sapper.emulate.errors": ("EmulationError",),
     "sapper.models.errors": ("ModelError",),

@@ -32,6 +32,11 @@ def gather(
     kernel = found.kernel
     fixed, free = parse_dims(static, kernel, "static"), parse_dims(dims, kernel, "dims")
     chosen = parse_schedule(schedule)
+    if target.assembler_allocates:
+        from .explain_outline import outline_facts
+
+        compiled = compile_kernel(kernel, target=target, schedule=chosen, **specialise(kernel, fixed, free))
+        return outline_facts(found, compiled, target) | {"static": fixed, "dims": free}
     why_not, profile = "switched off", None
     if run:
         why_not, profile = _profile(found, target, fixed, free, chosen)
@@ -81,7 +86,7 @@ def _profile(
 
 def _facts(explanation: Any, kernel: Any) -> dict[str, Any]:
     locations = [row.location for row in explanation.rows if row.location is not None]
-    sources = _sources(kernel, [(at.file, at.line) for at in locations])
+    sources = sources_of(kernel, [(at.file, at.line) for at in locations])
     number_of = {source["file"]: number for number, source in enumerate(sources)}
     rows = []
     counts = explanation.block_counts
@@ -111,7 +116,7 @@ def _facts(explanation: Any, kernel: Any) -> dict[str, Any]:
     }
 
 
-def _sources(kernel: Any, places: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
+def sources_of(kernel: Any, places: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
     """The source that the code comes from: the kernel's function, and of other files the lines about those named."""
     wanted: dict[str, set[int]] = {kernel.source_file: set(_function_lines(kernel))}
     for file, line in places:
@@ -178,9 +183,9 @@ def print_report(facts: Mapping[str, Any], loop: str | None, everything: bool) -
     if not everything and chosen is not None:
         rows = [row for row in rows if chosen["first"] <= row["place"] <= chosen["last"]]
     console.print()
-    _print_rows(console, facts, rows)
+    print_rows(console, facts, rows)
     console.print()
-    _print_lines(console, facts)
+    print_lines(console, facts)
 
 
 def _registers_line(facts: Mapping[str, Any]) -> str:
@@ -241,7 +246,7 @@ def _loop_table(facts: Mapping[str, Any]) -> Any:
     for loop, share in heat(facts)[:12]:
         style = "bold" if loop["hottest"] else ""
         table.add_row(
-            loop["label"], _span(loop["lines"]), f"{loop['instructions']:.0f}", f"{loop['port_cycles']:.1f}",
+            loop["label"], span(loop["lines"]), f"{loop['instructions']:.0f}", f"{loop['port_cycles']:.1f}",
             f"{loop['latency_cycles']:.1f}", f"{loop['front_end_cycles']:.1f}", loop["bound"],
             f"{loop['loaded_bytes']:.0f}", f"{loop['stored_bytes']:.0f}", f"{loop['operations']:.0f}",
             "" if loop["passes"] is None else f"{loop['passes']:,}", "" if share is None else f"{share:.1%}",
@@ -249,7 +254,7 @@ def _loop_table(facts: Mapping[str, Any]) -> Any:
     return table
 
 
-def _span(lines: list[list[int]]) -> str:
+def span(lines: list[list[int]]) -> str:
     numbers = [line for _, line in lines]
     if not numbers:
         return ""
@@ -276,7 +281,7 @@ def _print_chain(console: Any, facts: Mapping[str, Any], loop: Mapping[str, Any]
         console.print(f"  ... {len(texts) - 6} more")
 
 
-def _print_rows(console: Any, facts: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> None:
+def print_rows(console: Any, facts: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> None:
     """Instructions under the source line that each stretch comes from, the registers beside them."""
     from rich.text import Text
 
@@ -316,7 +321,7 @@ def _columns(facts: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> list[in
     return sorted((touched + passing)[:REGISTER_COLUMNS])
 
 
-def _print_lines(console: Any, facts: Mapping[str, Any]) -> None:
+def print_lines(console: Any, facts: Mapping[str, Any]) -> None:
     """The source, with how many instructions came of each line, and where they are."""
     from rich.text import Text
 

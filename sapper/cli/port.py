@@ -11,20 +11,32 @@ from typing import Any
 
 from .console import console as report_console
 from .errors import is_told
-from .kernels import Found, find_kernels, find_target, kernel_dims, parse_dims, parse_schedule, specialise
+from .kernels import (
+    Found,
+    find_kernels,
+    find_target,
+    kernel_dims,
+    library_kernels,
+    parse_dims,
+    parse_schedule,
+    specialise,
+)
 
 GENERATED, BY_HAND, IMPOSSIBLE = "generated", "hand-written", "impossible"
 SUBSTITUTE = "the interpreter runs it (SAPPER_INTERPRET=1)"
 
 
 def run_port(
-    wanted: str, static: str | None, dims: str | None, schedule: str | None, targets: list[str]
+    wanted: str | None, static: str | None, dims: str | None, schedule: str | None, targets: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """A row for each kernel and target, in order. targets: those wanted; none means all."""
+    """A row for each kernel and target, in order.
+
+    wanted: None for the whole library. targets: those wanted; none means all.
+    """
     from ..targets import known_targets
 
     chosen = parse_schedule(schedule)
-    found = find_kernels(wanted)
+    found = library_kernels() if wanted is None else find_kernels(wanted)
     names = targets or list(known_targets())
     facts = [find_target(name) for name in names]
     for kernel in found:
@@ -55,6 +67,8 @@ def _row(found: Found, target: Any, static: dict[str, int], dims: dict[str, int]
     pieces = by_hand(found.kernel, compiled, target)
     row |= {"how": BY_HAND if pieces else GENERATED, "pieces": pieces, "code_bytes": len(compiled.code),
             "instructions": compiled.made.statistics["instructions"]}
+    if target.assembler_allocates:
+        return row | {"cost": None} | _assembled(compiled, target)
     try:
         explanation = explain(compiled.made.machine, target, compiled.made.statistics)
     except Unexplained as error:
@@ -70,6 +84,17 @@ def _row(found: Found, target: Any, static: dict[str, int], dims: dict[str, int]
     if loop is None:
         row["no_cost"] = "it has no loop"
     return row
+
+
+def _assembled(compiled: Any, target: Any) -> dict[str, Any]:
+    """What the target's own assembler says, where it is at hand: it gives the registers."""
+    from ..codegen.outline import assembled
+
+    made = assembled(compiled.text(), target)
+    if "missing" in made:
+        return {"assembled": None, "no_cost": made["missing"]}
+    return {"assembled": made, "spills": made["spilled_bytes"],
+            "no_cost": f"its assembler gives the registers: {made['assembler']} says how many, and spilled bytes"}
 
 
 def by_hand(kernel: Any, compiled: Any, target: Any) -> list[str]:
@@ -91,8 +116,8 @@ def print_report(rows: Sequence[Mapping[str, Any]]) -> None:
     console = report_console()
     table = Table(box=None, pad_edge=False)
     left = ("kernel", "target", "how", "loop", "bound by")
-    for column in ("kernel", "target", "how", "instr", "spills", "loop", "cycles", "ops/cycle", "bytes/cycle",
-                   "bound by"):
+    for column in ("kernel", "target", "how", "instr", "regs", "spills", "loop", "cycles", "ops/cycle",
+                   "bytes/cycle", "bound by"):
         table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
     notes: dict[str, list[str]] = {}
     last = ""
@@ -108,11 +133,13 @@ def print_report(rows: Sequence[Mapping[str, Any]]) -> None:
         cost = row["cost"]
         if cost is None:
             notes.setdefault(f"no cost: {row['no_cost']}", []).append(f"{last} on {row['target']}")
-            table.add_row(name, row["target"], row["how"], str(row["instructions"]))
+            made = row.get("assembled") or {}
+            table.add_row(name, row["target"], row["how"], str(row["instructions"]), str(made.get("registers", "")),
+                          str(row.get("spills", "")))
             continue
-        table.add_row(name, row["target"], row["how"], str(row["instructions"]), str(row["spills"]), cost["loop"],
-                      f"{cost['cycles']:.1f}", f"{cost['operations_per_cycle']:.1f}", f"{cost['bytes_per_cycle']:.1f}",
-                      cost["bound"])
+        table.add_row(name, row["target"], row["how"], str(row["instructions"]), "", str(row["spills"]),
+                      cost["loop"], f"{cost['cycles']:.1f}", f"{cost['operations_per_cycle']:.1f}",
+                      f"{cost['bytes_per_cycle']:.1f}", cost["bound"])
     console.print(table)
     models = {row["cost"]["model"] for row in rows if row.get("cost")}
     if models:

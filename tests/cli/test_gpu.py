@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from sapper.cli.app import run
+from sapper.targets.ptx import assembler
 
 
 def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -31,3 +34,41 @@ def test_check_ends_on_the_emulator(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_level_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["asm", "vector_add", "--target", "sm_70"]) != 0
     assert "found no target 'sm_70'; expected one of: v3, " in capsys.readouterr().err
+
+
+needs_ptxas = pytest.mark.skipif(assembler.find_tool("ptxas") is None, reason="ptxas is not installed")
+
+
+@needs_ptxas
+def test_port_lists_registers_and_spills(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads(output(capsys, "port", "softmax", "--target", "sm_80", "--target", "sm_90a", "--json"))
+    assert [(row["target"], row["how"], row["spills"]) for row in rows] == [("sm_80", "generated", 0),
+                                                                           ("sm_90a", "generated", 0)]
+    assert all(16 < row["assembled"]["registers"] <= 255 for row in rows)
+    assert "ptxas" in rows[0]["assembled"]["assembler"]
+    assert str(rows[0]["assembled"]["registers"]) in output(capsys, "port", "softmax", "--target", "sm_80")
+
+
+def test_port_without_an_assembler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembler, "find_tool", lambda name: None)
+    text = output(capsys, "port", "vector_add", "--target", "sm_80")
+    assert "generated" in text and "no cost: found no ptxas; expected it on the path" in text
+
+
+def test_explain_outlines_the_loops(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = json.loads(output(capsys, "explain", "softmax", "--target", "sm_80", "--json"))
+    hottest = next(loop for loop in facts["loops"] if loop["hottest"])
+    inside = [row["text"] for row in facts["rows"] if hottest["first"] <= row["place"] <= hottest["last"]]
+    assert hottest["innermost"] and hottest["depth"] == 3 and len(inside) == hottest["instructions"]
+    assert sum(text.startswith("fma.rn.f32 ") for text in inside) == hottest["opcodes"]["fma.rn.f32"] > 0
+    assert inside[-1].endswith(f"{hottest['label']};")
+    asm = output(capsys, "asm", "softmax", "--target", "sm_80")
+    assert all(text in asm for text in inside)
+    monkeypatch.setattr(assembler, "find_tool", lambda name: None)
+    shown = output(capsys, "explain", "softmax", "--target", "sm_80", "--loop", hottest["label"])
+    assert "registers are not known: found no ptxas" in shown and "e = exp(row - max(row, over=n))" in shown
+
+
+def test_explain_has_no_page_for_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", "softmax", "--target", "sm_80", "--html", "softmax.html"]) == 2
+    assert "--html: found target sm_80, whose assembler gives the registers" in capsys.readouterr().err

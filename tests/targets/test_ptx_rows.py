@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
+from sapper.targets.ptx.assembler import find_tool
 from sapper.targets.ptx.instructions import TABLE, form
 from sapper.targets.ptx.levels import LEVELS, Needs, combine, lacking, version_for
 from sapper.targets.ptx.rows import write_line
@@ -19,20 +19,7 @@ from .ptx_probes import forms, module
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100a", "sm_120a")
 
 
-def find_ptxas() -> str | None:
-    """ptxas of a CUDA toolkit, or of the wheel nvidia-cuda-nvcc."""
-    found = shutil.which("ptxas")
-    if found:
-        return found
-    try:
-        import nvidia
-    except ImportError:
-        return None
-    places = (path for root in nvidia.__path__ for path in Path(root).glob("**/bin/ptxas"))
-    return str(next(places, "")) or None
-
-
-PTXAS = find_ptxas()
+PTXAS = find_tool("ptxas")
 needs_ptxas = pytest.mark.skipif(PTXAS is None, reason="needs ptxas: pip install nvidia-cuda-nvcc")
 
 

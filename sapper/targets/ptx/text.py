@@ -92,20 +92,31 @@ class _Printer:
         predicate = f"@{self.register(item.mask)} " if item.mask is not None else ""
         return write_line(item.row, texts, predicate)
 
+    def item(self, item: Any) -> str:
+        """A label, or an instruction."""
+        return self.line(item) if hasattr(item, "row") else f"{label_name(item.name)}:"
+
     def body(self) -> list[str]:
         lines = []
         last = None
         for item in self.machine.body:
+            text = self.item(item)
             if not hasattr(item, "row"):
-                lines.append(f"{label_name(item.name)}:")
+                lines.append(text)
                 continue
-            text = f"    {self.line(item)}"
+            text = f"    {text}"
             location = item.location
             if location is not None and location != last:
                 text = f"{text:<64}// {location.file}:{location.line}".replace("\n", " ")
                 last = location
             lines.append(text)
         return lines
+
+
+def item_texts(machine: Any) -> list[str]:
+    """The text of each item of the body, with the registers of `print_function`."""
+    printer = _Printer(machine)
+    return [printer.item(item) for item in machine.body]
 
 
 def label_name(name: str) -> str:

@@ -1,0 +1,68 @@
+"""Triton's side of gpu_static.py: `python bench/gpu_static_triton.py JSON` prints a product's PTX, and the seconds.
+
+JSON: level, tile, warps, stages, runs, element and result (Triton's names of dtypes), transposed. Needs Triton only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from typing import Any
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+
+@triton.jit
+def product(a, b, c, M, N, K, stride_a, stride_b, stride_c, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+            TRANSPOSED: tl.constexpr):
+    """Rows past the end are read from the begin, so that loads need no masks; K is a multiple of BK."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    depth = tl.arange(0, BK)
+    x_at = a + (rows % M)[:, None] * stride_a + depth[None, :]
+    if TRANSPOSED:
+        y_at = b + (columns % N)[None, :] * stride_b + depth[:, None]
+    else:
+        y_at = b + depth[:, None] * stride_b + (columns % N)[None, :]
+    total = tl.zeros((BM, BN), tl.float32)
+    for _ in range(0, K, BK):
+        total = tl.dot(tl.load(x_at), tl.load(y_at), total)
+        x_at += BK
+        y_at += BK if TRANSPOSED else BK * stride_b
+    tl.store(c + rows[:, None] * stride_c + columns[None, :], total.to(c.dtype.element_ty),
+             mask=(rows < M)[:, None] & (columns < N)[None, :])
+
+
+def main() -> None:
+    wanted = json.loads(sys.argv[1])
+    arguments = {"a": f"*{wanted['element']}", "b": f"*{wanted['element']}", "c": f"*{wanted['result']}",
+                 **dict.fromkeys(("M", "N", "K", "stride_a", "stride_b", "stride_c"), "i32")}
+    divisible: dict[Any, Any] = {(number,): [["tt.divisibility", 16]] for number in range(len(arguments))}
+    constants = dict(zip(("BM", "BN", "BK"), wanted["tile"], strict=True)) | {"TRANSPOSED": wanted["transposed"]}
+    seconds: list[float] = []
+    text = ""
+
+    def listen(*, times: Any, cache_hit: bool, **_: Any) -> None:
+        assert not cache_hit
+        before_ptxas = sum(microseconds for stage, microseconds in times.lowering_stages if stage != "cubin")
+        seconds.append(1e-6 * (times.ir_initialization + before_ptxas))
+
+    triton.knobs.compilation.listener = listen
+    for _ in range(wanted["runs"]):
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["TRITON_CACHE_DIR"] = folder
+            text = triton.compile(
+                ASTSource(fn=product, signature=arguments | dict.fromkeys(constants, "constexpr"),
+                          constexprs=constants, attrs=divisible),
+                target=GPUTarget("cuda", int(wanted["level"].removeprefix("sm_")), 32),
+                options={"num_warps": wanted["warps"], "num_stages": wanted["stages"]}).asm["ptx"]
+    print(json.dumps([text, seconds]))
+
+
+if __name__ == "__main__":
+    main()
