@@ -209,7 +209,10 @@ class Flow:
     live_out: list[int]
 
     def reorder(self, start: int, order: list[int]) -> None:
-        """Follow instructions of one block that took another order: `order` holds their numbers from `start`."""
+        """Follow instructions of one block that took another order; nodes keep their numbers.
+
+        order: for each place from `start` on the instruction that stands there now, as its number from `start`.
+        """
         stop = start + len(order)
         for rows in (self.uses, self.writes, self.changes):
             rows[start:stop] = [rows[start + number] for number in order]
