@@ -317,7 +317,7 @@ class _Checker:
                 return True
         if any(isinstance(o, Memory) and self.stack in (o.base, o.index) and spec.writes
                for spec, o in zip(row.operands, item.operands, strict=True)):
-            for place in [p for p in state.values if isinstance(p, tuple)]:
+            for place in [p for p in state.values if type(p) is tuple]:
                 del state.values[place]  # any slot may be overwritten
         return False
 

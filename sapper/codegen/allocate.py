@@ -79,16 +79,18 @@ class _Work:
         self.next_number = 0
 
 
-def allocate(function: MachineFunction, abi: Abi, no_spill: bool = False) -> Allocation:
+def allocate(function: MachineFunction, abi: Abi, no_spill: bool = False, flow: Flow | None = None) -> Allocation:
     """Give every virtual register a place.
 
     no_spill: raise AllocationError, listing the registers live where most are wanted, instead of using memory.
+    flow: what `analyse` says of the function, where the caller knows it.
     Raises AllocationError too when an instruction needs more registers at once than there are.
     """
     work = _Work(function, abi)
     result = Allocation(work.source, work.origin)
     for round_number in range(MAX_ROUNDS):
-        flow = analyse(work.source, abi)
+        if flow is None or round_number:
+            flow = analyse(work.source, abi)
         allocatable = sum(len(numbers) for numbers in abi.registers.values())
         ranges = live_ranges(flow, allocatable)
         if round_number == 0:
@@ -808,7 +810,7 @@ def _emit(work: _Work, flow: Flow, classes: _Classes, result: Allocation) -> All
                     operands.append(
                         Memory(
                             registers[base] if type(base) is VirtualRegister else base,
-                            registers[index] if type(index) is VirtualRegister else index,
+                            registers[index] if type(index) is VirtualRegister else index,  # type: ignore[arg-type]
                             operand.scale,  # type: ignore[union-attr]
                             operand.disp,  # type: ignore[union-attr]
                             operand.broadcast,  # type: ignore[union-attr]

@@ -113,7 +113,7 @@ class _Checker:
                 elif kind is Memory:
                     for part in (operand.base, operand.index):  # type: ignore[union-attr]
                         if part is not None:
-                            self.widen(part, 64 if part.kind == "gpr" else max(facts.bits))
+                            self.widen(part, 64 if part.kind == "gpr" else max(facts.bits))  # type: ignore[union-attr]
             if item.mask is not None:
                 self.widen(item.mask, 64)
 

@@ -80,6 +80,7 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
     from .allocate import allocate
     from .encode import encode
     from .frame import finish_frame
+    from .liveness import analyse
     from .peephole import peephole
     from .schedule import schedule
     from .select import select
@@ -93,8 +94,9 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
         return CompiledCode(function.name, text, len(text), 1, [], 0, slots, scratch_bytes, counters_of(function),
                             selected, target, {"instructions": len(selected.body)})
     registers = rules.register_file(target)
-    schedule(selected, registers)
-    allocation = allocate(selected, registers)
+    flow = analyse(selected, registers)
+    schedule(selected, registers, flow)
+    allocation = allocate(selected, registers, flow=flow)
     machine = allocation.function
     finish_frame(machine, registers, allocation.origin)
     if checked:

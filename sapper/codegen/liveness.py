@@ -11,6 +11,7 @@ wanted at point p. Two registers may share one place exactly when their ranges h
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -207,8 +208,27 @@ class Flow:
     live_in: list[int]
     live_out: list[int]
 
+    def reorder(self, start: int, order: list[int]) -> None:
+        """Follow instructions of one block that took another order; nodes keep their numbers.
+
+        order: for each place from `start` on the instruction that stands there now, as its number from `start`.
+        """
+        stop = start + len(order)
+        for rows in (self.uses, self.writes, self.changes):
+            rows[start:stop] = [rows[start + number] for number in order]
+        first, end = bisect_left(self.moves, start), bisect_left(self.moves, stop)
+        moved = set(self.moves[first:end])
+        self.moves[first:end] = [start + i for i, number in enumerate(order) if start + number in moved]
+
 
 _NOTHING: tuple[int, ...] = ()
+
+
+def _bitset(numbers: set[int]) -> int:
+    found = 0
+    for number in numbers:
+        found |= 1 << number
+    return found
 
 
 def is_idiom(instruction: Instruction, facts: RowFacts) -> bool:
@@ -375,8 +395,8 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
     writes: list[tuple[int, ...]] = [_NOTHING] * size
     changes: list[tuple[int, ...]] = [_NOTHING] * size
     moves: list[int] = []
-    block_uses = [0] * count  # read before any write in the block
-    block_writes = [0] * count
+    exposed: list[set[int]] = []  # of each block, what it reads before any write
+    overwritten: list[set[int]] = []
 
     def node_for(register: Register | VirtualRegister) -> int:
         if type(register) is Register:
@@ -392,8 +412,8 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
 
     known = node_of.get
     for block in range(count):
-        upward = 0
-        written = 0
+        upward: set[int] = set()
+        written: set[int] = set()
         for place in range(starts[block], starts[block + 1]):
             item = body[place]
             if isinstance(item, Label):
@@ -438,7 +458,7 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
                     part = operand.index  # type: ignore[union-attr]
                     if part is not None:
                         node = known(part)
-                        read.append(node_for(part) if node is None else node)
+                        read.append(node_for(part) if node is None else node)  # type: ignore[arg-type]
             if mask is not None:
                 node = node_for(mask)
                 if facts.mask_access == READ:
@@ -454,16 +474,13 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
                 for pair in facts.writes:
                     write.append(node_of[pair])
             for node in read:
-                bit = 1 << node
-                if not written & bit:
-                    upward |= bit
+                if node not in written:
+                    upward.add(node)
             for node in change:
-                bit = 1 << node
-                if not written & bit:
-                    upward |= bit
-                written |= bit
-            for node in write:
-                written |= 1 << node
+                if node not in written:
+                    upward.add(node)
+                    written.add(node)
+            written.update(write)
             if (
                 facts.move_bits
                 and len(read) == 1
@@ -478,9 +495,13 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
                 writes[place] = tuple(write)
             if change:
                 changes[place] = tuple(change)
-        block_uses[block] = upward
-        block_writes[block] = written
+        exposed.append(upward)
+        overwritten.append(written)
 
+    # Only what some block exposes is ever live between blocks: most registers never enter a bitset.
+    crossing = set().union(*exposed)
+    block_uses = [_bitset(found) for found in exposed]
+    block_writes = [_bitset(crossing & found) for found in overwritten]
     live_in = block_uses[:]
     live_out = [0] * count
     pending = list(range(count))
@@ -555,7 +576,7 @@ def live_ranges(flow: Flow, allocatable_nodes: int) -> Ranges:
     end = [-1] * count
     kind_count = len(flow.kinds)
     size = len(flow.uses)
-    pressure = [[0] * size for _ in range(kind_count + 1)]
+    wanted: list[Sequence[int]] = [[0] * (kind_count + 1)] * size  # registers of each kind, by place
     # A reserved register counts in a kind of its own, which nobody reads.
     kind_of = flow.kind_of[:]
     for node in range(allocatable_nodes, flow.physical):
@@ -578,6 +599,7 @@ def live_ranges(flow: Flow, allocatable_nodes: int) -> Ranges:
         for place in range(stop - 1, start - 1, -1):
             touched = writes[place]
             changed = changes[place]
+            after: list[int] | None = None
             if touched or changed:
                 point = 2 * place + 1
                 for node in changed:
@@ -591,8 +613,7 @@ def live_ranges(flow: Flow, allocatable_nodes: int) -> Ranges:
                     if end[node] < 0:
                         end[node] = point
                         live[kind_of[node]] += 1
-                for kind in range(kind_count):
-                    pressure[kind][place] = live[kind]
+                after = live[:]
                 for node in touched:
                     stop_point = end[node]
                     if stop_point < 0:
@@ -610,13 +631,12 @@ def live_ranges(flow: Flow, allocatable_nodes: int) -> Ranges:
                     end[node] = point
                     active.add(node)
                     live[kind_of[node]] += 1
-            for kind in range(kind_count):
-                if live[kind] > pressure[kind][place]:
-                    pressure[kind][place] = live[kind]
+            wanted[place] = live[:] if after is None else list(map(max, after, live))
         begin = 1 << (2 * start)
         for node in active:
             points[node] |= (2 << end[node]) - begin
             if first[node] > 2 * start:
                 first[node] = 2 * start
             end[node] = -1
+    pressure = [list(column) for column in zip(*wanted, strict=True)] or [[] for _ in range(kind_count + 1)]
     return Ranges(points, first, cost, pressure[:kind_count])

@@ -7,13 +7,12 @@ The width of a register operand is the row's affair: `Register("vec", 3)` is xmm
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 from ..ir.nodes import Location
 
 
-@dataclass(frozen=True, slots=True)
-class Register:
+class Register(NamedTuple):
     """A physical register. kind: "gpr", "vec" or "mask" (a target may name others)."""
 
     kind: str

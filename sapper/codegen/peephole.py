@@ -34,18 +34,21 @@ def _drop(function: MachineFunction, places: list[int]) -> int:
     return len(gone)
 
 
-def _written(item: Instruction, facts: RowFacts) -> list[Register]:
-    """The registers that an instruction writes."""
-    found = [
-        operand
-        for operand, how in zip(item.operands, facts.access, strict=True)
-        if how & WRITE and type(operand) is Register
-    ]
+def _written(item: Instruction, facts: RowFacts, stack: Register) -> tuple[list[Register], bool]:
+    """The registers that an instruction writes, and whether it writes to a slot of the frame."""
+    found = []
+    into_slot = False
+    for operand, how in zip(item.operands, facts.access, strict=True):
+        if how & WRITE:
+            if type(operand) is Register:
+                found.append(operand)
+            elif _slot(operand, stack) is not None:
+                into_slot = True
     if type(item.mask) is Register and facts.mask_access & WRITE:
         found.append(item.mask)
     if facts.writes:
         found.extend(Register(*pair) for pair in facts.writes)
-    return found
+    return found, into_slot
 
 
 def _move_to_itself(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
@@ -132,7 +135,7 @@ def _known_reload(function: MachineFunction, abi: Abi, table: FactsTable) -> int
             target, source = operands
             stored = _slot(target, stack)
             if stored is not None and type(source) is Register:
-                for slot in [slot for slot in known if abs(slot - stored) < 64]:
+                for slot in [slot for slot in known if -64 < slot - stored < 64]:
                     del known[slot]
                 learn(stored, source, item.row)
                 continue
@@ -147,11 +150,8 @@ def _known_reload(function: MachineFunction, abi: Abi, table: FactsTable) -> int
                     operands[1] = holder[0]
                 loaded = (offset, target)
         if known:
-            written = _written(item, facts)
-            if stack in written or any(
-                how & WRITE and _slot(operand, stack) is not None
-                for operand, how in zip(operands, facts.access, strict=True)
-            ):
+            written, into_slot = _written(item, facts, stack)
+            if into_slot or stack in written:
                 known.clear()
                 continue
             for register in written:

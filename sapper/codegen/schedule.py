@@ -67,9 +67,13 @@ class _Block:
         self.value_uses: list[int] = []
 
 
-def schedule(function: MachineFunction, abi: Abi) -> int:
-    """Reorder the blocks of `function` where that helps. Returns the number of blocks changed."""
-    flow = analyse(function, abi)
+def schedule(function: MachineFunction, abi: Abi, flow: Flow | None = None) -> int:
+    """Reorder the blocks of `function` where that helps. Returns the number of blocks changed.
+
+    flow: what `analyse` says of the function, kept true.
+    """
+    if flow is None:
+        flow = analyse(function, abi)
     costs: dict[Any, _Cost] = {}
     body = function.body
     changed = 0
@@ -86,6 +90,7 @@ def schedule(function: MachineFunction, abi: Abi) -> int:
         order = _reorder(function, flow, registers, block, start, stop, abi, costs)
         if order is not None:
             body[start:stop] = [body[start + number] for number in order]
+            flow.reorder(start, order)
             changed += 1
     return changed
 

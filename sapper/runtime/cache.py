@@ -229,11 +229,14 @@ def disk_cache() -> DiskCache | None:
     return cache
 
 
+_USERS_OF_THE_COMPILER = frozenset({"cli", "emulate", "kernels", "models", "tune"})
+"""Packages after `runtime` in docs/layers.md: nothing that code depends on imports them."""
+
 _toolchain: str | None = None
 
 
 def toolchain_key() -> str:
-    """Version of sapper, and size and time of each of its source files: an edited compiler never meets old code."""
+    """Size and time of each source file that compiled code may depend on: an edited compiler never meets old code."""
     global _toolchain
     if _toolchain is None:
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -245,7 +248,8 @@ def toolchain_key() -> str:
                     if item.name.endswith(".py"):
                         status = item.stat()
                         lines.append(f"{item.path[len(root) :]} {status.st_size} {status.st_mtime_ns}")
-                    elif item.is_dir(follow_symlinks=False) and item.name != "__pycache__":
+                    elif (item.is_dir(follow_symlinks=False) and item.name != "__pycache__"
+                            and item.path[len(root) + 1 :] not in _USERS_OF_THE_COMPILER):
                         pending.append(item.path)
         _toolchain = "\n".join(sorted(lines))
     return _toolchain

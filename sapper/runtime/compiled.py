@@ -1,24 +1,22 @@
 """A compiled kernel as the runtime needs it, and its form on disk.
 
 Enters: what the compiler made. Leaves: a `CompiledKernel`, or its bytes (`pack`, `unpack`): one line of JSON, then the
-machine code. Holds: `unpack(pack(k)) == k`; unpacking never runs anything.
+machine code. Holds: `unpack(pack(k)) == k` but for the lines; unpacking never runs anything.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..ir.nodes import Location
 
 Term = tuple[float, tuple[str, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class CompiledKernel:
+class CompiledKernel(NamedTuple):
     """Machine code and what is needed to call it.
 
     name: for messages. code: position-independent machine code; the entry is its first byte.
@@ -45,9 +43,9 @@ class CompiledKernel:
     counters: int | None = 0
     stored: tuple[str, ...] = ()
     tasks: tuple[tuple[tuple[int, tuple[str, ...], int], ...], ...] = ()
-    work: tuple[Term, ...] = field(default=())
+    work: tuple[Term, ...] = ()
     requires: tuple[tuple[str | int, ...], ...] = ()
-    lines: tuple[tuple[int, Location], ...] = field(default=(), compare=False)
+    lines: tuple[tuple[int, Location], ...] = ()
 
     @classmethod
     def of(cls, name: str, compiled: Any, stored: tuple[str, ...] = ()) -> CompiledKernel:
@@ -98,7 +96,7 @@ class CompiledKernel:
         return sum(coefficient * prod(dims[name] for name in names) for coefficient, names in self.work)
 
     def pack(self) -> bytes:
-        facts = asdict(self)
+        facts = self._asdict()
         del facts["code"], facts["lines"]
         return json.dumps(facts, separators=(",", ":")).encode() + b"\n" + self.code
 

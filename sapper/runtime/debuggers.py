@@ -40,19 +40,14 @@ _REGISTER, _UNREGISTER = 1, 2
 _lock = threading.RLock()
 
 
-def wanted() -> bool:
-    """Whether any tool is to be told of code."""
-    return settings.perf() != "" or settings.gdb()
-
-
 def announce(name: str, block: CodeBlock, lines: Lines, source: Location) -> None:
     """Tell the tools that the environment names of a block.
 
     name: of the kernel. lines: (offset, location) where it changes. source: where the kernel is defined.
     """
-    kind = settings.perf()
-    if not kind and not settings.gdb():
+    if not settings.debugging():
         return
+    kind = settings.perf()
     with _lock:
         if kind == "map":
             _write_map(name, block)

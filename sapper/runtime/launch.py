@@ -24,7 +24,6 @@ and whose result is read by `CompiledKernel.of`.
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import json
 import math
 import os
@@ -39,7 +38,7 @@ from ..ir.nodes import Location
 from ..ir.types import TensorType
 from ..lang.errors import KernelError
 from . import arguments as _arguments
-from . import debuggers, settings, workers
+from . import settings
 from .arguments import (
     FIRST_SLOT,
     WRITEABLE_FLAG,
@@ -239,8 +238,7 @@ def _find_target(wanted: Any) -> Any:
 
 def _target_key(target: Any) -> str:
     """Every field of a target; sets sorted, since their order changes from process to process."""
-    facts = [getattr(target, f.name) for f in dataclasses.fields(target)]
-    return json.dumps([sorted(fact) if isinstance(fact, frozenset) else fact for fact in facts])
+    return json.dumps([sorted(fact) if isinstance(fact, frozenset) else fact for fact in target])
 
 
 def _interpret(kernel: Any, arguments: tuple[Any, ...]) -> Any:
@@ -292,6 +290,7 @@ class Entry:
         scratch_bytes, threads = self.scratch_bytes, self.threads
         step = stride_bytes(scratch_bytes)
         if threads > 1:
+            from . import workers  # a process whose launches take one worker never loads them
 
             def run_together(view: memoryview, block: int) -> None:
                 workers.launch(address, view, block, threads, step)
@@ -432,7 +431,9 @@ class Launcher:
                 if found is None:
                     compiled = self._from_disk_or_compile(specialisation)
                     found = self.compiled[specialisation] = compiled, load(compiled.code)
-                    if debuggers.wanted():
+                    if settings.debugging():
+                        from . import debuggers
+
                         debuggers.announce(self.name, found[1], compiled.lines,
                                            Location(self.kernel.source_file, self.kernel.source_line))
         return found
@@ -440,7 +441,7 @@ class Launcher:
     def _from_disk_or_compile(self, specialisation: Specialisation) -> CompiledKernel:
         now = configuration()
         target = now.find_target(self.target)
-        cache = None if debuggers.wanted() else disk_cache()  # what lies on disk has no lines
+        cache = None if settings.debugging() else disk_cache()  # what lies on disk has no lines
         key = ""
         if cache is not None:
             key = json.dumps(

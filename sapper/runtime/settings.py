@@ -62,5 +62,10 @@ def gdb() -> bool:
     return os.environ.get("SAPPER_GDB", "").strip().lower() not in ("", "0", "false", "off", "no")
 
 
+def debugging() -> bool:
+    """Whether any tool is to be told of code."""
+    return perf() != "" or gdb()
+
+
 def cache_limit_bytes() -> int:
     return _positive("SAPPER_CACHE_MIB", 256, 1 << 20) << 20

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import signal
 
 from .errors import LaunchError
 
@@ -91,4 +90,6 @@ def advise_huge_pages(address: int, size_bytes: int) -> bool:
 
 def end_with_parent() -> None:
     """Let this process be killed when the thread that forked it ends, however that happens (prctl(2))."""
+    import signal
+
     _library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

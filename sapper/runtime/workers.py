@@ -34,7 +34,7 @@ COUNTERS = 8
 
 SPIN_NS = 50_000
 """How long a worker without work, or a launcher without workers to wait for but the last, spins before it sleeps."""
-_CALIBRATE_NS = 500_000
+_CALIBRATE_NS = 100_000
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
 
 _pointer = ctypes.c_void_p

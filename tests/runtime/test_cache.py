@@ -248,3 +248,40 @@ def test_loading_an_entry_takes_less_than_a_millisecond(cache: DiskCache) -> Non
 
 def test_toolchain_key_covers_the_compiler() -> None:
     assert "/codegen/encode.py" in toolchain_key() and "/targets/x86_64/instructions.py" in toolchain_key()
+    assert "/runtime/compiled.py" in toolchain_key() and "/__init__.py" in toolchain_key()
+
+
+def test_toolchain_key_leaves_out_what_may_not_be_imported_by_the_compiler() -> None:
+    table = Path(__file__).parents[2].joinpath("docs", "layers.md").read_text(encoding="utf-8")
+    layers = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert set(layers[layers.index("runtime") + 1 :]) == module._USERS_OF_THE_COMPILER
+    for layer in layers:
+        assert (f"\n/{layer}/" in toolchain_key()) == (layer not in module._USERS_OF_THE_COMPILER)
+
+
+FIRST_CALL = """
+import sys
+import numpy
+from sapper.kernels.add import vector_add
+before = set(sys.modules)
+a, out = numpy.ones(16, numpy.float32), numpy.zeros(16, numpy.float32)
+vector_add(a, a, out)
+assert (out == 2).all()
+print(*sorted(name for name in set(sys.modules) - before if name.startswith("sapper.")))
+"""
+
+
+def test_a_first_call_from_disk_loads_no_compiler_and_no_pool(tmp_path: Path) -> None:
+    def loaded() -> list[str]:
+        done = subprocess.run([sys.executable, "-c", FIRST_CALL], env={**os.environ, "SAPPER_CACHE_DIR": str(tmp_path)},
+                              capture_output=True, text=True, check=True, timeout=100)
+        return done.stdout.split()
+
+    assert "sapper.codegen.encode" in loaded()
+    assert loaded() == [
+        "sapper.lang.digest", "sapper.runtime", "sapper.runtime.arguments", "sapper.runtime.buffers",
+        "sapper.runtime.cache", "sapper.runtime.compiled", "sapper.runtime.dtypes", "sapper.runtime.errors",
+        "sapper.runtime.launch", "sapper.runtime.loader", "sapper.runtime.scratch", "sapper.runtime.settings",
+        "sapper.runtime.system", "sapper.targets", "sapper.targets.x86_64", "sapper.targets.x86_64.detect",
+        "sapper.targets.x86_64.target",
+    ]

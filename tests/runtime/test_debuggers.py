@@ -62,7 +62,7 @@ def run(command: list[str], directory: Path, **variables: str) -> str:
 def test_nothing_is_told_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SAPPER_PERF", "SAPPER_GDB"):
         monkeypatch.delenv(name, raising=False)
-    assert not debuggers.wanted() and settings.perf() == "" and not settings.gdb()
+    assert not settings.debugging() and settings.perf() == "" and not settings.gdb()
     out = run([sys.executable, str(program(tmp_path, 1))], tmp_path)
     assert "sum 300000" in out
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(("jit", "sapper-gdb", "perf"))] == []
@@ -71,7 +71,7 @@ def test_nothing_is_told_unless_asked(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_wrong_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAPPER_PERF", "flamegraph")
     with pytest.raises(LaunchError, match="SAPPER_PERF: found 'flamegraph'; expected map or jitdump"):
-        debuggers.wanted()
+        settings.debugging()
 
 
 def test_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

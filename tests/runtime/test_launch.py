@@ -540,18 +540,16 @@ def test_real_kernel_under_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_targets_are_found_and_checked() -> None:
-    from dataclasses import replace
-
     from sapper.targets.x86_64.detect import host_target
 
     here = module._find_target(None)
     assert here == host_target()
     assert module._find_target("v3").name == "v3"
     with pytest.raises(LaunchError, match="teleport"):
-        module._find_target(replace(here, features=here.features | {"teleport"}))
+        module._find_target(here._replace(features=here.features | {"teleport"}))
     key = module._target_key(here)
-    assert key == module._target_key(replace(here, features=frozenset(sorted(here.features, reverse=True))))
-    assert key != module._target_key(replace(here, l2_bytes=1))
+    assert key == module._target_key(here._replace(features=frozenset(sorted(here.features, reverse=True))))
+    assert key != module._target_key(here._replace(l2_bytes=1))
 
 
 @pytest.mark.parametrize("options", [{}, {"interpret": True}, {"static": "HALF"}], ids=str)

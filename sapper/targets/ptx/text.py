@@ -68,7 +68,7 @@ class _Printer:
 
     def operand(self, found: Any, operand: Any) -> str:
         """The text of one operand; operand: what the form says of it."""
-        if isinstance(found, tuple):
+        if type(found) is tuple:
             return "{" + ", ".join(self.operand(part, operand) for part in found) + "}"
         if operand.role == "l":
             return label_name(found.name)

@@ -11,8 +11,8 @@ import ctypes
 import mmap
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from .target import OPTIONAL_FEATURES, TARGETS, V3_FEATURES, V4_FEATURES, Target
 
@@ -39,8 +39,7 @@ FEATURE_BITS: dict[str, tuple[int, int, int, int, int]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(NamedTuple):
     """What CPUID says. vendor: "AuthenticAMD", "GenuineIntel", ...; brand: the marketing name.
 
     features: those of `FEATURE_BITS` that both the processor has and the operating system enables.
@@ -190,9 +189,9 @@ def choose_target(found: Host) -> Target:
     features = base.features
     if features >= V4_FEATURES:
         features |= OPTIONAL_FEATURES & found.features
-    return replace(base, features=features, l1_bytes=found.l1_bytes or base.l1_bytes,
-                   l2_bytes=found.l2_bytes or base.l2_bytes, l3_bytes=found.l3_bytes or base.l3_bytes,
-                   cache_line_bytes=found.cache_line_bytes or base.cache_line_bytes)
+    return base._replace(
+        features=features, l1_bytes=found.l1_bytes or base.l1_bytes, l2_bytes=found.l2_bytes or base.l2_bytes,
+        l3_bytes=found.l3_bytes or base.l3_bytes, cache_line_bytes=found.cache_line_bytes or base.cache_line_bytes)
 
 
 @lru_cache(maxsize=1)

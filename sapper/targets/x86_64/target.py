@@ -9,7 +9,7 @@ detect.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 V3_FEATURES = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "popcnt"})
 """x86-64-v3, as far as generated code uses it."""
@@ -19,8 +19,7 @@ OPTIONAL_FEATURES = frozenset({"avx512_bf16", "avx512_vnni", "avx512_vbmi"})
 """Features that generated code uses where a target has them, whatever its level."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """What the compiler knows of a processor.
 
     name: how it is asked for. family: the folder of its instructions. features: what generated code may use.
