@@ -81,8 +81,8 @@ def _mailbox(emit: Listing, destination: int, index: int) -> None:
 def spin_again(emit: Listing, label: str, spin_cycles: int) -> None:
     """Back to the label while fewer cycles have passed since the clock in r14d than are at [rbx + spin_cycles].
 
-    Destroys rax, rcx, r11. Who has waited a while lets others of its CPU run: the worker that it waits for may be one of
-    them.
+    Destroys rax, rcx, r11. Who has waited a while lets others of its CPU run: the worker that it waits for may be one
+    of them.
     """
     emit("pause")
     emit("rdtsc")
