@@ -37,6 +37,8 @@ class Target:
     fma_latency: int = 4
     matrix: MatrixUnit = field(default_factory=MatrixUnit)
     family: str = "ptx"
+    features: frozenset[str] = frozenset()
+    """None: what a level has is said by each row."""
     assembler_allocates: bool = True
     """ptxas gives registers, frame and encoding: the compiler stops at text."""
     lanes_are_threads: bool = True
@@ -68,6 +70,7 @@ class Target:
     def software_prefetch(self) -> bool:
         """Other warps run while one waits."""
         return False
+
 
 TARGETS: dict[str, Target] = {
     t.name: t for t in (
