@@ -7,7 +7,7 @@ on random and hostile values and ragged extents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -16,7 +16,9 @@ import numpy
 
 from ..assembly.emulate import Emulator
 from ..assembly.errors import AssemblyError
+from ..assembly.mutate import Mutant
 from ..assembly.override import Override, compile_by_hand, digest
+from ..assembly.static import check_static
 from ..codegen.machine import Instruction, Register
 from ..codegen.pipeline import scratch_bytes
 from ..lang.by_hand import PIECES
@@ -110,23 +112,30 @@ def expectation(function: Any, case: Case) -> dict[str, Expectation] | None:
         return None
 
 
-def verify(kernel: Any, made: Override, seed: int = 0, runs: int = QUICK_RUNS, interpreted: bool = False) -> int:
-    """Compare a piece with its kernel; how many cases it got right. Raises AssemblyError ("result", or what it did).
-
-    interpreted: from the meanings of its rows (any CPU); else the code in a guarded child on this CPU.
-    """
-    piece = made.piece
+def expected_cases(kernel: Any, piece: Any, seed: int = 0, runs: int = QUICK_RUNS,
+                   ) -> Iterator[tuple[Case, dict[str, Expectation]]]:
+    """The cases that a piece is asked for, with what its kernel gives: extents at edges, then drawn at random."""
     function = kernel.tile_ir()
-    signature = signature_of(kernel)
-    passed = 0
     drawn = cases(kernel, function, seed, runs, divisible=piece.divisible, contiguous=piece.contiguous)
     edges = boundary_cases(kernel, function, seed, piece.divisible, piece.contiguous)
     for case in chain(edges, drawn):
         if piece.flushes_denormals:
             _flush(case)
         expected = expectation(function, case)
-        if expected is None:
-            continue
+        if expected is not None:
+            yield case, expected
+
+
+def verify(kernel: Any, made: Override, seed: int = 0, runs: int = QUICK_RUNS, interpreted: bool = False,
+           known: Iterable[tuple[Case, dict[str, Expectation]]] | None = None) -> int:
+    """Compare a piece with its kernel; how many cases it got right. Raises AssemblyError ("result", or what it did).
+
+    interpreted: from the meanings of its rows (any CPU); else the code in a guarded child on this CPU. known: the
+    expected cases, where they were worked out before; seed and runs are not used then.
+    """
+    signature = signature_of(kernel)
+    passed = 0
+    for case, expected in expected_cases(kernel, made.piece, seed, runs) if known is None else known:
         given = {n: copy_of(v) if isinstance(v, numpy.ndarray) else v for n, v in case.arguments.items()}
         binding = signature.bind(tuple(given.values()))
         try:
@@ -138,6 +147,28 @@ def verify(kernel: Any, made: Override, seed: int = 0, runs: int = QUICK_RUNS, i
             raise
         passed += 1
     return passed
+
+
+def survivors(kernel: Any, made: Override, target: Any, chosen: Iterable[Mutant],
+              on_each: Callable[[Mutant, bool], None] = lambda mutant, lives: None) -> list[Mutant]:
+    """The planted errors that neither the static checks nor the interpreter of rows finds; there should be none.
+
+    chosen: of `mutants(made.assembly)`. on_each: told each mutant and whether it lives.
+    """
+    known = list(expected_cases(kernel, made.piece))
+    alive = []
+    for mutant in chosen:
+        lives = True
+        try:
+            check_static(mutant.assembly, target)
+            wrong = Override(made.piece, mutant.assembly, mutant.assembly.machine(), made.finished, made.compiled)
+            verify(kernel, wrong, interpreted=True, known=known)
+        except AssemblyError:
+            lives = False
+        on_each(mutant, lives)
+        if lives:
+            alive.append(mutant)
+    return alive
 
 
 def prove_exhaustively(kernel: Any, target: Any = None, chunk: int = 1 << 22) -> int:
