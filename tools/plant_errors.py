@@ -1,4 +1,6 @@
-"""All planted errors of the matrix kernels by hand: `python tools/plant_errors.py [KERNEL[:FROM:TO] ...]`, how many are found.
+"""How many of all planted errors of the matrix kernels by hand are found.
+
+    python tools/plant_errors.py [KERNEL[:FROM:TO] ...]
 
 Each is checked statically, then interpreted from the meanings of its rows, on the cases that a piece must pass before
 it is used; no CPU needs to have its features. The last line for each kernel is the kill rate, and survivors are named.
@@ -86,7 +88,8 @@ def main(wanted: list[str]) -> int:
     if unknown:
         print(f"found {', '.join(unknown)}; expected kernels of: {', '.join(KERNELS)}", file=sys.stderr)
         return 2
-    return int(any([run(name) for name in wanted or KERNELS]))
+    alive = [run(name) for name in wanted or KERNELS]
+    return int(any(alive))
 
 
 if __name__ == "__main__":

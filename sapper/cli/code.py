@@ -47,10 +47,9 @@ def code_for(kernel: Any, target: Any, schedule: Any, static: dict[str, int], di
     """
     from ..assembly.errors import AssemblyError
     from ..assembly.override import compile_by_hand
-    from ..codegen.pipeline import compile_kernel
 
     facts = specialise(kernel, static, dims)
-    refused = {}
+    refused: dict[str, str] = {}
     for piece in kernel.by_hand:
         classes = {d: (bound, divisor if d in dims else piece.divisible.get(d, 1))
                    for d, (bound, divisor) in facts["dim_classes"].items()}
@@ -64,9 +63,18 @@ def code_for(kernel: Any, target: Any, schedule: Any, static: dict[str, int], di
                 whole = Piece(piece.name, "kernel", tuple(sorted(piece.features)), piece.calls())
                 return Code(made.compiled, [whole], refused)
         refused[piece.name] = reason
-    compiled = compile_kernel(kernel, target=target, schedule=schedule, **facts)
-    refused |= {name: f"{target.name} has no form of it, or the kernel no op that it implements"
-                for name in _named(schedule) if f"{target.family}:{name}" not in compiled.pieces}
+    rest = generated_code(kernel, target, schedule, static, dims)
+    return Code(rest.compiled, rest.pieces, refused | rest.refused)
+
+
+def generated_code(kernel: Any, target: Any, schedule: Any, static: dict[str, int] | None = None,
+                   dims: dict[str, int] | None = None) -> Code:
+    """The same where no whole kernel by hand is taken; instructions and blocks by hand may be in it."""
+    from ..codegen.pipeline import compile_kernel
+
+    compiled = compile_kernel(kernel, target=target, schedule=schedule, **specialise(kernel, static or {}, dims or {}))
+    refused = {name: f"{target.name} has no form of it, or the kernel no op that it implements"
+               for name in blocks_named(schedule) if f"{target.family}:{name}" not in compiled.pieces}
     return Code(compiled, _rows(compiled), refused)
 
 
@@ -86,7 +94,7 @@ def _rows(compiled: Any) -> list[Piece]:
     return [Piece(piece.name, "rows", tuple(sorted(piece.features))) for piece in found]
 
 
-def _named(schedule: Any) -> tuple[str, ...]:
+def blocks_named(schedule: Any) -> tuple[str, ...]:
     """The blocks that a schedule names."""
     if isinstance(schedule, Mapping):
         return tuple(schedule.get("assembly", ()))

@@ -18,5 +18,6 @@ _PLACE = "__FACTS__"
 def page(facts: Mapping[str, Any]) -> str:
     """The page. What would end the script that holds the facts is escaped."""
     template = Path(__file__).with_name("explain.html").read_text(encoding="utf-8")
-    content = json.dumps({**facts, "measured_lines": [*by_hand_lines(facts), *measured_lines(facts)]}, separators=(",", ":"))
+    lines = [*by_hand_lines(facts), *measured_lines(facts)]
+    content = json.dumps({**facts, "measured_lines": lines}, separators=(",", ":"))
     return template.replace(_PLACE, content.replace("<", "\\u003c").replace("\u2028", "\\u2028"))

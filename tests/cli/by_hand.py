@@ -14,12 +14,12 @@ M, N = sp.dims("M N")
 
 
 @sp.kernel
-def double(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
+def doubled(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
     for m, n in tiles(M, N):
         y[m, n] = 2.0 * x[m, n]
 
 
-@double.assembly(features="avx2", contiguous="x y", divisible={"N": 16})
+@doubled.assembly(features="avx2", contiguous="x y", divisible={"N": 16})
 def by_ymm(a):
     x, y, count = a.data("x"), a.data("y"), a.r64()
     x86.mov(count, a.extent("M"))
@@ -33,12 +33,12 @@ def by_ymm(a):
 
 
 @sp.kernel
-def triple(x: Tensor[f32, N], y: Tensor[f32, N]):
+def tripled(x: Tensor[f32, N], y: Tensor[f32, N]):
     for n in tiles(N):
         y[n] = 3.0 * x[n]
 
 
-@triple.assembly(features="avx2", contiguous="x y", divisible={"N": 16})
+@tripled.assembly(features="avx2", contiguous="x y", divisible={"N": 16})
 def twice_only(a):
     x, y = a.data("x"), a.data("y")
     with a.loop(0, a.extent("N"), 8) as at:

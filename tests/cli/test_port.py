@@ -69,7 +69,7 @@ def test_the_table(file: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_kernel_by_hand_is_named_with_its_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def row(*arguments: str) -> dict[str, Any]:
-        assert main(["port", f"{by_hand.write(tmp_path)}:double", "--json", *arguments]) == 0
+        assert main(["port", f"{by_hand.write(tmp_path)}:doubled", "--json", *arguments]) == 0
         return json.loads(capsys.readouterr().out)[0]
 
     mine = row("--target", "v3")

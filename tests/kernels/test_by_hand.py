@@ -12,9 +12,8 @@ import pytest
 import sapper as sp
 from sapper import Schedule, Tensor, bf16, f32, i32, tiles, zeros
 from sapper.assembly.errors import AssemblyError
-from sapper.assembly.mutate import Mutant, mutants
+from sapper.assembly.mutate import mutants
 from sapper.assembly.override import Override, compile_by_hand
-from sapper.assembly.static import check_static
 from sapper.kernels.by_hand import matmul, rows
 from sapper.kernels.matmul import make_matmul_nn
 from sapper.lang.by_hand import PIECES
