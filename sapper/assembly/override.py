@@ -169,7 +169,7 @@ def compile_by_hand(kernel: Any, piece: ByHand, target: Any) -> Override:
     encoded, counters = finished.encoded, int(assembly.parallel)
     made = CompiledCode(
         kernel.name, encoded.code, encoded.code_bytes, encoded.align_bytes, encoded.line_table, finished.frame_bytes,
-        list(assembly.slots), 0, counters, finished.machine,
+        list(assembly.slots), 0, counters, finished.machine, target,
         {"spills": finished.spills, "instructions": len(finished.machine.body)})
     compiled = Compiled(
         kernel.name, finished.code, tuple(assembly.slots), assembly.scratch_size, counters, assembly.stored,

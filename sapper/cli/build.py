@@ -1,10 +1,16 @@
-"""`sapper build`: kernels as a library for C."""
+"""`sapper build`: kernels as a library for C.
+
+Enters: kernels, a target, what the calls are expected to be. Leaves: files, and what was made. Holds: assembly by hand
+is in the library where it passed its trial, for the calls that it is for; what is not used is told with the reason.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .code import SCHEDULED, Piece, blocks_named, generated_code
 from .errors import UsageError
 from .files import write_files
 from .kernels import find_kernels, find_target, kernel_dims, parse_dims, parse_schedule
@@ -35,12 +41,15 @@ def run_build(
     extents = _extents(kernels, static, "static"), _extents(kernels, dims, "dims")
     from ..runtime.launch import dim_class
 
-    made = []
+    made, told = [], []
     for kernel in kernels:
         own = kernel_dims(kernel)
         fixed = {d: n for d, n in extents[0].items() if d in own}
         classes = {d: dim_class(n) for d, n in extents[1].items() if d in own and d not in fixed}
-        made.append(c_kernel(kernel, target, chosen, fixed, classes, fallback))
+        hand = _by_hand(kernel, target, chosen, fixed, classes, fallback)
+        pieces = _pieces_pass(kernel, target, chosen, hand.not_by_hand)
+        made.append(c_kernel(kernel, target, chosen, fixed, classes, fallback, hand.forms, pieces))
+        told.append({"by_hand": hand.by_hand, "not_by_hand": hand.not_by_hand})
     library = make_library(made, target, scratch_mib << 20)
     name = path.stem
     if path.suffix == ".so":
@@ -49,9 +58,71 @@ def run_build(
         content = library.o() if path.suffix == ".o" else library.s().encode()
     write_files({path: content, header_path: library.h(name.removeprefix("lib")).encode()})
     functions = [{"name": k.name, "forms": [v.symbol for v in k.variants],
-                  "code_bytes": sum(v.code.code_bytes for v in k.variants)} for k in made]
+                  "code_bytes": sum(v.code.code_bytes for v in k.variants)} | more
+                 for k, more in zip(made, told, strict=True)]
     return {"output": str(path), "header": str(header_path), "target": target.name, "size_bytes": len(content),
             "functions": functions}
+
+
+@dataclass(slots=True)
+class _Hand:
+    """forms: of a kernel by hand. by_hand: for each what it is. not_by_hand: pieces that are not used, with reasons."""
+
+    forms: list[Any] = field(default_factory=list)
+    by_hand: dict[str, str] = field(default_factory=dict)
+    not_by_hand: dict[str, str] = field(default_factory=dict)
+
+
+def _by_hand(kernel: Any, target: Any, schedule: Any, static: dict[str, int], classes: dict[str, tuple[int, int]],
+             fallback: bool) -> _Hand:
+    """The kernels by hand that a library takes: each for all calls that its conditions admit; without a fallback, the
+    first that admits all calls of the special form, for these."""
+    from ..assembly.errors import AssemblyError
+    from ..codegen.library import Form
+    from ..runtime.by_hand import judged
+
+    hand = _Hand()
+    tensors = {name: type for name, type in kernel.parameters if hasattr(type, "dims")}
+    contiguous: dict[str, Any] = dict.fromkeys(tensors, "contiguous")
+    for piece in kernel.by_hand:
+        if fallback:
+            # A library tests extents for multiples of powers of two; others have to be compiled in.
+            fixed = {d: static[d] for d, n in piece.divisible.items() if n & (n - 1) and d in static}
+            divisors = {d: n for d, n in piece.divisible.items() if not n & (n - 1)}
+            strides = {name: "contiguous" if name in piece.contiguous else (False,) * len(type.dims)
+                       for name, type in tensors.items()}
+        else:
+            fixed, divisors, strides = static, {d: divisor for d, (_, divisor) in classes.items()}, contiguous
+        reason = SCHEDULED if schedule is not None else piece.refusal(
+            target, fixed, strides, {d: (0, n) for d, n in divisors.items()})
+        if not reason:
+            found = judged(kernel, piece, target)
+            if isinstance(found, AssemblyError):
+                reason = " ".join(str(found).split())
+            elif fallback or not hand.forms:
+                label = f"by_hand{len(hand.forms) + 1}"
+                hand.forms.append(Form(label, found.compiled, fixed, divisors, strides))
+                calls = piece.calls() if fallback else ""
+                hand.by_hand[label] = str(Piece(piece.name, "kernel", tuple(sorted(piece.features)), calls))
+            else:
+                reason = "another one by hand takes all calls"
+        if reason:
+            hand.not_by_hand[piece.name] = reason
+    return hand
+
+
+def _pieces_pass(kernel: Any, target: Any, schedule: Any, not_by_hand: dict[str, str]) -> bool:
+    """Whether the instructions and blocks by hand in the generated code pass their trial; True where there are none."""
+    from ..runtime.by_hand import trusted
+
+    if not blocks_named(schedule) and not any(op.name == "asm" for op in kernel.tile_ir().walk()):
+        return True
+    code = generated_code(kernel, target, schedule)
+    not_by_hand |= code.refused
+    if not code.pieces or trusted(kernel, target, schedule):
+        return True
+    not_by_hand |= {piece.name: "it failed its trial" for piece in code.pieces}
+    return False
 
 
 def _extents(kernels: list[Any], text: str | None, option: str) -> dict[str, int]:
@@ -76,5 +147,7 @@ def report(made: dict[str, Any]) -> str:
     for function in made["functions"]:
         forms = ", ".join(name.rpartition(".")[2] for name in function["forms"])
         lines.append(f"{function['name']}: {len(function['forms'])} forms ({forms}), {function['code_bytes']} bytes")
+        lines += [f"{function['name']}: {form} is by hand: {piece}" for form, piece in function["by_hand"].items()]
+        lines += [f"{function['name']}: {piece} is not used: {why}" for piece, why in function["not_by_hand"].items()]
     lines.append(f"{made['output']}: {made['size_bytes']} bytes for {made['target']}; declared in {made['header']}")
     return "\n".join(lines)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
+from .code import Piece, code_for, code_that_ran
 from .console import console as report_console
 from .errors import is_told
-from .kernels import Found, find_kernel, find_target, kernel_dims, parse_dims, parse_schedule, specialise
+from .kernels import Found, find_kernel, find_target, kernel_dims, parse_dims, parse_schedule
 
 REGISTER_COLUMNS = 48
 """So many registers fit beside the instructions on a terminal."""
@@ -25,7 +27,6 @@ def gather(
 ) -> dict[str, Any]:
     """Everything that is known of a kernel's code, as JSON takes it."""
     from ..codegen.explain import explain
-    from ..codegen.pipeline import compile_kernel
 
     found = find_kernel(wanted)
     target = find_target(target_name)
@@ -35,19 +36,20 @@ def gather(
     if target.assembler_allocates:
         from .explain_outline import outline_facts
 
-        compiled = compile_kernel(kernel, target=target, schedule=chosen, **specialise(kernel, fixed, free))
+        compiled = code_for(kernel, target, chosen, fixed, free).compiled
         return outline_facts(found, compiled, target) | {"static": fixed, "dims": free}
     why_not, profile = "switched off", None
     if run:
         why_not, profile = _profile(found, target, fixed, free, chosen)
-    if profile is None:
-        compiled = compile_kernel(kernel, target=target, schedule=chosen, **specialise(kernel, fixed, free))
-        explanation = explain(compiled.made.machine, target, compiled.made.statistics)
-    else:
-        explanation = explain(profile.compiled.made.machine, target, profile.compiled.made.statistics,
-                              profile.block_counts)
+    code = code_for(kernel, target, chosen, fixed, free)
+    if profile is not None:
+        code = code_that_ran(code, profile.compiled)
+    made = code.compiled.made
+    explanation = explain(made.machine, target, made.statistics, None if profile is None else profile.block_counts)
     facts = _facts(explanation, kernel)
     facts["kernel"], facts["static"], facts["dims"] = found.name, fixed, free
+    facts["pieces"] = [asdict(piece) for piece in code.pieces]
+    facts["not_by_hand"] = code.refused
     facts["measured"] = {"missing": why_not} if profile is None else _measured(explanation, profile)
     return facts
 
@@ -169,6 +171,8 @@ def print_report(facts: Mapping[str, Any], loop: str | None, everything: bool) -
     console = report_console()
     console.print(f"[bold]{facts['name']}[/] for {facts['target']}: {len(facts['rows'])} instructions, "
                   f"{facts['code_bytes']} bytes; costs of {facts['model']}", soft_wrap=True)
+    for line in by_hand_lines(facts):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(_registers_line(facts), soft_wrap=True)
     for line in measured_lines(facts):
         console.print(line, soft_wrap=True)
@@ -186,6 +190,12 @@ def print_report(facts: Mapping[str, Any], loop: str | None, everything: bool) -
     print_rows(console, facts, rows)
     console.print()
     print_lines(console, facts)
+
+
+def by_hand_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What of the code is by hand, and what is not used."""
+    used = [f"by hand: {Piece(**piece)}" for piece in facts["pieces"]]
+    return used + [f"{name} is not used: {reason}" for name, reason in facts["not_by_hand"].items()]
 
 
 def _registers_line(facts: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .explain import measured_lines
+from .explain import by_hand_lines, measured_lines
 
 _PLACE = "__FACTS__"
 
@@ -18,5 +18,6 @@ _PLACE = "__FACTS__"
 def page(facts: Mapping[str, Any]) -> str:
     """The page. What would end the script that holds the facts is escaped."""
     template = Path(__file__).with_name("explain.html").read_text(encoding="utf-8")
-    content = json.dumps({**facts, "measured_lines": measured_lines(facts)}, separators=(",", ":"))
+    lines = [*by_hand_lines(facts), *measured_lines(facts)]
+    content = json.dumps({**facts, "measured_lines": lines}, separators=(",", ":"))
     return template.replace(_PLACE, content.replace("<", "\\u003c").replace("\u2028", "\\u2028"))

@@ -1,26 +1,20 @@
 """`sapper port`: what becomes of kernels on every target that is known.
 
 Enters: kernels, a shape. Leaves: one object for each kernel and target: how it is done there, the static cost of its
-hottest loop, or why it can't be and what is done instead. Holds: nothing is run; every target is compiled for.
+hottest loop, or why it can't be and what is done instead. Holds: nothing is run; every target is compiled for. A piece
+by hand is named with the calls that it is used for, and with the reason where it is not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from .code import Piece, code_for
 from .console import console as report_console
 from .errors import is_told
-from .kernels import (
-    Found,
-    find_kernels,
-    find_target,
-    kernel_dims,
-    library_kernels,
-    parse_dims,
-    parse_schedule,
-    specialise,
-)
+from .kernels import Found, find_kernels, find_target, kernel_dims, library_kernels, parse_dims, parse_schedule
 
 GENERATED, BY_HAND, IMPOSSIBLE = "generated", "hand-written", "impossible"
 SUBSTITUTE = "the interpreter runs it (SAPPER_INTERPRET=1)"
@@ -54,18 +48,17 @@ def _own(text: str | None, dims: set[str]) -> str:
 
 def _row(found: Found, target: Any, static: dict[str, int], dims: dict[str, int], schedule: Any) -> dict[str, Any]:
     from ..codegen.explain import Unexplained, explain
-    from ..codegen.pipeline import compile_kernel
 
     row: dict[str, Any] = {"kernel": found.name, "target": target.name}
     try:
-        compiled = compile_kernel(found.kernel, target=target, schedule=schedule,
-                                  **specialise(found.kernel, static, dims))
+        code = code_for(found.kernel, target, schedule, static, dims)
     except Exception as error:
         if not is_told(error):
             raise
         return row | {"how": IMPOSSIBLE, "reason": _reason(error), "substitute": SUBSTITUTE}
-    pieces = by_hand(found.kernel, compiled, target)
-    row |= {"how": BY_HAND if pieces else GENERATED, "pieces": pieces, "code_bytes": len(compiled.code),
+    compiled = code.compiled
+    row |= {"how": BY_HAND if code.pieces else GENERATED, "pieces": [asdict(piece) for piece in code.pieces],
+            "not_by_hand": code.refused, "code_bytes": len(compiled.code),
             "instructions": compiled.made.statistics["instructions"]}
     if target.assembler_allocates:
         return row | {"cost": None} | _assembled(compiled, target)
@@ -97,13 +90,6 @@ def _assembled(compiled: Any, target: Any) -> dict[str, Any]:
             "no_cost": f"its assembler gives the registers: {made['assembler']} says how many, and spilled bytes"}
 
 
-def by_hand(kernel: Any, compiled: Any, target: Any) -> list[str]:
-    """Names of the pieces of assembly by hand that a kernel has on a target: whole kernels, then parts of it."""
-    whole = [piece.name for piece in getattr(kernel, "by_hand", ())
-             if piece.family == target.family and piece.features <= target.features]
-    return [*whole, *getattr(compiled, "pieces", ())]
-
-
 def _reason(error: Exception) -> str:
     """The first paragraph of a message, on one line."""
     return " ".join(str(error).split("\n\n")[0].split())
@@ -128,8 +114,10 @@ def print_report(rows: Sequence[Mapping[str, Any]]) -> None:
             table.add_row(name, row["target"], row["how"])
             notes.setdefault(f"{row['reason']}; instead: {row['substitute']}", []).append(f"{last} on {row['target']}")
             continue
-        if row["pieces"]:
-            notes.setdefault(f"by hand: {', '.join(row['pieces'])}", []).append(f"{last} on {row['target']}")
+        for piece in row["pieces"]:
+            notes.setdefault(f"by hand: {Piece(**piece)}", []).append(f"{last} on {row['target']}")
+        for piece, reason in row["not_by_hand"].items():
+            notes.setdefault(f"{piece} is not used: {reason}", []).append(f"{last} on {row['target']}")
         cost = row["cost"]
         if cost is None:
             notes.setdefault(f"no cost: {row['no_cost']}", []).append(f"{last} on {row['target']}")

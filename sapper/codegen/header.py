@@ -87,8 +87,11 @@ def _own_scratch(kernel: CKernel) -> str:
 def _assumptions(variant: Variant) -> str:
     parts = [f"{d} = {n}" for d, n in variant.static.items()]
     parts += [f"{d} a multiple of {n}" for d, n in variant.divisors.items() if n > 1]
-    contiguous = all(p == "contiguous" for p in variant.strides.values())
-    return ", ".join([*parts, "contiguous tensors" if contiguous else "any strides"])
+    contiguous = [name for name, pattern in variant.strides.items() if pattern == "contiguous"]
+    if len(contiguous) == len(variant.strides):
+        return ", ".join([*parts, "contiguous tensors"])
+    return ", ".join([*parts, *(f"{name} contiguous" for name in contiguous), "any strides" if not contiguous
+                      else "any strides else"])
 
 
 def _c_type(dtype: DType | None) -> str:

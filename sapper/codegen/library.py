@@ -65,14 +65,28 @@ def make_library(kernels: Sequence[CKernel], target: Any, scratch_bytes: int = S
     return Library(list(kernels), parts, functions, areas, target)
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Code for a kernel, and the calls that it is for. static, divisors, strides: as in `Variant`."""
+
+    label: str
+    compiled: Compiled
+    static: Mapping[str, int]
+    divisors: Mapping[str, int]
+    strides: Mapping[str, str | tuple[bool, ...]]
+
+
 def c_kernel(
     kernel: Any, target: Any, schedule: Any = None, static: Mapping[str, int] | None = None,
-    classes: Mapping[str, tuple[int, int]] | None = None, fallback: bool = True,
+    classes: Mapping[str, tuple[int, int]] | None = None, fallback: bool = True, by_hand: Sequence[Form] = (),
+    pieces: bool = True,
 ) -> CKernel:
-    """A kernel with its forms: for calls as given, for contiguous tensors, for any strides.
+    """A kernel with its forms: by hand, for calls as given, for contiguous tensors, for any strides.
 
-    static: extents compiled into the first form. classes: for dimensions of it, (least upper bound, divisor).
-    fallback: False makes the first form only, and a call that does not suit it gets a status.
+    static: extents compiled into the special form. classes: for dimensions of it, (least upper bound, divisor).
+    fallback: False makes the special form only, and a call that does not suit it gets a status. by_hand: forms that
+    are tried first; without a fallback they stand in place of the special one, and are for the same calls. pieces:
+    whether instructions and blocks by hand may stand in generated code.
     """
     types = dict(kernel.parameters)
     tensors = {n: t for n, t in types.items() if isinstance(t, TensorType)}
@@ -81,27 +95,28 @@ def c_kernel(
     strided: dict[str, Any] = {n: (False,) * len(t.dims) for n, t in tensors.items()}
     free = [d for d in dims if d not in (static or {})]
     wanted: list[tuple[str, dict[str, int], dict[str, tuple[int, int]], dict[str, Any]]] = []
-    if static or classes or not fallback:
+    if (static or classes) if fallback else not by_hand:
         wanted.append(("special", dict(static or {}), {d: (classes or {}).get(d, LARGE) for d in free}, contiguous))
     if fallback:
         wanted += [("contiguous", {}, dict.fromkeys(dims, LARGE), contiguous)]
         if any(len(t.dims) for t in tensors.values()):
             wanted += [("strided", {}, dict.fromkeys(dims, LARGE), strided)]
-    variants: list[Variant] = []
-    first: Compiled | None = None
+    forms = list(by_hand)
     for label, fixed, of_dims, strides in wanted:
-        compiled = compile_kernel(kernel, fixed, strides, of_dims, target, schedule)
-        first = first or compiled
-        symbol = f"{kernel.name}.{label}"
-        made = compiled.made
-        machine = MachineFunction(symbol, made.machine.body, made.machine.constants, made.machine.frame_bytes)
-        code = EncodedCode(made.bytes, made.code_bytes, {}, made.line_table, made.align_bytes)
-        variants.append(Variant(symbol, code, machine, compiled.slots, compiled.scratch, compiled.counters, fixed,
-                                {d: divisor for d, (_, divisor) in of_dims.items()}, strides))
-    assert first is not None
-    return CKernel(kernel.name, list(kernel.parameters), first.stored, _requires(kernel, dict(static or {}), fallback),
-                   variants, in_place_of(kernel), Location(kernel.source_file, kernel.source_line),
-                   kernel.__doc__ or "")
+        compiled = compile_kernel(kernel, fixed, strides, of_dims, target, schedule, by_hand=pieces)
+        forms.append(Form(label, compiled, fixed, {d: divisor for d, (_, divisor) in of_dims.items()}, strides))
+    return CKernel(kernel.name, list(kernel.parameters), forms[0].compiled.stored,
+                   _requires(kernel, dict(static or {}), fallback), [_variant(kernel.name, form) for form in forms],
+                   in_place_of(kernel), Location(kernel.source_file, kernel.source_line), kernel.__doc__ or "")
+
+
+def _variant(name: str, form: Form) -> Variant:
+    symbol, compiled = f"{name}.{form.label}", form.compiled
+    made = compiled.made
+    machine = MachineFunction(symbol, made.machine.body, made.machine.constants, made.machine.frame_bytes)
+    code = EncodedCode(made.bytes, made.code_bytes, {}, made.line_table, made.align_bytes)
+    return Variant(symbol, code, machine, compiled.slots, compiled.scratch, compiled.counters, form.static,
+                   form.divisors, form.strides)
 
 
 def _requires(kernel: Any, static: dict[str, int], fallback: bool) -> tuple[tuple[Any, ...], ...]:

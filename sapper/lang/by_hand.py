@@ -53,15 +53,27 @@ class ByHand:
                 return f"{dim} is not known to be a multiple of {factor}"
         return ""
 
+    def calls(self) -> str:
+        """What a call must be like, in words; "" where any call will do."""
+        needs = [f"{', '.join(self.contiguous)} contiguous"] if self.contiguous else []
+        return ", ".join(needs + [f"{dim} a multiple of {factor}" for dim, factor in self.divisible.items()])
+
 
 class RowPiece(Protocol):
     """An instruction or a block that computes one row from others; made by what knows the target.
 
-    key: "family:name", by which the IRs speak of it. implements: the tile op that a schedule may let it stand for, "".
+    key: "family:name", by which the IRs speak of it. features: those that its author declares. implements: the tile op
+    that a schedule may let it stand for, "".
     """
 
     @property
+    def name(self) -> str: ...
+
+    @property
     def key(self) -> str: ...
+
+    @property
+    def features(self) -> frozenset[str]: ...
 
     @property
     def implements(self) -> str: ...

@@ -7,7 +7,7 @@ on random and hostile values and ragged extents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -16,7 +16,9 @@ import numpy
 
 from ..assembly.emulate import Emulator
 from ..assembly.errors import AssemblyError
-from ..assembly.override import Override, compile_by_hand, digest
+from ..assembly.mutate import Mutant
+from ..assembly.override import KernelAssembly, Override, compile_by_hand, digest
+from ..assembly.static import check_static
 from ..codegen.machine import Instruction, Register
 from ..codegen.pipeline import scratch_bytes
 from ..lang.by_hand import PIECES
@@ -30,10 +32,12 @@ from .errors import warn_once
 
 _LEAST_NORMAL = 2.0**-126
 _STEPS_THAT_FLUSH = 4096
+_DIRT = 0xFF
+"""Scratch memory holds what others left: NaN, so that reading what was not written shows."""
 QUICK_RUNS = 8
 """Cases before a piece is first used; `sapper check` takes more."""
 
-_verdicts: dict[tuple[Any, Any, Any], Override | None] = {}
+_verdicts: dict[tuple[Any, Any, Any], Override | AssemblyError] = {}
 _trusted: dict[tuple[Any, Any, str], bool] = {}
 _digests: dict[tuple[Any, Any], str] = {}
 
@@ -49,13 +53,19 @@ def choose(kernel: Any, target: Any, static_dims: Mapping[str, int], unit_stride
     for piece in kernel.by_hand:
         if piece.refusal(target, static_dims, unit_strides, dim_classes):
             continue
-        key = (kernel, piece.write, target)
-        if key not in _verdicts:
-            _verdicts[key] = _judge(kernel, piece, target)
-        found = _verdicts[key]
-        if found is not None:
+        found = judged(kernel, piece, target)
+        if isinstance(found, Override):
             return found
     return None
+
+
+def judged(kernel: Any, piece: Any, target: Any) -> Override | AssemblyError:
+    """The code of a piece that passed its trial, or what is wrong with it (and one warning). The trial is run on this
+    CPU where it has the target's features, else interpreted from the meanings of the rows."""
+    key = (kernel, piece.write, target)
+    if key not in _verdicts:
+        _verdicts[key] = _judge(kernel, piece, target)
+    return _verdicts[key]
 
 
 def trusted(kernel: Any, target: Any, schedule: Any) -> bool:
@@ -90,16 +100,25 @@ def key_of(kernel: Any, blocks: tuple[str, ...] = ()) -> list[str]:
     return keys
 
 
-def _judge(kernel: Any, piece: Any, target: Any) -> Override | None:
+def _judge(kernel: Any, piece: Any, target: Any) -> Override | AssemblyError:
     try:
         made = compile_by_hand(kernel, piece, target)
-        verify(kernel, made, runs=QUICK_RUNS)
+        verify(kernel, made, runs=QUICK_RUNS, interpreted=not _runs_here(target))
         return made
     except AssemblyError as error:
         kernel.refused_by_hand = True
         warn_once(f"by-hand {kernel.name} {piece.name}",
                   f"kernel {kernel.name}: its assembly {piece.name} is not used, generated code is: {error}")
-        return None
+        return error
+
+
+def _runs_here(target: Any) -> bool:
+    from ..targets.x86_64.detect import UnsupportedCPU, host
+
+    try:
+        return bool(target.features <= host().features)
+    except UnsupportedCPU:
+        return False
 
 
 def expectation(function: Any, case: Case) -> dict[str, Expectation] | None:
@@ -110,27 +129,36 @@ def expectation(function: Any, case: Case) -> dict[str, Expectation] | None:
         return None
 
 
-def verify(kernel: Any, made: Override, seed: int = 0, runs: int = QUICK_RUNS, interpreted: bool = False) -> int:
-    """Compare a piece with its kernel; how many cases it got right. Raises AssemblyError ("result", or what it did).
-
-    interpreted: from the meanings of its rows (any CPU); else the code in a guarded child on this CPU.
-    """
-    piece = made.piece
+def expected_cases(kernel: Any, piece: Any, seed: int = 0, runs: int = QUICK_RUNS,
+                   ) -> Iterator[tuple[Case, dict[str, Expectation]]]:
+    """The cases that a piece is asked for, with what its kernel gives: extents at edges, then drawn at random."""
     function = kernel.tile_ir()
-    signature = signature_of(kernel)
-    passed = 0
     drawn = cases(kernel, function, seed, runs, divisible=piece.divisible, contiguous=piece.contiguous)
     edges = boundary_cases(kernel, function, seed, piece.divisible, piece.contiguous)
     for case in chain(edges, drawn):
         if piece.flushes_denormals:
             _flush(case)
         expected = expectation(function, case)
-        if expected is None:
-            continue
+        if expected is not None:
+            yield case, expected
+
+
+def verify(kernel: Any, made: Override, seed: int = 0, runs: int = QUICK_RUNS, interpreted: bool = False,
+           known: Iterable[tuple[Case, dict[str, Expectation]]] | None = None, busy: set[int] | None = None) -> int:
+    """Compare a piece with its kernel; how many cases it got right. Raises AssemblyError ("result", or what it did).
+
+    interpreted: from the meanings of its rows (any CPU); else the code in a guarded child on this CPU. known: the
+    expected cases, where they were worked out before; seed and runs are not used then. busy: gets the numbers of the
+    workers that stored something in some case, where it is interpreted.
+    """
+    signature = signature_of(kernel)
+    passed = 0
+    for case, expected in expected_cases(kernel, made.piece, seed, runs) if known is None else known:
         given = {n: copy_of(v) if isinstance(v, numpy.ndarray) else v for n, v in case.arguments.items()}
         binding = signature.bind(tuple(given.values()))
         try:
-            results = _interpret(made, signature, binding, given) if interpreted else _run(made, signature, binding)
+            results = (_interpret(made, signature, binding, given, set() if busy is None else busy) if interpreted
+                       else _run(made, signature, binding))
             for placement, outputs in results:
                 _compare(made, case, expected, outputs, placement)
         except AssemblyError as error:
@@ -138,6 +166,34 @@ def verify(kernel: Any, made: Override, seed: int = 0, runs: int = QUICK_RUNS, i
             raise
         passed += 1
     return passed
+
+
+def survivors(kernel: Any, made: Override, target: Any, chosen: Iterable[Mutant],
+              on_each: Callable[[Mutant, bool], None] = lambda mutant, lives: None) -> list[Mutant]:
+    """The planted errors that neither the static checks nor the interpreter of rows finds; there should be none.
+
+    A slip in how the work is shared can leave all of it to one worker, with right results: it is found where fewer
+    workers store than those of the piece. chosen: of `mutants(made.assembly)`. on_each: told each mutant and whether
+    it lives.
+    """
+    known = list(expected_cases(kernel, made.piece))
+    working: set[int] = set()
+    verify(kernel, made, interpreted=True, known=known, busy=working)
+    alive = []
+    for mutant in chosen:
+        busy: set[int] = set()
+        assert isinstance(mutant.assembly, KernelAssembly)
+        try:
+            check_static(mutant.assembly, target)
+            wrong = Override(made.piece, mutant.assembly, mutant.assembly.machine(), made.finished, made.compiled)
+            verify(kernel, wrong, interpreted=True, known=known, busy=busy)
+            lives = busy == working
+        except AssemblyError:
+            lives = False
+        on_each(mutant, lives)
+        if lives:
+            alive.append(mutant)
+    return alive
 
 
 def prove_exhaustively(kernel: Any, target: Any = None, chunk: int = 1 << 22) -> int:
@@ -229,7 +285,7 @@ def _merged(stores: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _interpret(made: Override, signature: Signature, binding: Binding,
-               given: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+               given: Mapping[str, Any], busy: set[int]) -> list[tuple[str, dict[str, Any]]]:
     from ..lane.interpret import Memory
 
     compiled = made.compiled
@@ -237,6 +293,9 @@ def _interpret(made: Override, signature: Signature, binding: Binding,
     memory = Memory()
     each = max(64, scratch_bytes(compiled.scratch, binding.dims))
     scratch = memory.allocate("scratch", each * workers)
+    dirty = memory.find(scratch, each * workers, True)
+    assert not isinstance(dirty, str)
+    dirty[:] = _DIRT
     for name, value in given.items():
         if isinstance(value, numpy.ndarray):
             value.flags.writeable = name in compiled.stored
@@ -252,6 +311,8 @@ def _interpret(made: Override, signature: Signature, binding: Binding,
         emulator = Emulator(table, memory, registers)
         emulator.run(made.source)
         written.append(_merged(emulator.written))
+        if any(not scratch <= address < scratch + each * workers for address, _ in emulator.written):
+            busy.add(worker)
     for start, end in written[0] if workers > 1 else ():
         if any(first < end and start < last for first, last in written[1]):
             raise AssemblyError("result", f"{made.piece.name}: two workers write the same memory", _where(made),

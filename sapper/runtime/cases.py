@@ -32,7 +32,7 @@ SMALL_VOLUME = 2_000
 
 LARGE_VOLUME = 60_000
 _LOOP_BOUND = 8
-_JOINT = ((15, 17, 33), (29, 46, 6))
+_JOINT = ((15, 17, 33), (29, 46, 6), (29, 66, 2))
 _BOUNDARIES = (0, 1, 2, 4, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 27, 28, 29, 31, 32, 33, 47, 48, 49)
 _ATTEMPTS = 8
 _LAYOUTS = ("contiguous", "rows apart", "every other", "columns first", "backwards")

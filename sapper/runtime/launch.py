@@ -188,10 +188,11 @@ def set_configuration(new: Configuration) -> None:
 
 
 def _default_configuration() -> Configuration:
-    return Configuration(_compile, _find_target, _target_key, _interpret, toolchain_key)
+    return Configuration(compile_for_call, _find_target, _target_key, _interpret, toolchain_key)
 
 
-def _compile(kernel: Any, **options: Any) -> Any:
+def compile_for_call(kernel: Any, **options: Any) -> Any:
+    """The code that a call runs (options: as pipeline.compile_kernel): by hand where that is admitted and right."""
     from ..codegen.pipeline import compile_kernel
 
     if kernel.by_hand and options["schedule"] is None:

@@ -20,11 +20,11 @@ from ..codegen.encode import encode
 from ..codegen.listing import Listing, at
 from ..codegen.liveness import blocks_of
 from ..codegen.machine import Immediate, Instruction, Label, MachineFunction, Memory
-from ..codegen.pipeline import Compiled, compile_kernel
+from ..codegen.pipeline import Compiled
 from ..runtime import system
 from ..runtime.compiled import CompiledKernel
 from ..runtime.guarded import run_compiled_guarded
-from ..runtime.launch import Entry, launcher_with, specialise
+from ..runtime.launch import Entry, compile_for_call, launcher_with, specialise
 from ..runtime.loader import KERNEL_PROTOTYPE, load
 from ..targets.x86_64.registers import RAX, RDI
 from .measure import Timing, measure
@@ -119,8 +119,9 @@ def profile(
     signature = launcher.signature
     binding = signature.bind(tuple([arguments[p.name] for p in signature.parameters]))
     wanted = specialise(signature, binding, launcher.static)
-    compiled = compile_kernel(kernel, dict(wanted.static_dims), dict(wanted.unit_strides), dict(wanted.dim_classes),
-                              target, schedule, frozenset(wanted.aligned))
+    compiled = compile_for_call(
+        kernel, static_dims=dict(wanted.static_dims), unit_strides=dict(wanted.unit_strides),
+        dim_classes=dict(wanted.dim_classes), target=target, schedule=schedule, aligned=frozenset(wanted.aligned))
     packed = CompiledKernel.of(kernel.name, compiled)
     signature.check_stores(binding, packed.stored)
     signature.check_requires(binding, packed.requires)

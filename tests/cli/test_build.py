@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from sapper import x86
+from sapper.assembly.override import Override, compile_by_hand
 from sapper.cli import files
 from sapper.cli.errors import CommandError
 from sapper.cli.files import write_files
+from sapper.cli.kernels import import_file
 from sapper.cli.main import main
+from sapper.codegen.library import Form, c_kernel, make_library
+from sapper.runtime.by_hand import judged
+from sapper.targets.x86_64.target import target
+from tests.codegen.c_caller import Loaded, in_child
+from tests.codegen.run_native import RUNNABLE
+
+from . import by_hand
 
 KERNELS = '''
 import sapper as sp
@@ -135,3 +149,72 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
 def test_a_device_is_no_place_for_a_library(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="can't be written"):
         write_files({Path("/proc/version"): b"x"})
+
+
+def built_by_hand(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, *arguments: str) -> dict[str, Any]:
+    status, out, _ = build(capsys, f"{by_hand.write(tmp_path)}:{name}", "-o", str(tmp_path / "libk.so"), "--json",
+                           *arguments)
+    assert status == 0
+    return json.loads(out)["functions"][0]
+
+
+def test_a_kernel_by_hand_is_a_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = built_by_hand(capsys, tmp_path, "doubled")
+    assert made["forms"] == ["doubled.by_hand1", "doubled.contiguous", "doubled.strided"] and not made["not_by_hand"]
+    assert made["by_hand"] == {
+        "by_hand1": "by_ymm (avx2), for calls with x, y contiguous, N a multiple of 16; else generated"}
+    assert "form 1: N a multiple of 16, contiguous tensors" in (tmp_path / "libk.h").read_text(encoding="utf-8")
+    made = built_by_hand(capsys, tmp_path, "doubled", "--no-fallback", "--static", "N=48")
+    assert made["forms"] == ["doubled.by_hand1"]
+    assert "form 1: N = 48, contiguous tensors" in (tmp_path / "libk.h").read_text(encoding="utf-8")
+    status, out, _ = build(capsys, f"{by_hand.write(tmp_path)}:doubled", "-o", str(tmp_path / "libk.s"))
+    assert status == 0 and "doubled: by_hand1 is by hand: by_ymm (avx2), for calls" in out
+    if shutil.which("as"):
+        subprocess.run(["as", "libk.s", "-o", "libk.o"], cwd=tmp_path, check=True, timeout=60)
+
+
+def test_what_is_not_taken_by_hand_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, reason in [
+        (("--schedule", "{}"), "a schedule asks for generated code"),
+        (("--no-fallback", "--shape", "N=17"), "N is not known to be a multiple of 16"),
+    ]:
+        made = built_by_hand(capsys, tmp_path, "doubled", *arguments)
+        assert made["by_hand"] == {} and made["not_by_hand"] == {"by_ymm": reason}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # once in a process, so that another test may have had it
+        made = built_by_hand(capsys, tmp_path, "tripled")
+    assert made["forms"] == ["tripled.contiguous", "tripled.strided"] and made["by_hand"] == {}
+    assert "does not compute what tripled does" in made["not_by_hand"]["twice_only"]
+
+
+@pytest.mark.skipif("v3" not in RUNNABLE, reason="runs AVX2 code")
+def test_c_calls_take_the_form_by_hand_where_it_is_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The form by hand is replaced by one that gives 7: what a call gives says which form it took."""
+    kernel = import_file(Path(by_hand.write(tmp_path))).doubled
+    chip = target("v3")
+    found = judged(kernel, kernel.by_hand[0], chip)
+    assert isinstance(found, Override)
+    sevens = dataclasses.replace(kernel.by_hand[0], write=write_sevens)
+    strides: dict[str, Any] = {"x": "contiguous", "y": "contiguous"}
+    for form, taken in ((found.compiled, 2.0), (compile_by_hand(kernel, sevens, chip).compiled, 7.0)):
+        forms = [Form("by_hand1", form, {}, {"N": 16}, strides)]
+        loaded = Loaded(make_library([c_kernel(kernel, chip, by_hand=forms)], chip), tmp_path, f"lib{taken:.0f}.so")
+        for columns, step, factor in ((32, 1, taken), (33, 1, 2.0), (32, 2, 2.0)):
+            x = np.ones((3, columns * step), np.float32)[:, ::step]
+            y = np.zeros((3, columns), np.float32)
+
+            def call(loaded: Loaded = loaded, x: Any = x, y: Any = y) -> tuple[str, Any]:
+                return loaded.on("doubled", {"x": x, "y": y}), y
+
+            status, y = in_child(call)
+            assert status == "OK" and (y == factor).all()
+
+
+def write_sevens(a: Any) -> None:
+    y, count, row = a.data("y"), a.r64(), a.ymm()
+    x86.vbroadcastss(row, x86.ptr[a.constant(np.float32(7))])
+    x86.mov(count, a.extent("M"))
+    x86.imul(count, a.extent("N"))
+    with a.loop(0, count, 8) as at:
+        x86.vmovups(x86.ptr[y + at * 4], row)
+    x86.ret()

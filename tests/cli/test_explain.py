@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import pytest
 from sapper.cli.explain import gather, time_text
 from sapper.cli.explain_page import page
 from sapper.cli.main import main
+from sapper.runtime.errors import SapperWarning
 from sapper.targets.x86_64.target import TARGETS
 from tests.codegen.run_native import RUNNABLE
 
+from . import by_hand
 from .browser import BROWSER, DRIVER, open_page
 
 KERNELS = '''
@@ -164,3 +167,29 @@ def test_the_page_in_a_browser(file: str, tmp_path: Path) -> None:
         assert opened.run("return faults") == []
         # Nothing lies beyond the right edge on a laptop's screen but the registers, which scroll by themselves.
         assert opened.run("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_kernel_by_hand_is_shown_with_its_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    facts = gather(f"{by_hand.write(tmp_path)}:doubled", "v3", None, None, None, run=False)
+    assert [p["name"] for p in facts["pieces"]] == ["by_ymm"] and not facts["not_by_hand"]
+    added = next(row for row in facts["rows"] if row["text"].startswith("vaddps"))
+    assert added["line"] == by_hand.line_of("x86.vaddps(row, row, row)")
+    lines = dict(map(tuple, facts["sources"][added["source"]]["lines"]))
+    assert lines[added["line"]].strip() == "x86.vaddps(row, row, row)"
+    status, out, _ = run(capfd, "explain", f"{by_hand.write(tmp_path)}:doubled", "--target", "v3", "--no-run")
+    assert status == 0 and "by hand: by_ymm (avx2), for calls with x, y contiguous, N a multiple of 16" in out
+    assert "by hand: by_ymm" in page(facts)
+
+
+@NEEDS_HOST
+def test_what_a_call_does_not_take_by_hand_is_told(tmp_path: Path) -> None:
+    file = by_hand.write(tmp_path)
+    assert gather(f"{file}:doubled", HOST, None, "M=3,N=32", None)["pieces"][0]["name"] == "by_ymm"
+    ragged = gather(f"{file}:doubled", HOST, None, "M=3,N=17", None)
+    assert ragged["not_by_hand"] == {"by_ymm": "N is not known to be a multiple of 16"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SapperWarning)  # once in a process, so that another test may have had it
+        wrong = gather(f"{file}:tripled", HOST, None, "N=32", None)
+    assert "failed its trial" in wrong["not_by_hand"]["twice_only"]
+    for facts in (ragged, wrong):
+        assert facts["pieces"] == [] and facts["measured"]["seconds"] > 0

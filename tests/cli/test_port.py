@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from sapper.cli.main import main
-from sapper.cli.port import by_hand
-from sapper.targets import known_targets, target
+from sapper.targets import known_targets
+
+from . import by_hand
 
 KERNELS = '''
 import sapper as sp
@@ -66,10 +67,38 @@ def test_the_table(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "found no target 'nowhere'" in capsys.readouterr().err
 
 
-def test_pieces_by_hand_are_named_where_the_target_has_their_features() -> None:
-    whole = SimpleNamespace(name="whole", family="x86_64", features=frozenset({"avx512f"}))
-    kernel = SimpleNamespace(by_hand=[whole])
-    compiled = SimpleNamespace(pieces=("fma_14x2",))
-    assert by_hand(kernel, compiled, target("zen4")) == ["whole", "fma_14x2"]
-    assert by_hand(kernel, SimpleNamespace(), target("v3")) == []
-    assert by_hand(SimpleNamespace(), SimpleNamespace(), target("v3")) == []
+def test_a_kernel_by_hand_is_named_with_its_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def row(*arguments: str) -> dict[str, Any]:
+        assert main(["port", f"{by_hand.write(tmp_path)}:doubled", "--json", *arguments]) == 0
+        return json.loads(capsys.readouterr().out)[0]
+
+    mine = row("--target", "v3")
+    assert mine["how"] == "hand-written" and not mine["not_by_hand"]
+    assert mine["pieces"] == [{"name": "by_ymm", "kind": "kernel", "features": ["avx2"],
+                               "calls": "x, y contiguous, N a multiple of 16"}]
+    assert mine["cost"]["operations"] == 8 and mine["cost"]["loaded_bytes"] == 32  # one vector in a pass
+    assert row("--target", "v3", "--shape", "N=48")["how"] == row("--target", "v3", "--static", "N=48")["how"] == \
+        "hand-written"
+    for arguments, reason in [
+        (("--shape", "N=8"), "N is not known to be a multiple of 16"),
+        (("--static", "N=8"), "N is not known to be a multiple of 16"),
+        (("--schedule", "{}"), "a schedule asks for generated code"),
+    ]:
+        other = row("--target", "v3", *arguments)
+        assert other["how"] == "generated" and other["pieces"] == [] and other["not_by_hand"] == {"by_ymm": reason}
+    gpu = row("--target", "sm_90a")
+    assert gpu["how"] == "generated" and "not a x86_64" in gpu["not_by_hand"]["by_ymm"]
+
+
+def test_a_block_is_named_where_the_target_has_its_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["port", f"{by_hand.write(tmp_path)}:bytes_of", "--target", "v3", "--target", "v4"]) == 0
+    out = capsys.readouterr().out
+    assert "bytes_of on v4: by hand: last_byte (avx512f)" in out and "bytes_of on v3: " not in out
+    named = ["--schedule", '{"assembly": ["exp_by_table"]}']
+    assert main(["port", f"{by_hand.write(tmp_path)}:exponential", "--target", "v3", "--target", "v4", "--json",
+                 *named]) == 0
+    v3, v4 = json.loads(capsys.readouterr().out)
+    assert v3["how"] == "generated" and "v3 has no form of it" in v3["not_by_hand"]["exp_by_table"]
+    assert v4["how"] == "hand-written" and v4["pieces"][0]["name"] == "exp_by_table" and not v4["not_by_hand"]

@@ -1,0 +1,96 @@
+"""How many of all planted errors of the matrix kernels by hand are found.
+
+    python tools/plant_errors.py [KERNEL[:FROM:TO] ...]
+
+Each is checked statically, then interpreted from the meanings of its rows, on the cases that a piece must pass before
+it is used; no CPU needs to have its features. The last line for each kernel is the kill rate, and survivors are named.
+The exit status is 1 if there are any. FROM, TO: places in the list of planted errors, to do a part.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import sapper as sp
+from sapper import Tensor, bf16, f32, tiles, zeros
+from sapper.assembly.mutate import Mutant, mutants
+from sapper.assembly.override import compile_by_hand
+from sapper.kernels.by_hand import matmul
+from sapper.kernels.matmul import make_matmul_nn
+from sapper.runtime.by_hand import survivors
+from sapper.targets.x86_64.target import target
+
+EVERY_S = 10.0
+"""So often a line says how far it is."""
+M, N, K = sp.dims("M N K")
+
+
+@sp.kernel
+def matmul_bf16(a: Tensor[bf16, M, K], b: Tensor[bf16, K, N], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            acc += a[m, k] @ b[k, n]
+        c[m, n] = acc
+
+
+KERNELS = {
+    "f32-14x32": (lambda: make_matmul_nn(f32), matmul.AVX512),
+    "f32-6x16": (lambda: make_matmul_nn(f32), matmul.AVX2),
+    "bf16-14x32": (lambda: matmul_bf16, matmul.BF16),
+}
+
+
+class Progress:
+    """Counts what was planted and prints how far it is. name: of the kernel. total: how many there are."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total, self.seen, self.alive = name, total, 0, 0
+        self.start = self.told = time.monotonic()
+
+    def __call__(self, mutant: Mutant, lives: bool) -> None:
+        self.seen += 1
+        self.alive += lives
+        if lives:
+            print(f"{self.name}: lives: {mutant}", flush=True)
+        if time.monotonic() - self.told > EVERY_S:
+            self.told = time.monotonic()
+            print(f"{self.name}: {self.seen} of {self.total} in {self.told - self.start:.0f} s, {self.alive} live",
+                  flush=True)
+
+    def close(self) -> None:
+        killed = self.seen - self.alive
+        print(f"{self.name}: {killed} of {self.seen} found, {killed / self.seen:.2%}, "
+              f"in {time.monotonic() - self.start:.0f} s", flush=True)
+
+
+def run(wanted: str) -> list[Mutant]:
+    name, _, part = wanted.partition(":")
+    make, shape = KERNELS[name]
+    kernel: Any = make()
+    kernel.by_hand.clear()
+    matmul.attach(kernel, shape)
+    chip = target("zen4")
+    made = compile_by_hand(kernel, kernel.by_hand[0], chip)
+    planted = list(mutants(made.assembly))
+    if part:
+        planted = planted[slice(*map(int, part.split(":")))]
+    progress = Progress(wanted, len(planted))
+    alive = survivors(kernel, made, chip, planted, progress)
+    progress.close()
+    return alive
+
+
+def main(wanted: list[str]) -> int:
+    unknown = [name for name in wanted if name.partition(":")[0] not in KERNELS]
+    if unknown:
+        print(f"found {', '.join(unknown)}; expected kernels of: {', '.join(KERNELS)}", file=sys.stderr)
+        return 2
+    alive = [run(name) for name in wanted or KERNELS]
+    return int(any(alive))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
