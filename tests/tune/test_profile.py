@@ -57,15 +57,15 @@ def test_counting_changes_neither_registers_nor_flags() -> None:
 
 def test_a_call_that_crashes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.ones((8, 16), np.float32)
-    compile_kernel = module.compile_kernel
+    compile_for_call = module.compile_for_call
 
     def compile_trap(*arguments, **options):
         import dataclasses
 
-        made = compile_kernel(*arguments, **options)
+        made = compile_for_call(*arguments, **options)
         return dataclasses.replace(made, code=b"\xcc" + made.code[1:])
 
-    monkeypatch.setattr(module, "compile_kernel", compile_trap)
+    monkeypatch.setattr(module, "compile_for_call", compile_trap)
     with pytest.raises(NotProfiled, match="between guard pages"):
         profile(source.scale, {"x": x, "factor": 3.0, "out": np.zeros_like(x)}, target(MACHINES[0]))
 
