@@ -217,7 +217,10 @@ class Emulator:
             action = self.table.ACTIONS.get(row.name)
             if action is None:
                 raise self.fail("notation", f"{row.name} is not interpreted")
-            action(self, raw)
+            try:
+                action(self, raw)
+            except NotImplementedError as error:
+                raise self.fail("notation", f"{row.mnemonic}: {error}") from None
             after, implicit, flags, mask_after = raw, [], {}, mask
         else:
             flags_in = self.known_flags(item) if row.flags_read else None

@@ -232,3 +232,13 @@ def test_gathers_and_scatters() -> None:
 def test_regions_may_be_declared_with_a_size() -> None:
     region = Region("x", False, 64)
     assert region.size_bytes == 64 and not region.writable
+
+
+def test_another_rounding_mode_is_refused_where_it_is_interpreted() -> None:
+    def write(a: Assembly, x: Any, y: Any, n: Any) -> None:
+        x86.vldmxcsr(x86.ptr[x])
+        x86.ret()
+
+    toward_zero = np.array([0x7F80], np.uint32)
+    error = run(write, toward_zero, toward_zero.copy(), 1)
+    assert error.kind == "notation" and "another rounding mode" in error.headline
