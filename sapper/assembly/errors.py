@@ -8,6 +8,7 @@ import os
 import sys
 
 from ..ir.nodes import Location
+from ..lang.errors import advice
 
 KINDS: dict[str, str] = {
     "callee-saved": "a register that the caller relies on is not restored",
@@ -55,9 +56,7 @@ class AssemblyError(Exception):
             source = linecache.getline(place.file, place.line).strip()
             if source:
                 lines.append(f"  {place.line} | {source}")
-        for label, text in (("found", self.found), ("expected", self.expected), ("mend", self.mend)):
-            if text:
-                lines.append(f"  {label + ':':9} {text}")
+        lines += advice(self.found, self.expected, self.mend)
         return "\n".join(lines)
 
 

@@ -67,6 +67,12 @@ KINDS: dict[str, str] = {
 }
 
 
+def advice(found: str, expected: str, mend: str) -> list[str]:
+    """The last lines of every message: what was found and expected, and the likely mend, as far as they are known."""
+    texts = (("found", found), ("expected", expected), ("mend", mend))
+    return [f"  {label + ':':9} {text}" for label, text in texts if text]
+
+
 class KernelError(Exception):
     """A kernel that means nothing, found before it runs.
 
@@ -113,9 +119,7 @@ class KernelError(Exception):
             width = max(1, min(place.end_column, len(self.source) + 1) - place.column)
             indent = "".join("\t" if c == "\t" else " " for c in self.source[: place.column - 1])
             lines += [f"  {number} | {self.source}", f"  {' ' * len(number)} | {indent}{'^' * width}"]
-        for label, text in (("found", self.found), ("expected", self.expected), ("mend", self.mend)):
-            if text:
-                lines.append(f"  {label + ':':9} {text}")
+        lines += advice(self.found, self.expected, self.mend)
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -138,7 +142,5 @@ class CallError(TypeError, ValueError):
 
     def __str__(self) -> str:
         lines = [f"{self.headline} [{self.kind}]"]
-        for label, text in (("found", self.found), ("expected", self.expected), ("mend", self.mend)):
-            if text:
-                lines.append(f"  {label + ':':9} {text}")
+        lines += advice(self.found, self.expected, self.mend)
         return "\n".join(lines)
