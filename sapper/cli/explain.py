@@ -183,9 +183,14 @@ def print_report(facts: Mapping[str, Any], loop: str | None, everything: bool) -
         console.print()
         _print_ports(console, chosen)
         _print_chain(console, facts, chosen)
+    print_code(console, facts, None if everything else chosen)
+
+
+def print_code(console: Any, facts: Mapping[str, Any], loop: Mapping[str, Any] | None) -> None:
+    """The instructions of a loop, or all, then the source lines with theirs."""
     rows = facts["rows"]
-    if not everything and chosen is not None:
-        rows = [row for row in rows if chosen["first"] <= row["place"] <= chosen["last"]]
+    if loop is not None:
+        rows = [row for row in rows if loop["first"] <= row["place"] <= loop["last"]]
     console.print()
     print_rows(console, facts, rows)
     console.print()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .console import console as report_console
-from .explain import print_lines, print_rows, sources_of, span
+from .explain import print_code, sources_of, span
 from .kernels import Found
 
 COMMONEST = 6
@@ -50,13 +50,7 @@ def print_outline(facts: Mapping[str, Any], loop: str | None, everything: bool) 
     console.print()
     console.print(_loop_table(facts))
     chosen = next((x for x in facts["loops"] if (x["label"] == loop if loop else x["hottest"])), None)
-    rows = facts["rows"]
-    if not everything and chosen is not None:
-        rows = [row for row in rows if chosen["first"] <= row["place"] <= chosen["last"]]
-    console.print()
-    print_rows(console, facts, rows)
-    console.print()
-    print_lines(console, facts)
+    print_code(console, facts, None if everything else chosen)
 
 
 def assembled_lines(facts: Mapping[str, Any]) -> list[str]:
