@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.text import print_op
 from ..ir.types import DType, RowType, b32, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, u8
-from ..lang.by_hand import PIECES
+from ..lang.by_hand import CONTRACTIONS, PIECES
 from . import fragments
 
 Array = NDArray[Any]
@@ -720,6 +720,19 @@ def _build_asm(program: Program, op: Op) -> _Step:
     return asm
 
 
+def _build_asm_contract(program: Program, op: Op) -> _Step:
+    piece, rows = CONTRACTIONS[op.attributes["by"]], op.attributes["rows"]
+    operands, results = [program._slot(v) for v in op.operands], [program._slot(v) for v in op.results]
+    tile = rows, len(results) // rows
+
+    def asm_contract(e: list[Any]) -> None:
+        values = [e[o] for o in operands]
+        for result, value in zip(results, piece.run(e[0].memory, tile, values[:4], values[4:]), strict=True):
+            e[result] = value
+
+    return asm_contract
+
+
 def _build_load_splat(program: Program, op: Op) -> _Step:
     address, _ = program._address(op, 0)
     kind, row = _MEMORY[op.attributes["dtype"]], _ROW_OF_MEMORY[op.attributes["dtype"]]
@@ -967,6 +980,7 @@ def _build_matrix_multiply(program: Program, op: Op) -> _Step:
 _BUILDERS: dict[str, Callable[[Program, Op], _Step]] = {
     "arg": _build_arg, "worker": _build_worker, "workers": _build_workers, "s_load": _build_s_load,
     "s_store": _build_s_store, "load": _build_load, "load_splat": _build_load_splat, "asm": _build_asm,
+    "asm_contract": _build_asm_contract,
     "gather": _build_gather, "store": _build_store, "store_lane0": _build_store_lane0,
     "scatter": _build_scatter, "prefetch": _build_nothing,
     "loop": _build_loop, "if": _build_if, "tasks": _build_tasks, "barrier": _build_barrier,

@@ -11,6 +11,7 @@ from ..ir.nodes import Function, Op, Value
 from ..ir.types import TileType
 from ..tile.plan import COSTLY, Walk
 from ..tile.schedule import Facts, Schedule, ScheduleError, Specialization
+from .by_hand import Fit, fit
 from .state import Capacity, Scalar, element_bytes
 from .walk import WalkChoice, WalkLowering
 
@@ -93,7 +94,7 @@ class Model(WalkLowering):
         axes = value.type.axes  # type: ignore[union-attr]
         if not lanes or not axes or value in self.buffers or value in self.rows:
             return False
-        if not all(a in self.bound or (a in self.open and self._is_bounded(a)) for a in axes):
+        if not all(a in self.bound or (a in self.open and self.is_bounded(a)) for a in axes):
             return False
         if lanes & set(axes):
             return outside
@@ -117,6 +118,9 @@ class Model(WalkLowering):
         if lane is None and loops:
             lane = self.schedule.lane if self.schedule.lane in loops else self._lane(walk, loops, contraction)
         counts = self._counts(walk, loops, lane, contraction)
+        by_hand = self._micro_kernel(walk, lane)
+        if by_hand is not None and lane is not None:
+            counts |= {by_hand.rows: by_hand.piece.rows[0], lane: by_hand.piece.vectors[0]}
         for axis in loops:
             forced = self.schedule.registers.get(axis)
             if forced is not None:
@@ -126,9 +130,20 @@ class Model(WalkLowering):
         order = self._order(walk, [a for a in loops if a in walk.outer], lane, contraction)
         reduced = [a for a in walk.reduced if a in loops]
         reduced.sort(key=lambda a: a == lane)
-        staged = self._staged(walk, lane, counts, contraction)
+        staged = self._staged(walk, lane, counts, contraction) if by_hand is None else [by_hand.right]
         return WalkChoice(lane, counts, order, reduced, staged, self._prefetched(walk, lane, order, reduced),
-                          self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order))
+                          self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order), by_hand)
+
+    def _micro_kernel(self, walk: Walk, lane: str | None) -> Fit | None:
+        """The first micro-kernel that the schedule names and that fits; why the others do not is kept."""
+        if not any(r.name == "contract" for r in walk.reductions):
+            return None
+        for key in self.contractions:
+            found = fit(self, walk, lane, key)
+            if isinstance(found, Fit):
+                return found
+            self.refused.setdefault(key, found)
+        return None
 
     def _lane(self, walk: Walk, loops: list[str], contraction: bool) -> str:
         """The cheapest lane axis, by the cost of its accesses in each row of the walk."""
@@ -278,7 +293,7 @@ class Model(WalkLowering):
         depth_axis = walk.reduced[0]
         if self.schedule.stage is None and self.extent_hint(row_axis) < STAGE_ROWS:
             return []
-        if not self._is_bounded(depth_axis):
+        if not self.is_bounded(depth_axis):
             return []
         staged = []
         for reduction in walk.reductions:
@@ -292,7 +307,7 @@ class Model(WalkLowering):
                 open_axes = {a for a in axes if a in self.open}
                 if value in self.buffers or depth_axis not in axes or open_axes - {depth_axis, lane, row_axis}:
                     continue
-                again = self._is_bounded(row_axis) and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes
+                again = self.is_bounded(row_axis) and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes
                 if (lane in axes and row_axis not in axes) or (row_axis in axes and lane not in axes and again):
                     staged.append(op)
         return staged
@@ -332,7 +347,7 @@ class Model(WalkLowering):
                 return False
         return True
 
-    def _is_bounded(self, axis: str) -> bool:
+    def is_bounded(self, axis: str) -> bool:
         """Whether scratch memory can be sized by the axis: not if its range is known only as the kernel runs."""
         return isinstance(self.open[axis].extent, int) or self.open[axis].capacity is not None
 

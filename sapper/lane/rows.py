@@ -87,6 +87,8 @@ class RowEvaluation(State):
         self.tensor_strides: dict[Value, list[Scalar]] = {}
         self.facts = Facts()
         self.blocks: dict[str, str] = {}  # op -> the block by hand that the schedule chose for it
+        self.contractions: list[str] = []  # micro-kernels that the schedule named
+        self.refused: dict[str, str] = {}  # block -> why it is not used, as far as that is known
 
     # Levels.
 

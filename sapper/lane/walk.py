@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TileType, bool_, f32, f64, i32
-from ..tile.plan import Walk
+from ..tile.plan import Walk, axes_of
+from .by_hand import Fit, emit_steps
 from .rows import LoweringError, RowEvaluation, Rows
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
 
@@ -37,6 +38,7 @@ class WalkChoice:
     scratch memory before the first loop over an axis that they do not span. prefetched: loads of matrices that are
     read once, whose next rows are asked for early. joint: where the lane axis is reduced, the axis whose results come
     to lie side by side in the lanes. rolled: the axis along which what follows the reductions is a loop, not unrolled.
+    by_hand: the micro-kernel that the loop over the reduced axis is, where a tile is one that it is written for.
     """
 
     lane: str | None
@@ -47,6 +49,7 @@ class WalkChoice:
     prefetched: list[Op] = field(default_factory=list)
     joint: str | None = None
     rolled: str | None = None
+    by_hand: Fit | None = None
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.
@@ -367,6 +370,10 @@ class WalkLowering(RowEvaluation):
                 carried: Carried) -> Carried:
         if k < len(choice.reduced):
             axis = choice.reduced[k]
+            if choice.by_hand is not None:
+                by_hand = self._reduce_by_hand(walk, choice, choice.by_hand, accumulators, carried)
+                if by_hand is not None:
+                    return by_hand
             return self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried,
                                   lambda values: self._reduce(walk, choice, k + 1, accumulators, values))
         self._unpack(accumulators, carried)
@@ -380,6 +387,28 @@ class WalkLowering(RowEvaluation):
         self._roots(walk.inner, walk)
         self._prefetch_next_rows(walk, choice)
         return [v for a in accumulators for v in (*a.rows.values(), *a.indices.values())]
+
+    def _reduce_by_hand(self, walk: Walk, choice: WalkChoice, found: Fit, accumulators: list[Accumulator],
+                        carried: Carried) -> Carried | None:
+        """The same by a micro-kernel, and what its step leaves of the depth by one element at a time; None where it is
+        not written for this tile."""
+        (accumulator,) = accumulators
+        assert choice.lane is not None
+        axes = axes_of(accumulator.op.result)
+        keys = list(accumulator.rows)
+        in_rows = sorted(keys, key=lambda key: (key[0][axes.index(found.rows)], key[0][axes.index(choice.lane)]))
+        at = dict(zip(keys, carried, strict=True))
+        made = emit_steps(self, found, choice.lane, [at[key] for key in in_rows])
+        if made is None:
+            return None
+        sums, done = made
+        at = dict(zip(in_rows, sums, strict=True))
+        carried = [at[key] for key in keys]
+        o = self.open[found.depth]
+        if done == o.extent:
+            return carried
+        return self._loop(found.depth, self.add(o.offset, done), self.add(o.offset, o.extent), 1, False, False, carried,
+                          lambda values: self._reduce(walk, choice, len(choice.reduced), accumulators, values))
 
     def _prefetch(self, op: Op, walk: Walk, choice: WalkChoice) -> None:
         """Ask for the block of rows after this one, line by line in the order of memory.
@@ -779,18 +808,21 @@ class StagedPanel:
     def _access(self) -> Access:
         return Access(self.base, 0, {self.depth_axis: self.depth_bytes}, memory_dtype(self.dtype), relative=True)
 
-    def load(self, at: dict[str, int], level: int) -> Value:
+    def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, Any]]:
+        """Operands and attributes of a memory op for the row at register coordinates."""
         access = self._access()
         access.disp = at[self.lane] * self.piece_bytes
-        operands, attributes = self.lowering.address(access, at)
-        return self.lowering.emit(level, "load", operands, RowType(self.dtype), dtype=access.dtype, masked=False,
-                                  **attributes)
+        return self.lowering.address(access, at)
+
+    def load(self, at: dict[str, int], level: int) -> Value:
+        operands, attributes = self.address(at)
+        return self.lowering.emit(level, "load", operands, RowType(self.dtype), dtype=memory_dtype(self.dtype),
+                                  masked=False, **attributes)
 
     def store(self, at: dict[str, int], row: Value) -> None:
-        access = self._access()
-        access.disp = at[self.lane] * self.piece_bytes
-        operands, attributes = self.lowering.address(access, at)
-        self.lowering.effect("store", [row, *operands], dtype=access.dtype, masked=False, streaming=False, **attributes)
+        operands, attributes = self.address(at)
+        self.lowering.effect("store", [row, *operands], dtype=memory_dtype(self.dtype), masked=False, streaming=False,
+                             **attributes)
 
     def store_at(self, depth_offset: Scalar, i: int, piece: int, row: Value) -> None:
         """Row i of a square that starts at depth_offset."""

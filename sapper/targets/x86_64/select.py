@@ -19,7 +19,7 @@ from typing import Any
 from ...ir.nodes import Op, Value
 from ...ir.types import DType, MaskType, RowType, ScalarType
 from ...ir.types import i32 as I32
-from ...lang.by_hand import PIECES
+from ...lang.by_hand import CONTRACTIONS, PIECES
 from .instructions import ROWS as ROWS
 
 FAMILY = "x86_64"
@@ -1886,6 +1886,11 @@ def asm(s: Any, op: Op) -> None:
     PIECES[op.attributes["by"]].select(s, op)
 
 
+def asm_contract(s: Any, op: Op) -> None:
+    """A micro-kernel by hand writes its own instructions."""
+    CONTRACTIONS[op.attributes["by"]].select(s, op)
+
+
 # --- Control ---------------------------------------------------------------------------------------------------------
 
 _FUTEX, _FUTEX_WAIT_PRIVATE, _FUTEX_WAKE_PRIVATE = 202, 128, 129
@@ -1966,7 +1971,8 @@ RULES: dict[str, Rule] = {
     "mul": _arithmetic("mul", "mull", True), "min": _arithmetic("min", "mins", False),
     "max": _arithmetic("max", "maxs", False), "div": div, "fma": fma, "neg": neg, "abs": absolute, "sqrt": sqrt,
     "floor": _rounding(9), "ceil": _rounding(10), "round": _rounding(8), "trunc": _rounding(11),
-    "scale_exponent": scale_exponent, "asm": asm, "and": _bitwise("and"), "or": _bitwise("or"), "xor": _bitwise("xor"),
+    "scale_exponent": scale_exponent, "asm": asm, "asm_contract": asm_contract,
+    "and": _bitwise("and"), "or": _bitwise("or"), "xor": _bitwise("xor"),
     "not": bit_not, "shl": _shift("sll"), "shr": _shift("srl"), "sar": _shift("sra"),
     "idiv": _division(False), "imod": _division(True),
     "cmp": compare, "select": select, "mask_first": mask_first, "mask_and": _mask_binary("and"),
