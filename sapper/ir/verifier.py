@@ -709,6 +709,8 @@ def _lane_store(gathered: bool) -> Rule:
             check.fail(f"a value of type {op.operands[0].type} for {dtype} in memory", f"{MEMORY_ROWS[dtype]}")
         if "streaming" in op.attributes:
             check.attribute(op, "streaming", bool)
+        if op.attributes.get("exact") and dtype is not bf16:
+            check.fail(f"an exact store of {dtype}", "bf16")
         _memory(check, op, 1, gathered)
 
     return rule

@@ -760,18 +760,27 @@ def _build_gather(program: Program, op: Op) -> _Step:
     return gather
 
 
+def _narrowing(op: Op) -> Callable[[Array], Array]:
+    """From a row to elements in memory. An exact store takes the upper halves as they are, whatever is below."""
+    kind = _MEMORY[op.attributes["dtype"]]
+    if op.attributes.get("exact"):
+        return lambda row: (row.view(np.uint32) >> 16).astype(np.uint16).view(kind)
+    return lambda row: row.astype(kind)
+
+
 def _build_store(program: Program, op: Op) -> _Step:
     address, mask = program._address(op, 1)
     kind = _MEMORY[op.attributes["dtype"]]
     value, lanes, size_bytes = program._slot(op.operands[0]), program.lanes, kind.itemsize
     streaming = op.attributes.get("streaming", False)
     aligned_bytes = min(lanes * size_bytes, 64)
+    narrowed = _narrowing(op)
 
     def store(e: list[Any]) -> None:
         at = address(e)
         if streaming and at % aligned_bytes:
             raise LaneError(f"{_at(op)}: found the address {at:#x}; expected one aligned to {aligned_bytes} bytes")
-        raw = e[value].astype(kind)
+        raw = narrowed(e[value])
         whole = e[0].memory.find(at, lanes * size_bytes, True)
         if mask is None and not isinstance(whole, str):
             whole.view(kind)[:] = raw
@@ -788,10 +797,10 @@ def _build_store(program: Program, op: Op) -> _Step:
 
 def _build_store_lane0(program: Program, op: Op) -> _Step:
     address, _ = program._address(op, 1)
-    kind, value = _MEMORY[op.attributes["dtype"]], program._slot(op.operands[0])
+    kind, value, narrowed = _MEMORY[op.attributes["dtype"]], program._slot(op.operands[0]), _narrowing(op)
 
     def store_lane0(e: list[Any]) -> None:
-        _bytes(e[0], op, address(e), kind.itemsize, True, 0).view(kind)[0] = e[value][:1].astype(kind)[0]
+        _bytes(e[0], op, address(e), kind.itemsize, True, 0).view(kind)[0] = narrowed(e[value][:1])[0]
 
     return store_lane0
 

@@ -487,17 +487,26 @@ class WalkLowering(RowEvaluation):
                 place = t.axes.index(joint)
                 together.setdefault((*point[:place], 0, *point[place + 1:]), {})[point[place]] = pairs[0][0]
                 continue
-            pair = pairs[0]
-            distance = self.lanes // 2
-            while across and distance:
-                pair = self._join(kind, pair, tuple(None if v is None else self._shuffled(v, distance) for v in pair))  # type: ignore[arg-type]
-                distance //= 2
+            pair = self._join_lanes(kind, pairs[0]) if across else pairs[0]
             rows[point] = self._result(op, kind, *pair)
         for point, parts in together.items():
             rows[point] = self._result(op, kind, self._join_rows(kind, parts), None)
         memo = self.levels[self.level_of(op.result)].memo
         for point, row in rows.items():
             memo[op.result, point] = row
+
+    def _join_lanes(self, kind: str, pair: tuple[Value, Value | None]) -> tuple[Value, Value | None]:
+        """The lanes of a row joined, in every lane."""
+        row_type = pair[0].type
+        assert isinstance(row_type, RowType)
+        made = None if pair[1] is not None else self.by_block(f"{kind}_of_lanes", [pair[0]], row_type.dtype, self.depth)
+        if made is not None:
+            return made, None
+        distance = self.lanes // 2
+        while distance:
+            pair = self._join(kind, pair, tuple(None if v is None else self._shuffled(v, distance) for v in pair))  # type: ignore[arg-type]
+            distance //= 2
+        return pair
 
     def _result(self, op: Op, kind: str, result: Value, place: Value | None) -> Value:
         """What a reduction gives, from its joined rows."""
@@ -512,7 +521,7 @@ class WalkLowering(RowEvaluation):
             first = self.emit(depth, "splat", [self.value(offset)], RowType(i32))
             return self.emit(depth, "select", [none, first, place], RowType(i32))
         if t.dtype.name in ("bf16", "f16"):
-            return self.emit(depth, "round_to", [result], result.type, dtype=t.dtype)
+            return self.rounded(result, t.dtype, depth)
         return self.wrap(result, t.dtype, depth) if t.dtype.is_integer and kind == "sum" else result
 
     def _shuffled(self, row: Value, distance: int) -> Value:
@@ -521,6 +530,11 @@ class WalkLowering(RowEvaluation):
     def _join_rows(self, kind: str, rows: dict[int, Value]) -> Value:
         """Join the lanes of each of several rows: what belongs to row i comes to lane i, and to those beyond the rows
         something. A transposition in which two rows that exchange half of their lanes are joined at once."""
+        if len(rows) == self.lanes:
+            first = rows[0].type.dtype  # type: ignore[union-attr]
+            made = self.by_block(f"{kind}_of_each_row", [rows[i] for i in range(self.lanes)], first, self.depth)
+            if made is not None:
+                return made
         steps = [1 << bit for bit in reversed(range(self.lanes.bit_length() - 1))]
         for distance in sorted(steps, key=lambda step: step > max(rows)):   # no row so far away: last, when one is left
             halves: dict[int, Value] = {}

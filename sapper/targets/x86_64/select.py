@@ -1419,14 +1419,13 @@ def round_bfloat16(s: Any, row: Any) -> Any:
     s.emit(f"vpaddd.{bits}", odd, odd, s.constant_operand(_BF16_KEYS[1]))
     s.emit(f"vpaddd.{bits}", rounded, row, odd)
     # A NaN must not be carried to infinity: its own bits with the quiet bit set stand instead.
-    quiet = s.new("vec")
-    s.emit(f"vpor{letter}.{bits}", quiet, row, s.constant_operand(_BF16_KEYS[2]))
     if s.facts.opmask:
         nan = s.new("mask")
         s.emit(f"vcmpps.k.{bits}", nan, row, row, 3)
-        s.emit_masked(f"vmovaps.{bits}", nan, False, rounded, quiet)
+        s.emit_masked(f"vpord.{bits}", nan, False, rounded, row, s.constant_operand(_BF16_KEYS[2]))
         return rounded
-    nan, chosen = s.new("vec"), s.new("vec")
+    quiet, nan, chosen = s.new("vec"), s.new("vec"), s.new("vec")
+    s.emit(f"vpor.{bits}", quiet, row, s.constant_operand(_BF16_KEYS[2]))
     s.emit(f"vcmpps.{bits}", nan, row, row, 3)
     s.emit(f"vblendvps.{bits}", chosen, rounded, quiet, nan)
     return chosen
@@ -1666,15 +1665,16 @@ def load_splat_into(s: Any, name: str, memory: Any, register: Any) -> None:
 _DTYPE64 = DType("i64", "i", 64)
 
 
-def narrow(s: Any, name: str, row: Any) -> Any:
-    """A row of 32-bit lanes to packed elements of 1 or 2 bytes in the low part of a fresh register."""
+def narrow(s: Any, name: str, row: Any, exact: bool = False) -> Any:
+    """A row of 32-bit lanes to packed elements of 1 or 2 bytes in the low part of a fresh register. exact: as of a
+    store."""
     bits = s.facts.bits4
     made = s.new("vec")
     if name == "f16":
         s.emit(f"vcvtps2ph.{bits}", made, row, 0)
         return made
     if name == "bf16":
-        rounded = round_bfloat16(s, row)
+        rounded = row if exact else round_bfloat16(s, row)
         row = s.new("vec")
         s.emit(f"vpsrld.imm.{bits}", row, rounded, 16)
     words = name in ("bf16", "i16")
@@ -1722,7 +1722,7 @@ def store(s: Any, op: Op) -> None:
     size_bits = dtype.bits * s.lanes
     if facts.opmask and not (streaming and size_bits >= 128):
         if name == "bf16":
-            rounded = round_bfloat16(s, row)
+            rounded = row if op.attributes.get("exact") else round_bfloat16(s, row)
             row = s.new("vec")
             s.emit(f"vpsrld.imm.{bits}", row, rounded, 16)
         if name == "f16":
@@ -1734,7 +1734,7 @@ def store(s: Any, op: Op) -> None:
         else:
             s.emit_masked(instruction, s.vector(mask), False, memory, row, *more)
         return
-    made = narrow(s, name, row)
+    made = narrow(s, name, row, bool(op.attributes.get("exact")))
     if mask is not None:
         letter = "b" if dtype.bits == 8 else "w"
         for_each_lane(s, mask, lambda lane: s.emit(f"vpextr{letter}", moved(s, memory, lane * dtype.size_bytes), made,
@@ -1753,7 +1753,7 @@ def store_lane0(s: Any, op: Op) -> None:
     if dtype.name in FOLDED_DTYPES:
         s.emit("vmovd.from_vec" if dtype.bits == 32 else "vmovq", memory, row)
     elif dtype.name in ("bf16", "f16"):
-        s.emit("vpextrw", memory, narrow(s, dtype.name, row), 0)
+        s.emit("vpextrw", memory, narrow(s, dtype.name, row, bool(op.attributes.get("exact"))), 0)
     else:
         s.emit("vpextrb" if dtype.bits == 8 else "vpextrw", memory, row, 0)
 
