@@ -21,8 +21,6 @@ PEERS = ("numpy", "torch", "llama")
 FLOOR_READ, FLOOR_COPY = "(read)", "(copy)"
 CHECK_BYTES = 64 << 20
 """Results of cases up to this size are compared with the reference before they are timed."""
-LARGE_SHARE = 16
-"""Arrays of at least this part of a case's bytes are its weights: they are copied where a case shall be cold."""
 QUICK_SCALE = 0.5
 SETTLE_S = 0.012
 """Longer than the threads of a peer spin after its work: OpenMP's for about 5 ms, OpenBLAS's as told by the next."""
@@ -162,36 +160,6 @@ def _suite_of(module: str) -> str:
 # -------------------------------------------------------------------------------------------------------- library cases
 
 
-def placed(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arguments with every array in memory of the runtime: aligned, on huge pages where it is large."""
-    import numpy
-
-    from ..runtime.buffers import empty
-
-    result: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if isinstance(value, numpy.ndarray):
-            copy = empty(value.shape, value.dtype)
-            copy[...] = value
-            value = copy
-        result[name] = value
-    return result
-
-
-def copies(arguments: dict[str, Any], cold: bool, cache_bytes: int) -> list[dict[str, Any]]:
-    """The arguments, and where they shall be cold as many more with large arrays of their own as outlast the cache."""
-    import numpy
-
-    from ..tune.measure import copies_to_be_cold
-
-    if not cold:
-        return [arguments]
-    sizes = {name: a.nbytes for name, a in arguments.items() if isinstance(a, numpy.ndarray)}
-    large = {name for name, size in sizes.items() if LARGE_SHARE * size >= sum(sizes.values())}
-    count = copies_to_be_cold(sum(sizes[name] for name in large), cache_bytes)
-    return [arguments, *({**arguments, **placed({n: arguments[n] for n in large})} for _ in range(count - 1))]
-
-
 def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
     """Measure a case of the library. Raises what the compiler raises, and RuntimeError for a wrong result."""
     import numpy
@@ -199,6 +167,7 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
     from ..runtime.launch import prepare
     from ..targets.x86_64.detect import host_target
     from ..tune.measure import rotating
+    from ..tune.operands import copies, placed
 
     entry, case = job.entry, job.case
     arguments = placed(entry.make_arguments(numpy.random.default_rng(1), case.shape))
