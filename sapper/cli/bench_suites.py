@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
+from time import perf_counter, thread_time
 from typing import Any
 
 SUITES = ("peaks", "call", "compile", "matmul", "matvec", "rows", "attention", "others", "model", "all")
@@ -99,9 +100,10 @@ class Settings:
         from ..tune.measure import measure
 
         settle_s = SETTLE_S if threads > 1 and len(contestants) > 1 else 0.0
+        clock = thread_time if threads == 1 else perf_counter
         if self.quick:
-            return measure(contestants, sample_s=5e-4, budget_s=0.05, rounds=3, settle_s=settle_s)
-        return measure(contestants, settle_s=settle_s)
+            return measure(contestants, sample_s=5e-4, budget_s=0.05, rounds=3, settle_s=settle_s, clock=clock)
+        return measure(contestants, settle_s=settle_s, clock=clock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,7 +430,7 @@ def _compile_times(entry: Any, directory: str) -> tuple[float, float]:
         launcher = Launcher(entry.kernel, {})
         wanted = specialise(launcher.signature, launcher.signature.bind(arguments), launcher.static)
         start = time.perf_counter()
-        launcher.get_compiled(wanted)
+        launcher.get_compiled(wanted, None)
         seconds.append(time.perf_counter() - start)
     return seconds[0], seconds[1]
 

@@ -7,20 +7,21 @@ the largest register factor of each axis is told, and the order and lane axis of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
 from ..ir.nodes import Function
 from ..tile.plan import Walk
 from ..tile.schedule import Facts, Schedule, Specialization
-from .lower import SEQUENTIAL_TILE, Lowering, lanes_of
+from .lower import SEQUENTIAL_TILE, Lowering, Range, lanes_of
 from .walk import WalkChoice
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
     """schedule: all that was chosen. lanes: of a row. parallel: axes that are split into tasks, as far as they are
-    named. stageable: tensors that the kernel reads and may copy to scratch memory. hints: extent of each axis, about."""
+    named. stageable: tensors that contractions read. hints: extent of each axis, about."""
 
     schedule: Schedule
     lanes: int
@@ -33,7 +34,9 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
     """Raises what `lower` raises for a schedule that can't be followed."""
     registers: dict[str, int] = {}
     hints: dict[str, int] = {}
+    tile: dict[str, int] = {}
     staged: set[str] = set()
+    contracted: set[str] = set()
     most: tuple[bool, int] = (False, 0)
     chosen: WalkChoice | None = None
 
@@ -45,23 +48,29 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
                 registers[axis] = max(registers.get(axis, 1), count)
                 hints[axis] = max(hints.get(axis, 1), self.extent_hint(axis))
             staged.update(op.operands[0].name for op in choice.staged)
+            if any(reduction.name == "contract" for reduction in walk.reductions):
+                contracted.update(op.operands[0].name for op in self.reads(walk))
             held = bool(walk.reductions), prod(choice.counts[axis] for axis in choice.order)
             if held > most:
                 most, chosen = held, choice
             return choice
 
+        def _resident(self, r: Range, body: Callable[[], None]) -> None:
+            if r.axis is not None:
+                tile[r.axis] = r.resident
+                hints[r.axis] = max(hints.get(r.axis, 1), r.hint)
+            super()._resident(r, body)
+
     lowering = Recording(function, schedule, facts, specialization, lanes_of(function, facts))
     lowering.run()
-    tile: dict[str, int] = {}
     parallel: list[str] = []
     for op in function.walk():
         if op.name == "tiles" and op.attributes.get("parallel"):
             parallel += op.attributes["axes"]
         elif op.name == "tiles":
-            tile |= {axis: schedule.tile.get(axis, SEQUENTIAL_TILE) for axis in op.attributes["axes"]}
+            tile.update((axis, schedule.tile.get(axis, SEQUENTIAL_TILE)) for axis in op.attributes["axes"])
     told = Schedule(
         lane=chosen.lane if chosen is not None else schedule.lane, tile={**tile, **schedule.tile}, registers=registers,
         order=tuple(chosen.order) if chosen is not None else schedule.order, stage=tuple(sorted(staged)),
         streaming=tuple(sorted(lowering.streaming_tensors)), chunks=dict(schedule.chunks), assembly=schedule.assembly)
-    loaded = sorted({op.operands[0].name for op in function.walk() if op.name == "load"})
-    return Choices(told, lowering.lanes, tuple(parallel), tuple(loaded), hints)
+    return Choices(told, lowering.lanes, tuple(parallel), tuple(sorted(contracted)), hints)

@@ -294,14 +294,17 @@ class Model(WalkLowering):
                 if value in self.buffers or depth_axis not in axes or open_axes - {depth_axis, lane, row_axis}:
                     continue
                 again = self._is_bounded(row_axis) and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes
-                if (lane in axes and row_axis not in axes) or (row_axis in axes and lane not in axes and again):
+                # Rows are copied in blocks of as many steps of depth as there are lanes, and no step may cross two.
+                whole = self.stages_columns(op, row_axis, counts) or self.lanes % counts[depth_axis] == 0
+                panel, rows = lane in axes and row_axis not in axes, row_axis in axes and lane not in axes
+                if panel or (rows and again and whole):
                     staged.append(op)
         if staged and order[0] != lane:
             # A panel is a piece of the lane axis: inside a loop over rows it would be copied again for each of them.
             if self.schedule.stage:
-                raise ScheduleError(f"schedule of {self.function.name}: stage {', '.join(self.schedule.stage)} with order "
-                                    f"{' '.join(order)}; expected the lane axis {lane} outermost where operands are "
-                                    "staged; mend: leave out order, or stage")
+                raise ScheduleError(f"schedule of {self.function.name}: stage {', '.join(self.schedule.stage)} with "
+                                    f"order {' '.join(order)}; expected the lane axis {lane} outermost where operands "
+                                    "are staged; mend: leave out order, or stage")
             return []
         return staged
 

@@ -4,7 +4,7 @@ SAPPER_THREADS     workers of a launch; default: the CPUs that this process may 
 SAPPER_INTERPRET   1 runs every kernel under the reference interpreter
 SAPPER_CACHE_DIR   where compiled kernels are kept; empty or "off": nowhere; default: $XDG_CACHE_HOME/sapper
 SAPPER_CACHE_MIB   size limit of that directory in MiB; default 256
-SAPPER_TUNED       directory of schedules that `sapper tune` found; empty or "off": none; default: "tuned" in the cache's
+SAPPER_TUNED       where schedules that `sapper tune` found lie; empty or "off": none; default: "tuned" in the cache's
 SAPPER_PERF        "map" or "jitdump": tell perf of generated code; see debuggers.py. Kernels are then compiled anew
 SAPPER_GDB         1 tells gdb of generated code; likewise
 """

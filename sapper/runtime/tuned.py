@@ -1,11 +1,11 @@
 """Schedules that a search found: those that come with the library, and the user's own.
 
-Enters: a kernel's name and source, a target, the extents of a call. Leaves: the schedule found for this shape or for the
-nearest one, or None: then the model chooses. Holds: a schedule found for another source is never used; a damaged file is
-left aside with one warning; what is read is kept for the process.
+Enters: a kernel's name and source, a target, the extents of a call. Leaves: the schedule found for this shape or for
+the nearest one, or None: then the model chooses. Holds: a schedule found for another source is never used; a damaged
+file is left aside with one warning; what is read is kept for the process.
 
-One JSON file for each target, `{"kernel": [{"source", "dims", "threads", "schedule", ...}, ...]}`: sapper/kernels/tuned/
-has the library's, SAPPER_TUNED or `tuned/` in the cache directory the user's, which come first.
+One JSON file for each target, `{"kernel": [{"source", "dims", "threads", "schedule", ...}, ...]}`: the library's in
+sapper/kernels/tuned/, and the user's, which come first, in SAPPER_TUNED or `tuned/` in the cache directory.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _read(path: str) -> Entries:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        warn_once(f"tuned {path}", f"{path}: {error}; expected schedules that `sapper tune` wrote; they are left aside; "
-                                   "mend: delete the file, and tune again")
+        warn_once(f"tuned {path}", f"{path}: {error}; expected schedules that `sapper tune` wrote; they are left "
+                                   "aside; mend: delete the file, and tune again")
         return {}
     return dict(data)

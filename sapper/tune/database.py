@@ -1,8 +1,8 @@
 """What was tried and what was found, in one SQLite file.
 
-Holds: a trial is one row, written in one transaction, so a kill at any moment loses at most the trial that was running,
-and several processes may write at once. A search that is begun again finds the trials of the one before. Times depend on
-the compiler, so trials of another version of it are not used again; a schedule that was found stays good advice.
+Holds: a trial is one row, written in one transaction, so a kill at any moment loses at most the trial that was
+running, and several processes may write at once. A search that is begun again finds the trials of the one before. Times
+depend on the compiler, so trials of another version of it are not used again; a schedule that was found stays.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The outcome of a search. schedule: the fastest, empty where the model's own is. median_s, model_s: its time and that
-    of the model's schedule in the same run, seconds. finished: no step from it helps."""
+    """The outcome of a search. schedule: the fastest, empty where the model's own is. median_s, model_s: its time and
+    that of the model's schedule in the same run, seconds. finished: no step from it helps."""
 
     key: Key
     schedule: Schedule
@@ -110,16 +110,16 @@ class Database:
     def trial(self, key: Key, compiler: str, schedule: Schedule, against: Schedule) -> Trial | None:
         """What came of a trial made before."""
         row = self._connection.execute(
-            "SELECT status, median_s, against_s, message FROM trials WHERE kernel = ? AND source = ? AND target = ? AND "
-            "dims = ? AND threads = ? AND cold = ? AND compiler = ? AND schedule = ? AND against = ?",
+            "SELECT status, median_s, against_s, message FROM trials WHERE kernel = ? AND source = ? AND target = ? "
+            "AND dims = ? AND threads = ? AND cold = ? AND compiler = ? AND schedule = ? AND against = ?",
             (*key.row, _digest(compiler), _text(schedule), _text(against))).fetchone()
         return None if row is None else Trial(*row)
 
     def add_trial(self, key: Key, compiler: str, schedule: Schedule, against: Schedule, trial: Trial) -> None:
         with self._write() as connection:
             connection.execute(
-                "INSERT OR REPLACE INTO trials (kernel, source, target, dims, threads, cold, compiler, schedule, against, "
-                "status, median_s, against_s, message, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO trials (kernel, source, target, dims, threads, cold, compiler, schedule, "
+                "against, status, median_s, against_s, message, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*key.row, _digest(compiler), _text(schedule), _text(against), trial.status, trial.median_s,
                  trial.against_s, trial.message, time.time()))
 
@@ -133,8 +133,8 @@ class Database:
     def results(self, target: str | None = None) -> list[Result]:
         """All results, or those of a target, in a fixed order."""
         rows = self._connection.execute(
-            "SELECT kernel, source, target, dims, threads, cold, schedule, median_s, model_s, tried, finished FROM results "
-            "ORDER BY target, kernel, dims, threads, cold").fetchall()
+            "SELECT kernel, source, target, dims, threads, cold, schedule, median_s, model_s, tried, finished "
+            "FROM results ORDER BY target, kernel, dims, threads, cold").fetchall()
         return [
             Result(Key(kernel, source, of, tuple(json.loads(dims).items()), threads, bool(cold)),
                    Schedule.from_json(json.loads(schedule)), median_s, model_s, tried, bool(finished))

@@ -24,8 +24,8 @@ Try = Callable[[Step, Schedule], float | None]
 
 @dataclass(slots=True)
 class Found:
-    """best: the fastest schedule. gained: labels of the steps that led to it. tried: candidates, failed: those that could
-    not be used. finished: no step from `best` helps, as opposed to time having run out."""
+    """best: the fastest schedule. gained: labels of the steps that led to it. tried: candidates. failed: those that
+    could not be used. finished: no step from `best` helps, as opposed to time having run out."""
 
     best: Schedule
     gained: list[str] = field(default_factory=list)

@@ -16,7 +16,7 @@ from ..lane.choices import Choices
 from ..tile.schedule import Schedule
 
 REGISTERS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28)
-TILES = (16, 32, 48, 64, 96, 128, 192, 256, 512)
+TILES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
 CHUNKS = (1, 2, 4, 8, 16, 32, 64)
 SPILLING = 2
 """A step is left out where it holds more than this many times the registers that there are."""
@@ -42,7 +42,7 @@ def steps(schedule: Schedule, made: Choices, vector_registers: int, threads: int
         for more, less in ((first, second), (second, first)):
             yield from _traded(schedule, made, more, less, vector_registers)
     for axis in sorted(told.tile):
-        for count in _beside(TILES, told.tile[axis]):
+        for count in _beside(TILES, told.tile[axis], most=made.hints.get(axis)):
             yield Step(f"tile {axis}", f"tile {axis} {told.tile[axis]} -> {count}",
                        replace(schedule, tile={**schedule.tile, axis: count}))
     for position in range(len(told.order) - 1):

@@ -1,9 +1,9 @@
 """One candidate schedule, tried in a child process: compiled, compared with what is right, then timed beside the best.
 
-Enters: a `Task` (kernel, arguments, what is right) and two schedules. Leaves: a `Trial`. Holds: whatever a candidate does
-(loops for ever, crashes, runs out of memory), the caller goes on, and after a time limit too; a candidate is timed only
-when its result was right; both schedules are timed in turns in one process, so what slows the machine slows both alike;
-one that is clearly slower is given up after a few samples.
+Enters: a `Task` (kernel, arguments, what is right) and two schedules. Leaves: a `Trial`. Holds: whatever a candidate
+does (loops for ever, crashes, runs out of memory), the caller goes on, at the latest after a time limit; a candidate is
+timed only when its result was right; both schedules are timed in turns in one process, so what slows the machine slows
+both alike; one that is clearly slower is given up after a few samples.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -36,8 +37,8 @@ SETTLE_S = 0.012
 class Task:
     """What is tuned.
 
-    kernel, arguments: a call, its arrays in memory of the runtime. is_wrong: of the arguments after a run, what is wrong
-    with them, or None. threads: workers. cold: large operands come from DRAM. cache_bytes: of the last cache.
+    kernel, arguments: a call, its arrays in memory of the runtime. is_wrong: of the arguments after a run, what is
+    wrong with them, or None. threads: workers. cold: large operands come from DRAM. cache_bytes: of the last cache.
     check: a slower check of a schedule on other shapes, for those that are about to be kept; None where it is right.
     """
 
@@ -130,10 +131,11 @@ def _try(task: Task, candidate: Schedule, against: Schedule, budget_s: float) ->
     if wrong is not None:
         return Trial("wrong", message=wrong)
     contestants = {"candidate": run, "against": _prepared(task, against, sets)}
-    settle_s = SETTLE_S if task.threads > 1 else 0.0
-    times = measure(contestants, budget_s=budget_s / 5, rounds=3, settle_s=settle_s)
+    # One worker is timed by the CPU time of its thread, to which it adds nothing that others run meanwhile.
+    clock, settle_s = (time.thread_time, 0.0) if task.threads == 1 else (time.perf_counter, SETTLE_S)
+    times = measure(contestants, budget_s=budget_s / 5, rounds=3, settle_s=settle_s, clock=clock)
     if times["candidate"].low_s <= HOPELESS * times["against"].high_s:
-        times = measure(contestants, budget_s=budget_s, settle_s=settle_s)
+        times = measure(contestants, budget_s=budget_s, settle_s=settle_s, clock=clock)
     return Trial("timed", times["candidate"].median_s, times["against"].median_s)
 
 

@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
@@ -36,7 +36,8 @@ from .space import Step, steps
 from .trial import Task, check_candidate, try_candidate
 
 CHECK_BYTES = 64 << 20
-"""Results of calls up to this size are compared with the reference; of larger ones with those of the model's schedule."""
+"""Results of calls up to this size are compared with the reference before they are timed; what is to be kept is checked
+on other shapes in any case."""
 CHECK_RUNS = 6
 FINAL_BUDGET_S = 1.0
 
@@ -175,13 +176,13 @@ def write_entries(path: str, entries: tuned.Entries) -> None:
     directory = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(directory, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=directory, prefix=".writing-", delete=False, encoding="utf-8") as file:
+        with tempfile.NamedTemporaryFile("w", dir=directory, prefix=".writing-", delete=False) as file:
             json.dump(entries, file, indent=1, sort_keys=True)
             file.write("\n")
         os.chmod(file.name, 0o644)
         os.replace(file.name, path)
     except OSError as error:
-        raise DatabaseError(f"{path}: {error.strerror}; expected a place to write to; mend: set SAPPER_TUNED") from error
+        raise DatabaseError(f"{path}: {error.strerror}; expected room to write; mend: set SAPPER_TUNED") from error
     tuned.forget()
 
 

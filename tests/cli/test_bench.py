@@ -18,7 +18,7 @@ from sapper.cli import bench, bench_suites
 from sapper.cli.bench import run_bench
 from sapper.cli.bench_suites import Row, Settings, jobs_of, rows_of
 from sapper.kernels import library
-from sapper.tune import peaks
+from sapper.tune import operands, peaks
 from sapper.tune.measure import Timing
 
 KEYS = ["case", "dtype", "shape", "threads", "peer", "median_s", "rate", "unit", "percent_of_floor",
