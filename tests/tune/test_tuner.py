@@ -190,7 +190,8 @@ def test_calls_find_the_nearest_schedule(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("text", [
-    "{", "[]", '{"double": [{}]}', '{"double": [{"source": 1, "threads": 1, "schedule": {}, "dims": {}}]}', '{"double": 3}'])
+    "{", "[]", '{"double": [{}]}', '{"double": 3}',
+    '{"double": [{"source": 1, "threads": 1, "schedule": {}, "dims": {}}]}'])
 def test_a_damaged_file_is_left_aside(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "zen4.json"
     path.write_text(text)
