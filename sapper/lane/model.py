@@ -140,7 +140,7 @@ class Model(WalkLowering):
         order = self._order(walk, [a for a in loops if a in walk.outer], lane, contraction)
         reduced = [a for a in walk.reduced if a in loops]
         reduced.sort(key=lambda a: a == lane)
-        staged = self._staged(walk, lane, counts, contraction)
+        staged = self._staged(walk, lane, counts, order, contraction)
         return WalkChoice(lane, counts, order, reduced, staged, self._prefetched(walk, lane, order, reduced),
                           self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order))
 
@@ -344,7 +344,8 @@ class Model(WalkLowering):
         forced = [a for a in self.schedule.order if a in outer]
         return forced + [a for a in order if a not in forced]
 
-    def _staged(self, walk: Walk, lane: str | None, counts: dict[str, int], contraction: bool) -> list[Op]:
+    def _staged(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str],
+                contraction: bool) -> list[Op]:
         if not contraction or lane is None or lane not in walk.outer or lane not in self.open:
             return []
         loops = [a for a in walk.outer if a in self.open and a != lane]
@@ -369,8 +370,18 @@ class Model(WalkLowering):
                 if value in self.buffers or depth_axis not in axes or open_axes - {depth_axis, lane, row_axis}:
                     continue
                 again = self._is_bounded(row_axis) and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes
-                if (lane in axes and row_axis not in axes) or (row_axis in axes and lane not in axes and again):
+                # Rows are copied in blocks of as many steps of depth as there are lanes, and no step may cross two.
+                whole = self.stages_columns(op, row_axis, counts) or self.lanes % counts[depth_axis] == 0
+                panel, rows = lane in axes and row_axis not in axes, row_axis in axes and lane not in axes
+                if panel or (rows and again and whole):
                     staged.append(op)
+        if staged and order[0] != lane:
+            # A panel is a piece of the lane axis: inside a loop over rows it would be copied again for each of them.
+            if self.schedule.stage:
+                raise ScheduleError(f"schedule of {self.function.name}: stage {', '.join(self.schedule.stage)} with "
+                                    f"order {' '.join(order)}; expected the lane axis {lane} outermost where operands "
+                                    "are staged; mend: leave out order, or stage")
+            return []
         return staged
 
     def _rolled(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str]) -> str | None:

@@ -679,10 +679,14 @@ class WalkLowering(PackedRows):
             self.staged[op] = self._stage_panel(op, lane, depth_axis, walk, choice)
         else:
             (row_axis,) = rows
-            access = self.access(op)
-            contiguous = access.axes.get(row_axis) == element_bytes(access.dtype) and not access.gathers
-            stage = (self._stage_columns if contiguous and choice.counts[row_axis] <= self.lanes else self._stage_rows)
+            stage = self._stage_columns if self.stages_columns(op, row_axis, choice.counts) else self._stage_rows
             self.staged[op] = stage(op, row_axis, depth_axis, choice)
+
+    def stages_columns(self, op: Op, row_axis: str, counts: Mapping[str, int]) -> bool:
+        """Whether an operand that is staged along its rows is contiguous there, and a vector holds so many of them."""
+        access = self.access(op)
+        contiguous = access.axes.get(row_axis) == element_bytes(access.dtype) and not access.gathers
+        return contiguous and counts[row_axis] <= self.lanes
 
     def _stage_panel(self, op: Op, lane: str, depth_axis: str, walk: Walk, choice: WalkChoice) -> StagedPanel:
         """The lane axis is bound to its piece: copy [depth][piece], each row of the piece beside the next."""
