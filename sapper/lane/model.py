@@ -13,6 +13,7 @@ from ..ir.nodes import Function, Op, Value
 from ..ir.types import TileType, bf16, u8
 from ..tile.plan import COSTLY, Walk, axes_of
 from ..tile.schedule import Facts, Schedule, ScheduleError, Specialization
+from .by_hand import Fit, fit
 from .packed import DOTS, Dot, Packing, Term
 from .state import Capacity, Scalar, element_bytes, row_dtype
 from .walk import WalkChoice, WalkLowering
@@ -96,7 +97,7 @@ class Model(WalkLowering):
         axes = value.type.axes  # type: ignore[union-attr]
         if not lanes or not axes or value in self.buffers or value in self.rows:
             return False
-        if not all(a in self.bound or (a in self.open and self._is_bounded(a)) for a in axes):
+        if not all(a in self.bound or (a in self.open and self.is_bounded(a)) for a in axes):
             return False
         if lanes & set(axes):
             return outside
@@ -119,18 +120,22 @@ class Model(WalkLowering):
         lane = bound_lane
         if lane is None and loops:
             lane = self.schedule.lane if self.schedule.lane in loops else self._lane(walk, loops, contraction)
-        packing = self._packing(walk, lane)
+        by_hand = self._micro_kernel(walk, lane)
+        packing = self._packing(walk, lane) if by_hand is None else None
         with self.packed(packing):
-            choice = self._choose(walk, loops, lane, contraction)
+            choice = self._choose(walk, loops, lane, contraction, by_hand)
         if packing is not None:
             if self._serves(packing, lane, choice.staged):
                 choice.packing = packing
             else:
-                choice = self._choose(walk, loops, lane, contraction)
+                choice = self._choose(walk, loops, lane, contraction, None)
         return choice
 
-    def _choose(self, walk: Walk, loops: list[str], lane: str | None, contraction: bool) -> WalkChoice:
+    def _choose(self, walk: Walk, loops: list[str], lane: str | None, contraction: bool,
+                by_hand: Fit | None) -> WalkChoice:
         counts = self._counts(walk, loops, lane, contraction)
+        if by_hand is not None and lane is not None:
+            counts |= {by_hand.rows: by_hand.piece.rows[0], lane: by_hand.piece.vectors[0]}
         for axis in loops:
             forced = self.schedule.registers.get(axis)
             if forced is not None:
@@ -140,9 +145,24 @@ class Model(WalkLowering):
         order = self._order(walk, [a for a in loops if a in walk.outer], lane, contraction)
         reduced = [a for a in walk.reduced if a in loops]
         reduced.sort(key=lambda a: a == lane)
-        staged = self._staged(walk, lane, counts, order, contraction)
+        staged = [by_hand.right] if by_hand is not None else self._staged(walk, lane, counts, order, contraction)
         return WalkChoice(lane, counts, order, reduced, staged, self._prefetched(walk, lane, order, reduced),
-                          self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order))
+                          self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order),
+                          by_hand=by_hand)
+
+    def _micro_kernel(self, walk: Walk, lane: str | None) -> Fit | None:
+        """The first micro-kernel that the schedule names and that fits; why the others do not is kept."""
+        if not any(r.name == "contract" for r in walk.reductions):
+            return None
+        for key in self.contractions:
+            found = fit(self, walk, lane, key)
+            outer = [a for a in walk.outer if a in self.open]
+            if isinstance(found, Fit) and self._order(walk, outer, lane, True)[0] != lane:
+                found = f"the schedule's order does not have the lane axis {lane} outermost, where its panel is copied"
+            if isinstance(found, Fit):
+                return found
+            self.refused.setdefault(key, found)
+        return None
 
     def _packing(self, walk: Walk, lane: str | None) -> Packing | None:
         """How a walk of contractions of narrow operands could run on packed dot products, as far as types say."""
@@ -355,7 +375,7 @@ class Model(WalkLowering):
         depth_axis = walk.reduced[0]
         if self.schedule.stage is None and self.extent_hint(row_axis) < STAGE_ROWS:
             return []
-        if not self._is_bounded(depth_axis):
+        if not self.is_bounded(depth_axis):
             return []
         staged = []
         for reduction in walk.reductions:
@@ -369,7 +389,7 @@ class Model(WalkLowering):
                 open_axes = {a for a in axes if a in self.open}
                 if value in self.buffers or depth_axis not in axes or open_axes - {depth_axis, lane, row_axis}:
                     continue
-                again = self._is_bounded(row_axis) and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes
+                again = self.is_bounded(row_axis) and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes
                 # Rows are copied in blocks of as many steps of depth as there are lanes, and no step may cross two.
                 whole = self.stages_columns(op, row_axis, counts) or self.lanes % counts[depth_axis] == 0
                 panel, rows = lane in axes and row_axis not in axes, row_axis in axes and lane not in axes
@@ -419,7 +439,7 @@ class Model(WalkLowering):
                 return False
         return True
 
-    def _is_bounded(self, axis: str) -> bool:
+    def is_bounded(self, axis: str) -> bool:
         """Whether scratch memory can be sized by the axis: not if its range is known only as the kernel runs."""
         return isinstance(self.open[axis].extent, int) or self.open[axis].capacity is not None
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_I32, S64, DType, RowType, TileType, bool_, f32, f64, i32, u8
-from ..tile.plan import Walk
+from ..tile.plan import Walk, axes_of
+from .by_hand import Fit, emit_steps
 from .packed import PackedRows, Packing
 from .rows import LoweringError, Rows
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
@@ -39,6 +40,7 @@ class WalkChoice:
     read once, whose next rows are asked for early. joint: where the lane axis is reduced, the axis whose results come
     to lie side by side in the lanes. rolled: the axis along which what follows the reductions is a loop, not unrolled.
     packing: packed dot products; counts of the contracted axis are then of slots.
+    by_hand: the micro-kernel that the loop over the reduced axis is, where a tile is one that it is written for.
     """
 
     lane: str | None
@@ -50,6 +52,7 @@ class WalkChoice:
     joint: str | None = None
     rolled: str | None = None
     packing: Packing | None = None
+    by_hand: Fit | None = None
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.
@@ -411,6 +414,10 @@ class WalkLowering(PackedRows):
                 carried: Carried) -> Carried:
         if k < len(choice.reduced):
             axis = choice.reduced[k]
+            if choice.by_hand is not None:
+                by_hand = self._reduce_by_hand(walk, choice, choice.by_hand, accumulators, carried)
+                if by_hand is not None:
+                    return by_hand
             carried = self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried,
                                      lambda values: self._reduce(walk, choice, k + 1, accumulators, values))
             if self.packing is None:
@@ -442,6 +449,28 @@ class WalkLowering(PackedRows):
         for point, error in a.errors.items():
             row = self.slot_row(straight, {**inner, **dict(zip(axes, point, strict=True))}, False)
             a.errors[point] = self.add_error(row, first, error)
+
+    def _reduce_by_hand(self, walk: Walk, choice: WalkChoice, found: Fit, accumulators: list[Accumulator],
+                        carried: Carried) -> Carried | None:
+        """The same by a micro-kernel, and what its step leaves of the depth by one element at a time; None where it is
+        not written for this tile."""
+        (accumulator,) = accumulators
+        assert choice.lane is not None
+        axes = axes_of(accumulator.op.result)
+        keys = list(accumulator.rows)
+        in_rows = sorted(keys, key=lambda key: (key[0][axes.index(found.rows)], key[0][axes.index(choice.lane)]))
+        at = dict(zip(keys, carried, strict=True))
+        made = emit_steps(self, found, choice.lane, [at[key] for key in in_rows])
+        if made is None:
+            return None
+        sums, done = made
+        at = dict(zip(in_rows, sums, strict=True))
+        carried = [at[key] for key in keys]
+        o = self.open[found.depth]
+        if done == o.extent:
+            return carried
+        return self._loop(found.depth, self.add(o.offset, done), self.add(o.offset, o.extent), 1, False, False, carried,
+                          lambda values: self._reduce(walk, choice, len(choice.reduced), accumulators, values))
 
     def _prefetch(self, op: Op, walk: Walk, choice: WalkChoice) -> None:
         """Ask for the block of rows after this one, line by line in the order of memory.
@@ -524,17 +553,26 @@ class WalkLowering(PackedRows):
                 place = t.axes.index(joint)
                 together.setdefault((*point[:place], 0, *point[place + 1:]), {})[point[place]] = pairs[0][0]
                 continue
-            pair = pairs[0]
-            distance = self.lanes // 2
-            while across and distance:
-                pair = self._join(kind, pair, tuple(None if v is None else self._shuffled(v, distance) for v in pair))  # type: ignore[arg-type]
-                distance //= 2
+            pair = self._join_lanes(kind, pairs[0]) if across else pairs[0]
             rows[point] = self._result(op, kind, *pair)
         for point, parts in together.items():
             rows[point] = self._result(op, kind, self._join_rows(kind, parts), None)
         memo = self.levels[self.level_of(op.result)].memo
         for point, row in rows.items():
             memo[op.result, point] = row
+
+    def _join_lanes(self, kind: str, pair: tuple[Value, Value | None]) -> tuple[Value, Value | None]:
+        """The lanes of a row joined, in every lane."""
+        row_type = pair[0].type
+        assert isinstance(row_type, RowType)
+        made = None if pair[1] is not None else self.by_block(f"{kind}_of_lanes", [pair[0]], row_type.dtype, self.depth)
+        if made is not None:
+            return made, None
+        distance = self.lanes // 2
+        while distance:
+            pair = self._join(kind, pair, tuple(None if v is None else self._shuffled(v, distance) for v in pair))  # type: ignore[arg-type]
+            distance //= 2
+        return pair
 
     def _result(self, op: Op, kind: str, result: Value, place: Value | None) -> Value:
         """What a reduction gives, from its joined rows."""
@@ -549,7 +587,7 @@ class WalkLowering(PackedRows):
             first = self.emit(depth, "splat", [self.value(offset)], RowType(i32))
             return self.emit(depth, "select", [none, first, place], RowType(i32))
         if t.dtype.name in ("bf16", "f16"):
-            return self.emit(depth, "round_to", [result], result.type, dtype=t.dtype)
+            return self.rounded(result, t.dtype, depth)
         return self.wrap(result, t.dtype, depth) if t.dtype.is_integer and kind == "sum" else result
 
     def _shuffled(self, row: Value, distance: int) -> Value:
@@ -558,6 +596,11 @@ class WalkLowering(PackedRows):
     def _join_rows(self, kind: str, rows: dict[int, Value]) -> Value:
         """Join the lanes of each of several rows: what belongs to row i comes to lane i, and to those beyond the rows
         something. A transposition in which two rows that exchange half of their lanes are joined at once."""
+        if len(rows) == self.lanes:
+            first = rows[0].type.dtype  # type: ignore[union-attr]
+            made = self.by_block(f"{kind}_of_each_row", [rows[i] for i in range(self.lanes)], first, self.depth)
+            if made is not None:
+                return made
         steps = [1 << bit for bit in reversed(range(self.lanes.bit_length() - 1))]
         for distance in sorted(steps, key=lambda step: step > max(rows)):   # no row so far away: last, when one is left
             halves: dict[int, Value] = {}
@@ -878,18 +921,21 @@ class StagedPanel:
     def _access(self) -> Access:
         return Access(self.base, 0, {self.depth_axis: self.depth_bytes}, memory_dtype(self.dtype), relative=True)
 
-    def load(self, at: dict[str, int], level: int) -> Value:
+    def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, Any]]:
+        """Operands and attributes of a memory op for the row at register coordinates."""
         access = self._access()
         access.disp = at[self.lane] * self.piece_bytes
-        operands, attributes = self.lowering.address(access, at)
-        return self.lowering.emit(level, "load", operands, RowType(self.dtype), dtype=access.dtype, masked=False,
-                                  **attributes)
+        return self.lowering.address(access, at)
+
+    def load(self, at: dict[str, int], level: int) -> Value:
+        operands, attributes = self.address(at)
+        return self.lowering.emit(level, "load", operands, RowType(self.dtype), dtype=memory_dtype(self.dtype),
+                                  masked=False, **attributes)
 
     def store(self, at: dict[str, int], row: Value) -> None:
-        access = self._access()
-        access.disp = at[self.lane] * self.piece_bytes
-        operands, attributes = self.lowering.address(access, at)
-        self.lowering.effect("store", [row, *operands], dtype=access.dtype, masked=False, streaming=False, **attributes)
+        operands, attributes = self.address(at)
+        self.lowering.effect("store", [row, *operands], dtype=memory_dtype(self.dtype), masked=False, streaming=False,
+                             **attributes)
 
     def store_at(self, depth_offset: Scalar, i: int, piece: int, row: Value) -> None:
         """Row i of a square that starts at depth_offset."""
