@@ -70,6 +70,10 @@ class Target(NamedTuple):
         """No matrix instructions are used yet."""
 
     @property
+    def matrix_group(self) -> None:
+        """No groups of warps."""
+
+    @property
     def lanes_are_threads(self) -> bool:
         """Lanes are parts of one register."""
         return False
