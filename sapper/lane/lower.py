@@ -18,8 +18,8 @@ from ..ir.types import MASK, S64, DType, RowType, TileType, bool_
 from ..lang.by_hand import CONTRACTIONS, PIECES, block_names, pieces_named
 from ..tile.plan import Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
 from ..tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
+from .groups import GroupLowering
 from .late import LateLowering, LateWalk
-from .matrix import MatrixLowering
 from .rows import LoweringError
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
 from .walk import WalkChoice
@@ -131,7 +131,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(MatrixLowering, LateLowering):
+class Lowering(GroupLowering, LateLowering):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
         super().__init__(function, schedule, facts, specialization, lanes)
@@ -181,7 +181,7 @@ class Lowering(MatrixLowering, LateLowering):
         lowered.body = self.entry
         self.find_matrix_walk()
         if any(op.attributes.get("parallel") for op in self.function.body.ops):
-            self.block(self.function.body, top=True)
+            self.parts(self._parallel)
         else:
             self._on_first_worker(lambda: self.block(self.function.body))
         if self.streaming_tensors & self.specialization.aligned:
@@ -195,7 +195,14 @@ class Lowering(MatrixLowering, LateLowering):
                 [key, self.refused.get(key, NO_TILE)] for key in self.contractions if key not in used]
         if self.warps > 1:
             lowered.attributes |= {"warps": self.warps, "near_bytes": self.near_bytes_used}
+        if self.tensor_maps:
+            lowered.attributes["tensor_maps"] = self.tensor_maps
         return lowered
+
+    def _parallel(self) -> None:
+        """The body, whose loops share out tasks, of one part of a worker's warps: all parts share out the same."""
+        self.counters, self.task_counts = 0, []
+        self.block(self.function.body, top=True)
 
     # Scratch memory.
 

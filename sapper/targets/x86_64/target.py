@@ -78,6 +78,10 @@ class Target(NamedTuple):
         return frozenset(op for op, feature in features.items() if feature in self.features)
 
     @property
+    def matrix_group(self) -> None:
+        """No groups of warps."""
+
+    @property
     def lanes_are_threads(self) -> bool:
         """Lanes are parts of one register."""
         return False
