@@ -109,8 +109,8 @@ LANE_OPS = OpTable("lane", [
     OpSpec("store", (2, 4), (0, 0), attributes=("dtype",), optional=(*_ADDRESS, "masked", "streaming", "exact"),
            pure=False,
            doc="value, address: narrowing rounds floats to nearest even and wraps integers; `exact` says that the "
-               "value is one of bf16 already, of which the upper half is stored; `streaming` bypasses the caches and "
-               "needs an address aligned to the row, or to 64 bytes if that is less"),
+               "value is one of bf16 already, whose upper half is stored; `streaming` bypasses the caches and needs an "
+               "address aligned to the row, or to 64 bytes if that is less"),
     OpSpec("store_lane0", (2, 3), (0, 0), attributes=("dtype",), optional=(*_ADDRESS, "exact"), pure=False,
            doc="value, address: lane 0 only"),
     OpSpec("scatter", (3, 4), (0, 0), attributes=("dtype",),

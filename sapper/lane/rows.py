@@ -160,14 +160,14 @@ class RowEvaluation(State):
         if name == "asm":
             return self._by_hand(op, at, level)
         rows = [self.row(v, at) for v in op.operands]
-        made = self.by_block(name, rows, row_dtype(dtype), level)
+        made = self.by_block(name, rows, dtype, level)
         return self._elementwise(op, name, rows, dtype, level) if made is None else made
 
-    def by_block(self, name: str, rows: list[Value], result: DType, level: int) -> Value | None:
+    def by_block(self, name: str, rows: list[Value], dtype: DType, level: int) -> Value | None:
         """What an op gives on rows, by the block that the schedule chose for it, where the target has that."""
-        if name not in self.blocks:
+        if name not in self.blocks or dtype is bool_:
             return None
-        piece = PIECES[self.blocks[name]]
+        piece, result = PIECES[self.blocks[name]], row_dtype(dtype)
         inputs = tuple(r.type.dtype for r in rows)  # type: ignore[union-attr]
         if not piece.usable(self.facts.family, self.facts.features, self.lanes, inputs, result):
             return None

@@ -174,9 +174,9 @@ def sum_of_lanes(out: Any, row: Any) -> None:
 
 @x86.block("round_to_bf16", inputs="f32", result="f32", features="avx512f", implements="to_bf16")
 def round_to_bf16(out: Any, row: Any) -> None:
-    """The nearest bf16 of each lane, ties to even, in the upper half of the lane: half a unit is added, less one where
-    the last bit that stays is 0, which a masked addition puts back where it is 1. A NaN keeps its bits and is made
-    quiet. (vcvtneps2bf16 takes denormals for 0.) What lies in the lower half is cleared."""
+    """The nearest bf16 of each lane, ties to even, in the upper half of the lane: half a unit is added, less one, which
+    a masked addition puts back where the last bit that stays is 1. A NaN keeps its bits and is made quiet.
+    (vcvtneps2bf16 takes denormals for 0.) What lies in the lower half is cleared."""
     a = x86.current()
     odd, nan = a.mask(), a.mask()
 

@@ -120,7 +120,7 @@ def round_to(s: Any, op: Op) -> None:
 
 
 def rounding_constants(s: Any, op: Op) -> tuple[Key, ...]:
-    if op.attributes["dtype"].name != "bf16":
+    if op.attributes["dtype"].name != "bf16" or op.attributes.get("exact"):
         return ()
     return (*_BF16_KEYS, _BF16_MASK) if op.name == "round_to" else _BF16_KEYS
 
