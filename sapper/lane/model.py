@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..ir.nodes import Function, Op, Value
 from ..ir.types import TileType
-from ..tile.plan import COSTLY, Walk
+from ..tile.plan import COSTLY, LATE, Walk
 from ..tile.schedule import Facts, Schedule, ScheduleError, Specialization
 from .state import Capacity, Scalar, element_bytes
 from .walk import WalkChoice, WalkLowering
@@ -50,7 +50,7 @@ class Model(WalkLowering):
             op = value.op
             if op is None or value in self.rows or value in self.buffers or op.blocks:
                 return
-            if op.name in ("reduce", "contract") and not top:
+            if op.name in LATE and not top:
                 return
             for operand in op.operands:
                 visit(operand)
@@ -361,4 +361,4 @@ class Model(WalkLowering):
 
     def streams(self, op: Op) -> bool:
         name = op.operands[0].name
-        return name in self.streaming_tensors and name in self.specialization.aligned
+        return op.operands[0].op is None and name in self.streaming_tensors and name in self.specialization.aligned
