@@ -154,7 +154,9 @@ def jobs_of(suite: str, quick: bool) -> list[Job]:
 
 
 def _suite_of(module: str) -> str:
-    if module in ("matmul", "matvec", "attention"):
+    if module in ("matmul", "integer"):
+        return "matmul"
+    if module in ("matvec", "attention"):
         return module
     return "rows" if module in ("softmax", "norm", "activation") else "others"
 
@@ -195,9 +197,9 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
     peaks = settings.peaks(threads)
     level = "DRAM" if job.cold else peaks.level(size_bytes)
     timings, peaks = with_floor(contestants, level, written > 0, peaks, threads, settings)
-    floor_s = peaks.floor_s(case.flops, size_bytes - written, written, level)
-    by_flops = case.flops / peaks.f32_flops >= floor_s
-    work, unit = (case.flops, "GFLOP/s") if by_flops else (case.bytes, "GB/s")
+    floor_s = peaks.floor_s(case.flops, size_bytes - written, written, level, entry.products)
+    by_flops = case.flops / peaks.arithmetic(entry.products) >= floor_s
+    work, unit = (case.flops, "GOP/s" if entry.products == "i8" else "GFLOP/s") if by_flops else (case.bytes, "GB/s")
     return rows_of(entry.name, entry.dtype, case.label, threads, timings, floor_s, work / 1e9, unit)
 
 
@@ -428,9 +430,10 @@ def _compile_times(entry: Any, directory: str) -> tuple[float, float]:
     seconds = []
     for _ in range(2):
         launcher = Launcher(entry.kernel, {})
-        wanted = specialise(launcher.signature, launcher.signature.bind(arguments), launcher.static)
+        binding = launcher.signature.bind(arguments)
+        wanted = specialise(launcher.signature, binding, launcher.static)
         start = time.perf_counter()
-        launcher.get_compiled(wanted, None)
+        launcher.get_compiled(wanted, binding.dims)
         seconds.append(time.perf_counter() - start)
     return seconds[0], seconds[1]
 

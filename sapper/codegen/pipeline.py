@@ -20,6 +20,7 @@ from ..ir.nodes import Function
 from ..ir.text import print_function
 from ..ir.types import TensorType
 from ..lane.lower import lower
+from ..tile.ops import memory_of
 from ..tile.reduce_loops import reduce_loops
 from ..tile.schedule import DimClass, Facts, Schedule, Specialization
 from ..tile.work import Term, work
@@ -40,6 +41,8 @@ class Compiled:
     scratch: every scratch buffer as (element bytes, ((constant, dims, multiple), ...)); see lane.lower.
     tasks, work: how many workers are worth waking; see runtime.compiled.
     requires: what the extents must fulfil; see docs/ir.md. warps, near_bytes: of each worker.
+    tensor_maps: the maps that who launches the kernel makes and passes after the words of `slots`, each as (tensor,
+    dtype, extents of its dimensions, numbers or names, box): rows of 128 bytes, swizzled, of a tensor in C order.
     made: the code with its machine IR and line table. pieces: keys of the assembly by hand in it. refused: keys of the
     micro-kernels that the schedule names and that are not in it, with the reasons.
     """
@@ -59,6 +62,7 @@ class Compiled:
     made: CompiledCode = field(compare=False)
     pieces: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    tensor_maps: tuple[tuple[str, str, tuple[int | str, ...], tuple[int, ...]], ...] = ()
 
 
 @dataclass(slots=True)
@@ -78,7 +82,8 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  l2_bytes=target.l2_bytes, l3_bytes=target.l3_bytes, fma_latency=target.fma_latency,
                  wide_lanes=target.wide_lanes, indexed_addresses=target.indexed_addresses,
                  software_prefetch=target.software_prefetch, transposes_by_scatter=target.lanes_are_threads,
-                 matrix=target.matrix, family=target.family if by_hand else "",
+                 matrix=target.matrix, matrix_group=target.matrix_group, dots=target.dots,
+                 family=target.family if by_hand else "",
                  features=target.features if by_hand else frozenset())
 
 
@@ -97,7 +102,7 @@ def scratch_bytes(scratch: tuple[Any, ...], dims: Mapping[str, int]) -> int:
 
 def stored_tensors(function: Function) -> tuple[str, ...]:
     """Names of the tensors that a tile IR function stores to, in the order of its arguments."""
-    stored = {op.operands[0] for op in function.walk() if op.name == "store"}
+    stored = {memory_of(op.operands[0]) for op in function.walk() if op.name == "store"}
     return tuple(v.name for v in function.arguments if isinstance(v.type, TensorType) and v in stored)
 
 
@@ -185,7 +190,7 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
     return Compiled(function.name, made.bytes, tuple(known["slots"]), _tuples(known["scratch"]), known["counters"],
                     stored, _tuples(function.attributes.get("requires", [])), _tuples(known["tasks"]),
                     work(function, known["lanes"]), made.machine.warps, made.machine.near_bytes, lambda: made.text,
-                    made, pieces, _tuples(known.get("refused", ())))
+                    made, pieces, _tuples(known.get("refused", ())), _tuples(known.get("tensor_maps", ())))
 
 
 def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],

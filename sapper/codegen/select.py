@@ -36,7 +36,10 @@ from .machine import (
 )
 
 WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "loop", "if", "tasks", "barrier",
-                           "fence_streaming", "sync_lanes", "sync_warps", "async_copy", "async_commit", "async_wait"])
+                           "fence_streaming", "sync_lanes", "sync_warps", "async_copy", "async_commit", "async_wait",
+                           "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait",
+                           "tensor_copy", "group_fence", "group_multiply", "group_commit", "group_wait",
+                           "register_budget"])
 """Ops that a load may not be moved over."""
 
 _PURE = frozenset(name for name, spec in LANE_OPS.rows.items() if spec.pure) | {
@@ -538,7 +541,8 @@ class Selector:
         return MachineFunction(self.function.name, self.body, self.constants,
                                parameters=(*FIRST_WORDS, *attributes.get("slots", [])),
                                warps=attributes.get("warps", 1), near_bytes=attributes.get("near_bytes", 0),
-                               ordered=frozenset(self.ordered))
+                               ordered=frozenset(self.ordered),
+                               tensor_maps=tuple(attributes.get("tensor_maps", ())))
 
     def block(self, block: Block) -> None:
         """Select the ops of a block; its yield is the owner's affair."""

@@ -479,6 +479,38 @@ def _if(condition: Type) -> Rule:
     return rule
 
 
+def _tile_view(check: Checker, op: Op) -> None:
+    tensor, *extents = op.operands
+    if not isinstance(tensor.type, TensorType):
+        check.fail(f"operand 0 of type {tensor.type}", "a tensor")
+    check.operands(op, tensor.type, *[INDEX] * len(extents))
+    _computed_tensor(check, op, len(extents))
+    groups = op.attributes["groups"]
+    counts = [len(tensor.type.dims), len(extents)]
+    if [sum(g[side] for g in groups) for side in (0, 1)] != counts:
+        check.fail(f"groups = {groups}", f"pairs whose sums are {counts}")
+
+
+def _tile_buffer(check: Checker, op: Op) -> None:
+    check.operands(op, *[INDEX] * len(op.operands))
+    _computed_tensor(check, op, len(op.operands))
+
+
+def _computed_tensor(check: Checker, op: Op, rank: int) -> None:
+    type = op.result.type
+    if not isinstance(type, TensorType) or type.dims != ("?",) * rank:
+        check.fail(f"a result of type {type}", f"a tensor of {rank} extents, each ?")
+
+
+def _tile_part(check: Checker, op: Op) -> None:
+    parallel = check.attribute(op, "parallel", bool)
+    if not parallel and any(inner.attributes.get("parallel") for inner in op.blocks[0].ops):
+        check.fail("a parallel loop in a part of one worker", "parallel = true")
+    seen = set(check.axes_seen)
+    check.nested(op, op.blocks[0], [], [])
+    check.axes_seen = seen
+
+
 def _nothing(check: Checker, op: Op) -> None:
     """yield: the block's owner checks it."""
 
@@ -510,6 +542,9 @@ TILE_RULES: dict[str, Rule] = {
     "contract": _tile_contract,
     "tiles": _tile_tiles,
     "each": _tile_each,
+    "view": _tile_view,
+    "buffer": _tile_buffer,
+    "part": _tile_part,
     "if": _if(BOOL),
     "yield": _nothing,
 }
@@ -753,6 +788,51 @@ def _lane_matrix_multiply(check: Checker, op: Op) -> None:
     check.results(op, *[ROW_F32] * 4)
 
 
+def _lane_signal(attribute: str = "", least: int = 0, waits: bool = False) -> Rule:
+    def rule(check: Checker, op: Op) -> None:
+        if attribute and check.attribute(op, attribute, int) < least:
+            check.fail(f"{attribute} = {op.attributes[attribute]}", f"{least} or more")
+        check.operands(op, *[S64] * (1 + waits))
+        check.results(op)
+
+    return rule
+
+
+def _lane_tensor_copy(check: Checker, op: Op) -> None:
+    maps = check.function.attributes.get("tensor_maps", [])
+    number = check.attribute(op, "map", int)
+    if not 0 <= number < len(maps):
+        check.fail(f"map = {number}", f"one of the {len(maps)} maps of the function's attribute tensor_maps")
+    check.operands(op, *[S64] * (2 + len(maps[number][2])))
+    check.results(op)
+
+
+def _lane_group_multiply(check: Checker, op: Op) -> None:
+    check.one_of(op, "dtype", (bf16, f16))
+    for side in ("left", "right"):
+        if not check.attribute(op, f"{side}_rows", bool):
+            check.attribute(op, f"{side}_panel_bytes", int)
+    sums = len(op.operands) - 2
+    if sums % 4 or not 4 <= sums <= 128:
+        check.fail(f"{sums} rows of sums", "a multiple of 4, up to 128: 64 x N elements of which N is up to 256")
+    check.operands(op, S64, S64, *[ROW_F32] * sums)
+    check.results(op, *[ROW_F32] * sums)
+
+
+def _lane_group_wait(check: Checker, op: Op) -> None:
+    if check.attribute(op, "pending", int) < 0:
+        check.fail(f"pending = {op.attributes['pending']}", "a whole number from 0")
+    check.operands(op, *[ROW_F32] * len(op.operands))
+    check.results(op, *[ROW_F32] * len(op.operands))
+
+
+def _lane_register_budget(check: Checker, op: Op) -> None:
+    registers = check.attribute(op, "registers", int)
+    check.attribute(op, "more", bool)
+    if not 24 <= registers <= 256 or registers % 8:
+        check.fail(f"registers = {registers}", "a multiple of 8 from 24 to 256")
+
+
 def _lane_loop(check: Checker, op: Op) -> None:
     step = check.attribute(op, "step", int)
     if step < 1:
@@ -860,6 +940,17 @@ LANE_RULES: dict[str, Rule] = {
     "async_wait": _lane_async_wait,
     "load_matrix": _signature((S64, ROW_I32), (ROW_B32,) * 4),
     "matrix_multiply": _lane_matrix_multiply,
+    "signal_start": _lane_signal("arrivals", 1),
+    "signal_fence": _nothing,
+    "signal_arrive": _lane_signal(),
+    "signal_expect": _lane_signal("bytes", 1),
+    "signal_wait": _lane_signal(waits=True),
+    "tensor_copy": _lane_tensor_copy,
+    "group_fence": _nothing,
+    "group_multiply": _lane_group_multiply,
+    "group_commit": _nothing,
+    "group_wait": _lane_group_wait,
+    "register_budget": _lane_register_budget,
     "loop": _lane_loop,
     "if": _if(S64),
     "tasks": _lane_tasks,

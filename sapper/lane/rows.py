@@ -33,7 +33,9 @@ from ..ir.types import (
 )
 from ..lang.by_hand import PIECES
 from ..tile.affine import affine
-from ..tile.schedule import Facts
+from ..tile.ops import memory_of
+from ..tile.plan import LATE
+from ..tile.schedule import Facts, LoweringError
 from .ops import MATH
 from .state import Access, Scalar, State, element_bytes, memory_dtype, row_dtype
 
@@ -65,14 +67,6 @@ def rounded_constant(value: float | int, dtype: DType) -> float | int:
     return value
 
 
-class LoweringError(ValueError):
-    """A kernel, or a schedule for it, that the lowering can't follow; says where and why."""
-
-    def __init__(self, message: str, op: Op | None = None) -> None:
-        where = f"{op.location}: " if op is not None and op.location is not None else ""
-        super().__init__(where + message)
-
-
 class RowEvaluation(State):
     def __init__(self, function: Function, lanes: int, strides: dict[str, str | tuple[bool, ...]]) -> None:
         from ..ir.nodes import Block
@@ -86,6 +80,7 @@ class RowEvaluation(State):
         self.scalars: dict[Value, Scalar] = {}
         self.staged: dict[Op, Any] = {}
         self.tensor_strides: dict[Value, list[Scalar]] = {}
+        self.tensor_bases: dict[Value, Scalar] = {}
         self.facts = Facts()
         self.blocks: dict[str, str] = {}  # op -> the block by hand that the schedule chose for it
         self.contractions: list[str] = []  # micro-kernels that the schedule named
@@ -166,7 +161,7 @@ class RowEvaluation(State):
     def by_block(self, name: str, rows: list[Value], dtype: DType, level: int) -> Value | None:
         """What an op gives on rows, by the block that the schedule chose for it, where the target has that. dtype: of
         the result."""
-        if name not in self.blocks:
+        if name not in self.blocks or dtype is bool_:
             return None
         piece, result = PIECES[self.blocks[name]], row_dtype(dtype)
         inputs = tuple(r.type.dtype for r in rows)  # type: ignore[union-attr]
@@ -199,7 +194,7 @@ class RowEvaluation(State):
     @staticmethod
     def _made_of_rows(op: Op) -> bool:
         """Whether an integer scalar is computed as a row first: from floats, or by a reduction."""
-        return op.name in ("reduce", "contract") or bool(op.operands and op.name not in ("load", "each", "tiles", "if")
+        return op.name in LATE or bool(op.operands and op.name not in ("load", "each", "tiles", "if")
                                                          and op.operands[0].type.dtype.is_float)  # type: ignore[union-attr]
 
     def _scalar_argument(self, value: Value) -> Value:
@@ -349,7 +344,7 @@ class RowEvaluation(State):
         if name == "index":
             bound = self.bound[op.attributes["axis"]]
             return self.add(bound.offset, at[op.attributes["axis"]])
-        if value in self.rows or value in self.buffers or name in ("reduce", "contract"):
+        if value in self.rows or value in self.buffers or name in LATE:
             return self._lane0(self.row(value, at), dtype)
         level = self.level_of(value)
         if name == "load":
@@ -423,6 +418,8 @@ class RowEvaluation(State):
             return known
         t = tensor.type
         assert isinstance(t, TensorType)
+        if tensor.op is not None:
+            return self._view_strides(tensor.op)
         pattern = self.stride_classes.get(tensor.name, "contiguous")
         strides: list[Scalar] = []
         if pattern == "contiguous":
@@ -433,6 +430,23 @@ class RowEvaluation(State):
         else:
             strides = [1 if unit else self.slot(f"{tensor.name}.stride.{d}") for d, unit in enumerate(pattern)]
         self.tensor_strides[tensor] = strides
+        return strides
+
+    def _view_strides(self, view: Op) -> list[Scalar]:
+        """Element strides of a view: in each group of axes they follow from that of the group's last axis."""
+        tensor, *sizes = view.operands
+        before, after = tensor.type.dtype.size_bytes, view.result.type.dtype.size_bytes  # type: ignore[union-attr]
+        packed = before != after  # then the tensor is contiguous
+        old, extents = self.strides(tensor), [self.integer(size) for size in sizes]
+        strides: list[Scalar] = []
+        step: Scalar = 1
+        for merged, count in reversed(view.attributes["groups"]):
+            if not packed:
+                step = old[-1]
+                old = old[:-merged]
+            for _ in range(count):
+                strides.insert(0, step)
+                step = self.mul(step, extents.pop())
         return strides
 
     def access(self, op: Op) -> Access:
@@ -453,7 +467,9 @@ class RowEvaluation(State):
         t = tensor.type
         assert isinstance(t, TensorType)
         size_bytes = element_bytes(t.dtype)
-        base: Scalar = self.slot(f"{tensor.name}.data")
+        base = self.tensor_bases.get(memory_of(tensor))
+        if base is None:
+            base = self.slot(f"{memory_of(tensor).name}.data")
         access = Access(base, 0, {}, t.dtype)
         for value, stride in zip(indices, self.strides(tensor), strict=True):
             step = self.mul(stride, size_bytes)
@@ -507,9 +523,16 @@ class RowEvaluation(State):
 
     def _fetch(self, access: Access, value: Value, at: dict[str, int], level: int, mask: Value | None,
                padded: bool = False) -> Value:
-        """padded: consecutive elements past the edge may be touched, so that no mask is needed there."""
         dtype = value.type.dtype  # type: ignore[union-attr]
-        to = i32 if dtype is bool_ else row_dtype(dtype)
+        row = self.fetch_row(access, i32 if dtype is bool_ else row_dtype(dtype), at, level, mask, padded)
+        if dtype is bool_:
+            return self.emit(level, "cmp", [row, self.constant(0, i32)], MASK, cond="ne")
+        return row
+
+    def fetch_row(self, access: Access, to: DType, at: dict[str, int], level: int, mask: Value | None,
+                  padded: bool = False) -> Value:
+        """A row of `to` from memory. padded: consecutive elements past the edge may be touched, so that no mask is
+        needed there."""
         stride = self.lane_stride(access.axes)
         operands, attributes = self.address(access, at)
         masked = [mask] if mask is not None else []
@@ -519,17 +542,13 @@ class RowEvaluation(State):
             if attributes["indexed"]:
                 scaled = self.mul(operands[1], attributes["scale"])
                 base = self.value(self.add(base, scaled))
-            row = self.emit(level, "gather", [base, offsets, *masked], RowType(to), dtype=access.dtype, scale=1,
-                            disp=attributes["disp"], masked=bool(masked), **self._nearness(access))
-        elif stride == 0:
-            row = self.emit(level, "load_splat", operands, RowType(to), dtype=access.dtype, **attributes)
-        else:
-            masked = [] if padded else masked
-            row = self.emit(level, "load", [*operands, *masked], RowType(to), dtype=access.dtype, masked=bool(masked),
-                            **attributes)
-        if dtype is bool_:
-            return self.emit(level, "cmp", [row, self.constant(0, i32)], MASK, cond="ne")
-        return row
+            return self.emit(level, "gather", [base, offsets, *masked], RowType(to), dtype=access.dtype, scale=1,
+                             disp=attributes["disp"], masked=bool(masked), **self._nearness(access))
+        if stride == 0:
+            return self.emit(level, "load_splat", operands, RowType(to), dtype=access.dtype, **attributes)
+        masked = [] if padded else masked
+        return self.emit(level, "load", [*operands, *masked], RowType(to), dtype=access.dtype, masked=bool(masked),
+                         **attributes)
 
     @staticmethod
     def _nearness(access: Access) -> dict[str, bool]:
@@ -560,7 +579,7 @@ class RowEvaluation(State):
 
     def put(self, access: Access, row: Value, dtype: DType, at: dict[str, int], axes: tuple[str, ...],
             streaming: bool = False, padded: bool = False, disjoint: bool = False) -> None:
-        """Store the row of a value that spans `axes`. padded: as for `_fetch`. disjoint: see the op scatter."""
+        """Store the row of a value that spans `axes`. padded: as for `fetch_row`. disjoint: see the op scatter."""
         if dtype is bool_:
             row = self.emit(self.depth, "mask_to_row", [row], ROW_I32)
         spans = [a for a in axes if self.bound[a].lane]

@@ -181,7 +181,7 @@ def check_by_hand(kernel: Any, target: Any, seed: int, runs: int, report: Report
         if piece.family != target.family or missing:
             report.skipped[f"by hand, {piece.name}"] = f"{target.name} is no {piece.family} with {', '.join(missing)}"
             continue
-        station = LAST_STATIONS[-2]
+        station = "by hand, interpreted"
         try:
             made = compile_by_hand(kernel, piece, target)
             report.passed[station] = report.passed.get(station, 0) + verify(kernel, made, seed, runs, interpreted=True)
@@ -189,7 +189,7 @@ def check_by_hand(kernel: Any, target: Any, seed: int, runs: int, report: Report
                 lacking = sorted(target.features - host().features)
             except UnsupportedCPU as error:
                 lacking = [str(error)]
-            station = LAST_STATIONS[-1]
+            station = "by hand, native"
             if lacking:
                 report.skipped[station] = f"this CPU has no {', '.join(lacking)}"
             else:

@@ -423,8 +423,10 @@ class Launcher:
 
     # ---- compiling
 
-    def get_compiled(self, specialisation: Specialisation, schedule: Any) -> tuple[CompiledKernel, CodeBlock]:
-        """Memory cache, disk cache, compiler, in this order."""
+    def get_compiled(self, specialisation: Specialisation,
+                     dims: Mapping[str, int]) -> tuple[CompiledKernel, CodeBlock]:
+        """Memory cache, disk cache, compiler, in this order. dims: the extents of the call."""
+        schedule = self.schedule_for(dims)
         key = specialisation, repr(schedule)
         found = self.compiled.get(key)
         if found is None:
@@ -442,13 +444,13 @@ class Launcher:
 
     def schedule_for(self, dims: Mapping[str, int]) -> Any:
         """The schedule of the options; or else, for code that is generated, what a search found for such extents."""
-        if self.schedule is not None or self.kernel.by_hand or settings.debugging():
+        if self.schedule is not None or getattr(self.kernel, "by_hand", None) or settings.debugging():
             return self.schedule
         from .tuned import tuned_schedule
 
         threads = settings.threads() if self.threads is None else self.threads
-        target = configuration().find_target(self.target)
-        return tuned_schedule(self.name, self.kernel.source_digest(), target.name, dims, threads)
+        target = getattr(configuration().find_target(self.target), "name", "")
+        return tuned_schedule(self.name, self.kernel.source_digest(), target, dims, threads)
 
     def _from_disk_or_compile(self, specialisation: Specialisation, schedule: Any) -> CompiledKernel:
         now = configuration()
@@ -529,7 +531,7 @@ class Launcher:
         entry = self.layouts.get(layout)
         if entry is None:
             specialisation = specialise(signature, binding, self.static)
-            compiled, code = self.get_compiled(specialisation, self.schedule_for(binding.dims))
+            compiled, code = self.get_compiled(specialisation, binding.dims)
             signature.check_stores(binding, compiled.stored)
             signature.check_requires(binding, compiled.requires)
             size_bytes = sum(v.dtype.size_bytes * math.prod(v.shape) for v in tensors.values())
@@ -737,8 +739,10 @@ def _read_cached(cache: DiskCache, key: str) -> CompiledKernel | None:
 
 def stored_tensors(function: Any) -> tuple[str, ...]:
     """Names of the arguments that a tile IR function stores to, in the order of the arguments."""
-    stored = {id(op.operands[0]) for op in function.walk() if op.name == "store"}
-    return tuple(v.name for v in function.arguments if isinstance(v.type, TensorType) and id(v) in stored)
+    from ..tile.ops import memory_of
+
+    stored = {memory_of(op.operands[0]) for op in function.walk() if op.name == "store"}
+    return tuple(v.name for v in function.arguments if isinstance(v.type, TensorType) and v in stored)
 
 
 # --------------------------------------------------------------------------------------------------------- the hook

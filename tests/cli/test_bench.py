@@ -275,9 +275,9 @@ def test_what_is_changed_in_place_is_counted_once(monkeypatch: pytest.MonkeyPatc
     asked: list[tuple[int, int, int, str]] = []
     real = peaks.Peaks.floor_s
 
-    def floor(self: peaks.Peaks, flops: int, read_bytes: int, written_bytes: int, level: str) -> float:
+    def floor(self: peaks.Peaks, flops: int, read_bytes: int, written_bytes: int, level: str, products: str) -> float:
         asked.append((flops, read_bytes, written_bytes, level))
-        return real(self, flops, read_bytes, written_bytes, level)
+        return real(self, flops, read_bytes, written_bytes, level, products)
 
     monkeypatch.setattr(peaks.Peaks, "floor_s", floor)
     jobs = {job.entry.name: job for job in jobs_of("others", quick=True)}

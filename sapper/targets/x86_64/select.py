@@ -109,11 +109,7 @@ def legal_ops(target: Any) -> frozenset[str]:
     legal = {"scale_exponent", "round", "floor", "ceil", "trunc"}
     if features >= _OPMASK_FEATURES:
         legal.add("lookup")
-    if {"avx512_bf16", "avx512f", "avx512vl"} <= features:
-        legal.add("dot2_bf16")
-    if {"avx512_vnni", "avx512f", "avx512vl"} <= features:
-        legal.add("dot4_u8i8")
-    return frozenset(legal)
+    return frozenset(legal | target.dots)
 
 
 def register_file(target: Any) -> Any:
