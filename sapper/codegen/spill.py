@@ -103,20 +103,6 @@ class Piece:
     cost: float
 
 
-@dataclass(slots=True, eq=False)
-class _Part:
-    """A class outside of the loops that name it, or inside one of them but outside of further ones.
-
-    idle: the reading points where it is wanted, but not named. cost: of holding it in memory there.
-    """
-
-    loop: Loop | None
-    around: _Part | None
-    idle: int
-    cost: float
-    spilled: bool = False
-
-
 class _Counts:
     """A small number for each place, as bit planes: bit 2p of plane i is bit i of the number of place p."""
 
@@ -169,6 +155,28 @@ class _Room:
             return False
         self.free.subtract(points)
         return True
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    """A class outside of the loops that name it, or inside one of them but outside of further ones.
+
+    idle: the reading points where it is wanted, but not named. cost: of holding it in memory there.
+    """
+
+    loop: Loop | None
+    around: _Part | None
+    idle: int
+    cost: float
+    spilled: bool = False
+
+    def spill(self, room: _Room) -> None:
+        """This part, and those round it that are not spilled yet."""
+        part: _Part | None = self
+        while part is not None and not part.spilled:
+            part.spilled = True
+            room.give(part.idle)
+            part = part.around
 
 
 def loops_of_flow(flow: Flow, classes: Classes) -> list[Loop]:
@@ -286,11 +294,7 @@ class Plan:
                     heapreplace(queue, (now, order, part))
                 else:
                     heappop(queue)
-                    around: _Part | None = part
-                    while around is not None and not around.spilled:
-                        around.spilled = True
-                        room.give(around.idle)
-                        around = around.around
+                    part.spill(room)
             for root, parts in of_root.items():
                 if parts[0].spilled:
                     kept[root] = [part.loop for part in parts[1:]  # type: ignore[misc]
