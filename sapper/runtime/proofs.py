@@ -19,7 +19,7 @@ from ..assembly.override import Override
 from ..assembly.prove import Meaning, Proof, decide, known_array, meaning_in_language, pairs, prove_block
 from ..assembly.symbolic import Lanes, NotSymbolic, lanes_of, unknown
 from ..ir.nodes import Function, Op
-from ..ir.types import TensorType, TileType
+from ..ir.types import TensorType, TileType, bf16, f32
 from ..lang.by_hand import PIECES
 from ..tile import semantics
 from ..tile.interpret import interpret
@@ -38,33 +38,38 @@ def prove_pieces(kernel: Any, target: Any, schedule: Any = None) -> dict[str, Pr
     function = kernel.tile_ir()
     named = set(getattr(schedule, "assembly", ()) or ())
     for op in function.walk():
-        for piece, immediates, inputs, meaning in _uses(op, named):
-            types = tuple(v.type.dtype for v in inputs)
-            result = op.results[0].type.dtype
-            if any(t.bits < 32 for t in (*types, result)) or not piece.usable(target.family, target.features,
-                                                                             target.lanes, types, result):
+        for piece, immediates, types, meaning in _uses(op, named):
+            *inputs, result = types
+            if any(t.bits < 32 for t in types) or not piece.usable(target.family, target.features, target.lanes,
+                                                                   tuple(inputs), result):
                 continue
             name = " ".join([piece.name, *map(str, immediates)])
             if op.attributes.get("tolerance"):
                 found[name] = Proof(None, "it has a tolerance")
                 continue
             if name not in found or found[name].proved:
-                found[name] = prove_block(piece, immediates, meaning, [semantics.numpy_dtype(t) for t in types],
+                found[name] = prove_block(piece, immediates, meaning, [semantics.numpy_dtype(t) for t in inputs],
                                           target.lanes)
     terms.forget()
     return found
 
 
 def _uses(op: Op, named: set[str]) -> Iterator[tuple[Any, list[int], list[Any], Meaning]]:
-    """The pieces that may stand for an op: (piece, immediates, values that it takes, what they mean)."""
+    """The pieces that may stand for an op: (piece, immediates, dtypes of its rows and of its result, its meaning)."""
+    if op.name not in semantics.ELEMENTWISE:
+        return
+    inputs = list(op.operands[1:] if op.name == "asm" else op.operands)
+    types = [v.type.dtype for v in (*inputs, op.results[0])]  # type: ignore[union-attr]
     if op.name == "asm":
-        inputs = list(op.operands[1:])
-        yield PIECES[op.attributes["by"]], op.attributes["immediates"], inputs, meaning_in_language(op.operands[0],
-                                                                                                   inputs)
-    elif op.name in semantics.ELEMENTWISE:
-        for piece in PIECES.values():
-            if piece.implements == op.name and piece.key.partition(":")[2] in named:
-                yield piece, [], list(op.operands), meaning_in_language(op.results[0], list(op.operands))
+        meaning = meaning_in_language(op.operands[0], inputs)
+        yield PIECES[op.attributes["by"]], op.attributes["immediates"], types, meaning
+        return
+    for piece in PIECES.values():
+        if piece.key.partition(":")[2] in named:
+            if piece.implements == op.name:
+                yield piece, [], types, meaning_in_language(op.results[0], inputs)
+            elif piece.implements == "to_bf16" and op.name == "cast" and types == [f32, bf16]:
+                yield piece, [], [f32, f32], lambda rows: semantics.cast(semantics.cast(rows[0], bf16), f32)
 
 
 def rounds(function: Function) -> str:

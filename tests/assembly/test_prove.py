@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import Tensor, bf16, f32, i32, tiles, x86
+from sapper import Schedule, Tensor, bf16, f32, i32, tiles, x86
 from sapper.assembly import prove
 from sapper.assembly.block import Block
 from sapper.assembly.errors import AssemblyError
@@ -29,29 +29,16 @@ ZEN4, V3 = target("zen4"), target("v3")
 needs_z3 = pytest.mark.skipif(find_spec("z3") is None, reason="z3 is not installed: pip install 'sapper[prove]'")
 
 
-def spread(value: int) -> Any:
-    return x86.broadcast[x86.current().constant(np.uint32(value))]
-
-
-@x86.block("round_to_bf16", inputs="f32", result="f32", features="avx512f")
-def round_to_bf16(out: Any, x: Any) -> None:
-    """To the nearest value of bf16, even where two are as near, by integer instructions: adding just under half a unit
-    of the upper word, or half a unit if it is odd, carries into it. A NaN gets its quiet bit instead."""
-    a = x86.current()
-    odd, nan = a.zmm(), a.mask()
-    x86.vpsrld(odd, x, 16)
-    x86.vpandd(odd, odd, spread(1))
-    x86.vpaddd(odd, odd, spread(0x7FFF))
-    x86.vpaddd(odd, odd, x)
-    x86.vcmpps(nan, x, x, 3)  # unordered
-    x86.vpord(odd[nan], x, spread(0x400000))
-    x86.vpandd(out, odd, spread(0xFFFF0000))
-
-
 @sp.kernel
 def rounded(x: Tensor[f32, N], y: Tensor[f32, N]):
     for n in tiles(N):
-        y[n] = sp.asm(round_to_bf16, x[n], meaning=lambda t: t.to(bf16).to(f32))
+        y[n] = sp.asm(rows.round_to_bf16, x[n], meaning=lambda t: t.to(bf16).to(f32))
+
+
+@sp.kernel
+def narrowed(x: Tensor[f32, N], y: Tensor[bf16, N]):
+    for n in tiles(N):
+        y[n] = x[n].to(bf16)
 
 
 @sp.kernel
@@ -90,6 +77,9 @@ def test_the_same_bits_moved_need_no_search(monkeypatch: pytest.MonkeyPatch) -> 
 
 @needs_z3
 def test_a_cast_by_integer_instructions() -> None:
+    schedule = Schedule(assembly=("round_to_bf16",))
+    assert str(the(prove_pieces(narrowed, ZEN4, schedule))) == "proved for all inputs: 16 lanes, z3"
+    assert not prove_pieces(narrowed, ZEN4)
     assert str(the(prove_pieces(rounded, ZEN4))) == "proved for all inputs: 16 lanes, z3"
 
 
@@ -106,7 +96,7 @@ def test_one_wrong_value_of_all_is_found_and_replayed() -> None:
     @sp.kernel
     def nearly(x: Tensor[f32, N], y: Tensor[f32, N]):
         for n in tiles(N):
-            y[n] = sp.asm(round_to_bf16, x[n], meaning=lambda t: sp.where(t == 1234.5, 0.0, t).to(bf16).to(f32))
+            y[n] = sp.asm(rows.round_to_bf16, x[n], meaning=lambda t: sp.where(t == 1234.5, 0.0, t).to(bf16).to(f32))
 
     report = check_kernel(nearly, ZEN4, runs=2)  # no drawn value is this one
     assert report.finding is not None and report.finding.station == "proof"

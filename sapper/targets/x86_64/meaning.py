@@ -9,9 +9,12 @@ operand that is a NaN wins, quieted; an invalid operation gives the negative qui
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
+
+from ...lane.interpret import fma32
 
 Array = Any
 Meaning = Callable[..., Any]
@@ -204,48 +207,36 @@ def scalar(meaning: Meaning) -> Meaning:
     return compute
 
 
+def round_to_f64(exact: Any) -> float:
+    """A non-zero `Fraction` rounded once to a double (nearest even; division of Python ints is exact to that)."""
+    try:
+        return float(exact.numerator / exact.denominator)
+    except OverflowError:
+        return float("inf") if exact > 0 else float("-inf")
+
+
 def fma(negate_ab: bool = False, negate_c: bool = False) -> Meaning:
     """(+-)a * b (+-) c, rounded once, for f32 and f64 arrays; NaNs are looked for in the order a, b, c."""
     def compute(a: Array, b: Array, c: Array) -> Array:
         with np.errstate(all="ignore"):
             left, right = (-a if negate_ab else a), (-c if negate_c else c)
-            result = (_fused_f32 if a.dtype == np.float32 else _fused_f64)(left, b, right)
+            if a.dtype == np.float32:
+                return nan_rule(fma32(left, b, right), a, b, c)
+            result = left * b + right
+            finite = np.isfinite(left) & np.isfinite(b) & np.isfinite(right)
+            for i in np.flatnonzero(finite):
+                x, y, z = float(left[i]), float(b[i]), float(right[i])
+                exact = Fraction(x) * Fraction(y) + Fraction(z)
+                if exact == 0:
+                    negative_product = bool(np.signbit(x) ^ np.signbit(y))
+                    both = (x == 0 or y == 0) and z == 0 and negative_product and bool(np.signbit(z))
+                    result[i] = -0.0 if both else 0.0
+                else:
+                    result[i] = round_to_f64(exact)
+            # A product that only overflows when it is rounded alone must not turn an infinite addend into a NaN.
+            result = np.where(np.isfinite(left) & np.isfinite(b) & np.isinf(right), right, result)
             return nan_rule(result, a, b, c)
     return compute
-
-
-def _fused_f32(a: Array, b: Array, c: Array) -> Array:
-    """By way of f64, where the product is exact, and the sum is rounded to odd where it is not: rounding that once more
-    is then innocuous (S. Boldo and G. Melquiond, "Emulation of FMA and correctly rounded sums", 2008)."""
-    product, addend = a.astype(np.float64) * b, c.astype(np.float64)
-    total = product + addend
-    part = total - product
-    lost = (product - (total - part)) + (addend - part)  # total + lost is exact (Knuth's TwoSum)
-    bits = total.view(np.int64)
-    even = np.isfinite(total) & (lost != 0) & (bits & 1 == 0)
-    towards = np.where((lost > 0) == (total > 0), 1, -1)
-    return np.where(even, bits + towards, bits).view(np.float64).astype(np.float32)
-
-
-def _fused_f64(a: Array, b: Array, c: Array) -> Array:
-    """Lane by lane in fractions: the division of two Python integers is rounded to nearest even."""
-    from fractions import Fraction
-
-    result = a * b + c
-    for i in np.flatnonzero(np.isfinite(a) & np.isfinite(b) & np.isfinite(c)):
-        x, y, z = float(a[i]), float(b[i]), float(c[i])
-        exact = Fraction(x) * Fraction(y) + Fraction(z)
-        if exact == 0:
-            negative_product = bool(np.signbit(x) ^ np.signbit(y))
-            both = (x == 0 or y == 0) and z == 0 and negative_product and bool(np.signbit(z))
-            result[i] = -0.0 if both else 0.0
-            continue
-        try:
-            result[i] = exact.numerator / exact.denominator
-        except OverflowError:
-            result[i] = np.inf if exact > 0 else -np.inf
-    # A product that only overflows when it is rounded alone must not turn an infinite addend into a NaN.
-    return np.where(np.isfinite(a) & np.isfinite(b) & np.isinf(c), c, result)
 
 
 def fma_order(meaning: Meaning, order: str) -> Meaning:
