@@ -17,6 +17,7 @@ import numpy as np
 from ..kernels import embedding, matvec, moe, quantized
 from ..kernels.quantized import BLOCK, HALF, PANEL
 from ..runtime.buffers import Arena, empty
+from ..runtime.program import Rows
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Steps: TypeAlias = list[tuple[Any, tuple[Any, ...]]]
@@ -202,22 +203,22 @@ class Experts:
         """y = residual + the sum over k of weights[k] * (W x[k]) of expert experts[k]"""
         return [(getattr(moe, f"expert_matvec_{self.dtype}"), (self.weights, experts, weights, x, residual, y))]
 
-    def grouped_swiglu(self, up: Experts, x: Array, start: Array, stop: Array, y: Array) -> Steps:
-        """y[m] = silu(W x[m]) * (up x[m]) for the rows start[e] ... stop[e] - 1 of each expert e"""
+    def grouped_swiglu(self, up: Experts, x: Rows, ranges: tuple[Array, ...], y: Rows) -> Steps:
+        """y[m] = silu(W x[m]) * (up x[m]) for the rows of each expert; ranges: where these begin and end"""
         kernel = getattr(moe, f"grouped_matmul_swiglu_{self.dtype}")
-        return [(kernel, (x, start, stop, self._in_blocks(), up._in_blocks(), self._rows_in_blocks(y)))]
+        return [(kernel, (x, *ranges, self._in_blocks(), up._in_blocks(), self._rows_in_blocks(y)))]
 
-    def grouped(self, x: Array, start: Array, stop: Array, y: Array) -> Steps:
+    def grouped(self, x: Rows, ranges: tuple[Array, ...], y: Rows) -> Steps:
         """y[m] = W x[m] for the rows of each expert"""
         kernel = getattr(moe, f"grouped_matmul_{self.dtype}")
-        return [(kernel, (x, start, stop, self._in_blocks(), self._rows_in_blocks(y)))]
+        return [(kernel, (x, *ranges, self._in_blocks(), self._rows_in_blocks(y)))]
 
     def _in_blocks(self) -> Array:
         count, rows, columns = self.weights.shape
         return self.weights.reshape(count, *moe.blocks_of(rows), columns)
 
-    def _rows_in_blocks(self, y: Array) -> Array:
-        return y.reshape(len(y), *moe.blocks_of(self.weights.shape[1]))
+    def _rows_in_blocks(self, y: Rows) -> Rows:
+        return Rows(y.array.reshape(len(y.array), *moe.blocks_of(self.weights.shape[1])), y.count)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""What the sessions of all architectures share: feeding tokens, running kernels, choosing the next token.
+"""What the sessions of all architectures share: feeding tokens, the two programs, choosing the next token.
 
-In: a vocabulary and a context. Out: `BaseSession`, whose subclasses say what one token and what several tokens run.
+In: a vocabulary and a context. Out: `BaseSession`, whose subclasses say what one token and what a chunk of tokens run.
 Holds: all buffers are made once; NumPy only makes views of them; every number is computed by sapper's kernels.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import matmul, sampling
+from ..kernels import embedding, matmul, sampling
 from ..runtime.buffers import empty
-from ..runtime.program import Program
+from ..runtime.program import Program, Rows, Variable
 from .errors import ModelError
 from .linear import Matrix, Steps, Workspace
 from .weights import DTYPES
@@ -24,13 +24,15 @@ CHUNK = 512
 the activations to stay in the caches."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Sections = list[tuple[str, Steps]]
+"""Steps in order, with a heading for each part."""
 
 
 class BaseSession(ABC):
     """One conversation with a model.
 
-    context: how many tokens fit. position: tokens fed so far. logits [vocabulary], f32: after `feed`, for the token
-    that comes next.
+    context: how many tokens fit. chunk: how many go through the layers together. position: tokens fed so far. logits
+    [vocabulary], f32: after `feed`, for the token that comes next.
     """
 
     def __init__(
@@ -47,31 +49,34 @@ class BaseSession(ABC):
         if cache_dtype not in DTYPES:
             raise ModelError("the dtype of the cache", repr(cache_dtype), f"one of {', '.join(DTYPES)}")
         self.vocabulary = vocabulary
+        self.chunk = min(CHUNK, self.context)
         self.position = 0
         self.logits = empty((vocabulary,), np.dtype(np.float32))
         self._options: dict[str, Any] = {} if threads is None else {"threads": threads}
         if interpret:
             self._options = {"interpret": True}
         self._work = work
-        self._token = empty((1,), np.dtype(np.int32))
-        self._picked = empty((1,), np.dtype(np.int32))
+        self._token, self._last, self._picked = (empty((1,), np.dtype(np.int32)) for _ in range(3))
+        self._tokens = empty((self.chunk,), np.dtype(np.int32))
+        self._count = Variable("count", self.chunk)
         self._candidates: tuple[Array, Array] | None = None
         self._decode: Program | None = None
-        self._rows = 0
+        self._prefill: Program | None = None
 
     # ---- what an architecture says
 
     @abstractmethod
-    def _make_buffers(self, rows: int) -> None:
-        """Activations for that many tokens."""
+    def step_sections(self) -> Sections:
+        """The kernels of one token, `_token`, in order; their variable is `position`."""
 
     @abstractmethod
-    def _decode_steps(self) -> Steps:
-        """The kernels of one token, self._token, in order; scalars that change are Variables named "position"."""
+    def prefill_sections(self) -> Sections:
+        """The kernels of a chunk of tokens in order: the first `count` of `_tokens`, of which `_last` is the last one's
+        index, behind `position` others; their variables are those of `_chunk_values`."""
 
-    @abstractmethod
-    def _feed_several(self, tokens: Sequence[int], last: bool) -> None:
-        """Run up to CHUNK tokens from self.position on; last: leave the logits of the last one."""
+    def _chunk_values(self, count: int) -> dict[str, int]:
+        """The values of the variables of prefill_sections for so many tokens at self.position."""
+        return {"count": count, "position": self.position}
 
     # ---- tokens in
 
@@ -93,39 +98,50 @@ class BaseSession(ABC):
         if len(tokens) == 1:
             self._feed_one(tokens[0])
             return
-        for start in range(0, len(tokens), CHUNK):
-            part = tokens[start : start + CHUNK]
-            self._reserve(len(part))
-            self._feed_several(part, last=start + len(part) == len(tokens))
-            self.position += len(part)
-
-    def _reserve(self, rows: int) -> None:
-        """Have room for the activations of that many tokens."""
-        if rows > self._rows:
-            self._rows = rows
-            self._make_buffers(rows)
-            self._decode = None  # It is bound to the old buffers.
+        for start in range(0, len(tokens), self.chunk):
+            self._feed_several(tokens[start : start + self.chunk])
 
     def _feed_one(self, token: int) -> None:
-        self._reserve(1)
         self._token[0] = token
         if self._decode is None:
-            self._decode = Program(self._decode_steps(), static=True, **self._options)
+            self._decode = self._program(self.step_sections())
         self._decode(position=self.position)
         self.position += 1
 
-    # ---- kernels
+    def _feed_several(self, tokens: Sequence[int]) -> None:
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        self._last[0] = count - 1
+        if self._prefill is None:
+            self._prefill = self._program(self.prefill_sections())
+        self._prefill(**self._chunk_values(count))
+        self.position += count
 
-    def _run(self, steps: Steps) -> None:
-        for kernel, arguments in steps:
-            kernel(*arguments, **self._options)
+    def _program(self, sections: Sections) -> Program:
+        return Program([step for _, steps in sections for step in steps], static=True, **self._options)
 
-    def _multiply(self, name: str, x: Array, matrices: Sequence[Matrix], *rest: Array) -> None:
-        """Run the matrix kernel of that name, for the dtype in which the matrices can be had."""
+    # ---- parts of programs
+
+    def _rows(self, array: Array) -> Rows:
+        """The rows of a chunk's tokens."""
+        return Rows(array, self._count)
+
+    def _look_up(self, matrix: Matrix, x: Array) -> Steps:
+        """x: the rows of the matrix that belong to a chunk's tokens."""
+        return [(kernel, (self._rows(tokens), *parts, self._rows(into)))
+                for kernel, (tokens, *parts, into) in matrix.look_up(self._tokens, x)]
+
+    def _multiply(self, name: str, x: Array, matrices: Sequence[Matrix], *rest: Array) -> Steps:
+        """The matrix kernel of that name on a chunk, for the dtype in which the matrices can be had."""
         plain = [matrix.widened(self._work, place) for place, matrix in enumerate(matrices)]
-        for _, _, steps in plain:
-            self._run(steps)
-        getattr(matmul, f"{name}_{plain[0][1]}")(x, *(weights for weights, _, _ in plain), *rest, **self._options)
+        kernel = getattr(matmul, f"{name}_{plain[0][1]}")
+        arguments = (self._rows(x), *(weights for weights, _, _ in plain), *map(self._rows, rest))
+        return [*(step for _, _, steps in plain for step in steps), (kernel, arguments)]
+
+    def _logits_of_last(self, matrix: Matrix, x: Array, gain: Array, epsilon: float, row: Array) -> Steps:
+        """The logits of a chunk's last token; row [1, features] is memory for it."""
+        return [(embedding.embedding_f32, (self._last, x, row)),
+                *matrix.apply_norm(row[0], gain, epsilon, self.logits, self._work)]
 
     # ---- choosing a token
 

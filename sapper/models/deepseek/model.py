@@ -37,9 +37,7 @@ class DeepseekModel:
         interpret: bool = False,
     ) -> Session:
         """A new conversation; see BaseSession."""
-        return Session(
-            self.config, self.weights, context, cache_dtype=cache_dtype, threads=threads, interpret=interpret
-        )
+        return Session(self, context, cache_dtype=cache_dtype, threads=threads, interpret=interpret)
 
 
 def load_model(model: str | Path, dtype: str = "file") -> DeepseekModel:
