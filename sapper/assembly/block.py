@@ -171,7 +171,7 @@ class Block:
             if isinstance(item, Label):
                 selector.body.append(Label(labels[item.name], item.align))
                 continue
-            operands = [_renamed(o, stands_for, labels, constants) for o in item.operands]
+            operands = [renamed(o, stands_for, labels, constants) for o in item.operands]
             selector.body.append(Instruction(item.row, operands, item.mask, item.zeroing, item.location or op.location,
                                              self.name))
         target = selector.define(op.results[0])
@@ -189,7 +189,8 @@ class _Alone:
         self.allocate = self._memory.allocate
 
 
-def _renamed(operand: Any, stands_for: dict[Any, Any], labels: dict[str, str], constants: dict[str, str]) -> Any:
+def renamed(operand: Any, stands_for: dict[Any, Any], labels: dict[str, str], constants: dict[str, str]) -> Any:
+    """An operand of a piece where it stands in a kernel: with the kernel's registers, labels and constants."""
     if isinstance(operand, VirtualRegister):
         return stands_for.get(operand, operand)
     if isinstance(operand, LabelReference):

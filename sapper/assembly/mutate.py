@@ -71,6 +71,7 @@ def _that_count(assembly: Assembly) -> set[Instruction]:
                 mine.add(operand)
                 if how & WRITE:
                     writers.setdefault(operand, []).append(item)
+                    stores = stores or operand in assembly.results
         for pair in known.writes:
             writers.setdefault(Register(*pair), []).append(item)
         if known.reads_flags:

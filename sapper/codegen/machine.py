@@ -107,6 +107,7 @@ class MachineFunction:
     who puts the parts together fills in.
     parameters: names of the words of the argument block, for targets that pass each as a parameter.
     warps, near_bytes: warps and near memory of a worker. tensor_maps: see `Compiled`.
+    ordered: labels after which instructions keep the order in which they were written by hand.
     """
 
     name: str
@@ -117,4 +118,5 @@ class MachineFunction:
     parameters: tuple[str, ...] = ()
     warps: int = 1
     near_bytes: int = 0
+    ordered: frozenset[str] = frozenset()
     tensor_maps: tuple[Any, ...] = ()

@@ -80,8 +80,12 @@ def schedule(function: MachineFunction, abi: Abi, flow: Flow | None = None) -> i
     registers: _Registers | None = None
     for block in range(len(flow.block_start) - 1):
         start, stop = flow.block_start[block], flow.block_start[block + 1]
+        by_hand = False
         while start < stop and not isinstance(body[start], Instruction):
+            by_hand = by_hand or body[start].name in function.ordered  # type: ignore[union-attr]
             start += 1
+        if by_hand:
+            continue
         stop = _movable_end(function, start, stop, abi)
         if stop - start < 4 or _flows_well(function, flow, start, stop, abi, costs):
             continue

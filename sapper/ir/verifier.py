@@ -709,6 +709,8 @@ def _lane_store(gathered: bool) -> Rule:
             check.fail(f"a value of type {op.operands[0].type} for {dtype} in memory", f"{MEMORY_ROWS[dtype]}")
         if "streaming" in op.attributes:
             check.attribute(op, "streaming", bool)
+        if op.attributes.get("exact") and dtype is not bf16:
+            check.fail(f"an exact store of {dtype}", "bf16")
         _memory(check, op, 1, gathered)
 
     return rule
@@ -835,6 +837,16 @@ def _lane_asm(check: Checker, op: Op) -> None:
             check.fail(f"{value.type}", "rows")
 
 
+def _lane_asm_contract(check: Checker, op: Op) -> None:
+    check.attribute(op, "by", str)
+    rows = check.attribute(op, "rows", int)
+    count = len(op.operands) - 4
+    if rows < 1 or count % rows:
+        check.fail(f"{count} sums and rows = {rows}", "as many sums as rows times vectors")
+    check.operands(op, S64, S64, S64, S64, *[ROW_F32] * count)
+    check.results(op, *[ROW_F32] * count)
+
+
 _SCALAR_BINARY = _signature((S64, S64), (S64,))
 _MASK_BINARY = _signature((MASK, MASK), (MASK,))
 
@@ -863,6 +875,7 @@ LANE_RULES: dict[str, Rule] = {
     "cmp": _lane_cmp,
     "select": _lane_select,
     "asm": _lane_asm,
+    "asm_contract": _lane_asm_contract,
     "mask_first": _signature((S64,), (MASK,)),
     **dict.fromkeys(("mask_and", "mask_or", "mask_xor"), _MASK_BINARY),
     "mask_not": _signature((MASK,), (MASK,)),

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.text import print_op
 from ..ir.types import DTYPES, DType, RowType, b32, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, u8
-from ..lang.by_hand import PIECES
+from ..lang.by_hand import CONTRACTIONS, PIECES
 from . import fragments
 
 Array = NDArray[Any]
@@ -254,10 +254,17 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def _dot2(acc: Array, a: Array, b: Array) -> Array:
-    """The odd pair first, each product added with one rounding (VDPBF16PS, Intel SDM volume 2)."""
-    high = np.uint32(0xFFFF0000)
-    acc = fma32((a & high).view(np.float32), (b & high).view(np.float32), acc)
-    return fma32((a << np.uint32(16)).view(np.float32), (b << np.uint32(16)).view(np.float32), acc)
+    """The odd pair first, each product added with one rounding; denormals are zero on the way in and out (VDPBF16PS,
+    Intel SDM volume 2)."""
+    def add(x: Array, y: Array, total: Array) -> Array:
+        return _flushed(fma32(_flushed(x.view(np.float32)), _flushed(y.view(np.float32)), _flushed(total)))
+
+    high, half = np.uint32(0xFFFF0000), np.uint32(16)
+    return add(a << half, b << half, add(a & high, b & high, acc))
+
+
+def _flushed(row: Array) -> Array:
+    return np.where(np.abs(row) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), row), row)
 
 
 def _dot4(acc: Any, a: Any, b: Any) -> Any:
@@ -758,6 +765,19 @@ def _build_asm(program: Program, op: Op) -> _Step:
     return asm
 
 
+def _build_asm_contract(program: Program, op: Op) -> _Step:
+    piece, rows = CONTRACTIONS[op.attributes["by"]], op.attributes["rows"]
+    operands, results = [program._slot(v) for v in op.operands], [program._slot(v) for v in op.results]
+    tile = rows, len(results) // rows
+
+    def asm_contract(e: list[Any]) -> None:
+        values = [e[o] for o in operands]
+        for result, value in zip(results, piece.run(e[0].memory, tile, values[:4], values[4:]), strict=True):
+            e[result] = value
+
+    return asm_contract
+
+
 def _build_load_splat(program: Program, op: Op) -> _Step:
     address, _ = program._address(op, 0)
     kind, row = _MEMORY[op.attributes["dtype"]], _ROW_OF_MEMORY[op.attributes["dtype"]]
@@ -785,18 +805,27 @@ def _build_gather(program: Program, op: Op) -> _Step:
     return gather
 
 
+def _narrowing(op: Op) -> Callable[[Array], Array]:
+    """From a row to elements in memory. An exact store takes the upper halves as they are, whatever is below."""
+    kind = _MEMORY[op.attributes["dtype"]]
+    if op.attributes.get("exact"):
+        return lambda row: (row.view(np.uint32) >> 16).astype(np.uint16).view(kind)
+    return lambda row: row.astype(kind)
+
+
 def _build_store(program: Program, op: Op) -> _Step:
     address, mask = program._address(op, 1)
     kind = _MEMORY[op.attributes["dtype"]]
     value, lanes, size_bytes = program._slot(op.operands[0]), program.lanes, kind.itemsize
     streaming = op.attributes.get("streaming", False)
     aligned_bytes = min(lanes * size_bytes, 64)
+    narrowed = _narrowing(op)
 
     def store(e: list[Any]) -> None:
         at = address(e)
         if streaming and at % aligned_bytes:
             raise LaneError(f"{_at(op)}: found the address {at:#x}; expected one aligned to {aligned_bytes} bytes")
-        raw = e[value].astype(kind)
+        raw = narrowed(e[value])
         whole = e[0].memory.find(at, lanes * size_bytes, True)
         if mask is None and not isinstance(whole, str):
             whole.view(kind)[:] = raw
@@ -813,10 +842,10 @@ def _build_store(program: Program, op: Op) -> _Step:
 
 def _build_store_lane0(program: Program, op: Op) -> _Step:
     address, _ = program._address(op, 1)
-    kind, value = _MEMORY[op.attributes["dtype"]], program._slot(op.operands[0])
+    kind, value, narrowed = _MEMORY[op.attributes["dtype"]], program._slot(op.operands[0]), _narrowing(op)
 
     def store_lane0(e: list[Any]) -> None:
-        _bytes(e[0], op, address(e), kind.itemsize, True, 0).view(kind)[0] = e[value][:1].astype(kind)[0]
+        _bytes(e[0], op, address(e), kind.itemsize, True, 0).view(kind)[0] = narrowed(e[value][:1])[0]
 
     return store_lane0
 
@@ -1097,6 +1126,7 @@ def _build_group_wait(program: Program, op: Op) -> _Step:
 _BUILDERS: dict[str, Callable[[Program, Op], _Step]] = {
     "arg": _build_arg, "worker": _build_worker, "workers": _build_workers, "s_load": _build_s_load,
     "s_store": _build_s_store, "load": _build_load, "load_splat": _build_load_splat, "asm": _build_asm,
+    "asm_contract": _build_asm_contract,
     "gather": _build_gather, "store": _build_store, "store_lane0": _build_store_lane0,
     "scatter": _build_scatter, "prefetch": _build_nothing,
     "loop": _build_loop, "if": _build_if, "tasks": _build_tasks, "barrier": _build_barrier,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TileType, bool_
-from ..lang.by_hand import PIECES
+from ..lang.by_hand import CONTRACTIONS, PIECES, block_names, pieces_named
 from ..tile.plan import Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
 from ..tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
 from .groups import GroupLowering
@@ -46,6 +46,10 @@ TASK_INDICES = 1024
 
 STAGED_ROWS_CAP = 2016
 """Most rows of a staged operand in one task (a multiple of 14 and 6), which bounds scratch memory."""
+
+
+NO_TILE = "the kernel has no contraction that is walked in such tiles"
+"""Why a micro-kernel is not used, where nothing else is known."""
 
 
 @dataclass(slots=True)
@@ -96,10 +100,10 @@ def lower(function: Function, schedule: Schedule, facts: Facts, specialization: 
             if isinstance(value.type, TileType) and not value.type.dtype.compute:
                 raise LoweringError(f"found a value of {value.type.dtype.name}; expected a type that can be computed "
                                     "with: fp8 and i4 run under the interpreter only; mend: hold it as bf16 or i8", op)
-    return Lowering(function, schedule, facts, specialization, _lanes(function, facts)).run()
+    return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
 
 
-def _lanes(function: Function, facts: Facts) -> int:
+def lanes_of(function: Function, facts: Facts) -> int:
     """Lanes of a row: fewer on most targets where the function has 64-bit elements."""
     return facts.lanes_of_wide_rows if has_wide_rows(function) else facts.lanes
 
@@ -111,7 +115,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     A walk that is lowered several times, once for each tail, is reported where it holds the most registers.
     """
     found: dict[Op, Layout] = {}
-    lanes = _lanes(function, facts)
+    lanes = lanes_of(function, facts)
 
     class Recording(Lowering):
         def choose(self, walk: Walk) -> WalkChoice:
@@ -156,14 +160,15 @@ class Lowering(GroupLowering, LateLowering):
                 raise ScheduleError(f"schedule of {self.function.name}: no tensor {name!r}; expected one of "
                                     f"{', '.join(sorted(tensors))}")
         for name in self.schedule.assembly:
-            known = [p.key.partition(":")[2] for p in PIECES.values() if p.implements]
-            chosen = [p for p in PIECES.values() if p.implements and p.key.partition(":")[2] == name]
+            chosen = pieces_named(name)
             if not chosen:
                 raise ScheduleError(f"schedule of {self.function.name}: no block {name!r}; expected one of "
-                                    f"{', '.join(sorted(known)) or 'none, as no block is registered'}")
+                                    f"{', '.join(block_names()) or 'none, as no block is registered'}")
             for piece in chosen:
-                if piece.key.startswith(f"{self.facts.family}:"):
-                    self.blocks[piece.implements] = piece.key
+                if piece.key in CONTRACTIONS:
+                    self.contractions.append(piece.key)
+                elif piece.key.startswith(f"{self.facts.family}:"):
+                    self.blocks[PIECES[piece.key].implements] = piece.key
         for axis, tile in self.schedule.tile.items():
             if tile < 1:
                 raise ScheduleError(f"schedule of {self.function.name}: tile of axis {axis} is {tile}; expected >= 1")
@@ -184,6 +189,10 @@ class Lowering(GroupLowering, LateLowering):
         lowered.attributes = {"lanes": self.lanes, "slots": list(self.slots), "scratch": self.scratch_sizes,
                               "counters": self.counters,
                               "tasks": [] if None in self.task_counts else self.task_counts}
+        if self.contractions:
+            used = {op.attributes["by"] for op in lowered.walk() if op.name == "asm_contract"}
+            lowered.attributes["refused"] = [
+                [key, self.refused.get(key, NO_TILE)] for key in self.contractions if key not in used]
         if self.warps > 1:
             lowered.attributes |= {"warps": self.warps, "near_bytes": self.near_bytes_used}
         if self.tensor_maps:

@@ -73,6 +73,11 @@ LANE_OPS = OpTable("lane", [
     OpSpec("imod", (2, 2), doc="a - b * idiv(a, b)"),
     OpSpec("asm", (1, None), attributes=("by", "immediates"),
            doc="the piece by hand of this name (lang/by_hand.py) on rows; only a target that has it can select it"),
+    OpSpec("asm_contract", (5, None), (1, None), attributes=("by", "rows"), pure=False,
+           doc="depth, left, left_stride, right (s64), then sums (rows of f32, those of a tile of `rows` times some "
+               "vectors, row by row) -> the sums with the products of `depth` steps added: left[r, d] lies at left + "
+               "r * left_stride + d elements, row v of right[d] at right + (d * vectors + v) rows; by the piece by "
+               "hand of this name, which reads memory and stores nothing; depth is a multiple of the piece's step"),
     # Masks.
     OpSpec("cmp", (2, 2), attributes=("cond",), doc="rows -> mask; integers signed; unordered is false except ne"),
     OpSpec("select", (3, 3), doc="mask, a, b: a in lanes that are on, else b"),
@@ -101,10 +106,12 @@ LANE_OPS = OpTable("lane", [
            doc="one element in every lane"),
     OpSpec("gather", (2, 3), attributes=("dtype",), optional=("scale", "disp", "masked", "near"), pure=False,
            doc="base, offsets (row<i32>, signed): element at base + offset * scale + disp for each lane"),
-    OpSpec("store", (2, 4), (0, 0), attributes=("dtype",), optional=(*_ADDRESS, "masked", "streaming"), pure=False,
-           doc="value, address: narrowing rounds floats to nearest even and wraps integers; `streaming` bypasses "
-               "the caches and needs an address aligned to the row, or to 64 bytes if that is less"),
-    OpSpec("store_lane0", (2, 3), (0, 0), attributes=("dtype",), optional=_ADDRESS, pure=False,
+    OpSpec("store", (2, 4), (0, 0), attributes=("dtype",), optional=(*_ADDRESS, "masked", "streaming", "exact"),
+           pure=False,
+           doc="value, address: narrowing rounds floats to nearest even and wraps integers; `exact` says that the "
+               "value is one of bf16 already, whose upper half is stored; `streaming` bypasses the caches and needs an "
+               "address aligned to the row, or to 64 bytes if that is less"),
+    OpSpec("store_lane0", (2, 3), (0, 0), attributes=("dtype",), optional=(*_ADDRESS, "exact"), pure=False,
            doc="value, address: lane 0 only"),
     OpSpec("scatter", (3, 4), (0, 0), attributes=("dtype",),
            optional=("scale", "disp", "masked", "near", "disjoint"),
@@ -112,7 +119,8 @@ LANE_OPS = OpTable("lane", [
                            "the same byte unless a load of it lies between them"),
     OpSpec("prefetch", (1, 2), (0, 0), optional=(*_ADDRESS, "level"), pure=False, doc="hint; level 1, 2 or 3"),
     # Packed dot products.
-    OpSpec("dot2_bf16", (3, 3), doc="acc (f32), a, b (b32, two bf16 each): acc + a0 * b0 + a1 * b1"),
+    OpSpec("dot2_bf16", (3, 3), doc="acc (f32), a, b (b32, two bf16 each): acc + a1 * b1 + a0 * b0, each "
+                                 "product added with one rounding; denormals are zero on the way in and out"),
     OpSpec("dot4_u8i8", (3, 3), doc="acc (i32), a (b32, four u8), b (b32, four i8): acc + sum a * b, wrapping"),
     # Several warps, near memory, matrix instructions.
     OpSpec("warp", (0, 0), doc="index of this warp in its worker, from 0"),

@@ -21,7 +21,7 @@ from ..assembly.override import KernelAssembly, Override, compile_by_hand, diges
 from ..assembly.static import check_static
 from ..codegen.machine import Instruction, Register
 from ..codegen.pipeline import scratch_bytes
-from ..lang.by_hand import PIECES
+from ..lang.by_hand import pieces_named
 from ..tile.rounding import Expectation, expect
 from ..tile.schedule import Schedule
 from ..tile.semantics import OutOfBounds
@@ -87,7 +87,7 @@ def trusted(kernel: Any, target: Any, schedule: Any) -> bool:
 
 def key_of(kernel: Any, blocks: tuple[str, ...] = ()) -> list[str]:
     """What pieces by hand add to the key of a kernel's compiled form. blocks: those that its schedule names."""
-    keys = [piece.digest() for piece in PIECES.values() if piece.key.partition(":")[2] in blocks]
+    keys = [piece.digest() for name in blocks for piece in pieces_named(name)]
     for piece in getattr(kernel, "by_hand", ()):
         known = _digests.get((kernel, piece.write))
         if known is None:

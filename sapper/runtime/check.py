@@ -7,7 +7,8 @@ runs in a child process between guard pages, and every station has a time limit.
     │ eager     │ tile interpreter: whole axes, 1, 3, 8, races           │ lane interpreter          │ this CPU
 
 Each station's result is compared with what the tile IR means, within the bound that rounding leaves (tile.rounding).
-A kernel that has assembly by hand goes on: each piece is interpreted from the meanings of its rows, then run.
+A kernel that has assembly by hand goes on: each piece is interpreted from the meanings of its rows, then run; and each
+micro-kernel in its loops is checked by itself, on all tiles that it is written for.
 Code that is wrong is made again without the later steps of code generation, which tells select, schedule, allocate and
 peephole apart.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,8 @@ from .arguments import Binding, Parameter, Signature, fill_words
 from .cases import Arguments, Case, MakeArguments, cases, copy_of
 from .compiled import CompiledKernel
 
-LAST_STATIONS = ("select", "schedule", "allocate", "peephole", "native", "by hand, interpreted", "by hand, native")
+LAST_STATIONS = ("select", "schedule", "allocate", "peephole", "native", "by hand, interpreted", "by hand, native",
+                 "micro-kernels")
 STATIONS = (
     "front end", "tile sizes", "parallel loops", "canonical", "lower", "expand_math", "simplify", *LAST_STATIONS,
 )
@@ -123,18 +125,48 @@ def check_kernel(
         from ..targets import host_target
 
         target = host_target()
+    drawn = cases(kernel, kernel.tile_ir(), seed, runs, make_arguments, shapes)
     report = Report(kernel.name)
     checker = _Checker(kernel, target, schedule, report, emulate)
-    for case in cases(kernel, kernel.tile_ir(), seed, runs, make_arguments, shapes):
+    for case in drawn:
         if on_case is not None:
             on_case(case.label)
-        try:
-            checker.run(case, seed)
-        except _Wrong as wrong:
-            report.finding = Finding(wrong.station, case.label, str(wrong))
+        checker.guarded(case, lambda case=case: checker.run(case, seed))  # type: ignore[misc]
+        if report.finding is not None:
             return report
     check_by_hand(kernel, target, seed, runs, report)
+    if report.finding is None:
+        check_micro_kernels(checker.micro_kernels(), target, seed, report)
     return report
+
+
+def check_lanes(kernel: Any, target: Any, known: Iterable[tuple[Case, Mapping[str, Expectation]]],
+                schedule: Any) -> tuple[Report, set[str]]:
+    """Only the simplified lane IR, interpreted, and the code made from it, on cases whose results are known; and which
+    micro-kernels (lang/by_hand.py) they came to, by key."""
+    report = Report(kernel.name)
+    checker = _Checker(kernel, target, schedule, report, brief=True)
+    for case, expected in known:
+        report.cases += 1
+        checker.workers = 1
+        checker.guarded(case, lambda: checker.lane_stations(case, case.arguments, expected))  # noqa: B023
+        if report.finding is not None:
+            break
+    return report, checker.micro_kernels()
+
+
+def check_micro_kernels(keys: set[str], target: Any, seed: int, report: Report) -> None:
+    """Each micro-kernel by itself, on all tiles that it is written for."""
+    from ..lang.by_hand import CONTRACTIONS
+    from .micro_kernel import check_micro_kernel
+
+    for key in sorted(keys):
+        alone = check_micro_kernel(CONTRACTIONS[key], target, seed)
+        if alone.finding is not None:
+            found = alone.finding
+            report.finding = Finding(found.station, f"{alone.kernel} by itself, {found.case}", found.message)
+            return
+        report.passed["micro-kernels"] = report.passed.get("micro-kernels", 0) + alone.cases
 
 
 def check_by_hand(kernel: Any, target: Any, seed: int, runs: int, report: Report) -> None:
@@ -168,11 +200,15 @@ def check_by_hand(kernel: Any, target: Any, seed: int, runs: int, report: Report
 
 
 class _Checker:
-    """One kernel on one target. What was made for a specialisation is kept, as several cases share it."""
+    """One kernel on one target. What was made for a specialisation is kept, as several cases share it.
+
+    brief: of lane IR only the last form is interpreted.
+    """
 
     def __init__(self, kernel: Any, target: Any, schedule: Any, report: Report,
-                 emulate: Callable[..., Any] | None = None) -> None:
+                 emulate: Callable[..., Any] | None = None, brief: bool = False) -> None:
         self.emulate = emulate
+        self.brief = brief
         self.kernel = kernel
         self.target = target
         self.schedule = schedule
@@ -197,6 +233,18 @@ class _Checker:
         self.native = not missing
         if missing:
             report.skipped["native"] = f"this CPU has no {', '.join(missing)}"
+
+    def guarded(self, case: Case, stations: Callable[[], None]) -> None:
+        """Note the first station that is wrong."""
+        try:
+            stations()
+        except _Wrong as wrong:
+            self.report.finding = Finding(wrong.station, case.label, str(wrong))
+
+    def micro_kernels(self) -> set[str]:
+        """Keys of those that the code made so far has."""
+        return {op.attributes["by"] for made in self.made.values() for op in made.lane.walk()
+                if op.name == "asm_contract"}
 
     def run(self, case: Case, seed: int) -> None:
         report = self.report
@@ -308,7 +356,7 @@ class _Checker:
         if made is None:
             made = self.made[key] = _Made(self, key)
         self.signature.check_stores(binding, made.stored)
-        for station, program in made.lanes:
+        for station, program in made.lanes[-1:] if self.brief else made.lanes:
             given = _copies(arguments)
             with self.station(station):
                 self.interpret_lanes(program, given, made.stored)

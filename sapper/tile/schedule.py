@@ -65,7 +65,8 @@ class Facts:
     8-byte elements (None: half as many, as where a register is a vector of fixed size). indexed_addresses: a memory
     operand may have an index. software_prefetch: asking early for what will be read gains time.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
-    matrix: the matrix instructions, if there are any. matrix_group: those of groups of warps. family, features: which
+    matrix: the matrix instructions, if there are any. matrix_group: those of groups of warps. dots: lane ops of packed
+    dot products that the target has and that the model may choose (sapper/lane/packed.py). family, features: which
     pieces by hand (lang/by_hand.py) the target takes; a family of "" takes none.
     """
 
@@ -81,6 +82,7 @@ class Facts:
     software_prefetch: bool = True
     transposes_by_scatter: bool = False
     matrix: MatrixUnit | None = None
+    dots: frozenset[str] = frozenset()
     matrix_group: MatrixGroup | None = None
     family: str = ""
     features: frozenset[str] = frozenset()

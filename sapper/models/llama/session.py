@@ -7,7 +7,8 @@ buffers are made once; NumPy only makes views of them.
                               └───────────────────────────────── next layer ── x = y + down(SwiGLU) ─────┘
     x ── norm, logits of the last token
 
-One token goes through matrix-vector kernels with the norm inside, several through matrix kernels, CHUNK at once.
+One token goes through matrix-vector kernels with the norm inside, several through matrix kernels, up to CHUNK at once.
+Each is one program: the position and the number of tokens are its variables.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels import attention, matmul, norm, rope, sampling
+from ...kernels import attention, embedding, matmul, norm, rope, sampling
 from ...runtime.buffers import empty
-from ...runtime.program import Program, Variable
+from ...runtime.program import Program, Rows, Variable
 from ..errors import ModelError
 from .linear import Matrix, Steps, Workspace
 from .model import LlamaModel
@@ -30,6 +31,8 @@ CHUNK = 512
 the activations to stay in the caches."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Sections = list[tuple[str, Steps]]
+"""Steps in order, with a heading for each part."""
 
 
 class Session:
@@ -66,20 +69,22 @@ class Session:
         self._attention = getattr(attention, f"attention_{cache_dtype}")
         self._attention_decode = getattr(attention, f"attention_decode_{cache_dtype}")
         self._rotate_and_cache = getattr(rope, f"rotate_and_cache_{cache_dtype}")
-        self._rows = 0
         self._work = Workspace(max(config.features, config.hidden, config.heads * config.head_features))
         self._token = empty((1,), np.dtype(np.int32))
         self.logits = empty((config.vocabulary,), np.dtype(np.float32))
         self._picked = empty((1,), np.dtype(np.int32))
         self._candidates: tuple[Array, Array] | None = None
-        self._make_buffers(1)
+        self.chunk = min(CHUNK, self.context)
+        self._make_buffers(self.chunk)
         self._decode: Program | None = None
+        self._prefill: Program | None = None
 
     def _make_buffers(self, rows: int) -> None:
-        """Activations for that many tokens."""
+        """Activations for that many tokens; memory that is not used is never there."""
         config = self.model.config
         kind = np.dtype(np.float32)
-        self._rows = rows
+        self._tokens = empty((rows,), np.dtype(np.int32))
+        self._last = empty((1,), np.dtype(np.int32))
         self._x = empty((rows, config.features), kind)
         self._y = empty((rows, config.features), kind)
         self._normed = empty((rows, config.features), kind)
@@ -107,14 +112,13 @@ class Session:
         if len(tokens) == 1:
             self._feed_one(tokens[0])
             return
-        for start in range(0, len(tokens), CHUNK):
-            part = tokens[start : start + CHUNK]
-            self._feed_several(part, last=start + len(part) == len(tokens))
+        for start in range(0, len(tokens), self.chunk):
+            self._feed_several(tokens[start : start + self.chunk])
 
     # ---- one token
 
-    def _decode_program(self) -> Program:
-        """The kernels of one token in order, as a program in the variable `position`."""
+    def step_sections(self) -> Sections:
+        """The kernels of one token, `_token`, in order; their variable is `position`."""
         config, weights = self.model.config, self.model.weights
         heads, groups, size, epsilon = config.heads, config.kv_heads, config.head_features, config.epsilon
         x, y, mixed, hidden = self._x[0], self._y[0], self._mixed[0], self._hidden[0]
@@ -125,66 +129,90 @@ class Session:
         out = mixed.reshape(groups, config.group, size)
         position = Variable("position", 0)
         work = self._work
-        steps = weights.embedding.look_up(self._token, self._x[:1])
-        for layer, keys, values in zip(weights.layers, self._keys, self._values, strict=True):
+        sections = [("embedding", weights.embedding.look_up(self._token, self._x[:1]))]
+        for number, layer in enumerate(weights.layers):
+            keys, values = self._keys[number], self._values[number]
             flat_keys, flat_values = (cache.reshape(groups, self.context, size) for cache in (keys, values))
-            steps += [
-                *layer.qkv.apply_norm(x, layer.attention_gain, epsilon, qkv.reshape(-1), work),
-                (self._rotate_and_cache, (q, k, v, self._cosine, self._sine, position, turned, keys, values)),
-                (self._attention_decode, (queries, flat_keys, flat_values, position, self._scale, out)),
-                *layer.output.apply_residual(mixed, x, y, work),
-                *layer.gate.apply_norm_swiglu(layer.up, y, layer.feed_forward_gain, epsilon, hidden, work),
-                *layer.down.apply_residual(hidden, y, x, work),
+            sections += [
+                (f"layer {number}: attention", [
+                    *layer.qkv.apply_norm(x, layer.attention_gain, epsilon, qkv.reshape(-1), work),
+                    (self._rotate_and_cache, (q, k, v, self._cosine, self._sine, position, turned, keys, values)),
+                    (self._attention_decode, (queries, flat_keys, flat_values, position, self._scale, out)),
+                    *layer.output.apply_residual(mixed, x, y, work),
+                ]),
+                (f"layer {number}: feed-forward", [
+                    *layer.gate.apply_norm_swiglu(layer.up, y, layer.feed_forward_gain, epsilon, hidden, work),
+                    *layer.down.apply_residual(hidden, y, x, work),
+                ]),
             ]
-        steps += weights.logits.apply_norm(x, weights.gain, epsilon, self.logits, work)
-        return Program(steps, static=True, **self._options)
+        return [*sections, ("logits", weights.logits.apply_norm(x, weights.gain, epsilon, self.logits, work))]
 
     def _feed_one(self, token: int) -> None:
         self._token[0] = token
         if self._decode is None:
-            self._decode = self._decode_program()
+            self._decode = self._program(self.step_sections())
         self._decode(position=self.position)
         self.position += 1
 
+    def _program(self, sections: Sections) -> Program:
+        return Program([step for _, steps in sections for step in steps], static=True, **self._options)
+
     # ---- several tokens
 
-    def _feed_several(self, tokens: Sequence[int], last: bool) -> None:
-        config, weights, options = self.model.config, self.model.weights, self._options
-        count, position = len(tokens), self.position
-        if count > self._rows:
-            self._make_buffers(count)
-            self._decode = None  # It is bound to the old buffers.
+    def prefill_sections(self) -> Sections:
+        """The kernels of a chunk of tokens in order: the first `count` of `_tokens`, of which `_last` is the last one's
+        index, behind `position` others."""
+        config, weights, work = self.model.config, self.model.weights, self._work
         heads, groups, size, epsilon = config.heads, config.kv_heads, config.head_features, config.epsilon
-        x, y, normed, mixed = self._x[:count], self._y[:count], self._normed[:count], self._mixed[:count]
-        hidden, qkv, turned = self._hidden[:count], self._qkv[:count], self._turned[:count]
+        count, position = Variable("count", self.chunk), Variable("position", 0)
+
+        def rows(array: Array) -> Rows:
+            return Rows(array, count)
+
+        def multiply(name: str, inputs: Array, matrices: Sequence[Matrix], *rest: Array) -> Steps:
+            """The matrix kernel of that name, for the dtype in which the matrices can be had."""
+            plain = [matrix.widened(work, place) for place, matrix in enumerate(matrices)]
+            kernel = getattr(matmul, f"{name}_{plain[0][1]}")
+            arguments = (rows(inputs), *(weight for weight, _, _ in plain), *map(rows, rest))
+            return [*(step for _, _, steps in plain for step in steps), (kernel, arguments)]
+
+        x, y, normed, mixed, hidden, qkv = self._x, self._y, self._normed, self._mixed, self._hidden, self._qkv
         q, k, v = qkv[:, :heads], qkv[:, heads : heads + groups], qkv[:, heads + groups :]
-        queries = turned.reshape(count, groups, config.group, size)
-        out = mixed.reshape(count, groups, config.group, size)
-        self._run(weights.embedding.look_up(np.array(tokens, dtype=np.int32), x))
-        for layer, keys, values in zip(weights.layers, self._keys, self._values, strict=True):
+        queries = self._turned.reshape(self.chunk, groups, config.group, size)
+        out = mixed.reshape(self.chunk, groups, config.group, size)
+        look_up = weights.embedding.look_up(self._tokens, x)
+        sections = [("embedding", [(kernel, (rows(tokens), *parts, rows(into)))
+                                   for kernel, (tokens, *parts, into) in look_up])]
+        for number, layer in enumerate(weights.layers):
+            keys, values = self._keys[number], self._values[number]
             flat_keys, flat_values = (cache.reshape(groups, self.context, size) for cache in (keys, values))
-            norm.rms_norm(x, layer.attention_gain, epsilon, normed, **options)
-            self._multiply("matmul_nt", normed, [layer.qkv], qkv.reshape(count, -1))
-            self._rotate_and_cache(q, k, v, self._cosine, self._sine, position, turned, keys, values, **options)
-            self._attention(queries, flat_keys, flat_values, position, self._scale, out, **options)
-            self._multiply("matmul_nt_residual", mixed, [layer.output], x, y)
-            norm.rms_norm(y, layer.feed_forward_gain, epsilon, normed, **options)
-            self._multiply("matmul_swiglu", normed, [layer.gate, layer.up], hidden)
-            self._multiply("matmul_nt_residual", hidden, [layer.down], y, x)
-        if last:
-            self._run(weights.logits.apply_norm(x[count - 1], weights.gain, epsilon, self.logits, self._work))
-        self.position = position + count
+            sections += [
+                (f"layer {number}: attention", [
+                    (norm.rms_norm, (rows(x), layer.attention_gain, epsilon, rows(normed))),
+                    *multiply("matmul_nt", normed, [layer.qkv], qkv.reshape(self.chunk, -1)),
+                    (self._rotate_and_cache, (rows(q), rows(k), rows(v), self._cosine, self._sine, position,
+                                              rows(self._turned), keys, values)),
+                    (self._attention, (rows(queries), flat_keys, flat_values, position, self._scale, rows(out))),
+                    *multiply("matmul_nt_residual", mixed, [layer.output], x, y),
+                ]),
+                (f"layer {number}: feed-forward", [
+                    (norm.rms_norm, (rows(y), layer.feed_forward_gain, epsilon, rows(normed))),
+                    *multiply("matmul_swiglu", normed, [layer.gate, layer.up], hidden),
+                    *multiply("matmul_nt_residual", hidden, [layer.down], y, x),
+                ]),
+            ]
+        logits = [(embedding.embedding_f32, (self._last, x, y[:1])),
+                  *weights.logits.apply_norm(y[0], weights.gain, epsilon, self.logits, work)]
+        return [*sections, ("logits of the last token", logits)]
 
-    def _run(self, steps: Steps) -> None:
-        for kernel, arguments in steps:
-            kernel(*arguments, **self._options)
-
-    def _multiply(self, name: str, x: Array, matrices: Sequence[Matrix], *rest: Array) -> None:
-        """Run the matrix kernel of that name, for the dtype in which the matrices can be had."""
-        plain = [matrix.widened(self._work, place) for place, matrix in enumerate(matrices)]
-        for _, _, steps in plain:
-            self._run(steps)
-        getattr(matmul, f"{name}_{plain[0][1]}")(x, *(weights for weights, _, _ in plain), *rest, **self._options)
+    def _feed_several(self, tokens: Sequence[int]) -> None:
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        self._last[0] = count - 1
+        if self._prefill is None:
+            self._prefill = self._program(self.prefill_sections())
+        self._prefill(count=count, position=self.position)
+        self.position += count
 
     # ---- choosing a token
 

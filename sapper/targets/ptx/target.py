@@ -37,6 +37,8 @@ class Target:
     accumulators: int = 24
     fma_latency: int = 4
     matrix: MatrixUnit = field(default_factory=MatrixUnit)
+    dots: frozenset[str] = frozenset()
+    """None that the model may choose: a slot in memory would have to be aligned."""
     matrix_group: MatrixGroup | None = None
     family: str = "ptx"
     features: frozenset[str] = frozenset()

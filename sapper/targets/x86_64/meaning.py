@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ...lane.interpret import fma32
+
 Array = Any
 Meaning = Callable[..., Any]
 
@@ -166,21 +168,6 @@ def round_to_f64(exact: Any) -> float:
         return float("inf") if exact > 0 else float("-inf")
 
 
-def round_to_f32(exact: Any) -> Any:
-    """A non-zero `Fraction` rounded once to f32: to a double with its last bit made odd where inexact, then down."""
-    from fractions import Fraction
-
-    near = round_to_f64(exact)
-    if np.isfinite(near) and Fraction(near) != exact:
-        bits = int(np.float64(near).view(np.uint64))
-        if not bits & 1:
-            towards_larger = (Fraction(near) < exact) == (exact > 0)
-            bits += 1 if towards_larger else -1
-            near = float(np.uint64(bits).view(np.float64))
-    with np.errstate(all="ignore"):
-        return np.float32(near)
-
-
 def fma(negate_ab: bool = False, negate_c: bool = False) -> Meaning:
     """(+-)a * b (+-) c, rounded once, for f32 and f64 arrays; NaNs are looked for in the order a, b, c."""
     def compute(a: Array, b: Array, c: Array) -> Array:
@@ -189,10 +176,8 @@ def fma(negate_ab: bool = False, negate_c: bool = False) -> Meaning:
         with np.errstate(all="ignore"):
             left, right = (-a if negate_ab else a), (-c if negate_c else c)
             if a.dtype == np.float32:
-                wide = left.astype(np.float64) * b.astype(np.float64) + right.astype(np.float64)
-                result = wide.astype(np.float32)
-            else:
-                result = left * b + right
+                return nan_rule(fma32(left, b, right), a, b, c)
+            result = left * b + right
             finite = np.isfinite(left) & np.isfinite(b) & np.isfinite(right)
             for i in np.flatnonzero(finite):
                 x, y, z = float(left[i]), float(b[i]), float(right[i])
@@ -201,8 +186,6 @@ def fma(negate_ab: bool = False, negate_c: bool = False) -> Meaning:
                     negative_product = bool(np.signbit(x) ^ np.signbit(y))
                     both = (x == 0 or y == 0) and z == 0 and negative_product and bool(np.signbit(z))
                     result[i] = -0.0 if both else 0.0
-                elif a.dtype == np.float32:
-                    result[i] = round_to_f32(exact)
                 else:
                     result[i] = round_to_f64(exact)
             # A product that only overflows when it is rounded alone must not turn an infinite addend into a NaN.
