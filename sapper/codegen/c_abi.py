@@ -257,6 +257,27 @@ def _load_extent(emit: Listing, to: int, dim: str | int, where: Callable[[str], 
         emit("mov.64", to, where(dim))
 
 
+def _compute(emit: Listing, value: Any, where: Callable[[str], Memory]) -> None:
+    """An expression of extents (`lang.dims.nested`; what it divides is not negative) into rax; rcx and rdx are lost."""
+    if not isinstance(value, tuple):
+        emit("mov.64", RAX, Immediate(value) if isinstance(value, int) else where(value))
+        return
+    op, left, right = value
+    _compute(emit, right, where)
+    emit("push", RAX)
+    _compute(emit, left, where)
+    emit("pop", RCX)
+    if op in ("floordiv", "mod"):
+        emit("test.64", RCX, RCX)
+        emit("je", "BAD_EXTENT")
+        emit("xor.32", RDX, RDX)
+        emit("div.64", RCX)
+        if op == "mod":
+            emit("mov.64", RAX, RDX)
+    else:
+        emit({"add": "add.64", "sub": "sub.64", "mul": "imul.64"}[op], RAX, RCX)
+
+
 def _plain(kernel: CKernel, scratch_bytes: int) -> MachineFunction:
     """NAME. The frame, from rsp: the NAME_call, the sync block aligned to 64; rbp -> saved rbp, return address, stack
     arguments."""
@@ -376,6 +397,17 @@ def _on(kernel: CKernel) -> MachineFunction:
                 emit("test.32", RAX, Immediate(type.dtype.size_bytes - 1))
                 emit("jne", "BAD_POINTER")
     for name, dimension, constant, *terms in kernel.requires:
+        if dimension == "contiguous":
+            if terms[1:]:  # every variant asks for a contiguous tensor (library.c_kernel); one viewed as wider elements
+                emit("test.32", here(f"{name}.data"), Immediate(terms[1] - 1))
+                emit("jne", "BAD_POINTER")
+            continue
+        if dimension in ("multiple", "inside"):
+            wanted = ("mod", constant, terms[0]) if dimension == "multiple" else ("sub", constant, terms[0])
+            _compute(emit, wanted, lambda d: here(f"dim.{d}"))
+            emit("test.64", RAX, RAX)
+            emit("jne" if dimension == "multiple" else "jge", "BAD_EXTENT")
+            continue
         emit("mov.64", RAX, Immediate(constant))
         for dim, coefficient in zip(terms[::2], terms[1::2], strict=True):
             emit("imul.imm.64", RCX, here(f"dim.{dim}"), Immediate(coefficient))

@@ -11,7 +11,7 @@ from math import prod
 
 from ..ir.nodes import Function, Op, Value
 from ..ir.types import TileType, bf16, u8
-from ..tile.plan import COSTLY, Walk, axes_of
+from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import Facts, Schedule, ScheduleError, Specialization
 from .by_hand import Fit, fit
 from .packed import DOTS, Dot, Packing, Term
@@ -54,7 +54,7 @@ class Model(WalkLowering):
             op = value.op
             if op is None or value in self.rows or value in self.buffers or op.blocks:
                 return
-            if op.name in ("reduce", "contract") and not top:
+            if op.name in LATE and not top:
                 return
             for operand in op.operands:
                 visit(operand)
@@ -468,4 +468,4 @@ class Model(WalkLowering):
 
     def streams(self, op: Op) -> bool:
         name = op.operands[0].name
-        return name in self.streaming_tensors and name in self.specialization.aligned
+        return op.operands[0].op is None and name in self.streaming_tensors and name in self.specialization.aligned

@@ -313,6 +313,22 @@ def check_bounds(shape: Sequence[int], indices: Sequence[Array], tensor: str, wh
                 f"found index {found}; expected 0 <= index < {extent}", tensor, dimension, found)
 
 
+def view(array: Array, extents: Sequence[int], dtype: DType) -> Array:
+    """The same memory with other extents, of another dtype. ValueError where it has other elements, or they do not lie
+    so that strides can say where."""
+    target = _NUMPY[dtype]
+    if array.size * array.itemsize != math.prod(extents) * target.itemsize:
+        raise ValueError(f"found a tensor of {array.size} elements of {array.itemsize} bytes; expected "
+                         f"{' * '.join(map(str, extents))} elements of {target.itemsize} bytes")
+    if not array.size:
+        return np.zeros(tuple(extents), target)
+    made = (array if array.dtype == target else array.view(target)).reshape(tuple(extents))
+    if not np.may_share_memory(made, array):
+        raise ValueError(f"found a tensor with strides {array.strides} in bytes; expected axes that are merged, or "
+                         "read as another dtype, to be contiguous")
+    return made
+
+
 def constant(value: Any, dtype: DType) -> Array:
     """A Python number as a scalar of a dtype. Integers wrap; floats are rounded as `cast` does."""
     if isinstance(value, bool | np.bool_):
