@@ -53,6 +53,10 @@ class Block:
     def key(self) -> str:
         return f"{self.table.FAMILY}:{self.name}"
 
+    @property
+    def module(self) -> str:
+        return self.write.__module__
+
     def digest(self) -> str:
         """A hash of the instructions that it is made of."""
         texts = []

@@ -159,7 +159,8 @@ class RowEvaluation(State):
         return self._elementwise(op, name, rows, dtype, level) if made is None else made
 
     def by_block(self, name: str, rows: list[Value], dtype: DType, level: int) -> Value | None:
-        """What an op gives on rows, by the block that the schedule chose for it, where the target has that."""
+        """What an op gives on rows, by the block that the schedule chose for it, where the target has that. dtype: of
+        the result."""
         if name not in self.blocks or dtype is bool_:
             return None
         piece, result = PIECES[self.blocks[name]], row_dtype(dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from math import gcd
+from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Block, Op, Value
@@ -433,7 +433,7 @@ class WalkLowering(PackedRows):
             def within(values: Carried) -> Carried:
                 return self._reduce(walk, choice, k + 1, accumulators, values)
 
-            if self._sums_long(axis, accumulators):
+            if self._sums_long(axis, choice, accumulators):
                 return self._reduce_blocks(axis, choice, accumulators, carried, within)
             carried = self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within)
             if self.packing is None:
@@ -488,11 +488,12 @@ class WalkLowering(PackedRows):
         return self._loop(found.depth, self.add(o.offset, done), self.add(o.offset, o.extent), 1, False, False, carried,
                           lambda values: self._reduce(walk, choice, len(choice.reduced), accumulators, values))
 
-    def _sums_long(self, axis: str, accumulators: list[Accumulator]) -> bool:
+    def _sums_long(self, axis: str, choice: WalkChoice, accumulators: list[Accumulator]) -> bool:
         """Whether sums along an axis may have so many terms that adding one after the other loses too much, and there
-        are registers for sums of blocks beside the totals."""
+        are registers for sums of blocks beside the totals, not only in the walk's tails."""
         extent = self.open[axis].extent
-        rows = sum(len(a.rows) for a in accumulators)
+        whole = prod(choice.counts[a] for a in choice.order) * len(accumulators)
+        rows = max(whole, sum(len(a.rows) for a in accumulators))
         return (extent > SUM_BLOCK if isinstance(extent, int) else self.open[axis].hint >= SUM_BLOCK // 2) and (
             any(a.rounds for a in accumulators) and 2 * rows + 4 <= self.facts.vector_registers)
 
