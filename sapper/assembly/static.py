@@ -36,6 +36,7 @@ CONSTANTS = Region("constants", False)
 Token = tuple[Any, ...]
 """A value: ("entry", register), ("input",), ("made", owner or None, instruction), ("gone", why, instruction)."""
 
+_CALLERS: frozenset[Any] = frozenset({None})
 _NOTHING: frozenset[Token] = frozenset({("gone", "nothing was ever put there", None)})
 Place = tuple[Region, "int | None"]
 """Where a register may point: a region and the byte offset in it, None where that is not constant."""
@@ -60,20 +61,21 @@ def accessed_regions(assembly: Assembly, target: Any) -> list[tuple[Instruction,
 class _State:
     """values: of each register, and of stack slots by their depth. points: where registers and slots may point.
 
-    flags: instructions whose flags may be up; None for the caller's. depth: bytes below the entry stack pointer.
+    flags: for each flag the instructions that may have set it; None for the caller, ("lost", item) for one that leaves
+    it undefined. depth: bytes below the entry stack pointer.
     wide: the instructions that last left upper halves full. modes: MXCSR's values; saved: those stored at an address.
     """
 
     values: dict[Any, frozenset[Token]] = field(default_factory=dict)
     points: dict[Any, frozenset[Place]] = field(default_factory=dict)
-    flags: frozenset[Instruction | None] = frozenset({None})
+    flags: dict[str, frozenset[Any]] = field(default_factory=dict)
     depth: int = 0
     wide: Instruction | None = None
     modes: frozenset[Instruction | None] = frozenset({None})
     saved: dict[Any, frozenset[Instruction | None]] = field(default_factory=dict)
 
     def copy(self) -> _State:
-        return _State(dict(self.values), dict(self.points), self.flags, self.depth, self.wide, self.modes,
+        return _State(dict(self.values), dict(self.points), dict(self.flags), self.depth, self.wide, self.modes,
                       dict(self.saved))
 
     def meet(self, other: _State) -> bool:
@@ -90,11 +92,13 @@ class _State:
             if both_places != mine:
                 self.points[key] = both_places
                 changed = True
-        for name in ("flags", "modes"):
-            both_flags = getattr(self, name) | getattr(other, name)
-            if both_flags != getattr(self, name):
-                setattr(self, name, both_flags)
+        for flag in dict.fromkeys([*self.flags, *other.flags]):
+            setters = self.flags.get(flag, _CALLERS) | other.flags.get(flag, _CALLERS)
+            if setters != self.flags.get(flag):
+                self.flags[flag] = setters
                 changed = True
+        if self.modes | other.modes != self.modes:
+            self.modes, changed = self.modes | other.modes, True
         for key in list(self.saved):
             both_modes = self.saved[key] | other.saved.get(key, frozenset())
             if both_modes != self.saved[key] or key not in other.saved:
@@ -213,11 +217,7 @@ class _Checker:
         for register in reads:
             if not (saving and register in self.saved):
                 self.check_read(item, register, state)
-        if facts.reads_flags:
-            if None in state.flags and self.final:
-                raise self.fail("flags", f"{item.row.mnemonic} reads flags that nothing has set on some path", item,
-                                "flags of the caller, or of before a call", "a comparison on every path to it")
-            self.flags_used.update(f for f in state.flags if f is not None)
+        self.read_flags(item, state)
         self.check_memory(item, state)
         places = self.pointed(item, state)
         if facts.flow == RETURN:
@@ -233,12 +233,33 @@ class _Checker:
             state.points[writes[0]] = places
         if restored is not None:
             state.values[writes[0]], state.points[writes[0]] = restored
-        if facts.writes_flags:
-            for before in state.flags:
-                if before is not None:
-                    self.lost_to.setdefault(before, item)
-            state.flags = frozenset({item})
+        self.write_flags(item, state)
         self.track_modes(item, state, writes)
+
+    def read_flags(self, item: Instruction, state: _State) -> None:
+        only_saved = item.row.name in self.table.STACK
+        for flag in item.row.flags_read:
+            for setter in state.flags.get(flag, _CALLERS):
+                if only_saved and not isinstance(setter, Instruction):
+                    continue
+                if setter is None and self.final:
+                    raise self.fail("flags", f"{item.row.mnemonic} reads flags that nothing has set on some path", item,
+                                    f"{flag}f of the caller, or of before a call", "a comparison on every path to it")
+                if isinstance(setter, tuple) and self.final:
+                    raise self.fail("flags", f"{item.row.mnemonic} reads a flag that is undefined", item,
+                                    f"{flag}f, which {setter[1].row.mnemonic} at {_at(setter[1])} leaves undefined",
+                                    "a comparison between the two")
+                if isinstance(setter, Instruction):
+                    self.flags_used.add(setter)
+
+    def write_flags(self, item: Instruction, state: _State) -> None:
+        """Flags that the manual leaves undefined after an instruction are lost; those that it leaves alone are kept."""
+        defined = self.table.flags_defined(item.row) if item.row.flags_written else ""
+        for flag in item.row.flags_written:
+            for before in state.flags.get(flag, _CALLERS):
+                if isinstance(before, Instruction):
+                    self.lost_to.setdefault(before, item)
+            state.flags[flag] = frozenset({item if flag in defined else ("lost", item)})
 
     def accesses(self, item: Instruction, facts: Any) -> tuple[list[Any], list[Any]]:
         """Registers read and written, implied ones included."""
@@ -305,7 +326,8 @@ class _Checker:
             self.shift(item, state, moved)
             if moved < 0:
                 return True
-            state.values[("slot", state.depth)] = state.values.get(target, _NOTHING)
+            mine: frozenset[Token] = frozenset({("made", None, item)})
+            state.values[("slot", state.depth)] = state.values.get(target, _NOTHING) if item.operands else mine
             state.points[("slot", state.depth)] = state.points.get(target, frozenset())
             return True
         if row.mnemonic in self.table.MOVES and len(item.operands) == 2:
@@ -334,6 +356,9 @@ class _Checker:
         """What an instruction takes off the stack into its first operand, None if it takes nothing that is known."""
         if self.table.STACK.get(item.row.name, 0) < 0:
             place = ("slot", state.depth)
+            if not item.operands:
+                self.flags_from(item, state.values.get(place, _NOTHING))
+                return None
         else:
             source = item.operands[1] if len(item.operands) == 2 else None
             if (item.row.mnemonic not in self.table.MOVES or not isinstance(source, Memory)
@@ -342,6 +367,14 @@ class _Checker:
             place = ("slot", state.depth - source.disp)
         values = state.values.get(place)
         return None if values is None else (values, state.points.get(place, frozenset()))
+
+    def flags_from(self, item: Instruction, values: frozenset[Token]) -> None:
+        """popfq sets more than the flags of a comparison: the direction flag must be what it was."""
+        saved = all(token[0] == "made" and token[2] is not None and token[2].row.name in self.table.STACK
+                    and token[2].row.flags_read for token in values)
+        if self.final and not saved:
+            raise self.fail("state", f"{item.row.mnemonic} may leave the direction flag changed", item,
+                            "a word that is not known to be of the flags", "what pushfq saved")
 
     def leave(self, item: Instruction, state: _State) -> None:
         if not self.assembly.naked or not self.final:
@@ -383,7 +416,7 @@ class _Checker:
                 state.values[register] = gone
                 state.points.pop(register, None)
         state.values[Register(*self.table.RESULT)] = frozenset({("made", None, item)})
-        state.flags = frozenset({None})
+        state.flags = {}
 
     # --- Upper halves, MXCSR ----------------------------------------------------------------------------------------
 
@@ -428,6 +461,10 @@ class _Checker:
         for spec, operand in zip(item.row.operands, item.operands, strict=True):
             if not isinstance(operand, Memory) or spec.role == "a":
                 continue
+            if spec.writes and operand.base == self.stack and operand.index is None \
+                    and operand.disp + spec.memory_bits // 8 > state.depth:
+                raise self.fail("stack", f"{item.row.mnemonic} stores over the return address or above it", item,
+                                f"byte {operand.disp} from the stack pointer on", f"bytes below {state.depth}")
             places = self.places_of(operand, state)
             if not places:
                 raise self.fail("footprint", f"{item.row.mnemonic} reaches memory through what is no pointer", item,

@@ -173,6 +173,127 @@ def test_flags_broken_between_setter_and_user() -> None:
     assert error.kind == "flags" and "add" in error.found and at_mark(write, error)
 
 
+def test_carry_that_an_increment_leaves_alone() -> None:
+    def write(a: Assembly, x: Any, y: Any, n: Any) -> None:
+        over = a.label()
+        x86.cmp(n, 4)
+        x86.inc(n)
+        x86.jb(over)
+        x86.nop()
+        a.place(over)
+        x86.ret()
+
+    check_static(piece(binary(write)), ZEN4)
+
+
+def test_carry_of_the_caller_past_an_increment() -> None:
+    def write(a: Assembly, x: Any, y: Any, n: Any) -> None:
+        over = a.label()
+        x86.inc(n)
+        x86.jb(over)  # here
+        x86.nop()
+        a.place(over)
+        x86.ret()
+
+    error = refused(binary(write))
+    assert error.kind == "flags" and "cf of the caller" in error.found and at_mark(write, error)
+
+
+def test_flag_that_an_instruction_leaves_undefined() -> None:
+    def write(a: Assembly, x: Any, y: Any, n: Any) -> None:
+        over = a.label()
+        x86.imul(n, n)
+        x86.je(over)  # here
+        x86.nop()
+        a.place(over)
+        x86.ret()
+
+    error = refused(binary(write))
+    assert error.kind == "flags" and "imul" in error.found and at_mark(write, error)
+
+
+def test_store_over_the_return_address() -> None:
+    def write(a: Assembly) -> None:
+        x86.push(x86.rbx)
+        x86.mov(x86.ptr[x86.rsp + 8], x86.rbx)  # here
+        x86.pop(x86.rbx)
+        x86.ret()
+
+    error = refused(write, naked=True)
+    assert error.kind == "stack" and "return address" in error.headline and at_mark(write, error)
+
+
+def test_flags_on_the_stack_are_counted() -> None:
+    def write(a: Assembly) -> None:
+        x86.xor(x86.eax, x86.eax)
+        x86.pushfq()
+        x86.ret()  # here
+
+    error = refused(write, naked=True)
+    assert error.kind == "stack" and at_mark(write, error)
+
+
+def test_direction_flag_from_an_unknown_word() -> None:
+    def write(a: Assembly) -> None:
+        a.input(x86.rdi)
+        x86.push(x86.rdi)
+        x86.popfq()  # here
+        x86.ret()
+
+    error = refused(write, naked=True)
+    assert error.kind == "state" and "direction" in error.headline and at_mark(write, error)
+
+
+def test_flags_saved_and_restored() -> None:
+    def write(a: Assembly) -> None:
+        a.input(x86.rdi)
+        x86.test(x86.rdi, x86.rdi)
+        x86.pushfq()
+        x86.add(x86.rdi, 1)
+        x86.popfq()
+        x86.ret()
+
+    check_static(piece(write, naked=True), ZEN4)
+
+
+def test_undefined_opmask() -> None:
+    def write(a: Assembly, x: Any, y: Any, n: Any) -> None:
+        v = a.zmm()
+        x86.vmovups(v[a.mask(), x86.z], x86.ptr[x])  # here
+        x86.ret()
+
+    error = refused(binary(write))
+    assert error.kind == "undefined" and at_mark(write, error)
+
+
+def test_call_with_upper_halves_in_use() -> None:
+    def write(a: Assembly) -> None:
+        a.input(x86.rdi)
+        x86.sub(x86.rsp, 8)
+        x86.vpxor(x86.ymm3, x86.ymm3, x86.ymm3)
+        x86.call(x86.rdi)  # here
+        x86.add(x86.rsp, 8)
+        x86.ret()
+
+    error = refused(write, naked=True)
+    assert error.kind == "mixing" and at_mark(write, error)
+
+
+def test_callee_saved_register_not_restored_on_one_path() -> None:
+    def write(a: Assembly) -> None:
+        a.input(x86.rdi)
+        over = a.label()
+        x86.mov(x86.rax, x86.rdi)
+        x86.test(x86.rdi, x86.rdi)
+        x86.je(over)
+        x86.mov(x86.r12, x86.rdi)
+        a.place(over)
+        x86.ret()  # here
+
+    error = refused(write, naked=True)
+    assert error.kind == "callee-saved" and "r12" in error.headline and at_mark(write, error)
+
+
 def test_unbalanced_stack() -> None:
     def write(a: Assembly) -> None:
         x86.push(x86.rbx)
@@ -419,7 +540,7 @@ def test_spill_where_none_may_be() -> None:
     def write(a: Assembly, x: Any, y: Any, n: Any) -> None:
         held = [a.zmm() for _ in range(33)]
         for i, v in enumerate(held):
-            x86.vmovups(v, x86.ptr[x + 64 * i])
+            x86.vmovups(v, x86.ptr[x + 64 * i])  # here
         for i, v in enumerate(held):
             x86.vmovups(x86.ptr[y + 64 * i], v)
         x86.ret()
@@ -427,7 +548,8 @@ def test_spill_where_none_may_be() -> None:
     assert finish(piece(binary(write)), ZEN4).spills > 0
     with pytest.raises(AssemblyError) as caught:
         finish(piece(binary(write)), ZEN4, no_spill=True)
-    assert caught.value.kind == "registers"
+    assert caught.value.kind == "registers" and at_mark(write, caught.value)
+    assert "33 are wanted" in caught.value.found
 
 
 def test_register_budget() -> None:
