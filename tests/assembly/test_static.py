@@ -409,6 +409,70 @@ def test_constant_offset_outside_the_region(offset: int) -> None:
     assert error.kind == "footprint" and "64 bytes" in error.expected and at_mark(write, error)
 
 
+def copying(stop: int, disp: int = 0, start: int = 0) -> Callable[[Assembly], None]:
+    def write(a: Assembly) -> None:
+        x = a.input(x86.rdi, Region("x", False, 4096))
+        with a.loop(start, stop, 16) as i:
+            x86.vmovups(a.zmm(), x86.ptr[x + i * 4 + disp])  # here
+        x86.ret()
+
+    return write
+
+
+@pytest.mark.parametrize("start, stop, disp", [(0, 1024, 0), (0, 1023, 0), (16, 1040, -64), (0, 1008, 64)])
+def test_index_inside_the_region(start: int, stop: int, disp: int) -> None:
+    check_static(piece(copying(stop, disp, start)), ZEN4)
+
+
+@pytest.mark.parametrize("start, stop, disp, found", [
+    (0, 1040, 0, "bytes 0 to 4159"), (0, 1024, 4, "bytes 4 to 4099"), (0, 1024, -4, "bytes -4 to 4091"),
+    (-1, 1024, 0, "bytes -4 to 4095")])
+def test_index_outside_the_region(start: int, stop: int, disp: int, found: str) -> None:
+    error = refused(copying(stop, disp, start))
+    assert error.kind == "footprint" and error.found == found and at_mark(copying, error)
+
+
+def test_index_without_a_bound() -> None:
+    def write(a: Assembly) -> None:
+        x = a.input(x86.rdi, Region("x", False, 4096))
+        n = a.input(x86.rsi)
+        with a.loop(0, n, 16) as i:
+            x86.vmovups(a.zmm(), x86.ptr[x + i * 4])  # here
+        x86.ret()
+
+    error = refused(write)
+    assert error.kind == "footprint" and error.found == "bytes 0 to ?" and at_mark(write, error)
+
+
+def test_index_that_is_worked_out() -> None:
+    """Two loops, the offset by lea, shl and imul; the bound of one path only does not count."""
+    def write(a: Assembly, most: int) -> None:
+        x = a.input(x86.rdi, Region("x", False, 4096))
+        row, at = a.r64(), a.r64()
+        with a.loop(0, 4) as m:
+            x86.imul(row, m, 1024)
+            x86.mov(at, row)
+            x86.vmovss(a.xmm(), x86.ptr[x + at])
+            with a.loop(0, most) as n:
+                x86.lea(at, x86.ptr[n * 8])
+                x86.shl(at, 2)
+                x86.vmovss(a.xmm(), x86.ptr[x + at + 3072])  # here
+        x86.ret()
+
+    check_static(piece(lambda a: write(a, 32)), ZEN4)
+    error = refused(lambda a: write(a, 33))
+    assert error.kind == "footprint" and error.found == "bytes 3072 to 4099" and at_mark(write, error)
+
+
+def test_past_the_end_of_a_constant() -> None:
+    def write(a: Assembly) -> None:
+        x86.vmovups(a.zmm(), x86.ptr[a.constant(np.arange(16, dtype=np.float32)) + 4])  # here
+        x86.ret()
+
+    error = refused(write)
+    assert error.kind == "footprint" and "constant" in error.headline and at_mark(write, error)
+
+
 def test_last_element_inside_the_region() -> None:
     def write(a: Assembly) -> None:
         x = a.input(x86.rdi, Region("x", False, 64))
