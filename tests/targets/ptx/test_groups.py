@@ -17,6 +17,7 @@ from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
 from sapper.lane.interpret import LaneError, Memory, run
 from sapper.lane.ops import LANE_OPS
+from sapper.lane.synchronise import unsynchronised
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, Schedule, Specialization
 
@@ -69,7 +70,9 @@ def test_lane_ir(kernel: Any) -> None:
     text = print_function(lane)
     assert print_function(parse_function(text, {"tile": TILE_OPS, "lane": LANE_OPS})) == text
     wanted = expected(kernel, arguments)
-    interpret_lane(finish_lane(lane, TARGET), arguments, extents, workers=2)
+    lane = finish_lane(lane, TARGET)
+    assert unsynchronised(lane) == []
+    interpret_lane(lane, arguments, extents, workers=2)
     assert_near(arguments[list(arguments)[-1]], wanted)
 
 
@@ -104,6 +107,17 @@ def test_coordinates_of_tensors_with_more_dimensions() -> None:
                            schedule=Schedule(tile={"m": 64, "n": 64})).counters
     assert_near(arguments["c"], wanted)
     assert any(name.startswith("cp.async.bulk.tensor.3d") for name in counters.instructions)
+
+
+def test_tiles_are_taken_by_bands_of_rows() -> None:
+    """Nine rows of tiles are a band of eight and one more; three workers take them in turn."""
+    extents = {"M": 8 * 64 + 16, "N": 144, "K": 64}
+    arguments = arguments_of(bf16_nn, extents)
+    wanted = expected(bf16_nn, arguments)
+    counters = emulate.run(bf16_nn, *arguments.values(), target="sm_90a", workers=3, aligned="ab",
+                           schedule=Schedule(tile={"m": 64, "n": 64})).counters
+    assert_near(arguments["c"], wanted)
+    assert counters.instructions["wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16"] == 9 * 3 * 4 * 4
 
 
 def shape_of(kernel: Any, extents: dict[str, int]) -> tuple[int, int] | None:
