@@ -3,9 +3,9 @@
 Both compilers get the same product, tile and warps, and one ptxas assembles both: the one of --ptxas, else one on the
 path, else that of Triton's wheel. PYTHON is an interpreter that has Triton (it compiles offline; sapper does not need
 it); without it only our rows are printed. On sm_80 both read rows past the end of a ragged tile from elsewhere, without
-masks in the loop, and take K as a multiple of the tile's depth; on sm_90a both read boxes by tensor maps, and ours has a
-warp that does nothing but copy (Triton 3.9 makes none there, even where it is asked to specialise warps). Needs ptxas and nvdisasm. The figures
-are of the machine code: nothing is run, and no figure is a speed.
+masks in the loop, and take K as a multiple of the tile's depth. On sm_90a both read boxes by tensor maps, and ours has
+a warp that does nothing but copy (Triton 3.9 makes none there, even where it is asked to specialise warps). Needs ptxas
+and nvdisasm. The figures are of the machine code: nothing is run, and no figure is a speed.
 
 Loop: the innermost loop with matrix instructions. Compile time: from the kernel to PTX, without ptxas, the median of
 five runs that read no cache.
