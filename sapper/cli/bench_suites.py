@@ -462,15 +462,13 @@ def model_rows(settings: Settings) -> Iterator[list[Row]]:
 
 def _model_case(dtype: str, model: Any, threads: int, settings: Settings) -> list[Row]:
     """dtype: what the form of the weights is called in tables."""
-    from ..models.llama.session import Session
-
     matrices = [m for one in model.weights.layers for m in (one.qkv, one.output, one.gate, one.up, one.down)]
     prompt_tokens = 64 if settings.quick else PROMPT_TOKENS
     # A prompt's last token alone goes through the matrix of the logits.
     prefill_flops = 2 * prompt_tokens * sum(m.size for m in matrices) + 2 * model.weights.logits.size
     weight_bytes = sum(m.nbytes for m in matrices) + model.weights.logits.nbytes
     tokens = [(7 * i + 11) % 4000 + 100 for i in range(prompt_tokens)]
-    session = Session(model, CONTEXT, threads=threads)
+    session = model.session(CONTEXT, threads=threads)
     prefill: dict[str, Callable[[], Any]] = {}
     decode: dict[str, Callable[[], Any]] = {}
 

@@ -20,6 +20,7 @@ from ..ir.nodes import Function
 from ..ir.text import print_function
 from ..ir.types import TensorType
 from ..lane.lower import lower
+from ..tile.ops import memory_of
 from ..tile.reduce_loops import reduce_loops
 from ..tile.schedule import DimClass, Facts, Schedule, Specialization
 from ..tile.work import Term, work
@@ -101,7 +102,7 @@ def scratch_bytes(scratch: tuple[Any, ...], dims: Mapping[str, int]) -> int:
 
 def stored_tensors(function: Function) -> tuple[str, ...]:
     """Names of the tensors that a tile IR function stores to, in the order of its arguments."""
-    stored = {op.operands[0] for op in function.walk() if op.name == "store"}
+    stored = {memory_of(op.operands[0]) for op in function.walk() if op.name == "store"}
     return tuple(v.name for v in function.arguments if isinstance(v.type, TensorType) and v in stored)
 
 

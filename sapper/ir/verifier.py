@@ -479,6 +479,38 @@ def _if(condition: Type) -> Rule:
     return rule
 
 
+def _tile_view(check: Checker, op: Op) -> None:
+    tensor, *extents = op.operands
+    if not isinstance(tensor.type, TensorType):
+        check.fail(f"operand 0 of type {tensor.type}", "a tensor")
+    check.operands(op, tensor.type, *[INDEX] * len(extents))
+    _computed_tensor(check, op, len(extents))
+    groups = op.attributes["groups"]
+    counts = [len(tensor.type.dims), len(extents)]
+    if [sum(g[side] for g in groups) for side in (0, 1)] != counts:
+        check.fail(f"groups = {groups}", f"pairs whose sums are {counts}")
+
+
+def _tile_buffer(check: Checker, op: Op) -> None:
+    check.operands(op, *[INDEX] * len(op.operands))
+    _computed_tensor(check, op, len(op.operands))
+
+
+def _computed_tensor(check: Checker, op: Op, rank: int) -> None:
+    type = op.result.type
+    if not isinstance(type, TensorType) or type.dims != ("?",) * rank:
+        check.fail(f"a result of type {type}", f"a tensor of {rank} extents, each ?")
+
+
+def _tile_part(check: Checker, op: Op) -> None:
+    parallel = check.attribute(op, "parallel", bool)
+    if not parallel and any(inner.attributes.get("parallel") for inner in op.blocks[0].ops):
+        check.fail("a parallel loop in a part of one worker", "parallel = true")
+    seen = set(check.axes_seen)
+    check.nested(op, op.blocks[0], [], [])
+    check.axes_seen = seen
+
+
 def _nothing(check: Checker, op: Op) -> None:
     """yield: the block's owner checks it."""
 
@@ -510,6 +542,9 @@ TILE_RULES: dict[str, Rule] = {
     "contract": _tile_contract,
     "tiles": _tile_tiles,
     "each": _tile_each,
+    "view": _tile_view,
+    "buffer": _tile_buffer,
+    "part": _tile_part,
     "if": _if(BOOL),
     "yield": _nothing,
 }

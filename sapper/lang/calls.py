@@ -59,6 +59,12 @@ class Calls(Expressions):
                               f"write .{target.attr}(f32)")
                 method = self.cast if target.attr == "to" else self.bits
                 return method(base, arguments[0], node, target.value)
+        if isinstance(target, ast.Attribute) and target.attr == "view":
+            base = self.evaluate(target.value)
+            if is_tensor(base):
+                arguments, keywords = self.arguments(node)
+                self.expect(node, arguments, keywords, 0, None, ("dtype",))
+                return self.view(base, arguments, keywords.get("dtype"), node, self.nodes(node, arguments))
         function = self.evaluate(target)
         handler = FUNCTIONS.get(function) if isinstance(function, (FunctionType, BuiltinFunctionType, type)) else None
         if handler is not None:

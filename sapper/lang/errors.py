@@ -63,6 +63,7 @@ KINDS: dict[str, str] = {
     "unsupported-function": "a Python function that has no meaning in a kernel",
     "unsupported-statement": "a Python statement that has no meaning in a kernel",
     "use-outside-loop": "a value or axis of a loop is used after it",
+    "view": "a view has other elements than its tensor, or cuts its axes otherwise",
     "write-race": "two iterations of a parallel loop write the same element",
 }
 

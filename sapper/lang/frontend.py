@@ -92,12 +92,17 @@ class Frontend(Calls):
                     value.type = TensorType(dtype_of(value), tuple(
                         self.static.get(d, d) if isinstance(d, str) else d for d in value.type.dims))
             function.attributes["dims"] = [n for n in self.dim_names if n not in self.static]
-        if self.requirements:
-            function.attributes["requires"] = [
-                [*key[:2], constant, *key[2:]] for key, constant in self.requirements.items()
-            ]
+        rows = [[*key[:2], constant, *key[2:]] for key, constant in self.requirements.items()]
+        rows += self.conditions
+        if rows:
+            function.attributes["requires"] = rows
         used = {operand for op in function.walk() for operand in op.operands}
-        function.body.ops[:0] = [op for op in self.prelude if op.results[0] in used]
+        head: list[Op] = []
+        for op in reversed(self.prelude):
+            if op.results[0] in used:
+                head.insert(0, op)
+                used.update(op.operands)
+        function.body.ops[:0] = head
         return function
 
     # Statements.
@@ -344,7 +349,7 @@ class Frontend(Calls):
             weak.append(unsettled and name not in dtypes)
             initial.append(self.value(value, dtypes.get(name), node))
         self.level += 1
-        ragged = any(not isinstance(s, str) for pair in forms for bound in pair for s in bound.terms) or any(
+        ragged = any(not self.is_known(s) for pair in forms for bound in pair for s in bound.terms) or any(
             self.empty_range(*pair) for pair in forms)
         self.ragged += ragged
         scope = LoopScope(walked.kind, self.level, self.guards + self.ragged, node, names, bool(carried))

@@ -189,8 +189,9 @@ class Operations:
         self.frame: Frame
         self.prelude: list[Op] = []
         self.dim_values: dict[str, Value] = {}
+        self.dim_expressions: dict[Value, DimExpression] = {}
         self.constants: dict[tuple[str, str], Value] = {}
-        self.known: list[dict[tuple[Any, ...], Value]] = [{}]
+        self.known: list[dict[tuple[Any, ...], Value]] = [{}, {}]  # of the head, of the body, of open blocks
         self.forms: dict[Value, Affine] = {}
         self.levels: dict[Value, int] = {}
         self.weak: set[Value] = set()
@@ -302,6 +303,8 @@ class Operations:
             left, right = (self.dimension(v, node) if isinstance(v, DimExpression) else v
                            for v in (value.left, value.right))
             result: Value | int = self.binary(value.op, left, right, node, node, node)
+            if isinstance(result, Value):
+                self.dim_expressions[result] = value
             return result
         except ZeroDivisionError:
             self.fail("constant-arithmetic", "division by zero", node, repr(value))

@@ -351,6 +351,16 @@ class TensorView(_Operators):
                   "index with them, or reduce them first")
         self.array[where] = semantics.align(tile.array, tile.axes, axes)
 
+    def view(self, *extents: Any, dtype: Any = None) -> TensorView:
+        """The same memory with other extents, or as another dtype."""
+        kind = self.dtype if dtype is None else _dtype(dtype)
+        sizes = [_whole_number(extent) for extent in extents] or list(self.array.shape)
+        try:
+            array = semantics.view(self.array, sizes, kind)
+        except ValueError as error:
+            _fail("view", f"{self.name} cannot be viewed like this", str(error))
+        return TensorView(array, TensorType(kind, tuple(sizes)), self.name)
+
     def __repr__(self) -> str:
         return f"tensor {self.name}: {self.dtype}{list(self.array.shape)}\n{self.array}"
 

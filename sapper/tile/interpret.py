@@ -17,6 +17,7 @@ import numpy as np
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import DType, TensorType, TileType, Type
 from . import semantics
+from .ops import memory_of
 from .semantics import Array, Axes
 
 Perturb = Callable[[Op, list[Array], Array], Array]
@@ -136,6 +137,7 @@ class _Races:
         self.loops: list[_LoopTouches] = []
 
     def store(self, op: Op, tensor: Value, shape: tuple[int, ...], flat: Array) -> None:
+        """flat: the bytes of a tensor of this shape, or its elements where no view of it is taken."""
         sorted_flat = np.sort(flat)
         twice = sorted_flat[:-1][sorted_flat[1:] == sorted_flat[:-1]]
         if twice.size:
@@ -163,7 +165,7 @@ class _Races:
 
     @staticmethod
     def _fail(op: Op, tensor: Value, shape: tuple[int, ...], flat: int, what: str) -> None:
-        element = ", ".join(str(int(i)) for i in np.unravel_index(flat, shape))
+        element = ", ".join(str(int(i)) for i in np.unravel_index(flat, shape)[:len(tensor.type.dims)])  # type: ignore[union-attr]
         raise RaceError(f"{_place(op)}: {tensor.name}[{element}] {what}")
 
 
@@ -188,7 +190,7 @@ def _place(op: Op) -> str:
 class _Run:
     """One run: values so far, and the range of each axis in scope."""
 
-    __slots__ = ("dims", "perturb", "races", "ranges", "tile_sizes", "values")
+    __slots__ = ("cells", "dims", "perturb", "races", "ranges", "tile_sizes", "values")
 
     def __init__(self, bound: dict[Value, Array], dims: dict[str, int],
                  tile_sizes: Mapping[str, int] | int | None, races: _Races | None, perturb: Perturb | None) -> None:
@@ -198,6 +200,7 @@ class _Run:
         self.races = races
         self.perturb = perturb
         self.ranges: dict[str, tuple[int, int]] = {}
+        self.cells: dict[Value, Array] = {}
 
     def block(self, block: Block) -> list[Array]:
         """Run a block; what its `yield` yields."""
@@ -269,26 +272,58 @@ class _Run:
             where = tuple(np.broadcast_arrays(*where))
         return array, where
 
-    def flat(self, array: Array, where: tuple[Array, ...]) -> Array:
+    def touched(self, op: Op, array: Array, where: tuple[Array, ...]) -> tuple[Value, tuple[int, ...], Array]:
+        """A tensor, its shape, and which of its elements are meant, as numbers in C order; where views of the tensor
+        are taken, its bytes, which are one more dimension."""
+        tensor = op.operands[0]
+        cells = self.cells.get(tensor)
+        if cells is not None:
+            root = memory_of(tensor)
+            return root, self.cells[root].shape, np.asarray(cells[where]).reshape(-1)
         if not where:
-            return np.zeros(1, np.int64)
-        return np.asarray(np.ravel_multi_index(np.broadcast_arrays(*where), array.shape)).reshape(-1)
+            return tensor, array.shape, np.zeros(1, np.int64)
+        flat = np.ravel_multi_index(np.broadcast_arrays(*where), array.shape)
+        return tensor, array.shape, np.asarray(flat).reshape(-1)
 
     def load(self, op: Op) -> None:
         type = op.results[0].type
         assert isinstance(type, TileType)
         array, where = self.access(op, op.operands[1:], type.axes, "load")
         if self.races is not None and array.size:
-            self.races.load(op, op.operands[0], array.shape, self.flat(array, where))
-        self.define(op, np.asarray(array[where]))
+            self.races.load(op, *self.touched(op, array, where))
+        self.define(op, np.asanyarray(array[where]))
 
     def store(self, op: Op) -> None:
         indices = op.operands[2:]
         axes = semantics.union_axes(*(i.type.axes for i in indices if isinstance(i.type, TileType)))
         array, where = self.access(op, indices, axes, "store")
         if self.races is not None and array.size:
-            self.races.store(op, op.operands[0], array.shape, self.flat(array, where))
+            self.races.store(op, *self.touched(op, array, where))
         array[where] = self.on(op.operands[1], axes)
+
+    def view(self, op: Op) -> None:
+        type = op.results[0].type
+        assert isinstance(type, TensorType)
+        extents = [int(self.values[extent]) for extent in op.operands[1:]]
+        try:
+            self.values[op.results[0]] = semantics.view(self.values[op.operands[0]], extents, type.dtype)
+        except ValueError as error:
+            raise ValueError(f"{_place(op)}: view of {op.operands[0].name}: {error}") from None
+        if self.races is not None:
+            root = memory_of(op.operands[0])
+            whole = self.values[root]
+            if root not in self.cells:
+                self.cells[root] = np.arange(whole.nbytes, dtype=np.int64).reshape((*whole.shape, whole.itemsize))
+            self.cells[op.results[0]] = self.cells[root].reshape((*extents, self.values[op.results[0]].itemsize))
+
+    def buffer(self, op: Op) -> None:
+        type = op.results[0].type
+        assert isinstance(type, TensorType)
+        shape = tuple(int(self.values[extent]) for extent in op.operands)
+        self.values[op.results[0]] = np.zeros(shape, semantics.numpy_dtype(type.dtype))
+
+    def part(self, op: Op) -> None:
+        self.block(op.blocks[0])
 
     def reduce(self, op: Op) -> None:
         operand, kind, over = op.operands[0], op.attributes["kind"], op.attributes["over"]
@@ -369,5 +404,5 @@ class _Run:
 _HANDLERS: dict[str, Callable[[_Run, Op], None]] = {
     "dim": _Run.dim, "const": _Run.const, "full": _Run.full, "index": _Run.index, "whole": _Run.whole,
     "load": _Run.load, "store": _Run.store, "reduce": _Run.reduce, "contract": _Run.contract, "tiles": _Run.tiles,
-    "each": _Run.each, "if": _Run.branch,
+    "each": _Run.each, "if": _Run.branch, "buffer": _Run.buffer, "view": _Run.view, "part": _Run.part,
 }

@@ -23,6 +23,7 @@ from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import DType, TensorType, TileType, f32, f64
 from . import semantics
 from .interpret import interpret
+from .ops import memory_of
 from .semantics import Array
 
 FUNCTION_ULPS = 4
@@ -78,7 +79,11 @@ def reached(function: Function, *starts: Callable[[Op], bool]) -> set[Value]:
         for op in block.ops:
             if op.name == "store":
                 for source in op.operands[1:]:
-                    spread(source, op.operands[0])
+                    spread(source, memory_of(op.operands[0]))
+                continue
+            if op.name == "load":
+                for source in (memory_of(op.operands[0]), *op.operands[1:]):
+                    spread(source, op.result)
                 continue
             for inner in op.blocks:
                 if op.name != "if":
@@ -94,7 +99,7 @@ def reached(function: Function, *starts: Callable[[Op], bool]) -> set[Value]:
                 if inner.ops and inner.ops[-1].name == "yield":
                     for value, result in zip(inner.ops[-1].operands, op.results, strict=True):
                         spread(value, result)
-            if op.blocks:
+            if op.blocks or op.name in ("view", "buffer"):
                 continue
             for result in op.results:
                 for source in op.operands:

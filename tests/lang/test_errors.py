@@ -1200,6 +1200,56 @@ def carried_tuple():
     return k
 
 
+# Views.
+
+
+@case("view", "x.view(N // 16, 16)")
+def view_of_other_elements():
+    @kernel
+    def k(a: Tensor[f32, M, N], out: Tensor[f32, M]):
+        halves = a.view(M, N, 2)  # here
+        for m in tiles(M):
+            out[m] = halves[m, 0, 0]
+
+    return k
+
+
+@case("view")
+def view_that_leaves_a_rest():
+    @kernel
+    def k(a: Tensor[f32, 10], out: Tensor[f32, 2]):
+        out[0] = a.view(10 // 4, 4)[1, 1]  # here
+
+    return k
+
+
+@case("bad-argument", "span")
+def view_with_a_run_time_extent():
+    @kernel
+    def k(a: Tensor[f32, N], length: i32, out: Tensor[f32, 2]):
+        out[0] = a.view(length, 2)[0, 0]  # here
+
+    return k
+
+
+@case("bad-argument")
+def view_as_something_else():
+    @kernel
+    def k(a: Tensor[f32, N], out: Tensor[f32, 2]):
+        out[0] = a.view(dtype=3)[0]  # here
+
+    return k
+
+
+@case("out-of-bounds")
+def index_outside_a_view():
+    @kernel
+    def k(a: Tensor[f32, N], out: Tensor[f32, 2]):
+        out[0] = a.view(N // 16, 16)[0, 16]  # here
+
+    return k
+
+
 # Races.
 
 
