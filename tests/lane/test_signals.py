@@ -30,7 +30,7 @@ def run_text(body: str, arrays: dict[str, np.ndarray], dims: dict[str, int], war
 
 
 def test_a_wait_passes_when_a_phase_is_over() -> None:
-    """Warp 1 writes a number before it arrives; warp 0 reads it after the wait. A phase before the first has parity 1."""
+    """Warp 1 writes a number before it arrives; warp 0 reads it after the wait. The phase before 0 has parity 1."""
     out = np.zeros(2, np.int64)
     run_text("""
         %warp: s64 = warp
@@ -60,7 +60,7 @@ def test_a_wait_passes_when_a_phase_is_over() -> None:
 
 
 def test_errors_of_signals() -> None:
-    with pytest.raises(LaneError, match=r"signal_arrive .*: found no signal at .*; expected one that signal_start made"):
+    with pytest.raises(LaneError, match=r"signal_arrive .*: found no signal at .*; expected one that signal_start"):
         run_text("signal_arrive %near {disp = 8}", {"out": np.zeros(1)}, {})
     with pytest.raises(LaneError, match="found nobody who can go on; expected 1 arrivals and 0 bytes in phase 0"):
         run_text("signal_start %near {arrivals = 1}\nsignal_wait %near, %zero", {"out": np.zeros(1)}, {})
