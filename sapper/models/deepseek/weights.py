@@ -192,6 +192,9 @@ def _experts(loader: Loader, config: DeepseekConfig, mixture: Mixture, layer: in
     gain = loader.vector("feed_forward_gain", features, layer)
     router = loader.wide("router", mixture.experts, features, layer)
     bias = loader.vector("router_bias", mixture.experts, layer) if mixture.sigmoid else None
+    for expert in range(mixture.experts):  # Before memory is taken for so many.
+        for role, shape in (("gate", (hidden, features)), ("up", (hidden, features)), ("down", (features, hidden))):
+            loader.entry(f"expert_{role}", shape, layer, expert)
 
     def rows_of(role: str) -> Callable[[int], Array]:
         """An expert's matrix [hidden, features]; the shared ones have their rows one after the other."""
