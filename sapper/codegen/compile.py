@@ -92,7 +92,7 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
     if target.assembler_allocates:
         text = text_of(selected, target).encode()
         return CompiledCode(function.name, text, len(text), 1, [], 0, slots, scratch_bytes, counters_of(function),
-                            selected, target, {"instructions": len(selected.body)})
+                            selected, target, {"instructions": selected.instruction_count()})
     registers = rules.register_file(target)
     classes = Classes(selected, registers)
     schedule(selected, registers, classes)
@@ -109,4 +109,4 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
         function.name, encoded.code, encoded.code_bytes, encoded.align_bytes, encoded.line_table, machine.frame_bytes,
         slots, scratch_bytes, counters_of(function), machine, target,
         {"spills": allocation.spills, "reloads": allocation.reloads, "rematerialised": allocation.rematerialised,
-         "folded": allocation.folded,         "instructions": len(machine.body)})
+         "folded": allocation.folded, "instructions": machine.instruction_count()})

@@ -162,7 +162,9 @@ def finish_lane(lane: Function, target: Any) -> Function:
 
 
 def for_threads(lane: Function, target: Any) -> Function:
-    """What lane IR needs besides where lanes are threads, and others give them registers."""
+    """What lane IR needs besides where lanes are threads, and others give them registers. Raises AsyncError where warps
+    do not wait for each other, copies or matrix instructions as they must."""
+    from ..lane.rehearse import check as check_waits
     from ..lane.sink import sink
     from ..lane.synchronise import synchronise
 
@@ -172,6 +174,7 @@ def for_threads(lane: Function, target: Any) -> Function:
     if target.lanes_are_threads:
         synchronise(lane)
         _trace(lane, "synchronise")
+        check_waits(lane)
     return lane
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from math import gcd
+from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Block, Op, Value
@@ -433,7 +433,7 @@ class WalkLowering(PackedRows):
             def within(values: Carried) -> Carried:
                 return self._reduce(walk, choice, k + 1, accumulators, values)
 
-            if self._sums_long(axis, accumulators):
+            if self._sums_long(axis, choice, accumulators):
                 return self._reduce_blocks(axis, choice, accumulators, carried, within)
             carried = self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within)
             if self.packing is None:
@@ -488,11 +488,12 @@ class WalkLowering(PackedRows):
         return self._loop(found.depth, self.add(o.offset, done), self.add(o.offset, o.extent), 1, False, False, carried,
                           lambda values: self._reduce(walk, choice, len(choice.reduced), accumulators, values))
 
-    def _sums_long(self, axis: str, accumulators: list[Accumulator]) -> bool:
+    def _sums_long(self, axis: str, choice: WalkChoice, accumulators: list[Accumulator]) -> bool:
         """Whether sums along an axis may have so many terms that adding one after the other loses too much, and there
-        are registers for sums of blocks beside the totals."""
+        are registers for sums of blocks beside the totals, not only in the walk's tails."""
         extent = self.open[axis].extent
-        rows = sum(len(a.rows) for a in accumulators)
+        whole = prod(choice.counts[a] for a in choice.order) * len(accumulators)
+        rows = max(whole, sum(len(a.rows) for a in accumulators))
         return (extent > SUM_BLOCK if isinstance(extent, int) else self.open[axis].hint >= SUM_BLOCK // 2) and (
             any(a.rounds for a in accumulators) and 2 * rows + 4 <= self.facts.vector_registers)
 
@@ -744,24 +745,25 @@ class WalkLowering(PackedRows):
         known = self.carried_buffers.get(value)
         if known is not None:
             return known
-        axes: list[tuple[str, Capacity | int]] = []
-        for axis in value.type.axes:  # type: ignore[union-attr]
-            o = self.open.get(axis)
-            if o is None:
-                bound = self.bound[axis]
-                axes.append((axis, bound.count * (self.lanes if bound.lane else 1)))
-            elif isinstance(o.extent, int):
-                axes.append((axis, o.extent))
-            elif o.capacity is not None:
-                axes.append((axis, o.capacity))
-            else:
-                raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over "
-                                    "it must be kept in scratch memory; walk it with tiles(...)", value.op)
+        axes = [(axis, self.extent_of_buffer(axis, value)) for axis in value.type.axes]  # type: ignore[union-attr]
         lanes_last = sorted(axes, key=lambda pair: pair[0] not in self.open and self.bound[pair[0]].lane)
         dtype = value.type.dtype  # type: ignore[union-attr]
         if value.op is not None and value.op.name == "load" and dtype is not bool_:
             dtype = row_dtype(dtype)     # what was loaded is widened once, not each time that the copy is read
         return self.allocate(value, dtype, lanes_last)
+
+    def extent_of_buffer(self, axis: str, value: Value) -> Capacity | int:
+        """How many elements along an axis scratch memory for a value has."""
+        o = self.open.get(axis)
+        if o is None:
+            bound = self.bound[axis]
+            return bound.count * (self.lanes if bound.lane else 1)
+        if isinstance(o.extent, int):
+            return o.extent
+        if o.capacity is None:
+            raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over "
+                                "it must be kept in scratch memory; walk it with tiles(...)", value.op)
+        return o.capacity
 
     # Staging: operands of a contraction copied to scratch memory in the order in which the inner loop reads them.
 

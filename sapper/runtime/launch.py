@@ -439,7 +439,7 @@ class Launcher:
                         from . import debuggers
 
                         debuggers.announce(self.name, found[1], compiled.lines,
-                                           Location(self.kernel.source_file, self.kernel.source_line))
+                                           Location(self.kernel.source_file, self.kernel.source_line), compiled.frame)
         return found
 
     def schedule_for(self, dims: Mapping[str, int]) -> Any:
