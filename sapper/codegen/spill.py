@@ -306,11 +306,14 @@ class Plan:
         none of the places that lack a register."""
         classes = self.classes
         nodes = classes.of(root)
-        places = sorted({place for node in nodes for place in classes.mentions[node]})
         points = classes.points[root]
+        wanted = points & lacking
+        count = wanted.bit_count()
+        named = [place for node in nodes for place in classes.mentions[node]]
+        if count <= len(named) and count <= sum(wanted >> 2 * place & 1 for place in set(named)):
+            return []  # most registers: they live from one instruction to one near by
+        places = sorted(set(named))
         idle = points & self._even & ~self._points_of(places)
-        if not idle & lacking:
-            return []
         scale = 1.0 if self._definition(nodes) is None else 0.5
         parts = [_Part(None, None, idle, scale * sum(self.costs[node] for node in nodes))]
         into = points & self._entries
