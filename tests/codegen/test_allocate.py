@@ -736,7 +736,8 @@ RSP = Register("gpr", 4)
         ("jump to next", [("jmp", LabelReference("a")), ("b:",), ("a:",), ("ret",)], ["ret"]),
         ("jump to next", [("je", LabelReference("a")), ("a:",), ("ret",)], ["ret"]),
         ("jump to next", [("je", LabelReference("a")), ("jmp", LabelReference("a")), ("a:",), ("ret",)], ["ret"]),
-        ("jump to next", [("je", LabelReference("b")), ("jmp", LabelReference("a")), ("a:",), ("b:",), ("ret",)], ["ret"]),
+        ("jump to next", [("je", LabelReference("b")), ("jmp", LabelReference("a")), ("b:",), ("a:",), ("ret",)],
+         ["ret"]),
         ("unreachable", [("ret",), ("mov.64", RDI, RSI), ("a:",), ("ret",)], ["ret", "ret"]),
         (
             "known reload",
