@@ -506,8 +506,40 @@ AS_IN_FILE = "4 bit"
 
 
 def model_rows(settings: Settings) -> Iterator[list[Row]]:
-    """SmolLM2-135M: a prompt of 512 tokens, and token by token after it."""
-    if not any(settings.wants(name) for name in ("smollm2 prefill", "smollm2 decode")):
+    """Whole models: a prompt of 512 tokens, and token by token after it."""
+    yield from _smollm2_rows(settings)
+    yield from _deepseek_rows(settings)
+
+
+def _wants_model(name: str, settings: Settings) -> bool:
+    return any(settings.wants(f"{name} {part}") for part in ("prefill", "decode"))
+
+
+def _deepseek_rows(settings: Settings) -> Iterator[list[Row]]:
+    """A small model with DeepSeek-V2's attention and experts, and random weights."""
+    if not _wants_model("deepseek-v2", settings):
+        return
+    from ..models.deepseek.config import from_json
+    from ..models.deepseek.untrained import SMALL_V2, untrained
+
+    settings.report("making a model with random weights")
+    model = untrained(from_json(SMALL_V2, "the benchmark"))
+    for threads in settings.thread_counts:
+        yield from attempt("deepseek-v2", settings, partial(_deepseek_case, model, threads, settings))
+
+
+def _deepseek_case(model: Any, threads: int, settings: Settings) -> list[Row]:
+    session = model.session(CONTEXT, threads=threads)
+    prompt_tokens = _prompt_tokens(settings)
+    flops = 2 * prompt_tokens * model.weights.step_size + 2 * model.weights.logits.size
+    prefill, decode = feeds_of(session, prompt_tokens)
+    return _speeds("deepseek-v2", "bf16", flops, model.weights.step_bytes, {"sapper": prefill}, {"sapper": decode}, {},
+                   threads, settings)
+
+
+def _smollm2_rows(settings: Settings) -> Iterator[list[Row]]:
+    """SmolLM2-135M, beside llama.cpp."""
+    if not _wants_model("smollm2", settings):
         return
     from ..models.errors import ModelError
     from ..models.llama.model import load_model
@@ -526,25 +558,14 @@ def model_rows(settings: Settings) -> Iterator[list[Row]]:
 def _model_case(dtype: str, model: Any, threads: int, settings: Settings) -> list[Row]:
     """dtype: what the form of the weights is called in tables."""
     matrices = [m for one in model.weights.layers for m in (one.qkv, one.output, one.gate, one.up, one.down)]
-    prompt_tokens = 64 if settings.quick else PROMPT_TOKENS
+    prompt_tokens = _prompt_tokens(settings)
     # A prompt's last token alone goes through the matrix of the logits.
     prefill_flops = 2 * prompt_tokens * sum(m.size for m in matrices) + 2 * model.weights.logits.size
     weight_bytes = sum(m.nbytes for m in matrices) + model.weights.logits.nbytes
-    tokens = [(7 * i + 11) % 4000 + 100 for i in range(prompt_tokens)]
-    session = model.session(CONTEXT, threads=threads)
-    prefill: dict[str, Callable[[], Any]] = {}
-    decode: dict[str, Callable[[], Any]] = {}
-
-    def feed_prompt() -> None:
-        session.position = 0
-        session.feed(tokens)
-
-    def feed_token() -> None:
-        if session.position >= prompt_tokens + DECODE_TOKENS:
-            session.position = prompt_tokens
-        session.feed((tokens[session.position % prompt_tokens],))
-
-    prefill["sapper"], decode["sapper"] = feed_prompt, feed_token
+    prompt, one = feeds_of(model.session(CONTEXT, threads=threads), prompt_tokens)
+    prefill: dict[str, Callable[[], Any]] = {"sapper": prompt}
+    decode: dict[str, Callable[[], Any]] = {"sapper": one}
+    tokens = _tokens(prompt_tokens)
     dtypes = {}
     if "llama" in settings.against:
         from llama_cpp import Llama
@@ -563,15 +584,46 @@ def _model_case(dtype: str, model: Any, threads: int, settings: Settings) -> lis
 
         prefill["llama"], decode["llama"] = other_prompt, other_token
         dtypes["llama"] = AS_IN_FILE
-    label = f"smollm2 prefill, {threads} thread{'s' * (threads > 1)}"
+    return _speeds("smollm2", dtype, prefill_flops, weight_bytes, prefill, decode, dtypes, threads, settings)
+
+
+def _prompt_tokens(settings: Settings) -> int:
+    return 64 if settings.quick else PROMPT_TOKENS
+
+
+def _tokens(count: int) -> list[int]:
+    return [(7 * i + 11) % 4000 + 100 for i in range(count)]
+
+
+def feeds_of(session: Any, prompt_tokens: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """What feeds a session the prompt, and what feeds it one token after the prompt."""
+    tokens = _tokens(prompt_tokens)
+
+    def feed_prompt() -> None:
+        session.position = 0
+        session.feed(tokens)
+
+    def feed_token() -> None:
+        if not prompt_tokens <= session.position < prompt_tokens + DECODE_TOKENS:
+            session.position = prompt_tokens
+        session.feed((tokens[session.position % prompt_tokens],))
+
+    return feed_prompt, feed_token
+
+
+def _speeds(name: str, dtype: str, prefill_flops: int, weight_bytes: int, prefill: dict[str, Callable[[], Any]],
+            decode: dict[str, Callable[[], Any]], dtypes: Mapping[str, str], threads: int,
+            settings: Settings) -> list[Row]:
+    """Rows for a model's prompt and for its decoding. weight_bytes: that one token reads."""
+    prompt_tokens = _prompt_tokens(settings)
+    label = f"{name} prefill, {threads} thread{'s' * (threads > 1)}"
     peaks = settings.peaks(threads)
     settings.report(label)
-    floor_s = prefill_flops / peaks.f32_flops
-    rows = rows_of("smollm2 prefill", dtype, str(prompt_tokens), threads, settings.measure(prefill, threads), floor_s,
-                   prompt_tokens, "tokens/s", dtypes)
+    rows = rows_of(f"{name} prefill", dtype, str(prompt_tokens), threads, settings.measure(prefill, threads),
+                   prefill_flops / peaks.f32_flops, prompt_tokens, "tokens/s", dtypes)
     settings.report(label.replace("prefill", "decode"))
     timings, peaks = with_floor(decode, "DRAM", False, peaks, threads, settings)
-    rows += rows_of("smollm2 decode", dtype, f"1 after {prompt_tokens}", threads, timings,
+    rows += rows_of(f"{name} decode", dtype, f"1 after {prompt_tokens}", threads, timings,
                     peaks.floor_s(0, weight_bytes, 0, "DRAM"), 1.0, "tokens/s", dtypes)
     return [row for row in rows if settings.wants(row.case)]
 
