@@ -19,7 +19,7 @@ from sapper.assembly.mutate import Mutant, mutants
 from sapper.assembly.override import compile_by_hand
 from sapper.kernels.by_hand import matmul
 from sapper.kernels.matmul import make_matmul_nn
-from sapper.runtime.by_hand import survivors
+from sapper.runtime.by_hand import expected_cases, survivors, trials_of
 from sapper.targets.x86_64.target import target
 
 EVERY_S = 10.0
@@ -78,7 +78,8 @@ def run(wanted: str) -> list[Mutant]:
     if part:
         planted = planted[slice(*map(int, part.split(":")))]
     progress = Progress(wanted, len(planted))
-    alive = survivors(kernel, made, chip, planted, progress)
+    trials = trials_of(kernel, made, expected_cases(kernel, made.piece))
+    alive = survivors(kernel, made, chip, planted, trials, progress)
     progress.close()
     return alive
 

@@ -47,6 +47,7 @@ from .encode import EncodedCode, encode
 from .listing import Listing, at
 from .machine import Immediate, MachineFunction, Memory, Register
 from .object import Part
+from .unwind import frame_rows
 
 STATUS = {
     "OK": (0, "the kernel has run"),
@@ -219,7 +220,10 @@ def library_parts(kernels: Iterable[CKernel], features: Iterable[str], scratch_b
                       (_scratch_bytes(kernel), None, True, None)]
         functions += [(v.machine, v.code, False, kernel.source) for v in kernel.variants]
     functions.append((_check_cpu(frozenset(features)), None, False, None))
-    parts = [Part(f.name, code or encode(f), exported, source) for f, code, exported, source in functions]
+    parts = []
+    for f, given, exported, source in functions:
+        code = given or encode(f)
+        parts.append(Part(f.name, code, exported, source, tuple(frame_rows(f, code.offsets))))
     return parts, [f for f, _, _, _ in functions], areas
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from ..ir.nodes import Location
 from ..ir.types import TensorType
 from .c_abi import SCRATCH_BYTES, BuildError, CKernel, Variant, library_parts
-from .encode import EncodedCode
+from .encode import EncodedCode, encode
 from .header import header_text
 from .machine import MachineFunction
 from .object import Part, write_object, write_shared_object
@@ -116,7 +116,8 @@ def _variant(name: str, form: Form) -> Variant:
     symbol, compiled = f"{name}.{form.label}", form.compiled
     made = compiled.made
     machine = MachineFunction(symbol, made.machine.body, made.machine.constants, made.machine.frame_bytes)
-    code = EncodedCode(made.bytes, made.code_bytes, {}, made.line_table, made.align_bytes)
+    code = EncodedCode(made.bytes, made.code_bytes, {}, made.line_table, made.align_bytes,
+                       offsets=encode(machine, made.target.features).offsets)
     return Variant(symbol, code, machine, compiled.slots, compiled.scratch, compiled.counters, form.static,
                    form.divisors, form.strides)
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TensorType, TileType, bool_
-from ..lang.by_hand import PIECES
+from ..lang.by_hand import CONTRACTIONS, PIECES, block_names, pieces_named
 from ..tile.parts import split_parts
 from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
+from .groups import GroupLowering
 from .late import LateLowering, LateWalk
 from .ordered import OrderedLowering
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
@@ -54,6 +55,10 @@ LONG_REDUCTION = 16384
 
 STAGED_ROWS_CAP = 2016
 """Most rows of a staged operand in one task (a multiple of 14 and 6), which bounds scratch memory."""
+
+
+NO_TILE = "the kernel has no contraction that is walked in such tiles"
+"""Why a micro-kernel is not used, where nothing else is known."""
 
 
 @dataclass(slots=True)
@@ -104,11 +109,11 @@ def lower(function: Function, schedule: Schedule, facts: Facts, specialization: 
             if isinstance(value.type, TileType) and not value.type.dtype.compute:
                 raise LoweringError(f"found a value of {value.type.dtype.name}; expected a type that can be computed "
                                     "with: fp8 and i4 run under the interpreter only; mend: hold it as bf16 or i8", op)
-    function = _parts(function, specialization)
-    return Lowering(function, schedule, facts, specialization, _lanes(function, facts)).run()
+    return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
 
 
 def _parts(function: Function, specialization: Specialization) -> Function:
+    """The function as parts that meet at barriers; see tile/parts.py."""
     def is_bounded(start: Value, stop: Value) -> bool:
         return hint(start, specialization)[2] is not None and hint(stop, specialization)[2] is not None
 
@@ -146,7 +151,7 @@ def _most(name: str, a: Capacity | None, b: Capacity | None) -> Capacity | None:
     return None
 
 
-def _lanes(function: Function, facts: Facts) -> int:
+def lanes_of(function: Function, facts: Facts) -> int:
     """Lanes of a row: fewer on most targets where the function has 64-bit elements."""
     return facts.lanes_of_wide_rows if has_wide_rows(function) else facts.lanes
 
@@ -158,7 +163,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     A walk that is lowered several times, once for each tail, is reported where it holds the most registers.
     """
     found: dict[Op, Layout] = {}
-    lanes = _lanes(function, facts)
+    lanes = lanes_of(function, facts)
 
     class Recording(Lowering):
         def choose(self, walk: Walk) -> WalkChoice:
@@ -174,10 +179,10 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(OrderedLowering, LateLowering):
+class Lowering(GroupLowering, OrderedLowering, LateLowering):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
-        super().__init__(function, schedule, facts, specialization, lanes)
+        super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
         self.block_loads = []
         self.busiest = None
         self.pending_buffers: dict[Value, Access] = {}
@@ -203,14 +208,15 @@ class Lowering(OrderedLowering, LateLowering):
                 raise ScheduleError(f"schedule of {self.function.name}: no tensor {name!r}; expected one of "
                                     f"{', '.join(sorted(tensors))}")
         for name in self.schedule.assembly:
-            known = [p.key.partition(":")[2] for p in PIECES.values() if p.implements]
-            chosen = [p for p in PIECES.values() if p.implements and p.key.partition(":")[2] == name]
+            chosen = pieces_named(name)
             if not chosen:
                 raise ScheduleError(f"schedule of {self.function.name}: no block {name!r}; expected one of "
-                                    f"{', '.join(sorted(known)) or 'none, as no block is registered'}")
+                                    f"{', '.join(block_names()) or 'none, as no block is registered'}")
             for piece in chosen:
-                if piece.key.startswith(f"{self.facts.family}:"):
-                    self.blocks[piece.implements] = piece.key
+                if piece.key in CONTRACTIONS:
+                    self.contractions.append(piece.key)
+                elif piece.key.startswith(f"{self.facts.family}:"):
+                    self.blocks[PIECES[piece.key].implements] = piece.key
         for axis, tile in self.schedule.tile.items():
             if tile < 1:
                 raise ScheduleError(f"schedule of {self.function.name}: tile of axis {axis} is {tile}; expected >= 1")
@@ -226,7 +232,7 @@ class Lowering(OrderedLowering, LateLowering):
             if number:
                 self.effect("barrier", [])
             if any(op.attributes.get("parallel") for op in part.ops):
-                self.block(part, top=True)
+                self._parallel(part)
             else:
                 self._on_first_worker(lambda part=part: self.block(part))  # type: ignore[misc]
         if self.streaming_tensors & self.specialization.aligned:
@@ -234,9 +240,25 @@ class Lowering(OrderedLowering, LateLowering):
         lowered.attributes = {"lanes": self.lanes, "slots": list(self.slots), "scratch": self.scratch_sizes,
                               "counters": self.counters,
                               "tasks": [] if None in self.task_counts else self.task_counts}
+        if self.contractions:
+            used = {op.attributes["by"] for op in lowered.walk() if op.name == "asm_contract"}
+            lowered.attributes["refused"] = [
+                [key, self.refused.get(key, NO_TILE)] for key in self.contractions if key not in used]
         if self.warps > 1:
             lowered.attributes |= {"warps": self.warps, "near_bytes": self.near_bytes_used}
+        if self.tensor_maps:
+            lowered.attributes["tensor_maps"] = self.tensor_maps
         return lowered
+
+    def _parallel(self, part: Block) -> None:
+        """A part of the function whose loops share out tasks. Groups of a worker's warps share out the same."""
+        counters, task_counts = self.counters, list(self.task_counts)
+
+        def share() -> None:
+            self.counters, self.task_counts = counters, list(task_counts)
+            self.block(part, top=True)
+
+        self.parts(share)
 
     def _parts(self) -> list[Block]:
         """The blocks of the function's parts, once its buffers have memory."""

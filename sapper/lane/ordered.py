@@ -19,7 +19,7 @@ from collections.abc import Callable
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TileType, bf16, f16, i32
 from ..tile.plan import Walk, axes_of
-from .matrix import MatrixLowering
+from .model import Model
 from .state import Access, Scalar, row_dtype
 from .walk import Carried
 
@@ -40,7 +40,7 @@ def lowest_of(dtype: DType, sign: int) -> float | int:
     return -(1 << (bits - 1)) if sign > 0 else (1 << (bits - 1)) - 1
 
 
-class OrderedLowering(MatrixLowering):
+class OrderedLowering(Model):
     """Emits scans and the k largest."""
 
     def ordered(self, op: Op) -> None:

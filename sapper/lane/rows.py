@@ -25,6 +25,7 @@ from ..ir.types import (
     bf16,
     bool_,
     f16,
+    f32,
     f64,
     i32,
     i64,
@@ -82,6 +83,8 @@ class RowEvaluation(State):
         self.tensor_bases: dict[Value, Scalar] = {}
         self.facts = Facts()
         self.blocks: dict[str, str] = {}  # op -> the block by hand that the schedule chose for it
+        self.contractions: list[str] = []  # micro-kernels that the schedule named
+        self.refused: dict[str, str] = {}  # block -> why it is not used, as far as that is known
 
     # Levels.
 
@@ -152,12 +155,29 @@ class RowEvaluation(State):
         if name == "asm":
             return self._by_hand(op, at, level)
         rows = [self.row(v, at) for v in op.operands]
-        if name in self.blocks:
-            piece = PIECES[self.blocks[name]]
-            inputs, result = tuple(r.type.dtype for r in rows), row_dtype(dtype)  # type: ignore[union-attr]
-            if piece.usable(self.facts.family, self.facts.features, self.lanes, inputs, result):
-                return self.emit(level, "asm", rows, RowType(result), by=piece.key, immediates=[])
-        return self._elementwise(op, name, rows, dtype, level)
+        made = self.by_block(name, rows, dtype, level)
+        return self._elementwise(op, name, rows, dtype, level) if made is None else made
+
+    def by_block(self, name: str, rows: list[Value], dtype: DType, level: int) -> Value | None:
+        """What an op gives on rows, by the block that the schedule chose for it, where the target has that. dtype: of
+        the result."""
+        if name not in self.blocks or dtype is bool_:
+            return None
+        piece, result = PIECES[self.blocks[name]], row_dtype(dtype)
+        inputs = tuple(r.type.dtype for r in rows)  # type: ignore[union-attr]
+        if not piece.usable(self.facts.family, self.facts.features, self.lanes, inputs, result):
+            return None
+        return self.emit(level, "asm", rows, RowType(result), by=piece.key, immediates=[])
+
+    def rounded(self, row: Value, dtype: DType, level: int) -> Value:
+        """An f32 row rounded to values of bf16 or f16."""
+        made = self.by_block(f"to_{dtype.name}", [row], f32, level)
+        return self.emit(level, "round_to", [row], ROW_F32, dtype=dtype) if made is None else made
+
+    @staticmethod
+    def is_rounded_by_block(row: Value, dtype: DType) -> bool:
+        return row.op is not None and row.op.name == "asm" and PIECES[row.op.attributes["by"]].implements == \
+            f"to_{dtype.name}"
 
     def _by_hand(self, op: Op, at: dict[str, int], level: int) -> Value:
         """`asm`: the piece where the target has it, else what it means."""
@@ -231,7 +251,7 @@ class RowEvaluation(State):
         else:
             raise LoweringError(f"no lane op for {name}", op)
         if dtype in (bf16, f16):
-            return self.emit(level, "round_to", [made], result, dtype=dtype)
+            return self.rounded(made, dtype, level)
         if name in _WRAPS:
             return self.wrap(made, dtype, level)
         return made
@@ -270,7 +290,7 @@ class RowEvaluation(State):
             row = self.emit(level, "cvt", [row], RowType(to))
         if target in (bf16, f16):
             exact = source is bf16 and target is bf16
-            return row if exact else self.emit(level, "round_to", [row], RowType(to), dtype=target)
+            return row if exact else self.rounded(row, target, level)
         if target.is_integer and target.bits < 32:
             fits = source.is_integer and source.bits < target.bits and (source.kind == "u" or target.kind == "i")
             return row if fits else self.wrap(row, target, level)
@@ -503,9 +523,16 @@ class RowEvaluation(State):
 
     def _fetch(self, access: Access, value: Value, at: dict[str, int], level: int, mask: Value | None,
                padded: bool = False) -> Value:
-        """padded: consecutive elements past the edge may be touched, so that no mask is needed there."""
         dtype = value.type.dtype  # type: ignore[union-attr]
-        to = i32 if dtype is bool_ else row_dtype(dtype)
+        row = self.fetch_row(access, i32 if dtype is bool_ else row_dtype(dtype), at, level, mask, padded)
+        if dtype is bool_:
+            return self.emit(level, "cmp", [row, self.constant(0, i32)], MASK, cond="ne")
+        return row
+
+    def fetch_row(self, access: Access, to: DType, at: dict[str, int], level: int, mask: Value | None,
+                  padded: bool = False) -> Value:
+        """A row of `to` from memory. padded: consecutive elements past the edge may be touched, so that no mask is
+        needed there."""
         stride = self.lane_stride(access.axes)
         operands, attributes = self.address(access, at)
         masked = [mask] if mask is not None else []
@@ -515,17 +542,13 @@ class RowEvaluation(State):
             if attributes["indexed"]:
                 scaled = self.mul(operands[1], attributes["scale"])
                 base = self.value(self.add(base, scaled))
-            row = self.emit(level, "gather", [base, offsets, *masked], RowType(to), dtype=access.dtype, scale=1,
-                            disp=attributes["disp"], masked=bool(masked), **self._nearness(access))
-        elif stride == 0:
-            row = self.emit(level, "load_splat", operands, RowType(to), dtype=access.dtype, **attributes)
-        else:
-            masked = [] if padded else masked
-            row = self.emit(level, "load", [*operands, *masked], RowType(to), dtype=access.dtype, masked=bool(masked),
-                            **attributes)
-        if dtype is bool_:
-            return self.emit(level, "cmp", [row, self.constant(0, i32)], MASK, cond="ne")
-        return row
+            return self.emit(level, "gather", [base, offsets, *masked], RowType(to), dtype=access.dtype, scale=1,
+                             disp=attributes["disp"], masked=bool(masked), **self._nearness(access))
+        if stride == 0:
+            return self.emit(level, "load_splat", operands, RowType(to), dtype=access.dtype, **attributes)
+        masked = [] if padded else masked
+        return self.emit(level, "load", [*operands, *masked], RowType(to), dtype=access.dtype, masked=bool(masked),
+                         **attributes)
 
     @staticmethod
     def _nearness(access: Access) -> dict[str, bool]:
@@ -556,12 +579,13 @@ class RowEvaluation(State):
 
     def put(self, access: Access, row: Value, dtype: DType, at: dict[str, int], axes: tuple[str, ...],
             streaming: bool = False, padded: bool = False, disjoint: bool = False) -> None:
-        """Store the row of a value that spans `axes`. padded: as for `_fetch`. disjoint: see the op scatter."""
+        """Store the row of a value that spans `axes`. padded: as for `fetch_row`. disjoint: see the op scatter."""
         if dtype is bool_:
             row = self.emit(self.depth, "mask_to_row", [row], ROW_I32)
         spans = [a for a in axes if self.bound[a].lane]
         stride = self.lane_stride(access.axes)
         operands, attributes = self.address(access, at)
+        exact = {"exact": True} if access.dtype is bf16 and self.is_rounded_by_block(row, bf16) else {}
         mask = self.bound[spans[0]].mask if spans else None
         tail = [mask] if mask is not None else []
         if access.gathers or (spans and stride != element_bytes(access.dtype)):
@@ -572,11 +596,11 @@ class RowEvaluation(State):
             self.effect("scatter", [row, base, offsets, *tail], dtype=access.dtype, scale=1, disp=attributes["disp"],
                         masked=bool(tail), **self._nearness(access), **({"disjoint": True} if disjoint else {}))
         elif not spans:
-            self.effect("store_lane0", [row, *operands], dtype=access.dtype, **attributes)
+            self.effect("store_lane0", [row, *operands], dtype=access.dtype, **exact, **attributes)
         else:
             tail = [] if padded else tail
             self.effect("store", [row, *operands, *tail], dtype=access.dtype, masked=bool(tail),
-                        streaming=streaming and not tail, **attributes)
+                        streaming=streaming and not tail, **exact, **attributes)
 
 
 __all__ = ["Access", "LoweringError", "RowEvaluation", "Rows", "index", "memory_dtype"]

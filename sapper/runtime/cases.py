@@ -10,7 +10,7 @@ below the extent of d, one that only reaches a loop's bound stays small, a divis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,6 +227,22 @@ def boundary_cases(
                     if isinstance(v, numpy.ndarray) else v for n, v in arguments.items()}
         yield Case(f"boundary {' '.join(f'{d}={e}' for d, e in shape.items())}", arranged, frozenset(),
                    _volume(shape.values()) <= SMALL_VOLUME)
+
+
+def shaped_cases(kernel: Any, function: Function, seed: int, shapes: Iterable[dict[str, int]]) -> Iterator[Case]:
+    """Two cases of each shape: contiguous, and with rows apart and hostile values."""
+    traits = _traits(function)
+    for at, shape in enumerate(shapes):
+        for hostile, layout in enumerate(("contiguous", "rows apart")):
+            arguments = _fitting(kernel, function, traits, [seed, at, hostile], shape)
+            arranged = {}
+            for name, value in arguments.items():
+                if hostile and isinstance(value, numpy.ndarray) and name in traits.loaded:
+                    _poison(numpy.random.default_rng([seed, at]), value, traits)
+                arranged[name] = _arrange(value, layout, name in traits.stored) if isinstance(value, numpy.ndarray) \
+                    else value
+            yield Case(f"{' '.join(f'{d}={e}' for d, e in shape.items())}, {layout}", arranged, frozenset(),
+                       _volume(shape.values()) <= SMALL_VOLUME)
 
 
 def _round_up(value: int, factor: int) -> int:

@@ -4,28 +4,30 @@ Enters: kernels with their arguments, in order. Leaves: a `Program`, whose call 
 Holds: the results are those of calling the kernels one after the other. Workers enter once for each run and meet at a
 barrier only before a kernel that touches what an earlier one, since the last barrier, writes, or writes what it reads.
 
-    length = Variable("length", 1)
-    step = Program([(scale, (x, factor, y)), (mix, (y, z, length, out))], threads=2)
+    length, count = Variable("length", 1), Variable("count", 512)
+    step = Program([(scale, (Rows(x, count), factor, Rows(y, count))), (mix, (y, z, length, out))], threads=2)
     step()
-    step(length=2)
+    step(length=2, count=37)
 
 What each kernel is compiled for, its argument block and all checks are those of `prepare`. program_code.py has the
-machine code that walks the table of launches; every program uses the same.
+machine code that walks the table of launches; every program uses the same. sapper/ahead makes files of the same parts.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy
 
+from ..ir.types import DTYPES
 from . import settings, workers
-from .arguments import FIRST_SLOT, Binding, Parameter, Signature, scalar_word, slot_words
+from .arguments import FIRST_SLOT, Binding, Parameter, Signature, fill_words, scalar_word, slot_words
 from .buffers import LINE_BYTES, Mapping
+from .compiled import CompiledKernel
 from .errors import ArgumentError
-from .launch import Entry, interpret, launcher_with, register_renewal
+from .launch import Launcher, Specialisation, extent_bound, interpret, launcher_with, register_renewal, specialise
 from .loader import CodeBlock, load
 from .scratch import SYNC_BYTES, stride_bytes
 from .system import PAGE_BYTES, round_up
@@ -39,12 +41,15 @@ LAUNCH_BYTES = 32
 ALONE, BARRIER = 1, 2
 """Flags of a launch: only worker 0 runs it; all workers meet after it."""
 
-_WORD_BYTES = 8
+WORD_BYTES = 8
 _code: CodeBlock | None = None
+
+Compile = Callable[[Launcher, Specialisation, dict[str, int]], tuple[CompiledKernel, Any]]
+"""A kernel for what a launch lets it assume and for its extents, and whatever its caller keeps of the code."""
 
 
 class Variable:
-    """A scalar argument that may change from run to run of a program, by its name.
+    """A scalar argument, or a number of rows, that may change from run to run of a program, by its name.
 
     value: what it is at first, also when the kernels are bound.
     """
@@ -56,48 +61,181 @@ class Variable:
         self.value = value
 
 
-class _Launch:
-    """One kernel of a program, bound. reads, writes: ranges of memory, (first byte, one past the last)."""
+class Rows:
+    """A tensor argument: the first `count` rows of an array, from none to all of them.
 
-    def __init__(self, kernel: Any, arguments: Sequence[Any], options: dict[str, Any]) -> None:
-        plain = [a.value if isinstance(a, Variable) else a for a in arguments]
+    count: a Variable. All tensors of a kernel that share the dimension are given so.
+    """
+
+    __slots__ = ("array", "count")
+
+    def __init__(self, array: Any, count: Variable) -> None:
+        self.array = array
+        self.count = count
+
+
+class Place(NamedTuple):
+    """A word of an argument block that a variable sets. most: the largest number of rows; None for a scalar."""
+
+    variable: Variable
+    word: int
+    parameter: Parameter
+    kernel: str
+    most: int | None
+
+    def word_of(self, value: Any) -> int:
+        """The word for a value. Raises ArgumentError."""
+        word = scalar_word(value, self.kernel, self.parameter)
+        if self.most is not None and not 0 <= word <= self.most:
+            raise ArgumentError("range", self.kernel, self.parameter.name, f"{value} rows", f"0 to {self.most}",
+                                "make the program with larger arrays")
+        return word
+
+
+class Launch:
+    """One kernel of a program, bound for the most rows that it may have.
+
+    words: of the argument block from FIRST_SLOT on. places: those that variables set. reads, writes: ranges of memory,
+    (first byte, one past the last). code: what `compile` gave.
+    """
+
+    def __init__(self, kernel: Any, arguments: Sequence[Any], options: dict[str, Any], compile: Compile) -> None:
+        plain = [a.array if isinstance(a, Rows) else a.value if isinstance(a, Variable) else a for a in arguments]
         launcher = launcher_with(kernel, options)
         filled, rest = launcher.by_position(tuple(plain), {})
         assert not rest
-        self.entry: Entry
-        self.binding: Binding
-        self.entry, self.own_words, self.binding = launcher.bind(filled)
         self.signature: Signature = launcher.signature
+        self.binding: Binding = self.signature.bind(filled)
+        rows = self._rows(arguments)
+        self.specialisation = _for_rows(specialise(self.signature, self.binding, launcher.static - set(rows)), rows)
+        self.compiled, self.code = compile(launcher, self.specialisation, self.binding.dims)
+        self.signature.check_stores(self.binding, self.compiled.stored)
+        for count in (0, 1):  # what extents must fulfil is linear in them: it holds between if it does at both ends
+            dims = self.binding.dims if count else self.binding.dims | dict.fromkeys(rows, 0)
+            self.signature.check_requires(self.binding._replace(dims=dims), self.compiled.requires)
+        self.words = fill_words(self.signature, self.compiled.slots, self.binding)
+        self.scratch_bytes = self.compiled.scratch_for(self.binding.dims)
         self.keep = filled
-        self.variables = [
-            (argument, self.signature.parameters[i]) for i, argument in enumerate(arguments)
-            if isinstance(argument, Variable)
-        ]
+        self.places = self._places(arguments, rows)
         self.reads: list[tuple[int, int]] = []
         self.writes: list[tuple[int, int]] = []
         for position, view in self.binding.tensors.items():
             low, high = view.extent
-            stored = self.signature.parameters[position].name in self.entry.compiled.stored
+            stored = self.signature.parameters[position].name in self.compiled.stored
             (self.writes if stored else self.reads).append((view.address + low, view.address + high))
         self.sync_index = 0
         self.barrier = False
 
-    def follows(self, other: _Launch) -> bool:
+    @property
+    def block_words(self) -> int:
+        """Words of the argument block, with one that takes what the kernel doesn't ask for."""
+        return FIRST_SLOT + len(self.words) + 1
+
+    @property
+    def flags(self) -> int:
+        return (0 if self.compiled.counters else ALONE) | (BARRIER if self.barrier else 0)
+
+    def _rows(self, arguments: Sequence[Any]) -> dict[str, Variable]:
+        """Dimension -> the variable that says its extent. Raises ArgumentError where tensors disagree about it."""
+        rows: dict[str, Variable] = {}
+        given = dict(zip(self.signature.parameters, arguments, strict=False))
+        for parameter, argument in given.items():
+            if isinstance(argument, Rows):
+                first = (parameter.dims or (0,))[0]
+                if not isinstance(first, str):
+                    raise ArgumentError("shape", self.signature.kernel, parameter.name, "Rows",
+                                        "a plain argument, as it has no first dimension with a name", "pass the array")
+                rows.setdefault(first, argument.count)
+        for parameter, argument in given.items():
+            for axis, dim in enumerate(parameter.dims or ()):
+                if isinstance(dim, str) and dim in rows and not (
+                        axis == 0 and isinstance(argument, Rows) and argument.count is rows[dim]):
+                    raise ArgumentError("shape", self.signature.kernel, parameter.name,
+                                        f"dimension {axis} ({dim}) of a fixed extent",
+                                        f"rows by the variable {rows[dim].name}, as other tensors have",
+                                        f"pass Rows(x, {rows[dim].name})")
+        return rows
+
+    def _places(self, arguments: Sequence[Any], rows: dict[str, Variable]) -> list[Place]:
+        slots = slot_words(self.compiled.slots)
+        spare = FIRST_SLOT + len(self.words)
+        places = []
+        for parameter, argument in zip(self.signature.parameters, arguments, strict=False):
+            if isinstance(argument, Variable):
+                word = slots.get(f"scalar.{parameter.name}", spare)
+                places.append(Place(argument, word, parameter, self.signature.kernel, None))
+        for dim, count in rows.items():
+            places.append(Place(count, slots.get(f"dim.{dim}", spare), Parameter(dim, DTYPES["i64"], None),
+                                self.signature.kernel, self.binding.dims[dim]))
+        return places
+
+    def follows(self, other: Launch) -> bool:
         """Whether it must wait for `other`: one of the two writes what both touch."""
         return (
             _meet(self.writes, other.writes) or _meet(self.writes, other.reads) or _meet(self.reads, other.writes)
         )
 
 
+def _for_rows(specialisation: Specialisation, rows: Iterable[str]) -> Specialisation:
+    """Rows may be any number up to their bound, so no divisor holds; nor is one row for sure one."""
+    classes = tuple((dim, (extent_bound(max(bound, 2)), 1) if dim in rows else (bound, divisor))
+                    for dim, (bound, divisor) in specialisation.dim_classes)
+    return specialisation._replace(dim_classes=classes)
+
+
 def _meet(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> bool:
     return any(low < other_high and other_low < high for low, high in some for other_low, other_high in others)
+
+
+def plan_barriers(launches: Sequence[Launch]) -> None:
+    """Barriers, and a sync block for each launch that no barrier parts from another."""
+    phase: list[Launch] = []
+    for launch in launches:
+        if any(launch.follows(other) for other in phase):
+            phase[-1].barrier = True
+            phase = []
+        launch.sync_index = len(phase)
+        phase.append(launch)
+    if phase:
+        phase[-1].barrier = True  # leaves the counters at zero for the next run
+
+
+class Layout(NamedTuple):
+    """Where the parts of a program lie in its memory, in bytes from its control memory.
+
+    sync_count: sync blocks from `sync` on. blocks: the argument block of each launch. counters: most that a launch
+    uses. scratch: begins here, on a page; step_bytes of it for each worker.
+    """
+
+    sync: int
+    sync_count: int
+    table: int
+    blocks: tuple[int, ...]
+    counters: int
+    scratch: int
+    step_bytes: int
+
+    @classmethod
+    def of(cls, launches: Sequence[Launch]) -> Layout:
+        sync_count = 1 + max((launch.sync_index for launch in launches), default=0)
+        sync = round_up(CONTROL_BYTES, LINE_BYTES)
+        table = sync + sync_count * SYNC_BYTES
+        block = round_up(table + LAUNCH_BYTES * (len(launches) + 1), LINE_BYTES)
+        blocks = []
+        for launch in launches:
+            blocks.append(block)
+            block = round_up(block + WORD_BYTES * launch.block_words, LINE_BYTES)
+        return cls(sync, sync_count, table, tuple(blocks),
+                   max((launch.compiled.counters or 0 for launch in launches), default=0), round_up(block, PAGE_BYTES),
+                   stride_bytes(max((launch.scratch_bytes for launch in launches), default=0)))
 
 
 class Program:
     """Kernels in order, with their arguments; `program()` runs them, `program(name=value)` after setting variables.
 
-    launches: (kernel, arguments); a scalar may be a `Variable`. options: those of a kernel's call: threads (None: as
-    many as SAPPER_THREADS allows), static, target, interpret (each kernel by itself under the reference interpreter).
+    launches: (kernel, arguments); a scalar may be a `Variable`, a tensor `Rows`. options: those of a kernel's call:
+    threads (None: as many as SAPPER_THREADS allows), static, target, interpret (each kernel by itself under the
+    reference interpreter).
     Arguments are kept alive and must stay where they are. Raises what calling the kernels would, and ArgumentError for
     a variable whose value does not fit its parameter. One thread runs a program at a time; others wait.
     """
@@ -109,83 +247,51 @@ class Program:
         self._variables: dict[str, list[Variable]] = {}
         for _, arguments in steps:
             for argument in arguments:
-                if isinstance(argument, Variable):
-                    known = self._variables.setdefault(argument.name, [])
-                    if not any(argument is variable for variable in known):
-                        known.append(argument)
+                variable = argument.count if isinstance(argument, Rows) else argument
+                if isinstance(variable, Variable):
+                    known = self._variables.setdefault(variable.name, [])
+                    if not any(variable is other for other in known):
+                        known.append(variable)
         if options.pop("interpret", False) or settings.interpret():
             self._interpreted = steps
             self._options = options
             return
         threads = options.get("threads")
         self.threads: int = settings.threads() if threads is None else threads
-        self._launches = [_Launch(kernel, arguments, options) for kernel, arguments in steps]
-        self._plan()
-        self._lay_out()
+        self._launches = [Launch(kernel, arguments, options, Launcher.get_compiled) for kernel, arguments in steps]
+        plan_barriers(self._launches)
+        self._fill(Layout.of(self._launches))
         register_renewal(self)
 
-    # ---- planning
-
-    def _plan(self) -> None:
-        """Barriers, and a sync block for each launch that no barrier parts from another."""
-        phase: list[_Launch] = []
-        for launch in self._launches:
-            if any(launch.follows(other) for other in phase):
-                phase[-1].barrier = True
-                phase = []
-            launch.sync_index = len(phase)
-            phase.append(launch)
-        if phase:
-            phase[-1].barrier = True  # leaves the counters at zero for the next run
-
-    def _lay_out(self) -> None:
+    def _fill(self, layout: Layout) -> None:
         """The memory: control, sync blocks, table, argument blocks, scratch."""
         launches = self._launches
-        sync_count = 1 + max((launch.sync_index for launch in launches), default=0)
-        step = stride_bytes(max((launch.entry.scratch_bytes for launch in launches), default=0))
-        sync = round_up(CONTROL_BYTES, LINE_BYTES)
-        table = sync + sync_count * SYNC_BYTES
-        block = round_up(table + LAUNCH_BYTES * (len(launches) + 1), LINE_BYTES)
-        blocks = []
-        for launch in launches:
-            blocks.append(block)
-            block = round_up(block + _WORD_BYTES * (FIRST_SLOT + len(launch.entry.words) + 1), LINE_BYTES)
-        scratch = round_up(block, PAGE_BYTES)
-        self._mapping = mapping = Mapping(scratch + step * self.threads)
+        self._mapping = mapping = Mapping(layout.scratch + layout.step_bytes * self.threads)
         base = mapping.address
         memory: Any = mapping.bytes_view()
-        words = numpy.frombuffer(memory, numpy.int64, count=scratch // _WORD_BYTES)
+        words = numpy.frombuffer(memory, numpy.int64, count=layout.scratch // WORD_BYTES)
         self._words = words
-        self._view = memoryview(memory).cast("B")[: scratch].cast("q")
-        self._sync = range(sync // _WORD_BYTES, table // _WORD_BYTES)
+        self._view = memoryview(memory).cast("B")[: layout.scratch].cast("q")
+        self._sync = range(layout.sync // WORD_BYTES, layout.table // WORD_BYTES)
 
         def put(offset: int, *values: int) -> None:
-            words[offset // _WORD_BYTES : offset // _WORD_BYTES + len(values)] = values
+            words[offset // WORD_BYTES : offset // WORD_BYTES + len(values)] = values
 
-        put(TABLE, base + table, base + sync, sync_count)
-        put(COUNTERS, max((launch.entry.compiled.counters or 0 for launch in launches), default=0))
-        places: dict[int, list[tuple[int, Parameter, str]]] = {}
-        for number, (launch, at) in enumerate(zip(launches, blocks, strict=True)):
-            alone = not launch.entry.compiled.counters
-            put(table + LAUNCH_BYTES * number, launch.entry.code.address, base + at,
-                (ALONE if alone else 0) | (BARRIER if launch.barrier else 0))
-            put(at, base + scratch, step, base + sync + SYNC_BYTES * launch.sync_index, *launch.entry.words)
-            for word, value in launch.own_words.items():
-                words[at // _WORD_BYTES + word] = value
-            slots = slot_words(launch.entry.compiled.slots)
-            for variable, parameter in launch.variables:
-                word = slots.get(f"scalar.{parameter.name}", FIRST_SLOT + len(launch.entry.words))
-                places.setdefault(id(variable), []).append(
-                    (at // _WORD_BYTES + word, parameter, launch.signature.kernel))
-        # For each variable, by dtype: the words that take its value.
-        self._places: dict[str, list[tuple[Parameter, str, Any]]] = {}
-        for name, variables in self._variables.items():
-            groups: dict[str, list[tuple[int, Parameter, str]]] = {}
-            for place in (p for variable in variables for p in places[id(variable)]):
-                groups.setdefault(place[1].dtype.name, []).append(place)
-            self._places[name] = [
-                (group[0][1], group[0][2], numpy.array([word for word, _, _ in group])) for group in groups.values()
-            ]
+        put(TABLE, base + layout.table, base + layout.sync, layout.sync_count, layout.counters)
+        groups: dict[str, dict[tuple[str, int | None], list[tuple[Place, int]]]] = {}
+        for number, (launch, at) in enumerate(zip(launches, layout.blocks, strict=True)):
+            put(layout.table + LAUNCH_BYTES * number, launch.code.address, base + at, launch.flags)
+            put(at, base + layout.scratch, layout.step_bytes, base + layout.sync + SYNC_BYTES * launch.sync_index,
+                *launch.words)
+            for place in launch.places:
+                kind = place.parameter.dtype.name, place.most
+                groups.setdefault(place.variable.name, {}).setdefault(kind, []).append(
+                    (place, at // WORD_BYTES + place.word))
+        # For each variable, by dtype and bound: one of its places, and all the words that take its value.
+        self._places: dict[str, list[tuple[Place, Any]]] = {
+            name: [(group[0][0], numpy.array([word for _, word in group])) for group in kinds.values()]
+            for name, kinds in groups.items()
+        }
 
     @property
     def barriers(self) -> int:
@@ -205,8 +311,7 @@ class Program:
             return
         with self._lock:
             words = [
-                (where, scalar_word(value, kernel, parameter))
-                for name, value in values.items() for parameter, kernel, where in self._places[name]
+                (where, place.word_of(value)) for name, value in values.items() for place, where in self._places[name]
             ]
             for where, word in words:
                 self._words[where] = word
@@ -216,7 +321,7 @@ class Program:
                 code.function(address, 0, 1)
             else:
                 spin = workers.spin_cycles(self.threads)
-                self._view[SPIN_CYCLES // _WORD_BYTES] = spin
+                self._view[SPIN_CYCLES // WORD_BYTES] = spin
                 workers.launch(code.address, self._view, address, self.threads, 0)
 
     def _interpret(self, values: dict[str, Any]) -> None:
@@ -224,14 +329,15 @@ class Program:
             for variable in self._variables[name]:
                 variable.value = value
         for kernel, arguments in self._interpreted or ():
-            plain = [a.value if isinstance(a, Variable) else a for a in arguments]
+            plain = [a.array[: a.count.value] if isinstance(a, Rows) else a.value if isinstance(a, Variable) else a
+                     for a in arguments]
             interpret(kernel, *plain, **self._options)
 
     def renew_lock(self) -> None:
         """For a forked child, in which no thread runs the program: forget one that was in it."""
         self._lock = threading.Lock()
-        self._view[ARRIVED // _WORD_BYTES] = 0
-        self._view[GENERATION // _WORD_BYTES] = 0
+        self._view[ARRIVED // WORD_BYTES] = 0
+        self._view[GENERATION // WORD_BYTES] = 0
         for word in self._sync:
             self._view[word] = 0
 

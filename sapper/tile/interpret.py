@@ -246,7 +246,7 @@ class _Run:
         array, where = self.access(op, op.operands[1:], type.axes, "load")
         if self.races is not None and array.size:
             self.touch(op, array, where, self.races.load)
-        self.define(op, np.asarray(array[where]))
+        self.define(op, np.asanyarray(array[where]))
 
     def store(self, op: Op) -> None:
         indices = op.operands[2:]

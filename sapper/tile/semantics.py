@@ -126,12 +126,12 @@ def elementwise(name: str, operands: Sequence[Array], result: DType) -> Array:
     if name == "cast":
         return cast(operands[0], result)
     if name == "asm":
-        return np.asarray(np.broadcast_arrays(*operands)[0])
+        return np.asanyarray(np.broadcast_arrays(*operands)[0])
     if name == "bitcast":
-        return np.asarray(operands[0]).view(_NUMPY[result])
+        return np.asanyarray(operands[0]).view(_NUMPY[result])
     with np.errstate(all="ignore"):
         if name == "select":
-            return np.asarray(np.where(*operands))
+            return np.asanyarray(np.where(*operands))
         wide = [a.astype(_F32) if a.dtype in _NARROW else a for a in operands]
         if name in _TRANSCENDENTAL:
             value = _TRANSCENDENTAL[name](wide[0].astype(_F64))
@@ -139,7 +139,7 @@ def elementwise(name: str, operands: Sequence[Array], result: DType) -> Array:
                 value = np.asarray(value).astype(_F32)
         else:
             value = _DIRECT[name](*wide)
-        return np.asarray(value).astype(_NUMPY[result], copy=False)
+        return np.asanyarray(value).astype(_NUMPY[result], copy=False)
 
 
 def cast(array: Array, result: DType) -> Array:
@@ -153,14 +153,14 @@ def cast(array: Array, result: DType) -> Array:
     """
     source, target = array.dtype, _NUMPY[result]
     if source == target:
-        return np.asarray(array)
+        return np.asanyarray(array)
     with np.errstate(all="ignore"):
         if result is bool_:
-            return np.asarray(array != np.zeros((), source))
+            return np.asanyarray(array != np.zeros((), source))
         if result.is_float:
             if target in _NARROW:
                 array = array.astype(_F32)
-            return np.asarray(array.astype(target))
+            return np.asanyarray(array.astype(target))
         if source.kind == "f" or source in _NARROW:
             wide = 64 if result.bits == 64 else 32
             exact = np.trunc(array.astype(_F64))
@@ -171,7 +171,7 @@ def cast(array: Array, result: DType) -> Array:
             array = array.astype(_I64)
         if result is i4:
             array = ((array.astype(_I64) & 15) ^ 8) - 8
-        return np.asarray(array.astype(target))
+        return np.asanyarray(array.astype(target))
 
 
 # Reductions ---------------------------------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sapper as sp
-from sapper import CallError, Program, Tensor, Variable, f32, i32, tiles, whole
+from sapper import CallError, Program, Rows, Tensor, Variable, f32, i32, tiles, whole
 from sapper.codegen.print import print_function
 from sapper.runtime.program_code import program_code, program_function
 
-N = sp.dims("N")
+M, N, P = sp.dims("M N P")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -109,6 +109,45 @@ def test_kernels_with_barriers_of_their_own(threads: int) -> None:
     for start in (1, 9):
         program(start=start)
         assert np.array_equal(y, x * 2 + np.float32(start)) and np.array_equal(z, y)
+
+
+@sp.kernel
+def scaled_rows(x: Tensor[f32, M, N], table: Tensor[f32, P, N], start: i32, out: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        out[m, n] = x[m, n] + table[start + m, n]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("interpret", [False, True])
+def test_the_number_of_rows_is_a_runtime_value(threads: int, interpret: bool) -> None:
+    rows = 37
+    x, table = (np.random.default_rng(i).standard_normal((rows * i, 19)).astype(np.float32) for i in (1, 2))
+    y, z = np.zeros_like(x), np.zeros_like(x)
+    count, start = Variable("count", rows), Variable("start", 0)
+    options: dict[str, Any] = {"interpret": True} if interpret else {"threads": threads}
+    program = Program([
+        (scaled_rows, (Rows(x, count), table, start, Rows(y, count))),
+        (scaled_rows, (Rows(y, count), table, 1, Rows(z, count))),
+    ], static=True, **options)
+    for value, first in ((rows, 0), (1, 5), (16, 3), (0, 2), (rows - 1, 0)):
+        z[...] = 7.0
+        program(count=value, start=first)
+        expected = x[:value] + table[first : first + value] + table[1 : 1 + value]
+        assert np.array_equal(z[:value], expected) and (z[value:] == 7.0).all()
+
+
+def test_rows_that_do_not_fit() -> None:
+    x, table = np.zeros((4, 3), np.float32), np.zeros((9, 3), np.float32)
+    y = np.zeros_like(x)
+    count = Variable("count", 4)
+    program = Program([(scaled_rows, (Rows(x, count), table, 0, Rows(y, count)))], threads=1)
+    for value in (5, -1):
+        with pytest.raises(CallError, match=rf"(?s){value} rows.*0 to 4"):
+            program(count=value)
+    with pytest.raises(CallError, match=r"(?s)out.*dimension 0 \(M\) of a fixed extent.*Rows\(x, count\)"):
+        Program([(scaled_rows, (Rows(x, count), table, 0, y))], threads=1)
+    with pytest.raises(CallError, match=r"(?s)out.*rows by the variable count"):
+        Program([(scaled_rows, (Rows(x, count), table, 0, Rows(y, Variable("other", 4))))], threads=1)
 
 
 def test_an_empty_program_and_empty_tensors() -> None:

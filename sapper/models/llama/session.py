@@ -7,58 +7,43 @@ buffers are made once; NumPy only makes views of them.
                               └───────────────────────────────── next layer ── x = y + down(SwiGLU) ─────┘
     x ── norm, logits of the last token
 
-One token goes through matrix-vector kernels with the norm inside, several through matrix kernels, CHUNK at once.
+One token goes through matrix-vector kernels with the norm inside, several through matrix kernels, up to CHUNK at once.
+Each is one program: the position and the number of tokens are its variables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...kernels import attention, matmul, norm, rope, sampling
+from ...kernels import add, attention, norm, rope
 from ...runtime.buffers import empty
-from ...runtime.program import Program, Variable
-from ..errors import ModelError
-from .linear import Matrix, Steps, Workspace
-from .model import LlamaModel
-from .weights import DTYPES
+from ...runtime.program import Variable
+from ..linear import Workspace
+from ..session import BaseSession, Sections
+from ..weights import DTYPES
 
-CHUNK = 512
-"""Tokens that go through the layers together: enough for the matrix kernels to reach their speed, and few enough for
-the activations to stay in the caches."""
+if TYPE_CHECKING:
+    from .model import LlamaModel
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-class Session:
-    """One conversation with a model.
-
-    position: tokens fed so far. logits [vocabulary], f32: after `feed`, for the token that comes next.
-    """
+class Session(BaseSession):
+    """One conversation with a Llama model."""
 
     def __init__(
         self, model: LlamaModel, context: int | None = None, *, cache_dtype: str = "f32", threads: int | None = None,
         interpret: bool = False,
     ) -> None:
-        """context: how many tokens fit (None: as many as the model can). cache_dtype: "f32" or "bf16", of keys and
-        values. threads: workers of each kernel (None: the runtime chooses). interpret: run under the reference
-        interpreter. Raises ModelError for a context or a dtype that cannot be.
-        """
+        """As BaseSession has it."""
         config = model.config
-        self.context = config.positions if context is None else context
-        if not 1 <= self.context <= config.positions:
-            raise ModelError("the context", f"{self.context} tokens", f"1 to {config.positions}")
-        if cache_dtype not in DTYPES:
-            raise ModelError("the dtype of the cache", repr(cache_dtype), f"one of {', '.join(DTYPES)}")
+        work = Workspace(max(config.features, config.hidden, config.heads * config.head_features))
+        super().__init__(config.vocabulary, config.positions, context, cache_dtype, threads, interpret, work)
         self.model = model
-        self.position = 0
-        self._options: dict[str, Any] = {} if threads is None else {"threads": threads}
-        if interpret:
-            self._options = {"interpret": True}
         pairs, groups = config.head_features // 2, config.kv_heads
-        self._cosine, self._sine = model.rope_tables(self.context)
+        self._cosine, self._sine = config.rope.tables(self.context, model.weights.rope_factors)
         cache_shape = (groups, self.context, 2, pairs)
         self._keys = [empty(cache_shape, DTYPES[cache_dtype]) for _ in range(config.layers)]
         self._values = [empty(cache_shape, DTYPES[cache_dtype]) for _ in range(config.layers)]
@@ -66,56 +51,15 @@ class Session:
         self._attention = getattr(attention, f"attention_{cache_dtype}")
         self._attention_decode = getattr(attention, f"attention_decode_{cache_dtype}")
         self._rotate_and_cache = getattr(rope, f"rotate_and_cache_{cache_dtype}")
-        self._rows = 0
-        self._work = Workspace(max(config.features, config.hidden, config.heads * config.head_features))
-        self._token = empty((1,), np.dtype(np.int32))
-        self.logits = empty((config.vocabulary,), np.dtype(np.float32))
-        self._picked = empty((1,), np.dtype(np.int32))
-        self._candidates: tuple[Array, Array] | None = None
-        self._make_buffers(1)
-        self._decode: Program | None = None
-
-    def _make_buffers(self, rows: int) -> None:
-        """Activations for that many tokens."""
-        config = self.model.config
-        kind = np.dtype(np.float32)
-        self._rows = rows
-        self._x = empty((rows, config.features), kind)
-        self._y = empty((rows, config.features), kind)
-        self._normed = empty((rows, config.features), kind)
-        self._qkv = empty((rows, config.heads + 2 * config.kv_heads, 2, config.head_features // 2), kind)
-        self._turned = empty((rows, config.heads, 2, config.head_features // 2), kind)
+        rows, kind = self.chunk, np.dtype(np.float32)  # Memory that is not used is never there.
+        self._x, self._y, self._normed = (empty((rows, config.features), kind) for _ in range(3))
+        self._qkv = empty((rows, config.heads + 2 * config.kv_heads, 2, pairs), kind)
+        self._turned = empty((rows, config.heads, 2, pairs), kind)
         self._mixed = empty((rows, config.heads * config.head_features), kind)
         self._hidden = empty((rows, config.hidden), kind)
 
-    def feed(self, tokens: Sequence[int]) -> None:
-        """Run tokens through the model, after those fed before; `logits` are then those of the last one.
-
-        Raises ModelError if there are none, if one is not in the vocabulary, or if the context is full.
-        """
-        vocabulary = self.model.config.vocabulary
-        if not len(tokens):
-            raise ModelError("the tokens", "none", "at least one", "give a prompt")
-        wrong = next((token for token in tokens if not 0 <= token < vocabulary), None)
-        if wrong is not None:
-            raise ModelError("the tokens", f"{wrong}", f"numbers from 0 to {vocabulary - 1}")
-        if self.position + len(tokens) > self.context:
-            raise ModelError(
-                "the context", f"{self.position} + {len(tokens)} tokens", f"at most {self.context}",
-                "take a shorter prompt, or a larger context",
-            )
-        if len(tokens) == 1:
-            self._feed_one(tokens[0])
-            return
-        for start in range(0, len(tokens), CHUNK):
-            part = tokens[start : start + CHUNK]
-            self._feed_several(part, last=start + len(part) == len(tokens))
-
-    # ---- one token
-
-    def _decode_program(self) -> Program:
-        """The kernels of one token in order, as a program in the variable `position`."""
-        config, weights = self.model.config, self.model.weights
+    def step_sections(self) -> Sections:
+        config, weights, work = self.model.config, self.model.weights, self._work
         heads, groups, size, epsilon = config.heads, config.kv_heads, config.head_features, config.epsilon
         x, y, mixed, hidden = self._x[0], self._y[0], self._mixed[0], self._hidden[0]
         qkv = self._qkv[:1]
@@ -124,88 +68,53 @@ class Session:
         queries = turned.reshape(groups, config.group, size)
         out = mixed.reshape(groups, config.group, size)
         position = Variable("position", 0)
-        work = self._work
-        steps = weights.embedding.look_up(self._token, self._x[:1])
-        for layer, keys, values in zip(weights.layers, self._keys, self._values, strict=True):
+        sections = [("embedding", weights.embedding.look_up(self._token, self._x[:1]))]
+        for number, layer in enumerate(weights.layers):
+            keys, values = self._keys[number], self._values[number]
             flat_keys, flat_values = (cache.reshape(groups, self.context, size) for cache in (keys, values))
-            steps += [
-                *layer.qkv.apply_norm(x, layer.attention_gain, epsilon, qkv.reshape(-1), work),
-                (self._rotate_and_cache, (q, k, v, self._cosine, self._sine, position, turned, keys, values)),
-                (self._attention_decode, (queries, flat_keys, flat_values, position, self._scale, out)),
-                *layer.output.apply_residual(mixed, x, y, work),
-                *layer.gate.apply_norm_swiglu(layer.up, y, layer.feed_forward_gain, epsilon, hidden, work),
-                *layer.down.apply_residual(hidden, y, x, work),
+            bias = [] if layer.bias is None else [(add.add_bias_in_place, (qkv.reshape(1, -1), layer.bias))]
+            sections += [
+                (f"layer {number}: attention", [
+                    *layer.qkv.apply_norm(x, layer.attention_gain, epsilon, qkv.reshape(-1), work), *bias,
+                    (self._rotate_and_cache, (q, k, v, self._cosine, self._sine, position, turned, keys, values)),
+                    (self._attention_decode, (queries, flat_keys, flat_values, position, self._scale, out)),
+                    *layer.output.apply_residual(mixed, x, y, work),
+                ]),
+                (f"layer {number}: feed-forward", [
+                    *layer.gate.apply_norm_swiglu(layer.up, y, layer.feed_forward_gain, epsilon, hidden, work),
+                    *layer.down.apply_residual(hidden, y, x, work),
+                ]),
             ]
-        steps += weights.logits.apply_norm(x, weights.gain, epsilon, self.logits, work)
-        return Program(steps, static=True, **self._options)
+        return [*sections, ("logits", weights.logits.apply_norm(x, weights.gain, epsilon, self.logits, work))]
 
-    def _feed_one(self, token: int) -> None:
-        self._token[0] = token
-        if self._decode is None:
-            self._decode = self._decode_program()
-        self._decode(position=self.position)
-        self.position += 1
-
-    # ---- several tokens
-
-    def _feed_several(self, tokens: Sequence[int], last: bool) -> None:
-        config, weights, options = self.model.config, self.model.weights, self._options
-        count, position = len(tokens), self.position
-        if count > self._rows:
-            self._make_buffers(count)
-            self._decode = None  # It is bound to the old buffers.
+    def prefill_sections(self) -> Sections:
+        config, weights, rows = self.model.config, self.model.weights, self._rows
         heads, groups, size, epsilon = config.heads, config.kv_heads, config.head_features, config.epsilon
-        x, y, normed, mixed = self._x[:count], self._y[:count], self._normed[:count], self._mixed[:count]
-        hidden, qkv, turned = self._hidden[:count], self._qkv[:count], self._turned[:count]
+        x, y, normed, mixed, hidden, qkv = self._x, self._y, self._normed, self._mixed, self._hidden, self._qkv
         q, k, v = qkv[:, :heads], qkv[:, heads : heads + groups], qkv[:, heads + groups :]
-        queries = turned.reshape(count, groups, config.group, size)
-        out = mixed.reshape(count, groups, config.group, size)
-        self._run(weights.embedding.look_up(np.array(tokens, dtype=np.int32), x))
-        for layer, keys, values in zip(weights.layers, self._keys, self._values, strict=True):
+        flat_qkv = qkv.reshape(self.chunk, -1)
+        queries = self._turned.reshape(self.chunk, groups, config.group, size)
+        out = mixed.reshape(self.chunk, groups, config.group, size)
+        position = Variable("position", 0)
+        sections = [("embedding", self._look_up(weights.embedding, x))]
+        for number, layer in enumerate(weights.layers):
+            keys, values = self._keys[number], self._values[number]
             flat_keys, flat_values = (cache.reshape(groups, self.context, size) for cache in (keys, values))
-            norm.rms_norm(x, layer.attention_gain, epsilon, normed, **options)
-            self._multiply("matmul_nt", normed, [layer.qkv], qkv.reshape(count, -1))
-            self._rotate_and_cache(q, k, v, self._cosine, self._sine, position, turned, keys, values, **options)
-            self._attention(queries, flat_keys, flat_values, position, self._scale, out, **options)
-            self._multiply("matmul_nt_residual", mixed, [layer.output], x, y)
-            norm.rms_norm(y, layer.feed_forward_gain, epsilon, normed, **options)
-            self._multiply("matmul_swiglu", normed, [layer.gate, layer.up], hidden)
-            self._multiply("matmul_nt_residual", hidden, [layer.down], y, x)
-        if last:
-            self._run(weights.logits.apply_norm(x[count - 1], weights.gain, epsilon, self.logits, self._work))
-        self.position = position + count
-
-    def _run(self, steps: Steps) -> None:
-        for kernel, arguments in steps:
-            kernel(*arguments, **self._options)
-
-    def _multiply(self, name: str, x: Array, matrices: Sequence[Matrix], *rest: Array) -> None:
-        """Run the matrix kernel of that name, for the dtype in which the matrices can be had."""
-        plain = [matrix.widened(self._work, place) for place, matrix in enumerate(matrices)]
-        for _, _, steps in plain:
-            self._run(steps)
-        getattr(matmul, f"{name}_{plain[0][1]}")(x, *(weights for weights, _, _ in plain), *rest, **self._options)
-
-    # ---- choosing a token
-
-    def pick(self, temperature: float = 0.0, top_k: int = 40, u: float = 0.0) -> int:
-        """The next token, by `logits`. temperature 0: the likeliest; otherwise drawn among the top_k likeliest.
-
-        u: a random number in [0, 1). Raises ModelError for a temperature, top_k or u out of range.
-        """
-        vocabulary = self.model.config.vocabulary
-        if not 0.0 <= temperature <= 1e6 or not 0.0 <= u < 1.0 or top_k < 1:
-            raise ModelError(
-                "sampling", f"temperature {temperature}, top_k {top_k}, u {u}",
-                "temperature >= 0, top_k >= 1, u in [0, 1)",
-            )
-        if temperature == 0.0:
-            sampling.argmax_rows(self.logits.reshape(1, -1), self._picked, **self._options)
-            return int(self._picked[0])
-        count = min(top_k, vocabulary)
-        if self._candidates is None or len(self._candidates[0]) != count:
-            self._candidates = empty((count,), np.dtype(np.float32)), empty((count,), np.dtype(np.int32))
-        values, indices = self._candidates
-        sampling.top_k(self.logits, values, indices, **self._options)
-        sampling.sample_top_k(values, indices, temperature, u, self._picked, **self._options)
-        return int(self._picked[0])
+            bias = [] if layer.bias is None else [(add.add_bias_in_place, (rows(flat_qkv), layer.bias))]
+            sections += [
+                (f"layer {number}: attention", [
+                    (norm.rms_norm, (rows(x), layer.attention_gain, epsilon, rows(normed))),
+                    *self._multiply("matmul_nt", normed, [layer.qkv], flat_qkv), *bias,
+                    (self._rotate_and_cache, (rows(q), rows(k), rows(v), self._cosine, self._sine, position,
+                                              rows(self._turned), keys, values)),
+                    (self._attention, (rows(queries), flat_keys, flat_values, position, self._scale, rows(out))),
+                    *self._multiply("matmul_nt_residual", mixed, [layer.output], x, y),
+                ]),
+                (f"layer {number}: feed-forward", [
+                    (norm.rms_norm, (rows(y), layer.feed_forward_gain, epsilon, rows(normed))),
+                    *self._multiply("matmul_swiglu", normed, [layer.gate, layer.up], hidden),
+                    *self._multiply("matmul_nt_residual", hidden, [layer.down], y, x),
+                ]),
+            ]
+        logits = self._logits_of_last(weights.logits, x, weights.gain, epsilon, y[:1])
+        return [*sections, ("logits of the last token", logits)]

@@ -113,6 +113,7 @@ def legal_encodings(row: Row, features: frozenset[str], evex: bool) -> bool:
 
 
 execute = meaning.execute
+padded = meaning.padded
 
 # --- Rows without a meaning: they act on state that operands do not show. `s` is an emulator's state. -----------------
 
