@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TensorType, TileType, bool_
 from ..lang.by_hand import CONTRACTIONS, PIECES, block_names, pieces_named
-from ..tile.parts import split_parts
+from ..tile.parts import MOST_LOOPS, split_parts
 from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
 from .groups import GroupLowering
@@ -711,8 +711,8 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         self.effect("yield", [])
         self.leave()
         counter = self.counters
-        if counter > 7:
-            raise LoweringError(f"{self.function.name} has more than 8 parallel loops in a row")
+        if counter >= MOST_LOOPS:
+            raise LoweringError(f"{self.function.name} has more than {MOST_LOOPS} parallel loops in a row")
         self.counters += 1
         self.task_counts.append(self._most_tasks(ranges, granules))
         self.finish(Op("tasks", [total_value], (), {"counter": counter}, [task], self.location))
