@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import gcd, prod
+from math import gcd, lcm, prod
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
@@ -750,7 +750,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
                         granule = max(1, min(TASK_ELEMENTS // elements, TASK_INDICES) // self.lanes) * self.lanes
                 else:
                     granule = 4
-            granules.append(granule)
+            granules.append(lcm(granule, self.panel_width(r.axis)))
         return granules
 
     def _elements(self, block: Block, axis: str) -> int:

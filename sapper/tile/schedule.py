@@ -8,7 +8,7 @@ A `Schedule` is data. Every part that is left out is chosen by the analytic mode
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..ir.nodes import Op
 
@@ -113,17 +113,36 @@ class DimClass:
     divisor: int = 1
 
 
+class Panels(NamedTuple):
+    """How a matrix lies that was packed once for the contractions that read it (sapper/runtime/packed.py).
+
+    columns, depth: which of its two dimensions is walked across the lanes, and which is contracted. width: columns of
+    a panel. elements: neighbours along the depth that lie beside each other, as the slots of a register hold them.
+    Column c at depth d is element (d // elements, c % width, d % elements) of panel c // width; what is left of the
+    last panel and the last slots is 0. After the panels of 8-bit integers follows an i32 for each column: what a sum of
+    products that turns the other operand starts with (sapper/lane/packed.py).
+    """
+
+    columns: int
+    depth: int
+    width: int
+    elements: int = 1
+
+
+StrideClass = str | tuple[bool, ...] | Panels
+"""Of a tensor: "contiguous" (C order), or for each dimension whether its stride is 1, or its panels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Specialization:
     """What one compilation assumes of a call.
 
-    dims: class of each run-time dimension. strides: for each tensor "contiguous" (C order), or for each dimension
-    whether its stride is 1. aligned: tensors too large for the caches whose data and rows start at multiples of 64
-    bytes.
+    dims: class of each run-time dimension. strides: of each tensor. aligned: tensors too large for the caches whose
+    data and rows start at multiples of 64 bytes.
     """
 
     dims: dict[str, DimClass] = field(default_factory=dict)
-    strides: dict[str, str | tuple[bool, ...]] = field(default_factory=dict)
+    strides: dict[str, StrideClass] = field(default_factory=dict)
     aligned: frozenset[str] = frozenset()
 
 
