@@ -406,6 +406,31 @@ def _tile_reduce(check: Checker, op: Op) -> None:
     _result_tile(check, op, dtype, tuple([a for a in type.axes if a not in over]))
 
 
+def _tile_scan(check: Checker, op: Op) -> None:
+    (type,) = _tiles(check, op)
+    check.one_of(op, "kind", ("sum", "max", "min"))
+    _one_axis(check, op, type)
+    _result_tile(check, op, type.dtype, type.axes)
+
+
+def _tile_topk(check: Checker, op: Op) -> None:
+    (type,) = _tiles(check, op)
+    over = _one_axis(check, op, type)
+    into = check.attribute(op, "into", str)
+    if into not in check.axes or into in type.axes:
+        check.fail(f"into = {into}", "an axis in scope that the operand does not span")
+    axes = (*[a for a in type.axes if a != over], into)
+    check.results(op, TileType(type.dtype, axes), TileType(index, axes))
+
+
+def _one_axis(check: Checker, op: Op, type: TileType) -> str:
+    over = check.names(op, "over")
+    if len(over) != 1 or over[0] not in type.axes:
+        check.fail(f"over = {over} of {type}", "one axis of the operand")
+    _computes(check, type.dtype, "fiux", "a number that can be computed with")
+    return over[0]
+
+
 def contract_dtype(a: DType, b: DType) -> DType | None:
     """The dtype of a contraction: f32 for bf16, f16, f32 in any mix; f64; i32 for i8 and u8 in any mix."""
     if a in (bf16, f16, f32) and b in (bf16, f16, f32):
@@ -466,6 +491,8 @@ def _tile_each(check: Checker, op: Op) -> None:
     if step < 1:
         check.fail(f"step = {step}", "a positive step")
     carried = _carried(check, op, 2 * count)
+    if check.attribute(op, "asserted", bool, False) and not op.attributes["parallel"]:
+        check.fail("an asserted loop that is not parallel", "parallel = true")
     check.nested(op, op.blocks[0], [INDEX] * count + carried, carried)
 
 
@@ -541,6 +568,8 @@ TILE_RULES: dict[str, Rule] = {
     "bitcast": _tile_bitcast,
     "reduce": _tile_reduce,
     "contract": _tile_contract,
+    "scan": _tile_scan,
+    "topk": _tile_topk,
     "tiles": _tile_tiles,
     "each": _tile_each,
     "view": _tile_view,

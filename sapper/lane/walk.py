@@ -745,24 +745,25 @@ class WalkLowering(PackedRows):
         known = self.carried_buffers.get(value)
         if known is not None:
             return known
-        axes: list[tuple[str, Capacity | int]] = []
-        for axis in value.type.axes:  # type: ignore[union-attr]
-            o = self.open.get(axis)
-            if o is None:
-                bound = self.bound[axis]
-                axes.append((axis, bound.count * (self.lanes if bound.lane else 1)))
-            elif isinstance(o.extent, int):
-                axes.append((axis, o.extent))
-            elif o.capacity is not None:
-                axes.append((axis, o.capacity))
-            else:
-                raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over "
-                                    "it must be kept in scratch memory; walk it with tiles(...)", value.op)
+        axes = [(axis, self.extent_of_buffer(axis, value)) for axis in value.type.axes]  # type: ignore[union-attr]
         lanes_last = sorted(axes, key=lambda pair: pair[0] not in self.open and self.bound[pair[0]].lane)
         dtype = value.type.dtype  # type: ignore[union-attr]
         if value.op is not None and value.op.name == "load" and dtype is not bool_:
             dtype = row_dtype(dtype)     # what was loaded is widened once, not each time that the copy is read
         return self.allocate(value, dtype, lanes_last)
+
+    def extent_of_buffer(self, axis: str, value: Value) -> Capacity | int:
+        """How many elements along an axis scratch memory for a value has."""
+        o = self.open.get(axis)
+        if o is None:
+            bound = self.bound[axis]
+            return bound.count * (self.lanes if bound.lane else 1)
+        if isinstance(o.extent, int):
+            return o.extent
+        if o.capacity is None:
+            raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over "
+                                "it must be kept in scratch memory; walk it with tiles(...)", value.op)
+        return o.capacity
 
     # Staging: operands of a contraction copied to scratch memory in the order in which the inner loop reads them.
 

@@ -260,7 +260,7 @@ class Accesses(Views):
             by_tensor.setdefault(self.memory_of(access.tensor), []).append(access)
             if access.store:
                 written.add(self.memory_of(access.tensor))
-        ordered = False
+        ordered = asserted = False
         for tensor, accesses in by_tensor.items():
             if tensor not in written:
                 continue
@@ -273,11 +273,16 @@ class Accesses(Views):
                     fixed = self.meeting(access, other, loop)
                     if fixed is None or all(variable in fixed for variable in loop.variables):
                         continue
+                    if loop.disjoint:
+                        asserted = True
+                        continue
                     if loop.kind == "tiles":
                         self.hazard(access, other, loop, fixed)
                     ordered = True
         if loop.carries:
             return {"parallel": False}
+        if asserted:
+            return {"parallel": True, "asserted": True}
         return {"parallel": False, "ordered": True} if ordered else {"parallel": True}
 
     def meeting(self, access: Access, other: Access, loop: LoopScope) -> set[Any] | None:

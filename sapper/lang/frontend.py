@@ -168,7 +168,12 @@ class Frontend(Calls):
         self.bind(node.name, LocalFunction(node, self.frame), node)
 
     def assign(self, node: ast.Assign) -> None:
-        value = self.evaluate(node.value, node.targets[0])
+        first, given = node.targets[0], node.value
+        if isinstance(first, ast.Tuple) and isinstance(given, ast.Tuple) and len(first.elts) == len(given.elts) and (
+                not any(isinstance(e, ast.Starred) for e in given.elts)):
+            value: Any = tuple([self.evaluate(e, target) for e, target in zip(given.elts, first.elts, strict=True)])
+        else:
+            value = self.evaluate(given, first)
         for target in node.targets:
             self.assign_to(target, value, node.value)
 
@@ -353,6 +358,11 @@ class Frontend(Calls):
             self.empty_range(*pair) for pair in forms)
         self.ragged += ragged
         scope = LoopScope(walked.kind, self.level, self.guards + self.ragged, node, names, bool(carried))
+        scope.disjoint = walked.disjoint
+        if scope.disjoint and carried:
+            self.fail("disjoint", "a loop that carries a value runs in order", node.iter,
+                      f"carried: {', '.join(carried)}", "a loop without carried values, or without disjoint=True",
+                      f"store {carried[0]} to a tensor, or leave disjoint=True out")
         self.scopes = (*self.scopes, scope)
         outer_env = frame.env
         body = Block([INDEX] * len(names) if walked.kind != "tiles" else ())

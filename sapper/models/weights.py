@@ -1,8 +1,8 @@
 """Reads a model's weights into the layout that its kernels take.
 
 In: the tensors of a checkpoint, and where each stands in the model. Out: `Loader`, which gives matrices (linear.py) and
-vectors. Holds: every shape is checked; matrices are [out, in], dense in bf16 or f32 or in blocks as in the file; all
-lie in memory that asks for huge pages, in the order in which they are asked for.
+vectors. Holds: every shape is checked before memory is taken; matrices are [out, in], dense in bf16 or f32 or in blocks
+as in the file; all lie in memory that asks for huge pages, in the order in which they are asked for.
 """
 
 from __future__ import annotations
@@ -85,14 +85,16 @@ class Loader:
 
     def vector(self, role: str, features: int, *places: int) -> Array:
         """In f32."""
+        source = self.entry(role, (features,), *places).read()
         target = self.arena.empty((features,), DTYPES["f32"])
-        target[:] = self.entry(role, (features,), *places).read()
+        target[:] = source
         return target
 
     def wide(self, role: str, rows: int, columns: int, *places: int) -> Dense:
         """A matrix in f32, whatever the form."""
+        source = self.entry(role, (rows, columns), *places).read()
         target = self.arena.empty((rows, columns), DTYPES["f32"])
-        target[:] = self.entry(role, (rows, columns), *places).read()
+        target[:] = source
         return Dense(target, "f32")
 
     def matrices(self, uses: Sequence[Use], columns: int, *places: int) -> list[Matrix]:
@@ -114,10 +116,11 @@ class Loader:
         if blocks:
             pieces = [raw for use in uses if (raw := self._raw(use, columns, places)) is not None]
             return in_panels(pieces, self.arena)
+        entries = [self.entry(use.role, (use.rows, columns), *places) for use in uses]
         target = self.arena.empty((sum(use.rows for use in uses), columns), DTYPES[self.dtype])
         start = 0
-        for use in uses:
-            source = self.entry(use.role, (use.rows, columns), *places).read()
+        for use, entry in zip(uses, entries, strict=True):
+            source = entry.read()
             self.fill(target[start : start + use.rows], source if use.order is None else use.order(source))
             start += use.rows
         return Dense(target, self.dtype)

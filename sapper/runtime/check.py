@@ -314,7 +314,7 @@ class _Checker:
                 raise
             from ..lang.errors import KernelError
 
-            if isinstance(error, KernelError):
+            if isinstance(error, KernelError) and error.kind != "disjoint":
                 raise
             raise _Wrong(name, f"{type(error).__name__}: {error}") from error
 

@@ -70,6 +70,15 @@ TILE_OPS = OpTable("tile", [
                "ties; sums of bf16 and f16 are f32 inside and rounded once"),
     OpSpec("contract", (2, 2), attributes=("over",),
            doc="sum(a * b) over the axes `over`; f32 for bf16, f16, f32 operands, f64 for f64, i32 for i8 and u8"),
+    # Axes taken in their order.
+    OpSpec("scan", (1, 1), attributes=("kind", "over"),
+           doc="kind sum | max | min along the one axis of `over`: each element with all before it; NaN elements take "
+               "no part in max and min; sums of bf16 and f16 are f32 inside and rounded element by element"),
+    OpSpec("topk", (1, 1), (2, 2), attributes=("over", "into"),
+           doc="the largest elements over the one axis of `over`, falling, and their coordinates (dtype index): as "
+               "many as the axis `into` has, which takes its place; the lower coordinate first on ties. NaN elements "
+               "take no part; a place that no element above the lowest value fills has that value and the first "
+               "coordinate"),
     # Parts (sapper/tile/parts.py).
     OpSpec("buffer", (0, None), doc="an index scalar for each extent -> a tensor of the kernel's own, which all its "
                                     "parts see; what it holds at first is not said"),
@@ -79,10 +88,11 @@ TILE_OPS = OpTable("tile", [
     # Control. Block arguments and yields carry values.
     OpSpec("tiles", (2, None), (0, None), attributes=("axes", "parallel"), optional=("ordered",), blocks=1, pure=False,
            doc="start, stop for each axis, then initial carried values; block arguments are the carried values"),
-    OpSpec("each", (2, None), (0, None), attributes=("count", "parallel"), optional=("ordered", "step"), blocks=1,
-           pure=False,
+    OpSpec("each", (2, None), (0, None), attributes=("count", "parallel"), optional=("asserted", "ordered", "step"),
+           blocks=1, pure=False,
            doc="start, stop for each of `count` indices, then initial carried values; block arguments are the "
-               "indices (index scalars), then the carried values; step (a positive int, default 1)"),
+               "indices (index scalars), then the carried values; step (a positive int, default 1); asserted: it is "
+               "parallel because its author says so"),
     OpSpec("if", (1, 1), (0, None), blocks=2, pure=False, doc="scalar bool; both blocks yield the results"),
     OpSpec("yield", (0, None), (0, 0), pure=False, doc="ends a block"),
 ])

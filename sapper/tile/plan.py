@@ -22,12 +22,15 @@ from ..ir.types import TileType, bool_
 from .ops import memory_of
 
 COSTLY = {"exp": 10, "exp2": 9, "log": 12, "log2": 12, "tanh": 16, "sigmoid": 14, "erf": 16, "sin": 16, "cos": 16,
-          "rsqrt": 5, "sqrt": 4, "div": 4, "floordiv": 12, "mod": 14}
+          "scan": 12, "topk": 8, "rsqrt": 5, "sqrt": 4, "div": 4, "floordiv": 12, "mod": 14}
 """Rough instructions per row; a shared value is kept when computing it again costs more than KEEP_COST."""
 
 KEEP_COST = 8
 
-LATE = ("reduce", "contract")
+ORDERED = ("scan", "topk")
+"""Ops that take an axis in its order: each is an item of a plan by itself, and its results are in scratch memory."""
+
+LATE = ("reduce", "contract", *ORDERED)
 """Ops whose results exist only once the walk that computes them is complete."""
 
 
@@ -198,6 +201,8 @@ class _Planner:
             if op.blocks:
                 for value in self._costly_for(op):
                     self._add(value, axes_of(value), ())
+                self.items.append(op)
+            elif op.name in ORDERED:
                 self.items.append(op)
             elif op.name in LATE:
                 for value in self._kept_operands(op, False):

@@ -240,6 +240,38 @@ def reduce(kind: str, array: Array, axes: Axes, over: Sequence[str], result: DTy
         return (_fold_position(kind, wide) + int(starts[0])).astype(target)
 
 
+def scan(kind: str, array: Array, dimension: int, result: DType) -> Array:
+    """The `scan` op along one dimension of an array: sum, max or min of each element and all before it."""
+    target = _NUMPY[result]
+    with np.errstate(all="ignore"):
+        if kind == "sum":
+            if not result.is_float:
+                return np.asarray(np.cumsum(array, axis=dimension, dtype=target))
+            total = np.cumsum(array.astype(_F64, copy=False), axis=dimension)
+            return np.asarray(total if result is f64 else total.astype(_F32).astype(target))
+        wide = array.astype(_F32) if array.dtype in _NARROW else array
+        if wide.dtype.kind == "f":
+            wide = np.where(np.isnan(wide), _lowest(wide.dtype, -1 if kind == "max" else 1), wide)
+        running = np.maximum if kind == "max" else np.minimum
+        return np.asarray(running.accumulate(wide, axis=dimension)).astype(target)
+
+
+def topk(array: Array, axes: Axes, over: str, count: int, start: int) -> tuple[Array, Array]:
+    """The `topk` op: values and coordinates, the axis `over` replaced by a last one of `count`. start: the first
+    coordinate of `over`."""
+    x = np.moveaxis(array, axes.index(over), -1)
+    wide = x.astype(_F32) if x.dtype in _NARROW else x
+    lowest = _lowest(wide.dtype, -1)
+    ordered = np.where(np.isnan(wide), lowest, wide) if wide.dtype.kind == "f" else wide
+    # Stable and falling: sort backwards what lies backwards.
+    places = x.shape[-1] - 1 - np.argsort(ordered[..., ::-1], axis=-1, kind="stable")[..., ::-1][..., :count]
+    values = np.take_along_axis(ordered, places, axis=-1)
+    places = np.where(values == lowest, 0, places) + start
+    lacking = [(0, 0)] * (x.ndim - 1) + [(0, count - values.shape[-1])]
+    return (np.pad(values, lacking, constant_values=lowest).astype(x.dtype),
+            np.pad(places, lacking, constant_values=start).astype(np.int64))
+
+
 def contract(a: Array, a_axes: Axes, b: Array, b_axes: Axes, over: Sequence[str], onto: Axes, result: DType) -> Array:
     """The `contract` op: sum(a * b) over the axes `over`, with dimensions `onto`.
 

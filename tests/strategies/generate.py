@@ -25,8 +25,8 @@ ALL_DTYPES = ("f32", "bf16", "f16", "f64", "i32", "i8", "u8", "i16", "i64")
 HEADER = """\
 from sapper.ir.types import bf16, bool_, f16, f32, f64, i8, i16, i32, i64, index, u8
 from sapper.lang.builtins import (
-    argmax, argmin, ceil, cos, each, erf, exp, exp2, floor, full, log, log2, maximum, minimum, rsqrt, sigmoid, sin,
-    span, sqrt, tanh, tiles, where, whole, zeros,
+    argmax, argmin, ceil, cos, cummax, cummin, cumsum, each, erf, exp, exp2, floor, full, log, log2, maximum, minimum,
+    rsqrt, sigmoid, sin, span, sqrt, tanh, tiles, topk, where, whole, zeros,
 )
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
@@ -376,9 +376,15 @@ class _Writer:
         if not fitting:
             return None
         value = self.one_of(fitting)
-        kinds = ["sum", "max", "min"] + (["argmax", "argmin"] if len(over) == 1 else [])
+        kinds = ["sum", "max", "min"]
+        if len(over) == 1:
+            kinds += ["argmax", "argmin", "cumsum", "cummax", "cummin", "topk", "topk"]
         kind = self.one_of(kinds)
         self.features.add(kind)
+        if kind.startswith("cum"):
+            return self.name(f"{kind}({value.text}, over={over[0]})", value.dtype, value.axes)
+        if kind == "topk":
+            return self.largest(value, over[0])
         kept = tuple(a for a in value.axes if a not in over)
         named = over[0] if len(over) == 1 else f"({', '.join(over)})"
         text = f"{kind}({value.text}, over={named})"
@@ -392,6 +398,16 @@ class _Writer:
                 return self.name(f"{value.text} @ {other.text}", f32,
                                  tuple(a for a in _union(value.axes, other.axes) if a not in over))
         return self.name(text, value.dtype, kept)
+
+    def largest(self, value: _Value, over: str) -> _Value:
+        """topk, and what is made of its values and places at once: its axis is not kept in scope."""
+        kept = tuple(a for a in value.axes if a != over)
+        count, values, places = self.fresh("k"), self.fresh(), self.fresh()
+        self.line(f"{count} = whole({self.one_of([1, 2, 3, 7, 17])})")
+        self.line(f"{values}, {places} = topk({value.text}, {count}, over={over})")
+        if self.chance(50):
+            return self.name(f"sum({places}.to(i32) * ({count}.to(i32) + 1), over={count})", i32, kept)
+        return self.name(f"{self.one_of(['min', 'max', 'sum'])}({values}, over={count})", value.dtype, kept)
 
     def branch(self, within: tuple[str, ...]) -> None:
         """An if on scalars that changes values."""

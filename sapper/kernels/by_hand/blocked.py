@@ -3,8 +3,8 @@
     c[m, n] = sum_k a[m, k] * b[k, n], all f32 in C order, N a multiple of 16, K of 4
 
 Source: K. Goto and R. van de Geijn, "Anatomy of high-performance matrix multiplication" (ACM TOMS 2008): the depth is
-taken DEPTH at a time, so that what one micro-kernel reads of b stays in the first cache, and all rows of a block of a in
-the second while every panel of b meets them; T. Smith et al., "Anatomy of high-performance many-threaded matrix
+taken DEPTH at a time, so that what one micro-kernel reads of b stays in the first cache, and all rows of a block of a
+in the second while every panel of b meets them; T. Smith et al., "Anatomy of high-performance many-threaded matrix
 multiplication" (IPDPS 2014): a tile of c is asked for when its micro-kernel begins, whose sums meet it at the end.
 
     for each block of the depth
@@ -14,6 +14,7 @@ multiplication" (IPDPS 2014): a tile of c is asked for when its micro-kernel beg
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from sapper import x86
@@ -81,7 +82,7 @@ def _tile(k: Any, rows: int, a_row: Any, panel: Any, c_row: Any, a_bytes: Any, c
         x86.vxorps(total.xmm, total.xmm, total.xmm)
     bases = [k.r64() for _ in range(0, rows, 3)]
     x86.mov(bases[0], a_row)
-    for before, base in zip(bases, bases[1:], strict=False):
+    for before, base in pairwise(bases):
         x86.lea(base, x86.ptr[before + a_bytes * 2])
         x86.add(base, a_bytes)
     ahead = k.r64()

@@ -11,10 +11,10 @@ from pathlib import Path
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import ModelError
 from ..tokenizer import Tokenizer
-from ..weights import check_form
+from ..weights import Loader, check_form
 from .config import DeepseekConfig, from_json
 from .session import Session
-from .weights import DeepseekWeights, load_weights
+from .weights import NAMES, DeepseekWeights, load_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +52,5 @@ def load(checkpoint: Checkpoint, dtype: str) -> DeepseekModel:
         raise ModelError(checkpoint.path, "a GGUF file", "a directory with safetensors", "take the original checkpoint")
     config = from_json(checkpoint.metadata, checkpoint.where)
     tokenizer = checkpoint.tokenizer(config.vocabulary)
-    return DeepseekModel(checkpoint.path, config, load_weights(checkpoint, config, dtype), tokenizer, dtype)
+    weights = load_weights(Loader(str(checkpoint.path), checkpoint.tensors, NAMES, dtype), config)
+    return DeepseekModel(checkpoint.path, config, weights, tokenizer, dtype)

@@ -30,6 +30,7 @@ from .weights import AttentionWeights, DenseWeights, MixtureWeights
 
 if TYPE_CHECKING:
     from .model import DeepseekModel
+    from .untrained import Untrained
 
 Array = np.ndarray[Any, np.dtype[Any]]
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
@@ -39,7 +40,7 @@ class Session(BaseSession):
     """One conversation with a DeepSeek model."""
 
     def __init__(
-        self, model: DeepseekModel, context: int | None = None, *, cache_dtype: str = "f32",
+        self, model: DeepseekModel | Untrained, context: int | None = None, *, cache_dtype: str = "f32",
         threads: int | None = None, interpret: bool = False,
     ) -> None:
         """As BaseSession has it; cache_dtype is that of the latent vectors and of the shared keys."""

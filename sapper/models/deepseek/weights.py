@@ -1,9 +1,9 @@
 """The weights of a DeepSeek model, in the layout that its kernels take.
 
-In: a checkpoint, and a config. Out: `DeepseekWeights`. Holds: matrices and vectors are as `Loader` makes them; the rows
-that make turned features are in the order of the half-split rotary pairing, which changes no score, as queries and keys
-are reordered alike; a layer's shared experts stand behind its routed ones, each of the same size, as experts that every
-token takes with weight 1.
+In: a loader with NAMES, and a config. Out: `DeepseekWeights`. Holds: matrices and vectors are as `Loader` makes them;
+the rows that make turned features are in the order of the half-split rotary pairing, which changes no score, as queries
+and keys are reordered alike; a layer's shared experts stand behind its routed ones, each of the same size, as experts
+that every token takes with weight 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import Checkpoint
 from ..linear import Dense, Experts, Matrix
 from ..weights import Loader, Order, Use, half_split_rows
 from .config import DeepseekConfig, Mixture
@@ -114,7 +113,7 @@ class DeepseekWeights:
 
     @property
     def step_size(self) -> int:
-        """Weights that one token meets in the layers; the logits are left out."""
+        """Weights that one token of a prompt meets: those of the layers, where all go but the last."""
         count = 0
         for layer in self.layers:
             one = layer.attention
@@ -141,12 +140,11 @@ NAMES = {
 }
 
 
-def load_weights(checkpoint: Checkpoint, config: DeepseekConfig, dtype: str) -> DeepseekWeights:
-    """Read and lay out all weights. dtype: of the matrices, one of FORMS; routers stay in f32.
+def load_weights(loader: Loader, config: DeepseekConfig) -> DeepseekWeights:
+    """Read and lay out all weights; routers stay in f32.
 
     Raises ModelError for a tensor that is missing, of the wrong shape, or of a format that cannot be read.
     """
-    loader = Loader(str(checkpoint.path), checkpoint.tensors, NAMES, dtype)
     layers = []
     for i in range(config.layers):
         attention = _attention(loader, config, i)
@@ -194,6 +192,9 @@ def _experts(loader: Loader, config: DeepseekConfig, mixture: Mixture, layer: in
     gain = loader.vector("feed_forward_gain", features, layer)
     router = loader.wide("router", mixture.experts, features, layer)
     bias = loader.vector("router_bias", mixture.experts, layer) if mixture.sigmoid else None
+    for expert in range(mixture.experts):  # Before memory is taken for so many.
+        for role, shape in (("gate", (hidden, features)), ("up", (hidden, features)), ("down", (features, hidden))):
+            loader.entry(f"expert_{role}", shape, layer, expert)
 
     def rows_of(role: str) -> Callable[[int], Array]:
         """An expert's matrix [hidden, features]; the shared ones have their rows one after the other."""
