@@ -219,7 +219,7 @@ class GroupLowering(MatrixLowering):
         self.effect("s_store", [self.value(0), self.value(own)], dtype=i32, near=True)
         first = self.emit(0, "s_cmp", [self.warp(), self.value(0)], S64, cond="eq")
         multiplying = self.groups * group.group_warps
-        self._branch(first, lambda: self._start_signals(group, multiplying), lambda: None)
+        self._fork(first, lambda: self._start_signals(group, multiplying), lambda: None)
         self.effect("sync_warps", [])
         more, fewer = self._budgets(group)
 
@@ -233,10 +233,10 @@ class GroupLowering(MatrixLowering):
             self.multiplies = False
             if fewer:
                 self.effect("register_budget", [], registers=fewer, more=False)
-            self._branch(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="eq"), body,
+            self._fork(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="eq"), body,
                          lambda: None)
 
-        self._branch(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="lt"), multiply, copy)
+        self._fork(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="lt"), multiply, copy)
 
     def _lay_out(self, group: MatrixGroup) -> None:
         """The places in near memory."""
@@ -300,7 +300,7 @@ class GroupLowering(MatrixLowering):
         rest = group.registers - group.copy_warps * self.lanes * group.copy_registers
         return rest // (self.groups * threads) // REGISTER_GRANULE * REGISTER_GRANULE, group.copy_registers
 
-    def _branch(self, condition: Value, then: Callable[[], None], other: Callable[[], None]) -> None:
+    def _fork(self, condition: Value, then: Callable[[], None], other: Callable[[], None]) -> None:
         blocks = []
         for body in (then, other):
             self.enter(Block())
