@@ -319,10 +319,12 @@ class GroupLowering(MatrixLowering):
         assert group is not None
         own = self.add(self.near(), self.add(self.counters_at, self.mul(self.warp(), COUNTER_BYTES)))
         counter = self.emit(self.depth, "s_load", [self.value(own)], S64, dtype=i32, near=True)
+        starts = {found.rows: row, found.columns: column}
+        sums: list[Value] = []
         if self.multiplies:
-            counter, sums = self._multiply_tile(group, found, counter, {found.rows: row, found.columns: column})
+            counter, sums = self._multiply_tile(group, found, counter, starts)
         else:
-            counter, sums = self._copy_tile(group, found, counter, {found.rows: row, found.columns: column}), []
+            counter = self._copy_tile(group, found, counter, starts)
         self.effect("s_store", [counter, self.value(own)], dtype=i32, near=True)
         if self.multiplies:
             self._store_sums(group, walk, found, sums, row, column)
@@ -336,7 +338,7 @@ class GroupLowering(MatrixLowering):
     def _signal(self, stage: Scalar) -> Value:
         return self.value(self.add(self.near(), self.mul(stage, SIGNAL_BYTES)))
 
-    def _depth_loop(self, found: MatrixWalk, group: MatrixGroup, carried: list[Value],
+    def _depth_loop(self, found: MatrixWalk, carried: list[Value],
                     body: Callable[[Value, list[Value]], list[Value]]) -> list[Value]:
         deep = self.open[found.depth]
         first, last = self.value(deep.offset), self.value(self.add(deep.offset, deep.extent))
@@ -344,9 +346,8 @@ class GroupLowering(MatrixLowering):
         self.enter(block)
         self.effect("yield", body(block.arguments[0], list(block.arguments[1:])))
         self.leave()
-        loop = Op("loop", [first, last, *carried], [v.type for v in carried], {"step": self.deep,
-                                                                             "label": found.depth}, [block],
-                  self.location)
+        loop = Op("loop", [first, last, *carried], [v.type for v in carried],
+                  {"step": self.deep, "label": found.depth}, [block], self.location)
         self.finish(loop)
         return list(loop.results)
 
@@ -370,7 +371,7 @@ class GroupLowering(MatrixLowering):
                                 signal_disp=self.full_at)
             return [self.value(following)]
 
-        return self._depth_loop(found, group, [counter], body)[0]
+        return self._depth_loop(found, [counter], body)[0]
 
     def _coordinates_of(self, op: Op, at: dict[str, Value]) -> list[Value]:
         made = []
@@ -393,7 +394,7 @@ class GroupLowering(MatrixLowering):
 
         def body(here: Value, carried: list[Value]) -> list[Value]:
             counter, *sums = carried
-            scales = self._scales(found, {**starts, found.depth: here}, group)    # they arrive meanwhile
+            scales = self._scales(found, {**starts, found.depth: here}, group)    # on their way while products are made
             stage = self._stage_of(group, counter)
             self.effect("signal_wait", [self._signal(stage), self.value(self._parity_of(group, counter))],
                         disp=self.full_at)
@@ -423,7 +424,7 @@ class GroupLowering(MatrixLowering):
             return [self.value(self.add(counter, 1)), *sums]
 
         zeros = [self.constant(0.0, f32)] * (each * len(right))
-        counter, *sums = self._depth_loop(found, group, [counter, *zeros], body)
+        counter, *sums = self._depth_loop(found, [counter, *zeros], body)
         return counter, sums if self.narrow else self._all_done(sums)
 
     def _all_done(self, sums: list[Value]) -> list[Value]:
