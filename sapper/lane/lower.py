@@ -107,12 +107,17 @@ def has_wide_rows(function: Function) -> bool:
 
 def lower(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
     """Lower a canonical tile IR function. Raises LoweringError for an element type that no register row holds."""
+    return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
+
+
+def check_dtypes(function: Function, taken: frozenset[Op]) -> None:
+    """Raises LoweringError for a value that no register row holds. taken: loads that matrix instructions read."""
     for op in function.walk():
         for value in op.results:
-            if isinstance(value.type, TileType) and not value.type.dtype.compute:
+            if isinstance(value.type, TileType) and not value.type.dtype.compute and op not in taken:
                 raise LoweringError(f"found a value of {value.type.dtype.name}; expected a type that can be computed "
-                                    "with: fp8 and i4 run under the interpreter only; mend: hold it as bf16 or i8", op)
-    return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
+                                    "with: i4 runs under the interpreter only, fp8 there and in contractions on "
+                                    "sm_90a; mend: hold it as bf16 or i8", op)
 
 
 def _parts(function: Function, specialization: Specialization) -> Function:
@@ -231,6 +236,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         lowered = Function(self.function.name, "lane", self.function.location)
         lowered.body = self.entry
         self.find_matrix_walk()
+        check_dtypes(self.function, frozenset(self.near_loads()))
         for number, part in enumerate(self._parts()):
             if number:
                 self.effect("barrier", [])

@@ -43,21 +43,24 @@ class MatrixUnit:
 
 @dataclass(frozen=True, slots=True)
 class MatrixGroup:
-    """How contractions run on matrix instructions of 64 x N x 16 elements that a group of warps issues together and
-    that read both operands in near memory, where other warps have boxes of them copied, some stages ahead.
+    """How contractions run on matrix instructions of 64 x N elements, 32 bytes deep, that a group of warps issues
+    together and that read both operands in near memory, where other warps have boxes of them copied, some stages ahead.
 
-    dtypes: of the elements. group_warps, group_rows: of a group. shapes: (groups, columns) of a worker's tile, the
-    largest first; the model takes the first of which there is one for each of `workers`. depth: of a stage. stages:
-    how many there are, a power of two: their number is some bits of a counter. copy_warps: those beside the groups.
-    copy_registers: of each of their threads, where several groups need what is left of `registers`. near_bytes: of a
-    worker at most.
+    dtypes: of the elements. narrow_dtypes: of those of 8 bits, whose sums are added up in f32 after each stage, times
+    scales of blocks of the depth; tiles then have narrow_columns at most, as both sums need registers. group_warps,
+    group_rows: of a group. shapes: (groups, columns) of a worker's tile, the largest first; the model takes the first
+    of which there is one for each of `workers`. depth_bytes: of a stage. stages: how many there are, a power of two:
+    their number is some bits of a counter. copy_warps: those beside the groups. copy_registers: of each of their
+    threads, where several groups need what is left of `registers`. near_bytes: of a worker at most.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
+    narrow_dtypes: tuple[str, ...] = ("f8e4m3",)
+    narrow_columns: int = 128
     group_warps: int = 4
     group_rows: int = 64
     shapes: tuple[tuple[int, int], ...] = ((2, 256), (2, 128), (1, 128), (1, 64))
-    depth: int = 64
+    depth_bytes: int = 128
     stages: int = 4
     copy_warps: int = 4
     copy_registers: int = 24
