@@ -41,6 +41,11 @@ class Workspace:
             self._wide[place] = empty((rows * columns,))
         return self._wide[place][: rows * columns].reshape(rows, columns)
 
+    def arrays(self) -> dict[str, Array]:
+        """Its memory, by name."""
+        return {"normed vector": self.normed, "block sums": self.sums,
+                **{f"wide {place}": wide for place, wide in enumerate(self._wide)}}
+
 
 class Matrix(Protocol):
     """Weights [rows, columns] and what can be done with them. x, y, gain, residual are vectors in f32."""

@@ -38,7 +38,8 @@ Sections = list[tuple[str, Steps]]
 class Session:
     """One conversation with a model.
 
-    position: tokens fed so far. logits [vocabulary], f32: after `feed`, for the token that comes next.
+    position: tokens fed so far. logits [vocabulary], f32: after `feed`, for the token that comes next. picked [1], i32:
+    the token that `pick` chose.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Session:
         self._work = Workspace(max(config.features, config.hidden, config.heads * config.head_features))
         self._token = empty((1,), np.dtype(np.int32))
         self.logits = empty((config.vocabulary,), np.dtype(np.float32))
-        self._picked = empty((1,), np.dtype(np.int32))
+        self.picked = empty((1,), np.dtype(np.int32))
         self._candidates: tuple[Array, Array] | None = None
         self.chunk = min(CHUNK, self.context)
         self._make_buffers(self.chunk)
@@ -214,6 +215,22 @@ class Session:
         self._prefill(count=count, position=self.position)
         self.position += count
 
+    # ---- what the programs work on, by name
+
+    def cache_arrays(self) -> dict[str, Array]:
+        """The memory that lasts from one run of a program to the next."""
+        return {f"layer {i} {part}": cache for part, caches in (("keys", self._keys), ("values", self._values))
+                for i, cache in enumerate(caches)}
+
+    def arrays(self) -> dict[str, Array]:
+        """Inputs, outputs, tables, activations and the cache; `tokens`, `last` and `token` are set before a run."""
+        return {
+            "tokens": self._tokens, "last": self._last, "token": self._token, "logits": self.logits,
+            "picked": self.picked, "cosine": self._cosine, "sine": self._sine, "x": self._x, "y": self._y,
+            "normed": self._normed, "qkv": self._qkv, "turned": self._turned, "mixed": self._mixed,
+            "hidden": self._hidden, **self._work.arrays(), **self.cache_arrays(),
+        }
+
     # ---- choosing a token
 
     def pick(self, temperature: float = 0.0, top_k: int = 40, u: float = 0.0) -> int:
@@ -228,12 +245,12 @@ class Session:
                 "temperature >= 0, top_k >= 1, u in [0, 1)",
             )
         if temperature == 0.0:
-            sampling.argmax_rows(self.logits.reshape(1, -1), self._picked, **self._options)
-            return int(self._picked[0])
+            sampling.argmax_rows(self.logits.reshape(1, -1), self.picked, **self._options)
+            return int(self.picked[0])
         count = min(top_k, vocabulary)
         if self._candidates is None or len(self._candidates[0]) != count:
             self._candidates = empty((count,), np.dtype(np.float32)), empty((count,), np.dtype(np.int32))
         values, indices = self._candidates
         sampling.top_k(self.logits, values, indices, **self._options)
-        sampling.sample_top_k(values, indices, temperature, u, self._picked, **self._options)
-        return int(self._picked[0])
+        sampling.sample_top_k(values, indices, temperature, u, self.picked, **self._options)
+        return int(self.picked[0])
