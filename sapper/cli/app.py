@@ -451,6 +451,39 @@ def generate(
 
 
 @app.command()
+def tune(
+    kernel: Annotated[
+        str | None, typer.Argument(metavar="[FILE.py:KERNEL|NAME]", help="A kernel of a file or of the library.")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option("--shape", "--dims", help="Extents: M=512,N=512. Default: the kernel's own cases.")
+    ] = None,
+    budget: Annotated[str, typer.Option("--budget", help="Time for each shape: 60s, 5m.")] = "60s",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: all cores.")] = None,
+    cold: Annotated[bool, typer.Option("--cold", help="Large operands come from memory, as weights do.")] = False,
+    database: Annotated[
+        str | None, typer.Option("--database", metavar="FILE", help="Of trials; default: in the cache directory.")
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Show what was found so far.")] = False,
+    export: Annotated[str | None, typer.Option("--export", metavar="FILE", help="Write all results to a file.")] = None,
+    import_from: Annotated[str | None, typer.Option("--import", metavar="FILE", help="Read such a file.")] = None,
+    json: Json = False,
+) -> None:
+    """Search for a faster schedule than the model's; calls use it from then on. Ctrl-C loses nothing.
+
+    \b
+    Examples:
+      sapper tune matmul_nn_f32 --shape M=512,N=512,K=512 --threads 1
+      sapper tune my.py:f --shape M=1000,N=64 --budget 5m
+      sapper tune --report
+      sapper tune --export found.json
+    """
+    from .tune import run_tune
+
+    raise typer.Exit(run_tune(kernel, shape, budget, threads, cold, database, report, export, import_from, json))
+
+
+@app.command()
 def bench(
     suite: Annotated[str, typer.Argument(help="Which suite; all of them by default.")] = "all",
     threads: Annotated[int | None, typer.Option("--threads", help="Workers; default: one, and then all cores.")] = None,

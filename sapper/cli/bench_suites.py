@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
+from time import perf_counter, thread_time
 from typing import Any
 
 SUITES = ("peaks", "call", "compile", "matmul", "matvec", "rows", "attention", "others", "model", "all")
@@ -21,8 +22,6 @@ PEERS = ("numpy", "torch", "llama")
 FLOOR_READ, FLOOR_COPY = "(read)", "(copy)"
 CHECK_BYTES = 64 << 20
 """Results of cases up to this size are compared with the reference before they are timed."""
-LARGE_SHARE = 16
-"""Arrays of at least this part of a case's bytes are its weights: they are copied where a case shall be cold."""
 QUICK_SCALE = 0.5
 SETTLE_S = 0.012
 """Longer than the threads of a peer spin after its work: OpenMP's for about 5 ms, OpenBLAS's as told by the next."""
@@ -101,9 +100,10 @@ class Settings:
         from ..tune.measure import measure
 
         settle_s = SETTLE_S if threads > 1 and len(contestants) > 1 else 0.0
+        clock = thread_time if threads == 1 else perf_counter
         if self.quick:
-            return measure(contestants, sample_s=5e-4, budget_s=0.05, rounds=3, settle_s=settle_s)
-        return measure(contestants, settle_s=settle_s)
+            return measure(contestants, sample_s=5e-4, budget_s=0.05, rounds=3, settle_s=settle_s, clock=clock)
+        return measure(contestants, settle_s=settle_s, clock=clock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,42 +154,14 @@ def jobs_of(suite: str, quick: bool) -> list[Job]:
 
 
 def _suite_of(module: str) -> str:
-    if module in ("matmul", "matvec", "attention"):
+    if module in ("matmul", "integer"):
+        return "matmul"
+    if module in ("matvec", "attention"):
         return module
     return "rows" if module in ("softmax", "norm", "activation") else "others"
 
 
 # -------------------------------------------------------------------------------------------------------- library cases
-
-
-def placed(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arguments with every array in memory of the runtime: aligned, on huge pages where it is large."""
-    import numpy
-
-    from ..runtime.buffers import empty
-
-    result: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if isinstance(value, numpy.ndarray):
-            copy = empty(value.shape, value.dtype)
-            copy[...] = value
-            value = copy
-        result[name] = value
-    return result
-
-
-def copies(arguments: dict[str, Any], cold: bool, cache_bytes: int) -> list[dict[str, Any]]:
-    """The arguments, and where they shall be cold as many more with large arrays of their own as outlast the cache."""
-    import numpy
-
-    from ..tune.measure import copies_to_be_cold
-
-    if not cold:
-        return [arguments]
-    sizes = {name: a.nbytes for name, a in arguments.items() if isinstance(a, numpy.ndarray)}
-    large = {name for name, size in sizes.items() if LARGE_SHARE * size >= sum(sizes.values())}
-    count = copies_to_be_cold(sum(sizes[name] for name in large), cache_bytes)
-    return [arguments, *({**arguments, **placed({n: arguments[n] for n in large})} for _ in range(count - 1))]
 
 
 def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
@@ -199,6 +171,7 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
     from ..runtime.launch import prepare
     from ..targets.x86_64.detect import host_target
     from ..tune.measure import rotating
+    from ..tune.operands import copies, placed
 
     entry, case = job.entry, job.case
     arguments = placed(entry.make_arguments(numpy.random.default_rng(1), case.shape))
@@ -224,9 +197,9 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
     peaks = settings.peaks(threads)
     level = "DRAM" if job.cold else peaks.level(size_bytes)
     timings, peaks = with_floor(contestants, level, written > 0, peaks, threads, settings)
-    floor_s = peaks.floor_s(case.flops, size_bytes - written, written, level)
-    by_flops = case.flops / peaks.f32_flops >= floor_s
-    work, unit = (case.flops, "GFLOP/s") if by_flops else (case.bytes, "GB/s")
+    floor_s = peaks.floor_s(case.flops, size_bytes - written, written, level, entry.products)
+    by_flops = case.flops / peaks.arithmetic(entry.products) >= floor_s
+    work, unit = (case.flops, "GOP/s" if entry.products == "i8" else "GFLOP/s") if by_flops else (case.bytes, "GB/s")
     return rows_of(entry.name, entry.dtype, case.label, threads, timings, floor_s, work / 1e9, unit)
 
 
@@ -457,9 +430,10 @@ def _compile_times(entry: Any, directory: str) -> tuple[float, float]:
     seconds = []
     for _ in range(2):
         launcher = Launcher(entry.kernel, {})
-        wanted = specialise(launcher.signature, launcher.signature.bind(arguments), launcher.static)
+        binding = launcher.signature.bind(arguments)
+        wanted = specialise(launcher.signature, binding, launcher.static)
         start = time.perf_counter()
-        launcher.get_compiled(wanted)
+        launcher.get_compiled(wanted, binding.dims)
         seconds.append(time.perf_counter() - start)
     return seconds[0], seconds[1]
 

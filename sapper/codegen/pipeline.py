@@ -76,7 +76,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  l2_bytes=target.l2_bytes, l3_bytes=target.l3_bytes, fma_latency=target.fma_latency,
                  wide_lanes=target.wide_lanes, indexed_addresses=target.indexed_addresses,
                  software_prefetch=target.software_prefetch, transposes_by_scatter=target.lanes_are_threads,
-                 matrix=target.matrix, family=target.family if by_hand else "",
+                 matrix=target.matrix, dots=target.dots, family=target.family if by_hand else "",
                  features=target.features if by_hand else frozenset())
 
 

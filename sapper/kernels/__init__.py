@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .record import LibraryKernel
 
-MODULES = ("add", "softmax", "norm", "embedding", "rope", "activation", "matmul", "matvec", "quantized", "attention",
-           "sampling")
+MODULES = ("add", "softmax", "norm", "embedding", "rope", "activation", "matmul", "integer", "matvec", "quantized",
+           "attention", "sampling")
 """The modules with a `KERNELS` tuple, in the order in which `library` lists them."""
 
 

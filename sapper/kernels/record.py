@@ -61,6 +61,7 @@ class LibraryKernel:
     tolerance: of the outputs.
     cases: shapes to time. check_shapes: small, ragged and empty shapes to check.
     dtype: what the case is called in tables: the type of the weights, or else of the activations.
+    products: of which type its products are, and so which peak bounds it: "f32", "bf16" or "i8".
     peers: name ("numpy", "torch") -> function that takes the arguments and returns a closure to be timed, which
         does the same work into its own output.
     """
@@ -73,6 +74,7 @@ class LibraryKernel:
     cases: tuple[Case, ...]
     check_shapes: tuple[dict[str, int], ...]
     dtype: str = "f32"
+    products: str = "f32"
     peers: dict[str, Callable[[Arguments], Callable[[], Any]]] = field(default_factory=dict)
 
     def compare(self, arguments: Arguments, expected: Mapping[str, Array]) -> str | None:

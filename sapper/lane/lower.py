@@ -96,10 +96,10 @@ def lower(function: Function, schedule: Schedule, facts: Facts, specialization: 
             if isinstance(value.type, TileType) and not value.type.dtype.compute:
                 raise LoweringError(f"found a value of {value.type.dtype.name}; expected a type that can be computed "
                                     "with: fp8 and i4 run under the interpreter only; mend: hold it as bf16 or i8", op)
-    return Lowering(function, schedule, facts, specialization, _lanes(function, facts)).run()
+    return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
 
 
-def _lanes(function: Function, facts: Facts) -> int:
+def lanes_of(function: Function, facts: Facts) -> int:
     """Lanes of a row: fewer on most targets where the function has 64-bit elements."""
     return facts.lanes_of_wide_rows if has_wide_rows(function) else facts.lanes
 
@@ -111,7 +111,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     A walk that is lowered several times, once for each tail, is reported where it holds the most registers.
     """
     found: dict[Op, Layout] = {}
-    lanes = _lanes(function, facts)
+    lanes = lanes_of(function, facts)
 
     class Recording(Lowering):
         def choose(self, walk: Walk) -> WalkChoice:

@@ -7,11 +7,14 @@ again and again are staged; results too large for the caches are stored past the
 
 from __future__ import annotations
 
+from math import prod
+
 from ..ir.nodes import Function, Op, Value
-from ..ir.types import TileType
-from ..tile.plan import COSTLY, Walk
+from ..ir.types import TileType, bf16, u8
+from ..tile.plan import COSTLY, Walk, axes_of
 from ..tile.schedule import Facts, Schedule, ScheduleError, Specialization
-from .state import Capacity, Scalar, element_bytes
+from .packed import DOTS, Dot, Packing, Term
+from .state import Capacity, Scalar, element_bytes, row_dtype
 from .walk import WalkChoice, WalkLowering
 
 ADDRESSED_ROWS = 8
@@ -116,6 +119,17 @@ class Model(WalkLowering):
         lane = bound_lane
         if lane is None and loops:
             lane = self.schedule.lane if self.schedule.lane in loops else self._lane(walk, loops, contraction)
+        packing = self._packing(walk, lane)
+        with self.packed(packing):
+            choice = self._choose(walk, loops, lane, contraction)
+        if packing is not None:
+            if self._serves(packing, lane, choice.staged):
+                choice.packing = packing
+            else:
+                choice = self._choose(walk, loops, lane, contraction)
+        return choice
+
+    def _choose(self, walk: Walk, loops: list[str], lane: str | None, contraction: bool) -> WalkChoice:
         counts = self._counts(walk, loops, lane, contraction)
         for axis in loops:
             forced = self.schedule.registers.get(axis)
@@ -126,9 +140,71 @@ class Model(WalkLowering):
         order = self._order(walk, [a for a in loops if a in walk.outer], lane, contraction)
         reduced = [a for a in walk.reduced if a in loops]
         reduced.sort(key=lambda a: a == lane)
-        staged = self._staged(walk, lane, counts, contraction)
+        staged = self._staged(walk, lane, counts, order, contraction)
         return WalkChoice(lane, counts, order, reduced, staged, self._prefetched(walk, lane, order, reduced),
                           self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order))
+
+    def _packing(self, walk: Walk, lane: str | None) -> Packing | None:
+        """How a walk of contractions of narrow operands could run on packed dot products, as far as types say."""
+        if not walk.reductions or walk.inner or len(walk.reduced) != 1 or walk.reduced[0] not in self.open:
+            return None
+        (depth,) = walk.reduced
+        elements = self.open[depth]
+        dots = {self._dot_of(op, depth) for op in walk.reductions}
+        dot = dots.pop()
+        if dot is None or dots or self.extent_hint(depth) < dot.elements:
+            return None
+        return Packing(dot, depth, elements, {op: self._term(op, lane, depth) for op in walk.reductions})
+
+    def _dot_of(self, op: Op, depth: str) -> Dot | None:
+        """The packed dot product for a contraction of two loads."""
+        if op.name != "contract":
+            return None
+        for value in op.operands:
+            load = value.op
+            if (load is None or load.name != "load" or value in self.rows or value in self.buffers
+                    or depth not in value.type.axes or self.access(load).gathers):  # type: ignore[union-attr]
+                return None
+        dtypes = {v.type.dtype for v in op.operands}  # type: ignore[union-attr]
+        result = row_dtype(op.result.type.dtype)  # type: ignore[union-attr]
+        return next((dot for dot in DOTS if dot.name in self.facts.dots and dtypes <= set(dot.dtypes)
+                     and dot.result is result), None)
+
+    def _term(self, op: Op, lane: str | None, depth: str) -> Term:
+        """Of two operands of one sign that is turned which does not span the lanes: the sums that mend it then serve
+        all rows; along the lanes, the longer one: they are then few."""
+        unsigned = [v.type.dtype is u8 for v in op.operands]  # type: ignore[union-attr]
+        if op.operands[0].type.dtype is bf16:  # type: ignore[union-attr]
+            return Term()
+        if unsigned[0] != unsigned[1]:
+            return Term(unsigned.index(True))
+        spans = [lane in v.type.axes for v in op.operands]  # type: ignore[union-attr]
+        turned = spans.index(False) if False in spans else 0
+        if lane == depth:
+            rows = [self._extent(v, depth) for v in op.operands]
+            turned = int(rows[1] > rows[0])
+        return Term(1 - turned if unsigned[0] else turned, turned)
+
+    def _extent(self, value: Value, depth: str) -> int:
+        """Typical number of elements of a value at one place of an axis."""
+        return prod(self.extent_hint(a) for a in axes_of(value) if a != depth)
+
+    def _serves(self, packing: Packing, lane: str | None, staged: list[Op]) -> bool:
+        """Whether slots of all operands can be had: those that lie in memory as slots, or beside each other along the
+        lanes, or are copied. An operand is turned for all or none of the contractions that read it."""
+        turned: dict[Op, bool] = {}
+        for op, term in packing.terms.items():
+            for number, value in enumerate(op.operands):
+                load = value.op
+                assert load is not None
+                if turned.setdefault(load, term.turned == number) != (term.turned == number):
+                    return False
+                access = self.access(load)
+                size = element_bytes(access.dtype)
+                joined = lane != packing.depth and (load in staged or access.axes.get(lane or "") == size)
+                if access.axes[packing.depth] != size and not joined:
+                    return False
+        return True
 
     def _lane(self, walk: Walk, loops: list[str], contraction: bool) -> str:
         """The cheapest lane axis, by the cost of its accesses in each row of the walk."""
@@ -236,7 +312,7 @@ class Model(WalkLowering):
         """Rows of matrices times a vector held at once: 8, or 4 if only then this block and the next fit L1."""
         rows = [op for op in self.reads(walk) if {axis, lane} <= set(op.result.type.axes)]  # type: ignore[union-attr]
         bytes_of_row = sum(element_bytes(self.access(op).dtype) for op in rows)
-        bytes_of_row *= self.extent_hint(lane) if lane is not None else 1
+        bytes_of_row *= self.extent_hint(lane) * self.slot_elements if lane is not None else 1
         return 4 if 4 * bytes_of_row < self.facts.l1_bytes // 2 <= 8 * bytes_of_row else 8
 
     def _fit(self, axis: str, count: int, lane: bool) -> int:
@@ -268,7 +344,8 @@ class Model(WalkLowering):
         forced = [a for a in self.schedule.order if a in outer]
         return forced + [a for a in order if a not in forced]
 
-    def _staged(self, walk: Walk, lane: str | None, counts: dict[str, int], contraction: bool) -> list[Op]:
+    def _staged(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str],
+                contraction: bool) -> list[Op]:
         if not contraction or lane is None or lane not in walk.outer or lane not in self.open:
             return []
         loops = [a for a in walk.outer if a in self.open and a != lane]
@@ -293,8 +370,18 @@ class Model(WalkLowering):
                 if value in self.buffers or depth_axis not in axes or open_axes - {depth_axis, lane, row_axis}:
                     continue
                 again = self._is_bounded(row_axis) and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes
-                if (lane in axes and row_axis not in axes) or (row_axis in axes and lane not in axes and again):
+                # Rows are copied in blocks of as many steps of depth as there are lanes, and no step may cross two.
+                whole = self.stages_columns(op, row_axis, counts) or self.lanes % counts[depth_axis] == 0
+                panel, rows = lane in axes and row_axis not in axes, row_axis in axes and lane not in axes
+                if panel or (rows and again and whole):
                     staged.append(op)
+        if staged and order[0] != lane:
+            # A panel is a piece of the lane axis: inside a loop over rows it would be copied again for each of them.
+            if self.schedule.stage:
+                raise ScheduleError(f"schedule of {self.function.name}: stage {', '.join(self.schedule.stage)} with "
+                                    f"order {' '.join(order)}; expected the lane axis {lane} outermost where operands "
+                                    "are staged; mend: leave out order, or stage")
+            return []
         return staged
 
     def _rolled(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str]) -> str | None:

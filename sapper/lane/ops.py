@@ -112,7 +112,8 @@ LANE_OPS = OpTable("lane", [
                            "the same byte unless a load of it lies between them"),
     OpSpec("prefetch", (1, 2), (0, 0), optional=(*_ADDRESS, "level"), pure=False, doc="hint; level 1, 2 or 3"),
     # Packed dot products.
-    OpSpec("dot2_bf16", (3, 3), doc="acc (f32), a, b (b32, two bf16 each): acc + a0 * b0 + a1 * b1"),
+    OpSpec("dot2_bf16", (3, 3), doc="acc (f32), a, b (b32, two bf16 each): acc + a1 * b1 + a0 * b0, each "
+                                 "product added with one rounding; denormals are zero on the way in and out"),
     OpSpec("dot4_u8i8", (3, 3), doc="acc (i32), a (b32, four u8), b (b32, four i8): acc + sum a * b, wrapping"),
     # Several warps, near memory, matrix instructions.
     OpSpec("warp", (0, 0), doc="index of this warp in its worker, from 0"),

@@ -487,9 +487,16 @@ class RowEvaluation(State):
 
     def _fetch(self, access: Access, value: Value, at: dict[str, int], level: int, mask: Value | None,
                padded: bool = False) -> Value:
-        """padded: consecutive elements past the edge may be touched, so that no mask is needed there."""
         dtype = value.type.dtype  # type: ignore[union-attr]
-        to = i32 if dtype is bool_ else row_dtype(dtype)
+        row = self.fetch_row(access, i32 if dtype is bool_ else row_dtype(dtype), at, level, mask, padded)
+        if dtype is bool_:
+            return self.emit(level, "cmp", [row, self.constant(0, i32)], MASK, cond="ne")
+        return row
+
+    def fetch_row(self, access: Access, to: DType, at: dict[str, int], level: int, mask: Value | None,
+                  padded: bool = False) -> Value:
+        """A row of `to` from memory. padded: consecutive elements past the edge may be touched, so that no mask is
+        needed there."""
         stride = self.lane_stride(access.axes)
         operands, attributes = self.address(access, at)
         masked = [mask] if mask is not None else []
@@ -499,17 +506,13 @@ class RowEvaluation(State):
             if attributes["indexed"]:
                 scaled = self.mul(operands[1], attributes["scale"])
                 base = self.value(self.add(base, scaled))
-            row = self.emit(level, "gather", [base, offsets, *masked], RowType(to), dtype=access.dtype, scale=1,
-                            disp=attributes["disp"], masked=bool(masked), **self._nearness(access))
-        elif stride == 0:
-            row = self.emit(level, "load_splat", operands, RowType(to), dtype=access.dtype, **attributes)
-        else:
-            masked = [] if padded else masked
-            row = self.emit(level, "load", [*operands, *masked], RowType(to), dtype=access.dtype, masked=bool(masked),
-                            **attributes)
-        if dtype is bool_:
-            return self.emit(level, "cmp", [row, self.constant(0, i32)], MASK, cond="ne")
-        return row
+            return self.emit(level, "gather", [base, offsets, *masked], RowType(to), dtype=access.dtype, scale=1,
+                             disp=attributes["disp"], masked=bool(masked), **self._nearness(access))
+        if stride == 0:
+            return self.emit(level, "load_splat", operands, RowType(to), dtype=access.dtype, **attributes)
+        masked = [] if padded else masked
+        return self.emit(level, "load", [*operands, *masked], RowType(to), dtype=access.dtype, masked=bool(masked),
+                         **attributes)
 
     @staticmethod
     def _nearness(access: Access) -> dict[str, bool]:
@@ -540,7 +543,7 @@ class RowEvaluation(State):
 
     def put(self, access: Access, row: Value, dtype: DType, at: dict[str, int], axes: tuple[str, ...],
             streaming: bool = False, padded: bool = False, disjoint: bool = False) -> None:
-        """Store the row of a value that spans `axes`. padded: as for `_fetch`. disjoint: see the op scatter."""
+        """Store the row of a value that spans `axes`. padded: as for `fetch_row`. disjoint: see the op scatter."""
         if dtype is bool_:
             row = self.emit(self.depth, "mask_to_row", [row], ROW_I32)
         spans = [a for a in axes if self.bound[a].lane]

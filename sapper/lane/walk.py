@@ -7,14 +7,15 @@ ones: a register axis ends in single rows, a lane axis in masked rows, so no mai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, S64, DType, RowType, TileType, bool_, f32, f64, i32
+from ..ir.types import MASK, ROW_I32, S64, DType, RowType, TileType, bool_, f32, f64, i32, u8
 from ..tile.plan import Walk
-from .rows import LoweringError, RowEvaluation, Rows
+from .packed import PackedRows, Packing
+from .rows import LoweringError, Rows
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class WalkChoice:
     scratch memory before the first loop over an axis that they do not span. prefetched: loads of matrices that are
     read once, whose next rows are asked for early. joint: where the lane axis is reduced, the axis whose results come
     to lie side by side in the lanes. rolled: the axis along which what follows the reductions is a loop, not unrolled.
+    packing: packed dot products; counts of the contracted axis are then of slots.
     """
 
     lane: str | None
@@ -47,6 +49,7 @@ class WalkChoice:
     prefetched: list[Op] = field(default_factory=list)
     joint: str | None = None
     rolled: str | None = None
+    packing: Packing | None = None
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.
@@ -69,13 +72,24 @@ class WalkChoice:
 
 @dataclass(slots=True)
 class Accumulator:
-    """One reduction in flight. rows: (outer coordinates, slot) -> value row, and index row for argmax."""
+    """One reduction in flight. rows: (outer coordinates, chain) -> value row, and index row for argmax. errors: outer
+    coordinates of one operand -> what packed products of it are too large by (sapper/lane/packed.py)."""
 
     op: Op
     outer: list[tuple[int, ...]]
     slots: int
     rows: dict[tuple[tuple[int, ...], int], Value]
     indices: dict[tuple[tuple[int, ...], int], Value]
+    errors: dict[tuple[int, ...], Value] = field(default_factory=dict)
+
+    def carried(self) -> Carried:
+        return [*self.rows.values(), *self.indices.values(), *self.errors.values()]
+
+    def receive(self, values: Iterator[Value]) -> None:
+        """Take what `carried` gave, a round later."""
+        for held in (self.rows, self.indices, self.errors):
+            for key in held:
+                held[key] = next(values)  # type: ignore[index]
 
 
 @dataclass(slots=True)
@@ -90,7 +104,7 @@ class Behind:
     buffers: dict[Value, Access]
 
 
-class WalkLowering(RowEvaluation):
+class WalkLowering(PackedRows):
     """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`).
 
     near_bytes: size of L1. transposes_by_scatter: see Facts. block_loads: the loads of the block whose walks are being
@@ -204,6 +218,10 @@ class WalkLowering(RowEvaluation):
 
     def walk(self, walk: Walk) -> None:
         choice = self.choose(walk)
+        with self.packed(choice.packing):
+            self._walk(walk, choice)
+
+    def _walk(self, walk: Walk, choice: WalkChoice) -> None:
         pending = list(choice.staged)
 
         def outer(k: int) -> None:
@@ -234,9 +252,10 @@ class WalkLowering(RowEvaluation):
         if walk.reductions:
             slots = self._slots(walk, choice)
             accumulators = [self._start(op, slots) for op in walk.reductions]
-            carried = [v for a in accumulators for v in (*a.rows.values(), *a.indices.values())]
+            carried = [v for a in accumulators for v in a.carried()]
             carried = self._reduce(walk, choice, 0, accumulators, carried)
             self._unpack(accumulators, carried)
+            self._take_errors_off(accumulators)
             joint = choice.joint if choice.joint is not None and self.bound[choice.joint].count > 1 else None
             if joint is not None:
                 self._finish_jointly(walk, choice, accumulators, joint)
@@ -352,34 +371,77 @@ class WalkLowering(RowEvaluation):
         if kind.startswith("arg"):
             none = self.constant((1 << 31) - 1, i32)
             indices = dict.fromkeys(keys, none)
-        return Accumulator(op, points, slots, dict.fromkeys(keys, start), indices)
+        started = Accumulator(op, points, slots, dict.fromkeys(keys, start), indices)
+        straight = self.straight_operand(op)
+        if straight is not None:
+            panel = self.staged.get(straight)
+            if isinstance(panel, StagedPanel):
+                for point in points:
+                    started.rows[point, 0] = panel.start(dict(zip(t.axes, point, strict=True)), self.depth)
+            else:
+                axes = self._outer_axes(straight)
+                for at in self._coordinates(axes):
+                    started.errors[tuple(at[a] for a in axes)] = start
+        return started
 
     @staticmethod
     def _unpack(accumulators: list[Accumulator], carried: Carried) -> None:
         values = iter(carried)
         for a in accumulators:
-            for key in a.rows:
-                a.rows[key] = next(values)
-            for key in a.indices:
-                a.indices[key] = next(values)
+            a.receive(values)
+
+    def _outer_axes(self, load: Op) -> tuple[str, ...]:
+        """The axes of an operand of a packed contraction but for the contracted one."""
+        assert self.packing is not None
+        return tuple(a for a in load.result.type.axes if a != self.packing.depth)  # type: ignore[union-attr]
+
+    def _take_errors_off(self, accumulators: list[Accumulator]) -> None:
+        for a in accumulators:
+            straight = self.straight_operand(a.op)
+            if straight is None or not a.errors:
+                continue
+            axes, outer = a.op.result.type.axes, self._outer_axes(straight)  # type: ignore[union-attr]
+            for point in a.outer:
+                at = dict(zip(axes, point, strict=True))
+                row = a.rows[point, 0]
+                error = a.errors[tuple(at[axis] for axis in outer)]
+                a.rows[point, 0] = self.emit(self.depth, "sub", [row, error], row.type)
 
     def _reduce(self, walk: Walk, choice: WalkChoice, k: int, accumulators: list[Accumulator],
                 carried: Carried) -> Carried:
         if k < len(choice.reduced):
             axis = choice.reduced[k]
-            return self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried,
-                                  lambda values: self._reduce(walk, choice, k + 1, accumulators, values))
+            carried = self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried,
+                                     lambda values: self._reduce(walk, choice, k + 1, accumulators, values))
+            if self.packing is None:
+                return carried
+            with self.rest_of_depth() as any_left:
+                if any_left:
+                    plain = replace(choice, counts={**choice.counts, axis: 1}, prefetched=[])
+                    carried = self._reduce(walk, plain, k, accumulators, carried)
+            return carried
         self._unpack(accumulators, carried)
         for number, inner in enumerate(self._coordinates(walk.reduced)):
             for a in accumulators:
                 axes = a.op.result.type.axes  # type: ignore[union-attr]
                 for point in a.outer:
                     self._accumulate(a, point, number % a.slots, {**inner, **dict(zip(axes, point, strict=True))}, walk)
+                self._add_errors(a, inner)
         for op in choice.prefetched:
             self._prefetch(op, walk, choice)
         self._roots(walk.inner, walk)
         self._prefetch_next_rows(walk, choice)
-        return [v for a in accumulators for v in (*a.rows.values(), *a.indices.values())]
+        return [v for a in accumulators for v in a.carried()]
+
+    def _add_errors(self, a: Accumulator, inner: dict[str, int]) -> None:
+        straight = self.straight_operand(a.op)
+        if straight is None:
+            return
+        first = straight.result.type.dtype is u8  # type: ignore[union-attr]
+        axes = self._outer_axes(straight)
+        for point, error in a.errors.items():
+            row = self.slot_row(straight, {**inner, **dict(zip(axes, point, strict=True))}, False)
+            a.errors[point] = self.add_error(row, first, error)
 
     def _prefetch(self, op: Op, walk: Walk, choice: WalkChoice) -> None:
         """Ask for the block of rows after this one, line by line in the order of memory.
@@ -392,7 +454,7 @@ class WalkLowering(RowEvaluation):
         (depth_axis,) = walk.reduced
         access = self.access(op)
         rows, depth = self.bound[axis], self.bound[depth_axis]
-        size = element_bytes(access.dtype)
+        size = element_bytes(access.dtype) * self.slot_elements
         step_bytes = rows.count * depth.count * self.lanes * size
         block = self.add(access.base, self.mul(access.axes[axis], self.add(rows.offset, rows.count)))
         ahead = self.mul(self.sub(depth.offset, self.open[depth_axis].offset), rows.count * size)
@@ -412,6 +474,10 @@ class WalkLowering(RowEvaluation):
         for axis in walk.reduced:
             if self.bound[axis].lane:
                 mask = self.bound[axis].mask
+        if op.name == "contract" and self.packing is not None:
+            # Where a mask cuts the depth, both operands are 0, turned or not: nothing is added.
+            a.rows[key] = self.dot(op, at, old)
+            return
         if op.name == "contract":
             left, right = (self._contract_row(v, at, old) for v in op.operands)
             if old.type in (RowType(f32), RowType(f64)):
@@ -610,38 +676,68 @@ class WalkLowering(RowEvaluation):
         (depth_axis,) = [a for a in axes if a in walk.reduced]
         rows = [a for a in axes if a not in walk.reduced and a in self.open]
         if lane is not None and lane in axes:
-            self.staged[op] = self._stage_panel(op, lane, depth_axis, choice)
+            self.staged[op] = self._stage_panel(op, lane, depth_axis, walk, choice)
         else:
             (row_axis,) = rows
-            access = self.access(op)
-            contiguous = access.axes.get(row_axis) == element_bytes(access.dtype) and not access.gathers
-            stage = (self._stage_columns if contiguous and choice.counts[row_axis] <= self.lanes else self._stage_rows)
+            stage = self._stage_columns if self.stages_columns(op, row_axis, choice.counts) else self._stage_rows
             self.staged[op] = stage(op, row_axis, depth_axis, choice)
 
-    def _stage_panel(self, op: Op, lane: str, depth_axis: str, choice: WalkChoice) -> StagedPanel:
+    def stages_columns(self, op: Op, row_axis: str, counts: Mapping[str, int]) -> bool:
+        """Whether an operand that is staged along its rows is contiguous there, and a vector holds so many of them."""
+        access = self.access(op)
+        contiguous = access.axes.get(row_axis) == element_bytes(access.dtype) and not access.gathers
+        return contiguous and counts[row_axis] <= self.lanes
+
+    def _stage_panel(self, op: Op, lane: str, depth_axis: str, walk: Walk, choice: WalkChoice) -> StagedPanel:
         """The lane axis is bound to its piece: copy [depth][piece], each row of the piece beside the next."""
         bound = self.bound[lane]
         count, lanes = bound.count, self.lanes
-        dtype = row_dtype(op.result.type.dtype)  # type: ignore[union-attr]
+        dtype = self.operand_dtype(op)
         size = dtype.size_bytes
         key = ("panel", op)
         if key not in self.stage_memory:
-            self.stage_memory[key] = self.scratch(
-                [(self._capacity(depth_axis), lanes), (choice.counts[lane] * lanes, 1)], dtype)
+            self.stage_memory[key] = self._scratch_of(
+                op, [(self._capacity(depth_axis), lanes * self.slot_elements), (choice.counts[lane] * lanes, 1)])
         panel = StagedPanel(self, self.stage_memory[key], depth_axis, lane, count * lanes * size, lanes * size, dtype)
         access = self.access(op)
         if access.axes.get(depth_axis) == element_bytes(access.dtype) and not access.gathers:
             transpose = self._scatter_into if self.transposes_by_scatter else self._transpose_into
-            transpose(op, panel, lane, depth_axis, access)
-            return panel
+            transpose(op, panel, lane, depth_axis, self.operand_access(op))
+        else:
+            def copy(carried: Carried) -> Carried:
+                for at in self._coordinates((depth_axis, lane)):
+                    panel.store(at, self.operand_row(op, at))
+                return carried
 
-        def copy(carried: Carried) -> Carried:
-            for at in self._coordinates((depth_axis, lane)):
-                panel.store(at, self.row(op.result, at))
-            return carried
-
-        self.axis_loop(depth_axis, 4, False, [], copy)
+            self.axis_loop(depth_axis, 4, False, [], copy)
+        if any(self.straight_operand(contraction) is op for contraction in walk.reductions):
+            self._stage_start(op, panel, choice)
         return panel
+
+    def _stage_start(self, op: Op, panel: StagedPanel, choice: WalkChoice) -> None:
+        """What sums of products with a panel's columns begin with: minus what they will be too large by."""
+        bound = self.bound[panel.lane]
+        key = ("start", op)
+        if key not in self.stage_memory:
+            self.stage_memory[key] = self.scratch([(choice.counts[panel.lane] * self.lanes, 1)], i32)
+        panel.start_base = self.stage_memory[key]
+        first = op.result.type.dtype is u8  # type: ignore[union-attr]
+
+        def column_sums(carried: Carried) -> Carried:
+            sums = list(carried)
+            for at in self._coordinates((panel.depth_axis, panel.lane)):
+                row = panel.load(at, self.depth)
+                sums[at[panel.lane]] = self.add_error(row, first, sums[at[panel.lane]])
+            return sums
+
+        zero = self.constant(0, i32)
+        for piece, total in enumerate(self.axis_loop(panel.depth_axis, 4, False, [zero] * bound.count, column_sums)):
+            panel.store_start(piece, self.emit(self.depth, "sub", [zero, total], ROW_I32))
+
+    def _scratch_of(self, op: Op, extents: list[tuple[Capacity | int, int]]) -> Scalar:
+        """Scratch memory for so many elements of an operand: as wide as in memory where they are packed in slots."""
+        dtype = op.result.type.dtype  # type: ignore[union-attr]
+        return self.scratch(extents, row_dtype(dtype) if self.packing is None else dtype)
 
     def _scatter_into(self, op: Op, panel: StagedPanel, lane: str, depth_axis: str, access: Access) -> None:
         """The source is contiguous along the depth: load rows along it, and scatter each down a column of the panel."""
@@ -655,7 +751,7 @@ class WalkLowering(RowEvaluation):
 
         def copy(carried: Carried) -> Carried:
             for at in self._coordinates((lane, depth_axis)):
-                self.put(column, self.row(op.result, at), panel.dtype, at, (lane, depth_axis), disjoint=True)
+                self.put(column, self.operand_row(op, at), panel.dtype, at, (lane, depth_axis), disjoint=True)
             return carried
 
         self.axis_loop(lane, 4, False, [], lambda carried: self.axis_loop(depth_axis, 1, True, carried, copy))
@@ -701,19 +797,19 @@ class WalkLowering(RowEvaluation):
 
     def _stage_rows(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedRows:
         """All of row_axis and depth: blocks of [count rows][lanes of depth], in the order in which the loops run."""
-        dtype = row_dtype(op.result.type.dtype)  # type: ignore[union-attr]
+        dtype = self.operand_dtype(op)
         count = choice.counts[row_axis]
         key = ("rows", op)
         if key not in self.stage_memory:
-            self.stage_memory[key] = self.scratch([(self._capacity(row_axis), count),
-                                                   (self._capacity(depth_axis), self.lanes)], dtype)
+            self.stage_memory[key] = self._scratch_of(op, [
+                (self._capacity(row_axis), count), (self._capacity(depth_axis), self.lanes * self.slot_elements)])
         depth_extent = self.round_up(self.open[depth_axis].extent, self.lanes)
         staged = StagedRows(self, self.stage_memory[key], row_axis, depth_axis, count, depth_extent, dtype)
 
         def rows(carried: Carried) -> Carried:
             def copy(inner: Carried) -> Carried:
                 for at in self._coordinates((row_axis, depth_axis)):
-                    staged.store(at, self.row(op.result, at))
+                    staged.store(at, self.operand_row(op, at))
                 return inner
             return self.axis_loop(depth_axis, 1, True, carried, copy)
 
@@ -722,7 +818,7 @@ class WalkLowering(RowEvaluation):
 
     def _stage_columns(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedColumns:
         """As `_stage_rows`, of a matrix that is contiguous along the rows' axis: one vector for each step of depth."""
-        dtype = row_dtype(op.result.type.dtype)  # type: ignore[union-attr]
+        dtype = self.operand_dtype(op)
         count = choice.counts[row_axis]
         key = ("columns", op)
         if key not in self.stage_memory:
@@ -730,7 +826,8 @@ class WalkLowering(RowEvaluation):
             c = blocks if isinstance(blocks, Capacity) else Capacity(blocks)
             # A block of `count` rows takes one vector: lanes / count times the rows, rounded up to whole blocks.
             widened = Capacity(c.constant * -(-self.lanes // count), c.dims)
-            self.stage_memory[key] = self.scratch([(widened, self.lanes), (self._capacity(depth_axis), 1)], dtype)
+            self.stage_memory[key] = self._scratch_of(
+                op, [(widened, self.lanes), (self._capacity(depth_axis), self.slot_elements)])
         depth_extent = self.open[depth_axis].extent
         staged = StagedColumns(self, self.stage_memory[key], row_axis, depth_axis, count, depth_extent, dtype)
         rows = self.open[row_axis]
@@ -743,7 +840,7 @@ class WalkLowering(RowEvaluation):
 
             def copy(inner: Carried) -> Carried:
                 for at in self._coordinates((row_axis, depth_axis)):
-                    staged.store(at, self.row(op.result, at))
+                    staged.store(at, self.operand_row(op, at))
                 return inner
 
             self.axis_loop(depth_axis, 4, False, [], copy)
@@ -755,7 +852,8 @@ class WalkLowering(RowEvaluation):
         return staged
 
     def _capacity(self, axis: str) -> Capacity | int:
-        o = self.open[axis]
+        """Most elements along an axis."""
+        o = self.open[axis] if self.packing is None or axis != self.packing.depth else self.packing.elements
         if isinstance(o.extent, int):
             return o.extent
         if o.capacity is None:
@@ -775,6 +873,7 @@ class StagedPanel:
         self.depth_bytes = depth_bytes
         self.piece_bytes = piece_bytes
         self.dtype = dtype
+        self.start_base: Scalar = 0
 
     def _access(self) -> Access:
         return Access(self.base, 0, {self.depth_axis: self.depth_bytes}, memory_dtype(self.dtype), relative=True)
@@ -799,6 +898,18 @@ class StagedPanel:
         low.bound[self.depth_axis] = Bound(depth_offset, low.lanes, False, None, outer.depth)
         self.store({self.depth_axis: i, self.lane: piece}, row)
         low.bound[self.depth_axis] = outer
+
+
+    def start(self, at: dict[str, int], level: int) -> Value:
+        """The row that a sum of products with this piece of the lane axis begins with, of i32."""
+        low = self.lowering
+        operands, attributes = low.memory_operands(self.start_base, 0, 1, at[self.lane] * low.lanes * i32.size_bytes)
+        return low.emit(level, "load", operands, ROW_I32, dtype=i32, masked=False, **attributes)
+
+    def store_start(self, piece: int, row: Value) -> None:
+        low = self.lowering
+        operands, attributes = low.memory_operands(self.start_base, 0, 1, piece * low.lanes * i32.size_bytes)
+        low.effect("store", [row, *operands], dtype=i32, masked=False, streaming=False, **attributes)
 
 
 class StagedRows:

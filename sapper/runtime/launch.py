@@ -403,7 +403,7 @@ class Launcher:
         self.schedule = self.options.get("schedule")
         self.target = self.options.get("target")
         self.stored: tuple[str, ...] = ()
-        self.compiled: dict[Specialisation, tuple[CompiledKernel, CodeBlock]] = {}
+        self.compiled: dict[tuple[Specialisation, str], tuple[CompiledKernel, CodeBlock]] = {}
         self.layouts: dict[Any, Entry] = {}
         self.entries: dict[Any, Any] = {}
         self.call: Callable[..., None] = self.slow_call
@@ -423,15 +423,18 @@ class Launcher:
 
     # ---- compiling
 
-    def get_compiled(self, specialisation: Specialisation) -> tuple[CompiledKernel, CodeBlock]:
-        """Memory cache, disk cache, compiler, in this order."""
-        found = self.compiled.get(specialisation)
+    def get_compiled(self, specialisation: Specialisation,
+                     dims: Mapping[str, int]) -> tuple[CompiledKernel, CodeBlock]:
+        """Memory cache, disk cache, compiler, in this order. dims: the extents of the call."""
+        schedule = self.schedule_for(dims)
+        key = specialisation, repr(schedule)
+        found = self.compiled.get(key)
         if found is None:
             with _lock:
-                found = self.compiled.get(specialisation)
+                found = self.compiled.get(key)
                 if found is None:
-                    compiled = self._from_disk_or_compile(specialisation)
-                    found = self.compiled[specialisation] = compiled, load(compiled.code)
+                    compiled = self._from_disk_or_compile(specialisation, schedule)
+                    found = self.compiled[key] = compiled, load(compiled.code)
                     if settings.debugging():
                         from . import debuggers
 
@@ -439,7 +442,17 @@ class Launcher:
                                            Location(self.kernel.source_file, self.kernel.source_line))
         return found
 
-    def _from_disk_or_compile(self, specialisation: Specialisation) -> CompiledKernel:
+    def schedule_for(self, dims: Mapping[str, int]) -> Any:
+        """The schedule of the options; or else, for code that is generated, what a search found for such extents."""
+        if self.schedule is not None or getattr(self.kernel, "by_hand", None) or settings.debugging():
+            return self.schedule
+        from .tuned import tuned_schedule
+
+        threads = settings.threads() if self.threads is None else self.threads
+        target = getattr(configuration().find_target(self.target), "name", "")
+        return tuned_schedule(self.name, self.kernel.source_digest(), target, dims, threads)
+
+    def _from_disk_or_compile(self, specialisation: Specialisation, schedule: Any) -> CompiledKernel:
         now = configuration()
         target = now.find_target(self.target)
         cache = None if settings.debugging() else disk_cache()  # what lies on disk has no lines
@@ -452,8 +465,8 @@ class Launcher:
                     self.kernel.source_digest(),
                     specialisation,
                     now.target_key(target),
-                    _schedule_key(self.schedule),
-                    *_by_hand_key(self.kernel, self.schedule),
+                    _schedule_key(schedule),
+                    *_by_hand_key(self.kernel, schedule),
                 ]
             )
             compiled = _read_cached(cache, key)
@@ -465,7 +478,7 @@ class Launcher:
             unit_strides=dict(specialisation.unit_strides),
             dim_classes=dict(specialisation.dim_classes),
             target=target,
-            schedule=self.schedule,
+            schedule=schedule,
             aligned=frozenset(specialisation.aligned),
         )
         stored: tuple[str, ...] = ()
@@ -518,7 +531,7 @@ class Launcher:
         entry = self.layouts.get(layout)
         if entry is None:
             specialisation = specialise(signature, binding, self.static)
-            compiled, code = self.get_compiled(specialisation)
+            compiled, code = self.get_compiled(specialisation, binding.dims)
             signature.check_stores(binding, compiled.stored)
             signature.check_requires(binding, compiled.requires)
             size_bytes = sum(v.dtype.size_bytes * math.prod(v.shape) for v in tensors.values())

@@ -44,8 +44,8 @@ ALONE, BARRIER = 1, 2
 WORD_BYTES = 8
 _code: CodeBlock | None = None
 
-Compile = Callable[[Launcher, Specialisation], tuple[CompiledKernel, Any]]
-"""A kernel for what a launch lets it assume, and whatever its caller keeps of the code."""
+Compile = Callable[[Launcher, Specialisation, dict[str, int]], tuple[CompiledKernel, Any]]
+"""A kernel for what a launch lets it assume and for its extents, and whatever its caller keeps of the code."""
 
 
 class Variable:
@@ -108,7 +108,7 @@ class Launch:
         self.binding: Binding = self.signature.bind(filled)
         rows = self._rows(arguments)
         self.specialisation = _for_rows(specialise(self.signature, self.binding, launcher.static - set(rows)), rows)
-        self.compiled, self.code = compile(launcher, self.specialisation)
+        self.compiled, self.code = compile(launcher, self.specialisation, self.binding.dims)
         self.signature.check_stores(self.binding, self.compiled.stored)
         for count in (0, 1):  # what extents must fulfil is linear in them: it holds between if it does at both ends
             dims = self.binding.dims if count else self.binding.dims | dict.fromkeys(rows, 0)

@@ -4,6 +4,7 @@ SAPPER_THREADS     workers of a launch; default: the CPUs that this process may 
 SAPPER_INTERPRET   1 runs every kernel under the reference interpreter
 SAPPER_CACHE_DIR   where compiled kernels are kept; empty or "off": nowhere; default: $XDG_CACHE_HOME/sapper
 SAPPER_CACHE_MIB   size limit of that directory in MiB; default 256
+SAPPER_TUNED       where schedules that `sapper tune` found lie; empty or "off": none; default: "tuned" in the cache's
 SAPPER_PERF        "map" or "jitdump": tell perf of generated code; see debuggers.py. Kernels are then compiled anew
 SAPPER_GDB         1 tells gdb of generated code; likewise
 """
@@ -46,6 +47,15 @@ def cache_directory() -> str | None:
         return None if chosen.strip() in ("", "off", "0") else os.path.expanduser(chosen)
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "sapper")
+
+
+def tuned_directory() -> str | None:
+    """Where the user's own tuned schedules lie; None when they shall not be used."""
+    chosen = os.environ.get("SAPPER_TUNED")
+    if chosen is not None:
+        return None if chosen.strip() in ("", "off", "0") else os.path.expanduser(chosen)
+    cache = cache_directory()
+    return None if cache is None else os.path.join(cache, "tuned")
 
 
 def perf() -> str:

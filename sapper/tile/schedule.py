@@ -40,7 +40,8 @@ class Facts:
     8-byte elements (None: half as many, as where a register is a vector of fixed size). indexed_addresses: a memory
     operand may have an index. software_prefetch: asking early for what will be read gains time.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
-    matrix: the matrix instructions, if there are any. family, features: which pieces by hand (lang/by_hand.py) the
+    matrix: the matrix instructions, if there are any. dots: lane ops of packed dot products that the target has and
+    that the model may choose (sapper/lane/packed.py). family, features: which pieces by hand (lang/by_hand.py) the
     target takes; a family of "" takes none.
     """
 
@@ -56,6 +57,7 @@ class Facts:
     software_prefetch: bool = True
     transposes_by_scatter: bool = False
     matrix: MatrixUnit | None = None
+    dots: frozenset[str] = frozenset()
     family: str = ""
     features: frozenset[str] = frozenset()
 

@@ -59,9 +59,13 @@ class Peaks:
         """The smallest level that holds so many bytes."""
         return next((name for name in LEVELS[:-1] if size_bytes <= self.level_bytes[name]), "DRAM")
 
-    def floor_s(self, flops: int, read_bytes: int, written_bytes: int, level: str) -> float:
-        """The least time for a task in seconds: its arithmetic at the f32 peak, or its memory at that of the level
-        where its data lie, whichever takes longer. In DRAM a byte written beside one read costs what a copy costs;
+    def arithmetic(self, products: str) -> float:
+        """Operations per second of products of "f32", "bf16" or "i8"; of the widened ones where nothing packs them."""
+        return {"bf16": self.bf16_flops, "i8": self.int8_ops}.get(products) or self.f32_flops
+
+    def floor_s(self, flops: int, read_bytes: int, written_bytes: int, level: str, products: str = "f32") -> float:
+        """The least time for a task in seconds: its arithmetic at its peak, or its memory at that of the level where
+        its data lie, whichever takes longer. In DRAM a byte written beside one read costs what a copy costs;
         within the caches all bytes are counted at the speed of reading.
         """
         if level == "DRAM":
@@ -71,7 +75,7 @@ class Peaks:
             memory_s += (written_bytes - paired) / copy
         else:
             memory_s = (read_bytes + written_bytes) / self.read[level]
-        return max(flops / self.f32_flops, memory_s)
+        return max(flops / self.arithmetic(products), memory_s)
 
 
 class Probe:

@@ -18,7 +18,7 @@ from sapper.cli import bench, bench_suites
 from sapper.cli.bench import run_bench
 from sapper.cli.bench_suites import Row, Settings, jobs_of, rows_of
 from sapper.kernels import library
-from sapper.tune import peaks
+from sapper.tune import operands, peaks
 from sapper.tune.measure import Timing
 
 KEYS = ["case", "dtype", "shape", "threads", "peer", "median_s", "rate", "unit", "percent_of_floor",
@@ -119,12 +119,12 @@ def test_cold_cases_go_through_copies_of_the_weights_only() -> None:
     entry = next(e for e in library() if e.name == "matvec_f32")
     import numpy
 
-    arguments = bench_suites.placed(entry.make_arguments(numpy.random.default_rng(0), {"N": 64, "K": 64}))
-    sets = bench_suites.copies(arguments, True, 3 * arguments["w"].nbytes)
+    arguments = operands.placed(entry.make_arguments(numpy.random.default_rng(0), {"N": 64, "K": 64}))
+    sets = operands.copies(arguments, True, 3 * arguments["w"].nbytes)
     assert len(sets) == 6
     assert len({one["w"].ctypes.data for one in sets}) == 6
     assert all((one["w"] == arguments["w"]).all() and one["x"] is arguments["x"] for one in sets)
-    assert bench_suites.copies(arguments, False, 1 << 20) == [arguments]
+    assert operands.copies(arguments, False, 1 << 20) == [arguments]
 
 
 def test_rows_of_a_case() -> None:
@@ -275,9 +275,9 @@ def test_what_is_changed_in_place_is_counted_once(monkeypatch: pytest.MonkeyPatc
     asked: list[tuple[int, int, int, str]] = []
     real = peaks.Peaks.floor_s
 
-    def floor(self: peaks.Peaks, flops: int, read_bytes: int, written_bytes: int, level: str) -> float:
+    def floor(self: peaks.Peaks, flops: int, read_bytes: int, written_bytes: int, level: str, products: str) -> float:
         asked.append((flops, read_bytes, written_bytes, level))
-        return real(self, flops, read_bytes, written_bytes, level)
+        return real(self, flops, read_bytes, written_bytes, level, products)
 
     monkeypatch.setattr(peaks.Peaks, "floor_s", floor)
     jobs = {job.entry.name: job for job in jobs_of("others", quick=True)}

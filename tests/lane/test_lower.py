@@ -67,18 +67,33 @@ def test_random_kernels(case, seed, facts, workers, hint) -> None:
 
 @settings(max_examples=examples(40))
 @given(m=st.integers(0, 70), n=st.integers(0, 70), k=st.integers(0, 40), rows=st.integers(1, 14),
-       wide=st.integers(1, 3), depth=st.sampled_from([1, 2, 4, 8]),
+       wide=st.integers(1, 3), depth=st.integers(1, 9), order=st.sampled_from([(), ("m", "n"), ("n", "m")]),
        stage=st.sampled_from([None, (), ("a",), ("b",), ("a", "b")]),
        name=st.sampled_from(["matmul_nn_f32", "matmul_nt_f32", "matmul_tn_f32"]), lane=st.sampled_from([None, "n"]))
-def test_matmul_schedules(m, n, k, rows, wide, depth, stage, name, lane) -> None:
+def test_matmul_schedules(m, n, k, rows, wide, depth, order, stage, name, lane) -> None:
     """No schedule changes what is computed."""
     entry = LIBRARY[name]
     function = reduce_loops(entry.kernel.tile_ir())
     arguments = entry.make_arguments(np.random.default_rng(m), {"M": m, "N": n, "K": k})
     expected = entry.reference(arguments)
-    schedule = Schedule(lane=lane, registers={"m": rows, "n": wide, "k": depth}, stage=stage)
-    run_lane(function, arguments, schedule, AVX512,
-             specialize(function, arguments, {"M": 100, "N": 100, "K": 100}), workers=2)
+    schedule = Schedule(lane=lane, registers={"m": rows, "n": wide, "k": depth}, order=order, stage=stage)
+    try:
+        run_lane(function, arguments, schedule, AVX512,
+                 specialize(function, arguments, {"M": 100, "N": 100, "K": 100}), workers=2)
+    except ScheduleError:
+        assert order == ("m", "n") and stage   # what is staged is copied inside the loop over the lane axis
+        return
+    assert entry.compare(arguments, expected) is None
+
+
+def test_a_step_of_depth_never_crosses_two_blocks_of_a_staged_operand() -> None:
+    """Rows are copied in blocks of as many steps as there are lanes: a step of 3 once read past the block's end."""
+    entry = LIBRARY["matmul_nn_f32"]
+    function = reduce_loops(entry.kernel.tile_ir())
+    arguments = entry.make_arguments(np.random.default_rng(0), {"M": 28, "N": 64, "K": 33})
+    expected = entry.reference(arguments)
+    run_lane(function, arguments, Schedule(registers={"k": 3}), AVX512,
+             specialize(function, arguments, {"M": 512, "N": 512, "K": 512}))
     assert entry.compare(arguments, expected) is None
 
 
@@ -88,6 +103,7 @@ def test_matmul_schedules(m, n, k, rows, wide, depth, stage, name, lane) -> None
     (Schedule(registers={"m": 0}), "registers of axis m"),
     (Schedule(stage=("z",)), "no tensor 'z'"),
     (Schedule(lane="m", tile={"m": 5}), "multiple of the 16 lanes"),
+    (Schedule(order=("m", "n"), stage=("b",)), "lane axis n outermost"),
 ])
 def test_illegal_schedules_are_refused(schedule: Schedule, part: str) -> None:
     entry = LIBRARY["matmul_nn_f32"]

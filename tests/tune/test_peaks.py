@@ -119,5 +119,11 @@ def test_floor(flops: int, read: int, written: int, level: str, seconds: float) 
     assert PEAKS.floor_s(flops, read, written, level) == seconds
 
 
+def test_the_floor_takes_the_peak_of_the_products() -> None:
+    """Of those of a type that has none the multiply-adds' is what is left."""
+    packed = replace(PEAKS, int8_ops=400.0)
+    assert [packed.floor_s(1000, 0, 0, "L1", products) for products in ("f32", "bf16", "i8")] == [10.0, 10.0, 2.5]
+
+
 def test_the_floor_takes_the_faster_copy() -> None:
     assert replace(PEAKS, copy=20.0).floor_s(0, 50, 50, "DRAM") == 5.0

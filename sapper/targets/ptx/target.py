@@ -36,6 +36,8 @@ class Target:
     accumulators: int = 24
     fma_latency: int = 4
     matrix: MatrixUnit = field(default_factory=MatrixUnit)
+    dots: frozenset[str] = frozenset()
+    """None that the model may choose: a slot in memory would have to be aligned."""
     family: str = "ptx"
     features: frozenset[str] = frozenset()
     """None: what a level has is said by each row."""

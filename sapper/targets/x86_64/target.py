@@ -70,6 +70,14 @@ class Target(NamedTuple):
         """No matrix instructions are used yet."""
 
     @property
+    def dots(self) -> frozenset[str]:
+        """Packed dot products: lane ops that are one instruction."""
+        features = {"dot2_bf16": "avx512_bf16", "dot4_u8i8": "avx512_vnni"}
+        if not {"avx512f", "avx512vl"} <= self.features:
+            return frozenset()
+        return frozenset(op for op, feature in features.items() if feature in self.features)
+
+    @property
     def lanes_are_threads(self) -> bool:
         """Lanes are parts of one register."""
         return False

@@ -1,0 +1,76 @@
+"""What a kernel's lowering chooses, written down as a schedule: where a search for a better one starts.
+
+Enters a canonical tile IR function and all that `lower` takes; leaves a `Schedule` that names every part. A walk is
+lowered several times, for tails and for each loop around it, and a schedule speaks of an axis wherever it is walked, so
+the largest register factor of each axis is told, and the order and lane axis of the walk that holds most registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+from ..ir.nodes import Function
+from ..tile.plan import Walk
+from ..tile.schedule import Facts, Schedule, Specialization
+from .lower import SEQUENTIAL_TILE, Lowering, Range, lanes_of
+from .walk import WalkChoice
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """schedule: all that was chosen. lanes: of a row. parallel: axes that are split into tasks, as far as they are
+    named. stageable: tensors that contractions read. hints: extent of each axis, about."""
+
+    schedule: Schedule
+    lanes: int
+    parallel: tuple[str, ...]
+    stageable: tuple[str, ...]
+    hints: dict[str, int]
+
+
+def choices(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Choices:
+    """Raises what `lower` raises for a schedule that can't be followed."""
+    registers: dict[str, int] = {}
+    hints: dict[str, int] = {}
+    tile: dict[str, int] = {}
+    staged: set[str] = set()
+    contracted: set[str] = set()
+    most: tuple[bool, int] = (False, 0)
+    chosen: WalkChoice | None = None
+
+    class Recording(Lowering):
+        def choose(self, walk: Walk) -> WalkChoice:
+            nonlocal most, chosen
+            choice = super().choose(walk)
+            for axis, count in choice.counts.items():
+                registers[axis] = max(registers.get(axis, 1), count)
+                hints[axis] = max(hints.get(axis, 1), self.extent_hint(axis))
+            staged.update(op.operands[0].name for op in choice.staged)
+            if any(reduction.name == "contract" for reduction in walk.reductions):
+                contracted.update(op.operands[0].name for op in self.reads(walk))
+            held = bool(walk.reductions), prod(choice.counts[axis] for axis in choice.order)
+            if held > most:
+                most, chosen = held, choice
+            return choice
+
+        def _resident(self, r: Range, body: Callable[[], None]) -> None:
+            if r.axis is not None:
+                tile[r.axis] = r.resident
+                hints[r.axis] = max(hints.get(r.axis, 1), r.hint)
+            super()._resident(r, body)
+
+    lowering = Recording(function, schedule, facts, specialization, lanes_of(function, facts))
+    lowering.run()
+    parallel: list[str] = []
+    for op in function.walk():
+        if op.name == "tiles" and op.attributes.get("parallel"):
+            parallel += op.attributes["axes"]
+        elif op.name == "tiles":
+            tile.update((axis, schedule.tile.get(axis, SEQUENTIAL_TILE)) for axis in op.attributes["axes"])
+    told = Schedule(
+        lane=chosen.lane if chosen is not None else schedule.lane, tile={**tile, **schedule.tile}, registers=registers,
+        order=tuple(chosen.order) if chosen is not None else schedule.order, stage=tuple(sorted(staged)),
+        streaming=tuple(sorted(lowering.streaming_tensors)), chunks=dict(schedule.chunks), assembly=schedule.assembly)
+    return Choices(told, lowering.lanes, tuple(parallel), tuple(sorted(contracted)), hints)

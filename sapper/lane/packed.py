@@ -1,0 +1,204 @@
+"""Contractions on packed dot products: a slot of a register holds several elements of the contracted axis.
+
+Enters a walk that contracts narrow operands, on a target that has a dot product for them (`Facts.dots`); leaves rows of
+slots, which the loops, the staging and the sums of sapper/lane/walk.py take like any others. `vdpbf16ps` is thereby a
+matrix instruction of 1 x lanes x 2, `vpdpbusd` one of 1 x lanes x 4.
+
+What holds while a walk is packed: its contracted axis (the depth) is open in slots, counted from where the walk begins,
+so that a step, a tail or a mask of that axis is one of slots. Elements that fill no slot are left to plain products.
+
+`vpdpbusd` multiplies u8 by i8. Where both operands are i8, or both u8, one of them is *turned*: the highest bit of each
+element is inverted, which moves it by 128 into the other type. The sum is then off by 128 times that of the other
+operand's elements, which a second dot product finds. All sums wrap, so the result is exact for all inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ..ir.nodes import Op, Value
+from ..ir.types import ROW_B32, ROW_I32, DType, TileType, b32, bf16, f32, i8, i16, i32, u8
+from .rows import RowEvaluation
+from .state import Access, Open, element_bytes, row_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A packed dot product. name: the lane op. elements: of a slot, per operand. result: of the accumulator's rows."""
+
+    name: str
+    elements: int
+    dtypes: tuple[DType, ...]
+    result: DType
+
+
+DOTS = (Dot("dot4_u8i8", 4, (u8, i8), i32), Dot("dot2_bf16", 2, (bf16,), f32))
+
+TURN = 0x80808080 - (1 << 32)
+"""The highest bits of four bytes; as four u8 128, as four i8 -128."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One contraction. first: which of its operands is the dot product's first, of u8. turned: which one is turned."""
+
+    first: int = 0
+    turned: int | None = None
+
+
+@dataclass(slots=True)
+class Packing:
+    """How a walk is packed. depth: the contracted axis. elements: how it is open in elements."""
+
+    dot: Dot
+    depth: str
+    elements: Open
+    terms: dict[Op, Term] = field(default_factory=dict)
+
+
+class PackedRows(RowEvaluation):
+    """Rows of slots. packing: of the walk that is being emitted, or None where its rows hold elements."""
+
+    packing: Packing | None = None
+
+    @property
+    def slot_elements(self) -> int:
+        """How many coordinates of the contracted axis a lane of a row of an operand holds."""
+        return 1 if self.packing is None else self.packing.dot.elements
+
+    @contextmanager
+    def packed(self, packing: Packing | None) -> Iterator[None]:
+        """Within, the depth is open in slots."""
+        if packing is None:
+            yield
+            return
+        outer = self.open[packing.depth]
+        o, size = packing.elements, packing.dot.elements
+        extent = self.scalar("s_floordiv", o.extent, size)
+        self.packing = packing
+        self.open[packing.depth] = Open(0, extent, max(1, o.hint // size), max(1, o.divisor // size), o.capacity)
+        yield
+        self.packing, self.open[packing.depth] = None, outer
+
+    @contextmanager
+    def rest_of_depth(self) -> Iterator[bool]:
+        """Within, the depth is open in elements, to those that fill no slot. Gives whether there may be any."""
+        packing = self.packing
+        assert packing is not None
+        o = packing.elements
+        rest = self.scalar("s_mod", o.extent, packing.dot.elements)
+        if rest == 0 or o.divisor % packing.dot.elements == 0:
+            yield False
+            return
+        slots, staged = self.open[packing.depth], self.staged
+        self.packing, self.staged = None, {}
+        self.open[packing.depth] = Open(self.add(o.offset, self.sub(o.extent, rest)), rest, 1)
+        yield True
+        self.packing, self.staged, self.open[packing.depth] = packing, staged, slots
+
+    # Rows.
+
+    def operand_row(self, op: Op, at: dict[str, int]) -> Value:
+        """The row of a load that a contraction reads: of slots where the walk is packed."""
+        if self.packing is None:
+            return self.row(op.result, at)
+        return self.slot_row(op, at, self.is_turned(op))
+
+    def operand_dtype(self, op: Op) -> DType:
+        """The element type of the rows that `operand_row` gives."""
+        return row_dtype(op.result.type.dtype) if self.packing is None else b32  # type: ignore[union-attr]
+
+    def operand_access(self, op: Op) -> Access:
+        """Where the elements of a load lie; packed, its slots, if it is contiguous along the depth."""
+        access = self.access(op)
+        if self.packing is None:
+            return access
+        depth = self.packing.depth
+        step = access.axes[depth]
+        base = self.add(access.base, self.mul(step, self.packing.elements.offset))
+        return Access(base, access.disp, {**access.axes, depth: self.mul(step, self.slot_elements)}, b32)
+
+    def is_turned(self, op: Op) -> bool:
+        """Whether a load is turned; the same for all contractions that read it (sapper/lane/model.py)."""
+        assert self.packing is not None
+        return any(term.turned is not None and contraction.operands[term.turned].op is op
+                   for contraction, term in self.packing.terms.items())
+
+    def slot_row(self, op: Op, at: dict[str, int], turned: bool) -> Value:
+        """A row of slots of a load, for slot at[depth] of the depth."""
+        axes = op.result.type.axes  # type: ignore[union-attr]
+        level = self.level_of(op.result)
+        memo = self.levels[level].memo
+        key = ("slots", op, tuple(at[a] for a in axes), turned)
+        if key not in memo:
+            outer_location, self.location = self.location, op.location or self.location
+            staged = self.staged.get(op)
+            row = staged.load(at, level) if staged is not None else self._fetch_slots(op, at, level)
+            if turned and staged is None:
+                row = self.emit(level, "xor", [row, self.turning_row()], ROW_B32)
+            memo[key] = row
+            self.location = outer_location
+        found: Value = memo[key]
+        return found
+
+    def turning_row(self) -> Value:
+        """TURN in every slot."""
+        memo = self.levels[0].memo
+        if "turn" not in memo:
+            memo["turn"] = self.emit(0, "bitcast", [self.constant(TURN, i32)], ROW_B32)
+        found: Value = memo["turn"]
+        return found
+
+    def _fetch_slots(self, op: Op, at: dict[str, int], level: int) -> Value:
+        assert self.packing is not None
+        access = self.access(op)
+        slots = self.operand_access(op)
+        t = op.result.type
+        assert isinstance(t, TileType)
+        step = access.axes[self.packing.depth]
+        size = element_bytes(access.dtype)
+        mask = self.lane_mask(t.axes)
+        if step == size:
+            return self.fetch_row(slots, b32, at, level, mask)
+        # The elements of a slot lie apart: rows of them, joined.
+        joined: Value | None = None
+        narrow = u8 if size == 1 else i16
+        for number in range(self.slot_elements):
+            part = Access(self.add(slots.base, self.mul(step, number)), slots.disp, slots.axes, narrow)
+            if isinstance(step, int):
+                part.base, part.disp = slots.base, slots.disp + step * number
+            row = self.fetch_row(part, i32, at, level, mask)
+            bits = 8 * size * number
+            if bits:
+                row = self.emit(level, "shl", [row], ROW_I32, amount=bits)
+            elif narrow is i16:
+                row = self.emit(level, "and", [row, self.constant(0xFFFF, i32)], ROW_I32)
+            joined = row if joined is None else self.emit(level, "or", [joined, row], ROW_I32)
+        assert joined is not None
+        return self.emit(level, "bitcast", [joined], ROW_B32)
+
+    # Sums.
+
+    def dot(self, contraction: Op, at: dict[str, int], total: Value) -> Value:
+        """total + the products of the slots at these coordinates."""
+        assert self.packing is not None
+        term = self.packing.terms[contraction]
+        rows = []
+        for operand in contraction.operands:
+            assert operand.op is not None
+            rows.append(self.slot_row(operand.op, at, self.is_turned(operand.op)))
+        return self.emit(self.depth, self.packing.dot.name, [total, rows[term.first], rows[1 - term.first]], total.type)
+
+    def straight_operand(self, contraction: Op) -> Op | None:
+        """The operand whose elements, summed, say how far off the products with the turned one are."""
+        if self.packing is None or self.packing.terms[contraction].turned is None:
+            return None
+        return contraction.operands[1 - self.packing.terms[contraction].turned].op  # type: ignore[operator]
+
+    def add_error(self, row: Value, first: bool, total: Value) -> Value:
+        """total + what products of the slots of a row with turned ones are too large by. first: the row is of u8."""
+        rows = [row, self.turning_row()]
+        return self.emit(self.depth, "dot4_u8i8", [total, *(rows if first else rows[::-1])], ROW_I32)
+

@@ -1,0 +1,332 @@
+"""Selection rules of x86-64: rows made from scalars and constants, taken apart and joined, shuffled between lanes.
+
+See select.py. Source: Intel SDM volume 2; the manual's operand order throughout.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from ...ir.nodes import Op, Value
+from ...ir.types import DType
+from .select_common import (
+    ZERO4,
+    Key,
+    OwnConstants,
+    Rule,
+    bits_of,
+    constant_key,
+    copy_constant,
+    dtype_of,
+    index_key,
+    iota_key,
+    make_constant,
+)
+from .select_scalars import SCALAR_LOADS
+
+_DTYPE64 = DType("i64", "i", 64)
+
+
+def splat(s: Any, op: Op) -> None:
+    result = op.results[0]
+    dtype = dtype_of(result)
+    bits = bits_of(s, dtype)
+    number = s.constant_of(op.operands[0])
+    if number is not None:
+        number &= (1 << dtype.bits) - 1
+        key = ZERO4 if number == 0 else ("s", dtype.bits // 8, number)
+        make_constant(s, key, s.define(result))
+        return
+    splat_register(s, s.scalar(op.operands[0]), s.define(result), dtype.bits // 8, bits)
+
+
+def splat_register(s: Any, source: Any, register: Any, size: int, bits: int) -> None:
+    """A general register's low bytes into every lane."""
+    letter = "d" if size == 4 else "q"
+    if s.facts.opmask:
+        s.emit(f"vpbroadcast{letter}.general.{bits}", register, source)
+    else:
+        low = s.new("vec")
+        s.emit(f"vmov{letter}.to_vec", low, source)
+        s.emit(f"vpbroadcast{letter}.{bits}", register, low)
+
+
+def iota(s: Any, op: Op) -> None:
+    copy_constant(s, op.results[0], iota_key(s))
+
+
+def _table_key(op: Op) -> Key:
+    return ("d", struct.pack("<16f", *op.attributes["table"]))
+
+
+def lookup(s: Any, op: Op) -> None:
+    """VPERMPS takes the low 4 bits of each index. 512 bits, as the table has; lanes beyond the row's mean nothing."""
+    s.emit("vpermps.512", s.define(op.results[0]), s.vector(op.operands[0]), s.constant_operand(_table_key(op)))
+
+
+def lane0(s: Any, op: Op) -> None:
+    value = op.operands[0]
+    row = s.vector(value)
+    register = s.define(op.results[0])
+    if dtype_of(value).bits == 64:
+        s.emit("vmovq.from_vec", register, row)
+    else:
+        s.emit("vmovd.from_vec", register, row)
+        s.emit("movsxd", register, register)
+
+
+def bring(s: Any, value: Value, register: Any, bits: int) -> None:
+    """Copy, load or make a row in a given register."""
+    known = s.registers.get(value)
+    if known is not None:
+        s.emit(f"vmovaps.{bits}", register, known)
+        return
+    op = value.op
+    assert op is not None
+    if op.name == "splat_const":
+        key = constant_key(s, value)
+        hoisted = s.hoisted.get(key)
+        if hoisted is not None:
+            s.emit(f"vmovaps.{bits}", register, hoisted)
+        else:
+            make_constant(s, key, register)
+    elif op.name == "load":
+        s.emit(f"vmovups.{bits}", register, s.address(op, 0))
+    elif op.name == "load_splat":
+        load_splat_into(s, op.attributes["dtype"].name, s.address(op, 0), register)
+    else:
+        s.emit(f"vmovaps.{bits}", register, s.vector(value))
+
+
+def extract_half(s: Any, register: Any, row: Any, bits: int) -> None:
+    """The upper half of a register of 256 or 512 bits."""
+    if bits == 512:
+        s.emit("vextracti64x4.512", register, row, 1)
+    elif s.facts.opmask:
+        s.emit("vextracti32x4.256", register, row, 1)
+    else:
+        s.emit("vextracti128.256", register, row, 1)
+
+
+def insert_half(s: Any, register: Any, low: Any, high: Any, bits: int) -> None:
+    """A register of 256 or 512 bits from its halves."""
+    if bits == 512:
+        s.emit("vinserti64x4.512", register, low, high, 1)
+    elif s.facts.opmask:
+        s.emit("vinserti32x4.256", register, low, high, 1)
+    else:
+        s.emit("vinserti128.256", register, low, high, 1)
+
+
+def quarters(s: Any, row: Any, bits: int) -> list[Any]:
+    """The 128-bit parts of a register."""
+    if bits == 128:
+        return [row]
+    if bits == 256:
+        high = s.new("vec")
+        extract_half(s, high, row, 256)
+        return [row, high]
+    parts = [row]
+    for number in (1, 2, 3):
+        part = s.new("vec")
+        s.emit("vextracti32x4.512", part, row, number)
+        parts.append(part)
+    return parts
+
+
+def join(s: Any, parts: list[Any], register: Any) -> None:
+    """A register from its 128-bit parts."""
+    if len(parts) == 2:
+        insert_half(s, register, parts[0], parts[1], 256)
+    elif len(parts) == 4:
+        low, high = s.new("vec"), s.new("vec")
+        insert_half(s, low, parts[0], parts[1], 256)
+        insert_half(s, high, parts[2], parts[3], 256)
+        insert_half(s, register, low, high, 512)
+    else:
+        s.emit("vmovaps.128", register, parts[0])
+
+
+def lanes_out(s: Any, row: Any, size: int) -> list[Any]:
+    """Every lane of a row in a general register of its own, zero-extended."""
+    found = []
+    per = 16 // size
+    for part in quarters(s, row, size * 8 * s.lanes):
+        for number in range(per):
+            register = s.new("gpr")
+            letter = "d" if size == 4 else "q"
+            if number == 0:
+                s.emit(f"vmov{letter}.from_vec", register, part)
+            else:
+                s.emit(f"vpextr{letter}", register, part, number)
+            found.append(register)
+    return found
+
+
+def lanes_in(s: Any, registers: list[Any], size: int, into: Any) -> None:
+    """A row from one general register for each lane."""
+    per = 16 // size
+    letter = "d" if size == 4 else "q"
+    parts = []
+    for first in range(0, len(registers), per):
+        part = s.new("vec")
+        s.emit(f"vmov{letter}.to_vec", part, registers[first])
+        for number in range(1, per):
+            s.emit(f"vpinsr{letter}", part, part, registers[first + number], number)
+        parts.append(part)
+    join(s, parts, into)
+
+
+def alias(s: Any, op: Op) -> None:
+    """The same register under another name; a constant gets one of its own."""
+    value = op.operands[0]
+    if value.op is not None and value.op.name == "splat_const":
+        register = s.define(op.results[0])
+        bring(s, value, register, bits_of(s, dtype_of(value)))
+    else:
+        s.registers[op.results[0]] = s.vector(value)
+
+
+def shuffle_xor(s: Any, op: Op) -> None:
+    value = op.operands[0]
+    dtype = dtype_of(value)
+    bits = bits_of(s, dtype)
+    distance: int = op.attributes["distance"]
+    per = 16 // (dtype.bits // 8)
+    near, far = distance % per, distance // per
+    row = s.vector(value)
+    steps: list[tuple[str, tuple[int, ...]]] = []
+    if near:
+        # Within 128 bits, in units of 32.
+        unit = near if dtype.bits == 32 else 2
+        steps.append((f"vpshufd.{bits}", (sum(((i ^ unit) << (2 * i)) for i in range(4)),)))
+    if far and bits == 256:
+        steps.append((f"vpermq.imm.{bits}", (0x4E,)))
+    elif far:
+        steps.append((f"vshufi64x2.{bits}", (sum(((i ^ far) << (2 * i)) for i in range(4)),)))
+    for number, (name, immediate) in enumerate(steps):
+        register = s.define(op.results[0]) if number == len(steps) - 1 else s.new("vec")
+        if name[:6] == "vshufi":
+            s.emit(name, register, row, row, *immediate)
+        else:
+            s.emit(name, register, row, *immediate)
+        row = register
+    if not steps:
+        s.emit(f"vmovaps.{bits}", s.define(op.results[0]), row)
+
+
+def broadcast_lane(s: Any, op: Op) -> None:
+    value = op.operands[0]
+    dtype = dtype_of(value)
+    bits = bits_of(s, dtype)
+    lane: int = op.attributes["lane"]
+    row = s.vector(value)
+    register = s.define(op.results[0])
+    single = dtype.bits == 32
+    if lane == 0:
+        s.emit(f"vbroadcast{'ss' if single else 'sd'}.{bits}", register, row)
+    elif single and bits == 128:
+        s.emit("vpshufd.128", register, row, lane * 0x55)
+    elif not single and bits == 256:
+        s.emit("vpermq.imm.256", register, row, lane * 0x55)
+    else:
+        # Permutes take the indices first and the row last.
+        index = s.constant(index_key(s, [lane] * s.lanes, dtype.bits // 8))
+        s.emit(f"vperm{'d' if single else 'q'}.{bits}", register, index, row)
+
+
+def exchange(s: Any, op: Op) -> None:
+    """One stage of a transposition. Where two registers shuffle into each half there is one instruction for each
+    result, else each result is one of the operands with the other's lanes put in under a mask."""
+    a, b = op.operands
+    first, second = op.results
+    dtype = dtype_of(a)
+    bits = bits_of(s, dtype)
+    distance_bytes = op.attributes["distance"] * dtype.bits // 8
+    x, y = s.vector(a), s.vector(b)
+    low, high = s.define(first), s.define(second)
+    if low is x or low is y:  # the second result still needs it
+        low = s.new("vec")
+    opmask = s.facts.opmask
+    if distance_bytes == 8:
+        s.emit(f"vunpcklpd.{bits}", low, x, y)
+        s.emit(f"vunpckhpd.{bits}", high, x, y)
+    elif distance_bytes == 32 and bits == 512:
+        s.emit("vinsertf64x4.512", low, x, y, 1)
+        s.emit("vshuff64x2.512", high, x, y, 0xEE)
+    elif distance_bytes == 16 and bits == 256:
+        if opmask:
+            s.emit("vinsertf32x4.256", low, x, y, 1)
+            s.emit("vshuff64x2.256", high, x, y, 3)
+        else:
+            s.emit("vperm2f128.256", low, x, y, 0x20)
+            s.emit("vperm2f128.256", high, x, y, 0x31)
+    elif distance_bytes == 16:
+        # 128-bit quarters: a0 b0 a2 b2, a1 b1 a3 b3.
+        copy = s.new("vec") if high is x else high
+        s.emit("vmovaps.512", low, x)
+        s.emit_masked("vshuff64x2.512", s.constant(("k", 0xCC)), False, low, y, y, 0xA0)
+        s.emit("vmovaps.512", copy, y)
+        s.emit_masked("vshuff64x2.512", s.constant(("k", 0x33)), False, copy, x, x, 0xF5)
+        if copy is not high:
+            s.emit("vmovaps.512", high, copy)
+    elif opmask:
+        copy = s.new("vec") if high is x else high
+        s.emit(f"vmovaps.{bits}", low, x)
+        s.emit_masked(f"vmovsldup.{bits}", s.constant(("k", 0xAAAA)), False, low, y)
+        s.emit(f"vmovaps.{bits}", copy, y)
+        s.emit_masked(f"vmovshdup.{bits}", s.constant(("k", 0x5555)), False, copy, x)
+        if copy is not high:
+            s.emit(f"vmovaps.{bits}", high, copy)
+    else:
+        even, odd = s.new("vec"), s.new("vec")
+        s.emit(f"vmovsldup.{bits}", even, y)
+        s.emit(f"vmovshdup.{bits}", odd, x)
+        s.emit(f"vblendps.{bits}", low, x, even, 0xAA)
+        s.emit(f"vblendps.{bits}", high, odd, y, 0xAA)
+    if low is not s.registers[first]:
+        s.emit(f"vmovaps.{bits}", s.registers[first], low)
+
+
+def load_splat_into(s: Any, name: str, memory: Any, register: Any) -> None:
+    bits = s.facts.bits4
+    if name in ("f32", "i32", "b32"):
+        s.emit(f"vbroadcastss.{bits}", register, memory)
+    elif name in ("f64", "i64"):
+        bits_of(s, _DTYPE64)
+        s.emit(f"vbroadcastsd.{s.facts.bits8}", register, memory)
+    elif name == "bf16":
+        both = s.new("vec")
+        s.emit(f"vpbroadcastw.{bits}", both, memory)
+        s.emit(f"vpslld.imm.{bits}", register, both, 16)
+    elif name == "f16":
+        half = s.new("vec")
+        s.emit(f"vpbroadcastw.{max(128, bits // 2)}", half, memory)
+        s.emit(f"vcvtph2ps.{bits}", register, half)
+    else:
+        number = s.new("gpr")
+        s.emit(SCALAR_LOADS[name], number, memory)
+        splat_register(s, number, register, 4, bits)
+
+
+def _exchange_constants(s: Any, op: Op) -> tuple[Key, ...]:
+    if not s.facts.opmask:
+        return ()
+    dtype = dtype_of(op.operands[0])
+    distance_bytes = op.attributes["distance"] * dtype.bits // 8
+    if distance_bytes == 4:
+        return (("k", 0xAAAA), ("k", 0x5555))
+    if distance_bytes == 16 and bits_of(s, dtype) == 512:
+        return (("k", 0xCC), ("k", 0x33))
+    return ()
+
+
+RULES: dict[str, Rule] = {
+    "splat": splat, "iota": iota, "lookup": lookup, "lane0": lane0, "bitcast": alias, "shuffle_xor": shuffle_xor,
+    "broadcast_lane": broadcast_lane, "exchange": exchange,
+}
+
+OWN_CONSTANTS: dict[str, OwnConstants] = {
+    "lookup": lambda s, op: (_table_key(op),), "exchange": _exchange_constants,
+}

@@ -1,0 +1,305 @@
+"""Selection rules of x86-64: loads, stores, gathers and scatters of rows, prefetches.
+
+See select.py. Source: Intel SDM volume 2; the manual's operand order throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ...ir.nodes import Op, Value
+from .select_common import FOLDED_DTYPES, OwnConstants, Rule, bits_of
+from .select_conversions import round_bfloat16, rounding_constants
+from .select_lanes import extract_half, join, lanes_out, load_splat_into, quarters
+from .select_masks import wide_mask
+
+_WIDENING = {"i8": "vpmovsxbd", "u8": "vpmovzxbd", "bool": "vpmovzxbd", "i16": "vpmovsxwd", "bf16": "vpmovzxwd",
+             "f16": "vcvtph2ps"}
+
+
+def load(s: Any, op: Op) -> None:
+    dtype = op.attributes["dtype"]
+    name = dtype.name
+    memory = s.address(op, 0)
+    mask = op.operands[-1] if op.attributes.get("masked") else None
+    result = op.results[0]
+    facts = s.facts
+    if name in FOLDED_DTYPES:
+        bits = bits_of(s, dtype)
+        if mask is None:
+            s.emit(f"vmovups.{bits}", s.define(result), memory)
+        elif facts.opmask:
+            on = s.vector(mask)
+            s.emit_masked(f"vmovups.{bits}" if dtype.bits == 32 else f"vmovupd.{bits}", on, True, s.define(result),
+                          memory)
+        elif dtype.bits == 32:
+            on = s.vector(mask)
+            s.emit(f"vmaskmovps.load.{bits}", s.define(result), on, memory)
+        else:
+            on = wide_mask(s, mask)
+            s.emit(f"vmaskmovpd.load.{bits}", s.define(result), on, memory)
+        return
+    if name not in _WIDENING:
+        raise ValueError(f"{s.location or s.function.name}: load of {name}: found no row for it; expected one of "
+                         f"{sorted([*FOLDED_DTYPES, *_WIDENING])}; mend: load bytes and take them apart")
+    bits = facts.bits4
+    source = memory
+    on = None
+    if mask is not None:
+        if facts.opmask:
+            on = s.vector(mask)
+        else:
+            source = _load_narrow_lanes(s, dtype.size_bytes, memory, mask)
+    widen(s, name, s.define(result), source, on)
+
+
+def widen(s: Any, name: str, register: Any, source: Any, on: Any = None) -> None:
+    """Narrow elements in memory or in a register to a row; under an opmask the others become 0."""
+    bits = s.facts.bits4
+    made = s.new("vec") if name == "bf16" else register
+    if on is not None:
+        s.emit_masked(f"{_WIDENING[name]}.{bits}", on, True, made, source)
+    else:
+        s.emit(f"{_WIDENING[name]}.{bits}", made, source)
+    if name == "bf16":
+        s.emit(f"vpslld.imm.{bits}", register, made, 16)
+
+
+def moved(s: Any, memory: Any, bytes_: int) -> Any:
+    """The same memory operand so many bytes further."""
+    return s.memory(memory.base, memory.index, memory.scale, memory.disp + bytes_)
+
+
+def for_each_lane(s: Any, mask: Value | None, body: Callable[[int], None]) -> None:
+    """Code for lane 0, 1, ..., each jumped over if its lane is off. Without opmasks, or for what they can't do."""
+    bits = None
+    if mask is not None:
+        on = s.vector(mask)
+        bits = s.new("gpr")
+        if s.facts.opmask:
+            s.emit("kmovw.from_mask", bits, on)
+        else:
+            s.emit(f"vmovmskps.{s.facts.bits4}", bits, on)
+    for lane in range(s.lanes):
+        if bits is None:
+            body(lane)
+            continue
+        after = s.new_label("lane")
+        s.emit("test.32", bits, 1 << lane)
+        s.branch("je", after)
+        body(lane)
+        s.label(after)
+
+
+def _load_narrow_lanes(s: Any, size: int, memory: Any, mask: Value) -> Any:
+    """Elements of 1 or 2 bytes at consecutive places, only those that are on; the others are 0."""
+    register = s.new("vec")
+    s.emit("vxorps.128", register, register, register)
+    letter = "b" if size == 1 else "w"
+    for_each_lane(s, mask, lambda lane: s.emit(f"vpinsr{letter}", register, register, moved(s, memory, lane * size),
+                                               lane))
+    return register
+
+
+def load_splat(s: Any, op: Op) -> None:
+    load_splat_into(s, op.attributes["dtype"].name, s.address(op, 0), s.define(op.results[0]))
+
+
+def narrow(s: Any, name: str, row: Any) -> Any:
+    """A row of 32-bit lanes to packed elements of 1 or 2 bytes in the low part of a fresh register."""
+    bits = s.facts.bits4
+    made = s.new("vec")
+    if name == "f16":
+        s.emit(f"vcvtps2ph.{bits}", made, row, 0)
+        return made
+    if name == "bf16":
+        rounded = round_bfloat16(s, row)
+        row = s.new("vec")
+        s.emit(f"vpsrld.imm.{bits}", row, rounded, 16)
+    words = name in ("bf16", "i16")
+    if s.facts.opmask:
+        s.emit(f"vpmovd{'w' if words else 'b'}.{bits}", made, row)
+        return made
+    # The wanted bytes of each 128-bit part to its low end, then the parts side by side.
+    packed = s.new("vec")
+    order = [0, 1, 4, 5, 8, 9, 12, 13] if words else [0, 4, 8, 12]
+    order += [0x80] * (16 - len(order))
+    s.emit(f"vpshufb.{bits}", packed, row, s.constant_operand(("d", bytes(order) * (bits // 128))))
+    if bits == 128:
+        return packed
+    if words:
+        s.emit("vpermq.imm.256", made, packed, 0x08)
+    else:
+        high = s.new("vec")
+        extract_half(s, high, packed, 256)
+        s.emit("vpunpckldq.128", made, packed, high)
+    return made
+
+
+def store(s: Any, op: Op) -> None:
+    value = op.operands[0]
+    dtype = op.attributes["dtype"]
+    name = dtype.name
+    memory = s.address(op, 1)
+    mask = op.operands[-1] if op.attributes.get("masked") else None
+    streaming = bool(op.attributes.get("streaming")) and mask is None
+    row = s.vector(value)
+    facts = s.facts
+    if name in FOLDED_DTYPES:
+        bits = bits_of(s, dtype)
+        if mask is None:
+            s.emit(f"vmovntps.{bits}" if streaming else f"vmovups.{bits}", memory, row)
+        elif facts.opmask:
+            s.emit_masked(f"vmovups.{bits}" if dtype.bits == 32 else f"vmovupd.{bits}", s.vector(mask), False, memory,
+                          row)
+        elif dtype.bits == 32:
+            s.emit(f"vmaskmovps.store.{bits}", memory, s.vector(mask), row)
+        else:
+            s.emit(f"vmaskmovpd.store.{bits}", memory, wide_mask(s, mask), row)
+        return
+    bits = facts.bits4
+    size_bits = dtype.bits * s.lanes
+    if facts.opmask and not (streaming and size_bits >= 128):
+        if name == "bf16":
+            rounded = round_bfloat16(s, row)
+            row = s.new("vec")
+            s.emit(f"vpsrld.imm.{bits}", row, rounded, 16)
+        if name == "f16":
+            instruction, more = f"vcvtps2ph.{bits}", (0,)
+        else:
+            instruction, more = f"vpmovd{'w' if dtype.bits == 16 else 'b'}.{bits}", ()  # type: ignore[assignment]
+        if mask is None:
+            s.emit(instruction, memory, row, *more)
+        else:
+            s.emit_masked(instruction, s.vector(mask), False, memory, row, *more)
+        return
+    made = narrow(s, name, row)
+    if mask is not None:
+        letter = "b" if dtype.bits == 8 else "w"
+        for_each_lane(s, mask, lambda lane: s.emit(f"vpextr{letter}", moved(s, memory, lane * dtype.size_bytes), made,
+                                                   lane))
+    elif size_bits >= 128:
+        s.emit(f"vmovntps.{size_bits}" if streaming else f"vmovups.{size_bits}", memory, made)
+    else:
+        s.emit("vmovq" if size_bits == 64 else "vmovd.from_vec", memory, made)
+
+
+def store_lane0(s: Any, op: Op) -> None:
+    value = op.operands[0]
+    dtype = op.attributes["dtype"]
+    memory = s.address(op, 1)
+    row = s.vector(value)
+    if dtype.name in FOLDED_DTYPES:
+        s.emit("vmovd.from_vec" if dtype.bits == 32 else "vmovq", memory, row)
+    elif dtype.name in ("bf16", "f16"):
+        s.emit("vpextrw", memory, narrow(s, dtype.name, row), 0)
+    else:
+        s.emit("vpextrb" if dtype.bits == 8 else "vpextrw", memory, row, 0)
+
+
+def gather(s: Any, op: Op) -> None:
+    base, offsets = op.operands[:2]
+    mask = op.operands[2] if op.attributes.get("masked") else None
+    dtype = op.attributes["dtype"]
+    name = dtype.name
+    scale, disp = op.attributes.get("scale", 1), op.attributes.get("disp", 0)
+    start, index = s.scalar(base), s.vector(offsets)
+    result = op.results[0]
+    facts = s.facts
+    if name not in FOLDED_DTYPES:
+        # Elements are narrower than any gather reads, and reading past them could fault: one lane after the other.
+        registers = lanes_out(s, index, 4)
+        letter, per = ("b", 16) if dtype.bits == 8 else ("w", 8)
+        parts = []
+        for _ in range(0, s.lanes, per):
+            part = s.new("vec")
+            s.emit("vxorps.128", part, part, part)
+            parts.append(part)
+
+        def one(lane: int) -> None:
+            offset = s.new("gpr")
+            s.emit("movsxd", offset, registers[lane])
+            part = parts[lane // per]
+            s.emit(f"vpinsr{letter}", part, part, s.memory(start, offset, scale, disp), lane % per)
+
+        for_each_lane(s, mask, one)
+        packed = parts[0]
+        if len(parts) > 1:
+            packed = s.new("vec")
+            join(s, parts, packed)
+        widen(s, name, s.define(result), packed)
+        return
+    bits = bits_of(s, dtype)
+    suffix = "ps" if dtype.bits == 32 else "pd"
+    # The destination is read (lanes that are off keep it), so it is zeroed: that also keeps it apart from the index,
+    # which the instruction demands. The mask is used up.
+    register = s.new("vec")
+    s.emit("vxorps.128", register, register, register)
+    memory = s.memory(start, index, scale, disp)
+    if facts.opmask:
+        on = s.new("mask")
+        if mask is None:
+            s.emit("kxnorw", on, on, on)
+        else:
+            s.emit("kmovq", on, s.vector(mask))
+        s.emit_masked(f"vgatherd{suffix}.{bits}", on, False, register, memory)
+    else:
+        on = s.new("vec")
+        if mask is None:
+            s.emit(f"vpcmpeqd.{bits}", on, on, on)
+        else:
+            s.emit(f"vmovaps.{bits}", on, s.vector(mask) if dtype.bits == 32 else wide_mask(s, mask))
+        s.emit(f"vgatherd{suffix}.vex.{bits}", register, memory, on)
+    wanted = s.target.get(result)
+    if wanted is None:
+        s.registers[result] = register
+    else:
+        s.emit(f"vmovaps.{bits}", s.define(result), register)
+
+
+def scatter(s: Any, op: Op) -> None:
+    value, base, offsets = op.operands[:3]
+    mask = op.operands[3] if op.attributes.get("masked") else None
+    dtype = op.attributes["dtype"]
+    scale, disp = op.attributes.get("scale", 1), op.attributes.get("disp", 0)
+    start, index, row = s.scalar(base), s.vector(offsets), s.vector(value)
+    facts = s.facts
+    if facts.opmask and dtype.name in FOLDED_DTYPES:
+        on = s.new("mask")
+        if mask is None:
+            s.emit("kxnorw", on, on, on)
+        else:
+            s.emit("kmovq", on, s.vector(mask))
+        suffix = "ps" if dtype.bits == 32 else "pd"
+        s.emit_masked(f"vscatterd{suffix}.{bits_of(s, dtype)}", on, False, s.memory(start, index, scale, disp), row)
+        return
+    registers = lanes_out(s, index, 4)
+    size = dtype.size_bytes
+    letter = {1: "b", 2: "w", 4: "d", 8: "q"}[size]
+    if dtype.name in FOLDED_DTYPES:
+        parts = quarters(s, row, bits_of(s, dtype))
+    else:
+        parts = quarters(s, narrow(s, dtype.name, row), max(128, dtype.bits * s.lanes))
+    per = 16 // size
+
+    def one(lane: int) -> None:
+        offset = s.new("gpr")
+        s.emit("movsxd", offset, registers[lane])
+        s.emit(f"vpextr{letter}", s.memory(start, offset, scale, disp), parts[lane // per], lane % per)
+
+    for_each_lane(s, mask, one)
+
+
+def prefetch(s: Any, op: Op) -> None:
+    s.emit(f"prefetcht{op.attributes.get('level', 1) - 1}", s.address(op, 0))
+
+
+RULES: dict[str, Rule] = {
+    "load": load, "load_splat": load_splat, "gather": gather, "store": store, "store_lane0": store_lane0,
+    "scatter": scatter, "prefetch": prefetch,
+}
+
+OWN_CONSTANTS: dict[str, OwnConstants] = {
+    "store": rounding_constants,
+}

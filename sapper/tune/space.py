@@ -1,0 +1,96 @@
+"""The schedules next to a schedule: what a pattern search may try.
+
+Enters a schedule and what the lowering makes of it (`lane.choices`). Leaves `Step`s: each changes one part, or two
+register factors against each other, by one rung of a ladder, and is told in a line. Holds: steps come in a fixed order;
+one that would hold more than twice the target's registers is left out, since it can only spill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import prod
+
+from ..lane.choices import Choices
+from ..tile.schedule import Schedule
+
+REGISTERS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28)
+TILES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
+CHUNKS = (1, 2, 4, 8, 16, 32, 64)
+SPILLING = 2
+"""A step is left out where it holds more than this many times the registers that there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """part: what is changed ("registers m", "order"), so that what helped is tried again first. label: for people."""
+
+    part: str
+    label: str
+    schedule: Schedule
+
+
+def steps(schedule: Schedule, made: Choices, vector_registers: int, threads: int) -> Iterator[Step]:
+    """The neighbours of `schedule`. made: what the lowering makes of it. threads: with more than one, also into how
+    many tasks an axis is split."""
+    told = made.schedule
+    for axis in sorted(told.registers):
+        for count in _beside(REGISTERS, told.registers[axis], most=made.hints[axis]):
+            yield from _registers(schedule, made, {axis: count}, vector_registers)
+    for first, second in combinations(sorted(told.registers), 2):
+        for more, less in ((first, second), (second, first)):
+            yield from _traded(schedule, made, more, less, vector_registers)
+    for axis in sorted(told.tile):
+        for count in _beside(TILES, told.tile[axis], most=made.hints.get(axis)):
+            yield Step(f"tile {axis}", f"tile {axis} {told.tile[axis]} -> {count}",
+                       replace(schedule, tile={**schedule.tile, axis: count}))
+    for position in range(len(told.order) - 1):
+        order = list(told.order)
+        order[position:position + 2] = reversed(order[position:position + 2])
+        yield Step("order", f"order {' '.join(order)}", replace(schedule, order=tuple(order)))
+    for tensor in made.stageable:
+        stage = told.stage or ()
+        changed = tuple(t for t in stage if t != tensor) if tensor in stage else tuple(sorted((*stage, tensor)))
+        yield Step(f"stage {tensor}", f"{tensor} {'read in place' if tensor in stage else 'copied to scratch'}",
+                   replace(schedule, stage=changed))
+    for axis in sorted(told.registers):
+        if axis != told.lane:
+            # Register factors count vectors of the lane axis and rows of others: they start anew.
+            yield Step("lane", f"lane {told.lane} -> {axis}", replace(schedule, lane=axis, registers={}, order=()))
+    if told.streaming and schedule.streaming is None:
+        yield Step("streaming", "stores through the caches", replace(schedule, streaming=()))
+    if threads > 1:
+        for axis in made.parallel:
+            now = schedule.chunks.get(axis, 0)
+            for count in _beside(CHUNKS, now) if now else (threads, 4 * threads):
+                yield Step(f"chunks {axis}", f"tasks along {axis} {now or 'by the model'} -> {count}",
+                           replace(schedule, chunks={**schedule.chunks, axis: count}))
+
+
+def _beside(ladder: tuple[int, ...], value: int, most: int | None = None) -> list[int]:
+    """The next rungs below and above a value."""
+    below = [rung for rung in ladder if rung < value]
+    above = [rung for rung in ladder if rung > value and (most is None or rung <= most)]
+    return below[-1:] + above[:1]
+
+
+def _registers(schedule: Schedule, made: Choices, counts: dict[str, int], vector_registers: int) -> Iterator[Step]:
+    told = made.schedule
+    after = {**told.registers, **counts}
+    if prod(after[axis] for axis in told.order if axis in after) > SPILLING * vector_registers:
+        return
+    label = ", ".join(f"{axis} {told.registers[axis]} -> {count}" for axis, count in counts.items())
+    yield Step(f"registers {' '.join(counts)}", f"registers {label}",
+               replace(schedule, registers={**schedule.registers, **counts}))
+
+
+def _traded(schedule: Schedule, made: Choices, more: str, less: str, vector_registers: int) -> Iterator[Step]:
+    """More of one axis, and so much less of another that as many registers are held: 14 x 2 becomes 7 x 4."""
+    told = made.schedule.registers
+    up = [rung for rung in REGISTERS if told[more] < rung <= made.hints[more]][:1]
+    for count in up:
+        held = told[more] * told[less] // count
+        down = [rung for rung in REGISTERS if rung <= held]
+        if down and down[-1] < told[less]:
+            yield from _registers(schedule, made, {more: count, less: down[-1]}, vector_registers)

@@ -1,0 +1,74 @@
+"""`sapper tune` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sapper.cli.app import run
+from sapper.cli.errors import UsageError
+from sapper.cli.tune import seconds_of
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SAPPER_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_tune_report_export_and_import(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = ["--shape", "N=3000", "--threads", "1"]
+    assert run(["tune", "vector_add", *shape, "--budget", "2s", "--json"]) == 0
+    out, told = capsys.readouterr()
+    (result,) = json.loads(out)
+    assert result["dims"] == {"N": 3000} and result["model_s"] > 0 and "vector_add N=3000, 1 thread" in told
+    assert list((directory / "tuned").glob("*.json"))
+    assert run(["tune", "--report"]) == 0
+    assert "of 1 cases" in capsys.readouterr().out
+    exported = directory / "found.json"
+    assert run(["tune", "--export", str(exported)]) == 0
+    assert run(["tune", "--import", str(exported), "--database", str(directory / "other.sqlite")]) == 0
+    capsys.readouterr()
+    assert run(["tune", "--report", "--json", "--database", str(directory / "other.sqlite")]) == 0
+    assert json.loads(capsys.readouterr().out) == [result]
+
+
+def test_a_users_kernel_needs_its_whole_shape(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = directory / "mine.py"
+    source.write_text("""import sapper as sp
+from sapper import Tensor, f32, tiles
+M, N = sp.dims("M N")
+@sp.kernel
+def double(x: Tensor[f32, M, N], out: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        out[m, n] = 2.0 * x[m, n]
+""")
+    assert run(["tune", f"{source}:double", "--shape", "M=4"]) == 2
+    assert "found no N; expected every dimension" in capsys.readouterr().err
+    assert run(["tune", f"{source}:double", "--shape", "M=4,N=100", "--budget", "1s", "--threads", "1"]) == 0
+    assert "tried" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([], "expected one of: a kernel to tune"), (["softmax", "--report"], "expected one of"),
+    (["nothing"], "no library kernel"), (["softmax", "--budget", "soon"], "expected a time such as"),
+    (["softmax", "--shape", "Q=3"], "expected dimensions of softmax"), (["--import", "/nowhere"], "tune --export"),
+    (["--import", __file__], "export it again"), (["--report", "--database", __file__], "mend"),
+])
+def test_mistakes_are_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["tune", *arguments]) in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+def test_no_place_for_trials(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SAPPER_CACHE_DIR", "off")
+    assert run(["tune", "softmax"]) == 1
+    assert "--database FILE" in capsys.readouterr().err
+
+
+def test_budgets() -> None:
+    assert [seconds_of(t) for t in ("60", "60s", "1.5m", "1h")] == [60, 60, 90, 3600]
+    with pytest.raises(UsageError):
+        seconds_of("0s")

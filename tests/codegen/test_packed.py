@@ -1,0 +1,88 @@
+"""Packed dot products end to end: machine code where this processor has them, elsewhere the meanings of the rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapper import bf16, f32, i8, i32, u8
+from sapper.assembly.emulate import Emulator
+from sapper.codegen.compile import compile_lane
+from sapper.codegen.machine import Register
+from sapper.codegen.pipeline import facts_of, finish_lane, scratch_bytes, to_lane
+from sapper.lane.interpret import Memory
+from sapper.targets.x86_64 import assembly
+from sapper.targets.x86_64.target import TARGETS
+from sapper.tile.schedule import Schedule
+from tests.lane.run_lane import argument_words, dims_of, specialize
+from tests.lane.test_packed import ORDERS, PRODUCTS, arguments_of, expected_of
+from tests.strategies import examples
+
+from .run_native import RUNNABLE, run_native
+
+PACKING = [name for name in RUNNABLE if TARGETS[name].dots]
+
+
+def mnemonics_of(function, arguments, target):
+    lane = finish_lane(to_lane(function, Schedule(), facts_of(target), specialize(function, arguments)), target)
+    made = compile_lane(lane, target, checked=True)
+    return lane, made, {item.row.mnemonic for item in made.machine.body if hasattr(item, "row")}
+
+
+def run_rows(function, arguments, target):
+    """Compile for any target and run what comes out by the meanings of its rows, on memory that starts dirty."""
+    lane, made, mnemonics = mnemonics_of(function, arguments, target)
+    memory = Memory()
+    each = max(64, scratch_bytes(lane.attributes["scratch"], dims_of(function, arguments)))
+    scratch = memory.allocate("scratch", each)
+    memory.find(scratch, each, True)[:] = 0xFF
+    slots = argument_words(function, lane.attributes["slots"], arguments,
+                           lambda name: memory.add_array(name, arguments[name]))
+    sync = memory.allocate("sync", 1024)
+    words = memory.add_array("words", np.array([scratch, each, sync, *slots], np.int64))
+    registers = {Register("gpr", number): 0 for number in range(16)}    # those that the code saves hold something
+    registers |= {Register(*assembly.ARGUMENTS[i]): value for i, value in enumerate((words, 0, 1))}
+    Emulator(assembly, memory, registers).run(made.machine)
+    return mnemonics
+
+
+@pytest.mark.parametrize(("order", "m", "n", "k"), [("nt", 2, 5, 70), ("nn", 3, 20, 9), ("nt", 29, 98, 6),
+                                                    ("tn", 29, 98, 5)])
+@pytest.mark.parametrize(("types", "mnemonic"), [((bf16, bf16, f32), "vdpbf16ps"), ((i8, i8, i32), "vpdpbusd")])
+def test_rows(order, m, n, k, types, mnemonic) -> None:
+    """On a processor that this need not be."""
+    function = PRODUCTS[order, types].tile_ir()
+    arguments = arguments_of(order, types, m, n, k)
+    assert mnemonic in run_rows(function, arguments, TARGETS["zen4"])
+    np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
+
+
+@pytest.mark.skipif(not PACKING, reason="this processor has no packed dot products")
+@settings(max_examples=examples(12))
+@given(m=st.integers(1, 40), n=st.integers(1, 100), k=st.integers(0, 70), order=st.sampled_from(ORDERS),
+       types=st.sampled_from([(i8, i8, i32), (u8, i8, i32), (i8, u8, i32), (u8, u8, i32)]), seed=st.integers(0, 99))
+def test_machine_code_is_exact(m, n, k, order, types, seed) -> None:
+    arguments = arguments_of(order, types, m, n, k, seed)
+    run_native(PRODUCTS[order, types].tile_ir(), arguments, TARGETS[PACKING[-1]], threads=1 + seed % 2)
+    np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
+
+
+@pytest.mark.skipif(not any("dot2_bf16" in TARGETS[name].dots for name in PACKING), reason="no vdpbf16ps here")
+@pytest.mark.parametrize("order", ["nn", "nt", "tn"])
+def test_bf16_in_machine_code(order) -> None:
+    target = next(TARGETS[name] for name in PACKING if "dot2_bf16" in TARGETS[name].dots)
+    arguments = arguments_of(order, (bf16, bf16, f32), 33, 50, 70)
+    run_native(PRODUCTS[order, (bf16, bf16, f32)].tile_ir(), arguments, target)
+    np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
+
+
+def test_targets_say_which_they_have() -> None:
+    assert TARGETS["zen4"].dots == {"dot2_bf16", "dot4_u8i8"}
+    assert TARGETS["icelake-server"].dots == {"dot4_u8i8"}
+    assert not TARGETS["v4"].dots and not TARGETS["haswell"].dots
+    types = (i8, i8, i32)
+    arguments = arguments_of("nt", types, 2, 5, 70)
+    _, _, mnemonics = mnemonics_of(PRODUCTS["nt", types].tile_ir(), arguments, TARGETS["skylake-avx512"])
+    assert "vpdpbusd" not in mnemonics

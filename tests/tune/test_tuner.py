@@ -1,0 +1,222 @@
+"""Trials in child processes, the database, and schedules that calls find."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sapper as sp
+from sapper import Tensor, f32, tiles
+from sapper.kernels import library
+from sapper.runtime import tuned
+from sapper.runtime.errors import SapperWarning
+from sapper.targets import host_target
+from sapper.tile.schedule import Schedule
+from sapper.tune import tuner
+from sapper.tune.database import Database, DatabaseError, Key, Result
+from sapper.tune.trial import Trial, check_candidate, in_child, try_candidate
+from sapper.tune.tuner import Subject, entries_of, tune, write_entries
+
+MATMUL = {k.name: k for k in library()}["matmul_nn_f32"]
+SHAPE = {"M": 40, "N": 64, "K": 33}
+KEY = Key("k", "digest", "zen4", (("M", 5),), 1, False)
+M, N = sp.dims("M N")
+
+
+@sp.kernel
+def double(x: Tensor[f32, M, N], out: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        out[m, n] = 2.0 * x[m, n]
+
+
+def subject() -> Subject:
+    return Subject(MATMUL.name, MATMUL.kernel, SHAPE, MATMUL.make_arguments, MATMUL.reference, MATMUL.compare,
+                   MATMUL.check_shapes[:2])
+
+
+def task() -> Any:
+    return tuner._task(subject(), host_target(), 1, False)[0]
+
+
+def test_a_candidate_is_timed_beside_the_best() -> None:
+    trial = try_candidate(task(), Schedule(registers={"m": 4}), Schedule(), budget_s=0.02)
+    assert trial.status == "timed" and trial.ratio is not None and 0.1 < trial.ratio < 10
+    assert check_candidate(task(), Schedule(registers={"m": 4})).status == "timed"
+
+
+def test_a_wrong_one_is_never_timed() -> None:
+    wrong = replace(task(), is_wrong=lambda _: "c[0, 0] is 1, expected 2", check=lambda _: "native: wrong")
+    trial = try_candidate(wrong, Schedule(), Schedule())
+    assert (trial.status, trial.ratio) == ("wrong", None) and "expected 2" in trial.message
+    assert check_candidate(wrong, Schedule()).status == "wrong"
+
+
+def test_a_schedule_that_cannot_be_followed_is_refused() -> None:
+    trial = try_candidate(task(), Schedule(lane="q"), Schedule())
+    assert trial.status == "refused" and "no axis 'q'" in trial.message
+
+
+def kill_itself() -> Trial:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize(("work", "status", "message"), [
+    (kill_itself, "crashed", "SIGKILL"), (lambda: time.sleep(60), "time limit", "0.2 s"),
+    (lambda: 1 // 0, "crashed", "ZeroDivisionError"),
+])
+def test_whatever_a_child_does_the_caller_goes_on(work: Any, status: str, message: str) -> None:
+    trial = in_child(work, 0.2 if status == "time limit" else 10.0)
+    assert trial.status == status and message in trial.message
+
+
+def test_a_search_finds_its_trials_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def pretend(_task: Any, candidate: Schedule, against: Schedule, budget_s: float = 0.0) -> Trial:
+        made.append(candidate)
+        faster = candidate.registers.get("m") == 12
+        return Trial("timed", 0.5 if faster else 1.0, 0.5 if against.registers.get("m") == 12 else 1.0)
+
+    monkeypatch.setattr(tuner, "try_candidate", pretend)
+    monkeypatch.setattr(tuner, "check_candidate", lambda *_: Trial("timed"))
+    monkeypatch.setattr(tuner, "choices", lambda *given: _large(*given))
+    database = Database(str(tmp_path / "trials.sqlite"))
+    first = tune(subject(), host_target(), database, 1, False, 1e9, lambda _: None)
+    assert first.finished and first.schedule.registers == {"m": 12} and first.model_s == 2 * first.median_s
+    before = len(made)
+    again = tune(subject(), host_target(), database, 1, False, 1e9, lambda _: None)
+    assert again == first and len(made) == before + 1        # only the last run, best against the model's
+    assert database.results() == [first] and database.results("another") == []
+
+
+def _large(*given: Any) -> Any:
+    """The choices for large extents: steps as in a search on a matrix of some size, whatever the test's is."""
+    from sapper.lane.choices import choices
+    from sapper.tile.schedule import DimClass, Specialization
+
+    return choices(*given[:3], Specialization({d: DimClass(512, 64) for d in "MNK"}, given[3].strides))
+
+
+def test_a_gain_that_does_not_last_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner, "try_candidate", lambda *_: Trial("timed", 0.99, 1.0))
+    assert tuner._result(KEY, task(), Schedule(lane="n"), 3, True) == Result(KEY, Schedule(), 1.0, 1.0, 3, True)
+
+
+def test_results_travel_as_json() -> None:
+    result = Result(KEY, Schedule(registers={"m": 6}), 1.0, 1.5, 7, True)
+    assert Result.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+def test_a_database_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("not SQLite, but long enough to be read as a file of some kind" * 40)
+    with pytest.raises(DatabaseError, match="mend"):
+        Database(str(tmp_path / "x"))
+    with pytest.raises(DatabaseError, match="mend"):
+        Database(str(tmp_path / "x" / "y"))
+
+
+WRITER = """
+import sys
+from sapper.tile.schedule import Schedule
+from sapper.tune.database import Database, Key
+from sapper.tune.trial import Trial
+database, own = Database(sys.argv[1]), sys.argv[2]
+for at in range(int(sys.argv[3])):
+    key = Key(own, "digest", "zen4", (("M", at),), 1, False)
+    database.add_trial(key, "compiler", Schedule(), Schedule(), Trial("timed", 1.0, 2.0))
+    print(at, flush=True)
+"""
+
+
+def test_several_processes_write_and_one_is_killed(tmp_path: Path) -> None:
+    path = str(tmp_path / "trials.sqlite")
+    Database(path).close()
+    command = [sys.executable, "-c", WRITER, path]
+    killed = subprocess.Popen([*command, "killed", "1000000"], stdout=subprocess.PIPE)
+    others = [subprocess.Popen([*command, name, "20"], stdout=subprocess.DEVNULL) for name in ("a", "b")]
+    assert killed.stdout is not None and killed.stdout.readline()
+    assert [other.wait(60) for other in others] == [0, 0]
+    killed.kill()
+    killed.communicate()
+    rows = sqlite3.connect(path).execute("SELECT kernel, count(*) FROM trials GROUP BY kernel").fetchall()
+    assert dict(rows)["a"] == dict(rows)["b"] == 20 and dict(rows)["killed"] >= 1
+
+
+# ------------------------------------------------------------------------------------------------ what calls read
+
+
+def result_for(kernel: Any, schedule: Schedule, dims: dict[str, int], threads: int = 1, cold: bool = False) -> Result:
+    key = Key(kernel.name, kernel.source_digest(), host_target().name, tuple(sorted(dims.items())), threads, cold)
+    return Result(key, schedule, 1.0, 2.0, 1, True)
+
+
+def test_calls_find_the_nearest_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAPPER_TUNED", str(tmp_path))
+    few, many = Schedule(registers={"n": 1}), Schedule(registers={"n": 2})
+    results = [result_for(double, few, {"M": 8, "N": 64}), result_for(double, many, {"M": 8, "N": 1024}),
+               result_for(double, Schedule(), {"M": 64, "N": 64})]
+    entries = entries_of(results)
+    assert [len(found) for found in entries.values()] == [2]
+    write_entries(str(tmp_path / f"{host_target().name}.json"), entries)
+
+    def found(threads: int = 1, source: str | None = None, **dims: int) -> Any:
+        return tuned.tuned_schedule(double.name, source or double.source_digest(), host_target().name, dims, threads)
+
+    assert found(M=8, N=64) == found(M=9, N=100) == few.to_json()
+    assert found(M=8, N=800) == many.to_json()
+    assert found(M=8, N=65536) is found(M=1, N=64) is None
+    assert found(threads=2, M=8, N=64) is found(source="x", M=8, N=64) is None
+    x, out = np.ones((8, 64), np.float32), np.empty((8, 64), np.float32)
+    from sapper.runtime.launch import Launcher
+
+    assert Launcher(double, {"threads": 1}).schedule_for({"M": 8, "N": 64}) == few.to_json()
+    assert Launcher(double, {"threads": 1, "schedule": many}).schedule_for({"M": 8, "N": 64}) == many
+    double(x, out, threads=1)
+    assert (out == 2).all()
+    monkeypatch.setenv("SAPPER_TUNED", "off")
+    assert found(M=8, N=64) is None
+
+
+@pytest.mark.parametrize("text", [
+    "{", "[]", '{"double": [{}]}', '{"double": 3}',
+    '{"double": [{"source": 1, "threads": 1, "schedule": {}, "dims": {}}]}'])
+def test_a_damaged_file_is_left_aside(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "zen4.json"
+    path.write_text(text)
+    monkeypatch.setattr("sapper.runtime.errors._warned", set())
+    tuned.forget()
+    with pytest.warns(SapperWarning, match="tune again"):
+        assert tuned.read(str(path)) == {}
+    assert tuned.read(str(path)) == {}
+
+
+def test_the_librarys_schedules_are_sound() -> None:
+    """Each names a kernel of the library with the source that it has now, and still lowers."""
+    from sapper.codegen.pipeline import facts_of
+    from sapper.lane.choices import choices
+    from sapper.targets import target
+    from sapper.tile.canonical import canonicalize
+    from sapper.tile.reduce_loops import reduce_loops
+    from sapper.tile.schedule import Specialization
+
+    kernels = {k.name: k.kernel for k in library()}
+    for path in sorted(Path(tuned.library_directory()).glob("*.json")):
+        for name, entries in tuned.read(str(path)).items():
+            for entry in entries:
+                assert entry["source"] == kernels[name].source_digest(), f"{path.name}: {name} is to be tuned anew"
+                function = kernels[name].tile_ir()
+                reduce_loops(function)
+                canonicalize(function)
+                choices(function, Schedule.from_json(entry["schedule"]), facts_of(target(path.stem)), Specialization())
