@@ -669,7 +669,7 @@ def _launches(plan: Plan, of: PlannedProgram) -> Table:
     barriers = sum(launch.barrier for launch in launches)
     lines = [
         Line(comment=f"The program {of.name}: {len(launches)} launches, {barriers} barriers. A launch is its kernel,"),
-        Line(comment="argument block, flags and number of words; then the words of the block: 0 scratch, 1 bytes of it"),
+        Line(comment="argument block, flags and number of words; then the words of the block: 0 scratch, 1 its bytes"),
         Line(comment="for each worker, 2 sync block, and what the kernel asks for."),
         Line(4, [of.control, of.control + layout.table, of.control + layout.sync, layout.sync_count],
              "control, table, sync blocks and their number"),
