@@ -40,8 +40,23 @@ def header_text(plan: Plan) -> str:
         "/* Tokens run so far; and back to an earlier number of them, 0 for a new conversation. */",
         f"int64_t {name}_position(const {name}_model *model);",
         f"int {name}_rewind({name}_model *model, int64_t position);",
+        *_words_lines(plan),
         "/* End the workers, free all memory. Null is allowed. */",
         f"void {name}_close({name}_model *model);", "",
         "#ifdef __cplusplus", "}", "#endif", "", f"#endif /* {guard} */",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _words_lines(plan: Plan) -> list[str]:
+    """What a model with a tokenizer has besides."""
+    if plan.words is None:
+        return []
+    name = plan.model.name
+    return [
+        f"/* The tokens of a text of at most {plan.text_bytes} bytes of UTF-8, and their number; -1: it is longer, or there",
+        "   is no room for so many. Names of control tokens in it are plain text. */",
+        f"int64_t {name}_encode({name}_model *model, const char *text, int64_t bytes, int32_t *tokens, int64_t room);",
+        "/* The bytes of a token, not terminated, and their number; none for one that stands for no text. */",
+        f"const char *{name}_text(const {name}_model *model, int32_t token, int64_t *bytes);",
+    ]

@@ -25,6 +25,7 @@ from .entry import HEAD_BYTES, entry_functions, program_tables
 from .header import header_text
 from .listing import listing_of
 from .plan import CONSTANT, TEMPORARY, Code, Model, Plan, Region, make_plan
+from .words_code import words_functions
 
 Item = tuple[MachineFunction | Table, bool]
 
@@ -78,7 +79,7 @@ def plan_model(model: Model, target: Any) -> Plan:
 def make_model_library(plan: Plan, weights_digest: int) -> ModelLibrary:
     """weights_digest: of the weights file (digest.py)."""
     codes = {code.symbol: code for code in plan.codes}
-    entry = entry_functions(plan, weights_digest)
+    entry = [*entry_functions(plan, weights_digest), *words_functions(plan)]
     items: list[Item] = [(function.machine, exported) for function, exported in entry]
     items += [(table, False) for table in program_tables(plan)]
     items += [(code.machine, False) for code in plan.codes]
@@ -90,7 +91,7 @@ def make_model_library(plan: Plan, weights_digest: int) -> ModelLibrary:
     return ModelLibrary(plan, items, codes, notes)
 
 
-def weights_pieces(plan: Plan) -> Iterator[bytes | memoryview]:
+def weights_pieces(plan: Plan) -> Iterator[bytes | bytearray | memoryview]:
     """The weights file, piece by piece: every constant at its offset."""
     here = 0
     for region in sorted(plan.of_kind(CONSTANT), key=lambda region: region.offset):
@@ -98,7 +99,9 @@ def weights_pieces(plan: Plan) -> Iterator[bytes | memoryview]:
             yield bytes(region.offset - here)
         yield memory_of(region)
         here = region.offset + region.size_bytes
-    yield bytes(plan.weights_bytes - here)
+    yield bytes(plan.words_offset - here)
+    if plan.words is not None:
+        yield plan.words.content
 
 
 def memory_of(region: Region) -> memoryview:

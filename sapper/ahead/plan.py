@@ -24,6 +24,7 @@ from ..runtime.launch import Launcher, Specialisation, compile_for_call
 from ..runtime.program import Launch, Layout, plan_barriers
 from ..runtime.system import HUGE_PAGE_BYTES, PAGE_BYTES, round_up
 from .errors import AheadError
+from .words import BYTES_OF_A_TOKEN, Tables, Vocabulary, make_tables
 
 CONSTANT, STATE, TEMPORARY = "constant", "state", "temporary"
 
@@ -39,7 +40,7 @@ class Model:
     `position`. arrays: name -> array, of all that is to be called by name. tokens [chunk], last [1], token [1]: names
     of the inputs, i32: the chunk, the index of its last token, the token of a step. logits [vocabulary] f32, picked [1]
     i32: names of the outputs, of the last token; picked is the likeliest. state: names of what lasts from run to run.
-    context: tokens that state has room for. static: launch options of all kernels.
+    context: tokens that state has room for. words: the tokenizer, where the file is to have one.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Model:
     vocabulary: int
     chunk: int
     description: str = ""
+    words: Vocabulary | None = None
     tokens: str = "tokens"
     last: str = "last"
     token: str = "token"
@@ -117,7 +119,8 @@ class Plan:
 
     temporary_bytes: as placed; separate_bytes: what temporaries would take without sharing. huge_bytes: from the
     start of the memory on, what is to lie on huge pages. memory_bytes: up to the workers' scratch, of which each has
-    scratch_bytes.
+    scratch_bytes. words: tables that lie in the weights file at words_offset; text_bytes: of the longest text; work:
+    places in the memory for turning it into tokens.
     """
 
     model: Model
@@ -132,6 +135,10 @@ class Plan:
     huge_bytes: int = 0
     memory_bytes: int = 0
     scratch_bytes: int = 0
+    words: Tables | None = None
+    words_offset: int = 0
+    text_bytes: int = 0
+    work: dict[str, int] = field(default_factory=dict)
 
     def region_at(self, address: int) -> Region:
         """The region with the byte at that address of this process."""
@@ -177,18 +184,21 @@ class _Compiler:
 
     def __init__(self, target: Any) -> None:
         self.target = target
-        self.codes: dict[tuple[int, Specialisation], Code] = {}
+        self.codes: dict[tuple[int, Specialisation, str], Code] = {}
         self._kernels: list[Any] = []  # alive, so that an id stands for one kernel
         self._names: dict[str, int] = {}
 
-    def __call__(self, launcher: Launcher, specialisation: Specialisation) -> tuple[CompiledKernel, Code]:
+    def __call__(
+        self, launcher: Launcher, specialisation: Specialisation, dims: Mapping[str, int]
+    ) -> tuple[CompiledKernel, Code]:
         kernel = launcher.kernel
-        key = id(kernel), specialisation
+        schedule = launcher.schedule_for(dims, self.target)
+        key = id(kernel), specialisation, repr(schedule)
         code = self.codes.get(key)
         if code is None:
             made = compile_for_call(
                 kernel, static_dims=dict(specialisation.static_dims), unit_strides=dict(specialisation.unit_strides),
-                dim_classes=dict(specialisation.dim_classes), target=self.target, schedule=launcher.schedule,
+                dim_classes=dict(specialisation.dim_classes), target=self.target, schedule=schedule,
                 aligned=frozenset(specialisation.aligned),
             )
             self._kernels.append(kernel)
@@ -294,7 +304,10 @@ def _place(plan: Plan, head_bytes: int) -> None:
     for region in _by_first_use(plan, CONSTANT):
         region.offset = round_up(here, LINE_BYTES)
         here = region.offset + region.size_bytes
-    plan.weights_bytes = round_up(max(here, 1), PAGE_BYTES)
+    plan.weights_bytes = plan.words_offset = round_up(max(here, 1), PAGE_BYTES)
+    if plan.model.words is not None:
+        plan.words = make_tables(plan.model.words)
+        plan.weights_bytes += len(plan.words.content)
 
     here = head_bytes
     for program in plan.programs.values():
@@ -306,11 +319,17 @@ def _place(plan: Plan, head_bytes: int) -> None:
     plan.separate_bytes = sum(region.size_bytes for region in plan.of_kind(TEMPORARY))
     plan.huge_bytes = round_up(end, HUGE_PAGE_BYTES)
     here = plan.huge_bytes
+    if plan.words is not None:
+        plan.text_bytes = plan.model.context * BYTES_OF_A_TOKEN
+        for name, size_bytes in (("list0", 4), ("list1", 4), ("tokens_here", 4), ("pairs", 8)):
+            plan.work[name] = here
+            here = round_up(here + size_bytes * (plan.text_bytes + 1), LINE_BYTES)
+    state = here
     kept = [plan.region_at(address_of(plan.model.arrays[name])) for name in plan.model.kept]
     for region in {region.low: region for region in kept}.values():  # small ones first: code reaches 2^31 far
         region.offset = round_up(here, LINE_BYTES)
         here = region.offset + region.size_bytes
-    plan.state_bytes = here - plan.huge_bytes
+    plan.state_bytes = here - state
     plan.memory_bytes = round_up(here, PAGE_BYTES)
     plan.scratch_bytes = max((program.layout.step_bytes for program in plan.programs.values()), default=0)
 

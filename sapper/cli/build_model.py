@@ -36,9 +36,9 @@ def run_build_model(
     target = find_target(target_name)
     if target.family != "x86_64":
         raise UsageError(f"--target {target.name}: found no CPU of x86-64; expected one, for whole models")
-    whole = load_whole(wanted, c_name(path.stem.removeprefix("lib")), context, dtype)
+    model = load_whole(wanted, c_name(path.stem.removeprefix("lib")), context, dtype)
     loaded = time.perf_counter()
-    plan = plan_model(whole.model, target)
+    plan = plan_model(model, target)
     compiled = time.perf_counter()
     with staging() as create:
         with create(weights) as file:
@@ -56,7 +56,7 @@ def run_build_model(
             file.write(library.h().encode())
     return {
         "output": str(path), "weights": str(weights), "header": str(header_path), "target": target.name,
-        "size_bytes": len(made), "digest": f"{number:016x}", "context": whole.model.context, **report(plan),
+        "size_bytes": len(made), "digest": f"{number:016x}", "context": model.context, **report(plan),
         "load_s": round(loaded - started, 3), "compile_s": round(compiled - loaded, 3),
         "write_s": round(time.perf_counter() - compiled, 3),
     }

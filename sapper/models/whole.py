@@ -1,24 +1,21 @@
 """A model that becomes files (`sapper build MODEL`): loaded, and bound to the programs of its architecture.
 
-In: a name, a file or a directory. Out: `Whole`. Holds: what is model-specific ends here; sapper/ahead sees programs and
+In: a name, a file or a directory. Out: `ahead.Model`. Holds: what is model-specific ends here; sapper/ahead sees programs and
 arrays.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
+from ..ahead.errors import AheadError
 from ..ahead.plan import Model
+from .errors import ModelError
 from .locate import NAMES
-from .tokenizer import Tokenizer
+from .vocabulary import vocabulary_of
 
 DEFAULT_CONTEXT = 2048
-
-
-class Whole(NamedTuple):
-    model: Model
-    tokenizer: Tokenizer
 
 
 def is_model(wanted: str) -> bool:
@@ -26,12 +23,19 @@ def is_model(wanted: str) -> bool:
     return wanted.lower() in NAMES or wanted.endswith(".gguf") or (Path(wanted) / "config.json").exists()
 
 
-def load_whole(wanted: str, name: str, context: int | None = None, dtype: str = "file") -> Whole:
+def load_whole(wanted: str, name: str, context: int | None = None, dtype: str = "file", words: bool = False) -> Model:
     """name: of the C functions. context: tokens of a conversation (None: as many as the model can, but at most
-    DEFAULT_CONTEXT). dtype: how weights are held, as for `sapper generate`. Raises ModelError."""
+    DEFAULT_CONTEXT). dtype: how weights are held, as for `sapper generate`. words: the model must have a tokenizer that
+    can be built in; else it has one if it can. Raises ModelError."""
     from .llama.model import load_model
     from .llama.whole import whole_model
 
     loaded = load_model(wanted, dtype)
     tokens = min(loaded.config.positions, DEFAULT_CONTEXT) if context is None else context
-    return Whole(whole_model(loaded, name, tokens), loaded.tokenizer)
+    model = whole_model(loaded, name, tokens)
+    try:
+        return replace(model, words=vocabulary_of(loaded.tokenizer, model.vocabulary))
+    except (ModelError, AheadError):
+        if words:
+            raise
+        return model
