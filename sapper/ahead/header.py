@@ -54,8 +54,8 @@ def _words_lines(plan: Plan) -> list[str]:
         return []
     name = plan.model.name
     return [
-        f"/* The tokens of a text of at most {plan.text_bytes} bytes of UTF-8, and their number; -1: it is longer, or there",
-        "   is no room for so many. Names of control tokens in it are plain text. */",
+        f"/* The tokens of a text of at most {plan.text_bytes} bytes of UTF-8, and their number; -1: it is longer, or",
+        "   there is no room for so many. Names of control tokens in it are plain text. */",
         f"int64_t {name}_encode({name}_model *model, const char *text, int64_t bytes, int32_t *tokens, int64_t room);",
         "/* The bytes of a token, not terminated, and their number; none for one that stands for no text. */",
         f"const char *{name}_text(const {name}_model *model, int32_t token, int64_t *bytes);",

@@ -15,7 +15,7 @@ from typing import Any
 from ..codegen.c_abi import CPU_AREA, check_cpu
 from ..codegen.encode import encode
 from ..codegen.machine import MachineFunction
-from ..codegen.object import Part, write_object, write_shared_object
+from ..codegen.object import Part, write_executable, write_object, write_shared_object
 from ..codegen.print import print_file
 from ..codegen.table import Table
 from ..runtime.program_code import program_function
@@ -25,6 +25,7 @@ from .entry import HEAD_BYTES, entry_functions, program_tables
 from .header import header_text
 from .listing import listing_of
 from .plan import CONSTANT, TEMPORARY, Code, Model, Plan, Region, make_plan
+from .start import start_function
 from .words_code import words_functions
 
 Item = tuple[MachineFunction | Table, bool]
@@ -60,6 +61,10 @@ class ModelLibrary:
     def o(self) -> bytes:
         return write_object(self.parts(), AREAS, debug=True)
 
+    def executable(self) -> bytes:
+        """A static executable; the plan has a tokenizer."""
+        return write_executable(self.parts(), f"{self.plan.model.name}_start", AREAS, debug=True)
+
     def s(self) -> str:
         listing = listing_of(self.plan, self.notes)
         return print_file(self.items, AREAS, line_table=True, notes=listing.notes, remarks=listing.remarks)
@@ -80,6 +85,9 @@ def make_model_library(plan: Plan, weights_digest: int) -> ModelLibrary:
     """weights_digest: of the weights file (digest.py)."""
     codes = {code.symbol: code for code in plan.codes}
     entry = [*entry_functions(plan, weights_digest), *words_functions(plan)]
+    start = start_function(plan)
+    if start is not None:
+        entry.append((start, True))
     items: list[Item] = [(function.machine, exported) for function, exported in entry]
     items += [(table, False) for table in program_tables(plan)]
     items += [(code.machine, False) for code in plan.codes]

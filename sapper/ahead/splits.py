@@ -1,12 +1,13 @@
 """The patterns that cut text into words, as tables that a few instructions can walk.
 
-Enters: regular expressions as tokenizers have them. Leaves: a `Splitter`: classes of characters, and for each pattern an
-automaton. Holds: its matches are those of a backtracking engine: alternatives in their order, repetition greedy.
+Enters: regular expressions as tokenizers have them. Leaves: a `Splitter`: classes of characters, and for each pattern
+an automaton. Holds: its matches are those of a backtracking engine: alternatives in their order, repetition greedy.
 
 A state stands for an ordered list of places in the pattern (R. Cox, "Regular expression matching: the virtual machine
-approach", 2009): behind a place that matches, none of lower rank is followed. A transition says, besides the next state,
-whether a match ends before the character that is looked at; so `(?!\\S)`, which looks one character ahead, needs no more
-than that. Syntax: alternatives, (?:), (?i:), (?!class), classes, \\p{L}, \\p{N}, \\s, \\S, \\r, \\n, ? * + {m,n}.
+approach", 2009): behind a place that matches, none of lower rank is followed. A transition says, besides the next
+state, whether a match ends before the character that is looked at; so `(?!\\S)`, which looks one character ahead,
+needs no more than that.
+Syntax: alternatives, (?:), (?i:), (?!class), classes, \\p{L}, \\p{N}, \\s, \\S, \\r, \\n, ? * + {m,n}.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _of(characters: Iterable[int]) -> Array:
 
 
 def _property(name: str) -> Array:
-    return _categories() == ord(name)
+    return np.equal(_categories(), ord(name))
 
 
 @dataclass(slots=True)
@@ -253,9 +254,9 @@ def _automaton(code: Sequence[tuple[Any, ...]], inside: Sequence[Sequence[bool]]
     """inside: for each set, whether it has the characters of each class; the last class, the end, is in none."""
     states: dict[tuple[int, ...], int] = {(0,): 0}
     rows: list[list[int]] = []
-    pending = [(0,)]
+    pending: list[tuple[int, ...]] = [(0,)]
     while pending:
-        seeds: tuple[int, ...] = pending.pop(0)
+        seeds = pending.pop(0)
         row = []
         for kind in range(count):
             following: list[int] = []

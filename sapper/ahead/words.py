@@ -6,7 +6,7 @@ them. Holds: the tables are read as they lie; words_code.py has the code.
     byte tokens  u32 [256]                  the token of each byte, ~0 for none
     text ends    u32 [vocabulary + 1]       token t is the bytes from ends[t] to ends[t + 1] of `texts`
     merges       (u64 pair, u64 made)[2^k]  left << 32 | right -> rank << 32 | token; a hash table, empty pairs are ~0
-    words        u32 [count]                tokens in the order of their bytes, where a word that is a token is that token
+    words        u32 [count]                tokens in the order of their bytes, where a word may be a token as a whole
     starts, classes, patterns               the automata of splits.py
     frame        the tokens and the text around a user's message, and the tokens that end an answer
 """
@@ -110,7 +110,7 @@ def make_tables(vocabulary: Vocabulary) -> Tables:
 
 
 def hash_table(entries: Mapping[int, int]) -> tuple[Any, int]:
-    """(keys and values in turn, bits of the size): at most half full, with what is in the way in the next free place."""
+    """(keys and values in turn, bits of the size): at most half full; what finds its place taken is in the next one."""
     bits = max(1, (2 * len(entries)).bit_length())
     table = np.full((1 << bits, 2), 2**64 - 1, np.uint64)
     taken = [False] * (1 << bits)

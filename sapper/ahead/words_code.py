@@ -115,8 +115,8 @@ _CUT = """
 
 _SPLIT = """
     # split(rdi: weights, rsi: text, rdx: ends of the pieces, rcx: their number, r8: where ends go, r9: an automaton)
-    # -> the number of ends; rbx: starts of ranges; rbp: the automaton; r12: text; r13: the next end; r14: where the next
-    # one goes; r15: the end of the piece. A word: from `here` [rsp], in state r8, at r9, with the last match at r10
+    # -> the number of ends; rbx: starts of ranges; rbp: the automaton; r12: text; r13: the next end; r14: where the
+    # next one goes; r15: the end of the piece. A word: from `here` [rsp], in state r8, at r9, the last match at r10
     # the stack: 0 here, 8 whether a gap is open, 16 pieces left, 24 classes, 32 where ends began
     push rbx
     push rbp
@@ -282,8 +282,8 @@ found:
 
 _MERGE = """
     # merge(rdi: model, rsi: a word, rdx: its bytes, at least one) -> the number of its tokens, which lie in the model
-    # rbx: merges; rbp: tokens; r12: for each pair of neighbours rank and token; r13: tokens; r14: the pair to be merged;
-    # r15: weights
+    # rbx: merges; rbp: tokens; r12: for each pair of neighbours rank and token; r13: tokens; r14: the pair to be
+    # merged; r15: weights
     push rbx
     push rbp
     push r12

@@ -27,15 +27,17 @@ class Written:
 
 
 def written(name: str, text: str, numbers: Mapping[str, int] | None = None,
-            reaches: Mapping[str, str] | None = None) -> Written:
+            reaches: Mapping[str, str] | None = None, constants: Mapping[str, bytes] | None = None) -> Written:
     """A function called `name`.
 
     numbers: `@name` -> an immediate or displacement. reaches: `@name` -> a name of the file, whose address
-    `lea rax, @name` loads. Raises AssemblyError, at the line of the text.
+    `lea rax, @name` loads. constants: `@name` -> bytes beside the code, reached in the same way.
+    Raises AssemblyError, at the line of the text.
     """
     assembly = Assembly(name, table, naked=True)
     used = {key: label for key, label in (reaches or {}).items() if f"@{key}\n" in text}
     named = {key: Address(label=label) for key, label in used.items()}
+    named |= {key: assembly.constant(content, align_bytes=1) for key, content in (constants or {}).items()}
     TextReader(assembly, "intel", {**(numbers or {}), **named}, Location(name, 0, 1, 1)).read(text)
     made = assembly.machine()
     lines = text.split("\n")

@@ -16,7 +16,7 @@ from .errors import UsageError
 from .files import staging
 from .kernels import find_target
 
-SUFFIXES = (".so", ".o", ".s")
+SUFFIXES = (".so", ".o", ".s", "")
 
 
 def run_build_model(
@@ -30,13 +30,15 @@ def run_build_model(
     started = time.perf_counter()
     path = Path(output)
     if path.suffix not in SUFFIXES:
-        raise UsageError(f"-o {output}: found the ending {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
+        raise UsageError(f"-o {output}: found the ending {path.suffix!r}; expected .so, .o, .s, or none for an "
+                         "executable")
     weights = path.with_suffix(".weights")
     header_path = Path(header) if header else path.with_suffix(".h")
     target = find_target(target_name)
     if target.family != "x86_64":
         raise UsageError(f"--target {target.name}: found no CPU of x86-64; expected one, for whole models")
-    model = load_whole(wanted, c_name(path.stem.removeprefix("lib")), context, dtype)
+    model = load_whole(wanted, c_name(path.stem.removeprefix("lib")), context, dtype,
+                       words=not path.suffix)
     loaded = time.perf_counter()
     plan = plan_model(model, target)
     compiled = time.perf_counter()
@@ -48,9 +50,8 @@ def run_build_model(
             with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
                 number = digest(content)
         library = make_model_library(plan, number)
-        made = library.s().encode() if path.suffix == ".s" else (
-            library.o() if path.suffix == ".o" else library.so(path.name))
-        with create(path) as file:
+        made = _content(library, path)
+        with create(path, 0o777 if not path.suffix else 0o666) as file:
             file.write(made)
         with create(header_path) as file:
             file.write(library.h().encode())
@@ -60,6 +61,15 @@ def run_build_model(
         "load_s": round(loaded - started, 3), "compile_s": round(compiled - loaded, 3),
         "write_s": round(time.perf_counter() - compiled, 3),
     }
+
+
+def _content(library: Any, path: Path) -> bytes:
+    """The code in the form that the name asks for."""
+    if path.suffix == ".s":
+        text: str = library.s()
+        return text.encode()
+    made: bytes = {"": library.executable, ".o": library.o, ".so": lambda: library.so(path.name)}[path.suffix]()
+    return made
 
 
 def c_name(stem: str) -> str:

@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 from .errors import CommandError
 
+Create = Callable[..., AbstractContextManager[BinaryIO]]
+
 
 def write_files(contents: Mapping[Path, bytes]) -> None:
     """Write files beside their place and rename them when all are whole. Raises CommandError."""
@@ -25,8 +27,9 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
 
 
 @contextlib.contextmanager
-def staging() -> Iterator[Callable[[Path], AbstractContextManager[BinaryIO]]]:
-    """Gives a function that opens a file beside its place; at the end all are renamed, or after an error none is there.
+def staging() -> Iterator[Create]:
+    """Gives a function that opens a file beside its place, and may be told its permissions; at the end all files are
+    renamed, or after an error none is there.
 
     Raises CommandError for what the system refuses.
     """
@@ -34,7 +37,7 @@ def staging() -> Iterator[Callable[[Path], AbstractContextManager[BinaryIO]]]:
     current = Path()
 
     @contextlib.contextmanager
-    def create(path: Path) -> Iterator[BinaryIO]:
+    def create(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
         nonlocal current
         current = path
         if path.is_dir():
@@ -45,7 +48,7 @@ def staging() -> Iterator[Callable[[Path], AbstractContextManager[BinaryIO]]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, mode & ~_umask())
 
     try:
         yield create

@@ -1,7 +1,7 @@
 """A model that becomes files (`sapper build MODEL`): loaded, and bound to the programs of its architecture.
 
-In: a name, a file or a directory. Out: `ahead.Model`. Holds: what is model-specific ends here; sapper/ahead sees programs and
-arrays.
+In: a name, a file or a directory. Out: `ahead.Model`. Holds: what is model-specific ends here; sapper/ahead sees
+programs and arrays.
 """
 
 from __future__ import annotations

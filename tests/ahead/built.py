@@ -60,6 +60,13 @@ def compile_caller(library: Path) -> Path:
     return program
 
 
+def run(program: Path, *arguments: str, text: bytes | None = None) -> tuple[int, bytes, str]:
+    """(status, standard output, standard error) of an executable, in an empty environment."""
+    done = subprocess.run([str(program), *arguments], input=text, stdin=subprocess.DEVNULL if text is None else None,
+                          capture_output=True, timeout=60, check=False, env={})
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
 def call(program: Path, weights: Path, threads: int, steps: int, tokens: list[int]) -> tuple[Any, list[str]]:
     """(token and logits of each row, lines of statuses)."""
     done = subprocess.run([str(program), str(weights), str(threads), str(steps), *map(str, tokens)],

@@ -96,15 +96,15 @@ def test_other_weights_are_refused(library: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("as") is None, reason="GNU as is not installed")
 def test_the_assembly_file_is_the_library(checkpoint: Path, library: Path, tmp_path: Path) -> None:
     build(checkpoint, tmp_path / "model.s")
-    build(checkpoint, tmp_path / "own.o")
+    (tmp_path / "own").mkdir()
+    build(checkpoint, tmp_path / "own" / "model.o")
     text = (tmp_path / "model.s").read_text()
     assert (tmp_path / "model.weights").read_bytes() == library.with_suffix(".weights").read_bytes()
     subprocess.run(["as", "model.s", "-o", "model.o"], cwd=tmp_path, check=True)
     subprocess.run(["ld", "-shared", "model.o", "-o", "model.so"], cwd=tmp_path, check=True)
-    for name in ("model", "own"):
-        subprocess.run(["objcopy", "-O", "binary", "-j", ".text", f"{name}.o", f"{name}.text"], cwd=tmp_path,
-                       check=True)
-    assert (tmp_path / "model.text").read_bytes() == (tmp_path / "own.text").read_bytes()
+    for place in (tmp_path, tmp_path / "own"):
+        subprocess.run(["objcopy", "-O", "binary", "-j", ".text", "model.o", "text"], cwd=place, check=True)
+    assert (tmp_path / "text").read_bytes() == (tmp_path / "own" / "text").read_bytes()
     compile_caller(tmp_path / "model.so")
     rows, _ = call(tmp_path / "caller", tmp_path / "model.weights", 2, 2, PROMPT)
     assert np.array_equal(rows, expected(checkpoint, PROMPT, 2))

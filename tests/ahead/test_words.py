@@ -85,8 +85,10 @@ def test_limits(words: tuple[Words, Tokenizer]) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "The quick brown fox jumps over the lazy dog.", "def f(x):\n    return x ** 2  # 1234567890\n", "na\u00efve caf\u00e9 \u4e2d\u6587 \U0001f600!",
-    "   spaces   and\ttabs \r\n\r\n", "it's they'LL don't '", "a" * 500, "\u0645\u0631\u062d\u0628\u0627 \u0661\u0662\u0663",
+    "The quick brown fox jumps over the lazy dog.", "def f(x):\n    return x ** 2  # 1234567890\n",
+    "na\u00efve caf\u00e9 \u4e2d\u6587 \U0001f600!",
+    "   spaces   and\ttabs \r\n\r\n", "it's they'LL don't '", "a" * 500,
+    "\u0645\u0631\u062d\u0628\u0627 \u0661\u0662\u0663",
 ])
 def test_smollm2(text: str, smollm2: tuple[Words, Tokenizer]) -> None:
     built, tokenizer = smollm2
