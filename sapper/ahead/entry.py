@@ -483,10 +483,8 @@ _STEP = """
     cmp rbp, @context
     jae leave
     mov dword ptr [rbx + @token], esi
-    lea rsi, @step_position
-    mov rdx, rbp
-    lea rax, @set
-    call rax
+    mov r12d, 1
+{variables}
     mov rdi, rbx
     lea rsi, [rbx + @step_control]
     lea rax, @run
@@ -548,16 +546,7 @@ copy:
     jb copy
     lea eax, [r15 - 1]
     mov dword ptr [rbx + @last], eax
-    mov rdi, rbx
-    lea rsi, @prefill_position
-    mov rdx, r14
-    lea rax, @set
-    call rax
-    mov rdi, rbx
-    lea rsi, @prefill_count
-    mov rdx, r15
-    lea rax, @set
-    call rax
+{variables}
     mov rdi, rbx
     lea rsi, [rbx + @prefill_control]
     lea rax, @run
@@ -575,6 +564,16 @@ leave:
     pop r12
     pop rbx
     ret
+"""
+
+_VARIABLE = """
+    imul rdx, {at}, {of_position}   # {name}
+    imul rax, {count}, {of_count}
+    add rdx, rax
+    mov rdi, rbx
+    lea rsi, @{program}_{name}
+    lea rax, @set
+    call rax
 """
 
 _LOGITS = """
@@ -624,16 +623,30 @@ def entry_functions(plan: Plan, weights_digest: int) -> list[tuple[Written, bool
         "program": "sapper_program", "close": f"{name}_close", "step": f"{name}_step",
         "prefill_table": f"{name}.prefill", "step_table": f"{name}.step",
         **{key: f"{name}.{key}" for key in ("fill", "set", "start", "run")},
-        **{f"{of}_{variable}": f"{name}.{of}.{variable}"
-           for of, variable in (("prefill", "position"), ("prefill", "count"), ("step", "position"))},
+        **{f"{of}_{variable}": f"{name}.{of}.{variable}" for of in model.programs for variable in model.variables[of]},
     }
-    public = {"open": _OPEN, "prefill": _PREFILL, "step": _STEP, "logits": _LOGITS, "likeliest": _LIKELIEST,
+    prefill = _PREFILL.replace("{variables}", _setting(plan, "prefill", "r14", "r15"))
+    step = _STEP.replace("{variables}", _setting(plan, "step", "rbp", "r12"))
+    public = {"open": _OPEN, "prefill": prefill, "step": step, "logits": _LOGITS, "likeliest": _LIKELIEST,
               "position": _POSITION, "rewind": _REWIND, "close": _CLOSE}
     inner = {"fill": _FILL, "set": _SET, "start": _START, "run": _RUN}
     return [
         *((written(f"{name}_{key}", text, numbers, reaches), True) for key, text in public.items()),
         *((written(f"{name}.{key}", text, numbers, reaches), False) for key, text in inner.items()),
     ]
+
+
+def _setting(plan: Plan, program_name: str, position: str, count: str) -> str:
+    """Code that sets a program's variables from the registers with the position and the number of tokens."""
+    text = ""
+    for name, (of_position, of_count) in plan.model.variables[program_name].items():
+        given = {"name": name, "program": program_name, "at": position, "count": count,
+                 "of_position": str(of_position), "of_count": str(of_count)}
+        one = _VARIABLE
+        for key, value in given.items():
+            one = one.replace(f"{{{key}}}", value)
+        text += one
+    return text
 
 
 # ------------------------------------------------------------------------------------------------------- tables
@@ -644,12 +657,13 @@ def program_tables(plan: Plan) -> list[Table]:
     tables = []
     for of in plan.programs.values():
         tables.append(_launches(plan, of))
-        places: dict[str, list[int]] = {name: [] for name in VARIABLES[of.name]}
+        variables = plan.model.variables[of.name]
+        places: dict[str, list[int]] = {name: [] for name in variables}
         for launch, block in zip(of.launches, of.layout.blocks, strict=True):
             for place in launch.places:
                 if place.variable.name not in places:
                     raise AheadError(f"program {of.name}", f"a variable {place.variable.name}",
-                                     " and ".join(VARIABLES[of.name]))
+                                     " and ".join(variables))
                 places[place.variable.name].append(of.control + block + program.WORD_BYTES * place.word)
         for variable, offsets in places.items():
             lines = [Line(comment=f"where the argument blocks of {of.name} hold {variable}, in a model's memory"),
@@ -659,7 +673,6 @@ def program_tables(plan: Plan) -> list[Table]:
     return tables
 
 
-VARIABLES = {"prefill": ("position", "count"), "step": ("position",)}
 _WORDS = {number: name for name, number in BASES.items()}
 
 

@@ -32,14 +32,18 @@ Sections = Sequence[tuple[str, Sequence[tuple[Any, Sequence[Any]]]]]
 """A program: (heading, [(kernel, arguments), ...]) in order. Scalars may be `Variable`s, tensors `Rows`."""
 
 
+VARIABLES = {"prefill": {"position": (1, 0), "count": (0, 1)}, "step": {"position": (1, 0)}}
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """What becomes a file.
 
-    name: of the C functions. programs: "prefill" with the integer variables `position` and `count`, and "step" with
-    `position`. arrays: name -> array, of all that is to be called by name. tokens [chunk], last [1], token [1]: names
-    of the inputs, i32: the chunk, the index of its last token, the token of a step. logits [vocabulary] f32, picked [1]
-    i32: names of the outputs, of the last token; picked is the likeliest. state: names of what lasts from run to run.
+    name: of the C functions. programs: "prefill" and "step". variables: of each program its integer variables, as
+    (times the position, times the number of tokens). arrays: name -> array, of all that is to be called by name.
+    tokens [chunk], last [1], token [1]: names of the inputs, i32: the chunk, the index of its last token, the token of a
+    step. logits [vocabulary] f32, picked [1] i32: names of the outputs, of the last token; picked is the likeliest.
+    state: names of what lasts from run to run.
     context: tokens that state has room for. words: the tokenizer, where the file is to have one.
     """
 
@@ -57,6 +61,7 @@ class Model:
     token: str = "token"
     logits: str = "logits"
     picked: str = "picked"
+    variables: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=lambda: VARIABLES)
 
     @property
     def kept(self) -> tuple[str, ...]:

@@ -58,8 +58,8 @@ class Assembly:
     table: the target's facts (`sapper/targets/<family>/assembly.py`). body, constants: as in MachineFunction.
     owners: for each instruction the owner of each pinned register that it names. inputs: registers that hold something
     at entry. pointers: those of them that point to a region, or to a block of words (regions by byte offset).
-    naked: the author writes prologue and epilogue; no register is virtual. declared: its effects, as `declare` took
-    them.
+    results: registers whose last value is what the piece gives, where it stores none. naked: the author writes prologue
+    and epilogue; no register is virtual. declared: its effects, as `declare` took them.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Assembly:
     owners: dict[Instruction, dict[Any, Any]] = field(default_factory=dict)
     inputs: dict[Any, Region | None] = field(default_factory=dict)
     words: dict[Any, dict[int, Region | None]] = field(default_factory=dict)
+    results: frozenset[Any] = frozenset()
     labels: list[LabelName] = field(default_factory=list)
     register_count: int = 0
     declared: dict[str, Any] | None = None

@@ -13,6 +13,8 @@ from ..targets.x86_64 import assembly as table
 from .block import Block, Write
 from .block import block as _block
 from .build import current as current
+from .contraction import Contraction, Tile
+from .contraction import contraction as _contraction
 from .errors import AssemblyError
 from .notation import broadcast as broadcast
 from .notation import mnemonic_named, names_of, unknown
@@ -23,6 +25,17 @@ from .notation import z as z
 def block(name: str, *, inputs: str, result: str, features: str = "", implements: str = "") -> Callable[[Write], Block]:
     """A block by hand on x86-64 rows; see assembly/block.py."""
     return _block(table, name, inputs=inputs, result=result, features=features, implements=implements)
+
+
+def micro_kernel(name: str, *, vector: str, rows: tuple[int, ...], vectors: tuple[int, ...], step: int = 1,
+                 features: str = "") -> Callable[[Callable[[Tile], None]], Contraction]:
+    """The inner loop of a contraction by hand, over f32: `@x86.micro_kernel("mine", vector="zmm", rows=(14,),
+    vectors=(2,), step=4, features="avx512f")` over `def mine(tile)`.
+
+    rows, vectors: the tiles that it is written for, the largest first; step: the depth is a multiple of it. A schedule
+    chooses it by name. assembly/contraction.py says what `tile` has.
+    """
+    return _contraction(table, name, vector=vector, rows=rows, vectors=vectors, step=step, features=features)
 
 
 _names: dict[str, Any] = {}
@@ -52,4 +65,4 @@ class _UnknownName(AttributeError):
         return str(unknown(table, self.args[0]))
 
 
-__all__ = ["AssemblyError", "block", "broadcast", "current", "ptr", "table", "z"]
+__all__ = ["AssemblyError", "block", "broadcast", "current", "micro_kernel", "ptr", "table", "z"]

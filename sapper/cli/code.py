@@ -18,8 +18,11 @@ SCHEDULED = "a schedule asks for generated code"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Assembly by hand in some code. kind: "kernel", the whole of it, or "rows", an instruction or block in generated
-    code. features: that the author declares it needs. calls: those for which it is used, "" for all."""
+    """Assembly by hand in some code.
+
+    kind: "kernel", the whole of it; "rows", an instruction or block in generated code; "loop", the inner loop of a
+    contraction there. features: that the author declares it needs. calls: those for which it is used, "" for all.
+    """
 
     name: str
     kind: str
@@ -71,10 +74,13 @@ def generated_code(kernel: Any, target: Any, schedule: Any, static: dict[str, in
                    dims: dict[str, int] | None = None) -> Code:
     """The same where no whole kernel by hand is taken; instructions and blocks by hand may be in it."""
     from ..codegen.pipeline import compile_kernel
+    from ..lang.by_hand import bare_name
 
     compiled = compile_kernel(kernel, target=target, schedule=schedule, **specialise(kernel, static or {}, dims or {}))
-    refused = {name: f"{target.name} has no form of it, or the kernel no op that it implements"
-               for name in blocks_named(schedule) if f"{target.family}:{name}" not in compiled.pieces}
+    reasons = {key.partition(":")[2]: reason for key, reason in compiled.refused}
+    refused = {name: reasons.get(name, f"{target.name} has no form of it, or the kernel no op that it implements")
+               for name in map(bare_name, blocks_named(schedule))
+               if f"{target.family}:{name}" not in compiled.pieces}
     return Code(compiled, _rows(compiled), refused)
 
 
@@ -88,10 +94,14 @@ def code_that_ran(code: Code, compiled: Any) -> Code:
 
 
 def _rows(compiled: Any) -> list[Piece]:
-    from ..lang.by_hand import PIECES
+    from ..lang.by_hand import CONTRACTIONS, PIECES
 
-    found = [PIECES[key] for key in compiled.pieces]
-    return [Piece(piece.name, "rows", tuple(sorted(piece.features))) for piece in found]
+    found = []
+    for key in compiled.pieces:
+        piece = CONTRACTIONS.get(key) or PIECES[key]
+        kind = "loop" if key in CONTRACTIONS else "rows"
+        found.append(Piece(piece.name, kind, tuple(sorted(piece.features))))
+    return found
 
 
 def blocks_named(schedule: Any) -> tuple[str, ...]:

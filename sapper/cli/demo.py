@@ -179,7 +179,7 @@ def _show_model(say: Say, json: bool = False) -> tuple[int, dict[str, Any]]:
     """
     try:
         from ..models.errors import ModelError
-        from ..models.llama.generate import Generation  # noqa: F401  what a generation needs is there
+        from ..models.generate import Generation  # noqa: F401  what a generation needs is there
         from ..models.locate import find_model
     except ImportError as error:
         return _left_out(say, f"found no package {error.name}; mend: pip install 'sapper[models]'")

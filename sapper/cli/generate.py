@@ -32,8 +32,8 @@ def run_generate(
     out, err = out or sys.stdout, err or sys.stderr
     try:
         from ..models.errors import ModelError
-        from ..models.llama.generate import Generation, prompt_tokens
-        from ..models.llama.model import load_model
+        from ..models.generate import Generation, prompt_tokens
+        from ..models.load import load_model
     except ImportError as error:
         print(f"error: {error}; mend: pip install 'sapper[models]'", file=err)
         return REFUSED

@@ -25,7 +25,7 @@ from typing import Any
 from ..ir.nodes import Location
 from .compile import rules_of
 from .encode import encode
-from .liveness import READ, WRITE, RowFacts, analyse, facts_table, live_ranges, loops_of
+from .liveness import READ, WRITE, Ranges, RowFacts, analyse, facts_table
 from .machine import Instruction, Label, MachineFunction, Memory, Register
 from .print import print_instruction
 
@@ -162,7 +162,7 @@ def register_map(function: MachineFunction, target: Any) -> tuple[list[str], dic
     names = import_module(f"...targets.{target.family}.registers", __name__)
     file = rules_of(target).register_file(target)
     flow = analyse(function, file)
-    ranges = live_ranges(flow, sum(len(numbers) for numbers in file.registers.values()))
+    ranges = Ranges(flow, sum(len(numbers) for numbers in file.registers.values()))
     columns = touched_registers(flow, file, [p for p, i in enumerate(function.body) if isinstance(i, Instruction)])
     spelled = [flow.nodes[node] for node in columns]
     return ([str(names.register_name(r.kind, r.number, file.full_bits[r.kind])) for r in spelled],
@@ -215,7 +215,7 @@ class _Explainer:
         self.abi = rules_of(target).register_file(target)
         self.flow = analyse(function, self.abi)
         allocatable = sum(len(numbers) for numbers in self.abi.registers.values())
-        self.ranges = live_ranges(self.flow, allocatable)
+        self.ranges = Ranges(self.flow, allocatable)
         self.facts = facts_table(self.abi)
         self.counts = None if block_counts is None else list(block_counts)
         self.block_of: list[int] = []
@@ -235,7 +235,7 @@ class _Explainer:
     def explanation(self, statistics: dict[str, int]) -> Explanation:
         columns = touched_registers(self.flow, self.abi, self.effects)
         encoded = encode(self.function)
-        found = loops_of(self.flow.successors, self.flow.predecessors)
+        found = self.flow.loops
         loops = [self._loop(header, blocks, found) for header, blocks in sorted(found.items())]
         pressure = {kind: max(row, default=0)
                     for kind, row in zip(self.flow.kinds, self.ranges.pressure, strict=True)

@@ -106,7 +106,8 @@ class MachineFunction:
     externals: labels that stand elsewhere (other functions, writable memory), reached by rip-relative addresses that
     who puts the parts together fills in.
     parameters: names of the words of the argument block, for targets that pass each as a parameter.
-    warps, near_bytes: warps and near memory of a worker.
+    warps, near_bytes: warps and near memory of a worker. tensor_maps: see `Compiled`.
+    ordered: labels after which instructions keep the order in which they were written by hand.
     """
 
     name: str
@@ -117,3 +118,9 @@ class MachineFunction:
     parameters: tuple[str, ...] = ()
     warps: int = 1
     near_bytes: int = 0
+    ordered: frozenset[str] = frozenset()
+    tensor_maps: tuple[Any, ...] = ()
+
+    def instruction_count(self) -> int:
+        """How many instructions there are; labels are none."""
+        return sum(isinstance(item, Instruction) for item in self.body)

@@ -20,6 +20,7 @@ from ..ir.nodes import Function
 from ..ir.text import print_function
 from ..ir.types import TensorType
 from ..lane.lower import lower
+from ..tile.ops import memory_of
 from ..tile.reduce_loops import reduce_loops
 from ..tile.schedule import DimClass, Facts, Schedule, Specialization
 from ..tile.work import Term, work
@@ -40,7 +41,10 @@ class Compiled:
     scratch: every scratch buffer as (element bytes, ((constant, dims, multiple), ...)); see lane.lower.
     tasks, work: how many workers are worth waking; see runtime.compiled.
     requires: what the extents must fulfil; see docs/ir.md. warps, near_bytes: of each worker.
-    made: the code with its machine IR and line table. pieces: keys of the assembly by hand in it.
+    tensor_maps: the maps that who launches the kernel makes and passes after the words of `slots`, each as (tensor,
+    dtype, extents of its dimensions, numbers or names, box): rows of 128 bytes, swizzled, of a tensor in C order.
+    made: the code with its machine IR and line table. pieces: keys of the assembly by hand in it. refused: keys of the
+    micro-kernels that the schedule names and that are not in it, with the reasons.
     """
 
     name: str
@@ -57,6 +61,8 @@ class Compiled:
     text: Callable[[], str] = field(compare=False)
     made: CompiledCode = field(compare=False)
     pieces: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+    tensor_maps: tuple[tuple[str, str, tuple[int | str, ...], tuple[int, ...]], ...] = ()
 
 
 @dataclass(slots=True)
@@ -76,7 +82,8 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  l2_bytes=target.l2_bytes, l3_bytes=target.l3_bytes, fma_latency=target.fma_latency,
                  wide_lanes=target.wide_lanes, indexed_addresses=target.indexed_addresses,
                  software_prefetch=target.software_prefetch, transposes_by_scatter=target.lanes_are_threads,
-                 matrix=target.matrix, dots=target.dots, family=target.family if by_hand else "",
+                 matrix=target.matrix, matrix_group=target.matrix_group, dots=target.dots,
+                 family=target.family if by_hand else "",
                  features=target.features if by_hand else frozenset())
 
 
@@ -95,7 +102,7 @@ def scratch_bytes(scratch: tuple[Any, ...], dims: Mapping[str, int]) -> int:
 
 def stored_tensors(function: Function) -> tuple[str, ...]:
     """Names of the tensors that a tile IR function stores to, in the order of its arguments."""
-    stored = {op.operands[0] for op in function.walk() if op.name == "store"}
+    stored = {memory_of(op.operands[0]) for op in function.walk() if op.name == "store"}
     return tuple(v.name for v in function.arguments if isinstance(v.type, TensorType) and v in stored)
 
 
@@ -155,7 +162,9 @@ def finish_lane(lane: Function, target: Any) -> Function:
 
 
 def for_threads(lane: Function, target: Any) -> Function:
-    """What lane IR needs besides where lanes are threads, and others give them registers."""
+    """What lane IR needs besides where lanes are threads, and others give them registers. Raises AsyncError where warps
+    do not wait for each other, copies or matrix instructions as they must."""
+    from ..lane.rehearse import check as check_waits
     from ..lane.sink import sink
     from ..lane.synchronise import synchronise
 
@@ -165,6 +174,7 @@ def for_threads(lane: Function, target: Any) -> Function:
     if target.lanes_are_threads:
         synchronise(lane)
         _trace(lane, "synchronise")
+        check_waits(lane)
     return lane
 
 
@@ -176,14 +186,14 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
     stored = stored_tensors(function)
     facts = facts_of(target, by_hand)
     lane = finish_lane(to_lane(function, schedule or Schedule(), facts, specialization), target)
-    pieces = tuple(sorted({op.attributes["by"] for op in lane.walk() if op.name == "asm"}))
+    pieces = tuple(sorted({op.attributes["by"] for op in lane.walk() if op.name in ("asm", "asm_contract")}))
     made = compile_lane(lane, target)
     _trace(made.machine, "select" if target.assembler_allocates else "allocate", lambda _: made.text)
     known = lane.attributes
     return Compiled(function.name, made.bytes, tuple(known["slots"]), _tuples(known["scratch"]), known["counters"],
                     stored, _tuples(function.attributes.get("requires", [])), _tuples(known["tasks"]),
                     work(function, known["lanes"]), made.machine.warps, made.machine.near_bytes, lambda: made.text,
-                    made, pieces)
+                    made, pieces, _tuples(known.get("refused", ())), _tuples(known.get("tensor_maps", ())))
 
 
 def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],

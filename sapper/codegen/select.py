@@ -36,7 +36,10 @@ from .machine import (
 )
 
 WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "loop", "if", "tasks", "barrier",
-                           "fence_streaming", "sync_lanes", "sync_warps", "async_copy", "async_commit", "async_wait"])
+                           "fence_streaming", "sync_lanes", "sync_warps", "async_copy", "async_commit", "async_wait",
+                           "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait",
+                           "tensor_copy", "group_fence", "group_multiply", "group_commit", "group_wait",
+                           "register_budget"])
 """Ops that a load may not be moved over."""
 
 _PURE = frozenset(name for name, spec in LANE_OPS.rows.items() if spec.pure) | {
@@ -58,9 +61,9 @@ def selection_error(op: Op, found: str, expected: str, mend: str) -> SelectionEr
 class Selector:
     """One selection. The rules of the target are called with it and the op, and use its methods.
 
-    registers: where each value is. body: what was emitted. position: that of the op being selected. lanes: of the
-    function. facts: what the target's rules keep for themselves (made by `rules.facts_of`). scope: the blocks around
-    the op being selected, outermost first.
+    registers: where each value is. body: what was emitted. ordered: see MachineFunction. position: that of the op being
+    selected. lanes: of the function. facts: what the target's rules keep for themselves (made by `rules.facts_of`).
+    scope: the blocks around the op being selected, outermost first.
     """
 
     def __init__(self, function: Function, rules: Any, target: Any) -> None:
@@ -71,6 +74,7 @@ class Selector:
         self.body: list[Instruction | Label] = []
         self.constants: dict[str, tuple[int, bytes]] = {}
         self.constant_labels: dict[tuple[int, bytes], str] = {}
+        self.ordered: set[str] = set()
         self.rows = rules.ROWS
         self.location: Location | None = None
         self.comment = ""
@@ -536,7 +540,9 @@ class Selector:
         attributes = self.function.attributes
         return MachineFunction(self.function.name, self.body, self.constants,
                                parameters=(*FIRST_WORDS, *attributes.get("slots", [])),
-                               warps=attributes.get("warps", 1), near_bytes=attributes.get("near_bytes", 0))
+                               warps=attributes.get("warps", 1), near_bytes=attributes.get("near_bytes", 0),
+                               ordered=frozenset(self.ordered),
+                               tensor_maps=tuple(attributes.get("tensor_maps", ())))
 
     def block(self, block: Block) -> None:
         """Select the ops of a block; its yield is the owner's affair."""
@@ -714,6 +720,21 @@ class Selector:
                     self.hoisted[key] = register
         return former
 
+    def carried(self, initial: list[Value], results: list[Value]) -> list[VirtualRegister]:
+        """Registers, one for each result, that what starts as `initial` may be changed in until it is the result."""
+        registers: list[VirtualRegister] = []
+        taken: set[VirtualRegister] = set()
+        for value, result in zip(initial, results, strict=True):
+            register = self.target.get(result)
+            if register is None or register in taken:
+                register = self.registers.get(value)
+                if register is None or register in taken or not self.dead(value) \
+                        or not self.may_take(register, result):
+                    register = self.new(self.kind(result.type))
+            taken.add(register)
+            registers.append(register)
+        return registers
+
     def loop(self, op: Op) -> None:
         """Bottom-tested, with a guard before it unless it provably runs."""
         block = op.blocks[0]
@@ -726,17 +747,8 @@ class Selector:
         begin, bound = self.constant_of(start), self.small_constant(stop)
         former_reserved = self.reserved
         self.reserved = dict(former_reserved)
-        registers: list[VirtualRegister] = []
-        taken: set[VirtualRegister] = set()
-        for argument, value, result in zip(arguments, initial, op.results, strict=True):
-            register = self.target.get(result)
-            if register is None or register in taken:
-                register = self.registers.get(value)
-                if register is None or register in taken or not self.dead(value) \
-                        or not self.may_take(register, result):
-                    register = self.new(self.kind(argument.type))
-            taken.add(register)
-            registers.append(register)
+        registers = self.carried(initial, op.results)
+        taken = set(registers)
         self.assign(initial, registers)
         for argument, result, register in zip(arguments, op.results, registers, strict=True):
             self.registers[argument] = register

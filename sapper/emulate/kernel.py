@@ -10,6 +10,7 @@ kernel reads there before it wrote it shows.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,13 +19,17 @@ from numpy.typing import NDArray
 
 from ..codegen.pipeline import compile_kernel, scratch_bytes
 from ..runtime.arguments import Parameter, Signature, TensorView, fill_words
+from ..runtime.dtypes import numpy_dtype
 from ..runtime.launch import specialise
 from ..targets import target as find_target
 from .errors import EmulationError
 from .launch import Argument, Result, load
 from .machine import Options
+from .tensor_map import TensorMap
 
 SYNC_BYTES = 1024
+SWIZZLE_BYTES = 128
+"""Of a compiled kernel's tensor maps."""
 
 
 def run(kernel: Any, *arguments: Any, target: str, workers: int = 4, schedule: Any = None,
@@ -54,6 +59,12 @@ def run(kernel: Any, *arguments: Any, target: str, workers: int = 4, schedule: A
     for number, slot in enumerate(compiled.slots):
         if slot.endswith(".data"):
             words[number] = tensors[int(words[number])]  # type: ignore[arg-type]
+    for name, dtype, dims, box in compiled.tensor_maps:
+        memory = tensors[signature.positions[name]]
+        shape = [binding.dims[dim] if isinstance(dim, str) else dim for dim in dims]
+        kind = numpy_dtype(dtype)
+        array = memory[:math.prod(shape) * kind.itemsize].view(kind).reshape(shape)
+        words.append(TensorMap(array, box, SWIZZLE_BYTES, memory))
     warps = max(compiled.warps, 4)
     blocks = workers if compiled.warps > 1 else -(-workers // warps)
     each = max(64, scratch_bytes(compiled.scratch, binding.dims))

@@ -177,7 +177,7 @@ class _Launch:
 
     def _argument(self, parameter: parse.Variable, argument: Argument) -> bytes:
         if isinstance(argument, TensorMap):
-            return argument.encode(self._place(argument.array))
+            return argument.encode(self._place(argument.memory))
         if isinstance(argument, (np.ndarray, Uninitialised)):
             return self._place(argument).to_bytes(8, "little")
         if isinstance(argument, bytes):

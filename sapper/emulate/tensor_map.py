@@ -28,9 +28,11 @@ _DTYPES: tuple[Any, ...] = (np.uint8, np.uint16, np.uint32, np.int32, np.uint64,
 
 
 class TensorMap:
-    """An argument of a launch. box: elements of a tile, by dimension as in the array. swizzle: of SWIZZLES."""
+    """An argument of a launch. box: elements of a tile, by dimension as in the array. swizzle: of SWIZZLES. memory: the
+    argument at whose start the array lies; None: the array itself."""
 
-    def __init__(self, array: NDArray[Any], box: Sequence[int], swizzle: int = 0) -> None:
+    def __init__(self, array: NDArray[Any], box: Sequence[int], swizzle: int = 0,
+                 memory: NDArray[Any] | None = None) -> None:
         size = array.dtype.itemsize
         if len(box) != array.ndim or not 1 <= array.ndim <= 5:
             raise EmulationError(f"found a box of {len(box)} dimensions for an array of {array.ndim}, expected 1 to 5")
@@ -42,9 +44,10 @@ class TensorMap:
             raise EmulationError(f"the box has rows of {box[-1] * size} bytes, expected at most its swizzle, {swizzle}")
         if box[-1] * size % 16:
             raise EmulationError(f"the box has rows of {box[-1] * size} bytes, expected a multiple of 16")
-        if any(stride % 16 for stride in array.strides[:-1]):
+        if array.size and any(stride % 16 for stride in array.strides[:-1]):
             raise EmulationError(f"found strides of {array.strides[:-1]} bytes, expected multiples of 16")
         self.array, self.box, self.swizzle = array, tuple(box), swizzle
+        self.memory = array if memory is None else memory
 
     def encode(self, address: int) -> bytes:
         array = self.array

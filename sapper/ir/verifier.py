@@ -405,6 +405,31 @@ def _tile_reduce(check: Checker, op: Op) -> None:
     _result_tile(check, op, dtype, tuple([a for a in type.axes if a not in over]))
 
 
+def _tile_scan(check: Checker, op: Op) -> None:
+    (type,) = _tiles(check, op)
+    check.one_of(op, "kind", ("sum", "max", "min"))
+    _one_axis(check, op, type)
+    _result_tile(check, op, type.dtype, type.axes)
+
+
+def _tile_topk(check: Checker, op: Op) -> None:
+    (type,) = _tiles(check, op)
+    over = _one_axis(check, op, type)
+    into = check.attribute(op, "into", str)
+    if into not in check.axes or into in type.axes:
+        check.fail(f"into = {into}", "an axis in scope that the operand does not span")
+    axes = (*[a for a in type.axes if a != over], into)
+    check.results(op, TileType(type.dtype, axes), TileType(index, axes))
+
+
+def _one_axis(check: Checker, op: Op, type: TileType) -> str:
+    over = check.names(op, "over")
+    if len(over) != 1 or over[0] not in type.axes:
+        check.fail(f"over = {over} of {type}", "one axis of the operand")
+    _computes(check, type.dtype, "fiux", "a number that can be computed with")
+    return over[0]
+
+
 def contract_dtype(a: DType, b: DType) -> DType | None:
     """The dtype of a contraction: f32 for bf16, f16, f32 in any mix; f64; i32 for i8 and u8 in any mix."""
     if a in (bf16, f16, f32) and b in (bf16, f16, f32):
@@ -465,6 +490,8 @@ def _tile_each(check: Checker, op: Op) -> None:
     if step < 1:
         check.fail(f"step = {step}", "a positive step")
     carried = _carried(check, op, 2 * count)
+    if check.attribute(op, "asserted", bool, False) and not op.attributes["parallel"]:
+        check.fail("an asserted loop that is not parallel", "parallel = true")
     check.nested(op, op.blocks[0], [INDEX] * count + carried, carried)
 
 
@@ -477,6 +504,38 @@ def _if(condition: Type) -> Rule:
             check.nested(op, block, [], types)
 
     return rule
+
+
+def _tile_view(check: Checker, op: Op) -> None:
+    tensor, *extents = op.operands
+    if not isinstance(tensor.type, TensorType):
+        check.fail(f"operand 0 of type {tensor.type}", "a tensor")
+    check.operands(op, tensor.type, *[INDEX] * len(extents))
+    _computed_tensor(check, op, len(extents))
+    groups = op.attributes["groups"]
+    counts = [len(tensor.type.dims), len(extents)]
+    if [sum(g[side] for g in groups) for side in (0, 1)] != counts:
+        check.fail(f"groups = {groups}", f"pairs whose sums are {counts}")
+
+
+def _tile_buffer(check: Checker, op: Op) -> None:
+    check.operands(op, *[INDEX] * len(op.operands))
+    _computed_tensor(check, op, len(op.operands))
+
+
+def _computed_tensor(check: Checker, op: Op, rank: int) -> None:
+    type = op.result.type
+    if not isinstance(type, TensorType) or type.dims != ("?",) * rank:
+        check.fail(f"a result of type {type}", f"a tensor of {rank} extents, each ?")
+
+
+def _tile_part(check: Checker, op: Op) -> None:
+    parallel = check.attribute(op, "parallel", bool)
+    if not parallel and any(inner.attributes.get("parallel") for inner in op.blocks[0].ops):
+        check.fail("a parallel loop in a part of one worker", "parallel = true")
+    seen = set(check.axes_seen)
+    check.nested(op, op.blocks[0], [], [])
+    check.axes_seen = seen
 
 
 def _nothing(check: Checker, op: Op) -> None:
@@ -508,8 +567,13 @@ TILE_RULES: dict[str, Rule] = {
     "bitcast": _tile_bitcast,
     "reduce": _tile_reduce,
     "contract": _tile_contract,
+    "scan": _tile_scan,
+    "topk": _tile_topk,
     "tiles": _tile_tiles,
     "each": _tile_each,
+    "view": _tile_view,
+    "buffer": _tile_buffer,
+    "part": _tile_part,
     "if": _if(BOOL),
     "yield": _nothing,
 }
@@ -709,6 +773,8 @@ def _lane_store(gathered: bool) -> Rule:
             check.fail(f"a value of type {op.operands[0].type} for {dtype} in memory", f"{MEMORY_ROWS[dtype]}")
         if "streaming" in op.attributes:
             check.attribute(op, "streaming", bool)
+        if op.attributes.get("exact") and dtype is not bf16:
+            check.fail(f"an exact store of {dtype}", "bf16")
         _memory(check, op, 1, gathered)
 
     return rule
@@ -751,6 +817,51 @@ def _lane_matrix_multiply(check: Checker, op: Op) -> None:
     check.results(op, *[ROW_F32] * 4)
 
 
+def _lane_signal(attribute: str = "", least: int = 0, waits: bool = False) -> Rule:
+    def rule(check: Checker, op: Op) -> None:
+        if attribute and check.attribute(op, attribute, int) < least:
+            check.fail(f"{attribute} = {op.attributes[attribute]}", f"{least} or more")
+        check.operands(op, *[S64] * (1 + waits))
+        check.results(op)
+
+    return rule
+
+
+def _lane_tensor_copy(check: Checker, op: Op) -> None:
+    maps = check.function.attributes.get("tensor_maps", [])
+    number = check.attribute(op, "map", int)
+    if not 0 <= number < len(maps):
+        check.fail(f"map = {number}", f"one of the {len(maps)} maps of the function's attribute tensor_maps")
+    check.operands(op, *[S64] * (2 + len(maps[number][2])))
+    check.results(op)
+
+
+def _lane_group_multiply(check: Checker, op: Op) -> None:
+    check.one_of(op, "dtype", (bf16, f16))
+    for side in ("left", "right"):
+        if not check.attribute(op, f"{side}_rows", bool):
+            check.attribute(op, f"{side}_panel_bytes", int)
+    sums = len(op.operands) - 2
+    if sums % 4 or not 4 <= sums <= 128:
+        check.fail(f"{sums} rows of sums", "a multiple of 4, up to 128: 64 x N elements of which N is up to 256")
+    check.operands(op, S64, S64, *[ROW_F32] * sums)
+    check.results(op, *[ROW_F32] * sums)
+
+
+def _lane_group_wait(check: Checker, op: Op) -> None:
+    if check.attribute(op, "pending", int) < 0:
+        check.fail(f"pending = {op.attributes['pending']}", "a whole number from 0")
+    check.operands(op, *[ROW_F32] * len(op.operands))
+    check.results(op, *[ROW_F32] * len(op.operands))
+
+
+def _lane_register_budget(check: Checker, op: Op) -> None:
+    registers = check.attribute(op, "registers", int)
+    check.attribute(op, "more", bool)
+    if not 24 <= registers <= 256 or registers % 8:
+        check.fail(f"registers = {registers}", "a multiple of 8 from 24 to 256")
+
+
 def _lane_loop(check: Checker, op: Op) -> None:
     step = check.attribute(op, "step", int)
     if step < 1:
@@ -790,6 +901,16 @@ def _lane_asm(check: Checker, op: Op) -> None:
             check.fail(f"{value.type}", "rows")
 
 
+def _lane_asm_contract(check: Checker, op: Op) -> None:
+    check.attribute(op, "by", str)
+    rows = check.attribute(op, "rows", int)
+    count = len(op.operands) - 4
+    if rows < 1 or count % rows:
+        check.fail(f"{count} sums and rows = {rows}", "as many sums as rows times vectors")
+    check.operands(op, S64, S64, S64, S64, *[ROW_F32] * count)
+    check.results(op, *[ROW_F32] * count)
+
+
 _SCALAR_BINARY = _signature((S64, S64), (S64,))
 _MASK_BINARY = _signature((MASK, MASK), (MASK,))
 
@@ -818,6 +939,7 @@ LANE_RULES: dict[str, Rule] = {
     "cmp": _lane_cmp,
     "select": _lane_select,
     "asm": _lane_asm,
+    "asm_contract": _lane_asm_contract,
     "mask_first": _signature((S64,), (MASK,)),
     **dict.fromkeys(("mask_and", "mask_or", "mask_xor"), _MASK_BINARY),
     "mask_not": _signature((MASK,), (MASK,)),
@@ -847,6 +969,17 @@ LANE_RULES: dict[str, Rule] = {
     "async_wait": _lane_async_wait,
     "load_matrix": _signature((S64, ROW_I32), (ROW_B32,) * 4),
     "matrix_multiply": _lane_matrix_multiply,
+    "signal_start": _lane_signal("arrivals", 1),
+    "signal_fence": _nothing,
+    "signal_arrive": _lane_signal(),
+    "signal_expect": _lane_signal("bytes", 1),
+    "signal_wait": _lane_signal(waits=True),
+    "tensor_copy": _lane_tensor_copy,
+    "group_fence": _nothing,
+    "group_multiply": _lane_group_multiply,
+    "group_commit": _nothing,
+    "group_wait": _lane_group_wait,
+    "register_budget": _lane_register_budget,
     "loop": _lane_loop,
     "if": _if(S64),
     "tasks": _lane_tasks,

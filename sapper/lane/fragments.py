@@ -23,3 +23,27 @@ Places = tuple[NDArray[Any], NDArray[Any]]
 A: Places = (np.broadcast_to(_group + 8 * (_high % 2), (4, 2, LANES)), 2 * _member + _slot + 8 * (_high // 2))
 B: Places = (2 * _member + _slot + 8 * _low, np.broadcast_to(_group, (2, 2, LANES)))
 C: Places = ((_group + 8 * (_high // 2))[:, 0], (2 * _member + _high % 2)[:, 0])
+
+
+ROW_BYTES = 128
+"""Of rows in near memory, over which chunks of 16 bytes are swizzled."""
+PANEL = 64
+"""Elements of such a row."""
+
+
+def swizzled(address: NDArray[Any]) -> NDArray[Any]:
+    """Where a byte of rows of 128 bytes that lie one after the other goes: chunk c of the row at 128 r to c ^ (r mod 8)
+    (PTX ISA, "Swizzling Modes", 128 bytes)."""
+    turned: NDArray[Any] = address ^ (address >> 3 & 0x70)
+    return turned
+
+
+def near_offsets(outer: NDArray[Any], depth: NDArray[Any], along_depth: bool, panel_bytes: int) -> NDArray[Any]:
+    """Bytes to elements of 16 bits of an operand whose rows lie along the depth, or else, in panels, along the outer
+    axis; before swizzling (PTX ISA, "Strides" of wgmma's operands in shared memory)."""
+    if along_depth:
+        return np.asarray(outer * ROW_BYTES + depth * 2)
+    return np.asarray(outer // PANEL * panel_bytes + depth * ROW_BYTES + outer % PANEL * 2)
+
+ELEMENT_BYTES = {"bf16": 2, "f16": 2}
+"""Of the operands of matrix instructions, by dtype."""

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.text import print_op
-from ..ir.types import DType, RowType, b32, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, u8
-from ..lang.by_hand import PIECES
+from ..ir.types import DTYPES, DType, RowType, b32, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, u8
+from ..lang.by_hand import CONTRACTIONS, PIECES
 from . import fragments
 
 Array = NDArray[Any]
@@ -437,6 +437,8 @@ class _Launch:
         self.running = [True] * self.strands
         self.waiting = 0
         self.generation = 0
+        self.signals: dict[int, _Signal] = {}
+        self.fruitless = 0
         self.failure: BaseException | None = None
 
     def next_turn(self, worker: int) -> None:
@@ -471,12 +473,48 @@ class _Launch:
     def meet(self, warp: int, op: Op) -> None:
         """Wait until every warp of this one's worker has come as often as it."""
         mine = self.meetings[warp] = self.meetings.get(warp, 0) + 1
+        self.fruitless = 0
         first = warp // self.warps * self.warps
         others = range(first, first + self.warps)
         while any(self.meetings.get(other, 0) < mine for other in others):
             if not all(self.running[other] for other in others if self.meetings.get(other, 0) < mine):
                 raise LaneError(f"{_at(op)}: found a warp that ended before; expected all of the worker's to arrive")
             self.give_way(warp)
+
+
+    def signal(self, address: int, op: Op) -> _Signal:
+        found = self.signals.get(address)
+        if found is None:
+            raise LaneError(f"{_at(op)}: found no signal at {address:#x}; expected one that signal_start made")
+        return found
+
+    def count(self, signal: _Signal, arrivals: int, announced: int) -> None:
+        """Arrivals, and bytes announced or, below 0, copied."""
+        signal.arrivals -= arrivals
+        signal.bytes += announced
+        self.fruitless = 0
+        if signal.arrivals == 0 and signal.bytes == 0:
+            signal.phase += 1
+            signal.arrivals = signal.each
+
+    def wait(self, warp: int, signal: _Signal, parity: int, op: Op) -> None:
+        """Until the last phase of this parity is over: the signal is in one of the other."""
+        while signal.phase & 1 == parity:
+            self.fruitless += 1
+            if self.fruitless > 2 * self.strands:
+                raise LaneError(f"{_at(op)}: found nobody who can go on; expected {signal.arrivals} arrivals and "
+                                f"{signal.bytes} bytes in phase {signal.phase}")
+            self.give_way(warp)
+
+
+class _Signal:
+    """each: arrivals of a phase; arrivals, bytes: what is still to come in this one."""
+
+    __slots__ = ("arrivals", "bytes", "each", "phase")
+
+    def __init__(self, each: int) -> None:
+        self.each = self.arrivals = each
+        self.bytes = self.phase = 0
 
 
 class _Worker:
@@ -727,6 +765,19 @@ def _build_asm(program: Program, op: Op) -> _Step:
     return asm
 
 
+def _build_asm_contract(program: Program, op: Op) -> _Step:
+    piece, rows = CONTRACTIONS[op.attributes["by"]], op.attributes["rows"]
+    operands, results = [program._slot(v) for v in op.operands], [program._slot(v) for v in op.results]
+    tile = rows, len(results) // rows
+
+    def asm_contract(e: list[Any]) -> None:
+        values = [e[o] for o in operands]
+        for result, value in zip(results, piece.run(e[0].memory, tile, values[:4], values[4:]), strict=True):
+            e[result] = value
+
+    return asm_contract
+
+
 def _build_load_splat(program: Program, op: Op) -> _Step:
     address, _ = program._address(op, 0)
     kind, row = _MEMORY[op.attributes["dtype"]], _ROW_OF_MEMORY[op.attributes["dtype"]]
@@ -754,18 +805,27 @@ def _build_gather(program: Program, op: Op) -> _Step:
     return gather
 
 
+def _narrowing(op: Op) -> Callable[[Array], Array]:
+    """From a row to elements in memory. An exact store takes the upper halves as they are, whatever is below."""
+    kind = _MEMORY[op.attributes["dtype"]]
+    if op.attributes.get("exact"):
+        return lambda row: (row.view(np.uint32) >> 16).astype(np.uint16).view(kind)
+    return lambda row: row.astype(kind)
+
+
 def _build_store(program: Program, op: Op) -> _Step:
     address, mask = program._address(op, 1)
     kind = _MEMORY[op.attributes["dtype"]]
     value, lanes, size_bytes = program._slot(op.operands[0]), program.lanes, kind.itemsize
     streaming = op.attributes.get("streaming", False)
     aligned_bytes = min(lanes * size_bytes, 64)
+    narrowed = _narrowing(op)
 
     def store(e: list[Any]) -> None:
         at = address(e)
         if streaming and at % aligned_bytes:
             raise LaneError(f"{_at(op)}: found the address {at:#x}; expected one aligned to {aligned_bytes} bytes")
-        raw = e[value].astype(kind)
+        raw = narrowed(e[value])
         whole = e[0].memory.find(at, lanes * size_bytes, True)
         if mask is None and not isinstance(whole, str):
             whole.view(kind)[:] = raw
@@ -782,10 +842,10 @@ def _build_store(program: Program, op: Op) -> _Step:
 
 def _build_store_lane0(program: Program, op: Op) -> _Step:
     address, _ = program._address(op, 1)
-    kind, value = _MEMORY[op.attributes["dtype"]], program._slot(op.operands[0])
+    kind, value, narrowed = _MEMORY[op.attributes["dtype"]], program._slot(op.operands[0]), _narrowing(op)
 
     def store_lane0(e: list[Any]) -> None:
-        _bytes(e[0], op, address(e), kind.itemsize, True, 0).view(kind)[0] = e[value][:1].astype(kind)[0]
+        _bytes(e[0], op, address(e), kind.itemsize, True, 0).view(kind)[0] = narrowed(e[value][:1])[0]
 
     return store_lane0
 
@@ -971,9 +1031,102 @@ def _build_matrix_multiply(program: Program, op: Op) -> _Step:
     return matrix_multiply
 
 
+def _build_signal(act: Callable[[_Worker, Op, int, list[int]], None]) -> Callable[[Program, Op], _Step]:
+    """act: worker, op, address of the signal, the other operands."""
+    def build(program: Program, op: Op) -> _Step:
+        address, *others = [program._slot(v) for v in op.operands]
+        disp = op.attributes.get("disp", 0)
+        return lambda e: act(e[0], op, e[address] + disp, [e[slot] for slot in others])
+
+    return build
+
+
+def _signal_start(worker: _Worker, op: Op, address: int, _: list[int]) -> None:
+    _bytes(worker, op, address, 8, True, None)
+    worker.launch.signals[address] = _Signal(op.attributes["arrivals"])
+
+
+def _signal_arrive(worker: _Worker, op: Op, address: int, _: list[int]) -> None:
+    worker.launch.count(worker.launch.signal(address, op), 1, op.attributes.get("bytes", 0))
+
+
+def _signal_wait(worker: _Worker, op: Op, address: int, others: list[int]) -> None:
+    worker.launch.wait(worker.strand, worker.launch.signal(address, op), others[0], op)
+
+
+def _build_tensor_copy(program: Program, op: Op) -> _Step:
+    near, signal, *coordinates = [program._slot(v) for v in op.operands]
+    disp, signal_disp = op.attributes.get("disp", 0), op.attributes.get("signal_disp", 0)
+    attributes = program.function.attributes
+    name, dtype, dims, box = attributes["tensor_maps"][op.attributes["map"]]
+    words = {slot: 3 + number for number, slot in enumerate(attributes["slots"])}
+    kind = _MEMORY[DTYPES[dtype]]
+
+    def tensor_copy(e: list[Any]) -> None:
+        worker: _Worker = e[0]
+        shape = [dim if isinstance(dim, int) else worker.words[words[f"dim.{dim}"]] for dim in dims]
+        inside = np.zeros(box, kind)
+        where = [(max(0, e[at]), min(e[at] + n, extent))
+                 for at, n, extent in zip(coordinates, box, shape, strict=True)]
+        if all(first < last for first, last in where):
+            size_bytes = math.prod(shape) * kind.itemsize
+            tensor = _bytes(worker, op, worker.words[words[f"{name}.data"]], size_bytes, False, None).view(kind)
+            part = tensor.reshape(shape)[tuple(slice(*bounds) for bounds in where)]
+            inside[tuple(slice(first - e[at], last - e[at])
+                         for at, (first, last) in zip(coordinates, where, strict=True))] = part
+        start = e[near] + disp
+        target = _bytes(worker, op, start, inside.nbytes, True, None)
+        target[fragments.swizzled(start + np.arange(inside.nbytes)) - start] = inside.reshape(-1).view(np.uint8)
+        worker.launch.count(worker.launch.signal(e[signal] + signal_disp, op), 0, -inside.nbytes)
+
+    return tensor_copy
+
+
+def _build_group_multiply(program: Program, op: Op) -> _Step:
+    left, right, *sums = [program._slot(v) for v in op.operands]
+    results = [program._slot(v) for v in op.results]
+    attributes = op.attributes
+    kind = _MEMORY[attributes["dtype"]]
+    columns = len(sums) * fragments.COLUMNS // 4
+
+    def operand(e: list[Any], side: str, at: int, first: int, extent: int) -> NDArray[np.float64]:
+        """(outer, depth) of the outer coordinates from `first` on."""
+        offsets = fragments.near_offsets(np.arange(first, first + extent)[:, None],
+                                         np.arange(fragments.DEPTH)[None, :], attributes[f"{side}_rows"],
+                                         attributes.get(f"{side}_panel_bytes", 0))
+        places = fragments.swizzled(e[at] + attributes.get(f"{side}_disp", 0) + offsets)
+        low, high = int(places.min()), int(places.max()) + 2
+        held = _bytes(e[0], op, low, high - low, False, None)
+        bits = held[places - low].astype(np.uint16) | held[places - low + 1].astype(np.uint16) << 8
+        elements: NDArray[np.float64] = bits.view(kind).astype(np.float64)
+        return elements
+
+    def group_multiply(e: list[Any]) -> None:
+        a = operand(e, "left", left, e[0].warp % 4 * fragments.ROWS, fragments.ROWS)
+        product = a @ operand(e, "right", right, 0, columns).T
+        rows, within = fragments.C
+        for number, (result, held) in enumerate(zip(results, sums, strict=True)):
+            register = number % 4
+            part = product[rows[register], number // 4 * fragments.COLUMNS + within[register]]
+            e[result] = (e[held].astype(np.float64) + part).astype(np.float32)
+
+    return group_multiply
+
+
+def _build_group_wait(program: Program, op: Op) -> _Step:
+    pairs = [(program._slot(result), program._slot(v)) for result, v in zip(op.results, op.operands, strict=True)]
+
+    def group_wait(e: list[Any]) -> None:
+        for result, held in pairs:
+            e[result] = e[held]
+
+    return group_wait
+
+
 _BUILDERS: dict[str, Callable[[Program, Op], _Step]] = {
     "arg": _build_arg, "worker": _build_worker, "workers": _build_workers, "s_load": _build_s_load,
     "s_store": _build_s_store, "load": _build_load, "load_splat": _build_load_splat, "asm": _build_asm,
+    "asm_contract": _build_asm_contract,
     "gather": _build_gather, "store": _build_store, "store_lane0": _build_store_lane0,
     "scatter": _build_scatter, "prefetch": _build_nothing,
     "loop": _build_loop, "if": _build_if, "tasks": _build_tasks, "barrier": _build_barrier,
@@ -981,6 +1134,11 @@ _BUILDERS: dict[str, Callable[[Program, Op], _Step]] = {
     "near_memory": _build_near_memory, "sync_warps": _build_sync_warps, "async_copy": _build_async_copy,
     "async_commit": _build_nothing, "async_wait": _build_nothing, "load_matrix": _build_load_matrix,
     "matrix_multiply": _build_matrix_multiply,
+    "signal_start": _build_signal(_signal_start), "signal_fence": _build_nothing,
+    "signal_arrive": _build_signal(_signal_arrive), "signal_expect": _build_signal(_signal_arrive),
+    "signal_wait": _build_signal(_signal_wait), "tensor_copy": _build_tensor_copy, "group_fence": _build_nothing,
+    "group_multiply": _build_group_multiply, "group_commit": _build_nothing, "group_wait": _build_group_wait,
+    "register_budget": _build_nothing,
 }
 
 

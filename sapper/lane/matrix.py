@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
+from typing import NamedTuple
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, f32, i32
@@ -49,6 +50,14 @@ class MatrixWalk:
     depth: str
     left: tuple[Op, ...]
     right: tuple[Op, ...]
+
+
+class Sum(NamedTuple):
+    """A row of sums: lane l has that of row + l div 4, column + 2 (l mod 4) (sapper/lane/fragments.py: C)."""
+
+    value: Value
+    row: int
+    column: int
 
 
 class Piece:
@@ -236,7 +245,7 @@ class MatrixLowering(Model):
         tensor = load.operands[0]
         t, tile = tensor.type, load.result.type
         assert isinstance(t, TensorType) and isinstance(tile, TileType)
-        if t.dtype.name not in unit.dtypes or len(tile.axes) != 2 or depth not in tile.axes \
+        if tensor.op is not None or t.dtype.name not in unit.dtypes or len(tile.axes) != 2 or depth not in tile.axes \
                 or tensor.name not in self.specialization.aligned \
                 or self.specialization.strides.get(tensor.name, "contiguous") != "contiguous":
             return None
@@ -301,6 +310,10 @@ class MatrixLowering(Model):
         turned = self.emit(0, "xor", [chunk, self.bits(0, "and", row, SWIZZLED_ROWS - 1)], ROW_I32)
         start = self.bits(0, "shl", row, row_bytes.bit_length() - 1)
         return self.emit(0, "add", [start, self.bits(0, "shl", turned, 4)], ROW_I32)
+
+    def parts(self, body: Callable[[], None]) -> None:
+        """Emit the function's body, for each part that a warp may play: here all of them play the same."""
+        body()
 
     # The walk.
 
@@ -388,9 +401,14 @@ class MatrixLowering(Model):
         self.finish(loop)
         self.effect("async_wait", [], pending=0)
         self.effect("sync_warps", [])
-        self._finish_tile(walk, found, list(loop.results)[2 + len(pieces):], blocks,
-                          (self.add(row, mine_row), warp_rows, row_end),
-                          (self.add(column, mine_column), warp_columns, column_end), unit.stages * stage_bytes)
+        own_bytes = warp_rows * sum_row_bytes(warp_columns) * len(right)
+        self.near_bytes_used = max(self.near_bytes_used, unit.stages * stage_bytes, own_bytes * self.warps)
+        values = iter(list(loop.results)[2 + len(pieces):])
+        placed = [[Sum(next(values), i * fragments.ROWS + register // 2 * 8, j * fragments.COLUMNS + register % 2)
+                   for i in range(blocks[0]) for j in range(blocks[1]) for register in range(4)] for _ in right]
+        self._finish_tile(walk, found, placed, (self.add(row, mine_row), warp_rows, row_end),
+                          (self.add(column, mine_column), warp_columns, column_end),
+                          self.add(self.near(), self.mul(self.warp(), own_bytes)))
 
     def _next(self, stage: Value, stage_bytes: int, end: Scalar) -> Value:
         following = self.value(self.add(stage, stage_bytes))
@@ -415,32 +433,24 @@ class MatrixLowering(Model):
                             sums[at:at + 4] = made.results
         return sums
 
-    def _finish_tile(self, walk: Walk, found: MatrixWalk, sums: list[Value], blocks: tuple[int, int],
-                     rows: tuple[Scalar, int, Scalar], columns: tuple[Scalar, int, Scalar], stage_bytes: int) -> None:
-        """Sums to near memory, and the walk's stores from there, each warp for its own part."""
-        row_bytes = columns[1] * f32.size_bytes + PADDING_BYTES
-        own_bytes = rows[1] * row_bytes * len(walk.reductions)
-        self.near_bytes_used = max(self.near_bytes_used, stage_bytes, own_bytes * self.warps)
-        base = self.add(self.near(), self.mul(self.warp(), own_bytes))
+    def _finish_tile(self, walk: Walk, found: MatrixWalk, sums: list[list[Sum]], rows: tuple[Scalar, int, Scalar],
+                     columns: tuple[Scalar, int, Scalar], base: Scalar) -> None:
+        """Sums of each reduction to near memory from `base` on, and the walk's stores from there, each warp for its own
+        part. rows, columns: the part's start, how many there are at most, and where the walk's end."""
+        row_bytes = sum_row_bytes(columns[1])
         group, member = self.bits(0, "shr", self.iota(), 2), self.bits(0, "and", self.iota(), 3)
         lane_row = self.emit(0, "mul", [group, self.constant(row_bytes, i32)], ROW_I32)
         offsets = self.emit(0, "add", [lane_row, self.bits(0, "shl", member, 3)], ROW_I32)
         kept = {}
-        values = iter(sums)
-        for number, op in enumerate(walk.reductions):
+        for number, (op, some) in enumerate(zip(walk.reductions, sums, strict=True)):
             at = number * rows[1] * row_bytes
-            for i in range(blocks[0]):
-                for j in range(blocks[1]):
-                    for register in range(4):
-                        value = next(values)
-                        t = op.result.type
-                        assert isinstance(t, TileType)
-                        if t.dtype.name in ("bf16", "f16"):
-                            value = self.emit(self.depth, "round_to", [value], ROW_F32, dtype=t.dtype)
-                        disp = at + (i * fragments.ROWS + register // 2 * 8) * row_bytes \
-                            + (j * fragments.COLUMNS + register % 2) * f32.size_bytes
-                        self.effect("scatter", [value, self.value(base), offsets], dtype=f32, scale=1, disp=disp,
-                                    masked=False, near=True, disjoint=True)
+            t = op.result.type
+            assert isinstance(t, TileType)
+            for value, row, column in some:
+                if t.dtype.name in ("bf16", "f16"):
+                    value = self.emit(self.depth, "round_to", [value], ROW_F32, dtype=t.dtype)
+                self.effect("scatter", [value, self.value(base), offsets], dtype=f32, scale=1,
+                            disp=at + row * row_bytes + column * f32.size_bytes, masked=False, near=True, disjoint=True)
             kept[op.result] = Access(base, at, {found.rows: row_bytes, found.columns: f32.size_bytes}, f32,
                                      relative=True, near=True)
         outer = {axis: self.open[axis] for axis in (found.rows, found.columns)}
@@ -452,6 +462,11 @@ class MatrixLowering(Model):
         for value in kept:
             del self.buffers[value]
         self.open.update(outer)
+
+
+def sum_row_bytes(columns: int) -> int:
+    """Of a row of sums in near memory."""
+    return columns * f32.size_bytes + PADDING_BYTES
 
 
 def _dtype_of(load: Op) -> DType:

@@ -73,6 +73,11 @@ LANE_OPS = OpTable("lane", [
     OpSpec("imod", (2, 2), doc="a - b * idiv(a, b)"),
     OpSpec("asm", (1, None), attributes=("by", "immediates"),
            doc="the piece by hand of this name (lang/by_hand.py) on rows; only a target that has it can select it"),
+    OpSpec("asm_contract", (5, None), (1, None), attributes=("by", "rows"), pure=False,
+           doc="depth, left, left_stride, right (s64), then sums (rows of f32, those of a tile of `rows` times some "
+               "vectors, row by row) -> the sums with the products of `depth` steps added: left[r, d] lies at left + "
+               "r * left_stride + d elements, row v of right[d] at right + (d * vectors + v) rows; by the piece by "
+               "hand of this name, which reads memory and stores nothing; depth is a multiple of the piece's step"),
     # Masks.
     OpSpec("cmp", (2, 2), attributes=("cond",), doc="rows -> mask; integers signed; unordered is false except ne"),
     OpSpec("select", (3, 3), doc="mask, a, b: a in lanes that are on, else b"),
@@ -101,10 +106,12 @@ LANE_OPS = OpTable("lane", [
            doc="one element in every lane"),
     OpSpec("gather", (2, 3), attributes=("dtype",), optional=("scale", "disp", "masked", "near"), pure=False,
            doc="base, offsets (row<i32>, signed): element at base + offset * scale + disp for each lane"),
-    OpSpec("store", (2, 4), (0, 0), attributes=("dtype",), optional=(*_ADDRESS, "masked", "streaming"), pure=False,
-           doc="value, address: narrowing rounds floats to nearest even and wraps integers; `streaming` bypasses "
-               "the caches and needs an address aligned to the row, or to 64 bytes if that is less"),
-    OpSpec("store_lane0", (2, 3), (0, 0), attributes=("dtype",), optional=_ADDRESS, pure=False,
+    OpSpec("store", (2, 4), (0, 0), attributes=("dtype",), optional=(*_ADDRESS, "masked", "streaming", "exact"),
+           pure=False,
+           doc="value, address: narrowing rounds floats to nearest even and wraps integers; `exact` says that the "
+               "value is one of bf16 already, whose upper half is stored; `streaming` bypasses the caches and needs an "
+               "address aligned to the row, or to 64 bytes if that is less"),
+    OpSpec("store_lane0", (2, 3), (0, 0), attributes=("dtype",), optional=(*_ADDRESS, "exact"), pure=False,
            doc="value, address: lane 0 only"),
     OpSpec("scatter", (3, 4), (0, 0), attributes=("dtype",),
            optional=("scale", "disp", "masked", "near", "disjoint"),
@@ -133,6 +140,38 @@ LANE_OPS = OpTable("lane", [
     OpSpec("matrix_multiply", (10, 10), (4, 4), attributes=("dtype",),
            doc="a (four row<b32>), b (two), c (four row<f32>) -> c + a @ b, of 16 x 16, 16 x 8 and 16 x 8 elements "
                "that lie in the lanes as sapper/lane/fragments.py says; dtype of a and b: bf16 or f16"),
+    # Signals, copies of boxes, matrix instructions of a group of warps. What an op of a warp does, it does once, not in
+    # every lane.
+    OpSpec("signal_start", (1, 1), (0, 0), attributes=("arrivals",), optional=("disp",), pure=False,
+           doc="near address of 8 bytes: a signal in phase 0; a phase is over after so many arrivals and all the bytes "
+               "that were announced in it"),
+    OpSpec("signal_fence", (0, 0), (0, 0), pure=False,
+           doc="copies see the signals that this warp started, and other warps after they met it"),
+    OpSpec("signal_arrive", (1, 1), (0, 0), optional=("disp",), pure=False, doc="signal: one arrival of this warp"),
+    OpSpec("signal_expect", (1, 1), (0, 0), attributes=("bytes",), optional=("disp",), pure=False,
+           doc="signal: one arrival of this warp, which announces so many bytes"),
+    OpSpec("signal_wait", (2, 2), (0, 0), optional=("disp",), pure=False,
+           doc="signal, parity (s64, 0 or 1): until its last phase of that parity is over; the one before phase 0 "
+               "has parity 1; what was done before its arrivals, and its copies, are there then"),
+    OpSpec("tensor_copy", (3, 7), (0, 0), attributes=("map",), optional=("disp", "signal_disp"), pure=False,
+           doc="near address, signal, coordinates by dimension: this warp has the box of tensor map `map` (attribute "
+               "`tensor_maps` of the function) that starts there copied to near memory, zeros where it is outside the "
+               "tensor; its rows of 128 bytes lie one after the other, 16-byte chunk c of those at address 128 r at "
+               "c ^ (r mod 8); the signal counts its bytes"),
+    OpSpec("group_fence", (0, 0), (0, 0), pure=False, doc="the sums that the next group_multiply takes are in place"),
+    OpSpec("group_multiply", (2 + 4, None), (4, None),
+           attributes=("dtype", "left_rows", "right_rows"), optional=("left_disp", "right_disp", "left_panel_bytes",
+                                                                     "right_panel_bytes"), pure=False,
+           doc="near addresses of a and b, c (row<f32> each) -> c + a @ b, of 64 x 16, 16 x N and 64 x N elements of "
+               "`dtype`, as the tensor copies left them: left_rows, right_rows: rows of 128 bytes lie along the depth; "
+               "otherwise along 64 rows of a, columns of b, and the next 64 start panel_bytes further. All warps of a "
+               "group of 4 issue it; warp w of it has rows 16 w .., its registers hold 16 x 8 elements by fours "
+               "(fragments.C). It is done, and its sums may be read, after its group_wait"),
+    OpSpec("group_commit", (0, 0), (0, 0), pure=False, doc="the group_multiply ops since the last one are a batch"),
+    OpSpec("group_wait", (0, None), (0, None), attributes=("pending",), pure=False,
+           doc="all but the `pending` last batches of this warp's group are done; sums in flight -> the sums"),
+    OpSpec("register_budget", (0, 0), (0, 0), attributes=("registers", "more"), pure=False,
+           doc="a thread of this group of warps has so many registers from here on; more: than before"),
     # Control.
     OpSpec("loop", (2, None), (0, None), attributes=("step",), optional=("label",), blocks=1, pure=False,
            doc="start, stop, then carried values; block arguments: the counter, then the carried values. Runs while "

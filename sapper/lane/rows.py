@@ -25,6 +25,7 @@ from ..ir.types import (
     bf16,
     bool_,
     f16,
+    f32,
     f64,
     i32,
     i64,
@@ -32,7 +33,9 @@ from ..ir.types import (
 )
 from ..lang.by_hand import PIECES
 from ..tile.affine import affine
-from ..tile.schedule import Facts
+from ..tile.ops import memory_of
+from ..tile.plan import LATE
+from ..tile.schedule import Facts, LoweringError
 from .ops import MATH
 from .state import Access, Scalar, State, element_bytes, memory_dtype, row_dtype
 
@@ -64,14 +67,6 @@ def rounded_constant(value: float | int, dtype: DType) -> float | int:
     return value
 
 
-class LoweringError(ValueError):
-    """A kernel, or a schedule for it, that the lowering can't follow; says where and why."""
-
-    def __init__(self, message: str, op: Op | None = None) -> None:
-        where = f"{op.location}: " if op is not None and op.location is not None else ""
-        super().__init__(where + message)
-
-
 class RowEvaluation(State):
     def __init__(self, function: Function, lanes: int, strides: dict[str, str | tuple[bool, ...]]) -> None:
         from ..ir.nodes import Block
@@ -85,8 +80,11 @@ class RowEvaluation(State):
         self.scalars: dict[Value, Scalar] = {}
         self.staged: dict[Op, Any] = {}
         self.tensor_strides: dict[Value, list[Scalar]] = {}
+        self.tensor_bases: dict[Value, Scalar] = {}
         self.facts = Facts()
         self.blocks: dict[str, str] = {}  # op -> the block by hand that the schedule chose for it
+        self.contractions: list[str] = []  # micro-kernels that the schedule named
+        self.refused: dict[str, str] = {}  # block -> why it is not used, as far as that is known
 
     # Levels.
 
@@ -157,12 +155,29 @@ class RowEvaluation(State):
         if name == "asm":
             return self._by_hand(op, at, level)
         rows = [self.row(v, at) for v in op.operands]
-        if name in self.blocks:
-            piece = PIECES[self.blocks[name]]
-            inputs, result = tuple(r.type.dtype for r in rows), row_dtype(dtype)  # type: ignore[union-attr]
-            if piece.usable(self.facts.family, self.facts.features, self.lanes, inputs, result):
-                return self.emit(level, "asm", rows, RowType(result), by=piece.key, immediates=[])
-        return self._elementwise(op, name, rows, dtype, level)
+        made = self.by_block(name, rows, dtype, level)
+        return self._elementwise(op, name, rows, dtype, level) if made is None else made
+
+    def by_block(self, name: str, rows: list[Value], dtype: DType, level: int) -> Value | None:
+        """What an op gives on rows, by the block that the schedule chose for it, where the target has that. dtype: of
+        the result."""
+        if name not in self.blocks or dtype is bool_:
+            return None
+        piece, result = PIECES[self.blocks[name]], row_dtype(dtype)
+        inputs = tuple(r.type.dtype for r in rows)  # type: ignore[union-attr]
+        if not piece.usable(self.facts.family, self.facts.features, self.lanes, inputs, result):
+            return None
+        return self.emit(level, "asm", rows, RowType(result), by=piece.key, immediates=[])
+
+    def rounded(self, row: Value, dtype: DType, level: int) -> Value:
+        """An f32 row rounded to values of bf16 or f16."""
+        made = self.by_block(f"to_{dtype.name}", [row], f32, level)
+        return self.emit(level, "round_to", [row], ROW_F32, dtype=dtype) if made is None else made
+
+    @staticmethod
+    def is_rounded_by_block(row: Value, dtype: DType) -> bool:
+        return row.op is not None and row.op.name == "asm" and PIECES[row.op.attributes["by"]].implements == \
+            f"to_{dtype.name}"
 
     def _by_hand(self, op: Op, at: dict[str, int], level: int) -> Value:
         """`asm`: the piece where the target has it, else what it means."""
@@ -179,7 +194,7 @@ class RowEvaluation(State):
     @staticmethod
     def _made_of_rows(op: Op) -> bool:
         """Whether an integer scalar is computed as a row first: from floats, or by a reduction."""
-        return op.name in ("reduce", "contract") or bool(op.operands and op.name not in ("load", "each", "tiles", "if")
+        return op.name in LATE or bool(op.operands and op.name not in ("load", "each", "tiles", "if")
                                                          and op.operands[0].type.dtype.is_float)  # type: ignore[union-attr]
 
     def _scalar_argument(self, value: Value) -> Value:
@@ -236,7 +251,7 @@ class RowEvaluation(State):
         else:
             raise LoweringError(f"no lane op for {name}", op)
         if dtype in (bf16, f16):
-            return self.emit(level, "round_to", [made], result, dtype=dtype)
+            return self.rounded(made, dtype, level)
         if name in _WRAPS:
             return self.wrap(made, dtype, level)
         return made
@@ -275,7 +290,7 @@ class RowEvaluation(State):
             row = self.emit(level, "cvt", [row], RowType(to))
         if target in (bf16, f16):
             exact = source is bf16 and target is bf16
-            return row if exact else self.emit(level, "round_to", [row], RowType(to), dtype=target)
+            return row if exact else self.rounded(row, target, level)
         if target.is_integer and target.bits < 32:
             fits = source.is_integer and source.bits < target.bits and (source.kind == "u" or target.kind == "i")
             return row if fits else self.wrap(row, target, level)
@@ -329,7 +344,7 @@ class RowEvaluation(State):
         if name == "index":
             bound = self.bound[op.attributes["axis"]]
             return self.add(bound.offset, at[op.attributes["axis"]])
-        if value in self.rows or value in self.buffers or name in ("reduce", "contract"):
+        if value in self.rows or value in self.buffers or name in LATE:
             return self._lane0(self.row(value, at), dtype)
         level = self.level_of(value)
         if name == "load":
@@ -403,6 +418,8 @@ class RowEvaluation(State):
             return known
         t = tensor.type
         assert isinstance(t, TensorType)
+        if tensor.op is not None:
+            return self._view_strides(tensor.op)
         pattern = self.stride_classes.get(tensor.name, "contiguous")
         strides: list[Scalar] = []
         if pattern == "contiguous":
@@ -413,6 +430,23 @@ class RowEvaluation(State):
         else:
             strides = [1 if unit else self.slot(f"{tensor.name}.stride.{d}") for d, unit in enumerate(pattern)]
         self.tensor_strides[tensor] = strides
+        return strides
+
+    def _view_strides(self, view: Op) -> list[Scalar]:
+        """Element strides of a view: in each group of axes they follow from that of the group's last axis."""
+        tensor, *sizes = view.operands
+        before, after = tensor.type.dtype.size_bytes, view.result.type.dtype.size_bytes  # type: ignore[union-attr]
+        packed = before != after  # then the tensor is contiguous
+        old, extents = self.strides(tensor), [self.integer(size) for size in sizes]
+        strides: list[Scalar] = []
+        step: Scalar = 1
+        for merged, count in reversed(view.attributes["groups"]):
+            if not packed:
+                step = old[-1]
+                old = old[:-merged]
+            for _ in range(count):
+                strides.insert(0, step)
+                step = self.mul(step, extents.pop())
         return strides
 
     def access(self, op: Op) -> Access:
@@ -433,7 +467,9 @@ class RowEvaluation(State):
         t = tensor.type
         assert isinstance(t, TensorType)
         size_bytes = element_bytes(t.dtype)
-        base: Scalar = self.slot(f"{tensor.name}.data")
+        base = self.tensor_bases.get(memory_of(tensor))
+        if base is None:
+            base = self.slot(f"{memory_of(tensor).name}.data")
         access = Access(base, 0, {}, t.dtype)
         for value, stride in zip(indices, self.strides(tensor), strict=True):
             step = self.mul(stride, size_bytes)
@@ -549,6 +585,7 @@ class RowEvaluation(State):
         spans = [a for a in axes if self.bound[a].lane]
         stride = self.lane_stride(access.axes)
         operands, attributes = self.address(access, at)
+        exact = {"exact": True} if access.dtype is bf16 and self.is_rounded_by_block(row, bf16) else {}
         mask = self.bound[spans[0]].mask if spans else None
         tail = [mask] if mask is not None else []
         if access.gathers or (spans and stride != element_bytes(access.dtype)):
@@ -559,11 +596,11 @@ class RowEvaluation(State):
             self.effect("scatter", [row, base, offsets, *tail], dtype=access.dtype, scale=1, disp=attributes["disp"],
                         masked=bool(tail), **self._nearness(access), **({"disjoint": True} if disjoint else {}))
         elif not spans:
-            self.effect("store_lane0", [row, *operands], dtype=access.dtype, **attributes)
+            self.effect("store_lane0", [row, *operands], dtype=access.dtype, **exact, **attributes)
         else:
             tail = [] if padded else tail
             self.effect("store", [row, *operands, *tail], dtype=access.dtype, masked=bool(tail),
-                        streaming=streaming and not tail, **attributes)
+                        streaming=streaming and not tail, **exact, **attributes)
 
 
 __all__ = ["Access", "LoweringError", "RowEvaluation", "Rows", "index", "memory_dtype"]

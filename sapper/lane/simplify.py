@@ -355,6 +355,14 @@ def _fold_scale(op: Op, build: Rewriter) -> Replacement:
     return None
 
 
+def _store_rounds(op: Op, build: Rewriter) -> Replacement:
+    """A store to bf16 or f16 rounds: what was rounded to that type before need not have been."""
+    before = op.operands[0].op
+    if before is None or before.name != "round_to" or before.attributes["dtype"] is not op.attributes["dtype"]:
+        return None
+    return _rebuild(op, build, [before.operands[0], *op.operands[1:]])
+
+
 _ADDRESSED = ("load", "load_splat", "s_load", "prefetch", "store", "store_lane0", "s_store")
 _MASKABLE = ("load", "gather", "store", "scatter")
 
@@ -373,6 +381,7 @@ FOLD = RuleSet([
     Rule("row-neutral", ("add", "mul"), _row_neutral),
     Rule("row-select-same", ("select",), _row_select_same),
     Rule("mask-full", ("mask_and", "mask_or"), _mask_full),
+    Rule("store-rounds", ("store", "store_lane0", "scatter"), _store_rounds, priority=2),
     Rule("drop-full-mask", _MASKABLE, _drop_full_mask, priority=1),
     _FOLD_DISPLACEMENT,
 ])

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from math import gcd, prod
+from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_I32, S64, DType, RowType, TileType, bool_, f32, f64, i32, u8
-from ..tile.plan import Walk
+from ..tile.plan import Walk, axes_of
+from .by_hand import Fit, emit_steps
 from .packed import PackedRows, Packing
 from .rows import LoweringError, Rows
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
@@ -25,6 +27,9 @@ Carried = list[Value]
 
 ROLLED_ROWS = 2
 """Rows computed at once where what follows a reduction is a loop over rows."""
+
+SUM_BLOCK = 32768
+"""Elements that are summed by themselves where there may be many more."""
 
 AHEAD_BYTES = 8192
 """How far ahead of a stream memory is asked for: further than its latency, and past the next page."""
@@ -39,6 +44,7 @@ class WalkChoice:
     read once, whose next rows are asked for early. joint: where the lane axis is reduced, the axis whose results come
     to lie side by side in the lanes. rolled: the axis along which what follows the reductions is a loop, not unrolled.
     packing: packed dot products; counts of the contracted axis are then of slots.
+    by_hand: the micro-kernel that the loop over the reduced axis is, where a tile is one that it is written for.
     """
 
     lane: str | None
@@ -50,6 +56,7 @@ class WalkChoice:
     joint: str | None = None
     rolled: str | None = None
     packing: Packing | None = None
+    by_hand: Fit | None = None
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.
@@ -90,6 +97,12 @@ class Accumulator:
         for held in (self.rows, self.indices, self.errors):
             for key in held:
                 held[key] = next(values)  # type: ignore[index]
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it is a sum whose every addition loses bits that count: one in f32."""
+        kind = self.op.attributes.get("kind", "sum")
+        return kind == "sum" and all(row.type == RowType(f32) for row in self.rows.values())
 
 
 @dataclass(slots=True)
@@ -134,9 +147,10 @@ class WalkLowering(PackedRows):
     # Loops over one axis.
 
     def axis_loop(self, axis: str, count: int, lane: bool, carried: Carried,
-                  body: Callable[[Carried], Carried]) -> Carried:
-        """Run `body` with `axis` bound to each piece of its open extent, threading carried values through."""
-        o = self.open[axis]
+                  body: Callable[[Carried], Carried], within: Open | None = None) -> Carried:
+        """Run `body` with `axis` bound to each piece of its open extent, or of a range within it, threading carried
+        values through."""
+        o = self.open[axis] if within is None else within
         step = count * self.lanes if lane else count
         if isinstance(o.extent, int):
             whole = o.extent // step * step
@@ -411,8 +425,17 @@ class WalkLowering(PackedRows):
                 carried: Carried) -> Carried:
         if k < len(choice.reduced):
             axis = choice.reduced[k]
-            carried = self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried,
-                                     lambda values: self._reduce(walk, choice, k + 1, accumulators, values))
+            if choice.by_hand is not None:
+                by_hand = self._reduce_by_hand(walk, choice, choice.by_hand, accumulators, carried)
+                if by_hand is not None:
+                    return by_hand
+
+            def within(values: Carried) -> Carried:
+                return self._reduce(walk, choice, k + 1, accumulators, values)
+
+            if self._sums_long(axis, choice, accumulators):
+                return self._reduce_blocks(axis, choice, accumulators, carried, within)
+            carried = self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within)
             if self.packing is None:
                 return carried
             with self.rest_of_depth() as any_left:
@@ -442,6 +465,66 @@ class WalkLowering(PackedRows):
         for point, error in a.errors.items():
             row = self.slot_row(straight, {**inner, **dict(zip(axes, point, strict=True))}, False)
             a.errors[point] = self.add_error(row, first, error)
+
+    def _reduce_by_hand(self, walk: Walk, choice: WalkChoice, found: Fit, accumulators: list[Accumulator],
+                        carried: Carried) -> Carried | None:
+        """The same by a micro-kernel, and what its step leaves of the depth by one element at a time; None where it is
+        not written for this tile."""
+        (accumulator,) = accumulators
+        assert choice.lane is not None
+        axes = axes_of(accumulator.op.result)
+        keys = list(accumulator.rows)
+        in_rows = sorted(keys, key=lambda key: (key[0][axes.index(found.rows)], key[0][axes.index(choice.lane)]))
+        at = dict(zip(keys, carried, strict=True))
+        made = emit_steps(self, found, choice.lane, [at[key] for key in in_rows])
+        if made is None:
+            return None
+        sums, done = made
+        at = dict(zip(in_rows, sums, strict=True))
+        carried = [at[key] for key in keys]
+        o = self.open[found.depth]
+        if done == o.extent:
+            return carried
+        return self._loop(found.depth, self.add(o.offset, done), self.add(o.offset, o.extent), 1, False, False, carried,
+                          lambda values: self._reduce(walk, choice, len(choice.reduced), accumulators, values))
+
+    def _sums_long(self, axis: str, choice: WalkChoice, accumulators: list[Accumulator]) -> bool:
+        """Whether sums along an axis may have so many terms that adding one after the other loses too much, and there
+        are registers for sums of blocks beside the totals, not only in the walk's tails."""
+        extent = self.open[axis].extent
+        whole = prod(choice.counts[a] for a in choice.order) * len(accumulators)
+        rows = max(whole, sum(len(a.rows) for a in accumulators))
+        return (extent > SUM_BLOCK if isinstance(extent, int) else self.open[axis].hint >= SUM_BLOCK // 2) and (
+            any(a.rounds for a in accumulators) and 2 * rows + 4 <= self.facts.vector_registers)
+
+    def _reduce_blocks(self, axis: str, choice: WalkChoice, accumulators: list[Accumulator], carried: Carried,
+                       inner: Callable[[Carried], Carried]) -> Carried:
+        """Reduce block by block: a sum of n terms then rounds about 2 sqrt(n) times in a chain, not n times (N. Higham,
+        "The accuracy of floating point summation", SIAM J. Sci. Comput. 14, 1993, section 3)."""
+        o = self.open[axis]
+        lane, count = axis == choice.lane, choice.counts[axis]
+        step = count * self.lanes if lane else count
+        size = -(-SUM_BLOCK // step) * step
+        sums = [a.rounds and place < len(a.rows) for a in accumulators for place in range(len(a.rows) + len(a.indices))]
+        zero = self.constant(0.0, f32)
+
+        def block(start: Value, totals: Carried) -> Carried:
+            first = [zero if is_sum else t for is_sum, t in zip(sums, totals, strict=True)]
+            parts = self.axis_loop(axis, count, lane, first, inner, Open(start, size, size, size, None))
+            return [self.emit(self.depth, "add", [t, p], t.type) if is_sum else p
+                    for is_sum, t, p in zip(sums, totals, parts, strict=True)]
+
+        blocks_end = self.add(o.offset, self.sub(o.extent, self.scalar("s_mod", o.extent, size)))
+        body = Block([S64, *[v.type for v in carried]])
+        first, last = self.value(o.offset), self.value(blocks_end)
+        self.enter(body)
+        self.effect("yield", block(body.arguments[0], list(body.arguments[1:])))
+        self.leave()
+        loop = Op("loop", [first, last, *carried], [v.type for v in carried], {"step": size, "label": axis}, [body],
+                  self.location)
+        self.finish(loop)
+        rest = Open(blocks_end, self.sub(self.add(o.offset, o.extent), blocks_end), o.hint, gcd(o.divisor, size))
+        return self.axis_loop(axis, count, lane, list(loop.results), inner, rest)
 
     def _prefetch(self, op: Op, walk: Walk, choice: WalkChoice) -> None:
         """Ask for the block of rows after this one, line by line in the order of memory.
@@ -524,17 +607,26 @@ class WalkLowering(PackedRows):
                 place = t.axes.index(joint)
                 together.setdefault((*point[:place], 0, *point[place + 1:]), {})[point[place]] = pairs[0][0]
                 continue
-            pair = pairs[0]
-            distance = self.lanes // 2
-            while across and distance:
-                pair = self._join(kind, pair, tuple(None if v is None else self._shuffled(v, distance) for v in pair))  # type: ignore[arg-type]
-                distance //= 2
+            pair = self._join_lanes(kind, pairs[0]) if across else pairs[0]
             rows[point] = self._result(op, kind, *pair)
         for point, parts in together.items():
             rows[point] = self._result(op, kind, self._join_rows(kind, parts), None)
         memo = self.levels[self.level_of(op.result)].memo
         for point, row in rows.items():
             memo[op.result, point] = row
+
+    def _join_lanes(self, kind: str, pair: tuple[Value, Value | None]) -> tuple[Value, Value | None]:
+        """The lanes of a row joined, in every lane."""
+        row_type = pair[0].type
+        assert isinstance(row_type, RowType)
+        made = None if pair[1] is not None else self.by_block(f"{kind}_of_lanes", [pair[0]], row_type.dtype, self.depth)
+        if made is not None:
+            return made, None
+        distance = self.lanes // 2
+        while distance:
+            pair = self._join(kind, pair, tuple(None if v is None else self._shuffled(v, distance) for v in pair))  # type: ignore[arg-type]
+            distance //= 2
+        return pair
 
     def _result(self, op: Op, kind: str, result: Value, place: Value | None) -> Value:
         """What a reduction gives, from its joined rows."""
@@ -549,7 +641,7 @@ class WalkLowering(PackedRows):
             first = self.emit(depth, "splat", [self.value(offset)], RowType(i32))
             return self.emit(depth, "select", [none, first, place], RowType(i32))
         if t.dtype.name in ("bf16", "f16"):
-            return self.emit(depth, "round_to", [result], result.type, dtype=t.dtype)
+            return self.rounded(result, t.dtype, depth)
         return self.wrap(result, t.dtype, depth) if t.dtype.is_integer and kind == "sum" else result
 
     def _shuffled(self, row: Value, distance: int) -> Value:
@@ -558,6 +650,11 @@ class WalkLowering(PackedRows):
     def _join_rows(self, kind: str, rows: dict[int, Value]) -> Value:
         """Join the lanes of each of several rows: what belongs to row i comes to lane i, and to those beyond the rows
         something. A transposition in which two rows that exchange half of their lanes are joined at once."""
+        if len(rows) == self.lanes:
+            first = rows[0].type.dtype  # type: ignore[union-attr]
+            made = self.by_block(f"{kind}_of_each_row", [rows[i] for i in range(self.lanes)], first, self.depth)
+            if made is not None:
+                return made
         steps = [1 << bit for bit in reversed(range(self.lanes.bit_length() - 1))]
         for distance in sorted(steps, key=lambda step: step > max(rows)):   # no row so far away: last, when one is left
             halves: dict[int, Value] = {}
@@ -648,24 +745,25 @@ class WalkLowering(PackedRows):
         known = self.carried_buffers.get(value)
         if known is not None:
             return known
-        axes: list[tuple[str, Capacity | int]] = []
-        for axis in value.type.axes:  # type: ignore[union-attr]
-            o = self.open.get(axis)
-            if o is None:
-                bound = self.bound[axis]
-                axes.append((axis, bound.count * (self.lanes if bound.lane else 1)))
-            elif isinstance(o.extent, int):
-                axes.append((axis, o.extent))
-            elif o.capacity is not None:
-                axes.append((axis, o.capacity))
-            else:
-                raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over "
-                                    "it must be kept in scratch memory; walk it with tiles(...)", value.op)
+        axes = [(axis, self.extent_of_buffer(axis, value)) for axis in value.type.axes]  # type: ignore[union-attr]
         lanes_last = sorted(axes, key=lambda pair: pair[0] not in self.open and self.bound[pair[0]].lane)
         dtype = value.type.dtype  # type: ignore[union-attr]
         if value.op is not None and value.op.name == "load" and dtype is not bool_:
             dtype = row_dtype(dtype)     # what was loaded is widened once, not each time that the copy is read
         return self.allocate(value, dtype, lanes_last)
+
+    def extent_of_buffer(self, axis: str, value: Value) -> Capacity | int:
+        """How many elements along an axis scratch memory for a value has."""
+        o = self.open.get(axis)
+        if o is None:
+            bound = self.bound[axis]
+            return bound.count * (self.lanes if bound.lane else 1)
+        if isinstance(o.extent, int):
+            return o.extent
+        if o.capacity is None:
+            raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over "
+                                "it must be kept in scratch memory; walk it with tiles(...)", value.op)
+        return o.capacity
 
     # Staging: operands of a contraction copied to scratch memory in the order in which the inner loop reads them.
 
@@ -878,18 +976,21 @@ class StagedPanel:
     def _access(self) -> Access:
         return Access(self.base, 0, {self.depth_axis: self.depth_bytes}, memory_dtype(self.dtype), relative=True)
 
-    def load(self, at: dict[str, int], level: int) -> Value:
+    def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, Any]]:
+        """Operands and attributes of a memory op for the row at register coordinates."""
         access = self._access()
         access.disp = at[self.lane] * self.piece_bytes
-        operands, attributes = self.lowering.address(access, at)
-        return self.lowering.emit(level, "load", operands, RowType(self.dtype), dtype=access.dtype, masked=False,
-                                  **attributes)
+        return self.lowering.address(access, at)
+
+    def load(self, at: dict[str, int], level: int) -> Value:
+        operands, attributes = self.address(at)
+        return self.lowering.emit(level, "load", operands, RowType(self.dtype), dtype=memory_dtype(self.dtype),
+                                  masked=False, **attributes)
 
     def store(self, at: dict[str, int], row: Value) -> None:
-        access = self._access()
-        access.disp = at[self.lane] * self.piece_bytes
-        operands, attributes = self.lowering.address(access, at)
-        self.lowering.effect("store", [row, *operands], dtype=access.dtype, masked=False, streaming=False, **attributes)
+        operands, attributes = self.address(at)
+        self.lowering.effect("store", [row, *operands], dtype=memory_dtype(self.dtype), masked=False, streaming=False,
+                             **attributes)
 
     def store_at(self, depth_offset: Scalar, i: int, piece: int, row: Value) -> None:
         """Row i of a square that starts at depth_offset."""

@@ -1,14 +1,17 @@
 """What is written by hand in a target's assembly, beside the tile kernel that says what it computes.
 
-Enters: what `@kernel.assembly(...)` and `asm(...)` are given. Leaves: `ByHand`, a whole kernel, which the runtime takes
-where its conditions hold; `PIECES`, instructions and blocks on register rows, by name.
+Enters: what `@kernel.assembly(...)`, `asm(...)` and schedules are given. Leaves: `ByHand`, a whole kernel, which the
+runtime takes where its conditions hold; `PIECES`, instructions and blocks on register rows, and `CONTRACTIONS`, inner
+loops of contractions, by name.
 Holds: nothing here knows a target; pieces and `write` are handed to what does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Protocol
 
 
@@ -62,8 +65,10 @@ class ByHand:
 class RowPiece(Protocol):
     """An instruction or a block that computes one row from others; made by what knows the target.
 
-    key: "family:name", by which the IRs speak of it. features: those that its author declares. implements: the tile op
-    that a schedule may let it stand for, "".
+    key: "family:name", by which the IRs speak of it. module: where it is written. features: those that its author
+    declares. implements: the op that a schedule may let it stand for, "": a tile op by its name; "to_bf16", the cast;
+    "sum_of_lanes" and its like, what a reduction does across the lanes of one row; "sum_of_each_row", the same of as
+    many rows as there are lanes, row i to lane i.
     """
 
     @property
@@ -71,6 +76,9 @@ class RowPiece(Protocol):
 
     @property
     def key(self) -> str: ...
+
+    @property
+    def module(self) -> str: ...
 
     @property
     def features(self) -> frozenset[str]: ...
@@ -97,3 +105,84 @@ class RowPiece(Protocol):
 
 PIECES: dict[str, RowPiece] = {}
 """Pieces that kernels and schedules may name, by key."""
+
+
+class ContractionPiece(Protocol):
+    """The inner loop of a contraction: `sums[r, n] += sum_d left[r, d] * right[d, n]` over some steps of the depth d.
+
+    key: "family:name". module: where it is written. features: those that its author declares. dtype: of both operands
+    in memory. rows, vectors: the tiles that it can be written for, in rows of `left` and vectors of `right`, the
+    largest first. step: the depth that it is asked for is a multiple of it. The left operand is read where it lies,
+    each row contiguous along the depth; the right one is a packed panel, [depth][vectors], aligned to a vector.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def module(self) -> str: ...
+
+    @property
+    def features(self) -> frozenset[str]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    @property
+    def rows(self) -> tuple[int, ...]: ...
+
+    @property
+    def vectors(self) -> tuple[int, ...]: ...
+
+    @property
+    def step(self) -> int: ...
+
+    def refusal(self, family: str, features: frozenset[str], lanes: int) -> str:
+        """Why such a target can't run it, "" where it can."""
+        ...
+
+    def check(self, target: Any) -> None:
+        """The static checks of every tile. Raises AssemblyError."""
+        ...
+
+    def digest(self) -> str:
+        """Changes when the piece does."""
+        ...
+
+    def run(self, memory: Any, tile: tuple[int, int], scalars: list[int], sums: list[Any]) -> list[Any]:
+        """What its instructions mean. scalars: as the lane op `asm_contract` has them; sums: rows as arrays."""
+        ...
+
+    def select(self, selector: Any, op: Any) -> None:
+        """Emit it for a lane op `asm_contract`."""
+        ...
+
+
+CONTRACTIONS: dict[str, ContractionPiece] = {}
+"""Inner loops of contractions that schedules may name, by key."""
+
+
+def bare_name(name: str) -> str:
+    """The name of a block, without the module that it is written in."""
+    return name.rpartition(":")[2]
+
+
+def pieces_named(name: str) -> list[RowPiece | ContractionPiece]:
+    """The blocks of every family that a schedule means by a name: those that stand for an op. `my.blocks:fast_exp` says
+    where the block is written, so that it is found wherever the schedule is read: that module is imported, if there is
+    one of this name."""
+    module, _, name = name.rpartition(":")
+    if module:
+        with suppress(ModuleNotFoundError):
+            import_module(module)
+    rows = [p for p in PIECES.values() if p.implements and p.key.partition(":")[2] == name]
+    return [*rows, *(p for p in CONTRACTIONS.values() if p.key.partition(":")[2] == name)]
+
+
+def block_names() -> list[str]:
+    """The names that a schedule may have in `assembly`, sorted."""
+    keys = [p.key for p in PIECES.values() if p.implements] + list(CONTRACTIONS)
+    return sorted({key.partition(":")[2] for key in keys})

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..ahead.errors import AheadError
 from ..ahead.plan import Model
 from .errors import ModelError
+from .linear import named_arrays
+from .load import load_model
 from .locate import NAMES
 from .vocabulary import vocabulary_of
 
@@ -27,12 +30,9 @@ def load_whole(wanted: str, name: str, context: int | None = None, dtype: str = 
     """name: of the C functions. context: tokens of a conversation (None: as many as the model can, but at most
     DEFAULT_CONTEXT). dtype: how weights are held, as for `sapper generate`. words: the model must have a tokenizer that
     can be built in; else it has one if it can. Raises ModelError."""
-    from .llama.model import load_model
-    from .llama.whole import whole_model
-
-    loaded = load_model(wanted, dtype)
-    tokens = min(loaded.config.positions, DEFAULT_CONTEXT) if context is None else context
-    model = whole_model(loaded, name, tokens)
+    loaded: Any = load_model(wanted, dtype)
+    session = loaded.session(min(loaded.positions, DEFAULT_CONTEXT) if context is None else context)
+    model = session.whole(name, f"{loaded.path.name}, {loaded.config}", named_arrays(loaded.weights))
     try:
         return replace(model, words=vocabulary_of(loaded.tokenizer, model.vocabulary))
     except (ModelError, AheadError):

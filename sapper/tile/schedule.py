@@ -10,9 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..ir.nodes import Op
+
 
 class ScheduleError(ValueError):
     """A schedule that this kernel, or this target, cannot follow."""
+
+
+class LoweringError(ValueError):
+    """A kernel, or a schedule for it, that the lowering can't follow; says where and why."""
+
+    def __init__(self, message: str, op: Op | None = None) -> None:
+        where = f"{op.location}: " if op is not None and op.location is not None else ""
+        super().__init__(where + message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +42,31 @@ class MatrixUnit:
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixGroup:
+    """How contractions run on matrix instructions of 64 x N x 16 elements that a group of warps issues together and
+    that read both operands in near memory, where other warps have boxes of them copied, some stages ahead.
+
+    dtypes: of the elements. group_warps, group_rows: of a group. shapes: (groups, columns) of a worker's tile, the
+    largest first; the model takes the first of which there is one for each of `workers`. depth: of a stage. stages:
+    how many there are, a power of two: their number is some bits of a counter. copy_warps: those beside the groups.
+    copy_registers: of each of their threads, where several groups need what is left of `registers`. near_bytes: of a
+    worker at most.
+    """
+
+    dtypes: tuple[str, ...] = ("bf16", "f16")
+    group_warps: int = 4
+    group_rows: int = 64
+    shapes: tuple[tuple[int, int], ...] = ((2, 256), (2, 128), (1, 128), (1, 64))
+    depth: int = 64
+    stages: int = 4
+    copy_warps: int = 4
+    copy_registers: int = 24
+    registers: int = 65536
+    near_bytes: int = 227 << 10
+    workers: int = 132
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What the model knows of a target.
 
@@ -40,9 +75,9 @@ class Facts:
     8-byte elements (None: half as many, as where a register is a vector of fixed size). indexed_addresses: a memory
     operand may have an index. software_prefetch: asking early for what will be read gains time.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
-    matrix: the matrix instructions, if there are any. dots: lane ops of packed dot products that the target has and
-    that the model may choose (sapper/lane/packed.py). family, features: which pieces by hand (lang/by_hand.py) the
-    target takes; a family of "" takes none.
+    matrix: the matrix instructions, if there are any. matrix_group: those of groups of warps. dots: lane ops of packed
+    dot products that the target has and that the model may choose (sapper/lane/packed.py). family, features: which
+    pieces by hand (lang/by_hand.py) the target takes; a family of "" takes none.
     """
 
     lanes: int = 16
@@ -58,6 +93,7 @@ class Facts:
     transposes_by_scatter: bool = False
     matrix: MatrixUnit | None = None
     dots: frozenset[str] = frozenset()
+    matrix_group: MatrixGroup | None = None
     family: str = ""
     features: frozenset[str] = frozenset()
 

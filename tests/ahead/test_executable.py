@@ -11,9 +11,9 @@ import pytest
 
 from sapper.cli.errors import UsageError
 from sapper.models.errors import ModelError
-from sapper.models.llama.generate import generate, prompt_tokens
-from sapper.models.llama.model import load_model
+from sapper.models.generate import generate, prompt_tokens
 from sapper.models.llama.session import Session
+from sapper.models.load import load_model
 from sapper.models.locate import find_model
 from tests.codegen.run_native import RUNNABLE
 from tests.models.small import random_weights, write_gguf

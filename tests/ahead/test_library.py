@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sapper.models import session as sessions
 from sapper.models.errors import ModelError
-from sapper.models.llama import session as sessions
-from sapper.models.llama.model import load_model
 from sapper.models.llama.session import Session
+from sapper.models.load import load_model
 from sapper.models.locate import find_model
 from tests.codegen.run_native import RUNNABLE
 from tests.models.small import VOCABULARY, random_weights, write_gguf

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper.models.errors import ModelError
-from sapper.models.llama.model import load_model
+from sapper.models.load import load_model
 from sapper.models.tokenizer import Tokenizer
 from tests.codegen.run_native import RUNNABLE
 from tests.models.small import random_weights, write_gguf

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import KernelError, Tensor, f32, i32, tiles, x86
+from sapper import KernelError, Tensor, bf16, f32, i32, tiles, x86
 from sapper.assembly.block import Block
 from sapper.assembly.errors import AssemblyError
 from sapper.codegen.pipeline import compile_kernel
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.types import f32 as F32
+from sapper.kernels.by_hand import rows as rows
 from sapper.lang.by_hand import PIECES
 from sapper.runtime.check import check_kernel
 from sapper.runtime.errors import SapperWarning
@@ -23,7 +24,7 @@ from sapper.targets.x86_64.target import target
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import Schedule, ScheduleError
 
-N, = sp.dims("N"),
+M, N = sp.dims("M N")
 V3, ZEN4 = target("v3"), target("zen4")
 
 
@@ -201,3 +202,70 @@ def test_blocks_that_cannot_be_registered(options: dict[str, Any], part: str) ->
     with pytest.raises(ValueError, match=part):
         x86.block(options.pop("name", "a_block"), **options)(lambda out, x: None)
     assert before == PIECES
+
+
+# --- Casts and reductions in generated kernels ----------------------------------------------------------------------
+
+@sp.kernel
+def to_bf16(x: Tensor[f32, N], y: Tensor[bf16, N]):
+    for n in tiles(N):
+        y[n] = x[n].to(bf16)
+
+
+@sp.kernel
+def bf16_arithmetic(x: Tensor[f32, N], y: Tensor[f32, N]):
+    for n in tiles(N):
+        t = x[n].to(bf16)
+        y[n] = (t * t).to(f32)
+
+
+@sp.kernel
+def shares(x: Tensor[f32, M, N], y: Tensor[f32, M, N]):
+    for m in tiles(M):
+        n = sp.whole(N)
+        row = x[m, n]
+        y[m, n] = row / sp.sum(row, over=n)
+
+
+@sp.kernel
+def row_sums(x: Tensor[f32, M, N], y: Tensor[f32, M]):
+    for m in tiles(M):
+        n = sp.whole(N)
+        y[m] = sp.sum(x[m, n], over=n)
+
+
+PLACES = [
+    (to_bf16, "round_to_bf16", {}), (bf16_arithmetic, "round_to_bf16", {}), (shares, "sum_of_lanes", {}),
+    (row_sums, "sum_of_each_row", {"registers": {"m": 16}}),
+]
+
+
+@pytest.mark.parametrize(("kernel", "name", "more"), PLACES, ids=lambda value: getattr(value, "name", None))
+def test_a_cast_or_a_reduction_by_a_block(kernel: Any, name: str, more: dict[str, Any]) -> None:
+    schedule = Schedule.from_json({"assembly": [name], **more})
+    facts: dict[str, Any] = {"unit_strides": dict.fromkeys("xy", "contiguous"), "dim_classes": {
+        "M": (1024, 64), "N": (1024, 64)}, "static_dims": {}}
+    made = compile_kernel(kernel, target=ZEN4, schedule=schedule, **facts)
+    assert made.pieces == (f"x86_64:{name}",)
+    assert compile_kernel(kernel, target=V3, schedule=schedule, **facts).pieces == ()
+    chip = host_target() if "avx512f" in host_target().features else ZEN4
+    report = check_kernel(kernel, chip, runs=9, schedule=schedule)
+    assert report.finding is None, report.finding
+
+
+def test_a_cast_that_rounds_wrongly_is_found_without_hardware() -> None:
+    def truncates(out: Any, row: Any) -> None:
+        a = x86.current()
+        x86.vpandd(out, row, x86.broadcast[a.constant(np.uint32(0xFFFF0000))])
+
+    def leaves_the_rest(out: Any, row: Any) -> None:
+        x86.vmovaps(out, row)
+
+    for number, write in enumerate((truncates, leaves_the_rest)):
+        piece = x86.block(f"wrong_cast_{number}", inputs="f32", result="f32", features="avx512f",
+                          implements="to_bf16")(write)
+        try:
+            report = check_kernel(to_bf16, ZEN4, runs=4, schedule=Schedule(assembly=(piece.name,)))
+        finally:
+            del PIECES[piece.key]
+        assert report.finding is not None and report.finding.station == "lower"

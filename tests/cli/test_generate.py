@@ -88,7 +88,7 @@ def test_ctrl_c_while_loading(monkeypatch: pytest.MonkeyPatch, model: str) -> No
     def interrupted(*_arguments, **_options) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sapper.models.llama.model.load_model", interrupted)
+    monkeypatch.setattr("sapper.models.load.load_model", interrupted)
     assert run(model) == (INTERRUPTED, "", "")
 
 

@@ -18,8 +18,9 @@ from sapper.targets.x86_64.target import TARGETS, Target
 V3, V4 = TARGETS["v3"], TARGETS["v4"]
 STRUCTURE = {"loop", "if", "tasks", "yield", "s_const", "splat_const"}
 SEVERAL_WARPS = {"warp", "near_memory", "sync_warps", "async_copy", "async_commit", "async_wait", "load_matrix",
-                 "matrix_multiply"}
-"""Lowered to only where the target's facts have a matrix unit."""
+                 "matrix_multiply", "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait",
+                 "tensor_copy", "group_fence", "group_multiply", "group_commit", "group_wait", "register_budget"}
+"""Lowered to only where the target's facts have matrix instructions."""
 
 
 def start(lanes: int = 16, slots: int = 4) -> tuple[Function, Builder, list[Value]]:

@@ -69,10 +69,10 @@ def test_no_iterations_race(entry: LibraryKernel) -> None:
 
 @pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
 def test_the_outer_loops_are_parallel(entry: LibraryKernel) -> None:
-    """Rows, heads and output tiles are for the cores to take; only the draw of one token is a chain, and one vector's
-    norm is too small to share."""
+    """Rows, heads and output tiles are for the cores to take; only the draw of one token and the sort of a few are
+    chains, and one vector's norm is too small to share."""
     loops = [op for op in entry.kernel.tile_ir().body.ops if op.name in ("tiles", "each")]
-    if entry.name in ("top_k", "sample_top_k", "rms_norm_blocks"):
+    if entry.name in ("top_k", "sample_top_k", "rms_norm_blocks", "group_tokens"):
         return
     assert loops
     assert all(op.attributes["parallel"] for op in loops)
@@ -104,13 +104,15 @@ def test_names_are_unique_and_found() -> None:
 
 @pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
 def test_cases_name_what_they_cost(entry: LibraryKernel) -> None:
-    """The floor of each case counts every argument once: the cache of attention only as far as it is filled."""
+    """The floor of each case counts every argument once: a cache only as far as it is filled or written, and of a
+    token's experts those that it takes."""
     assert entry.cases
     for case in entry.cases:
         assert case.flops >= 0
         assert case.bytes > 0
         assert set(case.shape) == set(entry.check_shapes[0])
-    if "attention" in entry.name or "embedding" in entry.name or "rope" in entry.name or "rotate" in entry.name:
+    parts = ("attention", "embedding", "rope", "rotate", "compress", "expert_")
+    if any(part in entry.name for part in parts):
         return
     shape = min(entry.cases, key=lambda case: case.bytes)
     arguments = entry.make_arguments(np.random.default_rng(1), shape.shape)

@@ -78,6 +78,8 @@ C = "".join([f"%c{n}: s64 = s_const {{value = {n}}}\n" for n in (0, 1, 2, 3, 4, 
          "%a: row<i32> = mask_to_row %k\nstore %a, %x {dtype = :i32}", "%a: row<i32> = mask_to_row %m"),
         ("drop-full-mask", "%m: mask = mask_first %c8\n%a: row<f32> = load %x, %m {dtype = :f32, masked = true}\n"
          "store %a, %x {dtype = :f32}", "%a: row<f32> = load %x {dtype = :f32, masked = false}"),
+        ("store-rounds", "%a: row<f32> = load %x {dtype = :f32}\n%b: row<f32> = round_to %a {dtype = :bf16}\n"
+         "store %b, %x {dtype = :bf16}", "store %a, %x {dtype = :bf16}"),
         ("displacement", "%p: s64 = s_add %x, %c16\n%a: row<f32> = load %p {dtype = :f32, disp = 4}\n"
          "store %a, %x {dtype = :f32}", "%a: row<f32> = load %x {dtype = :f32, disp = 20}"),
         ("displacement", "%i: s64 = s_add %n, %c3\ns_store %n, %x, %i {dtype = :i64, scale = 8, indexed = true}",

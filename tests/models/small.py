@@ -99,9 +99,7 @@ JSON_CONFIG = {
 
 def write_directory(path: Path, weights: dict[str, np.ndarray], config: dict[str, Any] | None = None) -> Path:
     """The same model as a Hugging Face directory, its weights spread over two files."""
-    from sapper.models.gguf_file import GgufFile
     from sapper.models.llama.weights import GGUF_NAMES, JSON_NAMES
-    from sapper.models.tokenizer import from_gguf
 
     path.mkdir()
     renamed = {}
@@ -117,12 +115,20 @@ def write_directory(path: Path, weights: dict[str, np.ndarray], config: dict[str
     save_file({name: renamed[name] for name in names[:5]}, path / "model-00001-of-00002.safetensors")
     save_file({name: renamed[name] for name in names[5:]}, path / "model-00002-of-00002.safetensors")
     (path / "config.json").write_text(json.dumps({**JSON_CONFIG, **(config or {})}))
-    beside = write_gguf(path / "vocabulary.gguf", {})
-    tokenizer = from_gguf(GgufFile(beside).metadata, "small")
+    write_tokenizer(path)
+    return path
+
+
+def write_tokenizer(path: Path) -> None:
+    """The tokenizer of these models, as a Hugging Face directory has it."""
     from tokenizers import decoders
 
+    from sapper.models.gguf_file import GgufFile
+    from sapper.models.tokenizer import from_gguf
+
+    beside = write_gguf(path / "vocabulary.gguf", {})
+    tokenizer = from_gguf(GgufFile(beside).metadata, "small")
     tokenizer.inner.decoder = decoders.ByteLevel()
     tokenizer.inner.save(str(path / "tokenizer.json"))
     beside.unlink()
     (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": TEMPLATE}))
-    return path

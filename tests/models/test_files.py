@@ -182,7 +182,7 @@ NUMBERS: list[tuple[dict[str, Any], str]] = [
     ({"llama.attention.head_count_kv": 3}, "4 heads over 3"),
     ({"llama.rope.dimension_count": 8}, "8 turned features"),
     ({"llama.embedding_length": 4_000_000_000}, "embedding_length"),
-    ({"llama.vocab_size": 100}, "token_embd.weight"),
+    ({"llama.vocab_size": 100}, "tokens in the tokenizer"),
     ({"llama.context_length": 2**31}, "context_length"),
     ({"llama.expert_count": 8}, "experts"),
     ({"tokenizer.ggml.eos_token_id": 99999}, "eos_token_id"),

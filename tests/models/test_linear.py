@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from sapper.kernels.quantized import matrix
-from sapper.models.llama.linear import Blocks, Dense, RawBlocks, in_panels
+from sapper.models.linear import Blocks, Dense, RawBlocks, in_panels
 from sapper.models.llama.model import load_model
-from sapper.models.llama.session import Session
 from sapper.runtime.buffers import Arena
 
 from . import small
@@ -66,7 +65,7 @@ def test_logits_are_those_of_the_widened_weights(name: str, tmp_path: Path) -> N
         assert isinstance(layer.output, Blocks)
         return
     assert all(isinstance(m, Blocks) and m.form == name for m in (layer.qkv, layer.gate, layer.up, layer.down))
-    sessions = [Session(model, 64, threads=threads) for model, threads in zip(models, (2, 1), strict=True)]
+    sessions = [model.session(64, threads=threads) for model, threads in zip(models, (2, 1), strict=True)]
     for tokens in ([5, 9, 200, 31, 7], [12], [77], [3, 4]):
         for session in sessions:
             session.feed(tokens)
@@ -79,7 +78,7 @@ def test_under_the_interpreter(tmp_path: Path) -> None:
     formats = {f"blk.{i}.{part}.weight": Kind[kind] for i in range(small.LAYERS)
                for part, kind in FORMATS["q4"].items()}
     model = load_model(small.write_gguf(tmp_path / "m.gguf", small.random_weights(3), formats=formats), "file")
-    sessions = Session(model, 32, interpret=True), Session(model, 32)
+    sessions = model.session(32, interpret=True), model.session(32)
     for tokens in ([5, 9, 20], [12]):
         for session in sessions:
             session.feed(tokens)

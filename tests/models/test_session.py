@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from sapper.models import session as sessions
 from sapper.models.errors import ModelError
-from sapper.models.llama import session as sessions
-from sapper.models.llama.generate import Generation, generate, prompt_tokens
+from sapper.models.generate import Generation, generate, prompt_tokens
 from sapper.models.llama.model import LlamaModel, load_model
 from sapper.models.llama.session import Session
 
@@ -37,7 +37,7 @@ def expected(gguf_path: Path) -> np.ndarray:
 
 
 def session_of(model: LlamaModel, **options) -> Session:
-    return Session(model, 32, interpret=True, **options)
+    return model.session(32, interpret=True, **options)
 
 
 def test_prefill_and_decode_match_the_reference(model: LlamaModel, expected: np.ndarray) -> None:
@@ -182,9 +182,9 @@ def test_wrong_tokens_are_refused(model: LlamaModel, tokens: list[int], message:
 
 def test_wrong_settings_are_refused(model: LlamaModel, gguf_path: Path) -> None:
     with pytest.raises(ModelError, match=f"1 to {small.POSITIONS}"):
-        Session(model, small.POSITIONS + 1)
+        model.session(small.POSITIONS + 1)
     with pytest.raises(ModelError, match="dtype of the cache"):
-        Session(model, 8, cache_dtype="i8")
+        model.session(8, cache_dtype="i8")
     with pytest.raises(ModelError, match="dtype of the weights"):
         load_model(gguf_path, "f16")
     with pytest.raises(ModelError, match="at least 1"):

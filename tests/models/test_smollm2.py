@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from sapper.models.errors import ModelError
-from sapper.models.llama.generate import Generation, generate
+from sapper.models.generate import Generation, generate
 from sapper.models.llama.model import LlamaModel, load_model
-from sapper.models.llama.session import Session
 from sapper.models.locate import find_model
 
 from .reference_llama import ReferenceLlama
@@ -53,7 +52,7 @@ def test_greedy_tokens_are_those_of_llama_cpp(form: str, run: dict, request: pyt
 def test_logits_match_the_reference(model: LlamaModel, path: Path) -> None:
     tokens = RECORDED["runs"][0]["tokens"] + RECORDED["runs"][0]["greedy"][:4]
     wanted = ReferenceLlama(path).logits(tokens)
-    session = Session(model, 256)
+    session = model.session(256)
     session.feed(tokens[:-4])
     for i in range(len(tokens) - 5, len(tokens) - 1):
         np.testing.assert_allclose(session.logits, wanted[i], rtol=1e-3, atol=2e-3)

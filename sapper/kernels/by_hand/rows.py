@@ -2,6 +2,8 @@
 
     exp_by_table      block for `exp`: 32 powers of two from registers, three terms
     row_sum           s[m] = sum_n x[m, n]: sixteen rows are summed across their lanes together
+    sum_of_each_row   block for the last step of that in generated code; sum_of_lanes: for one row
+    round_to_bf16     block for the cast to bf16
     unpack4           block: one of eight signed 4-bit numbers of a word, as a float, by a table of sixteen
     embedding         y[t, d] = table[ids[t], d]: asks for the row of a later token while it copies one
 """
@@ -143,6 +145,50 @@ def _transposed_sum(a: Any, sums: list[Any]) -> Any:
             joined.append(one)
         sums = joined
     return sums[0]
+
+
+@x86.block("sum_of_each_row", inputs=" ".join(["f32"] * 16), result="f32", features="avx512f",
+           implements="sum_of_each_row")
+def sum_of_each_row(out: Any, *parts: Any) -> None:
+    """The same tree as a block: lane i is the sum of the lanes of part i."""
+    x86.vmovaps(out, _transposed_sum(x86.current(), list(parts)))
+
+
+@x86.block("sum_of_lanes", inputs="f32", result="f32", features="avx512f avx512dq", implements="sum_of_lanes")
+def sum_of_lanes(out: Any, row: Any) -> None:
+    """One row by itself, its sum in every lane: in each stage a row is added to itself with halves, quarters, pairs and
+    neighbours exchanged; the last two stages stay within 128 bits, where a shuffle takes one cycle and not three."""
+    a = x86.current()
+    turned = a.zmm()
+    x86.vshuff64x2(turned, row, row, 0x4E)
+    x86.vaddps(out, row, turned)
+    x86.vshuff64x2(turned, out, out, 0xB1)
+    x86.vaddps(out, out, turned)
+    x86.vpermilps(turned, out, 0x4E)
+    x86.vaddps(out, out, turned)
+    x86.vpermilps(turned, out, 0xB1)
+    x86.vaddps(out, out, turned)
+
+
+# --- Casts ------------------------------------------------------------------------------------------------------------
+
+@x86.block("round_to_bf16", inputs="f32", result="f32", features="avx512f", implements="to_bf16")
+def round_to_bf16(out: Any, row: Any) -> None:
+    """The nearest bf16 of each lane, ties to even, in the upper half of the lane: half a unit is added, less one, which
+    a masked addition puts back where the last bit that stays is 1. A NaN keeps its bits and is made quiet.
+    (vcvtneps2bf16 takes denormals for 0.) What lies in the lower half is cleared."""
+    a = x86.current()
+    odd, nan = a.mask(), a.mask()
+
+    def words(value: int) -> Any:
+        return x86.broadcast[a.constant(np.uint32(value))]
+
+    x86.vptestmd(odd, row, words(0x10000))
+    x86.vcmpps(nan, row, row, 3)
+    x86.vpaddd(out, row, words(0x7FFF))
+    x86.vpaddd(out[odd], out, words(1))
+    x86.vpord(out[nan], row, words(0x400000))
+    x86.vpandd(out, out, words(0xFFFF0000))
 
 
 # --- 4-bit weights --------------------------------------------------------------------------------------------------

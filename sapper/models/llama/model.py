@@ -1,7 +1,7 @@
 """A Llama model, loaded: config, weights, tokenizer and the tables of the rotary embedding.
 
-In: a GGUF file, or a directory with safetensors. Out: `LlamaModel`. Holds: the config, the weights and the tokenizer
-agree with one another. What happens here at load may use NumPy's arithmetic; the forward pass (session.py) may not.
+In: an opened checkpoint of Llama or Qwen2. Out: `LlamaModel`. Holds: the config, the weights and the tokenizer agree
+with one another. What happens here at load may use NumPy's arithmetic; the forward pass (session.py) may not.
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import tokenizer as tokenizers
-from ..errors import ModelError
-from ..gguf_file import GgufFile
-from ..locate import find_model
-from ..safetensors_file import SafetensorsDirectory
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..tokenizer import Tokenizer
+from ..weights import check_form
 from . import config as configs
 from .config import LlamaConfig
+from .session import Session
 from .weights import LlamaWeights, load_weights
 
-FORMS = ("file", "bf16", "f32")
-"""How the matrices may be held: in one dtype, or in the blocks of the file."""
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -33,37 +30,32 @@ class LlamaModel:
     path: Path
     config: LlamaConfig
     weights: LlamaWeights
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: Tokenizer
     dtype: str
 
-    def rope_tables(self, positions: int) -> tuple[Array, Array]:
-        """Cosine and sine, f32, [positions, head_features / 2]."""
-        angle = np.arange(positions, dtype=np.float64)[:, None] * self.config.frequencies(self.weights.rope_factors)
-        return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    @property
+    def positions(self) -> int:
+        """The longest context."""
+        return self.config.positions
+
+    def session(
+        self, context: int | None = None, *, cache_dtype: str = "f32", threads: int | None = None,
+        interpret: bool = False,
+    ) -> Session:
+        """A new conversation; see BaseSession."""
+        return Session(self, context, cache_dtype=cache_dtype, threads=threads, interpret=interpret)
 
 
 def load_model(model: str | Path, dtype: str = "file") -> LlamaModel:
-    """Load a model. model: a path, or a name that sapper.models.locate knows. dtype: "file", "bf16" or "f32".
+    """Load a Llama or Qwen2 model, as sapper.models.load does. Raises ModelError, also for other architectures."""
+    check_form(dtype)
+    return load(open_checkpoint(model), dtype)
 
-    With "f32" and "bf16", block formats are widened at load; bf16 rounds each weight once more, to 8 bits of precision.
-    With "file", matrices in Q4_0, Q4_1 and Q8_0 stay what they are, and the others become bf16.
-    Raises ModelError for whatever is wrong with the file.
-    """
-    if dtype not in FORMS:
-        raise ModelError("the dtype of the weights", repr(dtype), f"one of {', '.join(FORMS)}")
-    path = find_model(model)
-    if path.is_dir():
-        directory = SafetensorsDirectory(path)
-        config = configs.from_json(directory.config, str(path / "config.json"))
-        tokenizer = tokenizers.from_directory(path)
-        weights = load_weights(str(path), directory.tensors, config, dtype, gguf=False)
-    else:
-        file = GgufFile(path)
-        config = configs.from_gguf(file.metadata, str(path))
-        tokenizer = tokenizers.from_gguf(file.metadata, str(path))
-        weights = load_weights(str(path), file.tensors, config, dtype, gguf=True)
-    if tokenizer.size > config.vocabulary:
-        raise ModelError(
-            path, f"{tokenizer.size} tokens in the tokenizer", f"at most {config.vocabulary}, the rows of the embedding"
-        )
-    return LlamaModel(path, config, weights, tokenizer, dtype)
+
+def load(checkpoint: Checkpoint, dtype: str) -> LlamaModel:
+    """The model of a checkpoint. Raises ModelError."""
+    read = configs.from_gguf if checkpoint.gguf else configs.from_json
+    config = read(checkpoint.metadata, checkpoint.where)
+    tokenizer = checkpoint.tokenizer(config.vocabulary)
+    weights = load_weights(checkpoint, config, dtype)
+    return LlamaModel(checkpoint.path, config, weights, tokenizer, dtype)

@@ -21,7 +21,7 @@ from ...ir.types import DType, MaskType, RowType, ScalarType
 from ...lane.ops import FIRST_WORDS
 from ...lane.ranges import Ranges
 from .rows import form
-from .text import NEAR, SPECIAL, Symbol
+from .text import NEAR, NOBODY, SPECIAL, Symbol, TensorPlace, map_name
 
 FAMILY = "ptx"
 
@@ -57,7 +57,8 @@ class Facts:
 
     warps: of a worker. lane, warp, worker, workers, first: registers that `begin` fills where the function needs them.
     lane_bytes: by element size, the offset of a thread in a row. addresses: where a thread's own address was computed,
-    in which block. never_nan: what was found out about values. ranges: between which bounds scalars lie.
+    in which block. never_nan: what was found out about values. ranges: between which bounds scalars lie. maps:
+    registers with the addresses of tensor maps.
     """
 
     def __init__(self, s: Any, target: Any) -> None:
@@ -82,6 +83,7 @@ class Facts:
         self.addresses: dict[tuple[Any, ...], tuple[Any, Block]] = {}
         self.never_nan: dict[Value, bool] = {}
         self.ranges = Ranges(s.function)
+        self.maps: list[Any] = []
 
 
 def facts_of(s: Any, target: Any) -> Facts:
@@ -239,6 +241,11 @@ def begin(s: Any) -> None:
         s.emit("shr.u32", own, thread, 5)
         facts.warp = s.new("gpr")
         s.emit("cvt.u64.u32", facts.warp, own)
+    for number, _ in enumerate(s.function.attributes.get("tensor_maps", [])):
+        parameter, generic = s.new("gpr"), s.new("gpr")
+        s.emit("mov.b64", parameter, Symbol(map_name(number)))
+        s.emit("cvta.param.u64", generic, parameter)
+        facts.maps.append(generic)
 
 
 def finish(s: Any) -> None:
@@ -911,6 +918,135 @@ def matrix_multiply(s: Any, op: Op) -> None:
     s.emit(f"mma.sync.aligned.m16n8k16.row.col.f32.{name}.{name}.f32", made, a, b, c)
 
 
+# --- Signals, copies of boxes, matrix instructions of a group of warps ---------------------------------------------
+
+DESCRIPTOR_UNIT = 4
+"""Bits of an address that a matrix descriptor leaves out."""
+SWIZZLE_128_BYTES = 1 << 62
+ROWS_OF_8_BYTES = 1024
+"""Eight swizzled rows: the pattern of 128-byte swizzling repeats (PTX ISA, "Matrix Descriptor Format")."""
+
+
+def near_scalar(s: Any, base: Value, disp: int = 0) -> Any:
+    """base + disp in near memory; the base has 32 bits there."""
+    key = (base, "near")
+    made, block = s.facts.addresses.get(key, (None, None))
+    if made is None or block not in s.scope:
+        made = low_half(s, base)
+        if isinstance(made, int):
+            number, made = made, s.new("vec")
+            s.emit("mov.b32", made, number)
+        s.facts.addresses[key] = made, s.scope[-1]
+    return s.memory(made, disp=disp)
+
+
+def _once(mnemonic: str, attribute: str = "", result: bool = False) -> Rule:
+    """One lane acts on a signal. attribute: what is counted; result: the instruction has one, which is not wanted."""
+    def rule(s: Any, op: Op) -> None:
+        signal = near_scalar(s, op.operands[0], op.attributes.get("disp", 0))
+        operands = [signal, *([op.attributes[attribute]] if attribute else [])]
+        s.emit_masked(mnemonic, s.facts.first, False, *([NOBODY] if result else []), *operands)
+    return rule
+
+
+def signal_fence(s: Any, op: Op) -> None:
+    del op
+    s.emit("fence.mbarrier_init.release.cluster")
+
+
+def signal_wait(s: Any, op: Op) -> None:
+    """The instruction itself waits for a while."""
+    signal = near_scalar(s, op.operands[0], op.attributes.get("disp", 0))
+    parity = low_half(s, op.operands[1])
+    over, label = s.new("pred"), s.new_label("signal")
+    waits = s.new("pred")
+    s.label(label)
+    s.emit("mbarrier.try_wait.parity.shared::cta.b64", over, signal, parity)
+    s.emit("not.pred", waits, over)
+    s.branch("bra", label)
+    s.body[-1].mask = waits
+
+
+def elected(s: Any) -> Any:
+    """A predicate that is on in one lane: in one that ptxas knows to be one, so that it makes no loop over lanes."""
+    made, block = s.facts.addresses.get(("elected",), (None, None))
+    if made is None or block not in s.scope:
+        made = s.new("pred")
+        s.emit("elect.sync", s.new("vec"), made, ALL_LANES)
+        s.facts.addresses["elected",] = made, s.scope[-1]
+    return made
+
+
+def tensor_copy(s: Any, op: Op) -> None:
+    near, signal, *coordinates = op.operands
+    target = near_scalar(s, near, op.attributes.get("disp", 0))
+    report = near_scalar(s, signal, op.attributes.get("signal_disp", 0))
+    where = tuple(low_half(s, v) for v in reversed(coordinates))          # the innermost dimension first
+    place = TensorPlace(s.facts.maps[op.attributes["map"]], where)
+    s.emit_masked(f"cp.async.bulk.tensor.{len(where)}d.shared::cluster.global.mbarrier::complete_tx::bytes",
+                  elected(s), False, target, place, report)
+
+
+def group_fence(s: Any, op: Op) -> None:
+    del op
+    s.emit("wgmma.fence.sync.aligned")
+
+
+def group_commit(s: Any, op: Op) -> None:
+    del op
+    s.emit("wgmma.commit_group.sync.aligned")
+
+
+def group_wait(s: Any, op: Op) -> None:
+    """The sums stay where they are."""
+    s.emit("wgmma.wait_group.sync.aligned", op.attributes["pending"])
+    for value, result in zip(op.operands, op.results, strict=True):
+        in_place(s, value, result)
+
+
+def in_place(s: Any, value: Value, result: Value) -> Any:
+    """The register in which `result` is to be made of `value`, which is there."""
+    register, place = s.tie(result, (value,))
+    if place < 0:
+        move(s, register, s.vector(value), result.type)
+    return register
+
+
+def descriptor(s: Any, op: Op, side: str, base: Value) -> Any:
+    """Where an operand starts in near memory and how its rows lie: 14 bits each of address, bytes between panels and
+    bytes between groups of eight rows, by 16 bytes; and the swizzle."""
+    rows = op.attributes[f"{side}_rows"]
+    panel_bytes = 16 if rows else op.attributes[f"{side}_panel_bytes"]      # rows along the depth have no panels: 1
+    key = (base, "descriptor")
+    start, block = s.facts.addresses.get(key, (None, None))
+    if start is None or block not in s.scope:
+        start = s.new("vec")
+        s.emit("shr.u32", start, near_scalar(s, base).base, DESCRIPTOR_UNIT)
+        s.facts.addresses[key] = start, s.scope[-1]
+    low, high, made = s.new("vec"), s.new("vec"), s.new("gpr")
+    disp = op.attributes.get(f"{side}_disp", 0)
+    s.emit("add.s32", low, start, (disp >> DESCRIPTOR_UNIT) | (panel_bytes >> DESCRIPTOR_UNIT) << 16)
+    s.emit("mov.b32", high, SWIZZLE_128_BYTES >> 32 | ROWS_OF_8_BYTES >> DESCRIPTOR_UNIT)
+    s.emit("mov.b64", made, (low, high))
+    return made
+
+
+def group_multiply(s: Any, op: Op) -> None:
+    name = op.attributes["dtype"].name
+    left, right, *sums = op.operands
+    a, b = descriptor(s, op, "left", left), descriptor(s, op, "right", right)
+    made = tuple(in_place(s, value, result) for value, result in zip(sums, op.results, strict=True))
+    adds = s.new("pred")
+    s.emit("setp.eq.s32", adds, s.facts.lane, s.facts.lane)
+    transposed = (int(not op.attributes[f"{side}_rows"]) for side in ("left", "right"))
+    s.emit(f"wgmma.mma_async.sync.aligned.m64n{2 * len(sums)}k16.f32.{name}.{name}", made, a, b, adds, 1, 1,
+           *transposed)
+
+
+def register_budget(s: Any, op: Op) -> None:
+    s.emit(f"setmaxnreg.{'inc' if op.attributes['more'] else 'dec'}.sync.aligned.u32", op.attributes["registers"])
+
+
 # --- Between workers and lanes ---------------------------------------------------------------------------------------
 
 _ARRIVED, _GENERATION = 512, 516
@@ -999,6 +1135,12 @@ RULES: dict[str, Rule] = {
     "scatter": scatter, "prefetch": prefetch, "dot4_u8i8": dot4_u8i8,
     "warp": warp, "near_memory": near_memory, "sync_warps": sync_warps, "async_copy": async_copy,
     "async_commit": async_commit, "async_wait": async_wait, "load_matrix": load_matrix,
-    "matrix_multiply": matrix_multiply, "barrier": barrier, "sync_lanes": sync_lanes,
+    "matrix_multiply": matrix_multiply,
+    "signal_start": _once("mbarrier.init.shared::cta.b64", "arrivals"), "signal_fence": signal_fence,
+    "signal_arrive": _once("mbarrier.arrive.shared::cta.b64", result=True),
+    "signal_expect": _once("mbarrier.arrive.expect_tx.shared::cta.b64", "bytes", result=True),
+    "signal_wait": signal_wait, "tensor_copy": tensor_copy, "group_fence": group_fence,
+    "group_multiply": group_multiply, "group_commit": group_commit, "group_wait": group_wait,
+    "register_budget": register_budget, "barrier": barrier, "sync_lanes": sync_lanes,
     "fence_streaming": fence_streaming,
 }

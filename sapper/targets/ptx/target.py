@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...tile.schedule import MatrixUnit
+from ...tile.schedule import MatrixGroup, MatrixUnit
 
 KIB, MIB = 1024, 1024 * 1024
 WARP_LANES = 32
@@ -24,6 +24,7 @@ class Target:
     arithmetic: as many again go to addresses of 64 bits, and ptxas then spills none. shared_bytes: most that a block
     may have. l1_bytes: data cache of an SM; l2_bytes: of the chip. fma_latency: cycles from one fused multiply-add to
     one that needs it. matrix: mma.sync, with tiles whose sums fit the registers and whose stages fit shared memory.
+    matrix_group: wgmma, where there is one, likewise.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Target:
     matrix: MatrixUnit = field(default_factory=MatrixUnit)
     dots: frozenset[str] = frozenset()
     """None that the model may choose: a slot in memory would have to be aligned."""
+    matrix_group: MatrixGroup | None = None
     family: str = "ptx"
     features: frozenset[str] = frozenset()
     """None: what a level has is said by each row."""
@@ -79,7 +81,7 @@ TARGETS: dict[str, Target] = {
         Target("sm_80", 108, 64, 163 * KIB, 192 * KIB, 40 * MIB),
         Target("sm_86", 72, 48, 99 * KIB, 128 * KIB, 6 * MIB),
         Target("sm_89", 142, 48, 99 * KIB, 128 * KIB, 96 * MIB),
-        Target("sm_90a", 132, 64, 227 * KIB, 256 * KIB, 50 * MIB),
+        Target("sm_90a", 132, 64, 227 * KIB, 256 * KIB, 50 * MIB, matrix_group=MatrixGroup(workers=132)),
         Target("sm_100a", 148, 64, 227 * KIB, 256 * KIB, 126 * MIB),
         Target("sm_120a", 170, 48, 99 * KIB, 128 * KIB, 96 * MIB),
     )

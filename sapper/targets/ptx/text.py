@@ -6,7 +6,7 @@ numbered in the order in which they appear, so the same function gives the same 
 lacks raises LevelError with the author's line.
 
 The kernel's parameters are the words of the argument block (docs/ir.md), 64 bits each: scratch, scratch_bytes, sync,
-then one for each slot, such as a_data, dim_N.
+then one for each slot, such as a_data, dim_N; and the tensor maps, map_0, map_1, ...
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ NEAR_ALIGN_BYTES = 1024
 """Of shared memory: address bits below are those of offsets."""
 
 
+MAP_BYTES = 128
+"""Of a tensor map, which starts at a multiple of half of it (PTX ISA, "tensormap")."""
+
+
 class LevelError(ValueError):
     """An instruction that the level lacks."""
 
@@ -48,6 +52,18 @@ class Symbol:
 
     name: str
 
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """A place in a tensor: the register with its map's address, and coordinates (registers or numbers), innermost
+    first."""
+
+    map: Any
+    coordinates: tuple[Any, ...]
+
+
+NOBODY = Symbol("_")
+"""A result that nobody wants."""
 
 SPECIAL = {name: SpecialRegister(name) for name in ("%tid.x", "%ntid.x", "%ctaid.x", "%nctaid.x")}
 
@@ -74,6 +90,9 @@ class _Printer:
             return label_name(found.name)
         if isinstance(found, (SpecialRegister, Symbol)):
             return found.name
+        if isinstance(found, TensorPlace):
+            where = ", ".join(str(c) if isinstance(c, int) else self.register(c) for c in found.coordinates)
+            return f"[{self.register(found.map)}, {{{where}}}]"
         if operand.role == "m":
             base = self.register(found.base) if found.label is None else parameter_name(found.label)
             return f"[{base}{found.disp:+}]" if found.disp else f"[{base}]"
@@ -129,6 +148,11 @@ def parameter_name(name: str) -> str:
     return _identifier(name.replace(".", "_"))
 
 
+def map_name(number: int) -> str:
+    """The parameter that is a tensor map."""
+    return f"map_{number}"
+
+
 def _identifier(name: str) -> str:
     """Characters that PTX does not take become _xx."""
     return "".join(c if c == "_" or (c.isalnum() and c.isascii()) else f"_{ord(c):x}" for c in name)
@@ -161,10 +185,12 @@ def print_function(machine: Any, level: str) -> str:
     declared = [f"    .reg {type_} {prefix}<{printer.counts[kind] + 1}>;"
                 for kind, (prefix, type_) in KINDS.items() if printer.counts[kind]]
     near = [f".extern .shared .align {NEAR_ALIGN_BYTES} .b8 {NEAR}[];", ""] if machine.near_bytes else []
+    maps = [f"    .param .align {MAP_BYTES // 2} .b8 {map_name(number)}[{MAP_BYTES}]"
+            for number in range(len(machine.tensor_maps))]
     warps = machine.warps if machine.warps > 1 else BLOCK_WARPS
     return "\n".join([
         f".version {major}.{minor}", f".target {level}", ".address_size 64", "", *near,
         f".visible .entry {_identifier(machine.name)}(",
-        ",\n".join(f"    .param .b64 {parameter_name(name)}" for name in machine.parameters), ")",
+        ",\n".join([*(f"    .param .b64 {parameter_name(name)}" for name in machine.parameters), *maps]), ")",
         # One block on an SM is enough: ptxas then spills nothing for the sake of a second.
         f".reqntid {32 * warps}, 1, 1", ".minnctapersm 1", "{", *declared, "", *body, "}", ""])

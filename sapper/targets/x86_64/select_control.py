@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...ir.nodes import Op
-from ...lang.by_hand import PIECES
+from ...lang.by_hand import CONTRACTIONS, PIECES
 from .registers import R10, RAX, RDI, RDX, RSI
 from .select_common import Rule
 
@@ -32,6 +32,11 @@ def next_task(s: Any, counter: int, number: Any) -> None:
 def asm(s: Any, op: Op) -> None:
     """A piece by hand writes its own instructions."""
     PIECES[op.attributes["by"]].select(s, op)
+
+
+def asm_contract(s: Any, op: Op) -> None:
+    """A micro-kernel by hand writes its own instructions."""
+    CONTRACTIONS[op.attributes["by"]].select(s, op)
 
 
 _FUTEX, _FUTEX_WAIT_PRIVATE, _FUTEX_WAKE_PRIVATE = 202, 128, 129
@@ -99,5 +104,6 @@ def sync_lanes(s: Any, op: Op) -> None:
 
 
 RULES: dict[str, Rule] = {
-    "asm": asm, "barrier": barrier, "fence_streaming": fence_streaming, "sync_lanes": sync_lanes,
+    "asm": asm, "asm_contract": asm_contract, "barrier": barrier, "fence_streaming": fence_streaming,
+    "sync_lanes": sync_lanes,
 }

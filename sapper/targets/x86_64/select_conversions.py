@@ -94,14 +94,13 @@ def round_bfloat16(s: Any, row: Any) -> Any:
     s.emit(f"vpaddd.{bits}", odd, odd, s.constant_operand(_BF16_KEYS[1]))
     s.emit(f"vpaddd.{bits}", rounded, row, odd)
     # A NaN must not be carried to infinity: its own bits with the quiet bit set stand instead.
-    quiet = s.new("vec")
-    s.emit(f"vpor{letter}.{bits}", quiet, row, s.constant_operand(_BF16_KEYS[2]))
     if s.facts.opmask:
         nan = s.new("mask")
         s.emit(f"vcmpps.k.{bits}", nan, row, row, 3)
-        s.emit_masked(f"vmovaps.{bits}", nan, False, rounded, quiet)
+        s.emit_masked(f"vpord.{bits}", nan, False, rounded, row, s.constant_operand(_BF16_KEYS[2]))
         return rounded
-    nan, chosen = s.new("vec"), s.new("vec")
+    quiet, nan, chosen = s.new("vec"), s.new("vec"), s.new("vec")
+    s.emit(f"vpor.{bits}", quiet, row, s.constant_operand(_BF16_KEYS[2]))
     s.emit(f"vcmpps.{bits}", nan, row, row, 3)
     s.emit(f"vblendvps.{bits}", chosen, rounded, quiet, nan)
     return chosen
@@ -121,7 +120,7 @@ def round_to(s: Any, op: Op) -> None:
 
 
 def rounding_constants(s: Any, op: Op) -> tuple[Key, ...]:
-    if op.attributes["dtype"].name != "bf16":
+    if op.attributes["dtype"].name != "bf16" or op.attributes.get("exact"):
         return ()
     return (*_BF16_KEYS, _BF16_MASK) if op.name == "round_to" else _BF16_KEYS
 

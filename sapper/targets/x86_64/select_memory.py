@@ -106,15 +106,16 @@ def load_splat(s: Any, op: Op) -> None:
     load_splat_into(s, op.attributes["dtype"].name, s.address(op, 0), s.define(op.results[0]))
 
 
-def narrow(s: Any, name: str, row: Any) -> Any:
-    """A row of 32-bit lanes to packed elements of 1 or 2 bytes in the low part of a fresh register."""
+def narrow(s: Any, name: str, row: Any, exact: bool = False) -> Any:
+    """A row of 32-bit lanes to packed elements of 1 or 2 bytes in the low part of a fresh register. exact: as of a
+    store."""
     bits = s.facts.bits4
     made = s.new("vec")
     if name == "f16":
         s.emit(f"vcvtps2ph.{bits}", made, row, 0)
         return made
     if name == "bf16":
-        rounded = round_bfloat16(s, row)
+        rounded = row if exact else round_bfloat16(s, row)
         row = s.new("vec")
         s.emit(f"vpsrld.imm.{bits}", row, rounded, 16)
     words = name in ("bf16", "i16")
@@ -162,7 +163,7 @@ def store(s: Any, op: Op) -> None:
     size_bits = dtype.bits * s.lanes
     if facts.opmask and not (streaming and size_bits >= 128):
         if name == "bf16":
-            rounded = round_bfloat16(s, row)
+            rounded = row if op.attributes.get("exact") else round_bfloat16(s, row)
             row = s.new("vec")
             s.emit(f"vpsrld.imm.{bits}", row, rounded, 16)
         if name == "f16":
@@ -174,7 +175,7 @@ def store(s: Any, op: Op) -> None:
         else:
             s.emit_masked(instruction, s.vector(mask), False, memory, row, *more)
         return
-    made = narrow(s, name, row)
+    made = narrow(s, name, row, bool(op.attributes.get("exact")))
     if mask is not None:
         letter = "b" if dtype.bits == 8 else "w"
         for_each_lane(s, mask, lambda lane: s.emit(f"vpextr{letter}", moved(s, memory, lane * dtype.size_bytes), made,
@@ -193,7 +194,7 @@ def store_lane0(s: Any, op: Op) -> None:
     if dtype.name in FOLDED_DTYPES:
         s.emit("vmovd.from_vec" if dtype.bits == 32 else "vmovq", memory, row)
     elif dtype.name in ("bf16", "f16"):
-        s.emit("vpextrw", memory, narrow(s, dtype.name, row), 0)
+        s.emit("vpextrw", memory, narrow(s, dtype.name, row, bool(op.attributes.get("exact"))), 0)
     else:
         s.emit("vpextrb" if dtype.bits == 8 else "vpextrw", memory, row, 0)
 

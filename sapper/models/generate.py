@@ -1,6 +1,6 @@
 """Generation: a prompt in, text out piece by piece, with the times that it took.
 
-In: a LlamaModel and a prompt. Out: `Generation`, an iterator over pieces of text. Holds: the same seed gives the same
+In: a Model and a prompt. Out: `Generation`, an iterator over pieces of text. Holds: the same seed gives the same
 tokens; every piece is whole characters.
 """
 
@@ -10,16 +10,15 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 
-from ..chat import Message, render
-from ..errors import ModelError
-from ..tokenizer import TextStream
-from .model import LlamaModel
-from .session import Session
+from .chat import Message, render
+from .errors import ModelError
+from .load import Model
+from .tokenizer import TextStream
 
 CONTEXT_STEP = 256
 
 
-def prompt_tokens(model: LlamaModel, prompt: str, raw: bool = False, system: str | None = None) -> list[int]:
+def prompt_tokens(model: Model, prompt: str, raw: bool = False, system: str | None = None) -> list[int]:
     """The tokens of a prompt. raw: the text as it is; otherwise as a user's message in the model's chat template, after
     a system message if one is given. A model without a template takes the prompt raw.
     """
@@ -39,18 +38,18 @@ class Generation:
     """
 
     def __init__(
-        self, model: LlamaModel, prompt: Sequence[int], limit: int, *, temperature: float = 0.0, top_k: int = 40,
+        self, model: Model, prompt: Sequence[int], limit: int, *, temperature: float = 0.0, top_k: int = 40,
         seed: int = 0, threads: int | None = None, interpret: bool = False, cache_dtype: str = "f32",
     ) -> None:
         """Raises ModelError if the prompt is empty or too long, or a setting is out of range."""
-        positions = model.config.positions
+        positions = model.positions
         if limit < 1:
             raise ModelError("the number of tokens", str(limit), "at least 1")
         if len(prompt) > positions:
             raise ModelError("the prompt", f"{len(prompt)} tokens", f"at most {positions}, all that the model can")
         wanted = len(prompt) + limit
         context = min(positions, -(-wanted // CONTEXT_STEP) * CONTEXT_STEP)
-        self.session = Session(model, context, cache_dtype=cache_dtype, threads=threads, interpret=interpret)
+        self.session = model.session(context, cache_dtype=cache_dtype, threads=threads, interpret=interpret)
         self.model = model
         self.prompt = list(prompt)
         self.limit = limit
@@ -112,7 +111,7 @@ class Generation:
 
 
 def generate(
-    model: LlamaModel, prompt: str, tokens: int = 128, *, temperature: float = 0.0, top_k: int = 40, seed: int = 0,
+    model: Model, prompt: str, tokens: int = 128, *, temperature: float = 0.0, top_k: int = 40, seed: int = 0,
     raw: bool = False, system: str | None = None, threads: int | None = None, interpret: bool = False,
     cache_dtype: str = "f32",
 ) -> Generation:

@@ -1,7 +1,7 @@
 """The matrices of a model in the form in which they are held, and the kernels that apply them.
 
-In: arrays. Out: `Dense` and `Blocks`, which name, for each use of a matrix, the kernels and their arguments. Holds: the
-session asks a matrix what to run and never what it is made of.
+In: arrays. Out: `Dense`, `Blocks` and, for a mixture, `Experts`, which name, for each use of a matrix, the kernels and
+their arguments. Holds: the session asks a matrix what to run and never what it is made of.
 
 A use is a list of steps (kernel, arguments), so that the session can run them at once or bind them into a program.
 """
@@ -9,14 +9,15 @@ A use is a list of steps (kernel, arguments), so that the session can run them a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from ...kernels import embedding, matvec, quantized
-from ...kernels.quantized import BLOCK, HALF, PANEL
-from ...runtime.buffers import Arena, empty
+from ..kernels import embedding, matvec, moe, quantized
+from ..kernels.quantized import BLOCK, HALF, PANEL
+from ..runtime.buffers import Arena, empty
+from ..runtime.program import Rows
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Steps: TypeAlias = list[tuple[Any, tuple[Any, ...]]]
@@ -41,10 +42,23 @@ class Workspace:
             self._wide[place] = empty((rows * columns,))
         return self._wide[place][: rows * columns].reshape(rows, columns)
 
-    def arrays(self) -> dict[str, Array]:
-        """Its memory, by name."""
-        return {"normed vector": self.normed, "block sums": self.sums,
-                **{f"wide {place}": wide for place, wide in enumerate(self._wide)}}
+
+def named_arrays(value: Any, name: str = "") -> dict[str, Array]:
+    """Every array in a structure of dictionaries, sequences, dataclasses and workspaces, by where it stands."""
+    parts: list[tuple[Any, Any]]
+    if isinstance(value, np.ndarray):
+        return {name: value} if value.size else {}
+    if isinstance(value, dict):
+        parts = list(value.items())
+    elif isinstance(value, (tuple, list)):
+        parts = list(enumerate(value))
+    elif isinstance(value, Workspace):
+        parts = [(key.lstrip("_"), part) for key, part in vars(value).items()]
+    elif is_dataclass(value) and not isinstance(value, type):
+        parts = [(f.name, getattr(value, f.name)) for f in fields(value)]
+    else:
+        return {}
+    return {k: v for key, part in parts for k, v in named_arrays(part, f"{name} {key}".strip()).items()}
 
 
 class Matrix(Protocol):
@@ -177,6 +191,52 @@ class Blocks:
         wide = work.wide(place, rows, columns)
         panels = self._blocks(wide.reshape(rows // PANEL, PANEL, columns))
         return wide, "f32", [(self._kernel("dequantize"), (*self.parts, panels))]
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """weights [experts, rows, columns], f32 or bf16 as `dtype` says: a matrix for each expert."""
+
+    weights: Array
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Of one expert."""
+        return int(self.weights[0].nbytes)
+
+    @property
+    def size(self) -> int:
+        """How many weights one expert has."""
+        return int(self.weights[0].size)
+
+    def apply_norm_swiglu(
+        self, up: Experts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array
+    ) -> Steps:
+        """y[k] = silu(W n) * (up n) of expert experts[k], n = rms_norm(x)"""
+        kernel = getattr(moe, f"expert_norm_matvec_swiglu_{self.dtype}")
+        return [(kernel, (self.weights, up.weights, experts, x, gain, epsilon, y))]
+
+    def apply_weighted(self, experts: Array, weights: Array, x: Array, residual: Array, y: Array) -> Steps:
+        """y = residual + the sum over k of weights[k] * (W x[k]) of expert experts[k]"""
+        return [(getattr(moe, f"expert_matvec_{self.dtype}"), (self.weights, experts, weights, x, residual, y))]
+
+    def grouped_swiglu(self, up: Experts, x: Rows, ranges: tuple[Array, ...], y: Rows) -> Steps:
+        """y[m] = silu(W x[m]) * (up x[m]) for the rows of each expert; ranges: where these begin and end"""
+        kernel = getattr(moe, f"grouped_matmul_swiglu_{self.dtype}")
+        return [(kernel, (x, *ranges, self._in_blocks(), up._in_blocks(), self._rows_in_blocks(y)))]
+
+    def grouped(self, x: Rows, ranges: tuple[Array, ...], y: Rows) -> Steps:
+        """y[m] = W x[m] for the rows of each expert"""
+        kernel = getattr(moe, f"grouped_matmul_{self.dtype}")
+        return [(kernel, (x, *ranges, self._in_blocks(), self._rows_in_blocks(y)))]
+
+    def _in_blocks(self) -> Array:
+        count, rows, columns = self.weights.shape
+        return self.weights.reshape(count, *moe.blocks_of(rows), columns)
+
+    def _rows_in_blocks(self, y: Rows) -> Rows:
+        return Rows(y.array.reshape(len(y.array), *moe.blocks_of(self.weights.shape[1])), y.count)
 
 
 @dataclass(frozen=True, slots=True)

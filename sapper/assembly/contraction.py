@@ -1,0 +1,206 @@
+"""Micro-kernels: the inner loop of a contraction by hand, inside generated loops.
+
+Enters: a function that writes instructions over the registers of a `Tile`. Leaves: `Contraction`, which lane IR names
+in its op `asm_contract` (lane/ops.py says what that computes). Holds: the sums stay in registers, from and to the
+generated code round it; a piece reads its operands and its constants and stores nothing; its instructions keep their
+order; it is interpreted from the meanings of its rows wherever lane IR is.
+
+What is round the loop is generated: packing, tasks, edges, prologue, epilogue, and every tile that the piece does not
+say it takes. The idea of a kernel that is all loops and packing but for a small piece by hand: F. Van Zee and R. van de
+Geijn, "BLIS: a framework for rapidly instantiating BLAS functionality" (ACM TOMS 2015).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from ..codegen.machine import Instruction, Label, MachineFunction
+from ..codegen.print import print_function
+from ..ir.types import DTYPES, DType
+from ..lang.by_hand import CONTRACTIONS, PIECES
+from .block import renamed
+from .build import Assembly, Region
+from .emulate import VECTOR_BYTES, Emulator
+from .notation import Reg
+from .static import check_static
+
+LEFT, RIGHT = Region("the left operand", False), Region("the right operand", False)
+
+
+@dataclass(slots=True)
+class Tile(Assembly):
+    """What the author of a micro-kernel writes into.
+
+    sums[r][v]: the registers of row r, vector v; they hold the sums so far, and the new ones at the end. depth: how
+    many steps, a multiple of the piece's; it may be 0. left: the address of the first row's first element; left_stride:
+    bytes from one row to the next. right: the address of the first step's first vector. The four may be overwritten.
+    vector_bits: of a row.
+    """
+
+    sums: list[list[Reg]] = field(default_factory=list)
+    depth: Reg = field(default=None)  # type: ignore[assignment]
+    left: Reg = field(default=None)  # type: ignore[assignment]
+    left_stride: Reg = field(default=None)  # type: ignore[assignment]
+    right: Reg = field(default=None)  # type: ignore[assignment]
+    vector_bits: int = 0
+
+    @property
+    def vector_bytes(self) -> int:
+        return self.vector_bits // 8
+
+    def vector(self) -> Reg:
+        """A virtual register of a row's size."""
+        return self.row(self.vector_bits)
+
+    @property
+    def scalars(self) -> tuple[Reg, Reg, Reg, Reg]:
+        return self.depth, self.left, self.left_stride, self.right
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """See lang/by_hand.py: ContractionPiece. write(tile): called while an assembly is built."""
+
+    table: Any
+    name: str
+    write: Callable[[Tile], None]
+    vector_bits: int
+    rows: tuple[int, ...]
+    vectors: tuple[int, ...]
+    step: int = 1
+    dtype: DType = DTYPES["f32"]
+    features: frozenset[str] = frozenset()
+    _machines: dict[tuple[int, int], tuple[Tile, MachineFunction]] = field(default_factory=dict, compare=False,
+                                                                          repr=False)
+
+    @property
+    def key(self) -> str:
+        return f"{self.table.FAMILY}:{self.name}"
+
+    @property
+    def module(self) -> str:
+        return self.write.__module__
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """(rows, vectors) of every tile that it is written for."""
+        return list(product(self.rows, self.vectors))
+
+    def digest(self) -> str:
+        """A hash of the instructions that it is made of."""
+        texts = [print_function(self.assemble(tile).machine()) for tile in self.tiles()]
+        return hashlib.sha256("".join(texts).encode()).hexdigest()
+
+    # --- Writing ----------------------------------------------------------------------------------------------------
+
+    def assemble(self, tile: tuple[int, int], first_register: int = 0) -> Tile:
+        """The piece for a tile of (rows, vectors), over new virtual registers."""
+        made = Tile(self.name, self.table, vector_bits=self.vector_bits, register_count=first_register)
+        made.sums = [[made.input(made.vector()) for _ in range(tile[1])] for _ in range(tile[0])]
+        made.results = frozenset(reg.register for row in made.sums for reg in row)
+        made.depth, made.left_stride = made.input(made.r64()), made.input(made.r64())
+        made.left, made.right = made.input(made.r64(), LEFT), made.input(made.r64(), RIGHT)
+        with made.building():
+            self.write(made)
+        return made
+
+    def check(self, target: Any) -> None:
+        """The static checks of every tile, each as if it stood alone. Raises AssemblyError."""
+        for tile in self.tiles():
+            made = self.assemble(tile)
+            with made.building():
+                made.emit(self.table.RETURN, ())
+            check_static(made, target)
+
+    # --- What lang/by_hand.py asks ----------------------------------------------------------------------------------
+
+    def refusal(self, family: str, features: frozenset[str], lanes: int) -> str:
+        if family != self.table.FAMILY:
+            return f"it is written for {self.table.FAMILY}"
+        missing = sorted(self.features - features)
+        if missing:
+            return f"the target has no {', '.join(missing)}"
+        if lanes * 32 != self.vector_bits:
+            return f"rows are of {lanes * 32} bits, its vectors of {self.vector_bits}"
+        return ""
+
+    def run(self, memory: Any, tile: tuple[int, int], scalars: list[int], sums: list[Any]) -> list[Any]:
+        if tile not in self._machines:
+            made = self.assemble(tile)
+            self._machines[tile] = made, made.machine()
+        made, machine = self._machines[tile]
+        registers: dict[Any, Any] = {r.register: v for r, v in zip(made.scalars, scalars, strict=True)}
+        places = [reg.register for row in made.sums for reg in row]
+        for place, value in zip(places, sums, strict=True):
+            registers[place] = np.zeros(VECTOR_BYTES, np.uint8)
+            registers[place][:value.nbytes] = np.ascontiguousarray(value).view(np.uint8)
+        emulator = Emulator(self.table, _ReadOnly(memory), registers)
+        emulator.run(machine)
+        return [emulator.get(place)[:self.vector_bits // 8].view(np.float32).copy() for place in places]
+
+    def select(self, selector: Any, op: Any) -> None:
+        """The scalars are copied, as the piece may change them; the sums are changed where they are."""
+        rows = op.attributes["rows"]
+        tile = self.assemble((rows, len(op.results) // rows), selector.register_count)
+        selector.register_count = tile.register_count
+        selector.assign(op.operands[:4], [reg.register for reg in tile.scalars])
+        sums = selector.carried(op.operands[4:], op.results)
+        selector.assign(op.operands[4:], sums)
+        stands_for = dict(zip((reg.register for row in tile.sums for reg in row), sums, strict=True))
+        labels = {label.name: selector.new_label(self.name) for label in tile.labels}
+        selector.ordered.update(labels.values())
+        constants = {name: selector.constant_label(*entry) for name, entry in tile.constants.items()}
+        for item in tile.body:
+            if isinstance(item, Label):
+                selector.body.append(Label(labels[item.name], item.align))
+                continue
+            operands = [renamed(o, stands_for, labels, constants) for o in item.operands]
+            selector.body.append(Instruction(item.row, operands, item.mask, item.zeroing, item.location or op.location,
+                                             self.name))
+        selector.registers.update(zip(op.results, sums, strict=True))
+
+
+class _ReadOnly:
+    """Memory that a micro-kernel sees: what the kernel round it may touch, to be read, and what it allocates itself."""
+
+    def __init__(self, memory: Any) -> None:
+        from ..lane.interpret import Memory as LaneMemory
+
+        self._memory, self._own = memory, LaneMemory()
+        self.allocate = self._own.allocate
+
+    def find(self, address: int, size_bytes: int, write: bool) -> Any:
+        found = self._own.find(address, size_bytes, write)
+        if not isinstance(found, str):
+            return found
+        if write:
+            return f"a write of {size_bytes} bytes at {address:#x}, where a micro-kernel's memory is read-only"
+        return self._memory.find(address, size_bytes, False)
+
+
+def contraction(table: Any, name: str, *, vector: str, rows: tuple[int, ...], vectors: tuple[int, ...], step: int = 1,
+                features: str = "") -> Callable[[Callable[[Tile], None]], Contraction]:
+    """Register a micro-kernel over f32; see assembly/x86.py. Raises ValueError for a name that is taken, or tiles that
+    make no sense."""
+    kind, bits = table.VIRTUAL.get(vector, ("", 0))
+    if kind != "vec":
+        raise ValueError(f"micro-kernel {name}: found vectors {vector!r}; expected a vector register, such as zmm")
+    for what, counts in (("rows", rows), ("vectors", vectors)):
+        if not counts or min(counts) < 1 or list(counts) != sorted(set(counts), reverse=True):
+            raise ValueError(f"micro-kernel {name}: found {what} {counts}; expected positive counts, the largest first")
+    if step < 1:
+        raise ValueError(f"micro-kernel {name}: found a step of {step}; expected at least 1")
+    if table.rows_of(name) or f"{table.FAMILY}:{name}" in {**PIECES, **CONTRACTIONS}:
+        raise ValueError(f"micro-kernel {name}: found the name of an instruction or of another block")
+
+    def register(write: Callable[[Tile], None]) -> Contraction:
+        made = Contraction(table, name, write, bits, rows, vectors, step, features=frozenset(features.split()))
+        CONTRACTIONS[made.key] = made
+        return made
+
+    return register

@@ -1,0 +1,477 @@
+"""Multi-head latent attention (DeepSeek-V2, 2024): keys and values of all heads in one short vector for each position.
+
+The cache holds, for position p, the latent vector latents[p] of C numbers (512), from which the keys [D] and values [V]
+of each of H heads follow by w [H, D + V, C], and the turned key of 2 * R numbers (64), which all heads share. A query
+has D numbers that meet the key and 2 * R turned ones that meet the shared key.
+
+`compress` writes the cache: the latent vector is normed, queries and shared keys turn by their positions. There are two
+ways to attend:
+
+    naive      for many tokens: keys and values of all positions are made (`expand`), then `latent_attention` is
+               attention with them, as sapper/kernels/attention.py has it
+    absorbed   for one token: q @ (w_key @ latent) = (q @ w_key) @ latent, so queries go into the latent space
+               (`absorb`), meet the cache there (`latent_attention_decode`), and come out by `project_values`
+
+In `latent_attention_decode` the cores share the positions, SPLIT at a time, so that the cache is read once for all
+heads; each split leaves its maximum, its total and its sum, which `merge_splits` joins.
+"""
+
+from typing import Any
+
+import numpy as np
+
+import sapper as sp
+from sapper import (
+    Tensor,
+    bf16,
+    each,
+    exp,
+    f32,
+    full,
+    i32,
+    max,
+    maximum,
+    min,
+    rsqrt,
+    span,
+    sum,
+    tiles,
+    where,
+    whole,
+    zeros,
+)
+
+from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .rope import tables, turned
+
+T, H, D, R, S, C, V, P, B, N = sp.dims("T H D R S C V P B N")
+MINUS_INFINITY = float("-inf")
+QUERY_BLOCK = 64
+SPLIT = 64
+
+
+def make_compress(cache: Any) -> Any:
+    """The kernel for a cache of that dtype.
+
+    q [T, H, 2, R]: the part of the queries that turns; latent [T, C], key [T, 2, R]: of new tokens, of which t stands
+    at position + t; all may be views. q_turned [T, H, 2, R]. latents, keys: the cache.
+    """
+
+    @sp.kernel(name=f"compress_{cache.name}")
+    def compress(
+        q: Tensor[f32, T, H, 2, R], latent: Tensor[f32, T, C], key: Tensor[f32, T, 2, R], gain: Tensor[f32, C],
+        epsilon: f32, cosine: Tensor[f32, P, R], sine: Tensor[f32, P, R], position: i32,
+        q_turned: Tensor[f32, T, H, 2, R], latents: Tensor[cache, P, C], keys: Tensor[cache, P, 2, R],
+    ):
+        for t, h, r in tiles(T, H, R):
+            c = cosine[position + t, r]
+            s = sine[position + t, r]
+            a = q[t, h, 0, r]
+            b = q[t, h, 1, r]
+            q_turned[t, h, 0, r] = a * c - b * s
+            q_turned[t, h, 1, r] = a * s + b * c
+        for t in tiles(T):
+            i = whole(C)
+            row = latent[t, i]
+            factor = rsqrt(sum(row * row, over=i) / C.to(f32) + epsilon)
+            latents[position + t, i] = (row * factor * gain[i]).to(cache)
+        for t, r in tiles(T, R):
+            c = cosine[position + t, r]
+            s = sine[position + t, r]
+            a = key[t, 0, r]
+            b = key[t, 1, r]
+            keys[position + t, 0, r] = (a * c - b * s).to(cache)
+            keys[position + t, 1, r] = (a * s + b * c).to(cache)
+
+    return compress
+
+
+def make_expand(cache: Any, weight: Any) -> Any:
+    """keys and values of P positions: y[p] = w @ latents[p], w [N, C] with N = H * (D + V)."""
+
+    @sp.kernel(name=f"expand_{cache.name}_{weight.name}")
+    def expand(latents: Tensor[cache, P, C], w: Tensor[weight, N, C], y: Tensor[f32, P, N]):
+        for p, n in tiles(P, N):
+            acc = zeros(p, n, dtype=f32)
+            for c in tiles(C):
+                acc += latents[p, c] @ w[n, c]
+            y[p, n] = acc
+
+    return expand
+
+
+def make_latent_attention(cache: Any) -> Any:
+    """Causal attention of T new tokens over P = position + T positions; shared [P, S]: the turned keys."""
+
+    @sp.kernel(name=f"latent_attention_{cache.name}")
+    def latent_attention(
+        q: Tensor[f32, T, H, D], q_turned: Tensor[f32, T, H, S], keys: Tensor[f32, P, H, D],
+        shared: Tensor[cache, P, S], values: Tensor[f32, P, H, V], position: i32, scale: f32,
+        out: Tensor[f32, T, H, V],
+    ):
+        for h in each(H):
+            for block in each((T + QUERY_BLOCK - 1) // QUERY_BLOCK):
+                first = block * QUERY_BLOCK
+                stop = min(first + QUERY_BLOCK, T)
+                for t in tiles(span(first, stop)):
+                    d = whole(D)
+                    s = whole(S)
+                    v = whole(V)
+                    query = q[t, h, d] * scale
+                    turn = q_turned[t, h, s] * scale
+                    highest = full(t, value=MINUS_INFINITY, dtype=f32)
+                    total = zeros(t, dtype=f32)
+                    acc = zeros(t, v, dtype=f32)
+                    for p in tiles(span(0, position + stop)):
+                        score = query @ keys[p, h, d] + turn @ shared[p, s]
+                        score = where(p <= position + t, score, MINUS_INFINITY)
+                        higher = maximum(highest, max(score, over=p))
+                        weight = exp(score - higher)
+                        shrink = exp(highest - higher)
+                        total = total * shrink + sum(weight, over=p)
+                        acc = acc * shrink + weight @ values[p, h, v]
+                        highest = higher
+                    out[t, h, v] = acc / total
+
+    return latent_attention
+
+
+def make_absorb(weight: Any) -> Any:
+    """Queries of one token in the latent space; w [H, D, C]: the rows of the weights that make keys."""
+
+    @sp.kernel(name=f"absorb_{weight.name}")
+    def absorb(q: Tensor[f32, H, D], w: Tensor[weight, H, D, C], y: Tensor[f32, H, C]):
+        for h in each(H):
+            for c in tiles(C):
+                acc = zeros(c, dtype=f32)
+                for d in tiles(D):
+                    acc += q[h, d] @ w[h, d, c]
+                y[h, c] = acc
+
+    return absorb
+
+
+def make_latent_attention_decode(cache: Any) -> Any:
+    """One token at `position`, splits of SPLIT positions; highest, total [B, H] and partial [B, H, C] for each."""
+
+    @sp.kernel(name=f"latent_attention_decode_{cache.name}")
+    def latent_attention_decode(
+        q: Tensor[f32, H, C], q_turned: Tensor[f32, H, S], latents: Tensor[cache, P, C], keys: Tensor[cache, P, S],
+        position: i32, scale: f32, highest: Tensor[f32, B, H], total: Tensor[f32, B, H],
+        partial: Tensor[f32, B, H, C],
+    ):
+        for b in each(position // SPLIT + 1):
+            for h in tiles(H):
+                c = whole(C)
+                s = whole(S)
+                query = q[h, c] * scale
+                turn = q_turned[h, s] * scale
+                top = full(h, value=MINUS_INFINITY, dtype=f32)
+                sums = zeros(h, dtype=f32)
+                acc = zeros(h, c, dtype=f32)
+                for p in tiles(span(b * SPLIT, min(b * SPLIT + SPLIT, position + 1))):
+                    score = query @ latents[p, c] + turn @ keys[p, s]
+                    higher = maximum(top, max(score, over=p))
+                    weight = exp(score - higher)
+                    shrink = exp(top - higher)
+                    sums = sums * shrink + sum(weight, over=p)
+                    acc = acc * shrink + weight @ latents[p, c]
+                    top = higher
+                highest[b, h] = top
+                total[b, h] = sums
+                partial[b, h, c] = acc
+
+    return latent_attention_decode
+
+
+@sp.kernel
+def merge_splits(
+    highest: Tensor[f32, B, H], total: Tensor[f32, B, H], partial: Tensor[f32, B, H, C], position: i32,
+    out: Tensor[f32, H, C],
+):
+    """The softmax over all splits of the positions 0 ... position."""
+    for h in each(H):
+        c = whole(C)
+        top = zeros(dtype=f32) + MINUS_INFINITY
+        sums = zeros(dtype=f32)
+        acc = zeros(c, dtype=f32)
+        for b in range(position // SPLIT + 1):
+            higher = maximum(top, highest[b, h])
+            weight = exp(highest[b, h] - higher)
+            shrink = exp(top - higher)
+            sums = sums * shrink + weight * total[b, h]
+            acc = acc * shrink + weight * partial[b, h, c]
+            top = higher
+        out[h, c] = acc / sums
+
+
+def make_project_values(weight: Any) -> Any:
+    """What each head found, from the latent space; w [H, V, C]: the rows of the weights that make values."""
+
+    @sp.kernel(name=f"project_values_{weight.name}")
+    def project_values(x: Tensor[f32, H, C], w: Tensor[weight, H, V, C], y: Tensor[f32, H, V]):
+        for h in each(H):
+            for v in tiles(V):
+                acc = zeros(v, dtype=f32)
+                for c in tiles(C):
+                    acc += w[h, v, c] @ x[h, c]
+                y[h, v] = acc
+
+    return project_values
+
+
+compress_f32 = make_compress(f32)
+compress_bf16 = make_compress(bf16)
+expand_f32_f32 = make_expand(f32, f32)
+expand_f32_bf16 = make_expand(f32, bf16)
+expand_bf16_f32 = make_expand(bf16, f32)
+expand_bf16_bf16 = make_expand(bf16, bf16)
+latent_attention_f32 = make_latent_attention(f32)
+latent_attention_bf16 = make_latent_attention(bf16)
+absorb_f32 = make_absorb(f32)
+absorb_bf16 = make_absorb(bf16)
+latent_attention_decode_f32 = make_latent_attention_decode(f32)
+latent_attention_decode_bf16 = make_latent_attention_decode(bf16)
+project_values_f32 = make_project_values(f32)
+project_values_bf16 = make_project_values(bf16)
+
+# ------------------------------------------------------------------------------------------- references and arguments
+
+
+def compress_reference(arguments: Arguments) -> dict[str, Array]:
+    latents, keys = arguments["latents"].copy(), arguments["keys"].copy()
+    rows = arguments["latent"].astype(np.float64)
+    filled = slice(arguments["position"], arguments["position"] + len(rows))
+    factor = 1.0 / np.sqrt(np.square(rows).mean(axis=1, keepdims=True) + arguments["epsilon"])
+    latents[filled] = (rows * factor * arguments["gain"]).astype(latents.dtype)
+    keys[filled] = turned(arguments["key"][:, None], arguments, 2)[:, 0].astype(keys.dtype)
+    return {"q_turned": turned(arguments["q"], arguments, 2), "latents": latents, "keys": keys}
+
+
+def expand_reference(arguments: Arguments) -> dict[str, Array]:
+    return {"y": arguments["latents"].astype(np.float64) @ arguments["w"].astype(np.float64).T}
+
+
+def attention_reference(arguments: Arguments) -> dict[str, Array]:
+    names = ("q", "q_turned", "keys", "shared", "values")
+    q, q_turned, keys, shared, values = (arguments[name].astype(np.float64) for name in names)
+    position, count = arguments["position"], len(q)
+    score = np.einsum("thd,phd->thp", q, keys) + np.einsum("ths,ps->thp", q_turned, shared)
+    score = score * arguments["scale"]
+    visible = np.arange(position + count)[None, :] <= position + np.arange(count)[:, None]
+    score = np.where(visible[:, None, :], score, -np.inf)
+    weight = np.exp(score - score.max(axis=-1, keepdims=True, initial=-np.inf))
+    return {"out": np.einsum("thp,phv->thv", weight / weight.sum(axis=-1, keepdims=True), values)}
+
+
+def absorb_reference(arguments: Arguments) -> dict[str, Array]:
+    return {"y": np.einsum("hd,hdc->hc", arguments["q"].astype(np.float64), arguments["w"].astype(np.float64))}
+
+
+def decode_reference(arguments: Arguments) -> dict[str, Array]:
+    """Splits that are not reached keep what they hold."""
+    expected = {name: arguments[name].copy() for name in ("highest", "total", "partial")}
+    for b in range(arguments["position"] // SPLIT + 1):
+        part = slice(b * SPLIT, (b + 1) * SPLIT if b < arguments["position"] // SPLIT else arguments["position"] + 1)
+        latents, keys = (arguments[name][part].astype(np.float64) for name in ("latents", "keys"))
+        score = (arguments["q"] @ latents.T + arguments["q_turned"] @ keys.T) * arguments["scale"]
+        weight = np.exp(score - score.max(axis=1, keepdims=True))
+        expected["highest"][b] = score.max(axis=1)
+        expected["total"][b] = weight.sum(axis=1)
+        expected["partial"][b] = weight @ latents
+    return expected
+
+
+def merge_reference(arguments: Arguments) -> dict[str, Array]:
+    splits = arguments["position"] // SPLIT + 1
+    highest, total, partial = (arguments[name][:splits].astype(np.float64) for name in ("highest", "total", "partial"))
+    weight = np.exp(highest - highest.max(axis=0))
+    return {"out": (weight[:, :, None] * partial).sum(axis=0) / (weight * total).sum(axis=0)[:, None]}
+
+
+def project_reference(arguments: Arguments) -> dict[str, Array]:
+    return {"y": np.einsum("hc,hvc->hv", arguments["x"].astype(np.float64), arguments["w"].astype(np.float64))}
+
+
+def compress_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+    t, h, r, c, position = (shape[name] for name in ("T", "H", "R", "C", "position"))
+    cosine, sine = tables(position + t + 3, r)
+    joined = normal(random, t, c + 2 * r)
+    return {
+        "q": normal(random, t, h, 2, r), "latent": joined[:, :c], "key": joined[:, c:].reshape(t, 2, r),
+        "gain": normal(random, c), "epsilon": 1e-6, "cosine": cosine, "sine": sine, "position": position,
+        "q_turned": unwritten(t, h, 2, r), "latents": normal(random, position + t + 3, c, dtype=cache),
+        "keys": normal(random, position + t + 3, 2, r, dtype=cache),
+    }
+
+
+def expand_arguments(random: np.random.Generator, shape: Shape, cache: str, weight: str) -> Arguments:
+    p, n, c = shape["P"], shape["N"], shape["C"]
+    w = normal(random, n, c, dtype=weight, scale=1.0 / np.sqrt(c + 1.0))
+    return {"latents": normal(random, p, c, dtype=cache), "w": w, "y": unwritten(p, n)}
+
+
+def attention_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+    t, h, d, s, v, position = (shape[name] for name in ("T", "H", "D", "S", "V", "position"))
+    p = position + t
+    expanded = normal(random, p, h, d + v)
+    return {
+        "q": normal(random, t, h, d), "q_turned": normal(random, t, h, s), "keys": expanded[:, :, :d],
+        "shared": normal(random, p, s, dtype=cache), "values": expanded[:, :, d:], "position": position,
+        "scale": (d + s) ** -0.5, "out": unwritten(t, h, v),
+    }
+
+
+def absorb_arguments(random: np.random.Generator, shape: Shape, weight: str) -> Arguments:
+    h, d, c = shape["H"], shape["D"], shape["C"]
+    w = normal(random, h, d, c, dtype=weight, scale=1.0 / np.sqrt(d + 1.0))
+    return {"q": normal(random, h, d), "w": w, "y": unwritten(h, c)}
+
+
+def decode_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+    """Positions of the cache that are not filled hold NaN, so that reading one is found."""
+    h, c, s, position = (shape[name] for name in ("H", "C", "S", "position"))
+    latents, keys = (normal(random, position + 6, extent, dtype=cache) for extent in (c, s))
+    latents[position + 1 :] = np.nan
+    keys[position + 1 :] = np.nan
+    splits = position // SPLIT + 2
+    return {
+        "q": normal(random, h, c), "q_turned": normal(random, h, s), "latents": latents, "keys": keys,
+        "position": position, "scale": (c + s) ** -0.5, "highest": unwritten(splits, h),
+        "total": unwritten(splits, h), "partial": unwritten(splits, h, c),
+    }
+
+
+def merge_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+    h, c, position = shape["H"], shape["C"], shape["position"]
+    splits = position // SPLIT + 1
+    return {
+        "highest": normal(random, splits, h), "total": 1.0 + random.random((splits, h), np.float32),
+        "partial": normal(random, splits, h, c), "position": position, "out": unwritten(h, c),
+    }
+
+
+def project_arguments(random: np.random.Generator, shape: Shape, weight: str) -> Arguments:
+    h, v, c = shape["H"], shape["V"], shape["C"]
+    w = normal(random, h, v, c, dtype=weight, scale=1.0 / np.sqrt(c + 1.0))
+    return {"x": normal(random, h, c), "w": w, "y": unwritten(h, v)}
+
+
+SUMS = Tolerance(1e-5, 2e-5, "a sum of rounded products near 1 / sqrt(count) in any order")
+SOFTMAX = Tolerance(2e-5, 5e-6, "scores of a few units are rounded to f32 and exp makes that relative; the sums run in "
+                    "any order and values cancel")
+UNNORMALISED = Tolerance(2e-5, 5e-5, f"as in attention, over sums of {SPLIT} weights that are not yet divided by")
+
+
+def _compress_entry(kernel: Any, cache: str) -> LibraryKernel:
+    size = NUMPY_DTYPES[cache].itemsize
+    rounding = "the norm's sum in any order; two products and their difference, which may cancel, rounded to f32 each"
+    return LibraryKernel(
+        name=kernel.name, kernel=kernel, reference=compress_reference,
+        make_arguments=lambda random, shape: compress_arguments(random, shape, cache),
+        tolerance=Tolerance(2e-6, 1e-6, rounding) if cache == "f32"
+        else Tolerance(2.0**-7, 1e-6, f"{rounding}, then once to bf16, where the two may round apart"),
+        cases=tuple(
+            Case({"T": t, "H": h, "R": r, "C": c, "position": 0}, flops=t * (6 * (h + 1) * r + 4 * c),
+                 bytes=t * (16 * h * r + 16 * r + (4 + size) * (c + 2 * r)) + 4 * c)
+            for t, h, r, c in ((1, 16, 32, 512), (512, 16, 32, 512))
+        ),
+        check_shapes=(
+            {"T": 0, "H": 1, "R": 2, "C": 3, "position": 0}, {"T": 1, "H": 1, "R": 1, "C": 1, "position": 0},
+            {"T": 5, "H": 3, "R": 4, "C": 19, "position": 2}, {"T": 3, "H": 4, "R": 32, "C": 64, "position": 11},
+        ),
+        dtype=cache,
+    )
+
+
+def _expand_entry(kernel: Any, cache: str, weight: str) -> LibraryKernel:
+    cache_size, size = NUMPY_DTYPES[cache].itemsize, NUMPY_DTYPES[weight].itemsize
+    p, n, c = 512, 4096, 512
+    return LibraryKernel(
+        name=kernel.name, kernel=kernel, reference=expand_reference,
+        make_arguments=lambda random, shape: expand_arguments(random, shape, cache, weight), tolerance=SUMS,
+        cases=(Case({"P": p, "N": n, "C": c}, flops=2 * p * n * c,
+                    bytes=cache_size * p * c + size * n * c + 4 * p * n),),
+        check_shapes=({"P": 0, "N": 4, "C": 3}, {"P": 1, "N": 1, "C": 1}, {"P": 5, "N": 33, "C": 17},
+                      {"P": 20, "N": 70, "C": 64}),
+        dtype=weight,
+    )
+
+
+def _attention_entry(kernel: Any, cache: str) -> LibraryKernel:
+    cases = []
+    for t, h, d, s, v, position in ((512, 16, 128, 64, 128, 0),):
+        pairs = t * position + t * (t + 1) // 2
+        size = 4 * h * (t * (d + s + v) + (position + t) * (d + v)) + NUMPY_DTYPES[cache].itemsize * (position + t) * s
+        cases.append(Case({"T": t, "H": h, "D": d, "S": s, "V": v, "position": position},
+                          flops=2 * pairs * h * (d + s + v), bytes=size))
+    return LibraryKernel(
+        name=kernel.name, kernel=kernel, reference=attention_reference,
+        make_arguments=lambda random, shape: attention_arguments(random, shape, cache), tolerance=SOFTMAX,
+        cases=tuple(cases),
+        check_shapes=(
+            {"T": 0, "H": 1, "D": 4, "S": 2, "V": 3, "position": 0},
+            {"T": 1, "H": 1, "D": 1, "S": 2, "V": 1, "position": 0},
+            {"T": 7, "H": 2, "D": 5, "S": 4, "V": 6, "position": 6},
+            {"T": 20, "H": 3, "D": 16, "S": 8, "V": 12, "position": 33},
+        ),
+        dtype=cache,
+    )
+
+
+def _head_entry(kernel: Any, weight: str, name: str, reference: Any, arguments: Any) -> LibraryKernel:
+    """absorb (name "D") or project_values ("V"): a matrix for each head, times a vector."""
+    h, n, c = 16, 128, 512
+    return LibraryKernel(
+        name=kernel.name, kernel=kernel, reference=reference,
+        make_arguments=lambda random, shape: arguments(random, shape, weight), tolerance=SUMS,
+        cases=(Case({"H": h, name: n, "C": c}, flops=2 * h * n * c,
+                    bytes=NUMPY_DTYPES[weight].itemsize * h * n * c + 4 * h * (n + c)),),
+        check_shapes=({"H": 1, name: 1, "C": 1}, {"H": 3, name: 5, "C": 19}, {"H": 2, name: 33, "C": 64}),
+        dtype=weight,
+    )
+
+
+def _decode_entry(kernel: Any, cache: str) -> LibraryKernel:
+    cases = []
+    for h, c, s, position in ((16, 512, 64, 511), (16, 512, 64, 4095)):
+        splits = position // SPLIT + 1
+        size = 4 * h * (c + s) + NUMPY_DTYPES[cache].itemsize * (position + 1) * (c + s) + 4 * splits * h * (c + 2)
+        cases.append(Case({"H": h, "C": c, "S": s, "position": position}, flops=2 * h * (position + 1) * (2 * c + s),
+                          bytes=size))
+    return LibraryKernel(
+        name=kernel.name, kernel=kernel, reference=decode_reference,
+        make_arguments=lambda random, shape: decode_arguments(random, shape, cache), tolerance=UNNORMALISED,
+        cases=tuple(cases),
+        check_shapes=(
+            {"H": 1, "C": 1, "S": 2, "position": 0}, {"H": 3, "C": 19, "S": 4, "position": 33},
+            {"H": 16, "C": 64, "S": 8, "position": 2 * SPLIT}, {"H": 4, "C": 32, "S": 8, "position": SPLIT - 1},
+        ),
+        dtype=cache,
+    )
+
+
+KERNELS = (
+    _compress_entry(compress_f32, "f32"),
+    _compress_entry(compress_bf16, "bf16"),
+    _expand_entry(expand_f32_f32, "f32", "f32"),
+    _expand_entry(expand_f32_bf16, "f32", "bf16"),
+    _expand_entry(expand_bf16_f32, "bf16", "f32"),
+    _expand_entry(expand_bf16_bf16, "bf16", "bf16"),
+    _attention_entry(latent_attention_f32, "f32"),
+    _attention_entry(latent_attention_bf16, "bf16"),
+    _head_entry(absorb_f32, "f32", "D", absorb_reference, absorb_arguments),
+    _head_entry(absorb_bf16, "bf16", "D", absorb_reference, absorb_arguments),
+    _decode_entry(latent_attention_decode_f32, "f32"),
+    _decode_entry(latent_attention_decode_bf16, "bf16"),
+    LibraryKernel(
+        name="merge_splits", kernel=merge_splits, reference=merge_reference, make_arguments=merge_arguments,
+        tolerance=SOFTMAX,
+        cases=(Case({"H": 16, "C": 512, "position": 4095}, flops=4 * 16 * 512 * (4096 // SPLIT),
+                    bytes=4 * 16 * (4096 // SPLIT * 514 + 512)),),
+        check_shapes=({"H": 1, "C": 1, "position": 0}, {"H": 3, "C": 19, "position": 2 * SPLIT},
+                      {"H": 4, "C": 64, "position": 5 * SPLIT - 1}),
+    ),
+    _head_entry(project_values_f32, "f32", "V", project_reference, project_arguments),
+    _head_entry(project_values_bf16, "bf16", "V", project_reference, project_arguments),
+)

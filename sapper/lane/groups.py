@@ -1,0 +1,379 @@
+"""Contractions on matrix instructions of groups of warps: some warps copy, the others multiply, tile after tile.
+
+Enters the same walk as sapper/lane/matrix.py takes, where the target has such instructions and boxes of both operands
+can be copied (`MatrixGroup`). Leaves lane IR: the function's body twice, once for each part that a warp may play.
+
+    copies      one warp has boxes of both operands, `depth` deep, copied to the next stage as soon as it is free
+    multiplies  each group takes 64 rows through the instructions, sums in registers; then the sums go to near memory,
+                some columns at a time, and the walk's stores read them there like any other value
+
+Stages are used in turn, tile after tile without a break, so that the next tile is copied while the sums of this one are
+stored. A counter says where a warp is: its low bits are the stage, the others how often the stages were used. Between
+tiles it waits in a word of near memory, since tasks carry no values.
+
+Each stage has two signals. `full`: the copies announce their bytes; the multiplying warps wait for it. `free`: these
+warps arrive once their group's instructions no longer read the stage; the copying warp waits for it. A group starts the
+next stage's instructions before it waits for those of the stage before, so the arrival is one stage late; before the
+first stage there is none, and that arrival says that the last one is free.
+
+    near memory   stage 0 (left, right, ...), stage 1, ... | sums of each warp | full, free of each stage | counters
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..ir.nodes import Block, Op, Value
+from ..ir.types import ROW_F32, S64, TensorType, f32, i32
+from ..tile.affine import Affine, affine
+from ..tile.plan import Walk, plan_block
+from ..tile.schedule import MatrixGroup, MatrixUnit
+from . import fragments
+from .fragments import PANEL, ROW_BYTES
+from .matrix import ELEMENT_BYTES, MatrixLowering, MatrixWalk, Sum, sum_row_bytes
+from .state import Scalar
+
+PIECE_ROWS = 8
+"""Rows of the sums that pass through near memory at once."""
+SIGNAL_BYTES, COUNTER_BYTES = 8, 4
+MOST_DIMENSIONS = 5
+REGISTER_GRANULE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One operand's piece in each stage. at: its first byte there. map: of its tensor. along_depth: whether rows of 128
+    bytes lie along the depth; otherwise along the outer axis, and there is a panel for each 64 of it."""
+
+    op: Op
+    outer: str
+    extent: int
+    depth: int
+    at: int
+    map: int
+    along_depth: bool
+
+    @property
+    def bytes(self) -> int:
+        return self.extent * self.depth * ELEMENT_BYTES
+
+    @property
+    def panel_bytes(self) -> int:
+        return self.depth * ROW_BYTES
+
+    def outer_bytes(self, outer: Scalar, low: MatrixLowering) -> Scalar:
+        """From the piece's first byte to an outer coordinate, a multiple of 64."""
+        return low.mul(outer, ROW_BYTES) if self.along_depth else low.mul(low.scalar("s_floordiv", outer, PANEL),
+                                                                          self.panel_bytes)
+
+    def depth_bytes(self, depth: int) -> int:
+        return depth * (ELEMENT_BYTES if self.along_depth else ROW_BYTES)
+
+
+class GroupLowering(MatrixLowering):
+    """Emits walks for groups of warps where that can be done, and leaves the others to MatrixLowering.
+
+    groups, columns: of the tile. multiplies: which part is being emitted.
+    """
+
+    groups = 0
+    columns = 0
+    multiplies = True
+
+    def find_matrix_walk(self) -> None:
+        super().find_matrix_walk()
+        group, found = self.facts.matrix_group, self.matrix_walk
+        self.tensor_maps: list[list[object]] = []
+        if group is None or found is None or len(plan_block(self.function.body).items) != 1:
+            return
+        loads = [(op, found.rows) for op in found.left] + [(op, found.columns) for op in found.right]
+        if all(op.operands[0].type.dtype.name in group.dtypes and self._is_box(op, outer, found.depth)  # type: ignore[union-attr]
+               for op, outer in loads):
+            shape = self._shape(group, found)
+            if shape is not None:
+                self.groups, self.columns = shape
+                self.warps = self.groups * group.group_warps + group.copy_warps
+
+    def _shape(self, group: MatrixGroup, found: MatrixWalk) -> tuple[int, int] | None:
+        """Groups and columns of the tile: as the schedule says, else the first shape of which there is one for each
+        worker, or the last; None where the schedule asks for another tile."""
+        rows, columns = (self._extent_from_zero(axis) for axis in (found.rows, found.columns))
+        forced = self.schedule.tile.keys() & {found.rows, found.columns, found.depth}
+        shape = None
+        for groups, most in group.shapes:
+            wide = most // len(found.right)
+            tile = {found.rows: groups * group.group_rows, found.columns: wide, found.depth: group.depth}
+            if wide < PANEL or any(tile[axis] != self.schedule.tile[axis] for axis in forced):
+                continue
+            shape = groups, wide
+            if forced or -(-rows // tile[found.rows]) * -(-columns // wide) >= group.workers:
+                break
+        return shape
+
+    def _is_box(self, op: Op, outer: str, depth: str) -> bool:
+        """Whether what a tile reads is a box of the tensor, with nothing but zeros, or rows that nobody wants, where it
+        reaches past the tensor's end."""
+        t = op.operands[0].type
+        assert isinstance(t, TensorType)
+        forms = [affine(v) for v in op.operands[1:]]
+        for dim, form in zip(t.dims, forms, strict=True):
+            assert form is not None
+            if any(factor != 1 for factor in form.axes.values()) or len(form.axes) > 1:
+                return False
+            if depth in form.axes and (form.constant or form.scalars or not self._ends_at(depth, dim)):
+                return False
+        return len(forms) <= MOST_DIMENSIONS
+
+    def _ends_at(self, axis: str, dim: object) -> bool:
+        """Whether an axis ends where a tensor's dimension does."""
+        for op in self.function.walk():
+            axes = op.attributes["axes"] if op.name == "tiles" else \
+                [op.attributes["axis"]] if op.name == "whole" else []
+            if axis in axes:
+                stop = op.operands[2 * axes.index(axis) + 1].op
+                return stop is not None and dim == (stop.attributes["name"] if stop.name == "dim" else
+                                                    stop.attributes["value"] if stop.name == "const" else None)
+        return False
+
+    def matrix_tile(self) -> tuple[int, int]:
+        if not self.groups:
+            return super().matrix_tile()
+        assert self.facts.matrix_group is not None
+        return self.groups * self.facts.matrix_group.group_rows, self.columns
+
+    @property
+    def tiles_are_tasks(self) -> bool:
+        """Whether each task is one tile: it costs nothing, as the copies for the next one go on all the time."""
+        return self.groups > 0 and not self.schedule.chunks
+
+    # Parts.
+
+    def parts(self, body: Callable[[], None]) -> None:
+        group = self.facts.matrix_group
+        if not self.groups:
+            super().parts(body)
+            return
+        assert group is not None
+        self._lay_out(group)
+        own = self.add(self.near(), self.add(self.counters_at, self.mul(self.warp(), COUNTER_BYTES)))
+        self.effect("s_store", [self.value(0), self.value(own)], dtype=i32, near=True)
+        first = self.emit(0, "s_cmp", [self.warp(), self.value(0)], S64, cond="eq")
+        multiplying = self.groups * group.group_warps
+        self._branch(first, lambda: self._start_signals(group, multiplying), lambda: None)
+        self.effect("sync_warps", [])
+        more, fewer = self._budgets(group)
+
+        def multiply() -> None:
+            self.multiplies = True
+            if more:
+                self.effect("register_budget", [], registers=more, more=True)
+            body()
+
+        def copy() -> None:
+            self.multiplies = False
+            if fewer:
+                self.effect("register_budget", [], registers=fewer, more=False)
+            self._branch(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="eq"), body,
+                         lambda: None)
+
+        self._branch(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="lt"), multiply, copy)
+
+    def _lay_out(self, group: MatrixGroup) -> None:
+        """The places in near memory."""
+        found = self.matrix_walk
+        assert found is not None
+        high, wide = self.matrix_tile()
+        self.pieces = [self._operand(found.left[0], found.rows, found.depth, high, group.depth, 0)]
+        for op in found.right:
+            last = self.pieces[-1]
+            self.pieces.append(self._operand(op, found.columns, found.depth, wide, group.depth, last.at + last.bytes))
+        self.stage_bytes = self.pieces[-1].at + self.pieces[-1].bytes
+        self.sums_at = group.stages * self.stage_bytes
+        multiplying = self.groups * group.group_warps
+        rest = 2 * group.stages * SIGNAL_BYTES + self.warps * COUNTER_BYTES
+        self.piece_columns = self.columns
+        while self.sums_at + multiplying * self._sums_bytes() + rest > group.near_bytes:
+            self.piece_columns //= 2
+        self.full_at = self.sums_at + multiplying * self._sums_bytes()
+        self.free_at = self.full_at + group.stages * SIGNAL_BYTES
+        self.counters_at = self.free_at + group.stages * SIGNAL_BYTES
+        self.near_bytes_used = self.counters_at + self.warps * COUNTER_BYTES
+
+    def _sums_bytes(self) -> int:
+        """Near memory of a warp for a piece of the sums of all contractions."""
+        return PIECE_ROWS * sum_row_bytes(self.piece_columns) * (len(self.pieces) - 1)
+
+    def _operand(self, op: Op, outer: str, depth_axis: str, extent: int, depth: int, at: int) -> Operand:
+        t = op.operands[0].type
+        assert isinstance(t, TensorType)
+        forms = self._forms(op)
+        along_depth = depth_axis in forms[-1].axes
+        sizes = {outer: extent if along_depth else PANEL, depth_axis: depth}
+        box = [sizes[next(iter(form.axes))] if form.axes else 1 for form in forms]
+        name = op.operands[0].name
+        self.slot(f"{name}.data")
+        for dim in t.dims:
+            if isinstance(dim, str):
+                self.slot(f"dim.{dim}")
+        record: list[object] = [name, t.dtype.name, list(t.dims), box]
+        if record not in self.tensor_maps:
+            self.tensor_maps.append(record)
+        return Operand(op, outer, extent, depth, at, self.tensor_maps.index(record), along_depth)
+
+    @staticmethod
+    def _forms(op: Op) -> list[Affine]:
+        forms = [affine(v) for v in op.operands[1:]]
+        return [form for form in forms if form is not None]
+
+    def _start_signals(self, group: MatrixGroup, multiplying: int) -> None:
+        for stage in range(group.stages):
+            for at, arrivals in ((self.full_at, 1), (self.free_at, multiplying)):
+                self.effect("signal_start", [self.near()], arrivals=arrivals, disp=at + stage * SIGNAL_BYTES)
+        self.effect("signal_fence", [])
+
+    def _budgets(self, group: MatrixGroup) -> tuple[int, int]:
+        """Registers of a thread that multiplies, and of one that copies; 0 where all have enough at the start."""
+        if self.groups == 1:
+            return 0, 0
+        threads = group.group_warps * self.lanes
+        rest = group.registers - group.copy_warps * self.lanes * group.copy_registers
+        return rest // (self.groups * threads) // REGISTER_GRANULE * REGISTER_GRANULE, group.copy_registers
+
+    def _branch(self, condition: Value, then: Callable[[], None], other: Callable[[], None]) -> None:
+        blocks = []
+        for body in (then, other):
+            self.enter(Block())
+            body()
+            self.effect("yield", [])
+            blocks.append(self.leave())
+        self.finish(Op("if", [condition], (), {}, blocks, self.location))
+
+    # The walk.
+
+    def _tile(self, walk: Walk, found: MatrixWalk, unit: MatrixUnit, row: Value, column: Value) -> None:
+        group = self.facts.matrix_group
+        if not self.groups:
+            super()._tile(walk, found, unit, row, column)
+            return
+        assert group is not None
+        own = self.add(self.near(), self.add(self.counters_at, self.mul(self.warp(), COUNTER_BYTES)))
+        counter = self.emit(self.depth, "s_load", [self.value(own)], S64, dtype=i32, near=True)
+        if self.multiplies:
+            counter, sums = self._multiply_tile(group, found, counter)
+        else:
+            counter, sums = self._copy_tile(group, found, counter, {found.rows: row, found.columns: column}), []
+        self.effect("s_store", [counter, self.value(own)], dtype=i32, near=True)
+        if self.multiplies:
+            self._store_sums(group, walk, found, sums, row, column)
+
+    def _stage_of(self, group: MatrixGroup, counter: Scalar) -> Scalar:
+        return self.scalar("s_and", counter, group.stages - 1)
+
+    def _parity_of(self, group: MatrixGroup, counter: Scalar) -> Scalar:
+        return self.scalar("s_and", self.scalar("s_floordiv", counter, group.stages), 1)
+
+    def _signal(self, stage: Scalar) -> Value:
+        return self.value(self.add(self.near(), self.mul(stage, SIGNAL_BYTES)))
+
+    def _depth_loop(self, found: MatrixWalk, group: MatrixGroup, carried: list[Value],
+                    body: Callable[[Value, list[Value]], list[Value]]) -> list[Value]:
+        deep = self.open[found.depth]
+        first, last = self.value(deep.offset), self.value(self.add(deep.offset, deep.extent))
+        block = Block([S64, *[v.type for v in carried]])
+        self.enter(block)
+        self.effect("yield", body(block.arguments[0], list(block.arguments[1:])))
+        self.leave()
+        loop = Op("loop", [first, last, *carried], [v.type for v in carried], {"step": group.depth,
+                                                                             "label": found.depth}, [block],
+                  self.location)
+        self.finish(loop)
+        return list(loop.results)
+
+    def _copy_tile(self, group: MatrixGroup, found: MatrixWalk, counter: Value, starts: dict[str, Value]) -> Value:
+        def body(here: Value, carried: list[Value]) -> list[Value]:
+            (counter,) = carried
+            following = self.add(counter, 1)
+            stage = self._stage_of(group, counter)
+            signal = self._signal(stage)
+            target = self.value(self.add(self.near(), self.mul(stage, self.stage_bytes)))
+            parity = self.scalar("s_xor", self._parity_of(group, following), 1)
+            self.effect("signal_wait", [signal, self.value(parity)], disp=self.free_at)
+            self.effect("signal_expect", [signal], disp=self.full_at, bytes=self.stage_bytes)
+            for operand in self.pieces:
+                panels = 1 if operand.along_depth else operand.extent // PANEL
+                for panel in range(panels):
+                    at = {**starts, found.depth: here}
+                    at[operand.outer] = self.value(self.add(at[operand.outer], panel * PANEL))
+                    self.effect("tensor_copy", [target, signal, *self._coordinates_of(operand.op, at)],
+                                map=operand.map, disp=operand.at + panel * operand.panel_bytes,
+                                signal_disp=self.full_at)
+            return [self.value(following)]
+
+        return self._depth_loop(found, group, [counter], body)[0]
+
+    def _coordinates_of(self, op: Op, at: dict[str, Value]) -> list[Value]:
+        made = []
+        for form in self._forms(op):
+            total: Scalar = form.constant
+            for scalar, factor in form.scalars.items():
+                total = self.add(total, self.mul(self.integer(scalar), factor))
+            for axis in form.axes:
+                total = self.add(at[axis], total)
+            made.append(self.value(total))
+        return made
+
+    def _multiply_tile(self, group: MatrixGroup, found: MatrixWalk, counter: Value) -> tuple[Value, list[Value]]:
+        left, *right = self.pieces
+        mine = left.outer_bytes(self.mul(self.scalar("s_floordiv", self.warp(), group.group_warps), group.group_rows),
+                                self)
+        each = group.group_rows * self.columns // (group.group_warps * self.lanes)
+        dtype = left.op.operands[0].type.dtype  # type: ignore[union-attr]
+
+        def body(here: Value, carried: list[Value]) -> list[Value]:
+            counter, *sums = carried
+            stage = self._stage_of(group, counter)
+            self.effect("signal_wait", [self._signal(stage), self.value(self._parity_of(group, counter))],
+                        disp=self.full_at)
+            source = self.add(self.near(), self.mul(stage, self.stage_bytes))
+            rows = self.value(self.add(source, mine))
+            self.effect("group_fence", [])
+            for depth in range(0, group.depth, fragments.DEPTH):
+                for number, piece in enumerate(right):
+                    some = sums[number * each:(number + 1) * each]
+                    made = Op("group_multiply", [rows, self.value(source), *some], [ROW_F32] * each, {
+                        "dtype": dtype, "left_rows": left.along_depth, "right_rows": piece.along_depth,
+                        "left_disp": left.at + left.depth_bytes(depth),
+                        "right_disp": piece.at + piece.depth_bytes(depth),
+                        "left_panel_bytes": left.panel_bytes, "right_panel_bytes": piece.panel_bytes,
+                    }, None, self.location)
+                    self.finish(made)
+                    sums[number * each:(number + 1) * each] = made.results
+            self.effect("group_commit", [])
+            self.effect("group_wait", [], pending=1)
+            before = self._stage_of(group, self.sub(counter, 1))
+            self.effect("signal_arrive", [self._signal(before)], disp=self.free_at)
+            return [self.value(self.add(counter, 1)), *sums]
+
+        zeros = [self.constant(0.0, f32)] * (each * len(right))
+        counter, *sums = self._depth_loop(found, group, [counter, *zeros], body)
+        done = Op("group_wait", sums, [ROW_F32] * len(sums), {"pending": 0}, None, self.location)
+        self.finish(done)
+        return counter, list(done.results)
+
+    def _store_sums(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, sums: list[Value], row: Value,
+                    column: Value) -> None:
+        """Each warp its own rows, some columns after the others."""
+        rows, columns = self.open[found.rows], self.open[found.columns]
+        row_end, column_end = self.add(rows.offset, rows.extent), self.add(columns.offset, columns.extent)
+        warp_rows = group.group_rows // group.group_warps
+        start = self.add(row, self.mul(self.warp(), warp_rows))
+        place = self.add(self.near(), self.add(self.sums_at, self.mul(self.warp(), self._sums_bytes())))
+        each, held = len(sums) // len(found.right), self.piece_columns // 2
+        for top in range(0, warp_rows, PIECE_ROWS):
+            for side in range(0, self.columns, self.piece_columns):
+                placed = [[Sum(sums[number * each + side // 2 + at], 0, at // 4 * fragments.COLUMNS + at % 2)
+                           for at in range(held) if at % 4 // 2 == top // PIECE_ROWS]
+                          for number in range(len(found.right))]
+                self._finish_tile(walk, found, placed, (self.add(start, top), PIECE_ROWS, row_end),
+                                  (self.add(column, side), self.piece_columns, column_end), place)

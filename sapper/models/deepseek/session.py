@@ -1,0 +1,262 @@
+"""DeepSeek's forward pass: tokens in, logits out, with a cache of latent vectors.
+
+In: a DeepseekModel. Out: `Session`, whose `feed` runs tokens and leaves the logits of the last one in `logits`. Holds:
+what BaseSession holds; a token reads the weights of the experts that it goes through, and of no others.
+
+    tokens ── embedding ── x ── norm, joined ─┬─ (latent queries ── norm) ── queries ─┬─ attention ── output, + x ── y
+                                              └─ compress ── cache ───────────────────┘
+    y ─┬─ norm, gate, up ── SwiGLU ── down, + y ── x                       dense layers
+       └─ norm, router ── gate ── experts: SwiGLU, weighted sum, + y ── x  mixtures
+    x ── norm, logits of the last token
+
+One token attends absorbed, several attend naively (sapper/kernels/mla.py). Each is one program; the variables of the
+second are `position`, `count`, `filled` (position + count) and `routed` (count, for each expert that a token takes).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...kernels import embedding, gate, mla, moe, norm
+from ...runtime.buffers import empty
+from ...runtime.program import Rows, Variable
+from ..linear import Steps, Workspace
+from ..session import BaseSession, Sections
+from ..weights import DTYPES
+from .config import LATENT_EPSILON, Mixture
+from .weights import AttentionWeights, DenseWeights, MixtureWeights
+
+if TYPE_CHECKING:
+    from .model import DeepseekModel
+    from .untrained import Untrained
+
+Array = np.ndarray[Any, np.dtype[Any]]
+F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
+
+
+class Session(BaseSession):
+    """One conversation with a DeepSeek model."""
+
+    def __init__(
+        self, model: DeepseekModel | Untrained, context: int | None = None, *, cache_dtype: str = "f32",
+        threads: int | None = None, interpret: bool = False,
+    ) -> None:
+        """As BaseSession has it; cache_dtype is that of the latent vectors and of the shared keys."""
+        config = model.config
+        widest = max(config.features, config.hidden, config.query_rank, config.heads * config.value_features)
+        super().__init__(
+            config.vocabulary, config.positions, context, cache_dtype, threads, interpret, Workspace(widest)
+        )
+        self.model = model
+        self._cache_dtype = cache_dtype
+        pairs, heads, rank = config.turned_features // 2, config.heads, config.key_rank
+        self._cosine, self._sine = config.rope.tables(self.context)
+        kind = DTYPES[cache_dtype]
+        self._latents = [empty((self.context, rank), kind) for _ in range(config.layers)]
+        self._keys = [empty((self.context, 2, pairs), kind) for _ in range(config.layers)]
+        # From here on memory that is not used is never there.
+        splits = -(-self.context // mla.SPLIT)
+        extents = ((splits, heads), (splits, heads), (splits, heads, rank))
+        self._splits = tuple(empty(one, F32) for one in extents)
+        self._absorbed, self._met = (empty((heads, rank), F32) for _ in range(2))
+        self._expanded = empty((self.context, heads, config.key_features + config.value_features), F32)
+        rows = self.chunk
+        self._x, self._y, self._normed = (empty((rows, config.features), F32) for _ in range(3))
+        first = config.query_rank or heads * config.head_features
+        self._joined = empty((rows, first + rank + config.turned_features), F32)
+        self._query_latent = empty((rows, config.query_rank), F32)
+        self._queries = empty((rows, heads * config.head_features), F32) if config.query_rank else self._joined
+        self._turned = empty((rows, heads, 2, pairs), F32)
+        self._mixed = empty((rows, heads * config.value_features), F32)
+        self._hidden = empty((rows, config.hidden), F32)
+        self._filled, self._routed = Variable("filled", self.context), Variable("routed", 0)
+        if config.mixture is not None:
+            self._make_mixture_buffers(rows, config.mixture)
+
+    def _make_mixture_buffers(self, rows: int, mixture: Mixture) -> None:
+        features, taken = self.model.config.features, mixture.taken
+        self._routed.value = rows * taken
+        self._scores = empty((rows, mixture.groups, mixture.experts // mixture.groups), F32)
+        self._experts, self._place = (empty((rows, taken), I32) for _ in range(2))
+        self._shares = empty((rows, taken), F32)
+        self._ranges = tuple(empty((mixture.experts + mixture.shared,), I32) for _ in range(2))
+        self._owners = empty((rows * taken,), I32)
+        self._gathered, self._results = (empty((rows * taken, features), F32) for _ in range(2))
+        self._expert_hidden = empty((rows * taken, mixture.hidden), F32)
+
+    def state(self) -> dict[str, Array]:
+        return {f"layer {i} {part}": cache for part, caches in (("latents", self._latents), ("keys", self._keys))
+                for i, cache in enumerate(caches)}
+
+    def _chunk_values(self, count: int) -> dict[str, int]:
+        values = super()._chunk_values(count) | {"filled": self.position + count}
+        mixture = self.model.config.mixture
+        return values if mixture is None else values | {"routed": count * mixture.taken}
+
+    # ---- what one token and several share
+
+    def _parts(self) -> tuple[Array, Array, Array, Array]:
+        """Views of all tokens' rows: queries [rows, heads, key_features], what of them turns [rows, heads, 2, pairs],
+        latent vectors [rows, key_rank], shared keys [rows, 2, pairs].
+        """
+        config, joined, rows = self.model.config, self._joined, self.chunk
+        size, pairs = config.head_features, config.turned_features // 2
+        queries = self._queries[:, : config.heads * size].reshape(rows, config.heads, size)
+        first = joined.shape[1] - config.turned_features - config.key_rank
+        return (
+            queries[:, :, : config.key_features],
+            queries[:, :, config.key_features :].reshape(rows, config.heads, 2, pairs),
+            joined[:, first : first + config.key_rank], joined[:, first + config.key_rank :].reshape(rows, 2, pairs),
+        )
+
+    def _compress(self, one: AttentionWeights, layer: int, position: Variable, rows: Any) -> Steps:
+        """The new tokens' rows of the cache, and their turned queries. rows: which rows of an array are theirs."""
+        _, turning, latent, key = self._parts()
+        return [(getattr(mla, f"compress_{self._cache_dtype}"), (
+            rows(turning), rows(latent), rows(key), one.key_gain, LATENT_EPSILON, self._cosine, self._sine, position,
+            rows(self._turned), self._latents[layer], self._keys[layer],
+        ))]
+
+    def _gate(self, one: MixtureWeights, rows: Any) -> Steps:
+        """From scores to experts and their shares."""
+        mixture = self.model.config.mixture
+        assert mixture is not None
+        settings = (mixture.kept, mixture.chosen, mixture.normalise, mixture.scale, rows(self._experts),
+                    rows(self._shares))
+        if one.bias is None:
+            return [(gate.gate_softmax, (rows(self._scores), *settings))]
+        return [(gate.gate_sigmoid, (rows(self._scores), one.bias.reshape(self._scores.shape[1:]), *settings))]
+
+    def _heads_of(self, one: AttentionWeights) -> tuple[Array, Array]:
+        """The rows of `expand` that make keys [heads, key_features, key_rank], and values."""
+        config = self.model.config
+        matrices = one.expand.weights.reshape(config.heads, -1, config.key_rank)
+        return matrices[:, : config.key_features], matrices[:, config.key_features :]
+
+    # ---- one token
+
+    def step_sections(self) -> Sections:
+        weights, position = self.model.weights, Variable("position", 0)
+        sections = [("embedding", weights.embedding.look_up(self._token, self._x[:1]))]
+        for number, layer in enumerate(weights.layers):
+            one = layer.feed_forward
+            sections += [
+                (f"layer {number}: attention", self._attend_one(layer.attention, number, position)),
+                (f"layer {number}: feed-forward", self._dense_one(one)) if isinstance(one, DenseWeights)
+                else (f"layer {number}: mixture of experts", self._mixture_one(one)),
+            ]
+        epsilon = self.model.config.epsilon
+        logits = weights.logits.apply_norm(self._x[0], weights.gain, epsilon, self.logits, self._work)
+        return [*sections, ("logits", logits)]
+
+    def _attend_one(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
+        """x to y."""
+        config, work, dtype = self.model.config, self._work, one.expand.dtype
+        x, y, joined = self._x[0], self._y[0], self._joined[0]
+        steps = one.joined.apply_norm(x, one.gain, config.epsilon, joined, work)
+        if one.query is not None and one.query_gain is not None:
+            latent = joined[: config.query_rank]
+            steps += one.query.apply_norm(latent, one.query_gain, LATENT_EPSILON, self._queries[0], work)
+        keys, values = self._heads_of(one)
+        flat_keys = self._keys[layer].reshape(self.context, -1)
+        turned, mixed = self._turned[0].reshape(config.heads, -1), self._mixed[0].reshape(config.heads, -1)
+        return [
+            *steps, *self._compress(one, layer, position, _first),
+            (getattr(mla, f"absorb_{dtype}"), (self._parts()[0][0], keys, self._absorbed)),
+            (getattr(mla, f"latent_attention_decode_{self._cache_dtype}"), (
+                self._absorbed, turned, self._latents[layer], flat_keys, position, config.score_scale, *self._splits,
+            )),
+            (mla.merge_splits, (*self._splits, position, self._met)),
+            (getattr(mla, f"project_values_{dtype}"), (self._met, values, mixed)),
+            *one.output.apply_residual(self._mixed[0], x, y, work),
+        ]
+
+    def _dense_one(self, one: DenseWeights) -> Steps:
+        """y to x."""
+        x, y, hidden, epsilon, work = self._x[0], self._y[0], self._hidden[0], self.model.config.epsilon, self._work
+        return [*one.gate.apply_norm_swiglu(one.up, y, one.gain, epsilon, hidden, work),
+                *one.down.apply_residual(hidden, y, x, work)]
+
+    def _mixture_one(self, one: MixtureWeights) -> Steps:
+        """y to x."""
+        x, y, epsilon = self._x[0], self._y[0], self.model.config.epsilon
+        experts, hidden = self._experts[0], self._expert_hidden[: one.taken]
+        return [
+            *one.router.apply_norm(y, one.gain, epsilon, self._scores[0].reshape(-1), self._work),
+            *self._gate(one, _first),
+            *one.gate.apply_norm_swiglu(one.up, experts, y, one.gain, epsilon, hidden),
+            *one.down.apply_weighted(experts, self._shares[0], hidden, y, x),
+        ]
+
+    # ---- several tokens
+
+    def prefill_sections(self) -> Sections:
+        weights, position = self.model.weights, Variable("position", 0)
+        sections = [("embedding", self._look_up(weights.embedding, self._x))]
+        for number, layer in enumerate(weights.layers):
+            one = layer.feed_forward
+            sections += [
+                (f"layer {number}: attention", self._attend(layer.attention, number, position)),
+                (f"layer {number}: feed-forward", self._dense(one)) if isinstance(one, DenseWeights)
+                else (f"layer {number}: mixture of experts", self._mixture(one)),
+            ]
+        logits = self._logits_of_last(
+            weights.logits, self._x, weights.gain, self.model.config.epsilon, self._y[:1])
+        return [*sections, ("logits of the last token", logits)]
+
+    def _attend(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
+        """x to y."""
+        config, rows, filled = self.model.config, self._rows, self._filled
+        x, y, joined, normed, mixed = self._x, self._y, self._joined, self._normed, self._mixed
+        steps: Steps = [(norm.rms_norm, (rows(x), one.gain, config.epsilon, rows(normed))),
+                        *self._multiply("matmul_nt", normed, [one.joined], joined)]
+        if one.query is not None and one.query_gain is not None:
+            latent = joined[:, : config.query_rank]
+            steps += [(norm.rms_norm, (rows(latent), one.query_gain, LATENT_EPSILON, rows(self._query_latent))),
+                      *self._multiply("matmul_nt", self._query_latent, [one.query], self._queries)]
+        latents, shared = self._latents[layer], self._keys[layer].reshape(self.context, -1)
+        expand = getattr(mla, f"expand_{self._cache_dtype}_{one.expand.dtype}")
+        keys, values = self._expanded[:, :, : config.key_features], self._expanded[:, :, config.key_features :]
+        turned, out = (array.reshape(self.chunk, config.heads, -1) for array in (self._turned, mixed))
+        return [
+            *steps, *self._compress(one, layer, position, rows),
+            (expand, (Rows(latents, filled), one.expand.weights,
+                      Rows(self._expanded.reshape(self.context, -1), filled))),
+            (getattr(mla, f"latent_attention_{self._cache_dtype}"), (
+                rows(self._parts()[0]), rows(turned), Rows(keys, filled), Rows(shared, filled), Rows(values, filled),
+                position, config.score_scale, rows(out),
+            )),
+            *self._multiply("matmul_nt_residual", mixed, [one.output], x, y),
+        ]
+
+    def _normed_y(self, gain: Array) -> Steps:
+        return [(norm.rms_norm, (self._rows(self._y), gain, self.model.config.epsilon, self._rows(self._normed)))]
+
+    def _dense(self, one: DenseWeights) -> Steps:
+        """y to x."""
+        hidden = self._hidden
+        return [*self._normed_y(one.gain), *self._multiply("matmul_swiglu", self._normed, [one.gate, one.up], hidden),
+                *self._multiply("matmul_nt_residual", hidden, [one.down], self._y, self._x)]
+
+    def _mixture(self, one: MixtureWeights) -> Steps:
+        """y to x."""
+        rows, routed, normed = self._rows, self._routed, self._normed
+        owners, gathered, hidden, results = (
+            Rows(array, routed) for array in (self._owners, self._gathered, self._expert_hidden, self._results))
+        return [
+            *self._normed_y(one.gain),
+            *self._multiply("matmul_nt", normed, [one.router], self._scores.reshape(self.chunk, -1)),
+            *self._gate(one, rows),
+            (moe.group_tokens, (rows(self._experts), *self._ranges, rows(self._place), owners)),
+            (embedding.embedding_f32, (owners, normed, gathered)),
+            *one.gate.grouped_swiglu(one.up, gathered, self._ranges, hidden),
+            *one.down.grouped(hidden, self._ranges, results),
+            (moe.combine_experts, (self._results, rows(self._place), rows(self._shares), rows(self._y), rows(self._x))),
+        ]
+
+
+def _first(array: Array) -> Array:
+    """The one row of one token."""
+    return array[:1]

@@ -1,0 +1,223 @@
+"""The weights of a DeepSeek model, in the layout that its kernels take.
+
+In: a loader with NAMES, and a config. Out: `DeepseekWeights`. Holds: matrices and vectors are as `Loader` makes them;
+the rows that make turned features are in the order of the half-split rotary pairing, which changes no score, as queries
+and keys are reordered alike; a layer's shared experts stand behind its routed ones, each of the same size, as experts
+that every token takes with weight 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..linear import Dense, Experts, Matrix
+from ..weights import Loader, Order, Use, half_split_rows
+from .config import DeepseekConfig, Mixture
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    """joined [(query_rank or heads * head_features) + key_rank + turned_features, features]: what meets a layer's
+    input: rows of the queries' latent vector, or of the queries where there is none, then of the latent vector of keys
+    and values and of the shared key. query_gain, query: from the queries' latent vector to the queries, or None.
+    key_gain [key_rank]. expand [heads * (key_features + value_features), key_rank]: a head's keys, then its values.
+    output [features, heads * value_features].
+    """
+
+    gain: Array
+    joined: Matrix
+    query_gain: Array | None
+    query: Matrix | None
+    key_gain: Array
+    expand: Dense
+    output: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class DenseWeights:
+    """gate, up [hidden, features]; down [features, hidden]."""
+
+    gain: Array
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+
+    @property
+    def step_bytes(self) -> int:
+        return self.gain.nbytes + self.gate.nbytes + self.up.nbytes + self.down.nbytes
+
+    @property
+    def step_size(self) -> int:
+        """Weights that one token meets."""
+        return self.gate.size + self.up.size + self.down.size
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureWeights:
+    """router [experts, features], f32; bias [experts], f32, or None. gate, up: experts [hidden, features], the shared
+    ones last; down: experts [features, hidden]. taken: experts that a token goes through.
+    """
+
+    gain: Array
+    router: Dense
+    bias: Array | None
+    gate: Experts
+    up: Experts
+    down: Experts
+    taken: int
+
+    @property
+    def step_bytes(self) -> int:
+        experts = self.gate.nbytes + self.up.nbytes + self.down.nbytes
+        return self.gain.nbytes + self.router.nbytes + self.taken * experts
+
+    @property
+    def step_size(self) -> int:
+        """Weights that one token meets."""
+        return self.router.size + self.taken * (self.gate.size + self.up.size + self.down.size)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    attention: AttentionWeights
+    feed_forward: DenseWeights | MixtureWeights
+
+
+@dataclass(frozen=True, slots=True)
+class DeepseekWeights:
+    """A whole model. embedding [vocabulary, features]; logits: the same matrix where the two are tied."""
+
+    embedding: Matrix
+    layers: tuple[LayerWeights, ...]
+    gain: Array
+    logits: Matrix
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of weights that decoding one token reads: of the experts, those that it goes through."""
+        count = self.gain.nbytes + self.logits.nbytes
+        for layer in self.layers:
+            one = layer.attention
+            count += one.gain.nbytes + one.joined.nbytes + one.key_gain.nbytes + one.expand.nbytes + one.output.nbytes
+            if one.query is not None and one.query_gain is not None:
+                count += one.query.nbytes + one.query_gain.nbytes
+            count += layer.feed_forward.step_bytes
+        return count
+
+    @property
+    def step_size(self) -> int:
+        """Weights that one token of a prompt meets: those of the layers, where all go but the last."""
+        count = 0
+        for layer in self.layers:
+            one = layer.attention
+            count += one.joined.size + one.expand.size + one.output.size + layer.feed_forward.step_size
+            count += one.query.size if one.query is not None else 0
+        return count
+
+
+LAYER = "model.layers.{}."
+NAMES = {
+    "embedding": "model.embed_tokens.weight", "gain": "model.norm.weight", "logits": "lm_head.weight",
+    "attention_gain": LAYER + "input_layernorm.weight", "all_queries": LAYER + "self_attn.q_proj.weight",
+    "query_latent": LAYER + "self_attn.q_a_proj.weight", "query_gain": LAYER + "self_attn.q_a_layernorm.weight",
+    "query": LAYER + "self_attn.q_b_proj.weight", "key_latent": LAYER + "self_attn.kv_a_proj_with_mqa.weight",
+    "key_gain": LAYER + "self_attn.kv_a_layernorm.weight", "expand": LAYER + "self_attn.kv_b_proj.weight",
+    "output": LAYER + "self_attn.o_proj.weight", "feed_forward_gain": LAYER + "post_attention_layernorm.weight",
+    "gate": LAYER + "mlp.gate_proj.weight", "up": LAYER + "mlp.up_proj.weight", "down": LAYER + "mlp.down_proj.weight",
+    "router": LAYER + "mlp.gate.weight", "router_bias": LAYER + "mlp.gate.e_score_correction_bias",
+    "expert_gate": LAYER + "mlp.experts.{}.gate_proj.weight", "expert_up": LAYER + "mlp.experts.{}.up_proj.weight",
+    "expert_down": LAYER + "mlp.experts.{}.down_proj.weight",
+    "shared_gate": LAYER + "mlp.shared_experts.gate_proj.weight",
+    "shared_up": LAYER + "mlp.shared_experts.up_proj.weight",
+    "shared_down": LAYER + "mlp.shared_experts.down_proj.weight",
+}
+
+
+def load_weights(loader: Loader, config: DeepseekConfig) -> DeepseekWeights:
+    """Read and lay out all weights; routers stay in f32.
+
+    Raises ModelError for a tensor that is missing, of the wrong shape, or of a format that cannot be read.
+    """
+    layers = []
+    for i in range(config.layers):
+        attention = _attention(loader, config, i)
+        mixture = config.mixture if i >= config.dense_layers else None
+        feed_forward = _dense(loader, config, i) if mixture is None else _experts(loader, config, mixture, i)
+        layers.append(LayerWeights(attention, feed_forward))
+    gain = loader.vector("gain", config.features)
+    rows = config.vocabulary
+    embedding = loader.joined([Use("embedding", rows)], config.features)
+    logits = loader.joined([Use("logits", rows)], config.features) if loader.has("logits") else embedding
+    return DeepseekWeights(embedding, tuple(layers), gain, logits)
+
+
+def _attention(loader: Loader, config: DeepseekConfig, layer: int) -> AttentionWeights:
+    features, heads, turned = config.features, config.heads, config.turned_features
+
+    def half_split(count: int) -> Order | None:
+        """The order of the rows of so many heads, of which the last ones turn."""
+        return partial(half_split_rows, heads=count, turned=turned) if config.interleaved else None
+
+    queries = Use("query", heads * config.head_features, half_split(heads))
+    gain = loader.vector("attention_gain", features, layer)
+    first = Use("query_latent", config.query_rank) if config.query_rank else Use(
+        "all_queries", queries.rows, queries.order)
+    joined = loader.joined([first, Use("key_latent", config.key_rank + turned, half_split(1))], features, layer)
+    query_gain = query = None
+    if config.query_rank:
+        query_gain = loader.vector("query_gain", config.query_rank, layer)
+        query = loader.joined([queries], config.query_rank, layer)
+    key_gain = loader.vector("key_gain", config.key_rank, layer)
+    made = heads * (config.key_features + config.value_features)
+    expand = loader.dense([Use("expand", made)], config.key_rank, layer)
+    output = loader.joined([Use("output", features)], heads * config.value_features, layer)
+    return AttentionWeights(gain, joined, query_gain, query, key_gain, expand, output)
+
+
+def _dense(loader: Loader, config: DeepseekConfig, layer: int) -> DenseWeights:
+    gain = loader.vector("feed_forward_gain", config.features, layer)
+    gate, up = loader.matrices([Use("gate", config.hidden), Use("up", config.hidden)], config.features, layer)
+    return DenseWeights(gain, gate, up, loader.joined([Use("down", config.features)], config.hidden, layer))
+
+
+def _experts(loader: Loader, config: DeepseekConfig, mixture: Mixture, layer: int) -> MixtureWeights:
+    features, hidden, shared = config.features, mixture.hidden, mixture.shared
+    gain = loader.vector("feed_forward_gain", features, layer)
+    router = loader.wide("router", mixture.experts, features, layer)
+    bias = loader.vector("router_bias", mixture.experts, layer) if mixture.sigmoid else None
+    for expert in range(mixture.experts):  # Before memory is taken for so many.
+        for role, shape in (("gate", (hidden, features)), ("up", (hidden, features)), ("down", (features, hidden))):
+            loader.entry(f"expert_{role}", shape, layer, expert)
+
+    def rows_of(role: str) -> Callable[[int], Array]:
+        """An expert's matrix [hidden, features]; the shared ones have their rows one after the other."""
+        together = loader.entry(f"shared_{role}", (shared * hidden, features), layer).read() if shared else None
+
+        def read(expert: int) -> Array:
+            if together is None or expert < mixture.experts:
+                return loader.entry(f"expert_{role}", (hidden, features), layer, expert).read()
+            first = (expert - mixture.experts) * hidden
+            return together[first : first + hidden]
+
+        return read
+
+    together = loader.entry("shared_down", (features, shared * hidden), layer).read() if shared else None
+
+    def down(expert: int) -> Array:
+        if together is None or expert < mixture.experts:
+            return loader.entry("expert_down", (features, hidden), layer, expert).read()
+        first = (expert - mixture.experts) * hidden
+        return together[:, first : first + hidden]
+
+    count = mixture.experts + shared
+    gates, ups = (loader.experts(count, hidden, features, rows_of(role)) for role in ("gate", "up"))
+    return MixtureWeights(
+        gain, router, bias, gates, ups, loader.experts(count, features, hidden, down), mixture.taken
+    )

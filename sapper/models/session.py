@@ -1,0 +1,201 @@
+"""What the sessions of all architectures share: feeding tokens, the two programs, choosing the next token.
+
+In: a vocabulary and a context. Out: `BaseSession`, whose subclasses say what one token and what a chunk of tokens run.
+Holds: all buffers are made once; NumPy only makes views of them; every number is computed by sapper's kernels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..ahead import plan as whole
+from ..kernels import embedding, matmul, sampling
+from ..runtime.buffers import empty
+from ..runtime.program import Program, Rows, Variable
+from .errors import ModelError
+from .linear import Matrix, Steps, Workspace, named_arrays
+from .weights import DTYPES
+
+CHUNK = 512
+"""Tokens that go through the layers together: enough for the matrix kernels to reach their speed, and few enough for
+the activations to stay in the caches."""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Sections = list[tuple[str, Steps]]
+"""Steps in order, with a heading for each part."""
+
+
+class BaseSession(ABC):
+    """One conversation with a model.
+
+    context: how many tokens fit. chunk: how many go through the layers together. position: tokens fed so far. logits
+    [vocabulary], f32: after `feed`, for the token that comes next. picked [1], i32: the token that `pick` chose.
+    """
+
+    def __init__(
+        self, vocabulary: int, positions: int, context: int | None, cache_dtype: str, threads: int | None,
+        interpret: bool, work: Workspace,
+    ) -> None:
+        """context: how many tokens fit (None: `positions`, as many as the model can). cache_dtype: "f32" or "bf16".
+        threads: workers of each kernel (None: the runtime chooses). interpret: run under the reference interpreter.
+        Raises ModelError for a context or a dtype that cannot be.
+        """
+        self.context = positions if context is None else context
+        if not 1 <= self.context <= positions:
+            raise ModelError("the context", f"{self.context} tokens", f"1 to {positions}")
+        if cache_dtype not in DTYPES:
+            raise ModelError("the dtype of the cache", repr(cache_dtype), f"one of {', '.join(DTYPES)}")
+        self.vocabulary = vocabulary
+        self.chunk = min(CHUNK, self.context)
+        self.position = 0
+        self.logits = empty((vocabulary,), np.dtype(np.float32))
+        self._options: dict[str, Any] = {} if threads is None else {"threads": threads}
+        if interpret:
+            self._options = {"interpret": True}
+        self._work = work
+        self._token, self._last, self.picked = (empty((1,), np.dtype(np.int32)) for _ in range(3))
+        self._tokens = empty((self.chunk,), np.dtype(np.int32))
+        self._count = Variable("count", self.chunk)
+        self._candidates: tuple[Array, Array] | None = None
+        self._decode: Program | None = None
+        self._prefill: Program | None = None
+
+    # ---- what an architecture says
+
+    @abstractmethod
+    def step_sections(self) -> Sections:
+        """The kernels of one token, `_token`, in order; their variable is `position`."""
+
+    @abstractmethod
+    def prefill_sections(self) -> Sections:
+        """The kernels of a chunk of tokens in order: the first `count` of `_tokens`, of which `_last` is the last one's
+        index, behind `position` others; their variables are those of `_chunk_values`."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Array]:
+        """The memory that lasts from one run of a program to the next, by name."""
+
+    def _chunk_values(self, count: int) -> dict[str, int]:
+        """The values of the variables of prefill_sections for so many tokens at self.position."""
+        return {"count": count, "position": self.position}
+
+    # ---- as a file (sapper/ahead)
+
+    def whole(self, name: str, description: str, weights: dict[str, Array]) -> whole.Model:
+        """The programs and the names of what they work on, for C functions that begin with `name`.
+
+        weights: names of constants. Each program has one launch more, which finds the likeliest token.
+        """
+        likeliest = ("likeliest token", [(sampling.argmax_rows, (self.logits.reshape(1, -1), self.picked))])
+        programs = {"prefill": [*self.prefill_sections(), likeliest], "step": [*self.step_sections(), likeliest]}
+        buffers = named_arrays({key.lstrip("_"): value for key, value in vars(self).items() if key != "model"})
+        return whole.Model(
+            name, programs, weights | buffers | self.state(), tuple(self.state()), self.context, self.vocabulary,
+            self.chunk, description, variables={"prefill": self._linear_values(), "step": {"position": (1, 0)}},
+        )
+
+    def _linear_values(self) -> dict[str, tuple[int, int]]:
+        """Each variable of a chunk as (times the position, times the number of tokens)."""
+        def values(position: int, count: int) -> dict[str, int]:
+            kept, self.position = self.position, position
+            try:
+                return self._chunk_values(count)
+            finally:
+                self.position = kept
+
+        of_position, of_count, both = values(1, 0), values(0, 1), values(3, 5)
+        for variable, value in both.items():
+            assert value == 3 * of_position[variable] + 5 * of_count[variable], f"{variable} is linear in both"
+        return {variable: (of_position[variable], of_count[variable]) for variable in both}
+
+    # ---- tokens in
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        """Run tokens through the model, after those fed before; `logits` are then those of the last one.
+
+        Raises ModelError if there are none, if one is not in the vocabulary, or if the context is full.
+        """
+        if not len(tokens):
+            raise ModelError("the tokens", "none", "at least one", "give a prompt")
+        wrong = next((token for token in tokens if not 0 <= token < self.vocabulary), None)
+        if wrong is not None:
+            raise ModelError("the tokens", f"{wrong}", f"numbers from 0 to {self.vocabulary - 1}")
+        if self.position + len(tokens) > self.context:
+            raise ModelError(
+                "the context", f"{self.position} + {len(tokens)} tokens", f"at most {self.context}",
+                "take a shorter prompt, or a larger context",
+            )
+        if len(tokens) == 1:
+            self._feed_one(tokens[0])
+            return
+        for start in range(0, len(tokens), self.chunk):
+            self._feed_several(tokens[start : start + self.chunk])
+
+    def _feed_one(self, token: int) -> None:
+        self._token[0] = token
+        if self._decode is None:
+            self._decode = self._program(self.step_sections())
+        self._decode(position=self.position)
+        self.position += 1
+
+    def _feed_several(self, tokens: Sequence[int]) -> None:
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        self._last[0] = count - 1
+        if self._prefill is None:
+            self._prefill = self._program(self.prefill_sections())
+        self._prefill(**self._chunk_values(count))
+        self.position += count
+
+    def _program(self, sections: Sections) -> Program:
+        return Program([step for _, steps in sections for step in steps], static=True, **self._options)
+
+    # ---- parts of programs
+
+    def _rows(self, array: Array) -> Rows:
+        """The rows of a chunk's tokens."""
+        return Rows(array, self._count)
+
+    def _look_up(self, matrix: Matrix, x: Array) -> Steps:
+        """x: the rows of the matrix that belong to a chunk's tokens."""
+        return [(kernel, (self._rows(tokens), *parts, self._rows(into)))
+                for kernel, (tokens, *parts, into) in matrix.look_up(self._tokens, x)]
+
+    def _multiply(self, name: str, x: Array, matrices: Sequence[Matrix], *rest: Array) -> Steps:
+        """The matrix kernel of that name on a chunk, for the dtype in which the matrices can be had."""
+        plain = [matrix.widened(self._work, place) for place, matrix in enumerate(matrices)]
+        kernel = getattr(matmul, f"{name}_{plain[0][1]}")
+        arguments = (self._rows(x), *(weights for weights, _, _ in plain), *map(self._rows, rest))
+        return [*(step for _, _, steps in plain for step in steps), (kernel, arguments)]
+
+    def _logits_of_last(self, matrix: Matrix, x: Array, gain: Array, epsilon: float, row: Array) -> Steps:
+        """The logits of a chunk's last token; row [1, features] is memory for it."""
+        return [(embedding.embedding_f32, (self._last, x, row)),
+                *matrix.apply_norm(row[0], gain, epsilon, self.logits, self._work)]
+
+    # ---- choosing a token
+
+    def pick(self, temperature: float = 0.0, top_k: int = 40, u: float = 0.0) -> int:
+        """The next token, by `logits`. temperature 0: the likeliest; otherwise drawn among the top_k likeliest.
+
+        u: a random number in [0, 1). Raises ModelError for a temperature, top_k or u out of range.
+        """
+        if not 0.0 <= temperature <= 1e6 or not 0.0 <= u < 1.0 or top_k < 1:
+            raise ModelError(
+                "sampling", f"temperature {temperature}, top_k {top_k}, u {u}",
+                "temperature >= 0, top_k >= 1, u in [0, 1)",
+            )
+        if temperature == 0.0:
+            sampling.argmax_rows(self.logits.reshape(1, -1), self.picked, **self._options)
+            return int(self.picked[0])
+        count = min(top_k, self.vocabulary)
+        if self._candidates is None or len(self._candidates[0]) != count:
+            self._candidates = empty((count,), np.dtype(np.float32)), empty((count,), np.dtype(np.int32))
+        values, indices = self._candidates
+        sampling.top_k(self.logits, values, indices, **self._options)
+        sampling.sample_top_k(values, indices, temperature, u, self.picked, **self._options)
+        return int(self.picked[0])

@@ -1,0 +1,149 @@
+"""Reads a model's weights into the layout that its kernels take.
+
+In: the tensors of a checkpoint, and where each stands in the model. Out: `Loader`, which gives matrices (linear.py) and
+vectors. Holds: every shape is checked before memory is taken; matrices are [out, in], dense in bf16 or f32 or in blocks
+as in the file; all lie in memory that asks for huge pages, in the order in which they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ..runtime.buffers import Arena
+from .checkpoint import Entry
+from .errors import ModelError
+from .gguf_file import TensorEntry
+from .linear import Dense, Experts, Matrix, RawBlocks, in_panels
+
+Array = np.ndarray[Any, np.dtype[Any]]
+DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+FORMS = ("file", "bf16", "f32")
+"""How the matrices may be held: in one dtype, or in the blocks of the file."""
+ROWS_AT_ONCE = 4096
+Order = Callable[[Array], Array]
+
+
+def check_form(form: str) -> None:
+    """Raises ModelError for what is not one of FORMS."""
+    if form not in FORMS:
+        raise ModelError("the dtype of the weights", repr(form), f"one of {', '.join(FORMS)}")
+
+
+def half_split_rows(rows: Array, heads: int, turned: int | None = None) -> Array:
+    """Rows [heads * D, ...] of the interleaved pairing in the order of the half-split one.
+
+    turned: how many of a head's D rows, the last ones, are in pairs (None: all).
+    """
+    size, rest = rows.shape[0] // heads, rows.shape[1:]
+    turned = size if turned is None else turned
+    kept, paired = np.split(rows.reshape(heads, size, *rest), [size - turned], axis=1)
+    halves = paired.reshape(heads, turned // 2, 2, *rest).swapaxes(1, 2).reshape(paired.shape)
+    return np.concatenate([kept, halves], axis=1).reshape(rows.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A matrix of the file in a place of the model: rows of it, put in the order that the kernels want."""
+
+    role: str
+    rows: int
+    order: Order | None = None
+
+
+class Loader:
+    """where: the file, for messages. tensors: of the file, by name. names: role -> the name of its tensor, with {} for
+    the layer. form: one of FORMS.
+    """
+
+    def __init__(self, where: str, tensors: Mapping[str, Entry], names: Mapping[str, str], form: str) -> None:
+        check_form(form)
+        self.where = where
+        self.tensors = tensors
+        self.names = names
+        self.blocks = form == "file"
+        self.dtype = "bf16" if self.blocks else form
+        self.arena = Arena()
+
+    def has(self, role: str, *places: int) -> bool:
+        return self.names.get(role, "").format(*places) in self.tensors
+
+    def entry(self, role: str, shape: tuple[int, ...], *places: int) -> Entry:
+        """The tensor of that role, its shape checked. places: the layer, and the expert where the name has one."""
+        name = self.names[role].format(*places)
+        where = f"{self.where}, tensor {name}"
+        entry = self.tensors.get(name)
+        if entry is None:
+            raise ModelError(where, "nothing", f"a tensor of shape {shape}", "get the file again")
+        if entry.shape != shape:
+            raise ModelError(where, f"shape {entry.shape}", f"shape {shape}", "get the file again")
+        return entry
+
+    def vector(self, role: str, features: int, *places: int) -> Array:
+        """In f32."""
+        source = self.entry(role, (features,), *places).read()
+        target = self.arena.empty((features,), DTYPES["f32"])
+        target[:] = source
+        return target
+
+    def wide(self, role: str, rows: int, columns: int, *places: int) -> Dense:
+        """A matrix in f32, whatever the form."""
+        source = self.entry(role, (rows, columns), *places).read()
+        target = self.arena.empty((rows, columns), DTYPES["f32"])
+        target[:] = source
+        return Dense(target, "f32")
+
+    def matrices(self, uses: Sequence[Use], columns: int, *places: int) -> list[Matrix]:
+        """One matrix for each use, all of one form."""
+        blocks = self._all_blocks(uses, columns, places)
+        return [self._joined([use], columns, places, blocks) for use in uses]
+
+    def joined(self, uses: Sequence[Use], columns: int, *places: int) -> Matrix:
+        """The rows of all uses, one after the other, as one matrix; in blocks if all can be."""
+        return self._joined(uses, columns, places, self._all_blocks(uses, columns, places))
+
+    def dense(self, uses: Sequence[Use], columns: int, *places: int) -> Dense:
+        """The same, never in blocks."""
+        found = self._joined(uses, columns, places, False)
+        assert isinstance(found, Dense)
+        return found
+
+    def _joined(self, uses: Sequence[Use], columns: int, places: tuple[int, ...], blocks: bool) -> Matrix:
+        if blocks:
+            pieces = [raw for use in uses if (raw := self._raw(use, columns, places)) is not None]
+            return in_panels(pieces, self.arena)
+        entries = [self.entry(use.role, (use.rows, columns), *places) for use in uses]
+        target = self.arena.empty((sum(use.rows for use in uses), columns), DTYPES[self.dtype])
+        start = 0
+        for use, entry in zip(uses, entries, strict=True):
+            source = entry.read()
+            self.fill(target[start : start + use.rows], source if use.order is None else use.order(source))
+            start += use.rows
+        return Dense(target, self.dtype)
+
+    def fill(self, target: Array, source: Array) -> None:
+        """Copy a matrix, some rows at a time: less memory is touched, and it stays in the cache."""
+        for first in range(0, len(source), ROWS_AT_ONCE):
+            part = source[first : first + ROWS_AT_ONCE]
+            target[first : first + len(part)] = part.astype(target.dtype)
+
+    def _all_blocks(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> bool:
+        """Whether all can be held in blocks of one form."""
+        found = [self._raw(use, columns, places) for use in uses] if self.blocks else [None]
+        return None not in found and len({raw.form for raw in found if raw is not None}) == 1
+
+    def _raw(self, use: Use, columns: int, places: tuple[int, ...]) -> RawBlocks | None:
+        entry = self.entry(use.role, (use.rows, columns), *places)
+        raw = RawBlocks.parse(entry.data, entry.shape, entry.format) if isinstance(entry, TensorEntry) else None
+        return raw if raw is None or use.order is None else raw.reordered(use.order)
+
+    def experts(self, count: int, rows: int, columns: int, read: Callable[[int], Array]) -> Experts:
+        """Matrices of one shape, together. read: the matrix [rows, columns] of an expert, in f32."""
+        target = self.arena.empty((count, rows, columns), DTYPES[self.dtype])
+        for expert in range(count):
+            self.fill(target[expert], read(expert))
+        return Experts(target, self.dtype)

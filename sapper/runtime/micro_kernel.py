@@ -1,0 +1,78 @@
+"""Whether a micro-kernel by hand computes what it stands for.
+
+Enters: a `ContractionPiece` (lang/by_hand.py), a target. Leaves: a `Report`. Holds: the piece has been asked for every
+tile that it is written for, on depths of no step, of one and of several with a rest, on rows side by side and apart, on
+random and hostile values; interpreted from the meanings of its rows, and run between guard pages where this CPU can.
+The kernel round it is always the same, so that the stations before lowering need no check again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+
+from ..ir.types import f32
+from ..lang.builtins import tiles, zeros
+from ..lang.by_hand import ContractionPiece
+from ..lang.dims import dims
+from ..lang.kernel import kernel
+from ..lang.tensor import Tensor
+from ..tile.rounding import Expectation
+from ..tile.schedule import Schedule
+from .cases import Case, shaped_cases
+from .check import Finding, Report, check_lanes
+
+M, N, K = dims("M N K")
+
+
+@kernel(name="micro_kernel")
+def product(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    """What every micro-kernel is the inside of."""
+    for m, n in tiles(M, N):
+        total = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            total += a[m, k] @ b[k, n]
+        c[m, n] = total
+
+
+def shapes(piece: ContractionPiece, lanes: int) -> Iterator[dict[str, int]]:
+    """Extents at which the generated loops come to each tile of the piece, and to tiles that it does not take."""
+    rows, columns, step = piece.rows[0], piece.vectors[0] * lanes, piece.step
+    # A step of many rows ends in fours and ones; one of vectors in single ones, the last under a mask.
+    for m, n, k in ((rows, columns, step), (rows, columns, 3 * step + step // 2), (2 * rows + 5, columns + lanes, step),
+                    (rows + 4, 2 * columns + lanes + 3, 5 * step + 1), (rows, columns, step - 1)):
+        yield {"M": m, "N": n, "K": k}
+
+
+def check_micro_kernel(piece: ContractionPiece, target: Any, seed: int = 0) -> Report:
+    """The static checks, then the piece inside a product of matrices, at every station. The report's finding says what
+    is wrong; it has one, too, if no case came to the piece."""
+    from ..assembly.errors import AssemblyError
+
+    name = piece.key.partition(":")[2]
+    try:
+        piece.check(target)
+    except AssemblyError as error:
+        return Report(name, finding=Finding("micro-kernels", name, str(error)))
+    known = [(case, _expectation(case))
+             for case in shaped_cases(product, product.tile_ir(), seed, shapes(piece, target.lanes))]
+    report, used = check_lanes(product, target, known, Schedule(assembly=(name,)))
+    report.kernel = name
+    if report.finding is None and piece.key not in used:
+        report.finding = Finding("micro-kernels", name, "no tile of a product of matrices is one that it takes")
+    return report
+
+
+def _expectation(case: Case) -> dict[str, Expectation]:
+    """The product in f64, and how far a sum in f32 in any order may be from it (N. Higham, "Accuracy and Stability of
+    Numerical Algorithms", 3.1): anything where a partial sum of the finite terms may overflow."""
+    a, b = (case.arguments[name].astype(numpy.float64) for name in "ab")
+    with numpy.errstate(all="ignore"):
+        values = (a @ b).astype(numpy.float32)
+        finite = numpy.where(numpy.isfinite(a), abs(a), 0) @ numpy.where(numpy.isfinite(b), abs(b), 0)
+    steps = a.shape[1]
+    bound = finite * (steps + 1) * 2.0**-23 + steps * 2.0**-149
+    bound[finite > numpy.finfo(numpy.float32).max] = numpy.inf
+    return {"c": Expectation("c", f32, values, bound)}

@@ -1,0 +1,281 @@
+"""Micro-kernels by hand in generated loops: chosen by a schedule, refused with a reason, checked by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sapper as sp
+from sapper import Schedule, Tensor, bf16, f32, tiles, x86, zeros
+from sapper.assembly.contraction import Contraction, Tile
+from sapper.assembly.errors import AssemblyError
+from sapper.assembly.mutate import mutants
+from sapper.cli.explain import gather
+from sapper.cli.port import run_port
+from sapper.codegen.pipeline import compile_kernel
+from sapper.ir.text import parse_function, print_function
+from sapper.kernels.by_hand.contraction import f32_6x16, f32_14x32
+from sapper.kernels.matmul import make_matmul_nn, make_matmul_nt
+from sapper.lane.ops import LANE_OPS
+from sapper.lang.by_hand import CONTRACTIONS
+from sapper.runtime.by_hand import key_of
+from sapper.runtime.check import check_kernel
+from sapper.runtime.errors import SapperWarning
+from sapper.runtime.micro_kernel import check_micro_kernel, product
+from sapper.targets import host_target
+from sapper.targets.x86_64.target import target
+from sapper.tile.schedule import ScheduleError
+from tests.codegen.test_encode import assemble, needs_as
+
+V3, ZEN4 = target("v3"), target("zen4")
+M, N, K = sp.dims("M N K")
+PIECES = [(f32_14x32, ZEN4), (f32_6x16, V3)]
+IDS = ["avx512", "avx2"]
+
+
+def runs_on(chip: Any) -> bool:
+    return bool(chip.features - {"avx512_bf16"} <= host_target().features)
+
+
+def compiled(kernel: Any, chip: Any, schedule: Schedule | None, extent: int = 1024, **options: Any) -> Any:
+    names = [name for name, _ in kernel.parameters]
+    return compile_kernel(kernel, {}, dict.fromkeys(names, "contiguous"), dict.fromkeys("MNK", (extent, 64)), chip,
+                          schedule, **options)
+
+
+@pytest.mark.parametrize(("piece", "chip"), PIECES, ids=IDS)
+def test_it_is_the_loop_where_the_schedule_names_it(piece: Contraction, chip: Any) -> None:
+    schedule = Schedule(assembly=(piece.name,))
+    made = compiled(product, chip, schedule)
+    assert made.pieces == (piece.key,) and made.refused == ()
+    assert f".L.{piece.name}" in made.text()
+    assert compiled(product, chip, None).pieces == ()
+    assert compiled(product, chip, schedule, by_hand=False).pieces == ()
+
+
+def test_the_order_of_its_instructions_stays() -> None:
+    tile = f32_14x32.assemble((14, 2))
+    written = [item.row.name for item in tile.body if hasattr(item, "row")]
+    machine = compiled(product, ZEN4, Schedule(assembly=("f32_14x32",))).made.machine
+    found = [item.row.name for item in machine.body if getattr(item, "comment", "") == "f32_14x32"]
+    assert found == written
+    assert machine.body and not any("spill" in getattr(item, "comment", "") for item in inside(machine.body))
+
+
+def inside(body: list[Any]) -> list[Any]:
+    """From the first to the last instruction of the piece."""
+    places = [place for place, item in enumerate(body) if getattr(item, "comment", "") == "f32_14x32"]
+    return body[places[0]:places[-1] + 1]
+
+
+@needs_as
+@pytest.mark.parametrize(("piece", "chip"), PIECES, ids=IDS)
+def test_as_makes_the_same_bytes_of_its_text(piece: Contraction, chip: Any, tmp_path: Path) -> None:
+    made = compiled(product, chip, Schedule(assembly=(piece.name,)))
+    assert assemble(made.text(), tmp_path) == made.code
+
+
+def test_its_instructions_are_part_of_the_cache_key() -> None:
+    written = small(plain)
+    with registered(written):
+        before = key_of(product, ("small",))
+    with registered(small(wrong_lane)):
+        assert key_of(product, ("small",)) != before
+    assert key_of(product, ("f32_6x16",)) == [f32_6x16.digest()]
+
+
+def test_port_and_explain_name_it() -> None:
+    schedule = '{"assembly": ["f32_14x32"]}'
+    rows = {row["target"]: row for row in run_port("matmul_nn_f32", None, None, schedule, ["v3", "zen4"])}
+    assert [piece["name"] for piece in rows["zen4"]["pieces"]] == ["f32_14x32"]
+    assert rows["zen4"]["pieces"][0]["kind"] == "loop"
+    assert rows["v3"]["how"] == "generated" and "no avx512f" in rows["v3"]["not_by_hand"]["f32_14x32"]
+    facts = gather("matmul_nn_f32", "zen4", None, None, schedule, run=False)
+    loop = next(loop for loop in facts["loops"] if loop["label"].startswith(".f32_14x32"))
+    assert loop["operations"] == 14 * 32 * 4 * 2 and loop["bound"].startswith("ports")
+
+
+@pytest.mark.parametrize(("kernel", "chip", "schedule", "reason"), [
+    (make_matmul_nn(f32), V3, Schedule(), "has no avx512f"),
+    (make_matmul_nt(f32), ZEN4, Schedule(lane="k"), "two axes in its result"),
+    (make_matmul_nn(bf16), ZEN4, Schedule(), "b is of bf16; it takes f32"),
+    (make_matmul_nn(f32), ZEN4, Schedule(registers={"m": 12}), "holds 12 of axis m"),
+], ids=["features", "lane", "dtype", "registers"])
+def test_where_it_does_not_fit_generated_code_runs_and_the_reason_is_told(
+    kernel: Any, chip: Any, schedule: Schedule, reason: str
+) -> None:
+    named = Schedule.from_json(schedule.to_json() | {"assembly": ["f32_14x32"]})
+    made = compiled(kernel, chip, named)
+    assert made.pieces == ()
+    assert reason in dict(made.refused)["x86_64:f32_14x32"]
+    assert made.code == compiled(kernel, chip, schedule).code
+
+
+def test_extents_below_a_tile() -> None:
+    facts: dict[str, Any] = {"unit_strides": dict.fromkeys("abc", "contiguous"), "target": ZEN4, "dim_classes": {}}
+    made = compile_kernel(product, {"M": 13, "N": 64, "K": 64}, schedule=Schedule(assembly=("f32_14x32",)), **facts)
+    assert "axis m has 13 elements at most; a tile is 14" in dict(made.refused)["x86_64:f32_14x32"]
+
+
+def test_a_kernel_without_a_contraction() -> None:
+    @sp.kernel
+    def add(a: Tensor[f32, N], b: Tensor[f32, N]):
+        for n in tiles(N):
+            b[n] = a[n] + 1.0
+
+    assert "no contraction" in dict(compiled(add, ZEN4, Schedule(assembly=("f32_14x32",))).refused)["x86_64:f32_14x32"]
+
+
+def test_a_schedule_that_names_none() -> None:
+    with pytest.raises(ScheduleError, match="no block 'f32_1x1'"):
+        compiled(product, ZEN4, Schedule(assembly=("f32_1x1",)))
+
+
+@pytest.mark.parametrize(("piece", "chip"), PIECES, ids=IDS)
+def test_by_itself_it_is_right_at_every_station(piece: Contraction, chip: Any) -> None:
+    report = check_micro_kernel(piece, host_target() if runs_on(chip) and chip is ZEN4 else chip)
+    assert report.finding is None and report.cases == 10
+    assert report.passed["simplify"] == 10
+
+
+def test_what_follows_the_contraction_and_scalars_stay_generated() -> None:
+    @sp.kernel
+    def dense(a: Tensor[f32, M, K], b: Tensor[f32, K, N], bias: Tensor[f32, N], c: Tensor[f32, M, N]):
+        for m, n in tiles(M, N):
+            total = zeros(m, n, dtype=f32)
+            for k in tiles(K):
+                total += a[m, k] @ b[k, n]
+            t = total + bias[n]
+            c[m, n] = t * sp.sigmoid(t)
+
+    schedule = Schedule(assembly=("f32_6x16",))
+    assert compiled(dense, V3, schedule).pieces == ("x86_64:f32_6x16",)
+    report = check_kernel(dense, V3, runs=5, schedule=schedule)
+    assert report.finding is None, report.finding
+    assert report.passed["micro-kernels"] == 10
+
+
+def test_the_lane_op_prints_parses_and_is_verified() -> None:
+    from sapper.codegen.pipeline import facts_of, to_lane
+    from sapper.ir.verifier import VerificationError, verify
+    from sapper.tile.schedule import DimClass, Specialization
+
+    dims = Specialization({d: DimClass(1024, 64) for d in "MNK"})
+    lane = to_lane(product.tile_ir(), Schedule(assembly=("f32_6x16",)), facts_of(V3), dims)
+    text = print_function(lane)
+    assert "asm_contract" in text
+    again = parse_function(text, {"lane": LANE_OPS})
+    assert print_function(again) == text
+    verify(again, LANE_OPS)
+    op = next(op for op in again.walk() if op.name == "asm_contract")
+    op.attributes["rows"] = 5
+    with pytest.raises(VerificationError, match="as many sums as rows times vectors"):
+        verify(again, LANE_OPS)
+
+
+# --- Pieces that are wrong ------------------------------------------------------------------------------------------
+
+@contextmanager
+def registered(piece: Contraction) -> Iterator[Contraction]:
+    CONTRACTIONS[piece.key] = piece
+    try:
+        yield piece
+    finally:
+        del CONTRACTIONS[piece.key]
+
+
+@dataclass(frozen=True)
+class Planted(Contraction):
+    """A piece with an error planted in it. wrong: the body, and the registers that it speaks of."""
+
+    wrong: Tile = field(default=None, compare=False)  # type: ignore[assignment]
+
+    def assemble(self, tile: tuple[int, int], first_register: int = 0) -> Tile:
+        return self.wrong
+
+
+def small(write: Any, rows: tuple[int, ...] = (2,), vectors: tuple[int, ...] = (1,), step: int = 2) -> Contraction:
+    return Contraction(x86.table, "small", write, 256, rows, vectors, step, features=frozenset({"avx2", "fma"}))
+
+
+def plain(t: Any) -> None:
+    """Two rows by a vector, two steps to a round."""
+    with t.loop(0, t.depth, 2):
+        for step in range(2):
+            for number, row in enumerate(t.sums):
+                element, address = t.vector(), t.left + 4 * step
+                x86.vbroadcastss(element, x86.dword[address + t.left_stride if number else address])
+                x86.vfmadd231ps(row[0], element, x86.ptr[t.right + 32 * step])
+        x86.add(t.left, 8)
+        x86.add(t.right, 64)
+
+
+def test_every_planted_error_is_found() -> None:
+    sound = small(plain)
+    with registered(sound):
+        assert check_micro_kernel(sound, V3).finding is None
+    alive = []
+    for mutant in mutants(sound.assemble((2, 1))):
+        assert isinstance(mutant.assembly, Tile)
+        piece = Planted(x86.table, "small", plain, 256, (2,), (1,), 2, features=sound.features, wrong=mutant.assembly)
+        with registered(piece):
+            if check_micro_kernel(piece, V3).finding is None:
+                alive.append(str(mutant))
+    assert alive == []
+
+
+def test_an_error_in_one_of_many_rows_is_found() -> None:
+    for mutant in islice(mutants(f32_6x16.assemble((6, 2))), 60, None, 90):
+        assert isinstance(mutant.assembly, Tile)
+        piece = Planted(x86.table, "planted", f32_6x16.write, 256, (6,), (2,), 4, wrong=mutant.assembly)
+        with registered(piece):
+            assert check_micro_kernel(piece, V3).finding is not None, str(mutant)
+
+
+def wrong_lane(t: Any) -> None:
+    with t.loop(0, t.depth, 2):
+        x86.vaddps(t.sums[0][0], t.sums[0][0], x86.ptr[t.right])
+
+
+@pytest.mark.skipif(not runs_on(V3), reason="no AVX2")
+def test_a_wrong_piece_is_never_used_and_one_warning_says_why() -> None:
+    with registered(small(wrong_lane)):
+        a, b = np.ones((8, 8), np.float32), np.ones((8, 16), np.float32)
+        c = np.zeros((8, 16), np.float32)
+        options: dict[str, Any] = {"target": "v3", "schedule": Schedule(assembly=("small",))}
+        with pytest.warns(SapperWarning, match="pieces by hand are not used") as caught:
+            make_matmul_nn(f32)(a, b, c, **options)
+        assert len(caught) == 1
+        assert (c == 8).all()
+
+
+@pytest.mark.parametrize(("write", "kind"), [
+    (lambda t: x86.vmovups(x86.ptr[t.right], t.sums[0][0]), "read-only"),
+    (lambda t: x86.vaddps(t.sums[0][0], t.sums[0][0], t.vector()), "undefined"),
+    (lambda t: x86.vmovaps(t.zmm(), x86.zmmword[t.right]), "feature"),
+], ids=["stores", "undefined", "features"])
+def test_static_checks(write: Any, kind: str) -> None:
+    with pytest.raises(AssemblyError) as caught:
+        small(write).check(V3)
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize(("options", "part"), [
+    ({"vector": "r64"}, "expected a vector register"),
+    ({"rows": (1, 2)}, "the largest first"),
+    ({"vectors": ()}, "positive counts"),
+    ({"step": 0}, "at least 1"),
+    ({"name": "vaddps"}, "name of an instruction"),
+    ({"name": "f32_6x16"}, "another block"),
+])
+def test_micro_kernels_that_cannot_be_registered(options: dict[str, Any], part: str) -> None:
+    given: dict[str, Any] = {"name": "new_one", "vector": "ymm", "rows": (2,), "vectors": (1,)} | options
+    with pytest.raises(ValueError, match=part):
+        x86.micro_kernel(given.pop("name"), **given)

@@ -1,0 +1,280 @@
+"""DeepSeek and Qwen2 on small random checkpoints: parity with what transformers computed (make_deepseek.py)."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sapper.cli.generate import run_generate
+from sapper.kernels import mla
+from sapper.models import session as sessions
+from sapper.models.deepseek.config import from_json
+from sapper.models.deepseek.model import load_model as load_deepseek
+from sapper.models.errors import ModelError
+from sapper.models.generate import Generation
+from sapper.models.load import Model, load_model
+from sapper.models.rope import RopeScaling
+
+DATA = Path(__file__).parent / "data"
+NAMES = ("deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "qwen2")
+CONTEXT = 160
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(name: str) -> Model:
+    return load_model(DATA / name, "f32")
+
+
+@pytest.fixture(scope="module")
+def recorded(name: str) -> dict[str, Any]:
+    with np.load(DATA / f"{name}.npz") as file:
+        return {"tokens": file["tokens"].tolist(), "logits": file["logits"], "logits_bf16": file["logits_bf16"],
+                "greedy": file["greedy"].tolist()}
+
+
+def assert_same(logits: np.ndarray, wanted: np.ndarray) -> None:
+    assert np.abs(logits - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+def test_decode_gives_the_logits_of_transformers(model: Model, recorded: dict[str, Any]) -> None:
+    session = model.session(CONTEXT)
+    for token, wanted in zip(recorded["tokens"], recorded["logits"], strict=True):
+        session.feed([token])
+        assert_same(session.logits, wanted)
+
+
+@pytest.mark.parametrize("chunk", [512, 7])
+def test_prefill_gives_the_logits_of_transformers(
+    model: Model, recorded: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "CHUNK", chunk)
+    session = model.session(CONTEXT)
+    session.feed(recorded["tokens"])
+    assert_same(session.logits, recorded["logits"][-1])
+
+
+def test_one_token_between_chunks(model: Model, recorded: dict[str, Any]) -> None:
+    """Naive and absorbed attention over one cache, and buffers that grow."""
+    session = model.session(CONTEXT)
+    tokens = recorded["tokens"]
+    for part in (tokens[:2], tokens[2:3], tokens[3:12], tokens[12:13], tokens[13:]):
+        session.feed(part)
+        assert_same(session.logits, recorded["logits"][session.position - 1])
+
+
+def test_greedy_tokens_are_those_of_transformers(model: Model, recorded: dict[str, Any]) -> None:
+    """128 tokens: over more than one split of the positions."""
+    made = Generation(model, recorded["tokens"], len(recorded["greedy"]))
+    stops, model.tokenizer.stops = model.tokenizer.stops, frozenset()
+    try:
+        list(made)
+    finally:
+        model.tokenizer.stops = stops
+    assert made.tokens == recorded["greedy"]
+    assert len(recorded["tokens"]) + len(made.tokens) > 2 * mla.SPLIT
+
+
+@pytest.mark.parametrize("cache", ["f32", "bf16"])
+def test_bf16_is_within_its_rounding(name: str, recorded: dict[str, Any], cache: str) -> None:
+    """The checkpoint's weights are numbers of bf16. Activations stay in f32 here, so the logits are nearer to those of
+    f32 than a forward pass in bf16 throughout is, also where the cache is rounded."""
+    session = load_model(DATA / name, "bf16").session(CONTEXT, cache_dtype=cache)
+    session.feed(recorded["tokens"][:-1])
+    session.feed(recorded["tokens"][-1:])
+    wanted, theirs = recorded["logits"][-1], recorded["logits_bf16"][-1]
+    cosine = session.logits @ wanted / np.linalg.norm(session.logits) / np.linalg.norm(wanted)
+    assert cosine >= (0.9999 if cache == "f32" else 0.999)
+    assert np.abs(session.logits - wanted).max() < np.abs(theirs - wanted).max()
+
+
+def test_the_interpreter_agrees(model: Model, recorded: dict[str, Any]) -> None:
+    session = model.session(CONTEXT, interpret=True)
+    session.feed(recorded["tokens"][:5])
+    assert_same(session.logits, recorded["logits"][4])
+    session.feed(recorded["tokens"][5:6])
+    assert_same(session.logits, recorded["logits"][5])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_any_number_of_threads(threads: int) -> None:
+    with np.load(DATA / "deepseek_v3.npz") as file:
+        tokens, logits = file["tokens"].tolist(), file["logits"]
+    session = load_model(DATA / "deepseek_v3", "f32").session(CONTEXT, threads=threads)
+    session.feed(tokens[:20])
+    session.feed(tokens[20:21])
+    assert_same(session.logits, logits[20])
+
+
+def test_a_token_reads_the_experts_that_it_takes_and_no_others() -> None:
+    """All others hold NaN after the gate has chosen, and no logit does."""
+    model = load_deepseek(DATA / "deepseek_v3", "f32")
+    session = model.session(CONTEXT)
+    session.feed([5])
+    wanted = session.logits.copy()
+    taken = session._experts[0]
+    last = model.weights.layers[-1].feed_forward
+    others = np.setdiff1d(np.arange(len(last.gate.weights)), taken)
+    assert len(others) == model.config.mixture.experts - model.config.mixture.chosen
+    for matrices in (last.gate, last.up, last.down):
+        matrices.weights[others] = np.nan
+    session.position = 0
+    session.feed([5])
+    np.testing.assert_array_equal(session.logits, wanted)
+
+
+def test_score_scales_are_those_of_the_published_models() -> None:
+    """0.13523 for V3, 0.11472 for V2-Lite: (0.1 * mscale_all_dim * ln 40 + 1)**2 / sqrt(192)."""
+    v3 = RopeScaling("yarn", 40.0, original_positions=4096, table_mscale=1.0, score_mscale=1.0)
+    lite = RopeScaling("yarn", 40.0, original_positions=4096, table_mscale=0.707, score_mscale=0.707)
+    assert v3.score_factor / 192**0.5 == pytest.approx(0.13523, abs=5e-6)
+    assert lite.score_factor / 192**0.5 == pytest.approx(0.11472, abs=5e-6)
+    assert v3.table_factor == lite.table_factor == 1.0
+
+
+def test_yarn_keeps_fast_pairs_and_divides_slow_ones() -> None:
+    """V3's: of 32 pairs those up to 10 turn 32 times or more in 4096 positions, those from 24 on once or less."""
+    scaling = RopeScaling("yarn", 40.0, original_positions=4096)
+    plain, found = RopeScaling().frequencies(10000.0, 32), scaling.frequencies(10000.0, 32)
+    np.testing.assert_array_equal(found[:11], plain[:11])
+    np.testing.assert_allclose(found[23:], plain[23:] / 40, rtol=1e-12)
+    between = found[11:23] / plain[11:23]
+    assert (np.diff(between) < 0).all() and between[0] < 1 and between[-1] > 1 / 40
+    assert scaling.table_factor == pytest.approx(1.0 + 0.1 * np.log(40))
+
+
+# ---- configs and damaged files
+
+
+def config_of(name: str, **changes: Any) -> dict[str, Any]:
+    values = {**json.loads((DATA / name / "config.json").read_text()), **changes}
+    return {key: value for key, value in values.items() if value != "absent"}
+
+
+def test_the_published_forms_of_the_configs_are_read() -> None:
+    """Base and scaling as the published checkpoints have them, in keys of their own."""
+    yarn = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1,
+            "mscale": 0.707, "mscale_all_dim": 0.707}
+    lite = from_json(config_of(
+        "deepseek_v2_lite", rope_parameters="absent", rope_theta=10000, rope_scaling=yarn, qk_nope_head_dim=128,
+        qk_rope_head_dim=64, scoring_func="softmax", n_group=1, topk_group=1, moe_layer_freq=1,
+    ), "here")
+    assert lite.score_scale == pytest.approx(0.11472, abs=5e-6)
+    assert lite.query_rank == 0 and lite.mixture is not None and not lite.mixture.sigmoid
+    v3 = from_json(config_of("deepseek_v3", topk_method="noaux_tc", scoring_func="sigmoid"), "here")
+    assert v3.mixture is not None and v3.mixture.sigmoid and v3.mixture.normalise and v3.mixture.scale == 2.5
+
+
+ABSURD: list[tuple[str, dict[str, Any], str]] = [
+    ("deepseek_v3", {"model_type": "deepseek_v9"}, "model_type: found 'deepseek_v9'"),
+    ("deepseek_v3", {"kv_lora_rank": 0}, "kv_lora_rank: found 0"),
+    ("deepseek_v3", {"kv_lora_rank": None}, "kv_lora_rank: found nothing"),
+    ("deepseek_v3", {"kv_lora_rank": 33}, r"kv_a_proj_with_mqa.weight: found shape \(40, 64\)"),
+    ("deepseek_v3", {"q_lora_rank": "40"}, "q_lora_rank: found '40'"),
+    ("deepseek_v3", {"q_lora_rank": None}, "q_proj.weight: found nothing"),
+    ("deepseek_v3", {"qk_rope_head_dim": 7}, "qk_rope_head_dim: found 7; expected an even number"),
+    ("deepseek_v3", {"num_key_value_heads": 2}, "num_key_value_heads: found 2; expected 4"),
+    ("deepseek_v3", {"n_group": 3}, "8 experts in 3 groups"),
+    ("deepseek_v3", {"n_group": 8}, "two experts or more"),
+    ("deepseek_v3", {"topk_group": 5}, "3 experts of a token, from 5 of 4 groups"),
+    ("deepseek_v3", {"num_experts_per_tok": 5}, "5 experts of a token, from 2 of 4 groups of 2"),
+    ("deepseek_v3", {"n_routed_experts": 16000}, "shape"),
+    ("deepseek_v3", {"n_shared_experts": 2}, "shared_experts"),
+    ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func: found 'softmax'; expected 'sigmoid'"),
+    ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method: found 'noaux_tc'"),
+    ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob: found true, and routed_scaling_factor 4"),
+    ("deepseek_v2", {"norm_topk_prob": 1}, "norm_topk_prob: found 1; expected true or false"),
+    ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq: found 2"),
+    ("deepseek_v2", {"attention_bias": True}, "attention_bias"),
+    ("deepseek_v2", {"rope_parameters": {"rope_type": "llama3"}}, "found 'llama3'; expected 'default' or 'yarn'"),
+    ("deepseek_v2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "key factor: found nothing"),
+    ("deepseek_v2", {"rope_parameters": {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 64,
+                                         "beta_fast": 1, "beta_slow": 2}}, "the fast one larger"),
+    ("deepseek_v2", {"first_k_dense_replace": -1}, "first_k_dense_replace: found -1"),
+    ("deepseek_v2", {"num_hidden_layers": 1000}, "model.layers.3.*found nothing"),
+    ("deepseek_v2", {"vocab_size": 100}, "tokens in the tokenizer"),
+    ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
+    ("qwen2", {"num_key_value_heads": 3}, "a whole ratio"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), ABSURD)
+def test_absurd_configs_are_refused(tmp_path: Path, name: str, changes: dict[str, Any], message: str) -> None:
+    shutil.copytree(DATA / name, tmp_path / name)
+    (tmp_path / name / "config.json").write_text(json.dumps(config_of(name, **changes)))
+    with pytest.raises(ModelError, match=message):
+        load_model(tmp_path / name, "f32")
+
+
+def test_the_index_says_which_files_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(DATA / "deepseek_v3", path)
+    index = path / "model.safetensors.index.json"
+    (path / "consolidated.safetensors").write_bytes(b"of another form")  # Not named, so not read.
+    load_model(path, "f32")
+    places = json.loads(index.read_text())["weight_map"]
+    for wrong, message in (([], "weight_map"), ({"w": "../x.safetensors"}, r"'\.\./x.safetensors'"), ({"w": 5}, "'5'")):
+        index.write_text(json.dumps({"weight_map": wrong}))
+        with pytest.raises(ModelError, match=message):
+            load_model(path, "f32")
+    index.write_text(json.dumps({"weight_map": places}))
+    next(path.glob("model-00002*")).unlink()
+    with pytest.raises(ModelError, match=r"model-00002.*found nothing; expected a file that the index names"):
+        load_model(path, "f32")
+
+
+def test_a_thousand_mutated_directories_load_or_are_refused(tmp_path: Path) -> None:
+    """Bytes of config.json, of the index and of the headers of safetensors, changed, cut out or cut off; numbers in
+    config.json replaced by extreme ones."""
+    path = tmp_path / "model"
+    shutil.copytree(DATA / "deepseek_v3", path)
+    random = np.random.default_rng(0)
+    originals = {file: file.read_bytes() for file in path.iterdir() if file.name != "tokenizer.json"}
+    heads = {file: len(raw) if file.suffix == ".json" else 8 + int.from_bytes(raw[:8], "little")
+             for file, raw in originals.items()}
+    config = json.loads(originals[path / "config.json"])
+    refused = 0
+    for _ in range(1000):
+        file = list(originals)[random.integers(0, len(originals))]
+        raw = bytearray(originals[file])
+        if file.name == "config.json" and random.random() < 0.7:
+            key = list(config)[random.integers(0, len(config))]
+            values = [0, -1, 1, 3, 2**31, 1e300, None, "x", [], {}, True, float("nan"), 1 << 20]
+            raw = bytearray(json.dumps({**config, key: values[random.integers(0, len(values))]}).encode())
+        else:
+            at = int(random.integers(0, heads[file]))
+            change = random.integers(0, 4)
+            if change == 0:
+                raw[at] = int(random.integers(0, 256))
+            elif change == 1:
+                raw[at : at + 4] = random.bytes(4)
+            elif change == 2:
+                del raw[at : at + int(random.integers(1, 9))]
+            else:
+                del raw[at:]
+        file.write_bytes(raw)
+        try:
+            load_model(path, "bf16")
+        except ModelError as error:
+            refused += 1
+            assert "found" in str(error) and "expected" in str(error)
+        finally:
+            file.write_bytes(originals[file])
+    assert 400 < refused < 1000
+
+
+def test_generate_answers_from_a_directory() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    assert run_generate(str(DATA / "deepseek_v3"), "hello world", 6, dtype="f32", json=True, out=out, err=err) == 0
+    result = json.loads(out.getvalue())
+    assert 1 <= len(result["tokens"]) <= 6 and result["prompt_tokens"] > 0
+    assert run_generate(str(DATA), "hello", 1, out=out, err=err) == 1
+    assert "config.json" in err.getvalue()
