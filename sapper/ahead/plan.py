@@ -41,8 +41,8 @@ class Model:
 
     name: of the C functions. programs: "prefill" and "step". variables: of each program its integer variables, as
     (times the position, times the number of tokens). arrays: name -> array, of all that is to be called by name.
-    tokens [chunk], last [1], token [1]: names of the inputs, i32: the chunk, the index of its last token, the token of a
-    step. logits [vocabulary] f32, picked [1] i32: names of the outputs, of the last token; picked is the likeliest.
+    tokens [chunk], last [1], token [1]: names of the inputs, i32: the chunk, the index of its last token, the token of
+    a step. logits [vocabulary] f32, picked [1] i32: names of the outputs, of the last token; picked is the likeliest.
     state: names of what lasts from run to run.
     context: tokens that state has room for. words: the tokenizer, where the file is to have one.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -49,9 +50,9 @@ def library(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def expected(checkpoint: Path, tokens: list[int], steps: int) -> np.ndarray:
+def expected(checkpoint: Path, tokens: list[int], steps: int, threads: int = 1, context: int | None = None) -> np.ndarray:
     """Token and logits of the prompt and of each greedy step, as words."""
-    session = Session(load_model(checkpoint), threads=1)
+    session = load_model(checkpoint).session(context, threads=threads)
     rows = []
     for step in range(steps + 1):
         session.feed(tokens if step == 0 else [int(rows[-1][0])])
@@ -68,6 +69,21 @@ def test_a_c_program_gets_the_logits_of_a_session(
     assert told == ["open 0", f"prefill 0 position {count}", f"status 0 position {count + STEPS}", "rewind 10 0",
                     "tokens 8 8", "none 8"]
     assert np.array_equal(rows, expected(checkpoint, PROMPT[:count], STEPS))
+
+
+@pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "qwen2"])
+def test_other_architectures(name: str, tmp_path: Path) -> None:
+    """More variables, experts, a latent cache: nothing in sapper/ahead knows of them. How sums are split among workers
+    may depend on their number, so it is the same on both sides."""
+    directory = Path(__file__).parents[1] / "models" / "data" / name
+    build(directory, tmp_path / "model.so", context=64)
+    compile_caller(tmp_path / "model.so")
+    vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
+    tokens = [int(t) for t in np.random.default_rng(1).integers(0, vocabulary, CHUNK + 5)]
+    for threads in (1, 2):
+        rows, told = call(tmp_path / "caller", tmp_path / "model.weights", threads, STEPS, tokens)
+        assert told[2] == f"status 0 position {len(tokens) + STEPS}"
+        assert np.array_equal(rows, expected(directory, tokens, STEPS, threads, context=64))
 
 
 def test_what_does_not_fit_is_told(library: Path) -> None:
