@@ -50,7 +50,9 @@ def library(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def expected(checkpoint: Path, tokens: list[int], steps: int, threads: int = 1, context: int | None = None) -> np.ndarray:
+def expected(
+    checkpoint: Path, tokens: list[int], steps: int, threads: int = 1, context: int | None = None,
+) -> np.ndarray:
     """Token and logits of the prompt and of each greedy step, as words."""
     session = load_model(checkpoint).session(context, threads=threads)
     rows = []
