@@ -446,15 +446,18 @@ class Launcher:
                                            Location(self.kernel.source_file, self.kernel.source_line), compiled.frame)
         return found
 
-    def schedule_for(self, dims: Mapping[str, int]) -> Any:
-        """The schedule of the options; or else, for code that is generated, what a search found for such extents."""
+    def schedule_for(self, dims: Mapping[str, int], target: Any = None) -> Any:
+        """The schedule of the options; or else, for code that is generated, what a search found for such extents.
+
+        target: the one that code is made for (None: that of the options).
+        """
         if self.schedule is not None or getattr(self.kernel, "by_hand", None) or settings.debugging():
             return self.schedule
         from .tuned import tuned_schedule
 
         threads = settings.threads() if self.threads is None else self.threads
-        target = getattr(configuration().find_target(self.target), "name", "")
-        return tuned_schedule(self.name, self.kernel.source_digest(), target, dims, threads)
+        found = configuration().find_target(self.target) if target is None else target
+        return tuned_schedule(self.name, self.kernel.source_digest(), getattr(found, "name", ""), dims, threads)
 
     def _from_disk_or_compile(self, specialisation: Specialisation, schedule: Any) -> CompiledKernel:
         now = configuration()
