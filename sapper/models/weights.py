@@ -112,6 +112,12 @@ class Loader:
         assert isinstance(found, Dense)
         return found
 
+    def dense_of(self, source: Array) -> Dense:
+        """A matrix that was put together from several tensors, given in f32."""
+        target = self.arena.empty(source.shape, DTYPES[self.dtype])
+        self.fill(target, source)
+        return Dense(target, self.dtype)
+
     def _joined(self, uses: Sequence[Use], columns: int, places: tuple[int, ...], blocks: bool) -> Matrix:
         if blocks:
             pieces = [raw for use in uses if (raw := self._raw(use, columns, places)) is not None]

@@ -1,9 +1,9 @@
 """The weights of a DeepSeek model, in the layout that its kernels take.
 
-In: a loader with NAMES, and a config. Out: `DeepseekWeights`. Holds: matrices and vectors are as `Loader` makes them;
-the rows that make turned features are in the order of the half-split rotary pairing, which changes no score, as queries
-and keys are reordered alike; a layer's shared experts stand behind its routed ones, each of the same size, as experts
-that every token takes with weight 1.
+In: a loader with NAMES or GGUF_NAMES, and a config. Out: `DeepseekWeights`. Holds: matrices and vectors are as `Loader`
+makes them; the rows that make turned features are in the order of the half-split rotary pairing, which changes no
+score, as queries and keys are reordered alike; a layer's shared experts stand behind its routed ones, each of the same
+size, as experts that every token takes with weight 1.
 """
 
 from __future__ import annotations
@@ -140,6 +140,24 @@ NAMES = {
 }
 
 
+BLOCK = "blk.{}."
+GGUF_NAMES = {
+    "embedding": "token_embd.weight", "gain": "output_norm.weight", "logits": "output.weight",
+    "attention_gain": BLOCK + "attn_norm.weight", "all_queries": BLOCK + "attn_q.weight",
+    "query_latent": BLOCK + "attn_q_a.weight", "query_gain": BLOCK + "attn_q_a_norm.weight",
+    "query": BLOCK + "attn_q_b.weight", "key_latent": BLOCK + "attn_kv_a_mqa.weight",
+    "key_gain": BLOCK + "attn_kv_a_norm.weight", "expand": BLOCK + "attn_kv_b.weight",
+    "expand_keys": BLOCK + "attn_k_b.weight", "expand_values": BLOCK + "attn_v_b.weight",
+    "output": BLOCK + "attn_output.weight", "feed_forward_gain": BLOCK + "ffn_norm.weight",
+    "gate": BLOCK + "ffn_gate.weight", "up": BLOCK + "ffn_up.weight", "down": BLOCK + "ffn_down.weight",
+    "router": BLOCK + "ffn_gate_inp.weight", "router_bias": BLOCK + "exp_probs_b.bias",
+    "expert_gate": BLOCK + "ffn_gate_exps.weight", "expert_up": BLOCK + "ffn_up_exps.weight",
+    "expert_down": BLOCK + "ffn_down_exps.weight", "shared_gate": BLOCK + "ffn_gate_shexp.weight",
+    "shared_up": BLOCK + "ffn_up_shexp.weight", "shared_down": BLOCK + "ffn_down_shexp.weight",
+}
+"""Of GGUF files: the experts of a layer lie in one tensor, and newer files have the rows of `expand` in two."""
+
+
 def load_weights(loader: Loader, config: DeepseekConfig) -> DeepseekWeights:
     """Read and lay out all weights; routers stay in f32.
 
@@ -175,10 +193,18 @@ def _attention(loader: Loader, config: DeepseekConfig, layer: int) -> AttentionW
         query_gain = loader.vector("query_gain", config.query_rank, layer)
         query = loader.joined([queries], config.query_rank, layer)
     key_gain = loader.vector("key_gain", config.key_rank, layer)
-    made = heads * (config.key_features + config.value_features)
-    expand = loader.dense([Use("expand", made)], config.key_rank, layer)
+    expand = _expand(loader, config, layer)
     output = loader.joined([Use("output", features)], heads * config.value_features, layer)
     return AttentionWeights(gain, joined, query_gain, query, key_gain, expand, output)
+
+
+def _expand(loader: Loader, config: DeepseekConfig, layer: int) -> Dense:
+    heads, keys, values, rank = config.heads, config.key_features, config.value_features, config.key_rank
+    if not loader.has("expand_keys", layer):
+        return loader.dense([Use("expand", heads * (keys + values))], rank, layer)
+    parts = (loader.entry("expand_keys", (heads, rank, keys), layer).read().swapaxes(1, 2),
+             loader.entry("expand_values", (heads, values, rank), layer).read())
+    return loader.dense_of(np.concatenate(parts, axis=1).reshape(-1, rank))
 
 
 def _dense(loader: Loader, config: DeepseekConfig, layer: int) -> DenseWeights:
@@ -192,32 +218,40 @@ def _experts(loader: Loader, config: DeepseekConfig, mixture: Mixture, layer: in
     gain = loader.vector("feed_forward_gain", features, layer)
     router = loader.wide("router", mixture.experts, features, layer)
     bias = loader.vector("router_bias", mixture.experts, layer) if mixture.sigmoid else None
-    for expert in range(mixture.experts):  # Before memory is taken for so many.
-        for role, shape in (("gate", (hidden, features)), ("up", (hidden, features)), ("down", (features, hidden))):
-            loader.entry(f"expert_{role}", shape, layer, expert)
+    shapes = {"gate": (hidden, features), "up": (hidden, features), "down": (features, hidden)}
+    routed = {role: _routed(loader, role, mixture.experts, shape, layer) for role, shape in shapes.items()}
 
-    def rows_of(role: str) -> Callable[[int], Array]:
-        """An expert's matrix [hidden, features]; the shared ones have their rows one after the other."""
-        together = loader.entry(f"shared_{role}", (shared * hidden, features), layer).read() if shared else None
+    def joined(role: str, axis: int) -> Experts:
+        """The routed experts, and behind them the shared ones, whose hidden features follow one another on an axis."""
+        together = list(shapes[role])
+        together[axis] *= shared
+        rest = loader.entry(f"shared_{role}", tuple(together), layer).read() if shared else None
 
         def read(expert: int) -> Array:
-            if together is None or expert < mixture.experts:
-                return loader.entry(f"expert_{role}", (hidden, features), layer, expert).read()
+            if rest is None or expert < mixture.experts:
+                return routed[role](expert)
             first = (expert - mixture.experts) * hidden
-            return together[first : first + hidden]
+            return np.take(rest, range(first, first + hidden), axis=axis)
+
+        return loader.experts(mixture.experts + shared, *shapes[role], read)
+
+    return MixtureWeights(gain, router, bias, joined("gate", 0), joined("up", 0), joined("down", 1), mixture.taken)
+
+
+def _routed(
+    loader: Loader, role: str, count: int, shape: tuple[int, int], layer: int
+) -> Callable[[int], Array]:
+    """What reads the matrix of an expert. All shapes are checked first, before memory is taken for so many."""
+    name = f"expert_{role}"
+    if loader.names[name].count("{}") == 1:
+        together = loader.entry(name, (count, *shape), layer)
+        matrices: list[Array] = []
+
+        def read(expert: int) -> Array:
+            if not matrices:
+                matrices.extend(together.read())
+            return matrices[expert]
 
         return read
-
-    together = loader.entry("shared_down", (features, shared * hidden), layer).read() if shared else None
-
-    def down(expert: int) -> Array:
-        if together is None or expert < mixture.experts:
-            return loader.entry("expert_down", (features, hidden), layer, expert).read()
-        first = (expert - mixture.experts) * hidden
-        return together[:, first : first + hidden]
-
-    count = mixture.experts + shared
-    gates, ups = (loader.experts(count, hidden, features, rows_of(role)) for role in ("gate", "up"))
-    return MixtureWeights(
-        gain, router, bias, gates, ups, loader.experts(count, features, hidden, down), mixture.taken
-    )
+    entries = [loader.entry(name, shape, layer, expert) for expert in range(count)]
+    return lambda expert: entries[expert].read()
