@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-EXTRAS := cli,models,test
+EXTRAS := cli,models,prove,test
 
 .PHONY: demo test lint clean
 

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
         asm,
         ceil,
         cos,
+        cummax,
+        cummin,
+        cumsum,
         each,
         erf,
         exp,
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
         sum,
         tanh,
         tiles,
+        topk,
         where,
         whole,
         zeros,
@@ -77,7 +81,7 @@ _HOMES = {
     ".assembly": "x86",
     ".ir.types": "f64 f32 f16 bf16 f8e4m3 f8e5m2 i64 i32 i16 i8 i4 u8 bool_",
     ".lang.builtins": "asm tiles each whole span zeros full where maximum minimum abs exp exp2 log log2 sqrt rsqrt "
-                      "tanh sigmoid erf sin cos floor ceil round sum max min argmax argmin",
+                      "tanh sigmoid erf sin cos floor ceil round sum max min argmax argmin cumsum cummax cummin topk",
     ".lang.dims": "Dim dims",
     ".lang.errors": "CallError KernelError",
     ".lang.kernel": "Kernel kernel",
@@ -91,10 +95,11 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split
 
 __all__ = [
     "CallError", "Dim", "Kernel", "KernelError", "Program", "Rows", "Schedule", "ScheduleError", "Tensor", "Variable",
-    "abs", "argmax", "argmin", "asm", "bf16", "bool_", "ceil", "cos", "dims", "each", "empty", "erf", "exp", "exp2",
+    "abs", "argmax", "argmin", "asm", "bf16", "bool_", "ceil", "cos", "cummax", "cummin", "cumsum", "dims", "each",
+    "empty", "erf", "exp", "exp2",
     "f8e4m3", "f8e5m2", "f16", "f32", "f64", "floor", "full", "i4", "i8", "i16", "i32", "i64", "kernel", "log",
     "log2", "max", "maximum", "min", "minimum", "prepare", "round", "rsqrt", "sigmoid", "sin", "span", "sqrt",
-    "sum", "tanh", "tiles", "u8", "where", "whole", "x86", "zeros",
+    "sum", "tanh", "tiles", "topk", "u8", "where", "whole", "x86", "zeros",
 ]
 
 

@@ -53,6 +53,10 @@ class Block:
     def key(self) -> str:
         return f"{self.table.FAMILY}:{self.name}"
 
+    @property
+    def module(self) -> str:
+        return self.write.__module__
+
     def digest(self) -> str:
         """A hash of the instructions that it is made of."""
         texts = []
@@ -141,16 +145,14 @@ class Block:
         raise refusal
 
     def run(self, rows: list[Any], immediates: list[int]) -> Any:
-        """The block's result on rows, from the meanings of its instructions."""
+        """The block's result on rows, from the meanings of its instructions; rows may be of what is not known."""
         result = self.result or DTYPES[_dtype_name(rows[0].dtype)]
         lanes = len(rows[0])
         sizes = (lanes * result.bits, *(8 * r.nbytes for r in rows))
         assembly, out, inputs = self.assemble(sizes, immediates)
         registers = {}
         for reg, row in zip(inputs, rows, strict=True):
-            whole = np.zeros(VECTOR_BYTES, np.uint8)
-            whole[:row.nbytes] = np.ascontiguousarray(row).view(np.uint8)
-            registers[reg.register] = whole
+            registers[reg.register] = self.table.padded(row.copy().view(np.uint8), VECTOR_BYTES)
         emulator = Emulator(self.table, _Alone(), registers)
         emulator.run(assembly.machine())
         raw = emulator.get(out.register)[:lanes * result.bits // 8]

@@ -83,6 +83,10 @@ class Contraction:
     def key(self) -> str:
         return f"{self.table.FAMILY}:{self.name}"
 
+    @property
+    def module(self) -> str:
+        return self.write.__module__
+
     def tiles(self) -> list[tuple[int, int]]:
         """(rows, vectors) of every tile that it is written for."""
         return list(product(self.rows, self.vectors))

@@ -25,10 +25,13 @@ from ..codegen.machine import (
     VirtualRegister,
 )
 from .errors import AssemblyError
+from .symbolic import Lanes, NotSymbolic
 
-Array = np.ndarray[Any, np.dtype[Any]]
+Array = np.ndarray[Any, np.dtype[Any]]  # of bytes; or of bytes that are not known (symbolic.py)
 VECTOR_BYTES = 64
 STACK_BYTES = 4096
+LIMIT = 2_000_000
+"""Instructions that a piece may run before it counts as endless."""
 _LOW = (1 << 64) - 1
 
 
@@ -43,7 +46,10 @@ class Buffers(Protocol):
 
 
 class Emulator:
-    """One run. registers: values by register (int, or bytes of a vector). flags: those defined, by letter."""
+    """One run. registers: values by register (int, or bytes of a vector). flags: those defined, by letter.
+
+    executed: instructions so far. reached: their places in the body. written: (address, bytes) of every store.
+    """
 
     def __init__(self, table: Any, memory: Buffers, registers: Mapping[Any, Any] | None = None) -> None:
         self.table = table
@@ -53,7 +59,8 @@ class Emulator:
         self.mxcsr = int(table.DEFAULT_MXCSR)
         self.item: Instruction | None = None
         self.executed = 0
-        self.written: list[tuple[int, int]] = []  # (address, bytes) of every store
+        self.reached: set[int] = set()
+        self.written: list[tuple[int, int]] = []
         self.random = np.random.default_rng(0)
         stack = memory.allocate("the stack", STACK_BYTES)
         # As after a call: rsp + 8 is a multiple of 16.
@@ -100,13 +107,11 @@ class Emulator:
         """Clear the bytes of a register from `size_bytes` on."""
         held = self.registers.get(Register(kind, number))
         if held is not None:
-            held = held.copy()
-            held[size_bytes:] = 0
-            self.registers[Register(kind, number)] = held
+            self.registers[Register(kind, number)] = self.table.padded(held[:size_bytes], VECTOR_BYTES)
 
     # --- Running ----------------------------------------------------------------------------------------------------
 
-    def run(self, function: MachineFunction, limit: int = 2_000_000) -> None:
+    def run(self, function: MachineFunction, limit: int = LIMIT) -> None:
         """Run to the return, or off the end of the code. Raises AssemblyError."""
         body = function.body
         places = {item.name: place for place, item in enumerate(body) if isinstance(item, Label)}
@@ -117,23 +122,27 @@ class Emulator:
             place += 1
             if isinstance(item, Label):
                 continue
+            self.reached.add(place - 1)
             self.item = item
             self.executed += 1
             if self.executed > limit:
                 raise self.fail("loop", f"still running after {limit} instructions")
             control = item.row.control
-            if not control:
-                self.execute(item)
-            elif control == "return":
-                break
-            elif control in ("jump", "branch"):
-                target = next((o.name for o in item.operands if isinstance(o, LabelReference)), None)
-                if target is None:
+            try:
+                if not control:
+                    self.execute(item)
+                elif control == "return":
+                    break
+                elif control in ("jump", "branch"):
+                    target = next((o.name for o in item.operands if isinstance(o, LabelReference)), None)
+                    if target is None:
+                        raise self.fail("notation", f"{item.row.name} is not interpreted")
+                    if control == "jump" or self.taken(item):
+                        place = places[target]
+                else:
                     raise self.fail("notation", f"{item.row.name} is not interpreted")
-                if control == "jump" or self.taken(item):
-                    place = places[target]
-            else:
-                raise self.fail("notation", f"{item.row.name} is not interpreted")
+            except NotSymbolic as error:
+                raise NotSymbolic(f"{item.row.mnemonic}: {error}") from None
         self.item = None
 
     def _constant(self, align: int, data: bytes) -> int:
@@ -194,10 +203,10 @@ class Emulator:
                     addresses, on = self.gathered(spec, operand, mask)
                     size = spec.memory_bits // 8
                     places[-1] = (addresses, on, size)
-                    got = np.zeros((len(addresses), size), np.uint8)
+                    got = [np.zeros(size, np.uint8)] * len(addresses)
                     for lane in on:
                         got[lane] = self.view(addresses[lane], size, spec.writes)
-                    raw.append(got.reshape(-1))
+                    raw.append(np.concatenate(got))
                 else:
                     address = self.address(operand)
                     if spec.role == "a":
@@ -235,6 +244,8 @@ class Emulator:
             if not spec.writes:
                 continue
             if row.tolerance and spec.dtype in ("f32", "f64"):
+                if isinstance(value, Lanes):
+                    raise NotSymbolic("it is only approximate")
                 value = self._approximate(value.view(f"f{int(spec.dtype[1:]) // 8}"), row.tolerance).view(np.uint8)
             if isinstance(operand, Memory):
                 self._store(item, spec, place, value, mask)
@@ -262,13 +273,13 @@ class Emulator:
         if mask is None or operand.broadcast or item.row.packing == "compress" or item.row.scalar:
             return self.view(address, size, spec.writes).copy()
         lane_bytes = _lane_bytes(item)
-        data = np.zeros(size, np.uint8)
         lanes = size // lane_bytes
-        on = range((mask & ((1 << lanes) - 1)).bit_count()) if item.row.packing else range(lanes)
+        on = range((mask & ((1 << lanes) - 1)).bit_count()) if item.row.packing else \
+            [lane for lane in range(lanes) if mask >> lane & 1]
+        taken = dict.fromkeys(range(lanes), np.zeros(lane_bytes, np.uint8))
         for lane in on:
-            if item.row.packing or mask >> lane & 1:
-                data[lane * lane_bytes:][:lane_bytes] = self.view(address + lane * lane_bytes, lane_bytes, spec.writes)
-        return data
+            taken[lane] = self.view(address + lane * lane_bytes, lane_bytes, spec.writes)
+        return np.concatenate(list(taken.values()))
 
     def _value(self, spec: Any, register: Any, constant: bool) -> Any:
         if constant:
@@ -284,14 +295,12 @@ class Emulator:
 
     def _put(self, spec: Any, register: Any, value: Any) -> None:
         if spec.kind == "vec":
-            whole = np.zeros(VECTOR_BYTES, np.uint8)
-            whole[:len(value)] = value
-            self.registers[register] = whole
+            self.registers[register] = self.table.padded(value, VECTOR_BYTES)
         elif spec.kind == "gpr" and spec.bits < 32:
             low = (1 << spec.bits) - 1
-            self.registers[register] = self.registers.get(register, 0) & ~low | int(value) & low
+            self.registers[register] = self.registers.get(register, 0) & ~low | value & low
         else:
-            self.registers[register] = int(value) & _LOW
+            self.registers[register] = value & _LOW
 
     def _store(self, item: Instruction, spec: Any, place: Any, value: Any, mask: int | None) -> None:
         if spec.index_bits:
@@ -300,7 +309,7 @@ class Emulator:
                 self.write(addresses[lane], value[lane * size:][:size])
             return
         address, size = place
-        data = np.asarray(value)[:size]
+        data = value[:size]
         if mask is None:
             self.write(address, data)
             return

@@ -8,7 +8,7 @@ rounding, a clobbered register, an instruction left out.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from types import SimpleNamespace
@@ -21,21 +21,21 @@ from .build import Assembly
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """kind: which slip. place: index of the changed item in the body. assembly: the piece with the error in it."""
+    """kind: which slip. place: in the body, of `item`, which was right. assembly: the piece with the error in it."""
 
     kind: str
     place: int
+    item: Instruction
     assembly: Assembly
 
     def __str__(self) -> str:
-        item = self.assembly.body[self.place] if self.place < len(self.assembly.body) else None
-        line = getattr(getattr(item, "location", None), "line", "?")
-        return f"{self.kind} at line {line} ({getattr(getattr(item, 'row', None), 'name', 'end')})"
+        location = self.item.location
+        return f"{self.kind} at line {'?' if location is None else location.line} ({self.item.row.name})"
 
 
-def mutants(assembly: Assembly) -> Iterator[Mutant]:
-    """All mutants of a piece, in the order of its text."""
-    counts = _that_count(assembly)
+def mutants(assembly: Assembly, results: Collection[Any] = ()) -> Iterator[Mutant]:
+    """All mutants of a piece, in the order of its text. results: registers in which a block leaves what it computes."""
+    counts = _that_count(assembly, results)
     for place, item in enumerate(assembly.body):
         if isinstance(item, Label) or item not in counts:
             continue
@@ -46,10 +46,10 @@ def mutants(assembly: Assembly) -> Iterator[Mutant]:
             if item in assembly.owners:
                 for new in changed:
                     made.owners[new] = assembly.owners[item]
-            yield Mutant(kind, place, made)
+            yield Mutant(kind, place, item, made)
 
 
-def _that_count(assembly: Assembly) -> set[Instruction]:
+def _that_count(assembly: Assembly, results: Collection[Any]) -> set[Instruction]:
     """The instructions on which a result depends: not hints, nor what only leads to a hint's address."""
     table = assembly.table
     facts = facts_table(SimpleNamespace(idioms={}, move_bits={}, facts_table=None))
@@ -81,6 +81,7 @@ def _that_count(assembly: Assembly) -> set[Instruction]:
             writers.setdefault(("flags", item), []).append(item)
         if stores:
             pending.append(item)
+    pending += [writer for register in results for writer in writers.get(register, ()) if writer not in pending]
     found = set(pending)
     while pending:
         for register in reads[pending.pop()]:

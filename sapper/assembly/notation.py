@@ -319,6 +319,7 @@ class Mnemonic:
     # What `asm` asks of a piece (lang/by_hand.py).
 
     implements = ""
+    module = __name__
 
     @property
     def key(self) -> str:

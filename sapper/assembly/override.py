@@ -170,7 +170,7 @@ def compile_by_hand(kernel: Any, piece: ByHand, target: Any) -> Override:
     made = CompiledCode(
         kernel.name, encoded.code, encoded.code_bytes, encoded.align_bytes, encoded.line_table, finished.frame_bytes,
         list(assembly.slots), 0, counters, finished.machine, target,
-        {"spills": finished.spills, "instructions": len(finished.machine.body)})
+        {"spills": finished.spills, "instructions": finished.machine.instruction_count()})
     compiled = Compiled(
         kernel.name, finished.code, tuple(assembly.slots), assembly.scratch_size, counters, assembly.stored,
         tuple(tuple(r) for r in function.attributes.get("requires", ())), (), (), 1, 0, lambda: made.text, made)

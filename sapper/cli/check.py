@@ -47,7 +47,7 @@ def _check(found: Found, target: Any, seed: int, runs: int, schedule: Any, progr
         if not is_told(error):
             raise
         result = {"kernel": found.name, "ok": False, "cases": 0, "passed": {}, "skipped": {}, "refused": 0,
-                  "finding": {"station": "front end", "case": "any", "message": str(error)}}
+                  "proofs": {}, "finding": {"station": "front end", "case": "any", "message": str(error)}}
     finally:
         if progress:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
@@ -67,4 +67,5 @@ def _lines(wanted: str | None, result: dict[str, Any], seed: int, runs: int) -> 
     stations = ", ".join(result["passed"])
     notes = [f"{result['refused']} cases refused"] if result["refused"] else []
     notes += [f"{station} left out: {why}" for station, why in result["skipped"].items()]
-    return [f"{name}: right in {result['cases']} cases at {stations}" + "".join(f" ({note})" for note in notes)]
+    return [f"{name}: right in {result['cases']} cases at {stations}" + "".join(f" ({note})" for note in notes),
+            *(f"  {piece}: {proof['text']}" for piece, proof in result["proofs"].items())]

@@ -74,11 +74,13 @@ def generated_code(kernel: Any, target: Any, schedule: Any, static: dict[str, in
                    dims: dict[str, int] | None = None) -> Code:
     """The same where no whole kernel by hand is taken; instructions and blocks by hand may be in it."""
     from ..codegen.pipeline import compile_kernel
+    from ..lang.by_hand import bare_name
 
     compiled = compile_kernel(kernel, target=target, schedule=schedule, **specialise(kernel, static or {}, dims or {}))
     reasons = {key.partition(":")[2]: reason for key, reason in compiled.refused}
     refused = {name: reasons.get(name, f"{target.name} has no form of it, or the kernel no op that it implements")
-               for name in blocks_named(schedule) if f"{target.family}:{name}" not in compiled.pieces}
+               for name in map(bare_name, blocks_named(schedule))
+               if f"{target.family}:{name}" not in compiled.pieces}
     return Code(compiled, _rows(compiled), refused)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 EXTRAS = {
     "cli": ("typer", "rich"),
     "models": ("gguf", "tokenizers", "jinja2", "safetensors"),
+    "prove": ("z3-solver",),
     "test": ("pytest", "pytest-xdist", "hypothesis"),
     "bench": ("torch", "llama-cpp-python"),
 }

@@ -15,7 +15,7 @@ from typing import Any
 from .code import Piece, code_for, code_that_ran
 from .console import console as report_console
 from .errors import is_told
-from .kernels import Found, find_kernel, find_target, kernel_dims, parse_dims, parse_schedule
+from .kernels import Found, find_kernel, find_target, kernel_dims, parse_dims, parse_schedule, specialise
 
 REGISTER_COLUMNS = 48
 """So many registers fit beside the instructions on a terminal."""
@@ -50,8 +50,21 @@ def gather(
     facts["kernel"], facts["static"], facts["dims"] = found.name, fixed, free
     facts["pieces"] = [asdict(piece) for piece in code.pieces]
     facts["not_by_hand"] = code.refused
+    facts["ranks"] = _ranks(kernel, target, chosen, fixed, free)
     facts["measured"] = {"missing": why_not} if profile is None else _measured(explanation, profile)
     return facts
+
+
+def _ranks(kernel: Any, target: Any, schedule: Any, static: dict[str, int], dims: dict[str, int]) -> list[Any]:
+    """The generated code and the blocks by hand that would fit, the cheapest on paper first; none if none fits."""
+    from ..kernels import by_hand as by_hand  # the library's blocks
+    from ..tile.schedule import Schedule
+    from ..tune.rank import fitting, rank
+
+    base = Schedule.from_json(dict(schedule)) if isinstance(schedule, Mapping) else schedule or Schedule()
+    known = specialise(kernel, static, dims)
+    blocks = fitting(kernel, target, base, **known)
+    return [asdict(r) for r in rank(kernel, target, blocks, base, **known)] if blocks else []
 
 
 def _profile(
@@ -200,6 +213,12 @@ def print_code(console: Any, facts: Mapping[str, Any], loop: Mapping[str, Any] |
 def by_hand_lines(facts: Mapping[str, Any]) -> list[str]:
     """What of the code is by hand, and what is not used."""
     used = [f"by hand: {Piece(**piece)}" for piece in facts["pieces"]]
+    for r in facts["ranks"]:
+        if r["name"] and r["used"]:
+            generated = next(other for other in facts["ranks"] if not other["name"])
+            used.append(f"a block would fit: {r['name']}, at least {r['cycles']:.4f} cycles for each {r['unit']} "
+                        f"(front end {r['front_end']:.4f}); this code {generated['cycles']:.4f} "
+                        f"({generated['front_end']:.4f})")
     return used + [f"{name} is not used: {reason}" for name, reason in facts["not_by_hand"].items()]
 
 

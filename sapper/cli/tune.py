@@ -73,6 +73,7 @@ def seconds_of(text: str) -> float:
 
 def _search(found: Found, shape: str | None, budget_s: float, threads: int | None, cold: bool, database: Any,
             json: bool) -> int:
+    from ..kernels import by_hand as by_hand  # the library's blocks, which the search may try
     from ..runtime import settings
     from ..tune.tuner import Subject, entries_of, tune, user_file, write_entries
 

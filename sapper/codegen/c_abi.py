@@ -47,6 +47,7 @@ from .encode import EncodedCode, encode
 from .listing import Listing, at
 from .machine import Immediate, MachineFunction, Memory, Register
 from .object import Part
+from .unwind import frame_rows
 
 STATUS = {
     "OK": (0, "the kernel has run"),
@@ -219,7 +220,10 @@ def library_parts(kernels: Iterable[CKernel], features: Iterable[str], scratch_b
                       (_scratch_bytes(kernel), None, True, None)]
         functions += [(v.machine, v.code, False, kernel.source) for v in kernel.variants]
     functions.append((_check_cpu(frozenset(features)), None, False, None))
-    parts = [Part(f.name, code or encode(f), exported, source) for f, code, exported, source in functions]
+    parts = []
+    for f, given, exported, source in functions:
+        code = given or encode(f)
+        parts.append(Part(f.name, code, exported, source, tuple(frame_rows(f, code.offsets))))
     return parts, [f for f, _, _, _ in functions], areas
 
 
@@ -251,6 +255,27 @@ def _load_extent(emit: Listing, to: int, dim: str | int, where: Callable[[str], 
         emit("mov.32", to, Immediate(dim))
     else:
         emit("mov.64", to, where(dim))
+
+
+def _compute(emit: Listing, value: Any, where: Callable[[str], Memory]) -> None:
+    """An expression of extents (`lang.dims.nested`; what it divides is not negative) into rax; rcx and rdx are lost."""
+    if not isinstance(value, tuple):
+        emit("mov.64", RAX, Immediate(value) if isinstance(value, int) else where(value))
+        return
+    op, left, right = value
+    _compute(emit, right, where)
+    emit("push", RAX)
+    _compute(emit, left, where)
+    emit("pop", RCX)
+    if op in ("floordiv", "mod"):
+        emit("test.64", RCX, RCX)
+        emit("je", "BAD_EXTENT")
+        emit("xor.32", RDX, RDX)
+        emit("div.64", RCX)
+        if op == "mod":
+            emit("mov.64", RAX, RDX)
+    else:
+        emit({"add": "add.64", "sub": "sub.64", "mul": "imul.64"}[op], RAX, RCX)
 
 
 def _plain(kernel: CKernel, scratch_bytes: int) -> MachineFunction:
@@ -372,6 +397,17 @@ def _on(kernel: CKernel) -> MachineFunction:
                 emit("test.32", RAX, Immediate(type.dtype.size_bytes - 1))
                 emit("jne", "BAD_POINTER")
     for name, dimension, constant, *terms in kernel.requires:
+        if dimension == "contiguous":
+            if terms[1:]:  # every variant asks for a contiguous tensor (library.c_kernel); one viewed as wider elements
+                emit("test.32", here(f"{name}.data"), Immediate(terms[1] - 1))
+                emit("jne", "BAD_POINTER")
+            continue
+        if dimension in ("multiple", "inside"):
+            wanted = ("mod", constant, terms[0]) if dimension == "multiple" else ("sub", constant, terms[0])
+            _compute(emit, wanted, lambda d: here(f"dim.{d}"))
+            emit("test.64", RAX, RAX)
+            emit("jne" if dimension == "multiple" else "jge", "BAD_EXTENT")
+            continue
         emit("mov.64", RAX, Immediate(constant))
         for dim, coefficient in zip(terms[::2], terms[1::2], strict=True):
             emit("imul.imm.64", RCX, here(f"dim.{dim}"), Immediate(coefficient))

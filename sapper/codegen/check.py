@@ -185,9 +185,14 @@ class _Checker:
         if constant and not is_idiom(new, facts):
             raise self.fail(at, "the registers differ; expected the same one, since the result is a constant only then")
         merging = old.mask is not None and not old.zeroing and facts.merges
-        for how, was, now in zip(facts.access, old.operands, new.operands, strict=True):
+        for position, (how, was, now) in enumerate(zip(facts.access, old.operands, new.operands, strict=True)):
             kind = type(was)
-            if kind is VirtualRegister or kind is Register:
+            if kind is VirtualRegister and type(now) is Memory and how == READ and not constant:
+                bits = self.abi.memory_bits(old.row)[position]
+                if bits < facts.bits[position] or now.broadcast:
+                    raise self.fail(at, f"found {now} for {was!r}; expected a register, since no memory may stand here")
+                reads.append((self.slot(at, now, bits), self.value(was)))
+            elif kind is VirtualRegister or kind is Register:
                 both = self.pair(at, was, now)
                 if (how & READ and not constant) or (how == WRITE and merging):
                     reads.append(both)
@@ -456,7 +461,12 @@ class _Checker:
                     alive |= values
 
     def wrong(self, at: int, held: dict[int, int], place: int, value: int) -> CheckError:
-        where = "the flags" if place == _FLAGS else f"{list(self.kinds)[place // 64]} register {place % 64}"
+        if place == _FLAGS:
+            where = "the flags"
+        elif place >= _SLOT:
+            where = f"the slot at {place - _SLOT}"
+        else:
+            where = f"{list(self.kinds)[place // 64]} register {place % 64}"
         return self.fail(
             at, f"{where}: found {self.describe(held.get(place, 0))}; expected it to hold {self.describe(value)}"
         )

@@ -80,7 +80,7 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
     from .allocate import allocate
     from .encode import encode
     from .frame import finish_frame
-    from .liveness import analyse
+    from .joined import Classes
     from .peephole import peephole
     from .schedule import schedule
     from .select import select
@@ -92,11 +92,11 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
     if target.assembler_allocates:
         text = text_of(selected, target).encode()
         return CompiledCode(function.name, text, len(text), 1, [], 0, slots, scratch_bytes, counters_of(function),
-                            selected, target, {"instructions": len(selected.body)})
+                            selected, target, {"instructions": selected.instruction_count()})
     registers = rules.register_file(target)
-    flow = analyse(selected, registers)
-    schedule(selected, registers, flow)
-    allocation = allocate(selected, registers, flow=flow)
+    classes = Classes(selected, registers)
+    schedule(selected, registers, classes)
+    allocation = allocate(selected, registers, classes=classes)
     machine = allocation.function
     finish_frame(machine, registers, allocation.origin)
     if checked:
@@ -109,4 +109,4 @@ def compile_lane(function: Function, target: Any, checked: bool = False) -> Comp
         function.name, encoded.code, encoded.code_bytes, encoded.align_bytes, encoded.line_table, machine.frame_bytes,
         slots, scratch_bytes, counters_of(function), machine, target,
         {"spills": allocation.spills, "reloads": allocation.reloads, "rematerialised": allocation.rematerialised,
-         "instructions": len(machine.body)})
+         "folded": allocation.folded, "instructions": machine.instruction_count()})

@@ -45,13 +45,17 @@ class Lines:
 
 @dataclass(frozen=True, slots=True)
 class Fixup:
-    """A field of size_bytes at `offset` of `section` that holds the address of section `target`, plus `addend`."""
+    """A field of size_bytes at `offset` of `section` that holds the address of section `target`, plus `addend`.
+
+    relative: less the field's own address.
+    """
 
     section: str
     offset: int
     size_bytes: int
     target: str
     addend: int
+    relative: bool = False
 
 
 @dataclass(slots=True)

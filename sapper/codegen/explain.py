@@ -25,7 +25,7 @@ from typing import Any
 from ..ir.nodes import Location
 from .compile import rules_of
 from .encode import encode
-from .liveness import READ, WRITE, RowFacts, analyse, facts_table, live_ranges, loops_of
+from .liveness import READ, WRITE, Ranges, RowFacts, analyse, facts_table
 from .machine import Instruction, Label, MachineFunction, Memory, Register
 from .print import print_instruction
 
@@ -177,7 +177,7 @@ class _Explainer:
         self.abi = rules_of(target).register_file(target)
         self.flow = analyse(function, self.abi)
         allocatable = sum(len(numbers) for numbers in self.abi.registers.values())
-        self.ranges = live_ranges(self.flow, allocatable)
+        self.ranges = Ranges(self.flow, allocatable)
         self.facts = facts_table(self.abi)
         self.counts = None if block_counts is None else list(block_counts)
         self.block_of: list[int] = []
@@ -197,7 +197,7 @@ class _Explainer:
     def explanation(self, statistics: dict[str, int]) -> Explanation:
         columns = self._columns()
         encoded = encode(self.function)
-        found = loops_of(self.flow.successors, self.flow.predecessors)
+        found = self.flow.loops
         loops = [self._loop(header, blocks, found) for header, blocks in sorted(found.items())]
         pressure = {kind: max(row, default=0)
                     for kind, row in zip(self.flow.kinds, self.ranges.pressure, strict=True)

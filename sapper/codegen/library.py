@@ -14,11 +14,11 @@ from typing import Any
 from ..ir.nodes import Location
 from ..ir.types import TensorType
 from .c_abi import SCRATCH_BYTES, BuildError, CKernel, Variant, library_parts
-from .encode import EncodedCode
+from .encode import EncodedCode, encode
 from .header import header_text
 from .machine import MachineFunction
 from .object import Part, write_object, write_shared_object
-from .pipeline import Compiled, compile_kernel
+from .pipeline import Compiled, _tuples, compile_kernel
 from .print import print_file
 
 LARGE = (2**31 - 1, 1)
@@ -92,7 +92,9 @@ def c_kernel(
     tensors = {n: t for n, t in types.items() if isinstance(t, TensorType)}
     dims = list(dict.fromkeys(d for t in tensors.values() for d in t.dims if isinstance(d, str)))
     contiguous: dict[str, Any] = dict.fromkeys(tensors, "contiguous")
-    strided: dict[str, Any] = {n: (False,) * len(t.dims) for n, t in tensors.items()}
+    requires = _requires(kernel, dict(static or {}), fallback)
+    packed = {row[0] for row in requires if row[1] == "contiguous"}
+    strided: dict[str, Any] = {n: "contiguous" if n in packed else (False,) * len(t.dims) for n, t in tensors.items()}
     free = [d for d in dims if d not in (static or {})]
     wanted: list[tuple[str, dict[str, int], dict[str, tuple[int, int]], dict[str, Any]]] = []
     if (static or classes) if fallback else not by_hand:
@@ -106,7 +108,7 @@ def c_kernel(
         compiled = compile_kernel(kernel, fixed, strides, of_dims, target, schedule, by_hand=pieces)
         forms.append(Form(label, compiled, fixed, {d: divisor for d, (_, divisor) in of_dims.items()}, strides))
     return CKernel(kernel.name, list(kernel.parameters), forms[0].compiled.stored,
-                   _requires(kernel, dict(static or {}), fallback), [_variant(kernel.name, form) for form in forms],
+                   requires, [_variant(kernel.name, form) for form in forms],
                    in_place_of(kernel), Location(kernel.source_file, kernel.source_line), kernel.__doc__ or "")
 
 
@@ -114,7 +116,8 @@ def _variant(name: str, form: Form) -> Variant:
     symbol, compiled = f"{name}.{form.label}", form.compiled
     made = compiled.made
     machine = MachineFunction(symbol, made.machine.body, made.machine.constants, made.machine.frame_bytes)
-    code = EncodedCode(made.bytes, made.code_bytes, {}, made.line_table, made.align_bytes)
+    code = EncodedCode(made.bytes, made.code_bytes, {}, made.line_table, made.align_bytes,
+                       offsets=encode(machine, made.target.features).offsets)
     return Variant(symbol, code, machine, compiled.slots, compiled.scratch, compiled.counters, form.static,
                    form.divisors, form.strides)
 
@@ -122,7 +125,7 @@ def _variant(name: str, form: Form) -> Variant:
 def _requires(kernel: Any, static: dict[str, int], fallback: bool) -> tuple[tuple[Any, ...], ...]:
     """What extents every form needs; extents compiled into the only form are known, and need no check."""
     function = kernel.tile_ir({} if fallback else static)
-    return tuple(tuple(row) for row in function.attributes.get("requires", ()))
+    return tuple(_tuples(row) for row in function.attributes.get("requires", ()))
 
 
 def in_place_of(kernel: Any) -> frozenset[str]:

@@ -3,18 +3,20 @@
 Enters: a MachineFunction (registers virtual or physical) and an `Abi`, the register facts of the target as data.
 Leaves: `Flow` (what each instruction reads and writes, the basic blocks, loop depths, live sets) and `Ranges` (the
 points at which each register holds a value that is still wanted).
-Holds: every register is a small number, its *node*: the physical ones that occur first, then the virtual ones in
-order of first appearance. Sets of nodes are Python ints used as bitsets, and so is a live range: instruction i has
-the points 2i (where it reads) and 2i + 1 (where it writes), and bit p of a range is set when the register is
-wanted at point p. Two registers may share one place exactly when their ranges have no bit in common.
+Holds: every register is a small number, its *node*: all physical ones first, the allocatable before the others, then
+the virtual ones in order of first appearance. Sets of nodes are Python ints used as bitsets, and so is a live range:
+instruction i has the points 2i (where it reads) and 2i + 1 (where it writes), and bit p of a range is set when the
+register is wanted at point p. Two registers may share one place exactly when their ranges have no bit in common.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
+from ..ir.nodes import Location
 from .machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register, VirtualRegister
 
 READ, WRITE, CHANGE = 1, 2, 3
@@ -25,7 +27,14 @@ NEXT, JUMP, BRANCH, RETURN = 0, 1, 2, 3
 
 
 class AllocationError(Exception):
-    """A register cannot be found, or the code given is not sound (a register read before it is written)."""
+    """A register cannot be found, or the code given is not sound (a register read before it is written).
+
+    location: the source line where too many are wanted, where it is known.
+    """
+
+    def __init__(self, message: str, location: Location | None = None) -> None:
+        super().__init__(message)
+        self.location = location
 
 
 class RowFacts:
@@ -92,14 +101,16 @@ class RowFacts:
 class Abi(Protocol):
     """Register facts of a target, and the rows that the allocator and the frame add by themselves.
 
-    registers: the allocatable numbers of each kind, the ones to prefer first. full_bits: the widest register of each
-    kind. stack_pointer, frame_scratch: (kind, number); frame_scratch is free on entry and at a return.
+    registers: the allocatable numbers of each kind, the ones to prefer first. counts: how many registers of each kind
+    there are, allocatable or not. full_bits: the widest register of each kind. stack_pointer, frame_scratch: (kind,
+    number); frame_scratch is free on entry and at a return.
     move_bits: names of rows that copy so many low bits of register operand 1 to register operand 0, zero the rest and
     do nothing else. idioms: names of rows whose result is a constant when all registers are the same, with the last
     immediate needed for it or None. facts_table: made by the passes, for them to keep here; None at first.
     """
 
     registers: Mapping[str, Sequence[int]]
+    counts: Mapping[str, int]
     full_bits: Mapping[str, int]
     callee_saved: Sequence[tuple[str, int]]
     stack_pointer: tuple[str, int]
@@ -114,6 +125,10 @@ class Abi(Protocol):
 
     def reload_row(self, kind: str, bits: int) -> Any:
         """A row [register written, memory] that touches no flags."""
+        ...
+
+    def memory_bits(self, row: Any) -> tuple[int, ...]:
+        """For each operand of a row its width in memory, 0 where none of the target's encodings takes memory."""
         ...
 
     def frame_row(self, what: str) -> Any:
@@ -170,6 +185,8 @@ class Flow:
     moves: the places of plain register copies. uses, writes, changes: for each place of the body the nodes that are
     only read, only written, read and written.
     block_start: first place of each block, then the length of the body. live_in, live_out: a bitset for each block.
+    loops: the blocks of each loop, by its first block. depth: in how many loops each block lies. weight: how often it
+    is taken to run.
     """
 
     __slots__ = (
@@ -180,6 +197,7 @@ class Flow:
         "kinds",
         "live_in",
         "live_out",
+        "loops",
         "moves",
         "node_of",
         "nodes",
@@ -203,6 +221,7 @@ class Flow:
     block_start: list[int]
     successors: list[list[int]]
     predecessors: list[list[int]]
+    loops: dict[int, set[int]]
     depth: list[int]
     weight: list[float]
     live_in: list[int]
@@ -323,15 +342,6 @@ def loops_of(successors: list[list[int]], predecessors: list[list[int]]) -> dict
     return loops
 
 
-def loop_depths(successors: list[list[int]], predecessors: list[list[int]]) -> list[int]:
-    """In how many loops each block lies."""
-    depth = [0] * len(successors)
-    for inside in loops_of(successors, predecessors).values():
-        for member in inside:
-            depth[member] += 1
-    return depth
-
-
 def analyse(function: MachineFunction, abi: Abi) -> Flow:
     """Read the whole function once: registers, blocks, loop depths and live sets.
 
@@ -349,12 +359,15 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
     flow.block_start = starts
     flow.successors = successors
     flow.predecessors = predecessors
-    flow.depth = loop_depths(successors, predecessors)
+    flow.loops = loops_of(successors, predecessors)
+    flow.depth = [0] * count
+    for inside in flow.loops.values():
+        for member in inside:
+            flow.depth[member] += 1
 
     kinds = list(abi.registers)
     kind_index = {kind: index for index, kind in enumerate(kinds)}
-    # Nodes 0 .. physical - 1 are all the physical registers there are of the target's kinds, so that a node number
-    # needs no table lookup: allocatable ones, then those that occur in the code.
+    # Nodes 0 .. physical - 1 are all the physical registers that there are: allocatable ones, then the others.
     nodes: list[Register | VirtualRegister] = []
     kind_of: list[int] = []
     node_of: dict[Any, int] = {}
@@ -363,32 +376,16 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
             node_of[(kind, number)] = len(nodes)
             nodes.append(Register(kind, number))
             kind_of.append(kind_index[kind])
-    extra: dict[tuple[str, int], None] = {}
+    for kind, there_are in abi.counts.items():
+        if kind not in kind_index:
+            kind_index[kind] = len(kinds)
+            kinds.append(kind)
+        for number in range(there_are):
+            if (kind, number) not in node_of:
+                node_of[(kind, number)] = len(nodes)
+                nodes.append(Register(kind, number))
+                kind_of.append(kind_index[kind])
     facts_of = facts_table(abi)
-    for item in body:
-        if isinstance(item, Instruction):
-            for operand in item.operands:
-                kind_type = type(operand)
-                if kind_type is Register:
-                    extra[(operand.kind, operand.number)] = None  # type: ignore[union-attr]
-                elif kind_type is Memory:
-                    for part in (operand.base, operand.index):  # type: ignore[union-attr]
-                        if type(part) is Register:
-                            extra[(part.kind, part.number)] = None
-            if type(item.mask) is Register:
-                extra[(item.mask.kind, item.mask.number)] = None
-            facts = facts_of[item.row]
-            if facts.reads or facts.writes:
-                for pair in facts.reads + facts.writes:
-                    extra[pair] = None
-    for pair in extra:
-        if pair not in node_of:
-            if pair[0] not in kind_index:
-                kind_index[pair[0]] = len(kinds)
-                kinds.append(pair[0])
-            node_of[pair] = len(nodes)
-            nodes.append(Register(*pair))
-            kind_of.append(kind_index[pair[0]])
     physical = len(nodes)
 
     uses: list[tuple[int, ...]] = [_NOTHING] * size
@@ -400,7 +397,10 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
 
     def node_for(register: Register | VirtualRegister) -> int:
         if type(register) is Register:
-            return node_of[(register.kind, register.number)]
+            found = node_of.get((register.kind, register.number))
+            if found is None:
+                raise AllocationError(f"found register {register}; the target has none of that name")
+            return found
         node = node_of.get(register)
         if node is None:
             if register.kind not in kind_index:
@@ -551,92 +551,105 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
 class Ranges:
     """Live ranges of all nodes, and how many registers of each kind are wanted at each place of the body.
 
-    points: a bitset of points for each node. first: the lowest point of each. cost: what spilling would cost, one
-    for each read and write, times eight for each loop round it. pressure: for each kind a list by place, the larger
-    of the counts at its two points; only registers in `counted` (virtual, or physical and allocatable) count.
+    points: a bitset of points for each node. pressure: for each kind a list by place, the larger of the counts at its
+    two points; registers that are not allocatable do not count.
     """
 
-    __slots__ = ("cost", "first", "points", "pressure")
+    __slots__ = ("_counted", "_flow", "points", "pressure")
 
-    def __init__(
-        self, points: list[int], first: list[int], cost: list[float], pressure: list[list[int]]
-    ) -> None:
-        self.points = points
-        self.first = first
-        self.cost = cost
-        self.pressure = pressure
+    def __init__(self, flow: Flow, allocatable_nodes: int) -> None:
+        self._flow = flow
+        # A reserved register counts in a kind of its own, which nobody reads.
+        self._counted = flow.kind_of[:]
+        for node in range(allocatable_nodes, flow.physical):
+            self._counted[node] = len(flow.kinds)
+        self.points = [0] * len(flow.nodes)
+        size = len(flow.uses)
+        changes = [[0] * (2 * size + 1) for _ in range(len(flow.kinds) + 1)]
+        end: dict[int, int] = {}
+        alive = 0
+        for block in range(len(flow.block_start) - 2, -1, -1):
+            # Most of what is wanted at the end of this block is wanted where the next one in the text begins.
+            boundary = 2 * flow.block_start[block + 1]
+            after = flow.live_out[block]
+            for node in members(alive & ~after):
+                self._begin(node, boundary, end.pop(node), changes, 0)
+            for node in members(after & ~alive):
+                end[node] = boundary - 1
+            self._walk(flow.block_start[block], flow.block_start[block + 1], end, changes, 0)
+            alive = flow.live_in[block]
+        for node, last in end.items():
+            self._begin(node, 0, last, changes, 0)
+        self.pressure = [_at_places(row) for row in changes[:-1]]
 
+    def first(self, node: int) -> int:
+        """The lowest point of a node that is wanted somewhere."""
+        points = self.points[node]
+        return (points & -points).bit_length() - 1
 
-def live_ranges(flow: Flow, allocatable_nodes: int) -> Ranges:
-    """Walk every block backwards. Physical nodes from `allocatable_nodes` on do not count as pressure."""
-    count = len(flow.nodes)
-    points = [0] * count
-    first = [1 << 60] * count
-    cost = [0.0] * count
-    end = [-1] * count
-    kind_count = len(flow.kinds)
-    size = len(flow.uses)
-    wanted: list[Sequence[int]] = [[0] * (kind_count + 1)] * size  # registers of each kind, by place
-    # A reserved register counts in a kind of its own, which nobody reads.
-    kind_of = flow.kind_of[:]
-    for node in range(allocatable_nodes, flow.physical):
-        kind_of[node] = kind_count
-    uses, writes, changes = flow.uses, flow.writes, flow.changes
-    for block in range(len(flow.block_start) - 2, -1, -1):
+    def renew(self, block: int) -> None:
+        """Follow instructions that took another order inside a block."""
+        flow = self._flow
         start, stop = flow.block_start[block], flow.block_start[block + 1]
-        weight = flow.weight[block]
-        live = [0] * (kind_count + 1)
-        last = 2 * stop - 1
-        remaining = flow.live_out[block]
-        active: set[int] = set()
-        while remaining:
-            low = remaining & -remaining
-            node = low.bit_length() - 1
-            remaining ^= low
-            end[node] = last
-            active.add(node)
-            live[kind_of[node]] += 1
+        named: set[int] = set()
+        for rows in (flow.uses, flow.writes, flow.changes):
+            named.update(*rows[start:stop])
+        elsewhere = ~((1 << 2 * stop) - (1 << 2 * start))
+        named_bits = 0
+        for node in named:
+            self.points[node] &= elsewhere
+            named_bits |= 1 << node
+        changes = [[0] * (2 * (stop - start) + 1) for _ in range(len(flow.kinds) + 1)]
+        for node in members(flow.live_in[block] & ~named_bits):
+            changes[self._counted[node]][0] += 1
+        end = dict.fromkeys(members(flow.live_out[block] & named_bits), 2 * stop - 1)
+        self._walk(start, stop, end, changes, 2 * start)
+        for node, last in end.items():
+            self._begin(node, 2 * start, last, changes, 2 * start)
+        for row, renewed in zip(self.pressure, changes, strict=False):
+            row[start:stop] = _at_places(renewed)
+
+    def _begin(self, node: int, first: int, last: int, changes: list[list[int]], base: int) -> None:
+        self.points[node] |= (2 << last) - (1 << first)
+        row = changes[self._counted[node]]
+        row[first - base] += 1
+        row[last + 1 - base] -= 1
+
+    def _walk(self, start: int, stop: int, end: dict[int, int], changes: list[list[int]], base: int) -> None:
+        """Backwards over the places of one block. end: the last point of each node that is wanted further down.
+
+        changes: of the counts at each point, which starts at `base`.
+        """
+        uses, writes, changed = self._flow.uses, self._flow.writes, self._flow.changes
+        points, counted = self.points, self._counted
         for place in range(stop - 1, start - 1, -1):
-            touched = writes[place]
-            changed = changes[place]
-            after: list[int] | None = None
-            if touched or changed:
-                point = 2 * place + 1
-                for node in changed:
-                    cost[node] += 2 * weight
-                    if end[node] < 0:
-                        end[node] = point
-                        active.add(node)
-                        live[kind_of[node]] += 1
-                for node in touched:
-                    cost[node] += weight
-                    if end[node] < 0:
-                        end[node] = point
-                        live[kind_of[node]] += 1
-                after = live[:]
-                for node in touched:
-                    stop_point = end[node]
-                    if stop_point < 0:
-                        continue  # written twice by one instruction
-                    points[node] |= (2 << stop_point) - (1 << point)
-                    if first[node] > point:
-                        first[node] = point
-                    end[node] = -1
-                    active.discard(node)
-                    live[kind_of[node]] -= 1
-            point = 2 * place
-            for node in uses[place]:
-                cost[node] += weight
-                if end[node] < 0:
+            point = 2 * place + 1
+            for node in changed[place]:
+                if node not in end:
                     end[node] = point
-                    active.add(node)
-                    live[kind_of[node]] += 1
-            wanted[place] = live[:] if after is None else list(map(max, after, live))
-        begin = 1 << (2 * start)
-        for node in active:
-            points[node] |= (2 << end[node]) - begin
-            if first[node] > 2 * start:
-                first[node] = 2 * start
-            end[node] = -1
-    pressure = [list(column) for column in zip(*wanted, strict=True)] or [[] for _ in range(kind_count + 1)]
-    return Ranges(points, first, cost, pressure[:kind_count])
+            for node in writes[place]:
+                last = end.pop(node, point)
+                points[node] |= (2 << last) - (1 << point)
+                row = changes[counted[node]]
+                row[point - base] += 1
+                row[last + 1 - base] -= 1
+            point -= 1
+            for node in uses[place]:
+                if node not in end:
+                    end[node] = point
+
+
+def _at_places(changes: list[int]) -> list[int]:
+    """The larger of the counts at the two points of each place, from the changes at each point."""
+    counts = list(accumulate(changes))
+    return list(map(max, counts[:-1:2], counts[1::2]))
+
+
+def members(bits: int) -> list[int]:
+    """The numbers of the bits that are set, lowest first."""
+    found = []
+    while bits:
+        low = bits & -bits
+        found.append(low.bit_length() - 1)
+        bits ^= low
+    return found

@@ -120,3 +120,7 @@ class MachineFunction:
     near_bytes: int = 0
     ordered: frozenset[str] = frozenset()
     tensor_maps: tuple[Any, ...] = ()
+
+    def instruction_count(self) -> int:
+        """How many instructions there are; labels are none."""
+        return sum(isinstance(item, Instruction) for item in self.body)

@@ -4,9 +4,11 @@ Enters: `Part`s, each a function, and `areas`, zeroed writable memory that they 
 Holds: same input, same bytes; the stack is marked as not executable, and no segment is writable and executable.
 A function reaches another, or an area, through the relocations of its code: between functions they are resolved here,
 and in a shared library all are, so it has none left. With `debug` the file says where code comes from (dwarf.py).
+Backtraces pass through functions that have frame rows (unwind.py).
 
-    .o   .text  .bss  .note.GNU-stack  .debug_*  .symtab .strtab .shstrtab, .rela.* for what the linker has to fill in
-    .so  read only: headers .hash .dynsym .dynstr | executable: .text | writable: .dynamic .bss | not loaded: the rest
+    .o   .text  .bss  .note.GNU-stack  .eh_frame  .debug_*  .symtab .strtab .shstrtab, .rela.*: for the linker
+    .so  read only: headers .hash .dynsym .dynstr .eh_frame_hdr .eh_frame | executable: .text | writable: .dynamic .bss
+         | not loaded: the rest
 
 Of a library's loaded sections the address is the offset in the file.
 Source: System V ABI, chapters 4 and 5 (object files, program loading); AMD64 supplement, 4.1 and 4.4.
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from ..ir.nodes import Location
 from .dwarf import Fixup, Lines, debug_sections
 from .encode import EncodedCode
+from .unwind import HEADER_BYTES, HEADER_ENTRY_BYTES, Frames, Row, debug_frame, eh_frame, eh_frame_header
 
 _HEADER_BYTES, _SECTION_BYTES, _SYMBOL_BYTES, _SEGMENT_BYTES, _RELA_BYTES = 64, 64, 24, 56, 24
 _PAGE_BYTES = 4096
@@ -31,19 +34,21 @@ _OBJECT, _FUNCTION, _SECTION = 1, 2, 3
 _RELOCATABLE, _SHARED = 1, 3
 _MACHINE_X86_64 = 62
 _ABSOLUTE_64, _PC_RELATIVE_32, _ABSOLUTE_32 = 1, 2, 10  # R_X86_64_64, R_X86_64_PC32, R_X86_64_32
-_LOAD, _DYNAMIC_SEGMENT, _GNU_STACK = 1, 2, 0x6474E551
+_LOAD, _DYNAMIC_SEGMENT, _GNU_STACK, _GNU_EH_FRAME = 1, 2, 0x6474E551, 0x6474E550
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_SYMENT, _DT_SONAME = 4, 5, 6, 10, 11, 14
 _AREA_ALIGN = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One function. exported: others may call it by its name. source: where the author defined it, for debuggers."""
+    """One function. exported: others may call it by its name. source: where the author defined it, for debuggers.
+    frame: how its frame lies, for who unwinds the stack."""
 
     name: str
     code: EncodedCode
     exported: bool = True
     source: Location | None = None
+    frame: Sequence[Row] = ()
 
 
 @dataclass(slots=True)
@@ -124,6 +129,9 @@ class _Layout:
     def lines(self) -> list[Lines]:
         return [Lines(p.name, self.places[p.name][0], p.code.code_bytes, p.code.line_table, p.source, p.exported)
                 for p in self.parts]
+
+    def frames(self) -> list[Frames]:
+        return [Frames(self.places[p.name][0], p.code.code_bytes, p.frame) for p in self.parts]
 
     def symbols(self, base: int = 0, bss: int = 0) -> list[_Symbol]:
         """Local ones first. base, bss: addresses of .text and .bss."""
@@ -215,9 +223,12 @@ def write_object(parts: Sequence[Part], areas: Mapping[str, int] | None = None, 
         sections.append(_Content(".bss", _NOBITS, _ALLOC | _WRITE, align=_AREA_ALIGN, size_bytes=layout.bss_bytes))
     sections.append(_Content(".note.GNU-stack", _PROGBITS))
     fixups: list[Fixup] = []
+    if any(part.frame for part in parts):
+        frames, fixups, _ = eh_frame(layout.frames())
+        sections.append(_Content(".eh_frame", _PROGBITS, _ALLOC, frames, align=8))
     if debug:
         made = debug_sections(layout.lines())
-        fixups = made.fixups
+        fixups = fixups + made.fixups
         sections += [_Content(name, _PROGBITS, content=content) for name, content in made.contents.items()]
     # Relocations name sections by the symbols that stand for them.
     targets = dict.fromkeys([*(f.target for f in fixups), *([".bss"] if layout.waiting else [])])
@@ -232,7 +243,8 @@ def write_object(parts: Sequence[Part], areas: Mapping[str, int] | None = None, 
     for field, area, addend in layout.waiting:
         relocate(".text", field, ".bss", _PC_RELATIVE_32, area + addend)
     for f in fixups:
-        relocate(f.section, f.offset, f.target, _ABSOLUTE_64 if f.size_bytes == 8 else _ABSOLUTE_32, f.addend)
+        kind = _PC_RELATIVE_32 if f.relative else _ABSOLUTE_64 if f.size_bytes == 8 else _ABSOLUTE_32
+        relocate(f.section, f.offset, f.target, kind, f.addend)
     sections += [_Content(f".rela{name}", _RELA, _INFO_LINK, bytes(table), ".symtab", name, 8, _RELA_BYTES)
                  for name, table in tables.items()]
     sections += _symbol_sections(symbols, sections)
@@ -275,14 +287,19 @@ def write_shared_object(
     exported = [s for s in layout.symbols() if s.bind == _GLOBAL or (exported_areas and s.kind == _OBJECT)]
     exported = [_Symbol(s.name, s.kind, s.section, s.value, s.size_bytes, _GLOBAL) for s in exported]
     strings, string_at = _strings([*(s.name for s in exported), soname])
-    segment_count = 5
+    segment_count = 6
     body = bytearray(_HEADER_BYTES + segment_count * _SEGMENT_BYTES)
     hashes = _Content(".hash", _HASH, _ALLOC, _hash_table([s.name for s in exported]), ".dynsym", align=8,
                       entry_bytes=4)
     dynsym = _Content(".dynsym", _DYNSYM, _ALLOC, bytes(_SYMBOL_BYTES * (1 + len(exported))), ".dynstr", 1, 8,
                       _SYMBOL_BYTES)
     dynstr = _Content(".dynstr", _STRTAB, _ALLOC, strings)
-    for section in (hashes, dynsym, dynstr):
+    # Their contents need the address of .text; their sizes do not.
+    frames, _, entries_at = eh_frame(layout.frames())
+    header = _Content(".eh_frame_hdr", _PROGBITS, _ALLOC, bytes(HEADER_BYTES + HEADER_ENTRY_BYTES * len(entries_at)),
+                      align=4)
+    unwinding = _Content(".eh_frame", _PROGBITS, _ALLOC, frames, align=8)
+    for section in (hashes, dynsym, dynstr, header, unwinding):
         _append(body, section, loaded=True)
     read_end = len(body)
     text = _Content(".text", _PROGBITS, _ALLOC | _EXECUTE, bytes(layout.text), align=max(layout.align, _PAGE_BYTES))
@@ -296,7 +313,11 @@ def write_shared_object(
 
     text.content = layout.place_bss(bss.address - text.address)
     body[text.offset:text.offset + len(text.content)] = text.content
-    loaded = [hashes, dynsym, dynstr, text, dynamic, bss]
+    unwinding.content = eh_frame(layout.frames(), text.address - unwinding.address)[0]
+    header.content = eh_frame_header(entries_at, unwinding.address - header.address, text.address - header.address)
+    for section in (header, unwinding):
+        body[section.offset:section.offset + len(section.content)] = section.content
+    loaded = [hashes, dynsym, dynstr, header, unwinding, text, dynamic, bss]
     numbers = {s.name: i for i, s in enumerate(loaded, 1)}
     addresses = {".text": text.address, ".bss": bss.address}
     placed = [_Symbol(s.name, s.kind, s.section, addresses[s.section] + s.value, s.size_bytes, s.bind)
@@ -328,18 +349,21 @@ def write_shared_object(
         segment(_LOAD, read | write, dynamic.offset, write_end, memory_end, _PAGE_BYTES),
         segment(_DYNAMIC_SEGMENT, read | write, dynamic.offset, write_end, write_end, 8),
         segment(_GNU_STACK, read | write, 0, 0, 0, 16),
+        segment(_GNU_EH_FRAME, read, header.offset, header.offset + len(header.content),
+                header.offset + len(header.content), 4),
     )
     assert len(segments) == segment_count
     return _file(_SHARED, [*loaded, *rest], segments, body)
 
 
 def write_loaded(name: str, address: int, size_bytes: int, lines: Sequence[tuple[int, Location]],
-                 source: Location | None) -> bytes:
-    """An object that describes code which lies in memory already: its symbol and its lines, without the code.
+                 source: Location | None, frame: Sequence[Row] = ()) -> bytes:
+    """An object that describes code which lies in memory already: its symbol, lines and frame, without the code.
 
     This is what gdb reads through its JIT interface. lines: (offset, location). Symbols count from .text.
     """
     made = debug_sections([Lines(name, 0, size_bytes, lines, source)], address)
+    made.contents[".debug_frame"] = debug_frame(Frames(0, size_bytes, frame), address)
     sections = [_Content(".text", _NOBITS, _ALLOC | _EXECUTE, align=16, size_bytes=size_bytes, address=address)]
     sections += [_Content(section, _PROGBITS, content=content) for section, content in made.contents.items()]
     sections += _symbol_sections([_Symbol(name, _FUNCTION, ".text", 0, size_bytes, _GLOBAL)], sections)

@@ -8,8 +8,9 @@ what any register, flag or memory byte outside the frame holds where it is read.
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import Any
 
-from .liveness import JUMP, RETURN, WRITE, Abi, FactsTable, RowFacts, facts_table
+from .liveness import JUMP, RETURN, WRITE, Abi, FactsTable, facts_table
 from .machine import Instruction, Label, LabelReference, MachineFunction, Memory, Register
 
 
@@ -32,23 +33,6 @@ def _drop(function: MachineFunction, places: list[int]) -> int:
     if gone:
         function.body = [item for place, item in enumerate(function.body) if place not in gone]
     return len(gone)
-
-
-def _written(item: Instruction, facts: RowFacts, stack: Register) -> tuple[list[Register], bool]:
-    """The registers that an instruction writes, and whether it writes to a slot of the frame."""
-    found = []
-    into_slot = False
-    for operand, how in zip(item.operands, facts.access, strict=True):
-        if how & WRITE:
-            if type(operand) is Register:
-                found.append(operand)
-            elif _slot(operand, stack) is not None:
-                into_slot = True
-    if type(item.mask) is Register and facts.mask_access & WRITE:
-        found.append(item.mask)
-    if facts.writes:
-        found.extend(Register(*pair) for pair in facts.writes)
-    return found, into_slot
 
 
 def _move_to_itself(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
@@ -150,14 +134,21 @@ def _known_reload(function: MachineFunction, abi: Abi, table: FactsTable) -> int
                     operands[1] = holder[0]
                 loaded = (offset, target)
         if known:
-            written, into_slot = _written(item, facts, stack)
-            if into_slot or stack in written:
-                known.clear()
-                continue
-            for register in written:
-                for slot in slots_of.pop(register, ()):
-                    if slot in known and known[slot][0] == register:
-                        del known[slot]
+            written: list[Any] = [o for o, how in zip(operands, facts.access, strict=True) if how & WRITE]
+            if facts.writes:
+                written += [Register(*pair) for pair in facts.writes]
+            if item.mask is not None and facts.mask_access & WRITE:
+                written.append(item.mask)
+            for changed in written:
+                if type(changed) is Memory:
+                    if _slot(changed, stack) is not None:
+                        known.clear()
+                elif changed == stack:
+                    known.clear()
+                else:
+                    for slot in slots_of.pop(changed, ()):
+                        if slot in known and known[slot][0] == changed:
+                            del known[slot]
         if loaded is not None and loaded[0] not in known:
             learn(*loaded, item.row)
     _drop(function, places)
@@ -176,11 +167,10 @@ def _dead_spill(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
             continue
         facts = table[item.row]
         for operand, how in zip(item.operands, facts.access, strict=True):
-            if type(operand) is not Memory:
+            if type(operand) is not Memory or operand.base is None or operand.base.number != stack.number:
                 continue
             if how != WRITE:
-                if stack in (operand.base, operand.index):
-                    read.add(operand.disp)
+                read.add(operand.disp)
             elif facts.move_bits and type(item.operands[1]) is Register and _slot(operand, stack) is not None:
                 stores.append((place, operand.disp, operand.disp + facts.move_bits // 8))
     first_bytes = sorted(read)

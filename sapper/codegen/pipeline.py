@@ -20,6 +20,7 @@ from ..ir.nodes import Function
 from ..ir.text import print_function
 from ..ir.types import TensorType
 from ..lane.lower import lower
+from ..tile.ops import memory_of
 from ..tile.reduce_loops import reduce_loops
 from ..tile.schedule import DimClass, Facts, Schedule, Specialization
 from ..tile.work import Term, work
@@ -101,7 +102,7 @@ def scratch_bytes(scratch: tuple[Any, ...], dims: Mapping[str, int]) -> int:
 
 def stored_tensors(function: Function) -> tuple[str, ...]:
     """Names of the tensors that a tile IR function stores to, in the order of its arguments."""
-    stored = {op.operands[0] for op in function.walk() if op.name == "store"}
+    stored = {memory_of(op.operands[0]) for op in function.walk() if op.name == "store"}
     return tuple(v.name for v in function.arguments if isinstance(v.type, TensorType) and v in stored)
 
 
@@ -161,7 +162,9 @@ def finish_lane(lane: Function, target: Any) -> Function:
 
 
 def for_threads(lane: Function, target: Any) -> Function:
-    """What lane IR needs besides where lanes are threads, and others give them registers."""
+    """What lane IR needs besides where lanes are threads, and others give them registers. Raises AsyncError where warps
+    do not wait for each other, copies or matrix instructions as they must."""
+    from ..lane.rehearse import check as check_waits
     from ..lane.sink import sink
     from ..lane.synchronise import synchronise
 
@@ -171,6 +174,7 @@ def for_threads(lane: Function, target: Any) -> Function:
     if target.lanes_are_threads:
         synchronise(lane)
         _trace(lane, "synchronise")
+        check_waits(lane)
     return lane
 
 

@@ -3,7 +3,7 @@
 Enters: a MachineFunction with virtual registers and the target's register facts. Leaves: the same function with the
 instructions of some blocks in another order; the result is the same, since these stay in order: a register's writes
 and reads, flags, memory accesses that may touch the same bytes, and instructions with side effects.
-Holds: registers that copies will join (allocate.py) count as one register, so no order makes a copy necessary that was
+Holds: registers that copies will join (joined.py) count as one register, so no order makes a copy necessary that was
 not. A block is given a new order only if the model finds it faster, and if it wants no more registers than the old
 order, or one fewer than there are. A jump stays last, and so does the comparison right before it, which some
 processors join with it.
@@ -19,8 +19,8 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import Any
 
-from .allocate import joined_registers
-from .liveness import READ, WRITE, Abi, Flow, RowFacts, analyse, facts_table, live_ranges
+from .joined import Classes
+from .liveness import READ, WRITE, Abi, Flow, RowFacts, facts_table, members
 from .machine import Instruction, MachineFunction, Memory, Register
 
 ISSUE_WIDTH = 6
@@ -67,13 +67,14 @@ class _Block:
         self.value_uses: list[int] = []
 
 
-def schedule(function: MachineFunction, abi: Abi, flow: Flow | None = None) -> int:
+def schedule(function: MachineFunction, abi: Abi, classes: Classes | None = None) -> int:
     """Reorder the blocks of `function` where that helps. Returns the number of blocks changed.
 
-    flow: what `analyse` says of the function, kept true.
+    classes: of the function, where the caller knows them; kept true.
     """
-    if flow is None:
-        flow = analyse(function, abi)
+    if classes is None:
+        classes = Classes(function, abi)
+    flow = classes.flow
     costs: dict[Any, _Cost] = {}
     body = function.body
     changed = 0
@@ -90,12 +91,14 @@ def schedule(function: MachineFunction, abi: Abi, flow: Flow | None = None) -> i
         if stop - start < 4 or _flows_well(function, flow, start, stop, abi, costs):
             continue
         if registers is None:
-            registers = _Registers(function, flow, abi)
+            registers = _Registers(classes, abi)
         order = _reorder(function, flow, registers, block, start, stop, abi, costs)
         if order is not None:
             body[start:stop] = [body[start + number] for number in order]
-            flow.reorder(start, order)
+            classes.reordered(start, order, block)
             changed += 1
+    if changed:
+        classes.join()  # what was joined stays so, and more may be possible
     return changed
 
 
@@ -104,9 +107,10 @@ class _Registers:
 
     __slots__ = ("joined", "kind_of", "limits")
 
-    def __init__(self, function: MachineFunction, flow: Flow, abi: Abi) -> None:
+    def __init__(self, classes: Classes, abi: Abi) -> None:
+        flow = classes.flow
         allocatable = sum(len(numbers) for numbers in abi.registers.values())
-        self.joined = joined_registers(function, flow, live_ranges(flow, allocatable), abi)
+        self.joined = [classes.find(node) for node in range(len(flow.nodes))]
         self.kind_of = flow.kind_of[:]
         for node in range(allocatable, flow.physical):
             self.kind_of[node] = len(flow.kinds)
@@ -343,7 +347,7 @@ def _dependences(
                 loads.append(entry)
 
     # What is wanted after the block never dies in it: by what follows in the body, or by other blocks.
-    wanted = {joined[node] for node in _members(flow.live_out[block])}
+    wanted = {joined[node] for node in members(flow.live_out[block])}
     for place in range(stop, flow.block_start[block + 1]):
         for node in flow.uses[place] + flow.changes[place]:
             wanted.add(joined[node])
@@ -358,19 +362,9 @@ def _dependences(
                 best = cycles + height[other]
         height[number] = best
     live = [0] * (max(kind_of, default=0) + 2)
-    for register in sorted({joined[node] for node in _members(flow.live_in[block])}):
+    for register in sorted({joined[node] for node in members(flow.live_in[block])}):
         live[kind_of[register]] += 1
     return made, live
-
-
-def _members(bits: int) -> list[int]:
-    """The numbers of the bits that are set, lowest first."""
-    found = []
-    while bits:
-        low = bits & -bits
-        found.append(low.bit_length() - 1)
-        bits ^= low
-    return found
 
 
 def _issue(made: _Block, order: list[int] | range) -> float:

@@ -13,6 +13,7 @@ The grammar (docs/ir.md shows it by example; `#` starts a comment that runs to t
     attributes = "{" name "=" data {"," name "=" data} "}"
     data       = string | number | "true" | "false" | ["-"] ("inf" | "nan" ["(" bits ")"]) | ":"dtype | "[" data, .. "]"
     type       = dtype ["[" axes "]"] | "tensor" "<" dtype {"," dim} ">" | "s64" | "row" "<" dtype ">" | "mask"
+    dim        = name | number | "?"
     location   = "loc" "(" string ":" line ":" column ["-" end_column] ")"
 """
 
@@ -198,7 +199,7 @@ _TOKEN = re.compile(
     |(?P<name>[^\W\d]\w*)
     |(?P<number>[0-9][\w.]*(?:(?<=[eE])[+-][0-9]+)?)
     |(?P<string>"(?:[^"\\\n]|\\.)*")
-    |(?P<sign>[-{}()\[\]<>,:=@.])""",
+    |(?P<sign>[-{}()\[\]<>,:=@.?])""",
     re.VERBOSE,
 )
 _INTEGER = re.compile(r"[0-9]+\Z")
@@ -319,7 +320,7 @@ class _Parser:
             dims: list[str | int] = []
             while self.take(","):
                 token = self.tokens[self.at]
-                if token[0] == "name":
+                if token[0] == "name" or token[1] == "?":
                     self.at += 1
                     dims.append(token[1])
                 else:

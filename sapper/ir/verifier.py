@@ -405,6 +405,31 @@ def _tile_reduce(check: Checker, op: Op) -> None:
     _result_tile(check, op, dtype, tuple([a for a in type.axes if a not in over]))
 
 
+def _tile_scan(check: Checker, op: Op) -> None:
+    (type,) = _tiles(check, op)
+    check.one_of(op, "kind", ("sum", "max", "min"))
+    _one_axis(check, op, type)
+    _result_tile(check, op, type.dtype, type.axes)
+
+
+def _tile_topk(check: Checker, op: Op) -> None:
+    (type,) = _tiles(check, op)
+    over = _one_axis(check, op, type)
+    into = check.attribute(op, "into", str)
+    if into not in check.axes or into in type.axes:
+        check.fail(f"into = {into}", "an axis in scope that the operand does not span")
+    axes = (*[a for a in type.axes if a != over], into)
+    check.results(op, TileType(type.dtype, axes), TileType(index, axes))
+
+
+def _one_axis(check: Checker, op: Op, type: TileType) -> str:
+    over = check.names(op, "over")
+    if len(over) != 1 or over[0] not in type.axes:
+        check.fail(f"over = {over} of {type}", "one axis of the operand")
+    _computes(check, type.dtype, "fiux", "a number that can be computed with")
+    return over[0]
+
+
 def contract_dtype(a: DType, b: DType) -> DType | None:
     """The dtype of a contraction: f32 for bf16, f16, f32 in any mix; f64; i32 for i8 and u8 in any mix."""
     if a in (bf16, f16, f32) and b in (bf16, f16, f32):
@@ -465,6 +490,8 @@ def _tile_each(check: Checker, op: Op) -> None:
     if step < 1:
         check.fail(f"step = {step}", "a positive step")
     carried = _carried(check, op, 2 * count)
+    if check.attribute(op, "asserted", bool, False) and not op.attributes["parallel"]:
+        check.fail("an asserted loop that is not parallel", "parallel = true")
     check.nested(op, op.blocks[0], [INDEX] * count + carried, carried)
 
 
@@ -477,6 +504,38 @@ def _if(condition: Type) -> Rule:
             check.nested(op, block, [], types)
 
     return rule
+
+
+def _tile_view(check: Checker, op: Op) -> None:
+    tensor, *extents = op.operands
+    if not isinstance(tensor.type, TensorType):
+        check.fail(f"operand 0 of type {tensor.type}", "a tensor")
+    check.operands(op, tensor.type, *[INDEX] * len(extents))
+    _computed_tensor(check, op, len(extents))
+    groups = op.attributes["groups"]
+    counts = [len(tensor.type.dims), len(extents)]
+    if [sum(g[side] for g in groups) for side in (0, 1)] != counts:
+        check.fail(f"groups = {groups}", f"pairs whose sums are {counts}")
+
+
+def _tile_buffer(check: Checker, op: Op) -> None:
+    check.operands(op, *[INDEX] * len(op.operands))
+    _computed_tensor(check, op, len(op.operands))
+
+
+def _computed_tensor(check: Checker, op: Op, rank: int) -> None:
+    type = op.result.type
+    if not isinstance(type, TensorType) or type.dims != ("?",) * rank:
+        check.fail(f"a result of type {type}", f"a tensor of {rank} extents, each ?")
+
+
+def _tile_part(check: Checker, op: Op) -> None:
+    parallel = check.attribute(op, "parallel", bool)
+    if not parallel and any(inner.attributes.get("parallel") for inner in op.blocks[0].ops):
+        check.fail("a parallel loop in a part of one worker", "parallel = true")
+    seen = set(check.axes_seen)
+    check.nested(op, op.blocks[0], [], [])
+    check.axes_seen = seen
 
 
 def _nothing(check: Checker, op: Op) -> None:
@@ -508,8 +567,13 @@ TILE_RULES: dict[str, Rule] = {
     "bitcast": _tile_bitcast,
     "reduce": _tile_reduce,
     "contract": _tile_contract,
+    "scan": _tile_scan,
+    "topk": _tile_topk,
     "tiles": _tile_tiles,
     "each": _tile_each,
+    "view": _tile_view,
+    "buffer": _tile_buffer,
+    "part": _tile_part,
     "if": _if(BOOL),
     "yield": _nothing,
 }

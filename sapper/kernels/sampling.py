@@ -1,8 +1,7 @@
 """From logits to a token: argmax, the k largest, and a draw among them.
 
 argmax: the lowest index of the largest value in each row.
-top_k: the K largest values in falling order, ties by rising index. It looks through the row K times, each time for
-    the first element that comes after the one found before; K is small and the row lies in the cache.
+top_k: the K largest values in falling order, ties by rising index.
 sample_top_k: draws one of the K candidates with probabilities softmax(values / temperature), given a random number u
     in [0, 1). The caller owns the random generator, so that a seed gives the same text everywhere.
 """
@@ -12,13 +11,11 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, argmax, exp, f32, i32, max, min, tiles, where, whole, zeros
+from sapper import Tensor, argmax, exp, f32, i32, max, tiles, topk, whole, zeros
 
 from .record import EXACT, Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
 
 M, N, K = sp.dims("M N K")
-MINUS_INFINITY = float("-inf")
-INFINITY = float("inf")
 
 
 def argmax_reference(arguments: Arguments) -> dict[str, Array]:
@@ -39,23 +36,10 @@ def top_k_reference(arguments: Arguments) -> dict[str, Array]:
 
 @sp.kernel
 def top_k(x: Tensor[f32, N], values: Tensor[f32, K], indices: Tensor[i32, K]):
-    found = zeros(dtype=f32) + INFINITY
-    place = zeros(dtype=i32) - 1
-    for j in range(K):
-        best = zeros(dtype=f32) + MINUS_INFINITY
-        for n in tiles(N):
-            row = x[n]
-            later = (row < found) | ((row == found) & (n > place))
-            best = max(best, max(where(later, row, MINUS_INFINITY), over=n))
-        first = N.to(i32)
-        for n in tiles(N):
-            row = x[n]
-            match = (row == best) & ((row < found) | (n > place))
-            first = min(first, min(where(match, n, N), over=n).to(i32))
-        values[j] = best
-        indices[j] = first
-        found = best
-        place = first
+    n, k = whole(N), whole(K)
+    found, places = topk(x[n], k, over=n)
+    values[k] = found
+    indices[k] = places.to(i32)
 
 
 def sample_reference(arguments: Arguments) -> dict[str, Array]:

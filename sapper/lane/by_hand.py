@@ -65,6 +65,13 @@ def fit(model: Model, walk: Walk, lane: str | None, key: str) -> Fit | str:
         return f"{left.operands[0].name} is not contiguous along {depth}"
     if not model.is_bounded(depth):
         return f"no panel can be packed: the range of {depth} is known only as the kernel runs"
+    wanted_stage = model.schedule.stage
+    if wanted_stage is not None and (right.operands[0].name not in wanted_stage
+                                     or left.operands[0].name in wanted_stage):
+        return f"the schedule stages {', '.join(wanted_stage) or 'nothing'}; it takes a panel of " \
+               f"{right.operands[0].name}, and {left.operands[0].name} where it lies"
+    if model.schedule.order and model.schedule.order[0] == rows[0]:
+        return f"the schedule has axis {rows[0]} outermost, and so no panel along {lane}"
     for axis, count in ((rows[0], piece.rows[0]), (lane, piece.vectors[0])):
         capacity, tile = model.open[axis].capacity, count * (model.lanes if axis == lane else 1)
         if capacity is not None and not capacity.dims and capacity.constant < tile:

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from math import prod
 
 from ..ir.nodes import Function
+from ..ir.types import f32
+from ..lang.by_hand import CONTRACTIONS, PIECES, bare_name
 from ..tile.plan import Walk
 from ..tile.schedule import Facts, Schedule, Specialization
+from .by_hand import Fit, fit
 from .lower import SEQUENTIAL_TILE, Lowering, Range, lanes_of
 from .walk import WalkChoice
 
@@ -21,13 +24,16 @@ from .walk import WalkChoice
 @dataclass(frozen=True, slots=True)
 class Choices:
     """schedule: all that was chosen. lanes: of a row. parallel: axes that are split into tasks, as far as they are
-    named. stageable: tensors that contractions read. hints: extent of each axis, about."""
+    named. stageable: tensors that contractions read. hints: extent of each axis, about. blocks: by hand, which the
+    schedule does not name and that would fit, as `module:name`. by_hand: axes of the tiles of micro-kernels."""
 
     schedule: Schedule
     lanes: int
     parallel: tuple[str, ...]
     stageable: tuple[str, ...]
     hints: dict[str, int]
+    blocks: tuple[str, ...] = ()
+    by_hand: frozenset[str] = frozenset()
 
 
 def choices(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Choices:
@@ -37,6 +43,8 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
     tile: dict[str, int] = {}
     staged: set[str] = set()
     contracted: set[str] = set()
+    blocks: set[str] = set()
+    fixed: set[str] = set()
     most: tuple[bool, int] = (False, 0)
     chosen: WalkChoice | None = None
 
@@ -50,6 +58,10 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
             staged.update(op.operands[0].name for op in choice.staged)
             if any(reduction.name == "contract" for reduction in walk.reductions):
                 contracted.update(op.operands[0].name for op in self.reads(walk))
+            blocks.update(f"{piece.module}:{piece.name}" for key, piece in CONTRACTIONS.items()
+                          if walk.reductions and isinstance(fit(self, walk, choice.lane, key), Fit))
+            if choice.by_hand is not None:
+                fixed.update((choice.by_hand.rows, choice.lane or ""))
             held = bool(walk.reductions), prod(choice.counts[axis] for axis in choice.order)
             if held > most:
                 most, chosen = held, choice
@@ -73,4 +85,10 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
         lane=chosen.lane if chosen is not None else schedule.lane, tile={**tile, **schedule.tile}, registers=registers,
         order=tuple(chosen.order) if chosen is not None else schedule.order, stage=tuple(sorted(staged)),
         streaming=tuple(sorted(lowering.streaming_tensors)), chunks=dict(schedule.chunks), assembly=schedule.assembly)
-    return Choices(told, lowering.lanes, tuple(parallel), tuple(sorted(contracted)), hints)
+    present = {op.name for op in function.walk()}
+    blocks.update(f"{piece.module}:{piece.name}" for piece in PIECES.values()
+                  if piece.implements in present and piece.usable(facts.family, facts.features, lowering.lanes, (f32,),
+                                                                  f32))
+    named = {bare_name(name) for name in schedule.assembly}
+    return Choices(told, lowering.lanes, tuple(parallel), tuple(sorted(contracted)), hints,
+                   tuple(sorted(name for name in blocks if bare_name(name) not in named)), frozenset(fixed))

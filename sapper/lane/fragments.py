@@ -44,3 +44,6 @@ def near_offsets(outer: NDArray[Any], depth: NDArray[Any], along_depth: bool, pa
     if along_depth:
         return np.asarray(outer * ROW_BYTES + depth * 2)
     return np.asarray(outer // PANEL * panel_bytes + depth * ROW_BYTES + outer % PANEL * 2)
+
+ELEMENT_BYTES = {"bf16": 2, "f16": 2}
+"""Of the operands of matrix instructions, by dtype."""

@@ -142,6 +142,11 @@ class GroupLowering(MatrixLowering):
         assert self.facts.matrix_group is not None
         return self.groups * self.facts.matrix_group.group_rows, self.columns
 
+    @property
+    def tiles_are_tasks(self) -> bool:
+        """Whether each task is one tile: it costs nothing, as the copies for the next one go on all the time."""
+        return self.groups > 0 and not self.schedule.chunks
+
     # Parts.
 
     def parts(self, body: Callable[[], None]) -> None:

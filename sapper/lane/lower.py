@@ -3,7 +3,8 @@
 Enters a tile IR function (canonical: reductions are whole), a schedule, the target's facts and the specialisation;
 leaves a lane IR function with the attributes `lanes`, `slots`, `scratch` (see `Lowering.scratch`), `counters`
 and `tasks` (a list for each parallel loop, see `Lowering._most_tasks`; empty when unknown).
-Parallel loops at the top become `tasks`; what follows them waits at a `barrier`.
+Parallel loops at the top become `tasks`; the parts of a function (sapper/tile/parts.py) wait for each other at a
+`barrier`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from math import gcd, prod
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
-from ..ir.types import MASK, S64, DType, RowType, TileType, bool_
+from ..ir.types import MASK, S64, DType, RowType, TensorType, TileType, bool_
 from ..lang.by_hand import CONTRACTIONS, PIECES, block_names, pieces_named
-from ..tile.plan import Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
-from ..tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
+from ..tile.parts import split_parts
+from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
+from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
 from .groups import GroupLowering
 from .late import LateLowering, LateWalk
-from .rows import LoweringError
+from .ordered import OrderedLowering
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
 from .walk import WalkChoice
 
@@ -36,6 +38,9 @@ RESIDENT_VECTORS = 2
 RESIDENT_ROWS = 4
 """Rows that carried values span where the lane axis is another."""
 
+BAND_TILES = 8
+"""Rows of tiles that are computed together."""
+
 TASKS_PER_WORKER = 2
 STAGING_TASKS_PER_WORKER = 2
 
@@ -43,6 +48,13 @@ TASK_ELEMENTS = 16384
 """A task along the one axis of a loop computes at least about so many elements, in steps of a row and of no more than
 TASK_INDICES indices: a few microseconds' work."""
 TASK_INDICES = 1024
+
+SHORT_LIST, FEW_ELEMENTS = 8, 256
+"""How many largest elements of how many are found for a row in each lane; measured: three times as fast as rows one by
+one for 6 of 64."""
+
+LONG_REDUCTION = 16384
+"""Typical extent from which on a reduction at the top of a kernel is shared among workers."""
 
 STAGED_ROWS_CAP = 2016
 """Most rows of a staged operand in one task (a multiple of 14 and 6), which bounds scratch memory."""
@@ -103,6 +115,45 @@ def lower(function: Function, schedule: Schedule, facts: Facts, specialization: 
     return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
 
 
+def _parts(function: Function, specialization: Specialization) -> Function:
+    """The function as parts that meet at barriers; see tile/parts.py."""
+    def is_bounded(start: Value, stop: Value) -> bool:
+        return hint(start, specialization)[2] is not None and hint(stop, specialization)[2] is not None
+
+    def is_long(start: Value, stop: Value) -> bool:
+        return hint(stop, specialization)[0] >= LONG_REDUCTION
+
+    return split_parts(function, is_long, is_bounded)
+
+
+def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capacity | None]:
+    """(typical value, divisor, bound for scratch memory) of an index scalar."""
+    op = value.op
+    if op is not None and op.name == "const":
+        c = int(op.attributes["value"])
+        return c, (64 if c % 64 == 0 else 16 if c % 16 == 0 else 1), Capacity(c)
+    if op is not None and op.name == "dim":
+        name = op.attributes["name"]
+        dim = specialization.dims.get(name, DimClass())
+        return dim.hint, dim.divisor, Capacity(1, (name,))
+    if op is not None and op.name in ("min", "add", "sub", "mul", "floordiv"):
+        (a, _, most_a), (b, _, most_b) = (hint(v, specialization) for v in op.operands)
+        known = {"min": min(a, b), "add": a + b, "sub": max(1, a - b), "mul": a * b, "floordiv": a // max(1, b)}
+        return max(1, known[op.name]), 1, _most(op.name, most_a, most_b)
+    return 256, 1, None
+
+
+def _most(name: str, a: Capacity | None, b: Capacity | None) -> Capacity | None:
+    """A bound of the result of an op on extents with these bounds, none of them negative."""
+    if name == "min":
+        return min((c for c in (a, b) if c is not None), key=lambda c: len(c.dims), default=None)
+    if name in ("sub", "floordiv"):
+        return a
+    if name == "mul" and a is not None and b is not None:
+        return Capacity(a.constant * b.constant, (*a.dims, *b.dims))
+    return None
+
+
 def lanes_of(function: Function, facts: Facts) -> int:
     """Lanes of a row: fewer on most targets where the function has 64-bit elements."""
     return facts.lanes_of_wide_rows if has_wide_rows(function) else facts.lanes
@@ -131,10 +182,10 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(GroupLowering, LateLowering):
+class Lowering(OrderedLowering, GroupLowering, LateLowering):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
-        super().__init__(function, schedule, facts, specialization, lanes)
+        super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
         self.block_loads = []
         self.busiest = None
         self.pending_buffers: dict[Value, Access] = {}
@@ -180,10 +231,13 @@ class Lowering(GroupLowering, LateLowering):
         lowered = Function(self.function.name, "lane", self.function.location)
         lowered.body = self.entry
         self.find_matrix_walk()
-        if any(op.attributes.get("parallel") for op in self.function.body.ops):
-            self.parts(self._parallel)
-        else:
-            self._on_first_worker(lambda: self.block(self.function.body))
+        for number, part in enumerate(self._parts()):
+            if number:
+                self.effect("barrier", [])
+            if any(op.attributes.get("parallel") for op in part.ops):
+                self._parallel(part)
+            else:
+                self._on_first_worker(lambda part=part: self.block(part))  # type: ignore[misc]
         if self.streaming_tensors & self.specialization.aligned:
             self.effect("fence_streaming", [])
         lowered.attributes = {"lanes": self.lanes, "slots": list(self.slots), "scratch": self.scratch_sizes,
@@ -199,15 +253,48 @@ class Lowering(GroupLowering, LateLowering):
             lowered.attributes["tensor_maps"] = self.tensor_maps
         return lowered
 
-    def _parallel(self) -> None:
-        """The body, whose loops share out tasks, of one part of a worker's warps: all parts share out the same."""
-        self.counters, self.task_counts = 0, []
-        self.block(self.function.body, top=True)
+    def _parallel(self, part: Block) -> None:
+        """A part of the function whose loops share out tasks. Groups of a worker's warps share out the same."""
+        counters, task_counts = self.counters, list(self.task_counts)
+
+        def share() -> None:
+            self.counters, self.task_counts = counters, list(task_counts)
+            self.block(part, top=True)
+
+        self.parts(share)
+
+    def _parts(self) -> list[Block]:
+        """The blocks of the function's parts, once its buffers have memory."""
+        body = self.function.body
+        if not any(op.name == "part" for op in body.ops):
+            return [body]
+        self.begin_block(body)
+        for op in body.ops:
+            if op.name == "buffer":
+                self._buffer(op)
+        return [op.blocks[0] for op in body.ops if op.name == "part"]
+
+    def _buffer(self, op: Op) -> None:
+        """Memory that all workers see: in the scratch memory of the first."""
+        tensor = op.result
+        assert isinstance(tensor.type, TensorType)
+        size: Scalar = 1
+        strides: list[Scalar] = []
+        extents: list[tuple[Capacity | int, int]] = []
+        for value in reversed(op.operands):
+            capacity = self.hint(value)[2]
+            assert capacity is not None, "split_parts asks first"
+            strides.insert(0, size)
+            extents.insert(0, (capacity, 1))
+            size = self.mul(size, self._rounded(capacity, 1))
+        self.tensor_bases[tensor] = self.scratch(extents, tensor.type.dtype, shared=True)
+        self.tensor_strides[tensor] = strides
 
     # Scratch memory.
 
-    def scratch(self, extents: list[tuple[Capacity | int, int]], dtype: DType) -> Scalar:
-        """Address of a new scratch buffer: product over axes of their capacity, rounded up to a multiple each.
+    def scratch(self, extents: list[tuple[Capacity | int, int]], dtype: DType, shared: bool = False) -> Scalar:
+        """Address of a new scratch buffer: product over axes of their capacity, rounded up to a multiple each. shared:
+        one for all workers.
 
         The attribute `scratch` lists every buffer as [element bytes, [[constant, [dims], multiple], ...]].
         """
@@ -218,7 +305,7 @@ class Lowering(GroupLowering, LateLowering):
             c = capacity if isinstance(capacity, Capacity) else Capacity(capacity)
             words = self.mul(words, self._rounded(c, multiple))
             record.append([c.constant, list(c.dims), multiple])
-        base = self.add(self._scratch_base(), self.scratch_end)
+        base = self.add(self._scratch_base(shared), self.scratch_end)
         self.scratch_end = self.add(self.scratch_end, self.round_up(words, 64))
         self.scratch_sizes.append([size, record])
         return base
@@ -229,14 +316,17 @@ class Lowering(GroupLowering, LateLowering):
             extent = self.mul(extent, self.slot(f"dim.{dim}"))
         return self.round_up(extent, multiple)
 
-    def _scratch_base(self) -> Scalar:
+    def _scratch_base(self, shared: bool = False) -> Scalar:
         memo = self.levels[0].memo
-        if "scratch" not in memo:
+        if shared:
+            if "first scratch" not in memo:
+                memo["first scratch"] = self.emit(0, "arg", [], S64, slot=0)
+        elif "scratch" not in memo:
             base = self.emit(0, "arg", [], S64, slot=0)
             each = self.emit(0, "arg", [], S64, slot=1)
             worker = self.emit(0, "worker", [], S64)
             memo["scratch"] = self.add(base, self.mul(worker, each))
-        return memo["scratch"]  # type: ignore[no-any-return]
+        return memo["first scratch" if shared else "scratch"]  # type: ignore[no-any-return]
 
     def allocate(self, value: Value, dtype: DType, axes: list[tuple[str, Capacity | int]]) -> Access:
         """A scratch buffer for a tile: the last axis is contiguous and padded to whole rows (twice, for tails)."""
@@ -259,20 +349,7 @@ class Lowering(GroupLowering, LateLowering):
     # Facts of scalars.
 
     def hint(self, value: Value) -> tuple[int, int, Capacity | None]:
-        """(typical value, divisor, bound for scratch memory) of an index scalar."""
-        op = value.op
-        if op is not None and op.name == "const":
-            c = int(op.attributes["value"])
-            return c, (64 if c % 64 == 0 else 16 if c % 16 == 0 else 1), Capacity(c)
-        if op is not None and op.name == "dim":
-            name = op.attributes["name"]
-            dim = self.specialization.dims.get(name, DimClass())
-            return dim.hint, dim.divisor, Capacity(1, (name,))
-        if op is not None and op.name in ("min", "add", "sub", "mul", "floordiv"):
-            a, b = self.hint(op.operands[0])[0], self.hint(op.operands[1])[0]
-            known = {"min": min(a, b), "add": a + b, "sub": max(1, a - b), "mul": a * b, "floordiv": a // max(1, b)}
-            return max(1, known[op.name]), 1, None
-        return 256, 1, None
+        return hint(value, self.specialization)
 
     def _range(self, start: Value, stop: Value) -> Range:
         first, last = self.integer(start), self.integer(stop)
@@ -321,45 +398,9 @@ class Lowering(GroupLowering, LateLowering):
             self.busiest = max(reversed(walks), key=lambda walk: self.costs(walk, plan.kept))
         self.block_loads = [op for op in block.ops if op.name == "load" and op.result.type.axes]  # type: ignore[union-attr]
         items = plan.items if late is None else plan.items[:-1]
-        if top and len(items) > 1:
-            self._check_parts(items, plan)
-        for number, item in enumerate(items):
-            parallel = isinstance(item, Op) and bool(item.attributes.get("parallel"))
-            if top and not parallel:
-                if isinstance(item, Op) and item.results:
-                    raise LoweringError("a sequential loop beside parallel ones at the top of a kernel may not return "
-                                        "values; write it as a kernel of its own", item)
-                self._on_first_worker(lambda item=item: self._item(item, False))  # type: ignore[misc]
-            else:
-                self._item(item, top)
-            if top and number + 1 < len(items):
-                self.effect("barrier", [])
+        for item in items:
+            self._item(item, top)
         self.block_loads, self.busiest = outer
-
-    @staticmethod
-    def _check_parts(items: list[Walk | Op], plan: Plan) -> None:
-        """The parts of a kernel that has several meet at barriers: no value may pass between them but through tensors,
-        since each worker has its own registers and scratch memory."""
-        for number, item in enumerate(items):
-            made = [*(r.result for r in item.reductions), *(r for r in item.roots() if isinstance(r, Value))] \
-                if isinstance(item, Walk) else list(item.results)
-            for later in items[number + 1:]:
-                read = {v for op in (later.reductions + [r for r in later.roots() if isinstance(r, Op)]
-                                     if isinstance(later, Walk) else list(later.walk())) for v in op.operands}
-                reached = set(read)
-                stack = list(read)
-                while stack:
-                    v = stack.pop()
-                    if v.op is not None and v not in made:
-                        new = [o for o in v.op.operands if o not in reached]
-                        reached.update(new)
-                        stack += new
-                for value in made:
-                    if value in reached:
-                        raise LoweringError(
-                            "a value computed at the top of a kernel is used by a later part of it; found several "
-                            "parts, of which one runs in parallel; expected values inside one part only; mend: store "
-                            "it in a tensor, or make the parts kernels", value.op)
 
     def _on_first_worker(self, body: Callable[[], None]) -> None:
         first = self.emit(self.depth, "s_cmp", [self.emit(0, "worker", [], S64), self.value(0)], S64, cond="eq")
@@ -387,6 +428,8 @@ class Lowering(GroupLowering, LateLowering):
             self._nest(item, top and bool(item.attributes["parallel"]))
         elif item.name == "if":
             self._if(item)
+        elif item.name in ORDERED:
+            self.ordered(item)
         else:
             raise LoweringError(f"no lowering for {item.name}", item)
 
@@ -394,7 +437,7 @@ class Lowering(GroupLowering, LateLowering):
         """Integer scalars that do not wait for a reduction or a control op are computed in program order."""
         late: set[Value] = set()
         for op in block.ops:
-            waits = op.blocks or op.name in ("reduce", "contract") or any(v in late for v in op.operands)
+            waits = op.blocks or op.name in LATE or any(v in late for v in op.operands)
             for result in op.results:
                 if waits:
                     late.add(result)
@@ -403,7 +446,7 @@ class Lowering(GroupLowering, LateLowering):
 
     @staticmethod
     def _is_plain(op: Op) -> bool:
-        return not op.results and not any(o.blocks for o in op.blocks[0].ops)
+        return not op.results and not any(o.blocks or o.name in ORDERED for o in op.blocks[0].ops)
 
     def _as_whole(self, op: Op) -> None:
         """A parallel loop inside a task, without control inside: its axes are walked like whole axes."""
@@ -421,7 +464,7 @@ class Lowering(GroupLowering, LateLowering):
         while True:
             inner = chain[-1].blocks[0]
             control = [o for o in inner.ops if o.blocks]
-            others = [o for o in inner.ops if o.name in ("store", "reduce", "contract", "whole")]
+            others = [o for o in inner.ops if o.name in (*LATE, "store", "whole")]
             defined = {r for o in inner.ops for r in o.results} | {a for c in chain for a in c.blocks[0].arguments}
             if (len(control) != 1 or others or control[0].name not in ("tiles", "each")
                     or not control[0].attributes["parallel"] or any(v in defined for v in control[0].operands)
@@ -451,8 +494,8 @@ class Lowering(GroupLowering, LateLowering):
             if r.axis is None:
                 continue
             carries = nested and self._carries_contractions(r.axis, plan)
-            lane = r.axis == self.schedule.lane or (
-                self.schedule.lane is None and carries and r.hint >= self.lanes)
+            lane = r.axis == self.schedule.lane or (self.schedule.lane is None and (
+                (carries and r.hint >= self.lanes) or (nested and self._lists_by_lane(r, plan))))
             if r.axis in plan.crossing or nested or lane or (r.axis in self.schedule.tile and len(plan.items) > 1):
                 r.lane = lane and len(plan.items) > 1
                 if lane and not r.lane and not nested:
@@ -487,6 +530,20 @@ class Lowering(GroupLowering, LateLowering):
         return any(inner.name == "contract" and axis in inner.result.type.axes  # type: ignore[union-attr]
                    for item in plan.items if isinstance(item, Op) and item.name == "tiles" and item.results
                    for inner in item.walk())
+
+    def _lists_by_lane(self, r: Range, plan: Plan) -> bool:
+        """Whether short lists of the largest of few elements are made for many rows (experts of tokens): a list in each
+        lane needs no branch, though every element goes down it."""
+        for item in plan.items:
+            if isinstance(item, Op) and item.name == "topk" and r.axis in axes_of(item.results[0]):
+                over, into = (self._whole_hint(a) for a in (item.attributes["over"][0], item.attributes["into"]))
+                if into <= SHORT_LIST and over <= FEW_ELEMENTS and r.hint >= 4 * self.lanes:
+                    return True
+        return False
+
+    def _whole_hint(self, axis: str) -> int:
+        return next(self._extent_hint(*op.operands) for op in self.function.walk()
+                    if op.name == "whole" and op.attributes["axis"] == axis)
 
     def _nest(self, op: Op, tasks: bool) -> None:
         chain = self._chain(op) if op.attributes["parallel"] else [op]
@@ -620,6 +677,10 @@ class Lowering(GroupLowering, LateLowering):
             if isinstance(extent, int) and extent <= granule:
                 plans.append((r, granule, 1, granule))
                 continue
+            if self.tiles_are_tasks:
+                plans.append((r, granule, self.ceil_div(extent, granule), granule))
+                total = self.mul(total, plans[-1][2])
+                continue
             most = self.scalar("s_max", self.ceil_div(extent, granule), 1)
             chunks: Scalar = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
             if not chunks:
@@ -637,6 +698,7 @@ class Lowering(GroupLowering, LateLowering):
         self.enter(task)
         number: Scalar = task.arguments[0]
         pieces: list[Range] = []
+        banded = self._banded(number, plans) if self.tiles_are_tasks else {}
         for position, (r, granule, chunks, size) in enumerate(reversed(plans)):
             if chunks == 1:
                 pieces.insert(0, r)
@@ -645,6 +707,7 @@ class Lowering(GroupLowering, LateLowering):
                 p[2] == 1 for p in list(reversed(plans))[position + 1:])
             mine = number if last else self.scalar("s_mod", number, chunks)
             number = number if last else self.scalar("s_floordiv", number, chunks)
+            mine = banded.get(r.axis, mine)
             start = self.add(r.start, self.mul(mine, size))
             stop = self.scalar("s_min", self.add(start, size), r.stop)
             # Every task but the last has a whole number of granules; the last ends where the range does.
@@ -662,6 +725,25 @@ class Lowering(GroupLowering, LateLowering):
         self.counters += 1
         self.task_counts.append(self._most_tasks(ranges, granules))
         self.finish(Op("tasks", [total_value], (), {"counter": counter}, [task], self.location))
+
+    def _banded(self, number: Scalar, plans: list[tuple[Range, int, Scalar, Scalar]]) -> dict[str | None, Scalar]:
+        """Which tile of rows and columns task `number` is: workers that run at once then share both operands in the
+        last-level cache. The tiles of BAND_TILES rows are taken column by column, then those of the next rows."""
+        found = self.matrix_walk
+        assert found is not None
+        counts = {r.axis: chunks for r, _, chunks, _ in plans}
+        rows, columns = counts[found.rows], counts[found.columns]
+        if rows == 1 or columns == 1:
+            return {}
+        inside = number if len([c for c in counts.values() if c != 1]) == 2 else \
+            self.scalar("s_mod", number, self.mul(rows, columns))
+        of_band = self.mul(columns, BAND_TILES)
+        band = self.scalar("s_floordiv", inside, of_band)
+        first = self.mul(band, BAND_TILES)
+        high = self.scalar("s_max", self.scalar("s_min", self.sub(rows, first), BAND_TILES), 1)
+        rest = self.scalar("s_mod", inside, of_band)
+        return {found.rows: self.add(first, self.scalar("s_mod", rest, high)),
+                found.columns: self.scalar("s_floordiv", rest, high)}
 
     def _most_tasks(self, ranges: list[Range], granules: list[int]) -> list[list[object]] | None:
         """How many tasks a loop may have at most: a product of factors [constant, [dims], size], each the quotient of
@@ -860,7 +942,7 @@ class Lowering(GroupLowering, LateLowering):
             v = stack.pop()
             if v is argument:
                 return True
-            if v in visited or v.op is None or v.op not in members or v.op.name in ("reduce", "contract"):
+            if v in visited or v.op is None or v.op not in members or v.op.name in LATE:
                 continue
             visited.add(v)
             stack += v.op.operands

@@ -245,7 +245,7 @@ class MatrixLowering(Model):
         tensor = load.operands[0]
         t, tile = tensor.type, load.result.type
         assert isinstance(t, TensorType) and isinstance(tile, TileType)
-        if t.dtype.name not in unit.dtypes or len(tile.axes) != 2 or depth not in tile.axes \
+        if tensor.op is not None or t.dtype.name not in unit.dtypes or len(tile.axes) != 2 or depth not in tile.axes \
                 or tensor.name not in self.specialization.aligned \
                 or self.specialization.strides.get(tensor.name, "contiguous") != "contiguous":
             return None

@@ -11,7 +11,7 @@ from math import prod
 
 from ..ir.nodes import Function, Op, Value
 from ..ir.types import TileType, bf16, u8
-from ..tile.plan import COSTLY, Walk, axes_of
+from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import Facts, Schedule, ScheduleError, Specialization
 from .by_hand import Fit, fit
 from .packed import DOTS, Dot, Packing, Term
@@ -54,7 +54,7 @@ class Model(WalkLowering):
             op = value.op
             if op is None or value in self.rows or value in self.buffers or op.blocks:
                 return
-            if op.name in ("reduce", "contract") and not top:
+            if op.name in LATE and not top:
                 return
             for operand in op.operands:
                 visit(operand)
@@ -296,7 +296,10 @@ class Model(WalkLowering):
                 if rows:
                     # Accumulators, a register for each vector of the second operand, and one to spare.
                     vectors = counts[lane] * several
-                    counts[rows[0]] = self._fit(rows[0], max(1, (registers - vectors - 1) // (vectors * fixed)), False)
+                    # No fewer than a unit has in flight on each of two ports: else each sum waits for itself.
+                    hidden = 2 * self.facts.fma_latency // (vectors * fixed) + 1
+                    most = max(1, (registers - vectors - 1) // (vectors * fixed))
+                    counts[rows[0]] = self._fit(rows[0], most, False, min(hidden, most))
             elif lane in self.bound and rows:
                 # Each row is read through an address of its own, and those have to stay in registers too.
                 counts[rows[0]] = self._fit(rows[0], min(budget, ADDRESSED_ROWS), False)
@@ -323,6 +326,11 @@ class Model(WalkLowering):
             assert lane is not None
             wide = max(1, 4 // fixed) if fixed > 1 else 4
             counts[lane] = self._fit(lane, wide, True)
+            if lane in walk.reduced and outer and fixed == 1 and len(walk.reductions) == 1:
+                # Several rows are summed at once where their lanes can then be joined together.
+                together = counts | {outer[-1]: self._fit(outer[-1], ADDRESSED_ROWS, False)}
+                if self._joint(walk, lane, together, outer[-1:]) is not None:
+                    counts = together
         elif loops:
             last = loops[-1]
             counts[last] = self._fit(last, 4, False)
@@ -335,8 +343,9 @@ class Model(WalkLowering):
         bytes_of_row *= self.extent_hint(lane) * self.slot_elements if lane is not None else 1
         return 4 if 4 * bytes_of_row < self.facts.l1_bytes // 2 <= 8 * bytes_of_row else 8
 
-    def _fit(self, axis: str, count: int, lane: bool) -> int:
-        """The largest count <= `count` that suits the extent: no larger than it, a divisor of it if one is near."""
+    def _fit(self, axis: str, count: int, lane: bool, fewest: int = 1) -> int:
+        """The largest count <= `count` that suits the extent: no larger than it, a divisor of it if one is near and not
+        below `fewest`."""
         o = self.open[axis]
         extent = o.extent if isinstance(o.extent, int) else None
         if extent is None:
@@ -345,10 +354,10 @@ class Model(WalkLowering):
             # A tile of a sequential loop is mostly whole.
             multiple = o.hint if o.capacity == Capacity(o.hint) else o.divisor
             count = max(1, min(count, o.hint))
-            return next((c for c in range(count, max(1, count * 2 // 3) - 1, -1) if multiple % c == 0), count)
+            return next((c for c in range(count, max(fewest, count * 2 // 3, 1) - 1, -1) if multiple % c == 0), count)
         units = -(-extent // self.lanes) if lane else extent
         count = max(1, min(count, units))
-        for candidate in range(count, max(1, count * 2 // 3) - 1, -1):
+        for candidate in range(count, max(fewest, count * 2 // 3, 1) - 1, -1):
             if units % candidate == 0:
                 return candidate
         return count
@@ -393,7 +402,7 @@ class Model(WalkLowering):
                 # Rows are copied in blocks of as many steps of depth as there are lanes, and no step may cross two.
                 whole = self.stages_columns(op, row_axis, counts) or self.lanes % counts[depth_axis] == 0
                 panel, rows = lane in axes and row_axis not in axes, row_axis in axes and lane not in axes
-                if panel or (rows and again and whole):
+                if panel or (rows and again and whole and not self._reads_well(op, row_axis, depth_axis, counts)):
                     staged.append(op)
         if staged and order[0] != lane:
             # A panel is a piece of the lane axis: inside a loop over rows it would be copied again for each of them.
@@ -403,6 +412,16 @@ class Model(WalkLowering):
                                     "are staged; mend: leave out order, or stage")
             return []
         return staged
+
+    def _reads_well(self, op: Op, row_axis: str, depth_axis: str, counts: dict[str, int]) -> bool:
+        """Whether elements of a few rows are as well broadcast from where they lie: each row has an address register
+        then, and one index serves all, where the blocks of a copy take arithmetic that competes for the ports of the
+        multiply-adds."""
+        if self.schedule.stage is not None or counts[row_axis] > ADDRESSED_ROWS:
+            return False
+        access = self.access(op)
+        return access.dtype.bits >= 32 and access.axes.get(depth_axis) == element_bytes(access.dtype) \
+            and not access.gathers
 
     def _rolled(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str]) -> str | None:
         """The rows over which what follows the reductions is a loop: where unrolled it would be long."""
@@ -468,4 +487,4 @@ class Model(WalkLowering):
 
     def streams(self, op: Op) -> bool:
         name = op.operands[0].name
-        return name in self.streaming_tensors and name in self.specialization.aligned
+        return op.operands[0].op is None and name in self.streaming_tensors and name in self.specialization.aligned

@@ -33,7 +33,9 @@ from ..ir.types import (
 )
 from ..lang.by_hand import PIECES
 from ..tile.affine import affine
-from ..tile.schedule import Facts
+from ..tile.ops import memory_of
+from ..tile.plan import LATE
+from ..tile.schedule import Facts, LoweringError
 from .ops import MATH
 from .state import Access, Scalar, State, element_bytes, memory_dtype, row_dtype
 
@@ -65,14 +67,6 @@ def rounded_constant(value: float | int, dtype: DType) -> float | int:
     return value
 
 
-class LoweringError(ValueError):
-    """A kernel, or a schedule for it, that the lowering can't follow; says where and why."""
-
-    def __init__(self, message: str, op: Op | None = None) -> None:
-        where = f"{op.location}: " if op is not None and op.location is not None else ""
-        super().__init__(where + message)
-
-
 class RowEvaluation(State):
     def __init__(self, function: Function, lanes: int, strides: dict[str, str | tuple[bool, ...]]) -> None:
         from ..ir.nodes import Block
@@ -86,6 +80,7 @@ class RowEvaluation(State):
         self.scalars: dict[Value, Scalar] = {}
         self.staged: dict[Op, Any] = {}
         self.tensor_strides: dict[Value, list[Scalar]] = {}
+        self.tensor_bases: dict[Value, Scalar] = {}
         self.facts = Facts()
         self.blocks: dict[str, str] = {}  # op -> the block by hand that the schedule chose for it
         self.contractions: list[str] = []  # micro-kernels that the schedule named
@@ -164,7 +159,8 @@ class RowEvaluation(State):
         return self._elementwise(op, name, rows, dtype, level) if made is None else made
 
     def by_block(self, name: str, rows: list[Value], dtype: DType, level: int) -> Value | None:
-        """What an op gives on rows, by the block that the schedule chose for it, where the target has that."""
+        """What an op gives on rows, by the block that the schedule chose for it, where the target has that. dtype: of
+        the result."""
         if name not in self.blocks or dtype is bool_:
             return None
         piece, result = PIECES[self.blocks[name]], row_dtype(dtype)
@@ -198,7 +194,7 @@ class RowEvaluation(State):
     @staticmethod
     def _made_of_rows(op: Op) -> bool:
         """Whether an integer scalar is computed as a row first: from floats, or by a reduction."""
-        return op.name in ("reduce", "contract") or bool(op.operands and op.name not in ("load", "each", "tiles", "if")
+        return op.name in LATE or bool(op.operands and op.name not in ("load", "each", "tiles", "if")
                                                          and op.operands[0].type.dtype.is_float)  # type: ignore[union-attr]
 
     def _scalar_argument(self, value: Value) -> Value:
@@ -348,7 +344,7 @@ class RowEvaluation(State):
         if name == "index":
             bound = self.bound[op.attributes["axis"]]
             return self.add(bound.offset, at[op.attributes["axis"]])
-        if value in self.rows or value in self.buffers or name in ("reduce", "contract"):
+        if value in self.rows or value in self.buffers or name in LATE:
             return self._lane0(self.row(value, at), dtype)
         level = self.level_of(value)
         if name == "load":
@@ -422,6 +418,8 @@ class RowEvaluation(State):
             return known
         t = tensor.type
         assert isinstance(t, TensorType)
+        if tensor.op is not None:
+            return self._view_strides(tensor.op)
         pattern = self.stride_classes.get(tensor.name, "contiguous")
         strides: list[Scalar] = []
         if pattern == "contiguous":
@@ -432,6 +430,23 @@ class RowEvaluation(State):
         else:
             strides = [1 if unit else self.slot(f"{tensor.name}.stride.{d}") for d, unit in enumerate(pattern)]
         self.tensor_strides[tensor] = strides
+        return strides
+
+    def _view_strides(self, view: Op) -> list[Scalar]:
+        """Element strides of a view: in each group of axes they follow from that of the group's last axis."""
+        tensor, *sizes = view.operands
+        before, after = tensor.type.dtype.size_bytes, view.result.type.dtype.size_bytes  # type: ignore[union-attr]
+        packed = before != after  # then the tensor is contiguous
+        old, extents = self.strides(tensor), [self.integer(size) for size in sizes]
+        strides: list[Scalar] = []
+        step: Scalar = 1
+        for merged, count in reversed(view.attributes["groups"]):
+            if not packed:
+                step = old[-1]
+                old = old[:-merged]
+            for _ in range(count):
+                strides.insert(0, step)
+                step = self.mul(step, extents.pop())
         return strides
 
     def access(self, op: Op) -> Access:
@@ -452,7 +467,9 @@ class RowEvaluation(State):
         t = tensor.type
         assert isinstance(t, TensorType)
         size_bytes = element_bytes(t.dtype)
-        base: Scalar = self.slot(f"{tensor.name}.data")
+        base = self.tensor_bases.get(memory_of(tensor))
+        if base is None:
+            base = self.slot(f"{memory_of(tensor).name}.data")
         access = Access(base, 0, {}, t.dtype)
         for value, stride in zip(indices, self.strides(tensor), strict=True):
             step = self.mul(stride, size_bytes)

@@ -15,9 +15,10 @@ from typing import Any
 from ..ir.nodes import Value
 from ..ir.types import TensorType, TileType, bool_, index
 from .affine import Affine, extreme, fixed_when_meeting
-from .dims import Dim, DimExpression
+from .dims import Dim, DimExpression, nested
 from .errors import KernelError
-from .operations import Axis, Frame, LoopScope, Operations, axes_of, dims_of, dtype_of, is_tensor
+from .operations import Axis, Frame, LoopScope, axes_of, dtype_of, is_tensor
+from .views import Views
 
 
 class Access:
@@ -40,8 +41,8 @@ class Access:
         self.scopes = scopes
 
 
-class Accesses(Operations):
-    """Operations, and memory."""
+class Accesses(Views):
+    """Operations and views, and memory."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -164,9 +165,10 @@ class Accesses(Operations):
     # Proofs.
 
     def check_bounds(self, tensor: Value, dimension: int, form: Affine, node: Any) -> None:
-        extent = dims_of(tensor)[dimension]
+        known = self.extents_of(tensor)[dimension]
+        extent = str(known)
         symbol = form.single
-        if symbol is not None:
+        if symbol is not None and tensor not in self.views:
             bounds = self.range_of(symbol) if not isinstance(symbol, str) else None
             walked = bounds[1].single if bounds is not None and bounds[0] == Affine(0) else None
             if isinstance(walked, str) and walked != extent:
@@ -178,13 +180,13 @@ class Accesses(Operations):
             return  # a condition or an empty range may keep the index in bounds
         if any(self.is_empty(symbol) for symbol in form.terms):
             return
-        last = f"{extent} - 1" if isinstance(extent, str) else str(extent - 1)
+        last = str(known - 1) if isinstance(known, int) else f"{extent} - 1"
         lowest = extreme(form, self.range_of, False)
         if not lowest.terms and lowest.constant < 0:
             self.fail("out-of-bounds", f"index {dimension} of {tensor.name} is negative", node,
                       f"an index of {lowest.constant}", f"0 to {last}",
                       f"write {extent} - {-lowest.constant}" if not form.terms else "start the range later")
-        size = Affine(extent) if isinstance(extent, int) else extreme(Affine(0, {extent: 1}), self.range_of, True)
+        size = extreme(self.extent_form(tensor, dimension, node), self.range_of, True)
         excess = extreme(form, self.range_of, True).plus(size, -1)
         if not excess.terms and excess.constant >= 0:
             highest = excess.plus(size)
@@ -194,15 +196,36 @@ class Accesses(Operations):
             self.fail("out-of-bounds", f"index {dimension} of {tensor.name} reaches beyond its end", node,
                       f"an index of {shown}", f"0 to {last}",
                       "end the range earlier" if form.terms else "give a smaller index")
-        if excess.terms and not self.guards and all(isinstance(s, str) for s in excess.terms):
+        if not excess.terms or self.guards:
+            return
+        if tensor in self.views or not all(isinstance(s, str) for s in excess.terms):
+            highest, whole = self.spelled(excess.plus(size)), self.spelled(size)
+            if highest is not None and whole is not None:
+                self.condition_on(tensor, "inside", highest, whole)
+        else:
             needed = excess.plus(size).plus(Affine(1))
             terms = [part for name, coefficient in sorted(needed.terms.items()) for part in (name, coefficient)]
             key = (tensor.name, dimension, *terms)
             self.requirements[key] = max(needed.constant, self.requirements.get(key, needed.constant))
 
+    def spelled(self, form: Affine) -> Any:
+        """A form of dimensions and what is computed from them as `dims.nested` writes it; None for any other."""
+        total: Any = form.constant
+        for symbol, coefficient in form.terms.items():
+            if not self.is_known(symbol):
+                return None
+            term = symbol if isinstance(symbol, str) else nested(self.dim_expressions[symbol])
+            term = term if coefficient == 1 else ["mul", coefficient, term]
+            total = term if total == 0 else ["add", total, term]
+        return total
+
     def is_settled(self, symbol: Any) -> bool:
         """Whether a symbol is an axis whose range is made of dimensions and numbers."""
-        return isinstance(symbol, Axis) and all(isinstance(s, str) for s in (*symbol.start.terms, *symbol.stop.terms))
+        return isinstance(symbol, Axis) and all(map(self.is_known, (*symbol.start.terms, *symbol.stop.terms)))
+
+    def is_known(self, symbol: Any) -> bool:
+        """Whether a symbol is a dimension, or computed from dimensions."""
+        return isinstance(symbol, str) or symbol in self.dim_expressions
 
     def is_empty(self, symbol: Any) -> bool:
         bounds = self.range_of(symbol)
@@ -234,10 +257,10 @@ class Accesses(Operations):
         by_tensor: dict[Value, list[Access]] = {}
         written: set[Value] = set()
         for access in self.accesses[first:]:
-            by_tensor.setdefault(access.tensor, []).append(access)
+            by_tensor.setdefault(self.memory_of(access.tensor), []).append(access)
             if access.store:
-                written.add(access.tensor)
-        ordered = False
+                written.add(self.memory_of(access.tensor))
+        ordered = asserted = False
         for tensor, accesses in by_tensor.items():
             if tensor not in written:
                 continue
@@ -250,16 +273,23 @@ class Accesses(Operations):
                     fixed = self.meeting(access, other, loop)
                     if fixed is None or all(variable in fixed for variable in loop.variables):
                         continue
+                    if loop.disjoint:
+                        asserted = True
+                        continue
                     if loop.kind == "tiles":
                         self.hazard(access, other, loop, fixed)
                     ordered = True
         if loop.carries:
             return {"parallel": False}
+        if asserted:
+            return {"parallel": True, "asserted": True}
         return {"parallel": False, "ordered": True} if ordered else {"parallel": True}
 
     def meeting(self, access: Access, other: Access, loop: LoopScope) -> set[Any] | None:
         """What two accesses of two iterations agree in when they meet, None if they never do. An axis has many
-        coordinates in one iteration, those of outer loops too."""
+        coordinates in one iteration, those of outer loops too. Of two views of one tensor nothing is known."""
+        if access.tensor is not other.tensor:
+            return set()
 
         def varies(symbol: Any) -> bool:
             if isinstance(symbol, str):

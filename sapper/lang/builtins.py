@@ -32,9 +32,13 @@ def tiles(*extents: Any) -> Any:
     return _call("tiles", *extents)
 
 
-def each(*extents: Any) -> Any:
-    """`for b in each(B):` walks the extents one index at a time; each loop variable is an index scalar."""
-    return _call("each", *extents)
+def each(*extents: Any, disjoint: bool = False) -> Any:
+    """`for b in each(B):` walks the extents one index at a time; each loop variable is an index scalar.
+
+    disjoint=True asserts that no iteration touches what another writes, where that can't be proved: the loop runs in
+    parallel. `sapper check` and the interpreter test it.
+    """
+    return _call("each", *extents, disjoint=disjoint)
 
 
 def whole(extent: Any) -> Any:
@@ -188,7 +192,32 @@ def argmin(x: Any, *, over: Any) -> Any:
     return _call("argmin", x, over=over)
 
 
+def cumsum(x: Any, *, over: Any) -> Any:
+    """Along an axis of `whole`, the sum of each element and all before it; the dtype stays."""
+    return _call("cumsum", x, over=over)
+
+
+def cummax(x: Any, *, over: Any) -> Any:
+    """Along an axis of `whole`, the largest of each element and all before it."""
+    return _call("cummax", x, over=over)
+
+
+def cummin(x: Any, *, over: Any) -> Any:
+    """Along an axis of `whole`, the smallest of each element and all before it."""
+    return _call("cummin", x, over=over)
+
+
+def topk(x: Any, k: Any, *, over: Any) -> Any:
+    """values, places = topk(x, k, over=n): the largest elements along an axis of `whole`, and their coordinates.
+
+    places: of dtype index. k: an axis of `whole`, from 0; it takes the place of n, and says how many.
+    Falling, the lower coordinate first on ties. NaN takes no part; a place that no element above the lowest value
+    fills has that value, and n's first coordinate.
+    """
+    return _call("topk", x, k, over=over)
+
+
 UNARY_NAMES = ("abs", "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "erf", "sin", "cos",
                "floor", "ceil", "round")
 NAMES = (*UNARY_NAMES, "asm", "tiles", "each", "whole", "span", "zeros", "full", "where", "maximum", "minimum",
-         "sum", "max", "min", "argmax", "argmin")
+         "sum", "max", "min", "argmax", "argmin", "cumsum", "cummax", "cummin", "topk")

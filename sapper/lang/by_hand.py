@@ -9,7 +9,9 @@ Holds: nothing here knows a target; pieces and `write` are handed to what does.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Protocol
 
 
@@ -63,8 +65,10 @@ class ByHand:
 class RowPiece(Protocol):
     """An instruction or a block that computes one row from others; made by what knows the target.
 
-    key: "family:name", by which the IRs speak of it. features: those that its author declares. implements: the tile op
-    that a schedule may let it stand for, "".
+    key: "family:name", by which the IRs speak of it. module: where it is written. features: those that its author
+    declares. implements: the op that a schedule may let it stand for, "": a tile op by its name; "to_bf16", the cast;
+    "sum_of_lanes" and its like, what a reduction does across the lanes of one row; "sum_of_each_row", the same of as
+    many rows as there are lanes, row i to lane i.
     """
 
     @property
@@ -72,6 +76,9 @@ class RowPiece(Protocol):
 
     @property
     def key(self) -> str: ...
+
+    @property
+    def module(self) -> str: ...
 
     @property
     def features(self) -> frozenset[str]: ...
@@ -103,10 +110,10 @@ PIECES: dict[str, RowPiece] = {}
 class ContractionPiece(Protocol):
     """The inner loop of a contraction: `sums[r, n] += sum_d left[r, d] * right[d, n]` over some steps of the depth d.
 
-    key: "family:name". features: those that its author declares. dtype: of both operands in memory. rows, vectors: the
-    tiles that it can be written for, in rows of `left` and vectors of `right`, the largest first. step: the depth that
-    it is asked for is a multiple of it. The left operand is read where it lies, each row contiguous along the depth;
-    the right one is a packed panel, [depth][vectors], aligned to a vector.
+    key: "family:name". module: where it is written. features: those that its author declares. dtype: of both operands
+    in memory. rows, vectors: the tiles that it can be written for, in rows of `left` and vectors of `right`, the
+    largest first. step: the depth that it is asked for is a multiple of it. The left operand is read where it lies,
+    each row contiguous along the depth; the right one is a packed panel, [depth][vectors], aligned to a vector.
     """
 
     @property
@@ -114,6 +121,9 @@ class ContractionPiece(Protocol):
 
     @property
     def key(self) -> str: ...
+
+    @property
+    def module(self) -> str: ...
 
     @property
     def features(self) -> frozenset[str]: ...
@@ -155,8 +165,19 @@ CONTRACTIONS: dict[str, ContractionPiece] = {}
 """Inner loops of contractions that schedules may name, by key."""
 
 
+def bare_name(name: str) -> str:
+    """The name of a block, without the module that it is written in."""
+    return name.rpartition(":")[2]
+
+
 def pieces_named(name: str) -> list[RowPiece | ContractionPiece]:
-    """The blocks of every family that a schedule means by a name: those that stand for an op."""
+    """The blocks of every family that a schedule means by a name: those that stand for an op. `my.blocks:fast_exp` says
+    where the block is written, so that it is found wherever the schedule is read: that module is imported, if there is
+    one of this name."""
+    module, _, name = name.rpartition(":")
+    if module:
+        with suppress(ModuleNotFoundError):
+            import_module(module)
     rows = [p for p in PIECES.values() if p.implements and p.key.partition(":")[2] == name]
     return [*rows, *(p for p in CONTRACTIONS.values() if p.key.partition(":")[2] == name)]
 

@@ -59,6 +59,12 @@ class Calls(Expressions):
                               f"write .{target.attr}(f32)")
                 method = self.cast if target.attr == "to" else self.bits
                 return method(base, arguments[0], node, target.value)
+        if isinstance(target, ast.Attribute) and target.attr == "view":
+            base = self.evaluate(target.value)
+            if is_tensor(base):
+                arguments, keywords = self.arguments(node)
+                self.expect(node, arguments, keywords, 0, None, ("dtype",))
+                return self.view(base, arguments, keywords.get("dtype"), node, self.nodes(node, arguments))
         function = self.evaluate(target)
         handler = FUNCTIONS.get(function) if isinstance(function, (FunctionType, BuiltinFunctionType, type)) else None
         if handler is not None:
@@ -213,9 +219,13 @@ class Calls(Expressions):
 
     def call_tiles(self, node: ast.Call, arguments: list[Any], keywords: dict[str, Any], hint: Any) -> LoopRange:
         kind = "tiles" if FUNCTIONS_TILES is self.evaluate(node.func) else "each"
-        self.expect(node, arguments, keywords, 1, None)
-        return LoopRange(kind, [self.span_of(a, n, kind) for a, n in zip(arguments, self.nodes(node, arguments),
-                                                                         strict=True)])
+        self.expect(node, arguments, keywords, 1, None, ("disjoint",) if kind == "each" else ())
+        disjoint = keywords.get("disjoint", False)
+        if not isinstance(disjoint, bool):
+            self.fail("bad-argument", "disjoint= asserts something, or does not", node, self.describe(disjoint),
+                      "True or False")
+        spans = [self.span_of(a, n, kind) for a, n in zip(arguments, self.nodes(node, arguments), strict=True)]
+        return LoopRange(kind, spans, disjoint=disjoint)
 
     def nodes(self, node: ast.Call, arguments: list[Any]) -> list[Any]:
         """The nodes of a call's arguments; the call itself where * unpacks some."""
@@ -307,7 +317,7 @@ class Calls(Expressions):
             found = pending.pop()
             if found in inputs or found.op is None:
                 continue
-            if found.op.name in ("reduce", "contract", "load", "index") or found.op.blocks:
+            if found.op.name in ("reduce", "contract", "scan", "topk", "load", "index") or found.op.blocks:
                 self.fail("bad-argument", "the meaning of asm is not elementwise", node, found.op.name,
                           "arithmetic on the inputs", "do it outside, and give its result as an input")
             pending += found.op.operands
@@ -339,6 +349,24 @@ class Calls(Expressions):
         self.expect(node, arguments, keywords, 1, 1, ("over",))
         over_node = next(k.value for k in node.keywords if k.arg == "over")
         return self.reduce(kind, arguments[0], over, node, node.args[0], over_node)
+
+    def over_of(self, node: ast.Call, arguments: list[Any], keywords: dict[str, Any], count: int) -> Any:
+        """The node of `over`, which has to be there."""
+        self.expect(node, arguments, keywords, count, count, ("over",))
+        if "over" not in keywords:
+            name = ast.unparse(node.func)
+            self.fail("over", f"{name} needs the axis to go along", node, ast.unparse(node), "over=...",
+                      f"write {ast.unparse(node)[:-1]}, over=n)")
+        return next(k.value for k in node.keywords if k.arg == "over")
+
+    def call_scan(self, name: str, node: ast.Call, arguments: list[Any], keywords: dict[str, Any]) -> Value:
+        over_node = self.over_of(node, arguments, keywords, 1)
+        return self.scan(name.removeprefix("cum"), name, arguments[0], keywords["over"], node,
+                         self.nodes(node, arguments)[0], over_node)
+
+    def call_topk(self, node: ast.Call, arguments: list[Any], keywords: dict[str, Any], hint: Any) -> Any:
+        over_node = self.over_of(node, arguments, keywords, 2)
+        return self.topk(arguments[0], arguments[1], keywords["over"], node, self.nodes(node, arguments), over_node)
 
     def call_convert(self, node: ast.Call, arguments: list[Any], keywords: dict[str, Any], hint: Any) -> Any:
         function = self.evaluate(node.func)
@@ -381,10 +409,18 @@ def _reduction(kind: str) -> Any:
     return call
 
 
+def _scan(name: str) -> Any:
+    def call(self: Calls, node: ast.Call, arguments: list[Any], keywords: dict[str, Any], hint: Any) -> Any:
+        return self.call_scan(name, node, arguments, keywords)
+
+    return call
+
+
 FUNCTIONS_TILES = surface.tiles
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     **{getattr(surface, name): _unary(name) for name in surface.UNARY_NAMES},
     **{getattr(surface, name): _reduction(name) for name in ("sum", "max", "min", "argmax", "argmin")},
+    **{getattr(surface, name): _scan(name) for name in ("cumsum", "cummax", "cummin")}, surface.topk: Calls.call_topk,
     surface.maximum: _pairwise("max"), surface.minimum: _pairwise("min"),
     surface.tiles: Calls.call_tiles, surface.each: Calls.call_tiles, surface.whole: Calls.call_whole,
     surface.span: Calls.call_span, surface.zeros: Calls.call_zeros, surface.full: Calls.call_full,

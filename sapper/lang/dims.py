@@ -22,6 +22,9 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%"}
+
+
 class DimExpression:
     """An integer made of dimensions: op is one of OPERATORS; left and right are ints or DimExpressions."""
 
@@ -125,8 +128,7 @@ class DimExpression:
         return hash((self.op, self.left, self.right))
 
     def __repr__(self) -> str:
-        symbol = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%"}[self.op]
-        return f"({self.left} {symbol} {self.right})"
+        return f"({self.left} {SYMBOLS[self.op]} {self.right})"
 
 
 class Dim(DimExpression):
@@ -162,6 +164,37 @@ DimLike = Union[DimExpression, int]
 def evaluate(value: DimLike, sizes: Mapping[str, int]) -> int:
     """The value of an int or DimExpression, given the extents by name."""
     return value.evaluate(sizes) if isinstance(value, DimExpression) else value
+
+
+def nested(value: DimLike) -> Any:
+    """An int as it is, a dimension by its name, other expressions as [op, left, right]."""
+    if isinstance(value, Dim):
+        return value.name
+    return [value.op, nested(value.left), nested(value.right)] if isinstance(value, DimExpression) else value
+
+
+def evaluate_nested(value: Any, sizes: Mapping[str, int]) -> int:
+    """What `nested` wrote, given the extents by name; ZeroDivisionError for a division by an extent of 0."""
+    if isinstance(value, (list, tuple)):
+        op, left, right = value
+        return int(OPERATORS[op](evaluate_nested(left, sizes), evaluate_nested(right, sizes)))
+    return sizes[value] if isinstance(value, str) else int(value)
+
+
+def names_in(value: Any) -> list[str]:
+    """The dimensions in what `nested` wrote."""
+    if isinstance(value, (list, tuple)):
+        return [name for side in value[1:] for name in names_in(side)]
+    return [value] if isinstance(value, str) else []
+
+
+def spell_nested(value: Any) -> str:
+    """What `nested` wrote, as the author would write it."""
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    op, *sides = value
+    left, right = (f"({spell_nested(s)})" if isinstance(s, (list, tuple)) else str(s) for s in sides)
+    return f"{left} {SYMBOLS[op]} {right}"
 
 
 def _resolved(value: DimLike, running: Any) -> int:

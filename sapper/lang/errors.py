@@ -27,6 +27,7 @@ KINDS: dict[str, str] = {
     "contract-no-shared-axis": "@ on two tiles that share no axis",
     "contract-parallel-axis": "@ contracts an axis of a loop that carries nothing",
     "contract-scalar": "@ on a scalar",
+    "disjoint": "iterations asserted to be disjoint meet, or carry a value",
     "division-dtype": "/ on integers",
     "dtype-mix": "operands of different element types",
     "dtype-not-computed": "arithmetic on an element type that is only stored",
@@ -63,6 +64,8 @@ KINDS: dict[str, str] = {
     "unsupported-function": "a Python function that has no meaning in a kernel",
     "unsupported-statement": "a Python statement that has no meaning in a kernel",
     "use-outside-loop": "a value or axis of a loop is used after it",
+    "view": "a view has other elements than its tensor, or cuts its axes otherwise",
+    "whole-axis": "a scan, or topk, along an axis of a loop",
     "write-race": "two iterations of a parallel loop write the same element",
 }
 

@@ -18,7 +18,7 @@ from ..ir.types import DType, TensorType, TileType, bool_, f32, i32, index
 from . import builtins as surface
 from .access import Accesses
 from .affine import Affine
-from .dims import OPERATORS, Dim, DimExpression
+from .dims import OPERATORS, DimExpression
 from .errors import KernelError
 from .liveness import analyse
 from .operations import (
@@ -489,9 +489,11 @@ class Expressions(Accesses, ABC):
                 return dtype_of(base)
             if isinstance(base.type, TensorType):
                 if name == "shape":
-                    return tuple(Dim(d) if isinstance(d, str) else d for d in base.type.dims)
-                self.no_attribute(node, base, ("shape", "dtype"), "index the tensor first" if name in ("to",
-                                                                                                       "bits") else "")
+                    return self.extents_of(base)
+                mend = "call it: .view(...)" if name == "view" else ""
+                if name in ("to", "bits"):
+                    mend = "index the tensor first"
+                self.no_attribute(node, base, ("shape", "dtype", "view"), mend)
             mend = "axes have names, so a tile needs no transposing" if name in ("T", "transpose") else ""
             if name in surface.NAMES:
                 mend = f"write {name}({ast.unparse(node.value)})"

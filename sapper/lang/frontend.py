@@ -92,12 +92,17 @@ class Frontend(Calls):
                     value.type = TensorType(dtype_of(value), tuple(
                         self.static.get(d, d) if isinstance(d, str) else d for d in value.type.dims))
             function.attributes["dims"] = [n for n in self.dim_names if n not in self.static]
-        if self.requirements:
-            function.attributes["requires"] = [
-                [*key[:2], constant, *key[2:]] for key, constant in self.requirements.items()
-            ]
+        rows = [[*key[:2], constant, *key[2:]] for key, constant in self.requirements.items()]
+        rows += self.conditions
+        if rows:
+            function.attributes["requires"] = rows
         used = {operand for op in function.walk() for operand in op.operands}
-        function.body.ops[:0] = [op for op in self.prelude if op.results[0] in used]
+        head: list[Op] = []
+        for op in reversed(self.prelude):
+            if op.results[0] in used:
+                head.insert(0, op)
+                used.update(op.operands)
+        function.body.ops[:0] = head
         return function
 
     # Statements.
@@ -163,7 +168,12 @@ class Frontend(Calls):
         self.bind(node.name, LocalFunction(node, self.frame), node)
 
     def assign(self, node: ast.Assign) -> None:
-        value = self.evaluate(node.value, node.targets[0])
+        first, given = node.targets[0], node.value
+        if isinstance(first, ast.Tuple) and isinstance(given, ast.Tuple) and len(first.elts) == len(given.elts) and (
+                not any(isinstance(e, ast.Starred) for e in given.elts)):
+            value: Any = tuple([self.evaluate(e, target) for e, target in zip(given.elts, first.elts, strict=True)])
+        else:
+            value = self.evaluate(given, first)
         for target in node.targets:
             self.assign_to(target, value, node.value)
 
@@ -344,10 +354,15 @@ class Frontend(Calls):
             weak.append(unsettled and name not in dtypes)
             initial.append(self.value(value, dtypes.get(name), node))
         self.level += 1
-        ragged = any(not isinstance(s, str) for pair in forms for bound in pair for s in bound.terms) or any(
+        ragged = any(not self.is_known(s) for pair in forms for bound in pair for s in bound.terms) or any(
             self.empty_range(*pair) for pair in forms)
         self.ragged += ragged
         scope = LoopScope(walked.kind, self.level, self.guards + self.ragged, node, names, bool(carried))
+        scope.disjoint = walked.disjoint
+        if scope.disjoint and carried:
+            self.fail("disjoint", "a loop that carries a value runs in order", node.iter,
+                      f"carried: {', '.join(carried)}", "a loop without carried values, or without disjoint=True",
+                      f"store {carried[0]} to a tensor, or leave disjoint=True out")
         self.scopes = (*self.scopes, scope)
         outer_env = frame.env
         body = Block([INDEX] * len(names) if walked.kind != "tiles" else ())

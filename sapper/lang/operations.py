@@ -85,9 +85,10 @@ class LoopScope:
     """A loop while its body is read.
 
     kind: "tiles", "each" or "range". variables: Axes, or index Values. guards: open branches and ragged loops.
+    disjoint: see LoopRange.
     """
 
-    __slots__ = ("carries", "guards", "kind", "level", "names", "node", "variables")
+    __slots__ = ("carries", "disjoint", "guards", "kind", "level", "names", "node", "variables")
 
     def __init__(self, kind: str, level: int, guards: int, node: ast.For, names: list[str], carries: bool) -> None:
         self.kind = kind
@@ -96,6 +97,7 @@ class LoopScope:
         self.node = node
         self.names = names
         self.carries = carries
+        self.disjoint = False
         self.variables: list[Any] = []
 
 
@@ -110,11 +112,13 @@ class Span:
 
 
 class LoopRange:
-    """What a for loop walks. kind: "tiles", "each" or "range"; spans: one for each loop variable; step of a range."""
+    """What a for loop walks. kind: "tiles", "each" or "range"; spans: one for each loop variable; step of a range.
+    disjoint: the author asserts that no iteration touches what another writes."""
 
-    __slots__ = ("kind", "spans", "step")
+    __slots__ = ("disjoint", "kind", "spans", "step")
 
-    def __init__(self, kind: str, spans: list[Span], step: int = 1) -> None:
+    def __init__(self, kind: str, spans: list[Span], step: int = 1, disjoint: bool = False) -> None:
+        self.disjoint = disjoint
         self.kind = kind
         self.spans = spans
         self.step = step
@@ -189,8 +193,9 @@ class Operations:
         self.frame: Frame
         self.prelude: list[Op] = []
         self.dim_values: dict[str, Value] = {}
+        self.dim_expressions: dict[Value, DimExpression] = {}
         self.constants: dict[tuple[str, str], Value] = {}
-        self.known: list[dict[tuple[Any, ...], Value]] = [{}]
+        self.known: list[dict[tuple[Any, ...], Value]] = [{}, {}]  # of the head, of the body, of open blocks
         self.forms: dict[Value, Affine] = {}
         self.levels: dict[Value, int] = {}
         self.weak: set[Value] = set()
@@ -302,6 +307,8 @@ class Operations:
             left, right = (self.dimension(v, node) if isinstance(v, DimExpression) else v
                            for v in (value.left, value.right))
             result: Value | int = self.binary(value.op, left, right, node, node, node)
+            if isinstance(result, Value):
+                self.dim_expressions[result] = value
             return result
         except ZeroDivisionError:
             self.fail("constant-arithmetic", "division by zero", node, repr(value))
@@ -759,6 +766,51 @@ class Operations:
         self.at(node)
         return self.emit_fresh("reduce", [a], TileType(dtype, tuple(x for x in type.axes if x not in names)),
                                kind=kind, over=names)
+
+    def ordered(self, what: str, a: Any, over: Any, node: Any, a_node: Any, over_node: Any) -> tuple[Value, Axis]:
+        """The operand and the axis of an op that takes an axis in its order."""
+        a = self.operand(a, a_node)
+        if not isinstance(a, Value):
+            self.fail("over", f"{what} of a number", a_node, repr(a), "a tile")
+        self.need_compute(a, a_node, what)
+        type: TileType = a.type  # type: ignore[assignment]
+        axes = self.over_axes(over, type, over_node, what)
+        if len(axes) > 1:
+            self.fail("over", f"{what} over several axes", node, ", ".join(x.name for x in axes), "one axis")
+        if type.dtype.kind == "b":
+            self.fail("op-dtype", f"{what} on bool", node, str(type), "numbers", f"write {self.text(a_node)}.to(i32)")
+        self.need_whole(axes[0], what, over_node)
+        return a, axes[0]
+
+    def need_whole(self, axis: Axis, what: str, node: Any) -> None:
+        if axis.loop is not None:
+            self.fail("whole-axis", f"{what} along axis {axis.name} of a loop", node,
+                      f"{axis.name}, of which a tile is a part whose size the schedule picks", "an axis of `whole`",
+                      f"take {axis.name} = whole(...)")
+
+    def scan(self, kind: str, what: str, a: Any, over: Any, node: Any, a_node: Any, over_node: Any) -> Value:
+        """cumsum, cummax, cummin"""
+        a, axis = self.ordered(what, a, over, node, a_node, over_node)
+        self.at(node)
+        return self.emit_fresh("scan", [a], a.type, kind=kind, over=[axis.name])
+
+    def topk(self, a: Any, into: Any, over: Any, node: Any, nodes: Sequence[Any], over_node: Any
+             ) -> tuple[Value, Value]:
+        """topk(a, into, over=...)"""
+        a, axis = self.ordered("topk", a, over, node, nodes[0], over_node)
+        into = self.axis(into, nodes[1], "topk gives its results along")
+        self.need_whole(into, "topk", nodes[1])
+        type: TileType = a.type
+        if into.start != Affine(0) or into.name in type.axes:
+            self.fail("unknown-axis", "the second axis of topk counts the results", nodes[1], self.describe(into),
+                      "an axis from 0 that the tile does not span", "take another: k = whole(8)")
+        axes = (*[x for x in type.axes if x != axis.name], into.name)
+        self.at(node)
+        op = self.builder.add("topk", [a], [TileType(type.dtype, axes), TileType(index, axes)], over=[axis.name],
+                              into=into.name)
+        for value in op.results:
+            self.levels[value] = self.level
+        return op.results[0], op.results[1]
 
     def emit_fresh(self, name: str, operands: list[Value], type: TileType, **attributes: Any) -> Value:
         return self.builder.value(name, operands, type, **attributes)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from ..ir.types import DTYPES, Dim, DType, TensorType
+from ..lang.dims import evaluate_nested, names_in, spell_nested
 from .dtypes import NUMPY_NAMES, numpy_dtype, sapper_name
 from .errors import ArgumentError
 
@@ -438,9 +439,15 @@ class Signature:
             self._check_overlap(position, binding.tensors)
 
     def check_requires(self, binding: Binding, requires: Iterable[Sequence[Any]]) -> None:
-        """Check that extents are as large as the kernel's indices need them: each of `requires` is (tensor, dimension,
-        constant, dim, coefficient, ...). Raises ArgumentError."""
+        """Check what the kernel's indices and views need: each of `requires` is a row as docs/ir.md says. Raises
+        ArgumentError."""
         for name, dimension, constant, *terms in requires:
+            if dimension in ("multiple", "inside"):
+                self._check_extent_arithmetic(binding, name, dimension, constant, *terms)
+                continue
+            if dimension == "contiguous":
+                self._check_contiguous(binding, name, constant, *terms)
+                continue
             pairs = list(zip(terms[::2], terms[1::2], strict=True))
             needed = constant + sum(coefficient * binding.dims[dim] for dim, coefficient in pairs)
             position = self.positions[name]
@@ -457,6 +464,41 @@ class Signature:
                     f"at least {needed}, since the kernel indexes so far",
                     "pass a larger tensor, or one that fits the others",
                 )
+
+    def _check_extent_arithmetic(self, binding: Binding, name: str, kind: str, left: Any, right: Any) -> None:
+        """`multiple`: left is a multiple of right, as a view divides it. `inside`: left, an index, is below right."""
+        parameter = self.parameters[self.positions[name]]
+        try:
+            a, b = evaluate_nested(left, binding.dims), evaluate_nested(right, binding.dims)
+        except ZeroDivisionError:
+            a, b = 1, 0
+        if (a < b) if kind == "inside" else b != 0 and a % b == 0:
+            return
+        names = names_in(left) + names_in(right)
+        sizes = ", ".join(f"{dim} = {size}" for dim, size in binding.dims.items() if dim in names)
+        texts = spell_nested(left), spell_nested(right)
+        wanted = (f"{texts[0]} to be below {texts[1]}, since the kernel indexes so far" if kind == "inside" else
+                  f"{texts[0]} to be a multiple of {texts[1]}, since the kernel divides it so")
+        raise self._refuse("shape", parameter, sizes, wanted, "pass tensors of such shapes")
+
+    def _check_contiguous(self, binding: Binding, name: str, first: int, last: int, element_bytes: int = 1) -> None:
+        """Dimensions first to last of a tensor that a view merges; up to the rank: that it reads as elements of so many
+        bytes."""
+        position = self.positions[name]
+        view = binding.tensors[position]
+        rank = len(view.shape)
+        if view.address % element_bytes and 0 not in view.shape:
+            raise self._refuse("alignment", self.parameters[position],
+                               f"data at an address that is not a multiple of {element_bytes}",
+                               f"memory that the kernel can view as elements of {element_bytes} bytes", "pass x.copy()")
+        wanted = 1 if last == rank else view.strides[last]
+        for dimension in range(min(last, rank - 1), first - 1, -1):
+            if view.shape[dimension] != 1 and view.strides[dimension] != wanted and 0 not in view.shape:
+                raise self._refuse(
+                    "stride", self.parameters[position], f"strides {view.strides} for shape {view.shape}",
+                    f"dimensions {first} to {min(last, rank - 1)} to be contiguous, since the kernel merges them",
+                    "pass x.copy()")
+            wanted *= view.shape[dimension]
 
     def _refuse(self, kind: str, parameter: Parameter, found: str, expected: str, mend: str) -> ArgumentError:
         return ArgumentError(kind, self.kernel, parameter.name, found, expected, mend)

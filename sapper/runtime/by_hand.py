@@ -8,13 +8,13 @@ on random and hostile values and ragged extents.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 import numpy
 
-from ..assembly.emulate import Emulator
+from ..assembly.emulate import LIMIT, Emulator
 from ..assembly.errors import AssemblyError
 from ..assembly.mutate import Mutant
 from ..assembly.override import KernelAssembly, Override, compile_by_hand, digest
@@ -75,7 +75,7 @@ def trusted(kernel: Any, target: Any, schedule: Any) -> bool:
         from .check import check_kernel
 
         wanted = schedule if schedule is None or isinstance(schedule, Schedule) else Schedule.from_json(dict(schedule))
-        finding = check_kernel(kernel, target, runs=QUICK_RUNS, schedule=wanted).finding
+        finding = check_kernel(kernel, target, runs=QUICK_RUNS, schedule=wanted, prove=False).finding
         _trusted[key] = finding is None
         if finding is not None:
             kernel.refused_by_hand = True
@@ -143,13 +143,26 @@ def expected_cases(kernel: Any, piece: Any, seed: int = 0, runs: int = QUICK_RUN
             yield case, expected
 
 
+@dataclass(slots=True)
+class Trace:
+    """What interpreting a piece shows beside its results. limit: instructions that each worker may run.
+
+    busy: workers that stored something. reached: places in the body that some worker came to. executed: instructions.
+    """
+
+    limit: int = LIMIT
+    busy: set[int] = field(default_factory=set)
+    reached: set[int] = field(default_factory=set)
+    executed: int = 0
+
+
 def verify(kernel: Any, made: Override, seed: int = 0, runs: int = QUICK_RUNS, interpreted: bool = False,
-           known: Iterable[tuple[Case, dict[str, Expectation]]] | None = None, busy: set[int] | None = None) -> int:
+           known: Iterable[tuple[Case, dict[str, Expectation]]] | None = None, trace: Trace | None = None) -> int:
     """Compare a piece with its kernel; how many cases it got right. Raises AssemblyError ("result", or what it did).
 
     interpreted: from the meanings of its rows (any CPU); else the code in a guarded child on this CPU. known: the
-    expected cases, where they were worked out before; seed and runs are not used then. busy: gets the numbers of the
-    workers that stored something in some case, where it is interpreted.
+    expected cases, where they were worked out before; seed and runs are not used then. trace: filled where it is
+    interpreted.
     """
     signature = signature_of(kernel)
     passed = 0
@@ -157,7 +170,7 @@ def verify(kernel: Any, made: Override, seed: int = 0, runs: int = QUICK_RUNS, i
         given = {n: copy_of(v) if isinstance(v, numpy.ndarray) else v for n, v in case.arguments.items()}
         binding = signature.bind(tuple(given.values()))
         try:
-            results = (_interpret(made, signature, binding, given, set() if busy is None else busy) if interpreted
+            results = (_interpret(made, signature, binding, given, trace or Trace()) if interpreted
                        else _run(made, signature, binding))
             for placement, outputs in results:
                 _compare(made, case, expected, outputs, placement)
@@ -168,39 +181,64 @@ def verify(kernel: Any, made: Override, seed: int = 0, runs: int = QUICK_RUNS, i
     return passed
 
 
-def survivors(kernel: Any, made: Override, target: Any, chosen: Iterable[Mutant],
+_TIMES_AS_LONG = 8
+"""A planted error that makes a piece run so many times as many instructions is found: it may never end."""
+
+
+Trial = tuple[tuple[Case, dict[str, Expectation]], Trace]
+"""A case, what the kernel gives for it, and how a piece that is right does it."""
+
+
+def trials_of(kernel: Any, made: Override, known: Iterable[tuple[Case, dict[str, Expectation]]]) -> list[Trial]:
+    """Interpret a piece on each case, the shortest runs first. Raises AssemblyError where it is wrong."""
+    trials = []
+    for each in known:
+        trace = Trace()
+        verify(kernel, made, interpreted=True, known=[each], trace=trace)
+        trials.append((each, trace))
+    return sorted(trials, key=lambda trial: trial[1].executed)
+
+
+def survivors(kernel: Any, made: Override, target: Any, chosen: Iterable[Mutant], trials: list[Trial],
               on_each: Callable[[Mutant, bool], None] = lambda mutant, lives: None) -> list[Mutant]:
     """The planted errors that neither the static checks nor the interpreter of rows finds; there should be none.
 
-    A slip in how the work is shared can leave all of it to one worker, with right results: it is found where fewer
+    A slip in how the work is shared can leave all of it to one worker, with right results: it is found where other
     workers store than those of the piece. chosen: of `mutants(made.assembly)`. on_each: told each mutant and whether
     it lives.
     """
-    known = list(expected_cases(kernel, made.piece))
-    working: set[int] = set()
-    verify(kernel, made, interpreted=True, known=known, busy=working)
     alive = []
     for mutant in chosen:
-        busy: set[int] = set()
-        assert isinstance(mutant.assembly, KernelAssembly)
-        try:
-            check_static(mutant.assembly, target)
-            wrong = Override(made.piece, mutant.assembly, mutant.assembly.machine(), made.finished, made.compiled)
-            verify(kernel, wrong, interpreted=True, known=known, busy=busy)
-            lives = busy == working
-        except AssemblyError:
-            lives = False
+        lives = not _is_found(kernel, made, target, mutant, trials)
         on_each(mutant, lives)
         if lives:
             alive.append(mutant)
     return alive
 
 
-def prove_exhaustively(kernel: Any, target: Any = None, chunk: int = 1 << 22) -> int:
-    """Run a kernel `(x, y)` over one dimension, y[n] a function of the 32 bits of x[n], on all of them, by hand and as
-    generated; how many values were compared. Raises AssemblyError at the first that differs.
+def _is_found(kernel: Any, made: Override, target: Any, mutant: Mutant, trials: list[Trial]) -> bool:
+    """Whether a check finds a planted error. Where the piece never came to its place, the mutant does the same."""
+    assert isinstance(mutant.assembly, KernelAssembly)
+    try:
+        check_static(mutant.assembly, target)
+        wrong = Override(made.piece, mutant.assembly, mutant.assembly.machine(), made.finished, made.compiled)
+        for known, of_piece in trials:
+            if mutant.place in of_piece.reached:
+                trace = Trace(_TIMES_AS_LONG * of_piece.executed)
+                verify(kernel, wrong, interpreted=True, known=[known], trace=trace)
+                if trace.busy != of_piece.busy:
+                    return True
+    except AssemblyError:
+        return True
+    return False
 
-    For blocks that move bits, where the generated code is the meaning in integer arithmetic, this is a proof.
+
+def prove_exhaustively(kernel: Any, target: Any = None, chunk: int = 1 << 22, step: int = 1) -> int:
+    """Run a kernel `(x, y)` over one dimension, y[n] a function of the 32 bits of x[n], on all of them, by hand and as
+    generated, on this CPU; how many values were compared. Raises AssemblyError at the first that differs.
+
+    step: take each so many-th value only. Where it is 1, and the generated code is the meaning in integer arithmetic,
+    this is a proof, of the code itself and not of what its rows mean (proofs.py).
     """
     from ..codegen.pipeline import compile_kernel
     from .dtypes import numpy_dtype
@@ -224,8 +262,12 @@ def prove_exhaustively(kernel: Any, target: Any = None, chunk: int = 1 << 22) ->
             raise ValueError(f"{kernel.name}: found no piece by hand in it; expected one that {chosen.name} takes")
         found.append((CompiledKernel.of(kernel.name, made), load(made.code)))
     outputs = [numpy.zeros(chunk, numpy_dtype(result_type.dtype)) for _ in range(2)]
-    for start in range(0, 1 << 32, chunk):
-        values = numpy.arange(start, start + chunk, dtype=numpy.uint32).view(numpy_dtype(source_type.dtype))
+    every = range(0, 1 << 32, step)
+    for begin in range(0, len(every), chunk):
+        part = every[begin:begin + chunk]
+        words = numpy.arange(part.start, part.stop, step, dtype=numpy.int64).astype(numpy.uint32)
+        values = words.view(numpy_dtype(source_type.dtype))
+        outputs = [output[:len(values)] for output in outputs]
         for (compiled, code), output in zip(found, outputs, strict=True):
             binding = signature.bind((values, output))
             entry = Entry(signature, compiled, code, binding, 1)
@@ -235,8 +277,8 @@ def prove_exhaustively(kernel: Any, target: Any = None, chunk: int = 1 << 22) ->
         if not numpy.array_equal(bits[0], bits[1]):
             at = int(numpy.flatnonzero(bits[0] != bits[1])[0])
             raise AssemblyError("result", f"{kernel.name} by hand differs from what it means", None,
-                                f"{outputs[0][at]!r} for the input {start + at:#x}", repr(outputs[1][at]))
-    return 1 << 32
+                                f"{outputs[0][at]!r} for the input {part[at]:#x}", repr(outputs[1][at]))
+    return len(every)
 
 
 def _flush(case: Case) -> None:
@@ -285,21 +327,26 @@ def _merged(stores: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _interpret(made: Override, signature: Signature, binding: Binding,
-               given: Mapping[str, Any], busy: set[int]) -> list[tuple[str, dict[str, Any]]]:
+               given: Mapping[str, Any], trace: Trace) -> list[tuple[str, dict[str, Any]]]:
     from ..lane.interpret import Memory
 
-    compiled = made.compiled
-    workers = 2 if compiled.counters else 1
     memory = Memory()
-    each = max(64, scratch_bytes(compiled.scratch, binding.dims))
-    scratch = memory.allocate("scratch", each * workers)
-    dirty = memory.find(scratch, each * workers, True)
-    assert not isinstance(dirty, str)
-    dirty[:] = _DIRT
     for name, value in given.items():
         if isinstance(value, numpy.ndarray):
-            value.flags.writeable = name in compiled.stored
+            value.flags.writeable = name in made.compiled.stored
             memory.add_array(name, value)
+    run_workers(made, signature, binding, memory, trace)
+    return [(" (interpreted)", {name: given[name] for name in made.compiled.stored})]
+
+
+def run_workers(made: Override, signature: Signature, binding: Binding, memory: Any, trace: Trace) -> None:
+    """All workers of a piece, one after another, from the meanings of its rows. memory: has the tensors; it gets
+    scratch memory and the argument block. Raises AssemblyError, also where two workers write the same byte."""
+    compiled = made.compiled
+    workers = 2 if compiled.counters else 1
+    each = max(64, scratch_bytes(compiled.scratch, binding.dims))
+    scratch = memory.allocate("scratch", each * workers)
+    memory.find(scratch, each * workers, True)[:] = _DIRT
     words = numpy.array([scratch, each, 0, *(int(w) for w in fill_words(signature, compiled.slots, binding))],
                         numpy.int64)
     words.flags.writeable = False
@@ -309,12 +356,13 @@ def _interpret(made: Override, signature: Signature, binding: Binding,
     for worker in range(workers):
         registers = {Register(*table.ARGUMENTS[i]): value for i, value in enumerate((block, worker, workers))}
         emulator = Emulator(table, memory, registers)
-        emulator.run(made.source)
+        emulator.run(made.source, trace.limit)
+        trace.executed += emulator.executed
+        trace.reached |= emulator.reached
         written.append(_merged(emulator.written))
         if any(not scratch <= address < scratch + each * workers for address, _ in emulator.written):
-            busy.add(worker)
+            trace.busy.add(worker)
     for start, end in written[0] if workers > 1 else ():
         if any(first < end and start < last for first, last in written[1]):
             raise AssemblyError("result", f"{made.piece.name}: two workers write the same memory", _where(made),
                                 f"{end - start} bytes at {start:#x}", "each byte written by one worker")
-    return [(" (interpreted)", {name: given[name] for name in compiled.stored})]

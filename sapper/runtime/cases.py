@@ -18,6 +18,7 @@ import numpy
 
 from ..ir.nodes import Function, Value
 from ..ir.types import Dim, DType, TensorType, TileType
+from ..lang.dims import evaluate_nested, names_in
 from ..tile.interpret import interpret
 from ..tile.semantics import OutOfBounds
 from .arguments import integer_range
@@ -34,6 +35,7 @@ LARGE_VOLUME = 60_000
 _LOOP_BOUND = 8
 _JOINT = ((15, 17, 33), (29, 46, 6), (29, 66, 2))
 _BOUNDARIES = (0, 1, 2, 4, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 27, 28, 29, 31, 32, 33, 47, 48, 49)
+_LARGEST_DIVISOR = 512
 _ATTEMPTS = 8
 _LAYOUTS = ("contiguous", "rows apart", "every other", "columns first", "backwards")
 _DIMS = {
@@ -87,7 +89,9 @@ def _uses_of(function: Function, start: Value) -> IntegerUse:
                 tensor, indices = operands[0], operands[1 if name == "load" else 2 :]
                 assert isinstance(tensor.type, TensorType)
                 for dim, index in zip(tensor.type.dims, indices, strict=True):
-                    if index in tainted and dim not in use.dims:
+                    if index in tainted and dim == "?":
+                        use.bound = True
+                    elif index in tainted and dim not in use.dims:
                         use.dims.append(dim)
                 if tensor in tainted and name == "load" and not op.result.type.dtype.is_float:  # type: ignore[union-attr]
                     tainted.add(op.result)
@@ -162,6 +166,7 @@ def cases(
     that lie in C order whatever the layout.
     """
     traits = _traits(function)
+    contiguous += tuple(row[0] for row in function.attributes.get("requires", ()) if row[1] == "contiguous")
     dims = list(dict.fromkeys(
         d for _, type in kernel.parameters if isinstance(type, TensorType) for d in type.dims if isinstance(d, str)
     ))
@@ -176,6 +181,7 @@ def cases(
             shape = _draw_dims(random, dims, extents)
             for dim, factor in (divisible or {}).items():
                 shape[dim] = -(-shape[dim] // factor) * factor
+            _make_whole(shape, function)
             arguments = _fitting(kernel, function, traits, [seed, at, 1], shape)
         if hostile:
             for name, value in arguments.items():
@@ -241,6 +247,19 @@ def shaped_cases(kernel: Any, function: Function, seed: int, shapes: Iterable[di
 
 def _round_up(value: int, factor: int) -> int:
     return -(-value // factor) * factor
+
+
+def _make_whole(shape: dict[str, int], function: Function) -> None:
+    """Make extents larger until what views divide has no rest, and what they are indexed with is inside."""
+    rows = [row[1:] for row in function.attributes.get("requires", ()) if row[1] in ("multiple", "inside")]
+    for _ in range(_LARGEST_DIVISOR if rows else 0):
+        for kind, left, right in rows:
+            for name in names_in(right if kind == "multiple" else left):
+                shape[name] = max(1, shape[name])
+            a, b = evaluate_nested(left, shape), evaluate_nested(right, shape)
+            if a % b if kind == "multiple" else a >= b:
+                for name in names_in(left if kind == "multiple" else right)[:1]:
+                    shape[name] += 1
 
 
 def _plan(runs: int) -> list[tuple[str, str, bool, bool]]:
@@ -338,11 +357,13 @@ def _fitting(
             interpret(function, trial)
             break
         except OutOfBounds as error:
-            dim = types[error.tensor].dims[error.dimension]
+            dims = types[error.tensor].dims
+            dim = dims[error.dimension] if error.dimension < len(dims) else 0
             if error.index < 0 or attempt < 2 or not isinstance(dim, str):
                 _make_integers_smaller(arguments, traits, attempt)
             else:
                 shape[dim] = error.index + 1
+                _make_whole(shape, function)
                 if _volume(shape.values()) > 4 * LARGE_VOLUME:
                     break
                 arguments = _draw_arguments(kernel, traits, numpy.random.default_rng(seed), shape)

@@ -7,8 +7,9 @@ runs in a child process between guard pages, and every station has a time limit.
     │ eager     │ tile interpreter: whole axes, 1, 3, 8, races           │ lane interpreter          │ this CPU
 
 Each station's result is compared with what the tile IR means, within the bound that rounding leaves (tile.rounding).
-A kernel that has assembly by hand goes on: each piece is interpreted from the meanings of its rows, then run; and each
-micro-kernel in its loops is checked by itself, on all tiles that it is written for.
+A kernel that has assembly by hand goes on: pieces on rows are proved where they only move and combine bits; each kernel
+by hand is interpreted from the meanings of its rows, proved where it can be, then run; and each micro-kernel in its
+loops is checked by itself, on all tiles that it is written for.
 Code that is wrong is made again without the later steps of code generation, which tells select, schedule, allocate and
 peephole apart.
 """
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy
 
+from ..assembly.prove import Proof
 from ..ir.nodes import Function
 from ..tile.rounding import Expectation, expect
 from ..tile.semantics import OutOfBounds
@@ -31,8 +33,9 @@ from .arguments import Binding, Parameter, Signature, fill_words
 from .cases import Arguments, Case, MakeArguments, cases, copy_of
 from .compiled import CompiledKernel
 
-LAST_STATIONS = ("select", "schedule", "allocate", "peephole", "native", "by hand, interpreted", "by hand, native",
-                 "micro-kernels")
+PROOF = "proof"
+LAST_STATIONS = ("select", "schedule", "allocate", "peephole", "native", PROOF, "by hand, interpreted",
+                 "by hand, native", "micro-kernels")
 STATIONS = (
     "front end", "tile sizes", "parallel loops", "canonical", "lower", "expand_math", "simplify", *LAST_STATIONS,
 )
@@ -55,7 +58,8 @@ class Finding:
 class Report:
     """How a kernel did. passed: how many cases each station got right. skipped: why a station did not run at all.
 
-    refused: cases whose arguments the kernel can't take (an index outside its tensor).
+    refused: cases whose arguments the kernel can't take (an index outside its tensor). proofs: of each piece by hand,
+    whether it is proved for all inputs, and how, or why not.
     """
 
     kernel: str
@@ -63,6 +67,7 @@ class Report:
     passed: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     refused: int = 0
+    proofs: dict[str, Proof] = field(default_factory=dict)
     finding: Finding | None = None
 
     @property
@@ -74,6 +79,7 @@ class Report:
         return {
             "kernel": self.kernel, "ok": self.ok, "cases": self.cases, "passed": dict(self.passed),
             "skipped": dict(self.skipped), "refused": self.refused,
+            "proofs": {name: {"proved": p.proved, "text": str(p)} for name, p in self.proofs.items()},
             "finding": None if wrong is None else
             {"station": wrong.station, "case": wrong.case, "message": wrong.message},
         }
@@ -113,12 +119,13 @@ def _time_limit(seconds: float) -> Iterator[None]:
 def check_kernel(
     kernel: Any, target: Any = None, seed: int = 0, runs: int = RUNS, schedule: Any = None,
     make_arguments: MakeArguments | None = None, shapes: tuple[Mapping[str, int], ...] = (),
-    on_case: Callable[[str], None] | None = None, emulate: Callable[..., Any] | None = None,
+    on_case: Callable[[str], None] | None = None, emulate: Callable[..., Any] | None = None, prove: bool = True,
 ) -> Report:
     """Check a kernel on `runs` cases and stop at the first wrong result.
 
     target: None for this CPU. make_arguments, shapes: see cases.cases. on_case: told the label of each case. emulate:
-    runs a kernel for a GPU (sapper.emulate.run); without it the last station of such a target is left out.
+    runs a kernel for a GPU (sapper.emulate.run); without it the last station of such a target is left out. prove: try
+    to show of pieces by hand that they are right for all inputs.
     Raises KernelError where the kernel does not compile to tile IR.
     """
     if target is None:
@@ -134,10 +141,27 @@ def check_kernel(
         checker.guarded(case, lambda case=case: checker.run(case, seed))  # type: ignore[misc]
         if report.finding is not None:
             return report
-    check_by_hand(kernel, target, seed, runs, report)
+    if prove:
+        prove_by_hand(kernel, target, schedule, report)
+    if report.finding is None:
+        check_by_hand(kernel, target, seed, runs, report, prove)
     if report.finding is None:
         check_micro_kernels(checker.micro_kernels(), target, seed, report)
     return report
+
+
+def prove_by_hand(kernel: Any, target: Any, schedule: Any, report: Report) -> None:
+    """Pieces on rows against their meaning, for all inputs."""
+    from .proofs import prove_pieces
+
+    for name, proof in prove_pieces(kernel, target, schedule).items():
+        _told(report, name, proof)
+
+
+def _told(report: Report, name: str, proof: Proof) -> None:
+    report.proofs[name] = proof
+    if proof.proved is False:
+        report.finding = Finding(PROOF, name, proof.text)
 
 
 def check_lanes(kernel: Any, target: Any, known: Iterable[tuple[Case, Mapping[str, Expectation]]],
@@ -169,19 +193,20 @@ def check_micro_kernels(keys: set[str], target: Any, seed: int, report: Report) 
         report.passed["micro-kernels"] = report.passed.get("micro-kernels", 0) + alone.cases
 
 
-def check_by_hand(kernel: Any, target: Any, seed: int, runs: int, report: Report) -> None:
+def check_by_hand(kernel: Any, target: Any, seed: int, runs: int, report: Report, prove: bool) -> None:
     """The last stations: assembly by hand against the kernel, from the meanings of its rows, then on this CPU."""
     from ..assembly.errors import AssemblyError
     from ..assembly.override import compile_by_hand
     from ..targets.x86_64.detect import UnsupportedCPU, host
     from .by_hand import verify
+    from .proofs import prove_kernel
 
     for piece in kernel.by_hand:
         missing = sorted(piece.features - target.features)
         if piece.family != target.family or missing:
             report.skipped[f"by hand, {piece.name}"] = f"{target.name} is no {piece.family} with {', '.join(missing)}"
             continue
-        station = LAST_STATIONS[-2]
+        station = "by hand, interpreted"
         try:
             made = compile_by_hand(kernel, piece, target)
             report.passed[station] = report.passed.get(station, 0) + verify(kernel, made, seed, runs, interpreted=True)
@@ -189,7 +214,11 @@ def check_by_hand(kernel: Any, target: Any, seed: int, runs: int, report: Report
                 lacking = sorted(target.features - host().features)
             except UnsupportedCPU as error:
                 lacking = [str(error)]
-            station = LAST_STATIONS[-1]
+            if prove:
+                _told(report, piece.name, prove_kernel(kernel, made, seed))
+            if report.finding is not None:
+                return
+            station = "by hand, native"
             if lacking:
                 report.skipped[station] = f"this CPU has no {', '.join(lacking)}"
             else:
@@ -285,7 +314,7 @@ class _Checker:
                 raise
             from ..lang.errors import KernelError
 
-            if isinstance(error, KernelError):
+            if isinstance(error, KernelError) and error.kind != "disjoint":
                 raise
             raise _Wrong(name, f"{type(error).__name__}: {error}") from error
 

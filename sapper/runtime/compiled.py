@@ -12,6 +12,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from ..ir.nodes import Location
+from . import settings
 
 Term = tuple[float, tuple[str, ...]]
 
@@ -32,7 +33,8 @@ class CompiledKernel(NamedTuple):
         size, rounded up, multiply to the most tasks that it can have; empty when unknown.
     work: estimated time on one core in nanoseconds, as a sum of coefficient times product of dims; empty when
         unknown. tasks and work only choose how many workers to wake.
-    lines: (offset, location) where the source line changes. Only for debuggers: it is not kept on disk.
+    lines: (offset, location) where the source line changes; frame: how its frame lies (codegen/unwind.py). Only for
+        debuggers: they are not kept on disk, and the frame is only worked out where a debugger is told of it.
     """
 
     name: str
@@ -46,6 +48,7 @@ class CompiledKernel(NamedTuple):
     work: tuple[Term, ...] = ()
     requires: tuple[tuple[str | int, ...], ...] = ()
     lines: tuple[tuple[int, Location], ...] = ()
+    frame: tuple[tuple[int, Any], ...] = ()
 
     @classmethod
     def of(cls, name: str, compiled: Any, stored: tuple[str, ...] = ()) -> CompiledKernel:
@@ -68,6 +71,7 @@ class CompiledKernel(NamedTuple):
             _tuples(getattr(compiled, "work", ())),
             _tuples(getattr(compiled, "requires", ())),
             tuple(compiled.made.line_table) if hasattr(compiled, "made") else (),
+            _frame(compiled.made) if settings.debugging() and hasattr(compiled, "made") else (),
         )
 
     def scratch_for(self, dims: Mapping[str, int]) -> int:
@@ -97,7 +101,7 @@ class CompiledKernel(NamedTuple):
 
     def pack(self) -> bytes:
         facts = self._asdict()
-        del facts["code"], facts["lines"]
+        del facts["code"], facts["lines"], facts["frame"]
         return json.dumps(facts, separators=(",", ":")).encode() + b"\n" + self.code
 
     @classmethod
@@ -129,3 +133,10 @@ def _tuples(nested: Any) -> Any:
     if isinstance(nested, (list, tuple)):
         return tuple(_tuples(item) for item in nested)
     return nested
+
+
+def _frame(made: Any) -> tuple[tuple[int, Any], ...]:
+    from ..codegen.encode import encode
+    from ..codegen.unwind import frame_rows
+
+    return tuple(frame_rows(made.machine, encode(made.machine, made.target.features).offsets))

@@ -31,19 +31,21 @@ from . import settings
 from .loader import CodeBlock
 
 Lines = Sequence[tuple[int, Location]]
+Frame = Sequence[tuple[int, Any]]
 
 _JITDUMP_MAGIC, _JITDUMP_VERSION, _MACHINE_X86_64 = 0x4A695444, 1, 62
 _HEADER_BYTES = 40
-_CODE_LOAD, _DEBUG_INFO = 0, 2
+_CODE_LOAD, _DEBUG_INFO, _UNWINDING_INFO = 0, 2, 4
 _REGISTER, _UNREGISTER = 1, 2
 
 _lock = threading.RLock()
 
 
-def announce(name: str, block: CodeBlock, lines: Lines, source: Location) -> None:
+def announce(name: str, block: CodeBlock, lines: Lines, source: Location, frame: Frame = ()) -> None:
     """Tell the tools that the environment names of a block.
 
-    name: of the kernel. lines: (offset, location) where it changes. source: where the kernel is defined.
+    name: of the kernel. lines: (offset, location) where it changes. source: where the kernel is defined. frame: how its
+    frame lies, so that backtraces pass through it (codegen/unwind.py).
     """
     if not settings.debugging():
         return
@@ -52,9 +54,9 @@ def announce(name: str, block: CodeBlock, lines: Lines, source: Location) -> Non
         if kind == "map":
             _write_map(name, block)
         elif kind == "jitdump":
-            _jitdump().add(name, block, lines, source)
+            _jitdump().add(name, block, lines, source, frame)
         if settings.gdb():
-            _gdb().add(name, block, lines, source)
+            _gdb().add(name, block, lines, source, frame)
 
 
 def _write_map(name: str, block: CodeBlock) -> None:
@@ -74,8 +76,8 @@ class JitDump:
         self._marker = mmap.mmap(self._file.fileno(), _HEADER_BYTES, mmap.MAP_PRIVATE,
                                  mmap.PROT_READ | mmap.PROT_EXEC)
 
-    def add(self, name: str, block: CodeBlock, lines: Lines, source: Location) -> None:
-        """Lines first, then the code that they belong to, as the specification wants it.
+    def add(self, name: str, block: CodeBlock, lines: Lines, source: Location, frame: Frame = ()) -> None:
+        """Lines and unwinding tables first, then the code that they belong to, as the specification wants it.
 
         perf takes each line to reach to the next entry, and the last to reach nowhere: so there is one at the end.
         """
@@ -84,6 +86,8 @@ class JitDump:
         entries = b"".join(struct.pack("<QII", block.address + offset, at.line, 0) + os.fsencode(at.file) + b"\0"
                            for offset, at in rows)
         self._record(_DEBUG_INFO, struct.pack("<QQ", block.address, len(rows)) + entries)
+        if frame:
+            self._record(_UNWINDING_INFO, unwinding_info(block.size_bytes, frame))
         self._record(_CODE_LOAD, struct.pack(
             "<IIQQQQ", os.getpid(), threading.get_native_id(), block.address, block.address, block.size_bytes,
             self.count) + f"sapper:{name}".encode() + b"\0" + block.read())
@@ -91,6 +95,17 @@ class JitDump:
 
     def _record(self, kind: int, content: bytes) -> None:
         self._file.write(struct.pack("<IIQ", kind, 16 + len(content), time.monotonic_ns()) + content)
+
+
+def unwinding_info(size_bytes: int, frame: Frame) -> bytes:
+    """The content of a record of unwinding tables: their size, that of the index, how much of it the process has mapped
+    (nothing), then .eh_frame and .eh_frame_hdr, for which perf makes room 8-byte aligned behind the code."""
+    from ..codegen.unwind import Frames, eh_frame, eh_frame_header
+
+    away = -(-size_bytes // 8) * 8
+    table, _, places = eh_frame([Frames(0, size_bytes, frame)], -away)
+    index = eh_frame_header(places, -len(table), -away - len(table))
+    return struct.pack("<QQQ", len(table) + len(index), len(index), 0) + table + index
 
 
 class Gdb:
@@ -124,10 +139,10 @@ class Gdb:
         self._descriptor[0] = 1
         self._kept: dict[int, tuple[Any, Any]] = {}  # by address of the entry: the entry, the object
 
-    def add(self, name: str, block: CodeBlock, lines: Lines, source: Location) -> None:
+    def add(self, name: str, block: CodeBlock, lines: Lines, source: Location, frame: Frame = ()) -> None:
         from ..codegen.object import write_loaded
 
-        content = write_loaded(name, block.address, block.size_bytes, lines, source)
+        content = write_loaded(name, block.address, block.size_bytes, lines, source, frame)
         symbols = ctypes.create_string_buffer(content, len(content))
         entry = (ctypes.c_uint64 * 4)()
         at = ctypes.addressof(entry)

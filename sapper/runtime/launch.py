@@ -439,7 +439,7 @@ class Launcher:
                         from . import debuggers
 
                         debuggers.announce(self.name, found[1], compiled.lines,
-                                           Location(self.kernel.source_file, self.kernel.source_line))
+                                           Location(self.kernel.source_file, self.kernel.source_line), compiled.frame)
         return found
 
     def schedule_for(self, dims: Mapping[str, int]) -> Any:
@@ -739,8 +739,10 @@ def _read_cached(cache: DiskCache, key: str) -> CompiledKernel | None:
 
 def stored_tensors(function: Any) -> tuple[str, ...]:
     """Names of the arguments that a tile IR function stores to, in the order of the arguments."""
-    stored = {id(op.operands[0]) for op in function.walk() if op.name == "store"}
-    return tuple(v.name for v in function.arguments if isinstance(v.type, TensorType) and id(v) in stored)
+    from ..tile.ops import memory_of
+
+    stored = {memory_of(op.operands[0]) for op in function.walk() if op.name == "store"}
+    return tuple(v.name for v in function.arguments if isinstance(v.type, TensorType) and v in stored)
 
 
 # --------------------------------------------------------------------------------------------------------- the hook

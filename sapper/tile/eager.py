@@ -29,7 +29,7 @@ from ..lang import context
 from ..lang.dims import DimExpression
 from ..lang.errors import KernelError
 from ..lang.kernel import Kernel
-from . import semantics
+from . import races, semantics
 from .eager_code import LOCALS, METHOD, WEAKEN, code_of
 from .interpret import bind_arguments
 from .ops import UNARY_FLOAT
@@ -281,12 +281,13 @@ class Tile(_Operators):
 class Axis(Tile):
     """An axis in scope, walked from start to stop: in arithmetic, the tile of its coordinates (dtype index)."""
 
-    __slots__ = ("start", "stop")
+    __slots__ = ("start", "stop", "whole")
 
-    def __init__(self, name: str, start: int, stop: int) -> None:
+    def __init__(self, name: str, start: int, stop: int, whole: bool = False) -> None:
         super().__init__(np.arange(start, stop, dtype=np.int64), (name,), index)
         self.start = start
         self.stop = stop
+        self.whole = whole
 
     def __repr__(self) -> str:
         return f"axis {self.axes[0]} ({self.start} .. {self.stop})"
@@ -309,10 +310,11 @@ class TensorView(_Operators):
     """A tensor argument: reached only by indices, one for each dimension. shape: an int for a static extent, else an
     index scalar."""
 
-    __slots__ = ("array", "dtype", "name", "shape")
+    __slots__ = ("array", "dtype", "memory", "name", "shape")
 
-    def __init__(self, array: Array, type: TensorType, name: str) -> None:
+    def __init__(self, array: Array, type: TensorType, name: str, memory: Array | None = None) -> None:
         self.array = array
+        self.memory = array if memory is None else memory
         self.dtype = type.dtype
         self.name = name
         self.shape = tuple(extent if isinstance(dim, int) else _scalar_index(extent)
@@ -334,12 +336,34 @@ class TensorView(_Operators):
             where = tuple(np.broadcast_arrays(*where))
         return where, axes
 
+    def _touch(self, where: tuple[Array, ...], store: bool) -> None:
+        """Tell the loops whose iterations are asserted to be disjoint which bytes are meant."""
+        touches = context.current().touches
+        if not touches.loops or not self.array.size:
+            return
+        spans = [(extent - 1) * step for extent, step in zip(self.memory.shape, self.memory.strides, strict=True)]
+        first = -sum(min(0, span) for span in spans)  # bytes from the lowest address of the tensor to its element 0
+        size = first + sum(max(0, span) for span in spans) + self.memory.itemsize
+        start = first + self.array.__array_interface__["data"][0] - self.memory.__array_interface__["data"][0]
+        places = sum((index * step for index, step in zip(where, self.array.strides, strict=True)), np.int64(start))
+        flat = (np.asarray(places).reshape(-1, 1) + np.arange(self.array.itemsize)).reshape(-1)
+        try:
+            (touches.store if store else touches.load)(self.name, size, flat)
+        except races.Meeting as meeting:
+            element = np.argwhere(flat == meeting.element)[0, 0] // self.array.itemsize
+            place = [int(i.reshape(-1)[element]) for i in np.broadcast_arrays(*where)]
+            _fail("disjoint", f"{self.name}[{', '.join(map(str, place))}] {meeting.what}", "iterations that meet",
+                  "iterations none of which touches what another writes",
+                  "leave disjoint=True out, or mend the indices")
+
     def __getitem__(self, indices: Any) -> Tile:
         where, axes = self._indices(indices, "load")
+        self._touch(where, store=False)
         return Tile(np.array(self.array[where]), axes, self.dtype)
 
     def __setitem__(self, indices: Any, value: Any) -> None:
         where, axes = self._indices(indices, "store")
+        self._touch(where, store=True)
         tile = _as_tile(value, self.dtype)
         if tile.dtype is not self.dtype:
             _fail("store-dtype", f"a stored value has another element type than {self.name}", str(tile.dtype),
@@ -350,6 +374,16 @@ class TensorView(_Operators):
                   f"axes {', '.join(lost)}", f"axes among {', '.join(axes) or 'none'}",
                   "index with them, or reduce them first")
         self.array[where] = semantics.align(tile.array, tile.axes, axes)
+
+    def view(self, *extents: Any, dtype: Any = None) -> TensorView:
+        """The same memory with other extents, or as another dtype."""
+        kind = self.dtype if dtype is None else _dtype(dtype)
+        sizes = [_whole_number(extent) for extent in extents] or list(self.array.shape)
+        try:
+            array = semantics.view(self.array, sizes, kind)
+        except ValueError as error:
+            _fail("view", f"{self.name} cannot be viewed like this", str(error))
+        return TensorView(array, TensorType(kind, tuple(sizes)), self.name, self.memory)
 
     def __repr__(self) -> str:
         return f"tensor {self.name}: {self.dtype}{list(self.array.shape)}\n{self.array}"
@@ -561,6 +595,7 @@ class Context:
                  tile_sizes: Mapping[str, int] | int | None = None) -> None:
         self.dims = dims
         self.tile_sizes = tile_sizes
+        self.touches = races.Touches()
         self._copies: dict[FunctionType, FunctionType] = {}
         self._used: dict[str, int] = {}
 
@@ -634,11 +669,21 @@ class Context:
                           for at in range(start, stop, size)])
         return self._walk(steps)
 
-    def each(self, *extents: Any) -> Iterator[Any]:
-        """Index scalars, the last one fastest."""
+    def each(self, *extents: Any, disjoint: bool = False) -> Iterator[Any]:
+        """Index scalars, the last one fastest. disjoint: whether iterations meet is watched."""
         if not extents:
             _fail("bad-range", "each() without an extent", "", "each(B, ...)")
-        return self._walk([[_scalar_index(at) for at in range(*_bounds(extent))] for extent in extents])
+        walked = self._walk([[_scalar_index(at) for at in range(*_bounds(extent))] for extent in extents])
+        return self._watched(walked, _assigned_names()) if disjoint else walked
+
+    def _watched(self, walked: Iterator[Any], names: list[str]) -> Iterator[Any]:
+        loop = races.Loop()
+        self.touches.loops.append(loop)
+        for item in walked:
+            indices = item if isinstance(item, tuple) else (item,)
+            loop.iterations.append(", ".join(f"{name} = {int(i)}" for name, i in zip(names, indices, strict=True)))
+            yield item
+        self.touches.loops.remove(loop)
 
     @staticmethod
     def _walk(steps: Sequence[Sequence[Any]]) -> Iterator[Any]:
@@ -648,7 +693,7 @@ class Context:
         """An axis that is one tile."""
         start, stop = _bounds(extent)
         ((_, unique),) = self._axis_names(1)
-        return Axis(unique, start, max(start, stop))
+        return Axis(unique, start, max(start, stop), True)
 
     def span(self, start: Any, stop: Any) -> Span:
         """A range with a start."""
@@ -763,6 +808,52 @@ class Context:
     def argmin(self, x: Any, *, over: Any) -> Tile:
         """The coordinate of the smallest element."""
         return self._reduce("argmin", x, over)
+
+    # Axes taken in their order.
+
+    def _ordered(self, what: str, x: Any, over: Any) -> Tile:
+        """The operand, checked."""
+        x = _plain(x)
+        if not isinstance(x, Tile) or not isinstance(over, Axis) or over.axes[0] not in x.axes:
+            _fail("over", f"{what}(..., over=) names no axis of the tile", repr(over), "an axis of the tile")
+        if not x.dtype.compute or x.dtype is bool_:
+            _fail("op-dtype", f"{what} of {x.dtype}", str(x.dtype), "a number", "write x.to(i32)")
+        self._need_whole(what, over)
+        return x
+
+    @staticmethod
+    def _need_whole(what: str, axis: Axis) -> None:
+        if not axis.whole:
+            _fail("whole-axis", f"{what} along axis {axis.axes[0]} of a loop", repr(axis), "an axis of `whole`",
+                  f"take {axis.axes[0]} = whole(...)")
+
+    def _scan(self, kind: str, x: Any, over: Any) -> Tile:
+        x = self._ordered(f"cum{kind}", x, over)
+        return Tile(semantics.scan(kind, x.array, x.axes.index(over.axes[0]), x.dtype), x.axes, x.dtype)
+
+    def cumsum(self, x: Any, *, over: Any) -> Tile:
+        """The sum of each element and all before it."""
+        return self._scan("sum", x, over)
+
+    def cummax(self, x: Any, *, over: Any) -> Tile:
+        """The largest of each element and all before it."""
+        return self._scan("max", x, over)
+
+    def cummin(self, x: Any, *, over: Any) -> Tile:
+        """The smallest of each element and all before it."""
+        return self._scan("min", x, over)
+
+    def topk(self, x: Any, k: Any, *, over: Any) -> tuple[Tile, Tile]:
+        """The largest elements, and their coordinates."""
+        x = self._ordered("topk", x, over)
+        if not isinstance(k, Axis) or k.start or k.axes[0] in x.axes:
+            _fail("unknown-axis", "the second axis of topk counts the results", repr(k),
+                  "an axis from 0 that the tile does not span", "take another: k = whole(8)")
+        self._need_whole("topk", k)
+        name = over.axes[0]
+        values, places = semantics.topk(x.array, x.axes, name, k.stop, over.start)
+        axes = (*(axis for axis in x.axes if axis != name), k.axes[0])
+        return Tile(values, axes, x.dtype), Tile(places, axes, index)
 
 
 def _constant_function(name: str, x: Any) -> Any:

@@ -16,7 +16,8 @@ import numpy as np
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import DType, TensorType, TileType, Type
-from . import semantics
+from . import races, semantics
+from .ops import memory_of
 from .semantics import Array, Axes
 
 Perturb = Callable[[Op, list[Array], Array], Array]
@@ -121,64 +122,9 @@ def interpret(
     parameters = [(value.name, value.type) for value in function.arguments]
     by_name, dims = bind_arguments(function.name, parameters, arguments)
     bound = {value: by_name[value.name] for value in function.arguments}
-    run = _Run(bound, dims, tile_sizes, _Races() if check_races else None, perturb)
+    run = _Run(bound, dims, tile_sizes, races.Touches() if check_races else None, perturb)
     with np.errstate(all="ignore"):
         run.block(function.body)
-
-
-class _Races:
-    """Who touched what. For each running parallel loop and each tensor: which iteration wrote an element, and which
-    read it (0 nobody, -1 several)."""
-
-    __slots__ = ("loops",)
-
-    def __init__(self) -> None:
-        self.loops: list[_LoopTouches] = []
-
-    def store(self, op: Op, tensor: Value, shape: tuple[int, ...], flat: Array) -> None:
-        sorted_flat = np.sort(flat)
-        twice = sorted_flat[:-1][sorted_flat[1:] == sorted_flat[:-1]]
-        if twice.size:
-            self._fail(op, tensor, shape, int(twice[0]), "is written twice by one store")
-        for loop in self.loops:
-            writer, reader = loop.of(tensor, math.prod(shape))
-            other = flat[((writer[flat] != 0) & (writer[flat] != loop.iteration))]
-            if other.size:
-                self._fail(op, tensor, shape, int(other[0]), "is written by two iterations of a parallel loop")
-            other = flat[((reader[flat] != 0) & (reader[flat] != loop.iteration))]
-            if other.size:
-                self._fail(op, tensor, shape, int(other[0]),
-                           "is written by one iteration of a parallel loop and read by another")
-            writer[flat] = loop.iteration
-
-    def load(self, op: Op, tensor: Value, shape: tuple[int, ...], flat: Array) -> None:
-        for loop in self.loops:
-            writer, reader = loop.of(tensor, math.prod(shape))
-            other = flat[((writer[flat] != 0) & (writer[flat] != loop.iteration))]
-            if other.size:
-                self._fail(op, tensor, shape, int(other[0]),
-                           "is read by one iteration of a parallel loop and written by another")
-            now = reader[flat]
-            reader[flat] = np.where((now == 0) | (now == loop.iteration), loop.iteration, -1)
-
-    @staticmethod
-    def _fail(op: Op, tensor: Value, shape: tuple[int, ...], flat: int, what: str) -> None:
-        element = ", ".join(str(int(i)) for i in np.unravel_index(flat, shape))
-        raise RaceError(f"{_place(op)}: {tensor.name}[{element}] {what}")
-
-
-class _LoopTouches:
-    __slots__ = ("iteration", "tensors")
-
-    def __init__(self) -> None:
-        self.iteration = 0
-        self.tensors: dict[Value, tuple[Array, Array]] = {}
-
-    def of(self, tensor: Value, size: int) -> tuple[Array, Array]:
-        found = self.tensors.get(tensor)
-        if found is None:
-            found = self.tensors[tensor] = (np.zeros(size, np.int64), np.zeros(size, np.int64))
-        return found
 
 
 def _place(op: Op) -> str:
@@ -188,16 +134,18 @@ def _place(op: Op) -> str:
 class _Run:
     """One run: values so far, and the range of each axis in scope."""
 
-    __slots__ = ("dims", "perturb", "races", "ranges", "tile_sizes", "values")
+    __slots__ = ("cells", "dims", "perturb", "races", "ranges", "tile_sizes", "values")
 
     def __init__(self, bound: dict[Value, Array], dims: dict[str, int],
-                 tile_sizes: Mapping[str, int] | int | None, races: _Races | None, perturb: Perturb | None) -> None:
+                 tile_sizes: Mapping[str, int] | int | None, touches: races.Touches | None,
+                 perturb: Perturb | None) -> None:
         self.values = bound
         self.dims = dims
         self.tile_sizes = tile_sizes
-        self.races = races
+        self.races = touches
         self.perturb = perturb
         self.ranges: dict[str, tuple[int, int]] = {}
+        self.cells: dict[Value, Array] = {}
 
     def block(self, block: Block) -> list[Array]:
         """Run a block; what its `yield` yields."""
@@ -269,26 +217,68 @@ class _Run:
             where = tuple(np.broadcast_arrays(*where))
         return array, where
 
-    def flat(self, array: Array, where: tuple[Array, ...]) -> Array:
+    def touch(self, op: Op, array: Array, where: tuple[Array, ...],
+              record: Callable[[Value, int, Array], None]) -> None:
+        tensor, shape, flat = self.touched(op, array, where)
+        try:
+            record(tensor, math.prod(shape), flat)
+        except races.Meeting as meeting:
+            place = np.unravel_index(meeting.element, shape)[:len(tensor.type.dims)]  # type: ignore[union-attr]
+            raise RaceError(f"{_place(op)}: {tensor.name}[{', '.join(str(int(i)) for i in place)}] {meeting.what}"
+                            ) from None
+
+    def touched(self, op: Op, array: Array, where: tuple[Array, ...]) -> tuple[Value, tuple[int, ...], Array]:
+        """A tensor, its shape, and which of its elements are meant, as numbers in C order; where views of the tensor
+        are taken, its bytes, which are one more dimension."""
+        tensor = op.operands[0]
+        cells = self.cells.get(tensor)
+        if cells is not None:
+            root = memory_of(tensor)
+            return root, self.cells[root].shape, np.asarray(cells[where]).reshape(-1)
         if not where:
-            return np.zeros(1, np.int64)
-        return np.asarray(np.ravel_multi_index(np.broadcast_arrays(*where), array.shape)).reshape(-1)
+            return tensor, array.shape, np.zeros(1, np.int64)
+        flat = np.ravel_multi_index(np.broadcast_arrays(*where), array.shape)
+        return tensor, array.shape, np.asarray(flat).reshape(-1)
 
     def load(self, op: Op) -> None:
         type = op.results[0].type
         assert isinstance(type, TileType)
         array, where = self.access(op, op.operands[1:], type.axes, "load")
         if self.races is not None and array.size:
-            self.races.load(op, op.operands[0], array.shape, self.flat(array, where))
-        self.define(op, np.asarray(array[where]))
+            self.touch(op, array, where, self.races.load)
+        self.define(op, np.asanyarray(array[where]))
 
     def store(self, op: Op) -> None:
         indices = op.operands[2:]
         axes = semantics.union_axes(*(i.type.axes for i in indices if isinstance(i.type, TileType)))
         array, where = self.access(op, indices, axes, "store")
         if self.races is not None and array.size:
-            self.races.store(op, op.operands[0], array.shape, self.flat(array, where))
+            self.touch(op, array, where, self.races.store)
         array[where] = self.on(op.operands[1], axes)
+
+    def view(self, op: Op) -> None:
+        type = op.results[0].type
+        assert isinstance(type, TensorType)
+        extents = [int(self.values[extent]) for extent in op.operands[1:]]
+        try:
+            self.values[op.results[0]] = semantics.view(self.values[op.operands[0]], extents, type.dtype)
+        except ValueError as error:
+            raise ValueError(f"{_place(op)}: view of {op.operands[0].name}: {error}") from None
+        if self.races is not None:
+            root = memory_of(op.operands[0])
+            whole = self.values[root]
+            if root not in self.cells:
+                self.cells[root] = np.arange(whole.nbytes, dtype=np.int64).reshape((*whole.shape, whole.itemsize))
+            self.cells[op.results[0]] = self.cells[root].reshape((*extents, self.values[op.results[0]].itemsize))
+
+    def buffer(self, op: Op) -> None:
+        type = op.results[0].type
+        assert isinstance(type, TensorType)
+        shape = tuple(int(self.values[extent]) for extent in op.operands)
+        self.values[op.results[0]] = np.zeros(shape, semantics.numpy_dtype(type.dtype))
+
+    def part(self, op: Op) -> None:
+        self.block(op.blocks[0])
 
     def reduce(self, op: Op) -> None:
         operand, kind, over = op.operands[0], op.attributes["kind"], op.attributes["over"]
@@ -299,6 +289,20 @@ class _Run:
         value = semantics.reduce(kind, x, type.axes, over, result.dtype, starts)
         kept = tuple(axis for axis in type.axes if axis not in over)
         self.define(op, semantics.align(value, kept, result.axes))
+
+    def scan(self, op: Op) -> None:
+        type = op.operands[0].type
+        assert isinstance(type, TileType)
+        at = type.axes.index(op.attributes["over"][0])
+        self.define(op, semantics.scan(op.attributes["kind"], self.values[op.operands[0]], at, type.dtype))
+
+    def topk(self, op: Op) -> None:
+        type = op.operands[0].type
+        assert isinstance(type, TileType)
+        (over,) = op.attributes["over"]
+        found = semantics.topk(self.values[op.operands[0]], type.axes, over, self.extent(op.attributes["into"]),
+                               self.ranges[over][0])
+        self.values.update(zip(op.results, found, strict=True))
 
     def contract(self, op: Op) -> None:
         a, b = op.operands
@@ -344,12 +348,12 @@ class _Run:
     def loop(self, op: Op, initial: Sequence[Value], iterations: Iterator[list[Array]]) -> None:
         carried = [self.values[value] for value in initial]
         block = op.blocks[0]
-        touches = _LoopTouches() if self.races is not None and op.attributes["parallel"] else None
+        touches = races.Loop() if self.races is not None and op.attributes["parallel"] else None
         if touches is not None and self.races is not None:
             self.races.loops.append(touches)
         for indices in iterations:
             if touches is not None:
-                touches.iteration += 1
+                touches.iterations.append(self.iteration(op, indices))
             for argument, value in zip(block.arguments, (*indices, *carried), strict=True):
                 self.values[argument] = value
             yielded = self.block(block)
@@ -360,6 +364,13 @@ class _Run:
         for result, value in zip(op.results, carried, strict=True):
             self.values[result] = value
 
+    def iteration(self, op: Op, indices: list[Array]) -> str:
+        """An iteration as its author would name it."""
+        if op.name == "each":
+            names = [argument.name or "index" for argument in op.blocks[0].arguments]
+            return ", ".join(f"{name} = {int(i)}" for name, i in zip(names, indices, strict=False))
+        return ", ".join(f"{axis} = {self.ranges[axis][0]}" for axis in op.attributes["axes"])
+
     def branch(self, op: Op) -> None:
         taken = op.blocks[0] if bool(self.values[op.operands[0]]) else op.blocks[1]
         for result, value in zip(op.results, self.block(taken), strict=True):
@@ -368,6 +379,7 @@ class _Run:
 
 _HANDLERS: dict[str, Callable[[_Run, Op], None]] = {
     "dim": _Run.dim, "const": _Run.const, "full": _Run.full, "index": _Run.index, "whole": _Run.whole,
-    "load": _Run.load, "store": _Run.store, "reduce": _Run.reduce, "contract": _Run.contract, "tiles": _Run.tiles,
-    "each": _Run.each, "if": _Run.branch,
+    "load": _Run.load, "store": _Run.store, "reduce": _Run.reduce, "contract": _Run.contract,
+    "scan": _Run.scan, "topk": _Run.topk, "tiles": _Run.tiles,
+    "each": _Run.each, "if": _Run.branch, "buffer": _Run.buffer, "view": _Run.view, "part": _Run.part,
 }

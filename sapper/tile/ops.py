@@ -6,6 +6,7 @@ spans the union of the operands' axes, in order of first appearance. Integer ari
 
 from __future__ import annotations
 
+from ..ir.nodes import Value
 from ..ir.ops import OpSpec, OpTable
 
 UNARY_FLOAT = ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "sigmoid", "erf", "sin", "cos",
@@ -25,6 +26,15 @@ _DOC = {
     "and": "bitwise; logical for bool", "or": "bitwise; logical for bool", "xor": "bitwise; logical for bool",
 }
 
+
+
+def memory_of(tensor: Value) -> Value:
+    """The tensor whose memory a tensor is: its own, unless it is a view."""
+    while tensor.op is not None and tensor.op.name == "view":
+        tensor = tensor.op.operands[0]
+    return tensor
+
+
 TILE_OPS = OpTable("tile", [
     # Scalars and tiles from nothing.
     OpSpec("dim", (0, 0), attributes=("name",), doc="extent of a symbolic dimension, an index scalar"),
@@ -33,6 +43,9 @@ TILE_OPS = OpTable("tile", [
     OpSpec("index", (0, 0), attributes=("axis",), doc="index[axis]: the coordinate along an axis in scope"),
     OpSpec("whole", (2, 2), (0, 0), attributes=("axis",), pure=False,
            doc="start, stop: brings an axis into scope as one tile, to the end of the block"),
+    OpSpec("view", (1, None), attributes=("groups",),
+           doc="tensor, an index scalar for each extent -> the same memory with these extents, of the result's dtype; "
+               "groups: [count, count] of neighbouring axes before and after, whose elements are the same"),
     # Memory. The result of a load spans the union of the index operands' axes.
     OpSpec("load", (1, None), doc="tensor, one integer value for each dimension -> tile"),
     OpSpec("store", (2, None), (0, 0), pure=False,
@@ -57,13 +70,29 @@ TILE_OPS = OpTable("tile", [
                "ties; sums of bf16 and f16 are f32 inside and rounded once"),
     OpSpec("contract", (2, 2), attributes=("over",),
            doc="sum(a * b) over the axes `over`; f32 for bf16, f16, f32 operands, f64 for f64, i32 for i8 and u8"),
+    # Axes taken in their order.
+    OpSpec("scan", (1, 1), attributes=("kind", "over"),
+           doc="kind sum | max | min along the one axis of `over`: each element with all before it; NaN elements take "
+               "no part in max and min; sums of bf16 and f16 are f32 inside and rounded element by element"),
+    OpSpec("topk", (1, 1), (2, 2), attributes=("over", "into"),
+           doc="the largest elements over the one axis of `over`, falling, and their coordinates (dtype index): as "
+               "many as the axis `into` has, which takes its place; the lower coordinate first on ties. NaN elements "
+               "take no part; a place that no element above the lowest value fills has that value and the first "
+               "coordinate"),
+    # Parts (sapper/tile/parts.py).
+    OpSpec("buffer", (0, None), doc="an index scalar for each extent -> a tensor of the kernel's own, which all its "
+                                    "parts see; what it holds at first is not said"),
+    OpSpec("part", (0, 0), (0, 0), attributes=("parallel",), blocks=1, pure=False,
+           doc="what all workers do together or, if parallel is false, the first one alone; the next part begins when "
+               "it is complete. Sibling parts may bring an axis of the same name"),
     # Control. Block arguments and yields carry values.
     OpSpec("tiles", (2, None), (0, None), attributes=("axes", "parallel"), optional=("ordered",), blocks=1, pure=False,
            doc="start, stop for each axis, then initial carried values; block arguments are the carried values"),
-    OpSpec("each", (2, None), (0, None), attributes=("count", "parallel"), optional=("ordered", "step"), blocks=1,
-           pure=False,
+    OpSpec("each", (2, None), (0, None), attributes=("count", "parallel"), optional=("asserted", "ordered", "step"),
+           blocks=1, pure=False,
            doc="start, stop for each of `count` indices, then initial carried values; block arguments are the "
-               "indices (index scalars), then the carried values; step (a positive int, default 1)"),
+               "indices (index scalars), then the carried values; step (a positive int, default 1); asserted: it is "
+               "parallel because its author says so"),
     OpSpec("if", (1, 1), (0, None), blocks=2, pure=False, doc="scalar bool; both blocks yield the results"),
     OpSpec("yield", (0, None), (0, 0), pure=False, doc="ends a block"),
 ])

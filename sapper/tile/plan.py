@@ -19,12 +19,19 @@ from dataclasses import dataclass, field
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import TileType, bool_
+from .ops import memory_of
 
 COSTLY = {"exp": 10, "exp2": 9, "log": 12, "log2": 12, "tanh": 16, "sigmoid": 14, "erf": 16, "sin": 16, "cos": 16,
-          "rsqrt": 5, "sqrt": 4, "div": 4, "floordiv": 12, "mod": 14}
+          "scan": 12, "topk": 8, "rsqrt": 5, "sqrt": 4, "div": 4, "floordiv": 12, "mod": 14}
 """Rough instructions per row; a shared value is kept when computing it again costs more than KEEP_COST."""
 
 KEEP_COST = 8
+
+ORDERED = ("scan", "topk")
+"""Ops that take an axis in its order: each is an item of a plan by itself, and its results are in scratch memory."""
+
+LATE = ("reduce", "contract", *ORDERED)
+"""Ops whose results exist only once the walk that computes them is complete."""
 
 
 @dataclass(slots=True)
@@ -80,8 +87,8 @@ def late_walk(plan: Plan, block: Block, row_axes: frozenset[str], streams: Calla
     late, stores = walks[-1], walks[-1].inner
     if not all(isinstance(op, Op) and op.name == "store" and streams(op) for op in stores):
         return None
-    loaded = {op.operands[0] for op in block.ops if op.name == "load"}
-    stored = {op.operands[0] for op in block.ops if op.name == "store"}
+    loaded = {memory_of(op.operands[0]) for op in block.ops if op.name == "load"}
+    stored = {memory_of(op.operands[0]) for op in block.ops if op.name == "store"}
     if loaded & stored:
         return None
     rows: list[Value] = []
@@ -96,7 +103,7 @@ def late_walk(plan: Plan, block: Block, row_axes: frozenset[str], streams: Calla
         if value in plan.kept:
             (rows if set(axes_of(value)) <= row_axes else buffers).append(value)
         elif value.op is not None:
-            if value.op.name in ("reduce", "contract"):
+            if value.op.name in LATE:
                 return None
             stack += [v for v in value.op.operands if isinstance(v.type, TileType)]
     hosts = [w for w in walks[:-1] if set(w.axes) == set(late.axes) and all(v in w.inner for v in buffers)]
@@ -152,7 +159,7 @@ class _Planner:
         if known is None:
             op = self.local(value)
             reached: set[Value] = {value}
-            if op is not None and op.name not in ("reduce", "contract") and not op.blocks and value not in self.kept:
+            if op is not None and op.name not in LATE and not op.blocks and value not in self.kept:
                 for operand in op.operands:
                     if isinstance(operand.type, TileType):
                         reached |= self.closure(operand)
@@ -170,7 +177,7 @@ class _Planner:
         total = 0
         for v in self.closure(value):
             op = self.local(v)
-            if op is not None and op.name not in ("reduce", "contract"):
+            if op is not None and op.name not in LATE:
                 total += COSTLY.get(op.name, 0)
                 if op.name == "load" and any(self._gathers(i) for i in op.operands[1:]):
                     total += 10
@@ -195,7 +202,9 @@ class _Planner:
                 for value in self._costly_for(op):
                     self._add(value, axes_of(value), ())
                 self.items.append(op)
-            elif op.name in ("reduce", "contract"):
+            elif op.name in ORDERED:
+                self.items.append(op)
+            elif op.name in LATE:
                 for value in self._kept_operands(op, False):
                     self._add(value, axes_of(value), ())
                 self._add(op, axes_of(op.result), tuple(op.attributes["over"]))
@@ -215,7 +224,7 @@ class _Planner:
 
     def _kept_operands(self, op: Op, outside: bool) -> list[Value]:
         return [v for v in op.operands if op.name == "contract" and self.local(v) is not None
-                and self.local(v).name not in ("reduce", "contract")  # type: ignore[union-attr]
+                and self.local(v).name not in LATE  # type: ignore[union-attr]
                 and not self.local(v).blocks and self.keeps_operand(op, v, outside)]  # type: ignore[union-attr]
 
     def _costly_for(self, control: Op) -> list[Value]:
@@ -228,7 +237,7 @@ class _Planner:
                 if v not in wanted and self.local(v) is not None and isinstance(v.type, TileType):
                     wanted.append(v)
         return [v for v in wanted if not is_scalar_integer(v) and axes_of(v)
-                and self.local(v).name not in ("reduce", "contract")  # type: ignore[union-attr]
+                and self.local(v).name not in LATE  # type: ignore[union-attr]
                 and not self.local(v).blocks  # type: ignore[union-attr]
                 and (self.cost(v) > 0 or v in operands)]
 
@@ -251,8 +260,9 @@ class _Planner:
                     walk.reductions.append(root)
                     return
             elif set(axes) == outer and walk.reductions:
-                walk.after.append(root)
-                return
+                if not self._indexed_by(root, needs, {r.result for r in walk.reductions}):
+                    walk.after.append(root)
+                    return
             elif set(axes) == every and not depends:
                 walk.inner.append(root)
                 return
@@ -264,13 +274,20 @@ class _Planner:
             walk.inner.append(root)
         self.items.append(walk)
 
+    def _indexed_by(self, root: Op | Value, needs: frozenset[Value], results: set[Value]) -> bool:
+        """Whether a result is part of an index that is one for all elements: addresses are settled before a walk."""
+        accesses = [root] if isinstance(root, Op) else []
+        accesses += [op for op in (self.local(v) for v in needs) if op is not None and op.name == "load"]
+        return any(not axes_of(index) and self.closure(index) & results
+                   for op in accesses for index in op.operands[2 if op.name == "store" else 1:])
+
     def _walks(self) -> list[Walk]:
         return [w for w in self.items if isinstance(w, Walk)]
 
     def _keep_shared(self) -> None:
         """A costly value that several walks read is kept by the first of them."""
         for op in reversed(self.block.ops):
-            if len(op.results) != 1 or op.blocks or op.name in ("reduce", "contract"):
+            if len(op.results) != 1 or op.blocks or op.name in LATE:
                 continue
             value = op.result
             if not isinstance(value.type, TileType) or not value.type.axes or value in self.kept:
@@ -305,7 +322,7 @@ class _Planner:
                     users = self.users.get(value, [])
                     user = users[0] if len(users) == 1 else None
                     if (user is None or user.blocks or len(user.results) != 1 or user not in self.position
-                            or user.name in ("reduce", "contract", "load", "store", "yield", "full")
+                            or user.name in (*LATE, "load", "store", "yield", "full")
                             or set(axes_of(user.result)) != set(walk.outer)
                             or not self._ready(user, walk) or user.result in self.kept):
                         break
@@ -332,11 +349,11 @@ class _Planner:
         """A load that a later walk repeats after its tensor was overwritten is kept before that happens."""
         for index, item in enumerate(self.items):
             if not isinstance(item, Walk):
-                written = {inner.operands[0] for inner in item.walk() if inner.name == "store"}
+                written = {memory_of(inner.operands[0]) for inner in item.walk() if inner.name == "store"}
                 at = self.position[item]
             else:
                 stores = [r for r in item.roots() if isinstance(r, Op) and r.name == "store"]
-                written = {s.operands[0] for s in stores}
+                written = {memory_of(s.operands[0]) for s in stores}
                 at = max((self.position[s] for s in stores), default=0)
             if not written:
                 continue
@@ -346,7 +363,7 @@ class _Planner:
                                               if isinstance(v.type, TileType)]))
                 for value in sorted(values, key=lambda v: self.position.get(v.op, -1)):  # type: ignore[arg-type]
                     op = self.local(value)
-                    if (op is not None and op.name == "load" and op.operands[0] in written and axes_of(value)
+                    if (op is not None and op.name == "load" and memory_of(op.operands[0]) in written and axes_of(value)
                             and self.position[op] < at and value not in self.kept):
                         self.kept.add(value)
                         self.closures.clear()

@@ -23,6 +23,7 @@ from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import DType, TensorType, TileType, f32, f64
 from . import semantics
 from .interpret import interpret
+from .ops import memory_of
 from .semantics import Array
 
 FUNCTION_ULPS = 4
@@ -57,13 +58,15 @@ def rounds(op: Op) -> bool:
         return type.dtype in (f32, f64)
     if op.name == "asm":
         return bool(op.attributes["tolerance"])
-    return op.name in FUNCTIONS or op.name == "contract" or (op.name == "reduce" and op.attributes["kind"] == "sum")
+    return op.name in FUNCTIONS or op.name == "contract" or (
+        op.name in ("reduce", "scan") and op.attributes["kind"] == "sum")
 
 
 def depends_on_order(op: Op) -> bool:
     """Whether the result of an op may differ if comparisons of 0.0 with -0.0 come in another order."""
     type = op.operands[0].type if op.operands else None
-    return op.name == "reduce" and op.attributes["kind"] != "sum" and isinstance(type, TileType) and type.dtype.is_float
+    extreme = op.name in ("reduce", "scan") and op.attributes["kind"] != "sum"
+    return extreme and isinstance(type, TileType) and type.dtype.is_float
 
 
 def reached(function: Function, *starts: Callable[[Op], bool]) -> set[Value]:
@@ -78,7 +81,11 @@ def reached(function: Function, *starts: Callable[[Op], bool]) -> set[Value]:
         for op in block.ops:
             if op.name == "store":
                 for source in op.operands[1:]:
-                    spread(source, op.operands[0])
+                    spread(source, memory_of(op.operands[0]))
+                continue
+            if op.name == "load":
+                for source in (memory_of(op.operands[0]), *op.operands[1:]):
+                    spread(source, op.result)
                 continue
             for inner in op.blocks:
                 if op.name != "if":
@@ -94,7 +101,7 @@ def reached(function: Function, *starts: Callable[[Op], bool]) -> set[Value]:
                 if inner.ops and inner.ops[-1].name == "yield":
                     for value, result in zip(inner.ops[-1].operands, op.results, strict=True):
                         spread(value, result)
-            if op.blocks:
+            if op.blocks or op.name in ("view", "buffer"):
                 continue
             for result in op.results:
                 for source in op.operands:
@@ -124,10 +131,12 @@ class RandomRounding:
     def __call__(self, op: Op, operands: list[Array], result: Array) -> Array:
         type = op.results[0].type
         assert isinstance(type, TileType)
-        if op.name == "reduce" and op.attributes["kind"] != "sum":
+        if op.name in ("reduce", "scan") and op.attributes["kind"] != "sum":
             return self._extreme(op, operands[0], result, type.dtype)
         if not type.dtype.is_float or type.dtype.name not in _EPSILON or not result.size:
             return result
+        if op.name == "scan":
+            return self._running_sum(op, operands[0], result, type)
         if op.name in ("reduce", "contract"):
             return self._sum(op, operands, result, type.dtype)
         narrow = type.dtype not in (f32, f64)
@@ -188,6 +197,26 @@ class RandomRounding:
                              self._random.choice([np.inf, -np.inf, np.nan], result.shape), moved)
         moved = np.where(moved == 0, np.copysign(0.0, self._random.uniform(-1.0, 1.0, result.shape)), moved)
         return semantics.cast(np.asarray(moved), dtype)
+
+    def _running_sum(self, op: Op, operand: Array, result: Array, type: TileType) -> Array:
+        """As for sums, element by element."""
+        at = type.axes.index(op.attributes["over"][0])
+        inside = f64 if type.dtype is f64 else f32
+        wide = result.astype(np.float64)
+        with np.errstate(all="ignore"):
+            scale = np.cumsum(np.abs(operand.astype(np.float64)), axis=at)
+            length = operand.shape[at]
+            error = scale * (_EPSILON[inside.name] * (1.0 + np.sqrt(length))) + length * _SMALLEST[inside.name]
+            moved = wide + error * self._random.uniform(-1.0, 1.0, result.shape)
+            moved = np.where(np.isfinite(scale), moved, wide)
+            if inside is f32:
+                finite = np.cumsum(np.where(np.isfinite(operand), np.abs(operand.astype(np.float64)), 0.0), axis=at)
+                moved = np.where(finite > _LARGEST["f32"], self._random.choice([np.inf, -np.inf, np.nan], result.shape),
+                                 moved)
+        moved = np.where(moved == 0, np.copysign(0.0, self._random.uniform(-1.0, 1.0, result.shape)), moved)
+        if type.dtype not in (f32, f64):
+            return self._move(semantics.cast(np.asarray(moved), type.dtype), type.dtype, 1)
+        return semantics.cast(np.asarray(moved), type.dtype)
 
     def _extreme(self, op: Op, operand: Array, result: Array, dtype: DType) -> Array:
         """Of 0.0 and -0.0, which are equal, the order decides which is taken."""

@@ -10,9 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..ir.nodes import Op
+
 
 class ScheduleError(ValueError):
     """A schedule that this kernel, or this target, cannot follow."""
+
+
+class LoweringError(ValueError):
+    """A kernel, or a schedule for it, that the lowering can't follow; says where and why."""
+
+    def __init__(self, message: str, op: Op | None = None) -> None:
+        where = f"{op.location}: " if op is not None and op.location is not None else ""
+        super().__init__(where + message)
 
 
 @dataclass(frozen=True, slots=True)

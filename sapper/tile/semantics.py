@@ -126,12 +126,12 @@ def elementwise(name: str, operands: Sequence[Array], result: DType) -> Array:
     if name == "cast":
         return cast(operands[0], result)
     if name == "asm":
-        return np.asarray(np.broadcast_arrays(*operands)[0])
+        return np.asanyarray(np.broadcast_arrays(*operands)[0])
     if name == "bitcast":
-        return np.asarray(operands[0]).view(_NUMPY[result])
+        return np.asanyarray(operands[0]).view(_NUMPY[result])
     with np.errstate(all="ignore"):
         if name == "select":
-            return np.asarray(np.where(*operands))
+            return np.asanyarray(np.where(*operands))
         wide = [a.astype(_F32) if a.dtype in _NARROW else a for a in operands]
         if name in _TRANSCENDENTAL:
             value = _TRANSCENDENTAL[name](wide[0].astype(_F64))
@@ -139,7 +139,7 @@ def elementwise(name: str, operands: Sequence[Array], result: DType) -> Array:
                 value = np.asarray(value).astype(_F32)
         else:
             value = _DIRECT[name](*wide)
-        return np.asarray(value).astype(_NUMPY[result], copy=False)
+        return np.asanyarray(value).astype(_NUMPY[result], copy=False)
 
 
 def cast(array: Array, result: DType) -> Array:
@@ -153,14 +153,14 @@ def cast(array: Array, result: DType) -> Array:
     """
     source, target = array.dtype, _NUMPY[result]
     if source == target:
-        return np.asarray(array)
+        return np.asanyarray(array)
     with np.errstate(all="ignore"):
         if result is bool_:
-            return np.asarray(array != np.zeros((), source))
+            return np.asanyarray(array != np.zeros((), source))
         if result.is_float:
             if target in _NARROW:
                 array = array.astype(_F32)
-            return np.asarray(array.astype(target))
+            return np.asanyarray(array.astype(target))
         if source.kind == "f" or source in _NARROW:
             wide = 64 if result.bits == 64 else 32
             exact = np.trunc(array.astype(_F64))
@@ -171,7 +171,7 @@ def cast(array: Array, result: DType) -> Array:
             array = array.astype(_I64)
         if result is i4:
             array = ((array.astype(_I64) & 15) ^ 8) - 8
-        return np.asarray(array.astype(target))
+        return np.asanyarray(array.astype(target))
 
 
 # Reductions ---------------------------------------------------------------------------------------------------------
@@ -238,6 +238,38 @@ def reduce(kind: str, array: Array, axes: Axes, over: Sequence[str], result: DTy
         if len(over) != 1:
             raise ValueError(f"{kind} over {list(over)}: expected one axis")
         return (_fold_position(kind, wide) + int(starts[0])).astype(target)
+
+
+def scan(kind: str, array: Array, dimension: int, result: DType) -> Array:
+    """The `scan` op along one dimension of an array: sum, max or min of each element and all before it."""
+    target = _NUMPY[result]
+    with np.errstate(all="ignore"):
+        if kind == "sum":
+            if not result.is_float:
+                return np.asarray(np.cumsum(array, axis=dimension, dtype=target))
+            total = np.cumsum(array.astype(_F64, copy=False), axis=dimension)
+            return np.asarray(total if result is f64 else total.astype(_F32).astype(target))
+        wide = array.astype(_F32) if array.dtype in _NARROW else array
+        if wide.dtype.kind == "f":
+            wide = np.where(np.isnan(wide), _lowest(wide.dtype, -1 if kind == "max" else 1), wide)
+        running = np.maximum if kind == "max" else np.minimum
+        return np.asarray(running.accumulate(wide, axis=dimension)).astype(target)
+
+
+def topk(array: Array, axes: Axes, over: str, count: int, start: int) -> tuple[Array, Array]:
+    """The `topk` op: values and coordinates, the axis `over` replaced by a last one of `count`. start: the first
+    coordinate of `over`."""
+    x = np.moveaxis(array, axes.index(over), -1)
+    wide = x.astype(_F32) if x.dtype in _NARROW else x
+    lowest = _lowest(wide.dtype, -1)
+    ordered = np.where(np.isnan(wide), lowest, wide) if wide.dtype.kind == "f" else wide
+    # Stable and falling: sort backwards what lies backwards.
+    places = x.shape[-1] - 1 - np.argsort(ordered[..., ::-1], axis=-1, kind="stable")[..., ::-1][..., :count]
+    values = np.take_along_axis(ordered, places, axis=-1)
+    places = np.where(values == lowest, 0, places) + start
+    lacking = [(0, 0)] * (x.ndim - 1) + [(0, count - values.shape[-1])]
+    return (np.pad(values, lacking, constant_values=lowest).astype(x.dtype),
+            np.pad(places, lacking, constant_values=start).astype(np.int64))
 
 
 def contract(a: Array, a_axes: Axes, b: Array, b_axes: Axes, over: Sequence[str], onto: Axes, result: DType) -> Array:
@@ -311,6 +343,22 @@ def check_bounds(shape: Sequence[int], indices: Sequence[Array], tensor: str, wh
             raise OutOfBounds(
                 f"{where()}: {doing} of {tensor} out of bounds: dimension {dimension} has extent {extent}, "
                 f"found index {found}; expected 0 <= index < {extent}", tensor, dimension, found)
+
+
+def view(array: Array, extents: Sequence[int], dtype: DType) -> Array:
+    """The same memory with other extents, of another dtype. ValueError where it has other elements, or they do not lie
+    so that strides can say where."""
+    target = _NUMPY[dtype]
+    if array.size * array.itemsize != math.prod(extents) * target.itemsize:
+        raise ValueError(f"found a tensor of {array.size} elements of {array.itemsize} bytes; expected "
+                         f"{' * '.join(map(str, extents))} elements of {target.itemsize} bytes")
+    if not array.size:
+        return np.zeros(tuple(extents), target)
+    made = (array if array.dtype == target else array.view(target)).reshape(tuple(extents))
+    if not np.may_share_memory(made, array):
+        raise ValueError(f"found a tensor with strides {array.strides} in bytes; expected axes that are merged, or "
+                         "read as another dtype, to be contiguous")
+    return made
 
 
 def constant(value: Any, dtype: DType) -> Array:

@@ -19,7 +19,7 @@ SCALAR_NS = 0.5
 BYTES_PER_NS = 20.0
 """Between the rates of L3 and DRAM: what is larger is worth sharing in any case."""
 UNKNOWN_EXTENT = 256
-_FREE = ("const", "full", "index", "dim", "whole", "yield")
+_FREE = ("const", "full", "index", "dim", "whole", "yield", "view")
 
 Term = tuple[float, tuple[str, ...]]
 """(factor, dims): factor * product of dims."""
@@ -83,6 +83,9 @@ class _Work:
                 place = user.operands.index(value) - (1 if user.name == "load" else 2)
                 if place >= 0:
                     dim = tensor.dims[place]
+                    if dim == "?":
+                        sizes = user.operands[0].op.operands  # type: ignore[union-attr]
+                        return _monomial(sizes[len(sizes) - len(tensor.dims) + place])
                     return (1.0, (dim,)) if isinstance(dim, str) else (float(dim), ())
             if user.name in ("add", "sub", "cast") and (found := self._indexed(user.result)) is not None:
                 return found

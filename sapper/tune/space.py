@@ -13,6 +13,7 @@ from itertools import combinations
 from math import prod
 
 from ..lane.choices import Choices
+from ..lang.by_hand import bare_name
 from ..tile.schedule import Schedule
 
 REGISTERS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28)
@@ -35,21 +36,26 @@ def steps(schedule: Schedule, made: Choices, vector_registers: int, threads: int
     """The neighbours of `schedule`. made: what the lowering makes of it. threads: with more than one, also into how
     many tasks an axis is split."""
     told = made.schedule
-    for axis in sorted(told.registers):
+    free = sorted(told.registers.keys() - made.by_hand)
+    for name in made.blocks:
+        # A micro-kernel brings its own tile and layouts: the search goes on from there.
+        yield Step("block", f"block {bare_name(name)}",
+                   replace(schedule, assembly=(*schedule.assembly, name), registers={}, order=(), stage=None))
+    for axis in free:
         for count in _beside(REGISTERS, told.registers[axis], most=made.hints[axis]):
             yield from _registers(schedule, made, {axis: count}, vector_registers)
-    for first, second in combinations(sorted(told.registers), 2):
+    for first, second in combinations(free, 2):
         for more, less in ((first, second), (second, first)):
             yield from _traded(schedule, made, more, less, vector_registers)
     for axis in sorted(told.tile):
         for count in _beside(TILES, told.tile[axis], most=made.hints.get(axis)):
             yield Step(f"tile {axis}", f"tile {axis} {told.tile[axis]} -> {count}",
                        replace(schedule, tile={**schedule.tile, axis: count}))
-    for position in range(len(told.order) - 1):
+    for position in range(0 if made.by_hand else len(told.order) - 1):
         order = list(told.order)
         order[position:position + 2] = reversed(order[position:position + 2])
         yield Step("order", f"order {' '.join(order)}", replace(schedule, order=tuple(order)))
-    for tensor in made.stageable:
+    for tensor in () if made.by_hand else made.stageable:
         stage = told.stage or ()
         changed = tuple(t for t in stage if t != tensor) if tensor in stage else tuple(sorted((*stage, tensor)))
         yield Step(f"stage {tensor}", f"{tensor} {'read in place' if tensor in stage else 'copied to scratch'}",

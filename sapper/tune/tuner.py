@@ -31,6 +31,7 @@ from ..tile.reduce_loops import reduce_loops
 from ..tile.schedule import DimClass, Schedule, ScheduleError, Specialization
 from .database import Database, DatabaseError, Key, Result
 from .operands import placed
+from .rank import rank, worth_a_trial
 from .search import MARGIN, search
 from .space import Step, steps
 from .trial import Task, check_candidate, try_candidate
@@ -81,7 +82,10 @@ def tune(subject: Subject, target: Any, database: Database, threads: int, cold: 
         canonicalize(function)
         made = choices(function, schedule, facts, specialization)
         found = steps(schedule, made, facts.vector_registers, threads)
-        return [step for step in found if _can_be_lowered(kernel, step.schedule, facts, specialization)]
+        hopeful = worth_a_trial(rank(kernel, target, made.blocks, schedule, static_dims={}, unit_strides=strides,
+                                     dim_classes=classes)) if made.blocks else set()
+        return [step for step in found if (step.part != "block" or step.schedule.assembly[-1] in hopeful)
+                and _can_be_lowered(kernel, step.schedule, facts, specialization)]
 
     def attempt(step: Step, best: Schedule) -> float | None:
         nonlocal count

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sapper.cli.code import code_for
+from sapper.cli.kernels import find_kernels
 from sapper.cli.main import main
-from sapper.targets import known_targets
+from sapper.targets import known_targets, target
 
 from . import by_hand
 
@@ -56,6 +59,18 @@ def test_every_kernel_and_target_has_a_row(file: str, capsys: pytest.CaptureFixt
     # Four vectors of 8 or of 16 lanes in a pass, bound by the one store of 256 bits in a cycle.
     assert by_target["v3"]["operations"] == 32 and by_target["v3"]["cycles"] == 4
     assert by_target["zen4"]["operations"] == 64 and by_target["zen4"]["cycles"] == 8
+
+
+@pytest.mark.parametrize("name", ["zen4", "sm_80"])
+def test_labels_are_no_instructions(name: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["port", f"{file}:scale", "--target", name, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    (found,) = find_kernels(f"{file}:scale")
+    text = code_for(found.kernel, target(name), None, {}, {}).compiled.text()
+    lines = [line.split("#")[0].split("//")[0].strip() for line in text.splitlines()]
+    labels = [line for line in lines if re.fullmatch(r"[.$\w]+:", line)]
+    starts = [line for line in lines if re.match(r"(@!?%p\d+ )?[a-z]", line) and line not in labels]
+    assert len(labels) > 3 and row["instructions"] == len(starts)
 
 
 def test_the_table(file: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,14 @@ def many(
         out[n, 2] = rest if f else -rest
 
 
+@kernel
+def blocks(x: Tensor[u8, M, K], out: Tensor[f32, M, N]):
+    """Words of 4 bytes, each a multiple of K, added to their number in the row."""
+    words = x.view(M, K // 4, dtype=f32)
+    for m, n in tiles(M, K // 4):
+        out[m, n] = words[m, n] + n.to(f32)
+
+
 @kernel(in_place=[("x", "y")])
 def twice(x: Tensor[f32, N], y: Tensor[f32, N], register: f32):
     """`register` is a word of C."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sapper.codegen import joined
 from sapper.codegen.allocate import Allocation, allocate
 from sapper.codegen.check import check
 from sapper.codegen.frame import finish_frame
@@ -19,10 +21,11 @@ from sapper.codegen.liveness import (
     RETURN,
     WRITE,
     AllocationError,
+    Flow,
+    Ranges,
     analyse,
     facts_table,
     is_idiom,
-    live_ranges,
 )
 from sapper.codegen.machine import (
     Immediate,
@@ -35,6 +38,7 @@ from sapper.codegen.machine import (
     VirtualRegister,
 )
 from sapper.codegen.peephole import peephole
+from sapper.codegen.schedule import schedule
 from sapper.targets.x86_64.allocation import RegisterFile, register_file
 from sapper.targets.x86_64.instructions import ROWS
 from tests.strategies import examples
@@ -65,12 +69,13 @@ class Code:
         return MachineFunction("test", self.body, {"constant": (64, bytes(64))})
 
 
-def small_file(gprs: int = 4, vectors: int = 4, masks: int = 2) -> RegisterFile:
+def small_file(gprs: int = 4, vectors: int = 4, masks: int = 2, vector_bits: int = 512) -> RegisterFile:
     """x86-64 with few registers, so that allocation has to work for its living."""
     full = register_file(512, True)
     order = (0, 1, 7, 6, 2, 3, 5, 12, 13)  # some callee-saved ones among them
     return RegisterFile(
-        {"gpr": order[:gprs], "vec": tuple(range(vectors)), "mask": full.registers["mask"][:masks]}, 512
+        {"gpr": order[:gprs], "vec": tuple(range(vectors)), "mask": full.registers["mask"][:masks]},
+        vector_bits,
     )
 
 
@@ -460,6 +465,96 @@ def test_constants_are_made_again_instead_of_spilled() -> None:
     assert allocation.rematerialised and not allocation.spills and not allocation.slots
 
 
+def test_what_a_loop_uses_is_loaded_before_it_and_stored_after_it() -> None:
+    """Nine values, six registers: the inner loop needs three of them, and changes one."""
+    code = Code()
+    base = code.new("gpr")
+    code.put("mov.64", base, RDI)
+    values = [code.new("gpr") for _ in range(9)]
+    for number, value in enumerate(values):
+        code.put("mov.64", value, Memory(base, disp=8 * number))
+    code.label("outer")
+    for one, other in itertools.pairwise(values):
+        code.put("lea.64", one, Memory(one, other))
+    code.label("inner")
+    code.put("lea.64", values[0], Memory(values[0], values[1], 1, 1))
+    code.put("mov.64", Memory(values[1]), values[0])
+    code.put("sub.64", values[2], Immediate(1))
+    code.put("jne", LabelReference("inner"))
+    code.put("sub.64", values[8], Immediate(1))
+    code.put("jne", LabelReference("outer"))
+    for number, value in enumerate(values):
+        code.put("mov.64", Memory(base, disp=8 * number), value)
+    code.put("ret")
+    allocation = both_run_alike(code.function(), small_file(6, 4, 1))
+    body = allocation.function.body
+    labels = {item.name: place for place, item in enumerate(body) if isinstance(item, Label)}
+    end = next(p for p, item in enumerate(body) if isinstance(item, Instruction) and item.row.name == "jne")
+    stack = Register("gpr", 4)
+
+    def in_frame(items: list[Instruction | Label]) -> int:
+        return sum(isinstance(o, Memory) and o.base == stack
+                   for item in items if isinstance(item, Instruction) for o in item.operands)
+
+    assert in_frame(body[labels["inner"]:end + 1]) == 0
+    assert in_frame(body[labels["outer"]:labels["inner"]]) > 3
+    assert allocation.spills > 0
+
+
+def test_a_spilled_value_that_is_read_once_is_a_memory_operand() -> None:
+    code = Code()
+    base = code.new("gpr")
+    code.put("mov.64", base, RDI)
+    values = [code.new("gpr") for _ in range(8)]
+    for number, value in enumerate(values):
+        code.put("mov.64", value, Memory(base, disp=8 * number))
+    total = code.new("gpr")
+    code.put("mov.32", total, Immediate(0))
+    for value in values:
+        code.put("add.64", total, value)
+    code.put("mov.64", Memory(base), total)
+    code.put("ret")
+    allocation = both_run_alike(code.function(), small_file(5, 4, 1))
+    assert allocation.folded == allocation.spills == 5 and not allocation.reloads
+
+
+def test_a_row_without_a_memory_form_gets_a_register() -> None:
+    """vpsrld by an immediate takes memory only where there is EVEX."""
+    for masks, folded in ((1, True), (0, False)):
+        code = Code()
+        base = code.new("gpr")
+        code.put("mov.64", base, RDI)
+        values = [code.new("vec") for _ in range(6)]
+        for number, value in enumerate(values):
+            code.put("vmovups.256", value, Memory(base, disp=32 * number))
+        for number, value in enumerate(values):
+            shifted = code.new("vec")
+            code.put("vpsrld.imm.256", shifted, value, Immediate(1))
+            code.put("vmovups.256", Memory(base, disp=32 * number), shifted)
+        code.put("ret")
+        allocation = both_run_alike(code.function(), small_file(6, 4, masks, 256))
+        assert bool(allocation.folded) is folded and bool(allocation.reloads) is not folded
+
+
+def test_scheduling_and_spilling_analyse_the_code_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[MachineFunction] = []
+
+    def counted(function: MachineFunction, abi: RegisterFile) -> Flow:
+        calls.append(function)
+        return analyse(function, abi)
+
+    monkeypatch.setattr(joined, "analyse", counted)
+    abi = small_file(6, 8, 1)
+    function = register_accumulations(20, 2)
+    before, _ = simulate(function, abi)
+    classes = joined.Classes(function, abi)
+    schedule(function, abi, classes)
+    allocation = allocate(function, abi, classes=classes)
+    assert allocation.spills > 10 and len(calls) == 1
+    check(function, allocation.function, allocation.origin, abi, framed=False)
+    assert simulate(allocation.function, abi)[0] == before
+
+
 def test_masks_go_to_memory_and_k0_is_never_used() -> None:
     code = Code()
     base = code.new("gpr")
@@ -600,9 +695,9 @@ def test_loop_depth_and_ranges() -> None:
     abi = register_file()
     flow = analyse(function, abi)
     assert flow.depth == [0, 1, 0]
-    ranges = live_ranges(flow, sum(len(n) for n in abi.registers.values()))
+    ranges = Ranges(flow, sum(len(n) for n in abi.registers.values()))
     total = flow.node_of[function.body[5].operands[0]]  # type: ignore[union-attr]
-    assert ranges.first[total] == 2 * 5 + 1
+    assert ranges.first(total) == 2 * 5 + 1
 
 
 def test_allocation_and_check_are_fast() -> None:

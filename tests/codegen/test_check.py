@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -251,6 +252,38 @@ def test_lost_upper_halves_are_caught() -> None:
         row[store], row[store + 1] = row[store + 1], row[store]  # type: ignore[index]
     with pytest.raises(CheckError, match="expected it to hold"):
         check(function, allocation.function, allocation.origin, abi)
+
+
+@pytest.mark.parametrize("wrong", ["disp", "broadcast", "row"])
+def test_operands_in_the_frame_are_checked(wrong: str) -> None:
+    code = Code()
+    base = code.new("gpr")
+    code.put("mov.64", base, RDI)
+    values = [code.new("gpr") for _ in range(8)]
+    for number, value in enumerate(values):
+        code.put("mov.64", value, Memory(base, disp=8 * number))
+    for value in values:
+        code.put("imul.64", base, value)
+    for value in values:
+        code.put("shl.imm.64", value, Immediate(1))
+        code.put("mov.64", Memory(base), value)
+    code.put("ret")
+    abi = small_file(5, 4, 1)
+    function = code.function()
+    allocation = allocate(function, abi)
+    check(function, allocation.function, allocation.origin, abi, framed=False)
+    folded = [item for place, item in enumerate(allocation.function.body) if allocation.origin[place] >= 0
+              and isinstance(item, Instruction) and item.row.name == "imul.64" and isinstance(item.operands[1], Memory)]
+    assert len(folded) == allocation.folded > 1
+    if wrong == "disp":
+        folded[0].operands[1] = folded[1].operands[1]
+    elif wrong == "broadcast":
+        folded[0].operands[1] = replace(folded[0].operands[1], broadcast=True)  # type: ignore[type-var]
+    else:  # the opposite: memory that the instruction would have to write
+        shift = vector_operands(allocation, "shl.imm.64")
+        shift.operands[0] = folded[0].operands[1]
+    with pytest.raises(CheckError):
+        check(function, allocation.function, allocation.origin, abi, framed=False)
 
 
 def test_random_faults_are_caught() -> None:

@@ -30,7 +30,7 @@ MACHINES = [name for name in ("v3", "v4") if name in RUNNABLE]
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64" or not MACHINES, reason="runs x86-64 code")
 NEEDS_GCC = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 NEEDS_BINUTILS = pytest.mark.skipif(shutil.which("readelf") is None, reason="binutils are not installed")
-ALL = (source.scale, source.matmul, source.pairs, source.many, source.twice)
+ALL = (source.scale, source.matmul, source.pairs, source.many, source.twice, source.blocks)
 
 
 def build(*wanted, machine: str = "v3", **options) -> Library:
@@ -111,6 +111,18 @@ def test_what_is_refused(loaded: Loaded) -> None:
     for worker, workers in ((1, 1), (-1, 2), (0, 0), (0, -1), (-2, -1)):
         assert function(call, ctypes.c_int64(worker), ctypes.c_int64(workers)) == 6
     del keep
+
+
+def test_views_are_checked(loaded: Loaded) -> None:
+    x = np.arange(24, dtype=np.float32).reshape(2, 12).view(np.uint8)
+    out = np.zeros((2, 12), np.float32)
+    for call in (loaded.plain, loaded.on):
+        assert call("blocks", {"x": x, "out": out}) == "OK"
+        np.testing.assert_array_equal(out, x.view(np.float32) + np.arange(12))
+        assert call("blocks", {"x": x[:, :47].copy(), "out": out}) == "BAD_EXTENT"  # no multiple of 4
+        assert call("blocks", {"x": x, "out": out[:, :11].copy()}) == "BAD_EXTENT"  # K // 4 columns do not fit
+    assert loaded.on("blocks", {"x": np.asfortranarray(x), "out": out}) == "BAD_STRIDE"
+    assert loaded.on("blocks", {"x": x, "out": out}, **{"x.data": x.ctypes.data + 1}) == "BAD_POINTER"
 
 
 def test_scratch_memory_is_checked(loaded: Loaded) -> None:

@@ -51,7 +51,7 @@ def test_library_kernel(entry) -> None:
 
 @settings(max_examples=examples(60))
 @given(case=kernels(), seed=st.integers(0, 1000), machine=st.sampled_from(MACHINES), threads=st.integers(1, 3),
-       hint=st.sampled_from([None, 1, 7, 40, 1000]))
+       hint=st.sampled_from([None, 1, 7, 40, 1000, 20000]))
 def test_random_kernels(case, seed, machine, threads, hint) -> None:
     """Machine code does what tile IR means, on strided, hostile and empty arguments."""
     kernel = case.load()

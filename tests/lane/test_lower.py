@@ -48,7 +48,7 @@ def test_library_kernel(name: str, facts: Facts) -> None:
 
 @settings(max_examples=examples(60))
 @given(case=kernels(), seed=st.integers(0, 1000), facts=st.sampled_from([AVX512, AVX2, NARROW]),
-       workers=st.integers(1, 3), hint=st.sampled_from([None, 1, 7, 40, 1000]))
+       workers=st.integers(1, 3), hint=st.sampled_from([None, 1, 7, 40, 1000, 20000]))
 def test_random_kernels(case, seed, facts, workers, hint) -> None:
     """Every kernel of the language means the same as lane IR, at any lane count, for any hints of the model."""
     kernel = case.load()
@@ -277,31 +277,6 @@ def test_decode_holds_the_rows_that_share_a_cache_together(group: int) -> None:
     arguments = entry.make_arguments(np.random.default_rng(5), {"H": 2, "G": group, "D": 20, "position": 77})
     run_lane(function, arguments, facts=AVX512, workers=2)
     assert entry.compare(arguments, entry.reference(arguments)) is None
-
-
-def test_parts_of_a_kernel_pass_no_values() -> None:
-    """Parts meet at barriers; a value of one worker must not be read by another."""
-    from sapper.ir.text import parse_function
-    from sapper.lane.ops import LANE_OPS
-    from sapper.lane.rows import LoweringError
-    from sapper.tile.ops import TILE_OPS
-
-    text = """tile func @parts(%x: tensor<f32, M>, %out: tensor<f32, M>) {
-  %zero: index = const {value = 0}
-  %M: index = dim {name = "M"}
-  whole %zero, %M {axis = "r"}
-  %ir: index[r] = index {axis = "r"}
-  %v: f32[r] = load %x, %ir
-  %t: f32 = reduce %v {kind = "sum", over = ["r"]}
-  tiles %zero, %M {axes = ["m"], parallel = true} {
-    %im: index[m] = index {axis = "m"}
-    store %out, %t, %im
-  }
-}"""
-    function = parse_function(text, {"tile": TILE_OPS, "lane": LANE_OPS})
-    x = np.ones(5, np.float32)
-    with pytest.raises(LoweringError, match="used by a later part"):
-        run_lane(function, {"x": x, "out": np.zeros(5, np.float32)})
 
 
 def test_the_most_tasks_of_each_parallel_loop() -> None:

@@ -1200,6 +1200,120 @@ def carried_tuple():
     return k
 
 
+# Axes taken in their order.
+
+
+@case("whole-axis", "n = whole")
+def scan_of_a_tile():
+    @kernel
+    def k(a: Tensor[f32, N], out: Tensor[f32, N]):
+        for n in tiles(N):
+            out[n] = sp.cumsum(a[n], over=n)  # here
+
+    return k
+
+
+@case("whole-axis")
+def results_along_a_loop():
+    @kernel
+    def k(a: Tensor[f32, N], out: Tensor[f32, K]):
+        n = whole(N)
+        for k in tiles(K):
+            out[k] = sp.topk(a[n], k, over=n)[0]  # here
+
+    return k
+
+
+@case("unknown-axis", "k = whole(8)")
+def topk_counts_by_its_own_axis():
+    @kernel
+    def k(a: Tensor[f32, N], out: Tensor[f32, N]):
+        n = whole(N)
+        out[n] = sp.topk(a[n], n, over=n)[0]  # here
+
+    return k
+
+
+@case("unknown-axis")
+def topk_with_a_number():
+    @kernel
+    def k(a: Tensor[f32, N], out: Tensor[f32, N]):
+        n = whole(N)
+        out[n] = sp.topk(a[n], 8, over=n)[0]  # here
+
+    return k
+
+
+@case("over", "over=n")
+def scan_without_over():
+    @kernel
+    def k(a: Tensor[f32, N], out: Tensor[f32, N]):
+        n = whole(N)
+        out[n] = sp.cumsum(a[n])  # here
+
+    return k
+
+
+@case("op-dtype", "to(i32)")
+def scan_of_bools():
+    @kernel
+    def k(a: Tensor[bool, N], out: Tensor[bool, N]):
+        n = whole(N)
+        out[n] = sp.cummax(a[n], over=n)  # here
+
+    return k
+
+
+# Views.
+
+
+@case("view", "x.view(N // 16, 16)")
+def view_of_other_elements():
+    @kernel
+    def k(a: Tensor[f32, M, N], out: Tensor[f32, M]):
+        halves = a.view(M, N, 2)  # here
+        for m in tiles(M):
+            out[m] = halves[m, 0, 0]
+
+    return k
+
+
+@case("view")
+def view_that_leaves_a_rest():
+    @kernel
+    def k(a: Tensor[f32, 10], out: Tensor[f32, 2]):
+        out[0] = a.view(10 // 4, 4)[1, 1]  # here
+
+    return k
+
+
+@case("bad-argument", "span")
+def view_with_a_run_time_extent():
+    @kernel
+    def k(a: Tensor[f32, N], length: i32, out: Tensor[f32, 2]):
+        out[0] = a.view(length, 2)[0, 0]  # here
+
+    return k
+
+
+@case("bad-argument")
+def view_as_something_else():
+    @kernel
+    def k(a: Tensor[f32, N], out: Tensor[f32, 2]):
+        out[0] = a.view(dtype=3)[0]  # here
+
+    return k
+
+
+@case("out-of-bounds")
+def index_outside_a_view():
+    @kernel
+    def k(a: Tensor[f32, N], out: Tensor[f32, 2]):
+        out[0] = a.view(N // 16, 16)[0, 16]  # here
+
+    return k
+
+
 # Races.
 
 
@@ -1273,6 +1387,48 @@ def recurrence_in_tiles():
     def k(a: Tensor[f32, M]):
         for m in tiles(span(1, M)):
             a[m] = a[m - 1] + 1.0  # here
+
+    return k
+
+
+@case("disjoint", "store total to a tensor")
+def assertion_on_a_loop_that_carries():
+    @kernel
+    def k(a: Tensor[f32, B], out: Tensor[f32, 1]):
+        total = zeros(dtype=f32)
+        for b in each(B, disjoint=True):  # here
+            total += a[b]
+        out[0] = total
+
+    return k
+
+
+@case("call-arguments")
+def assertion_on_tiles():
+    @kernel
+    def k(a: Tensor[f32, M], out: Tensor[f32, M]):
+        for m in tiles(M, disjoint=True):  # here
+            out[m] = a[m]
+
+    return k
+
+
+@case("bad-argument")
+def assertion_of_no_bool():
+    @kernel
+    def k(a: Tensor[f32, M], out: Tensor[f32, M]):
+        for m in each(M, disjoint=3):  # here
+            out[m] = a[m]
+
+    return k
+
+
+@case("write-race")
+def assertion_that_certainly_fails():
+    @kernel
+    def k(a: Tensor[f32, M], out: Tensor[f32, M]):
+        for m in each(M, disjoint=True):
+            out[0] = a[m]  # here
 
     return k
 

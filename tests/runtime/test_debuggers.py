@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import re
 import shutil
 import struct
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sapper.codegen.unwind import Frame
 from sapper.ir.nodes import Location
 from sapper.runtime import debuggers, settings
 from sapper.runtime.debuggers import Gdb, JitDump
@@ -113,6 +115,31 @@ def test_the_jitdump(tmp_path: Path) -> None:
     assert records[3][1][40:] == b"sapper:second\0" + CODE
 
 
+def test_the_jitdump_has_unwinding_tables_before_the_code(tmp_path: Path) -> None:
+    """.eh_frame, then its index; both as perf lays them out: the code, then the table at the next multiple of 8."""
+    dump = JitDump(str(tmp_path))
+    block = load(CODE)
+    frame = [(0, Frame()), (1, Frame(offset=16, saved=((3, 16),)))]
+    dump.add("mine", block, LINES, SOURCE, frame)
+    data = Path(dump.path).read_bytes()
+    at, kinds, found = 40, [], b""
+    while at < len(data):
+        kind, size_bytes = struct.unpack_from("<II", data, at)
+        kinds.append(kind)
+        found = data[at + 16:at + size_bytes] if kind == 4 else found
+        at += size_bytes
+    assert kinds == [2, 4, 0]
+    whole, index_bytes, mapped = struct.unpack_from("<QQQ", found)
+    table, index = found[24:24 + whole - index_bytes], found[24 + whole - index_bytes:]
+    assert mapped == 0 and len(found) == 24 + whole
+    entry = 4 + struct.unpack_from("<I", table)[0]
+    code_at = entry + 8 + struct.unpack_from("<i", table, entry + 8)[0]
+    assert code_at == -16  # from the table back to the code, whose 16 bytes lie before it
+    version, *encodings, to_table, count, to_code, to_entry = struct.unpack_from("<BBBBiIii", index)
+    assert (version, encodings, count) == (1, [0x1B, 3, 0x3B], 1)
+    assert (to_table + 4, to_code, to_entry) == (-len(table), -16 - len(table), entry - len(table))
+
+
 def test_gdbs_list(tmp_path: Path) -> None:
     gdb = Gdb()
     blocks = [load(CODE) for _ in range(3)]
@@ -142,13 +169,17 @@ def test_gdbs_list(tmp_path: Path) -> None:
 def test_gdb_stops_at_a_python_line(tmp_path: Path) -> None:
     path = program(tmp_path, 1)
     commands = ["set breakpoint pending on", "set debuginfod enabled off", f"break {path.name}:{LINE}", "run",
-                "info line *$pc", "list", "info symbol $pc", "continue"]
+                "info line *$pc", "list", "info symbol $pc", "backtrace", "continue"]
     out = run(["gdb", "-batch", "-nx", *(x for c in commands for x in ("-ex", c)), "--args", sys.executable, str(path)],
               tmp_path, SAPPER_GDB="1")
     if "ptrace" in out.lower() or "Operation not permitted" in out:
         pytest.skip("this system allows no debugger")
     assert f"scale () at {path}:{LINE}" in out, out
     assert "y[n] = x[n] * 3.0" in out and f'Line {LINE} of "{path}"' in out and "scale + " in out
+    # Its caller is next, in a library or in the program; without unwinding tables gdb takes a word of the frame for it.
+    assert re.search(r"#0  scale \(\) at .*\n#1  0x\w+ in .* (from|at) /", out), out
+    assert re.search(r"\n#\d+ .* in _?Py\w+ ", out), out
+    assert "Backtrace stopped" not in out and "corrupt stack" not in out, out
 
 
 @pytest.mark.skipif(shutil.which("perf") is None, reason="perf is not installed")

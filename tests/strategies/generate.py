@@ -25,8 +25,8 @@ ALL_DTYPES = ("f32", "bf16", "f16", "f64", "i32", "i8", "u8", "i16", "i64")
 HEADER = """\
 from sapper.ir.types import bf16, bool_, f16, f32, f64, i8, i16, i32, i64, index, u8
 from sapper.lang.builtins import (
-    argmax, argmin, ceil, cos, each, erf, exp, exp2, floor, full, log, log2, maximum, minimum, rsqrt, sigmoid, sin,
-    span, sqrt, tanh, tiles, where, whole, zeros,
+    argmax, argmin, ceil, cos, cummax, cummin, cumsum, each, erf, exp, exp2, floor, full, log, log2, maximum, minimum,
+    rsqrt, sigmoid, sin, span, sqrt, tanh, tiles, topk, where, whole, zeros,
 )
 from sapper.lang.dims import dims
 from sapper.lang.kernel import kernel
@@ -157,6 +157,7 @@ class _Writer:
         name = self.fresh("t")
         order = self.draw(st.permutations(dims)) if dims else []
         indices, extents = [], []
+        split: dict[str, int] = {}
         for dim in order:
             variable = self.loops[dim][0]
             choice = self.draw(st.integers(0, 11))
@@ -181,6 +182,11 @@ class _Writer:
                 self.features.add("backwards")
                 indices.append(f"{dim} - 1 - {variable}")
                 extents.append(dim)
+            elif choice == 3:
+                derived, factor = self.split(dim)
+                split[derived] = factor
+                indices.append(f"{variable}, {self.draw(st.integers(0, factor - 1))}")
+                extents.append(derived)
             else:
                 indices.append(variable)
                 extents.append(dim)
@@ -194,7 +200,23 @@ class _Writer:
         self.tensors.append(TensorSpec(name, dtype, tuple(extents)))
         in_index = {self.loops[dim][0] for dim in order}
         axes = tuple(a for a in self.axes() if a in in_index)
-        return self.name(f"{name}[{', '.join(indices)}]", dtype, axes)
+        return self.name(f"{name}{self.viewed(extents, split)}[{', '.join(indices)}]", dtype, axes)
+
+    def split(self, dim: str) -> tuple[str, int]:
+        """A dimension that is a dimension times a factor."""
+        self.features.add("view")
+        factor = self.one_of([2, 3, 16])
+        derived = f"{dim}x{factor}p0"
+        self.derived[derived] = (derived, dim, factor, 0)
+        return derived, factor
+
+    @staticmethod
+    def viewed(extents: list[Any], split: dict[str, int]) -> str:
+        """The view in which the dimensions of `split` are two."""
+        if not split:
+            return ""
+        parts = [f"{e} // {split[e]}, {split[e]}" if e in split else str(e) for e in extents]
+        return f".view({', '.join(parts)})"
 
     def store(self, text: str, dtype: DType, axes: tuple[str, ...], again: bool = False) -> None:
         """Store to a new output whose index names every loop of the nest that is not reduced away."""
@@ -212,7 +234,12 @@ class _Writer:
             kind = self.one_of([DTYPES["i32"], DTYPES["i64"]])
             self.tensors.append(TensorSpec(table, kind, (order[place],), "places", rows))
             indices[place], extents[place] = f"{table}[{indices[place]}]", rows
-        target = f"{name}[{', '.join(indices) if indices else '0'}]"
+        split: dict[str, int] = {}
+        if order and not again and extents[-1] == order[-1] and self.chance(10):
+            extents[-1], factor = self.split(order[-1])
+            split[extents[-1]] = factor
+            indices[-1] += f", {self.draw(st.integers(0, factor - 1))}"
+        target = f"{name}{self.viewed(extents, split)}[{', '.join(indices) if indices else '0'}]"
         self.tensors.append(TensorSpec(name, dtype, tuple(extents) if extents else (1,), "output"))
         if again:
             self.features.add("read-and-write")
@@ -349,9 +376,15 @@ class _Writer:
         if not fitting:
             return None
         value = self.one_of(fitting)
-        kinds = ["sum", "max", "min"] + (["argmax", "argmin"] if len(over) == 1 else [])
+        kinds = ["sum", "max", "min"]
+        if len(over) == 1:
+            kinds += ["argmax", "argmin", "cumsum", "cummax", "cummin", "topk", "topk"]
         kind = self.one_of(kinds)
         self.features.add(kind)
+        if kind.startswith("cum"):
+            return self.name(f"{kind}({value.text}, over={over[0]})", value.dtype, value.axes)
+        if kind == "topk":
+            return self.largest(value, over[0])
         kept = tuple(a for a in value.axes if a not in over)
         named = over[0] if len(over) == 1 else f"({', '.join(over)})"
         text = f"{kind}({value.text}, over={named})"
@@ -365,6 +398,16 @@ class _Writer:
                 return self.name(f"{value.text} @ {other.text}", f32,
                                  tuple(a for a in _union(value.axes, other.axes) if a not in over))
         return self.name(text, value.dtype, kept)
+
+    def largest(self, value: _Value, over: str) -> _Value:
+        """topk, and what is made of its values and places at once: its axis is not kept in scope."""
+        kept = tuple(a for a in value.axes if a != over)
+        count, values, places = self.fresh("k"), self.fresh(), self.fresh()
+        self.line(f"{count} = whole({self.one_of([1, 2, 3, 7, 17])})")
+        self.line(f"{values}, {places} = topk({value.text}, {count}, over={over})")
+        if self.chance(50):
+            return self.name(f"sum({places}.to(i32) * ({count}.to(i32) + 1), over={count})", i32, kept)
+        return self.name(f"{self.one_of(['min', 'max', 'sum'])}({values}, over={count})", value.dtype, kept)
 
     def branch(self, within: tuple[str, ...]) -> None:
         """An if on scalars that changes values."""
@@ -475,6 +518,21 @@ class _Writer:
         self.depth -= 1
         self.values.append(value)
 
+    def before_the_nest(self) -> None:
+        """Values made at the top of the kernel, which its loops use."""
+        self.features.add("parts")
+        dim = self.new_dim()
+        self.open_loop([dim], "whole")
+        axis = self.loops[dim][0]
+        self.load([dim])
+        self.assignments(self.draw(st.integers(0, 1)), (axis,))
+        self.reduction((axis,), (axis,))
+        if self.chance(30):
+            self.scalar_loop()
+        if self.chance(60):
+            del self.loops[dim]
+            self.values = [v for v in self.values if axis not in v.axes]
+
     # The whole kernel.
 
     def kernel(self) -> KernelCase:
@@ -483,6 +541,8 @@ class _Writer:
         for _ in range(self.draw(st.integers(1, 3))):
             nest.append((self.new_dim(), self.one_of(kinds)))
         nest.sort(key=lambda entry: kinds.index(entry[1]))
+        if self.chance(20):
+            self.before_the_nest()
         for kind in kinds:
             dims = [dim for dim, own in nest if own == kind]
             if not dims:

@@ -46,6 +46,8 @@ class Shape:
         return 2 * self.vector_bytes
 
 
+COLUMNS = 16
+"""N is a multiple of it."""
 AVX512 = Shape(14, "zmm")
 AVX2 = Shape(6, "ymm")
 BF16 = Shape(14, "zmm", pair=2)
@@ -69,6 +71,11 @@ def writer(shape: Shape) -> Callable[[Any], None]:
     return write
 
 
+def _has_halves(shape: Shape) -> bool:
+    """Whether the last panel may be half a one: N is a multiple of COLUMNS."""
+    return shape.columns > COLUMNS
+
+
 def _share(k: Any, shape: Shape, columns: Any) -> tuple[Any, Any]:
     """The columns of this worker: (first, end), the end so that a panel that is half a one counts."""
     width = shape.columns
@@ -86,13 +93,14 @@ def _share(k: Any, shape: Shape, columns: Any) -> tuple[Any, Any]:
     x86.lea(stop, x86.ptr[start + each])
     x86.cmp(stop, columns)
     x86.cmovg(stop, columns)
-    x86.add(stop, width - 1)
+    if _has_halves(shape):
+        x86.add(stop, width - 1)
     return start, stop
 
 
 def _second_half(k: Any, shape: Shape, column: Any, columns: Any) -> Any:
     """An opmask for the panel's second vector: all on, or none where the last panel is half a one."""
-    if shape.vector == "ymm":
+    if not _has_halves(shape):
         return None
     mask, zero, ones, there = k.mask(), k.r64(), k.r64(), k.r64()
     x86.xor(zero.r32, zero.r32)
@@ -122,13 +130,13 @@ def _pack(k: Any, shape: Shape, b: Any, panel: Any, column: Any, columns: Any, d
     with k.loop(0, depth, shape.pair):
         for at in range(2):
             made = k.new(shape.vector)
-            under = made if at == 0 or half is None else made[half, x86.z]
             place = source + at * shape.vector_bytes // shape.pair
             if shape.pair == 1:
-                x86.vmovups(under, x86.ptr[place])
+                x86.vmovups(made if at == 0 or half is None else made[half, x86.z], x86.ptr[place])
             else:
                 other = k.zmm()
-                x86.vmovdqu16(under.ymm if at == 0 else made.ymm[half, x86.z], x86.ptr[place])
+                # Half a panel reads on into the next row, which is there: what that gives is never stored.
+                x86.vmovdqu16(made.ymm, x86.ptr[place])
                 x86.vmovdqu16(other.ymm if at == 0 else other.ymm[half, x86.z], x86.ptr[place + row_bytes])
                 x86.vpermt2w(made, interleave, other)
             x86.vmovaps(x86.ptr[target + at * shape.vector_bytes], made)
@@ -223,6 +231,6 @@ def attach(kernel: Any, shape: Shape) -> None:
     features = {"zmm": "avx512f avx512bw avx512dq avx512vl bmi2", "ymm": "avx2 fma"}[shape.vector]
     if shape.pair == 2:
         features += " avx512_bf16"
-    divisible = {"N": 16} | ({"K": 16} if shape.pair == 2 else {})
+    divisible = {"N": COLUMNS} | ({"K": 16} if shape.pair == 2 else {})
     kernel.assembly(features=features, contiguous="a b c", divisible=divisible,
                     flushes_denormals=shape.pair == 2)(writer(shape))

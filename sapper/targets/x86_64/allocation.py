@@ -64,12 +64,13 @@ class RegisterFile:
     """See `Abi` in sapper/codegen/liveness.py, which this satisfies."""
 
     __slots__ = (
-        "callee_saved", "facts_table", "frame_scratch", "full_bits", "idioms", "move_bits", "registers",
+        "callee_saved", "counts", "facts_table", "frame_scratch", "full_bits", "idioms", "move_bits", "registers",
         "stack_pointer",
     )
 
     def __init__(self, registers: dict[str, tuple[int, ...]], vector_bits: int) -> None:
         self.registers = registers
+        self.counts = {"gpr": 16, "vec": 32, "mask": 8}
         self.full_bits = {"gpr": 64, "vec": vector_bits, "mask": 64}
         self.callee_saved = tuple(("gpr", number) for number in abi.CALLEE_SAVED)
         self.stack_pointer = ("gpr", abi.STACK_POINTER)
@@ -84,6 +85,13 @@ class RegisterFile:
 
     reload_row = spill_row
     """A row [register, memory]: the same rows, the other way round."""
+
+    def memory_bits(self, row: Any) -> tuple[int, ...]:
+        """For each operand of a row its width in memory, 0 where none of the target's encodings takes memory."""
+        letters = [encoding.letters for encoding in row.encodings
+                   if encoding.space != "evex" or self.registers["mask"]]
+        return tuple(operand.memory_bits if any(text[position] in "Mm" for text in letters) else 0
+                     for position, operand in enumerate(row.operands))
 
     def frame_row(self, what: str) -> Any:
         """The row for push, pop, subtract, add, and, move, load, store or vzeroupper."""

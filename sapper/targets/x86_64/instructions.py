@@ -279,9 +279,9 @@ def _moves() -> None:
     wide("vmovddup", "w:v r:v/m64", encoding, m.duplicate(False), "u64", lengths=(128,))
     wide("vmovddup", "w:v r:v/m", encoding, m.duplicate(False), "u64", lengths=(256, 512))
     row("vmovhlps", "w:x r:x r:x", "avx RVU VEX.128.0F.WIG 12 /r | avx512f RVU EVEX.L0.0F.W0 12 /r",
-        lambda a, b: np.array([b[1], a[1]]), dtype="u64", length=128)
+        lambda a, b: np.concatenate([b[1:], a[1:]]), dtype="u64", length=128)
     row("vmovlhps", "w:x r:x r:x", "avx RVU VEX.128.0F.WIG 16 /r | avx512f RVU EVEX.L0.0F.W0 16 /r",
-        lambda a, b: np.array([a[0], b[0]]), dtype="u64", length=128)
+        lambda a, b: np.concatenate([a[:1], b[:1]]), dtype="u64", length=128)
     for mnemonic, prefix, opcode, dtype in (("vmovmskps", "", "50", "u32"), ("vmovmskpd", "66.", "50", "u64"),
                                             ("vpmovmskb", "66.", "D7", "u8")):
         wide(mnemonic, "w:r32 r:v", f"{'avx2' if dtype == 'u8' else 'avx'} RU VEX.L.{prefix}0F.WIG {opcode} /r",

@@ -1,13 +1,15 @@
 """What the rows compute, as NumPy over lanes and Python integers: the helpers that instructions.py names.
 
-Enters: arrays of lanes and unsigned Python ints (see `Row.meaning`). Leaves: the same. Holds: floating point rounds to
-nearest even with denormals kept (MXCSR at its default), NaNs follow the rule of SDM volume 1, 4.8.3.5 (the first
+Enters: arrays of lanes and unsigned Python ints (see `Row.meaning`), or ones whose values are not known
+(sapper/assembly/symbolic.py): what moves or combines bits works on both. Leaves: the same. Holds: floating point rounds
+to nearest even with denormals kept (MXCSR at its default), NaNs follow the rule of SDM volume 1, 4.8.3.5 (the first
 operand that is a NaN wins, quieted; an invalid operation gives the negative quiet NaN).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -19,14 +21,61 @@ Meaning = Callable[..., Any]
 
 _BITS: dict[str, Any] = {"float32": np.uint32, "float64": np.uint64}
 _QUIET = {"float32": np.uint32(1 << 22), "float64": np.uint64(1 << 51)}
-_DEFAULT_NAN = {"float32": np.uint32(0xFFC00000), "float64": np.uint64(0xFFF8000000000000)}
+_DEFAULT_NAN: dict[str, Any] = {"float32": np.uint32(0xFFC00000), "float64": np.uint64(0xFFF8000000000000)}
+
+
+# --- Between arrays and ints: what is not known does it by its own method -------------------------------------------
+
+def plain(value: Any) -> Any:
+    """A truth, a lane or a NumPy integer as an int."""
+    return value.integer() if hasattr(value, "integer") else int(value)
+
+
+def number(raw: Array) -> Any:
+    """Bytes as an int, the lowest first."""
+    return raw.number() if hasattr(raw, "number") else int.from_bytes(raw.tobytes(), "little")
+
+
+def raw_bytes(value: Any, size_bytes: int) -> Array:
+    """The low bytes of an int."""
+    if hasattr(value, "bytes"):
+        return value.bytes(size_bytes)
+    low = int(value) & ((1 << 8 * size_bytes) - 1)
+    return np.frombuffer(low.to_bytes(size_bytes, "little"), np.uint8)
+
+
+def mask_bits(mask: Any, lanes: int) -> Array:
+    """The low bits of an int as truths."""
+    return mask.bits(lanes) if hasattr(mask, "bits") else np.array([mask >> i & 1 for i in range(lanes)], bool)
+
+
+def one_lane(value: Any, dtype: Any) -> Array:
+    """The low bits of an int as an array of one element."""
+    if hasattr(value, "lane"):
+        return value.lane(dtype)
+    return np.array([value & ((1 << 8 * np.dtype(dtype).itemsize) - 1)], dtype)
+
+
+def select(truth: Any, then: Any, otherwise: Any) -> Any:
+    """then if an int is not 0."""
+    return truth.chosen(then, otherwise) if hasattr(truth, "chosen") else then if truth else otherwise
+
+
+def taken(table: Array, index: Array) -> Array:
+    """table[index]."""
+    return index.taken_from(table) if hasattr(index, "taken_from") else table[index]
+
+
+def padded(value: Array, size_bytes: int) -> Array:
+    """Bytes with zeros behind them."""
+    return np.concatenate([value[:size_bytes], np.zeros(max(0, size_bytes - len(value)), np.uint8)])
 
 
 # --- Integers and flags --------------------------------------------------------------------------------------------
 
 def _flags_of(result: int, size: int, **more: int) -> dict[str, int]:
     """s, z and p of `result`; p is over its low byte."""
-    return {"s": result >> (size - 1) & 1, "z": int(result == 0), "p": 1 - (result & 0xFF).bit_count() % 2, **more}
+    return {"s": result >> (size - 1) & 1, "z": plain(result == 0), "p": 1 - ((result & 0xFF).bit_count() & 1), **more}
 
 
 def _sum(a: int, b: int, carry: int, size: int) -> tuple[int, dict[str, int]]:
@@ -40,7 +89,7 @@ def _difference(a: int, b: int, borrow: int, size: int) -> tuple[int, dict[str, 
     full = a - b - borrow
     result = full & ((1 << size) - 1)
     overflow = ((a ^ b) & (a ^ result)) >> (size - 1) & 1
-    return result, _flags_of(result, size, c=int(full < 0), o=overflow, a=(a ^ b ^ result) >> 4 & 1)
+    return result, _flags_of(result, size, c=plain(full < 0), o=overflow, a=(a ^ b ^ result) >> 4 & 1)
 
 
 def add(size: int) -> Meaning:
@@ -83,14 +132,15 @@ def test(size: int) -> Meaning:
 
 def signed(value: int, size: int) -> int:
     """An unsigned `size`-bit pattern as two's complement."""
-    return value - (1 << size) if value >> (size - 1) & 1 else value
+    sign = 1 << (size - 1)
+    return (value ^ sign) - sign
 
 
 def imul(size: int) -> Meaning:
     def compute(a: int, b: int) -> tuple[int, dict[str, int]]:
         full = signed(a, size) * signed(b, size)
         result = full & ((1 << size) - 1)
-        overflow = int(signed(result, size) != full)
+        overflow = plain(signed(result, size) != full)
         return result, {"c": overflow, "o": overflow}
     return compute
 
@@ -99,22 +149,22 @@ def copy(a: Any) -> Any:
     return a
 
 
-def condition(code: int) -> Callable[[dict[str, int]], bool]:
-    """The condition of Jcc number `code` (SDM volume 1, appendix B) as a function of the flags."""
+def condition(code: int) -> Callable[[dict[str, int]], int]:
+    """The condition of Jcc number `code` (SDM volume 1, appendix B) as a function of the flags: 0 or 1."""
     tests: tuple[Callable[[dict[str, int]], int], ...] = (
         lambda f: f["o"], lambda f: f["c"], lambda f: f["z"], lambda f: f["c"] | f["z"], lambda f: f["s"],
         lambda f: f["p"], lambda f: f["s"] ^ f["o"], lambda f: f["z"] | (f["s"] ^ f["o"]),
     )
     positive = tests[code >> 1]
-    return (lambda flags: not positive(flags)) if code & 1 else (lambda flags: bool(positive(flags)))
+    return (lambda flags: 1 ^ positive(flags)) if code & 1 else positive
 
 
-def set_condition(holds: Callable[[dict[str, int]], bool]) -> Meaning:
-    return lambda flags: int(holds(flags))
+def set_condition(holds: Callable[[dict[str, int]], int]) -> Meaning:
+    return holds
 
 
-def conditional_move(holds: Callable[[dict[str, int]], bool]) -> Meaning:
-    return lambda a, b, flags: b if holds(flags) else a
+def conditional_move(holds: Callable[[dict[str, int]], int]) -> Meaning:
+    return lambda a, b, flags: select(holds(flags), b, a)
 
 
 # --- Floating point ------------------------------------------------------------------------------------------------
@@ -122,11 +172,9 @@ def conditional_move(holds: Callable[[dict[str, int]], bool]) -> Meaning:
 def nan_rule(result: Array, *sources: Array) -> Array:
     """`result` with its NaNs replaced by what the processor gives (see the head of the file)."""
     name = result.dtype.name
-    bits = result.view(_BITS[name]).copy()
-    bits[np.isnan(result)] = _DEFAULT_NAN[name]
+    bits = np.where(np.isnan(result), _DEFAULT_NAN[name], result.view(_BITS[name]))
     for source in reversed(sources):
-        isnan = np.isnan(source)
-        bits[isnan] = source.view(_BITS[name])[isnan] | _QUIET[name]
+        bits = np.where(np.isnan(source), source.view(_BITS[name]) | _QUIET[name], bits)
     return bits.view(result.dtype)
 
 
@@ -154,9 +202,8 @@ def float_maximum(a: Array, b: Array) -> Array:
 def scalar(meaning: Meaning) -> Meaning:
     """`meaning` on lane 0; the other lanes come from the first source."""
     def compute(*sources: Array) -> Array:
-        result = sources[0].copy()
-        result[:1] = meaning(*(s[:1] if isinstance(s, np.ndarray) else s for s in sources))
-        return result
+        low = meaning(*(s[:1] if isinstance(s, np.ndarray) else s for s in sources))
+        return np.concatenate([low, sources[0][1:]])
     return compute
 
 
@@ -171,8 +218,6 @@ def round_to_f64(exact: Any) -> float:
 def fma(negate_ab: bool = False, negate_c: bool = False) -> Meaning:
     """(+-)a * b (+-) c, rounded once, for f32 and f64 arrays; NaNs are looked for in the order a, b, c."""
     def compute(a: Array, b: Array, c: Array) -> Array:
-        from fractions import Fraction
-
         with np.errstate(all="ignore"):
             left, right = (-a if negate_ab else a), (-c if negate_c else c)
             if a.dtype == np.float32:
@@ -209,7 +254,7 @@ def broadcast(lanes: int) -> Meaning:
 
 def broadcast_general(lanes: int, bits: int) -> Meaning:
     dtype = np.dtype(f"u{bits // 8}")
-    return lambda a: np.full(lanes, a & ((1 << bits) - 1), dtype)
+    return lambda a: np.repeat(one_lane(a, dtype), lanes)
 
 
 def repeat(times: int) -> Meaning:
@@ -285,7 +330,7 @@ def shuffle_bytes(a: Array, index: Array) -> Array:
 
 def permute(index: Array, a: Array) -> Array:
     """Any lane to any lane: index first, as in vpermps, vpermd."""
-    return a[(index & (len(a) - 1)).astype(np.int64)]
+    return taken(a, (index & (len(a) - 1)).astype(np.int64))
 
 
 def permute_immediate(a: Array, imm: int) -> Array:
@@ -296,7 +341,7 @@ def permute_immediate(a: Array, imm: int) -> Array:
 
 def permute_two(table: Array, index: Array, other: Array) -> Array:
     """vpermt2*: the first operand is overwritten, `index` chooses from both tables."""
-    return np.concatenate([table, other])[(index & (2 * len(table) - 1)).astype(np.int64)]
+    return taken(np.concatenate([table, other]), (index & (2 * len(table) - 1)).astype(np.int64))
 
 
 def permute_two_index(index: Array, table: Array, other: Array) -> Array:
@@ -333,10 +378,8 @@ def align_bytes(a: Array, b: Array, imm: int) -> Array:
 
 
 def insert_part(a: Array, b: Array, imm: int) -> Array:
-    out = a.copy()
-    place = imm % (len(a) // len(b))
-    out[place * len(b):(place + 1) * len(b)] = b
-    return out
+    start = imm % (len(a) // len(b)) * len(b)
+    return np.concatenate([a[:start], b, a[start + len(b):]])
 
 
 def extract_part(bits: int) -> Meaning:
@@ -346,14 +389,12 @@ def extract_part(bits: int) -> Meaning:
     return compute
 
 
-def extract_lane(a: Array, imm: int) -> int:
-    return int(a[imm & (len(a) - 1)])
+def extract_lane(a: Array, imm: int) -> Any:
+    return plain(a[imm & (len(a) - 1)])
 
 
 def insert_lane(a: Array, value: int, imm: int) -> Array:
-    out = a.copy()
-    out[imm & (len(a) - 1)] = value & ((1 << 8 * a.itemsize) - 1)
-    return out
+    return insert_part(a, one_lane(value, a.dtype), imm)
 
 
 def duplicate(odd: bool) -> Meaning:
@@ -361,14 +402,14 @@ def duplicate(odd: bool) -> Meaning:
     return lambda a: np.repeat(a[int(odd)::2], 2)
 
 
-def sign_bits(a: Array) -> int:
+def sign_bits(a: Array) -> Any:
     """movmskps, movmskpd, pmovmskb."""
     return pack_bits(a >> (8 * a.itemsize - 1) & 1)
 
 
-def pack_bits(a: Array) -> int:
+def pack_bits(a: Array) -> Any:
     """Lane i's truth as bit i of an int."""
-    return sum(1 << i for i, on in enumerate(a) if on)
+    return number(np.packbits(a != 0, bitorder="little"))
 
 
 def masked_load(mask: Array, a: Array) -> Array:
@@ -400,17 +441,16 @@ def gather_by_vector(old: Array, elements: Array, mask: Array) -> tuple[Array, A
 def from_general(bits: int) -> Meaning:
     """A general register (or memory) in lane 0, zeros above."""
     dtype = np.dtype(f"u{bits // 8}")
-    return lambda a: np.array([a], dtype)
+    return lambda a: one_lane(a, dtype)
 
 
-def to_general(a: Array) -> int:
-    return int(a[0])
+def to_general(a: Array) -> Any:
+    return plain(a[0])
 
 
 def permute_pairs(a: Array, imm: int) -> Array:
     """vpermilpd with an immediate: one bit for each lane."""
-    x = by_128(a)
-    return np.array([x[i // 2, imm >> i & 1] for i in range(len(a))])
+    return a[[i // 2 * 2 + (imm >> i & 1) for i in range(len(a))]]
 
 
 def insert_converted(size: int) -> Meaning:
@@ -504,20 +544,25 @@ def shift_right(a: Array, count: Any) -> Array:
 def shift_right_signed(a: Array, count: Any) -> Array:
     x = a.view(f"i{a.itemsize}")
     bits = 8 * a.itemsize
-    n = np.minimum(np.asarray(count, np.uint64), np.uint64(bits - 1)).astype(x.dtype)
+    n = np.minimum(_count(count), np.uint64(bits - 1)).astype(x.dtype)
     return (x >> n).view(a.dtype)
+
+
+def _count(count: Any) -> Array:
+    """By how many places: one number, or one for each lane."""
+    return count.astype(np.uint64) if isinstance(count, np.ndarray) else one_lane(count, np.uint64)
 
 
 def _shift(a: Array, count: Any, operation: Callable[[Array, Array], Array], beyond: int) -> Array:
     bits = 8 * a.itemsize
-    wide = np.asarray(count, np.uint64)
+    wide = _count(count)
     n = np.minimum(wide, np.uint64(bits - 1)).astype(a.dtype)
     return np.where(wide >= bits, a.dtype.type(beyond), operation(a, n)).astype(a.dtype)
 
 
 def by_low_quadword(shift: Meaning) -> Meaning:
     """Shifts by the low 64 bits of an xmm register."""
-    return lambda a, count: shift(a, int(np.ascontiguousarray(count).view(np.uint64)[0]))
+    return lambda a, count: shift(a, count.view(np.uint64)[:1])
 
 
 def shift_bytes(left: bool) -> Meaning:
@@ -533,14 +578,14 @@ def shift_bytes(left: bool) -> Meaning:
 
 def rotate_left(a: Array, count: Any) -> Array:
     bits = 8 * a.itemsize
-    n = (np.asarray(count, a.dtype) & a.dtype.type(bits - 1)).astype(a.dtype)
+    n = _count(count).astype(a.dtype) & a.dtype.type(bits - 1)
     back = (a.dtype.type(bits) - n) & a.dtype.type(bits - 1)
     return np.where(n == 0, a, a << n | a >> back).astype(a.dtype)
 
 
 def rotate_right(a: Array, count: Any) -> Array:
     bits = 8 * a.itemsize
-    n = (np.asarray(count, a.dtype) & a.dtype.type(bits - 1)).astype(a.dtype)
+    n = _count(count).astype(a.dtype) & a.dtype.type(bits - 1)
     return rotate_left(a, (a.dtype.type(bits) - n) & a.dtype.type(bits - 1))
 
 
@@ -549,7 +594,7 @@ def ternary_logic(a: Array, b: Array, c: Array, imm: int) -> Array:
     out = np.zeros_like(a)
     for index in range(8):
         if imm >> index & 1:
-            out |= (a if index & 4 else ~a) & (b if index & 2 else ~b) & (c if index & 1 else ~c)
+            out = out | (a if index & 4 else ~a) & (b if index & 2 else ~b) & (c if index & 1 else ~c)
     return out
 
 
@@ -579,7 +624,7 @@ def compare_floats(a: Array, b: Array, imm: int) -> Array:
     truth = np.zeros(len(a), bool)
     for bit, holds in ((1, a < b), (2, a == b), (4, a > b), (8, unordered)):
         if allowed & bit:
-            truth |= holds
+            truth = truth | holds
     return truth
 
 
@@ -615,7 +660,7 @@ def extend(dtype: str) -> Meaning:
 
 def from_mask(lanes: int, bits: int) -> Meaning:
     """vpmovm2b and its kin."""
-    return lambda mask: all_ones(np.array([mask >> i & 1 for i in range(lanes)]), f"u{bits // 8}")
+    return lambda mask: all_ones(mask_bits(mask, lanes), f"u{bits // 8}")
 
 
 # --- Lanes: floating point ----------------------------------------------------------------------------------------
@@ -748,9 +793,7 @@ def to_float(dtype: str) -> Meaning:
         else:
             nan = a.view(np.uint64)
             payload = nan >> 32 & 0x80000000 | np.uint64(0x7FC00000) | nan >> shift & 0x3FFFFF
-        out = result.view(bits).copy()
-        out[np.isnan(a)] = payload.astype(bits)[np.isnan(a)]
-        return out.view(dtype)
+        return np.where(np.isnan(a), payload.astype(bits), result.view(bits)).view(dtype)
     return compute
 
 
@@ -759,9 +802,8 @@ def half_to_float(a: Array) -> Array:
     result = a.view(np.float16).astype(np.float32)
     wide = a.astype(np.uint32)
     nan = (wide & 0x7C00 == 0x7C00) & (wide & 0x3FF != 0)
-    bits = result.view(np.uint32).copy()
-    bits[nan] = ((wide & 0x8000) << 16 | 0x7FC00000 | (wide & 0x3FF) << 13)[nan]
-    return bits.view(np.float32)
+    quiet = (wide & 0x8000) << 16 | 0x7FC00000 | (wide & 0x3FF) << 13
+    return np.where(nan, quiet, result.view(np.uint32)).view(np.float32)
 
 
 def float_to_half(a: Array, imm: int) -> Array:
@@ -777,11 +819,9 @@ def float_to_half(a: Array, imm: int) -> Array:
             near = np.where(down, np.nextafter(near, np.float16(-np.inf)), near)
             near = np.where(up, np.nextafter(near, np.float16(np.inf)), near)
             near = np.copysign(near, a.astype(np.float16))
-    bits = near.view(np.uint16).copy()
     source = a.view(np.uint32)
-    nan = np.isnan(a)
-    bits[nan] = (source >> 16 & 0x8000 | 0x7E00 | source >> 13 & 0x1FF).astype(np.uint16)[nan]
-    return bits
+    quiet = (source >> 16 & 0x8000 | 0x7E00 | source >> 13 & 0x1FF).astype(np.uint16)
+    return np.where(np.isnan(a), quiet, near.view(np.uint16))
 
 
 def flush(a: Array) -> Array:
@@ -829,14 +869,15 @@ def mask_test_zero(size: int) -> Meaning:
     limit = (1 << size) - 1
     def compute(a: int, b: int) -> dict[str, int]:
         both = (a | b) & limit
-        return {"z": int(both == 0), "c": int(both == limit), "o": 0, "s": 0, "a": 0, "p": 0}
+        return {"z": plain(both == 0), "c": plain(both == limit), "o": 0, "s": 0, "a": 0, "p": 0}
     return compute
 
 
 def mask_test_common(size: int) -> Meaning:
     """ktest: z if a & b is 0, c if ~a & b is 0."""
     limit = (1 << size) - 1
-    return lambda a, b: {"z": int(not a & b & limit), "c": int(not ~a & b & limit), "o": 0, "s": 0, "a": 0, "p": 0}
+    return lambda a, b: {"z": plain(a & b & limit == 0), "c": plain(~a & b & limit == 0),
+                         "o": 0, "s": 0, "a": 0, "p": 0}
 
 
 def mask_shift(size: int, left: bool) -> Meaning:
@@ -864,7 +905,7 @@ def test_vector(signs_of: int) -> Meaning:
         both, rest = a & b, ~a & b
         if signs_of:
             both, rest = both >> (signs_of - 1), rest >> (signs_of - 1)
-        return {"z": int(not both.any()), "c": int(not rest.any()), "o": 0, "s": 0, "a": 0, "p": 0}
+        return {"z": plain((both == 0).all()), "c": plain((rest == 0).all()), "o": 0, "s": 0, "a": 0, "p": 0}
     return compute
 
 
@@ -918,7 +959,7 @@ def sign_extend(source: int, size: int) -> Meaning:
 
 def sign_fill(size: int) -> Meaning:
     """cdq, cqo: register 2 gets the sign of register 0."""
-    return lambda a: (1 << size) - 1 if a >> (size - 1) & 1 else 0
+    return lambda a: -(a >> (size - 1) & 1) & ((1 << size) - 1)
 
 
 def divide(is_signed: bool) -> Callable[[int], Meaning]:
@@ -952,7 +993,7 @@ def multiply_wide(is_signed: bool) -> Callable[[int], Meaning]:
         def compute(a: int, b: int) -> tuple[int, int, dict[str, int]]:
             full = signed(a, size) * signed(b, size) if is_signed else a * b
             low, high = full & limit, full >> size & limit
-            lost = int(signed(low, size) != full) if is_signed else int(high != 0)
+            lost = plain(signed(low, size) != full) if is_signed else plain(high != 0)
             return low, high, {"c": lost, "o": lost}
         return compute
     return sized
@@ -980,12 +1021,13 @@ def compare_exchange(size: int) -> Meaning:
     """cmpxchg: destination, source, register 0 -> destination, register 0."""
     def compute(a: int, b: int, expected: int) -> tuple[int, int, dict[str, int]]:
         flags = _difference(expected, a, 0, size)[1]
-        return (b, expected, flags) if a == expected else (a, a, flags)
+        same = a == expected
+        return select(same, b, a), select(same, expected, a), flags
     return compute
 
 
 def count_bits(size: int) -> Meaning:
-    return lambda a: (a.bit_count(), {"z": int(a == 0), "c": 0, "o": 0, "s": 0, "a": 0, "p": 0})
+    return lambda a: (a.bit_count(), {"z": plain(a == 0), "c": 0, "o": 0, "s": 0, "a": 0, "p": 0})
 
 
 def count_trailing(size: int) -> Meaning:
@@ -1018,7 +1060,7 @@ def zero_high(size: int) -> Meaning:
     def compute(a: int, index: int) -> tuple[int, dict[str, int]]:
         n = index & 0xFF
         value = a & ((1 << min(n, size)) - 1)
-        flags = _flags_of(value, size, c=int(n > size - 1), o=0)
+        flags = _flags_of(value, size, c=plain(n > size - 1), o=0)
         return value, {k: v for k, v in flags.items() if k in "szco"}
     return compute
 
@@ -1034,7 +1076,7 @@ def reset_lowest(size: int) -> Meaning:
     """blsr."""
     def compute(a: int) -> tuple[int, dict[str, int]]:
         value = a & (a - 1)
-        return value, {k: v for k, v in _flags_of(value, size, c=int(a == 0), o=0).items() if k in "szco"}
+        return value, {k: v for k, v in _flags_of(value, size, c=plain(a == 0), o=0).items() if k in "szco"}
     return compute
 
 
@@ -1059,7 +1101,7 @@ def bit_test(size: int) -> Meaning:
 
 
 def swap_bytes(size: int) -> Meaning:
-    return lambda a: int.from_bytes(a.to_bytes(size // 8, "little"), "big")
+    return lambda a: number(raw_bytes(a, size // 8)[::-1])
 
 
 # --- Running a row ------------------------------------------------------------------------------------------------
@@ -1075,20 +1117,15 @@ def _read(operand: Any, raw: Any) -> Any:
         elif operand.broadcast_bits and len(raw) == operand.broadcast_bits // 8:
             raw = np.tile(raw, size_bytes // len(raw))
     if operand.kind == "gpr" or operand.kind == "mask":
-        return int.from_bytes(raw.tobytes(), "little")
-    return raw.view(f"{operand.dtype[0]}{int(operand.dtype[1:]) // 8}") if operand.dtype else \
-        int.from_bytes(raw.tobytes(), "little")
-
-
-def _lanes_on(mask: int, lanes: int) -> Array:
-    return np.array([mask >> i & 1 for i in range(lanes)], bool)
+        return number(raw)
+    return raw.view(f"{operand.dtype[0]}{int(operand.dtype[1:]) // 8}") if operand.dtype else number(raw)
 
 
 def _merge(row: Any, result: Array, old: Array, first: Any, mask: int, zeroing: bool) -> Array:
     """`result` under the opmask. old: lanes of the destination before, at least as many."""
     lanes = len(result)
     if row.packing:
-        on = _lanes_on(mask, lanes)
+        on = mask_bits(mask, lanes)
         out = np.zeros_like(result) if zeroing else old[:lanes].copy()
         if row.packing == "compress":
             out[:on.sum()] = result[on]
@@ -1096,15 +1133,12 @@ def _merge(row: Any, result: Array, old: Array, first: Any, mask: int, zeroing: 
             out[on] = result[:on.sum()]
         return out
     if row.scalar:
-        if mask & 1:
-            return result
-        out = result.copy()
-        out[0] = 0 if zeroing else old[0]
-        return out
+        off = np.zeros_like(result[:1]) if zeroing else old[:1]
+        return np.concatenate([np.where(mask_bits(mask, 1), result[:1], off), result[1:]])
     off = np.zeros_like(result) if zeroing else (first if row.blend else old)[:lanes]
     # Through the bits, so that a NaN keeps its payload.
     bits = f"u{result.itemsize}"
-    return np.where(_lanes_on(mask, lanes), result.view(bits), off.view(bits)).view(result.dtype)
+    return np.where(mask_bits(mask, lanes), result.view(bits), off.view(bits)).view(result.dtype)
 
 
 def execute(
@@ -1139,25 +1173,20 @@ def execute(
             continue
         value = values.pop(0)
         if operand.kind == "mask" and not in_memory[position]:
-            after[position] = (pack_bits(value) if isinstance(value, np.ndarray) else int(value)) \
+            after[position] = (pack_bits(value) if isinstance(value, np.ndarray) else plain(value)) \
                 & (-1 if mask is None else mask) & ((1 << 64) - 1)
         elif operand.kind == "gpr" and not in_memory[position]:
-            after[position] = int(value) & ((1 << operand.bits) - 1)
+            after[position] = plain(value) & ((1 << operand.bits) - 1)
         elif not isinstance(value, np.ndarray):
-            size_bytes = operand.memory_bits // 8
-            number = int(value) & ((1 << operand.memory_bits) - 1)
-            after[position] = np.frombuffer(number.to_bytes(size_bytes, "little"), np.uint8)
+            after[position] = raw_bytes(value, operand.memory_bits // 8)
         else:
             old = operands[position]
-            value = np.ascontiguousarray(value)
+            value = value if value.flags.c_contiguous else value.copy()
             if in_memory[position]:
                 value = value[:len(old) // value.itemsize]
             if mask is not None:
                 view = old[:len(old) // value.itemsize * value.itemsize].view(value.dtype)
                 value = _merge(row, value, view, reads[0] if row.blend else None, mask, zeroing)
-            raw = value.view(np.uint8)
-            size_bytes = len(old) if in_memory[position] else operand.bits // 8
-            out = np.zeros(size_bytes, np.uint8)
-            out[:min(len(raw), size_bytes)] = raw[:size_bytes]
-            after[position] = out
-    return after, [int(v) for v in values], written_flags, 0 if row.masking == "required" and mask is not None else mask
+            after[position] = padded(value.view(np.uint8), len(old) if in_memory[position] else operand.bits // 8)
+    mask_after = 0 if row.masking == "required" and mask is not None else mask
+    return after, [plain(v) for v in values], written_flags, mask_after

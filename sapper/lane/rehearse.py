@@ -1,0 +1,668 @@
+"""Proves that the warps of a worker wait for each other, for copies and for matrix instructions wherever they must.
+
+Enters: a lane function whose workers have several warps. Leaves: the faults that were found, none if it is right. Knows
+nothing of how the function was made: all warps of one worker are run on example extents, scalars and addresses only,
+and every access of near memory is compared with those before it. An access must *know* that the ones it depends on are
+over, from what it waited for, not from the order in which they happened to run:
+
+    a warp knows what it did, what warps knew that arrived where it waited, and that a signal's phases are over
+    (vector clocks: Mattern, "Virtual Time and Global States of Distributed Systems", 1989)
+    a copy is over when its signal's phase is, or after the async_wait of the warp that issued it
+    a matrix instruction of a group reads until its group_wait
+    a wait for a parity is taken at its weakest: for the first phase of that parity of which the warp does not know yet;
+    if it knows of one, and of none of the other parity since, it passes at once
+
+Threads of control depend on scalars alone, so that one order of events stands for all. Loops in which nobody waits are
+run once, their counters as intervals; the others a few rounds only, which suffice to use every stage again. What is not
+seen that way: faults that come only after more rounds, or from scalars that memory holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..ir.nodes import Block, Function, Op, Value
+from ..ir.types import MASK, ROW_I32, ScalarType
+from . import fragments
+from .interpret import pure_function
+from .ops import ADDRESS_AT
+
+ROUNDS, TILES = 6, 2
+"""Rounds of a loop in which warps wait, and how often such a loop is run."""
+EXTENT = 576
+"""Of every run-time dimension."""
+WORKERS = 3
+MOST_FAULTS = 8
+
+Interval = tuple[int, int]
+Clock = dict[int, int]
+"""Agent (a warp, or a signal) -> its latest epoch (phase) that is known to be over."""
+
+_SYNCHRONISES = frozenset({
+    "sync_warps", "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait", "tensor_copy",
+    "group_fence", "group_multiply", "group_commit", "group_wait", "async_copy", "async_commit", "async_wait"})
+_READS = frozenset({"load", "load_splat", "gather", "s_load", "load_matrix"})
+_WRITES = frozenset({"store", "store_lane0", "scatter", "s_store"})
+
+
+class AsyncError(Exception):
+    """A lane function whose warps do not wait where they must."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """op: what came too early. found: in words. other: the op that it did not wait for, if there is one."""
+
+    op: Op
+    found: str
+    other: Op | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.op.location}: " if self.op.location is not None else ""
+        return f"{where}{self.op.name}: found {self.found}" + (f" ({self.other.name})" if self.other else "")
+
+
+class Row(NamedTuple):
+    """An integer in each lane, and their extremes."""
+
+    lanes: Any
+    low: int
+    high: int
+
+    @staticmethod
+    def of(lanes: Any) -> Row:
+        return Row(lanes, int(lanes.min()), int(lanes.max()))
+
+
+@dataclass(slots=True, eq=False)
+class Access:
+    """Of bytes of near memory. agent, epoch: whose, when it is over (None: nobody waited yet). ordinary: not by a copy
+    of boxes or a matrix instruction of a group."""
+
+    op: Op
+    agent: int
+    epoch: int | None
+    ordinary: bool
+
+
+@dataclass(slots=True)
+class Place:
+    """An interval of near memory: the last write, reads since by warp, and the places that it overlaps."""
+
+    low: int
+    high: int
+    write: Access | None = None
+    reads: dict[int, Access] = field(default_factory=dict)
+    others: list[Place] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Signal:
+    """each: arrivals of a phase; arrivals, announced: still to come. gathered: what those who arrived knew. published:
+    the same for each phase that is over. starter: who started it, when; fenced: for copies to see."""
+
+    agent: int
+    each: int
+    arrivals: int
+    starter: Access
+    fenced: bool = False
+    announced: int = 0
+    gathered: Clock = field(default_factory=dict)
+    published: list[Clock] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Warp:
+    """batches: the reads of each batch of matrix instructions that is not known to be done; issued: of those in no
+    batch; groups, copies: likewise of copies by lanes. held: an ordinary access that the next one may belong to, the
+    bytes, and whether it writes. runs: of each loop in which it waits."""
+
+    number: int
+    clock: Clock = field(default_factory=dict)
+    epoch: int = 0
+    values: dict[Value, Any] = field(default_factory=dict)
+    batches: list[list[Access]] = field(default_factory=list)
+    issued: list[Access] = field(default_factory=list)
+    fenced: bool = False
+    groups: list[list[Access]] = field(default_factory=list)
+    copies: list[Access] = field(default_factory=list)
+    held: tuple[Op, int, int, bool] | None = None
+    runs: dict[Op, int] = field(default_factory=dict)
+
+
+def rehearse(function: Function) -> list[Fault]:
+    """The faults, one of each kind and line, at most MOST_FAULTS."""
+    return [*_sums_in_flight(function), *_Rehearsal(function).run()][:MOST_FAULTS]
+
+
+def check(function: Function) -> None:
+    """Raises AsyncError with the faults of a function, if it has several warps and any."""
+    if function.attributes.get("warps", 1) > 1:
+        faults = rehearse(function)
+        if faults:
+            raise AsyncError(f"{function.name}: {'; '.join(map(str, faults))}; expected a wait between")
+
+
+# Sums of matrix instructions of a group: they may be touched by the next ones, and by a wait for all of them.
+
+
+def _sums_in_flight(function: Function) -> Iterator[Fault]:
+    """Uses of sums before a wait for all batches."""
+    flying: set[Value] = set()
+    loops = [op for op in function.walk() if op.name == "loop"]
+    users = [op for op in function.walk() if op.name == "group_multiply"]
+    for op in users:
+        flying.update(op.results)
+    grown = True
+    while grown:
+        before = len(flying)
+        for loop in loops:
+            block = loop.blocks[0]
+            for at, value in enumerate(block.ops[-1].operands):
+                if value in flying or loop.operands[at + 2] in flying:
+                    flying.update((block.arguments[at + 1], loop.results[at]))
+        grown = len(flying) > before
+    for op in function.walk():
+        for at, value in enumerate(op.operands):
+            if value in flying and not (op.name == "group_multiply" and at >= 2) and op.name not in ("yield", "loop") \
+                    and not (op.name == "group_wait" and op.attributes["pending"] == 0):
+                yield Fault(op, "sums that a matrix instruction may still be working on", value.op)
+                break
+
+
+class _Rehearsal:
+    def __init__(self, function: Function) -> None:
+        self.function = function
+        attributes = function.attributes
+        self.near_bytes: int = attributes.get("near_bytes", 0)
+        self.warps = [Warp(n) for n in range(attributes.get("warps", 1))]
+        self.lanes: int = attributes["lanes"]
+        self.faults: dict[tuple[object, ...], Fault] = {}
+        self.places: dict[Interval, Place] = {}
+        self.signals: dict[int, Signal] = {}
+        self.words: dict[int, Any] = {}
+        self.met = [0] * len(self.warps)
+        self.meeting: Clock = {}
+        self.meetings: list[Clock] = []
+        self.waits: dict[Block, bool] = {}
+        self.needed = self._needed()
+
+    # Which ops matter.
+
+    def synchronises(self, block: Block) -> bool:
+        if block not in self.waits:
+            self.waits[block] = any(op.name in _SYNCHRONISES or any(map(self.synchronises, op.blocks))
+                                    for op in block.ops)
+        return self.waits[block]
+
+    def _needed(self) -> set[Op]:
+        """Ops that touch near memory, that wait, and what their operands, but for data, are made of."""
+        needed: set[Op] = set()
+        stack: list[Op] = []
+
+        def want(values: list[Value]) -> None:
+            stack.extend(v.op for v in values if v.op is not None and v.op not in needed)
+
+        def visit(block: Block) -> bool:
+            found = False
+            for op in block.ops:
+                inside = [visit(nested) for nested in op.blocks]
+                if not (any(inside) or op.name in _SYNCHRONISES or self._is_near(op)):
+                    continue
+                found = True
+                needed.add(op)
+                if op.name == "loop":
+                    want(op.operands[:2])
+                    want([v for v in (*op.operands[2:], *op.blocks[0].ops[-1].operands)
+                          if isinstance(v.type, ScalarType)])
+                elif op.name in _WRITES and op.name != "s_store":
+                    want(op.operands[1:])
+                elif op.name in ("group_multiply", "group_wait"):
+                    want(op.operands[:2 if op.name == "group_multiply" else 0])
+                else:
+                    want(op.operands)
+            return found
+
+        visit(self.function.body)
+        while stack:
+            op = stack.pop()
+            if op not in needed:
+                needed.add(op)
+                want(op.operands)
+        return needed
+
+    @staticmethod
+    def _is_near(op: Op) -> bool:
+        return op.name == "load_matrix" or bool(op.attributes.get("near"))
+
+    # Running.
+
+    def run(self) -> list[Fault]:
+        running = {warp.number: self._block(warp, self.function.body) for warp in self.warps}
+        stuck: dict[int, Op] = {}
+        while running:
+            moved = False
+            for number, steps in list(running.items()):
+                waits_at = next(steps, None)
+                if waits_at is None:
+                    del running[number]
+                    stuck.pop(number, None)
+                    moved = True
+                else:
+                    moved |= stuck.get(number) is not waits_at or self.progress
+                    stuck[number] = waits_at
+                self.progress = False
+            if not moved:
+                for op in dict.fromkeys(stuck.values()):
+                    self.fault(op, "a wait for what nobody does")
+                break
+        return list(self.faults.values())
+
+    progress = False
+
+    def fault(self, op: Op, found: str, other: Op | None = None) -> None:
+        self.faults.setdefault((op.name, op.location, found, other and other.name), Fault(op, found, other))
+
+    def _block(self, warp: Warp, block: Block) -> Iterator[Op]:
+        """Run a block; gives the op at which the warp waits, as long as it does."""
+        values = warp.values
+        for op in block.ops:
+            if op not in self.needed:
+                continue
+            name = op.name
+            if name == "loop" or name == "tasks":
+                yield from self._loop(warp, op)
+            elif name == "if":
+                taken = values.get(op.operands[0])
+                chosen = op.blocks if not isinstance(taken, int) else [op.blocks[not taken]]
+                for nested in chosen:
+                    yield from self._block(warp, nested)
+            elif name in _SYNCHRONISES:
+                self.flush(warp)
+                if name == "sync_warps":
+                    yield from self._meet(warp, op)
+                elif name == "signal_wait":
+                    yield from self._wait(warp, op)
+                else:
+                    _ACTIONS[name](self, warp, op)
+                    self.progress = True
+            elif self._is_near(op):
+                self._ordinary(warp, op)
+            else:
+                self._evaluate(warp, op)
+
+    def _loop(self, warp: Warp, op: Op) -> Iterator[Op]:
+        values, block = warp.values, op.blocks[0]
+        counter, *arguments = block.arguments
+        first, last, step = (0, values.get(op.operands[0]), WORKERS) if op.name == "tasks" else (
+            *map(values.get, op.operands[:2]), op.attributes["step"])
+        if op.name == "loop":
+            values.update((a, values.get(v)) for a, v in zip(arguments, op.operands[2:], strict=True))
+        numbers = range(first, last, step) if isinstance(first, int) and isinstance(last, int) else None
+        if not self.synchronises(block):
+            low, high = _bounds(first), _bounds(last)
+            values[counter] = None if low is None or high is None else (low[0], max(low[0], high[1] - 1))
+            if numbers:
+                values[counter] = numbers[0], numbers[-1]
+            values.update((a, None) for a in arguments)
+            if numbers is None or numbers:
+                yield from self._block(warp, block)
+            values.update((r, None) for r in op.results)
+            return
+        if numbers is None:
+            self.fault(op, "a loop of waits whose bounds memory holds")
+            return
+        inner = any(self.synchronises(nested) for o in block.ops for nested in o.blocks if o.name != "if")
+        for number in numbers[:None if inner else ROUNDS]:
+            if inner and warp.runs and min(warp.runs.values()) >= TILES:
+                break
+            values[counter] = number
+            yield from self._block(warp, block)
+            if op.name == "loop":
+                carried = [values.get(v) for v in block.ops[-1].operands]
+                values.update(zip(arguments, carried, strict=True))
+        if not inner:
+            warp.runs[op] = warp.runs.get(op, 0) + 1
+        if op.name == "loop":
+            values.update((r, values.get(a)) for r, a in zip(op.results, arguments, strict=True))
+
+    def _evaluate(self, warp: Warp, op: Op) -> None:
+        """A scalar, an interval, a row, or None where nothing is known."""
+        values = warp.values
+        name = op.name
+        result: Any = None
+        if name == "s_const":
+            result = op.attributes["value"]
+        elif name == "splat_const":
+            if op.results[0].type == ROW_I32:
+                result = self.splat(op.attributes["value"])
+        elif name == "arg":
+            slot = op.attributes["slot"]
+            known = slot >= 3 and self.function.attributes["slots"][slot - 3].endswith(".data")
+            result = (slot + 1) << 40 if known or slot < 3 else EXTENT
+        elif name in ("worker", "near_memory"):
+            result = 0
+        elif name == "workers":
+            result = WORKERS
+        elif name == "warp":
+            result = warp.number
+        elif name == "s_load":
+            result = EXTENT
+        elif name == "iota":
+            result = Row.of(np.arange(self.lanes, dtype=np.int32))
+        else:
+            operands = [values.get(v) for v in op.operands]
+            result = self._computed(op, operands)
+        values[op.results[0]] = result
+
+    def _computed(self, op: Op, operands: list[Any]) -> Any:
+        if any(v is None for v in operands):
+            return None
+        if isinstance(op.results[0].type, ScalarType):
+            function = _SCALARS.get(op.name)
+            if function is None:
+                return None
+            if op.name == "s_cmp":
+                return int(_COMPARE[op.attributes["cond"]](*operands)) if _all_ints(operands) else (0, 1)
+            if op.name == "s_select":
+                if isinstance(operands[0], int):
+                    return operands[2 - bool(operands[0])]
+                return _hull(*(_bounds(v) or (0, 0) for v in operands[1:]))
+            if _all_ints(operands):
+                return None if op.name in ("s_floordiv", "s_mod") and not operands[1] else function(*operands)
+            return _corners(op.name, function, *operands)
+        if op.name == "splat":
+            return self.splat(operands[0]) if isinstance(operands[0], int) else None
+        if op.results[0].type not in (ROW_I32, MASK):
+            return None
+        known = pure_function(op, self.lanes)
+        return None if known is None else Row.of(known(*(v.lanes if isinstance(v, Row) else v for v in operands)))
+
+    def splat(self, number: int) -> Row:
+        """The low 32 bits in every lane."""
+        return Row.of(np.full(self.lanes, number & 0xFFFFFFFF, np.uint32).view(np.int32))
+
+    # Knowledge.
+
+    def knows(self, warp: Warp, access: Access) -> bool:
+        if access.epoch is None:
+            return False
+        return access.agent == warp.number or warp.clock.get(access.agent, -1) >= access.epoch
+
+    def release(self, warp: Warp, into: Clock) -> None:
+        """What the warp knows, and all it did."""
+        _merge(into, warp.clock)
+        into[warp.number] = warp.epoch
+        warp.epoch += 1
+
+    def place(self, interval: Interval) -> Place:
+        found = self.places.get(interval)
+        if found is None:
+            found = self.places[interval] = Place(*interval)
+            for other in self.places.values():
+                if other.low < interval[1] and interval[0] < other.high:
+                    found.others.append(other)
+                    if other is not found:
+                        other.others.append(found)
+        return found
+
+    def touch(self, warp: Warp, interval: Interval, access: Access, writes: bool) -> None:
+        if not 0 <= interval[0] <= interval[1] <= self.near_bytes:
+            self.fault(access.op, f"bytes {interval[0]} to {interval[1]} of {self.near_bytes} of near memory")
+            return
+        place = self.place(interval)
+        missing = 0 if writes else interval[1] - interval[0]
+        for other in place.others:
+            before = other.write
+            if before is not None:
+                missing -= min(interval[1], other.high) - max(interval[0], other.low)
+                if not self.knows(warp, before):
+                    self.fault(access.op, "what was not waited for" if not writes else "a write over a write",
+                               before.op)
+                elif before.ordinary and not access.ordinary:
+                    self.fault(access.op, "ordinary stores that copies and matrix instructions need not see", before.op)
+            if writes:
+                for read in other.reads.values():
+                    if not self.knows(warp, read):
+                        self.fault(access.op, "a write over what may still be read", read.op)
+        if missing > 0:
+            self.fault(access.op, "bytes that nobody wrote")
+        if writes:
+            place.write, place.reads = access, {}
+        else:
+            place.reads[warp.number] = access
+
+    def flush(self, warp: Warp) -> None:
+        """The ordinary access that was held becomes one."""
+        if warp.held is not None:
+            op, low, high, writes = warp.held
+            warp.held = None
+            self.touch(warp, (low, high), Access(op, warp.number, warp.epoch, True), writes)
+
+    # Ops.
+
+    def _address(self, warp: Warp, op: Op, at: int, disp: str = "disp") -> int | None:
+        base = warp.values.get(op.operands[at])
+        if not isinstance(base, int):
+            self.fault(op, "an address that memory holds")
+            return None
+        return base + int(op.attributes.get(disp, 0))
+
+    def _ordinary(self, warp: Warp, op: Op) -> None:
+        """A load or store of near memory by a warp's lanes."""
+        values = warp.values
+        at = ADDRESS_AT.get(op.name, 0)
+        size = 16 if op.name == "load_matrix" else op.attributes["dtype"].size_bytes
+        disp, scale = op.attributes.get("disp", 0), op.attributes.get("scale", 1)
+        base = values.get(op.operands[at])
+        start = _sum(_bounds(base), (disp, disp + size))
+        if op.name in ("gather", "scatter", "load_matrix"):
+            row = values.get(op.operands[at + 1])
+            if row is not None and op.attributes.get("flip") and isinstance(base, int):
+                row = Row.of(((base + row.lanes) ^ op.attributes["flip"]) - base)
+            start = _sum(start, None if row is None else (row.low * scale, row.high * scale))
+        elif op.attributes.get("indexed"):
+            index = _bounds(values.get(op.operands[at + 1]))
+            start = _sum(start, None if index is None else (index[0] * scale, index[1] * scale))
+        if op.name in ("load", "store"):
+            start = _sum(start, (0, (self.lanes - 1) * size))
+        writes = op.name in _WRITES
+        interval = start or (0, self.near_bytes)
+        if op.attributes.get("masked"):     # lanes that are off touch nothing
+            interval = interval[0], min(interval[1], self.near_bytes)
+        held = warp.held
+        if held is not None and held[3] == writes and held[1] <= interval[1] and interval[0] <= held[2]:
+            warp.held = held[0], min(held[1], interval[0]), max(held[2], interval[1]), writes
+        else:
+            self.flush(warp)
+            warp.held = op, *interval, writes
+        if op.name == "s_store" and interval[1] - interval[0] == size:
+            self.words[interval[0]] = values.get(op.operands[0])
+        elif op.name == "s_load":
+            values[op.results[0]] = self.words.get(interval[0]) if interval[1] - interval[0] == size else None
+
+    def _meet(self, warp: Warp, op: Op) -> Iterator[Op]:
+        mine = self.met[warp.number]
+        self.met[warp.number] += 1
+        self.release(warp, self.meeting)
+        if min(self.met) > mine:
+            self.meetings.append(dict(self.meeting))
+        self.progress = True
+        while len(self.meetings) <= mine:
+            yield op
+        _merge(warp.clock, self.meetings[mine])
+
+    def _signal(self, warp: Warp, op: Op, at: int = 0, disp: str = "disp") -> Signal | None:
+        address = self._address(warp, op, at, disp)
+        found = None if address is None else self.signals.get(address)
+        if address is not None and (found is None or not self.knows(warp, found.starter)):
+            self.fault(op, "a signal that may not have started", None if found is None else found.starter.op)
+        return found
+
+    def _start(self, warp: Warp, op: Op) -> None:
+        address = self._address(warp, op, 0)
+        if address is not None:
+            access = Access(op, warp.number, warp.epoch, True)
+            self.touch(warp, (address, address + 8), access, True)
+            each = op.attributes["arrivals"]
+            self.signals[address] = Signal(len(self.warps) + len(self.signals), each, each, access)
+
+    def _fence_signals(self, warp: Warp, op: Op) -> None:
+        for signal in self.signals.values():
+            signal.fenced |= signal.starter.agent == warp.number
+
+    def _count(self, signal: Signal, arrivals: int, announced: int) -> None:
+        signal.arrivals -= arrivals
+        signal.announced += announced
+        if signal.arrivals == 0 and signal.announced == 0:
+            signal.gathered[signal.agent] = len(signal.published)
+            signal.published.append(dict(signal.gathered))
+            signal.arrivals = signal.each
+
+    def _arrive(self, warp: Warp, op: Op) -> None:
+        signal = self._signal(warp, op)
+        if signal is not None:
+            if signal.arrivals == 0:
+                self.fault(op, "more arrivals than a phase has")
+                return
+            self.release(warp, signal.gathered)
+            self._count(signal, 1, op.attributes.get("bytes", 0))
+
+    def _wait(self, warp: Warp, op: Op) -> Iterator[Op]:
+        signal = self._signal(warp, op)
+        parity = warp.values.get(op.operands[1])
+        if signal is None or not isinstance(parity, int):
+            self.fault(op, "a parity that memory holds")
+            return
+        following = warp.clock.get(signal.agent, -1) + 1
+        if following & 1 != parity:
+            return
+        while len(signal.published) <= following:
+            yield op
+        _merge(warp.clock, signal.published[following])
+
+    def _copy_box(self, warp: Warp, op: Op) -> None:
+        signal = self._signal(warp, op, 1, "signal_disp")
+        start = self._address(warp, op, 0)
+        if signal is None or start is None:
+            return
+        if not signal.fenced:
+            self.fault(op, "a signal that copies may not see yet", signal.starter.op)
+        _, dtype, _, box = self.function.attributes["tensor_maps"][op.attributes["map"]]
+        size = int(np.prod(box)) * fragments.ELEMENT_BYTES[dtype]
+        self.touch(warp, (start, start + size), Access(op, signal.agent, len(signal.published), False), True)
+        self._count(signal, 0, -size)
+
+    def _fence_group(self, warp: Warp, op: Op) -> None:
+        warp.fenced = True
+
+    def _multiply(self, warp: Warp, op: Op) -> None:
+        if not warp.fenced:
+            self.fault(op, "a batch without group_fence before it")
+        columns = (len(op.operands) - 2) * 2
+        for at, side, extent in ((0, "left", 64), (1, "right", columns)):
+            start = self._address(warp, op, at, f"{side}_disp")
+            if start is None:
+                continue
+            rows, panel = op.attributes[f"{side}_rows"], op.attributes.get(f"{side}_panel_bytes", 0)
+            last = fragments.near_offsets(np.array(extent - 1), np.array(fragments.DEPTH - 1), rows, panel)
+            row = fragments.ROW_BYTES
+            interval = start // row * row, (start + int(last)) // row * row + row
+            access = Access(op, warp.number, None, False)
+            self.touch(warp, interval, access, False)
+            warp.issued.append(access)
+
+    def _commit(self, warp: Warp, op: Op) -> None:
+        warp.batches.append(warp.issued)
+        warp.issued, warp.fenced = [], False
+
+    def _wait_group(self, warp: Warp, op: Op) -> None:
+        kept = op.attributes["pending"]
+        if op.operands and warp.issued:
+            self.fault(op, "sums of matrix instructions in no batch", warp.issued[0].op)
+        done = max(0, len(warp.batches) - kept)
+        for access in (access for batch in warp.batches[:done] for access in batch):
+            access.epoch = warp.epoch
+        del warp.batches[:done]
+
+    def _copy_lanes(self, warp: Warp, op: Op) -> None:
+        base, row = (warp.values.get(v) for v in op.operands[:2])
+        disp = op.attributes.get("disp", 0)
+        interval = (0, self.near_bytes)
+        if isinstance(base, int) and row is not None:
+            interval = base + disp + row.low, base + disp + row.high + 16
+        access = Access(op, warp.number, None, True)
+        self.touch(warp, interval, access, True)
+        warp.copies.append(access)
+
+    def _commit_copies(self, warp: Warp, op: Op) -> None:
+        warp.groups.append(warp.copies)
+        warp.copies = []
+
+    def _wait_copies(self, warp: Warp, op: Op) -> None:
+        done = max(0, len(warp.groups) - op.attributes["pending"])
+        for access in (access for group in warp.groups[:done] for access in group):
+            access.epoch = warp.epoch
+        del warp.groups[:done]
+
+
+_ACTIONS: dict[str, Callable[[_Rehearsal, Warp, Op], None]] = {
+    "signal_start": _Rehearsal._start, "signal_fence": _Rehearsal._fence_signals,
+    "signal_arrive": _Rehearsal._arrive, "signal_expect": _Rehearsal._arrive, "tensor_copy": _Rehearsal._copy_box,
+    "group_fence": _Rehearsal._fence_group, "group_multiply": _Rehearsal._multiply,
+    "group_commit": _Rehearsal._commit, "group_wait": _Rehearsal._wait_group, "async_copy": _Rehearsal._copy_lanes,
+    "async_commit": _Rehearsal._commit_copies, "async_wait": _Rehearsal._wait_copies,
+}
+
+_COMPARE: dict[str, Callable[[int, int], bool]] = {
+    "eq": lambda a, b: a == b, "ne": lambda a, b: a != b, "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b}
+
+_SCALARS: dict[str, Callable[..., int]] = {
+    "s_add": lambda a, b: a + b, "s_sub": lambda a, b: a - b, "s_mul": lambda a, b: a * b, "s_min": min, "s_max": max,
+    "s_and": lambda a, b: a & b, "s_or": lambda a, b: a | b, "s_xor": lambda a, b: a ^ b, "s_shl": lambda a, b: a << b,
+    "s_shr": lambda a, b: a >> b, "s_sar": lambda a, b: a >> b, "s_floordiv": lambda a, b: a // b,
+    "s_mod": lambda a, b: a % b, "s_cmp": lambda a, b: 0, "s_select": lambda a, b, c: 0}
+
+_MONOTONE = frozenset({"s_add", "s_sub", "s_mul", "s_min", "s_max", "s_shl", "s_sar"})
+
+
+def _all_ints(values: list[Any]) -> bool:
+    return all(isinstance(v, int) for v in values)
+
+
+def _bounds(value: Any) -> Interval | None:
+    """Of a number or an interval."""
+    return (value, value) if isinstance(value, int) else value
+
+
+def _sum(a: Interval | None, b: Interval | None) -> Interval | None:
+    return None if a is None or b is None else (a[0] + b[0], a[1] + b[1])
+
+
+def _hull(a: Interval, b: Interval) -> Interval:
+    return min(a[0], b[0]), max(a[1], b[1])
+
+
+def _corners(name: str, function: Callable[..., int], a: Any, b: Any) -> Interval | None:
+    """An operation of intervals that is monotone in each operand; of others only masks by a constant are followed."""
+    first, second = _bounds(a), _bounds(b)
+    assert first is not None and second is not None
+    if name in _MONOTONE:
+        found = [function(x, y) for x in first for y in second]
+        return min(found), max(found)
+    if name == "s_and":
+        for (low, high), mask in ((first, b), (second, a)):
+            if isinstance(mask, int):
+                return (0, mask) if mask >= 0 else (low + mask + 1, high)
+    return None
+
+
+def _merge(into: Clock, other: Clock) -> None:
+    for agent, epoch in other.items():
+        if into.get(agent, -1) < epoch:
+            into[agent] = epoch
