@@ -18,7 +18,7 @@ from ..runtime.buffers import Arena
 from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
-from .linear import Dense, Experts, Matrix, RawBlocks, in_panels
+from .linear import BlockExperts, Dense, DenseExperts, Matrix, RawBlocks, in_panels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -143,13 +143,25 @@ class Loader:
         return None not in found and len({raw.form for raw in found if raw is not None}) == 1
 
     def _raw(self, use: Use, columns: int, places: tuple[int, ...]) -> RawBlocks | None:
-        entry = self.entry(use.role, (use.rows, columns), *places)
-        raw = RawBlocks.parse(entry.data, entry.shape, entry.format) if isinstance(entry, TensorEntry) else None
+        shape = (use.rows, columns)
+        raw = self.raw(use.role, shape, shape, *places)
         return raw if raw is None or use.order is None else raw.reordered(use.order)
 
-    def experts(self, count: int, rows: int, columns: int, read: Callable[[int], Array]) -> Experts:
+    def raw(self, role: str, shape: tuple[int, ...], rows: tuple[int, ...], *places: int) -> RawBlocks | None:
+        """The blocks of a tensor of that shape, as a matrix of shape `rows`; None where it has none for our kernels."""
+        entry = self.entry(role, shape, *places)
+        return RawBlocks.parse(entry.data, rows, entry.format) if isinstance(entry, TensorEntry) else None
+
+    def experts(self, count: int, rows: int, columns: int, read: Callable[[int], Array]) -> DenseExperts:
         """Matrices of one shape, together. read: the matrix [rows, columns] of an expert, in f32."""
         target = self.arena.empty((count, rows, columns), DTYPES[self.dtype])
         for expert in range(count):
             self.fill(target[expert], read(expert))
-        return Experts(target, self.dtype)
+        return DenseExperts(target, self.dtype)
+
+    def block_experts(self, count: int, pieces: Sequence[RawBlocks | None]) -> BlockExperts | None:
+        """The rows of all pieces as the matrices of so many experts; None where not all are in blocks of one form."""
+        found = [piece for piece in pieces if piece is not None]
+        if not self.blocks or len(found) < len(pieces) or len({piece.form for piece in found}) != 1:
+            return None
+        return BlockExperts(in_panels(found, self.arena), count)

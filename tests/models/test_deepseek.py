@@ -16,11 +16,11 @@ from sapper.kernels import mla
 from sapper.models import session as sessions
 from sapper.models.deepseek.config import from_gguf, from_json
 from sapper.models.deepseek.model import load_model as load_deepseek
-from sapper.models.deepseek.weights import GGUF_NAMES, NAMES, DenseWeights
+from sapper.models.deepseek.weights import GGUF_NAMES, NAMES, DenseWeights, MixtureWeights
 from sapper.models.errors import ModelError
 from sapper.models.generate import Generation
 from sapper.models.gguf_file import GgufFile
-from sapper.models.linear import Blocks
+from sapper.models.linear import BlockExperts, Blocks, DenseExperts
 from sapper.models.load import Model, load_model
 from sapper.models.rope import RopeScaling
 from sapper.models.safetensors_file import DTYPES
@@ -374,10 +374,11 @@ def test_other_quantisations_and_wrong_scales_are_refused(tmp_path: Path) -> Non
         load_model(path)
 
 
-def write_gguf(path: Path, name: str, split: bool, form: str | None = None) -> Path:
+def write_gguf(path: Path, name: str, split: bool, form: str | None = None, hidden: int | None = None) -> Path:
     """A checkpoint as llama.cpp's converter writes it. split: the rows that make keys and values in two tensors. form:
-    of the matrices whose rows are whole blocks of it."""
+    of the matrices whose rows are whole blocks of it. hidden: experts of that many features, random ones."""
     config = config_of(name)
+    config["moe_intermediate_size"] = hidden or config["moe_intermediate_size"]
     third = config["model_type"] == "deepseek_v3"
     writer = gguf.GGUFWriter(path, "deepseek2")
     heads, keys, values, rank = 4, config["qk_nope_head_dim"], config["v_head_dim"], config["kv_lora_rank"]
@@ -411,6 +412,11 @@ def write_gguf(path: Path, name: str, split: bool, form: str | None = None) -> P
     tensors: dict[str, np.ndarray] = {}
     for file in (DATA / name).glob("*.safetensors"):
         tensors |= {key: value.astype(np.float32) for key, value in load_file(file).items()}
+    random = np.random.default_rng(3)
+    for key in [key for key in tensors if hidden and "experts" in key]:
+        many = hidden * (config["n_shared_experts"] if "shared" in key else 1)
+        extents = (config["hidden_size"], many) if "down" in key else (many, config["hidden_size"])
+        tensors[key] = (random.standard_normal(extents) / extents[1] ** 0.5).astype(np.float32)
     for role, pattern in GGUF_NAMES.items():
         for layer in range(config["num_hidden_layers"] if "{}" in pattern else 1):
             source = NAMES.get(role, NAMES["expand"] if split and role.startswith("expand_") else "")
@@ -448,13 +454,17 @@ def test_a_gguf_file_is_the_same_model(tmp_path: Path, name: str, split: bool) -
     assert_same(session.logits, logits[-1])
 
 
-@pytest.mark.parametrize("form", ["Q8_0", "Q4_0", "Q4_1"])
-def test_blocks_of_a_gguf_file_stay_blocks(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize(("form", "hidden"), [("Q8_0", 32), ("Q4_0", 32), ("Q4_1", 32), ("Q8_0", None)])
+def test_blocks_of_a_gguf_file_stay_blocks(tmp_path: Path, form: str, hidden: int | None) -> None:
     """Beside the same file with its blocks widened to f32; what is not in blocks is rounded to bf16."""
-    path = write_gguf(tmp_path / "x.gguf", "deepseek_v2_lite", True, form)
+    path = write_gguf(tmp_path / "x.gguf", "deepseek_v2_lite", True, form, hidden)
     blocks, wide = load_deepseek(path, "file"), load_deepseek(path, "f32")
     first = blocks.weights.layers[0].feed_forward
     assert isinstance(first, DenseWeights) and isinstance(first.gate, Blocks)
+    last = blocks.weights.layers[-1].feed_forward
+    assert isinstance(last, MixtureWeights)
+    for one in (last.gate, last.up, last.down):  # Experts of 24 features are no whole panels.
+        assert isinstance(one, BlockExperts if hidden else DenseExperts)
     found = []
     for model in (blocks, wide):
         session = model.session(CONTEXT)

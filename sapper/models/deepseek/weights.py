@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..linear import Dense, Experts, Matrix
+from ...kernels.quantized import PANEL
+from ..linear import Dense, Experts, Matrix, RawBlocks
 from ..weights import Loader, Order, Use, half_split_rows
 from .config import DeepseekConfig, Mixture
 
@@ -225,6 +226,10 @@ def _experts(loader: Loader, config: DeepseekConfig, mixture: Mixture, layer: in
         """The routed experts, and behind them the shared ones, whose hidden features follow one another on an axis."""
         together = list(shapes[role])
         together[axis] *= shared
+        count = mixture.experts + shared
+        blocks = loader.block_experts(count, _raw(loader, role, mixture, shapes[role], tuple(together), axis, layer))
+        if blocks is not None:
+            return blocks
         rest = loader.entry(f"shared_{role}", tuple(together), layer).read() if shared else None
 
         def read(expert: int) -> Array:
@@ -233,9 +238,25 @@ def _experts(loader: Loader, config: DeepseekConfig, mixture: Mixture, layer: in
             first = (expert - mixture.experts) * hidden
             return np.take(rest, range(first, first + hidden), axis=axis)
 
-        return loader.experts(mixture.experts + shared, *shapes[role], read)
+        return loader.experts(count, *shapes[role], read)
 
     return MixtureWeights(gain, router, bias, joined("gate", 0), joined("up", 0), joined("down", 1), mixture.taken)
+
+
+def _raw(
+    loader: Loader, role: str, mixture: Mixture, shape: tuple[int, int], together: tuple[int, ...], axis: int,
+    layer: int,
+) -> list[RawBlocks | None]:
+    """The blocks of the routed experts and those of each shared one, where the file has them as blocks."""
+    name = f"expert_{role}"
+    rows, columns = shape
+    if loader.names[name].count("{}") > 1 or rows % PANEL:
+        return [None]
+    pieces = [loader.raw(name, (mixture.experts, *shape), (mixture.experts * rows, columns), layer)]
+    if mixture.shared:
+        shared = loader.raw(f"shared_{role}", together, together, layer)
+        pieces += [None] if shared is None else shared.split(mixture.shared, axis)
+    return pieces
 
 
 def _routed(
