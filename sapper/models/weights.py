@@ -18,7 +18,7 @@ from ..runtime.buffers import Arena
 from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
-from .linear import BlockExperts, Dense, DenseExperts, Matrix, RawBlocks, in_panels
+from .linear import Dense, DenseExperts, Matrix, RawBlocks, in_panels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -158,10 +158,3 @@ class Loader:
         for expert in range(count):
             self.fill(target[expert], read(expert))
         return DenseExperts(target, self.dtype)
-
-    def block_experts(self, count: int, pieces: Sequence[RawBlocks | None]) -> BlockExperts | None:
-        """The rows of all pieces as the matrices of so many experts; None where not all are in blocks of one form."""
-        found = [piece for piece in pieces if piece is not None]
-        if not self.blocks or len(found) < len(pieces) or len({piece.form for piece in found}) != 1:
-            return None
-        return BlockExperts(in_panels(found, self.arena), count)

@@ -374,9 +374,13 @@ def test_other_quantisations_and_wrong_scales_are_refused(tmp_path: Path) -> Non
         load_model(path)
 
 
-def write_gguf(path: Path, name: str, split: bool, form: str | None = None, hidden: int | None = None) -> Path:
+def write_gguf(
+    path: Path, name: str, split: bool, form: str | None = None, hidden: int | None = None,
+    other: dict[str, str] | None = None,
+) -> Path:
     """A checkpoint as llama.cpp's converter writes it. split: the rows that make keys and values in two tensors. form:
-    of the matrices whose rows are whole blocks of it. hidden: experts of that many features, random ones."""
+    of the matrices whose rows are whole blocks of it, but for those of the roles in `other`. hidden: experts of that
+    many features, random ones."""
     config = config_of(name)
     config["moe_intermediate_size"] = hidden or config["moe_intermediate_size"]
     third = config["model_type"] == "deepseek_v3"
@@ -432,7 +436,7 @@ def write_gguf(path: Path, name: str, split: bool, form: str | None = None, hidd
                 value = rows[:, :keys].swapaxes(1, 2) if role == "expand_keys" else rows[:, keys:]
             value = np.ascontiguousarray(value)
             if form is not None and value.ndim > 1 and value.shape[-1] % 32 == 0 and role != "router":
-                kind = gguf.GGMLQuantizationType[form]
+                kind = gguf.GGMLQuantizationType[(other or {}).get(role, form)]
                 writer.add_tensor(pattern.format(layer), gguf.quants.quantize(value, kind), raw_dtype=kind)
             else:
                 writer.add_tensor(pattern.format(layer), value)
@@ -454,17 +458,22 @@ def test_a_gguf_file_is_the_same_model(tmp_path: Path, name: str, split: bool) -
     assert_same(session.logits, logits[-1])
 
 
-@pytest.mark.parametrize(("form", "hidden"), [("Q8_0", 32), ("Q4_0", 32), ("Q4_1", 32), ("Q8_0", None)])
-def test_blocks_of_a_gguf_file_stay_blocks(tmp_path: Path, form: str, hidden: int | None) -> None:
+@pytest.mark.parametrize(("form", "hidden", "other"), [
+    ("Q8_0", 32, {}), ("Q4_0", 32, {}), ("Q4_1", 32, {}), ("Q8_0", None, {}), ("Q8_0", 32, {"expert_up": "Q4_0"}),
+])
+def test_blocks_of_a_gguf_file_stay_blocks(
+    tmp_path: Path, form: str, hidden: int | None, other: dict[str, str]
+) -> None:
     """Beside the same file with its blocks widened to f32; what is not in blocks is rounded to bf16."""
-    path = write_gguf(tmp_path / "x.gguf", "deepseek_v2_lite", True, form, hidden)
+    path = write_gguf(tmp_path / "x.gguf", "deepseek_v2_lite", True, form, hidden, other)
     blocks, wide = load_deepseek(path, "file"), load_deepseek(path, "f32")
     first = blocks.weights.layers[0].feed_forward
     assert isinstance(first, DenseWeights) and isinstance(first.gate, Blocks)
     last = blocks.weights.layers[-1].feed_forward
     assert isinstance(last, MixtureWeights)
-    for one in (last.gate, last.up, last.down):  # Experts of 24 features are no whole panels.
-        assert isinstance(one, BlockExperts if hidden else DenseExperts)
+    for one in (last.gate, last.up):  # Experts of 24 features are no whole panels; two forms do not go together.
+        assert isinstance(one, BlockExperts if hidden and not other else DenseExperts)
+    assert isinstance(last.down, BlockExperts if hidden else DenseExperts)
     found = []
     for model in (blocks, wide):
         session = model.session(CONTEXT)

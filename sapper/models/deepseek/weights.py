@@ -8,7 +8,6 @@ size, as experts that every token takes with weight 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from ...kernels.quantized import PANEL
-from ..linear import Dense, Experts, Matrix, RawBlocks
+from ..checkpoint import Entry
+from ..gguf_file import TensorEntry
+from ..linear import BlockExperts, Dense, Experts, Matrix, RawBlocks, in_panels
 from ..weights import Loader, Order, Use, half_split_rows
 from .config import DeepseekConfig, Mixture
 
@@ -215,64 +216,63 @@ def _dense(loader: Loader, config: DeepseekConfig, layer: int) -> DenseWeights:
 
 
 def _experts(loader: Loader, config: DeepseekConfig, mixture: Mixture, layer: int) -> MixtureWeights:
-    features, hidden, shared = config.features, mixture.hidden, mixture.shared
+    features, hidden = config.features, mixture.hidden
     gain = loader.vector("feed_forward_gain", features, layer)
     router = loader.wide("router", mixture.experts, features, layer)
     bias = loader.vector("router_bias", mixture.experts, layer) if mixture.sigmoid else None
     shapes = {"gate": (hidden, features), "up": (hidden, features), "down": (features, hidden)}
-    routed = {role: _routed(loader, role, mixture.experts, shape, layer) for role, shape in shapes.items()}
+    axes = {"gate": 0, "up": 0, "down": 1}
+    parts = {role: _Parts(loader, role, mixture, shape, axes[role], layer) for role, shape in shapes.items()}
+    forms = {role: part.form for role, part in parts.items()}
+    if forms["gate"] != forms["up"]:  # They are used together, by one kernel.
+        forms["gate"] = forms["up"] = ""
+    gates, ups, downs = (parts[role].joined(blocks=forms[role] != "") for role in shapes)
+    return MixtureWeights(gain, router, bias, gates, ups, downs, mixture.taken)
 
-    def joined(role: str, axis: int) -> Experts:
-        """The routed experts, and behind them the shared ones, whose hidden features follow one another on an axis."""
-        together = list(shapes[role])
-        together[axis] *= shared
-        count = mixture.experts + shared
-        blocks = loader.block_experts(count, _raw(loader, role, mixture, shapes[role], tuple(together), axis, layer))
-        if blocks is not None:
-            return blocks
-        rest = loader.entry(f"shared_{role}", tuple(together), layer).read() if shared else None
+
+class _Parts:
+    """The matrices of one role of all experts of a layer: the routed ones, and behind them the shared ones.
+
+    shape: of one expert's matrix. axis: on which the shared ones follow one another in their tensor. All shapes are
+    checked when it is made, before memory is taken for so many.
+    """
+
+    def __init__(
+        self, loader: Loader, role: str, mixture: Mixture, shape: tuple[int, int], axis: int, layer: int
+    ) -> None:
+        self.loader, self.mixture, self.shape, self.axis = loader, mixture, shape, axis
+        experts, name = mixture.experts, f"expert_{role}"
+        self.routed: list[Entry]
+        pieces: list[RawBlocks | None] = [None]
+        if loader.names[name].count("{}") > 1:
+            self.routed = [loader.entry(name, shape, layer, expert) for expert in range(experts)]
+        else:
+            together = loader.entry(name, (experts, *shape), layer)
+            assert isinstance(together, TensorEntry)
+            self.routed = [together.part(expert) for expert in range(experts)]
+            if shape[0] % PANEL == 0:
+                pieces = [loader.raw(name, together.shape, (experts * shape[0], shape[1]), layer)]
+        self.shared: Entry | None = None
+        if mixture.shared:
+            wide = (shape[0] * mixture.shared, shape[1]) if axis == 0 else (shape[0], shape[1] * mixture.shared)
+            self.shared = loader.entry(f"shared_{role}", wide, layer)
+            raw = loader.raw(f"shared_{role}", wide, wide, layer)
+            pieces += [None] if raw is None else raw.split(mixture.shared, axis)
+        self.pieces = [piece for piece in pieces if piece is not None]
+        forms = {piece.form for piece in self.pieces}
+        whole = loader.blocks and len(self.pieces) == len(pieces) and len(forms) == 1
+        self.form = forms.pop() if whole else ""
+        """Of the blocks in which all can be held; "" if they can't."""
+
+    def joined(self, blocks: bool) -> Experts:
+        count = self.mixture.experts + self.mixture.shared
+        if blocks:
+            return BlockExperts(in_panels(self.pieces, self.loader.arena), count)
+        shared = None if self.shared is None else np.split(self.shared.read(), self.mixture.shared, axis=self.axis)
 
         def read(expert: int) -> Array:
-            if rest is None or expert < mixture.experts:
-                return routed[role](expert)
-            first = (expert - mixture.experts) * hidden
-            return np.take(rest, range(first, first + hidden), axis=axis)
+            if shared is None or expert < self.mixture.experts:
+                return self.routed[expert].read()
+            return shared[expert - self.mixture.experts]
 
-        return loader.experts(count, *shapes[role], read)
-
-    return MixtureWeights(gain, router, bias, joined("gate", 0), joined("up", 0), joined("down", 1), mixture.taken)
-
-
-def _raw(
-    loader: Loader, role: str, mixture: Mixture, shape: tuple[int, int], together: tuple[int, ...], axis: int,
-    layer: int,
-) -> list[RawBlocks | None]:
-    """The blocks of the routed experts and those of each shared one, where the file has them as blocks."""
-    name = f"expert_{role}"
-    rows, columns = shape
-    if loader.names[name].count("{}") > 1 or rows % PANEL:
-        return [None]
-    pieces = [loader.raw(name, (mixture.experts, *shape), (mixture.experts * rows, columns), layer)]
-    if mixture.shared:
-        shared = loader.raw(f"shared_{role}", together, together, layer)
-        pieces += [None] if shared is None else shared.split(mixture.shared, axis)
-    return pieces
-
-
-def _routed(
-    loader: Loader, role: str, count: int, shape: tuple[int, int], layer: int
-) -> Callable[[int], Array]:
-    """What reads the matrix of an expert. All shapes are checked first, before memory is taken for so many."""
-    name = f"expert_{role}"
-    if loader.names[name].count("{}") == 1:
-        together = loader.entry(name, (count, *shape), layer)
-        matrices: list[Array] = []
-
-        def read(expert: int) -> Array:
-            if not matrices:
-                matrices.extend(together.read())
-            return matrices[expert]
-
-        return read
-    entries = [loader.entry(name, shape, layer, expert) for expert in range(count)]
-    return lambda expert: entries[expert].read()
+        return self.loader.experts(count, *self.shape, read)
