@@ -18,7 +18,7 @@ from ..runtime.buffers import Arena
 from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
-from .linear import Dense, Experts, Matrix, RawBlocks, in_panels
+from .linear import Dense, DenseExperts, Matrix, RawBlocks, in_panels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -112,6 +112,12 @@ class Loader:
         assert isinstance(found, Dense)
         return found
 
+    def dense_of(self, source: Array) -> Dense:
+        """A matrix that was put together from several tensors, given in f32."""
+        target = self.arena.empty(source.shape, DTYPES[self.dtype])
+        self.fill(target, source)
+        return Dense(target, self.dtype)
+
     def _joined(self, uses: Sequence[Use], columns: int, places: tuple[int, ...], blocks: bool) -> Matrix:
         if blocks:
             pieces = [raw for use in uses if (raw := self._raw(use, columns, places)) is not None]
@@ -137,13 +143,18 @@ class Loader:
         return None not in found and len({raw.form for raw in found if raw is not None}) == 1
 
     def _raw(self, use: Use, columns: int, places: tuple[int, ...]) -> RawBlocks | None:
-        entry = self.entry(use.role, (use.rows, columns), *places)
-        raw = RawBlocks.parse(entry.data, entry.shape, entry.format) if isinstance(entry, TensorEntry) else None
+        shape = (use.rows, columns)
+        raw = self.raw(use.role, shape, shape, *places)
         return raw if raw is None or use.order is None else raw.reordered(use.order)
 
-    def experts(self, count: int, rows: int, columns: int, read: Callable[[int], Array]) -> Experts:
+    def raw(self, role: str, shape: tuple[int, ...], rows: tuple[int, ...], *places: int) -> RawBlocks | None:
+        """The blocks of a tensor of that shape, as a matrix of shape `rows`; None where it has none for our kernels."""
+        entry = self.entry(role, shape, *places)
+        return RawBlocks.parse(entry.data, rows, entry.format) if isinstance(entry, TensorEntry) else None
+
+    def experts(self, count: int, rows: int, columns: int, read: Callable[[int], Array]) -> DenseExperts:
         """Matrices of one shape, together. read: the matrix [rows, columns] of an expert, in f32."""
         target = self.arena.empty((count, rows, columns), DTYPES[self.dtype])
         for expert in range(count):
             self.fill(target[expert], read(expert))
-        return Experts(target, self.dtype)
+        return DenseExperts(target, self.dtype)
