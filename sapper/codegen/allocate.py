@@ -80,7 +80,11 @@ def _roots(classes: Classes) -> list[int]:
 
 
 class _Colours:
-    """One attempt: taken: the physical node of each node. busy: where each physical register is taken."""
+    """One attempt to give everything a register.
+
+    taken: the physical node of each node, -1 as long as it has none. busy: where each physical node is taken. holders:
+    who has it. parent, points, members: as in `Classes`, but for what falls apart in this attempt.
+    """
 
     def __init__(self, function: MachineFunction, classes: Classes, plan: Plan) -> None:
         self.name = function.name
@@ -89,11 +93,10 @@ class _Colours:
         flow = classes.flow
         self.physical = flow.physical
         self.kinds = flow.kinds
-        count = len(flow.nodes) + len(plan.pieces)
-        last = max(plan.pieces, default=count)
-        self.taken = [-1] * (last + 1)
-        self.points = classes.points + [0] * (last + 1 - len(flow.nodes))
-        self.kind_of = flow.kind_of + [0] * (last + 1 - len(flow.nodes))
+        more = plan.next_node - len(flow.nodes)
+        self.taken = [-1] * plan.next_node
+        self.points = classes.points + [0] * more
+        self.kind_of = flow.kind_of + [0] * more
         self.parent = classes.parent[:]
         self.members = dict(classes.members)
         self.hints = dict(classes.hints)

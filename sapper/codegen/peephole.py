@@ -15,17 +15,12 @@ from .machine import Instruction, Label, LabelReference, MachineFunction, Memory
 
 
 def peephole(function: MachineFunction, abi: Abi) -> dict[str, int]:
-    """Apply all rules in place until none applies. Returns rule name -> number of times."""
-    counts = {name: 0 for name, _ in RULES}
+    """Apply all rules in place. Returns rule name -> number of times.
+
+    One pass is enough: none makes work for itself or for one before it.
+    """
     table = facts_table(abi)
-    changed = True
-    while changed:
-        changed = False
-        for name, rule in RULES:
-            applied = rule(function, abi, table)
-            counts[name] += applied
-            changed = changed or applied > 0
-    return counts
+    return {name: rule(function, abi, table) for name, rule in RULES}
 
 
 def _drop(function: MachineFunction, places: list[int]) -> int:
@@ -67,20 +62,19 @@ def _unreachable(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
 
 
 def _jump_to_next(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
-    """A jump, conditional or not, to the label right behind it goes where the code goes anyway."""
+    """A jump, conditional or not, to a label with no other instruction in between goes where the code goes anyway."""
     places = []
-    for place, item in enumerate(function.body):
-        if type(item) is Instruction and table[item.row].flow not in (0, RETURN):
-            names = [operand.name for operand in item.operands if isinstance(operand, LabelReference)]
-            following = place + 1
-            while following < len(function.body):
-                label = function.body[following]
-                if not isinstance(label, Label):
-                    break
-                if label.name in names:
-                    places.append(place)
-                    break
-                following += 1
+    behind: set[str] = set()  # the labels right behind, but for jumps that go
+    for place in range(len(function.body) - 1, -1, -1):
+        item = function.body[place]
+        if isinstance(item, Label):
+            behind.add(item.name)
+        elif behind:
+            target = next((o.name for o in item.operands if type(o) is LabelReference), None)
+            if target in behind and table[item.row].flow:
+                places.append(place)
+            else:
+                behind.clear()
     return _drop(function, places)
 
 
@@ -165,11 +159,11 @@ def _dead_spill(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
     for place, item in enumerate(function.body):
         if type(item) is not Instruction:
             continue
-        facts = table[item.row]
-        for operand, how in zip(item.operands, facts.access, strict=True):
-            if type(operand) is not Memory or operand.base is None or operand.base.number != stack.number:
+        for position, operand in enumerate(item.operands):
+            if type(operand) is not Memory or operand.base != stack:
                 continue
-            if how != WRITE:
+            facts = table[item.row]
+            if facts.access[position] != WRITE:
                 read.add(operand.disp)
             elif facts.move_bits and type(item.operands[1]) is Register and _slot(operand, stack) is not None:
                 stores.append((place, operand.disp, operand.disp + facts.move_bits // 8))

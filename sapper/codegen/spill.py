@@ -30,7 +30,7 @@ from functools import cached_property
 from heapq import heapify, heappop, heapreplace
 
 from .joined import Classes
-from .liveness import NEXT, READ, WRITE, Flow, RowFacts, is_idiom, members
+from .liveness import NEXT, READ, WRITE, RowFacts, is_idiom, members
 from .machine import Immediate, Instruction, LabelReference, Memory, Register, VirtualRegister
 
 
@@ -179,8 +179,9 @@ class _Part:
             part = part.around
 
 
-def loops_of_flow(flow: Flow, classes: Classes) -> list[Loop]:
+def _loops(classes: Classes) -> list[Loop]:
     """The loops whose blocks stand together, innermost first."""
+    flow = classes.flow
     found = []
     starts = flow.block_start
     for header, inside in flow.loops.items():
@@ -227,10 +228,11 @@ def is_constant(instruction: Instruction, facts: RowFacts) -> bool:
 
 
 class Plan:
-    """What is spilled so far. pieces: by the number that stands for their node, above those of the flow.
+    """What is spilled so far.
 
-    home_of: of spilled nodes. dropped: places whose instruction is gone. replaced: instructions that stand where others
-    stood, and whether they are the same instruction still (with an operand in memory).
+    pieces: by their node, a number from that of the flow's nodes up to `next_node`. home_of: of spilled nodes. dropped:
+    places whose instruction is gone. replaced: instructions that stand where others stood, and whether they are the
+    same instruction still (with an operand in memory). loops: innermost first. weight: of each place.
     """
 
     def __init__(self, classes: Classes) -> None:
@@ -241,13 +243,13 @@ class Plan:
         self.slots: list[Slot] = []
         self.dropped: set[int] = set()
         self.replaced: dict[int, tuple[Instruction, bool]] = {}
-        self.loops = loops_of_flow(classes.flow, classes)
+        self.loops = _loops(classes)
         self._loops_at = {loop.first: loop for loop in self.loops}
         self._entries = self._points_of(self._loops_at)
         self.weight = [classes.flow.weight[block] for block in classes.block_of]
         self._even = int("01" * len(classes.body) or "0", 2)
         self._rooms: dict[int, _Room] = {}
-        self._next_node = len(classes.flow.nodes)
+        self.next_node = len(classes.flow.nodes)
         self._next_number = 1 + max(
             (node.number for node in classes.flow.nodes[classes.flow.physical:]), default=0)
 
@@ -306,11 +308,14 @@ class Plan:
         none of the places that lack a register."""
         classes = self.classes
         nodes = classes.of(root)
-        places = sorted({place for node in nodes for place in classes.mentions[node]})
         points = classes.points[root]
+        wanted = points & lacking
+        count = wanted.bit_count()
+        named = [place for node in nodes for place in classes.mentions[node]]
+        if count <= len(named) and count <= sum(wanted >> 2 * place & 1 for place in set(named)):
+            return []  # most registers: they live from one instruction to one near by
+        places = sorted(set(named))
         idle = points & self._even & ~self._points_of(places)
-        if not idle & lacking:
-            return []
         scale = 1.0 if self._definition(nodes) is None else 0.5
         parts = [_Part(None, None, idle, scale * sum(self.costs[node] for node in nodes))]
         into = points & self._entries
@@ -517,10 +522,10 @@ class Plan:
             points = (2 << 2 * last + (last in home.writes)) - (1 << 2 * first + (loaded < 0))
         register = VirtualRegister(home.kind, self._next_number)
         self._next_number += 1
-        self.pieces[self._next_node] = Piece(
+        self.pieces[self.next_node] = Piece(
             register, home, places, loaded, stored, loop, points,
             sum(map(self.weight.__getitem__, places)))
-        self._next_node += 1
+        self.next_node += 1
 
     def _wanted_after(self, home: Home, place: int) -> bool:
         """Whether anyone reads it after a place, before it is written again."""

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import gcd, prod
+from math import gcd, lcm, prod
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TensorType, TileType, bool_
 from ..lang.by_hand import CONTRACTIONS, PIECES, block_names, pieces_named
-from ..tile.parts import split_parts
+from ..tile.parts import MOST_LOOPS, split_parts
 from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
 from .groups import GroupLowering
@@ -107,12 +107,17 @@ def has_wide_rows(function: Function) -> bool:
 
 def lower(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
     """Lower a canonical tile IR function. Raises LoweringError for an element type that no register row holds."""
+    return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
+
+
+def check_dtypes(function: Function, taken: frozenset[Op]) -> None:
+    """Raises LoweringError for a value that no register row holds. taken: loads that matrix instructions read."""
     for op in function.walk():
         for value in op.results:
-            if isinstance(value.type, TileType) and not value.type.dtype.compute:
+            if isinstance(value.type, TileType) and not value.type.dtype.compute and op not in taken:
                 raise LoweringError(f"found a value of {value.type.dtype.name}; expected a type that can be computed "
-                                    "with: fp8 and i4 run under the interpreter only; mend: hold it as bf16 or i8", op)
-    return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
+                                    "with: i4 runs under the interpreter only, fp8 there and in contractions on "
+                                    "sm_90a; mend: hold it as bf16 or i8", op)
 
 
 def _parts(function: Function, specialization: Specialization) -> Function:
@@ -182,7 +187,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(OrderedLowering, GroupLowering, LateLowering):
+class Lowering(GroupLowering, OrderedLowering, LateLowering):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
@@ -231,6 +236,7 @@ class Lowering(OrderedLowering, GroupLowering, LateLowering):
         lowered = Function(self.function.name, "lane", self.function.location)
         lowered.body = self.entry
         self.find_matrix_walk()
+        check_dtypes(self.function, frozenset(self.near_loads()))
         for number, part in enumerate(self._parts()):
             if number:
                 self.effect("barrier", [])
@@ -720,8 +726,8 @@ class Lowering(OrderedLowering, GroupLowering, LateLowering):
         self.effect("yield", [])
         self.leave()
         counter = self.counters
-        if counter > 7:
-            raise LoweringError(f"{self.function.name} has more than 8 parallel loops in a row")
+        if counter >= MOST_LOOPS:
+            raise LoweringError(f"{self.function.name} has more than {MOST_LOOPS} parallel loops in a row")
         self.counters += 1
         self.task_counts.append(self._most_tasks(ranges, granules))
         self.finish(Op("tasks", [total_value], (), {"counter": counter}, [task], self.location))
@@ -778,7 +784,7 @@ class Lowering(OrderedLowering, GroupLowering, LateLowering):
                         granule = max(1, min(TASK_ELEMENTS // elements, TASK_INDICES) // self.lanes) * self.lanes
                 else:
                     granule = 4
-            granules.append(granule)
+            granules.append(lcm(granule, self.panel_width(r.axis)))
         return granules
 
     def _elements(self, block: Block, axis: str) -> int:

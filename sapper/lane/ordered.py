@@ -19,7 +19,7 @@ from collections.abc import Callable
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TileType, bf16, f16, i32
 from ..tile.plan import Walk, axes_of
-from .matrix import MatrixLowering
+from .model import Model
 from .state import Access, Scalar, row_dtype
 from .walk import Carried
 
@@ -40,7 +40,7 @@ def lowest_of(dtype: DType, sign: int) -> float | int:
     return -(1 << (bits - 1)) if sign > 0 else (1 << (bits - 1)) - 1
 
 
-class OrderedLowering(MatrixLowering):
+class OrderedLowering(Model):
     """Emits scans and the k largest."""
 
     def ordered(self, op: Op) -> None:
@@ -83,7 +83,7 @@ class OrderedLowering(MatrixLowering):
         axes.sort(key=lambda pair: (pair[0] == last, pair[0] in self.bound and self.bound[pair[0]].lane))
         return self.allocate(value, value.type.dtype, axes)  # type: ignore[union-attr]
 
-    def _branch(self, condition: Value, then: Callable[[], Carried], otherwise: Carried) -> Carried:
+    def _if_any(self, condition: Value, then: Callable[[], Carried], otherwise: Carried) -> Carried:
         """What `then` gives where a scalar is not 0."""
         taken, other = Block(), Block()
         self.enter(taken)
@@ -269,7 +269,7 @@ class OrderedLowering(MatrixLowering):
                 here = self.add(first, lane)
                 element = self._fetched("load_splat", group, here, row.dtype)
                 found = any_of(is_larger(element, ends[0]))
-                return self._branch(found, lambda: insert(element, self._fetched("load_splat", group_places, here,
+                return self._if_any(found, lambda: insert(element, self._fetched("load_splat", group_places, here,
                                                                                  i32)), ends)
 
             return self._repeat(lanes, carried, one)
@@ -294,11 +294,11 @@ class OrderedLowering(MatrixLowering):
                 def one(number: Value, ends: Carried) -> Carried:
                     first = self.mul(number, lanes)
                     some = any_of(is_larger(self._fetched("load", group, first, row.dtype), ends[0]))
-                    return self._branch(some, lambda: each_lane(first, ends), ends)
+                    return self._if_any(some, lambda: each_lane(first, ends), ends)
 
                 return self._repeat(len(rows), carried, one)
 
-            return self._branch(any_of(found), look, carried)
+            return self._if_any(any_of(found), look, carried)
 
         self.axis_loop(axis, ROWS_AT_ONCE, True, [least()], body)
         into = op.attributes["into"]

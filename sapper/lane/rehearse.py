@@ -569,7 +569,9 @@ class _Rehearsal:
             if start is None:
                 continue
             rows, panel = op.attributes[f"{side}_rows"], op.attributes.get(f"{side}_panel_bytes", 0)
-            last = fragments.near_offsets(np.array(extent - 1), np.array(fragments.DEPTH - 1), rows, panel)
+            size = op.attributes["dtype"].size_bytes
+            deep = np.array(fragments.GROUP_DEPTH_BYTES // size - 1)
+            last = fragments.near_offsets(np.array(extent - 1), deep, rows, panel, size)
             row = fragments.ROW_BYTES
             interval = start // row * row, (start + int(last)) // row * row + row
             access = Access(op, warp.number, None, False)

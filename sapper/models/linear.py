@@ -9,7 +9,7 @@ A use is a list of steps (kernel, arguments), so that the session can run them a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -41,6 +41,24 @@ class Workspace:
         if self._wide[place].size < rows * columns:
             self._wide[place] = empty((rows * columns,))
         return self._wide[place][: rows * columns].reshape(rows, columns)
+
+
+def named_arrays(value: Any, name: str = "") -> dict[str, Array]:
+    """Every array in a structure of dictionaries, sequences, dataclasses and workspaces, by where it stands."""
+    parts: list[tuple[Any, Any]]
+    if isinstance(value, np.ndarray):
+        return {name: value} if value.size else {}
+    if isinstance(value, dict):
+        parts = list(value.items())
+    elif isinstance(value, (tuple, list)):
+        parts = list(enumerate(value))
+    elif isinstance(value, Workspace):
+        parts = [(key.lstrip("_"), part) for key, part in vars(value).items()]
+    elif is_dataclass(value) and not isinstance(value, type):
+        parts = [(f.name, getattr(value, f.name)) for f in fields(value)]
+    else:
+        return {}
+    return {k: v for key, part in parts for k, v in named_arrays(part, f"{name} {key}".strip()).items()}
 
 
 class Matrix(Protocol):

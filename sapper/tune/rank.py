@@ -1,10 +1,10 @@
 """Code by hand and generated code, ranked by what they cost on paper.
 
 Enters: a kernel, a target, what is known of its calls, blocks by hand. Leaves: a `Rank` for each and for the generated
-code, the cheapest first. Holds: nothing is run. The cost is the bound of the main loop, the one that does most in a pass
-(codegen/explain.py: ports, latency, front end, from the costs of the rows), for each f32 operation of it, or for each
-byte stored where it stores: a block may take fewer operations for the same result. What the bound leaves out, memory above all, a measurement decides:
-`sapper tune` tries blocks like any part of a schedule.
+code, the cheapest first. Holds: nothing is run. The cost is the bound of the main loop, the one that does most in a
+pass (codegen/explain.py: ports, latency, front end, from the costs of the rows), for each f32 operation of it, or for
+each byte stored where it stores: a block may take fewer operations for the same result. What the bound leaves out,
+memory above all, a measurement decides: `sapper tune` tries blocks like any part of a schedule.
 """
 
 from __future__ import annotations

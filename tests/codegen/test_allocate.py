@@ -735,6 +735,9 @@ RSP = Register("gpr", 4)
         ("move to itself", [("mov.32", RDI, RDI), ("ret",)], ["mov.32", "ret"]),
         ("jump to next", [("jmp", LabelReference("a")), ("b:",), ("a:",), ("ret",)], ["ret"]),
         ("jump to next", [("je", LabelReference("a")), ("a:",), ("ret",)], ["ret"]),
+        ("jump to next", [("je", LabelReference("a")), ("jmp", LabelReference("a")), ("a:",), ("ret",)], ["ret"]),
+        ("jump to next", [("je", LabelReference("b")), ("jmp", LabelReference("a")), ("b:",), ("a:",), ("ret",)],
+         ["ret"]),
         ("unreachable", [("ret",), ("mov.64", RDI, RSI), ("a:",), ("ret",)], ["ret", "ret"]),
         (
             "known reload",

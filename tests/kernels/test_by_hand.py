@@ -19,7 +19,7 @@ from sapper.assembly.override import Override, compile_by_hand
 from sapper.codegen.machine import Instruction
 from sapper.ir.types import bf16 as BF16
 from sapper.ir.types import f32 as F32
-from sapper.kernels.by_hand import matmul, rows
+from sapper.kernels.by_hand import blocked, codebook, matmul, rows
 from sapper.kernels.matmul import make_matmul_nn
 from sapper.lang.by_hand import PIECES
 from sapper.runtime import by_hand
@@ -65,6 +65,8 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "bf16 14x32": lambda: attached(matmul_bf16, matmul.attach, matmul.BF16),
     "row sum": lambda: attached(rows.make_row_sum(), rows.attach_row_sum),
     "embedding": lambda: attached(rows.make_embedding(), rows.attach_embedding),
+    "f32 in blocks of the depth": lambda: attached(make_matmul_nn(f32), blocked.attach, 16),
+    "codebook": lambda: attached(codebook.make_codebook(), codebook.attach),
 }
 MATMULS = ("f32 14x32", "f32 6x16", "bf16 14x32")
 
@@ -140,7 +142,7 @@ def test_the_proof_finds_the_one_value_that_differs() -> None:
 
 
 @pytest.mark.parametrize("name, every", [("f32 14x32", 97), ("bf16 14x32", 83), ("f32 6x16", 43), ("row sum", 7),
-                                         ("embedding", 1)])
+                                         ("embedding", 1), ("codebook", 2)])
 def test_planted_errors_are_found(name: str, every: int) -> None:
     """A sample of all mutants, evenly over the text."""
     kernel, made, trials = tried(name)

@@ -8,7 +8,28 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import CallError, KernelError, Tensor, bf16, each, emulate, f32, i8, i16, i32, kernel, tiles, u8, whole
+from sapper import (
+    CallError,
+    KernelError,
+    Tensor,
+    bf16,
+    each,
+    emulate,
+    exp,
+    f32,
+    i8,
+    i16,
+    i32,
+    kernel,
+    max,
+    maximum,
+    span,
+    sum,
+    tiles,
+    u8,
+    whole,
+    zeros,
+)
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
 from sapper.tile.eager import run as run_eager
@@ -66,6 +87,25 @@ def words(x: Tensor[i8, N], out: Tensor[i32, M]):
         out[n] = w[n]
 
 
+@kernel
+def paged(q: Tensor[f32, B, D], keys: Tensor[f32, N, 4, D], values: Tensor[f32, N, 4, D], page: Tensor[i32, B, T],
+          length: Tensor[i32, B], out: Tensor[f32, B, D]):
+    """Attention of one query each over a cache in pages of 4, whose places a table says."""
+    for b in each(B):
+        d = whole(D)
+        high, total, acc = zeros(dtype=f32) - 1e30, zeros(dtype=f32), zeros(d, dtype=f32)
+        for t in tiles(span(0, length[b])):
+            place = page[b, t // 4]
+            score = q[b, d] @ keys[place, t % 4, d]
+            above = maximum(high, max(score, over=t))
+            weight = exp(score - above)
+            scale = exp(high - above)
+            total = total * scale + sum(weight, over=t)
+            acc = acc * scale + weight @ values[place, t % 4, d]
+            high = above
+        out[b, d] = acc / total
+
+
 def case(name: str, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments, and what the outputs must hold."""
     rng = np.random.default_rng(seed)
@@ -93,6 +133,17 @@ def case(name: str, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
         want = (np.concatenate([low, high], -1).astype(np.float32) - 8) * scale[..., None].astype(np.float32)
         return ({"packed": packed.reshape(t, -1), "out": np.zeros((t, 32 * blocks), np.float32)},
                 {"out": want.reshape(t, -1)})
+    if name == "paged":
+        keys, values, query = normal(12, 4, d), normal(12, 4, d), normal(t, d)
+        page = rng.permutation(12).astype(np.int32).reshape(t, 4)
+        length = rng.integers(1, 17, t, np.int32)
+        want = np.zeros((t, d), np.float32)
+        for b in range(t):
+            k, v = (x[page[b]].reshape(16, d)[:length[b]] for x in (keys, values))
+            weight = np.exp(query[b] @ k.T)
+            want[b] = weight @ v / weight.sum()
+        return {"q": query, "keys": keys, "values": values, "page": page, "length": length,
+                "out": np.zeros((t, d), np.float32)}, {"out": want}
     if name == "merged":
         x = normal(2, 2 * t, d)[:, :t]  # rows apart: the merged axes are contiguous all the same
         return {"x": x, "out": np.zeros((2, t * d), np.float32)}, {"out": x.reshape(2, -1) + 1}
@@ -100,7 +151,7 @@ def case(name: str, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"x": x, "out": np.zeros(d, np.int32)}, {"out": x.view(np.int32)}
 
 
-KERNELS = {k.name: k for k in (rotate, grouped_scores, dequantize, merged, words)}
+KERNELS = {k.name: k for k in (rotate, grouped_scores, dequantize, merged, words, paged)}
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -172,6 +172,26 @@ def at_the_highest(x: Tensor[f32, N], y: Tensor[f32, N], out: Tensor[f32, 1]):
     out[0] = y[argmax(x[n], over=n)]
 
 
+@kernel
+def many_sums(x: Tensor[f32, N], out: Tensor[f32, N]):
+    """Each sum needs the one before: more long reductions than there are task counters."""
+    n = whole(N)
+    total = sum(x[n], over=n)
+    for _ in (1, 2, 3, 4, 5, 6, 7, 8, 9):
+        total = sum(where(x[n] > total, x[n], 1.0), over=n)
+    for m in tiles(N):
+        out[m] = x[m] + total
+
+
+def test_no_more_reductions_are_shared_than_there_are_counters() -> None:
+    given = {"x": np.float32([1, 5, 2]), "out": np.zeros(3, np.float32)}
+    expected = expect(many_sums.tile_ir(), given)
+    function = reduce_loops(many_sums.tile_ir())
+    made = run_lane(function, given, specialization=specialize(function, given, {"N": 16384}))
+    assert made.attributes["counters"] == 8
+    assert_expected(given, expected, "many_sums")
+
+
 def test_an_address_waits_for_the_reduction_that_it_comes_from() -> None:
     given = {"x": np.float32([1, 5, 2]), "y": np.float32([7, 8, 9]), "out": np.zeros(1, np.float32)}
     run_lane(reduce_loops(at_the_highest.tile_ir()), given)

@@ -88,6 +88,10 @@ class Session(BaseSession):
         self._gathered, self._results = (empty((rows * taken, features), F32) for _ in range(2))
         self._expert_hidden = empty((rows * taken, mixture.hidden), F32)
 
+    def state(self) -> dict[str, Array]:
+        return {f"layer {i} {part}": cache for part, caches in (("latents", self._latents), ("keys", self._keys))
+                for i, cache in enumerate(caches)}
+
     def _chunk_values(self, count: int) -> dict[str, int]:
         values = super()._chunk_values(count) | {"filled": self.position + count}
         mixture = self.model.config.mixture
