@@ -11,10 +11,7 @@ import numpy as np
 import pytest
 
 from sapper.models import session as sessions
-from sapper.models.errors import ModelError
-from sapper.models.llama.session import Session
 from sapper.models.load import load_model
-from sapper.models.locate import find_model
 from tests.codegen.run_native import RUNNABLE
 from tests.models.small import VOCABULARY, random_weights, write_gguf
 
@@ -136,21 +133,3 @@ def test_same_model_same_bytes(checkpoint: Path, library: Path, tmp_path: Path) 
     build(checkpoint, tmp_path / "model.so")
     for ending in (".so", ".weights", ".h"):
         assert (tmp_path / f"model{ending}").read_bytes() == library.with_suffix(ending).read_bytes()
-
-
-def test_smollm2_says_what_a_session_says(tmp_path: Path) -> None:
-    try:
-        path = find_model("smollm2")
-    except ModelError as error:
-        pytest.skip(str(error))
-    made = build(path, tmp_path / "model.so", context=256)
-    assert made["compile_s"] < 60 and made["temporary_bytes"] < made["temporary_bytes_without_sharing"]
-    compile_caller(tmp_path / "model.so")
-    model = load_model(path)
-    tokens = model.tokenizer.encode("The capital of France is")
-    rows, _ = call(tmp_path / "caller", tmp_path / "model.weights", 2, 8, tokens)
-    session = Session(model, 256, threads=2)
-    session.feed(tokens)
-    for row in rows.reshape(9, -1):
-        assert np.array_equal(row[1:], session.logits.view(np.int32)) and row[0] == session.logits.argmax()
-        session.feed([int(row[0])])
