@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sapper.cli.main import main
 from sapper.models import session as sessions
 from sapper.models.load import load_model
 from tests.codegen.run_native import RUNNABLE
@@ -129,7 +130,16 @@ def test_the_assembly_file_is_the_library(checkpoint: Path, library: Path, tmp_p
     assert text.count("\nkernel.attention_f32:") == 1
 
 
-def test_same_model_same_bytes(checkpoint: Path, library: Path, tmp_path: Path) -> None:
-    build(checkpoint, tmp_path / "model.so")
+def test_same_model_same_bytes(
+    checkpoint: Path, library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From the command line, too."""
+    assert main(["build", str(checkpoint), "-o", str(tmp_path / "model.so"), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["weights_bytes"] == (tmp_path / "model.weights").stat().st_size and made["context"] == 96
+    assert main(["build", str(checkpoint), "-o", str(tmp_path / "other.so"), "--context", "7", "--dtype", "f32"]) == 0
+    assert "MiB of state for 7 tokens" in capsys.readouterr().out
+    assert main(["build", str(checkpoint), "-o", str(tmp_path / "model.dll")]) == 2
+    assert "or none for an executable" in capsys.readouterr().err
     for ending in (".so", ".weights", ".h"):
         assert (tmp_path / f"model{ending}").read_bytes() == library.with_suffix(ending).read_bytes()
