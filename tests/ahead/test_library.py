@@ -13,6 +13,8 @@ import pytest
 from sapper.cli.main import main
 from sapper.models import session as sessions
 from sapper.models.load import load_model
+from sapper.targets.x86_64.detect import host
+from sapper.targets.x86_64.target import target
 from tests.codegen.run_native import RUNNABLE
 from tests.models.small import VOCABULARY, random_weights, write_gguf
 
@@ -128,6 +130,14 @@ def test_the_assembly_file_is_the_library(checkpoint: Path, library: Path, tmp_p
                  ": layers 0 qkv parts 0"):
         assert part in text, f"the file says {part}"
     assert text.count("\nkernel.attention_f32:") == 1
+
+
+def test_code_for_another_processor_asks_first(checkpoint: Path, tmp_path: Path) -> None:
+    """A build needs no CPU that could run it; one that can't says so before any instruction that would fault."""
+    if not target("zen4").features - host().features:
+        pytest.skip("this CPU has all that Zen 4 has")
+    build(checkpoint, tmp_path / "model.so", target_name="zen4")
+    assert call(compile_caller(tmp_path / "model.so"), tmp_path / "model.weights", 1, 0, [1])[1] == ["open 7"]
 
 
 def test_same_model_same_bytes(
