@@ -14,10 +14,11 @@ from typing import Any
 
 from ..codegen.c_abi import CPU_AREA, check_cpu
 from ..codegen.encode import encode
-from ..codegen.machine import MachineFunction
+from ..codegen.machine import Instruction, LabelReference, MachineFunction
 from ..codegen.object import Part, write_executable, write_object, write_shared_object
 from ..codegen.print import print_file
 from ..codegen.table import Table
+from ..codegen.unwind import frame_rows
 from ..runtime.program_code import program_function
 from ..runtime.workers_code import launch_function, work_function
 from .digest import digest_function
@@ -48,11 +49,14 @@ class ModelLibrary:
         for item, exported in self.items:
             if isinstance(item, Table):
                 parts.append(Part(item.name, item.encoded(), False))
-            elif item.name in self.codes:
-                code = self.codes[item.name]
-                parts.append(Part(item.name, code.encoded, False, code.source))
+                continue
+            code = self.codes.get(item.name)
+            made = encode(item) if code is None else encode(item, self.plan.target.features)
+            frame = tuple(frame_rows(item, made.offsets)) if not _calls_itself(item) else ()
+            if code is None:
+                parts.append(Part(item.name, made, exported, None, frame))
             else:
-                parts.append(Part(item.name, encode(item), exported))
+                parts.append(Part(item.name, code.encoded, False, code.source, frame))
         return parts
 
     def so(self, soname: str) -> bytes:
@@ -74,6 +78,12 @@ class ModelLibrary:
 
 
 AREAS = {CPU_AREA: 64}
+
+
+def _calls_itself(function: MachineFunction) -> bool:
+    """Whether it has parts that it calls, for which one set of frame rows can't stand."""
+    calls = [item for item in function.body if isinstance(item, Instruction) and item.row.control == "call"]
+    return any(isinstance(call.operands[0], LabelReference) for call in calls)
 
 
 def plan_model(model: Model, target: Any) -> Plan:

@@ -68,7 +68,9 @@ def _head(plan: Plan) -> list[str]:
     lines = [
         f"{name}: a language model as one assembly file. Made by sapper for {plan.target.name}.",
         *textwrap.wrap(model.description, _WIDTH), "",
-        f"as {name}.s -o {name}.o && ld -shared {name}.o -o {name}.so",
+        f"as {name}.s -o {name}.o",
+        f"ld -shared {name}.o -o {name}.so                      a library",
+        *([f"ld -static -e {name}_start {name}.o -o {name}     an executable"] if plan.words else []),
         "",
         f"In this order: the functions that others call ({name}_open, {name}_prefill, {name}_step, ...), the programs",
         f"as tables of launches ({name}.prefill, {name}.step), the kernels, and what lets several workers run them.",

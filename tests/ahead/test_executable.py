@@ -101,6 +101,10 @@ def test_messages(small: tuple[Path, Path], tmp_path: Path) -> None:
         assert run(program, text=text) == (
             1, b"", "the prompt is too long; expected at most 96 tokens and 1536 bytes with the chat template\n")
     assert run(program, "--raw", text=b"\n") == (1, b"", "the prompt is empty; expected some text\n")
+    if shutil.which("prlimit") is not None:  # room for the weights, not for the model's memory
+        limited = ["prlimit", "--as=2000000", str(program), "x"]
+        done = subprocess.run(limited, capture_output=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (1, b"the system gives no memory\n")
     with open("/dev/full", "wb") as full:
         assert subprocess.run([str(program), "hello"], stdout=full, timeout=60, check=False).returncode == 1
 

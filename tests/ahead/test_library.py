@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sapper.cli.main import main
 from sapper.models import session as sessions
-from sapper.models.errors import ModelError
-from sapper.models.llama.session import Session
 from sapper.models.load import load_model
-from sapper.models.locate import find_model
+from sapper.targets.x86_64.detect import host
+from sapper.targets.x86_64.target import target
 from tests.codegen.run_native import RUNNABLE
 from tests.models.small import VOCABULARY, random_weights, write_gguf
 
@@ -132,25 +132,24 @@ def test_the_assembly_file_is_the_library(checkpoint: Path, library: Path, tmp_p
     assert text.count("\nkernel.attention_f32:") == 1
 
 
-def test_same_model_same_bytes(checkpoint: Path, library: Path, tmp_path: Path) -> None:
-    build(checkpoint, tmp_path / "model.so")
+def test_code_for_another_processor_asks_first(checkpoint: Path, tmp_path: Path) -> None:
+    """A build needs no CPU that could run it; one that can't says so before any instruction that would fault."""
+    if not target("zen4").features - host().features:
+        pytest.skip("this CPU has all that Zen 4 has")
+    build(checkpoint, tmp_path / "model.so", target_name="zen4")
+    assert call(compile_caller(tmp_path / "model.so"), tmp_path / "model.weights", 1, 0, [1])[1] == ["open 7"]
+
+
+def test_same_model_same_bytes(
+    checkpoint: Path, library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From the command line, too."""
+    assert main(["build", str(checkpoint), "-o", str(tmp_path / "model.so"), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["weights_bytes"] == (tmp_path / "model.weights").stat().st_size and made["context"] == 96
+    assert main(["build", str(checkpoint), "-o", str(tmp_path / "other.so"), "--context", "7", "--dtype", "f32"]) == 0
+    assert "MiB of state for 7 tokens" in capsys.readouterr().out
+    assert main(["build", str(checkpoint), "-o", str(tmp_path / "model.dll")]) == 2
+    assert "or none for an executable" in capsys.readouterr().err
     for ending in (".so", ".weights", ".h"):
         assert (tmp_path / f"model{ending}").read_bytes() == library.with_suffix(ending).read_bytes()
-
-
-def test_smollm2_says_what_a_session_says(tmp_path: Path) -> None:
-    try:
-        path = find_model("smollm2")
-    except ModelError as error:
-        pytest.skip(str(error))
-    made = build(path, tmp_path / "model.so", context=256)
-    assert made["compile_s"] < 60 and made["temporary_bytes"] < made["temporary_bytes_without_sharing"]
-    compile_caller(tmp_path / "model.so")
-    model = load_model(path)
-    tokens = model.tokenizer.encode("The capital of France is")
-    rows, _ = call(tmp_path / "caller", tmp_path / "model.weights", 2, 8, tokens)
-    session = Session(model, 256, threads=2)
-    session.feed(tokens)
-    for row in rows.reshape(9, -1):
-        assert np.array_equal(row[1:], session.logits.view(np.int32)) and row[0] == session.logits.argmax()
-        session.feed([int(row[0])])

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from sapper.codegen.encode import EncodedCode, encode
-from sapper.codegen.machine import Instruction, MachineFunction, Memory, Register
-from sapper.codegen.object import Part, write_object
+from sapper.codegen.listing import Listing
+from sapper.codegen.machine import Immediate, Instruction, MachineFunction, Memory, Register
+from sapper.codegen.object import Part, write_executable, write_object
 from sapper.targets.x86_64.instructions import ROWS
+from sapper.targets.x86_64.registers import RAX, RDI
 
 
 def sum_of(name: str, extra: int) -> EncodedCode:
@@ -51,6 +53,32 @@ def test_it_links_and_runs(tmp_path: Path) -> None:
     library = ctypes.CDLL(str(tmp_path / "two.so"))
     assert library.first(40, 1) == 42
     assert library.second(40, 2) == 1042
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or platform.system() != "Linux", reason="not x86-64 Linux")
+def test_an_executable_begins_at_its_entry(tmp_path: Path) -> None:
+    """Its status is a number that one function wrote to an area, and another one reads."""
+    store, start = Listing(), Listing()
+    store("mov.32", RAX, Immediate(42))
+    store("mov.32", Memory(label="place"), RAX)
+    store("ret")
+    start("lea.64", RAX, Memory(label="store"))
+    start("call.indirect", RAX)
+    start("mov.32", RDI, Memory(label="place"))
+    start("mov.32", RAX, Immediate(60))
+    start("syscall")
+    functions = [MachineFunction("store", store.body, {}, externals=frozenset({"place"})),
+                 MachineFunction("start", start.body, {}, externals=frozenset({"place", "store"}))]
+    parts = [Part(f.name, encode(f)) for f in functions]
+    path = tmp_path / "program"
+    path.write_bytes(write_executable(parts, "start", {"place": 8}, debug=True))
+    path.chmod(0o755)
+    assert subprocess.run([str(path)], timeout=10, check=False).returncode == 42
+    if shutil.which("readelf"):
+        told = subprocess.run(["readelf", "-Wa", str(path)], capture_output=True, text=True, check=True)
+        assert "EXEC" in told.stdout and "INTERP" not in told.stdout and not told.stderr
+    with pytest.raises(ValueError, match="no function 'main'"):
+        write_executable(parts, "main", {"place": 8})
 
 
 def test_bad_names_and_empty_sets_are_refused() -> None:
