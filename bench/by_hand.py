@@ -1,13 +1,17 @@
-"""Assembly by hand beside the generated code: `python bench/by_hand.py`, a table of what each piece gains here.
+"""Assembly by hand beside generated code and peers: `python bench/by_hand.py [WORD]`, a table of what each gains here.
 
-Each case runs both codes in turn on the same arrays, one worker, and takes the best of its turns. What this CPU cannot
-run is named with the reason. Every piece is checked against its kernel before it is timed.
+Each case runs all codes in turn on the same arrays, one thread, and takes the best of each one's turns. What this CPU
+cannot run is named with the reason; peers that are not installed are left out. Every piece is checked against its
+kernel before it is timed. WORD: only cases whose name has it.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -15,11 +19,13 @@ import numpy as np
 
 import sapper as sp
 from sapper import Schedule, Tensor, bf16, f32, tiles, zeros
-from sapper.kernels.by_hand import matmul, rows
+from sapper.kernels.by_hand import blocked, codebook, matmul, rows
 from sapper.kernels.matmul import make_matmul_nn
+from sapper.lang.by_hand import pieces_named
 from sapper.targets import host_target
 
-TURNS = 15
+TURNS, TURNS_S = 15, 2.0
+"""Each call has so many turns, or fewer where they take longer than so many seconds, but 5 at least."""
 M, N, K = sp.dims("M N K")
 random = np.random.default_rng(0)
 
@@ -28,6 +34,12 @@ random = np.random.default_rng(0)
 def exponential(x: Tensor[f32, N], y: Tensor[f32, N]):
     for n in tiles(N):
         y[n] = sp.exp(x[n])
+
+
+@sp.kernel
+def to_bf16(x: Tensor[f32, N], y: Tensor[bf16, N]):
+    for n in tiles(N):
+        y[n] = x[n].to(bf16)
 
 
 def make_matmul_bf16() -> Any:
@@ -46,59 +58,161 @@ def normal(*extents: int) -> Any:
     return random.standard_normal(extents, dtype=np.float32)
 
 
-Case = tuple[str, Callable[[], None], Callable[[], None]]
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The same work by hand, generated, and by peers, each a call; in place of a call the reason why there is none."""
+
+    name: str
+    hand: Callable[[], Any]
+    generated: Callable[[], Any]
+    peers: dict[str, Callable[[], Any]]
 
 
 def prepared(kernel: Any, *arguments: Any, **options: Any) -> Any:
     return sp.prepare(kernel, *arguments, threads=1, **options)
 
 
-def matmul_cases(name: str, shape: Any, make: Callable[[], Any], dtype: Any, wanted: Any) -> Iterator[Case]:
+def torch_peer(make: Callable[[Any], Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
+    """The call that `make(torch)` gives, on one thread; none where torch is not installed."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return {}
+    torch.set_num_threads(1)
+    return {"torch": make(torch)}
+
+
+def product_peers(a: Any, b: Any) -> dict[str, Callable[[], Any]]:
+    """torch's (oneDNN or MKL) and NumPy's (OpenBLAS) product of f32 matrices."""
+    c = np.empty((a.shape[0], b.shape[1]), np.float32)
+
+    def with_torch(torch: Any) -> Callable[[], Any]:
+        x, y, z = torch.from_numpy(a), torch.from_numpy(b), torch.empty(c.shape)
+        return lambda: torch.mm(x, y, out=z)
+
+    return torch_peer(with_torch) | {"numpy": lambda: np.matmul(a, b, out=c)}
+
+
+def matmul_cases(name: str, attach: Callable[[Any], None], make: Callable[[], Any], dtype: Any, wanted: Any,
+                 sizes: tuple[int, ...] = (256, 1024)) -> Iterator[Case]:
     hand, generated = make(), make()
-    matmul.attach(hand, shape)
+    attach(hand)
     missing = sorted(hand.by_hand[0].features - host_target().features)
     if missing:
         print(f"{name:34} not measured: this CPU has no {', '.join(missing)}")
         return
-    for size in (256, 1024):
+    options = {} if wanted is None else {"target": wanted}
+    for size in sizes:
         a, b = normal(size, size).astype(dtype), normal(size, size).astype(dtype)
         c, other = np.zeros((2, size, size), np.float32)
-        options = {} if wanted is None else {"target": wanted}
-        yield (f"{name}, {size} x {size} x {size}", prepared(hand, a, b, c, **options),
-               prepared(generated, a, b, other, **options))
+        yield Case(f"{name}, {size}", prepared(hand, a, b, c, **options), prepared(generated, a, b, other, **options),
+                   product_peers(a, b) if dtype is np.float32 else {})
+
+
+def micro_kernel_cases(name: str, block: str, wanted: Any) -> Iterator[Case]:
+    """A micro-kernel in generated loops."""
+    piece = pieces_named(block)[0]
+    missing = sorted(piece.features - host_target().features)
+    if missing:
+        print(f"{name:34} not measured: this CPU has no {', '.join(missing)}")
+        return
+    options = {} if wanted is None else {"target": wanted}
+    for size in (256, 1024):
+        a, b = normal(size, size), normal(size, size)
+        c, other = np.zeros((2, size, size), np.float32)
+        kernel = make_matmul_nn(f32)
+        yield Case(f"{name}, {size}", prepared(kernel, a, b, c, schedule=Schedule(assembly=(block,)), **options),
+                   prepared(kernel, a, b, other, **options), product_peers(a, b))
+
+
+def block_case(name: str, kernel: Any, schedule: Schedule, *arguments: Any, peers: Any = None) -> Case:
+    """A block on rows in a generated kernel, whose last argument is its result."""
+    *given, result = arguments
+    return Case(name, prepared(kernel, *arguments, schedule=schedule), prepared(kernel, *given, np.zeros_like(result)),
+                peers or {})
 
 
 def cases() -> Iterator[Case]:
     def nn() -> Any:
         return make_matmul_nn(f32)
 
-    yield from matmul_cases("matmul f32, 14 x 32, AVX-512", matmul.AVX512, nn, np.float32, None)
-    yield from matmul_cases("matmul f32, 6 x 16, AVX2", matmul.AVX2, nn, np.float32, "v3")
-    yield from matmul_cases("matmul bf16, 14 x 32, vdpbf16ps", matmul.BF16, make_matmul_bf16, ml_dtypes.bfloat16, None)
+    yield from micro_kernel_cases("micro-kernel f32, 14 x 32, AVX-512", "f32_14x32", None)
+    yield from micro_kernel_cases("micro-kernel f32, 6 x 16, AVX2", "f32_6x16", "v3")
+    yield from matmul_cases("matmul f32, 14 x 32, AVX-512", lambda k: matmul.attach(k, matmul.AVX512), nn, np.float32,
+                            None)
+    yield from matmul_cases("matmul f32, 6 x 16, AVX2", lambda k: matmul.attach(k, matmul.AVX2), nn, np.float32, "v3")
+    yield from matmul_cases("matmul f32 in blocks of the depth", blocked.attach, nn, np.float32, None, (1024,))
+    yield from matmul_cases("matmul bf16, 14 x 32, vdpbf16ps", lambda k: matmul.attach(k, matmul.BF16),
+                            make_matmul_bf16, ml_dtypes.bfloat16, None)
     if not set(rows.FEATURES.split()) <= host_target().features:
         print("the other pieces are not measured: this CPU has no AVX-512")
         return
     for count in (4096, 1 << 20):
-        x, y, z = normal(count), np.zeros(count, np.float32), np.zeros(count, np.float32)
-        yield (f"exp, table of 32, {count}", prepared(exponential, x, y, schedule=Schedule(assembly=("exp_by_table",))),
-               prepared(exponential, x, z))
+        x, y = normal(count), np.zeros(count, np.float32)
+        yield block_case(f"exp, table of 32, {count}", exponential, Schedule(assembly=("exp_by_table",)), x, y,
+                         peers=torch_peer(lambda torch, x=x: _unary(torch.exp, torch.from_numpy(x), torch)))
+    x, y = normal(4096), np.zeros(4096, ml_dtypes.bfloat16)
+    yield block_case("cast to bf16, 4096", to_bf16, Schedule(assembly=("round_to_bf16",)), x, y,
+                     peers=torch_peer(lambda torch, x=x: _cast(torch, x)))
     for columns in (64, 1024):
-        x = normal(1024, columns)
-        s, other = np.zeros((2, 1024), np.float32)
-        hand, generated = rows.make_row_sum(), rows.make_row_sum()
+        x, s = normal(1024, columns), np.zeros(1024, np.float32)
+        hand = rows.make_row_sum()
         rows.attach_row_sum(hand)
-        yield f"row sum, 1024 x {columns}", prepared(hand, x, s), prepared(generated, x, other)
+        generated = rows.make_row_sum()
+        peers = torch_peer(lambda torch, x=x: _row_sum(torch, x))
+        yield Case(f"row sum, 1024 x {columns}", prepared(hand, x, s), prepared(generated, x, np.zeros_like(s)), peers)
+        yield block_case(f"row sum's last step, 1024 x {columns}", generated,
+                         Schedule(assembly=("sum_of_each_row",), registers={"m": 16}), x, s, peers=peers)
     w = random.integers(-2**31, 2**31, 4096, dtype=np.int64).astype(np.int32)
     v = normal(8, 4096)
     y, z = np.zeros((2, 4096), np.float32)
-    yield ("4-bit dot, 4096 x 8", prepared(rows.make_dot4(True), w, v, y), prepared(rows.make_dot4(False), w, v, z))
+    yield Case("4-bit dot, 4096 x 8", prepared(rows.make_dot4(True), w, v, y),
+               prepared(rows.make_dot4(False), w, v, z), {})
+    for count in (4096, 1 << 20):
+        codes, book = random.integers(0, 256, count).astype(np.uint8), random.integers(-128, 128, 16).astype(np.int8)
+        out, other, third = np.zeros((3, 2, count), np.int8)
+        hand, generated = codebook.make_codebook(), codebook.make_codebook()
+        codebook.attach(hand)
+        yield Case(f"4-bit codebook, {count}", prepared(hand, codes, book, out),
+                   prepared(generated, codes, book, other), {"numpy": _codebook(codes, book, third)})
     table = normal(100_000, 256)
     for tokens in (64, 4096):
         ids = random.integers(0, 100_000, tokens).astype(np.int32)
         y, z = np.zeros((2, tokens, 256), np.float32)
         hand, generated = rows.make_embedding(), rows.make_embedding()
         rows.attach_embedding(hand)
-        yield f"embedding, {tokens} of 100000 x 256", prepared(hand, table, ids, y), prepared(generated, table, ids, z)
+        yield Case(f"embedding, {tokens} of 100000 x 256", prepared(hand, table, ids, y),
+                   prepared(generated, table, ids, z),
+                   torch_peer(lambda torch, ids=ids: _embedding(torch, table, ids)))
+
+
+def _unary(function: Any, x: Any, torch: Any) -> Callable[[], Any]:
+    out = torch.empty_like(x)
+    return lambda: function(x, out=out)
+
+
+def _cast(torch: Any, x: Any) -> Callable[[], Any]:
+    source, out = torch.from_numpy(x), torch.empty(x.shape, dtype=torch.bfloat16)
+    return lambda: out.copy_(source)
+
+
+def _row_sum(torch: Any, x: Any) -> Callable[[], Any]:
+    source, out = torch.from_numpy(x), torch.empty(x.shape[0])
+    return lambda: torch.sum(source, 1, out=out)
+
+
+def _embedding(torch: Any, table: Any, ids: Any) -> Callable[[], Any]:
+    source, chosen = torch.from_numpy(table), torch.from_numpy(ids)
+    out = torch.empty((len(ids), table.shape[1]))
+    return lambda: torch.index_select(source, 0, chosen, out=out)
+
+
+def _codebook(codes: Any, book: Any, out: Any) -> Callable[[], Any]:
+    def run() -> None:
+        np.take(book, codes & 15, out=out[0])
+        np.take(book, codes >> 4, out=out[1])
+
+    return run
 
 
 def best_of(*calls: Callable[[], None]) -> list[float]:
@@ -110,7 +224,10 @@ def best_of(*calls: Callable[[], None]) -> list[float]:
         call()
         repeats.append(max(1, int(0.002 / max(1e-7, time.perf_counter() - start))))
     best = [float("inf")] * len(calls)
-    for _ in range(TURNS):
+    end = time.perf_counter() + TURNS_S
+    for turn in range(TURNS):
+        if turn >= 5 and time.perf_counter() > end:
+            break
         for at, call in enumerate(calls):
             start = time.perf_counter()
             for _ in range(repeats[at]):
@@ -119,12 +236,24 @@ def best_of(*calls: Callable[[], None]) -> list[float]:
     return best
 
 
+def on_one_thread() -> None:
+    """Start anew with NumPy's BLAS on one thread: it reads the setting when it is loaded."""
+    wanted = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
+
+
 def main() -> None:
-    measured = list(cases())
-    print(f"{'piece':44} {'by hand':>10} {'generated':>10} {'ratio':>6}")
-    for name, hand, generated in measured:
-        mine, other = best_of(hand, generated)
-        print(f"{name:44} {mine * 1e6:8.1f}us {other * 1e6:8.1f}us {other / mine:6.2f}")
+    on_one_thread()
+    print(f"{'piece':44} {'by hand':>10} {'generated':>10} {'ratio':>6}  peers (their time over that by hand)")
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    for case in cases():
+        if wanted not in case.name:
+            continue
+        mine, generated, *others = best_of(case.hand, case.generated, *case.peers.values())
+        told = ", ".join(f"{name} {peer / mine:.2f}" for name, peer in zip(case.peers, others, strict=True))
+        print(f"{case.name:44} {mine * 1e6:8.1f}us {generated * 1e6:8.1f}us {generated / mine:6.2f}  {told}",
+              flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Matrix products as PTX beside Triton's, without a GPU: `python bench/gpu_static.py --triton PYTHON`.
 
-Both compilers get the same product, tile and warps, and one ptxas assembles both: that of Triton's wheel if there is
-none on the path. PYTHON is an interpreter that has Triton (it compiles offline; sapper does not need it); without it
-only our rows are printed. Both read rows past the end of a ragged tile from elsewhere, without masks in the loop, and
-take K as a multiple of the tile's depth. Needs ptxas and nvdisasm. The figures are of the machine code: nothing is run,
-and no figure is a speed.
+Both compilers get the same product, tile and warps, and one ptxas assembles both: the one of --ptxas, else one on the
+path, else that of Triton's wheel. PYTHON is an interpreter that has Triton (it compiles offline; sapper does not need
+it); without it only our rows are printed. On sm_80 both read rows past the end of a ragged tile from elsewhere, without
+masks in the loop, and take K as a multiple of the tile's depth. On sm_90a both read boxes by tensor maps, and ours has
+a warp that does nothing but copy (Triton 3.9 makes none there, even where it is asked to specialise warps). Needs ptxas
+and nvdisasm. The figures are of the machine code: nothing is run, and no figure is a speed.
 
 Loop: the innermost loop with matrix instructions. Compile time: from the kernel to PTX, without ptxas, the median of
 five runs that read no cache.
@@ -17,20 +18,37 @@ import json
 import statistics
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-LEVEL = "sm_80"
-TILE = (128, 128, 64)
-WARPS, STAGES = 4, 3
 RUNS = 5
-COUNTED = ("HMMA", "LDSM", "LDGSTS", "BAR")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """tile: rows, columns, depth. warps: of Triton's blocks, or those of ours that multiply. boxes: operands come by
+    tensor maps. instruction: of matrices. counted: opcodes of the table."""
+
+    level: str
+    tile: tuple[int, int, int]
+    warps: int
+    stages: int
+    boxes: bool
+    instruction: str
+    counted: tuple[str, ...]
+
+
+SETTINGS = (
+    Setting("sm_80", (128, 128, 64), 4, 3, False, "HMMA", ("HMMA", "LDSM", "LDGSTS", "BAR")),
+    Setting("sm_90a", (128, 256, 64), 8, 4, True, "HGMMA", ("HGMMA", "UTMALDG", "SYNCS", "BAR")),
+)
 CASES = {"bf16 NN": ("bf16", "f32", False), "bf16 NT": ("bf16", "bf16", True), "f16 NN": ("f16", "f32", False)}
 """Name -> elements of a and b, of c, and whether b is (N, K)."""
 
 
-def ours(case: str) -> tuple[str, list[float]]:
+def ours(case: str, setting: Setting) -> tuple[str, list[float]]:
     """The PTX of a case, and the seconds that each compilation took."""
     import sapper as sp
     from sapper import Tensor, bf16, f16, f32, targets, tiles, zeros
@@ -61,17 +79,18 @@ def ours(case: str) -> tuple[str, list[float]]:
     for _ in range(RUNS):
         begin = time.perf_counter()
         text = compile_kernel(kernel, {}, dict.fromkeys("abc", "contiguous"), dict.fromkeys("MNK", (2**31 - 1, 64)),
-                              targets.target(LEVEL), None, frozenset("ab")).text()
+                              targets.target(setting.level), None, frozenset("ab")).text()
         seconds.append(time.perf_counter() - begin)
     return text, seconds
 
 
-def tritons(case: str, interpreter: str) -> tuple[str, list[float]]:
+def tritons(case: str, setting: Setting, interpreter: str) -> tuple[str, list[float]]:
     """The same of Triton, by its own account of its stages."""
     names = {"bf16": "bf16", "f16": "fp16", "f32": "fp32"}
     source, result, transposed = CASES[case]
-    wanted = {"level": LEVEL, "tile": TILE, "warps": WARPS, "stages": STAGES, "runs": RUNS, "element": names[source],
-              "result": names[result], "transposed": transposed}
+    wanted = {"level": setting.level, "tile": setting.tile, "warps": setting.warps, "stages": setting.stages,
+              "runs": RUNS, "element": names[source], "result": names[result], "transposed": transposed,
+              "boxes": setting.boxes}
     done = subprocess.run([interpreter, str(HERE / "gpu_static_triton.py"), json.dumps(wanted)], capture_output=True,
                           text=True, check=False)
     if done.returncode:
@@ -80,27 +99,29 @@ def tritons(case: str, interpreter: str) -> tuple[str, list[float]]:
     return text, seconds
 
 
-def assembled(text: str) -> dict[str, Any]:
-    """Figures of the machine code of one kernel."""
+def assembled(text: str, setting: Setting, ptxas: str) -> dict[str, Any]:
+    """Figures of the machine code of one kernel. ptxas: the program; empty: as it is found."""
     from sapper.targets.ptx.assembler import assemble
 
-    (made,) = assemble([text], LEVEL).values()
-    loop = next(loop for loop in made.loops() if loop["HMMA"])
-    return {"loop": loop.total(), **{name: loop[name] for name in COUNTED}, "registers": made.registers,
+    (made,) = assemble([text], setting.level, ptxas).values()
+    loop = next(loop for loop in made.loops() if loop[setting.instruction])
+    return {"loop": loop.total(), **{name: loop[name] for name in setting.counted}, "registers": made.registers,
             "spilled": made.spilled_bytes}
 
 
-def table(triton: str | None) -> list[str]:
-    head = ["product", "compiler", "loop", *COUNTED, "per HMMA", "registers", "spilled", "to PTX ms"]
+def table(setting: Setting, triton: str | None, ptxas: str) -> list[str]:
+    head = ["product", "compiler", "loop", *setting.counted, f"per {setting.instruction}", "registers", "spilled",
+            "to PTX ms"]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
     for case in CASES:
-        found = {"sapper": ours(case)}
+        found = {"sapper": ours(case, setting)}
         if triton is not None:
-            found["Triton"] = tritons(case, triton)
+            found["Triton"] = tritons(case, setting, triton)
         for who, (text, seconds) in found.items():
-            made = assembled(text)
-            cells = [case, who, made["loop"], *(made[name] for name in COUNTED), f"{made['loop'] / made['HMMA']:.2f}",
-                     made["registers"], made["spilled"], f"{1e3 * statistics.median(seconds):.0f}"]
+            made = assembled(text, setting, ptxas)
+            cells = [case, who, made["loop"], *(made[name] for name in setting.counted),
+                     f"{made['loop'] / made[setting.instruction]:.2f}", made["registers"], made["spilled"],
+                     f"{1e3 * statistics.median(seconds):.0f}"]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 
@@ -108,9 +129,14 @@ def table(triton: str | None) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--triton", metavar="PYTHON", help="an interpreter that has Triton")
+    parser.add_argument("--ptxas", metavar="PROGRAM", default="", help="which assembles both; as new as Triton's PTX")
+    parser.add_argument("--level", choices=[setting.level for setting in SETTINGS], help="this one only")
     options = parser.parse_args()
-    print(f"{LEVEL}, tile {' x '.join(map(str, TILE))}, {WARPS} warps")
-    print("\n".join(table(options.triton)))
+    for setting in SETTINGS:
+        if options.level in (None, setting.level):
+            print(f"{setting.level}, tile {' x '.join(map(str, setting.tile))}, {setting.warps} warps, "
+                  f"{setting.stages} stages")
+            print("\n".join(table(setting, options.triton, options.ptxas)), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Triton's side of gpu_static.py: `python bench/gpu_static_triton.py JSON` prints a product's PTX, and the seconds.
 
-JSON: level, tile, warps, stages, runs, element and result (Triton's names of dtypes), transposed. Needs Triton only.
+JSON: level, tile, warps, stages, runs, element and result (Triton's names of dtypes), transposed, boxes (whether
+tensors are read by tensor maps). Needs Triton only.
 """
 
 from __future__ import annotations
@@ -38,11 +39,43 @@ def product(a, b, c, M, N, K, stride_a, stride_b, stride_c, BM: tl.constexpr, BN
              mask=(rows < M)[:, None] & (columns < N)[None, :])
 
 
+@triton.jit
+def product_of_boxes(a, b, c, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TRANSPOSED: tl.constexpr):
+    row, column = tl.program_id(0) * BM, tl.program_id(1) * BN
+    total = tl.zeros((BM, BN), tl.float32)
+    for k in range(0, K, BK):
+        if TRANSPOSED:
+            y = b.load([column, k]).T
+        else:
+            y = b.load([k, column])
+        total = tl.dot(a.load([row, k]), y, total)
+    c.store([row, column], total.to(c.dtype))
+
+
+def boxes(wanted: dict[str, Any]) -> dict[str, str]:
+    """Arguments of product_of_boxes."""
+    rows, columns, depth = wanted["tile"]
+    right = [columns, depth] if wanted["transposed"] else [depth, columns]
+
+    def tensor(element: str, shape: list[int]) -> str:
+        return f"tensordesc<{element}[{','.join(map(str, shape))}]>"
+
+    return {"a": tensor(wanted["element"], [rows, depth]), "b": tensor(wanted["element"], right),
+            "c": tensor(wanted["result"], [rows, columns]), "K": "i32"}
+
+
+def pointers(wanted: dict[str, Any]) -> dict[str, str]:
+    """Arguments of product."""
+    return {"a": f"*{wanted['element']}", "b": f"*{wanted['element']}", "c": f"*{wanted['result']}",
+            **dict.fromkeys(("M", "N", "K", "stride_a", "stride_b", "stride_c"), "i32")}
+
+
 def main() -> None:
     wanted = json.loads(sys.argv[1])
-    arguments = {"a": f"*{wanted['element']}", "b": f"*{wanted['element']}", "c": f"*{wanted['result']}",
-                 **dict.fromkeys(("M", "N", "K", "stride_a", "stride_b", "stride_c"), "i32")}
-    divisible: dict[Any, Any] = {(number,): [["tt.divisibility", 16]] for number in range(len(arguments))}
+    kernel = product_of_boxes if wanted["boxes"] else product
+    arguments = boxes(wanted) if wanted["boxes"] else pointers(wanted)
+    divisible: dict[Any, Any] = {(number,): [["tt.divisibility", 16]] for number, type in enumerate(arguments.values())
+                                 if not type.startswith("tensordesc")}
     constants = dict(zip(("BM", "BN", "BK"), wanted["tile"], strict=True)) | {"TRANSPOSED": wanted["transposed"]}
     seconds: list[float] = []
     text = ""
@@ -57,9 +90,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["TRITON_CACHE_DIR"] = folder
             text = triton.compile(
-                ASTSource(fn=product, signature=arguments | dict.fromkeys(constants, "constexpr"),
+                ASTSource(fn=kernel, signature=arguments | dict.fromkeys(constants, "constexpr"),
                           constexprs=constants, attrs=divisible),
-                target=GPUTarget("cuda", int(wanted["level"].removeprefix("sm_")), 32),
+                target=GPUTarget("cuda", int(wanted["level"].removeprefix("sm_").rstrip("a")), 32),
                 options={"num_warps": wanted["warps"], "num_stages": wanted["stages"]}).asm["ptx"]
     print(json.dumps([text, seconds]))
 

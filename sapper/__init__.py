@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from .lang.tensor import Tensor
     from .runtime.buffers import empty
     from .runtime.launch import prepare
+    from .runtime.packed import pack
     from .runtime.program import Program, Rows, Variable
     from .tile.schedule import Schedule, ScheduleError
 
@@ -89,6 +90,7 @@ _HOMES = {
     ".tile.schedule": "Schedule ScheduleError",
     ".runtime.buffers": "empty",
     ".runtime.launch": "prepare",
+    ".runtime.packed": "pack",
     ".runtime.program": "Program Rows Variable",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -98,7 +100,7 @@ __all__ = [
     "abs", "argmax", "argmin", "asm", "bf16", "bool_", "ceil", "cos", "cummax", "cummin", "cumsum", "dims", "each",
     "empty", "erf", "exp", "exp2",
     "f8e4m3", "f8e5m2", "f16", "f32", "f64", "floor", "full", "i4", "i8", "i16", "i32", "i64", "kernel", "log",
-    "log2", "max", "maximum", "min", "minimum", "prepare", "round", "rsqrt", "sigmoid", "sin", "span", "sqrt",
+    "log2", "max", "maximum", "min", "minimum", "pack", "prepare", "round", "rsqrt", "sigmoid", "sin", "span", "sqrt",
     "sum", "tanh", "tiles", "topk", "u8", "where", "whole", "x86", "zeros",
 ]
 

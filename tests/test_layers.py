@@ -11,8 +11,8 @@ import pytest
 import sapper
 
 ROOT = Path(sapper.__file__).parent
-ORDER = ("ir", "lang", "tile", "lane", "targets", "codegen", "assembly", "runtime", "emulate", "tune", "kernels",
-         "models", "cli")
+ORDER = ("ir", "lang", "tile", "lane", "targets", "codegen", "assembly", "runtime", "ahead", "emulate", "tune",
+         "kernels", "models", "cli")
 USERS = frozenset({"kernels", "models", "cli"})
 """These may also write `import sapper`, as a user does."""
 

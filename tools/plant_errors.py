@@ -1,4 +1,4 @@
-"""How many of all planted errors of the matrix kernels by hand are found.
+"""How many of all planted errors of the kernels by hand are found.
 
     python tools/plant_errors.py [KERNEL[:FROM:TO] ...]
 
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import sapper as sp
 from sapper import Tensor, bf16, f32, tiles, zeros
 from sapper.assembly.mutate import Mutant, mutants
 from sapper.assembly.override import compile_by_hand
-from sapper.kernels.by_hand import matmul
+from sapper.kernels.by_hand import matmul, rows
 from sapper.kernels.matmul import make_matmul_nn
 from sapper.runtime.by_hand import expected_cases, survivors, trials_of
 from sapper.targets.x86_64.target import target
@@ -36,10 +37,12 @@ def matmul_bf16(a: Tensor[bf16, M, K], b: Tensor[bf16, K, N], c: Tensor[f32, M, 
         c[m, n] = acc
 
 
-KERNELS = {
-    "f32-14x32": (lambda: make_matmul_nn(f32), matmul.AVX512),
-    "f32-6x16": (lambda: make_matmul_nn(f32), matmul.AVX2),
-    "bf16-14x32": (lambda: matmul_bf16, matmul.BF16),
+KERNELS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "f32-14x32": (lambda: make_matmul_nn(f32), lambda kernel: matmul.attach(kernel, matmul.AVX512)),
+    "f32-6x16": (lambda: make_matmul_nn(f32), lambda kernel: matmul.attach(kernel, matmul.AVX2)),
+    "bf16-14x32": (lambda: matmul_bf16, lambda kernel: matmul.attach(kernel, matmul.BF16)),
+    "row-sum": (rows.make_row_sum, rows.attach_row_sum),
+    "embedding": (rows.make_embedding, rows.attach_embedding),
 }
 
 
@@ -68,10 +71,10 @@ class Progress:
 
 def run(wanted: str) -> list[Mutant]:
     name, _, part = wanted.partition(":")
-    make, shape = KERNELS[name]
+    make, attach = KERNELS[name]
     kernel: Any = make()
     kernel.by_hand.clear()
-    matmul.attach(kernel, shape)
+    attach(kernel)
     chip = target("zen4")
     made = compile_by_hand(kernel, kernel.by_hand[0], chip)
     planted = list(mutants(made.assembly))

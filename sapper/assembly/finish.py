@@ -78,8 +78,9 @@ def finish(assembly: Assembly, target: Any, no_spill: bool = False, budget: dict
     try:
         allocation = allocate(machine, registers, no_spill=no_spill)
     except AllocationError as error:
-        raise AssemblyError("registers", f"{assembly.name}: the registers do not suffice", _first(machine), str(error),
-                            _limits(registers), "hold fewer values at once, or allow spills") from None
+        raise AssemblyError("registers", f"{assembly.name}: the registers do not suffice",
+                            error.location or _first(machine), str(error), _limits(registers),
+                            "hold fewer values at once, or allow spills") from None
     for kind, most in (budget or {}).items():
         if no_spill and allocation.max_pressure.get(kind, 0) > most:
             raise AssemblyError("registers", f"{assembly.name}: more {kind} registers than the budget", _first(machine),

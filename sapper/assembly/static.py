@@ -7,7 +7,8 @@ instruction's flags are up, how deep the stack is and what lies on it. A path th
 
 Checked: features of the target; unreachable code; loops that can't be shown to end; undefined and stale registers;
 pinned values overwritten; flags; stack depth and alignment at calls; registers that the caller relies on; MXCSR;
-vzeroupper; memory through what is no pointer, stores to what may only be read, constant offsets outside a region.
+vzeroupper; memory through what is no pointer, stores to what may only be read, offsets outside a region: constant ones,
+and in a region of known size those of an index that runs between numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ CONSTANTS = Region("constants", False)
 Token = tuple[Any, ...]
 """A value: ("entry", register), ("input",), ("made", owner or None, instruction), ("gone", why, instruction)."""
 
+_CALLERS: frozenset[Any] = frozenset({None})
 _NOTHING: frozenset[Token] = frozenset({("gone", "nothing was ever put there", None)})
+Bounds = tuple[frozenset[int], frozenset[int]]
+_UNBOUNDED: Bounds = (frozenset(), frozenset())
 Place = tuple[Region, "int | None"]
 """Where a register may point: a region and the byte offset in it, None where that is not constant."""
 
@@ -60,21 +64,24 @@ def accessed_regions(assembly: Assembly, target: Any) -> list[tuple[Instruction,
 class _State:
     """values: of each register, and of stack slots by their depth. points: where registers and slots may point.
 
-    flags: instructions whose flags may be up; None for the caller's. depth: bytes below the entry stack pointer.
+    flags: for each flag the instructions that may have set it; None for the caller, ("lost", item) for one that leaves
+    it undefined. depth: bytes below the entry stack pointer.
     wide: the instructions that last left upper halves full. modes: MXCSR's values; saved: those stored at an address.
+    bounds: of a general register numbers that it is never below, and never above.
     """
 
     values: dict[Any, frozenset[Token]] = field(default_factory=dict)
     points: dict[Any, frozenset[Place]] = field(default_factory=dict)
-    flags: frozenset[Instruction | None] = frozenset({None})
+    flags: dict[str, frozenset[Any]] = field(default_factory=dict)
     depth: int = 0
     wide: Instruction | None = None
     modes: frozenset[Instruction | None] = frozenset({None})
     saved: dict[Any, frozenset[Instruction | None]] = field(default_factory=dict)
+    bounds: dict[Any, Bounds] = field(default_factory=dict)
 
     def copy(self) -> _State:
-        return _State(dict(self.values), dict(self.points), self.flags, self.depth, self.wide, self.modes,
-                      dict(self.saved))
+        return _State(dict(self.values), dict(self.points), dict(self.flags), self.depth, self.wide, self.modes,
+                      dict(self.saved), dict(self.bounds))
 
     def meet(self, other: _State) -> bool:
         """Take in what another path brings; whether that was new."""
@@ -90,11 +97,13 @@ class _State:
             if both_places != mine:
                 self.points[key] = both_places
                 changed = True
-        for name in ("flags", "modes"):
-            both_flags = getattr(self, name) | getattr(other, name)
-            if both_flags != getattr(self, name):
-                setattr(self, name, both_flags)
+        for flag in dict.fromkeys([*self.flags, *other.flags]):
+            setters = self.flags.get(flag, _CALLERS) | other.flags.get(flag, _CALLERS)
+            if setters != self.flags.get(flag):
+                self.flags[flag] = setters
                 changed = True
+        if self.modes | other.modes != self.modes:
+            self.modes, changed = self.modes | other.modes, True
         for key in list(self.saved):
             both_modes = self.saved[key] | other.saved.get(key, frozenset())
             if both_modes != self.saved[key] or key not in other.saved:
@@ -105,6 +114,13 @@ class _State:
                     del self.saved[key]
         if self.wide is None and other.wide is not None:
             self.wide, changed = other.wide, True
+        for register, bounds in list(self.bounds.items()):
+            # Only what held before is kept, where it still holds: so the sets shrink, and loops come to an end.
+            lower, upper = other.bounds.get(register, _UNBOUNDED)
+            held = (frozenset(n for n in bounds[0] if lower and max(lower) >= n),
+                    frozenset(n for n in bounds[1] if upper and min(upper) <= n))
+            if held != bounds:
+                self.bounds[register], changed = held, True
         return changed
 
 
@@ -157,11 +173,12 @@ class _Checker:
             pending.remove(block)
             start = states[block]
             assert start is not None
-            state = self.block(block, start.copy())
+            left = self.block(block, start.copy())
             for successor in self.follow[block]:
                 known = states[successor]
+                state = self.refined(left, block, successor)
                 if known is None:
-                    states[successor] = state.copy()
+                    states[successor] = state
                     changed = True
                 else:
                     if known.depth != state.depth:
@@ -213,11 +230,7 @@ class _Checker:
         for register in reads:
             if not (saving and register in self.saved):
                 self.check_read(item, register, state)
-        if facts.reads_flags:
-            if None in state.flags and self.final:
-                raise self.fail("flags", f"{item.row.mnemonic} reads flags that nothing has set on some path", item,
-                                "flags of the caller, or of before a call", "a comparison on every path to it")
-            self.flags_used.update(f for f in state.flags if f is not None)
+        self.read_flags(item, state)
         self.check_memory(item, state)
         places = self.pointed(item, state)
         if facts.flow == RETURN:
@@ -225,20 +238,45 @@ class _Checker:
         if item.row.control == "call":
             self.call(item, state)
         owners = self.assembly.owners.get(item, {})
+        moved = self.bounded(item, state)
         for register in writes:
+            state.bounds.pop(register, None)
             explicit = register in owners
             state.values[register] = frozenset({("made", owners.get(register) if explicit else None, item)})
             state.points.pop(register, None)
         if places is not None and writes:
             state.points[writes[0]] = places
+        if moved is not None and writes:
+            state.bounds[writes[0]] = moved
         if restored is not None:
             state.values[writes[0]], state.points[writes[0]] = restored
-        if facts.writes_flags:
-            for before in state.flags:
-                if before is not None:
-                    self.lost_to.setdefault(before, item)
-            state.flags = frozenset({item})
+        self.write_flags(item, state)
         self.track_modes(item, state, writes)
+
+    def read_flags(self, item: Instruction, state: _State) -> None:
+        only_saved = item.row.name in self.table.STACK
+        for flag in item.row.flags_read:
+            for setter in state.flags.get(flag, _CALLERS):
+                if only_saved and not isinstance(setter, Instruction):
+                    continue
+                if setter is None and self.final:
+                    raise self.fail("flags", f"{item.row.mnemonic} reads flags that nothing has set on some path", item,
+                                    f"{flag}f of the caller, or of before a call", "a comparison on every path to it")
+                if isinstance(setter, tuple) and self.final:
+                    raise self.fail("flags", f"{item.row.mnemonic} reads a flag that is undefined", item,
+                                    f"{flag}f, which {setter[1].row.mnemonic} at {_at(setter[1])} leaves undefined",
+                                    "a comparison between the two")
+                if isinstance(setter, Instruction):
+                    self.flags_used.add(setter)
+
+    def write_flags(self, item: Instruction, state: _State) -> None:
+        """Flags that the manual leaves undefined after an instruction are lost; those that it leaves alone are kept."""
+        defined = self.table.flags_defined(item.row) if item.row.flags_written else ""
+        for flag in item.row.flags_written:
+            for before in state.flags.get(flag, _CALLERS):
+                if isinstance(before, Instruction):
+                    self.lost_to.setdefault(before, item)
+            state.flags[flag] = frozenset({item if flag in defined else ("lost", item)})
 
     def accesses(self, item: Instruction, facts: Any) -> tuple[list[Any], list[Any]]:
         """Registers read and written, implied ones included."""
@@ -305,7 +343,8 @@ class _Checker:
             self.shift(item, state, moved)
             if moved < 0:
                 return True
-            state.values[("slot", state.depth)] = state.values.get(target, _NOTHING)
+            mine: frozenset[Token] = frozenset({("made", None, item)})
+            state.values[("slot", state.depth)] = state.values.get(target, _NOTHING) if item.operands else mine
             state.points[("slot", state.depth)] = state.points.get(target, frozenset())
             return True
         if row.mnemonic in self.table.MOVES and len(item.operands) == 2:
@@ -334,6 +373,9 @@ class _Checker:
         """What an instruction takes off the stack into its first operand, None if it takes nothing that is known."""
         if self.table.STACK.get(item.row.name, 0) < 0:
             place = ("slot", state.depth)
+            if not item.operands:
+                self.flags_from(item, state.values.get(place, _NOTHING))
+                return None
         else:
             source = item.operands[1] if len(item.operands) == 2 else None
             if (item.row.mnemonic not in self.table.MOVES or not isinstance(source, Memory)
@@ -342,6 +384,14 @@ class _Checker:
             place = ("slot", state.depth - source.disp)
         values = state.values.get(place)
         return None if values is None else (values, state.points.get(place, frozenset()))
+
+    def flags_from(self, item: Instruction, values: frozenset[Token]) -> None:
+        """popfq sets more than the flags of a comparison: the direction flag must be what it was."""
+        saved = all(token[0] == "made" and token[2] is not None and token[2].row.name in self.table.STACK
+                    and token[2].row.flags_read for token in values)
+        if self.final and not saved:
+            raise self.fail("state", f"{item.row.mnemonic} may leave the direction flag changed", item,
+                            "a word that is not known to be of the flags", "what pushfq saved")
 
     def leave(self, item: Instruction, state: _State) -> None:
         if not self.assembly.naked or not self.final:
@@ -382,8 +432,9 @@ class _Checker:
             if isinstance(register, Register) and register not in kept:
                 state.values[register] = gone
                 state.points.pop(register, None)
+                state.bounds.pop(register, None)
         state.values[Register(*self.table.RESULT)] = frozenset({("made", None, item)})
-        state.flags = frozenset({None})
+        state.flags = {}
 
     # --- Upper halves, MXCSR ----------------------------------------------------------------------------------------
 
@@ -428,12 +479,22 @@ class _Checker:
         for spec, operand in zip(item.row.operands, item.operands, strict=True):
             if not isinstance(operand, Memory) or spec.role == "a":
                 continue
+            if spec.writes and operand.base == self.stack and operand.index is None \
+                    and operand.disp + spec.memory_bits // 8 > state.depth:
+                raise self.fail("stack", f"{item.row.mnemonic} stores over the return address or above it", item,
+                                f"byte {operand.disp} from the stack pointer on", f"bytes below {state.depth}")
             places = self.places_of(operand, state)
             if not places:
                 raise self.fail("footprint", f"{item.row.mnemonic} reaches memory through what is no pointer", item,
                                 "an address that no declared region is part of", "a declared pointer plus an offset",
                                 "declare the pointer: a.input(register, Region(...))")
+            self.check_index(item, spec, operand, state)
             bytes_ = (spec.broadcast_bits if operand.broadcast else spec.memory_bits) // 8
+            if operand.label is not None and operand.index is None:
+                held = len(self.assembly.constants[operand.label][1])
+                if not 0 <= operand.disp <= held - bytes_:
+                    raise self.fail("footprint", f"{item.row.mnemonic} reaches outside a constant", item,
+                                    f"bytes {operand.disp} to {operand.disp + bytes_ - 1}", f"{held} bytes")
             for region, offset in sorted(places, key=lambda p: (p[0].name, p[1] or 0)):
                 self.accessed.append((item, spec, region.name))
                 if spec.writes and not region.writable:
@@ -478,6 +539,82 @@ class _Checker:
             both = state.points.get(operands[0], frozenset()) | state.points.get(source, frozenset())
             return _merged(both) or None
         return None
+
+    # --- Numbers ----------------------------------------------------------------------------------------------------
+
+    def bounded(self, item: Instruction, state: _State) -> Bounds | None:
+        """Between which numbers the register lies that the instruction writes."""
+        mnemonic, operands = item.row.mnemonic, item.operands
+        if not operands or not isinstance(operands[0], (Register, VirtualRegister)):
+            return None
+        if is_idiom(item, self.facts[item.row]) and mnemonic == "xor":
+            return frozenset({0}), frozenset({0})
+        source: Any = operands[-1]
+        bits = item.row.operands[0].bits
+        if mnemonic in self.table.MOVES and isinstance(source, Immediate) and bits >= 32:
+            value = source.value if bits == 64 else source.value & 0xFFFFFFFF
+            return frozenset({value}), frozenset({value})
+        if bits != 64:
+            return None
+        if mnemonic in self.table.MOVES:
+            return None if isinstance(source, Memory) else state.bounds.get(source)
+        if mnemonic in ("add", "sub", "inc", "dec") and (step := _step(item)) is not None:
+            return _affine(state.bounds.get(operands[0]), 1, step)
+        if mnemonic == "lea" and source.label is None and (source.base is None) != (source.index is None):
+            scale = 1 if source.index is None else source.scale
+            return _affine(state.bounds.get(source.base or source.index), scale, source.disp)
+        if mnemonic in ("shl", "imul") and isinstance(source, Immediate) and source.value > 0:
+            return _affine(state.bounds.get(operands[-2]), 1 << source.value if mnemonic == "shl" else source.value, 0)
+        return None
+
+    def refined(self, state: _State, block: int, successor: int) -> _State:
+        """The state on an edge: a comparison with a number, where the block ends in a branch on it, bounds a register
+        on either side."""
+        found = state.copy()
+        last = self.body[self.starts[block + 1] - 1]
+        if isinstance(last, Label) or self.facts[last.row].flow != BRANCH or len(set(self.follow[block])) != 2:
+            return found
+        setters = [i for i in self.body[self.starts[block]:self.starts[block + 1] - 1]
+                   if isinstance(i, Instruction) and self.facts[i.row].writes_flags]
+        before = self.body[self.starts[block + 1] - 2]
+        if not setters or setters[-1] is not before or before.row.mnemonic != "cmp":
+            return found
+        register, number = before.operands
+        if not isinstance(number, Immediate) or isinstance(register, Memory) or before.row.operands[0].bits != 64:
+            return found
+        target = next(o.name for o in last.operands if isinstance(o, LabelReference))
+        code = last.row.mnemonic.removeprefix("j")
+        if not self.labelled(successor, target):
+            code = _OPPOSITE.get(code, "")
+        lower, upper = found.bounds.get(register, _UNBOUNDED)
+        if code in ("l", "le", "e"):
+            upper |= {number.value - (code == "l")}
+        if code in ("g", "ge", "e"):
+            lower |= {number.value + (code == "g")}
+        if lower or upper:
+            found.bounds[register] = lower, upper
+        return found
+
+    def check_index(self, item: Instruction, spec: Any, memory: Memory, state: _State) -> None:
+        """A region of known size, reached at its start plus an index: all that the index can be must lie inside."""
+        if memory.index is None or spec.index_bits or item.mask is not None:
+            return  # lanes that an opmask or a vector chooses are seen when it runs
+        bytes_ = (spec.broadcast_bits if memory.broadcast else spec.memory_bits) // 8
+        for base, index, scale in ((memory.base, memory.index, memory.scale), (memory.index, memory.base, 1)):
+            if base is memory.index and memory.scale != 1:
+                continue
+            for region, offset in state.points.get(base, ()):
+                if region.size_bytes is None or offset is None or index is None:
+                    continue
+                lower, upper = _affine(state.bounds.get(index, _UNBOUNDED), scale, offset + memory.disp) or _UNBOUNDED
+                first = max(lower) if lower else None
+                end = min(upper) + bytes_ if upper else None
+                if first is None or end is None or first < 0 or end > region.size_bytes:
+                    raise self.fail(
+                        "footprint", f"{item.row.mnemonic} can't be shown to stay inside {region.name}", item,
+                        f"bytes {'?' if first is None else first} to {'?' if end is None else end - 1}",
+                        f"bytes 0 to {region.size_bytes - 1}",
+                        "a loop over the index with numbers as bounds, or an opmask")
 
     # --- The graph --------------------------------------------------------------------------------------------------
 
@@ -663,6 +800,13 @@ def _step(item: Instruction) -> int | None:
         if memory.base == operands[0] and memory.index is None and memory.label is None:
             return memory.disp or None
     return None
+
+
+def _affine(bounds: Bounds | None, scale: int, offset: int) -> Bounds | None:
+    """Bounds of scale * x + offset, for a positive scale."""
+    if bounds is None:
+        return None
+    return frozenset(scale * n + offset for n in bounds[0]), frozenset(scale * n + offset for n in bounds[1])
 
 
 def _address(operand: Any) -> tuple[Any, ...]:

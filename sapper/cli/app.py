@@ -175,7 +175,8 @@ def asm(
 @app.command()
 def build(
     kernels: Annotated[
-        list[str], typer.Argument(metavar="FILE.py[:KERNEL]|NAME...", help="Kernels, or all of a file.")
+        list[str], typer.Argument(metavar="FILE.py[:KERNEL]|NAME...|MODEL",
+                                  help="Kernels, or all of a file; or one whole model.")
     ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Ends in .so, .o or .s.")],
     header: Annotated[
@@ -188,9 +189,18 @@ def build(
     scratch_mib: Annotated[
         int, typer.Option("--scratch-mib", min=0, max=2047, help="The library's own scratch memory.")
     ] = 64,
+    context: Annotated[
+        int | None, typer.Option("--context", min=2, help="Of a model: tokens that a conversation may have.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of a model: how weights are held: file (as there), bf16, f32.")
+    ] = "file",
     json: Json = False,
 ) -> None:
     """Build a library that C programs use without Python, and its header. docs/c-abi.md says how to call it.
+
+    A model (a GGUF file, a safetensors directory, a name such as smollm2) is built whole: its code as one file, its
+    weights beside it.
 
     \b
     Examples:
@@ -198,9 +208,22 @@ def build(
       sapper build matmul_nn_f32 softmax -o libk.so --target v3
       sapper build my.py:f -o f.o --static N=576,K=64 --dims M=512 --no-fallback
       sapper build my.py:f -o f.s --header include/f.h
+      sapper build smollm2 -o model.s
     """
     from .build import report, run_build
 
+    if len(kernels) == 1:
+        from ..models.whole import is_model
+
+        if is_model(kernels[0]):
+            from .build_model import report_model, run_build_model
+
+            whole = run_build_model(kernels[0], output, target, context, dtype, header)
+            if json:
+                _print_json(whole)
+            else:
+                print(report_model(whole))
+            return
     made = run_build(kernels, output, target, static, dims, schedule, fallback, scratch_mib, header)
     if json:
         _print_json(made)

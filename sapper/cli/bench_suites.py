@@ -32,6 +32,8 @@ DECODE_SHAPES = ((576, 1536), (2048, 2048))
 PROMPT_TOKENS, DECODE_TOKENS, CONTEXT = 512, 64, 1024
 COMPILE_EXTENT = 192
 """Compilations are timed for dims of at most this size: in the same class as all larger ones that 64 divides."""
+COMPILE_TARGETS = ("zen4", "v4", "v3", "haswell", "sm_80", "sm_90a")
+"""Targets for which compilations are timed besides the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,80 +364,141 @@ def call_rows(settings: Settings) -> Iterator[list[Row]]:
 
 
 def compile_rows(settings: Settings) -> Iterator[list[Row]]:
-    """Every library kernel compiled anew, and read from the cache on disk, and the import of sapper."""
-    import subprocess
+    """Every library kernel compiled anew, and read from the cache on disk; the import of sapper, the first call of a
+    process. Compilations are timed by the CPU time that they take, all else by the clock."""
     import tempfile
 
     from ..kernels import library
-    from ..tune.measure import median_of, timing_of
 
-    def row(name: str, dtype: str, shape: str, seconds: list[float]) -> list[Row]:
-        return rows_of(name, dtype, shape, 1, {"sapper": timing_of(seconds, 1)}, None, None, "ms")
-
-    times = 1 if settings.quick else 3
-    cold_s: list[tuple[float, str]] = []
-    cached_s: list[float] = []
+    entries = [e for e in library() if settings.wants(f"compile {e.name}")]
     before = os.environ.get("SAPPER_CACHE_DIR")
     with tempfile.TemporaryDirectory(prefix="sapper-bench-") as directory:
         try:
-            entries = [e for e in library() if settings.wants(f"compile {e.name}")]
-            for number, entry in enumerate(entries):
-                settings.report(f"compile {entry.name}")
-                if number == 0:  # The first compilation of a process loads the compiler.
-                    _compile_times(entry, "off")
-                found: list[tuple[float, float]] = []
-                for trial in range(times):
-                    made = _compile_times(entry, os.path.join(directory, f"{number}-{trial}"))
-                    found.append(made)
-                cold = [cold for cold, _ in found]
-                yield row(f"compile {entry.name}", entry.dtype, "", cold)
-                cold_s.append((timing_of(cold, 1).median_s, entry.name))
-                cached_s += [cached for _, cached in found]
+            if entries:
+                yield from _library_compile_rows(entries, directory, settings)
+            if settings.wants("first call"):
+                settings.report("first call")
+                yield _compile_row("first call of a process, from the disk cache", "", "",
+                                   _first_calls(os.path.join(directory, "first"), 3 if settings.quick else 9))
         finally:
             if before is None:
                 os.environ.pop("SAPPER_CACHE_DIR", None)
             else:
                 os.environ["SAPPER_CACHE_DIR"] = before
-    if cold_s:
-        worst_s, worst = max(cold_s)
-        yield row("compile, median of all", "", f"{len(cold_s)} kernels", [s for s, _ in cold_s])
-        yield row("compile, worst", "", worst, [worst_s])
-        yield row("from the disk cache, median", "", f"{len(cold_s)} kernels", cached_s)
-        yield row("from the disk cache, worst", "", "", [max(cached_s)])
     if settings.wants("import sapper"):
         settings.report("import sapper")
         code = "import time; t = time.perf_counter(); import sapper; print(time.perf_counter() - t)"
-
-        def import_s() -> float:
-            done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-            return float(done.stdout)
-
-        yield row("import sapper", "", "", [import_s() for _ in range(3 if settings.quick else 9)])
-        null = [sys.executable, "-c", "pass"]
-        start_s = median_of(lambda: subprocess.run(null, check=True), 3)
-        yield row("start of Python itself", "", "", [start_s])
+        yield _compile_row("import sapper", "", "", _printed_s(code, 3 if settings.quick else 9))
+        code = "import time; print(time.clock_gettime(time.CLOCK_MONOTONIC) - float(__import__('sys').argv[1]))"
+        yield _compile_row("start of Python itself", "", "", _printed_s(code, 3))
 
 
-def _compile_times(entry: Any, directory: str) -> tuple[float, float]:
-    """Seconds to compile a kernel cold, its source read included, and to get it from the cache on disk."""
-    import time
+def _compile_row(name: str, dtype: str, shape: str, seconds: list[float]) -> list[Row]:
+    from ..tune.measure import timing_of
 
+    return rows_of(name, dtype, shape, 1, {"sapper": timing_of(seconds, 1)}, None, None, "ms")
+
+
+def _library_compile_rows(entries: Sequence[Any], directory: str, settings: Settings) -> Iterator[list[Row]]:
+    """For the host, each kernel by itself; for other targets the median and the worst."""
+    from statistics import median
+
+    from ..targets import target as target_of
+
+    cold_s: list[tuple[float, str]] = []
+    cached_s: list[float] = []
+    for number, entry in enumerate(entries):
+        settings.report(f"compile {entry.name}")
+        if number == 0:  # The first compilation of a process loads the compiler.
+            _compile_times(entry, "off")
+        trials = range(1 if settings.quick else 3)
+        found = [_compile_times(entry, os.path.join(directory, f"{number}-{trial}")) for trial in trials]
+        cold = [cold for cold, _ in found]
+        yield _compile_row(f"compile {entry.name}", entry.dtype, "", cold)
+        cold_s.append((median(cold), entry.name))
+        cached_s += [cached for _, cached in found]
+    count = f"{len(cold_s)} kernels"
+    worst_s, worst = max(cold_s)
+    yield _compile_row("compile, median of all", "", count, [s for s, _ in cold_s])
+    yield _compile_row("compile, worst", "", worst, [worst_s])
+    yield _compile_row("from the disk cache, median", "", count, cached_s)
+    yield _compile_row("from the disk cache, worst", "", "", [max(cached_s)])
+    for name in () if settings.quick else COMPILE_TARGETS:
+        settings.report(f"compile for {name}")
+        _cold_s(entries[0], target_of(name))
+        cold_s = [(_cold_s(entry, target_of(name)), entry.name) for entry in entries]
+        worst_s, worst = max(cold_s)
+        yield _compile_row(f"compile for {name}, median of all", "", count, [s for s, _ in cold_s])
+        yield _compile_row(f"compile for {name}, worst", "", worst, [worst_s])
+
+
+def _wanted(entry: Any) -> tuple[Any, Any, Any]:
+    """A new launcher of a kernel, the specialisation that a call asks it for, and the call's dims."""
     import numpy
 
     from ..runtime.launch import Launcher, specialise
 
-    os.environ["SAPPER_CACHE_DIR"] = directory
     shape = {name: min(extent, COMPILE_EXTENT) for name, extent in entry.cases[-1].shape.items()}
     arguments = tuple(entry.make_arguments(numpy.random.default_rng(1), shape).values())
-    seconds = []
-    for _ in range(2):
-        launcher = Launcher(entry.kernel, {})
-        binding = launcher.signature.bind(arguments)
-        wanted = specialise(launcher.signature, binding, launcher.static)
-        start = time.perf_counter()
-        launcher.get_compiled(wanted, binding.dims)
-        seconds.append(time.perf_counter() - start)
-    return seconds[0], seconds[1]
+    launcher = Launcher(entry.kernel, {})
+    binding = launcher.signature.bind(arguments)
+    return launcher, specialise(launcher.signature, binding, launcher.static), binding.dims
+
+
+def _cold_s(entry: Any, target: Any) -> float:
+    """Seconds of CPU time to compile a kernel for a target, its source read included."""
+    import time
+
+    from ..codegen.pipeline import compile_kernel
+
+    _, wanted, _ = _wanted(entry)
+    start = time.process_time()
+    compile_kernel(entry.kernel, dict(wanted.static_dims), dict(wanted.unit_strides), dict(wanted.dim_classes), target,
+                   None, frozenset(wanted.aligned))
+    return time.process_time() - start
+
+
+def _compile_times(entry: Any, directory: str) -> tuple[float, float]:
+    """Seconds of CPU time to compile a kernel cold, its source read included; seconds to get it from the disk."""
+    import time
+
+    os.environ["SAPPER_CACHE_DIR"] = directory
+    launcher, wanted, dims = _wanted(entry)
+    start = time.process_time()
+    launcher.get_compiled(wanted, dims)
+    cold_s = time.process_time() - start
+    launcher, wanted, dims = _wanted(entry)
+    start = time.perf_counter()
+    launcher.get_compiled(wanted, dims)
+    return cold_s, time.perf_counter() - start
+
+
+def _first_calls(directory: str, count: int) -> list[float]:
+    """Seconds that a process's first call of a kernel takes, found in the cache; the import of the runtime apart."""
+    code = (
+        "import time, numpy\n"
+        "import sapper.runtime.launch\n"
+        "from sapper.kernels.add import vector_add\n"
+        "a, b, c = (numpy.ones(64, numpy.float32) for _ in range(3))\n"
+        "start = time.perf_counter()\n"
+        "vector_add(a, b, c, threads=1)\n"
+        "print(time.perf_counter() - start)\n"
+    )
+    os.environ["SAPPER_CACHE_DIR"] = directory
+    return _printed_s(code, 1 + count)[1:]  # the first process of all compiles it
+
+
+def _printed_s(code: str, count: int) -> list[float]:
+    """What Python processes print that run some code, one after the other. Their argument is when they were started."""
+    import subprocess
+    import time
+
+    def once() -> float:
+        now = str(time.clock_gettime(time.CLOCK_MONOTONIC))
+        done = subprocess.run([sys.executable, "-c", code, now], check=True, capture_output=True, text=True)
+        return float(done.stdout)
+
+    return [once() for _ in range(count)]
 
 
 AS_IN_FILE = "4 bit"
@@ -443,8 +506,40 @@ AS_IN_FILE = "4 bit"
 
 
 def model_rows(settings: Settings) -> Iterator[list[Row]]:
-    """SmolLM2-135M: a prompt of 512 tokens, and token by token after it."""
-    if not any(settings.wants(name) for name in ("smollm2 prefill", "smollm2 decode")):
+    """Whole models: a prompt of 512 tokens, and token by token after it."""
+    yield from _smollm2_rows(settings)
+    yield from _deepseek_rows(settings)
+
+
+def _wants_model(name: str, settings: Settings) -> bool:
+    return any(settings.wants(f"{name} {part}") for part in ("prefill", "decode"))
+
+
+def _deepseek_rows(settings: Settings) -> Iterator[list[Row]]:
+    """A small model with DeepSeek-V2's attention and experts, and random weights."""
+    if not _wants_model("deepseek-v2", settings):
+        return
+    from ..models.deepseek.config import from_json
+    from ..models.deepseek.untrained import SMALL_V2, untrained
+
+    settings.report("making a model with random weights")
+    model = untrained(from_json(SMALL_V2, "the benchmark"))
+    for threads in settings.thread_counts:
+        yield from attempt("deepseek-v2", settings, partial(_deepseek_case, model, threads, settings))
+
+
+def _deepseek_case(model: Any, threads: int, settings: Settings) -> list[Row]:
+    session = model.session(CONTEXT, threads=threads)
+    prompt_tokens = _prompt_tokens(settings)
+    flops = 2 * prompt_tokens * model.weights.step_size + 2 * model.weights.logits.size
+    prefill, decode = feeds_of(session, prompt_tokens)
+    return _speeds("deepseek-v2", "bf16", flops, model.weights.step_bytes, {"sapper": prefill}, {"sapper": decode}, {},
+                   threads, settings)
+
+
+def _smollm2_rows(settings: Settings) -> Iterator[list[Row]]:
+    """SmolLM2-135M, beside llama.cpp."""
+    if not _wants_model("smollm2", settings):
         return
     from ..models.errors import ModelError
     from ..models.llama.model import load_model
@@ -463,25 +558,14 @@ def model_rows(settings: Settings) -> Iterator[list[Row]]:
 def _model_case(dtype: str, model: Any, threads: int, settings: Settings) -> list[Row]:
     """dtype: what the form of the weights is called in tables."""
     matrices = [m for one in model.weights.layers for m in (one.qkv, one.output, one.gate, one.up, one.down)]
-    prompt_tokens = 64 if settings.quick else PROMPT_TOKENS
+    prompt_tokens = _prompt_tokens(settings)
     # A prompt's last token alone goes through the matrix of the logits.
     prefill_flops = 2 * prompt_tokens * sum(m.size for m in matrices) + 2 * model.weights.logits.size
     weight_bytes = sum(m.nbytes for m in matrices) + model.weights.logits.nbytes
-    tokens = [(7 * i + 11) % 4000 + 100 for i in range(prompt_tokens)]
-    session = model.session(CONTEXT, threads=threads)
-    prefill: dict[str, Callable[[], Any]] = {}
-    decode: dict[str, Callable[[], Any]] = {}
-
-    def feed_prompt() -> None:
-        session.position = 0
-        session.feed(tokens)
-
-    def feed_token() -> None:
-        if session.position >= prompt_tokens + DECODE_TOKENS:
-            session.position = prompt_tokens
-        session.feed((tokens[session.position % prompt_tokens],))
-
-    prefill["sapper"], decode["sapper"] = feed_prompt, feed_token
+    prompt, one = feeds_of(model.session(CONTEXT, threads=threads), prompt_tokens)
+    prefill: dict[str, Callable[[], Any]] = {"sapper": prompt}
+    decode: dict[str, Callable[[], Any]] = {"sapper": one}
+    tokens = _tokens(prompt_tokens)
     dtypes = {}
     if "llama" in settings.against:
         from llama_cpp import Llama
@@ -500,15 +584,46 @@ def _model_case(dtype: str, model: Any, threads: int, settings: Settings) -> lis
 
         prefill["llama"], decode["llama"] = other_prompt, other_token
         dtypes["llama"] = AS_IN_FILE
-    label = f"smollm2 prefill, {threads} thread{'s' * (threads > 1)}"
+    return _speeds("smollm2", dtype, prefill_flops, weight_bytes, prefill, decode, dtypes, threads, settings)
+
+
+def _prompt_tokens(settings: Settings) -> int:
+    return 64 if settings.quick else PROMPT_TOKENS
+
+
+def _tokens(count: int) -> list[int]:
+    return [(7 * i + 11) % 4000 + 100 for i in range(count)]
+
+
+def feeds_of(session: Any, prompt_tokens: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """What feeds a session the prompt, and what feeds it one token after the prompt."""
+    tokens = _tokens(prompt_tokens)
+
+    def feed_prompt() -> None:
+        session.position = 0
+        session.feed(tokens)
+
+    def feed_token() -> None:
+        if not prompt_tokens <= session.position < prompt_tokens + DECODE_TOKENS:
+            session.position = prompt_tokens
+        session.feed((tokens[session.position % prompt_tokens],))
+
+    return feed_prompt, feed_token
+
+
+def _speeds(name: str, dtype: str, prefill_flops: int, weight_bytes: int, prefill: dict[str, Callable[[], Any]],
+            decode: dict[str, Callable[[], Any]], dtypes: Mapping[str, str], threads: int,
+            settings: Settings) -> list[Row]:
+    """Rows for a model's prompt and for its decoding. weight_bytes: that one token reads."""
+    prompt_tokens = _prompt_tokens(settings)
+    label = f"{name} prefill, {threads} thread{'s' * (threads > 1)}"
     peaks = settings.peaks(threads)
     settings.report(label)
-    floor_s = prefill_flops / peaks.f32_flops
-    rows = rows_of("smollm2 prefill", dtype, str(prompt_tokens), threads, settings.measure(prefill, threads), floor_s,
-                   prompt_tokens, "tokens/s", dtypes)
+    rows = rows_of(f"{name} prefill", dtype, str(prompt_tokens), threads, settings.measure(prefill, threads),
+                   prefill_flops / peaks.f32_flops, prompt_tokens, "tokens/s", dtypes)
     settings.report(label.replace("prefill", "decode"))
     timings, peaks = with_floor(decode, "DRAM", False, peaks, threads, settings)
-    rows += rows_of("smollm2 decode", dtype, f"1 after {prompt_tokens}", threads, timings,
+    rows += rows_of(f"{name} decode", dtype, f"1 after {prompt_tokens}", threads, timings,
                     peaks.floor_s(0, weight_bytes, 0, "DRAM"), 1.0, "tokens/s", dtypes)
     return [row for row in rows if settings.wants(row.case)]
 

@@ -37,6 +37,7 @@ _TOLD = {
     "sapper.targets.ptx.text": ("LevelError",),
     "sapper.targets.x86_64.detect": ("UnsupportedCPU",),
     "sapper.emulate.errors": ("EmulationError",),
+    "sapper.ahead.errors": ("AheadError",),
     "sapper.models.errors": ("ModelError",),
 }
 

@@ -8,32 +8,55 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import CommandError
+
+Create = Callable[..., AbstractContextManager[BinaryIO]]
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:
     """Write files beside their place and rename them when all are whole. Raises CommandError."""
-    written: list[tuple[str, Path]] = []
-    path = Path()
-    try:
+    with staging() as create:
         for path, content in contents.items():
-            if path.is_dir():
-                raise CommandError(f"{path}: found a directory; expected the name of a file")
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
-            written.append((temporary, path))
-            with os.fdopen(handle, "wb") as file:
+            with create(path) as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
+
+
+@contextlib.contextmanager
+def staging() -> Iterator[Create]:
+    """Gives a function that opens a file beside its place, and may be told its permissions; at the end all files are
+    renamed, or after an error none is there.
+
+    Raises CommandError for what the system refuses.
+    """
+    written: list[tuple[str, Path]] = []
+    current = Path()
+
+    @contextlib.contextmanager
+    def create(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+        nonlocal current
+        current = path
+        if path.is_dir():
+            raise CommandError(f"{path}: found a directory; expected the name of a file")
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
+        written.append((temporary, path))
+        with os.fdopen(handle, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode & ~_umask())
+
+    try:
+        yield create
         for temporary, path in written:
             os.replace(temporary, path)
     except OSError as error:
-        raise CommandError(f"{path}: the file can't be written: {error.strerror or error}; expected a directory that "
-                           "can be written, with room for the file") from None
+        raise CommandError(f"{current}: the file can't be written: {error.strerror or error}; expected a directory "
+                           "that can be written, with room for the file") from None
     finally:
         for temporary, _ in written:
             with contextlib.suppress(FileNotFoundError):

@@ -155,6 +155,8 @@ def parse_schedule(text: str | None) -> Any:
         raise UsageError(f"--schedule: {error}; expected JSON such as '{{\"registers\": {{\"m\": 6}}}}'") from None
     if not isinstance(data, dict):
         raise UsageError(f"--schedule: found {type(data).__name__}; expected a JSON object")
+    if data.get("assembly"):
+        from ..kernels import by_hand as by_hand  # the library's blocks
     return Schedule.from_json(data)
 
 

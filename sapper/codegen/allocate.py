@@ -57,7 +57,7 @@ def allocate(function: MachineFunction, abi: Abi, no_spill: bool = False, classe
     crowded = any(pressure[kind] > len(numbers) for kind, numbers in abi.registers.items() if numbers)
     spilled = plan.choose(_roots(classes)) if crowded else {}
     if spilled and no_spill:
-        raise AllocationError(_crowd_report(function, classes, next(iter(spilled))))
+        raise _crowded(function, classes, next(iter(spilled)))
     plan.spill(spilled)
     for _ in range(MAX_ROUNDS):
         colours = _Colours(function, classes, plan)
@@ -65,7 +65,7 @@ def allocate(function: MachineFunction, abi: Abi, no_spill: bool = False, classe
         if not evicted:
             return _emit(function, classes, plan, colours, pressure)
         if no_spill:
-            raise AllocationError(_crowd_report(function, classes, evicted[0]))
+            raise _crowded(function, classes, evicted[0])
         plan.evict(evicted)
     raise AllocationError(f"{function.name}: registers do not suffice after {MAX_ROUNDS} rounds of spilling")
 
@@ -80,7 +80,11 @@ def _roots(classes: Classes) -> list[int]:
 
 
 class _Colours:
-    """One attempt: taken: the physical node of each node. busy: where each physical register is taken."""
+    """One attempt to give everything a register.
+
+    taken: the physical node of each node, -1 as long as it has none. busy: where each physical node is taken. holders:
+    who has it. parent, points, members: as in `Classes`, but for what falls apart in this attempt.
+    """
 
     def __init__(self, function: MachineFunction, classes: Classes, plan: Plan) -> None:
         self.name = function.name
@@ -89,11 +93,10 @@ class _Colours:
         flow = classes.flow
         self.physical = flow.physical
         self.kinds = flow.kinds
-        count = len(flow.nodes) + len(plan.pieces)
-        last = max(plan.pieces, default=count)
-        self.taken = [-1] * (last + 1)
-        self.points = classes.points + [0] * (last + 1 - len(flow.nodes))
-        self.kind_of = flow.kind_of + [0] * (last + 1 - len(flow.nodes))
+        more = plan.next_node - len(flow.nodes)
+        self.taken = [-1] * plan.next_node
+        self.points = classes.points + [0] * more
+        self.kind_of = flow.kind_of + [0] * more
         self.parent = classes.parent[:]
         self.members = dict(classes.members)
         self.hints = dict(classes.hints)
@@ -239,8 +242,8 @@ class _Colours:
         return self.classes.flow.nodes[node] if piece is None else piece.register
 
 
-def _crowd_report(function: MachineFunction, classes: Classes, spilled: int) -> str:
-    """What is live where most registers of the kind are wanted."""
+def _crowded(function: MachineFunction, classes: Classes, spilled: int) -> AllocationError:
+    """What is live where most registers of the kind are wanted, and the line there."""
     flow, ranges = classes.flow, classes.ranges
     kind = flow.kind_of[spilled]
     row = ranges.pressure[kind]
@@ -258,11 +261,11 @@ def _crowd_report(function: MachineFunction, classes: Classes, spilled: int) -> 
     limit = len(classes.abi.registers[flow.kinds[kind]])
     item = function.body[place]
     name = item.name if isinstance(item, Label) else item.row.name
-    return (
+    before = (i.location for i in reversed(function.body[:place + 1]) if isinstance(i, Instruction) and i.location)
+    return AllocationError(
         f"{function.name}: {flow.kinds[kind]} registers do not suffice without spilling: at place {place} ({name}) "
         f"{most} are wanted, expected at most {limit}; mend: smaller tiles or fewer values kept, or allow spills. "
-        "Live there:\n" + "\n".join(lines)
-    )
+        "Live there:\n" + "\n".join(lines), next(before, None))
 
 
 class _Emitter:

@@ -219,7 +219,7 @@ def library_parts(kernels: Iterable[CKernel], features: Iterable[str], scratch_b
         functions += [(_plain(kernel, scratch_bytes), None, True, None), (_on(kernel), None, True, None),
                       (_scratch_bytes(kernel), None, True, None)]
         functions += [(v.machine, v.code, False, kernel.source) for v in kernel.variants]
-    functions.append((_check_cpu(frozenset(features)), None, False, None))
+    functions.append((check_cpu(frozenset(features)), None, False, None))
     parts = []
     for f, given, exported, source in functions:
         code = given or encode(f)
@@ -598,7 +598,7 @@ def _scratch_bytes(kernel: CKernel) -> MachineFunction:
     return _finish(f"{kernel.name}_scratch_bytes", emit, ())
 
 
-def _check_cpu(features: frozenset[str]) -> MachineFunction:
+def check_cpu(features: frozenset[str]) -> MachineFunction:
     """Whether processor and operating system have the features: 1 or 0 in eax; asked once, as CPUID is slow.
 
     The area holds 0 before, then 1 where they are there and 2 where not. Several threads may ask at once: all find the

@@ -84,7 +84,10 @@ class _Plan:
 
 
 _PP = {0: 0, 0x66: 1, 0xF3: 2, 0xF2: 3}
-_CODE: dict[type, str] = {Register: "r", Memory: "m", Immediate: "i", LabelReference: "l"}
+_CLASSES: dict[str, type] = {"r": Register, "m": Memory, "i": Immediate, "l": LabelReference}
+
+Signature = tuple[type, ...]
+"""The class of each operand of an instruction."""
 
 
 def _alternatives(letter: str, operand: Any) -> str:
@@ -101,17 +104,18 @@ def _alternatives(letter: str, operand: Any) -> str:
     return "rm" if operand.memory_bits else "r"
 
 
-def _plans(row: Any) -> dict[str, list[_Plan]]:
-    """Signature (one letter of r m i l for each operand) -> plans in order of preference."""
+def _plans(row: Any) -> dict[Signature, list[_Plan]]:
+    """Plans in order of preference, by signature."""
     operands = row.operands
-    plans: dict[str, list[_Plan]] = {}
+    plans: dict[Signature, list[_Plan]] = {}
     for encoding in row.encodings:
         letters = "" if encoding.letters == "-" else encoding.letters
         if len(letters) != len(operands):
             raise EncodeError(f"row {row.name}: found {len(letters)} letters in {encoding.text!r}; "
                               f"expected {len(operands)}, one for each operand")
         for choice in product(*(_alternatives(x, o) for x, o in zip(letters, operands, strict=True))):
-            plans.setdefault("".join(choice), []).append(_plan(row, encoding, letters, choice))
+            signature = tuple(_CLASSES[letter] for letter in choice)
+            plans.setdefault(signature, []).append(_plan(row, encoding, letters, choice))
     row.plans = plans
     return plans
 
@@ -213,33 +217,37 @@ def _disp32(disp: int, row: Any, position: int) -> bytes:
 
 def _check_memory(memory: Memory, plan: _Plan, row: Any, position: int) -> None:
     """Everything that `_memory` takes for granted."""
-    where = f"row {row.name}, operand {position}"
-    for name, register in (("base", memory.base), ("index", memory.index)):
-        if register is not None and type(register) is not Register:
-            raise EncodeError(f"{where}: found {name} {register!r}; expected a physical register")
-    if memory.base is not None and memory.base.kind != "gpr":
-        raise EncodeError(f"{where}: found base {memory.base}; expected a general register")
-    if memory.scale not in _SCALES:
-        raise EncodeError(f"{where}: found scale {memory.scale}; expected 1, 2, 4 or 8")
+    base: Any = memory.base
     index: Any = memory.index
-    if plan.index_bits:
+    wrong = ""
+    if base is not None and type(base) is not Register:
+        wrong = f"base {base!r}; expected a physical register"
+    elif base is not None and base.kind != "gpr":
+        wrong = f"base {base}; expected a general register"
+    elif index is not None and type(index) is not Register:
+        wrong = f"index {index!r}; expected a physical register"
+    elif memory.scale not in _SCALES:
+        wrong = f"scale {memory.scale}; expected 1, 2, 4 or 8"
+    elif plan.index_bits:
         if index is None or index.kind != "vec":
-            raise EncodeError(f"{where}: found index {index}; expected a vector register of {plan.index_bits} bits")
-        if index.number > 15 and plan.space != 2:
-            raise EncodeError(f"{where}: found vector index {index.number}; expected 0 to 15 (no EVEX encoding)")
+            wrong = f"index {index}; expected a vector register of {plan.index_bits} bits"
+        elif index.number > 15 and plan.space != 2:
+            wrong = f"vector index {index.number}; expected 0 to 15 (no EVEX encoding)"
     elif index is not None and (index.kind != "gpr" or index.number == 4):
-        raise EncodeError(f"{where}: found index {index}; expected a general register other than rsp")
-    if memory.label is not None and (memory.base is not None or index is not None):
-        raise EncodeError(f"{where}: found a label with base or index; expected rip-relative [label + disp]")
+        wrong = f"index {index}; expected a general register other than rsp"
+    if not wrong and memory.label is not None and (base is not None or index is not None):
+        wrong = "a label with base or index; expected rip-relative [label + disp]"
+    if wrong:
+        raise EncodeError(f"row {row.name}, operand {position}: found {wrong}")
 
 
-def _choose(instruction: Instruction, signature: str) -> _Plan:
+def _choose(instruction: Instruction) -> _Plan:
     """The encoding that GNU as would take, checked; EncodeError if there is none."""
     row = instruction.row
     operands: list[Any] = instruction.operands
-    plans = (row.plans or _plans(row)).get(signature)
+    plans = (row.plans or _plans(row)).get(tuple(map(type, operands)))
     if plans is None:
-        raise _mismatch(instruction, signature)
+        raise _mismatch(instruction)
     needs_evex = instruction.mask is not None
     if not needs_evex:
         for operand in operands:
@@ -277,7 +285,7 @@ def _choose(instruction: Instruction, signature: str) -> _Plan:
             break
         return plan if operands[plan.rm].number < 8 else first
     if first is None:
-        raise _mismatch(instruction, signature)
+        raise _mismatch(instruction)
     return first
 
 
@@ -296,7 +304,7 @@ def _describe(operand: Any) -> str:
     return " or ".join(parts)
 
 
-def _mismatch(instruction: Instruction, signature: str) -> EncodeError:
+def _mismatch(instruction: Instruction) -> EncodeError:
     """The most telling message for operands that no encoding takes."""
     row, operands = instruction.row, instruction.operands
     if len(operands) != len(row.operands):
@@ -329,23 +337,22 @@ _REGISTERS = {"gpr": 16, "vec": 32, "mask": 8}
 
 
 def _check_registers(instruction: Instruction, plan: _Plan) -> None:
-    """Kinds, numbers, masks: raises EncodeError. Not on the fast path: run for every instruction that is new."""
+    """Kinds, numbers, masks: raises EncodeError."""
     row = instruction.row
-    for position, (found, expected) in enumerate(zip(instruction.operands, row.operands, strict=True)):
-        if isinstance(found, Register):
-            limit = _REGISTERS.get(found.kind, 0)
-            if found.kind != expected.kind or not 0 <= found.number < limit:
+    operands: list[Any] = instruction.operands
+    for position, (found, expected) in enumerate(zip(operands, row.operands, strict=True)):
+        kind = type(found)
+        if kind is Register:
+            if found.kind != expected.kind or not 0 <= found.number < _REGISTERS.get(found.kind, 0) \
+                    or (expected.fixed is not None and found.number != expected.fixed):
                 raise EncodeError(f"row {row.name}, operand {position}: found {found}; expected {_describe(expected)}")
-            if expected.fixed is not None and found.number != expected.fixed:
-                raise EncodeError(f"row {row.name}, operand {position}: found {found}; expected {_describe(expected)}")
-        elif isinstance(found, Memory):
+        elif kind is Memory:
             _check_memory(found, plan, row, position)
             if found.broadcast and not plan.broadcast_ok:
                 raise EncodeError(f"row {row.name}, operand {position}: found a broadcast; "
                                   f"expected {_describe(expected)}")
     if plan.index_bits:
         # The processor refuses gathers whose registers coincide (SDM volume 2, VGATHERDPS).
-        operands: list[Any] = instruction.operands
         vectors = [getattr(o.index if isinstance(o, Memory) else o, "number", -1) for o in operands]
         if instruction.operands and not isinstance(instruction.operands[0],
                                                    Memory) and len(set(vectors)) < len(vectors):
@@ -375,11 +382,7 @@ def encode_instruction(
     available: the features that may be used; None takes all. Raises EncodeError.
     """
     operands: list[Any] = instruction.operands
-    try:
-        signature = "".join([_CODE[type(o)] for o in operands])
-    except KeyError:
-        raise _mismatch(instruction, "") from None
-    plan = _choose(instruction, signature)
+    plan = _choose(instruction)
     _check_registers(instruction, plan)
     if available is not None and not plan.features <= available:
         missing = ", ".join(sorted(plan.features - available))

@@ -156,6 +156,44 @@ def explain(
     return _Explainer(function, target, block_counts).explanation(dict(statistics or {}))
 
 
+def register_map(function: MachineFunction, target: Any) -> tuple[list[str], dict[int, str]]:
+    """The registers that finished code touches, in order, and for each instruction, by its place in the body, a letter
+    for each of them (see `Row`)."""
+    names = import_module(f"...targets.{target.family}.registers", __name__)
+    file = rules_of(target).register_file(target)
+    flow = analyse(function, file)
+    ranges = Ranges(flow, sum(len(numbers) for numbers in file.registers.values()))
+    columns = touched_registers(flow, file, [p for p, i in enumerate(function.body) if isinstance(i, Instruction)])
+    spelled = [flow.nodes[node] for node in columns]
+    return ([str(names.register_name(r.kind, r.number, file.full_bits[r.kind])) for r in spelled],
+            {place: register_letters(flow, ranges, columns, place)
+             for place, item in enumerate(function.body) if isinstance(item, Instruction)})
+
+
+def touched_registers(flow: Any, file: Any, places: Iterable[int]) -> list[int]:
+    """Nodes of the registers that the code touches, by kind and number; the stack pointer is left out."""
+    touched: set[int] = set()
+    for place in places:
+        touched.update(flow.uses[place], flow.writes[place], flow.changes[place])
+    touched.discard(flow.node_of.get(file.stack_pointer, -1))
+    return sorted(touched, key=lambda n: (flow.kind_of[n], flow.nodes[n].number))
+
+
+def register_letters(flow: Any, ranges: Any, columns: Iterable[int], place: int) -> str:
+    """What the instruction at a place does with each register of `columns`."""
+    read = {*flow.uses[place], *flow.changes[place]}
+    written = {*flow.writes[place], *flow.changes[place]}
+    letters = []
+    for node in columns:
+        if node in read:
+            letters.append("x" if node in written else "r")
+        elif node in written:
+            letters.append("w")
+        else:
+            letters.append("|" if ranges.points[node] >> 2 * place & 3 else ".")
+    return "".join(letters)
+
+
 @dataclass(slots=True)
 class _Effect:
     """What one instruction needs. sources: (node, cycles until the result). targets: nodes that it writes."""
@@ -195,7 +233,7 @@ class _Explainer:
                 previous = None
 
     def explanation(self, statistics: dict[str, int]) -> Explanation:
-        columns = self._columns()
+        columns = touched_registers(self.flow, self.abi, self.effects)
         encoded = encode(self.function)
         found = self.flow.loops
         loops = [self._loop(header, blocks, found) for header, blocks in sorted(found.items())]
@@ -341,15 +379,6 @@ class _Explainer:
 
     # ---- rows and registers
 
-    def _columns(self) -> list[int]:
-        """Nodes of the registers that the code touches, by kind and number; the stack pointer is left out."""
-        touched: set[int] = set()
-        for place in self.effects:
-            touched.update(self.flow.uses[place], self.flow.writes[place], self.flow.changes[place])
-        touched.discard(self.flow.node_of.get(self.abi.stack_pointer, -1))
-        nodes = self.flow.nodes
-        return sorted(touched, key=lambda n: (self.flow.kind_of[n], nodes[n].number))
-
     def _register_name(self, node: int) -> str:
         register = self.flow.nodes[node]
         names = import_module(f"...targets.{self.target.family}.registers", __name__)
@@ -358,23 +387,13 @@ class _Explainer:
     def _rows(self, columns: list[int], offsets: list[int]) -> list[Row]:
         rows: list[Row] = []
         labels: list[str] = []
-        points = self.ranges.points
         for place, item in enumerate(self.function.body):
             if isinstance(item, Label):
                 labels.append(item.name)
                 continue
-            read = {*self.flow.uses[place], *self.flow.changes[place]}
-            written = {*self.flow.writes[place], *self.flow.changes[place]}
-            letters = []
-            for node in columns:
-                if node in read:
-                    letters.append("x" if node in written else "r")
-                elif node in written:
-                    letters.append("w")
-                else:
-                    letters.append("|" if points[node] >> 2 * place & 3 else ".")
+            letters = register_letters(self.flow, self.ranges, columns, place)
             rows.append(Row(place, offsets[place], print_instruction(item), item.comment, item.location,
-                            self.block_of[place], "".join(letters), labels))
+                            self.block_of[place], letters, labels))
             labels = []
         return rows
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Protocol
 
+from ..ir.nodes import Location
 from .machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register, VirtualRegister
 
 READ, WRITE, CHANGE = 1, 2, 3
@@ -26,7 +27,14 @@ NEXT, JUMP, BRANCH, RETURN = 0, 1, 2, 3
 
 
 class AllocationError(Exception):
-    """A register cannot be found, or the code given is not sound (a register read before it is written)."""
+    """A register cannot be found, or the code given is not sound (a register read before it is written).
+
+    location: the source line where too many are wanted, where it is known.
+    """
+
+    def __init__(self, message: str, location: Location | None = None) -> None:
+        super().__init__(message)
+        self.location = location
 
 
 class RowFacts:

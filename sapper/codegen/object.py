@@ -1,4 +1,5 @@
-"""Encoded functions -> ELF64 files for x86-64 Linux: an object (.o) that any linker takes, or a shared library (.so).
+"""Encoded functions -> ELF64 files for x86-64 Linux: an object (.o) that any linker takes, a shared library (.so), or a
+static executable.
 
 Enters: `Part`s, each a function, and `areas`, zeroed writable memory that they share. Leaves: the bytes of the file.
 Holds: same input, same bytes; the stack is marked as not executable, and no segment is writable and executable.
@@ -7,6 +8,7 @@ and in a shared library all are, so it has none left. With `debug` the file says
 Backtraces pass through functions that have frame rows (unwind.py).
 
     .o   .text  .bss  .note.GNU-stack  .eh_frame  .debug_*  .symtab .strtab .shstrtab, .rela.*: for the linker
+    an executable   headers and .text | .bss | not loaded: the rest
     .so  read only: headers .hash .dynsym .dynstr .eh_frame_hdr .eh_frame | executable: .text | writable: .dynamic .bss
          | not loaded: the rest
 
@@ -31,7 +33,9 @@ _PROGBITS, _SYMTAB, _STRTAB, _RELA, _HASH, _DYNAMIC, _NOBITS, _DYNSYM = 1, 2, 3,
 _WRITE, _ALLOC, _EXECUTE, _INFO_LINK = 1, 2, 4, 0x40
 _LOCAL, _GLOBAL = 0, 1
 _OBJECT, _FUNCTION, _SECTION = 1, 2, 3
-_RELOCATABLE, _SHARED = 1, 3
+_RELOCATABLE, _EXECUTABLE, _SHARED = 1, 2, 3
+_BASE = 0x400000
+"""Where an executable is loaded."""
 _MACHINE_X86_64 = 62
 _ABSOLUTE_64, _PC_RELATIVE_32, _ABSOLUTE_32 = 1, 2, 10  # R_X86_64_64, R_X86_64_PC32, R_X86_64_32
 _LOAD, _DYNAMIC_SEGMENT, _GNU_STACK, _GNU_EH_FRAME = 1, 2, 0x6474E551, 0x6474E550
@@ -173,8 +177,9 @@ def _symbol_table(
     return bytes(table), 1 + sum(s.bind == _LOCAL for s in symbols)
 
 
-def _file(kind: int, sections: list[_Content], segments: Sequence[bytes], body: bytearray) -> bytes:
-    """The whole file. body: what comes before the section headers, with room for the file's own header."""
+def _file(kind: int, sections: list[_Content], segments: Sequence[bytes], body: bytearray, entry: int = 0) -> bytes:
+    """The whole file. body: what comes before the section headers, with room for the file's own header. entry: address
+    at which a program begins."""
     names, name_at = _strings([s.name for s in sections] + [".shstrtab"])
     sections.append(_Content(".shstrtab", _STRTAB, content=names, offset=len(body)))
     body += names
@@ -186,7 +191,7 @@ def _file(kind: int, sections: list[_Content], segments: Sequence[bytes], body: 
         headers += struct.pack("<IIQQQQIIQQ", name_at[s.name], s.kind, s.flags, s.address, s.offset,
                                len(s.content) or s.size_bytes, numbers.get(s.link, 0), info, s.align, s.entry_bytes)
     body[:_HEADER_BYTES] = struct.pack(
-        "<4sBBBBQHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 1, 0, 0, kind, _MACHINE_X86_64, 1, 0,
+        "<4sBBBBQHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 1, 0, 0, kind, _MACHINE_X86_64, 1, entry,
         _HEADER_BYTES if segments else 0, len(body), 0, _HEADER_BYTES, _SEGMENT_BYTES if segments else 0,
         len(segments), _SECTION_BYTES, len(sections) + 1, len(sections))
     table = b"".join(segments)
@@ -354,6 +359,48 @@ def write_shared_object(
     )
     assert len(segments) == segment_count
     return _file(_SHARED, [*loaded, *rest], segments, body)
+
+
+def write_executable(
+    parts: Sequence[Part], entry: str, areas: Mapping[str, int] | None = None, debug: bool = False
+) -> bytes:
+    """A static executable that begins at the function `entry`, with no interpreter and no library.
+
+    Raises ValueError as `write_object` does, and for an entry that is not there.
+    """
+    layout = _Layout(parts, areas or {})
+    if entry not in layout.places:
+        raise ValueError(f"executable: found no function {entry!r}; expected the entry among the functions")
+    segment_count = 3
+    body = bytearray(_HEADER_BYTES + segment_count * _SEGMENT_BYTES)
+    text = _Content(".text", _PROGBITS, _ALLOC | _EXECUTE, bytes(layout.text), align=max(layout.align, _PAGE_BYTES))
+    _append(body, text)
+    text_end = len(body)
+    text.address = _BASE + text.offset
+    bss = _Content(".bss", _NOBITS, _ALLOC | _WRITE, align=_AREA_ALIGN, size_bytes=layout.bss_bytes, offset=text_end)
+    bss.address = _BASE + -(-text_end // _PAGE_BYTES) * _PAGE_BYTES
+    text.content = layout.place_bss(bss.address - text.address)
+    body[text.offset:text_end] = text.content
+    sections = [text, bss]
+    if debug:
+        made = debug_sections(layout.lines(), text.address)
+        sections += [_Content(name, _PROGBITS, content=content) for name, content in made.contents.items()]
+    sections += _symbol_sections(layout.symbols(text.address, bss.address), sections)
+    for section in sections[2:]:
+        _append(body, section)
+    read, write, execute = 4, 2, 1
+
+    def segment(kind: int, flags: int, address: int, file_bytes: int, size_bytes: int, align: int) -> bytes:
+        offset = address - _BASE if address else 0
+        return struct.pack("<IIQQQQQQ", kind, flags, offset, address, address, file_bytes, size_bytes, align)
+
+    segments = (
+        segment(_LOAD, read | execute, _BASE, text_end, text_end, _PAGE_BYTES),
+        segment(_LOAD, read | write, bss.address, 0, bss.size_bytes, _PAGE_BYTES),
+        segment(_GNU_STACK, read | write, 0, 0, 0, 16),
+    )
+    assert len(segments) == segment_count
+    return _file(_EXECUTABLE, sections, segments, body, text.address + layout.places[entry][0])
 
 
 def write_loaded(name: str, address: int, size_bytes: int, lines: Sequence[tuple[int, Location]],

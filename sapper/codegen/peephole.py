@@ -8,23 +8,19 @@ what any register, flag or memory byte outside the frame holds where it is read.
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import Any
 
-from .liveness import JUMP, RETURN, WRITE, Abi, FactsTable, RowFacts, facts_table
+from .liveness import JUMP, RETURN, WRITE, Abi, FactsTable, facts_table
 from .machine import Instruction, Label, LabelReference, MachineFunction, Memory, Register
 
 
 def peephole(function: MachineFunction, abi: Abi) -> dict[str, int]:
-    """Apply all rules in place until none applies. Returns rule name -> number of times."""
-    counts = {name: 0 for name, _ in RULES}
+    """Apply all rules in place. Returns rule name -> number of times.
+
+    One pass is enough: none makes work for itself or for one before it.
+    """
     table = facts_table(abi)
-    changed = True
-    while changed:
-        changed = False
-        for name, rule in RULES:
-            applied = rule(function, abi, table)
-            counts[name] += applied
-            changed = changed or applied > 0
-    return counts
+    return {name: rule(function, abi, table) for name, rule in RULES}
 
 
 def _drop(function: MachineFunction, places: list[int]) -> int:
@@ -32,23 +28,6 @@ def _drop(function: MachineFunction, places: list[int]) -> int:
     if gone:
         function.body = [item for place, item in enumerate(function.body) if place not in gone]
     return len(gone)
-
-
-def _written(item: Instruction, facts: RowFacts, stack: Register) -> tuple[list[Register], bool]:
-    """The registers that an instruction writes, and whether it writes to a slot of the frame."""
-    found = []
-    into_slot = False
-    for operand, how in zip(item.operands, facts.access, strict=True):
-        if how & WRITE:
-            if type(operand) is Register:
-                found.append(operand)
-            elif _slot(operand, stack) is not None:
-                into_slot = True
-    if type(item.mask) is Register and facts.mask_access & WRITE:
-        found.append(item.mask)
-    if facts.writes:
-        found.extend(Register(*pair) for pair in facts.writes)
-    return found, into_slot
 
 
 def _move_to_itself(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
@@ -83,20 +62,19 @@ def _unreachable(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
 
 
 def _jump_to_next(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
-    """A jump, conditional or not, to the label right behind it goes where the code goes anyway."""
+    """A jump, conditional or not, to a label with no other instruction in between goes where the code goes anyway."""
     places = []
-    for place, item in enumerate(function.body):
-        if type(item) is Instruction and table[item.row].flow not in (0, RETURN):
-            names = [operand.name for operand in item.operands if isinstance(operand, LabelReference)]
-            following = place + 1
-            while following < len(function.body):
-                label = function.body[following]
-                if not isinstance(label, Label):
-                    break
-                if label.name in names:
-                    places.append(place)
-                    break
-                following += 1
+    behind: set[str] = set()  # the labels right behind, but for jumps that go
+    for place in range(len(function.body) - 1, -1, -1):
+        item = function.body[place]
+        if isinstance(item, Label):
+            behind.add(item.name)
+        elif behind:
+            target = next((o.name for o in item.operands if type(o) is LabelReference), None)
+            if target in behind and table[item.row].flow:
+                places.append(place)
+            else:
+                behind.clear()
     return _drop(function, places)
 
 
@@ -150,14 +128,21 @@ def _known_reload(function: MachineFunction, abi: Abi, table: FactsTable) -> int
                     operands[1] = holder[0]
                 loaded = (offset, target)
         if known:
-            written, into_slot = _written(item, facts, stack)
-            if into_slot or stack in written:
-                known.clear()
-                continue
-            for register in written:
-                for slot in slots_of.pop(register, ()):
-                    if slot in known and known[slot][0] == register:
-                        del known[slot]
+            written: list[Any] = [o for o, how in zip(operands, facts.access, strict=True) if how & WRITE]
+            if facts.writes:
+                written += [Register(*pair) for pair in facts.writes]
+            if item.mask is not None and facts.mask_access & WRITE:
+                written.append(item.mask)
+            for changed in written:
+                if type(changed) is Memory:
+                    if _slot(changed, stack) is not None:
+                        known.clear()
+                elif changed == stack:
+                    known.clear()
+                else:
+                    for slot in slots_of.pop(changed, ()):
+                        if slot in known and known[slot][0] == changed:
+                            del known[slot]
         if loaded is not None and loaded[0] not in known:
             learn(*loaded, item.row)
     _drop(function, places)
@@ -174,13 +159,12 @@ def _dead_spill(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
     for place, item in enumerate(function.body):
         if type(item) is not Instruction:
             continue
-        facts = table[item.row]
-        for operand, how in zip(item.operands, facts.access, strict=True):
-            if type(operand) is not Memory:
+        for position, operand in enumerate(item.operands):
+            if type(operand) is not Memory or operand.base != stack:
                 continue
-            if how != WRITE:
-                if stack in (operand.base, operand.index):
-                    read.add(operand.disp)
+            facts = table[item.row]
+            if facts.access[position] != WRITE:
+                read.add(operand.disp)
             elif facts.move_bits and type(item.operands[1]) is Register and _slot(operand, stack) is not None:
                 stores.append((place, operand.disp, operand.disp + facts.move_bits // 8))
     first_bytes = sorted(read)

@@ -22,7 +22,7 @@ from ..ir.types import TensorType
 from ..lane.lower import lower
 from ..tile.ops import memory_of
 from ..tile.reduce_loops import reduce_loops
-from ..tile.schedule import DimClass, Facts, Schedule, Specialization
+from ..tile.schedule import DimClass, Facts, Panels, Schedule, Specialization
 from ..tile.work import Term, work
 
 if TYPE_CHECKING:
@@ -217,6 +217,17 @@ def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Ma
     finally:
         if collects:
             gc.enable()
+
+
+def panels_of_kernel(kernel: Any, name: str, target: Any) -> Panels:
+    """How a tensor of a `lang.Kernel` is packed for a target. Raises as lane.packed.panels_for does."""
+    from ..lane.packed import panels_for
+    from ..tile.canonical import canonicalize
+
+    function = kernel.tile_ir()
+    reduce_loops(function)
+    canonicalize(function)
+    return panels_for(function, name, facts_of(target))
 
 
 def _tuples(nested: Any) -> Any:

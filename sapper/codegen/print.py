@@ -1,7 +1,7 @@
 """Machine IR -> text that GNU as accepts (Intel syntax).
 
-Enters: a `MachineFunction`, or the functions of a library. Leaves: a whole source file; assembled, its .text section
-has the bytes of encode.py.
+Enters: a `MachineFunction`, or the functions and tables of a library. Leaves: a whole source file; assembled, its .text
+section has the bytes of encode.py.
 Virtual registers print too (as %vec3), so that machine IR can be read before allocation; such text does not assemble.
 """
 
@@ -12,7 +12,9 @@ from typing import Any
 
 from ..ir.nodes import Location
 from ..targets.x86_64.registers import register_name
+from .encode import encode
 from .machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register, VirtualRegister
+from .table import Table
 
 _SIZES = {8: "byte", 16: "word", 32: "dword", 64: "qword", 128: "xmmword", 256: "ymmword", 512: "zmmword"}
 
@@ -82,22 +84,30 @@ def print_function(function: MachineFunction) -> str:
 
 
 def print_file(
-    functions: Sequence[tuple[MachineFunction, bool]], areas: Mapping[str, int], line_table: bool = False
+    items: Sequence[tuple[MachineFunction | Table, bool]], areas: Mapping[str, int], line_table: bool = False,
+    notes: Mapping[str, Sequence[str]] | None = None, remarks: Mapping[str, Mapping[int, str]] | None = None,
 ) -> str:
-    """A file with several functions, each with whether others may call it, and areas (name -> bytes) of zeroed memory.
+    """A file with functions and tables, each with whether others may call it, and areas (name -> bytes) of zeroes.
 
-    line_table: with .file and .loc, from which the assembler makes the lines that debuggers show.
+    line_table: with .file and .loc, from which the assembler makes the lines that debuggers show. notes: lines of
+    comment before a function or table, by its name; before the whole file under "". remarks: of a function, by its
+    name, the comments of instructions by their place in the body, instead of the usual ones.
     """
-    lines = list(_HEAD)
+    notes = notes or {}
+    lines = [*_comment(notes.get("", ())), *_HEAD]
     files: dict[str, int] = {}
     if line_table:
-        for function, _ in functions:
+        for function in (item for item, _ in items if isinstance(item, MachineFunction)):
             for item in function.body:
                 if isinstance(item, Instruction) and item.location is not None:
                     files.setdefault(item.location.file, len(files) + 1)
         lines += [f".file {number} {_quoted(path)}" for path, number in files.items()]
-    for number, (function, exported) in enumerate(functions):
-        lines += _function_lines(function, exported, _speller(function, f"{number}."), files)
+    symbols = {name: value for item, _ in items if isinstance(item, Table) for name, value in item.symbols.items()}
+    lines += [f".set {name}, {value}" for name, value in symbols.items()]
+    for number, (piece, exported) in enumerate(items):
+        lines += _comment(notes.get(piece.name, ()))
+        lines += piece.text(local_label) if isinstance(piece, Table) else _function_lines(
+            piece, exported, _speller(piece, f"{number}."), files, (remarks or {}).get(piece.name))
     if areas:
         lines.append(".bss")
         for name, size_bytes in areas.items():
@@ -106,6 +116,10 @@ def print_file(
                       f".size {name}, {size_bytes}"]
     lines.append('.section .note.GNU-stack, "", @progbits')
     return "\n".join(lines) + "\n"
+
+
+def _comment(lines: Sequence[str]) -> list[str]:
+    return ["", *(f"# {line}".rstrip() for line in lines)] if lines else []
 
 
 _HEAD = (".intel_syntax noprefix", ".text")
@@ -125,8 +139,21 @@ def _speller(function: MachineFunction, prefix: str = "") -> Names:
     return lambda label: local_label(label if label in function.externals else prefix + label)
 
 
+def _long_branches(function: MachineFunction) -> set[int]:
+    """Places of the branches that need a distance of 32 bits.
+
+    A file says so, because GNU as finds it out in passes: while alignments further up still move, a branch that reaches
+    in the end may not, and it stays long.
+    """
+    offsets = encode(function).offsets
+    return {place for place, item in enumerate(function.body)
+            if isinstance(item, Instruction) and item.row.control in ("branch", "jump")
+            and type(item.operands[0]) is LabelReference and offsets[place + 1] - offsets[place] > 2}
+
+
 def _function_lines(
-    function: MachineFunction, exported: bool, spell: Names, files: Mapping[str, int] | None = None
+    function: MachineFunction, exported: bool, spell: Names, files: Mapping[str, int] | None = None,
+    remarks: Mapping[int, str] | None = None,
 ) -> list[str]:
     name = function.name
     lines = [*([f".globl {name}"] if exported else []), f".type {name}, @function"]
@@ -135,7 +162,8 @@ def _function_lines(
     lines += [f".balign {align}", f"{name}:"] if files is None else [
         f".balign {align}, 0xcc", f"{name}:", f"{local_label(name)}:"]
     last: Location | None = None
-    for item in function.body:
+    long = set() if files is None else _long_branches(function)
+    for place, item in enumerate(function.body):
         if isinstance(item, Label):
             if item.align > 1:
                 lines.append(f".balign {item.align}")
@@ -150,7 +178,9 @@ def _function_lines(
                 lines.append(f".loc {files[location.file]} {location.line} {location.column}")
         if item.comment:
             comments.append(item.comment)
-        text = "    " + print_instruction(item, spell)
+        if remarks is not None:
+            comments = [remarks[place]] if place in remarks else []
+        text = ("    {disp32} " if place in long else "    ") + print_instruction(item, spell)
         lines.append(f"{text:<56}# {'; '.join(comments)}".replace("\n", " ") if comments else text)
     if function.constants:
         for label, (alignment, content) in function.constants.items():

@@ -17,6 +17,7 @@ from outside a loop and is read inside is used until the loop ends.
 
 from __future__ import annotations
 
+from bisect import insort
 from typing import Any
 
 from ..ir.nodes import Block, Function, Location, Op, Value
@@ -526,7 +527,8 @@ class Selector:
             for used in op.operands:
                 used = alias.get(used, used)
                 if used in uses_at:
-                    uses_at[used] = sorted(uses_at[used] + places)
+                    for place in places:
+                        insort(uses_at[used], place)
                 if name == "s_add" or name == "s_sub":
                     address_uses[used] = address_uses.get(used, 0) + 1
 

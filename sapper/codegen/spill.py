@@ -24,13 +24,13 @@ up to its writing point.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import heapify, heappop, heapreplace
 
 from .joined import Classes
-from .liveness import NEXT, READ, WRITE, Flow, RowFacts, is_idiom
+from .liveness import NEXT, READ, WRITE, RowFacts, is_idiom, members
 from .machine import Immediate, Instruction, LabelReference, Memory, Register, VirtualRegister
 
 
@@ -103,28 +103,16 @@ class Piece:
     cost: float
 
 
-@dataclass(slots=True, eq=False)
-class _Part:
-    """A class outside of the loops that name it, or inside one of them but outside of further ones.
-
-    idle: the reading points where it is wanted, but not named. cost: of holding it in memory there.
-    """
-
-    loop: Loop | None
-    around: _Part | None
-    idle: int
-    cost: float
-    spilled: bool = False
-
-
 class _Counts:
     """A small number for each place, as bit planes: bit 2p of plane i is bit i of the number of place p."""
 
-    def __init__(self, numbers: Sequence[int]) -> None:
+    def __init__(self, numbers: Sequence[int], of: Callable[[int], int]) -> None:
+        """of: what is counted, from a number."""
+        counts = [of(number) for number in range(max(numbers, default=0) + 1)]
         self.planes: list[int] = []
-        for position in range(max(numbers, default=0).bit_length()):
-            digits = "".join("1" if number >> position & 1 else "0" for number in reversed(numbers))
-            self.planes.append(int(digits, 4))
+        for position in range(max(counts).bit_length()):
+            digit = ["01"[count >> position & 1] for count in counts]
+            self.planes.append(int("".join(map(digit.__getitem__, reversed(numbers))) or "0", 4))
         self._update()
 
     def _update(self) -> None:
@@ -153,8 +141,8 @@ class _Room:
     """For one kind: how many registers are free at each place, and how many are lacking."""
 
     def __init__(self, wanted: Sequence[int], limit: int) -> None:
-        self.lacking = _Counts([max(0, number - limit) for number in wanted])
-        self.free = _Counts([max(0, limit - number) for number in wanted])
+        self.lacking = _Counts(wanted, lambda number: max(0, number - limit))
+        self.free = _Counts(wanted, lambda number: max(0, limit - number))
 
     def give(self, points: int) -> None:
         needed = points & self.lacking.above_zero
@@ -169,8 +157,31 @@ class _Room:
         return True
 
 
-def loops_of_flow(flow: Flow, classes: Classes) -> list[Loop]:
+@dataclass(slots=True, eq=False)
+class _Part:
+    """A class outside of the loops that name it, or inside one of them but outside of further ones.
+
+    idle: the reading points where it is wanted, but not named. cost: of holding it in memory there.
+    """
+
+    loop: Loop | None
+    around: _Part | None
+    idle: int
+    cost: float
+    spilled: bool = False
+
+    def spill(self, room: _Room) -> None:
+        """This part, and those round it that are not spilled yet."""
+        part: _Part | None = self
+        while part is not None and not part.spilled:
+            part.spilled = True
+            room.give(part.idle)
+            part = part.around
+
+
+def _loops(classes: Classes) -> list[Loop]:
     """The loops whose blocks stand together, innermost first."""
+    flow = classes.flow
     found = []
     starts = flow.block_start
     for header, inside in flow.loops.items():
@@ -217,10 +228,11 @@ def is_constant(instruction: Instruction, facts: RowFacts) -> bool:
 
 
 class Plan:
-    """What is spilled so far. pieces: by the number that stands for their node, above those of the flow.
+    """What is spilled so far.
 
-    home_of: of spilled nodes. dropped: places whose instruction is gone. replaced: instructions that stand where others
-    stood, and whether they are the same instruction still (with an operand in memory).
+    pieces: by their node, a number from that of the flow's nodes up to `next_node`. home_of: of spilled nodes. dropped:
+    places whose instruction is gone. replaced: instructions that stand where others stood, and whether they are the
+    same instruction still (with an operand in memory). loops: innermost first. weight: of each place.
     """
 
     def __init__(self, classes: Classes) -> None:
@@ -231,10 +243,13 @@ class Plan:
         self.slots: list[Slot] = []
         self.dropped: set[int] = set()
         self.replaced: dict[int, tuple[Instruction, bool]] = {}
-        self.loops = loops_of_flow(classes.flow, classes)
+        self.loops = _loops(classes)
+        self._loops_at = {loop.first: loop for loop in self.loops}
+        self._entries = self._points_of(self._loops_at)
+        self.weight = [classes.flow.weight[block] for block in classes.block_of]
         self._even = int("01" * len(classes.body) or "0", 2)
         self._rooms: dict[int, _Room] = {}
-        self._next_node = len(classes.flow.nodes)
+        self.next_node = len(classes.flow.nodes)
         self._next_number = 1 + max(
             (node.number for node in classes.flow.nodes[classes.flow.physical:]), default=0)
 
@@ -243,10 +258,8 @@ class Plan:
     @cached_property
     def costs(self) -> list[float]:
         """For each node what it would cost to hold it in memory: 1 for each place that names it, by its weight."""
-        return [sum(self._weight(place) for place in places) for places in self.classes.mentions]
-
-    def _weight(self, place: int) -> float:
-        return self.flow.weight[self.classes.block_of[place]]
+        weight = self.weight.__getitem__
+        return [sum(map(weight, places)) for places in self.classes.mentions]
 
     def choose(self, roots: list[int]) -> dict[int, list[Loop]]:
         """Classes to spill so that no place is crowded, and the loops through which each stays in a register all the
@@ -266,8 +279,10 @@ class Plan:
             queue: list[tuple[float, int, _Part]] = []  # -score, order, part
             for root in roots:
                 if self.flow.kind_of[root] == kind and self.classes.points[root] & lacking.above_zero:
-                    of_root[root] = self._parts(root)
-                    for part in of_root[root]:
+                    parts = self._parts(root, lacking.above_zero)
+                    if parts:
+                        of_root[root] = parts
+                    for part in parts:
                         relieves = part.idle & lacking.above_zero
                         if relieves:
                             queue.append((-relieves.bit_count() / part.cost, len(queue), part))
@@ -281,38 +296,43 @@ class Plan:
                     heapreplace(queue, (now, order, part))
                 else:
                     heappop(queue)
-                    around: _Part | None = part
-                    while around is not None and not around.spilled:
-                        around.spilled = True
-                        room.give(around.idle)
-                        around = around.around
+                    part.spill(room)
             for root, parts in of_root.items():
                 if parts[0].spilled:
                     kept[root] = [part.loop for part in parts[1:]  # type: ignore[misc]
                                   if not part.spilled and part.around.spilled]  # type: ignore[union-attr]
         return kept
 
-    def _parts(self, root: int) -> list[_Part]:
-        """The range of a class outside of all loops that name it, then inside each of these."""
+    def _parts(self, root: int, lacking: int) -> list[_Part]:
+        """The range of a class outside of all loops that name it, then inside each of these; nothing if it relieves
+        none of the places that lack a register."""
         classes = self.classes
         nodes = classes.of(root)
-        places = sorted({place for node in nodes for place in classes.mentions[node]})
+        points = classes.points[root]
+        wanted = points & lacking
+        count = wanted.bit_count()
+        named = [place for node in nodes for place in classes.mentions[node]]
+        if count <= len(named) and count <= sum(wanted >> 2 * place & 1 for place in set(named)):
+            return []  # most registers: they live from one instruction to one near by
+        places = sorted(set(named))
+        idle = points & self._even & ~self._points_of(places)
+        scale = 1.0 if self._definition(nodes) is None else 0.5
+        parts = [_Part(None, None, idle, scale * sum(self.costs[node] for node in nodes))]
+        into = points & self._entries
+        if not into:
+            return parts
         written = [place for place in places
                    if any(node in self.flow.writes[place] or node in self.flow.changes[place] for node in nodes)]
-        scale = 1.0 if self._definition(nodes) is None else 0.5
-        points = classes.points[root]
-        idle = points & self._even & ~self._points_of(places)
-        outside = _Part(None, None, idle, scale * sum(self.costs[node] for node in nodes))
-        parts = [outside]
-        for loop in reversed(self.loops):
+        loops = [self._loops_at[point // 2] for point in members(into)]
+        for loop in sorted(loops, key=lambda loop: loop.depth):
             low, high = bisect_left(places, loop.first), bisect_right(places, loop.last)
             if low == high or not self._keepable(loop, points, written):
                 continue
             around = next(part for part in reversed(parts) if part.loop is None or loop.within(part.loop))
-            cost = scale * sum(self._weight(place) for place in places[low:high])
+            cost = scale * sum(map(self.weight.__getitem__, places[low:high]))
             part = _Part(loop, around, around.idle & loop.points, cost)
             around.idle &= ~loop.points
-            around.cost -= cost - scale * self._weight(loop.first - 1)
+            around.cost -= cost - scale * self.weight[loop.first - 1]
             parts.append(part)
         return parts
 
@@ -488,7 +508,6 @@ class Plan:
 
     def _make_piece(self, home: Home, places: list[int], loop: Loop | None = None) -> None:
         """A piece that the places given name, in one block or through a loop."""
-        classes = self.classes
         first, last = places[0], places[-1]
         written = [place for place in places if place in home.writes]
         if loop is not None:
@@ -501,13 +520,12 @@ class Plan:
             loaded = first if first in home.reads else -1
             stored = written[-1] if written and self._wanted_after(home, last) else -1
             points = (2 << 2 * last + (last in home.writes)) - (1 << 2 * first + (loaded < 0))
-        weight = self.flow.weight
         register = VirtualRegister(home.kind, self._next_number)
         self._next_number += 1
-        self.pieces[self._next_node] = Piece(
+        self.pieces[self.next_node] = Piece(
             register, home, places, loaded, stored, loop, points,
-            sum(weight[classes.block_of[place]] for place in places))
-        self._next_node += 1
+            sum(map(self.weight.__getitem__, places)))
+        self.next_node += 1
 
     def _wanted_after(self, home: Home, place: int) -> bool:
         """Whether anyone reads it after a place, before it is written again."""

@@ -74,13 +74,19 @@ class Op:
 
     def walk(self) -> Iterator[Op]:
         """This op, then every op nested in it, in order."""
-        yield self
-        for block in self.blocks:
-            for op in block.ops:
-                yield from op.walk()
+        return _walk([self])
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
+
+
+def _walk(pending: list[Op]) -> Iterator[Op]:
+    """pending: the last comes first."""
+    while pending:
+        op = pending.pop()
+        yield op
+        for block in reversed(op.blocks):
+            pending += reversed(block.ops)
 
 
 class Block:
@@ -123,8 +129,8 @@ class Function:
         return value
 
     def walk(self) -> Iterator[Op]:
-        for op in self.body.ops:
-            yield from op.walk()
+        """Every op, in order; what an op holds is looked at when the op has been given out."""
+        return _walk(self.body.ops[::-1])
 
     def tensors(self) -> list[Value]:
         return [a for a in self.arguments if isinstance(a.type, TensorType)]

@@ -32,6 +32,7 @@ from .types import (
     b32,
     bf16,
     bool_,
+    f8e4m3,
     f16,
     f32,
     f64,
@@ -837,9 +838,11 @@ def _lane_tensor_copy(check: Checker, op: Op) -> None:
 
 
 def _lane_group_multiply(check: Checker, op: Op) -> None:
-    check.one_of(op, "dtype", (bf16, f16))
+    dtype = check.one_of(op, "dtype", (bf16, f16, f8e4m3))
     for side in ("left", "right"):
         if not check.attribute(op, f"{side}_rows", bool):
+            if dtype.bits == 8:
+                check.fail(f"{side}_rows = False for {dtype}", "rows along the depth")
             check.attribute(op, f"{side}_panel_bytes", int)
     sums = len(op.operands) - 2
     if sums % 4 or not 4 <= sums <= 128:

@@ -6,9 +6,9 @@ Three orders of the operands in memory, named as in BLAS, N for as it is and T f
     NT   c[m, n] = sum_k a[m, k] * b[n, k]      weights [out, in] as checkpoints hold them
     TN   c[m, n] = sum_k a[k, m] * b[k, n]
 
-The activations a are f32, b is f32 or bf16 (widened as it is read, products and sums in f32). Epilogues: an
-activation function, a bias, a residual that is added. `matmul_swiglu` contracts one activation with two weights and
-joins the two: silu(a @ gate) * (a @ up).
+The activations a are f32, b is f32 or bf16 (widened as it is read, products and sums in f32). Where both are bf16
+(`matmul_*_bf16_bf16`) a target's packed dot products take them. Epilogues: an activation function, a bias, a residual
+that is added. `matmul_swiglu` contracts one activation with two weights and joins the two: silu(a @ gate) * (a @ up).
 """
 
 from typing import Any
@@ -28,9 +28,9 @@ def as_is(x):
     return x
 
 
-def make_matmul_nn(weight: Any) -> Any:
-    @sp.kernel(name=f"matmul_nn_{weight.name}")
-    def matmul_nn(a: Tensor[f32, M, K], b: Tensor[weight, K, N], c: Tensor[f32, M, N]):
+def make_matmul_nn(weight: Any, left: Any = f32) -> Any:
+    @sp.kernel(name=f"matmul_nn_{weight.name}" + (f"_{left.name}" if left is not f32 else ""))
+    def matmul_nn(a: Tensor[left, M, K], b: Tensor[weight, K, N], c: Tensor[f32, M, N]):
         for m, n in tiles(M, N):
             acc = zeros(m, n, dtype=f32)
             for k in tiles(K):
@@ -40,11 +40,11 @@ def make_matmul_nn(weight: Any) -> Any:
     return matmul_nn
 
 
-def make_matmul_nt(weight: Any, activation: Any = as_is, suffix: str = "") -> Any:
+def make_matmul_nt(weight: Any, activation: Any = as_is, suffix: str = "", left: Any = f32) -> Any:
     """c = activation(a @ b.T)."""
 
     @sp.kernel(name=f"matmul_nt_{weight.name}{suffix}")
-    def matmul_nt(a: Tensor[f32, M, K], b: Tensor[weight, N, K], c: Tensor[f32, M, N]):
+    def matmul_nt(a: Tensor[left, M, K], b: Tensor[weight, N, K], c: Tensor[f32, M, N]):
         for m, n in tiles(M, N):
             acc = zeros(m, n, dtype=f32)
             for k in tiles(K):
@@ -117,8 +117,10 @@ def make_matmul_swiglu(weight: Any) -> Any:
 
 matmul_nn_f32 = make_matmul_nn(f32)
 matmul_nn_bf16 = make_matmul_nn(bf16)
+matmul_nn_bf16_bf16 = make_matmul_nn(bf16, bf16)
 matmul_nt_f32 = make_matmul_nt(f32)
 matmul_nt_bf16 = make_matmul_nt(bf16)
+matmul_nt_bf16_bf16 = make_matmul_nt(bf16, suffix="_bf16", left=bf16)
 matmul_tn_f32 = make_matmul_tn(f32)
 matmul_tn_bf16 = make_matmul_tn(bf16)
 matmul_nt_gelu_f32 = make_matmul_nt(f32, gelu_of, "_gelu")
@@ -155,11 +157,12 @@ def swiglu_reference(arguments: Arguments) -> dict[str, Array]:
     return {"c": silu_reference(product(a, arguments["gate"], "nt")) * product(a, arguments["up"], "nt")}
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, order: str, weight: str, extra: str) -> Arguments:
+def make_arguments(random: np.random.Generator, shape: Shape, order: str, weight: str, extra: str,
+                   left: str = "f32") -> Arguments:
     """Weights are scaled by 1 / sqrt(K), as in a network, so that results are near 1 and one tolerance serves all K."""
     m, n, k = shape["M"], shape["N"], shape["K"]
     scale = 1.0 / np.sqrt(k + 1.0)
-    arguments: Arguments = {"a": normal(random, *((k, m) if order[0] == "t" else (m, k)))}
+    arguments: Arguments = {"a": normal(random, *((k, m) if order[0] == "t" else (m, k)), dtype=left)}
     if extra == "swiglu":
         arguments["gate"] = normal(random, n, k, dtype=weight, scale=scale)
         arguments["up"] = normal(random, n, k, dtype=weight, scale=scale)
@@ -195,11 +198,11 @@ def numpy_peer(arguments: Arguments, order: str) -> Any:
     return lambda: np.matmul(left, right, out=out)
 
 
-def case(m: int, n: int, k: int, weight_size: int, extra: str) -> Case:
+def case(m: int, n: int, k: int, weight_size: int, extra: str, left_size: int = 4) -> Case:
     """flops: two for each product; the epilogue's are left out. bytes: every operand once."""
     weights = 2 if extra == "swiglu" else 1
     more = 4 * n if extra == "bias" else 4 * m * n if extra == "residual" else 0
-    size = 4 * m * k + weights * weight_size * n * k + 4 * m * n + more
+    size = left_size * m * k + weights * weight_size * n * k + 4 * m * n + more
     return Case({"M": m, "N": n, "K": k}, flops=2 * weights * m * n * k, bytes=size)
 
 
@@ -213,7 +216,7 @@ CHECK_SHAPES = (
 
 def _entry(
     name: str, kernel: Any, order: str, weight: str, extra: str = "", activation: str = "",
-    shapes: tuple[tuple[int, int, int], ...] = SQUARES,
+    shapes: tuple[tuple[int, int, int], ...] = SQUARES, left: str = "f32",
 ) -> LibraryKernel:
     peers: dict[str, Any] = {}
     if not extra and not activation:
@@ -225,13 +228,15 @@ def _entry(
         kernel=kernel,
         reference=swiglu_reference if extra == "swiglu"
         else lambda arguments: reference(arguments, order, activation),
-        make_arguments=lambda random, shape: make_arguments(random, shape, order, weight, extra),
+        make_arguments=lambda random, shape: make_arguments(random, shape, order, weight, extra, left),
         tolerance=Tolerance(
             1e-5, 2e-5, "a sum of K rounded products near 1 / sqrt(K) in any order: near 2**-24 * sqrt(K) in practice"
         ),
-        cases=tuple(case(m, n, k, NUMPY_DTYPES[weight].itemsize, extra) for m, n, k in shapes),
+        cases=tuple(case(m, n, k, NUMPY_DTYPES[weight].itemsize, extra, NUMPY_DTYPES[left].itemsize)
+                    for m, n, k in shapes),
         check_shapes=CHECK_SHAPES,
         dtype=weight,
+        products="bf16" if left == weight == "bf16" else "f32",
         peers=peers,
     )
 
@@ -243,6 +248,8 @@ KERNELS = (
     _entry("matmul_nn_bf16", matmul_nn_bf16, "nn", "bf16"),
     _entry("matmul_nt_bf16", matmul_nt_bf16, "nt", "bf16", shapes=(*SQUARES, *MODEL_SHAPES)),
     _entry("matmul_tn_bf16", matmul_tn_bf16, "tn", "bf16"),
+    _entry("matmul_nn_bf16_bf16", matmul_nn_bf16_bf16, "nn", "bf16", left="bf16"),
+    _entry("matmul_nt_bf16_bf16", matmul_nt_bf16_bf16, "nt", "bf16", left="bf16"),
     _entry("matmul_nt_gelu_f32", matmul_nt_gelu_f32, "nt", "f32", activation="gelu", shapes=SQUARES[1:2]),
     _entry("matmul_nt_silu_f32", matmul_nt_silu_f32, "nt", "f32", activation="silu", shapes=SQUARES[1:2]),
     _entry("matmul_nt_bias_f32", matmul_nt_bias_f32, "nt", "f32", extra="bias", shapes=SQUARES[1:2]),

@@ -254,7 +254,7 @@ def sums_reference(arguments: Arguments) -> dict[str, Array]:
     return {"sums": arguments["x"].astype(np.float64).sum(axis=1)}
 
 
-def _random_matrix(random: np.random.Generator, form: str, p: int, b: int, prefix: str = "") -> Arguments:
+def random_blocks(random: np.random.Generator, form: str, p: int, b: int, prefix: str = "") -> Arguments:
     """Weights near 1 / sqrt(K), as in a network."""
     unit = 1.0 / np.sqrt(BLOCK * b + 1.0)
     name = f"{prefix}_" if prefix else ""
@@ -278,7 +278,7 @@ def make_arguments(random: np.random.Generator, shape: Shape, form: str, task: s
     halves = (2, HALF) if form == "q4" else (BLOCK,)
     arguments = {}
     for prefix in ("gate", "up") if task == "swiglu" else ("",):
-        arguments |= _random_matrix(random, form, p, b, prefix)
+        arguments |= random_blocks(random, form, p, b, prefix)
     if task == "dequantize":
         return arguments | {"out": unwritten(p, PANEL, b, *halves)}
     if task == "embedding":

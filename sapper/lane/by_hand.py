@@ -45,6 +45,8 @@ def fit(model: Model, walk: Walk, lane: str | None, key: str) -> Fit | str:
     rows = [axis for axis in walk.outer if axis != lane]
     if more or len(walk.outer) != 2 or lane not in walk.outer or any(a not in model.open for a in walk.axes):
         return "the contraction is not over one axis, with two axes in its result that this walk loops over"
+    if any(v in model.rows or v in model.buffers for v in contraction.operands):
+        return "an operand is a copy that the kernel holds, not a tensor"
     loads = [_load_of(v) for v in contraction.operands]
     left = next((op for op in loads if op is not None and _axes(op) == {rows[0], depth}), None)
     right = next((op for op in loads if op is not None and _axes(op) == {lane, depth}), None)
@@ -70,8 +72,6 @@ def fit(model: Model, walk: Walk, lane: str | None, key: str) -> Fit | str:
                                      or left.operands[0].name in wanted_stage):
         return f"the schedule stages {', '.join(wanted_stage) or 'nothing'}; it takes a panel of " \
                f"{right.operands[0].name}, and {left.operands[0].name} where it lies"
-    if model.schedule.order and model.schedule.order[0] == rows[0]:
-        return f"the schedule has axis {rows[0]} outermost, and so no panel along {lane}"
     for axis, count in ((rows[0], piece.rows[0]), (lane, piece.vectors[0])):
         capacity, tile = model.open[axis].capacity, count * (model.lanes if axis == lane else 1)
         if capacity is not None and not capacity.dims and capacity.constant < tile:

@@ -38,12 +38,15 @@ def swizzled(address: NDArray[Any]) -> NDArray[Any]:
     return turned
 
 
-def near_offsets(outer: NDArray[Any], depth: NDArray[Any], along_depth: bool, panel_bytes: int) -> NDArray[Any]:
-    """Bytes to elements of 16 bits of an operand whose rows lie along the depth, or else, in panels, along the outer
-    axis; before swizzling (PTX ISA, "Strides" of wgmma's operands in shared memory)."""
+def near_offsets(outer: NDArray[Any], depth: NDArray[Any], along_depth: bool, panel_bytes: int,
+                 size: int = 2) -> NDArray[Any]:
+    """Bytes to elements of `size` bytes of an operand whose rows lie along the depth, or else, in panels, along the
+    outer axis; before swizzling (PTX ISA, "Strides" of wgmma's operands in shared memory)."""
     if along_depth:
-        return np.asarray(outer * ROW_BYTES + depth * 2)
+        return np.asarray(outer * ROW_BYTES + depth * size)
     return np.asarray(outer // PANEL * panel_bytes + depth * ROW_BYTES + outer % PANEL * 2)
 
-ELEMENT_BYTES = {"bf16": 2, "f16": 2}
+ELEMENT_BYTES = {"bf16": 2, "f16": 2, "f8e4m3": 1}
 """Of the operands of matrix instructions, by dtype."""
+GROUP_DEPTH_BYTES = 32
+"""Of the depth of a matrix instruction of a group of warps."""

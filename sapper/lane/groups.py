@@ -25,13 +25,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import ROW_F32, S64, TensorType, f32, i32
+from ..ir.types import MASK, ROW_F32, ROW_I32, S64, TensorType, f32, i32
 from ..tile.affine import Affine, affine
 from ..tile.plan import Walk, plan_block
 from ..tile.schedule import MatrixGroup, MatrixUnit
 from . import fragments
 from .fragments import PANEL, ROW_BYTES
-from .matrix import ELEMENT_BYTES, MatrixLowering, MatrixWalk, Sum, sum_row_bytes
+from .matrix import MatrixLowering, MatrixWalk, Sum, sum_row_bytes
 from .state import Scalar
 
 PIECE_ROWS = 8
@@ -44,7 +44,8 @@ REGISTER_GRANULE = 8
 @dataclass(frozen=True, slots=True)
 class Operand:
     """One operand's piece in each stage. at: its first byte there. map: of its tensor. along_depth: whether rows of 128
-    bytes lie along the depth; otherwise along the outer axis, and there is a panel for each 64 of it."""
+    bytes lie along the depth; otherwise along the outer axis, and there is a panel for each 64 of it. size: bytes of an
+    element."""
 
     op: Op
     outer: str
@@ -53,10 +54,11 @@ class Operand:
     at: int
     map: int
     along_depth: bool
+    size: int
 
     @property
     def bytes(self) -> int:
-        return self.extent * self.depth * ELEMENT_BYTES
+        return self.extent * self.depth * self.size
 
     @property
     def panel_bytes(self) -> int:
@@ -68,32 +70,89 @@ class Operand:
                                                                           self.panel_bytes)
 
     def depth_bytes(self, depth: int) -> int:
-        return depth * (ELEMENT_BYTES if self.along_depth else ROW_BYTES)
+        return depth * (self.size if self.along_depth else ROW_BYTES)
 
 
 class GroupLowering(MatrixLowering):
     """Emits walks for groups of warps where that can be done, and leaves the others to MatrixLowering.
 
-    groups, columns: of the tile. multiplies: which part is being emitted.
+    groups, columns: of the tile. deep: elements of the depth in a stage. narrow: they have 8 bits. multiplies: which
+    part is being emitted.
     """
 
     groups = 0
     columns = 0
     multiplies = True
+    narrow = False
+    deep = 0
 
     def find_matrix_walk(self) -> None:
         super().find_matrix_walk()
-        group, found = self.facts.matrix_group, self.matrix_walk
+        group, walk = self.facts.matrix_group, self.only_walk()
         self.tensor_maps: list[list[object]] = []
-        if group is None or found is None or len(plan_block(self.function.body).items) != 1:
+        if group is None or walk is None or len(plan_block(self.function.body).items) != 1:
+            return
+        found, dtypes = self.matrix_walk, group.dtypes
+        if found is None:
+            dtypes = group.narrow_dtypes
+            found = self.match_matrix_walk(walk, dtypes, True)
+        if found is None:
             return
         loads = [(op, found.rows) for op in found.left] + [(op, found.columns) for op in found.right]
-        if all(op.operands[0].type.dtype.name in group.dtypes and self._is_box(op, outer, found.depth)  # type: ignore[union-attr]
-               for op, outer in loads):
+        dtype = found.left[0].operands[0].type.dtype  # type: ignore[union-attr]
+        self.deep = group.depth_bytes // dtype.size_bytes
+        self.narrow = dtypes is group.narrow_dtypes
+        if dtype.name in dtypes and all(self._is_box(op, outer, found.depth) for op, outer in loads):
             shape = self._shape(group, found)
-            if shape is not None:
+            if shape is not None and (not self.narrow or self._takes_scales(group, found, shape)):
+                self.matrix_walk = found
                 self.groups, self.columns = shape
                 self.warps = self.groups * group.group_warps + group.copy_warps
+
+    def near_loads(self) -> list[Op]:
+        """Loads of operands that no register holds: their boxes are copied to near memory."""
+        return [*self.matrix_walk.left, *self.matrix_walk.right] \
+            if self.groups and self.matrix_walk is not None else []
+
+    def _takes_scales(self, group: MatrixGroup, found: MatrixWalk, shape: tuple[int, int]) -> bool:
+        """Whether all lies along the depth, and each scale is one number for the tile's columns, or rows, or one for
+        each row, in every stage."""
+        if len(found.right) > 1 or any(found.depth not in self._forms(op)[-1].axes for op in found.left + found.right):
+            return False
+        (left, right), = found.scales
+        tile = {found.rows: shape[0] * group.group_rows, found.columns: shape[1]}
+        return all(scale is None or self._scale_indices(scale, outer, found.depth, tile[outer]) is not None
+                   for scale, outer in ((left, found.rows), (right, found.columns))) and (
+            right is None or self._by_row(right, found.columns) is None)
+
+    def _scale_indices(self, scale: Op, outer: str, depth: str,
+                       extent: int) -> list[tuple[str | None, Value | int]] | None:
+        """Of each dimension of a scale: (axis, how many of its coordinates share an element), or (None, a scalar)."""
+        t = scale.operands[0].type
+        assert isinstance(t, TensorType)
+        if t.dtype is not f32 or self.specialization.strides.get(scale.operands[0].name, "contiguous") != "contiguous":
+            return None
+        made: list[tuple[str | None, Value | int]] = []
+        for value in scale.operands[1:]:
+            shared, index = 1, value
+            if value.op is not None and value.op.name == "floordiv" and value.op.operands[1].op is not None \
+                    and value.op.operands[1].op.name == "const":
+                shared, index = int(value.op.operands[1].op.attributes["value"]), value.op.operands[0]
+            axes = index.type.axes  # type: ignore[union-attr]
+            if not axes:
+                made.append((None, value))
+                continue
+            if index.op is None or index.op.name != "index" or (axes[0] == depth and shared % self.deep) \
+                    or (axes[0] == outer and shared != 1 and shared % extent) or axes[0] not in (outer, depth):
+                return None
+            made.append((axes[0], shared))
+        return made
+
+    @staticmethod
+    def _by_row(scale: Op, outer: str) -> Value | None:
+        """The index of a scale that is one for each row."""
+        return next((v for v in scale.operands[1:] if v.op is not None and v.op.name == "index"
+                     and v.op.attributes["axis"] == outer), None)
 
     def _shape(self, group: MatrixGroup, found: MatrixWalk) -> tuple[int, int] | None:
         """Groups and columns of the tile: as the schedule says, else the first shape of which there is one for each
@@ -102,8 +161,8 @@ class GroupLowering(MatrixLowering):
         forced = self.schedule.tile.keys() & {found.rows, found.columns, found.depth}
         shape = None
         for groups, most in group.shapes:
-            wide = most // len(found.right)
-            tile = {found.rows: groups * group.group_rows, found.columns: wide, found.depth: group.depth}
+            wide = min(most, group.narrow_columns) if self.narrow else most // len(found.right)
+            tile = {found.rows: groups * group.group_rows, found.columns: wide, found.depth: self.deep}
             if wide < PANEL or any(tile[axis] != self.schedule.tile[axis] for axis in forced):
                 continue
             shape = groups, wide
@@ -142,6 +201,11 @@ class GroupLowering(MatrixLowering):
         assert self.facts.matrix_group is not None
         return self.groups * self.facts.matrix_group.group_rows, self.columns
 
+    @property
+    def tiles_are_tasks(self) -> bool:
+        """Whether each task is one tile: it costs nothing, as the copies for the next one go on all the time."""
+        return self.groups > 0 and not self.schedule.chunks
+
     # Parts.
 
     def parts(self, body: Callable[[], None]) -> None:
@@ -155,7 +219,7 @@ class GroupLowering(MatrixLowering):
         self.effect("s_store", [self.value(0), self.value(own)], dtype=i32, near=True)
         first = self.emit(0, "s_cmp", [self.warp(), self.value(0)], S64, cond="eq")
         multiplying = self.groups * group.group_warps
-        self._branch(first, lambda: self._start_signals(group, multiplying), lambda: None)
+        self._fork(first, lambda: self._start_signals(group, multiplying), lambda: None)
         self.effect("sync_warps", [])
         more, fewer = self._budgets(group)
 
@@ -169,20 +233,20 @@ class GroupLowering(MatrixLowering):
             self.multiplies = False
             if fewer:
                 self.effect("register_budget", [], registers=fewer, more=False)
-            self._branch(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="eq"), body,
+            self._fork(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="eq"), body,
                          lambda: None)
 
-        self._branch(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="lt"), multiply, copy)
+        self._fork(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="lt"), multiply, copy)
 
     def _lay_out(self, group: MatrixGroup) -> None:
         """The places in near memory."""
         found = self.matrix_walk
         assert found is not None
         high, wide = self.matrix_tile()
-        self.pieces = [self._operand(found.left[0], found.rows, found.depth, high, group.depth, 0)]
+        self.pieces = [self._operand(found.left[0], found.rows, found.depth, high, 0)]
         for op in found.right:
             last = self.pieces[-1]
-            self.pieces.append(self._operand(op, found.columns, found.depth, wide, group.depth, last.at + last.bytes))
+            self.pieces.append(self._operand(op, found.columns, found.depth, wide, last.at + last.bytes))
         self.stage_bytes = self.pieces[-1].at + self.pieces[-1].bytes
         self.sums_at = group.stages * self.stage_bytes
         multiplying = self.groups * group.group_warps
@@ -199,12 +263,12 @@ class GroupLowering(MatrixLowering):
         """Near memory of a warp for a piece of the sums of all contractions."""
         return PIECE_ROWS * sum_row_bytes(self.piece_columns) * (len(self.pieces) - 1)
 
-    def _operand(self, op: Op, outer: str, depth_axis: str, extent: int, depth: int, at: int) -> Operand:
+    def _operand(self, op: Op, outer: str, depth_axis: str, extent: int, at: int) -> Operand:
         t = op.operands[0].type
         assert isinstance(t, TensorType)
         forms = self._forms(op)
         along_depth = depth_axis in forms[-1].axes
-        sizes = {outer: extent if along_depth else PANEL, depth_axis: depth}
+        sizes = {outer: extent if along_depth else PANEL, depth_axis: self.deep}
         box = [sizes[next(iter(form.axes))] if form.axes else 1 for form in forms]
         name = op.operands[0].name
         self.slot(f"{name}.data")
@@ -214,7 +278,8 @@ class GroupLowering(MatrixLowering):
         record: list[object] = [name, t.dtype.name, list(t.dims), box]
         if record not in self.tensor_maps:
             self.tensor_maps.append(record)
-        return Operand(op, outer, extent, depth, at, self.tensor_maps.index(record), along_depth)
+        return Operand(op, outer, extent, self.deep, at, self.tensor_maps.index(record), along_depth,
+                       t.dtype.size_bytes)
 
     @staticmethod
     def _forms(op: Op) -> list[Affine]:
@@ -235,7 +300,7 @@ class GroupLowering(MatrixLowering):
         rest = group.registers - group.copy_warps * self.lanes * group.copy_registers
         return rest // (self.groups * threads) // REGISTER_GRANULE * REGISTER_GRANULE, group.copy_registers
 
-    def _branch(self, condition: Value, then: Callable[[], None], other: Callable[[], None]) -> None:
+    def _fork(self, condition: Value, then: Callable[[], None], other: Callable[[], None]) -> None:
         blocks = []
         for body in (then, other):
             self.enter(Block())
@@ -254,10 +319,12 @@ class GroupLowering(MatrixLowering):
         assert group is not None
         own = self.add(self.near(), self.add(self.counters_at, self.mul(self.warp(), COUNTER_BYTES)))
         counter = self.emit(self.depth, "s_load", [self.value(own)], S64, dtype=i32, near=True)
+        starts = {found.rows: row, found.columns: column}
+        sums: list[Value] = []
         if self.multiplies:
-            counter, sums = self._multiply_tile(group, found, counter)
+            counter, sums = self._multiply_tile(group, found, counter, starts)
         else:
-            counter, sums = self._copy_tile(group, found, counter, {found.rows: row, found.columns: column}), []
+            counter = self._copy_tile(group, found, counter, starts)
         self.effect("s_store", [counter, self.value(own)], dtype=i32, near=True)
         if self.multiplies:
             self._store_sums(group, walk, found, sums, row, column)
@@ -271,7 +338,7 @@ class GroupLowering(MatrixLowering):
     def _signal(self, stage: Scalar) -> Value:
         return self.value(self.add(self.near(), self.mul(stage, SIGNAL_BYTES)))
 
-    def _depth_loop(self, found: MatrixWalk, group: MatrixGroup, carried: list[Value],
+    def _depth_loop(self, found: MatrixWalk, carried: list[Value],
                     body: Callable[[Value, list[Value]], list[Value]]) -> list[Value]:
         deep = self.open[found.depth]
         first, last = self.value(deep.offset), self.value(self.add(deep.offset, deep.extent))
@@ -279,9 +346,8 @@ class GroupLowering(MatrixLowering):
         self.enter(block)
         self.effect("yield", body(block.arguments[0], list(block.arguments[1:])))
         self.leave()
-        loop = Op("loop", [first, last, *carried], [v.type for v in carried], {"step": group.depth,
-                                                                             "label": found.depth}, [block],
-                  self.location)
+        loop = Op("loop", [first, last, *carried], [v.type for v in carried],
+                  {"step": self.deep, "label": found.depth}, [block], self.location)
         self.finish(loop)
         return list(loop.results)
 
@@ -305,7 +371,7 @@ class GroupLowering(MatrixLowering):
                                 signal_disp=self.full_at)
             return [self.value(following)]
 
-        return self._depth_loop(found, group, [counter], body)[0]
+        return self._depth_loop(found, [counter], body)[0]
 
     def _coordinates_of(self, op: Op, at: dict[str, Value]) -> list[Value]:
         made = []
@@ -318,7 +384,8 @@ class GroupLowering(MatrixLowering):
             made.append(self.value(total))
         return made
 
-    def _multiply_tile(self, group: MatrixGroup, found: MatrixWalk, counter: Value) -> tuple[Value, list[Value]]:
+    def _multiply_tile(self, group: MatrixGroup, found: MatrixWalk, counter: Value,
+                       starts: dict[str, Value]) -> tuple[Value, list[Value]]:
         left, *right = self.pieces
         mine = left.outer_bytes(self.mul(self.scalar("s_floordiv", self.warp(), group.group_warps), group.group_rows),
                                 self)
@@ -327,13 +394,15 @@ class GroupLowering(MatrixLowering):
 
         def body(here: Value, carried: list[Value]) -> list[Value]:
             counter, *sums = carried
+            scales = self._scales(found, {**starts, found.depth: here}, group)    # on their way while products are made
             stage = self._stage_of(group, counter)
             self.effect("signal_wait", [self._signal(stage), self.value(self._parity_of(group, counter))],
                         disp=self.full_at)
             source = self.add(self.near(), self.mul(stage, self.stage_bytes))
             rows = self.value(self.add(source, mine))
             self.effect("group_fence", [])
-            for depth in range(0, group.depth, fragments.DEPTH):
+            totals = list(sums)
+            for depth in range(0, self.deep, fragments.GROUP_DEPTH_BYTES // left.size):
                 for number, piece in enumerate(right):
                     some = sums[number * each:(number + 1) * each]
                     made = Op("group_multiply", [rows, self.value(source), *some], [ROW_F32] * each, {
@@ -341,20 +410,79 @@ class GroupLowering(MatrixLowering):
                         "left_disp": left.at + left.depth_bytes(depth),
                         "right_disp": piece.at + piece.depth_bytes(depth),
                         "left_panel_bytes": left.panel_bytes, "right_panel_bytes": piece.panel_bytes,
+                        "fresh": self.narrow and depth == 0,
                     }, None, self.location)
                     self.finish(made)
                     sums[number * each:(number + 1) * each] = made.results
             self.effect("group_commit", [])
-            self.effect("group_wait", [], pending=1)
+            if self.narrow:
+                sums = self._add_block(self._all_done(sums), scales, totals)
+            else:
+                self.effect("group_wait", [], pending=1)
             before = self._stage_of(group, self.sub(counter, 1))
             self.effect("signal_arrive", [self._signal(before)], disp=self.free_at)
             return [self.value(self.add(counter, 1)), *sums]
 
         zeros = [self.constant(0.0, f32)] * (each * len(right))
-        counter, *sums = self._depth_loop(found, group, [counter, *zeros], body)
+        counter, *sums = self._depth_loop(found, [counter, *zeros], body)
+        return counter, sums if self.narrow else self._all_done(sums)
+
+    def _all_done(self, sums: list[Value]) -> list[Value]:
         done = Op("group_wait", sums, [ROW_F32] * len(sums), {"pending": 0}, None, self.location)
         self.finish(done)
-        return counter, list(done.results)
+        return list(done.results)
+
+    def _scales(self, found: MatrixWalk, at: dict[str, Value], group: MatrixGroup) -> list[Value | None]:
+        """By what the sums of one block of the depth are multiplied: those of a lane's upper rows, and of its lower."""
+        scales: list[Value | None] = [None, None]
+        loads = [(op, outer) for pair in found.scales[:self.narrow] for op, outer in zip(
+            pair, (found.rows, found.columns), strict=True) if op is not None]
+        for scale, outer in loads:
+            for half, value in enumerate(self._scale_rows(scale, outer, found.depth, at, group)):
+                known = scales[half]
+                scales[half] = value if known is None else self.emit(self.depth, "mul", [known, value], ROW_F32)
+        return scales
+
+    def _add_block(self, sums: list[Value], scales: list[Value | None], totals: list[Value]) -> list[Value]:
+        """The sums of one block of the depth, times its scales, to the totals, in f32: the instruction keeps fewer bits
+        of a sum of such elements than f32 has, so that none runs over more than a block (DeepSeek-V3 Technical Report,
+        section 3.3.2: about 14 bits; promotion every 128)."""
+        made = []
+        for number, (value, total) in enumerate(zip(sums, totals, strict=True)):
+            by = scales[number % 4 // 2]
+            made.append(self.emit(self.depth, "add", [total, value], ROW_F32) if by is None else
+                        self.emit(self.depth, "fma", [value, by, total], ROW_F32))
+        return made
+
+    def _scale_rows(self, scale: Op, outer: str, depth: str, at: dict[str, Value], group: MatrixGroup) -> list[Value]:
+        """The scales of the rows that a lane holds: lane div 4, and 8 below."""
+        tensor = scale.operands[0]
+        base: Scalar = self.slot(f"{tensor.name}.data")
+        mine: Scalar = 0
+        indices = self._scale_indices(scale, outer, depth, 1)
+        assert indices is not None
+        for (axis, shared), stride in zip(indices, self.strides(tensor), strict=True):
+            step = self.mul(stride, f32.size_bytes)
+            if axis is None:
+                base = self.add(base, self.mul(self.integer(shared), step))  # type: ignore[arg-type]
+            elif axis == outer and shared == 1:
+                mine = step
+            else:
+                base = self.add(base, self.mul(self.scalar("s_floordiv", at[axis], shared), step))
+        if isinstance(mine, int) and mine == 0:
+            return [self.emit(self.depth, "load_splat", [self.value(base)], ROW_F32, dtype=f32)] * 2
+        start = self.add(at[outer], self.mul(self.warp(), group.group_rows // group.group_warps))
+        rest = self.sub(self.add(self.open[outer].offset, self.open[outer].extent), start)
+        base = self.value(self.add(base, self.mul(start, mine)))
+        row = self.bits(0, "shr", self.iota(), 2)
+        made = []
+        for below in (0, 8):
+            here = self.emit(0, "add", [row, self.constant(below, i32)], ROW_I32)
+            mask = self.emit(self.depth, "cmp", [here, self.row_of(rest)], MASK, cond="lt")
+            offsets = self.emit(self.depth_of(mine), "mul", [here, self.row_of(mine)], ROW_I32)
+            made.append(self.emit(self.depth, "gather", [base, offsets, mask], ROW_F32, dtype=f32, scale=1,
+                                  masked=True))
+        return made
 
     def _store_sums(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, sums: list[Value], row: Value,
                     column: Value) -> None:

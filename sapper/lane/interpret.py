@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.text import print_op
-from ..ir.types import DTYPES, DType, RowType, b32, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, u8
+from ..ir.types import DTYPES, DType, RowType, b32, bf16, bool_, f8e4m3, f16, f32, f64, i8, i16, i32, i64, u8
 from ..lang.by_hand import CONTRACTIONS, PIECES
 from . import fragments
 
@@ -46,6 +46,7 @@ NUMPY_ROWS: dict[DType, np.dtype[Any]] = {
 _MEMORY: dict[DType, np.dtype[Any]] = {
     **NUMPY_ROWS, bf16: np.dtype(ml_dtypes.bfloat16), f16: np.dtype(np.float16), i8: np.dtype(np.int8),
     u8: np.dtype(np.uint8), i16: np.dtype(np.int16), bool_: np.dtype(np.uint8),
+    f8e4m3: np.dtype(ml_dtypes.float8_e4m3fn),
 }
 
 _ROW_OF_MEMORY: dict[DType, np.dtype[Any]] = {
@@ -1088,17 +1089,19 @@ def _build_group_multiply(program: Program, op: Op) -> _Step:
     attributes = op.attributes
     kind = _MEMORY[attributes["dtype"]]
     columns = len(sums) * fragments.COLUMNS // 4
+    size = kind.itemsize
+    deep, fresh = fragments.GROUP_DEPTH_BYTES // size, attributes.get("fresh", False)
 
     def operand(e: list[Any], side: str, at: int, first: int, extent: int) -> NDArray[np.float64]:
         """(outer, depth) of the outer coordinates from `first` on."""
         offsets = fragments.near_offsets(np.arange(first, first + extent)[:, None],
-                                         np.arange(fragments.DEPTH)[None, :], attributes[f"{side}_rows"],
-                                         attributes.get(f"{side}_panel_bytes", 0))
+                                         np.arange(deep)[None, :], attributes[f"{side}_rows"],
+                                         attributes.get(f"{side}_panel_bytes", 0), size)
         places = fragments.swizzled(e[at] + attributes.get(f"{side}_disp", 0) + offsets)
-        low, high = int(places.min()), int(places.max()) + 2
+        low, high = int(places.min()), int(places.max()) + size
         held = _bytes(e[0], op, low, high - low, False, None)
-        bits = held[places - low].astype(np.uint16) | held[places - low + 1].astype(np.uint16) << 8
-        elements: NDArray[np.float64] = bits.view(kind).astype(np.float64)
+        raw = np.stack([held[places - low + byte] for byte in range(size)], axis=-1)
+        elements: NDArray[np.float64] = raw.view(kind)[..., 0].astype(np.float64)
         return elements
 
     def group_multiply(e: list[Any]) -> None:
@@ -1108,7 +1111,8 @@ def _build_group_multiply(program: Program, op: Op) -> _Step:
         for number, (result, held) in enumerate(zip(results, sums, strict=True)):
             register = number % 4
             part = product[rows[register], number // 4 * fragments.COLUMNS + within[register]]
-            e[result] = (e[held].astype(np.float64) + part).astype(np.float32)
+            before = 0.0 if fresh else e[held].astype(np.float64)
+            e[result] = (before + part).astype(np.float32)
 
     return group_multiply
 

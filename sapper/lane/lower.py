@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import gcd, prod
+from math import gcd, lcm, prod
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
@@ -37,6 +37,9 @@ RESIDENT_VECTORS = 2
 
 RESIDENT_ROWS = 4
 """Rows that carried values span where the lane axis is another."""
+
+BAND_TILES = 8
+"""Rows of tiles that are computed together."""
 
 TASKS_PER_WORKER = 2
 STAGING_TASKS_PER_WORKER = 2
@@ -104,12 +107,17 @@ def has_wide_rows(function: Function) -> bool:
 
 def lower(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Function:
     """Lower a canonical tile IR function. Raises LoweringError for an element type that no register row holds."""
+    return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
+
+
+def check_dtypes(function: Function, taken: frozenset[Op]) -> None:
+    """Raises LoweringError for a value that no register row holds. taken: loads that matrix instructions read."""
     for op in function.walk():
         for value in op.results:
-            if isinstance(value.type, TileType) and not value.type.dtype.compute:
+            if isinstance(value.type, TileType) and not value.type.dtype.compute and op not in taken:
                 raise LoweringError(f"found a value of {value.type.dtype.name}; expected a type that can be computed "
-                                    "with: fp8 and i4 run under the interpreter only; mend: hold it as bf16 or i8", op)
-    return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
+                                    "with: i4 runs under the interpreter only, fp8 there and in contractions on "
+                                    "sm_90a; mend: hold it as bf16 or i8", op)
 
 
 def _parts(function: Function, specialization: Specialization) -> Function:
@@ -228,6 +236,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         lowered = Function(self.function.name, "lane", self.function.location)
         lowered.body = self.entry
         self.find_matrix_walk()
+        check_dtypes(self.function, frozenset(self.near_loads()))
         for number, part in enumerate(self._parts()):
             if number:
                 self.effect("barrier", [])
@@ -674,6 +683,10 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
             if isinstance(extent, int) and extent <= granule:
                 plans.append((r, granule, 1, granule))
                 continue
+            if self.tiles_are_tasks:
+                plans.append((r, granule, self.ceil_div(extent, granule), granule))
+                total = self.mul(total, plans[-1][2])
+                continue
             most = self.scalar("s_max", self.ceil_div(extent, granule), 1)
             chunks: Scalar = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
             if not chunks:
@@ -691,6 +704,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         self.enter(task)
         number: Scalar = task.arguments[0]
         pieces: list[Range] = []
+        banded = self._banded(number, plans) if self.tiles_are_tasks else {}
         for position, (r, granule, chunks, size) in enumerate(reversed(plans)):
             if chunks == 1:
                 pieces.insert(0, r)
@@ -699,6 +713,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
                 p[2] == 1 for p in list(reversed(plans))[position + 1:])
             mine = number if last else self.scalar("s_mod", number, chunks)
             number = number if last else self.scalar("s_floordiv", number, chunks)
+            mine = banded.get(r.axis, mine)
             start = self.add(r.start, self.mul(mine, size))
             stop = self.scalar("s_min", self.add(start, size), r.stop)
             # Every task but the last has a whole number of granules; the last ends where the range does.
@@ -716,6 +731,25 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         self.counters += 1
         self.task_counts.append(self._most_tasks(ranges, granules))
         self.finish(Op("tasks", [total_value], (), {"counter": counter}, [task], self.location))
+
+    def _banded(self, number: Scalar, plans: list[tuple[Range, int, Scalar, Scalar]]) -> dict[str | None, Scalar]:
+        """Which tile of rows and columns task `number` is: workers that run at once then share both operands in the
+        last-level cache. The tiles of BAND_TILES rows are taken column by column, then those of the next rows."""
+        found = self.matrix_walk
+        assert found is not None
+        counts = {r.axis: chunks for r, _, chunks, _ in plans}
+        rows, columns = counts[found.rows], counts[found.columns]
+        if rows == 1 or columns == 1:
+            return {}
+        inside = number if len([c for c in counts.values() if c != 1]) == 2 else \
+            self.scalar("s_mod", number, self.mul(rows, columns))
+        of_band = self.mul(columns, BAND_TILES)
+        band = self.scalar("s_floordiv", inside, of_band)
+        first = self.mul(band, BAND_TILES)
+        high = self.scalar("s_max", self.scalar("s_min", self.sub(rows, first), BAND_TILES), 1)
+        rest = self.scalar("s_mod", inside, of_band)
+        return {found.rows: self.add(first, self.scalar("s_mod", rest, high)),
+                found.columns: self.scalar("s_floordiv", rest, high)}
 
     def _most_tasks(self, ranges: list[Range], granules: list[int]) -> list[list[object]] | None:
         """How many tasks a loop may have at most: a product of factors [constant, [dims], size], each the quotient of
@@ -750,7 +784,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
                         granule = max(1, min(TASK_ELEMENTS // elements, TASK_INDICES) // self.lanes) * self.lanes
                 else:
                     granule = 4
-            granules.append(granule)
+            granules.append(lcm(granule, self.panel_width(r.axis)))
         return granules
 
     def _elements(self, block: Block, axis: str) -> int:

@@ -43,13 +43,15 @@ PADDING_BYTES = 32
 @dataclass(frozen=True, slots=True)
 class MatrixWalk:
     """A walk that the matrix instructions can take. rows, columns, depth: its axes. left, right: the loads of each
-    reduction."""
+    reduction. scales: of each reduction the loads by whose elements those of left and right are multiplied first, if
+    they are."""
 
     rows: str
     columns: str
     depth: str
     left: tuple[Op, ...]
     right: tuple[Op, ...]
+    scales: tuple[tuple[Op | None, Op | None], ...] = ()
 
 
 class Sum(NamedTuple):
@@ -178,38 +180,42 @@ class MatrixLowering(Model):
     def find_matrix_walk(self) -> None:
         """Settle, before anything is emitted, whether the function is one nest of parallel tiles with one walk of
         contractions. Only then do several warps play a worker: other code would be run by each of them."""
-        unit = self.facts.matrix
-        body = self.function.body
-        control = [op for op in body.ops if op.blocks]
-        if unit is None or len(control) != 1 or not control[0].attributes.get("parallel") or self.schedule.registers:
-            return
+        unit, walk = self.facts.matrix, self.only_walk()
+        if unit is not None and walk is not None:
+            self.matrix_walk = self.match_matrix_walk(walk, unit.dtypes, False)
+            if self.matrix_walk is not None:
+                self.warps = unit.warps[0] * unit.warps[1]
+
+    def only_walk(self) -> Walk | None:
+        """The walk of a function that is one nest of parallel tiles around it."""
+        control = [op for op in self.function.body.ops if op.blocks]
+        if len(control) != 1 or not control[0].attributes.get("parallel") or self.schedule.registers:
+            return None
         inner = control[0]
         while True:
             nested = [op for op in inner.blocks[0].ops if op.blocks]
             if not nested:
                 break
             if len(nested) > 1 or nested[0].name not in ("tiles", "each") or not nested[0].attributes.get("parallel"):
-                return
+                return None
             inner = nested[0]
         items = plan_block(inner.blocks[0]).items
-        if len(items) != 1 or not isinstance(items[0], Walk) or inner.name != "tiles":
-            return
-        self.matrix_walk = self._matrix_walk(items[0], unit)
-        if self.matrix_walk is not None:
-            self.warps = unit.warps[0] * unit.warps[1]
+        return items[0] if len(items) == 1 and isinstance(items[0], Walk) and inner.name == "tiles" else None
 
-    def _matrix_walk(self, walk: Walk, unit: MatrixUnit) -> MatrixWalk | None:
+    def match_matrix_walk(self, walk: Walk, dtypes: tuple[str, ...], scaled: bool) -> MatrixWalk | None:
+        """The walk's operands, where it contracts elements of these types. scaled: they may be multiplied first."""
         if walk.inner or len(walk.outer) != 2 or len(walk.reduced) != 1 or not 1 <= len(walk.reductions) <= 2:
             return None
         depth = walk.reduced[0]
         left: list[Op] = []
         right: list[Op] = []
+        scales: list[tuple[Op | None, Op | None]] = []
         axes: set[tuple[str, str]] = set()
         for op in walk.reductions:
-            a, b = (_load_of(v) for v in op.operands)
+            (a, by_a), (b, by_b) = (_scaled_load_of(v) if scaled else (_load_of(v), None) for v in op.operands)
             if op.name != "contract" or a is None or b is None or _dtype_of(a) is not _dtype_of(b):
                 return None
-            rows, columns = self._outer_axis(a, depth, unit), self._outer_axis(b, depth, unit)
+            rows, columns = self._outer_axis(a, depth, dtypes), self._outer_axis(b, depth, dtypes)
             if rows is None or columns is None or {rows, columns} != set(walk.outer):
                 return None
             if left and a.operands != left[0].operands:
@@ -217,12 +223,13 @@ class MatrixLowering(Model):
             axes.add((rows, columns))
             left.append(a)
             right.append(b)
+            scales.append((by_a, by_b))
         if len(axes) != 1:
             return None
         ((rows, columns),) = axes
         if any(self._extent_from_zero(axis) < FEWEST for axis in (rows, columns, depth)):
             return None
-        return MatrixWalk(rows, columns, depth, tuple(left), tuple(right))
+        return MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales))
 
     def _extent_from_zero(self, axis: str) -> int:
         """A typical extent of an axis that starts at 0; 0 for others, whose pieces may start anywhere."""
@@ -239,13 +246,13 @@ class MatrixLowering(Model):
     def hint(self, value: Value) -> tuple[int, int, Capacity | None]:
         raise NotImplementedError("control knows the extents")
 
-    def _outer_axis(self, load: Op, depth: str, unit: MatrixUnit) -> str | None:
+    def _outer_axis(self, load: Op, depth: str, dtypes: tuple[str, ...]) -> str | None:
         """The axis of a load beside the depth, if 16-byte pieces of it can be copied: elements of a type that the
         instruction has, one of the two axes contiguous, every row at a multiple of 16 bytes."""
         tensor = load.operands[0]
         t, tile = tensor.type, load.result.type
         assert isinstance(t, TensorType) and isinstance(tile, TileType)
-        if tensor.op is not None or t.dtype.name not in unit.dtypes or len(tile.axes) != 2 or depth not in tile.axes \
+        if tensor.op is not None or t.dtype.name not in dtypes or len(tile.axes) != 2 or depth not in tile.axes \
                 or tensor.name not in self.specialization.aligned \
                 or self.specialization.strides.get(tensor.name, "contiguous") != "contiguous":
             return None
@@ -253,12 +260,13 @@ class MatrixLowering(Model):
         divisor = last if isinstance(last, int) else self.specialization.dims[last].divisor \
             if last in self.specialization.dims else 1
         forms = [affine(v) for v in load.operands[1:]]
-        if divisor % CHUNK_ELEMENTS or any(form is None for form in forms):
+        chunk = CHUNK_BYTES // t.dtype.size_bytes
+        if divisor % chunk or any(form is None for form in forms):
             return None
         axes = [list(form.axes.items()) for form in forms if form is not None]
         final = forms[-1]
         assert final is not None
-        if len(axes[-1]) != 1 or axes[-1][0][1] != 1 or final.scalars or final.constant % CHUNK_ELEMENTS \
+        if len(axes[-1]) != 1 or axes[-1][0][1] != 1 or final.scalars or final.constant % chunk \
                 or sum(map(len, axes)) != 2:
             return None
         return next(axis for axis in tile.axes if axis != depth)
@@ -473,6 +481,16 @@ def _dtype_of(load: Op) -> DType:
     tile = load.result.type
     assert isinstance(tile, TileType)
     return tile.dtype
+
+
+def _scaled_load_of(value: Value) -> tuple[Op | None, Op | None]:
+    """The load that a value is, but for widening, and the load that it was multiplied by, if it was."""
+    load = _load_of(value)
+    if load is not None or value.op is None or value.op.name != "mul":
+        return load, None
+    loads = [_load_of(v) for v in value.op.operands]
+    loads.sort(key=lambda op: op is None or _dtype_of(op).bits)
+    return (loads[0], loads[1]) if None not in loads else (None, None)
 
 
 def _load_of(value: Value) -> Op | None:

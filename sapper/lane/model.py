@@ -7,15 +7,17 @@ again and again are staged; results too large for the caches are stored past the
 
 from __future__ import annotations
 
-from math import prod
+from math import gcd, prod
+from typing import NoReturn
 
 from ..ir.nodes import Function, Op, Value
 from ..ir.types import TileType, bf16, u8
+from ..tile.affine import affine
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
-from ..tile.schedule import Facts, Schedule, ScheduleError, Specialization
+from ..tile.schedule import Facts, LoweringError, Panels, Schedule, ScheduleError, Specialization
 from .by_hand import Fit, fit
-from .packed import DOTS, Dot, Packing, Term
-from .state import Capacity, Scalar, element_bytes, row_dtype
+from .packed import Dot, Packing, Term, dot_for, load_behind
+from .state import Capacity, Scalar, element_bytes
 from .walk import WalkChoice, WalkLowering
 
 ADDRESSED_ROWS = 8
@@ -118,21 +120,85 @@ class Model(WalkLowering):
         bound_lane = next((a for a in walk.axes if a in self.bound and self.bound[a].lane), None)
         contraction = any(r.name == "contract" for r in walk.reductions)
         lane = bound_lane
-        if lane is None and loops:
+        panels = self._panels(walk)
+        if panels:
+            lane = self._columns(panels)
+        elif lane is None and loops:
             lane = self.schedule.lane if self.schedule.lane in loops else self._lane(walk, loops, contraction)
-        by_hand = self._micro_kernel(walk, lane)
+        by_hand = self._micro_kernel(walk, lane) if not panels else None
         packing = self._packing(walk, lane) if by_hand is None else None
+        if panels and {1 if packing is None else packing.dot.elements} != {p.elements for p in panels.values()}:
+            packing = None if all(p.elements == 1 for p in panels.values()) else self._refuse_panels(panels)
         with self.packed(packing):
             choice = self._choose(walk, loops, lane, contraction, by_hand)
         if packing is not None:
             if self._serves(packing, lane, choice.staged):
                 choice.packing = packing
+            elif panels:
+                self._refuse_panels(panels)
             else:
                 choice = self._choose(walk, loops, lane, contraction, None)
         return choice
 
+    def _panels(self, walk: Walk) -> dict[Op, Panels]:
+        """The loads of packed tensors that a walk contracts."""
+        found = {}
+        for reduction in walk.reductions:
+            for value in reduction.operands if reduction.name == "contract" else ():
+                load = load_behind(value)
+                panels = self.panels_of(load) if load is not None else None
+                if load is not None and panels is not None:
+                    columns, depth = self._panel_axes(load, panels)
+                    if walk.reduced != (depth,) or depth not in self.open or columns not in self.open:
+                        self._refuse_panels({load: panels})
+                    found[load] = panels
+        return found
+
+    def _columns(self, panels: dict[Op, Panels]) -> str:
+        """The lane axis: that of the columns of all panels."""
+        axes = {self._panel_axes(op, p)[0] for op, p in panels.items()}
+        if len(axes) > 1:
+            self._refuse_panels(panels)
+        return axes.pop()
+
+    def _panel_axes(self, op: Op, panels: Panels) -> tuple[str, str]:
+        """The axes of the columns and of the depth, each of which indexes its dimension alone and begins at 0."""
+        axes = []
+        for dimension in (panels.columns, panels.depth):
+            form = affine(op.operands[1 + dimension])
+            found = list(form.axes.items()) if form is not None and not form.constant and not form.scalars else []
+            if len(found) != 1 or found[0][1] != 1 or not self._begins_at_zero(found[0][0]):
+                self._refuse_panels({op: panels})
+            axes.append(found[0][0])
+        return axes[0], axes[1]
+
+    def _begins_at_zero(self, axis: str) -> bool:
+        for op in self.function.walk():
+            axes = op.attributes["axes"] if op.name == "tiles" else [op.attributes.get("axis")]
+            if op.name in ("tiles", "whole") and axis in axes:
+                start = op.operands[2 * axes.index(axis)].op
+                return start is not None and start.name == "const" and start.attributes["value"] == 0
+        return False
+
+    def panel_width(self, axis: str | None) -> int:
+        """Tasks along the columns of panels take whole ones."""
+        widths = [1]
+        for op in self.function.walk():
+            panels = self.panels_of(op) if op.name == "load" else None
+            if panels is not None and self._panel_axes(op, panels)[0] == axis:
+                widths.append(panels.width)
+        return max(widths)
+
+    def _refuse_panels(self, panels: dict[Op, Panels]) -> NoReturn:
+        op, found = next(iter(panels.items()))
+        raise LoweringError(
+            f"found {op.operands[0].name} packed in {found.width} columns and {found.elements} elements along "
+            f"dimension {found.depth}; expected a tensor that is packed for this kernel and target, and contracted by "
+            "plain axes from 0 on; mend: sapper.pack with this kernel and target", op)
+
     def _choose(self, walk: Walk, loops: list[str], lane: str | None, contraction: bool,
                 by_hand: Fit | None) -> WalkChoice:
+        panels = self._panels(walk)
         counts = self._counts(walk, loops, lane, contraction)
         if by_hand is not None and lane is not None:
             counts |= {by_hand.rows: by_hand.piece.rows[0], lane: by_hand.piece.vectors[0]}
@@ -142,13 +208,22 @@ class Model(WalkLowering):
                 if forced < 1:
                     raise ScheduleError(f"registers of axis {axis}: found {forced}, expected at least 1")
                 counts[axis] = forced
+        for found in panels.values():
+            assert lane is not None
+            counts[lane] = gcd(counts[lane], found.width // self.lanes)
         order = self._order(walk, [a for a in loops if a in walk.outer], lane, contraction)
         reduced = [a for a in walk.reduced if a in loops]
         reduced.sort(key=lambda a: a == lane)
         staged = [by_hand.right] if by_hand is not None else self._staged(walk, lane, counts, order, contraction)
-        return WalkChoice(lane, counts, order, reduced, staged, self._prefetched(walk, lane, order, reduced),
+        widened = [op for op in staged if op in panels]
+        staged += [op for op in panels if op not in staged]
+        if not panels:
+            prefetched = self._prefetched(walk, lane, order, reduced)
+        else:
+            prefetched = [op for op in panels if self.facts.software_prefetch and op not in widened]
+        return WalkChoice(lane, counts, order, reduced, staged, prefetched,
                           self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order),
-                          by_hand=by_hand)
+                          by_hand=by_hand, widened=widened)
 
     def _micro_kernel(self, walk: Walk, lane: str | None) -> Fit | None:
         """The first micro-kernel that the schedule names and that fits; why the others do not is kept."""
@@ -172,7 +247,7 @@ class Model(WalkLowering):
         elements = self.open[depth]
         dots = {self._dot_of(op, depth) for op in walk.reductions}
         dot = dots.pop()
-        if dot is None or dots or self.extent_hint(depth) < dot.elements:
+        if dot is None or dots or (self.extent_hint(depth) < dot.elements and not self._panels(walk)):
             return None
         return Packing(dot, depth, elements, {op: self._term(op, lane, depth) for op in walk.reductions})
 
@@ -181,14 +256,10 @@ class Model(WalkLowering):
         if op.name != "contract":
             return None
         for value in op.operands:
-            load = value.op
-            if (load is None or load.name != "load" or value in self.rows or value in self.buffers
-                    or depth not in value.type.axes or self.access(load).gathers):  # type: ignore[union-attr]
+            if (value in self.rows or value in self.buffers or depth not in axes_of(value)
+                    or (value.op is not None and value.op.name == "load" and self.access(value.op).gathers)):
                 return None
-        dtypes = {v.type.dtype for v in op.operands}  # type: ignore[union-attr]
-        result = row_dtype(op.result.type.dtype)  # type: ignore[union-attr]
-        return next((dot for dot in DOTS if dot.name in self.facts.dots and dtypes <= set(dot.dtypes)
-                     and dot.result is result), None)
+        return dot_for(op, self.facts)
 
     def _term(self, op: Op, lane: str | None, depth: str) -> Term:
         """Of two operands of one sign that is turned which does not span the lanes: the sums that mend it then serve
@@ -211,7 +282,7 @@ class Model(WalkLowering):
 
     def _serves(self, packing: Packing, lane: str | None, staged: list[Op]) -> bool:
         """Whether slots of all operands can be had: those that lie in memory as slots, or beside each other along the
-        lanes, or are copied. An operand is turned for all or none of the contractions that read it."""
+        lanes, or are spread over them, or are copied. An operand is turned for all or none of its contractions."""
         turned: dict[Op, bool] = {}
         for op, term in packing.terms.items():
             for number, value in enumerate(op.operands):
@@ -221,7 +292,7 @@ class Model(WalkLowering):
                     return False
                 access = self.access(load)
                 size = element_bytes(access.dtype)
-                joined = lane != packing.depth and (load in staged or access.axes.get(lane or "") == size)
+                joined = lane != packing.depth and (load in staged or access.axes.get(lane or "", size) == size)
                 if access.axes[packing.depth] != size and not joined:
                     return False
         return True
@@ -392,7 +463,8 @@ class Model(WalkLowering):
                 while value.op is not None and value.op.name == "cast":
                     value = value.op.operands[0]
                 op = value.op
-                if op is None or op.name != "load" or op in staged or not self._wants_stage(op) or value in self.rows:
+                if (op is None or op.name != "load" or op in staged or not self._wants_stage(op) or value in self.rows
+                        or (self.panels_of(op) is not None and not self._widens(op))):
                     continue
                 axes = set(value.type.axes)  # type: ignore[union-attr]
                 open_axes = {a for a in axes if a in self.open}
@@ -422,6 +494,10 @@ class Model(WalkLowering):
         access = self.access(op)
         return access.dtype.bits >= 32 and access.axes.get(depth_axis) == element_bytes(access.dtype) \
             and not access.gathers
+
+    def _widens(self, op: Op) -> bool:
+        """Whether the rows of an operand are wider than its elements in memory."""
+        return self.packing is None and element_bytes(self.access(op).dtype) < self.operand_dtype(op).size_bytes
 
     def _rolled(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str]) -> str | None:
         """The rows over which what follows the reductions is a loop: where unrolled it would be long."""

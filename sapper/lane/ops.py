@@ -160,13 +160,14 @@ LANE_OPS = OpTable("lane", [
                "c ^ (r mod 8); the signal counts its bytes"),
     OpSpec("group_fence", (0, 0), (0, 0), pure=False, doc="the sums that the next group_multiply takes are in place"),
     OpSpec("group_multiply", (2 + 4, None), (4, None),
-           attributes=("dtype", "left_rows", "right_rows"), optional=("left_disp", "right_disp", "left_panel_bytes",
-                                                                     "right_panel_bytes"), pure=False,
-           doc="near addresses of a and b, c (row<f32> each) -> c + a @ b, of 64 x 16, 16 x N and 64 x N elements of "
-               "`dtype`, as the tensor copies left them: left_rows, right_rows: rows of 128 bytes lie along the depth; "
-               "otherwise along 64 rows of a, columns of b, and the next 64 start panel_bytes further. All warps of a "
-               "group of 4 issue it; warp w of it has rows 16 w .., its registers hold 16 x 8 elements by fours "
-               "(fragments.C). It is done, and its sums may be read, after its group_wait"),
+           attributes=("dtype", "left_rows", "right_rows"),
+           optional=("left_disp", "right_disp", "left_panel_bytes", "right_panel_bytes", "fresh"), pure=False,
+           doc="near addresses of a and b, c (row<f32> each) -> c + a @ b (`fresh`: a @ b, whatever c is), of 64 x D, "
+               "D x N and 64 x N elements of `dtype`, of which D are 32 bytes, as the tensor copies left them: "
+               "left_rows, right_rows: rows of 128 bytes lie along the depth; otherwise along 64 rows of a, columns "
+               "of b, and the next 64 start panel_bytes further. All warps of a group of 4 issue it; warp w of it has "
+               "rows 16 w .., its registers hold 16 x 8 elements by fours (fragments.C). It is done, and its sums may "
+               "be read, after its group_wait"),
     OpSpec("group_commit", (0, 0), (0, 0), pure=False, doc="the group_multiply ops since the last one are a batch"),
     OpSpec("group_wait", (0, None), (0, None), attributes=("pending",), pure=False,
            doc="all but the `pending` last batches of this warp's group are done; sums in flight -> the sums"),

@@ -18,9 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..ir.nodes import Op, Value
+from ..ir.nodes import Function, Op, Value
 from ..ir.types import ROW_B32, ROW_I32, DType, TileType, b32, bf16, f32, i8, i16, i32, u8
-from .rows import RowEvaluation
+from ..tile.affine import affine
+from ..tile.schedule import Facts, Panels
+from .rows import LoweringError, RowEvaluation
 from .state import Access, Open, element_bytes, row_dtype
 
 
@@ -32,6 +34,13 @@ class Dot:
     elements: int
     dtypes: tuple[DType, ...]
     result: DType
+
+
+def load_behind(value: Value) -> Op | None:
+    """The load that an operand of a contraction is, but for casts."""
+    while value.op is not None and value.op.name == "cast":
+        value = value.op.operands[0]
+    return value.op if value.op is not None and value.op.name == "load" else None
 
 
 DOTS = (Dot("dot4_u8i8", 4, (u8, i8), i32), Dot("dot2_bf16", 2, (bf16,), f32))
@@ -93,8 +102,10 @@ class PackedRows(RowEvaluation):
             yield False
             return
         slots, staged = self.open[packing.depth], self.staged
-        self.packing, self.staged = None, {}
-        self.open[packing.depth] = Open(self.add(o.offset, self.sub(o.extent, rest)), rest, 1)
+        start = self.add(o.offset, self.sub(o.extent, rest))
+        self.packing = None
+        self.staged = {op: memory.rest(start) for op, memory in staged.items() if memory.in_place}
+        self.open[packing.depth] = Open(start, rest, 1)
         yield True
         self.packing, self.staged, self.open[packing.depth] = packing, staged, slots
 
@@ -202,3 +213,46 @@ class PackedRows(RowEvaluation):
         rows = [row, self.turning_row()]
         return self.emit(self.depth, "dot4_u8i8", [total, *(rows if first else rows[::-1])], ROW_I32)
 
+
+
+# Tensors that are packed once.
+
+PANEL_VECTORS = 2
+"""Width of a panel: as many vectors of the lane axis as the model takes for a contraction (sapper/lane/model.py)."""
+
+
+def panels_for(function: Function, name: str, facts: Facts) -> Panels:
+    """How a tensor of a canonical tile IR function lies best for the contractions that read it.
+
+    Raises LoweringError where it is no matrix, or something else than a contraction reads it.
+    """
+    found: set[Panels] = set()
+    loads = [op for op in function.walk() if op.name == "load" and op.operands[0].name == name]
+    contracted: set[Op] = set()
+    for op in function.walk():
+        for value in op.operands if op.name == "contract" else ():
+            load = load_behind(value)
+            if load is None or load not in loads or len(load.operands) != 3:
+                continue
+            contracted.add(load)
+            axes = [next(iter(form.axes), None) if form is not None else None
+                    for form in (affine(index) for index in load.operands[1:])]
+            (over,) = op.attributes["over"] if len(op.attributes["over"]) == 1 else (None,)
+            if over in axes:
+                depth = axes.index(over)
+                dot = dot_for(op, facts)
+                found.add(Panels(1 - depth, depth, PANEL_VECTORS * facts.lanes, 1 if dot is None else dot.elements))
+    if len(found) != 1 or contracted != set(loads):
+        raise LoweringError(f"tensor {name}: found {len(loads)} reads of it; expected that each is the operand of a "
+                            "contraction over one of its two dimensions, the same for all; mend: pass it as it is")
+    return found.pop()
+
+
+def dot_for(contraction: Op, facts: Facts) -> Dot | None:
+    """The packed dot product that serves the types of a contraction's operands, if these are loads."""
+    if any(value.op is None or value.op.name != "load" for value in contraction.operands):
+        return None
+    dtypes = {v.type.dtype for v in contraction.operands}  # type: ignore[union-attr]
+    result = row_dtype(contraction.result.type.dtype)  # type: ignore[union-attr]
+    return next((dot for dot in DOTS if dot.name in facts.dots and dtypes <= set(dot.dtypes)
+                 and dot.result is result), None)

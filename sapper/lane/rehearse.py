@@ -31,8 +31,8 @@ from . import fragments
 from .interpret import pure_function
 from .ops import ADDRESS_AT
 
-ROUNDS, OUTER_ROUNDS = 6, 2
-"""Of a loop in which warps wait; of one that has such a loop inside."""
+ROUNDS, TILES = 6, 2
+"""Rounds of a loop in which warps wait, and how often such a loop is run."""
 EXTENT = 576
 """Of every run-time dimension."""
 WORKERS = 3
@@ -119,7 +119,7 @@ class Signal:
 class Warp:
     """batches: the reads of each batch of matrix instructions that is not known to be done; issued: of those in no
     batch; groups, copies: likewise of copies by lanes. held: an ordinary access that the next one may belong to, the
-    bytes, and whether it writes."""
+    bytes, and whether it writes. runs: of each loop in which it waits."""
 
     number: int
     clock: Clock = field(default_factory=dict)
@@ -131,6 +131,7 @@ class Warp:
     groups: list[list[Access]] = field(default_factory=list)
     copies: list[Access] = field(default_factory=list)
     held: tuple[Op, int, int, bool] | None = None
+    runs: dict[Op, int] = field(default_factory=dict)
 
 
 def rehearse(function: Function) -> list[Fault]:
@@ -316,12 +317,16 @@ class _Rehearsal:
             self.fault(op, "a loop of waits whose bounds memory holds")
             return
         inner = any(self.synchronises(nested) for o in block.ops for nested in o.blocks if o.name != "if")
-        for number in numbers[:OUTER_ROUNDS if inner else ROUNDS]:
+        for number in numbers[:None if inner else ROUNDS]:
+            if inner and warp.runs and min(warp.runs.values()) >= TILES:
+                break
             values[counter] = number
             yield from self._block(warp, block)
             if op.name == "loop":
                 carried = [values.get(v) for v in block.ops[-1].operands]
                 values.update(zip(arguments, carried, strict=True))
+        if not inner:
+            warp.runs[op] = warp.runs.get(op, 0) + 1
         if op.name == "loop":
             values.update((r, values.get(a)) for r, a in zip(op.results, arguments, strict=True))
 
@@ -564,7 +569,9 @@ class _Rehearsal:
             if start is None:
                 continue
             rows, panel = op.attributes[f"{side}_rows"], op.attributes.get(f"{side}_panel_bytes", 0)
-            last = fragments.near_offsets(np.array(extent - 1), np.array(fragments.DEPTH - 1), rows, panel)
+            size = op.attributes["dtype"].size_bytes
+            deep = np.array(fragments.GROUP_DEPTH_BYTES // size - 1)
+            last = fragments.near_offsets(np.array(extent - 1), deep, rows, panel, size)
             row = fragments.ROW_BYTES
             interval = start // row * row, (start + int(last)) // row * row + row
             access = Access(op, warp.number, None, False)

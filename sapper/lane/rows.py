@@ -35,7 +35,7 @@ from ..lang.by_hand import PIECES
 from ..tile.affine import affine
 from ..tile.ops import memory_of
 from ..tile.plan import LATE
-from ..tile.schedule import Facts, LoweringError
+from ..tile.schedule import Facts, LoweringError, Panels, StrideClass
 from .ops import MATH
 from .state import Access, Scalar, State, element_bytes, memory_dtype, row_dtype
 
@@ -68,7 +68,7 @@ def rounded_constant(value: float | int, dtype: DType) -> float | int:
 
 
 class RowEvaluation(State):
-    def __init__(self, function: Function, lanes: int, strides: dict[str, str | tuple[bool, ...]]) -> None:
+    def __init__(self, function: Function, lanes: int, strides: dict[str, StrideClass]) -> None:
         from ..ir.nodes import Block
         self.entry = Block()
         super().__init__(self.entry, lanes)
@@ -422,7 +422,10 @@ class RowEvaluation(State):
             return self._view_strides(tensor.op)
         pattern = self.stride_classes.get(tensor.name, "contiguous")
         strides: list[Scalar] = []
-        if pattern == "contiguous":
+        if isinstance(pattern, Panels):     # as within a panel: for the model, which asks what is contiguous
+            strides = [1, 1]
+            strides[pattern.depth] = pattern.width
+        elif pattern == "contiguous":
             size: Scalar = 1
             for dim in reversed(t.dims):
                 strides.insert(0, size)
@@ -515,6 +518,9 @@ class RowEvaluation(State):
         staged = self.staged.get(op)
         if staged is not None:
             return staged.load(at, level)  # type: ignore[no-any-return]
+        if isinstance(self.stride_classes.get(op.operands[0].name), Panels):
+            raise LoweringError(f"found a packed tensor, {op.operands[0].name}, that is read otherwise than by a "
+                                "contraction; expected plain memory; mend: pass the array itself", op)
         access = self._at_scalars(self.access(op), op, at)
         return self._fetch(access, op.result, at, level, self.lane_mask(op.result.type.axes))  # type: ignore[union-attr]
 

@@ -13,8 +13,9 @@ from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, ROW_I32, S64, DType, RowType, TileType, bool_, f32, f64, i32, u8
+from ..ir.types import MASK, ROW_I32, S64, DType, RowType, TensorType, TileType, b32, bool_, f32, f64, i32, u8
 from ..tile.plan import Walk, axes_of
+from ..tile.schedule import Panels
 from .by_hand import Fit, emit_steps
 from .packed import PackedRows, Packing
 from .rows import LoweringError, Rows
@@ -43,7 +44,8 @@ class WalkChoice:
     scratch memory before the first loop over an axis that they do not span. prefetched: loads of matrices that are
     read once, whose next rows are asked for early. joint: where the lane axis is reduced, the axis whose results come
     to lie side by side in the lanes. rolled: the axis along which what follows the reductions is a loop, not unrolled.
-    packing: packed dot products; counts of the contracted axis are then of slots.
+    packing: packed dot products; counts of the contracted axis are then of slots. widened: packed tensors whose
+    elements are narrower than a row's and read for many rows: they are copied as well.
     by_hand: the micro-kernel that the loop over the reduced axis is, where a tile is one that it is written for.
     """
 
@@ -57,6 +59,7 @@ class WalkChoice:
     rolled: str | None = None
     packing: Packing | None = None
     by_hand: Fit | None = None
+    widened: list[Op] = field(default_factory=list)
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.
@@ -451,7 +454,10 @@ class WalkLowering(PackedRows):
                     self._accumulate(a, point, number % a.slots, {**inner, **dict(zip(axes, point, strict=True))}, walk)
                 self._add_errors(a, inner)
         for op in choice.prefetched:
-            self._prefetch(op, walk, choice)
+            if self.panels_of(op) is None:
+                self._prefetch(op, walk, choice)
+            else:
+                self._prefetch_panel(self.staged[op])
         self._roots(walk.inner, walk)
         self._prefetch_next_rows(walk, choice)
         return [v for a in accumulators for v in a.carried()]
@@ -547,6 +553,18 @@ class WalkLowering(PackedRows):
         for line in range(0, step_bytes, 64):
             operands, attributes = self.memory_operands(block, ahead, 1, access.disp + line)
             self.effect("prefetch", operands, level=level, **attributes)
+
+    def _prefetch_panel(self, panel: StagedPanel) -> None:
+        """Ask for what lies AHEAD_BYTES further: panels are one stream, and the processor's own prefetching stops at
+        the end of each page."""
+        steps = self.bound[panel.depth_axis].count
+        access = panel.access()
+        piece_bytes = panel.piece_bytes * self.bound[panel.lane].count
+        for step in range(steps):
+            operands, attributes = self.address(access, {panel.depth_axis: step})
+            disp = attributes.pop("disp") + AHEAD_BYTES
+            for line in range(0, piece_bytes, 64):
+                self.effect("prefetch", operands, level=1, disp=disp + line, **attributes)
 
     def _accumulate(self, a: Accumulator, point: tuple[int, ...], slot: int, at: dict[str, int], walk: Walk) -> None:
         op = a.op
@@ -773,12 +791,43 @@ class WalkLowering(PackedRows):
         axes = op.result.type.axes  # type: ignore[union-attr]
         (depth_axis,) = [a for a in axes if a in walk.reduced]
         rows = [a for a in axes if a not in walk.reduced and a in self.open]
-        if lane is not None and lane in axes:
+        panels = self.panels_of(op)
+        if panels is not None:
+            assert lane is not None
+            self.staged[op] = self._panel_in_place(op, panels, lane, depth_axis)
+            if op in choice.widened:
+                self.staged[op] = self._stage_panel(op, lane, depth_axis, walk, choice)
+        elif lane is not None and lane in axes:
             self.staged[op] = self._stage_panel(op, lane, depth_axis, walk, choice)
         else:
             (row_axis,) = rows
             stage = self._stage_columns if self.stages_columns(op, row_axis, choice.counts) else self._stage_rows
             self.staged[op] = stage(op, row_axis, depth_axis, choice)
+
+    def panels_of(self, op: Op) -> Panels | None:
+        """The panels in which a load's tensor was packed."""
+        found = self.stride_classes.get(op.operands[0].name)
+        return found if isinstance(found, Panels) else None
+
+    def _panel_in_place(self, op: Op, panels: Panels, lane: str, depth_axis: str) -> StagedPanel:
+        """The lane axis is bound to a piece of one panel of a packed tensor, which needs no copy."""
+        t = op.operands[0].type
+        assert isinstance(t, TensorType)
+        columns, depth = (d if isinstance(d, int) else self.slot(f"dim.{d}")
+                          for d in (t.dims[panels.columns], t.dims[panels.depth]))
+        slot_bytes = panels.elements * t.dtype.size_bytes
+        panel_bytes = self.mul(self.ceil_div(depth, panels.elements), panels.width * slot_bytes)
+        bound = self.bound[lane]
+        first = self.slot(f"{op.operands[0].name}.data")
+        base = self.add(first, self.mul(self.scalar("s_floordiv", bound.offset, panels.width), panel_bytes))
+        if bound.count * self.lanes < panels.width:
+            base = self.add(base, self.mul(self.scalar("s_mod", bound.offset, panels.width), slot_bytes))
+        panel = StagedPanel(self, base, depth_axis, lane, panels.width * slot_bytes, self.lanes * slot_bytes,
+                            self.operand_dtype(op), t.dtype if self.packing is None else b32)
+        panel.in_place = t.dtype
+        starts = self.add(first, self.mul(self.ceil_div(columns, panels.width), panel_bytes))
+        panel.start_base = self.add(starts, self.mul(bound.offset, i32.size_bytes))
+        return panel
 
     def stages_columns(self, op: Op, row_axis: str, counts: Mapping[str, int]) -> bool:
         """Whether an operand that is staged along its rows is contiguous there, and a vector holds so many of them."""
@@ -960,10 +1009,13 @@ class WalkLowering(PackedRows):
 
 
 class StagedPanel:
-    """[depth][pieces of the lane axis]: what the rows of a contraction's vector operand are read from."""
+    """[depth][pieces of the lane axis]: what the rows of a contraction's vector operand are read from.
+
+    dtype: of the rows. memory: how they lie. in_place: of an element, where it is a piece of a packed tensor.
+    """
 
     def __init__(self, lowering: WalkLowering, base: Scalar, depth_axis: str, lane: str, depth_bytes: int,
-                 piece_bytes: int, dtype: DType) -> None:
+                 piece_bytes: int, dtype: DType, memory: DType | None = None) -> None:
         self.lowering = lowering
         self.base = base
         self.depth_axis = depth_axis
@@ -971,25 +1023,39 @@ class StagedPanel:
         self.depth_bytes = depth_bytes
         self.piece_bytes = piece_bytes
         self.dtype = dtype
+        self.memory = memory or memory_dtype(dtype)
+        self.in_place: DType | None = None
         self.start_base: Scalar = 0
 
-    def _access(self) -> Access:
-        return Access(self.base, 0, {self.depth_axis: self.depth_bytes}, memory_dtype(self.dtype), relative=True)
+    def access(self) -> Access:
+        """Of the first row at each step of the depth."""
+        return Access(self.base, 0, {self.depth_axis: self.depth_bytes}, self.memory, relative=True)
+
+    def rest(self, start: Scalar) -> InPlace:
+        """The elements that fill no slot, from a coordinate of the depth on: the beginnings of the last slots."""
+        low = self.lowering
+        assert self.in_place is not None
+        size = self.in_place.size_bytes
+        slot_bytes = self.piece_bytes // low.lanes
+        last = low.mul(low.scalar("s_floordiv", start, slot_bytes // size), self.depth_bytes)
+        before = low.add(low.mul(low.bound[self.lane].offset, slot_bytes), low.mul(start, size))
+        base = low.sub(low.add(self.base, last), before)
+        return InPlace(low, Access(base, 0, {self.lane: slot_bytes, self.depth_axis: size}, self.in_place))
 
     def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, Any]]:
         """Operands and attributes of a memory op for the row at register coordinates."""
-        access = self._access()
+        access = self.access()
         access.disp = at[self.lane] * self.piece_bytes
         return self.lowering.address(access, at)
 
     def load(self, at: dict[str, int], level: int) -> Value:
         operands, attributes = self.address(at)
-        return self.lowering.emit(level, "load", operands, RowType(self.dtype), dtype=memory_dtype(self.dtype),
+        return self.lowering.emit(level, "load", operands, RowType(self.dtype), dtype=self.memory,
                                   masked=False, **attributes)
 
     def store(self, at: dict[str, int], row: Value) -> None:
         operands, attributes = self.address(at)
-        self.lowering.effect("store", [row, *operands], dtype=memory_dtype(self.dtype), masked=False, streaming=False,
+        self.lowering.effect("store", [row, *operands], dtype=self.memory, masked=False, streaming=False,
                              **attributes)
 
     def store_at(self, depth_offset: Scalar, i: int, piece: int, row: Value) -> None:
@@ -999,7 +1065,6 @@ class StagedPanel:
         low.bound[self.depth_axis] = Bound(depth_offset, low.lanes, False, None, outer.depth)
         self.store({self.depth_axis: i, self.lane: piece}, row)
         low.bound[self.depth_axis] = outer
-
 
     def start(self, at: dict[str, int], level: int) -> Value:
         """The row that a sum of products with this piece of the lane axis begins with, of i32."""
@@ -1013,8 +1078,22 @@ class StagedPanel:
         low.effect("store", [row, *operands], dtype=i32, masked=False, streaming=False, **attributes)
 
 
+class InPlace:
+    """An operand that is read where it lies."""
+
+    in_place = None
+
+    def __init__(self, lowering: WalkLowering, access: Access) -> None:
+        self.lowering, self.access = lowering, access
+
+    def load(self, at: dict[str, int], level: int) -> Value:
+        return self.lowering.fetch_row(self.access, row_dtype(self.access.dtype), at, level, None)
+
+
 class StagedRows:
     """[row blocks][depth blocks][count rows][lanes of depth]: where a contraction reads broadcast elements."""
+
+    in_place = None
 
     def __init__(self, lowering: WalkLowering, base: Scalar, row_axis: str, depth_axis: str, count: int,
                  depth_extent: Scalar, dtype: DType) -> None:

@@ -18,6 +18,7 @@ from .errors import ModelError
 from .gguf_file import GgufFile
 from .locate import find_model
 from .safetensors_file import SafetensorsDirectory
+from .scaled import with_scales
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -69,6 +70,8 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     path = find_model(model)
     if path.is_dir():
         directory = SafetensorsDirectory(path)
-        return Checkpoint(path, False, str(path / "config.json"), directory.config, directory.tensors)
+        where = str(path / "config.json")
+        tensors = with_scales(where, directory.tensors, directory.config)
+        return Checkpoint(path, False, where, directory.config, tensors)
     file = GgufFile(path)
     return Checkpoint(path, True, str(path), file.metadata, file.tensors)

@@ -50,6 +50,12 @@ class TensorEntry:
 
         return str(gguf.GGMLQuantizationType(self.type).name)
 
+    def part(self, index: int) -> TensorEntry:
+        """An element of its first axis, which is not its last: a tensor of one axis less."""
+        size_bytes = len(self.data) // self.shape[0]
+        data = self.data[index * size_bytes : (index + 1) * size_bytes]
+        return TensorEntry(f"{self.name}[{index}]", self.shape[1:], self.type, data)
+
     def read(self) -> Array:
         """Its elements, as f32, in an array of `shape`. Raises ModelError for a format that cannot be dequantised."""
         import gguf

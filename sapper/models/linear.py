@@ -1,7 +1,7 @@
 """The matrices of a model in the form in which they are held, and the kernels that apply them.
 
-In: arrays. Out: `Dense`, `Blocks` and, for a mixture, `Experts`, which name, for each use of a matrix, the kernels and
-their arguments. Holds: the session asks a matrix what to run and never what it is made of.
+In: arrays. Out: `Dense`, `Blocks` and, of a mixture, `DenseExperts`, `BlockExperts`, which name, for each use of a
+matrix, the kernels and their arguments. Holds: the session asks a matrix what to run and never what it is made of.
 
 A use is a list of steps (kernel, arguments), so that the session can run them at once or bind them into a program.
 """
@@ -9,12 +9,12 @@ A use is a list of steps (kernel, arguments), so that the session can run them a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from ..kernels import embedding, matvec, moe, quantized
+from ..kernels import embedding, matvec, moe, moe_blocks, quantized
 from ..kernels.quantized import BLOCK, HALF, PANEL
 from ..runtime.buffers import Arena, empty
 from ..runtime.program import Rows
@@ -26,7 +26,7 @@ Steps: TypeAlias = list[tuple[Any, tuple[Any, ...]]]
 class Workspace:
     """Memory that matrices need besides their operands; one for a session.
 
-    normed, sums: a vector of at most `features` elements after its norm, and the sums of its blocks.
+    normed, sums: vectors of at most `features` elements in all after their norm, and the sums of their blocks.
     """
 
     def __init__(self, features: int) -> None:
@@ -41,6 +41,24 @@ class Workspace:
         if self._wide[place].size < rows * columns:
             self._wide[place] = empty((rows * columns,))
         return self._wide[place][: rows * columns].reshape(rows, columns)
+
+
+def named_arrays(value: Any, name: str = "") -> dict[str, Array]:
+    """Every array in a structure of dictionaries, sequences, dataclasses and workspaces, by where it stands."""
+    parts: list[tuple[Any, Any]]
+    if isinstance(value, np.ndarray):
+        return {name: value} if value.size else {}
+    if isinstance(value, dict):
+        parts = list(value.items())
+    elif isinstance(value, (tuple, list)):
+        parts = list(enumerate(value))
+    elif isinstance(value, Workspace):
+        parts = [(key.lstrip("_"), part) for key, part in vars(value).items()]
+    elif is_dataclass(value) and not isinstance(value, type):
+        parts = [(f.name, getattr(value, f.name)) for f in fields(value)]
+    else:
+        return {}
+    return {k: v for key, part in parts for k, v in named_arrays(part, f"{name} {key}".strip()).items()}
 
 
 class Matrix(Protocol):
@@ -137,33 +155,36 @@ class Blocks:
     def _kernel(self, task: str) -> Any:
         return getattr(quantized, f"{task}_{self.form}")
 
-    def _operands(self, x: Array, work: Workspace) -> tuple[Array, ...]:
-        sums = (work.sums[: x.size // BLOCK],) if self.form == "q4" else ()
-        return (self._blocks(x), *sums)
+    def operands(self, x: Array, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
+        """A vector, or one for each row of x, as operands of this form's kernels, and the steps that prepare them."""
+        if self.form != "q4":
+            return [], (self._blocks(x),)
+        sums = work.sums[: x.size // BLOCK]
+        steps: Steps = [(quantized.block_sums, (x.reshape(-1, BLOCK), sums))]
+        return steps, (self._blocks(x), sums.reshape(*x.shape[:-1], -1))
 
-    def _norm(self, x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, Array]:
+    def norm(self, x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
+        """The same of rms_norm(x)."""
         normed = work.normed[: x.size]
         blocks = [vector.reshape(-1, BLOCK) for vector in (x, gain, normed)]
         sums = work.sums[: x.size // BLOCK]
-        return [(quantized.rms_norm_blocks, (*blocks[:2], epsilon, blocks[2], sums))], normed
+        steps: Steps = [(quantized.rms_norm_blocks, (*blocks[:2], epsilon, blocks[2], sums))]
+        return steps, (self._blocks(normed), *((sums,) if self.form == "q4" else ()))
 
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
-        steps, normed = self._norm(x, gain, epsilon, work)
-        return [*steps, (self._kernel("matvec"), (*self.parts, *self._operands(normed, work), y.reshape(-1, PANEL)))]
+        steps, operands = self.norm(x, gain, epsilon, work)
+        return [*steps, (self._kernel("matvec"), (*self.parts, *operands, y.reshape(-1, PANEL)))]
 
     def apply_norm_swiglu(
         self, up: Blocks, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
-        steps, normed = self._norm(x, gain, epsilon, work)
-        operands = (*self.parts, *up.parts, *self._operands(normed, work), y.reshape(-1, PANEL))
-        return [*steps, (self._kernel("matvec_swiglu"), operands)]
+        steps, operands = self.norm(x, gain, epsilon, work)
+        return [*steps, (self._kernel("matvec_swiglu"), (*self.parts, *up.parts, *operands, y.reshape(-1, PANEL)))]
 
     def apply_residual(self, x: Array, residual: Array, y: Array, work: Workspace) -> Steps:
-        steps: Steps = []
-        if self.form == "q4":
-            steps.append((quantized.block_sums, (x.reshape(-1, BLOCK), work.sums[: x.size // BLOCK])))
+        steps, operands = self.operands(x, work)
         vectors = (residual.reshape(-1, PANEL), y.reshape(-1, PANEL))
-        return [*steps, (self._kernel("matvec_residual"), (*self.parts, *self._operands(x, work), *vectors))]
+        return [*steps, (self._kernel("matvec_residual"), (*self.parts, *operands, *vectors))]
 
     def look_up(self, tokens: Array, y: Array) -> Steps:
         return [(self._kernel("embedding"), (tokens, *self.parts, self._blocks(y)))]
@@ -175,50 +196,121 @@ class Blocks:
         return wide, "f32", [(self._kernel("dequantize"), (*self.parts, panels))]
 
 
+class Experts(Protocol):
+    """Weights [experts, rows, columns], a matrix for each expert, and what can be done with them.
+
+    experts: indices; ranges: where each expert's rows begin and end, of tokens in their order (sapper/kernels/moe.py).
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """Of one expert."""
+
+    @property
+    def size(self) -> int:
+        """How many weights one expert has."""
+
+    def apply_norm_swiglu(
+        self, up: Any, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
+    ) -> Steps:
+        """y[k] = silu(W n) * (up n) of expert experts[k], n = rms_norm(x); up is of the same form."""
+
+    def apply_weighted(
+        self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
+    ) -> Steps:
+        """y = residual + the sum over k of weights[k] * (W x[k]) of expert experts[k]"""
+
+    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
+        """The matrices as a plain array, its dtype, and the steps that fill it, if it has to be made."""
+
+
+def grouped_swiglu(gate: Experts, up: Experts, x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace) -> Steps:
+    """y[m] = silu(gate x[m]) * (up x[m]) for the rows of each expert"""
+    return _grouped("grouped_matmul_swiglu", [gate, up], x, ranges, y, work)
+
+
+def grouped(matrices: Experts, x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace) -> Steps:
+    """y[m] = W x[m] for the rows of each expert"""
+    return _grouped("grouped_matmul", [matrices], x, ranges, y, work)
+
+
+def _grouped(
+    name: str, matrices: Sequence[Experts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
+) -> Steps:
+    plain = [one.widened(work, place) for place, one in enumerate(matrices)]
+    blocks = [weights.reshape(len(weights), *moe.blocks_of(weights.shape[1]), -1) for weights, _, _ in plain]
+    result = Rows(y.array.reshape(len(y.array), *blocks[0].shape[1:3]), y.count)
+    kernel = getattr(moe, f"{name}_{plain[0][1]}")
+    return [*(step for _, _, steps in plain for step in steps), (kernel, (x, *ranges, *blocks, result))]
+
+
 @dataclass(frozen=True, slots=True)
-class Experts:
-    """weights [experts, rows, columns], f32 or bf16 as `dtype` says: a matrix for each expert."""
+class DenseExperts:
+    """weights [experts, rows, columns], f32 or bf16 as `dtype` says."""
 
     weights: Array
     dtype: str
 
     @property
     def nbytes(self) -> int:
-        """Of one expert."""
         return int(self.weights[0].nbytes)
 
     @property
     def size(self) -> int:
-        """How many weights one expert has."""
         return int(self.weights[0].size)
 
     def apply_norm_swiglu(
-        self, up: Experts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array
+        self, up: DenseExperts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
-        """y[k] = silu(W n) * (up n) of expert experts[k], n = rms_norm(x)"""
         kernel = getattr(moe, f"expert_norm_matvec_swiglu_{self.dtype}")
         return [(kernel, (self.weights, up.weights, experts, x, gain, epsilon, y))]
 
-    def apply_weighted(self, experts: Array, weights: Array, x: Array, residual: Array, y: Array) -> Steps:
-        """y = residual + the sum over k of weights[k] * (W x[k]) of expert experts[k]"""
+    def apply_weighted(
+        self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
+    ) -> Steps:
         return [(getattr(moe, f"expert_matvec_{self.dtype}"), (self.weights, experts, weights, x, residual, y))]
 
-    def grouped_swiglu(self, up: Experts, x: Rows, ranges: tuple[Array, ...], y: Rows) -> Steps:
-        """y[m] = silu(W x[m]) * (up x[m]) for the rows of each expert; ranges: where these begin and end"""
-        kernel = getattr(moe, f"grouped_matmul_swiglu_{self.dtype}")
-        return [(kernel, (x, *ranges, self._in_blocks(), up._in_blocks(), self._rows_in_blocks(y)))]
+    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
+        return self.weights, self.dtype, []
 
-    def grouped(self, x: Rows, ranges: tuple[Array, ...], y: Rows) -> Steps:
-        """y[m] = W x[m] for the rows of each expert"""
-        kernel = getattr(moe, f"grouped_matmul_{self.dtype}")
-        return [(kernel, (x, *ranges, self._in_blocks(), self._rows_in_blocks(y)))]
 
-    def _in_blocks(self) -> Array:
-        count, rows, columns = self.weights.shape
-        return self.weights.reshape(count, *moe.blocks_of(rows), columns)
+@dataclass(frozen=True, slots=True)
+class BlockExperts:
+    """Weights in blocks of 32; together: the panels of all experts, one after the other, as one matrix."""
 
-    def _rows_in_blocks(self, y: Rows) -> Rows:
-        return Rows(y.array.reshape(len(y.array), *moe.blocks_of(self.weights.shape[1])), y.count)
+    together: Blocks
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.together.nbytes // self.count
+
+    @property
+    def size(self) -> int:
+        return self.together.size // self.count
+
+    def _parts(self) -> tuple[Array, ...]:
+        return tuple(part.reshape(self.count, -1, *part.shape[1:]) for part in self.together.parts)
+
+    def apply_norm_swiglu(
+        self, up: BlockExperts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
+    ) -> Steps:
+        steps, operands = self.together.norm(x, gain, epsilon, work)
+        kernel = getattr(moe_blocks, f"expert_matvec_swiglu_{self.together.form}")
+        panels = y.reshape(len(y), -1, PANEL)
+        return [*steps, (kernel, (*self._parts(), *up._parts(), experts, *operands, panels))]
+
+    def apply_weighted(
+        self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
+    ) -> Steps:
+        steps, operands = self.together.operands(x, work)
+        kernel = getattr(moe_blocks, f"expert_matvec_{self.together.form}")
+        vectors = (residual.reshape(-1, PANEL), y.reshape(-1, PANEL))
+        return [*steps, (kernel, (*self._parts(), experts, weights, *operands, *vectors))]
+
+    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
+        wide, dtype, steps = self.together.widened(work, place)
+        return wide.reshape(self.count, -1, wide.shape[1]), dtype, steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +341,13 @@ class RawBlocks:
         with np.errstate(over="ignore"):
             minimum = scale * np.float16(-8)
         return cls("q4", (raw[:, :, 2:], scale, minimum)) if np.isfinite(minimum).all() else None
+
+    def split(self, count: int, axis: int) -> list[RawBlocks | None]:
+        """In so many equal parts by rows (axis 0) or columns (1); [None] where columns do not part between blocks."""
+        if self.parts[1].shape[axis] % count:
+            return [None]
+        pieces = zip(*(np.split(part, count, axis=axis) for part in self.parts), strict=True)
+        return [RawBlocks(self.form, tuple(piece)) for piece in pieces]
 
     def reordered(self, order: Any) -> RawBlocks:
         """With `order` applied to the rows of every part."""

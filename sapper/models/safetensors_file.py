@@ -20,6 +20,7 @@ import numpy as np
 from .errors import ModelError
 
 DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
 MAX_JSON_BYTES = 100_000_000
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -62,11 +63,30 @@ class SafetensorsDirectory:
         self.path = Path(path)
         self.config = read_json(self.path / "config.json")
         self.tensors: dict[str, TensorEntry] = {}
-        files = sorted(self.path.glob("*.safetensors"))
-        if not files:
-            raise ModelError(self.path, "no *.safetensors file", "one or more")
-        for file in files:
+        for file in self._files():
             self._read_header(file)
+
+    def _files(self) -> list[Path]:
+        """The files that hold the weights: those of the index, or model.safetensors, or all that there are."""
+        index = self.path / INDEX
+        if not index.exists():
+            whole = self.path / "model.safetensors"
+            files = [whole] if whole.exists() else sorted(self.path.glob("*.safetensors"))
+            if not files:
+                raise ModelError(self.path, "no *.safetensors file", "one or more")
+            return files
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise ModelError(f"{index}, key weight_map", repr(places)[:80], "an object: tensor -> file")
+        files = []
+        for name in dict.fromkeys(str(place) for place in places.values()):
+            file = self.path / name
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise ModelError(f"{index}, key weight_map", repr(name)[:80], "the name of a *.safetensors file")
+            if not file.is_file():
+                raise ModelError(file, "nothing", "a file that the index names", "get the file")
+            files.append(file)
+        return sorted(files)
 
     def _read_header(self, path: Path) -> None:
         try:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from ..ahead import plan as whole
 from ..kernels import embedding, matmul, sampling
 from ..runtime.buffers import empty
 from ..runtime.program import Program, Rows, Variable
 from .errors import ModelError
-from .linear import Matrix, Steps, Workspace
+from .linear import Matrix, Steps, Workspace, named_arrays
 from .weights import DTYPES
 
 CHUNK = 512
@@ -32,7 +33,7 @@ class BaseSession(ABC):
     """One conversation with a model.
 
     context: how many tokens fit. chunk: how many go through the layers together. position: tokens fed so far. logits
-    [vocabulary], f32: after `feed`, for the token that comes next.
+    [vocabulary], f32: after `feed`, for the token that comes next. picked [1], i32: the token that `pick` chose.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class BaseSession(ABC):
         if interpret:
             self._options = {"interpret": True}
         self._work = work
-        self._token, self._last, self._picked = (empty((1,), np.dtype(np.int32)) for _ in range(3))
+        self._token, self._last, self.picked = (empty((1,), np.dtype(np.int32)) for _ in range(3))
         self._tokens = empty((self.chunk,), np.dtype(np.int32))
         self._count = Variable("count", self.chunk)
         self._candidates: tuple[Array, Array] | None = None
@@ -74,9 +75,42 @@ class BaseSession(ABC):
         """The kernels of a chunk of tokens in order: the first `count` of `_tokens`, of which `_last` is the last one's
         index, behind `position` others; their variables are those of `_chunk_values`."""
 
+    @abstractmethod
+    def state(self) -> dict[str, Array]:
+        """The memory that lasts from one run of a program to the next, by name."""
+
     def _chunk_values(self, count: int) -> dict[str, int]:
         """The values of the variables of prefill_sections for so many tokens at self.position."""
         return {"count": count, "position": self.position}
+
+    # ---- as a file (sapper/ahead)
+
+    def whole(self, name: str, description: str, weights: dict[str, Array]) -> whole.Model:
+        """The programs and the names of what they work on, for C functions that begin with `name`.
+
+        weights: names of constants. Each program has one launch more, which finds the likeliest token.
+        """
+        likeliest = ("likeliest token", [(sampling.argmax_rows, (self.logits.reshape(1, -1), self.picked))])
+        programs = {"prefill": [*self.prefill_sections(), likeliest], "step": [*self.step_sections(), likeliest]}
+        buffers = named_arrays({key.lstrip("_"): value for key, value in vars(self).items() if key != "model"})
+        return whole.Model(
+            name, programs, weights | buffers | self.state(), tuple(self.state()), self.context, self.vocabulary,
+            self.chunk, description, variables={"prefill": self._linear_values(), "step": {"position": (1, 0)}},
+        )
+
+    def _linear_values(self) -> dict[str, tuple[int, int]]:
+        """Each variable of a chunk as (times the position, times the number of tokens)."""
+        def values(position: int, count: int) -> dict[str, int]:
+            kept, self.position = self.position, position
+            try:
+                return self._chunk_values(count)
+            finally:
+                self.position = kept
+
+        of_position, of_count, both = values(1, 0), values(0, 1), values(3, 5)
+        for variable, value in both.items():
+            assert value == 3 * of_position[variable] + 5 * of_count[variable], f"{variable} is linear in both"
+        return {variable: (of_position[variable], of_count[variable]) for variable in both}
 
     # ---- tokens in
 
@@ -156,12 +190,12 @@ class BaseSession(ABC):
                 "temperature >= 0, top_k >= 1, u in [0, 1)",
             )
         if temperature == 0.0:
-            sampling.argmax_rows(self.logits.reshape(1, -1), self._picked, **self._options)
-            return int(self._picked[0])
+            sampling.argmax_rows(self.logits.reshape(1, -1), self.picked, **self._options)
+            return int(self.picked[0])
         count = min(top_k, self.vocabulary)
         if self._candidates is None or len(self._candidates[0]) != count:
             self._candidates = empty((count,), np.dtype(np.float32)), empty((count,), np.dtype(np.int32))
         values, indices = self._candidates
         sampling.top_k(self.logits, values, indices, **self._options)
-        sampling.sample_top_k(values, indices, temperature, u, self._picked, **self._options)
-        return int(self._picked[0])
+        sampling.sample_top_k(values, indices, temperature, u, self.picked, **self._options)
+        return int(self.picked[0])

@@ -30,11 +30,17 @@ CL100K_SPLIT = (
 )
 QWEN2_SPLIT = CL100K_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 DIGIT_SPLIT = r"\p{N}"
+DEEPSEEK3_SPLITS = (
+    r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+"""As in the pre_tokenizer of DeepSeek-V3's tokenizer.json, and in llama.cpp's list for that name."""
 SPLITS: dict[str, tuple[str, ...]] = {
     "default": (GPT2_SPLIT,), "gpt-2": (GPT2_SPLIT,),
     "smollm": (DIGIT_SPLIT, GPT2_SPLIT), "starcoder": (DIGIT_SPLIT, GPT2_SPLIT),
     "llama-bpe": (CL100K_SPLIT,), "llama3": (CL100K_SPLIT,), "llama-v3": (CL100K_SPLIT,),
-    "qwen2": (QWEN2_SPLIT,),
+    "qwen2": (QWEN2_SPLIT,), "deepseek-v3": DEEPSEEK3_SPLITS,
 }
 """tokenizer.ggml.pre -> the patterns that cut text into words, one applied to the pieces of the other."""
 WHOLE_WORDS_FIRST = frozenset(("llama-bpe", "llama3", "llama-v3"))

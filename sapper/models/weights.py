@@ -1,8 +1,8 @@
 """Reads a model's weights into the layout that its kernels take.
 
 In: the tensors of a checkpoint, and where each stands in the model. Out: `Loader`, which gives matrices (linear.py) and
-vectors. Holds: every shape is checked; matrices are [out, in], dense in bf16 or f32 or in blocks as in the file; all
-lie in memory that asks for huge pages, in the order in which they are asked for.
+vectors. Holds: every shape is checked before memory is taken; matrices are [out, in], dense in bf16 or f32 or in blocks
+as in the file; all lie in memory that asks for huge pages, in the order in which they are asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..runtime.buffers import Arena
 from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
-from .linear import Dense, Experts, Matrix, RawBlocks, in_panels
+from .linear import Dense, DenseExperts, Matrix, RawBlocks, in_panels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -85,14 +85,16 @@ class Loader:
 
     def vector(self, role: str, features: int, *places: int) -> Array:
         """In f32."""
+        source = self.entry(role, (features,), *places).read()
         target = self.arena.empty((features,), DTYPES["f32"])
-        target[:] = self.entry(role, (features,), *places).read()
+        target[:] = source
         return target
 
     def wide(self, role: str, rows: int, columns: int, *places: int) -> Dense:
         """A matrix in f32, whatever the form."""
+        source = self.entry(role, (rows, columns), *places).read()
         target = self.arena.empty((rows, columns), DTYPES["f32"])
-        target[:] = self.entry(role, (rows, columns), *places).read()
+        target[:] = source
         return Dense(target, "f32")
 
     def matrices(self, uses: Sequence[Use], columns: int, *places: int) -> list[Matrix]:
@@ -110,14 +112,21 @@ class Loader:
         assert isinstance(found, Dense)
         return found
 
+    def dense_of(self, source: Array) -> Dense:
+        """A matrix that was put together from several tensors, given in f32."""
+        target = self.arena.empty(source.shape, DTYPES[self.dtype])
+        self.fill(target, source)
+        return Dense(target, self.dtype)
+
     def _joined(self, uses: Sequence[Use], columns: int, places: tuple[int, ...], blocks: bool) -> Matrix:
         if blocks:
             pieces = [raw for use in uses if (raw := self._raw(use, columns, places)) is not None]
             return in_panels(pieces, self.arena)
+        entries = [self.entry(use.role, (use.rows, columns), *places) for use in uses]
         target = self.arena.empty((sum(use.rows for use in uses), columns), DTYPES[self.dtype])
         start = 0
-        for use in uses:
-            source = self.entry(use.role, (use.rows, columns), *places).read()
+        for use, entry in zip(uses, entries, strict=True):
+            source = entry.read()
             self.fill(target[start : start + use.rows], source if use.order is None else use.order(source))
             start += use.rows
         return Dense(target, self.dtype)
@@ -134,13 +143,18 @@ class Loader:
         return None not in found and len({raw.form for raw in found if raw is not None}) == 1
 
     def _raw(self, use: Use, columns: int, places: tuple[int, ...]) -> RawBlocks | None:
-        entry = self.entry(use.role, (use.rows, columns), *places)
-        raw = RawBlocks.parse(entry.data, entry.shape, entry.format) if isinstance(entry, TensorEntry) else None
+        shape = (use.rows, columns)
+        raw = self.raw(use.role, shape, shape, *places)
         return raw if raw is None or use.order is None else raw.reordered(use.order)
 
-    def experts(self, count: int, rows: int, columns: int, read: Callable[[int], Array]) -> Experts:
+    def raw(self, role: str, shape: tuple[int, ...], rows: tuple[int, ...], *places: int) -> RawBlocks | None:
+        """The blocks of a tensor of that shape, as a matrix of shape `rows`; None where it has none for our kernels."""
+        entry = self.entry(role, shape, *places)
+        return RawBlocks.parse(entry.data, rows, entry.format) if isinstance(entry, TensorEntry) else None
+
+    def experts(self, count: int, rows: int, columns: int, read: Callable[[int], Array]) -> DenseExperts:
         """Matrices of one shape, together. read: the matrix [rows, columns] of an expert, in f32."""
         target = self.arena.empty((count, rows, columns), DTYPES[self.dtype])
         for expert in range(count):
             self.fill(target[expert], read(expert))
-        return Experts(target, self.dtype)
+        return DenseExperts(target, self.dtype)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
@@ -22,6 +22,9 @@ from ..ir.types import DTYPES, Dim, DType, TensorType
 from ..lang.dims import evaluate_nested, names_in, spell_nested
 from .dtypes import NUMPY_NAMES, numpy_dtype, sapper_name
 from .errors import ArgumentError
+
+if TYPE_CHECKING:
+    from ..tile.schedule import Panels
 
 MAX_EXTENT = 2**31 - 1
 WRITEABLE_FLAG = 0x0400  # NPY_ARRAY_WRITEABLE, numpy/ndarraytypes.h
@@ -41,7 +44,8 @@ class Parameter(NamedTuple):
 
 
 class TensorView(NamedTuple):
-    """Memory of one tensor argument. address: bytes; strides: elements; keep: holds the memory while in use."""
+    """Memory of one tensor argument. address: bytes; strides: elements; keep: holds the memory while in use. panels: of
+    a packed matrix, whose strides are those of the matrix that it stands for."""
 
     address: int
     shape: tuple[int, ...]
@@ -49,6 +53,7 @@ class TensorView(NamedTuple):
     dtype: DType
     writeable: bool
     keep: Any
+    panels: Panels | None = None
 
     @property
     def extent(self) -> tuple[int, int]:
@@ -280,6 +285,9 @@ def view_tensor(value: Any, kernel: str, parameter: Parameter) -> TensorView:
     """One argument as memory, without copying. Raises ArgumentError when it isn't a tensor, or of another dtype."""
     if isinstance(value, numpy.ndarray):
         view = _view_array(value, kernel, parameter)
+    elif hasattr(value, "panels"):
+        view = TensorView(address_through_interface(value.data), value.shape, _row_major(value.shape), value.dtype,
+                          False, value, value.panels)
     elif hasattr(value, "__dlpack__") and not isinstance(value, numpy.generic):
         view = _view_dlpack(value, kernel, parameter)
     elif hasattr(value, "__array_interface__") and not isinstance(value, numpy.generic):
@@ -575,7 +583,10 @@ def _share_memory(a: TensorView, b: TensorView) -> bool:
 
 
 def as_array(view: TensorView) -> numpy.ndarray[Any, Any]:
-    """The memory of a view as a NumPy array, which does not keep it alive."""
+    """The memory of a view as a NumPy array, which does not keep it alive; of a packed matrix, the matrix."""
+    if view.panels is not None:
+        unpacked: numpy.ndarray[Any, Any] = view.keep.unpack()
+        return unpacked
     element_bytes = view.dtype.size_bytes
     low, high = view.extent
     memory: Any = (ctypes.c_char * (high - low)).from_address(view.address + low)

@@ -10,6 +10,7 @@ below the extent of d, one that only reaches a loop's bound stays small, a divis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,18 @@ def integer_uses(function: Function) -> dict[str, IntegerUse]:
     return uses
 
 
+def _most(index: Value) -> float:
+    """The largest value of an index that is cut to some low bits; else infinity."""
+    op = index.op
+    if op is None or op.name != "and":
+        return math.inf
+    masks = [v.op for v in op.operands]
+    while any(mask is not None and mask.name in ("full", "cast") for mask in masks):
+        masks = [mask.operands[0].op if mask is not None and mask.name in ("full", "cast") else mask for mask in masks]
+    known = [int(mask.attributes["value"]) for mask in masks if mask is not None and mask.name == "const"]
+    return min((value for value in known if value >= 0), default=math.inf)
+
+
 def _uses_of(function: Function, start: Value) -> IntegerUse:
     use = IntegerUse([])
     tainted: set[Value] = {start}
@@ -89,6 +102,8 @@ def _uses_of(function: Function, start: Value) -> IntegerUse:
                 tensor, indices = operands[0], operands[1 if name == "load" else 2 :]
                 assert isinstance(tensor.type, TensorType)
                 for dim, index in zip(tensor.type.dims, indices, strict=True):
+                    if isinstance(dim, int) and _most(index) < dim:
+                        continue  # any value will do
                     if index in tainted and dim == "?":
                         use.bound = True
                     elif index in tainted and dim not in use.dims:

@@ -11,9 +11,9 @@ either for this call or for an earlier one with the same shapes, strides and dty
 The contract of specialisation:
 `compile_kernel(kernel, static_dims, unit_strides, dim_classes, target, schedule, aligned)`, where
     static_dims   {dim: extent}, compiled in as constants
-    unit_strides  {tensor: "contiguous" | (stride of dimension i is 1, ...)}; of a contiguous tensor (C order) the
-                  strides follow from its extents, another's are in the slots "a.stride.i"; of an extent of 1 a stride
-                  may be anything, and flags for it say what the caller passed
+    unit_strides  {tensor: "contiguous" | (stride of dimension i is 1, ...) | Panels}; of a contiguous tensor (C order)
+                  the strides follow from its extents, another's are in the slots "a.stride.i"; of an extent of 1 a
+                  stride may be anything, and flags for it say what the caller passed; Panels: it was packed
     dim_classes   {dim: (bound, divisor)}; bound 1 | 16 | 128 | 1024 | 8192 | 2**31-1, the least not below the extent,
                   except that 1 means exactly one (an extent of 0 is in class 16); divisor 64 | 16 | 1, the largest that
                   divides the extent; dims in static_dims have none
@@ -30,7 +30,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
@@ -56,6 +56,9 @@ from .errors import ArgumentError, LaunchError, warn_once
 from .loader import CodeBlock, load
 from .scratch import NO_COUNTS, areas, stride_bytes, take_area
 
+if TYPE_CHECKING:
+    from ..tile.schedule import StrideClass
+
 DIM_CLASSES = (16, 128, 1024, 8192)
 LARGEST_CLASS = 2**31 - 1
 CACHE_LINE_BYTES = 64
@@ -77,7 +80,7 @@ class Specialisation(NamedTuple):
     """What a kernel is compiled for; see the head of the module."""
 
     static_dims: tuple[tuple[str, int], ...]
-    unit_strides: tuple[tuple[str, str | tuple[bool, ...]], ...]
+    unit_strides: tuple[tuple[str, StrideClass], ...]
     dim_classes: tuple[tuple[str, tuple[int, int]], ...]
     aligned: tuple[str, ...] = ()
 
@@ -97,10 +100,11 @@ def extent_bound(extent: int) -> int:
 
 
 def specialise(signature: Signature, binding: Binding, static: frozenset[str]) -> Specialisation:
-    patterns: list[tuple[str, str | tuple[bool, ...]]] = []
+    patterns: list[tuple[str, StrideClass]] = []
     for position, view in binding.tensors.items():
         name = signature.parameters[position].name
-        patterns.append((name, "contiguous" if view.is_contiguous else tuple(s == 1 for s in view.strides)))
+        patterns.append((name, view.panels or ("contiguous" if view.is_contiguous else
+                                               tuple(s == 1 for s in view.strides))))
     fixed = tuple((dim, extent) for dim, extent in binding.dims.items() if dim in static)
     classes = tuple((dim, dim_class(extent)) for dim, extent in binding.dims.items() if dim not in static)
     return Specialisation(fixed, tuple(patterns), classes, aligned_tensors(signature, binding))
@@ -442,15 +446,18 @@ class Launcher:
                                            Location(self.kernel.source_file, self.kernel.source_line), compiled.frame)
         return found
 
-    def schedule_for(self, dims: Mapping[str, int]) -> Any:
-        """The schedule of the options; or else, for code that is generated, what a search found for such extents."""
+    def schedule_for(self, dims: Mapping[str, int], target: Any = None) -> Any:
+        """The schedule of the options; or else, for code that is generated, what a search found for such extents.
+
+        target: the one that code is made for (None: that of the options).
+        """
         if self.schedule is not None or getattr(self.kernel, "by_hand", None) or settings.debugging():
             return self.schedule
         from .tuned import tuned_schedule
 
         threads = settings.threads() if self.threads is None else self.threads
-        target = getattr(configuration().find_target(self.target), "name", "")
-        return tuned_schedule(self.name, self.kernel.source_digest(), target, dims, threads)
+        found = configuration().find_target(self.target) if target is None else target
+        return tuned_schedule(self.name, self.kernel.source_digest(), getattr(found, "name", ""), dims, threads)
 
     def _from_disk_or_compile(self, specialisation: Specialisation, schedule: Any) -> CompiledKernel:
         now = configuration()
@@ -527,7 +534,8 @@ class Launcher:
         signature = self.signature
         binding = signature.bind(arguments)
         tensors = binding.tensors
-        layout = (*[(view.shape, view.strides) for view in tensors.values()], aligned_tensors(signature, binding))
+        places = [(view.shape, view.strides, view.panels) for view in tensors.values()]
+        layout = (*places, aligned_tensors(signature, binding))
         entry = self.layouts.get(layout)
         if entry is None:
             specialisation = specialise(signature, binding, self.static)

@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ..lang.by_hand import pieces_named
 from . import settings
 from .errors import warn_once
 
@@ -42,11 +43,16 @@ def tuned_schedule(name: str, source: str, target: str, dims: Mapping[str, int],
             if entry["source"] != source or (entry["threads"] > 1) != (threads > 1):
                 continue
             away = _distance(entry["dims"], dims)
-            if away <= NEAR and (best is None or away < best[0]):
+            if away <= NEAR and (best is None or away < best[0]) and _blocks_are_here(entry["schedule"]):
                 best = away, entry["schedule"]
         if best is not None:
             return best[1]
     return None
+
+
+def _blocks_are_here(schedule: Mapping[str, Any]) -> bool:
+    """Whether the blocks by hand that a schedule names are known; those of a module that is gone are not."""
+    return all(pieces_named(name) for name in schedule.get("assembly", ()))
 
 
 def _distance(tuned: Mapping[str, int], dims: Mapping[str, int]) -> float:

@@ -224,19 +224,34 @@ def _launch(emit: Listing) -> None:
     leave(emit)
 
 
-def workers_function() -> MachineFunction:
-    """The three functions, at the labels `clock`, `work` and `launch`."""
+def clock_function() -> MachineFunction:
     emit = Listing()
-    emit.label("clock")
     emit("rdtsc")
     emit("ret")
+    return MachineFunction("sapper_clock", emit.body, {})
+
+
+def work_function() -> MachineFunction:
+    emit = Listing()
     _work(emit)
     _wake(emit)
+    return MachineFunction("sapper_work", emit.body, {})
+
+
+def launch_function() -> MachineFunction:
+    emit = Listing()
     _launch(emit)
-    return MachineFunction("sapper_workers", emit.body, {})
+    _wake(emit)
+    return MachineFunction("sapper_launch", emit.body, {})
 
 
 def workers_code() -> tuple[bytes, dict[str, int]]:
-    """The code, and where its labels are."""
-    encoded = encode(workers_function())
-    return encoded.code, encoded.label_offsets
+    """The code of all three, one after the other, and where each begins."""
+    code = bytearray()
+    offsets: dict[str, int] = {}
+    for name, function in (("clock", clock_function()), ("work", work_function()), ("launch", launch_function())):
+        encoded = encode(function)
+        code += b"\xcc" * (-len(code) % encoded.align_bytes)
+        offsets[name] = len(code)
+        code += encoded.code
+    return bytes(code), offsets

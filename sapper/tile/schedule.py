@@ -8,7 +8,7 @@ A `Schedule` is data. Every part that is left out is chosen by the analytic mode
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..ir.nodes import Op
 
@@ -43,21 +43,24 @@ class MatrixUnit:
 
 @dataclass(frozen=True, slots=True)
 class MatrixGroup:
-    """How contractions run on matrix instructions of 64 x N x 16 elements that a group of warps issues together and
-    that read both operands in near memory, where other warps have boxes of them copied, some stages ahead.
+    """How contractions run on matrix instructions of 64 x N elements, 32 bytes deep, that a group of warps issues
+    together and that read both operands in near memory, where other warps have boxes of them copied, some stages ahead.
 
-    dtypes: of the elements. group_warps, group_rows: of a group. shapes: (groups, columns) of a worker's tile, the
-    largest first; the model takes the first of which there is one for each of `workers`. depth: of a stage. stages:
-    how many there are, a power of two: their number is some bits of a counter. copy_warps: those beside the groups.
-    copy_registers: of each of their threads, where several groups need what is left of `registers`. near_bytes: of a
-    worker at most.
+    dtypes: of the elements. narrow_dtypes: of those of 8 bits, whose sums are added up in f32 after each stage, times
+    scales of blocks of the depth; tiles then have narrow_columns at most, as both sums need registers. group_warps,
+    group_rows: of a group. shapes: (groups, columns) of a worker's tile, the largest first; the model takes the first
+    of which there is one for each of `workers`. depth_bytes: of a stage. stages: how many there are, a power of two:
+    their number is some bits of a counter. copy_warps: those beside the groups. copy_registers: of each of their
+    threads, where several groups need what is left of `registers`. near_bytes: of a worker at most.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
+    narrow_dtypes: tuple[str, ...] = ("f8e4m3",)
+    narrow_columns: int = 128
     group_warps: int = 4
     group_rows: int = 64
     shapes: tuple[tuple[int, int], ...] = ((2, 256), (2, 128), (1, 128), (1, 64))
-    depth: int = 64
+    depth_bytes: int = 128
     stages: int = 4
     copy_warps: int = 4
     copy_registers: int = 24
@@ -113,17 +116,36 @@ class DimClass:
     divisor: int = 1
 
 
+class Panels(NamedTuple):
+    """How a matrix lies that was packed once for the contractions that read it (sapper/runtime/packed.py).
+
+    columns, depth: which of its two dimensions is walked across the lanes, and which is contracted. width: columns of
+    a panel. elements: neighbours along the depth that lie beside each other, as the slots of a register hold them.
+    Column c at depth d is element (d // elements, c % width, d % elements) of panel c // width; what is left of the
+    last panel and the last slots is 0. After the panels of 8-bit integers follows an i32 for each column: what a sum of
+    products that turns the other operand starts with (sapper/lane/packed.py).
+    """
+
+    columns: int
+    depth: int
+    width: int
+    elements: int = 1
+
+
+StrideClass = str | tuple[bool, ...] | Panels
+"""Of a tensor: "contiguous" (C order), or for each dimension whether its stride is 1, or its panels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Specialization:
     """What one compilation assumes of a call.
 
-    dims: class of each run-time dimension. strides: for each tensor "contiguous" (C order), or for each dimension
-    whether its stride is 1. aligned: tensors too large for the caches whose data and rows start at multiples of 64
-    bytes.
+    dims: class of each run-time dimension. strides: of each tensor. aligned: tensors too large for the caches whose
+    data and rows start at multiples of 64 bytes.
     """
 
     dims: dict[str, DimClass] = field(default_factory=dict)
-    strides: dict[str, str | tuple[bool, ...]] = field(default_factory=dict)
+    strides: dict[str, StrideClass] = field(default_factory=dict)
     aligned: frozenset[str] = frozenset()
 
 

@@ -1,10 +1,10 @@
 """Code by hand and generated code, ranked by what they cost on paper.
 
 Enters: a kernel, a target, what is known of its calls, blocks by hand. Leaves: a `Rank` for each and for the generated
-code, the cheapest first. Holds: nothing is run. The cost is the bound of the hottest loop (codegen/explain.py: ports,
-latency, front end, from the costs of the rows) for each f32 operation of it, or for each byte stored where it stores: a
-block may take fewer operations for the same result. What the bound leaves out, memory above all, a measurement decides:
-`sapper tune` tries blocks like any part of a schedule.
+code, the cheapest first. Holds: nothing is run. The cost is the bound of the main loop, the one that does most in a
+pass (codegen/explain.py: ports, latency, front end, from the costs of the rows), for each f32 operation of it, or for
+each byte stored where it stores: a block may take fewer operations for the same result. What the bound leaves out,
+memory above all, a measurement decides: `sapper tune` tries blocks like any part of a schedule.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HOPELESS = 1.25
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """name: of the block, "" for the generated code. cycles: of the hottest loop, for one `unit` ("operation", "byte").
+    """name: of the block, "" for the generated code. cycles: of the main loop, for one `unit` ("operation", "byte").
 
     bound: which of the bounds it is. front_end: cycles that its instructions need to enter, likewise: of two with one
     bound, the one with fewer leaves more room. used: whether the code has the block; else it is the generated code's.
@@ -62,7 +62,8 @@ def fitting(kernel: Any, target: Any, schedule: Schedule | None = None, **facts:
 
 def _rank(kernel: Any, target: Any, name: str, schedule: Schedule, facts: dict[str, Any]) -> Rank:
     compiled = compile_kernel(kernel, target=target, schedule=schedule, **facts)
-    loop = explain(compiled.made.machine, target, compiled.made.statistics).hottest()
+    loops = [loop for loop in explain(compiled.made.machine, target, compiled.made.statistics).loops if loop.innermost]
+    loop = max(loops, key=lambda loop: (loop.operations, loop.stored_bytes), default=None)
     used = not name or f"{target.family}:{bare_name(name)}" in compiled.pieces
     if loop is None:
         return Rank(name, 0.0, "operation", "no loop", used=used)

@@ -28,7 +28,7 @@ from ..runtime.check import check_kernel
 from ..runtime.launch import dim_class
 from ..tile.canonical import canonicalize
 from ..tile.reduce_loops import reduce_loops
-from ..tile.schedule import DimClass, Schedule, ScheduleError, Specialization
+from ..tile.schedule import DimClass, Schedule, ScheduleError, Specialization, StrideClass
 from .database import Database, DatabaseError, Key, Result
 from .operands import placed
 from .rank import rank, worth_a_trial
@@ -69,7 +69,7 @@ def tune(subject: Subject, target: Any, database: Database, threads: int, cold: 
     classes = {dim: dim_class(extent) for dim, extent in dims.items()}
     hints = {dim: DimClass(HINTS.get(bound, LARGE), divisor) for dim, (bound, divisor) in classes.items()}
     aligned = frozenset(name for name, a in task.arguments.items() if getattr(a, "nbytes", 0) >= 8 << 20)
-    strides: dict[str, str | tuple[bool, ...]] = {
+    strides: dict[str, StrideClass] = {
         name: "contiguous" for name, type in kernel.parameters if isinstance(type, TensorType)}
     specialization = Specialization(hints, strides, aligned)
     compiler = toolchain_key()

@@ -148,6 +148,15 @@ def test_what_rounds_is_not_proved() -> None:
     assert proof.proved is None and "multiply" in proof.text
 
 
+def test_what_may_be_off_is_not_proved() -> None:
+    @sp.kernel
+    def reciprocal(x: Tensor[f32, N], y: Tensor[f32, N]):
+        for n in tiles(N):
+            y[n] = sp.asm(x86.vrcp14ps, x[n], meaning=lambda t: 1.0 / t, tolerance=2.0**-13)
+
+    assert str(the(prove_pieces(reciprocal, ZEN4))) == "not proved: it has a tolerance"
+
+
 @pytest.mark.parametrize("body, part", [
     (lambda out, x: x86.vrcp14ps(out, x), "vrcp14ps: it is only approximate"),
     (lambda out, x: x86.vexpandps(out[_mask(x), x86.z], x), "vexpandps: a place or a count depends on the data"),

@@ -173,6 +173,127 @@ def test_flags_broken_between_setter_and_user() -> None:
     assert error.kind == "flags" and "add" in error.found and at_mark(write, error)
 
 
+def test_carry_that_an_increment_leaves_alone() -> None:
+    def write(a: Assembly, x: Any, y: Any, n: Any) -> None:
+        over = a.label()
+        x86.cmp(n, 4)
+        x86.inc(n)
+        x86.jb(over)
+        x86.nop()
+        a.place(over)
+        x86.ret()
+
+    check_static(piece(binary(write)), ZEN4)
+
+
+def test_carry_of_the_caller_past_an_increment() -> None:
+    def write(a: Assembly, x: Any, y: Any, n: Any) -> None:
+        over = a.label()
+        x86.inc(n)
+        x86.jb(over)  # here
+        x86.nop()
+        a.place(over)
+        x86.ret()
+
+    error = refused(binary(write))
+    assert error.kind == "flags" and "cf of the caller" in error.found and at_mark(write, error)
+
+
+def test_flag_that_an_instruction_leaves_undefined() -> None:
+    def write(a: Assembly, x: Any, y: Any, n: Any) -> None:
+        over = a.label()
+        x86.imul(n, n)
+        x86.je(over)  # here
+        x86.nop()
+        a.place(over)
+        x86.ret()
+
+    error = refused(binary(write))
+    assert error.kind == "flags" and "imul" in error.found and at_mark(write, error)
+
+
+def test_store_over_the_return_address() -> None:
+    def write(a: Assembly) -> None:
+        x86.push(x86.rbx)
+        x86.mov(x86.ptr[x86.rsp + 8], x86.rbx)  # here
+        x86.pop(x86.rbx)
+        x86.ret()
+
+    error = refused(write, naked=True)
+    assert error.kind == "stack" and "return address" in error.headline and at_mark(write, error)
+
+
+def test_flags_on_the_stack_are_counted() -> None:
+    def write(a: Assembly) -> None:
+        x86.xor(x86.eax, x86.eax)
+        x86.pushfq()
+        x86.ret()  # here
+
+    error = refused(write, naked=True)
+    assert error.kind == "stack" and at_mark(write, error)
+
+
+def test_direction_flag_from_an_unknown_word() -> None:
+    def write(a: Assembly) -> None:
+        a.input(x86.rdi)
+        x86.push(x86.rdi)
+        x86.popfq()  # here
+        x86.ret()
+
+    error = refused(write, naked=True)
+    assert error.kind == "state" and "direction" in error.headline and at_mark(write, error)
+
+
+def test_flags_saved_and_restored() -> None:
+    def write(a: Assembly) -> None:
+        a.input(x86.rdi)
+        x86.test(x86.rdi, x86.rdi)
+        x86.pushfq()
+        x86.add(x86.rdi, 1)
+        x86.popfq()
+        x86.ret()
+
+    check_static(piece(write, naked=True), ZEN4)
+
+
+def test_undefined_opmask() -> None:
+    def write(a: Assembly, x: Any, y: Any, n: Any) -> None:
+        v = a.zmm()
+        x86.vmovups(v[a.mask(), x86.z], x86.ptr[x])  # here
+        x86.ret()
+
+    error = refused(binary(write))
+    assert error.kind == "undefined" and at_mark(write, error)
+
+
+def test_call_with_upper_halves_in_use() -> None:
+    def write(a: Assembly) -> None:
+        a.input(x86.rdi)
+        x86.sub(x86.rsp, 8)
+        x86.vpxor(x86.ymm3, x86.ymm3, x86.ymm3)
+        x86.call(x86.rdi)  # here
+        x86.add(x86.rsp, 8)
+        x86.ret()
+
+    error = refused(write, naked=True)
+    assert error.kind == "mixing" and at_mark(write, error)
+
+
+def test_callee_saved_register_not_restored_on_one_path() -> None:
+    def write(a: Assembly) -> None:
+        a.input(x86.rdi)
+        over = a.label()
+        x86.mov(x86.rax, x86.rdi)
+        x86.test(x86.rdi, x86.rdi)
+        x86.je(over)
+        x86.mov(x86.r12, x86.rdi)
+        a.place(over)
+        x86.ret()  # here
+
+    error = refused(write, naked=True)
+    assert error.kind == "callee-saved" and "r12" in error.headline and at_mark(write, error)
+
+
 def test_unbalanced_stack() -> None:
     def write(a: Assembly) -> None:
         x86.push(x86.rbx)
@@ -286,6 +407,70 @@ def test_constant_offset_outside_the_region(offset: int) -> None:
 
     error = refused(write)
     assert error.kind == "footprint" and "64 bytes" in error.expected and at_mark(write, error)
+
+
+def copying(stop: int, disp: int = 0, start: int = 0) -> Callable[[Assembly], None]:
+    def write(a: Assembly) -> None:
+        x = a.input(x86.rdi, Region("x", False, 4096))
+        with a.loop(start, stop, 16) as i:
+            x86.vmovups(a.zmm(), x86.ptr[x + i * 4 + disp])  # here
+        x86.ret()
+
+    return write
+
+
+@pytest.mark.parametrize("start, stop, disp", [(0, 1024, 0), (0, 1023, 0), (16, 1040, -64), (0, 1008, 64)])
+def test_index_inside_the_region(start: int, stop: int, disp: int) -> None:
+    check_static(piece(copying(stop, disp, start)), ZEN4)
+
+
+@pytest.mark.parametrize("start, stop, disp, found", [
+    (0, 1040, 0, "bytes 0 to 4159"), (0, 1024, 4, "bytes 4 to 4099"), (0, 1024, -4, "bytes -4 to 4091"),
+    (-1, 1024, 0, "bytes -4 to 4095")])
+def test_index_outside_the_region(start: int, stop: int, disp: int, found: str) -> None:
+    error = refused(copying(stop, disp, start))
+    assert error.kind == "footprint" and error.found == found and at_mark(copying, error)
+
+
+def test_index_without_a_bound() -> None:
+    def write(a: Assembly) -> None:
+        x = a.input(x86.rdi, Region("x", False, 4096))
+        n = a.input(x86.rsi)
+        with a.loop(0, n, 16) as i:
+            x86.vmovups(a.zmm(), x86.ptr[x + i * 4])  # here
+        x86.ret()
+
+    error = refused(write)
+    assert error.kind == "footprint" and error.found == "bytes 0 to ?" and at_mark(write, error)
+
+
+def test_index_that_is_worked_out() -> None:
+    """Two loops, the offset by lea, shl and imul; the bound of one path only does not count."""
+    def write(a: Assembly, most: int) -> None:
+        x = a.input(x86.rdi, Region("x", False, 4096))
+        row, at = a.r64(), a.r64()
+        with a.loop(0, 4) as m:
+            x86.imul(row, m, 1024)
+            x86.mov(at, row)
+            x86.vmovss(a.xmm(), x86.ptr[x + at])
+            with a.loop(0, most) as n:
+                x86.lea(at, x86.ptr[n * 8])
+                x86.shl(at, 2)
+                x86.vmovss(a.xmm(), x86.ptr[x + at + 3072])  # here
+        x86.ret()
+
+    check_static(piece(lambda a: write(a, 32)), ZEN4)
+    error = refused(lambda a: write(a, 33))
+    assert error.kind == "footprint" and error.found == "bytes 3072 to 4099" and at_mark(write, error)
+
+
+def test_past_the_end_of_a_constant() -> None:
+    def write(a: Assembly) -> None:
+        x86.vmovups(a.zmm(), x86.ptr[a.constant(np.arange(16, dtype=np.float32)) + 4])  # here
+        x86.ret()
+
+    error = refused(write)
+    assert error.kind == "footprint" and "constant" in error.headline and at_mark(write, error)
 
 
 def test_last_element_inside_the_region() -> None:
@@ -419,7 +604,7 @@ def test_spill_where_none_may_be() -> None:
     def write(a: Assembly, x: Any, y: Any, n: Any) -> None:
         held = [a.zmm() for _ in range(33)]
         for i, v in enumerate(held):
-            x86.vmovups(v, x86.ptr[x + 64 * i])
+            x86.vmovups(v, x86.ptr[x + 64 * i])  # here
         for i, v in enumerate(held):
             x86.vmovups(x86.ptr[y + 64 * i], v)
         x86.ret()
@@ -427,7 +612,8 @@ def test_spill_where_none_may_be() -> None:
     assert finish(piece(binary(write)), ZEN4).spills > 0
     with pytest.raises(AssemblyError) as caught:
         finish(piece(binary(write)), ZEN4, no_spill=True)
-    assert caught.value.kind == "registers"
+    assert caught.value.kind == "registers" and at_mark(write, caught.value)
+    assert "33 are wanted" in caught.value.found
 
 
 def test_register_budget() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from sapper.cli import bench, bench_suites
 from sapper.cli.bench import run_bench
-from sapper.cli.bench_suites import Row, Settings, jobs_of, rows_of
+from sapper.cli.bench_suites import COMPILE_TARGETS, Row, Settings, jobs_of, rows_of
 from sapper.kernels import library
 from sapper.tune import operands, peaks
 from sapper.tune.measure import Timing
@@ -106,6 +106,20 @@ def test_compilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_import_is_timed(tmp_path: Path) -> None:
     rows = run_json(tmp_path / "r.json", "compile", threads=1, case="import sapper")
     assert [row["case"] for row in rows] == ["import sapper", "start of Python itself"]
+
+
+def test_compilation_for_other_targets() -> None:
+    found = [row for rows in bench_suites.compile_rows(settings(quick=False, pattern="compile vector_add"))
+             for row in rows if row.case.startswith("compile for")]
+    assert [row.case for row in found] == [
+        f"compile for {name}, {which}" for name in COMPILE_TARGETS for which in ("median of all", "worst")]
+    assert all(row.median_s is not None and row.median_s > 0 for row in found) and found[-1].shape == "vector_add"
+
+
+def test_the_first_call_is_timed(tmp_path: Path) -> None:
+    rows = run_json(tmp_path / "r.json", "compile", threads=1, case="first call")
+    assert [row["case"] for row in rows] == ["first call of a process, from the disk cache"]
+    assert 0 < rows[0]["median_s"] < 1
 
 
 def test_every_library_kernel_is_in_a_suite() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sapper.codegen import joined
 from sapper.codegen.allocate import Allocation, allocate
 from sapper.codegen.check import check
 from sapper.codegen.frame import finish_frame
@@ -20,6 +21,7 @@ from sapper.codegen.liveness import (
     RETURN,
     WRITE,
     AllocationError,
+    Flow,
     Ranges,
     analyse,
     facts_table,
@@ -36,6 +38,7 @@ from sapper.codegen.machine import (
     VirtualRegister,
 )
 from sapper.codegen.peephole import peephole
+from sapper.codegen.schedule import schedule
 from sapper.targets.x86_64.allocation import RegisterFile, register_file
 from sapper.targets.x86_64.instructions import ROWS
 from tests.strategies import examples
@@ -533,6 +536,25 @@ def test_a_row_without_a_memory_form_gets_a_register() -> None:
         assert bool(allocation.folded) is folded and bool(allocation.reloads) is not folded
 
 
+def test_scheduling_and_spilling_analyse_the_code_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[MachineFunction] = []
+
+    def counted(function: MachineFunction, abi: RegisterFile) -> Flow:
+        calls.append(function)
+        return analyse(function, abi)
+
+    monkeypatch.setattr(joined, "analyse", counted)
+    abi = small_file(6, 8, 1)
+    function = register_accumulations(20, 2)
+    before, _ = simulate(function, abi)
+    classes = joined.Classes(function, abi)
+    schedule(function, abi, classes)
+    allocation = allocate(function, abi, classes=classes)
+    assert allocation.spills > 10 and len(calls) == 1
+    check(function, allocation.function, allocation.origin, abi, framed=False)
+    assert simulate(allocation.function, abi)[0] == before
+
+
 def test_masks_go_to_memory_and_k0_is_never_used() -> None:
     code = Code()
     base = code.new("gpr")
@@ -713,6 +735,9 @@ RSP = Register("gpr", 4)
         ("move to itself", [("mov.32", RDI, RDI), ("ret",)], ["mov.32", "ret"]),
         ("jump to next", [("jmp", LabelReference("a")), ("b:",), ("a:",), ("ret",)], ["ret"]),
         ("jump to next", [("je", LabelReference("a")), ("a:",), ("ret",)], ["ret"]),
+        ("jump to next", [("je", LabelReference("a")), ("jmp", LabelReference("a")), ("a:",), ("ret",)], ["ret"]),
+        ("jump to next", [("je", LabelReference("b")), ("jmp", LabelReference("a")), ("b:",), ("a:",), ("ret",)],
+         ["ret"]),
         ("unreachable", [("ret",), ("mov.64", RDI, RSI), ("a:",), ("ret",)], ["ret", "ret"]),
         (
             "known reload",

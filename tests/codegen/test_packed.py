@@ -11,8 +11,9 @@ from sapper import bf16, f32, i8, i32, u8
 from sapper.assembly.emulate import Emulator
 from sapper.codegen.compile import compile_lane
 from sapper.codegen.machine import Register
-from sapper.codegen.pipeline import facts_of, finish_lane, scratch_bytes, to_lane
+from sapper.codegen.pipeline import facts_of, finish_lane, panels_of_kernel, scratch_bytes, to_lane
 from sapper.lane.interpret import Memory
+from sapper.runtime.packed import pack_array
 from sapper.targets.x86_64 import assembly
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.schedule import Schedule
@@ -25,21 +26,27 @@ from .run_native import RUNNABLE, run_native
 PACKING = [name for name in RUNNABLE if TARGETS[name].dots]
 
 
-def mnemonics_of(function, arguments, target):
-    lane = finish_lane(to_lane(function, Schedule(), facts_of(target), specialize(function, arguments)), target)
+def mnemonics_of(function, arguments, target, packed=None):
+    specialization = specialize(function, arguments)
+    specialization.strides.update({name: held.panels for name, held in (packed or {}).items()})
+    lane = finish_lane(to_lane(function, Schedule(), facts_of(target), specialization), target)
     made = compile_lane(lane, target, checked=True)
     return lane, made, {item.row.mnemonic for item in made.machine.body if hasattr(item, "row")}
 
 
-def run_rows(function, arguments, target):
-    """Compile for any target and run what comes out by the meanings of its rows, on memory that starts dirty."""
-    lane, made, mnemonics = mnemonics_of(function, arguments, target)
+def run_rows(function, arguments, target, packed=None):
+    """Compile for any target and run what comes out by the meanings of its rows, on memory that starts dirty.
+
+    packed: what stands for some of the arguments.
+    """
+    lane, made, mnemonics = mnemonics_of(function, arguments, target, packed)
+    held = {**arguments, **{name: one.data for name, one in (packed or {}).items()}}
     memory = Memory()
     each = max(64, scratch_bytes(lane.attributes["scratch"], dims_of(function, arguments)))
     scratch = memory.allocate("scratch", each)
     memory.find(scratch, each, True)[:] = 0xFF
     slots = argument_words(function, lane.attributes["slots"], arguments,
-                           lambda name: memory.add_array(name, arguments[name]))
+                           lambda name: memory.add_array(name, held[name]))
     sync = memory.allocate("sync", 1024)
     words = memory.add_array("words", np.array([scratch, each, sync, *slots], np.int64))
     registers = {Register("gpr", number): 0 for number in range(16)}    # those that the code saves hold something
@@ -57,6 +64,19 @@ def test_rows(order, m, n, k, types, mnemonic) -> None:
     arguments = arguments_of(order, types, m, n, k)
     assert mnemonic in run_rows(function, arguments, TARGETS["zen4"])
     np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(2, 37, 11), (29, 98, 6)])
+@pytest.mark.parametrize("types", [(bf16, bf16, f32), (i8, i8, i32)], ids=lambda t: t[0].name)
+def test_rows_on_packed_weights(m, n, k, types) -> None:
+    target = TARGETS["zen4"]
+    function = PRODUCTS["nt", types].tile_ir()
+    arguments = arguments_of("nt", types, m, n, k)
+    panels = panels_of_kernel(PRODUCTS["nt", types], "b", target)
+    assert panels == (0, 1, 32, 2 if types[0] is bf16 else 4)
+    packed = {"b": pack_array(arguments["b"], types[1], panels)}
+    assert run_rows(function, arguments, target, packed) & {"vdpbf16ps", "vpdpbusd"}
+    np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
 
 
 @pytest.mark.skipif(not PACKING, reason="this processor has no packed dot products")

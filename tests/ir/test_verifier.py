@@ -254,6 +254,17 @@ LANE_FAULTS = [
     ("s_store %f, %s {dtype = :i32}", "row<f32>", "s64"),
     ("prefetch %s {level = 4}", "level = 4", "1, 2, 3"),
     ("%r: row<f32> = dot2_bf16 %f, %b, %f", "row<f32>)", "row<b32>)"),
+    ("signal_start %s {arrivals = 0}", "arrivals = 0", "1 or more"),
+    ("signal_expect %s {bytes = 16}\nsignal_arrive %s\nsignal_wait %s, %s\nsignal_fence", None, None),
+    ("signal_wait %s, %i", "(s64, row<i32>)", "(s64, s64)"),
+    ("tensor_copy %s, %s, %s {map = 0}", "map = 0", "one of the 0 maps"),
+    ("register_budget {registers = 44, more = true}", "registers = 44", "a multiple of 8 from 24 to 256"),
+    ("%r: row<f32> = group_wait %f {pending = 0}", None, None),
+    ("%r: row<f32> = group_wait %f {pending = -1}", "pending = -1", "from 0"),
+    ("%r: row<f32>, %t: row<f32>, %u: row<f32>, %v: row<f32> = group_multiply %s, %s, %f, %f, %f, %f {dtype = :bf16, "
+     "left_rows = true, right_rows = false}", "right_panel_bytes = None", "int"),
+    ("%r: row<f32>, %t: row<f32>, %u: row<f32>, %v: row<f32> = group_multiply %s, %s, %f, %f, %f, %f {dtype = :f32, "
+     "left_rows = true, right_rows = true}", "f32", "bf16, f16"),
     ("loop %s, %s {step = 0} (%k: s64) {\n}", "step = 0", "positive"),
     ("loop %s, %s {step = 1} {\n}", "block arguments ()", "(s64)"),
     ("%r: row<f32> = loop %s, %s, %f {step = 1} (%k: s64, %c: row<f32>) {\nyield %i\n}", "(row<i32>)", "(row<f32>)"),

@@ -17,13 +17,16 @@ from sapper.assembly.errors import AssemblyError
 from sapper.assembly.mutate import mutants
 from sapper.assembly.override import Override, compile_by_hand
 from sapper.codegen.machine import Instruction
-from sapper.kernels.by_hand import matmul, rows
+from sapper.ir.types import bf16 as BF16
+from sapper.ir.types import f32 as F32
+from sapper.kernels.by_hand import blocked, codebook, matmul, rows
 from sapper.kernels.matmul import make_matmul_nn
 from sapper.lang.by_hand import PIECES
 from sapper.runtime import by_hand
 from sapper.runtime.check import check_kernel
 from sapper.targets import host_target
 from sapper.targets.x86_64.target import target
+from sapper.tile import semantics
 
 ZEN4 = target("zen4")
 M, N, K = sp.dims("M N K")
@@ -62,6 +65,8 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "bf16 14x32": lambda: attached(matmul_bf16, matmul.attach, matmul.BF16),
     "row sum": lambda: attached(rows.make_row_sum(), rows.attach_row_sum),
     "embedding": lambda: attached(rows.make_embedding(), rows.attach_embedding),
+    "f32 in blocks of the depth": lambda: attached(make_matmul_nn(f32), blocked.attach, 16),
+    "codebook": lambda: attached(codebook.make_codebook(), codebook.attach),
 }
 MATMULS = ("f32 14x32", "f32 6x16", "bf16 14x32")
 
@@ -137,7 +142,7 @@ def test_the_proof_finds_the_one_value_that_differs() -> None:
 
 
 @pytest.mark.parametrize("name, every", [("f32 14x32", 97), ("bf16 14x32", 83), ("f32 6x16", 43), ("row sum", 7),
-                                         ("embedding", 1)])
+                                         ("embedding", 1), ("codebook", 2)])
 def test_planted_errors_are_found(name: str, every: int) -> None:
     """A sample of all mutants, evenly over the text."""
     kernel, made, trials = tried(name)
@@ -146,54 +151,68 @@ def test_planted_errors_are_found(name: str, every: int) -> None:
     assert not [str(m) for m in by_hand.survivors(kernel, made, ZEN4, chosen, trials)]
 
 
-@pytest.mark.parametrize("name", ["exp_by_table", "unpack4"])
+def words(random: np.random.Generator) -> list[Any]:
+    return [random.integers(-2**31, 2**31, 16).astype(np.int32)]
+
+
+def exponents(random: np.random.Generator) -> list[Any]:
+    """Also half way between the table's entries, where the most is left to the terms, and where e^x ends."""
+    hostile = [0, -0.0, np.inf, -np.inf, np.nan, 88.7, 89, 104, -87, -95, -103, -104, -200, 1e-40, 1, -1]
+    between = (random.integers(-3000, 3000, 16) + 0.5) * math.log(2) / 32
+    return [random.choice(np.array([random.uniform(-90, 89, 16), between, hostile]), axis=0).astype(np.float32)]
+
+
+def some(count: int) -> Callable[[np.random.Generator], list[Any]]:
+    return lambda random: [random.standard_normal(16).astype(np.float32) for _ in range(count)]
+
+
+def near_ties(random: np.random.Generator) -> list[Any]:
+    """Where rounding to the upper half turns, and NaNs of which only the lower half says that they are none."""
+    upper = random.choice(np.array([random.integers(0, 2**16, 16), np.full(16, 0x7F80)]), axis=0)
+    lower = random.choice([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], 16)
+    return [(upper << 16 | lower).astype(np.uint32).view(np.float32)]
+
+
+BLOCKS: dict[str, Any] = {
+    "exp_by_table": ([], exponents, lambda x: np.exp(x.astype(np.float64)), 1.3e-7, 0),
+    "unpack4": ([12], words, lambda x: x << 16 >> 28, 0, 0),
+    "round_to_bf16": ([], near_ties, lambda x: semantics.cast(semantics.cast(x, BF16), F32), 0, 0),
+    "sum_of_lanes": ([], some(1), lambda x: np.full(16, x.astype(np.float64).sum()), 1e-5, 1e-6),
+    "sum_of_each_row": ([], some(16), lambda *xs: np.stack(xs).astype(np.float64).sum(axis=1), 1e-5, 1e-6),
+}
+"""Immediates, rows to try (drawn by a generator), what the block computes, and its relative and absolute error."""
+
+
+@pytest.mark.parametrize("name", BLOCKS)
 def test_planted_errors_in_blocks_are_found(name: str) -> None:
-    block = PIECES[f"x86_64:{name}"]
-    immediates = [12] if name == "unpack4" else []
-    assembly, out, inputs = block.assemble((512, 512), immediates)  # type: ignore[attr-defined]
+    immediates, draw, meaning, tolerance, least = BLOCKS[name]
+    block: Any = PIECES[f"x86_64:{name}"]
+    assembly, out, inputs = block.assemble((512,) * (1 + len(block.inputs)), immediates)
     random = np.random.default_rng(0)
-    if name == "unpack4":
-        samples = [random.integers(-2**31, 2**31, 16).astype(np.int32) for _ in range(4)]
-    else:
-        samples = [random.uniform(-90, 89, 16).astype(np.float32) for _ in range(6)]
-        # Half way between the table's entries, where the most is left to the terms.
-        samples += [((random.integers(-3000, 3000, 16) + 0.5) * math.log(2) / 32).astype(np.float32) for _ in range(4)]
-        hostile = [0, -0.0, np.inf, -np.inf, np.nan, 88.7, 89, 104, -87, -95, -103, -104, -200, 1e-40, 1, -1]
-        samples.append(np.array(hostile, np.float32))
+    samples = [draw(random) for _ in range(12)]
 
-    def outcome(candidate: Any) -> list[Any]:
-        return [run_block(candidate, out, inputs, x) for x in samples]
-
-    def wanted(x: Any) -> Any:
-        if name == "unpack4":
-            return (x << 16 >> 28).astype(np.float32)
+    def right(candidate: Any) -> bool:
         with np.errstate(all="ignore"):
-            return np.exp(x.astype(np.float64)).astype(np.float32)
+            return all(np.allclose(run_block(candidate, out, inputs, given), meaning(*given).astype(np.float32),
+                                   tolerance, max(2e-45, least), equal_nan=True) for given in samples)
 
-    def good(found: list[Any]) -> bool:
-        with np.errstate(all="ignore"):
-            return all(np.allclose(f, wanted(x), 1.3e-7 if name == "exp_by_table" else 0, 2e-45, equal_nan=True)
-                       for f, x in zip(found, samples, strict=True))
+    def lives(mutant: Any) -> bool:
+        try:
+            return right(mutant.assembly)
+        except AssemblyError:
+            return False
 
-    assert good(outcome(assembly))
-    alive = []
+    assert right(assembly)
     planted = list(mutants(assembly, [out.register]))
     assert len(planted) >= 6
-    for mutant in planted:
-        try:
-            if good(outcome(mutant.assembly)):
-                alive.append(str(mutant))
-        except AssemblyError:
-            continue
-    assert not alive, alive
+    assert not [str(mutant) for mutant in planted if lives(mutant)]
 
 
-def run_block(assembly: Any, out: Any, inputs: Any, x: Any) -> Any:
+def run_block(assembly: Any, out: Any, inputs: Any, given: list[Any]) -> Any:
     from sapper.assembly.emulate import Emulator
     from sapper.lane.interpret import Memory
 
-    whole = np.zeros(64, np.uint8)
-    whole[:] = x.view(np.uint8)
-    emulator = Emulator(assembly.table, Memory(), {inputs[0].register: whole})
+    held = {reg.register: row.view(np.uint8).copy() for reg, row in zip(inputs, given, strict=True)}
+    emulator = Emulator(assembly.table, Memory(), held)
     emulator.run(assembly.machine())
     return emulator.get(out.register).view(np.float32)

@@ -98,7 +98,7 @@ def test_the_model_packs(order, m, types) -> None:
 
 
 def test_only_where_types_and_memory_allow() -> None:
-    """Mixed operands are widened; so are operands that lie apart along the depth with nothing beside them."""
+    """Mixed operands are widened; so are operands whose rows would have to be gathered."""
     mixed = make_product("nt", f32, bf16, f32)
     function = reduce_loops(mixed.tile_ir())
     arguments = {"a": np.ones((3, 40), np.float32), "b": np.ones((5, 40), ml_dtypes.bfloat16),
@@ -109,7 +109,7 @@ def test_only_where_types_and_memory_allow() -> None:
     types = (i8, i8, i32)
     function = reduce_loops(PRODUCTS["tn", types].tile_ir())
     arguments = arguments_of("tn", types, 3, 50, 40)
-    assert not dots_in(run_lane(function, arguments, Schedule(stage=()), MACHINES[16]))
+    assert not dots_in(run_lane(function, arguments, Schedule(lane="k"), MACHINES[16]))
 
 
 @kernel

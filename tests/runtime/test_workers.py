@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sapper.codegen.print import print_function
+from sapper.codegen.print import print_file
 from sapper.runtime import settings, workers
 from sapper.runtime.errors import LaunchError
 from sapper.runtime.loader import load
-from sapper.runtime.workers_code import workers_code, workers_function
+from sapper.runtime.workers_code import clock_function, launch_function, work_function, workers_code
 
 from .conftest import TASKS, FakeKernel
 
@@ -42,7 +42,8 @@ def run_tasks(kernel: FakeKernel, count: int, threads: int, turns: int = 0) -> n
 @pytest.mark.skipif(shutil.which("as") is None, reason="GNU as is not installed")
 def test_code_is_what_gnu_as_makes_of_its_text(tmp_path: Path) -> None:
     source, made, flat = tmp_path / "w.s", tmp_path / "w.o", tmp_path / "w.bin"
-    source.write_text(print_function(workers_function()))
+    functions = clock_function(), work_function(), launch_function()
+    source.write_text(print_file([(function, True) for function in functions], {}))
     subprocess.run(["as", str(source), "-o", str(made)], check=True)
     subprocess.run(["objcopy", "-O", "binary", "-j", ".text", str(made), str(flat)], check=True)
     code, labels = workers_code()

@@ -73,8 +73,7 @@ def cases_of(row: Row, wide: bool) -> Iterator[Case]:
     if len(specs) >= 2 and "m" in kinds[0] and "i" in kinds[1]:
         forms.append(("m", "i", *first[2:]))
     for form in forms:
-        signature = "".join(form).replace("b", "m")
-        if not any(_fits(row, signature)):
+        if not _fits(row, form):
             # A row of which one operand must be memory (loads, gathers, moves of lane 0).
             continue
         values: list[int | None] = [None]
@@ -96,10 +95,12 @@ def cases_of(row: Row, wide: bool) -> Iterator[Case]:
                 yield Case(row, Instruction(row, list(operands), mask, zeroing))
 
 
-def _fits(row: Row, signature: str) -> Iterator[bool]:
+def _fits(row: Row, form: tuple[str, ...]) -> bool:
+    """Whether the row has an encoding for operands of these kinds."""
     from sapper.codegen.encode import _plans
 
-    yield signature in (row.plans or _plans(row))
+    types = {"r": Register, "m": Memory, "b": Memory, "i": Immediate}
+    return tuple(types[option] for option in form) in (row.plans or _plans(row))
 
 
 def _operands(row: Row, form: tuple[str, ...], value: int | None) -> list[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from sapper import Schedule, Tensor, f32, tiles
 from sapper.kernels.by_hand import rows as rows
 from sapper.kernels.by_hand.contraction import f32_6x16, f32_14x32
 from sapper.lang.by_hand import CONTRACTIONS, pieces_named
+from sapper.runtime import tuned
 from sapper.runtime.micro_kernel import product
 from sapper.targets.x86_64.target import target
 from sapper.tune.rank import Rank, fitting, rank, worth_a_trial
@@ -44,6 +47,19 @@ def test_the_module_is_imported_where_the_name_is_read() -> None:
     finally:
         CONTRACTIONS[known.key] = known
     assert pieces_named(f"{MODULE}:f32_6x16") == [f32_6x16]
+
+
+def test_a_tuned_schedule_with_a_block_that_is_gone_is_left_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAPPER_TUNED", str(tmp_path))
+    for name, found in ((f"{MODULE}:f32_6x16", True), ("no.such.module:f32_6x16", True), ("gone:f32_7x7", False)):
+        entry = {"dims": {"M": 64}, "threads": 1, "source": "s", "schedule": {"assembly": [name]}}
+        (tmp_path / "v3.json").write_text(json.dumps({"product": [entry]}))
+        tuned.forget()
+        expected = entry["schedule"] if found else None
+        assert tuned.tuned_schedule("product", "s", "v3", {"M": 64}, 1) == expected
+    tuned.forget()
 
 
 def test_generated_code_and_a_block_are_ranked_by_their_bounds() -> None:

@@ -3,8 +3,8 @@
     c[m, n] = sum_k a[m, k] * b[k, n], all f32 in C order, N a multiple of 16, K of 4
 
 Source: K. Goto and R. van de Geijn, "Anatomy of high-performance matrix multiplication" (ACM TOMS 2008): the depth is
-taken DEPTH at a time, so that what one micro-kernel reads of b stays in the first cache, and all rows of a block of a in
-the second while every panel of b meets them; T. Smith et al., "Anatomy of high-performance many-threaded matrix
+taken DEPTH at a time, so that what one micro-kernel reads of b stays in the first cache, and all rows of a block of a
+in the second while every panel of b meets them; T. Smith et al., "Anatomy of high-performance many-threaded matrix
 multiplication" (IPDPS 2014): a tile of c is asked for when its micro-kernel begins, whose sums meet it at the end.
 
     for each block of the depth
@@ -14,6 +14,8 @@ multiplication" (IPDPS 2014): a tile of c is asked for when its micro-kernel beg
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from sapper import x86
@@ -25,24 +27,29 @@ UNROLLED = 4
 COLUMNS = AVX512.columns
 
 
-def write_blocked(k: Any) -> None:
+def writer(block_depth: int) -> Callable[[Any], None]:
+    """The function that writes the kernel, with blocks of so many steps of the depth, a multiple of UNROLLED."""
+    return lambda k: _write(k, block_depth)
+
+
+def _write(k: Any, block_depth: int) -> None:
     a, b, c = k.data("a"), k.data("b"), k.data("c")
     rows, columns, depth = k.extent("M"), k.extent("N"), k.extent("K")
     start, stop = _share(k, AVX512, columns)
-    panel = k.scratch(4, (DEPTH, (), 1), (COLUMNS, (), 1))
-    a_bytes, c_bytes, first, last, chunk = k.r64(), k.r64(), k.r64(), k.r64(), k.r64()
+    panel = k.scratch(4, (block_depth, (), 1), (COLUMNS, (), 1))
+    a_bytes, c_bytes, most, last, chunk = k.r64(), k.r64(), k.r64(), k.r64(), k.r64()
     x86.imul(a_bytes, depth, 4)
     x86.imul(c_bytes, columns, 4)
     x86.mov(last, 1)  # an empty depth is one block, too, in which c becomes 0
     x86.cmp(depth, last)
     x86.cmovg(last, depth)
-    x86.add(last, DEPTH - 1)
-    with k.loop(0, last, DEPTH) as block:
+    x86.add(last, block_depth - 1)
+    with k.loop(0, last, block_depth) as block:
         x86.mov(chunk, depth)
         x86.sub(chunk, block)
-        x86.mov(first, DEPTH)
-        x86.cmp(chunk, first)
-        x86.cmovg(chunk, first)
+        x86.mov(most, block_depth)
+        x86.cmp(chunk, most)
+        x86.cmovg(chunk, most)
         added = _any_before(k, block)
         column = k.r64()
         x86.mov(column, start)
@@ -81,7 +88,7 @@ def _tile(k: Any, rows: int, a_row: Any, panel: Any, c_row: Any, a_bytes: Any, c
         x86.vxorps(total.xmm, total.xmm, total.xmm)
     bases = [k.r64() for _ in range(0, rows, 3)]
     x86.mov(bases[0], a_row)
-    for before, base in zip(bases, bases[1:], strict=False):
+    for before, base in pairwise(bases):
         x86.lea(base, x86.ptr[before + a_bytes * 2])
         x86.add(base, a_bytes)
     ahead = k.r64()
@@ -119,7 +126,7 @@ def _tile(k: Any, rows: int, a_row: Any, panel: Any, c_row: Any, a_bytes: Any, c
     x86.add(a_row, moved)
 
 
-def attach(kernel: Any) -> None:
+def attach(kernel: Any, block_depth: int = DEPTH) -> None:
     """Let a kernel `(a, b, c)` over M, N, K run by hand where it can."""
     kernel.assembly(features="avx512f avx512bw avx512dq avx512vl bmi2", contiguous="a b c",
-                    divisible={"N": 16, "K": 16})(write_blocked)
+                    divisible={"N": 16, "K": 16})(writer(block_depth))

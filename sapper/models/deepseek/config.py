@@ -1,7 +1,7 @@
 """The numbers that describe a DeepSeek model of the second or third generation.
 
-In: Hugging Face's config.json as a dictionary. Out: `DeepseekConfig`. Holds: every number was checked
-(models/numbers.py), and they fit together.
+In: Hugging Face's config.json or a GGUF's metadata, as a dictionary. Out: `DeepseekConfig`. Holds: every number was
+checked (models/numbers.py), and they fit together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ModelError
 from ..numbers import MAX_EXPERTS, MAX_FEATURES, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, Numbers
-from ..rope import Rope, rope_from_json
+from ..rope import Rope, RopeScaling, rope_from_json
 
 LATENT_EPSILON = 1e-6
 """Of the norms of the latent vectors: the published code leaves them at RMSNorm's default."""
@@ -42,6 +42,19 @@ class Mixture:
     def taken(self) -> int:
         """Experts that a token goes through."""
         return self.chosen + self.shared
+
+    def check(self, where: str) -> None:
+        """Raises ModelError where the numbers do not fit together."""
+        experts, groups = self.experts, self.groups
+        if experts % groups or (self.sigmoid and experts // groups < 2):
+            expected = "groups of one size, of two experts or more"
+            raise ModelError(where, f"{experts} experts in {groups} groups", expected)
+        if self.kept > groups or self.chosen > self.kept * (experts // groups):
+            raise ModelError(
+                where,
+                f"{self.chosen} experts of a token, from {self.kept} of {groups} groups of {experts // groups}",
+                "as many as there are to choose from",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +150,6 @@ def _mixture(source: Numbers, third: bool) -> Mixture:
     groups = source.whole("n_group", MAX_EXPERTS) if grouped else 1
     kept = source.whole("topk_group", MAX_EXPERTS) if grouped else 1
     chosen = source.whole("num_experts_per_tok", MAX_EXPERTS)
-    if experts % groups or (third and experts // groups < 2):
-        raise ModelError(where, f"{experts} experts in {groups} groups", "groups of one size, of two experts or more")
-    if kept > groups or chosen > kept * (experts // groups):
-        raise ModelError(
-            where, f"{chosen} experts of a token, from {kept} of {groups} groups of {experts // groups}",
-            "as many as there are to choose from",
-        )
     normalise = source.flag("norm_topk_prob", third)
     scale = source.real("routed_scaling_factor", 1e-6, 1e6, 1.0)
     if normalise and not third and scale != 1.0:
@@ -152,4 +158,77 @@ def _mixture(source: Numbers, third: bool) -> Mixture:
         raise ModelError(f"{where}, key norm_topk_prob", found, "one or the other")
     shared = 0 if values.get("n_shared_experts") is None else source.whole("n_shared_experts", 64, least=0)
     hidden = source.whole("moe_intermediate_size", MAX_FEATURES)
-    return Mixture(experts, shared, chosen, hidden, groups, kept, third, normalise, scale)
+    mixture = Mixture(experts, shared, chosen, hidden, groups, kept, third, normalise, scale)
+    mixture.check(where)
+    return mixture
+
+
+SOFTMAX, SIGMOID = 1, 2
+"""What GGUF's expert_gating_func says."""
+
+
+def from_gguf(metadata: Mapping[str, Any], where: str) -> DeepseekConfig:
+    """The config in a GGUF's metadata, architecture deepseek2. Raises ModelError as `from_json` does."""
+    source = Numbers(where, metadata)
+    source.one_of("general.architecture", ("deepseek2",))
+    key = "deepseek2.{}".format
+    # Newer files state the lengths of the absorbed form first, and those of the heads under names of their own.
+    lengths = [key(f"attention.{part}_length") for part in ("key", "value")]
+    head, value = (source.whole(f"{name}_mla" if f"{name}_mla" in metadata else name, MAX_FEATURES) for name in lengths)
+    turned = source.whole(key("rope.dimension_count"), MAX_FEATURES)
+    if turned % 2 or turned >= head:
+        raise ModelError(where, f"{turned} turned features of {head}", "an even number, and less than all")
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    count = len(tokens) if isinstance(tokens, list) else None
+    layers = source.whole(key("block_count"), MAX_LAYERS)
+    dense = min(source.whole(key("leading_dense_block_count"), MAX_LAYERS, 0, least=0), layers)
+    ranked = key("attention.q_lora_rank") in metadata
+    return DeepseekConfig(
+        layers=layers,
+        dense_layers=dense,
+        features=source.whole(key("embedding_length"), MAX_FEATURES),
+        hidden=source.whole(key("feed_forward_length"), MAX_FEATURES),
+        heads=source.whole(key("attention.head_count"), MAX_FEATURES),
+        key_features=head - turned,
+        turned_features=turned,
+        value_features=value,
+        key_rank=source.whole(key("attention.kv_lora_rank"), MAX_FEATURES),
+        query_rank=source.whole(key("attention.q_lora_rank"), MAX_FEATURES) if ranked else 0,
+        vocabulary=source.whole(key("vocab_size"), MAX_VOCABULARY, count),
+        positions=source.whole(key("context_length"), MAX_POSITIONS),
+        rope=_gguf_rope(source, turned // 2),
+        interleaved=True,
+        epsilon=source.real(key("attention.layer_norm_rms_epsilon"), 0.0, 1.0),
+        mixture=_gguf_mixture(source) if dense < layers else None,
+    )
+
+
+def _gguf_rope(source: Numbers, pairs: int) -> Rope:
+    base = source.real("deepseek2.rope.freq_base", 1.0 + 1e-6, 1e12, 10000.0)
+    if source.one_of("deepseek2.rope.scaling.type", ("none", "yarn"), "none") == "none":
+        return Rope(base, pairs)
+    # The file has 0.1 * mscale_all_dim only; "mscale" is the same in every published model, so tables stay as they are.
+    mscale = 10.0 * source.real("deepseek2.rope.scaling.yarn_log_multiplier", 0.0, 10.0, 0.0)
+    return Rope(base, pairs, RopeScaling(
+        "yarn", source.real("deepseek2.rope.scaling.factor", 1e-3, 1e6),
+        original_positions=source.whole("deepseek2.rope.scaling.original_context_length", MAX_POSITIONS),
+        table_mscale=mscale, score_mscale=mscale,
+    ))
+
+
+def _gguf_mixture(source: Numbers) -> Mixture:
+    key = "deepseek2.{}".format
+    groups = source.whole(key("expert_group_count"), MAX_EXPERTS, 1)
+    mixture = Mixture(
+        experts=source.whole(key("expert_count"), MAX_EXPERTS),
+        shared=source.whole(key("expert_shared_count"), 64, 0, least=0),
+        chosen=source.whole(key("expert_used_count"), MAX_EXPERTS),
+        hidden=source.whole(key("expert_feed_forward_length"), MAX_FEATURES),
+        groups=groups,
+        kept=source.whole(key("expert_group_used_count"), MAX_EXPERTS, groups),
+        sigmoid=source.whole(key("expert_gating_func"), SIGMOID, SOFTMAX) == SIGMOID,
+        normalise=source.flag(key("expert_weights_norm"), False),
+        scale=source.real(key("expert_weights_scale"), 1e-6, 1e6, 1.0),
+    )
+    mixture.check(source.where)
+    return mixture

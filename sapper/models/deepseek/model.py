@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..errors import ModelError
 from ..tokenizer import Tokenizer
-from ..weights import check_form
-from .config import DeepseekConfig, from_json
+from ..weights import Loader, check_form
+from .config import DeepseekConfig, from_gguf, from_json
 from .session import Session
-from .weights import DeepseekWeights, load_weights
+from .weights import GGUF_NAMES, NAMES, DeepseekWeights, load_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +47,8 @@ def load_model(model: str | Path, dtype: str = "file") -> DeepseekModel:
 
 def load(checkpoint: Checkpoint, dtype: str) -> DeepseekModel:
     """The model of a checkpoint. Raises ModelError."""
-    if checkpoint.gguf:
-        raise ModelError(checkpoint.path, "a GGUF file", "a directory with safetensors", "take the original checkpoint")
-    config = from_json(checkpoint.metadata, checkpoint.where)
+    config = (from_gguf if checkpoint.gguf else from_json)(checkpoint.metadata, checkpoint.where)
     tokenizer = checkpoint.tokenizer(config.vocabulary)
-    return DeepseekModel(checkpoint.path, config, load_weights(checkpoint, config, dtype), tokenizer, dtype)
+    names = GGUF_NAMES if checkpoint.gguf else NAMES
+    weights = load_weights(Loader(str(checkpoint.path), checkpoint.tensors, names, dtype), config)
+    return DeepseekModel(checkpoint.path, config, weights, tokenizer, dtype)

@@ -22,7 +22,7 @@ import numpy as np
 from ...kernels import embedding, gate, mla, moe, norm
 from ...runtime.buffers import empty
 from ...runtime.program import Rows, Variable
-from ..linear import Steps, Workspace
+from ..linear import Steps, Workspace, grouped, grouped_swiglu
 from ..session import BaseSession, Sections
 from ..weights import DTYPES
 from .config import LATENT_EPSILON, Mixture
@@ -30,6 +30,7 @@ from .weights import AttentionWeights, DenseWeights, MixtureWeights
 
 if TYPE_CHECKING:
     from .model import DeepseekModel
+    from .untrained import Untrained
 
 Array = np.ndarray[Any, np.dtype[Any]]
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
@@ -39,12 +40,14 @@ class Session(BaseSession):
     """One conversation with a DeepSeek model."""
 
     def __init__(
-        self, model: DeepseekModel, context: int | None = None, *, cache_dtype: str = "f32",
+        self, model: DeepseekModel | Untrained, context: int | None = None, *, cache_dtype: str = "f32",
         threads: int | None = None, interpret: bool = False,
     ) -> None:
         """As BaseSession has it; cache_dtype is that of the latent vectors and of the shared keys."""
         config = model.config
-        widest = max(config.features, config.hidden, config.query_rank, config.heads * config.value_features)
+        mixture = config.mixture
+        widest = max(config.features, config.hidden, config.query_rank, config.heads * config.value_features,
+                     0 if mixture is None else mixture.taken * mixture.hidden)
         super().__init__(
             config.vocabulary, config.positions, context, cache_dtype, threads, interpret, Workspace(widest)
         )
@@ -71,8 +74,8 @@ class Session(BaseSession):
         self._mixed = empty((rows, heads * config.value_features), F32)
         self._hidden = empty((rows, config.hidden), F32)
         self._filled, self._routed = Variable("filled", self.context), Variable("routed", 0)
-        if config.mixture is not None:
-            self._make_mixture_buffers(rows, config.mixture)
+        if mixture is not None:
+            self._make_mixture_buffers(rows, mixture)
 
     def _make_mixture_buffers(self, rows: int, mixture: Mixture) -> None:
         features, taken = self.model.config.features, mixture.taken
@@ -84,6 +87,10 @@ class Session(BaseSession):
         self._owners = empty((rows * taken,), I32)
         self._gathered, self._results = (empty((rows * taken, features), F32) for _ in range(2))
         self._expert_hidden = empty((rows * taken, mixture.hidden), F32)
+
+    def state(self) -> dict[str, Array]:
+        return {f"layer {i} {part}": cache for part, caches in (("latents", self._latents), ("keys", self._keys))
+                for i, cache in enumerate(caches)}
 
     def _chunk_values(self, count: int) -> dict[str, int]:
         values = super()._chunk_values(count) | {"filled": self.position + count}
@@ -181,8 +188,8 @@ class Session(BaseSession):
         return [
             *one.router.apply_norm(y, one.gain, epsilon, self._scores[0].reshape(-1), self._work),
             *self._gate(one, _first),
-            *one.gate.apply_norm_swiglu(one.up, experts, y, one.gain, epsilon, hidden),
-            *one.down.apply_weighted(experts, self._shares[0], hidden, y, x),
+            *one.gate.apply_norm_swiglu(one.up, experts, y, one.gain, epsilon, hidden, self._work),
+            *one.down.apply_weighted(experts, self._shares[0], hidden, y, x, self._work),
         ]
 
     # ---- several tokens
@@ -246,8 +253,8 @@ class Session(BaseSession):
             *self._gate(one, rows),
             (moe.group_tokens, (rows(self._experts), *self._ranges, rows(self._place), owners)),
             (embedding.embedding_f32, (owners, normed, gathered)),
-            *one.gate.grouped_swiglu(one.up, gathered, self._ranges, hidden),
-            *one.down.grouped(hidden, self._ranges, results),
+            *grouped_swiglu(one.gate, one.up, gathered, self._ranges, hidden, self._work),
+            *grouped(one.down, hidden, self._ranges, results, self._work),
             (moe.combine_experts, (self._results, rows(self._place), rows(self._shares), rows(self._y), rows(self._x))),
         ]
 

@@ -1,22 +1,23 @@
 """The weights of a DeepSeek model, in the layout that its kernels take.
 
-In: a checkpoint, and a config. Out: `DeepseekWeights`. Holds: matrices and vectors are as `Loader` makes them; the rows
-that make turned features are in the order of the half-split rotary pairing, which changes no score, as queries and keys
-are reordered alike; a layer's shared experts stand behind its routed ones, each of the same size, as experts that every
-token takes with weight 1.
+In: a loader with NAMES or GGUF_NAMES, and a config. Out: `DeepseekWeights`. Holds: matrices and vectors are as `Loader`
+makes them; the rows that make turned features are in the order of the half-split rotary pairing, which changes no
+score, as queries and keys are reordered alike; a layer's shared experts stand behind its routed ones, each of the same
+size, as experts that every token takes with weight 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..checkpoint import Checkpoint
-from ..linear import Dense, Experts, Matrix
+from ...kernels.quantized import PANEL
+from ..checkpoint import Entry
+from ..gguf_file import TensorEntry
+from ..linear import BlockExperts, Dense, Experts, Matrix, RawBlocks, in_panels
 from ..weights import Loader, Order, Use, half_split_rows
 from .config import DeepseekConfig, Mixture
 
@@ -114,7 +115,7 @@ class DeepseekWeights:
 
     @property
     def step_size(self) -> int:
-        """Weights that one token meets in the layers; the logits are left out."""
+        """Weights that one token of a prompt meets: those of the layers, where all go but the last."""
         count = 0
         for layer in self.layers:
             one = layer.attention
@@ -141,12 +142,29 @@ NAMES = {
 }
 
 
-def load_weights(checkpoint: Checkpoint, config: DeepseekConfig, dtype: str) -> DeepseekWeights:
-    """Read and lay out all weights. dtype: of the matrices, one of FORMS; routers stay in f32.
+BLOCK = "blk.{}."
+GGUF_NAMES = {
+    "embedding": "token_embd.weight", "gain": "output_norm.weight", "logits": "output.weight",
+    "attention_gain": BLOCK + "attn_norm.weight", "all_queries": BLOCK + "attn_q.weight",
+    "query_latent": BLOCK + "attn_q_a.weight", "query_gain": BLOCK + "attn_q_a_norm.weight",
+    "query": BLOCK + "attn_q_b.weight", "key_latent": BLOCK + "attn_kv_a_mqa.weight",
+    "key_gain": BLOCK + "attn_kv_a_norm.weight", "expand": BLOCK + "attn_kv_b.weight",
+    "expand_keys": BLOCK + "attn_k_b.weight", "expand_values": BLOCK + "attn_v_b.weight",
+    "output": BLOCK + "attn_output.weight", "feed_forward_gain": BLOCK + "ffn_norm.weight",
+    "gate": BLOCK + "ffn_gate.weight", "up": BLOCK + "ffn_up.weight", "down": BLOCK + "ffn_down.weight",
+    "router": BLOCK + "ffn_gate_inp.weight", "router_bias": BLOCK + "exp_probs_b.bias",
+    "expert_gate": BLOCK + "ffn_gate_exps.weight", "expert_up": BLOCK + "ffn_up_exps.weight",
+    "expert_down": BLOCK + "ffn_down_exps.weight", "shared_gate": BLOCK + "ffn_gate_shexp.weight",
+    "shared_up": BLOCK + "ffn_up_shexp.weight", "shared_down": BLOCK + "ffn_down_shexp.weight",
+}
+"""Of GGUF files: the experts of a layer lie in one tensor, and newer files have the rows of `expand` in two."""
+
+
+def load_weights(loader: Loader, config: DeepseekConfig) -> DeepseekWeights:
+    """Read and lay out all weights; routers stay in f32.
 
     Raises ModelError for a tensor that is missing, of the wrong shape, or of a format that cannot be read.
     """
-    loader = Loader(str(checkpoint.path), checkpoint.tensors, NAMES, dtype)
     layers = []
     for i in range(config.layers):
         attention = _attention(loader, config, i)
@@ -177,10 +195,18 @@ def _attention(loader: Loader, config: DeepseekConfig, layer: int) -> AttentionW
         query_gain = loader.vector("query_gain", config.query_rank, layer)
         query = loader.joined([queries], config.query_rank, layer)
     key_gain = loader.vector("key_gain", config.key_rank, layer)
-    made = heads * (config.key_features + config.value_features)
-    expand = loader.dense([Use("expand", made)], config.key_rank, layer)
+    expand = _expand(loader, config, layer)
     output = loader.joined([Use("output", features)], heads * config.value_features, layer)
     return AttentionWeights(gain, joined, query_gain, query, key_gain, expand, output)
+
+
+def _expand(loader: Loader, config: DeepseekConfig, layer: int) -> Dense:
+    heads, keys, values, rank = config.heads, config.key_features, config.value_features, config.key_rank
+    if not loader.has("expand_keys", layer):
+        return loader.dense([Use("expand", heads * (keys + values))], rank, layer)
+    parts = (loader.entry("expand_keys", (heads, rank, keys), layer).read().swapaxes(1, 2),
+             loader.entry("expand_values", (heads, values, rank), layer).read())
+    return loader.dense_of(np.concatenate(parts, axis=1).reshape(-1, rank))
 
 
 def _dense(loader: Loader, config: DeepseekConfig, layer: int) -> DenseWeights:
@@ -190,33 +216,63 @@ def _dense(loader: Loader, config: DeepseekConfig, layer: int) -> DenseWeights:
 
 
 def _experts(loader: Loader, config: DeepseekConfig, mixture: Mixture, layer: int) -> MixtureWeights:
-    features, hidden, shared = config.features, mixture.hidden, mixture.shared
+    features, hidden = config.features, mixture.hidden
     gain = loader.vector("feed_forward_gain", features, layer)
     router = loader.wide("router", mixture.experts, features, layer)
     bias = loader.vector("router_bias", mixture.experts, layer) if mixture.sigmoid else None
+    shapes = {"gate": (hidden, features), "up": (hidden, features), "down": (features, hidden)}
+    axes = {"gate": 0, "up": 0, "down": 1}
+    parts = {role: _Parts(loader, role, mixture, shape, axes[role], layer) for role, shape in shapes.items()}
+    forms = {role: part.form for role, part in parts.items()}
+    if forms["gate"] != forms["up"]:  # They are used together, by one kernel.
+        forms["gate"] = forms["up"] = ""
+    gates, ups, downs = (parts[role].joined(blocks=forms[role] != "") for role in shapes)
+    return MixtureWeights(gain, router, bias, gates, ups, downs, mixture.taken)
 
-    def rows_of(role: str) -> Callable[[int], Array]:
-        """An expert's matrix [hidden, features]; the shared ones have their rows one after the other."""
-        together = loader.entry(f"shared_{role}", (shared * hidden, features), layer).read() if shared else None
+
+class _Parts:
+    """The matrices of one role of all experts of a layer: the routed ones, and behind them the shared ones.
+
+    shape: of one expert's matrix. axis: on which the shared ones follow one another in their tensor. All shapes are
+    checked when it is made, before memory is taken for so many.
+    """
+
+    def __init__(
+        self, loader: Loader, role: str, mixture: Mixture, shape: tuple[int, int], axis: int, layer: int
+    ) -> None:
+        self.loader, self.mixture, self.shape, self.axis = loader, mixture, shape, axis
+        experts, name = mixture.experts, f"expert_{role}"
+        self.routed: list[Entry]
+        pieces: list[RawBlocks | None] = [None]
+        if loader.names[name].count("{}") > 1:
+            self.routed = [loader.entry(name, shape, layer, expert) for expert in range(experts)]
+        else:
+            together = loader.entry(name, (experts, *shape), layer)
+            assert isinstance(together, TensorEntry)
+            self.routed = [together.part(expert) for expert in range(experts)]
+            if shape[0] % PANEL == 0:
+                pieces = [loader.raw(name, together.shape, (experts * shape[0], shape[1]), layer)]
+        self.shared: Entry | None = None
+        if mixture.shared:
+            wide = (shape[0] * mixture.shared, shape[1]) if axis == 0 else (shape[0], shape[1] * mixture.shared)
+            self.shared = loader.entry(f"shared_{role}", wide, layer)
+            raw = loader.raw(f"shared_{role}", wide, wide, layer)
+            pieces += [None] if raw is None else raw.split(mixture.shared, axis)
+        self.pieces = [piece for piece in pieces if piece is not None]
+        forms = {piece.form for piece in self.pieces}
+        whole = loader.blocks and len(self.pieces) == len(pieces) and len(forms) == 1
+        self.form = forms.pop() if whole else ""
+        """Of the blocks in which all can be held; "" if they can't."""
+
+    def joined(self, blocks: bool) -> Experts:
+        count = self.mixture.experts + self.mixture.shared
+        if blocks:
+            return BlockExperts(in_panels(self.pieces, self.loader.arena), count)
+        shared = None if self.shared is None else np.split(self.shared.read(), self.mixture.shared, axis=self.axis)
 
         def read(expert: int) -> Array:
-            if together is None or expert < mixture.experts:
-                return loader.entry(f"expert_{role}", (hidden, features), layer, expert).read()
-            first = (expert - mixture.experts) * hidden
-            return together[first : first + hidden]
+            if shared is None or expert < self.mixture.experts:
+                return self.routed[expert].read()
+            return shared[expert - self.mixture.experts]
 
-        return read
-
-    together = loader.entry("shared_down", (features, shared * hidden), layer).read() if shared else None
-
-    def down(expert: int) -> Array:
-        if together is None or expert < mixture.experts:
-            return loader.entry("expert_down", (features, hidden), layer, expert).read()
-        first = (expert - mixture.experts) * hidden
-        return together[:, first : first + hidden]
-
-    count = mixture.experts + shared
-    gates, ups = (loader.experts(count, hidden, features, rows_of(role)) for role in ("gate", "up"))
-    return MixtureWeights(
-        gain, router, bias, gates, ups, loader.experts(count, features, hidden, down), mixture.taken
-    )
+        return self.loader.experts(count, *self.shape, read)

@@ -58,6 +58,10 @@ class Session(BaseSession):
         self._mixed = empty((rows, config.heads * config.head_features), kind)
         self._hidden = empty((rows, config.hidden), kind)
 
+    def state(self) -> dict[str, Array]:
+        return {f"layer {i} {part}": cache for part, caches in (("keys", self._keys), ("values", self._values))
+                for i, cache in enumerate(caches)}
+
     def step_sections(self) -> Sections:
         config, weights, work = self.model.config, self.model.weights, self._work
         heads, groups, size, epsilon = config.heads, config.kv_heads, config.head_features, config.epsilon

@@ -18,6 +18,7 @@ from typing import Any
 
 from ...ir.nodes import Block, Op, Value
 from ...ir.types import DType, MaskType, RowType, ScalarType
+from ...lane.fragments import GROUP_DEPTH_BYTES
 from ...lane.ops import FIRST_WORDS
 from ...lane.ranges import Ranges
 from .rows import form
@@ -1032,15 +1033,18 @@ def descriptor(s: Any, op: Op, side: str, base: Value) -> Any:
 
 
 def group_multiply(s: Any, op: Op) -> None:
-    name = op.attributes["dtype"].name
+    dtype = op.attributes["dtype"]
+    name = dtype.name.removeprefix("f8") if dtype.bits == 8 else dtype.name
+    fresh = op.attributes.get("fresh", False)
     left, right, *sums = op.operands
     a, b = descriptor(s, op, "left", left), descriptor(s, op, "right", right)
-    made = tuple(in_place(s, value, result) for value, result in zip(sums, op.results, strict=True))
+    made = tuple(s.define(result) if fresh else in_place(s, value, result)
+                 for value, result in zip(sums, op.results, strict=True))
     adds = s.new("pred")
-    s.emit("setp.eq.s32", adds, s.facts.lane, s.facts.lane)
-    transposed = (int(not op.attributes[f"{side}_rows"]) for side in ("left", "right"))
-    s.emit(f"wgmma.mma_async.sync.aligned.m64n{2 * len(sums)}k16.f32.{name}.{name}", made, a, b, adds, 1, 1,
-           *transposed)
+    s.emit("setp.ne.s32" if fresh else "setp.eq.s32", adds, s.facts.lane, s.facts.lane)
+    transposed = () if dtype.bits == 8 else (int(not op.attributes[f"{side}_rows"]) for side in ("left", "right"))
+    shape = f"m64n{2 * len(sums)}k{GROUP_DEPTH_BYTES // dtype.size_bytes}"
+    s.emit(f"wgmma.mma_async.sync.aligned.{shape}.f32.{name}.{name}", made, a, b, adds, 1, 1, *transposed)
 
 
 def register_budget(s: Any, op: Op) -> None:

@@ -167,10 +167,27 @@ ACTIONS: dict[str, Callable[[Any, list[Any]], None]] = {
 }
 """Row name -> what it does to the state and its operands (changed in place), for rows whose meaning is None."""
 
-STACK = {"push": 8, "pop": -8}
+STACK = {"push": 8, "pop": -8, "pushfq": 8, "popfq": -8}
 """Bytes by which a row moves the stack down."""
 
 assert STACK_POINTER == ("gpr", RSP)
+
+@cache
+def flags_defined(row: Row) -> str:
+    """The flags that have a value after a row, as its meaning tells: of those that it writes, the manual leaves some
+    undefined."""
+    if row.meaning is None:
+        return row.flags_written
+    operands = [np.zeros(spec.bits // 8, np.uint8) if spec.kind in ("vec", "mem") else 3 for spec in row.operands]
+    flags = dict.fromkeys(row.flags_written + row.flags_read, 0)
+    implicit = (1, 0)[:len(row.implicit_reads)]
+    in_memory = tuple(spec.kind == "mem" for spec in row.operands)
+    try:
+        _, _, written, _ = meaning.execute(row, operands, in_memory, None, False, flags, implicit)
+    except OverflowError:
+        return ""
+    return "".join(written)
+
 
 # --- For planted errors (sapper/assembly/mutate.py) ---------------------------------------------------------------
 

@@ -5,11 +5,9 @@ and XGETBV (only where CPUID says that it is enabled), from a page that is never
 Source: Intel SDM volume 2, CPUID, XGETBV; volume 1, 13.3; AMD APM volume 3, appendix E (leaves 0x8000001D, 0x80000002).
 """
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: see target.py.
 import ctypes
-import mmap
-import platform
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -23,6 +21,10 @@ CPUID_CODE = bytes.fromhex("4989d04989d989f889f10fa24189004189580441894808418950
 # uint64 xgetbv(uint32 index): mov ecx, edi · xgetbv · shl rdx, 32 · or rax, rdx · ret
 XGETBV_CODE = bytes.fromhex("89f90f01d048c1e2204809d0c3")
 _XGETBV_OFFSET = 64
+
+# <sys/mman.h> of Linux on x86-64.
+_PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
+_MAP_PRIVATE, _MAP_ANONYMOUS = 0x02, 0x20
 
 # feature: (leaf, subleaf, register 0 .. 3 = eax ebx ecx edx, bit, XCR0 bits that the system must enable)
 _AVX_STATE, _AVX512_STATE = 0x6, 0xE6
@@ -71,13 +73,12 @@ def _executable_page(code: bytes) -> int:
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    size_bytes = mmap.PAGESIZE
-    address = libc.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1,
-                        0)
+    size_bytes = os.sysconf("SC_PAGE_SIZE")
+    address = libc.mmap(None, size_bytes, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE | _MAP_ANONYMOUS, -1, 0)
     if address in (None, ctypes.c_void_p(-1).value):
         raise OSError(ctypes.get_errno(), "mmap of a page for code failed")
     ctypes.memmove(address, code, len(code))
-    if libc.mprotect(address, size_bytes, mmap.PROT_READ | mmap.PROT_EXEC):
+    if libc.mprotect(address, size_bytes, _PROT_READ | _PROT_EXEC):
         raise OSError(ctypes.get_errno(), "mprotect to read and execute failed; does a security policy forbid it?")
     return int(address)
 
@@ -85,8 +86,9 @@ def _executable_page(code: bytes) -> int:
 @lru_cache(maxsize=1)
 def _native() -> tuple[Cpuid, Callable[[int], int]]:
     """CPUID and XGETBV as Python functions. Raises UnsupportedCPU elsewhere than on x86-64."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        raise UnsupportedCPU(f"host detection: found machine {platform.machine()!r}; expected x86_64")
+    machine = os.uname().machine
+    if machine not in ("x86_64", "AMD64"):
+        raise UnsupportedCPU(f"host detection: found machine {machine!r}; expected x86_64")
     address = _executable_page(CPUID_CODE.ljust(_XGETBV_OFFSET, b"\xcc") + XGETBV_CODE)
     raw = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p)(address)
     xgetbv = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint32)(address + _XGETBV_OFFSET)

@@ -7,8 +7,8 @@ Sources: x86-64 psABI (levels); AMD publications 57647 and 56665 (Zen 4); Intel 
 detect.py.
 """
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`, which has NamedTuple compile each field's type from text: this module is
+# part of every process's first call.
 from typing import NamedTuple
 
 V3_FEATURES = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "popcnt"})

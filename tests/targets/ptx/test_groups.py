@@ -8,17 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import sapper as sp
 from sapper import Tensor, bf16, each, emulate, f32, span, targets, tiles, zeros
 from sapper.codegen.pipeline import compile_kernel, facts_of, finish_lane, to_lane
+from sapper.emulate.unit_wgmma import Descriptor
 from sapper.ir.nodes import Function
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
+from sapper.lane import fragments
 from sapper.lane.interpret import LaneError, Memory, run
 from sapper.lane.ops import LANE_OPS
+from sapper.lane.synchronise import unsynchronised
 from sapper.tile.ops import TILE_OPS
-from sapper.tile.schedule import DimClass, Schedule, Specialization
+from sapper.tile.schedule import DimClass, MatrixGroup, Schedule, Specialization
 
 from .kernels import KERNELS, bf16_nn, bf16_nt, gated
 from .test_matrix import arguments_of, assert_near, expected, specialization
@@ -69,7 +74,9 @@ def test_lane_ir(kernel: Any) -> None:
     text = print_function(lane)
     assert print_function(parse_function(text, {"tile": TILE_OPS, "lane": LANE_OPS})) == text
     wanted = expected(kernel, arguments)
-    interpret_lane(finish_lane(lane, TARGET), arguments, extents, workers=2)
+    lane = finish_lane(lane, TARGET)
+    assert unsynchronised(lane) == []
+    interpret_lane(lane, arguments, extents, workers=2)
     assert_near(arguments[list(arguments)[-1]], wanted)
 
 
@@ -104,6 +111,17 @@ def test_coordinates_of_tensors_with_more_dimensions() -> None:
                            schedule=Schedule(tile={"m": 64, "n": 64})).counters
     assert_near(arguments["c"], wanted)
     assert any(name.startswith("cp.async.bulk.tensor.3d") for name in counters.instructions)
+
+
+def test_tiles_are_taken_by_bands_of_rows() -> None:
+    """Nine rows of tiles are a band of eight and one more; three workers take them in turn."""
+    extents = {"M": 8 * 64 + 16, "N": 144, "K": 64}
+    arguments = arguments_of(bf16_nn, extents)
+    wanted = expected(bf16_nn, arguments)
+    counters = emulate.run(bf16_nn, *arguments.values(), target="sm_90a", workers=3, aligned="ab",
+                           schedule=Schedule(tile={"m": 64, "n": 64})).counters
+    assert_near(arguments["c"], wanted)
+    assert counters.instructions["wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16"] == 9 * 3 * 4 * 4
 
 
 def shape_of(kernel: Any, extents: dict[str, int]) -> tuple[int, int] | None:
@@ -147,6 +165,33 @@ def test_a_kernel_says_which_maps_it_needs() -> None:
 
 def test_the_same_bytes_each_time() -> None:
     assert compiled(gated, {}).text() == compiled(gated, {}).text()
+
+
+@pytest.mark.parametrize("kernel", [bf16_nt, gated], ids=lambda k: k.name)
+@pytest.mark.parametrize("shape", MatrixGroup().shapes, ids=str)
+def test_every_tile_fits_near_memory_and_registers(kernel: Any, shape: tuple[int, int]) -> None:
+    groups, columns = shape[0], shape[1] // (2 if kernel is gated else 1)
+    if columns < 64:
+        assert not any(op.name == "group_multiply" for op in lowered(kernel, {"m": 64 * groups, "n": columns}).walk())
+        return
+    made = compiled(kernel, {"m": 64 * groups, "n": columns})
+    assert made.warps == 4 * groups + 4 and made.near_bytes <= TARGET.shared_bytes
+    more, fewer = (int(n) for n in re.findall(r"setmaxnreg\.\w+\.sync\.aligned\.u32 (\d+);", made.text()) or (0, 0))
+    assert 128 * (groups * more + fewer) <= 65536 and (more > 0) == (groups > 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.booleans(), st.integers(1, 4), st.integers(0, 3), st.integers(0, 7))
+def test_the_lane_machine_and_descriptors_agree_on_swizzled_places(along_depth: bool, panels: int, depth: int,
+                                                                   start: int) -> None:
+    """Where the elements of an operand lie, 16 of the depth from `depth` steps on: two formulas, from one manual."""
+    panel_bytes = 64 * 128
+    address = 1024 * start + depth * (32 if along_depth else 2048)
+    leading = 16 if along_depth else panel_bytes
+    found = Descriptor(address, leading, 1024, 128).offsets(64 * panels, 16, 2, not along_depth)
+    rows, columns = np.arange(64 * panels)[:, None], np.arange(16)[None, :]
+    wanted = fragments.swizzled(address + fragments.near_offsets(rows, columns, along_depth, panel_bytes))
+    np.testing.assert_array_equal(found, wanted)
 
 
 def replaced(text: str, pattern: str, by: str, number: int | None) -> str:

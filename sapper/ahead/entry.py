@@ -1,0 +1,728 @@
+"""The functions of a model's C ABI, in machine code: open, prefill, step, close and what they need.
+
+Enters: a `Plan`, the digest of the weights. Leaves: functions and tables. docs/c-abi.md is written for the caller.
+Holds: nothing but system calls is used (open, fstat, mmap, madvise, munmap, close, clone, futex, exit and the like),
+and no memory but the stack, what is mapped here, and the word in which the processor's features are remembered.
+
+    int          NAME_open(const char *weights, int64_t threads, NAME_model **model)
+    int          NAME_prefill(NAME_model *model, const int32_t *tokens, int64_t count)
+    int          NAME_step(NAME_model *model, int32_t token)
+    const float *NAME_logits(const NAME_model *model)
+    int32_t      NAME_likeliest(const NAME_model *model)
+    int64_t      NAME_position(const NAME_model *model)
+    int          NAME_rewind(NAME_model *model, int64_t position)
+    void         NAME_close(NAME_model *model)
+
+A model is one mapping (offsets in bytes; `Plan` has the rest):
+
+    0 weights    8 the memory as it was mapped    16 its bytes    24 workers    32 position    40 cycles to spin
+    64 thread numbers of the workers, i32; the system sets one to 0 when its thread has ended
+    POOL  the memory that workers share (runtime/workers_code.py)
+    programs: control, sync blocks, table, argument blocks | temporaries | state | scratch of each worker | stacks
+
+The kernels' addresses, and those of what they work on, are filled in when a model is opened: `NAME.prefill` and
+`NAME.step` are tables with a line for each word. Workers are threads of this file's own: the machine code is that of
+sapper's runtime, started by clone(2). Signals are blocked in them.
+Source: clone(2), futex(2), mmap(2), fstat(2), sched_getaffinity(2); System V ABI AMD64 3.2.
+"""
+
+from __future__ import annotations
+
+from ..codegen.c_abi import CHECK_CPU
+from ..codegen.table import Line, Table
+from ..runtime import program, workers
+from ..runtime.arguments import FIRST_SLOT
+from ..runtime.scratch import SYNC_BYTES
+from ..runtime.system import HUGE_PAGE_BYTES
+from .digest import SYMBOL as DIGEST
+from .errors import AheadError
+from .plan import CONSTANT, Plan, PlannedProgram
+from .written import Written, written
+
+STATUS = {
+    "OK": (0, "done"),
+    "NO_FILE": (1, "the weights file can't be opened or mapped"),
+    "BAD_SIZE": (2, "the weights file has another size than the one that this code was made with"),
+    "BAD_CONTENT": (3, "the weights file's digest is not the one that this code was made with"),
+    "NO_MEMORY": (4, "the system gives no memory"),
+    "NO_THREAD": (5, "the system gives no thread"),
+    "BAD_THREADS": (6, "threads is not in 1 .. 256"),
+    "BAD_CPU": (7, "the processor lacks what the code was made for"),
+    "BAD_TOKEN": (8, "a token is not in the vocabulary, or there is none"),
+    "CONTEXT_FULL": (9, "the tokens do not fit in the context"),
+    "BAD_POSITION": (10, "the position is not in 0 .. the tokens so far"),
+}
+"""What the functions return, by name."""
+
+MOST_THREADS = 256
+WEIGHTS, MAPPED, MAPPED_BYTES, THREADS, POSITION, SPIN, TIDS = 0, 8, 16, 24, 32, 40, 64
+POOL = TIDS + 4 * MOST_THREADS
+HEAD_BYTES = POOL + workers.MAILBOXES + workers.MAILBOX_BYTES * MOST_THREADS
+STACK_BYTES = 256 << 10
+SPIN_CYCLES = 150_000
+"""How long a worker spins before it sleeps: 50 µs at 3 GHz."""
+
+NUMBER, OF_WEIGHTS, OF_MEMORY = 0, 1, 2
+BASES = {"NUMBER": NUMBER, "WEIGHTS": OF_WEIGHTS, "MEMORY": OF_MEMORY}
+"""What a word of a program's table counts from."""
+
+_CLONE_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 | 0x100000 | 0x200000
+"""CLONE_VM, _FS, _FILES, _SIGHAND, _THREAD, _SYSVSEM, _PARENT_SETTID, _CHILD_CLEARTID."""
+
+_NUMBERS: dict[str, int] = {
+    "WEIGHTS": WEIGHTS, "MAPPED": MAPPED, "MAPPED_BYTES": MAPPED_BYTES, "THREADS": THREADS, "POSITION": POSITION,
+    "SPIN": SPIN, "TIDS": TIDS, "POOL": POOL, "MOST_THREADS": MOST_THREADS, "STACK_BYTES": STACK_BYTES,
+    "HUGE": HUGE_PAGE_BYTES, "HUGE_MASK": -HUGE_PAGE_BYTES, "HUGE_LESS_1": HUGE_PAGE_BYTES - 1,
+    "SPIN_CYCLES": SPIN_CYCLES, "MAILBOXES": POOL + workers.MAILBOXES, "MAILBOX_BYTES": workers.MAILBOX_BYTES,
+    "POOL_SPIN": POOL + workers.SPIN_CYCLES, "CLONE_FLAGS": _CLONE_FLAGS,
+    **{f"{name}": number for name, (number, _) in STATUS.items()},
+    # system calls of Linux on x86-64 (asm/unistd_64.h)
+    "sys_open": 2, "sys_close": 3, "sys_fstat": 5, "sys_mmap": 9, "sys_munmap": 11, "sys_sigprocmask": 14,
+    "sys_madvise": 28, "sys_clone": 56, "sys_exit": 60, "sys_futex": 202, "sys_getaffinity": 204,
+}
+
+_OPEN = """
+    # rbx: the model; r12: the path, then bytes to map; r13: threads; r14: where the model goes; r15: the weights
+    # the stack: [rsp .. rsp + 144) of fstat(2), then the three bases of words
+    push rbx
+    push rbp
+    push r12
+    push r13
+    push r14
+    push r15
+    sub rsp, 184
+    mov r12, rdi
+    mov r13, rsi
+    mov r14, rdx
+    lea rax, @check_cpu
+    call rax
+    test eax, eax
+    mov eax, @BAD_CPU
+    je leave
+    lea rcx, [r13 - 1]
+    mov eax, @BAD_THREADS
+    cmp rcx, @MOST_THREADS
+    jae leave
+
+    mov rdi, r12                    # open(path, O_RDONLY | O_CLOEXEC)
+    mov esi, 0x80000
+    xor edx, edx
+    mov eax, @sys_open
+    syscall
+    test rax, rax
+    js no_file
+    mov ebp, eax
+    mov edi, ebp
+    mov rsi, rsp
+    mov eax, @sys_fstat
+    syscall
+    test rax, rax
+    js no_file_open
+    mov ecx, dword ptr [rsp + 24]   # st_mode: the digest is of a regular file
+    and ecx, 0xf000
+    cmp ecx, 0x8000
+    jne no_file_open
+    mov r12, @weights_bytes
+    cmp r12, qword ptr [rsp + 48]   # st_size
+    jne bad_size
+    xor edi, edi                    # mmap(0, bytes, PROT_READ, MAP_PRIVATE | MAP_POPULATE, file, 0)
+    mov rsi, r12
+    mov edx, 1
+    mov r10d, 0x8002
+    mov r8d, ebp
+    xor r9d, r9d
+    mov eax, @sys_mmap
+    syscall
+    mov r15, rax
+    mov edi, ebp
+    mov eax, @sys_close
+    syscall
+    cmp r15, -4096
+    ja no_file
+    mov rdi, r15
+    mov rsi, r12
+    lea rax, @digest
+    call rax
+    mov rcx, @weights_digest
+    cmp rax, rcx
+    mov ebx, @BAD_CONTENT
+    jne unmap_weights
+
+    mov r12, @scratch_bytes         # scratch and a stack for each worker
+    add r12, @STACK_BYTES
+    imul r12, r13
+    mov rcx, @memory_bytes
+    add r12, rcx
+    add r12, @HUGE
+    xor edi, edi                    # mmap(0, bytes, read | write, private | anonymous | no reserve, -1, 0)
+    mov rsi, r12
+    mov edx, 3
+    mov r10d, 0x4022
+    mov r8, -1
+    xor r9d, r9d
+    mov eax, @sys_mmap
+    syscall
+    cmp rax, -4096
+    mov ebx, @NO_MEMORY
+    ja unmap_weights
+    lea rbx, [rax + @HUGE_LESS_1]
+    and rbx, @HUGE_MASK
+    mov qword ptr [rbx + @MAPPED], rax
+    mov qword ptr [rbx + @MAPPED_BYTES], r12
+    mov qword ptr [rbx + @WEIGHTS], r15
+    mov qword ptr [rbx + @THREADS], r13
+    mov rdi, rbx                    # huge pages: a system without them is slower, no more
+    mov rsi, @huge_bytes
+    mov edx, 14
+    mov eax, @sys_madvise
+    syscall
+    xor eax, eax
+    mov qword ptr [rsp + 144], rax
+    mov qword ptr [rsp + 152], r15
+    mov qword ptr [rsp + 160], rbx
+    lea rdi, @prefill_table
+    lea rsi, [rsp + 144]
+    lea rax, @fill
+    call rax
+    lea rdi, @step_table
+    lea rsi, [rsp + 144]
+    lea rax, @fill
+    call rax
+    mov rdi, rbx
+    lea rax, @start
+    call rax
+    test eax, eax
+    jne close_again
+    mov qword ptr [r14], rbx
+    jmp leave
+close_again:
+    mov ebp, eax
+    mov rdi, rbx
+    lea rax, @close
+    call rax
+    mov eax, ebp
+    jmp leave
+unmap_weights:
+    mov rdi, r15
+    mov rsi, @weights_bytes
+    mov eax, @sys_munmap
+    syscall
+    mov eax, ebx
+    jmp leave
+bad_size:
+    mov r12d, @BAD_SIZE
+    jmp close_file
+no_file_open:
+    mov r12d, @NO_FILE
+close_file:
+    mov edi, ebp
+    mov eax, @sys_close
+    syscall
+    mov eax, r12d
+    jmp leave
+no_file:
+    mov eax, @NO_FILE
+leave:
+    add rsp, 184
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbp
+    pop rbx
+    ret
+"""
+
+_FILL = """
+    # fill(rdi: a program's table, rsi: the three bases): writes its control memory, table and argument blocks
+    push rbx
+    push rbp
+    mov rdx, qword ptr [rsi + 16]   # the model's memory
+    mov eax, dword ptr [rdi]
+    lea rbx, [rdx + rax]            # control
+    mov eax, dword ptr [rdi + 4]
+    lea r8, [rdx + rax]             # where the next launch of the table goes
+    mov qword ptr [rbx + @TABLE], r8
+    mov eax, dword ptr [rdi + 8]
+    add rax, rdx
+    mov qword ptr [rbx + @SYNC], rax
+    mov qword ptr [rbx + 16], rax
+    mov eax, dword ptr [rdi + 12]
+    mov qword ptr [rbx + @SYNC_COUNT], rax
+    mov eax, dword ptr [rdi + 16]
+    mov qword ptr [rbx + @COUNTERS], rax
+    mov r9d, dword ptr [rdi + 20]   # launches
+    lea rbx, [rdi + 32]
+launch:
+    sub r9, 1
+    jb done
+    movsxd rax, dword ptr [rbx]
+    add rax, rdi
+    mov qword ptr [r8], rax
+    mov r10d, dword ptr [rbx + 4]
+    add r10, rdx                    # its argument block
+    mov qword ptr [r8 + 8], r10
+    mov eax, dword ptr [rbx + 8]
+    mov qword ptr [r8 + 16], rax
+    mov r11d, dword ptr [rbx + 12]  # words
+    add rbx, 16
+    add r8, @LAUNCH_BYTES
+word:
+    mov rax, qword ptr [rbx]
+    mov rcx, qword ptr [rsi + rax*8]
+    add rcx, qword ptr [rbx + 8]
+    mov qword ptr [r10], rcx
+    add r10, 8
+    add rbx, 16
+    sub r11, 1
+    jne word
+    jmp launch
+done:
+    pop rbp
+    pop rbx
+    ret
+"""
+
+_SET = """
+    # set(rdi: model, rsi: a table of places, rdx: value): sets a variable in all argument blocks
+    mov ecx, dword ptr [rsi]
+next:
+    sub ecx, 1
+    jb done
+    add rsi, 4
+    mov eax, dword ptr [rsi]
+    mov qword ptr [rdi + rax], rdx
+    jmp next
+done:
+    ret
+"""
+
+_START = """
+    # start(rdi: model) -> status: starts the workers 1, 2, ...; on failure as many as there are stay known
+    push rbx
+    push rbp
+    push r12
+    push r13
+    push r14
+    sub rsp, 144
+    mov rbx, rdi
+    mov r12, qword ptr [rbx + @THREADS]
+    mov r13d, 1                     # workers there are
+    xor r14d, r14d                  # status
+
+    xor edi, edi                    # as many as CPUs spin before they sleep; more would keep others off them
+    mov esi, 128
+    mov rdx, rsp
+    mov eax, @sys_getaffinity
+    syscall
+    xor ecx, ecx
+    xor edx, edx
+    test rax, rax
+    jle counted
+count:
+    cmp rdx, rax
+    jae counted
+    mov rdi, qword ptr [rsp + rdx]
+    add rdx, 8
+bits:
+    test rdi, rdi
+    je count
+    lea rsi, [rdi - 1]
+    and rdi, rsi
+    add ecx, 1
+    jmp bits
+counted:
+    xor eax, eax
+    mov edx, @SPIN_CYCLES
+    cmp rcx, r12
+    cmovae eax, edx
+    mov qword ptr [rbx + @SPIN], rax
+    mov dword ptr [rbx + @POOL_SPIN], eax
+    mov dword ptr [rbx + @prefill_spin], eax
+    mov dword ptr [rbx + @step_spin], eax
+
+    mov rax, -1                     # all signals are blocked while a thread starts, which it takes over
+    mov qword ptr [rsp], rax
+    mov edi, 2
+    mov rsi, rsp
+    lea rdx, [rsp + 8]
+    mov r10d, 8
+    mov eax, @sys_sigprocmask
+    syscall
+again:
+    cmp r13, r12
+    jae started
+    mov rbp, @stacks                # the top of its stack
+    mov rax, @scratch_bytes
+    imul rax, r12
+    add rbp, rax
+    lea rax, [r13 + 1]
+    imul rax, rax, @STACK_BYTES
+    add rbp, rax
+    add rbp, rbx
+    mov qword ptr [rbp - 16], rbx
+    mov qword ptr [rbp - 8], r13
+    mov edi, @CLONE_FLAGS
+    lea rsi, [rbp - 16]
+    lea rdx, [rbx + r13*4 + @TIDS]
+    mov r10, rdx
+    xor r8d, r8d
+    mov eax, @sys_clone
+    syscall
+    test rax, rax
+    js refused
+    je thread
+    add r13, 1
+    jmp again
+refused:
+    mov r14d, @NO_THREAD
+started:
+    mov qword ptr [rbx + @THREADS], r13
+    mov edi, 2
+    lea rsi, [rsp + 8]
+    xor edx, edx
+    mov r10d, 8
+    mov eax, @sys_sigprocmask
+    syscall
+    mov eax, r14d
+    add rsp, 144
+    pop r14
+    pop r13
+    pop r12
+    pop rbp
+    pop rbx
+    ret
+thread:
+    pop rbx                         # the new thread, on its own stack: work(pool, index, mailbox, generation 0)
+    pop rsi
+    lea rdi, [rbx + @POOL]
+    imul rdx, rsi, @MAILBOX_BYTES
+    lea rdx, [rbx + rdx + @MAILBOXES]
+    xor ecx, ecx
+    lea rax, @work
+    call rax
+    xor edi, edi
+    mov eax, @sys_exit
+    syscall
+    ud2
+"""
+
+_CLOSE = """
+    test rdi, rdi
+    je nothing
+    push rbx
+    push rbp
+    push r12
+    mov rbx, rdi
+    mov rcx, qword ptr [rbx + @THREADS]
+    lea r12, [rcx - 1]              # the last worker
+    test r12, r12
+    je alone
+    lea rdi, [rbx + @POOL]          # launch(pool, 0, 0, workers) tells them to end
+    xor esi, esi
+    xor edx, edx
+    lea rax, @launch
+    call rax
+wait:
+    mov edx, dword ptr [rbx + r12*4 + @TIDS]
+    test edx, edx
+    je ended
+    lea rdi, [rbx + r12*4 + @TIDS]  # futex(tid, FUTEX_WAIT, its value, no time limit)
+    xor esi, esi
+    xor r10d, r10d
+    mov eax, @sys_futex
+    syscall
+    jmp wait
+ended:
+    sub r12, 1
+    jne wait
+alone:
+    mov rdi, qword ptr [rbx + @WEIGHTS]
+    mov rsi, @weights_bytes
+    mov eax, @sys_munmap
+    syscall
+    mov rdi, qword ptr [rbx + @MAPPED]
+    mov rsi, qword ptr [rbx + @MAPPED_BYTES]
+    mov eax, @sys_munmap
+    syscall
+    pop r12
+    pop rbp
+    pop rbx
+nothing:
+    ret
+"""
+
+_RUN = """
+    # run(rdi: model, rsi: a program's control memory): all workers walk its table
+    mov rdx, rsi
+    mov rcx, qword ptr [rdi + @THREADS]
+    lea rsi, @program
+    cmp rcx, 1
+    je alone
+    lea rdi, [rdi + @POOL]
+    lea rax, @launch
+    jmp rax
+alone:
+    mov rax, rsi
+    mov rdi, rdx
+    xor esi, esi
+    mov edx, 1
+    jmp rax
+"""
+
+_STEP = """
+    push rbx
+    push rbp
+    push r12
+    mov rbx, rdi
+    mov rbp, qword ptr [rbx + @POSITION]
+    mov eax, @BAD_TOKEN
+    cmp esi, @vocabulary
+    jae leave
+    mov eax, @CONTEXT_FULL
+    cmp rbp, @context
+    jae leave
+    mov dword ptr [rbx + @token], esi
+    mov r12d, 1
+{variables}
+    mov rdi, rbx
+    lea rsi, [rbx + @step_control]
+    lea rax, @run
+    call rax
+    add rbp, 1
+    mov qword ptr [rbx + @POSITION], rbp
+    xor eax, eax
+leave:
+    pop r12
+    pop rbp
+    pop rbx
+    ret
+"""
+
+_PREFILL = """
+    # rbx: model; r12: the next token; r13: tokens left; r14: position; r15: tokens of this chunk
+    push rbx
+    push r12
+    push r13
+    push r14
+    push r15
+    mov rbx, rdi
+    mov r12, rsi
+    mov r13, rdx
+    mov r14, qword ptr [rbx + @POSITION]
+    mov eax, @BAD_TOKEN
+    cmp r13, 1
+    jl leave
+    mov ecx, @context
+    sub rcx, r14
+    mov eax, @CONTEXT_FULL
+    cmp r13, rcx
+    ja leave
+    mov eax, @BAD_TOKEN             # all tokens are looked at before any is run
+    xor ecx, ecx
+check:
+    cmp dword ptr [r12 + rcx*4], @vocabulary
+    jae leave
+    add rcx, 1
+    cmp rcx, r13
+    jb check
+    cmp r13, 1
+    jne chunk
+    mov rdi, rbx                    # a single token is a step
+    mov esi, dword ptr [r12]
+    lea rax, @step
+    call rax
+    jmp leave
+chunk:
+    mov r15d, @chunk
+    cmp r13, r15
+    cmovb r15, r13
+    xor ecx, ecx
+copy:
+    mov eax, dword ptr [r12 + rcx*4]
+    mov dword ptr [rbx + rcx*4 + @tokens], eax
+    add rcx, 1
+    cmp rcx, r15
+    jb copy
+    lea eax, [r15 - 1]
+    mov dword ptr [rbx + @last], eax
+{variables}
+    mov rdi, rbx
+    lea rsi, [rbx + @prefill_control]
+    lea rax, @run
+    call rax
+    add r14, r15
+    mov qword ptr [rbx + @POSITION], r14
+    lea r12, [r12 + r15*4]
+    sub r13, r15
+    jne chunk
+    xor eax, eax
+leave:
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbx
+    ret
+"""
+
+_VARIABLE = """
+    imul rdx, {at}, {of_position}   # {name}
+    imul rax, {count}, {of_count}
+    add rdx, rax
+    mov rdi, rbx
+    lea rsi, @{program}_{name}
+    lea rax, @set
+    call rax
+"""
+
+_LOGITS = """
+    lea rax, [rdi + @logits]
+    ret
+"""
+
+_LIKELIEST = """
+    mov eax, dword ptr [rdi + @picked]
+    ret
+"""
+
+_POSITION = """
+    mov rax, qword ptr [rdi + @POSITION]
+    ret
+"""
+
+_REWIND = """
+    mov eax, @BAD_POSITION
+    cmp rsi, qword ptr [rdi + @POSITION]
+    ja refused
+    mov qword ptr [rdi + @POSITION], rsi
+    xor eax, eax
+refused:
+    ret
+"""
+
+
+def entry_functions(plan: Plan, weights_digest: int) -> list[tuple[Written, bool]]:
+    """The functions of the ABI and those they call, each with whether others may call it."""
+    model, name = plan.model, plan.model.name
+    numbers = dict(_NUMBERS)
+    numbers |= {
+        "weights_bytes": plan.weights_bytes, "memory_bytes": plan.memory_bytes, "scratch_bytes": plan.scratch_bytes,
+        "stacks": plan.memory_bytes, "huge_bytes": plan.huge_bytes,
+        "weights_digest": weights_digest - (1 << 64) if weights_digest >> 63 else weights_digest,
+        "vocabulary": model.vocabulary, "context": model.context, "chunk": model.chunk,
+        "tokens": plan.place(model.tokens), "last": plan.place(model.last), "token": plan.place(model.token),
+        "logits": plan.place(model.logits), "picked": plan.place(model.picked),
+        "TABLE": program.TABLE, "SYNC": program.SYNC, "SYNC_COUNT": program.SYNC_COUNT, "COUNTERS": program.COUNTERS,
+        "LAUNCH_BYTES": program.LAUNCH_BYTES,
+    }
+    for of in plan.programs.values():
+        numbers |= {f"{of.name}_control": of.control, f"{of.name}_spin": of.control + program.SPIN_CYCLES}
+    reaches = {
+        "check_cpu": CHECK_CPU, "digest": DIGEST, "work": "sapper_work", "launch": "sapper_launch",
+        "program": "sapper_program", "close": f"{name}_close", "step": f"{name}_step",
+        "prefill_table": f"{name}.prefill", "step_table": f"{name}.step",
+        **{key: f"{name}.{key}" for key in ("fill", "set", "start", "run")},
+        **{f"{of}_{variable}": f"{name}.{of}.{variable}" for of in model.programs for variable in model.variables[of]},
+    }
+    prefill = _PREFILL.replace("{variables}", _setting(plan, "prefill", "r14", "r15"))
+    step = _STEP.replace("{variables}", _setting(plan, "step", "rbp", "r12"))
+    public = {"open": _OPEN, "prefill": prefill, "step": step, "logits": _LOGITS, "likeliest": _LIKELIEST,
+              "position": _POSITION, "rewind": _REWIND, "close": _CLOSE}
+    inner = {"fill": _FILL, "set": _SET, "start": _START, "run": _RUN}
+    return [
+        *((written(f"{name}_{key}", text, numbers, reaches), True) for key, text in public.items()),
+        *((written(f"{name}.{key}", text, numbers, reaches), False) for key, text in inner.items()),
+    ]
+
+
+def _setting(plan: Plan, program_name: str, position: str, count: str) -> str:
+    """Code that sets a program's variables from the registers with the position and the number of tokens."""
+    text = ""
+    for name, (of_position, of_count) in plan.model.variables[program_name].items():
+        given = {"name": name, "program": program_name, "at": position, "count": count,
+                 "of_position": str(of_position), "of_count": str(of_count)}
+        one = _VARIABLE
+        for key, value in given.items():
+            one = one.replace(f"{{{key}}}", value)
+        text += one
+    return text
+
+
+# ------------------------------------------------------------------------------------------------------- tables
+
+
+def program_tables(plan: Plan) -> list[Table]:
+    """For each program its launches and, for each variable, the words that take its value."""
+    tables = []
+    for of in plan.programs.values():
+        tables.append(_launches(plan, of))
+        variables = plan.model.variables[of.name]
+        places: dict[str, list[int]] = {name: [] for name in variables}
+        for launch, block in zip(of.launches, of.layout.blocks, strict=True):
+            for place in launch.places:
+                if place.variable.name not in places:
+                    raise AheadError(f"program {of.name}", f"a variable {place.variable.name}",
+                                     " and ".join(variables))
+                places[place.variable.name].append(of.control + block + program.WORD_BYTES * place.word)
+        for variable, offsets in places.items():
+            lines = [Line(comment=f"where the argument blocks of {of.name} hold {variable}, in a model's memory"),
+                     Line(4, [len(offsets)])]
+            lines += [Line(4, offsets[start:start + 12]) for start in range(0, len(offsets), 12)]
+            tables.append(Table(f"{plan.model.name}.{of.name}.{variable}", lines))
+    return tables
+
+
+_WORDS = {number: name for name, number in BASES.items()}
+
+
+def _launches(plan: Plan, of: PlannedProgram) -> Table:
+    """`NAME.prefill` or `NAME.step`; `fill` reads it."""
+    layout, launches = of.layout, of.launches
+    barriers = sum(launch.barrier for launch in launches)
+    lines = [
+        Line(comment=f"The program {of.name}: {len(launches)} launches, {barriers} barriers. A launch is its kernel,"),
+        Line(comment="argument block, flags and number of words; then the words of the block: 0 scratch, 1 its bytes"),
+        Line(comment="for each worker, 2 sync block, and what the kernel asks for."),
+        Line(4, [of.control, of.control + layout.table, of.control + layout.sync, layout.sync_count],
+             "control, table, sync blocks and their number"),
+        Line(4, [layout.counters, len(launches), 0, 0], "counters, launches"),
+    ]
+    for number, (launch, block) in enumerate(zip(launches, layout.blocks, strict=True)):
+        if number in of.headings:
+            lines += [Line(), Line(comment=f"---- {of.name}, {of.headings[number]}")]
+        notes = [f"{number}: {launch.signature.kernel}"]
+        if launch.flags & program.ALONE:
+            notes.append("on one worker")
+        if launch.barrier:
+            notes.append("then all meet")
+        code = launch.code
+        words = _words(plan, of, number)
+        lines.append(Line(4, [code.symbol, of.control + block, launch.flags, len(words)], ", ".join(notes)))
+        lines += [Line(8, [base, value], comment, {0: _WORDS[base]}) for base, value, comment in words]
+    return Table(f"{plan.model.name}.{of.name}", lines, BASES)
+
+
+def _words(plan: Plan, of: PlannedProgram, number: int) -> list[tuple[int, int, str]]:
+    """(base, value, comment) of each word of a launch's argument block."""
+    launch, layout = of.launches[number], of.layout
+    words = [
+        (OF_MEMORY, plan.memory_bytes, "scratch"), (NUMBER, layout.step_bytes, "its bytes"),
+        (OF_MEMORY, of.control + layout.sync + SYNC_BYTES * launch.sync_index, "sync"),
+    ]
+    variables = {place.word: place.variable.name for place in launch.places}
+    for word, (slot, value) in enumerate(zip(launch.compiled.slots, launch.words, strict=True), FIRST_SLOT):
+        head, _, tail = slot.partition(".")
+        if tail == "data" and head in launch.signature.positions:
+            view = launch.binding.tensors[launch.signature.positions[head]]
+            low, high = view.extent
+            region = plan.region_at(view.address + low) if low < high else None
+            if region is None:
+                words.append((NUMBER, 0, f"{slot}: no elements"))
+                continue
+            base = OF_WEIGHTS if region.kind == CONSTANT else OF_MEMORY
+            words.append((base, region.offset + view.address - region.low, f"{slot}: {region.name}"))
+        else:
+            changed = f": the variable {variables[word]}" if word in variables else ""
+            words.append((NUMBER, value, f"{slot}{changed}"))
+    return words

@@ -1,0 +1,62 @@
+"""The C header of a model's library: text that C99 and C++ take, with nothing but <stdint.h>."""
+
+from __future__ import annotations
+
+import re
+
+from .entry import MOST_THREADS, STATUS
+from .plan import Plan
+
+
+def header_text(plan: Plan) -> str:
+    """The header of a planned model."""
+    model = plan.model
+    name, upper = model.name, model.name.upper()
+    guard = re.sub(r"\W", "_", f"sapper_{name}_h").upper()
+    lines = [
+        f"/* {name}: a language model. Made by sapper for {plan.target.name}; needs no Python and no C library.",
+        f"   {model.description.replace('*/', '* /')}",
+        "   Features that the processor must have (else SAPPER_MODEL_BAD_CPU):",
+        f"   {' '.join(sorted(plan.target.features))}.",
+        "   Linux on x86-64; a model is used by one thread at a time. */",
+        f"#ifndef {guard}", f"#define {guard}", "", "#include <stdint.h>", "",
+        "#ifndef SAPPER_MODEL_STATUS", "#define SAPPER_MODEL_STATUS", "enum sapper_model_status {",
+        *(f"    SAPPER_MODEL_{status} = {number}, /* {meaning} */" for status, (number, meaning) in STATUS.items()),
+        "};", "#endif", "",
+        f"#define {upper}_VOCABULARY {model.vocabulary}",
+        f"#define {upper}_CONTEXT {model.context} /* tokens that a conversation may have */",
+        f"#define {upper}_WEIGHTS_BYTES INT64_C({plan.weights_bytes})", "",
+        "#ifdef __cplusplus", 'extern "C" {', "#endif", "",
+        f"typedef struct {name}_model {name}_model;", "",
+        f"/* Map and check the weights, start threads - 1 workers (threads: 1 .. {MOST_THREADS}). Returns a",
+        "   sapper_model_status; *model is set where it is SAPPER_MODEL_OK. */",
+        f"int {name}_open(const char *weights, int64_t threads, {name}_model **model);",
+        "/* Run tokens, after those that were run before. With another status than OK, nothing has changed. */",
+        f"int {name}_prefill({name}_model *model, const int32_t *tokens, int64_t count);",
+        f"int {name}_step({name}_model *model, int32_t token);",
+        f"/* {model.vocabulary} numbers for the token that comes next, valid until the next run; and the likeliest. */",
+        f"const float *{name}_logits(const {name}_model *model);",
+        f"int32_t {name}_likeliest(const {name}_model *model);",
+        "/* Tokens run so far; and back to an earlier number of them, 0 for a new conversation. */",
+        f"int64_t {name}_position(const {name}_model *model);",
+        f"int {name}_rewind({name}_model *model, int64_t position);",
+        *_words_lines(plan),
+        "/* End the workers, free all memory. Null is allowed. */",
+        f"void {name}_close({name}_model *model);", "",
+        "#ifdef __cplusplus", "}", "#endif", "", f"#endif /* {guard} */",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _words_lines(plan: Plan) -> list[str]:
+    """What a model with a tokenizer has besides."""
+    if plan.words is None:
+        return []
+    name = plan.model.name
+    return [
+        f"/* The tokens of a text of at most {plan.text_bytes} bytes of UTF-8, and their number; -1: it is longer, or",
+        "   there is no room for so many. Names of control tokens in it are plain text. */",
+        f"int64_t {name}_encode({name}_model *model, const char *text, int64_t bytes, int32_t *tokens, int64_t room);",
+        "/* The bytes of a token, not terminated, and their number; none for one that stands for no text. */",
+        f"const char *{name}_text(const {name}_model *model, int32_t token, int64_t *bytes);",
+    ]

@@ -1,0 +1,130 @@
+"""A planned model as a library: its functions, kernels and programs in one file, and its weights in another.
+
+Enters: a `Model` and a target. Leaves: a `ModelLibrary`, whose `so`, `o`, `s` and `h` are files, and the weights.
+Holds: each kernel's code is in the file once for each form that the programs need; nothing of Python, of a C library or
+of a linker is needed to use it. Same model, same target: same bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..codegen.c_abi import CPU_AREA, check_cpu
+from ..codegen.encode import encode
+from ..codegen.machine import MachineFunction
+from ..codegen.object import Part, write_executable, write_object, write_shared_object
+from ..codegen.print import print_file
+from ..codegen.table import Table
+from ..runtime.program_code import program_function
+from ..runtime.workers_code import launch_function, work_function
+from .digest import digest_function
+from .entry import HEAD_BYTES, entry_functions, program_tables
+from .header import header_text
+from .listing import listing_of
+from .plan import CONSTANT, TEMPORARY, Code, Model, Plan, Region, make_plan
+from .start import start_function
+from .words_code import words_functions
+
+Item = tuple[MachineFunction | Table, bool]
+
+
+@dataclass(slots=True)
+class ModelLibrary:
+    """plan: where everything is. items: functions and tables in order, each with whether others may call it.
+
+    codes: kernels by symbol. notes: what is to be said of functions, by name.
+    """
+
+    plan: Plan
+    items: list[Item]
+    codes: dict[str, Code]
+    notes: dict[str, list[str]]
+
+    def parts(self) -> list[Part]:
+        parts = []
+        for item, exported in self.items:
+            if isinstance(item, Table):
+                parts.append(Part(item.name, item.encoded(), False))
+            elif item.name in self.codes:
+                code = self.codes[item.name]
+                parts.append(Part(item.name, code.encoded, False, code.source))
+            else:
+                parts.append(Part(item.name, encode(item), exported))
+        return parts
+
+    def so(self, soname: str) -> bytes:
+        return write_shared_object(self.parts(), soname, AREAS, debug=True)
+
+    def o(self) -> bytes:
+        return write_object(self.parts(), AREAS, debug=True)
+
+    def executable(self) -> bytes:
+        """A static executable; the plan has a tokenizer."""
+        return write_executable(self.parts(), f"{self.plan.model.name}_start", AREAS, debug=True)
+
+    def s(self) -> str:
+        listing = listing_of(self.plan, self.notes)
+        return print_file(self.items, AREAS, line_table=True, notes=listing.notes, remarks=listing.remarks)
+
+    def h(self) -> str:
+        return header_text(self.plan)
+
+
+AREAS = {CPU_AREA: 64}
+
+
+def plan_model(model: Model, target: Any) -> Plan:
+    """Compile a model's programs and place all that they touch. Raises what calling the kernels would, AheadError."""
+    return make_plan(model, target, HEAD_BYTES)
+
+
+def make_model_library(plan: Plan, weights_digest: int) -> ModelLibrary:
+    """weights_digest: of the weights file (digest.py)."""
+    codes = {code.symbol: code for code in plan.codes}
+    entry = [*entry_functions(plan, weights_digest), *words_functions(plan)]
+    start = start_function(plan)
+    if start is not None:
+        entry.append((start, True))
+    items: list[Item] = [(function.machine, exported) for function, exported in entry]
+    items += [(table, False) for table in program_tables(plan)]
+    items += [(code.machine, False) for code in plan.codes]
+    made = digest_function()
+    own = (program_function(), work_function(), launch_function(), made.machine,
+           check_cpu(frozenset(plan.target.features)))
+    items += [(function, False) for function in own]
+    notes = {function.machine.name: function.notes for function in [*(f for f, _ in entry), made]}
+    return ModelLibrary(plan, items, codes, notes)
+
+
+def weights_pieces(plan: Plan) -> Iterator[bytes | bytearray | memoryview]:
+    """The weights file, piece by piece: every constant at its offset."""
+    here = 0
+    for region in sorted(plan.of_kind(CONSTANT), key=lambda region: region.offset):
+        if region.offset > here:
+            yield bytes(region.offset - here)
+        yield memory_of(region)
+        here = region.offset + region.size_bytes
+    yield bytes(plan.words_offset - here)
+    if plan.words is not None:
+        yield plan.words.content
+
+
+def memory_of(region: Region) -> memoryview:
+    """The bytes of a region in this process; the plan's launches keep them alive."""
+    return memoryview((ctypes.c_char * region.size_bytes).from_address(region.low)).cast("B")
+
+
+def report(plan: Plan) -> dict[str, int]:
+    """Bytes and counts of a plan, for people and programs."""
+    return {
+        "weights_bytes": plan.weights_bytes, "state_bytes": plan.state_bytes,
+        "temporary_bytes": plan.temporary_bytes, "temporary_bytes_without_sharing": plan.separate_bytes,
+        "temporaries": len(plan.of_kind(TEMPORARY)), "scratch_bytes_of_a_worker": plan.scratch_bytes,
+        "kernels": len(plan.codes), "code_bytes": sum(code.encoded.code_bytes for code in plan.codes),
+        **{f"{name}_launches": len(program.launches) for name, program in plan.programs.items()},
+        **{f"{name}_barriers": sum(launch.barrier for launch in program.launches)
+           for name, program in plan.programs.items()},
+    }

@@ -1,0 +1,382 @@
+"""Programs and their arrays -> compiled kernels, launches, and a place for every byte that they touch.
+
+Enters: a `Model`: the launches of its programs, bound to arrays, and what the arrays are. Leaves: a `Plan`. Holds: an
+array is a constant (its bytes go into the weights file) if no launch writes it; inputs, outputs and state keep their
+memory; every other one is a temporary, which each program writes before it reads it (checked, byte by byte), and
+temporaries that are never alive in the same phase of a program share memory. A phase is what lies between two
+barriers, so sharing adds no barrier. Every region begins on a cache line; what lies where does not depend on this
+process's addresses.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..codegen.encode import EncodedCode
+from ..codegen.machine import MachineFunction
+from ..ir.nodes import Location
+from ..runtime.buffers import LINE_BYTES
+from ..runtime.compiled import CompiledKernel
+from ..runtime.launch import Launcher, Specialisation, compile_for_call
+from ..runtime.program import Launch, Layout, plan_barriers
+from ..runtime.system import HUGE_PAGE_BYTES, PAGE_BYTES, round_up
+from .errors import AheadError
+from .words import BYTES_OF_A_TOKEN, Tables, Vocabulary, make_tables
+
+CONSTANT, STATE, TEMPORARY = "constant", "state", "temporary"
+
+Sections = Sequence[tuple[str, Sequence[tuple[Any, Sequence[Any]]]]]
+"""A program: (heading, [(kernel, arguments), ...]) in order. Scalars may be `Variable`s, tensors `Rows`."""
+
+
+VARIABLES = {"prefill": {"position": (1, 0), "count": (0, 1)}, "step": {"position": (1, 0)}}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What becomes a file.
+
+    name: of the C functions. programs: "prefill" and "step". variables: of each program its integer variables, as
+    (times the position, times the number of tokens). arrays: name -> array, of all that is to be called by name.
+    tokens [chunk], last [1], token [1]: names of the inputs, i32: the chunk, the index of its last token, the token of
+    a step. logits [vocabulary] f32, picked [1] i32: names of the outputs, of the last token; picked is the likeliest.
+    state: names of what lasts from run to run.
+    context: tokens that state has room for. words: the tokenizer, where the file is to have one.
+    """
+
+    name: str
+    programs: Mapping[str, Sections]
+    arrays: Mapping[str, Any]
+    state: Sequence[str]
+    context: int
+    vocabulary: int
+    chunk: int
+    description: str = ""
+    words: Vocabulary | None = None
+    tokens: str = "tokens"
+    last: str = "last"
+    token: str = "token"
+    logits: str = "logits"
+    picked: str = "picked"
+    variables: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=lambda: VARIABLES)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the arrays that keep their memory."""
+        return (self.tokens, self.last, self.token, self.logits, self.picked, *self.state)
+
+
+@dataclass(slots=True)
+class Code:
+    """A compiled kernel. symbol: its name in the file. users: how many launches it has."""
+
+    symbol: str
+    compiled: CompiledKernel
+    machine: MachineFunction
+    encoded: EncodedCode
+    source: Location | None
+    documentation: str
+    users: int = 0
+
+
+@dataclass(slots=True)
+class Region:
+    """Memory [low, high) of this process that launches touch, and where it lies in the file or in a model's memory.
+
+    lives: program -> (first, last) phase in which it is touched.
+    """
+
+    low: int
+    high: int
+    name: str = ""
+    kind: str = CONSTANT
+    offset: int = 0
+    lives: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.high - self.low
+
+    def meets(self, other: Region) -> bool:
+        """Whether both are alive at the same time."""
+        return any(first <= other.lives[p][1] and other.lives[p][0] <= last
+                   for p, (first, last) in self.lives.items() if p in other.lives)
+
+
+@dataclass(slots=True)
+class PlannedProgram:
+    """A program. headings: launch -> heading, where a section begins. layout: of its control memory, which lies at
+    `control` in the model's memory."""
+
+    name: str
+    launches: list[Launch]
+    headings: dict[int, str]
+    layout: Layout
+    control: int = 0
+
+
+@dataclass(slots=True)
+class Plan:
+    """Where everything is. Offsets are in bytes: of constants in the weights file, of all else in a model's memory.
+
+    temporary_bytes: as placed; separate_bytes: what temporaries would take without sharing. huge_bytes: from the
+    start of the memory on, what is to lie on huge pages. memory_bytes: up to the workers' scratch, of which each has
+    scratch_bytes. words: tables that lie in the weights file at words_offset; text_bytes: of the longest text; work:
+    places in the memory for turning it into tokens.
+    """
+
+    model: Model
+    target: Any
+    codes: list[Code]
+    programs: dict[str, PlannedProgram]
+    regions: list[Region]
+    weights_bytes: int = 0
+    temporary_bytes: int = 0
+    separate_bytes: int = 0
+    state_bytes: int = 0
+    huge_bytes: int = 0
+    memory_bytes: int = 0
+    scratch_bytes: int = 0
+    words: Tables | None = None
+    words_offset: int = 0
+    text_bytes: int = 0
+    work: dict[str, int] = field(default_factory=dict)
+
+    def region_at(self, address: int) -> Region:
+        """The region with the byte at that address of this process."""
+        found = self.regions[bisect_right(self.regions, address, key=lambda region: region.low) - 1]
+        assert found.low <= address < found.high, "every address of a launch lies in a region"
+        return found
+
+    def place(self, name: str) -> int:
+        """Offset of a named array in the model's memory."""
+        address = address_of(self.model.arrays[name])
+        region = self.region_at(address)
+        return region.offset + address - region.low
+
+    def of_kind(self, kind: str) -> list[Region]:
+        return [region for region in self.regions if region.kind == kind]
+
+
+def address_of(array: Any) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def make_plan(model: Model, target: Any, head_bytes: int) -> Plan:
+    """Compile and place everything. head_bytes: of a model's memory, kept free at its start.
+
+    Raises what calling the kernels would, and AheadError for what a file can't hold.
+    """
+    compiler = _Compiler(target)
+    programs = {name: _bind(name, sections, compiler) for name, sections in model.programs.items()}
+    plan = Plan(model, target, list(compiler.codes.values()), programs, _regions(programs))
+    _classify(plan)
+    for region in plan.regions:
+        if region.kind == TEMPORARY:
+            region.lives = {name: live for name, program in programs.items() if (live := _life(region, program))}
+    _check_written_first(plan)
+    _place(plan, head_bytes)
+    _check_alignment(plan)
+    return plan
+
+
+class _Compiler:
+    """Each kernel once for each specialisation that launches ask for."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+        self.codes: dict[tuple[int, Specialisation, str], Code] = {}
+        self._kernels: list[Any] = []  # alive, so that an id stands for one kernel
+        self._names: dict[str, int] = {}
+
+    def __call__(
+        self, launcher: Launcher, specialisation: Specialisation, dims: Mapping[str, int]
+    ) -> tuple[CompiledKernel, Code]:
+        kernel = launcher.kernel
+        schedule = launcher.schedule_for(dims, self.target)
+        key = id(kernel), specialisation, repr(schedule)
+        code = self.codes.get(key)
+        if code is None:
+            made = compile_for_call(
+                kernel, static_dims=dict(specialisation.static_dims), unit_strides=dict(specialisation.unit_strides),
+                dim_classes=dict(specialisation.dim_classes), target=self.target, schedule=schedule,
+                aligned=frozenset(specialisation.aligned),
+            )
+            self._kernels.append(kernel)
+            number = self._names[kernel.name] = self._names.get(kernel.name, 0) + 1
+            symbol = f"kernel.{kernel.name}" + (f".{number}" if number > 1 else "")
+            machine = MachineFunction(symbol, made.made.machine.body, made.made.machine.constants,
+                                      made.made.machine.frame_bytes)
+            encoded = EncodedCode(made.made.bytes, made.made.code_bytes, {}, made.made.line_table,
+                                  made.made.align_bytes)
+            code = self.codes[key] = Code(
+                symbol, CompiledKernel.of(kernel.name, made), machine, encoded,
+                Location(kernel.source_file, kernel.source_line), kernel.__doc__ or "")
+        code.users += 1
+        return code.compiled, code
+
+
+def _bind(name: str, sections: Sections, compiler: _Compiler) -> PlannedProgram:
+    launches: list[Launch] = []
+    headings: dict[int, str] = {}
+    for heading, steps in sections:
+        headings[len(launches)] = heading
+        for kernel, arguments in steps:
+            launches.append(Launch(kernel, arguments, {"static": True}, compiler))
+    for launch in launches:
+        for place in launch.places:
+            if place.parameter.dtype.kind == "f":
+                raise AheadError(f"program {name}, variable {place.variable.name}", place.parameter.dtype.name,
+                                 "an integer", "compute it in a kernel, or pass a constant")
+    plan_barriers(launches)
+    return PlannedProgram(name, launches, headings, Layout.of(launches))
+
+
+def _regions(programs: Mapping[str, PlannedProgram]) -> list[Region]:
+    """The ranges that launches touch, those that overlap joined, in order of address."""
+    ranges = sorted({r for program in programs.values() for launch in program.launches
+                     for r in (*launch.reads, *launch.writes) if r[0] < r[1]})
+    regions: list[Region] = []
+    for low, high in ranges:
+        if regions and low < regions[-1].high:
+            regions[-1].high = max(regions[-1].high, high)
+        else:
+            regions.append(Region(low, high))
+    return regions
+
+
+def _classify(plan: Plan) -> None:
+    model = plan.model
+    for program in plan.programs.values():
+        for launch in program.launches:
+            for low, high in launch.writes:
+                if low < high:
+                    plan.region_at(low).kind = TEMPORARY
+    for name, array in model.arrays.items():
+        low = address_of(array)
+        found = [r for r in plan.regions if r.low < low + array.nbytes and low < r.high]
+        for region in found:
+            region.name = f"{region.name}, {name}" if region.name else name
+            if name in model.kept:
+                region.kind = STATE
+        if name in model.kept and not found:
+            raise AheadError(f"model {model.name}, array {name}", "no launch that touches it", "at least one",
+                             "leave it out, or pass it to a kernel")
+    for kind in (CONSTANT, STATE, TEMPORARY):
+        for number, region in enumerate(_by_first_use(plan, kind)):
+            region.name = region.name or f"{kind} {number}"
+
+
+def _life(region: Region, program: PlannedProgram) -> tuple[int, int] | None:
+    phases = []
+    phase = 0
+    for launch in program.launches:
+        if any(low < region.high and region.low < high for low, high in (*launch.reads, *launch.writes)):
+            phases.append(phase)
+        phase += launch.barrier
+    return (phases[0], phases[-1]) if phases else None
+
+
+def _check_written_first(plan: Plan) -> None:
+    """Temporaries hold nothing at the start of a program. Raises AheadError for a read of what was not written."""
+    for program in plan.programs.values():
+        written: dict[int, list[tuple[int, int]]] = {}
+        for number, launch in enumerate(program.launches):
+            for low, high in launch.reads:
+                region = plan.region_at(low) if low < high else None
+                if region is None or region.kind != TEMPORARY:
+                    continue
+                reach = low
+                for first, last in sorted(written.get(region.low, ())):
+                    if first <= reach:
+                        reach = max(reach, last)
+                if reach < high:
+                    raise AheadError(
+                        f"program {program.name}, launch {number} ({launch.signature.kernel})",
+                        f"a read of {region.name} before all that it reads is written",
+                        "memory that the program writes first, or state", "name it in `state`")
+            for low, high in launch.writes:
+                if low < high:
+                    written.setdefault(plan.region_at(low).low, []).append((low, high))
+
+
+def _place(plan: Plan, head_bytes: int) -> None:
+    here = 0
+    for region in _by_first_use(plan, CONSTANT):
+        region.offset = round_up(here, LINE_BYTES)
+        here = region.offset + region.size_bytes
+    plan.weights_bytes = plan.words_offset = round_up(max(here, 1), PAGE_BYTES)
+    if plan.model.words is not None:
+        plan.words = make_tables(plan.model.words)
+        plan.weights_bytes += len(plan.words.content)
+
+    here = head_bytes
+    for program in plan.programs.values():
+        program.control = round_up(here, LINE_BYTES)
+        here = program.control + program.layout.scratch
+    start = round_up(here, LINE_BYTES)
+    end = _share(_by_first_use(plan, TEMPORARY), start)
+    plan.temporary_bytes = end - start
+    plan.separate_bytes = sum(region.size_bytes for region in plan.of_kind(TEMPORARY))
+    plan.huge_bytes = round_up(end, HUGE_PAGE_BYTES)
+    here = plan.huge_bytes
+    if plan.words is not None:
+        plan.text_bytes = plan.model.context * BYTES_OF_A_TOKEN
+        for name, size_bytes in (("list0", 4), ("list1", 4), ("tokens_here", 4), ("pairs", 8)):
+            plan.work[name] = here
+            here = round_up(here + size_bytes * (plan.text_bytes + 1), LINE_BYTES)
+    state = here
+    kept = [plan.region_at(address_of(plan.model.arrays[name])) for name in plan.model.kept]
+    for region in {region.low: region for region in kept}.values():  # small ones first: code reaches 2^31 far
+        region.offset = round_up(here, LINE_BYTES)
+        here = region.offset + region.size_bytes
+    plan.state_bytes = here - state
+    plan.memory_bytes = round_up(here, PAGE_BYTES)
+    plan.scratch_bytes = max((program.layout.step_bytes for program in plan.programs.values()), default=0)
+
+
+def _check_alignment(plan: Plan) -> None:
+    """Code that counts on whole cache lines finds them. Raises AheadError."""
+    for program in plan.programs.values():
+        for launch in program.launches:
+            for name in launch.specialisation.aligned:
+                address = launch.binding.tensors[launch.signature.positions[name]].address
+                region = plan.region_at(address)
+                if (region.offset + address - region.low) % LINE_BYTES:
+                    raise AheadError(f"program {program.name}, kernel {launch.signature.kernel}, tensor {name}",
+                                     f"a place inside {region.name} that is not the start of a cache line",
+                                     "arrays that begin on a cache line", "make it with sapper.empty")
+
+
+def _by_first_use(plan: Plan, kind: str) -> list[Region]:
+    """Regions in the order in which a token meets them, so that what reads ahead of itself reads what comes next."""
+    found: dict[int, Region] = {}
+    for name in sorted(plan.programs, key=lambda name: name != "step"):
+        for launch in plan.programs[name].launches:
+            for view in launch.binding.tensors.values():
+                low, high = view.extent
+                if low < high:
+                    region = plan.region_at(view.address + low)
+                    if region.kind == kind:
+                        found.setdefault(region.low, region)
+    return list(found.values())
+
+
+def _share(regions: Sequence[Region], start: int) -> int:
+    """Places from `start` on, the largest region first, then in their order, each as low as those alive with it allow.
+    Returns the end."""
+    placed: list[Region] = []
+    end = start
+    for region in sorted(regions, key=lambda region: -region.size_bytes):
+        here = round_up(start, LINE_BYTES)
+        for other in sorted((o for o in placed if o.meets(region)), key=lambda other: other.offset):
+            if here + region.size_bytes > other.offset:
+                here = max(here, round_up(other.offset + other.size_bytes, LINE_BYTES))
+        region.offset = here
+        placed.append(region)
+        end = max(end, here + region.size_bytes)
+    return end

@@ -1,0 +1,638 @@
+"""A model as a program: reads a prompt, prints an answer as it comes, without a C library.
+
+    NAME [--tokens N] [--threads N] [--weights FILE] [--raw] [--] [PROMPT ...]
+
+Enters: a plan with a tokenizer. Leaves: `NAME_start`, the entry of the executable. Holds: the words of the prompt are
+joined by blanks; without any it is read from standard input, less a last line feed. The weights are those beside the
+executable unless told otherwise. The likeliest token is taken each time. Text goes to standard output, speeds and
+messages to standard error; the status is 0, 1 after an error, 2 for a command line that is not understood.
+Source: System V ABI AMD64 3.4.1 (the stack at entry), write(2), readlink(2), clock_gettime(2).
+"""
+
+from __future__ import annotations
+
+from .entry import MOST_THREADS, POSITION, STATUS
+from .plan import Plan
+from .words import Tables
+from .written import Written, written
+
+MESSAGE_BYTES = 160
+PATH_BYTES = 8192
+DEFAULT_TOKENS = 128
+
+_START = """
+    # rbx: model; rbp: the stack at entry; r12: an argument's number, then tokens of the prompt; r13: a buffer for the
+    # path, the text and the tokens; r14: end of the text, then tokens made; r15: room left for text
+    # the stack: 0 model, 8 weights, 16 most tokens, 24 threads, 32 raw, 40 bytes of a token, 48 begin of the message,
+    # 64 and 80 and 96 times, 128 .. 256 CPUs, then a line of text
+    mov rbp, rsp
+    sub rsp, 640
+    and rsp, -64
+    xor eax, eax
+    mov qword ptr [rsp], rax
+    mov qword ptr [rsp + 8], rax
+    mov qword ptr [rsp + 24], rax
+    mov qword ptr [rsp + 32], rax
+    mov eax, @default_tokens
+    mov qword ptr [rsp + 16], rax
+    mov r12d, 1
+option:
+    cmp r12, qword ptr [rbp]
+    jae options_read
+    mov rdi, qword ptr [rbp + r12*8 + 8]
+    cmp byte ptr [rdi], 45          # '-'
+    jne options_read
+    add r12, 1
+    lea rsi, @text_end
+    call same
+    je options_read
+    lea rsi, @text_help
+    call same
+    je help
+    lea rsi, @text_raw
+    call same
+    je raw
+    lea rsi, @text_weights
+    call same
+    je weights
+    lea rsi, @text_tokens
+    lea r8, [rsp + 16]
+    call same
+    je number
+    lea rsi, @text_threads
+    lea r8, [rsp + 24]
+    call same
+    je number
+usage:
+    mov edi, 2
+    lea rsi, @usage
+    mov edx, @usage_bytes
+    call write
+    mov edi, 2
+    jmp exit
+help:
+    mov edi, 1
+    lea rsi, @usage
+    mov edx, @usage_bytes
+    call write
+    xor edi, edi
+    jmp exit
+raw:
+    mov eax, 1
+    mov qword ptr [rsp + 32], rax
+    jmp option
+weights:
+    cmp r12, qword ptr [rbp]
+    jae usage
+    mov rax, qword ptr [rbp + r12*8 + 8]
+    mov qword ptr [rsp + 8], rax
+    add r12, 1
+    jmp option
+number:
+    cmp r12, qword ptr [rbp]        # a whole number from 1 to 99999999
+    jae usage
+    mov rdi, qword ptr [rbp + r12*8 + 8]
+    add r12, 1
+    xor eax, eax
+digit:
+    movzx ecx, byte ptr [rdi]
+    test ecx, ecx
+    je digits_read
+    sub ecx, 48
+    cmp ecx, 10
+    jae usage
+    imul rax, rax, 10
+    add rax, rcx
+    cmp rax, 100000000
+    jae usage
+    add rdi, 1
+    jmp digit
+digits_read:
+    test rax, rax
+    je usage
+    mov qword ptr [r8], rax
+    jmp option
+
+options_read:
+    xor edi, edi                    # mmap: memory for the path, the text, the tokens
+    mov rsi, @buffer_bytes
+    mov edx, 3
+    mov r10d, 0x4022
+    mov r8, -1
+    xor r9d, r9d
+    mov eax, 9
+    syscall
+    mov r13, rax
+    mov eax, @NO_MEMORY
+    cmp r13, -4096
+    ja told
+    mov rax, qword ptr [rsp + 8]
+    test rax, rax
+    jne path_known
+    lea rdi, @text_self             # the executable's own name, with .weights behind it
+    mov rsi, r13
+    mov edx, 4096
+    mov eax, 89
+    syscall
+    test rax, rax
+    js no_path
+    lea rcx, [r13 + rax]
+    mov rax, @ending                # ".weights"
+    mov qword ptr [rcx], rax
+    xor eax, eax
+    mov byte ptr [rcx + 8], al
+no_path:
+    mov qword ptr [rsp + 8], r13
+path_known:
+    mov rsi, qword ptr [rsp + 24]
+    test rsi, rsi
+    jne threads_known
+    xor edi, edi                    # as many threads as there are CPUs
+    mov esi, 128
+    lea rdx, [rsp + 128]
+    mov eax, 204
+    syscall
+    xor esi, esi
+    xor ecx, ecx
+cpus:
+    cmp rcx, rax
+    jge cpus_counted
+    mov rdx, qword ptr [rsp + rcx + 128]
+    add rcx, 8
+cpu:
+    test rdx, rdx
+    je cpus
+    lea rdi, [rdx - 1]
+    and rdx, rdi
+    add esi, 1
+    jmp cpu
+cpus_counted:
+    mov eax, 1
+    cmp esi, 1
+    cmovb esi, eax
+    mov eax, @most_threads
+    cmp esi, eax
+    cmova esi, eax
+threads_known:
+    mov rdi, qword ptr [rsp + 8]
+    mov rdx, rsp
+    lea rax, @open
+    call rax
+    test eax, eax
+    jne weights_refused
+    mov rbx, qword ptr [rsp]
+
+    lea r14, [r13 + @path_bytes]    # the text: what the frame puts before it, the message, what comes behind
+    mov r15d, @text_bytes
+    mov rax, qword ptr [rsp + 32]
+    test rax, rax
+    jne message
+    mov rsi, @before
+    mov edx, @before_bytes
+    call append_table
+message:
+    mov qword ptr [rsp + 48], r14
+    cmp r12, qword ptr [rbp]
+    jae read
+word:
+    mov rsi, qword ptr [rbp + r12*8 + 8]
+    xor edx, edx
+length:
+    cmp byte ptr [rsi + rdx], 0
+    je length_known
+    add rdx, 1
+    jmp length
+length_known:
+    call append
+    add r12, 1
+    cmp r12, qword ptr [rbp]
+    jae message_read
+    lea rsi, @blank
+    mov edx, 1
+    call append
+    jmp word
+read:
+    xor edi, edi                    # one byte more than there is room for, so that too long a text shows
+    mov rsi, r14
+    lea rdx, [r15 + 1]
+    xor eax, eax
+    syscall
+    test rax, rax
+    js read_failed
+    je all_read
+    cmp rax, r15
+    ja too_long
+    add r14, rax
+    sub r15, rax
+    jmp read
+read_failed:
+    cmp rax, -4                     # EINTR
+    je read
+    lea rsi, @no_input
+    mov edx, @no_input_bytes
+    jmp failed
+all_read:
+    cmp r14, qword ptr [rsp + 48]
+    je message_read
+    cmp byte ptr [r14 - 1], 10
+    jne message_read
+    sub r14, 1
+    add r15, 1
+message_read:
+    mov rax, qword ptr [rsp + 32]
+    test rax, rax
+    jne text_known
+{trim}
+    mov rsi, @after
+    mov edx, @after_bytes
+    call append_table
+text_known:
+    lea r12, [r13 + @tokens_place]  # the tokens: those before, those of the text, those behind
+    mov rsi, @prefix
+    mov edx, @prefix_count
+    mov rax, qword ptr [rsp + 32]
+    test rax, rax
+    je framed
+    mov rsi, @begin
+    mov edx, @begin_count
+framed:
+    call append_tokens
+    mov rdi, rbx
+    lea rsi, [r13 + @path_bytes]
+    mov rdx, r14
+    sub rdx, rsi
+    mov rcx, r12
+    lea r8, [r13 + @tokens_end]
+    sub r8, r12
+    shr r8, 2
+    lea rax, @encode
+    call rax
+    test rax, rax
+    js too_long
+    lea r12, [r12 + rax*4]
+    mov rax, qword ptr [rsp + 32]
+    test rax, rax
+    jne tokens_known
+    mov rsi, @suffix
+    mov edx, @suffix_count
+    call append_tokens
+tokens_known:
+    lea rax, [r13 + @tokens_place]
+    sub r12, rax
+    shr r12, 2
+    je no_tokens
+    cmp r12, @context
+    ja too_long
+
+    lea rsi, [rsp + 64]
+    call clock
+    mov rdi, rbx
+    lea rsi, [r13 + @tokens_place]
+    mov rdx, r12
+    lea rax, @prefill
+    call rax
+    test eax, eax
+    jne told
+    lea rsi, [rsp + 80]
+    call clock
+    xor r14d, r14d
+answer:
+    mov rdi, rbx
+    lea rax, @likeliest
+    call rax
+    mov ebp, eax
+    mov rcx, qword ptr [rbx + @WEIGHTS]
+    mov rdx, @stops
+    add rcx, rdx
+    xor edx, edx
+stop:
+    cmp edx, @stop_count
+    jae no_stop
+    cmp ebp, dword ptr [rcx + rdx*4]
+    je answered
+    add edx, 1
+    jmp stop
+no_stop:
+    add r14, 1
+    mov rdi, rbx
+    mov esi, ebp
+    lea rdx, [rsp + 40]
+    lea rax, @text
+    call rax
+    mov edi, 1
+    mov rsi, rax
+    mov rdx, qword ptr [rsp + 40]
+    call write
+    cmp r14, qword ptr [rsp + 16]
+    jae answered
+    mov rax, qword ptr [rbx + @POSITION]
+    cmp rax, @context
+    jae answered
+    mov rdi, rbx
+    mov esi, ebp
+    lea rax, @step
+    call rax
+    test eax, eax
+    jne told
+    jmp answer
+answered:
+    lea rsi, [rsp + 96]
+    call clock
+    mov edi, 1
+    lea rsi, @line_feed
+    mov edx, 1
+    call write
+    lea r15, [rsp + 256]            # the line of speeds
+    mov rax, r12
+    call decimal
+    lea rsi, @text_prompt
+    mov edx, @text_prompt_bytes
+    call put
+    mov rax, r12
+    lea rcx, [rsp + 64]
+    lea rdx, [rsp + 80]
+    call speed
+    mov rax, r14
+    call decimal
+    lea rsi, @text_answer
+    mov edx, @text_answer_bytes
+    call put
+    lea rax, [r14 - 1]
+    xor ecx, ecx
+    test r14, r14
+    cmove rax, rcx
+    lea rcx, [rsp + 80]
+    lea rdx, [rsp + 96]
+    call speed
+    lea rsi, [rsp + 256]
+    lea rdx, [r15 - 2]              # less the last ", "
+    sub rdx, rsi
+    mov edi, 2
+    call write
+    mov edi, 2
+    lea rsi, @line_feed
+    mov edx, 1
+    call write
+    xor edi, edi
+exit:
+    mov eax, 231                    # exit_group: the workers end too
+    syscall
+    ud2
+
+weights_refused:
+    cmp eax, @BAD_CONTENT           # the statuses up to this one speak of the file
+    ja told
+    mov r12d, eax
+    mov rsi, qword ptr [rsp + 8]
+    xor edx, edx
+path_length:
+    cmp byte ptr [rsi + rdx], 0
+    je path_told
+    add rdx, 1
+    jmp path_length
+path_told:
+    mov edi, 2
+    call write
+    mov edi, 2
+    lea rsi, @colon
+    mov edx, 2
+    call write
+    mov eax, r12d
+told:
+    imul eax, eax, @MESSAGE_BYTES   # what a status means
+    lea rsi, @messages
+    add rsi, rax
+    xor edx, edx
+message_length:
+    cmp byte ptr [rsi + rdx], 0
+    je failed
+    add rdx, 1
+    jmp message_length
+too_long:
+    lea rsi, @text_too_long
+    mov edx, @text_too_long_bytes
+    jmp failed
+no_tokens:
+    lea rsi, @text_no_tokens
+    mov edx, @text_no_tokens_bytes
+failed:
+    mov edi, 2
+    call write
+    mov edi, 1
+    jmp exit
+
+same:
+    xor ecx, ecx                    # whether the strings at rdi and rsi are the same
+compare:
+    movzx eax, byte ptr [rdi + rcx]
+    cmp al, byte ptr [rsi + rcx]
+    jne compared
+    add rcx, 1
+    test eax, eax
+    jne compare
+compared:
+    ret
+append_table:
+    add rsi, qword ptr [rbx + @WEIGHTS]
+append:
+    cmp rdx, r15                    # edx bytes at rsi to the end of the text
+    ja too_long
+    sub r15, rdx
+    xor ecx, ecx
+append_next:
+    cmp rcx, rdx
+    jae appended
+    mov al, byte ptr [rsi + rcx]
+    mov byte ptr [r14], al
+    add r14, 1
+    add rcx, 1
+    jmp append_next
+appended:
+    ret
+append_tokens:
+    add rsi, qword ptr [rbx + @WEIGHTS]     # edx tokens at rsi, of which there may be more than there is room for
+    xor ecx, ecx
+token_next:
+    cmp ecx, edx
+    jae tokens_appended
+    lea rax, [r13 + @tokens_end]
+    cmp r12, rax
+    jae too_long
+    mov eax, dword ptr [rsi + rcx*4]
+    mov dword ptr [r12], eax
+    add r12, 4
+    add ecx, 1
+    jmp token_next
+tokens_appended:
+    ret
+write:
+    test rdx, rdx                   # rdx bytes at rsi to the file edi
+    je written
+    mov eax, 1
+    syscall
+    test rax, rax
+    js write_failed
+    add rsi, rax
+    sub rdx, rax
+    jmp write
+write_failed:
+    cmp rax, -4
+    je write
+    mov edi, 1
+    jmp exit
+written:
+    ret
+clock:
+    mov edi, 1                      # the monotonic clock to [rsi]
+    mov eax, 228
+    syscall
+    ret
+put:
+    xor ecx, ecx                    # edx bytes at rsi to the line
+put_next:
+    cmp ecx, edx
+    jae put_done
+    mov al, byte ptr [rsi + rcx]
+    mov byte ptr [r15], al
+    add r15, 1
+    add ecx, 1
+    jmp put_next
+put_done:
+    ret
+speed:
+    imul r8, qword ptr [rdx], 1000000000    # rax tokens from the time at rcx to that at rdx, as "12.3 tokens/s, "
+    add r8, qword ptr [rdx + 8]
+    imul r9, qword ptr [rcx], 1000000000
+    add r9, qword ptr [rcx + 8]
+    sub r8, r9
+    mov ecx, 1
+    cmp r8, 1
+    cmovl r8, rcx
+    mov rcx, 10000000000
+    mul rcx
+    div r8
+    xor edx, edx
+    mov ecx, 10
+    div rcx
+    push rdx
+    call decimal
+    mov al, 46
+    mov byte ptr [r15], al
+    pop rax
+    add eax, 48
+    mov byte ptr [r15 + 1], al
+    add r15, 2
+    lea rsi, @text_rate
+    mov edx, @text_rate_bytes
+    jmp put
+decimal:
+    mov ecx, 10                     # rax in digits to the line
+    xor esi, esi
+divide:
+    xor edx, edx
+    div rcx
+    push rdx
+    add esi, 1
+    test rax, rax
+    jne divide
+digit_out:
+    pop rdx
+    add edx, 48
+    mov byte ptr [r15], dl
+    add r15, 1
+    sub esi, 1
+    jne digit_out
+    ret
+"""
+
+_TRIM = """
+    mov rsi, qword ptr [rsp + 48]   # the template takes the white space from a message's ends
+    mov rdx, r14
+trim_end:
+    cmp rdx, rsi
+    jbe trimmed
+    movzx eax, byte ptr [rdx - 1]
+    call blank
+    jne trim_begin
+    sub rdx, 1
+    jmp trim_end
+trim_begin:
+    movzx eax, byte ptr [rsi]
+    call blank
+    jne trimmed
+    add rsi, 1
+    jmp trim_begin
+blank:
+    cmp eax, 32
+    je blank_known
+    sub eax, 9
+    cmp eax, 5
+    setb al
+    movzx eax, al
+    cmp eax, 1
+blank_known:
+    ret
+trimmed:
+    mov rcx, qword ptr [rsp + 48]
+close_up:
+    cmp rsi, rdx
+    jae trim_done
+    mov al, byte ptr [rsi]
+    mov byte ptr [rcx], al
+    add rsi, 1
+    add rcx, 1
+    jmp close_up
+trim_done:
+    mov rax, r14
+    sub rax, rcx
+    add r15, rax
+    mov r14, rcx
+"""
+
+
+def start_function(plan: Plan) -> Written | None:
+    """`NAME_start`; None for a model without a tokenizer."""
+    tables = plan.words
+    if tables is None:
+        return None
+    name = plan.model.name
+    numbers, constants = _numbers(plan, tables), _constants(plan)
+    numbers |= {f"{key}_bytes": len(text) for key, text in constants.items()}
+    reaches = {key: f"{name}_{key}" for key in ("open", "prefill", "step", "likeliest", "encode", "text")}
+    text = _START.replace("{trim}", _TRIM if tables.numbers["trims"] else "")
+    return written(f"{name}_start", text, numbers, reaches, constants)
+
+
+def _numbers(plan: Plan, tables: Tables) -> dict[str, int]:
+    tokens_place = PATH_BYTES + -(-(plan.text_bytes + 1) // 64) * 64
+    tokens_end = tokens_place + 4 * plan.model.context
+    return {
+        "WEIGHTS": 0, "POSITION": POSITION, "NO_MEMORY": STATUS["NO_MEMORY"][0],
+        "BAD_CONTENT": STATUS["BAD_CONTENT"][0], "MESSAGE_BYTES": MESSAGE_BYTES,
+        "default_tokens": DEFAULT_TOKENS, "most_threads": MOST_THREADS, "path_bytes": PATH_BYTES,
+        "text_bytes": plan.text_bytes, "context": plan.model.context, "tokens_place": tokens_place,
+        "tokens_end": tokens_end, "buffer_bytes": tokens_end, "ending": int.from_bytes(b".weights", "little"),
+        **tables.numbers, **{key: plan.words_offset + place for key, place in tables.places.items()},
+    }
+
+
+def _constants(plan: Plan) -> dict[str, bytes]:
+    name = plan.model.name
+    messages = [f"{meaning}\n".encode()[:MESSAGE_BYTES - 1] for _, (_, meaning) in
+                sorted(STATUS.items(), key=lambda item: item[1][0])]
+    return {
+        "usage": (
+            f"{name} [--tokens N] [--threads N] [--weights FILE] [--raw] [--] [PROMPT ...]\n"
+            "Answers a prompt, or standard input. --tokens: at most so many (128). --threads: workers (all CPUs).\n"
+            "--weights: the file beside this one unless given. --raw: go on with a text, without the chat template.\n"
+        ).encode(),
+        "messages": b"".join(message.ljust(MESSAGE_BYTES, b"\0") for message in messages),
+        "text_too_long": f"the prompt is too long; expected at most {plan.model.context} tokens and "
+                         f"{plan.text_bytes} bytes with the chat template\n".encode(),
+        "text_no_tokens": b"the prompt is empty; expected some text\n",
+        "no_input": b"standard input can't be read\n",
+        "text_end": b"--\0", "text_help": b"--help\0", "text_raw": b"--raw\0", "text_weights": b"--weights\0",
+        "text_tokens": b"--tokens\0", "text_threads": b"--threads\0", "text_self": b"/proc/self/exe\0",
+        "text_prompt": b" prompt tokens at ", "text_answer": b" tokens at ", "text_rate": b" tokens/s, ",
+        "blank": b" ", "colon": b": ", "line_feed": b"\n",
+    }

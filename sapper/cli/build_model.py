@@ -1,0 +1,94 @@
+"""`sapper build MODEL`: a whole model as files.
+
+Enters: a model, a target, the name of the output. Leaves: the code, the weights beside it, a header, and what was made.
+Holds: files are written whole or not at all; the code holds the digest of the weights that were written with it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+from .files import staging
+from .kernels import find_target
+
+SUFFIXES = (".so", ".o", ".s", "")
+
+
+def run_build_model(
+    wanted: str, output: str, target_name: str | None, context: int | None, dtype: str, header: str | None,
+) -> dict[str, Any]:
+    """Build a model's library and its weights. Returns what was made: files, bytes, seconds."""
+    from ..ahead.digest import digest
+    from ..ahead.library import make_model_library, plan_model, report, weights_pieces
+    from ..models.whole import load_whole
+
+    started = time.perf_counter()
+    path = Path(output)
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"-o {output}: found the ending {path.suffix!r}; expected .so, .o, .s, or none for an "
+                         "executable")
+    weights = path.with_suffix(".weights")
+    header_path = Path(header) if header else path.with_suffix(".h")
+    target = find_target(target_name)
+    if target.family != "x86_64":
+        raise UsageError(f"--target {target.name}: found no CPU of x86-64; expected one, for whole models")
+    model = load_whole(wanted, c_name(path.stem.removeprefix("lib")), context, dtype,
+                       words=not path.suffix)
+    loaded = time.perf_counter()
+    plan = plan_model(model, target)
+    compiled = time.perf_counter()
+    with staging() as create:
+        with create(weights) as file:
+            for piece in weights_pieces(plan):
+                file.write(piece)
+            file.flush()
+            with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
+                number = digest(content)
+        library = make_model_library(plan, number)
+        made = _content(library, path)
+        with create(path, 0o777 if not path.suffix else 0o666) as file:
+            file.write(made)
+        with create(header_path) as file:
+            file.write(library.h().encode())
+    return {
+        "output": str(path), "weights": str(weights), "header": str(header_path), "target": target.name,
+        "size_bytes": len(made), "digest": f"{number:016x}", "context": model.context, **report(plan),
+        "load_s": round(loaded - started, 3), "compile_s": round(compiled - loaded, 3),
+        "write_s": round(time.perf_counter() - compiled, 3),
+    }
+
+
+def _content(library: Any, path: Path) -> bytes:
+    """The code in the form that the name asks for."""
+    if path.suffix == ".s":
+        text: str = library.s()
+        return text.encode()
+    made: bytes = {"": library.executable, ".o": library.o, ".so": lambda: library.so(path.name)}[path.suffix]()
+    return made
+
+
+def c_name(stem: str) -> str:
+    """The stem of a file's name as the beginning of C names."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", stem)
+    return f"_{name}" if not name or name[0].isdigit() else name
+
+
+def report_model(made: dict[str, Any]) -> str:
+    """What was made, for people."""
+    mib = 1 << 20
+    return "\n".join([
+        f"{made['kernels']} kernels, {made['code_bytes']} bytes of code; a step is {made['step_launches']} launches, "
+        f"a chunk of a prompt {made['prefill_launches']}",
+        f"memory of a model: {made['state_bytes'] / mib:.1f} MiB of state for {made['context']} tokens, "
+        f"{made['temporary_bytes'] / mib:.1f} MiB of temporaries "
+        f"({made['temporary_bytes_without_sharing'] / mib:.1f} without sharing), "
+        f"{made['scratch_bytes_of_a_worker'] / mib:.1f} MiB of scratch for each worker",
+        f"{made['output']}: {made['size_bytes']} bytes for {made['target']}; declared in {made['header']}",
+        f"{made['weights']}: {made['weights_bytes']} bytes, digest {made['digest']}",
+        f"loaded in {made['load_s']:.1f} s, compiled in {made['compile_s']:.1f} s, written in {made['write_s']:.1f} s",
+    ])

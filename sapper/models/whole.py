@@ -1,0 +1,42 @@
+"""A model that becomes files (`sapper build MODEL`): loaded, and bound to the programs of its architecture.
+
+In: a name, a file or a directory. Out: `ahead.Model`. Holds: what is model-specific ends here; sapper/ahead sees
+programs and arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..ahead.errors import AheadError
+from ..ahead.plan import Model
+from .errors import ModelError
+from .linear import named_arrays
+from .load import load_model
+from .locate import NAMES
+from .vocabulary import vocabulary_of
+
+DEFAULT_CONTEXT = 2048
+
+
+def is_model(wanted: str) -> bool:
+    """Whether a command line means a model and not kernels."""
+    return wanted.lower() in NAMES or wanted.endswith(".gguf") or (Path(wanted) / "config.json").exists()
+
+
+def load_whole(wanted: str, name: str, context: int | None = None, dtype: str = "file", words: bool = False) -> Model:
+    """name: of the C functions. context: tokens of a conversation (None: as many as the model can, but at most
+    DEFAULT_CONTEXT). dtype: how weights are held, as for `sapper generate`. words: the model must have a tokenizer that
+    can be built in; else it has one if it can. Raises ModelError."""
+    loaded = load_model(wanted, dtype)
+    facts: Any = loaded  # every architecture has them, each its own
+    session = loaded.session(min(loaded.positions, DEFAULT_CONTEXT) if context is None else context)
+    model = session.whole(name, f"{loaded.path.name}, {facts.config}", named_arrays(facts.weights))
+    try:
+        return replace(model, words=vocabulary_of(loaded.tokenizer, model.vocabulary))
+    except (ModelError, AheadError):
+        if words:
+            raise
+        return model

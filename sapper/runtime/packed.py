@@ -1,0 +1,98 @@
+"""Matrices packed once for the kernels that read them again and again.
+
+Enters a kernel, the name of one of its tensors, and an array. Leaves a `Packed`, which calls take in place of the
+array: the compiler knows its layout (tile.schedule.Panels) and neither copies nor transposes it. Holds: which layout
+that is follows from the kernel, the types and the target alone, so one packed matrix serves calls of all shapes.
+
+Rows of a panel lie in the order in which a contraction reads them, so that a panel is one stream from memory, and as
+the slots of packed dot products want them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+from ..ir.types import DType
+from ..tile.schedule import Panels
+from .arguments import Parameter, as_array, view_tensor
+from .buffers import empty
+from .dtypes import numpy_dtype
+from .errors import ArgumentError
+
+Array = numpy.ndarray[Any, numpy.dtype[Any]]
+
+START_PRODUCT = {"i8": -128, "u8": 128}
+"""A turned operand makes each product too large by 128 (of i8) or -128 (of u8) times the other's element: sums start
+with that taken off (sapper/lane/packed.py)."""
+
+
+class Packed:
+    """A matrix in panels. shape: of the matrix, as the kernel declares it. data: its bytes, on huge pages if large."""
+
+    __slots__ = ("data", "dtype", "panels", "shape")
+
+    def __init__(self, data: Array, shape: tuple[int, int], dtype: DType, panels: Panels) -> None:
+        self.data = data
+        self.shape = shape
+        self.dtype = dtype
+        self.panels = panels
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def __repr__(self) -> str:
+        return f"Packed({self.dtype.name}{list(self.shape)}, {self.panels})"
+
+    def unpack(self) -> Array:
+        """The matrix as a plain array, of the bits that were packed."""
+        width, elements = self.panels.width, self.panels.elements
+        columns, depth = self.shape[self.panels.columns], self.shape[self.panels.depth]
+        parts = -(-columns // width), -(-depth // elements), width, elements
+        size = int(numpy.prod(parts)) * self.dtype.size_bytes
+        blocks = self.data[:size].view(numpy_dtype(self.dtype)).reshape(parts)
+        matrix = blocks.transpose(0, 2, 1, 3).reshape(parts[0] * width, parts[1] * elements)[:columns, :depth]
+        return numpy.ascontiguousarray(matrix if self.panels.columns == 0 else matrix.T)
+
+
+def pack(kernel: Any, name: str, array: Any, target: Any = None) -> Packed:
+    """A matrix in the layout in which `kernel` reads its tensor `name`: pass it in place of the array.
+
+    array: NumPy, or with `__dlpack__`, of the tensor's dtype and two dimensions; it is copied. target: as for a call,
+    by default this CPU. Raises ArgumentError for another array, KernelError or LoweringError (a ValueError) where the
+    kernel does more with the tensor than contract it.
+    """
+    from ..codegen.pipeline import panels_of_kernel
+    from .launch import configuration
+
+    types = dict(kernel.parameters)
+    if name not in types or not hasattr(types[name], "dims"):
+        known = ", ".join(n for n, t in kernel.parameters if hasattr(t, "dims"))
+        raise ArgumentError("type", kernel.name, name, "no tensor of that name", f"one of {known}", "name a tensor")
+    view = view_tensor(array, kernel.name, Parameter.of(name, types[name]))
+    if len(view.shape) != 2:
+        raise ArgumentError("rank", kernel.name, name, f"shape {view.shape}", "a matrix", "pack matrices one by one")
+    panels = panels_of_kernel(kernel, name, configuration().find_target(target))
+    return pack_array(as_array(view), view.dtype, panels)
+
+
+def pack_array(matrix: Array, dtype: DType, panels: Panels) -> Packed:
+    width, elements = panels.width, panels.elements
+    shape = matrix.shape
+    if panels.columns == 1:
+        matrix = matrix.T
+    columns, depth = matrix.shape
+    parts = -(-columns // width), width, -(-depth // elements), elements
+    padded = numpy.zeros((parts[0] * width, parts[2] * elements), matrix.dtype)
+    padded[:columns, :depth] = matrix
+    blocks = padded.reshape(parts).transpose(0, 2, 1, 3)
+    starts = numpy.zeros(0, numpy.int32)
+    if dtype.name in START_PRODUCT:
+        whole = padded[:, :depth // elements * elements].sum(axis=1, dtype=numpy.int64)
+        starts = (whole * START_PRODUCT[dtype.name]).astype(numpy.int32)
+    data = empty((blocks.size * dtype.size_bytes + starts.nbytes,), "u8")
+    data[:blocks.size * dtype.size_bytes].view(matrix.dtype).reshape(blocks.shape)[...] = blocks
+    data[blocks.size * dtype.size_bytes:].view(numpy.int32)[...] = starts
+    return Packed(data, (shape[0], shape[1]), dtype, panels)

@@ -1,0 +1,130 @@
+"""Matrices packed once: the same results as from the arrays, and clear errors elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sapper as sp
+from sapper import Tensor, bf16, f32, i8, i32, kernel, tiles, u8, zeros
+from sapper.lane.rows import LoweringError
+from sapper.runtime.errors import ArgumentError
+from tests.lane.test_packed import arguments_of, expected_of, make_product
+from tests.strategies import examples
+
+M, N, K = sp.dims("M N K")
+TYPES = ((f32, f32, f32), (f32, bf16, f32), (bf16, bf16, f32), (i8, i8, i32), (u8, i8, i32), (u8, u8, i32))
+PRODUCTS = {(order, types): make_product(order, *types) for order in ("nn", "nt", "tt") for types in TYPES}
+
+
+def small(order, types, m, n, k, seed):
+    """Arguments whose products are exact in every type."""
+    arguments = arguments_of(order, (i8, i8, i32), m, n, k, seed) if types[0] is f32 else arguments_of(
+        order, types, m, n, k, seed)
+    if types[0] is f32:
+        narrow = np.float32 if types[1] is f32 else arguments_of(order, (bf16, bf16, f32), 1, 1, 1)["b"].dtype
+        arguments = {"a": arguments["a"].astype(np.float32), "b": (arguments["b"] // 16).astype(narrow),
+                     "c": arguments["c"].astype(np.float32)}
+    return arguments
+
+
+@settings(max_examples=examples(20))
+@given(m=st.integers(0, 40), n=st.integers(0, 100), k=st.integers(0, 70), order=st.sampled_from(["nn", "nt", "tt"]),
+       types=st.sampled_from(TYPES), seed=st.integers(0, 99))
+def test_packed_is_the_same(m, n, k, order, types, seed) -> None:
+    product = PRODUCTS[order, types]
+    arguments = small(order, types, m, n, k, seed)
+    packed = sp.pack(product, "b", arguments["b"])
+    assert packed.unpack().tobytes() == np.ascontiguousarray(arguments["b"]).tobytes()
+    product(arguments["a"], packed, arguments["c"], threads=1 + seed % 2)
+    np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
+
+
+def test_one_packed_matrix_serves_all_calls() -> None:
+    product = PRODUCTS["nt", (i8, i8, i32)]
+    weights = arguments_of("nt", (i8, i8, i32), 1, 70, 130)["b"]
+    packed = sp.pack(product, "b", weights)
+    for m in (1, 4, 33):
+        arguments = arguments_of("nt", (i8, i8, i32), m, 70, 130, m)
+        expected = expected_of("nt", {**arguments, "b": weights})
+        for run in (lambda a, c: product(a, packed, c), lambda a, c: product(a, b=packed, c=c, interpret=True),
+                    lambda a, c: sp.prepare(product, a, packed, c)(),
+                    lambda a, c: sp.Program([(product, (a, packed, c))])()):
+            arguments["c"][...] = -1
+            run(arguments["a"], arguments["c"])
+            np.testing.assert_array_equal(arguments["c"], expected)
+
+
+@kernel
+def gated(x: Tensor[i8, M, K], gate: Tensor[i8, N, K], up: Tensor[i8, N, K], out: Tensor[i32, M, N]):
+    for m, n in tiles(M, N):
+        first = zeros(m, n, dtype=i32)
+        second = zeros(m, n, dtype=i32)
+        for k in tiles(K):
+            first += x[m, k] @ gate[n, k]
+            second += x[m, k] @ up[n, k]
+        out[m, n] = first - second
+
+
+@kernel
+def vector(w: Tensor[i8, N, K], x: Tensor[f32, K], y: Tensor[f32, N]):
+    """Weights only are narrow: they are widened, packed or not."""
+    for n in tiles(N):
+        acc = zeros(n, dtype=f32)
+        for k in tiles(K):
+            acc += w[n, k].to(f32) @ x[k]
+        y[n] = acc
+
+
+@pytest.mark.parametrize(("m", "n"), [(3, 50), (40, 150)])
+def test_several_packed_matrices(m, n) -> None:
+    random = np.random.default_rng(0)
+    x, gate, up = (random.integers(-128, 128, (rows, 37)).astype(np.int8) for rows in (m, n, n))
+    out = np.zeros((m, n), np.int32)
+    gated(x, sp.pack(gated, "gate", gate), sp.pack(gated, "up", up), out)
+    wide = x.astype(np.int32)
+    np.testing.assert_array_equal(out, wide @ gate.T.astype(np.int32) - wide @ up.T.astype(np.int32))
+
+
+def test_packed_rows_of_a_vector() -> None:
+    random = np.random.default_rng(0)
+    weights, x = random.integers(-128, 128, (1100, 45)).astype(np.int8), random.integers(-9, 9, 45).astype(np.float32)
+    y = np.zeros(1100, np.float32)
+    packed = sp.pack(vector, "w", weights)
+    vector(packed, x, y, threads=2)
+    np.testing.assert_array_equal(y, weights.astype(np.float32) @ x)
+    assert packed.nbytes == 35 * 32 * 45 + 35 * 32 * 4
+
+
+@kernel
+def looked_up(token: Tensor[i32, M], w: Tensor[f32, N, K], y: Tensor[f32, M, N], row: Tensor[f32, M, K]):
+    """The rows of w are read as well as contracted."""
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            acc += w[token[m], k] @ w[n, k]
+        y[m, n] = acc
+    for m, k in tiles(M, K):
+        row[m, k] = w[token[m], k]
+
+
+def test_errors() -> None:
+    product, floats = PRODUCTS["nt", (i8, i8, i32)], PRODUCTS["nt", (f32, f32, f32)]
+    weights = np.zeros((5, 8), np.int8)
+    with pytest.raises(ArgumentError, match="no tensor of that name"):
+        sp.pack(product, "w", weights)
+    with pytest.raises(ArgumentError, match="dtype f32"):
+        sp.pack(product, "b", weights.astype(np.float32))
+    with pytest.raises(LoweringError, match=r"w: found 3 reads of it; expected that each is the operand"):
+        sp.pack(looked_up, "w", np.zeros((5, 8), np.float32))
+    packed = sp.pack(product, "b", weights)
+    with pytest.raises(ArgumentError, match="K = 8"):
+        product(np.zeros((2, 7), np.int8), packed, np.zeros((2, 5), np.int32))
+    with pytest.raises(ArgumentError, match="read-only"):
+        floats(np.zeros((2, 8), np.float32), np.zeros((5, 8), np.float32),
+               sp.pack(floats, "b", np.zeros((2, 5), np.float32)))
+    other = make_product("nn", i8, i8, i32)
+    with pytest.raises(LoweringError, match=r"found b packed in .* along dimension 1; expected a tensor that is"):
+        other(np.zeros((2, 5), np.int8), packed, np.zeros((2, 8), np.int32))
