@@ -12,6 +12,7 @@ import io
 import linecache
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,13 +115,28 @@ def run_console(block: CodeBlock, where: str) -> None:
             assert agrees("\n".join(output), out.getvalue()), f"{where}: {command} printed\n{out.getvalue()}"
 
 
+@contextlib.contextmanager
+def own_pieces() -> Iterator[None]:
+    """What a page writes by hand, no other page has."""
+    from sapper.lang.by_hand import CONTRACTIONS, PIECES
+
+    before = dict(PIECES), dict(CONTRACTIONS)
+    try:
+        yield
+    finally:
+        for registry, entries in zip((PIECES, CONTRACTIONS), before, strict=True):
+            registry.clear()
+            registry.update(entries)
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_page(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SAPPER_CACHE_DIR", str(tmp_path / "cache"))
     for variable in ("SAPPER_INTERPRET", "SAPPER_TRACE", "SAPPER_VERIFY", "SAPPER_THREADS"):
         monkeypatch.delenv(variable, raising=False)
-    run_page(path)
+    with own_pieces():
+        run_page(path)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -56,16 +56,17 @@ def test_port_without_an_assembler(capsys: pytest.CaptureFixture[str], monkeypat
 
 
 def test_explain_outlines_the_loops(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = json.loads(output(capsys, "explain", "softmax", "--target", "sm_80", "--json"))
+    call = ("softmax", "--target", "sm_80", "--dims", "M=512,N=512")
+    facts = json.loads(output(capsys, "explain", *call, "--json"))
     hottest = next(loop for loop in facts["loops"] if loop["hottest"])
     inside = [row["text"] for row in facts["rows"] if hottest["first"] <= row["place"] <= hottest["last"]]
     assert hottest["innermost"] and hottest["depth"] == 3 and len(inside) == hottest["instructions"]
     assert sum(text.startswith("fma.rn.f32 ") for text in inside) == hottest["opcodes"]["fma.rn.f32"] > 0
     assert inside[-1].endswith(f"{hottest['label']};")
-    asm = output(capsys, "asm", "softmax", "--target", "sm_80")
+    asm = output(capsys, "asm", *call)
     assert all(text in asm for text in inside)
     monkeypatch.setattr(assembler, "find_tool", lambda name: None)
-    shown = output(capsys, "explain", "softmax", "--target", "sm_80", "--loop", hottest["label"])
+    shown = output(capsys, "explain", *call, "--loop", hottest["label"])
     assert "registers are not known: found no ptxas" in shown and "e = exp(row - max(row, over=n))" in shown
 
 
