@@ -115,11 +115,10 @@ def expert_matvec_q8(
 def _matrices(arguments: Arguments, name: str) -> Array:
     """The matrices [E, N, K] of panels, in float64."""
     prefix = "" if name == "quants" else f"{name}_"
-    quants, minimum = arguments[name], arguments.get(f"{prefix}minimum")
-    together = [None if part is None else part.reshape(-1, *part.shape[2:])
-                for part in (quants, arguments[f"{prefix}scale"], minimum)]
-    wide: Array = matrix(*together)
-    return wide.reshape(len(quants), -1, wide.shape[1])
+    parts = [arguments[key] for key in (name, f"{prefix}scale", f"{prefix}minimum") if key in arguments]
+    quants, scale, *minimum = (part.reshape(-1, *part.shape[2:]) for part in parts)
+    wide: Array = matrix(quants, scale, minimum[0] if minimum else None)
+    return wide.reshape(len(parts[0]), -1, wide.shape[1])
 
 
 def swiglu_reference(arguments: Arguments) -> dict[str, Array]:

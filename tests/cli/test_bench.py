@@ -18,6 +18,8 @@ from sapper.cli import bench, bench_suites
 from sapper.cli.bench import run_bench
 from sapper.cli.bench_suites import COMPILE_TARGETS, Row, Settings, jobs_of, rows_of
 from sapper.kernels import library
+from sapper.models.deepseek import untrained
+from sapper.models.deepseek.config import from_json
 from sapper.tune import operands, peaks
 from sapper.tune.measure import Timing
 
@@ -76,6 +78,23 @@ def test_suites_of_the_library(tmp_path: Path, suite: str, case: str, unit: str)
 def test_two_threads(tmp_path: Path) -> None:
     rows = run_json(tmp_path / "r.json", "rows", threads=2, against=["numpy"], case="swiglu")
     assert [(row["peer"], row["threads"]) for row in rows] == [("sapper", 2), ("numpy", 2)]
+
+
+def test_a_deepseek_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {
+        **untrained.SMALL_V2, "vocab_size": 4200, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "moe_intermediate_size": 32, "num_attention_heads": 2, "q_lora_rank": 32, "kv_lora_rank": 32,
+        "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 8,
+    }
+    monkeypatch.setattr(untrained, "SMALL_V2", config)
+    rows = run_json(tmp_path / "r.json", "model", threads=1, against="", case="deepseek-v2")
+    assert [(row["case"], row["dtype"], row["shape"], row["unit"]) for row in rows] == [
+        ("deepseek-v2 prefill", "bf16", "64", "tokens/s"), ("deepseek-v2 decode", "bf16", "1 after 64", "tokens/s")]
+    assert all(row["rate"] > 0 and row["percent_of_floor"] > 0 for row in rows)
+    weights = untrained.untrained(from_json(config, "the test")).weights
+    matrices = 64 * (32 + 32 + 8) + 32 * 2 * 24 + 32 * 2 * 32 + 64 * 32  # of the attention of a layer
+    assert weights.step_size == 2 * matrices + 3 * 64 * 96 + 64 * 8 + 6 * 3 * 64 * 32
+    assert weights.step_bytes == pytest.approx(2 * (weights.step_size + 4200 * 64), rel=0.02)
 
 
 def test_peaks(tmp_path: Path) -> None:

@@ -14,16 +14,18 @@ from sapper.ir.text import parse_function
 from sapper.ir.types import f32, i8, i32
 from sapper.ir.verifier import verify
 from sapper.kernels import library
+from sapper.lane.choices import choices
 from sapper.lane.lower import lower
 from sapper.lang.builtins import max, span, sum, tiles, whole, zeros
 from sapper.lang.dims import dims
 from sapper.lang.errors import KernelError
 from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
+from sapper.tile.canonical import canonicalize
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.rounding import expect
-from sapper.tile.schedule import Facts, Schedule, ScheduleError
+from sapper.tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
 from tests.strategies import assert_expected, examples, kernels, reject_unbuildable
 
 from .run_lane import run_lane, specialize
@@ -351,3 +353,50 @@ def test_types_without_arithmetic_are_refused_with_their_line() -> None:
     function = parse_function(text, {"tile": TILE_OPS, "lane": LANE_OPS})
     with pytest.raises(LoweringError, match=r"model.py:7:9: found a value of f8e4m3"):
         lower(function, Schedule(), AVX512, Specialization())
+
+
+# --- What kernels by hand taught the model ----------------------------------------------------------------------------
+
+M, N, K = dims("M N K")
+
+
+@kernel
+def product(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        total = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            total += a[m, k] @ b[k, n]
+        c[m, n] = total
+
+
+@kernel
+def sums_of_rows(x: Tensor[f32, M, N], y: Tensor[f32, M]):
+    for m in tiles(M):
+        n = whole(N)
+        y[m] = sum(x[m, n], over=n)
+
+
+def chosen(kernel_: object, facts: Facts, schedule: Schedule | None = None) -> Schedule:
+    """The model's choices where every extent is a large multiple of 64."""
+    function = kernel_.tile_ir()  # type: ignore[attr-defined]
+    reduce_loops(function)
+    canonicalize(function)
+    dims = Specialization(dict.fromkeys("MNK", DimClass(1024, 64)))
+    return choices(function, schedule or Schedule(), facts, dims).schedule
+
+
+def test_no_fewer_sums_than_hide_the_latency() -> None:
+    avx2 = Facts(lanes=8, vector_registers=16)
+    assert chosen(product, avx2).registers["m"] == 6          # 4 would divide 64, and leave 8 sums for 8 in flight
+    assert chosen(product, Facts()).registers["m"] == 14
+
+
+def test_few_rows_are_read_where_they_lie() -> None:
+    assert chosen(product, Facts(lanes=8, vector_registers=16)).stage == ("b",)
+    assert chosen(product, Facts()).stage == ("a", "b")
+    asked = Schedule(stage=("a", "b"))
+    assert chosen(product, Facts(lanes=8, vector_registers=16), asked).stage == ("a", "b")
+
+
+def test_rows_are_summed_several_at_once() -> None:
+    assert chosen(sums_of_rows, Facts()).registers["m"] == 8

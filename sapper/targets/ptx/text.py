@@ -95,7 +95,7 @@ class _Printer:
             return f"[{self.register(found.map)}, {{{where}}}]"
         if operand.role == "m":
             base = self.register(found.base) if found.label is None else parameter_name(found.label)
-            return f"[{base}{found.disp:+}]" if found.disp else f"[{base}]"
+            return f"[{base}+{found.disp}]" if found.disp else f"[{base}]"
         if hasattr(found, "value"):
             return immediate(found.value, operand.type)
         return self.register(found)

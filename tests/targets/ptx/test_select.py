@@ -248,6 +248,16 @@ def test_memory(dtype: Any) -> None:
     program.check()
 
 
+def test_displacements_below_zero() -> None:
+    """PTX writes an address as register+number, whatever the number's sign."""
+    program = Program()
+    ahead = program.add("s_load", [program.buffer(np.array([64], np.int64))], S64, dtype=i64)
+    later = program.add("s_add", [program.buffer(np.arange(40, dtype=np.float32)), ahead], S64)
+    program.out(program.add("load", [later], RowType(f32), dtype=f32, disp=-32))
+    program.check()
+    assert "+-32]" in compile_lane(program.function, TARGET).text
+
+
 def test_control() -> None:
     """Loops with carried values, branches with results, tasks and a barrier, by four warps."""
     program = Program()
