@@ -92,10 +92,12 @@ class BaseSession(ABC):
         """
         likeliest = ("likeliest token", [(sampling.argmax_rows, (self.logits.reshape(1, -1), self.picked))])
         programs = {"prefill": [*self.prefill_sections(), likeliest], "step": [*self.step_sections(), likeliest]}
-        buffers = named_arrays({key.lstrip("_"): value for key, value in vars(self).items() if key != "model"})
+        state = self.state()
+        found = named_arrays({key.lstrip("_"): value for key, value in vars(self).items() if key != "model"})
+        buffers = {key: array for key, array in found.items() if all(array is not kept for kept in state.values())}
         return whole.Model(
-            name, programs, weights | buffers | self.state(), tuple(self.state()), self.context, self.vocabulary,
-            self.chunk, description, variables={"prefill": self._linear_values(), "step": {"position": (1, 0)}},
+            name, programs, weights | buffers | state, tuple(state), self.context, self.vocabulary, self.chunk,
+            description, variables={"prefill": self._linear_values(), "step": {"position": (1, 0)}},
         )
 
     def _linear_values(self) -> dict[str, tuple[int, int]]:
