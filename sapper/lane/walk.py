@@ -448,10 +448,10 @@ class WalkLowering(PackedRows):
             return carried
         self._unpack(accumulators, carried)
         for number, inner in enumerate(self._coordinates(walk.reduced)):
-            for a in accumulators:
+            for a, point in self._by_point(accumulators):
                 axes = a.op.result.type.axes  # type: ignore[union-attr]
-                for point in a.outer:
-                    self._accumulate(a, point, number % a.slots, {**inner, **dict(zip(axes, point, strict=True))}, walk)
+                self._accumulate(a, point, number % a.slots, {**inner, **dict(zip(axes, point, strict=True))}, walk)
+            for a in accumulators:
                 self._add_errors(a, inner)
         for op in choice.prefetched:
             if self.panels_of(op) is None:
@@ -461,6 +461,15 @@ class WalkLowering(PackedRows):
         self._roots(walk.inner, walk)
         self._prefetch_next_rows(walk, choice)
         return [v for a in accumulators for v in a.carried()]
+
+    @staticmethod
+    def _by_point(accumulators: list[Accumulator]) -> list[tuple[Accumulator, tuple[int, ...]]]:
+        """The results of all reductions, those at one place together: what they read in common need not be held."""
+        pairs = [(a, point) for a in accumulators for point in a.outer]
+        if len({a.op.result.type.axes for a in accumulators}) == 1:  # type: ignore[union-attr]
+            place = {point: at for at, point in enumerate(accumulators[0].outer)}
+            pairs.sort(key=lambda pair: place[pair[1]])
+        return pairs
 
     def _add_errors(self, a: Accumulator, inner: dict[str, int]) -> None:
         straight = self.straight_operand(a.op)
