@@ -229,7 +229,7 @@ def disk_cache() -> DiskCache | None:
     return cache
 
 
-_USERS_OF_THE_COMPILER = frozenset({"cli", "emulate", "kernels", "models", "tune"})
+_USERS_OF_THE_COMPILER = frozenset({"ahead", "cli", "emulate", "kernels", "models", "tune"})
 """Packages after `runtime` in docs/layers.md: nothing that code depends on imports them."""
 
 _toolchain: str | None = None
