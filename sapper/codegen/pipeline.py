@@ -80,6 +80,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
     """What the model knows of a target. by_hand: pieces of assembly may stand for what they mean."""
     return Facts(lanes=target.lanes, vector_registers=target.vector_registers, l1_bytes=target.l1_bytes,
                  l2_bytes=target.l2_bytes, l3_bytes=target.l3_bytes, fma_latency=target.fma_latency,
+                 fma_per_cycle=target.fma_per_cycle,
                  wide_lanes=target.wide_lanes, indexed_addresses=target.indexed_addresses,
                  software_prefetch=target.software_prefetch, transposes_by_scatter=target.lanes_are_threads,
                  matrix=target.matrix, matrix_group=target.matrix_group, dots=target.dots,

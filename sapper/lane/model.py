@@ -362,7 +362,8 @@ class Model(WalkLowering):
             budget = max(1, (registers - 4) // (fixed * several))
             rows = sorted((a for a in outer if a != lane), key=lambda a: -self.extent_hint(a))
             if lane in outer:
-                wide = max(1, 2 // several) if rows or fixed > 1 else min(8, budget)
+                panel = self._panel_vectors(walk, rows, lane)
+                wide = max(1, panel // several) if rows or fixed > 1 else min(8, budget)
                 counts[lane] = self._fit(lane, wide, True)
                 if rows:
                     # Accumulators, a register for each vector of the second operand, and one to spare.
@@ -406,6 +407,17 @@ class Model(WalkLowering):
             last = loops[-1]
             counts[last] = self._fit(last, 4, False)
         return counts
+
+    def _panel_vectors(self, walk: Walk, rows: list[str], lane: str | None) -> int:
+        """Vectors of the lane axis that a contraction holds. A broadcast element serves so many multiply-adds: where
+        two of them go in a cycle, 6 x 4 loads 10 vectors for 24, and 14 x 2 loads 16 for 28. Few rows are not worth it,
+        nor rows that lie side by side in memory, which are copied a vector at a time: 6 would leave most of it empty."""
+        if not rows or self.facts.fma_per_cycle < 2 or self.facts.vector_registers < 32:
+            return 2
+        few = self.extent_hint(rows[0]) < STAGE_ROWS or self.panel_width(lane) > 1
+        beside = any(lane not in op.result.type.axes and self.stages_columns(op, rows[0], {rows[0]: 1})  # type: ignore[union-attr]
+                     for op in self.reads(walk))
+        return 2 if few or beside else 4
 
     def _streamed_rows(self, walk: Walk, axis: str, lane: str | None) -> int:
         """Rows of matrices times a vector held at once: 8, or 4 if only then this block and the next fit L1."""

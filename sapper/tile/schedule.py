@@ -74,9 +74,10 @@ class Facts:
     """What the model knows of a target.
 
     lanes: 32-bit lanes of a vector register. vector_registers: how many. l1/l2/l3_bytes: data cache sizes, per core
-    and shared. fma_latency: cycles. gather_cost: cycles for each lane of a gather, about. wide_lanes: lanes of a row of
-    8-byte elements (None: half as many, as where a register is a vector of fixed size). indexed_addresses: a memory
-    operand may have an index. software_prefetch: asking early for what will be read gains time.
+    and shared. fma_latency: cycles. fma_per_cycle: multiply-adds of whole registers that can start in a cycle.
+    gather_cost: cycles for each lane of a gather, about. wide_lanes: lanes of a row of 8-byte elements (None: half as
+    many, as where a register is a vector of fixed size). indexed_addresses: a memory operand may have an index.
+    software_prefetch: asking early for what will be read gains time.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
     matrix: the matrix instructions, if there are any. matrix_group: those of groups of warps. dots: lane ops of packed
     dot products that the target has and that the model may choose (sapper/lane/packed.py). family, features: which
@@ -89,6 +90,7 @@ class Facts:
     l2_bytes: int = 1 << 20
     l3_bytes: int = 16 << 20
     fma_latency: int = 4
+    fma_per_cycle: float = 1.0
     gather_cost: int = 2
     wide_lanes: int | None = None
     indexed_addresses: bool = True

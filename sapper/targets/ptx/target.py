@@ -36,6 +36,7 @@ class Target:
     registers: int = 255
     accumulators: int = 24
     fma_latency: int = 4
+    fma_per_cycle: float = 1.0
     matrix: MatrixUnit = field(default_factory=MatrixUnit)
     dots: frozenset[str] = frozenset()
     """None that the model may choose: a slot in memory would have to be aligned."""
