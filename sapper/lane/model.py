@@ -411,7 +411,7 @@ class Model(WalkLowering):
     def _panel_vectors(self, walk: Walk, rows: list[str], lane: str | None) -> int:
         """Vectors of the lane axis that a contraction holds. A broadcast element serves so many multiply-adds: where
         two of them go in a cycle, 6 x 4 loads 10 vectors for 24, and 14 x 2 loads 16 for 28. Few rows are not worth it,
-        nor rows that lie side by side in memory, which are copied a vector at a time: 6 would leave most of it empty."""
+        nor rows that lie side by side in memory, which are copied a vector at a time: 6 leave most of it empty."""
         if not rows or self.facts.fma_per_cycle < 2 or self.facts.vector_registers < 32:
             return 2
         few = self.extent_hint(rows[0]) < STAGE_ROWS or self.panel_width(lane) > 1
