@@ -102,11 +102,15 @@ def test_a_search_finds_its_trials_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def _large(*given: Any) -> Any:
-    """The choices for large extents: steps as in a search on a matrix of some size, whatever the test's is."""
+    """The choices for large extents on one CPU: steps as in a search on a matrix of some size, whatever the test's and
+    this machine are."""
+    from sapper.codegen.pipeline import facts_of
     from sapper.lane.choices import choices
+    from sapper.targets import target
     from sapper.tile.schedule import DimClass, Specialization
 
-    return choices(*given[:3], Specialization({d: DimClass(512, 64) for d in "MNK"}, given[3].strides))
+    large = Specialization({d: DimClass(512, 64) for d in "MNK"}, given[3].strides)
+    return choices(*given[:2], facts_of(target("zen4")), large)
 
 
 def test_a_gain_that_does_not_last_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
