@@ -3,8 +3,9 @@
     python tools/plant_errors.py [KERNEL[:FROM:TO] ...]
 
 Each is checked statically, then interpreted from the meanings of its rows, on the cases that a piece must pass before
-it is used; no CPU needs to have its features. The last line for each kernel is the kill rate, and survivors are named.
-The exit status is 1 if there are any. FROM, TO: places in the list of planted errors, to do a part.
+it is used; no CPU needs to have its features. Micro-kernels are run too, where this CPU can. The last line for each
+kernel is the kill rate, and survivors are named. The exit status is 1 if there are any. FROM, TO: places in the list of
+planted errors, to do a part.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import Any
 
 import sapper as sp
 from sapper import Tensor, bf16, f32, tiles, zeros
+from sapper.assembly.contraction import Contraction, Tile
 from sapper.assembly.mutate import Mutant, mutants
 from sapper.assembly.override import compile_by_hand
-from sapper.kernels.by_hand import matmul, rows
+from sapper.kernels.by_hand import contraction, matmul, rows
 from sapper.kernels.matmul import make_matmul_nn
+from sapper.lang.by_hand import CONTRACTIONS
 from sapper.runtime.by_hand import expected_cases, survivors, trials_of
+from sapper.runtime.micro_kernel import check_micro_kernel
 from sapper.targets.x86_64.target import target
 
 EVERY_S = 10.0
@@ -44,6 +48,11 @@ KERNELS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "row-sum": (rows.make_row_sum, rows.attach_row_sum),
     "embedding": (rows.make_embedding, rows.attach_embedding),
 }
+MICRO_KERNELS: dict[str, tuple[Contraction, str]] = {
+    "loop-f32-14x32": (contraction.f32_14x32, "zen4"),
+    "loop-f32-6x16": (contraction.f32_6x16, "haswell"),
+}
+"""Inner loops of generated contractions, and a target to check them for."""
 
 
 class Progress:
@@ -71,6 +80,8 @@ class Progress:
 
 def run(wanted: str) -> list[Mutant]:
     name, _, part = wanted.partition(":")
+    if name in MICRO_KERNELS:
+        return run_micro_kernel(wanted)
     make, attach = KERNELS[name]
     kernel: Any = make()
     kernel.by_hand.clear()
@@ -87,12 +98,32 @@ def run(wanted: str) -> list[Mutant]:
     return alive
 
 
+def run_micro_kernel(wanted: str) -> list[Mutant]:
+    name, _, part = wanted.partition(":")
+    piece, chip = MICRO_KERNELS[name]
+    planted = list(mutants(piece.assemble((piece.rows[0], piece.vectors[0]))))
+    if part:
+        planted = planted[slice(*map(int, part.split(":")))]
+    progress, alive = Progress(wanted, len(planted)), []
+    for mutant in planted:
+        assert isinstance(mutant.assembly, Tile)
+        wrong = piece.planted(mutant.assembly)
+        CONTRACTIONS[wrong.key] = wrong
+        lives = check_micro_kernel(wrong, target(chip)).finding is None
+        del CONTRACTIONS[wrong.key]
+        progress(mutant, lives)
+        alive += [mutant] * lives
+    progress.close()
+    return alive
+
+
 def main(wanted: list[str]) -> int:
-    unknown = [name for name in wanted if name.partition(":")[0] not in KERNELS]
+    known = [*KERNELS, *MICRO_KERNELS]
+    unknown = [name for name in wanted if name.partition(":")[0] not in known]
     if unknown:
-        print(f"found {', '.join(unknown)}; expected kernels of: {', '.join(KERNELS)}", file=sys.stderr)
+        print(f"found {', '.join(unknown)}; expected kernels of: {', '.join(known)}", file=sys.stderr)
         return 2
-    alive = [run(name) for name in wanted or KERNELS]
+    alive = [run(name) for name in wanted or known]
     return int(any(alive))
 
 

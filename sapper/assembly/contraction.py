@@ -109,6 +109,12 @@ class Contraction:
             self.write(made)
         return made
 
+    def planted(self, wrong: Tile) -> Contraction:
+        """This piece for its first tile, with what `wrong` says in place of what it writes (mutate.py): its checks must
+        find the difference."""
+        return _Planted(self.table, "planted", self.write, self.vector_bits, self.rows[:1], self.vectors[:1], self.step,
+                        self.dtype, self.features, wrong=wrong)
+
     def check(self, target: Any) -> None:
         """The static checks of every tile, each as if it stood alone. Raises AssemblyError."""
         for tile in self.tiles():
@@ -163,6 +169,14 @@ class Contraction:
             selector.body.append(Instruction(item.row, operands, item.mask, item.zeroing, item.location or op.location,
                                              self.name))
         selector.registers.update(zip(op.results, sums, strict=True))
+
+
+@dataclass(frozen=True)
+class _Planted(Contraction):
+    wrong: Tile = field(default=None, compare=False)  # type: ignore[assignment]
+
+    def assemble(self, tile: tuple[int, int], first_register: int = 0) -> Tile:
+        return self.wrong
 
 
 class _ReadOnly:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -191,16 +190,6 @@ def registered(piece: Contraction) -> Iterator[Contraction]:
         del CONTRACTIONS[piece.key]
 
 
-@dataclass(frozen=True)
-class Planted(Contraction):
-    """A piece with an error planted in it. wrong: the body, and the registers that it speaks of."""
-
-    wrong: Tile = field(default=None, compare=False)  # type: ignore[assignment]
-
-    def assemble(self, tile: tuple[int, int], first_register: int = 0) -> Tile:
-        return self.wrong
-
-
 def small(write: Any, rows: tuple[int, ...] = (2,), vectors: tuple[int, ...] = (1,), step: int = 2) -> Contraction:
     return Contraction(x86.table, "small", write, 256, rows, vectors, step, features=frozenset({"avx2", "fma"}))
 
@@ -224,7 +213,7 @@ def test_every_planted_error_is_found() -> None:
     alive = []
     for mutant in mutants(sound.assemble((2, 1))):
         assert isinstance(mutant.assembly, Tile)
-        piece = Planted(x86.table, "small", plain, 256, (2,), (1,), 2, features=sound.features, wrong=mutant.assembly)
+        piece = sound.planted(mutant.assembly)
         with registered(piece):
             if check_micro_kernel(piece, V3).finding is None:
                 alive.append(str(mutant))
@@ -234,7 +223,7 @@ def test_every_planted_error_is_found() -> None:
 def test_an_error_in_one_of_many_rows_is_found() -> None:
     for mutant in islice(mutants(f32_6x16.assemble((6, 2))), 60, None, 90):
         assert isinstance(mutant.assembly, Tile)
-        piece = Planted(x86.table, "planted", f32_6x16.write, 256, (6,), (2,), 4, wrong=mutant.assembly)
+        piece = f32_6x16.planted(mutant.assembly)
         with registered(piece):
             assert check_micro_kernel(piece, V3).finding is not None, str(mutant)
 
