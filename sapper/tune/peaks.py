@@ -115,13 +115,13 @@ class Probe:
         return time.perf_counter() - start
 
     def best_rate(self, sample_s: float = SAMPLE_S, samples: int = SAMPLES) -> float:
-        """The best of several rates, in units of `work` per second."""
+        """The best of several rates, in units of `work` per second, of runs that last half a sample at least."""
         self.run()  # starts the workers and warms the caches
         repeats = 1
-        while (taken := min(self.run(repeats), self.run(repeats))) < sample_s / 4:
-            repeats *= 4 if taken < sample_s / 16 else 2
-        repeats = max(1, round(repeats * sample_s / taken))
-        return self.work * repeats / min(self.run(repeats) for _ in range(samples))
+        while (taken := min(self.run(repeats) for _ in range(samples))) < sample_s / 2:
+            # The best of several says how long it is: one alone may have waited for a CPU.
+            repeats *= min(16, max(2, round(sample_s / max(taken, 1e-9))))
+        return self.work * repeats / taken
 
 
 class Program:
