@@ -106,7 +106,7 @@ def sample_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
     values = -np.sort(-normal(random, k, scale=2.0))
     indices = random.permutation(1000)[:k].astype(np.int32)
     return {
-        "values": values, "indices": indices, "temperature": 0.7, "top_p": shape["percent"] / 100, "min_p": 0.05,
+        "values": values, "indices": indices, "temperature": 0.7, "top_p": shape["tenths"] / 10, "min_p": 0.05,
         "u": float(random.random()),
         "token": unwritten(1, dtype="i32"),
     }
@@ -158,7 +158,7 @@ KERNELS = (
         reference=sample_reference,
         make_arguments=sample_arguments,
         tolerance=EXACT,
-        cases=(Case({"K": 40, "percent": 95}, flops=6 * 40, bytes=8 * 40 + 4),),
-        check_shapes=tuple({"K": k, "percent": p} for k, p in ((1, 100), (2, 50), (5, 100), (40, 90))),
+        cases=(Case({"K": 40, "tenths": 9}, flops=6 * 40, bytes=8 * 40 + 4),),
+        check_shapes=tuple({"K": k, "tenths": p} for k, p in ((1, 10), (2, 5), (5, 9), (34, 8))),
     ),
 )

@@ -111,7 +111,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_program(model: str) -> None:
         os.kill(child, signal.SIGINT)
         place = until(b"(stopped)", place)
         place = until(b"> ", place)
-        time.sleep(0.5)  # Between showing its prompt and waiting, the line editor would keep the signal for the next key.
+        time.sleep(0.5)  # Before it waits for a key, the line editor would keep the signal until one comes.
         os.kill(child, signal.SIGINT)
         place = until(b"leaves)", place)
         until(b"> ", place)
