@@ -12,9 +12,7 @@ import ml_dtypes
 import numpy as np
 
 import sapper as sp
-from sapper import (
-    Tensor, bf16, each, exp2, f16, f32, full, i32, max, maximum, min, span, sum, tiles, where, whole, zeros,
-)
+from sapper import Tensor, bf16, each, exp2, f32, full, i32, max, maximum, min, span, sum, tiles, where, whole, zeros
 
 from . import attention as plain
 from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance
@@ -61,7 +59,7 @@ def make_attention(narrow: Any, depth: int, width: int) -> Any:
 
 attention_bf16_64 = make_attention(bf16, 64, 64)
 attention_bf16_128 = make_attention(bf16, 128, 128)
-attention_f16_128 = make_attention(f16, 128, 128)
+attention_f16_128 = make_attention(sp.f16, 128, 128)
 attention_bf16_192x128 = make_attention(bf16, 192, 128)
 
 

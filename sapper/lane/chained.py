@@ -27,15 +27,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, RowType, TensorType, TileType, b32, bf16, f16, f32, i32
+from ..ir.types import (
+    MASK,
+    ROW_B32,
+    ROW_F32,
+    ROW_I32,
+    S64,
+    DType,
+    RowType,
+    TensorType,
+    TileType,
+    b32,
+    bf16,
+    f16,
+    f32,
+    i32,
+)
 from ..tile.affine import Affine, affine
 from ..tile.schedule import MatrixUnit
 from . import fragments
 from .groups import GroupLowering
-from .matrix import CHUNK_BYTES, CHUNK_ELEMENTS, ELEMENT_BYTES, SWIZZLED_ROWS
+from .matrix import CHUNK_BYTES, CHUNK_ELEMENTS, ELEMENT_BYTES
 from .rows import LoweringError
 from .state import Access, Bound, Open, Scalar, row_dtype
 
@@ -214,6 +228,9 @@ class ChainLowering(GroupLowering):
     def chain_rows(self) -> int:
         return self.warps * self.row_blocks * fragments.ROWS
 
+    def begin_block(self, block: Block) -> None:
+        raise NotImplementedError("control knows the blocks")
+
     # Rows of numbers.
 
     def rows_inside(self, row: Value, rest: Scalar, passed: int) -> Value:
@@ -250,7 +267,7 @@ class ChainLowering(GroupLowering):
         self.bound[chain.rows] = Bound(mine, len(rows), False, None, self.depth,
                                        spread=Spread(mine, rows, [0] * len(rows), valid))
         for axis, extent in self.extents.items():
-            self.bound[axis] = Bound(0, extent // 4, False, None, 0, spread=self._columns(0, extent))
+            self.bound[axis] = Bound(0, extent // 4, False, None, 0, spread=self._along(0, extent))
         self._chain_loop(chain, unit, start)
         for op in block.ops:
             if op.name == "store":
@@ -260,7 +277,7 @@ class ChainLowering(GroupLowering):
         if outer_rows is not None:
             self.bound[chain.rows] = outer_rows
 
-    def _columns(self, origin: Scalar, extent: int) -> Spread:
+    def _along(self, origin: Scalar, extent: int) -> Spread:
         lane = self.bits(0, "shl", self.bits(0, "and", self.iota(), 3), 1)
         return Spread(origin, [lane], [8 * (j // 2) + j % 2 for j in range(extent // 4)])
 
@@ -301,7 +318,7 @@ class ChainLowering(GroupLowering):
         for stream in streams:
             stream.prepare(start)
             stream.place()
-        self.streams = {stream.op: stream for stream in streams}
+        self.streamed = {stream.op: stream for stream in streams}
         ahead = unit.chain_stages - 1
         self.effect("sync_warps", [])       # what the last block of rows left in near memory is read
         for number in range(ahead):
@@ -333,7 +350,7 @@ class ChainLowering(GroupLowering):
             for value in invariant:
                 self.home[value] = depth
             self._take(body.arguments, points, iter(block.arguments[3 + len(streams):]))
-            spread = self._columns(here, self.step)
+            spread = self._along(here, self.step)
             if masked:
                 left = self.row_of(self.sub(stop, here))
                 lane = spread.lanes[0]
@@ -433,7 +450,7 @@ class ChainLowering(GroupLowering):
         chain = self.chain
         assert chain is not None
         found = chain.contractions[op]
-        stream = self.streams[found.right]
+        stream = self.streamed[found.right]
         axes = into.type.axes  # type: ignore[union-attr]
         columns = self.bound[found.columns].count
         dtype = found.right.operands[0].type.dtype  # type: ignore[union-attr]
@@ -654,7 +671,7 @@ def _is_plain(op: Op, known: set[str], rows: str) -> bool:
     """Whether an op can be done on registers of sums: elementwise, or a reduction of a row."""
     for value in (*op.operands, *op.results):
         t = value.type
-        if isinstance(t, TileType) and (not set(t.axes) <= known or t.dtype.bits > 32 and t.dtype.name != "index"):
+        if isinstance(t, TileType) and (not set(t.axes) <= known or (t.dtype.bits > 32 and t.dtype.name != "index")):
             return False
     if op.name == "reduce":
         return len(op.attributes["over"]) == 1 and op.attributes["over"][0] != rows \

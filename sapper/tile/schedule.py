@@ -31,8 +31,8 @@ class MatrixUnit:
 
     dtypes: of the elements. rows, columns, depth: what a worker computes at once. warps: along rows and columns.
     stages: how many pieces of the operands are in near memory, one being used while the others arrive. chain_rows,
-    chain_step, chain_stages: rows, columns of a piece, and stages where contractions are chained in registers (attention).
-    chain_registers: most of a thread that their sums and left operands may take.
+    chain_step, chain_stages: rows, columns of a piece, and stages where contractions are chained in registers
+    (attention). chain_registers: most of a thread that their sums and left operands may take.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
