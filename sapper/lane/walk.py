@@ -33,7 +33,11 @@ SUM_BLOCK = 32768
 """Elements that are summed by themselves where there may be many more."""
 
 AHEAD_BYTES = 8192
-"""How far ahead of a stream memory is asked for: further than its latency, and past the next page."""
+"""How far ahead of a packed panel memory is asked for: further than its latency, and past the next page."""
+
+NEAR_AHEAD_BYTES = 4096
+"""The same for streams beside which results are stored past the caches. It is asked into L1: on a Zen 4 at 3.7 GHz
+what was asked into L2 only made those stores wait (GELU of 8192 x 4096: 16.2 ms, against 8.3 without prefetching)."""
 
 
 @dataclass(slots=True)
@@ -330,7 +334,7 @@ class WalkLowering(PackedRows):
 
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
         """Where results go past the caches, the walk that computes most asks for what the next row will read, or, where
-        nothing is held for a row, for what lies AHEAD_BYTES further: memory and arithmetic then work at the same time,
+        nothing is held for a row, for what lies NEAR_AHEAD_BYTES further: memory and arithmetic then work at the same time,
         instead of in turns. The processor's own prefetching stops at the end of each page of 4 KiB."""
         if choice.lane is None or walk is not self.busiest:
             return
@@ -348,8 +352,8 @@ class WalkLowering(PackedRows):
                     continue
                 operands, attributes = self.address(access, {**at, **ahead})
                 if not rows:
-                    attributes["disp"] += AHEAD_BYTES
-                self.effect("prefetch", operands, level=2, **attributes)
+                    attributes["disp"] += NEAR_AHEAD_BYTES
+                self.effect("prefetch", operands, level=2 if rows else 1, **attributes)
 
     def _slots(self, walk: Walk, choice: WalkChoice) -> int:
         """Independent accumulators, so that a short chain of dependent adds does not bound the loop."""
