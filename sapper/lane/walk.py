@@ -33,7 +33,14 @@ SUM_BLOCK = 32768
 """Elements that are summed by themselves where there may be many more."""
 
 AHEAD_BYTES = 8192
-"""How far ahead of a stream memory is asked for: further than its latency, and past the next page."""
+"""How far ahead of a packed panel memory is asked for: further than its latency, and past the next page."""
+
+NEAR_AHEAD_BYTES = 4096
+"""The same for streams beside which results are stored past the caches. It is asked into L1: on a Zen 4 at 3.7 GHz
+what was asked into L2 only made those stores wait (GELU of 8192 x 4096: 16.2 ms, against 8.3 without prefetching)."""
+
+ROWS_AHEAD_BYTES = 10240
+"""The same, at least, of rows of a matrix: it stays in half of L1 until its turn comes."""
 
 
 @dataclass(slots=True)
@@ -330,7 +337,7 @@ class WalkLowering(PackedRows):
 
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
         """Where results go past the caches, the walk that computes most asks for what the next row will read, or, where
-        nothing is held for a row, for what lies AHEAD_BYTES further: memory and arithmetic then work at the same time,
+        nothing is held for a row, for what lies NEAR_AHEAD_BYTES further: memory and arithmetic then work at the same time,
         instead of in turns. The processor's own prefetching stops at the end of each page of 4 KiB."""
         if choice.lane is None or walk is not self.busiest:
             return
@@ -348,8 +355,8 @@ class WalkLowering(PackedRows):
                     continue
                 operands, attributes = self.address(access, {**at, **ahead})
                 if not rows:
-                    attributes["disp"] += AHEAD_BYTES
-                self.effect("prefetch", operands, level=2, **attributes)
+                    attributes["disp"] += NEAR_AHEAD_BYTES
+                self.effect("prefetch", operands, level=2 if rows else 1, **attributes)
 
     def _slots(self, walk: Walk, choice: WalkChoice) -> int:
         """Independent accumulators, so that a short chain of dependent adds does not bound the loop."""
@@ -542,11 +549,11 @@ class WalkLowering(PackedRows):
         return self.axis_loop(axis, count, lane, list(loop.results), inner, rest)
 
     def _prefetch(self, op: Op, walk: Walk, choice: WalkChoice) -> None:
-        """Ask for the block of rows after this one, line by line in the order of memory.
+        """Ask for the blocks of rows after this one, line by line in the order of memory.
 
         A block is `count` whole rows of a contiguous matrix, hence contiguous itself, and its loop over the reduced
-        axis asks for as many bytes of the next as it reads of this. The streams of the rows are short: the hardware
-        finds each of them too late.
+        axis asks for as many bytes further on as it reads here: the next block, or ROWS_AHEAD_BYTES on where that is
+        short. The streams of the rows are short: the hardware finds each of them too late.
         """
         (axis,) = [a for a in op.result.type.axes if a in walk.outer]  # type: ignore[union-attr]
         (depth_axis,) = walk.reduced
@@ -554,11 +561,14 @@ class WalkLowering(PackedRows):
         rows, depth = self.bound[axis], self.bound[depth_axis]
         size = element_bytes(access.dtype) * self.slot_elements
         step_bytes = rows.count * depth.count * self.lanes * size
-        block = self.add(access.base, self.mul(access.axes[axis], self.add(rows.offset, rows.count)))
+        least_bytes = ROWS_AHEAD_BYTES // len(choice.prefetched)
+        distance = self.scalar("s_max", self.mul(access.axes[axis], rows.count), least_bytes)
+        block = self.add(self.add(access.base, self.mul(access.axes[axis], rows.offset)), distance)
         ahead = self.mul(self.sub(depth.offset, self.open[depth_axis].offset), rows.count * size)
         o = self.open[depth_axis]
-        block_bytes = rows.count * size * (o.extent if isinstance(o.extent, int) else o.hint) * len(choice.prefetched)
-        level = 1 if block_bytes <= self.near_bytes // 2 else 2
+        block_bytes = rows.count * size * (o.extent if isinstance(o.extent, int) else o.hint)
+        ahead_bytes = max(block_bytes, least_bytes) * len(choice.prefetched)
+        level = 1 if ahead_bytes <= self.near_bytes // 2 else 2
         for line in range(0, step_bytes, 64):
             operands, attributes = self.memory_operands(block, ahead, 1, access.disp + line)
             self.effect("prefetch", operands, level=level, **attributes)
