@@ -57,7 +57,8 @@ class Level:
 class Bound:
     """Axis bound to coordinates offset + j (or offset + j * lanes + lane), 0 <= j < count.
 
-    narrow: the mask is that of every piece, whose next begins where its lanes end, not only of the last."""
+    narrow: the mask is that of every piece, whose next begins where its lanes end, not only of the last. stop: where
+    the axis ends, if that is what the mask cuts and it is known."""
 
     offset: Scalar
     count: int
@@ -66,6 +67,7 @@ class Bound:
     depth: int
     resident: bool = False
     narrow: bool = False
+    stop: Scalar | None = None
 
 
 @dataclass(slots=True)
