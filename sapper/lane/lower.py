@@ -625,7 +625,7 @@ class Lowering(ChainLowering, OrderedLowering, LateLowering):
         count = size // lanes if r.lane else size
 
         def at(iv: Value, n: int, mask: Value | None) -> None:
-            self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True)
+            self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True, stop=r.stop)
             body()
             del self.bound[axis]
 

@@ -17,8 +17,10 @@ from ..ir.types import MASK, ROW_I32, S64, DType, RowType, TensorType, TileType,
 from ..tile.plan import Walk, axes_of
 from ..tile.schedule import Panels
 from .by_hand import Fit, emit_steps
-from .packed import PackedRows, Packing
+from .packed import Packing
 from .rows import LoweringError, Rows
+from .slots import PAIR
+from .squares import Squares
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
 
 if TYPE_CHECKING:
@@ -127,31 +129,29 @@ class Behind:
     buffers: dict[Value, Access]
 
 
-class WalkLowering(PackedRows):
+class WalkLowering(Squares):
     """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`).
 
-    near_bytes: size of L1. transposes_by_scatter: see Facts. block_loads: the loads of the block whose walks are being
+    near_bytes: size of L1. block_loads: the loads of the block whose walks are being
     emitted; busiest: the walk among them that computes most, if the block stores past the caches. pending_buffers,
     carried_buffers: where kept values lie, of the walk at hand and of loops that carry them. stage_memory: scratch
-    memory of each staged operand. behind: what a walk does beside its own work.
+    memory of each staged operand. behind: what a walk does beside its own work. paired: axes that the walk at hand
+    takes in steps of two, as it keeps slots.
     """
 
     pending_buffers: dict[Value, Access]
     carried_buffers: dict[Value, Access]
     stage_memory: dict[tuple[str, Op], Scalar]
     near_bytes: int
-    transposes_by_scatter: bool
     block_loads: list[Op]
     busiest: Walk | None
     behind: Behind | None = None
+    paired: set[str] | frozenset[str] = frozenset()
 
     def choose(self, walk: Walk) -> WalkChoice:
         raise NotImplementedError("the model chooses")
 
     def allocate(self, value: Value, dtype: DType, axes: list[tuple[str, Capacity | int]]) -> Access:
-        raise NotImplementedError("control gives scratch memory")
-
-    def scratch(self, extents: list[tuple[Capacity | int, int]], dtype: DType) -> Scalar:
         raise NotImplementedError("control gives scratch memory")
 
     # Loops over one axis.
@@ -194,6 +194,10 @@ class WalkLowering(PackedRows):
             four_end = self.add(start, self.scalar("s_and", self.sub(stop, start), -4))
             carried = self._loop(axis, start, four_end, 4, False, False, carried, body)
             start = four_end
+        if count > PAIR and axis in self.paired:
+            even_end = self.add(start, self.scalar("s_and", self.sub(stop, start), -PAIR))
+            carried = self._loop(axis, start, even_end, PAIR, False, False, carried, body)
+            start = even_end
         if count > 1:
             carried = self._loop(axis, start, stop, 1, False, False, carried, body)
         return carried
@@ -246,6 +250,7 @@ class WalkLowering(PackedRows):
             self._walk(walk, choice)
 
     def _walk(self, walk: Walk, choice: WalkChoice) -> None:
+        self.paired = self.paired_axes(walk)
         pending = list(choice.staged)
 
         def outer(k: int) -> None:
@@ -729,14 +734,22 @@ class WalkLowering(PackedRows):
         """All rows of all roots first where the walk stores what it also loads, so that no load sees a new value. What
         is done beside the walk `host` comes between."""
         jobs: list[tuple[Op | Value, dict[str, int], Value]] = []
+        squares: list[Op] = []
         for root in roots:
+            if isinstance(root, Op) and self.stores_squares(root, self.access(root)):
+                squares.append(root)
+                continue
             value = root if isinstance(root, Value) else root.operands[1]
             axes = list(value.type.axes)  # type: ignore[union-attr]
             if isinstance(root, Op):
                 for index in root.operands[2:]:
                     axes += [a for a in index.type.axes if a not in axes]  # type: ignore[union-attr]
+            depth = self.slot_axes.get(root) if isinstance(root, Value) else None
             for at in self._coordinates(tuple(axes)):
-                jobs.append((root, at, self.row(value, at)))
+                if depth is None:
+                    jobs.append((root, at, self.row(value, at)))
+                elif at[depth] % PAIR == 0:
+                    jobs.append((root, at, self.slots_of(value, at)))
         if self.behind is not None and self.behind.host is host:
             self._roots_behind(self.behind, host)
         for root, at, row in jobs:
@@ -744,6 +757,17 @@ class WalkLowering(PackedRows):
                 self._keep(root, at, row)
             else:
                 self._store(root, at, row)
+        for op in squares:
+            self._store_squares(op)
+
+    def _store_squares(self, op: Op) -> None:
+        access, value = self.access(op), op.operands[1]
+        axis = self.square_axis(op, access)
+        assert axis is not None
+        for at in self._coordinates(tuple(access.axes)):
+            if at[axis] == 0:
+                rows = [self.row(value, {**at, axis: i}) for i in range(self.lanes)]
+                self.store_square(op, access, at, rows, self.streams(op))
 
     def _roots_behind(self, behind: Behind, host: Walk) -> None:
         """The same piece of the walk behind, at a level of its own: the same ops have other rows there."""
@@ -784,6 +808,8 @@ class WalkLowering(PackedRows):
             return known
         axes = [(axis, self.extent_of_buffer(axis, value)) for axis in value.type.axes]  # type: ignore[union-attr]
         lanes_last = sorted(axes, key=lambda pair: pair[0] not in self.open and self.bound[pair[0]].lane)
+        if value in self.slot_axes:
+            return self.allocate_slots(value, lanes_last)
         dtype = value.type.dtype  # type: ignore[union-attr]
         if value.op is not None and value.op.name == "load" and dtype is not bool_:
             dtype = row_dtype(dtype)     # what was loaded is widened once, not each time that the copy is read
@@ -946,17 +972,8 @@ class WalkLowering(PackedRows):
                     rows.append(self.emit(self.depth, "load", [*operands, *tail], RowType(panel.dtype),
                                           dtype=access.dtype, masked=bool(tail), **attributes))
                 self.bound[lane] = outer
-                distance = 1
-                while distance < lanes:
-                    for i in range(lanes):
-                        if not i & distance:
-                            made = Op("exchange", [rows[i], rows[i + distance]], [rows[i].type] * 2,
-                                      {"distance": distance}, None, self.location)
-                            self.finish(made)
-                            rows[i], rows[i + distance] = made.results
-                    distance *= 2
-                for i in range(lanes):       # the scratch panel is deep enough for whole squares
-                    panel.store_at(inner.offset, i, j, rows[i])
+                for i, row in enumerate(self.transposed(rows, self.depth)):
+                    panel.store_at(inner.offset, i, j, row)      # it is deep enough for whole squares
             return carried
 
         self.axis_loop(depth_axis, 1, True, [], square)
