@@ -40,6 +40,7 @@ class Model(WalkLowering):
         self.facts = facts
         self.indexed_addresses = facts.indexed_addresses
         self.near_bytes = facts.l1_bytes
+        self.block_bytes = facts.l2_bytes // 2
         self.transposes_by_scatter = facts.transposes_by_scatter
         self.specialization = specialization
         self.streaming_tensors = self._streaming_tensors()
@@ -282,7 +283,20 @@ class Model(WalkLowering):
             prefetched = [op for op in panels if self.facts.software_prefetch and op not in widened]
         return WalkChoice(lane, counts, order, reduced, staged, prefetched,
                           self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order),
-                          by_hand=by_hand, widened=widened)
+                          by_hand=by_hand, widened=widened,
+                          blocked=by_hand is None and self._blocks(walk, lane, counts, order, staged))
+
+    def _blocks(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str], staged: list[Op]) -> bool:
+        """Whether panels are staged several at once, so that a few rows are read once for all of them. Not where a walk
+        keeps what spans the lane axis: that is found by where it lies in all of the axis."""
+        if len(order) != 2 or order[0] != lane or not self.facts.software_prefetch:
+            return False
+        values = [*(r for r in walk.roots() if isinstance(r, Value)), *self.buffers, *self.rows]
+        if any(lane in v.type.axes for v in values if isinstance(v.type, TileType)):
+            return False
+        return (any(lane in op.result.type.axes for op in staged)  # type: ignore[union-attr]
+                and self.extent_hint(order[1]) >= STAGE_ROWS
+                and self.extent_hint(lane) > counts[lane] * self.lanes)
 
     def _micro_kernel(self, walk: Walk, lane: str | None) -> Fit | None:
         """The first micro-kernel that the schedule names and that fits; why the others do not is kept."""
