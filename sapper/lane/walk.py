@@ -396,8 +396,8 @@ class WalkLowering(Squares):
 
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
         """Where results go past the caches, the walk that computes most asks for what the next row will read, or, where
-        nothing is held for a row, for what lies NEAR_AHEAD_BYTES further: memory and arithmetic then work at the same time,
-        instead of in turns. The processor's own prefetching stops at the end of each page of 4 KiB."""
+        nothing is held for a row, for what lies NEAR_AHEAD_BYTES further: memory and arithmetic then work at the same
+        time, instead of in turns. The processor's own prefetching stops at the end of each page of 4 KiB."""
         if choice.lane is None or walk is not self.busiest:
             return
         for op in self.block_loads:
