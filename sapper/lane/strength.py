@@ -134,7 +134,7 @@ def _carry(block: Block, op: Op) -> int:
             for inner in body.ops:
                 if value in inner.operands:
                     first = FIRST[inner.name]
-                    inner.operands[first : first + 2] = [argument]
+                    inner.operands = [*inner.operands[:first], argument, *inner.operands[first + 2 :]]
                     inner.attributes = {**inner.attributes, "indexed": False, "scale": 1}
         _replace(body, value, argument)
         op.operands.append(begins)

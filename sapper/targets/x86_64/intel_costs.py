@@ -87,6 +87,8 @@ mask_shift : kshift[lr][bwdq]|kadd[bwdq]|kunpck\w+
 mask_test : k(or)?test[bwdq]|kmov[bwdq]\.from_mask
 to_mask : kmov[bwdq]\.to_mask|vpmov[bwdq]2m
 from_mask : vpmovm2[bwdq]
+masked_load : vp?maskmov\w+\.load
+masked_store : vp?maskmov\w+\.store
 gather : v(p?gather)\w+(\.vex)?
 scatter : v(p?scatter)\w+
 """
@@ -153,6 +155,8 @@ mask_shift : 4 5 | = | = | =
 mask_test : 3 0 | = | = | =
 to_mask : 3 5 | = | = | =
 from_mask : 3 05 | = | = | =
+masked_load : 2 2*5 | 1 015 | = | =
+masked_store : 1 0+15 | 1 0 | = | =
 gather : 14 5 | 20 0+5 | = | =
 scatter : 11 0+5 | = | = | =
 """
