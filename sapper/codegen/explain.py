@@ -115,11 +115,13 @@ class Explanation:
     block_counts: list[int] | None = None
 
     def hottest(self) -> Loop | None:
-        """The innermost loop with the most cycles: counted, or, without counts, of the deepest the longest."""
+        """The innermost loop with the most cycles, if they were counted; or else, of the deepest, the one that does most
+        in a pass, as tails do less: operations, bytes, cycles."""
         inner = [loop for loop in self.loops if loop.innermost]
         if self.block_counts is not None:
             return max(inner, key=lambda loop: loop.cycles * (loop.passes or 0), default=None)
-        return max(inner, key=lambda loop: (loop.depth, loop.cycles), default=None)
+        return max(inner, key=lambda loop: (loop.depth, loop.operations, loop.loaded_bytes + loop.stored_bytes,
+                                            loop.cycles), default=None)
 
     def call_cycles(self) -> float | None:
         """The bound for one whole call: innermost loops by iterations, other blocks by themselves."""

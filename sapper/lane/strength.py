@@ -188,9 +188,13 @@ def _at_start(value: Value, known: dict[Value, Value], factors: dict[Value, int]
     if found is None:
         assert value.op is not None
         a, b = (_at_start(operand, known, factors, build) for operand in value.op.operands)
-        if value.op.name == "s_sub" and a is b:
+        name = value.op.name
+        if (name == "s_sub" and a is b) or (name in ("s_mul", "s_shl") and constant(a) == 0) \
+                or (name == "s_mul" and constant(b) == 0):
             found = build.value("s_const", [], S64, value=0)
+        elif name == "s_add" and 0 in (constant(a), constant(b)):
+            found = b if constant(a) == 0 else a
         else:
-            found = build.value(value.op.name, [a, b], S64)
+            found = build.value(name, [a, b], S64)
         known[value] = found
     return found
