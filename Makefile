@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 EXTRAS := cli,models,prove,test
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(STAMP) $(VENV)/.model
 	@$(VENV)/bin/sapper demo
@@ -15,6 +15,11 @@ test: $(STAMP) $(VENV)/.model
 
 lint: $(STAMP)
 	@$(RUN) -m pip install -q ".[dev]" && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy
+
+# Takes about half an hour on two cores, and wants a machine that does nothing else.
+bench: $(STAMP) $(VENV)/.model
+	@$(RUN) -m pip install -q --disable-pip-version-check ".[bench]"
+	@$(VENV)/bin/sapper bench all --json bench/results.json && $(RUN) bench/report.py bench/results.json
 
 $(STAMP): pyproject.toml
 	@echo "sapper: making $(VENV)"

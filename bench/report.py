@@ -1,8 +1,9 @@
-"""Writes the results of `sapper bench ... --json FILE` as a table into bench/README.md.
+"""Writes the results of `sapper bench ... --json FILE` as a table into bench/README.md, and its roofline beside it.
 
     python bench/report.py results.json [README.md]
 
-In: the JSON file. Out: the text between the two marks in the README is replaced. Holds: nothing else in it changes.
+In: the JSON file. Out: the text between the two marks in the README is replaced; roofline.png and roofline.svg, where
+the result has the suite `peaks` (bench/roofline.py). Holds: nothing else changes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 KEYS = ("case", "dtype", "shape", "threads", "peer", "median_s", "rate", "unit", "percent_of_floor",
-        "ratio_to_best_peer")
+        "ratio_to_best_peer", "operations", "bytes", "products")
 
 
 class ReportError(Exception):
@@ -77,6 +78,11 @@ def main(arguments: list[str]) -> int:
     try:
         rows = load_rows(Path(arguments[0]))
         readme.write_text(replaced(readme.read_text(encoding="utf-8"), table(rows)), encoding="utf-8")
+        if any(row["case"] == "peak multiply-add" for row in rows):
+            sys.path.insert(0, str(Path(__file__).parent))
+            from roofline import plot
+
+            plot(rows, readme.parent)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

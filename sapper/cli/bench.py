@@ -8,6 +8,7 @@ Ctrl-C, in which case what was measured so far is printed and written all the sa
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -64,23 +65,29 @@ def run_bench(
         try:
             for found in suite_rows(suite, settings):
                 rows += found
+                if json_file is not None:
+                    write_json(json_file, rows)
         except KeyboardInterrupt:
             say("stopped; this is what was measured so far")
             status = INTERRUPTED
+        except OSError as error:
+            say(f"error: {json_file}: {error.strerror}; mend: give a file that can be written")
+            return FAILED
     if rows:
         console = Console(highlight=False)
         print_table(rows, console if console.is_terminal else Console(highlight=False, width=PIPED_WIDTH))
     else:
         why = f": no case contains {case!r}" if case and not settings.failed and not status else ""
         say(f"nothing was measured{why}")
-    if json_file is not None:
-        try:
-            with open(json_file, "w", encoding="utf-8") as file:
-                file.write(to_json(rows))
-        except OSError as error:
-            print(f"error: {json_file}: {error.strerror}; mend: give a file that can be written", file=sys.stderr)
-            return FAILED
     return status or (FAILED if settings.failed or not rows else 0)
+
+
+def write_json(path: str, rows: Sequence[Row]) -> None:
+    """Write what was measured so far; a run that is killed leaves the file of the case before. Raises OSError."""
+    beside = f"{path}.part"
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(to_json(rows))
+    os.replace(beside, path)
 
 
 def to_json(rows: Sequence[Row]) -> str:

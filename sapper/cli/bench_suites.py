@@ -43,7 +43,9 @@ class Row:
     case: what is done. shape: extents, in the order of the kernel's dims. peer: who did it; "sapper" is ours. median_s:
     seconds for one. rate, unit: "GFLOP/s", "GB/s", "tokens/s", or a time in "ms" or "us". percent_of_floor: the least
     time that the machine's peaks allow over the median, in percent. ratio_to_best_peer: the fastest peer's median over
-    this one, so that above 1 is faster than all of them; None without a peer.
+    this one, so that above 1 is faster than all of them; None without a peer. operations, bytes: what the case has to
+    do at least. products: "f32", "bf16" or "i8", whose peak its arithmetic counts against. The floor follows from these
+    three; None where there is none.
     """
 
     case: str
@@ -56,6 +58,9 @@ class Row:
     unit: str
     percent_of_floor: float | None = None
     ratio_to_best_peer: float | None = None
+    operations: int | None = None
+    bytes: int | None = None
+    products: str | None = None
 
 
 @dataclass(slots=True)
@@ -202,7 +207,8 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
     floor_s = peaks.floor_s(case.flops, size_bytes - written, written, level, entry.products)
     by_flops = case.flops / peaks.arithmetic(entry.products) >= floor_s
     work, unit = (case.flops, "GOP/s" if entry.products == "i8" else "GFLOP/s") if by_flops else (case.bytes, "GB/s")
-    return rows_of(entry.name, entry.dtype, case.label, threads, timings, floor_s, work / 1e9, unit)
+    return rows_of(entry.name, entry.dtype, case.label, threads, timings, floor_s, work / 1e9, unit,
+                   totals=(case.flops, size_bytes, entry.products))
 
 
 def with_floor(contestants: dict[str, Callable[[], Any]], level: str, writes: bool, peaks: Any, threads: int,
@@ -233,9 +239,10 @@ def _unwritten(arguments: Mapping[str, Any], stored: Sequence[str]) -> str | Non
 
 
 def rows_of(case: str, dtype: str, shape: str, threads: int, timings: Mapping[str, Any], floor_s: float | None,
-            work: float | None, unit: str, dtypes: Mapping[str, str] | None = None) -> list[Row]:
+            work: float | None, unit: str, dtypes: Mapping[str, str] | None = None,
+            totals: tuple[int, int, str] | tuple[()] = ()) -> list[Row]:
     """Rows for the contestants of one case. work: what the rate counts, per second; None: the rate is the time itself,
-    in the unit "ms" or "us". dtypes: of contestants whose dtype is another."""
+    in the unit "ms" or "us". dtypes: of contestants whose dtype is another. totals: operations, bytes, products."""
     peers = [timing.median_s for name, timing in timings.items() if name != "sapper"]
     best_s = min(peers) if peers else None
     rows = []
@@ -245,6 +252,7 @@ def rows_of(case: str, dtype: str, shape: str, threads: int, timings: Mapping[st
         rows.append(Row(
             case, (dtypes or {}).get(name, dtype), shape, threads, name, median_s, rate, unit,
             None if floor_s is None else 100.0 * floor_s / median_s, None if best_s is None else best_s / median_s,
+            *totals,
         ))
     return rows
 
@@ -388,7 +396,11 @@ def compile_rows(settings: Settings) -> Iterator[list[Row]]:
     if settings.wants("import sapper"):
         settings.report("import sapper")
         code = "import time; t = time.perf_counter(); import sapper; print(time.perf_counter() - t)"
-        yield _compile_row("import sapper", "", "", _printed_s(code, 3 if settings.quick else 9))
+        count = 3 if settings.quick else 9
+        yield _compile_row("import sapper", "", "", _printed_s(code, count))
+        code = ("import time, numpy, sapper; t = time.perf_counter(); import sapper.runtime.launch; "
+                "print(time.perf_counter() - t)")
+        yield _compile_row("import of the runtime, by the first call", "", "", _printed_s(code, count))
         code = "import time; print(time.clock_gettime(time.CLOCK_MONOTONIC) - float(__import__('sys').argv[1]))"
         yield _compile_row("start of Python itself", "", "", _printed_s(code, 3))
 
@@ -485,20 +497,29 @@ def _first_calls(directory: str, count: int) -> list[float]:
         "print(time.perf_counter() - start)\n"
     )
     os.environ["SAPPER_CACHE_DIR"] = directory
-    return _printed_s(code, 1 + count)[1:]  # the first process of all compiles it
+    return _printed_s(code, count)
 
 
 def _printed_s(code: str, count: int) -> list[float]:
-    """What Python processes print that run some code, one after the other. Their argument is when they were started."""
+    """What Python processes print that run some code, one after the other. Their argument is when they were started.
+
+    They find Python's bytecode of all modules, as those of an installed package do, in a directory of their own; the
+    first, which writes it (and compiles kernels for the cache), is not counted.
+    """
     import subprocess
+    import tempfile
     import time
 
     def once() -> float:
         now = str(time.clock_gettime(time.CLOCK_MONOTONIC))
-        done = subprocess.run([sys.executable, "-c", code, now], check=True, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", code, now], check=True, capture_output=True, text=True,
+                              env=environment)
         return float(done.stdout)
 
-    return [once() for _ in range(count)]
+    with tempfile.TemporaryDirectory(prefix="sapper-bench-") as bytecode:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        environment["PYTHONPYCACHEPREFIX"] = bytecode
+        return [once() for _ in range(1 + count)][1:]
 
 
 AS_IN_FILE = "4 bit"
@@ -620,7 +641,8 @@ def _speeds(name: str, dtype: str, prefill_flops: int, weight_bytes: int, prefil
     peaks = settings.peaks(threads)
     settings.report(label)
     rows = rows_of(f"{name} prefill", dtype, str(prompt_tokens), threads, settings.measure(prefill, threads),
-                   prefill_flops / peaks.f32_flops, prompt_tokens, "tokens/s", dtypes)
+                   prefill_flops / peaks.f32_flops, prompt_tokens, "tokens/s", dtypes,
+                   (prefill_flops, weight_bytes, "f32"))
     settings.report(label.replace("prefill", "decode"))
     timings, peaks = with_floor(decode, "DRAM", False, peaks, threads, settings)
     rows += rows_of(f"{name} decode", dtype, f"1 after {prompt_tokens}", threads, timings,

@@ -14,9 +14,11 @@ from .c_abi import STATUS, SYNC_BYTES, CKernel, Field, Variant
 
 _C_TYPES = {
     "f64": "double", "f32": "float", "f16": "uint16_t", "bf16": "uint16_t", "i64": "int64_t", "i32": "int32_t",
-    "i16": "int16_t", "i8": "int8_t", "u8": "uint8_t", "bool": "uint8_t", "index": "int64_t",
+    "i16": "int16_t", "i8": "int8_t", "u8": "uint8_t", "i4": "int8_t",
+    "f8e4m3": "uint8_t", "f8e5m2": "uint8_t", "bool": "uint8_t", "index": "int64_t",
 }
-_NOTES = {"f16": "f16 bits", "bf16": "bf16 bits", "bool": "0 or 1"}
+_NOTES = {"f16": "f16 bits", "bf16": "bf16 bits", "f8e4m3": "fp8 e4m3 bits", "f8e5m2": "fp8 e5m2 bits",
+          "i4": "-8 to 7", "bool": "0 or 1"}
 
 
 def header_text(name: str, kernels: Sequence[CKernel], target: str, features: Iterable[str]) -> str:

@@ -141,6 +141,7 @@ def to_lane(function: Function, schedule: Schedule, facts: Facts, specialization
 def finish_lane(lane: Function, target: Any) -> Function:
     """Lane IR as lowered to lane IR that the target can select: math expanded, simplified."""
     from ..ir.verifier import verify
+    from ..lane.float8 import expand_float8
     from ..lane.math import expand_math
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
@@ -152,6 +153,8 @@ def finish_lane(lane: Function, target: Any) -> Function:
         verify(lane, LANE_OPS)
     expand_math(lane, legal)
     _trace(lane, "expand_math")
+    expand_float8(lane, legal)
+    _trace(lane, "expand_float8")
     if check:
         verify(lane, LANE_OPS)
     simplify(lane, indexed_addresses=target.indexed_addresses)

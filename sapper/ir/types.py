@@ -18,7 +18,8 @@ class DType:
     """An element type.
 
     kind: "f" floating, "i" signed, "u" unsigned, "b" boolean, "x" index.
-    bits: size in memory (a boolean takes one byte there). "index" never lies in memory.
+    bits: of a value. A boolean takes one byte in memory, and so does an i4, as ml_dtypes holds it (pairs in one byte
+    are bits of a u8). "index" never lies in memory.
     compute: False for types that may be stored and cast, but not computed with yet (fp8, i4).
     """
 
@@ -29,9 +30,7 @@ class DType:
 
     @property
     def size_bytes(self) -> int:
-        if self.bits % 8:
-            raise ValueError(f"{self.name} has no whole number of bytes")
-        return self.bits // 8
+        return -(-self.bits // 8)
 
     @property
     def is_float(self) -> bool:
@@ -58,6 +57,8 @@ i8 = DType("i8", "i", 8)
 i4 = DType("i4", "i", 4, compute=False)
 u8 = DType("u8", "u", 8)
 bool_ = DType("bool", "b", 8)
+NARROW_FLOATS = (bf16, f16, f8e4m3, f8e5m2)
+"""Floats whose rows are rows of f32 that hold values of the type."""
 index = DType("index", "x", 64)
 """Dimensions, loop indices and coordinates. A scalar index has 64 bits; a tile of them holds 32 in each lane,
 which is enough because no dimension may exceed 2**31 - 1."""

@@ -16,6 +16,7 @@ from .ops import OpTable
 from .text import print_op
 from .types import (
     MASK,
+    NARROW_FLOATS,
     ROW_B32,
     ROW_F32,
     ROW_F64,
@@ -432,8 +433,8 @@ def _one_axis(check: Checker, op: Op, type: TileType) -> str:
 
 
 def contract_dtype(a: DType, b: DType) -> DType | None:
-    """The dtype of a contraction: f32 for bf16, f16, f32 in any mix; f64; i32 for i8 and u8 in any mix."""
-    if a in (bf16, f16, f32) and b in (bf16, f16, f32):
+    """The dtype of a contraction: f32 for bf16, f16, fp8, f32 in any mix; f64; i32 for i8 and u8 in any mix."""
+    if a in (*NARROW_FLOATS, f32) and b in (*NARROW_FLOATS, f32):
         return f32
     if a == f64 and b == f64:
         return f64
@@ -589,8 +590,8 @@ BIT_ROWS = (*INTEGER_ROWS, ROW_B32)
 CONDITIONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
 MEMORY_ROWS: dict[DType, RowType] = {
-    f32: ROW_F32, bf16: ROW_F32, f16: ROW_F32, f64: ROW_F64, i8: ROW_I32, u8: ROW_I32, i16: ROW_I32, i32: ROW_I32,
-    bool_: ROW_I32, i64: ROW_I64, b32: ROW_B32,
+    f32: ROW_F32, **dict.fromkeys(NARROW_FLOATS, ROW_F32), f64: ROW_F64,
+    **dict.fromkeys((i8, u8, i16, i32, bool_), ROW_I32), i64: ROW_I64, b32: ROW_B32,
 }
 """The row type that elements of a memory dtype become."""
 
@@ -712,7 +713,7 @@ def _lane_bitcast(check: Checker, op: Op) -> None:
 
 
 def _lane_round_to(check: Checker, op: Op) -> None:
-    check.one_of(op, "dtype", (bf16, f16))
+    check.one_of(op, "dtype", NARROW_FLOATS)
     check.operands(op, ROW_F32)
     check.results(op, ROW_F32)
 

@@ -2,8 +2,10 @@
 
 argmax: the lowest index of the largest value in each row.
 top_k: the K largest values in falling order, ties by rising index.
-sample_top_k: draws one of the K candidates with probabilities softmax(values / temperature), given a random number u
-    in [0, 1). The caller owns the random generator, so that a seed gives the same text everywhere.
+sample_top_k: draws one of K candidates, whose values fall, given a random number u in [0, 1). By their probabilities
+    softmax(values), the fewest first ones are kept that reach top_p, and of these the ones with at least min_p of the
+    first one's; the draw has the probabilities softmax(values / temperature) of what is kept. The first is always kept.
+    The caller owns the random generator, so that a seed gives the same text everywhere.
 """
 
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, argmax, exp, f32, i32, max, tiles, topk, whole, zeros
+from sapper import Tensor, argmax, exp, f32, i32, tiles, topk, whole, zeros
 
 from .record import EXACT, Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
 
@@ -44,28 +46,44 @@ def top_k(x: Tensor[f32, N], values: Tensor[f32, K], indices: Tensor[i32, K]):
 
 def sample_reference(arguments: Arguments) -> dict[str, Array]:
     values = arguments["values"].astype(np.float32)
-    weight = np.exp((values - values.max()) / np.float32(arguments["temperature"])).astype(np.float32)
-    running = np.cumsum(weight, dtype=np.float32)
+    weight = np.exp(values - values[0]).astype(np.float32)
+    before = np.concatenate([[np.float32(0)], np.cumsum(weight, dtype=np.float32)])
+    kept = (before[:-1] < np.float32(arguments["top_p"]) * before[-1]) & (weight >= np.float32(arguments["min_p"]))
+    kept[0] = True
+    drawn = np.exp((values - values[0]) / np.float32(arguments["temperature"])).astype(np.float32)
+    running = np.cumsum(np.where(kept, drawn, np.float32(0)), dtype=np.float32)
     chosen = int(np.count_nonzero(running <= np.float32(arguments["u"]) * running[-1]))
     return {"token": arguments["indices"][[chosen]]}
 
 
 @sp.kernel
 def sample_top_k(
-    values: Tensor[f32, K], indices: Tensor[i32, K], temperature: f32, u: f32, token: Tensor[i32, 1]
+    values: Tensor[f32, K], indices: Tensor[i32, K], temperature: f32, top_p: f32, min_p: f32, u: f32,
+    token: Tensor[i32, 1],
 ):
-    k = whole(K)
-    highest = max(values[k], over=k)
-    total = zeros(dtype=f32)
+    highest = values[0]
+    mass = zeros(dtype=f32)
     for j in range(K):
-        total += exp((values[j] - highest) / temperature)
+        mass += exp(values[j] - highest)
+    limit = top_p * mass
+    total = zeros(dtype=f32)
+    before = zeros(dtype=f32)
+    for j in range(K):
+        weight = exp(values[j] - highest)
+        kept = j < 1 or (before < limit and weight >= min_p)
+        total += exp((values[j] - highest) / temperature) if kept else 0.0
+        before += weight
     threshold = u * total
     running = zeros(dtype=f32)
+    before = zeros(dtype=f32)
     chosen = indices[0]
     for j in range(K):
+        weight = exp(values[j] - highest)
+        kept = j < 1 or (before < limit and weight >= min_p)
         # The last candidate whose part of the running sum starts at or below the threshold wins.
-        chosen = indices[j] if running <= threshold else chosen
-        running += exp((values[j] - highest) / temperature)
+        chosen = indices[j] if kept and running <= threshold else chosen
+        running += exp((values[j] - highest) / temperature) if kept else 0.0
+        before += weight
     token[0] = chosen
 
 
@@ -88,7 +106,8 @@ def sample_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
     values = -np.sort(-normal(random, k, scale=2.0))
     indices = random.permutation(1000)[:k].astype(np.int32)
     return {
-        "values": values, "indices": indices, "temperature": 0.7, "u": float(random.random()),
+        "values": values, "indices": indices, "temperature": 0.7, "top_p": shape["tenths"] / 10, "min_p": 0.05,
+        "u": float(random.random()),
         "token": unwritten(1, dtype="i32"),
     }
 
@@ -139,7 +158,7 @@ KERNELS = (
         reference=sample_reference,
         make_arguments=sample_arguments,
         tolerance=EXACT,
-        cases=(Case({"K": 40}, flops=6 * 40, bytes=8 * 40 + 4),),
-        check_shapes=({"K": 1}, {"K": 2}, {"K": 5}, {"K": 40}),
+        cases=(Case({"K": 40, "tenths": 9}, flops=6 * 40, bytes=8 * 40 + 4),),
+        check_shapes=tuple({"K": k, "tenths": p} for k, p in ((1, 10), (2, 5), (5, 9), (34, 8))),
     ),
 )

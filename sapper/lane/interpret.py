@@ -29,7 +29,25 @@ from numpy.typing import NDArray
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.text import print_op
-from ..ir.types import DTYPES, DType, RowType, b32, bf16, bool_, f8e4m3, f16, f32, f64, i8, i16, i32, i64, u8
+from ..ir.types import (
+    DTYPES,
+    NARROW_FLOATS,
+    DType,
+    RowType,
+    b32,
+    bf16,
+    bool_,
+    f8e4m3,
+    f8e5m2,
+    f16,
+    f32,
+    f64,
+    i8,
+    i16,
+    i32,
+    i64,
+    u8,
+)
 from ..lang.by_hand import CONTRACTIONS, PIECES
 from . import fragments
 
@@ -46,12 +64,12 @@ NUMPY_ROWS: dict[DType, np.dtype[Any]] = {
 _MEMORY: dict[DType, np.dtype[Any]] = {
     **NUMPY_ROWS, bf16: np.dtype(ml_dtypes.bfloat16), f16: np.dtype(np.float16), i8: np.dtype(np.int8),
     u8: np.dtype(np.uint8), i16: np.dtype(np.int16), bool_: np.dtype(np.uint8),
-    f8e4m3: np.dtype(ml_dtypes.float8_e4m3fn),
+    f8e4m3: np.dtype(ml_dtypes.float8_e4m3fn), f8e5m2: np.dtype(ml_dtypes.float8_e5m2),
 }
 
 _ROW_OF_MEMORY: dict[DType, np.dtype[Any]] = {
-    f32: NUMPY_ROWS[f32], bf16: NUMPY_ROWS[f32], f16: NUMPY_ROWS[f32], f64: NUMPY_ROWS[f64], i64: NUMPY_ROWS[i64],
-    b32: NUMPY_ROWS[b32], **dict.fromkeys((i8, u8, i16, i32, bool_), NUMPY_ROWS[i32]),
+    f32: NUMPY_ROWS[f32], **dict.fromkeys(NARROW_FLOATS, NUMPY_ROWS[f32]), f64: NUMPY_ROWS[f64],
+    i64: NUMPY_ROWS[i64], b32: NUMPY_ROWS[b32], **dict.fromkeys((i8, u8, i16, i32, bool_), NUMPY_ROWS[i32]),
 }
 
 
@@ -275,7 +293,7 @@ def _dot4(acc: Any, a: Any, b: Any) -> Any:
 
 
 def round_to(value: Array, dtype: DType) -> Array:
-    """An f32 row rounded to bf16 or f16, nearest even."""
+    """An f32 row rounded to bf16, f16 or fp8, nearest even."""
     return value.astype(_MEMORY[dtype]).astype(np.float32)
 
 

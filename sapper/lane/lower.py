@@ -116,16 +116,6 @@ def lower(function: Function, schedule: Schedule, facts: Facts, specialization: 
     return Lowering(function, schedule, facts, specialization, lanes_of(function, facts)).run()
 
 
-def check_dtypes(function: Function, taken: frozenset[Op]) -> None:
-    """Raises LoweringError for a value that no register row holds. taken: loads that matrix instructions read."""
-    for op in function.walk():
-        for value in op.results:
-            if isinstance(value.type, TileType) and not value.type.dtype.compute and op not in taken:
-                raise LoweringError(f"found a value of {value.type.dtype.name}; expected a type that can be computed "
-                                    "with: i4 runs under the interpreter only, fp8 there and in contractions on "
-                                    "sm_90a; mend: hold it as bf16 or i8", op)
-
-
 def _parts(function: Function, specialization: Specialization) -> Function:
     """The function as parts that meet at barriers; see tile/parts.py."""
     def is_bounded(start: Value, stop: Value) -> bool:
@@ -246,7 +236,6 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         lowered = Function(self.function.name, "lane", self.function.location)
         lowered.body = self.entry
         self.find_matrix_walk()
-        check_dtypes(self.function, frozenset(self.near_loads()))
         for number, part in enumerate(self._parts()):
             if number:
                 self.effect("barrier", [])

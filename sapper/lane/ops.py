@@ -91,7 +91,8 @@ LANE_OPS = OpTable("lane", [
     OpSpec("cvt", (1, 1), doc="between f32, f64, i32, i64 rows: to a float rounds to nearest even; float to integer "
                               "truncates (out of range: unspecified); integer to narrower wraps"),
     OpSpec("bitcast", (1, 1), doc="the same bits as another row type of the same width"),
-    OpSpec("round_to", (1, 1), attributes=("dtype",), doc="f32 row rounded to a value of bf16 or f16 (nearest even)"),
+    OpSpec("round_to", (1, 1), attributes=("dtype",), doc="f32 row rounded to a value of bf16, f16 or fp8 (nearest "
+                                                         "even; too large: infinity, NaN in f8e4m3)"),
     # Between lanes.
     OpSpec("shuffle_xor", (1, 1), attributes=("distance",), doc="lane i gets lane i ^ distance"),
     OpSpec("broadcast_lane", (1, 1), attributes=("lane",), doc="every lane gets lane `lane`"),
@@ -99,7 +100,8 @@ LANE_OPS = OpTable("lane", [
            doc="a, b -> a', b' with d = distance (a power of 2): where lane i has bit d clear, a'[i] = a[i] and "
                "b'[i] = a[i + d]; where set, a'[i] = b[i - d] and b'[i] = b[i]. log2(lanes) stages over as many "
                "rows transpose a square"),
-    # Memory. Memory dtype -> row: f32, bf16, f16 -> f32; f64 -> f64; i8, u8, i16, i32, bool -> i32; i64 -> i64; b32.
+    # Memory. Memory dtype -> row: f32 and narrower floats -> f32; f64 -> f64; i8, u8, i16, i32, bool -> i32;
+    # i64 -> i64; b32.
     OpSpec("load", (1, 3), attributes=("dtype",), optional=(*_ADDRESS, "masked"), pure=False,
            doc="consecutive elements, one a lane"),
     OpSpec("load_splat", (1, 2), attributes=("dtype",), optional=_ADDRESS, pure=False,

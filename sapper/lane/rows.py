@@ -14,6 +14,7 @@ from typing import Any
 from ..ir.nodes import Function, Op, Value
 from ..ir.types import (
     MASK,
+    NARROW_FLOATS,
     ROW_F32,
     ROW_F64,
     ROW_I32,
@@ -24,9 +25,12 @@ from ..ir.types import (
     TileType,
     bf16,
     bool_,
+    f8e4m3,
+    f8e5m2,
     f16,
     f32,
     f64,
+    i4,
     i32,
     i64,
     index,
@@ -50,8 +54,17 @@ _SCALAR_OPS = {"add": "s_add", "sub": "s_sub", "mul": "s_mul", "min": "s_min", "
                "or": "s_or", "xor": "s_xor", "floordiv": "s_floordiv", "mod": "s_mod", "shl": "s_shl", "shr": "s_sar"}
 
 
+_FLOAT8 = {f8e4m3: (3, -6, 448.0, math.nan), f8e5m2: (2, -14, 57344.0, math.inf)}
+"""Bits of the mantissa, the least normal exponent, the largest number, what is beyond it."""
+
+
 def rounded_constant(value: float | int, dtype: DType) -> float | int:
-    """A constant as its dtype holds it: bf16 and f16 rows are f32 rows whose values fit the narrow type."""
+    """A constant as its dtype holds it: rows of narrow floats are f32 rows whose values fit the narrow type."""
+    if dtype in _FLOAT8 and math.isfinite(value):
+        places, least, largest, beyond = _FLOAT8[dtype]
+        step = 2.0 ** (max(math.frexp(value)[1] - 1, least) - places)
+        rounded = math.copysign(round(value / step) * step, value)
+        return rounded if abs(rounded) <= largest else math.copysign(beyond, value)
     if dtype is f16 and math.isfinite(value):
         try:
             return float(struct.unpack("<e", struct.pack("<e", value))[0])
@@ -170,7 +183,7 @@ class RowEvaluation(State):
         return self.emit(level, "asm", rows, RowType(result), by=piece.key, immediates=[])
 
     def rounded(self, row: Value, dtype: DType, level: int) -> Value:
-        """An f32 row rounded to values of bf16 or f16."""
+        """An f32 row rounded to values of a narrow float."""
         made = self.by_block(f"to_{dtype.name}", [row], f32, level)
         return self.emit(level, "round_to", [row], ROW_F32, dtype=dtype) if made is None else made
 
@@ -288,8 +301,8 @@ class RowEvaluation(State):
             return self.emit(level, "select", [row, ones, zeros], RowType(to))
         if row_dtype(source) is not to:
             row = self.emit(level, "cvt", [row], RowType(to))
-        if target in (bf16, f16):
-            exact = source is bf16 and target is bf16
+        if target in NARROW_FLOATS:
+            exact = source in _FLOAT8 and target not in _FLOAT8
             return row if exact else self.rounded(row, target, level)
         if target.is_integer and target.bits < 32:
             fits = source.is_integer and source.bits < target.bits and (source.kind == "u" or target.kind == "i")
@@ -355,7 +368,7 @@ class RowEvaluation(State):
             if key not in memo:
                 memo[key] = self.emit(level, "s_load", operands, S64, dtype=access.dtype, **attributes)
             loaded: Value = memo[key]
-            return loaded
+            return self._wrap_integer(loaded, i4) if dtype is i4 else loaded
         source = op.operands[0].type.dtype  # type: ignore[union-attr]
         if source.is_float:
             return self._lane0(self.row(value, at), dtype)
@@ -473,7 +486,7 @@ class RowEvaluation(State):
         base = self.tensor_bases.get(memory_of(tensor))
         if base is None:
             base = self.slot(f"{memory_of(tensor).name}.data")
-        access = Access(base, 0, {}, t.dtype)
+        access = Access(base, 0, {}, memory_dtype(t.dtype))
         for value, stride in zip(indices, self.strides(tensor), strict=True):
             step = self.mul(stride, size_bytes)
             form = affine(value)
@@ -531,6 +544,8 @@ class RowEvaluation(State):
                padded: bool = False) -> Value:
         dtype = value.type.dtype  # type: ignore[union-attr]
         row = self.fetch_row(access, i32 if dtype is bool_ else row_dtype(dtype), at, level, mask, padded)
+        if dtype is i4:
+            return self.wrap(row, i4, level)
         if dtype is bool_:
             return self.emit(level, "cmp", [row, self.constant(0, i32)], MASK, cond="ne")
         return row

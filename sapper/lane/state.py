@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union
 
 from ..ir.nodes import Block, Builder, Location, Op, Value
-from ..ir.types import S64, DType, RowType, Type, b32, bf16, bool_, f16, f32, f64, i32, i64, index
+from ..ir.types import NARROW_FLOATS, S64, DType, RowType, Type, b32, bool_, f32, f64, i4, i8, i32, i64, index
 
 Scalar = Union[int, Value]
 """A 64-bit scalar: a constant, or a lane IR value."""
@@ -29,7 +29,7 @@ _FOLD: dict[str, Callable[[int, int], int]] = {
 
 def row_dtype(dtype: DType) -> DType:
     """The element type of the register rows that hold values of a tile dtype."""
-    if dtype in (f32, bf16, f16):
+    if dtype is f32 or dtype in NARROW_FLOATS:
         return f32
     if dtype in (f64, i64, b32):
         return dtype
@@ -39,8 +39,8 @@ def row_dtype(dtype: DType) -> DType:
 
 
 def memory_dtype(dtype: DType) -> DType:
-    """How scratch memory holds values of a tile dtype."""
-    return i32 if dtype is index else dtype
+    """How memory holds values of a tile dtype: the dtype of lane IR."""
+    return i32 if dtype is index else i8 if dtype is i4 else dtype
 
 
 class Level:

@@ -397,15 +397,20 @@ def _make_integers_smaller(arguments: Arguments, traits: _Traits, attempt: int) 
                 arguments[name] = arguments[name] // 4 if attempt == 0 else 0
 
 
+_EXTREMES = {
+    "float64": (5e-324, 1.7976931348623157e308), "float32": (1e-45, 3.4028234663852886e38),
+    "float16": (6e-8, 65504.0), "bfloat16": (1e-40, 3.3895313892515355e38),
+    "float8_e4m3fn": (2.0**-9, 448.0), "float8_e5m2": (2.0**-16, 57344.0),
+}
+"""A denormal number and the largest of each float."""
+
+
 def _poison(random: numpy.random.Generator, values: Array, traits: _Traits) -> None:
     """Put NaN, infinities, denormal and extreme numbers in a fifth of the places of a float array."""
     name = values.dtype.name
-    if name not in ("float64", "float32", "float16", "bfloat16") or traits.float_to_integer or not values.size:
+    if name not in _EXTREMES or traits.float_to_integer or not values.size:
         return
-    small, large = {
-        "float64": (5e-324, 1.7976931348623157e308), "float32": (1e-45, 3.4028234663852886e38),
-        "float16": (6e-8, 65504.0), "bfloat16": (1e-40, 3.3895313892515355e38),
-    }[name]
+    small, large = _EXTREMES[name]
     inf = numpy.inf
     pool = [numpy.nan, inf, -inf, 0.0, -0.0, small, -small, small * 5, 1.0]
     if not traits.periodic:

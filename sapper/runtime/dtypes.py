@@ -21,14 +21,15 @@ NUMPY_NAMES: dict[str, str] = {
     "i32": "int32",
     "i16": "int16",
     "i8": "int8",
+    "i4": "int4",
     "u8": "uint8",
     "bool": "bool",
 }
-"""sapper's name -> NumPy's name. i4 is missing: packed pairs have no NumPy type; pass them as u8."""
+"""sapper's name -> NumPy's name. An int4 of ml_dtypes takes a byte; pairs in one byte are passed as u8."""
 
 SAPPER_NAMES: dict[str, str] = {theirs: ours for ours, theirs in NUMPY_NAMES.items()}
 
-_ML_DTYPES = frozenset({"bf16", "f8e4m3", "f8e5m2"})
+_ML_DTYPES = frozenset({"bf16", "f8e4m3", "f8e5m2", "i4"})
 _found: dict[str, numpy.dtype[Any]] = {}
 
 
@@ -42,7 +43,7 @@ def numpy_dtype(dtype: AnyDType) -> numpy.dtype[Any]:
     if found is None:
         theirs = NUMPY_NAMES.get(name)
         if theirs is None:
-            raise TypeError(f"found dtype {name}; expected one with a NumPy type; mend: hold i4 pairs as u8")
+            raise TypeError(f"found dtype {name}; expected one with a NumPy type; mend: hold it as i32 or i64")
         if name in _ML_DTYPES:
             import ml_dtypes
 

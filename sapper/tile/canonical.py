@@ -11,7 +11,25 @@ from collections.abc import Callable
 
 from ..ir.nodes import Function, Op, Value
 from ..ir.rewriter import Replacement, Rewriter, Rule, RuleSet, Trace, eliminate_dead, rewrite
-from ..ir.types import DType, TileType, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, index, u8
+from ..ir.types import (
+    NARROW_FLOATS,
+    DType,
+    TileType,
+    bf16,
+    bool_,
+    f8e4m3,
+    f8e5m2,
+    f16,
+    f32,
+    f64,
+    i4,
+    i8,
+    i16,
+    i32,
+    i64,
+    index,
+    u8,
+)
 from .ops import TILE_OPS
 
 
@@ -42,6 +60,9 @@ _HOLDS: dict[DType, tuple[DType, ...]] = {
     index: (i64,),
     bf16: (f32, f64),
     f16: (f32, f64),
+    f8e4m3: (bf16, f16, f32, f64),
+    f8e5m2: (bf16, f16, f32, f64),
+    i4: (i8, i16, i32, i64, index, bf16, f16, f32, f64),
     f32: (f64,),
 }
 """The dtypes that hold every value of a dtype exactly."""
@@ -100,12 +121,18 @@ def _sum_of_product(op: Op, build: Rewriter) -> Replacement:
     return [build.build("contract", [a, b], op.result.type, over=over)]
 
 
+def _before_exact_casts(value: Value) -> Value:
+    for wide, narrow in ((f32, NARROW_FLOATS), (bf16, (f8e4m3, f8e5m2)), (f16, (f8e4m3, f8e5m2))):
+        value = _uncast(value, wide, narrow)
+    return value
+
+
 def _contract_narrow(op: Op, build: Rewriter) -> Replacement:
-    """A contraction widens bf16 and f16 to f32 itself: take the operands before their casts, where these agree."""
+    """A contraction widens narrow floats to f32 itself: take the operands before their casts, where these agree."""
     if tile_type(op.result).dtype != f32:
         return None
     a, b = op.operands
-    narrow_a, narrow_b = _uncast(a, f32, (bf16, f16)), _uncast(b, f32, (bf16, f16))
+    narrow_a, narrow_b = (_before_exact_casts(value) for value in (a, b))
     if narrow_a is a and narrow_b is b:
         return None
     dtypes = {tile_type(narrow_a).dtype, tile_type(narrow_b).dtype}

@@ -30,14 +30,16 @@ FUNCTION_ULPS = 4
 """Twice the error (in ulp of f32 or f64) that the library allows itself in exp, tanh and their like."""
 
 FUNCTIONS = frozenset(("exp", "exp2", "log", "log2", "rsqrt", "tanh", "sigmoid", "erf", "sin", "cos"))
-_EPSILON = {"f64": 2.0**-52, "f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}
+_EPSILON = {"f64": 2.0**-52, "f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7, "f8e4m3": 2.0**-3,
+            "f8e5m2": 2.0**-2}
 _LARGEST = {"f64": 2.0**1023 * (2 - 2.0**-52), "f32": 2.0**127 * (2 - 2.0**-23), "f16": 65504.0,
-            "bf16": 2.0**127 * (2 - 2.0**-7)}
-_SMALLEST = {"f64": 2.0**-1074, "f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133}
+            "bf16": 2.0**127 * (2 - 2.0**-7), "f8e4m3": 448.0, "f8e5m2": 57344.0}
+_SMALLEST = {"f64": 2.0**-1074, "f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133, "f8e4m3": 2.0**-9,
+             "f8e5m2": 2.0**-16}
 
 
 def ulp(values: Array, dtype: DType) -> Array:
-    """The distance to the next float of a dtype (f64, f32, f16, bf16) at each value, as f64; 0 where not finite."""
+    """The distance to the next float of a dtype at each value, as f64; 0 where not finite."""
     wide = np.abs(values.astype(np.float64))
     with np.errstate(all="ignore"):
         exponent = np.frexp(np.where(np.isfinite(wide), wide, 0.0))[1] - 1
@@ -271,7 +273,7 @@ def expect(function: Function, arguments: Mapping[str, Any], runs: int = 4, seed
     runs: how many runs with random rounding; each has its own tile size, in turn from tile_sizes (1 takes long for
     large tensors). slack: what the spread is multiplied by, since a few runs seldom meet the worst case. The bound of
     an inexact float is at least 4 ulp
-    (1 ulp of f16 and bf16).
+    (1 ulp of narrower ones).
     """
     inexact = reached(function, rounds)
     unsettled = reached(function, rounds, depends_on_order)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
@@ -24,8 +25,9 @@ from sapper.tune import operands, peaks
 from sapper.tune.measure import Timing
 
 KEYS = ["case", "dtype", "shape", "threads", "peer", "median_s", "rate", "unit", "percent_of_floor",
-        "ratio_to_best_peer"]
+        "ratio_to_best_peer", "operations", "bytes", "products"]
 REPORT = Path(__file__).parents[2] / "bench" / "report.py"
+ROOFLINE = REPORT.with_name("roofline.py")
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +126,8 @@ def test_compilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_import_is_timed(tmp_path: Path) -> None:
     rows = run_json(tmp_path / "r.json", "compile", threads=1, case="import sapper")
-    assert [row["case"] for row in rows] == ["import sapper", "start of Python itself"]
+    assert [row["case"] for row in rows] == [
+        "import sapper", "import of the runtime, by the first call", "start of Python itself"]
 
 
 def test_compilation_for_other_targets() -> None:
@@ -287,6 +290,40 @@ def test_report(report: ModuleType, tmp_path: Path) -> None:
         assert text.startswith(f"before\n{report.BEGIN}\n") and text.endswith(f"{report.END}\nafter\n")
         assert "old" not in text
     assert report.BEGIN in REPORT.with_name("README.md").read_text()
+
+
+def test_a_run_that_is_killed_leaves_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(suite: str, given: Settings) -> Iterator[list[Row]]:
+        yield [Row("first", "f32", "8", 1, "sapper", 0.1, 1.0, "GB/s")]
+        raise SystemExit(9)
+
+    monkeypatch.setattr(bench, "suite_rows", killed)
+    with pytest.raises(SystemExit):
+        run_bench("rows", 1, "", json_file=str(tmp_path / "r.json"))
+    assert [row["case"] for row in json.loads((tmp_path / "r.json").read_text())] == ["first"]
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_roofline(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    done = subprocess.run([sys.executable, str(ROOFLINE), str(tmp_path / "r.json"), str(tmp_path)], capture_output=True,
+                          text=True)
+    assert done.returncode == 1 and "r.json" in done.stderr
+    levels = [Row(f"peak read {level}", "f32", "", 1, "sapper", None, rate, "GB/s")
+              for level, rate in (("L1", 200.0), ("L2", 100.0), ("L3", 90.0), ("DRAM", 30.0))]
+    case = Row("m", "f32", "8x8", 1, "sapper", 0.5, 2.0, "GFLOP/s", 50.0, 2.0, 1000, 100, "f32")
+    (tmp_path / "r.json").write_text(bench.to_json([*levels, case]))
+    done = subprocess.run([sys.executable, str(ROOFLINE), str(tmp_path / "r.json"), str(tmp_path)], capture_output=True,
+                          text=True)
+    assert done.returncode == 1 and "peak multiply-add" in done.stderr
+    peak = Row("peak multiply-add", "f32", "", 1, "sapper", None, 100.0, "GFLOP/s")
+    (tmp_path / "r.json").write_text(bench.to_json([peak, *levels, case]))
+    written = []
+    for _ in range(2):  # twice gives the same
+        subprocess.run([sys.executable, str(ROOFLINE), str(tmp_path / "r.json"), str(tmp_path)], check=True)
+        written.append([(tmp_path / f"roofline.{kind}").read_bytes() for kind in ("png", "svg")])
+    assert written[0] == written[1]
+    assert written[0][0].startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '[{"case": "x"}]', None])

@@ -332,29 +332,6 @@ def test_bits_of_f16_are_refused_with_their_line() -> None:
         run_lane(function, {"x": np.ones(3, np.float16), "out": np.zeros(3, np.int16)})
 
 
-def test_types_without_arithmetic_are_refused_with_their_line() -> None:
-    from sapper.ir.text import parse_function
-    from sapper.lane.lower import lower
-    from sapper.lane.ops import LANE_OPS
-    from sapper.lane.rows import LoweringError
-    from sapper.tile.ops import TILE_OPS
-    from sapper.tile.schedule import Specialization
-
-    text = """tile func @narrow(%x: tensor<f8e4m3, M>, %out: tensor<f32, M>) {
-  %zero: index = const {value = 0}
-  %M: index = dim {name = "M"}
-  tiles %zero, %M {axes = ["m"], parallel = true} {
-    %im: index[m] = index {axis = "m"}
-    %v: f8e4m3[m] = load %x, %im loc("model.py":7:9)
-    %w: f32[m] = cast %v
-    store %out, %w, %im
-  }
-}"""
-    function = parse_function(text, {"tile": TILE_OPS, "lane": LANE_OPS})
-    with pytest.raises(LoweringError, match=r"model.py:7:9: found a value of f8e4m3"):
-        lower(function, Schedule(), AVX512, Specialization())
-
-
 # --- What kernels by hand taught the model ----------------------------------------------------------------------------
 
 M, N, K = dims("M N K")

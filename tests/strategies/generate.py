@@ -23,7 +23,7 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 ALL_DTYPES = ("f32", "bf16", "f16", "f64", "i32", "i8", "u8", "i16", "i64")
 HEADER = """\
-from sapper.ir.types import bf16, bool_, f16, f32, f64, i8, i16, i32, i64, index, u8
+from sapper.ir.types import bf16, bool_, f8e4m3, f8e5m2, f16, f32, f64, i4, i8, i16, i32, i64, index, u8
 from sapper.lang.builtins import (
     argmax, argmin, ceil, cos, cummax, cummin, cumsum, each, erf, exp, exp2, floor, full, log, log2, maximum, minimum,
     rsqrt, sigmoid, sin, span, sqrt, tanh, tiles, topk, where, whole, zeros,
@@ -197,10 +197,20 @@ class _Writer:
             extents.insert(position, 3)
         if not indices:
             indices, extents = ["1"], [2]
-        self.tensors.append(TensorSpec(name, dtype, tuple(extents)))
+        stored = self.stored_as(dtype)
+        self.tensors.append(TensorSpec(name, stored, tuple(extents)))
         in_index = {self.loops[dim][0] for dim in order}
         axes = tuple(a for a in self.axes() if a in in_index)
-        return self.name(f"{name}{self.viewed(extents, split)}[{', '.join(indices)}]", dtype, axes)
+        text = f"{name}{self.viewed(extents, split)}[{', '.join(indices)}]"
+        return self.name(f"{text}.to({dtype.name})" if stored is not dtype else text, dtype, axes)
+
+    def stored_as(self, dtype: DType) -> DType:
+        """The dtype itself, or one that is only stored and cast."""
+        narrower = {"f32": ("f8e4m3", "f8e5m2"), "bf16": ("f8e4m3",), "i32": ("i4",)}.get(dtype.name)
+        if narrower is None or not self.chance(8):
+            return dtype
+        self.features.add("stored-only")
+        return DTYPES[self.one_of(narrower)]
 
     def split(self, dim: str) -> tuple[str, int]:
         """A dimension that is a dimension times a factor."""
@@ -221,6 +231,9 @@ class _Writer:
     def store(self, text: str, dtype: DType, axes: tuple[str, ...], again: bool = False) -> None:
         """Store to a new output whose index names every loop of the nest that is not reduced away."""
         name = self.fresh("o")
+        stored = dtype if again else self.stored_as(dtype)
+        if stored is not dtype:
+            text, dtype = f"({text}).to({stored.name})", stored
         wanted = [dim for dim, (variable, kind) in self.loops.items() if kind != "whole" or variable in axes]
         order = self.draw(st.permutations(wanted)) if wanted else []
         indices = [self.loops[dim][0] for dim in order]

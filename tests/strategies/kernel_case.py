@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from sapper.ir.types import DType
@@ -127,10 +128,10 @@ def random_values(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType
             return np.asarray(values.astype(np.float32).astype(target) if target != np.float64 else values)
     if dtype.kind == "b":
         return np.asarray(rng.random(shape) < 0.5)
-    info = np.iinfo(target)
-    values = rng.integers(max(info.min, -100), min(info.max, 100), shape, endpoint=True)
+    info = ml_dtypes.iinfo(target)
+    values = rng.integers(max(int(info.min), -100), min(int(info.max), 100), shape, endpoint=True)
     if hostile:
-        ends = np.array([info.min, info.max, 0, 1, info.max - 1], np.int64)
+        ends = np.array([int(info.min), int(info.max), 0, 1, int(info.max) - 1], np.int64)
         values = np.where(rng.random(shape) < 0.125, rng.choice(ends, shape), values)
     return np.asarray(values).astype(target)
 

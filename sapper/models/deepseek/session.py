@@ -22,7 +22,7 @@ import numpy as np
 from ...kernels import embedding, gate, mla, moe, norm
 from ...runtime.buffers import empty
 from ...runtime.program import Rows, Variable
-from ..linear import Steps, Workspace, grouped, grouped_swiglu
+from ..linear import Matrix, Steps, Workspace, grouped, grouped_swiglu
 from ..session import BaseSession, Sections
 from ..weights import DTYPES
 from .config import LATENT_EPSILON, Mixture
@@ -194,7 +194,7 @@ class Session(BaseSession):
 
     # ---- several tokens
 
-    def prefill_sections(self) -> Sections:
+    def chunk_sections(self) -> Sections:
         weights, position = self.model.weights, Variable("position", 0)
         sections = [("embedding", self._look_up(weights.embedding, self._x))]
         for number, layer in enumerate(weights.layers):
@@ -204,9 +204,10 @@ class Session(BaseSession):
                 (f"layer {number}: feed-forward", self._dense(one)) if isinstance(one, DenseWeights)
                 else (f"layer {number}: mixture of experts", self._mixture(one)),
             ]
-        logits = self._logits_of_last(
-            weights.logits, self._x, weights.gain, self.model.config.epsilon, self._y[:1])
-        return [*sections, ("logits of the last token", logits)]
+        return sections
+
+    def head(self) -> tuple[Matrix, Array, float]:
+        return self.model.weights.logits, self.model.weights.gain, self.model.config.epsilon
 
     def _attend(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
         """x to y."""

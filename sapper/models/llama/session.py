@@ -20,7 +20,7 @@ import numpy as np
 from ...kernels import add, attention, norm, rope
 from ...runtime.buffers import empty
 from ...runtime.program import Variable
-from ..linear import Workspace
+from ..linear import Matrix, Workspace
 from ..session import BaseSession, Sections
 from ..weights import DTYPES
 
@@ -91,7 +91,7 @@ class Session(BaseSession):
             ]
         return [*sections, ("logits", weights.logits.apply_norm(x, weights.gain, epsilon, self.logits, work))]
 
-    def prefill_sections(self) -> Sections:
+    def chunk_sections(self) -> Sections:
         config, weights, rows = self.model.config, self.model.weights, self._rows
         heads, groups, size, epsilon = config.heads, config.kv_heads, config.head_features, config.epsilon
         x, y, normed, mixed, hidden, qkv = self._x, self._y, self._normed, self._mixed, self._hidden, self._qkv
@@ -120,5 +120,7 @@ class Session(BaseSession):
                     *self._multiply("matmul_nt_residual", hidden, [layer.down], y, x),
                 ]),
             ]
-        logits = self._logits_of_last(weights.logits, x, weights.gain, epsilon, y[:1])
-        return [*sections, ("logits of the last token", logits)]
+        return sections
+
+    def head(self) -> tuple[Matrix, Array, float]:
+        return self.model.weights.logits, self.model.weights.gain, self.model.config.epsilon

@@ -106,7 +106,7 @@ def facts_of(s: Any, target: Any) -> Facts:
 def legal_ops(target: Any) -> frozenset[str]:
     """Lane ops with instructions of their own here, among those that not every target has."""
     features = frozenset(target.features)
-    legal = {"scale_exponent", "round", "floor", "ceil", "trunc"}
+    legal = {"scale_exponent", "round", "floor", "ceil", "trunc", "float8"}
     if features >= _OPMASK_FEATURES:
         legal.add("lookup")
     return frozenset(legal | target.dots)

@@ -10,6 +10,7 @@ from typing import Any
 from ...ir.nodes import Op
 from ...ir.types import DType
 from .select_common import Key, OwnConstants, Rule, bits_of, dtype_of
+from .select_float8 import FLOAT8, PACKING, UNPACKING, round_row
 from .select_lanes import alias, insert_half, lanes_in, lanes_out, quarters
 from .select_masks import narrow_mask
 
@@ -109,7 +110,11 @@ def round_bfloat16(s: Any, row: Any) -> Any:
 def round_to(s: Any, op: Op) -> None:
     row = s.vector(op.operands[0])
     bits = s.facts.bits4
-    if op.attributes["dtype"].name == "f16":
+    name = op.attributes["dtype"].name
+    if name in FLOAT8:
+        round_row(s, name, s.define(op.results[0]), row)
+        return
+    if name == "f16":
         half = s.new("vec")
         s.emit(f"vcvtps2ph.{bits}", half, row, 0)
         s.emit(f"vcvtph2ps.{bits}", s.define(op.results[0]), half)
@@ -120,7 +125,10 @@ def round_to(s: Any, op: Op) -> None:
 
 
 def rounding_constants(s: Any, op: Op) -> tuple[Key, ...]:
-    if op.attributes["dtype"].name != "bf16" or op.attributes.get("exact"):
+    name = op.attributes["dtype"].name
+    if name in FLOAT8:
+        return (*PACKING[name], *UNPACKING[name]) if op.name == "round_to" else PACKING[name]
+    if name != "bf16" or op.attributes.get("exact"):
         return ()
     return (*_BF16_KEYS, _BF16_MASK) if op.name == "round_to" else _BF16_KEYS
 

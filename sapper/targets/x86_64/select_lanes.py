@@ -23,6 +23,7 @@ from .select_common import (
     iota_key,
     make_constant,
 )
+from .select_float8 import FLOAT8, unpack
 from .select_scalars import SCALAR_LOADS
 
 _DTYPE64 = DType("i64", "i", 64)
@@ -304,6 +305,10 @@ def load_splat_into(s: Any, name: str, memory: Any, register: Any) -> None:
         half = s.new("vec")
         s.emit(f"vpbroadcastw.{max(128, bits // 2)}", half, memory)
         s.emit(f"vcvtph2ps.{bits}", register, half)
+    elif name in FLOAT8:
+        both = s.new("vec")
+        s.emit("vpbroadcastb.128", both, memory)
+        unpack(s, name, register, both)
     else:
         number = s.new("gpr")
         s.emit(SCALAR_LOADS[name], number, memory)

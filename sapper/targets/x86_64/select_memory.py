@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir.nodes import Op, Value
-from .select_common import FOLDED_DTYPES, OwnConstants, Rule, bits_of
+from .select_common import FOLDED_DTYPES, Key, OwnConstants, Rule, bits_of
 from .select_conversions import round_bfloat16, rounding_constants
+from .select_float8 import FLOAT8, UNPACKING, pack, packed_bytes, unpack
 from .select_lanes import extract_half, join, lanes_out, load_splat_into, quarters
 from .select_masks import wide_mask
 
@@ -40,9 +41,9 @@ def load(s: Any, op: Op) -> None:
             on = wide_mask(s, mask)
             s.emit(f"vmaskmovpd.load.{bits}", s.define(result), on, memory)
         return
-    if name not in _WIDENING:
+    if name not in _WIDENING and name not in FLOAT8:
         raise ValueError(f"{s.location or s.function.name}: load of {name}: found no row for it; expected one of "
-                         f"{sorted([*FOLDED_DTYPES, *_WIDENING])}; mend: load bytes and take them apart")
+                         f"{sorted([*FOLDED_DTYPES, *_WIDENING, *FLOAT8])}; mend: load bytes and take them apart")
     bits = facts.bits4
     source = memory
     on = None
@@ -51,11 +52,17 @@ def load(s: Any, op: Op) -> None:
             on = s.vector(mask)
         else:
             source = _load_narrow_lanes(s, dtype.size_bytes, memory, mask)
+    elif name in FLOAT8 and s.lanes == 4:  # widening reads 8 bytes
+        source = s.new("vec")
+        s.emit("vmovd.to_vec", source, memory)
     widen(s, name, s.define(result), source, on)
 
 
 def widen(s: Any, name: str, register: Any, source: Any, on: Any = None) -> None:
     """Narrow elements in memory or in a register to a row; under an opmask the others become 0."""
+    if name in FLOAT8:
+        unpack(s, name, register, source, on)
+        return
     bits = s.facts.bits4
     made = s.new("vec") if name == "bf16" else register
     if on is not None:
@@ -109,6 +116,8 @@ def load_splat(s: Any, op: Op) -> None:
 def narrow(s: Any, name: str, row: Any, exact: bool = False) -> Any:
     """A row of 32-bit lanes to packed elements of 1 or 2 bytes in the low part of a fresh register. exact: as of a
     store."""
+    if name in FLOAT8:
+        return packed_bytes(s, name, row)
     bits = s.facts.bits4
     made = s.new("vec")
     if name == "f16":
@@ -161,15 +170,17 @@ def store(s: Any, op: Op) -> None:
         return
     bits = facts.bits4
     size_bits = dtype.bits * s.lanes
-    if facts.opmask and not (streaming and size_bits >= 128):
+    if facts.opmask and not (streaming and size_bits >= 128) and (mask is not None or size_bits >= 64):
         if name == "bf16":
             rounded = row if op.attributes.get("exact") else round_bfloat16(s, row)
             row = s.new("vec")
             s.emit(f"vpsrld.imm.{bits}", row, rounded, 16)
         if name == "f16":
-            instruction, more = f"vcvtps2ph.{bits}", (0,)
+            instruction, more = f"vcvtps2ph.{bits}", [0]
+        elif name in FLOAT8:
+            row, instruction, more = pack(s, name, row), f"vpmovwb.{max(128, bits // 2)}", []
         else:
-            instruction, more = f"vpmovd{'w' if dtype.bits == 16 else 'b'}.{bits}", ()  # type: ignore[assignment]
+            instruction, more = f"vpmovd{'w' if dtype.bits == 16 else 'b'}.{bits}", []
         if mask is None:
             s.emit(instruction, memory, row, *more)
         else:
@@ -193,6 +204,8 @@ def store_lane0(s: Any, op: Op) -> None:
     row = s.vector(value)
     if dtype.name in FOLDED_DTYPES:
         s.emit("vmovd.from_vec" if dtype.bits == 32 else "vmovq", memory, row)
+    elif dtype.name in FLOAT8:
+        s.emit("vpextrb", memory, narrow(s, dtype.name, row), 0)
     elif dtype.name in ("bf16", "f16"):
         s.emit("vpextrw", memory, narrow(s, dtype.name, row, bool(op.attributes.get("exact"))), 0)
     else:
@@ -296,11 +309,16 @@ def prefetch(s: Any, op: Op) -> None:
     s.emit(f"prefetcht{op.attributes.get('level', 1) - 1}", s.address(op, 0))
 
 
+def unpacking_constants(s: Any, op: Op) -> tuple[Key, ...]:
+    return UNPACKING.get(op.attributes["dtype"].name, ())
+
+
 RULES: dict[str, Rule] = {
     "load": load, "load_splat": load_splat, "gather": gather, "store": store, "store_lane0": store_lane0,
     "scatter": scatter, "prefetch": prefetch,
 }
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {
-    "store": rounding_constants,
+    "store": rounding_constants, "store_lane0": rounding_constants, "scatter": rounding_constants,
+    **dict.fromkeys(("load", "gather", "load_splat"), unpacking_constants),
 }

@@ -14,7 +14,6 @@ from sapper import Tensor, emulate, f8e4m3, f32, targets, tiles, zeros
 from sapper.codegen.pipeline import compile_kernel, facts_of, finish_lane, to_lane
 from sapper.ir.nodes import Function
 from sapper.lane.interpret import Memory, run
-from sapper.lane.lower import LoweringError
 from sapper.targets.ptx import assembler
 from sapper.tile.interpret import interpret
 from sapper.tile.schedule import DimClass, Schedule, Specialization
@@ -122,10 +121,15 @@ def test_no_sum_of_the_instruction_runs_over_more_than_128_of_the_depth() -> Non
 
 @pytest.mark.parametrize(("kernel", "level", "aligned"), [
     (scaled_by_column, "sm_90a", "ab"), (along_the_other_axis, "sm_90a", "ab"), (unscaled, "sm_80", "ab"),
-    (unscaled, "zen4", "ab"), (block_scaled, "sm_90a", "a")], ids=lambda value: getattr(value, "name", value))
-def test_what_is_refused(kernel: Any, level: str, aligned: str) -> None:
-    with pytest.raises(LoweringError, match=r"found a value of f8e4m3; .* fp8 there and in contractions on sm_90a"):
-        lowered(kernel, {}, level, aligned)
+    (block_scaled, "sm_90a", "a")], ids=lambda value: getattr(value, "name", value))
+def test_without_a_matrix_instruction(kernel: Any, level: str, aligned: str) -> None:
+    """Scales along the depth for each column, another order, an older level, rows at any address: plain products."""
+    extents = extents_of(16, 24, 144)
+    arguments = arguments_of(kernel, extents)
+    wanted = expected(kernel, arguments)
+    counters = emulate.run(kernel, *arguments.values(), target=level, workers=2, aligned=aligned).counters
+    assert_near(arguments["c"], wanted)
+    assert not any("mma" in name for name in counters.instructions)
 
 
 @needs_ptxas

@@ -1,0 +1,147 @@
+"""Writes loads, stores and roundings of fp8 as ones of bytes, for targets that have no instructions for fp8.
+
+Enters: a lane function. Leaves: the same without memory ops or `round_to` of f8e4m3 and f8e5m2. Holds: all 256 codes
+and all roundings are as ml_dtypes has them, NaN for NaN. No denormal f32 is multiplied.
+Source: OCP 8-bit Floating Point Specification, 2023: e4m3 has bias 7, NaN where all bits are set, no infinity; e5m2 has
+bias 15, infinities and NaN as IEEE 754.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..ir.nodes import Block, Function, Op, Value
+from ..ir.types import MASK, ROW_F32, ROW_I32, DType, RowType, Type, f8e4m3, f8e5m2, u8
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """mantissa: its bits. bias: of the exponent. special: the least code that is no number, or the one that is NaN."""
+
+    mantissa: int
+    bias: int
+    special: int
+
+    @property
+    def shift(self) -> int:
+        """From its last place to that of f32."""
+        return 23 - self.mantissa
+
+    @property
+    def least(self) -> float:
+        """The least normal number."""
+        return 2.0 ** (1 - self.bias)
+
+    @property
+    def rebias(self) -> int:
+        return (127 - self.bias) << 23
+
+
+_FORMATS = {f8e4m3: _Format(3, 7, 0x7F), f8e5m2: _Format(2, 15, 0x7C)}
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self.head: list[Op] = []
+        self.constants: dict[tuple[float | int, Type], Value] = {}
+        self.ops: list[Op] = []
+        self.at: Op | None = None
+
+    def emit(self, name: str, operands: list[Value], type: Type, **attributes: object) -> Value:
+        op = Op(name, operands, (type,), attributes, None, self.at.location if self.at else None)
+        self.ops.append(op)
+        return op.results[0]
+
+    def constant(self, value: float | int, type: RowType) -> Value:
+        key = (value, type)
+        if key not in self.constants:
+            op = Op("splat_const", [], (type,), {"value": value})
+            self.head.append(op)
+            self.constants[key] = op.results[0]
+        return self.constants[key]
+
+    def integer(self, name: str, a: Value, b: int) -> Value:
+        return self.emit(name, [a, self.constant(b, ROW_I32)], ROW_I32)
+
+    def unpacked(self, code: Value, dtype: DType) -> Value:
+        """row<i32> of codes 0 ... 255 to the numbers. Denormal ones: the bits under an exponent, less that power."""
+        f = _FORMATS[dtype]
+        magnitude = self.integer("and", code, 0x7F)
+        shifted = self.emit("shl", [magnitude], ROW_I32, amount=f.shift)
+        normal = self.emit("bitcast", [self.integer("add", shifted, f.rebias)], ROW_F32)
+        raised = self.emit("bitcast", [self.integer("add", shifted, f.rebias + (1 << 23))], ROW_F32)
+        small = self.emit("sub", [raised, self.constant(f.least, ROW_F32)], ROW_F32)
+        is_small = self.emit("cmp", [magnitude, self.constant(1 << f.mantissa, ROW_I32)], MASK, cond="lt")
+        number = self.emit("select", [is_small, small, normal], ROW_F32)
+        is_special = self.emit("cmp", [magnitude, self.constant(f.special, ROW_I32)], MASK, cond="ge")
+        # e5m2: the mantissa under f32's greatest exponent; e4m3: that is NaN too, as some of its bits are set.
+        special = self.emit("bitcast", [self.integer("or", shifted, 0x7F800000)], ROW_F32)
+        number = self.emit("select", [is_special, special, number], ROW_F32)
+        sign = self.emit("shl", [self.integer("and", code, 0x80)], ROW_I32, amount=24)
+        bits = self.emit("bitcast", [number], ROW_I32)
+        return self.emit("bitcast", [self.emit("or", [bits, sign], ROW_I32)], ROW_F32)
+
+    def packed(self, row: Value, dtype: DType) -> Value:
+        """row<f32> to codes: half of the last place is added, less one where that place is even, then it is cut off.
+        Below the normal numbers a power of two is added whose last place is theirs."""
+        f = _FORMATS[dtype]
+        bits = self.emit("bitcast", [row], ROW_I32)
+        magnitude = self.integer("and", bits, 0x7FFFFFFF)
+        odd = self.integer("and", self.emit("shr", [magnitude], ROW_I32, amount=f.shift), 1)
+        half = self.integer("add", odd, (1 << f.shift - 1) - 1 - f.rebias)
+        # NaN and what is too large ends up above `special`.
+        normal = self.emit("shr", [self.emit("add", [magnitude, half], ROW_I32)], ROW_I32, amount=f.shift)
+        power = 2.0 ** (23 + 1 - f.bias - f.mantissa)
+        raised = self.emit("add", [self.emit("bitcast", [magnitude], ROW_F32), self.constant(power, ROW_F32)], ROW_F32)
+        power_bits = 127 + int(math.log2(power)) << 23
+        small = self.integer("sub", self.emit("bitcast", [raised], ROW_I32), power_bits)
+        least = self.constant((128 - f.bias) << 23, ROW_I32)
+        code = self.emit("select", [self.emit("cmp", [magnitude, least], MASK, cond="lt"), small, normal], ROW_I32)
+        code = self.integer("min", code, f.special)
+        if dtype is f8e5m2:  # infinity is its own, and NaN another
+            is_nan = self.emit("cmp", [magnitude, self.constant(0x7F800000, ROW_I32)], MASK, cond="gt")
+            code = self.emit("select", [is_nan, self.constant(0x7E, ROW_I32), code], ROW_I32)
+        sign = self.integer("and", self.emit("shr", [bits], ROW_I32, amount=24), 0x80)
+        return self.emit("or", [code, sign], ROW_I32)
+
+
+def expand_float8(function: Function, legal: frozenset[str]) -> None:
+    """In place, unless `legal` has "float8"."""
+    if "float8" in legal:
+        return
+    writer = _Writer()
+    _expand_block(function.body, writer)
+    function.body.ops[:0] = writer.head
+
+
+def _expand_block(block: Block, writer: _Writer) -> None:
+    for op in block.ops:
+        for inner in op.blocks:
+            _expand_block(inner, writer)
+    if not any(op.attributes.get("dtype") in _FORMATS for op in block.ops):
+        return
+    writer.ops = []
+    for op in block.ops:
+        dtype = op.attributes.get("dtype")
+        writer.at = op
+        if dtype not in _FORMATS or op.name == "group_multiply":
+            writer.ops.append(op)
+        elif op.name in ("load", "load_splat", "gather"):
+            _replace(op, writer.unpacked(writer.emit(op.name, op.operands, ROW_I32, **{**op.attributes, "dtype": u8}),
+                                         dtype))
+        elif op.name == "round_to":
+            _replace(op, writer.unpacked(writer.packed(op.operands[0], dtype), dtype))
+        else:  # store, store_lane0, scatter
+            code = writer.packed(op.operands[0], dtype)
+            writer.ops.append(Op(op.name, [code, *op.operands[1:]], (), {**op.attributes, "dtype": u8}, None,
+                                 op.location))
+    block.ops = writer.ops
+
+
+def _replace(op: Op, value: Value) -> None:
+    """The result of the op is what this last op makes: nothing that uses it has to change."""
+    last, old = value.op, op.results[0]
+    assert last is not None
+    last.results[0] = old
+    old.owner = last

@@ -1,0 +1,160 @@
+"""Selection of x86-64 for fp8: rows of f32 from e4m3 or e5m2 in memory, and back.
+
+See select.py. Both ways go by f16, whose conversions every target here has (F16C), and which holds all values exactly:
+  e5m2 is the upper byte of f16 (5 bits of exponent, bias 15);
+  e4m3 in f16's place is 2**-8 of the number (bias 7 against 15), gradual underflow included.
+So the words are right after a shift, with no denormal f32 on the way (for which some processors take a hundred cycles).
+A number is rounded in f32 first: adding the power of two whose last place is fp8's at that exponent, and taking it off
+again, rounds to nearest even. Source: OCP 8-bit Floating Point Specification, 2023; Intel SDM volume 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .select_common import Key
+
+FLOAT8 = frozenset({"f8e4m3", "f8e5m2"})
+
+# e4m3: NaN is all ones and there is no infinity. 0x3f80 + 0x80 carries into bit 14, which no other word does; set
+# beside the word, it makes f16's NaN.
+_NO_BIT_14: Key = ("s", 4, 0xBFFFBFFF)
+_CARRY: Key = ("s", 4, 0x00800080)
+_BIT_14: Key = ("s", 4, 0x40004000)
+_SCALE: Key = ("s", 4, (127 + 8) << 23)
+_UNSCALE: Key = ("s", 4, (127 - 8) << 23)
+_TOO_LARGE: Key = ("s", 4, 0x43F00000)
+"""480: what would follow 448, and is NaN."""
+_LOW_BYTES: Key = ("s", 4, 0x007F007F)
+
+_SIGN: Key = ("s", 4, 0x80000000)
+_MAGNITUDE: Key = ("s", 4, 0x7FFFFFFF)
+_EXPONENT: Key = ("s", 4, 0x7F800000)
+_LEAST: dict[str, Key] = {"f8e4m3": ("s", 4, (127 - 6) << 23), "f8e5m2": ("s", 4, (127 - 14) << 23)}
+"""The least normal number."""
+_PLACES: dict[str, Key] = {"f8e4m3": ("s", 4, (23 - 3) << 23), "f8e5m2": ("s", 4, (23 - 2) << 23)}
+"""From an exponent to that of the power of two which rounds there."""
+_MOST: Key = ("s", 4, (127 + 17) << 23)
+"""Above all of e5m2; the power that rounds is still finite."""
+
+UNPACKING: dict[str, tuple[Key, ...]] = {"f8e4m3": (_NO_BIT_14, _CARRY, _BIT_14, _SCALE), "f8e5m2": ()}
+PACKING: dict[str, tuple[Key, ...]] = {
+    name: (_SIGN, _MAGNITUDE, _EXPONENT, _LEAST[name], _PLACES[name],
+           *((_TOO_LARGE, _UNSCALE, _LOW_BYTES) if name == "f8e4m3" else (_MOST,)))
+    for name in sorted(FLOAT8)}
+
+
+def _word_bits(s: Any) -> int:
+    """Register bits of a row's words."""
+    return int(max(128, s.facts.bits4 // 2))
+
+
+def unpack(s: Any, name: str, register: Any, source: Any, on: Any = None) -> None:
+    """Bytes, one a lane, to a row of f32; under an opmask the others become 0. source: a register, or memory of at
+    least 8 bytes."""
+    width = _word_bits(s)
+    words = s.new("vec")
+    extend = f"vpmov{'s' if name == 'f8e4m3' else 'z'}xbw.{width}"
+    if on is not None:
+        s.emit_masked(extend, on, True, words, source)
+    else:
+        s.emit(extend, words, source)
+    shifted = s.new("vec")
+    s.emit(f"vpsllw.imm.{width}", shifted, words, 7 if name == "f8e4m3" else 8)
+    if name == "f8e4m3":
+        without = s.new("vec")
+        s.emit(f"vpand{_letter(s)}.{width}", without, shifted, s.constant(_NO_BIT_14))
+        shifted = without
+    _from_words(s, name, register, shifted)
+
+
+def _letter(s: Any) -> str:
+    return "d" if s.facts.opmask else ""
+
+
+def _from_words(s: Any, name: str, register: Any, words: Any) -> None:
+    """f16 words, bit 14 clear for e4m3, to the numbers."""
+    bits, width = s.facts.bits4, _word_bits(s)
+    if name == "f8e5m2":
+        s.emit(f"vcvtph2ps.{bits}", register, words)
+        return
+    carried, scaled = s.new("vec"), s.new("vec")
+    s.emit(f"vpaddw.{width}", carried, words, s.constant(_CARRY))
+    if s.facts.opmask:
+        s.emit(f"vpternlogd.{width}", words, carried, s.constant(_BIT_14), 0xF8)  # words | carried & bit 14
+    else:
+        bit = s.new("vec")
+        s.emit(f"vpand.{width}", bit, carried, s.constant(_BIT_14))
+        with_nan = s.new("vec")
+        s.emit(f"vpor.{width}", with_nan, words, bit)
+        words = with_nan
+    s.emit(f"vcvtph2ps.{bits}", scaled, words)
+    s.emit(f"vmulps.{bits}", register, scaled, s.constant_operand(_SCALE))
+
+
+def _to_words(s: Any, name: str, row: Any) -> Any:
+    """f32 to f16 words of the nearest fp8 number, bit 14 clear for e4m3; what is too large for it is 480."""
+    bits, letter = s.facts.bits4, _letter(s)
+    magnitude, power, total, rounded, words = (s.new("vec") for _ in range(5))
+    s.emit(f"vpand{letter}.{bits}", magnitude, row, s.constant_operand(_MAGNITUDE))
+    s.emit(f"vpand{letter}.{bits}", power, magnitude, s.constant_operand(_EXPONENT))
+    least, most = s.new("vec"), power
+    if name == "f8e5m2":
+        most = s.new("vec")
+        s.emit(f"vpminsd.{bits}", most, power, s.constant_operand(_MOST))
+    s.emit(f"vpmaxsd.{bits}", least, most, s.constant_operand(_LEAST[name]))
+    adder = s.new("vec")
+    s.emit(f"vpaddd.{bits}", adder, least, s.constant_operand(_PLACES[name]))
+    s.emit(f"vaddps.{bits}", total, magnitude, adder)
+    s.emit(f"vsubps.{bits}", rounded, total, adder)
+    if name == "f8e4m3":
+        # vminps gives its second operand for NaN. Beyond 2**107 the power overflows: total, or the difference, is then
+        # large, infinite or NaN, all of which become 480 here.
+        bounded, scaled = s.new("vec"), s.new("vec")
+        s.emit(f"vminps.{bits}", bounded, rounded, s.constant_operand(_TOO_LARGE))
+        s.emit(f"vmulps.{bits}", scaled, bounded, s.constant_operand(_UNSCALE))
+        rounded = scaled
+    if s.facts.opmask:
+        s.emit(f"vpternlogd.{bits}", rounded, row, s.constant_operand(_SIGN), 0xF8)  # rounded | row & sign
+        signed = rounded
+    else:
+        sign, signed = s.new("vec"), s.new("vec")
+        s.emit(f"vpand.{bits}", sign, row, s.constant_operand(_SIGN))
+        s.emit(f"vpor.{bits}", signed, rounded, sign)
+    s.emit(f"vcvtps2ph.{bits}", words, signed, 0)
+    return words
+
+
+def pack(s: Any, name: str, row: Any) -> Any:
+    """f32 to words whose low bytes are the nearest fp8 numbers, the upper ones 0."""
+    width = _word_bits(s)
+    words, high = _to_words(s, name, row), s.new("vec")
+    s.emit(f"vpsrlw.imm.{width}", high, words, 8)
+    if name == "f8e5m2":
+        return high
+    low = s.new("vec")
+    s.emit(f"vpsrlw.imm.{width}", low, words, 7)
+    if s.facts.opmask:
+        s.emit(f"vpternlogd.{width}", low, high, s.constant(_LOW_BYTES), 0xE4)  # low where the mask is set, else high
+        return low
+    masked, sign, both = (s.new("vec") for _ in range(3))
+    s.emit(f"vpand.{width}", masked, low, s.constant(_LOW_BYTES))
+    s.emit(f"vpandn.{width}", sign, s.constant(_LOW_BYTES), high)
+    s.emit(f"vpor.{width}", both, masked, sign)
+    return both
+
+
+def packed_bytes(s: Any, name: str, row: Any) -> Any:
+    """f32 to bytes, one a lane, in the low part of a register."""
+    made = s.new("vec")
+    words = pack(s, name, row)
+    if s.facts.opmask:
+        s.emit(f"vpmovwb.{_word_bits(s)}", made, words)
+    else:
+        s.emit("vpackuswb.128", made, words, words)
+    return made
+
+
+def round_row(s: Any, name: str, register: Any, row: Any) -> None:
+    """f32 to the nearest number of fp8, as f32."""
+    _from_words(s, name, register, _to_words(s, name, row))
