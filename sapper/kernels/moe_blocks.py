@@ -202,7 +202,8 @@ def grouped_reference(arguments: Arguments) -> dict[str, Array]:
     y = arguments["y"].astype(np.float64)
     x = activations(arguments)
     for e, (first, last) in enumerate(zip(arguments["first"], arguments["last"], strict=True)):
-        made = [x[first:last] @ _matrices(arguments, name)[e].T for name in ("quants", "gate", "up") if name in arguments]
+        names = [name for name in ("quants", "gate", "up") if name in arguments]
+        made = [x[first:last] @ _matrices(arguments, name)[e].T for name in names]
         rows = made[0] if len(made) == 1 else silu_reference(made[0]) * made[1]
         y[first:last] = rows.reshape(last - first, *y.shape[1:])
     return {"y": y}

@@ -3,20 +3,20 @@
     q4   weight = scale * q + minimum, q 0 ... 15      GGUF's Q4_1, and Q4_0 with minimum = -8 * scale
     q8   weight = scale * (q - 128), q 0 ... 255       GGUF's Q8_0, whose quants are those less 128
 
-A matrix [N, K] lies in panels of 16 rows, so that neighbours in memory are neighbours among the lanes, and each panel is
-read from one end to the other. A lane of 32 bits takes four quants that are neighbours along K, as packed dot products
-(`vpdpbusd`) want them: quants [P, B, W, 16, 4] and scales [P, B, S, 16], where row n is lane n % 16 of panel n // 16,
-and column k is element k % 32 of block k // 32. Of q8, W is 8 and byte [w, lane, s] is element 4 * w + s of its block. Of
-q4, W is 4, and the byte holds element 4 * w + s in its low half and that plus 16 in its high half, as in GGUF. Scales are
-S = 1 or, with the minimum, 2 rows.
+A matrix [N, K] lies in panels of 16 rows, so that neighbours in memory are neighbours among the lanes, and each panel
+is read from one end to the other. A lane of 32 bits takes four quants that are neighbours along K, as packed dot
+products (`vpdpbusd`) want them: quants [P, B, W, 16, 4] and scales [P, B, S, 16], where row n is lane n % 16 of panel
+n // 16, and column k is element k % 32 of block k // 32. Of q8, W is 8 and byte [w, lane, s] is element 4 * w + s of
+its block. Of q4, W is 4, and the byte holds element 4 * w + s in its low half and that plus 16 in its high half, as in
+GGUF. S is 1, for the scale, or 2, with the minimum.
 
 There are two ways to multiply:
 
 - **matmul**, for any number of rows: the activations are quantised too, each block of 32 of a row to i8 with a scale of
-  its own (`quantize_blocks`, as llama.cpp does). q and the activations' i8 give exact sums of i32, one instruction for 64
-  products; each block's sum is then scaled. What this costs: |x - scale * q| <= scale / 2 = max|x| / 254 of a block, so a
-  product with a row w is off by at most the sum over blocks of max|x| / 254 times the sum of |w|, and in practice
-  by some 0.3 % of the norms of the two, as the errors are independent.
+  its own (`quantize_blocks`, as llama.cpp does). The products of quants are summed exactly in i32, 64 by one
+  instruction; each block's sum is then scaled. What this costs: |x - scale * q| <= scale / 2 = max|x| / 254 of a block,
+  so that a product with a row w is off by at most the sum over blocks of max|x| / 254 times the sum of their |w|. As
+  the errors are independent it is some 0.3 % of the two norms' product, over the root of K, in practice.
 - **matvec**, one vector, with the activations in f32 as they are.
 
 Of a block's sum over scale * q + minimum times x, only the sum over q * x needs every element: the scale is applied
@@ -62,7 +62,9 @@ def make_kernels(form: str) -> SimpleNamespace:
     words, half_bits = BLOCK // (SLOT * halves), 8 // halves
     mask = (1 << half_bits) - 1
 
-    def block_sum(quants: Any, scales: Any, x: Any, x_scales: Any, starts: Any, p: Any, b: Any, m: Any, l: Any) -> Any:
+    def block_sum(
+        quants: Any, scales: Any, x: Any, x_scales: Any, starts: Any, p: Any, b: Any, m: Any, l: Any
+    ) -> Any:
         """The products of one block of the panels p and the quantised rows m, summed: a tile over p, m and l."""
         w, s = whole(words), whole(SLOT)
         scale = scales[p, b, 0, l].to(f32) * x_scales[b, 0, m]
@@ -73,8 +75,8 @@ def make_kernels(form: str) -> SimpleNamespace:
         return (quants[p, b, w, l, s] @ x[b, m, 0, w, s] + starts[b, m]).to(f32) * scale
 
     def weights(quants: Any, scales: Any, p: Any, b: Any, l: Any, h: Any, w: Any, s: Any) -> Any:
-        """Quants as they are scaled, in f32, and what is added: tiles over p, b, l, and h, w, s, the elements of a block.
-        quants: four to an i32, as shifting a lane is quicker than reading bytes that lie apart."""
+        """What is scaled, in f32: a tile over p, b, l, and h, w, s, the elements of a block. quants: four to an i32, as
+        shifting a lane is quicker than reading bytes that lie apart."""
         q = quants[p, b, w, l] >> h.to(i32) * half_bits + s.to(i32) * 8 & mask
         return (q if form == "q4" else q - OFFSET).to(f32)
 
@@ -96,7 +98,8 @@ def make_kernels(form: str) -> SimpleNamespace:
     @sp.kernel(name=f"matmul_{form}")
     def matmul(
         quants: Tensor[u8, P, B, words, PANEL, SLOT], scales: Tensor[f16, P, B, scale_rows, PANEL],
-        x: Tensor[i8, B, C, BLOCK], x_scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C], y: Tensor[f32, M, P, PANEL],
+        x: Tensor[i8, B, C, BLOCK], x_scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C],
+        y: Tensor[f32, M, P, PANEL],
     ):
         parts, factors, begin = x.view(B, C, halves, words, SLOT), x_scales.view(B, 2, C), starts.view(B, C)
         for p, m in tiles(P, M):
@@ -124,7 +127,8 @@ def make_kernels(form: str) -> SimpleNamespace:
     def matmul_swiglu(
         gate: Tensor[u8, P, B, words, PANEL, SLOT], gate_scales: Tensor[f16, P, B, scale_rows, PANEL],
         up: Tensor[u8, P, B, words, PANEL, SLOT], up_scales: Tensor[f16, P, B, scale_rows, PANEL],
-        x: Tensor[i8, B, C, BLOCK], x_scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C], y: Tensor[f32, M, P, PANEL],
+        x: Tensor[i8, B, C, BLOCK], x_scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C],
+        y: Tensor[f32, M, P, PANEL],
     ):
         parts, factors, begin = x.view(B, C, halves, words, SLOT), x_scales.view(B, 2, C), starts.view(B, C)
         for p, m in tiles(P, M):
@@ -226,7 +230,8 @@ def quantize_blocks(
     x: Tensor[f32, M, B, BLOCK], q: Tensor[i8, B, C, BLOCK], scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C],
 ):
     """Rows in blocks of 32: x is about scale * q, scale = max|x| / 127 of the block. A row's blocks lie apart, so that
-    those of many rows are read together. scales: the scale, and scale times the sum of q. starts: -128 times that sum."""
+    those of many rows are read together. scales: the scale, and scale times the sum of q. starts: -128 times the
+    sum."""
     places, factors, begin = q.view(B, C, BLOCK), scales.view(B, 2, C), starts.view(B, C)  # of which M are filled
     for m, b in tiles(M, B):
         i = whole(BLOCK)
@@ -394,7 +399,8 @@ def make_arguments(random: np.random.Generator, shape: Shape, form: str, task: s
 
 
 def _unwritten(b: int, c: int) -> Arguments:
-    return {"q": np.full((b, c, BLOCK), -1, np.int8), "scales": unwritten(b, 2, c), "starts": unwritten(b, c, dtype="i32")}
+    return {"q": np.full((b, c, BLOCK), -1, np.int8), "scales": unwritten(b, 2, c),
+            "starts": unwritten(b, c, dtype="i32")}
 
 
 TOLERANCE = Tolerance(
@@ -404,8 +410,9 @@ TOLERANCE = Tolerance(
 PLAIN = Tolerance(1e-6, 1e-6, "a product and a sum, each rounded once")
 BLOCK_BYTES = {"q4": 20, "q8": 34}
 """Of 32 weights: 4 or 8 bits each, and the scale and minimum."""
-NORMED = Tolerance(1e-6, 1.0, "the norm is a sum in another order, so that a value near the middle between two quants may "
-                   "go to either; the sum of a block's quants is then off by one, -128 times it by 128")
+NORMED = Tolerance(
+    1e-5, 1.0, "the norm is a sum in another order, so that a value in the middle between two quants may go to either"
+)
 MATRICES = ((96, 18), (896, 128))
 ROWS = (1, 4, 16, 512)
 
@@ -426,7 +433,8 @@ def _cases(form: str, task: str) -> tuple[Case, ...]:
         elif task.startswith("matmul"):
             for m in ROWS:
                 vectors = 4 * m * n * (2 if task.endswith("residual") else 1) + m * (k + 12 * b)
-                cases.append(Case({"P": p, "B": b, "C": m, "M": m}, flops=2 * count * m * n * k, bytes=weights + vectors))
+                shape = {"P": p, "B": b, "C": m, "M": m}
+                cases.append(Case(shape, flops=2 * count * m * n * k, bytes=weights + vectors))
         else:
             vectors = n * (2 if task.endswith("residual") else 1) + k
             cases.append(Case({"P": p, "B": b}, flops=2 * count * n * k, bytes=weights + 4 * vectors))
@@ -448,7 +456,8 @@ def _entry(kernel: Any, form: str, task: str, reference: Any, tolerance: Toleran
     return LibraryKernel(
         name=kernel.name, kernel=kernel, reference=reference,
         make_arguments=lambda random, shape: make_arguments(random, shape, form, task), tolerance=tolerance,
-        cases=_cases(form, task), check_shapes=shapes, dtype=form, products="i8" if task.startswith("matmul") else "f32",
+        cases=_cases(form, task), check_shapes=shapes, dtype=form,
+        products="i8" if task.startswith("matmul") else "f32",
     )
 
 

@@ -396,8 +396,8 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         self._early_scalars(block)
 
     def _bind_short_axis(self, block: Block) -> str | None:
-        """Bind an axis of `whole` that is a vector or two long and that a sum which `each` carries spans: the lanes then
-        hold it in the loop, and the sum stays in registers."""
+        """Bind an axis of `whole` that is a vector or two long and spanned by a sum that `each` carries: the lanes hold
+        it in the loop, and the sum stays in registers."""
         if any(b.lane for b in self.bound.values()):
             return None
         carried = {axis for op in block.ops if op.name == "each" for value in op.results for axis in axes_of(value)
@@ -928,8 +928,8 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
             self._receive(result, place, at_all, buffer, results)
 
     def _prefetch_streams(self, body: Block, r: Range) -> None:
-        """Ask for what a loop over an index will contract AHEAD_BYTES later: what spans the lanes is a matrix, read from
-        one end to the other. The processor's own prefetching stops at the end of each page."""
+        """Ask for what a loop over an index will contract AHEAD_BYTES later: what spans the lanes is a matrix, read
+        from one end to the other. The processor's own prefetching stops at the end of each page."""
         if not self.facts.software_prefetch or not any(op.name == "contract" for op in body.ops):
             return
         asked: set[tuple[Value, int]] = set()

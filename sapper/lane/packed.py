@@ -96,8 +96,8 @@ class Term:
 
 @dataclass(slots=True)
 class Packing:
-    """How a walk is packed. depth: the contracted axis along which slots lie. reduced: all contracted axes. elements: how
-    the depth is open in elements."""
+    """How a walk is packed. depth: the contracted axis along which slots lie. reduced: all contracted axes. elements:
+    how the depth is open in elements."""
 
     dot: Dot
     depth: str

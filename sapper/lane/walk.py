@@ -378,8 +378,8 @@ class WalkLowering(PackedRows):
         return points
 
     def _start_all(self, walk: Walk, choice: WalkChoice, slots: int) -> list[Accumulator]:
-        """An accumulator for each reduction, but that integer contractions which are only added to each other share one,
-        which begins with what else is added to them."""
+        """An accumulator for each reduction; integer contractions that are only added to each other share one, which
+        begins with what else is added to them."""
         accumulators = []
         shared: set[Op] = set()
         for op in walk.reductions:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..ahead import plan as whole
-from ..kernels import cross_entropy, embedding, matmul, norm, sampling
+from ..kernels import cross_entropy, embedding, norm, sampling
 from ..runtime.buffers import empty
 from ..runtime.program import Program, Rows, Variable
 from .errors import ModelError
@@ -237,11 +237,8 @@ class BaseSession(ABC):
                 for kernel, (tokens, *parts, into) in matrix.look_up(self._tokens, x)]
 
     def _multiply(self, name: str, x: Array, matrices: Sequence[Matrix], *rest: Array) -> Steps:
-        """The matrix kernel of that name on a chunk, for the dtype in which the matrices can be had."""
-        plain = [matrix.widened(self._work, place) for place, matrix in enumerate(matrices)]
-        kernel = getattr(matmul, f"{name}_{plain[0][1]}")
-        arguments = (self._rows(x), *(weights for weights, _, _ in plain), *map(self._rows, rest))
-        return [*(step for _, _, steps in plain for step in steps), (kernel, arguments)]
+        """The matrix kernel of that name on a chunk."""
+        return matrices[0].apply_rows(name, self._rows(x), matrices[1:], [self._rows(one) for one in rest], self._work)
 
     # ---- choosing a token
 

@@ -321,7 +321,8 @@ class _Planner:
                 while True:
                     users = self.users.get(value, [])
                     user = users[0] if len(users) == 1 else None
-                    if (user is None or (yielded and not self._adds_integers(user)) or user.blocks or len(user.results) != 1 or user not in self.position
+                    if (user is None or (yielded and not self._adds_integers(user)) or user.blocks
+                            or len(user.results) != 1 or user not in self.position
                             or user.name in (*LATE, "load", "store", "yield", "full")
                             or set(axes_of(user.result)) != set(walk.outer)
                             or not self._ready(user, walk) or user.result in self.kept):
