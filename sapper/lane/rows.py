@@ -538,7 +538,9 @@ class RowEvaluation(State):
         return self._fetch(access, op.result, at, level, self.lane_mask(op.result.type.axes))  # type: ignore[union-attr]
 
     def _from_memory(self, access: Access, value: Value, at: dict[str, int], level: int) -> Value:
-        return self._fetch(access, value, at, level, self.lane_mask(value.type.axes), padded=True)  # type: ignore[union-attr]
+        axes = value.type.axes  # type: ignore[union-attr]
+        narrow = any(self.bound[axis].narrow for axis in axes)      # then a row may reach beyond the padding
+        return self._fetch(access, value, at, level, self.lane_mask(axes), padded=not narrow)
 
     def _fetch(self, access: Access, value: Value, at: dict[str, int], level: int, mask: Value | None,
                padded: bool = False) -> Value:

@@ -96,6 +96,11 @@ class Accumulator:
     also: tuple[Op, ...] = ()
     total: Value | None = None
 
+    @property
+    def value(self) -> Value:
+        """What the rows become."""
+        return self.op.result if self.total is None else self.total
+
     def carried(self) -> Carried:
         return [*self.rows.values(), *self.indices.values(), *self.errors.values()]
 
@@ -312,7 +317,7 @@ class WalkLowering(PackedRows):
         """The results go through scratch memory, so that what follows is code for a few rows, run for all."""
         rows = self.bound[axis]
         for a in accumulators:
-            value = a.op.result
+            value = a.value
             axes: list[tuple[str, Capacity | int]] = [
                 (name, self.bound[name].count * (self.lanes if self.bound[name].lane else 1))
                 for name in sorted(value.type.axes, key=lambda name: self.bound[name].lane)]  # type: ignore[union-attr]
@@ -332,7 +337,7 @@ class WalkLowering(PackedRows):
         step = ROLLED_ROWS if rows.count % ROLLED_ROWS == 0 else 1
         self._loop(axis, rows.offset, self.add(rows.offset, rows.count), step, False, False, [], finish)
         for a in accumulators:
-            del self.buffers[a.op.result]
+            del self.buffers[a.value]
 
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
         """Where results go past the caches, the walk that computes most asks for what the next row will read, or, where
@@ -710,11 +715,10 @@ class WalkLowering(PackedRows):
             rows[point] = self._result(op, kind, *pair)
         for point, parts in together.items():
             rows[point] = self._result(op, kind, self._join_rows(kind, parts), None)
-        total = a.total or op.result
-        memo = self.levels[self.level_of(total)].memo
+        memo = self.levels[self.level_of(a.value)].memo
         for point, row in rows.items():
             at = dict(zip(t.axes, point, strict=True))
-            memo[total, tuple(at[axis] for axis in axes_of(total))] = row
+            memo[a.value, tuple(at[axis] for axis in axes_of(a.value))] = row
 
     def _join_lanes(self, kind: str, pair: tuple[Value, Value | None]) -> tuple[Value, Value | None]:
         """The lanes of a row joined, in every lane."""
