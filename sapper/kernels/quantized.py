@@ -292,7 +292,7 @@ def matrix_of(arguments: Arguments, prefix: str = "") -> Array:
 
 def activations(arguments: Arguments) -> Array:
     """x [M, K] of a kernel's arguments, in float64."""
-    x = arguments["x"].astype(np.float64)
+    x: Array = arguments["x"].astype(np.float64)
     if x.ndim == 2:
         return x.reshape(1, -1)
     x = x * arguments["x_scales"][:, 0, :, None].astype(np.float64)

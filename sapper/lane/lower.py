@@ -21,11 +21,11 @@ from ..tile.affine import affine
 from ..tile.parts import MOST_LOOPS, split_parts
 from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
-from .groups import GroupLowering
+from .chained import ChainLowering
 from .late import LateLowering, LateWalk
 from .ordered import OrderedLowering
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
-from .walk import AHEAD_BYTES, WalkChoice
+from .walk import NEAR_AHEAD_BYTES, WalkChoice
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -183,16 +183,12 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(GroupLowering, OrderedLowering, LateLowering):
+class Lowering(ChainLowering, OrderedLowering, LateLowering):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
         self.block_loads = []
         self.busiest = None
-        self.readers = {}
-        for op in self.function.walk():
-            for value in op.operands:
-                self.readers.setdefault(value, []).append(op)
         self.pending_buffers: dict[Value, Access] = {}
         self.carried_buffers: dict[Value, Access] = {}
         self.stage_memory: dict[tuple[str, Op], Scalar] = {}
@@ -374,6 +370,9 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
     # Blocks.
 
     def block(self, block: Block, yields_kept: frozenset[int] = frozenset(), top: bool = False) -> None:
+        if self.chain is not None and block is self.chain.body:
+            self.chained(block)
+            return
         self.begin_block(block)
         bound = self._bind_short_axis(block)
         self.items(block, plan_block(block, yields_kept, self.keeps_operand), None, top)
@@ -517,7 +516,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
     def _residents(self, ranges: list[Range], plan: Plan) -> None:
         """Axes of values that pass between walks or into control ops get a size: they stay in registers."""
         nested = any(isinstance(item, Op) for item in plan.items)
-        for r in ranges:
+        for r in ranges if self.chain is None else ():
             if r.axis is None:
                 continue
             carries = nested and self._carries_contractions(r.axis, plan)
@@ -636,7 +635,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         r = ranges[k]
         if r.axis is None:
             assert r.counter is not None
-            self._counted(r, r.start, r.stop, r.step, lambda iv: self._with_counter(r, iv, ranges, k, body))
+            self.counted("each", r.start, r.stop, r.step, lambda iv: self._with_counter(r, iv, ranges, k, body))
             return
         if not r.resident:
             self._open(r.axis, r)
@@ -655,15 +654,6 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         self.home[r.counter] = self.depth
         self._loops(ranges, k + 1, body)
 
-    def _counted(self, r: Range, start: Scalar, stop: Scalar, step: int, body: Callable[[Value], None]) -> None:
-        block = Block([S64])
-        first, last = self.value(start), self.value(stop)
-        self.enter(block)
-        body(block.arguments[0])
-        self.effect("yield", [])
-        self.leave()
-        self.finish(Op("loop", [first, last], (), {"step": step, "label": r.axis or "each"}, [block], self.location))
-
     def _resident(self, r: Range, body: Callable[[], None]) -> None:
         """A loop over tiles whose elements along the axis stay in registers: full tiles, then single rows (or one
         masked row of lanes)."""
@@ -673,31 +663,31 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         count = size // lanes if r.lane else size
 
         def at(iv: Value, n: int, mask: Value | None) -> None:
-            self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True)
+            self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True, stop=r.stop)
             body()
             del self.bound[axis]
 
         extent = self.sub(r.stop, r.start)
         if size == 1 or r.divisor % size == 0:
-            self._counted(r, r.start, r.stop, size, lambda iv: at(iv, count, None))
+            self.counted(axis, r.start, r.stop, size, lambda iv: at(iv, count, None))
             return
         full = self.add(r.start, self.sub(extent, self.scalar("s_mod", extent, size)))
         if not isinstance(extent, int) or extent >= size:
-            self._counted(r, r.start, full, size, lambda iv: at(iv, count, None))
+            self.counted(axis, r.start, full, size, lambda iv: at(iv, count, None))
         if isinstance(extent, int) and extent % size == 0:
             return
         if r.lane:
             def masked(iv: Value) -> None:
                 mask = self.emit(self.depth, "mask_first", [self.value(self.sub(r.stop, iv))], MASK)
                 at(iv, 1, mask)
-            self._counted(r, full, r.stop, lanes, masked)
+            self.counted(axis, full, r.stop, lanes, masked)
         else:
             if size > FEWER_ROWS:
                 rest = self.sub(r.stop, full)
                 fewer = self.add(full, self.sub(rest, self.scalar("s_mod", rest, FEWER_ROWS)))
-                self._counted(r, full, fewer, FEWER_ROWS, lambda iv: at(iv, FEWER_ROWS, None))
+                self.counted(axis, full, fewer, FEWER_ROWS, lambda iv: at(iv, FEWER_ROWS, None))
                 full = fewer
-            self._counted(r, full, r.stop, 1, lambda iv: at(iv, 1, None))
+            self.counted(axis, full, r.stop, 1, lambda iv: at(iv, 1, None))
 
     # Tasks.
 
@@ -749,7 +739,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         self.enter(task)
         number: Scalar = task.arguments[0]
         pieces: list[Range] = []
-        banded = self._banded(number, plans) if self.tiles_are_tasks else {}
+        banded = self._banded(number, plans) if self.tiles_are_tasks and self.chain is None else {}
         for position, (r, granule, chunks, size) in enumerate(reversed(plans)):
             if chunks == 1:
                 pieces.insert(0, r)
@@ -814,6 +804,8 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         return self.scalar("s_floordiv", self.sub(self.add(a, b), 1), b)
 
     def _task_granules(self, ranges: list[Range], block: Block) -> list[int]:
+        if self.chain is not None:
+            return [self.chain_rows() if r.axis == self.chain.rows else self._granule(r) for r in ranges]
         if self.matrix_walk is not None:
             sizes = dict(zip((self.matrix_walk.rows, self.matrix_walk.columns), self.matrix_tile(), strict=True))
             return [sizes.get(r.axis or "", self._granule(r)) for r in ranges]
@@ -849,7 +841,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
 
     def _task_cap(self, r: Range) -> int:
         """Rows of a contraction that one task stages at most."""
-        if r.axis is None or r.resident or self.matrix_walk is not None:
+        if r.axis is None or r.resident or self.matrix_walk is not None or self.chain is not None:
             return 0
         contracts = [op for op in self.function.walk() if op.name == "contract"]
         if any(r.axis in op.result.type.axes for op in contracts) and r.hint >= 28:  # type: ignore[union-attr]
@@ -928,8 +920,8 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
             self._receive(result, place, at_all, buffer, results)
 
     def _prefetch_streams(self, body: Block, r: Range) -> None:
-        """Ask for what a loop over an index will contract AHEAD_BYTES later: what spans the lanes is a matrix, read
-        from one end to the other. The processor's own prefetching stops at the end of each page."""
+        """Ask for what a loop over an index will contract NEAR_AHEAD_BYTES later: what spans the lanes is a matrix,
+        read from one end to the other. The processor's own prefetching stops at the end of each page."""
         if not self.facts.software_prefetch or not any(op.name == "contract" for op in body.ops):
             return
         asked: set[tuple[Value, int]] = set()
@@ -943,7 +935,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
             fixed = replace(access, axes={a: access.axes[a] for a in rows if a in access.axes}, disp=0)
             for at in self._coordinates(tuple(rows)):
                 operands, attributes = self.address(fixed, at)
-                place = attributes.pop("disp") + AHEAD_BYTES
+                place = attributes.pop("disp") + NEAR_AHEAD_BYTES
                 if (operands[-1], place) in asked:
                     continue
                 asked.add((operands[-1], place))

@@ -84,7 +84,8 @@ def load_behind(value: Value) -> Op | None:
     return value.op if value.op is not None and value.op.name == "load" else None
 
 
-DOTS = (Dot("dot4_u8i8", 4, (u8, i8), i32), Dot("dot2_bf16", 2, (bf16,), f32))
+DOT2_BF16 = Dot("dot2_bf16", 2, (bf16,), f32)
+DOTS = (Dot("dot4_u8i8", 4, (u8, i8), i32), DOT2_BF16)
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -97,12 +98,14 @@ class Term:
 @dataclass(slots=True)
 class Packing:
     """How a walk is packed. depth: the contracted axis along which slots lie. reduced: all contracted axes. elements:
-    how the depth is open in elements."""
+    how the depth is open in elements. padded: a last slot that is not full holds zeros in all operands, and is taken
+    like any other."""
 
     dot: Dot
     depth: str
     reduced: tuple[str, ...]
     elements: Open
+    padded: bool = False
     terms: dict[Op, Term] = field(default_factory=dict)
 
 
@@ -124,7 +127,7 @@ class PackedRows(RowEvaluation):
             return
         outer = self.open[packing.depth]
         o, size = packing.elements, packing.dot.elements
-        extent = self.scalar("s_floordiv", o.extent, size)
+        extent = self.ceil_div(o.extent, size) if packing.padded else self.scalar("s_floordiv", o.extent, size)
         self.packing = packing
         self.open[packing.depth] = Open(0, extent, max(1, o.hint // size), max(1, o.divisor // size), o.capacity)
         yield
@@ -137,7 +140,7 @@ class PackedRows(RowEvaluation):
         assert packing is not None
         o = packing.elements
         rest = self.scalar("s_mod", o.extent, packing.dot.elements)
-        if rest == 0 or o.divisor % packing.dot.elements == 0:
+        if packing.padded or rest == 0 or o.divisor % packing.dot.elements == 0:
             yield False
             return
         slots, staged = self.open[packing.depth], self.staged
@@ -269,6 +272,9 @@ class PackedRows(RowEvaluation):
         assert joined is not None
         return self.emit(level, "bitcast", [joined], ROW_B32)
 
+    def kept_slots(self, value: Value, at: dict[str, int]) -> Value:
+        raise NotImplementedError("sapper/lane/slots.py reads what it keeps")
+
     # Sums.
 
     def dot(self, contraction: Op, at: dict[str, int], total: Value) -> Value:
@@ -277,7 +283,8 @@ class PackedRows(RowEvaluation):
         term = self.packing.terms[contraction]
         rows = []
         for operand in contraction.operands:
-            rows.append(self.slot_row(operand, at, self.is_turned(operand)))
+            rows.append(self.kept_slots(operand, at) if operand in self.slot_axes
+                        else self.slot_row(operand, at, self.is_turned(operand)))
         return self.emit(self.depth, self.packing.dot.name, [total, rows[term.first], rows[1 - term.first]], total.type)
 
     def straight_operand(self, contraction: Op) -> Value | None:
