@@ -14,7 +14,7 @@ MODULES = (
     "add", "softmax", "norm", "embedding", "rope", "activation",
     "matmul", "integer", "matvec",
     "quantized", "fp8",
-    "attention", "attention_narrow", "mla",
+    "attention", "attention_narrow", "paged", "mla",
     "gate", "moe", "moe_blocks",
     "sampling", "cross_entropy",
 )
