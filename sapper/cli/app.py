@@ -26,6 +26,15 @@ TargetName = Annotated[str | None, typer.Option("--target", help="Compile for th
 Static = Annotated[str | None, typer.Option("--static", help="Extents compiled in: N=576,K=64.")]
 Dims = Annotated[str | None, typer.Option("--dims", "--shape", help="Extents of the call whose code is wanted: M=512.")]
 ScheduleText = Annotated[str | None, typer.Option("--schedule", help="A schedule as JSON, or a file with one.")]
+ModelName = Annotated[str, typer.Argument(help="A GGUF file, a safetensors directory, or a name such as smollm2.")]
+Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0: the likeliest token.")]
+TopK = Annotated[int, typer.Option("--top-k", min=1, help="Draw among so many likeliest tokens.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Of these, the fewest that have this probability together.")]
+MinP = Annotated[float, typer.Option("--min-p", help="Of these, those with this part of the likeliest's.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the draws.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be given again.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: all cores.")]
+WeightsDtype = Annotated[str, typer.Option("--dtype", help="How weights are held: file (as there), bf16, f32.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -424,14 +433,11 @@ def cache_clear(json: Json = False) -> None:
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="A GGUF file, a safetensors directory, or a name such as smollm2.")],
+    model: ModelName,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="A user's message.")],
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="At most so many.")] = 128,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: the likeliest token.")] = 0.0,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Draw among so many likeliest tokens.")] = 40,
-    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: all cores.")] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="How weights are held: file (as there), bf16, f32.")] = "file",
+    temperature: Temperature = 0.0, top_k: TopK = 40, top_p: TopP = 1.0, min_p: MinP = 0.0, seed: Seed = 0,
+    stop: Stop = None, threads: Threads = None, dtype: WeightsDtype = "file",
     raw: Annotated[bool, typer.Option("--raw", help="The prompt is the beginning of a text, not a message.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     json: Json = False,
@@ -446,8 +452,59 @@ def generate(
     """
     from .generate import run_generate
 
-    raise typer.Exit(run_generate(model, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed, json=json,
-                                  threads=threads, raw=raw, system=system, dtype=dtype))
+    raise typer.Exit(run_generate(model, prompt, tokens, json=json, threads=threads, raw=raw, system=system,
+                                  dtype=dtype, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                                  seed=seed, stop=stop or []))
+
+
+@app.command()
+def chat(
+    model: ModelName,
+    system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", "-n", min=1, help="Of an answer, at most.")] = None,
+    context: Annotated[int | None, typer.Option("--context", min=2, help="Tokens of the conversation.")] = None,
+    temperature: Temperature = 0.0, top_k: TopK = 40, top_p: TopP = 1.0, min_p: MinP = 0.0, seed: Seed = 0,
+    stop: Stop = None, threads: Threads = None, dtype: WeightsDtype = "file",
+) -> None:
+    """Talk with a model in the terminal. Ctrl-C ends an answer, Ctrl-D the program; /help says what else there is.
+
+    \b
+    Examples:
+      sapper chat smollm2
+      sapper chat model.gguf --system "Answer in one sentence." --temperature 0.7
+      echo "What is a sapper?" | sapper chat smollm2
+    """
+    from .chat import run_chat
+
+    raise typer.Exit(run_chat(model, system=system, tokens=tokens, context=context, threads=threads, dtype=dtype,
+                              temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
+                              stop=stop or []))
+
+
+@app.command()
+def perplexity(
+    model: ModelName,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A text in UTF-8.")],
+    context: Annotated[int | None, typer.Option("--context", "-c", min=4, help="Of a window; default: 512.")] = None,
+    stride: Annotated[int, typer.Option("--stride", min=0, help="Windows every so many tokens; 0: side by side.")] = 0,
+    threads: Threads = None, dtype: WeightsDtype = "file", json: Json = False,
+) -> None:
+    """Measure how well a model foretells a text, over the windows of llama.cpp's llama-perplexity.
+
+    \b
+    Examples:
+      sapper perplexity smollm2 book.txt
+      sapper perplexity model.gguf book.txt --context 2048 --json
+      sapper perplexity model.gguf book.txt --context 512 --stride 128
+    """
+    from .perplexity import run_perplexity
+
+    facts = run_perplexity(model, file, context=context, stride=stride, threads=threads, dtype=dtype, progress=not json)
+    if json:
+        _print_json(facts)
+    else:
+        print(f"perplexity {facts['perplexity']:.4f} +/- {facts['error']:.4f} over {facts['tokens']} tokens in "
+              f"{facts['windows']} windows")
 
 
 @app.command()

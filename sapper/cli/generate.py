@@ -17,17 +17,18 @@ REFUSED, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
 
 
 def run_generate(
-    model: str, prompt: str, tokens: int = 128, *, temperature: float = 0.0, top_k: int = 40, seed: int = 0,
-    json: bool = False, threads: int | None = None, raw: bool = False, system: str | None = None, dtype: str = "file",
-    interpret: bool = False, out: TextIO | None = None, err: TextIO | None = None,
+    model: str, prompt: str, tokens: int = 128, *, json: bool = False, threads: int | None = None, raw: bool = False,
+    system: str | None = None, dtype: str = "file", interpret: bool = False, out: TextIO | None = None,
+    err: TextIO | None = None, **sampling: Any,
 ) -> int:
     """Generate text and print it.
 
     model: a GGUF file, a safetensors directory, or a name such as "smollm2". prompt: a user's message, or with raw the
-    beginning of a text. tokens: at most so many. temperature 0 takes the likeliest token each time. json: print one
-    object at the end: model, prompt, text, tokens, prompt_tokens, stop ("end", "length", "context", "interrupted"),
-    load_s, prefill_tokens_per_s, decode_tokens_per_s. dtype: "file", "bf16" or "f32", how the weights are held.
-    interpret: run under the reference interpreter. out, err: where to print (None: stdout and stderr).
+    beginning of a text. tokens: at most so many. sampling: temperature, top_k, top_p, min_p, seed, stop, as Generation
+    has them. json: print one object at the end: model, prompt, text, tokens, prompt_tokens, stop ("end", "stop",
+    "length", "context", "interrupted"), load_s, prefill_tokens_per_s, decode_tokens_per_s. dtype: "file", "bf16" or
+    "f32", how the weights are held. interpret: run under the reference interpreter. out, err: where to print (None:
+    stdout and stderr).
     """
     out, err = out or sys.stdout, err or sys.stderr
     try:
@@ -46,8 +47,8 @@ def run_generate(
         loaded = load_model(model, dtype)
         load_seconds = time.perf_counter() - started
         generation = Generation(
-            loaded, prompt_tokens(loaded, prompt, raw, system), tokens, temperature=temperature, top_k=top_k, seed=seed,
-            threads=threads, interpret=interpret,
+            loaded, prompt_tokens(loaded, prompt, raw, system), tokens, threads=threads, interpret=interpret,
+            **sampling,
         )
         for piece in generation:
             pieces.append(piece)
@@ -60,14 +61,14 @@ def run_generate(
     except KeyboardInterrupt:
         status = INTERRUPTED
     except BrokenPipeError:
-        _drop_output(out)
+        drop_output(out)
         return PIPE_CLOSED
     if generation is None:  # Ctrl-C while loading
         return status
     try:
         _report(generation, model, prompt, pieces, load_seconds, json, out, err)
     except BrokenPipeError:
-        _drop_output(out)
+        drop_output(out)
         return PIPE_CLOSED
     return status
 
@@ -99,7 +100,7 @@ def _report(
     )
 
 
-def _drop_output(out: TextIO) -> None:
+def drop_output(out: TextIO) -> None:
     """Nobody reads any more: let the interpreter's last flush of stdout go nowhere rather than fail."""
     if out is sys.stdout:
         null = os.open(os.devnull, os.O_WRONLY)

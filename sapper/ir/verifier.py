@@ -976,6 +976,8 @@ LANE_RULES: dict[str, Rule] = {
     "prefetch": _lane_prefetch,
     "dot2_bf16": _signature((ROW_F32, ROW_B32, ROW_B32), (ROW_F32,)),
     "dot4_u8i8": _signature((ROW_I32, ROW_B32, ROW_B32), (ROW_I32,)),
+    "pack_bf16": _signature((ROW_F32, ROW_F32), (ROW_B32,)),
+    "interleave": _signature((ROW_B32, ROW_B32), (ROW_B32, ROW_B32)),
     "warp": _signature((), (S64,)),
     "near_memory": _signature((), (S64,)),
     "sync_warps": _nothing,

@@ -588,7 +588,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         r = ranges[k]
         if r.axis is None:
             assert r.counter is not None
-            self._counted(r, r.start, r.stop, r.step, lambda iv: self._with_counter(r, iv, ranges, k, body))
+            self.counted("each", r.start, r.stop, r.step, lambda iv: self._with_counter(r, iv, ranges, k, body))
             return
         if not r.resident:
             self._open(r.axis, r)
@@ -607,15 +607,6 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         self.home[r.counter] = self.depth
         self._loops(ranges, k + 1, body)
 
-    def _counted(self, r: Range, start: Scalar, stop: Scalar, step: int, body: Callable[[Value], None]) -> None:
-        block = Block([S64])
-        first, last = self.value(start), self.value(stop)
-        self.enter(block)
-        body(block.arguments[0])
-        self.effect("yield", [])
-        self.leave()
-        self.finish(Op("loop", [first, last], (), {"step": step, "label": r.axis or "each"}, [block], self.location))
-
     def _resident(self, r: Range, body: Callable[[], None]) -> None:
         """A loop over tiles whose elements along the axis stay in registers: full tiles, then single rows (or one
         masked row of lanes)."""
@@ -625,26 +616,26 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         count = size // lanes if r.lane else size
 
         def at(iv: Value, n: int, mask: Value | None) -> None:
-            self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True)
+            self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True, stop=r.stop)
             body()
             del self.bound[axis]
 
         extent = self.sub(r.stop, r.start)
         if size == 1 or r.divisor % size == 0:
-            self._counted(r, r.start, r.stop, size, lambda iv: at(iv, count, None))
+            self.counted(axis, r.start, r.stop, size, lambda iv: at(iv, count, None))
             return
         full = self.add(r.start, self.sub(extent, self.scalar("s_mod", extent, size)))
         if not isinstance(extent, int) or extent >= size:
-            self._counted(r, r.start, full, size, lambda iv: at(iv, count, None))
+            self.counted(axis, r.start, full, size, lambda iv: at(iv, count, None))
         if isinstance(extent, int) and extent % size == 0:
             return
         if r.lane:
             def masked(iv: Value) -> None:
                 mask = self.emit(self.depth, "mask_first", [self.value(self.sub(r.stop, iv))], MASK)
                 at(iv, 1, mask)
-            self._counted(r, full, r.stop, lanes, masked)
+            self.counted(axis, full, r.stop, lanes, masked)
         else:
-            self._counted(r, full, r.stop, 1, lambda iv: at(iv, 1, None))
+            self.counted(axis, full, r.stop, 1, lambda iv: at(iv, 1, None))
 
     # Tasks.
 

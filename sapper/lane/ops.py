@@ -124,6 +124,11 @@ LANE_OPS = OpTable("lane", [
     OpSpec("dot2_bf16", (3, 3), doc="acc (f32), a, b (b32, two bf16 each): acc + a1 * b1 + a0 * b0, each "
                                  "product added with one rounding; denormals are zero on the way in and out"),
     OpSpec("dot4_u8i8", (3, 3), doc="acc (i32), a (b32, four u8), b (b32, four i8): acc + sum a * b, wrapping"),
+    OpSpec("pack_bf16", (2, 2), doc="f32 rows a, b -> b32: a as bf16 in the lower half of each slot, b in the upper; "
+                                    "nearest even, denormals are zero; only where the target has it"),
+    OpSpec("interleave", (2, 2), (2, 2),
+           doc="a, b (b32, two elements of 16 bits each) -> low, high: low[i] is element i of a and, in the upper "
+               "half, of b, high[i] element lanes + i; only where the target has it"),
     # Several warps, near memory, matrix instructions.
     OpSpec("warp", (0, 0), doc="index of this warp in its worker, from 0"),
     OpSpec("near_memory", (0, 0), doc="address of the worker's near memory, whose size is the attribute `near_bytes`"),

@@ -7,26 +7,41 @@ Holds: all buffers are made once; NumPy only makes views of them; every number i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..ahead import plan as whole
-from ..kernels import embedding, matmul, sampling
+from ..kernels import cross_entropy, embedding, matmul, norm, sampling
 from ..runtime.buffers import empty
 from ..runtime.program import Program, Rows, Variable
 from .errors import ModelError
 from .linear import Matrix, Steps, Workspace, named_arrays
+from .sampling import BELOW_ONE, Sampling
 from .weights import DTYPES
 
 CHUNK = 512
 """Tokens that go through the layers together: enough for the matrix kernels to reach their speed, and few enough for
 the activations to stay in the caches."""
 
+SCORED = 128
+"""Rows of logits that `losses` holds at once: 25 MB of them for 49152 tokens."""
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Sections = list[tuple[str, Steps]]
 """Steps in order, with a heading for each part."""
+
+
+class Scoring:
+    """Memory of `losses` for so many rows: which of the chunk's, the tokens that follow them, and what these cost."""
+
+    def __init__(self, count: int, features: int, vocabulary: int) -> None:
+        self.rows, self.targets = (empty((count,), np.dtype(np.int32)) for _ in range(2))
+        self.x, self.normed = (empty((count, features), np.dtype(np.float32)) for _ in range(2))
+        self.logits = empty((count, vocabulary), np.dtype(np.float32))
+        self.losses = empty((count,), np.dtype(np.float32))
+        self.program: Program | None = None
 
 
 class BaseSession(ABC):
@@ -50,7 +65,7 @@ class BaseSession(ABC):
         if cache_dtype not in DTYPES:
             raise ModelError("the dtype of the cache", repr(cache_dtype), f"one of {', '.join(DTYPES)}")
         self.vocabulary = vocabulary
-        self.chunk = min(CHUNK, self.context)
+        self.chunk = self._capacity = self._longest_chunk()
         self.position = 0
         self.logits = empty((vocabulary,), np.dtype(np.float32))
         self._options: dict[str, Any] = {} if threads is None else {"threads": threads}
@@ -61,8 +76,16 @@ class BaseSession(ABC):
         self._tokens = empty((self.chunk,), np.dtype(np.int32))
         self._count = Variable("count", self.chunk)
         self._candidates: tuple[Array, Array] | None = None
+        self._settings = tuple(empty((1,), np.dtype(np.float32)) for _ in range(4))
+        self._kept = empty((1,), np.dtype(np.int32))
         self._decode: Program | None = None
         self._prefill: Program | None = None
+        self._scoring: Scoring | None = None
+        self._x: Array
+        self._y: Array
+
+    def _longest_chunk(self) -> int:
+        return min(CHUNK, self.context)
 
     # ---- what an architecture says
 
@@ -71,13 +94,24 @@ class BaseSession(ABC):
         """The kernels of one token, `_token`, in order; their variable is `position`."""
 
     @abstractmethod
-    def prefill_sections(self) -> Sections:
-        """The kernels of a chunk of tokens in order: the first `count` of `_tokens`, of which `_last` is the last one's
-        index, behind `position` others; their variables are those of `_chunk_values`."""
+    def chunk_sections(self) -> Sections:
+        """The kernels that take a chunk of tokens through all layers, to `_x`: the first `count` of `_tokens`, behind
+        `position` others; their variables are those of `_chunk_values`."""
+
+    @abstractmethod
+    def head(self) -> tuple[Matrix, Array, float]:
+        """What makes logits of `_x`: the matrix, the gain of the norm before it, and the norm's epsilon."""
 
     @abstractmethod
     def state(self) -> dict[str, Array]:
         """The memory that lasts from one run of a program to the next, by name."""
+
+    def prefill_sections(self) -> Sections:
+        """The kernels of a chunk of tokens in order, and of the logits of the last one, whose index is `_last`."""
+        matrix, gain, epsilon = self.head()
+        logits: Steps = [(embedding.embedding_f32, (self._last, self._x, self._y[:1])),
+                         *matrix.apply_norm(self._y[0], gain, epsilon, self.logits, self._work)]
+        return [*self.chunk_sections(), ("logits of the last token", logits)]
 
     def _chunk_values(self, count: int) -> dict[str, int]:
         """The values of the variables of prefill_sections for so many tokens at self.position."""
@@ -121,6 +155,14 @@ class BaseSession(ABC):
 
         Raises ModelError if there are none, if one is not in the vocabulary, or if the context is full.
         """
+        self._check(tokens)
+        if len(tokens) == 1:
+            self._feed_one(tokens[0])
+            return
+        for start in range(0, len(tokens), self.chunk):
+            self._feed_several(tokens[start : start + self.chunk])
+
+    def _check(self, tokens: Sequence[int]) -> None:
         if not len(tokens):
             raise ModelError("the tokens", "none", "at least one", "give a prompt")
         wrong = next((token for token in tokens if not 0 <= token < self.vocabulary), None)
@@ -131,11 +173,6 @@ class BaseSession(ABC):
                 "the context", f"{self.position} + {len(tokens)} tokens", f"at most {self.context}",
                 "take a shorter prompt, or a larger context",
             )
-        if len(tokens) == 1:
-            self._feed_one(tokens[0])
-            return
-        for start in range(0, len(tokens), self.chunk):
-            self._feed_several(tokens[start : start + self.chunk])
 
     def _feed_one(self, token: int) -> None:
         self._token[0] = token
@@ -153,6 +190,43 @@ class BaseSession(ABC):
         self._prefill(**self._chunk_values(count))
         self.position += count
 
+    def rewind(self, position: int) -> None:
+        """Forget the tokens from a position on. Raises ModelError for a position that was not reached."""
+        if not 0 <= position <= self.position:
+            raise ModelError("the position", f"{position}", f"0 to {self.position}, the tokens fed so far")
+        self.position = position
+
+    def losses(self, tokens: Sequence[int], first: int = 0) -> list[float]:
+        """Feed tokens; what each token behind tokens[first] costs: minus the logarithm of its probability, given those
+        before it. Raises ModelError as `feed` does."""
+        self._check(tokens)
+        if self._scoring is None:
+            self._scoring = Scoring(min(SCORED, self.chunk), self._x.shape[1], self.vocabulary)
+        scoring = self._scoring
+        found: list[float] = []
+        for start in range(0, len(tokens), self.chunk):
+            part = tokens[start : start + self.chunk]
+            self._feed_several(part)
+            rows = range(max(first - start, 0), min(len(part), len(tokens) - 1 - start))
+            for group in (rows[i : i + len(scoring.rows)] for i in range(0, len(rows), len(scoring.rows))):
+                scoring.rows[: len(group)] = group
+                scoring.targets[: len(group)] = [tokens[start + row + 1] for row in group]
+                if scoring.program is None:
+                    scoring.program = self._program([("losses", self._scoring_steps(scoring))])
+                scoring.program(count=len(group))
+                found += scoring.losses[: len(group)].tolist()
+        return found
+
+    def _scoring_steps(self, scoring: Scoring) -> Steps:
+        matrix, gain, epsilon = self.head()
+        rows = self._rows
+        return [
+            (embedding.embedding_f32, (rows(scoring.rows), self._x, rows(scoring.x))),
+            (norm.rms_norm, (rows(scoring.x), gain, epsilon, rows(scoring.normed))),
+            *self._multiply("matmul_nt", scoring.normed, [matrix], scoring.logits),
+            (cross_entropy.cross_entropy, (rows(scoring.logits), rows(scoring.targets), rows(scoring.losses))),
+        ]
+
     def _program(self, sections: Sections) -> Program:
         return Program([step for _, steps in sections for step in steps], static=True, **self._options)
 
@@ -160,44 +234,45 @@ class BaseSession(ABC):
 
     def _rows(self, array: Array) -> Rows:
         """The rows of a chunk's tokens."""
-        return Rows(array, self._count)
+        return Rows(array[: self._capacity], self._count)
 
     def _look_up(self, matrix: Matrix, x: Array) -> Steps:
         """x: the rows of the matrix that belong to a chunk's tokens."""
         return [(kernel, (self._rows(tokens), *parts, self._rows(into)))
                 for kernel, (tokens, *parts, into) in matrix.look_up(self._tokens, x)]
 
-    def _multiply(self, name: str, x: Array, matrices: Sequence[Matrix], *rest: Array) -> Steps:
-        """The matrix kernel of that name on a chunk, for the dtype in which the matrices can be had."""
+    def _multiply(
+        self, name: str, x: Array, matrices: Sequence[Matrix], *rest: Array, rows: Callable[[Array], Rows] | None = None
+    ) -> Steps:
+        """The matrix kernel of that name on a chunk, for the dtype in which the matrices can be had. rows: which rows
+        of the arrays (None: those of the chunk's tokens)."""
+        rows = rows or self._rows
         plain = [matrix.widened(self._work, place) for place, matrix in enumerate(matrices)]
         kernel = getattr(matmul, f"{name}_{plain[0][1]}")
-        arguments = (self._rows(x), *(weights for weights, _, _ in plain), *map(self._rows, rest))
+        arguments = (rows(x), *(weights for weights, _, _ in plain), *map(rows, rest))
         return [*(step for _, _, steps in plain for step in steps), (kernel, arguments)]
-
-    def _logits_of_last(self, matrix: Matrix, x: Array, gain: Array, epsilon: float, row: Array) -> Steps:
-        """The logits of a chunk's last token; row [1, features] is memory for it."""
-        return [(embedding.embedding_f32, (self._last, x, row)),
-                *matrix.apply_norm(row[0], gain, epsilon, self.logits, self._work)]
 
     # ---- choosing a token
 
-    def pick(self, temperature: float = 0.0, top_k: int = 40, u: float = 0.0) -> int:
-        """The next token, by `logits`. temperature 0: the likeliest; otherwise drawn among the top_k likeliest.
+    def pick(
+        self, temperature: float = 0.0, top_k: int = 40, u: float = 0.0, *, top_p: float = 1.0, min_p: float = 0.0
+    ) -> int:
+        """The next token, by `logits`. temperature 0: the likeliest; otherwise drawn as Sampling says.
 
-        u: a random number in [0, 1). Raises ModelError for a temperature, top_k or u out of range.
+        u: a random number in [0, 1). Raises ModelError for a setting out of range.
         """
-        if not 0.0 <= temperature <= 1e6 or not 0.0 <= u < 1.0 or top_k < 1:
-            raise ModelError(
-                "sampling", f"temperature {temperature}, top_k {top_k}, u {u}",
-                "temperature >= 0, top_k >= 1, u in [0, 1)",
-            )
+        Sampling(temperature, top_k, top_p, min_p).check()
+        if not 0.0 <= u < 1.0:
+            raise ModelError("sampling", f"u {u}", "a number in [0, 1)")
         if temperature == 0.0:
             sampling.argmax_rows(self.logits.reshape(1, -1), self.picked, **self._options)
             return int(self.picked[0])
         count = min(top_k, self.vocabulary)
-        if self._candidates is None or len(self._candidates[0]) != count:
-            self._candidates = empty((count,), np.dtype(np.float32)), empty((count,), np.dtype(np.int32))
-        values, indices = self._candidates
-        sampling.top_k(self.logits, values, indices, **self._options)
-        sampling.sample_top_k(values, indices, temperature, u, self.picked, **self._options)
+        if self._candidates is None or self._candidates[0].shape[1] != count:
+            self._candidates = empty((1, count), np.dtype(np.float32)), empty((1, count), np.dtype(np.int32))
+        self._kept[0] = count
+        for setting, value in zip(self._settings, (temperature, top_p, min_p, u), strict=True):
+            setting[0] = min(value, BELOW_ONE) if setting is self._settings[3] else value
+        sampling.top_k(self.logits.reshape(1, -1), *self._candidates, **self._options)
+        sampling.sample(*self._candidates, self._kept, *self._settings, self.picked, **self._options)
         return int(self.picked[0])

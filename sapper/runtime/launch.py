@@ -5,7 +5,7 @@ Holds: what runs was compiled for exactly the facts in its `Specialisation`, and
 either for this call or for an earlier one with the same shapes, strides and dtypes; what may differ between such calls
 (addresses, overlap, alignment, writability) is checked each time.
 
-    call ── shapes, strides, dtypes seen before? ── yes: check addresses, fill in words, run      (about 2 µs)
+    call ── shapes, strides, dtypes seen twice? ── yes: check addresses, fill in words, run      (about 2 µs)
                         └ no: bind ─ specialise ─ memory cache ─ disk cache ─ compile ─ make an entry, run
 
 The contract of specialisation:
@@ -36,7 +36,10 @@ import numpy
 
 from ..ir.nodes import Location
 from ..ir.types import TensorType
+from ..lang import digest as _digest  # noqa: F401  each first call needs it: loaded with the runtime, not in the call
 from ..lang.errors import KernelError
+from ..targets.x86_64.detect import host, host_target
+from ..targets.x86_64.target import target as named_target
 from . import arguments as _arguments
 from . import settings
 from .arguments import (
@@ -55,6 +58,7 @@ from .compiled import CompiledKernel
 from .errors import ArgumentError, LaunchError, warn_once
 from .loader import CodeBlock, load
 from .scratch import NO_COUNTS, areas, stride_bytes, take_area
+from .tuned import tuned_schedule
 
 if TYPE_CHECKING:
     from ..tile.schedule import StrideClass
@@ -225,13 +229,9 @@ def _by_hand_key(kernel: Any, schedule: Any) -> list[str]:
 
 
 def _find_target(wanted: Any) -> Any:
-    from ..targets.x86_64.detect import host, host_target
-
     if wanted is None:
         return host_target()
-    from ..targets.x86_64.target import target as named
-
-    found = named(wanted) if isinstance(wanted, str) else wanted
+    found = named_target(wanted) if isinstance(wanted, str) else wanted
     missing = sorted(found.features - host().features)
     if missing:
         raise LaunchError(
@@ -453,8 +453,6 @@ class Launcher:
         """
         if self.schedule is not None or getattr(self.kernel, "by_hand", None) or settings.debugging():
             return self.schedule
-        from .tuned import tuned_schedule
-
         threads = settings.threads() if self.threads is None else self.threads
         found = configuration().find_target(self.target) if target is None else target
         return tuned_schedule(self.name, self.kernel.source_digest(), getattr(found, "name", ""), dims, threads)
@@ -551,7 +549,7 @@ class Launcher:
                 self.layouts[layout] = entry
         else:
             signature.check_stores(binding, entry.compiled.stored)
-        self._remember(arguments, binding, entry)
+            self._remember(arguments, binding, entry)  # not at the first: it writes and compiles a function
         own = {word: tensors[position].address for word, position in entry.data_words}
         for word, position in entry.scalar_words:
             own[word] = binding.scalars[position]
