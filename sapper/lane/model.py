@@ -385,7 +385,7 @@ class Model(WalkLowering):
                     # No fewer than a unit has in flight on each of two ports: else each sum waits for itself.
                     hidden = 2 * self.facts.fma_latency // (vectors * fixed) + 1
                     most = max(1, (registers - vectors - 1) // (vectors * fixed))
-                    counts[rows[0]] = self._fit(rows[0], most, False, min(hidden, most))
+                    counts[rows[0]] = self._fit(rows[0], most, False, min(hidden, most), 2)
             elif lane in self.bound and rows:
                 # Each row is read through an address of its own, and those have to stay in registers too.
                 counts[rows[0]] = self._fit(rows[0], min(budget, ADDRESSED_ROWS), False)
@@ -440,9 +440,9 @@ class Model(WalkLowering):
         bytes_of_row *= self.extent_hint(lane) * self.slot_elements if lane is not None else 1
         return 4 if 4 * bytes_of_row < self.facts.l1_bytes // 2 <= 8 * bytes_of_row else 8
 
-    def _fit(self, axis: str, count: int, lane: bool, fewest: int = 1) -> int:
+    def _fit(self, axis: str, count: int, lane: bool, fewest: int = 1, spare: int = 1) -> int:
         """The largest count <= `count` that suits the extent: no larger than it, a divisor of it if one is near and not
-        below `fewest`."""
+        below `fewest`. spare: how many times the typical extent it may be, where the extent is not known."""
         o = self.open[axis]
         extent = o.extent if isinstance(o.extent, int) else None
         if extent is None:
@@ -450,7 +450,7 @@ class Model(WalkLowering):
                 return max(1, min(count, -(-o.hint // self.lanes)) if o.divisor % (count * self.lanes) else count)
             # A tile of a sequential loop is mostly whole.
             multiple = o.hint if o.capacity == Capacity(o.hint) else o.divisor
-            count = max(1, min(count, o.hint))
+            count = max(1, min(count, o.hint * (spare if o.hint > 1 else 1)))
             return next((c for c in range(count, max(fewest, count * 2 // 3, 1) - 1, -1) if multiple % c == 0), count)
         units = -(-extent // self.lanes) if lane else extent
         count = max(1, min(count, units))
@@ -479,7 +479,9 @@ class Model(WalkLowering):
             return []
         (row_axis,) = loops
         depth_axis = walk.reduced[0]
-        if self.schedule.stage is None and self.extent_hint(row_axis) < STAGE_ROWS:
+        # Of few rows only these themselves are worth a copy, as more of them than have addresses are read at once.
+        few = self.schedule.stage is None and self.extent_hint(row_axis) < STAGE_ROWS
+        if few and counts[row_axis] <= ADDRESSED_ROWS:
             return []
         if not self.is_bounded(depth_axis):
             return []
@@ -500,7 +502,8 @@ class Model(WalkLowering):
                 # Rows are copied in blocks of as many steps of depth as there are lanes, and no step may cross two.
                 whole = self.stages_columns(op, row_axis, counts) or self.lanes % counts[depth_axis] == 0
                 panel, rows = lane in axes and row_axis not in axes, row_axis in axes and lane not in axes
-                if panel or (rows and again and whole and not self._reads_well(op, row_axis, depth_axis, counts)):
+                well = not whole or self._reads_well(op, row_axis, depth_axis, counts)
+                if (panel and not few) or (rows and again and not well):
                     staged.append(op)
         if staged and order[0] != lane:
             # A panel is a piece of the lane axis: inside a loop over rows it would be copied again for each of them.
