@@ -18,7 +18,7 @@ from ..tile.schedule import Facts, LoweringError, Panels, Schedule, ScheduleErro
 from .by_hand import Fit, fit
 from .packed import Dot, Packing, Term, dot_for, load_behind
 from .state import Capacity, Scalar, element_bytes
-from .walk import WalkChoice, WalkLowering
+from .walk import FEW_ROWS, WalkChoice, WalkLowering
 
 ADDRESSED_ROWS = 8
 """Rows of a matrix that a contraction reads at once in place; an x86-64 has 16 general registers."""
@@ -374,7 +374,8 @@ class Model(WalkLowering):
         if contraction:
             several = len(walk.reductions)
             budget = max(1, (registers - 4) // (fixed * several))
-            rows = sorted((a for a in outer if a != lane), key=lambda a: -self.extent_hint(a))
+            rows = sorted((a for a in outer if a != lane and (lane in outer or self.extent_hint(a) > 1)),
+                          key=lambda a: -self.extent_hint(a))
             if lane in outer:
                 panel = self._panel_vectors(walk, rows, lane)
                 wide = max(1, panel // several) if rows or fixed > 1 else min(8, budget)
@@ -568,15 +569,18 @@ class Model(WalkLowering):
         return isinstance(self.open[axis].extent, int) or self.open[axis].capacity is not None
 
     def _prefetched(self, walk: Walk, lane: str | None, order: list[str], reduced: list[str]) -> list[Op]:
-        """Contiguous matrices of dot products that are read only once: weights times one vector."""
+        """Contiguous matrices of dot products that are read only once: weights times a vector, or a few."""
         contraction = all(r.name == "contract" for r in walk.reductions)
-        if not self.facts.software_prefetch or lane is None or len(order) != 1 or reduced != [lane] or not contraction:
+        if not self.facts.software_prefetch or lane is None or reduced != [lane] or not contraction:
+            return []
+        if not order or any(self.extent_hint(axis) > FEW_ROWS for axis in order[1:]):
             return []
         found = []
         for op in self.reads(walk):
             access = self.access(op)
             if list(access.axes) == [order[0], lane] and not access.gathers:
-                row_bytes = self.mul(self.open[lane].extent, element_bytes(access.dtype))
+                o = self.open[lane] if self.packing is None else self.packing.elements
+                row_bytes = self.mul(o.extent, element_bytes(access.dtype))
                 if access.axes[order[0]] == row_bytes and access.axes[lane] == element_bytes(access.dtype):
                     found.append(op)
         return found
