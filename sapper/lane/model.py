@@ -39,6 +39,7 @@ class Model(WalkLowering):
         self.indexed_addresses = facts.indexed_addresses
         self.near_bytes = facts.l1_bytes
         self.block_bytes = facts.l2_bytes // 2
+        self.prefetches_rows = facts.software_prefetch
         self.transposes_by_scatter = facts.transposes_by_scatter
         self.specialization = specialization
         self.streaming_tensors = self._streaming_tensors()
@@ -236,7 +237,6 @@ class Model(WalkLowering):
         if any(lane in v.type.axes for v in values if isinstance(v.type, TileType)):
             return False
         return (any(lane in op.result.type.axes for op in staged)  # type: ignore[union-attr]
-                and self.extent_hint(order[1]) >= STAGE_ROWS
                 and self.extent_hint(lane) > counts[lane] * self.lanes)
 
     def _micro_kernel(self, walk: Walk, lane: str | None) -> Fit | None:
@@ -482,8 +482,6 @@ class Model(WalkLowering):
         depth_axis = walk.reduced[0]
         # Of few rows only these themselves are worth a copy, as more of them than have addresses are read at once.
         few = self.schedule.stage is None and self.extent_hint(row_axis) < STAGE_ROWS
-        if few and counts[row_axis] <= ADDRESSED_ROWS:
-            return []
         if not self.is_bounded(depth_axis):
             return []
         staged = []
@@ -504,7 +502,9 @@ class Model(WalkLowering):
                 whole = self.stages_columns(op, row_axis, counts) or self.lanes % counts[depth_axis] == 0
                 panel, rows = lane in axes and row_axis not in axes, row_axis in axes and lane not in axes
                 well = not whole or self._reads_well(op, row_axis, depth_axis, counts)
-                if (panel and not few) or (rows and again and not well):
+                if panel and few:
+                    panel = self.access(op).axes.get(depth_axis) != element_bytes(self.access(op).dtype)
+                if panel or (rows and again and not well):
                     staged.append(op)
         if staged and order[0] != lane:
             # A panel is a piece of the lane axis: inside a loop over rows it would be copied again for each of them.

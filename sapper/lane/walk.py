@@ -44,6 +44,12 @@ SLOW_STEPS = 1 / 8
 FEW_ROWS = 16
 """Typical number of rows up to which a contraction is bound by memory."""
 
+ROWS_AHEAD = 32
+"""How many steps of the depth ahead of a copy memory is asked for."""
+
+WIDE_ROW_BYTES = 128
+"""Rows of a panel from this size on are copied panel by panel: they are whole cache lines."""
+
 BLOCK_PANELS = 8
 """Most panels that are walked with the same rows: these then come from the last cache so many times less often."""
 
@@ -149,6 +155,7 @@ class WalkLowering(PackedRows):
     stage_memory: dict[tuple[str, Op], Scalar]
     near_bytes: int
     block_bytes: int
+    prefetches_rows: bool
     transposes_by_scatter: bool
     block_loads: list[Op]
     busiest: Walk | None
@@ -923,33 +930,52 @@ class WalkLowering(PackedRows):
                 self.stage_memory[key] = self.scratch([(panels * width, 1)], i32)
             panel.start_base = self.stage_memory[key]
 
-        def copy(carried: Carried) -> Carried:
-            self._stage_panel(op, panel)
+        def starts(carried: Carried) -> Carried:
             if turned:
                 self._stage_start(op, panel)
             return carried
 
-        if choice.blocked:
-            self.axis_loop(lane, choice.counts[lane], True, [], copy)
-        else:
-            copy([])
-        return panel
-
-    def _stage_panel(self, op: Op, panel: StagedPanel) -> None:
-        """The lane axis is bound to its piece: copy [depth][piece], each row of the piece beside the next."""
-        lane, depth_axis = panel.lane, panel.depth_axis
         access = self.access(op)
-        if access.axes.get(depth_axis) == element_bytes(access.dtype) and not access.gathers:
-            transpose = self._scatter_into if self.transposes_by_scatter else self._transpose_into
-            transpose(op, panel, lane, depth_axis, self.operand_access(op))
-            return
+        along_depth = access.axes.get(depth_axis) == element_bytes(access.dtype) and not access.gathers
+
+        def over_pieces(copy: Callable[[Carried], Carried]) -> Carried:
+            return self.axis_loop(lane, choice.counts[lane], True, [], copy) if choice.blocked else copy([])
+
+        def transpose(carried: Carried) -> Carried:
+            into = self._scatter_into if self.transposes_by_scatter else self._transpose_into
+            into(op, panel, lane, depth_axis, self.operand_access(op))
+            return starts(carried)
 
         def copy(carried: Carried) -> Carried:
             for at in self._coordinates((depth_axis, lane)):
                 panel.store(at, self.operand_row(op, at))
+            if self.prefetches_rows and not access.gathers:
+                self._prefetch_rows(op, panel)
             return carried
 
-        self.axis_loop(depth_axis, 4, False, [], copy)
+        if along_depth:
+            over_pieces(transpose)
+        elif choice.blocked and width * element_bytes(access.dtype) < WIDE_ROW_BYTES:
+            # All pieces of a step of the depth, which lie side by side, before the next step.
+            self.axis_loop(depth_axis, 1, False, [], lambda _: over_pieces(copy))
+            if turned:
+                over_pieces(starts)
+        else:
+            over_pieces(lambda _: starts(self.axis_loop(depth_axis, 4, False, [], copy)))
+        return panel
+
+    def _prefetch_rows(self, op: Op, panel: StagedPanel) -> None:
+        """Ask for the rows of memory that are copied ROWS_AHEAD steps of the depth later: they are far apart."""
+        access = self.operand_access(op)
+        step = self.access(op).axes[panel.depth_axis]
+        row_bytes = self.bound[panel.lane].count * self.lanes * element_bytes(self.access(op).dtype)
+        for number in range(self.slot_elements):
+            row = Access(self.add(access.base, self.mul(step, number)), access.disp, access.axes, access.dtype)
+            for at in range(self.bound[panel.depth_axis].count):
+                operands, attributes = self.address(row, {panel.depth_axis: ROWS_AHEAD + at})
+                disp = attributes.pop("disp")
+                for line in range(0, row_bytes, 64):
+                    self.effect("prefetch", operands, level=2, disp=disp + line, **attributes)
 
     def _stage_start(self, op: Op, panel: StagedPanel) -> None:
         """What sums of products with a panel's columns begin with: minus what they will be too large by."""
