@@ -29,7 +29,7 @@ def as_is(x):
 
 
 def make_matmul_nn(weight: Any, left: Any = f32) -> Any:
-    @sp.kernel(name=f"matmul_nn_{weight.name}" + (f"_{left.name}" if left is not f32 else ""))
+    @sp.kernel(name=f"matmul_nn_{weight.name}" + ("" if left is f32 else f"_{left.name}"))
     def matmul_nn(a: Tensor[left, M, K], b: Tensor[weight, K, N], c: Tensor[f32, M, N]):
         for m, n in tiles(M, N):
             acc = zeros(m, n, dtype=f32)
@@ -80,12 +80,12 @@ def make_matmul_nt_bias(weight: Any, activation: Any = as_is, suffix: str = "") 
     return matmul_nt_bias
 
 
-def make_matmul_nt_residual(weight: Any) -> Any:
+def make_matmul_nt_residual(weight: Any, left: Any = f32) -> Any:
     """c = residual + a @ b.T."""
 
-    @sp.kernel(name=f"matmul_nt_residual_{weight.name}")
+    @sp.kernel(name=f"matmul_nt_residual_{weight.name}" + ("" if left is f32 else f"_{left.name}"))
     def matmul_nt_residual(
-        a: Tensor[f32, M, K], b: Tensor[weight, N, K], residual: Tensor[f32, M, N], c: Tensor[f32, M, N]
+        a: Tensor[left, M, K], b: Tensor[weight, N, K], residual: Tensor[f32, M, N], c: Tensor[f32, M, N]
     ):
         for m, n in tiles(M, N):
             acc = zeros(m, n, dtype=f32)
@@ -96,12 +96,12 @@ def make_matmul_nt_residual(weight: Any) -> Any:
     return matmul_nt_residual
 
 
-def make_matmul_swiglu(weight: Any) -> Any:
+def make_matmul_swiglu(weight: Any, left: Any = f32) -> Any:
     """c = silu(a @ gate.T) * (a @ up.T)."""
 
-    @sp.kernel(name=f"matmul_swiglu_{weight.name}")
+    @sp.kernel(name=f"matmul_swiglu_{weight.name}" + ("" if left is f32 else f"_{left.name}"))
     def matmul_swiglu(
-        a: Tensor[f32, M, K], gate: Tensor[weight, N, K], up: Tensor[weight, N, K], c: Tensor[f32, M, N]
+        a: Tensor[left, M, K], gate: Tensor[weight, N, K], up: Tensor[weight, N, K], c: Tensor[f32, M, N]
     ):
         for m, n in tiles(M, N):
             gate_sum = zeros(m, n, dtype=f32)
@@ -129,8 +129,10 @@ matmul_nt_bias_f32 = make_matmul_nt_bias(f32)
 matmul_nt_bias_gelu_f32 = make_matmul_nt_bias(f32, gelu_of, "_gelu")
 matmul_nt_residual_f32 = make_matmul_nt_residual(f32)
 matmul_nt_residual_bf16 = make_matmul_nt_residual(bf16)
+matmul_nt_residual_bf16_bf16 = make_matmul_nt_residual(bf16, bf16)
 matmul_swiglu_f32 = make_matmul_swiglu(f32)
 matmul_swiglu_bf16 = make_matmul_swiglu(bf16)
+matmul_swiglu_bf16_bf16 = make_matmul_swiglu(bf16, bf16)
 
 
 def product(a: Array, b: Array, order: str) -> Array:
@@ -257,6 +259,10 @@ KERNELS = (
            shapes=SQUARES[1:2]),
     _entry("matmul_nt_residual_f32", matmul_nt_residual_f32, "nt", "f32", extra="residual", shapes=SQUARES[1:2]),
     _entry("matmul_nt_residual_bf16", matmul_nt_residual_bf16, "nt", "bf16", extra="residual", shapes=MODEL_SHAPES),
+    _entry("matmul_nt_residual_bf16_bf16", matmul_nt_residual_bf16_bf16, "nt", "bf16", extra="residual",
+           shapes=MODEL_SHAPES, left="bf16"),
     _entry("matmul_swiglu_f32", matmul_swiglu_f32, "nt", "f32", extra="swiglu", shapes=SQUARES[1:2]),
     _entry("matmul_swiglu_bf16", matmul_swiglu_bf16, "nt", "bf16", extra="swiglu", shapes=MODEL_SHAPES[1:2]),
+    _entry("matmul_swiglu_bf16_bf16", matmul_swiglu_bf16_bf16, "nt", "bf16", extra="swiglu", shapes=MODEL_SHAPES[1:2],
+           left="bf16"),
 )

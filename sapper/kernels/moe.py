@@ -113,10 +113,10 @@ def group_tokens(
         token = token + 1
 
 
-def make_grouped_matmul_swiglu(weight: Any) -> Any:
-    @sp.kernel(name=f"grouped_matmul_swiglu_{weight.name}")
+def make_grouped_matmul_swiglu(weight: Any, left: Any = f32) -> Any:
+    @sp.kernel(name=f"grouped_matmul_swiglu_{weight.name}" + ("_bf16" if left is bf16 else ""))
     def grouped_matmul_swiglu(
-        x: Tensor[f32, J, I], start: Tensor[i32, E], stop: Tensor[i32, E], gate: Tensor[weight, E, B, L, I],
+        x: Tensor[left, J, I], start: Tensor[i32, E], stop: Tensor[i32, E], gate: Tensor[weight, E, B, L, I],
         up: Tensor[weight, E, B, L, I], y: Tensor[f32, J, B, L],
     ):
         for b in each(B):
@@ -169,6 +169,7 @@ expert_matvec_f32 = make_expert_matvec(f32)
 expert_matvec_bf16 = make_expert_matvec(bf16)
 grouped_matmul_swiglu_f32 = make_grouped_matmul_swiglu(f32)
 grouped_matmul_swiglu_bf16 = make_grouped_matmul_swiglu(bf16)
+grouped_matmul_swiglu_bf16_bf16 = make_grouped_matmul_swiglu(bf16, bf16)
 grouped_matmul_f32 = make_grouped_matmul(f32)
 grouped_matmul_bf16 = make_grouped_matmul(bf16)
 grouped_matmul_bf16_bf16 = make_grouped_matmul(bf16, bf16)
@@ -341,6 +342,7 @@ KERNELS = (
     ),
     _grouped_entry(grouped_matmul_swiglu_f32, "f32", True),
     _grouped_entry(grouped_matmul_swiglu_bf16, "bf16", True),
+    _grouped_entry(grouped_matmul_swiglu_bf16_bf16, "bf16", True, "bf16"),
     _grouped_entry(grouped_matmul_f32, "f32", False),
     _grouped_entry(grouped_matmul_bf16, "bf16", False),
     _grouped_entry(grouped_matmul_bf16_bf16, "bf16", False, "bf16"),

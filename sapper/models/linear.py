@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, TypeAlias
 
+import ml_dtypes
 import numpy as np
 
-from ..kernels import embedding, matmul, matvec, moe, norm, quantized
+from ..kernels import embedding, matmul, matvec, moe, narrow, norm, quantized
 from ..kernels.moe_blocks import EXPERTS
 from ..kernels.quantized import BLOCK, PANEL
 from ..runtime.buffers import Arena, empty
@@ -34,6 +35,7 @@ class Workspace:
     def __init__(self, features: int) -> None:
         self.normed = empty((features,))
         self._wide: list[Array] = []
+        self._narrow: Array = empty((0,), ml_dtypes.bfloat16)
         self._quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.int32)]
 
     def quants(self, rows: int, columns: int) -> tuple[Array, Array, Array]:
@@ -46,6 +48,12 @@ class Workspace:
         q, scales, starts = (
             kept[: math.prod(shape)].reshape(shape) for kept, shape in zip(self._quants, shapes, strict=True))
         return q, scales, starts
+
+    def narrow(self, rows: int, columns: int) -> Array:
+        """Memory for rows in bf16."""
+        if self._narrow.size < rows * columns:
+            self._narrow = empty((rows * columns,), ml_dtypes.bfloat16)
+        return self._narrow[: rows * columns].reshape(rows, columns)
 
     def wide(self, place: int, rows: int, columns: int) -> Array:
         """Memory for a matrix in f32; place: 0, or 1 for a second one at the same time."""
@@ -61,6 +69,15 @@ def in_blocks(rows: Array, size: int = BLOCK) -> Array:
     blocks = rows.view()
     blocks.shape = (*rows.shape[:-1], rows.shape[-1] // size, size)
     return blocks
+
+
+def narrowed(x: Rows, dtype: str, exact: bool, work: Workspace) -> tuple[Steps, Rows, str]:
+    """Rows as operands of kernels with plain weights of that dtype: the steps that make them, the rows, and how the
+    names of the kernels end. exact: see Dense."""
+    if exact or dtype != "bf16":
+        return [], x, dtype
+    rows = Rows(work.narrow(*x.array.shape), x.count)
+    return [(narrow.narrow_bf16, (x, rows))], rows, "bf16_bf16"
 
 
 def quantized_rows(x: Rows, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
@@ -118,10 +135,12 @@ class Matrix(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """weights [rows, columns], f32 or bf16 as `dtype` says."""
+    """weights [rows, columns], f32 or bf16 as `dtype` says. exact: rows of activations stay f32; otherwise those that
+    meet bf16 are rounded to it, so that products are of pairs."""
 
     weights: Array
     dtype: str
+    exact: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -147,8 +166,8 @@ class Dense:
         return [(getattr(embedding, f"embedding_{self.dtype}"), (tokens, self.weights, y))]
 
     def apply_rows(self, name: str, x: Rows, others: Sequence[Dense], rest: Sequence[Rows], work: Workspace) -> Steps:
-        weights = [one.weights for one in (self, *others)]
-        return [(getattr(matmul, f"{name}_{self.dtype}"), (x, *weights, *rest))]
+        steps, x, dtypes = narrowed(x, self.dtype, self.exact, work)
+        return [*steps, (getattr(matmul, f"{name}_{dtypes}"), (x, *(one.weights for one in (self, *others)), *rest))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,20 +287,21 @@ class Experts(Protocol):
         """y[m] = W x[m] for the rows of each expert; with others = [up]: silu(W x[m]) * (up x[m])"""
 
 
-def _groups_of(arrays: Sequence[Array], dtype: str, x: Rows, ranges: tuple[Array, ...], y: Rows) -> Steps:
+def _groups_of(arrays: Sequence[Array], dtypes: str, x: Rows, ranges: tuple[Array, ...], y: Rows) -> Steps:
     """`apply_groups` of plain arrays [experts, rows, columns]."""
     blocks = [weights.reshape(len(weights), *moe.blocks_of(weights.shape[1]), -1) for weights in arrays]
     result = Rows(y.array.reshape(len(y.array), *blocks[0].shape[1:3]), y.count)
     name = "grouped_matmul" if len(arrays) == 1 else "grouped_matmul_swiglu"
-    return [(getattr(moe, f"{name}_{dtype}"), (x, *ranges, *blocks, result))]
+    return [(getattr(moe, f"{name}_{dtypes}"), (x, *ranges, *blocks, result))]
 
 
 @dataclass(frozen=True, slots=True)
 class DenseExperts:
-    """weights [experts, rows, columns], f32 or bf16 as `dtype` says."""
+    """weights [experts, rows, columns], f32 or bf16 as `dtype` says. exact: see Dense."""
 
     weights: Array
     dtype: str
+    exact: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -305,7 +325,8 @@ class DenseExperts:
     def apply_groups(
         self, others: Sequence[DenseExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
-        return _groups_of([one.weights for one in (self, *others)], self.dtype, x, ranges, y)
+        steps, x, dtypes = narrowed(x, self.dtype, self.exact, work)
+        return steps + _groups_of([one.weights for one in (self, *others)], dtypes, x, ranges, y)
 
 
 @dataclass(frozen=True, slots=True)
