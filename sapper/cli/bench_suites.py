@@ -118,8 +118,8 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A kernel of the library with one shape. cold: its weights shall come from DRAM. packed: its tensor b is packed for
-    us, before the clock runs; peers have the array."""
+    """A kernel of the library with one shape. cold: its weights shall come from DRAM. packed: its tensor b is packed
+    for us, before the clock runs; peers have the array."""
 
     entry: Any
     case: Any
