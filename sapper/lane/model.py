@@ -7,7 +7,6 @@ again and again are staged; results too large for the caches are stored past the
 
 from __future__ import annotations
 
-from functools import cached_property
 from math import gcd, prod
 from typing import NoReturn
 
@@ -17,7 +16,7 @@ from ..tile.affine import affine
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import Facts, LoweringError, Panels, Schedule, ScheduleError, Specialization
 from .by_hand import Fit, fit
-from .packed import DOT2_BF16, Dot, Packing, Term, dot_for, load_behind
+from .packed import DOT2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_loads
 from .slots import PAIR
 from .state import Capacity, Scalar, element_bytes
 from .walk import FEW_ROWS, WalkChoice, WalkLowering
@@ -105,6 +104,8 @@ class Model(WalkLowering):
             return False
         if not all(a in self.bound or (a in self.open and self.is_bounded(a)) for a in axes):
             return False
+        if len(contraction.attributes["over"]) > 1 and dot_for(contraction, self.facts) is not None:
+            return False
         depth = self._slot_depth(contraction)
         if depth is not None:
             if self._lies_as_slots(value, depth):
@@ -133,15 +134,6 @@ class Model(WalkLowering):
                     for user in self.users.get(value, ())):
                 return None
         return depth
-
-    @cached_property
-    def users(self) -> dict[Value, list[Op]]:
-        """The ops that read each value."""
-        found: dict[Value, list[Op]] = {}
-        for op in self.function.walk():
-            for value in op.operands:
-                found.setdefault(value, []).append(op)
-        return found
 
     def _lies_as_slots(self, value: Value, depth: str) -> bool:
         """Whether a value is read from memory in which neighbours along an axis are neighbours, and spans no lanes."""
@@ -314,19 +306,26 @@ class Model(WalkLowering):
 
     def _packing(self, walk: Walk, lane: str | None) -> Packing | None:
         """How a walk of contractions of narrow operands could run on packed dot products, as far as types say."""
-        if not walk.reductions or walk.inner or len(walk.reduced) != 1 or walk.reduced[0] not in self.open:
+        if not walk.reductions or walk.inner or any(axis not in self.open for axis in walk.reduced):
             return None
-        (depth,) = walk.reduced
-        elements = self.open[depth]
-        dots = {self._dot_of(op, depth) for op in walk.reductions}
-        dot = dots.pop()
-        if dot is None or dots or (self.extent_hint(depth) < dot.elements and not self._panels(walk)):
-            return None
-        kept = all(value in self.slot_axes for op in walk.reductions for value in op.operands)
-        return Packing(dot, depth, elements, kept, {op: self._term(op, lane, depth) for op in walk.reductions})
+        for depth in walk.reduced:
+            elements = self.open[depth]
+            dots = {self._dot_of(op, depth) for op in walk.reductions}
+            dot = dots.pop()
+            if dot is None or dots:
+                continue
+            if len(walk.reduced) > 1 and (not isinstance(elements.extent, int) or elements.extent % dot.elements):
+                continue
+            if self.extent_hint(depth) < dot.elements and not self._panels(walk):
+                continue
+            kept = all(value in self.slot_axes for op in walk.reductions for value in op.operands)
+            terms = {op: self._term(op, lane, depth) for op in walk.reductions}
+            return Packing(dot, depth, walk.reduced, elements, kept, terms)
+        return None
 
     def _dot_of(self, op: Op, depth: str) -> Dot | None:
-        """The packed dot product for a contraction of two loads."""
+        """The packed dot product for a contraction whose operands have slots along an axis. Of several contracted axes
+        slots lie along the one that is contiguous in both."""
         if op.name != "contract":
             return None
         if any(value in self.slot_axes for value in op.operands):
@@ -334,9 +333,15 @@ class Model(WalkLowering):
                         else self._lies_as_slots(value, depth) for value in op.operands)
             return DOT2_BF16 if ready else None
         for value in op.operands:
-            if (value in self.rows or value in self.buffers or depth not in axes_of(value)
-                    or (value.op is not None and value.op.name == "load" and self.access(value.op).gathers)):
+            loads = slot_loads(value)
+            if value in self.rows or value in self.buffers or depth not in axes_of(value) or loads is None:
                 return None
+            for load in loads:
+                access = self.access(load)
+                if access.gathers or load.result in self.buffers or depth not in access.axes:
+                    return None
+                if len(op.attributes["over"]) > 1 and access.axes[depth] != element_bytes(access.dtype):
+                    return None
         return dot_for(op, self.facts)
 
     def _term(self, op: Op, lane: str | None, depth: str) -> Term:
@@ -361,20 +366,19 @@ class Model(WalkLowering):
     def _serves(self, packing: Packing, lane: str | None, staged: list[Op]) -> bool:
         """Whether slots of all operands can be had: those that lie in memory as slots, or beside each other along the
         lanes, or are spread over them, or are copied. An operand is turned for all or none of its contractions."""
-        turned: dict[Op, bool] = {}
+        turned: dict[Value, bool] = {}
         for op, term in packing.terms.items():
             for number, value in enumerate(op.operands):
-                load = value.op
-                assert load is not None
                 if value in self.slot_axes:
                     continue
-                if turned.setdefault(load, term.turned == number) != (term.turned == number):
+                if turned.setdefault(value, term.turned == number) != (term.turned == number):
                     return False
-                access = self.access(load)
-                size = element_bytes(access.dtype)
-                joined = lane != packing.depth and (load in staged or access.axes.get(lane or "", size) == size)
-                if access.axes[packing.depth] != size and not joined:
-                    return False
+                for load in slot_loads(value) or ():
+                    access = self.access(load)
+                    size = element_bytes(access.dtype)
+                    joined = lane != packing.depth and (load in staged or access.axes.get(lane or "", size) == size)
+                    if access.axes[packing.depth] != size and not joined:
+                        return False
         return True
 
     def _lane(self, walk: Walk, loops: list[str], contraction: bool) -> str:
@@ -464,13 +468,15 @@ class Model(WalkLowering):
                     second = (registers - 4 - first) // (first * len(walk.reductions))
                     counts[rows[1]] = self._fit(rows[1], max(1, second), False)
             for axis in walk.reduced:
-                if axis in counts:
+                if axis in counts and self.open[axis].extent != 1:
                     accumulators = fixed
                     for a in outer:
                         accumulators *= counts[a]
                     # Unrolled by 4 where the lane axis is not reduced (by 2 in loops that are themselves inside a
                     # loop over tiles: there are many of them); enough independent chains where it is.
                     unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
+                    if self.packing is not None and self._is_short(axis, accumulators * several):
+                        unrolled = self.extent_hint(axis)
                     counts[axis] = self._fit(axis, unrolled if axis != lane else max(1, min(4, 8 // accumulators)),
                                              axis == lane)
                     break
@@ -488,6 +494,11 @@ class Model(WalkLowering):
             last = loops[-1]
             counts[last] = self._fit(last, 4, False)
         return counts
+
+    def _is_short(self, axis: str, products: int) -> bool:
+        """Whether a sum inside another loop is no loop: a block of quantised weights, whose sum is then scaled."""
+        extent = self.open[axis].extent
+        return isinstance(extent, int) and bool(self.bound) and extent * products <= UNROLLED_INSTRUCTIONS
 
     def _panel_vectors(self, walk: Walk, rows: list[str], lane: str | None) -> int:
         """Vectors of the lane axis that a contraction holds. A broadcast element serves so many multiply-adds: where
