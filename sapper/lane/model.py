@@ -274,10 +274,13 @@ class Model(WalkLowering):
             prefetched = self._prefetched(walk, lane, order, reduced)
         else:
             prefetched = [op for op in panels if self.facts.software_prefetch and op not in widened]
+        blocked = by_hand is None and self._blocks(walk, lane, counts, order, staged)
+        rows_here = [op for op in staged if lane not in axes_of(op.result) and not self.is_bounded(order[-1])]
+        if not blocked:
+            staged = [op for op in staged if op not in rows_here]
         return WalkChoice(lane, counts, order, reduced, staged, prefetched,
                           self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order),
-                          by_hand=by_hand, widened=widened,
-                          blocked=by_hand is None and self._blocks(walk, lane, counts, order, staged))
+                          by_hand=by_hand, widened=widened, blocked=blocked, rows_here=rows_here)
 
     def _blocks(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str], staged: list[Op]) -> bool:
         """Whether panels are staged several at once, so that a few rows are read once for all of them. Not where a walk
@@ -575,9 +578,12 @@ class Model(WalkLowering):
                 open_axes = {a for a in axes if a in self.open}
                 if value in self.buffers or depth_axis not in axes or open_axes - {depth_axis, lane, row_axis}:
                     continue
-                again = self.is_bounded(row_axis) and self.extent_hint(lane) >= 3 * counts[lane] * self.lanes
+                columns = self.stages_columns(op, row_axis, counts)
+                # Where nobody knows how many rows there may be, those at hand are copied, if for several panels.
+                again = self.extent_hint(lane) >= (3 if self.is_bounded(row_axis) else 2) * counts[lane] * self.lanes
+                again = again and (self.is_bounded(row_axis) or not columns)
                 # Rows are copied in blocks of as many steps of depth as there are lanes, and no step may cross two.
-                whole = self.stages_columns(op, row_axis, counts) or self.lanes % counts[depth_axis] == 0
+                whole = columns or self.lanes % counts[depth_axis] == 0
                 panel, rows = lane in axes and row_axis not in axes, row_axis in axes and lane not in axes
                 well = not whole or self._reads_well(op, row_axis, depth_axis, counts)
                 if panel and few:
