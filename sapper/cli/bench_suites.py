@@ -128,7 +128,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return self.entry.name + " packed" * self.packed
+        return f"{self.entry.name}{' packed' * self.packed}"
 
     @property
     def label(self) -> str:

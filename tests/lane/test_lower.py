@@ -291,7 +291,8 @@ def test_the_most_tasks_of_each_parallel_loop() -> None:
 
     assert tasks("matmul_nn_f32", Schedule()) == [[[1, ["M"], 4], [1, ["N"], 64]]]
     assert tasks("matmul_nn_f32", Schedule(chunks={"m": 3})) == [[[3, [], 1], [1, ["N"], 64]]]
-    assert tasks("top_k", Schedule()) == []
+    assert tasks("top_k", Schedule()) == [[[1, ["M"], 1]]]
+    assert tasks("group_tokens", Schedule()) == []             # nothing in it is parallel
 
 
 def test_bits_of_an_integer_scalar() -> None:
