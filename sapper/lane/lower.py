@@ -21,7 +21,7 @@ from ..tile.affine import affine
 from ..tile.parts import MOST_LOOPS, split_parts
 from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
-from .chained import ChainLowering
+from .chained_groups import ChainGroupLowering
 from .late import LateLowering, LateWalk
 from .ordered import OrderedLowering
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
@@ -191,7 +191,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(ChainLowering, OrderedLowering, LateLowering):
+class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
