@@ -414,12 +414,14 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                 continue
             axis = str(op.attributes["axis"])
             o = self.open[axis]
-            if (isinstance(o.extent, int) and o.extent in (self.lanes, RESIDENT_VECTORS * self.lanes)
-                    and self.schedule.lane in (None, axis)):
+            if isinstance(o.extent, int) and self._fills_vectors(o.extent) and self.schedule.lane in (None, axis):
                 del self.open[axis]
                 self.bound[axis] = Bound(o.offset, o.extent // self.lanes, True, None, self.depth, resident=True)
                 return axis
         return None
+
+    def _fills_vectors(self, extent: int) -> bool:
+        return extent in (self.lanes, RESIDENT_VECTORS * self.lanes)
 
     def items(self, block: Block, plan: Plan, late: Late | None, top: bool = False) -> None:
         """The walks and control ops of a block, but for a late walk."""
@@ -565,10 +567,12 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             columns = {a for axes in operands if axes & lanes for a in axes & walked}
             rows = {a for axes in operands if not axes & lanes for a in axes & walked} - columns
             spanning = [axes for axes in operands if axes & lanes]
-            if not lanes or len(columns) > 1 or len(rows) > 1 or 2 * len(spanning) != len(operands):
+            if len(columns) > 1 or len(rows) > 1 or 2 * len(spanning) != len(operands):
+                continue
+            if len(lanes) != 1 or not self._fills_vectors(self._whole_hint(*lanes)):
                 continue
             hints = {r.axis: r.hint for r in ranges if r.axis is not None}
-            vectors = len(item.results) * prod(max(1, self._whole_hint(a) // self.lanes) for a in lanes)
+            vectors = len(item.results) * (self._whole_hint(*lanes) // self.lanes)
             many = max((hints[a] for a in rows), default=1)
             # For each a carried sum, and one of integers that is scaled before it is added; some for operands.
             most = max(1, (self.facts.vector_registers - OPERAND_REGISTERS) // (2 * vectors))
@@ -606,8 +610,9 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         return False
 
     def _whole_hint(self, axis: str) -> int:
-        return next(self._extent_hint(*op.operands) for op in self.function.walk()
-                    if op.name == "whole" and op.attributes["axis"] == axis)
+        """Typical extent of an axis of `whole`; 0 of any other."""
+        return next((self._extent_hint(*op.operands) for op in self.function.walk()
+                     if op.name == "whole" and op.attributes["axis"] == axis), 0)
 
     def _nest(self, op: Op, tasks: bool) -> None:
         chain = self._chain(op) if op.attributes["parallel"] else [op]
