@@ -390,8 +390,9 @@ class Model(WalkLowering):
                     # Unrolled by 4 where the lane axis is not reduced (by 2 in loops that are themselves inside a
                     # loop over tiles: there are many of them); enough independent chains where it is.
                     unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
-                    counts[axis] = self._fit(axis, unrolled if axis != lane else max(1, min(4, 8 // accumulators)),
-                                             axis == lane)
+                    if axis == lane:
+                        unrolled = max(1, min(4, 8 // accumulators), self.rows_at_once(walk.reductions))
+                    counts[axis] = self._fit(axis, unrolled, axis == lane)
                     break
             return counts
         if lane in loops:

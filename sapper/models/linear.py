@@ -313,6 +313,28 @@ class BlockExperts:
         return wide.reshape(self.count, -1, wide.shape[1]), dtype, steps
 
 
+class Raw(Protocol):
+    """Rows of a file in a form in which kernels use them as they are, not yet in the order that these take. Pieces of
+    one `form` are put together."""
+
+    @property
+    def form(self) -> str: ...
+
+    def split(self, count: int, axis: int) -> Sequence[Raw | None]:
+        """In so many equal parts by rows (axis 0) or columns (1); [None] where they do not part between blocks."""
+
+    def reordered(self, order: Any) -> Raw | None:
+        """With `order` applied to the rows; None where they can't be."""
+
+    @staticmethod
+    def together(pieces: Any, arena: Arena) -> Matrix:
+        """The rows of all pieces, one after the other."""
+
+    @staticmethod
+    def experts(pieces: Any, count: int, arena: Arena) -> Experts | None:
+        """The same as matrices of one shape, so many; None where they can't be."""
+
+
 @dataclass(frozen=True, slots=True)
 class RawBlocks:
     """Rows of a file in blocks of 32, not yet in panels.
@@ -352,6 +374,16 @@ class RawBlocks:
     def reordered(self, order: Any) -> RawBlocks:
         """With `order` applied to the rows of every part."""
         return RawBlocks(self.form, tuple(order(part) for part in self.parts))
+
+    @staticmethod
+    def together(pieces: Sequence[RawBlocks], arena: Arena) -> Blocks:
+        """The rows of all pieces, one after the other."""
+        return in_panels(pieces, arena)
+
+    @staticmethod
+    def experts(pieces: Sequence[RawBlocks], count: int, arena: Arena) -> BlockExperts:
+        """The same as matrices of one shape, so many."""
+        return BlockExperts(in_panels(pieces, arena), count)
 
 
 def in_panels(pieces: Sequence[RawBlocks], arena: Arena) -> Blocks:

@@ -18,7 +18,9 @@ from ..runtime.buffers import Arena
 from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
-from .linear import Dense, DenseExperts, Matrix, RawBlocks, in_panels
+from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks
+from .scaled import ScaledEntry
+from .scaled_matrix import RawScaled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -121,7 +123,7 @@ class Loader:
     def _joined(self, uses: Sequence[Use], columns: int, places: tuple[int, ...], blocks: bool) -> Matrix:
         if blocks:
             pieces = [raw for use in uses if (raw := self._raw(use, columns, places)) is not None]
-            return in_panels(pieces, self.arena)
+            return pieces[0].together(pieces, self.arena)
         entries = [self.entry(use.role, (use.rows, columns), *places) for use in uses]
         target = self.arena.empty((sum(use.rows for use in uses), columns), DTYPES[self.dtype])
         start = 0
@@ -142,14 +144,16 @@ class Loader:
         found = [self._raw(use, columns, places) for use in uses] if self.blocks else [None]
         return None not in found and len({raw.form for raw in found if raw is not None}) == 1
 
-    def _raw(self, use: Use, columns: int, places: tuple[int, ...]) -> RawBlocks | None:
+    def _raw(self, use: Use, columns: int, places: tuple[int, ...]) -> Raw | None:
         shape = (use.rows, columns)
         raw = self.raw(use.role, shape, shape, *places)
         return raw if raw is None or use.order is None else raw.reordered(use.order)
 
-    def raw(self, role: str, shape: tuple[int, ...], rows: tuple[int, ...], *places: int) -> RawBlocks | None:
-        """The blocks of a tensor of that shape, as a matrix of shape `rows`; None where it has none for our kernels."""
+    def raw(self, role: str, shape: tuple[int, ...], rows: tuple[int, ...], *places: int) -> Raw | None:
+        """A tensor of that shape as it is, as a matrix of shape `rows`; None where our kernels can't take it so."""
         entry = self.entry(role, shape, *places)
+        if isinstance(entry, ScaledEntry):
+            return RawScaled.parse(*entry.parts()) if rows == shape else None
         return RawBlocks.parse(entry.data, rows, entry.format) if isinstance(entry, TensorEntry) else None
 
     def experts(self, count: int, rows: int, columns: int, read: Callable[[int], Array]) -> DenseExperts:
