@@ -282,6 +282,18 @@ def _dot2(acc: Array, a: Array, b: Array) -> Array:
     return add(a << half, b << half, add(a & high, b & high, acc))
 
 
+def _pack_bf16(a: Array, b: Array) -> Array:
+    """VCVTNE2PS2BF16 (Intel SDM volume 2), the two results side by side in each slot; a NaN keeps its upper bits."""
+    def half(row: Array) -> Array:
+        bits = _flushed(row).view(np.uint32)
+        rounded = bits + (np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)))
+        chosen: Array = np.where(np.isnan(row), bits | np.uint32(0x400000), rounded)
+        return chosen >> np.uint32(16)
+
+    packed: Array = half(a) | half(b) << np.uint32(16)
+    return packed
+
+
 def _flushed(row: Array) -> Array:
     return np.where(np.abs(row) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), row), row)
 
@@ -346,6 +358,7 @@ _ROW_PLAIN: dict[str, Callable[..., Any]] = {
     "lane0": lambda a: int(a[0]),
     "dot2_bf16": _dot2,
     "dot4_u8i8": _dot4,
+    "pack_bf16": _pack_bf16,
     **{name: _in_f64(function) for name, function in _MATH.items()},
 }
 
@@ -414,6 +427,9 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
     if name == "round_to":
         narrow = attributes["dtype"]
         return lambda a: round_to(a, narrow)
+    if name == "pack2":
+        kind = _MEMORY[attributes["dtype"]]
+        return lambda a, b: np.stack([a, b], axis=1).astype(kind).view(np.uint32)[:, 0]
     if name == "shuffle_xor":
         source = np.arange(lanes) ^ attributes["distance"]
         return lambda a: a[source]
@@ -429,6 +445,9 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
         up = (np.arange(lanes) + distance) % lanes
         down = (np.arange(lanes) - distance) % lanes
         return lambda a, b: (_where(clear, a, b[down]), _where(clear, a[up], b))
+    if name == "interleave":
+        return lambda a, b: tuple(np.stack([a.view(np.uint16), b.view(np.uint16)], axis=1).reshape(2, 2 * lanes).view(
+            np.uint32))
     return None
 
 

@@ -43,7 +43,8 @@ def load_behind(value: Value) -> Op | None:
     return value.op if value.op is not None and value.op.name == "load" else None
 
 
-DOTS = (Dot("dot4_u8i8", 4, (u8, i8), i32), Dot("dot2_bf16", 2, (bf16,), f32))
+DOT2_BF16 = Dot("dot2_bf16", 2, (bf16,), f32)
+DOTS = (Dot("dot4_u8i8", 4, (u8, i8), i32), DOT2_BF16)
 
 TURN = 0x80808080 - (1 << 32)
 """The highest bits of four bytes; as four u8 128, as four i8 -128."""
@@ -59,11 +60,13 @@ class Term:
 
 @dataclass(slots=True)
 class Packing:
-    """How a walk is packed. depth: the contracted axis. elements: how it is open in elements."""
+    """How a walk is packed. depth: the contracted axis. elements: how it is open in elements. padded: a last slot that
+    is not full holds zeros in all operands, and is taken like any other."""
 
     dot: Dot
     depth: str
     elements: Open
+    padded: bool = False
     terms: dict[Op, Term] = field(default_factory=dict)
 
 
@@ -85,7 +88,7 @@ class PackedRows(RowEvaluation):
             return
         outer = self.open[packing.depth]
         o, size = packing.elements, packing.dot.elements
-        extent = self.scalar("s_floordiv", o.extent, size)
+        extent = self.ceil_div(o.extent, size) if packing.padded else self.scalar("s_floordiv", o.extent, size)
         self.packing = packing
         self.open[packing.depth] = Open(0, extent, max(1, o.hint // size), max(1, o.divisor // size), o.capacity)
         yield
@@ -98,7 +101,7 @@ class PackedRows(RowEvaluation):
         assert packing is not None
         o = packing.elements
         rest = self.scalar("s_mod", o.extent, packing.dot.elements)
-        if rest == 0 or o.divisor % packing.dot.elements == 0:
+        if packing.padded or rest == 0 or o.divisor % packing.dot.elements == 0:
             yield False
             return
         slots, staged = self.open[packing.depth], self.staged
@@ -195,6 +198,9 @@ class PackedRows(RowEvaluation):
         loads = [load for op in reductions for value in op.operands if (load := load_behind(value)) is not None]
         return self.facts.float8_rows if any(op.result.type.dtype in FLOAT8 for op in loads) else 1  # type: ignore[union-attr]
 
+    def kept_slots(self, value: Value, at: dict[str, int]) -> Value:
+        raise NotImplementedError("sapper/lane/slots.py reads what it keeps")
+
     # Sums.
 
     def dot(self, contraction: Op, at: dict[str, int], total: Value) -> Value:
@@ -204,7 +210,8 @@ class PackedRows(RowEvaluation):
         rows = []
         for operand in contraction.operands:
             assert operand.op is not None
-            rows.append(self.slot_row(operand.op, at, self.is_turned(operand.op)))
+            rows.append(self.kept_slots(operand, at) if operand in self.slot_axes
+                        else self.slot_row(operand.op, at, self.is_turned(operand.op)))
         return self.emit(self.depth, self.packing.dot.name, [total, rows[term.first], rows[1 - term.first]], total.type)
 
     def straight_operand(self, contraction: Op) -> Op | None:

@@ -21,7 +21,7 @@ from sapper.models.errors import ModelError
 from sapper.models.generate import Generation
 from sapper.models.gguf_file import GgufFile
 from sapper.models.linear import BlockExperts, Blocks, DenseExperts
-from sapper.models.load import Model, load_model
+from sapper.models.load import Loaded, load_model
 from sapper.models.rope import RopeScaling
 from sapper.models.safetensors_file import DTYPES
 from sapper.models.scaled_matrix import ScaledExperts, ScaledMatrix
@@ -39,7 +39,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(name: str) -> Model:
+def model(name: str) -> Loaded:
     return load_model(DATA / name, "f32")
 
 
@@ -54,7 +54,7 @@ def assert_same(logits: np.ndarray, wanted: np.ndarray) -> None:
     assert np.abs(logits - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
-def test_decode_gives_the_logits_of_transformers(model: Model, recorded: dict[str, Any]) -> None:
+def test_decode_gives_the_logits_of_transformers(model: Loaded, recorded: dict[str, Any]) -> None:
     session = model.session(CONTEXT)
     for token, wanted in zip(recorded["tokens"], recorded["logits"], strict=True):
         session.feed([token])
@@ -63,7 +63,7 @@ def test_decode_gives_the_logits_of_transformers(model: Model, recorded: dict[st
 
 @pytest.mark.parametrize("chunk", [512, 7])
 def test_prefill_gives_the_logits_of_transformers(
-    model: Model, recorded: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch
+    model: Loaded, recorded: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions, "CHUNK", chunk)
     session = model.session(CONTEXT)
@@ -71,7 +71,7 @@ def test_prefill_gives_the_logits_of_transformers(
     assert_same(session.logits, recorded["logits"][-1])
 
 
-def test_one_token_between_chunks(model: Model, recorded: dict[str, Any]) -> None:
+def test_one_token_between_chunks(model: Loaded, recorded: dict[str, Any]) -> None:
     """Naive and absorbed attention over one cache, and buffers that grow."""
     session = model.session(CONTEXT)
     tokens = recorded["tokens"]
@@ -80,7 +80,7 @@ def test_one_token_between_chunks(model: Model, recorded: dict[str, Any]) -> Non
         assert_same(session.logits, recorded["logits"][session.position - 1])
 
 
-def test_greedy_tokens_are_those_of_transformers(model: Model, recorded: dict[str, Any]) -> None:
+def test_greedy_tokens_are_those_of_transformers(model: Loaded, recorded: dict[str, Any]) -> None:
     """128 tokens: over more than one split of the positions."""
     made = Generation(model, recorded["tokens"], len(recorded["greedy"]))
     stops, model.tokenizer.stops = model.tokenizer.stops, frozenset()
@@ -105,7 +105,7 @@ def test_bf16_is_within_its_rounding(name: str, recorded: dict[str, Any], cache:
     assert np.abs(session.logits - wanted).max() < np.abs(theirs - wanted).max()
 
 
-def test_the_interpreter_agrees(model: Model, recorded: dict[str, Any]) -> None:
+def test_the_interpreter_agrees(model: Loaded, recorded: dict[str, Any]) -> None:
     session = model.session(CONTEXT, interpret=True)
     session.feed(recorded["tokens"][:5])
     assert_same(session.logits, recorded["logits"][4])

@@ -112,6 +112,8 @@ def legal_ops(target: Any) -> frozenset[str]:
         legal.add("lookup")
     if target.float8_rows > 1:
         legal.add("widen_float8")
+    if "dot2_bf16" in target.dots:
+        legal |= {"pack_bf16", "interleave"}
     return frozenset(legal | target.dots)
 
 
