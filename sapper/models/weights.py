@@ -18,6 +18,7 @@ from ..runtime.buffers import Arena
 from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
+from .k_matrix import RawK
 from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks
 from .scaled import ScaledEntry
 from .scaled_matrix import RawScaled
@@ -154,7 +155,12 @@ class Loader:
         entry = self.entry(role, shape, *places)
         if isinstance(entry, ScaledEntry):
             return RawScaled.parse(*entry.parts()) if rows == shape else None
-        return RawBlocks.parse(entry.data, rows, entry.format) if isinstance(entry, TensorEntry) else None
+        if not isinstance(entry, TensorEntry):
+            return None
+        blocks = RawBlocks.parse(entry.data, rows, entry.format)
+        if blocks is None and rows == shape:  # otherwise those of a mixture, for which RawK has no kernels
+            return RawK.parse(entry.data, rows, entry.format)
+        return blocks
 
     def experts(self, count: int, rows: int, columns: int, read: Callable[[int], Array]) -> DenseExperts:
         """Matrices of one shape, together. read: the matrix [rows, columns] of an expert, in f32."""
