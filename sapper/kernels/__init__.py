@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 MODULES = (
     "add", "softmax", "norm", "embedding", "rope", "activation",
-    "matmul", "integer", "matvec",
+    "matmul", "batched", "integer", "matvec",
     "quantized", "k_quants", "fp8", "fp8_panels",
     "attention", "attention_narrow", "paged", "mla",
     "gate", "moe", "moe_blocks",

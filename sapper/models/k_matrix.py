@@ -15,7 +15,8 @@ import numpy as np
 from ..kernels import k_quants, norm
 from ..kernels.k_quants import GROUPS, HALF, PANEL, SIXTEEN, SUPER
 from ..runtime.buffers import Arena
-from .linear import Experts, Steps, Workspace
+from ..runtime.program import Rows
+from .linear import Experts, Steps, Workspace, rows_widened
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _SPLIT = {"Q4_K": ("q4k", 144, k_quants.split_q4k), "Q6_K": ("q6k", 210, k_quants.split_q6k)}
@@ -48,8 +49,9 @@ class RawK:
         return RawK(self.form, tuple(order(part) for part in self.parts))
 
     @staticmethod
-    def together(pieces: Sequence[RawK], arena: Arena) -> KMatrix:
-        """The rows of all pieces, one after the other."""
+    def together(pieces: Sequence[RawK], arena: Arena, exact: bool = True) -> KMatrix:
+        """The rows of all pieces, one after the other. exact: activations are f32 in any case."""
+        del exact
         parts = []
         for group in zip(*(piece.parts for piece in pieces), strict=True):
             panels = [k_quants.to_panels(part) for part in group]
@@ -59,9 +61,9 @@ class RawK:
         return KMatrix(pieces[0].form, tuple(parts))
 
     @staticmethod
-    def experts(pieces: Sequence[RawK], count: int, arena: Arena) -> Experts | None:
+    def experts(pieces: Sequence[RawK], count: int, arena: Arena, exact: bool = True) -> Experts | None:
         """None: there are no kernels for a mixture."""
-        del pieces, count, arena
+        del pieces, count, arena, exact
         return None
 
 
@@ -97,7 +99,7 @@ class KMatrix:
     def _operands(self, x: Array, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
         if self.form != "q4k":
             return [], (self._groups(x),)
-        groups, sums = self._groups(x), work.sums[: x.size // HALF].reshape(-1, 2)
+        groups, sums = self._groups(x), work.wide(0, x.size // (2 * HALF), 2)
         return [(k_quants.half_group_sums, (groups, sums))], (groups, sums)
 
     def _norm(self, x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
@@ -122,6 +124,11 @@ class KMatrix:
 
     def look_up(self, tokens: Array, y: Array) -> Steps:
         return [(self._kernel("embedding"), (tokens, *self.parts, self._groups(y)))]
+
+    def apply_rows(
+        self, name: str, x: Rows, others: Sequence[KMatrix], rest: Sequence[Rows], work: Workspace
+    ) -> Steps:
+        return rows_widened((self, *others), name, x, rest, work)
 
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
         rows, columns = self.shape

@@ -16,7 +16,8 @@ import numpy as np
 from ..kernels import fp8, fp8_panels, norm
 from ..kernels.fp8_panels import PANEL
 from ..runtime.buffers import Arena
-from .linear import Steps, Workspace
+from ..runtime.program import Rows
+from .linear import Steps, Workspace, groups_widened, rows_widened
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -66,8 +67,9 @@ class RawScaled:
         return self._rows(order(self.codes), places[:, 0])
 
     @staticmethod
-    def together(pieces: Sequence[RawScaled], arena: Arena) -> ScaledMatrix:
-        """The rows of all pieces, one after the other."""
+    def together(pieces: Sequence[RawScaled], arena: Arena, exact: bool = True) -> ScaledMatrix:
+        """The rows of all pieces, one after the other. exact: activations are f32 in any case."""
+        del exact
         scale = np.concatenate([piece.scale for piece in pieces])
         starts = np.cumsum([0] + [len(piece.scale) for piece in pieces[:-1]])
         places = np.concatenate([piece.places + start for piece, start in zip(pieces, starts, strict=True)])
@@ -75,8 +77,11 @@ class RawScaled:
         return ScaledMatrix(weights, _kept(arena, scale, np.float32), _kept(arena, places, np.int32))
 
     @staticmethod
-    def experts(pieces: Sequence[RawScaled], count: int, arena: Arena) -> ScaledExperts | None:
+    def experts(
+        pieces: Sequence[RawScaled], count: int, arena: Arena, exact: bool = True
+    ) -> ScaledExperts | None:
         """The pieces as so many matrices of one shape; None where their panels' scales do not lie alike."""
+        del exact
         if len(pieces) != count or any((p.places != pieces[0].places).any() for p in pieces):
             return None
         weights = _panels(pieces, arena)
@@ -152,6 +157,11 @@ class ScaledMatrix:
     def look_up(self, tokens: Array, y: Array) -> Steps:
         return [(fp8_panels.embedding_fp8, (tokens, self.weights, self.scale, self.places, y))]
 
+    def apply_rows(
+        self, name: str, x: Rows, others: Sequence[ScaledMatrix], rest: Sequence[Rows], work: Workspace
+    ) -> Steps:
+        return rows_widened((self, *others), name, x, rest, work)
+
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
         panels, columns, lanes = self.weights.shape
         wide = work.wide(place, panels * lanes, columns)
@@ -202,6 +212,11 @@ class ScaledExperts:
             (fp8_panels.expert_matvec_fp8, (
                 self.weights, self.places, experts, scaled, residual.reshape(-1, PANEL), y.reshape(-1, PANEL))),
         ]
+
+    def apply_groups(
+        self, others: Sequence[ScaledExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
+    ) -> Steps:
+        return groups_widened((self, *others), x, ranges, y, work)
 
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
         count, panels, columns, lanes = self.weights.shape

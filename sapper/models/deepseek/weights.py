@@ -269,7 +269,7 @@ class _Parts:
     def joined(self, blocks: bool) -> Experts:
         count = self.mixture.experts + self.mixture.shared
         if blocks:
-            found = self.pieces[0].experts(self.pieces, count, self.loader.arena)
+            found = self.pieces[0].experts(self.pieces, count, self.loader.arena, self.loader.exact)
             if found is not None:
                 return found
         shared = None if self.shared is None else np.split(self.shared.read(), self.mixture.shared, axis=self.axis)
