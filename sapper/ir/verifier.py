@@ -34,6 +34,7 @@ from .types import (
     bf16,
     bool_,
     f8e4m3,
+    f8e5m2,
     f16,
     f32,
     f64,
@@ -729,6 +730,12 @@ def _lane_shuffle(attribute: str, least: int) -> Rule:
     return rule
 
 
+def _lane_widen_float8(check: Checker, op: Op) -> None:
+    check.one_of(op, "dtype", (f8e4m3, f8e5m2))
+    check.operands(op, ROW_B32)
+    check.results(op, *[ROW_F32] * 4)
+
+
 def _lane_exchange(check: Checker, op: Op) -> None:
     distance = check.attribute(op, "distance", int)
     if not 1 <= distance < check.lanes or distance & (distance - 1):
@@ -967,6 +974,7 @@ LANE_RULES: dict[str, Rule] = {
     "shuffle_xor": _lane_shuffle("distance", 1),
     "broadcast_lane": _lane_shuffle("lane", 0),
     "exchange": _lane_exchange,
+    "widen_float8": _lane_widen_float8,
     "load": _lane_load(False),
     "load_splat": _lane_load(False),
     "gather": _lane_load(True),

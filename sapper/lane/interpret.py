@@ -436,6 +436,9 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
     if name == "broadcast_lane":
         lane = attributes["lane"]
         return lambda a: np.full(lanes, a[lane])
+    if name == "widen_float8":
+        kind = _MEMORY[attributes["dtype"]]
+        return lambda a: tuple(a.view(kind).astype(np.float32).reshape(4, lanes))
     if name == "exchange":
         distance = attributes["distance"]
         clear = (np.arange(lanes) & distance) == 0
@@ -641,14 +644,14 @@ class Program:
 
     def _pure(self, op: Op, function: Callable[..., Any]) -> _Step:
         operands = [self._slot(v) for v in op.operands]
-        if len(op.results) == 2:
-            a, b = operands
-            first, second = [self._slot(v) for v in op.results]
+        if len(op.results) > 1:
+            results = [self._slot(v) for v in op.results]
 
-            def two(e: list[Any]) -> None:
-                e[first], e[second] = function(e[a], e[b])
+            def several(e: list[Any]) -> None:
+                for place, made in zip(results, function(*[e[v] for v in operands]), strict=True):
+                    e[place] = made
 
-            return two
+            return several
         result = self._slot(op.result)
         if op.name in ("s_floordiv", "s_mod"):
             a, b = operands

@@ -480,8 +480,9 @@ class Model(WalkLowering):
                     unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
                     if self.packing is not None and self._is_short(axis, accumulators * several):
                         unrolled = self.extent_hint(axis)
-                    counts[axis] = self._fit(axis, unrolled if axis != lane else max(1, min(4, 8 // accumulators)),
-                                             axis == lane)
+                    if axis == lane:
+                        unrolled = max(1, min(4, 8 // accumulators), self.rows_at_once(walk.reductions))
+                    counts[axis] = self._fit(axis, unrolled, axis == lane)
                     break
             return counts
         if lane in loops:

@@ -93,6 +93,9 @@ LANE_OPS = OpTable("lane", [
     OpSpec("bitcast", (1, 1), doc="the same bits as another row type of the same width"),
     OpSpec("round_to", (1, 1), attributes=("dtype",), doc="f32 row rounded to a value of bf16, f16 or fp8 (nearest "
                                                          "even; too large: infinity, NaN in f8e4m3)"),
+    OpSpec("widen_float8", (1, 1), (4, 4), attributes=("dtype",),
+           doc="row<b32> of four fp8 numbers each -> four row<f32>: of all numbers in the order of memory, row r has "
+               "those from r * lanes on; only where the target has it"),
     # Between lanes.
     OpSpec("shuffle_xor", (1, 1), attributes=("distance",), doc="lane i gets lane i ^ distance"),
     OpSpec("broadcast_lane", (1, 1), attributes=("lane",), doc="every lane gets lane `lane`"),

@@ -626,12 +626,18 @@ class WalkLowering(Squares):
                     carried = self._reduce(walk, plain, k, accumulators, carried)
             return carried
         self._unpack(accumulators, carried)
-        for number, inner in enumerate(self._coordinates(walk.reduced)):
-            for a, point in self._by_point(accumulators):
-                axes = a.op.result.type.axes  # type: ignore[union-attr]
-                at = {**inner, **dict(zip(axes, point, strict=True))}
-                for op in (a.op, *a.also):
-                    self._accumulate(a, op, point, number % a.slots, at, walk)
+        pieces = list(enumerate(self._coordinates(walk.reduced)))
+        if choice.lane in choice.reduced and self.rows_at_once([a.op for a in accumulators]) > 1:
+            # What is read together is used up before the next is.
+            places = [(number, inner, *pair) for pair in self._by_point(accumulators) for number, inner in pieces]
+        else:
+            places = [(number, inner, *pair) for number, inner in pieces for pair in self._by_point(accumulators)]
+        for number, inner, a, point in places:
+            axes = a.op.result.type.axes  # type: ignore[union-attr]
+            at = {**inner, **dict(zip(axes, point, strict=True))}
+            for op in (a.op, *a.also):
+                self._accumulate(a, op, point, number % a.slots, at, walk)
+        for _, inner in pieces:
             for a in accumulators:
                 self._add_errors(a, inner)
         for op in choice.prefetched:

@@ -86,7 +86,8 @@ class Facts:
     software_prefetch: asking early for what will be read gains time.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
     matrix: the matrix instructions, if there are any. matrix_group: those of groups of warps. dots: lane ops of packed
-    dot products that the target has and that the model may choose (sapper/lane/packed.py). family, features: which
+    dot products that the target has and that the model may choose (sapper/lane/packed.py). float8_rows: rows of fp8
+    that are best read from memory at once. family, features: which
     pieces by hand (lang/by_hand.py) the target takes; a family of "" takes none.
     """
 
@@ -104,6 +105,7 @@ class Facts:
     transposes_by_scatter: bool = False
     matrix: MatrixUnit | None = None
     dots: frozenset[str] = frozenset()
+    float8_rows: int = 1
     matrix_group: MatrixGroup | None = None
     family: str = ""
     features: frozenset[str] = frozenset()

@@ -40,6 +40,7 @@ class Target:
     matrix: MatrixUnit = field(default_factory=MatrixUnit)
     dots: frozenset[str] = frozenset()
     """None that the model may choose: a slot in memory would have to be aligned."""
+    float8_rows: int = 1
     matrix_group: MatrixGroup | None = None
     family: str = "ptx"
     features: frozenset[str] = frozenset()
