@@ -27,7 +27,7 @@ from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, f32, i32
 from ..tile.affine import affine
 from ..tile.plan import Walk, plan_block
-from ..tile.schedule import MatrixUnit
+from ..tile.schedule import MatrixUnit, Panels
 from . import fragments
 from .model import Model
 from .state import Access, Capacity, Open, Scalar, row_dtype
@@ -44,7 +44,7 @@ PADDING_BYTES = 32
 class MatrixWalk:
     """A walk that the matrix instructions can take. rows, columns, depth: its axes. left, right: the loads of each
     reduction. scales: of each reduction the loads by whose elements those of left and right are multiplied first, if
-    they are."""
+    they are. plain: the type that elements have in near memory, where they are brought through registers."""
 
     rows: str
     columns: str
@@ -52,6 +52,12 @@ class MatrixWalk:
     left: tuple[Op, ...]
     right: tuple[Op, ...]
     scales: tuple[tuple[Op | None, Op | None], ...] = ()
+    plain: DType | None = None
+
+    @property
+    def dtype(self) -> DType:
+        """Of the left elements in near memory."""
+        return self.plain or _dtype_of(self.left[0])
 
 
 class Sum(NamedTuple):
@@ -73,13 +79,18 @@ class Piece:
         self.low, self.op, self.outer, self.depth_axis = low, op, outer, depth_axis
         self.extent, self.depth, self.at = extent, depth, at
         self.access = low.access(op)
-        self.size = self.access.dtype.size_bytes
+        self.dtype = self.access.dtype
+        self.size = self.dtype.size_bytes
         self.along_depth = self.access.axes[depth_axis] == self.size
-        self.rows, length = (extent, depth) if self.along_depth else (depth, extent)
+        self.arrange()
+
+    def arrange(self) -> None:
+        """How rows of chunks lie."""
+        self.rows, length = (self.extent, self.depth) if self.along_depth else (self.depth, self.extent)
         self.row_bytes = length * self.size
         self.chunk_elements = CHUNK_BYTES // self.size
         self.chunks = length // self.chunk_elements
-        self.bytes = extent * depth * self.size
+        self.bytes = self.extent * self.depth * self.size
 
     # To near memory.
 
@@ -87,15 +98,7 @@ class Piece:
         """Where each lane copies from and to, for the tile whose outer coordinates are start .. start + rest - 1."""
         low = self.low
         level = low.depth
-        threads = low.warps * low.lanes
-        self.passes = self.rows * self.chunks // threads
-        self.rows_of_pass = threads // self.chunks
-        shift = self.chunks.bit_length() - 1
-        thread = low.thread()
-        row = low.bits(0, "shr", thread, shift)
-        chunk = low.bits(0, "and", thread, self.chunks - 1)
-        elements = low.bits(0, "shl", chunk, self.chunk_elements.bit_length() - 1)
-        self.target = low.swizzled(row, chunk, self.row_bytes)
+        row, elements = self.spread()
         self.stride = self.access.axes[self.outer if self.along_depth else self.depth_axis]
         step = low.row_of(self.stride)
         base = low.add(low.add(self.access.base, self.access.disp), low.mul(start, self.access.axes[self.outer]))
@@ -119,6 +122,18 @@ class Piece:
         granule = self.depth if self.along_depth else self.rows_of_pass
         self.whole_pieces = depth.divisor % self.depth == 0
         self.first = low.constant(0, i32) if depth.divisor % granule == 0 else elements if self.along_depth else row
+
+    def spread(self) -> tuple[Value, Value]:
+        """The row of each lane's chunk in the first pass, and the chunk's first element."""
+        low = self.low
+        threads = low.warps * low.lanes
+        self.passes = self.rows * self.chunks // threads
+        self.rows_of_pass = threads // self.chunks
+        thread = low.thread()
+        row = low.bits(0, "shr", thread, self.chunks.bit_length() - 1)
+        chunk = low.bits(0, "and", thread, self.chunks - 1)
+        self.target = low.swizzled(row, chunk, self.row_bytes)
+        return row, low.bits(0, "shl", chunk, self.chunk_elements.bit_length() - 1)
 
     def copy(self, stage: Value, start: Scalar, rest: Scalar) -> None:
         """The piece that lies from address `start` on, to a stage. rest: how much of the depth is left there."""
@@ -185,7 +200,8 @@ class MatrixLowering(Model):
         unit, walk = self.facts.matrix, self.only_walk()
         if unit is not None and walk is not None:
             self.matrix_walk = self.match_matrix_walk(walk, unit.dtypes, False) or self.match_matrix_walk(
-                walk, unit.byte_dtypes, False, along_depth=True)
+                walk, unit.byte_dtypes, False, along_depth=True) or self.match_matrix_walk(
+                walk, unit.dtypes, False, plain=True)
             if self.matrix_walk is not None:
                 self.warps = unit.warps[0] * unit.warps[1]
 
@@ -206,9 +222,9 @@ class MatrixLowering(Model):
         return items[0] if len(items) == 1 and isinstance(items[0], Walk) and inner.name == "tiles" else None
 
     def match_matrix_walk(self, walk: Walk, dtypes: tuple[str, ...], scaled: bool,
-                          along_depth: bool = False) -> MatrixWalk | None:
+                          along_depth: bool = False, plain: bool = False) -> MatrixWalk | None:
         """The walk's operands, where it contracts elements of these types. scaled: they may be multiplied first.
-        along_depth: both lie along the depth, and may differ in type."""
+        along_depth: both lie along the depth, and may differ in type. plain: they lie anyhow, or are rounded."""
         if walk.inner or len(walk.outer) != 2 or len(walk.reduced) != 1 or not 1 <= len(walk.reductions) <= 2:
             return None
         depth = walk.reduced[0]
@@ -216,12 +232,17 @@ class MatrixLowering(Model):
         right: list[Op] = []
         scales: list[tuple[Op | None, Op | None]] = []
         axes: set[tuple[str, str]] = set()
+        kinds: set[DType] = set()
         for op in walk.reductions:
             (a, by_a), (b, by_b) = (_scaled_load_of(v) if scaled else (_load_of(v), None) for v in op.operands)
+            if plain:
+                a, b = (_rounded_load_of(v, dtypes) for v in op.operands)
+                kinds.update(_narrow(v) for v in op.operands)
             if op.name != "contract" or a is None or b is None or not (
-                    self._together_along(depth, a, b) if along_depth else _dtype_of(a) is _dtype_of(b)):
+                    self._together_along(depth, a, b) if along_depth else plain or _dtype_of(a) is _dtype_of(b)):
                 return None
-            rows, columns = self._outer_axis(a, depth, dtypes), self._outer_axis(b, depth, dtypes)
+            rows, columns = (self._plain_axis(v, depth) if plain else self._outer_axis(v, depth, dtypes)
+                             for v in (a, b))
             if rows is None or columns is None or {rows, columns} != set(walk.outer):
                 return None
             if left and a.operands != left[0].operands:
@@ -230,12 +251,12 @@ class MatrixLowering(Model):
             left.append(a)
             right.append(b)
             scales.append((by_a, by_b))
-        if len(axes) != 1:
+        if len(axes) != 1 or len(kinds) > 1:
             return None
         ((rows, columns),) = axes
         if any(self._extent_from_zero(axis) < FEWEST for axis in (rows, columns, depth)):
             return None
-        return MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales))
+        return MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales), next(iter(kinds), None))
 
     @staticmethod
     def _together_along(depth: str, *loads: Op) -> bool:
@@ -284,6 +305,24 @@ class MatrixLowering(Model):
                 or sum(map(len, axes)) != 2:
             return None
         return next(axis for axis in tile.axes if axis != depth)
+
+    def _plain_axis(self, load: Op, depth: str) -> str | None:
+        """The axis of a load beside the depth, if its elements can be read one by one."""
+        tile = load.result.type
+        assert isinstance(tile, TileType)
+        forms = [affine(v) for v in load.operands[1:]]
+        if len(tile.axes) != 2 or depth not in tile.axes or any(form is None for form in forms) or isinstance(
+                self.stride_classes.get(load.operands[0].name), Panels):
+            return None
+        return next(axis for axis in tile.axes if axis != depth)
+
+    def piece(self, found: MatrixWalk, op: Op, outer: str, extent: int, depth: int, at: int) -> Piece:
+        """An operand's piece, copied as it can be."""
+        if found.plain is None or self._outer_axis(op, found.depth, (found.plain.name,)) is not None:
+            return Piece(self, op, outer, found.depth, extent, depth, at)
+        from .plain_pieces import PlainPiece
+
+        return PlainPiece(self, op, outer, found.depth, extent, depth, at, found.plain)
 
     # Rows of numbers.
 
@@ -349,8 +388,7 @@ class MatrixLowering(Model):
     def _promotes(walk: MatrixWalk) -> bool:
         """Whether sums are added up in f32 after each stage: the instruction keeps fewer bits of sums of 8-bit floats
         (see GroupLowering._add_block). Both sums need registers."""
-        dtype = _dtype_of(walk.left[0])
-        return dtype.is_float and dtype.bits == 8
+        return walk.dtype.is_float and walk.dtype.bits == 8
 
     def matrix(self, walk: Walk, found: MatrixWalk) -> None:
         """Emit the walk: all tiles of its open rows and columns."""
@@ -376,15 +414,15 @@ class MatrixLowering(Model):
     def _tile(self, walk: Walk, found: MatrixWalk, unit: MatrixUnit, row: Value, column: Value) -> None:
         rows, columns, deep = self.open[found.rows], self.open[found.columns], self.open[found.depth]
         high, wide = self.matrix_tile()
-        depth = unit.depth * ELEMENT_BYTES // _dtype_of(found.left[0]).size_bytes
+        depth = unit.depth * ELEMENT_BYTES // found.dtype.size_bytes
         warp_rows, warp_columns = high // unit.warps[0], wide // unit.warps[1]
         mine_row = self.mul(self.scalar("s_floordiv", self.warp(), unit.warps[1]), warp_rows)
         mine_column = self.mul(self.scalar("s_mod", self.warp(), unit.warps[1]), warp_columns)
-        left = Piece(self, found.left[0], found.rows, found.depth, high, depth, 0)
+        left = self.piece(found, found.left[0], found.rows, high, depth, 0)
         right = []
         stage_bytes = left.bytes
         for op in found.right:
-            right.append(Piece(self, op, found.columns, found.depth, wide, depth, stage_bytes))
+            right.append(self.piece(found, op, found.columns, wide, depth, stage_bytes))
             stage_bytes += right[-1].bytes
         left.place(mine_row, True)
         for piece in right:
@@ -452,7 +490,7 @@ class MatrixLowering(Model):
 
     def _multiply(self, left: Piece, right: list[Piece], stage: Value, blocks: tuple[int, int],
                   sums: list[Value]) -> list[Value]:
-        dtype, sums = left.access.dtype, list(sums)
+        sums = list(sums)
         for depth in range(0, left.depth, fragments.DEPTH_BYTES // left.size):
             a = [left.fragments(stage, i * fragments.ROWS, depth) for i in range(blocks[0])]
             for number, piece in enumerate(right):
@@ -463,7 +501,7 @@ class MatrixLowering(Model):
                             at = ((number * blocks[0] + i) * blocks[1] + 2 * pair + half) * 4
                             made = Op("matrix_multiply", [*a[i], *b[2 * half:2 * half + 2], *sums[at:at + 4]],
                                       [v.type for v in sums[at:at + 4]],
-                                      {"dtype": dtype, "right_dtype": piece.access.dtype}, None, self.location)
+                                      {"dtype": left.dtype, "right_dtype": piece.dtype}, None, self.location)
                             self.finish(made)
                             sums[at:at + 4] = made.results
         return sums
@@ -522,6 +560,35 @@ def _scaled_load_of(value: Value) -> tuple[Op | None, Op | None]:
 
 def _load_of(value: Value) -> Op | None:
     """The load that a value is, but for widening."""
-    while value.op is not None and value.op.name == "cast":
+    while value.op is not None and value.op.name == "cast" and _widens(value.op):
         value = value.op.operands[0]
     return value.op if value.op is not None and value.op.name == "load" else None
+
+
+def _widens(cast: Op) -> bool:
+    """Whether a cast keeps every value, and integers integers."""
+    before, after = (v.type.dtype for v in (cast.operands[0], cast.result))  # type: ignore[union-attr]
+    return bool(before.is_float == after.is_float and before.is_integer == after.is_integer
+                and before.bits < after.bits and (before.kind != "i" or after.kind != "u"))
+
+
+def _unwidened(value: Value) -> Value:
+    while value.op is not None and value.op.name == "cast" and _widens(value.op):
+        value = value.op.operands[0]
+    return value
+
+
+def _narrow(value: Value) -> DType:
+    """The type of a value before it was widened."""
+    return _unwidened(value).type.dtype  # type: ignore[union-attr]
+
+
+def _rounded_load_of(value: Value, dtypes: tuple[str, ...]) -> Op | None:
+    """The load of elements of these types that a value is, or of f32 elements that are rounded to them."""
+    value = _unwidened(value)
+    op = value.op
+    if op is None or _narrow(value).name not in dtypes:
+        return None
+    if op.name == "cast" and op.operands[0].type.dtype is f32:  # type: ignore[union-attr]
+        op = op.operands[0].op
+    return op if op is not None and op.name == "load" else None
