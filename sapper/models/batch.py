@@ -100,6 +100,12 @@ class Paged(BaseSession):
     def _of_wanted(self, array: Any) -> Rows:
         return Rows(array, self._wanted)
 
+    def prepare(self) -> None:
+        """Make the step programs now, so that no first request waits for them."""
+        for capacity in (self.slots, self.chunk):
+            if capacity not in self._steps:
+                self._steps[capacity] = self._step_program(capacity)
+
     def step(self, fed: Sequence[Fed], picks: Sequence[Pick] = ()) -> list[int]:
         """Run tokens through the model; the tokens that follow, one for each of `picks`.
 

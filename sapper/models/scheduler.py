@@ -73,7 +73,7 @@ class Job:
 
 
 class Scheduler:
-    """Runs jobs on a batch. One thread calls `step`; others may call `submit` and set `Job.cancelled`.
+    """Runs jobs on a batch, for one thread; others may set `Job.cancelled`.
 
     waiting, running: jobs. evictions, steps, tokens_fed, tokens_made: counts since the beginning.
     """
@@ -96,6 +96,11 @@ class Scheduler:
         return len(self._pages)
 
     def submit(self, job: Job) -> None:
+        """Raises ModelError as `check` does."""
+        self.check(job)
+        self.waiting.append(job)
+
+    def check(self, job: Job) -> None:
         """Raises ModelError for a prompt that does not fit, or a top_k larger than a batch can."""
         if len(job.prompt) >= self.batch.context:
             raise ModelError("the prompt", f"{len(job.prompt)} tokens", f"fewer than {self.batch.context}, the context",
@@ -105,8 +110,6 @@ class Scheduler:
             raise ModelError("the tokens", f"{wrong}", f"numbers from 0 to {self.batch.vocabulary - 1}")
         if job.sampling.temperature > 0 and job.sampling.top_k > CANDIDATES:
             raise ModelError("sampling", f"top_k {job.sampling.top_k}", f"at most {CANDIDATES}")
-        job.stream = TextStream(self.model.tokenizer)
-        self.waiting.append(job)
 
     def step(self) -> bool:
         """Run one step; False if there was nothing to do."""
@@ -190,7 +193,8 @@ class Scheduler:
 
     def _take(self, job: Job, token: int) -> None:
         """A job's next token."""
-        assert job.stream is not None
+        if job.stream is None:
+            job.stream = TextStream(self.model.tokenizer)
         if not job.first_at:
             job.first_at = time.monotonic()
         if token in self.model.tokenizer.stops:
