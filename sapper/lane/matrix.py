@@ -382,7 +382,13 @@ class MatrixLowering(Model):
         """Rows and columns that a worker computes at once: the sums of several contractions share the registers."""
         unit, walk = self.facts.matrix, self.matrix_walk
         assert unit is not None and walk is not None
-        return unit.rows, unit.columns // len(walk.right) // (2 if self._promotes(walk) else 1)
+        return unit.rows, unit.columns // len(walk.right) // (2 if self._promotes(walk) or self._turns(walk) else 1)
+
+    @staticmethod
+    def _turns(walk: MatrixWalk) -> bool:
+        """Whether elements come through registers from rows that do not lie along the depth: each needs an address."""
+        forms = [affine(op.operands[-1]) for op in (*walk.left, *walk.right)]
+        return walk.plain is not None and any(form is None or walk.depth not in form.axes for form in forms)
 
     @staticmethod
     def _promotes(walk: MatrixWalk) -> bool:
