@@ -821,9 +821,12 @@ def _lane_async_wait(check: Checker, op: Op) -> None:
 
 
 def _lane_matrix_multiply(check: Checker, op: Op) -> None:
-    check.one_of(op, "dtype", (bf16, f16))
-    check.operands(op, *[ROW_B32] * 6, *[ROW_F32] * 4)
-    check.results(op, *[ROW_F32] * 4)
+    dtype = check.one_of(op, "dtype", (bf16, f16, i8, u8, f8e4m3))
+    if dtype.is_integer or "right_dtype" in op.attributes:
+        check.one_of(op, "right_dtype", (i8, u8) if dtype.is_integer else (dtype,))
+    sums = ROW_I32 if dtype.is_integer else ROW_F32
+    check.operands(op, *[ROW_B32] * 6, *[sums] * 4)
+    check.results(op, *[sums] * 4)
 
 
 def _lane_signal(attribute: str = "", least: int = 0, waits: bool = False) -> Rule:

@@ -126,7 +126,7 @@ def _expand_block(block: Block, writer: _Writer) -> None:
     for op in block.ops:
         dtype = op.attributes.get("dtype")
         writer.at = op
-        if dtype not in _FORMATS or op.name == "group_multiply":
+        if dtype not in _FORMATS or op.name in ("group_multiply", "matrix_multiply"):
             writer.ops.append(op)
         elif op.name in ("load", "load_splat", "gather"):
             _replace(op, writer.unpacked(writer.emit(op.name, op.operands, ROW_I32, **{**op.attributes, "dtype": u8}),
