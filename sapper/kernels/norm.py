@@ -110,7 +110,7 @@ def quantize_reference(arguments: Arguments) -> dict[str, Array]:
     factor = 1.0 / np.sqrt(np.square(x).sum(axis=1) / x.shape[1] + arguments["epsilon"])
     scaled = arguments["x"] * arguments["gain"]
     largest = np.abs(scaled).max(axis=1, initial=0.0)
-    step = np.where(largest > 0, np.float32(127.0) / largest, np.float32(1.0))
+    step = np.where(largest > 0, np.float32(127.0) / np.where(largest > 0, largest, 1), np.float32(1.0))
     return {"q": np.rint(scaled * step[:, None]), "scale": np.where(largest > 0, largest * factor / 127, 1.0)}
 
 
