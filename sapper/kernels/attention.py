@@ -5,8 +5,9 @@ query head h * G + g does belong to key/value head h. keys, values [H, P, D]: th
 0 ... position + T - 1 are filled. out [T, H, G, D]. Query t sees the positions 0 ... position + t.
 
 `attention` walks blocks of queries (prefill); a block ends its walk over the cache at the last position that one of
-its queries sees, so a small block skips more of what is masked. `attention_decode` is for one token: the G heads that
-share a key/value head form the tile, so that the cache is read once.
+its queries sees, so a small block skips more of what is masked. `attention_rounded` is the same in products of bf16: it
+rounds queries and the weights of the softmax, as PyTorch and FlashAttention do, and sums in f32. `attention_decode` is
+for one token: the G heads that share a key/value head form the tile, so that the cache is read once.
 
 The running maximum starts at minus infinity. The first tile of positions always holds position 0, which every query
 sees, so after it the maximum is finite and no difference of infinities arises.
@@ -17,12 +18,31 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, bf16, each, exp, f32, full, i32, max, maximum, min, span, sum, tiles, where, whole, zeros
+from sapper import (
+    Tensor,
+    bf16,
+    each,
+    exp,
+    exp2,
+    f32,
+    full,
+    i32,
+    max,
+    maximum,
+    min,
+    span,
+    sum,
+    tiles,
+    where,
+    whole,
+    zeros,
+)
 
 from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
 T, H, G, D, P = sp.dims("T H G D P")
 MINUS_INFINITY = float("-inf")
+LOG2_E = 1.4426950408889634
 QUERY_BLOCK = 64
 
 
@@ -73,6 +93,37 @@ def make_attention(cache: Any) -> Any:
     return attention
 
 
+def make_attention_rounded(activation: Any) -> Any:
+    """The kernel for queries and results of that dtype and a cache of bf16; queries and weights are rounded to bf16."""
+
+    @sp.kernel(name=f"attention_rounded_{activation.name}")
+    def attention_rounded(
+        q: Tensor[activation, T, H, G, D], keys: Tensor[bf16, H, P, D], values: Tensor[bf16, H, P, D], position: i32,
+        scale: f32, out: Tensor[activation, T, H, G, D],
+    ):
+        for h, g in each(H, G):
+            for block in each((T + QUERY_BLOCK - 1) // QUERY_BLOCK):
+                first = block * QUERY_BLOCK
+                stop = min(first + QUERY_BLOCK, T)
+                for t in tiles(span(first, stop)):
+                    d = whole(D)
+                    query = (q[t, h, g, d].to(f32) * (scale * LOG2_E)).to(bf16)
+                    highest = full(t, value=MINUS_INFINITY, dtype=f32)
+                    total = zeros(t, dtype=f32)
+                    acc = zeros(t, d, dtype=f32)
+                    for p in tiles(span(0, position + stop)):
+                        score = where(p <= position + t, query @ keys[h, p, d], MINUS_INFINITY)
+                        higher = maximum(highest, max(score, over=p))
+                        weight = exp2(score - higher)
+                        shrink = exp2(highest - higher)
+                        total = total * shrink + sum(weight, over=p)
+                        acc = acc * shrink + weight.to(bf16) @ values[h, p, d]
+                        highest = higher
+                    out[t, h, g, d] = (acc / total).to(activation)
+
+    return attention_rounded
+
+
 def make_attention_decode(cache: Any) -> Any:
     """The kernel for one token and a cache of that dtype; q and out [H, G, D]."""
 
@@ -103,6 +154,8 @@ def make_attention_decode(cache: Any) -> Any:
 
 attention_f32 = make_attention(f32)
 attention_bf16 = make_attention(bf16)
+attention_rounded_f32 = make_attention_rounded(f32)
+attention_rounded_bf16 = make_attention_rounded(bf16)
 attention_decode_f32 = make_attention_decode(f32)
 attention_decode_bf16 = make_attention_decode(bf16)
 
@@ -121,14 +174,15 @@ def torch_peer(arguments: Arguments) -> Any:
     position = arguments["position"]
     keys, values = (tensor(arguments[name][:, : position + count]).repeat_interleave(group, 0)[None]
                     for name in ("keys", "values"))
-    query = torch.from_numpy(q).permute(1, 2, 0, 3).reshape(1, heads * group, count, depth).to(keys.dtype).contiguous()
+    query = tensor(q).permute(1, 2, 0, 3).reshape(1, heads * group, count, depth).to(keys.dtype).contiguous()
     visible = torch.ones(count, position + count, dtype=torch.bool).tril(position)
     options = {"is_causal": True} if not position else {} if count == 1 else {"attn_mask": visible}
     attend = torch.nn.functional.scaled_dot_product_attention
     return lambda: attend(query, keys, values, scale=arguments["scale"], **options)
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, cache: str, decode: bool) -> Arguments:
+def make_arguments(random: np.random.Generator, shape: Shape, cache: str, decode: bool,
+                   activation: str = "f32") -> Arguments:
     """Positions of the cache that are not filled hold NaN, so that reading one is found."""
     h, g, d, position = shape["H"], shape["G"], shape["D"], shape["position"]
     count = 1 if decode else shape["T"]
@@ -138,22 +192,36 @@ def make_arguments(random: np.random.Generator, shape: Shape, cache: str, decode
     values[:, filled:] = np.nan
     extents = (h, g, d) if decode else (count, h, g, d)
     return {
-        "q": normal(random, *extents), "keys": keys, "values": values, "position": position, "scale": d**-0.5,
-        "out": unwritten(*extents),
+        "q": normal(random, *extents, dtype=activation), "keys": keys, "values": values, "position": position,
+        "scale": d**-0.5, "out": unwritten(*extents, dtype=activation),
     }
 
 
-def case(t: int, h: int, g: int, d: int, position: int, cache_size: int, decode: bool) -> Case:
-    """flops: two products over the visible pairs of query and position; bytes: q, out and the filled cache once."""
+def case(t: int, h: int, g: int, d: int, position: int, cache_size: int, decode: bool, size: int = 4) -> Case:
+    """flops: two products over the visible pairs of query and position; bytes: q, out (of `size` bytes an element) and
+    the filled cache once."""
     pairs = t * position + t * (t + 1) // 2
     shape = {"H": h, "G": g, "D": d, "position": position}
-    size = 8 * t * h * g * d + 2 * cache_size * h * (position + t) * d
-    return Case(shape if decode else {"T": t, **shape}, flops=4 * pairs * h * g * d, bytes=size)
+    moved = 2 * size * t * h * g * d + 2 * cache_size * h * (position + t) * d
+    return Case(shape if decode else {"T": t, **shape}, flops=4 * pairs * h * g * d, bytes=moved)
 
 
-def _entry(kernel: Any, cache: str, decode: bool) -> LibraryKernel:
-    size = NUMPY_DTYPES[cache].itemsize
-    extents = ((1, 3, 3, 64, 511), (1, 8, 4, 128, 4095)) if decode else ((512, 3, 3, 64, 0), (512, 8, 4, 128, 512))
+EXACT_PRODUCTS = Tolerance(2e-5, 5e-6, "scores of a few units are rounded to f32 and exp makes that relative; the sums "
+                           "run in any order and values cancel")
+ROUNDED_PRODUCTS = {
+    "f32": Tolerance(2.0**-7, 2.0**-6, "a query rounded to bf16 moves a score of a few units by some 2**-8 at most, "
+                     "and exp makes that relative; weights are rounded by 2**-9; values of a few units cancel"),
+}
+ROUNDED_PRODUCTS["bf16"] = Tolerance(2.0**-6, 2.0**-6, f"{ROUNDED_PRODUCTS['f32'].reason}; the result is rounded too")
+
+
+def _entry(kernel: Any, cache: str, decode: bool, rounded: bool = False, activation: str = "f32") -> LibraryKernel:
+    cache_size, size = NUMPY_DTYPES[cache].itemsize, NUMPY_DTYPES[activation].itemsize
+    extents: tuple[tuple[int, int, int, int, int], ...] = ((512, 3, 3, 64, 0), (512, 8, 4, 128, 512))
+    if decode:
+        extents = ((1, 3, 3, 64, 511), (1, 8, 4, 128, 4095))
+    if rounded:
+        extents += ((2048, 32, 1, 128, 0),)
     shapes: tuple[dict[str, int], ...] = (
         {"H": 1, "G": 1, "D": 1, "position": 0}, {"H": 2, "G": 3, "D": 5, "position": 6},
         {"H": 3, "G": 3, "D": 64, "position": 33},
@@ -162,15 +230,15 @@ def _entry(kernel: Any, cache: str, decode: bool) -> LibraryKernel:
         shapes = tuple({"T": t, **shape} for t, shape in zip((1, 7, 20), shapes, strict=True))
         shapes += ({"T": 0, "H": 1, "G": 1, "D": 4, "position": 0}, {"T": 9, "H": 1, "G": 2, "D": 16, "position": 0})
     return LibraryKernel(
-        name=f"attention_decode_{cache}" if decode else f"attention_{cache}",
+        name=kernel.name,
         kernel=kernel,
         reference=reference,
-        make_arguments=lambda random, shape: make_arguments(random, shape, cache, decode),
-        tolerance=Tolerance(2e-5, 5e-6, "scores of a few units are rounded to f32 and exp makes that relative; the "
-                            "sums run in any order and values cancel"),
-        cases=tuple(case(*extent, size, decode) for extent in extents),
+        make_arguments=lambda random, shape: make_arguments(random, shape, cache, decode, activation),
+        tolerance=ROUNDED_PRODUCTS[activation] if rounded else EXACT_PRODUCTS,
+        cases=tuple(case(*extent, cache_size, decode, size) for extent in extents),
         check_shapes=shapes,
-        dtype=cache,
+        dtype=activation if rounded else cache,
+        products="bf16" if rounded else "f32",
         peers={"torch": torch_peer},
     )
 
@@ -178,6 +246,8 @@ def _entry(kernel: Any, cache: str, decode: bool) -> LibraryKernel:
 KERNELS = (
     _entry(attention_f32, "f32", False),
     _entry(attention_bf16, "bf16", False),
+    _entry(attention_rounded_f32, "bf16", False, True),
+    _entry(attention_rounded_bf16, "bf16", False, True, "bf16"),
     _entry(attention_decode_f32, "f32", True),
     _entry(attention_decode_bf16, "bf16", True),
 )

@@ -282,6 +282,18 @@ def _dot2(acc: Array, a: Array, b: Array) -> Array:
     return add(a << half, b << half, add(a & high, b & high, acc))
 
 
+def _pack_bf16(a: Array, b: Array) -> Array:
+    """VCVTNE2PS2BF16 (Intel SDM volume 2), the two results side by side in each slot; a NaN keeps its upper bits."""
+    def half(row: Array) -> Array:
+        bits = _flushed(row).view(np.uint32)
+        rounded = bits + (np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)))
+        chosen: Array = np.where(np.isnan(row), bits | np.uint32(0x400000), rounded)
+        return chosen >> np.uint32(16)
+
+    packed: Array = half(a) | half(b) << np.uint32(16)
+    return packed
+
+
 def _flushed(row: Array) -> Array:
     return np.where(np.abs(row) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), row), row)
 
@@ -346,6 +358,7 @@ _ROW_PLAIN: dict[str, Callable[..., Any]] = {
     "lane0": lambda a: int(a[0]),
     "dot2_bf16": _dot2,
     "dot4_u8i8": _dot4,
+    "pack_bf16": _pack_bf16,
     **{name: _in_f64(function) for name, function in _MATH.items()},
 }
 
@@ -414,6 +427,9 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
     if name == "round_to":
         narrow = attributes["dtype"]
         return lambda a: round_to(a, narrow)
+    if name == "pack2":
+        kind = _MEMORY[attributes["dtype"]]
+        return lambda a, b: np.stack([a, b], axis=1).astype(kind).view(np.uint32)[:, 0]
     if name == "shuffle_xor":
         source = np.arange(lanes) ^ attributes["distance"]
         return lambda a: a[source]
@@ -426,6 +442,9 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
         up = (np.arange(lanes) + distance) % lanes
         down = (np.arange(lanes) - distance) % lanes
         return lambda a, b: (_where(clear, a, b[down]), _where(clear, a[up], b))
+    if name == "interleave":
+        return lambda a, b: tuple(np.stack([a.view(np.uint16), b.view(np.uint16)], axis=1).reshape(2, 2 * lanes).view(
+            np.uint32))
     return None
 
 
@@ -1102,7 +1121,10 @@ def _build_tensor_copy(program: Program, op: Op) -> _Step:
 
 
 def _build_group_multiply(program: Program, op: Op) -> _Step:
-    left, right, *sums = [program._slot(v) for v in op.operands]
+    """The left operand in near memory, or in registers."""
+    in_registers = op.name == "group_multiply_rows"
+    slots = [program._slot(v) for v in op.operands]
+    right, left, sums = (slots[0], slots[1:5], slots[5:]) if in_registers else (slots[1], slots[:1], slots[2:])
     results = [program._slot(v) for v in op.results]
     attributes = op.attributes
     kind = _MEMORY[attributes["dtype"]]
@@ -1123,13 +1145,18 @@ def _build_group_multiply(program: Program, op: Op) -> _Step:
         return elements
 
     def group_multiply(e: list[Any]) -> None:
-        a = operand(e, "left", left, e[0].warp % 4 * fragments.ROWS, fragments.ROWS)
+        if in_registers:
+            a = np.zeros((fragments.ROWS, fragments.DEPTH))
+            held = np.stack([e[slot] for slot in left]).view(kind).reshape(4, program.lanes, -1).transpose(0, 2, 1)
+            a[fragments.A] = held.astype(np.float64)
+        else:
+            a = operand(e, "left", left[0], e[0].warp % 4 * fragments.ROWS, fragments.ROWS)
         product = a @ operand(e, "right", right, 0, columns).T
         rows, within = fragments.C
-        for number, (result, held) in enumerate(zip(results, sums, strict=True)):
+        for number, (result, slot) in enumerate(zip(results, sums, strict=True)):
             register = number % 4
             part = product[rows[register], number // 4 * fragments.COLUMNS + within[register]]
-            before = 0.0 if fresh else e[held].astype(np.float64)
+            before = 0.0 if fresh else e[slot].astype(np.float64)
             e[result] = (before + part).astype(np.float32)
 
     return group_multiply
@@ -1159,7 +1186,8 @@ _BUILDERS: dict[str, Callable[[Program, Op], _Step]] = {
     "signal_start": _build_signal(_signal_start), "signal_fence": _build_nothing,
     "signal_arrive": _build_signal(_signal_arrive), "signal_expect": _build_signal(_signal_arrive),
     "signal_wait": _build_signal(_signal_wait), "tensor_copy": _build_tensor_copy, "group_fence": _build_nothing,
-    "group_multiply": _build_group_multiply, "group_commit": _build_nothing, "group_wait": _build_group_wait,
+    "group_multiply": _build_group_multiply,
+    "group_multiply_rows": _build_group_multiply, "group_commit": _build_nothing, "group_wait": _build_group_wait,
     "register_budget": _build_nothing,
 }
 

@@ -16,7 +16,8 @@ from ..tile.affine import affine
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import Facts, LoweringError, Panels, Schedule, ScheduleError, Specialization
 from .by_hand import Fit, fit
-from .packed import Dot, Packing, Term, dot_for, load_behind
+from .packed import DOT2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_loads
+from .slots import PAIR
 from .state import Capacity, Scalar, element_bytes
 from .walk import WalkChoice, WalkLowering
 
@@ -38,6 +39,7 @@ class Model(WalkLowering):
         self.facts = facts
         self.indexed_addresses = facts.indexed_addresses
         self.near_bytes = facts.l1_bytes
+        self.block_bytes = facts.l2_bytes // 2
         self.transposes_by_scatter = facts.transposes_by_scatter
         self.specialization = specialization
         self.streaming_tensors = self._streaming_tensors()
@@ -97,14 +99,55 @@ class Model(WalkLowering):
         which an element is spread over the lanes at a time, if it is narrow in memory: it is widened by vectors."""
         lanes = {a for a in contraction.result.type.axes if a in self.bound and self.bound[a].lane}  # type: ignore[union-attr]
         axes = value.type.axes  # type: ignore[union-attr]
-        if not lanes or not axes or value in self.buffers or value in self.rows:
+        if not lanes or not axes or value in self.rows or (value in self.buffers and value not in self.slot_axes):
             return False
         if not all(a in self.bound or (a in self.open and self.is_bounded(a)) for a in axes):
             return False
+        if len(contraction.attributes["over"]) > 1 and dot_for(contraction, self.facts) is not None:
+            return False
+        depth = self._slot_depth(contraction)
+        if depth is not None:
+            if self._lies_as_slots(value, depth):
+                return False
+            self.slot_axes[value] = depth
+            return True
         if lanes & set(axes):
             return outside
         source = value.op.operands[0] if value.op is not None and value.op.name == "cast" else value
         return source.op is not None and source.op.name == "load" and source.type.dtype.bits < 32  # type: ignore[union-attr]
+
+    def _slot_depth(self, contraction: Op) -> str | None:
+        """The axis along which a contraction that holds lanes of its result takes slots of bf16, or None: where the
+        target lacks the dot product, or an operand is neither slots in memory nor a value of its own."""
+        if len(contraction.attributes["over"]) != 1 or "dot2_bf16" not in self.facts.dots:
+            return None
+        depth: str = contraction.attributes["over"][0]
+        if depth in self.bound:
+            return None
+        for value in contraction.operands:
+            op = value.op
+            if value.type.dtype is not bf16 or op is None or op.name in LATE or op.blocks:  # type: ignore[union-attr]
+                return None
+            if not self._lies_as_slots(value, depth) and any(
+                    user.name != "contract" or tuple(user.attributes["over"]) != (depth,)
+                    for user in self.users.get(value, ())):
+                return None
+        return depth
+
+    def _lies_as_slots(self, value: Value, depth: str) -> bool:
+        """Whether a value is read from memory in which neighbours along an axis are neighbours, and spans no lanes."""
+        op = value.op
+        if op is None or op.name != "load" or op.operands[0].op is not None:
+            return False
+        forms = [affine(index) for index in op.operands[1:]]
+        strides = self.stride_classes.get(op.operands[0].name, "contiguous")
+        unit = len(forms) - 1 if strides == "contiguous" else None
+        if isinstance(strides, tuple) and not isinstance(strides, Panels) and True in strides:
+            unit = strides.index(True)
+        if unit is None or any(form is None for form in forms) or forms[unit].axes.get(depth) != 1:  # type: ignore[union-attr]
+            return False
+        lanes = {a for a in value.type.axes if a in self.bound and self.bound[a].lane}  # type: ignore[union-attr]
+        return not lanes and not any(depth in form.axes for n, form in enumerate(forms) if n != unit)  # type: ignore[union-attr]
 
     def extent_hint(self, axis: str) -> int:
         o = self.open.get(axis)
@@ -124,7 +167,9 @@ class Model(WalkLowering):
         if panels:
             lane = self._columns(panels)
         elif lane is None and loops:
-            lane = self.schedule.lane if self.schedule.lane in loops else self._lane(walk, loops, contraction)
+            # A slot's neighbours are to come from two rows.
+            free = [a for a in loops if a not in self.paired_axes(walk)] or loops
+            lane = self.schedule.lane if self.schedule.lane in free else self._lane(walk, free, contraction)
         by_hand = self._micro_kernel(walk, lane) if not panels else None
         packing = self._packing(walk, lane) if by_hand is None else None
         if panels and {1 if packing is None else packing.dot.elements} != {p.elements for p in panels.values()}:
@@ -208,6 +253,13 @@ class Model(WalkLowering):
                 if forced < 1:
                     raise ScheduleError(f"registers of axis {axis}: found {forced}, expected at least 1")
                 counts[axis] = forced
+        if not walk.reductions:
+            for op in (*self.reads(walk), *(r for r in walk.inner if isinstance(r, Op))):
+                square = self.square_axis(op, self.access(op))
+                if square in loops and self.extent_hint(square) >= self.lanes:
+                    counts |= {axis: self.lanes if axis == square else 1 for axis in loops}
+        for axis in self.paired_axes(walk) & set(loops):
+            counts[axis] = max(PAIR, counts[axis] // PAIR * PAIR)
         for found in panels.values():
             assert lane is not None
             counts[lane] = gcd(counts[lane], found.width // self.lanes)
@@ -223,7 +275,20 @@ class Model(WalkLowering):
             prefetched = [op for op in panels if self.facts.software_prefetch and op not in widened]
         return WalkChoice(lane, counts, order, reduced, staged, prefetched,
                           self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order),
-                          by_hand=by_hand, widened=widened)
+                          by_hand=by_hand, widened=widened,
+                          blocked=by_hand is None and self._blocks(walk, lane, counts, order, staged))
+
+    def _blocks(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str], staged: list[Op]) -> bool:
+        """Whether panels are staged several at once, so that a few rows are read once for all of them. Not where a walk
+        keeps what spans the lane axis: that is found by where it lies in all of the axis."""
+        if len(order) != 2 or order[0] != lane or not self.facts.software_prefetch:
+            return False
+        values = [*(r for r in walk.roots() if isinstance(r, Value)), *self.buffers, *self.rows]
+        if any(lane in v.type.axes for v in values if isinstance(v.type, TileType)):
+            return False
+        return (any(lane in op.result.type.axes for op in staged)  # type: ignore[union-attr]
+                and self.extent_hint(order[1]) >= STAGE_ROWS
+                and self.extent_hint(lane) > counts[lane] * self.lanes)
 
     def _micro_kernel(self, walk: Walk, lane: str | None) -> Fit | None:
         """The first micro-kernel that the schedule names and that fits; why the others do not is kept."""
@@ -241,24 +306,42 @@ class Model(WalkLowering):
 
     def _packing(self, walk: Walk, lane: str | None) -> Packing | None:
         """How a walk of contractions of narrow operands could run on packed dot products, as far as types say."""
-        if not walk.reductions or walk.inner or len(walk.reduced) != 1 or walk.reduced[0] not in self.open:
+        if not walk.reductions or walk.inner or any(axis not in self.open for axis in walk.reduced):
             return None
-        (depth,) = walk.reduced
-        elements = self.open[depth]
-        dots = {self._dot_of(op, depth) for op in walk.reductions}
-        dot = dots.pop()
-        if dot is None or dots or (self.extent_hint(depth) < dot.elements and not self._panels(walk)):
-            return None
-        return Packing(dot, depth, elements, {op: self._term(op, lane, depth) for op in walk.reductions})
+        for depth in walk.reduced:
+            elements = self.open[depth]
+            dots = {self._dot_of(op, depth) for op in walk.reductions}
+            dot = dots.pop()
+            if dot is None or dots:
+                continue
+            if len(walk.reduced) > 1 and (not isinstance(elements.extent, int) or elements.extent % dot.elements):
+                continue
+            if self.extent_hint(depth) < dot.elements and not self._panels(walk):
+                continue
+            kept = all(value in self.slot_axes for op in walk.reductions for value in op.operands)
+            terms = {op: self._term(op, lane, depth) for op in walk.reductions}
+            return Packing(dot, depth, walk.reduced, elements, kept, terms)
+        return None
 
     def _dot_of(self, op: Op, depth: str) -> Dot | None:
-        """The packed dot product for a contraction of two loads."""
+        """The packed dot product for a contraction whose operands have slots along an axis. Of several contracted axes
+        slots lie along the one that is contiguous in both."""
         if op.name != "contract":
             return None
+        if any(value in self.slot_axes for value in op.operands):
+            ready = all(self.slot_axes[value] == depth and value in self.buffers if value in self.slot_axes
+                        else self._lies_as_slots(value, depth) for value in op.operands)
+            return DOT2_BF16 if ready else None
         for value in op.operands:
-            if (value in self.rows or value in self.buffers or depth not in axes_of(value)
-                    or (value.op is not None and value.op.name == "load" and self.access(value.op).gathers)):
+            loads = slot_loads(value)
+            if value in self.rows or value in self.buffers or depth not in axes_of(value) or loads is None:
                 return None
+            for load in loads:
+                access = self.access(load)
+                if access.gathers or load.result in self.buffers or depth not in access.axes:
+                    return None
+                if len(op.attributes["over"]) > 1 and access.axes[depth] != element_bytes(access.dtype):
+                    return None
         return dot_for(op, self.facts)
 
     def _term(self, op: Op, lane: str | None, depth: str) -> Term:
@@ -283,18 +366,19 @@ class Model(WalkLowering):
     def _serves(self, packing: Packing, lane: str | None, staged: list[Op]) -> bool:
         """Whether slots of all operands can be had: those that lie in memory as slots, or beside each other along the
         lanes, or are spread over them, or are copied. An operand is turned for all or none of its contractions."""
-        turned: dict[Op, bool] = {}
+        turned: dict[Value, bool] = {}
         for op, term in packing.terms.items():
             for number, value in enumerate(op.operands):
-                load = value.op
-                assert load is not None
-                if turned.setdefault(load, term.turned == number) != (term.turned == number):
+                if value in self.slot_axes:
+                    continue
+                if turned.setdefault(value, term.turned == number) != (term.turned == number):
                     return False
-                access = self.access(load)
-                size = element_bytes(access.dtype)
-                joined = lane != packing.depth and (load in staged or access.axes.get(lane or "", size) == size)
-                if access.axes[packing.depth] != size and not joined:
-                    return False
+                for load in slot_loads(value) or ():
+                    access = self.access(load)
+                    size = element_bytes(access.dtype)
+                    joined = lane != packing.depth and (load in staged or access.axes.get(lane or "", size) == size)
+                    if access.axes[packing.depth] != size and not joined:
+                        return False
         return True
 
     def _lane(self, walk: Walk, loops: list[str], contraction: bool) -> str:
@@ -383,13 +467,15 @@ class Model(WalkLowering):
                     second = (registers - 4 - first) // (first * len(walk.reductions))
                     counts[rows[1]] = self._fit(rows[1], max(1, second), False)
             for axis in walk.reduced:
-                if axis in counts:
+                if axis in counts and self.open[axis].extent != 1:
                     accumulators = fixed
                     for a in outer:
                         accumulators *= counts[a]
                     # Unrolled by 4 where the lane axis is not reduced (by 2 in loops that are themselves inside a
                     # loop over tiles: there are many of them); enough independent chains where it is.
                     unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
+                    if self.packing is not None and self._is_short(axis, accumulators * several):
+                        unrolled = self.extent_hint(axis)
                     counts[axis] = self._fit(axis, unrolled if axis != lane else max(1, min(4, 8 // accumulators)),
                                              axis == lane)
                     break
@@ -407,6 +493,11 @@ class Model(WalkLowering):
             last = loops[-1]
             counts[last] = self._fit(last, 4, False)
         return counts
+
+    def _is_short(self, axis: str, products: int) -> bool:
+        """Whether a sum inside another loop is no loop: a block of quantised weights, whose sum is then scaled."""
+        extent = self.open[axis].extent
+        return isinstance(extent, int) and bool(self.bound) and extent * products <= UNROLLED_INSTRUCTIONS
 
     def _panel_vectors(self, walk: Walk, rows: list[str], lane: str | None) -> int:
         """Vectors of the lane axis that a contraction holds. A broadcast element serves so many multiply-adds: where

@@ -124,6 +124,11 @@ LANE_OPS = OpTable("lane", [
     OpSpec("dot2_bf16", (3, 3), doc="acc (f32), a, b (b32, two bf16 each): acc + a1 * b1 + a0 * b0, each "
                                  "product added with one rounding; denormals are zero on the way in and out"),
     OpSpec("dot4_u8i8", (3, 3), doc="acc (i32), a (b32, four u8), b (b32, four i8): acc + sum a * b, wrapping"),
+    OpSpec("pack_bf16", (2, 2), doc="f32 rows a, b -> b32: a as bf16 in the lower half of each slot, b in the upper; "
+                                    "nearest even, denormals are zero; only where the target has it"),
+    OpSpec("interleave", (2, 2), (2, 2),
+           doc="a, b (b32, two elements of 16 bits each) -> low, high: low[i] is element i of a and, in the upper "
+               "half, of b, high[i] element lanes + i; only where the target has it"),
     # Several warps, near memory, matrix instructions.
     OpSpec("warp", (0, 0), doc="index of this warp in its worker, from 0"),
     OpSpec("near_memory", (0, 0), doc="address of the worker's near memory, whose size is the attribute `near_bytes`"),
@@ -139,6 +144,8 @@ LANE_OPS = OpTable("lane", [
            doc="near base, near offsets (row<i32>) -> four row<b32>: four matrices of 8 x 8 elements of 16 bits; "
                "lane 8 j + i gives the address of row i of matrix j, ((base + offset) xor flip) + disp; in row j, "
                "lane l gets elements 2 (l mod 4) and the next of row l div 4, or of column l div 4 if transposed"),
+    OpSpec("pack2", (2, 2), attributes=("dtype",),
+           doc="two f32 rows -> row<b32>: each rounded to bf16 or f16 (nearest even), the first in the low half"),
     OpSpec("matrix_multiply", (10, 10), (4, 4), attributes=("dtype",),
            doc="a (four row<b32>), b (two), c (four row<f32>) -> c + a @ b, of 16 x 16, 16 x 8 and 16 x 8 elements "
                "that lie in the lanes as sapper/lane/fragments.py says; dtype of a and b: bf16 or f16"),
@@ -170,6 +177,10 @@ LANE_OPS = OpTable("lane", [
                "of b, and the next 64 start panel_bytes further. All warps of a group of 4 issue it; warp w of it has "
                "rows 16 w .., its registers hold 16 x 8 elements by fours (fragments.C). It is done, and its sums may "
                "be read, after its group_wait"),
+    OpSpec("group_multiply_rows", (1 + 4 + 4, None), (4, None), attributes=("dtype", "right_rows"),
+           optional=("right_disp", "right_panel_bytes", "fresh"), pure=False,
+           doc="near address of b, a (four row<b32>: each warp's 16 x 16 elements of 16 bits, fragments.A), c -> as "
+               "group_multiply, with a in registers"),
     OpSpec("group_commit", (0, 0), (0, 0), pure=False, doc="the group_multiply ops since the last one are a batch"),
     OpSpec("group_wait", (0, None), (0, None), attributes=("pending",), pure=False,
            doc="all but the `pending` last batches of this warp's group are done; sums in flight -> the sums"),

@@ -92,6 +92,7 @@ class RowEvaluation(State):
         self.buffers: dict[Value, Access] = {}
         self.scalars: dict[Value, Scalar] = {}
         self.staged: dict[Op, Any] = {}
+        self.slot_axes: dict[Value, str] = {}  # values that are kept as slots (sapper/lane/slots.py) -> their depth
         self.tensor_strides: dict[Value, list[Scalar]] = {}
         self.tensor_bases: dict[Value, Scalar] = {}
         self.facts = Facts()
@@ -131,7 +132,7 @@ class RowEvaluation(State):
             outer_location = self.location
             if value.op is not None and value.op.location is not None:
                 self.location = value.op.location
-            buffer = self.buffers.get(value)
+            buffer = self.buffers.get(value) if value not in self.slot_axes else None
             found = (self._compute(value, at, level) if buffer is None
                      else self._from_memory(buffer, value, at, level))
             self.location = outer_location
@@ -535,10 +536,19 @@ class RowEvaluation(State):
             raise LoweringError(f"found a packed tensor, {op.operands[0].name}, that is read otherwise than by a "
                                 "contraction; expected plain memory; mend: pass the array itself", op)
         access = self._at_scalars(self.access(op), op, at)
+        square = self.square_row(op, access, at, level)
+        if square is not None:
+            return square
         return self._fetch(access, op.result, at, level, self.lane_mask(op.result.type.axes))  # type: ignore[union-attr]
 
+    def square_row(self, op: Op, access: Access, at: dict[str, int], level: int) -> Value | None:
+        """The row of a load that is read in squares (sapper/lane/squares.py), or None."""
+        return None
+
     def _from_memory(self, access: Access, value: Value, at: dict[str, int], level: int) -> Value:
-        return self._fetch(access, value, at, level, self.lane_mask(value.type.axes), padded=True)  # type: ignore[union-attr]
+        axes = value.type.axes  # type: ignore[union-attr]
+        narrow = any(self.bound[axis].narrow for axis in axes)      # then a row may reach beyond the padding
+        return self._fetch(access, value, at, level, self.lane_mask(axes), padded=not narrow)
 
     def _fetch(self, access: Access, value: Value, at: dict[str, int], level: int, mask: Value | None,
                padded: bool = False) -> Value:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, ROW_I32, S64, DType, RowType, TensorType, TileType, b32, bool_, f32, f64, i32, u8
+from ..ir.types import MASK, ROW_I32, S64, DType, RowType, TensorType, TileType, bool_, f32, f64, i32, u8
 from ..tile.plan import Walk, axes_of
 from ..tile.schedule import Panels
 from .by_hand import Fit, emit_steps
-from .packed import PackedRows, Packing
+from .packed import Packing
 from .rows import LoweringError, Rows
+from .slots import PAIR
+from .squares import Squares
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
 
 if TYPE_CHECKING:
@@ -36,11 +39,15 @@ AHEAD_BYTES = 8192
 """How far ahead of a packed panel memory is asked for: further than its latency, and past the next page."""
 
 NEAR_AHEAD_BYTES = 4096
-"""The same for streams beside which results are stored past the caches. It is asked into L1: on a Zen 4 at 3.7 GHz
-what was asked into L2 only made those stores wait (GELU of 8192 x 4096: 16.2 ms, against 8.3 without prefetching)."""
+"""The same for weights in blocks, and for streams beside which results are stored past the caches. It is asked into L1:
+on a Zen 4 at 3.7 GHz what was asked into L2 only made those stores wait (GELU of 8192 x 4096: 16.2 ms, against 8.3
+without prefetching)."""
 
 ROWS_AHEAD_BYTES = 10240
 """The same, at least, of rows of a matrix: it stays in half of L1 until its turn comes."""
+
+BLOCK_PANELS = 8
+"""Most panels that are walked with the same rows: these then come from the last cache so many times less often."""
 
 
 @dataclass(slots=True)
@@ -54,6 +61,7 @@ class WalkChoice:
     packing: packed dot products; counts of the contracted axis are then of slots. widened: packed tensors whose
     elements are narrower than a row's and read for many rows: they are copied as well.
     by_hand: the micro-kernel that the loop over the reduced axis is, where a tile is one that it is written for.
+    blocked: the rows are walked once for each block of panels of the lane axis, as many as stay in the second cache.
     """
 
     lane: str | None
@@ -67,6 +75,7 @@ class WalkChoice:
     packing: Packing | None = None
     by_hand: Fit | None = None
     widened: list[Op] = field(default_factory=list)
+    blocked: bool = False
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.
@@ -90,7 +99,9 @@ class WalkChoice:
 @dataclass(slots=True)
 class Accumulator:
     """One reduction in flight. rows: (outer coordinates, chain) -> value row, and index row for argmax. errors: outer
-    coordinates of one operand -> what packed products of it are too large by (sapper/lane/packed.py)."""
+    coordinates of one operand -> what packed products of it are too large by (sapper/lane/packed.py).
+
+    also: further contractions that are added to the same rows. total: the value that the rows become; else the op's."""
 
     op: Op
     outer: list[tuple[int, ...]]
@@ -98,6 +109,13 @@ class Accumulator:
     rows: dict[tuple[tuple[int, ...], int], Value]
     indices: dict[tuple[tuple[int, ...], int], Value]
     errors: dict[tuple[int, ...], Value] = field(default_factory=dict)
+    also: tuple[Op, ...] = ()
+    total: Value | None = None
+
+    @property
+    def value(self) -> Value:
+        """What the rows become."""
+        return self.op.result if self.total is None else self.total
 
     def carried(self) -> Carried:
         return [*self.rows.values(), *self.indices.values(), *self.errors.values()]
@@ -127,31 +145,39 @@ class Behind:
     buffers: dict[Value, Access]
 
 
-class WalkLowering(PackedRows):
+class WalkLowering(Squares):
     """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`).
 
-    near_bytes: size of L1. transposes_by_scatter: see Facts. block_loads: the loads of the block whose walks are being
-    emitted; busiest: the walk among them that computes most, if the block stores past the caches. pending_buffers,
-    carried_buffers: where kept values lie, of the walk at hand and of loops that carry them. stage_memory: scratch
-    memory of each staged operand. behind: what a walk does beside its own work.
+    near_bytes: size of L1. block_bytes: of panels that are walked with the same rows. block_loads: the loads of the
+    block whose walks are being emitted; busiest: the walk among them that computes most, if the block stores past the
+    caches. pending_buffers, carried_buffers: where kept values lie, of the walk at hand and of loops that carry them.
+    stage_memory: scratch memory of each staged operand. behind: what a walk does beside its own work. paired: axes that
+    the walk at hand takes in steps of two, as it keeps slots.
     """
 
     pending_buffers: dict[Value, Access]
     carried_buffers: dict[Value, Access]
     stage_memory: dict[tuple[str, Op], Scalar]
     near_bytes: int
-    transposes_by_scatter: bool
+    block_bytes: int
     block_loads: list[Op]
     busiest: Walk | None
     behind: Behind | None = None
+    paired: set[str] | frozenset[str] = frozenset()
+
+    @cached_property
+    def users(self) -> dict[Value, list[Op]]:
+        """The ops that read each value, once for each operand."""
+        found: dict[Value, list[Op]] = {}
+        for op in self.function.walk():
+            for value in op.operands:
+                found.setdefault(value, []).append(op)
+        return found
 
     def choose(self, walk: Walk) -> WalkChoice:
         raise NotImplementedError("the model chooses")
 
     def allocate(self, value: Value, dtype: DType, axes: list[tuple[str, Capacity | int]]) -> Access:
-        raise NotImplementedError("control gives scratch memory")
-
-    def scratch(self, extents: list[tuple[Capacity | int, int]], dtype: DType) -> Scalar:
         raise NotImplementedError("control gives scratch memory")
 
     # Loops over one axis.
@@ -194,6 +220,10 @@ class WalkLowering(PackedRows):
             four_end = self.add(start, self.scalar("s_and", self.sub(stop, start), -4))
             carried = self._loop(axis, start, four_end, 4, False, False, carried, body)
             start = four_end
+        if count > PAIR and axis in self.paired:
+            even_end = self.add(start, self.scalar("s_and", self.sub(stop, start), -PAIR))
+            carried = self._loop(axis, start, even_end, PAIR, False, False, carried, body)
+            start = even_end
         if count > 1:
             carried = self._loop(axis, start, stop, 1, False, False, carried, body)
         return carried
@@ -246,10 +276,12 @@ class WalkLowering(PackedRows):
             self._walk(walk, choice)
 
     def _walk(self, walk: Walk, choice: WalkChoice) -> None:
+        self.paired = self.paired_axes(walk)
         pending = list(choice.staged)
+        order = [*choice.order, choice.order[0]] if choice.blocked else choice.order
 
         def outer(k: int) -> None:
-            axis = choice.order[k] if k < len(choice.order) else None
+            axis = order[k] if k < len(order) else None
             for op in list(pending):
                 if axis is None or axis not in op.result.type.axes:  # type: ignore[union-attr]
                     pending.remove(op)
@@ -264,18 +296,65 @@ class WalkLowering(PackedRows):
                     outer(k + 1)
                     return carried
 
-                self.axis_loop(axis, choice.counts[axis], axis == choice.lane, [], body)
+                if choice.blocked and k == 0:
+                    self._panel_blocks(choice, axis, lambda: body([]))
+                else:
+                    self.axis_loop(axis, choice.counts[axis], axis == choice.lane, [], body)
                 pending[:] = []
 
         outer(0)
         for op in choice.staged:
             self.staged.pop(op, None)
 
+    def counted(self, label: str, start: Scalar, stop: Scalar, step: int, body: Callable[[Value], None]) -> None:
+        """A loop that carries nothing."""
+        block = Block([S64])
+        first, last = self.value(start), self.value(stop)
+        self.enter(block)
+        body(block.arguments[0])
+        self.effect("yield", [])
+        self.leave()
+        self.finish(Op("loop", [first, last], (), {"step": step, "label": label}, [block], self.location))
+
+    def _panel_blocks(self, choice: WalkChoice, lane: str, body: Callable[[], Carried]) -> None:
+        """Run `body` with the lane axis open to one block of panels after another."""
+        o = self.open[lane]
+        size = self._block_columns(choice, lane)
+
+        def block(start: Scalar, extent: Scalar) -> None:
+            width = choice.counts[lane] * self.lanes
+            self.open[lane] = Open(start, extent, min(o.hint, BLOCK_PANELS * width), gcd(o.divisor, width))
+            body()
+
+        def numbered(number: Value) -> None:
+            start = self.mul(number, size)
+            block(self.add(o.offset, start), self.scalar("s_min", self.sub(o.extent, start), size))
+
+        if isinstance(size, int) and isinstance(o.extent, int) and o.extent <= size:
+            block(o.offset, o.extent)
+        else:
+            blocks = self.scalar("s_floordiv", self.sub(self.add(o.extent, size), 1), size)
+            self.counted(lane, 0, blocks, 1, numbered)
+        self.open[lane] = o
+
+    def _block_columns(self, choice: WalkChoice, lane: str) -> Scalar:
+        """Columns of a block: of as many panels as fill half of the second cache."""
+        width = choice.counts[lane] * self.lanes
+        (depth_axis,) = choice.reduced
+        panel_bytes = self.mul(self._panel_depth(depth_axis), width * 4 * sum(
+            lane in op.result.type.axes for op in choice.staged))  # type: ignore[union-attr]
+        fitting = self.scalar("s_floordiv", self.block_bytes, self.scalar("s_max", panel_bytes, 1))
+        return self.mul(self.scalar("s_max", self.scalar("s_min", fitting, BLOCK_PANELS), 1), width)
+
+    def _panel_depth(self, depth_axis: str) -> Scalar:
+        """Steps of the depth that a panel has room for: transposed squares are stored whole."""
+        return self.round_up(self.open[depth_axis].extent, self.lanes)
+
     def _piece(self, walk: Walk, choice: WalkChoice) -> None:
         """All of the walk at one piece of its outer axes."""
         if walk.reductions:
             slots = self._slots(walk, choice)
-            accumulators = [self._start(op, slots) for op in walk.reductions]
+            accumulators = self._start_all(walk, choice, slots)
             carried = [v for a in accumulators for v in a.carried()]
             carried = self._reduce(walk, choice, 0, accumulators, carried)
             self._unpack(accumulators, carried)
@@ -313,7 +392,7 @@ class WalkLowering(PackedRows):
         """The results go through scratch memory, so that what follows is code for a few rows, run for all."""
         rows = self.bound[axis]
         for a in accumulators:
-            value = a.op.result
+            value = a.value
             axes: list[tuple[str, Capacity | int]] = [
                 (name, self.bound[name].count * (self.lanes if self.bound[name].lane else 1))
                 for name in sorted(value.type.axes, key=lambda name: self.bound[name].lane)]  # type: ignore[union-attr]
@@ -333,12 +412,12 @@ class WalkLowering(PackedRows):
         step = ROLLED_ROWS if rows.count % ROLLED_ROWS == 0 else 1
         self._loop(axis, rows.offset, self.add(rows.offset, rows.count), step, False, False, [], finish)
         for a in accumulators:
-            del self.buffers[a.op.result]
+            del self.buffers[a.value]
 
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
         """Where results go past the caches, the walk that computes most asks for what the next row will read, or, where
-        nothing is held for a row, for what lies NEAR_AHEAD_BYTES further: memory and arithmetic then work at the same time,
-        instead of in turns. The processor's own prefetching stops at the end of each page of 4 KiB."""
+        nothing is held for a row, for what lies NEAR_AHEAD_BYTES further: memory and arithmetic then work at the same
+        time, instead of in turns. The processor's own prefetching stops at the end of each page of 4 KiB."""
         if choice.lane is None or walk is not self.busiest:
             return
         for op in self.block_loads:
@@ -367,6 +446,9 @@ class WalkLowering(PackedRows):
         for axis in choice.reduced:
             inner *= choice.counts[axis]
         outer *= len(walk.reductions)
+        if self.packing is not None and self.bound and all(
+                choice.counts[a] == self.open[a].extent for a in choice.reduced):
+            return 1    # No loop: what a loop round it does next is independent of this sum.
         return max(1, min(inner, -(-8 // outer)))
 
     def _coordinates(self, axes: tuple[str, ...]) -> list[dict[str, int]]:
@@ -374,6 +456,67 @@ class WalkLowering(PackedRows):
         for axis in axes:
             points = [{**p, axis: j} for p in points for j in range(self.bound[axis].count)]
         return points
+
+    def _start_all(self, walk: Walk, choice: WalkChoice, slots: int) -> list[Accumulator]:
+        """An accumulator for each reduction; integer contractions that are only added to each other share one, which
+        begins with what else is added to them."""
+        accumulators = []
+        shared: set[Op] = set()
+        for op in walk.reductions:
+            if op in shared:
+                continue
+            accumulator = self._start(op, slots)
+            found = self._added_to(op, walk) if choice.by_hand is None and choice.lane not in walk.reduced else None
+            if found is not None:
+                total, contractions, others = found
+                shared |= set(contractions)
+                accumulator.total, accumulator.also = total, tuple(c for c in contractions if c is not op)
+                for point in accumulator.outer if others else ():
+                    at = dict(zip(axes_of(op.result), point, strict=True))
+                    row, *rest = [self.row(value, at) for value in others]
+                    for other in rest:
+                        row = self.emit(self.depth, "add", [row, other], ROW_I32)
+                    accumulator.rows[point, 0] = row
+            accumulators.append(accumulator)
+        return accumulators
+
+    def _added_to(self, op: Op, walk: Walk) -> tuple[Value, list[Op], list[Value]] | None:
+        """The sum of i32 that a contraction of a walk is a part of, if nothing else reads its parts: the sum, all
+        contractions in it, and what else is added. What else there is does not come from the walk's reductions."""
+        axes = set(axes_of(op.result))
+        found = None
+        total = op.result
+        while op.name == "contract" and self.straight_operand(op) is None:
+            readers = self.users.get(total, ())
+            reader = readers[0] if len(readers) == 1 else None
+            if (reader is None or reader.name != "add" or total in walk.after or row_dtype(total.type.dtype) is not i32  # type: ignore[union-attr]
+                    or set(axes_of(reader.result)) != axes):
+                break
+            total = reader.result
+            contractions: list[Op] = []
+            others: list[Value] = []
+            if not self._parts_of_sum(total, walk, contractions, others, True):
+                break
+            found = total, contractions, others
+        return found
+
+    def _parts_of_sum(self, value: Value, walk: Walk, contractions: list[Op], others: list[Value], top: bool) -> bool:
+        """Split a sum into contractions of a walk and other values; whether that can be."""
+        op = value.op
+        if op in walk.reductions:
+            assert op is not None
+            contractions.append(op)
+            return (op.name == "contract" and self.straight_operand(op) is None and value not in walk.after
+                    and len(self.users[value]) == 1)
+        if op is not None and op.name == "add" and (top or (len(self.users[value]) == 1 and value not in walk.after)):
+            return all(self._parts_of_sum(v, walk, contractions, others, False) for v in op.operands)
+        others.append(value)
+        return not self._depends(value, {r.result for r in walk.reductions})
+
+    def _depends(self, value: Value, results: set[Value]) -> bool:
+        if value in results or value.op is None or value in self.rows or value in self.buffers:
+            return value in results
+        return any(self._depends(v, results) for v in value.op.operands)
 
     def _start(self, op: Op, slots: int) -> Accumulator:
         t = op.result.type
@@ -398,7 +541,7 @@ class WalkLowering(PackedRows):
         started = Accumulator(op, points, slots, dict.fromkeys(keys, start), indices)
         straight = self.straight_operand(op)
         if straight is not None:
-            panel = self.staged.get(straight)
+            panel = self.staged.get(straight.op) if straight.op is not None else None
             if isinstance(panel, StagedPanel):
                 for point in points:
                     started.rows[point, 0] = panel.start(dict(zip(t.axes, point, strict=True)), self.depth)
@@ -414,10 +557,10 @@ class WalkLowering(PackedRows):
         for a in accumulators:
             a.receive(values)
 
-    def _outer_axes(self, load: Op) -> tuple[str, ...]:
-        """The axes of an operand of a packed contraction but for the contracted one."""
+    def _outer_axes(self, operand: Value) -> tuple[str, ...]:
+        """The axes of an operand of a packed contraction but for the contracted ones."""
         assert self.packing is not None
-        return tuple(a for a in load.result.type.axes if a != self.packing.depth)  # type: ignore[union-attr]
+        return tuple(a for a in axes_of(operand) if a not in self.packing.reduced)
 
     def _take_errors_off(self, accumulators: list[Accumulator]) -> None:
         for a in accumulators:
@@ -457,7 +600,9 @@ class WalkLowering(PackedRows):
         for number, inner in enumerate(self._coordinates(walk.reduced)):
             for a, point in self._by_point(accumulators):
                 axes = a.op.result.type.axes  # type: ignore[union-attr]
-                self._accumulate(a, point, number % a.slots, {**inner, **dict(zip(axes, point, strict=True))}, walk)
+                at = {**inner, **dict(zip(axes, point, strict=True))}
+                for op in (a.op, *a.also):
+                    self._accumulate(a, op, point, number % a.slots, at, walk)
             for a in accumulators:
                 self._add_errors(a, inner)
         for op in choice.prefetched:
@@ -465,6 +610,10 @@ class WalkLowering(PackedRows):
                 self._prefetch(op, walk, choice)
             else:
                 self._prefetch_panel(self.staged[op])
+        for op in choice.staged:
+            staged = self.staged.get(op)
+            if choice.blocked and isinstance(staged, StagedRows):
+                staged.prefetch_next()
         self._roots(walk.inner, walk)
         self._prefetch_next_rows(walk, choice)
         return [v for a in accumulators for v in a.carried()]
@@ -482,7 +631,7 @@ class WalkLowering(PackedRows):
         straight = self.straight_operand(a.op)
         if straight is None:
             return
-        first = straight.result.type.dtype is u8  # type: ignore[union-attr]
+        first = straight.type.dtype is u8  # type: ignore[union-attr]
         axes = self._outer_axes(straight)
         for point, error in a.errors.items():
             row = self.slot_row(straight, {**inner, **dict(zip(axes, point, strict=True))}, False)
@@ -585,8 +734,8 @@ class WalkLowering(PackedRows):
             for line in range(0, piece_bytes, 64):
                 self.effect("prefetch", operands, level=1, disp=disp + line, **attributes)
 
-    def _accumulate(self, a: Accumulator, point: tuple[int, ...], slot: int, at: dict[str, int], walk: Walk) -> None:
-        op = a.op
+    def _accumulate(self, a: Accumulator, op: Op, point: tuple[int, ...], slot: int, at: dict[str, int],
+                    walk: Walk) -> None:
         key = (point, slot)
         old = a.rows[key]
         depth = self.depth
@@ -648,9 +797,10 @@ class WalkLowering(PackedRows):
             rows[point] = self._result(op, kind, *pair)
         for point, parts in together.items():
             rows[point] = self._result(op, kind, self._join_rows(kind, parts), None)
-        memo = self.levels[self.level_of(op.result)].memo
+        memo = self.levels[self.level_of(a.value)].memo
         for point, row in rows.items():
-            memo[op.result, point] = row
+            at = dict(zip(t.axes, point, strict=True))
+            memo[a.value, tuple(at[axis] for axis in axes_of(a.value))] = row
 
     def _join_lanes(self, kind: str, pair: tuple[Value, Value | None]) -> tuple[Value, Value | None]:
         """The lanes of a row joined, in every lane."""
@@ -729,14 +879,22 @@ class WalkLowering(PackedRows):
         """All rows of all roots first where the walk stores what it also loads, so that no load sees a new value. What
         is done beside the walk `host` comes between."""
         jobs: list[tuple[Op | Value, dict[str, int], Value]] = []
+        squares: list[Op] = []
         for root in roots:
+            if isinstance(root, Op) and self.stores_squares(root, self.access(root)):
+                squares.append(root)
+                continue
             value = root if isinstance(root, Value) else root.operands[1]
             axes = list(value.type.axes)  # type: ignore[union-attr]
             if isinstance(root, Op):
                 for index in root.operands[2:]:
                     axes += [a for a in index.type.axes if a not in axes]  # type: ignore[union-attr]
+            depth = self.slot_axes.get(root) if isinstance(root, Value) else None
             for at in self._coordinates(tuple(axes)):
-                jobs.append((root, at, self.row(value, at)))
+                if depth is None:
+                    jobs.append((root, at, self.row(value, at)))
+                elif at[depth] % PAIR == 0:
+                    jobs.append((root, at, self.slots_of(value, at)))
         if self.behind is not None and self.behind.host is host:
             self._roots_behind(self.behind, host)
         for root, at, row in jobs:
@@ -744,6 +902,17 @@ class WalkLowering(PackedRows):
                 self._keep(root, at, row)
             else:
                 self._store(root, at, row)
+        for op in squares:
+            self._store_squares(op)
+
+    def _store_squares(self, op: Op) -> None:
+        access, value = self.access(op), op.operands[1]
+        axis = self.square_axis(op, access)
+        assert axis is not None
+        for at in self._coordinates(tuple(access.axes)):
+            if at[axis] == 0:
+                rows = [self.row(value, {**at, axis: i}) for i in range(self.lanes)]
+                self.store_square(op, access, at, rows, self.streams(op))
 
     def _roots_behind(self, behind: Behind, host: Walk) -> None:
         """The same piece of the walk behind, at a level of its own: the same ops have other rows there."""
@@ -784,6 +953,8 @@ class WalkLowering(PackedRows):
             return known
         axes = [(axis, self.extent_of_buffer(axis, value)) for axis in value.type.axes]  # type: ignore[union-attr]
         lanes_last = sorted(axes, key=lambda pair: pair[0] not in self.open and self.bound[pair[0]].lane)
+        if value in self.slot_axes:
+            return self.allocate_slots(value, lanes_last)
         dtype = value.type.dtype  # type: ignore[union-attr]
         if value.op is not None and value.op.name == "load" and dtype is not bool_:
             dtype = row_dtype(dtype)     # what was loaded is widened once, not each time that the copy is read
@@ -813,11 +984,11 @@ class WalkLowering(PackedRows):
         panels = self.panels_of(op)
         if panels is not None:
             assert lane is not None
-            self.staged[op] = self._panel_in_place(op, panels, lane, depth_axis)
+            self.staged[op] = PanelInPlace(self, op, panels, lane, depth_axis)
             if op in choice.widened:
-                self.staged[op] = self._stage_panel(op, lane, depth_axis, walk, choice)
+                self.staged[op] = self._stage_panels(op, lane, depth_axis, walk, choice)
         elif lane is not None and lane in axes:
-            self.staged[op] = self._stage_panel(op, lane, depth_axis, walk, choice)
+            self.staged[op] = self._stage_panels(op, lane, depth_axis, walk, choice)
         else:
             (row_axis,) = rows
             stage = self._stage_columns if self.stages_columns(op, row_axis, choice.counts) else self._stage_rows
@@ -828,65 +999,63 @@ class WalkLowering(PackedRows):
         found = self.stride_classes.get(op.operands[0].name)
         return found if isinstance(found, Panels) else None
 
-    def _panel_in_place(self, op: Op, panels: Panels, lane: str, depth_axis: str) -> StagedPanel:
-        """The lane axis is bound to a piece of one panel of a packed tensor, which needs no copy."""
-        t = op.operands[0].type
-        assert isinstance(t, TensorType)
-        columns, depth = (d if isinstance(d, int) else self.slot(f"dim.{d}")
-                          for d in (t.dims[panels.columns], t.dims[panels.depth]))
-        slot_bytes = panels.elements * t.dtype.size_bytes
-        panel_bytes = self.mul(self.ceil_div(depth, panels.elements), panels.width * slot_bytes)
-        bound = self.bound[lane]
-        first = self.slot(f"{op.operands[0].name}.data")
-        base = self.add(first, self.mul(self.scalar("s_floordiv", bound.offset, panels.width), panel_bytes))
-        if bound.count * self.lanes < panels.width:
-            base = self.add(base, self.mul(self.scalar("s_mod", bound.offset, panels.width), slot_bytes))
-        panel = StagedPanel(self, base, depth_axis, lane, panels.width * slot_bytes, self.lanes * slot_bytes,
-                            self.operand_dtype(op), t.dtype if self.packing is None else b32)
-        panel.in_place = t.dtype
-        starts = self.add(first, self.mul(self.ceil_div(columns, panels.width), panel_bytes))
-        panel.start_base = self.add(starts, self.mul(bound.offset, i32.size_bytes))
-        return panel
-
     def stages_columns(self, op: Op, row_axis: str, counts: Mapping[str, int]) -> bool:
         """Whether an operand that is staged along its rows is contiguous there, and a vector holds so many of them."""
         access = self.access(op)
         contiguous = access.axes.get(row_axis) == element_bytes(access.dtype) and not access.gathers
         return contiguous and counts[row_axis] <= self.lanes
 
-    def _stage_panel(self, op: Op, lane: str, depth_axis: str, walk: Walk, choice: WalkChoice) -> StagedPanel:
-        """The lane axis is bound to its piece: copy [depth][piece], each row of the piece beside the next."""
-        bound = self.bound[lane]
-        count, lanes = bound.count, self.lanes
+    def _stage_panels(self, op: Op, lane: str, depth_axis: str, walk: Walk, choice: WalkChoice) -> StagedPanel:
+        """Copy [depth][piece] for the piece that the lane axis is bound to, or one after another for all of a block."""
         dtype = self.operand_dtype(op)
-        size = dtype.size_bytes
+        width = choice.counts[lane] * self.lanes
         key = ("panel", op)
         if key not in self.stage_memory:
-            self.stage_memory[key] = self._scratch_of(
-                op, [(self._capacity(depth_axis), lanes * self.slot_elements), (choice.counts[lane] * lanes, 1)])
-        panel = StagedPanel(self, self.stage_memory[key], depth_axis, lane, count * lanes * size, lanes * size, dtype)
+            depth = (self._capacity(depth_axis), self.lanes * self.slot_elements)
+            self.stage_memory[key] = self._scratch_of(op, [depth, (width, 1)])
+            if choice.blocked:       # a block has one panel, or fits: the room for both follows on that for one
+                self.scratch([(self.block_bytes, 64)], u8)
+        column_bytes = self.mul(self._panel_depth(depth_axis), dtype.size_bytes) if choice.blocked else 0
+        panel = StagedPanel(self, self.stage_memory[key], depth_axis, lane, dtype, column_bytes)
+        turned = any(self.straight_operand(contraction) is op.result for contraction in walk.reductions)
+        if turned:
+            key = ("start", op)
+            if key not in self.stage_memory:
+                panels = BLOCK_PANELS if choice.blocked else 1
+                self.stage_memory[key] = self.scratch([(panels * width, 1)], i32)
+            panel.start_base = self.stage_memory[key]
+
+        def copy(carried: Carried) -> Carried:
+            self._stage_panel(op, panel)
+            if turned:
+                self._stage_start(op, panel)
+            return carried
+
+        if choice.blocked:
+            self.axis_loop(lane, choice.counts[lane], True, [], copy)
+        else:
+            copy([])
+        return panel
+
+    def _stage_panel(self, op: Op, panel: StagedPanel) -> None:
+        """The lane axis is bound to its piece: copy [depth][piece], each row of the piece beside the next."""
+        lane, depth_axis = panel.lane, panel.depth_axis
         access = self.access(op)
         if access.axes.get(depth_axis) == element_bytes(access.dtype) and not access.gathers:
             transpose = self._scatter_into if self.transposes_by_scatter else self._transpose_into
             transpose(op, panel, lane, depth_axis, self.operand_access(op))
-        else:
-            def copy(carried: Carried) -> Carried:
-                for at in self._coordinates((depth_axis, lane)):
-                    panel.store(at, self.operand_row(op, at))
-                return carried
+            return
 
-            self.axis_loop(depth_axis, 4, False, [], copy)
-        if any(self.straight_operand(contraction) is op for contraction in walk.reductions):
-            self._stage_start(op, panel, choice)
-        return panel
+        def copy(carried: Carried) -> Carried:
+            for at in self._coordinates((depth_axis, lane)):
+                panel.store(at, self.operand_row(op, at))
+            return carried
 
-    def _stage_start(self, op: Op, panel: StagedPanel, choice: WalkChoice) -> None:
+        self.axis_loop(depth_axis, 4, False, [], copy)
+
+    def _stage_start(self, op: Op, panel: StagedPanel) -> None:
         """What sums of products with a panel's columns begin with: minus what they will be too large by."""
         bound = self.bound[panel.lane]
-        key = ("start", op)
-        if key not in self.stage_memory:
-            self.stage_memory[key] = self.scratch([(choice.counts[panel.lane] * self.lanes, 1)], i32)
-        panel.start_base = self.stage_memory[key]
         first = op.result.type.dtype is u8  # type: ignore[union-attr]
 
         def column_sums(carried: Carried) -> Carried:
@@ -946,17 +1115,8 @@ class WalkLowering(PackedRows):
                     rows.append(self.emit(self.depth, "load", [*operands, *tail], RowType(panel.dtype),
                                           dtype=access.dtype, masked=bool(tail), **attributes))
                 self.bound[lane] = outer
-                distance = 1
-                while distance < lanes:
-                    for i in range(lanes):
-                        if not i & distance:
-                            made = Op("exchange", [rows[i], rows[i + distance]], [rows[i].type] * 2,
-                                      {"distance": distance}, None, self.location)
-                            self.finish(made)
-                            rows[i], rows[i + distance] = made.results
-                    distance *= 2
-                for i in range(lanes):       # the scratch panel is deep enough for whole squares
-                    panel.store_at(inner.offset, i, j, rows[i])
+                for i, row in enumerate(self.transposed(rows, self.depth)):
+                    panel.store_at(inner.offset, i, j, row)      # it is deep enough for whole squares
             return carried
 
         self.axis_loop(depth_axis, 1, True, [], square)
@@ -1030,42 +1190,41 @@ class WalkLowering(PackedRows):
 class StagedPanel:
     """[depth][pieces of the lane axis]: what the rows of a contraction's vector operand are read from.
 
-    dtype: of the rows. memory: how they lie. in_place: of an element, where it is a piece of a packed tensor.
+    dtype: of the rows. memory: how they lie. column_bytes: where there is a panel for each piece of a block, how much
+    further than the first that of a column is. in_place: of an element, where it is a piece of a packed tensor.
     """
 
-    def __init__(self, lowering: WalkLowering, base: Scalar, depth_axis: str, lane: str, depth_bytes: int,
-                 piece_bytes: int, dtype: DType, memory: DType | None = None) -> None:
+    in_place: DType | None = None
+
+    def __init__(self, lowering: WalkLowering, base: Scalar, depth_axis: str, lane: str, dtype: DType,
+                 column_bytes: Scalar) -> None:
         self.lowering = lowering
         self.base = base
         self.depth_axis = depth_axis
         self.lane = lane
-        self.depth_bytes = depth_bytes
-        self.piece_bytes = piece_bytes
         self.dtype = dtype
-        self.memory = memory or memory_dtype(dtype)
-        self.in_place: DType | None = None
+        self.memory = memory_dtype(dtype)
+        self.column_bytes = column_bytes
+        self.piece_bytes = lowering.lanes * dtype.size_bytes
         self.start_base: Scalar = 0
+
+    @property
+    def depth_bytes(self) -> int:
+        """From one step of the depth to the next, in the panel of the piece that is bound."""
+        return self.lowering.bound[self.lane].count * self.piece_bytes
 
     def access(self) -> Access:
         """Of the first row at each step of the depth."""
-        return Access(self.base, 0, {self.depth_axis: self.depth_bytes}, self.memory, relative=True)
-
-    def rest(self, start: Scalar) -> InPlace:
-        """The elements that fill no slot, from a coordinate of the depth on: the beginnings of the last slots."""
-        low = self.lowering
-        assert self.in_place is not None
-        size = self.in_place.size_bytes
-        slot_bytes = self.piece_bytes // low.lanes
-        last = low.mul(low.scalar("s_floordiv", start, slot_bytes // size), self.depth_bytes)
-        before = low.add(low.mul(low.bound[self.lane].offset, slot_bytes), low.mul(start, size))
-        base = low.sub(low.add(self.base, last), before)
-        return InPlace(low, Access(base, 0, {self.lane: slot_bytes, self.depth_axis: size}, self.in_place))
+        axes: dict[str, Scalar] = {self.depth_axis: self.depth_bytes}
+        if self.column_bytes:
+            axes[self.lane] = self.column_bytes
+        return Access(self.base, 0, axes, self.memory, relative=True)
 
     def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, Any]]:
         """Operands and attributes of a memory op for the row at register coordinates."""
         access = self.access()
         access.disp = at[self.lane] * self.piece_bytes
-        return self.lowering.address(access, at)
+        return self.lowering.address(access, {self.depth_axis: at[self.depth_axis]})
 
     def load(self, at: dict[str, int], level: int) -> Value:
         operands, attributes = self.address(at)
@@ -1085,16 +1244,67 @@ class StagedPanel:
         self.store({self.depth_axis: i, self.lane: piece}, row)
         low.bound[self.depth_axis] = outer
 
+    def _start_address(self, piece: int) -> tuple[list[Value], dict[str, Any]]:
+        low = self.lowering
+        relative = bool(self.column_bytes)
+        axes: dict[str, Scalar] = {self.lane: i32.size_bytes} if relative or self.in_place is not None else {}
+        access = Access(self.start_base, piece * self.piece_bytes, axes, i32, relative=relative)
+        return low.address(access, {})
+
     def start(self, at: dict[str, int], level: int) -> Value:
         """The row that a sum of products with this piece of the lane axis begins with, of i32."""
-        low = self.lowering
-        operands, attributes = low.memory_operands(self.start_base, 0, 1, at[self.lane] * low.lanes * i32.size_bytes)
-        return low.emit(level, "load", operands, ROW_I32, dtype=i32, masked=False, **attributes)
+        operands, attributes = self._start_address(at[self.lane])
+        return self.lowering.emit(level, "load", operands, ROW_I32, dtype=i32, masked=False, **attributes)
 
     def store_start(self, piece: int, row: Value) -> None:
+        operands, attributes = self._start_address(piece)
+        self.lowering.effect("store", [row, *operands], dtype=i32, masked=False, streaming=False, **attributes)
+
+
+class PanelInPlace(StagedPanel):
+    """The panels of a packed tensor, which need no copy: a piece of the lane axis lies in one of them."""
+
+    def __init__(self, lowering: WalkLowering, op: Op, panels: Panels, lane: str, depth_axis: str) -> None:
+        super().__init__(lowering, lowering.slot(f"{op.operands[0].name}.data"), depth_axis, lane,
+                         lowering.operand_dtype(op), 0)
+        low, t = lowering, op.operands[0].type
+        assert isinstance(t, TensorType)
+        self.panels = panels
+        self.in_place = t.dtype
+        if low.packing is None:
+            self.memory = t.dtype
+        columns, depth = (d if isinstance(d, int) else low.slot(f"dim.{d}")
+                          for d in (t.dims[panels.columns], t.dims[panels.depth]))
+        self.slot_bytes = panels.elements * t.dtype.size_bytes
+        self.piece_bytes = low.lanes * self.slot_bytes
+        self.panel_bytes = low.mul(low.ceil_div(depth, panels.elements), panels.width * self.slot_bytes)
+        self.start_base = low.add(self.base, low.mul(low.ceil_div(columns, panels.width), self.panel_bytes))
+
+    @property
+    def depth_bytes(self) -> int:
+        return self.panels.width * self.slot_bytes
+
+    def _base(self) -> Scalar:
+        """Of the panel, or the part of one, in which the piece lies that is bound."""
+        low, width = self.lowering, self.panels.width
+        bound = low.bound[self.lane]
+        base = low.add(self.base, low.mul(low.scalar("s_floordiv", bound.offset, width), self.panel_bytes))
+        if bound.count * low.lanes < width:
+            base = low.add(base, low.mul(low.scalar("s_mod", bound.offset, width), self.slot_bytes))
+        return base
+
+    def access(self) -> Access:
+        return Access(self._base(), 0, {self.depth_axis: self.depth_bytes}, self.memory, relative=True)
+
+    def rest(self, start: Scalar) -> InPlace:
+        """The elements that fill no slot, from a coordinate of the depth on: the beginnings of the last slots."""
         low = self.lowering
-        operands, attributes = low.memory_operands(self.start_base, 0, 1, piece * low.lanes * i32.size_bytes)
-        low.effect("store", [row, *operands], dtype=i32, masked=False, streaming=False, **attributes)
+        assert self.in_place is not None
+        size = self.in_place.size_bytes
+        last = low.mul(low.scalar("s_floordiv", start, self.panels.elements), self.depth_bytes)
+        before = low.add(low.mul(low.bound[self.lane].offset, self.slot_bytes), low.mul(start, size))
+        base = low.sub(low.add(self._base(), last), before)
+        return InPlace(low, Access(base, 0, {self.lane: self.slot_bytes, self.depth_axis: size}, self.in_place))
 
 
 class InPlace:
@@ -1123,6 +1333,11 @@ class StagedRows:
         self.count = count
         self.depth_extent = depth_extent
         self.dtype = dtype
+
+    @property
+    def step_bytes(self) -> int:
+        """What a block of rows takes for each step of the depth."""
+        return self.count * self.dtype.size_bytes
 
     def _address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
         low, size = self.lowering, self.dtype.size_bytes
@@ -1156,9 +1371,27 @@ class StagedRows:
         operands, attributes = self._address(at)
         self.lowering.effect("store", [row, *operands], dtype=self.dtype, masked=False, streaming=False, **attributes)
 
+    def prefetch_next(self) -> None:
+        """Ask for as much of the next block of rows as is read of this one."""
+        low = self.lowering
+        row, depth = low.bound[self.row_axis], low.bound[self.depth_axis]
+        if row.count != self.count or depth.lane:
+            return
+        start = low.add(low.sub(row.offset, low.open[self.row_axis].offset), self.count)
+        block = low.mul(self.depth_extent, self.step_bytes)
+        base = low.add(self.base, low.mul(block, low.scalar("s_floordiv", start, self.count)))
+        index = low.mul(low.sub(depth.offset, low.open[self.depth_axis].offset), self.step_bytes)
+        for line in range(0, depth.count * self.step_bytes, 64):
+            operands, attributes = low.memory_operands(base, index, 1, line)
+            low.effect("prefetch", operands, level=2, **attributes)
+
 
 class StagedColumns(StagedRows):
     """[row blocks][depth][one vector of rows]: broadcast elements whose source is contiguous along the rows."""
+
+    @property
+    def step_bytes(self) -> int:
+        return self.lowering.lanes * self.dtype.size_bytes
 
     def _address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
         low, size = self.lowering, self.dtype.size_bytes

@@ -671,6 +671,16 @@ def test_dot_products(target: Target) -> None:
             program = rowwise(lanes, [start.astype(output.dtype), *packed], output,
                               lambda b, v, name=name: b.value(name, v, v[0].type), [acc, b32, b32], acc)
             program.check(target)
+        if "pack_bf16" in legal and lanes <= target.lanes:
+            values = [sample("f32", COUNT * lanes, n) for n in (1, 2)]
+            program = rowwise(lanes, values, np.zeros(COUNT * lanes, np.uint32),
+                              lambda b, v: b.value("pack_bf16", v, ROW_B32), [f32, f32], b32)
+            program.check(target)
+            pairs = [np.arange(n, n + COUNT * lanes, dtype=np.uint32) * 0x10003 for n in (0, 5)]
+            for half in (0, 1):
+                program = rowwise(lanes, pairs, np.zeros(COUNT * lanes, np.uint32), lambda b, v, half=half: b.add(
+                    "interleave", v, [ROW_B32] * 2).results[half], [b32, b32], b32)
+                program.check(target)
     if target.name == "v3":
         program = rowwise(8, [np.zeros(8, np.float32), np.zeros(8, np.uint32)], np.zeros(8, np.float32),
                           lambda b, v: b.value("dot2_bf16", [v[0], v[1], v[1]], ROW_F32), [f32, b32], f32)

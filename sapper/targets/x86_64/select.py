@@ -109,6 +109,8 @@ def legal_ops(target: Any) -> frozenset[str]:
     legal = {"scale_exponent", "round", "floor", "ceil", "trunc", "float8"}
     if features >= _OPMASK_FEATURES:
         legal.add("lookup")
+    if "dot2_bf16" in target.dots:
+        legal |= {"pack_bf16", "interleave"}
     return frozenset(legal | target.dots)
 
 

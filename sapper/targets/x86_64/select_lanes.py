@@ -290,6 +290,37 @@ def exchange(s: Any, op: Op) -> None:
         s.emit(f"vmovaps.{bits}", s.registers[first], low)
 
 
+def _pack_key(s: Any) -> Key:
+    """The places of 16-bit elements that two rows, one after the other, have when they are side by side."""
+    return ("d", struct.pack(f"<{2 * s.lanes}H", *[place + half for place in range(s.lanes) for half in (0, s.lanes)]))
+
+
+def pack_bf16(s: Any, op: Op) -> None:
+    bits = s.facts.bits4
+    low, high = (s.vector(v) for v in op.operands)
+    both = s.new("vec")
+    s.emit(f"vcvtne2ps2bf16.{bits}", both, high, low)
+    s.emit(f"vpermw.{bits}", s.define(op.results[0]), s.constant(_pack_key(s)), both)
+
+
+def _interleave_keys(s: Any) -> tuple[Key, Key]:
+    count = 2 * s.lanes  # elements of a register; the second table's follow the first's
+    low, high = ([place for i in range(s.lanes) for place in (start + i, count + start + i)] for start in (0, s.lanes))
+    return ("d", struct.pack(f"<{count}H", *low)), ("d", struct.pack(f"<{count}H", *high))
+
+
+def interleave(s: Any, op: Op) -> None:
+    """vpermt2w overwrites its first table, so it is given a copy."""
+    bits = s.facts.bits4
+    a, b = (s.vector(v) for v in op.operands)
+    made = [s.new("vec"), s.new("vec")]
+    for register, key in zip(made, _interleave_keys(s), strict=True):
+        s.emit(f"vmovaps.{bits}", register, a)
+        s.emit(f"vpermt2w.{bits}", register, s.constant(key), b)
+    for result, register in zip(op.results, made, strict=True):
+        s.emit(f"vmovaps.{bits}", s.define(result), register)
+
+
 def load_splat_into(s: Any, name: str, memory: Any, register: Any) -> None:
     bits = s.facts.bits4
     if name in ("f32", "i32", "b32"):
@@ -330,8 +361,10 @@ def _exchange_constants(s: Any, op: Op) -> tuple[Key, ...]:
 RULES: dict[str, Rule] = {
     "splat": splat, "iota": iota, "lookup": lookup, "lane0": lane0, "bitcast": alias, "shuffle_xor": shuffle_xor,
     "broadcast_lane": broadcast_lane, "exchange": exchange,
+    "pack_bf16": pack_bf16, "interleave": interleave,
 }
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {
     "lookup": lambda s, op: (_table_key(op),), "exchange": _exchange_constants,
+    "pack_bf16": lambda s, op: (_pack_key(s),), "interleave": lambda s, op: _interleave_keys(s),
 }

@@ -1,0 +1,114 @@
+"""Squares of elements, transposed in registers: memory that is contiguous along another axis than the lanes'.
+
+Enters a load or a store in a loop that holds an axis across the lanes (queries of attention), of a tensor that is
+contiguous along an axis of which as many rows are taken at once as there are lanes; leaves loads or stores of whole
+rows along that axis, and exchanges between lanes, in place of a gather or a scatter for each row.
+
+What holds: rows of a square past the edge of the lane axis repeat the last one when they are read, and are not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..ir.nodes import Op, Value
+from ..ir.types import MASK, RowType
+from ..tile.ops import memory_of
+from .slots import KeptSlots
+from .state import Access, Bound, element_bytes, row_dtype
+
+
+class Squares(KeptSlots):
+    """transposes_by_scatter: see Facts."""
+
+    transposes_by_scatter: bool
+
+    def square_axis(self, op: Op, access: Access) -> str | None:
+        """The axis along which a load or store is contiguous, if it spans the lanes of another one that a loop round
+        the walk holds."""
+        lane = next((a for a in access.axes if a in self.bound and self.bound[a].lane and self.bound[a].resident), None)
+        size = element_bytes(access.dtype)
+        if lane is None or access.axes[lane] in (0, size) or access.gathers or self.transposes_by_scatter:
+            return None
+        if access.dtype.bits not in (16, 32) or op.operands[0].op is not None:
+            return None
+        return next((a for a, step in access.axes.items() if step == size), None)
+
+    def _square(self, op: Op, access: Access) -> tuple[str, str] | None:
+        """The lane axis, and the other one if a whole square of it is bound."""
+        axis = self.square_axis(op, access)
+        bound = self.bound.get(axis) if axis is not None else None
+        if axis is None or bound is None or bound.lane or bound.count != self.lanes:
+            return None
+        lane = next(a for a in access.axes if self.bound[a].lane)
+        whole = self.bound[lane].mask is None or self.bound[lane].stop is not None
+        return (lane, axis) if whole else None
+
+    def transposed(self, rows: list[Value], level: int) -> list[Value]:
+        """A square of rows, row i of the result being lane i of each."""
+        rows, distance = list(rows), 1
+        while distance < self.lanes:
+            for i in range(self.lanes):
+                if not i & distance:
+                    made = Op("exchange", [rows[i], rows[i + distance]], [rows[i].type] * 2, {"distance": distance},
+                              None, self.location)
+                    self.levels[level].builder.block.ops.append(made)
+                    for result in made.results:
+                        self.depths[result] = level
+                    rows[i], rows[i + distance] = made.results
+            distance *= 2
+        return rows
+
+    @contextmanager
+    def _turned(self, lane: str, axis: str, piece: int, i: int, writes: bool) -> Iterator[None]:
+        """Within, the lanes lie along `axis`, at coordinate i of a piece of what was the lane axis."""
+        outer, inner = self.bound[lane], self.bound[axis]
+        offset = self.add(outer.offset, piece * self.lanes + i)
+        mask = None
+        if outer.mask is not None:
+            assert outer.stop is not None
+            if writes:
+                left = self.mul(self.sub(outer.stop, offset), self.lanes)
+                mask = self.emit(self.depth, "mask_first", [self.value(left)], MASK)
+            else:
+                offset = self.scalar("s_min", offset, self.sub(outer.stop, 1))
+        self.bound[lane] = Bound(offset, 1, False, None, outer.depth)
+        self.bound[axis] = Bound(inner.offset, 1, True, mask, inner.depth)
+        yield
+        self.bound[lane], self.bound[axis] = outer, inner
+
+    def square_row(self, op: Op, access: Access, at: dict[str, int], level: int) -> Value | None:
+        """The row of a load, of a square that is read when the first of its rows is; None if there is no square."""
+        found = self._square(op, access)
+        if found is None:
+            return None
+        lane, axis = found
+        memo = self.levels[level].memo
+        key = ("square", op, tuple(place for a, place in at.items() if a != axis))
+        if key not in memo:
+            rows = []
+            for i in range(self.lanes):
+                with self._turned(lane, axis, at[lane], i, False):
+                    operands, attributes = self.address(access, {**at, lane: 0, axis: 0})
+                rows.append(self.emit(level, "load", operands, RowType(row_dtype(access.dtype)), dtype=access.dtype,
+                                      masked=False, **attributes))
+            memo[key] = self.transposed(rows, level)
+        square: list[Value] = memo[key]
+        return square[at[axis]]
+
+    def stores_squares(self, op: Op, access: Access) -> bool:
+        """Whether a store is made of squares, and nothing that it changes is read here."""
+        return self._square(op, access) is not None and all(
+            load.name != "load" or memory_of(load.operands[0]) is not memory_of(op.operands[0])
+            for load in self.function.walk())
+
+    def store_square(self, op: Op, access: Access, at: dict[str, int], rows: list[Value], streaming: bool) -> None:
+        """Store rows of all places along the other axis. at: of the first."""
+        found = self._square(op, access)
+        assert found is not None
+        lane, axis = found
+        dtype = op.operands[1].type.dtype  # type: ignore[union-attr]
+        for i, row in enumerate(self.transposed(rows, self.depth)):
+            with self._turned(lane, axis, at[lane], i, True):
+                self.put(access, row, dtype, {**at, lane: 0, axis: 0}, tuple(at), streaming=streaming)

@@ -1,0 +1,125 @@
+"""Operands of packed contractions kept as slots (sapper/lane/slots.py), and squares (sapper/lane/squares.py)."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sapper as sp
+from sapper import Tensor, bf16, f32, max, maximum, sum, tiles, where, whole, zeros
+from sapper.kernels import library
+from sapper.lane.lower import lower
+from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.schedule import Facts, Schedule
+from tests.lane.run_lane import run_lane, specialize
+from tests.strategies import examples
+
+LIBRARY = {entry.name: entry for entry in library()}
+DOTS = Facts(dots=frozenset({"dot2_bf16"}))
+NARROW = Facts(lanes=8, vector_registers=16, dots=frozenset({"dot2_bf16"}))
+
+M, N, K, E = sp.dims("M N K E")
+
+
+@sp.kernel
+def chained(a: Tensor[bf16, M, K], b: Tensor[bf16, N, K], c: Tensor[bf16, N, E], out: Tensor[bf16, M, E]):
+    """Two products, of which the first goes into the second tile by tile of n, with m across the lanes."""
+    for m in tiles(M):
+        k, e = whole(K), whole(E)
+        left = (a[m, k].to(f32) * 0.5).to(bf16)
+        acc = zeros(m, e, dtype=f32)
+        total = zeros(m, dtype=f32)
+        highest = zeros(m, dtype=f32)
+        for n in tiles(N):
+            score = left @ b[n, k]
+            higher = maximum(highest, max(score, over=n))
+            one = where(higher >= highest, 1.0, 0.0)      # what is only added to would be one long sum, not a loop
+            total = total * one + sum(score, over=n)
+            acc = acc * one + score.to(bf16) @ c[n, e]
+            highest = higher
+        out[m, e] = (acc + total).to(bf16)
+
+
+def arguments_of(m: int, n: int, k: int, e: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Small integers, of which all sums are exact, and the results too after one rounding."""
+    random = np.random.default_rng(seed)
+
+    def numbers(*extents: int) -> np.ndarray:
+        return (2 * random.integers(-1, 2, extents)).astype(ml_dtypes.bfloat16)
+
+    return {"a": numbers(m, k), "b": numbers(n, k), "c": numbers(n, e),
+            "out": np.full((m, e), np.nan, ml_dtypes.bfloat16)}
+
+
+def expected_of(arguments: dict[str, np.ndarray]) -> np.ndarray:
+    a, b, c = (arguments[name].astype(np.float64) for name in "abc")
+    score = 0.5 * a @ b.T
+    rounded = score.astype(ml_dtypes.bfloat16).astype(np.float64)
+    return (rounded @ c + score.sum(axis=1, keepdims=True)).astype(ml_dtypes.bfloat16)
+
+
+@pytest.mark.parametrize("facts", [DOTS, NARROW], ids=["16 lanes", "8 lanes"])
+@pytest.mark.parametrize("extents", [(33, 70, 64, 32), (16, 1, 1, 1), (40, 65, 7, 19), (3, 5, 2, 3)])
+def test_products_of_what_was_computed(facts: Facts, extents: tuple[int, int, int, int]) -> None:
+    function = reduce_loops(chained.tile_ir())
+    arguments = arguments_of(*extents)
+    specialization = specialize(function, arguments, {"M": 512, "N": 512})
+    lane = lower(function, Schedule(), facts, specialization)
+    names = [op.name for op in lane.walk()]
+    assert "dot2_bf16" in names and "pack_bf16" in names
+    run_lane(function, arguments, facts=facts, specialization=specialization)
+    np.testing.assert_array_equal(arguments["out"], expected_of(arguments))
+
+
+@settings(max_examples=examples(15))
+@given(m=st.integers(1, 70), n=st.integers(0, 140), k=st.integers(1, 40), e=st.integers(1, 40),
+       seed=st.integers(0, 99), tile=st.sampled_from([0, 1, 5, 32, 128]), rows=st.integers(1, 9))
+def test_any_extents_and_tiles(m: int, n: int, k: int, e: int, seed: int, tile: int, rows: int) -> None:
+    function = reduce_loops(chained.tile_ir())
+    arguments = arguments_of(m, n, k, e, seed)
+    schedule = Schedule(tile={"n": tile} if tile else {}, registers={"n": rows, "e": 1 + rows % 3})
+    run_lane(function, arguments, schedule=schedule, facts=(DOTS, NARROW)[seed % 2],
+             specialization=specialize(function, arguments, {"M": 512, "N": 512}))
+    np.testing.assert_array_equal(arguments["out"], expected_of(arguments))
+
+
+def test_what_lies_past_the_cache_counts_nothing() -> None:
+    """With an odd number of positions the last slot is half full; the next position holds NaN."""
+    for name in ("attention_rounded_f32", "attention_rounded_bf16"):
+        entry = LIBRARY[name]
+        function = reduce_loops(entry.kernel.tile_ir())
+        for extents in ({"T": 18, "H": 1, "G": 2, "D": 16, "position": 51},
+                        {"T": 1, "H": 2, "G": 1, "D": 3, "position": 2}):
+            arguments = entry.make_arguments(np.random.default_rng(4), extents)
+            specialization = specialize(function, arguments, {"T": 512, "D": 64, "P": 512})
+            lane = lower(function, Schedule(), DOTS, specialization)
+            assert "dot2_bf16" in {op.name for op in lane.walk()}
+            run_lane(function, arguments, facts=DOTS, specialization=specialization)
+            assert entry.compare(arguments, entry.reference(arguments)) is None
+
+
+def test_without_the_instruction_elements_are_widened() -> None:
+    entry = LIBRARY["attention_rounded_bf16"]
+    function = reduce_loops(entry.kernel.tile_ir())
+    arguments = entry.make_arguments(np.random.default_rng(4), {"T": 40, "H": 1, "G": 1, "D": 20, "position": 5})
+    specialization = specialize(function, arguments, {"T": 512, "D": 64, "P": 512})
+    lane = lower(function, Schedule(), Facts(), specialization)
+    assert not {"dot2_bf16", "pack_bf16", "interleave"} & {op.name for op in lane.walk()}
+    run_lane(function, arguments, facts=Facts(), specialization=specialization)
+    assert entry.compare(arguments, entry.reference(arguments)) is None
+
+
+@pytest.mark.parametrize("facts", [Facts(), Facts(lanes=8, vector_registers=16)], ids=["16 lanes", "8 lanes"])
+@pytest.mark.parametrize("name", ["attention_f32", "attention_bf16"])
+def test_queries_and_results_go_through_squares(name: str, facts: Facts) -> None:
+    entry = LIBRARY[name]
+    function = reduce_loops(entry.kernel.tile_ir())
+    arguments = entry.make_arguments(np.random.default_rng(4), {"T": 70, "H": 1, "G": 2, "D": 32, "position": 9})
+    specialization = specialize(function, arguments, {"T": 512, "P": 512})
+    static = lower(function, Schedule(), facts, specialize(function, arguments, {"T": 512, "P": 512, "D": 32}))
+    assert "exchange" in {op.name for op in static.walk()}
+    run_lane(function, arguments, facts=facts, specialization=specialization)
+    assert entry.compare(arguments, entry.reference(arguments)) is None

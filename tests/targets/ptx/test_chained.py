@@ -1,0 +1,236 @@
+"""Attention on matrix instructions: contractions chained in registers, at the lane station and on the emulator."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import sapper as sp
+from sapper import Tensor, bf16, emulate, exp2, f32, full, max, maximum, sum, targets, tiles, whole, zeros
+from sapper.codegen.pipeline import compile_kernel, facts_of, finish_lane, to_lane
+from sapper.ir.nodes import Function
+from sapper.ir.text import parse_function, print_function
+from sapper.ir.verifier import verify
+from sapper.kernels import find
+from sapper.kernels.attention_narrow import KERNELS, attention_bf16_64, attention_bf16_128
+from sapper.kernels.record import Arguments, LibraryKernel
+from sapper.lane.interpret import Memory, run
+from sapper.lane.ops import LANE_OPS
+from sapper.lane.rehearse import rehearse
+from sapper.tile.ops import TILE_OPS
+from sapper.tile.schedule import DimClass, Schedule, Specialization
+
+from .test_groups import replaced
+
+TENSORS = ("q", "keys", "values", "out")
+RAGGED = ({"T": 128, "H": 1, "G": 1, "position": 0}, {"T": 145, "H": 1, "G": 2, "position": 51},
+          {"T": 3, "H": 2, "G": 1, "position": 200}, {"T": 0, "H": 1, "G": 1, "position": 0})
+
+
+PRODUCT = {"sm_80": "mma.sync", "sm_90a": "wgmma.mma_async"}
+
+
+def specialization(aligned: bool = True) -> Specialization:
+    return Specialization({d: DimClass(2048, 1) for d in "THGP"}, dict.fromkeys(TENSORS, "contiguous"),
+                          frozenset(TENSORS if aligned else ()))
+
+
+def lowered(kernel: Any, known: Specialization, schedule: Schedule | None = None, level: str = "sm_80") -> Function:
+    return to_lane(kernel.tile_ir(), schedule or Schedule(), facts_of(targets.target(level)), known)
+
+
+def made(entry: LibraryKernel, shape: dict[str, int]) -> tuple[Arguments, dict[str, Any]]:
+    arguments = entry.make_arguments(np.random.default_rng(5), shape)
+    with np.errstate(all="ignore"):
+        return arguments, entry.reference(arguments)
+
+
+def compiled_for(kernel: Any, level: str) -> Any:
+    known = specialization()
+    return compile_kernel(kernel, {}, known.strides, dict.fromkeys("THGP", (4096, 1)), targets.target(level), None,
+                          known.aligned)
+
+
+@pytest.mark.parametrize("level", PRODUCT)
+@pytest.mark.parametrize("entry", KERNELS[1:], ids=lambda entry: entry.name)
+def test_lane_ir(entry: LibraryKernel, level: str) -> None:
+    shape = {"T": 40, "H": 1, "G": 1, "position": 45}
+    arguments, expected = made(entry, shape)
+    lane = lowered(entry.kernel, specialization(), level=level)
+    assert lane.attributes["warps"] > 1
+    verify(lane, LANE_OPS)
+    text = print_function(lane)
+    assert print_function(parse_function(text, {"tile": TILE_OPS, "lane": LANE_OPS})) == text
+    lane = finish_lane(lane, targets.target(level))
+    memory = Memory()
+    words = [0, 0, memory.allocate("sync", 1024)]
+    extents = {**shape, "P": arguments["keys"].shape[1]}
+    for slot in lane.attributes["slots"]:
+        name, _, kind = slot.partition(".")
+        words.append(memory.add_array(name, arguments[name]) if kind == "data" else extents[kind] if name == "dim" else
+                     int(np.float32(arguments[kind]).view(np.int32)) if kind == "scale" else arguments[kind])
+    run(lane, np.array(words), memory, workers=2)
+    assert entry.compare(arguments, expected) is None, entry.compare(arguments, expected)
+
+
+@pytest.mark.parametrize("level", PRODUCT)
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize("entry", KERNELS, ids=lambda entry: entry.name)
+def test_on_the_emulator(entry: LibraryKernel, lazy: bool, level: str) -> None:
+    """Races, uninitialised reads and accesses out of bounds raise; lazy: a copy lands only when it is waited for."""
+    for shape in RAGGED[1:2] if lazy or entry is not KERNELS[0] else RAGGED:
+        arguments, expected = made(entry, shape)
+        result = emulate.run(entry.kernel, *arguments.values(), target=level, workers=2, aligned=TENSORS,
+                             options=emulate.Options(lazy=lazy))
+        assert entry.compare(arguments, expected) is None, entry.compare(arguments, expected)
+        assert any(name.startswith(PRODUCT[level]) for name in result.counters.instructions) == (shape["T"] > 0)
+
+
+SM_80_FAULTS = {
+    "the last rows' pieces are written over": (r"bar\.sync 0;", "", 0),
+    "pieces are read before all have landed": (r"bar\.sync 0;", "", 1),
+    "the same in the second loop": (r"bar\.sync 0;", "", 2),
+    "copies are not waited for": (r"cp\.async\.wait_group 0;", "", 0),
+    "nor in the second loop": (r"cp\.async\.wait_group 0;", "", 1),
+    "a weak wait": (r"cp\.async\.wait_group 0;", "cp.async.wait_group 1;", 0),
+    "another chunk": (r"xor\.b32 (%r\d+), (%r\d+), 32;", r"xor.b32 \1, \2, 64;", 0),
+    "pairs the other way round": (r"(cvt\.rn\.bf16x2\.f32 %r\d+), (%r\d+), (%r\d+);", r"\1, \3, \2;", 0),
+    "a sum over half of the lanes": (r"(shfl\.sync\.bfly\.b32 %r\d+, %r\d+), 2,", r"\1, 1,", 0),
+    "not transposed": (r"ldmatrix\.sync\.aligned\.m8n8\.x4\.trans\.", "ldmatrix.sync.aligned.m8n8.x4.", 0),
+}
+SM_90A_FAULTS = {
+    "copies do not wait for free stages": (r"@(%p\d+) bra (\$signal\d+);", "", 2),
+    "sums do not wait for full stages": (r"@(%p\d+) bra (\$signal\d+);", "", 0),
+    "nor in the second loop": (r"@(%p\d+) bra (\$signal\d+);", "", 1),
+    "wrong phase": (r"(mbarrier\.try_wait\.parity\.shared::cta\.b64 %p\d+, \[[^]]*\]), %r\d+;", r"\1, 1;", 0),
+    "scores read in flight": (r"wgmma\.wait_group\.sync\.aligned 0;", "wgmma.wait_group.sync.aligned 1;", 0),
+    "results read in flight": (r"wgmma\.wait_group\.sync\.aligned 0;", "", 2),
+    "no fence of the sums": (r"wgmma\.fence\.sync\.aligned;", "", 1),
+    "no commit": (r"wgmma\.commit_group\.sync\.aligned;", "", 3),
+    "no arrival": (r"@%p\d+ mbarrier\.arrive\.shared::cta\.b64 .*;", "", 0),
+    "too few bytes announced": (r"(expect_tx\.shared::cta\.b64 _, \[[^]]*\]), \d+;", r"\1, 4096;", 0),
+    "one signal for two stages": (r"(and\.b64 %rd\d+, %rd\d+), 3;", r"\1, 1;", 0),
+    "signals start after their use": (r"bar\.sync 0;", "", 0),
+    "a piece cut short is copied whole": (r"setp\.ge\.s64 (%p\d+), %rd\d+, 64;", r"setp.ge.s64 \1, 99, 64;", 0),
+}
+FAULTS = {"sm_80": SM_80_FAULTS, "sm_90a": SM_90A_FAULTS}
+
+
+@pytest.mark.parametrize(("level", "fault"), [(level, fault) for level, faults in FAULTS.items() for fault in faults])
+def test_planted_faults_are_caught(level: str, fault: str) -> None:
+    """On the emulator: an error, a wrong result, or nobody can go on."""
+    entry = find("attention_bf16_64")
+    compiled = compiled_for(entry.kernel, level)
+    shape = {"T": 256, "H": 1, "G": 1, "position": 148}
+    arguments, expected = made(entry, shape)
+    extents = {**shape, "P": arguments["keys"].shape[1]}
+    words = [arguments[s.split(".")[0]] if s.endswith("data") else extents[s.split(".")[1]] if s.startswith("dim") else
+             arguments[s.split(".")[1]] for s in compiled.slots]
+    words = [int(np.float32(w).view(np.int32)) if isinstance(w, float) else w for w in words]
+    maps = [emulate.TensorMap(arguments[name], box, 128) for name, _, _, box in compiled.tensor_maps]
+    faulty = emulate.load(replaced(compiled.text(), *FAULTS[level][fault]))
+    try:
+        faulty.launch(grid=(1,), block=(32 * compiled.warps,),
+                      arguments=[np.zeros(64), 64, np.zeros(1024, np.uint8), *words, *maps],
+                      shared_bytes=compiled.near_bytes, options=emulate.Options(lazy=True))
+    except emulate.EmulationError:
+        return
+    assert entry.compare(arguments, expected) is not None
+
+
+REHEARSED = {"sm_80": ("async_wait", "sync_warps", "async_commit"),
+             "sm_90a": ("signal_wait", "signal_arrive", "signal_expect", "group_wait", "group_fence", "group_commit",
+                        "tensor_copy", "signal_start", "signal_fence", "sync_warps")}
+
+
+@pytest.mark.parametrize(("level", "name"), [(level, name) for level, names in REHEARSED.items() for name in names])
+def test_the_rehearsal_finds_what_is_left_out(level: str, name: str) -> None:
+    """Each op of that name, left out by itself; but the end of the batch that the next round's batch takes up."""
+    found: list[bool] = []
+    while True:
+        lane = finish_lane(lowered(attention_bf16_64, specialization(), level=level), targets.target(level))
+        places = [(b, op) for b in _blocks(lane) for op in b.ops if op.name == name]
+        if len(found) == len(places):
+            break
+        block, op = places[len(found)]
+        taken = dict(zip(op.results, op.operands, strict=True)) if name == "group_wait" else {}
+        for user in lane.walk():        # sums are taken as they are
+            user.operands[:] = [taken.get(v, v) for v in user.operands]
+        block.ops.remove(op)
+        found.append(bool(rehearse(lane)))
+    harmless = [1] if name == "group_commit" else []
+    assert [n for n, caught in enumerate(found) if not caught] == harmless, found
+
+
+def _blocks(function: Function) -> list[Any]:
+    return [function.body, *(b for op in function.walk() for b in op.blocks)]
+
+
+def test_loads_have_no_bank_conflicts() -> None:
+    for entry, level in zip(KERNELS[:3], ("sm_80", "sm_80", "sm_90a"), strict=True):
+        arguments, _ = made(entry, {"T": 128, "H": 1, "G": 1, "position": 64})
+        counters = emulate.run(entry.kernel, *arguments.values(), target=level, workers=1, aligned=TENSORS).counters
+        assert counters.shared_cycles == counters.shared_ideal
+
+
+def test_the_first_loop_computes_no_condition() -> None:
+    """The causal mask is known to hold there: its pieces are whole and before all of the block's rows."""
+    text = compiled_for(attention_bf16_128, "sm_80").text()
+    loops = [part for part in re.split(r"\n\$?\w+:", text) if "mma.sync" in part]
+    assert len(loops) == 2
+    assert loops[0].count("setp") < 12 < 48 < loops[1].count("setp")   # 32 elements of a thread, 16 columns
+
+
+def test_what_is_not_chained() -> None:
+    assert "warps" in lowered(attention_bf16_64, specialization()).attributes
+    assert "warps" not in lowered(attention_bf16_64, specialization(aligned=False)).attributes
+    assert "warps" not in lowered(attention_bf16_64, specialization(), Schedule(registers={"t": 4})).attributes
+    assert "warps" not in lowered(find("attention_bf16").kernel, specialization()).attributes
+    assert "warps" not in lowered(attention_bf16_64, specialization(), level="zen4").attributes
+
+
+T, P = sp.dims("T P")
+
+
+@sp.kernel
+def biased(q: Tensor[bf16, T, 64], keys: Tensor[bf16, P, 64], values: Tensor[bf16, P, 48], bias: Tensor[f32, T, P],
+           gate: Tensor[f32, P], out: Tensor[f32, T, 48], norm: Tensor[f32, T]):
+    """Not causal: rows of the loop's axis, of the block's and of both are read; two results, of f32."""
+    for t in tiles(T):
+        d, e = whole(64), whole(48)
+        highest = full(t, value=-1e30, dtype=f32)
+        total = zeros(t, dtype=f32)
+        acc = zeros(t, e, dtype=f32)
+        for p in tiles(P):
+            score = ((q[t, d] * 0.125).to(bf16) @ keys[p, d]) * gate[p] + bias[t, p]
+            higher = maximum(highest, max(score, over=p))
+            shrink = exp2(highest - higher)
+            weight = exp2(score - higher)
+            total = total * shrink + sum(weight, over=p)
+            acc = acc * shrink + weight.to(bf16) @ values[p, e]
+            highest = higher
+        out[t, e] = acc / total
+        norm[t] = total
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (150, 77)])
+def test_what_stands_beside_the_contractions(shape: tuple[int, int]) -> None:
+    count, filled = shape
+    random = np.random.default_rng(2)
+    kind = ml_dtypes.bfloat16
+    q, keys, values = (random.standard_normal(s).astype(kind) for s in ((count, 64), (filled, 64), (filled, 48)))
+    bias, gate = random.standard_normal(shape).astype(np.float32), random.standard_normal(filled).astype(np.float32)
+    out, norm = np.full((count, 48), np.nan, np.float32), np.full(count, np.nan, np.float32)
+    result = emulate.run(biased, q, keys, values, bias, gate, out, norm, target="sm_80", workers=2,
+                         aligned=("q", "keys", "values", "out"))
+    assert any(name.startswith("mma.sync") for name in result.counters.instructions)
+    scaled = (q.astype(np.float32) * np.float32(0.125)).astype(kind).astype(np.float64)
+    score = scaled @ keys.astype(np.float64).T * gate + bias
+    weight = np.exp2(score - score.max(axis=1, keepdims=True))
+    wanted = weight @ values.astype(np.float64) / weight.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(norm, weight.sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(out, wanted, rtol=0, atol=5 * 2.0**-9)   # weights are rounded to bf16
