@@ -16,7 +16,7 @@ MODULES = (
     "quantized", "k_quants", "fp8", "fp8_panels",
     "attention", "attention_narrow", "paged", "mla",
     "gate", "moe", "moe_blocks",
-    "sampling", "cross_entropy",
+    "sampling", "cross_entropy", "movement",
 )
 """The modules with a `KERNELS` tuple, in the order in which `library` lists them."""
 
