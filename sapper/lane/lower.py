@@ -706,21 +706,27 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         """
         workers = self.emit(0, "workers", [], S64)
         alone = self.emit(0, "s_cmp", [workers, self.value(1)], S64, cond="eq")
+        stages = any(self._task_cap(r) for r in ranges)
         # Tasks that stage operands stage them anew: fewer of them.
-        each = STAGING_TASKS_PER_WORKER if any(self._task_cap(r) for r in ranges) else TASKS_PER_WORKER
+        each = STAGING_TASKS_PER_WORKER if stages else TASKS_PER_WORKER
         target: Scalar = self.emit(0, "s_select", [alone, self.value(1), self.value(self.mul(workers, each))], S64)
-        plans: list[tuple[Range, int, Scalar, Scalar]] = []
+        split: dict[int, tuple[Range, int, Scalar, Scalar]] = {}
         total: Scalar = 1
         left: Scalar = target
         granules = self._task_granules(ranges, block)
-        for r, granule in zip(ranges, granules, strict=True):
+        order = list(range(len(ranges)))
+        if stages:
+            # What all tasks along an axis stage is the operand without it: the axis of the larger one is split.
+            order.sort(key=lambda i: -ranges[i].hint if ranges[i].axis is not None else -1 << 40)
+        for i in order:
+            r, granule = ranges[i], granules[i]
             extent = self.sub(r.stop, r.start)
             if isinstance(extent, int) and extent <= granule:
-                plans.append((r, granule, 1, granule))
+                split[i] = r, granule, 1, granule
                 continue
             if self.tiles_are_tasks:
-                plans.append((r, granule, self.ceil_div(extent, granule), granule))
-                total = self.mul(total, plans[-1][2])
+                split[i] = r, granule, self.ceil_div(extent, granule), granule
+                total = self.mul(total, split[i][2])
                 continue
             most = self.scalar("s_max", self.ceil_div(extent, granule), 1)
             chunks: Scalar = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
@@ -731,9 +737,10 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                 chunks = self.scalar("s_max", chunks, self.ceil_div(extent, cap))
             size = self.mul(self.scalar("s_max", self._ceil_div(self._ceil_div(extent, chunks), granule), 1), granule)
             chunks = self._ceil_div(extent, size)
-            plans.append((r, granule, chunks, size))
+            split[i] = r, granule, chunks, size
             total = self.mul(total, chunks)
             left = self._ceil_div(left, self.scalar("s_max", chunks, 1))
+        plans = [split[i] for i in range(len(ranges))]
         task = Block([S64])
         total_value = self.value(total)
         self.enter(task)

@@ -19,7 +19,7 @@ from .by_hand import Fit, fit
 from .packed import DOT2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_loads
 from .slots import PAIR
 from .state import Capacity, Scalar, element_bytes
-from .walk import WalkChoice, WalkLowering
+from .walk import FEW_ROWS, WalkChoice, WalkLowering
 
 ADDRESSED_ROWS = 8
 """Rows of a matrix that a contraction reads at once in place; an x86-64 has 16 general registers."""
@@ -40,6 +40,7 @@ class Model(WalkLowering):
         self.indexed_addresses = facts.indexed_addresses
         self.near_bytes = facts.l1_bytes
         self.block_bytes = facts.l2_bytes // 2
+        self.prefetches_rows = facts.software_prefetch
         self.transposes_by_scatter = facts.transposes_by_scatter
         self.specialization = specialization
         self.streaming_tensors = self._streaming_tensors()
@@ -287,7 +288,6 @@ class Model(WalkLowering):
         if any(lane in v.type.axes for v in values if isinstance(v.type, TileType)):
             return False
         return (any(lane in op.result.type.axes for op in staged)  # type: ignore[union-attr]
-                and self.extent_hint(order[1]) >= STAGE_ROWS
                 and self.extent_hint(lane) > counts[lane] * self.lanes)
 
     def _micro_kernel(self, walk: Walk, lane: str | None) -> Fit | None:
@@ -444,7 +444,8 @@ class Model(WalkLowering):
         if contraction:
             several = len(walk.reductions)
             budget = max(1, (registers - 4) // (fixed * several))
-            rows = sorted((a for a in outer if a != lane), key=lambda a: -self.extent_hint(a))
+            rows = sorted((a for a in outer if a != lane and (lane in outer or self.extent_hint(a) > 1)),
+                          key=lambda a: -self.extent_hint(a))
             if lane in outer:
                 panel = self._panel_vectors(walk, rows, lane)
                 wide = max(1, panel // several) if rows or fixed > 1 else min(8, budget)
@@ -455,7 +456,7 @@ class Model(WalkLowering):
                     # No fewer than a unit has in flight on each of two ports: else each sum waits for itself.
                     hidden = 2 * self.facts.fma_latency // (vectors * fixed) + 1
                     most = max(1, (registers - vectors - 1) // (vectors * fixed))
-                    counts[rows[0]] = self._fit(rows[0], most, False, min(hidden, most))
+                    counts[rows[0]] = self._fit(rows[0], most, False, min(hidden, most), 2)
             elif lane in self.bound and rows:
                 # Each row is read through an address of its own, and those have to stay in registers too.
                 counts[rows[0]] = self._fit(rows[0], min(budget, ADDRESSED_ROWS), False)
@@ -518,9 +519,9 @@ class Model(WalkLowering):
         bytes_of_row *= self.extent_hint(lane) * self.slot_elements if lane is not None else 1
         return 4 if 4 * bytes_of_row <= self.facts.l1_bytes // 2 else 8
 
-    def _fit(self, axis: str, count: int, lane: bool, fewest: int = 1) -> int:
+    def _fit(self, axis: str, count: int, lane: bool, fewest: int = 1, spare: int = 1) -> int:
         """The largest count <= `count` that suits the extent: no larger than it, a divisor of it if one is near and not
-        below `fewest`."""
+        below `fewest`. spare: how many times the typical extent it may be, where the extent is not known."""
         o = self.open[axis]
         extent = o.extent if isinstance(o.extent, int) else None
         if extent is None:
@@ -528,7 +529,7 @@ class Model(WalkLowering):
                 return max(1, min(count, -(-o.hint // self.lanes)) if o.divisor % (count * self.lanes) else count)
             # A tile of a sequential loop is mostly whole.
             multiple = o.hint if o.capacity == Capacity(o.hint) else o.divisor
-            count = max(1, min(count, o.hint))
+            count = max(1, min(count, o.hint * (spare if o.hint > 1 else 1)))
             return next((c for c in range(count, max(fewest, count * 2 // 3, 1) - 1, -1) if multiple % c == 0), count)
         units = -(-extent // self.lanes) if lane else extent
         count = max(1, min(count, units))
@@ -557,8 +558,8 @@ class Model(WalkLowering):
             return []
         (row_axis,) = loops
         depth_axis = walk.reduced[0]
-        if self.schedule.stage is None and self.extent_hint(row_axis) < STAGE_ROWS:
-            return []
+        # Of few rows only these themselves are worth a copy, as more of them than have addresses are read at once.
+        few = self.schedule.stage is None and self.extent_hint(row_axis) < STAGE_ROWS
         if not self.is_bounded(depth_axis):
             return []
         staged = []
@@ -578,7 +579,10 @@ class Model(WalkLowering):
                 # Rows are copied in blocks of as many steps of depth as there are lanes, and no step may cross two.
                 whole = self.stages_columns(op, row_axis, counts) or self.lanes % counts[depth_axis] == 0
                 panel, rows = lane in axes and row_axis not in axes, row_axis in axes and lane not in axes
-                if panel or (rows and again and whole and not self._reads_well(op, row_axis, depth_axis, counts)):
+                well = not whole or self._reads_well(op, row_axis, depth_axis, counts)
+                if panel and few:
+                    panel = self.access(op).axes.get(depth_axis) != element_bytes(self.access(op).dtype)
+                if panel or (rows and again and not well):
                     staged.append(op)
         if staged and order[0] != lane:
             # A panel is a piece of the lane axis: inside a loop over rows it would be copied again for each of them.
@@ -643,15 +647,18 @@ class Model(WalkLowering):
         return isinstance(self.open[axis].extent, int) or self.open[axis].capacity is not None
 
     def _prefetched(self, walk: Walk, lane: str | None, order: list[str], reduced: list[str]) -> list[Op]:
-        """Contiguous matrices of dot products that are read only once: weights times one vector."""
+        """Contiguous matrices of dot products that are read only once: weights times a vector, or a few."""
         contraction = all(r.name == "contract" for r in walk.reductions)
-        if not self.facts.software_prefetch or lane is None or len(order) != 1 or reduced != [lane] or not contraction:
+        if not self.facts.software_prefetch or lane is None or reduced != [lane] or not contraction:
+            return []
+        if not order or any(self.extent_hint(axis) > FEW_ROWS for axis in order[1:]):
             return []
         found = []
         for op in self.reads(walk):
             access = self.access(op)
             if list(access.axes) == [order[0], lane] and not access.gathers:
-                row_bytes = self.mul(self.open[lane].extent, element_bytes(access.dtype))
+                o = self.open[lane] if self.packing is None else self.packing.elements
+                row_bytes = self.mul(o.extent, element_bytes(access.dtype))
                 if access.axes[order[0]] == row_bytes and access.axes[lane] == element_bytes(access.dtype):
                     found.append(op)
         return found
