@@ -332,3 +332,20 @@ def test_mutated_directories(tmp_path: Path, file: str) -> None:
             refused += 1
             assert "found" in str(error) and "expected" in str(error)
     assert 0.3 * count < refused < count
+
+
+@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+def test_a_file_that_is_cut_short_while_it_is_open(tmp_path: Path, kind: str) -> None:
+    """No SIGBUS, as a mapped file would give."""
+    if kind == "gguf":
+        path = small.write_gguf(tmp_path / "x.gguf", small.random_weights())
+        entries: Any = GgufFile(path).tensors
+    else:
+        directory = small.write_directory(tmp_path / "checkpoint", small.random_weights())
+        path = directory / "model-00001-of-00002.safetensors"
+        entries = SafetensorsDirectory(directory).tensors
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 3)
+    with pytest.raises(ModelError, match="cut short while it was read"):
+        for entry in entries.values():
+            entry.read()
