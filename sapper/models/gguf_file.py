@@ -142,7 +142,25 @@ class GgufFile:
             return np.frombuffer(raw, "<u1" if code == "?" else np.dtype(code).newbyteorder("<")).tolist()
         if count > (len(self._file) - self._offset) // 8:  # A string or an array takes 8 bytes at the least.
             raise self._fail(f"an array of {count} elements", "no more than the file can hold")
+        if element == STRING:
+            return self._strings(count)
         return [self._value(element, depth + 1) for _ in range(count)]
+
+    def _strings(self, count: int) -> list[str]:
+        """So many strings one after the other, as `_string` reads each: vocabularies have 100 000."""
+        texts: list[str] = []
+        length_of = struct.Struct("<Q").unpack_from
+        while len(texts) < count:
+            texts.append(self._string())  # with its checks; more of the head is there after it
+            head, at, last = self._head, self._offset, len(self._head) - 8
+            while len(texts) < count and at <= last:
+                stop = at + 8 + length_of(head, at)[0]
+                if stop > len(head):
+                    break
+                texts.append(str(head[at + 8 : stop], "utf-8", "surrogateescape"))
+                at = stop
+            self._offset = at
+        return texts
 
     def _parse(self) -> None:
         magic = bytes(self._take(min(4, len(self._file))))

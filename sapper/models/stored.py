@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
 from .errors import ModelError
 
 
@@ -28,9 +30,8 @@ class FileBytes:
 
     def read(self, start: int, stop: int) -> memoryview:
         """Raises ModelError where the file has become shorter, or cannot be read."""
-        data = bytearray(stop - start)
-        view, done = memoryview(data), 0
-        while done < len(data):
+        view, done = memoryview(np.empty(stop - start, np.uint8)), 0
+        while done < len(view):
             try:
                 count = os.preadv(self._file.fileno(), [view[done:]], start + done)
             except OSError as error:
