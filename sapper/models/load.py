@@ -24,10 +24,11 @@ Loaded: TypeAlias = Model[Any, Any]
 
 
 def load_model(model: str | Path, dtype: str = "file") -> Loaded:
-    """Load a model. model: a path, or a name that sapper.models.locate knows. dtype: "file", "bf16" or "f32".
+    """Load a model. model: a path, or a name that sapper.models.locate knows. dtype: one of weights.FORMS.
 
     With "f32" and "bf16", block formats are widened at load; bf16 rounds each weight once more, to 8 bits of precision.
-    With "file", matrices in Q4_0, Q4_1 and Q8_0 stay what they are, and the others become bf16.
+    With "file", matrices in Q4_0, Q4_1 and Q8_0 stay what they are, and the others become bf16. What the former are
+    multiplied by is quantised to 8 bits, a scale for every 32 numbers; with "file-f32" it stays f32, which is slower.
     Raises ModelError for whatever is wrong with the files.
     """
     check_form(dtype)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..ahead import plan as whole
-from ..kernels import cross_entropy, embedding, matmul, norm, sampling
+from ..kernels import cross_entropy, embedding, norm, sampling
 from ..runtime.buffers import empty
 from ..runtime.program import Program, Rows, Variable
 from .errors import ModelError
@@ -244,13 +244,9 @@ class BaseSession(ABC):
     def _multiply(
         self, name: str, x: Array, matrices: Sequence[Matrix], *rest: Array, rows: Callable[[Array], Rows] | None = None
     ) -> Steps:
-        """The matrix kernel of that name on a chunk, for the dtype in which the matrices can be had. rows: which rows
-        of the arrays (None: those of the chunk's tokens)."""
+        """The matrix kernel of that name on a chunk. rows: which rows of the arrays (None: the chunk's tokens')."""
         rows = rows or self._rows
-        plain = [matrix.widened(self._work, place) for place, matrix in enumerate(matrices)]
-        kernel = getattr(matmul, f"{name}_{plain[0][1]}")
-        arguments = (rows(x), *(weights for weights, _, _ in plain), *map(rows, rest))
-        return [*(step for _, _, steps in plain for step in steps), (kernel, arguments)]
+        return matrices[0].apply_rows(name, rows(x), matrices[1:], [rows(one) for one in rest], self._work)
 
     # ---- choosing a token
 

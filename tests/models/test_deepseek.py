@@ -464,9 +464,10 @@ def test_a_gguf_file_is_the_same_model(tmp_path: Path, name: str, split: bool) -
 def test_blocks_of_a_gguf_file_stay_blocks(
     tmp_path: Path, form: str, hidden: int | None, other: dict[str, str]
 ) -> None:
-    """Beside the same file with its blocks widened to f32; what is not in blocks is rounded to bf16."""
+    """Beside the same file with its blocks widened to f32; what is not in blocks is rounded to bf16, and what blocks
+    are multiplied by to 8 bits."""
     path = write_gguf(tmp_path / "x.gguf", "deepseek_v2_lite", True, form, hidden, other)
-    blocks, wide = load_deepseek(path, "file"), load_deepseek(path, "f32")
+    blocks, exact, wide = (load_deepseek(path, kept) for kept in ("file", "file-f32", "f32"))
     first = blocks.weights.layers[0].feed_forward
     assert isinstance(first, DenseWeights) and isinstance(first.gate, Blocks)
     last = blocks.weights.layers[-1].feed_forward
@@ -475,13 +476,13 @@ def test_blocks_of_a_gguf_file_stay_blocks(
         assert isinstance(one, BlockExperts if hidden and not other else DenseExperts)
     assert isinstance(last.down, BlockExperts if hidden else DenseExperts)
     found = []
-    for model in (blocks, wide):
+    for model in (wide, exact, blocks):
         session = model.session(CONTEXT)
         session.feed([5, 17, 200, 8])
         session.feed([9])
         found.append(session.logits)
-    cosine = found[0] @ found[1] / np.linalg.norm(found[0]) / np.linalg.norm(found[1])
-    assert cosine >= 0.999
+    for logits in found[1:]:
+        assert logits @ found[0] / np.linalg.norm(logits) / np.linalg.norm(found[0]) >= 0.999
 
 
 def test_absurd_numbers_of_a_gguf_file_are_refused(tmp_path: Path) -> None:

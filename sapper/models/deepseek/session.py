@@ -22,7 +22,7 @@ import numpy as np
 from ...kernels import embedding, gate, mla, moe, norm
 from ...runtime.buffers import empty
 from ...runtime.program import Rows, Variable
-from ..linear import Matrix, Steps, Workspace, grouped, grouped_swiglu
+from ..linear import Matrix, Steps, Workspace
 from ..session import BaseSession, Sections
 from ..weights import DTYPES
 from .config import LATENT_EPSILON, Mixture
@@ -267,8 +267,8 @@ class Session(BaseSession):
             *self._gate(one, rows),
             (moe.group_tokens, (rows(self._experts), *self._ranges, rows(self._place), owners)),
             (embedding.embedding_f32, (owners, normed, gathered)),
-            *grouped_swiglu(one.gate, one.up, gathered, self._ranges, hidden, self._work),
-            *grouped(one.down, hidden, self._ranges, results, self._work),
+            *one.gate.apply_groups([one.up], gathered, self._ranges, hidden, self._work),
+            *one.down.apply_groups([], hidden, self._ranges, results, self._work),
             (moe.combine_experts, (self._results, rows(self._place), rows(self._shares), rows(self._y), rows(self._x))),
         ]
 
