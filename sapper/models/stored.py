@@ -30,7 +30,7 @@ class FileBytes:
 
     def read(self, start: int, stop: int) -> memoryview:
         """Raises ModelError where the file has become shorter, or cannot be read."""
-        view, done = memoryview(np.empty(stop - start, np.uint8)), 0
+        view, done = np.empty(stop - start, np.uint8).data, 0
         while done < len(view):
             try:
                 count = os.preadv(self._file.fileno(), [view[done:]], start + done)
