@@ -1,6 +1,6 @@
 """Records a terminal session of `sapper chat`: what a user types and what is shown, as plain text on standard output.
 
-    python tools/record_chat.py smollm2 "What is the capital of France?" "And of Italy?" /stats
+    python tools/record_chat.py "smollm2 --dtype file-f32" "What is the capital of France?" "And of Italy?" /stats
 
 README.md shows such a session. A line is typed when the prompt has come; control sequences of the line editor are left
 out of the text.
@@ -43,7 +43,7 @@ def record(arguments: list[str], lines: list[str]) -> str:
 def main() -> None:
     model, *lines = sys.argv[1:]
     print("$ sapper chat " + model)
-    print(record([model], lines), end="")
+    print(record(model.split(), lines), end="")
 
 
 if __name__ == "__main__":
