@@ -99,16 +99,20 @@ class Model(WalkLowering):
         which an element is spread over the lanes at a time, if it is narrow in memory: it is widened by vectors."""
         lanes = {a for a in contraction.result.type.axes if a in self.bound and self.bound[a].lane}  # type: ignore[union-attr]
         axes = value.type.axes  # type: ignore[union-attr]
-        if not lanes or not axes or value in self.rows or (value in self.buffers and value not in self.slot_axes):
+        if not lanes and (outside or not self._fits_near(value)):
+            return False
+        if not axes or value in self.rows or (value in self.buffers and value not in self.slot_axes):
             return False
         if not all(a in self.bound or (a in self.open and self.is_bounded(a)) for a in axes):
             return False
         depth = self._slot_depth(contraction)
         if depth is not None:
-            if self._lies_as_slots(value, depth):
+            if self._lies_as_slots(value, depth) or (not lanes and value.op.name == "load"):  # type: ignore[union-attr]
                 return False
             self.slot_axes[value] = depth
             return True
+        if not lanes:
+            return False
         if lanes & set(axes):
             return outside
         source = value.op.operands[0] if value.op is not None and value.op.name == "cast" else value
@@ -126,11 +130,20 @@ class Model(WalkLowering):
             op = value.op
             if value.type.dtype is not bf16 or op is None or op.name in LATE or op.blocks:  # type: ignore[union-attr]
                 return None
-            if not self._lies_as_slots(value, depth) and any(
+            if op.name != "load" and any(
                     user.name != "contract" or tuple(user.attributes["over"]) != (depth,)
                     for user in self.users.get(value, ())):
                 return None
         return depth
+
+    def _fits_near(self, value: Value) -> bool:
+        """Whether a value that is computed, and typically all of it, has room in the caches of a core."""
+        op, t = value.op, value.type
+        if op is None or op.name == "load" or t.dtype is not bf16:  # type: ignore[union-attr]
+            return False
+        if not all(a in self.bound or a in self.open for a in t.axes):  # type: ignore[union-attr]
+            return False
+        return prod(self.extent_hint(a) for a in t.axes) * bf16.size_bytes <= self.facts.l2_bytes // 2  # type: ignore[union-attr]
 
     @cached_property
     def users(self) -> dict[Value, list[Op]]:
@@ -317,7 +330,8 @@ class Model(WalkLowering):
             return None
         if any(value in self.slot_axes for value in op.operands):
             ready = all(self.slot_axes[value] == depth and value in self.buffers if value in self.slot_axes
-                        else self._lies_as_slots(value, depth) for value in op.operands)
+                        else value.op is not None and value.op.name == "load" and not self.access(value.op).gathers
+                        for value in op.operands)
             return DOT2_BF16 if ready else None
         for value in op.operands:
             if (value in self.rows or value in self.buffers or depth not in axes_of(value)

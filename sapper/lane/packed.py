@@ -108,7 +108,7 @@ class PackedRows(RowEvaluation):
         start = self.add(o.offset, self.sub(o.extent, rest))
         self.packing = None
         self.staged = {op: memory.rest(start) for op, memory in staged.items() if memory.in_place}
-        self.open[packing.depth] = Open(start, rest, 1)
+        self.open[packing.depth] = Open(start, rest, 1, origin=o.offset)
         yield True
         self.packing, self.staged, self.open[packing.depth] = packing, staged, slots
 

@@ -72,13 +72,15 @@ class Bound:
 
 @dataclass(slots=True)
 class Open:
-    """Axis still to be walked. hint: a typical extent; divisor: the extent is a multiple of it."""
+    """Axis still to be walked. hint: a typical extent; divisor: the extent is a multiple of it. origin: where scratch
+    memory over it begins, if not at its offset."""
 
     offset: Scalar
     extent: Scalar
     hint: int
     divisor: int = 1
     capacity: Capacity | None = None
+    origin: Scalar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +259,8 @@ class State:
                 if bound.resident:
                     continue
                 origin = self.open.get(axis)
-                offset = self.sub(offset, origin.offset) if origin is not None else offset
+                if origin is not None:
+                    offset = self.sub(offset, origin.offset if origin.origin is None else origin.origin)
             if isinstance(offset, int) and isinstance(coefficient, int):
                 disp += offset * coefficient
             else:

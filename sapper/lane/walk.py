@@ -797,7 +797,7 @@ class WalkLowering(Squares):
         if known is not None:
             return known
         axes = [(axis, self.extent_of_buffer(axis, value)) for axis in value.type.axes]  # type: ignore[union-attr]
-        lanes_last = sorted(axes, key=lambda pair: pair[0] not in self.open and self.bound[pair[0]].lane)
+        lanes_last = sorted(axes, key=lambda pair: pair[0] in self.bound and self.bound[pair[0]].lane)
         if value in self.slot_axes:
             return self.allocate_slots(value, lanes_last)
         dtype = value.type.dtype  # type: ignore[union-attr]
