@@ -976,6 +976,7 @@ LANE_RULES: dict[str, Rule] = {
     "async_wait": _lane_async_wait,
     "load_matrix": _signature((S64, ROW_I32), (ROW_B32,) * 4),
     "matrix_multiply": _lane_matrix_multiply,
+    "pack2": _signature((ROW_F32, ROW_F32), (ROW_B32,)),
     "signal_start": _lane_signal("arrivals", 1),
     "signal_fence": _nothing,
     "signal_arrive": _lane_signal(),

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .record import LibraryKernel
 
-MODULES = ("add", "softmax", "norm", "embedding", "rope", "activation", "matmul", "integer", "matvec", "quantized",
-           "fp8", "attention", "mla", "gate", "moe", "moe_blocks", "sampling", "cross_entropy")
+MODULES = (
+    "add", "softmax", "norm", "embedding", "rope", "activation",
+    "matmul", "integer", "matvec",
+    "quantized", "fp8",
+    "attention", "attention_narrow", "mla",
+    "gate", "moe", "moe_blocks",
+    "sampling", "cross_entropy",
+)
 """The modules with a `KERNELS` tuple, in the order in which `library` lists them."""
 
 

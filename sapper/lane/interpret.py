@@ -434,6 +434,9 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
     if name == "round_to":
         narrow = attributes["dtype"]
         return lambda a: round_to(a, narrow)
+    if name == "pack2":
+        kind = _MEMORY[attributes["dtype"]]
+        return lambda a, b: np.stack([a, b], axis=1).astype(kind).view(np.uint32)[:, 0]
     if name == "shuffle_xor":
         source = np.arange(lanes) ^ attributes["distance"]
         return lambda a: a[source]

@@ -20,7 +20,7 @@ from ..lang.by_hand import CONTRACTIONS, PIECES, block_names, pieces_named
 from ..tile.parts import MOST_LOOPS, split_parts
 from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
-from .groups import GroupLowering
+from .chained import ChainLowering
 from .late import LateLowering, LateWalk
 from .ordered import OrderedLowering
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
@@ -177,7 +177,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(GroupLowering, OrderedLowering, LateLowering):
+class Lowering(ChainLowering, OrderedLowering, LateLowering):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
@@ -375,6 +375,9 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
     # Blocks.
 
     def block(self, block: Block, yields_kept: frozenset[int] = frozenset(), top: bool = False) -> None:
+        if self.chain is not None and block is self.chain.body:
+            self.chained(block)
+            return
         self.begin_block(block)
         self.items(block, plan_block(block, yields_kept, self.keeps_operand), None, top)
 
@@ -496,7 +499,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
     def _residents(self, ranges: list[Range], plan: Plan) -> None:
         """Axes of values that pass between walks or into control ops get a size: they stay in registers."""
         nested = any(isinstance(item, Op) for item in plan.items)
-        for r in ranges:
+        for r in ranges if self.chain is None else ():
             if r.axis is None:
                 continue
             carries = nested and self._carries_contractions(r.axis, plan)
@@ -596,7 +599,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         r = ranges[k]
         if r.axis is None:
             assert r.counter is not None
-            self._counted(r, r.start, r.stop, r.step, lambda iv: self._with_counter(r, iv, ranges, k, body))
+            self.counted("each", r.start, r.stop, r.step, lambda iv: self._with_counter(r, iv, ranges, k, body))
             return
         if not r.resident:
             self._open(r.axis, r)
@@ -615,15 +618,6 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         self.home[r.counter] = self.depth
         self._loops(ranges, k + 1, body)
 
-    def _counted(self, r: Range, start: Scalar, stop: Scalar, step: int, body: Callable[[Value], None]) -> None:
-        block = Block([S64])
-        first, last = self.value(start), self.value(stop)
-        self.enter(block)
-        body(block.arguments[0])
-        self.effect("yield", [])
-        self.leave()
-        self.finish(Op("loop", [first, last], (), {"step": step, "label": r.axis or "each"}, [block], self.location))
-
     def _resident(self, r: Range, body: Callable[[], None]) -> None:
         """A loop over tiles whose elements along the axis stay in registers: full tiles, then single rows (or one
         masked row of lanes)."""
@@ -639,20 +633,20 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
 
         extent = self.sub(r.stop, r.start)
         if size == 1 or r.divisor % size == 0:
-            self._counted(r, r.start, r.stop, size, lambda iv: at(iv, count, None))
+            self.counted(axis, r.start, r.stop, size, lambda iv: at(iv, count, None))
             return
         full = self.add(r.start, self.sub(extent, self.scalar("s_mod", extent, size)))
         if not isinstance(extent, int) or extent >= size:
-            self._counted(r, r.start, full, size, lambda iv: at(iv, count, None))
+            self.counted(axis, r.start, full, size, lambda iv: at(iv, count, None))
         if isinstance(extent, int) and extent % size == 0:
             return
         if r.lane:
             def masked(iv: Value) -> None:
                 mask = self.emit(self.depth, "mask_first", [self.value(self.sub(r.stop, iv))], MASK)
                 at(iv, 1, mask)
-            self._counted(r, full, r.stop, lanes, masked)
+            self.counted(axis, full, r.stop, lanes, masked)
         else:
-            self._counted(r, full, r.stop, 1, lambda iv: at(iv, 1, None))
+            self.counted(axis, full, r.stop, 1, lambda iv: at(iv, 1, None))
 
     # Tasks.
 
@@ -704,7 +698,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         self.enter(task)
         number: Scalar = task.arguments[0]
         pieces: list[Range] = []
-        banded = self._banded(number, plans) if self.tiles_are_tasks else {}
+        banded = self._banded(number, plans) if self.tiles_are_tasks and self.chain is None else {}
         for position, (r, granule, chunks, size) in enumerate(reversed(plans)):
             if chunks == 1:
                 pieces.insert(0, r)
@@ -769,6 +763,8 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
         return self.scalar("s_floordiv", self.sub(self.add(a, b), 1), b)
 
     def _task_granules(self, ranges: list[Range], block: Block) -> list[int]:
+        if self.chain is not None:
+            return [self.chain_rows() if r.axis == self.chain.rows else self._granule(r) for r in ranges]
         if self.matrix_walk is not None:
             sizes = dict(zip((self.matrix_walk.rows, self.matrix_walk.columns), self.matrix_tile(), strict=True))
             return [sizes.get(r.axis or "", self._granule(r)) for r in ranges]
@@ -804,7 +800,7 @@ class Lowering(GroupLowering, OrderedLowering, LateLowering):
 
     def _task_cap(self, r: Range) -> int:
         """Rows of a contraction that one task stages at most."""
-        if r.axis is None or r.resident or self.matrix_walk is not None:
+        if r.axis is None or r.resident or self.matrix_walk is not None or self.chain is not None:
             return 0
         contracts = [op for op in self.function.walk() if op.name == "contract"]
         if any(r.axis in op.result.type.axes for op in contracts) and r.hint >= 28:  # type: ignore[union-attr]

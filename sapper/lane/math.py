@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable
 
 from ..ir.nodes import Block, Function, Location, Op, Value
-from ..ir.types import MASK, ROW_F32, ROW_F64, ROW_I32, ROW_I64, RowType
+from ..ir.types import MASK, ROW_F32, ROW_F64, ROW_I32, ROW_I64, RowType, Type
 from . import polynomials
 
 EXPANDABLE = frozenset({
@@ -95,7 +95,7 @@ class _Emitter:
 
     def row(self, name: str, *operands: Value) -> Value:
         """A row op of the format, expanded in its turn if the target lacks it."""
-        if name in EXPANDABLE and name not in self.legal:
+        if name in EXPANDABLE and not _has(self.legal, name, self.format.row):
             return _EXPANSIONS[name](self, *operands)
         return self.emit(name, list(operands), self.format.row)
 
@@ -456,25 +456,30 @@ _EXPANSIONS: dict[str, Callable[..., Value]] = {
 }
 
 
+def _has(legal: frozenset[str], name: str, row: Type) -> bool:
+    assert isinstance(row, RowType)
+    return name in legal or f"{name}.{row.dtype.name}" in legal
+
+
 def expand_math(function: Function, legal: frozenset[str]) -> int:
     """Expand, in place, every op of EXPANDABLE that is not in `legal`; how many there were.
 
-    legal: names of the lane ops that the target has instructions for.
+    legal: names of the lane ops that the target has instructions for, those for one type only as `exp2.f32`.
     """
     emitter = _Emitter(legal)
     wanted = EXPANDABLE - legal
-    count = _expand_block(function.body, wanted, emitter) if wanted else 0
+    count = _expand_block(function.body, wanted, emitter, legal) if wanted else 0
     if emitter.head:
         function.body.ops[:0] = emitter.head
     return count
 
 
-def _expand_block(block: Block, wanted: frozenset[str], emitter: _Emitter) -> int:
+def _expand_block(block: Block, wanted: frozenset[str], emitter: _Emitter, legal: frozenset[str]) -> int:
     count = 0
     if any(op.name in wanted for op in block.ops):
         ops: list[Op] = []
         for op in block.ops:
-            if op.name not in wanted:
+            if op.name not in wanted or _has(legal, op.name, op.results[0].type):
                 ops.append(op)
                 continue
             old = op.results[0]
@@ -491,5 +496,5 @@ def _expand_block(block: Block, wanted: frozenset[str], emitter: _Emitter) -> in
         block.ops = ops
     for op in block.ops:
         for inner in op.blocks:
-            count += _expand_block(inner, wanted, emitter)
+            count += _expand_block(inner, wanted, emitter, legal)
     return count

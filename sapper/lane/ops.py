@@ -145,6 +145,8 @@ LANE_OPS = OpTable("lane", [
            doc="near base, near offsets (row<i32>) -> four row<b32>: four matrices of 8 x 8 elements of 16 bits; "
                "lane 8 j + i gives the address of row i of matrix j, ((base + offset) xor flip) + disp; in row j, "
                "lane l gets elements 2 (l mod 4) and the next of row l div 4, or of column l div 4 if transposed"),
+    OpSpec("pack2", (2, 2), attributes=("dtype",),
+           doc="two f32 rows -> row<b32>: each rounded to bf16 or f16 (nearest even), the first in the low half"),
     OpSpec("matrix_multiply", (10, 10), (4, 4), attributes=("dtype",),
            doc="a (four row<b32>), b (two), c (four row<f32>) -> c + a @ b, of 16 x 16, 16 x 8 and 16 x 8 elements "
                "that lie in the lanes as sapper/lane/fragments.py says; dtype of a and b: bf16 or f16"),

@@ -58,7 +58,8 @@ class Bound:
     """Axis bound to coordinates offset + j (or offset + j * lanes + lane), 0 <= j < count.
 
     narrow: the mask is that of every piece, whose next begins where its lanes end, not only of the last. stop: where
-    the axis ends, if that is what the mask cuts and it is known."""
+    the axis ends, if that is what the mask cuts and it is known. spread: where the coordinates lie instead, if they are
+    spread over lanes and registers (chained.py: Spread)."""
 
     offset: Scalar
     count: int
@@ -68,6 +69,7 @@ class Bound:
     resident: bool = False
     narrow: bool = False
     stop: Scalar | None = None
+    spread: Any = None
 
 
 @dataclass(slots=True)

@@ -30,7 +30,9 @@ class MatrixUnit:
     """How contractions run on matrix instructions of 16 x 8 x 16 elements.
 
     dtypes: of the elements. rows, columns, depth: what a worker computes at once. warps: along rows and columns.
-    stages: how many pieces of the operands are in near memory, one being used while the others arrive.
+    stages: how many pieces of the operands are in near memory, one being used while the others arrive. chain_rows,
+    chain_step, chain_stages: rows, columns of a piece, and stages where contractions are chained in registers
+    (attention). chain_registers: most of a thread that their sums and left operands may take.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
@@ -39,6 +41,10 @@ class MatrixUnit:
     depth: int = 64
     warps: tuple[int, int] = (2, 2)
     stages: int = 3
+    chain_rows: int = 128
+    chain_step: int = 64
+    chain_stages: int = 2
+    chain_registers: int = 160
 
 
 @dataclass(frozen=True, slots=True)

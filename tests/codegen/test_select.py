@@ -17,9 +17,10 @@ from sapper.targets.x86_64.target import TARGETS, Target
 
 V3, V4 = TARGETS["v3"], TARGETS["v4"]
 STRUCTURE = {"loop", "if", "tasks", "yield", "s_const", "splat_const"}
-SEVERAL_WARPS = {"warp", "near_memory", "sync_warps", "async_copy", "async_commit", "async_wait", "load_matrix",
-                 "matrix_multiply", "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait",
-                 "tensor_copy", "group_fence", "group_multiply", "group_commit", "group_wait", "register_budget"}
+SEVERAL_WARPS = {
+    "warp", "near_memory", "sync_warps", "async_copy", "async_commit", "async_wait", "load_matrix", "matrix_multiply",
+    "pack2", "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait", "tensor_copy",
+    "group_fence", "group_multiply", "group_commit", "group_wait", "register_budget"}
 """Lowered to only where the target's facts have matrix instructions."""
 
 

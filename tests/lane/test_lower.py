@@ -32,7 +32,7 @@ from .run_lane import run_lane, specialize
 
 AVX512 = Facts(lanes=16, vector_registers=32)
 AVX2 = Facts(lanes=8, vector_registers=16)
-NARROW = Facts(lanes=4, vector_registers=8)
+NARROW = Facts(lanes=4, vector_registers=8, l2_bytes=4096)        # so small that panels are walked in several blocks
 LIBRARY = {k.name: k for k in library()}
 
 
@@ -366,6 +366,27 @@ def test_no_fewer_sums_than_hide_the_latency() -> None:
     avx2 = Facts(lanes=8, vector_registers=16)
     assert chosen(product, avx2).registers["m"] == 6          # 4 would divide 64, and leave 8 sums for 8 in flight
     assert chosen(product, Facts()).registers["m"] == 14
+
+
+def blocks_in(lane: Function) -> int:
+    """Loops along the lane axis n that count blocks, not columns."""
+    return len([op for op in lane.walk() if op.name == "loop" and op.attributes["label"] == "n"
+                and op.attributes["step"] == 1])
+
+
+@pytest.mark.parametrize(("n", "k"), [(200, 5), (129, 17), (64, 40), (31, 3)])
+@pytest.mark.parametrize("l2_bytes", [256, 4096, 16384])
+def test_panels_are_walked_in_blocks(n: int, k: int, l2_bytes: int) -> None:
+    """A block has from one panel to eight; the last one of all may be short, and narrower than a vector."""
+    function = reduce_loops(product.tile_ir())
+    random = np.random.default_rng(n)
+    arguments = {"a": random.integers(-9, 9, (30, k)).astype(np.float32),
+                 "b": random.integers(-9, 9, (k, n)).astype(np.float32), "c": np.zeros((30, n), np.float32)}
+    facts = Facts(lanes=4, vector_registers=8, l2_bytes=l2_bytes)
+    assert blocks_in(run_lane(function, arguments, facts=facts)) == 1
+    np.testing.assert_array_equal(arguments["c"], arguments["a"] @ arguments["b"])
+    without = run_lane(function, arguments, Schedule(stage=()), facts)
+    assert not blocks_in(without)
 
 
 def test_few_rows_are_read_where_they_lie() -> None:

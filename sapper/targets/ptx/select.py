@@ -94,7 +94,7 @@ def facts_of(s: Any, target: Any) -> Facts:
 def legal_ops(target: Any) -> frozenset[str]:
     """Lane ops with instructions of their own here, among those that not every target has."""
     del target
-    return frozenset({"round", "floor", "ceil", "trunc", "dot4_u8i8"})
+    return frozenset({"round", "floor", "ceil", "trunc", "dot4_u8i8", "exp2.f32"})
 
 
 def folds(s: Any) -> dict[str, frozenset[int]]:
@@ -549,6 +549,12 @@ def fma(s: Any, op: Op) -> None:
     s.emit(f"fma.rn.{dtype_of(op.results[0]).name}", s.define(op.results[0]), *sources)
 
 
+def exp2(s: Any, op: Op) -> None:
+    """2 ulp at most; what is below 2**-126 is 0 (PTX ISA, ex2). Without ftz it takes four instructions."""
+    source = row(s, op.operands[0])
+    s.emit("ex2.approx.ftz.f32", s.define(op.results[0]), source)
+
+
 def _rounding(mode: str) -> Rule:
     def rule(s: Any, op: Op) -> None:
         name = dtype_of(op.results[0]).name
@@ -912,6 +918,11 @@ def load_matrix(s: Any, op: Op) -> None:
     s.emit(f"ldmatrix.sync.aligned.m8n8.x4{transposed}.shared.b16", tuple(s.define(v) for v in op.results), memory)
 
 
+def pack2(s: Any, op: Op) -> None:
+    low, high = (row(s, v) for v in op.operands)
+    s.emit(f"cvt.rn.{op.attributes['dtype'].name}x2.f32", s.define(op.results[0]), high, low)
+
+
 def matrix_multiply(s: Any, op: Op) -> None:
     name = op.attributes["dtype"].name
     a, b, c = (tuple(s.vector(v) for v in op.operands[first:last]) for first, last in ((0, 4), (4, 6), (6, 10)))
@@ -1126,7 +1137,7 @@ RULES: dict[str, Rule] = {
     "add": _arithmetic("add"), "sub": _arithmetic("sub"), "mul": _arithmetic("mul", ".lo"), "div": _arithmetic("div"),
     "min": _extreme("min", "lt"), "max": _extreme("max", "gt"), "fma": fma, "neg": _plain("neg"),
     "abs": _plain("abs"), "sqrt": _arithmetic("sqrt"), "floor": _rounding("rmi"), "ceil": _rounding("rpi"),
-    "round": _rounding("rni"), "trunc": _rounding("rzi"),
+    "exp2": exp2, "round": _rounding("rni"), "trunc": _rounding("rzi"),
     "and": _bitwise("and"), "or": _bitwise("or"), "xor": _bitwise("xor"), "not": _bitwise("not"),
     "shl": _shift("shl", "b"), "shr": _shift("shr", "u"), "sar": _shift("shr", "s"),
     "idiv": _division(False), "imod": _division(True),
@@ -1139,7 +1150,7 @@ RULES: dict[str, Rule] = {
     "scatter": scatter, "prefetch": prefetch, "dot4_u8i8": dot4_u8i8,
     "warp": warp, "near_memory": near_memory, "sync_warps": sync_warps, "async_copy": async_copy,
     "async_commit": async_commit, "async_wait": async_wait, "load_matrix": load_matrix,
-    "matrix_multiply": matrix_multiply,
+    "matrix_multiply": matrix_multiply, "pack2": pack2,
     "signal_start": _once("mbarrier.init.shared::cta.b64", "arrivals"), "signal_fence": signal_fence,
     "signal_arrive": _once("mbarrier.arrive.shared::cta.b64", result=True),
     "signal_expect": _once("mbarrier.arrive.expect_tx.shared::cta.b64", "bytes", result=True),

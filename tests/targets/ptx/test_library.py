@@ -9,15 +9,21 @@ from sapper import emulate, targets
 from sapper.cli.kernels import specialise
 from sapper.codegen.pipeline import compile_kernel
 from sapper.kernels import find, library
+from sapper.kernels.attention_narrow import KERNELS as NARROW_ATTENTION
 from sapper.kernels.record import LibraryKernel
 from sapper.targets.ptx.target import TARGETS
 
 LIBRARY = library()
 
 
+ALIGNED = frozenset({"q", "keys", "values", "out"})
+"""Tensors of kernels that want them so for matrix instructions."""
+
+
 def text_of(entry: LibraryKernel, level: str) -> str:
-    """As `sapper asm --target LEVEL` prints it: for large extents."""
+    """As `sapper asm --target LEVEL` prints it: for large extents. Attention in 16 bits: of aligned tensors."""
     return compile_kernel(entry.kernel, target=targets.target(level), schedule=None,
+                          aligned=ALIGNED if entry in NARROW_ATTENTION else frozenset(),
                           **specialise(entry.kernel, {}, {})).text()
 
 
