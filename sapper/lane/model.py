@@ -25,6 +25,10 @@ from .walk import WalkChoice, WalkLowering
 ADDRESSED_ROWS = 8
 """Rows of a matrix that a contraction reads at once in place; an x86-64 has 16 general registers."""
 
+SET_ROWS = 12
+"""Rows of a matrix that a contraction reads at once where they lie, however far apart: more than a set of the first
+cache has lines for would drive each other out."""
+
 UNROLLED_INSTRUCTIONS = 256
 """Longest code, about, for what follows a reduction: some 2 KiB of the 32 that the first cache for code has."""
 
@@ -100,7 +104,7 @@ class Model(WalkLowering):
         which an element is spread over the lanes at a time, if it is narrow in memory: it is widened by vectors."""
         lanes = {a for a in contraction.result.type.axes if a in self.bound and self.bound[a].lane}  # type: ignore[union-attr]
         axes = value.type.axes  # type: ignore[union-attr]
-        if not lanes and (outside or not self._fits_near(value)):
+        if not lanes and (outside or not self._fits_near(contraction, value)):
             return False
         if not axes or value in self.rows or (value in self.buffers and value not in self.slot_axes):
             return False
@@ -108,7 +112,8 @@ class Model(WalkLowering):
             return False
         depth = self._slot_depth(contraction)
         if depth is not None:
-            if self._lies_as_slots(value, depth) or (not lanes and value.op.name == "load"):  # type: ignore[union-attr]
+            if self._lies_as_slots(value, depth) or (
+                    not lanes and value.op is not None and value.op.name == "load"):
                 return False
             self.slot_axes[value] = depth
             return True
@@ -137,14 +142,17 @@ class Model(WalkLowering):
                 return None
         return depth
 
-    def _fits_near(self, value: Value) -> bool:
-        """Whether a value that is computed, and typically all of it, has room in the caches of a core."""
-        op, t = value.op, value.type
-        if op is None or op.name == "load" or t.dtype is not bf16:  # type: ignore[union-attr]
+    def _fits_near(self, contraction: Op, value: Value) -> bool:
+        """Whether a value that is computed for a contraction has room in the caches of a core, typically, and an axis
+        besides the contracted ones to go across the lanes as it is computed."""
+        op, axes = value.op, axes_of(value)
+        if op is None or op.name == "load" or value.type.dtype is not bf16:  # type: ignore[union-attr]
             return False
-        if not all(a in self.bound or a in self.open for a in t.axes):  # type: ignore[union-attr]
+        if not all(a in self.bound or a in self.open for a in axes):
             return False
-        return prod(self.extent_hint(a) for a in t.axes) * bf16.size_bytes <= self.facts.l2_bytes // 2  # type: ignore[union-attr]
+        across = [a for a in axes if a in self.open and a not in contraction.attributes["over"]]
+        return any(self.extent_hint(a) >= self.lanes for a in across) and (
+            prod(self.extent_hint(a) for a in axes) * bf16.size_bytes <= self.facts.l2_bytes // 2)
 
     @cached_property
     def users(self) -> dict[Value, list[Op]]:
@@ -189,8 +197,10 @@ class Model(WalkLowering):
             lane = self._columns(panels)
         elif lane is None and loops:
             # A slot's neighbours are to come from two rows.
-            free = [a for a in loops if a not in self.paired_axes(walk)] or loops
-            lane = self.schedule.lane if self.schedule.lane in free else self._lane(walk, free, contraction)
+            free = [a for a in loops if a not in self.paired_axes(walk)]
+            lane = self.schedule.lane if self.schedule.lane in free else None
+            if lane is None and free:
+                lane = self._lane(walk, free, contraction)
         by_hand = self._micro_kernel(walk, lane) if not panels else None
         packing = self._packing(walk, lane) if by_hand is None else None
         if panels and {1 if packing is None else packing.dot.elements} != {p.elements for p in panels.values()}:
@@ -276,8 +286,8 @@ class Model(WalkLowering):
                 counts[axis] = forced
         if not walk.reductions:
             for op in (*self.reads(walk), *(r for r in walk.inner if isinstance(r, Op))):
-                square = self.square_axis(op, self.access(op))
-                if square in loops and self.extent_hint(square) >= self.lanes:
+                square = self.square_axis(op, self.access(op), lane)
+                if lane is not None and square in loops and min(map(self.extent_hint, (square, lane))) >= self.lanes:
                     counts |= {axis: self.lanes if axis == square else 1 for axis in loops}
         for axis in self.paired_axes(walk) & set(loops):
             counts[axis] = max(PAIR, counts[axis] // PAIR * PAIR)
@@ -465,6 +475,9 @@ class Model(WalkLowering):
                     # No fewer than a unit has in flight on each of two ports: else each sum waits for itself.
                     hidden = 2 * self.facts.fma_latency // (vectors * fixed) + 1
                     most = max(1, (registers - vectors - 1) // (vectors * fixed))
+                    if any(v in self.slot_axes for op in walk.reductions for v in op.operands):
+                        # The rows that are read where they lie may be a power of two apart: few sets of a cache.
+                        most = min(most, SET_ROWS)
                     counts[rows[0]] = self._fit(rows[0], most, False, min(hidden, most))
             elif lane in self.bound and rows:
                 # Each row is read through an address of its own, and those have to stay in registers too.

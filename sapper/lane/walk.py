@@ -218,7 +218,7 @@ class WalkLowering(Squares):
         if masked:
             mask = self.emit(self.depth, "mask_first", [self.value(self.sub(stop, counter))], MASK)
         outer = self.bound.get(axis)
-        self.bound[axis] = Bound(counter, count, lane, mask, self.depth)
+        self.bound[axis] = Bound(counter, count, lane, mask, self.depth, stop=stop)
         results = body(list(block.arguments[1:]))
         self._restore(axis, outer)
         self.effect("yield", results)
@@ -820,7 +820,8 @@ class WalkLowering(Squares):
 
     def _store_squares(self, op: Op) -> None:
         access, value = self.access(op), op.operands[1]
-        axis = self.square_axis(op, access)
+        lane = next(a for a in access.axes if self.bound[a].lane)
+        axis = self.square_axis(op, access, lane)
         assert axis is not None
         for at in self._coordinates(tuple(access.axes)):
             if at[axis] == 0:
