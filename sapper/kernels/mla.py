@@ -300,7 +300,7 @@ def absorb_reference(arguments: Arguments) -> dict[str, Array]:
 
 
 def decode_reference(arguments: Arguments, split: int = SPLIT) -> dict[str, Array]:
-    """Splits that are not reached keep what they hold."""
+    """What each split leaves."""
     expected = {name: arguments[name].copy() for name in ("highest", "total", "partial")}
     for b in range(arguments["position"] // split + 1):
         part = slice(b * split, (b + 1) * split if b < arguments["position"] // split else arguments["position"] + 1)
@@ -365,7 +365,7 @@ def decode_arguments(random: np.random.Generator, shape: Shape, cache: str, spli
     latents, keys = (normal(random, position + 6, extent, dtype=cache) for extent in (c, s))
     latents[position + 1 :] = np.nan
     keys[position + 1 :] = np.nan
-    splits = position // split + 2
+    splits = position // split + 1
     return {
         "q": normal(random, h, c), "q_turned": normal(random, h, s), "latents": latents, "keys": keys,
         "position": position, "scale": (c + s) ** -0.5, "highest": unwritten(splits, h),

@@ -7,6 +7,7 @@ again and again are staged; results too large for the caches are stored past the
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from math import gcd, prod
 from typing import NoReturn
@@ -14,6 +15,7 @@ from typing import NoReturn
 from ..ir.nodes import Function, Op, Value
 from ..ir.types import TileType, bf16, u8
 from ..tile.affine import affine
+from ..tile.ops import memory_of
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import Facts, LoweringError, Panels, Schedule, ScheduleError, Specialization
 from .by_hand import Fit, fit
@@ -141,6 +143,11 @@ class Model(WalkLowering):
                     for user in self.users.get(value, ())):
                 return None
         return depth
+
+    @cached_property
+    def readers(self) -> Counter[Value]:
+        """How many loads read each tensor."""
+        return Counter(memory_of(op.operands[0]) for op in self.function.walk() if op.name == "load")
 
     def _fits_near(self, contraction: Op, value: Value) -> bool:
         """Whether a value that is computed for a contraction has room in the caches of a core, typically, and an axis
@@ -301,7 +308,7 @@ class Model(WalkLowering):
         widened = [op for op in staged if op in panels]
         staged += [op for op in panels if op not in staged]
         if not panels:
-            prefetched = self._prefetched(walk, lane, order, reduced)
+            prefetched = self._prefetched(walk, lane, counts, order, reduced)
         else:
             prefetched = [op for op in panels if self.facts.software_prefetch and op not in widened]
         return WalkChoice(lane, counts, order, reduced, staged, prefetched,
@@ -519,6 +526,11 @@ class Model(WalkLowering):
         """Vectors of the lane axis that a contraction holds. A broadcast element serves so many multiply-adds: where
         two of them go in a cycle, 6 x 4 loads 10 vectors for 24, and 14 x 2 loads 16 for 28. Few rows are not worth it,
         nor rows that lie side by side in memory, which are copied a vector at a time: 6 leave most of it empty."""
+        # A matrix of short rows that few others meet is read row by row, in the order of memory.
+        short = -(-self.extent_hint(lane) // self.lanes) if lane is not None else 0
+        for vectors in (8, 4):
+            if rows and 2 < short <= 8 and vectors <= 16 // self.extent_hint(rows[0]):
+                return vectors
         if not rows or self.facts.fma_per_cycle < 2 or self.facts.vector_registers < 32:
             return 2
         few = self.extent_hint(rows[0]) < STAGE_ROWS or self.panel_width(lane) > 1
@@ -658,18 +670,27 @@ class Model(WalkLowering):
         """Whether scratch memory can be sized by the axis: not if its range is known only as the kernel runs."""
         return isinstance(self.open[axis].extent, int) or self.open[axis].capacity is not None
 
-    def _prefetched(self, walk: Walk, lane: str | None, order: list[str], reduced: list[str]) -> list[Op]:
-        """Contiguous matrices of dot products that are read only once: weights times one vector."""
-        contraction = all(r.name == "contract" for r in walk.reductions)
-        if not self.facts.software_prefetch or lane is None or len(order) != 1 or reduced != [lane] or not contraction:
+    def _prefetched(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str],
+                    reduced: list[str]) -> list[Op]:
+        """Contiguous matrices that are read only once, row by row: weights times one vector, or a cache that few rows
+        share. Rows of dot products are reduced along the lanes; others are each a term of all sums, and taken whole."""
+        if not self.facts.software_prefetch or lane is None or any(r.name != "contract" for r in walk.reductions):
             return []
         found = []
         for op in self.reads(walk):
             access = self.access(op)
-            if list(access.axes) == [order[0], lane] and not access.gathers:
-                row_bytes = self.mul(self.open[lane].extent, element_bytes(access.dtype))
-                if access.axes[order[0]] == row_bytes and access.axes[lane] == element_bytes(access.dtype):
-                    found.append(op)
+            again = self.readers[memory_of(op.operands[0])] > 1
+            if len(access.axes) != 2 or lane not in access.axes or access.gathers or again:
+                continue
+            (rows,) = [a for a in access.axes if a != lane]
+            if rows not in self.open or reduced not in ([lane], [rows]):
+                continue
+            once = all(self.extent_hint(a) <= counts[a] for a in order if a not in (rows, lane))
+            if reduced == [rows]:
+                once = once and self.extent_hint(lane) <= counts[lane] * self.lanes
+            row_bytes = self.mul(self.open[lane].extent, element_bytes(access.dtype))
+            if once and access.axes[rows] == row_bytes and access.axes[lane] == element_bytes(access.dtype):
+                found.append(op)
         return found
 
     # Stores past the caches.

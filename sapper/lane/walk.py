@@ -520,8 +520,10 @@ class WalkLowering(Squares):
             for a in accumulators:
                 self._add_errors(a, inner)
         for op in choice.prefetched:
-            if self.panels_of(op) is None:
+            if self.panels_of(op) is None and choice.lane in walk.reduced:
                 self._prefetch(op, walk, choice)
+            elif self.panels_of(op) is None:
+                self._prefetch_ahead(op)
             else:
                 self._prefetch_panel(self.staged[op])
         for op in choice.staged:
@@ -635,6 +637,16 @@ class WalkLowering(Squares):
         for line in range(0, step_bytes, 64):
             operands, attributes = self.memory_operands(block, ahead, 1, access.disp + line)
             self.effect("prefetch", operands, level=level, **attributes)
+
+    def _prefetch_ahead(self, op: Op) -> None:
+        """Ask for what lies AHEAD_BYTES further in a matrix whose rows are read one after the other."""
+        access = self.access(op)
+        step = max(1, 64 // element_bytes(access.dtype) // self.lanes)
+        for at in self._coordinates(axes_of(op.result)):
+            if all(not self.bound[a].lane or at[a] % step == 0 for a in at):
+                operands, attributes = self.address(access, at)
+                disp = attributes.pop("disp") + AHEAD_BYTES
+                self.effect("prefetch", operands, level=1, disp=disp, **attributes)
 
     def _prefetch_panel(self, panel: StagedPanel) -> None:
         """Ask for what lies AHEAD_BYTES further: panels are one stream, and the processor's own prefetching stops at
