@@ -83,13 +83,19 @@ def torch_peer(make: Callable[[Any], Callable[[], Any]]) -> dict[str, Callable[[
 
 
 def product_peers(a: Any, b: Any) -> dict[str, Callable[[], Any]]:
-    """torch's (oneDNN or MKL) and NumPy's (OpenBLAS) product of f32 matrices."""
+    """torch's (oneDNN or MKL) and NumPy's (OpenBLAS) product of f32 matrices; torch's of bf16, whose result is bf16."""
     c = np.empty((a.shape[0], b.shape[1]), np.float32)
 
     def with_torch(torch: Any) -> Callable[[], Any]:
-        x, y, z = torch.from_numpy(a), torch.from_numpy(b), torch.empty(c.shape)
+        x, y = (torch.from_numpy(m.astype(np.float32)).to(dtype_of(torch)) for m in (a, b))
+        z = torch.empty(c.shape, dtype=dtype_of(torch))
         return lambda: torch.mm(x, y, out=z)
 
+    def dtype_of(torch: Any) -> Any:
+        return torch.float32 if a.dtype == np.float32 else torch.bfloat16
+
+    if a.dtype != np.float32:
+        return torch_peer(with_torch)
     return torch_peer(with_torch) | {"numpy": lambda: np.matmul(a, b, out=c)}
 
 
@@ -106,7 +112,7 @@ def matmul_cases(name: str, attach: Callable[[Any], None], make: Callable[[], An
         a, b = normal(size, size).astype(dtype), normal(size, size).astype(dtype)
         c, other = np.zeros((2, size, size), np.float32)
         yield Case(f"{name}, {size}", prepared(hand, a, b, c, **options), prepared(generated, a, b, other, **options),
-                   product_peers(a, b) if dtype is np.float32 else {})
+                   product_peers(a, b))
 
 
 def micro_kernel_cases(name: str, block: str, wanted: Any) -> Iterator[Case]:

@@ -1,4 +1,4 @@
-"""Matrix products as PTX beside Triton's, without a GPU: `python bench/gpu_static.py --triton PYTHON`.
+"""Matrix products and attention as PTX beside Triton's, without a GPU: `python bench/gpu_static.py --triton PYTHON`.
 
 Both compilers get the same product, tile and warps, and one ptxas assembles both: the one of --ptxas, else one on the
 path, else that of Triton's wheel. PYTHON is an interpreter that has Triton (it compiles offline; sapper does not need
@@ -44,6 +44,13 @@ SETTINGS = (
     Setting("sm_80", (128, 128, 64), 4, 3, False, "HMMA", ("HMMA", "LDSM", "LDGSTS", "BAR")),
     Setting("sm_90a", (128, 256, 64), 8, 4, True, "HGMMA", ("HGMMA", "UTMALDG", "SYNCS", "BAR")),
 )
+ATTENTION = {
+    "sm_80": (Setting("sm_80", (128, 64, 64), 4, 2, False, "HMMA", ("HMMA", "LDSM", "LDGSTS", "MUFU")),
+              Setting("sm_80", (128, 64, 128), 8, 2, False, "HMMA", ("HMMA", "LDSM", "LDGSTS", "MUFU"))),
+    "sm_90a": (Setting("sm_90a", (128, 64, 64), 8, 2, True, "HGMMA", ("HGMMA", "HMMA", "SYNCS", "MUFU")),
+               Setting("sm_90a", (128, 64, 128), 8, 2, True, "HGMMA", ("HGMMA", "HMMA", "SYNCS", "MUFU"))),
+}
+"""Causal, bf16; tile: rows, keys, head."""
 CASES = {"bf16 NN": ("bf16", "f32", False), "bf16 NT": ("bf16", "bf16", True), "f16 NN": ("f16", "f32", False)}
 """Name -> elements of a and b, of c, and whether b is (N, K)."""
 
@@ -84,13 +91,28 @@ def ours(case: str, setting: Setting) -> tuple[str, list[float]]:
     return text, seconds
 
 
+def our_attention(setting: Setting) -> tuple[str, list[float]]:
+    from sapper import targets
+    from sapper.codegen.pipeline import compile_kernel
+    from sapper.kernels import find
+
+    kernel, seconds, text = find(f"attention_bf16_{setting.tile[2]}").kernel, [], ""
+    names = ("q", "keys", "values", "out")
+    for _ in range(RUNS):
+        begin = time.perf_counter()
+        text = compile_kernel(kernel, {}, dict.fromkeys(names, "contiguous"), dict.fromkeys("THGP", (2**31 - 1, 64)),
+                              targets.target(setting.level), None, frozenset(names)).text()
+        seconds.append(time.perf_counter() - begin)
+    return text, seconds
+
+
 def tritons(case: str, setting: Setting, interpreter: str) -> tuple[str, list[float]]:
-    """The same of Triton, by its own account of its stages."""
+    """The same of Triton, by its own account of its stages. case: of CASES, or anything else for attention."""
     names = {"bf16": "bf16", "f16": "fp16", "f32": "fp32"}
-    source, result, transposed = CASES[case]
+    source, result, transposed = CASES.get(case, ("bf16", "bf16", False))
     wanted = {"level": setting.level, "tile": setting.tile, "warps": setting.warps, "stages": setting.stages,
               "runs": RUNS, "element": names[source], "result": names[result], "transposed": transposed,
-              "boxes": setting.boxes}
+              "boxes": setting.boxes, "attention": case not in CASES}
     done = subprocess.run([interpreter, str(HERE / "gpu_static_triton.py"), json.dumps(wanted)], capture_output=True,
                           text=True, check=False)
     if done.returncode:
@@ -104,23 +126,22 @@ def assembled(text: str, setting: Setting, ptxas: str) -> dict[str, Any]:
     from sapper.targets.ptx.assembler import assemble
 
     (made,) = assemble([text], setting.level, ptxas).values()
-    loop = next(loop for loop in made.loops() if loop[setting.instruction])
+    loop = next(loop for loop in made.loops() if loop[setting.instruction] or loop["HMMA"])
     return {"loop": loop.total(), **{name: loop[name] for name in setting.counted}, "registers": made.registers,
             "spilled": made.spilled_bytes}
 
 
-def table(setting: Setting, triton: str | None, ptxas: str) -> list[str]:
-    head = ["product", "compiler", "loop", *setting.counted, f"per {setting.instruction}", "registers", "spilled",
+def table(title: str, setting: Setting, made: dict[str, dict[str, tuple[str, list[float]]]], ptxas: str) -> list[str]:
+    """made: by case and compiler, what they compiled, and the seconds."""
+    head = [title, "compiler", "loop", *setting.counted, f"per {setting.instruction}", "registers", "spilled",
             "to PTX ms"]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
-    for case in CASES:
-        found = {"sapper": ours(case, setting)}
-        if triton is not None:
-            found["Triton"] = tritons(case, setting, triton)
-        for who, (text, seconds) in found.items():
-            made = assembled(text, setting, ptxas)
-            cells = [case, who, made["loop"], *(made[name] for name in setting.counted),
-                     f"{made['loop'] / made[setting.instruction]:.2f}", made["registers"], made["spilled"],
+    for case, compilers in made.items():
+        for who, (text, seconds) in compilers.items():
+            found = assembled(text, setting, ptxas)
+            products = found[setting.instruction]
+            cells = [case, who, found["loop"], *(found[name] for name in setting.counted),
+                     f"{found['loop'] / products:.2f}" if products else "", found["registers"], found["spilled"],
                      f"{1e3 * statistics.median(seconds):.0f}"]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
@@ -132,11 +153,21 @@ def main() -> None:
     parser.add_argument("--ptxas", metavar="PROGRAM", default="", help="which assembles both; as new as Triton's PTX")
     parser.add_argument("--level", choices=[setting.level for setting in SETTINGS], help="this one only")
     options = parser.parse_args()
+    peer = options.triton
     for setting in SETTINGS:
         if options.level in (None, setting.level):
             print(f"{setting.level}, tile {' x '.join(map(str, setting.tile))}, {setting.warps} warps, "
                   f"{setting.stages} stages")
-            print("\n".join(table(setting, options.triton, options.ptxas)), end="\n\n")
+            made = {case: {"sapper": ours(case, setting), **({"Triton": tritons(case, setting, peer)} if peer else {})}
+                    for case in CASES}
+            print("\n".join(table("product", setting, made, options.ptxas)), end="\n\n")
+    for level, settings in ATTENTION.items():
+        if options.level in (None, level):
+            print(f"{level}, causal attention, bf16, 128 queries, 64 keys at once")
+            for setting in settings:
+                case = f"head {setting.tile[2]}, {setting.warps} warps"
+                both = {"sapper": our_attention(setting), **({"Triton": tritons(case, setting, peer)} if peer else {})}
+                print("\n".join(table("attention", setting, {case: both}, options.ptxas)), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Triton's side of gpu_static.py: `python bench/gpu_static_triton.py JSON` prints a product's PTX, and the seconds.
+"""Triton's side of gpu_static.py: `python bench/gpu_static_triton.py JSON` prints a kernel's PTX, and the seconds.
 
 JSON: level, tile, warps, stages, runs, element and result (Triton's names of dtypes), transposed, boxes (whether
-tensors are read by tensor maps). Needs Triton only.
+tensors are read by tensor maps), attention (instead of a product; the tile is rows, keys, head). Needs Triton only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+PTX_VERSION = 87
+"""That any ptxas since CUDA 12.8 reads; Triton's own choice is newer than its ptxas."""
 
 
 @triton.jit
@@ -52,6 +55,73 @@ def product_of_boxes(a, b, c, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.cons
     c.store([row, column], total.to(c.dtype))
 
 
+@triton.jit
+def scores(query, key, rows, at, scale, MASKED: tl.constexpr):
+    score = tl.dot(query, key) * scale
+    if MASKED:
+        score = tl.where(rows[:, None] >= at[None, :], score, float("-inf"))
+    return score
+
+
+@triton.jit
+def step(query, key, value, rows, at, scale, highest, weight, total, MASKED: tl.constexpr):
+    score = scores(query, key, rows, at, scale, MASKED)
+    higher = tl.maximum(highest, tl.max(score, 1))
+    share = tl.exp2(score - higher[:, None])
+    shrink = tl.exp2(highest - higher)
+    total = tl.dot(share.to(value.dtype), value, total * shrink[:, None])
+    return higher, weight * shrink + tl.sum(share, 1), total
+
+
+@triton.jit
+def attention(q, k, v, out, T, scale, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Causal, one head, T a multiple of BM; scale holds log2(e). The mask is computed in the second loop only."""
+    block = tl.program_id(0)
+    rows, keys, lanes = block * BM + tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, D)
+    query = tl.load(q + rows[:, None] * D + lanes[None, :])
+    highest = tl.full((BM,), float("-inf"), tl.float32)
+    weight = tl.zeros((BM,), tl.float32)
+    total = tl.zeros((BM, D), tl.float32)
+    for start in range(0, block * BM, BN):
+        at = start + keys
+        key = tl.load(k + at[None, :] * D + lanes[:, None])
+        value = tl.load(v + at[:, None] * D + lanes[None, :])
+        highest, weight, total = step(query, key, value, rows, at, scale, highest, weight, total, False)
+    for start in range(block * BM, (block + 1) * BM, BN):
+        at = start + keys
+        key = tl.load(k + at[None, :] * D + lanes[:, None])
+        value = tl.load(v + at[:, None] * D + lanes[None, :])
+        highest, weight, total = step(query, key, value, rows, at, scale, highest, weight, total, True)
+    tl.store(out + rows[:, None] * D + lanes[None, :], (total / weight[:, None]).to(out.dtype.element_ty))
+
+
+@triton.jit
+def attention_of_boxes(q, k, v, out, T, scale, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    block = tl.program_id(0)
+    rows, keys = block * BM + tl.arange(0, BM), tl.arange(0, BN)
+    query = q.load([block * BM, 0])
+    highest = tl.full((BM,), float("-inf"), tl.float32)
+    weight = tl.zeros((BM,), tl.float32)
+    total = tl.zeros((BM, D), tl.float32)
+    for start in range(0, block * BM, BN):
+        key, value = k.load([start, 0]).T, v.load([start, 0])
+        highest, weight, total = step(query, key, value, rows, start + keys, scale, highest, weight, total, False)
+    for start in range(block * BM, (block + 1) * BM, BN):
+        key, value = k.load([start, 0]).T, v.load([start, 0])
+        highest, weight, total = step(query, key, value, rows, start + keys, scale, highest, weight, total, True)
+    out.store([block * BM, 0], (total / weight[:, None]).to(out.dtype))
+
+
+def attention_arguments(wanted: dict[str, Any]) -> dict[str, str]:
+    rows, columns, depth = wanted["tile"]
+    names = ("q", "k", "v", "out")
+    if not wanted["boxes"]:
+        return dict.fromkeys(names, f"*{wanted['element']}") | {"T": "i32", "scale": "fp32"}
+    made = {name: f"tensordesc<{wanted['element']}[{shape},{depth}]>"
+            for name, shape in zip(names, (rows, columns, columns, rows), strict=True)}
+    return made | {"T": "i32", "scale": "fp32"}
+
+
 def boxes(wanted: dict[str, Any]) -> dict[str, str]:
     """Arguments of product_of_boxes."""
     rows, columns, depth = wanted["tile"]
@@ -72,11 +142,16 @@ def pointers(wanted: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     wanted = json.loads(sys.argv[1])
-    kernel = product_of_boxes if wanted["boxes"] else product
-    arguments = boxes(wanted) if wanted["boxes"] else pointers(wanted)
+    attends = wanted["attention"]
+    if attends:
+        kernel, arguments = attention_of_boxes if wanted["boxes"] else attention, attention_arguments(wanted)
+    else:
+        kernel, arguments = (product_of_boxes, boxes(wanted)) if wanted["boxes"] else (product, pointers(wanted))
     divisible: dict[Any, Any] = {(number,): [["tt.divisibility", 16]] for number, type in enumerate(arguments.values())
-                                 if not type.startswith("tensordesc")}
-    constants = dict(zip(("BM", "BN", "BK"), wanted["tile"], strict=True)) | {"TRANSPOSED": wanted["transposed"]}
+                                 if not type.startswith("tensordesc") and type != "fp32"}
+    constants = dict(zip(("BM", "BN", "D" if attends else "BK"), wanted["tile"], strict=True))
+    if not attends:
+        constants["TRANSPOSED"] = wanted["transposed"]
     seconds: list[float] = []
     text = ""
 
@@ -93,7 +168,8 @@ def main() -> None:
                 ASTSource(fn=kernel, signature=arguments | dict.fromkeys(constants, "constexpr"),
                           constexprs=constants, attrs=divisible),
                 target=GPUTarget("cuda", int(wanted["level"].removeprefix("sm_").rstrip("a")), 32),
-                options={"num_warps": wanted["warps"], "num_stages": wanted["stages"]}).asm["ptx"]
+                options={"num_warps": wanted["warps"], "num_stages": wanted["stages"],
+                         "ptx_version": PTX_VERSION}).asm["ptx"]
     print(json.dumps([text, seconds]))
 
 

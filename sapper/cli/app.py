@@ -34,7 +34,7 @@ MinP = Annotated[float, typer.Option("--min-p", help="Of these, those with this 
 Seed = Annotated[int, typer.Option("--seed", help="Of the draws.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be given again.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: all cores.")]
-WeightsDtype = Annotated[str, typer.Option("--dtype", help="How weights are held: file (as there), bf16, f32.")]
+WeightsDtype = Annotated[str, typer.Option("--dtype", help="How weights are held: file, file-f32, bf16 or f32.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -202,7 +202,7 @@ def build(
         int | None, typer.Option("--context", min=2, help="Of a model: tokens that a conversation may have.")
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Of a model: how weights are held: file (as there), bf16, f32.")
+        str, typer.Option("--dtype", help="Of a model: how weights are held: file (as there), file-f32, bf16, f32.")
     ] = "file",
     json: Json = False,
 ) -> None:
@@ -479,6 +479,40 @@ def chat(
     raise typer.Exit(run_chat(model, system=system, tokens=tokens, context=context, threads=threads, dtype=dtype,
                               temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
                               stop=stop or []))
+
+
+@app.command()
+def serve(
+    model: ModelName,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8080,
+    key: Annotated[str | None, typer.Option("--key", help="Clients must give it. Also: SAPPER_SERVE_KEY.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Of the model, for clients; default: MODEL.")] = None,
+    slots: Annotated[int, typer.Option("--slots", min=1, help="Sequences in a step.")] = 8,
+    context: Annotated[int | None, typer.Option("--context", min=2, help="Tokens of a sequence.")] = None,
+    pages: Annotated[int | None, typer.Option("--pages", min=1, help="Of 64 tokens, for all sequences.")] = None,
+    queue: Annotated[int, typer.Option("--queue", min=0, help="Requests that may wait.")] = 32,
+    body_bytes: Annotated[int, typer.Option("--body-bytes", min=1, help="Of a request, at most.")] = 1 << 20,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of an answer, at most.")] = 4096,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Of a request, at most.")] = 600.0,
+    stall_seconds: Annotated[float, typer.Option("--stall-seconds", min=0.1, help="A client may stall for.")] = 30.0,
+    threads: Threads = None, dtype: WeightsDtype = "file",
+) -> None:
+    """Serve a model over HTTP, as OpenAI's API has it: /v1/models, /v1/completions, /v1/chat/completions, and /health
+    and /metrics. Ctrl-C or SIGTERM stops it.
+
+    \b
+    Examples:
+      sapper serve smollm2
+      sapper serve model.gguf --port 9000 --slots 16 --context 2048
+      SAPPER_SERVE_KEY=secret sapper serve smollm2 --host 0.0.0.0
+    """
+    from .serve import run_serve
+
+    raise typer.Exit(run_serve(
+        model, host=host, port=port, key=key, name=name, slots=slots, context=context, pages=pages, queue=queue,
+        body_bytes=body_bytes, tokens=tokens, seconds=seconds, stall_seconds=stall_seconds, threads=threads,
+        dtype=dtype))
 
 
 @app.command()

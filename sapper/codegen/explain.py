@@ -115,11 +115,13 @@ class Explanation:
     block_counts: list[int] | None = None
 
     def hottest(self) -> Loop | None:
-        """The innermost loop with the most cycles: counted, or, without counts, of the deepest the longest."""
+        """The innermost loop with the most cycles, if they were counted; or else, of the deepest, the one that does
+        most in a pass, as tails do less: operations, bytes, cycles."""
         inner = [loop for loop in self.loops if loop.innermost]
         if self.block_counts is not None:
             return max(inner, key=lambda loop: loop.cycles * (loop.passes or 0), default=None)
-        return max(inner, key=lambda loop: (loop.depth, loop.cycles), default=None)
+        return max(inner, key=lambda loop: (loop.depth, loop.operations, loop.loaded_bytes + loop.stored_bytes,
+                                            loop.cycles), default=None)
 
     def call_cycles(self) -> float | None:
         """The bound for one whole call: innermost loops by iterations, other blocks by themselves."""
@@ -137,9 +139,9 @@ class Unexplained(Exception):
 
 
 def costs_of(target: Any) -> Any:
-    """The costs of the target's family. Raises Unexplained."""
+    """The costs of the target's processor. Raises Unexplained."""
     try:
-        return import_module(f"...targets.{target.family}.costs", __name__)
+        return import_module(f"...targets.{target.family}.costs", __name__).model_of(target)
     except ModuleNotFoundError:
         raise Unexplained(f"target {target.name}: found no table of what its instructions cost; expected "
                           f"sapper/targets/{target.family}/costs.py") from None
@@ -270,7 +272,7 @@ class _Explainer:
                 stored += bits if how & WRITE else 0
                 addresses |= {self.flow.node_of[_key(part)] for part in (operand.base, operand.index)
                               if part is not None}
-        latency = 0.0 if place in self.moves else float(row.latency)
+        latency = 0.0 if place in self.moves else float(self.costs.latency_of(row))
         targets = self.flow.writes[place] + self.flow.changes[place] + ((_FLAGS,) if facts.writes_flags else ())
         sources = [(node, latency) for node in self.flow.uses[place] + self.flow.changes[place]
                    if node not in addresses or node in self._registers(item)]

@@ -140,11 +140,13 @@ def to_lane(function: Function, schedule: Schedule, facts: Facts, specialization
 
 def finish_lane(lane: Function, target: Any) -> Function:
     """Lane IR as lowered to lane IR that the target can select: math expanded, simplified."""
+    from ..ir.rewriter import eliminate_dead
     from ..ir.verifier import verify
     from ..lane.float8 import expand_float8
     from ..lane.math import expand_math
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
+    from ..lane.strength import reduce_strength, split_blocks
     from .compile import rules_of
 
     legal = rules_of(target).legal_ops(target)
@@ -157,8 +159,14 @@ def finish_lane(lane: Function, target: Any) -> Function:
     _trace(lane, "expand_float8")
     if check:
         verify(lane, LANE_OPS)
+    if not target.assembler_allocates:
+        split_blocks(lane)
+        _trace(lane, "split_blocks")
     simplify(lane, indexed_addresses=target.indexed_addresses)
     _trace(lane, "simplify")
+    if not target.assembler_allocates and reduce_strength(lane):
+        eliminate_dead(lane, LANE_OPS)
+        _trace(lane, "reduce_strength")
     lane = for_threads(lane, target)
     if check:
         verify(lane, LANE_OPS)

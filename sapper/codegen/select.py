@@ -640,6 +640,8 @@ class Selector:
             self.target[value] = register
             self.reserved[register] = self.start[op]
             for place in tied.get(op.name, ()):
+                if place < 0:       # the last operands, in the order of the results
+                    place = len(op.operands) - len(op.results) + op.results.index(value)
                 operand = self.alias.get(op.operands[place], op.operands[place])
                 source = operand.op
                 if source is not None and self.block_of.get(operand) is block and self.used_once(operand) \

@@ -852,6 +852,17 @@ def _lane_group_multiply(check: Checker, op: Op) -> None:
     check.results(op, *[ROW_F32] * sums)
 
 
+def _lane_group_multiply_rows(check: Checker, op: Op) -> None:
+    check.one_of(op, "dtype", (bf16, f16))
+    if not check.attribute(op, "right_rows", bool):
+        check.attribute(op, "right_panel_bytes", int)
+    sums = len(op.operands) - 5
+    if sums % 4 or not 4 <= sums <= 128:
+        check.fail(f"{sums} rows of sums", "a multiple of 4, up to 128: 64 x N elements of which N is up to 256")
+    check.operands(op, S64, *[ROW_B32] * 4, *[ROW_F32] * sums)
+    check.results(op, *[ROW_F32] * sums)
+
+
 def _lane_group_wait(check: Checker, op: Op) -> None:
     if check.attribute(op, "pending", int) < 0:
         check.fail(f"pending = {op.attributes['pending']}", "a whole number from 0")
@@ -985,6 +996,7 @@ LANE_RULES: dict[str, Rule] = {
     "tensor_copy": _lane_tensor_copy,
     "group_fence": _nothing,
     "group_multiply": _lane_group_multiply,
+    "group_multiply_rows": _lane_group_multiply_rows,
     "group_commit": _nothing,
     "group_wait": _lane_group_wait,
     "register_budget": _lane_register_budget,

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 MODULES = (
     "add", "softmax", "norm", "embedding", "rope", "activation",
-    "matmul", "integer", "matvec",
+    "matmul", "batched", "integer", "matvec",
     "quantized", "fp8",
-    "attention", "attention_narrow", "mla",
+    "attention", "attention_narrow", "paged", "mla",
     "gate", "moe", "moe_blocks",
     "sampling", "cross_entropy",
 )

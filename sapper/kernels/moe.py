@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, bf16, each, f32, i32, rsqrt, span, sum, tiles, whole, zeros
+from sapper import Tensor, bf16, each, f32, i8, i32, rsqrt, span, sum, tiles, whole, zeros
 
 from .activation import silu, silu_reference
 from .record import EXACT, NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
@@ -133,16 +133,16 @@ def make_grouped_matmul_swiglu(weight: Any) -> Any:
     return grouped_matmul_swiglu
 
 
-def make_grouped_matmul(weight: Any) -> Any:
-    @sp.kernel(name=f"grouped_matmul_{weight.name}")
+def make_grouped_matmul(weight: Any, left: Any = f32, result: Any = f32) -> Any:
+    @sp.kernel(name=f"grouped_matmul_{weight.name}" + ("_bf16" if left is bf16 else ""))
     def grouped_matmul(
-        x: Tensor[f32, J, F], start: Tensor[i32, E], stop: Tensor[i32, E], w: Tensor[weight, E, B, L, F],
-        y: Tensor[f32, J, B, L],
+        x: Tensor[left, J, F], start: Tensor[i32, E], stop: Tensor[i32, E], w: Tensor[weight, E, B, L, F],
+        y: Tensor[result, J, B, L],
     ):
         for b in each(B):
             for e in each(E):
                 for m, l in tiles(span(start[e], stop[e]), L):
-                    acc = zeros(m, l, dtype=f32)
+                    acc = zeros(m, l, dtype=result)
                     for f in tiles(F):
                         acc += x[m, f] @ w[e, b, l, f]
                     y[m, b, l] = acc
@@ -171,6 +171,8 @@ grouped_matmul_swiglu_f32 = make_grouped_matmul_swiglu(f32)
 grouped_matmul_swiglu_bf16 = make_grouped_matmul_swiglu(bf16)
 grouped_matmul_f32 = make_grouped_matmul(f32)
 grouped_matmul_bf16 = make_grouped_matmul(bf16)
+grouped_matmul_bf16_bf16 = make_grouped_matmul(bf16, bf16)
+grouped_matmul_i8 = make_grouped_matmul(i8, i8, i32)
 
 # ------------------------------------------------------------------------------------------- references and arguments
 
@@ -254,7 +256,8 @@ def group_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
     }
 
 
-def grouped_arguments(random: np.random.Generator, shape: Shape, weight: str, swiglu: bool) -> Arguments:
+def grouped_arguments(random: np.random.Generator, shape: Shape, weight: str, swiglu: bool,
+                      left: str = "f32") -> Arguments:
     """Experts of uneven load: every third has no rows."""
     e, b, l, j = shape["E"], shape["B"], shape["L"], shape["J"]
     busy = [n for n in range(e) if n % 3 != 1] or [0]
@@ -262,7 +265,11 @@ def grouped_arguments(random: np.random.Generator, shape: Shape, weight: str, sw
     stop = np.cumsum(counts).astype(np.int32)
     depth = shape["I" if swiglu else "F"]
     names = ("gate", "up") if swiglu else ("w",)
-    ranges = {"x": normal(random, j, depth), "start": (stop - counts).astype(np.int32), "stop": stop}
+    ranges = {"start": (stop - counts).astype(np.int32), "stop": stop}
+    if weight == "i8":
+        x, w = (random.integers(-128, 128, extents).astype(np.int8) for extents in ((j, depth), (e, b, l, depth)))
+        return {"x": x} | ranges | {"w": w, "y": unwritten(j, b, l, dtype="i32")}
+    ranges = {"x": normal(random, j, depth, dtype=left)} | ranges
     return ranges | {name: _weights(random, weight, e, b, l, depth) for name in names} | {"y": unwritten(j, b, l)}
 
 
@@ -298,8 +305,9 @@ def _matvec_entry(kernel: Any, weight: str, swiglu: bool) -> LibraryKernel:
     )
 
 
-def _grouped_entry(kernel: Any, weight: str, swiglu: bool) -> LibraryKernel:
-    size = NUMPY_DTYPES[weight].itemsize
+def _grouped_entry(kernel: Any, weight: str, swiglu: bool, left: str = "f32") -> LibraryKernel:
+    """left: the type of the activations; of i8 the sums are i32."""
+    size, left_size = (1 if name == "i8" else NUMPY_DTYPES[name].itemsize for name in (weight, left))
     count = 2 if swiglu else 1
     inner = "I" if swiglu else "F"
 
@@ -309,12 +317,13 @@ def _grouped_entry(kernel: Any, weight: str, swiglu: bool) -> LibraryKernel:
     e, b, l, depth, j = (16, 12, 64, 1024, 2048) if swiglu else (16, 16, 64, 768, 2048)
     return LibraryKernel(
         name=kernel.name, kernel=kernel, reference=grouped_reference,
-        make_arguments=lambda random, shape: grouped_arguments(random, shape, weight, swiglu), tolerance=TOLERANCE,
+        make_arguments=lambda random, shape: grouped_arguments(random, shape, weight, swiglu, left),
+        tolerance=Tolerance(0.0, 0.0, "sums of integers are exact") if weight == "i8" else TOLERANCE,
         cases=(Case(shape(e, b, l, depth, j), flops=2 * count * j * b * l * depth,
-                    bytes=count * e * b * l * depth * size + 4 * j * (b * l + depth) + 8 * e),),
+                    bytes=count * e * b * l * depth * size + j * (4 * b * l + left_size * depth) + 8 * e),),
         check_shapes=(shape(2, 1, 3, 4, 0), shape(1, 1, 1, 1, 1), shape(5, 1, 7, 3, 11), shape(7, 2, 35, 33, 29),
                       shape(3, 5, 13, 130, 40)),
-        dtype=weight,
+        dtype=weight, products=left,
     )
 
 
@@ -334,6 +343,8 @@ KERNELS = (
     _grouped_entry(grouped_matmul_swiglu_bf16, "bf16", True),
     _grouped_entry(grouped_matmul_f32, "f32", False),
     _grouped_entry(grouped_matmul_bf16, "bf16", False),
+    _grouped_entry(grouped_matmul_bf16_bf16, "bf16", False, "bf16"),
+    _grouped_entry(grouped_matmul_i8, "i8", False, "i8"),
     LibraryKernel(
         name="combine_experts", kernel=combine_experts, reference=combine_reference, make_arguments=combine_arguments,
         tolerance=Tolerance(1e-6, 2e-6, "a sum of a few rounded products, which may cancel"),

@@ -1,112 +1,177 @@
-"""A mixture of experts for one token, with weights in blocks of 32 (sapper/kernels/quantized.py), used as they are.
+"""A mixture of experts with weights in blocks of 32 (sapper/kernels/quantized.py), used as they are.
 
-The panels of all E experts lie together: quants [E, P, B, 16 or 32, L], scale and, of q4, minimum [E, P, B, L].
+The panels of all E experts lie together: quants [E, P, B, W, 16, 4], scales [E, P, B, S, 16].
 
-    expert_matvec_swiglu_q4, _q8   y[k] = silu(gate[e] @ x) * (up[e] @ x), e = experts[k]
-    expert_matvec_q4, _q8          y = residual + sum over k of weights[k] * (w[e] @ x[k])
+    expert_matmul_swiglu    y[k] = silu(gate[e] @ x) * (up[e] @ x), e = experts[k]: of one token, the experts it takes
+    expert_matmul           y = residual + sum over k of weights[k] * (w[e] @ x[k])
+    grouped_swiglu          y[m] = silu(gate[e] @ x[m]) * (up[e] @ x[m]) for the rows m of each expert e (moe.py)
+    grouped                 y[m] = w[e] @ x[m]
+
+x is quantised, as quantize_blocks makes it; expert_matvec_swiglu and expert_matvec are the first two with x in f32.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, f16, f32, i8, i32, tiles, u8, whole, zeros
+from sapper import Tensor, each, f16, f32, i8, i32, span, tiles, u8, whole, zeros
 
 from .activation import silu, silu_reference
-from .quantized import BLOCK, BLOCK_BYTES, HALF, PANEL, TOLERANCE, matrix, random_blocks
+from .quantized import (
+    BLOCK,
+    BLOCK_BYTES,
+    FORMS,
+    HALVES,
+    PANEL,
+    SCALES,
+    SLOT,
+    TOLERANCE,
+    activations,
+    matrix,
+    random_activations,
+    random_blocks,
+)
 from .record import Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
 
-E, K, P, B, L = sp.dims("E K P B L")
+E, K, P, B, C, J = sp.dims("E K P B C J")
 
 
-def q4_products(packed: Any, scale: Any, minimum: Any, low_x: Any, high_x: Any, sums: Any) -> Any:
-    """The products of a block, summed. packed: over the block's bytes; low_x, high_x: what their halves meet."""
-    bits = packed.to(i32)
-    products = (bits & 15).to(f32) @ low_x + (bits >> 4).to(f32) @ high_x
-    return products * scale.to(f32) + minimum.to(f32) * sums
+def make_kernels(form: str) -> SimpleNamespace:
+    """The kernels of one form of weights; see above."""
+    halves, scale_rows = HALVES[form], SCALES[form]
+    words = BLOCK // (SLOT * halves)
+    block_sum, exact_sum = FORMS[form].block_sum, FORMS[form].exact_sum
 
-
-def q8_products(quants: Any, scale: Any, x: Any) -> Any:
-    return (quants.to(f32) @ x) * scale.to(f32)
-
-
-@sp.kernel
-def expert_matvec_swiglu_q4(
-    gate: Tensor[u8, E, P, B, HALF, L], gate_scale: Tensor[f16, E, P, B, L], gate_minimum: Tensor[f16, E, P, B, L],
-    up: Tensor[u8, E, P, B, HALF, L], up_scale: Tensor[f16, E, P, B, L], up_minimum: Tensor[f16, E, P, B, L],
-    experts: Tensor[i32, K], x: Tensor[f32, B, 2, HALF], sums: Tensor[f32, B], y: Tensor[f32, K, P, L],
-):
-    for k in each(K):
-        e = experts[k]
-        for p in tiles(P):
-            l = whole(L)
-            gate_sum = zeros(p, l, dtype=f32)
-            up_sum = zeros(p, l, dtype=f32)
-            for b in each(B):
-                i = whole(HALF)
-                low, high = x[b, 0, i], x[b, 1, i]
-                gate_sum += q4_products(
-                    gate[e, p, b, i, l], gate_scale[e, p, b, l], gate_minimum[e, p, b, l], low, high, sums[b])
-                up_sum += q4_products(
-                    up[e, p, b, i, l], up_scale[e, p, b, l], up_minimum[e, p, b, l], low, high, sums[b])
-            y[k, p, l] = silu(gate_sum) * up_sum
-
-
-@sp.kernel
-def expert_matvec_swiglu_q8(
-    gate: Tensor[i8, E, P, B, BLOCK, L], gate_scale: Tensor[f16, E, P, B, L], up: Tensor[i8, E, P, B, BLOCK, L],
-    up_scale: Tensor[f16, E, P, B, L], experts: Tensor[i32, K], x: Tensor[f32, B, BLOCK], y: Tensor[f32, K, P, L],
-):
-    for k in each(K):
-        e = experts[k]
-        for p in tiles(P):
-            l = whole(L)
-            gate_sum = zeros(p, l, dtype=f32)
-            up_sum = zeros(p, l, dtype=f32)
-            for b in each(B):
-                i = whole(BLOCK)
-                gate_sum += q8_products(gate[e, p, b, i, l], gate_scale[e, p, b, l], x[b, i])
-                up_sum += q8_products(up[e, p, b, i, l], up_scale[e, p, b, l], x[b, i])
-            y[k, p, l] = silu(gate_sum) * up_sum
-
-
-@sp.kernel
-def expert_matvec_q4(
-    quants: Tensor[u8, E, P, B, HALF, L], scale: Tensor[f16, E, P, B, L], minimum: Tensor[f16, E, P, B, L],
-    experts: Tensor[i32, K], weights: Tensor[f32, K], x: Tensor[f32, K, B, 2, HALF], sums: Tensor[f32, K, B],
-    residual: Tensor[f32, P, L], y: Tensor[f32, P, L],
-):
-    for p in tiles(P):
-        l = whole(L)
-        total = residual[p, l]
+    @sp.kernel(name=f"expert_matmul_swiglu_{form}")
+    def expert_matmul_swiglu(
+        gate: Tensor[u8, E, P, B, words, PANEL, SLOT], gate_scales: Tensor[f16, E, P, B, scale_rows, PANEL],
+        up: Tensor[u8, E, P, B, words, PANEL, SLOT], up_scales: Tensor[f16, E, P, B, scale_rows, PANEL],
+        experts: Tensor[i32, K], x: Tensor[i8, B, 1, BLOCK], x_scales: Tensor[f32, B, 2, 1], starts: Tensor[i32, B, 1],
+        y: Tensor[f32, K, P, PANEL],
+    ):
+        gates, ups = gate.view(E * P, B, words, PANEL, SLOT), up.view(E * P, B, words, PANEL, SLOT)
+        gate_rows = gate_scales.view(E * P, B, scale_rows, PANEL)
+        up_rows = up_scales.view(E * P, B, scale_rows, PANEL)
+        parts = x.view(B, 1, halves, words, SLOT)
         for k in each(K):
             e = experts[k]
-            acc = zeros(p, l, dtype=f32)
-            for b in each(B):
-                i = whole(HALF)
-                acc += q4_products(quants[e, p, b, i, l], scale[e, p, b, l], minimum[e, p, b, l], x[k, b, 0, i],
-                                   x[k, b, 1, i], sums[k, b])
-            total += weights[k] * acc
-        y[p, l] = total
+            for p in tiles(P):
+                l = whole(PANEL)
+                gate_sum = zeros(p, l, dtype=f32)
+                up_sum = zeros(p, l, dtype=f32)
+                for b in each(B):
+                    gate_sum += block_sum(gates, gate_rows, parts, x_scales, starts, e * P + p, b, 0, l)
+                    up_sum += block_sum(ups, up_rows, parts, x_scales, starts, e * P + p, b, 0, l)
+                y[k, p, l] = silu(gate_sum) * up_sum
 
+    @sp.kernel(name=f"expert_matmul_{form}")
+    def expert_matmul(
+        quants: Tensor[u8, E, P, B, words, PANEL, SLOT], scales: Tensor[f16, E, P, B, scale_rows, PANEL],
+        experts: Tensor[i32, K], weights: Tensor[f32, K], x: Tensor[i8, B, K, BLOCK], x_scales: Tensor[f32, B, 2, K],
+        starts: Tensor[i32, B, K], residual: Tensor[f32, P, PANEL], y: Tensor[f32, P, PANEL],
+    ):
+        together, rows = quants.view(E * P, B, words, PANEL, SLOT), scales.view(E * P, B, scale_rows, PANEL)
+        parts = x.view(B, K, halves, words, SLOT)
+        for p in tiles(P):
+            l = whole(PANEL)
+            total = residual[p, l]
+            for k in each(K):
+                e = experts[k]
+                acc = zeros(p, l, dtype=f32)
+                for b in each(B):
+                    acc += block_sum(together, rows, parts, x_scales, starts, e * P + p, b, k, l)
+                total += weights[k] * acc
+            y[p, l] = total
 
-@sp.kernel
-def expert_matvec_q8(
-    quants: Tensor[i8, E, P, B, BLOCK, L], scale: Tensor[f16, E, P, B, L], experts: Tensor[i32, K],
-    weights: Tensor[f32, K], x: Tensor[f32, K, B, BLOCK], residual: Tensor[f32, P, L], y: Tensor[f32, P, L],
-):
-    for p in tiles(P):
-        l = whole(L)
-        total = residual[p, l]
+    @sp.kernel(name=f"grouped_swiglu_{form}")
+    def grouped_swiglu(
+        x: Tensor[i8, B, C, BLOCK], x_scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C], first: Tensor[i32, E],
+        last: Tensor[i32, E], gate: Tensor[u8, E, P, B, words, PANEL, SLOT],
+        gate_scales: Tensor[f16, E, P, B, scale_rows, PANEL], up: Tensor[u8, E, P, B, words, PANEL, SLOT],
+        up_scales: Tensor[f16, E, P, B, scale_rows, PANEL], y: Tensor[f32, J, P, PANEL],
+    ):
+        gates, ups = gate.view(E * P, B, words, PANEL, SLOT), up.view(E * P, B, words, PANEL, SLOT)
+        gate_rows = gate_scales.view(E * P, B, scale_rows, PANEL)
+        up_rows = up_scales.view(E * P, B, scale_rows, PANEL)
+        parts, factors, begin = x.view(B, C, halves, words, SLOT), x_scales.view(B, 2, C), starts.view(B, C)
+        for p in each(P):
+            for e in each(E):
+                for m in tiles(span(first[e], last[e])):
+                    l = whole(PANEL)
+                    gate_sum = zeros(m, l, dtype=f32)
+                    up_sum = zeros(m, l, dtype=f32)
+                    for b in each(B):
+                        gate_sum += block_sum(gates, gate_rows, parts, factors, begin, e * P + p, b, m, l)
+                        up_sum += block_sum(ups, up_rows, parts, factors, begin, e * P + p, b, m, l)
+                    y[m, p, l] = silu(gate_sum) * up_sum
+
+    @sp.kernel(name=f"grouped_{form}")
+    def grouped(
+        x: Tensor[i8, B, C, BLOCK], x_scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C], first: Tensor[i32, E],
+        last: Tensor[i32, E], quants: Tensor[u8, E, P, B, words, PANEL, SLOT],
+        scales: Tensor[f16, E, P, B, scale_rows, PANEL], y: Tensor[f32, J, P, PANEL],
+    ):
+        together, rows = quants.view(E * P, B, words, PANEL, SLOT), scales.view(E * P, B, scale_rows, PANEL)
+        parts, factors, begin = x.view(B, C, halves, words, SLOT), x_scales.view(B, 2, C), starts.view(B, C)
+        for p in each(P):
+            for e in each(E):
+                for m in tiles(span(first[e], last[e])):
+                    l = whole(PANEL)
+                    acc = zeros(m, l, dtype=f32)
+                    for b in each(B):
+                        acc += block_sum(together, rows, parts, factors, begin, e * P + p, b, m, l)
+                    y[m, p, l] = acc
+
+    @sp.kernel(name=f"expert_matvec_swiglu_{form}")
+    def expert_matvec_swiglu(
+        gate: Tensor[u8, E, P, B, words, PANEL, SLOT], gate_scales: Tensor[f16, E, P, B, scale_rows, PANEL],
+        up: Tensor[u8, E, P, B, words, PANEL, SLOT], up_scales: Tensor[f16, E, P, B, scale_rows, PANEL],
+        experts: Tensor[i32, K], x: Tensor[f32, B, BLOCK], y: Tensor[f32, K, P, PANEL],
+    ):
+        gates, ups = gate.view(E * P, B, words, PANEL, dtype=i32), up.view(E * P, B, words, PANEL, dtype=i32)
+        gate_rows = gate_scales.view(E * P, B, scale_rows, PANEL)
+        up_rows = up_scales.view(E * P, B, scale_rows, PANEL)
+        parts = x.view(B, halves, words, SLOT)
         for k in each(K):
             e = experts[k]
-            acc = zeros(p, l, dtype=f32)
-            for b in each(B):
-                i = whole(BLOCK)
-                acc += q8_products(quants[e, p, b, i, l], scale[e, p, b, l], x[k, b, i])
-            total += weights[k] * acc
-        y[p, l] = total
+            for p in tiles(P):
+                l = whole(PANEL)
+                gate_sum = zeros(p, l, dtype=f32)
+                up_sum = zeros(p, l, dtype=f32)
+                for b in each(B):
+                    gate_sum += exact_sum(gates, gate_rows, parts, e * P + p, b, l, b)
+                    up_sum += exact_sum(ups, up_rows, parts, e * P + p, b, l, b)
+                y[k, p, l] = silu(gate_sum) * up_sum
+
+    @sp.kernel(name=f"expert_matvec_{form}")
+    def expert_matvec(
+        quants: Tensor[u8, E, P, B, words, PANEL, SLOT], scales: Tensor[f16, E, P, B, scale_rows, PANEL],
+        experts: Tensor[i32, K], weights: Tensor[f32, K], x: Tensor[f32, K, B, BLOCK], residual: Tensor[f32, P, PANEL],
+        y: Tensor[f32, P, PANEL],
+    ):
+        together, rows = quants.view(E * P, B, words, PANEL, dtype=i32), scales.view(E * P, B, scale_rows, PANEL)
+        parts = x.view(K * B, halves, words, SLOT)
+        for p in tiles(P):
+            l = whole(PANEL)
+            total = residual[p, l]
+            for k in each(K):
+                e = experts[k]
+                acc = zeros(p, l, dtype=f32)
+                for b in each(B):
+                    acc += exact_sum(together, rows, parts, e * P + p, b, l, k * B + b)
+                total += weights[k] * acc
+            y[p, l] = total
+
+    return SimpleNamespace(
+        expert_matmul_swiglu=expert_matmul_swiglu, expert_matmul=expert_matmul, grouped_swiglu=grouped_swiglu,
+        grouped=grouped, expert_matvec_swiglu=expert_matvec_swiglu, expert_matvec=expert_matvec,
+    )
+
+
+EXPERTS = {form: make_kernels(form) for form in HALVES}
+"""The kernels of each form, by name."""
 
 
 # ------------------------------------------------------------------------------------------- references and arguments
@@ -114,65 +179,87 @@ def expert_matvec_q8(
 
 def _matrices(arguments: Arguments, name: str) -> Array:
     """The matrices [E, N, K] of panels, in float64."""
-    prefix = "" if name == "quants" else f"{name}_"
-    parts = [arguments[key] for key in (name, f"{prefix}scale", f"{prefix}minimum") if key in arguments]
-    quants, scale, *minimum = (part.reshape(-1, *part.shape[2:]) for part in parts)
-    wide: Array = matrix(quants, scale, minimum[0] if minimum else None)
-    return wide.reshape(len(parts[0]), -1, wide.shape[1])
+    quants, scales = arguments[name], arguments["scales" if name == "quants" else f"{name}_scales"]
+    wide: Array = matrix(*(part.reshape(-1, *part.shape[2:]) for part in (quants, scales)))
+    return wide.reshape(len(quants), -1, wide.shape[1])
 
 
 def swiglu_reference(arguments: Arguments) -> dict[str, Array]:
-    x = arguments["x"].astype(np.float64).reshape(-1)
+    x = activations(arguments)[0]
     gate, up = (_matrices(arguments, name)[arguments["experts"]] for name in ("gate", "up"))
     return {"y": (silu_reference(gate @ x) * (up @ x)).reshape(arguments["y"].shape)}
 
 
 def weighted_reference(arguments: Arguments) -> dict[str, Array]:
-    x = arguments["x"].astype(np.float64).reshape(len(arguments["experts"]), -1)
+    exact = arguments["x"].dtype == np.float32
+    x = arguments["x"].astype(np.float64).reshape(len(arguments["x"]), -1) if exact else activations(arguments)
     w = _matrices(arguments, "quants")[arguments["experts"]]
     found = np.einsum("k,knj,kj->n", arguments["weights"].astype(np.float64), w, x)
     return {"y": arguments["residual"] + found.reshape(arguments["y"].shape)}
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, form: str, swiglu: bool) -> Arguments:
-    e, k, p, b = shape["E"], shape["K"], shape["P"], shape["B"]
-    halves = (2, HALF) if form == "q4" else (BLOCK,)
-    arguments: Arguments = {}
+def grouped_reference(arguments: Arguments) -> dict[str, Array]:
+    y = arguments["y"].astype(np.float64)
+    x = activations(arguments)
+    for e, (first, last) in enumerate(zip(arguments["first"], arguments["last"], strict=True)):
+        names = [name for name in ("quants", "gate", "up") if name in arguments]
+        made = [x[first:last] @ _matrices(arguments, name)[e].T for name in names]
+        rows = made[0] if len(made) == 1 else silu_reference(made[0]) * made[1]
+        y[first:last] = rows.reshape(last - first, *y.shape[1:])
+    return {"y": y}
+
+
+def make_arguments(random: np.random.Generator, shape: Shape, form: str, task: str) -> Arguments:
+    e, p, b = shape["E"], shape["P"], shape["B"]
+    swiglu = task.endswith("swiglu")
+    weights: Arguments = {}
     for prefix in ("gate", "up") if swiglu else ("",):
         panels = random_blocks(random, form, e * p, b, prefix)
-        arguments |= {name: part.reshape(e, p, *part.shape[1:]) for name, part in panels.items()}
-    arguments["experts"] = random.permutation(e)[:k].astype(np.int32)
-    x = normal(random, *(() if swiglu else (k,)), b, *halves)
+        weights |= {name: part.reshape(e, p, *part.shape[1:]) for name, part in panels.items()}
+    if task.startswith("grouped"):
+        j = shape["J"]
+        cuts = np.sort(random.integers(0, j + 1, e - 1)).astype(np.int32)
+        ranges = {"first": np.concatenate([[0], cuts]).astype(np.int32), "last": np.append(cuts, j).astype(np.int32)}
+        rows = random_activations(random, b, j, shape["C"] - j)
+        return rows | ranges | weights | {"y": unwritten(j, p, PANEL)}
+    k = shape["K"]
+    arguments: Arguments = weights | {"experts": random.permutation(e)[:k].astype(np.int32)}
     if not swiglu:
         arguments["weights"] = random.random(k, np.float32)
-    arguments["x"] = x
-    if form == "q4":
-        arguments["sums"] = x.astype(np.float64).sum(axis=(-2, -1)).astype(np.float32)
+    if "matmul" in task:
+        arguments |= random_activations(random, b, 1 if swiglu else k)
+    else:
+        arguments["x"] = normal(random, *(() if swiglu else (k,)), b, BLOCK)
     if swiglu:
         return arguments | {"y": unwritten(k, p, PANEL)}
     return arguments | {"residual": normal(random, p, PANEL), "y": unwritten(p, PANEL)}
 
 
-def _entry(kernel: Any, form: str, swiglu: bool) -> LibraryKernel:
+def _entry(kernel: Any, form: str, task: str) -> LibraryKernel:
+    swiglu, grouped = task.endswith("swiglu"), task.startswith("grouped")
     count = 2 if swiglu else 1
     e, k, p, b = (18, 6, 48, 32) if swiglu else (18, 6, 64, 24)
-    n = p * PANEL
-    vectors = 4 * (b * BLOCK + k * n) if swiglu else 4 * (k * b * BLOCK + 2 * n)
+    n, rows = p * PANEL, 512 * k if grouped else 1 if swiglu else k
+    row_bytes = b * (BLOCK + 12) if "matvec" not in task else 4 * b * BLOCK
+    weight_bytes = count * (e if grouped else k) * n * b * BLOCK_BYTES[form]
+    results = 4 * n * (rows if grouped else k if swiglu else 2)
+    checks: tuple[dict[str, int], ...] = (
+        {"E": 1, "K": 1, "P": 1, "B": 1}, {"E": 4, "K": 2, "P": 3, "B": 2}, {"E": 5, "K": 3, "P": 2, "B": 3})
+    shape = {"E": e, "K": k, "P": p, "B": b}
+    if grouped:
+        checks = ({"E": 1, "P": 1, "B": 1, "C": 1, "J": 1}, {"E": 4, "P": 2, "B": 2, "C": 9, "J": 7},
+                  {"E": 3, "P": 3, "B": 1, "C": 33, "J": 33})
+        shape = {"E": e, "P": p, "B": b, "C": rows, "J": rows}
+    references = {"expert": weighted_reference, "expert_swiglu": swiglu_reference}
     return LibraryKernel(
-        name=kernel.name, kernel=kernel, reference=swiglu_reference if swiglu else weighted_reference,
-        make_arguments=lambda random, shape: make_arguments(random, shape, form, swiglu), tolerance=TOLERANCE,
-        cases=(Case({"E": e, "K": k, "P": p, "B": b}, flops=2 * count * k * n * b * BLOCK,
-                    bytes=count * k * n * b * BLOCK_BYTES[form] + vectors),),
-        check_shapes=(
-            {"E": 1, "K": 1, "P": 1, "B": 1}, {"E": 4, "K": 2, "P": 3, "B": 2}, {"E": 5, "K": 3, "P": 2, "B": 3},
-        ),
-        dtype=form,
+        name=kernel.name, kernel=kernel,
+        reference=grouped_reference if grouped else references["expert_swiglu" if swiglu else "expert"],
+        make_arguments=lambda random, shape: make_arguments(random, shape, form, task), tolerance=TOLERANCE,
+        cases=(Case(shape, flops=2 * count * (rows if grouped else k) * n * b * BLOCK,
+                    bytes=weight_bytes + rows * row_bytes + results + (8 * e if grouped else 0)),),
+        check_shapes=checks, dtype=form, products="f32" if "matvec" in task else "i8",
     )
 
 
-KERNELS = (
-    _entry(expert_matvec_swiglu_q4, "q4", True),
-    _entry(expert_matvec_swiglu_q8, "q8", True),
-    _entry(expert_matvec_q4, "q4", False),
-    _entry(expert_matvec_q8, "q8", False),
-)
+KERNELS = tuple(
+    _entry(kernel, form, task) for form, kernels in EXPERTS.items() for task, kernel in vars(kernels).items())

@@ -1,297 +1,406 @@
-"""Weights in blocks of 32 with a scale each, used as they are: matrix times vector, embedding, widening.
+"""Weights in blocks of 32 with a scale each, used as they are: matrices of any number of rows, vectors, embedding.
 
     q4   weight = scale * q + minimum, q 0 ... 15      GGUF's Q4_1, and Q4_0 with minimum = -8 * scale
-    q8   weight = scale * q, q -128 ... 127            GGUF's Q8_0
+    q8   weight = scale * (q - 128), q 0 ... 255       GGUF's Q8_0, whose quants are those less 128
 
-A matrix [N, K] lies in panels of L = 16 rows, so that neighbours in memory are neighbours among the lanes, and each
-panel is read from one end to the other: quants [P, B, 16 or 32, L], scale and minimum [P, B, L], where row n is lane
-n % L of panel n // L, and column k is element k % 32 of block k // 32. A byte of q4 holds element i of its block in
-its low half and element i + 16 in its high half, as in GGUF. Vectors are [B, 2, 16] or [B, 32], the same memory.
+A matrix [N, K] lies in panels of 16 rows, so that neighbours in memory are neighbours among the lanes, and each panel
+is read from one end to the other. A lane of 32 bits takes four quants that are neighbours along K, as packed dot
+products (`vpdpbusd`) want them: quants [P, B, W, 16, 4] and scales [P, B, S, 16], where row n is lane n % 16 of panel
+n // 16, and column k is element k % 32 of block k // 32. Of q8, W is 8 and byte [w, lane, s] is element 4 * w + s of
+its block. Of q4, W is 4, and the byte holds element 4 * w + s in its low half and that plus 16 in its high half, as in
+GGUF. S is 1, for the scale, or 2, with the minimum.
+
+There are two ways to multiply:
+
+- **matmul**, for any number of rows: the activations are quantised too, each block of 32 of a row to i8 with a scale of
+  its own (`quantize_blocks`, as llama.cpp does). The products of quants are summed exactly in i32, 64 by one
+  instruction; each block's sum is then scaled. What this costs: |x - scale * q| <= scale / 2 = max|x| / 254 of a block,
+  so that a product with a row w is off by at most the sum over blocks of max|x| / 254 times the sum of their |w|. As
+  the errors are independent it is some 0.3 % of the two norms' product, over the root of K, in practice.
+- **matvec**, one vector, with the activations in f32 as they are.
 
 Of a block's sum over scale * q + minimum times x, only the sum over q * x needs every element: the scale is applied
-once, and the minimum meets the sum of the block's x (`sums`), which all rows share and rms_norm_blocks and block_sums
-make.
-Formats: ggml's `block_q4_0`, `block_q4_1` and `block_q8_0`, ggml-common.h.
+once, and the minimum meets the sum of the block's x, which all rows share. What q8 adds to its quants is taken off by
+what a block's sum begins with, -128 times the sum of its activations.
+Formats: ggml's `block_q4_0`, `block_q4_1` and `block_q8_0`, ggml-common.h; its `quantize_row_q8_1_ref` for activations.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, f16, f32, i8, i32, rsqrt, sum, tiles, u8, whole, zeros
+from sapper import Tensor, abs, each, f16, f32, i8, i32, max, round, rsqrt, sum, tiles, u8, where, whole, zeros
 
 from .activation import silu, silu_reference
-from .record import Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import EXACT, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
-P, B, L, T = sp.dims("P B L T")
-BLOCK, HALF, PANEL = 32, 16, 16
+P, B, C, M, T = sp.dims("P B C M T")
+BLOCK, PANEL, SLOT = 32, 16, 4
+HALVES = {"q4": 2, "q8": 1}
+"""How many quants a byte holds."""
+SCALES = {"q4": 2, "q8": 1}
+"""A block's scale, and its minimum."""
+OFFSET = 128
+"""What the quants of q8 are larger by than GGUF's, so that they are unsigned."""
+LARGEST = 127.0
+"""The largest magnitude of a quantised activation."""
 
 
-def q4_block(quants: Any, scale: Any, minimum: Any, x: Any, sums: Any, p: Any, b: Any, l: Any) -> Any:
-    """The products of one block of the panels p, summed, as a tile over p and l."""
-    i = whole(HALF)
-    packed = quants[p, b, i, l].to(i32)
-    low, high = (packed & 15).to(f32), (packed >> 4).to(f32)
-    products = low @ x[b, 0, i] + high @ x[b, 1, i]
-    return products * scale[p, b, l].to(f32) + minimum[p, b, l].to(f32) * sums[b]
+# ------------------------------------------------------------------------------------------------------------- kernels
 
 
-def q8_block(quants: Any, scale: Any, x: Any, p: Any, b: Any, l: Any) -> Any:
-    i = whole(BLOCK)
-    return (quants[p, b, i, l].to(f32) @ x[b, i]) * scale[p, b, l].to(f32)
+def make_kernels(form: str) -> SimpleNamespace:
+    """The kernels of one form of weights, and the functions on blocks that other kernels share (moe_blocks.py).
+
+    matmul, matmul_residual, matmul_swiglu     y [M, P, 16] from what quantize_blocks makes of C >= M rows
+    matvec, matvec_residual, matvec_swiglu     y [P, 16] from x [B, 32] in f32
+    dequantize, embedding                      rows in f32
+    """
+    halves, scale_rows = HALVES[form], SCALES[form]
+    words, half_bits = BLOCK // (SLOT * halves), 8 // halves
+    mask = (1 << half_bits) - 1
+
+    def block_sum(
+        quants: Any, scales: Any, x: Any, x_scales: Any, starts: Any, p: Any, b: Any, m: Any, l: Any
+    ) -> Any:
+        """The products of one block of the panels p and the quantised rows m, summed: a tile over p, m and l."""
+        w, s = whole(words), whole(SLOT)
+        scale = scales[p, b, 0, l].to(f32) * x_scales[b, 0, m]
+        if form == "q4":
+            pairs = quants[p, b, w, l, s]
+            products = (pairs & 15) @ x[b, m, 0, w, s] + (pairs >> 4) @ x[b, m, 1, w, s]
+            return products.to(f32) * scale + scales[p, b, 1, l].to(f32) * x_scales[b, 1, m]
+        return (quants[p, b, w, l, s] @ x[b, m, 0, w, s] + starts[b, m]).to(f32) * scale
+
+    def weights(quants: Any, scales: Any, p: Any, b: Any, l: Any, h: Any, w: Any, s: Any) -> Any:
+        """What is scaled, in f32: a tile over p, b, l, and h, w, s, the elements of a block. quants: four to an i32, as
+        shifting a lane is quicker than reading bytes that lie apart."""
+        q = quants[p, b, w, l] >> h.to(i32) * half_bits + s.to(i32) * 8 & mask
+        return (q if form == "q4" else q - OFFSET).to(f32)
+
+    def exact_sum(quants: Any, scales: Any, x: Any, p: Any, b: Any, l: Any, at: Any) -> Any:
+        """The products of one block of the panels p and of block `at` of a vector in f32."""
+        h, w, s = whole(halves), whole(words), whole(SLOT)
+        products = weights(quants, scales, p, b, l, h, w, s) @ x[at, h, w, s]
+        scaled = products * scales[p, b, 0, l].to(f32)
+        if form == "q4":
+            return scaled + scales[p, b, 1, l].to(f32) * sum(x[at, h, w, s], over=(h, w, s))
+        return scaled
+
+    def weight_rows(quants: Any, scales: Any, p: Any, b: Any, l: Any, h: Any, w: Any, s: Any) -> Any:
+        scaled = weights(quants, scales, p, b, l, h, w, s) * scales[p, b, 0, l].to(f32)
+        if form == "q4":
+            return scaled + scales[p, b, 1, l].to(f32)
+        return scaled
+
+    @sp.kernel(name=f"matmul_{form}")
+    def matmul(
+        quants: Tensor[u8, P, B, words, PANEL, SLOT], scales: Tensor[f16, P, B, scale_rows, PANEL],
+        x: Tensor[i8, B, C, BLOCK], x_scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C],
+        y: Tensor[f32, M, P, PANEL],
+    ):
+        parts, factors, begin = x.view(B, C, halves, words, SLOT), x_scales.view(B, 2, C), starts.view(B, C)
+        for p, m in tiles(P, M):
+            l = whole(PANEL)
+            acc = zeros(m, p, l, dtype=f32)
+            for b in each(B):
+                acc += block_sum(quants, scales, parts, factors, begin, p, b, m, l)
+            y[m, p, l] = acc
+
+    @sp.kernel(name=f"matmul_residual_{form}")
+    def matmul_residual(
+        quants: Tensor[u8, P, B, words, PANEL, SLOT], scales: Tensor[f16, P, B, scale_rows, PANEL],
+        x: Tensor[i8, B, C, BLOCK], x_scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C],
+        residual: Tensor[f32, M, P, PANEL], y: Tensor[f32, M, P, PANEL],
+    ):
+        parts, factors, begin = x.view(B, C, halves, words, SLOT), x_scales.view(B, 2, C), starts.view(B, C)
+        for p, m in tiles(P, M):
+            l = whole(PANEL)
+            acc = zeros(m, p, l, dtype=f32)
+            for b in each(B):
+                acc += block_sum(quants, scales, parts, factors, begin, p, b, m, l)
+            y[m, p, l] = residual[m, p, l] + acc
+
+    @sp.kernel(name=f"matmul_swiglu_{form}")
+    def matmul_swiglu(
+        gate: Tensor[u8, P, B, words, PANEL, SLOT], gate_scales: Tensor[f16, P, B, scale_rows, PANEL],
+        up: Tensor[u8, P, B, words, PANEL, SLOT], up_scales: Tensor[f16, P, B, scale_rows, PANEL],
+        x: Tensor[i8, B, C, BLOCK], x_scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C],
+        y: Tensor[f32, M, P, PANEL],
+    ):
+        parts, factors, begin = x.view(B, C, halves, words, SLOT), x_scales.view(B, 2, C), starts.view(B, C)
+        for p, m in tiles(P, M):
+            l = whole(PANEL)
+            gate_sum = zeros(m, p, l, dtype=f32)
+            up_sum = zeros(m, p, l, dtype=f32)
+            for b in each(B):
+                gate_sum += block_sum(gate, gate_scales, parts, factors, begin, p, b, m, l)
+                up_sum += block_sum(up, up_scales, parts, factors, begin, p, b, m, l)
+            y[m, p, l] = silu(gate_sum) * up_sum
+
+    @sp.kernel(name=f"matvec_{form}")
+    def matvec(
+        quants: Tensor[u8, P, B, words, PANEL, SLOT], scales: Tensor[f16, P, B, scale_rows, PANEL],
+        x: Tensor[f32, B, BLOCK], y: Tensor[f32, P, PANEL],
+    ):
+        joined, parts = quants.view(P, B, words, PANEL, dtype=i32), x.view(B, halves, words, SLOT)
+        for p in tiles(P):
+            l = whole(PANEL)
+            acc = zeros(p, l, dtype=f32)
+            for b in each(B):
+                acc += exact_sum(joined, scales, parts, p, b, l, b)
+            y[p, l] = acc
+
+    @sp.kernel(name=f"matvec_residual_{form}")
+    def matvec_residual(
+        quants: Tensor[u8, P, B, words, PANEL, SLOT], scales: Tensor[f16, P, B, scale_rows, PANEL],
+        x: Tensor[f32, B, BLOCK], residual: Tensor[f32, P, PANEL], y: Tensor[f32, P, PANEL],
+    ):
+        joined, parts = quants.view(P, B, words, PANEL, dtype=i32), x.view(B, halves, words, SLOT)
+        for p in tiles(P):
+            l = whole(PANEL)
+            acc = zeros(p, l, dtype=f32)
+            for b in each(B):
+                acc += exact_sum(joined, scales, parts, p, b, l, b)
+            y[p, l] = residual[p, l] + acc
+
+    @sp.kernel(name=f"matvec_swiglu_{form}")
+    def matvec_swiglu(
+        gate: Tensor[u8, P, B, words, PANEL, SLOT], gate_scales: Tensor[f16, P, B, scale_rows, PANEL],
+        up: Tensor[u8, P, B, words, PANEL, SLOT], up_scales: Tensor[f16, P, B, scale_rows, PANEL],
+        x: Tensor[f32, B, BLOCK], y: Tensor[f32, P, PANEL],
+    ):
+        gates, ups = gate.view(P, B, words, PANEL, dtype=i32), up.view(P, B, words, PANEL, dtype=i32)
+        parts = x.view(B, halves, words, SLOT)
+        for p in tiles(P):
+            l = whole(PANEL)
+            gate_sum = zeros(p, l, dtype=f32)
+            up_sum = zeros(p, l, dtype=f32)
+            for b in each(B):
+                gate_sum += exact_sum(gates, gate_scales, parts, p, b, l, b)
+                up_sum += exact_sum(ups, up_scales, parts, p, b, l, b)
+            y[p, l] = silu(gate_sum) * up_sum
+
+    @sp.kernel(name=f"dequantize_{form}")
+    def dequantize(
+        quants: Tensor[u8, P, B, words, PANEL, SLOT], scales: Tensor[f16, P, B, scale_rows, PANEL],
+        out: Tensor[f32, P, PANEL, B, BLOCK],
+    ):
+        """A matrix [N, K], row by row."""
+        joined, parts = quants.view(P, B, words, PANEL, dtype=i32), out.view(P, PANEL, B, halves, words, SLOT)
+        for p, b in tiles(P, B):
+            l, h, w, s = whole(PANEL), whole(halves), whole(words), whole(SLOT)
+            parts[p, l, b, h, w, s] = weight_rows(joined, scales, p, b, l, h, w, s)
+
+    @sp.kernel(name=f"embedding_{form}")
+    def embedding(
+        tokens: Tensor[i32, T], quants: Tensor[u8, P, B, words, PANEL, SLOT],
+        scales: Tensor[f16, P, B, scale_rows, PANEL], y: Tensor[f32, T, B, BLOCK],
+    ):
+        """Rows tokens[t] of the matrix. The caller sees to it that 0 <= tokens[t] < N."""
+        joined, parts = quants.view(P, B, words, PANEL, dtype=i32), y.view(T, B, halves, words, SLOT)
+        for t in each(T):
+            p = tokens[t] // PANEL
+            l = tokens[t] % PANEL
+            for b in tiles(B):
+                h, w, s = whole(halves), whole(words), whole(SLOT)
+                parts[t, b, h, w, s] = weight_rows(joined, scales, p, b, l, h, w, s)
+
+    return SimpleNamespace(
+        matmul=matmul, matmul_residual=matmul_residual, matmul_swiglu=matmul_swiglu, matvec=matvec,
+        matvec_residual=matvec_residual, matvec_swiglu=matvec_swiglu, dequantize=dequantize, embedding=embedding,
+        block_sum=block_sum, exact_sum=exact_sum,
+    )
+
+
+FORMS = {form: make_kernels(form) for form in HALVES}
+"""The kernels of each form, by name."""
+
+
+def quantized(vector: Any, i: Any) -> Any:
+    """Blocks over i: the factors that undo their quantisation, and the quants as whole numbers in f32."""
+    largest = max(abs(vector), over=i)
+    return largest / LARGEST, round(vector * where(largest > 0.0, LARGEST / largest, 0.0))
 
 
 @sp.kernel
-def matvec_q4(
-    quants: Tensor[u8, P, B, HALF, L], scale: Tensor[f16, P, B, L], minimum: Tensor[f16, P, B, L],
-    x: Tensor[f32, B, 2, HALF], sums: Tensor[f32, B], y: Tensor[f32, P, L],
+def quantize_blocks(
+    x: Tensor[f32, M, B, BLOCK], q: Tensor[i8, B, C, BLOCK], scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C],
 ):
-    for p in tiles(P):
-        l = whole(L)
-        acc = zeros(p, l, dtype=f32)
-        for b in each(B):
-            acc += q4_block(quants, scale, minimum, x, sums, p, b, l)
-        y[p, l] = acc
-
-
-@sp.kernel
-def matvec_residual_q4(
-    quants: Tensor[u8, P, B, HALF, L], scale: Tensor[f16, P, B, L], minimum: Tensor[f16, P, B, L],
-    x: Tensor[f32, B, 2, HALF], sums: Tensor[f32, B], residual: Tensor[f32, P, L], y: Tensor[f32, P, L],
-):
-    for p in tiles(P):
-        l = whole(L)
-        acc = zeros(p, l, dtype=f32)
-        for b in each(B):
-            acc += q4_block(quants, scale, minimum, x, sums, p, b, l)
-        y[p, l] = residual[p, l] + acc
-
-
-@sp.kernel
-def matvec_swiglu_q4(
-    gate: Tensor[u8, P, B, HALF, L], gate_scale: Tensor[f16, P, B, L], gate_minimum: Tensor[f16, P, B, L],
-    up: Tensor[u8, P, B, HALF, L], up_scale: Tensor[f16, P, B, L], up_minimum: Tensor[f16, P, B, L],
-    x: Tensor[f32, B, 2, HALF], sums: Tensor[f32, B], y: Tensor[f32, P, L],
-):
-    for p in tiles(P):
-        l = whole(L)
-        gate_sum = zeros(p, l, dtype=f32)
-        up_sum = zeros(p, l, dtype=f32)
-        for b in each(B):
-            gate_sum += q4_block(gate, gate_scale, gate_minimum, x, sums, p, b, l)
-            up_sum += q4_block(up, up_scale, up_minimum, x, sums, p, b, l)
-        y[p, l] = silu(gate_sum) * up_sum
-
-
-@sp.kernel
-def matvec_q8(
-    quants: Tensor[i8, P, B, BLOCK, L], scale: Tensor[f16, P, B, L], x: Tensor[f32, B, BLOCK], y: Tensor[f32, P, L]
-):
-    for p in tiles(P):
-        l = whole(L)
-        acc = zeros(p, l, dtype=f32)
-        for b in each(B):
-            acc += q8_block(quants, scale, x, p, b, l)
-        y[p, l] = acc
-
-
-@sp.kernel
-def matvec_residual_q8(
-    quants: Tensor[i8, P, B, BLOCK, L], scale: Tensor[f16, P, B, L], x: Tensor[f32, B, BLOCK],
-    residual: Tensor[f32, P, L], y: Tensor[f32, P, L],
-):
-    for p in tiles(P):
-        l = whole(L)
-        acc = zeros(p, l, dtype=f32)
-        for b in each(B):
-            acc += q8_block(quants, scale, x, p, b, l)
-        y[p, l] = residual[p, l] + acc
-
-
-@sp.kernel
-def matvec_swiglu_q8(
-    gate: Tensor[i8, P, B, BLOCK, L], gate_scale: Tensor[f16, P, B, L], up: Tensor[i8, P, B, BLOCK, L],
-    up_scale: Tensor[f16, P, B, L], x: Tensor[f32, B, BLOCK], y: Tensor[f32, P, L],
-):
-    for p in tiles(P):
-        l = whole(L)
-        gate_sum = zeros(p, l, dtype=f32)
-        up_sum = zeros(p, l, dtype=f32)
-        for b in each(B):
-            gate_sum += q8_block(gate, gate_scale, x, p, b, l)
-            up_sum += q8_block(up, up_scale, x, p, b, l)
-        y[p, l] = silu(gate_sum) * up_sum
-
-
-@sp.kernel
-def dequantize_q4(
-    quants: Tensor[u8, P, B, HALF, L], scale: Tensor[f16, P, B, L], minimum: Tensor[f16, P, B, L],
-    out: Tensor[f32, P, L, B, 2, HALF],
-):
-    """A matrix [N, K], row by row."""
-    for p, b in tiles(P, B):
-        l = whole(L)
-        i = whole(HALF)
-        packed = quants[p, b, i, l].to(i32)
-        out[p, l, b, 0, i] = (packed & 15).to(f32) * scale[p, b, l].to(f32) + minimum[p, b, l].to(f32)
-        out[p, l, b, 1, i] = (packed >> 4).to(f32) * scale[p, b, l].to(f32) + minimum[p, b, l].to(f32)
-
-
-@sp.kernel
-def dequantize_q8(
-    quants: Tensor[i8, P, B, BLOCK, L], scale: Tensor[f16, P, B, L], out: Tensor[f32, P, L, B, BLOCK]
-):
-    """A matrix [N, K], row by row."""
-    for p, b in tiles(P, B):
-        l = whole(L)
+    """Rows in blocks of 32: x is about scale * q, scale = max|x| / 127 of the block. A row's blocks lie apart, so that
+    those of many rows are read together. scales: the scale, and scale times the sum of q. starts: -128 times the
+    sum."""
+    places, factors, begin = q.view(B, C, BLOCK), scales.view(B, 2, C), starts.view(B, C)  # of which M are filled
+    for m, b in tiles(M, B):
         i = whole(BLOCK)
-        out[p, l, b, i] = quants[p, b, i, l].to(f32) * scale[p, b, l].to(f32)
+        scale, quants = quantized(x[m, b, i], i)
+        places[b, m, i] = quants.to(i8)
+        total = sum(quants, over=i)
+        factors[b, 0, m] = scale
+        factors[b, 1, m] = scale * total
+        begin[b, m] = total.to(i32) * -OFFSET
 
 
 @sp.kernel
-def embedding_q4(
-    tokens: Tensor[i32, T], quants: Tensor[u8, P, B, HALF, L], scale: Tensor[f16, P, B, L],
-    minimum: Tensor[f16, P, B, L], y: Tensor[f32, T, B, 2, HALF],
+def rms_norm_quantize(
+    x: Tensor[f32, B, BLOCK], gain: Tensor[f32, B, BLOCK], epsilon: f32, q: Tensor[i8, B, 1, BLOCK],
+    scales: Tensor[f32, B, 2, 1], starts: Tensor[i32, B, 1],
 ):
-    """Rows tokens[t] of the matrix. The caller sees to it that 0 <= tokens[t] < N."""
-    for t in each(T):
-        p = tokens[t] // PANEL
-        l = tokens[t] % PANEL
-        for b in tiles(B):
-            i = whole(HALF)
-            packed = quants[p, b, i, l].to(i32)
-            y[t, b, 0, i] = (packed & 15).to(f32) * scale[p, b, l].to(f32) + minimum[p, b, l].to(f32)
-            y[t, b, 1, i] = (packed >> 4).to(f32) * scale[p, b, l].to(f32) + minimum[p, b, l].to(f32)
-
-
-@sp.kernel
-def embedding_q8(
-    tokens: Tensor[i32, T], quants: Tensor[i8, P, B, BLOCK, L], scale: Tensor[f16, P, B, L],
-    y: Tensor[f32, T, B, BLOCK],
-):
-    """Rows tokens[t] of the matrix. The caller sees to it that 0 <= tokens[t] < N."""
-    for t in each(T):
-        p = tokens[t] // PANEL
-        l = tokens[t] % PANEL
-        for b in tiles(B):
-            i = whole(BLOCK)
-            y[t, b, i] = quants[p, b, i, l].to(f32) * scale[p, b, l].to(f32)
-
-
-@sp.kernel
-def rms_norm_blocks(
-    x: Tensor[f32, B, BLOCK], gain: Tensor[f32, B, BLOCK], epsilon: f32, y: Tensor[f32, B, BLOCK],
-    sums: Tensor[f32, B],
-):
-    """RMSNorm (Zhang and Sennrich, 2019) of one vector, and the sum of each block of the result."""
+    """RMSNorm (Zhang and Sennrich, 2019) of one vector, quantised as by quantize_blocks."""
     b = whole(B)
     i = whole(BLOCK)
     vector = x[b, i]
     factor = rsqrt(sum(sum(vector * vector, over=i), over=b) / (B * BLOCK).to(f32) + epsilon)
-    normed = vector * factor * gain[b, i]
-    y[b, i] = normed
-    sums[b] = sum(normed, over=i)
-
-
-@sp.kernel
-def block_sums(x: Tensor[f32, B, BLOCK], sums: Tensor[f32, B]):
-    for b in tiles(B):
-        i = whole(BLOCK)
-        sums[b] = sum(x[b, i], over=i)
+    scale, quants = quantized(vector * factor * gain[b, i], i)
+    q[b, 0, i] = quants.to(i8)
+    total = sum(quants, over=i)
+    scales[b, 0, 0] = scale
+    scales[b, 1, 0] = scale * total
+    starts[b, 0] = total.to(i32) * -OFFSET
 
 
 # ------------------------------------------------------------------------------------------------- layout and reference
 
 
-def to_panels(rows: Array) -> Array:
-    """[N, B, ...] to [N / 16, B, ..., 16], as a view; N a multiple of 16."""
-    return np.moveaxis(rows.reshape(-1, PANEL, *rows.shape[1:]), 1, -1)
+def to_panels(quants: Array, *scales: Array) -> tuple[Array, Array]:
+    """GGUF's blocks of rows, quants [N, B, 16] (two to a byte) or [N, B, 32] (i8) and scales [N, B], in panels."""
+    if quants.dtype == np.int8:
+        quants = quants.view(np.uint8) ^ np.uint8(OFFSET)
+    n, b, size = quants.shape
+    slots = quants.reshape(n // PANEL, PANEL, b, size // SLOT, SLOT).transpose(0, 2, 3, 1, 4)
+    rows = np.stack(scales, axis=-1).reshape(n // PANEL, PANEL, b, len(scales)).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(slots), np.ascontiguousarray(rows)
 
 
-def matrix(quants: Array, scale: Array, minimum: Array | None) -> Array:
+def matrix(quants: Array, scales: Array) -> Array:
     """The matrix [N, K] of panels, in float64."""
-    values = quants.astype(np.float64)
-    if minimum is not None:
-        values = np.concatenate([quants & 15, quants >> 4], axis=2).astype(np.float64)
-    values = values * scale[:, :, None].astype(np.float64)
-    if minimum is not None:
-        values += minimum[:, :, None].astype(np.float64)
-    panels, blocks, _, lanes = values.shape
-    return np.moveaxis(values, -1, 1).reshape(panels * lanes, blocks * BLOCK)
-
-
-def _matrix_of(arguments: Arguments, prefix: str = "") -> Array:
-    names = (f"{prefix}_scale", f"{prefix}_minimum") if prefix else ("scale", "minimum")
-    return matrix(arguments[prefix or "quants"], arguments[names[0]], arguments.get(names[1]))
-
-
-def matvec_reference(arguments: Arguments) -> dict[str, Array]:
-    x = arguments["x"].astype(np.float64).reshape(-1)
-    if "gate" in arguments:
-        result = silu_reference(_matrix_of(arguments, "gate") @ x) * (_matrix_of(arguments, "up") @ x)
+    panels, blocks, words = quants.shape[:3]
+    slots = quants.transpose(0, 3, 1, 2, 4).reshape(panels * PANEL, blocks, words * SLOT)
+    rows = scales.astype(np.float64).transpose(0, 3, 1, 2).reshape(panels * PANEL, blocks, scales.shape[2])
+    if scales.shape[2] == 1:
+        values = (slots.astype(np.float64) - OFFSET) * rows[:, :, :1]
     else:
-        result = _matrix_of(arguments) @ x
-    result = result.reshape(arguments["y"].shape)
+        values = np.concatenate([slots & 15, slots >> 4], axis=2) * rows[:, :, :1] + rows[:, :, 1:]
+    return values.reshape(panels * PANEL, blocks * BLOCK)
+
+
+def matrix_of(arguments: Arguments, prefix: str = "") -> Array:
+    return matrix(arguments[prefix or "quants"], arguments[f"{prefix}_scales" if prefix else "scales"])
+
+
+def activations(arguments: Arguments) -> Array:
+    """x [M, K] of a kernel's arguments, in float64."""
+    x: Array = arguments["x"].astype(np.float64)
+    if x.ndim == 2:
+        return x.reshape(1, -1)
+    x = x * arguments["x_scales"][:, 0, :, None].astype(np.float64)
+    return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
+
+
+def product_reference(arguments: Arguments) -> dict[str, Array]:
+    y = arguments["y"]
+    x = activations(arguments)[: len(y) if y.ndim == 3 else 1]
+    if "gate" in arguments:
+        result = silu_reference(x @ matrix_of(arguments, "gate").T) * (x @ matrix_of(arguments, "up").T)
+    else:
+        result = x @ matrix_of(arguments).T
+    result = result.reshape(y.shape)
     return {"y": result + arguments["residual"] if "residual" in arguments else result}
 
 
 def dequantize_reference(arguments: Arguments) -> dict[str, Array]:
-    return {"out": _matrix_of(arguments).reshape(arguments["out"].shape)}
+    return {"out": matrix_of(arguments).reshape(arguments["out"].shape)}
 
 
 def embedding_reference(arguments: Arguments) -> dict[str, Array]:
-    return {"y": _matrix_of(arguments)[arguments["tokens"]].reshape(arguments["y"].shape)}
+    return {"y": matrix_of(arguments)[arguments["tokens"]].reshape(arguments["y"].shape)}
 
 
-def norm_reference(arguments: Arguments) -> dict[str, Array]:
-    x = arguments["x"].astype(np.float64)
-    y = x / np.sqrt(np.square(x).mean() + arguments["epsilon"]) * arguments["gain"]
-    return {"y": y, "sums": y.sum(axis=1)}
+def quantize_rows(x: Array) -> tuple[Array, Array, Array]:
+    """q, scales and starts of rows [M, B, 32] in f32, as quantize_blocks has them."""
+    x = x.astype(np.float32)
+    largest = np.abs(x).max(axis=-1)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(largest > 0, np.float32(LARGEST) / largest, np.float32(0))
+    q = np.rint(x * inverse[..., None])
+    scale = largest / np.float32(LARGEST)
+    total = q.sum(axis=-1)
+    scales = np.stack([scale, scale * total], axis=-1).astype(np.float32)
+    return q.astype(np.int8).swapaxes(0, 1), scales.transpose(1, 2, 0), (total * -OFFSET).astype(np.int32).T
 
 
-def sums_reference(arguments: Arguments) -> dict[str, Array]:
-    return {"sums": arguments["x"].astype(np.float64).sum(axis=1)}
+def quantize_reference(arguments: Arguments) -> dict[str, Array]:
+    x = arguments["x"]
+    if "gain" in arguments:
+        wide = x.astype(np.float64)
+        x = (wide / np.sqrt(np.square(wide).mean() + arguments["epsilon"]) * arguments["gain"])[None]
+    names = ("q", "scales", "starts")
+    rows = len(x)
+    expected = {}
+    for name, made in zip(names, quantize_rows(x), strict=True):
+        expected[name] = arguments[name].copy()  # What lies beyond the rows stays as it is.
+        place = expected[name][:, :rows] if name != "scales" else expected[name][:, :, :rows]
+        place[...] = made
+    return expected
+
+
+# -------------------------------------------------------------------------------------------------- arguments and cases
 
 
 def random_blocks(random: np.random.Generator, form: str, p: int, b: int, prefix: str = "") -> Arguments:
     """Weights near 1 / sqrt(K), as in a network."""
     unit = 1.0 / np.sqrt(BLOCK * b + 1.0)
-    name = f"{prefix}_" if prefix else ""
-    scale = (unit * random.uniform(0.05, 0.2, (p, b, PANEL))).astype(np.float16)
+    quants = random.integers(0, 256, (p, b, BLOCK // (SLOT * HALVES[form]), PANEL, SLOT)).astype(np.uint8)
+    scales = unit * random.uniform(0.05, 0.2, (p, b, SCALES[form], PANEL))
     if form == "q8":
-        quants = random.integers(-128, 128, (p, b, BLOCK, PANEL)).astype(np.int8)
-        return {prefix or "quants": quants, f"{name}scale": (scale / 8).astype(np.float16)}
-    quants = random.integers(0, 256, (p, b, HALF, PANEL)).astype(np.uint8)
-    minimum = (-8.0 * unit * random.uniform(0.05, 0.2, (p, b, PANEL))).astype(np.float16)
-    return {prefix or "quants": quants, f"{name}scale": scale, f"{name}minimum": minimum}
+        scales /= 8
+    else:
+        scales[:, :, 1] *= -8.0
+    return {prefix or "quants": quants, f"{prefix}_scales" if prefix else "scales": scales.astype(np.float16)}
+
+
+def random_activations(random: np.random.Generator, b: int, rows: int, more: int = 0) -> Arguments:
+    """Quantised rows, with room for some more."""
+    q, scales, starts = quantize_rows(normal(random, rows + more, b, BLOCK))
+    return {"x": np.ascontiguousarray(q), "x_scales": np.ascontiguousarray(scales),
+            "starts": np.ascontiguousarray(starts)}
 
 
 def make_arguments(random: np.random.Generator, shape: Shape, form: str, task: str) -> Arguments:
     b = shape["B"]
-    if task in ("norm", "sums"):
-        arguments: Arguments = {"x": normal(random, b, BLOCK)}
-        if task == "norm":
-            arguments |= {"gain": normal(random, b, BLOCK), "epsilon": 1e-5, "y": unwritten(b, BLOCK)}
-        return arguments | {"sums": unwritten(b)}
+    if task == "norm":
+        return {"x": normal(random, b, BLOCK), "gain": normal(random, b, BLOCK), "epsilon": 1e-5, **_unwritten(b, 1)}
+    if task == "quantize":
+        x = normal(random, shape["M"], b, BLOCK)
+        x[:, ::3] *= 20
+        x[shape["M"] // 2 :, 0] = 0
+        return {"x": x, **_unwritten(b, shape["C"])}
     p = shape["P"]
-    halves = (2, HALF) if form == "q4" else (BLOCK,)
-    arguments = {}
-    for prefix in ("gate", "up") if task == "swiglu" else ("",):
+    arguments: Arguments = {}
+    for prefix in ("gate", "up") if task.endswith("swiglu") else ("",):
         arguments |= random_blocks(random, form, p, b, prefix)
     if task == "dequantize":
-        return arguments | {"out": unwritten(p, PANEL, b, *halves)}
+        return arguments | {"out": unwritten(p, PANEL, b, BLOCK)}
     if task == "embedding":
         t = shape["T"]
-        tokens = {"tokens": random.integers(0, max(1, p * PANEL), t).astype(np.int32)}
-        return tokens | arguments | {"y": unwritten(t, b, *halves)}
-    x = normal(random, b, *halves)
-    arguments["x"] = x
-    if form == "q4":
-        arguments["sums"] = x.astype(np.float64).sum(axis=(1, 2)).astype(np.float32)
-    if task == "residual":
-        arguments["residual"] = normal(random, p, PANEL)
-    return arguments | {"y": unwritten(p, PANEL)}
+        tokens = {"tokens": random.integers(0, np.maximum(1, p * PANEL), t).astype(np.int32)}
+        return tokens | arguments | {"y": unwritten(t, b, BLOCK)}
+    rows: tuple[int, ...] = ()
+    if task.startswith("matmul"):
+        rows = (shape["M"],)
+        arguments |= random_activations(random, b, shape["M"], shape["C"] - shape["M"])
+    else:
+        arguments["x"] = normal(random, b, BLOCK)
+    if task.endswith("residual"):
+        arguments["residual"] = normal(random, *rows, p, PANEL)
+    return arguments | {"y": unwritten(*rows, p, PANEL)}
+
+
+def _unwritten(b: int, c: int) -> Arguments:
+    return {"q": np.full((b, c, BLOCK), -1, np.int8), "scales": unwritten(b, 2, c),
+            "starts": unwritten(b, c, dtype="i32")}
 
 
 TOLERANCE = Tolerance(
@@ -301,47 +410,65 @@ TOLERANCE = Tolerance(
 PLAIN = Tolerance(1e-6, 1e-6, "a product and a sum, each rounded once")
 BLOCK_BYTES = {"q4": 20, "q8": 34}
 """Of 32 weights: 4 or 8 bits each, and the scale and minimum."""
+NORMED = Tolerance(
+    1e-5, 1.0, "the norm is a sum in another order, so that a value in the middle between two quants may go to either"
+)
+MATRICES = ((96, 18), (896, 128))
+ROWS = (1, 4, 16, 512)
 
 
-def _entry(kernel: Any, form: str, task: str, reference: Any) -> LibraryKernel:
-    count = 2 if task == "swiglu" else 1
+def _cases(form: str, task: str) -> tuple[Case, ...]:
+    count = 2 if task.endswith("swiglu") else 1
     cases = []
-    for p, b in ((96, 18), (896, 128)):
+    for p, b in MATRICES:
         n, k, weights = p * PANEL, b * BLOCK, count * p * PANEL * b * BLOCK_BYTES[form]
-        if task in ("norm", "sums"):
-            shape, flops, size = {"B": b}, 4 * k, 4 * k * (3 if task == "norm" else 1) + 4 * b
+        if task == "norm":
+            cases.append(Case({"B": b}, flops=6 * k, bytes=9 * k + 12 * b))
+        elif task == "quantize":
+            cases.append(Case({"M": 512, "B": b, "C": 512}, flops=512 * 4 * k, bytes=512 * (5 * k + 12 * b)))
         elif task == "embedding":
-            shape, flops, size = {"T": 128, "P": p, "B": b}, 256 * k, 128 * (4 * k + b * BLOCK_BYTES[form])
+            cases.append(Case({"T": 128, "P": p, "B": b}, flops=256 * k, bytes=128 * (4 * k + b * BLOCK_BYTES[form])))
         elif task == "dequantize":
-            shape, flops, size = {"P": p, "B": b}, 2 * n * k, weights + 4 * n * k
+            cases.append(Case({"P": p, "B": b}, flops=2 * n * k, bytes=weights + 4 * n * k))
+        elif task.startswith("matmul"):
+            for m in ROWS:
+                vectors = 4 * m * n * (2 if task.endswith("residual") else 1) + m * (k + 12 * b)
+                shape = {"P": p, "B": b, "C": m, "M": m}
+                cases.append(Case(shape, flops=2 * count * m * n * k, bytes=weights + vectors))
         else:
-            vectors = n * (2 if task == "residual" else 1) + k + (b if form == "q4" else 0)
-            shape, flops, size = {"P": p, "B": b}, 2 * count * n * k, weights + 4 * vectors
-        cases.append(Case(shape, flops=flops, bytes=size))
-    check_shapes: tuple[dict[str, int], ...] = ({"P": 0, "B": 2}, {"P": 1, "B": 1}, {"P": 3, "B": 2}, {"P": 5, "B": 3})
-    if task in ("norm", "sums"):
-        check_shapes = ({"B": 1}, {"B": 2}, {"B": 18})
-    elif task == "embedding":
-        check_shapes = ({"T": 0, "P": 1, "B": 1}, {"T": 3, "P": 2, "B": 1}, {"T": 5, "P": 3, "B": 3})
+            vectors = n * (2 if task.endswith("residual") else 1) + k
+            cases.append(Case({"P": p, "B": b}, flops=2 * count * n * k, bytes=weights + 4 * vectors))
+    return tuple(cases)
+
+
+CHECK_SHAPES: dict[str, tuple[dict[str, int], ...]] = {
+    "norm": ({"B": 1}, {"B": 2}, {"B": 18}),
+    "quantize": ({"M": 0, "B": 2, "C": 1}, {"M": 1, "B": 3, "C": 1}, {"M": 5, "B": 2, "C": 7}),
+    "embedding": ({"T": 0, "P": 1, "B": 1}, {"T": 3, "P": 2, "B": 1}, {"T": 5, "P": 3, "B": 3}),
+    "matvec": ({"P": 0, "B": 2}, {"P": 1, "B": 1}, {"P": 3, "B": 2}, {"P": 5, "B": 3}),
+    "matmul": ({"P": 0, "B": 2, "C": 1, "M": 1}, {"P": 3, "B": 2, "C": 1, "M": 1}, {"P": 2, "B": 3, "C": 9, "M": 7},
+               {"P": 3, "B": 1, "C": 31, "M": 31}),
+}
+
+
+def _entry(kernel: Any, form: str, task: str, reference: Any, tolerance: Tolerance) -> LibraryKernel:
+    shapes = CHECK_SHAPES.get(task.split("_")[0], CHECK_SHAPES["matvec"])
     return LibraryKernel(
         name=kernel.name, kernel=kernel, reference=reference,
-        make_arguments=lambda random, shape: make_arguments(random, shape, form, task),
-        tolerance=PLAIN if task in ("dequantize", "embedding") else TOLERANCE, cases=tuple(cases),
-        check_shapes=check_shapes, dtype=form,
+        make_arguments=lambda random, shape: make_arguments(random, shape, form, task), tolerance=tolerance,
+        cases=_cases(form, task), check_shapes=shapes, dtype=form,
+        products="i8" if task.startswith("matmul") else "f32",
     )
 
 
+TASKS: dict[str, tuple[Any, Tolerance]] = {
+    **dict.fromkeys(("matmul", "matmul_residual", "matmul_swiglu", "matvec", "matvec_residual", "matvec_swiglu"),
+                    (product_reference, TOLERANCE)),
+    "dequantize": (dequantize_reference, PLAIN), "embedding": (embedding_reference, PLAIN),
+}
 KERNELS = (
-    _entry(matvec_q4, "q4", "", matvec_reference),
-    _entry(matvec_residual_q4, "q4", "residual", matvec_reference),
-    _entry(matvec_swiglu_q4, "q4", "swiglu", matvec_reference),
-    _entry(matvec_q8, "q8", "", matvec_reference),
-    _entry(matvec_residual_q8, "q8", "residual", matvec_reference),
-    _entry(matvec_swiglu_q8, "q8", "swiglu", matvec_reference),
-    _entry(dequantize_q4, "q4", "dequantize", dequantize_reference),
-    _entry(dequantize_q8, "q8", "dequantize", dequantize_reference),
-    _entry(embedding_q4, "q4", "embedding", embedding_reference),
-    _entry(embedding_q8, "q8", "embedding", embedding_reference),
-    _entry(rms_norm_blocks, "q4", "norm", norm_reference),
-    _entry(block_sums, "q4", "sums", sums_reference),
+    *(_entry(getattr(kernels, task), form, task, *found) for form, kernels in FORMS.items()
+      for task, found in TASKS.items()),
+    _entry(quantize_blocks, "q8", "quantize", quantize_reference, EXACT),
+    _entry(rms_norm_quantize, "q8", "norm", quantize_reference, NORMED),
 )

@@ -1,11 +1,12 @@
 """From logits to a token: argmax, the k largest, and a draw among them.
 
 argmax: the lowest index of the largest value in each row.
-top_k: the K largest values in falling order, ties by rising index.
-sample_top_k: draws one of K candidates, whose values fall, given a random number u in [0, 1). By their probabilities
-    softmax(values), the fewest first ones are kept that reach top_p, and of these the ones with at least min_p of the
-    first one's; the draw has the probabilities softmax(values / temperature) of what is kept. The first is always kept.
-    The caller owns the random generator, so that a seed gives the same text everywhere.
+top_k: of each row the K largest values in falling order, ties by rising index.
+sample: draws one of a row's first `count` candidates, whose values fall, given a random number u in [0, 1). By their
+    probabilities softmax(values), the fewest first ones are kept that reach top_p, and of these the ones with at least
+    min_p of the first one's; the draw has the probabilities softmax(values / temperature) of what is kept. The first is
+    always kept, and taken at temperature 0. The caller owns the random generator, so that a seed gives the same text
+    everywhere.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, argmax, exp, f32, i32, tiles, topk, whole, zeros
+from sapper import Tensor, argmax, each, exp, f32, i32, tiles, topk, whole, zeros
 
 from .record import EXACT, Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
 
@@ -32,59 +33,70 @@ def argmax_rows(x: Tensor[f32, M, N], index: Tensor[i32, M]):
 
 
 def top_k_reference(arguments: Arguments) -> dict[str, Array]:
-    order = np.argsort(-arguments["x"], kind="stable")[: arguments["values"].size]
-    return {"values": arguments["x"][order], "indices": order.astype(np.int32)}
+    order = np.argsort(-arguments["x"], kind="stable", axis=1)[:, : arguments["values"].shape[1]]
+    return {"values": np.take_along_axis(arguments["x"], order, 1), "indices": order.astype(np.int32)}
 
 
 @sp.kernel
-def top_k(x: Tensor[f32, N], values: Tensor[f32, K], indices: Tensor[i32, K]):
-    n, k = whole(N), whole(K)
-    found, places = topk(x[n], k, over=n)
-    values[k] = found
-    indices[k] = places.to(i32)
+def top_k(x: Tensor[f32, M, N], values: Tensor[f32, M, K], indices: Tensor[i32, M, K]):
+    for m in each(M):
+        n, k = whole(N), whole(K)
+        found, places = topk(x[m, n], k, over=n)
+        values[m, k] = found
+        indices[m, k] = places.to(i32)
 
 
 def sample_reference(arguments: Arguments) -> dict[str, Array]:
-    values = arguments["values"].astype(np.float32)
-    weight = np.exp(values - values[0]).astype(np.float32)
-    before = np.concatenate([[np.float32(0)], np.cumsum(weight, dtype=np.float32)])
-    kept = (before[:-1] < np.float32(arguments["top_p"]) * before[-1]) & (weight >= np.float32(arguments["min_p"]))
-    kept[0] = True
-    drawn = np.exp((values - values[0]) / np.float32(arguments["temperature"])).astype(np.float32)
-    running = np.cumsum(np.where(kept, drawn, np.float32(0)), dtype=np.float32)
-    chosen = int(np.count_nonzero(running <= np.float32(arguments["u"]) * running[-1]))
-    return {"token": arguments["indices"][[chosen]]}
+    names = ("count", "temperature", "top_p", "min_p", "u")
+    token = np.empty(len(arguments["token"]), np.int32)
+    for m, (values, indices) in enumerate(zip(arguments["values"], arguments["indices"], strict=True)):
+        count, temperature, top_p, min_p, u = (arguments[name][m] for name in names)
+        if temperature == 0:
+            token[m] = indices[0]
+            continue
+        values = values[: int(count)]
+        weight = np.exp(values - values[0]).astype(np.float32)
+        before = np.concatenate([[np.float32(0)], np.cumsum(weight, dtype=np.float32)])
+        kept = (before[:-1] < top_p * before[-1]) & (weight >= min_p)
+        kept[0] = True
+        drawn = np.exp((values - values[0]) / temperature).astype(np.float32)
+        running = np.cumsum(np.where(kept, drawn, np.float32(0)), dtype=np.float32)
+        token[m] = indices[np.count_nonzero(running <= u * running[-1])]
+    return {"token": token}
 
 
 @sp.kernel
-def sample_top_k(
-    values: Tensor[f32, K], indices: Tensor[i32, K], temperature: f32, top_p: f32, min_p: f32, u: f32,
-    token: Tensor[i32, 1],
+def sample(
+    values: Tensor[f32, M, K], indices: Tensor[i32, M, K], count: Tensor[i32, M], temperature: Tensor[f32, M],
+    top_p: Tensor[f32, M], min_p: Tensor[f32, M], u: Tensor[f32, M], token: Tensor[i32, M],
 ):
-    highest = values[0]
-    mass = zeros(dtype=f32)
-    for j in range(K):
-        mass += exp(values[j] - highest)
-    limit = top_p * mass
-    total = zeros(dtype=f32)
-    before = zeros(dtype=f32)
-    for j in range(K):
-        weight = exp(values[j] - highest)
-        kept = j < 1 or (before < limit and weight >= min_p)
-        total += exp((values[j] - highest) / temperature) if kept else 0.0
-        before += weight
-    threshold = u * total
-    running = zeros(dtype=f32)
-    before = zeros(dtype=f32)
-    chosen = indices[0]
-    for j in range(K):
-        weight = exp(values[j] - highest)
-        kept = j < 1 or (before < limit and weight >= min_p)
-        # The last candidate whose part of the running sum starts at or below the threshold wins.
-        chosen = indices[j] if kept and running <= threshold else chosen
-        running += exp((values[j] - highest) / temperature) if kept else 0.0
-        before += weight
-    token[0] = chosen
+    for m in each(M):
+        highest = values[m, 0]
+        chosen = indices[m, 0]
+        heat = temperature[m]
+        if heat > 0.0:
+            mass = zeros(dtype=f32)
+            for j in range(count[m]):
+                mass += exp(values[m, j] - highest)
+            limit = top_p[m] * mass
+            total = zeros(dtype=f32)
+            before = zeros(dtype=f32)
+            for j in range(count[m]):
+                weight = exp(values[m, j] - highest)
+                kept = j < 1 or (before < limit and weight >= min_p[m])
+                total += exp((values[m, j] - highest) / heat) if kept else 0.0
+                before += weight
+            threshold = u[m] * total
+            running = zeros(dtype=f32)
+            before = zeros(dtype=f32)
+            for j in range(count[m]):
+                weight = exp(values[m, j] - highest)
+                kept = j < 1 or (before < limit and weight >= min_p[m])
+                # The last candidate whose part of the running sum starts at or below the threshold wins.
+                chosen = indices[m, j] if kept and running <= threshold else chosen
+                running += exp((values[m, j] - highest) / heat) if kept else 0.0
+                before += weight
+        token[m] = chosen
 
 
 def argmax_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
@@ -96,19 +108,25 @@ def argmax_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
 
 
 def top_k_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
-    n, k = shape["N"], shape["K"]
-    x = np.round(normal(random, n) * np.float32(8)) / np.float32(8)  # Coarse, so that there are ties.
-    return {"x": x, "values": unwritten(k), "indices": unwritten(k, dtype="i32")}
+    m, n, k = shape["M"], shape["N"], shape["K"]
+    x = np.round(normal(random, m, n) * np.float32(8)) / np.float32(8)  # Coarse, so that there are ties.
+    return {"x": x, "values": unwritten(m, k), "indices": unwritten(m, k, dtype="i32")}
 
 
 def sample_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
-    k = shape["K"]
-    values = -np.sort(-normal(random, k, scale=2.0))
-    indices = random.permutation(1000)[:k].astype(np.int32)
+    m, k = shape["M"], shape["K"]
+    values = -np.sort(-normal(random, m, k, scale=2.0), axis=1)
+
+    def each_row(low: float, high: float) -> Array:
+        return random.uniform(low, high, m).astype(np.float32)
+
+    temperature = each_row(0.5, 1.5)
+    temperature[m // 2 :: 3] = 0.0
     return {
-        "values": values, "indices": indices, "temperature": 0.7, "top_p": shape["tenths"] / 10, "min_p": 0.05,
-        "u": float(random.random()),
-        "token": unwritten(1, dtype="i32"),
+        "values": values, "indices": random.integers(0, 1000, (m, k)).astype(np.int32),
+        "count": random.integers(1, k + 1, m).astype(np.int32), "temperature": temperature,
+        "top_p": each_row(0.3, 1.0), "min_p": each_row(0.0, 0.2), "u": each_row(0.0, 0.999),
+        "token": unwritten(m, dtype="i32"),
     }
 
 
@@ -127,8 +145,8 @@ def argmax_torch(arguments: Arguments) -> Any:
 def top_k_torch(arguments: Arguments) -> Any:
     import torch
 
-    x, k = torch.from_numpy(arguments["x"]), arguments["values"].size
-    return lambda: torch.topk(x, k)
+    x, k = torch.from_numpy(arguments["x"]), arguments["values"].shape[1]
+    return lambda: torch.topk(x, k, dim=1)
 
 
 KERNELS = (
@@ -148,17 +166,17 @@ KERNELS = (
         reference=top_k_reference,
         make_arguments=top_k_arguments,
         tolerance=EXACT,
-        cases=(Case({"N": 49152, "K": 40}, flops=0, bytes=4 * 49152 + 8 * 40),),
-        check_shapes=({"N": 1, "K": 1}, {"N": 5, "K": 5}, {"N": 100, "K": 7}, {"N": 1000, "K": 20}),
+        cases=(Case({"M": 1, "N": 49152, "K": 40}, flops=0, bytes=4 * 49152 + 8 * 40),),
+        check_shapes=tuple({"M": m, "N": n, "K": k} for m, n, k in ((1, 1, 1), (3, 5, 5), (2, 30, 7), (2, 1000, 20))),
         peers={"torch": top_k_torch},
     ),
     LibraryKernel(
-        name="sample_top_k",
-        kernel=sample_top_k,
+        name="sample",
+        kernel=sample,
         reference=sample_reference,
         make_arguments=sample_arguments,
         tolerance=EXACT,
-        cases=(Case({"K": 40, "tenths": 9}, flops=6 * 40, bytes=8 * 40 + 4),),
-        check_shapes=tuple({"K": k, "tenths": p} for k, p in ((1, 10), (2, 5), (5, 9), (34, 8))),
+        cases=(Case({"M": 8, "K": 40}, flops=6 * 8 * 40, bytes=8 * 8 * 40 + 24 * 8),),
+        check_shapes=tuple({"M": m, "K": k} for m, k in ((0, 3), (1, 1), (1, 2), (3, 5), (7, 34))),
     ),
 )

@@ -51,7 +51,7 @@ from . import fragments
 from .groups import GroupLowering
 from .matrix import CHUNK_BYTES, CHUNK_ELEMENTS, ELEMENT_BYTES
 from .rows import LoweringError
-from .state import Access, Bound, Open, Scalar, row_dtype
+from .state import Access, Bound, Scalar, row_dtype
 
 PANEL_CHUNKS = fragments.ROW_BYTES // CHUNK_BYTES
 NARROW = ("bf16", "f16")
@@ -173,9 +173,10 @@ class Stream:
 
 class ChainLowering(GroupLowering):
     """Finds chains and emits them. step: coordinates of the loop's axis in a piece. row_blocks: of 16 rows that a warp
-    has. extents: of the whole axes."""
+    has. extents: of the whole axes. assumed: conditions that hold in the loop at hand."""
 
     chain: Chain | None = None
+    assumed: frozenset[Value] = frozenset()
     step = 0
     row_blocks = 0
 
@@ -249,14 +250,15 @@ class ChainLowering(GroupLowering):
         chain, unit = self.chain, self.facts.matrix
         assert chain is not None and unit is not None
         o = self.open[chain.rows]
-        self._count(o, self.chain_rows(), lambda start: self._chain_tile(chain, unit, block, start, o))
+        stop = self.add(o.offset, o.extent)
+        self._count(o, self.chain_rows(), lambda start: self._chain_tile(chain, unit, block, start, stop))
 
-    def _chain_tile(self, chain: Chain, unit: MatrixUnit, block: Block, start: Value, o: Open) -> None:
+    def _chain_tile(self, chain: Chain, unit: MatrixUnit, block: Block, start: Value, stop: Scalar) -> None:
         self.begin_block(block)
         loop = chain.loop
         self._settle_homes(loop.blocks[0])
         mine = self.add(start, self.mul(self.warp(), self.row_blocks * fragments.ROWS))
-        last = self.row_of(self.sub(self.sub(self.add(o.offset, o.extent), 1), mine))
+        last = self.row_of(self.sub(self.sub(stop, 1), mine))
         group = self.bits(0, "shr", self.iota(), 2)
         rows, valid = [], []
         for number in range(2 * self.row_blocks):
@@ -272,7 +274,7 @@ class ChainLowering(GroupLowering):
         for op in block.ops:
             if op.name == "store":
                 self._store_spread(op)
-        for axis in (chain.rows, *self.extents):
+        for axis in (chain.rows, chain.step, *self.extents):
             del self.bound[axis]
         if outer_rows is not None:
             self.bound[chain.rows] = outer_rows
@@ -301,15 +303,10 @@ class ChainLowering(GroupLowering):
     def _chain_loop(self, chain: Chain, unit: MatrixUnit, row: Value) -> None:
         loop = chain.loop
         body = loop.blocks[0]
-        invariant = self.inside_invariant
-        depth = self.depth
+        self._settle_streams(chain)
         start, stop = (self.integer(v) for v in loop.operands[:2])
         streams, at = [], 0
         for op in chain.streams:
-            for value in (op.result, *op.operands[1:]):
-                if value in invariant:
-                    self.home[value] = depth
-            self.home[op.result] = depth
             over = next(c.over for c in chain.contractions.values() if c.right is op)
             streams.append(Stream(self, op, at, over == chain.step))
             at += streams[-1].bytes
@@ -328,14 +325,10 @@ class ChainLowering(GroupLowering):
                             self.sub(self.sub(stop, start), number * self.step))
             self.effect("async_commit", [])
         points = [self._coordinates(v.type.axes) for v in body.arguments]  # type: ignore[union-attr]
-        initial = loop.operands[2:]
         carried = [self.near(), self.value(self.add(self.near(), ahead * stage_bytes)),
                    *(self.value(self.add(s.base, self.mul(s.next, ahead))) for s in streams),
-                   *(self.row(v, at) for v, places in zip(initial, points, strict=True) for at in places)]
-        extent = self.sub(self.scalar("s_min", stop, self._below(chain, row, stop)), start)
-        whole = self.mul(self.scalar("s_floordiv", self.scalar("s_max", extent, 0), self.step), self.step)
-        middle = self.add(start, whole)
-        for first, last, masked in ((start, middle, False), (middle, stop, True)):
+                   *(self.row(v, at) for v, places in zip(loop.operands[2:], points, strict=True) for at in places)]
+        for ragged, (first, last) in enumerate(self._chain_ranges(chain, row)):
             block = Block([S64, *[v.type for v in carried]])
             self.enter(block)
             here, reading, writing = block.arguments[:3]
@@ -346,20 +339,8 @@ class ChainLowering(GroupLowering):
             for stream, address in zip(streams, addresses, strict=True):
                 stream.copy(writing, address, rest)
             self.effect("async_commit", [])
-            self.begin_block(body)
-            for value in invariant:
-                self.home[value] = depth
-            self._take(body.arguments, points, iter(block.arguments[3 + len(streams):]))
-            spread = self._along(here, self.step)
-            if masked:
-                left = self.row_of(self.sub(stop, here))
-                lane = spread.lanes[0]
-                spread.valid = [self.emit(self.depth, "cmp", [
-                    self.emit(0, "add", [lane, self.constant(number, i32)], ROW_I32), left], MASK, cond="lt")
-                    for number in spread.numbers]
-            self.bound[chain.step] = Bound(here, self.step // 4, False, None, self.depth, spread=spread)
-            self.assumed = frozenset() if masked else frozenset(chain.below)
             self.stage = reading
+            self._begin_round(chain, points, block.arguments[3 + len(streams):], here, stop, bool(ragged))
             terminator = body.terminator
             assert terminator is not None
             results = [self.row(v, at) for v, places in zip(terminator.operands, points, strict=True) for at in places]
@@ -367,7 +348,6 @@ class ChainLowering(GroupLowering):
                                   *(self.value(self.add(a, s.next)) for a, s in zip(addresses, streams, strict=True)),
                                   *results])
             self.leave()
-            del self.bound[chain.step]
             made = Op("loop", [self.value(first), self.value(last), *carried], [v.type for v in carried],
                       {"step": self.step, "label": chain.step}, [block], loop.location)
             self.finish(made)
@@ -375,6 +355,43 @@ class ChainLowering(GroupLowering):
         self.effect("async_wait", [], pending=0)
         self.assumed = frozenset()
         self._take(loop.results, points, iter(carried[2 + len(streams):]))
+
+    def _settle_streams(self, chain: Chain) -> None:
+        """Addresses of what is streamed are computed before the loop. The loop's invariants are at home there."""
+        invariant = self.inside_invariant
+        for op in chain.streams:
+            for value in (op.result, *op.operands[1:]):
+                if value in invariant:
+                    self.home[value] = self.depth
+            self.home[op.result] = self.depth
+
+    def _chain_ranges(self, chain: Chain, row: Value) -> list[tuple[Scalar, Scalar]]:
+        """Of the two loops: whole pieces in which all conditions hold, and the rest."""
+        start, stop = (self.integer(v) for v in chain.loop.operands[:2])
+        extent = self.sub(self.scalar("s_min", stop, self._below(chain, row, stop)), start)
+        whole = self.mul(self.scalar("s_floordiv", self.scalar("s_max", extent, 0), self.step), self.step)
+        middle = self.add(start, whole)
+        return [(start, middle), (middle, stop)]
+
+    def _begin_round(self, chain: Chain, points: list[list[dict[str, int]]], rows: list[Value], here: Value,
+                     stop: Scalar, ragged: bool) -> None:
+        """The carried values, and the piece at `here`. ragged: with masks."""
+        body = chain.loop.blocks[0]
+        outer = self.depth - 1
+        invariant = self.levels[outer].memo.get("invariant", set())
+        self.begin_block(body)
+        for value in invariant:
+            self.home[value] = outer
+        self._take(body.arguments, points, iter(rows))
+        spread = self._along(here, self.step)
+        if ragged:
+            left = self.row_of(self.sub(stop, here))
+            lane = spread.lanes[0]
+            spread.valid = [self.emit(self.depth, "cmp", [
+                self.emit(0, "add", [lane, self.constant(number, i32)], ROW_I32), left], MASK, cond="lt")
+                for number in spread.numbers]
+        self.bound[chain.step] = Bound(here, self.step // 4, False, None, self.depth, spread=spread)
+        self.assumed = frozenset() if ragged else frozenset(chain.below)
 
     def _take(self, values: list[Value], points: list[list[dict[str, int]]], rows: Iterator[Value]) -> None:
         for value, places in zip(values, points, strict=True):
@@ -451,13 +468,11 @@ class ChainLowering(GroupLowering):
         assert chain is not None
         found = chain.contractions[op]
         stream = self.streamed[found.right]
-        axes = into.type.axes  # type: ignore[union-attr]
         columns = self.bound[found.columns].count
         dtype = found.right.operands[0].type.dtype  # type: ignore[union-attr]
 
         def key(row: int, column: int) -> tuple[int, ...]:
-            at = {chain.rows: row, found.columns: column}
-            return tuple(at[a] for a in axes)
+            return self._key(into, found, row, column)
 
         zero = self.constant(0.0, row_dtype(into.type.dtype))  # type: ignore[union-attr]
         sums = {key(row, column): zero if start is None else self.row(start, {chain.rows: row, found.columns: column})
@@ -475,6 +490,12 @@ class ChainLowering(GroupLowering):
                         self.finish(made)
                         sums.update(zip(keys, made.results, strict=True))
         self.rows[into] = sums
+
+    def _key(self, value: Value, found: Contraction, row: int, column: int) -> tuple[int, ...]:
+        """Of a register of sums: as `rows` has it."""
+        assert self.chain is not None
+        at = {self.chain.rows: row, found.columns: column}
+        return tuple(at[a] for a in _axes(value))
 
     def _left(self, found: Contraction, block: int, depth: int) -> list[Value]:
         """The four registers of the left operand: 16 rows, 16 of its depth from register `depth` on."""

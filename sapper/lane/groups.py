@@ -214,7 +214,8 @@ class GroupLowering(MatrixLowering):
             super().parts(body)
             return
         assert group is not None
-        self._lay_out(group)
+        group = self._lay_out(group)
+        self.chain_group = group
         own = self.add(self.near(), self.add(self.counters_at, self.mul(self.warp(), COUNTER_BYTES)))
         self.effect("s_store", [self.value(0), self.value(own)], dtype=i32, near=True)
         first = self.emit(0, "s_cmp", [self.warp(), self.value(0)], S64, cond="eq")
@@ -238,8 +239,8 @@ class GroupLowering(MatrixLowering):
 
         self._fork(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="lt"), multiply, copy)
 
-    def _lay_out(self, group: MatrixGroup) -> None:
-        """The places in near memory."""
+    def _lay_out(self, group: MatrixGroup) -> MatrixGroup:
+        """The places in near memory; gives the group with as many stages as there are."""
         found = self.matrix_walk
         assert found is not None
         high, wide = self.matrix_tile()
@@ -258,6 +259,7 @@ class GroupLowering(MatrixLowering):
         self.free_at = self.full_at + group.stages * SIGNAL_BYTES
         self.counters_at = self.free_at + group.stages * SIGNAL_BYTES
         self.near_bytes_used = self.counters_at + self.warps * COUNTER_BYTES
+        return group
 
     def _sums_bytes(self) -> int:
         """Near memory of a warp for a piece of the sums of all contractions."""

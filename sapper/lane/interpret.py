@@ -1128,7 +1128,10 @@ def _build_tensor_copy(program: Program, op: Op) -> _Step:
 
 
 def _build_group_multiply(program: Program, op: Op) -> _Step:
-    left, right, *sums = [program._slot(v) for v in op.operands]
+    """The left operand in near memory, or in registers."""
+    in_registers = op.name == "group_multiply_rows"
+    slots = [program._slot(v) for v in op.operands]
+    right, left, sums = (slots[0], slots[1:5], slots[5:]) if in_registers else (slots[1], slots[:1], slots[2:])
     results = [program._slot(v) for v in op.results]
     attributes = op.attributes
     kind = _MEMORY[attributes["dtype"]]
@@ -1149,13 +1152,18 @@ def _build_group_multiply(program: Program, op: Op) -> _Step:
         return elements
 
     def group_multiply(e: list[Any]) -> None:
-        a = operand(e, "left", left, e[0].warp % 4 * fragments.ROWS, fragments.ROWS)
+        if in_registers:
+            a = np.zeros((fragments.ROWS, fragments.DEPTH))
+            held = np.stack([e[slot] for slot in left]).view(kind).reshape(4, program.lanes, -1).transpose(0, 2, 1)
+            a[fragments.A] = held.astype(np.float64)
+        else:
+            a = operand(e, "left", left[0], e[0].warp % 4 * fragments.ROWS, fragments.ROWS)
         product = a @ operand(e, "right", right, 0, columns).T
         rows, within = fragments.C
-        for number, (result, held) in enumerate(zip(results, sums, strict=True)):
+        for number, (result, slot) in enumerate(zip(results, sums, strict=True)):
             register = number % 4
             part = product[rows[register], number // 4 * fragments.COLUMNS + within[register]]
-            before = 0.0 if fresh else e[held].astype(np.float64)
+            before = 0.0 if fresh else e[slot].astype(np.float64)
             e[result] = (before + part).astype(np.float32)
 
     return group_multiply
@@ -1185,7 +1193,8 @@ _BUILDERS: dict[str, Callable[[Program, Op], _Step]] = {
     "signal_start": _build_signal(_signal_start), "signal_fence": _build_nothing,
     "signal_arrive": _build_signal(_signal_arrive), "signal_expect": _build_signal(_signal_arrive),
     "signal_wait": _build_signal(_signal_wait), "tensor_copy": _build_tensor_copy, "group_fence": _build_nothing,
-    "group_multiply": _build_group_multiply, "group_commit": _build_nothing, "group_wait": _build_group_wait,
+    "group_multiply": _build_group_multiply,
+    "group_multiply_rows": _build_group_multiply, "group_commit": _build_nothing, "group_wait": _build_group_wait,
     "register_budget": _build_nothing,
 }
 

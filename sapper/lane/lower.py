@@ -10,21 +10,22 @@ Parallel loops at the top become `tasks`; the parts of a function (sapper/tile/p
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd, lcm, prod
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TensorType, TileType, bool_
 from ..lang.by_hand import CONTRACTIONS, PIECES, block_names, pieces_named
+from ..tile.affine import affine
 from ..tile.parts import MOST_LOOPS, split_parts
 from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
-from .chained import ChainLowering
+from .chained_groups import ChainGroupLowering
 from .late import LateLowering, LateWalk
 from .ordered import OrderedLowering
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
-from .walk import WalkChoice
+from .walk import NEAR_AHEAD_BYTES, WalkChoice
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -35,8 +36,11 @@ SEQUENTIAL_TILE = 64
 RESIDENT_VECTORS = 2
 """Vectors of a lane axis that carried values span: an element spread over the lanes serves so many multiply-adds."""
 
-RESIDENT_ROWS = 4
-"""Rows that carried values span where the lane axis is another."""
+RESIDENT_ROWS = FEWER_ROWS = 4
+"""Rows that carried values span where the lane axis is another; and in the tail of more."""
+
+MOST_ROWS, OPERAND_REGISTERS = 12, 6
+"""Rows at once of sums that a loop scales and carries, and how many registers are left for what they are made of."""
 
 BAND_TILES = 8
 """Rows of tiles that are computed together."""
@@ -55,6 +59,8 @@ one for 6 of 64."""
 
 LONG_REDUCTION = 16384
 """Typical extent from which on a reduction at the top of a kernel is shared among workers."""
+
+LINE_BYTES, PAGE_BYTES = 64, 4096
 
 STAGED_ROWS_CAP = 2016
 """Most rows of a staged operand in one task (a multiple of 14 and 6), which bounds scratch memory."""
@@ -177,7 +183,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(ChainLowering, OrderedLowering, LateLowering):
+class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
@@ -379,7 +385,10 @@ class Lowering(ChainLowering, OrderedLowering, LateLowering):
             self.chained(block)
             return
         self.begin_block(block)
+        bound = self._bind_short_axis(block)
         self.items(block, plan_block(block, yields_kept, self.keeps_operand), None, top)
+        if bound is not None:
+            del self.bound[bound]
 
     def begin_block(self, block: Block) -> None:
         """Forget what earlier lowerings of the block held; open its whole axes; compute its integer scalars."""
@@ -395,6 +404,25 @@ class Lowering(ChainLowering, OrderedLowering, LateLowering):
                 r = self._range(op.operands[0], op.operands[1])
                 self._open(op.attributes["axis"], r)
         self._early_scalars(block)
+
+    def _bind_short_axis(self, block: Block) -> str | None:
+        """Bind an axis of `whole` that is a vector or two long and spanned by a sum that `each` carries: the lanes hold
+        it in the loop, and the sum stays in registers."""
+        if any(b.lane for b in self.bound.values()):
+            return None
+        carried = {axis for op in block.ops if op.name == "each" for value in op.results for axis in axes_of(value)
+                   if any(inner.name == "contract" for inner in op.walk())}
+        for op in block.ops:
+            if op.name != "whole" or op.attributes["axis"] not in carried:
+                continue
+            axis = str(op.attributes["axis"])
+            o = self.open[axis]
+            if (isinstance(o.extent, int) and o.extent in (self.lanes, RESIDENT_VECTORS * self.lanes)
+                    and self.schedule.lane in (None, axis)):
+                del self.open[axis]
+                self.bound[axis] = Bound(o.offset, o.extent // self.lanes, True, None, self.depth, resident=True)
+                return axis
+        return None
 
     def items(self, block: Block, plan: Plan, late: Late | None, top: bool = False) -> None:
         """The walks and control ops of a block, but for a late walk."""
@@ -514,6 +542,8 @@ class Lowering(ChainLowering, OrderedLowering, LateLowering):
                     size = self.lanes if r.hint < RESIDENT_VECTORS * self.lanes else RESIDENT_VECTORS * self.lanes
                 elif carries and not any(other.lane or other.resident > 1 for other in ranges):
                     size = self._resident_rows(r)
+                elif nested:
+                    size = self._rows_of_sums(r, plan)
                 r.resident = self.schedule.tile.get(r.axis, size)
 
     def _resident_rows(self, r: Range) -> int:
@@ -522,6 +552,23 @@ class Lowering(ChainLowering, OrderedLowering, LateLowering):
         rows = extent if isinstance(extent, int) else r.hint
         pieces = -(-rows // RESIDENT_ROWS)
         return -(-rows // max(1, pieces))
+
+    def _rows_of_sums(self, r: Range, plan: Plan) -> int:
+        """Rows at once where `each` carries sums of contractions whose other operand spans the lanes: as many as the
+        registers hold, so that what that operand costs to read and to unpack is paid once for all of them."""
+        for item in plan.items:
+            if not isinstance(item, Op) or item.name != "each" or not item.results:
+                continue
+            contractions = [op for op in item.walk() if op.name == "contract" and r.axis in axes_of(op.result)]
+            lanes = {a for value in item.results for a in axes_of(value)} - {r.axis}
+            broadcast = [value for op in contractions for value in op.operands
+                         if r.axis in axes_of(value) and not lanes & set(axes_of(value))]
+            if contractions and len(broadcast) == len(contractions):
+                # A carried sum and one of integers that is scaled before it is added; some for operands.
+                registers = self.facts.vector_registers - OPERAND_REGISTERS
+                most = max(1, min(MOST_ROWS, registers // (2 * len(item.results))))
+                return most if r.hint > 2 * MOST_ROWS else -(-r.hint // -(-r.hint // most))
+        return 1
 
     def _late(self, ranges: list[Range], body: Block, plan: Plan) -> LateWalk | None:
         """Which walk of the body follows a row behind, where all that the loops bind are single rows."""
@@ -646,6 +693,11 @@ class Lowering(ChainLowering, OrderedLowering, LateLowering):
                 at(iv, 1, mask)
             self.counted(axis, full, r.stop, lanes, masked)
         else:
+            if size > FEWER_ROWS:
+                rest = self.sub(r.stop, full)
+                fewer = self.add(full, self.sub(rest, self.scalar("s_mod", rest, FEWER_ROWS)))
+                self.counted(axis, full, fewer, FEWER_ROWS, lambda iv: at(iv, FEWER_ROWS, None))
+                full = fewer
             self.counted(axis, full, r.stop, 1, lambda iv: at(iv, 1, None))
 
     # Tasks.
@@ -665,21 +717,27 @@ class Lowering(ChainLowering, OrderedLowering, LateLowering):
         """
         workers = self.emit(0, "workers", [], S64)
         alone = self.emit(0, "s_cmp", [workers, self.value(1)], S64, cond="eq")
+        stages = any(self._task_cap(r) for r in ranges)
         # Tasks that stage operands stage them anew: fewer of them.
-        each = STAGING_TASKS_PER_WORKER if any(self._task_cap(r) for r in ranges) else TASKS_PER_WORKER
+        each = STAGING_TASKS_PER_WORKER if stages else TASKS_PER_WORKER
         target: Scalar = self.emit(0, "s_select", [alone, self.value(1), self.value(self.mul(workers, each))], S64)
-        plans: list[tuple[Range, int, Scalar, Scalar]] = []
+        split: dict[int, tuple[Range, int, Scalar, Scalar]] = {}
         total: Scalar = 1
         left: Scalar = target
         granules = self._task_granules(ranges, block)
-        for r, granule in zip(ranges, granules, strict=True):
+        order = list(range(len(ranges)))
+        if stages:
+            # What all tasks along an axis stage is the operand without it: the axis of the larger one is split.
+            order.sort(key=lambda i: -ranges[i].hint if ranges[i].axis is not None else -1 << 40)
+        for i in order:
+            r, granule = ranges[i], granules[i]
             extent = self.sub(r.stop, r.start)
             if isinstance(extent, int) and extent <= granule:
-                plans.append((r, granule, 1, granule))
+                split[i] = r, granule, 1, granule
                 continue
             if self.tiles_are_tasks:
-                plans.append((r, granule, self.ceil_div(extent, granule), granule))
-                total = self.mul(total, plans[-1][2])
+                split[i] = r, granule, self.ceil_div(extent, granule), granule
+                total = self.mul(total, split[i][2])
                 continue
             most = self.scalar("s_max", self.ceil_div(extent, granule), 1)
             chunks: Scalar = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
@@ -690,9 +748,10 @@ class Lowering(ChainLowering, OrderedLowering, LateLowering):
                 chunks = self.scalar("s_max", chunks, self.ceil_div(extent, cap))
             size = self.mul(self.scalar("s_max", self._ceil_div(self._ceil_div(extent, chunks), granule), 1), granule)
             chunks = self._ceil_div(extent, size)
-            plans.append((r, granule, chunks, size))
+            split[i] = r, granule, chunks, size
             total = self.mul(total, chunks)
             left = self._ceil_div(left, self.scalar("s_max", chunks, 1))
+        plans = [split[i] for i in range(len(ranges))]
         task = Block([S64])
         total_value = self.value(total)
         self.enter(task)
@@ -863,6 +922,8 @@ class Lowering(ChainLowering, OrderedLowering, LateLowering):
                 exact = r.divisor % r.step == 0
                 self.open[r.axis] = Open(iv, r.step if exact else extent, min(r.step, r.hint), 1, Capacity(r.step))
             results = run(k + 1, list(block.arguments[1:]))
+            if r.counter is not None and k + 1 == len(ranges):
+                self._prefetch_streams(body, r)
             self.effect("yield", results)
             self.leave()
             if r.axis is not None:
@@ -875,6 +936,44 @@ class Lowering(ChainLowering, OrderedLowering, LateLowering):
         results = iter(run(0, carried))
         for result, place, at_all, buffer in zip(op.results, places, points, buffers, strict=True):
             self._receive(result, place, at_all, buffer, results)
+
+    def _prefetch_streams(self, body: Block, r: Range) -> None:
+        """Ask for what a loop over an index will contract NEAR_AHEAD_BYTES later: what spans the lanes is a matrix,
+        read from one end to the other. The processor's own prefetching stops at the end of each page."""
+        if not self.facts.software_prefetch or not any(op.name == "contract" for op in body.ops):
+            return
+        asked: set[tuple[Value, int]] = set()
+        for op in body.ops:
+            if op.name != "load" or not self._is_resident_row(op):
+                continue
+            access, step = self.access(op), self._step_bytes(op, r)
+            if access.gathers or not 0 < step <= PAGE_BYTES:
+                continue
+            rows = [a for a in axes_of(op.result) if a in self.bound and not self.bound[a].lane]
+            fixed = replace(access, axes={a: access.axes[a] for a in rows if a in access.axes}, disp=0)
+            for at in self._coordinates(tuple(rows)):
+                operands, attributes = self.address(fixed, at)
+                place = attributes.pop("disp") + NEAR_AHEAD_BYTES
+                if (operands[-1], place) in asked:
+                    continue
+                asked.add((operands[-1], place))
+                for line in range(0, step, LINE_BYTES):
+                    self.effect("prefetch", operands, level=1, disp=place + line, **attributes)
+
+    def _is_resident_row(self, op: Op) -> bool:
+        return any(a in self.bound and self.bound[a].lane and self.bound[a].resident for a in axes_of(op.result))
+
+    def _step_bytes(self, op: Op, r: Range) -> int:
+        """How far on a load reads an index later; 0 where that is known only as the kernel runs."""
+        total = 0
+        for value, stride in zip(op.operands[1:], self.strides(op.operands[0]), strict=True):
+            form = affine(value)
+            coefficient = form.scalars.get(r.counter, 0) if form is not None and r.counter is not None else 0
+            if coefficient:
+                if not isinstance(stride, int):
+                    return 0
+                total += coefficient * stride * r.step
+        return total * element_bytes(op.operands[0].type.dtype)  # type: ignore[union-attr]
 
     def _receive(self, value: Value, place: str, points: list[dict[str, int]], buffer: Access | None,
                  rows: object) -> None:

@@ -19,10 +19,10 @@ from ..tile.ops import memory_of
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import Facts, LoweringError, Panels, Schedule, ScheduleError, Specialization
 from .by_hand import Fit, fit
-from .packed import DOT2_BF16, Dot, Packing, Term, dot_for, load_behind
+from .packed import DOT2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_loads
 from .slots import PAIR
-from .state import Capacity, Scalar, element_bytes
-from .walk import WalkChoice, WalkLowering
+from .state import Access, Capacity, Open, Scalar, element_bytes
+from .walk import FEW_ROWS, WalkChoice, WalkLowering
 
 ADDRESSED_ROWS = 8
 """Rows of a matrix that a contraction reads at once in place; an x86-64 has 16 general registers."""
@@ -47,6 +47,7 @@ class Model(WalkLowering):
         self.indexed_addresses = facts.indexed_addresses
         self.near_bytes = facts.l1_bytes
         self.block_bytes = facts.l2_bytes // 2
+        self.prefetches_rows = facts.software_prefetch
         self.transposes_by_scatter = facts.transposes_by_scatter
         self.specialization = specialization
         self.streaming_tensors = self._streaming_tensors()
@@ -112,6 +113,8 @@ class Model(WalkLowering):
             return False
         if not all(a in self.bound or (a in self.open and self.is_bounded(a)) for a in axes):
             return False
+        if len(contraction.attributes["over"]) > 1 and dot_for(contraction, self.facts) is not None:
+            return False
         depth = self._slot_depth(contraction)
         if depth is not None:
             if self._lies_as_slots(value, depth) or (
@@ -160,15 +163,6 @@ class Model(WalkLowering):
         across = [a for a in axes if a in self.open and a not in contraction.attributes["over"]]
         return any(self.extent_hint(a) >= self.lanes for a in across) and (
             prod(self.extent_hint(a) for a in axes) * bf16.size_bytes <= self.facts.l2_bytes // 2)
-
-    @cached_property
-    def users(self) -> dict[Value, list[Op]]:
-        """The ops that read each value."""
-        found: dict[Value, list[Op]] = {}
-        for op in self.function.walk():
-            for value in op.operands:
-                found.setdefault(value, []).append(op)
-        return found
 
     def _lies_as_slots(self, value: Value, depth: str) -> bool:
         """Whether a value is read from memory in which neighbours along an axis are neighbours, and spans no lanes."""
@@ -325,7 +319,6 @@ class Model(WalkLowering):
         if any(lane in v.type.axes for v in values if isinstance(v.type, TileType)):
             return False
         return (any(lane in op.result.type.axes for op in staged)  # type: ignore[union-attr]
-                and self.extent_hint(order[1]) >= STAGE_ROWS
                 and self.extent_hint(lane) > counts[lane] * self.lanes)
 
     def _micro_kernel(self, walk: Walk, lane: str | None) -> Fit | None:
@@ -344,19 +337,26 @@ class Model(WalkLowering):
 
     def _packing(self, walk: Walk, lane: str | None) -> Packing | None:
         """How a walk of contractions of narrow operands could run on packed dot products, as far as types say."""
-        if not walk.reductions or walk.inner or len(walk.reduced) != 1 or walk.reduced[0] not in self.open:
+        if not walk.reductions or walk.inner or any(axis not in self.open for axis in walk.reduced):
             return None
-        (depth,) = walk.reduced
-        elements = self.open[depth]
-        dots = {self._dot_of(op, depth) for op in walk.reductions}
-        dot = dots.pop()
-        if dot is None or dots or (self.extent_hint(depth) < dot.elements and not self._panels(walk)):
-            return None
-        kept = all(value in self.slot_axes for op in walk.reductions for value in op.operands)
-        return Packing(dot, depth, elements, kept, {op: self._term(op, lane, depth) for op in walk.reductions})
+        for depth in walk.reduced:
+            elements = self.open[depth]
+            dots = {self._dot_of(op, depth) for op in walk.reductions}
+            dot = dots.pop()
+            if dot is None or dots:
+                continue
+            if len(walk.reduced) > 1 and (not isinstance(elements.extent, int) or elements.extent % dot.elements):
+                continue
+            if self.extent_hint(depth) < dot.elements and not self._panels(walk):
+                continue
+            kept = all(value in self.slot_axes for op in walk.reductions for value in op.operands)
+            terms = {op: self._term(op, lane, depth) for op in walk.reductions}
+            return Packing(dot, depth, walk.reduced, elements, kept, terms)
+        return None
 
     def _dot_of(self, op: Op, depth: str) -> Dot | None:
-        """The packed dot product for a contraction of two loads."""
+        """The packed dot product for a contraction whose operands have slots along an axis. Of several contracted axes
+        slots lie along the one that is contiguous in both."""
         if op.name != "contract":
             return None
         if any(value in self.slot_axes for value in op.operands):
@@ -365,9 +365,15 @@ class Model(WalkLowering):
                         for value in op.operands)
             return DOT2_BF16 if ready else None
         for value in op.operands:
-            if (value in self.rows or value in self.buffers or depth not in axes_of(value)
-                    or (value.op is not None and value.op.name == "load" and self.access(value.op).gathers)):
+            loads = slot_loads(value)
+            if value in self.rows or value in self.buffers or depth not in axes_of(value) or loads is None:
                 return None
+            for load in loads:
+                access = self.access(load)
+                if access.gathers or load.result in self.buffers or depth not in access.axes:
+                    return None
+                if len(op.attributes["over"]) > 1 and access.axes[depth] != element_bytes(access.dtype):
+                    return None
         return dot_for(op, self.facts)
 
     def _term(self, op: Op, lane: str | None, depth: str) -> Term:
@@ -392,20 +398,19 @@ class Model(WalkLowering):
     def _serves(self, packing: Packing, lane: str | None, staged: list[Op]) -> bool:
         """Whether slots of all operands can be had: those that lie in memory as slots, or beside each other along the
         lanes, or are spread over them, or are copied. An operand is turned for all or none of its contractions."""
-        turned: dict[Op, bool] = {}
+        turned: dict[Value, bool] = {}
         for op, term in packing.terms.items():
             for number, value in enumerate(op.operands):
-                load = value.op
-                assert load is not None
                 if value in self.slot_axes:
                     continue
-                if turned.setdefault(load, term.turned == number) != (term.turned == number):
+                if turned.setdefault(value, term.turned == number) != (term.turned == number):
                     return False
-                access = self.access(load)
-                size = element_bytes(access.dtype)
-                joined = lane != packing.depth and (load in staged or access.axes.get(lane or "", size) == size)
-                if access.axes[packing.depth] != size and not joined:
-                    return False
+                for load in slot_loads(value) or ():
+                    access = self.access(load)
+                    size = element_bytes(access.dtype)
+                    joined = lane != packing.depth and (load in staged or access.axes.get(lane or "", size) == size)
+                    if access.axes[packing.depth] != size and not joined:
+                        return False
         return True
 
     def _lane(self, walk: Walk, loops: list[str], contraction: bool) -> str:
@@ -471,7 +476,8 @@ class Model(WalkLowering):
         if contraction:
             several = len(walk.reductions)
             budget = max(1, (registers - 4) // (fixed * several))
-            rows = sorted((a for a in outer if a != lane), key=lambda a: -self.extent_hint(a))
+            rows = sorted((a for a in outer if a != lane and (lane in outer or self.extent_hint(a) > 1)),
+                          key=lambda a: -self.extent_hint(a))
             if lane in outer:
                 panel = self._panel_vectors(walk, rows, lane)
                 wide = max(1, panel // several) if rows or fixed > 1 else min(8, budget)
@@ -485,7 +491,7 @@ class Model(WalkLowering):
                     if any(v in self.slot_axes for op in walk.reductions for v in op.operands):
                         # The rows that are read where they lie may be a power of two apart: few sets of a cache.
                         most = min(most, SET_ROWS)
-                    counts[rows[0]] = self._fit(rows[0], most, False, min(hidden, most))
+                    counts[rows[0]] = self._fit(rows[0], most, False, min(hidden, most), 2)
             elif lane in self.bound and rows:
                 # Each row is read through an address of its own, and those have to stay in registers too.
                 counts[rows[0]] = self._fit(rows[0], min(budget, ADDRESSED_ROWS), False)
@@ -497,13 +503,15 @@ class Model(WalkLowering):
                     second = (registers - 4 - first) // (first * len(walk.reductions))
                     counts[rows[1]] = self._fit(rows[1], max(1, second), False)
             for axis in walk.reduced:
-                if axis in counts:
+                if axis in counts and self.open[axis].extent != 1:
                     accumulators = fixed
                     for a in outer:
                         accumulators *= counts[a]
                     # Unrolled by 4 where the lane axis is not reduced (by 2 in loops that are themselves inside a
                     # loop over tiles: there are many of them); enough independent chains where it is.
                     unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
+                    if self.packing is not None and self._is_short(axis, accumulators * several):
+                        unrolled = self.extent_hint(axis)
                     counts[axis] = self._fit(axis, unrolled if axis != lane else max(1, min(4, 8 // accumulators)),
                                              axis == lane)
                     break
@@ -521,6 +529,11 @@ class Model(WalkLowering):
             last = loops[-1]
             counts[last] = self._fit(last, 4, False)
         return counts
+
+    def _is_short(self, axis: str, products: int) -> bool:
+        """Whether a sum inside another loop is no loop: a block of quantised weights, whose sum is then scaled."""
+        extent = self.open[axis].extent
+        return isinstance(extent, int) and bool(self.bound) and extent * products <= UNROLLED_INSTRUCTIONS
 
     def _panel_vectors(self, walk: Walk, rows: list[str], lane: str | None) -> int:
         """Vectors of the lane axis that a contraction holds. A broadcast element serves so many multiply-adds: where
@@ -546,9 +559,9 @@ class Model(WalkLowering):
         bytes_of_row *= self.extent_hint(lane) * self.slot_elements if lane is not None else 1
         return 4 if 4 * bytes_of_row <= self.facts.l1_bytes // 2 else 8
 
-    def _fit(self, axis: str, count: int, lane: bool, fewest: int = 1) -> int:
+    def _fit(self, axis: str, count: int, lane: bool, fewest: int = 1, spare: int = 1) -> int:
         """The largest count <= `count` that suits the extent: no larger than it, a divisor of it if one is near and not
-        below `fewest`."""
+        below `fewest`. spare: how many times the typical extent it may be, where the extent is not known."""
         o = self.open[axis]
         extent = o.extent if isinstance(o.extent, int) else None
         if extent is None:
@@ -556,7 +569,7 @@ class Model(WalkLowering):
                 return max(1, min(count, -(-o.hint // self.lanes)) if o.divisor % (count * self.lanes) else count)
             # A tile of a sequential loop is mostly whole.
             multiple = o.hint if o.capacity == Capacity(o.hint) else o.divisor
-            count = max(1, min(count, o.hint))
+            count = max(1, min(count, o.hint * (spare if o.hint > 1 else 1)))
             return next((c for c in range(count, max(fewest, count * 2 // 3, 1) - 1, -1) if multiple % c == 0), count)
         units = -(-extent // self.lanes) if lane else extent
         count = max(1, min(count, units))
@@ -585,8 +598,8 @@ class Model(WalkLowering):
             return []
         (row_axis,) = loops
         depth_axis = walk.reduced[0]
-        if self.schedule.stage is None and self.extent_hint(row_axis) < STAGE_ROWS:
-            return []
+        # Of few rows only these themselves are worth a copy, as more of them than have addresses are read at once.
+        few = self.schedule.stage is None and self.extent_hint(row_axis) < STAGE_ROWS
         if not self.is_bounded(depth_axis):
             return []
         staged = []
@@ -606,7 +619,13 @@ class Model(WalkLowering):
                 # Rows are copied in blocks of as many steps of depth as there are lanes, and no step may cross two.
                 whole = self.stages_columns(op, row_axis, counts) or self.lanes % counts[depth_axis] == 0
                 panel, rows = lane in axes and row_axis not in axes, row_axis in axes and lane not in axes
-                if panel or (rows and again and whole and not self._reads_well(op, row_axis, depth_axis, counts)):
+                well = not whole or self._reads_well(op, row_axis, depth_axis, counts)
+                if panel and few:
+                    # Nor is one of short rows that are taken whole, nor one for what is computed here and then kept.
+                    panel = self.access(op).axes.get(depth_axis) != element_bytes(self.access(op).dtype) and (
+                        self.extent_hint(lane) > counts[lane] * self.lanes
+                        and not any(v in self.slot_axes for v in reduction.operands))
+                if panel or (rows and again and not well):
                     staged.append(op)
         if staged and order[0] != lane:
             # A panel is a piece of the lane axis: inside a loop over rows it would be copied again for each of them.
@@ -672,26 +691,41 @@ class Model(WalkLowering):
 
     def _prefetched(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str],
                     reduced: list[str]) -> list[Op]:
-        """Contiguous matrices that are read only once, row by row: weights times one vector, or a cache that few rows
-        share. Rows of dot products are reduced along the lanes; others are each a term of all sums, and taken whole."""
-        if not self.facts.software_prefetch or lane is None or any(r.name != "contract" for r in walk.reductions):
+        """Contiguous matrices that are read only once, row by row: weights times a vector, or a few, or a cache that
+        few rows share. Rows of dot products are reduced along the lanes; others are each a term of all sums."""
+        contraction = all(r.name == "contract" for r in walk.reductions)
+        if not self.facts.software_prefetch or lane is None or not contraction or not order or len(reduced) != 1:
+            return []
+        if reduced != [lane]:
+            return self._prefetched_terms(walk, lane, counts, order, reduced[0])
+        if any(self.extent_hint(axis) > FEW_ROWS for axis in order[1:]):
+            return []
+        found = []
+        for op in self.reads(walk):
+            access = self.access(op)
+            if list(access.axes) == [order[0], lane] and not access.gathers:
+                o = self.open[lane] if self.packing is None else self.packing.elements
+                if self._is_whole_rows(access, order[0], lane, o):
+                    found.append(op)
+        return found
+
+    def _prefetched_terms(self, walk: Walk, lane: str, counts: dict[str, int], order: list[str], rows: str) -> list[Op]:
+        once = all(self.extent_hint(a) <= counts[a] for a in order if a != lane)
+        if self.packing is not None or not once or not {rows, lane} <= set(self.open) or self.extent_hint(lane) > counts[lane] * self.lanes:
             return []
         found = []
         for op in self.reads(walk):
             access = self.access(op)
             again = self.readers[memory_of(op.operands[0])] > 1
-            if len(access.axes) != 2 or lane not in access.axes or access.gathers or again:
-                continue
-            (rows,) = [a for a in access.axes if a != lane]
-            if rows not in self.open or reduced not in ([lane], [rows]):
-                continue
-            once = all(self.extent_hint(a) <= counts[a] for a in order if a not in (rows, lane))
-            if reduced == [rows]:
-                once = once and self.extent_hint(lane) <= counts[lane] * self.lanes
-            row_bytes = self.mul(self.open[lane].extent, element_bytes(access.dtype))
-            if once and access.axes[rows] == row_bytes and access.axes[lane] == element_bytes(access.dtype):
+            plain = set(access.axes) == {rows, lane} and not access.gathers and not again
+            if plain and self._is_whole_rows(access, rows, lane, self.open[lane]):
                 found.append(op)
         return found
+
+    def _is_whole_rows(self, access: Access, rows: str, lane: str, along: Open) -> bool:
+        """Whether a matrix has its rows, contiguous along an axis, one after the other."""
+        size = element_bytes(access.dtype)
+        return access.axes[rows] == self.mul(along.extent, size) and access.axes[lane] == size
 
     # Stores past the caches.
 

@@ -178,6 +178,10 @@ LANE_OPS = OpTable("lane", [
                "of b, and the next 64 start panel_bytes further. All warps of a group of 4 issue it; warp w of it has "
                "rows 16 w .., its registers hold 16 x 8 elements by fours (fragments.C). It is done, and its sums may "
                "be read, after its group_wait"),
+    OpSpec("group_multiply_rows", (1 + 4 + 4, None), (4, None), attributes=("dtype", "right_rows"),
+           optional=("right_disp", "right_panel_bytes", "fresh"), pure=False,
+           doc="near address of b, a (four row<b32>: each warp's 16 x 16 elements of 16 bits, fragments.A), c -> as "
+               "group_multiply, with a in registers"),
     OpSpec("group_commit", (0, 0), (0, 0), pure=False, doc="the group_multiply ops since the last one are a batch"),
     OpSpec("group_wait", (0, None), (0, None), attributes=("pending",), pure=False,
            doc="all but the `pending` last batches of this warp's group are done; sums in flight -> the sums"),

@@ -7,6 +7,10 @@ matrix instruction of 1 x lanes x 2, `vpdpbusd` one of 1 x lanes x 4.
 What holds while a walk is packed: its contracted axis (the depth) is open in slots, counted from where the walk begins,
 so that a step, a tail or a mask of that axis is one of slots. Elements that fill no slot are left to plain products.
 
+An operand may be computed from what is loaded, by operations that leave every bit in its element or are cut there (and,
+or, xor, not, shifts of u8): they are done on whole slots. So unpacking 4-bit weights costs a shift and a mask for 64 of
+them, and not one for each. Of several contracted axes the one along which slots lie is packed; the others are loops.
+
 `vpdpbusd` multiplies u8 by i8. Where both operands are i8, or both u8, one of them is *turned*: the highest bit of each
 element is inverted, which moves it by 128 into the other type. The sum is then off by 128 times that of the other
 operand's elements, which a second dot product finds. All sums wrap, so the result is exact for all inputs.
@@ -36,6 +40,43 @@ class Dot:
     result: DType
 
 
+SLOTWISE = ("and", "or", "xor", "not", "shl", "shr")
+"""Ops on narrow integers that can be done on whole slots."""
+
+
+def constant_behind(value: Value) -> int | None:
+    """The integer that every element of a value is, if it is a constant."""
+    while value.op is not None and value.op.name in ("full", "cast"):
+        value = value.op.operands[0]
+    return int(value.op.attributes["value"]) if value.op is not None and value.op.name == "const" else None
+
+
+def slot_loads(value: Value) -> list[Op] | None:
+    """The loads that an operand is computed from on slots: itself, or by `SLOTWISE` ops from bytes; else None."""
+    op, dtype = value.op, value.type.dtype  # type: ignore[union-attr]
+    if op is None:
+        return None
+    if op.name == "load":
+        return [op]
+    if dtype not in (i8, u8):
+        return None
+    if op.name == "cast" and op.operands[0].type.dtype in (i8, u8):  # type: ignore[union-attr]
+        return slot_loads(op.operands[0])
+    if op.name not in SLOTWISE or (op.name == "shr" and dtype is i8):
+        return None
+    if op.name in ("shl", "shr"):
+        amount = constant_behind(op.operands[1])
+        return slot_loads(op.operands[0]) if amount is not None and 0 <= amount < 8 else None
+    found: list[Op] = []
+    for operand in op.operands:
+        if constant_behind(operand) is None:
+            loads = slot_loads(operand)
+            if loads is None:
+                return None
+            found += loads
+    return found
+
+
 def load_behind(value: Value) -> Op | None:
     """The load that an operand of a contraction is, but for casts."""
     while value.op is not None and value.op.name == "cast":
@@ -45,10 +86,6 @@ def load_behind(value: Value) -> Op | None:
 
 DOT2_BF16 = Dot("dot2_bf16", 2, (bf16,), f32)
 DOTS = (Dot("dot4_u8i8", 4, (u8, i8), i32), DOT2_BF16)
-
-TURN = 0x80808080 - (1 << 32)
-"""The highest bits of four bytes; as four u8 128, as four i8 -128."""
-
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -60,11 +97,13 @@ class Term:
 
 @dataclass(slots=True)
 class Packing:
-    """How a walk is packed. depth: the contracted axis. elements: how it is open in elements. padded: a last slot that
-    is not full holds zeros in all operands, and is taken like any other."""
+    """How a walk is packed. depth: the contracted axis along which slots lie. reduced: all contracted axes. elements:
+    how the depth is open in elements. padded: a last slot that is not full holds zeros in all operands, and is taken
+    like any other."""
 
     dot: Dot
     depth: str
+    reduced: tuple[str, ...]
     elements: Open
     padded: bool = False
     terms: dict[Op, Term] = field(default_factory=dict)
@@ -118,7 +157,7 @@ class PackedRows(RowEvaluation):
         """The row of a load that a contraction reads: of slots where the walk is packed."""
         if self.packing is None:
             return self.row(op.result, at)
-        return self.slot_row(op, at, self.is_turned(op))
+        return self.slot_row(op.result, at, self.is_turned(op.result))
 
     def operand_dtype(self, op: Op) -> DType:
         """The element type of the rows that `operand_row` gives."""
@@ -134,36 +173,76 @@ class PackedRows(RowEvaluation):
         base = self.add(access.base, self.mul(step, self.packing.elements.offset))
         return Access(base, access.disp, {**access.axes, depth: self.mul(step, self.slot_elements)}, b32)
 
-    def is_turned(self, op: Op) -> bool:
-        """Whether a load is turned; the same for all contractions that read it (sapper/lane/model.py)."""
+    def is_turned(self, value: Value) -> bool:
+        """Whether an operand is turned; the same for all contractions that read it (sapper/lane/model.py)."""
         assert self.packing is not None
-        return any(term.turned is not None and contraction.operands[term.turned].op is op
+        return any(term.turned is not None and contraction.operands[term.turned] is value
                    for contraction, term in self.packing.terms.items())
 
-    def slot_row(self, op: Op, at: dict[str, int], turned: bool) -> Value:
-        """A row of slots of a load, for slot at[depth] of the depth."""
-        axes = op.result.type.axes  # type: ignore[union-attr]
-        level = self.level_of(op.result)
+    def slot_row(self, value: Value, at: dict[str, int], turned: bool) -> Value:
+        """A row of slots of an operand, for slot at[depth] of the depth."""
+        op = value.op
+        assert op is not None
+        axes = value.type.axes  # type: ignore[union-attr]
+        level = self.level_of(value)
         memo = self.levels[level].memo
-        key = ("slots", op, tuple(at[a] for a in axes), turned)
+        key = ("slots", value, tuple(at[a] for a in axes), turned)
         if key not in memo:
             outer_location, self.location = self.location, op.location or self.location
             staged = self.staged.get(op)
-            row = staged.load(at, level) if staged is not None else self._fetch_slots(op, at, level)
+            if staged is not None:
+                row = staged.load(at, level)
+            elif op.name == "load":
+                row = self._fetch_slots(op, at, level)
+            else:
+                row = self._slotwise(op, at, level)
             if turned and staged is None:
-                row = self.emit(level, "xor", [row, self.turning_row()], ROW_B32)
+                row = self._bits(level, "xor", row, self.turning_row())
             memo[key] = row
             self.location = outer_location
         found: Value = memo[key]
         return found
 
-    def turning_row(self) -> Value:
-        """TURN in every slot."""
+    def _slotwise(self, op: Op, at: dict[str, int], level: int) -> Value:
+        """An elementwise op on bytes, done on slots of four."""
+        rows = []
+        for operand in op.operands:
+            number = constant_behind(operand)
+            rows.append(self.slot_row(operand, at, False) if number is None else number)
+        if op.name == "cast":
+            return rows[0]  # type: ignore[return-value]  # between i8 and u8: the same bits
+        if op.name == "not":
+            return self._bits(level, "xor", rows[0], 0xFF)
+        if op.name in ("shl", "shr"):
+            row, amount = rows
+            assert isinstance(row, Value) and isinstance(amount, int)
+            if amount == 0:
+                return row
+            integers = self.emit(level, "bitcast", [row], ROW_I32)
+            moved = self.emit(level, op.name, [integers], ROW_I32, amount=amount)
+            kept = 0xFF >> amount if op.name == "shr" else 0xFF << amount & 0xFF
+            return self._bits(level, "and", self.emit(level, "bitcast", [moved], ROW_B32), kept)
+        return self._bits(level, op.name, *rows)
+
+    def _bits(self, level: int, name: str, left: Value | int, right: Value | int) -> Value:
+        """and, or, xor of rows of slots; a number is that of each byte."""
+        rows = [self.bytes_row(side) if isinstance(side, int) else side for side in (left, right)]
+        return self.emit(level, name, rows, ROW_B32)
+
+    def bytes_row(self, number: int) -> Value:
+        """The low 8 bits of a number in every byte."""
+        number = (number & 0xFF) * 0x01010101
         memo = self.levels[0].memo
-        if "turn" not in memo:
-            memo["turn"] = self.emit(0, "bitcast", [self.constant(TURN, i32)], ROW_B32)
-        found: Value = memo["turn"]
+        key = ("bytes", number)
+        if key not in memo:
+            signed = number - (1 << 32) if number >> 31 else number
+            memo[key] = self.emit(0, "bitcast", [self.constant(signed, i32)], ROW_B32)
+        found: Value = memo[key]
         return found
+
+    def turning_row(self) -> Value:
+        """The highest bit of every byte: as four u8 128, as four i8 -128."""
+        return self.bytes_row(0x80)
 
     def _fetch_slots(self, op: Op, at: dict[str, int], level: int) -> Value:
         assert self.packing is not None
@@ -225,16 +304,15 @@ class PackedRows(RowEvaluation):
         term = self.packing.terms[contraction]
         rows = []
         for operand in contraction.operands:
-            assert operand.op is not None
             rows.append(self.kept_slots(operand, at) if operand in self.slot_axes
-                        else self.slot_row(operand.op, at, self.is_turned(operand.op)))
+                        else self.slot_row(operand, at, self.is_turned(operand)))
         return self.emit(self.depth, self.packing.dot.name, [total, rows[term.first], rows[1 - term.first]], total.type)
 
-    def straight_operand(self, contraction: Op) -> Op | None:
+    def straight_operand(self, contraction: Op) -> Value | None:
         """The operand whose elements, summed, say how far off the products with the turned one are."""
         if self.packing is None or self.packing.terms[contraction].turned is None:
             return None
-        return contraction.operands[1 - self.packing.terms[contraction].turned].op  # type: ignore[operator]
+        return contraction.operands[1 - self.packing.terms[contraction].turned]  # type: ignore[operator]
 
     def add_error(self, row: Value, first: bool, total: Value) -> Value:
         """total + what products of the slots of a row with turned ones are too large by. first: the row is of u8."""
@@ -277,8 +355,8 @@ def panels_for(function: Function, name: str, facts: Facts) -> Panels:
 
 
 def dot_for(contraction: Op, facts: Facts) -> Dot | None:
-    """The packed dot product that serves the types of a contraction's operands, if these are loads."""
-    if any(value.op is None or value.op.name != "load" for value in contraction.operands):
+    """The packed dot product that serves the types of a contraction's operands, if their slots can be had."""
+    if any(slot_loads(value) is None for value in contraction.operands):
         return None
     dtypes = {v.type.dtype for v in contraction.operands}  # type: ignore[union-attr]
     result = row_dtype(contraction.result.type.dtype)  # type: ignore[union-attr]

@@ -13,8 +13,9 @@ over, from what it waited for, not from the order in which they happened to run:
     if it knows of one, and of none of the other parity since, it passes at once
 
 Threads of control depend on scalars alone, so that one order of events stands for all. Loops in which nobody waits are
-run once, their counters as intervals; the others a few rounds only, which suffice to use every stage again. What is not
-seen that way: faults that come only after more rounds, or from scalars that memory holds.
+run once, their counters as intervals; those that only start copies, as often as they say; the others a few rounds only,
+which suffice to use every stage again. What is not seen that way: faults that come only after more rounds, or from
+scalars that memory holds.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from . import fragments
 from .interpret import pure_function
 from .ops import ADDRESS_AT
 
-ROUNDS, TILES = 6, 2
-"""Rounds of a loop in which warps wait, and how often such a loop is run."""
-EXTENT = 576
-"""Of every run-time dimension."""
+ROUNDS, TILES = 6, 3
+"""Rounds of a loop in which warps wait, every other time one less, and how often such a loop is run: stages are left in
+each state."""
+EXTENT, SCALAR = 576, 581
+"""Every run-time dimension, and every scalar: what a loop goes to that ends at one is no multiple of a piece."""
 WORKERS = 3
 MOST_FAULTS = 8
 
@@ -44,7 +46,11 @@ Clock = dict[int, int]
 
 _SYNCHRONISES = frozenset({
     "sync_warps", "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait", "tensor_copy",
-    "group_fence", "group_multiply", "group_commit", "group_wait", "async_copy", "async_commit", "async_wait"})
+    "group_fence", "group_multiply", "group_multiply_rows", "group_commit", "group_wait", "async_copy",
+    "async_commit", "async_wait"})
+_WAITS = frozenset({"sync_warps", "signal_wait", "group_wait", "async_wait"})
+_FIRST_SUM = {"group_multiply": 2, "group_multiply_rows": 5}
+"""Operands before the sums."""
 _READS = frozenset({"load", "load_splat", "gather", "s_load", "load_matrix"})
 _WRITES = frozenset({"store", "store_lane0", "scatter", "s_store"})
 
@@ -154,7 +160,7 @@ def _sums_in_flight(function: Function) -> Iterator[Fault]:
     """Uses of sums before a wait for all batches."""
     flying: set[Value] = set()
     loops = [op for op in function.walk() if op.name == "loop"]
-    users = [op for op in function.walk() if op.name == "group_multiply"]
+    users = [op for op in function.walk() if op.name in _FIRST_SUM]
     for op in users:
         flying.update(op.results)
     grown = True
@@ -168,8 +174,9 @@ def _sums_in_flight(function: Function) -> Iterator[Fault]:
         grown = len(flying) > before
     for op in function.walk():
         for at, value in enumerate(op.operands):
-            if value in flying and not (op.name == "group_multiply" and at >= 2) and op.name not in ("yield", "loop") \
-                    and not (op.name == "group_wait" and op.attributes["pending"] == 0):
+            waits = op.name == "group_wait" and op.attributes["pending"] == 0
+            if value in flying and at < _FIRST_SUM.get(op.name, len(op.operands)) and not waits \
+                    and op.name not in ("yield", "loop"):
                 yield Fault(op, "sums that a matrix instruction may still be working on", value.op)
                 break
 
@@ -221,8 +228,10 @@ class _Rehearsal:
                           if isinstance(v.type, ScalarType)])
                 elif op.name in _WRITES and op.name != "s_store":
                     want(op.operands[1:])
-                elif op.name in ("group_multiply", "group_wait"):
-                    want(op.operands[:2 if op.name == "group_multiply" else 0])
+                elif op.name == "group_wait":
+                    pass
+                elif op.name in _FIRST_SUM:
+                    want([v for v in op.operands if isinstance(v.type, ScalarType)])
                 else:
                     want(op.operands)
             return found
@@ -317,7 +326,8 @@ class _Rehearsal:
             self.fault(op, "a loop of waits whose bounds memory holds")
             return
         inner = any(self.synchronises(nested) for o in block.ops for nested in o.blocks if o.name != "if")
-        for number in numbers[:None if inner else ROUNDS]:
+        waits = any(o.name in _WAITS for o in op.walk())
+        for number in numbers[:ROUNDS - warp.runs.get(op, 0) % 2 if waits and not inner else None]:
             if inner and warp.runs and min(warp.runs.values()) >= TILES:
                 break
             values[counter] = number
@@ -325,7 +335,7 @@ class _Rehearsal:
             if op.name == "loop":
                 carried = [values.get(v) for v in block.ops[-1].operands]
                 values.update(zip(arguments, carried, strict=True))
-        if not inner:
+        if waits and not inner:
             warp.runs[op] = warp.runs.get(op, 0) + 1
         if op.name == "loop":
             values.update((r, values.get(a)) for r, a in zip(op.results, arguments, strict=True))
@@ -342,8 +352,9 @@ class _Rehearsal:
                 result = self.splat(op.attributes["value"])
         elif name == "arg":
             slot = op.attributes["slot"]
-            known = slot >= 3 and self.function.attributes["slots"][slot - 3].endswith(".data")
-            result = (slot + 1) << 40 if known or slot < 3 else EXTENT
+            name = "" if slot < 3 else self.function.attributes["slots"][slot - 3]
+            result = (slot + 1) << 40 if slot < 3 or name.endswith(".data") else \
+                SCALAR if name.startswith("scalar.") else EXTENT
         elif name in ("worker", "near_memory"):
             result = 0
         elif name == "workers":
@@ -563,8 +574,9 @@ class _Rehearsal:
     def _multiply(self, warp: Warp, op: Op) -> None:
         if not warp.fenced:
             self.fault(op, "a batch without group_fence before it")
-        columns = (len(op.operands) - 2) * 2
-        for at, side, extent in ((0, "left", 64), (1, "right", columns)):
+        columns = (len(op.operands) - _FIRST_SUM[op.name]) * 2
+        sides = ((0, "left", 64), (1, "right", columns))
+        for at, side, extent in sides if op.name == "group_multiply" else ((0, "right", columns),):
             start = self._address(warp, op, at, f"{side}_disp")
             if start is None:
                 continue
@@ -616,6 +628,7 @@ _ACTIONS: dict[str, Callable[[_Rehearsal, Warp, Op], None]] = {
     "signal_start": _Rehearsal._start, "signal_fence": _Rehearsal._fence_signals,
     "signal_arrive": _Rehearsal._arrive, "signal_expect": _Rehearsal._arrive, "tensor_copy": _Rehearsal._copy_box,
     "group_fence": _Rehearsal._fence_group, "group_multiply": _Rehearsal._multiply,
+    "group_multiply_rows": _Rehearsal._multiply,
     "group_commit": _Rehearsal._commit, "group_wait": _Rehearsal._wait_group, "async_copy": _Rehearsal._copy_lanes,
     "async_commit": _Rehearsal._commit_copies, "async_wait": _Rehearsal._wait_copies,
 }

@@ -546,7 +546,9 @@ class RowEvaluation(State):
         return None
 
     def _from_memory(self, access: Access, value: Value, at: dict[str, int], level: int) -> Value:
-        return self._fetch(access, value, at, level, self.lane_mask(value.type.axes), padded=True)  # type: ignore[union-attr]
+        axes = value.type.axes  # type: ignore[union-attr]
+        narrow = any(self.bound[axis].narrow for axis in axes)      # then a row may reach beyond the padding
+        return self._fetch(access, value, at, level, self.lane_mask(axes), padded=not narrow)
 
     def _fetch(self, access: Access, value: Value, at: dict[str, int], level: int, mask: Value | None,
                padded: bool = False) -> Value:

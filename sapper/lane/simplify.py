@@ -281,9 +281,9 @@ def _mask_full(op: Op, build: Rewriter) -> Replacement:
     return None
 
 
-# Memory operands. `first` is where the base stands among the operands.
+# Memory operands: where the base stands among them.
 
-_FIRST = {
+FIRST = {
     "load": 0, "load_splat": 0, "s_load": 0, "prefetch": 0, "gather": 0, "store": 1, "store_lane0": 1, "s_store": 1,
     "scatter": 1,
 }
@@ -304,7 +304,7 @@ def _drop_full_mask(op: Op, build: Rewriter) -> Replacement:
 
 def _fold_displacement(op: Op, build: Rewriter) -> Replacement:
     """base + c, index + c and a constant index go into disp, where it holds them."""
-    first = _FIRST[op.name]
+    first = FIRST[op.name]
     attributes = op.attributes
     disp = attributes.get("disp", 0)
     base = op.operands[first]
@@ -332,7 +332,7 @@ def _fold_scale(op: Op, build: Rewriter) -> Replacement:
 
     Only where the sum or product is computed in this block: one from outside is cheaper as it is.
     """
-    first = _FIRST[op.name]
+    first = FIRST[op.name]
     attributes = op.attributes
     if attributes.get("indexed"):
         index = op.operands[first + 1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,27 @@ AHEAD_BYTES = 8192
 """How far ahead of a packed panel memory is asked for: further than its latency, and past the next page."""
 
 NEAR_AHEAD_BYTES = 4096
-"""The same for streams beside which results are stored past the caches. It is asked into L1: on a Zen 4 at 3.7 GHz
-what was asked into L2 only made those stores wait (GELU of 8192 x 4096: 16.2 ms, against 8.3 without prefetching)."""
+"""The same for weights in blocks, and for streams beside which results are stored past the caches. It is asked into L1:
+on a Zen 4 at 3.7 GHz what was asked into L2 only made those stores wait (GELU of 8192 x 4096: 16.2 ms, against 8.3
+without prefetching)."""
 
 ROWS_AHEAD_BYTES = 10240
 """The same, at least, of rows of a matrix: it stays in half of L1 until its turn comes."""
+
+PANEL_NEAR_AHEAD_BYTES = 2048
+"""How far where a panel is read as fast as memory gives it, below SLOW_STEPS multiply-adds for each byte: the processor
+then asks for what is further by itself, as long as it sees some of the accesses miss. Measured on a Zen 4: 97 % of what
+plain reads reach for 4 rows, where 8192 makes 69 %; for 16 rows 76 and 89 % of the multiply-adds."""
+SLOW_STEPS = 1 / 8
+
+FEW_ROWS = 16
+"""Typical number of rows up to which a contraction is bound by memory."""
+
+COPY_AHEAD_STEPS = 32
+"""How many steps of the depth ahead of a copy memory is asked for."""
+
+WIDE_ROW_BYTES = 128
+"""Rows of a panel from this size on are copied panel by panel: they are whole cache lines."""
 
 BLOCK_PANELS = 8
 """Most panels that are walked with the same rows: these then come from the last cache so many times less often."""
@@ -97,7 +114,9 @@ class WalkChoice:
 @dataclass(slots=True)
 class Accumulator:
     """One reduction in flight. rows: (outer coordinates, chain) -> value row, and index row for argmax. errors: outer
-    coordinates of one operand -> what packed products of it are too large by (sapper/lane/packed.py)."""
+    coordinates of one operand -> what packed products of it are too large by (sapper/lane/packed.py).
+
+    also: further contractions that are added to the same rows. total: the value that the rows become; else the op's."""
 
     op: Op
     outer: list[tuple[int, ...]]
@@ -105,6 +124,13 @@ class Accumulator:
     rows: dict[tuple[tuple[int, ...], int], Value]
     indices: dict[tuple[tuple[int, ...], int], Value]
     errors: dict[tuple[int, ...], Value] = field(default_factory=dict)
+    also: tuple[Op, ...] = ()
+    total: Value | None = None
+
+    @property
+    def value(self) -> Value:
+        """What the rows become."""
+        return self.op.result if self.total is None else self.total
 
     def carried(self) -> Carried:
         return [*self.rows.values(), *self.indices.values(), *self.errors.values()]
@@ -149,10 +175,20 @@ class WalkLowering(Squares):
     stage_memory: dict[tuple[str, Op], Scalar]
     near_bytes: int
     block_bytes: int
+    prefetches_rows: bool
     block_loads: list[Op]
     busiest: Walk | None
     behind: Behind | None = None
     paired: set[str] | frozenset[str] = frozenset()
+
+    @cached_property
+    def users(self) -> dict[Value, list[Op]]:
+        """The ops that read each value, once for each operand."""
+        found: dict[Value, list[Op]] = {}
+        for op in self.function.walk():
+            for value in op.operands:
+                found.setdefault(value, []).append(op)
+        return found
 
     def choose(self, walk: Walk) -> WalkChoice:
         raise NotImplementedError("the model chooses")
@@ -163,9 +199,10 @@ class WalkLowering(Squares):
     # Loops over one axis.
 
     def axis_loop(self, axis: str, count: int, lane: bool, carried: Carried,
-                  body: Callable[[Carried], Carried], within: Open | None = None) -> Carried:
+                  body: Callable[[Carried], Carried], within: Open | None = None,
+                  tails: tuple[int, ...] | None = None) -> Carried:
         """Run `body` with `axis` bound to each piece of its open extent, or of a range within it, threading carried
-        values through."""
+        values through. tails: how many rows at once of what is left, before single ones."""
         o = self.open[axis] if within is None else within
         step = count * self.lanes if lane else count
         if isinstance(o.extent, int):
@@ -196,11 +233,11 @@ class WalkLowering(Squares):
         start = whole_end
         if lane:
             return self._loop(axis, start, stop, 1, True, o.divisor % self.lanes != 0, carried, body)
-        if count > 8:
-            four_end = self.add(start, self.scalar("s_and", self.sub(stop, start), -4))
-            carried = self._loop(axis, start, four_end, 4, False, False, carried, body)
-            start = four_end
-        if count > PAIR and axis in self.paired:
+        for size in ((4,) if count > 8 else ()) if tails is None else tails:
+            end = self.add(start, self.scalar("s_and", self.sub(stop, start), -size))
+            carried = self._loop(axis, start, end, size, False, False, carried, body)
+            start = end
+        if count > PAIR and axis in self.paired and tails is None:
             even_end = self.add(start, self.scalar("s_and", self.sub(stop, start), -PAIR))
             carried = self._loop(axis, start, even_end, PAIR, False, False, carried, body)
             start = even_end
@@ -279,12 +316,20 @@ class WalkLowering(Squares):
                 if choice.blocked and k == 0:
                     self._panel_blocks(choice, axis, lambda: body([]))
                 else:
-                    self.axis_loop(axis, choice.counts[axis], axis == choice.lane, [], body)
+                    contracts = any(r.name == "contract" for r in walk.reductions)
+                    self.axis_loop(axis, choice.counts[axis], axis == choice.lane, [], body,
+                                   tails=self._tails(axis, choice.counts[axis]) if contracts else None)
                 pending[:] = []
 
         outer(0)
         for op in choice.staged:
             self.staged.pop(op, None)
+
+    def _tails(self, axis: str, count: int) -> tuple[int, ...]:
+        """How many rows of a contraction at once what is left of its rows is cut into: each piece reads all of the
+        other operand again, from memory where there are few rows in all."""
+        sizes = (8, 4, 2) if self.open[axis].hint <= FEW_ROWS else (4, 2)
+        return tuple(size for size in sizes if size < count)
 
     def counted(self, label: str, start: Scalar, stop: Scalar, step: int, body: Callable[[Value], None]) -> None:
         """A loop that carries nothing."""
@@ -334,7 +379,7 @@ class WalkLowering(Squares):
         """All of the walk at one piece of its outer axes."""
         if walk.reductions:
             slots = self._slots(walk, choice)
-            accumulators = [self._start(op, slots) for op in walk.reductions]
+            accumulators = self._start_all(walk, choice, slots)
             carried = [v for a in accumulators for v in a.carried()]
             carried = self._reduce(walk, choice, 0, accumulators, carried)
             self._unpack(accumulators, carried)
@@ -372,7 +417,7 @@ class WalkLowering(Squares):
         """The results go through scratch memory, so that what follows is code for a few rows, run for all."""
         rows = self.bound[axis]
         for a in accumulators:
-            value = a.op.result
+            value = a.value
             axes: list[tuple[str, Capacity | int]] = [
                 (name, self.bound[name].count * (self.lanes if self.bound[name].lane else 1))
                 for name in sorted(value.type.axes, key=lambda name: self.bound[name].lane)]  # type: ignore[union-attr]
@@ -392,12 +437,12 @@ class WalkLowering(Squares):
         step = ROLLED_ROWS if rows.count % ROLLED_ROWS == 0 else 1
         self._loop(axis, rows.offset, self.add(rows.offset, rows.count), step, False, False, [], finish)
         for a in accumulators:
-            del self.buffers[a.op.result]
+            del self.buffers[a.value]
 
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
         """Where results go past the caches, the walk that computes most asks for what the next row will read, or, where
-        nothing is held for a row, for what lies NEAR_AHEAD_BYTES further: memory and arithmetic then work at the same time,
-        instead of in turns. The processor's own prefetching stops at the end of each page of 4 KiB."""
+        nothing is held for a row, for what lies NEAR_AHEAD_BYTES further: memory and arithmetic then work at the same
+        time, instead of in turns. The processor's own prefetching stops at the end of each page of 4 KiB."""
         if choice.lane is None or walk is not self.busiest:
             return
         for op in self.block_loads:
@@ -426,6 +471,9 @@ class WalkLowering(Squares):
         for axis in choice.reduced:
             inner *= choice.counts[axis]
         outer *= len(walk.reductions)
+        if self.packing is not None and self.bound and all(
+                choice.counts[a] == self.open[a].extent for a in choice.reduced):
+            return 1    # No loop: what a loop round it does next is independent of this sum.
         return max(1, min(inner, -(-8 // outer)))
 
     def _coordinates(self, axes: tuple[str, ...]) -> list[dict[str, int]]:
@@ -433,6 +481,67 @@ class WalkLowering(Squares):
         for axis in axes:
             points = [{**p, axis: j} for p in points for j in range(self.bound[axis].count)]
         return points
+
+    def _start_all(self, walk: Walk, choice: WalkChoice, slots: int) -> list[Accumulator]:
+        """An accumulator for each reduction; integer contractions that are only added to each other share one, which
+        begins with what else is added to them."""
+        accumulators = []
+        shared: set[Op] = set()
+        for op in walk.reductions:
+            if op in shared:
+                continue
+            accumulator = self._start(op, slots)
+            found = self._added_to(op, walk) if choice.by_hand is None and choice.lane not in walk.reduced else None
+            if found is not None:
+                total, contractions, others = found
+                shared |= set(contractions)
+                accumulator.total, accumulator.also = total, tuple(c for c in contractions if c is not op)
+                for point in accumulator.outer if others else ():
+                    at = dict(zip(axes_of(op.result), point, strict=True))
+                    row, *rest = [self.row(value, at) for value in others]
+                    for other in rest:
+                        row = self.emit(self.depth, "add", [row, other], ROW_I32)
+                    accumulator.rows[point, 0] = row
+            accumulators.append(accumulator)
+        return accumulators
+
+    def _added_to(self, op: Op, walk: Walk) -> tuple[Value, list[Op], list[Value]] | None:
+        """The sum of i32 that a contraction of a walk is a part of, if nothing else reads its parts: the sum, all
+        contractions in it, and what else is added. What else there is does not come from the walk's reductions."""
+        axes = set(axes_of(op.result))
+        found = None
+        total = op.result
+        while op.name == "contract" and self.straight_operand(op) is None:
+            readers = self.users.get(total, ())
+            reader = readers[0] if len(readers) == 1 else None
+            if (reader is None or reader.name != "add" or total in walk.after or row_dtype(total.type.dtype) is not i32  # type: ignore[union-attr]
+                    or set(axes_of(reader.result)) != axes):
+                break
+            total = reader.result
+            contractions: list[Op] = []
+            others: list[Value] = []
+            if not self._parts_of_sum(total, walk, contractions, others, True):
+                break
+            found = total, contractions, others
+        return found
+
+    def _parts_of_sum(self, value: Value, walk: Walk, contractions: list[Op], others: list[Value], top: bool) -> bool:
+        """Split a sum into contractions of a walk and other values; whether that can be."""
+        op = value.op
+        if op in walk.reductions:
+            assert op is not None
+            contractions.append(op)
+            return (op.name == "contract" and self.straight_operand(op) is None and value not in walk.after
+                    and len(self.users[value]) == 1)
+        if op is not None and op.name == "add" and (top or (len(self.users[value]) == 1 and value not in walk.after)):
+            return all(self._parts_of_sum(v, walk, contractions, others, False) for v in op.operands)
+        others.append(value)
+        return not self._depends(value, {r.result for r in walk.reductions})
+
+    def _depends(self, value: Value, results: set[Value]) -> bool:
+        if value in results or value.op is None or value in self.rows or value in self.buffers:
+            return value in results
+        return any(self._depends(v, results) for v in value.op.operands)
 
     def _start(self, op: Op, slots: int) -> Accumulator:
         t = op.result.type
@@ -457,7 +566,7 @@ class WalkLowering(Squares):
         started = Accumulator(op, points, slots, dict.fromkeys(keys, start), indices)
         straight = self.straight_operand(op)
         if straight is not None:
-            panel = self.staged.get(straight)
+            panel = self.staged.get(straight.op) if straight.op is not None else None
             if isinstance(panel, StagedPanel):
                 for point in points:
                     started.rows[point, 0] = panel.start(dict(zip(t.axes, point, strict=True)), self.depth)
@@ -473,10 +582,10 @@ class WalkLowering(Squares):
         for a in accumulators:
             a.receive(values)
 
-    def _outer_axes(self, load: Op) -> tuple[str, ...]:
-        """The axes of an operand of a packed contraction but for the contracted one."""
+    def _outer_axes(self, operand: Value) -> tuple[str, ...]:
+        """The axes of an operand of a packed contraction but for the contracted ones."""
         assert self.packing is not None
-        return tuple(a for a in load.result.type.axes if a != self.packing.depth)  # type: ignore[union-attr]
+        return tuple(a for a in axes_of(operand) if a not in self.packing.reduced)
 
     def _take_errors_off(self, accumulators: list[Accumulator]) -> None:
         for a in accumulators:
@@ -516,7 +625,9 @@ class WalkLowering(Squares):
         for number, inner in enumerate(self._coordinates(walk.reduced)):
             for a, point in self._by_point(accumulators):
                 axes = a.op.result.type.axes  # type: ignore[union-attr]
-                self._accumulate(a, point, number % a.slots, {**inner, **dict(zip(axes, point, strict=True))}, walk)
+                at = {**inner, **dict(zip(axes, point, strict=True))}
+                for op in (a.op, *a.also):
+                    self._accumulate(a, op, point, number % a.slots, at, walk)
             for a in accumulators:
                 self._add_errors(a, inner)
         for op in choice.prefetched:
@@ -525,7 +636,7 @@ class WalkLowering(Squares):
             elif self.panels_of(op) is None:
                 self._prefetch_ahead(op)
             else:
-                self._prefetch_panel(self.staged[op])
+                self._prefetch_panel(self.staged[op], walk)
         for op in choice.staged:
             staged = self.staged.get(op)
             if choice.blocked and isinstance(staged, StagedRows):
@@ -547,7 +658,7 @@ class WalkLowering(Squares):
         straight = self.straight_operand(a.op)
         if straight is None:
             return
-        first = straight.result.type.dtype is u8  # type: ignore[union-attr]
+        first = straight.type.dtype is u8  # type: ignore[union-attr]
         axes = self._outer_axes(straight)
         for point, error in a.errors.items():
             row = self.slot_row(straight, {**inner, **dict(zip(axes, point, strict=True))}, False)
@@ -648,20 +759,22 @@ class WalkLowering(Squares):
                 disp = attributes.pop("disp") + AHEAD_BYTES
                 self.effect("prefetch", operands, level=1, disp=disp, **attributes)
 
-    def _prefetch_panel(self, panel: StagedPanel) -> None:
-        """Ask for what lies AHEAD_BYTES further: panels are one stream, and the processor's own prefetching stops at
-        the end of each page."""
+    def _prefetch_panel(self, panel: StagedPanel, walk: Walk) -> None:
+        """Ask for what lies further: panels are one stream, and the processor's own prefetching stops at the end of
+        each page."""
         steps = self.bound[panel.depth_axis].count
         access = panel.access()
         piece_bytes = panel.piece_bytes * self.bound[panel.lane].count
+        multiply_adds = prod(self.bound[axis].count for axis in walk.outer)
+        ahead = PANEL_NEAR_AHEAD_BYTES if multiply_adds < SLOW_STEPS * piece_bytes else AHEAD_BYTES
         for step in range(steps):
             operands, attributes = self.address(access, {panel.depth_axis: step})
-            disp = attributes.pop("disp") + AHEAD_BYTES
+            disp = attributes.pop("disp") + ahead
             for line in range(0, piece_bytes, 64):
-                self.effect("prefetch", operands, level=1, disp=disp + line, **attributes)
+                self.effect("prefetch", operands, level=2, disp=disp + line, **attributes)
 
-    def _accumulate(self, a: Accumulator, point: tuple[int, ...], slot: int, at: dict[str, int], walk: Walk) -> None:
-        op = a.op
+    def _accumulate(self, a: Accumulator, op: Op, point: tuple[int, ...], slot: int, at: dict[str, int],
+                    walk: Walk) -> None:
         key = (point, slot)
         old = a.rows[key]
         depth = self.depth
@@ -723,9 +836,10 @@ class WalkLowering(Squares):
             rows[point] = self._result(op, kind, *pair)
         for point, parts in together.items():
             rows[point] = self._result(op, kind, self._join_rows(kind, parts), None)
-        memo = self.levels[self.level_of(op.result)].memo
+        memo = self.levels[self.level_of(a.value)].memo
         for point, row in rows.items():
-            memo[op.result, point] = row
+            at = dict(zip(t.axes, point, strict=True))
+            memo[a.value, tuple(at[axis] for axis in axes_of(a.value))] = row
 
     def _join_lanes(self, kind: str, pair: tuple[Value, Value | None]) -> tuple[Value, Value | None]:
         """The lanes of a row joined, in every lane."""
@@ -943,7 +1057,7 @@ class WalkLowering(Squares):
                 self.scratch([(self.block_bytes, 64)], u8)
         column_bytes = self.mul(self._panel_depth(depth_axis), dtype.size_bytes) if choice.blocked else 0
         panel = StagedPanel(self, self.stage_memory[key], depth_axis, lane, dtype, column_bytes)
-        turned = any(self.straight_operand(contraction) is op for contraction in walk.reductions)
+        turned = any(self.straight_operand(contraction) is op.result for contraction in walk.reductions)
         if turned:
             key = ("start", op)
             if key not in self.stage_memory:
@@ -951,33 +1065,52 @@ class WalkLowering(Squares):
                 self.stage_memory[key] = self.scratch([(panels * width, 1)], i32)
             panel.start_base = self.stage_memory[key]
 
-        def copy(carried: Carried) -> Carried:
-            self._stage_panel(op, panel)
+        def starts(carried: Carried) -> Carried:
             if turned:
                 self._stage_start(op, panel)
             return carried
 
-        if choice.blocked:
-            self.axis_loop(lane, choice.counts[lane], True, [], copy)
-        else:
-            copy([])
-        return panel
-
-    def _stage_panel(self, op: Op, panel: StagedPanel) -> None:
-        """The lane axis is bound to its piece: copy [depth][piece], each row of the piece beside the next."""
-        lane, depth_axis = panel.lane, panel.depth_axis
         access = self.access(op)
-        if access.axes.get(depth_axis) == element_bytes(access.dtype) and not access.gathers:
-            transpose = self._scatter_into if self.transposes_by_scatter else self._transpose_into
-            transpose(op, panel, lane, depth_axis, self.operand_access(op))
-            return
+        along_depth = access.axes.get(depth_axis) == element_bytes(access.dtype) and not access.gathers
+
+        def over_pieces(copy: Callable[[Carried], Carried]) -> Carried:
+            return self.axis_loop(lane, choice.counts[lane], True, [], copy) if choice.blocked else copy([])
+
+        def transpose(carried: Carried) -> Carried:
+            into = self._scatter_into if self.transposes_by_scatter else self._transpose_into
+            into(op, panel, lane, depth_axis, self.operand_access(op))
+            return starts(carried)
 
         def copy(carried: Carried) -> Carried:
             for at in self._coordinates((depth_axis, lane)):
                 panel.store(at, self.operand_row(op, at))
+            if self.prefetches_rows and not access.gathers:
+                self._prefetch_rows(op, panel)
             return carried
 
-        self.axis_loop(depth_axis, 4, False, [], copy)
+        if along_depth:
+            over_pieces(transpose)
+        elif choice.blocked and width * element_bytes(access.dtype) < WIDE_ROW_BYTES:
+            # All pieces of a step of the depth, which lie side by side, before the next step.
+            self.axis_loop(depth_axis, 1, False, [], lambda _: over_pieces(copy))
+            if turned:
+                over_pieces(starts)
+        else:
+            over_pieces(lambda _: starts(self.axis_loop(depth_axis, 4, False, [], copy)))
+        return panel
+
+    def _prefetch_rows(self, op: Op, panel: StagedPanel) -> None:
+        """Ask for the rows of memory that are copied COPY_AHEAD_STEPS steps of the depth later: they are far apart."""
+        access = self.operand_access(op)
+        step = self.access(op).axes[panel.depth_axis]
+        row_bytes = self.bound[panel.lane].count * self.lanes * element_bytes(self.access(op).dtype)
+        for number in range(self.slot_elements):
+            row = Access(self.add(access.base, self.mul(step, number)), access.disp, access.axes, access.dtype)
+            for at in range(self.bound[panel.depth_axis].count):
+                operands, attributes = self.address(row, {panel.depth_axis: COPY_AHEAD_STEPS + at})
+                disp = attributes.pop("disp")
+                for line in range(0, row_bytes, 64):
+                    self.effect("prefetch", operands, level=2, disp=disp + line, **attributes)
 
     def _stage_start(self, op: Op, panel: StagedPanel) -> None:
         """What sums of products with a panel's columns begin with: minus what they will be too large by."""

@@ -94,11 +94,13 @@ def groups_of(before: Sequence[Extent | str], after: Sequence[Extent | str], rat
             return None
         groups.append(found)
         start, first = start + found[0], first + found[1]
-    rest = [*before[start:], *after[first:]]
-    if any(extent != 1 for extent in rest) or not groups:
+    if not groups:
         return None
-    groups[-1] = [groups[-1][0] + len(before) - start, groups[-1][1] + len(after) - first]
-    return groups
+    # What is left are ones, or elements that the last group's become parts of: [16, 4] of a byte are [16] of 4 bytes.
+    p, q = groups[-1][0] + len(before) - start, groups[-1][1] + len(after) - first
+    groups[-1] = [p, q]
+    last = product(before[len(before) - p:], []).times(Monomial(ratio, {}))
+    return groups if last == product(after[len(after) - q:], []) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """A conversation in turns: messages in, answers out piece by piece, what was said before taken from the cache.
 
-In: a Model and a user's messages. Out: `Conversation`, whose `ask` gives a Generation. Holds: only tokens that the
+In: a model and a user's messages. Out: `Conversation`, whose `ask` gives a Generation. Holds: only tokens that the
 session has not seen in this place are fed; after an answer that was broken off anywhere the conversation goes on.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 from .chat import Message, render
 from .errors import ModelError
 from .generate import Generation
-from .load import Model
+from .load import Loaded
 
 DEFAULT_CONTEXT = 4096
 
@@ -22,7 +22,7 @@ class Conversation:
     context was full; the oldest go first, the system message stays."""
 
     def __init__(
-        self, model: Model, system: str | None = None, *, context: int | None = None, cache_dtype: str = "f32",
+        self, model: Loaded, system: str | None = None, *, context: int | None = None, cache_dtype: str = "f32",
         threads: int | None = None, interpret: bool = False,
     ) -> None:
         """context: tokens of the whole conversation (None: as many as the model can, but at most DEFAULT_CONTEXT).

@@ -1,6 +1,6 @@
 """Generation: a prompt in, text out piece by piece, with the times that it took.
 
-In: a Model and a prompt. Out: `Generation`, an iterator over pieces of text. Holds: the same seed gives the same
+In: a model and a prompt. Out: `Generation`, an iterator over pieces of text. Holds: the same seed gives the same
 tokens; every piece is whole characters.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from .chat import Message, render
 from .errors import ModelError
-from .load import Model
+from .load import Loaded
 from .sampling import Sampling
 from .session import BaseSession
 from .stops import StopStrings
@@ -21,7 +21,7 @@ from .tokenizer import TextStream
 CONTEXT_STEP = 256
 
 
-def prompt_tokens(model: Model, prompt: str, raw: bool = False, system: str | None = None) -> list[int]:
+def prompt_tokens(model: Loaded, prompt: str, raw: bool = False, system: str | None = None) -> list[int]:
     """The tokens of a prompt. raw: the text as it is; otherwise as a user's message in the model's chat template, after
     a system message if one is given. A model without a template takes the prompt raw.
     """
@@ -42,7 +42,7 @@ class Generation:
     """
 
     def __init__(
-        self, model: Model, prompt: Sequence[int], limit: int, *, temperature: float = 0.0, top_k: int = 40,
+        self, model: Loaded, prompt: Sequence[int], limit: int, *, temperature: float = 0.0, top_k: int = 40,
         top_p: float = 1.0, min_p: float = 0.0, seed: int = 0, stop: Sequence[str] = (), threads: int | None = None,
         interpret: bool = False, cache_dtype: str = "f32", session: BaseSession | None = None,
     ) -> None:
@@ -123,7 +123,7 @@ class Generation:
 
 
 def generate(
-    model: Model, prompt: str, tokens: int = 128, *, raw: bool = False, system: str | None = None, **options: Any
+    model: Loaded, prompt: str, tokens: int = 128, *, raw: bool = False, system: str | None = None, **options: Any
 ) -> Generation:
     """Generate text: `for piece in generate(model, "Hello"): print(piece, end="")`. See Generation, prompt_tokens."""
     return Generation(model, prompt_tokens(model, prompt, raw, system), tokens, **options)

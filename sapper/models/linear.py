@@ -8,14 +8,16 @@ A use is a list of steps (kernel, arguments), so that the session can run them a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from ..kernels import embedding, matvec, moe, moe_blocks, quantized
-from ..kernels.quantized import BLOCK, HALF, PANEL
+from ..kernels import embedding, matmul, matvec, moe, norm, quantized
+from ..kernels.moe_blocks import EXPERTS
+from ..kernels.quantized import BLOCK, PANEL
 from ..runtime.buffers import Arena, empty
 from ..runtime.program import Rows
 
@@ -26,13 +28,24 @@ Steps: TypeAlias = list[tuple[Any, tuple[Any, ...]]]
 class Workspace:
     """Memory that matrices need besides their operands; one for a session.
 
-    normed, sums: vectors of at most `features` elements in all after their norm, and the sums of their blocks.
+    normed: a vector of at most `features` elements after its norm.
     """
 
     def __init__(self, features: int) -> None:
         self.normed = empty((features,))
-        self.sums = empty((-(-features // BLOCK),))
         self._wide: list[Array] = []
+        self._quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.int32)]
+
+    def quants(self, rows: int, columns: int) -> tuple[Array, Array, Array]:
+        """Memory for rows that are quantised in blocks (sapper/kernels/quantized.py): q, scales and starts."""
+        blocks = columns // BLOCK
+        shapes = (blocks, rows, BLOCK), (blocks, 2, rows), (blocks, rows)
+        for place, shape in enumerate(shapes):
+            if self._quants[place].size < math.prod(shape):
+                self._quants[place] = empty((math.prod(shape),), self._quants[place].dtype)
+        q, scales, starts = (
+            kept[: math.prod(shape)].reshape(shape) for kept, shape in zip(self._quants, shapes, strict=True))
+        return q, scales, starts
 
     def wide(self, place: int, rows: int, columns: int) -> Array:
         """Memory for a matrix in f32; place: 0, or 1 for a second one at the same time."""
@@ -41,6 +54,19 @@ class Workspace:
         if self._wide[place].size < rows * columns:
             self._wide[place] = empty((rows * columns,))
         return self._wide[place][: rows * columns].reshape(rows, columns)
+
+
+def in_blocks(rows: Array, size: int = BLOCK) -> Array:
+    """The last axis of a contiguous array in blocks, as a view."""
+    blocks = rows.view()
+    blocks.shape = (*rows.shape[:-1], rows.shape[-1] // size, size)
+    return blocks
+
+
+def quantized_rows(x: Rows, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
+    """Rows as operands of kernels with weights in blocks, and the step that quantises them."""
+    operands = work.quants(*x.array.shape)
+    return [(quantized.quantize_blocks, (Rows(in_blocks(x.array), x.count), *operands))], operands
 
 
 def named_arrays(value: Any, name: str = "") -> dict[str, Array]:
@@ -85,8 +111,9 @@ class Matrix(Protocol):
     def look_up(self, tokens: Array, y: Array) -> Steps:
         """y[t] = row tokens[t]"""
 
-    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
-        """The rows as a plain array, its dtype, and the steps that fill it, if it has to be made."""
+    def apply_rows(self, name: str, x: Rows, others: Sequence[Any], rest: Sequence[Rows], work: Workspace) -> Steps:
+        """The matrix kernel of that name (sapper/kernels/matmul.py) on the rows x. others: further matrices of the same
+        form that it takes; rest: its other operands, and the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,19 +146,21 @@ class Dense:
     def look_up(self, tokens: Array, y: Array) -> Steps:
         return [(getattr(embedding, f"embedding_{self.dtype}"), (tokens, self.weights, y))]
 
-    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
-        return self.weights, self.dtype, []
+    def apply_rows(self, name: str, x: Rows, others: Sequence[Dense], rest: Sequence[Rows], work: Workspace) -> Steps:
+        weights = [one.weights for one in (self, *others)]
+        return [(getattr(matmul, f"{name}_{self.dtype}"), (x, *weights, *rest))]
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
     """Weights in blocks of 32, in the panels of sapper/kernels/quantized.py. form: "q4" or "q8".
 
-    parts: quants, scale and, of q4, minimum.
+    parts: quants and scales. exact: activations stay f32; otherwise they are quantised too, which is much faster.
     """
 
     form: str
     parts: tuple[Array, ...]
+    exact: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -144,55 +173,68 @@ class Blocks:
 
     @property
     def shape(self) -> tuple[int, int]:
-        panels, blocks, lanes = self.parts[1].shape
-        return panels * lanes, blocks * BLOCK
-
-    def _blocks(self, vector: Array) -> Array:
-        """A vector, or one for each token, as the kernels of this form take it."""
-        halves = (2, HALF) if self.form == "q4" else (BLOCK,)
-        return vector.reshape(*vector.shape[:-1], -1, *halves)
+        panels, blocks = self.parts[0].shape[:2]
+        return panels * PANEL, blocks * BLOCK
 
     def _kernel(self, task: str) -> Any:
-        return getattr(quantized, f"{task}_{self.form}")
+        return getattr(quantized.FORMS[self.form], task)
 
     def operands(self, x: Array, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
-        """A vector, or one for each row of x, as operands of this form's kernels, and the steps that prepare them."""
-        if self.form != "q4":
-            return [], (self._blocks(x),)
-        sums = work.sums[: x.size // BLOCK]
-        steps: Steps = [(quantized.block_sums, (x.reshape(-1, BLOCK), sums))]
-        return steps, (self._blocks(x), sums.reshape(*x.shape[:-1], -1))
+        """A vector, or rows of vectors, as operands of this form's kernels, and the steps that prepare them."""
+        if self.exact:
+            return [], (in_blocks(x),)
+        operands = work.quants(x.size // x.shape[-1], x.shape[-1])
+        return [(quantized.quantize_blocks, (in_blocks(x.reshape(-1, x.shape[-1])), *operands))], operands
 
     def norm(self, x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
         """The same of rms_norm(x)."""
-        normed = work.normed[: x.size]
-        blocks = [vector.reshape(-1, BLOCK) for vector in (x, gain, normed)]
-        sums = work.sums[: x.size // BLOCK]
-        steps: Steps = [(quantized.rms_norm_blocks, (*blocks[:2], epsilon, blocks[2], sums))]
-        return steps, (self._blocks(normed), *((sums,) if self.form == "q4" else ()))
+        if self.exact:
+            normed = work.normed[: x.size]
+            return [(norm.rms_norm, (x.reshape(1, -1), gain, epsilon, normed.reshape(1, -1)))], (in_blocks(normed),)
+        operands = work.quants(1, x.size)
+        return [(quantized.rms_norm_quantize, (in_blocks(x), in_blocks(gain), epsilon, *operands))], operands
+
+    def _apply(self, task: str, weights: Sequence[Array], operands: Sequence[Array], *vectors: Array) -> Steps:
+        """A product with a vector. task: what comes after "matmul" or "matvec" in the kernel's name."""
+        panels = [in_blocks(vector, PANEL) for vector in vectors]
+        if self.exact:
+            return [(self._kernel(f"matvec{task}"), (*weights, *operands, *panels))]
+        return [(self._kernel(f"matmul{task}"), (*weights, *operands, *(one[None] for one in panels)))]
 
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
         steps, operands = self.norm(x, gain, epsilon, work)
-        return [*steps, (self._kernel("matvec"), (*self.parts, *operands, y.reshape(-1, PANEL)))]
+        return steps + self._apply("", self.parts, operands, y)
 
     def apply_norm_swiglu(
         self, up: Blocks, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
         steps, operands = self.norm(x, gain, epsilon, work)
-        return [*steps, (self._kernel("matvec_swiglu"), (*self.parts, *up.parts, *operands, y.reshape(-1, PANEL)))]
+        return steps + self._apply("_swiglu", (*self.parts, *up.parts), operands, y)
 
     def apply_residual(self, x: Array, residual: Array, y: Array, work: Workspace) -> Steps:
         steps, operands = self.operands(x, work)
-        vectors = (residual.reshape(-1, PANEL), y.reshape(-1, PANEL))
-        return [*steps, (self._kernel("matvec_residual"), (*self.parts, *operands, *vectors))]
+        return steps + self._apply("_residual", self.parts, operands, residual, y)
 
     def look_up(self, tokens: Array, y: Array) -> Steps:
-        return [(self._kernel("embedding"), (tokens, *self.parts, self._blocks(y)))]
+        return [(self._kernel("embedding"), (tokens, *self.parts, in_blocks(y)))]
+
+    def apply_rows(self, name: str, x: Rows, others: Sequence[Blocks], rest: Sequence[Rows], work: Workspace) -> Steps:
+        matrices = (self, *others)
+        if self.exact:
+            plain = [one.widened(work, place) for place, one in enumerate(matrices)]
+            weights = [wide for wide, _, _ in plain]
+            return [*(step for _, _, steps in plain for step in steps),
+                    (getattr(matmul, f"{name}_f32"), (x, *weights, *rest))]
+        steps, operands = quantized_rows(x, work)
+        parts = [part for one in matrices for part in one.parts]
+        panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
+        return [*steps, (self._kernel(name.replace("_nt", "")), (*parts, *operands, *panels))]
 
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
+        """The rows as a plain array, its dtype, and the step that fills it."""
         rows, columns = self.shape
         wide = work.wide(place, rows, columns)
-        panels = self._blocks(wide.reshape(rows // PANEL, PANEL, columns))
+        panels = in_blocks(wide).reshape(rows // PANEL, PANEL, -1, BLOCK)
         return wide, "f32", [(self._kernel("dequantize"), (*self.parts, panels))]
 
 
@@ -220,28 +262,18 @@ class Experts(Protocol):
     ) -> Steps:
         """y = residual + the sum over k of weights[k] * (W x[k]) of expert experts[k]"""
 
-    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
-        """The matrices as a plain array, its dtype, and the steps that fill it, if it has to be made."""
+    def apply_groups(
+        self, others: Sequence[Any], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
+    ) -> Steps:
+        """y[m] = W x[m] for the rows of each expert; with others = [up]: silu(W x[m]) * (up x[m])"""
 
 
-def grouped_swiglu(gate: Experts, up: Experts, x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace) -> Steps:
-    """y[m] = silu(gate x[m]) * (up x[m]) for the rows of each expert"""
-    return _grouped("grouped_matmul_swiglu", [gate, up], x, ranges, y, work)
-
-
-def grouped(matrices: Experts, x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace) -> Steps:
-    """y[m] = W x[m] for the rows of each expert"""
-    return _grouped("grouped_matmul", [matrices], x, ranges, y, work)
-
-
-def _grouped(
-    name: str, matrices: Sequence[Experts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
-) -> Steps:
-    plain = [one.widened(work, place) for place, one in enumerate(matrices)]
-    blocks = [weights.reshape(len(weights), *moe.blocks_of(weights.shape[1]), -1) for weights, _, _ in plain]
+def _groups_of(arrays: Sequence[Array], dtype: str, x: Rows, ranges: tuple[Array, ...], y: Rows) -> Steps:
+    """`apply_groups` of plain arrays [experts, rows, columns]."""
+    blocks = [weights.reshape(len(weights), *moe.blocks_of(weights.shape[1]), -1) for weights in arrays]
     result = Rows(y.array.reshape(len(y.array), *blocks[0].shape[1:3]), y.count)
-    kernel = getattr(moe, f"{name}_{plain[0][1]}")
-    return [*(step for _, _, steps in plain for step in steps), (kernel, (x, *ranges, *blocks, result))]
+    name = "grouped_matmul" if len(arrays) == 1 else "grouped_matmul_swiglu"
+    return [(getattr(moe, f"{name}_{dtype}"), (x, *ranges, *blocks, result))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +302,10 @@ class DenseExperts:
     ) -> Steps:
         return [(getattr(moe, f"expert_matvec_{self.dtype}"), (self.weights, experts, weights, x, residual, y))]
 
-    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
-        return self.weights, self.dtype, []
+    def apply_groups(
+        self, others: Sequence[DenseExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
+    ) -> Steps:
+        return _groups_of([one.weights for one in (self, *others)], self.dtype, x, ranges, y)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,25 +326,37 @@ class BlockExperts:
     def _parts(self) -> tuple[Array, ...]:
         return tuple(part.reshape(self.count, -1, *part.shape[1:]) for part in self.together.parts)
 
+    def _kernel(self, task: str) -> Any:
+        """task: what comes after "expert_matmul" or "expert_matvec" in the kernel's name."""
+        product = "matvec" if self.together.exact else "matmul"
+        return getattr(EXPERTS[self.together.form], f"expert_{product}{task}")
+
     def apply_norm_swiglu(
         self, up: BlockExperts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
         steps, operands = self.together.norm(x, gain, epsilon, work)
-        kernel = getattr(moe_blocks, f"expert_matvec_swiglu_{self.together.form}")
-        panels = y.reshape(len(y), -1, PANEL)
-        return [*steps, (kernel, (*self._parts(), *up._parts(), experts, *operands, panels))]
+        return [*steps, (self._kernel("_swiglu"), (
+            *self._parts(), *up._parts(), experts, *operands, in_blocks(y, PANEL)))]
 
     def apply_weighted(
         self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
     ) -> Steps:
         steps, operands = self.together.operands(x, work)
-        kernel = getattr(moe_blocks, f"expert_matvec_{self.together.form}")
-        vectors = (residual.reshape(-1, PANEL), y.reshape(-1, PANEL))
-        return [*steps, (kernel, (*self._parts(), experts, weights, *operands, *vectors))]
+        vectors = in_blocks(residual, PANEL), in_blocks(y, PANEL)
+        return [*steps, (self._kernel(""), (*self._parts(), experts, weights, *operands, *vectors))]
 
-    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
-        wide, dtype, steps = self.together.widened(work, place)
-        return wide.reshape(self.count, -1, wide.shape[1]), dtype, steps
+    def apply_groups(
+        self, others: Sequence[BlockExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
+    ) -> Steps:
+        experts = (self, *others)
+        if self.together.exact:
+            plain = [one.together.widened(work, place) for place, one in enumerate(experts)]
+            wide = [rows.reshape(self.count, -1, rows.shape[1]) for rows, _, _ in plain]
+            return [*(step for _, _, steps in plain for step in steps), *_groups_of(wide, "f32", x, ranges, y)]
+        steps, operands = quantized_rows(x, work)
+        parts = [part for one in experts for part in one._parts()]
+        kernel = getattr(EXPERTS[self.together.form], "grouped_swiglu" if others else "grouped")
+        return [*steps, (kernel, (*operands, *ranges, *parts, Rows(in_blocks(y.array, PANEL), y.count)))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,12 +400,12 @@ class RawBlocks:
         return RawBlocks(self.form, tuple(order(part) for part in self.parts))
 
 
-def in_panels(pieces: Sequence[RawBlocks], arena: Arena) -> Blocks:
-    """The rows of all pieces, one after the other, in panels; the pieces are of one form."""
+def in_panels(pieces: Sequence[RawBlocks], arena: Arena, exact: bool = False) -> Blocks:
+    """The rows of all pieces, one after the other, in panels; the pieces are of one form. exact: see Blocks."""
+    panels = [quantized.to_panels(*piece.parts) for piece in pieces]
     parts = []
-    for group in zip(*(piece.parts for piece in pieces), strict=True):
-        panels = [quantized.to_panels(part) for part in group]
-        target = arena.empty((sum(len(p) for p in panels), *panels[0].shape[1:]), panels[0].dtype)
-        np.concatenate(panels, out=target)
+    for group in zip(*panels, strict=True):
+        target = arena.empty((sum(len(p) for p in group), *group[0].shape[1:]), group[0].dtype)
+        np.concatenate(group, out=target)
         parts.append(target)
-    return Blocks(pieces[0].form, tuple(parts))
+    return Blocks(pieces[0].form, tuple(parts), exact)

@@ -1,6 +1,6 @@
 """Loads a model of any architecture that there is.
 
-In: a path or a name. Out: `Model`: a LlamaModel or a DeepseekModel. Holds: which package loads what stands in one
+In: a path or a name. Out: a `Model`. Holds: which package loads what stands in one
 table.
 """
 
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, TypeAlias
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import ModelError
-from .session import BaseSession
-from .tokenizer import Tokenizer
+from .model import Model
 from .weights import check_form
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "llama", "deepseek_v2": "deepseek", "deepseek_v3": "deepseek",
@@ -21,38 +20,22 @@ ARCHITECTURES = {"llama": "llama", "qwen2": "llama", "deepseek_v2": "deepseek", 
 """What a checkpoint calls its architecture -> the package that has it."""
 
 
-class Model(Protocol):
-    """What a generation needs of a model."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-
-    @property
-    def positions(self) -> int:
-        """The longest context."""
-
-    def session(
-        self, context: int | None = None, *, cache_dtype: str = "f32", threads: int | None = None,
-        interpret: bool = False,
-    ) -> BaseSession:
-        """A new conversation; see BaseSession."""
+Loaded: TypeAlias = Model[Any, Any]
 
 
-def load_model(model: str | Path, dtype: str = "file") -> Model:
-    """Load a model. model: a path, or a name that sapper.models.locate knows. dtype: "file", "bf16" or "f32".
+def load_model(model: str | Path, dtype: str = "file") -> Loaded:
+    """Load a model. model: a path, or a name that sapper.models.locate knows. dtype: one of weights.FORMS.
 
     With "f32" and "bf16", block formats are widened at load; bf16 rounds each weight once more, to 8 bits of precision.
-    With "file", matrices in Q4_0, Q4_1 and Q8_0 stay what they are, and the others become bf16.
+    With "file", matrices in Q4_0, Q4_1 and Q8_0 stay what they are, and the others become bf16. What the former are
+    multiplied by is quantised to 8 bits, a scale for every 32 numbers; with "file-f32" it stays f32, which is slower.
     Raises ModelError for whatever is wrong with the files.
     """
     check_form(dtype)
     return load_checkpoint(open_checkpoint(model), dtype)
 
 
-def load_checkpoint(checkpoint: Checkpoint, dtype: str) -> Model:
+def load_checkpoint(checkpoint: Checkpoint, dtype: str) -> Loaded:
     package = ARCHITECTURES.get(checkpoint.architecture)
     if package is None:
         key = "general.architecture" if checkpoint.gguf else "model_type"
@@ -61,5 +44,5 @@ def load_checkpoint(checkpoint: Checkpoint, dtype: str) -> Model:
             f"{checkpoint.where}, key {key}", found, f"one of {', '.join(ARCHITECTURES)}",
             "take a model of such an architecture",
         )
-    loaded: Model = import_module(f"{__package__}.{package}.model").load(checkpoint, dtype)
+    loaded: Loaded = import_module(f"{__package__}.{package}.model").load(checkpoint, dtype)
     return loaded

@@ -1,6 +1,6 @@
 """Perplexity of a text: how many tokens a model wavers between, on average.
 
-In: a Model and the tokens of a text. Out: `Perplexity`. Holds: windows and counted tokens are those of llama.cpp's
+In: a model and the tokens of a text. Out: `Perplexity`. Holds: windows and counted tokens are those of llama.cpp's
 `llama-perplexity`, so that the figures compare:
 
     stride 0    windows of `context` tokens one after the other, what is left over at the end is not used. Of each, the
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .errors import ModelError
-from .load import Model
+from .load import Loaded
 
 CONTEXT = 512
 
@@ -48,7 +48,7 @@ def windows_of(count: int, context: int, stride: int) -> list[tuple[int, int]]:
 
 
 def perplexity(
-    model: Model, tokens: Sequence[int], *, context: int | None = None, stride: int = 0, threads: int | None = None,
+    model: Loaded, tokens: Sequence[int], *, context: int | None = None, stride: int = 0, threads: int | None = None,
     interpret: bool = False, cache_dtype: str = "f32",
     report: Callable[[int, int, Perplexity], None] = lambda done, windows, so_far: None,
 ) -> Perplexity:

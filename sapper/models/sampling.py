@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from .errors import ModelError
 
 MAX_TEMPERATURE = 1e6
+BELOW_ONE = 1.0 - 2.0**-24
+"""The largest f32 below 1: a random number that lies above would round to 1, beyond the last candidate."""
 
 
 @dataclass(frozen=True, slots=True)

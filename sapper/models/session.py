@@ -7,18 +7,18 @@ Holds: all buffers are made once; NumPy only makes views of them; every number i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..ahead import plan as whole
-from ..kernels import cross_entropy, embedding, matmul, norm, sampling
+from ..kernels import cross_entropy, embedding, norm, sampling
 from ..runtime.buffers import empty
 from ..runtime.program import Program, Rows, Variable
 from .errors import ModelError
 from .linear import Matrix, Steps, Workspace, named_arrays
-from .sampling import Sampling
+from .sampling import BELOW_ONE, Sampling
 from .weights import DTYPES
 
 CHUNK = 512
@@ -65,7 +65,7 @@ class BaseSession(ABC):
         if cache_dtype not in DTYPES:
             raise ModelError("the dtype of the cache", repr(cache_dtype), f"one of {', '.join(DTYPES)}")
         self.vocabulary = vocabulary
-        self.chunk = min(CHUNK, self.context)
+        self.chunk = self._capacity = self._longest_chunk()
         self.position = 0
         self.logits = empty((vocabulary,), np.dtype(np.float32))
         self._options: dict[str, Any] = {} if threads is None else {"threads": threads}
@@ -76,11 +76,16 @@ class BaseSession(ABC):
         self._tokens = empty((self.chunk,), np.dtype(np.int32))
         self._count = Variable("count", self.chunk)
         self._candidates: tuple[Array, Array] | None = None
+        self._settings = tuple(empty((1,), np.dtype(np.float32)) for _ in range(4))
+        self._kept = empty((1,), np.dtype(np.int32))
         self._decode: Program | None = None
         self._prefill: Program | None = None
         self._scoring: Scoring | None = None
         self._x: Array
         self._y: Array
+
+    def _longest_chunk(self) -> int:
+        return min(CHUNK, self.context)
 
     # ---- what an architecture says
 
@@ -229,19 +234,19 @@ class BaseSession(ABC):
 
     def _rows(self, array: Array) -> Rows:
         """The rows of a chunk's tokens."""
-        return Rows(array, self._count)
+        return Rows(array[: self._capacity], self._count)
 
     def _look_up(self, matrix: Matrix, x: Array) -> Steps:
         """x: the rows of the matrix that belong to a chunk's tokens."""
         return [(kernel, (self._rows(tokens), *parts, self._rows(into)))
                 for kernel, (tokens, *parts, into) in matrix.look_up(self._tokens, x)]
 
-    def _multiply(self, name: str, x: Array, matrices: Sequence[Matrix], *rest: Array) -> Steps:
-        """The matrix kernel of that name on a chunk, for the dtype in which the matrices can be had."""
-        plain = [matrix.widened(self._work, place) for place, matrix in enumerate(matrices)]
-        kernel = getattr(matmul, f"{name}_{plain[0][1]}")
-        arguments = (self._rows(x), *(weights for weights, _, _ in plain), *map(self._rows, rest))
-        return [*(step for _, _, steps in plain for step in steps), (kernel, arguments)]
+    def _multiply(
+        self, name: str, x: Array, matrices: Sequence[Matrix], *rest: Array, rows: Callable[[Array], Rows] | None = None
+    ) -> Steps:
+        """The matrix kernel of that name on a chunk. rows: which rows of the arrays (None: the chunk's tokens')."""
+        rows = rows or self._rows
+        return matrices[0].apply_rows(name, rows(x), matrices[1:], [rows(one) for one in rest], self._work)
 
     # ---- choosing a token
 
@@ -259,9 +264,11 @@ class BaseSession(ABC):
             sampling.argmax_rows(self.logits.reshape(1, -1), self.picked, **self._options)
             return int(self.picked[0])
         count = min(top_k, self.vocabulary)
-        if self._candidates is None or len(self._candidates[0]) != count:
-            self._candidates = empty((count,), np.dtype(np.float32)), empty((count,), np.dtype(np.int32))
-        values, indices = self._candidates
-        sampling.top_k(self.logits, values, indices, **self._options)
-        sampling.sample_top_k(values, indices, temperature, top_p, min_p, u, self.picked, **self._options)
+        if self._candidates is None or self._candidates[0].shape[1] != count:
+            self._candidates = empty((1, count), np.dtype(np.float32)), empty((1, count), np.dtype(np.int32))
+        self._kept[0] = count
+        for setting, value in zip(self._settings, (temperature, top_p, min_p, u), strict=True):
+            setting[0] = min(value, BELOW_ONE) if setting is self._settings[3] else value
+        sampling.top_k(self.logits.reshape(1, -1), *self._candidates, **self._options)
+        sampling.sample(*self._candidates, self._kept, *self._settings, self.picked, **self._options)
         return int(self.picked[0])

@@ -22,8 +22,9 @@ from .linear import Dense, DenseExperts, Matrix, RawBlocks, in_panels
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
-FORMS = ("file", "bf16", "f32")
-"""How the matrices may be held: in one dtype, or in the blocks of the file."""
+FORMS = ("file", "file-f32", "bf16", "f32")
+"""How the matrices may be held: in one dtype, or in the blocks of the file; what these are multiplied by is then
+quantised as well or, with "file-f32", stays f32."""
 ROWS_AT_ONCE = 4096
 Order = Callable[[Array], Array]
 
@@ -65,7 +66,7 @@ class Loader:
         self.where = where
         self.tensors = tensors
         self.names = names
-        self.blocks = form == "file"
+        self.blocks, self.exact = form.startswith("file"), form == "file-f32"
         self.dtype = "bf16" if self.blocks else form
         self.arena = Arena()
 
@@ -121,7 +122,7 @@ class Loader:
     def _joined(self, uses: Sequence[Use], columns: int, places: tuple[int, ...], blocks: bool) -> Matrix:
         if blocks:
             pieces = [raw for use in uses if (raw := self._raw(use, columns, places)) is not None]
-            return in_panels(pieces, self.arena)
+            return in_panels(pieces, self.arena, self.exact)
         entries = [self.entry(use.role, (use.rows, columns), *places) for use in uses]
         target = self.arena.empty((sum(use.rows for use in uses), columns), DTYPES[self.dtype])
         start = 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..ahead.errors import AheadError
 from ..ahead.plan import Model
@@ -31,9 +30,8 @@ def load_whole(wanted: str, name: str, context: int | None = None, dtype: str = 
     DEFAULT_CONTEXT). dtype: how weights are held, as for `sapper generate`. words: the model must have a tokenizer that
     can be built in; else it has one if it can. Raises ModelError."""
     loaded = load_model(wanted, dtype)
-    facts: Any = loaded  # every architecture has them, each its own
     session = loaded.session(min(loaded.positions, DEFAULT_CONTEXT) if context is None else context)
-    model = session.whole(name, f"{loaded.path.name}, {facts.config}", named_arrays(facts.weights))
+    model = session.whole(name, f"{loaded.path.name}, {loaded.config}", named_arrays(loaded.weights))
     try:
         return replace(model, words=vocabulary_of(loaded.tokenizer, model.vocabulary))
     except (ModelError, AheadError):

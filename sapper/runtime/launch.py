@@ -407,6 +407,7 @@ class Launcher:
         self.schedule = self.options.get("schedule")
         self.target = self.options.get("target")
         self.stored: tuple[str, ...] = ()
+        self.packed: list[tuple[int, ...]] = []
         self.compiled: dict[tuple[Specialisation, str], tuple[CompiledKernel, CodeBlock]] = {}
         self.layouts: dict[Any, Entry] = {}
         self.entries: dict[Any, Any] = {}
@@ -584,14 +585,19 @@ class Launcher:
     # ---- the fast path
 
     def _remember(self, arguments: tuple[Any, ...], binding: Binding, entry: Entry) -> None:
-        """Let the next call with arguments like these take the fast path, if they are plain NumPy arrays."""
+        """Let the next call with arguments like these take the fast path, if they are plain NumPy arrays or packed."""
         signature = self.signature
         key: list[Any] = []
+        packed = []
         for position in signature.tensor_positions:
             argument = arguments[position]
-            if type(argument) is not numpy.ndarray:
+            if binding.tensors[position].panels is not None:
+                packed.append(position)
+                key.append(argument.layout)
+            elif type(argument) is numpy.ndarray:
+                key += (argument.shape, argument.strides, argument.dtype)
+            else:
                 return
-            key += (argument.shape, argument.strides, argument.dtype)
         if tuple(key) in self.entries:
             return
         spare = FIRST_SLOT + len(entry.words)
@@ -602,13 +608,18 @@ class Launcher:
                 facts.append(slots.get(f"scalar.{parameter.name}", spare))
             else:
                 mask = CACHE_LINE_BYTES - 1 if parameter.name in entry.aligned else parameter.dtype.size_bytes - 1
-                facts += (slots.get(f"{parameter.name}.data", spare), *binding.tensors[position].extent, mask)
+                extent = (0, arguments[position].nbytes) if position in packed else binding.tensors[position].extent
+                facts += (slots.get(f"{parameter.name}.data", spare), *extent, mask)
         with _lock:
-            if not set(entry.compiled.stored) <= set(self.stored) or self.call == self.slow_call:
+            if not set(entry.compiled.stored) <= set(self.stored) or tuple(packed) not in self.packed:
                 self.stored = tuple(
                     p.name for p in signature.parameters if p.name in {*self.stored, *entry.compiled.stored}
                 )
-                self.call = make_fast_call(signature, self.stored, self.entries, self.slow_call)
+                if tuple(packed) not in self.packed:
+                    self.packed.append(tuple(packed))
+                self.call = self.slow_call
+                for positions in self.packed:
+                    self.call = make_fast_call(signature, self.stored, self.entries, self.call, packed=positions)
                 _install(self)
             if len(self.entries) >= MAX_ENTRIES:
                 self.entries.clear()
@@ -621,8 +632,10 @@ def make_fast_call(
     entries: dict[Any, Any],
     slow_call: Callable[..., None],
     words: memoryview | None = _arguments.MEMORY_WORDS,
+    packed: tuple[int, ...] = (),
 ) -> Callable[..., None]:
-    """The function that runs a call like one seen before, and hands any other to slow_call.
+    """The function that runs a call like one seen before, and hands any other to slow_call. packed: the positions of
+    tensors that are `Packed`, not arrays.
 
     It is written out for the kernel's parameters, as a loop over them would take twice as long. For `f(a, x, out)` with
     an f32 scalar x and a stored f32 tensor out it reads
@@ -646,7 +659,7 @@ def make_fast_call(
     address = "memory[(id(a{0}) >> 3) + 2]" if words is not None else "address_of(a{0})"
     flags = "memory[(id(a{0}) >> 3) + 8]" if words is not None else "flags_of(a{0})"
     unpack = ["blocks", "new_block", "function", "run"]
-    kinds = [f"type(a{i}) is ndarray" for i in tensors]
+    kinds = [f"type(a{i}) is {'Packed' if i in packed else 'ndarray'}" for i in tensors]
     key: list[str] = []
     aligned: list[str] = []
     checks: list[str] = []
@@ -655,7 +668,7 @@ def make_fast_call(
         dtype = parameter.dtype
         if parameter.dims is not None:
             unpack += (f"w{i}", f"low{i}", f"high{i}", f"mask{i}")
-            key += (f"a{i}.shape", f"a{i}.strides", f"a{i}.dtype")
+            key += (f"a{i}.layout",) if i in packed else (f"a{i}.shape", f"a{i}.strides", f"a{i}.dtype")
             aligned.append(f"p{i} & mask{i}")
             writes.append(f"block[w{i}] = p{i}")
             continue
@@ -676,7 +689,8 @@ def make_fast_call(
             writes.append(f"block[w{i}] = a{i}")
     if aligned:
         checks.append(f"not ({' | '.join(aligned)})")
-    stored_positions = [signature.positions[name] for name in stored]
+    # A packed tensor is never stored to: a kernel that does so refuses it.
+    stored_positions = [i for name in stored if (i := signature.positions[name]) not in packed]
     for i in stored_positions:
         checks.append(f"{flags.format(i)} & {WRITEABLE_FLAG}")
         for j in tensors:
@@ -694,7 +708,7 @@ def make_fast_call(
         f"   entry = entries.get(({', '.join(key)}{',' if key else ''}))",
         "   if entry is not None:",
         f"    {', '.join(unpack)} = entry",
-        *(f"    p{i} = {address.format(i)}" for i in tensors),
+        *(f"    p{i} = a{i}.address" if i in packed else f"    p{i} = {address.format(i)}" for i in tensors),
         f"    if {' and '.join(checks) or 'True'}:",
         "     try: views = blocks.pop()",
         "     except IndexError: views = new_block()",
@@ -716,6 +730,10 @@ def make_fast_call(
         "slow_call": slow_call,
         "inf": float("inf"),
     }
+    if packed:
+        from .packed import Packed
+
+        names_seen["Packed"] = Packed
     exec(compile("\n".join(lines), f"<call of kernel {signature.kernel}>", "exec"), names_seen)
     made: Callable[..., None] = names_seen["call"]
     return made

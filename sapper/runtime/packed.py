@@ -29,15 +29,18 @@ with that taken off (sapper/lane/packed.py)."""
 
 
 class Packed:
-    """A matrix in panels. shape: of the matrix, as the kernel declares it. data: its bytes, on huge pages if large."""
+    """A matrix in panels. shape: of the matrix, as the kernel declares it. data: its bytes, on huge pages if large, at
+    `address`. layout: all that code depends on."""
 
-    __slots__ = ("data", "dtype", "panels", "shape")
+    __slots__ = ("address", "data", "dtype", "layout", "panels", "shape")
 
     def __init__(self, data: Array, shape: tuple[int, int], dtype: DType, panels: Panels) -> None:
         self.data = data
         self.shape = shape
         self.dtype = dtype
         self.panels = panels
+        self.address: int = data.ctypes.data
+        self.layout = (shape, dtype.name, panels)
 
     @property
     def nbytes(self) -> int:

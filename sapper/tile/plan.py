@@ -318,10 +318,11 @@ class _Planner:
                     if i not in self.yields_kept and isinstance(v.type, TileType))
                 if not readers and not yielded:
                     continue
-                while not yielded:
+                while True:
                     users = self.users.get(value, [])
                     user = users[0] if len(users) == 1 else None
-                    if (user is None or user.blocks or len(user.results) != 1 or user not in self.position
+                    if (user is None or (yielded and not self._adds_integers(user)) or user.blocks
+                            or len(user.results) != 1 or user not in self.position
                             or user.name in (*LATE, "load", "store", "yield", "full")
                             or set(axes_of(user.result)) != set(walk.outer)
                             or not self._ready(user, walk) or user.result in self.kept):
@@ -331,6 +332,11 @@ class _Planner:
                     walk.after.append(value)
                 self.kept.add(value)
                 self.closures.clear()
+
+    @staticmethod
+    def _adds_integers(op: Op) -> bool:
+        """Whether an op is a sum that contractions may share (sapper/lane/walk.py): its parts need not be kept."""
+        return op.name == "add" and op.result.type.dtype.is_integer  # type: ignore[union-attr]
 
     def _reads(self, item: Walk | Op, value: Value) -> bool:
         if isinstance(item, Walk):

@@ -76,7 +76,7 @@ def test_labels_are_no_instructions(name: str, file: str, capsys: pytest.Capture
 def test_the_table(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["port", file, "--target", "v3", "--target", "zen4"]) == 0
     out = capsys.readouterr().out
-    assert "ports (store)" in out and "by the costs of Zen 4" in out
+    assert "ports (p4)" in out and "ports (store)" in out and "by the costs of Haswell, Zen 4" in out
     assert "parts on v3, parts on zen4: " in out and "instead: the interpreter runs it" in out
     assert main(["port", file, "--target", "nowhere"]) == 2
     assert "found no target 'nowhere'" in capsys.readouterr().err

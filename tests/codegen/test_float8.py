@@ -138,7 +138,8 @@ def test_all_roundings(name: str) -> None:
         assert_same(done["y"], wanted)
         assert_same(done["rounded"], wanted.astype(np.float32))
 
-    run_everywhere(globals()[f"pack_{name}"], {"x": x, "y": np.zeros(len(x), FORMATS[name]), "rounded": np.zeros_like(x)}, check)
+    arguments = {"x": x, "y": np.zeros(len(x), FORMATS[name]), "rounded": np.zeros_like(x)}
+    run_everywhere(globals()[f"pack_{name}"], arguments, check)
 
 
 def test_f64_is_rounded_by_f32() -> None:

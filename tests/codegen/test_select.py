@@ -20,7 +20,7 @@ STRUCTURE = {"loop", "if", "tasks", "yield", "s_const", "splat_const"}
 SEVERAL_WARPS = {
     "warp", "near_memory", "sync_warps", "async_copy", "async_commit", "async_wait", "load_matrix", "matrix_multiply",
     "pack2", "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait", "tensor_copy",
-    "group_fence", "group_multiply", "group_commit", "group_wait", "register_budget"}
+    "group_fence", "group_multiply", "group_multiply_rows", "group_commit", "group_wait", "register_budget"}
 """Lowered to only where the target's facts have matrix instructions."""
 
 

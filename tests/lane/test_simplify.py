@@ -19,6 +19,7 @@ from sapper.ir.verifier import verify
 from sapper.lane.interpret import bind_arguments, run
 from sapper.lane.ops import LANE_OPS
 from sapper.lane.simplify import ADDRESS, FOLD, eliminate_common, hoist, simplify
+from sapper.lane.strength import reduce_strength, split_blocks
 from tests.strategies import examples
 
 TABLES = {"lane": LANE_OPS}
@@ -336,7 +337,11 @@ def programs(draw: st.DrawFn) -> Function:
 def test_random_programs_mean_the_same(function: Function, n: int) -> None:
     verify(function, LANE_OPS)
     before = outcome(function, n)
+    split_blocks(function)
     simplify(function)
+    verify(function, LANE_OPS)
+    assert outcome(function, n) == before
+    reduce_strength(function)
     verify(function, LANE_OPS)
     assert outcome(function, n) == before
     text = print_function(function)

@@ -21,7 +21,7 @@ from sapper.models.errors import ModelError
 from sapper.models.generate import Generation
 from sapper.models.gguf_file import GgufFile
 from sapper.models.linear import BlockExperts, Blocks, DenseExperts
-from sapper.models.load import Model, load_model
+from sapper.models.load import Loaded, load_model
 from sapper.models.rope import RopeScaling
 from sapper.models.safetensors_file import DTYPES
 
@@ -38,7 +38,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(name: str) -> Model:
+def model(name: str) -> Loaded:
     return load_model(DATA / name, "f32")
 
 
@@ -53,7 +53,7 @@ def assert_same(logits: np.ndarray, wanted: np.ndarray) -> None:
     assert np.abs(logits - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
-def test_decode_gives_the_logits_of_transformers(model: Model, recorded: dict[str, Any]) -> None:
+def test_decode_gives_the_logits_of_transformers(model: Loaded, recorded: dict[str, Any]) -> None:
     session = model.session(CONTEXT)
     for token, wanted in zip(recorded["tokens"], recorded["logits"], strict=True):
         session.feed([token])
@@ -62,7 +62,7 @@ def test_decode_gives_the_logits_of_transformers(model: Model, recorded: dict[st
 
 @pytest.mark.parametrize("chunk", [512, 7])
 def test_prefill_gives_the_logits_of_transformers(
-    model: Model, recorded: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch
+    model: Loaded, recorded: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions, "CHUNK", chunk)
     session = model.session(CONTEXT)
@@ -70,7 +70,7 @@ def test_prefill_gives_the_logits_of_transformers(
     assert_same(session.logits, recorded["logits"][-1])
 
 
-def test_one_token_between_chunks(model: Model, recorded: dict[str, Any]) -> None:
+def test_one_token_between_chunks(model: Loaded, recorded: dict[str, Any]) -> None:
     """Naive and absorbed attention over one cache, and buffers that grow."""
     session = model.session(CONTEXT)
     tokens = recorded["tokens"]
@@ -79,7 +79,7 @@ def test_one_token_between_chunks(model: Model, recorded: dict[str, Any]) -> Non
         assert_same(session.logits, recorded["logits"][session.position - 1])
 
 
-def test_greedy_tokens_are_those_of_transformers(model: Model, recorded: dict[str, Any]) -> None:
+def test_greedy_tokens_are_those_of_transformers(model: Loaded, recorded: dict[str, Any]) -> None:
     """128 tokens: over more than one split of the positions."""
     made = Generation(model, recorded["tokens"], len(recorded["greedy"]))
     stops, model.tokenizer.stops = model.tokenizer.stops, frozenset()
@@ -104,7 +104,7 @@ def test_bf16_is_within_its_rounding(name: str, recorded: dict[str, Any], cache:
     assert np.abs(session.logits - wanted).max() < np.abs(theirs - wanted).max()
 
 
-def test_the_interpreter_agrees(model: Model, recorded: dict[str, Any]) -> None:
+def test_the_interpreter_agrees(model: Loaded, recorded: dict[str, Any]) -> None:
     session = model.session(CONTEXT, interpret=True)
     session.feed(recorded["tokens"][:5])
     assert_same(session.logits, recorded["logits"][4])
@@ -464,9 +464,10 @@ def test_a_gguf_file_is_the_same_model(tmp_path: Path, name: str, split: bool) -
 def test_blocks_of_a_gguf_file_stay_blocks(
     tmp_path: Path, form: str, hidden: int | None, other: dict[str, str]
 ) -> None:
-    """Beside the same file with its blocks widened to f32; what is not in blocks is rounded to bf16."""
+    """Beside the same file with its blocks widened to f32; what is not in blocks is rounded to bf16, and what blocks
+    are multiplied by to 8 bits."""
     path = write_gguf(tmp_path / "x.gguf", "deepseek_v2_lite", True, form, hidden, other)
-    blocks, wide = load_deepseek(path, "file"), load_deepseek(path, "f32")
+    blocks, exact, wide = (load_deepseek(path, kept) for kept in ("file", "file-f32", "f32"))
     first = blocks.weights.layers[0].feed_forward
     assert isinstance(first, DenseWeights) and isinstance(first.gate, Blocks)
     last = blocks.weights.layers[-1].feed_forward
@@ -475,13 +476,13 @@ def test_blocks_of_a_gguf_file_stay_blocks(
         assert isinstance(one, BlockExperts if hidden and not other else DenseExperts)
     assert isinstance(last.down, BlockExperts if hidden else DenseExperts)
     found = []
-    for model in (blocks, wide):
+    for model in (wide, exact, blocks):
         session = model.session(CONTEXT)
         session.feed([5, 17, 200, 8])
         session.feed([9])
         found.append(session.logits)
-    cosine = found[0] @ found[1] / np.linalg.norm(found[0]) / np.linalg.norm(found[1])
-    assert cosine >= 0.999
+    for logits in found[1:]:
+        assert logits @ found[0] / np.linalg.norm(logits) / np.linalg.norm(found[0]) >= 0.999
 
 
 def test_absurd_numbers_of_a_gguf_file_are_refused(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_seed_gives_the_same_text_and_the_temperature_matters(model: LlamaMode
 def test_generation_stops_at_an_end_token_and_at_the_context(model: LlamaModel) -> None:
     free = Generation(model, TOKENS[:4], 3, interpret=True)
     list(free)
-    stopping = LlamaModel(model.path, model.config, model.weights, model.tokenizer, model.dtype)
+    stopping = LlamaModel(model.path, model.config, model.weights, model.tokenizer, model.dtype, "llama")
     original = model.tokenizer.stops
     try:
         model.tokenizer.stops = frozenset({free.tokens[1]})

@@ -1,6 +1,7 @@
 """SmolLM2-135M-Instruct, compiled: logits against the NumPy reference, tokens against those that llama.cpp gave."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ def model(path: Path) -> LlamaModel:
 
 @pytest.fixture(scope="module")
 def blocks(path: Path) -> LlamaModel:
-    return load_model(path, "file")
+    """In the blocks of the file, activations in f32: with quantised ones near ties fall the other way."""
+    return load_model(path, "file-f32")
 
 
 @pytest.mark.parametrize("form", ["model", "blocks"])
@@ -58,6 +60,23 @@ def test_logits_match_the_reference(model: LlamaModel, path: Path) -> None:
         np.testing.assert_allclose(session.logits, wanted[i], rtol=1e-3, atol=2e-3)
         session.feed(tokens[i + 1 : i + 2])
     np.testing.assert_allclose(session.logits, wanted[-1], rtol=1e-3, atol=2e-3)
+
+
+def test_quantised_activations_change_little(blocks: LlamaModel, path: Path) -> None:
+    """Over a text, the loss of quantised activations is that of exact ones but for a percent, and logits are off by
+    far less than they vary: errors of 0.4 % of a block's largest activation, in 30 layers of seven products."""
+    tokens = [token for run in RECORDED["runs"] for token in run["tokens"] + run["greedy"]][:200]
+    losses, errors = [], []
+    sessions = [load_model(path, "file").session(256), blocks.session(256)]
+    for token, following in pairwise(tokens):
+        for session in sessions:
+            session.feed([token])
+        pair = [session.logits.astype(np.float64) for session in sessions]
+        losses.append([np.log(np.exp(logits - logits[following]).sum()) for logits in pair])
+        errors.append(np.sqrt(np.mean((pair[0] - pair[1]) ** 2)) / pair[1].std())
+    quantised, exact = np.mean(losses, axis=0)
+    assert abs(quantised - exact) < 0.02 * exact
+    assert np.mean(errors) < 0.08
 
 
 def test_bf16_answers_a_question() -> None:

@@ -57,6 +57,35 @@ def test_one_packed_matrix_serves_all_calls() -> None:
             np.testing.assert_array_equal(arguments["c"], expected)
 
 
+
+def test_calls_with_packed_matrices_are_quick(monkeypatch) -> None:
+    """From the third call on nothing is bound anew; packed matrices, arrays and other layouts may take turns."""
+    product = make_product("nt", i8, i8, i32)
+    runs = {}
+    for n, k in ((48, 70), (70, 48)):
+        arguments = arguments_of("nt", (i8, i8, i32), 3, n, k)
+        for b in (arguments["b"], sp.pack(product, "b", arguments["b"])):
+            runs[n, type(b).__name__] = (arguments["a"], b, np.zeros((3, n), np.int32), expected_of("nt", arguments))
+    for _ in range(2):
+        for a, b, c, _expected in runs.values():
+            product(a, b, c)
+    from sapper.runtime.launch import Launcher
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("bound anew")
+
+    monkeypatch.setattr(Launcher, "bind", refuse)
+    for a, b, c, expected in (*runs.values(), *reversed(runs.values())):
+        c[...] = -1
+        product(a, b, c)
+        np.testing.assert_array_equal(c, expected)
+    a, b, c, _expected = runs[48, "Packed"]
+    with pytest.raises(AssertionError, match="bound anew"):
+        product(a, b, c[:2])                      # rows that do not fit are found, packed or not
+    with pytest.raises(AssertionError, match="bound anew"):
+        product(a, runs[70, "Packed"][1], c)
+
+
 @kernel
 def gated(x: Tensor[i8, M, K], gate: Tensor[i8, N, K], up: Tensor[i8, N, K], out: Tensor[i32, M, N]):
     for m, n in tiles(M, N):

@@ -22,7 +22,7 @@ import numpy as np
 from ...kernels import embedding, gate, mla, moe, norm
 from ...runtime.buffers import empty
 from ...runtime.program import Rows, Variable
-from ..linear import Matrix, Steps, Workspace, grouped, grouped_swiglu
+from ..linear import Matrix, Steps, Workspace
 from ..session import BaseSession, Sections
 from ..weights import DTYPES
 from .config import LATENT_EPSILON, Mixture
@@ -56,8 +56,8 @@ class Session(BaseSession):
         pairs, heads, rank = config.turned_features // 2, config.heads, config.key_rank
         self._cosine, self._sine = config.rope.tables(self.context)
         kind = DTYPES[cache_dtype]
-        self._latents = [empty((self.context, rank), kind) for _ in range(config.layers)]
-        self._keys = [empty((self.context, 2, pairs), kind) for _ in range(config.layers)]
+        self._latents = [empty(self._cache_extents(rank), kind) for _ in range(config.layers)]
+        self._keys = [empty(self._cache_extents(2, pairs), kind) for _ in range(config.layers)]
         # From here on memory that is not used is never there.
         splits = -(-self.context // mla.SPLIT)
         extents = ((splits, heads), (splits, heads), (splits, heads, rank))
@@ -87,6 +87,10 @@ class Session(BaseSession):
         self._owners = empty((rows * taken,), I32)
         self._gathered, self._results = (empty((rows * taken, features), F32) for _ in range(2))
         self._expert_hidden = empty((rows * taken, mixture.hidden), F32)
+
+    def _cache_extents(self, *features: int) -> tuple[int, ...]:
+        """Of the latent vectors, and of the shared keys, of a layer."""
+        return self.context, *features
 
     def state(self) -> dict[str, Array]:
         return {f"layer {i} {part}": cache for part, caches in (("latents", self._latents), ("keys", self._keys))
@@ -211,7 +215,7 @@ class Session(BaseSession):
 
     def _attend(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
         """x to y."""
-        config, rows, filled = self.model.config, self._rows, self._filled
+        config, rows = self.model.config, self._rows
         x, y, joined, normed, mixed = self._x, self._y, self._joined, self._normed, self._mixed
         steps: Steps = [(norm.rms_norm, (rows(x), one.gain, config.epsilon, rows(normed))),
                         *self._multiply("matmul_nt", normed, [one.joined], joined)]
@@ -219,19 +223,24 @@ class Session(BaseSession):
             latent = joined[:, : config.query_rank]
             steps += [(norm.rms_norm, (rows(latent), one.query_gain, LATENT_EPSILON, rows(self._query_latent))),
                       *self._multiply("matmul_nt", self._query_latent, [one.query], self._queries)]
+        return [*steps, *self._meet(one, layer, position),
+                *self._multiply("matmul_nt_residual", mixed, [one.output], x, y)]
+
+    def _meet(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
+        """From queries, latent vectors and shared keys of a chunk's tokens to what attention gives."""
+        config, rows, filled = self.model.config, self._rows, self._filled
         latents, shared = self._latents[layer], self._keys[layer].reshape(self.context, -1)
         expand = getattr(mla, f"expand_{self._cache_dtype}_{one.expand.dtype}")
         keys, values = self._expanded[:, :, : config.key_features], self._expanded[:, :, config.key_features :]
-        turned, out = (array.reshape(self.chunk, config.heads, -1) for array in (self._turned, mixed))
+        turned, out = (array.reshape(self.chunk, config.heads, -1) for array in (self._turned, self._mixed))
         return [
-            *steps, *self._compress(one, layer, position, rows),
+            *self._compress(one, layer, position, rows),
             (expand, (Rows(latents, filled), one.expand.weights,
                       Rows(self._expanded.reshape(self.context, -1), filled))),
             (getattr(mla, f"latent_attention_{self._cache_dtype}"), (
                 rows(self._parts()[0]), rows(turned), Rows(keys, filled), Rows(shared, filled), Rows(values, filled),
                 position, config.score_scale, rows(out),
             )),
-            *self._multiply("matmul_nt_residual", mixed, [one.output], x, y),
         ]
 
     def _normed_y(self, gain: Array) -> Steps:
@@ -254,8 +263,8 @@ class Session(BaseSession):
             *self._gate(one, rows),
             (moe.group_tokens, (rows(self._experts), *self._ranges, rows(self._place), owners)),
             (embedding.embedding_f32, (owners, normed, gathered)),
-            *grouped_swiglu(one.gate, one.up, gathered, self._ranges, hidden, self._work),
-            *grouped(one.down, hidden, self._ranges, results, self._work),
+            *one.gate.apply_groups([one.up], gathered, self._ranges, hidden, self._work),
+            *one.down.apply_groups([], hidden, self._ranges, results, self._work),
             (moe.combine_experts, (self._results, rows(self._place), rows(self._shares), rows(self._y), rows(self._x))),
         ]
 

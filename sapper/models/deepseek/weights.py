@@ -267,7 +267,7 @@ class _Parts:
     def joined(self, blocks: bool) -> Experts:
         count = self.mixture.experts + self.mixture.shared
         if blocks:
-            return BlockExperts(in_panels(self.pieces, self.loader.arena), count)
+            return BlockExperts(in_panels(self.pieces, self.loader.arena, self.loader.exact), count)
         shared = None if self.shared is None else np.split(self.shared.read(), self.mixture.shared, axis=self.axis)
 
         def read(expert: int) -> Array:

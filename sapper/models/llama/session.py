@@ -20,7 +20,7 @@ import numpy as np
 from ...kernels import add, attention, norm, rope
 from ...runtime.buffers import empty
 from ...runtime.program import Variable
-from ..linear import Matrix, Workspace
+from ..linear import Matrix, Steps, Workspace
 from ..session import BaseSession, Sections
 from ..weights import DTYPES
 
@@ -44,9 +44,10 @@ class Session(BaseSession):
         self.model = model
         pairs, groups = config.head_features // 2, config.kv_heads
         self._cosine, self._sine = config.rope.tables(self.context, model.weights.rope_factors)
-        cache_shape = (groups, self.context, 2, pairs)
-        self._keys = [empty(cache_shape, DTYPES[cache_dtype]) for _ in range(config.layers)]
-        self._values = [empty(cache_shape, DTYPES[cache_dtype]) for _ in range(config.layers)]
+        self._cache_dtype = cache_dtype
+        extents = self._cache_extents(groups, 2, pairs)
+        self._keys = [empty(extents, DTYPES[cache_dtype]) for _ in range(config.layers)]
+        self._values = [empty(extents, DTYPES[cache_dtype]) for _ in range(config.layers)]
         self._scale = config.head_features**-0.5
         self._attention = getattr(attention, f"attention_{cache_dtype}")
         self._attention_decode = getattr(attention, f"attention_decode_{cache_dtype}")
@@ -57,6 +58,10 @@ class Session(BaseSession):
         self._turned = empty((rows, config.heads, 2, pairs), kind)
         self._mixed = empty((rows, config.heads * config.head_features), kind)
         self._hidden = empty((rows, config.hidden), kind)
+
+    def _cache_extents(self, groups: int, *features: int) -> tuple[int, ...]:
+        """Of the keys, and of the values, of a layer."""
+        return groups, self.context, *features
 
     def state(self) -> dict[str, Array]:
         return {f"layer {i} {part}": cache for part, caches in (("keys", self._keys), ("values", self._values))
@@ -92,26 +97,17 @@ class Session(BaseSession):
         return [*sections, ("logits", weights.logits.apply_norm(x, weights.gain, epsilon, self.logits, work))]
 
     def chunk_sections(self) -> Sections:
-        config, weights, rows = self.model.config, self.model.weights, self._rows
-        heads, groups, size, epsilon = config.heads, config.kv_heads, config.head_features, config.epsilon
+        weights, rows, epsilon = self.model.weights, self._rows, self.model.config.epsilon
         x, y, normed, mixed, hidden, qkv = self._x, self._y, self._normed, self._mixed, self._hidden, self._qkv
-        q, k, v = qkv[:, :heads], qkv[:, heads : heads + groups], qkv[:, heads + groups :]
         flat_qkv = qkv.reshape(self.chunk, -1)
-        queries = self._turned.reshape(self.chunk, groups, config.group, size)
-        out = mixed.reshape(self.chunk, groups, config.group, size)
-        position = Variable("position", 0)
         sections = [("embedding", self._look_up(weights.embedding, x))]
         for number, layer in enumerate(weights.layers):
-            keys, values = self._keys[number], self._values[number]
-            flat_keys, flat_values = (cache.reshape(groups, self.context, size) for cache in (keys, values))
             bias = [] if layer.bias is None else [(add.add_bias_in_place, (rows(flat_qkv), layer.bias))]
             sections += [
                 (f"layer {number}: attention", [
                     (norm.rms_norm, (rows(x), layer.attention_gain, epsilon, rows(normed))),
                     *self._multiply("matmul_nt", normed, [layer.qkv], flat_qkv), *bias,
-                    (self._rotate_and_cache, (rows(q), rows(k), rows(v), self._cosine, self._sine, position,
-                                              rows(self._turned), keys, values)),
-                    (self._attention, (rows(queries), flat_keys, flat_values, position, self._scale, rows(out))),
+                    *self._attend(number),
                     *self._multiply("matmul_nt_residual", mixed, [layer.output], x, y),
                 ]),
                 (f"layer {number}: feed-forward", [
@@ -121,6 +117,27 @@ class Session(BaseSession):
                 ]),
             ]
         return sections
+
+    def _parts(self) -> tuple[Array, Array, Array, Array, Array]:
+        """Views of all tokens' rows: queries, keys and values [rows, heads, 2, pairs], turned queries and what
+        attention gives [rows, kv_heads, group, head_features]."""
+        config, qkv = self.model.config, self._qkv
+        heads, groups = config.heads, config.kv_heads
+        turned, out = (array.reshape(self.chunk, groups, config.group, config.head_features)
+                       for array in (self._turned, self._mixed))
+        return qkv[:, :heads], qkv[:, heads : heads + groups], qkv[:, heads + groups :], turned, out
+
+    def _attend(self, layer: int) -> Steps:
+        """From queries, keys and values of a chunk's tokens to what attention gives."""
+        rows, position, groups = self._rows, Variable("position", 0), self.model.config.kv_heads
+        q, k, v, queries, out = self._parts()
+        keys, values = self._keys[layer], self._values[layer]
+        flat = (cache.reshape(groups, self.context, -1) for cache in (keys, values))
+        return [
+            (self._rotate_and_cache, (rows(q), rows(k), rows(v), self._cosine, self._sine, position,
+                                      rows(self._turned), keys, values)),
+            (self._attention, (rows(queries), *flat, position, self._scale, rows(out))),
+        ]
 
     def head(self) -> tuple[Matrix, Array, float]:
         return self.model.weights.logits, self.model.weights.gain, self.model.config.epsilon

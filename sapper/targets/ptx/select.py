@@ -47,8 +47,8 @@ FOLDED_DTYPES: frozenset[str] = frozenset()
 """No operand but that of a load or a store is memory."""
 ABSORBS_SIGN: frozenset[str] = frozenset()
 """ptxas folds a negation into its user; PTX has no place to write it."""
-TIED: dict[str, tuple[int, ...]] = {}
-"""Results have operands of their own."""
+TIED: dict[str, tuple[int, ...]] = {"group_multiply": (-1,), "group_multiply_rows": (-1,)}
+"""Sums are made in place. Others have operands of their own."""
 OWN_CONSTANTS: dict[str, Callable[[Any, Op], tuple[Key, ...]]] = {}
 """Constants stand in the instruction."""
 
@@ -1044,16 +1044,23 @@ def descriptor(s: Any, op: Op, side: str, base: Value) -> Any:
 
 
 def group_multiply(s: Any, op: Op) -> None:
+    """a in near memory or, as `group_multiply_rows`, in registers."""
     dtype = op.attributes["dtype"]
     name = dtype.name.removeprefix("f8") if dtype.bits == 8 else dtype.name
     fresh = op.attributes.get("fresh", False)
-    left, right, *sums = op.operands
-    a, b = descriptor(s, op, "left", left), descriptor(s, op, "right", right)
+    if op.name == "group_multiply_rows":
+        right, *rest = op.operands
+        a: Any = tuple(s.vector(v) for v in rest[:4])
+        sums, sides = rest[4:], ["right"]
+    else:
+        left, right, *sums = op.operands
+        a, sides = descriptor(s, op, "left", left), ["left", "right"]
+    b = descriptor(s, op, "right", right)
     made = tuple(s.define(result) if fresh else in_place(s, value, result)
                  for value, result in zip(sums, op.results, strict=True))
     adds = s.new("pred")
     s.emit("setp.ne.s32" if fresh else "setp.eq.s32", adds, s.facts.lane, s.facts.lane)
-    transposed = () if dtype.bits == 8 else (int(not op.attributes[f"{side}_rows"]) for side in ("left", "right"))
+    transposed = () if dtype.bits == 8 else (int(not op.attributes[f"{side}_rows"]) for side in sides)
     shape = f"m64n{2 * len(sums)}k{GROUP_DEPTH_BYTES // dtype.size_bytes}"
     s.emit(f"wgmma.mma_async.sync.aligned.{shape}.f32.{name}.{name}", made, a, b, adds, 1, 1, *transposed)
 
@@ -1155,7 +1162,8 @@ RULES: dict[str, Rule] = {
     "signal_arrive": _once("mbarrier.arrive.shared::cta.b64", result=True),
     "signal_expect": _once("mbarrier.arrive.expect_tx.shared::cta.b64", "bytes", result=True),
     "signal_wait": signal_wait, "tensor_copy": tensor_copy, "group_fence": group_fence,
-    "group_multiply": group_multiply, "group_commit": group_commit, "group_wait": group_wait,
+    "group_multiply": group_multiply, "group_multiply_rows": group_multiply,
+    "group_commit": group_commit, "group_wait": group_wait,
     "register_budget": register_budget, "barrier": barrier, "sync_lanes": sync_lanes,
     "fence_streaming": fence_streaming,
 }

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from sys import modules
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .rows import Row
@@ -196,6 +197,23 @@ def _ports(row: Row, throughput: float) -> tuple[str, ...]:
     if row.mnemonic.startswith(_ADDERS):
         return _ADD[:count]
     return (_MULTIPLY if row.mnemonic.startswith(_MULTIPLIERS) else _SHUFFLE)[:count]
+
+
+def model_of(target: Any) -> Any:
+    """What the bounds of code for a target are worked out from: this module for Zen 4, or one of `intel_costs`.
+
+    A level takes the figures of the first core that had it: v3 Haswell's, v4 Skylake-SP's.
+    """
+    if target.name == "zen4":
+        return modules[__name__]
+    from .intel_costs import core
+
+    return core({"v3": "haswell", "v4": "skylake-avx512"}.get(target.name, target.name))
+
+
+def latency_of(row: Row) -> int:
+    """Cycles from a row's register inputs to its result."""
+    return cost_of(row).latency
 
 
 def cost_of(row: Row) -> Cost:

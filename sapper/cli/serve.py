@@ -1,0 +1,92 @@
+"""`sapper serve`: a model behind HTTP, as OpenAI's API has it.
+
+In: the command's settings. Out: a server that runs until SIGINT or SIGTERM; what it does is told on stderr. Holds: the
+exit status is 0 where it was asked to stop, 1 where it could not start or failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import time
+
+from .errors import CommandError
+
+KEY_VARIABLE = "SAPPER_SERVE_KEY"
+CONNECTIONS = 256
+"""At once; further ones get status 503."""
+GRACE_SECONDS = 5
+"""How long running answers may go on once the server is asked to stop."""
+
+
+def run_serve(
+    model: str, *, host: str = "127.0.0.1", port: int = 8080, key: str | None = None, name: str | None = None,
+    slots: int = 8, context: int | None = None, pages: int | None = None, queue: int = 32, body_bytes: int = 1 << 20,
+    tokens: int = 4096, seconds: float = 600.0, stall_seconds: float = 30.0, threads: int | None = None,
+    dtype: str = "file", interpret: bool = False,
+) -> int:
+    """Serve. key: None takes that of the environment variable KEY_VARIABLE, if it is set. name: of the model, for
+    clients (None: as given on the command line). slots: sequences at once. queue: how many more may wait. Other limits:
+    models/serving/application.py."""
+    try:
+        import uvicorn
+
+        from ..models.load import load_model
+        from ..models.scheduler import Scheduler
+        from ..models.serving.application import Limits, Server
+        from ..models.serving.engine import Engine
+    except ImportError as error:
+        raise CommandError(f"{error}; mend: pip install 'sapper[models,serve]'") from None
+    key = key or os.environ.get(KEY_VARIABLE) or None
+    listener = _listen(host, port)
+    with contextlib.closing(listener):
+        started = time.perf_counter()
+        loaded = load_model(model, dtype)
+        longest = min(loaded.positions, 4096) if context is None else context
+        batch = loaded.batch(slots, longest, pages, threads=threads, interpret=interpret)
+        batch.prepare()
+        server = Server(loaded, name or model, Engine(Scheduler(loaded, batch), queue),
+                        Limits(body_bytes, tokens, seconds, stall_seconds), key)
+        where = listener.getsockname()
+        shown = f"[{where[0]}]" if ":" in where[0] else where[0]
+        print(f"{loaded.path.name}, loaded in {time.perf_counter() - started:.1f} s; {slots} sequences of {longest} "
+              f"tokens; http://{shown}:{where[1]}/v1", file=sys.stderr)
+        if key is None and not ipaddress.ip_address(where[0]).is_loopback:
+            print(f"warning: found no key; whoever reaches {where[0]} may ask; mend: set {KEY_VARIABLE}",
+                  file=sys.stderr)
+        settings = uvicorn.Config(
+            server.application(), log_level="warning", access_log=False, limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=15, h11_max_incomplete_event_size=1 << 16,
+            server_header=False,
+        )
+        # uvicorn stops at these two, and raises them again when it has: then they have done what they should.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        running = uvicorn.Server(settings)
+        running.run(sockets=[listener])
+    if server.engine.failure is not None:
+        raise CommandError(f"the engine failed: {server.engine.failure!r}")
+    print("stopped", file=sys.stderr)
+    return 0 if running.started else 1
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket: an address that is taken is told before a model is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(CONNECTIONS)
+        except OSError:
+            listener.close()
+            raise
+    except (OSError, OverflowError) as error:
+        raise CommandError(f"{host}:{port}: found {error}; expected a free address of this machine; mend: --port 0 "
+                           "takes any free port") from None
+    return listener

@@ -1,0 +1,325 @@
+"""Chains of contractions (chained.py) on matrix instructions of groups of warps: attention on wgmma.
+
+Enters a chain whose streamed operands can be copied by boxes; leaves lane IR in which one warp has them copied to
+near memory, stages ahead, and each group of warps takes 64 rows, as in groups.py. Left operands are in registers: what
+a product's sums become is packed where it lies.
+
+    wait for the stage, product 1 (and what flies from the round before), wait, what is computed of it, product 2
+
+Product 2 adds to sums that the loop carries. It flies on while the next round begins, until that round's product 1 is
+done: the wait for both also says that the stage of the round before is free.
+
+Rows of a box past the loop's end, but inside of the tensor, may hold anything. Columns of them are masked; as the depth
+of a product they would meet weights of 0, and 0 times NaN is NaN. So a piece that is cut short is copied row by row,
+the rows past the end from outside of the tensor, where copies bring zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ..ir.nodes import Block, Op, Value
+from ..ir.types import ROW_F32, S64, TensorType, f32, i32
+from ..tile.schedule import MatrixGroup, MatrixUnit
+from . import fragments
+from .chained import Chain, ChainLowering, Contraction, _axes
+from .groups import COUNTER_BYTES, MOST_DIMENSIONS, SIGNAL_BYTES
+from .state import Scalar
+
+OUTSIDE = 1 << 30
+"""A coordinate outside of every tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoxStream:
+    """A streamed operand. at: its first byte in a stage. panels: of 64 elements of its contiguous axis `across`. map,
+    row_map: tensor maps with a piece's rows of a panel, and with one. deep: whether the step's axis is contracted."""
+
+    op: Op
+    across: str
+    at: int
+    panels: int
+    panel_bytes: int
+    map: int
+    row_map: int
+    deep: bool
+
+    @property
+    def bytes(self) -> int:
+        return self.panels * self.panel_bytes
+
+
+class ChainGroupLowering(ChainLowering):
+    """Takes chains where the target has groups, and leaves others to ChainLowering. flying: the contraction whose sums
+    the loop carries unfinished, if there is one, and which of the carried values they are."""
+
+    flying: tuple[Op, int] | None = None
+    box_streams: tuple[BoxStream, ...] = ()
+    unfinished: tuple[Value, ...] = ()
+
+    def find_matrix_walk(self) -> None:
+        super().find_matrix_walk()
+        chain, group = self.chain, self.facts.matrix_group
+        if chain is None or group is None or not all(self._comes_in_boxes(op, chain.step) for op in chain.streams):
+            return
+        if 2 * group.group_rows > self.facts.matrix.chain_rows:  # type: ignore[union-attr]
+            return
+        self.groups, self.row_blocks = self.facts.matrix.chain_rows // group.group_rows, 1  # type: ignore[union-attr]
+        self.warps = self.groups * group.group_warps + group.copy_warps
+        self.flying = self._find_flying(chain)
+
+    def _comes_in_boxes(self, op: Op, step: str) -> bool:
+        """Whether a piece is a box of the tensor, of whole panels."""
+        forms = self._forms(op)
+        (across,) = [a for a in _axes(op.result) if a != step]
+        return len(forms) <= MOST_DIMENSIONS and self.extents[across] % fragments.PANEL == 0 and all(
+            factor == 1 for form in forms for factor in form.axes.values()) and all(len(f.axes) <= 1 for f in forms)
+
+    def _find_flying(self, chain: Chain) -> tuple[Op, int] | None:
+        """The last contraction, if its sums go to the next round, and nothing of them is read before the first."""
+        body = chain.loop.blocks[0]
+        order = [op for op in body.ops if op in chain.contractions]
+        terminator = body.terminator
+        assert terminator is not None
+        if len(order) < 2:
+            return None
+        last = order[-1].result
+        for at, value in enumerate(terminator.operands):
+            adds = value.op is not None and value.op.name == "add" and last in value.op.operands
+            if (adds and self._used_once(last)) and sum(v is value for op in body.ops for v in op.operands) == 1 \
+                    and not _depends(order[0], body.arguments[at]):
+                return order[-1], at
+        return None
+
+    def chain_rows(self) -> int:
+        group = self.facts.matrix_group
+        if self.chain is None or not self.groups or group is None:
+            return super().chain_rows()
+        return self.groups * group.group_rows
+
+    # Near memory.
+
+    def _lay_out(self, group: MatrixGroup) -> MatrixGroup:
+        chain = self.chain
+        if chain is None:
+            return super()._lay_out(group)
+        at, streams = 0, []
+        for op in chain.streams:
+            (across,) = [a for a in _axes(op.result) if a != chain.step]
+            sizes = {across: fragments.PANEL, chain.step: self.step}
+            deep = any(c.over == chain.step for c in chain.contractions.values() if c.right is op)
+            streams.append(BoxStream(
+                op, across, at, self.extents[across] // fragments.PANEL, self.step * fragments.ROW_BYTES,
+                self._box_map(op, sizes), self._box_map(op, {**sizes, chain.step: 1}) if deep else -1, deep))
+            at += streams[-1].bytes
+        self.box_streams, self.stage_bytes = tuple(streams), at
+        stages = group.stages
+        rest = self.warps * COUNTER_BYTES
+        while stages * (at + 2 * SIGNAL_BYTES) + rest > group.near_bytes:
+            stages //= 2
+        self.full_at = stages * at
+        self.free_at = self.full_at + stages * SIGNAL_BYTES
+        self.counters_at = self.free_at + stages * SIGNAL_BYTES
+        self.near_bytes_used = self.counters_at + rest
+        return replace(group, stages=stages)
+
+    def _box_map(self, op: Op, sizes: dict[str, int]) -> int:
+        tensor = op.operands[0]
+        t = tensor.type
+        assert isinstance(t, TensorType)
+        self.slot(f"{tensor.name}.data")
+        for dim in t.dims:
+            if isinstance(dim, str):
+                self.slot(f"dim.{dim}")
+        box = [sizes[next(iter(form.axes))] if form.axes else 1 for form in self._forms(op)]
+        record: list[object] = [tensor.name, t.dtype.name, list(t.dims), box]
+        if record not in self.tensor_maps:
+            self.tensor_maps.append(record)
+        return self.tensor_maps.index(record)
+
+    # The block.
+
+    def _chain_tile(self, chain: Chain, unit: MatrixUnit, block: Block, start: Value, stop: Scalar) -> None:
+        if not self.groups:
+            super()._chain_tile(chain, unit, block, start, stop)
+            return
+        own = self.add(self.near(), self.add(self.counters_at, self.mul(self.warp(), COUNTER_BYTES)))
+        self.counter = self.emit(self.depth, "s_load", [self.value(own)], S64, dtype=i32, near=True)
+        if self.multiplies:
+            super()._chain_tile(chain, unit, block, start, stop)
+        else:
+            self.begin_block(block)
+            for ragged, (first, last) in enumerate(self._chain_ranges(chain, start)):
+                self._copy_pieces(chain, first, last, bool(ragged))
+        self.effect("s_store", [self.counter, self.value(own)], dtype=i32, near=True)
+
+    def _loop_of(self, chain: Chain, first: Scalar, last: Scalar, carried: list[Value],
+                 body: Callable[[Value, list[Value]], list[Value]]) -> list[Value]:
+        block = Block([S64, *[v.type for v in carried]])
+        self.enter(block)
+        self.effect("yield", body(block.arguments[0], list(block.arguments[1:])))
+        self.leave()
+        made = Op("loop", [self.value(first), self.value(last), *carried], [v.type for v in carried],
+                  {"step": self.step, "label": chain.step}, [block], chain.loop.location)
+        self.finish(made)
+        return list(made.results)
+
+    def _copy_pieces(self, chain: Chain, first: Scalar, last: Scalar, ragged: bool) -> None:
+        group = self.chain_group
+
+        def body(here: Value, carried: list[Value]) -> list[Value]:
+            (counter,) = carried
+            following = self.add(counter, 1)
+            stage = self._stage_of(group, counter)
+            signal = self._signal(stage)
+            target = self.value(self.add(self.near(), self.mul(stage, self.stage_bytes)))
+            parity = self.scalar("s_xor", self._parity_of(group, following), 1)
+            self.effect("signal_wait", [signal, self.value(parity)], disp=self.free_at)
+            self.effect("signal_expect", [signal], disp=self.full_at, bytes=self.stage_bytes)
+            rest = self.sub(last, here)
+            for stream in self.box_streams:
+                if not ragged or not stream.deep:
+                    self._copy_boxes(chain, stream, target, signal, here)
+                    continue
+                whole = self.emit(self.depth, "s_cmp", [self.value(rest), self.value(self.step)], S64, cond="ge")
+                self._fork(whole, lambda stream=stream: self._copy_boxes(  # type: ignore[misc]
+                    chain, stream, target, signal, here), lambda stream=stream: self._copy_rows(  # type: ignore[misc]
+                        chain, stream, target, signal, here, rest))
+            return [self.value(following)]
+
+        (self.counter,) = self._loop_of(chain, first, last, [self.counter], body)
+
+    def _copy_boxes(self, chain: Chain, stream: BoxStream, target: Value, signal: Value, here: Value) -> None:
+        for panel in range(stream.panels):
+            at = {chain.step: here, stream.across: self.value(panel * fragments.PANEL)}
+            self.effect("tensor_copy", [target, signal, *self._coordinates_of(stream.op, at)], map=stream.map,
+                        disp=stream.at + panel * stream.panel_bytes, signal_disp=self.full_at)
+
+    def _copy_rows(self, chain: Chain, stream: BoxStream, target: Value, signal: Value, here: Value,
+                   rest: Scalar) -> None:
+        block = Block([S64])
+        self.enter(block)
+        row = block.arguments[0]
+        inside = self.emit(self.depth, "s_cmp", [row, self.value(rest)], S64, cond="lt")
+        mine = self.emit(self.depth, "s_select", [inside, self.value(self.add(here, row)), self.value(OUTSIDE)], S64)
+        place = self.value(self.add(target, self.mul(row, fragments.ROW_BYTES)))
+        for panel in range(stream.panels):
+            at = {chain.step: mine, stream.across: self.value(panel * fragments.PANEL)}
+            self.effect("tensor_copy", [place, signal, *self._coordinates_of(stream.op, at)], map=stream.row_map,
+                        disp=stream.at + panel * stream.panel_bytes, signal_disp=self.full_at)
+        self.effect("yield", [])
+        self.leave()
+        self.finish(Op("loop", [self.value(0), self.value(self.step)], (), {"step": 1, "label": "row"}, [block],
+                       self.location))
+
+    def _chain_loop(self, chain: Chain, unit: MatrixUnit, row: Value) -> None:
+        if not self.groups:
+            super()._chain_loop(chain, unit, row)
+            return
+        group, loop = self.chain_group, chain.loop
+        body = loop.blocks[0]
+        self._settle_streams(chain)
+        points = [self._coordinates(v.type.axes) for v in body.arguments]  # type: ignore[union-attr]
+        carried = [self.counter, *(self.row(v, at) for v, places in zip(loop.operands[2:], points, strict=True)
+                                   for at in places)]
+        for ragged, (first, last) in enumerate(self._chain_ranges(chain, row)):
+            def inside(here: Value, carried: list[Value], ragged: bool = bool(ragged),
+                       last: Scalar = last) -> list[Value]:
+                counter, *rows = carried
+                stage = self._stage_of(group, counter)
+                self.effect("signal_wait", [self._signal(stage), self.value(self._parity_of(group, counter))],
+                            disp=self.full_at)
+                self.source = self.value(self.add(self.near(), self.mul(stage, self.stage_bytes)))
+                self._begin_round(chain, points, rows, here, last, ragged)
+                if self.flying is not None:
+                    self._land(chain, body, points, counter, group)
+                terminator = body.terminator
+                assert terminator is not None
+                results = [self.row(v, at) for v, places in zip(terminator.operands, points, strict=True)
+                           for at in places]
+                if self.flying is None:
+                    self.effect("signal_arrive", [self._signal(stage)], disp=self.free_at)
+                return [self.value(self.add(counter, 1)), *results]
+
+            carried = self._loop_of(chain, first, last, carried, inside)
+        self.counter, *rows = carried
+        if self.flying is not None:
+            where = self._places_of(points, self.flying[1])
+            rows[where] = self._finished(rows[where])
+        self.assumed = frozenset()
+        self._take(loop.results, points, iter(rows))
+
+    @staticmethod
+    def _places_of(points: list[list[dict[str, int]]], number: int) -> slice:
+        """Where the rows of a carried value are among all."""
+        first = sum(map(len, points[:number]))
+        return slice(first, first + len(points[number]))
+
+    def _land(self, chain: Chain, body: Block, points: list[list[dict[str, int]]], counter: Value,
+              group: MatrixGroup) -> None:
+        """The first contraction, then a wait for it and for what the round before left flying, whose stage is free
+        then."""
+        assert self.flying is not None
+        argument = body.arguments[self.flying[1]]
+        first = next(op for op in body.ops if op in chain.contractions)
+        held = self.rows[argument]
+        self.unfinished = tuple(held.values())
+        self._contract(first, first.result, None)
+        self.rows[argument] = dict(zip(held, self.landed, strict=True))
+        self.unfinished = ()
+        before = self._stage_of(group, self.sub(counter, 1))
+        self.effect("signal_arrive", [self._signal(before)], disp=self.free_at)
+
+    def _finished(self, sums: list[Value]) -> list[Value]:
+        done = Op("group_wait", sums, [ROW_F32] * len(sums), {"pending": 0}, None, self.location)
+        self.finish(done)
+        return list(done.results)
+
+    def _contract(self, op: Op, into: Value, start: Value | None) -> None:
+        chain = self.chain
+        assert chain is not None
+        if not self.groups:
+            super()._contract(op, into, start)
+            return
+        found = chain.contractions[op]
+        stream = next(s for s in self.box_streams if s.op is found.right)
+        columns = self.bound[found.columns].count
+        keys = [self._key(into, found, register // 2, 2 * block + register % 2)
+                for block in range(columns // 2) for register in range(4)]
+        zero = self.constant(0.0, f32)
+        sums = [zero if start is None else self.row(start, dict(zip(_axes(into), key, strict=True))) for key in keys]
+        depths = range(0, self.bound[found.over].count, 4)
+        left = [self._left(found, 0, depth) for depth in depths]        # in registers before the batch begins
+        self.effect("group_fence", [])
+        for depth, rows in zip(depths, left, strict=True):
+            made = Op("group_multiply_rows", [self.source, *rows, *sums], [ROW_F32] * len(sums), {
+                **self._right_of(stream, found, depth * 4), "dtype": found.right.operands[0].type.dtype,  # type: ignore[union-attr]
+                "fresh": start is None and depth == 0}, None, op.location)
+            self.finish(made)
+            sums = list(made.results)
+        self.effect("group_commit", [])
+        if self.flying is None or op is not self.flying[0]:
+            done = self._finished([*sums, *self.unfinished])
+            sums, self.landed = done[:len(sums)], done[len(sums):]
+        self.rows[into] = dict(zip(keys, sums, strict=True))
+
+    def _right_of(self, stream: BoxStream, found: Contraction, depth: int) -> dict[str, object]:
+        if stream.deep:
+            return {"right_rows": False, "right_panel_bytes": stream.panel_bytes,
+                    "right_disp": stream.at + depth * fragments.ROW_BYTES}
+        panel, within = divmod(depth, fragments.PANEL)
+        return {"right_rows": True, "right_disp": stream.at + panel * stream.panel_bytes + 2 * within}
+
+
+def _depends(op: Op, value: Value) -> bool:
+    """Whether what an op computes is made of a value."""
+    stack, seen = list(op.operands), set()
+    while stack:
+        v = stack.pop()
+        if v is value:
+            return True
+        if v not in seen and v.op is not None:
+            seen.add(v)
+            stack += v.op.operands
+    return False

@@ -1,0 +1,200 @@
+"""Addresses that a loop computes from its counter become sums that it carries: a programmer adds to a pointer.
+
+Enters: a lane function. Leaves: the same stores from the same values. Holds: only 64-bit scalars change, modulo 2^64.
+
+Two steps, for loops without loops inside. `split_blocks`, before `simplify`: where a loop takes its counter apart, as
+it does for memory that was copied in blocks (`k & -16`, `k & 15`), it becomes a loop over the blocks and one within
+a block, in which both parts are affine. `reduce_strength`, after it: a product of the counter with a number, and what
+is added to that from outside, is carried and grows by a constant. Where that leaves no reader of the counter, selection
+counts down to 0, and the loop's end is two instructions.
+
+For targets that give registers themselves; the assembler of PTX does this on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..ir.nodes import Block, Builder, Function, Op, Value
+from ..ir.types import S64
+from .simplify import FIRST, constant
+
+MOST_CARRIED = 4
+"""So many sums at most does a loop carry for this, each in a register of its own from start to end."""
+
+
+def split_blocks(function: Function) -> int:
+    """Split loops over blocks, in place; how many."""
+    return sum(_split(block, op) for block, op in list(_innermost(function.body)))
+
+
+def reduce_strength(function: Function) -> int:
+    """Carry what is affine in a counter, in place; how many values are carried now."""
+    return sum(_carry(block, op) for block, op in list(_innermost(function.body)))
+
+
+def _innermost(block: Block) -> Iterator[tuple[Block, Op]]:
+    """Every loop with no loop inside, and the block that it stands in."""
+    for op in block.ops:
+        if op.name == "loop" and not any(inner.blocks for inner in op.blocks[0].ops):
+            yield block, op
+        for inner in op.blocks:
+            yield from _innermost(inner)
+
+
+# ---- blocks
+
+
+def _split(block: Block, op: Op) -> int:
+    body = op.blocks[0]
+    counter = body.arguments[0]
+    step: int = op.attributes["step"]
+    masks = {number for inner in body.ops if inner.name == "s_and" and counter in inner.operands
+             for number in map(constant, inner.operands) if number is not None}
+    size = next((-mask for mask in sorted(masks) if mask < 0 and -mask - 1 in masks and -mask & -mask - 1 == 0), 0)
+    if size <= step or size % step or not _is_multiple(op.operands[0], size):
+        return 0
+    # Over the blocks: the same values carried, the counter of the block in place of the loop's.
+    outer = Block([value.type for value in body.arguments])
+    first, *carried = outer.arguments
+    build = Builder(outer, op.location)
+    end = build.value("s_add", [first, build.value("s_const", [], S64, value=size)], S64)
+    if not _is_multiple(op.operands[1], size):
+        end = build.value("s_min", [end, op.operands[1]], S64)
+    within = build.add("loop", [first, end, *carried], [v.type for v in op.results], [body], **op.attributes)
+    build.add("yield", list(within.results))
+    offset = Op("s_sub", [counter, first], (S64,), None, None, op.location)
+    for inner in body.ops:
+        if inner.name == "s_and" and counter in inner.operands:
+            if any(constant(operand) == -size for operand in inner.operands):
+                _replace(body, inner.result, first)
+            elif any(constant(operand) == size - 1 for operand in inner.operands):
+                _replace(body, inner.result, offset.result)
+    body.ops.insert(0, offset)
+    op.blocks = [outer]
+    op.attributes = {**op.attributes, "step": size}
+    return 1
+
+
+def _replace(block: Block, old: Value, new: Value) -> None:
+    """Read another value in all ops of a block, which have no blocks themselves."""
+    for op in block.ops:
+        if old in op.operands:
+            op.operands = [new if operand is old else operand for operand in op.operands]
+
+
+def _is_multiple(value: Value, size: int) -> bool:
+    """Whether a scalar is known to be a multiple of a power of two."""
+    owner = value.owner
+    if isinstance(owner, Op):
+        number = constant(value)
+        if number is not None:
+            return number % size == 0
+        if owner.name in ("s_add", "s_sub"):
+            return all(_is_multiple(operand, size) for operand in owner.operands)
+        if owner.name in ("s_and", "s_mul"):
+            return any(_is_multiple(operand, size) for operand in owner.operands)
+    return False
+
+
+# ---- strength
+
+
+def _carry(block: Block, op: Op) -> int:
+    body = op.blocks[0]
+    counter = body.arguments[0]
+    step: int = op.attributes["step"]
+    inside = {result for inner in body.ops for result in inner.results}.union(body.arguments)
+    factors = {counter: 1}  # affine in the counter -> how much it grows with it
+    multiplied: set[Value] = set()  # those that take a multiplication
+    for inner in body.ops:
+        factor = _factor(inner, factors, inside)
+        if factor is not None:
+            factors[inner.result] = factor
+            if inner.name in ("s_mul", "s_shl") or not multiplied.isdisjoint(inner.operands):
+                multiplied.add(inner.result)
+    read = {value for inner in body.ops for value in inner.operands
+            if not inner.results or inner.results[0] not in factors}
+    wanted = [value for value in factors if value in multiplied and value in read]
+    if not wanted or len(wanted) > MOST_CARRIED:
+        return 0
+    before = Block()
+    build = Builder(before, op.location)
+    known: dict[Value, Value] = {counter: op.operands[0]}
+    terminator = body.ops.pop() if body.terminator is not None else Op("yield", [])
+    grown: list[Op] = []
+    starts = [_at_start(value, known, factors, build) for value in wanted]
+    for value, begins in zip(wanted, starts, strict=True):
+        argument = Value(S64, body, value.name)
+        body.arguments.append(argument)
+        inside.add(argument)
+        base = _only_base(body, value, inside)
+        if base is not None:  # the pointer itself: neither base nor index need registers
+            begins = build.value("s_add", [base, begins], S64)
+            for inner in body.ops:
+                if value in inner.operands:
+                    first = FIRST[inner.name]
+                    inner.operands = [*inner.operands[:first], argument, *inner.operands[first + 2 :]]
+                    inner.attributes = {**inner.attributes, "indexed": False, "scale": 1}
+        _replace(body, value, argument)
+        op.operands.append(begins)
+        op.results.append(Value(S64, op))
+        grows = build.value("s_const", [], S64, value=factors[value] * step)
+        grown.append(Op("s_add", [argument, grows], (S64,), None, None, op.location))
+    body.ops += grown
+    body.ops.append(Op("yield", [*terminator.operands, *(more.result for more in grown)], (), None, None,
+                       terminator.location))
+    place = block.ops.index(op)
+    block.ops[place:place] = before.ops
+    return len(wanted)
+
+
+def _factor(op: Op, factors: dict[Value, int], inside: set[Value]) -> int | None:
+    """How much the result of an op grows with the counter; None where it is not affine in it."""
+    if op.name not in ("s_add", "s_sub", "s_mul", "s_shl"):
+        return None
+    a, b = op.operands
+    if op.name in ("s_mul", "s_shl"):
+        number = constant(b)
+        if a not in factors or number is None or (op.name == "s_shl" and not 0 <= number < 63):
+            return None
+        return factors[a] * (number if op.name == "s_mul" else 1 << number)
+    if a in factors and b not in inside:
+        return factors[a]
+    return factors[b] if op.name == "s_add" and b in factors and a not in inside else None
+
+
+def _only_base(body: Block, value: Value, inside: set[Value]) -> Value | None:
+    """The base of all memory operands that a value is the index of, if it is nothing else and they have one in common
+    from outside of the loop."""
+    bases: set[Value] = set()
+    for op in body.ops:
+        if value in op.operands:
+            first = FIRST.get(op.name, -1)
+            if (first < 0 or not op.attributes.get("indexed") or op.attributes.get("scale", 1) != 1
+                    or op.operands.count(value) > 1 or op.operands[first + 1] is not value):
+                return None
+            bases.add(op.operands[first])
+    base = bases.pop() if len(bases) == 1 else None
+    return None if base in inside else base
+
+
+def _at_start(value: Value, known: dict[Value, Value], factors: dict[Value, int], build: Builder) -> Value:
+    """What an affine value is in the first turn."""
+    if value not in factors:
+        number = constant(value)  # which may stand in the loop
+        return value if number is None else build.value("s_const", [], S64, value=number)
+    found = known.get(value)
+    if found is None:
+        assert value.op is not None
+        a, b = (_at_start(operand, known, factors, build) for operand in value.op.operands)
+        name = value.op.name
+        if (name == "s_sub" and a is b) or (name in ("s_mul", "s_shl") and constant(a) == 0) \
+                or (name == "s_mul" and constant(b) == 0):
+            found = build.value("s_const", [], S64, value=0)
+        elif name == "s_add" and 0 in (constant(a), constant(b)):
+            found = b if constant(a) == 0 else a
+        else:
+            found = build.value(name, [a, b], S64)
+        known[value] = found
+    return found

@@ -1,0 +1,154 @@
+"""Several sequences through one model at once: one step program over a paged cache.
+
+In: tokens, each with the slot of its sequence and its position there. Out: `Paged`, whose `step` runs them and picks
+the next token of the sequences that ask for one. Holds: which tokens, how many, of which sequences and at which
+positions are values of a run, so one program serves every step; what a token gives is the same whoever else is in it.
+
+A step is a flat list of tokens: sequences that decode bring one each, one whose prompt is read brings several. Two
+programs of the same kernels are made, for at most `slots` tokens and for at most `chunk`: matrices are walked otherwise
+for few rows than for many. Who takes part is said by scheduler.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..kernels import embedding, norm, sampling
+from ..kernels.paged import PAGE
+from ..runtime.buffers import empty
+from ..runtime.program import Program, Rows, Variable
+from .errors import ModelError
+from .linear import Steps
+from .sampling import BELOW_ONE, Sampling
+from .session import BaseSession
+
+CHUNK = 256
+"""Most tokens of a step, where prompts are read: it bounds how long others wait for a prompt."""
+CANDIDATES = 128
+"""Most tokens among which one is drawn (top_k)."""
+MAX_SLOTS = 256
+F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
+
+
+class Fed(NamedTuple):
+    """A token of a step. slot: of its sequence. position: in the sequence."""
+
+    token: int
+    slot: int
+    position: int
+
+
+class Pick(NamedTuple):
+    """What is to follow a token of a step. row: the token's index in the step. sampling: how the next one is drawn. u:
+    a random number in [0, 1)."""
+
+    row: int
+    sampling: Sampling
+    u: float
+
+
+def pages_for(tokens: int) -> int:
+    """How many pages so many tokens take."""
+    return -(-tokens // PAGE)
+
+
+class Paged(BaseSession):
+    """A session of several sequences; the first base of an architecture's batch, before its session.
+
+    slots: how many sequences. pages: of the cache, for all of them. context: tokens of one sequence. chunk: most tokens
+    of a step. table [slots, pages of a sequence]: which page holds which positions of a slot's sequence; its owner
+    writes it between steps.
+    """
+
+    def __init__(
+        self, model: Any, slots: int, context: int | None = None, pages: int | None = None, *,
+        cache_dtype: str = "f32", threads: int | None = None, interpret: bool = False,
+    ) -> None:
+        """pages: None for what all slots can fill. Raises ModelError."""
+        if not 1 <= slots <= MAX_SLOTS:
+            raise ModelError("the sequences at once", str(slots), f"1 to {MAX_SLOTS}")
+        self.slots = slots
+        longest = model.positions if context is None else context
+        self.pages = slots * pages_for(longest) if pages is None else pages
+        if self.pages < pages_for(longest):
+            raise ModelError("the pages of the cache", str(self.pages), f"{pages_for(longest)} at least, one context")
+        architecture: Any = super()  # a session of it stands behind this class among the bases
+        architecture.__init__(model, context, cache_dtype=cache_dtype, threads=threads, interpret=interpret)
+        self.table = np.zeros((slots, pages_for(self.context)), np.int32)
+        self._slot_of, self._position_of = (empty((self.chunk,), I32) for _ in range(2))
+        self._wanted = Variable("wanted", slots)
+        self._which, self._kept, self._next = (empty((slots,), I32) for _ in range(3))
+        features = self._x.shape[1]
+        self._ends, self._normed_ends = (empty((slots, features), F32) for _ in range(2))
+        self.step_logits = empty((slots, self.vocabulary), F32)
+        count = min(CANDIDATES, self.vocabulary)
+        self._choices = empty((slots, count), F32), empty((slots, count), I32)
+        self._draws = tuple(empty((slots,), F32) for _ in range(4))
+        self._steps: dict[int, Program] = {}
+        self._drawing: Program | None = None
+
+    def _longest_chunk(self) -> int:
+        return max(CHUNK, self.slots)
+
+    def _chunk_values(self, count: int) -> dict[str, int]:
+        values = super()._chunk_values(count)
+        return {name: value for name, value in values.items() if name not in ("position", "filled")}
+
+    def _of_wanted(self, array: Any) -> Rows:
+        return Rows(array, self._wanted)
+
+    def prepare(self) -> None:
+        """Make the step programs now, so that no first request waits for them."""
+        for capacity in (self.slots, self.chunk):
+            if capacity not in self._steps:
+                self._steps[capacity] = self._step_program(capacity)
+
+    def step(self, fed: Sequence[Fed], picks: Sequence[Pick] = ()) -> list[int]:
+        """Run tokens through the model; the tokens that follow, one for each of `picks`.
+
+        Every position of a sequence was fed before those behind it, or is in the same step; table names the pages.
+        """
+        count, wanted = len(fed), len(picks)
+        capacity = self.slots if count <= self.slots else self.chunk
+        assert 0 < count <= self.chunk and wanted <= self.slots, "the scheduler keeps to the limits"
+        columns = np.array(fed, np.int32)
+        self._tokens[:count], self._slot_of[:count], self._position_of[:count] = columns.T
+        self._which[:wanted] = [pick.row for pick in picks]
+        program = self._steps.get(capacity)
+        if program is None:
+            program = self._steps[capacity] = self._step_program(capacity)
+        program(**self._chunk_values(count), wanted=wanted)
+        if any(pick.sampling.temperature > 0 for pick in picks):
+            self._draw(picks)
+        return [int(token) for token in self._next[:wanted]]
+
+    def _step_program(self, capacity: int) -> Program:
+        self._capacity = capacity
+        matrix, gain, epsilon = self.head()
+        ends = self._of_wanted
+        last: Steps = [
+            (embedding.embedding_f32, (ends(self._which), self._x, ends(self._ends))),
+            (norm.rms_norm, (ends(self._ends), gain, epsilon, ends(self._normed_ends))),
+            *self._multiply("matmul_nt", self._normed_ends, [matrix], self.step_logits, rows=ends),
+            (sampling.argmax_rows, (ends(self.step_logits), ends(self._next))),
+        ]
+        return self._program([*self.chunk_sections(), ("logits of the last tokens", last)])
+
+    def _draw(self, picks: Sequence[Pick]) -> None:
+        """Draw for those that want it; the others keep the likeliest token."""
+        for row, (_, how, u) in enumerate(picks):
+            self._kept[row] = min(how.top_k, self._choices[0].shape[1])
+            for array, value in zip(self._draws, (how.temperature, how.top_p, how.min_p, min(u, BELOW_ONE)),
+                                    strict=True):
+                array[row] = value
+        if self._drawing is None:
+            rows = self._of_wanted
+            choices, draws = [rows(array) for array in self._choices], [rows(array) for array in self._draws]
+            self._drawing = self._program([("drawing", [
+                (sampling.top_k, (rows(self.step_logits), *choices)),
+                (sampling.sample, (*choices, rows(self._kept), *draws, rows(self._next))),
+            ])])
+        self._drawing(wanted=len(picks))

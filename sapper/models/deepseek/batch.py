@@ -1,0 +1,47 @@
+"""Several sequences through a DeepSeek model at once: absorbed attention over pages of latent vectors.
+
+In: a DeepseekModel. Out: `Batch`. Holds: what models/batch.py says; all but attention is that of a session's chunk. All
+tokens attend absorbed (sapper/kernels/mla.py), also those of a prompt: pages of several sequences are not expanded.
+"""
+
+from __future__ import annotations
+
+from ...kernels import paged
+from ...kernels.paged import PAGE
+from ...runtime.buffers import empty
+from ...runtime.program import Variable
+from ..batch import F32, Paged
+from ..linear import Steps
+from .config import LATENT_EPSILON
+from .session import Session
+from .weights import AttentionWeights
+
+
+class Batch(Paged, Session):
+    """Sequences of one model."""
+
+    def _cache_extents(self, *features: int) -> tuple[int, ...]:
+        return self.pages, PAGE, *features
+
+    def _meet(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
+        config, rows, dtype = self.model.config, self._rows, one.expand.dtype
+        queries, turning, latent, key = self._parts()
+        latents, shared = self._latents[layer], self._keys[layer]
+        keys, values = self._heads_of(one)
+        extents = (self.chunk, config.heads, config.key_rank)
+        if not hasattr(self, "_in_latent_space"):
+            self._in_latent_space, self._found = (empty(extents, F32) for _ in range(2))
+        turned, out = (array.reshape(self.chunk, config.heads, -1) for array in (self._turned, self._mixed))
+        where = (rows(self._slot_of), rows(self._position_of), self.table)
+        return [
+            (getattr(paged, f"compress_paged_{self._cache_dtype}"), (
+                rows(turning), rows(latent), rows(key), one.key_gain, LATENT_EPSILON, self._cosine, self._sine,
+                *where, rows(self._turned), latents, shared,
+            )),
+            (getattr(paged, f"absorb_rows_{dtype}"), (rows(queries), keys, rows(self._in_latent_space))),
+            (getattr(paged, f"latent_attention_paged_{self._cache_dtype}"), (
+                rows(self._in_latent_space), rows(turned), latents, shared.reshape(*shared.shape[:2], -1), *where,
+                config.score_scale, rows(self._found),
+            )),
+            (getattr(paged, f"project_values_rows_{dtype}"), (rows(self._found), values, rows(out))),
+        ]

@@ -1,0 +1,221 @@
+"""Continuous batching: who takes part in each step, and which pages of the cache are whose.
+
+In: jobs (a prompt and how to go on from it), submitted at any time. Out: their tokens and texts, as they come. Holds: a
+job's tokens are those that it would get alone; the order of admission is that of submission.
+
+    waiting ── admit ──> running ── ends, cancelled ──> done
+       └────── evict ──────┘
+
+A job is admitted where a slot is free and pages for its whole prompt are. In each step every running job whose tokens
+are all cached but one brings that one; what is left of the step's tokens goes to prompts, first come first served.
+Where a job needs a page and none is free, the job admitted last loses its pages and waits at the head of the queue:
+its tokens are read again as a prompt, those that it has made as well.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from .batch import CANDIDATES, Fed, Paged, Pick, pages_for
+from .errors import ModelError
+from .load import Loaded
+from .sampling import Sampling
+from .stops import StopStrings
+from .tokenizer import TextStream
+
+
+class Job:
+    """A prompt that is gone on from.
+
+    tokens: those made so far, without one that ended it. ending: "" while it runs, then as Generation has it ("end",
+    "stop", "length", "context"), or "cancelled" or "failed". told(piece, job): called by the thread of `Scheduler.step`
+    for every token, and once with ending set; piece is text, perhaps "". submitted_at, first_at: of time.monotonic,
+    when it came and when its first token was made.
+    """
+
+    def __init__(
+        self, prompt: Sequence[int], limit: int, sampling: Sampling, stop: Sequence[str] = (),
+        told: Callable[[str, Job], None] = lambda piece, job: None,
+    ) -> None:
+        """Raises ModelError for a setting that cannot be."""
+        if not len(prompt):
+            raise ModelError("the tokens", "none", "at least one", "give a prompt")
+        if limit < 1:
+            raise ModelError("the number of tokens", str(limit), "at least 1")
+        sampling.check()
+        self.prompt = list(prompt)
+        self.limit = limit
+        self.sampling = sampling
+        self.told = told
+        self.tokens: list[int] = []
+        self.ending = ""
+        self.cancelled = False
+        self.submitted_at = time.monotonic()
+        self.first_at = 0.0
+        self.slot = -1
+        self.fed = 0
+        self.pages: list[int] = []
+        self.stops = StopStrings(stop)
+        self.random = sampling.draws()
+        self.stream: TextStream | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens in all, of which `fed` are in the cache."""
+        return len(self.prompt) + len(self.tokens)
+
+    def all_tokens(self, start: int, stop: int) -> list[int]:
+        """The tokens of prompt and answer from a position to another."""
+        count = len(self.prompt)
+        return self.prompt[start:stop] + self.tokens[max(start - count, 0) : max(stop - count, 0)]
+
+
+class Scheduler:
+    """Runs jobs on a batch, for one thread; others may set `Job.cancelled`.
+
+    waiting, running: jobs. evictions, steps, tokens_fed, tokens_made: counts since the beginning.
+    """
+
+    def __init__(self, model: Loaded, batch: Paged) -> None:
+        self.model = model
+        self.batch = batch
+        self.waiting: deque[Job] = deque()
+        self.running: list[Job] = []
+        self.evictions = self.steps = self.tokens_fed = self.tokens_made = 0
+        self._slots = list(range(batch.slots))[::-1]
+        self._pages = list(range(batch.pages))[::-1]
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    @property
+    def free_pages(self) -> int:
+        return len(self._pages)
+
+    def submit(self, job: Job) -> None:
+        """Raises ModelError as `check` does."""
+        self.check(job)
+        self.waiting.append(job)
+
+    def check(self, job: Job) -> None:
+        """Raises ModelError for a prompt that does not fit, or a top_k larger than a batch can."""
+        if len(job.prompt) >= self.batch.context:
+            raise ModelError("the prompt", f"{len(job.prompt)} tokens", f"fewer than {self.batch.context}, the context",
+                             "take a shorter prompt, or a larger context")
+        wrong = next((token for token in job.prompt if not 0 <= token < self.batch.vocabulary), None)
+        if wrong is not None:
+            raise ModelError("the tokens", f"{wrong}", f"numbers from 0 to {self.batch.vocabulary - 1}")
+        if job.sampling.temperature > 0 and job.sampling.top_k > CANDIDATES:
+            raise ModelError("sampling", f"top_k {job.sampling.top_k}", f"at most {CANDIDATES}")
+
+    def step(self) -> bool:
+        """Run one step; False if there was nothing to do."""
+        self._drop_cancelled()
+        self._admit()
+        fed, drawn = self._plan()
+        if not fed:
+            return False
+        rows = [Pick(row, job.sampling, job.random.random()) for job, row in drawn]
+        picked = self.batch.step(fed, rows)
+        self.steps += 1
+        self.tokens_fed += len(fed)
+        for (job, _), token in zip(drawn, picked, strict=True):
+            self._take(job, token)
+        return True
+
+    def fail(self, jobs: Sequence[Job] | None = None) -> None:
+        """End all jobs, as the batch cannot go on."""
+        for job in jobs if jobs is not None else [*self.running, *self.waiting]:
+            self._end(job, "failed")
+        self.waiting.clear()
+
+    # ---- parts of a step
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self.running if job.cancelled]:
+            self._end(job, "cancelled")
+        for job in [job for job in self.waiting if job.cancelled]:
+            self.waiting.remove(job)
+            self._end(job, "cancelled")
+
+    def _admit(self) -> None:
+        while self.waiting and self._slots and pages_for(self.waiting[0].length) <= len(self._pages):
+            job = self.waiting.popleft()
+            job.slot = self._slots.pop()
+            self._give_pages(job, pages_for(job.length))
+            self.running.append(job)
+
+    def _give_pages(self, job: Job, count: int) -> None:
+        while len(job.pages) < count:
+            self.batch.table[job.slot, len(job.pages)] = self._pages[-1]
+            job.pages.append(self._pages.pop())
+
+    def _take_back(self, job: Job) -> None:
+        self.running.remove(job)
+        self._slots.append(job.slot)
+        self._pages += reversed(job.pages)
+        job.slot, job.fed, job.pages = -1, 0, []
+
+    def _evict(self) -> Job:
+        job = self.running[-1]
+        self._take_back(job)
+        self.waiting.appendleft(job)
+        self.evictions += 1
+        return job
+
+    def _plan(self) -> tuple[list[Fed], list[tuple[Job, int]]]:
+        """The tokens of this step, and which jobs get one after which row."""
+        for job in list(self.running):  # Pages for all of a job's tokens; the prompts' are there since admission.
+            while job.slot >= 0 and len(job.pages) < pages_for(job.length):
+                if self._pages:
+                    self._give_pages(job, len(job.pages) + 1)
+                else:
+                    self._evict()
+        fed: list[Fed] = []
+        drawn: list[tuple[Job, int]] = []
+        left = self.batch.chunk
+        decoding = [job for job in self.running if job.length - job.fed == 1]
+        reading = [job for job in self.running if job.length - job.fed > 1]
+        for place, job in enumerate(decoding + reading):
+            count = min(job.length - job.fed, left - max(0, len(decoding) - place - 1))
+            if count <= 0:
+                break
+            for position, token in enumerate(job.all_tokens(job.fed, job.fed + count), job.fed):
+                fed.append(Fed(token, job.slot, position))
+            job.fed += count
+            left -= count
+            if job.fed == job.length:
+                drawn.append((job, len(fed) - 1))
+        return fed, drawn
+
+    def _take(self, job: Job, token: int) -> None:
+        """A job's next token."""
+        if job.stream is None:
+            job.stream = TextStream(self.model.tokenizer)
+        if not job.first_at:
+            job.first_at = time.monotonic()
+        if token in self.model.tokenizer.stops:
+            self._end(job, "end")
+            return
+        job.tokens.append(token)
+        self.tokens_made += 1
+        piece = job.stops.push(job.stream.push(token))
+        if job.stops.met:
+            self._end(job, "stop", piece)
+        elif len(job.tokens) == job.limit:
+            self._end(job, "length", piece)
+        elif job.length > self.batch.context:
+            self._end(job, "context", piece)
+        else:
+            job.told(piece, job)
+
+    def _end(self, job: Job, ending: str, piece: str = "") -> None:
+        if job.slot >= 0:
+            self._take_back(job)
+        if job.stream is not None:
+            piece += job.stops.push(job.stream.finish()) + job.stops.finish()
+        job.ending = ending
+        job.told(piece, job)

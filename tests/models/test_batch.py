@@ -1,0 +1,199 @@
+"""Continuous batching: what a sequence gets in company is what it gets alone; pages, eviction, cancelling, drawing."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sapper.kernels.paged import PAGE
+from sapper.models.batch import CANDIDATES, Fed, Pick
+from sapper.models.errors import ModelError
+from sapper.models.generate import Generation
+from sapper.models.load import Loaded, load_model
+from sapper.models.locate import find_model
+from sapper.models.sampling import Sampling
+from sapper.models.scheduler import Job, Scheduler
+
+from . import small
+
+DATA = Path(__file__).parent / "data"
+GREEDY = Sampling()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    path = tmp_path_factory.mktemp("small") / "small.gguf"
+    return load_model(small.write_gguf(path, small.random_weights(), numbers={"llama.context_length": 320}), "f32")
+
+
+@pytest.fixture(scope="module", params=["deepseek_v2_lite", "deepseek_v3", "qwen2"])
+def checkpoint(request: pytest.FixtureRequest) -> Loaded:
+    return load_model(DATA / request.param, "f32")
+
+
+def prompts(model: Loaded, *sizes: int) -> list[list[int]]:
+    draw = np.random.default_rng(len(sizes))
+    return [[int(n) for n in draw.integers(0, model.tokenizer.size, size)] for size in sizes]
+
+
+def alone(model: Loaded, prompt: list[int], limit: int, **options) -> Generation:
+    made = Generation(model, prompt, limit, **options)
+    made.text = "".join(made)
+    return made
+
+
+def run_all(scheduler: Scheduler) -> int:
+    steps = 0
+    while scheduler.step():
+        steps += 1
+        assert steps < 5000
+    assert scheduler.idle and scheduler.free_pages == scheduler.batch.pages
+    return steps
+
+
+def test_logits_are_those_of_a_session(model: Loaded) -> None:
+    batch = model.batch(3, 200)
+    batch.table[...] = np.random.default_rng(0).permutation(12).reshape(3, 4)
+    one, other = prompts(model, 150, 9)
+    fed = [Fed(token, 2, i) for i, token in enumerate(one)] + [Fed(token, 0, i) for i, token in enumerate(other)]
+    batch.step(fed, [Pick(len(fed) - 1, GREEDY, 0.0), Pick(149, GREEDY, 0.0)])
+    for row, prompt in enumerate((other, one)):
+        session = model.session(200)
+        session.feed(prompt)
+        np.testing.assert_allclose(batch.step_logits[row], session.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_of_a_step_may_come_in_any_order(model: Loaded) -> None:
+    batch = model.batch(2, 100)
+    batch.table[...] = [[0, 1], [2, 3]]
+    fed = [Fed(token, 1, i) for i, token in enumerate(prompts(model, 70)[0])]
+    first = batch.step(fed, [Pick(69, GREEDY, 0.0)])
+    logits = batch.step_logits[0].copy()
+    order = random.Random(0).sample(range(70), 70)
+    assert batch.step([fed[i] for i in order], [Pick(order.index(69), GREEDY, 0.0)]) == first
+    np.testing.assert_array_equal(batch.step_logits[0], logits)
+
+
+def test_greedy_tokens_in_company_are_those_of_each_alone(model: Loaded) -> None:
+    """Jobs come while others run, prompts are longer than a step takes."""
+    scheduler = Scheduler(model, model.batch(3))
+    jobs = [Job(prompt, limit, GREEDY) for prompt, limit in zip(
+        prompts(model, 5, 300, 1, 80, 40, 17), (40, 15, 60, 30, 1, 25), strict=True)]
+    pieces: dict[int, list[str]] = {}
+    for number, job in enumerate(jobs):
+        job.told = lambda piece, job, number=number: pieces.setdefault(number, []).append(piece)
+    waiting = list(jobs)
+    while waiting or not scheduler.idle:
+        if waiting:
+            scheduler.submit(waiting.pop(0))
+        scheduler.step()
+    assert scheduler.evictions == 0
+    for number, job in enumerate(jobs):
+        wanted = alone(model, job.prompt, job.limit)
+        assert (job.tokens, job.ending) == (wanted.tokens, wanted.stop)
+        assert "".join(pieces[number]) == wanted.text
+
+
+def test_a_full_cache_evicts_and_nothing_is_lost(model: Loaded) -> None:
+    pages = -(-320 // PAGE)
+    scheduler = Scheduler(model, model.batch(4, pages=pages))
+    jobs = [Job(prompt, 120, GREEDY) for prompt in prompts(model, 60, 50, 40, 30)]
+    for job in jobs:
+        scheduler.submit(job)
+    run_all(scheduler)
+    assert scheduler.evictions > 0
+    for job in jobs:
+        wanted = alone(model, job.prompt, job.limit)
+        assert (job.tokens, job.ending) == (wanted.tokens, wanted.stop)
+
+
+def test_architectures_agree_with_their_sessions(checkpoint: Loaded) -> None:
+    scheduler = Scheduler(checkpoint, checkpoint.batch(2, 160))
+    jobs = [Job(prompt, limit, GREEDY) for prompt, limit in zip(prompts(checkpoint, 3, 90, 20), (30, 10, 20),
+                                                                strict=True)]
+    for job in jobs:
+        scheduler.submit(job)
+    run_all(scheduler)
+    for job in jobs:
+        wanted = alone(checkpoint, job.prompt, job.limit)
+        assert (job.tokens, job.ending) == (wanted.tokens, wanted.stop)
+
+
+def test_the_interpreter_agrees(model: Loaded) -> None:
+    scheduler = Scheduler(model, model.batch(2, 80, interpret=True))
+    jobs = [Job(prompt, 3, GREEDY) for prompt in prompts(model, 2, 5)]
+    for job in jobs:
+        scheduler.submit(job)
+    run_all(scheduler)
+    for job in jobs:
+        assert job.tokens == alone(model, job.prompt, 3).tokens
+
+
+def test_draws_depend_on_the_seed_and_not_on_the_company(model: Loaded) -> None:
+    def tokens(*settings: Sampling) -> list[list[int]]:
+        scheduler = Scheduler(model, model.batch(4, 128))
+        jobs = [Job([5, 17, 200], 12, one) for one in settings]
+        for job in jobs:
+            scheduler.submit(job)
+        run_all(scheduler)
+        return [job.tokens for job in jobs]
+
+    hot, other, sharp = Sampling(1.5, 50, 0.9, 0.01, 1), Sampling(1.5, 50, 0.9, 0.01, 2), Sampling(5.0, 1, seed=3)
+    together = tokens(hot, other, GREEDY, sharp)
+    assert together[0] == tokens(hot)[0] and together[0] != together[1] and together[2] == together[3]
+    wanted = alone(model, [5, 17, 200], 12, temperature=1.5, top_k=50, top_p=0.9, min_p=0.01, seed=1)
+    assert together[0] == wanted.tokens
+    assert alone(model, [5, 17, 200], 12, temperature=3.0, min_p=1.0).tokens == together[2]
+    assert alone(model, [5, 17, 200], 12, temperature=3.0, top_p=1e-6).tokens == together[2]
+
+
+def test_a_cancelled_job_gives_its_place_back(model: Loaded) -> None:
+    scheduler = Scheduler(model, model.batch(1, 128))
+    running, waiting, last = (Job([7], 100, GREEDY) for _ in range(3))
+    for job in (running, waiting, last):
+        scheduler.submit(job)
+    for _ in range(3):
+        scheduler.step()
+    running.cancelled = waiting.cancelled = True
+    run_all(scheduler)
+    assert running.ending == waiting.ending == "cancelled" and 0 < len(running.tokens) <= 3 and not waiting.tokens
+    assert last.ending and last.tokens == alone(model, [7], 100).tokens
+
+
+def test_what_does_not_fit_is_refused(model: Loaded) -> None:
+    scheduler = Scheduler(model, model.batch(1, 64))
+    for job, message in ((Job([1] * 64, 1, GREEDY), "fewer than 64"), (Job([-1], 1, GREEDY), "numbers from 0"),
+                         (Job([1], 1, Sampling(1.0, CANDIDATES + 1)), "top_k")):
+        with pytest.raises(ModelError, match=message):
+            scheduler.submit(job)
+    for make, message in ((lambda: Job([], 1, GREEDY), "none"), (lambda: Job([1], 0, GREEDY), "at least 1"),
+                          (lambda: Job([1], 1, Sampling(-1.0)), "temperature"),
+                          (lambda: model.batch(0), "1 to"), (lambda: model.batch(2, 128, 1), "2 at least")):
+        with pytest.raises(ModelError, match=message):
+            make()
+
+
+def test_a_context_that_is_full_ends_the_answer(model: Loaded) -> None:
+    scheduler = Scheduler(model, model.batch(1, 66))
+    job = Job(prompts(model, 60)[0], 100, GREEDY)
+    scheduler.submit(job)
+    run_all(scheduler)
+    session = model.session(66)
+    made = alone(model, job.prompt, 100, session=session)
+    assert (job.tokens, job.ending) == (made.tokens, made.stop)
+
+
+def test_smollm2_answers_several_at_once() -> None:
+    try:
+        loaded = load_model(find_model("smollm2"))
+    except ModelError as error:
+        pytest.skip(str(error))
+    scheduler = Scheduler(loaded, loaded.batch(4, 256))
+    texts = ("The capital of France is", "Once upon a time", "2 + 2 =")
+    jobs = [Job(loaded.tokenizer.encode(text), 24, GREEDY) for text in texts]
+    for job in jobs:
+        scheduler.submit(job)
+    run_all(scheduler)
+    for job in jobs:
+        assert job.tokens == alone(loaded, job.prompt, 24).tokens
