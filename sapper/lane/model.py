@@ -711,7 +711,9 @@ class Model(WalkLowering):
 
     def _prefetched_terms(self, walk: Walk, lane: str, counts: dict[str, int], order: list[str], rows: str) -> list[Op]:
         once = all(self.extent_hint(a) <= counts[a] for a in order if a != lane)
-        if self.packing is not None or not once or not {rows, lane} <= set(self.open) or self.extent_hint(lane) > counts[lane] * self.lanes:
+        if self.packing is not None or not once or not {rows, lane} <= set(self.open):
+            return []
+        if self.extent_hint(lane) > counts[lane] * self.lanes:
             return []
         found = []
         for op in self.reads(walk):
