@@ -29,6 +29,9 @@ BLAS_SPIN_LOG2_CYCLES = 24
 
 MATVEC_SHAPES = ((576, 1536), (1536, 576), (2048, 2048), (4096, 4096), (49152, 576))
 DECODE_SHAPES = ((576, 1536), (2048, 2048))
+COLD_PRODUCTS = ("matmul_nt_f32", "matmul_nt_bf16_bf16", "matmul_nn_i8", "matmul_nt_i8")
+COLD_ROWS, COLD_SHAPE = (1, 4, 16, 128), (4096, 4096)
+"""Products of a few rows with cold weights, as they lie and packed."""
 PROMPT_TOKENS, DECODE_TOKENS, CONTEXT = 512, 64, 1024
 COMPILE_EXTENT = 192
 """Compilations are timed for dims of at most this size: in the same class as all larger ones that 64 divides."""
@@ -115,15 +118,29 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A kernel of the library with one shape. cold: its weights shall come from DRAM."""
+    """A kernel of the library with one shape. cold: its weights shall come from DRAM. packed: its tensor b is packed
+    for us, before the clock runs; peers have the array."""
 
     entry: Any
     case: Any
     cold: bool = False
+    packed: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.entry.name}{' packed' * self.packed}"
 
     @property
     def label(self) -> str:
-        return f"{self.entry.name} {self.case.label}"
+        return f"{self.name} {self.case.label}"
+
+    def arguments(self, arguments: Mapping[str, Any]) -> list[Any]:
+        """What our kernel is called with."""
+        if not self.packed:
+            return list(arguments.values())
+        from ..runtime.packed import pack
+
+        return list({**arguments, "b": pack(self.entry.kernel, "b", arguments["b"])}.values())
 
 
 # ------------------------------------------------------------------------------------------------------- jobs by suite
@@ -132,6 +149,7 @@ class Job:
 def jobs_of(suite: str, quick: bool) -> list[Job]:
     """The library's cases of a suite; with `quick` the smallest of each kernel."""
     from ..kernels import library
+    from ..kernels.integer import case as integer_case
     from ..kernels.matmul import case as matmul_case
     from ..kernels.record import NUMPY_DTYPES, Case
 
@@ -146,6 +164,12 @@ def jobs_of(suite: str, quick: bool) -> list[Job]:
             cases = [matmul_case(1, n, k, size, "") for n, k in DECODE_SHAPES] if name.startswith("matmul_nt_") and len(
                 name.split("_")) == 3 else []
             cold = True
+            if name in COLD_PRODUCTS:
+                left = 2 if entry.products == "bf16" else 4
+                cases += [matmul_case(m, *COLD_SHAPE, size, "", left) for m in COLD_ROWS]
+        elif module == "integer" and suite == "matvec":
+            cases = [integer_case(m, *COLD_SHAPE) for m in COLD_ROWS] if name in COLD_PRODUCTS else []
+            cold = True
         elif module == "matvec" and suite == "matvec":
             cold = True
             if name in ("matvec_f32", "matvec_bf16"):
@@ -157,11 +181,13 @@ def jobs_of(suite: str, quick: bool) -> list[Job]:
         if quick:
             cases = sorted(cases, key=lambda c: int(c.bytes))[:1]
         jobs += [Job(entry, case, cold) for case in cases]
+        if name in COLD_PRODUCTS and suite == "matvec":
+            jobs += [Job(entry, case, cold, packed=True) for case in cases]
     return jobs
 
 
 def _suite_of(module: str) -> str:
-    if module in ("matmul", "integer"):
+    if module in ("matmul", "batched", "integer"):
         return "matmul"
     if module in ("attention", "mla"):
         return "attention"
@@ -185,14 +211,14 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
     entry, case = job.entry, job.case
     arguments = placed(entry.make_arguments(numpy.random.default_rng(1), case.shape))
     expected = entry.reference(arguments) if case.bytes <= CHECK_BYTES else None
-    calls = [prepare(entry.kernel, *arguments.values(), threads=threads)]
+    calls = [prepare(entry.kernel, *job.arguments(arguments), threads=threads)]
     stored = calls[0].entry.compiled.stored
     calls[0]()
     wrong = entry.compare(arguments, expected) if expected is not None else _unwritten(arguments, stored)
     if wrong:
         raise RuntimeError(wrong)
     sets = copies(arguments, job.cold, host_target().l3_bytes)
-    calls += [prepare(entry.kernel, *more.values(), threads=threads) for more in sets[1:]]
+    calls += [prepare(entry.kernel, *job.arguments(more), threads=threads) for more in sets[1:]]
     contestants: dict[str, Callable[[], Any]] = {"sapper": rotating(calls)}
     for peer in settings.against:
         if peer in entry.peers:
@@ -209,7 +235,7 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
     floor_s = peaks.floor_s(case.flops, size_bytes - written, written, level, entry.products)
     by_flops = case.flops / peaks.arithmetic(entry.products) >= floor_s
     work, unit = (case.flops, "GOP/s" if entry.products == "i8" else "GFLOP/s") if by_flops else (case.bytes, "GB/s")
-    return rows_of(entry.name, entry.dtype, case.label, threads, timings, floor_s, work / 1e9, unit,
+    return rows_of(job.name, entry.dtype, case.label, threads, timings, floor_s, work / 1e9, unit,
                    totals=(case.flops, size_bytes, entry.products))
 
 

@@ -82,17 +82,22 @@ def import_file(path: Path) -> Any:
     """A Python file as a module. Raises CommandError with the line at fault."""
     if not path.is_file():
         raise UsageError(f"{path}: found no such file")
-    name = f"_sapper_user_{path.stem}"
+    root, name = _module_of(path.resolve())
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise UsageError(f"{path}: found no Python source; expected a file that ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.resolve().parent))
+    sys.path.insert(0, str(root))
     from ..lang.errors import KernelError
 
     try:
         with contextlib.redirect_stdout(sys.stderr):
+            if "." in name:
+                module = importlib.import_module(name)
+                if os.path.realpath(module.__file__ or "") != str(path.resolve()):
+                    raise ImportError(f"{name} is {module.__file__}")
+                return module
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module
             spec.loader.exec_module(module)
     except KernelError:
         raise
@@ -101,8 +106,18 @@ def import_file(path: Path) -> Any:
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1
         raise CommandError(f"{path}:{line}: the file can't be imported: {type(error).__name__}: {error}") from error
     finally:
-        sys.path.remove(str(path.resolve().parent))
+        sys.path.remove(str(root))
     return module
+
+
+def _module_of(path: Path) -> tuple[Path, str]:
+    """The directory that a file is imported from, and the name it has there: a file of a package may import its
+    neighbours, so it goes by its whole name."""
+    root, names = path.parent, [path.stem]
+    while (root / "__init__.py").is_file():
+        names.insert(0, root.name)
+        root = root.parent
+    return (root, ".".join(names)) if len(names) > 1 else (root, f"_sapper_user_{path.stem}")
 
 
 def find_target(name: str | None) -> Any:

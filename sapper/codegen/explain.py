@@ -115,8 +115,8 @@ class Explanation:
     block_counts: list[int] | None = None
 
     def hottest(self) -> Loop | None:
-        """The innermost loop with the most cycles, if they were counted; or else, of the deepest, the one that does
-        most in a pass, as tails do less: operations, bytes, cycles."""
+        """The innermost loop with the most cycles where they were counted; or else, of the deepest, the one that does
+        most in a pass (operations, bytes, cycles), as tails do less."""
         inner = [loop for loop in self.loops if loop.innermost]
         if self.block_counts is not None:
             return max(inner, key=lambda loop: loop.cycles * (loop.passes or 0), default=None)

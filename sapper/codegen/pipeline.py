@@ -84,6 +84,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  wide_lanes=target.wide_lanes, indexed_addresses=target.indexed_addresses,
                  software_prefetch=target.software_prefetch, transposes_by_scatter=target.lanes_are_threads,
                  matrix=target.matrix, matrix_group=target.matrix_group, dots=target.dots,
+                 float8_rows=target.float8_rows,
                  family=target.family if by_hand else "",
                  features=target.features if by_hand else frozenset())
 
@@ -142,7 +143,7 @@ def finish_lane(lane: Function, target: Any) -> Function:
     """Lane IR as lowered to lane IR that the target can select: math expanded, simplified."""
     from ..ir.rewriter import eliminate_dead
     from ..ir.verifier import verify
-    from ..lane.float8 import expand_float8
+    from ..lane.float8 import expand_float8, join_loads
     from ..lane.math import expand_math
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
@@ -164,6 +165,9 @@ def finish_lane(lane: Function, target: Any) -> Function:
         _trace(lane, "split_blocks")
     simplify(lane, indexed_addresses=target.indexed_addresses)
     _trace(lane, "simplify")
+    if "widen_float8" in legal:
+        join_loads(lane)
+        _trace(lane, "join_loads")
     if not target.assembler_allocates and reduce_strength(lane):
         eliminate_dead(lane, LANE_OPS)
         _trace(lane, "reduce_strength")

@@ -15,6 +15,7 @@ from ..targets.x86_64.registers import register_name
 from .encode import encode
 from .machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, Register, VirtualRegister
 from .table import Table
+from .unwind import directives
 
 _SIZES = {8: "byte", 16: "word", 32: "dword", 64: "qword", 128: "xmmword", 256: "ymmword", 512: "zmmword"}
 
@@ -163,7 +164,11 @@ def _function_lines(
         f".balign {align}, 0xcc", f"{name}:", f"{local_label(name)}:"]
     last: Location | None = None
     long = set() if files is None else _long_branches(function)
+    frames = {} if files is None else directives(function)
+    if files is not None:
+        lines.append(".cfi_startproc")
     for place, item in enumerate(function.body):
+        lines += frames.get(place, ())
         if isinstance(item, Label):
             if item.align > 1:
                 lines.append(f".balign {item.align}")
@@ -182,6 +187,8 @@ def _function_lines(
             comments = [remarks[place]] if place in remarks else []
         text = ("    {disp32} " if place in long else "    ") + print_instruction(item, spell)
         lines.append(f"{text:<56}# {'; '.join(comments)}".replace("\n", " ") if comments else text)
+    if files is not None:
+        lines.append(".cfi_endproc")
     if function.constants:
         for label, (alignment, content) in function.constants.items():
             lines += [f".balign {alignment}, 0xcc", f"{spell(label)}:"]

@@ -158,9 +158,7 @@ def _instructions(rows: Sequence[Row]) -> bytes:
         out += _advance(offset - here)
         here = offset
         if frame.word is not None:
-            expression = bytes((_BASE_REGISTER + _NUMBERS[frame.register],)) + signed(frame.word) + bytes(
-                (_DEREFERENCE, _PLUS)) + unsigned(frame.offset)
-            out += bytes((_DEF_CFA_EXPRESSION,)) + unsigned(len(expression)) + expression
+            out += _word_expression(frame)
         elif (frame.register, frame.offset, frame.word) != (before.register, before.offset, before.word):
             out += bytes((_DEF_CFA,)) + unsigned(_NUMBERS[frame.register]) + unsigned(frame.offset)
         held = dict(before.saved)
@@ -170,6 +168,35 @@ def _instructions(rows: Sequence[Row]) -> bytes:
         out += bytes(_RESTORE | _NUMBERS[register] for register in held)
         before = frame
     return bytes(out)
+
+
+def directives(function: MachineFunction) -> dict[int, list[str]]:
+    """The same for GNU as: before the item at each place of the body, the lines that tell of a change. Without rows
+    the return address is said to be lost (`.cfi_undefined rip`), so that no backtrace goes on wrongly."""
+    found: dict[int, list[str]] = {}
+    before = Frame()
+    rows = frame_rows(function, range(len(function.body) + 1))
+    for place, frame in rows:
+        lines = found.setdefault(place, [])
+        if frame.word is not None and frame != before:
+            lines.append(f".cfi_escape {', '.join(map(hex, _word_expression(frame)))}")
+        elif (frame.register, frame.offset, frame.word) != (before.register, before.offset, before.word):
+            lines.append(f".cfi_def_cfa {_NUMBERS[frame.register]}, {frame.offset}")
+        held = dict(before.saved)
+        for register, below in frame.saved:
+            if held.pop(register, None) != below:
+                lines.append(f".cfi_offset {_NUMBERS[register]}, {-below}")
+        lines += [f".cfi_restore {_NUMBERS[register]}" for register in held]
+        before = frame
+    return found if rows else {0: [".cfi_undefined rip"]}
+
+
+def _word_expression(frame: Frame) -> bytes:
+    """DW_CFA_def_cfa_expression for a frame address that a word of the frame keeps."""
+    assert frame.word is not None
+    expression = bytes((_BASE_REGISTER + _NUMBERS[frame.register],)) + signed(frame.word) + bytes(
+        (_DEREFERENCE, _PLUS)) + unsigned(frame.offset)
+    return bytes((_DEF_CFA_EXPRESSION,)) + unsigned(len(expression)) + expression
 
 
 def _advance(by: int) -> bytes:

@@ -57,7 +57,8 @@ i8 = DType("i8", "i", 8)
 i4 = DType("i4", "i", 4, compute=False)
 u8 = DType("u8", "u", 8)
 bool_ = DType("bool", "b", 8)
-NARROW_FLOATS = (bf16, f16, f8e4m3, f8e5m2)
+FLOAT8 = (f8e4m3, f8e5m2)
+NARROW_FLOATS = (bf16, f16, *FLOAT8)
 """Floats whose rows are rows of f32 that hold values of the type."""
 index = DType("index", "x", 64)
 """Dimensions, loop indices and coordinates. A scalar index has 64 bits; a tile of them holds 32 in each lane,

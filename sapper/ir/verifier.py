@@ -34,6 +34,7 @@ from .types import (
     bf16,
     bool_,
     f8e4m3,
+    f8e5m2,
     f16,
     f32,
     f64,
@@ -729,6 +730,12 @@ def _lane_shuffle(attribute: str, least: int) -> Rule:
     return rule
 
 
+def _lane_widen_float8(check: Checker, op: Op) -> None:
+    check.one_of(op, "dtype", (f8e4m3, f8e5m2))
+    check.operands(op, ROW_B32)
+    check.results(op, *[ROW_F32] * 4)
+
+
 def _lane_exchange(check: Checker, op: Op) -> None:
     distance = check.attribute(op, "distance", int)
     if not 1 <= distance < check.lanes or distance & (distance - 1):
@@ -814,9 +821,12 @@ def _lane_async_wait(check: Checker, op: Op) -> None:
 
 
 def _lane_matrix_multiply(check: Checker, op: Op) -> None:
-    check.one_of(op, "dtype", (bf16, f16))
-    check.operands(op, *[ROW_B32] * 6, *[ROW_F32] * 4)
-    check.results(op, *[ROW_F32] * 4)
+    dtype = check.one_of(op, "dtype", (bf16, f16, i8, u8, f8e4m3))
+    if dtype.is_integer or "right_dtype" in op.attributes:
+        check.one_of(op, "right_dtype", (i8, u8) if dtype.is_integer else (dtype,))
+    sums = ROW_I32 if dtype.is_integer else ROW_F32
+    check.operands(op, *[ROW_B32] * 6, *[sums] * 4)
+    check.results(op, *[sums] * 4)
 
 
 def _lane_signal(attribute: str = "", least: int = 0, waits: bool = False) -> Rule:
@@ -967,6 +977,7 @@ LANE_RULES: dict[str, Rule] = {
     "shuffle_xor": _lane_shuffle("distance", 1),
     "broadcast_lane": _lane_shuffle("lane", 0),
     "exchange": _lane_exchange,
+    "widen_float8": _lane_widen_float8,
     "load": _lane_load(False),
     "load_splat": _lane_load(False),
     "gather": _lane_load(True),

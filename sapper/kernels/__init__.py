@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 MODULES = (
     "add", "softmax", "norm", "embedding", "rope", "activation",
     "matmul", "batched", "integer", "matvec",
-    "quantized", "fp8",
+    "quantized", "k_quants", "fp8", "fp8_panels",
     "attention", "attention_narrow", "paged", "mla",
     "gate", "moe", "moe_blocks",
-    "sampling", "cross_entropy",
+    "sampling", "cross_entropy", "movement",
 )
 """The modules with a `KERNELS` tuple, in the order in which `library` lists them."""
 

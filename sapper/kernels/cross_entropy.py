@@ -4,6 +4,8 @@ loss[t] = log(sum over v of exp(logits[t, v])) - logits[t, target[t]], in f32. T
 0 <= target < V.
 """
 
+from typing import Any
+
 import numpy as np
 
 import sapper as sp
@@ -36,6 +38,13 @@ def make_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
             "loss": unwritten(t)}
 
 
+def torch_peer(arguments: Arguments) -> Any:
+    import torch
+
+    logits, target = torch.from_numpy(arguments["logits"]), torch.from_numpy(arguments["target"].astype(np.int64))
+    return lambda: torch.nn.functional.cross_entropy(logits, target, reduction="none")
+
+
 KERNELS = (
     LibraryKernel(
         name="cross_entropy",
@@ -45,5 +54,6 @@ KERNELS = (
         tolerance=Tolerance(2e-6, 4e-6, "the sum of V terms in f32, its logarithm, and a difference that may cancel"),
         cases=tuple(Case({"T": t, "V": v}, flops=4 * t * v, bytes=4 * t * v + 8 * t) for t, v in ((128, 49152),)),
         check_shapes=({"T": 0, "V": 3}, {"T": 1, "V": 1}, {"T": 3, "V": 17}, {"T": 5, "V": 300}),
+        peers={"torch": torch_peer},
     ),
 )

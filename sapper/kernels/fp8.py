@@ -6,6 +6,8 @@ smaller. y [N, K] = w * scale, in f32.
 
 The 7 bits below the sign, moved to where f32 has its exponent and mantissa, are the number times 2**-120, subnormal
 numbers included, as 127 - 7 = 120.
+
+`quantize_fp8` is the other way for activations, which have a scale for 128 elements of a row.
 """
 
 from typing import Any
@@ -14,12 +16,13 @@ import ml_dtypes
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, f32, i32, tiles, u8, where
+from sapper import Tensor, f8e4m3, f32, i32, max, tiles, u8, where, whole
 
 from .record import Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
-N, K, A, B = sp.dims("N K A B")
+M, N, K, A, B = sp.dims("M N K A B")
 BLOCK = 128
+LARGEST = 448.0
 REBIAS = 2.0**120
 NAN = float("nan")
 
@@ -34,6 +37,18 @@ def dequantize_fp8(w: Tensor[u8, N, K], scale: Tensor[f32, A, B], y: Tensor[f32,
         y[n, k] = value * scale[n // BLOCK, k // BLOCK]
 
 
+@sp.kernel
+def quantize_fp8(x: Tensor[f32, M, B, BLOCK], y: Tensor[f8e4m3, M, B, BLOCK], scale: Tensor[f32, M, B]):
+    """Rows in fp8 with a scale for each 1 x 128, as DeepSeek-V3 holds activations: the largest of 128 becomes 448."""
+    for m, b in tiles(M, B):
+        i = whole(BLOCK)
+        numbers = x[m, b, i]
+        largest = max(abs(numbers), over=i)
+        factor = where(largest == 0.0, 1.0, largest / LARGEST)
+        y[m, b, i] = (numbers / factor).to(f8e4m3)
+        scale[m, b] = factor
+
+
 def blocks(extent: int) -> int:
     """How many scales that many rows or columns have."""
     return -(-extent // BLOCK)
@@ -44,6 +59,21 @@ def reference(arguments: Arguments) -> dict[str, Array]:
     each_block = np.ones((BLOCK, BLOCK))
     wide = np.kron(scale, each_block)[: w.shape[0], : w.shape[1]]
     return {"y": w.view(ml_dtypes.float8_e4m3fn).astype(np.float64) * wide}
+
+
+def quantize_reference(arguments: Arguments) -> dict[str, Array]:
+    """In f32: every step is rounded as IEEE 754 says, so the results are the same, bit for bit."""
+    x = arguments["x"]
+    largest = np.abs(x).max(axis=2)
+    scale = np.where(largest == 0, np.float32(1), largest / np.float32(LARGEST))
+    return {"y": (x / scale[:, :, None]).astype(ml_dtypes.float8_e4m3fn), "scale": scale}
+
+
+def quantize_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+    m, b = shape["M"], shape["B"]
+    x = normal(random, m, b, BLOCK)
+    x[:1, :1] = 0.0
+    return {"x": x, "y": unwritten(m, b, BLOCK).astype(ml_dtypes.float8_e4m3fn), "scale": unwritten(m, b)}
 
 
 def make_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
@@ -82,5 +112,15 @@ KERNELS = (
         check_shapes=(_shape(0, 5), _shape(1, 1), _shape(5, 19), _shape(130, 33), _shape(576, 200)),
         dtype="fp8",
         peers={"torch": torch_peer},
+    ),
+    LibraryKernel(
+        name="quantize_fp8",
+        kernel=quantize_fp8,
+        reference=quantize_reference,
+        make_arguments=quantize_arguments,
+        tolerance=Tolerance(0.0, 0.0, "the same roundings in the same order"),
+        cases=(Case({"M": 4096, "B": 56}, flops=4 * 4096 * 7168, bytes=4096 * 56 * (5 * BLOCK + 4)),),
+        check_shapes=({"M": 0, "B": 1}, {"M": 1, "B": 1}, {"M": 3, "B": 2}, {"M": 5, "B": 7}),
+        dtype="fp8",
     ),
 )

@@ -119,6 +119,12 @@ def torch_peer(arguments: Arguments, order: str) -> Any:
     return lambda: torch._int_mm(a, right, out=out)
 
 
+def case(m: int, n: int, k: int, scaled: bool = False) -> Case:
+    """flops: two for each product. bytes: every operand once."""
+    return Case({"M": m, "N": n, "K": k}, flops=2 * m * n * k,
+                bytes=m * k + n * k + 4 * m * n + (4 * (m + n) if scaled else 0))
+
+
 SHAPES = (*SQUARES, (128, 4096, 4096))
 LONG_SUMS = ({"M": 3, "N": 5, "K": 1030}, {"M": 30, "N": 17, "K": 66})
 
@@ -130,8 +136,7 @@ def _matmul(kernel: Any, order: str, activation: str = "i8", scaled: bool = Fals
         make_arguments=lambda random, shape: make_matmul_arguments(random, shape, order, activation, scaled),
         tolerance=Tolerance(3e-7, 0.0, "an exact sum below 2**24 or rounded once, and two products, each rounded once")
         if scaled else Tolerance(0.0, 0.0, "sums of integers are exact"),
-        cases=tuple(Case({"M": m, "N": n, "K": k}, flops=2 * m * n * k,
-                         bytes=m * k + n * k + 4 * m * n + (4 * (m + n) if scaled else 0)) for m, n, k in shapes),
+        cases=tuple(case(*shape, scaled) for shape in shapes),
         check_shapes=(*CHECK_SHAPES, *LONG_SUMS), dtype=activation, products="i8",
         peers={} if scaled or activation == "u8" else {"torch": lambda arguments: torch_peer(arguments, order)},
     )

@@ -207,6 +207,7 @@ def case(m: int, n: int, k: int, weight_size: int, extra: str, left_size: int = 
 
 
 SQUARES = ((512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048))
+FEW_ROWS = (128, 4096, 4096)
 MODEL_SHAPES = ((512, 576, 576), (512, 1536, 576), (512, 576, 1536))
 CHECK_SHAPES = (
     {"M": 0, "N": 4, "K": 3}, {"M": 2, "N": 3, "K": 0}, {"M": 1, "N": 1, "K": 1}, {"M": 5, "N": 7, "K": 3},
@@ -248,8 +249,8 @@ KERNELS = (
     _entry("matmul_nn_bf16", matmul_nn_bf16, "nn", "bf16"),
     _entry("matmul_nt_bf16", matmul_nt_bf16, "nt", "bf16", shapes=(*SQUARES, *MODEL_SHAPES)),
     _entry("matmul_tn_bf16", matmul_tn_bf16, "tn", "bf16"),
-    _entry("matmul_nn_bf16_bf16", matmul_nn_bf16_bf16, "nn", "bf16", left="bf16"),
-    _entry("matmul_nt_bf16_bf16", matmul_nt_bf16_bf16, "nt", "bf16", left="bf16"),
+    _entry("matmul_nn_bf16_bf16", matmul_nn_bf16_bf16, "nn", "bf16", left="bf16", shapes=(*SQUARES, FEW_ROWS)),
+    _entry("matmul_nt_bf16_bf16", matmul_nt_bf16_bf16, "nt", "bf16", left="bf16", shapes=(*SQUARES, FEW_ROWS)),
     _entry("matmul_nt_gelu_f32", matmul_nt_gelu_f32, "nt", "f32", activation="gelu", shapes=SQUARES[1:2]),
     _entry("matmul_nt_silu_f32", matmul_nt_silu_f32, "nt", "f32", activation="silu", shapes=SQUARES[1:2]),
     _entry("matmul_nt_bias_f32", matmul_nt_bias_f32, "nt", "f32", extra="bias", shapes=SQUARES[1:2]),

@@ -113,3 +113,18 @@ def normal(random: np.random.Generator, *extents: int, dtype: str = "f32", scale
 def unwritten(*extents: int, dtype: str = "f32") -> Array:
     """An output to be filled: NaN, or -1 for integers, so that an element that stays unwritten is found."""
     return np.full(extents, -1 if dtype == "i32" else np.nan, dtype=NUMPY_DTYPES[dtype])
+
+
+def rounded_to_bf16(tolerance: Tolerance) -> Tolerance:
+    """The same for a result that is then rounded to bf16, whose significands have 8 bits."""
+    return Tolerance(2.0**-8 + 2 * tolerance.relative, 1.01 * tolerance.absolute + 1e-40,
+                     f"{tolerance.reason}; then half a unit of 8 bits")
+
+
+def torch_view(array: Array) -> Any:
+    """A torch tensor of the same memory; NumPy has no bf16 that torch knows."""
+    import torch
+
+    if array.dtype == NUMPY_DTYPES["bf16"]:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -12,7 +12,8 @@ import math
 from dataclasses import dataclass
 
 from ..ir.nodes import Block, Function, Op, Value
-from ..ir.types import MASK, ROW_F32, ROW_I32, DType, RowType, Type, f8e4m3, f8e5m2, u8
+from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, RowType, Type, b32, f8e4m3, f8e5m2, u8
+from .ops import LANE_OPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def _expand_block(block: Block, writer: _Writer) -> None:
     for op in block.ops:
         dtype = op.attributes.get("dtype")
         writer.at = op
-        if dtype not in _FORMATS or op.name == "group_multiply":
+        if dtype not in _FORMATS or op.name in ("group_multiply", "matrix_multiply"):
             writer.ops.append(op)
         elif op.name in ("load", "load_splat", "gather"):
             _replace(op, writer.unpacked(writer.emit(op.name, op.operands, ROW_I32, **{**op.attributes, "dtype": u8}),
@@ -145,3 +146,56 @@ def _replace(op: Op, value: Value) -> None:
     assert last is not None
     last.results[0] = old
     old.owner = last
+
+
+# Reading a whole register of codes, where the target widens one at once.
+
+ROWS_AT_ONCE = 4
+_PASSES = frozenset({"load", "load_splat", "gather", "s_load", "prefetch"})
+
+
+def join_loads(function: Function) -> None:
+    """Loads of fp8 that lie side by side, four rows of them, become one of their bytes and `widen_float8`, in place.
+    For targets whose register holds just these."""
+    lanes = function.attributes["lanes"]
+
+    def visit(block: Block) -> None:
+        open_loads: dict[tuple[object, ...], dict[int, Op]] = {}
+        made: dict[Op, list[Op]] = {}
+        gone: set[Op] = set()
+        for op in block.ops:
+            for inner in op.blocks:
+                visit(inner)
+            if op.name == "load" and op.attributes["dtype"] in _FORMATS and not op.attributes.get("masked"):
+                a = op.attributes
+                key = (*op.operands, a["dtype"], a.get("scale", 1), a.get("near", False))
+                found = open_loads.setdefault(key, {})
+                disp = a.get("disp", 0)
+                found[disp] = op
+                for start in range(disp - 3 * lanes, disp + 1, lanes):
+                    rows = [found.get(start + lanes * r) for r in range(ROWS_AT_ONCE)]
+                    if None not in rows:
+                        _join([row for row in rows if row is not None], start, block, made, gone)
+                        for r in range(ROWS_AT_ONCE):
+                            del found[start + lanes * r]
+                        break
+            elif op.blocks or (not LANE_OPS[op.name].pure and op.name not in _PASSES):
+                open_loads = {}
+        if made:
+            block.ops = [new for op in block.ops for new in made.get(op, () if op in gone else (op,))]
+
+    visit(function.body)
+
+
+def _join(rows: list[Op], start: int, block: Block, made: dict[Op, list[Op]], gone: set[Op]) -> None:
+    """The first of the four in the block gives way to both ops: what they read is the same for all."""
+    first = min(rows, key=block.ops.index)
+    attributes = {**first.attributes, "dtype": b32, "disp": start}
+    wide = Op("load", first.operands, (ROW_B32,), attributes, None, first.location)
+    apart = Op("widen_float8", [wide.result], (ROW_F32,) * ROWS_AT_ONCE, {"dtype": first.attributes["dtype"]}, None,
+               first.location)
+    for number, row in enumerate(rows):
+        apart.results[number] = row.result
+        row.result.owner = apart
+    made[first] = [wide, apart]
+    gone.update(rows)

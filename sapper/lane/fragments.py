@@ -1,7 +1,8 @@
 """Where the elements of a matrix instruction's operands lie: c[16, 8] += a[16, 16] @ b[16, 8], in 32 lanes.
 
 Leaves: for each operand (row, column) of every register, slot and lane. A slot is one of the two 16-bit elements of a
-b32 register, the low half first. Source: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
+b32 register, the low half first, or of four of 8 bits. Source: PTX ISA, "Matrix Fragments for mma.m16n8k16 with
+floating point type", "... mma.m16n8k32".
 """
 
 from __future__ import annotations
@@ -13,15 +14,30 @@ from numpy.typing import NDArray
 
 ROWS, COLUMNS, DEPTH, LANES = 16, 8, 16, 32
 
+DEPTH_BYTES = 32
+"""Of the depth, whatever the elements: 16 of 16 bits, 32 of 8."""
+
 _group, _member = np.arange(LANES) // 4, np.arange(LANES) % 4
 _low, _high = (np.arange(n).reshape(-1, 1, 1) for n in (2, 4))
-_slot = np.arange(2).reshape(1, -1, 1)
 
 Places = tuple[NDArray[Any], NDArray[Any]]
 """Row and column, indexed [register, slot, lane], or [register, lane] for c."""
 
-A: Places = (np.broadcast_to(_group + 8 * (_high % 2), (4, 2, LANES)), 2 * _member + _slot + 8 * (_high // 2))
-B: Places = (2 * _member + _slot + 8 * _low, np.broadcast_to(_group, (2, 2, LANES)))
+
+def left_places(slots: int) -> Places:
+    """Of a, whose registers hold so many elements."""
+    slot = np.arange(slots).reshape(1, -1, 1)
+    rows, columns = np.broadcast_arrays(_group + 8 * (_high % 2), slots * _member + slot + 4 * slots * (_high // 2))
+    return rows, columns
+
+
+def right_places(slots: int) -> Places:
+    slot = np.arange(slots).reshape(1, -1, 1)
+    rows, columns = np.broadcast_arrays(slots * _member + slot + 4 * slots * _low, _group)
+    return rows, columns
+
+
+A, B = left_places(2), right_places(2)
 C: Places = ((_group + 8 * (_high // 2))[:, 0], (2 * _member + _high % 2)[:, 0])
 
 

@@ -443,6 +443,9 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
     if name == "broadcast_lane":
         lane = attributes["lane"]
         return lambda a: np.full(lanes, a[lane])
+    if name == "widen_float8":
+        kind = _MEMORY[attributes["dtype"]]
+        return lambda a: tuple(a.view(kind).astype(np.float32).reshape(4, lanes))
     if name == "exchange":
         distance = attributes["distance"]
         clear = (np.arange(lanes) & distance) == 0
@@ -648,14 +651,14 @@ class Program:
 
     def _pure(self, op: Op, function: Callable[..., Any]) -> _Step:
         operands = [self._slot(v) for v in op.operands]
-        if len(op.results) == 2:
-            a, b = operands
-            first, second = [self._slot(v) for v in op.results]
+        if len(op.results) > 1:
+            results = [self._slot(v) for v in op.results]
 
-            def two(e: list[Any]) -> None:
-                e[first], e[second] = function(e[a], e[b])
+            def several(e: list[Any]) -> None:
+                for place, made in zip(results, function(*[e[v] for v in operands]), strict=True):
+                    e[place] = made
 
-            return two
+            return several
         result = self._slot(op.result)
         if op.name in ("s_floordiv", "s_mod"):
             a, b = operands
@@ -1057,20 +1060,25 @@ def _build_load_matrix(program: Program, op: Op) -> _Step:
 
 def _build_matrix_multiply(program: Program, op: Op) -> _Step:
     operands, results = [program._slot(v) for v in op.operands], [program._slot(v) for v in op.results]
-    kind = _MEMORY[op.attributes["dtype"]]
+    dtype = op.attributes["dtype"]
+    kinds = _MEMORY[dtype], _MEMORY[op.attributes.get("right_dtype", dtype)]
+    slots = 4 // dtype.size_bytes
+    deep = fragments.DEPTH_BYTES // dtype.size_bytes
+    exact = np.float64 if dtype.is_float else np.int64
 
-    def spread(registers: list[Array], places: fragments.Places, shape: tuple[int, int]) -> NDArray[np.float64]:
-        made = np.zeros(shape)
-        slots = np.stack(registers).view(kind).reshape(len(registers), program.lanes, -1).transpose(0, 2, 1)
-        made[places] = slots.astype(np.float64)
+    def spread(registers: list[Array], kind: Any, places: fragments.Places, shape: tuple[int, int]) -> NDArray[Any]:
+        made = np.zeros(shape, exact)
+        held = np.stack(registers).view(kind).reshape(len(registers), program.lanes, -1).transpose(0, 2, 1)
+        made[places] = held.astype(exact)
         return made
 
     def matrix_multiply(e: list[Any]) -> None:
         registers = [e[v] for v in operands]
-        a = spread(registers[:4], fragments.A, (fragments.ROWS, fragments.DEPTH))
-        b = spread(registers[4:6], fragments.B, (fragments.DEPTH, fragments.COLUMNS))
-        c = np.stack(registers[6:]).astype(np.float64) + (a @ b)[fragments.C]
-        for result, row in zip(results, c.astype(np.float32), strict=True):
+        a = spread(registers[:4], kinds[0], fragments.left_places(slots), (fragments.ROWS, deep))
+        b = spread(registers[4:6], kinds[1], fragments.right_places(slots), (deep, fragments.COLUMNS))
+        sums = np.stack(registers[6:])
+        c = sums.astype(exact) + (a @ b)[fragments.C]
+        for result, row in zip(results, c.astype(sums.dtype), strict=True):
             e[result] = row
 
     return matrix_multiply

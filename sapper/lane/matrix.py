@@ -1,7 +1,7 @@
 """Contractions on matrix instructions: a worker's warps compute one tile together.
 
-Enters a walk that contracts two tensors of 16-bit elements; leaves lane IR appended to the current level. Each
-tile of rows x columns goes through three steps:
+Enters a walk that contracts two tensors of 16-bit elements, or of 8 bits along the depth; leaves lane IR appended to
+the current level. Each tile of rows x columns goes through three steps:
 
     copy      all warps bring pieces of both operands, `depth` deep, to near memory, several stages ahead
     multiply  each warp takes its part of rows and columns through the matrix instruction, sums in registers
@@ -27,10 +27,10 @@ from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, f32, i32
 from ..tile.affine import affine
 from ..tile.plan import Walk, plan_block
-from ..tile.schedule import MatrixUnit
+from ..tile.schedule import MatrixUnit, Panels
 from . import fragments
 from .model import Model
-from .state import Access, Capacity, Open, Scalar
+from .state import Access, Capacity, Open, Scalar, row_dtype
 
 CHUNK_BYTES, ELEMENT_BYTES, SWIZZLED_ROWS = 16, 2, 8
 CHUNK_ELEMENTS = CHUNK_BYTES // ELEMENT_BYTES
@@ -44,7 +44,7 @@ PADDING_BYTES = 32
 class MatrixWalk:
     """A walk that the matrix instructions can take. rows, columns, depth: its axes. left, right: the loads of each
     reduction. scales: of each reduction the loads by whose elements those of left and right are multiplied first, if
-    they are."""
+    they are. plain: the type that elements have in near memory, where they are brought through registers."""
 
     rows: str
     columns: str
@@ -52,6 +52,12 @@ class MatrixWalk:
     left: tuple[Op, ...]
     right: tuple[Op, ...]
     scales: tuple[tuple[Op | None, Op | None], ...] = ()
+    plain: DType | None = None
+
+    @property
+    def dtype(self) -> DType:
+        """Of the left elements in near memory."""
+        return self.plain or _dtype_of(self.left[0])
 
 
 class Sum(NamedTuple):
@@ -73,11 +79,18 @@ class Piece:
         self.low, self.op, self.outer, self.depth_axis = low, op, outer, depth_axis
         self.extent, self.depth, self.at = extent, depth, at
         self.access = low.access(op)
-        self.along_depth = self.access.axes[depth_axis] == ELEMENT_BYTES
-        self.rows, length = (extent, depth) if self.along_depth else (depth, extent)
-        self.row_bytes = length * ELEMENT_BYTES
-        self.chunks = length // CHUNK_ELEMENTS
-        self.bytes = extent * depth * ELEMENT_BYTES
+        self.dtype = self.access.dtype
+        self.size = self.dtype.size_bytes
+        self.along_depth = self.access.axes[depth_axis] == self.size
+        self.arrange()
+
+    def arrange(self) -> None:
+        """How rows of chunks lie."""
+        self.rows, length = (self.extent, self.depth) if self.along_depth else (self.depth, self.extent)
+        self.row_bytes = length * self.size
+        self.chunk_elements = CHUNK_BYTES // self.size
+        self.chunks = length // self.chunk_elements
+        self.bytes = self.extent * self.depth * self.size
 
     # To near memory.
 
@@ -85,15 +98,7 @@ class Piece:
         """Where each lane copies from and to, for the tile whose outer coordinates are start .. start + rest - 1."""
         low = self.low
         level = low.depth
-        threads = low.warps * low.lanes
-        self.passes = self.rows * self.chunks // threads
-        self.rows_of_pass = threads // self.chunks
-        shift = self.chunks.bit_length() - 1
-        thread = low.thread()
-        row = low.bits(0, "shr", thread, shift)
-        chunk = low.bits(0, "and", thread, self.chunks - 1)
-        elements = low.bits(0, "shl", chunk, 3)
-        self.target = low.swizzled(row, chunk, self.row_bytes)
+        row, elements = self.spread()
         self.stride = self.access.axes[self.outer if self.along_depth else self.depth_axis]
         step = low.row_of(self.stride)
         base = low.add(low.add(self.access.base, self.access.disp), low.mul(start, self.access.axes[self.outer]))
@@ -103,7 +108,7 @@ class Piece:
 
         def offsets(of_row: Value, of_elements: Value) -> Value:
             far = low.emit(level, "mul", [of_row, step], ROW_I32)
-            return low.emit(level, "add", [far, low.bits(level, "shl", of_elements, 1)], ROW_I32)
+            return low.emit(level, "add", [far, low.bits(level, "shl", of_elements, self.size - 1)], ROW_I32)
 
         if self.along_depth:
             last = low.row_of(low.sub(rest, 1))
@@ -111,12 +116,24 @@ class Piece:
                     for number in range(self.passes)]
             self.offsets = [offsets(low.emit(level, "min", [mine, last], ROW_I32), elements) for mine in rows]
         else:
-            last = low.row_of(low.sub(rest, CHUNK_ELEMENTS))
+            last = low.row_of(low.sub(rest, self.chunk_elements))
             self.offsets = [offsets(row, low.emit(level, "min", [elements, last], ROW_I32))]
         # Where the depth ends with a whole pass, its first row (chunk) says for all whether it is inside.
         granule = self.depth if self.along_depth else self.rows_of_pass
         self.whole_pieces = depth.divisor % self.depth == 0
         self.first = low.constant(0, i32) if depth.divisor % granule == 0 else elements if self.along_depth else row
+
+    def spread(self) -> tuple[Value, Value]:
+        """The row of each lane's chunk in the first pass, and the chunk's first element."""
+        low = self.low
+        threads = low.warps * low.lanes
+        self.passes = self.rows * self.chunks // threads
+        self.rows_of_pass = threads // self.chunks
+        thread = low.thread()
+        row = low.bits(0, "shr", thread, self.chunks.bit_length() - 1)
+        chunk = low.bits(0, "and", thread, self.chunks - 1)
+        self.target = low.swizzled(row, chunk, self.row_bytes)
+        return row, low.bits(0, "shl", chunk, self.chunk_elements.bit_length() - 1)
 
     def copy(self, stage: Value, start: Scalar, rest: Scalar) -> None:
         """The piece that lies from address `start` on, to a stage. rest: how much of the depth is left there."""
@@ -164,7 +181,7 @@ class Piece:
         across, down = (depth, outer) if self.along_depth else (outer, depth)
         # Moving along a row turns bits of the chunk's number that are 0 in every lane before the swizzle.
         made = Op("load_matrix", [stage, self.source], [ROW_B32] * 4,
-                  {"transposed": not self.along_depth, "flip": across * ELEMENT_BYTES,
+                  {"transposed": not self.along_depth, "flip": across * self.size,
                    "disp": self.at + down * self.row_bytes}, None, low.location)
         low.finish(made)
         return list(made.results)
@@ -182,7 +199,9 @@ class MatrixLowering(Model):
         contractions. Only then do several warps play a worker: other code would be run by each of them."""
         unit, walk = self.facts.matrix, self.only_walk()
         if unit is not None and walk is not None:
-            self.matrix_walk = self.match_matrix_walk(walk, unit.dtypes, False)
+            self.matrix_walk = self.match_matrix_walk(walk, unit.dtypes, False) or self.match_matrix_walk(
+                walk, unit.byte_dtypes, False, along_depth=True) or self.match_matrix_walk(
+                walk, unit.dtypes, False, plain=True)
             if self.matrix_walk is not None:
                 self.warps = unit.warps[0] * unit.warps[1]
 
@@ -202,8 +221,10 @@ class MatrixLowering(Model):
         items = plan_block(inner.blocks[0]).items
         return items[0] if len(items) == 1 and isinstance(items[0], Walk) and inner.name == "tiles" else None
 
-    def match_matrix_walk(self, walk: Walk, dtypes: tuple[str, ...], scaled: bool) -> MatrixWalk | None:
-        """The walk's operands, where it contracts elements of these types. scaled: they may be multiplied first."""
+    def match_matrix_walk(self, walk: Walk, dtypes: tuple[str, ...], scaled: bool,
+                          along_depth: bool = False, plain: bool = False) -> MatrixWalk | None:
+        """The walk's operands, where it contracts elements of these types. scaled: they may be multiplied first.
+        along_depth: both lie along the depth, and may differ in type. plain: they lie anyhow, or are rounded."""
         if walk.inner or len(walk.outer) != 2 or len(walk.reduced) != 1 or not 1 <= len(walk.reductions) <= 2:
             return None
         depth = walk.reduced[0]
@@ -211,11 +232,17 @@ class MatrixLowering(Model):
         right: list[Op] = []
         scales: list[tuple[Op | None, Op | None]] = []
         axes: set[tuple[str, str]] = set()
+        kinds: set[DType] = set()
         for op in walk.reductions:
             (a, by_a), (b, by_b) = (_scaled_load_of(v) if scaled else (_load_of(v), None) for v in op.operands)
-            if op.name != "contract" or a is None or b is None or _dtype_of(a) is not _dtype_of(b):
+            if plain:
+                a, b = (_rounded_load_of(v, dtypes) for v in op.operands)
+                kinds.update(_narrow(v) for v in op.operands)
+            if op.name != "contract" or a is None or b is None or not (
+                    self._together_along(depth, a, b) if along_depth else plain or _dtype_of(a) is _dtype_of(b)):
                 return None
-            rows, columns = self._outer_axis(a, depth, dtypes), self._outer_axis(b, depth, dtypes)
+            rows, columns = (self._plain_axis(v, depth) if plain else self._outer_axis(v, depth, dtypes)
+                             for v in (a, b))
             if rows is None or columns is None or {rows, columns} != set(walk.outer):
                 return None
             if left and a.operands != left[0].operands:
@@ -224,12 +251,20 @@ class MatrixLowering(Model):
             left.append(a)
             right.append(b)
             scales.append((by_a, by_b))
-        if len(axes) != 1:
+        if len(axes) != 1 or len(kinds) > 1:
             return None
         ((rows, columns),) = axes
         if any(self._extent_from_zero(axis) < FEWEST for axis in (rows, columns, depth)):
             return None
-        return MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales))
+        return MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales), next(iter(kinds), None))
+
+    @staticmethod
+    def _together_along(depth: str, *loads: Op) -> bool:
+        """Whether these loads do, and one instruction multiplies both."""
+        forms = [affine(op.operands[-1]) for op in loads]
+        dtypes = [_dtype_of(op) for op in loads]
+        return all(form is not None and depth in form.axes for form in forms) and (
+            dtypes[0] is dtypes[1] or all(dtype.is_integer for dtype in dtypes))
 
     def _extent_from_zero(self, axis: str) -> int:
         """A typical extent of an axis that starts at 0; 0 for others, whose pieces may start anywhere."""
@@ -270,6 +305,24 @@ class MatrixLowering(Model):
                 or sum(map(len, axes)) != 2:
             return None
         return next(axis for axis in tile.axes if axis != depth)
+
+    def _plain_axis(self, load: Op, depth: str) -> str | None:
+        """The axis of a load beside the depth, if its elements can be read one by one."""
+        tile = load.result.type
+        assert isinstance(tile, TileType)
+        forms = [affine(v) for v in load.operands[1:]]
+        if len(tile.axes) != 2 or depth not in tile.axes or any(form is None for form in forms) or isinstance(
+                self.stride_classes.get(load.operands[0].name), Panels):
+            return None
+        return next(axis for axis in tile.axes if axis != depth)
+
+    def piece(self, found: MatrixWalk, op: Op, outer: str, extent: int, depth: int, at: int) -> Piece:
+        """An operand's piece, copied as it can be."""
+        if found.plain is None or self._outer_axis(op, found.depth, (found.plain.name,)) is not None:
+            return Piece(self, op, outer, found.depth, extent, depth, at)
+        from .plain_pieces import PlainPiece
+
+        return PlainPiece(self, op, outer, found.depth, extent, depth, at, found.plain)
 
     # Rows of numbers.
 
@@ -329,7 +382,19 @@ class MatrixLowering(Model):
         """Rows and columns that a worker computes at once: the sums of several contractions share the registers."""
         unit, walk = self.facts.matrix, self.matrix_walk
         assert unit is not None and walk is not None
-        return unit.rows, unit.columns // len(walk.right)
+        return unit.rows, unit.columns // len(walk.right) // (2 if self._promotes(walk) or self._turns(walk) else 1)
+
+    @staticmethod
+    def _turns(walk: MatrixWalk) -> bool:
+        """Whether elements come through registers from rows that do not lie along the depth: each needs an address."""
+        forms = [affine(op.operands[-1]) for op in (*walk.left, *walk.right)]
+        return walk.plain is not None and any(form is None or walk.depth not in form.axes for form in forms)
+
+    @staticmethod
+    def _promotes(walk: MatrixWalk) -> bool:
+        """Whether sums are added up in f32 after each stage: the instruction keeps fewer bits of sums of 8-bit floats
+        (see GroupLowering._add_block). Both sums need registers."""
+        return walk.dtype.is_float and walk.dtype.bits == 8
 
     def matrix(self, walk: Walk, found: MatrixWalk) -> None:
         """Emit the walk: all tiles of its open rows and columns."""
@@ -355,14 +420,15 @@ class MatrixLowering(Model):
     def _tile(self, walk: Walk, found: MatrixWalk, unit: MatrixUnit, row: Value, column: Value) -> None:
         rows, columns, deep = self.open[found.rows], self.open[found.columns], self.open[found.depth]
         high, wide = self.matrix_tile()
+        depth = unit.depth * ELEMENT_BYTES // found.dtype.size_bytes
         warp_rows, warp_columns = high // unit.warps[0], wide // unit.warps[1]
         mine_row = self.mul(self.scalar("s_floordiv", self.warp(), unit.warps[1]), warp_rows)
         mine_column = self.mul(self.scalar("s_mod", self.warp(), unit.warps[1]), warp_columns)
-        left = Piece(self, found.left[0], found.rows, found.depth, high, unit.depth, 0)
+        left = self.piece(found, found.left[0], found.rows, high, depth, 0)
         right = []
         stage_bytes = left.bytes
         for op in found.right:
-            right.append(Piece(self, op, found.columns, found.depth, wide, unit.depth, stage_bytes))
+            right.append(self.piece(found, op, found.columns, wide, depth, stage_bytes))
             stage_bytes += right[-1].bytes
         left.place(mine_row, True)
         for piece in right:
@@ -378,13 +444,14 @@ class MatrixLowering(Model):
         for number in range(unit.stages - 1):
             stage = self.value(self.add(self.near(), number * stage_bytes))
             for piece in pieces:
-                rest = self.sub(deep.extent, number * unit.depth)
+                rest = self.sub(deep.extent, number * depth)
                 piece.copy(stage, self.add(piece.base, self.mul(piece.step, number)), rest)
             self.effect("async_commit", [])
 
         blocks = (warp_rows // fragments.ROWS, warp_columns // fragments.COLUMNS)
         count = len(right) * blocks[0] * blocks[1] * 4
-        zero = self.constant(0.0, f32)
+        sum_dtype = row_dtype(walk.reductions[0].result.type.dtype)  # type: ignore[union-attr]
+        zero = self.constant(0.0 if sum_dtype.is_float else 0, sum_dtype)
         end = self.add(self.near(), unit.stages * stage_bytes)
         ahead = unit.stages - 1
         first = [self.value(self.add(piece.base, self.mul(piece.step, ahead))) for piece in pieces]
@@ -395,17 +462,21 @@ class MatrixLowering(Model):
         starts, sums = block.arguments[3:3 + len(pieces)], block.arguments[3 + len(pieces):]
         self.effect("async_wait", [], pending=unit.stages - 2)
         self.effect("sync_warps", [])
-        rest = self.sub(self.sub(stop, ahead * unit.depth), here)
+        rest = self.sub(self.sub(stop, ahead * depth), here)
         for piece, address in zip(pieces, starts, strict=True):
             piece.copy(writing, address, rest)
         self.effect("async_commit", [])
-        sums = self._multiply(left, right, reading, blocks, sums, unit)
+        made = self._multiply(left, right, reading, blocks, [zero] * count if self._promotes(found) else sums)
+        if self._promotes(found):
+            made = [self.emit(self.depth, "add", [total, value], ROW_F32)
+                    for total, value in zip(sums, made, strict=True)]
+        sums = made
         self.effect("yield", [self._next(reading, stage_bytes, end), self._next(writing, stage_bytes, end),
                               *[self.value(self.add(a, piece.step)) for piece, a in zip(pieces, starts, strict=True)],
                               *sums])
         self.leave()
         loop = Op("loop", [self.value(start), self.value(stop), *carried], [v.type for v in carried],
-                  {"step": unit.depth, "label": found.depth}, [block], self.location)
+                  {"step": depth, "label": found.depth}, [block], self.location)
         self.finish(loop)
         self.effect("async_wait", [], pending=0)
         self.effect("sync_warps", [])
@@ -423,11 +494,10 @@ class MatrixLowering(Model):
         over = self.emit(self.depth, "s_cmp", [following, self.value(end)], S64, cond="eq")
         return self.emit(self.depth, "s_select", [over, self.near(), following], S64)
 
-    def _multiply(self, left: Piece, right: list[Piece], stage: Value, blocks: tuple[int, int], sums: list[Value],
-                  unit: MatrixUnit) -> list[Value]:
-        dtype = left.access.dtype
+    def _multiply(self, left: Piece, right: list[Piece], stage: Value, blocks: tuple[int, int],
+                  sums: list[Value]) -> list[Value]:
         sums = list(sums)
-        for depth in range(0, unit.depth, fragments.DEPTH):
+        for depth in range(0, left.depth, fragments.DEPTH_BYTES // left.size):
             a = [left.fragments(stage, i * fragments.ROWS, depth) for i in range(blocks[0])]
             for number, piece in enumerate(right):
                 for pair in range(blocks[1] // 2):
@@ -436,7 +506,8 @@ class MatrixLowering(Model):
                         for half in range(2):
                             at = ((number * blocks[0] + i) * blocks[1] + 2 * pair + half) * 4
                             made = Op("matrix_multiply", [*a[i], *b[2 * half:2 * half + 2], *sums[at:at + 4]],
-                                      [ROW_F32] * 4, {"dtype": dtype}, None, self.location)
+                                      [v.type for v in sums[at:at + 4]],
+                                      {"dtype": left.dtype, "right_dtype": piece.dtype}, None, self.location)
                             self.finish(made)
                             sums[at:at + 4] = made.results
         return sums
@@ -457,10 +528,10 @@ class MatrixLowering(Model):
             for value, row, column in some:
                 if t.dtype.name in ("bf16", "f16"):
                     value = self.emit(self.depth, "round_to", [value], ROW_F32, dtype=t.dtype)
-                self.effect("scatter", [value, self.value(base), offsets], dtype=f32, scale=1,
+                self.effect("scatter", [value, self.value(base), offsets], dtype=row_dtype(t.dtype), scale=1,
                             disp=at + row * row_bytes + column * f32.size_bytes, masked=False, near=True, disjoint=True)
-            kept[op.result] = Access(base, at, {found.rows: row_bytes, found.columns: f32.size_bytes}, f32,
-                                     relative=True, near=True)
+            kept[op.result] = Access(base, at, {found.rows: row_bytes, found.columns: f32.size_bytes},
+                                     row_dtype(t.dtype), relative=True, near=True)
         outer = {axis: self.open[axis] for axis in (found.rows, found.columns)}
         for axis, (start, most, stop) in ((found.rows, rows), (found.columns, columns)):
             extent = self.scalar("s_min", self.scalar("s_max", self.sub(stop, start), 0), most)
@@ -495,6 +566,35 @@ def _scaled_load_of(value: Value) -> tuple[Op | None, Op | None]:
 
 def _load_of(value: Value) -> Op | None:
     """The load that a value is, but for widening."""
-    while value.op is not None and value.op.name == "cast":
+    while value.op is not None and value.op.name == "cast" and _widens(value.op):
         value = value.op.operands[0]
     return value.op if value.op is not None and value.op.name == "load" else None
+
+
+def _widens(cast: Op) -> bool:
+    """Whether a cast keeps every value, and integers integers."""
+    before, after = (v.type.dtype for v in (cast.operands[0], cast.result))  # type: ignore[union-attr]
+    return bool(before.is_float == after.is_float and before.is_integer == after.is_integer
+                and before.bits < after.bits and (before.kind != "i" or after.kind != "u"))
+
+
+def _unwidened(value: Value) -> Value:
+    while value.op is not None and value.op.name == "cast" and _widens(value.op):
+        value = value.op.operands[0]
+    return value
+
+
+def _narrow(value: Value) -> DType:
+    """The type of a value before it was widened."""
+    return _unwidened(value).type.dtype  # type: ignore[union-attr]
+
+
+def _rounded_load_of(value: Value, dtypes: tuple[str, ...]) -> Op | None:
+    """The load of elements of these types that a value is, or of f32 elements that are rounded to them."""
+    value = _unwidened(value)
+    op = value.op
+    if op is None or _narrow(value).name not in dtypes:
+        return None
+    if op.name == "cast" and op.operands[0].type.dtype is f32:  # type: ignore[union-attr]
+        op = op.operands[0].op
+    return op if op is not None and op.name == "load" else None

@@ -94,6 +94,9 @@ LANE_OPS = OpTable("lane", [
     OpSpec("bitcast", (1, 1), doc="the same bits as another row type of the same width"),
     OpSpec("round_to", (1, 1), attributes=("dtype",), doc="f32 row rounded to a value of bf16, f16 or fp8 (nearest "
                                                          "even; too large: infinity, NaN in f8e4m3)"),
+    OpSpec("widen_float8", (1, 1), (4, 4), attributes=("dtype",),
+           doc="row<b32> of four fp8 numbers each -> four row<f32>: of all numbers in the order of memory, row r has "
+               "those from r * lanes on; only where the target has it"),
     # Between lanes.
     OpSpec("shuffle_xor", (1, 1), attributes=("distance",), doc="lane i gets lane i ^ distance"),
     OpSpec("broadcast_lane", (1, 1), attributes=("lane",), doc="every lane gets lane `lane`"),
@@ -147,9 +150,10 @@ LANE_OPS = OpTable("lane", [
                "lane l gets elements 2 (l mod 4) and the next of row l div 4, or of column l div 4 if transposed"),
     OpSpec("pack2", (2, 2), attributes=("dtype",),
            doc="two f32 rows -> row<b32>: each rounded to bf16 or f16 (nearest even), the first in the low half"),
-    OpSpec("matrix_multiply", (10, 10), (4, 4), attributes=("dtype",),
+    OpSpec("matrix_multiply", (10, 10), (4, 4), attributes=("dtype",), optional=("right_dtype",),
            doc="a (four row<b32>), b (two), c (four row<f32>) -> c + a @ b, of 16 x 16, 16 x 8 and 16 x 8 elements "
-               "that lie in the lanes as sapper/lane/fragments.py says; dtype of a and b: bf16 or f16"),
+               "that lie in the lanes as sapper/lane/fragments.py says; dtype of a and b: bf16 or f16. Or of i8 or u8, "
+               "`right_dtype` of b: 16 x 32 by 32 x 8, c row<i32>, wrapping"),
     # Signals, copies of boxes, matrix instructions of a group of warps. What an op of a warp does, it does once, not in
     # every lane.
     OpSpec("signal_start", (1, 1), (0, 0), attributes=("arrivals",), optional=("disp",), pure=False,

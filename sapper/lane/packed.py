@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ..ir.nodes import Function, Op, Value
-from ..ir.types import ROW_B32, ROW_I32, DType, TileType, b32, bf16, f32, i8, i16, i32, u8
+from ..ir.types import FLOAT8, ROW_B32, ROW_I32, DType, TileType, b32, bf16, f32, i8, i16, i32, u8
 from ..tile.affine import affine
 from ..tile.schedule import Facts, Panels
 from .rows import LoweringError, RowEvaluation
@@ -292,6 +292,11 @@ class PackedRows(RowEvaluation):
             memo[key] = self.emit_pair(level, "interleave", rows, {})
         found: Value = memo[key][at[lane] & 1]
         return found
+
+    def rows_at_once(self, reductions: list[Op]) -> int:
+        """How many rows of a narrow operand of these contractions are best read together."""
+        loads = [load for op in reductions for value in op.operands if (load := load_behind(value)) is not None]
+        return self.facts.float8_rows if any(op.result.type.dtype in FLOAT8 for op in loads) else 1  # type: ignore[union-attr]
 
     def kept_slots(self, value: Value, at: dict[str, int]) -> Value:
         raise NotImplementedError("sapper/lane/slots.py reads what it keeps")

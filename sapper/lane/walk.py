@@ -77,6 +77,7 @@ class WalkChoice:
     elements are narrower than a row's and read for many rows: they are copied as well.
     by_hand: the micro-kernel that the loop over the reduced axis is, where a tile is one that it is written for.
     blocked: the rows are walked once for each block of panels of the lane axis, as many as stay in the second cache.
+    rows_here: staged operands of which only the rows at hand are copied, for all panels of a block.
     """
 
     lane: str | None
@@ -91,6 +92,7 @@ class WalkChoice:
     by_hand: Fit | None = None
     widened: list[Op] = field(default_factory=list)
     blocked: bool = False
+    rows_here: list[Op] = field(default_factory=list)
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.
@@ -300,6 +302,8 @@ class WalkLowering(Squares):
         def outer(k: int) -> None:
             axis = order[k] if k < len(order) else None
             for op in list(pending):
+                if k < 2 and op in choice.rows_here:
+                    continue
                 if axis is None or axis not in op.result.type.axes:  # type: ignore[union-attr]
                     pending.remove(op)
                     self._stage(op, walk, choice)
@@ -622,12 +626,18 @@ class WalkLowering(Squares):
                     carried = self._reduce(walk, plain, k, accumulators, carried)
             return carried
         self._unpack(accumulators, carried)
-        for number, inner in enumerate(self._coordinates(walk.reduced)):
-            for a, point in self._by_point(accumulators):
-                axes = a.op.result.type.axes  # type: ignore[union-attr]
-                at = {**inner, **dict(zip(axes, point, strict=True))}
-                for op in (a.op, *a.also):
-                    self._accumulate(a, op, point, number % a.slots, at, walk)
+        pieces = list(enumerate(self._coordinates(walk.reduced)))
+        if choice.lane in choice.reduced and self.rows_at_once([a.op for a in accumulators]) > 1:
+            # What is read together is used up before the next is.
+            places = [(number, inner, *pair) for pair in self._by_point(accumulators) for number, inner in pieces]
+        else:
+            places = [(number, inner, *pair) for number, inner in pieces for pair in self._by_point(accumulators)]
+        for number, inner, a, point in places:
+            axes = a.op.result.type.axes  # type: ignore[union-attr]
+            at = {**inner, **dict(zip(axes, point, strict=True))}
+            for op in (a.op, *a.also):
+                self._accumulate(a, op, point, number % a.slots, at, walk)
+        for _, inner in pieces:
             for a in accumulators:
                 self._add_errors(a, inner)
         for op in choice.prefetched:
@@ -1031,6 +1041,9 @@ class WalkLowering(Squares):
             self.staged[op] = self._stage_panels(op, lane, depth_axis, walk, choice)
         else:
             (row_axis,) = rows
+            if op in choice.rows_here:
+                self.staged[op] = self._stage_rows_here(op, row_axis, depth_axis, choice)
+                return
             stage = self._stage_columns if self.stages_columns(op, row_axis, choice.counts) else self._stage_rows
             self.staged[op] = stage(op, row_axis, depth_axis, choice)
 
@@ -1199,6 +1212,23 @@ class WalkLowering(Squares):
             return self.axis_loop(depth_axis, 1, True, carried, copy)
 
         self.axis_loop(row_axis, count, False, [], rows)
+        return staged
+
+    def _stage_rows_here(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedRows:
+        """As `_stage_rows`, of the rows that are bound alone: where nobody knows how many there may be."""
+        dtype, count = self.operand_dtype(op), choice.counts[row_axis]
+        key = ("rows", op)
+        if key not in self.stage_memory:
+            self.stage_memory[key] = self._scratch_of(op, [
+                (count, 1), (self._capacity(depth_axis), self.lanes * self.slot_elements)])
+        staged = StagedRowsHere(self, self.stage_memory[key], row_axis, depth_axis, count, 0, dtype)
+
+        def copy(carried: Carried) -> Carried:
+            for at in self._coordinates((row_axis, depth_axis)):
+                staged.store(at, self.operand_row(op, at))
+            return carried
+
+        self.axis_loop(depth_axis, 1, True, [], copy)
         return staged
 
     def _stage_columns(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedColumns:
@@ -1398,11 +1428,15 @@ class StagedRows:
         """What a block of rows takes for each step of the depth."""
         return self.count * self.dtype.size_bytes
 
+    def row_start(self) -> Scalar:
+        """The first of the rows that are bound, counted from the first that is staged."""
+        return self.lowering.sub(self.lowering.bound[self.row_axis].offset, self.lowering.open[self.row_axis].offset)
+
     def _address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
         low, size = self.lowering, self.dtype.size_bytes
         row, depth = low.bound[self.row_axis], low.bound[self.depth_axis]
         lanes = low.lanes
-        row_start = low.sub(row.offset, low.open[self.row_axis].offset)
+        row_start = self.row_start()
         if row.count == self.count:
             base = low.add(self.base, low.mul(low.mul(self.depth_extent, size), row_start))
         else:
@@ -1443,6 +1477,16 @@ class StagedRows:
         for line in range(0, depth.count * self.step_bytes, 64):
             operands, attributes = low.memory_operands(base, index, 1, line)
             low.effect("prefetch", operands, level=2, **attributes)
+
+
+class StagedRowsHere(StagedRows):
+    """[depth blocks][count rows][lanes of depth]: the rows that are bound."""
+
+    def row_start(self) -> Scalar:
+        return 0
+
+    def prefetch_next(self) -> None:
+        """The next rows are copied from the matrix itself, along which the processor sees ahead."""
 
 
 class StagedColumns(StagedRows):

@@ -52,6 +52,7 @@ KINDS: dict[str, str] = {
     "source-unavailable": "the source of a function cannot be read",
     "store-axes": "a stored value spans axes that the index lacks",
     "store-dtype": "a stored value has another element type than the tensor",
+    "stores-nothing": "a kernel writes to none of its tensors",
     "subscript": "something that is not a tensor is indexed, or with something that is no index",
     "tensor-without-index": "a tensor is used as a value",
     "tuple": "a tuple is unpacked or indexed wrongly",

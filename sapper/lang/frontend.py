@@ -86,6 +86,10 @@ class Frontend(Calls):
             self.frame.env[name] = value
         body = self.frame.parsed.node.body  # type: ignore[attr-defined]
         self.block(body)
+        if not any(op.name == "store" for op in function.walk()):
+            last = ast.unparse(body[-1]).split("\n")[0]
+            self.fail("stores-nothing", f"kernel {kernel.name} stores nothing", body[-1], last,
+                      "at least one store to a tensor argument", "write out[...] = ...")
         if self.static:  # the proofs compared dimensions by name; from here on the fixed ones are numbers
             for value in function.arguments:
                 if isinstance(value.type, TensorType):
@@ -303,7 +307,9 @@ class Frontend(Calls):
         if len(names) != len(walked.spans):
             self.fail("bad-range", f"{walked.kind} of {len(walked.spans)} extents, {len(names)} loop variables",
                       node.target, f"{len(names)} names", f"{len(walked.spans)}",
-                      "name one variable for each extent")
+                      "name one variable for each extent" + (
+                          "; the schedule picks how large a tile is"
+                          if any(isinstance(span.stop, int) for span in walked.spans[len(names):]) else ""))
         # The range is computed before the loop.
         bounds: list[Value] = []
         forms: list[tuple[Affine, Affine]] = []
@@ -472,6 +478,9 @@ class Frontend(Calls):
         mend = f"start from zeros({', '.join([*have.axes, f'dtype={have.dtype.name}'])}) or full(...)"
         if set(have.axes) == set(type.axes):
             mend = f"write .to({type.dtype.name})"
+        elif set(type.axes) < set(have.axes) and type.axes:
+            more = ", ".join(axis for axis in have.axes if axis not in type.axes)
+            mend = f"to add up over {more}, contract: a[..., {more}] @ b[{more}, ...]; else {mend}"
         elif set(have.axes) < set(type.axes):
             mend = f"start from a value that spans [{', '.join(have.axes)}], or assign another name"
         self.fail("carried-type", f"carried value {name} changes type", place, f"{have} at the end of the loop",

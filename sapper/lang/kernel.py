@@ -158,8 +158,9 @@ def _annotations(function: FunctionType, local_names: Mapping[str, Any]) -> dict
             text = annotation
             try:
                 annotation = eval(text, function.__globals__, dict(local_names))
-            except KernelError:
-                raise
+            except KernelError as error:
+                raise KernelError(error.kind, error.headline, _parameter_place(function, parameter), error.found,
+                                  error.expected, error.mend, error.notes) from None
             except Exception as error:
                 raise KernelError(
                     "bad-annotation", f"the annotation of {parameter} cannot be read",

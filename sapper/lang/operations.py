@@ -342,9 +342,11 @@ class Operations:
         if isinstance(value, Value):
             if isinstance(value.type, TileType):
                 return value
-            rank = len(dims_of(value))
+            dims = dims_of(value)
+            axes = ", ".join(dim.lower() if isinstance(dim, str) else "ijkpqrs"[i % 7] for i, dim in enumerate(dims))
+            walk = f"for {axes} in tiles({', '.join(map(str, dims))})"
             self.fail("tensor-without-index", f"tensor {value.name} is used as a value", node, self.describe(value),
-                      "a tile", f"index it: {value.name}[{', '.join('mnkijpqrs'[:rank])}]")
+                      "a tile", f"walk it: {walk}, and index {value.name}[{axes}]")
         if isinstance(value, (bool, int, float)):
             return value
         if isinstance(value, Axis):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import sys
 from typing import Any
 
@@ -9,6 +10,10 @@ from ..ir.nodes import Location
 from ..ir.types import DType, TensorType, bool_
 from .dims import Dim, DimExpression
 from .errors import KernelError
+
+_OURS = {"float": "f32", "float64": "f64", "double": "f64", "float16": "f16", "half": "f16", "bfloat16": "bf16",
+         "int": "i32", "int8": "i8", "uint8": "u8", "int16": "i16", "int32": "i32", "int64": "i64"}
+"""What other libraries call the element types; float32 is the rest's."""
 
 
 class TensorAnnotation:
@@ -40,7 +45,8 @@ class Tensor:
         entries = items if isinstance(items, tuple) else (items,)
         dtype = bool_ if entries[0] is bool else entries[0]
         if not isinstance(dtype, DType) or dtype.kind == "x":
-            raise _error(f"{dtype!r} as the element type", "a dtype such as f32", "write Tensor[f32, M, N]")
+            known = _OURS.get(getattr(dtype, "__name__", None) or str(dtype).rpartition(".")[2], "f32")
+            raise _error(f"{dtype!r} as the element type", "a dtype of sapper's", f"write Tensor[{known}, M, N]")
         for entry in entries[1:]:
             if isinstance(entry, Dim) or (isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0):
                 continue
@@ -53,5 +59,10 @@ class Tensor:
 
 def _error(found: str, expected: str, mend: str) -> KernelError:
     caller = sys._getframe(2)
+    line, last_line, column, end_column = tuple(caller.f_code.co_positions())[caller.f_lasti // 2]
     place = Location(caller.f_code.co_filename, caller.f_lineno, 1, 1)
+    if column is not None and end_column is not None and line == last_line == place.line:
+        source = linecache.getline(place.file, place.line).encode()  # columns are of bytes
+        first, end = (len(source[:at].decode(errors="replace")) + 1 for at in (column, end_column))
+        place = Location(place.file, place.line, first, end)
     return KernelError("bad-annotation", "Tensor[...] cannot be read", place, found, expected, mend)

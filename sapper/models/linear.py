@@ -221,10 +221,7 @@ class Blocks:
     def apply_rows(self, name: str, x: Rows, others: Sequence[Blocks], rest: Sequence[Rows], work: Workspace) -> Steps:
         matrices = (self, *others)
         if self.exact:
-            plain = [one.widened(work, place) for place, one in enumerate(matrices)]
-            weights = [wide for wide, _, _ in plain]
-            return [*(step for _, _, steps in plain for step in steps),
-                    (getattr(matmul, f"{name}_f32"), (x, *weights, *rest))]
+            return rows_widened(matrices, name, x, rest, work)
         steps, operands = quantized_rows(x, work)
         parts = [part for one in matrices for part in one.parts]
         panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
@@ -236,6 +233,25 @@ class Blocks:
         wide = work.wide(place, rows, columns)
         panels = in_blocks(wide).reshape(rows // PANEL, PANEL, -1, BLOCK)
         return wide, "f32", [(self._kernel("dequantize"), (*self.parts, panels))]
+
+
+class Widens(Protocol):
+    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
+        """The rows (of every expert) as a plain array, its dtype, and the steps that fill it."""
+
+
+def rows_widened(matrices: Sequence[Widens], name: str, x: Rows, rest: Sequence[Rows], work: Workspace) -> Steps:
+    """`Matrix.apply_rows` by way of plain arrays in f32."""
+    plain = [one.widened(work, place) for place, one in enumerate(matrices)]
+    steps = [step for _, _, made in plain for step in made]
+    return [*steps, (getattr(matmul, f"{name}_f32"), (x, *(wide for wide, _, _ in plain), *rest))]
+
+
+def groups_widened(matrices: Sequence[Widens], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace) -> Steps:
+    """`Experts.apply_groups` likewise."""
+    plain = [one.widened(work, place) for place, one in enumerate(matrices)]
+    steps = [step for _, _, made in plain for step in made]
+    return steps + _groups_of([wide for wide, _, _ in plain], "f32", x, ranges, y)
 
 
 class Experts(Protocol):
@@ -359,6 +375,28 @@ class BlockExperts:
         return [*steps, (kernel, (*operands, *ranges, *parts, Rows(in_blocks(y.array, PANEL), y.count)))]
 
 
+class Raw(Protocol):
+    """Rows of a file in a form in which kernels use them as they are, not yet in the order that these take. Pieces of
+    one `form` are put together."""
+
+    @property
+    def form(self) -> str: ...
+
+    def split(self, count: int, axis: int) -> Sequence[Raw | None]:
+        """In so many equal parts by rows (axis 0) or columns (1); [None] where they do not part between blocks."""
+
+    def reordered(self, order: Any) -> Raw | None:
+        """With `order` applied to the rows; None where they can't be."""
+
+    @staticmethod
+    def together(pieces: Any, arena: Arena, exact: bool) -> Matrix:
+        """The rows of all pieces, one after the other. exact: see Blocks."""
+
+    @staticmethod
+    def experts(pieces: Any, count: int, arena: Arena, exact: bool) -> Experts | None:
+        """The same as matrices of one shape, so many; None where they can't be."""
+
+
 @dataclass(frozen=True, slots=True)
 class RawBlocks:
     """Rows of a file in blocks of 32, not yet in panels.
@@ -398,6 +436,16 @@ class RawBlocks:
     def reordered(self, order: Any) -> RawBlocks:
         """With `order` applied to the rows of every part."""
         return RawBlocks(self.form, tuple(order(part) for part in self.parts))
+
+    @staticmethod
+    def together(pieces: Sequence[RawBlocks], arena: Arena, exact: bool) -> Blocks:
+        """The rows of all pieces, one after the other."""
+        return in_panels(pieces, arena, exact)
+
+    @staticmethod
+    def experts(pieces: Sequence[RawBlocks], count: int, arena: Arena, exact: bool) -> BlockExperts:
+        """The same as matrices of one shape, so many."""
+        return BlockExperts(in_panels(pieces, arena, exact), count)
 
 
 def in_panels(pieces: Sequence[RawBlocks], arena: Arena, exact: bool = False) -> Blocks:

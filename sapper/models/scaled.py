@@ -1,7 +1,8 @@
 """Tensors in fp8 with scales for blocks of 128 x 128, as DeepSeek-V3's checkpoints hold them.
 
 In: the tensors of a directory and its config. Out: tensors without the scales, of which those that had some are
-`ScaledEntry`. Holds: they are made wide by a kernel of ours (sapper/kernels/fp8.py) when they are read.
+`ScaledEntry`. Holds: they are made wide by a kernel of ours (sapper/kernels/fp8.py) when they are read, or used as they
+are (scaled_matrix.py).
 """
 
 from __future__ import annotations
@@ -35,17 +36,22 @@ class ScaledEntry:
         return self.weight.shape
 
     def read(self) -> Array:
-        """Its elements, scaled, as f32. Raises ModelError for another format, or scales that do not fit."""
+        """Its elements, scaled, as f32. Raises as `parts` does."""
+        raw, scale = self.parts()
+        wide = empty(self.shape)
+        fp8.dequantize_fp8(raw, scale, wide)
+        return wide
+
+    def parts(self) -> tuple[Array, Array]:
+        """Its bits and the scales. Raises ModelError for another format, or scales that do not fit."""
         place = f"{self.where}, tensor {self.weight.name}"
         if self.weight.type != FP8 or len(self.shape) != 2 or len(self.weight.data) != self.shape[0] * self.shape[1]:
             raise ModelError(place, f"{self.weight.type} {self.shape}", f"a matrix of {FP8}", "get the file again")
         wanted = tuple(fp8.blocks(extent) for extent in self.shape)
         if self.scale.shape != wanted:
             raise ModelError(f"{place}{SCALE}", f"shape {self.scale.shape}", f"shape {wanted}", "get the file again")
-        wide = empty(self.shape)
         raw = np.frombuffer(self.weight.data, np.uint8).reshape(self.shape)
-        fp8.dequantize_fp8(raw, np.ascontiguousarray(self.scale.read()), wide)
-        return wide
+        return raw, np.ascontiguousarray(self.scale.read())
 
 
 def with_scales(

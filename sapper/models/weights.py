@@ -18,7 +18,10 @@ from ..runtime.buffers import Arena
 from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
-from .linear import Dense, DenseExperts, Matrix, RawBlocks, in_panels
+from .k_matrix import RawK
+from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks
+from .scaled import ScaledEntry
+from .scaled_matrix import RawScaled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -122,7 +125,7 @@ class Loader:
     def _joined(self, uses: Sequence[Use], columns: int, places: tuple[int, ...], blocks: bool) -> Matrix:
         if blocks:
             pieces = [raw for use in uses if (raw := self._raw(use, columns, places)) is not None]
-            return in_panels(pieces, self.arena, self.exact)
+            return pieces[0].together(pieces, self.arena, self.exact)
         entries = [self.entry(use.role, (use.rows, columns), *places) for use in uses]
         target = self.arena.empty((sum(use.rows for use in uses), columns), DTYPES[self.dtype])
         start = 0
@@ -143,15 +146,22 @@ class Loader:
         found = [self._raw(use, columns, places) for use in uses] if self.blocks else [None]
         return None not in found and len({raw.form for raw in found if raw is not None}) == 1
 
-    def _raw(self, use: Use, columns: int, places: tuple[int, ...]) -> RawBlocks | None:
+    def _raw(self, use: Use, columns: int, places: tuple[int, ...]) -> Raw | None:
         shape = (use.rows, columns)
         raw = self.raw(use.role, shape, shape, *places)
         return raw if raw is None or use.order is None else raw.reordered(use.order)
 
-    def raw(self, role: str, shape: tuple[int, ...], rows: tuple[int, ...], *places: int) -> RawBlocks | None:
-        """The blocks of a tensor of that shape, as a matrix of shape `rows`; None where it has none for our kernels."""
+    def raw(self, role: str, shape: tuple[int, ...], rows: tuple[int, ...], *places: int) -> Raw | None:
+        """A tensor of that shape as it is, as a matrix of shape `rows`; None where our kernels can't take it so."""
         entry = self.entry(role, shape, *places)
-        return RawBlocks.parse(entry.data, rows, entry.format) if isinstance(entry, TensorEntry) else None
+        if isinstance(entry, ScaledEntry):
+            return RawScaled.parse(*entry.parts()) if rows == shape else None
+        if not isinstance(entry, TensorEntry):
+            return None
+        blocks = RawBlocks.parse(entry.data, rows, entry.format)
+        if blocks is None and rows == shape:  # otherwise those of a mixture, for which RawK has no kernels
+            return RawK.parse(entry.data, rows, entry.format)
+        return blocks
 
     def experts(self, count: int, rows: int, columns: int, read: Callable[[int], Array]) -> DenseExperts:
         """Matrices of one shape, together. read: the matrix [rows, columns] of an expert, in f32."""

@@ -27,15 +27,18 @@ class LoweringError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class MatrixUnit:
-    """How contractions run on matrix instructions of 16 x 8 x 16 elements.
+    """How contractions run on matrix instructions of 16 x 8 elements, 32 bytes deep.
 
-    dtypes: of the elements. rows, columns, depth: what a worker computes at once. warps: along rows and columns.
+    dtypes: of the elements. byte_dtypes: of those of 8 bits, which the instruction takes 32 deep, where both operands
+    lie along the depth. rows, columns, depth: what a worker computes at once, the depth of 16-bit elements. warps:
+    along rows and columns.
     stages: how many pieces of the operands are in near memory, one being used while the others arrive. chain_rows,
     chain_step, chain_stages: rows, columns of a piece, and stages where contractions are chained in registers
     (attention). chain_registers: most of a thread that their sums and left operands may take.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
+    byte_dtypes: tuple[str, ...] = ("i8", "u8")
     rows: int = 128
     columns: int = 128
     depth: int = 64
@@ -86,7 +89,8 @@ class Facts:
     software_prefetch: asking early for what will be read gains time.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
     matrix: the matrix instructions, if there are any. matrix_group: those of groups of warps. dots: lane ops of packed
-    dot products that the target has and that the model may choose (sapper/lane/packed.py). family, features: which
+    dot products that the target has and that the model may choose (sapper/lane/packed.py). float8_rows: rows of fp8
+    that are best read from memory at once. family, features: which
     pieces by hand (lang/by_hand.py) the target takes; a family of "" takes none.
     """
 
@@ -104,6 +108,7 @@ class Facts:
     transposes_by_scatter: bool = False
     matrix: MatrixUnit | None = None
     dots: frozenset[str] = frozenset()
+    float8_rows: int = 1
     matrix_group: MatrixGroup | None = None
     family: str = ""
     features: frozenset[str] = frozenset()

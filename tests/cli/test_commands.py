@@ -234,6 +234,26 @@ def test_mistakes_of_usage(sapper, file: str, arguments: tuple[str, ...], messag
     assert outcome.out == ""
 
 
+def test_a_file_of_a_package_imports_its_neighbours(sapper, tmp_path: Path) -> None:
+    package = tmp_path / "user_package" / "inner"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").write_text("")
+    (package.parent / "scales.py").write_text("FACTOR = 3.0\n")
+    (package / "kernels.py").write_text(
+        "import sapper as sp\nfrom sapper import Tensor, f32, tiles\nfrom ..scales import FACTOR\n\n"
+        "N = sp.dims('N')\n\n\n@sp.kernel\ndef scale(x: Tensor[f32, N], y: Tensor[f32, N]):\n"
+        "    for n in tiles(N):\n        y[n] = x[n] * FACTOR\n")
+    outcome = sapper("ir", f"{package / 'kernels.py'}:scale")
+    assert outcome.status == 0 and "tile func @scale" in outcome.out
+    other = tmp_path / "other" / "user_package"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("")
+    (other / "scales.py").write_text("")
+    outcome = sapper("ir", str(other / "scales.py"))
+    assert outcome.status == 1 and "user_package.scales is " in outcome.err
+
+
 def test_a_file_that_fails_is_told_with_its_line(sapper, tmp_path: Path) -> None:
     for name, text, message in (
         ("raises", "x = 1\nx.y\n", ":2: the file can't be imported: AttributeError"),

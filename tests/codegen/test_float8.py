@@ -10,6 +10,7 @@ import pytest
 
 import sapper as sp
 from sapper import Tensor, emulate, f8e4m3, f8e5m2, f32, f64, i4, i8, i32, tiles, zeros
+from sapper.codegen.pipeline import finish_lane
 from sapper.lane.rows import rounded_constant
 from sapper.targets.x86_64.target import TARGETS
 from tests.lane.run_lane import run_lane
@@ -185,6 +186,18 @@ def test_products() -> None:
         np.testing.assert_allclose(done["y"], wanted, rtol=0, atol=67 * 2.0**-22)
 
     run_everywhere(products, {"a": a, "x": x.astype(np.float32), "y": np.zeros(37, np.float32)}, check)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_register_at_once(name: str) -> None:
+    """Where a target widens a register of codes, four loads are one; the lane interpreter says what that means."""
+    codes = np.arange(256, dtype=np.uint8).view(FORMATS[name])
+    kernel = globals()[f"unpack_{name}"]
+    arguments = {"x": codes, "y": np.zeros(256, np.float32), "backwards": np.zeros(256, np.float32)}
+    lane = run_lane(kernel.tile_ir(), arguments, passes=lambda lane: finish_lane(lane, TARGETS["zen4"]))
+    assert [op for op in lane.walk() if op.name == "widen_float8"]
+    assert_same(arguments["y"], codes.astype(np.float32))
+    assert_same(arguments["backwards"], codes.astype(np.float32)[::-1])
 
 
 @pytest.mark.parametrize("name", FORMATS)

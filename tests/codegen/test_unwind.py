@@ -19,7 +19,7 @@ from sapper.assembly.finish import finish
 from sapper.codegen.encode import encode
 from sapper.codegen.library import c_kernel, make_library
 from sapper.codegen.machine import Instruction, MachineFunction, Register
-from sapper.codegen.unwind import Frame, frame_rows
+from sapper.codegen.unwind import Frame, _word_expression, directives, frame_rows
 from sapper.lane.interpret import Memory
 from tests.assembly.pieces import ZEN4, binary, piece
 
@@ -154,6 +154,32 @@ def test_binutils_read_the_tables(kind: str, tmp_path: Path) -> None:
     if kind == "so":
         segments = subprocess.run(["readelf", "-W", "-l", str(path)], capture_output=True, text=True, check=True).stdout
         assert "GNU_EH_FRAME" in segments
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None or shutil.which("as") is None, reason="binutils are not installed")
+def test_the_text_says_the_same_as_the_object(tmp_path: Path) -> None:
+    made = library(source.matmul)
+
+    def frames(path: Path) -> list[str]:
+        shown = subprocess.run(["readelf", "-W", "--debug-dump=frames-interp", str(path)], capture_output=True,
+                               text=True, check=True).stdout
+        return [line for line in shown.splitlines() if re.match(r"[0-9a-f]{16} [a-z]|   LOC", line)]
+
+    (tmp_path / "own.o").write_bytes(made.o())
+    (tmp_path / "text.s").write_text(made.s(), encoding="utf-8")
+    subprocess.run(["as", "text.s", "-o", "as.o"], cwd=tmp_path, check=True)
+    assert len(frames(tmp_path / "own.o")) > 20 and frames(tmp_path / "own.o") == frames(tmp_path / "as.o")
+
+
+def test_the_text_says_that_a_caller_is_lost_or_kept_in_a_word() -> None:
+    def lost(a: Assembly) -> None:
+        a.input(x86.rdi)
+        x86.mov(x86.rsp, x86.rdi)
+        x86.ret()
+
+    assert directives(piece(lost, True).machine()) == {0: [".cfi_undefined rip"]}
+    # DW_CFA_def_cfa_expression, 5 bytes: DW_OP_breg7 (rsp) + 24, DW_OP_deref, DW_OP_plus_uconst 8.
+    assert _word_expression(Frame(offset=8, word=24)) == bytes((0x0F, 5, 0x77, 24, 0x06, 0x23, 8))
 
 
 C_PROGRAM = r"""

@@ -291,7 +291,8 @@ def test_the_most_tasks_of_each_parallel_loop() -> None:
 
     assert tasks("matmul_nn_f32", Schedule()) == [[[1, ["M"], 4], [1, ["N"], 64]]]
     assert tasks("matmul_nn_f32", Schedule(chunks={"m": 3})) == [[[3, [], 1], [1, ["N"], 64]]]
-    assert tasks("top_k", Schedule()) == []
+    assert tasks("top_k", Schedule()) == [[[1, ["M"], 1]]]
+    assert tasks("group_tokens", Schedule()) == []             # nothing in it is parallel
 
 
 def test_bits_of_an_integer_scalar() -> None:
@@ -398,3 +399,12 @@ def test_few_rows_are_read_where_they_lie() -> None:
 
 def test_rows_are_summed_several_at_once() -> None:
     assert chosen(sums_of_rows, Facts()).registers["m"] == 8
+
+
+def test_a_transpose_walks_along_the_lines_that_its_lanes_touch() -> None:
+    function = LIBRARY["transpose_f32"].kernel.tile_ir()
+    arguments = {"x": np.zeros((100, 300), np.float32), "y": np.zeros((300, 100), np.float32)}
+    lane = lower(function, Schedule(), AVX512, specialize(function, arguments))
+    nests = [op for op in lane.walk() if op.name == "loop" and any(i.name == "loop" for i in op.walk() if i is not op)]
+    assert {op.attributes["label"] for op in nests} == {"m"}        # the lanes, of which y is contiguous along m
+    assert all(i.attributes["label"] == "n" for op in nests for i in op.blocks[0].ops if i.name == "loop")

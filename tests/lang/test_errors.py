@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 import sapper as sp
@@ -416,6 +417,58 @@ def kernel_returns():
     @kernel
     def k(a: Tensor[f32, M]):
         return 1  # here
+
+    return k
+
+
+@case("stores-nothing", "write out")
+def kernel_that_stores_nothing():
+    @kernel
+    def k(a: Tensor[f32, M], out: Tensor[f32, M]):
+        for m in tiles(M):  # here
+            out = a[m] * 2.0  # noqa: F841
+
+    return k
+
+
+@case("bad-range", "the schedule picks how large a tile is")
+def tile_size_beside_the_extent():
+    @kernel
+    def k(a: Tensor[f32, M], out: Tensor[f32, M]):
+        for m in tiles(M, 64):  # here
+            out[m] = a[m]
+
+    return k
+
+
+@case("tensor-without-index", "walk it: for m in tiles(M), and index a[m]")
+def tensor_as_a_whole():
+    @kernel
+    def k(a: Tensor[f32, M], out: Tensor[f32, M]):
+        for m in tiles(M):
+            out[m] = a * 2.0  # here
+
+    return k
+
+
+@case("carried-type", "to add up over n, contract: a[..., n] @ b[n, ...]")
+def product_that_is_not_summed():
+    @kernel
+    def k(a: Tensor[f32, M, N], b: Tensor[f32, N], out: Tensor[f32, M]):
+        for m in tiles(M):
+            total = zeros(m, dtype=f32)
+            for n in tiles(N):
+                total += a[m, n] * b[n]  # here
+            out[m] = total
+
+    return k
+
+
+@case("bad-annotation", "write Tensor[f64, M, N]")
+def element_type_of_numpy():
+    @kernel
+    def k(a: Tensor[np.float64, M]):  # here
+        pass
 
     return k
 

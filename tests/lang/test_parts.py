@@ -325,6 +325,8 @@ def test_kernel_object():
     @kernel(name="renamed", schedule="wide")
     def k(a: Tensor[f32, M, 4], flag: bool, n: i32 = 3):
         """What it does."""
+        for m in tiles(M):
+            a[m, 0] = 1.0
 
     assert k.name == "renamed" and k.options == {"schedule": "wide"} and k.__doc__ == "What it does."
     assert k.parameters == [("a", TensorType(f32, ("M", 4))), ("flag", TileType(sp.bool_)), ("n", TileType(i32))]

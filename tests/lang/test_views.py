@@ -17,6 +17,7 @@ from sapper import (
     emulate,
     exp,
     f32,
+    f64,
     i8,
     i16,
     i32,
@@ -229,3 +230,26 @@ def test_races_are_seen_through_views() -> None:
     loop.attributes = {"count": 1, "parallel": True}
     with pytest.raises(RaceError, match=r"x\[0\] is"):
         interpret(function, {"x": np.arange(4, dtype=np.int32), "out": np.zeros(1, np.int32)}, check_races=True)
+
+
+def test_the_last_axis_becomes_part_of_wider_elements() -> None:
+    """Axes before it that stay what they are form groups of their own, however the extents happen to agree."""
+    @kernel
+    def joined(x: Tensor[u8, N, 4, 16, 4], out: Tensor[i32, N, 4, 16]):
+        words = x.view(N, 4, 16, dtype=i32)
+        for n in tiles(N):
+            w, l = whole(4), whole(16)
+            out[n, w, l] = words[n, w, l]
+
+    x = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 4)).astype(np.uint8)
+    out = np.zeros((3, 4, 16), np.int32)
+    joined(x, out)
+    np.testing.assert_array_equal(out, x.view(np.int32)[..., 0])
+
+    @kernel
+    def lost(x: Tensor[u8, N, 16, 4], out: Tensor[i32, N, 16]):
+        words = x.view(N, 16, dtype=f64)
+        out[0, 0] = words[0, 0].to(i32)
+
+    with pytest.raises(KernelError, match="cannot be viewed like this"):
+        lost.tile_ir()

@@ -17,7 +17,7 @@ import numpy as np
 from ...kernels.quantized import PANEL
 from ..checkpoint import Entry
 from ..gguf_file import TensorEntry
-from ..linear import BlockExperts, Dense, Experts, Matrix, RawBlocks, in_panels
+from ..linear import Dense, Experts, Matrix, Raw
 from ..weights import Loader, Order, Use, half_split_rows
 from .config import DeepseekConfig, Mixture
 
@@ -243,9 +243,11 @@ class _Parts:
         self.loader, self.mixture, self.shape, self.axis = loader, mixture, shape, axis
         experts, name = mixture.experts, f"expert_{role}"
         self.routed: list[Entry]
-        pieces: list[RawBlocks | None] = [None]
+        pieces: list[Raw | None] = [None]
         if loader.names[name].count("{}") > 1:
             self.routed = [loader.entry(name, shape, layer, expert) for expert in range(experts)]
+            if loader.blocks:
+                pieces = [loader.raw(name, shape, shape, layer, expert) for expert in range(experts)]
         else:
             together = loader.entry(name, (experts, *shape), layer)
             assert isinstance(together, TensorEntry)
@@ -267,7 +269,9 @@ class _Parts:
     def joined(self, blocks: bool) -> Experts:
         count = self.mixture.experts + self.mixture.shared
         if blocks:
-            return BlockExperts(in_panels(self.pieces, self.loader.arena, self.loader.exact), count)
+            found = self.pieces[0].experts(self.pieces, count, self.loader.arena, self.loader.exact)
+            if found is not None:
+                return found
         shared = None if self.shared is None else np.split(self.shared.read(), self.mixture.shared, axis=self.axis)
 
         def read(expert: int) -> Array:

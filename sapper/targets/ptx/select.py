@@ -924,10 +924,18 @@ def pack2(s: Any, op: Op) -> None:
 
 
 def matrix_multiply(s: Any, op: Op) -> None:
-    name = op.attributes["dtype"].name
+    dtype = op.attributes["dtype"]
     a, b, c = (tuple(s.vector(v) for v in op.operands[first:last]) for first, last in ((0, 4), (4, 6), (6, 10)))
     made = tuple(s.define(v) for v in op.results)
-    s.emit(f"mma.sync.aligned.m16n8k16.row.col.f32.{name}.{name}.f32", made, a, b, c)
+    if dtype.is_integer:
+        left, right = (f"{'s' if d.kind == 'i' else 'u'}8" for d in (dtype, op.attributes["right_dtype"]))
+        s.emit(f"mma.sync.aligned.m16n8k32.row.col.s32.{left}.{right}.s32", made, a, b, c)
+        return
+    if dtype.bits == 8:
+        name = dtype.name.removeprefix("f8")
+        s.emit(f"mma.sync.aligned.m16n8k32.row.col.f32.{name}.{name}.f32", made, a, b, c)
+        return
+    s.emit(f"mma.sync.aligned.m16n8k16.row.col.f32.{dtype.name}.{dtype.name}.f32", made, a, b, c)
 
 
 # --- Signals, copies of boxes, matrix instructions of a group of warps ---------------------------------------------

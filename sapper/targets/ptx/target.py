@@ -40,6 +40,7 @@ class Target:
     matrix: MatrixUnit = field(default_factory=MatrixUnit)
     dots: frozenset[str] = frozenset()
     """None that the model may choose: a slot in memory would have to be aligned."""
+    float8_rows: int = 1
     matrix_group: MatrixGroup | None = None
     family: str = "ptx"
     features: frozenset[str] = frozenset()
@@ -77,14 +78,15 @@ class Target:
         return False
 
 
+_WITH_FP8 = MatrixUnit(byte_dtypes=("i8", "u8", "f8e4m3"))
 TARGETS: dict[str, Target] = {
     t.name: t for t in (
         Target("sm_80", 108, 64, 163 * KIB, 192 * KIB, 40 * MIB),
         Target("sm_86", 72, 48, 99 * KIB, 128 * KIB, 6 * MIB),
-        Target("sm_89", 142, 48, 99 * KIB, 128 * KIB, 96 * MIB),
+        Target("sm_89", 142, 48, 99 * KIB, 128 * KIB, 96 * MIB, matrix=_WITH_FP8),
         Target("sm_90a", 132, 64, 227 * KIB, 256 * KIB, 50 * MIB, matrix_group=MatrixGroup(workers=132)),
-        Target("sm_100a", 148, 64, 227 * KIB, 256 * KIB, 126 * MIB),
-        Target("sm_120a", 170, 48, 99 * KIB, 128 * KIB, 96 * MIB),
+        Target("sm_100a", 148, 64, 227 * KIB, 256 * KIB, 126 * MIB, matrix=_WITH_FP8),
+        Target("sm_120a", 170, 48, 99 * KIB, 128 * KIB, 96 * MIB, matrix=_WITH_FP8),
     )
 }
 

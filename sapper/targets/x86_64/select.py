@@ -53,7 +53,8 @@ _BINARY_SECOND = frozenset([1])
 _FOLDS = {"add": _BINARY_BOTH, "mul": _BINARY_BOTH, "and": _BINARY_BOTH, "or": _BINARY_BOTH, "xor": _BINARY_BOTH,
           "sub": _BINARY_SECOND, "div": _BINARY_SECOND, "min": _BINARY_SECOND, "max": _BINARY_SECOND,
           "cmp": _BINARY_BOTH, "fma": frozenset([0, 1, 2]), "dot2_bf16": frozenset([1, 2]),
-          "dot4_u8i8": frozenset([2]), "sqrt": frozenset([0]), "floor": frozenset([0]), "ceil": frozenset([0]),
+          "dot4_u8i8": frozenset([2]), "widen_float8": frozenset([0]), "sqrt": frozenset([0]),
+          "floor": frozenset([0]), "ceil": frozenset([0]),
           "trunc": frozenset([0]), "round": frozenset([0]), "fraction": frozenset([0])}
 
 ABSORBS_SIGN = frozenset(["fma"])
@@ -109,6 +110,8 @@ def legal_ops(target: Any) -> frozenset[str]:
     legal = {"scale_exponent", "round", "floor", "ceil", "trunc", "float8"}
     if features >= _OPMASK_FEATURES:
         legal |= {"lookup", "fraction"}
+    if target.float8_rows > 1:
+        legal.add("widen_float8")
     if "dot2_bf16" in target.dots:
         legal |= {"pack_bf16", "interleave"}
     return frozenset(legal | target.dots)

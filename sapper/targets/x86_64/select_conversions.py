@@ -10,7 +10,7 @@ from typing import Any
 from ...ir.nodes import Op
 from ...ir.types import DType
 from .select_common import Key, OwnConstants, Rule, bits_of, dtype_of
-from .select_float8 import FLOAT8, PACKING, UNPACKING, round_row
+from .select_float8 import FLOAT8, PACKING, UNPACKING, WIDENING, round_row, widen_register
 from .select_lanes import alias, insert_half, lanes_in, lanes_out, quarters
 from .select_masks import narrow_mask
 
@@ -134,9 +134,9 @@ def rounding_constants(s: Any, op: Op) -> tuple[Key, ...]:
 
 
 RULES: dict[str, Rule] = {
-    "cvt": convert, "round_to": round_to,
+    "cvt": convert, "round_to": round_to, "widen_float8": widen_register,
 }
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {
-    "round_to": rounding_constants,
+    "round_to": rounding_constants, "widen_float8": lambda s, op: WIDENING[op.attributes["dtype"].name],
 }

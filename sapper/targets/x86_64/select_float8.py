@@ -10,8 +10,10 @@ again, rounds to nearest even. Source: OCP 8-bit Floating Point Specification, 2
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
+from ...ir.nodes import Op
 from .select_common import Key
 
 FLOAT8 = frozenset({"f8e4m3", "f8e5m2"})
@@ -158,3 +160,55 @@ def packed_bytes(s: Any, name: str, row: Any) -> Any:
 def round_row(s: Any, name: str, register: Any, row: Any) -> None:
     """f32 to the nearest number of fp8, as f32."""
     _from_words(s, name, register, _to_words(s, name, row))
+
+
+# A register of 64 numbers at once (AVX512_VBMI). VPERMI2B finds a byte among 128 by 7 bits: the two bytes of a bf16
+# number, which holds all of fp8 exactly, by the code without its sign. Then the bytes are put together, and two numbers
+# are taken from each lane, the lower by a shift. The codes are put in the order that this undoes first. 10 instructions
+# for 64 numbers, where 16 at a time need 24.
+
+
+def _upper_halves(mantissa: int, bias: int, first_special: int, infinite: bool) -> list[int]:
+    """The bf16 bits of codes 0 ... 127."""
+    found = []
+    for code in range(128):
+        exponent, fraction = code >> mantissa, code & (1 << mantissa) - 1
+        if code >= first_special:
+            number = float("inf") if infinite and not fraction else float("nan")
+        elif exponent:
+            number = (1 + fraction / (1 << mantissa)) * 2.0 ** (exponent - bias)
+        else:
+            number = fraction / (1 << mantissa) * 2.0 ** (1 - bias)
+        found.append(struct.unpack("<I", struct.pack("<f", number))[0] >> 16)
+    return found
+
+
+def _tables(halves: list[int]) -> tuple[Key, ...]:
+    """Registers with the upper bytes, then the lower ones."""
+    parts = (bytes(h >> 8 for h in halves), bytes(h & 255 for h in halves))
+    return tuple(("d", part[start : start + 64]) for part in parts for start in (0, 64))
+
+
+_TABLES = {"f8e4m3": _tables(_upper_halves(3, 7, 0x7F, False)), "f8e5m2": _tables(_upper_halves(2, 15, 0x7C, True))}
+_ORDER: Key = ("d", bytes(16 * row + 4 * quarter + lane for quarter in range(4) for first in (0, 2)
+                          for lane in range(4) for row in (first, first + 1)))
+"""Joining bytes takes the lower, then the upper half of each quarter: lane by lane, those of two rows."""
+_BYTE_SIGNS: Key = ("s", 4, 0x80808080)
+_UPPER_HALF: Key = ("s", 4, 0xFFFF0000)
+WIDENING = {name: (_ORDER, t[0], t[2], t[1], t[3], _UPPER_HALF, _BYTE_SIGNS) for name, t in _TABLES.items()}
+"""Those first that no memory operand can be."""
+
+
+def widen_register(s: Any, op: Op) -> None:
+    upper_low, upper_high, lower_low, lower_high = _TABLES[op.attributes["dtype"].name]
+    codes, upper, lower = s.new("vec"), s.new("vec"), s.new("vec")
+    s.emit("vpermb.512", codes, s.constant(_ORDER), s.operand(op.operands[0]))
+    for made, low, high in ((upper, upper_low, upper_high), (lower, lower_low, lower_high)):
+        s.emit("vmovaps.512", made, codes)
+        s.emit("vpermi2b.512", made, s.constant(low), s.constant_operand(high))
+    s.emit("vpternlogd.512", upper, codes, s.constant_operand(_BYTE_SIGNS), 0xF8)
+    for first, half in ((0, "l"), (2, "h")):
+        both = s.new("vec")
+        s.emit(f"vpunpck{half}bw.512", both, lower, upper)
+        s.emit("vpslld.imm.512", s.define(op.results[first]), both, 16)
+        s.emit("vpandd.512", s.define(op.results[first + 1]), both, s.constant_operand(_UPPER_HALF))

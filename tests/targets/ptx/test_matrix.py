@@ -13,6 +13,7 @@ from sapper.codegen.pipeline import compile_kernel, facts_of, finish_lane, to_la
 from sapper.ir.nodes import Function
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
+from sapper.kernels import find
 from sapper.lane.interpret import Memory, run
 from sapper.lane.ops import LANE_OPS
 from sapper.tile.interpret import interpret
@@ -90,6 +91,42 @@ def test_on_the_emulator(kernel: Any, lazy: bool) -> None:
         assert any(name.startswith("mma.sync") for name in result.counters.instructions)
 
 
+BYTES = {"matmul_nt_i8": "m16n8k32.row.col.s32.s8.s8.s32", "matmul_nt_u8": "m16n8k32.row.col.s32.u8.s8.s32",
+         "matmul_nt_i8_scaled": "m16n8k32.row.col.s32.s8.s8.s32"}
+
+
+@pytest.mark.parametrize("level", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("name", BYTES)
+def test_integers_of_8_bits_are_exact(name: str, level: str) -> None:
+    entry = find(name)
+    for shape, lazy in (({"M": 96, "N": 160, "K": 336}, True), ({"M": 200, "N": 130, "K": 80}, False)):
+        arguments = entry.make_arguments(np.random.default_rng(5), shape)
+        wanted = entry.reference(arguments)
+        counters = emulate.run(entry.kernel, *arguments.values(), target=level, workers=2, aligned="ab",
+                               options=emulate.Options(lazy=lazy)).counters
+        assert entry.compare(arguments, wanted) is None, entry.compare(arguments, wanted)
+        assert counters.instructions[f"mma.sync.aligned.{BYTES[name]}"]
+
+
+def test_lane_ir_of_integers() -> None:
+    entry = find("matmul_nt_u8")
+    known = Specialization({d: DimClass(4096, 16) for d in "MNK"}, dict.fromkeys("abc", "contiguous"), frozenset("ab"))
+    lane = lowered(entry.kernel, known)
+    verify(lane, LANE_OPS)
+    lane = finish_lane(lane, targets.target("sm_80"))
+    shape = {"M": 128, "N": 144, "K": 160}
+    arguments = entry.make_arguments(np.random.default_rng(5), shape)
+    wanted = entry.reference(arguments)
+    memory = Memory()
+    words = [0, 0, memory.allocate("sync", 1024)]
+    for slot in lane.attributes["slots"]:
+        tensor, _, kind = slot.partition(".")
+        words.append(memory.add_array(tensor, arguments[tensor]) if kind == "data" else shape[kind])
+    run(lane, np.array(words), memory, workers=1)
+    assert entry.compare(arguments, wanted) is None
+    assert any(op.name == "matrix_multiply" for op in lane.walk())
+
+
 def test_loads_of_pieces_have_no_bank_conflicts() -> None:
     """All conflicts are the sums' on their way out: with a longer depth there are no more of them."""
     conflicts = []
@@ -133,6 +170,11 @@ def test_what_the_matrix_instructions_do_not_take() -> None:
     assert "warps" in lowered(bf16_nn, specialization(bf16_nn)).attributes
     small = Specialization({**specialization(bf16_nn).dims, "M": DimClass(8, 1)}, specialization(bf16_nn).strides,
                            frozenset("ab"))
-    for known in (specialization(bf16_nn, aligned=False), specialization(bf16_nn, divisor=1), small):
-        assert "warps" not in lowered(bf16_nn, known).attributes
+    assert "warps" not in lowered(bf16_nn, small).attributes
     assert "warps" not in lowered(bf16_nn, specialization(bf16_nn), Schedule(registers={"m": 4})).attributes
+
+
+def test_what_copies_do_not_take_comes_through_registers() -> None:
+    for known in (specialization(bf16_nn, aligned=False), specialization(bf16_nn, divisor=1)):
+        names = {op.name for op in lowered(bf16_nn, known).walk()}
+        assert "matrix_multiply" in names and "async_copy" not in names

@@ -142,3 +142,15 @@ def test_both_sums_fit_the_registers(kernel: Any) -> None:
     assert "setmaxnreg.inc.sync.aligned.u32 240;" in text
     (made,) = assembler.assemble([text], "sm_90a").values()
     assert made.spilled_bytes == 0
+
+
+def test_sm_89_multiplies_by_warps() -> None:
+    """mma.sync, each stage of 128 added up in f32; without scales."""
+    extents = extents_of(150, 80, 336)
+    arguments = arguments_of(unscaled, extents)
+    wanted = expected(unscaled, arguments)
+    text = emulate.run(unscaled, *arguments.values(), target="sm_89", workers=2, aligned="ab",
+                       options=emulate.Options(lazy=True)).counters.instructions
+    assert_near(arguments["c"], wanted)
+    assert text["mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32"]
+    assert not any(op.name == "matrix_multiply" for op in lowered(along_the_other_axis, {}, "sm_89").walk())

@@ -1,0 +1,226 @@
+"""Matrices in fp8 with scales for blocks of 128 x 128, used as they are (sapper/kernels/fp8_panels.py).
+
+In: rows of a checkpoint's fp8 numbers and their scales. Out: `ScaledMatrix` and, of a mixture, `ScaledExperts`, beside
+`Blocks` and `BlockExperts` of linear.py. Holds: no weight is rounded; a token's vector is scaled instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+from ..kernels import fp8, fp8_panels, norm
+from ..kernels.fp8_panels import PANEL
+from ..runtime.buffers import Arena
+from ..runtime.program import Rows
+from .linear import Steps, Workspace, groups_widened, rows_widened
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+
+
+@dataclass(frozen=True, slots=True)
+class RawScaled:
+    """Rows of a file, not yet in panels. codes [rows, columns]; scale [A, B]; places [rows / 16]: the row of scales of
+    each 16 rows."""
+
+    codes: Array
+    scale: Array
+    places: Array
+    form: str = "fp8"
+
+    @classmethod
+    def parse(cls, codes: Array, scale: Array) -> RawScaled | None:
+        """None where the rows make no panels."""
+        if not len(codes) or len(codes) % PANEL:
+            return None
+        first_rows = np.arange(0, len(codes), PANEL)
+        return cls(codes.view(FP8), scale, (first_rows // fp8.BLOCK).astype(np.int32))
+
+    def _rows(self, codes: Array, places: Array) -> RawScaled:
+        """The same with other rows, and the scales that they use."""
+        used, numbers = np.unique(places, return_inverse=True)
+        return RawScaled(codes, self.scale[used], numbers.reshape(-1).astype(np.int32))
+
+    def split(self, count: int, axis: int) -> list[RawScaled | None]:
+        """In so many equal parts by rows (axis 0) or columns (1); [None] where panels or blocks would be cut."""
+        if count == 1:
+            return [self]
+        size, whole = self.codes.shape[axis] // count, PANEL if axis == 0 else fp8.BLOCK
+        if self.codes.shape[axis] % count or size % whole:
+            return [None]
+        codes = np.split(self.codes, count, axis=axis)
+        if axis == 0:
+            return [self._rows(*part) for part in zip(codes, np.split(self.places, count), strict=True)]
+        return [RawScaled(*part, self.places) for part in zip(codes, np.split(self.scale, count, axis=1), strict=True)]
+
+    def reordered(self, order: Any) -> RawScaled | None:
+        """With `order` applied to the rows; None where rows of several scales would share a panel."""
+        rows = order(np.arange(len(self.codes)).reshape(-1, 1))[:, 0]
+        places = np.repeat(self.places, PANEL)[rows].reshape(-1, PANEL)
+        if (places != places[:, :1]).any():
+            return None
+        return self._rows(order(self.codes), places[:, 0])
+
+    @staticmethod
+    def together(pieces: Sequence[RawScaled], arena: Arena, exact: bool = True) -> ScaledMatrix:
+        """The rows of all pieces, one after the other. exact: activations are f32 in any case."""
+        del exact
+        scale = np.concatenate([piece.scale for piece in pieces])
+        starts = np.cumsum([0] + [len(piece.scale) for piece in pieces[:-1]])
+        places = np.concatenate([piece.places + start for piece, start in zip(pieces, starts, strict=True)])
+        weights = _panels(pieces, arena)
+        return ScaledMatrix(weights, _kept(arena, scale, np.float32), _kept(arena, places, np.int32))
+
+    @staticmethod
+    def experts(
+        pieces: Sequence[RawScaled], count: int, arena: Arena, exact: bool = True
+    ) -> ScaledExperts | None:
+        """The pieces as so many matrices of one shape; None where their panels' scales do not lie alike."""
+        del exact
+        if len(pieces) != count or any((p.places != pieces[0].places).any() for p in pieces):
+            return None
+        weights = _panels(pieces, arena)
+        scale, places = np.stack([piece.scale for piece in pieces]), pieces[0].places
+        every = (places + len(scale[0]) * np.arange(count)[:, None]).reshape(-1)
+        return ScaledExperts(
+            weights.reshape(count, -1, *weights.shape[1:]), _kept(arena, scale, np.float32),
+            _kept(arena, places, np.int32), _kept(arena, every, np.int32))
+
+
+def _panels(pieces: Sequence[RawScaled], arena: Arena) -> Array:
+    rows, columns = sum(len(piece.codes) for piece in pieces), pieces[0].codes.shape[1]
+    target = arena.empty((rows // PANEL, columns, PANEL), FP8)
+    first = 0
+    for piece in pieces:
+        panels = fp8_panels.to_panels(piece.codes)
+        target[first : first + len(panels)] = panels
+        first += len(panels)
+    return target
+
+
+def _kept(arena: Arena, values: Array, dtype: Any) -> Array:
+    target = arena.empty(values.shape, np.dtype(dtype))
+    target[...] = values
+    return target
+
+
+def _norm(x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, Array]:
+    normed = work.normed[: x.size]
+    return [(norm.rms_norm, (x.reshape(1, -1), gain, epsilon, normed.reshape(1, -1)))], normed
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledMatrix:
+    """weights [rows / 16, columns, 16], scale [A, B], places [rows / 16]."""
+
+    weights: Array
+    scale: Array
+    places: Array
+
+    @property
+    def nbytes(self) -> int:
+        return self.weights.nbytes + self.scale.nbytes
+
+    @property
+    def size(self) -> int:
+        return self.weights.size
+
+    def _inputs(self, x: Array, work: Workspace, place: int = 0) -> tuple[Steps, Array]:
+        """x of every row of scales."""
+        scaled = work.wide(place, len(self.scale), x.size)
+        return [(fp8_panels.scale_inputs, (x, self.scale, scaled))], scaled
+
+    def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
+        steps, normed = _norm(x, gain, epsilon, work)
+        more, scaled = self._inputs(normed, work)
+        return [*steps, *more, (fp8_panels.matvec_fp8, (self.weights, self.places, scaled, y.reshape(-1, PANEL)))]
+
+    def apply_norm_swiglu(
+        self, up: ScaledMatrix, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
+    ) -> Steps:
+        steps, normed = _norm(x, gain, epsilon, work)
+        own, scaled = self._inputs(normed, work)
+        others, up_scaled = up._inputs(normed, work, 1)
+        arguments = (self.weights, up.weights, self.places, scaled, up_scaled, y.reshape(-1, PANEL))
+        return [*steps, *own, *others, (fp8_panels.matvec_swiglu_fp8, arguments)]
+
+    def apply_residual(self, x: Array, residual: Array, y: Array, work: Workspace) -> Steps:
+        steps, scaled = self._inputs(x, work)
+        vectors = (residual.reshape(-1, PANEL), y.reshape(-1, PANEL))
+        return [*steps, (fp8_panels.matvec_residual_fp8, (self.weights, self.places, scaled, *vectors))]
+
+    def look_up(self, tokens: Array, y: Array) -> Steps:
+        return [(fp8_panels.embedding_fp8, (tokens, self.weights, self.scale, self.places, y))]
+
+    def apply_rows(
+        self, name: str, x: Rows, others: Sequence[ScaledMatrix], rest: Sequence[Rows], work: Workspace
+    ) -> Steps:
+        return rows_widened((self, *others), name, x, rest, work)
+
+    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
+        panels, columns, lanes = self.weights.shape
+        wide = work.wide(place, panels * lanes, columns)
+        arguments = (self.weights, self.scale, self.places, wide.reshape(panels, lanes, columns))
+        return wide, "f32", [(fp8_panels.dequantize_panels_fp8, arguments)]
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledExperts:
+    """weights [experts, rows / 16, columns, 16], scale [experts, A, B], places [rows / 16]; every_place: of all
+    experts' panels, as one matrix."""
+
+    weights: Array
+    scale: Array
+    places: Array
+    every_place: Array
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.weights[0].nbytes + self.scale[0].nbytes)
+
+    @property
+    def size(self) -> int:
+        return int(self.weights[0].size)
+
+    def _room(self, count: int, columns: int, work: Workspace, place: int = 0) -> Array:
+        rows = self.scale.shape[1]
+        return work.wide(place, count * rows, columns).reshape(count, rows, columns)
+
+    def apply_norm_swiglu(
+        self, up: ScaledExperts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
+    ) -> Steps:
+        steps, normed = _norm(x, gain, epsilon, work)
+        gate_x, up_x = (self._room(len(y), x.size, work, place) for place in (0, 1))
+        kernel = fp8_panels.scale_expert_inputs
+        return [
+            *steps, (kernel, (normed, self.scale, experts, gate_x)), (kernel, (normed, up.scale, experts, up_x)),
+            (fp8_panels.expert_matvec_swiglu_fp8, (
+                self.weights, up.weights, self.places, experts, gate_x, up_x, y.reshape(len(y), -1, PANEL))),
+        ]
+
+    def apply_weighted(
+        self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
+    ) -> Steps:
+        scaled = self._room(len(x), x.shape[1], work)
+        return [
+            (fp8_panels.scale_weighted_expert_inputs, (x, self.scale, experts, weights, scaled)),
+            (fp8_panels.expert_matvec_fp8, (
+                self.weights, self.places, experts, scaled, residual.reshape(-1, PANEL), y.reshape(-1, PANEL))),
+        ]
+
+    def apply_groups(
+        self, others: Sequence[ScaledExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
+    ) -> Steps:
+        return groups_widened((self, *others), x, ranges, y, work)
+
+    def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
+        count, panels, columns, lanes = self.weights.shape
+        wide = work.wide(place, count * panels * lanes, columns)
+        flat = self.weights.reshape(-1, columns, lanes), self.scale.reshape(-1, self.scale.shape[2]), self.every_place
+        steps: Steps = [(fp8_panels.dequantize_panels_fp8, (*flat, wide.reshape(-1, lanes, columns)))]
+        return wide.reshape(count, panels * lanes, columns), "f32", steps

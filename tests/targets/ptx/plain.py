@@ -1,0 +1,30 @@
+"""Contractions of 16-bit elements that are rounded on their way to near memory."""
+
+from __future__ import annotations
+
+import sapper as sp
+from sapper import Tensor, bf16, f16, f32, tiles, zeros
+
+M, N, K = sp.dims("M N K")
+
+
+@sp.kernel
+def rounded(a: Tensor[f32, M, K], b: Tensor[bf16, N, K], c: Tensor[f32, M, N]):
+    """Activations of f32, rounded on their way."""
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            acc += a[m, k].to(bf16) @ b[n, k]
+        c[m, n] = acc
+
+
+@sp.kernel
+def both_rounded(a: Tensor[f32, K, M], b: Tensor[f32, K, N], c: Tensor[f16, M, N]):
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            acc += a[k, m].to(f16) @ b[k, n].to(f16)
+        c[m, n] = acc.to(f16)
+
+
+KERNELS = (rounded, both_rounded)
