@@ -189,7 +189,9 @@ def jobs_of(suite: str, quick: bool) -> list[Job]:
 def _suite_of(module: str) -> str:
     if module in ("matmul", "batched", "integer"):
         return "matmul"
-    if module in ("matvec", "attention"):
+    if module in ("attention", "mla"):
+        return "attention"
+    if module == "matvec":
         return module
     return "rows" if module in ("softmax", "norm", "activation") else "others"
 

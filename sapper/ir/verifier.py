@@ -987,6 +987,7 @@ LANE_RULES: dict[str, Rule] = {
     "prefetch": _lane_prefetch,
     "dot2_bf16": _signature((ROW_F32, ROW_B32, ROW_B32), (ROW_F32,)),
     "dot4_u8i8": _signature((ROW_I32, ROW_B32, ROW_B32), (ROW_I32,)),
+    "fraction": _signature((ROW_F32,), (ROW_F32,)),
     "pack_bf16": _signature((ROW_F32, ROW_F32), (ROW_B32,)),
     "interleave": _signature((ROW_B32, ROW_B32), (ROW_B32, ROW_B32)),
     "warp": _signature((), (S64,)),

@@ -7,7 +7,8 @@ query head h * G + g does belong to key/value head h. keys, values [H, P, D]: th
 `attention` walks blocks of queries (prefill); a block ends its walk over the cache at the last position that one of
 its queries sees, so a small block skips more of what is masked. `attention_rounded` is the same in products of bf16: it
 rounds queries and the weights of the softmax, as PyTorch and FlashAttention do, and sums in f32. `attention_decode` is
-for one token: the G heads that share a key/value head form the tile, so that the cache is read once.
+for one token: the G heads that share a key/value head form the tile, so that the cache is read once;
+`attention_decode_split` shares out its positions too.
 
 The running maximum starts at minus infinity. The first tile of positions always holds position 0, which every query
 sees, so after it the maximum is finite and no difference of infinities arises.
@@ -40,10 +41,12 @@ from sapper import (
 
 from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
-T, H, G, D, P = sp.dims("T H G D P")
+T, H, G, D, P, B = sp.dims("T H G D P B")
 MINUS_INFINITY = float("-inf")
 LOG2_E = 1.4426950408889634
 QUERY_BLOCK = 64
+DECODE_SPLIT = 1024
+"""Positions of a split: each begins two streams from memory, which takes its time."""
 
 
 def reference(arguments: Arguments) -> dict[str, Array]:
@@ -152,10 +155,52 @@ def make_attention_decode(cache: Any) -> Any:
     return attention_decode
 
 
+def make_attention_decode_split(cache: Any) -> Any:
+    """The same for a long cache: all cores share the positions, DECODE_SPLIT at a time.
+
+    highest, total [B, H, G], partial [B, H, G, D]: what each split leaves, for B of at least position // DECODE_SPLIT
+    + 1 splits: the maximum of its scores (in powers of two), the sum of its weights, and that of its weighted values.
+    They are joined when all are there.
+    """
+
+    @sp.kernel(name=f"attention_decode_split_{cache.name}")
+    def attention_decode_split(
+        q: Tensor[f32, H, G, D], keys: Tensor[cache, H, P, D], values: Tensor[cache, H, P, D], position: i32,
+        scale: f32, highest: Tensor[f32, B, H, G], total: Tensor[f32, B, H, G], partial: Tensor[f32, B, H, G, D],
+        out: Tensor[f32, H, G, D],
+    ):
+        for h, b in each(H, position // DECODE_SPLIT + 1):
+            g, d = whole(G), whole(D)
+            p = whole(span(b * DECODE_SPLIT, min(b * DECODE_SPLIT + DECODE_SPLIT, position + 1)))
+            score = (q[h, g, d] * (scale * LOG2_E)) @ keys[h, p, d]
+            top = max(score, over=p)
+            weight = exp2(score - top)
+            highest[b, h, g] = top
+            total[b, h, g] = sum(weight, over=p)
+            partial[b, h, g, d] = weight @ values[h, p, d]
+        for h, g in each(H, G):
+            d = whole(D)
+            top = zeros(dtype=f32) + MINUS_INFINITY
+            sums = zeros(dtype=f32)
+            acc = zeros(d, dtype=f32)
+            for b in range(position // DECODE_SPLIT + 1):
+                higher = maximum(top, highest[b, h, g])
+                weight = exp2(highest[b, h, g] - higher)
+                shrink = exp2(top - higher)
+                sums = sums * shrink + weight * total[b, h, g]
+                acc = acc * shrink + weight * partial[b, h, g, d]
+                top = higher
+            out[h, g, d] = acc / sums
+
+    return attention_decode_split
+
+
 attention_f32 = make_attention(f32)
 attention_bf16 = make_attention(bf16)
 attention_rounded_f32 = make_attention_rounded(f32)
 attention_rounded_bf16 = make_attention_rounded(bf16)
+attention_decode_split_f32 = make_attention_decode_split(f32)
+attention_decode_split_bf16 = make_attention_decode_split(bf16)
 attention_decode_f32 = make_attention_decode(f32)
 attention_decode_bf16 = make_attention_decode(bf16)
 
@@ -215,6 +260,33 @@ ROUNDED_PRODUCTS = {
 ROUNDED_PRODUCTS["bf16"] = Tolerance(2.0**-6, 2.0**-6, f"{ROUNDED_PRODUCTS['f32'].reason}; the result is rounded too")
 
 
+def split_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+    made = make_arguments(random, shape, cache, True)
+    h, g, d, splits = shape["H"], shape["G"], shape["D"], shape["position"] // DECODE_SPLIT + 1
+    out = made.pop("out")
+    return {**made, "highest": unwritten(splits, h, g), "total": unwritten(splits, h, g),
+            "partial": unwritten(splits, h, g, d), "out": out}
+
+
+def _split_entry(kernel: Any, cache: str) -> LibraryKernel:
+    return LibraryKernel(
+        name=kernel.name,
+        kernel=kernel,
+        reference=reference,
+        make_arguments=lambda random, shape: split_arguments(random, shape, cache),
+        tolerance=EXACT_PRODUCTS,
+        cases=tuple(case(1, h, g, 128, 8191, NUMPY_DTYPES[cache].itemsize, True) for h, g in ((16, 1), (8, 4))),
+        check_shapes=(
+            {"H": 1, "G": 1, "D": 1, "position": 0}, {"H": 2, "G": 3, "D": 5, "position": 6},
+            {"H": 2, "G": 1, "D": 64, "position": DECODE_SPLIT},
+            {"H": 1, "G": 7, "D": 64, "position": 3 * DECODE_SPLIT + 18},
+            {"H": 1, "G": 4, "D": 128, "position": DECODE_SPLIT - 1},
+        ),
+        dtype=cache,
+        peers={"torch": torch_peer},
+    )
+
+
 def _entry(kernel: Any, cache: str, decode: bool, rounded: bool = False, activation: str = "f32") -> LibraryKernel:
     cache_size, size = NUMPY_DTYPES[cache].itemsize, NUMPY_DTYPES[activation].itemsize
     extents: tuple[tuple[int, int, int, int, int], ...] = ((512, 3, 3, 64, 0), (512, 8, 4, 128, 512))
@@ -250,4 +322,6 @@ KERNELS = (
     _entry(attention_rounded_bf16, "bf16", False, True, "bf16"),
     _entry(attention_decode_f32, "f32", True),
     _entry(attention_decode_bf16, "bf16", True),
+    _split_entry(attention_decode_split_f32, "f32"),
+    _split_entry(attention_decode_split_bf16, "bf16"),
 )

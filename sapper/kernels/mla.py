@@ -13,7 +13,8 @@ ways to attend:
                (`absorb`), meet the cache there (`latent_attention_decode`), and come out by `project_values`
 
 In `latent_attention_decode` the cores share the positions, SPLIT at a time, so that the cache is read once for all
-heads; each split leaves its maximum, its total and its sum, which `merge_splits` joins.
+heads; each split leaves its maximum, its total and its sum, which `merge_splits` joins. In products of bf16
+`latent_attention_decode_rounded` does it, LONG_SPLIT positions at a time, for `merge_long_splits`.
 """
 
 from typing import Any
@@ -26,6 +27,7 @@ from sapper import (
     bf16,
     each,
     exp,
+    exp2,
     f32,
     full,
     i32,
@@ -46,8 +48,9 @@ from .rope import tables, turned
 
 T, H, D, R, S, C, V, P, B, N = sp.dims("T H D R S C V P B N")
 MINUS_INFINITY = float("-inf")
+LOG2_E, LN_2 = 1.4426950408889634, 0.6931471805599453
 QUERY_BLOCK = 64
-SPLIT = 64
+SPLIT, LONG_SPLIT = 64, 256
 
 
 def make_compress(cache: Any) -> Any:
@@ -185,24 +188,50 @@ def make_latent_attention_decode(cache: Any) -> Any:
 
 
 @sp.kernel
-def merge_splits(
-    highest: Tensor[f32, B, H], total: Tensor[f32, B, H], partial: Tensor[f32, B, H, C], position: i32,
-    out: Tensor[f32, H, C],
+def latent_attention_decode_rounded(
+    q: Tensor[f32, H, C], q_turned: Tensor[f32, H, S], latents: Tensor[bf16, P, C], keys: Tensor[bf16, P, S],
+    position: i32, scale: f32, highest: Tensor[f32, B, H], total: Tensor[f32, B, H], partial: Tensor[f32, B, H, C],
 ):
-    """The softmax over all splits of the positions 0 ... position."""
-    for h in each(H):
+    """The same in products of bf16: queries and weights are rounded. A split is one tile: nothing is carried."""
+    for b in each(position // LONG_SPLIT + 1):
+        h = whole(H)
         c = whole(C)
-        top = zeros(dtype=f32) + MINUS_INFINITY
-        sums = zeros(dtype=f32)
-        acc = zeros(c, dtype=f32)
-        for b in range(position // SPLIT + 1):
-            higher = maximum(top, highest[b, h])
-            weight = exp(highest[b, h] - higher)
-            shrink = exp(top - higher)
-            sums = sums * shrink + weight * total[b, h]
-            acc = acc * shrink + weight * partial[b, h, c]
-            top = higher
-        out[h, c] = acc / sums
+        s = whole(S)
+        p = whole(span(b * LONG_SPLIT, min(b * LONG_SPLIT + LONG_SPLIT, position + 1)))
+        query = (q[h, c] * (scale * LOG2_E)).to(bf16)
+        turn = (q_turned[h, s] * (scale * LOG2_E)).to(bf16)
+        score = query @ latents[p, c] + turn @ keys[p, s]
+        top = max(score, over=p)
+        weight = exp2(score - top)
+        highest[b, h] = top * LN_2
+        total[b, h] = sum(weight, over=p)
+        partial[b, h, c] = weight.to(bf16) @ latents[p, c]
+
+
+def make_merge_splits(split: int, name: str) -> Any:
+    """The kernel for splits of so many positions."""
+
+    @sp.kernel(name=name)
+    def merge_splits(
+        highest: Tensor[f32, B, H], total: Tensor[f32, B, H], partial: Tensor[f32, B, H, C], position: i32,
+        out: Tensor[f32, H, C],
+    ):
+        """The softmax over all splits of the positions 0 ... position."""
+        for h in each(H):
+            c = whole(C)
+            top = zeros(dtype=f32) + MINUS_INFINITY
+            sums = zeros(dtype=f32)
+            acc = zeros(c, dtype=f32)
+            for b in range(position // split + 1):
+                higher = maximum(top, highest[b, h])
+                weight = exp(highest[b, h] - higher)
+                shrink = exp(top - higher)
+                sums = sums * shrink + weight * total[b, h]
+                acc = acc * shrink + weight * partial[b, h, c]
+                top = higher
+            out[h, c] = acc / sums
+
+    return merge_splits
 
 
 def make_project_values(weight: Any) -> Any:
@@ -232,6 +261,8 @@ absorb_f32 = make_absorb(f32)
 absorb_bf16 = make_absorb(bf16)
 latent_attention_decode_f32 = make_latent_attention_decode(f32)
 latent_attention_decode_bf16 = make_latent_attention_decode(bf16)
+merge_splits = make_merge_splits(SPLIT, "merge_splits")
+merge_long_splits = make_merge_splits(LONG_SPLIT, "merge_long_splits")
 project_values_f32 = make_project_values(f32)
 project_values_bf16 = make_project_values(bf16)
 
@@ -268,11 +299,11 @@ def absorb_reference(arguments: Arguments) -> dict[str, Array]:
     return {"y": np.einsum("hd,hdc->hc", arguments["q"].astype(np.float64), arguments["w"].astype(np.float64))}
 
 
-def decode_reference(arguments: Arguments) -> dict[str, Array]:
-    """Splits that are not reached keep what they hold."""
+def decode_reference(arguments: Arguments, split: int = SPLIT) -> dict[str, Array]:
+    """What each split leaves."""
     expected = {name: arguments[name].copy() for name in ("highest", "total", "partial")}
-    for b in range(arguments["position"] // SPLIT + 1):
-        part = slice(b * SPLIT, (b + 1) * SPLIT if b < arguments["position"] // SPLIT else arguments["position"] + 1)
+    for b in range(arguments["position"] // split + 1):
+        part = slice(b * split, (b + 1) * split if b < arguments["position"] // split else arguments["position"] + 1)
         latents, keys = (arguments[name][part].astype(np.float64) for name in ("latents", "keys"))
         score = (arguments["q"] @ latents.T + arguments["q_turned"] @ keys.T) * arguments["scale"]
         weight = np.exp(score - score.max(axis=1, keepdims=True))
@@ -282,8 +313,8 @@ def decode_reference(arguments: Arguments) -> dict[str, Array]:
     return expected
 
 
-def merge_reference(arguments: Arguments) -> dict[str, Array]:
-    splits = arguments["position"] // SPLIT + 1
+def merge_reference(arguments: Arguments, split: int = SPLIT) -> dict[str, Array]:
+    splits = arguments["position"] // split + 1
     highest, total, partial = (arguments[name][:splits].astype(np.float64) for name in ("highest", "total", "partial"))
     weight = np.exp(highest - highest.max(axis=0))
     return {"out": (weight[:, :, None] * partial).sum(axis=0) / (weight * total).sum(axis=0)[:, None]}
@@ -328,13 +359,13 @@ def absorb_arguments(random: np.random.Generator, shape: Shape, weight: str) -> 
     return {"q": normal(random, h, d), "w": w, "y": unwritten(h, c)}
 
 
-def decode_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def decode_arguments(random: np.random.Generator, shape: Shape, cache: str, split: int = SPLIT) -> Arguments:
     """Positions of the cache that are not filled hold NaN, so that reading one is found."""
     h, c, s, position = (shape[name] for name in ("H", "C", "S", "position"))
     latents, keys = (normal(random, position + 6, extent, dtype=cache) for extent in (c, s))
     latents[position + 1 :] = np.nan
     keys[position + 1 :] = np.nan
-    splits = position // SPLIT + 2
+    splits = position // split + 1
     return {
         "q": normal(random, h, c), "q_turned": normal(random, h, s), "latents": latents, "keys": keys,
         "position": position, "scale": (c + s) ** -0.5, "highest": unwritten(splits, h),
@@ -342,9 +373,9 @@ def decode_arguments(random: np.random.Generator, shape: Shape, cache: str) -> A
     }
 
 
-def merge_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def merge_arguments(random: np.random.Generator, shape: Shape, split: int = SPLIT) -> Arguments:
     h, c, position = shape["H"], shape["C"], shape["position"]
-    splits = position // SPLIT + 1
+    splits = position // split + 1
     return {
         "highest": normal(random, splits, h), "total": 1.0 + random.random((splits, h), np.float32),
         "partial": normal(random, splits, h, c), "position": position, "out": unwritten(h, c),
@@ -360,6 +391,8 @@ def project_arguments(random: np.random.Generator, shape: Shape, weight: str) ->
 SUMS = Tolerance(1e-5, 2e-5, "a sum of rounded products near 1 / sqrt(count) in any order")
 SOFTMAX = Tolerance(2e-5, 5e-6, "scores of a few units are rounded to f32 and exp makes that relative; the sums run in "
                     "any order and values cancel")
+ROUNDED = Tolerance(2.0**-7, 2.0**-3, "queries rounded to bf16 move scores of a few units by some 2**-8, and exp makes "
+                    f"that relative; weights are rounded by 2**-9; sums over {LONG_SPLIT} weights, not yet divided by")
 UNNORMALISED = Tolerance(2e-5, 5e-5, f"as in attention, over sums of {SPLIT} weights that are not yet divided by")
 
 
@@ -432,22 +465,53 @@ def _head_entry(kernel: Any, weight: str, name: str, reference: Any, arguments: 
     )
 
 
-def _decode_entry(kernel: Any, cache: str) -> LibraryKernel:
+def _decode_peer(arguments: Arguments) -> Any:
+    """PyTorch on the two parts of the cache side by side, for all positions at once, in the type of the cache."""
+    import torch
+
+    def tensor(array: Array) -> Any:
+        narrow = array.dtype == NUMPY_DTYPES["bf16"]
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if narrow else torch.from_numpy(array)
+
+    filled = arguments["position"] + 1
+    latents = tensor(arguments["latents"])[:filled]
+    cache = torch.cat([latents, tensor(arguments["keys"])[:filled]], 1)
+    query = torch.cat([tensor(arguments["q"]), tensor(arguments["q_turned"])], 1).to(cache.dtype)
+    scale = arguments["scale"]
+    return lambda: torch.softmax(query @ cache.T * scale, 1) @ latents
+
+
+def _decode_entry(kernel: Any, cache: str, rounded: bool = False) -> LibraryKernel:
     cases = []
-    for h, c, s, position in ((16, 512, 64, 511), (16, 512, 64, 4095)):
-        splits = position // SPLIT + 1
+    split = LONG_SPLIT if rounded else SPLIT
+    for h, c, s, position in ((16, 512, 64, 511), (16, 512, 64, 4095), (16, 512, 64, 8191)):
+        splits = position // split + 1
         size = 4 * h * (c + s) + NUMPY_DTYPES[cache].itemsize * (position + 1) * (c + s) + 4 * splits * h * (c + 2)
         cases.append(Case({"H": h, "C": c, "S": s, "position": position}, flops=2 * h * (position + 1) * (2 * c + s),
                           bytes=size))
     return LibraryKernel(
-        name=kernel.name, kernel=kernel, reference=decode_reference,
-        make_arguments=lambda random, shape: decode_arguments(random, shape, cache), tolerance=UNNORMALISED,
+        name=kernel.name, kernel=kernel, reference=lambda arguments: decode_reference(arguments, split),
+        make_arguments=lambda random, shape: decode_arguments(random, shape, cache, split),
+        tolerance=ROUNDED if rounded else UNNORMALISED,
         cases=tuple(cases),
         check_shapes=(
             {"H": 1, "C": 1, "S": 2, "position": 0}, {"H": 3, "C": 19, "S": 4, "position": 33},
-            {"H": 16, "C": 64, "S": 8, "position": 2 * SPLIT}, {"H": 4, "C": 32, "S": 8, "position": SPLIT - 1},
+            {"H": 16, "C": 64, "S": 8, "position": 2 * split}, {"H": 4, "C": 32, "S": 8, "position": split - 1},
         ),
         dtype=cache,
+        products="bf16" if rounded else "f32",
+        peers={"torch": _decode_peer},
+    )
+
+
+def _merge_entry(kernel: Any, split: int) -> LibraryKernel:
+    return LibraryKernel(
+        name=kernel.name, kernel=kernel, reference=lambda arguments: merge_reference(arguments, split),
+        make_arguments=lambda random, shape: merge_arguments(random, shape, split), tolerance=SOFTMAX,
+        cases=(Case({"H": 16, "C": 512, "position": 4095}, flops=4 * 16 * 512 * (4096 // split),
+                    bytes=4 * 16 * (4096 // split * 514 + 512)),),
+        check_shapes=({"H": 1, "C": 1, "position": 0}, {"H": 3, "C": 19, "position": 2 * split},
+                      {"H": 4, "C": 64, "position": 5 * split - 1}),
     )
 
 
@@ -464,14 +528,9 @@ KERNELS = (
     _head_entry(absorb_bf16, "bf16", "D", absorb_reference, absorb_arguments),
     _decode_entry(latent_attention_decode_f32, "f32"),
     _decode_entry(latent_attention_decode_bf16, "bf16"),
-    LibraryKernel(
-        name="merge_splits", kernel=merge_splits, reference=merge_reference, make_arguments=merge_arguments,
-        tolerance=SOFTMAX,
-        cases=(Case({"H": 16, "C": 512, "position": 4095}, flops=4 * 16 * 512 * (4096 // SPLIT),
-                    bytes=4 * 16 * (4096 // SPLIT * 514 + 512)),),
-        check_shapes=({"H": 1, "C": 1, "position": 0}, {"H": 3, "C": 19, "position": 2 * SPLIT},
-                      {"H": 4, "C": 64, "position": 5 * SPLIT - 1}),
-    ),
+    _decode_entry(latent_attention_decode_rounded, "bf16", True),
+    _merge_entry(merge_splits, SPLIT),
+    _merge_entry(merge_long_splits, LONG_SPLIT),
     _head_entry(project_values_f32, "f32", "V", project_reference, project_arguments),
     _head_entry(project_values_bf16, "bf16", "V", project_reference, project_arguments),
 )

@@ -282,6 +282,12 @@ def _dot2(acc: Array, a: Array, b: Array) -> Array:
     return add(a << half, b << half, add(a & high, b & high, acc))
 
 
+def fraction(a: Array) -> Array:
+    """What lies beyond the nearest integer, exactly (VREDUCEPS, Intel SDM volume 2)."""
+    rest = a - np.rint(a)
+    return _where(np.isinf(a), np.float32(0), _where(rest == 0, np.float32(0), rest))
+
+
 def _pack_bf16(a: Array, b: Array) -> Array:
     """VCVTNE2PS2BF16 (Intel SDM volume 2), the two results side by side in each slot; a NaN keeps its upper bits."""
     def half(row: Array) -> Array:
@@ -340,6 +346,7 @@ _ROW_PLAIN: dict[str, Callable[..., Any]] = {
     "round": np.rint,
     "trunc": np.trunc,
     "scale_exponent": scale_exponent,
+    "fraction": fraction,
     "fma": lambda a, b, c: fma32(a, b, c) if a.dtype == np.float32 else fma64(a, b, c),
     "and": lambda a, b: a & b,
     "or": lambda a, b: a | b,

@@ -363,9 +363,20 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
     def _range(self, start: Value, stop: Value) -> Range:
         first, last = self.integer(start), self.integer(stop)
         _, divisor, capacity = self.hint(stop)
+        capacity = self._most_from(start, stop) or capacity
         if first != 0:
             divisor = min(divisor, self.hint(start)[1])
         return Range(first, last, hint=self._extent_hint(start, stop), divisor=divisor, capacity=capacity)
+
+    @staticmethod
+    def _most_from(start: Value, stop: Value) -> Capacity | None:
+        """A bound of the extent of start ... min(start + constant, ...), or None."""
+        for end in stop.op.operands if stop.op is not None and stop.op.name == "min" else ():
+            parts = end.op.operands if end.op is not None and end.op.name == "add" else []
+            for part, other in zip(parts, reversed(parts), strict=True):
+                if part is start and other.op is not None and other.op.name == "const":
+                    return Capacity(int(other.op.attributes["value"]))
+        return None
 
     def _extent_hint(self, start: Value, stop: Value) -> int:
         hint = self.hint(stop)[0]

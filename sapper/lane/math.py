@@ -280,6 +280,10 @@ def _exp(e: _Emitter, x: Value) -> Value:
 
 def _exp2(e: _Emitter, x: Value) -> Value:
     f = e.format
+    if f.is_f32 and {"fraction", "scale_exponent"} <= e.legal:
+        # No limits are needed: infinities have the fraction 0, and their powers of two are right.
+        power = e.polynomial(e.emit("fraction", [x], f.row), (1.0, *f.exp2))
+        return e.emit("scale_exponent", [power, e.row("round", x)], f.row)
     x = e.row("max", e.constant(f.exp2_low), x)
     x = e.row("min", e.constant(f.exp2_high), x)
     n = e.row("round", x)

@@ -7,22 +7,29 @@ again and again are staged; results too large for the caches are stored past the
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import cached_property
 from math import gcd, prod
 from typing import NoReturn
 
 from ..ir.nodes import Function, Op, Value
 from ..ir.types import TileType, bf16, u8
 from ..tile.affine import affine
+from ..tile.ops import memory_of
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import Facts, LoweringError, Panels, Schedule, ScheduleError, Specialization
 from .by_hand import Fit, fit
 from .packed import DOT2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_loads
 from .slots import PAIR
-from .state import Capacity, Scalar, element_bytes
+from .state import Access, Capacity, Open, Scalar, element_bytes
 from .walk import FEW_ROWS, WalkChoice, WalkLowering
 
 ADDRESSED_ROWS = 8
 """Rows of a matrix that a contraction reads at once in place; an x86-64 has 16 general registers."""
+
+SET_ROWS = 12
+"""Rows of a matrix that a contraction reads at once where they lie, however far apart: more than a set of the first
+cache has lines for would drive each other out."""
 
 UNROLLED_INSTRUCTIONS = 256
 """Longest code, about, for what follows a reduction: some 2 KiB of the 32 that the first cache for code has."""
@@ -100,7 +107,9 @@ class Model(WalkLowering):
         which an element is spread over the lanes at a time, if it is narrow in memory: it is widened by vectors."""
         lanes = {a for a in contraction.result.type.axes if a in self.bound and self.bound[a].lane}  # type: ignore[union-attr]
         axes = value.type.axes  # type: ignore[union-attr]
-        if not lanes or not axes or value in self.rows or (value in self.buffers and value not in self.slot_axes):
+        if not lanes and (outside or not self._fits_near(contraction, value)):
+            return False
+        if not axes or value in self.rows or (value in self.buffers and value not in self.slot_axes):
             return False
         if not all(a in self.bound or (a in self.open and self.is_bounded(a)) for a in axes):
             return False
@@ -108,10 +117,13 @@ class Model(WalkLowering):
             return False
         depth = self._slot_depth(contraction)
         if depth is not None:
-            if self._lies_as_slots(value, depth):
+            if self._lies_as_slots(value, depth) or (
+                    not lanes and value.op is not None and value.op.name == "load"):
                 return False
             self.slot_axes[value] = depth
             return True
+        if not lanes:
+            return False
         if lanes & set(axes):
             return outside
         source = value.op.operands[0] if value.op is not None and value.op.name == "cast" else value
@@ -129,11 +141,28 @@ class Model(WalkLowering):
             op = value.op
             if value.type.dtype is not bf16 or op is None or op.name in LATE or op.blocks:  # type: ignore[union-attr]
                 return None
-            if not self._lies_as_slots(value, depth) and any(
+            if op.name != "load" and any(
                     user.name != "contract" or tuple(user.attributes["over"]) != (depth,)
                     for user in self.users.get(value, ())):
                 return None
         return depth
+
+    @cached_property
+    def readers(self) -> Counter[Value]:
+        """How many loads read each tensor."""
+        return Counter(memory_of(op.operands[0]) for op in self.function.walk() if op.name == "load")
+
+    def _fits_near(self, contraction: Op, value: Value) -> bool:
+        """Whether a value that is computed for a contraction has room in the caches of a core, typically, and an axis
+        besides the contracted ones to go across the lanes as it is computed."""
+        op, axes = value.op, axes_of(value)
+        if op is None or op.name == "load" or value.type.dtype is not bf16:  # type: ignore[union-attr]
+            return False
+        if not all(a in self.bound or a in self.open for a in axes):
+            return False
+        across = [a for a in axes if a in self.open and a not in contraction.attributes["over"]]
+        return any(self.extent_hint(a) >= self.lanes for a in across) and (
+            prod(self.extent_hint(a) for a in axes) * bf16.size_bytes <= self.facts.l2_bytes // 2)
 
     def _lies_as_slots(self, value: Value, depth: str) -> bool:
         """Whether a value is read from memory in which neighbours along an axis are neighbours, and spans no lanes."""
@@ -169,8 +198,10 @@ class Model(WalkLowering):
             lane = self._columns(panels)
         elif lane is None and loops:
             # A slot's neighbours are to come from two rows.
-            free = [a for a in loops if a not in self.paired_axes(walk)] or loops
-            lane = self.schedule.lane if self.schedule.lane in free else self._lane(walk, free, contraction)
+            free = [a for a in loops if a not in self.paired_axes(walk)]
+            lane = self.schedule.lane if self.schedule.lane in free else None
+            if lane is None and free:
+                lane = self._lane(walk, free, contraction)
         by_hand = self._micro_kernel(walk, lane) if not panels else None
         packing = self._packing(walk, lane) if by_hand is None else None
         if panels and {1 if packing is None else packing.dot.elements} != {p.elements for p in panels.values()}:
@@ -256,8 +287,8 @@ class Model(WalkLowering):
                 counts[axis] = forced
         if not walk.reductions:
             for op in (*self.reads(walk), *(r for r in walk.inner if isinstance(r, Op))):
-                square = self.square_axis(op, self.access(op))
-                if square in loops and self.extent_hint(square) >= self.lanes:
+                square = self.square_axis(op, self.access(op), lane)
+                if lane is not None and square in loops and min(map(self.extent_hint, (square, lane))) >= self.lanes:
                     counts |= {axis: self.lanes if axis == square else 1 for axis in loops}
         for axis in self.paired_axes(walk) & set(loops):
             counts[axis] = max(PAIR, counts[axis] // PAIR * PAIR)
@@ -271,7 +302,7 @@ class Model(WalkLowering):
         widened = [op for op in staged if op in panels]
         staged += [op for op in panels if op not in staged]
         if not panels:
-            prefetched = self._prefetched(walk, lane, order, reduced)
+            prefetched = self._prefetched(walk, lane, counts, order, reduced)
         else:
             prefetched = [op for op in panels if self.facts.software_prefetch and op not in widened]
         blocked = by_hand is None and self._blocks(walk, lane, counts, order, staged)
@@ -333,7 +364,8 @@ class Model(WalkLowering):
             return None
         if any(value in self.slot_axes for value in op.operands):
             ready = all(self.slot_axes[value] == depth and value in self.buffers if value in self.slot_axes
-                        else self._lies_as_slots(value, depth) for value in op.operands)
+                        else value.op is not None and value.op.name == "load" and not self.access(value.op).gathers
+                        for value in op.operands)
             return DOT2_BF16 if ready else None
         for value in op.operands:
             loads = slot_loads(value)
@@ -459,6 +491,9 @@ class Model(WalkLowering):
                     # No fewer than a unit has in flight on each of two ports: else each sum waits for itself.
                     hidden = 2 * self.facts.fma_latency // (vectors * fixed) + 1
                     most = max(1, (registers - vectors - 1) // (vectors * fixed))
+                    if any(v in self.slot_axes for op in walk.reductions for v in op.operands):
+                        # The rows that are read where they lie may be a power of two apart: few sets of a cache.
+                        most = min(most, SET_ROWS)
                     counts[rows[0]] = self._fit(rows[0], most, False, min(hidden, most), 2)
             elif lane in self.bound and rows:
                 # Each row is read through an address of its own, and those have to stay in registers too.
@@ -512,6 +547,11 @@ class Model(WalkLowering):
         """Vectors of the lane axis that a contraction holds. A broadcast element serves so many multiply-adds: where
         two of them go in a cycle, 6 x 4 loads 10 vectors for 24, and 14 x 2 loads 16 for 28. Few rows are not worth it,
         nor rows that lie side by side in memory, which are copied a vector at a time: 6 leave most of it empty."""
+        # A matrix of short rows that few others meet is read row by row, in the order of memory.
+        short = -(-self.extent_hint(lane) // self.lanes) if lane is not None else 0
+        for vectors in (8, 4):
+            if rows and 2 < short <= 8 and vectors <= 16 // self.extent_hint(rows[0]):
+                return vectors
         if not rows or self.facts.fma_per_cycle < 2 or self.facts.vector_registers < 32:
             return 2
         few = self.extent_hint(rows[0]) < STAGE_ROWS or self.panel_width(lane) > 1
@@ -607,7 +647,10 @@ class Model(WalkLowering):
                 panel, rows = lane in axes and row_axis not in axes, row_axis in axes and lane not in axes
                 well = not whole or self._reads_well(op, row_axis, depth_axis, counts)
                 if panel and few:
-                    panel = self.access(op).axes.get(depth_axis) != element_bytes(self.access(op).dtype)
+                    # Nor is one of short rows that are taken whole, nor one for what is computed here and then kept.
+                    panel = self.access(op).axes.get(depth_axis) != element_bytes(self.access(op).dtype) and (
+                        self.extent_hint(lane) > counts[lane] * self.lanes
+                        and not any(v in self.slot_axes for v in reduction.operands))
                 if panel or (rows and again and not well):
                     staged.append(op)
         if staged and order[0] != lane:
@@ -672,22 +715,45 @@ class Model(WalkLowering):
         """Whether scratch memory can be sized by the axis: not if its range is known only as the kernel runs."""
         return isinstance(self.open[axis].extent, int) or self.open[axis].capacity is not None
 
-    def _prefetched(self, walk: Walk, lane: str | None, order: list[str], reduced: list[str]) -> list[Op]:
-        """Contiguous matrices of dot products that are read only once: weights times a vector, or a few."""
+    def _prefetched(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str],
+                    reduced: list[str]) -> list[Op]:
+        """Contiguous matrices that are read only once, row by row: weights times a vector, or a few, or a cache that
+        few rows share. Rows of dot products are reduced along the lanes; others are each a term of all sums."""
         contraction = all(r.name == "contract" for r in walk.reductions)
-        if not self.facts.software_prefetch or lane is None or reduced != [lane] or not contraction:
+        if not self.facts.software_prefetch or lane is None or not contraction or not order or len(reduced) != 1:
             return []
-        if not order or any(self.extent_hint(axis) > FEW_ROWS for axis in order[1:]):
+        if reduced != [lane]:
+            return self._prefetched_terms(walk, lane, counts, order, reduced[0])
+        if any(self.extent_hint(axis) > FEW_ROWS for axis in order[1:]):
             return []
         found = []
         for op in self.reads(walk):
             access = self.access(op)
             if list(access.axes) == [order[0], lane] and not access.gathers:
                 o = self.open[lane] if self.packing is None else self.packing.elements
-                row_bytes = self.mul(o.extent, element_bytes(access.dtype))
-                if access.axes[order[0]] == row_bytes and access.axes[lane] == element_bytes(access.dtype):
+                if self._is_whole_rows(access, order[0], lane, o):
                     found.append(op)
         return found
+
+    def _prefetched_terms(self, walk: Walk, lane: str, counts: dict[str, int], order: list[str], rows: str) -> list[Op]:
+        once = all(self.extent_hint(a) <= counts[a] for a in order if a != lane)
+        if self.packing is not None or not once or not {rows, lane} <= set(self.open):
+            return []
+        if self.extent_hint(lane) > counts[lane] * self.lanes:
+            return []
+        found = []
+        for op in self.reads(walk):
+            access = self.access(op)
+            again = self.readers[memory_of(op.operands[0])] > 1
+            plain = set(access.axes) == {rows, lane} and not access.gathers and not again
+            if plain and self._is_whole_rows(access, rows, lane, self.open[lane]):
+                found.append(op)
+        return found
+
+    def _is_whole_rows(self, access: Access, rows: str, lane: str, along: Open) -> bool:
+        """Whether a matrix has its rows, contiguous along an axis, one after the other."""
+        size = element_bytes(access.dtype)
+        return access.axes[rows] == self.mul(along.extent, size) and access.axes[lane] == size
 
     # Stores past the caches.
 

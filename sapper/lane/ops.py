@@ -63,6 +63,7 @@ LANE_OPS = OpTable("lane", [
       for name in MATH],
     OpSpec("scale_exponent", (2, 2), doc="a * 2**floor(n) for float rows a and n, rounded once (overflow to "
                                          "infinity, gradual underflow)"),
+    OpSpec("fraction", (1, 1), doc="row<f32>: a - round(a); 0 for infinities; only where the target has it"),
     OpSpec("lookup", (1, 1), attributes=("table",), doc="row<f32>: table[i mod 16] for a row<i32> i; table: 16 floats; "
                                                         "only where the target has it"),
     *[OpSpec(name, (2, 2), doc=f"bitwise {name}, integer rows") for name in ("and", "or", "xor")],

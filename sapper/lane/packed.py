@@ -27,7 +27,7 @@ from ..ir.types import FLOAT8, ROW_B32, ROW_I32, DType, TileType, b32, bf16, f32
 from ..tile.affine import affine
 from ..tile.schedule import Facts, Panels
 from .rows import LoweringError, RowEvaluation
-from .state import Access, Open, element_bytes, row_dtype
+from .state import Access, Open, Scalar, element_bytes, row_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class PackedRows(RowEvaluation):
         start = self.add(o.offset, self.sub(o.extent, rest))
         self.packing = None
         self.staged = {op: memory.rest(start) for op, memory in staged.items() if memory.in_place}
-        self.open[packing.depth] = Open(start, rest, 1)
+        self.open[packing.depth] = Open(start, rest, 1, origin=o.offset)
         yield True
         self.packing, self.staged, self.open[packing.depth] = packing, staged, slots
 
@@ -256,6 +256,10 @@ class PackedRows(RowEvaluation):
         if step == size:
             return self.fetch_row(slots, b32, at, level, mask)
         # The elements of a slot lie apart: rows of them, joined.
+        lane = next((a for a in t.axes if self.bound[a].lane), None)
+        if size == 2 and mask is None and lane is not None and self.bound[lane].count % 2 == 0 and (
+                slots.axes.get(lane) == size):
+            return self._interleaved(op, slots, step, lane, at, level)
         joined: Value | None = None
         narrow = u8 if size == 1 else i16
         for number in range(self.slot_elements):
@@ -271,6 +275,23 @@ class PackedRows(RowEvaluation):
             joined = row if joined is None else self.emit(level, "or", [joined, row], ROW_I32)
         assert joined is not None
         return self.emit(level, "bitcast", [joined], ROW_B32)
+
+    def _interleaved(self, op: Op, slots: Access, step: Scalar, lane: str, at: dict[str, int], level: int) -> Value:
+        """The same by two: two vectors of elements of either neighbour give two rows of slots."""
+        first = {**at, lane: at[lane] & -2}
+        memo = self.levels[level].memo
+        key = ("interleaved", op, tuple(first.items()))
+        if key not in memo:
+            rows = []
+            for number in range(2):
+                part = Access(self.add(slots.base, self.mul(step, number)), slots.disp, slots.axes, i16)
+                if isinstance(step, int):
+                    part.base, part.disp = slots.base, slots.disp + step * number
+                operands, attributes = self.address(part, first)
+                rows.append(self.emit(level, "load", operands, ROW_B32, dtype=b32, masked=False, **attributes))
+            memo[key] = self.emit_pair(level, "interleave", rows, {})
+        found: Value = memo[key][at[lane] & 1]
+        return found
 
     def rows_at_once(self, reductions: list[Op]) -> int:
         """How many rows of a narrow operand of these contractions are best read together."""

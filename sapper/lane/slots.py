@@ -12,7 +12,7 @@ then half empty holds 0 above: the products of what lies there count nothing, wh
 
 from __future__ import annotations
 
-from ..ir.nodes import Op, Value
+from ..ir.nodes import Value
 from ..ir.types import ROW_B32, DType, b32, bf16, f32, i32
 from ..tile.plan import Walk, axes_of
 from .packed import PackedRows
@@ -55,7 +55,7 @@ class KeptSlots(PackedRows):
         """The row of slots that begins with the element at these coordinates, of which that of the depth is even."""
         depth = self.slot_axes[value]
         op = value.op
-        joined = self._interleaved(value, at)
+        joined = self._interleaved_pair(value, at)
         if joined is not None:
             return joined
         # A value that is rounded is so here: once, and by one instruction for both rows.
@@ -65,7 +65,7 @@ class KeptSlots(PackedRows):
         high = self.constant(0.0, f32) if beyond else self.row(source, {**at, depth: at[depth] + 1})
         return self.emit(self.depth, "pack_bf16", [low, high], ROW_B32)
 
-    def _interleaved(self, value: Value, at: dict[str, int]) -> Value | None:
+    def _interleaved_pair(self, value: Value, at: dict[str, int]) -> Value | None:
         """The row of slots of a load that is contiguous along the lanes: two vectors of elements of either neighbour
         give two rows of slots. None where it is not so, or the other vector is not at hand."""
         op, depth = value.op, self.slot_axes[value]
@@ -88,9 +88,7 @@ class KeptSlots(PackedRows):
                     continue
                 operands, attributes = self.address(access, place)
                 rows.append(self.emit(self.depth, "load", operands, ROW_B32, dtype=b32, masked=False, **attributes))
-            made = Op("interleave", rows, [ROW_B32] * PAIR, {}, None, self.location)
-            self.finish(made)
-            memo[key] = made.results
+            memo[key] = self.emit_pair(self.depth, "interleave", rows, {})
         found: Value = memo[key][at[lane] % PAIR]
         return found
 

@@ -1,8 +1,8 @@
 """Squares of elements, transposed in registers: memory that is contiguous along another axis than the lanes'.
 
-Enters a load or a store in a loop that holds an axis across the lanes (queries of attention), of a tensor that is
-contiguous along an axis of which as many rows are taken at once as there are lanes; leaves loads or stores of whole
-rows along that axis, and exchanges between lanes, in place of a gather or a scatter for each row.
+Enters a load or a store with an axis across the lanes (queries of attention), of a tensor that is contiguous along
+another axis, of which as many rows are taken at once as there are lanes; leaves loads or stores of whole rows along
+that axis, and exchanges between lanes, in place of a gather or a scatter for each row.
 
 What holds: rows of a square past the edge of the lane axis repeat the last one when they are read, and are not written.
 """
@@ -24,12 +24,10 @@ class Squares(KeptSlots):
 
     transposes_by_scatter: bool
 
-    def square_axis(self, op: Op, access: Access) -> str | None:
-        """The axis along which a load or store is contiguous, if it spans the lanes of another one that a loop round
-        the walk holds."""
-        lane = next((a for a in access.axes if a in self.bound and self.bound[a].lane and self.bound[a].resident), None)
+    def square_axis(self, op: Op, access: Access, lane: str | None) -> str | None:
+        """The axis along which a load or store is contiguous, if it spans the lanes of another one."""
         size = element_bytes(access.dtype)
-        if lane is None or access.axes[lane] in (0, size) or access.gathers or self.transposes_by_scatter:
+        if lane is None or access.axes.get(lane, 0) in (0, size) or access.gathers or self.transposes_by_scatter:
             return None
         if access.dtype.bits not in (16, 32) or op.operands[0].op is not None:
             return None
@@ -37,11 +35,11 @@ class Squares(KeptSlots):
 
     def _square(self, op: Op, access: Access) -> tuple[str, str] | None:
         """The lane axis, and the other one if a whole square of it is bound."""
-        axis = self.square_axis(op, access)
+        lane = next((a for a in access.axes if a in self.bound and self.bound[a].lane), None)
+        axis = self.square_axis(op, access, lane)
         bound = self.bound.get(axis) if axis is not None else None
-        if axis is None or bound is None or bound.lane or bound.count != self.lanes:
+        if lane is None or axis is None or bound is None or bound.lane or bound.count != self.lanes:
             return None
-        lane = next(a for a in access.axes if self.bound[a].lane)
         whole = self.bound[lane].mask is None or self.bound[lane].stop is not None
         return (lane, axis) if whole else None
 
@@ -51,12 +49,8 @@ class Squares(KeptSlots):
         while distance < self.lanes:
             for i in range(self.lanes):
                 if not i & distance:
-                    made = Op("exchange", [rows[i], rows[i + distance]], [rows[i].type] * 2, {"distance": distance},
-                              None, self.location)
-                    self.levels[level].builder.block.ops.append(made)
-                    for result in made.results:
-                        self.depths[result] = level
-                    rows[i], rows[i + distance] = made.results
+                    rows[i], rows[i + distance] = self.emit_pair(
+                        level, "exchange", [rows[i], rows[i + distance]], {"distance": distance})
             distance *= 2
         return rows
 

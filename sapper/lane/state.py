@@ -74,13 +74,15 @@ class Bound:
 
 @dataclass(slots=True)
 class Open:
-    """Axis still to be walked. hint: a typical extent; divisor: the extent is a multiple of it."""
+    """Axis still to be walked. hint: a typical extent; divisor: the extent is a multiple of it. origin: where scratch
+    memory over it begins, if not at its offset."""
 
     offset: Scalar
     extent: Scalar
     hint: int
     divisor: int = 1
     capacity: Capacity | None = None
+    origin: Scalar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,15 @@ class State:
         value = op.results[0]
         self.depths[value] = depth
         return value
+
+    def emit_pair(self, depth: int, name: str, operands: list[Value],
+                  attributes: dict[str, Any]) -> tuple[Value, Value]:
+        """An op of two rows that gives two of their type."""
+        op = Op(name, operands, [v.type for v in operands], attributes, None, self.location)
+        self.levels[depth].builder.block.ops.append(op)
+        for result in op.results:
+            self.depths[result] = depth
+        return op.results[0], op.results[1]
 
     def effect(self, name: str, operands: list[Value], **attributes: Any) -> None:
         self.levels[-1].builder.block.ops.append(Op(name, operands, (), attributes, None, self.location))
@@ -259,7 +270,8 @@ class State:
                 if bound.resident:
                     continue
                 origin = self.open.get(axis)
-                offset = self.sub(offset, origin.offset) if origin is not None else offset
+                if origin is not None:
+                    offset = self.sub(offset, origin.offset if origin.origin is None else origin.origin)
             if isinstance(offset, int) and isinstance(coefficient, int):
                 disp += offset * coefficient
             else:

@@ -257,7 +257,7 @@ class WalkLowering(Squares):
         if masked:
             mask = self.emit(self.depth, "mask_first", [self.value(self.sub(stop, counter))], MASK)
         outer = self.bound.get(axis)
-        self.bound[axis] = Bound(counter, count, lane, mask, self.depth)
+        self.bound[axis] = Bound(counter, count, lane, mask, self.depth, stop=stop)
         results = body(list(block.arguments[1:]))
         self._restore(axis, outer)
         self.effect("yield", results)
@@ -641,8 +641,10 @@ class WalkLowering(Squares):
             for a in accumulators:
                 self._add_errors(a, inner)
         for op in choice.prefetched:
-            if self.panels_of(op) is None:
+            if self.panels_of(op) is None and choice.lane in walk.reduced:
                 self._prefetch(op, walk, choice)
+            elif self.panels_of(op) is None:
+                self._prefetch_ahead(op)
             else:
                 self._prefetch_panel(self.staged[op], walk)
         for op in choice.staged:
@@ -756,6 +758,16 @@ class WalkLowering(Squares):
         for line in range(0, step_bytes, 64):
             operands, attributes = self.memory_operands(block, ahead, 1, access.disp + line)
             self.effect("prefetch", operands, level=level, **attributes)
+
+    def _prefetch_ahead(self, op: Op) -> None:
+        """Ask for what lies AHEAD_BYTES further in a matrix whose rows are read one after the other."""
+        access = self.access(op)
+        step = max(1, 64 // element_bytes(access.dtype) // self.lanes)
+        for at in self._coordinates(axes_of(op.result)):
+            if all(not self.bound[a].lane or at[a] % step == 0 for a in at):
+                operands, attributes = self.address(access, at)
+                disp = attributes.pop("disp") + AHEAD_BYTES
+                self.effect("prefetch", operands, level=1, disp=disp, **attributes)
 
     def _prefetch_panel(self, panel: StagedPanel, walk: Walk) -> None:
         """Ask for what lies further: panels are one stream, and the processor's own prefetching stops at the end of
@@ -944,7 +956,8 @@ class WalkLowering(Squares):
 
     def _store_squares(self, op: Op) -> None:
         access, value = self.access(op), op.operands[1]
-        axis = self.square_axis(op, access)
+        lane = next(a for a in access.axes if self.bound[a].lane)
+        axis = self.square_axis(op, access, lane)
         assert axis is not None
         for at in self._coordinates(tuple(access.axes)):
             if at[axis] == 0:
@@ -989,7 +1002,7 @@ class WalkLowering(Squares):
         if known is not None:
             return known
         axes = [(axis, self.extent_of_buffer(axis, value)) for axis in value.type.axes]  # type: ignore[union-attr]
-        lanes_last = sorted(axes, key=lambda pair: pair[0] not in self.open and self.bound[pair[0]].lane)
+        lanes_last = sorted(axes, key=lambda pair: pair[0] in self.bound and self.bound[pair[0]].lane)
         if value in self.slot_axes:
             return self.allocate_slots(value, lanes_last)
         dtype = value.type.dtype  # type: ignore[union-attr]

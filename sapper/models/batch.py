@@ -5,12 +5,14 @@ the next token of the sequences that ask for one. Holds: which tokens, how many,
 positions are values of a run, so one program serves every step; what a token gives is the same whoever else is in it.
 
 A step is a flat list of tokens: sequences that decode bring one each, one whose prompt is read brings several. Two
-programs of the same kernels are made, for at most `slots` tokens and for at most `chunk`: matrices are walked otherwise
-for few rows than for many. Who takes part is said by scheduler.py.
+programs of the same kernels are made, for at most `slots` tokens and for at most `chunk`, as matrices are walked
+otherwise for few rows than for many; and a third for one token, with a session's matrix-vector kernels. Few tokens go
+through that one by one where `prepare` measured that to be sooner. Who takes part is said by scheduler.py.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +32,7 @@ CHUNK = 256
 CANDIDATES = 128
 """Most tokens among which one is drawn (top_k)."""
 MAX_SLOTS = 256
+Array = np.ndarray[Any, np.dtype[Any]]
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
 
 
@@ -48,6 +51,11 @@ class Pick(NamedTuple):
     row: int
     sampling: Sampling
     u: float
+
+
+def first(array: Array) -> Array:
+    """The one row of one token."""
+    return array[:1]
 
 
 def pages_for(tokens: int) -> int:
@@ -87,7 +95,10 @@ class Paged(BaseSession):
         count = min(CANDIDATES, self.vocabulary)
         self._choices = empty((slots, count), F32), empty((slots, count), I32)
         self._draws = tuple(empty((slots,), F32) for _ in range(4))
+        self.logits = self.step_logits[0]  # of the program for one token
         self._steps: dict[int, Program] = {}
+        self._one: Program | None = None
+        self._singly = 1
         self._drawing: Program | None = None
 
     def _longest_chunk(self) -> int:
@@ -101,10 +112,23 @@ class Paged(BaseSession):
         return Rows(array, self._wanted)
 
     def prepare(self) -> None:
-        """Make the step programs now, so that no first request waits for them."""
-        for capacity in (self.slots, self.chunk):
-            if capacity not in self._steps:
-                self._steps[capacity] = self._step_program(capacity)
+        """Make the step programs now, so that no first request waits for them, and measure how many tokens go sooner
+        one by one than together. What the cache holds is lost."""
+        self.table[...] = 0
+
+        def seconds(count: int) -> float:
+            fed = [Fed(0, 0, position) for position in range(count)]
+            times = []
+            for _ in range(3):
+                started = time.perf_counter()
+                self.step(fed, [Pick(count - 1, Sampling(), 0.0)])
+                times.append(time.perf_counter() - started)
+            return min(times)
+
+        self._singly = 1
+        if self.slots > 1:
+            self._singly = max(1, min(self.slots - 1, int(seconds(2) / seconds(1))))
+        seconds(min(self.slots + 1, self.chunk))
 
     def step(self, fed: Sequence[Fed], picks: Sequence[Pick] = ()) -> list[int]:
         """Run tokens through the model; the tokens that follow, one for each of `picks`.
@@ -114,6 +138,8 @@ class Paged(BaseSession):
         count, wanted = len(fed), len(picks)
         capacity = self.slots if count <= self.slots else self.chunk
         assert 0 < count <= self.chunk and wanted <= self.slots, "the scheduler keeps to the limits"
+        if count == wanted <= self._singly:
+            return [self._step_one(fed[pick.row], pick) for pick in picks]
         columns = np.array(fed, np.int32)
         self._tokens[:count], self._slot_of[:count], self._position_of[:count] = columns.T
         self._which[:wanted] = [pick.row for pick in picks]
@@ -124,6 +150,16 @@ class Paged(BaseSession):
         if any(pick.sampling.temperature > 0 for pick in picks):
             self._draw(picks)
         return [int(token) for token in self._next[:wanted]]
+
+    def _step_one(self, fed: Fed, pick: Pick) -> int:
+        self._token[0], self._slot_of[0], self._position_of[0] = fed
+        if self._one is None:
+            likeliest: Steps = [(sampling.argmax_rows, (self.step_logits[:1], self._next[:1]))]
+            self._one = self._program([*self.step_sections(), ("likeliest token", likeliest)])
+        self._one()
+        if pick.sampling.temperature > 0:
+            self._draw([pick])
+        return int(self._next[0])
 
     def _step_program(self, capacity: int) -> Program:
         self._capacity = capacity

@@ -1,7 +1,7 @@
 """A model's files, opened: what kind they are, their metadata and their tensors.
 
 In: a path or a name. Out: `Checkpoint`. Holds: nothing was read but headers, metadata and the vocabulary; tensors are
-views of the mapped files.
+read when they are asked for.
 """
 
 from __future__ import annotations

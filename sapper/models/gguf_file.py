@@ -11,7 +11,6 @@ versions 2 and 3, in the ggml project's docs/gguf.md.
 
 from __future__ import annotations
 
-import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ModelError
+from .stored import FileBytes, Stored
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -28,6 +28,8 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "?", 10
 MAX_ARRAY_DEPTH = 4
 MAX_DIMENSIONS = 4
 DEFAULT_ALIGNMENT = 32
+HEAD_BYTES = 1 << 22
+"""Read at first: most vocabularies are in it."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,13 +37,18 @@ Array = np.ndarray[Any, np.dtype[Any]]
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
     """One tensor of a file. shape: outermost first, as NumPy counts. type: ggml's number of its format.
-    data: its bytes in the file.
+    source: its bytes in the file, or at hand.
     """
 
     name: str
     shape: tuple[int, ...]
     type: int
-    data: memoryview
+    source: Stored | memoryview
+
+    @property
+    def data(self) -> memoryview:
+        """Its bytes. Raises ModelError where they are no longer there."""
+        return self.source if isinstance(self.source, memoryview) else self.source.read()
 
     @property
     def format(self) -> str:
@@ -52,9 +59,10 @@ class TensorEntry:
 
     def part(self, index: int) -> TensorEntry:
         """An element of its first axis, which is not its last: a tensor of one axis less."""
-        size_bytes = len(self.data) // self.shape[0]
-        data = self.data[index * size_bytes : (index + 1) * size_bytes]
-        return TensorEntry(f"{self.name}[{index}]", self.shape[1:], self.type, data)
+        size_bytes = len(self.source) // self.shape[0]
+        start, stop = index * size_bytes, (index + 1) * size_bytes
+        part = self.source[start:stop] if isinstance(self.source, memoryview) else self.source.part(start, stop)
+        return TensorEntry(f"{self.name}[{index}]", self.shape[1:], self.type, part)
 
     def read(self) -> Array:
         """Its elements, as f32, in an array of `shape`. Raises ModelError for a format that cannot be dequantised."""
@@ -87,11 +95,10 @@ class GgufFile:
         """Raises ModelError if the file is missing, truncated or malformed."""
         self.path = Path(path)
         try:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # mmap says ValueError for an empty file
+            self._file = FileBytes(self.path)
+        except OSError as error:
             raise ModelError(self.path, str(error), "a GGUF file", "check the path") from None
-        self._data = memoryview(self._map)
+        self._head = memoryview(b"")  # the beginning of the file, as far as it was needed
         self._offset = 0
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorEntry] = {}
@@ -102,10 +109,13 @@ class GgufFile:
 
     def _take(self, size_bytes: int) -> memoryview:
         start = self._offset
-        if size_bytes > len(self._data) - start:
-            raise self._fail(f"{len(self._data) - start} bytes to the end of the file", f"{size_bytes} more")
-        self._offset = start + size_bytes
-        return self._data[start : start + size_bytes]
+        stop = start + size_bytes
+        if stop > len(self._file):
+            raise self._fail(f"{len(self._file) - start} bytes to the end of the file", f"{size_bytes} more")
+        if stop > len(self._head):
+            self._head = self._file.read(0, min(len(self._file), max(stop, 2 * len(self._head), HEAD_BYTES)))
+        self._offset = stop
+        return self._head[start:stop]
 
     def _number(self, code: str) -> Any:
         return struct.unpack("<" + code, self._take(struct.calcsize("<" + code)))[0]
@@ -130,20 +140,38 @@ class GgufFile:
         if code is not None:
             raw = self._take(count * struct.calcsize("<" + code))
             return np.frombuffer(raw, "<u1" if code == "?" else np.dtype(code).newbyteorder("<")).tolist()
-        if count > (len(self._data) - self._offset) // 8:  # A string or an array takes 8 bytes at the least.
+        if count > (len(self._file) - self._offset) // 8:  # A string or an array takes 8 bytes at the least.
             raise self._fail(f"an array of {count} elements", "no more than the file can hold")
+        if element == STRING:
+            return self._strings(count)
         return [self._value(element, depth + 1) for _ in range(count)]
 
+    def _strings(self, count: int) -> list[str]:
+        """So many strings one after the other, as `_string` reads each: vocabularies have 100 000."""
+        texts: list[str] = []
+        length_of = struct.Struct("<Q").unpack_from
+        while len(texts) < count:
+            texts.append(self._string())  # with its checks; more of the head is there after it
+            head, at, last = self._head, self._offset, len(self._head) - 8
+            while len(texts) < count and at <= last:
+                stop = at + 8 + length_of(head, at)[0]
+                if stop > len(head):
+                    break
+                texts.append(str(head[at + 8 : stop], "utf-8", "surrogateescape"))
+                at = stop
+            self._offset = at
+        return texts
+
     def _parse(self) -> None:
-        if bytes(self._data[:4]) != MAGIC:
-            raise self._fail(f"the first bytes {bytes(self._data[:4])!r}", f"{MAGIC!r}")
-        self._offset = 4
+        magic = bytes(self._take(min(4, len(self._file))))
+        if magic != MAGIC:
+            raise self._fail(f"the first bytes {magic!r}", f"{MAGIC!r}")
         version = self._number("I")
         if version not in VERSIONS:
             raise self._fail(f"GGUF version {version}", f"one of {VERSIONS}")
         tensor_count, key_count = self._number("Q"), self._number("Q")
         for count, least, what in ((key_count, 13, "keys"), (tensor_count, 24, "tensors")):
-            if count > len(self._data) // least:
+            if count > len(self._file) // least:
                 raise self._fail(f"{count} {what}", "no more than the file can hold")
         for _ in range(key_count):
             key = self._string()
@@ -183,9 +211,9 @@ class GgufFile:
                 where, f"shape {shape}", f"rows of a multiple of {elements} elements", "get the file again"
             )
         total_bytes = count // elements * size_bytes
-        if offset + total_bytes > len(self._data):
+        if offset + total_bytes > len(self._file):
             raise ModelError(
-                where, f"bytes {offset} to {offset + total_bytes}", f"no byte beyond {len(self._data)}, the file's end",
+                where, f"bytes {offset} to {offset + total_bytes}", f"no byte beyond {len(self._file)}, the file's end",
                 "the file is cut short: get it again",
             )
-        return TensorEntry(name, shape, kind, self._data[offset : offset + total_bytes])
+        return TensorEntry(name, shape, kind, self._file.part(offset, offset + total_bytes))

@@ -8,7 +8,6 @@ Format: eight bytes of header length, a JSON header, the data (safetensors proje
 from __future__ import annotations
 
 import json
-import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from .errors import ModelError
+from .stored import FileBytes, Stored
 
 DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 INDEX = "model.safetensors.index.json"
@@ -33,7 +33,12 @@ class TensorEntry:
     name: str
     shape: tuple[int, ...]
     type: str
-    data: memoryview
+    source: Stored
+
+    @property
+    def data(self) -> memoryview:
+        """Its bytes. Raises ModelError where they are no longer there."""
+        return self.source.read()
 
     def read(self) -> Array:
         """Its elements as f32."""
@@ -90,25 +95,24 @@ class SafetensorsDirectory:
 
     def _read_header(self, path: Path) -> None:
         try:
-            with path.open("rb") as file:
-                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except (OSError, ValueError) as error:
+            file = FileBytes(path)
+        except OSError as error:
             raise ModelError(path, str(error), "a safetensors file") from None
-        header_bytes = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else len(data)
-        if header_bytes > min(len(data) - 8, MAX_HEADER_BYTES):
+        header_bytes = struct.unpack("<Q", file.read(0, 8))[0] if len(file) >= 8 else len(file)
+        if header_bytes > min(len(file) - 8, MAX_HEADER_BYTES):
             raise ModelError(path, f"a header of {header_bytes} bytes", "one that fits the file", "get the file again")
         try:
-            header = json.loads(bytes(data[8 : 8 + header_bytes]))
+            header = json.loads(bytes(file.read(8, 8 + header_bytes)))
         except (ValueError, RecursionError) as error:
             raise ModelError(path, f"a header that is no JSON ({error})", "one that is", "get the file again") from None
         if not isinstance(header, dict):
             raise ModelError(path, "a header that is no JSON object", "a JSON object", "get the file again")
-        body = data[8 + header_bytes :]
+        body = file.part(8 + header_bytes, len(file))
         for name, entry in header.items():
             if name != "__metadata__":
                 self._add(path, name, entry, body)
 
-    def _add(self, path: Path, name: str, entry: Any, body: memoryview) -> None:
+    def _add(self, path: Path, name: str, entry: Any, body: Stored) -> None:
         where = f"{path}, tensor {name!r}"
         try:
             shape, dtype, (start, stop) = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
@@ -128,4 +132,4 @@ class SafetensorsDirectory:
             )
         if name in self.tensors:
             raise ModelError(where, "the tensor for the second time", "each tensor once")
-        self.tensors[name] = TensorEntry(name, shape, dtype, body[start:stop])
+        self.tensors[name] = TensorEntry(name, shape, dtype, body.part(start, stop))

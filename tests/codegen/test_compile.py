@@ -281,6 +281,16 @@ def test_scale_exponent(target: Target, lanes: int, dtype: DType) -> None:
 
 
 @pytest.mark.parametrize(("target", "lanes", "dtype"), CASES, ids=NAMES)
+def test_fraction(target: Target, lanes: int, dtype: DType) -> None:
+    from sapper.targets.x86_64.select import legal_ops
+
+    if dtype.name != "f32" or "fraction" not in legal_ops(target):
+        pytest.skip("f32, where the target can")
+    for seed in range(3):
+        check_rows(target, lanes, [dtype], dtype, lambda b, v: b.value("fraction", v, ROW_F32), seed)
+
+
+@pytest.mark.parametrize(("target", "lanes", "dtype"), CASES, ids=NAMES)
 def test_lookup(target: Target, lanes: int, dtype: DType) -> None:
     from sapper.targets.x86_64.select import legal_ops
 

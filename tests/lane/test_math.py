@@ -17,7 +17,7 @@ from sapper.lane.math import EXPANDABLE, expand_math
 from sapper.lane.ops import LANE_OPS
 
 ROUNDING = frozenset({"round", "floor", "ceil", "trunc"})
-AVX2, AVX512 = ROUNDING, ROUNDING | {"scale_exponent", "lookup"}
+AVX2, AVX512 = ROUNDING, ROUNDING | {"scale_exponent", "lookup", "fraction"}
 NOTHING: frozenset[str] = frozenset()
 
 
@@ -97,7 +97,7 @@ def errors_in_ulp(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return np.where(finite, error, np.where(same, 0.0, np.inf))
 
 
-@pytest.mark.parametrize("legal", [NOTHING, AVX2, AVX512, AVX512 - {"lookup"}],
+@pytest.mark.parametrize("legal", [NOTHING, AVX2, AVX512, AVX512 - {"lookup", "fraction"}],
                          ids=["nothing", "avx2", "avx512", "avx512 without tables"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_f32_errors(name: str, legal: frozenset[str]) -> None:

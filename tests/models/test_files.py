@@ -293,3 +293,59 @@ def test_a_directory_without_tokenizer_or_tensor_is_refused(directory: Path) -> 
     (directory / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
         load_model(directory)
+
+
+def damaged(random: np.random.Generator, good: bytes, first: int, last: int) -> bytes:
+    """Bytes changed, cut out, put in twice, or everything behind a place left out, between two places."""
+    raw = bytearray(good)
+    for _ in range(random.integers(1, 4)):
+        at = int(random.integers(first, last))
+        change = random.integers(0, 5)
+        if change == 0:
+            raw[at : at + 1] = random.bytes(1)
+        elif change == 1:
+            raw[at : at + 1] = random.choice([b"9" * 30, b"-", b"e", b"null", b"[", b"{", b'"', b"0", b"NaN", b","])
+        elif change == 2:
+            del raw[at : at + int(random.integers(1, 9))]
+        elif change == 3:
+            raw[at:at] = raw[at : at + 20]
+        else:
+            del raw[at if random.integers(0, 2) else last :]
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json"])
+def test_mutated_directories(tmp_path: Path, file: str) -> None:
+    """Of 1000 mutants of a configuration or a header (200 of a tokenizer) each loads, or ModelError says why not."""
+    directory = small.write_directory(tmp_path / "checkpoint", small.random_weights())
+    path = directory / file
+    good = path.read_bytes()
+    header = file.endswith("safetensors")
+    last = 8 + struct.unpack("<Q", good[:8])[0] if header else len(good)
+    random = np.random.default_rng(5)
+    refused, count = 0, 200 if file == "tokenizer.json" else 1000
+    for _ in range(count):
+        path.write_bytes(damaged(random, good, 0, last))
+        try:
+            load_model(directory, "f32")
+        except ModelError as error:
+            refused += 1
+            assert "found" in str(error) and "expected" in str(error)
+    assert 0.3 * count < refused < count
+
+
+@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+def test_a_file_that_is_cut_short_while_it_is_open(tmp_path: Path, kind: str) -> None:
+    """No SIGBUS, as a mapped file would give."""
+    if kind == "gguf":
+        path = small.write_gguf(tmp_path / "x.gguf", small.random_weights())
+        entries: Any = GgufFile(path).tensors
+    else:
+        directory = small.write_directory(tmp_path / "checkpoint", small.random_weights())
+        path = directory / "model-00001-of-00002.safetensors"
+        entries = SafetensorsDirectory(directory).tensors
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 3)
+    with pytest.raises(ModelError, match="cut short while it was read"):
+        for entry in entries.values():
+            entry.read()

@@ -79,22 +79,18 @@ def test_a_position_that_was_not_reached_is_refused(model: LlamaModel) -> None:
         session.rewind(1)
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> LlamaModel:
+@pytest.mark.parametrize(("form", "run", "relative"), [
+    ("file", 0, 0.005), ("file", 1, 0.005), ("file-f32", 0, 0.0005), ("file-f32", 1, 0.0005),
+])
+def test_smollm2_is_as_llama_cpp_has_it(form: str, run: int, relative: float) -> None:
+    """With activations in 8 bits, as llama.cpp has them on the same file, within 0.5 % of its figure: the two round in
+    other places. With activations in f32, within 0.05 % of its figure for the model widened to f32."""
     try:
-        return load_model(find_model("smollm2"), "file")
+        smollm2 = load_model(find_model("smollm2"), form)
     except ModelError as error:
         pytest.skip(str(error))
-
-
-@pytest.mark.parametrize("run", [0, 1], ids=["512", "128"])
-def test_smollm2_is_as_llama_cpp_has_it(smollm2: LlamaModel, run: int) -> None:
-    """Within 0.5 % of its figure on the file, where it rounds activations to 8 bits. Of the model widened to f32, where
-    neither rounds, within 0.05 % if the matrices are used without rounding, and not farther than the other figure else.
-    """
     tokens = smollm2.tokenizer.encode((DATA / "alice.txt").read_text(encoding="utf-8"))
     assert len(tokens) == RECORDED["tokens"]
-    there, exact = RECORDED["file"][run], RECORDED["f32"][run]
+    there = RECORDED[{"file": "file", "file-f32": "f32"}[form]][run]
     found = perplexity(smollm2, tokens, context=there["context"], stride=there["stride"]).value
-    assert found == pytest.approx(there["perplexity"], rel=0.005)
-    assert found == pytest.approx(exact["perplexity"], rel=0.005)
+    assert found == pytest.approx(there["perplexity"], rel=relative)

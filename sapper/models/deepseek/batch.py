@@ -6,11 +6,14 @@ tokens attend absorbed (sapper/kernels/mla.py), also those of a prompt: pages of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from ...kernels import paged
 from ...kernels.paged import PAGE
 from ...runtime.buffers import empty
 from ...runtime.program import Variable
-from ..batch import F32, Paged
+from ..batch import F32, Array, Paged, first
 from ..linear import Steps
 from .config import LATENT_EPSILON
 from .session import Session
@@ -24,7 +27,13 @@ class Batch(Paged, Session):
         return self.pages, PAGE, *features
 
     def _meet(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
-        config, rows, dtype = self.model.config, self._rows, one.expand.dtype
+        return self._meet_rows(one, layer, self._rows)
+
+    def _meet_one(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
+        return self._meet_rows(one, layer, first)
+
+    def _meet_rows(self, one: AttentionWeights, layer: int, rows: Callable[[Array], Any]) -> Steps:
+        config, dtype = self.model.config, one.expand.dtype
         queries, turning, latent, key = self._parts()
         latents, shared = self._latents[layer], self._keys[layer]
         keys, values = self._heads_of(one)

@@ -159,24 +159,28 @@ class Session(BaseSession):
 
     def _attend_one(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
         """x to y."""
-        config, work, dtype = self.model.config, self._work, one.expand.dtype
+        config, work = self.model.config, self._work
         x, y, joined = self._x[0], self._y[0], self._joined[0]
         steps = one.joined.apply_norm(x, one.gain, config.epsilon, joined, work)
         if one.query is not None and one.query_gain is not None:
             latent = joined[: config.query_rank]
             steps += one.query.apply_norm(latent, one.query_gain, LATENT_EPSILON, self._queries[0], work)
+        return [*steps, *self._meet_one(one, layer, position), *one.output.apply_residual(self._mixed[0], x, y, work)]
+
+    def _meet_one(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
+        """From the queries, the latent vector and the shared key of one token to what attention gives."""
+        config, dtype = self.model.config, one.expand.dtype
         keys, values = self._heads_of(one)
         flat_keys = self._keys[layer].reshape(self.context, -1)
         turned, mixed = self._turned[0].reshape(config.heads, -1), self._mixed[0].reshape(config.heads, -1)
         return [
-            *steps, *self._compress(one, layer, position, _first),
+            *self._compress(one, layer, position, _first),
             (getattr(mla, f"absorb_{dtype}"), (self._parts()[0][0], keys, self._absorbed)),
             (getattr(mla, f"latent_attention_decode_{self._cache_dtype}"), (
                 self._absorbed, turned, self._latents[layer], flat_keys, position, config.score_scale, *self._splits,
             )),
             (mla.merge_splits, (*self._splits, position, self._met)),
             (getattr(mla, f"project_values_{dtype}"), (self._met, values, mixed)),
-            *one.output.apply_residual(self._mixed[0], x, y, work),
         ]
 
     def _dense_one(self, one: DenseWeights) -> Steps:

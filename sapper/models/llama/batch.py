@@ -5,9 +5,12 @@ In: a LlamaModel. Out: `Batch`. Holds: what models/batch.py says; all but attent
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from ...kernels import paged
 from ...kernels.paged import PAGE
-from ..batch import Paged
+from ..batch import Array, Paged, first
 from ..linear import Steps
 from .session import Session
 
@@ -19,7 +22,12 @@ class Batch(Paged, Session):
         return self.pages, groups, PAGE, *features
 
     def _attend(self, layer: int) -> Steps:
-        rows = self._rows
+        return self._attend_rows(layer, self._rows)
+
+    def _attend_one(self, layer: int) -> Steps:
+        return self._attend_rows(layer, first)
+
+    def _attend_rows(self, layer: int, rows: Callable[[Array], Any]) -> Steps:
         q, k, v, queries, out = self._parts()
         keys, values = self._keys[layer], self._values[layer]
         where = (rows(self._slot_of), rows(self._position_of), self.table)

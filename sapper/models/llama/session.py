@@ -68,25 +68,16 @@ class Session(BaseSession):
                 for i, cache in enumerate(caches)}
 
     def step_sections(self) -> Sections:
-        config, weights, work = self.model.config, self.model.weights, self._work
-        heads, groups, size, epsilon = config.heads, config.kv_heads, config.head_features, config.epsilon
+        weights, work, epsilon = self.model.weights, self._work, self.model.config.epsilon
         x, y, mixed, hidden = self._x[0], self._y[0], self._mixed[0], self._hidden[0]
         qkv = self._qkv[:1]
-        q, k, v = qkv[:, :heads], qkv[:, heads : heads + groups], qkv[:, heads + groups :]
-        turned = self._turned[:1]
-        queries = turned.reshape(groups, config.group, size)
-        out = mixed.reshape(groups, config.group, size)
-        position = Variable("position", 0)
         sections = [("embedding", weights.embedding.look_up(self._token, self._x[:1]))]
         for number, layer in enumerate(weights.layers):
-            keys, values = self._keys[number], self._values[number]
-            flat_keys, flat_values = (cache.reshape(groups, self.context, size) for cache in (keys, values))
             bias = [] if layer.bias is None else [(add.add_bias_in_place, (qkv.reshape(1, -1), layer.bias))]
             sections += [
                 (f"layer {number}: attention", [
                     *layer.qkv.apply_norm(x, layer.attention_gain, epsilon, qkv.reshape(-1), work), *bias,
-                    (self._rotate_and_cache, (q, k, v, self._cosine, self._sine, position, turned, keys, values)),
-                    (self._attention_decode, (queries, flat_keys, flat_values, position, self._scale, out)),
+                    *self._attend_one(number),
                     *layer.output.apply_residual(mixed, x, y, work),
                 ]),
                 (f"layer {number}: feed-forward", [
@@ -126,6 +117,17 @@ class Session(BaseSession):
         turned, out = (array.reshape(self.chunk, groups, config.group, config.head_features)
                        for array in (self._turned, self._mixed))
         return qkv[:, :heads], qkv[:, heads : heads + groups], qkv[:, heads + groups :], turned, out
+
+    def _attend_one(self, layer: int) -> Steps:
+        """From the queries, keys and values of one token to what attention gives."""
+        position, groups = Variable("position", 0), self.model.config.kv_heads
+        q, k, v, queries, out = (array[:1] for array in self._parts())
+        keys, values = self._keys[layer], self._values[layer]
+        flat = (cache.reshape(groups, self.context, -1) for cache in (keys, values))
+        return [
+            (self._rotate_and_cache, (q, k, v, self._cosine, self._sine, position, self._turned[:1], keys, values)),
+            (self._attention_decode, (queries[0], *flat, position, self._scale, out[0])),
+        ]
 
     def _attend(self, layer: int) -> Steps:
         """From queries, keys and values of a chunk's tokens to what attention gives."""

@@ -55,7 +55,7 @@ _FOLDS = {"add": _BINARY_BOTH, "mul": _BINARY_BOTH, "and": _BINARY_BOTH, "or": _
           "cmp": _BINARY_BOTH, "fma": frozenset([0, 1, 2]), "dot2_bf16": frozenset([1, 2]),
           "dot4_u8i8": frozenset([2]), "widen_float8": frozenset([0]), "sqrt": frozenset([0]),
           "floor": frozenset([0]), "ceil": frozenset([0]),
-          "trunc": frozenset([0]), "round": frozenset([0])}
+          "trunc": frozenset([0]), "round": frozenset([0]), "fraction": frozenset([0])}
 
 ABSORBS_SIGN = frozenset(["fma"])
 """Ops that take the negation of any operand for nothing (vfnmadd, vfmsub, vfnmsub)."""
@@ -109,7 +109,7 @@ def legal_ops(target: Any) -> frozenset[str]:
     features = frozenset(target.features)
     legal = {"scale_exponent", "round", "floor", "ceil", "trunc", "float8"}
     if features >= _OPMASK_FEATURES:
-        legal.add("lookup")
+        legal |= {"lookup", "fraction"}
     if target.float8_rows > 1:
         legal.add("widen_float8")
     if "dot2_bf16" in target.dots:

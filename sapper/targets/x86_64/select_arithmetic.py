@@ -165,6 +165,11 @@ def _rounding(mode: int) -> Rule:
     return rule
 
 
+def fraction(s: Any, op: Op) -> None:
+    """VREDUCEPS, without inexact: to 0 binary places, nearest even."""
+    s.emit(f"vreduceps.{s.facts.bits4}", s.define(op.results[0]), s.operand(op.operands[0]), 8)
+
+
 def scale_exponent(s: Any, op: Op) -> None:
     """VSCALEF, which is the op but for a NaN times an infinite power (SDM volume 2: infinity or 0)."""
     a, n = op.operands
@@ -411,7 +416,8 @@ RULES: dict[str, Rule] = {
     "mul": _arithmetic("mul", "mull", True), "min": _arithmetic("min", "mins", False),
     "max": _arithmetic("max", "maxs", False), "div": div, "fma": fma, "neg": neg, "abs": absolute, "sqrt": sqrt,
     "floor": _rounding(9), "ceil": _rounding(10), "round": _rounding(8), "trunc": _rounding(11),
-    "scale_exponent": scale_exponent, "and": _bitwise("and"), "or": _bitwise("or"), "xor": _bitwise("xor"),
+    "fraction": fraction, "scale_exponent": scale_exponent,
+    "and": _bitwise("and"), "or": _bitwise("or"), "xor": _bitwise("xor"),
     "not": bit_not, "shl": _shift("sll"), "shr": _shift("srl"), "sar": _shift("sra"), "idiv": _division(False),
     "imod": _division(True), "dot2_bf16": _dot("vdpbf16ps", "avx512_bf16", True),
     "dot4_u8i8": _dot("vpdpbusd", "avx512_vnni", False),
