@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.nodes import Block, Function, Op, Value
-from ..ir.types import DType, TensorType, TileType, f32, f64
+from ..ir.types import DType, TensorType, TileType, bf16, f32, f64
 from . import semantics
 from .interpret import interpret
 from .ops import memory_of
@@ -36,6 +36,8 @@ _LARGEST = {"f64": 2.0**1023 * (2 - 2.0**-52), "f32": 2.0**127 * (2 - 2.0**-23),
             "bf16": 2.0**127 * (2 - 2.0**-7), "f8e4m3": 448.0, "f8e5m2": 57344.0}
 _SMALLEST = {"f64": 2.0**-1074, "f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133, "f8e4m3": 2.0**-9,
              "f8e5m2": 2.0**-16}
+_LEAST_NORMAL = 2.0**-126
+"""Of bf16 and f32."""
 
 
 def ulp(values: Array, dtype: DType) -> Array:
@@ -188,6 +190,10 @@ class RandomRounding:
         error = scale * (_EPSILON[inside.name] * (1.0 + np.sqrt(length))) + length * _SMALLEST[inside.name]
         wide = result.astype(np.float64)
         moved = wide + error * self._random.uniform(-1.0, 1.0, result.shape)
+        if op.name == "contract" and all(v.type.dtype is bf16 for v in op.operands):  # type: ignore[union-attr]
+            # Packed dot products take denormals for zero, of the elements as of each sum (docs/language.md, Products).
+            kept = total([np.where(x < _LEAST_NORMAL, 0.0, x) for x in magnitudes])
+            moved += (scale - kept + length * _LEAST_NORMAL) * self._random.choice([-1.0, 1.0], result.shape)
         if dtype not in (f32, f64):
             moved = self._move(semantics.cast(np.asarray(moved), dtype), dtype, 1).astype(np.float64)
         moved = np.where(np.isfinite(scale), moved, wide)

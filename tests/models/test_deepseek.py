@@ -92,16 +92,19 @@ def test_greedy_tokens_are_those_of_transformers(model: Loaded, recorded: dict[s
     assert len(recorded["tokens"]) + len(made.tokens) > 2 * mla.SPLIT
 
 
-@pytest.mark.parametrize("cache", ["f32", "bf16"])
-def test_bf16_is_within_its_rounding(name: str, recorded: dict[str, Any], cache: str) -> None:
-    """The checkpoint's weights are numbers of bf16. Activations stay in f32 here, so the logits are nearer to those of
-    f32 than a forward pass in bf16 throughout is, also where the cache is rounded."""
-    session = load_model(DATA / name, "bf16").session(CONTEXT, cache_dtype=cache)
+@pytest.mark.parametrize(("form", "cache", "least"), [
+    ("bf16-f32", "f32", 0.9999), ("bf16-f32", "bf16", 0.999), ("bf16", "f32", 0.999), ("bf16", "bf16", 0.999)])
+def test_bf16_is_within_its_rounding(
+    name: str, recorded: dict[str, Any], form: str, cache: str, least: float
+) -> None:
+    """The checkpoint's weights are numbers of bf16. Activations stay in f32, or all but those that meet weights do, so
+    the logits are nearer to those of f32 than a forward pass in bf16 throughout is, also where the cache is rounded."""
+    session = load_model(DATA / name, form).session(CONTEXT, cache_dtype=cache)
     session.feed(recorded["tokens"][:-1])
     session.feed(recorded["tokens"][-1:])
     wanted, theirs = recorded["logits"][-1], recorded["logits_bf16"][-1]
     cosine = session.logits @ wanted / np.linalg.norm(session.logits) / np.linalg.norm(wanted)
-    assert cosine >= (0.9999 if cache == "f32" else 0.999)
+    assert cosine >= least
     assert np.abs(session.logits - wanted).max() < np.abs(theirs - wanted).max()
 
 
@@ -514,8 +517,9 @@ def test_blocks_of_a_gguf_file_stay_blocks(
         session.feed([5, 17, 200, 8])
         session.feed([9])
         found.append(session.logits)
-    for logits in found[1:]:
-        assert logits @ found[0] / np.linalg.norm(logits) / np.linalg.norm(found[0]) >= 0.999
+    # Rounded activations may turn a choice of experts that is near a tie.
+    for logits, least in zip(found[1:], (0.999, 0.995), strict=True):
+        assert logits @ found[0] / np.linalg.norm(logits) / np.linalg.norm(found[0]) >= least
 
 
 def test_absurd_numbers_of_a_gguf_file_are_refused(tmp_path: Path) -> None:

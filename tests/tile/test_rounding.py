@@ -97,6 +97,20 @@ def test_cancellation_widens_the_bound_of_its_element_only():
     assert out.bound[1] == 0 and out.mismatch(np.array([7.0, 1e30], np.float32)) is not None
 
 
+def test_denormal_bf16_may_count_as_zero_in_products():
+    @kernel
+    def multiplied(a: Tensor[bf16, M, N], b: Tensor[bf16, N], out: Tensor[f32, M]):
+        for m in tiles(M):
+            n = whole(N)
+            out[m] = a[m, n] @ b[n] + 1.0
+
+    a = np.array([[2.0**-130, 0, 1], [1, 1, 0]], ml_dtypes.bfloat16)
+    b = np.array([2.0**127, 1, 0], ml_dtypes.bfloat16)
+    out = expect(multiplied.tile_ir(), {"a": a, "b": b, "out": np.zeros(2, np.float32)})["out"]
+    assert out.values[0] == 1.125 and out.mismatch(np.array([1.0, out.values[1]], np.float32)) is None
+    assert out.mismatch(np.array([1.125, out.values[1] * 0.99], np.float32)) is not None
+
+
 def test_nan_takes_no_part_in_a_maximum():
     x = np.random.default_rng(1).standard_normal((2, 20)).astype(np.float32)
     x[0, 7] = np.nan
