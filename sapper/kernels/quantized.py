@@ -244,7 +244,7 @@ def quantize_blocks(
 
 
 @sp.kernel
-def rms_norm_quantize(
+def rms_norm_quantize_blocks(
     x: Tensor[f32, B, BLOCK], gain: Tensor[f32, B, BLOCK], epsilon: f32, q: Tensor[i8, B, 1, BLOCK],
     scales: Tensor[f32, B, 2, 1], starts: Tensor[i32, B, 1],
 ):
@@ -470,5 +470,5 @@ KERNELS = (
     *(_entry(getattr(kernels, task), form, task, *found) for form, kernels in FORMS.items()
       for task, found in TASKS.items()),
     _entry(quantize_blocks, "q8", "quantize", quantize_reference, EXACT),
-    _entry(rms_norm_quantize, "q8", "norm", quantize_reference, NORMED),
+    _entry(rms_norm_quantize_blocks, "q8", "norm", quantize_reference, NORMED),
 )

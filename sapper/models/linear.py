@@ -211,7 +211,7 @@ class Blocks:
             normed = work.normed[: x.size]
             return [(norm.rms_norm, (x.reshape(1, -1), gain, epsilon, normed.reshape(1, -1)))], (in_blocks(normed),)
         operands = work.quants(1, x.size)
-        return [(quantized.rms_norm_quantize, (in_blocks(x), in_blocks(gain), epsilon, *operands))], operands
+        return [(quantized.rms_norm_quantize_blocks, (in_blocks(x), in_blocks(gain), epsilon, *operands))], operands
 
     def _apply(self, task: str, weights: Sequence[Array], operands: Sequence[Array], *vectors: Array) -> Steps:
         """A product with a vector. task: what comes after "matmul" or "matvec" in the kernel's name."""

@@ -72,7 +72,7 @@ def test_the_outer_loops_are_parallel(entry: LibraryKernel) -> None:
     """Rows, heads and output tiles are for the cores to take; only the sort of a few tokens is
     a chain, and one vector's norm is too small to share."""
     loops = [op for op in entry.kernel.tile_ir().body.ops if op.name in ("tiles", "each")]
-    if entry.name in ("rms_norm_quantize", "group_tokens"):
+    if entry.name in ("rms_norm_quantize_blocks", "group_tokens"):
         return
     assert loops
     assert all(op.attributes["parallel"] for op in loops)
@@ -153,15 +153,22 @@ def test_softmax_of_hostile_rows() -> None:
 
 
 def test_sampling_takes_every_candidate_in_turn() -> None:
-    kernel = find("sample_top_k").kernel
-    values = np.log(np.array([0.5, 0.25, 0.125, 0.125], dtype=np.float32))
-    indices = np.array([7, 3, 9, 1], dtype=np.int32)
-    token = np.zeros(1, dtype=np.int32)
-    for u, expected in ((0.0, 7), (0.49, 7), (0.51, 3), (0.74, 3), (0.76, 9), (0.87, 9), (0.88, 1), (0.9999999, 1)):
-        eager.run(kernel, (values, indices, 1.0, u, token))
-        assert token[0] == expected
-    eager.run(kernel, (values, indices, 1e-3, 0.999, token))
-    assert token[0] == 7  # Nearly greedy when it is cold.
+    """One row for each draw; all candidates, none of them left out by its probability."""
+    draws = ((0.0, 7), (0.49, 7), (0.51, 3), (0.74, 3), (0.76, 9), (0.87, 9), (0.88, 1), (0.9999999, 1))
+    row = np.log(np.array([0.5, 0.25, 0.125, 0.125], dtype=np.float32))
+    u = np.array([u for u, _ in draws], np.float32)
+
+    def tokens(temperature: float) -> list[int]:
+        ones = np.ones(len(draws), np.float32)
+        token = np.zeros(len(draws), np.int32)
+        values = np.tile(row, (len(draws), 1))
+        indices = np.tile(np.array([7, 3, 9, 1], np.int32), (len(draws), 1))
+        eager.run(find("sample").kernel, (values, indices, np.full(len(draws), 4, np.int32),
+                                          ones * np.float32(temperature), ones, ones * 0, u, token))
+        return token.tolist()
+
+    assert tokens(1.0) == [token for _, token in draws]
+    assert tokens(1e-3) == [7] * len(draws)  # Nearly greedy when it is cold.
 
 
 def test_attention_matches_decode_token_by_token() -> None:

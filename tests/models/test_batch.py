@@ -72,7 +72,8 @@ def test_tokens_of_a_step_may_come_in_any_order(model: Loaded) -> None:
     logits = batch.step_logits[0].copy()
     order = random.Random(0).sample(range(70), 70)
     assert batch.step([fed[i] for i in order], [Pick(order.index(69), GREEDY, 0.0)]) == first
-    np.testing.assert_array_equal(batch.step_logits[0], logits)
+    # A row's sum is made in another order where it lies in another block of rows.
+    np.testing.assert_allclose(batch.step_logits[0], logits, rtol=1e-5, atol=1e-5)
 
 
 def test_greedy_tokens_in_company_are_those_of_each_alone(model: Loaded) -> None:
