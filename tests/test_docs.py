@@ -117,7 +117,10 @@ def run_console(block: CodeBlock, where: str) -> None:
 
 @contextlib.contextmanager
 def own_pieces() -> Iterator[None]:
-    """What a page writes by hand, no other page has."""
+    """What a page writes by hand, no other page has. The library's pieces are there before: a module is imported once."""
+    import sapper.kernels.by_hand.contraction
+    import sapper.kernels.by_hand.matmul
+    import sapper.kernels.by_hand.rows  # noqa: F401
     from sapper.lang.by_hand import CONTRACTIONS, PIECES
 
     before = dict(PIECES), dict(CONTRACTIONS)

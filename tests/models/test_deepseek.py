@@ -356,7 +356,7 @@ def test_fp8_weights_are_those_of_the_wide_matrices(tmp_path: Path) -> None:
 
 
 def test_fp8_stays_fp8(tmp_path: Path) -> None:
-    """With "file" the matrices are used as they are: the same logits but for the order of sums. `kv_b_proj` and those
+    """With "file-f32" the matrices are used as they are: the same logits but for the order of sums. `kv_b_proj` and those
     whose rows make no panels of 16 are widened to bf16, so they are in the other model too. Chunks and single tokens
     agree."""
     path, plain = tmp_path / "fp8", tmp_path / "plain"
@@ -369,7 +369,7 @@ def test_fp8_stays_fp8(tmp_path: Path) -> None:
     for file in plain.glob("*.safetensors"):
         save_safetensors(file, {name: rounded.get(name, value) for name, value in load_file(file).items()})
     (path / "config.json").write_text(json.dumps(config_of("deepseek_v3", quantization_config=QUANTISED)))
-    models = [load_model(path, "file"), load_model(plain, "f32")]
+    models = [load_model(path, "file-f32"), load_model(plain, "f32")]
     weights = models[0].weights
     assert isinstance(weights.layers[0].attention.output, ScaledMatrix)
     assert isinstance(weights.layers[-1].feed_forward.down, ScaledExperts)
