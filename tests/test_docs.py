@@ -117,7 +117,7 @@ def run_console(block: CodeBlock, where: str) -> None:
 
 @contextlib.contextmanager
 def own_pieces() -> Iterator[None]:
-    """What a page writes by hand, no other page has. The library's pieces are there before: a module is imported once."""
+    """What a page writes by hand, no other page has. The library's pieces are there before: imports happen once."""
     import sapper.kernels.by_hand.contraction
     import sapper.kernels.by_hand.matmul
     import sapper.kernels.by_hand.rows  # noqa: F401

@@ -356,9 +356,9 @@ def test_fp8_weights_are_those_of_the_wide_matrices(tmp_path: Path) -> None:
 
 
 def test_fp8_stays_fp8(tmp_path: Path) -> None:
-    """With "file-f32" the matrices are used as they are: the same logits but for the order of sums. `kv_b_proj` and those
-    whose rows make no panels of 16 are widened to bf16, so they are in the other model too. Chunks and single tokens
-    agree."""
+    """With "file-f32" the matrices are used as they are: the same logits but for the order of sums. `kv_b_proj` and
+    those whose rows make no panels of 16 are widened to bf16, so they are in the other model too. Chunks and single
+    tokens agree."""
     path, plain = tmp_path / "fp8", tmp_path / "plain"
     for one in (path, plain):
         shutil.copytree(DATA / "deepseek_v3", one)
