@@ -595,7 +595,8 @@ def _smollm2_rows(settings: Settings) -> Iterator[list[Row]]:
 
     settings.report("loading the model")
     try:
-        models = {name: load_model("smollm2", form) for name, form in (("bf16", "bf16"), (AS_IN_FILE, "file"))}
+        models = {name: load_model("smollm2", form) for name, form in (
+            ("bf16", "bf16"), ("bf16 rounded", "bf16-rounded"), (AS_IN_FILE, "file"))}
     except (ModelError, ImportError) as error:
         settings.say(f"no model to run: {error}")
         return

@@ -71,10 +71,10 @@ def in_blocks(rows: Array, size: int = BLOCK) -> Array:
     return blocks
 
 
-def narrowed(x: Rows, dtype: str, exact: bool, work: Workspace) -> tuple[Steps, Rows, str]:
+def narrowed(x: Rows, dtype: str, rounded: bool, work: Workspace) -> tuple[Steps, Rows, str]:
     """Rows as operands of kernels with plain weights of that dtype: the steps that make them, the rows, and how the
-    names of the kernels end. exact: see Dense."""
-    if exact or dtype != "bf16":
+    names of the kernels end. rounded: see Dense."""
+    if not rounded:
         return [], x, dtype
     rows = Rows(work.narrow(*x.array.shape), x.count)
     return [(narrow.narrow_bf16, (x, rows))], rows, "bf16_bf16"
@@ -135,12 +135,12 @@ class Matrix(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """weights [rows, columns], f32 or bf16 as `dtype` says. exact: rows of activations stay f32; otherwise those that
-    meet bf16 are rounded to it, so that products are of pairs."""
+    """weights [rows, columns], f32 or bf16 as `dtype` says. rounded, of bf16: several rows of activations
+    are rounded to it as well, so that packed dot products take them; otherwise they stay f32."""
 
     weights: Array
     dtype: str
-    exact: bool = True
+    rounded: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -166,7 +166,7 @@ class Dense:
         return [(getattr(embedding, f"embedding_{self.dtype}"), (tokens, self.weights, y))]
 
     def apply_rows(self, name: str, x: Rows, others: Sequence[Dense], rest: Sequence[Rows], work: Workspace) -> Steps:
-        steps, x, dtypes = narrowed(x, self.dtype, self.exact, work)
+        steps, x, dtypes = narrowed(x, self.dtype, self.rounded, work)
         return [*steps, (getattr(matmul, f"{name}_{dtypes}"), (x, *(one.weights for one in (self, *others)), *rest))]
 
 
@@ -313,11 +313,11 @@ def _groups_of(arrays: Sequence[Array], dtypes: str, x: Rows, ranges: tuple[Arra
 
 @dataclass(frozen=True, slots=True)
 class DenseExperts:
-    """weights [experts, rows, columns], f32 or bf16 as `dtype` says. exact: see Dense."""
+    """weights [experts, rows, columns], f32 or bf16 as `dtype` says. rounded: see Dense."""
 
     weights: Array
     dtype: str
-    exact: bool = True
+    rounded: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -341,7 +341,7 @@ class DenseExperts:
     def apply_groups(
         self, others: Sequence[DenseExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
-        steps, x, dtypes = narrowed(x, self.dtype, self.exact, work)
+        steps, x, dtypes = narrowed(x, self.dtype, self.rounded, work)
         return steps + _groups_of([one.weights for one in (self, *others)], dtypes, x, ranges, y)
 
 

@@ -25,9 +25,9 @@ from .scaled_matrix import RawScaled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
-FORMS = ("file", "file-f32", "bf16", "bf16-f32", "f32")
-"""How the matrices may be held: in one dtype, or in the blocks of the file. What blocks are multiplied by is quantised,
-and rows that meet bf16 are rounded to it where they are several; with "file-f32" and "bf16-f32" both stay f32."""
+FORMS = ("file", "file-f32", "bf16", "bf16-rounded", "f32")
+"""How the matrices may be held: in one dtype, or in the blocks of the file. What blocks are multiplied by is quantised
+too; with "file-f32" it stays f32. Several rows that meet bf16 are rounded to it with "bf16-rounded" only."""
 ROWS_AT_ONCE = 4096
 Order = Callable[[Array], Array]
 
@@ -69,7 +69,8 @@ class Loader:
         self.where = where
         self.tensors = tensors
         self.names = names
-        self.blocks, self.exact = form.startswith("file"), form.endswith("f32")
+        self.blocks, self.exact = form.startswith("file"), form == "file-f32"
+        self.rounded = form == "bf16-rounded"
         self.dtype = "f32" if form == "f32" else "bf16"
         self.arena = Arena()
 
@@ -120,7 +121,7 @@ class Loader:
         """A matrix that was put together from several tensors, given in f32."""
         target = self.arena.empty(source.shape, DTYPES[self.dtype])
         self.fill(target, source)
-        return Dense(target, self.dtype, self.exact)
+        return Dense(target, self.dtype, self.rounded)
 
     def _joined(self, uses: Sequence[Use], columns: int, places: tuple[int, ...], blocks: bool) -> Matrix:
         if blocks:
@@ -133,7 +134,7 @@ class Loader:
             source = entry.read()
             self.fill(target[start : start + use.rows], source if use.order is None else use.order(source))
             start += use.rows
-        return Dense(target, self.dtype, self.exact)
+        return Dense(target, self.dtype, self.rounded)
 
     def fill(self, target: Array, source: Array) -> None:
         """Copy a matrix, some rows at a time: less memory is touched, and it stays in the cache."""
@@ -168,4 +169,4 @@ class Loader:
         target = self.arena.empty((count, rows, columns), DTYPES[self.dtype])
         for expert in range(count):
             self.fill(target[expert], read(expert))
-        return DenseExperts(target, self.dtype, self.exact)
+        return DenseExperts(target, self.dtype, self.rounded)

@@ -92,19 +92,16 @@ def test_greedy_tokens_are_those_of_transformers(model: Loaded, recorded: dict[s
     assert len(recorded["tokens"]) + len(made.tokens) > 2 * mla.SPLIT
 
 
-@pytest.mark.parametrize(("form", "cache", "least"), [
-    ("bf16-f32", "f32", 0.9999), ("bf16-f32", "bf16", 0.999), ("bf16", "f32", 0.999), ("bf16", "bf16", 0.999)])
-def test_bf16_is_within_its_rounding(
-    name: str, recorded: dict[str, Any], form: str, cache: str, least: float
-) -> None:
-    """The checkpoint's weights are numbers of bf16. Activations stay in f32, or all but those that meet weights do, so
-    the logits are nearer to those of f32 than a forward pass in bf16 throughout is, also where the cache is rounded."""
-    session = load_model(DATA / name, form).session(CONTEXT, cache_dtype=cache)
+@pytest.mark.parametrize("cache", ["f32", "bf16"])
+def test_bf16_is_within_its_rounding(name: str, recorded: dict[str, Any], cache: str) -> None:
+    """The checkpoint's weights are numbers of bf16. Activations stay in f32 here, so the logits are nearer to those of
+    f32 than a forward pass in bf16 throughout is, also where the cache is rounded."""
+    session = load_model(DATA / name, "bf16").session(CONTEXT, cache_dtype=cache)
     session.feed(recorded["tokens"][:-1])
     session.feed(recorded["tokens"][-1:])
     wanted, theirs = recorded["logits"][-1], recorded["logits_bf16"][-1]
     cosine = session.logits @ wanted / np.linalg.norm(session.logits) / np.linalg.norm(wanted)
-    assert cosine >= least
+    assert cosine >= (0.9999 if cache == "f32" else 0.999)
     assert np.abs(session.logits - wanted).max() < np.abs(theirs - wanted).max()
 
 
@@ -356,7 +353,7 @@ def test_fp8_weights_are_those_of_the_wide_matrices(tmp_path: Path) -> None:
 
 
 def test_fp8_stays_fp8(tmp_path: Path) -> None:
-    """With "file-f32" the matrices are used as they are: the same logits but for the order of sums. `kv_b_proj` and
+    """With "file" the matrices are used as they are: the same logits but for the order of sums. `kv_b_proj` and
     those whose rows make no panels of 16 are widened to bf16, so they are in the other model too. Chunks and single
     tokens agree."""
     path, plain = tmp_path / "fp8", tmp_path / "plain"
@@ -369,7 +366,7 @@ def test_fp8_stays_fp8(tmp_path: Path) -> None:
     for file in plain.glob("*.safetensors"):
         save_safetensors(file, {name: rounded.get(name, value) for name, value in load_file(file).items()})
     (path / "config.json").write_text(json.dumps(config_of("deepseek_v3", quantization_config=QUANTISED)))
-    models = [load_model(path, "file-f32"), load_model(plain, "f32")]
+    models = [load_model(path, "file"), load_model(plain, "f32")]
     weights = models[0].weights
     assert isinstance(weights.layers[0].attention.output, ScaledMatrix)
     assert isinstance(weights.layers[-1].feed_forward.down, ScaledExperts)
@@ -517,9 +514,8 @@ def test_blocks_of_a_gguf_file_stay_blocks(
         session.feed([5, 17, 200, 8])
         session.feed([9])
         found.append(session.logits)
-    # Rounded activations may turn a choice of experts that is near a tie.
-    for logits, least in zip(found[1:], (0.999, 0.995), strict=True):
-        assert logits @ found[0] / np.linalg.norm(logits) / np.linalg.norm(found[0]) >= least
+    for logits in found[1:]:
+        assert logits @ found[0] / np.linalg.norm(logits) / np.linalg.norm(found[0]) >= 0.999
 
 
 def test_absurd_numbers_of_a_gguf_file_are_refused(tmp_path: Path) -> None:
