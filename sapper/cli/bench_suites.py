@@ -552,6 +552,10 @@ def _printed_s(code: str, count: int) -> list[float]:
 
 AS_IN_FILE = "4 bit"
 """What the file's own form of the weights is called: Q4_1, and Q8_0 for the logits."""
+ROUNDED = "bf16 rounded"
+"""And bf16 whose rows of activations are rounded to it."""
+PREFILL_PRODUCTS = {ROUNDED: "bf16", AS_IN_FILE: "i8"}
+"""What a prompt is multiplied with, where that is not f32."""
 
 
 def model_rows(settings: Settings) -> Iterator[list[Row]]:
@@ -596,7 +600,7 @@ def _smollm2_rows(settings: Settings) -> Iterator[list[Row]]:
     settings.report("loading the model")
     try:
         models = {name: load_model("smollm2", form) for name, form in (
-            ("bf16", "bf16"), ("bf16 rounded", "bf16-rounded"), (AS_IN_FILE, "file"))}
+            ("bf16", "bf16"), (ROUNDED, "bf16-rounded"), (AS_IN_FILE, "file"))}
     except (ModelError, ImportError) as error:
         settings.say(f"no model to run: {error}")
         return
@@ -667,11 +671,11 @@ def _speeds(name: str, dtype: str, prefill_flops: int, weight_bytes: int, prefil
     """Rows for a model's prompt and for its decoding. weight_bytes: that one token reads."""
     prompt_tokens = _prompt_tokens(settings)
     label = f"{name} prefill, {threads} thread{'s' * (threads > 1)}"
-    peaks = settings.peaks(threads)
+    peaks, products = settings.peaks(threads), PREFILL_PRODUCTS.get(dtype, "f32")
     settings.report(label)
     rows = rows_of(f"{name} prefill", dtype, str(prompt_tokens), threads, settings.measure(prefill, threads),
-                   prefill_flops / peaks.f32_flops, prompt_tokens, "tokens/s", dtypes,
-                   (prefill_flops, weight_bytes, "f32"))
+                   prefill_flops / peaks.arithmetic(products), prompt_tokens, "tokens/s", dtypes,
+                   (prefill_flops, weight_bytes, products))
     settings.report(label.replace("prefill", "decode"))
     timings, peaks = with_floor(decode, "DRAM", False, peaks, threads, settings)
     rows += rows_of(f"{name} decode", dtype, f"1 after {prompt_tokens}", threads, timings,
