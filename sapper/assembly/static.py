@@ -7,8 +7,8 @@ instruction's flags are up, how deep the stack is and what lies on it. A path th
 
 Checked: features of the target; unreachable code; loops that can't be shown to end; undefined and stale registers;
 pinned values overwritten; flags; stack depth and alignment at calls; registers that the caller relies on; MXCSR;
-vzeroupper; memory through what is no pointer, stores to what may only be read, offsets outside a region: constant ones,
-and in a region of known size those of an index that runs between numbers.
+vzeroupper; memory through what is no pointer, stores to what may only be read; footprint.py shows that addresses stay
+inside their regions.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from ..codegen.machine import Immediate, Instruction, Label, LabelReference, Mem
 from ..ir.nodes import Location
 from .build import Assembly, Region
 from .errors import AssemblyError
+from .footprint import Footprint
+from .polynomial import Known
 
 STACK = Region("the stack", True)
 CONSTANTS = Region("constants", False)
@@ -39,8 +41,6 @@ Token = tuple[Any, ...]
 
 _CALLERS: frozenset[Any] = frozenset({None})
 _NOTHING: frozenset[Token] = frozenset({("gone", "nothing was ever put there", None)})
-Bounds = tuple[frozenset[int], frozenset[int]]
-_UNBOUNDED: Bounds = (frozenset(), frozenset())
 Place = tuple[Region, "int | None"]
 """Where a register may point: a region and the byte offset in it, None where that is not constant."""
 
@@ -67,7 +67,6 @@ class _State:
     flags: for each flag the instructions that may have set it; None for the caller, ("lost", item) for one that leaves
     it undefined. depth: bytes below the entry stack pointer.
     wide: the instructions that last left upper halves full. modes: MXCSR's values; saved: those stored at an address.
-    bounds: of a general register numbers that it is never below, and never above.
     """
 
     values: dict[Any, frozenset[Token]] = field(default_factory=dict)
@@ -77,11 +76,10 @@ class _State:
     wide: Instruction | None = None
     modes: frozenset[Instruction | None] = frozenset({None})
     saved: dict[Any, frozenset[Instruction | None]] = field(default_factory=dict)
-    bounds: dict[Any, Bounds] = field(default_factory=dict)
 
     def copy(self) -> _State:
         return _State(dict(self.values), dict(self.points), dict(self.flags), self.depth, self.wide, self.modes,
-                      dict(self.saved), dict(self.bounds))
+                      dict(self.saved))
 
     def meet(self, other: _State) -> bool:
         """Take in what another path brings; whether that was new."""
@@ -114,13 +112,6 @@ class _State:
                     del self.saved[key]
         if self.wide is None and other.wide is not None:
             self.wide, changed = other.wide, True
-        for register, bounds in list(self.bounds.items()):
-            # Only what held before is kept, where it still holds: so the sets shrink, and loops come to an end.
-            lower, upper = other.bounds.get(register, _UNBOUNDED)
-            held = (frozenset(n for n in bounds[0] if lower and max(lower) >= n),
-                    frozenset(n for n in bounds[1] if upper and min(upper) <= n))
-            if held != bounds:
-                self.bounds[register], changed = held, True
         return changed
 
 
@@ -165,6 +156,8 @@ class _Checker:
             raise self.fail("running-off", f"{self.assembly.name}: {error}", last) from None
         self.check_reachable()
         self.check_loops()
+        self.footprint = Footprint(self.assembly, self.starts, self.follow,
+                                   lambda item: self.accesses(item, self.facts[item.row])[1], _cycles)
         states: list[_State | None] = [None] * len(self.follow)
         states[0] = self.entry()
         pending = [0]
@@ -176,7 +169,7 @@ class _Checker:
             left = self.block(block, start.copy())
             for successor in self.follow[block]:
                 known = states[successor]
-                state = self.refined(left, block, successor)
+                state = left.copy()
                 if known is None:
                     states[successor] = state
                     changed = True
@@ -194,6 +187,7 @@ class _Checker:
             if reached is not None:
                 self.block(block, reached.copy())
         self.check_comparisons()
+        self.footprint.run()
 
     def first(self, block: int) -> Instruction | None:
         for place in range(self.starts[block], self.starts[block + 1]):
@@ -238,16 +232,12 @@ class _Checker:
         if item.row.control == "call":
             self.call(item, state)
         owners = self.assembly.owners.get(item, {})
-        moved = self.bounded(item, state)
         for register in writes:
-            state.bounds.pop(register, None)
             explicit = register in owners
             state.values[register] = frozenset({("made", owners.get(register) if explicit else None, item)})
             state.points.pop(register, None)
         if places is not None and writes:
             state.points[writes[0]] = places
-        if moved is not None and writes:
-            state.bounds[writes[0]] = moved
         if restored is not None:
             state.values[writes[0]], state.points[writes[0]] = restored
         self.write_flags(item, state)
@@ -432,7 +422,6 @@ class _Checker:
             if isinstance(register, Register) and register not in kept:
                 state.values[register] = gone
                 state.points.pop(register, None)
-                state.bounds.pop(register, None)
         state.values[Register(*self.table.RESULT)] = frozenset({("made", None, item)})
         state.flags = {}
 
@@ -488,7 +477,6 @@ class _Checker:
                 raise self.fail("footprint", f"{item.row.mnemonic} reaches memory through what is no pointer", item,
                                 "an address that no declared region is part of", "a declared pointer plus an offset",
                                 "declare the pointer: a.input(register, Region(...))")
-            self.check_index(item, spec, operand, state)
             bytes_ = (spec.broadcast_bits if operand.broadcast else spec.memory_bits) // 8
             if operand.label is not None and operand.index is None:
                 held = len(self.assembly.constants[operand.label][1])
@@ -500,11 +488,6 @@ class _Checker:
                 if spec.writes and not region.writable:
                     raise self.fail("read-only", f"{item.row.mnemonic} stores to {region.name}, which is only read",
                                     item, "a store", "a load", "declare it writable if it is an output")
-                if offset is not None and (offset < 0 or (region.size_bytes is not None
-                                                          and offset + bytes_ > region.size_bytes)):
-                    size = f"{region.size_bytes} bytes" if region.size_bytes is not None else "bytes from 0 on"
-                    raise self.fail("footprint", f"{item.row.mnemonic} reaches outside {region.name}", item,
-                                    f"bytes {offset} to {offset + bytes_ - 1}", size)
 
     def pointed(self, item: Instruction, state: _State) -> frozenset[Place] | None:
         """Where the register that the instruction writes points afterwards; None: nowhere that is known."""
@@ -539,82 +522,6 @@ class _Checker:
             both = state.points.get(operands[0], frozenset()) | state.points.get(source, frozenset())
             return _merged(both) or None
         return None
-
-    # --- Numbers ----------------------------------------------------------------------------------------------------
-
-    def bounded(self, item: Instruction, state: _State) -> Bounds | None:
-        """Between which numbers the register lies that the instruction writes."""
-        mnemonic, operands = item.row.mnemonic, item.operands
-        if not operands or not isinstance(operands[0], (Register, VirtualRegister)):
-            return None
-        if is_idiom(item, self.facts[item.row]) and mnemonic == "xor":
-            return frozenset({0}), frozenset({0})
-        source: Any = operands[-1]
-        bits = item.row.operands[0].bits
-        if mnemonic in self.table.MOVES and isinstance(source, Immediate) and bits >= 32:
-            value = source.value if bits == 64 else source.value & 0xFFFFFFFF
-            return frozenset({value}), frozenset({value})
-        if bits != 64:
-            return None
-        if mnemonic in self.table.MOVES:
-            return None if isinstance(source, Memory) else state.bounds.get(source)
-        if mnemonic in ("add", "sub", "inc", "dec") and (step := _step(item)) is not None:
-            return _affine(state.bounds.get(operands[0]), 1, step)
-        if mnemonic == "lea" and source.label is None and (source.base is None) != (source.index is None):
-            scale = 1 if source.index is None else source.scale
-            return _affine(state.bounds.get(source.base or source.index), scale, source.disp)
-        if mnemonic in ("shl", "imul") and isinstance(source, Immediate) and source.value > 0:
-            return _affine(state.bounds.get(operands[-2]), 1 << source.value if mnemonic == "shl" else source.value, 0)
-        return None
-
-    def refined(self, state: _State, block: int, successor: int) -> _State:
-        """The state on an edge: a comparison with a number, where the block ends in a branch on it, bounds a register
-        on either side."""
-        found = state.copy()
-        last = self.body[self.starts[block + 1] - 1]
-        if isinstance(last, Label) or self.facts[last.row].flow != BRANCH or len(set(self.follow[block])) != 2:
-            return found
-        setters = [i for i in self.body[self.starts[block]:self.starts[block + 1] - 1]
-                   if isinstance(i, Instruction) and self.facts[i.row].writes_flags]
-        before = self.body[self.starts[block + 1] - 2]
-        if not setters or setters[-1] is not before or before.row.mnemonic != "cmp":
-            return found
-        register, number = before.operands
-        if not isinstance(number, Immediate) or isinstance(register, Memory) or before.row.operands[0].bits != 64:
-            return found
-        target = next(o.name for o in last.operands if isinstance(o, LabelReference))
-        code = last.row.mnemonic.removeprefix("j")
-        if not self.labelled(successor, target):
-            code = _OPPOSITE.get(code, "")
-        lower, upper = found.bounds.get(register, _UNBOUNDED)
-        if code in ("l", "le", "e"):
-            upper |= {number.value - (code == "l")}
-        if code in ("g", "ge", "e"):
-            lower |= {number.value + (code == "g")}
-        if lower or upper:
-            found.bounds[register] = lower, upper
-        return found
-
-    def check_index(self, item: Instruction, spec: Any, memory: Memory, state: _State) -> None:
-        """A region of known size, reached at its start plus an index: all that the index can be must lie inside."""
-        if memory.index is None or spec.index_bits or item.mask is not None:
-            return  # lanes that an opmask or a vector chooses are seen when it runs
-        bytes_ = (spec.broadcast_bits if memory.broadcast else spec.memory_bits) // 8
-        for base, index, scale in ((memory.base, memory.index, memory.scale), (memory.index, memory.base, 1)):
-            if base is memory.index and memory.scale != 1:
-                continue
-            for region, offset in state.points.get(base, ()):
-                if region.size_bytes is None or offset is None or index is None:
-                    continue
-                lower, upper = _affine(state.bounds.get(index, _UNBOUNDED), scale, offset + memory.disp) or _UNBOUNDED
-                first = max(lower) if lower else None
-                end = min(upper) + bytes_ if upper else None
-                if first is None or end is None or first < 0 or end > region.size_bytes:
-                    raise self.fail(
-                        "footprint", f"{item.row.mnemonic} can't be shown to stay inside {region.name}", item,
-                        f"bytes {'?' if first is None else first} to {'?' if end is None else end - 1}",
-                        f"bytes 0 to {region.size_bytes - 1}",
-                        "a loop over the index with numbers as bounds, or an opmask")
 
     # --- The graph --------------------------------------------------------------------------------------------------
 
@@ -715,6 +622,22 @@ class _Checker:
                                     setter))
         return self.closes(operands[0], writers, block, inside, stay, setter)
 
+    def steady(self, item: Instruction, writers: dict[Any, list[tuple[int, Instruction]]]) -> int | None:
+        """2 or -2 for a register that moves up or down by another, which the cycle leaves alone and which holds a copy
+        of an input that is at least 1 (the number of workers); else None."""
+        if item.row.mnemonic not in ("add", "sub") or not isinstance(item.operands[1], (Register, VirtualRegister)):
+            return None
+        by = item.operands[1]
+        makers = [i for i in self.body if isinstance(i, Instruction) and by in self.accesses(i, self.facts[i.row])[1]]
+        if by in writers or by == item.operands[0] or len(makers) > 1:
+            return None
+        if makers and (makers[0].row.mnemonic not in self.table.MOVES or makers[0].operands[1] in writers):
+            return None
+        number = self.assembly.numbers.get(makers[0].operands[1] if makers else by)
+        if number is None or not Known(self.assembly.assumed).proves(number - 1):
+            return None
+        return 2 if item.row.mnemonic == "add" else -2
+
     def labelled(self, block: int, name: str) -> bool:
         for place in range(self.starts[block], self.starts[block + 1]):
             item = self.body[place]
@@ -732,7 +655,7 @@ class _Checker:
         member, item = writers[counter][0]
         if any(block in cycle for cycle in _cycles([b for b in sorted(inside) if b != member], self.follow)):
             return False  # a round may leave it out
-        amount = _step(item)
+        amount = _step(item) or self.steady(item, writers)
         if amount is None or (setter is not item and setter.row.mnemonic not in ("cmp", "test")):
             return False
         if abs(amount) == 1 and stay == "ne":
@@ -800,13 +723,6 @@ def _step(item: Instruction) -> int | None:
         if memory.base == operands[0] and memory.index is None and memory.label is None:
             return memory.disp or None
     return None
-
-
-def _affine(bounds: Bounds | None, scale: int, offset: int) -> Bounds | None:
-    """Bounds of scale * x + offset, for a positive scale."""
-    if bounds is None:
-        return None
-    return frozenset(scale * n + offset for n in bounds[0]), frozenset(scale * n + offset for n in bounds[1])
 
 
 def _address(operand: Any) -> tuple[Any, ...]:

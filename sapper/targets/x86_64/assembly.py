@@ -189,6 +189,27 @@ def flags_defined(row: Row) -> str:
     return "".join(written)
 
 
+# --- For addresses (sapper/assembly/footprint.py) -----------------------------------------------------------------
+
+ARITHMETIC = {
+    "mov": "move", "lea": "address", "add": "add", "sub": "subtract", "inc": "increment", "dec": "decrement",
+    "imul": "multiply", "shl": "left", "shr": "right", "and": "and", "xor": "exclusive", "cmp": "compare",
+    "test": "test", "bzhi": "low bits", "cmovg": "greatest", "cmovge": "greatest", "cmovl": "least", "cmovle": "least",
+    **{f"kmov{size}": "mask" for size in "bwdq"},
+}
+"""Mnemonics by what they do to general registers; "greatest" takes its second operand where the first that was compared
+is the greater, "least" where it is the smaller."""
+
+DIVISIONS = frozenset({"div.64"})
+"""Rows that leave numbers without a sign."""
+
+CONDITIONS = {"je": "=", "jne": "!=", "jl": "<", "jle": "<=", "jg": ">", "jge": ">=", "js": "<", "jns": ">=",
+              "jb": "u<", "jbe": "u<=", "ja": "u>", "jae": "u>="}
+"""What a branch finds of the two numbers that were compared; u: as numbers without a sign."""
+
+OPPOSITE = {"jo": "jno", "jb": "jae", "je": "jne", "jbe": "ja", "js": "jns", "jp": "jnp", "jl": "jge", "jle": "jg"}
+OPPOSITE |= {b: a for a, b in OPPOSITE.items()}
+
 # --- For planted errors (sapper/assembly/mutate.py) ---------------------------------------------------------------
 
 NEIGHBOURS = {"jl": "jle", "jle": "jl", "jg": "jge", "jge": "jg", "jb": "jbe", "jbe": "jb", "ja": "jae", "jae": "ja",
