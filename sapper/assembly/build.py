@@ -100,7 +100,8 @@ class Assembly:
     these point to, by byte offset. numbers, word_numbers: what the others hold, as formulas. assumed: what is never
     negative.
     results: registers whose last value is what the piece gives, where it stores none. naked: the author writes prologue
-    and epilogue; no register is virtual. declared: its effects, as `declare` took them.
+    and epilogue; no register is virtual. declared: its effects, as `declare` took them. features: those that its author
+    says it needs, None where nothing is said.
     """
 
     name: str
@@ -118,11 +119,15 @@ class Assembly:
     labels: list[LabelName] = field(default_factory=list)
     register_count: int = 0
     declared: dict[str, Any] | None = None
+    features: frozenset[str] | None = None
 
-    def declare(self, reads: str = "", writes: str = "", clobbers: str = "") -> None:
+    def declare(self, reads: str = "", writes: str = "", clobbers: str = "", features: str | None = None,
+                aligned: Mapping[str, int] | None = None) -> None:
         """Say what the piece does: regions that it reads and writes, physical registers that it overwrites, separated
-        by blanks. What the rows say is compared with it (effects.py)."""
-        self.declared = {"reads": reads, "writes": writes, "clobbers": clobbers, "location": author_location()}
+        by blanks; features of the CPU that it needs; how many bytes a region must be aligned to, which is 1 for one
+        that is not named. What the rows say is compared with it (effects.py)."""
+        self.declared = {"reads": reads, "writes": writes, "clobbers": clobbers, "features": features,
+                         "aligned": aligned, "location": author_location()}
 
     # --- Registers --------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from .notation import Reg
 from .polynomial import Polynomial, Symbol
 from .static import check_static
 
+
 @dataclass(slots=True)
 class Tile(Assembly):
     """What the author of a micro-kernel writes into.
@@ -98,7 +99,8 @@ class Contraction:
 
     def assemble(self, tile: tuple[int, int], first_register: int = 0) -> Tile:
         """The piece for a tile of (rows, vectors), over new virtual registers."""
-        made = Tile(self.name, self.table, vector_bits=self.vector_bits, register_count=first_register)
+        made = Tile(self.name, self.table, vector_bits=self.vector_bits, register_count=first_register,
+                    features=self.features)
         made.sums = [[made.input(made.vector()) for _ in range(tile[1])] for _ in range(tile[0])]
         made.results = frozenset(reg.register for row in made.sums for reg in row)
         depth = Polynomial.of(Symbol.new("depth" if self.step == 1 else f"depth/{self.step}")) * self.step

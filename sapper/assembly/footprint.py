@@ -6,8 +6,8 @@ Holds: general registers are followed as polynomials (polynomial.py) over extent
 
     a loop          a register that moves by the same amount in each round is start + round * amount. What the branch
                     back tells of the last round holds for this one, if it held before the first.
-    paths meet      where one of them is the loop and the other passes it by, what they leave is start + rounds * amount,
-                    with rounds from 0 on; else what differs is not known any more.
+    paths meet      where one of them is the loop and the other passes it by, they leave start + rounds * amount, with
+                    rounds from 0 on; else what differs is not known any more.
     an opmask       whose lowest n lanes are on bounds the bytes of an access under it.
 
 What depends on data (gathers, lanes that a comparison chose) is not known: there the run under the interpreter and
@@ -279,7 +279,8 @@ class Footprint:
             condition = condition[1:]
         if condition == "!=":
             return [a - b - 1] if known.proves(a - b) else [b - a - 1] if known.proves(b - a) else []
-        return {"<": [b - a - 1], "<=": [b - a], ">": [a - b - 1], ">=": [a - b], "=": [a - b, b - a]}.get(condition, [])
+        return {"<": [b - a - 1], "<=": [b - a], ">": [a - b - 1], ">=": [a - b],
+                "=": [a - b, b - a]}.get(condition, [])
 
     # --- One instruction --------------------------------------------------------------------------------------------
 
@@ -357,7 +358,7 @@ class Footprint:
             if isinstance(source, Memory):
                 return self.word(source), None
             return state.values.get(source), state.lanes.get(source)
-        if kind == "address":
+        if kind == "address" and isinstance(source, Memory):
             return self.address(source, state), None
         region, before = state.values.get(target, (None, None))
         if kind in ("add", "subtract", "increment", "decrement"):
@@ -480,8 +481,7 @@ class Footprint:
         where = ", ".join(f"{s.name} = {numbers[s]}" for s in named)
         found = f"bytes {start} to {start + bytes_ - 1}" + (f" where {where}" if where else "")
         return AssemblyError("footprint", f"{item.row.mnemonic} reaches outside {region.name}", item.location, found,
-                             region.described({s: numbers.get(s, 1) for s in region.symbols}),
-                             "end the loop earlier, or take the last elements one by one or under an opmask")
+                             region.described({s: numbers.get(s, 1) for s in region.symbols}))
 
     @staticmethod
     def _at(polynomial: Polynomial, numbers: dict[Symbol, int]) -> int:

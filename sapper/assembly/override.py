@@ -177,7 +177,7 @@ def build(kernel: Any, piece: ByHand) -> KernelAssembly:
     table = table_of(piece.family)
     stored = stored_tensors(kernel.tile_ir())
     assembly = KernelAssembly(kernel.name, table, parameters=dict(kernel.parameters), stored=stored,
-                              contiguous=piece.contiguous, dims=_extents(kernel, piece))
+                              contiguous=piece.contiguous, dims=_extents(kernel, piece), features=piece.features)
     assembly.inputs[assembly._argument(0).register] = ARGUMENT_BLOCK
     worker, workers = (Polynomial.of(Symbol.new(name)) for name in ("worker", "workers"))
     for number, value in ((1, worker), (2, workers)):

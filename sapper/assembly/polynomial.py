@@ -3,10 +3,10 @@
 Leaves: `Polynomial`s over `Symbol`s; `Known`, a set of polynomials that are not negative, which proves others, or finds
 numbers for which another is negative. Holds: a proof is right for all numbers; that none is found says nothing.
 
-A proof goes from the newest symbol to the oldest. Where a polynomial rises with a symbol, the symbol is replaced by what
-it is never below, where it falls, by what it is never above: M*N - m*N - n with n <= N - 1 is at least M*N - m*N - N + 1,
-with m <= M - 1 at least 1. Symbols are made in the order in which loops nest, so a bound speaks of older ones only
-(M. Fourier's and T. Motzkin's elimination, one bound at a time).
+A proof goes from the newest symbol to the oldest. Where a polynomial rises with a symbol, the symbol is replaced by
+what it is never below, where it falls, by what it is never above: M*N - m*N - n with n <= N - 1 is at least
+M*N - m*N - N + 1, with m <= M - 1 at least 1. Symbols are made in the order in which loops nest, so a bound speaks of
+older ones only (J. Fourier's and T. Motzkin's elimination, one bound at a time).
 """
 
 from __future__ import annotations
@@ -189,9 +189,7 @@ class Known:
         parts = polynomial.parts(newest)
         if parts is None:
             return False
-        slope, rest = parts
-        sign = _sign(slope)
-        if sign == 0:  # N*a - a*b: by an older symbol, whose bounds make the slope's sign plain
+        if _sign(parts[0]) == 0:  # N*a - a*b: by an older symbol, whose bounds make the slope's sign plain
             return any(self._prove(lower, depth + 1, steps) for s in sorted(symbols - {newest}, reverse=True)
                        for lower in self._lower(polynomial, s))
         return any(self._prove(lower, depth + 1, steps) for lower in self._lower(polynomial, newest))
@@ -235,7 +233,8 @@ class Known:
         for trial in range(_TRIALS):
             numbers: dict[Symbol, int] = {}
             for symbol in symbols:
-                self._give(symbol, random.choice(_TRIED) if trial else _HIGHEST, numbers, facts)
+                tried = _SMALL if trial < _TRIALS // 2 else _LARGE
+                self._give(symbol, trial if trial < 2 else random.choice(tried), numbers, facts)
             if all(f.value(numbers) >= 0 for f in facts if f.symbols <= numbers.keys()) \
                     and polynomial.value(numbers) < 0:
                 return numbers
@@ -263,5 +262,7 @@ class Known:
 
 
 _HIGHEST = -1
-_TRIED = (_HIGHEST, _HIGHEST, 0, 1, 2, 3, 5, 16, 17, 33, 1 << 16)
+_SMALL = (_HIGHEST, _HIGHEST, 0, 1, 2, 3)
+_LARGE = (_HIGHEST, _HIGHEST, 0, 1, 5, 16, 17, 33, 1 << 16)
+"""Numbers that are tried, small ones first, as a reader sees through them sooner."""
 _TRIALS = 400

@@ -461,7 +461,8 @@ def test_index_that_is_worked_out() -> None:
 
     check_static(piece(lambda a: write(a, 32)), ZEN4)
     error = refused(lambda a: write(a, 33))
-    assert error.kind == "footprint" and error.found == "bytes 4096 to 4099 where round 2 = 32" and at_mark(write, error)
+    assert error.kind == "footprint" and at_mark(write, error)
+    assert error.found == "bytes 4096 to 4099 where round 2 = 32"
 
 
 def test_past_the_end_of_a_constant() -> None:
