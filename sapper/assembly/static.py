@@ -487,7 +487,7 @@ class _Checker:
         return bool((base == self.stack) == (memory.base == self.stack))
 
     def track_stack(self, item: Instruction, state: _State) -> None:
-        """Which bytes below the entry stack pointer hold something; any may, once a register has the stack's address."""
+        """Which bytes below the entry stack pointer hold something; any may, once a register has its address."""
         if state.stack is None:
             return
         row, operands = item.row, item.operands
