@@ -16,7 +16,7 @@ from .model import Model
 from .weights import check_form
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "llama", "deepseek_v2": "deepseek", "deepseek_v3": "deepseek",
-                 "deepseek2": "deepseek"}
+                 "deepseek_v32": "deepseek", "deepseek2": "deepseek"}
 """What a checkpoint calls its architecture -> the package that has it."""
 
 

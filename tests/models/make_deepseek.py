@@ -1,29 +1,31 @@
 """Makes the small random DeepSeek and Qwen2 checkpoints in tests/models/data, and what transformers computes on them.
 
-    python -m tests.models.make_deepseek        needs torch and transformers (made with 5.24); the tests need neither
+    python -m tests.models.make_deepseek [NAME]...    needs torch and transformers (made with 5.24); the tests do not
 
 Out: for each architecture a directory with a checkpoint in bf16, and NAME.npz beside it: `tokens`, `logits`
 [tokens, vocabulary] of the checkpoint's weights in f32, `logits_bf16` of a forward pass in bf16 throughout, `greedy`:
 128 tokens that follow, each the likeliest by its f32 logits. Holds: the likeliest token leads by MARGIN at every step,
-so that another order of summation gives the same tokens.
+so that another order of summation gives the same tokens; so does the last position that an indexer keeps, by
+INDEX_MARGIN of the largest score.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV3Config, Qwen2Config
+from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV3Config, DeepseekV32Config, Qwen2Config
 
 from . import small
 
 DATA = Path(__file__).parent / "data"
 VOCABULARY = small.VOCABULARY + 5
-GREEDY, PROMPT, MARGIN = 128, 24, 2e-3
+GREEDY, PROMPT, MARGIN, INDEX_MARGIN = 128, 24, 2e-3, 2e-5
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "original_max_position_embeddings": 64,
         "beta_fast": 32, "beta_slow": 1}
 SHAPE: dict[str, Any] = {
@@ -44,6 +46,11 @@ CONFIGS: dict[str, Any] = {
     "deepseek_v3": lambda: DeepseekV3Config(
         **SHAPE, q_lora_rank=40, n_shared_experts=1, n_group=4, topk_group=2, routed_scaling_factor=2.5,
         num_nextn_predict_layers=0, rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    "deepseek_v32": lambda: DeepseekV32Config(
+        **SHAPE, q_lora_rank=40, n_shared_experts=1, n_group=4, topk_group=2, routed_scaling_factor=2.5,
+        index_n_heads=16, index_head_dim=20, index_topk=12,
+        rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
     ),
     "qwen2": lambda: Qwen2Config(
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
@@ -84,13 +91,34 @@ def follow(model: Any, tokens: list[int]) -> tuple[list[int], float]:
     return made, margin
 
 
+def index_margin(model: Any, tokens: list[int]) -> float:
+    """By how much of its largest score each token's last kept position leads the next, where it leads least."""
+    margin = float("inf")
+    topk = torch.Tensor.topk
+
+    def watched(scores: torch.Tensor, k: int, dim: int = -1, **rest: Any) -> Any:
+        nonlocal margin
+        if k < scores.shape[-1] == len(tokens):
+            values = torch.sort(scores[0], descending=True).values[k:]
+            margin = min(margin, float((values[:, k - 1] - values[:, k]).min() / scores[0].tril().abs().max()))
+        return topk(scores, k, dim=dim, **rest)
+
+    torch.Tensor.topk = watched
+    try:
+        model(torch.tensor([tokens]))
+    finally:
+        torch.Tensor.topk = topk
+    return margin
+
+
 def make(name: str) -> None:
     for seed in range(100):
         model = AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation="eager").float().eval()
         fill(model, seed)
         tokens = np.random.default_rng(seed).integers(0, small.VOCABULARY, PROMPT).tolist()
         greedy, margin = follow(model, tokens)
-        if margin >= MARGIN and len(set(greedy)) > GREEDY // 4:
+        if margin >= MARGIN and len(set(greedy)) > GREEDY // 4 and (
+                "index_topk" not in vars(model.config) or index_margin(model, tokens + greedy) >= INDEX_MARGIN):
             break
     else:
         raise SystemExit(f"{name}: no seed keeps a margin of {MARGIN}")
@@ -116,5 +144,5 @@ def make(name: str) -> None:
 
 if __name__ == "__main__":
     with torch.no_grad():
-        for one in CONFIGS:
+        for one in sys.argv[1:] or CONFIGS:
             make(one)

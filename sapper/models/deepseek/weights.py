@@ -25,12 +25,22 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class IndexWeights:
+    """Of an indexer. gain, bias [its features]: of the norm of its keys. head_weights [its heads, features], f32."""
+
+    gain: Array
+    bias: Array
+    head_weights: Dense
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionWeights:
-    """joined [(query_rank or heads * head_features) + key_rank + turned_features, features]: what meets a layer's
-    input: rows of the queries' latent vector, or of the queries where there is none, then of the latent vector of keys
-    and values and of the shared key. query_gain, query: from the queries' latent vector to the queries, or None.
-    key_gain [key_rank]. expand [heads * (key_features + value_features), key_rank]: a head's keys, then its values.
-    output [features, heads * value_features].
+    """joined [(query_rank or heads * head_features) + key_rank + turned_features (+ index features), features]: what
+    meets a layer's input: rows of the queries' latent vector, or of the queries where there is none, then of the latent
+    vector of keys and values, of the shared key and of the index key. query_gain, query: from the queries' latent
+    vector to the queries, and behind them the index queries, or None. key_gain [key_rank]. expand [heads *
+    (key_features + value_features), key_rank]: a head's keys, then its values. output [features, heads *
+    value_features]. index: None where there is no indexer.
     """
 
     gain: Array
@@ -40,6 +50,7 @@ class AttentionWeights:
     key_gain: Array
     expand: Dense
     output: Matrix
+    index: IndexWeights | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +121,8 @@ class DeepseekWeights:
             count += one.gain.nbytes + one.joined.nbytes + one.key_gain.nbytes + one.expand.nbytes + one.output.nbytes
             if one.query is not None and one.query_gain is not None:
                 count += one.query.nbytes + one.query_gain.nbytes
+            if one.index is not None:
+                count += one.index.gain.nbytes + one.index.bias.nbytes + one.index.head_weights.nbytes
             count += layer.feed_forward.step_bytes
         return count
 
@@ -121,6 +134,7 @@ class DeepseekWeights:
             one = layer.attention
             count += one.joined.size + one.expand.size + one.output.size + layer.feed_forward.step_size
             count += one.query.size if one.query is not None else 0
+            count += one.index.head_weights.size if one.index is not None else 0
         return count
 
 
@@ -131,6 +145,9 @@ NAMES = {
     "query_latent": LAYER + "self_attn.q_a_proj.weight", "query_gain": LAYER + "self_attn.q_a_layernorm.weight",
     "query": LAYER + "self_attn.q_b_proj.weight", "key_latent": LAYER + "self_attn.kv_a_proj_with_mqa.weight",
     "key_gain": LAYER + "self_attn.kv_a_layernorm.weight", "expand": LAYER + "self_attn.kv_b_proj.weight",
+    "index_query": LAYER + "self_attn.indexer.wq_b.weight", "index_key": LAYER + "self_attn.indexer.wk.weight",
+    "index_gain": LAYER + "self_attn.indexer.k_norm.weight", "index_bias": LAYER + "self_attn.indexer.k_norm.bias",
+    "index_weights": LAYER + "self_attn.indexer.weights_proj.weight",
     "output": LAYER + "self_attn.o_proj.weight", "feed_forward_gain": LAYER + "post_attention_layernorm.weight",
     "gate": LAYER + "mlp.gate_proj.weight", "up": LAYER + "mlp.up_proj.weight", "down": LAYER + "mlp.down_proj.weight",
     "router": LAYER + "mlp.gate.weight", "router_bias": LAYER + "mlp.gate.e_score_correction_bias",
@@ -189,15 +206,23 @@ def _attention(loader: Loader, config: DeepseekConfig, layer: int) -> AttentionW
     gain = loader.vector("attention_gain", features, layer)
     first = Use("query_latent", config.query_rank) if config.query_rank else Use(
         "all_queries", queries.rows, queries.order)
-    joined = loader.joined([first, Use("key_latent", config.key_rank + turned, half_split(1))], features, layer)
+    uses = [first, Use("key_latent", config.key_rank + turned, half_split(1))]
+    indexer, all_queries = config.indexer, [queries]
+    if indexer is not None:
+        uses.append(Use("index_key", indexer.features))
+        all_queries.append(Use("index_query", indexer.heads * indexer.features))
+    joined = loader.joined(uses, features, layer)
     query_gain = query = None
     if config.query_rank:
         query_gain = loader.vector("query_gain", config.query_rank, layer)
-        query = loader.joined([queries], config.query_rank, layer)
+        query = loader.joined(all_queries, config.query_rank, layer)
     key_gain = loader.vector("key_gain", config.key_rank, layer)
     expand = _expand(loader, config, layer)
     output = loader.joined([Use("output", features)], heads * config.value_features, layer)
-    return AttentionWeights(gain, joined, query_gain, query, key_gain, expand, output)
+    index = None if indexer is None else IndexWeights(
+        loader.vector("index_gain", indexer.features, layer), loader.vector("index_bias", indexer.features, layer),
+        loader.wide("index_weights", indexer.heads, features, layer))
+    return AttentionWeights(gain, joined, query_gain, query, key_gain, expand, output, index)
 
 
 def _expand(loader: Loader, config: DeepseekConfig, layer: int) -> Dense:
