@@ -70,6 +70,15 @@ class DeviceArray:
                 self.device.call("cuStreamSynchronize", stream)
         return self
 
+    def copy_from_device(self, source: DeviceArray) -> DeviceArray:
+        """Issue a copy of another tensor of the same size to the current stream."""
+        if source.nbytes != self.nbytes:
+            raise ValueError(f"copy_from_device: found {source.nbytes} bytes; expected {self.nbytes}")
+        with self.device.current():
+            self.device.call("cuMemcpyDtoDAsync", self._memory.handle, source._memory.handle, self.nbytes,
+                             handle_of(self.device, None))
+        return self
+
     def __dlpack_device__(self) -> tuple[int, int]:
         return KDL_CUDA, self.device.ordinal
 

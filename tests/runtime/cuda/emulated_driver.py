@@ -90,7 +90,7 @@ class EmulatedDriver:
         "cuGetErrorString": (I, P), "cuDevicePrimaryCtxRetain": (P, I), "cuCtxGetCurrent": (P,),
         "cuCtxSetCurrent": (P,), "cuCtxGetDevice": (P,), "cuMemAlloc": (P, Z), "cuMemFree": (P,),
         "cuMemcpyHtoDAsync": (P, P, Z, P),
-        "cuMemcpyDtoHAsync": (P, P, Z, P), "cuMemsetD8": (P, ctypes.c_ubyte, Z), "cuStreamCreate": (P, U),
+        "cuMemcpyDtoHAsync": (P, P, Z, P), "cuMemcpyDtoDAsync": (P, P, Z, P), "cuMemsetD8": (P, ctypes.c_ubyte, Z), "cuStreamCreate": (P, U),
         "cuStreamDestroy": (P,), "cuStreamSynchronize": (P,), "cuStreamWaitEvent": (P, P, U), "cuEventCreate": (P, U),
         "cuEventRecord": (P, P), "cuEventSynchronize": (P,), "cuEventElapsedTime": (P, P, P), "cuEventDestroy": (P,),
         "cuLinkCreate": (U, P, P, P), "cuLinkAddData": (P, I, P, Z, ctypes.c_char_p, U, P, P),
@@ -256,6 +256,12 @@ class EmulatedDriver:
         self.need_context()
         ctypes.memmove(target, self.memory.bytes[self._place(source, size_bytes)].tobytes(), size_bytes)
         self.log.append(("to host", (stream or 0, size_bytes)))
+
+    def cuMemcpyDtoDAsync(self, target: int, source: int, size_bytes: int, stream: int | None) -> None:
+        self.need_context()
+        self.memory.bytes[self._place(target, size_bytes)] = self.memory.bytes[self._place(source, size_bytes)]
+        self.memory.written[self._place(target, size_bytes)] = 1
+        self.log.append(("copy", (stream or 0, size_bytes)))
 
     def cuMemsetD8(self, target: int, value: int, count: int) -> None:
         place = self._place(target, count)
