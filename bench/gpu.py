@@ -1,8 +1,8 @@
 """Kernels on an NVIDIA device beside cuBLAS, PyTorch, Triton and a copy: `python bench/gpu.py`.
 
-Needs a device, `pip install 'sapper[cuda]'`, and for the peers PyTorch with CUDA and Triton; a peer that is not there is
-left out. Every result is checked before it is timed: some rows against NumPy in f64, within what the kernel's rounding
-allows. Contestants of a case take turns; a sample is some launches between two events, at least 2 ms of them; times are
+Needs a device, `pip install 'sapper[cuda]'`, and for the peers PyTorch with CUDA and Triton; a peer that is not there
+is left out. Every result is checked before it is timed: some rows against NumPy in f64, within what the kernel's
+rounding allows. Contestants of a case take turns; a sample is some launches between two events, at least 2 ms of them; times are
 medians. It prints one table and ends within 10 minutes: what does not fit is left out, and said. `--quick` takes small
 shapes, whose figures say nothing about speed.
 
@@ -216,15 +216,15 @@ def norm(random: np.random.Generator, name: str, rows: int, columns: int, torch:
                 bytes=2.0 * x.nbytes, wanted="0.9 x copy")
 
 
-def cases(quick: bool, torch: Any) -> Iterator[Callable[[], Case]]:
-    """What to measure, the most wanted first; each made when it is its turn, as two do not fit beside each other."""
+def cases(quick: bool, torch: Any) -> Iterator[tuple[str, Callable[[], Case]]]:
+    """What to measure, the most wanted first; each made when it is its turn, as two may not fit beside each other."""
     random = np.random.default_rng(0)
     for size in (256,) if quick else (4096, 8192):
-        yield lambda size=size: product(random, size, torch)
-    yield lambda: product_fp8(random, 256 if quick else 8192, torch)
-    yield lambda: attention(random, 256 if quick else 8192, 2 if quick else 16, torch)
+        yield "matmul bf16", lambda size=size: product(random, size, torch)
+    yield "matmul fp8", lambda: product_fp8(random, 256 if quick else 8192, torch)
+    yield "attention", lambda: attention(random, 256 if quick else 8192, 2 if quick else 16, torch)
     for name in ("rms_norm_bf16", "layer_norm_bf16", "softmax_bf16", "rms_norm", "layer_norm", "softmax"):
-        yield lambda name=name: norm(random, name, 64 if quick else 16384, 256 if quick else 8192, torch)
+        yield name, lambda name=name: norm(random, name, 64 if quick else 16384, 256 if quick else 8192, torch)
 
 
 # ---------------------------------------------------------------------------------------------------------- measuring
@@ -288,13 +288,13 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{device}; driver {device.driver_version}; PyTorch {torch.__version__ if torch else 'without CUDA'}")
     head = ["case", "shape", "who", "ms", "rate", "of first peer", "wanted"]
     print("| " + " | ".join(head) + " |\n" + "|---" * 3 + "|---:" * 3 + "|---|")
-    for make in cases(options.quick, torch):
+    for name, make in cases(options.quick, torch):
+        if options.case not in name:
+            continue
         if time.monotonic() - begin > SECONDS:
             print(f"ended after {SECONDS:.0f} s; the rest was not measured")
             break
         case = make()
-        if options.case not in case.name:
-            continue
         found, wrong = run(case)
         if wrong is not None:
             failed = True
