@@ -2,9 +2,9 @@
 
 Needs a device, `pip install 'sapper[cuda]'`, and for the peers PyTorch with CUDA and Triton; a peer that is not there
 is left out. Every result is checked before it is timed: some rows against NumPy in f64, within what the kernel's
-rounding allows. Contestants of a case take turns; a sample is some launches between two events, at least 2 ms of them; times are
-medians. It prints one table and ends within 10 minutes: what does not fit is left out, and said. `--quick` takes small
-shapes, whose figures say nothing about speed.
+rounding allows. Contestants of a case take turns; a sample is some launches between two events, at least 2 ms of them;
+times are medians. It prints one table and ends within 10 minutes: what does not fit is left out, and said. `--quick`
+takes small shapes, whose figures say nothing about speed.
 
 What is wanted, of an H100 SXM: bf16 products 0.95 of cuBLAS, fp8 with block scales 1300 TFLOP/s, attention of 8192
 positions 600 TFLOP/s, norms 0.9 of a copy's bandwidth.
