@@ -79,7 +79,8 @@ class DeepseekConfig:
     dense layer's feed-forward part; heads; key_features, turned_features, value_features: of each head; key_rank: of
     the latent vector of keys and values; query_rank: of that of the queries, 0 where there is none; vocabulary: tokens;
     positions: the longest context; rope: the angles; interleaved: whether features 2 * i and 2 * i + 1 turn together;
-    epsilon: of RMSNorm; mixture: None where all layers are dense; indexer: None where tokens attend to all positions.
+    epsilon: of RMSNorm; mixture: None where all layers are dense; indexer: None where tokens attend to all positions;
+    predictors: layers behind the others that foresee further tokens (MTP heads), of which the first can be used.
     """
 
     layers: int
@@ -99,6 +100,7 @@ class DeepseekConfig:
     epsilon: float
     mixture: Mixture | None
     indexer: Indexer | None = None
+    predictors: int = 0
 
     @property
     def head_features(self) -> int:
@@ -149,6 +151,7 @@ def from_json(values: Mapping[str, Any], where: str) -> DeepseekConfig:
         epsilon=source.real("rms_norm_eps", 0.0, 1.0, 1e-6),
         mixture=_mixture(source, third) if dense < layers else None,
         indexer=_indexer(source, turned) if kind == "deepseek_v32" else None,
+        predictors=source.whole("num_nextn_predict_layers", MAX_LAYERS, 0, least=0),
     )
 
 

@@ -57,8 +57,8 @@ class Session(BaseSession):
         pairs, heads, rank = config.turned_features // 2, config.heads, config.key_rank
         self._cosine, self._sine = config.rope.tables(self.context)
         kind = DTYPES[cache_dtype]
-        self._latents = [empty(self._cache_extents(rank), kind) for _ in range(config.layers)]
-        self._keys = [empty(self._cache_extents(2, pairs), kind) for _ in range(config.layers)]
+        self._latents = [empty(self._cache_extents(rank), kind) for _ in range(self._cached_layers)]
+        self._keys = [empty(self._cache_extents(2, pairs), kind) for _ in range(self._cached_layers)]
         # From here on memory that is not used is never there.
         splits = -(-self._most_kept // mla.SPLIT)
         extents = ((splits, heads), (splits, heads), (splits, heads, rank))
@@ -87,8 +87,8 @@ class Session(BaseSession):
     def _make_index_buffers(self, rows: int, indexer: Indexer) -> None:
         config, context, kind = self.model.config, self.context, DTYPES[self._cache_dtype]
         pairs, rest = config.turned_features // 2, indexer.features - config.turned_features
-        self._index_keys = [empty(self._cache_extents(2, pairs), kind) for _ in range(config.layers)]
-        self._index_rests = [empty(self._cache_extents(rest), kind) for _ in range(config.layers)]
+        self._index_keys = [empty(self._cache_extents(2, pairs), kind) for _ in range(self._cached_layers)]
+        self._index_rests = [empty(self._cache_extents(rest), kind) for _ in range(self._cached_layers)]
         self._index_key = empty((rows, indexer.features), F32)
         self._index_turned = empty((rows, indexer.heads, 2, pairs), F32)
         self._index_weights = empty((rows, indexer.heads), F32)
@@ -108,6 +108,10 @@ class Session(BaseSession):
         self._owners = empty((rows * taken,), I32)
         self._gathered, self._results = (empty((rows * taken, features), F32) for _ in range(2))
         self._expert_hidden = empty((rows * taken, mixture.hidden), F32)
+
+    @property
+    def _cached_layers(self) -> int:
+        return self.model.config.layers
 
     @property
     def _most_kept(self) -> int:
@@ -234,26 +238,36 @@ class Session(BaseSession):
 
     def _meet_one(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
         """From the queries, the latent vector and the shared key of one token to what attention gives."""
-        config, dtype = self.model.config, one.expand.dtype
-        keys, values = self._heads_of(one)
-        seen = self._latents[layer], self._keys[layer].reshape(self.context, -1)
-        turned, mixed = self._turned[0].reshape(config.heads, -1), self._mixed[0].reshape(config.heads, -1)
+        config = self.model.config
         steps = self._compress(one, layer, position, _first)
         if one.index is not None and config.indexer is not None:
-            chosen = self._index_scores[:1], self._lowest[:1], self._last_kept[:1], position
-            kept = self._kept_latents, self._kept_keys
             steps += [
                 *one.index.head_weights.apply_norm(
                     self._x[0], one.gain, config.epsilon, self._index_weights[0], self._work),
                 *self._index(one.index, config.indexer, layer, position, _first),
-                (sparse.list_positions, (*chosen, self._kept_places)),
+            ]
+        return [*steps, *self._meet_row(one, layer, 0, position)]
+
+    def _meet_row(self, one: AttentionWeights, layer: int, row: int, position: Variable) -> Steps:
+        """Absorbed attention of the token of a row, which stands at `position`; the cache, and what the indexer found,
+        are there."""
+        config, dtype = self.model.config, one.expand.dtype
+        keys, values = self._heads_of(one)
+        seen = self._latents[layer], self._keys[layer].reshape(self.context, -1)
+        turned, mixed = (array[row].reshape(config.heads, -1) for array in (self._turned, self._mixed))
+        steps: Steps = []
+        if one.index is not None:
+            chosen = [array[row : row + 1] for array in (self._index_scores, self._lowest, self._last_kept)]
+            kept = self._kept_latents, self._kept_keys
+            steps = [
+                (sparse.list_positions, (*chosen, position, self._kept_places)),
                 (getattr(sparse, f"gather_positions_{self._cache_dtype}"), (
                     self._kept_places, *seen, position, *kept)),
             ]
             seen = kept
         return [
             *steps,
-            (getattr(mla, f"absorb_{dtype}"), (self._parts()[0][0], keys, self._absorbed)),
+            (getattr(mla, f"absorb_{dtype}"), (self._parts()[0][row], keys, self._absorbed)),
             (getattr(mla, f"latent_attention_decode_{self._cache_dtype}"), (
                 self._absorbed, turned, *seen, position, config.score_scale, *self._splits,
             )),
@@ -269,13 +283,19 @@ class Session(BaseSession):
 
     def _mixture_one(self, one: MixtureWeights) -> Steps:
         """y to x."""
-        x, y, epsilon = self._x[0], self._y[0], self.model.config.epsilon
-        experts, hidden = self._experts[0], self._expert_hidden[: one.taken]
+        y, epsilon = self._y[0], self.model.config.epsilon
         return [
             *one.router.apply_norm(y, one.gain, epsilon, self._scores[0].reshape(-1), self._work),
-            *self._gate(one, _first),
-            *one.gate.apply_norm_swiglu(one.up, experts, y, one.gain, epsilon, hidden, self._work),
-            *one.down.apply_weighted(experts, self._shares[0], hidden, y, x, self._work),
+            *self._gate(one, _first), *self._mixture_row(one, 0),
+        ]
+
+    def _mixture_row(self, one: MixtureWeights, row: int) -> Steps:
+        """y to x, of the token of a row; its experts were chosen."""
+        x, y, experts = self._x[row], self._y[row], self._experts[row]
+        hidden = self._expert_hidden[: one.taken]
+        return [
+            *one.gate.apply_norm_swiglu(one.up, experts, y, one.gain, self.model.config.epsilon, hidden, self._work),
+            *one.down.apply_weighted(experts, self._shares[row], hidden, y, x, self._work),
         ]
 
     # ---- several tokens
@@ -326,11 +346,14 @@ class Session(BaseSession):
         if one.index is None or config.indexer is None:
             return [*steps, (getattr(mla, f"latent_attention_{self._cache_dtype}"), (*operands, *settings))]
         return [
-            *steps, *self._multiply("matmul_nt", self._normed, [one.index.head_weights], self._index_weights),
-            *self._index(one.index, config.indexer, layer, position, rows),
+            *steps, *self._index_rows(one.index, config.indexer, layer, position),
             (getattr(sparse, f"latent_attention_sparse_{self._cache_dtype}"), (
                 *operands, rows(self._index_scores), rows(self._lowest), rows(self._last_kept), *settings)),
         ]
+
+    def _index_rows(self, one: IndexWeights, indexer: Indexer, layer: int, position: Variable) -> Steps:
+        return [*self._multiply("matmul_nt", self._normed, [one.head_weights], self._index_weights),
+                *self._index(one, indexer, layer, position, self._rows)]
 
     def _normed_y(self, gain: Array) -> Steps:
         return [(norm.rms_norm, (self._rows(self._y), gain, self.model.config.epsilon, self._rows(self._normed)))]
@@ -343,18 +366,26 @@ class Session(BaseSession):
 
     def _mixture(self, one: MixtureWeights) -> Steps:
         """y to x."""
-        rows, routed, normed = self._rows, self._routed, self._normed
-        owners, gathered, hidden, results = (
-            Rows(array, routed) for array in (self._owners, self._gathered, self._expert_hidden, self._results))
+        return [*self._choose_experts(one), *self._mixture_groups(one)]
+
+    def _choose_experts(self, one: MixtureWeights) -> Steps:
         return [
             *self._normed_y(one.gain),
-            *self._multiply("matmul_nt", normed, [one.router], self._scores.reshape(self.chunk, -1)),
-            *self._gate(one, rows),
+            *self._multiply("matmul_nt", self._normed, [one.router], self._scores.reshape(self.chunk, -1)),
+            *self._gate(one, self._rows),
+        ]
+
+    def _mixture_groups(self, one: MixtureWeights) -> Steps:
+        rows, routed, normed = self._rows, self._routed, self._normed
+        owners, gathered, hidden, results = (
+            Rows(array[: self._capacity * one.taken], routed)
+            for array in (self._owners, self._gathered, self._expert_hidden, self._results))
+        return [
             (moe.group_tokens, (rows(self._experts), *self._ranges, rows(self._place), owners)),
             (embedding.embedding_f32, (owners, normed, gathered)),
             *one.gate.apply_groups([one.up], gathered, self._ranges, hidden, self._work),
             *one.down.apply_groups([], hidden, self._ranges, results, self._work),
-            (moe.combine_experts, (self._results, rows(self._place), rows(self._shares), rows(self._y), rows(self._x))),
+            (moe.combine_experts, (results.array, rows(self._place), rows(self._shares), rows(self._y), rows(self._x))),
         ]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...kernels.quantized import PANEL
 from ..checkpoint import Entry
+from ..errors import ModelError
 from ..gguf_file import TensorEntry
 from ..linear import Dense, Experts, Matrix, Raw
 from ..weights import Loader, Order, Use, half_split_rows
@@ -104,13 +105,30 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictorWeights:
+    """An MTP head (DeepSeek-V3, 2024, section 2.2). embedding_gain, hidden_gain: of the norms of its two inputs; join
+    [features, 2 * features]: from a token's embedding, and behind it the hidden state before the token, to what the
+    layer gets; gain: of the norm before the logits. Embedding and logits are the model's, of which checkpoints have
+    copies.
+    """
+
+    embedding_gain: Array
+    hidden_gain: Array
+    join: Matrix
+    layer: LayerWeights
+    gain: Array
+
+
+@dataclass(frozen=True, slots=True)
 class DeepseekWeights:
-    """A whole model. embedding [vocabulary, features]; logits: the same matrix where the two are tied."""
+    """A whole model. embedding [vocabulary, features]; logits: the same matrix where the two are tied. predictor: None
+    where none was asked for."""
 
     embedding: Matrix
     layers: tuple[LayerWeights, ...]
     gain: Array
     logits: Matrix
+    predictor: PredictorWeights | None = None
 
     @property
     def step_bytes(self) -> int:
@@ -156,6 +174,8 @@ NAMES = {
     "shared_gate": LAYER + "mlp.shared_experts.gate_proj.weight",
     "shared_up": LAYER + "mlp.shared_experts.up_proj.weight",
     "shared_down": LAYER + "mlp.shared_experts.down_proj.weight",
+    "predictor_embedding_gain": LAYER + "enorm.weight", "predictor_hidden_gain": LAYER + "hnorm.weight",
+    "predictor_join": LAYER + "eh_proj.weight", "predictor_gain": LAYER + "shared_head.norm.weight",
 }
 
 
@@ -177,22 +197,36 @@ GGUF_NAMES = {
 """Of GGUF files: the experts of a layer lie in one tensor, and newer files have the rows of `expand` in two."""
 
 
-def load_weights(loader: Loader, config: DeepseekConfig) -> DeepseekWeights:
-    """Read and lay out all weights; routers stay in f32.
+def load_weights(loader: Loader, config: DeepseekConfig, predictor: bool = False) -> DeepseekWeights:
+    """Read and lay out all weights; routers stay in f32. predictor: the first MTP head too.
 
     Raises ModelError for a tensor that is missing, of the wrong shape, or of a format that cannot be read.
     """
-    layers = []
-    for i in range(config.layers):
-        attention = _attention(loader, config, i)
-        mixture = config.mixture if i >= config.dense_layers else None
-        feed_forward = _dense(loader, config, i) if mixture is None else _experts(loader, config, mixture, i)
-        layers.append(LayerWeights(attention, feed_forward))
+    if predictor and not config.predictors:
+        raise ModelError(loader.where, "no MTP head", "one, to draft with", "generate without --speculate")
+    layers = [_layer(loader, config, i) for i in range(config.layers)]
     gain = loader.vector("gain", config.features)
     rows = config.vocabulary
     embedding = loader.joined([Use("embedding", rows)], config.features)
     logits = loader.joined([Use("logits", rows)], config.features) if loader.has("logits") else embedding
-    return DeepseekWeights(embedding, tuple(layers), gain, logits)
+    return DeepseekWeights(
+        embedding, tuple(layers), gain, logits, _predictor(loader, config) if predictor else None)
+
+
+def _layer(loader: Loader, config: DeepseekConfig, i: int) -> LayerWeights:
+    attention = _attention(loader, config, i)
+    mixture = config.mixture if i >= config.dense_layers else None
+    feed_forward = _dense(loader, config, i) if mixture is None else _experts(loader, config, mixture, i)
+    return LayerWeights(attention, feed_forward)
+
+
+def _predictor(loader: Loader, config: DeepseekConfig) -> PredictorWeights:
+    layer, features = config.layers, config.features
+    embedding_gain, hidden_gain = (
+        loader.vector(f"predictor_{name}", features, layer) for name in ("embedding_gain", "hidden_gain"))
+    join = loader.joined([Use("predictor_join", features)], 2 * features, layer)
+    made = _layer(loader, config, layer)
+    return PredictorWeights(embedding_gain, hidden_gain, join, made, loader.vector("predictor_gain", features, layer))
 
 
 def _attention(loader: Loader, config: DeepseekConfig, layer: int) -> AttentionWeights:
