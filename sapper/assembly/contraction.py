@@ -246,7 +246,7 @@ class _ReadOnly:
 def contraction(table: Any, name: str, *, vector: str, rows: tuple[int, ...], vectors: tuple[int, ...], step: int = 1,
                 features: str = "", dtype: str = "f32", left: str = "rows", rights: int = 1,
                 ) -> Callable[[Callable[[Tile], None]], Contraction]:
-    """Register a micro-kernel; see assembly/x86.py. Raises ValueError for a name that is taken, or what makes no sense."""
+    """Register a micro-kernel; see assembly/x86.py. Raises ValueError for a taken name, or what makes no sense."""
     def refuse(found: str, expected: str) -> ValueError:
         return ValueError(f"micro-kernel {name}: found {found}; expected {expected}")
 

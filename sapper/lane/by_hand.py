@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a micro-kernel serves a walk. rows, depth: axes, beside the lane axis. left, rights: loads of its operands."""
+    """How a micro-kernel serves a walk. rows, depth: axes, beside the lane axis. left, rights: loads of operands."""
 
     piece: ContractionPiece
     rows: str
@@ -99,8 +99,8 @@ def _memory_refusal(model: Model, piece: ContractionPiece, left: Op, rights: lis
     panels = [model.panels_of(op) for op in rights]
     for op, found in zip(rights, panels, strict=True):
         if found is not None and (found.width, found.elements) != (width, piece.elements):
-            return f"{op.operands[0].name} is packed in panels of {found.width} columns and {found.elements} elements; " \
-                f"it takes {width} and {piece.elements}"
+            return f"{op.operands[0].name} is packed in panels of {found.width} columns and {found.elements} " \
+                f"elements; it takes {width} and {piece.elements}"
     if (None in panels or piece.left == "blocks") and not model.is_bounded(depth):
         return f"no panel can be packed: the range of {depth} is known only as the kernel runs"
     if piece.left == "blocks" and not model.is_bounded(rows):
@@ -137,7 +137,8 @@ def emit_steps(low: WalkLowering, found: Fit, lane: str, sums: list[Value]) -> t
     low.bound[found.depth] = Bound(o.offset, 1, False, None, low.depth)
     at = {found.rows: 0, found.depth: 0, lane: 0}
     blocks = low.staged.get(found.left)
-    left = _address(low, *(blocks.address(at) if blocks is not None else low.address(low.operand_access(found.left), at)))
+    lies = blocks.address(at) if blocks is not None else low.address(low.operand_access(found.left), at)
+    left = _address(low, *lies)
     rights = [_address(low, *low.staged[op].address(at)) for op in found.rights]
     del low.bound[found.depth]
     stride: Scalar = low.lanes * piece.element_bytes if blocks is not None else low.access(found.left).axes[found.rows]

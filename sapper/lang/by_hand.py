@@ -108,8 +108,8 @@ PIECES: dict[str, RowPiece] = {}
 
 
 class ContractionPiece(Protocol):
-    """The inner loop of a contraction: `sums[r, n] += sum_d left[r, d] * right[d, n]` over some steps of the depth d; or
-    of several with one left operand.
+    """The inner loop of a contraction: `sums[r, n] += sum_d left[r, d] * right[d, n]` over some steps of the depth d;
+    or of several with one left operand.
 
     key: "family:name". module: where it is written. features: those that its author declares. dtype: of the operands
     in memory. elements: how many of them a step of the depth takes, which lie side by side (2 of bf16). rows, vectors:

@@ -186,8 +186,9 @@ def test_weights_that_were_packed_before() -> None:
         warnings.simplefilter("error")
         kernel(a, packed, c, schedule=Schedule(assembly=("bf16_14x32",)))
     assert (c == a.astype(np.float32) @ b.astype(np.float32)).all()
-    made = compile_kernel(kernel, {}, {"a": "contiguous", "c": "contiguous", "b": packed.panels}, dict.fromkeys("MNK", (1024, 2)),
-                          host_target(), Schedule(assembly=("bf16_14x32",)))
+    strides = {"a": "contiguous", "c": "contiguous", "b": packed.panels}
+    made = compile_kernel(kernel, {}, strides, dict.fromkeys("MNK", (1024, 2)), host_target(),
+                          Schedule(assembly=("bf16_14x32",)))
     assert made.pieces == ("x86_64:bf16_14x32",)
 
 

@@ -1,6 +1,6 @@
 """Inner loops of matrix products by hand, for schedules to name.
 
-    f32_14x32         AVX-512: 14 rows x 2 vectors are 28 sums; 2 vectors of the panel and 2 broadcasts: all 32 registers
+    f32_14x32         AVX-512: 14 rows x 2 vectors are 28 sums; 2 vectors of the panel and 2 broadcasts: 32 registers
     f32_14x32_blocks  the same over rows that were copied into blocks: for rows apart by what the first cache folds
     f32_6x16          AVX2: 6 rows x 2 vectors are 12 sums; 2 and 2 of 16 registers
     bf16_14x32        AVX-512 BF16: as f32_14x32, two neighbours of the depth in each lane
