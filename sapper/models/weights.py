@@ -18,6 +18,7 @@ from ..runtime.buffers import Arena
 from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
+from .grouped import GroupedEntry
 from .k_matrix import RawK
 from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks, of_one_form
 from .scaled import ScaledEntry
@@ -154,6 +155,8 @@ class Loader:
         entry = self.entry(role, shape, *places)
         if isinstance(entry, ScaledEntry):
             return RawScaled.parse(*entry.parts()) if rows == shape else None
+        if isinstance(entry, GroupedEntry):
+            return entry.raw(rows[0]) if rows[1:] == shape[-1:] else None
         if not isinstance(entry, TensorEntry):
             return None
         blocks = RawBlocks.parse(entry.data, rows, entry.format)

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...kernels.quantized import PANEL
-from ..checkpoint import Entry
-from ..gguf_file import TensorEntry
+from ..checkpoint import Entry, Parted
 from ..linear import Dense, Experts, Matrix, Raw, of_one_form
 from ..weights import Loader, Order, Use, half_split_rows
 from .config import DeepseekConfig, Mixture
@@ -250,7 +249,7 @@ class _Parts:
                 pieces = [loader.raw(name, shape, shape, layer, expert) for expert in range(experts)]
         else:
             together = loader.entry(name, (experts, *shape), layer)
-            assert isinstance(together, TensorEntry)
+            assert isinstance(together, Parted)
             self.routed = [together.part(expert) for expert in range(experts)]
             if shape[0] % PANEL == 0:
                 pieces = [loader.raw(name, together.shape, (experts * shape[0], shape[1]), layer)]
