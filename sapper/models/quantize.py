@@ -92,7 +92,8 @@ def quantized_rows(form: Form, rows: Array) -> tuple[Array, ...]:
                 start = ((high - low - 2 * margin) / levels).astype(np.float16), (low + margin).astype(np.float16)
             else:  # the largest magnitude, of whichever sign, is -offset: there is one more level on that side
                 start = ((largest * np.float32(-shrink / form.offset)).astype(np.float16),)
-        for scales in (start, _fit(form, x, _assign(form, x, start))):
+        tried: list[tuple[Array, ...]] = [start, _fit(form, x, _assign(form, x, start))]
+        for scales in tried:
             q = _assign(form, x, scales)
             wide = q - np.float32(form.offset)
             with np.errstate(over="ignore", invalid="ignore"):
