@@ -18,11 +18,12 @@ from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TensorType, TileType, bool_
 from ..lang.by_hand import CONTRACTIONS, PIECES, block_names, pieces_named
 from ..tile.affine import affine
-from ..tile.parts import MOST_LOOPS, split_parts
+from ..tile.parts import split_parts
 from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
 from .chained_groups import ChainGroupLowering
 from .late import LateLowering, LateWalk
+from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
 from .walk import NEAR_AHEAD_BYTES, WalkChoice
@@ -241,16 +242,18 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         lowered.body = self.entry
         self.find_matrix_walk()
         for number, part in enumerate(self._parts()):
+            parallel = any(op.attributes.get("parallel") for op in part.ops)
             if number:
-                self.effect("barrier", [])
-            if any(op.attributes.get("parallel") for op in part.ops):
+                again = parallel and self.counters >= TASK_COUNTERS  # the counter was used by an earlier loop
+                self.effect("barrier", [], **({"reset": self.counters % TASK_COUNTERS} if again else {}))
+            if parallel:
                 self._parallel(part)
             else:
                 self._on_first_worker(lambda part=part: self.block(part))  # type: ignore[misc]
         if self.streaming_tensors & self.specialization.aligned:
             self.effect("fence_streaming", [])
         lowered.attributes = {"lanes": self.lanes, "slots": list(self.slots), "scratch": self.scratch_sizes,
-                              "counters": self.counters,
+                              "counters": min(self.counters, TASK_COUNTERS),
                               "tasks": [] if None in self.task_counts else self.task_counts}
         if self.contractions:
             used = {op.attributes["by"] for op in lowered.walk() if op.name == "asm_contract"}
@@ -802,9 +805,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         self._loops(pieces, 0, body)
         self.effect("yield", [])
         self.leave()
-        counter = self.counters
-        if counter >= MOST_LOOPS:
-            raise LoweringError(f"{self.function.name} has more than {MOST_LOOPS} parallel loops in a row")
+        counter = self.counters % TASK_COUNTERS
         self.counters += 1
         self.task_counts.append(self._most_tasks(ranges, granules))
         self.finish(Op("tasks", [total_value], (), {"counter": counter}, [task], self.location))

@@ -30,9 +30,6 @@ CHUNK_ELEMENTS = 32768
 CHUNK_MULTIPLE = 1024
 """Pieces but the last are a multiple of so many elements: whole registers, and as aligned as the first."""
 
-MOST_LOOPS = 8
-"""Parallel loops that a kernel may have in a row: each has a task counter."""
-
 INDEX = TileType(index)
 
 Range = Callable[[Value, Value], bool]
@@ -164,10 +161,9 @@ class _Reductions(_Top):
         super().__init__(body)
         self.is_long = is_long
         self.is_bounded = is_bounded
-        self.room = MOST_LOOPS - len([op for op in body.ops if op.attributes.get("parallel")])
 
     def any(self) -> bool:
-        return self.room > 0 and any(self.axis_of(op) is not None for op in self.body.ops)
+        return any(self.axis_of(op) is not None for op in self.body.ops)
 
     def axis_of(self, op: Op) -> str | None:
         """The axis along which an op of the top block is split, or None."""
@@ -203,11 +199,8 @@ class _Reductions(_Top):
         axis = ""
 
         def flush() -> None:
-            if group and self.room > 0:
+            if group:
                 replaced.update(self._emit(group, axis, out))
-                self.room -= 1
-            else:
-                out.extend(group)
             group.clear()
 
         for op in ops:
