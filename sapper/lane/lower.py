@@ -19,7 +19,18 @@ from ..ir.types import MASK, S64, DType, RowType, TensorType, TileType, bool_
 from ..lang.by_hand import CONTRACTIONS, PIECES, block_names, pieces_named
 from ..tile.affine import affine
 from ..tile.parts import split_parts
-from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
+from ..tile.plan import (
+    LATE,
+    ORDERED,
+    Late,
+    Plan,
+    Walk,
+    axes_of,
+    early_scalars,
+    is_scalar_integer,
+    late_walk,
+    plan_block,
+)
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
 from .chained_groups import ChainGroupLowering
 from .late import LateLowering, LateWalk
@@ -397,7 +408,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             return
         self.begin_block(block)
         bound = self._bind_short_axis(block)
-        self.items(block, plan_block(block, yields_kept, self.keeps_operand), None, top)
+        self.items(block, plan_block(block, self.wholes, yields_kept, self.keeps_operand), None, top)
         if bound is not None:
             del self.bound[bound]
 
@@ -415,6 +426,10 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                 r = self._range(op.operands[0], op.operands[1])
                 self._open(op.attributes["axis"], r)
         self._early_scalars(block)
+
+    def _early_scalars(self, block: Block) -> None:
+        for value in early_scalars(block):
+            self.integer(value)
 
     def _bind_short_axis(self, block: Block) -> str | None:
         """Bind an axis of `whole` that is a vector or two long and spanned by a sum that `each` carries: the lanes hold
@@ -482,17 +497,6 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             self.ordered(item)
         else:
             raise LoweringError(f"no lowering for {item.name}", item)
-
-    def _early_scalars(self, block: Block) -> None:
-        """Integer scalars that do not wait for a reduction or a control op are computed in program order."""
-        late: set[Value] = set()
-        for op in block.ops:
-            waits = op.blocks or op.name in LATE or any(v in late for v in op.operands)
-            for result in op.results:
-                if waits:
-                    late.add(result)
-                elif is_scalar_integer(result) and op.name not in ("const", "full"):
-                    self.integer(result)
 
     @staticmethod
     def _is_plain(op: Op) -> bool:
@@ -634,7 +638,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         body = chain[-1].blocks[0]
         parallel = bool(op.attributes["parallel"])
         if parallel:
-            plan = plan_block(body)
+            plan = plan_block(body, self.wholes)
             self._residents(ranges, plan)
             if len(chain) == 1:
                 ranges[-1].late = self._late(ranges, body, plan)
@@ -1044,7 +1048,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         """Whether the new value may overwrite the old one point by point: nothing else reads the old one later."""
         if out is argument or out.op is None or out.op not in body.ops:
             return False
-        plan = plan_block(body, kept, self.keeps_operand)
+        plan = plan_block(body, self.wholes, kept, self.keeps_operand)
         seen = False
         for item in plan.items:
             if isinstance(item, Walk):
