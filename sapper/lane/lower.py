@@ -408,9 +408,14 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             return
         self.begin_block(block)
         bound = self._bind_short_axis(block)
-        self.items(block, plan_block(block, self.wholes, yields_kept, self.keeps_operand), None, top)
+        self.items(block, plan_block(block, self.wholes, yields_kept, self.keeps_operand, self.is_bounded), None, top)
         if bound is not None:
             del self.bound[bound]
+
+    def is_bounded(self, axis: str) -> bool:
+        """Whether scratch memory may be set aside for a value over an axis."""
+        o = self.open.get(axis)
+        return o is None or isinstance(o.extent, int) or o.capacity is not None
 
     def begin_block(self, block: Block) -> None:
         """Forget what earlier lowerings of the block held; open its whole axes; compute its integer scalars."""
@@ -1048,7 +1053,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         """Whether the new value may overwrite the old one point by point: nothing else reads the old one later."""
         if out is argument or out.op is None or out.op not in body.ops:
             return False
-        plan = plan_block(body, self.wholes, kept, self.keeps_operand)
+        plan = plan_block(body, self.wholes, kept, self.keeps_operand, self.is_bounded)
         seen = False
         for item in plan.items:
             if isinstance(item, Walk):

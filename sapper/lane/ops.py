@@ -32,7 +32,7 @@ FIRST_WORDS = ("scratch", "scratch_bytes", "sync")
 """Words 0 to 2 of the argument block (docs/ir.md); the slots follow."""
 
 TASK_COUNTERS = 8
-"""Counters of tasks in the sync block (docs/ir.md). Where more loops share out tasks, a barrier makes one zero again."""
+"""Counters of tasks in the sync block (docs/ir.md). Where more loops share out tasks, barriers set them back."""
 
 CONDITIONS = ("eq", "ne", "lt", "le", "gt", "ge")
 

@@ -150,16 +150,19 @@ KeepsOperand = Callable[[Op, Value, bool], bool]
 
 
 def plan_block(block: Block, wholes: frozenset[str], yields_kept: frozenset[int] = frozenset(),
-               keeps_operand: KeepsOperand = lambda op, value, outside: False) -> Plan:
+               keeps_operand: KeepsOperand = lambda op, value, outside: False,
+               is_bounded: Callable[[str], bool] = lambda axis: True) -> Plan:
     """Form the walks of a block. wholes: the axes that `whole` brings; of all others the front end has proved that what
-    one element stores no other loads. yields_kept: which operands of its terminator go to scratch memory."""
-    return _Planner(block, wholes, yields_kept, keeps_operand).plan()
+    one element stores no other loads. yields_kept: which operands of its terminator go to scratch memory. is_bounded:
+    whether there can be memory for a value over an axis; otherwise it is computed where it is needed."""
+    return _Planner(block, wholes, yields_kept, keeps_operand, is_bounded).plan()
 
 
 class _Planner:
     def __init__(self, block: Block, wholes: frozenset[str], yields_kept: frozenset[int],
-                 keeps_operand: KeepsOperand) -> None:
+                 keeps_operand: KeepsOperand, is_bounded: Callable[[str], bool]) -> None:
         self.block = block
+        self.is_bounded = is_bounded
         self.wholes = wholes
         self.yields_kept = yields_kept
         self.keeps_operand = keeps_operand
@@ -266,7 +269,7 @@ class _Planner:
             for v in inner.operands:
                 if v not in wanted and self.local(v) is not None and isinstance(v.type, TileType):
                     wanted.append(v)
-        return [v for v in wanted if not is_scalar_integer(v) and axes_of(v)
+        return [v for v in wanted if not is_scalar_integer(v) and axes_of(v) and all(map(self.is_bounded, axes_of(v)))
                 and self.local(v).name not in LATE  # type: ignore[union-attr]
                 and not self.local(v).blocks  # type: ignore[union-attr]
                 and (self.cost(v) > 0 or v in operands)]
@@ -379,6 +382,8 @@ class _Planner:
                 continue
             value = op.result
             if not isinstance(value.type, TileType) or not value.type.axes or value in self.kept:
+                continue
+            if not all(map(self.is_bounded, value.type.axes)):
                 continue
             readers = [w for w in self._walks() if any(value in self.needs(r) for r in w.roots())]
             if len(readers) < 2 or self.cost(value) <= KEEP_COST:

@@ -2,9 +2,9 @@
 
 Every kernel is a nest of loops over dimensions (each, tiles, whole), in it loads, arithmetic, reductions, carried
 loops and branches, at its end stores to outputs, which may be loaded and stored again, there or in nests that follow.
-Expressions are typed while they are
-drawn, so a kernel is refused by the front end only where that is a bug, and arithmetic that the language leaves
-undefined (division by zero, shifts too far, floats beyond an integer's range) is kept out.
+Expressions are typed while they are drawn, so a kernel is refused by the front end only where that is a bug, and
+arithmetic that the language leaves undefined (division by zero, shifts too far, floats beyond an integer's range) is
+kept out.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class _Writer:
         self.features: set[str] = set()
         self.values: list[_Value] = []
         self.stored: list[tuple[str, DType, list[str]]] = []
+        self.outside: list[_Value] = []
         self.loops: dict[str, tuple[str, str]] = {}
         self.dims: list[str] = []
         self.counter = 0
@@ -218,7 +219,7 @@ class _Writer:
         """A dimension that is a dimension times a factor."""
         self.features.add("view")
         factor = self.one_of([2, 3, 16])
-        derived = f"{dim}x{factor}p0"
+        derived = f"{dim}x{factor}"
         self.derived[derived] = (derived, dim, factor, 0)
         return derived, factor
 
@@ -374,10 +375,15 @@ class _Writer:
 
     # Statements.
 
+    def assignable(self) -> list[_Value]:
+        """Those that may be assigned anew: a loop of tiles would carry one from before it, and might then mean something
+        else for every tile size."""
+        return [v for v in self.values if v.text.startswith("v") and v not in self.outside]
+
     def assignments(self, count: int, within: tuple[str, ...]) -> None:
         for _ in range(count):
             dtype = self.dtype()
-            own = [v for v in self.values if v.text.startswith("v")]
+            own = self.assignable()
             if own and self.chance(25):
                 value = self.one_of(own)
                 self.features.add("augmented")
@@ -428,7 +434,7 @@ class _Writer:
 
     def branch(self, within: tuple[str, ...]) -> None:
         """An if on scalars that changes values."""
-        own = [v for v in self.values if v.text.startswith("v")]
+        own = self.assignable()
         if not own:
             return
         self.features.add("if")
@@ -593,6 +599,7 @@ class _Writer:
         nest.sort(key=lambda entry: kinds.index(entry[1]))
         if self.chance(20):
             self.before_the_nest()
+        self.outside = list(self.values)
         for kind in kinds:
             dims = [dim for dim, own in nest if own == kind]
             if not dims:

@@ -50,8 +50,8 @@ _SPINS = 2000
 
 def barrier(s: Any, op: Op) -> None:
     """The last to arrive resets the count, raises the generation and wakes the others; these watch the generation for
-    some 2000 rounds, then sleep on it (futex). Alone there is nobody to wait for. The counter of tasks that is to be zero
-    again is set while nobody takes tasks: by the last to arrive, before it lets the others go."""
+    some 2000 rounds, then sleep on it (futex). Alone there is nobody to wait for. A counter of tasks is set
+    back while nobody takes any: by the last to arrive, before it lets the others go."""
     facts = s.facts
     after, last, spin = s.new_label("barrier"), s.new_label("barrier_last"), s.new_label("barrier_spin")
     sleep = s.new_label("barrier_sleep")
