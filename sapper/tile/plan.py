@@ -323,8 +323,8 @@ class _Planner:
             return True
         if not wholes or first == second:  # a store alone meets itself nowhere: the front end asks for that
             return False
-        forms = [self._forms(indices) for indices in (first, second)]
-        fixed = fixed_when_meeting(*forms, lambda symbol: symbol in wholes, lambda symbol: None)
+        fixed = fixed_when_meeting(self._forms(first), self._forms(second), lambda symbol: symbol in wholes,
+                                   lambda symbol: None)
         return fixed is not None and not wholes <= fixed
 
     @staticmethod
@@ -438,19 +438,29 @@ class _Planner:
                    if isinstance(v.type, TileType))
 
     def _ready(self, user: Op, walk: Walk) -> bool:
-        """Whether all that `user` reads exists when `walk` ends: nothing of a later walk."""
+        """Whether all that `user` reads exists when `walk` ends: nothing of a later walk, and nothing stored since."""
         index = next(i for i, item in enumerate(self.items) if item is walk)
         later = {r.result for item in self.items[index + 1:] if isinstance(item, Walk) for r in item.reductions}
         later |= {v for item in self.items[index + 1:] if isinstance(item, Op) for v in item.results}
-        return not any(v in later for v in self.closure(user.result))
+        if any(v in later for v in self.closure(user.result)):
+            return False
+        loads = [op for op in (self.local(v) for v in self.closure(user.result)) if op is not None and op.name == "load"]
+        stores = [(store, self.position[item if isinstance(item, Op) else store])
+                  for item in self.items[index:] if loads for store in self._stores(item)]
+        return not any(memory_of(store.operands[0]) is memory_of(load.operands[0]) and at < self.position[load]
+                       for load in loads for store, at in stores)
+
+    @staticmethod
+    def _stores(item: Walk | Op) -> list[Op]:
+        ops = item.walk() if isinstance(item, Op) else item.roots()
+        return [op for op in ops if isinstance(op, Op) and op.name == "store"]
 
     def _keep_overwritten(self) -> None:
         """What is loaded before its tensor is overwritten, and used after, is kept before that happens."""
         index = 0
         while index < len(self.items):
             item = self.items[index]
-            stores = [op for op in (item.walk() if isinstance(item, Op) else item.roots())
-                      if isinstance(op, Op) and op.name == "store"]
+            stores = self._stores(item)
             found = next((load for load in (self._loads_after(index) if stores else ())
                           if any(self._overwrites(item, store, load, index) for store in stores)), None)
             if found is None:

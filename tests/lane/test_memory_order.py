@@ -283,6 +283,15 @@ def at_the_top(x: Tensor[f32, N], o: Tensor[f32, 4]):
     o[3] = u
 
 
+@kernel
+def sum_added_to_what_was_stored(x: Tensor[f32, M, N], out: Tensor[f32, N], factor: f32):
+    for n in tiles(N):
+        m = whole(M)
+        total = sum(x[m, n], over=m)
+        out[n] = factor
+        out[n] += total
+
+
 KERNELS = [value for value in list(globals().values()) if isinstance(value, Kernel)]
 
 
