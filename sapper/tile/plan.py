@@ -442,9 +442,10 @@ class _Planner:
         index = next(i for i, item in enumerate(self.items) if item is walk)
         later = {r.result for item in self.items[index + 1:] if isinstance(item, Walk) for r in item.reductions}
         later |= {v for item in self.items[index + 1:] if isinstance(item, Op) for v in item.results}
-        if any(v in later for v in self.closure(user.result)):
+        needed = self.closure(user.result)
+        if any(v in later for v in needed):
             return False
-        loads = [op for op in (self.local(v) for v in self.closure(user.result)) if op is not None and op.name == "load"]
+        loads = [op for op in (self.local(v) for v in needed) if op is not None and op.name == "load"]
         stores = [(store, self.position[item if isinstance(item, Op) else store])
                   for item in self.items[index:] if loads for store in self._stores(item)]
         return not any(memory_of(store.operands[0]) is memory_of(load.operands[0]) and at < self.position[load]

@@ -376,8 +376,8 @@ class _Writer:
     # Statements.
 
     def assignable(self) -> list[_Value]:
-        """Those that may be assigned anew: a loop of tiles would carry one from before it, and might then mean something
-        else for every tile size."""
+        """Those that may be assigned anew. A loop of tiles would carry one from before it, and mean something else for
+        every tile size."""
         return [v for v in self.values if v.text.startswith("v") and v not in self.outside]
 
     def assignments(self, count: int, within: tuple[str, ...]) -> None:
