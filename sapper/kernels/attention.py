@@ -45,7 +45,7 @@ T, H, G, D, P, B = sp.dims("T H G D P B")
 MINUS_INFINITY = float("-inf")
 LOG2_E = 1.4426950408889634
 QUERY_BLOCK = 64
-DECODE_SPLIT = 1024
+DECODE_SPLIT = 2048
 """Positions of a split: each begins two streams from memory, which takes its time."""
 
 
