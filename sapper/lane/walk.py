@@ -467,7 +467,7 @@ class WalkLowering(Squares):
             if any(a not in self.bound for a in axes) or not (rows or set(axes) == set(walk.outer)):
                 continue
             ahead = self._ahead(access.axes[rows[0]], self.bound[rows[0]].count) if rows else STREAM_AHEAD_BYTES
-            piece_bytes = self.bound[choice.lane].count * self.lanes * element_bytes(access.dtype)
+            piece_bytes = self.bound[choice.lane].count * self.lanes * self.slot_elements * element_bytes(access.dtype)
             for number in range(first, first + requests):
                 there = replace(access, base=self.add(access.base, self.mul(ahead, number)))
                 operands, attributes = self.address(there, dict.fromkeys(axes, 0))
