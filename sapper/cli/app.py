@@ -440,6 +440,8 @@ def generate(
     stop: Stop = None, threads: Threads = None, dtype: WeightsDtype = "file",
     raw: Annotated[bool, typer.Option("--raw", help="The prompt is the beginning of a text, not a message.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
+    speculate: Annotated[bool, typer.Option(
+        "--speculate", help="Draft tokens with the model's MTP head; they are the same ones.")] = False,
     json: Json = False,
 ) -> None:
     """Let a model answer a prompt. Text goes to stdout as it comes, speeds to stderr.
@@ -454,7 +456,7 @@ def generate(
 
     raise typer.Exit(run_generate(model, prompt, tokens, json=json, threads=threads, raw=raw, system=system,
                                   dtype=dtype, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                                  seed=seed, stop=stop or []))
+                                  seed=seed, stop=stop or [], speculate=speculate))
 
 
 @app.command()
@@ -539,6 +541,44 @@ def perplexity(
     else:
         print(f"perplexity {facts['perplexity']:.4f} +/- {facts['error']:.4f} over {facts['tokens']} tokens in "
               f"{facts['windows']} windows")
+
+
+@app.command()
+def quantize(
+    model: ModelName,
+    out: Annotated[str, typer.Option("--out", "-o", metavar="DIRECTORY", help="A new directory.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="int4 or int8.")] = "int4",
+    group: Annotated[int, typer.Option("--group", help="Weights that share a scale: 32, 64 or 128.")] = 64,
+    zero_points: Annotated[
+        bool | None, typer.Option("--asymmetric/--symmetric", help="Whether groups have zero points; default: of int4.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--perplexity", metavar="FILE", help="Measure it over a text, before and after.")
+    ] = None,
+    shard_mib: Annotated[int, typer.Option("--shard-mib", min=1, help="Of a file, at most, about.")] = 4096,
+    threads: Threads = None, json: Json = False,
+) -> None:
+    """Quantise a model's matrices in groups, to 4 or 8 bits, and write it as a directory that every command takes.
+    Embeddings and outputs take 8 bits in any case; vectors, and routers of experts, stay as they are.
+
+    \b
+    Examples:
+      sapper quantize ./Llama-3.2-1B -o llama-int4 --dtype int4 --group 64
+      sapper quantize smollm2 -o smollm2-int8 --dtype int8 --perplexity book.txt
+    """
+    from .quantize import run_quantize
+
+    facts = run_quantize(model, out, dtype=dtype, group=group, zero_points=zero_points, text=text, shard_mib=shard_mib,
+                         threads=threads, progress=not json)
+    if json:
+        _print_json(facts)
+        return
+    forms = ", ".join(f"{count} in {form}" for form, count in facts["forms"].items()) or "none"
+    print(f"{facts['out']}: {facts['matrices']} of {facts['tensors']} tensors quantised ({forms}), "
+          f"{facts['before_bytes'] / 2**20:.1f} to {facts['after_bytes'] / 2**20:.1f} MiB, "
+          f"error {100 * facts['relative_error']:.2f} % of the weights, {facts['seconds']:.1f} s")
+    if text is not None:
+        print(f"perplexity {facts['perplexity_before']:.4f} before, {facts['perplexity_after']:.4f} after")
 
 
 @app.command()

@@ -18,8 +18,9 @@ from ..runtime.buffers import Arena
 from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
+from .grouped import GroupedEntry
 from .k_matrix import RawK
-from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks
+from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks, of_one_form
 from .scaled import ScaledEntry
 from .scaled_matrix import RawScaled
 
@@ -104,18 +105,19 @@ class Loader:
 
     def matrices(self, uses: Sequence[Use], columns: int, *places: int) -> list[Matrix]:
         """One matrix for each use, all of one form."""
-        blocks = self._all_blocks(uses, columns, places)
-        return [self._joined([use], columns, places, blocks) for use in uses]
+        raw = self._raws(uses, columns, places)
+        if raw is None:
+            return [self._widened([use], columns, places) for use in uses]
+        return [piece.together([piece], self.arena, self.exact) for piece in raw]
 
     def joined(self, uses: Sequence[Use], columns: int, *places: int) -> Matrix:
         """The rows of all uses, one after the other, as one matrix; in blocks if all can be."""
-        return self._joined(uses, columns, places, self._all_blocks(uses, columns, places))
+        raw = self._raws(uses, columns, places)
+        return self._widened(uses, columns, places) if raw is None else raw[0].together(raw, self.arena, self.exact)
 
     def dense(self, uses: Sequence[Use], columns: int, *places: int) -> Dense:
         """The same, never in blocks."""
-        found = self._joined(uses, columns, places, False)
-        assert isinstance(found, Dense)
-        return found
+        return self._widened(uses, columns, places)
 
     def dense_of(self, source: Array) -> Dense:
         """A matrix that was put together from several tensors, given in f32."""
@@ -123,10 +125,7 @@ class Loader:
         self.fill(target, source)
         return Dense(target, self.dtype, self.rounded)
 
-    def _joined(self, uses: Sequence[Use], columns: int, places: tuple[int, ...], blocks: bool) -> Matrix:
-        if blocks:
-            pieces = [raw for use in uses if (raw := self._raw(use, columns, places)) is not None]
-            return pieces[0].together(pieces, self.arena, self.exact)
+    def _widened(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> Dense:
         entries = [self.entry(use.role, (use.rows, columns), *places) for use in uses]
         target = self.arena.empty((sum(use.rows for use in uses), columns), DTYPES[self.dtype])
         start = 0
@@ -142,10 +141,9 @@ class Loader:
             part = source[first : first + ROWS_AT_ONCE]
             target[first : first + len(part)] = part.astype(target.dtype)
 
-    def _all_blocks(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> bool:
-        """Whether all can be held in blocks of one form."""
-        found = [self._raw(use, columns, places) for use in uses] if self.blocks else [None]
-        return None not in found and len({raw.form for raw in found if raw is not None}) == 1
+    def _raws(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> list[Raw] | None:
+        """All as they are, in one form; None where they can't be."""
+        return of_one_form([self._raw(use, columns, places) for use in uses]) if self.blocks else None
 
     def _raw(self, use: Use, columns: int, places: tuple[int, ...]) -> Raw | None:
         shape = (use.rows, columns)
@@ -157,6 +155,8 @@ class Loader:
         entry = self.entry(role, shape, *places)
         if isinstance(entry, ScaledEntry):
             return RawScaled.parse(*entry.parts()) if rows == shape else None
+        if isinstance(entry, GroupedEntry):
+            return entry.raw(rows[0]) if rows[1:] == shape[-1:] else None
         if not isinstance(entry, TensorEntry):
             return None
         blocks = RawBlocks.parse(entry.data, rows, entry.format)
