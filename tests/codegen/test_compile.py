@@ -422,7 +422,8 @@ def test_rows_are_rounded_to_bf16_with_and_without_denormals(target: Target) -> 
         for lane in range(lanes):
             rows[lane, lane] = odd[lane % len(odd)]
         rows[lanes] = np.nan
-        program = rowwise(lanes, [rows.ravel()], np.zeros(rows.size, ml_dtypes.bfloat16), lambda b, v: v[0], [f32], bf16)
+        output = np.zeros(rows.size, ml_dtypes.bfloat16)
+        program = rowwise(lanes, [rows.ravel()], output, lambda b, v: v[0], [f32], bf16)
         code = program.check(target)
         assert ("vcvtneps2bf16" in code.text) == (target.name == "zen4")
 
