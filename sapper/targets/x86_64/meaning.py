@@ -725,11 +725,11 @@ def select_range(a: Array, b: Array, imm: int) -> Array:
     name, greater, sign = a.dtype.name, imm & 1, imm >> 2 & 3
     left, right = (np.abs(a), np.abs(b)) if imm & 2 else (a, b)
     first = np.where(left == right, np.signbit(a) ^ bool(greater), left > right if greater else left < right)
-    chosen = np.where(np.isnan(b) | (first & ~np.isnan(a)), a, b).view(_BITS[name])
+    number: Array = np.where(np.isnan(b) | (first & ~np.isnan(a)), a, b)
+    chosen = number.view(_BITS[name])
     top = a.view(_BITS[name]).dtype.type(1) << (8 * a.itemsize - 1)
     if sign != 1:
-        signs = (a.view(_BITS[name]) & top, None, chosen ^ chosen, chosen | top)[sign]
-        chosen = (chosen & ~top) | (signs & top)
+        chosen = (chosen & ~top) | (top & (a.view(_BITS[name]) if sign == 0 else top if sign == 3 else top ^ top))
     for source in (b, a):
         signalling = np.isnan(source) & (source.view(_BITS[name]) & _QUIET[name] == 0)
         chosen = np.where(signalling, source.view(_BITS[name]) | _QUIET[name], chosen)

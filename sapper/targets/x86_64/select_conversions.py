@@ -88,7 +88,7 @@ _DENORMAL = 0x20
 def rounds_by_branch(s: Any, op: Op) -> bool:
     """Whether a store rounds whole rows to bf16 by the instruction for it, with a way around for denormals."""
     a = op.attributes
-    return bool(op.name == "store" and a["dtype"].name == "bf16" and s.target_description.has("avx512_bf16")
+    return bool(op.name == "store" and a["dtype"].name == "bf16" and "avx512_bf16" in s.facts.features
                 and not a.get("exact") and not a.get("masked"))
 
 

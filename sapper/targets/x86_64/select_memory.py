@@ -66,9 +66,9 @@ def load(s: Any, op: Op) -> None:
 
 def _widens_by_permutation(s: Any, op: Op) -> bool:
     """Whether bf16 are brought to the upper halves of lanes by one instruction, not by two: it reads a whole register,
-    of which the load leaves the upper half 0."""
-    return bool(op.attributes["dtype"].name == "bf16" and s.facts.opmask and s.lanes >= 8
-                and not op.attributes.get("masked"))
+    of which the load leaves the upper half 0. It is one operation where permutations of bytes exist, two before."""
+    return bool(op.attributes["dtype"].name == "bf16" and {"avx512bw", "avx512_vbmi"} <= s.facts.features
+                and s.lanes >= 8 and not op.attributes.get("masked"))
 
 
 def _widening_key(s: Any) -> Key:
