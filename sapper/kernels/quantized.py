@@ -25,6 +25,7 @@ what a block's sum begins with, -128 times the sum of its activations.
 Formats: ggml's `block_q4_0`, `block_q4_1` and `block_q8_0`, ggml-common.h; its `quantize_row_q8_1_ref` for activations.
 """
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -264,14 +265,23 @@ def rms_norm_quantize_blocks(
 # ------------------------------------------------------------------------------------------------- layout and reference
 
 
-def to_panels(quants: Array, *scales: Array) -> tuple[Array, Array]:
-    """GGUF's blocks of rows, quants [N, B, 16] (two to a byte) or [N, B, 32] (i8) and scales [N, B], in panels."""
-    if quants.dtype == np.int8:
-        quants = quants.view(np.uint8) ^ np.uint8(OFFSET)
+def panel_shapes(parts: Sequence[Array], rows: int, blocks: int) -> list[tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of quants and scales in panels, for rows of GGUF's blocks (see fill_panels)."""
+    quants, *scales = parts
+    panels = rows // PANEL
+    return [((panels, blocks, quants.shape[2] // SLOT, PANEL, SLOT), np.dtype(np.uint8)),
+            ((panels, blocks, len(scales), PANEL), scales[0].dtype)]
+
+
+def fill_panels(targets: Sequence[Array], quants: Array, *scales: Array) -> None:
+    """Puts GGUF's blocks of rows, quants [N, B, 16] (two to a byte) or [N, B, 32] (i8) and scales [N, B], in panels."""
     n, b, size = quants.shape
-    slots = quants.reshape(n // PANEL, PANEL, b, size // SLOT, SLOT).transpose(0, 2, 3, 1, 4)
-    rows = np.stack(scales, axis=-1).reshape(n // PANEL, PANEL, b, len(scales)).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(slots), np.ascontiguousarray(rows)
+    slots = quants.view(np.uint32).reshape(n // PANEL, PANEL, b, size // SLOT)  # four bytes are moved as one
+    targets[0].view(np.uint32)[..., 0] = slots.transpose(0, 2, 3, 1)
+    if quants.dtype == np.int8:
+        targets[0][...] ^= np.uint8(OFFSET)
+    for number, scale in enumerate(scales):
+        targets[1][:, :, number] = scale.reshape(n // PANEL, PANEL, b).transpose(0, 2, 1)
 
 
 def matrix(quants: Array, scales: Array) -> Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -425,6 +425,9 @@ class RawBlocks:
     parts: quants [rows, blocks, 16 or 32], scale and, of q4, minimum [rows, blocks].
     """
 
+    SIZES: ClassVar = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
+    """ggml's name of a format -> bytes of a block."""
+
     form: str
     parts: tuple[Array, ...]
 
@@ -434,15 +437,14 @@ class RawBlocks:
 
         kind: ggml's name of the format. shape: [rows, columns].
         """
-        sizes = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
-        if kind not in sizes or len(shape) != 2 or shape[0] % PANEL or shape[1] % BLOCK:
+        if kind not in cls.SIZES or len(shape) != 2 or shape[0] % PANEL or shape[1] % BLOCK:
             return None
-        raw = np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // BLOCK, sizes[kind])
-        scale = raw[:, :, :2].copy().view("<f2")[:, :, 0]
+        raw = np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // BLOCK, cls.SIZES[kind])
+        scale = raw[:, :, :2].view("<f2")[:, :, 0]
         if kind == "Q8_0":
             return cls("q8", (raw[:, :, 2:].view(np.int8), scale))
         if kind == "Q4_1":
-            return cls("q4", (raw[:, :, 4:], scale, raw[:, :, 2:4].copy().view("<f2")[:, :, 0]))
+            return cls("q4", (raw[:, :, 4:], scale, raw[:, :, 2:4].view("<f2")[:, :, 0]))
         with np.errstate(over="ignore"):
             minimum = scale * np.float16(-8)
         return cls("q4", (raw[:, :, 2:], scale, minimum)) if np.isfinite(minimum).all() else None
@@ -471,10 +473,12 @@ class RawBlocks:
 
 def in_panels(pieces: Sequence[RawBlocks], arena: Arena, exact: bool = False) -> Blocks:
     """The rows of all pieces, one after the other, in panels; the pieces are of one form. exact: see Blocks."""
-    panels = [quantized.to_panels(*piece.parts) for piece in pieces]
-    parts = []
-    for group in zip(*panels, strict=True):
-        target = arena.empty((sum(len(p) for p in group), *group[0].shape[1:]), group[0].dtype)
-        np.concatenate(group, out=target)
-        parts.append(target)
-    return Blocks(pieces[0].form, tuple(parts), exact)
+    rows, columns = (sum(len(piece.parts[1]) for piece in pieces), pieces[0].parts[1].shape[1])
+    shapes = quantized.panel_shapes(pieces[0].parts, rows, columns)
+    targets = [arena.empty(shape, dtype) for shape, dtype in shapes]
+    start = 0
+    for piece in pieces:
+        stop = start + len(piece.parts[1]) // PANEL
+        quantized.fill_panels([target[start:stop] for target in targets], *piece.parts)
+        start = stop
+    return Blocks(pieces[0].form, tuple(targets), exact)

@@ -18,10 +18,8 @@ from ..runtime.buffers import Arena
 from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
-from .k_matrix import RawK
 from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks
 from .scaled import ScaledEntry
-from .scaled_matrix import RawScaled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -29,6 +27,8 @@ FORMS = ("file", "file-f32", "bf16", "bf16-rounded", "f32")
 """How the matrices may be held: in one dtype, or in the blocks of the file. What blocks are multiplied by is quantised
 too; with "file-f32" it stays f32. Several rows that meet bf16 are rounded to it with "bf16-rounded" only."""
 ROWS_AT_ONCE = 4096
+FLOATS = ("F32", "F16", "BF16")
+"""GGUF's formats that are no blocks."""
 Order = Callable[[Array], Array]
 
 
@@ -104,16 +104,16 @@ class Loader:
 
     def matrices(self, uses: Sequence[Use], columns: int, *places: int) -> list[Matrix]:
         """One matrix for each use, all of one form."""
-        blocks = self._all_blocks(uses, columns, places)
-        return [self._joined([use], columns, places, blocks) for use in uses]
+        pieces = self._pieces(uses, columns, places)
+        return [self._joined([use], columns, places, [piece]) for use, piece in zip(uses, pieces, strict=True)]
 
     def joined(self, uses: Sequence[Use], columns: int, *places: int) -> Matrix:
         """The rows of all uses, one after the other, as one matrix; in blocks if all can be."""
-        return self._joined(uses, columns, places, self._all_blocks(uses, columns, places))
+        return self._joined(uses, columns, places, self._pieces(uses, columns, places))
 
     def dense(self, uses: Sequence[Use], columns: int, *places: int) -> Dense:
         """The same, never in blocks."""
-        found = self._joined(uses, columns, places, False)
+        found = self._joined(uses, columns, places, [None])
         assert isinstance(found, Dense)
         return found
 
@@ -123,9 +123,10 @@ class Loader:
         self.fill(target, source)
         return Dense(target, self.dtype, self.rounded)
 
-    def _joined(self, uses: Sequence[Use], columns: int, places: tuple[int, ...], blocks: bool) -> Matrix:
-        if blocks:
-            pieces = [raw for use in uses if (raw := self._raw(use, columns, places)) is not None]
+    def _joined(
+        self, uses: Sequence[Use], columns: int, places: tuple[int, ...], pieces: Sequence[Raw | None]
+    ) -> Matrix:
+        if pieces[0] is not None:
             return pieces[0].together(pieces, self.arena, self.exact)
         entries = [self.entry(use.role, (use.rows, columns), *places) for use in uses]
         target = self.arena.empty((sum(use.rows for use in uses), columns), DTYPES[self.dtype])
@@ -142,10 +143,11 @@ class Loader:
             part = source[first : first + ROWS_AT_ONCE]
             target[first : first + len(part)] = part.astype(target.dtype)
 
-    def _all_blocks(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> bool:
-        """Whether all can be held in blocks of one form."""
+    def _pieces(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> Sequence[Raw | None]:
+        """What each use is in the file, if all can be held in blocks of one form, or None for each."""
         found = [self._raw(use, columns, places) for use in uses] if self.blocks else [None]
-        return None not in found and len({raw.form for raw in found if raw is not None}) == 1
+        one_form = len({raw.form for raw in found if raw is not None}) == 1
+        return found if None not in found and one_form else [None] * len(uses)
 
     def _raw(self, use: Use, columns: int, places: tuple[int, ...]) -> Raw | None:
         shape = (use.rows, columns)
@@ -155,14 +157,21 @@ class Loader:
     def raw(self, role: str, shape: tuple[int, ...], rows: tuple[int, ...], *places: int) -> Raw | None:
         """A tensor of that shape as it is, as a matrix of shape `rows`; None where our kernels can't take it so."""
         entry = self.entry(role, shape, *places)
+        # What few files have is imported where it is met: a prompt's first token waits for imports as well.
         if isinstance(entry, ScaledEntry):
+            from .scaled_matrix import RawScaled
+
             return RawScaled.parse(*entry.parts()) if rows == shape else None
         if not isinstance(entry, TensorEntry):
             return None
-        blocks = RawBlocks.parse(entry.data, rows, entry.format)
-        if blocks is None and rows == shape:  # otherwise those of a mixture, for which RawK has no kernels
-            return RawK.parse(entry.data, rows, entry.format)
-        return blocks
+        form = entry.format
+        if form in RawBlocks.SIZES:
+            return RawBlocks.parse(entry.data, rows, form)
+        if form in FLOATS or rows != shape:  # of a mixture, for which RawK has no kernels
+            return None
+        from .k_matrix import RawK
+
+        return RawK.parse(entry.data, rows, form)
 
     def experts(self, count: int, rows: int, columns: int, read: Callable[[int], Array]) -> DenseExperts:
         """Matrices of one shape, together. read: the matrix [rows, columns] of an expert, in f32."""
