@@ -18,7 +18,8 @@ from ..runtime.buffers import Arena
 from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
-from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks
+from .grouped import GroupedEntry
+from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks, of_one_form
 from .scaled import ScaledEntry
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -104,18 +105,19 @@ class Loader:
 
     def matrices(self, uses: Sequence[Use], columns: int, *places: int) -> list[Matrix]:
         """One matrix for each use, all of one form."""
-        pieces = self._pieces(uses, columns, places)
-        return [self._joined([use], columns, places, [piece]) for use, piece in zip(uses, pieces, strict=True)]
+        raw = self._raws(uses, columns, places)
+        if raw is None:
+            return [self._widened([use], columns, places) for use in uses]
+        return [piece.together([piece], self.arena, self.exact) for piece in raw]
 
     def joined(self, uses: Sequence[Use], columns: int, *places: int) -> Matrix:
         """The rows of all uses, one after the other, as one matrix; in blocks if all can be."""
-        return self._joined(uses, columns, places, self._pieces(uses, columns, places))
+        raw = self._raws(uses, columns, places)
+        return self._widened(uses, columns, places) if raw is None else raw[0].together(raw, self.arena, self.exact)
 
     def dense(self, uses: Sequence[Use], columns: int, *places: int) -> Dense:
         """The same, never in blocks."""
-        found = self._joined(uses, columns, places, [None])
-        assert isinstance(found, Dense)
-        return found
+        return self._widened(uses, columns, places)
 
     def dense_of(self, source: Array) -> Dense:
         """A matrix that was put together from several tensors, given in f32."""
@@ -123,11 +125,7 @@ class Loader:
         self.fill(target, source)
         return Dense(target, self.dtype, self.rounded)
 
-    def _joined(
-        self, uses: Sequence[Use], columns: int, places: tuple[int, ...], pieces: Sequence[Raw | None]
-    ) -> Matrix:
-        if pieces[0] is not None:
-            return pieces[0].together(pieces, self.arena, self.exact)
+    def _widened(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> Dense:
         entries = [self.entry(use.role, (use.rows, columns), *places) for use in uses]
         target = self.arena.empty((sum(use.rows for use in uses), columns), DTYPES[self.dtype])
         start = 0
@@ -143,11 +141,9 @@ class Loader:
             part = source[first : first + ROWS_AT_ONCE]
             target[first : first + len(part)] = part.astype(target.dtype)
 
-    def _pieces(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> Sequence[Raw | None]:
-        """What each use is in the file, if all can be held in blocks of one form, or None for each."""
-        found = [self._raw(use, columns, places) for use in uses] if self.blocks else [None]
-        one_form = len({raw.form for raw in found if raw is not None}) == 1
-        return found if None not in found and one_form else [None] * len(uses)
+    def _raws(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> list[Raw] | None:
+        """All as they are, in one form; None where they can't be."""
+        return of_one_form([self._raw(use, columns, places) for use in uses]) if self.blocks else None
 
     def _raw(self, use: Use, columns: int, places: tuple[int, ...]) -> Raw | None:
         shape = (use.rows, columns)
@@ -162,10 +158,12 @@ class Loader:
             from .scaled_matrix import RawScaled
 
             return RawScaled.parse(*entry.parts()) if rows == shape else None
+        if isinstance(entry, GroupedEntry):
+            return entry.raw(rows[0]) if rows[1:] == shape[-1:] else None
         if not isinstance(entry, TensorEntry):
             return None
         form = entry.format
-        if form in RawBlocks.SIZES:
+        if form in RawBlocks.FORMATS:
             return RawBlocks.parse(entry.data, rows, form)
         if form in FLOATS or rows != shape:  # of a mixture, for which RawK has no kernels
             return None
