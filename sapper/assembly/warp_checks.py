@@ -15,6 +15,7 @@ from typing import Any
 
 from ..codegen.machine import Instruction, Label, LabelReference, Memory, VirtualRegister
 from .errors import AssemblyError
+from .loops import cycles_of
 from .warp import WarpAssembly
 
 Under = tuple[Any, Any]
@@ -125,8 +126,6 @@ class _Checker:
     def check_loops(self, follow: list[list[int]]) -> None:
         """Each loop must have a branch under a predicate out of it that something in the loop writes; whether its
         condition comes true, the emulator finds."""
-        from .static import cycles_of
-
         for cycle in cycles_of(list(range(len(follow))), follow):
             inside = set(cycle)
             written = {o for place in cycle if isinstance(item := self.body[place], Instruction)
