@@ -320,7 +320,7 @@ class Program:
             if self.threads == 1:
                 code.function(address, 0, 1)
             else:
-                spin = workers.spin_cycles(self.threads)
+                spin = workers.wait_cycles(self.threads)
                 self._view[SPIN_CYCLES // WORD_BYTES] = spin
                 workers.launch(code.address, self._view, address, self.threads, 0)
 
