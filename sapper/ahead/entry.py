@@ -16,8 +16,8 @@ and no memory but the stack, what is mapped here, and the word in which the proc
 A model is one mapping (offsets in bytes; `Plan` has the rest):
 
     0 weights    8 the memory as it was mapped    16 its bytes    24 workers    32 position
-    POOL  the memory that workers share (runtime/workers_code.py); a mailbox has the number of its worker's thread, which
-          the system sets to 0 when the thread has ended
+    POOL  the memory that workers share (runtime/workers_code.py); a mailbox has the number of its worker's thread,
+          which the system sets to 0 when the thread has ended
     programs: control, sync blocks, table, argument blocks | temporaries | state | scratch of each worker | stacks
 
 The kernels' addresses, and those of what they work on, are filled in when a model is opened: `NAME.prefill` and

@@ -20,6 +20,7 @@ from ..kernels import embedding, matmul, matvec, moe, narrow, norm, quantized
 from ..kernels.moe_blocks import EXPERTS
 from ..kernels.quantized import BLOCK, PANEL
 from ..runtime.buffers import Arena, empty
+from ..runtime.packed import Packed, packed_empty
 from ..runtime.program import Rows
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -89,6 +90,8 @@ def quantized_rows(x: Rows, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
 def named_arrays(value: Any, name: str = "") -> dict[str, Array]:
     """Every array in a structure of dictionaries, sequences, dataclasses and workspaces, by where it stands."""
     parts: list[tuple[Any, Any]]
+    if isinstance(value, Packed):
+        value = value.data
     if isinstance(value, np.ndarray):
         return {name: value} if value.size else {}
     if isinstance(value, dict):
@@ -135,10 +138,10 @@ class Matrix(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """weights [rows, columns], f32 or bf16 as `dtype` says. rounded, of bf16: several rows of activations
-    are rounded to it as well, so that packed dot products take them; otherwise they stay f32."""
+    """weights [rows, columns], f32 or bf16 as `dtype` says, as an array or packed. rounded, of bf16: several rows of
+    activations are rounded to it as well, so that packed dot products take them; otherwise they stay f32."""
 
-    weights: Array
+    weights: Array | Packed
     dtype: str
     rounded: bool = False
 
@@ -148,7 +151,7 @@ class Dense:
 
     @property
     def size(self) -> int:
-        return self.weights.size
+        return math.prod(self.weights.shape)
 
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
         return [(getattr(matvec, f"norm_matvec_{self.dtype}"), (self.weights, x, gain, epsilon, y))]
@@ -163,11 +166,20 @@ class Dense:
         return [(getattr(matvec, f"matvec_residual_{self.dtype}"), (self.weights, x, residual, y))]
 
     def look_up(self, tokens: Array, y: Array) -> Steps:
+        if isinstance(self.weights, Packed):
+            panels = self.weights.blocks[..., 0]
+            return [(getattr(embedding, f"embedding_panels_{self.dtype}"), (tokens, panels, y))]
         return [(getattr(embedding, f"embedding_{self.dtype}"), (tokens, self.weights, y))]
 
     def apply_rows(self, name: str, x: Rows, others: Sequence[Dense], rest: Sequence[Rows], work: Workspace) -> Steps:
         steps, x, dtypes = narrowed(x, self.dtype, self.rounded, work)
         return [*steps, (getattr(matmul, f"{name}_{dtypes}"), (x, *(one.weights for one in (self, *others)), *rest))]
+
+
+def packed_in(arena: Arena, rows: int, columns: int, dtype: str) -> Packed:
+    """Room for weights in the panels that the kernels of `Dense` read with activations in f32: for one vector a panel
+    is one stream from memory, where rows side by side are many short ones."""
+    return packed_empty(getattr(matvec, f"matvec_{dtype}"), "w", rows, columns, arena.empty)
 
 
 @dataclass(frozen=True, slots=True)

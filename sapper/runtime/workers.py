@@ -188,6 +188,12 @@ def wait_cycles(size: int) -> int:
         return _loaded_code().cycles(WAIT_NS, size)
 
 
+def cycles_per_ns() -> float:
+    """How fast the time stamp counter counts."""
+    with _lock:
+        return _loaded_code().cycles_per_ns
+
+
 def _loaded_code() -> _Code:
     global _code
     if _code is None:

@@ -26,8 +26,8 @@ wake-up too many, a signal or a stale flag only makes a sleeper look again. Wait
 `cycles to spin` first: back-to-back launches meet workers that are awake, and an idle process is quiet.
 
 Placing. A scheduler likes to put a thread that is woken on the CPU of the one that wakes it, and some (those of virtual
-machines that pack their threads) leave it there for ten milliseconds: the launch then runs on one CPU. So `launch`, when
-its CPU is another than the last time, takes that CPU from those that the workers may use.
+machines that pack their threads) leave it there for ten milliseconds: the launch then runs on one CPU. So `launch`,
+when its CPU is another than the last time, takes that CPU from those that the workers may use.
 
 Source: futex(2), getcpu(2), sched_setaffinity(2); System V ABI AMD64 3.2; Intel SDM volume 3, 9.2.3.
 """

@@ -300,7 +300,7 @@ def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAPPER_SPIN", "0")
     assert settings.spin_us() == 0
     monkeypatch.setenv("SAPPER_SPIN", "500001")
-    with pytest.raises(LaunchError, match="SAPPER_SPIN.*from 0 to 500000"):
+    with pytest.raises(LaunchError, match=r"SAPPER_SPIN.*from 0 to 500000"):
         settings.spin_us()
 
 
