@@ -75,8 +75,10 @@ def step(query, key, value, rows, at, scale, highest, weight, total, MASKED: tl.
 
 @triton.jit
 def attention(q, k, v, out, T, scale, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """Causal, one head, T a multiple of BM; scale holds log2(e). The mask is computed in the second loop only."""
-    block = tl.program_id(0)
+    """Causal, a head in each row of the grid, one after another in memory; T is a multiple of BM; scale holds log2(e).
+    The mask is computed in the second loop only."""
+    block, head = tl.program_id(0), tl.program_id(1) * T * D
+    q, k, v, out = q + head, k + head, v + head, out + head
     rows, keys, lanes = block * BM + tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, D)
     query = tl.load(q + rows[:, None] * D + lanes[None, :])
     highest = tl.full((BM,), float("-inf"), tl.float32)

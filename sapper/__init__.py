@@ -123,4 +123,9 @@ def _make_launcher(kernel: Kernel) -> Callable[..., Any]:
     return made
 
 
+def _emulate(kernel: Kernel, *arguments: Any, **options: Any) -> Any:
+    return import_module(".emulate.kernel", __name__).run(kernel, *arguments, **options)
+
+
 _context.make_launcher = _make_launcher
+_context.emulate = _emulate

@@ -17,6 +17,7 @@ EXTRAS = {
     "cli": ("typer", "rich"),
     "models": ("gguf", "tokenizers", "jinja2", "safetensors"),
     "prove": ("z3-solver",),
+    "cuda": ("cuda-bindings",),
     "test": ("pytest", "pytest-xdist", "hypothesis"),
     "bench": ("torch", "llama-cpp-python"),
 }
@@ -147,10 +148,25 @@ def _optional() -> list[dict[str, Any]]:
         found = _version(package)
         parts.append({"name": name, "found": found, "missing": [] if found else [package],
                       "mend": "" if found else mend})
+    found, mend = _device()
+    parts.append({"name": "NVIDIA device", "found": found, "missing": [] if found else ["device"],
+                  "mend": "" if found else mend})
     assembler = shutil.which("as")
     parts.append({"name": "GNU as (only the tests use it)", "found": assembler, "missing": [] if assembler else ["as"],
                   "mend": "" if assembler else "apt-get install binutils"})
     return parts
+
+
+def _device() -> tuple[str | None, str]:
+    """(devices that kernels can run on, what to do where there is none)."""
+    from ..runtime.cuda import device, device_count
+    from ..runtime.errors import LaunchError
+
+    try:
+        found = [device(ordinal) for ordinal in range(device_count())]
+        return ", ".join(f"{each.name} ({each.target.name})" for each in found) or None, "see what nvidia-smi shows"
+    except LaunchError as error:
+        return None, str(error).split("mend: ")[-1].split(", or run it")[0]
 
 
 def size_text(size_bytes: int) -> str:

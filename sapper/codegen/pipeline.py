@@ -43,6 +43,7 @@ class Compiled:
     requires: what the extents must fulfil; see docs/ir.md. warps, near_bytes: of each worker.
     tensor_maps: the maps that who launches the kernel makes and passes after the words of `slots`, each as (tensor,
     dtype, extents of its dimensions, numbers or names, box): rows of 128 bytes, swizzled, of a tensor in C order.
+    barriers: workers meet, so that all of a launch must run at once.
     made: the code with its machine IR and line table. pieces: keys of the assembly by hand in it. refused: keys of the
     micro-kernels that the schedule names and that are not in it, with the reasons.
     """
@@ -63,6 +64,7 @@ class Compiled:
     pieces: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     tensor_maps: tuple[tuple[str, str, tuple[int | str, ...], tuple[int, ...]], ...] = ()
+    barriers: bool = False
 
 
 @dataclass(slots=True)
@@ -209,7 +211,8 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
     return Compiled(function.name, made.bytes, tuple(known["slots"]), _tuples(known["scratch"]), known["counters"],
                     stored, _tuples(function.attributes.get("requires", [])), _tuples(known["tasks"]),
                     work(function, known["lanes"]), made.machine.warps, made.machine.near_bytes, lambda: made.text,
-                    made, pieces, _tuples(known.get("refused", ())), _tuples(known.get("tensor_maps", ())))
+                    made, pieces, _tuples(known.get("refused", ())), _tuples(known.get("tensor_maps", ())),
+                    any(op.name == "barrier" for op in lane.walk()))
 
 
 def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],

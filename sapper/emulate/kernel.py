@@ -22,14 +22,13 @@ from ..runtime.arguments import Parameter, Signature, TensorView, fill_words
 from ..runtime.dtypes import numpy_dtype
 from ..runtime.launch import specialise
 from ..targets import target as find_target
+from ..targets.ptx.text import BLOCK_WARPS, SWIZZLE_BYTES
 from .errors import EmulationError
 from .launch import Argument, Result, load
 from .machine import Options
 from .tensor_map import TensorMap
 
 SYNC_BYTES = 1024
-SWIZZLE_BYTES = 128
-"""Of a compiled kernel's tensor maps."""
 
 
 def run(kernel: Any, *arguments: Any, target: str, workers: int = 4, schedule: Any = None,
@@ -65,7 +64,7 @@ def run(kernel: Any, *arguments: Any, target: str, workers: int = 4, schedule: A
         kind = numpy_dtype(dtype)
         array = memory[:math.prod(shape) * kind.itemsize].view(kind).reshape(shape)
         words.append(TensorMap(array, box, SWIZZLE_BYTES, memory))
-    warps = max(compiled.warps, 4)
+    warps = compiled.warps if compiled.warps > 1 else BLOCK_WARPS
     blocks = workers if compiled.warps > 1 else -(-workers // warps)
     each = max(64, scratch_bytes(compiled.scratch, binding.dims))
     scratch = np.full(each * blocks * warps // compiled.warps, 0xFF, np.uint8)

@@ -59,11 +59,13 @@ class Module:
 
     def launch(self, kernel: str | None = None, *, grid: Sequence[int] = (1,), block: Sequence[int] | None = None,
                arguments: Sequence[Argument] = (), shared_bytes: int = 0, cluster: Sequence[int] | None = None,
-               cooperative: bool = False, options: Options | None = None) -> Result:
+               cooperative: bool = False, options: Options | None = None, memory: GlobalMemory | None = None) -> Result:
         """Run a kernel; arrays among the arguments are written in place.
 
         kernel: a name of `kernels`; None: the only one. block: threads; None: what .reqntid says. shared_bytes: dynamic
-        shared memory. cluster: blocks; None: what .reqnctapercluster says, or one. Raises EmulationError and its kinds.
+        shared memory. cluster: blocks; None: what .reqnctapercluster says, or one. memory: of the device,
+        as earlier launches left it, for arguments that are addresses in it (bytes of each parameter); None: a new one.
+        Raises EmulationError and its kinds.
         """
         if kernel is None:
             if len(self.kernels) != 1:
@@ -80,7 +82,8 @@ class Module:
             raise EmulationError(f"found a block of {shape.block}, expected {_three(function.required_threads)} "
                                  f"(.reqntid)")
         function = inline_calls(self.parsed, function)
-        return _Launch(self.parsed, function, shape, shared_bytes, options or Options()).run(arguments, cooperative)
+        launch = _Launch(self.parsed, function, shape, shared_bytes, options or Options(), memory)
+        return launch.run(arguments, cooperative)
 
 
 def load(text: str) -> Module:
@@ -95,10 +98,11 @@ def _three(sizes: Sequence[int]) -> tuple[int, int, int]:
 
 class _Launch:
     def __init__(self, module: parse.Module, function: parse.Function, shape: Shape, shared_bytes: int,
-                 options: Options) -> None:
+                 options: Options, memory: GlobalMemory | None) -> None:
         self.module, self.function, self.shape, self.options = module, function, shape, options
         self.dynamic_bytes = shared_bytes
-        self.device = GlobalMemory()
+        self.device = GlobalMemory() if memory is None else memory
+        self.device.begin_launch()
         self.copies: list[tuple[NDArray[Any], int]] = []
         self.addresses: dict[int, int] = {}
         """id of an array of this call's arguments (all are alive) -> its address."""

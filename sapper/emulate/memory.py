@@ -97,6 +97,22 @@ class GlobalMemory(Arena):
         self._starts, self._ends = np.array(self.starts), np.array(self.ends)
         return GLOBAL_BASE + start
 
+    def begin_launch(self) -> None:
+        """Launches are ordered: nothing races with what an earlier one did."""
+        self.shadow = None
+        self.agents_used = 0
+        self.released.clear()
+
+    def free(self, address: int) -> None:
+        """An allocation that is no more: every access to it is one outside of all. Raises MemoryFault."""
+        start = address - GLOBAL_BASE
+        if start not in self.starts:
+            raise MemoryFault(f"found {address:#x}, expected the address of an allocation")
+        which = self.starts.index(start)
+        for facts in (self.starts, self.ends, self.names):
+            del facts[which]
+        self._starts, self._ends = np.array(self.starts), np.array(self.ends)
+
     def outside(self, offsets: Array, size_bytes: int) -> Array | None:
         """Which accesses are not inside one allocation; None if all are."""
         if not self.starts:

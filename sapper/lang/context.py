@@ -36,3 +36,6 @@ def use(context: Any) -> Iterator[Any]:
 
 make_launcher: Callable[[Any], Callable[..., Any]] | None = None
 """Given a Kernel, returns what runs when the kernel is called with its arguments. Set by sapper/__init__.py."""
+
+emulate: Callable[..., Any] | None = None
+"""Runs a kernel for a GPU on the emulator, which comes after the runtime. Set by sapper/__init__.py."""

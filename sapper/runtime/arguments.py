@@ -165,27 +165,32 @@ _DLPACK_DTYPES = {
     (2, 16): "f16", (2, 32): "f32", (2, 64): "f64", (4, 16): "bf16", (6, 8): "bool",
     (10, 8): "f8e4m3", (12, 8): "f8e5m2",
 }  # fmt: skip
+DLPACK_CODES = {name: code for code, name in _DLPACK_DTYPES.items()}
+"""Name of a dtype -> (code, bits)."""
 _DLPACK_KINDS = {0: "int", 1: "uint", 2: "float", 3: "opaque", 4: "bfloat", 5: "complex", 6: "bool"}
 _READ_ONLY = 1
 
 
-def _view_dlpack(value: Any, kernel: str, parameter: Parameter) -> TensorView:
+def view_dlpack(value: Any, kernel: str, parameter: Parameter, devices: frozenset[int] = _HOST_DEVICES,
+                expected: str = "CPU memory", **options: Any) -> TensorView:
+    """A tensor of another package in memory of one of `devices`. options: of its `__dlpack__`."""
+
     def refuse(kind: str, found: str, expected: str, mend: str) -> ArgumentError:
         return ArgumentError(kind, kernel, parameter.name, found, expected, mend)
 
     device = value.__dlpack_device__()[0] if hasattr(value, "__dlpack_device__") else 1
-    if device not in _HOST_DEVICES:
+    if device not in devices:
         raise refuse(
             "device",
             f"a tensor in {_DEVICE_NAMES.get(int(device), f'device {int(device)}')} memory",
-            "CPU memory",
+            expected,
             "copy it first (x.cpu())",
         )
     try:
         try:
-            capsule = value.__dlpack__(max_version=(1, 0))
+            capsule = value.__dlpack__(max_version=(1, 0), **options)
         except TypeError:
-            capsule = value.__dlpack__()
+            capsule = value.__dlpack__(**options)
     except (BufferError, RuntimeError, ValueError, TypeError) as error:
         raise refuse(
             "export", f"{type(value).__name__} that refuses to export ({error})", "a plain strided tensor", "x.detach()"
@@ -205,8 +210,8 @@ def _view_dlpack(value: Any, kernel: str, parameter: Parameter) -> TensorView:
     data, device, _, rank, code, bits, lanes, shape_at, strides_at, offset = _parse_tensor(
         ctypes.string_at(pointer, _TENSOR_BYTES)
     )
-    if device not in _HOST_DEVICES:
-        raise refuse("device", f"a tensor on device {device}", "CPU memory", "copy it first (x.cpu())")
+    if device not in devices:
+        raise refuse("device", f"a tensor on device {device}", expected, "copy it first (x.cpu())")
     name = _DLPACK_DTYPES.get((code, bits)) if lanes == 1 else None
     if name is None:
         kind = f"{_DLPACK_KINDS.get(code, f'type {code} of ')}{bits}" + (f"x{lanes}" if lanes != 1 else "")
@@ -216,11 +221,11 @@ def _view_dlpack(value: Any, kernel: str, parameter: Parameter) -> TensorView:
     if strides_at and rank:
         strides = layout.unpack(ctypes.string_at(strides_at, 8 * rank))
     else:
-        strides = _row_major(shape)
+        strides = row_major(shape)
     return TensorView(data + offset, shape, strides, DTYPES[name], not read_only, capsule)
 
 
-def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     strides = []
     step = 1
     for size in reversed(shape):
@@ -244,7 +249,7 @@ def _view_array(array: numpy.ndarray[Any, Any], kernel: str, parameter: Paramete
                 "this machine's byte order",
                 'x.astype(x.dtype.newbyteorder("="))',
             )
-        raise _dtype_error(kernel, parameter, array.dtype.name)
+        raise dtype_error(kernel, parameter, array.dtype.name)
     element_bytes = array.dtype.itemsize
     strides = []
     for dimension, stride in enumerate(array.strides):
@@ -270,7 +275,7 @@ def _view_array(array: numpy.ndarray[Any, Any], kernel: str, parameter: Paramete
     )
 
 
-def _dtype_error(kernel: str, parameter: Parameter, found: str) -> ArgumentError:
+def dtype_error(kernel: str, parameter: Parameter, found: str) -> ArgumentError:
     expected = parameter.dtype.name
     mend = f"sp.empty(shape, {expected!r}) and copy, or x.astype({_numpy_spelling(expected)})"
     return ArgumentError("dtype", kernel, parameter.name, f"dtype {found}", f"dtype {expected}", mend)
@@ -288,10 +293,10 @@ def view_tensor(value: Any, kernel: str, parameter: Parameter) -> TensorView:
     if isinstance(value, numpy.ndarray):
         view = _view_array(value, kernel, parameter)
     elif hasattr(value, "panels"):
-        view = TensorView(address_through_interface(value.data), value.shape, _row_major(value.shape), value.dtype,
+        view = TensorView(address_through_interface(value.data), value.shape, row_major(value.shape), value.dtype,
                           False, value, value.panels)
     elif hasattr(value, "__dlpack__") and not isinstance(value, numpy.generic):
-        view = _view_dlpack(value, kernel, parameter)
+        view = view_dlpack(value, kernel, parameter)
     elif hasattr(value, "__array_interface__") and not isinstance(value, numpy.generic):
         view = _view_array(numpy.asarray(value), kernel, parameter)
     else:
@@ -304,7 +309,7 @@ def view_tensor(value: Any, kernel: str, parameter: Parameter) -> TensorView:
             "pass a NumPy array, or an object with __dlpack__ or __array_interface__",
         )
     if view.dtype is not parameter.dtype and view.dtype.name != parameter.dtype.name:
-        raise _dtype_error(kernel, parameter, view.dtype.name)
+        raise dtype_error(kernel, parameter, view.dtype.name)
     return view
 
 
@@ -390,19 +395,12 @@ class Signature:
         self.scalar_positions = tuple(i for i, p in enumerate(self.parameters) if p.dims is None)
         self.positions = {p.name: i for i, p in enumerate(self.parameters)}
 
-    def bind(self, arguments: Sequence[Any]) -> Binding:
-        """Check everything but stores. Raises ArgumentError, which names the first argument at fault."""
+    def bind(self, arguments: Sequence[Any],
+             read: Callable[[Any, str, Parameter], TensorView] = view_tensor) -> Binding:
+        """Check everything but stores. read: gives the memory of a tensor. Raises ArgumentError, which names the first
+        argument at fault."""
+        self.check_count(arguments)
         parameters = self.parameters
-        if len(arguments) != len(parameters):
-            names = ", ".join(p.name for p in parameters)
-            raise ArgumentError(
-                "count",
-                self.kernel,
-                "",
-                _plural(len(arguments), "argument"),
-                f"{len(parameters)} ({names})",
-                "pass them by position, in this order",
-            )
         tensors: dict[int, TensorView] = {}
         scalars: dict[int, int] = {}
         dims: dict[str, int] = {}
@@ -411,7 +409,7 @@ class Signature:
             if parameter.dims is None:
                 scalars[position] = scalar_word(value, self.kernel, parameter)
                 continue
-            view = view_tensor(value, self.kernel, parameter)
+            view = read(value, self.kernel, parameter)
             tensors[position] = view
             self._check_extents(view, parameter, dims, dim_source)
             element_bytes = view.dtype.size_bytes
@@ -424,6 +422,19 @@ class Signature:
                     "pass x.copy()",
                 )
         return Binding(tensors, scalars, dims)
+
+    def check_count(self, arguments: Sequence[Any]) -> None:
+        parameters = self.parameters
+        if len(arguments) != len(parameters):
+            names = ", ".join(p.name for p in parameters)
+            raise ArgumentError(
+                "count",
+                self.kernel,
+                "",
+                _plural(len(arguments), "argument"),
+                f"{len(parameters)} ({names})",
+                "pass them by position, in this order",
+            )
 
     def check_stores(self, binding: Binding, stored: Iterable[str]) -> None:
         """Check that the tensors which the kernel writes may be written. Raises ArgumentError."""

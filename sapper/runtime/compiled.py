@@ -33,6 +33,7 @@ class CompiledKernel(NamedTuple):
         size, rounded up, multiply to the most tasks that it can have; empty when unknown.
     work: estimated time on one core in nanoseconds, as a sum of coefficient times product of dims; empty when
         unknown. tasks and work only choose how many workers to wake.
+    warps, near_bytes, tensor_maps, barriers: of code for a GPU; see codegen.pipeline.Compiled. `code` is then text.
     lines: (offset, location) where the source line changes; frame: how its frame lies (codegen/unwind.py). Only for
         debuggers: they are not kept on disk, and the frame is only worked out where a debugger is told of it.
     """
@@ -47,6 +48,10 @@ class CompiledKernel(NamedTuple):
     tasks: tuple[tuple[tuple[int, tuple[str, ...], int], ...], ...] = ()
     work: tuple[Term, ...] = ()
     requires: tuple[tuple[str | int, ...], ...] = ()
+    warps: int = 1
+    near_bytes: int = 0
+    tensor_maps: tuple[tuple[str, str, tuple[int | str, ...], tuple[int, ...]], ...] = ()
+    barriers: bool = False
     lines: tuple[tuple[int, Location], ...] = ()
     frame: tuple[tuple[int, Any], ...] = ()
 
@@ -70,6 +75,10 @@ class CompiledKernel(NamedTuple):
             _tuples(getattr(compiled, "tasks", ())),
             _tuples(getattr(compiled, "work", ())),
             _tuples(getattr(compiled, "requires", ())),
+            getattr(compiled, "warps", 1),
+            getattr(compiled, "near_bytes", 0),
+            _tuples(getattr(compiled, "tensor_maps", ())),
+            getattr(compiled, "barriers", False),
             tuple(compiled.made.line_table) if hasattr(compiled, "made") else (),
             _frame(compiled.made) if settings.debugging() and hasattr(compiled, "made") else (),
         )
@@ -123,6 +132,10 @@ class CompiledKernel(NamedTuple):
                 _tuples(facts["tasks"]),
                 _tuples(facts["work"]),
                 _tuples(facts["requires"]),
+                int(facts["warps"]),
+                int(facts["near_bytes"]),
+                _tuples(facts["tensor_maps"]),
+                bool(facts["barriers"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"packed kernel: found a header without {error}") from error

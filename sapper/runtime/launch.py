@@ -30,12 +30,14 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
 from ..ir.nodes import Location
 from ..ir.types import TensorType
+from ..lang import context
 from ..lang import digest as _digest  # noqa: F401  each first call needs it: loaded with the runtime, not in the call
 from ..lang.errors import KernelError
 from ..targets.x86_64.detect import host, host_target
@@ -62,6 +64,7 @@ from .tuned import tuned_schedule
 
 if TYPE_CHECKING:
     from ..tile.schedule import StrideClass
+    from .cuda.launch import DeviceCall
 
 DIM_CLASSES = (16, 128, 1024, 8192)
 LARGEST_CLASS = 2**31 - 1
@@ -73,7 +76,7 @@ GRAIN_NS = 50_000.0
 """A worker gets at least so much of the estimated work: what it costs to wake one that sleeps."""
 ASSUMED_BYTES_PER_NS = 10.0
 MAX_ENTRIES = 1024
-OPTIONS = ("interpret", "schedule", "static", "target", "threads")
+OPTIONS = ("emulate", "interpret", "schedule", "static", "target", "threads")
 
 Compile = Callable[..., Any]
 Block = tuple["memoryview[int]", "memoryview[float]", "memoryview[float]", int]
@@ -103,7 +106,9 @@ def extent_bound(extent: int) -> int:
     return LARGEST_CLASS
 
 
-def specialise(signature: Signature, binding: Binding, static: frozenset[str]) -> Specialisation:
+def specialise(signature: Signature, binding: Binding, static: frozenset[str],
+               large_bytes: int = LARGE_BYTES) -> Specialisation:
+    """What a call lets the compiler assume. large_bytes: see aligned_tensors."""
     patterns: list[tuple[str, StrideClass]] = []
     for position, view in binding.tensors.items():
         name = signature.parameters[position].name
@@ -111,15 +116,16 @@ def specialise(signature: Signature, binding: Binding, static: frozenset[str]) -
                                                tuple(s == 1 for s in view.strides))))
     fixed = tuple((dim, extent) for dim, extent in binding.dims.items() if dim in static)
     classes = tuple((dim, dim_class(extent)) for dim, extent in binding.dims.items() if dim not in static)
-    return Specialisation(fixed, tuple(patterns), classes, aligned_tensors(signature, binding))
+    return Specialisation(fixed, tuple(patterns), classes, aligned_tensors(signature, binding, large_bytes))
 
 
-def aligned_tensors(signature: Signature, binding: Binding) -> tuple[str, ...]:
-    """Large tensors whose data and rows start at cache lines: they may be stored past the caches."""
+def aligned_tensors(signature: Signature, binding: Binding, large_bytes: int = LARGE_BYTES) -> tuple[str, ...]:
+    """Tensors of large_bytes or more whose data and rows start at cache lines: those of a CPU may be stored past the
+    caches, those of a GPU copied in pieces of 16 bytes."""
     names = []
     for position, view in binding.tensors.items():
         size_bytes = view.dtype.size_bytes
-        if (not view.address % CACHE_LINE_BYTES and size_bytes * math.prod(view.shape) >= LARGE_BYTES
+        if (not view.address % CACHE_LINE_BYTES and size_bytes * math.prod(view.shape) >= large_bytes
                 and view.strides and view.strides[-1] == 1
                 and not any(s * size_bytes % CACHE_LINE_BYTES for s in view.strides[:-1])):
             names.append(signature.parameters[position].name)
@@ -243,7 +249,38 @@ def _find_target(wanted: Any) -> Any:
 
 def _target_key(target: Any) -> str:
     """Every field of a target; sets sorted, since their order changes from process to process."""
-    return json.dumps([sorted(fact) if isinstance(fact, frozenset) else fact for fact in target])
+    if is_dataclass(target):
+        target = [getattr(target, field.name) for field in fields(target)]
+    return json.dumps([sorted(fact) if isinstance(fact, frozenset) else fact for fact in target], default=repr)
+
+
+def _device_target(wanted: Any) -> Any:
+    """The target where it is one of a CUDA device, else None."""
+    if isinstance(wanted, str):
+        from ..targets.ptx.target import TARGETS
+
+        return TARGETS.get(wanted)
+    return wanted if getattr(wanted, "lanes_are_threads", False) else None
+
+
+def _may_lie_on_device(value: Any) -> bool:
+    """Whether a tensor of another package, or ours, lies in a CUDA device's memory."""
+    if type(value) is numpy.ndarray or not hasattr(value, "__dlpack_device__"):
+        return False
+    from .cuda.launch import ordinal_of
+
+    return ordinal_of(value) is not None
+
+
+def emulate(launcher: Launcher, arguments: tuple[Any, ...]) -> None:
+    """Run a call for a GPU on the emulator, with arrays of NumPy. Raises ArgumentError where the target is no GPU."""
+    if launcher.device_target is None:
+        raise ArgumentError("option", launcher.name, "emulate", f"target {launcher.target!r}",
+                            "a target that is emulated", 'pass target="sm_90a" too')
+    if context.emulate is None:
+        raise LaunchError("emulate: found no emulator; expected the package sapper to set it; mend: import sapper")
+    context.emulate(launcher.kernel, *arguments, target=launcher.device_target.name, schedule=launcher.schedule,
+                    static=launcher.static)
 
 
 def _interpret(kernel: Any, arguments: tuple[Any, ...]) -> Any:
@@ -406,6 +443,8 @@ class Launcher:
         self.static = self._static_dims(self.options.get("static", ()))
         self.schedule = self.options.get("schedule")
         self.target = self.options.get("target")
+        self.device_target = _device_target(self.target)
+        self.device_launcher: Any = None
         self.stored: tuple[str, ...] = ()
         self.packed: list[tuple[int, ...]] = []
         self.compiled: dict[tuple[Specialisation, str], tuple[CompiledKernel, CodeBlock]] = {}
@@ -438,7 +477,8 @@ class Launcher:
             with _lock:
                 found = self.compiled.get(key)
                 if found is None:
-                    compiled = self._from_disk_or_compile(specialisation, schedule)
+                    target = configuration().find_target(self.target)
+                    compiled = self.from_disk_or_compile(specialisation, schedule, target)
                     found = self.compiled[key] = compiled, load(compiled.code)
                     if settings.debugging():
                         from . import debuggers
@@ -458,9 +498,8 @@ class Launcher:
         found = configuration().find_target(self.target) if target is None else target
         return tuned_schedule(self.name, self.kernel.source_digest(), getattr(found, "name", ""), dims, threads)
 
-    def _from_disk_or_compile(self, specialisation: Specialisation, schedule: Any) -> CompiledKernel:
+    def from_disk_or_compile(self, specialisation: Specialisation, schedule: Any, target: Any) -> CompiledKernel:
         now = configuration()
-        target = now.find_target(self.target)
         cache = None if settings.debugging() else disk_cache()  # what lies on disk has no lines
         key = ""
         if cache is not None:
@@ -507,15 +546,39 @@ class Launcher:
             if options:
                 launcher_with(self.kernel, options).call(*arguments)
                 return
+        if self.options.get("emulate"):
+            emulate(self, arguments)
+            return
+        if self.on_device(arguments):
+            self.device_launcher.call(arguments)
+            return
         entry, words, _ = self.bind(arguments)
         view, _, _, address = entry.block()
         for word, value in words.items():
             view[word] = value
         entry.run(view, address)
 
-    def prepare(self, *arguments: Any) -> BoundCall:
+    def on_device(self, arguments: tuple[Any, ...]) -> bool:
+        """Whether a call goes to a CUDA device: its target is one, or a tensor lies there. device_launcher is then
+        set."""
+        if self.device_target is None and not any(
+                _may_lie_on_device(arguments[i]) for i in self.signature.tensor_positions if i < len(arguments)):
+            return False
+        if self.device_launcher is None:
+            from .cuda.launch import DeviceLauncher
+
+            if self.threads is not None:
+                raise ArgumentError("option", self.name, "threads", f"{self.threads} on a CUDA device",
+                                    "none: the device has as many workers as it holds", "leave threads out")
+            self.device_launcher = DeviceLauncher(self)
+        return True
+
+    def prepare(self, *arguments: Any) -> BoundCall | DeviceCall:
         """Bind the arguments for repeated calls."""
         arguments, _ = self.by_position(arguments, {})
+        if self.on_device(arguments):
+            bound: DeviceCall = self.device_launcher.prepare(arguments)
+            return bound
         entry, words, binding = self.bind(arguments)
         block = entry.block()
         for word, value in words.items():
@@ -862,7 +925,8 @@ def make_launcher(kernel: Any) -> Callable[..., Any]:
 
 def launch(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any] | None = None) -> Any:
     """Run a kernel. options: threads (at most so many workers; 1 never wakes another), static (names of dims to compile
-    in, or True), schedule, target, interpret (True: under the reference interpreter)."""
+    in, or True), schedule, target, interpret (True: under the reference interpreter), emulate (True: code for a GPU on
+    the emulator)."""
     given = dict(options or {})
     if given.get("interpret"):
         return interpret(kernel, *arguments, **given)
@@ -895,12 +959,12 @@ def interpret(kernel: Any, *arguments: Any, **options: Any) -> Any:
     return configuration().interpret(kernel, tuple(arrays))
 
 
-def prepare(kernel: Any, *arguments: Any, **options: Any) -> BoundCall:
+def prepare(kernel: Any, *arguments: Any, **options: Any) -> BoundCall | DeviceCall:
     """Compile a kernel for these arguments and bind them: `call = prepare(kernel, a, b, c); call(); call()`."""
-    if options.get("interpret") or settings.interpret():
+    if options.get("interpret") or options.get("emulate") or settings.interpret():
         raise LaunchError(
-            f"{kernel.name}: prepare under the interpreter: found SAPPER_INTERPRET or interpret=True; expected "
-            "compiled code; mend: call the kernel instead"
+            f"{kernel.name}: prepare under the interpreter: found SAPPER_INTERPRET, interpret=True or emulate=True; "
+            "expected compiled code; mend: call the kernel instead"
         )
     launcher = launcher_with(kernel)
     arguments, options = launcher.by_position(arguments, dict(options))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...tile.schedule import MatrixGroup, MatrixUnit
+from .levels import number_of
 
 KIB, MIB = 1024, 1024 * 1024
 WARP_LANES = 32
@@ -102,3 +103,16 @@ def target(name: str) -> Target:
 def known_targets() -> tuple[str, ...]:
     """Names of all targets, oldest first."""
     return tuple(TARGETS)
+
+
+def runs_on(target: Target, capability: tuple[int, int]) -> bool:
+    """Whether a device of a compute capability runs what is made for a target: a later one does, but for what is made
+    for one architecture alone (CUDA C++ Programming Guide, "Compute capabilities")."""
+    level = divmod(number_of(target.name), 10)
+    return level == capability if target.name.endswith("a") else level <= capability
+
+
+def target_for(capability: tuple[int, int]) -> Target | None:
+    """The target whose code a device runs best: its own, or else the latest before it. None: it is too old."""
+    fitting = [found for found in TARGETS.values() if runs_on(found, capability)]
+    return max(fitting, key=lambda found: number_of(found.name), default=None)

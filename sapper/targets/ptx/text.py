@@ -31,6 +31,8 @@ NEAR_ALIGN_BYTES = 1024
 """Of shared memory: address bits below are those of offsets."""
 
 
+SWIZZLE_BYTES = 128
+"""Of the boxes that tensor maps of a kernel describe: chunks of 16 bytes are permuted in rows of so many."""
 MAP_BYTES = 128
 """Of a tensor map, which starts at a multiple of half of it (PTX ISA, "tensormap")."""
 

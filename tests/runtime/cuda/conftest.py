@@ -1,0 +1,39 @@
+"""The emulated driver, one library in a process; tests that need it are skipped without cuda-bindings and binutils."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sapper.runtime.cuda import driver as found
+
+if TYPE_CHECKING:
+    from .emulated_driver import EmulatedDriver
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> EmulatedDriver:
+    pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    if shutil.which("as") is None or shutil.which("ld") is None:
+        pytest.skip("binutils are not installed")
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("a real driver is here")
+    from .emulated_driver import EmulatedDriver
+
+    return EmulatedDriver(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture
+def device(library: EmulatedDriver) -> Iterator[EmulatedDriver]:
+    """A fresh device of compute capability 9.0 with two processors."""
+    library.reset()
+    found.forget()
+    yield library
+    gc.collect()
+    found.forget()
+    assert library.failure is None, library.failure
