@@ -39,6 +39,12 @@ class Workspace:
         self._narrow: Array = empty((0,), ml_dtypes.bfloat16)
         self._quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.int32)]
 
+    def norm(self, x: Array, gain: Array, epsilon: float) -> tuple[Steps, Array]:
+        """The step that makes rms_norm(x) of a vector, and where: a kernel of its own, as every task of a product would
+        compute it anew, and slower weights (28.3 GB/s instead of 30 on a Zen 4)."""
+        normed = self.normed[: x.size]
+        return [(norm.rms_norm, (x.reshape(1, -1), gain, epsilon, normed.reshape(1, -1)))], normed
+
     def quants(self, rows: int, columns: int) -> tuple[Array, Array, Array]:
         """Memory for rows that are quantised in blocks (sapper/kernels/quantized.py): q, scales and starts."""
         blocks = columns // BLOCK
@@ -153,14 +159,21 @@ class Dense:
     def size(self) -> int:
         return math.prod(self.weights.shape)
 
+    @property
+    def array(self) -> Array:
+        """The weights where they are not packed."""
+        assert isinstance(self.weights, np.ndarray)
+        return self.weights
+
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
-        return [(getattr(matvec, f"norm_matvec_{self.dtype}"), (self.weights, x, gain, epsilon, y))]
+        steps, normed = work.norm(x, gain, epsilon)
+        return [*steps, (getattr(matvec, f"matvec_{self.dtype}"), (self.weights, normed, y))]
 
     def apply_norm_swiglu(
         self, up: Dense, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
-        kernel = getattr(matvec, f"norm_matvec_swiglu_{self.dtype}")
-        return [(kernel, (self.weights, up.weights, x, gain, epsilon, y))]
+        steps, normed = work.norm(x, gain, epsilon)
+        return [*steps, (getattr(matvec, f"matvec_swiglu_{self.dtype}"), (self.weights, up.weights, normed, y))]
 
     def apply_residual(self, x: Array, residual: Array, y: Array, work: Workspace) -> Steps:
         return [(getattr(matvec, f"matvec_residual_{self.dtype}"), (self.weights, x, residual, y))]
@@ -220,8 +233,8 @@ class Blocks:
     def norm(self, x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
         """The same of rms_norm(x)."""
         if self.exact:
-            normed = work.normed[: x.size]
-            return [(norm.rms_norm, (x.reshape(1, -1), gain, epsilon, normed.reshape(1, -1)))], (in_blocks(normed),)
+            steps, normed = work.norm(x, gain, epsilon)
+            return steps, (in_blocks(normed),)
         operands = work.quants(1, x.size)
         return [(quantized.rms_norm_quantize_blocks, (in_blocks(x), in_blocks(gain), epsilon, *operands))], operands
 

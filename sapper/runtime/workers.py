@@ -57,7 +57,7 @@ class _Code:
         start_ns, start = time.perf_counter_ns(), clock()
         while (passed_ns := time.perf_counter_ns() - start_ns) < _CALIBRATE_NS:
             pass
-        self.cycles_per_ns = ((clock() - start) & 0xFFFFFFFF) / passed_ns
+        self.cycles_per_ns: float = ((clock() - start) & 0xFFFFFFFF) / passed_ns
 
     def cycles(self, time_ns: int, size: int) -> int:
         """How long one of so many workers spins before it sleeps, in cycles of the clock. More workers than CPUs don't
