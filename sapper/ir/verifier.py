@@ -929,10 +929,11 @@ def _lane_asm(check: Checker, op: Op) -> None:
 def _lane_asm_contract(check: Checker, op: Op) -> None:
     check.attribute(op, "by", str)
     rows = check.attribute(op, "rows", int)
-    count = len(op.operands) - 4
-    if rows < 1 or count % rows:
-        check.fail(f"{count} sums and rows = {rows}", "as many sums as rows times vectors")
-    check.operands(op, S64, S64, S64, S64, *[ROW_F32] * count)
+    rights = check.attribute(op, "rights", int)
+    count = len(op.operands) - 3 - rights
+    if rows < 1 or rights < 1 or count < 1 or count % (rows * rights):
+        check.fail(f"{count} sums, rows = {rows}, rights = {rights}", "as many sums as rights times rows times vectors")
+    check.operands(op, *[S64] * (3 + rights), *[ROW_F32] * count)
     check.results(op, *[ROW_F32] * count)
 
 

@@ -814,13 +814,14 @@ def _build_asm(program: Program, op: Op) -> _Step:
 
 
 def _build_asm_contract(program: Program, op: Op) -> _Step:
-    piece, rows = CONTRACTIONS[op.attributes["by"]], op.attributes["rows"]
+    piece, rows, rights = CONTRACTIONS[op.attributes["by"]], op.attributes["rows"], op.attributes["rights"]
     operands, results = [program._slot(v) for v in op.operands], [program._slot(v) for v in op.results]
-    tile = rows, len(results) // rows
+    tile = rows, len(results) // (rows * rights)
+    first = 3 + rights
 
     def asm_contract(e: list[Any]) -> None:
         values = [e[o] for o in operands]
-        for result, value in zip(results, piece.run(e[0].memory, tile, values[:4], values[4:]), strict=True):
+        for result, value in zip(results, piece.run(e[0].memory, tile, values[:first], values[first:]), strict=True):
             e[result] = value
 
     return asm_contract

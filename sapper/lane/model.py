@@ -202,8 +202,8 @@ class Model(WalkLowering):
             lane = self.schedule.lane if self.schedule.lane in free else None
             if lane is None and free:
                 lane = self._lane(walk, free, contraction)
-        by_hand = self._micro_kernel(walk, lane) if not panels else None
-        packing = self._packing(walk, lane) if by_hand is None else None
+        by_hand = self._micro_kernel(walk, lane)
+        packing = self._packing(walk, lane) if by_hand is None or by_hand.piece.elements > 1 else None
         if panels and {1 if packing is None else packing.dot.elements} != {p.elements for p in panels.values()}:
             packing = None if all(p.elements == 1 for p in panels.values()) else self._refuse_panels(panels)
         with self.packed(packing):
@@ -298,14 +298,17 @@ class Model(WalkLowering):
         order = self._order(walk, [a for a in loops if a in walk.outer], lane, contraction)
         reduced = [a for a in walk.reduced if a in loops]
         reduced.sort(key=lambda a: a == lane)
-        staged = [by_hand.right] if by_hand is not None else self._staged(walk, lane, counts, order, contraction)
+        if by_hand is not None:
+            staged = [op for op in by_hand.staged if op not in panels]
+        else:
+            staged = self._staged(walk, lane, counts, order, contraction)
         widened = [op for op in staged if op in panels]
         staged += [op for op in panels if op not in staged]
         if not panels:
             prefetched = self._prefetched(walk, lane, counts, order, reduced)
         else:
             prefetched = [op for op in panels if self.facts.software_prefetch and op not in widened]
-        blocked = by_hand is None and self._blocks(walk, lane, counts, order, staged)
+        blocked = self._blocks(walk, lane, counts, order, staged)
         rows_here = [op for op in staged if lane not in axes_of(op.result) and not self.is_bounded(order[-1])]
         if not blocked:
             staged = [op for op in staged if op not in rows_here]
@@ -333,6 +336,10 @@ class Model(WalkLowering):
             outer = [a for a in walk.outer if a in self.open]
             if isinstance(found, Fit) and self._order(walk, outer, lane, True)[0] != lane:
                 found = f"the schedule's order does not have the lane axis {lane} outermost, where its panel is copied"
+            if isinstance(found, Fit) and found.piece.elements > 1:
+                packing = self._packing(walk, lane)
+                if packing is None or packing.dot.elements != found.piece.elements:
+                    found = f"no packed dot product of {found.piece.elements} elements serves this walk"
             if isinstance(found, Fit):
                 return found
             self.refused.setdefault(key, found)

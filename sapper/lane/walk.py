@@ -17,7 +17,7 @@ from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_I32, S64, DType, RowType, TensorType, TileType, bool_, f32, f64, i32, u8
 from ..tile.plan import Walk, axes_of
 from ..tile.schedule import Panels
-from .by_hand import Fit, emit_steps
+from .by_hand import Fit, emit_steps, takes
 from .packed import Packing
 from .rows import LoweringError, Rows
 from .slots import PAIR
@@ -468,6 +468,8 @@ class WalkLowering(Squares):
 
     def _slots(self, walk: Walk, choice: WalkChoice) -> int:
         """Independent accumulators, so that a short chain of dependent adds does not bound the loop."""
+        if choice.by_hand is not None and choice.lane is not None and takes(self, choice.by_hand, choice.lane):
+            return 1
         outer = 1
         for axis in walk.outer:
             outer *= self.bound[axis].count
@@ -607,22 +609,21 @@ class WalkLowering(Squares):
                 carried: Carried) -> Carried:
         if k < len(choice.reduced):
             axis = choice.reduced[k]
-            if choice.by_hand is not None:
-                by_hand = self._reduce_by_hand(walk, choice, choice.by_hand, accumulators, carried)
-                if by_hand is not None:
-                    return by_hand
 
             def within(values: Carried) -> Carried:
                 return self._reduce(walk, choice, k + 1, accumulators, values)
 
-            if self._sums_long(axis, choice, accumulators):
+            if choice.by_hand is None and self._sums_long(axis, choice, accumulators):
                 return self._reduce_blocks(axis, choice, accumulators, carried, within)
-            carried = self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within)
+            by_hand = None
+            if choice.by_hand is not None:
+                by_hand = self._reduce_by_hand(walk, choice, choice.by_hand, accumulators, carried)
+            carried = by_hand or self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within)
             if self.packing is None:
                 return carried
             with self.rest_of_depth() as any_left:
                 if any_left:
-                    plain = replace(choice, counts={**choice.counts, axis: 1}, prefetched=[])
+                    plain = replace(choice, counts={**choice.counts, axis: 1}, prefetched=[], by_hand=None)
                     carried = self._reduce(walk, plain, k, accumulators, carried)
             return carried
         self._unpack(accumulators, carried)
@@ -678,13 +679,19 @@ class WalkLowering(Squares):
                         carried: Carried) -> Carried | None:
         """The same by a micro-kernel, and what its step leaves of the depth by one element at a time; None where it is
         not written for this tile."""
-        (accumulator,) = accumulators
-        assert choice.lane is not None
-        axes = axes_of(accumulator.op.result)
-        keys = list(accumulator.rows)
-        in_rows = sorted(keys, key=lambda key: (key[0][axes.index(found.rows)], key[0][axes.index(choice.lane)]))
+        lane = choice.lane
+        assert lane is not None
+        if not takes(self, found, lane):
+            return None
+        keys = [(number, point) for number, a in enumerate(accumulators) for point, _ in a.rows]
+
+        def place(key: tuple[int, tuple[int, ...]]) -> tuple[int, int, int]:
+            axes = axes_of(accumulators[key[0]].op.result)
+            return key[0], key[1][axes.index(found.rows)], key[1][axes.index(lane)]
+
+        in_rows = sorted(keys, key=place)
         at = dict(zip(keys, carried, strict=True))
-        made = emit_steps(self, found, choice.lane, [at[key] for key in in_rows])
+        made = emit_steps(self, found, lane, [at[key] for key in in_rows])
         if made is None:
             return None
         sums, done = made
@@ -1432,7 +1439,8 @@ class StagedRows:
         """The first of the rows that are bound, counted from the first that is staged."""
         return self.lowering.sub(self.lowering.bound[self.row_axis].offset, self.lowering.open[self.row_axis].offset)
 
-    def _address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
+    def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
+        """Operands and attributes of a memory op for the element at register coordinates."""
         low, size = self.lowering, self.dtype.size_bytes
         row, depth = low.bound[self.row_axis], low.bound[self.depth_axis]
         lanes = low.lanes
@@ -1457,11 +1465,11 @@ class StagedRows:
         return low.memory_operands(base, index, 1, disp)
 
     def load(self, at: dict[str, int], level: int) -> Value:
-        operands, attributes = self._address(at)
+        operands, attributes = self.address(at)
         return self.lowering.emit(level, "load_splat", operands, RowType(self.dtype), dtype=self.dtype, **attributes)
 
     def store(self, at: dict[str, int], row: Value) -> None:
-        operands, attributes = self._address(at)
+        operands, attributes = self.address(at)
         self.lowering.effect("store", [row, *operands], dtype=self.dtype, masked=False, streaming=False, **attributes)
 
     def prefetch_next(self) -> None:
@@ -1496,7 +1504,7 @@ class StagedColumns(StagedRows):
     def step_bytes(self) -> int:
         return self.lowering.lanes * self.dtype.size_bytes
 
-    def _address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
+    def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
         low, size = self.lowering, self.dtype.size_bytes
         vector_bytes = low.lanes * size
         row, depth = low.bound[self.row_axis], low.bound[self.depth_axis]

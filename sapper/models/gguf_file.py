@@ -88,7 +88,8 @@ class TensorEntry:
 class GgufFile:
     """A GGUF file, opened.
 
-    metadata: key -> bool, int, float, str or a list of these. tensors: by name, in the file's order.
+    metadata: key -> bool, int, float, str or a list of these. metadata_bytes: where it ends. tensors: by name, in the
+    file's order.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -178,6 +179,7 @@ class GgufFile:
             if key in self.metadata:
                 raise self._fail(f"key {key!r} for the second time", "each key once")
             self.metadata[key] = self._value(self._number("I"))
+        self.metadata_bytes = self._offset
         places: list[tuple[str, tuple[int, ...], int, int]] = []
         for _ in range(tensor_count):
             name = self._string()
@@ -217,3 +219,14 @@ class GgufFile:
                 "the file is cut short: get it again",
             )
         return TensorEntry(name, shape, kind, self._file.part(offset, offset + total_bytes))
+
+
+def metadata_bytes(path: Path) -> bytes:
+    """A GGUF file with the metadata of another, and no tensors. Raises ModelError."""
+    file = GgufFile(path)
+    try:
+        with path.open("rb") as source:
+            head = source.read(file.metadata_bytes)
+    except OSError as error:
+        raise ModelError(path, str(error), "a GGUF file", "check the path") from None
+    return head[:8] + struct.pack("<Q", 0) + head[16:]

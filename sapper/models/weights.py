@@ -18,8 +18,9 @@ from ..runtime.buffers import Arena
 from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
+from .grouped import GroupedEntry
 from .k_matrix import RawK
-from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks, packed_in
+from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks, of_one_form, packed_in
 from .scaled import ScaledEntry
 from .scaled_matrix import RawScaled
 
@@ -104,12 +105,15 @@ class Loader:
 
     def matrices(self, uses: Sequence[Use], columns: int, *places: int) -> list[Matrix]:
         """One matrix for each use, all of one form."""
-        blocks = self._all_blocks(uses, columns, places)
-        return [self._joined([use], columns, places, blocks) for use in uses]
+        raw = self._raws(uses, columns, places)
+        if raw is None:
+            return [self._widened([use], columns, places) for use in uses]
+        return [piece.together([piece], self.arena, self.exact) for piece in raw]
 
     def joined(self, uses: Sequence[Use], columns: int, *places: int) -> Matrix:
         """The rows of all uses, one after the other, as one matrix; in blocks if all can be."""
-        return self._joined(uses, columns, places, self._all_blocks(uses, columns, places))
+        raw = self._raws(uses, columns, places)
+        return self._widened(uses, columns, places) if raw is None else raw[0].together(raw, self.arena, self.exact)
 
     def dense(self, uses: Sequence[Use], columns: int, *places: int) -> Dense:
         """The same, never in blocks, as a plain array."""
@@ -125,27 +129,22 @@ class Loader:
             self.fill(target[start : start + len(source)], source)
         return Dense(target, self.dtype, self.rounded)
 
-    def _dense(self, sources: Iterable[tuple[int, Array]], rows: int, columns: int) -> Dense:
-        """sources: (first row, rows), in order. Packed where the kernels of one token and of several agree on how."""
+    def _widened(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> Dense:
+        """Packed, where the kernels of one token and of several agree on how."""
+        rows, sources = sum(use.rows for use in uses), self._sources(uses, columns, places)
         if self.rounded:
             return self._plain(sources, rows, columns)
         packed = packed_in(self.arena, rows, columns, self.dtype)
-        waiting = np.zeros((0, columns), DTYPES[self.dtype])
+        waiting = np.zeros((0, columns), DTYPES[self.dtype])  # rows that fill no panel yet
         done, width = 0, packed.panels.width
         for start, source in sources:
             for first in range(0, len(source), ROWS_AT_ONCE):
                 waiting = np.concatenate([waiting, source[first : first + ROWS_AT_ONCE].astype(waiting.dtype)])
-                seen = start + min(first + ROWS_AT_ONCE, len(source))
+                seen = min(start + first + ROWS_AT_ONCE, start + len(source))
                 whole = len(waiting) if seen == rows else len(waiting) // width * width
                 packed.put(done, waiting[:whole])
                 done, waiting = done + whole, waiting[whole:]
         return Dense(packed, self.dtype)
-
-    def _joined(self, uses: Sequence[Use], columns: int, places: tuple[int, ...], blocks: bool) -> Matrix:
-        if blocks:
-            pieces = [raw for use in uses if (raw := self._raw(use, columns, places)) is not None]
-            return pieces[0].together(pieces, self.arena, self.exact)
-        return self._dense(self._sources(uses, columns, places), sum(use.rows for use in uses), columns)
 
     def _sources(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> Iterator[tuple[int, Array]]:
         """The rows of all uses in f32: where each use's begin, and they."""
@@ -162,10 +161,9 @@ class Loader:
             part = source[first : first + ROWS_AT_ONCE]
             target[first : first + len(part)] = part.astype(target.dtype)
 
-    def _all_blocks(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> bool:
-        """Whether all can be held in blocks of one form."""
-        found = [self._raw(use, columns, places) for use in uses] if self.blocks else [None]
-        return None not in found and len({raw.form for raw in found if raw is not None}) == 1
+    def _raws(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> list[Raw] | None:
+        """All as they are, in one form; None where they can't be."""
+        return of_one_form([self._raw(use, columns, places) for use in uses]) if self.blocks else None
 
     def _raw(self, use: Use, columns: int, places: tuple[int, ...]) -> Raw | None:
         shape = (use.rows, columns)
@@ -177,6 +175,8 @@ class Loader:
         entry = self.entry(role, shape, *places)
         if isinstance(entry, ScaledEntry):
             return RawScaled.parse(*entry.parts()) if rows == shape else None
+        if isinstance(entry, GroupedEntry):
+            return entry.raw(rows[0]) if rows[1:] == shape[-1:] else None
         if not isinstance(entry, TensorEntry):
             return None
         blocks = RawBlocks.parse(entry.data, rows, entry.format)

@@ -190,13 +190,17 @@ class RandomRounding:
         error = scale * (_EPSILON[inside.name] * (1.0 + np.sqrt(length))) + length * _SMALLEST[inside.name]
         wide = result.astype(np.float64)
         moved = wide + error * self._random.uniform(-1.0, 1.0, result.shape)
+        spoilt = None
         if op.name == "contract" and all(v.type.dtype is bf16 for v in op.operands):  # type: ignore[union-attr]
             # Packed dot products take denormals for zero, of the elements as of each sum (docs/language.md, Products).
             kept = total([np.where(x < _LEAST_NORMAL, 0.0, x) for x in magnitudes])
             moved += (scale - kept + length * _LEAST_NORMAL) * self._random.choice([-1.0, 1.0], result.shape)
+            spoilt = np.isnan(kept) & ~np.isnan(scale)  # an infinity times what was taken for zero
         if dtype not in (f32, f64):
             moved = self._move(semantics.cast(np.asarray(moved), dtype), dtype, 1).astype(np.float64)
         moved = np.where(np.isfinite(scale), moved, wide)
+        if spoilt is not None:
+            moved = np.where(spoilt, self._random.choice([np.inf, -np.inf, np.nan], result.shape), moved)
         if inside is f32:  # a partial sum of finite terms may overflow, also where the others are infinite
             finite = scale
             if not np.isfinite(scale).all():
