@@ -26,7 +26,7 @@ class Mutant:
     kind: str
     place: int
     item: Instruction
-    assembly: Assembly
+    assembly: Any
 
     def __str__(self) -> str:
         location = self.item.location

@@ -61,7 +61,7 @@ def _slips(assembly: WarpAssembly, item: Instruction) -> Iterator[tuple[str, lis
             yield "swapped operands", [Instruction(form, swapped, item.mask, False, item.location, item.comment)]
     target = operands[0] if operands else None
     clear = {"vec": "mov.b32", "gpr": "mov.b64"}.get(getattr(target, "kind", ""))
-    if clear is not None and form.operands[0].writes:
+    if clear is not None and form.operands[0].writes and isinstance(target, VirtualRegister):
         yield "clobber", [item, Instruction(table.forms_of(clear)[0], [target, Immediate(0)], item.mask, False,
                                             item.location)]
 
