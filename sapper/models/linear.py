@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from ..kernels import embedding, matmul, matvec, moe, narrow, norm, quantized
+from ..kernels.k_quants import SIXTEEN, SUPER
 from ..kernels.moe_blocks import exact_experts, product_experts
 from ..kernels.quantized import FORMS, PANEL, Form, group_for
 from ..runtime.buffers import Arena, empty
@@ -37,17 +38,26 @@ class Workspace:
         self._wide: list[Array] = []
         self._narrow: Array = empty((0,), ml_dtypes.bfloat16)
         self._quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.float32, np.int32)]
+        self._super_quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.int8, np.int32)]
 
     def quants(self, rows: int, columns: int, block: int, group: int) -> tuple[Array, ...]:
         """Memory for rows that are quantised (sapper/kernels/quantized.py): q, scales, sums and starts."""
         groups = columns // group
         of_blocks = groups, group // block, rows
-        shapes = (groups, rows, group), (groups, rows), of_blocks, of_blocks
+        return self._kept(self._quants, (groups, rows, group), (groups, rows), of_blocks, of_blocks)
+
+    def super_quants(self, rows: int, columns: int) -> tuple[Array, ...]:
+        """The same for those of sapper/kernels/k_quants.py: q, scales, digits and starts."""
+        blocks = columns // SUPER
+        return self._kept(self._super_quants, (blocks, rows, SUPER), (blocks, rows), (blocks, rows, SIXTEEN),
+                          (blocks, SIXTEEN, rows))
+
+    @staticmethod
+    def _kept(kept: list[Array], *shapes: tuple[int, ...]) -> tuple[Array, ...]:
         for place, shape in enumerate(shapes):
-            if self._quants[place].size < math.prod(shape):
-                self._quants[place] = empty((math.prod(shape),), self._quants[place].dtype)
-        return tuple(kept[: math.prod(shape)].reshape(shape)
-                     for kept, shape in zip(self._quants, shapes, strict=True))
+            if kept[place].size < math.prod(shape):
+                kept[place] = empty((math.prod(shape),), kept[place].dtype)
+        return tuple(part[: math.prod(shape)].reshape(shape) for part, shape in zip(kept, shapes, strict=True))
 
     def narrow(self, rows: int, columns: int) -> Array:
         """Memory for rows in bf16."""
