@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, abs, each, f16, f32, floor, i8, i32, max, round, span, sum, tiles, u8, where, whole, zeros
+from sapper import Tensor, abs, each, f16, f32, floor, i8, i32, max, round, sum, tiles, u8, where, whole, zeros
 
 from .activation import silu, silu_reference
 from .record import EXACT, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten

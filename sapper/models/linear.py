@@ -36,7 +36,7 @@ class Workspace:
     def __init__(self, features: int) -> None:
         self.normed = empty((features,))
         self._wide: list[Array] = []
-        self._narrow: Array = empty((0,), ml_dtypes.bfloat16)
+        self._narrow: list[Array] = []
         self._quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.float32, np.int32)]
         self._super_quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.int8, np.int32)]
 
@@ -59,19 +59,21 @@ class Workspace:
                 kept[place] = empty((math.prod(shape),), kept[place].dtype)
         return tuple(part[: math.prod(shape)].reshape(shape) for part, shape in zip(kept, shapes, strict=True))
 
-    def narrow(self, rows: int, columns: int) -> Array:
-        """Memory for rows in bf16."""
-        if self._narrow.size < rows * columns:
-            self._narrow = empty((rows * columns,), ml_dtypes.bfloat16)
-        return self._narrow[: rows * columns].reshape(rows, columns)
+    def narrow(self, rows: int, columns: int, place: int = 0) -> Array:
+        """Memory for rows in bf16; place: as of `wide`."""
+        return self._rows(self._narrow, place, rows, columns, ml_dtypes.bfloat16)
 
     def wide(self, place: int, rows: int, columns: int) -> Array:
         """Memory for a matrix in f32; place: 0, or 1 for a second one at the same time."""
-        while len(self._wide) <= place:
-            self._wide.append(empty((0,)))
-        if self._wide[place].size < rows * columns:
-            self._wide[place] = empty((rows * columns,))
-        return self._wide[place][: rows * columns].reshape(rows, columns)
+        return self._rows(self._wide, place, rows, columns, np.float32)
+
+    @staticmethod
+    def _rows(kept: list[Array], place: int, rows: int, columns: int, dtype: Any) -> Array:
+        while len(kept) <= place:
+            kept.append(empty((0,), dtype))
+        if kept[place].size < rows * columns:
+            kept[place] = empty((rows * columns,), dtype)
+        return kept[place][: rows * columns].reshape(rows, columns)
 
 
 def in_blocks(rows: Array, size: int) -> Array:
