@@ -82,6 +82,9 @@ FAR_AHEAD_BYTES = 32768
 memory, and what is asked into the second cache does not stand in its way. Measured on a Zen 4, Q4_1 of 14336 x 4096: 4
 rows at 80 % of memory's speed, against 60 % where it is asked into L1; a single row at 69 %, against 85 %."""
 
+OFTEN = 8
+"""Weights that so many pieces of rows read one after the other are in the caches for all of them but the first."""
+
 PIECES_AHEAD_BYTES = 8192
 """And by loops of a single row over pieces of a stream that another loop goes on with elsewhere, as those of a super
 block of Q4_K and Q6_K: the processor's own prefetching starts anew with each, and the first cache waits for too few
@@ -716,7 +719,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         count = size // lanes if r.lane else size
 
         def at(iv: Value, n: int, mask: Value | None) -> None:
-            self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True, stop=r.stop)
+            self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True, stop=r.stop, hint=r.hint)
             body()
             del self.bound[axis]
 
@@ -990,7 +993,9 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                 continue
             access, strides = self.access(op), self._scalar_strides(op)
             step = strides.pop(r.counter, 0) * r.step if r.counter is not None else 0
-            if access.gathers or not 0 < step <= PAGE_BYTES:
+            again = max((b.hint // b.count for a, b in self.bound.items()
+                         if b.resident and not b.lane and a not in access.axes), default=1)
+            if access.gathers or not 0 < step <= PAGE_BYTES or again >= OFTEN:
                 continue
             ahead, level = FAR_AHEAD_BYTES if several else NEAR_AHEAD_BYTES, 2 if several else 1
             if not several and strides and isinstance(r.start, int) and isinstance(r.stop, int) and (
