@@ -771,8 +771,8 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         left: Scalar = target
         granules = self._task_granules(ranges, block)
         order = list(range(len(ranges)))
-        if stages:
-            # What all tasks along an axis stage is the operand without it: the axis of the larger one is split.
+        if stages or any(self.panel_width(r.axis) > 1 for r in ranges):
+            # What all tasks along an axis stage or read is the operand without it: the axis of the larger one is split.
             order.sort(key=lambda i: -ranges[i].hint if ranges[i].axis is not None else -1 << 40)
         for i in order:
             r, granule = ranges[i], granules[i]

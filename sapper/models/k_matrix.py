@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..kernels import k_quants, norm
+from ..kernels import k_quants
 from ..kernels.k_quants import PANEL, SUPER
 from ..runtime.buffers import Arena
 from ..runtime.program import Rows
@@ -94,10 +94,6 @@ class KMatrix:
         groups = Rows(in_blocks(x.array, SUPER), x.count) if isinstance(x, Rows) else in_blocks(x, SUPER)
         return [(k_quants.quantize_super, (groups, *operands))], operands
 
-    def _norm(self, x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, Array]:
-        normed = work.normed[: x.size]
-        return [(norm.rms_norm, (x.reshape(1, -1), gain, epsilon, normed.reshape(1, -1)))], normed
-
     def _apply(self, task: str, matrices: Sequence[KMatrix], x: Array, work: Workspace, *vectors: Array) -> Steps:
         """A product with a vector. task: what comes after "matmul" in the kernel's name."""
         panels = [in_blocks(vector, PANEL) for vector in vectors]
@@ -108,13 +104,13 @@ class KMatrix:
         return [(self._kernel(f"matvec{task}"), (*(one.w for one in matrices), in_blocks(x, SUPER), *panels))]
 
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
-        steps, normed = self._norm(x, gain, epsilon, work)
+        steps, normed = work.norm(x, gain, epsilon)
         return steps + self._apply("", [self], normed, work, y)
 
     def apply_norm_swiglu(
         self, up: KMatrix, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
-        steps, normed = self._norm(x, gain, epsilon, work)
+        steps, normed = work.norm(x, gain, epsilon)
         return steps + self._apply("_swiglu", [self, up], normed, work, y)
 
     def apply_residual(self, x: Array, residual: Array, y: Array, work: Workspace) -> Steps:
