@@ -78,6 +78,7 @@ class Block:
         """
         assembly = Assembly(self.name, self.table)
         assembly.register_count = first_register
+        assembly.features = self.features if self.inputs is not None else None
         out, *inputs = (assembly.row(bits) for bits in sizes)
         for reg in inputs:
             assembly.input(reg)

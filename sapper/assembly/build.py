@@ -7,7 +7,7 @@ the compiler's own allocator, and its independent checker proves the result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -29,6 +29,7 @@ from ..codegen.machine import (
 from ..ir.nodes import Location
 from .errors import AssemblyError, author_location
 from .notation import Address, Given, LabelName, Mem, Reg, choose
+from .polynomial import Polynomial, Symbol
 
 _current: ContextVar[Assembly | None] = ContextVar("sapper_assembly", default=None)
 
@@ -44,11 +45,49 @@ def current() -> Assembly:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Memory that a piece may touch: `name`, whether it may be written, and its bytes where they are known."""
+    """Memory that a piece may touch: `name`, whether it may be written, and its bytes where they are known, which may
+    depend on extents.
+
+    axes: of memory that lies in `size_bytes` pieces apart: (count, stride, unit) for each axis, the stride a symbol in
+    units of so many bytes. A stride may be negative.
+    """
 
     name: str
     writable: bool
-    size_bytes: int | None = None
+    size_bytes: int | Polynomial | None = None
+    axes: tuple[tuple[Polynomial, Symbol, int], ...] = ()
+
+    def goals(self, offset: Polynomial, bytes_: Polynomial) -> list[Polynomial]:
+        """What must not be negative, so that so many bytes from an offset on lie inside."""
+        if self.size_bytes is None:
+            return [offset]
+        goals = []
+        for count, stride, unit in self.axes:
+            parts = offset.parts(stride)
+            steps = None if parts is None else parts[0].divided(unit)
+            if parts is None or steps is None:
+                return [Polynomial.of(-1)]
+            offset = parts[1]
+            goals += [steps, count - 1 - steps]
+        return [*goals, offset, Polynomial.of(self.size_bytes) - offset - bytes_]
+
+    @property
+    def symbols(self) -> set[Symbol]:
+        found = set() if self.size_bytes is None else Polynomial.of(self.size_bytes).symbols
+        for count, stride, _ in self.axes:
+            found |= count.symbols | {stride}
+        return found
+
+    def described(self, numbers: Mapping[Symbol, int]) -> str:
+        """Its bytes, in words, for some extents."""
+        if self.size_bytes is None:
+            return "bytes from 0 on"
+        size = Polynomial.of(self.size_bytes)
+        text = f"{size.value(numbers)} bytes" + (f" ({size})" if size.constant is None else "")
+        if self.axes:
+            text += " at " + ", ".join(f"0 to {count - 1} times {stride.name}" + (f" * {unit}" if unit > 1 else "")
+                                       for count, stride, unit in self.axes)
+        return text
 
 
 @dataclass(slots=True)
@@ -57,9 +96,12 @@ class Assembly:
 
     table: the target's facts (`sapper/targets/<family>/assembly.py`). body, constants: as in MachineFunction.
     owners: for each instruction the owner of each pinned register that it names. inputs: registers that hold something
-    at entry. pointers: those of them that point to a region, or to a block of words (regions by byte offset).
+    at entry, with the region that they point to. words: of a register that points to a block of words, the regions that
+    these point to, by byte offset. numbers, word_numbers: what the others hold, as formulas. assumed: what is never
+    negative.
     results: registers whose last value is what the piece gives, where it stores none. naked: the author writes prologue
-    and epilogue; no register is virtual. declared: its effects, as `declare` took them.
+    and epilogue; no register is virtual. declared: its effects, as `declare` took them. features: those that its author
+    says it needs, None where nothing is said.
     """
 
     name: str
@@ -70,15 +112,22 @@ class Assembly:
     owners: dict[Instruction, dict[Any, Any]] = field(default_factory=dict)
     inputs: dict[Any, Region | None] = field(default_factory=dict)
     words: dict[Any, dict[int, Region | None]] = field(default_factory=dict)
+    numbers: dict[Any, Polynomial] = field(default_factory=dict)
+    word_numbers: dict[tuple[Any, int], Polynomial] = field(default_factory=dict)
+    assumed: tuple[Polynomial, ...] = ()
     results: frozenset[Any] = frozenset()
     labels: list[LabelName] = field(default_factory=list)
     register_count: int = 0
     declared: dict[str, Any] | None = None
+    features: frozenset[str] | None = None
 
-    def declare(self, reads: str = "", writes: str = "", clobbers: str = "") -> None:
+    def declare(self, reads: str = "", writes: str = "", clobbers: str = "", features: str | None = None,
+                aligned: Mapping[str, int] | None = None) -> None:
         """Say what the piece does: regions that it reads and writes, physical registers that it overwrites, separated
-        by blanks. What the rows say is compared with it (effects.py)."""
-        self.declared = {"reads": reads, "writes": writes, "clobbers": clobbers, "location": author_location()}
+        by blanks; features of the CPU that it needs; how many bytes a region must be aligned to, which is 1 for one
+        that is not named. What the rows say is compared with it (effects.py)."""
+        self.declared = {"reads": reads, "writes": writes, "clobbers": clobbers, "features": features,
+                         "aligned": aligned, "location": author_location()}
 
     # --- Registers --------------------------------------------------------------------------------------------------
 
@@ -212,9 +261,12 @@ class Assembly:
         self.constants[label] = (align_bytes, data)
         return Address(label=label)
 
-    def input(self, reg: Reg, region: Region | None = None) -> Reg:
-        """Declare that a register holds something at entry: a number, or the address of a region."""
+    def input(self, reg: Reg, region: Region | None = None, number: Polynomial | None = None) -> Reg:
+        """Declare that a register holds something at entry: a number (as a formula, where it is to bound addresses), or
+        the address of a region."""
         self.inputs[reg.register] = region
+        if number is not None:
+            self.numbers[reg.register] = number
         return reg
 
     def machine(self) -> MachineFunction:

@@ -28,9 +28,8 @@ from .block import renamed
 from .build import Assembly, Region
 from .emulate import VECTOR_BYTES, Emulator
 from .notation import Reg
+from .polynomial import Polynomial, Symbol
 from .static import check_static
-
-LEFT, RIGHT = Region("the left operand", False), Region("the right operand", False)
 
 
 @dataclass(slots=True)
@@ -100,11 +99,17 @@ class Contraction:
 
     def assemble(self, tile: tuple[int, int], first_register: int = 0) -> Tile:
         """The piece for a tile of (rows, vectors), over new virtual registers."""
-        made = Tile(self.name, self.table, vector_bits=self.vector_bits, register_count=first_register)
+        made = Tile(self.name, self.table, vector_bits=self.vector_bits, register_count=first_register,
+                    features=self.features)
         made.sums = [[made.input(made.vector()) for _ in range(tile[1])] for _ in range(tile[0])]
         made.results = frozenset(reg.register for row in made.sums for reg in row)
-        made.depth, made.left_stride = made.input(made.r64()), made.input(made.r64())
-        made.left, made.right = made.input(made.r64(), LEFT), made.input(made.r64(), RIGHT)
+        depth = Polynomial.of(Symbol.new("depth" if self.step == 1 else f"depth/{self.step}")) * self.step
+        stride = Symbol.new("left_stride", natural=False)
+        made.depth = made.input(made.r64(), None, depth)
+        made.left_stride = made.input(made.r64(), None, Polynomial.of(stride))
+        rows = ((Polynomial.of(tile[0]), stride, 1),)
+        made.left = made.input(made.r64(), Region("the left operand", False, depth * 4, rows))
+        made.right = made.input(made.r64(), Region("the right operand", False, depth * (tile[1] * made.vector_bytes)))
         with made.building():
             self.write(made)
         return made

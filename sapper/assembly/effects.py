@@ -6,6 +6,7 @@ declaration says less or more than is true. Holds: virtual registers are no effe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,7 @@ def name_of(table: Any, register: Register) -> str:
 
 
 def compare(assembly: Assembly, target: Any, reads: str = "", writes: str = "", clobbers: str = "",
+            features: str | None = None, aligned: Mapping[str, int] | None = None,
             location: Location | None = None) -> Effects:
     """Compare a declaration (names separated by blanks) with what is derived. Raises AssemblyError."""
     found = effects_of(assembly, target)
@@ -85,4 +87,16 @@ def compare(assembly: Assembly, target: Any, reads: str = "", writes: str = "", 
             raise AssemblyError(
                 "effects", f"{assembly.name} {what} something else than it declares", location, "; ".join(wrong),
                 " ".join(sorted(names)) or "nothing", f"declare {what}={' '.join(sorted(derived))!r}, or mend the code")
+    if features is not None:
+        missing = sorted(found.features - assembly.table.with_implied(frozenset(features.split())))
+        if missing:
+            raise AssemblyError("effects", f"{assembly.name} needs features that it does not declare", location,
+                                " ".join(missing), features or "none",
+                                f"declare features={' '.join(sorted({*features.split(), *missing}))!r}")
+    if aligned is not None:
+        for region, bytes_ in sorted(found.aligned.items()):
+            if aligned.get(region, 1) % bytes_:
+                raise AssemblyError("effects", f"{assembly.name} needs {region} aligned otherwise than it declares",
+                                    location, f"{bytes_} bytes", f"{aligned.get(region, 1)} bytes",
+                                    f"declare aligned={{{region!r}: {bytes_}}}, or take unaligned moves")
     return found

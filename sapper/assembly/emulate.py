@@ -272,13 +272,13 @@ class Emulator:
         """Memory of one operand; lanes that the opmask has off are not touched."""
         if mask is None or operand.broadcast or item.row.packing == "compress" or item.row.scalar:
             return self.view(address, size, spec.writes).copy()
-        lane_bytes = _lane_bytes(item)
-        lanes = size // lane_bytes
+        each = lane_bytes(item)
+        lanes = size // each
         on = range((mask & ((1 << lanes) - 1)).bit_count()) if item.row.packing else \
             [lane for lane in range(lanes) if mask >> lane & 1]
-        taken = dict.fromkeys(range(lanes), np.zeros(lane_bytes, np.uint8))
+        taken = dict.fromkeys(range(lanes), np.zeros(each, np.uint8))
         for lane in on:
-            taken[lane] = self.view(address + lane * lane_bytes, lane_bytes, spec.writes)
+            taken[lane] = self.view(address + lane * each, each, spec.writes)
         return np.concatenate(list(taken.values()))
 
     def _value(self, spec: Any, register: Any, constant: bool) -> Any:
@@ -313,17 +313,17 @@ class Emulator:
         if mask is None:
             self.write(address, data)
             return
-        lane_bytes = _lane_bytes(item)
+        each = lane_bytes(item)
         if item.row.packing:
-            self.write(address, data[:(mask & ((1 << size // lane_bytes) - 1)).bit_count() * lane_bytes])
+            self.write(address, data[:(mask & ((1 << size // each) - 1)).bit_count() * each])
             return
-        for lane in range(1 if item.row.scalar else size // lane_bytes):
+        for lane in range(1 if item.row.scalar else size // each):
             if mask >> lane & 1:
-                at = lane * lane_bytes
-                self.write(address + at, data[at:at + lane_bytes])
+                at = lane * each
+                self.write(address + at, data[at:at + each])
 
 
-def _lane_bytes(item: Instruction) -> int:
+def lane_bytes(item: Instruction) -> int:
     """Bytes that one bit of the opmask stands for at the memory operand."""
     row = item.row
     for spec, operand in zip(row.operands, item.operands, strict=True):

@@ -33,6 +33,32 @@ KINDS: dict[str, str] = {
 }
 
 
+MENDS: dict[str, str] = {
+    "callee-saved": "push it at the start and pop it before each return",
+    "clobber": "take another register, or save the value",
+    "effects": "declare what it does, or mend the code",
+    "feature": "ask for the feature, or write it otherwise",
+    "flags": "set the flags right before they are read: cmp or test",
+    "footprint": "end the loop earlier, or take the last elements one by one or under an opmask",
+    "loop": "use a.loop(start, stop, step)",
+    "mixing": "vzeroupper before it",
+    "notation": "see the notation in docs/tour/11-a-block.md",
+    "operands": "write one of the forms that are expected",
+    "read-only": "declare it writable if it is an output",
+    "registers": "hold fewer values at once",
+    "result": "see which lanes are wrong, and run it under the interpreter of rows",
+    "running-off": "end with x86.ret(), or jump back",
+    "stack": "as many bytes pushed as popped, on every path",
+    "state": "store the mode first and load it before the end",
+    "undefined": "write it first, or declare it as input",
+    "unknown-instruction": "add a row: docs/add-an-instruction.md shows it in ten lines",
+    "unreachable": "delete it",
+}
+"""What usually mends an error of each kind, where it is not said more closely."""
+
+assert MENDS.keys() == KINDS.keys()
+
+
 class AssemblyError(Exception):
     """Assembly by hand that is wrong. kind: an id from KINDS. location: the author's line, None where there is none."""
 
@@ -46,7 +72,7 @@ class AssemblyError(Exception):
         self.location = location
         self.found = found
         self.expected = expected
-        self.mend = mend
+        self.mend = mend or MENDS[kind]
 
     def __str__(self) -> str:
         lines = [f"{self.headline} [{self.kind}]"]

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from math import prod
 from typing import Any
 
 from ..codegen.compile import CompiledCode
@@ -22,12 +23,12 @@ from .build import Assembly, Region
 from .errors import AssemblyError, author_location
 from .finish import Finished, finish
 from .notation import Mem, Reg
+from .polynomial import Polynomial, Symbol
 
 FIRST_SLOT_BYTES = 24
 """Words 0 to 2 of the argument block: scratch, scratch bytes of each worker, sync block (docs/ir.md)."""
 
 ARGUMENT_BLOCK = Region("the argument block", False)
-SCRATCH = Region("scratch", True)
 
 
 @dataclass(slots=True)
@@ -36,13 +37,17 @@ class KernelAssembly(Assembly):
 
     parameters: of the kernel, by name. stored: tensors that it stores to. slots: words asked for so far.
     scratch_size: (element bytes, axes) of the scratch memory, as Compiled has it. parallel: it asks which worker it is.
+    contiguous: tensors that lie in C order in every call. dims: the extents that a call may have, as formulas.
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
     stored: tuple[str, ...] = ()
     slots: list[str] = field(default_factory=list)
+    strides: dict[str, Symbol] = field(default_factory=dict)
     scratch_size: tuple[Any, ...] = ()
     parallel: bool = False
+    contiguous: tuple[str, ...] = ()
+    dims: Mapping[str, Polynomial] = field(default_factory=dict)
 
     def _argument(self, number: int) -> Reg:
         return Reg("gpr", 64, Register(*self.table.ARGUMENTS[number]))
@@ -53,9 +58,33 @@ class KernelAssembly(Assembly):
         at = FIRST_SLOT_BYTES + 8 * self.slots.index(slot)
         block = self._argument(0)
         self.words.setdefault(block.register, {})[at] = region
+        number = self._number(slot)
+        if number is not None:
+            self.word_numbers[block.register, at] = number
         made = self.r64()
         self.emit("mov", (made, Mem(block + at)), slot)
         return made
+
+    def _number(self, slot: str) -> Polynomial | None:
+        kind, _, name = slot.partition(".")
+        if kind == "dim":
+            return self.dims[name]
+        if name.startswith("stride."):
+            return Polynomial.of(self.strides.setdefault(slot, Symbol.new(slot, natural=False)))
+        return None
+
+    def _region(self, name: str) -> Region:
+        """The memory of a tensor: all of it in one piece, or an element at each step of its strides."""
+        tensor = self._tensor(name)
+        extents = [self.dims[d] if isinstance(d, str) else Polynomial.of(d) for d in tensor.dims]
+        bytes_ = tensor.dtype.bits // 8
+        if name in self.contiguous:
+            return Region(name, name in self.stored, prod(extents, start=Polynomial.of(bytes_)))
+        axes = []
+        for number, extent in enumerate(extents):
+            slot = f"{name}.stride.{number}"
+            axes.append((extent, self.strides.setdefault(slot, Symbol.new(slot, natural=False)), bytes_))
+        return Region(name, name in self.stored, bytes_, tuple(axes))
 
     def _tensor(self, name: str) -> TensorType:
         found = self.parameters.get(name)
@@ -66,8 +95,7 @@ class KernelAssembly(Assembly):
 
     def data(self, name: str) -> Reg:
         """The address of a tensor's first element. It may be stored to if the kernel stores to it."""
-        self._tensor(name)
-        return self._word(f"{name}.data", Region(name, name in self.stored))
+        return self._word(f"{name}.data", self._region(name))
 
     def stride(self, name: str, dimension: int) -> Reg:
         """The stride of a tensor's dimension in elements."""
@@ -114,7 +142,12 @@ class KernelAssembly(Assembly):
                                 mend="ask once for all, and add offsets")
         self.scratch_size = ((element_bytes, tuple(axes)),)
         block = self._argument(0)
-        self.words.setdefault(block.register, {})[0] = SCRATCH
+        least = Polynomial.of(element_bytes)  # without what is rounded up
+        for constant, dims, _ in axes:
+            least = prod((self.dims[d] for d in dims), start=least * constant)
+        self.words.setdefault(block.register, {})[0] = Region("scratch", True, least)
+        # Offsets count from where this worker's part begins, so that the bytes of those before it are none.
+        self.word_numbers[block.register, 8] = Polynomial.of(0)
         made, each = self.r64(), self.r64()
         self.emit("mov", (each, Mem(block + 8)))
         self.emit("imul", (each, self._argument(1)))
@@ -143,13 +176,28 @@ def build(kernel: Any, piece: ByHand) -> KernelAssembly:
     """Let the author's function write. Raises AssemblyError."""
     table = table_of(piece.family)
     stored = stored_tensors(kernel.tile_ir())
-    assembly = KernelAssembly(kernel.name, table, parameters=dict(kernel.parameters), stored=stored)
+    assembly = KernelAssembly(kernel.name, table, parameters=dict(kernel.parameters), stored=stored,
+                              contiguous=piece.contiguous, dims=_extents(kernel, piece), features=piece.features)
     assembly.inputs[assembly._argument(0).register] = ARGUMENT_BLOCK
-    for number in (1, 2):
-        assembly.inputs[assembly._argument(number).register] = None
+    worker, workers = (Polynomial.of(Symbol.new(name)) for name in ("worker", "workers"))
+    for number, value in ((1, worker), (2, workers)):
+        assembly.input(assembly._argument(number), None, value)
+    assembly.assumed = (workers - worker - 1,)
     with assembly.building():
         piece.write(assembly)
     return assembly
+
+
+def _extents(kernel: Any, piece: ByHand) -> dict[str, Polynomial]:
+    """Each dim as a formula, a multiple where the piece asks for one."""
+    found: dict[str, Polynomial] = {}
+    for _, parameter in kernel.parameters:
+        for dim in parameter.dims if isinstance(parameter, TensorType) else ():
+            if isinstance(dim, str) and dim not in found:
+                factor = piece.divisible.get(dim, 1)
+                symbol = Symbol.new(dim if factor == 1 else f"{dim}/{factor}")
+                found[dim] = Polynomial.of(symbol) * factor
+    return found
 
 
 def digest(kernel: Any, piece: ByHand) -> str:

@@ -7,8 +7,8 @@ instruction's flags are up, how deep the stack is and what lies on it. A path th
 
 Checked: features of the target; unreachable code; loops that can't be shown to end; undefined and stale registers;
 pinned values overwritten; flags; stack depth and alignment at calls; registers that the caller relies on; MXCSR;
-vzeroupper; memory through what is no pointer, stores to what may only be read, offsets outside a region: constant ones,
-and in a region of known size those of an index that runs between numbers.
+vzeroupper; memory through what is no pointer, stores to what may only be read; footprint.py shows that addresses stay
+inside their regions.
 """
 
 from __future__ import annotations
@@ -30,24 +30,31 @@ from ..codegen.machine import Immediate, Instruction, Label, LabelReference, Mem
 from ..ir.nodes import Location
 from .build import Assembly, Region
 from .errors import AssemblyError
+from .footprint import Footprint
+from .polynomial import Known
 
 STACK = Region("the stack", True)
 CONSTANTS = Region("constants", False)
 
 Token = tuple[Any, ...]
-"""A value: ("entry", register), ("input",), ("made", owner or None, instruction), ("gone", why, instruction)."""
+"""A value: ("entry", register), ("input",), ("made", owner or None, instruction), ("gone", why, instruction), ("low",
+bits, instruction): only so many bits were written, where nothing was before."""
 
 _CALLERS: frozenset[Any] = frozenset({None})
 _NOTHING: frozenset[Token] = frozenset({("gone", "nothing was ever put there", None)})
-Bounds = tuple[frozenset[int], frozenset[int]]
-_UNBOUNDED: Bounds = (frozenset(), frozenset())
-Place = tuple[Region, "int | None"]
-"""Where a register may point: a region and the byte offset in it, None where that is not constant."""
 
 
 def check_static(assembly: Assembly, target: Any) -> None:
     """Raise AssemblyError for the first thing that is wrong."""
     _Checker(assembly, target).run()
+
+
+def shown(assembly: Assembly, target: Any) -> tuple[list[Instruction], list[Instruction]]:
+    """The accesses that are shown to stay inside their regions whatever the extents are, and those that depend on what
+    is not known before the code runs. Raises AssemblyError like check_static."""
+    checker = _Checker(assembly, target)
+    checker.run()
+    return list(checker.footprint.shown), list(checker.footprint.unknown)
 
 
 def accessed_regions(assembly: Assembly, target: Any) -> list[tuple[Instruction, Any, str]]:
@@ -66,22 +73,22 @@ class _State:
 
     flags: for each flag the instructions that may have set it; None for the caller, ("lost", item) for one that leaves
     it undefined. depth: bytes below the entry stack pointer.
+    stack: bytes below the entry stack pointer that were written, counted downwards from 1; None where all may be.
     wide: the instructions that last left upper halves full. modes: MXCSR's values; saved: those stored at an address.
-    bounds: of a general register numbers that it is never below, and never above.
     """
 
     values: dict[Any, frozenset[Token]] = field(default_factory=dict)
-    points: dict[Any, frozenset[Place]] = field(default_factory=dict)
+    points: dict[Any, frozenset[Region]] = field(default_factory=dict)
     flags: dict[str, frozenset[Any]] = field(default_factory=dict)
     depth: int = 0
+    stack: frozenset[int] | None = frozenset()
     wide: Instruction | None = None
     modes: frozenset[Instruction | None] = frozenset({None})
     saved: dict[Any, frozenset[Instruction | None]] = field(default_factory=dict)
-    bounds: dict[Any, Bounds] = field(default_factory=dict)
 
     def copy(self) -> _State:
-        return _State(dict(self.values), dict(self.points), dict(self.flags), self.depth, self.wide, self.modes,
-                      dict(self.saved), dict(self.bounds))
+        return _State(dict(self.values), dict(self.points), dict(self.flags), self.depth, self.stack, self.wide,
+                      self.modes, dict(self.saved))
 
     def meet(self, other: _State) -> bool:
         """Take in what another path brings; whether that was new."""
@@ -93,7 +100,7 @@ class _State:
                 changed = True
         for key, places in other.points.items():
             mine = self.points.get(key)
-            both_places = places if mine is None else _merged(mine | places)
+            both_places = places if mine is None else mine | places
             if both_places != mine:
                 self.points[key] = both_places
                 changed = True
@@ -112,24 +119,11 @@ class _State:
                     self.saved[key] = both_modes
                 else:
                     del self.saved[key]
+        if other.stack is not None and (self.stack is None or not self.stack <= other.stack):
+            self.stack, changed = other.stack if self.stack is None else self.stack & other.stack, True
         if self.wide is None and other.wide is not None:
             self.wide, changed = other.wide, True
-        for register, bounds in list(self.bounds.items()):
-            # Only what held before is kept, where it still holds: so the sets shrink, and loops come to an end.
-            lower, upper = other.bounds.get(register, _UNBOUNDED)
-            held = (frozenset(n for n in bounds[0] if lower and max(lower) >= n),
-                    frozenset(n for n in bounds[1] if upper and min(upper) <= n))
-            if held != bounds:
-                self.bounds[register], changed = held, True
         return changed
-
-
-def _merged(places: frozenset[Place]) -> frozenset[Place]:
-    """One offset for each region: a region reached with different ones has none that is known."""
-    offsets: dict[Region, int | None] = {}
-    for region, offset in places:
-        offsets[region] = offset if region not in offsets or offsets[region] == offset else None
-    return frozenset(offsets.items())
 
 
 class _Checker:
@@ -165,6 +159,8 @@ class _Checker:
             raise self.fail("running-off", f"{self.assembly.name}: {error}", last) from None
         self.check_reachable()
         self.check_loops()
+        self.footprint = Footprint(self.assembly, self.starts, self.follow,
+                                   lambda item: self.accesses(item, self.facts[item.row])[1], _cycles)
         states: list[_State | None] = [None] * len(self.follow)
         states[0] = self.entry()
         pending = [0]
@@ -176,7 +172,7 @@ class _Checker:
             left = self.block(block, start.copy())
             for successor in self.follow[block]:
                 known = states[successor]
-                state = self.refined(left, block, successor)
+                state = left.copy()
                 if known is None:
                     states[successor] = state
                     changed = True
@@ -194,6 +190,7 @@ class _Checker:
             if reached is not None:
                 self.block(block, reached.copy())
         self.check_comparisons()
+        self.footprint.run()
 
     def first(self, block: int) -> Instruction | None:
         for place in range(self.starts[block], self.starts[block + 1]):
@@ -209,7 +206,7 @@ class _Checker:
         for register, region in self.assembly.inputs.items():
             state.values[register] = frozenset({("input",)})
             if region is not None:
-                state.points[register] = frozenset({(region, 0)})
+                state.points[register] = frozenset({region})
         state.values[self.stack] = frozenset({("input",)})
         return state
 
@@ -227,9 +224,9 @@ class _Checker:
         reads, writes = self.accesses(item, facts)
         restored = self.restored(item, state)
         saving = self.moves_stack(item, state)
-        for register in reads:
+        for register, bits in reads:
             if not (saving and register in self.saved):
-                self.check_read(item, register, state)
+                self.check_read(item, register, bits, state)
         self.read_flags(item, state)
         self.check_memory(item, state)
         places = self.pointed(item, state)
@@ -238,18 +235,17 @@ class _Checker:
         if item.row.control == "call":
             self.call(item, state)
         owners = self.assembly.owners.get(item, {})
-        moved = self.bounded(item, state)
         for register in writes:
-            state.bounds.pop(register, None)
             explicit = register in owners
-            state.values[register] = frozenset({("made", owners.get(register) if explicit else None, item)})
+            low = self.low_bits(item, register, state)
+            made: Token = ("low", low, item) if low else ("made", owners.get(register) if explicit else None, item)
+            state.values[register] = frozenset({made})
             state.points.pop(register, None)
         if places is not None and writes:
             state.points[writes[0]] = places
-        if moved is not None and writes:
-            state.bounds[writes[0]] = moved
         if restored is not None:
             state.values[writes[0]], state.points[writes[0]] = restored
+        self.track_stack(item, state)
         self.write_flags(item, state)
         self.track_modes(item, state, writes)
 
@@ -263,8 +259,9 @@ class _Checker:
                     raise self.fail("flags", f"{item.row.mnemonic} reads flags that nothing has set on some path", item,
                                     f"{flag}f of the caller, or of before a call", "a comparison on every path to it")
                 if isinstance(setter, tuple) and self.final:
-                    raise self.fail("flags", f"{item.row.mnemonic} reads a flag that is undefined", item,
-                                    f"{flag}f, which {setter[1].row.mnemonic} at {_at(setter[1])} leaves undefined",
+                    why = {"lost": "leaves undefined", "address": "sets by where an address lies"}[setter[0]]
+                    raise self.fail("flags", f"{item.row.mnemonic} reads a flag that says nothing", item,
+                                    f"{flag}f, which {setter[1].row.mnemonic} at {_at(setter[1])} {why}",
                                     "a comparison between the two")
                 if isinstance(setter, Instruction):
                     self.flags_used.add(setter)
@@ -272,35 +269,49 @@ class _Checker:
     def write_flags(self, item: Instruction, state: _State) -> None:
         """Flags that the manual leaves undefined after an instruction are lost; those that it leaves alone are kept."""
         defined = self.table.flags_defined(item.row) if item.row.flags_written else ""
+        pointer = (bool(item.operands) and item.row.mnemonic in self.table.STEPS
+                   and bool(state.points.get(item.operands[0])))
         for flag in item.row.flags_written:
             for before in state.flags.get(flag, _CALLERS):
                 if isinstance(before, Instruction):
                     self.lost_to.setdefault(before, item)
-            state.flags[flag] = frozenset({item if flag in defined else ("lost", item)})
+            state.flags[flag] = frozenset({
+                ("lost", item) if flag not in defined else ("address", item) if pointer else item})
 
-    def accesses(self, item: Instruction, facts: Any) -> tuple[list[Any], list[Any]]:
-        """Registers read and written, implied ones included."""
-        reads: list[Any] = []
+    def low_bits(self, item: Instruction, register: Any, state: _State) -> int:
+        """How many bits of a general register an instruction gives it, where it leaves the others as they were and
+        nothing was there; else 0."""
+        for spec, operand in zip(item.row.operands, item.operands, strict=True):
+            if operand == register and spec.kind == "gpr" and spec.writes and spec.bits < 32:
+                before = state.values.get(register, _NOTHING)
+                if any(token[0] == "gone" for token in before):
+                    return int(spec.bits)
+                return max((token[1] for token in before if token[0] == "low"), default=0)
+        return 0
+
+    def accesses(self, item: Instruction, facts: Any) -> tuple[list[tuple[Any, int]], list[Any]]:
+        """Registers read, with the bits that are, and registers written; implied ones included."""
+        reads: list[tuple[Any, int]] = []
         writes: list[Any] = []
         constant = is_idiom(item, facts)
         merging = item.mask is not None and not item.zeroing and facts.merges
-        for how, operand in zip(facts.access, item.operands, strict=True):
+        for how, bits, operand in zip(facts.access, facts.bits, item.operands, strict=True):
             if isinstance(operand, (Register, VirtualRegister)):
                 if not constant and (how & READ or (how & WRITE and merging)):
-                    reads.append(operand)
+                    reads.append((operand, bits))
                 if how & WRITE:
                     writes.append(operand)
             elif isinstance(operand, Memory):
-                reads += [part for part in (operand.base, operand.index) if part is not None]
+                reads += [(part, 64) for part in (operand.base, operand.index) if part is not None]
         if item.mask is not None:
-            reads.append(item.mask)
+            reads.append((item.mask, 64))
             if facts.mask_access & WRITE:
                 writes.append(item.mask)
-        reads += [Register(*pair) for pair in facts.reads if pair != self.table.STACK_POINTER]
+        reads += [(Register(*pair), 64) for pair in facts.reads if pair != self.table.STACK_POINTER]
         writes += [Register(*pair) for pair in facts.writes if pair != self.table.STACK_POINTER]
         return reads, writes
 
-    def check_read(self, item: Instruction, register: Any, state: _State) -> None:
+    def check_read(self, item: Instruction, register: Any, bits: int, state: _State) -> None:
         if not self.final:
             return
         name = self.name(register)
@@ -309,6 +320,10 @@ class _Checker:
             if token[0] == "gone":
                 raise self.fail("undefined", f"{item.row.mnemonic} reads {name}, which may hold nothing of use", item,
                                 _gone(token), "a write on every path to it", "write it first, or declare it as input")
+            if token[0] == "low" and token[1] < bits:
+                raise self.fail("undefined", f"{item.row.mnemonic} reads {bits} bits of {name}, whose upper ones hold "
+                                "nothing of use", item, f"{token[1]} bits, written by {token[2].row.mnemonic} at "
+                                f"{_at(token[2])}", "a write of the whole register", "clear it before, or movzx")
             if token[0] == "entry":
                 raise self.fail("undefined", f"{item.row.mnemonic} reads {name}, which holds the caller's value", item,
                                 "no write before it", "a write first")
@@ -369,7 +384,7 @@ class _Checker:
             raise self.fail("stack", "the stack pointer rises above the return address", item,
                             f"{-state.depth} bytes above it", "as many bytes pushed as popped")
 
-    def restored(self, item: Instruction, state: _State) -> tuple[frozenset[Token], frozenset[Place]] | None:
+    def restored(self, item: Instruction, state: _State) -> tuple[frozenset[Token], frozenset[Region]] | None:
         """What an instruction takes off the stack into its first operand, None if it takes nothing that is known."""
         if self.table.STACK.get(item.row.name, 0) < 0:
             place = ("slot", state.depth)
@@ -428,11 +443,13 @@ class _Checker:
                             f"{_at(state.wide)}", "vzeroupper before the call")
         kept = {*self.saved, self.stack}
         gone = frozenset({("gone", "a call destroys it", item)})
+        if state.stack is not None:
+            state.stack = frozenset(byte for byte in state.stack if byte <= state.depth)
         for register in list(state.values):
-            if isinstance(register, Register) and register not in kept:
+            below = type(register) is tuple and register[1] > state.depth
+            if below or (isinstance(register, Register) and register not in kept):
                 state.values[register] = gone
                 state.points.pop(register, None)
-                state.bounds.pop(register, None)
         state.values[Register(*self.table.RESULT)] = frozenset({("made", None, item)})
         state.flags = {}
 
@@ -443,40 +460,98 @@ class _Checker:
         if name == "vzeroupper":
             state.wide = None
             gone = frozenset({("gone", "vzeroupper cleared its upper half", item)})
-            for register in list(state.values):
-                if isinstance(register, Register) and register.kind == "vec":
+            for register, tokens in state.values.items():
+                if type(register) is not tuple and register.kind == "vec" and any(
+                        token[0] != "made" or _is_wide(token[2]) for token in tokens):
                     state.values[register] = gone
-        elif any(spec.kind == "vec" and spec.writes and spec.bits > 128 and not isinstance(operand, Memory)
-                 for spec, operand in zip(item.row.operands, item.operands, strict=True)):
+        elif _is_wide(item):
             state.wide = item
         if name == "vstmxcsr":
             state.saved[_address(item.operands[0])] = state.modes
         elif name == "vldmxcsr":
             state.modes = state.saved.get(_address(item.operands[0]), frozenset({item}))
         elif state.saved:
-            for address in [a for a in state.saved if a[0] in writes]:
-                del state.saved[address]
+            stored = [(o, spec.memory_bits // 8) for spec, o in zip(item.row.operands, item.operands, strict=True)
+                      if isinstance(o, Memory) and spec.writes]
+            for address in list(state.saved):
+                if address[0] in writes or any(self.may_meet(address, memory, size) for memory, size in stored):
+                    del state.saved[address]
+
+    def may_meet(self, address: tuple[Any, ...], memory: Memory, bytes_: int) -> bool:
+        """Whether a store may lie over the four bytes of MXCSR that were kept at an address."""
+        base, index, scale, disp, label = address
+        if label is not None or memory.label is not None:
+            return bool(label == memory.label)
+        if (base, index, scale) == (memory.base, memory.index, memory.scale):
+            return bool(memory.disp < disp + 4 and disp < memory.disp + bytes_)
+        return bool((base == self.stack) == (memory.base == self.stack))
+
+    def track_stack(self, item: Instruction, state: _State) -> None:
+        """Which bytes below the entry stack pointer hold something; any may, once a register has its address."""
+        if state.stack is None:
+            return
+        row, operands = item.row, item.operands
+        if self.table.STACK.get(row.name, 0) > 0:
+            state.stack |= frozenset(range(state.depth - 7, state.depth + 1))
+        for spec, operand in zip(row.operands, operands, strict=True):
+            if isinstance(operand, Memory) and self.stack in (operand.base, operand.index):
+                if spec.role == "a" and row.mnemonic != "lea":
+                    continue
+                if row.mnemonic == "lea" or (spec.writes and operand.index is not None):
+                    state.stack = None
+                    return
+                if spec.writes:
+                    state.stack |= frozenset(self.bytes_of(spec, operand, state))
+        if row.mnemonic in self.table.MOVES and operands[1] == self.stack:
+            state.stack = None
+
+    @staticmethod
+    def bytes_of(spec: Any, memory: Memory, state: _State) -> range:
+        """The bytes of an access on the stack, counted downwards from the entry stack pointer."""
+        first = state.depth - memory.disp
+        return range(first - spec.memory_bits // 8 + 1, first + 1)
+
+    def check_stack(self, item: Instruction, spec: Any, memory: Memory, state: _State) -> None:
+        """An access through the stack pointer."""
+        name = item.row.mnemonic
+        if not self.assembly.naked:
+            raise self.fail("stack", f"{name} reaches into the frame, which is made for the function", item,
+                            f"byte {memory.disp} from the stack pointer on", "virtual registers, which spill by "
+                            "themselves", "hold it in a register, or write the frame: Assembly(naked=True)")
+        if spec.role == "a":
+            return
+        if memory.index is None and memory.disp < -self.table.RED_ZONE_BYTES:
+            raise self.fail("stack", f"{name} reaches below the red zone, where a signal may write", item,
+                            f"byte {memory.disp} from the stack pointer on",
+                            f"at most {self.table.RED_ZONE_BYTES} bytes below it", "sub rsp, n first")
+        if spec.reads and memory.index is None and state.stack is not None and item.mask is None:
+            missing = [b for b in self.bytes_of(spec, memory, state) if b > 0 and b not in state.stack]
+            if missing:
+                why = "a call destroys what lies below the stack pointer" if missing[0] > state.depth else \
+                    "nothing was put there on some path"
+                raise self.fail("undefined", f"{name} reads bytes of the stack that hold nothing of use", item,
+                                f"byte {memory.disp} from the stack pointer on: {why}", "a store on every path to it",
+                                "store it first")
 
     # --- Memory -----------------------------------------------------------------------------------------------------
 
-    def places_of(self, memory: Memory, state: _State) -> frozenset[Place]:
+    def places_of(self, memory: Memory, state: _State) -> frozenset[Region]:
         """Where an address may lie."""
         if memory.label is not None:
-            return frozenset({(CONSTANTS, None)})
-        found: set[Place] = set()
+            return frozenset({CONSTANTS})
+        found: set[Region] = set()
         if self.stack in (memory.base, memory.index):
-            found.add((STACK, None))
-        parts = [p for p in (memory.base, memory.index) if p is not None]
-        for part in parts:
-            for region, offset in state.points.get(part, ()):
-                known = offset is not None and len(parts) == 1 and memory.scale == 1
-                found.add((region, offset + memory.disp if known and offset is not None else None))
+            found.add(STACK)
+        for part in (memory.base, memory.index):
+            found |= state.points.get(part, frozenset())
         return frozenset(found)
 
     def check_memory(self, item: Instruction, state: _State) -> None:
         if not self.final:
             return
         for spec, operand in zip(item.row.operands, item.operands, strict=True):
+            if isinstance(operand, Memory) and self.stack in (operand.base, operand.index):
+                self.check_stack(item, spec, operand, state)
             if not isinstance(operand, Memory) or spec.role == "a":
                 continue
             if spec.writes and operand.base == self.stack and operand.index is None \
@@ -488,25 +563,19 @@ class _Checker:
                 raise self.fail("footprint", f"{item.row.mnemonic} reaches memory through what is no pointer", item,
                                 "an address that no declared region is part of", "a declared pointer plus an offset",
                                 "declare the pointer: a.input(register, Region(...))")
-            self.check_index(item, spec, operand, state)
             bytes_ = (spec.broadcast_bits if operand.broadcast else spec.memory_bits) // 8
             if operand.label is not None and operand.index is None:
                 held = len(self.assembly.constants[operand.label][1])
                 if not 0 <= operand.disp <= held - bytes_:
                     raise self.fail("footprint", f"{item.row.mnemonic} reaches outside a constant", item,
                                     f"bytes {operand.disp} to {operand.disp + bytes_ - 1}", f"{held} bytes")
-            for region, offset in sorted(places, key=lambda p: (p[0].name, p[1] or 0)):
+            for region in sorted(places, key=lambda region: region.name):
                 self.accessed.append((item, spec, region.name))
                 if spec.writes and not region.writable:
                     raise self.fail("read-only", f"{item.row.mnemonic} stores to {region.name}, which is only read",
                                     item, "a store", "a load", "declare it writable if it is an output")
-                if offset is not None and (offset < 0 or (region.size_bytes is not None
-                                                          and offset + bytes_ > region.size_bytes)):
-                    size = f"{region.size_bytes} bytes" if region.size_bytes is not None else "bytes from 0 on"
-                    raise self.fail("footprint", f"{item.row.mnemonic} reaches outside {region.name}", item,
-                                    f"bytes {offset} to {offset + bytes_ - 1}", size)
 
-    def pointed(self, item: Instruction, state: _State) -> frozenset[Place] | None:
+    def pointed(self, item: Instruction, state: _State) -> frozenset[Region] | None:
         """Where the register that the instruction writes points afterwards; None: nowhere that is known."""
         row, operands = item.row, item.operands
         if not operands or not isinstance(operands[0], (Register, VirtualRegister)):
@@ -514,107 +583,26 @@ class _Checker:
         source: Any = operands[-1]
         if row.mnemonic in self.table.MOVES:
             if isinstance(source, (Register, VirtualRegister)):
-                return frozenset({(STACK, None)}) if source == self.stack else state.points.get(source)
+                return frozenset({STACK}) if source == self.stack else state.points.get(source)
             if isinstance(source, Memory) and source.index is None:
                 region = self.assembly.words.get(source.base, {}).get(source.disp)
-                return None if region is None else frozenset({(region, 0)})
+                return None if region is None else frozenset({region})
             return None
         if row.mnemonic == "lea":
             return self.places_of(source, state) or None
         if row.mnemonic in ("add", "sub", "inc", "dec"):
             mine = state.points.get(operands[0], frozenset())
-            adds = len(operands) > 1 and row.mnemonic == "add"
-            other = state.points.get(source, frozenset()) if adds else frozenset()
-            step = {"inc": 1, "dec": -1}.get(row.mnemonic)
-            if step is None and isinstance(source, Immediate):
-                step = source.value if row.mnemonic == "add" else -source.value
-            moved = {(region, offset + step if offset is not None and step is not None else None)
-                     for region, offset in mine}
-            moved |= {(region, None) for region, _ in other if not isinstance(source, Immediate)
-                      and source != operands[0]}
-            return frozenset(moved) or None
+            if len(operands) > 1 and not isinstance(source, Immediate):
+                other = state.points.get(source, frozenset())
+                if row.mnemonic == "sub" and other:
+                    return None  # how far apart two addresses are
+                mine |= other
+            return mine or None
         if row.mnemonic == "and":
-            return frozenset((region, None) for region, _ in state.points.get(operands[0], frozenset())) or None
+            return state.points.get(operands[0])
         if row.mnemonic.startswith("cmov"):
-            both = state.points.get(operands[0], frozenset()) | state.points.get(source, frozenset())
-            return _merged(both) or None
+            return (state.points.get(operands[0], frozenset()) | state.points.get(source, frozenset())) or None
         return None
-
-    # --- Numbers ----------------------------------------------------------------------------------------------------
-
-    def bounded(self, item: Instruction, state: _State) -> Bounds | None:
-        """Between which numbers the register lies that the instruction writes."""
-        mnemonic, operands = item.row.mnemonic, item.operands
-        if not operands or not isinstance(operands[0], (Register, VirtualRegister)):
-            return None
-        if is_idiom(item, self.facts[item.row]) and mnemonic == "xor":
-            return frozenset({0}), frozenset({0})
-        source: Any = operands[-1]
-        bits = item.row.operands[0].bits
-        if mnemonic in self.table.MOVES and isinstance(source, Immediate) and bits >= 32:
-            value = source.value if bits == 64 else source.value & 0xFFFFFFFF
-            return frozenset({value}), frozenset({value})
-        if bits != 64:
-            return None
-        if mnemonic in self.table.MOVES:
-            return None if isinstance(source, Memory) else state.bounds.get(source)
-        if mnemonic in ("add", "sub", "inc", "dec") and (step := _step(item)) is not None:
-            return _affine(state.bounds.get(operands[0]), 1, step)
-        if mnemonic == "lea" and source.label is None and (source.base is None) != (source.index is None):
-            scale = 1 if source.index is None else source.scale
-            return _affine(state.bounds.get(source.base or source.index), scale, source.disp)
-        if mnemonic in ("shl", "imul") and isinstance(source, Immediate) and source.value > 0:
-            return _affine(state.bounds.get(operands[-2]), 1 << source.value if mnemonic == "shl" else source.value, 0)
-        return None
-
-    def refined(self, state: _State, block: int, successor: int) -> _State:
-        """The state on an edge: a comparison with a number, where the block ends in a branch on it, bounds a register
-        on either side."""
-        found = state.copy()
-        last = self.body[self.starts[block + 1] - 1]
-        if isinstance(last, Label) or self.facts[last.row].flow != BRANCH or len(set(self.follow[block])) != 2:
-            return found
-        setters = [i for i in self.body[self.starts[block]:self.starts[block + 1] - 1]
-                   if isinstance(i, Instruction) and self.facts[i.row].writes_flags]
-        before = self.body[self.starts[block + 1] - 2]
-        if not setters or setters[-1] is not before or before.row.mnemonic != "cmp":
-            return found
-        register, number = before.operands
-        if not isinstance(number, Immediate) or isinstance(register, Memory) or before.row.operands[0].bits != 64:
-            return found
-        target = next(o.name for o in last.operands if isinstance(o, LabelReference))
-        code = last.row.mnemonic.removeprefix("j")
-        if not self.labelled(successor, target):
-            code = _OPPOSITE.get(code, "")
-        lower, upper = found.bounds.get(register, _UNBOUNDED)
-        if code in ("l", "le", "e"):
-            upper |= {number.value - (code == "l")}
-        if code in ("g", "ge", "e"):
-            lower |= {number.value + (code == "g")}
-        if lower or upper:
-            found.bounds[register] = lower, upper
-        return found
-
-    def check_index(self, item: Instruction, spec: Any, memory: Memory, state: _State) -> None:
-        """A region of known size, reached at its start plus an index: all that the index can be must lie inside."""
-        if memory.index is None or spec.index_bits or item.mask is not None:
-            return  # lanes that an opmask or a vector chooses are seen when it runs
-        bytes_ = (spec.broadcast_bits if memory.broadcast else spec.memory_bits) // 8
-        for base, index, scale in ((memory.base, memory.index, memory.scale), (memory.index, memory.base, 1)):
-            if base is memory.index and memory.scale != 1:
-                continue
-            for region, offset in state.points.get(base, ()):
-                if region.size_bytes is None or offset is None or index is None:
-                    continue
-                lower, upper = _affine(state.bounds.get(index, _UNBOUNDED), scale, offset + memory.disp) or _UNBOUNDED
-                first = max(lower) if lower else None
-                end = min(upper) + bytes_ if upper else None
-                if first is None or end is None or first < 0 or end > region.size_bytes:
-                    raise self.fail(
-                        "footprint", f"{item.row.mnemonic} can't be shown to stay inside {region.name}", item,
-                        f"bytes {'?' if first is None else first} to {'?' if end is None else end - 1}",
-                        f"bytes 0 to {region.size_bytes - 1}",
-                        "a loop over the index with numbers as bounds, or an opmask")
 
     # --- The graph --------------------------------------------------------------------------------------------------
 
@@ -626,10 +614,20 @@ class _Checker:
                 (isinstance(o, Memory) and o.broadcast) or (isinstance(o, Register) and o.kind == "vec"
                                                             and o.number > 15) for o in item.operands)
             if not self.table.legal_encodings(item.row, self.features, evex):
-                needed = item.row.evex_features if evex else item.row.features
-                missing = ", ".join(sorted((needed or frozenset()) - self.features)) or "an EVEX encoding"
-                raise self.fail("feature", f"{item.row.mnemonic} needs what {self.target.name} lacks", item, missing,
-                                ", ".join(sorted(self.features)), "ask for the feature, or write it otherwise")
+                raise self.fail("feature", f"{item.row.mnemonic} needs what {self.target.name} lacks", item,
+                                self.missing(item, evex, self.features), ", ".join(sorted(self.features)))
+            declared = self.assembly.features
+            if declared is not None:
+                granted = self.table.with_implied(declared)
+                if not self.table.legal_encodings(item.row, granted, evex):
+                    raise self.fail("feature", f"{item.row.mnemonic} needs a feature that is not declared", item,
+                                    self.missing(item, evex, granted), " ".join(sorted(declared)),
+                                    "add it to features, or write it otherwise")
+
+    @staticmethod
+    def missing(item: Instruction, evex: bool, features: frozenset[str]) -> str:
+        needed = item.row.evex_features if evex else item.row.features
+        return ", ".join(sorted((needed or frozenset()) - features)) or "an EVEX encoding"
 
     def check_reachable(self) -> None:
         seen = {0}
@@ -715,6 +713,22 @@ class _Checker:
                                     setter))
         return self.closes(operands[0], writers, block, inside, stay, setter)
 
+    def steady(self, item: Instruction, writers: dict[Any, list[tuple[int, Instruction]]]) -> int | None:
+        """2 or -2 for a register that moves up or down by another, which the cycle leaves alone and which holds a copy
+        of an input that is at least 1 (the number of workers); else None."""
+        if item.row.mnemonic not in ("add", "sub") or not isinstance(item.operands[1], (Register, VirtualRegister)):
+            return None
+        by = item.operands[1]
+        makers = [i for i in self.body if isinstance(i, Instruction) and by in self.accesses(i, self.facts[i.row])[1]]
+        if by in writers or by == item.operands[0] or len(makers) > 1:
+            return None
+        if makers and (makers[0].row.mnemonic not in self.table.MOVES or makers[0].operands[1] in writers):
+            return None
+        number = self.assembly.numbers.get(makers[0].operands[1] if makers else by)
+        if number is None or not Known(self.assembly.assumed).proves(number - 1):
+            return None
+        return 2 if item.row.mnemonic == "add" else -2
+
     def labelled(self, block: int, name: str) -> bool:
         for place in range(self.starts[block], self.starts[block + 1]):
             item = self.body[place]
@@ -732,7 +746,7 @@ class _Checker:
         member, item = writers[counter][0]
         if any(block in cycle for cycle in _cycles([b for b in sorted(inside) if b != member], self.follow)):
             return False  # a round may leave it out
-        amount = _step(item)
+        amount = _step(item) or self.steady(item, writers)
         if amount is None or (setter is not item and setter.row.mnemonic not in ("cmp", "test")):
             return False
         if abs(amount) == 1 and stay == "ne":
@@ -802,11 +816,10 @@ def _step(item: Instruction) -> int | None:
     return None
 
 
-def _affine(bounds: Bounds | None, scale: int, offset: int) -> Bounds | None:
-    """Bounds of scale * x + offset, for a positive scale."""
-    if bounds is None:
-        return None
-    return frozenset(scale * n + offset for n in bounds[0]), frozenset(scale * n + offset for n in bounds[1])
+def _is_wide(item: Instruction) -> bool:
+    """Whether an instruction writes more than 128 bits of a vector register."""
+    return any(spec.kind == "vec" and spec.writes and spec.bits > 128 and not isinstance(operand, Memory)
+               for spec, operand in zip(item.row.operands, item.operands, strict=True))
 
 
 def _address(operand: Any) -> tuple[Any, ...]:
@@ -830,4 +843,4 @@ def _order(token: Token) -> tuple[int, int]:
     """What a message names first: nothing, then the caller's, then by line."""
     item = token[2] if len(token) > 2 else None
     line = item.location.line if item is not None and item.location is not None else 0
-    return ["gone", "entry", "input", "made"].index(token[0]), line
+    return ["gone", "low", "entry", "input", "made"].index(token[0]), line

@@ -440,6 +440,8 @@ def generate(
     stop: Stop = None, threads: Threads = None, dtype: WeightsDtype = "file",
     raw: Annotated[bool, typer.Option("--raw", help="The prompt is the beginning of a text, not a message.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
+    speculate: Annotated[bool, typer.Option(
+        "--speculate", help="Draft tokens with the model's MTP head; they are the same ones.")] = False,
     json: Json = False,
 ) -> None:
     """Let a model answer a prompt. Text goes to stdout as it comes, speeds to stderr.
@@ -454,7 +456,7 @@ def generate(
 
     raise typer.Exit(run_generate(model, prompt, tokens, json=json, threads=threads, raw=raw, system=system,
                                   dtype=dtype, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                                  seed=seed, stop=stop or []))
+                                  seed=seed, stop=stop or [], speculate=speculate))
 
 
 @app.command()

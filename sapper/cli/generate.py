@@ -18,8 +18,8 @@ REFUSED, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
 
 def run_generate(
     model: str, prompt: str, tokens: int = 128, *, json: bool = False, threads: int | None = None, raw: bool = False,
-    system: str | None = None, dtype: str = "file", interpret: bool = False, out: TextIO | None = None,
-    err: TextIO | None = None, **sampling: Any,
+    system: str | None = None, dtype: str = "file", interpret: bool = False, speculate: bool = False,
+    out: TextIO | None = None, err: TextIO | None = None, **sampling: Any,
 ) -> int:
     """Generate text and print it.
 
@@ -27,7 +27,8 @@ def run_generate(
     beginning of a text. tokens: at most so many. sampling: temperature, top_k, top_p, min_p, seed, stop, as Generation
     has them. json: print one object at the end: model, prompt, text, tokens, prompt_tokens, stop ("end", "stop",
     "length", "context", "interrupted"), load_s, prefill_tokens_per_s, decode_tokens_per_s. dtype: "file", "bf16" or
-    "f32", how the weights are held. interpret: run under the reference interpreter. out, err: where to print (None:
+    "f32", how the weights are held. interpret: run under the reference interpreter. speculate: draft with the model's
+    MTP head; the report then says how many drafts were right ("drafted", "accepted"). out, err: where to print (None:
     stdout and stderr).
     """
     out, err = out or sys.stdout, err or sys.stderr
@@ -44,11 +45,11 @@ def run_generate(
     started = time.perf_counter()
     load_seconds = 0.0
     try:
-        loaded = load_model(model, dtype)
+        loaded = load_model(model, dtype, speculate)
         load_seconds = time.perf_counter() - started
         generation = Generation(
             loaded, prompt_tokens(loaded, prompt, raw, system), tokens, threads=threads, interpret=interpret,
-            **sampling,
+            speculate=speculate, **sampling,
         )
         for piece in generation:
             pieces.append(piece)
@@ -77,6 +78,7 @@ def _report(
     generation: Any, model: str, prompt: str, pieces: list[str], load_seconds: float, json: bool, out: TextIO,
     err: TextIO,
 ) -> None:
+    drafted, accepted = (getattr(generation.session, name, 0) for name in ("drafted", "accepted"))
     if json:
         result = {
             "model": model,
@@ -88,6 +90,7 @@ def _report(
             "load_s": round(load_seconds, 4),
             "prefill_tokens_per_s": round(generation.prefill_rate, 2),
             "decode_tokens_per_s": round(generation.decode_rate, 2),
+            **({"drafted": drafted, "accepted": accepted} if drafted else {}),
         }
         print(json_text.dumps(result), file=out, flush=True)
         return
@@ -95,7 +98,8 @@ def _report(
     print(
         f"{generation.prompt_count} prompt tokens at {generation.prefill_rate:.1f} tokens/s, "
         f"{len(generation.tokens)} tokens at {generation.decode_rate:.1f} tokens/s "
-        f"(stopped: {generation.stop or 'interrupted'}; loaded in {load_seconds:.1f} s)",
+        f"(stopped: {generation.stop or 'interrupted'}; loaded in {load_seconds:.1f} s)"
+        + (f"; {accepted} of {drafted} drafts right" if drafted else ""),
         file=err,
     )
 

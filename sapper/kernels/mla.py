@@ -155,7 +155,10 @@ def make_absorb(weight: Any) -> Any:
 
 
 def make_latent_attention_decode(cache: Any) -> Any:
-    """One token at `position`, splits of SPLIT positions; highest, total [B, H] and partial [B, H, C] for each."""
+    """One token at `position`, splits of SPLIT positions; highest, total [B, H] and partial [B, H, C] for each.
+
+    A cache of fewer positions is one of chosen ones (sparse.py), which is full then; so it is in `merge_splits`.
+    """
 
     @sp.kernel(name=f"latent_attention_decode_{cache.name}")
     def latent_attention_decode(
@@ -163,7 +166,8 @@ def make_latent_attention_decode(cache: Any) -> Any:
         position: i32, scale: f32, highest: Tensor[f32, B, H], total: Tensor[f32, B, H],
         partial: Tensor[f32, B, H, C],
     ):
-        for b in each(position // SPLIT + 1):
+        filled = min(position + 1, P)
+        for b in each((filled + SPLIT - 1) // SPLIT):
             for h in tiles(H):
                 c = whole(C)
                 s = whole(S)
@@ -172,7 +176,7 @@ def make_latent_attention_decode(cache: Any) -> Any:
                 top = full(h, value=MINUS_INFINITY, dtype=f32)
                 sums = zeros(h, dtype=f32)
                 acc = zeros(h, c, dtype=f32)
-                for p in tiles(span(b * SPLIT, min(b * SPLIT + SPLIT, position + 1))):
+                for p in tiles(span(b * SPLIT, min(b * SPLIT + SPLIT, filled))):
                     score = query @ latents[p, c] + turn @ keys[p, s]
                     higher = maximum(top, max(score, over=p))
                     weight = exp(score - higher)
@@ -222,7 +226,7 @@ def make_merge_splits(split: int, name: str) -> Any:
             top = zeros(dtype=f32) + MINUS_INFINITY
             sums = zeros(dtype=f32)
             acc = zeros(c, dtype=f32)
-            for b in range(position // split + 1):
+            for b in range(min(position // split + 1, B)):
                 higher = maximum(top, highest[b, h])
                 weight = exp(highest[b, h] - higher)
                 shrink = exp(top - higher)

@@ -44,11 +44,11 @@ class Generation:
     def __init__(
         self, model: Loaded, prompt: Sequence[int], limit: int, *, temperature: float = 0.0, top_k: int = 40,
         top_p: float = 1.0, min_p: float = 0.0, seed: int = 0, stop: Sequence[str] = (), threads: int | None = None,
-        interpret: bool = False, cache_dtype: str = "f32", session: BaseSession | None = None,
+        interpret: bool = False, cache_dtype: str = "f32", speculate: bool = False, session: BaseSession | None = None,
     ) -> None:
-        """session: one that has seen the first tokens of the prompt, as many as its position says, but not the last
-        (None: a new one). stop: strings that end the text, which is cut before them.
-        Raises ModelError if the prompt is empty or too long, or a setting is out of range."""
+        """speculate: draft with the model's MTP head. session: one that has seen the first tokens of the prompt, as
+        many as its position says, but not the last (None: a new one). stop: strings that end the text, which is cut
+        before them. Raises ModelError if the prompt is empty or too long, or a setting is out of range."""
         positions = model.positions
         if limit < 1:
             raise ModelError("the number of tokens", str(limit), "at least 1")
@@ -58,7 +58,8 @@ class Generation:
         self.sampling.check()
         wanted = len(prompt) + limit
         context = min(positions, -(-wanted // CONTEXT_STEP) * CONTEXT_STEP)
-        self.session = session or model.session(context, cache_dtype=cache_dtype, threads=threads, interpret=interpret)
+        self.session = session or model.session(
+            context, cache_dtype=cache_dtype, threads=threads, interpret=interpret, speculate=speculate)
         self.model = model
         self.prompt = list(prompt)
         self.limit = limit
@@ -87,18 +88,20 @@ class Generation:
     def __iter__(self) -> Iterator[str]:
         return self._pieces
 
-    def _pick(self) -> int:
+    def _pick(self, logits: Any = None) -> int:
         s = self.sampling
-        return self.session.pick(s.temperature, s.top_k, self._random.random(), top_p=s.top_p, min_p=s.min_p)
+        return self.session.pick(
+            s.temperature, s.top_k, self._random.random(), top_p=s.top_p, min_p=s.min_p, logits=logits)
 
     def _run(self) -> Iterator[str]:
         session, ends, strings = self.session, self.model.tokenizer.stops, self._stops
         stream = TextStream(self.model.tokenizer)
         started = time.perf_counter()
         session.feed(self.prompt[session.position :])
-        token = self._pick()
+        chosen = [self._pick()]
         self.prefill_seconds = time.perf_counter() - started
         while True:
+            token = chosen.pop(0)
             if token in ends:
                 self.stop = "end"
                 break
@@ -110,12 +113,13 @@ class Generation:
             if len(self.tokens) == self.limit:
                 self.stop = "length"
                 break
+            if chosen:
+                continue
             if session.position == session.context:
                 self.stop = "context"
                 break
             started = time.perf_counter()
-            session.feed((token,))
-            token = self._pick()
+            chosen = session.follow(token, self._pick)
             self.decode_seconds += time.perf_counter() - started
         rest = strings.push(stream.finish()) + strings.finish()
         if rest:

@@ -16,27 +16,28 @@ from .model import Model
 from .weights import check_form
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "llama", "deepseek_v2": "deepseek", "deepseek_v3": "deepseek",
-                 "deepseek2": "deepseek"}
+                 "deepseek_v32": "deepseek", "deepseek2": "deepseek"}
 """What a checkpoint calls its architecture -> the package that has it."""
 
 
 Loaded: TypeAlias = Model[Any, Any]
 
 
-def load_model(model: str | Path, dtype: str = "file") -> Loaded:
+def load_model(model: str | Path, dtype: str = "file", predictor: bool = False) -> Loaded:
     """Load a model. model: a path, or a name that sapper.models.locate knows. dtype: one of weights.FORMS.
 
     With "f32" and "bf16", block formats are widened at load; bf16 rounds each weight once more, to 8 bits of precision.
     With "file", matrices in Q4_0, Q4_1 and Q8_0 stay what they are, and the others become bf16. What the former are
     multiplied by is quantised to 8 bits, a scale for every 32 numbers; with "file-f32" it stays f32, which is slower.
     "bf16-rounded" is "bf16" with rows of activations rounded to bf16 too, which makes prompts twice as fast.
+    predictor: with the MTP head, for sessions that speculate.
     Raises ModelError for whatever is wrong with the files.
     """
     check_form(dtype)
-    return load_checkpoint(open_checkpoint(model), dtype)
+    return load_checkpoint(open_checkpoint(model), dtype, predictor)
 
 
-def load_checkpoint(checkpoint: Checkpoint, dtype: str) -> Loaded:
+def load_checkpoint(checkpoint: Checkpoint, dtype: str, predictor: bool = False) -> Loaded:
     package = ARCHITECTURES.get(checkpoint.architecture)
     if package is None:
         key = "general.architecture" if checkpoint.gguf else "model_type"
@@ -45,5 +46,9 @@ def load_checkpoint(checkpoint: Checkpoint, dtype: str) -> Loaded:
             f"{checkpoint.where}, key {key}", found, f"one of {', '.join(ARCHITECTURES)}",
             "take a model of such an architecture",
         )
-    loaded: Loaded = import_module(f"{__package__}.{package}.model").load(checkpoint, dtype)
+    if predictor and package != "deepseek":
+        raise ModelError(checkpoint.where, f"a model of {checkpoint.architecture}", "one with an MTP head",
+                         "generate without --speculate")
+    options = (predictor,) if predictor else ()
+    loaded: Loaded = import_module(f"{__package__}.{package}.model").load(checkpoint, dtype, *options)
     return loaded

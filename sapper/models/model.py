@@ -41,11 +41,11 @@ class Model(Generic[Config, Weights]):
 
     def session(
         self, context: int | None = None, *, cache_dtype: str = "f32", threads: int | None = None,
-        interpret: bool = False,
+        interpret: bool = False, speculate: bool = False,
     ) -> BaseSession:
-        """A new conversation; see BaseSession."""
-        made: BaseSession = self._module("session").Session(
-            self, context, cache_dtype=cache_dtype, threads=threads, interpret=interpret)
+        """A new conversation; see BaseSession. speculate: draft tokens with the MTP head, which was loaded."""
+        kind = self._module("speculative").Speculative if speculate else self._module("session").Session
+        made: BaseSession = kind(self, context, cache_dtype=cache_dtype, threads=threads, interpret=interpret)
         return made
 
     def batch(

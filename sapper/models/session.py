@@ -236,10 +236,10 @@ class BaseSession(ABC):
         """The rows of a chunk's tokens."""
         return Rows(array[: self._capacity], self._count)
 
-    def _look_up(self, matrix: Matrix, x: Array) -> Steps:
+    def _look_up(self, matrix: Matrix, x: Array, tokens: Array | None = None) -> Steps:
         """x: the rows of the matrix that belong to a chunk's tokens."""
-        return [(kernel, (self._rows(tokens), *parts, self._rows(into)))
-                for kernel, (tokens, *parts, into) in matrix.look_up(self._tokens, x)]
+        return [(kernel, (self._rows(numbers), *parts, self._rows(into)))
+                for kernel, (numbers, *parts, into) in matrix.look_up(self._tokens if tokens is None else tokens, x)]
 
     def _multiply(
         self, name: str, x: Array, matrices: Sequence[Matrix], *rest: Array, rows: Callable[[Array], Rows] | None = None
@@ -250,18 +250,26 @@ class BaseSession(ABC):
 
     # ---- choosing a token
 
-    def pick(
-        self, temperature: float = 0.0, top_k: int = 40, u: float = 0.0, *, top_p: float = 1.0, min_p: float = 0.0
-    ) -> int:
-        """The next token, by `logits`. temperature 0: the likeliest; otherwise drawn as Sampling says.
+    def follow(self, token: int, choose: Callable[[Array], int]) -> list[int]:
+        """Feed a chosen token; the tokens that `choose` gives for the logits behind it, here one."""
+        self.feed((token,))
+        return [choose(self.logits)]
 
-        u: a random number in [0, 1). Raises ModelError for a setting out of range.
+    def pick(
+        self, temperature: float = 0.0, top_k: int = 40, u: float = 0.0, *, top_p: float = 1.0, min_p: float = 0.0,
+        logits: Array | None = None,
+    ) -> int:
+        """The next token. temperature 0: the likeliest; otherwise drawn as Sampling says.
+
+        u: a random number in [0, 1). logits: of the token (None: those of the last one fed). Raises ModelError for a
+        setting out of range.
         """
+        logits = (self.logits if logits is None else logits).reshape(1, -1)
         Sampling(temperature, top_k, top_p, min_p).check()
         if not 0.0 <= u < 1.0:
             raise ModelError("sampling", f"u {u}", "a number in [0, 1)")
         if temperature == 0.0:
-            sampling.argmax_rows(self.logits.reshape(1, -1), self.picked, **self._options)
+            sampling.argmax_rows(logits, self.picked, **self._options)
             return int(self.picked[0])
         count = min(top_k, self.vocabulary)
         if self._candidates is None or self._candidates[0].shape[1] != count:
@@ -269,6 +277,6 @@ class BaseSession(ABC):
         self._kept[0] = count
         for setting, value in zip(self._settings, (temperature, top_p, min_p, u), strict=True):
             setting[0] = min(value, BELOW_ONE) if setting is self._settings[3] else value
-        sampling.top_k(self.logits.reshape(1, -1), *self._candidates, **self._options)
+        sampling.top_k(logits, *self._candidates, **self._options)
         sampling.sample(*self._candidates, self._kept, *self._settings, self.picked, **self._options)
         return int(self.picked[0])

@@ -30,7 +30,7 @@ def expected(path: Path) -> bytes:
     return made + b"\n"
 
 
-@pytest.mark.parametrize("name", ["deepseek_v2_lite", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["deepseek_v2_lite", "deepseek_v3", "deepseek_v32"])
 def test_it_says_what_a_session_says(tmp_path: Path, name: str) -> None:
     path = DATA / name
     build(path, tmp_path / "model", context=CONTEXT)

@@ -69,10 +69,10 @@ def test_no_iterations_race(entry: LibraryKernel) -> None:
 
 @pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
 def test_the_outer_loops_are_parallel(entry: LibraryKernel) -> None:
-    """Rows, heads and output tiles are for the cores to take; only the sort of a few tokens is
-    a chain, and one vector's norm is too small to share."""
+    """Rows, heads and output tiles are for the cores to take; only the sort of a few tokens and the list of chosen
+    positions are chains, and one vector's norm is too small to share."""
     loops = [op for op in entry.kernel.tile_ir().body.ops if op.name in ("tiles", "each")]
-    if entry.name in ("rms_norm_quantize_blocks", "group_tokens"):
+    if entry.name in ("rms_norm_quantize_blocks", "group_tokens", "list_positions"):
         return
     assert loops
     assert all(op.attributes["parallel"] for op in loops)
@@ -111,7 +111,8 @@ def test_cases_name_what_they_cost(entry: LibraryKernel) -> None:
         assert case.flops >= 0
         assert case.bytes > 0
         assert set(case.shape) == set(entry.check_shapes[0])
-    parts = ("attention", "embedding", "rope", "rotate", "compress", "expert_", "masked_")
+    parts = ("attention", "embedding", "rope", "rotate", "compress", "cache_index", "index_scores", "gather_positions",
+             "expert_", "masked_")
     if any(part in entry.name for part in parts):
         return
     shape = min(entry.cases, key=lambda case: case.bytes)

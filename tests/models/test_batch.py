@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     return load_model(small.write_gguf(path, small.random_weights(), numbers={"llama.context_length": 320}), "f32")
 
 
-@pytest.fixture(scope="module", params=["deepseek_v2_lite", "deepseek_v3", "qwen2"])
+@pytest.fixture(scope="module", params=["deepseek_v2_lite", "deepseek_v3", "deepseek_v32", "qwen2"])
 def checkpoint(request: pytest.FixtureRequest) -> Loaded:
     return load_model(DATA / request.param, "f32")
 

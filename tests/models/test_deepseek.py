@@ -29,7 +29,7 @@ from sapper.models.scaled_matrix import ScaledExperts, ScaledMatrix
 from . import small
 
 DATA = Path(__file__).parent / "data"
-CHECKPOINTS = ("deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "qwen2")
+CHECKPOINTS = ("deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "deepseek_v32", "qwen2")
 CONTEXT = 160
 
 
@@ -140,6 +140,25 @@ def test_a_token_reads_the_experts_that_it_takes_and_no_others() -> None:
     np.testing.assert_array_equal(session.logits, wanted)
 
 
+def test_a_token_sees_the_positions_that_the_indexer_keeps_and_no_others() -> None:
+    """All others hold NaN, and no logit does; there are many more of them than are kept."""
+    model = load_deepseek(DATA / "deepseek_v32", "f32")
+    with np.load(DATA / "deepseek_v32.npz") as file:
+        tokens = file["tokens"].tolist() + file["greedy"].tolist()
+    session = model.session(CONTEXT)
+    session.feed(tokens[:-1])
+    session.feed(tokens[-1:])
+    wanted, kept = session.logits.copy(), session._kept_places.copy()
+    assert len(kept) == model.config.indexer.kept == 12
+    assert (np.diff(kept) > 0).all() and kept[-1] < len(tokens)
+    others = np.setdiff1d(np.arange(len(tokens) - 1), kept)
+    for part in (session._latents[-1], session._keys[-1]):
+        part[others] = np.nan
+    session.rewind(len(tokens) - 1)
+    session.feed(tokens[-1:])
+    np.testing.assert_array_equal(session.logits, wanted)
+
+
 def test_score_scales_are_those_of_the_published_models() -> None:
     """0.13523 for V3, 0.11472 for V2-Lite: (0.1 * mscale_all_dim * ln 40 + 1)**2 / sqrt(192)."""
     v3 = RopeScaling("yarn", 40.0, original_positions=4096, table_mscale=1.0, score_mscale=1.0)
@@ -210,6 +229,11 @@ ABSURD: list[tuple[str, dict[str, Any], str]] = [
     ("deepseek_v2", {"first_k_dense_replace": -1}, "first_k_dense_replace: found -1"),
     ("deepseek_v2", {"num_hidden_layers": 1000}, "model.layers.3.*found nothing"),
     ("deepseek_v2", {"vocab_size": 100}, "tokens in the tokenizer"),
+    ("deepseek_v32", {"index_topk": 0}, "index_topk: found 0"),
+    ("deepseek_v32", {"index_topk": "absent"}, "index_topk: found nothing"),
+    ("deepseek_v32", {"index_head_dim": 8}, "index_head_dim: found 8; expected more than the 8 features that turn"),
+    ("deepseek_v32", {"index_n_heads": 4}, r"indexer.wq_b.weight: found shape \(320, 40\)"),
+    ("deepseek_v32", {"q_lora_rank": None}, "q_lora_rank: found nothing; expected a number, as index queries"),
     ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
     ("qwen2", {"num_key_value_heads": 3}, "a whole ratio"),
 ]

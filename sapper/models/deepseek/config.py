@@ -1,4 +1,4 @@
-"""The numbers that describe a DeepSeek model of the second or third generation.
+"""The numbers that describe a DeepSeek model of the second or third generation, V3.2 and its indexer included.
 
 In: Hugging Face's config.json or a GGUF's metadata, as a dictionary. Out: `DeepseekConfig`. Holds: every number was
 checked (models/numbers.py), and they fit together.
@@ -17,6 +17,8 @@ from ..rope import Rope, RopeScaling, rope_from_json
 
 LATENT_EPSILON = 1e-6
 """Of the norms of the latent vectors: the published code leaves them at RMSNorm's default."""
+INDEX_EPSILON = 1e-6
+"""Of the norm of index keys, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,18 @@ class Mixture:
 
 
 @dataclass(frozen=True, slots=True)
+class Indexer:
+    """How the positions that a token attends to are chosen (sapper/kernels/sparse.py).
+
+    heads; features: of each index query and of an index key, the first of which turn; kept: positions of a token.
+    """
+
+    heads: int
+    features: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeepseekConfig:
     """A DeepSeek model's shape.
 
@@ -65,7 +79,8 @@ class DeepseekConfig:
     dense layer's feed-forward part; heads; key_features, turned_features, value_features: of each head; key_rank: of
     the latent vector of keys and values; query_rank: of that of the queries, 0 where there is none; vocabulary: tokens;
     positions: the longest context; rope: the angles; interleaved: whether features 2 * i and 2 * i + 1 turn together;
-    epsilon: of RMSNorm; mixture: None where all layers are dense.
+    epsilon: of RMSNorm; mixture: None where all layers are dense; indexer: None where tokens attend to all positions;
+    predictors: layers behind the others that foresee further tokens (MTP heads), of which the first can be used.
     """
 
     layers: int
@@ -84,6 +99,8 @@ class DeepseekConfig:
     interleaved: bool
     epsilon: float
     mixture: Mixture | None
+    indexer: Indexer | None = None
+    predictors: int = 0
 
     @property
     def head_features(self) -> int:
@@ -101,7 +118,8 @@ def from_json(values: Mapping[str, Any], where: str) -> DeepseekConfig:
     missing, absurd or do not fit.
     """
     source = Numbers(where, values)
-    third = source.one_of("model_type", ("deepseek_v2", "deepseek_v3")) == "deepseek_v3"
+    kind = source.one_of("model_type", ("deepseek_v2", "deepseek_v3", "deepseek_v32"))
+    third = kind != "deepseek_v2"
     for key in ("attention_bias", "mlp_bias"):
         if values.get(key):
             raise ModelError(f"{where}, key {key}", repr(values[key])[:80], "false", "take a model without biases")
@@ -132,7 +150,20 @@ def from_json(values: Mapping[str, Any], where: str) -> DeepseekConfig:
         interleaved=source.flag("rope_interleave", True),
         epsilon=source.real("rms_norm_eps", 0.0, 1.0, 1e-6),
         mixture=_mixture(source, third) if dense < layers else None,
+        indexer=_indexer(source, turned) if kind == "deepseek_v32" else None,
+        predictors=source.whole("num_nextn_predict_layers", MAX_LAYERS, 0, least=0),
     )
+
+
+def _indexer(source: Numbers, turned: int) -> Indexer:
+    where, values = source.where, source.values
+    if values.get("q_lora_rank") is None:
+        raise ModelError(f"{where}, key q_lora_rank", "nothing", "a number, as index queries are made of the queries' "
+                         "latent vector")
+    features = source.whole("index_head_dim", MAX_FEATURES)
+    if features <= turned:
+        raise ModelError(f"{where}, key index_head_dim", str(features), f"more than the {turned} features that turn")
+    return Indexer(source.whole("index_n_heads", MAX_FEATURES), features, source.whole("index_topk", MAX_POSITIONS))
 
 
 def _mixture(source: Numbers, third: bool) -> Mixture:

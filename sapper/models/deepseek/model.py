@@ -17,16 +17,16 @@ from .weights import GGUF_NAMES, NAMES, DeepseekWeights, load_weights
 DeepseekModel: TypeAlias = Model[DeepseekConfig, DeepseekWeights]
 
 
-def load_model(model: str | Path, dtype: str = "file") -> DeepseekModel:
+def load_model(model: str | Path, dtype: str = "file", predictor: bool = False) -> DeepseekModel:
     """Load a DeepSeek model, as sapper.models.load does. Raises ModelError, also for other architectures."""
     check_form(dtype)
-    return load(open_checkpoint(model), dtype)
+    return load(open_checkpoint(model), dtype, predictor)
 
 
-def load(checkpoint: Checkpoint, dtype: str) -> DeepseekModel:
-    """The model of a checkpoint. Raises ModelError."""
+def load(checkpoint: Checkpoint, dtype: str, predictor: bool = False) -> DeepseekModel:
+    """The model of a checkpoint. predictor: with its MTP head. Raises ModelError."""
     config = (from_gguf if checkpoint.gguf else from_json)(checkpoint.metadata, checkpoint.where)
     tokenizer = checkpoint.tokenizer(config.vocabulary)
     names = GGUF_NAMES if checkpoint.gguf else NAMES
-    weights = load_weights(Loader(str(checkpoint.path), checkpoint.tensors, names, dtype), config)
+    weights = load_weights(Loader(str(checkpoint.path), checkpoint.tensors, names, dtype), config, predictor)
     return DeepseekModel(checkpoint.path, config, weights, tokenizer, dtype, "deepseek")

@@ -9,8 +9,9 @@ what BaseSession holds; a token reads the weights of the experts that it goes th
        └─ norm, router ── gate ── experts: SwiGLU, weighted sum, + y ── x  mixtures
     x ── norm, logits of the last token
 
-One token attends absorbed, several attend naively (sapper/kernels/mla.py). Each is one program; the variables of the
-second are `position`, `count`, `filled` (position + count) and `routed` (count, for each expert that a token takes).
+One token attends absorbed, several attend naively (sapper/kernels/mla.py); where there is an indexer, to the positions
+that it chooses (sapper/kernels/sparse.py). Each is one program; the variables of the second are `position`, `count`,
+`filled` (position + count) and `routed` (count, for each expert that a token takes).
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...kernels import embedding, gate, mla, moe, norm
+from ...kernels import embedding, gate, mla, moe, norm, sparse
 from ...runtime.buffers import empty
 from ...runtime.program import Rows, Variable
 from ..linear import Matrix, Steps, Workspace
 from ..session import BaseSession, Sections
 from ..weights import DTYPES
-from .config import LATENT_EPSILON, Mixture
-from .weights import AttentionWeights, DenseWeights, MixtureWeights
+from .config import INDEX_EPSILON, LATENT_EPSILON, Indexer, Mixture
+from .weights import AttentionWeights, DenseWeights, IndexWeights, MixtureWeights
 
 if TYPE_CHECKING:
     from .model import DeepseekModel
@@ -56,10 +57,10 @@ class Session(BaseSession):
         pairs, heads, rank = config.turned_features // 2, config.heads, config.key_rank
         self._cosine, self._sine = config.rope.tables(self.context)
         kind = DTYPES[cache_dtype]
-        self._latents = [empty(self._cache_extents(rank), kind) for _ in range(config.layers)]
-        self._keys = [empty(self._cache_extents(2, pairs), kind) for _ in range(config.layers)]
+        self._latents = [empty(self._cache_extents(rank), kind) for _ in range(self._cached_layers)]
+        self._keys = [empty(self._cache_extents(2, pairs), kind) for _ in range(self._cached_layers)]
         # From here on memory that is not used is never there.
-        splits = -(-self.context // mla.SPLIT)
+        splits = -(-self._most_kept // mla.SPLIT)
         extents = ((splits, heads), (splits, heads), (splits, heads, rank))
         self._splits = tuple(empty(one, F32) for one in extents)
         self._absorbed, self._met = (empty((heads, rank), F32) for _ in range(2))
@@ -67,15 +68,35 @@ class Session(BaseSession):
         rows = self.chunk
         self._x, self._y, self._normed = (empty((rows, config.features), F32) for _ in range(3))
         first = config.query_rank or heads * config.head_features
-        self._joined = empty((rows, first + rank + config.turned_features), F32)
+        indexer = config.indexer
+        key_features, query_features = (0, 0) if indexer is None else (
+            indexer.features, indexer.heads * indexer.features)
+        self._joined = empty((rows, first + rank + config.turned_features + key_features), F32)
         self._query_latent = empty((rows, config.query_rank), F32)
-        self._queries = empty((rows, heads * config.head_features), F32) if config.query_rank else self._joined
+        self._queries = empty((rows, heads * config.head_features + query_features), F32) if config.query_rank \
+            else self._joined
         self._turned = empty((rows, heads, 2, pairs), F32)
         self._mixed = empty((rows, heads * config.value_features), F32)
         self._hidden = empty((rows, config.hidden), F32)
         self._filled, self._routed = Variable("filled", self.context), Variable("routed", 0)
         if mixture is not None:
             self._make_mixture_buffers(rows, mixture)
+        if indexer is not None:
+            self._make_index_buffers(rows, indexer)
+
+    def _make_index_buffers(self, rows: int, indexer: Indexer) -> None:
+        config, context, kind = self.model.config, self.context, DTYPES[self._cache_dtype]
+        pairs, rest = config.turned_features // 2, indexer.features - config.turned_features
+        self._index_keys = [empty(self._cache_extents(2, pairs), kind) for _ in range(self._cached_layers)]
+        self._index_rests = [empty(self._cache_extents(rest), kind) for _ in range(self._cached_layers)]
+        self._index_key = empty((rows, indexer.features), F32)
+        self._index_turned = empty((rows, indexer.heads, 2, pairs), F32)
+        self._index_weights = empty((rows, indexer.heads), F32)
+        self._index_scores = empty((rows, context), F32)
+        self._lowest, self._last_kept = (empty((rows,), I32) for _ in range(2))
+        kept = self._most_kept
+        self._kept_places = empty((kept,), I32)
+        self._kept_latents, self._kept_keys = empty((kept, config.key_rank), kind), empty((kept, 2 * pairs), kind)
 
     def _make_mixture_buffers(self, rows: int, mixture: Mixture) -> None:
         features, taken = self.model.config.features, mixture.taken
@@ -88,13 +109,25 @@ class Session(BaseSession):
         self._gathered, self._results = (empty((rows * taken, features), F32) for _ in range(2))
         self._expert_hidden = empty((rows * taken, mixture.hidden), F32)
 
+    @property
+    def _cached_layers(self) -> int:
+        return self.model.config.layers
+
+    @property
+    def _most_kept(self) -> int:
+        """Positions that one token can attend to."""
+        config = self.model.config
+        return self.context if config.indexer is None else min(config.indexer.kept, self.context)
+
     def _cache_extents(self, *features: int) -> tuple[int, ...]:
         """Of the latent vectors, and of the shared keys, of a layer."""
         return self.context, *features
 
     def state(self) -> dict[str, Array]:
-        return {f"layer {i} {part}": cache for part, caches in (("latents", self._latents), ("keys", self._keys))
-                for i, cache in enumerate(caches)}
+        parts = {"latents": self._latents, "keys": self._keys}
+        if self.model.config.indexer is not None:
+            parts |= {"index keys": self._index_keys, "index rests": self._index_rests}
+        return {f"layer {i} {part}": cache for part, caches in parts.items() for i, cache in enumerate(caches)}
 
     def _chunk_values(self, count: int) -> dict[str, int]:
         values = super()._chunk_values(count) | {"filled": self.position + count}
@@ -110,11 +143,12 @@ class Session(BaseSession):
         config, joined, rows = self.model.config, self._joined, self.chunk
         size, pairs = config.head_features, config.turned_features // 2
         queries = self._queries[:, : config.heads * size].reshape(rows, config.heads, size)
-        first = joined.shape[1] - config.turned_features - config.key_rank
+        first = config.query_rank or config.heads * size
+        last = first + config.key_rank
         return (
             queries[:, :, : config.key_features],
             queries[:, :, config.key_features :].reshape(rows, config.heads, 2, pairs),
-            joined[:, first : first + config.key_rank], joined[:, first + config.key_rank :].reshape(rows, 2, pairs),
+            joined[:, first:last], joined[:, last : last + 2 * pairs].reshape(rows, 2, pairs),
         )
 
     def _compress(self, one: AttentionWeights, layer: int, position: Variable, rows: Any) -> Steps:
@@ -124,6 +158,41 @@ class Session(BaseSession):
             rows(turning), rows(latent), rows(key), one.key_gain, LATENT_EPSILON, self._cosine, self._sine, position,
             rows(self._turned), self._latents[layer], self._keys[layer],
         ))]
+
+    def _index_parts(self, indexer: Indexer) -> tuple[Array, Array, Array]:
+        """Views of all tokens' rows: what of the index queries turns [rows, index heads, 2, pairs], their rest, and the
+        index keys before their norm [rows, index features]."""
+        rows, features, turned = self.chunk, indexer.features, self.model.config.turned_features
+        queries = self._queries[:, self._queries.shape[1] - indexer.heads * features :]
+        queries = queries.reshape(rows, indexer.heads, features)
+        return (queries[:, :, :turned].reshape(rows, indexer.heads, 2, turned // 2), queries[:, :, turned:],
+                self._joined[:, self._joined.shape[1] - features :])
+
+    def _index_key_parts(self) -> tuple[Array, Array]:
+        """Views of the index keys after their norm: what turns [rows, 2, pairs], and the rest."""
+        key, turned = self._index_key, self.model.config.turned_features
+        return key[:, :turned].reshape(len(key), 2, turned // 2), key[:, turned:]
+
+    def _index(self, one: IndexWeights, indexer: Indexer, layer: int, position: Variable, rows: Any) -> Steps:
+        """The new tokens' rows of the cache of index keys, the scores of all positions, and which are kept. The index
+        weights of the tokens are there."""
+        turning, rest, own_key = self._index_parts(indexer)
+        key_turning, key_rest = self._index_key_parts()
+        keys, rests = self._index_keys[layer], self._index_rests[layer]
+        flat = self._index_turned.reshape(self.chunk, indexer.heads, -1)
+        return [
+            (norm.layer_norm, (rows(own_key), one.gain, one.bias, INDEX_EPSILON, rows(self._index_key))),
+            (getattr(sparse, f"cache_index_{self._cache_dtype}"), (
+                rows(turning), rows(key_turning), rows(key_rest), self._cosine, self._sine, position,
+                rows(self._index_turned), keys, rests,
+            )),
+            (getattr(sparse, f"index_scores_{self._cache_dtype}"), (
+                rows(flat), rows(rest), rows(self._index_weights), keys.reshape(self.context, -1), rests, position,
+                rows(self._index_scores),
+            )),
+            (sparse.choose_positions, (
+                rows(self._index_scores), position, len(self._kept_places), rows(self._lowest), rows(self._last_kept))),
+        ]
 
     def _gate(self, one: MixtureWeights, rows: Any) -> Steps:
         """From scores to experts and their shares."""
@@ -169,15 +238,38 @@ class Session(BaseSession):
 
     def _meet_one(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
         """From the queries, the latent vector and the shared key of one token to what attention gives."""
+        config = self.model.config
+        steps = self._compress(one, layer, position, _first)
+        if one.index is not None and config.indexer is not None:
+            steps += [
+                *one.index.head_weights.apply_norm(
+                    self._x[0], one.gain, config.epsilon, self._index_weights[0], self._work),
+                *self._index(one.index, config.indexer, layer, position, _first),
+            ]
+        return [*steps, *self._meet_row(one, layer, 0, position)]
+
+    def _meet_row(self, one: AttentionWeights, layer: int, row: int, position: Variable) -> Steps:
+        """Absorbed attention of the token of a row, which stands at `position`; the cache, and what the indexer found,
+        are there."""
         config, dtype = self.model.config, one.expand.dtype
         keys, values = self._heads_of(one)
-        flat_keys = self._keys[layer].reshape(self.context, -1)
-        turned, mixed = self._turned[0].reshape(config.heads, -1), self._mixed[0].reshape(config.heads, -1)
+        seen = self._latents[layer], self._keys[layer].reshape(self.context, -1)
+        turned, mixed = (array[row].reshape(config.heads, -1) for array in (self._turned, self._mixed))
+        steps: Steps = []
+        if one.index is not None:
+            chosen = [array[row : row + 1] for array in (self._index_scores, self._lowest, self._last_kept)]
+            kept = self._kept_latents, self._kept_keys
+            steps = [
+                (sparse.list_positions, (*chosen, position, self._kept_places)),
+                (getattr(sparse, f"gather_positions_{self._cache_dtype}"), (
+                    self._kept_places, *seen, position, *kept)),
+            ]
+            seen = kept
         return [
-            *self._compress(one, layer, position, _first),
-            (getattr(mla, f"absorb_{dtype}"), (self._parts()[0][0], keys, self._absorbed)),
+            *steps,
+            (getattr(mla, f"absorb_{dtype}"), (self._parts()[0][row], keys, self._absorbed)),
             (getattr(mla, f"latent_attention_decode_{self._cache_dtype}"), (
-                self._absorbed, turned, self._latents[layer], flat_keys, position, config.score_scale, *self._splits,
+                self._absorbed, turned, *seen, position, config.score_scale, *self._splits,
             )),
             (mla.merge_splits, (*self._splits, position, self._met)),
             (getattr(mla, f"project_values_{dtype}"), (self._met, values, mixed)),
@@ -191,13 +283,19 @@ class Session(BaseSession):
 
     def _mixture_one(self, one: MixtureWeights) -> Steps:
         """y to x."""
-        x, y, epsilon = self._x[0], self._y[0], self.model.config.epsilon
-        experts, hidden = self._experts[0], self._expert_hidden[: one.taken]
+        y, epsilon = self._y[0], self.model.config.epsilon
         return [
             *one.router.apply_norm(y, one.gain, epsilon, self._scores[0].reshape(-1), self._work),
-            *self._gate(one, _first),
-            *one.gate.apply_norm_swiglu(one.up, experts, y, one.gain, epsilon, hidden, self._work),
-            *one.down.apply_weighted(experts, self._shares[0], hidden, y, x, self._work),
+            *self._gate(one, _first), *self._mixture_row(one, 0),
+        ]
+
+    def _mixture_row(self, one: MixtureWeights, row: int) -> Steps:
+        """y to x, of the token of a row; its experts were chosen."""
+        x, y, experts = self._x[row], self._y[row], self._experts[row]
+        hidden = self._expert_hidden[: one.taken]
+        return [
+            *one.gate.apply_norm_swiglu(one.up, experts, y, one.gain, self.model.config.epsilon, hidden, self._work),
+            *one.down.apply_weighted(experts, self._shares[row], hidden, y, x, self._work),
         ]
 
     # ---- several tokens
@@ -237,15 +335,25 @@ class Session(BaseSession):
         expand = getattr(mla, f"expand_{self._cache_dtype}_{one.expand.dtype}")
         keys, values = self._expanded[:, :, : config.key_features], self._expanded[:, :, config.key_features :]
         turned, out = (array.reshape(self.chunk, config.heads, -1) for array in (self._turned, self._mixed))
-        return [
+        steps = [
             *self._compress(one, layer, position, rows),
             (expand, (Rows(latents, filled), one.expand.weights,
                       Rows(self._expanded.reshape(self.context, -1), filled))),
-            (getattr(mla, f"latent_attention_{self._cache_dtype}"), (
-                rows(self._parts()[0]), rows(turned), Rows(keys, filled), Rows(shared, filled), Rows(values, filled),
-                position, config.score_scale, rows(out),
-            )),
         ]
+        operands = (rows(self._parts()[0]), rows(turned), Rows(keys, filled), Rows(shared, filled),
+                    Rows(values, filled))
+        settings = position, config.score_scale, rows(out)
+        if one.index is None or config.indexer is None:
+            return [*steps, (getattr(mla, f"latent_attention_{self._cache_dtype}"), (*operands, *settings))]
+        return [
+            *steps, *self._index_rows(one.index, config.indexer, layer, position),
+            (getattr(sparse, f"latent_attention_sparse_{self._cache_dtype}"), (
+                *operands, rows(self._index_scores), rows(self._lowest), rows(self._last_kept), *settings)),
+        ]
+
+    def _index_rows(self, one: IndexWeights, indexer: Indexer, layer: int, position: Variable) -> Steps:
+        return [*self._multiply("matmul_nt", self._normed, [one.head_weights], self._index_weights),
+                *self._index(one, indexer, layer, position, self._rows)]
 
     def _normed_y(self, gain: Array) -> Steps:
         return [(norm.rms_norm, (self._rows(self._y), gain, self.model.config.epsilon, self._rows(self._normed)))]
@@ -258,18 +366,26 @@ class Session(BaseSession):
 
     def _mixture(self, one: MixtureWeights) -> Steps:
         """y to x."""
-        rows, routed, normed = self._rows, self._routed, self._normed
-        owners, gathered, hidden, results = (
-            Rows(array, routed) for array in (self._owners, self._gathered, self._expert_hidden, self._results))
+        return [*self._choose_experts(one), *self._mixture_groups(one)]
+
+    def _choose_experts(self, one: MixtureWeights) -> Steps:
         return [
             *self._normed_y(one.gain),
-            *self._multiply("matmul_nt", normed, [one.router], self._scores.reshape(self.chunk, -1)),
-            *self._gate(one, rows),
+            *self._multiply("matmul_nt", self._normed, [one.router], self._scores.reshape(self.chunk, -1)),
+            *self._gate(one, self._rows),
+        ]
+
+    def _mixture_groups(self, one: MixtureWeights) -> Steps:
+        rows, routed, normed = self._rows, self._routed, self._normed
+        owners, gathered, hidden, results = (
+            Rows(array[: self._capacity * one.taken], routed)
+            for array in (self._owners, self._gathered, self._expert_hidden, self._results))
+        return [
             (moe.group_tokens, (rows(self._experts), *self._ranges, rows(self._place), owners)),
             (embedding.embedding_f32, (owners, normed, gathered)),
             *one.gate.apply_groups([one.up], gathered, self._ranges, hidden, self._work),
             *one.down.apply_groups([], hidden, self._ranges, results, self._work),
-            (moe.combine_experts, (self._results, rows(self._place), rows(self._shares), rows(self._y), rows(self._x))),
+            (moe.combine_experts, (results.array, rows(self._place), rows(self._shares), rows(self._y), rows(self._x))),
         ]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...kernels.quantized import PANEL
 from ..checkpoint import Entry
+from ..errors import ModelError
 from ..gguf_file import TensorEntry
 from ..linear import Dense, Experts, Matrix, Raw
 from ..weights import Loader, Order, Use, half_split_rows
@@ -25,12 +26,22 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class IndexWeights:
+    """Of an indexer. gain, bias [its features]: of the norm of its keys. head_weights [its heads, features], f32."""
+
+    gain: Array
+    bias: Array
+    head_weights: Dense
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionWeights:
-    """joined [(query_rank or heads * head_features) + key_rank + turned_features, features]: what meets a layer's
-    input: rows of the queries' latent vector, or of the queries where there is none, then of the latent vector of keys
-    and values and of the shared key. query_gain, query: from the queries' latent vector to the queries, or None.
-    key_gain [key_rank]. expand [heads * (key_features + value_features), key_rank]: a head's keys, then its values.
-    output [features, heads * value_features].
+    """joined [(query_rank or heads * head_features) + key_rank + turned_features (+ index features), features]: what
+    meets a layer's input: rows of the queries' latent vector, or of the queries where there is none, then of the latent
+    vector of keys and values, of the shared key and of the index key. query_gain, query: from the queries' latent
+    vector to the queries, and behind them the index queries, or None. key_gain [key_rank]. expand [heads *
+    (key_features + value_features), key_rank]: a head's keys, then its values. output [features, heads *
+    value_features]. index: None where there is no indexer.
     """
 
     gain: Array
@@ -40,6 +51,7 @@ class AttentionWeights:
     key_gain: Array
     expand: Dense
     output: Matrix
+    index: IndexWeights | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +105,30 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictorWeights:
+    """An MTP head (DeepSeek-V3, 2024, section 2.2). embedding_gain, hidden_gain: of the norms of its two inputs; join
+    [features, 2 * features]: from a token's embedding, and behind it the hidden state before the token, to what the
+    layer gets; gain: of the norm before the logits. Embedding and logits are the model's, of which checkpoints have
+    copies.
+    """
+
+    embedding_gain: Array
+    hidden_gain: Array
+    join: Matrix
+    layer: LayerWeights
+    gain: Array
+
+
+@dataclass(frozen=True, slots=True)
 class DeepseekWeights:
-    """A whole model. embedding [vocabulary, features]; logits: the same matrix where the two are tied."""
+    """A whole model. embedding [vocabulary, features]; logits: the same matrix where the two are tied. predictor: None
+    where none was asked for."""
 
     embedding: Matrix
     layers: tuple[LayerWeights, ...]
     gain: Array
     logits: Matrix
+    predictor: PredictorWeights | None = None
 
     @property
     def step_bytes(self) -> int:
@@ -110,6 +139,8 @@ class DeepseekWeights:
             count += one.gain.nbytes + one.joined.nbytes + one.key_gain.nbytes + one.expand.nbytes + one.output.nbytes
             if one.query is not None and one.query_gain is not None:
                 count += one.query.nbytes + one.query_gain.nbytes
+            if one.index is not None:
+                count += one.index.gain.nbytes + one.index.bias.nbytes + one.index.head_weights.nbytes
             count += layer.feed_forward.step_bytes
         return count
 
@@ -121,6 +152,7 @@ class DeepseekWeights:
             one = layer.attention
             count += one.joined.size + one.expand.size + one.output.size + layer.feed_forward.step_size
             count += one.query.size if one.query is not None else 0
+            count += one.index.head_weights.size if one.index is not None else 0
         return count
 
 
@@ -131,6 +163,9 @@ NAMES = {
     "query_latent": LAYER + "self_attn.q_a_proj.weight", "query_gain": LAYER + "self_attn.q_a_layernorm.weight",
     "query": LAYER + "self_attn.q_b_proj.weight", "key_latent": LAYER + "self_attn.kv_a_proj_with_mqa.weight",
     "key_gain": LAYER + "self_attn.kv_a_layernorm.weight", "expand": LAYER + "self_attn.kv_b_proj.weight",
+    "index_query": LAYER + "self_attn.indexer.wq_b.weight", "index_key": LAYER + "self_attn.indexer.wk.weight",
+    "index_gain": LAYER + "self_attn.indexer.k_norm.weight", "index_bias": LAYER + "self_attn.indexer.k_norm.bias",
+    "index_weights": LAYER + "self_attn.indexer.weights_proj.weight",
     "output": LAYER + "self_attn.o_proj.weight", "feed_forward_gain": LAYER + "post_attention_layernorm.weight",
     "gate": LAYER + "mlp.gate_proj.weight", "up": LAYER + "mlp.up_proj.weight", "down": LAYER + "mlp.down_proj.weight",
     "router": LAYER + "mlp.gate.weight", "router_bias": LAYER + "mlp.gate.e_score_correction_bias",
@@ -139,6 +174,8 @@ NAMES = {
     "shared_gate": LAYER + "mlp.shared_experts.gate_proj.weight",
     "shared_up": LAYER + "mlp.shared_experts.up_proj.weight",
     "shared_down": LAYER + "mlp.shared_experts.down_proj.weight",
+    "predictor_embedding_gain": LAYER + "enorm.weight", "predictor_hidden_gain": LAYER + "hnorm.weight",
+    "predictor_join": LAYER + "eh_proj.weight", "predictor_gain": LAYER + "shared_head.norm.weight",
 }
 
 
@@ -160,22 +197,36 @@ GGUF_NAMES = {
 """Of GGUF files: the experts of a layer lie in one tensor, and newer files have the rows of `expand` in two."""
 
 
-def load_weights(loader: Loader, config: DeepseekConfig) -> DeepseekWeights:
-    """Read and lay out all weights; routers stay in f32.
+def load_weights(loader: Loader, config: DeepseekConfig, predictor: bool = False) -> DeepseekWeights:
+    """Read and lay out all weights; routers stay in f32. predictor: the first MTP head too.
 
     Raises ModelError for a tensor that is missing, of the wrong shape, or of a format that cannot be read.
     """
-    layers = []
-    for i in range(config.layers):
-        attention = _attention(loader, config, i)
-        mixture = config.mixture if i >= config.dense_layers else None
-        feed_forward = _dense(loader, config, i) if mixture is None else _experts(loader, config, mixture, i)
-        layers.append(LayerWeights(attention, feed_forward))
+    if predictor and not config.predictors:
+        raise ModelError(loader.where, "no MTP head", "one, to draft with", "generate without --speculate")
+    layers = [_layer(loader, config, i) for i in range(config.layers)]
     gain = loader.vector("gain", config.features)
     rows = config.vocabulary
     embedding = loader.joined([Use("embedding", rows)], config.features)
     logits = loader.joined([Use("logits", rows)], config.features) if loader.has("logits") else embedding
-    return DeepseekWeights(embedding, tuple(layers), gain, logits)
+    return DeepseekWeights(
+        embedding, tuple(layers), gain, logits, _predictor(loader, config) if predictor else None)
+
+
+def _layer(loader: Loader, config: DeepseekConfig, i: int) -> LayerWeights:
+    attention = _attention(loader, config, i)
+    mixture = config.mixture if i >= config.dense_layers else None
+    feed_forward = _dense(loader, config, i) if mixture is None else _experts(loader, config, mixture, i)
+    return LayerWeights(attention, feed_forward)
+
+
+def _predictor(loader: Loader, config: DeepseekConfig) -> PredictorWeights:
+    layer, features = config.layers, config.features
+    embedding_gain, hidden_gain = (
+        loader.vector(f"predictor_{name}", features, layer) for name in ("embedding_gain", "hidden_gain"))
+    join = loader.joined([Use("predictor_join", features)], 2 * features, layer)
+    made = _layer(loader, config, layer)
+    return PredictorWeights(embedding_gain, hidden_gain, join, made, loader.vector("predictor_gain", features, layer))
 
 
 def _attention(loader: Loader, config: DeepseekConfig, layer: int) -> AttentionWeights:
@@ -189,15 +240,23 @@ def _attention(loader: Loader, config: DeepseekConfig, layer: int) -> AttentionW
     gain = loader.vector("attention_gain", features, layer)
     first = Use("query_latent", config.query_rank) if config.query_rank else Use(
         "all_queries", queries.rows, queries.order)
-    joined = loader.joined([first, Use("key_latent", config.key_rank + turned, half_split(1))], features, layer)
+    uses = [first, Use("key_latent", config.key_rank + turned, half_split(1))]
+    indexer, all_queries = config.indexer, [queries]
+    if indexer is not None:
+        uses.append(Use("index_key", indexer.features))
+        all_queries.append(Use("index_query", indexer.heads * indexer.features))
+    joined = loader.joined(uses, features, layer)
     query_gain = query = None
     if config.query_rank:
         query_gain = loader.vector("query_gain", config.query_rank, layer)
-        query = loader.joined([queries], config.query_rank, layer)
+        query = loader.joined(all_queries, config.query_rank, layer)
     key_gain = loader.vector("key_gain", config.key_rank, layer)
     expand = _expand(loader, config, layer)
     output = loader.joined([Use("output", features)], heads * config.value_features, layer)
-    return AttentionWeights(gain, joined, query_gain, query, key_gain, expand, output)
+    index = None if indexer is None else IndexWeights(
+        loader.vector("index_gain", indexer.features, layer), loader.vector("index_bias", indexer.features, layer),
+        loader.wide("index_weights", indexer.heads, features, layer))
+    return AttentionWeights(gain, joined, query_gain, query, key_gain, expand, output, index)
 
 
 def _expand(loader: Loader, config: DeepseekConfig, layer: int) -> Dense:

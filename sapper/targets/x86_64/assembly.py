@@ -17,6 +17,7 @@ from . import abi, meaning
 from .allocation import IDIOMS as IDIOMS
 from .instructions import CONDITION_CODES, ROWS, Operand, Row
 from .registers import GPR_NAMES, MASK_NAMES, RSP, VEC_NAMES
+from .target import V3_FEATURES
 
 FAMILY = "x86_64"
 
@@ -40,12 +41,16 @@ CALLEE_SAVED = tuple(("gpr", number) for number in abi.CALLEE_SAVED)
 STACK_POINTER = ("gpr", abi.STACK_POINTER)
 RESULT = ("gpr", abi.RESULT)
 STACK_ALIGN_BYTES = abi.STACK_ALIGN_BYTES
+RED_ZONE_BYTES = 128
+"""Below the stack pointer, which signals leave alone (System V ABI AMD64 3.2.2)."""
 COMPARISONS = frozenset({"cmp", "test", "bt", "vptest", "vtestps", "vtestpd", "kortestb", "kortestw", "kortestd",
                          "kortestq", "ktestb", "ktestw", "ktestd", "ktestq", "vucomiss", "vucomisd", "vcomiss",
                          "vcomisd"})
 """Mnemonics that only set flags: one whose flags nobody reads is a mistake."""
 
 MOVES = frozenset({"mov"})
+STEPS = frozenset({"add", "sub", "inc", "dec"})
+"""Mnemonics that move an address on, and set flags by where it then lies."""
 ALIGNED = frozenset({"vmovaps", "vmovapd", "vmovdqa", "vmovdqa32", "vmovdqa64", "vmovntps", "vmovntpd", "vmovntdq",
                      "vmovntdqa"})
 """Mnemonics whose memory must be aligned to its size (SDM volume 1, 14.9)."""
@@ -110,6 +115,16 @@ def register_file(target: Any) -> Any:
 def legal_encodings(row: Row, features: frozenset[str], evex: bool) -> bool:
     """Whether the features suffice for some encoding of the row. evex: only EVEX will do (mask, broadcast, zmm)."""
     return any(e.features <= features for e in row.encodings if e.space == "evex" or not evex)
+
+
+def with_implied(features: frozenset[str]) -> frozenset[str]:
+    """Features with those that every CPU has which has these (SDM volume 1, 14.3 and 15.2)."""
+    found = set(features)
+    if any(name.startswith("avx512") for name in features):
+        found |= V3_FEATURES | {"avx512f"}
+    if found & {"avx2", "fma", "f16c"}:
+        found.add("avx")
+    return frozenset(found)
 
 
 execute = meaning.execute
@@ -178,6 +193,8 @@ def flags_defined(row: Row) -> str:
     undefined."""
     if row.meaning is None:
         return row.flags_written
+    if row.operands and row.operands[-1].fixed is not None and row.mnemonic in ("rol", "ror", "shl", "shr", "sar"):
+        return ""  # a count of 0 leaves them as they were
     operands = [np.zeros(spec.bits // 8, np.uint8) if spec.kind in ("vec", "mem") else 3 for spec in row.operands]
     flags = dict.fromkeys(row.flags_written + row.flags_read, 0)
     implicit = (1, 0)[:len(row.implicit_reads)]
@@ -188,6 +205,27 @@ def flags_defined(row: Row) -> str:
         return ""
     return "".join(written)
 
+
+# --- For addresses (sapper/assembly/footprint.py) -----------------------------------------------------------------
+
+ARITHMETIC = {
+    "mov": "move", "lea": "address", "add": "add", "sub": "subtract", "inc": "increment", "dec": "decrement",
+    "imul": "multiply", "shl": "left", "shr": "right", "and": "and", "xor": "exclusive", "cmp": "compare",
+    "test": "test", "bzhi": "low bits", "cmovg": "greatest", "cmovge": "greatest", "cmovl": "least", "cmovle": "least",
+    **{f"kmov{size}": "mask" for size in "bwdq"},
+}
+"""Mnemonics by what they do to general registers; "greatest" takes its second operand where the first that was compared
+is the greater, "least" where it is the smaller."""
+
+DIVISIONS = frozenset({"div.64"})
+"""Rows that leave numbers without a sign."""
+
+CONDITIONS = {"je": "=", "jne": "!=", "jl": "<", "jle": "<=", "jg": ">", "jge": ">=", "js": "<", "jns": ">=",
+              "jb": "u<", "jbe": "u<=", "ja": "u>", "jae": "u>="}
+"""What a branch finds of the two numbers that were compared; u: as numbers without a sign."""
+
+OPPOSITE = {"jo": "jno", "jb": "jae", "je": "jne", "jbe": "ja", "js": "jns", "jp": "jnp", "jl": "jge", "jle": "jg"}
+OPPOSITE |= {b: a for a, b in OPPOSITE.items()}
 
 # --- For planted errors (sapper/assembly/mutate.py) ---------------------------------------------------------------
 

@@ -1,0 +1,199 @@
+"""Speculative decoding with DeepSeek's MTP head: it drafts a token, and a step of two tokens finds whether it is right.
+
+In: a DeepseekModel with its MTP head. Out: `Speculative`, a session whose `follow` gives one token or two. Holds: they
+are those that a session without drafts would give, but for the rounding of kernels of two rows.
+
+The head foresees the token behind the next one. Its row i takes the main model's hidden state at position i (after the
+last norm) and the token at i + 1, attends to its own cache, in which row i stands at position i, and gives a draft of
+the token at i + 2 (DeepSeek-V3, 2024, section 2.2):
+
+    position          i        i + 1    i + 2
+    main model        hidden   token    draft, right if the main model gives it at i + 1
+                         \\_______/        /
+                          row i __________/
+
+Every token that is known gets its row: those of a prompt together, and each that follows on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...kernels import embedding, norm, sampling
+from ...runtime.buffers import empty
+from ...runtime.program import Program, Variable
+from ..errors import ModelError
+from ..linear import Steps
+from ..session import Sections
+from .session import F32, I32, Array, Session
+from .weights import AttentionWeights, DenseWeights, MixtureWeights, PredictorWeights
+
+PAIR = 2
+"""Tokens of a step that verifies: the last one chosen, and the draft behind it."""
+
+
+class Speculative(Session):
+    """drafted, accepted: counts of drafts since the beginning."""
+
+    def __init__(self, model: Any, context: int | None = None, **options: Any) -> None:
+        """As Session has it. Raises ModelError also for a model without an MTP head."""
+        if model.weights.predictor is None:
+            raise ModelError("the model", "no MTP head", "one, to draft with", "load it with predictor=True")
+        super().__init__(model, context, **options)
+        self.drafted = self.accepted = 0
+        self._head: PredictorWeights = model.weights.predictor
+        features = model.config.features
+        self._hidden_states = empty((self.chunk, features), F32)
+        """Of the main model's last run, of tokens from position _hidden_start on."""
+        self._hidden_start = 0
+        self._predicted = 0
+        """Rows that the head has seen."""
+        self._which, self._behind = (empty((self.chunk,), I32) for _ in range(2))
+        self._taken, self._inputs = empty((self.chunk, features), F32), empty((self.chunk, 2 * features), F32)
+        self._nothing = empty((features,), F32)
+        self._nothing[:] = 0.0
+        self._pair_logits = empty((PAIR, self.vocabulary), F32)
+        self._draft_logits, self._draft = empty((self.vocabulary,), F32), empty((1,), I32)
+        self._programs: dict[str, Program] = {}
+
+    @property
+    def _cached_layers(self) -> int:
+        return self.model.config.layers + 1
+
+    # ---- tokens in
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        self._check(tokens)
+        if self._predicted < self.position:
+            self._foresee(tokens[:1], draft=False)  # The last token fed before has a token behind it now.
+        for start in range(0, len(tokens), self.chunk):
+            self._hidden_start = self.position
+            self._feed_several(tokens[start : start + self.chunk])
+            known = tokens[start + 1 : start + self.chunk + 1]
+            if known:
+                self._foresee(known, draft=False)
+
+    def rewind(self, position: int) -> None:
+        """As Session has it; the next token fed is drafted for only where the head has seen all before it."""
+        if position < self.position:
+            raise ModelError("the position", f"{position}", f"{self.position}, as a session that speculates keeps no "
+                             "hidden states", "take a session without speculation")
+        super().rewind(position)
+
+    def follow(self, token: int, choose: Callable[[Array], int]) -> list[int]:
+        """Feed a chosen token; what `choose` gives for the one or two rows of logits behind it."""
+        if self.position + PAIR > self.context:
+            return super().follow(token, choose)
+        draft = self._foresee((token,))
+        self._tokens[:PAIR] = token, draft
+        self._hidden_start = self.position
+        self._run("pair", self._pair_sections, count=PAIR, position=self.position, second=self.position + 1)
+        self.drafted += 1
+        chosen = [choose(self._pair_logits[0])]
+        self.position += 1
+        if chosen[0] == draft:
+            self.accepted += 1
+            self._foresee(chosen, draft=False)
+            chosen.append(choose(self._pair_logits[1]))
+            self.position += 1
+        return chosen
+
+    def _foresee(self, tokens: Sequence[int], draft: bool = True) -> int:
+        """The head's next rows: `tokens` stand behind those that it has seen. Of one row the draft, if it is wanted."""
+        count = len(tokens)
+        first = self._predicted - self._hidden_start
+        self._which[:count] = range(first, first + count)
+        self._behind[:count] = tokens
+        position, self._predicted = self._predicted, self._predicted + count
+        if count > 1:
+            mixture = self.model.config.mixture
+            routed = {} if mixture is None else {"routed": count * mixture.taken}
+            self._run("rows", self._rows_sections, position=position, count=count, filled=position + count, **routed)
+        elif draft:
+            self._run("draft", self._draft_sections, position=position)
+        else:
+            self._run("row", self._row_sections, position=position)
+        return int(self._draft[0])
+
+    def _run(self, name: str, sections: Callable[[], Sections], **values: int) -> None:
+        if name not in self._programs:
+            self._programs[name] = self._program(sections())
+        self._programs[name](**values)
+
+    # ---- programs
+
+    def prefill_sections(self) -> Sections:
+        return [*super().prefill_sections(), ("hidden states", self._keep_hidden())]
+
+    def _keep_hidden(self) -> Steps:
+        _, gain, epsilon = self.head()
+        return [(norm.rms_norm, (self._rows(self._x), gain, epsilon, self._rows(self._hidden_states)))]
+
+    def _pair_sections(self) -> Sections:
+        """Two tokens: as a chunk, but that each attends absorbed."""
+        capacity, self._capacity = self._capacity, PAIR
+        try:
+            matrix, _, _ = self.head()
+            logits = self._multiply("matmul_nt", self._hidden_states, [matrix], self._pair_logits)
+            return [*self.chunk_sections(), ("logits of both tokens", self._keep_hidden() + logits)]
+        finally:
+            self._capacity = capacity
+
+    def _meet(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
+        if self._capacity != PAIR:
+            return super()._meet(one, layer, position)
+        indexer = self.model.config.indexer
+        steps = self._compress(one, layer, position, self._rows)
+        if one.index is not None and indexer is not None:
+            steps += self._index_rows(one.index, indexer, layer, position)
+        return [*steps, *self._meet_row(one, layer, 0, position),
+                *self._meet_row(one, layer, 1, Variable("second", 1))]
+
+    def _mixture(self, one: MixtureWeights) -> Steps:
+        """Two tokens seldom share experts: each goes through its own."""
+        if self._capacity != PAIR:
+            return super()._mixture(one)
+        return [*self._choose_experts(one), *(step for row in range(PAIR) for step in self._mixture_row(one, row))]
+
+    def _rows_sections(self) -> Sections:
+        """Rows of the head, of which none is to give a draft."""
+        rows, head, epsilon = self._rows, self._head, self.model.config.epsilon
+        features, feed_forward = self.model.config.features, head.layer.feed_forward
+        joined: Steps = [
+            (embedding.embedding_f32, (rows(self._which), self._hidden_states, rows(self._taken))),
+            (norm.rms_norm, (rows(self._taken), head.hidden_gain, epsilon, rows(self._inputs[:, features:]))),
+            *self._look_up(self.model.weights.embedding, self._x, self._behind),
+            (norm.rms_norm, (rows(self._x), head.embedding_gain, epsilon, rows(self._inputs[:, :features]))),
+            *self._multiply("matmul_nt", self._inputs, [head.join], self._x),
+        ]
+        number, position = self.model.config.layers, Variable("position", 0)
+        return [
+            ("head: inputs", joined), ("head: attention", self._attend(head.layer.attention, number, position)),
+            ("head: feed-forward", self._dense(feed_forward) if isinstance(feed_forward, DenseWeights)
+             else self._mixture(feed_forward)),
+        ]
+
+    def _row_sections(self) -> Sections:
+        """One row of the head."""
+        head, epsilon, features = self._head, self.model.config.epsilon, self.model.config.features
+        x, taken, inputs, feed_forward = self._x[:1], self._taken[:1], self._inputs[:1], head.layer.feed_forward
+        joined: Steps = [
+            (embedding.embedding_f32, (self._which[:1], self._hidden_states, taken)),
+            (norm.rms_norm, (taken, head.hidden_gain, epsilon, inputs[:, features:])),
+            *self.model.weights.embedding.look_up(self._behind[:1], x),
+            (norm.rms_norm, (x, head.embedding_gain, epsilon, inputs[:, :features])),
+            *head.join.apply_residual(inputs[0], self._nothing, x[0], self._work),
+        ]
+        number, position = self.model.config.layers, Variable("position", 0)
+        return [
+            ("head: inputs", joined), ("head: attention", self._attend_one(head.layer.attention, number, position)),
+            ("head: feed-forward", self._dense_one(feed_forward) if isinstance(feed_forward, DenseWeights)
+             else self._mixture_one(feed_forward)),
+        ]
+
+    def _draft_sections(self) -> Sections:
+        logits = self.model.weights.logits.apply_norm(
+            self._x[0], self._head.gain, self.model.config.epsilon, self._draft_logits, self._work)
+        return [*self._row_sections(), ("head: draft", [
+            *logits, (sampling.argmax_rows, (self._draft_logits.reshape(1, -1), self._draft))])]
