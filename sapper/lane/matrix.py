@@ -26,7 +26,7 @@ from typing import NamedTuple
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, bf16, f32, i32
 from ..tile.affine import affine
-from ..tile.plan import Walk, plan_block
+from ..tile.plan import Walk, is_scalar_integer, plan_block
 from ..tile.schedule import MatrixUnit, Panels
 from . import fragments
 from .model import Model
@@ -218,8 +218,12 @@ class MatrixLowering(Model):
             if self.matrix_walk is not None:
                 self.warps = unit.warps[0] * unit.warps[1]
 
+    in_order = False
+    """Whether loops that run in order stand around the walk: those of ragged groups."""
+
     def only_walk(self) -> Walk | None:
-        """The walk of a function that is one nest of parallel tiles around it."""
+        """The walk of a function that is one nest of parallel tiles around it. Between these may stand a loop over
+        groups that runs in order: every warp reads where a group starts and ends."""
         control = [op for op in self.function.body.ops if op.blocks]
         if len(control) != 1 or not control[0].attributes.get("parallel") or self.schedule.registers:
             return None
@@ -228,8 +232,13 @@ class MatrixLowering(Model):
             nested = [op for op in inner.blocks[0].ops if op.blocks]
             if not nested:
                 break
-            if len(nested) > 1 or nested[0].name not in ("tiles", "each") or not nested[0].attributes.get("parallel"):
+            if len(nested) > 1 or nested[0].name not in ("tiles", "each") or nested[0].results:
                 return None
+            if not nested[0].attributes.get("parallel"):
+                self.in_order = True
+                if nested[0].name != "each" or not all(is_scalar_integer(v) for op in nested[0].blocks[0].ops
+                                                       if not op.blocks for v in op.results):
+                    return None
             inner = nested[0]
         items = plan_block(inner.blocks[0]).items
         return items[0] if len(items) == 1 and isinstance(items[0], Walk) and inner.name == "tiles" else None
@@ -272,7 +281,8 @@ class MatrixLowering(Model):
         if len(axes) != 1 or len(kinds) > 1:
             return None
         ((rows, columns),) = axes
-        if any(self._extent_from_zero(axis) < FEWEST for axis in (rows, columns, depth)):
+        if any(self._extent_of(axis, axis == depth or self._starts_pieces(axis, (*left, *right))) < FEWEST
+               for axis in (rows, columns, depth)):
             return None
         planes = tuple(PLANES if split and _dtype_of(op) is f32 else 1 for op in (left[0], right[0]))
         if planes[1] > 1 and len(right) > 1:        # what near memory holds of three operands in parts is too narrow
@@ -288,8 +298,17 @@ class MatrixLowering(Model):
         return all(form is not None and depth in form.axes for form in forms) and (
             dtypes[0] is dtypes[1] or all(dtype.is_integer for dtype in dtypes))
 
+    @staticmethod
+    def _starts_pieces(axis: str, loads: tuple[Op, ...]) -> bool:
+        """Whether neighbours along an axis are neighbours in memory: pieces of 16 bytes then start where it does."""
+        forms = [affine(op.operands[-1]) for op in loads]
+        return any(form is None or axis in form.axes for form in forms)
+
     def _extent_from_zero(self, axis: str) -> int:
-        """A typical extent of an axis that starts at 0; 0 for others, whose pieces may start anywhere."""
+        return self._extent_of(axis, True)
+
+    def _extent_of(self, axis: str, from_zero: bool) -> int:
+        """A typical extent of an axis. from_zero: 0 for one whose pieces may start anywhere."""
         for op in self.function.walk():
             if op.name not in ("tiles", "whole"):
                 continue
@@ -297,7 +316,7 @@ class MatrixLowering(Model):
             if axis in axes:
                 start, stop = op.operands[2 * axes.index(axis):][:2]
                 known = start.op is not None and start.op.name == "const" and start.op.attributes["value"] == 0
-                return self.hint(stop)[0] if known else 0
+                return self.hint(stop)[0] if known or not from_zero else 0
         return 0
 
     def hint(self, value: Value) -> tuple[int, int, Capacity | None]:
