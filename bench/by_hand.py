@@ -115,20 +115,49 @@ def matmul_cases(name: str, attach: Callable[[Any], None], make: Callable[[], An
                    product_peers(a, b))
 
 
+def make_swiglu(dtype: Any) -> Any:
+    @sp.kernel(name="swiglu")
+    def swiglu(x: Tensor[dtype, M, K], gate: Tensor[dtype, K, N], up: Tensor[dtype, K, N], y: Tensor[f32, M, N]):
+        for m, n in tiles(M, N):
+            one, other = zeros(m, n, dtype=f32), zeros(m, n, dtype=f32)
+            for k in tiles(K):
+                row = x[m, k]
+                one += row @ gate[k, n]
+                other += row @ up[k, n]
+            y[m, n] = one * sp.sigmoid(one) * other
+
+    return swiglu
+
+
+def swiglu_peer(x: Any, gate: Any, up: Any) -> dict[str, Callable[[], Any]]:
+    def with_torch(torch: Any) -> Callable[[], Any]:
+        dtype = torch.float32 if x.dtype == np.float32 else torch.bfloat16
+        a, b, c = (torch.from_numpy(m.astype(np.float32)).to(dtype) for m in (x, gate, up))
+        return lambda: torch.nn.functional.silu(torch.mm(a, b)) * torch.mm(a, c)
+
+    return torch_peer(with_torch)
+
+
 def micro_kernel_cases(name: str, block: str, wanted: Any) -> Iterator[Case]:
     """A micro-kernel in generated loops."""
-    piece = pieces_named(block)[0]
+    piece: Any = pieces_named(block)[0]
     missing = sorted(piece.features - host_target().features)
     if missing:
         print(f"{name:34} not measured: this CPU has no {', '.join(missing)}")
         return
     options = {} if wanted is None else {"target": wanted}
+    dtype = np.float32 if piece.dtype is f32 else ml_dtypes.bfloat16
     for size in (256, 1024):
-        a, b = normal(size, size), normal(size, size)
+        a, b, b1 = (normal(size, size).astype(dtype) for _ in range(3))
         c, other = np.zeros((2, size, size), np.float32)
-        kernel = make_matmul_nn(f32)
-        yield Case(f"{name}, {size}", prepared(kernel, a, b, c, schedule=Schedule(assembly=(block,)), **options),
-                   prepared(kernel, a, b, other, **options), product_peers(a, b))
+        given = (a, b) if piece.rights == 1 else (a, b, b1)
+        if piece.rights == 2:
+            kernel = make_swiglu(piece.dtype)
+        else:
+            kernel = make_matmul_nn(f32) if piece.dtype is f32 else make_matmul_bf16()
+        yield Case(f"{name}, {size}", prepared(kernel, *given, c, schedule=Schedule(assembly=(block,)), **options),
+                   prepared(kernel, *given, other, **options),
+                   product_peers(a, b) if piece.rights == 1 else swiglu_peer(*given))
 
 
 def block_case(name: str, kernel: Any, schedule: Schedule, *arguments: Any, peers: Any = None) -> Case:
@@ -143,6 +172,10 @@ def cases() -> Iterator[Case]:
         return make_matmul_nn(f32)
 
     yield from micro_kernel_cases("micro-kernel f32, 14 x 32, AVX-512", "f32_14x32", None)
+    yield from micro_kernel_cases("micro-kernel f32, 14 x 32 over blocks", "f32_14x32_blocks", None)
+    yield from micro_kernel_cases("micro-kernel bf16, 14 x 32", "bf16_14x32", None)
+    yield from micro_kernel_cases("micro-kernel SwiGLU f32, 2 x 14 x 16", "f32_2x14x16", None)
+    yield from micro_kernel_cases("micro-kernel SwiGLU bf16, 2 x 14 x 16", "bf16_2x14x16", None)
     yield from micro_kernel_cases("micro-kernel f32, 6 x 16, AVX2", "f32_6x16", "v3")
     yield from matmul_cases("matmul f32, 14 x 32, AVX-512", lambda k: matmul.attach(k, matmul.AVX512), nn, np.float32,
                             None)

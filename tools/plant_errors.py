@@ -51,6 +51,10 @@ KERNELS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
 MICRO_KERNELS: dict[str, tuple[Contraction, str]] = {
     "loop-f32-14x32": (contraction.f32_14x32, "zen4"),
     "loop-f32-6x16": (contraction.f32_6x16, "haswell"),
+    "loop-f32-14x32-blocks": (contraction.f32_14x32_blocks, "zen4"),
+    "loop-bf16-14x32": (contraction.bf16_14x32, "zen4"),
+    "loop-f32-2x14x16": (contraction.f32_2x14x16, "zen4"),
+    "loop-bf16-2x14x16": (contraction.bf16_2x14x16, "zen4"),
 }
 """Inner loops of generated contractions, and a target to check them for."""
 

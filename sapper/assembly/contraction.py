@@ -36,18 +36,31 @@ from .static import check_static
 class Tile(Assembly):
     """What the author of a micro-kernel writes into.
 
-    sums[r][v]: the registers of row r, vector v; they hold the sums so far, and the new ones at the end. depth: how
-    many steps, a multiple of the piece's; it may be 0. left: the address of the first row's first element; left_stride:
-    bytes from one row to the next. right: the address of the first step's first vector. The four may be overwritten.
-    vector_bits: of a row.
+    products[c][r][v]: of the contraction with right operand c the registers of row r, vector v; they hold the sums so
+    far, and the new ones at the end. sums: those of the first. depth: how many steps, a multiple of the piece's; it may
+    be 0. left: the address of the first row's first element; left_stride: bytes from one row to the next. rights: for
+    each right operand the address of the first step's first vector; right: the first. All of these may be overwritten.
+    vector_bits: of a row. block_bytes: where the left operand lies in blocks, from one to the next.
     """
 
-    sums: list[list[Reg]] = field(default_factory=list)
+    products: list[list[list[Reg]]] = field(default_factory=list)
     depth: Reg = field(default=None)  # type: ignore[assignment]
     left: Reg = field(default=None)  # type: ignore[assignment]
     left_stride: Reg = field(default=None)  # type: ignore[assignment]
-    right: Reg = field(default=None)  # type: ignore[assignment]
+    rights: list[Reg] = field(default_factory=list)
     vector_bits: int = 0
+
+    @property
+    def sums(self) -> list[list[Reg]]:
+        return self.products[0]
+
+    @property
+    def right(self) -> Reg:
+        return self.rights[0]
+
+    @property
+    def block_bytes(self) -> int:
+        return len(self.sums) * self.vector_bytes
 
     @property
     def vector_bytes(self) -> int:
@@ -58,8 +71,13 @@ class Tile(Assembly):
         return self.row(self.vector_bits)
 
     @property
-    def scalars(self) -> tuple[Reg, Reg, Reg, Reg]:
-        return self.depth, self.left, self.left_stride, self.right
+    def scalars(self) -> tuple[Reg, ...]:
+        return self.depth, self.left, self.left_stride, *self.rights
+
+    @property
+    def places(self) -> list[Any]:
+        """The registers of all sums, in the order of the lane op's."""
+        return [reg.register for product in self.products for row in product for reg in row]
 
 
 @dataclass(frozen=True)
@@ -74,6 +92,8 @@ class Contraction:
     vectors: tuple[int, ...]
     step: int = 1
     dtype: DType = DTYPES["f32"]
+    left: str = "rows"
+    rights: int = 1
     features: frozenset[str] = frozenset()
     _machines: dict[tuple[int, int], tuple[Tile, MachineFunction]] = field(default_factory=dict, compare=False,
                                                                           repr=False)
@@ -85,6 +105,14 @@ class Contraction:
     @property
     def module(self) -> str:
         return self.write.__module__
+
+    @property
+    def elements(self) -> int:
+        return 32 // self.dtype.bits
+
+    @property
+    def element_bytes(self) -> int:
+        return 4
 
     def tiles(self) -> list[tuple[int, int]]:
         """(rows, vectors) of every tile that it is written for."""
@@ -101,15 +129,22 @@ class Contraction:
         """The piece for a tile of (rows, vectors), over new virtual registers."""
         made = Tile(self.name, self.table, vector_bits=self.vector_bits, register_count=first_register,
                     features=self.features)
-        made.sums = [[made.input(made.vector()) for _ in range(tile[1])] for _ in range(tile[0])]
-        made.results = frozenset(reg.register for row in made.sums for reg in row)
+        made.products = [[[made.input(made.vector()) for _ in range(tile[1])] for _ in range(tile[0])]
+                         for _ in range(self.rights)]
+        made.results = frozenset(made.places)
         depth = Polynomial.of(Symbol.new("depth" if self.step == 1 else f"depth/{self.step}")) * self.step
         stride = Symbol.new("left_stride", natural=False)
         made.depth = made.input(made.r64(), None, depth)
         made.left_stride = made.input(made.r64(), None, Polynomial.of(stride))
-        rows = ((Polynomial.of(tile[0]), stride, 1),)
-        made.left = made.input(made.r64(), Region("the left operand", False, depth * 4, rows))
-        made.right = made.input(made.r64(), Region("the right operand", False, depth * (tile[1] * made.vector_bytes)))
+        if self.left == "blocks":
+            left = Region("the left operand", False, depth * (tile[0] * self.element_bytes))
+        else:
+            left = Region("the left operand", False, depth * self.element_bytes,
+                          ((Polynomial.of(tile[0]), stride, 1),))
+        made.left = made.input(made.r64(), left)
+        made.rights = [made.input(made.r64(), Region(f"right operand {number}", False,
+                                                     depth * (tile[1] * made.vector_bytes)))
+                       for number in range(self.rights)]
         with made.building():
             self.write(made)
         return made
@@ -118,7 +153,7 @@ class Contraction:
         """This piece for its first tile, with what `wrong` says in place of what it writes (mutate.py): its checks must
         find the difference."""
         return _Planted(self.table, "planted", self.write, self.vector_bits, self.rows[:1], self.vectors[:1], self.step,
-                        self.dtype, self.features, wrong=wrong)
+                        self.dtype, self.left, self.rights, self.features, wrong=wrong)
 
     def check(self, target: Any) -> None:
         """The static checks of every tile, each as if it stood alone. Raises AssemblyError."""
@@ -146,7 +181,7 @@ class Contraction:
             self._machines[tile] = made, made.machine()
         made, machine = self._machines[tile]
         registers: dict[Any, Any] = {r.register: v for r, v in zip(made.scalars, scalars, strict=True)}
-        places = [reg.register for row in made.sums for reg in row]
+        places = made.places
         for place, value in zip(places, sums, strict=True):
             registers[place] = np.zeros(VECTOR_BYTES, np.uint8)
             registers[place][:value.nbytes] = np.ascontiguousarray(value).view(np.uint8)
@@ -156,16 +191,21 @@ class Contraction:
 
     def select(self, selector: Any, op: Any) -> None:
         """The scalars are copied, as the piece may change them; the sums are changed where they are."""
-        rows = op.attributes["rows"]
-        tile = self.assemble((rows, len(op.results) // rows), selector.register_count)
+        rows, first = op.attributes["rows"], 3 + self.rights
+        tile = self.assemble((rows, len(op.results) // (rows * self.rights)), selector.register_count)
         selector.register_count = tile.register_count
-        selector.assign(op.operands[:4], [reg.register for reg in tile.scalars])
-        sums = selector.carried(op.operands[4:], op.results)
-        selector.assign(op.operands[4:], sums)
-        stands_for = dict(zip((reg.register for row in tile.sums for reg in row), sums, strict=True))
+        selector.assign(op.operands[:first], [reg.register for reg in tile.scalars])
+        sums = selector.carried(op.operands[first:], op.results)
+        selector.assign(op.operands[first:], sums)
+        stands_for = dict(zip(tile.places, sums, strict=True))
         labels = {label.name: selector.new_label(self.name) for label in tile.labels}
         selector.ordered.update(labels.values())
         constants = {name: selector.constant_label(*entry) for name, entry in tile.constants.items()}
+        # A label before and one behind: what the piece does between its own is no part of the blocks round it, whose
+        # instructions may be put in another order.
+        start, end = selector.new_label(self.name), selector.new_label(self.name)
+        selector.ordered.add(start)
+        selector.body.append(Label(start))
         for item in tile.body:
             if isinstance(item, Label):
                 selector.body.append(Label(labels[item.name], item.align))
@@ -173,6 +213,7 @@ class Contraction:
             operands = [renamed(o, stands_for, labels, constants) for o in item.operands]
             selector.body.append(Instruction(item.row, operands, item.mask, item.zeroing, item.location or op.location,
                                              self.name))
+        selector.body.append(Label(end))
         selector.registers.update(zip(op.results, sums, strict=True))
 
 
@@ -203,22 +244,33 @@ class _ReadOnly:
 
 
 def contraction(table: Any, name: str, *, vector: str, rows: tuple[int, ...], vectors: tuple[int, ...], step: int = 1,
-                features: str = "") -> Callable[[Callable[[Tile], None]], Contraction]:
-    """Register a micro-kernel over f32; see assembly/x86.py. Raises ValueError for a name that is taken, or tiles that
-    make no sense."""
+                features: str = "", dtype: str = "f32", left: str = "rows", rights: int = 1,
+                ) -> Callable[[Callable[[Tile], None]], Contraction]:
+    """Register a micro-kernel; see assembly/x86.py. Raises ValueError for a taken name, or what makes no sense."""
+    def refuse(found: str, expected: str) -> ValueError:
+        return ValueError(f"micro-kernel {name}: found {found}; expected {expected}")
+
     kind, bits = table.VIRTUAL.get(vector, ("", 0))
     if kind != "vec":
-        raise ValueError(f"micro-kernel {name}: found vectors {vector!r}; expected a vector register, such as zmm")
+        raise refuse(f"vectors {vector!r}", "a vector register, such as zmm")
     for what, counts in (("rows", rows), ("vectors", vectors)):
         if not counts or min(counts) < 1 or list(counts) != sorted(set(counts), reverse=True):
-            raise ValueError(f"micro-kernel {name}: found {what} {counts}; expected positive counts, the largest first")
-    if step < 1:
-        raise ValueError(f"micro-kernel {name}: found a step of {step}; expected at least 1")
+            raise refuse(f"{what} {counts}", "positive counts, the largest first")
+    if step < 1 or rights < 1:
+        raise refuse(f"a step of {step} and {rights} right operands", "at least 1 of each")
+    if dtype not in ("f32", "bf16"):
+        raise refuse(f"operands of {dtype!r}", "f32 or bf16")
+    if left not in ("rows", "blocks"):
+        raise refuse(f"left={left!r}", "'rows' or 'blocks'")
+    if left == "blocks" and (len(rows) > 1 or step % (bits // 32)):
+        raise refuse(f"blocks of {rows} rows and a step of {step}", f"one count of rows, and a step of whole blocks, "
+                     f"a multiple of {bits // 32}")
     if table.rows_of(name) or f"{table.FAMILY}:{name}" in {**PIECES, **CONTRACTIONS}:
-        raise ValueError(f"micro-kernel {name}: found the name of an instruction or of another block")
+        raise refuse("the name of an instruction or of another block", "another")
 
     def register(write: Callable[[Tile], None]) -> Contraction:
-        made = Contraction(table, name, write, bits, rows, vectors, step, features=frozenset(features.split()))
+        made = Contraction(table, name, write, bits, rows, vectors, step, DTYPES[dtype], left, rights,
+                           frozenset(features.split()))
         CONTRACTIONS[made.key] = made
         return made
 

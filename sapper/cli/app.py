@@ -544,6 +544,44 @@ def perplexity(
 
 
 @app.command()
+def quantize(
+    model: ModelName,
+    out: Annotated[str, typer.Option("--out", "-o", metavar="DIRECTORY", help="A new directory.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="int4 or int8.")] = "int4",
+    group: Annotated[int, typer.Option("--group", help="Weights that share a scale: 32, 64 or 128.")] = 64,
+    zero_points: Annotated[
+        bool | None, typer.Option("--asymmetric/--symmetric", help="Whether groups have zero points; default: of int4.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--perplexity", metavar="FILE", help="Measure it over a text, before and after.")
+    ] = None,
+    shard_mib: Annotated[int, typer.Option("--shard-mib", min=1, help="Of a file, at most, about.")] = 4096,
+    threads: Threads = None, json: Json = False,
+) -> None:
+    """Quantise a model's matrices in groups, to 4 or 8 bits, and write it as a directory that every command takes.
+    Embeddings and outputs take 8 bits in any case; vectors, and routers of experts, stay as they are.
+
+    \b
+    Examples:
+      sapper quantize ./Llama-3.2-1B -o llama-int4 --dtype int4 --group 64
+      sapper quantize smollm2 -o smollm2-int8 --dtype int8 --perplexity book.txt
+    """
+    from .quantize import run_quantize
+
+    facts = run_quantize(model, out, dtype=dtype, group=group, zero_points=zero_points, text=text, shard_mib=shard_mib,
+                         threads=threads, progress=not json)
+    if json:
+        _print_json(facts)
+        return
+    forms = ", ".join(f"{count} in {form}" for form, count in facts["forms"].items()) or "none"
+    print(f"{facts['out']}: {facts['matrices']} of {facts['tensors']} tensors quantised ({forms}), "
+          f"{facts['before_bytes'] / 2**20:.1f} to {facts['after_bytes'] / 2**20:.1f} MiB, "
+          f"error {100 * facts['relative_error']:.2f} % of the weights, {facts['seconds']:.1f} s")
+    if text is not None:
+        print(f"perplexity {facts['perplexity_before']:.4f} before, {facts['perplexity_after']:.4f} after")
+
+
+@app.command()
 def tune(
     kernel: Annotated[
         str | None, typer.Argument(metavar="[FILE.py:KERNEL|NAME]", help="A kernel of a file or of the library.")

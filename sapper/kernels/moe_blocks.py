@@ -1,15 +1,17 @@
-"""A mixture of experts with weights in blocks of 32 (sapper/kernels/quantized.py), used as they are.
+"""A mixture of experts with weights in blocks (sapper/kernels/quantized.py), used as they are.
 
-The panels of all E experts lie together: quants [E, P, B, W, 16, 4], scales [E, P, B, S, 16].
+The panels of all E experts lie together: quants [E, P, B, W, 16, 4], scales [E, P, B, S, 16]; where activations are
+quantised, B is [G, D], groups of them and blocks of a group.
 
     expert_matmul_swiglu    y[k] = silu(gate[e] @ x) * (up[e] @ x), e = experts[k]: of one token, the experts it takes
     expert_matmul           y = residual + sum over k of weights[k] * (w[e] @ x[k])
     grouped_swiglu          y[m] = silu(gate[e] @ x[m]) * (up[e] @ x[m]) for the rows m of each expert e (moe.py)
     grouped                 y[m] = w[e] @ x[m]
 
-x is quantised, as quantize_blocks makes it; expert_matvec_swiglu and expert_matvec are the first two with x in f32.
+x is quantised, as quantize_groups makes it; expert_matvec_swiglu and expert_matvec are the first two with x in f32.
 """
 
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,115 +22,143 @@ from sapper import Tensor, each, f16, f32, i8, i32, span, tiles, u8, whole, zero
 
 from .activation import silu, silu_reference
 from .quantized import (
-    BLOCK,
-    BLOCK_BYTES,
     FORMS,
-    HALVES,
+    LISTED,
     PANEL,
-    SCALES,
     SLOT,
     TOLERANCE,
+    Form,
     activations,
+    exact_kernels,
+    kernel_suffix,
     matrix,
+    product_kernels,
     random_activations,
     random_blocks,
 )
 from .record import Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
 
-E, K, P, B, C, J = sp.dims("E K P B C J")
+E, K, P, B, C, G, J = sp.dims("E K P B C G J")
 
 
-def make_kernels(form: str) -> SimpleNamespace:
-    """The kernels of one form of weights; see above."""
-    halves, scale_rows = HALVES[form], SCALES[form]
-    words = BLOCK // (SLOT * halves)
-    block_sum, exact_sum = FORMS[form].block_sum, FORMS[form].exact_sum
+@cache
+def product_experts(form: Form, group: int) -> SimpleNamespace:
+    """The kernels with quantised activations, `group` of which share a scale."""
+    halves, scale_rows, words, parts = form.halves, form.scales, form.words, group // form.block
+    group_sum, suffix = product_kernels(form, group).group_sum, kernel_suffix(form, group)
 
-    @sp.kernel(name=f"expert_matmul_swiglu_{form}")
+    @sp.kernel(name=f"expert_matmul_swiglu_{suffix}")
     def expert_matmul_swiglu(
-        gate: Tensor[u8, E, P, B, words, PANEL, SLOT], gate_scales: Tensor[f16, E, P, B, scale_rows, PANEL],
-        up: Tensor[u8, E, P, B, words, PANEL, SLOT], up_scales: Tensor[f16, E, P, B, scale_rows, PANEL],
-        experts: Tensor[i32, K], x: Tensor[i8, B, 1, BLOCK], x_scales: Tensor[f32, B, 2, 1], starts: Tensor[i32, B, 1],
-        y: Tensor[f32, K, P, PANEL],
+        gate: Tensor[u8, E, P, G, parts, words, PANEL, SLOT],
+        gate_scales: Tensor[f16, E, P, G, parts, scale_rows, PANEL], up: Tensor[u8, E, P, G, parts, words, PANEL, SLOT],
+        up_scales: Tensor[f16, E, P, G, parts, scale_rows, PANEL],
+        experts: Tensor[i32, K], x: Tensor[i8, G, 1, group], x_scales: Tensor[f32, G, 1],
+        sums: Tensor[f32, G, parts, 1], starts: Tensor[i32, G, parts, 1], y: Tensor[f32, K, P, PANEL],
     ):
-        gates, ups = gate.view(E * P, B, words, PANEL, SLOT), up.view(E * P, B, words, PANEL, SLOT)
-        gate_rows = gate_scales.view(E * P, B, scale_rows, PANEL)
-        up_rows = up_scales.view(E * P, B, scale_rows, PANEL)
-        parts = x.view(B, 1, halves, words, SLOT)
+        gates, ups = gate.view(E * P, G, parts, words, PANEL, SLOT), up.view(E * P, G, parts, words, PANEL, SLOT)
+        gate_rows = gate_scales.view(E * P, G, parts, scale_rows, PANEL)
+        up_rows = up_scales.view(E * P, G, parts, scale_rows, PANEL)
+        q = x.view(G, 1, parts, halves, words, SLOT)
         for k in each(K):
             e = experts[k]
             for p in tiles(P):
                 l = whole(PANEL)
                 gate_sum = zeros(p, l, dtype=f32)
                 up_sum = zeros(p, l, dtype=f32)
-                for b in each(B):
-                    gate_sum += block_sum(gates, gate_rows, parts, x_scales, starts, e * P + p, b, 0, l)
-                    up_sum += block_sum(ups, up_rows, parts, x_scales, starts, e * P + p, b, 0, l)
+                for g in each(G):
+                    gate_sum += group_sum(
+                        zeros(p, l, dtype=f32), gates, gate_rows, q, x_scales, sums, starts, e * P + p, g, 0, l)
+                    up_sum += group_sum(
+                        zeros(p, l, dtype=f32), ups, up_rows, q, x_scales, sums, starts, e * P + p, g, 0, l)
                 y[k, p, l] = silu(gate_sum) * up_sum
 
-    @sp.kernel(name=f"expert_matmul_{form}")
+    @sp.kernel(name=f"expert_matmul_{suffix}")
     def expert_matmul(
-        quants: Tensor[u8, E, P, B, words, PANEL, SLOT], scales: Tensor[f16, E, P, B, scale_rows, PANEL],
-        experts: Tensor[i32, K], weights: Tensor[f32, K], x: Tensor[i8, B, K, BLOCK], x_scales: Tensor[f32, B, 2, K],
-        starts: Tensor[i32, B, K], residual: Tensor[f32, P, PANEL], y: Tensor[f32, P, PANEL],
+        quants: Tensor[u8, E, P, G, parts, words, PANEL, SLOT], scales: Tensor[f16, E, P, G, parts, scale_rows, PANEL],
+        experts: Tensor[i32, K], weights: Tensor[f32, K], x: Tensor[i8, G, K, group], x_scales: Tensor[f32, G, K],
+        sums: Tensor[f32, G, parts, K], starts: Tensor[i32, G, parts, K], residual: Tensor[f32, P, PANEL],
+        y: Tensor[f32, P, PANEL],
     ):
-        together, rows = quants.view(E * P, B, words, PANEL, SLOT), scales.view(E * P, B, scale_rows, PANEL)
-        parts = x.view(B, K, halves, words, SLOT)
+        together = quants.view(E * P, G, parts, words, PANEL, SLOT)
+        rows = scales.view(E * P, G, parts, scale_rows, PANEL)
+        q = x.view(G, K, parts, halves, words, SLOT)
         for p in tiles(P):
             l = whole(PANEL)
             total = residual[p, l]
             for k in each(K):
                 e = experts[k]
                 acc = zeros(p, l, dtype=f32)
-                for b in each(B):
-                    acc += block_sum(together, rows, parts, x_scales, starts, e * P + p, b, k, l)
+                for g in each(G):
+                    acc += group_sum(
+                        zeros(p, l, dtype=f32), together, rows, q, x_scales, sums, starts, e * P + p, g, k, l)
                 total += weights[k] * acc
             y[p, l] = total
 
-    @sp.kernel(name=f"grouped_swiglu_{form}")
+    @sp.kernel(name=f"grouped_swiglu_{suffix}")
     def grouped_swiglu(
-        x: Tensor[i8, B, C, BLOCK], x_scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C], first: Tensor[i32, E],
-        last: Tensor[i32, E], gate: Tensor[u8, E, P, B, words, PANEL, SLOT],
-        gate_scales: Tensor[f16, E, P, B, scale_rows, PANEL], up: Tensor[u8, E, P, B, words, PANEL, SLOT],
-        up_scales: Tensor[f16, E, P, B, scale_rows, PANEL], y: Tensor[f32, J, P, PANEL],
+        x: Tensor[i8, G, C, group], x_scales: Tensor[f32, G, C], sums: Tensor[f32, G, parts, C],
+        starts: Tensor[i32, G, parts, C], first: Tensor[i32, E], last: Tensor[i32, E],
+        gate: Tensor[u8, E, P, G, parts, words, PANEL, SLOT],
+        gate_scales: Tensor[f16, E, P, G, parts, scale_rows, PANEL], up: Tensor[u8, E, P, G, parts, words, PANEL, SLOT],
+        up_scales: Tensor[f16, E, P, G, parts, scale_rows, PANEL],
+        y: Tensor[f32, J, P, PANEL],
     ):
-        gates, ups = gate.view(E * P, B, words, PANEL, SLOT), up.view(E * P, B, words, PANEL, SLOT)
-        gate_rows = gate_scales.view(E * P, B, scale_rows, PANEL)
-        up_rows = up_scales.view(E * P, B, scale_rows, PANEL)
-        parts, factors, begin = x.view(B, C, halves, words, SLOT), x_scales.view(B, 2, C), starts.view(B, C)
+        gates, ups = gate.view(E * P, G, parts, words, PANEL, SLOT), up.view(E * P, G, parts, words, PANEL, SLOT)
+        gate_rows = gate_scales.view(E * P, G, parts, scale_rows, PANEL)
+        up_rows = up_scales.view(E * P, G, parts, scale_rows, PANEL)
+        q, factors = x.view(G, C, parts, halves, words, SLOT), x_scales.view(G, C)
+        totals, begin = sums.view(G, parts, C), starts.view(G, parts, C)
         for p in each(P):
             for e in each(E):
                 for m in tiles(span(first[e], last[e])):
                     l = whole(PANEL)
                     gate_sum = zeros(m, l, dtype=f32)
                     up_sum = zeros(m, l, dtype=f32)
-                    for b in each(B):
-                        gate_sum += block_sum(gates, gate_rows, parts, factors, begin, e * P + p, b, m, l)
-                        up_sum += block_sum(ups, up_rows, parts, factors, begin, e * P + p, b, m, l)
+                    for g in each(G):
+                        gate_sum += group_sum(
+                            zeros(m, l, dtype=f32), gates, gate_rows, q, factors, totals, begin, e * P + p, g, m, l)
+                        up_sum += group_sum(
+                            zeros(m, l, dtype=f32), ups, up_rows, q, factors, totals, begin, e * P + p, g, m, l)
                     y[m, p, l] = silu(gate_sum) * up_sum
 
-    @sp.kernel(name=f"grouped_{form}")
+    @sp.kernel(name=f"grouped_{suffix}")
     def grouped(
-        x: Tensor[i8, B, C, BLOCK], x_scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C], first: Tensor[i32, E],
-        last: Tensor[i32, E], quants: Tensor[u8, E, P, B, words, PANEL, SLOT],
-        scales: Tensor[f16, E, P, B, scale_rows, PANEL], y: Tensor[f32, J, P, PANEL],
+        x: Tensor[i8, G, C, group], x_scales: Tensor[f32, G, C], sums: Tensor[f32, G, parts, C],
+        starts: Tensor[i32, G, parts, C], first: Tensor[i32, E], last: Tensor[i32, E],
+        quants: Tensor[u8, E, P, G, parts, words, PANEL, SLOT], scales: Tensor[f16, E, P, G, parts, scale_rows, PANEL],
+        y: Tensor[f32, J, P, PANEL],
     ):
-        together, rows = quants.view(E * P, B, words, PANEL, SLOT), scales.view(E * P, B, scale_rows, PANEL)
-        parts, factors, begin = x.view(B, C, halves, words, SLOT), x_scales.view(B, 2, C), starts.view(B, C)
+        together = quants.view(E * P, G, parts, words, PANEL, SLOT)
+        rows = scales.view(E * P, G, parts, scale_rows, PANEL)
+        q, factors = x.view(G, C, parts, halves, words, SLOT), x_scales.view(G, C)
+        totals, begin = sums.view(G, parts, C), starts.view(G, parts, C)
         for p in each(P):
             for e in each(E):
                 for m in tiles(span(first[e], last[e])):
                     l = whole(PANEL)
                     acc = zeros(m, l, dtype=f32)
-                    for b in each(B):
-                        acc += block_sum(together, rows, parts, factors, begin, e * P + p, b, m, l)
+                    for g in each(G):
+                        acc += group_sum(
+                            zeros(m, l, dtype=f32), together, rows, q, factors, totals, begin, e * P + p, g, m, l)
                     y[m, p, l] = acc
 
-    @sp.kernel(name=f"expert_matvec_swiglu_{form}")
+    return SimpleNamespace(
+        expert_matmul_swiglu=expert_matmul_swiglu, expert_matmul=expert_matmul, grouped_swiglu=grouped_swiglu,
+        grouped=grouped,
+    )
+
+
+@cache
+def exact_experts(form: Form) -> SimpleNamespace:
+    """The kernels with plain activations."""
+    halves, scale_rows, words, size = form.halves, form.scales, form.words, form.block
+    exact_sum = exact_kernels(form).exact_sum
+
+    @sp.kernel(name=f"expert_matvec_swiglu_{form.name}")
     def expert_matvec_swiglu(
         gate: Tensor[u8, E, P, B, words, PANEL, SLOT], gate_scales: Tensor[f16, E, P, B, scale_rows, PANEL],
         up: Tensor[u8, E, P, B, words, PANEL, SLOT], up_scales: Tensor[f16, E, P, B, scale_rows, PANEL],
-        experts: Tensor[i32, K], x: Tensor[f32, B, BLOCK], y: Tensor[f32, K, P, PANEL],
+        experts: Tensor[i32, K], x: Tensor[f32, B, size], y: Tensor[f32, K, P, PANEL],
     ):
         gates, ups = gate.view(E * P, B, words, PANEL, dtype=i32), up.view(E * P, B, words, PANEL, dtype=i32)
         gate_rows = gate_scales.view(E * P, B, scale_rows, PANEL)
@@ -145,10 +175,10 @@ def make_kernels(form: str) -> SimpleNamespace:
                     up_sum += exact_sum(ups, up_rows, parts, e * P + p, b, l, b)
                 y[k, p, l] = silu(gate_sum) * up_sum
 
-    @sp.kernel(name=f"expert_matvec_{form}")
+    @sp.kernel(name=f"expert_matvec_{form.name}")
     def expert_matvec(
         quants: Tensor[u8, E, P, B, words, PANEL, SLOT], scales: Tensor[f16, E, P, B, scale_rows, PANEL],
-        experts: Tensor[i32, K], weights: Tensor[f32, K], x: Tensor[f32, K, B, BLOCK], residual: Tensor[f32, P, PANEL],
+        experts: Tensor[i32, K], weights: Tensor[f32, K], x: Tensor[f32, K, B, size], residual: Tensor[f32, P, PANEL],
         y: Tensor[f32, P, PANEL],
     ):
         together, rows = quants.view(E * P, B, words, PANEL, dtype=i32), scales.view(E * P, B, scale_rows, PANEL)
@@ -164,102 +194,99 @@ def make_kernels(form: str) -> SimpleNamespace:
                 total += weights[k] * acc
             y[p, l] = total
 
-    return SimpleNamespace(
-        expert_matmul_swiglu=expert_matmul_swiglu, expert_matmul=expert_matmul, grouped_swiglu=grouped_swiglu,
-        grouped=grouped, expert_matvec_swiglu=expert_matvec_swiglu, expert_matvec=expert_matvec,
-    )
-
-
-EXPERTS = {form: make_kernels(form) for form in HALVES}
-"""The kernels of each form, by name."""
+    return SimpleNamespace(expert_matvec_swiglu=expert_matvec_swiglu, expert_matvec=expert_matvec)
 
 
 # ------------------------------------------------------------------------------------------- references and arguments
 
 
-def _matrices(arguments: Arguments, name: str) -> Array:
+def _matrices(arguments: Arguments, form: Form, name: str) -> Array:
     """The matrices [E, N, K] of panels, in float64."""
     quants, scales = arguments[name], arguments["scales" if name == "quants" else f"{name}_scales"]
-    wide: Array = matrix(*(part.reshape(-1, *part.shape[2:]) for part in (quants, scales)))
+    wide: Array = matrix(form, *(part.reshape(-1, *part.shape[2:]) for part in (quants, scales)))
     return wide.reshape(len(quants), -1, wide.shape[1])
 
 
-def swiglu_reference(arguments: Arguments) -> dict[str, Array]:
+def swiglu_reference(arguments: Arguments, form: Form) -> dict[str, Array]:
     x = activations(arguments)[0]
-    gate, up = (_matrices(arguments, name)[arguments["experts"]] for name in ("gate", "up"))
+    gate, up = (_matrices(arguments, form, name)[arguments["experts"]] for name in ("gate", "up"))
     return {"y": (silu_reference(gate @ x) * (up @ x)).reshape(arguments["y"].shape)}
 
 
-def weighted_reference(arguments: Arguments) -> dict[str, Array]:
+def weighted_reference(arguments: Arguments, form: Form) -> dict[str, Array]:
     exact = arguments["x"].dtype == np.float32
     x = arguments["x"].astype(np.float64).reshape(len(arguments["x"]), -1) if exact else activations(arguments)
-    w = _matrices(arguments, "quants")[arguments["experts"]]
+    w = _matrices(arguments, form, "quants")[arguments["experts"]]
     found = np.einsum("k,knj,kj->n", arguments["weights"].astype(np.float64), w, x)
     return {"y": arguments["residual"] + found.reshape(arguments["y"].shape)}
 
 
-def grouped_reference(arguments: Arguments) -> dict[str, Array]:
+def grouped_reference(arguments: Arguments, form: Form) -> dict[str, Array]:
     y = arguments["y"].astype(np.float64)
     x = activations(arguments)
     for e, (first, last) in enumerate(zip(arguments["first"], arguments["last"], strict=True)):
         names = [name for name in ("quants", "gate", "up") if name in arguments]
-        made = [x[first:last] @ _matrices(arguments, name)[e].T for name in names]
+        made = [x[first:last] @ _matrices(arguments, form, name)[e].T for name in names]
         rows = made[0] if len(made) == 1 else silu_reference(made[0]) * made[1]
         y[first:last] = rows.reshape(last - first, *y.shape[1:])
     return {"y": y}
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, form: str, task: str) -> Arguments:
-    e, p, b = shape["E"], shape["P"], shape["B"]
+def make_arguments(random: np.random.Generator, shape: Shape, form: Form, group: int, task: str) -> Arguments:
+    e, p = shape["E"], shape["P"]
+    blocks = (shape["B"],) if "matvec" in task else (shape["G"], group // form.block)
     swiglu = task.endswith("swiglu")
     weights: Arguments = {}
     for prefix in ("gate", "up") if swiglu else ("",):
-        panels = random_blocks(random, form, e * p, b, prefix)
+        panels = random_blocks(random, form, e * p, blocks, prefix)
         weights |= {name: part.reshape(e, p, *part.shape[1:]) for name, part in panels.items()}
     if task.startswith("grouped"):
         j = shape["J"]
         cuts = np.sort(random.integers(0, j + 1, e - 1)).astype(np.int32)
         ranges = {"first": np.concatenate([[0], cuts]).astype(np.int32), "last": np.append(cuts, j).astype(np.int32)}
-        rows = random_activations(random, b, j, shape["C"] - j)
+        rows = random_activations(random, form, shape["G"], group, j, shape["C"] - j)
         return rows | ranges | weights | {"y": unwritten(j, p, PANEL)}
     k = shape["K"]
     arguments: Arguments = weights | {"experts": random.permutation(e)[:k].astype(np.int32)}
     if not swiglu:
         arguments["weights"] = random.random(k, np.float32)
     if "matmul" in task:
-        arguments |= random_activations(random, b, 1 if swiglu else k)
+        arguments |= random_activations(random, form, shape["G"], group, 1 if swiglu else k)
     else:
-        arguments["x"] = normal(random, *(() if swiglu else (k,)), b, BLOCK)
+        arguments["x"] = normal(random, *(() if swiglu else (k,)), *blocks, form.block)
     if swiglu:
         return arguments | {"y": unwritten(k, p, PANEL)}
     return arguments | {"residual": normal(random, p, PANEL), "y": unwritten(p, PANEL)}
 
 
-def _entry(kernel: Any, form: str, task: str) -> LibraryKernel:
-    swiglu, grouped = task.endswith("swiglu"), task.startswith("grouped")
+def _entry(kernel: Any, form: Form, group: int, task: str) -> LibraryKernel:
+    swiglu, grouped, exact = task.endswith("swiglu"), task.startswith("grouped"), "matvec" in task
     count = 2 if swiglu else 1
-    e, k, p, b = (18, 6, 48, 32) if swiglu else (18, 6, 64, 24)
+    e, k, p, columns = (18, 6, 48, 1024) if swiglu else (18, 6, 64, 768)
     n, rows = p * PANEL, 512 * k if grouped else 1 if swiglu else k
-    row_bytes = b * (BLOCK + 12) if "matvec" not in task else 4 * b * BLOCK
-    weight_bytes = count * (e if grouped else k) * n * b * BLOCK_BYTES[form]
+    name, size = ("B", form.block) if exact else ("G", group)
+    row_bytes = 4 * columns if exact else columns + 4 * columns // group + 8 * columns // form.block
+    weight_bytes = count * (e if grouped else k) * n * columns // form.block * form.block_bytes
     results = 4 * n * (rows if grouped else k if swiglu else 2)
     checks: tuple[dict[str, int], ...] = (
-        {"E": 1, "K": 1, "P": 1, "B": 1}, {"E": 4, "K": 2, "P": 3, "B": 2}, {"E": 5, "K": 3, "P": 2, "B": 3})
-    shape = {"E": e, "K": k, "P": p, "B": b}
+        {"E": 1, "K": 1, "P": 1, name: 1}, {"E": 4, "K": 2, "P": 3, name: 2}, {"E": 5, "K": 3, "P": 2, name: 3})
+    shape = {"E": e, "K": k, "P": p, name: columns // size}
     if grouped:
-        checks = ({"E": 1, "P": 1, "B": 1, "C": 1, "J": 1}, {"E": 4, "P": 2, "B": 2, "C": 9, "J": 7},
-                  {"E": 3, "P": 3, "B": 1, "C": 33, "J": 33})
-        shape = {"E": e, "P": p, "B": b, "C": rows, "J": rows}
+        checks = ({"E": 1, "P": 1, "G": 1, "C": 1, "J": 1}, {"E": 4, "P": 2, "G": 2, "C": 9, "J": 7},
+                  {"E": 3, "P": 3, "G": 1, "C": 33, "J": 33})
+        shape = {"E": e, "P": p, "G": columns // size, "C": rows, "J": rows}
     references = {"expert": weighted_reference, "expert_swiglu": swiglu_reference}
+    reference = grouped_reference if grouped else references["expert_swiglu" if swiglu else "expert"]
     return LibraryKernel(
-        name=kernel.name, kernel=kernel,
-        reference=grouped_reference if grouped else references["expert_swiglu" if swiglu else "expert"],
-        make_arguments=lambda random, shape: make_arguments(random, shape, form, task), tolerance=TOLERANCE,
-        cases=(Case(shape, flops=2 * count * (rows if grouped else k) * n * b * BLOCK,
+        name=kernel.name, kernel=kernel, reference=lambda arguments: reference(arguments, form),
+        make_arguments=lambda random, shape: make_arguments(random, shape, form, group, task), tolerance=TOLERANCE,
+        cases=(Case(shape, flops=2 * count * (rows if grouped else k) * n * columns,
                     bytes=weight_bytes + rows * row_bytes + results + (8 * e if grouped else 0)),),
-        check_shapes=checks, dtype=form, products="f32" if "matvec" in task else "i8",
+        check_shapes=checks, dtype=form.name, products="f32" if exact else "i8",
     )
 
 
 KERNELS = tuple(
-    _entry(kernel, form, task) for form, kernels in EXPERTS.items() for task, kernel in vars(kernels).items())
+    _entry(kernel, FORMS[name], group, task) for name, group in LISTED
+    for kernels in (product_experts(FORMS[name], group), exact_experts(FORMS[name]))
+    for task, kernel in vars(kernels).items())

@@ -1,30 +1,39 @@
-"""Weights in blocks of 32 with a scale each, used as they are: matrices of any number of rows, vectors, embedding.
+"""Weights in blocks that share a scale, used as they are: matrices of any number of rows, vectors, embedding.
 
-    q4   weight = scale * q + minimum, q 0 ... 15      GGUF's Q4_1, and Q4_0 with minimum = -8 * scale
-    q8   weight = scale * (q - 128), q 0 ... 255       GGUF's Q8_0, whose quants are those less 128
+A `Form` says how: 4 or 8 bits; 32, 64 or 128 weights to a block; and whether a block has a minimum.
+
+    q4, q8      weight = scale * (q - 8), scale * (q - 128)    GGUF's Q4_0; Q8_0, whose quants are those less 128
+    q4m, q8m    weight = scale * q + minimum                   GGUF's Q4_1; a zero point is -minimum / scale
+    q4_64, ...  the same with blocks of 64 or 128              of `sapper quantize`
 
 A matrix [N, K] lies in panels of 16 rows, so that neighbours in memory are neighbours among the lanes, and each panel
 is read from one end to the other. A lane of 32 bits takes four quants that are neighbours along K, as packed dot
 products (`vpdpbusd`) want them: quants [P, B, W, 16, 4] and scales [P, B, S, 16], where row n is lane n % 16 of panel
-n // 16, and column k is element k % 32 of block k // 32. Of q8, W is 8 and byte [w, lane, s] is element 4 * w + s of
-its block. Of q4, W is 4, and the byte holds element 4 * w + s in its low half and that plus 16 in its high half, as in
+n // 16, and column k is element k % block of block k // block. Of 8 bits, byte [w, lane, s] is element 4 * w + s of
+its block. Of 4 bits, the byte holds element 4 * w + s in its low half and that plus block / 2 in its high half, as in
 GGUF. S is 1, for the scale, or 2, with the minimum.
 
 There are two ways to multiply:
 
-- **matmul**, for any number of rows: the activations are quantised too, each block of 32 of a row to i8 with a scale of
-  its own (`quantize_blocks`, as llama.cpp does). The products of quants are summed exactly in i32, 64 by one
-  instruction; each block's sum is then scaled. What this costs: |x - scale * q| <= scale / 2 = max|x| / 254 of a block,
-  so that a product with a row w is off by at most the sum over blocks of max|x| / 254 times the sum of their |w|. As
-  the errors are independent it is some 0.3 % of the two norms' product, over the root of K, in practice.
+- **matmul**, for any number of rows: the activations are quantised too, each group of A of a row to i8 with a scale of
+  its own (`quantize_groups`); A is 32, 64 or 128, and a group is one block or several (`group_for`). The products of
+  quants are summed exactly in i32, 64 by one instruction; each block's sum meets the scale of its weights, and each
+  group's that of its activations. What this costs: |x - scale * q| <= scale / 2 = max|x| / 254 of a group, so that a
+  product with a row w is off by at most the sum over groups of max|x| / 254 times the sum of their |w|. As the errors
+  are independent it is some 0.4 % of the two norms' product, over the root of K, in practice. llama.cpp takes groups
+  of 32, and of 256 for its K-quants. A multiplication of a sum takes as long as one of 64 quants: of a group of 128 in
+  blocks of 32, 5 beside 32 (with minima 9), of one block of 128, 2.
 - **matvec**, one vector, with the activations in f32 as they are.
 
 Of a block's sum over scale * q + minimum times x, only the sum over q * x needs every element: the scale is applied
-once, and the minimum meets the sum of the block's x, which all rows share. What q8 adds to its quants is taken off by
-what a block's sum begins with, -128 times the sum of its activations.
+once, and the minimum meets the sum of the block's x, which all rows share. What quants without a minimum are too large
+by is taken off by what a block's sum begins with, -8 or -128 times the sum of its activations.
 Formats: ggml's `block_q4_0`, `block_q4_1` and `block_q8_0`, ggml-common.h; its `quantize_row_q8_1_ref` for activations.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,114 +45,196 @@ from sapper import Tensor, abs, each, f16, f32, i8, i32, max, round, rsqrt, sum,
 from .activation import silu, silu_reference
 from .record import EXACT, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
-P, B, C, M, T = sp.dims("P B C M T")
-BLOCK, PANEL, SLOT = 32, 16, 4
-HALVES = {"q4": 2, "q8": 1}
-"""How many quants a byte holds."""
-SCALES = {"q4": 2, "q8": 1}
-"""A block's scale, and its minimum."""
-OFFSET = 128
-"""What the quants of q8 are larger by than GGUF's, so that they are unsigned."""
+P, B, C, G, M, T = sp.dims("P B C G M T")
+BLOCKS, PANEL, SLOT = (32, 64, 128), 16, 4
+GROUPS = (128, 64, 32)
+"""Activations that share a scale; the first that divides their number is best."""
 LARGEST = 127.0
 """The largest magnitude of a quantised activation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """bits of a quant; block: weights that share a scale; minimum: whether they share that too."""
+
+    bits: int
+    block: int = 32
+    minimum: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"q{self.bits}{'m' if self.minimum else ''}{'' if self.block == 32 else f'_{self.block}'}"
+
+    @property
+    def halves(self) -> int:
+        """Quants in a byte."""
+        return 8 // self.bits
+
+    @property
+    def words(self) -> int:
+        """Lanes of a row's block."""
+        return self.block // (SLOT * self.halves)
+
+    @property
+    def scales(self) -> int:
+        """Of a block: its scale, and its minimum."""
+        return 2 if self.minimum else 1
+
+    @property
+    def offset(self) -> int:
+        """What quants are larger by than what is scaled."""
+        return 0 if self.minimum else 1 << self.bits - 1
+
+    @property
+    def block_bytes(self) -> int:
+        return self.block * self.bits // 8 + 2 * self.scales
+
+
+FORMS = {form.name: form for form in (
+    Form(bits, block, minimum) for bits in (4, 8) for minimum in (False, True) for block in BLOCKS)}
+"""By name."""
+
+
+def group_for(block: int, columns: int) -> int:
+    """How many activations best share a scale where they meet blocks: the block itself, or several."""
+    return next((group for group in GROUPS if group > block and columns % group == 0), block)
 
 
 # ------------------------------------------------------------------------------------------------------------- kernels
 
 
-def make_kernels(form: str) -> SimpleNamespace:
-    """The kernels of one form of weights, and the functions on blocks that other kernels share (moe_blocks.py).
+def kernel_suffix(form: Form, group: int) -> str:
+    """What ends the names of kernels of quantised activations."""
+    return form.name if group == group_for(form.block, GROUPS[0]) else f"{form.name}_by{group}"
 
-    matmul, matmul_residual, matmul_swiglu     y [M, P, 16] from what quantize_blocks makes of C >= M rows
-    matvec, matvec_residual, matvec_swiglu     y [P, 16] from x [B, 32] in f32
-    dequantize, embedding                      rows in f32
+
+@cache
+def product_kernels(form: Form, group: int) -> SimpleNamespace:
+    """The kernels with quantised activations, `group` of which share a scale, and the function that other kernels share
+    (moe_blocks.py). A row's blocks are [G, D], D = group / block of them in a group of activations.
+
+    matmul, matmul_residual, matmul_swiglu     y [M, P, 16] from what quantize_groups makes of C >= M rows
     """
-    halves, scale_rows = HALVES[form], SCALES[form]
-    words, half_bits = BLOCK // (SLOT * halves), 8 // halves
-    mask = (1 << half_bits) - 1
+    halves, words, parts, rows = form.halves, form.words, group // form.block, form.scales
 
     def block_sum(
-        quants: Any, scales: Any, x: Any, x_scales: Any, starts: Any, p: Any, b: Any, m: Any, l: Any
+        quants: Any, scales: Any, x: Any, sums: Any, starts: Any, p: Any, g: Any, d: Any, m: Any, l: Any
     ) -> Any:
-        """The products of one block of the panels p and the quantised rows m, summed: a tile over p, m and l."""
+        """The products of a block of the panels p and the rows m, times the scale of the weights: over p, m and l."""
         w, s = whole(words), whole(SLOT)
-        scale = scales[p, b, 0, l].to(f32) * x_scales[b, 0, m]
-        if form == "q4":
-            pairs = quants[p, b, w, l, s]
-            products = (pairs & 15) @ x[b, m, 0, w, s] + (pairs >> 4) @ x[b, m, 1, w, s]
-            return products.to(f32) * scale + scales[p, b, 1, l].to(f32) * x_scales[b, 1, m]
-        return (quants[p, b, w, l, s] @ x[b, m, 0, w, s] + starts[b, m]).to(f32) * scale
+        packed = quants[p, g, d, w, l, s]
+        if form.bits == 4:
+            products = (packed & 15) @ x[g, m, d, 0, w, s] + (packed >> 4) @ x[g, m, d, 1, w, s]
+        else:
+            products = packed @ x[g, m, d, 0, w, s]
+        scale = scales[p, g, d, 0, l].to(f32)
+        if form.minimum:
+            return products.to(f32) * scale + scales[p, g, d, 1, l].to(f32) * sums[g, d, m]
+        return (products + starts[g, d, m]).to(f32) * scale
+
+    def group_sum(
+        nothing: Any, quants: Any, scales: Any, x: Any, x_scales: Any, sums: Any, starts: Any, p: Any, g: Any, m: Any,
+        l: Any,
+    ) -> Any:
+        """The products of a group. nothing: zeros over p, m and l."""
+        if parts == 1:
+            return block_sum(quants, scales, x, sums, starts, p, g, 0, m, l) * x_scales[g, m]
+        total = nothing
+        for d in range(parts):
+            total += block_sum(quants, scales, x, sums, starts, p, g, d, m, l)
+        return total * x_scales[g, m]
+
+    @sp.kernel(name=f"matmul_{kernel_suffix(form, group)}")
+    def matmul(
+        quants: Tensor[u8, P, G, parts, words, PANEL, SLOT], scales: Tensor[f16, P, G, parts, rows, PANEL],
+        x: Tensor[i8, G, C, group], x_scales: Tensor[f32, G, C], sums: Tensor[f32, G, parts, C],
+        starts: Tensor[i32, G, parts, C], y: Tensor[f32, M, P, PANEL],
+    ):
+        q, factors = x.view(G, C, parts, halves, words, SLOT), x_scales.view(G, C)
+        totals, begin = sums.view(G, parts, C), starts.view(G, parts, C)  # of C rows, M are filled
+        for p, m in tiles(P, M):
+            l = whole(PANEL)
+            acc = zeros(m, p, l, dtype=f32)
+            for g in each(G):
+                acc += group_sum(
+                    zeros(m, p, l, dtype=f32), quants, scales, q, factors, totals, begin, p, g, m, l)
+            y[m, p, l] = acc
+
+    @sp.kernel(name=f"matmul_residual_{kernel_suffix(form, group)}")
+    def matmul_residual(
+        quants: Tensor[u8, P, G, parts, words, PANEL, SLOT], scales: Tensor[f16, P, G, parts, rows, PANEL],
+        x: Tensor[i8, G, C, group], x_scales: Tensor[f32, G, C], sums: Tensor[f32, G, parts, C],
+        starts: Tensor[i32, G, parts, C], residual: Tensor[f32, M, P, PANEL], y: Tensor[f32, M, P, PANEL],
+    ):
+        q, factors = x.view(G, C, parts, halves, words, SLOT), x_scales.view(G, C)
+        totals, begin = sums.view(G, parts, C), starts.view(G, parts, C)
+        for p, m in tiles(P, M):
+            l = whole(PANEL)
+            acc = zeros(m, p, l, dtype=f32)
+            for g in each(G):
+                acc += group_sum(
+                    zeros(m, p, l, dtype=f32), quants, scales, q, factors, totals, begin, p, g, m, l)
+            y[m, p, l] = residual[m, p, l] + acc
+
+    @sp.kernel(name=f"matmul_swiglu_{kernel_suffix(form, group)}")
+    def matmul_swiglu(
+        gate: Tensor[u8, P, G, parts, words, PANEL, SLOT], gate_scales: Tensor[f16, P, G, parts, rows, PANEL],
+        up: Tensor[u8, P, G, parts, words, PANEL, SLOT], up_scales: Tensor[f16, P, G, parts, rows, PANEL],
+        x: Tensor[i8, G, C, group], x_scales: Tensor[f32, G, C], sums: Tensor[f32, G, parts, C],
+        starts: Tensor[i32, G, parts, C], y: Tensor[f32, M, P, PANEL],
+    ):
+        q, factors = x.view(G, C, parts, halves, words, SLOT), x_scales.view(G, C)
+        totals, begin = sums.view(G, parts, C), starts.view(G, parts, C)
+        for p, m in tiles(P, M):
+            l = whole(PANEL)
+            gate_sum = zeros(m, p, l, dtype=f32)
+            up_sum = zeros(m, p, l, dtype=f32)
+            for g in each(G):
+                gate_sum += group_sum(
+                    zeros(m, p, l, dtype=f32), gate, gate_scales, q, factors, totals, begin, p, g, m, l)
+                up_sum += group_sum(
+                    zeros(m, p, l, dtype=f32), up, up_scales, q, factors, totals, begin, p, g, m, l)
+            y[m, p, l] = silu(gate_sum) * up_sum
+
+    return SimpleNamespace(
+        matmul=matmul, matmul_residual=matmul_residual, matmul_swiglu=matmul_swiglu, group_sum=group_sum)
+
+
+@cache
+def exact_kernels(form: Form) -> SimpleNamespace:
+    """The kernels with plain activations, and the function that other kernels share (moe_blocks.py).
+
+    matvec, matvec_residual, matvec_swiglu     y [P, 16] from x [B, block] in f32
+    dequantize, embedding                      rows in f32
+    """
+    halves, words, scale_rows, size = form.halves, form.words, form.scales, form.block
+    mask = (1 << form.bits) - 1
 
     def weights(quants: Any, scales: Any, p: Any, b: Any, l: Any, h: Any, w: Any, s: Any) -> Any:
         """What is scaled, in f32: a tile over p, b, l, and h, w, s, the elements of a block. quants: four to an i32, as
         shifting a lane is quicker than reading bytes that lie apart."""
-        q = quants[p, b, w, l] >> h.to(i32) * half_bits + s.to(i32) * 8 & mask
-        return (q if form == "q4" else q - OFFSET).to(f32)
+        q = quants[p, b, w, l] >> h.to(i32) * form.bits + s.to(i32) * 8 & mask
+        return (q if form.minimum else q - form.offset).to(f32)
 
     def exact_sum(quants: Any, scales: Any, x: Any, p: Any, b: Any, l: Any, at: Any) -> Any:
         """The products of one block of the panels p and of block `at` of a vector in f32."""
         h, w, s = whole(halves), whole(words), whole(SLOT)
         products = weights(quants, scales, p, b, l, h, w, s) @ x[at, h, w, s]
         scaled = products * scales[p, b, 0, l].to(f32)
-        if form == "q4":
+        if form.minimum:
             return scaled + scales[p, b, 1, l].to(f32) * sum(x[at, h, w, s], over=(h, w, s))
         return scaled
 
     def weight_rows(quants: Any, scales: Any, p: Any, b: Any, l: Any, h: Any, w: Any, s: Any) -> Any:
         scaled = weights(quants, scales, p, b, l, h, w, s) * scales[p, b, 0, l].to(f32)
-        if form == "q4":
+        if form.minimum:
             return scaled + scales[p, b, 1, l].to(f32)
         return scaled
 
-    @sp.kernel(name=f"matmul_{form}")
-    def matmul(
-        quants: Tensor[u8, P, B, words, PANEL, SLOT], scales: Tensor[f16, P, B, scale_rows, PANEL],
-        x: Tensor[i8, B, C, BLOCK], x_scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C],
-        y: Tensor[f32, M, P, PANEL],
-    ):
-        parts, factors, begin = x.view(B, C, halves, words, SLOT), x_scales.view(B, 2, C), starts.view(B, C)
-        for p, m in tiles(P, M):
-            l = whole(PANEL)
-            acc = zeros(m, p, l, dtype=f32)
-            for b in each(B):
-                acc += block_sum(quants, scales, parts, factors, begin, p, b, m, l)
-            y[m, p, l] = acc
-
-    @sp.kernel(name=f"matmul_residual_{form}")
-    def matmul_residual(
-        quants: Tensor[u8, P, B, words, PANEL, SLOT], scales: Tensor[f16, P, B, scale_rows, PANEL],
-        x: Tensor[i8, B, C, BLOCK], x_scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C],
-        residual: Tensor[f32, M, P, PANEL], y: Tensor[f32, M, P, PANEL],
-    ):
-        parts, factors, begin = x.view(B, C, halves, words, SLOT), x_scales.view(B, 2, C), starts.view(B, C)
-        for p, m in tiles(P, M):
-            l = whole(PANEL)
-            acc = zeros(m, p, l, dtype=f32)
-            for b in each(B):
-                acc += block_sum(quants, scales, parts, factors, begin, p, b, m, l)
-            y[m, p, l] = residual[m, p, l] + acc
-
-    @sp.kernel(name=f"matmul_swiglu_{form}")
-    def matmul_swiglu(
-        gate: Tensor[u8, P, B, words, PANEL, SLOT], gate_scales: Tensor[f16, P, B, scale_rows, PANEL],
-        up: Tensor[u8, P, B, words, PANEL, SLOT], up_scales: Tensor[f16, P, B, scale_rows, PANEL],
-        x: Tensor[i8, B, C, BLOCK], x_scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C],
-        y: Tensor[f32, M, P, PANEL],
-    ):
-        parts, factors, begin = x.view(B, C, halves, words, SLOT), x_scales.view(B, 2, C), starts.view(B, C)
-        for p, m in tiles(P, M):
-            l = whole(PANEL)
-            gate_sum = zeros(m, p, l, dtype=f32)
-            up_sum = zeros(m, p, l, dtype=f32)
-            for b in each(B):
-                gate_sum += block_sum(gate, gate_scales, parts, factors, begin, p, b, m, l)
-                up_sum += block_sum(up, up_scales, parts, factors, begin, p, b, m, l)
-            y[m, p, l] = silu(gate_sum) * up_sum
-
-    @sp.kernel(name=f"matvec_{form}")
+    @sp.kernel(name=f"matvec_{form.name}")
     def matvec(
         quants: Tensor[u8, P, B, words, PANEL, SLOT], scales: Tensor[f16, P, B, scale_rows, PANEL],
-        x: Tensor[f32, B, BLOCK], y: Tensor[f32, P, PANEL],
+        x: Tensor[f32, B, size], y: Tensor[f32, P, PANEL],
     ):
         joined, parts = quants.view(P, B, words, PANEL, dtype=i32), x.view(B, halves, words, SLOT)
         for p in tiles(P):
@@ -153,10 +244,10 @@ def make_kernels(form: str) -> SimpleNamespace:
                 acc += exact_sum(joined, scales, parts, p, b, l, b)
             y[p, l] = acc
 
-    @sp.kernel(name=f"matvec_residual_{form}")
+    @sp.kernel(name=f"matvec_residual_{form.name}")
     def matvec_residual(
         quants: Tensor[u8, P, B, words, PANEL, SLOT], scales: Tensor[f16, P, B, scale_rows, PANEL],
-        x: Tensor[f32, B, BLOCK], residual: Tensor[f32, P, PANEL], y: Tensor[f32, P, PANEL],
+        x: Tensor[f32, B, size], residual: Tensor[f32, P, PANEL], y: Tensor[f32, P, PANEL],
     ):
         joined, parts = quants.view(P, B, words, PANEL, dtype=i32), x.view(B, halves, words, SLOT)
         for p in tiles(P):
@@ -166,11 +257,11 @@ def make_kernels(form: str) -> SimpleNamespace:
                 acc += exact_sum(joined, scales, parts, p, b, l, b)
             y[p, l] = residual[p, l] + acc
 
-    @sp.kernel(name=f"matvec_swiglu_{form}")
+    @sp.kernel(name=f"matvec_swiglu_{form.name}")
     def matvec_swiglu(
         gate: Tensor[u8, P, B, words, PANEL, SLOT], gate_scales: Tensor[f16, P, B, scale_rows, PANEL],
         up: Tensor[u8, P, B, words, PANEL, SLOT], up_scales: Tensor[f16, P, B, scale_rows, PANEL],
-        x: Tensor[f32, B, BLOCK], y: Tensor[f32, P, PANEL],
+        x: Tensor[f32, B, size], y: Tensor[f32, P, PANEL],
     ):
         gates, ups = gate.view(P, B, words, PANEL, dtype=i32), up.view(P, B, words, PANEL, dtype=i32)
         parts = x.view(B, halves, words, SLOT)
@@ -183,10 +274,10 @@ def make_kernels(form: str) -> SimpleNamespace:
                 up_sum += exact_sum(ups, up_scales, parts, p, b, l, b)
             y[p, l] = silu(gate_sum) * up_sum
 
-    @sp.kernel(name=f"dequantize_{form}")
+    @sp.kernel(name=f"dequantize_{form.name}")
     def dequantize(
         quants: Tensor[u8, P, B, words, PANEL, SLOT], scales: Tensor[f16, P, B, scale_rows, PANEL],
-        out: Tensor[f32, P, PANEL, B, BLOCK],
+        out: Tensor[f32, P, PANEL, B, size],
     ):
         """A matrix [N, K], row by row."""
         joined, parts = quants.view(P, B, words, PANEL, dtype=i32), out.view(P, PANEL, B, halves, words, SLOT)
@@ -194,10 +285,10 @@ def make_kernels(form: str) -> SimpleNamespace:
             l, h, w, s = whole(PANEL), whole(halves), whole(words), whole(SLOT)
             parts[p, l, b, h, w, s] = weight_rows(joined, scales, p, b, l, h, w, s)
 
-    @sp.kernel(name=f"embedding_{form}")
+    @sp.kernel(name=f"embedding_{form.name}")
     def embedding(
         tokens: Tensor[i32, T], quants: Tensor[u8, P, B, words, PANEL, SLOT],
-        scales: Tensor[f16, P, B, scale_rows, PANEL], y: Tensor[f32, T, B, BLOCK],
+        scales: Tensor[f16, P, B, scale_rows, PANEL], y: Tensor[f32, T, B, size],
     ):
         """Rows tokens[t] of the matrix. The caller sees to it that 0 <= tokens[t] < N."""
         joined, parts = quants.view(P, B, words, PANEL, dtype=i32), y.view(T, B, halves, words, SLOT)
@@ -209,85 +300,98 @@ def make_kernels(form: str) -> SimpleNamespace:
                 parts[t, b, h, w, s] = weight_rows(joined, scales, p, b, l, h, w, s)
 
     return SimpleNamespace(
-        matmul=matmul, matmul_residual=matmul_residual, matmul_swiglu=matmul_swiglu, matvec=matvec,
-        matvec_residual=matvec_residual, matvec_swiglu=matvec_swiglu, dequantize=dequantize, embedding=embedding,
-        block_sum=block_sum, exact_sum=exact_sum,
+        matvec=matvec, matvec_residual=matvec_residual, matvec_swiglu=matvec_swiglu, dequantize=dequantize,
+        embedding=embedding, exact_sum=exact_sum,
     )
 
 
-FORMS = {form: make_kernels(form) for form in HALVES}
-"""The kernels of each form, by name."""
+@cache
+def quantize_kernels(block: int, group: int) -> SimpleNamespace:
+    """quantize_groups, rms_norm_quantize_groups: x is about scale * q, scale = max|x| / 127 of a group. A row's groups
+    lie apart, so that those of many rows are read together. Of each block of a group there are, for what its weights
+    are larger or smaller by, sums: the sum of its q, and starts: -offset times that."""
+    parts = group // block
 
+    def quantized(vector: Any, d: Any, i: Any) -> Any:
+        """Groups over d and i: the factors that undo their quantisation, and the quants as whole numbers in f32."""
+        largest = max(max(abs(vector), over=i), over=d)
+        return largest / LARGEST, round(vector * where(largest > 0.0, LARGEST / largest, 0.0))
 
-def quantized(vector: Any, i: Any) -> Any:
-    """Blocks over i: the factors that undo their quantisation, and the quants as whole numbers in f32."""
-    largest = max(abs(vector), over=i)
-    return largest / LARGEST, round(vector * where(largest > 0.0, LARGEST / largest, 0.0))
+    @sp.kernel(name=f"quantize_groups_{block}_{group}")
+    def quantize_groups(
+        x: Tensor[f32, M, G, group], offset: i32, q: Tensor[i8, G, C, group], scales: Tensor[f32, G, C],
+        sums: Tensor[f32, G, parts, C], starts: Tensor[i32, G, parts, C],
+    ):
+        rows, places, factors = x.view(M, G, parts, block), q.view(G, C, parts, block), scales.view(G, C)
+        totals, begin = sums.view(G, parts, C), starts.view(G, parts, C)  # of C rows, M are filled
+        for m, g in tiles(M, G):
+            d, i = whole(parts), whole(block)
+            scale, quants = quantized(rows[m, g, d, i], d, i)
+            places[g, m, d, i] = quants.to(i8)
+            total = sum(quants, over=i)
+            factors[g, m] = scale
+            totals[g, d, m] = total
+            begin[g, d, m] = total.to(i32) * (0 - offset)
 
-
-@sp.kernel
-def quantize_blocks(
-    x: Tensor[f32, M, B, BLOCK], q: Tensor[i8, B, C, BLOCK], scales: Tensor[f32, B, 2, C], starts: Tensor[i32, B, C],
-):
-    """Rows in blocks of 32: x is about scale * q, scale = max|x| / 127 of the block. A row's blocks lie apart, so that
-    those of many rows are read together. scales: the scale, and scale times the sum of q. starts: -128 times the
-    sum."""
-    places, factors, begin = q.view(B, C, BLOCK), scales.view(B, 2, C), starts.view(B, C)  # of which M are filled
-    for m, b in tiles(M, B):
-        i = whole(BLOCK)
-        scale, quants = quantized(x[m, b, i], i)
-        places[b, m, i] = quants.to(i8)
+    @sp.kernel(name=f"rms_norm_quantize_groups_{block}_{group}")
+    def rms_norm_quantize_groups(
+        x: Tensor[f32, G, group], gain: Tensor[f32, G, group], epsilon: f32, offset: i32, q: Tensor[i8, G, 1, group],
+        scales: Tensor[f32, G, 1], sums: Tensor[f32, G, parts, 1], starts: Tensor[i32, G, parts, 1],
+    ):
+        """RMSNorm (Zhang and Sennrich, 2019) of one vector, quantised."""
+        rows, gains, places = x.view(G, parts, block), gain.view(G, parts, block), q.view(G, parts, block)
+        g, d, i = whole(G), whole(parts), whole(block)
+        vector = rows[g, d, i]
+        squares = sum(sum(sum(vector * vector, over=i), over=d), over=g)
+        factor = rsqrt(squares / (G * group).to(f32) + epsilon)
+        scale, quants = quantized(vector * factor * gains[g, d, i], d, i)
+        places[g, d, i] = quants.to(i8)
         total = sum(quants, over=i)
-        factors[b, 0, m] = scale
-        factors[b, 1, m] = scale * total
-        begin[b, m] = total.to(i32) * -OFFSET
+        scales[g, 0] = scale
+        sums[g, d, 0] = total
+        starts[g, d, 0] = total.to(i32) * (0 - offset)
 
-
-@sp.kernel
-def rms_norm_quantize_blocks(
-    x: Tensor[f32, B, BLOCK], gain: Tensor[f32, B, BLOCK], epsilon: f32, q: Tensor[i8, B, 1, BLOCK],
-    scales: Tensor[f32, B, 2, 1], starts: Tensor[i32, B, 1],
-):
-    """RMSNorm (Zhang and Sennrich, 2019) of one vector, quantised as by quantize_blocks."""
-    b = whole(B)
-    i = whole(BLOCK)
-    vector = x[b, i]
-    factor = rsqrt(sum(sum(vector * vector, over=i), over=b) / (B * BLOCK).to(f32) + epsilon)
-    scale, quants = quantized(vector * factor * gain[b, i], i)
-    q[b, 0, i] = quants.to(i8)
-    total = sum(quants, over=i)
-    scales[b, 0, 0] = scale
-    scales[b, 1, 0] = scale * total
-    starts[b, 0] = total.to(i32) * -OFFSET
+    return SimpleNamespace(quantize_groups=quantize_groups, rms_norm_quantize_groups=rms_norm_quantize_groups)
 
 
 # ------------------------------------------------------------------------------------------------- layout and reference
 
 
-def to_panels(quants: Array, *scales: Array) -> tuple[Array, Array]:
-    """GGUF's blocks of rows, quants [N, B, 16] (two to a byte) or [N, B, 32] (i8) and scales [N, B], in panels."""
-    if quants.dtype == np.int8:
-        quants = quants.view(np.uint8) ^ np.uint8(OFFSET)
+def panel_shapes(parts: Sequence[Array], rows: int, blocks: int) -> list[tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of quants and scales in panels, for rows of blocks (see fill_panels)."""
+    quants, *scales = parts
+    panels = rows // PANEL
+    return [((panels, blocks, quants.shape[2] // SLOT, PANEL, SLOT), np.dtype(np.uint8)),
+            ((panels, blocks, len(scales), PANEL), scales[0].dtype)]
+
+
+def fill_panels(targets: Sequence[Array], quants: Array, *scales: Array) -> None:
+    """Puts blocks of rows, quants [N, B, bytes] (of 4 bits two to a byte) and scales [N, B], in panels."""
     n, b, size = quants.shape
-    slots = quants.reshape(n // PANEL, PANEL, b, size // SLOT, SLOT).transpose(0, 2, 3, 1, 4)
-    rows = np.stack(scales, axis=-1).reshape(n // PANEL, PANEL, b, len(scales)).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(slots), np.ascontiguousarray(rows)
+    slots = quants.view(np.uint32).reshape(n // PANEL, PANEL, b, size // SLOT)  # four bytes are moved as one
+    targets[0].view(np.uint32)[..., 0] = slots.transpose(0, 2, 3, 1)
+    for number, scale in enumerate(scales):
+        targets[1][:, :, number] = scale.reshape(n // PANEL, PANEL, b).transpose(0, 2, 1)
 
 
-def matrix(quants: Array, scales: Array) -> Array:
-    """The matrix [N, K] of panels, in float64."""
-    panels, blocks, words = quants.shape[:3]
-    slots = quants.transpose(0, 3, 1, 2, 4).reshape(panels * PANEL, blocks, words * SLOT)
-    rows = scales.astype(np.float64).transpose(0, 3, 1, 2).reshape(panels * PANEL, blocks, scales.shape[2])
-    if scales.shape[2] == 1:
-        values = (slots.astype(np.float64) - OFFSET) * rows[:, :, :1]
-    else:
-        values = np.concatenate([slots & 15, slots >> 4], axis=2) * rows[:, :, :1] + rows[:, :, 1:]
-    return values.reshape(panels * PANEL, blocks * BLOCK)
+def matrix(form: Form, quants: Array, scales: Array) -> Array:
+    """The matrix [N, K] of panels, in float64. The blocks of a row may be in groups."""
+    panels = len(quants)
+    blocks = int(np.prod(quants.shape[1:])) // (form.words * PANEL * SLOT)
+    slots: Array = quants.reshape(panels, blocks, form.words, PANEL, SLOT).transpose(0, 3, 1, 2, 4)
+    slots = slots.reshape(panels * PANEL, blocks, form.words * SLOT)
+    rows: Array = scales.astype(np.float64).reshape(panels, blocks, form.scales, PANEL).transpose(0, 3, 1, 2)
+    rows = rows.reshape(panels * PANEL, blocks, form.scales)
+    if form.bits == 4:
+        slots = np.concatenate([slots & 15, slots >> 4], axis=2)
+    values = (slots.astype(np.float64) - form.offset) * rows[:, :, :1]
+    if form.minimum:
+        values += rows[:, :, 1:]
+    return values.reshape(panels * PANEL, blocks * form.block)
 
 
-def matrix_of(arguments: Arguments, prefix: str = "") -> Array:
-    return matrix(arguments[prefix or "quants"], arguments[f"{prefix}_scales" if prefix else "scales"])
+def matrix_of(arguments: Arguments, form: Form, prefix: str = "") -> Array:
+    return matrix(form, arguments[prefix or "quants"], arguments[f"{prefix}_scales" if prefix else "scales"])
 
 
 def activations(arguments: Arguments) -> Array:
@@ -295,53 +399,53 @@ def activations(arguments: Arguments) -> Array:
     x: Array = arguments["x"].astype(np.float64)
     if x.ndim == 2:
         return x.reshape(1, -1)
-    x = x * arguments["x_scales"][:, 0, :, None].astype(np.float64)
+    x = x * arguments["x_scales"][:, :, None].astype(np.float64)
     return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
 
 
-def product_reference(arguments: Arguments) -> dict[str, Array]:
+def product_reference(arguments: Arguments, form: Form) -> dict[str, Array]:
     y = arguments["y"]
     x = activations(arguments)[: len(y) if y.ndim == 3 else 1]
     if "gate" in arguments:
-        result = silu_reference(x @ matrix_of(arguments, "gate").T) * (x @ matrix_of(arguments, "up").T)
+        gate, up = (matrix_of(arguments, form, name) for name in ("gate", "up"))
+        result = silu_reference(x @ gate.T) * (x @ up.T)
     else:
-        result = x @ matrix_of(arguments).T
+        result = x @ matrix_of(arguments, form).T
     result = result.reshape(y.shape)
     return {"y": result + arguments["residual"] if "residual" in arguments else result}
 
 
-def dequantize_reference(arguments: Arguments) -> dict[str, Array]:
-    return {"out": matrix_of(arguments).reshape(arguments["out"].shape)}
+def dequantize_reference(arguments: Arguments, form: Form) -> dict[str, Array]:
+    return {"out": matrix_of(arguments, form).reshape(arguments["out"].shape)}
 
 
-def embedding_reference(arguments: Arguments) -> dict[str, Array]:
-    return {"y": matrix_of(arguments)[arguments["tokens"]].reshape(arguments["y"].shape)}
+def embedding_reference(arguments: Arguments, form: Form) -> dict[str, Array]:
+    return {"y": matrix_of(arguments, form)[arguments["tokens"]].reshape(arguments["y"].shape)}
 
 
-def quantize_rows(x: Array) -> tuple[Array, Array, Array]:
-    """q, scales and starts of rows [M, B, 32] in f32, as quantize_blocks has them."""
+def quantize_rows(x: Array, block: int, offset: int) -> dict[str, Array]:
+    """q, scales, sums and starts of rows [M, G, group] in f32, as quantize_groups has them."""
     x = x.astype(np.float32)
     largest = np.abs(x).max(axis=-1)
     with np.errstate(divide="ignore"):
         inverse = np.where(largest > 0, np.float32(LARGEST) / largest, np.float32(0))
     q = np.rint(x * inverse[..., None])
-    scale = largest / np.float32(LARGEST)
-    total = q.sum(axis=-1)
-    scales = np.stack([scale, scale * total], axis=-1).astype(np.float32)
-    return q.astype(np.int8).swapaxes(0, 1), scales.transpose(1, 2, 0), (total * -OFFSET).astype(np.int32).T
+    sums = q.reshape(*q.shape[:2], q.shape[2] // block, block).sum(axis=-1).transpose(1, 2, 0)
+    return {
+        "q": q.astype(np.int8).swapaxes(0, 1), "scales": (largest / np.float32(LARGEST)).T,
+        "sums": sums.astype(np.float32), "starts": (sums * -offset).astype(np.int32),
+    }
 
 
-def quantize_reference(arguments: Arguments) -> dict[str, Array]:
+def quantize_reference(arguments: Arguments, block: int) -> dict[str, Array]:
     x = arguments["x"]
     if "gain" in arguments:
         wide = x.astype(np.float64)
         x = (wide / np.sqrt(np.square(wide).mean() + arguments["epsilon"]) * arguments["gain"])[None]
-    names = ("q", "scales", "starts")
-    rows = len(x)
     expected = {}
-    for name, made in zip(names, quantize_rows(x), strict=True):
+    for name, made in quantize_rows(x, block, arguments["offset"]).items():
         expected[name] = arguments[name].copy()  # What lies beyond the rows stays as it is.
-        place = expected[name][:, :rows] if name != "scales" else expected[name][:, :, :rows]
+        place = expected[name][:, : len(x)] if name in ("q", "scales") else expected[name][:, :, : len(x)]
         place[...] = made
     return expected
 
@@ -349,58 +453,61 @@ def quantize_reference(arguments: Arguments) -> dict[str, Array]:
 # -------------------------------------------------------------------------------------------------- arguments and cases
 
 
-def random_blocks(random: np.random.Generator, form: str, p: int, b: int, prefix: str = "") -> Arguments:
-    """Weights near 1 / sqrt(K), as in a network."""
-    unit = 1.0 / np.sqrt(BLOCK * b + 1.0)
-    quants = random.integers(0, 256, (p, b, BLOCK // (SLOT * HALVES[form]), PANEL, SLOT)).astype(np.uint8)
-    scales = unit * random.uniform(0.05, 0.2, (p, b, SCALES[form], PANEL))
-    if form == "q8":
-        scales /= 8
-    else:
-        scales[:, :, 1] *= -8.0
+def random_blocks(
+    random: np.random.Generator, form: Form, p: int, blocks: tuple[int, ...], prefix: str = ""
+) -> Arguments:
+    """Weights near 1 / sqrt(K), as in a network. blocks: of a row, by groups where they are in groups."""
+    unit = 1.0 / np.sqrt(form.block * np.prod(blocks) + 1.0)
+    quants = random.integers(0, 256, (p, *blocks, form.words, PANEL, SLOT)).astype(np.uint8)
+    scales = unit * random.uniform(0.05, 0.2, (p, *blocks, form.scales, PANEL)) * 2.0 ** (4 - form.bits)
+    if form.minimum:
+        scales[..., 1, :] *= -(2.0 ** (form.bits - 1))
     return {prefix or "quants": quants, f"{prefix}_scales" if prefix else "scales": scales.astype(np.float16)}
 
 
-def random_activations(random: np.random.Generator, b: int, rows: int, more: int = 0) -> Arguments:
+def random_activations(
+    random: np.random.Generator, form: Form, g: int, group: int, rows: int, more: int = 0
+) -> Arguments:
     """Quantised rows, with room for some more."""
-    q, scales, starts = quantize_rows(normal(random, rows + more, b, BLOCK))
-    return {"x": np.ascontiguousarray(q), "x_scales": np.ascontiguousarray(scales),
-            "starts": np.ascontiguousarray(starts)}
+    made = quantize_rows(normal(random, rows + more, g, group), form.block, form.offset)
+    names = {"q": "x", "scales": "x_scales", "sums": "sums", "starts": "starts"}
+    return {names[name]: np.ascontiguousarray(part) for name, part in made.items()}
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, form: str, task: str) -> Arguments:
-    b = shape["B"]
-    if task == "norm":
-        return {"x": normal(random, b, BLOCK), "gain": normal(random, b, BLOCK), "epsilon": 1e-5, **_unwritten(b, 1)}
-    if task == "quantize":
-        x = normal(random, shape["M"], b, BLOCK)
-        x[:, ::3] *= 20
-        x[shape["M"] // 2 :, 0] = 0
-        return {"x": x, **_unwritten(b, shape["C"])}
-    p = shape["P"]
+def make_arguments(random: np.random.Generator, shape: Shape, form: Form, group: int, task: str) -> Arguments:
+    p, parts = shape["P"], group // form.block
+    blocks = (shape["G"], parts) if task.startswith("matmul") else (shape["B"],)
     arguments: Arguments = {}
     for prefix in ("gate", "up") if task.endswith("swiglu") else ("",):
-        arguments |= random_blocks(random, form, p, b, prefix)
+        arguments |= random_blocks(random, form, p, blocks, prefix)
     if task == "dequantize":
-        return arguments | {"out": unwritten(p, PANEL, b, BLOCK)}
+        return arguments | {"out": unwritten(p, PANEL, *blocks, form.block)}
     if task == "embedding":
         t = shape["T"]
         tokens = {"tokens": random.integers(0, np.maximum(1, p * PANEL), t).astype(np.int32)}
-        return tokens | arguments | {"y": unwritten(t, b, BLOCK)}
+        return tokens | arguments | {"y": unwritten(t, *blocks, form.block)}
     rows: tuple[int, ...] = ()
     if task.startswith("matmul"):
         rows = (shape["M"],)
-        arguments |= random_activations(random, b, shape["M"], shape["C"] - shape["M"])
+        arguments |= random_activations(random, form, shape["G"], group, shape["M"], shape["C"] - shape["M"])
     else:
-        arguments["x"] = normal(random, b, BLOCK)
+        arguments["x"] = normal(random, *blocks, form.block)
     if task.endswith("residual"):
         arguments["residual"] = normal(random, *rows, p, PANEL)
     return arguments | {"y": unwritten(*rows, p, PANEL)}
 
 
-def _unwritten(b: int, c: int) -> Arguments:
-    return {"q": np.full((b, c, BLOCK), -1, np.int8), "scales": unwritten(b, 2, c),
-            "starts": unwritten(b, c, dtype="i32")}
+def quantize_arguments(random: np.random.Generator, shape: Shape, block: int, group: int, task: str) -> Arguments:
+    g, c = shape["G"], shape.get("C", 1)
+    results = {"q": np.full((g, c, group), -1, np.int8), "scales": unwritten(g, c),
+               "sums": unwritten(g, group // block, c), "starts": unwritten(g, group // block, c, dtype="i32")}
+    if task == "norm":
+        vectors: Arguments = {name: normal(random, g, group) for name in ("x", "gain")}
+        return vectors | {"epsilon": 1e-5, "offset": 8} | results
+    x = normal(random, shape["M"], g, group)
+    x[:, ::3] *= 20
+    x[shape["M"] // 2 :, 0] = 0
+    return {"x": x, "offset": 128} | results
 
 
 TOLERANCE = Tolerance(
@@ -408,32 +515,28 @@ TOLERANCE = Tolerance(
     "the minimum are of one size and opposite signs"
 )
 PLAIN = Tolerance(1e-6, 1e-6, "a product and a sum, each rounded once")
-BLOCK_BYTES = {"q4": 20, "q8": 34}
-"""Of 32 weights: 4 or 8 bits each, and the scale and minimum."""
 NORMED = Tolerance(
     1e-5, 1.0, "the norm is a sum in another order, so that a value in the middle between two quants may go to either"
 )
-MATRICES = ((96, 18), (896, 128))
+MATRICES = ((96, 640), (896, 4096))
+"""Panels and columns."""
 ROWS = (1, 4, 16, 512)
 
 
-def _cases(form: str, task: str) -> tuple[Case, ...]:
+def _cases(form: Form, group: int, task: str) -> tuple[Case, ...]:
     count = 2 if task.endswith("swiglu") else 1
     cases = []
-    for p, b in MATRICES:
-        n, k, weights = p * PANEL, b * BLOCK, count * p * PANEL * b * BLOCK_BYTES[form]
-        if task == "norm":
-            cases.append(Case({"B": b}, flops=6 * k, bytes=9 * k + 12 * b))
-        elif task == "quantize":
-            cases.append(Case({"M": 512, "B": b, "C": 512}, flops=512 * 4 * k, bytes=512 * (5 * k + 12 * b)))
-        elif task == "embedding":
-            cases.append(Case({"T": 128, "P": p, "B": b}, flops=256 * k, bytes=128 * (4 * k + b * BLOCK_BYTES[form])))
+    for p, k in MATRICES:
+        n, b, g = p * PANEL, k // form.block, k // group
+        weights = count * n * b * form.block_bytes
+        if task == "embedding":
+            cases.append(Case({"T": 128, "P": p, "B": b}, flops=256 * k, bytes=128 * (4 * k + b * form.block_bytes)))
         elif task == "dequantize":
             cases.append(Case({"P": p, "B": b}, flops=2 * n * k, bytes=weights + 4 * n * k))
         elif task.startswith("matmul"):
             for m in ROWS:
-                vectors = 4 * m * n * (2 if task.endswith("residual") else 1) + m * (k + 12 * b)
-                shape = {"P": p, "B": b, "C": m, "M": m}
+                vectors = 4 * m * n * (2 if task.endswith("residual") else 1) + m * (k + 4 * g + 8 * b)
+                shape = {"P": p, "G": g, "C": m, "M": m}
                 cases.append(Case(shape, flops=2 * count * m * n * k, bytes=weights + vectors))
         else:
             vectors = n * (2 if task.endswith("residual") else 1) + k
@@ -442,33 +545,54 @@ def _cases(form: str, task: str) -> tuple[Case, ...]:
 
 
 CHECK_SHAPES: dict[str, tuple[dict[str, int], ...]] = {
-    "norm": ({"B": 1}, {"B": 2}, {"B": 18}),
-    "quantize": ({"M": 0, "B": 2, "C": 1}, {"M": 1, "B": 3, "C": 1}, {"M": 5, "B": 2, "C": 7}),
     "embedding": ({"T": 0, "P": 1, "B": 1}, {"T": 3, "P": 2, "B": 1}, {"T": 5, "P": 3, "B": 3}),
     "matvec": ({"P": 0, "B": 2}, {"P": 1, "B": 1}, {"P": 3, "B": 2}, {"P": 5, "B": 3}),
-    "matmul": ({"P": 0, "B": 2, "C": 1, "M": 1}, {"P": 3, "B": 2, "C": 1, "M": 1}, {"P": 2, "B": 3, "C": 9, "M": 7},
-               {"P": 3, "B": 1, "C": 31, "M": 31}),
+    "matmul": ({"P": 0, "G": 2, "C": 1, "M": 1}, {"P": 3, "G": 2, "C": 1, "M": 1}, {"P": 2, "G": 3, "C": 9, "M": 7},
+               {"P": 3, "G": 1, "C": 31, "M": 31}),
 }
-
-
-def _entry(kernel: Any, form: str, task: str, reference: Any, tolerance: Tolerance) -> LibraryKernel:
-    shapes = CHECK_SHAPES.get(task.split("_")[0], CHECK_SHAPES["matvec"])
-    return LibraryKernel(
-        name=kernel.name, kernel=kernel, reference=reference,
-        make_arguments=lambda random, shape: make_arguments(random, shape, form, task), tolerance=tolerance,
-        cases=_cases(form, task), check_shapes=shapes, dtype=form,
-        products="i8" if task.startswith("matmul") else "f32",
-    )
-
-
 TASKS: dict[str, tuple[Any, Tolerance]] = {
     **dict.fromkeys(("matmul", "matmul_residual", "matmul_swiglu", "matvec", "matvec_residual", "matvec_swiglu"),
                     (product_reference, TOLERANCE)),
     "dequantize": (dequantize_reference, PLAIN), "embedding": (embedding_reference, PLAIN),
 }
+
+
+def _entry(form: Form, group: int, task: str) -> LibraryKernel:
+    products = task.startswith("matmul")
+    kernel = getattr(product_kernels(form, group) if products else exact_kernels(form), task)
+    reference, tolerance = TASKS[task]
+    return LibraryKernel(
+        name=kernel.name, kernel=kernel, reference=lambda arguments: reference(arguments, form),
+        make_arguments=lambda random, shape: make_arguments(random, shape, form, group, task), tolerance=tolerance,
+        cases=_cases(form, group, task), check_shapes=CHECK_SHAPES.get(task.split("_")[0], CHECK_SHAPES["matvec"]),
+        dtype=form.name, products="i8" if products else "f32",
+    )
+
+
+def _quantize_entry(block: int, group: int, task: str) -> LibraryKernel:
+    kernels = quantize_kernels(block, group)
+    kernel = kernels.rms_norm_quantize_groups if task == "norm" else kernels.quantize_groups
+    cases = []
+    for _, k in MATRICES:
+        g, b = k // group, k // block
+        if task == "norm":
+            cases.append(Case({"G": g}, flops=6 * k, bytes=9 * k + 4 * g + 8 * b))
+        else:
+            cases.append(Case({"M": 512, "G": g, "C": 512}, flops=512 * 4 * k, bytes=512 * (5 * k + 4 * g + 8 * b)))
+    return LibraryKernel(
+        name=kernel.name, kernel=kernel, reference=lambda arguments: quantize_reference(arguments, block),
+        make_arguments=lambda random, shape: quantize_arguments(random, shape, block, group, task),
+        tolerance=NORMED if task == "norm" else EXACT, cases=tuple(cases),
+        check_shapes=({"G": 1}, {"G": 2}, {"G": 9}) if task == "norm" else (
+            {"M": 0, "G": 2, "C": 1}, {"M": 1, "G": 3, "C": 1}, {"M": 5, "G": 2, "C": 7}),
+        dtype="q8",
+    )
+
+
+LISTED = (("q4", 128), ("q4m", 128), ("q8", 128), ("q4m_128", 128))
+"""Forms and groups of the library's list; others are made where they are used."""
 KERNELS = (
-    *(_entry(getattr(kernels, task), form, task, *found) for form, kernels in FORMS.items()
-      for task, found in TASKS.items()),
-    _entry(quantize_blocks, "q8", "quantize", quantize_reference, EXACT),
-    _entry(rms_norm_quantize_blocks, "q8", "norm", quantize_reference, NORMED),
+    *(_entry(FORMS[name], group, task) for name, group in LISTED for task in TASKS),
+    _entry(FORMS["q4m"], 32, "matmul"),
+    *(_quantize_entry(*sizes, task) for sizes in ((32, 128), (128, 128)) for task in ("quantize", "norm")),
 )

@@ -3,6 +3,9 @@
 Enters a walk, the model's lane axis, and the block that the schedule names. Leaves a `Fit`, or the reason why the block
 does not fit there; and, while the walk is emitted, the lane op `asm_contract` in place of the loop over the depth for
 every tile that the block is written for. Other tiles, and what the block's step leaves of the depth, are generated.
+
+Holds: several contractions of one walk (the two of SwiGLU) meet the same left operand. Where elements are packed in
+slots (bf16), the walk is, too (sapper/lane/packed.py), and the depth is counted in slots.
 """
 
 from __future__ import annotations
@@ -23,13 +26,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a micro-kernel serves a walk. rows, depth: axes, beside the lane axis. left, right: loads of its operands."""
+    """How a micro-kernel serves a walk. rows, depth: axes, beside the lane axis. left, rights: loads of operands."""
 
     piece: ContractionPiece
     rows: str
     depth: str
     left: Op
-    right: Op
+    rights: tuple[Op, ...]
+
+    @property
+    def staged(self) -> list[Op]:
+        """What is copied for it, but for panels that were packed before the call."""
+        return [*self.rights, *([self.left] if self.piece.left == "blocks" else [])]
 
 
 def fit(model: Model, walk: Walk, lane: str | None, key: str) -> Fit | str:
@@ -38,40 +46,38 @@ def fit(model: Model, walk: Walk, lane: str | None, key: str) -> Fit | str:
     refusal = piece.refusal(model.facts.family, model.facts.features, model.lanes)
     if refusal:
         return refusal
-    if len(walk.reductions) != 1 or walk.reductions[0].name != "contract" or walk.inner:
-        return "the walk is not one contraction by itself"
-    (contraction,) = walk.reductions
+    if any(op.name != "contract" for op in walk.reductions) or len(walk.reductions) != piece.rights or walk.inner:
+        return f"the walk is not {'one contraction' if piece.rights == 1 else f'{piece.rights} contractions'} by itself"
     (depth, *more) = walk.reduced
     rows = [axis for axis in walk.outer if axis != lane]
     if more or len(walk.outer) != 2 or lane not in walk.outer or any(a not in model.open for a in walk.axes):
         return "the contraction is not over one axis, with two axes in its result that this walk loops over"
-    if any(v in model.rows or v in model.buffers for v in contraction.operands):
-        return "an operand is a copy that the kernel holds, not a tensor"
-    loads = [_load_of(v) for v in contraction.operands]
-    left = next((op for op in loads if op is not None and _axes(op) == {rows[0], depth}), None)
-    right = next((op for op in loads if op is not None and _axes(op) == {lane, depth}), None)
-    if left is None or right is None or len(loads) != 2:
+    lefts: list[Op] = []
+    rights: list[Op] = []
+    for contraction in walk.reductions:
+        if any(v in model.rows or v in model.buffers for v in contraction.operands):
+            return "an operand is a copy that the kernel holds, not a tensor"
+        loads = [_load_of(v) for v in contraction.operands]
+        lefts += [op for op in loads if op is not None and _axes(op) == {rows[0], depth}]
+        rights += [op for op in loads if op is not None and _axes(op) == {lane, depth}]
+        sums = contraction.result.type
+        assert isinstance(sums, TileType)
+        if sums.dtype is not f32:
+            return f"its sums are f32, the contraction's {sums.dtype.name}"
+    if not len(lefts) == len(set(rights)) == piece.rights:
         return f"its operands are not tiles in memory over {rows[0]} and {depth}, and {lane} and {depth}"
-    for op in (left, right):
+    left = lefts[0]
+    if any(op is not left for op in lefts):
+        return "the contractions have no left operand in common"
+    for op in (left, *rights):
         dtype = model.access(op).dtype
         if dtype is not piece.dtype:
             return f"{op.operands[0].name} is of {dtype.name}; it takes {piece.dtype.name}"
         if model.access(op).gathers:
             return f"{op.operands[0].name} is gathered"
-    sums = contraction.result.type
-    assert isinstance(sums, TileType)
-    if sums.dtype is not f32:
-        return f"its sums are f32, the contraction's {sums.dtype.name}"
-    access = model.access(left)
-    if access.axes.get(depth) != element_bytes(access.dtype):
-        return f"{left.operands[0].name} is not contiguous along {depth}"
-    if not model.is_bounded(depth):
-        return f"no panel can be packed: the range of {depth} is known only as the kernel runs"
-    wanted_stage = model.schedule.stage
-    if wanted_stage is not None and (right.operands[0].name not in wanted_stage
-                                     or left.operands[0].name in wanted_stage):
-        return f"the schedule stages {', '.join(wanted_stage) or 'nothing'}; it takes a panel of " \
-               f"{right.operands[0].name}, and {left.operands[0].name} where it lies"
+    refusal = _memory_refusal(model, piece, left, rights, rows[0], depth)
+    if refusal:
+        return refusal
     for axis, count in ((rows[0], piece.rows[0]), (lane, piece.vectors[0])):
         capacity, tile = model.open[axis].capacity, count * (model.lanes if axis == lane else 1)
         if capacity is not None and not capacity.dims and capacity.constant < tile:
@@ -79,29 +85,66 @@ def fit(model: Model, walk: Walk, lane: str | None, key: str) -> Fit | str:
         wanted = model.schedule.registers.get(axis, count)
         if wanted != count:
             return f"the schedule holds {wanted} of axis {axis} at once; a tile has {count}"
-    return Fit(piece, rows[0], depth, left, right)
+    return Fit(piece, rows[0], depth, left, tuple(rights))
+
+
+def _memory_refusal(model: Model, piece: ContractionPiece, left: Op, rights: list[Op], rows: str, depth: str) -> str:
+    """Why the operands do not lie, and can't be copied, as the piece reads them; "" where they do or can."""
+    access, name = model.access(left), left.operands[0].name
+    if access.axes.get(depth) != element_bytes(access.dtype):
+        return f"{name} is not contiguous along {depth}"
+    if model.panels_of(left) is not None:
+        return f"{name} is packed in panels; it takes rows"
+    width = piece.vectors[0] * model.lanes
+    panels = [model.panels_of(op) for op in rights]
+    for op, found in zip(rights, panels, strict=True):
+        if found is not None and (found.width, found.elements) != (width, piece.elements):
+            return f"{op.operands[0].name} is packed in panels of {found.width} columns and {found.elements} " \
+                f"elements; it takes {width} and {piece.elements}"
+    if (None in panels or piece.left == "blocks") and not model.is_bounded(depth):
+        return f"no panel can be packed: the range of {depth} is known only as the kernel runs"
+    if piece.left == "blocks" and not model.is_bounded(rows):
+        return f"no rows can be packed: the range of {rows} is known only as the kernel runs"
+    wanted = model.schedule.stage
+    copied = {op.operands[0].name for op, found in zip(rights, panels, strict=True) if found is None}
+    copied |= {name} if piece.left == "blocks" else set()
+    lies = {name} - copied
+    if wanted is not None and (not copied <= set(wanted) or lies & set(wanted)):
+        takes = f"takes copies of {', '.join(sorted(str(c) for c in copied))}" + (
+            f", and {name} where it lies" if lies else "")
+        return f"the schedule stages {', '.join(wanted) or 'nothing'}; it {takes}"
+    return ""
+
+
+def takes(low: WalkLowering, found: Fit, lane: str) -> bool:
+    """Whether the piece is written for the tile that is bound."""
+    return low.bound[found.rows].count in found.piece.rows and low.bound[lane].count in found.piece.vectors
 
 
 def emit_steps(low: WalkLowering, found: Fit, lane: str, sums: list[Value]) -> tuple[list[Value], Scalar] | None:
     """The micro-kernel at the piece of the walk that is bound, if it is written for it.
 
-    sums: rows of the tile, row by row. Leaves the new ones, and how much of the depth is done; None for another tile.
+    sums: rows of the tile, contraction by contraction and row by row. Leaves the new ones, and how much of the depth is
+    done; None for another tile.
     """
-    piece, rows, columns = found.piece, low.bound[found.rows], low.bound[lane]
-    if rows.count not in piece.rows or columns.count not in piece.vectors:
+    piece, rows = found.piece, low.bound[found.rows]
+    if not takes(low, found, lane):
         return None
     o = low.open[found.depth]
     done = low.sub(o.extent, low.scalar("s_mod", o.extent, piece.step)) if o.divisor % piece.step else o.extent
     if done == 0:
         return None
     low.bound[found.depth] = Bound(o.offset, 1, False, None, low.depth)
-    left = _address(low, *low.address(low.access(found.left), {found.rows: 0, found.depth: 0}))
-    right = _address(low, *low.staged[found.right].address({lane: 0, found.depth: 0}))
+    at = {found.rows: 0, found.depth: 0, lane: 0}
+    blocks = low.staged.get(found.left)
+    lies = blocks.address(at) if blocks is not None else low.address(low.operand_access(found.left), at)
+    left = _address(low, *lies)
+    rights = [_address(low, *low.staged[op].address(at)) for op in found.rights]
     del low.bound[found.depth]
-    stride = low.access(found.left).axes[found.rows]
-    scalars = [low.value(s) for s in (done, left, stride, right)]
-    op = Op("asm_contract", [*scalars, *sums], [ROW_F32] * len(sums), {"by": piece.key, "rows": rows.count}, None,
-            low.location)
+    stride: Scalar = low.lanes * piece.element_bytes if blocks is not None else low.access(found.left).axes[found.rows]
+    scalars = [low.value(s) for s in (done, left, stride, *rights)]
+    op = Op("asm_contract", [*scalars, *sums], [ROW_F32] * len(sums),
+            {"by": piece.key, "rows": rows.count, "rights": piece.rights}, None, low.location)
     low.finish(op)
     return list(op.results), done
 

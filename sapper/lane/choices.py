@@ -59,7 +59,8 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
             if any(reduction.name == "contract" for reduction in walk.reductions):
                 contracted.update(op.operands[0].name for op in self.reads(walk))
             blocks.update(f"{piece.module}:{piece.name}" for key, piece in CONTRACTIONS.items()
-                          if walk.reductions and isinstance(fit(self, walk, choice.lane, key), Fit))
+                          if walk.reductions and choice.by_hand is None
+                          and isinstance(fit(self, walk, choice.lane, key), Fit))
             if choice.by_hand is not None:
                 fixed.update((choice.by_hand.rows, choice.lane or ""))
             held = bool(walk.reductions), prod(choice.counts[axis] for axis in choice.order)

@@ -240,7 +240,7 @@ class MatrixLowering(Model):
                                                        if not op.blocks for v in op.results):
                     return None
             inner = nested[0]
-        items = plan_block(inner.blocks[0]).items
+        items = plan_block(inner.blocks[0], self.wholes).items
         return items[0] if len(items) == 1 and isinstance(items[0], Walk) and inner.name == "tiles" else None
 
     def match_matrix_walk(self, walk: Walk, dtypes: tuple[str, ...], scaled: bool,

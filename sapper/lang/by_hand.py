@@ -108,12 +108,15 @@ PIECES: dict[str, RowPiece] = {}
 
 
 class ContractionPiece(Protocol):
-    """The inner loop of a contraction: `sums[r, n] += sum_d left[r, d] * right[d, n]` over some steps of the depth d.
+    """The inner loop of a contraction: `sums[r, n] += sum_d left[r, d] * right[d, n]` over some steps of the depth d;
+    or of several with one left operand.
 
-    key: "family:name". module: where it is written. features: those that its author declares. dtype: of both operands
-    in memory. rows, vectors: the tiles that it can be written for, in rows of `left` and vectors of `right`, the
-    largest first. step: the depth that it is asked for is a multiple of it. The left operand is read where it lies,
-    each row contiguous along the depth; the right one is a packed panel, [depth][vectors], aligned to a vector.
+    key: "family:name". module: where it is written. features: those that its author declares. dtype: of the operands
+    in memory. elements: how many of them a step of the depth takes, which lie side by side (2 of bf16). rows, vectors:
+    the tiles that it can be written for, in rows of `left` and vectors of `right`, the largest first. step: the depth
+    that it is asked for is a multiple of it. rights: how many right operands there are, each a packed panel,
+    [depth][vectors], aligned to a vector. left: how the left operand lies, "rows": where it is, each row contiguous
+    along the depth; "blocks": copied, [depth / lanes][rows][lanes of the depth].
     """
 
     @property
@@ -130,6 +133,20 @@ class ContractionPiece(Protocol):
 
     @property
     def dtype(self) -> Any: ...
+
+    @property
+    def elements(self) -> int: ...
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of a step of the depth in one row."""
+        ...
+
+    @property
+    def left(self) -> str: ...
+
+    @property
+    def rights(self) -> int: ...
 
     @property
     def rows(self) -> tuple[int, ...]: ...

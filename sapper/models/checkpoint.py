@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from . import tokenizer as tokenizers
 from .errors import ModelError
 from .gguf_file import GgufFile
+from .grouped import METADATA, is_grouped, with_groups
 from .locate import find_model
 from .safetensors_file import SafetensorsDirectory
 from .scaled import with_scales
@@ -33,10 +34,18 @@ class Entry(Protocol):
         """Its elements, as f32."""
 
 
+@runtime_checkable
+class Parted(Protocol):
+    """A tensor of which parts can be had."""
+
+    def part(self, index: int) -> Entry:
+        """An element of its first axis: a tensor of one axis less."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """gguf: whether it is a GGUF file, or else a directory of safetensors. metadata: the GGUF's, or config.json.
-    where: the place of the metadata, for messages. tensors: by name.
+    """gguf: whether names and metadata are GGUF's, or else those of a directory of safetensors. metadata: GGUF's, or
+    config.json. where: the place of the metadata, for messages. tensors: by name.
     """
 
     path: Path
@@ -71,6 +80,11 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     if path.is_dir():
         directory = SafetensorsDirectory(path)
         where = str(path / "config.json")
+        if is_grouped(directory.config):
+            grouped = with_groups(where, directory.tensors, directory.config)
+            if (path / METADATA).exists():
+                return Checkpoint(path, True, str(path / METADATA), GgufFile(path / METADATA).metadata, grouped)
+            return Checkpoint(path, False, where, directory.config, grouped)
         tensors = with_scales(where, directory.tensors, directory.config)
         return Checkpoint(path, False, where, directory.config, tensors)
     file = GgufFile(path)

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import ml_dtypes
 import numpy as np
 
 from ..kernels import embedding, matmul, matvec, moe, narrow, norm, quantized
-from ..kernels.moe_blocks import EXPERTS
-from ..kernels.quantized import BLOCK, PANEL
+from ..kernels.moe_blocks import exact_experts, product_experts
+from ..kernels.quantized import FORMS, PANEL, Form, group_for
 from ..runtime.buffers import Arena, empty
+from ..runtime.packed import Packed, packed_empty
 from ..runtime.program import Rows
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -36,18 +37,24 @@ class Workspace:
         self.normed = empty((features,))
         self._wide: list[Array] = []
         self._narrow: Array = empty((0,), ml_dtypes.bfloat16)
-        self._quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.int32)]
+        self._quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.float32, np.int32)]
 
-    def quants(self, rows: int, columns: int) -> tuple[Array, Array, Array]:
-        """Memory for rows that are quantised in blocks (sapper/kernels/quantized.py): q, scales and starts."""
-        blocks = columns // BLOCK
-        shapes = (blocks, rows, BLOCK), (blocks, 2, rows), (blocks, rows)
+    def norm(self, x: Array, gain: Array, epsilon: float) -> tuple[Steps, Array]:
+        """The step that makes rms_norm(x) of a vector, and where: a kernel of its own, as every task of a product would
+        compute it anew, and slower weights (28.3 GB/s instead of 30 on a Zen 4)."""
+        normed = self.normed[: x.size]
+        return [(norm.rms_norm, (x.reshape(1, -1), gain, epsilon, normed.reshape(1, -1)))], normed
+
+    def quants(self, rows: int, columns: int, block: int, group: int) -> tuple[Array, ...]:
+        """Memory for rows that are quantised (sapper/kernels/quantized.py): q, scales, sums and starts."""
+        groups = columns // group
+        of_blocks = groups, group // block, rows
+        shapes = (groups, rows, group), (groups, rows), of_blocks, of_blocks
         for place, shape in enumerate(shapes):
             if self._quants[place].size < math.prod(shape):
                 self._quants[place] = empty((math.prod(shape),), self._quants[place].dtype)
-        q, scales, starts = (
-            kept[: math.prod(shape)].reshape(shape) for kept, shape in zip(self._quants, shapes, strict=True))
-        return q, scales, starts
+        return tuple(kept[: math.prod(shape)].reshape(shape)
+                     for kept, shape in zip(self._quants, shapes, strict=True))
 
     def narrow(self, rows: int, columns: int) -> Array:
         """Memory for rows in bf16."""
@@ -64,7 +71,7 @@ class Workspace:
         return self._wide[place][: rows * columns].reshape(rows, columns)
 
 
-def in_blocks(rows: Array, size: int = BLOCK) -> Array:
+def in_blocks(rows: Array, size: int) -> Array:
     """The last axis of a contiguous array in blocks, as a view."""
     blocks = rows.view()
     blocks.shape = (*rows.shape[:-1], rows.shape[-1] // size, size)
@@ -80,15 +87,11 @@ def narrowed(x: Rows, dtype: str, rounded: bool, work: Workspace) -> tuple[Steps
     return [(narrow.narrow_bf16, (x, rows))], rows, "bf16_bf16"
 
 
-def quantized_rows(x: Rows, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
-    """Rows as operands of kernels with weights in blocks, and the step that quantises them."""
-    operands = work.quants(*x.array.shape)
-    return [(quantized.quantize_blocks, (Rows(in_blocks(x.array), x.count), *operands))], operands
-
-
 def named_arrays(value: Any, name: str = "") -> dict[str, Array]:
     """Every array in a structure of dictionaries, sequences, dataclasses and workspaces, by where it stands."""
     parts: list[tuple[Any, Any]]
+    if isinstance(value, Packed):
+        value = value.data
     if isinstance(value, np.ndarray):
         return {name: value} if value.size else {}
     if isinstance(value, dict):
@@ -135,10 +138,10 @@ class Matrix(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """weights [rows, columns], f32 or bf16 as `dtype` says. rounded, of bf16: several rows of activations
-    are rounded to it as well, so that packed dot products take them; otherwise they stay f32."""
+    """weights [rows, columns], f32 or bf16 as `dtype` says, as an array or packed. rounded, of bf16: several rows of
+    activations are rounded to it as well, so that packed dot products take them; otherwise they stay f32."""
 
-    weights: Array
+    weights: Array | Packed
     dtype: str
     rounded: bool = False
 
@@ -148,21 +151,31 @@ class Dense:
 
     @property
     def size(self) -> int:
-        return self.weights.size
+        return math.prod(self.weights.shape)
+
+    @property
+    def array(self) -> Array:
+        """The weights where they are not packed."""
+        assert isinstance(self.weights, np.ndarray)
+        return self.weights
 
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
-        return [(getattr(matvec, f"norm_matvec_{self.dtype}"), (self.weights, x, gain, epsilon, y))]
+        steps, normed = work.norm(x, gain, epsilon)
+        return [*steps, (getattr(matvec, f"matvec_{self.dtype}"), (self.weights, normed, y))]
 
     def apply_norm_swiglu(
         self, up: Dense, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
-        kernel = getattr(matvec, f"norm_matvec_swiglu_{self.dtype}")
-        return [(kernel, (self.weights, up.weights, x, gain, epsilon, y))]
+        steps, normed = work.norm(x, gain, epsilon)
+        return [*steps, (getattr(matvec, f"matvec_swiglu_{self.dtype}"), (self.weights, up.weights, normed, y))]
 
     def apply_residual(self, x: Array, residual: Array, y: Array, work: Workspace) -> Steps:
         return [(getattr(matvec, f"matvec_residual_{self.dtype}"), (self.weights, x, residual, y))]
 
     def look_up(self, tokens: Array, y: Array) -> Steps:
+        if isinstance(self.weights, Packed):
+            panels = self.weights.blocks[..., 0]
+            return [(getattr(embedding, f"embedding_panels_{self.dtype}"), (tokens, panels, y))]
         return [(getattr(embedding, f"embedding_{self.dtype}"), (tokens, self.weights, y))]
 
     def apply_rows(self, name: str, x: Rows, others: Sequence[Dense], rest: Sequence[Rows], work: Workspace) -> Steps:
@@ -170,14 +183,20 @@ class Dense:
         return [*steps, (getattr(matmul, f"{name}_{dtypes}"), (x, *(one.weights for one in (self, *others)), *rest))]
 
 
+def packed_in(arena: Arena, rows: int, columns: int, dtype: str) -> Packed:
+    """Room for weights in the panels that the kernels of `Dense` read with activations in f32: for one vector a panel
+    is one stream from memory, where rows side by side are many short ones."""
+    return packed_empty(getattr(matvec, f"matvec_{dtype}"), "w", rows, columns, arena.empty)
+
+
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Weights in blocks of 32, in the panels of sapper/kernels/quantized.py. form: "q4" or "q8".
+    """Weights in blocks, in the panels of sapper/kernels/quantized.py.
 
     parts: quants and scales. exact: activations stay f32; otherwise they are quantised too, which is much faster.
     """
 
-    form: str
+    form: Form
     parts: tuple[Array, ...]
     exact: bool = False
 
@@ -193,56 +212,79 @@ class Blocks:
     @property
     def shape(self) -> tuple[int, int]:
         panels, blocks = self.parts[0].shape[:2]
-        return panels * PANEL, blocks * BLOCK
+        return panels * PANEL, blocks * self.form.block
+
+    @property
+    def group(self) -> int:
+        """Activations that share a scale."""
+        return group_for(self.form.block, self.shape[1])
 
     def _kernel(self, task: str) -> Any:
-        return getattr(quantized.FORMS[self.form], task)
+        kernels = (quantized.product_kernels(self.form, self.group) if task.startswith("matmul")
+                   else quantized.exact_kernels(self.form))
+        return getattr(kernels, task)
+
+    def grouped(self) -> tuple[Array, ...]:
+        """The parts with a row's blocks by groups of activations."""
+        each = self.group // self.form.block
+        return tuple(part.reshape(len(part), -1, each, *part.shape[2:]) for part in self.parts)
 
     def operands(self, x: Array, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
         """A vector, or rows of vectors, as operands of this form's kernels, and the steps that prepare them."""
         if self.exact:
-            return [], (in_blocks(x),)
-        operands = work.quants(x.size // x.shape[-1], x.shape[-1])
-        return [(quantized.quantize_blocks, (in_blocks(x.reshape(-1, x.shape[-1])), *operands))], operands
+            return [], (in_blocks(x, self.form.block),)
+        return self.quantized_rows(x.reshape(-1, x.shape[-1]), work)
+
+    def quantized_rows(self, x: Array | Rows, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
+        """The same of rows, perhaps a variable number of them, always quantised."""
+        kernels = quantized.quantize_kernels(self.form.block, self.group)
+        rows, columns = x.array.shape if isinstance(x, Rows) else x.shape
+        operands = work.quants(rows, columns, self.form.block, self.group)
+        groups = Rows(in_blocks(x.array, self.group), x.count) if isinstance(x, Rows) else in_blocks(x, self.group)
+        return [(kernels.quantize_groups, (groups, self.form.offset, *operands))], operands
 
     def norm(self, x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
         """The same of rms_norm(x)."""
         if self.exact:
-            normed = work.normed[: x.size]
-            return [(norm.rms_norm, (x.reshape(1, -1), gain, epsilon, normed.reshape(1, -1)))], (in_blocks(normed),)
-        operands = work.quants(1, x.size)
-        return [(quantized.rms_norm_quantize_blocks, (in_blocks(x), in_blocks(gain), epsilon, *operands))], operands
+            steps, normed = work.norm(x, gain, epsilon)
+            return steps, (in_blocks(normed, self.form.block),)
+        operands = work.quants(1, x.size, self.form.block, self.group)
+        vectors = in_blocks(x, self.group), in_blocks(gain, self.group)
+        kernels = quantized.quantize_kernels(self.form.block, self.group)
+        return [(kernels.rms_norm_quantize_groups, (*vectors, epsilon, self.form.offset, *operands))], operands
 
-    def _apply(self, task: str, weights: Sequence[Array], operands: Sequence[Array], *vectors: Array) -> Steps:
+    def _apply(self, task: str, matrices: Sequence[Blocks], operands: Sequence[Array], *vectors: Array) -> Steps:
         """A product with a vector. task: what comes after "matmul" or "matvec" in the kernel's name."""
         panels = [in_blocks(vector, PANEL) for vector in vectors]
         if self.exact:
+            weights = [part for one in matrices for part in one.parts]
             return [(self._kernel(f"matvec{task}"), (*weights, *operands, *panels))]
+        weights = [part for one in matrices for part in one.grouped()]
         return [(self._kernel(f"matmul{task}"), (*weights, *operands, *(one[None] for one in panels)))]
 
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
         steps, operands = self.norm(x, gain, epsilon, work)
-        return steps + self._apply("", self.parts, operands, y)
+        return steps + self._apply("", [self], operands, y)
 
     def apply_norm_swiglu(
         self, up: Blocks, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
         steps, operands = self.norm(x, gain, epsilon, work)
-        return steps + self._apply("_swiglu", (*self.parts, *up.parts), operands, y)
+        return steps + self._apply("_swiglu", [self, up], operands, y)
 
     def apply_residual(self, x: Array, residual: Array, y: Array, work: Workspace) -> Steps:
         steps, operands = self.operands(x, work)
-        return steps + self._apply("_residual", self.parts, operands, residual, y)
+        return steps + self._apply("_residual", [self], operands, residual, y)
 
     def look_up(self, tokens: Array, y: Array) -> Steps:
-        return [(self._kernel("embedding"), (tokens, *self.parts, in_blocks(y)))]
+        return [(self._kernel("embedding"), (tokens, *self.parts, in_blocks(y, self.form.block)))]
 
     def apply_rows(self, name: str, x: Rows, others: Sequence[Blocks], rest: Sequence[Rows], work: Workspace) -> Steps:
         matrices = (self, *others)
         if self.exact:
             return rows_widened(matrices, name, x, rest, work)
-        steps, operands = quantized_rows(x, work)
-        parts = [part for one in matrices for part in one.parts]
+        steps, operands = self.quantized_rows(x, work)
+        parts = [part for one in matrices for part in one.grouped()]
         panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
         return [*steps, (self._kernel(name.replace("_nt", "")), (*parts, *operands, *panels))]
 
@@ -250,7 +292,7 @@ class Blocks:
         """The rows as a plain array, its dtype, and the step that fills it."""
         rows, columns = self.shape
         wide = work.wide(place, rows, columns)
-        panels = in_blocks(wide).reshape(rows // PANEL, PANEL, -1, BLOCK)
+        panels = in_blocks(wide, self.form.block).reshape(rows // PANEL, PANEL, -1, self.form.block)
         return wide, "f32", [(self._kernel("dequantize"), (*self.parts, panels))]
 
 
@@ -347,7 +389,7 @@ class DenseExperts:
 
 @dataclass(frozen=True, slots=True)
 class BlockExperts:
-    """Weights in blocks of 32; together: the panels of all experts, one after the other, as one matrix."""
+    """Weights in blocks; together: the panels of all experts, one after the other, as one matrix."""
 
     together: Blocks
     count: int
@@ -361,12 +403,14 @@ class BlockExperts:
         return self.together.size // self.count
 
     def _parts(self) -> tuple[Array, ...]:
-        return tuple(part.reshape(self.count, -1, *part.shape[1:]) for part in self.together.parts)
+        parts = self.together.parts if self.together.exact else self.together.grouped()
+        return tuple(part.reshape(self.count, -1, *part.shape[1:]) for part in parts)
 
     def _kernel(self, task: str) -> Any:
         """task: what comes after "expert_matmul" or "expert_matvec" in the kernel's name."""
-        product = "matvec" if self.together.exact else "matmul"
-        return getattr(EXPERTS[self.together.form], f"expert_{product}{task}")
+        if self.together.exact:
+            return getattr(exact_experts(self.together.form), f"expert_matvec{task}")
+        return getattr(product_experts(self.together.form, self.together.group), f"expert_matmul{task}")
 
     def apply_norm_swiglu(
         self, up: BlockExperts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
@@ -390,9 +434,10 @@ class BlockExperts:
             plain = [one.together.widened(work, place) for place, one in enumerate(experts)]
             wide = [rows.reshape(self.count, -1, rows.shape[1]) for rows, _, _ in plain]
             return [*(step for _, _, steps in plain for step in steps), *_groups_of(wide, "f32", x, ranges, y)]
-        steps, operands = quantized_rows(x, work)
+        steps, operands = self.together.quantized_rows(x, work)
         parts = [part for one in experts for part in one._parts()]
-        kernel = getattr(EXPERTS[self.together.form], "grouped_swiglu" if others else "grouped")
+        kernels = product_experts(self.together.form, self.together.group)
+        kernel = kernels.grouped_swiglu if others else kernels.grouped
         return [*steps, (kernel, (*operands, *ranges, *parts, Rows(in_blocks(y.array, PANEL), y.count)))]
 
 
@@ -401,7 +446,7 @@ class Raw(Protocol):
     one `form` are put together."""
 
     @property
-    def form(self) -> str: ...
+    def form(self) -> Any: ...
 
     def split(self, count: int, axis: int) -> Sequence[Raw | None]:
         """In so many equal parts by rows (axis 0) or columns (1); [None] where they do not part between blocks."""
@@ -420,32 +465,46 @@ class Raw(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RawBlocks:
-    """Rows of a file in blocks of 32, not yet in panels.
+    """Rows of a file in blocks, not yet in panels.
 
-    parts: quants [rows, blocks, 16 or 32], scale and, of q4, minimum [rows, blocks].
+    parts: quants [rows, blocks, bytes], of 8 bits unsigned, scale and perhaps minimum [rows, blocks].
     """
 
-    form: str
+    FORMATS: ClassVar = {"Q4_0": (18, "q4"), "Q4_1": (20, "q4m"), "Q8_0": (34, "q8")}
+    """ggml's name of a format -> bytes of a block, and its form."""
+
+    form: Form
     parts: tuple[Array, ...]
 
     @classmethod
     def parse(cls, data: memoryview, shape: tuple[int, ...], kind: str) -> RawBlocks | None:
-        """From a tensor of a GGUF file; None for a format, a shape or values that the kernels cannot take as they are.
+        """From a tensor of a GGUF file; None for a format or a shape that the kernels cannot take as they are.
 
         kind: ggml's name of the format. shape: [rows, columns].
         """
-        sizes = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
-        if kind not in sizes or len(shape) != 2 or shape[0] % PANEL or shape[1] % BLOCK:
+        if kind not in cls.FORMATS or len(shape) != 2:
             return None
-        raw = np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // BLOCK, sizes[kind])
-        scale = raw[:, :, :2].copy().view("<f2")[:, :, 0]
-        if kind == "Q8_0":
-            return cls("q8", (raw[:, :, 2:].view(np.int8), scale))
-        if kind == "Q4_1":
-            return cls("q4", (raw[:, :, 4:], scale, raw[:, :, 2:4].copy().view("<f2")[:, :, 0]))
+        size, name = cls.FORMATS[kind]
+        form = FORMS[name]
+        if shape[0] % PANEL or shape[1] % form.block:
+            return None
+        raw = np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // form.block, size)
+        scale, minimum = (raw[:, :, at : at + 2].view("<f2")[:, :, 0] for at in (0, 2))
+        if form.minimum:
+            return cls(form, (raw[:, :, 4:], scale, minimum))
+        quants = raw[:, :, 2:]
+        return cls(form, (quants ^ np.uint8(form.offset) if form.bits == 8 else quants, scale))
+
+    def with_minimum(self) -> RawBlocks | None:
+        """The same numbers in the form that has minima; None where one is no f16."""
+        if self.form.minimum:
+            return self
+        quants, scale = self.parts
         with np.errstate(over="ignore"):
-            minimum = scale * np.float16(-8)
-        return cls("q4", (raw[:, :, 2:], scale, minimum)) if np.isfinite(minimum).all() else None
+            minimum = scale * np.float16(-self.form.offset)  # exact: a power of two
+        if not np.isfinite(minimum).all():
+            return None
+        return RawBlocks(replace(self.form, minimum=True), (quants, scale, minimum))
 
     def split(self, count: int, axis: int) -> list[RawBlocks | None]:
         """In so many equal parts by rows (axis 0) or columns (1); [None] where columns do not part between blocks."""
@@ -469,12 +528,27 @@ class RawBlocks:
         return BlockExperts(in_panels(pieces, arena, exact), count)
 
 
+def of_one_form(pieces: Sequence[Raw | None]) -> list[Raw] | None:
+    """Pieces that can be put together: some with minima and some without take these as well. None where they can't."""
+    found = [piece for piece in pieces if piece is not None]
+    if len(found) < len(pieces) or not found:
+        return None
+    forms = {piece.form for piece in found}
+    if len(forms) > 1 and all(isinstance(piece, RawBlocks) for piece in found):
+        wider = [piece.with_minimum() for piece in found if isinstance(piece, RawBlocks)]
+        found = [piece for piece in wider if piece is not None]
+        forms = {piece.form for piece in found}
+    return found if len(forms) == 1 and len(found) == len(pieces) else None
+
+
 def in_panels(pieces: Sequence[RawBlocks], arena: Arena, exact: bool = False) -> Blocks:
     """The rows of all pieces, one after the other, in panels; the pieces are of one form. exact: see Blocks."""
-    panels = [quantized.to_panels(*piece.parts) for piece in pieces]
-    parts = []
-    for group in zip(*panels, strict=True):
-        target = arena.empty((sum(len(p) for p in group), *group[0].shape[1:]), group[0].dtype)
-        np.concatenate(group, out=target)
-        parts.append(target)
-    return Blocks(pieces[0].form, tuple(parts), exact)
+    rows, columns = (sum(len(piece.parts[1]) for piece in pieces), pieces[0].parts[1].shape[1])
+    shapes = quantized.panel_shapes(pieces[0].parts, rows, columns)
+    targets = [arena.empty(shape, dtype) for shape, dtype in shapes]
+    start = 0
+    for piece in pieces:
+        stop = start + len(piece.parts[1]) // PANEL
+        quantized.fill_panels([target[start:stop] for target in targets], *piece.parts)
+        start = stop
+    return Blocks(pieces[0].form, tuple(targets), exact)

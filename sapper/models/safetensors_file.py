@@ -40,6 +40,12 @@ class TensorEntry:
         """Its bytes. Raises ModelError where they are no longer there."""
         return self.source.read()
 
+    def part(self, index: int) -> TensorEntry:
+        """An element of its first axis: a tensor of one axis less."""
+        size_bytes = len(self.source) // self.shape[0]
+        source = self.source.part(index * size_bytes, (index + 1) * size_bytes)
+        return TensorEntry(f"{self.name}[{index}]", self.shape[1:], self.type, source)
+
     def read(self) -> Array:
         """Its elements as f32."""
         if self.type not in DTYPES:

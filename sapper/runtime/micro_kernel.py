@@ -9,11 +9,12 @@ The kernel round it is always the same, so that the stations before lowering nee
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy
 
-from ..ir.types import f32
+from ..ir.types import DType, f32
 from ..lang.builtins import tiles, zeros
 from ..lang.by_hand import ContractionPiece
 from ..lang.dims import dims
@@ -25,25 +26,45 @@ from .cases import Case, shaped_cases
 from .check import Finding, Report, check_lanes
 
 M, N, K = dims("M N K")
+_LEAST_NORMAL = 2.0**-126
 
 
-@kernel(name="micro_kernel")
-def product(a: Tensor[f32, M, K], b: Tensor[f32, K, N], c: Tensor[f32, M, N]):
-    """What every micro-kernel is the inside of."""
-    for m, n in tiles(M, N):
-        total = zeros(m, n, dtype=f32)
-        for k in tiles(K):
-            total += a[m, k] @ b[k, n]
-        c[m, n] = total
+@cache
+def product_of(dtype: DType, rights: int) -> Any:
+    """What every micro-kernel is the inside of: one left operand meets some right ones."""
+    if rights == 1:
+        @kernel(name="micro_kernel")
+        def product(a: Tensor[dtype, M, K], b: Tensor[dtype, K, N], c: Tensor[f32, M, N]):
+            for m, n in tiles(M, N):
+                total = zeros(m, n, dtype=f32)
+                for k in tiles(K):
+                    total += a[m, k] @ b[k, n]
+                c[m, n] = total
+    else:
+        @kernel(name="micro_kernel_2")
+        def product(a: Tensor[dtype, M, K], b: Tensor[dtype, K, N], b1: Tensor[dtype, K, N], c: Tensor[f32, M, N],
+                    c1: Tensor[f32, M, N]):
+            for m, n in tiles(M, N):
+                total, other = zeros(m, n, dtype=f32), zeros(m, n, dtype=f32)
+                for k in tiles(K):
+                    left = a[m, k]
+                    total += left @ b[k, n]
+                    other += left @ b1[k, n]
+                c[m, n] = total
+                c1[m, n] = other
+    return product
+
+
+product = product_of(f32, 1)
 
 
 def shapes(piece: ContractionPiece, lanes: int) -> Iterator[dict[str, int]]:
     """Extents at which the generated loops come to each tile of the piece, and to tiles that it does not take."""
-    rows, columns, step = piece.rows[0], piece.vectors[0] * lanes, piece.step
+    rows, columns, step, size = piece.rows[0], piece.vectors[0] * lanes, piece.step, piece.elements
     # A step of many rows ends in fours and ones; one of vectors in single ones, the last under a mask.
     for m, n, k in ((rows, columns, step), (rows, columns, 3 * step + step // 2), (2 * rows + 5, columns + lanes, step),
                     (rows + 4, 2 * columns + lanes + 3, 5 * step + 1), (rows, columns, step - 1)):
-        yield {"M": m, "N": n, "K": k}
+        yield {"M": m, "N": n, "K": k * size + (size > 1 and k % 2)}
 
 
 def check_micro_kernel(piece: ContractionPiece, target: Any, seed: int = 0) -> Report:
@@ -56,23 +77,36 @@ def check_micro_kernel(piece: ContractionPiece, target: Any, seed: int = 0) -> R
         piece.check(target)
     except AssemblyError as error:
         return Report(name, finding=Finding("micro-kernels", name, str(error)))
-    known = [(case, _expectation(case))
-             for case in shaped_cases(product, product.tile_ir(), seed, shapes(piece, target.lanes))]
-    report, used = check_lanes(product, target, known, Schedule(assembly=(name,)))
+    whole = product_of(piece.dtype, piece.rights)
+    known = [(case, _expectation(case, piece))
+             for case in shaped_cases(whole, whole.tile_ir(), seed, shapes(piece, target.lanes))]
+    report, used = check_lanes(whole, target, known, Schedule(assembly=(name,)))
     report.kernel = name
     if report.finding is None and piece.key not in used:
         report.finding = Finding("micro-kernels", name, "no tile of a product of matrices is one that it takes")
     return report
 
 
-def _expectation(case: Case) -> dict[str, Expectation]:
-    """The product in f64, and how far a sum in f32 in any order may be from it (N. Higham, "Accuracy and Stability of
-    Numerical Algorithms", 3.1): anything where a partial sum of the finite terms may overflow."""
-    a, b = (case.arguments[name].astype(numpy.float64) for name in "ab")
-    with numpy.errstate(all="ignore"):
-        values = (a @ b).astype(numpy.float32)
-        finite = numpy.where(numpy.isfinite(a), abs(a), 0) @ numpy.where(numpy.isfinite(b), abs(b), 0)
-    steps = a.shape[1]
-    bound = finite * (steps + 1) * 2.0**-23 + steps * 2.0**-149
-    bound[finite > numpy.finfo(numpy.float32).max] = numpy.inf
-    return {"c": Expectation("c", f32, values, bound)}
+def _expectation(case: Case, piece: ContractionPiece) -> dict[str, Expectation]:
+    """Each product in f64, and how far a sum in f32 in any order may be from it (N. Higham, "Accuracy and Stability of
+    Numerical Algorithms", 3.1): anything where a partial sum of the finite terms may overflow. Packed dot products take
+    denormals for zero, of the elements as of each sum: such elements are not asked for, and a step may lose what lies
+    below the least normal number."""
+    flushes = piece.elements > 1
+    found = {}
+    for number in range(piece.rights):
+        names = ("a", f"b{number or ''}")
+        for name in names if flushes else ():
+            values = case.arguments[name]
+            values[numpy.abs(values.astype(numpy.float64)) < _LEAST_NORMAL] = 0
+        a, b = (case.arguments[name].astype(numpy.float64) for name in names)
+        with numpy.errstate(all="ignore"):
+            values = (a @ b).astype(numpy.float32)
+            finite = numpy.where(numpy.isfinite(a), abs(a), 0) @ numpy.where(numpy.isfinite(b), abs(b), 0)
+        steps = a.shape[1]
+        least = 2 * _LEAST_NORMAL if flushes else 2.0**-149
+        bound = finite * (steps + 1) * 2.0**-23 + steps * least
+        bound[finite > numpy.finfo(numpy.float32).max] = numpy.inf
+        result = f"c{number or ''}"
+        found[result] = Expectation(result, f32, values, bound)
+    return found

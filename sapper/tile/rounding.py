@@ -190,10 +190,12 @@ class RandomRounding:
         error = scale * (_EPSILON[inside.name] * (1.0 + np.sqrt(length))) + length * _SMALLEST[inside.name]
         wide = result.astype(np.float64)
         moved = wide + error * self._random.uniform(-1.0, 1.0, result.shape)
+        spoilt = None
         if op.name == "contract" and all(v.type.dtype is bf16 for v in op.operands):  # type: ignore[union-attr]
             # Packed dot products take denormals for zero, of the elements as of each sum (docs/language.md, Products).
             kept = total([np.where(x < _LEAST_NORMAL, 0.0, x) for x in magnitudes])
             moved += (scale - kept + length * _LEAST_NORMAL) * self._random.choice([-1.0, 1.0], result.shape)
+            spoilt = np.isnan(kept) & ~np.isnan(scale)  # an infinity times what was taken for zero
         elif op.name == "contract" and dtype is not f64:
             # Parts of f32 elements below the least normal number may count as zero (docs/language.md, Products).
             lost = total([x + (_LEAST_NORMAL if v.type.dtype is f32 else 0.0)  # type: ignore[union-attr]
@@ -204,11 +206,16 @@ class RandomRounding:
         if dtype not in (f32, f64):
             moved = self._move(semantics.cast(np.asarray(moved), dtype), dtype, 1).astype(np.float64)
         moved = np.where(np.isfinite(scale), moved, wide)
+        if spoilt is not None:
+            moved = np.where(spoilt, self._random.choice([np.inf, -np.inf, np.nan], result.shape), moved)
         if inside is f32:  # a partial sum of finite terms may overflow, also where the others are infinite
-            finite = scale
+            finite, settled = scale, np.isnan(scale)
             if not np.isfinite(scale).all():
                 finite = total([np.where(np.isfinite(x), x, 0.0) for x in magnitudes])
-            moved = np.where(~np.isnan(scale) & (finite > _LARGEST["f32"]),
+                # Infinities of both signs, in any order.
+                settled = np.isnan(total([np.where(np.isfinite(x), np.sign(x), x) for x in (
+                    given.astype(np.float64) for given in operands)]))
+            moved = np.where(~settled & (finite > _LARGEST["f32"]),
                              self._random.choice([np.inf, -np.inf, np.nan], result.shape), moved)
         moved = np.where(moved == 0, np.copysign(0.0, self._random.uniform(-1.0, 1.0, result.shape)), moved)
         return semantics.cast(np.asarray(moved), dtype)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -20,14 +22,21 @@ from sapper.cli.explain import gather
 from sapper.cli.port import run_port
 from sapper.codegen.pipeline import compile_kernel
 from sapper.ir.text import parse_function, print_function
-from sapper.kernels.by_hand.contraction import f32_6x16, f32_14x32
+from sapper.kernels.by_hand.contraction import (
+    bf16_2x14x16,
+    bf16_14x32,
+    f32_2x14x16,
+    f32_6x16,
+    f32_14x32,
+    f32_14x32_blocks,
+)
 from sapper.kernels.matmul import make_matmul_nn, make_matmul_nt
 from sapper.lane.ops import LANE_OPS
 from sapper.lang.by_hand import CONTRACTIONS
 from sapper.runtime.by_hand import key_of
 from sapper.runtime.check import check_kernel
 from sapper.runtime.errors import SapperWarning
-from sapper.runtime.micro_kernel import check_micro_kernel, product
+from sapper.runtime.micro_kernel import check_micro_kernel, product, product_of
 from sapper.targets import host_target
 from sapper.targets.x86_64.target import target
 from sapper.tile.schedule import ScheduleError
@@ -35,12 +44,13 @@ from tests.codegen.test_encode import assemble, needs_as
 
 V3, ZEN4 = target("v3"), target("zen4")
 M, N, K = sp.dims("M N K")
-PIECES = [(f32_14x32, ZEN4), (f32_6x16, V3)]
-IDS = ["avx512", "avx2"]
+PIECES = [(f32_14x32, ZEN4), (f32_6x16, V3), (f32_14x32_blocks, ZEN4), (bf16_14x32, ZEN4), (f32_2x14x16, ZEN4),
+          (bf16_2x14x16, ZEN4)]
+IDS = ["avx512", "avx2", "blocks", "bf16", "two f32", "two bf16"]
 
 
-def runs_on(chip: Any) -> bool:
-    return bool(chip.features - {"avx512_bf16"} <= host_target().features)
+def runs_on(piece: Contraction) -> bool:
+    return bool(piece.features <= host_target().features)
 
 
 def compiled(kernel: Any, chip: Any, schedule: Schedule | None, extent: int = 1024, **options: Any) -> Any:
@@ -51,12 +61,12 @@ def compiled(kernel: Any, chip: Any, schedule: Schedule | None, extent: int = 10
 
 @pytest.mark.parametrize(("piece", "chip"), PIECES, ids=IDS)
 def test_it_is_the_loop_where_the_schedule_names_it(piece: Contraction, chip: Any) -> None:
-    schedule = Schedule(assembly=(piece.name,))
-    made = compiled(product, chip, schedule)
+    whole, schedule = product_of(piece.dtype, piece.rights), Schedule(assembly=(piece.name,))
+    made = compiled(whole, chip, schedule)
     assert made.pieces == (piece.key,) and made.refused == ()
     assert f".L.{piece.name}" in made.text()
-    assert compiled(product, chip, None).pieces == ()
-    assert compiled(product, chip, schedule, by_hand=False).pieces == ()
+    assert compiled(whole, chip, None).pieces == ()
+    assert compiled(whole, chip, schedule, by_hand=False).pieces == ()
 
 
 def test_the_order_of_its_instructions_stays() -> None:
@@ -77,7 +87,7 @@ def inside(body: list[Any]) -> list[Any]:
 @needs_as
 @pytest.mark.parametrize(("piece", "chip"), PIECES, ids=IDS)
 def test_as_makes_the_same_bytes_of_its_text(piece: Contraction, chip: Any, tmp_path: Path) -> None:
-    made = compiled(product, chip, Schedule(assembly=(piece.name,)))
+    made = compiled(product_of(piece.dtype, piece.rights), chip, Schedule(assembly=(piece.name,)))
     assert assemble(made.text(), tmp_path) == made.code
 
 
@@ -104,9 +114,10 @@ def test_port_and_explain_name_it() -> None:
 @pytest.mark.parametrize(("kernel", "chip", "schedule", "reason"), [
     (make_matmul_nn(f32), V3, Schedule(), "has no avx512f"),
     (make_matmul_nt(f32), ZEN4, Schedule(lane="k"), "two axes in its result"),
+    (product_of(f32, 2), ZEN4, Schedule(), "not one contraction by itself"),
     (make_matmul_nn(bf16), ZEN4, Schedule(), "b is of bf16; it takes f32"),
     (make_matmul_nn(f32), ZEN4, Schedule(registers={"m": 12}), "holds 12 of axis m"),
-], ids=["features", "lane", "dtype", "registers"])
+], ids=["features", "lane", "two", "dtype", "registers"])
 def test_where_it_does_not_fit_generated_code_runs_and_the_reason_is_told(
     kernel: Any, chip: Any, schedule: Schedule, reason: str
 ) -> None:
@@ -115,6 +126,70 @@ def test_where_it_does_not_fit_generated_code_runs_and_the_reason_is_told(
     assert made.pieces == ()
     assert reason in dict(made.refused)["x86_64:f32_14x32"]
     assert made.code == compiled(kernel, chip, schedule).code
+
+
+@pytest.mark.parametrize(("name", "kernel", "schedule", "reason"), [
+    ("f32_14x32_blocks", product, Schedule(stage=("b",)), "it takes copies of a, b"),
+    ("f32_14x32", product, Schedule(stage=("a", "b")), "it takes copies of b, and a where it lies"),
+    ("f32_2x14x16", product, Schedule(), "not 2 contractions by itself"),
+    ("bf16_14x32", product, Schedule(), "is of f32; it takes bf16"),
+])
+def test_what_a_piece_reads_must_lie_as_it_says(name: str, kernel: Any, schedule: Schedule, reason: str) -> None:
+    named = Schedule.from_json(schedule.to_json() | {"assembly": [name]})
+    made = compiled(kernel, ZEN4, named)
+    assert made.pieces == () and reason in dict(made.refused)[f"x86_64:{name}"]
+
+
+def test_contractions_with_left_operands_of_their_own() -> None:
+    @sp.kernel
+    def two(a: Tensor[f32, M, K], a1: Tensor[f32, M, K], b: Tensor[f32, K, N], b1: Tensor[f32, K, N],
+            c: Tensor[f32, M, N]):
+        for m, n in tiles(M, N):
+            total, other = zeros(m, n, dtype=f32), zeros(m, n, dtype=f32)
+            for k in tiles(K):
+                total += a[m, k] @ b[k, n]
+                other += a1[m, k] @ b1[k, n]
+            c[m, n] = total * other
+
+    made = compiled(two, ZEN4, Schedule(assembly=("f32_2x14x16",)))
+    assert "no left operand in common" in dict(made.refused)["x86_64:f32_2x14x16"]
+
+
+@pytest.mark.parametrize("dtype", [f32, bf16])
+def test_both_products_of_swiglu(dtype: Any) -> None:
+    @sp.kernel
+    def swiglu(x: Tensor[dtype, M, K], gate: Tensor[dtype, K, N], up: Tensor[dtype, K, N], y: Tensor[f32, M, N]):
+        for m, n in tiles(M, N):
+            one, other = zeros(m, n, dtype=f32), zeros(m, n, dtype=f32)
+            for k in tiles(K):
+                row = x[m, k]
+                one += row @ gate[k, n]
+                other += row @ up[k, n]
+            y[m, n] = one * sp.sigmoid(one) * other
+
+    schedule = Schedule(assembly=(f"{dtype.name}_2x14x16",))
+    assert compiled(swiglu, ZEN4, schedule).pieces == (f"x86_64:{dtype.name}_2x14x16",)
+    report = check_kernel(swiglu, ZEN4, runs=5, schedule=schedule)
+    assert report.finding is None, report.finding
+
+
+@pytest.mark.skipif(not bf16_14x32.features <= host_target().features, reason="no AVX512_BF16")
+def test_weights_that_were_packed_before() -> None:
+    """Panels as `sapper.pack` lays them are those of a micro-kernel: nothing is copied."""
+    kernel = product_of(bf16, 1)
+    random = np.random.default_rng(0)
+    a = random.integers(-4, 5, (30, 70)).astype(ml_dtypes.bfloat16)
+    b = random.integers(-4, 5, (70, 64)).astype(ml_dtypes.bfloat16)
+    c = np.zeros((30, 64), np.float32)
+    packed = sp.pack(kernel, "b", b)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernel(a, packed, c, schedule=Schedule(assembly=("bf16_14x32",)))
+    assert (c == a.astype(np.float32) @ b.astype(np.float32)).all()
+    strides = {"a": "contiguous", "c": "contiguous", "b": packed.panels}
+    made = compile_kernel(kernel, {}, strides, dict.fromkeys("MNK", (1024, 2)), host_target(),
+                          Schedule(assembly=("bf16_14x32",)))
+    assert made.pieces == ("x86_64:bf16_14x32",)
 
 
 def test_extents_below_a_tile() -> None:
@@ -139,9 +214,9 @@ def test_a_schedule_that_names_none() -> None:
 
 @pytest.mark.parametrize(("piece", "chip"), PIECES, ids=IDS)
 def test_by_itself_it_is_right_at_every_station(piece: Contraction, chip: Any) -> None:
-    report = check_micro_kernel(piece, host_target() if runs_on(chip) and chip is ZEN4 else chip)
+    report = check_micro_kernel(piece, host_target() if runs_on(piece) and chip is ZEN4 else chip)
     assert report.finding is None and report.cases == 10
-    assert report.passed["simplify"] == 10
+    assert report.passed["simplify"] == 10 and report.passed.get("native", 10) == 10
 
 
 def test_what_follows_the_contraction_and_scalars_stay_generated() -> None:
@@ -175,7 +250,7 @@ def test_the_lane_op_prints_parses_and_is_verified() -> None:
     verify(again, LANE_OPS)
     op = next(op for op in again.walk() if op.name == "asm_contract")
     op.attributes["rows"] = 5
-    with pytest.raises(VerificationError, match="as many sums as rows times vectors"):
+    with pytest.raises(VerificationError, match="as many sums as rights times rows times vectors"):
         verify(again, LANE_OPS)
 
 
@@ -233,7 +308,7 @@ def wrong_lane(t: Any) -> None:
         x86.vaddps(t.sums[0][0], t.sums[0][0], x86.ptr[t.right])
 
 
-@pytest.mark.skipif(not runs_on(V3), reason="no AVX2")
+@pytest.mark.skipif(not V3.features <= host_target().features, reason="no AVX2")
 def test_a_wrong_piece_is_never_used_and_one_warning_says_why() -> None:
     with registered(small(wrong_lane)):
         a, b = np.ones((8, 8), np.float32), np.ones((8, 16), np.float32)
@@ -261,6 +336,11 @@ def test_static_checks(write: Any, kind: str) -> None:
     ({"rows": (1, 2)}, "the largest first"),
     ({"vectors": ()}, "positive counts"),
     ({"step": 0}, "at least 1"),
+    ({"rights": 0}, "at least 1"),
+    ({"dtype": "f64"}, "expected f32 or bf16"),
+    ({"left": "columns"}, "expected 'rows' or 'blocks'"),
+    ({"left": "blocks", "step": 4}, "a multiple of 8"),
+    ({"left": "blocks", "step": 8, "rows": (2, 1)}, "one count of rows"),
     ({"name": "vaddps"}, "name of an instruction"),
     ({"name": "f32_6x16"}, "another block"),
 ])

@@ -1,11 +1,16 @@
 """Inner loops of matrix products by hand, for schedules to name.
 
-    f32_14x32    AVX-512: 14 rows x 2 vectors are 28 sums; 2 vectors of the panel and 2 broadcasts: all 32 registers
-    f32_6x16     AVX2: 6 rows x 2 vectors are 12 sums; 2 and 2 of 16 registers
+    f32_14x32         AVX-512: 14 rows x 2 vectors are 28 sums; 2 vectors of the panel and 2 broadcasts: 32 registers
+    f32_14x32_blocks  the same over rows that were copied into blocks: for rows apart by what the first cache folds
+    f32_6x16          AVX2: 6 rows x 2 vectors are 12 sums; 2 and 2 of 16 registers
+    bf16_14x32        AVX-512 BF16: as f32_14x32, two neighbours of the depth in each lane
+    f32_2x14x16       AVX-512, two products of one left operand (SwiGLU): 14 rows x a vector of each
+    bf16_2x14x16      the same of bf16
 
-In each step of the depth two vectors of the panel meet one element of each row, spread over the lanes once for both. A
-sum is used again after 28 (12) multiply-adds, which hides their latency of 4 cycles on two units. Rows are read where
-they lie: three of them hang on one base register (base, base + stride, base + 2 * stride).
+In each step of the depth two vectors of the panel, or one of each, meet one element of each row, spread over the lanes
+once for both. A sum is used again after 28 (12) multiply-adds, which hides their latency of 4 cycles on two units. Rows
+are read where they lie: three of them hang on one base register (base, base + stride, base + 2 * stride). In blocks all
+hang on one: a row is a line of 16 steps.
 """
 
 from __future__ import annotations
@@ -28,29 +33,72 @@ def _bases(t: Any, rows: int) -> list[Any]:
     return bases
 
 
-def _broadcast_steps(t: Any) -> None:
-    """All steps, UNROLLED to a round."""
+def _step(t: Any, step: int, address: Any, packed: bool) -> None:
+    """One step of the depth. address: of a row's element."""
+    panel = []
+    for right, product in zip(t.rights, t.products, strict=True):
+        vectors = [t.vector() for _ in product[0]]
+        for number, vector in enumerate(vectors):
+            x86.vmovaps(vector, x86.ptr[right + (step * len(vectors) + number) * t.vector_bytes])
+        panel.append(vectors)
+    for row in range(len(t.sums)):
+        element = t.vector()
+        if packed:
+            x86.vpbroadcastd(element, x86.dword[address(row)])
+        else:
+            x86.vbroadcastss(element, x86.dword[address(row)])
+        for product, vectors in zip(t.products, panel, strict=True):
+            for total, vector in zip(product[row], vectors, strict=True):
+                if packed:
+                    x86.vdpbf16ps(total, vector, element)
+                else:
+                    x86.vfmadd231ps(total, vector, element)
+
+
+def _over_rows(t: Any, packed: bool = False) -> None:
+    """All steps, UNROLLED to a round, of rows where they lie."""
     bases = _bases(t, len(t.sums))
-    vectors = len(t.sums[0])
     with t.loop(0, t.depth, UNROLLED):
         for step in range(UNROLLED):
-            panel = [t.vector() for _ in range(vectors)]
-            for number, vector in enumerate(panel):
-                x86.vmovaps(vector, x86.ptr[t.right + (step * vectors + number) * t.vector_bytes])
-            for row, sums in enumerate(t.sums):
-                address = bases[row // 3] + 4 * step
-                if row % 3:
-                    address = address + t.left_stride * (row % 3)
-                element = t.vector()
-                x86.vbroadcastss(element, x86.dword[address])
-                for total, vector in zip(sums, panel, strict=True):
-                    x86.vfmadd231ps(total, vector, element)
+            def address(row: int, step: int = step) -> Any:
+                base = bases[row // 3] + 4 * step
+                return base + t.left_stride * (row % 3) if row % 3 else base
+
+            _step(t, step, address, packed)
         for base in bases:
             x86.add(base, 4 * UNROLLED)
-        x86.add(t.right, UNROLLED * vectors * t.vector_bytes)
+        for right, product in zip(t.rights, t.products, strict=True):
+            x86.add(right, UNROLLED * len(product[0]) * t.vector_bytes)
 
 
+def _over_blocks(t: Any) -> None:
+    """A block of 16 steps in a round of four times UNROLLED."""
+    with t.loop(0, t.depth, BLOCK):
+        inner = t.r64()
+        x86.mov(inner, t.left)
+        with t.loop(0, BLOCK, UNROLLED):
+            for step in range(UNROLLED):
+                _step(t, step, lambda row, step=step: inner + (row * t.vector_bytes + 4 * step), False)
+            x86.add(inner, 4 * UNROLLED)
+            x86.add(t.right, UNROLLED * len(t.sums[0]) * t.vector_bytes)
+        x86.add(t.left, t.block_bytes)
+
+
+def _pairs_over_rows(t: Any) -> None:
+    _over_rows(t, True)
+
+
+BLOCK = 16
+"""Steps of the depth in a block: the lanes of a zmm."""
 f32_14x32 = x86.micro_kernel("f32_14x32", vector="zmm", rows=(14,), vectors=(2,), step=UNROLLED, features="avx512f")(
-    _broadcast_steps)
+    _over_rows)
+f32_14x32_blocks = x86.micro_kernel("f32_14x32_blocks", vector="zmm", rows=(14,), vectors=(2,), step=BLOCK,
+                                    features="avx512f", left="blocks")(_over_blocks)
 f32_6x16 = x86.micro_kernel("f32_6x16", vector="ymm", rows=(6,), vectors=(2,), step=UNROLLED, features="avx2 fma")(
-    _broadcast_steps)
+    _over_rows)
+bf16_14x32 = x86.micro_kernel("bf16_14x32", vector="zmm", rows=(14,), vectors=(2,), step=UNROLLED,
+                              features="avx512f avx512_bf16", dtype="bf16")(_pairs_over_rows)
+f32_2x14x16 = x86.micro_kernel("f32_2x14x16", vector="zmm", rows=(14,), vectors=(1,), step=UNROLLED,
+                               features="avx512f", rights=2)(_over_rows)
+bf16_2x14x16 = x86.micro_kernel("bf16_2x14x16", vector="zmm", rows=(14,), vectors=(1,), step=UNROLLED,
+                                features="avx512f avx512_bf16", dtype="bf16", rights=2)(_pairs_over_rows)

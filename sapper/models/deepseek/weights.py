@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from ...kernels.quantized import PANEL
-from ..checkpoint import Entry
+from ..checkpoint import Entry, Parted
 from ..errors import ModelError
-from ..gguf_file import TensorEntry
-from ..linear import Dense, Experts, Matrix, Raw
+from ..linear import Dense, Experts, Matrix, Raw, of_one_form
 from ..weights import Loader, Order, Use, half_split_rows
 from .config import DeepseekConfig, Mixture
 
@@ -284,8 +283,8 @@ def _experts(loader: Loader, config: DeepseekConfig, mixture: Mixture, layer: in
     parts = {role: _Parts(loader, role, mixture, shape, axes[role], layer) for role, shape in shapes.items()}
     forms = {role: part.form for role, part in parts.items()}
     if forms["gate"] != forms["up"]:  # They are used together, by one kernel.
-        forms["gate"] = forms["up"] = ""
-    gates, ups, downs = (parts[role].joined(blocks=forms[role] != "") for role in shapes)
+        forms["gate"] = forms["up"] = None
+    gates, ups, downs = (parts[role].joined(blocks=forms[role] is not None) for role in shapes)
     return MixtureWeights(gain, router, bias, gates, ups, downs, mixture.taken)
 
 
@@ -309,7 +308,7 @@ class _Parts:
                 pieces = [loader.raw(name, shape, shape, layer, expert) for expert in range(experts)]
         else:
             together = loader.entry(name, (experts, *shape), layer)
-            assert isinstance(together, TensorEntry)
+            assert isinstance(together, Parted)
             self.routed = [together.part(expert) for expert in range(experts)]
             if shape[0] % PANEL == 0:
                 pieces = [loader.raw(name, together.shape, (experts * shape[0], shape[1]), layer)]
@@ -319,11 +318,9 @@ class _Parts:
             self.shared = loader.entry(f"shared_{role}", wide, layer)
             raw = loader.raw(f"shared_{role}", wide, wide, layer)
             pieces += [None] if raw is None else raw.split(mixture.shared, axis)
-        self.pieces = [piece for piece in pieces if piece is not None]
-        forms = {piece.form for piece in self.pieces}
-        whole = loader.blocks and len(self.pieces) == len(pieces) and len(forms) == 1
-        self.form = forms.pop() if whole else ""
-        """Of the blocks in which all can be held; "" if they can't."""
+        self.pieces = (of_one_form(pieces) if loader.blocks else None) or []
+        self.form = self.pieces[0].form if self.pieces else None
+        """Of the blocks in which all can be held; None if they can't."""
 
     def joined(self, blocks: bool) -> Experts:
         count = self.mixture.experts + self.mixture.shared
