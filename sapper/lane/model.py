@@ -473,6 +473,8 @@ class Model(WalkLowering):
         if not contraction or axis in walk.reduced or axis not in op.result.type.axes:  # type: ignore[union-attr]
             return False
         others = [a for a in walk.outer if a in self.open and a not in op.result.type.axes]  # type: ignore[union-attr]
+        if self.facts.many_workers and self.schedule.stage is None:
+            return False
         return self._wants_stage(op) and any(self.extent_hint(a) >= STAGE_ROWS for a in others)
 
     def _wants_stage(self, op: Op) -> bool:
@@ -634,6 +636,8 @@ class Model(WalkLowering):
     def _staged(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str],
                 contraction: bool) -> list[Op]:
         if not contraction or lane is None or lane not in walk.outer or lane not in self.open:
+            return []
+        if self.facts.many_workers and self.schedule.stage is None:
             return []
         loops = [a for a in walk.outer if a in self.open and a != lane]
         if len(loops) != 1 or len([a for a in walk.reduced if a in self.open]) != 1 or len(walk.reduced) != 1:

@@ -343,7 +343,7 @@ class WalkLowering(Squares):
         o = self.open[axis]
         if o.capacity == Capacity(o.hint) and not isinstance(o.extent, int):
             return (PAIR,) if axis in self.paired and count > PAIR else ()
-        sizes = (8, 4, 2) if o.hint <= FEW_ROWS else (4, 2)
+        sizes = (8, 4, 2) if o.hint <= FEW_ROWS else () if self.facts.many_workers else (4, 2)
         return tuple(size for size in sizes if size < count)
 
     def counted(self, label: str, start: Scalar, stop: Scalar, step: int, body: Callable[[Value], None]) -> None:
