@@ -789,14 +789,16 @@ class WalkLowering(Pairs):
             self.effect("prefetch", operands, level=level, **attributes)
 
     def _prefetch_ahead(self, op: Op) -> None:
-        """Ask for what lies AHEAD_BYTES further in a matrix whose rows are read one after the other."""
+        """Ask for what lies AHEAD_BYTES further in a matrix whose rows are read one after the other, into the second
+        cache: the first has places for too few requests at a time. Measured on a Zen 4, 4 sums over rows of 128 f32:
+        24 GB/s, and 20 where it is asked into the first."""
         access = self.access(op)
         step = max(1, 64 // element_bytes(access.dtype) // self.lanes)
         for at in self._coordinates(axes_of(op.result)):
             if all(not self.bound[a].lane or at[a] % step == 0 for a in at):
                 operands, attributes = self.address(access, at)
                 disp = attributes.pop("disp") + AHEAD_BYTES
-                self.effect("prefetch", operands, level=1, disp=disp, **attributes)
+                self.effect("prefetch", operands, level=2, disp=disp, **attributes)
 
     def _prefetch_panel(self, panel: StagedPanel, walk: Walk) -> None:
         """Ask for what lies further: panels are one stream, and the processor's own prefetching stops at the end of

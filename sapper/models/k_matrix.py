@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..kernels import k_quants, norm
+from ..kernels import k_quants
 from ..kernels.k_quants import GROUPS, HALF, PANEL, SIXTEEN, SUPER
 from ..runtime.buffers import Arena
 from ..runtime.program import Rows
@@ -103,9 +103,9 @@ class KMatrix:
         return [(k_quants.half_group_sums, (groups, sums))], (groups, sums)
 
     def _norm(self, x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
-        normed = work.normed[: x.size]
-        steps, operands = self._operands(normed, work)
-        return [(norm.rms_norm, (x.reshape(1, -1), gain, epsilon, normed.reshape(1, -1))), *steps], operands
+        steps, normed = work.norm(x, gain, epsilon)
+        more, operands = self._operands(normed, work)
+        return [*steps, *more], operands
 
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
         steps, operands = self._norm(x, gain, epsilon, work)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
-from ..kernels import fp8, fp8_panels, norm
+from ..kernels import fp8, fp8_panels
 from ..kernels.fp8_panels import PANEL
 from ..runtime.buffers import Arena
 from ..runtime.program import Rows
@@ -109,11 +109,6 @@ def _kept(arena: Arena, values: Array, dtype: Any) -> Array:
     return target
 
 
-def _norm(x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, Array]:
-    normed = work.normed[: x.size]
-    return [(norm.rms_norm, (x.reshape(1, -1), gain, epsilon, normed.reshape(1, -1)))], normed
-
-
 @dataclass(frozen=True, slots=True)
 class ScaledMatrix:
     """weights [rows / 16, columns, 16], scale [A, B], places [rows / 16]."""
@@ -136,14 +131,14 @@ class ScaledMatrix:
         return [(fp8_panels.scale_inputs, (x, self.scale, scaled))], scaled
 
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
-        steps, normed = _norm(x, gain, epsilon, work)
+        steps, normed = work.norm(x, gain, epsilon)
         more, scaled = self._inputs(normed, work)
         return [*steps, *more, (fp8_panels.matvec_fp8, (self.weights, self.places, scaled, y.reshape(-1, PANEL)))]
 
     def apply_norm_swiglu(
         self, up: ScaledMatrix, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
-        steps, normed = _norm(x, gain, epsilon, work)
+        steps, normed = work.norm(x, gain, epsilon)
         own, scaled = self._inputs(normed, work)
         others, up_scaled = up._inputs(normed, work, 1)
         arguments = (self.weights, up.weights, self.places, scaled, up_scaled, y.reshape(-1, PANEL))
@@ -194,7 +189,7 @@ class ScaledExperts:
     def apply_norm_swiglu(
         self, up: ScaledExperts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
-        steps, normed = _norm(x, gain, epsilon, work)
+        steps, normed = work.norm(x, gain, epsilon)
         gate_x, up_x = (self._room(len(y), x.size, work, place) for place in (0, 1))
         kernel = fp8_panels.scale_expert_inputs
         return [

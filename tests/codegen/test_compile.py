@@ -727,13 +727,14 @@ def test_dot_products(target: Target) -> None:
 @pytest.mark.parametrize("target", BOTH, ids=lambda t: t.name)
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_tasks_and_barriers(target: Target, workers: int) -> None:
-    """Tasks are shared out once each; after a barrier every worker sees what the others stored."""
+    """Tasks are shared out once each, also by a counter that a barrier has set back; after a barrier every worker sees
+    what the others stored."""
     count = 40
     program = Program(8, {"a": np.zeros(count, np.int64), "c": np.zeros((workers, count), np.int64)})
     b, v = program.builder, program.values
     total = program.constant(count)
-    for phase in range(3):
-        share = Op("tasks", [total], [], {"counter": phase}, [Block([S64])])
+    for phase in range(5):
+        share = Op("tasks", [total], [], {"counter": phase % 3}, [Block([S64])])
         b.block.ops.append(share)
         inner = Builder(share.blocks[0])
         i = share.blocks[0].arguments[0]
@@ -741,7 +742,7 @@ def test_tasks_and_barriers(target: Target, workers: int) -> None:
         inner.add("s_store", [inner.value("s_add", [inner.value("s_add", [old, old], S64), i], S64), v["a"], i],
                   dtype=i64, indexed=True, scale=8)
         inner.add("yield", [])
-        b.add("barrier", [])
+        b.add("barrier", [], **({"reset": (phase + 1) % 3} if phase >= 2 else {}))
     worker = b.value("worker", [], S64)
     mine = b.value("s_add", [v["c"], b.value("s_mul", [worker, program.constant(8 * count)], S64)], S64)
     loop = Op("loop", [program.constant(0), total], [], {"step": 1}, [Block([S64])])

@@ -51,7 +51,8 @@ def run_streaming(function: Function, arguments: dict[str, Any], facts: Facts, w
 def late_of(function: Function, streamed: tuple[str, ...]) -> Late | None:
     """The late walk of the body of the function's only loop over m."""
     (loop,) = [op for op in function.walk() if op.name == "tiles"]
-    plan = plan_block(loop.blocks[0])
+    wholes = frozenset(op.attributes["axis"] for op in function.walk() if op.name == "whole")
+    plan = plan_block(loop.blocks[0], wholes)
     return late_walk(plan, loop.blocks[0], frozenset(loop.attributes["axes"]),
                      lambda op: op.operands[0].name in streamed)
 
