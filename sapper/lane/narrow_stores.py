@@ -13,6 +13,9 @@ from ..tile.schedule import Facts
 from .squares import Squares
 from .state import Access, element_bytes
 
+MOST_ROWS = 8
+"""Rows of one piece: of more, as follow the sums of a contraction, both ways would be long."""
+
 Job = tuple[Op, dict[str, int], Value]
 """A store, register coordinates, and the row that goes there."""
 

@@ -18,7 +18,7 @@ from ..ir.types import MASK, ROW_I32, S64, DType, RowType, TensorType, TileType,
 from ..tile.plan import Walk, axes_of
 from ..tile.schedule import Panels
 from .by_hand import Fit, emit_steps, takes
-from .narrow_stores import Job
+from .narrow_stores import MOST_ROWS, Job
 from .packed import Packing
 from .pairs import Pairs
 from .rows import LoweringError, Rows
@@ -992,7 +992,10 @@ class WalkLowering(Pairs):
                 rounded.append((root, at, row))
             else:
                 self._store(root, at, row)
-        if rounded:
+        if len(rounded) > MOST_ROWS:
+            for root, at, row in rounded:
+                self._store(root, at, row)
+        elif rounded:
             self.store_rounded(rounded, [self.streams(op) for op, _, _ in rounded])
         for op in squares:
             self._store_squares(op)
