@@ -208,7 +208,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                  lanes: int) -> None:
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
         self.block_loads = []
-        self.busiest = None
+        self.asking = []
         self.pending_buffers: dict[Value, Access] = {}
         self.carried_buffers: dict[Value, Access] = {}
         self.stage_memory: dict[tuple[str, Op], Scalar] = {}
@@ -459,18 +459,18 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
 
     def items(self, block: Block, plan: Plan, late: Late | None, top: bool = False) -> None:
         """The walks and control ops of a block, but for a late walk."""
-        outer = self.block_loads, self.busiest
+        outer = self.block_loads, self.asking
         walks = [item for item in plan.items if isinstance(item, Walk)]
-        self.busiest = None
+        self.asking = []
         if late is not None:
-            self.busiest = late.host
+            self.asking = [late.host]
         elif self.facts.software_prefetch and any(op.name == "store" and self.streams(op) for op in block.ops):
-            self.busiest = max(reversed(walks), key=lambda walk: self.costs(walk, plan.kept))
+            self.asking = walks
         self.block_loads = [op for op in block.ops if op.name == "load" and op.result.type.axes]  # type: ignore[union-attr]
         items = plan.items if late is None else plan.items[:-1]
         for item in items:
             self._item(item, top)
-        self.block_loads, self.busiest = outer
+        self.block_loads, self.asking = outer
 
     def _on_first_worker(self, body: Callable[[], None]) -> None:
         first = self.emit(self.depth, "s_cmp", [self.emit(0, "worker", [], S64), self.value(0)], S64, cond="eq")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -446,6 +446,9 @@ class RawBlocks:
     parts: quants [rows, blocks, bytes], of 8 bits unsigned, scale and perhaps minimum [rows, blocks].
     """
 
+    FORMATS: ClassVar = {"Q4_0": (18, "q4"), "Q4_1": (20, "q4m"), "Q8_0": (34, "q8")}
+    """ggml's name of a format -> bytes of a block, and its form."""
+
     form: Form
     parts: tuple[Array, ...]
 
@@ -455,12 +458,14 @@ class RawBlocks:
 
         kind: ggml's name of the format. shape: [rows, columns].
         """
-        forms = {"Q4_0": (18, FORMS["q4"]), "Q4_1": (20, FORMS["q4m"]), "Q8_0": (34, FORMS["q8"])}
-        if kind not in forms or len(shape) != 2 or shape[0] % PANEL or shape[1] % forms[kind][1].block:
+        if kind not in cls.FORMATS or len(shape) != 2:
             return None
-        size, form = forms[kind]
+        size, name = cls.FORMATS[kind]
+        form = FORMS[name]
+        if shape[0] % PANEL or shape[1] % form.block:
+            return None
         raw = np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // form.block, size)
-        scale, minimum = (raw[:, :, at : at + 2].copy().view("<f2")[:, :, 0] for at in (0, 2))
+        scale, minimum = (raw[:, :, at : at + 2].view("<f2")[:, :, 0] for at in (0, 2))
         if form.minimum:
             return cls(form, (raw[:, :, 4:], scale, minimum))
         quants = raw[:, :, 2:]
@@ -514,10 +519,12 @@ def of_one_form(pieces: Sequence[Raw | None]) -> list[Raw] | None:
 
 def in_panels(pieces: Sequence[RawBlocks], arena: Arena, exact: bool = False) -> Blocks:
     """The rows of all pieces, one after the other, in panels; the pieces are of one form. exact: see Blocks."""
-    panels = [quantized.to_panels(*piece.parts) for piece in pieces]
-    parts = []
-    for group in zip(*panels, strict=True):
-        target = arena.empty((sum(len(p) for p in group), *group[0].shape[1:]), group[0].dtype)
-        np.concatenate(group, out=target)
-        parts.append(target)
-    return Blocks(pieces[0].form, tuple(parts), exact)
+    rows, columns = (sum(len(piece.parts[1]) for piece in pieces), pieces[0].parts[1].shape[1])
+    shapes = quantized.panel_shapes(pieces[0].parts, rows, columns)
+    targets = [arena.empty(shape, dtype) for shape, dtype in shapes]
+    start = 0
+    for piece in pieces:
+        stop = start + len(piece.parts[1]) // PANEL
+        quantized.fill_panels([target[start:stop] for target in targets], *piece.parts)
+        start = stop
+    return Blocks(pieces[0].form, tuple(targets), exact)

@@ -69,7 +69,8 @@ class Late:
     """The last walk of a block, which may be done for one row while another, the host, works on the next row.
 
     rows, buffers: the kept values that it reads. Those of a row's axes only; those that the host writes, element by
-    element just after this walk has read what stood there.
+    element just after this walk has read what stood there. There is at least one: a host that keeps nothing computes
+    too little to hide the stores behind, and reading two rows at once costs more than that gains.
     """
 
     walk: Walk
@@ -81,9 +82,8 @@ class Late:
 def late_walk(plan: Plan, block: Block, row_axes: frozenset[str], streams: Callable[[Op], bool]) -> Late | None:
     """The last walk, if it only stores what `streams` and may follow a row behind, or None.
 
-    row_axes: the axes of the loops round the block. Of several walks that may be its host the first is taken: it is
-    the one that waits for memory. Holds: no other walk reads what it stores or changes what it reads, but for the
-    buffers that the host writes.
+    row_axes: the axes of the loops round the block. Holds: no other walk reads what it stores or changes what it
+    reads, but for the buffers that the host writes.
     """
     walks = [item for item in plan.items if isinstance(item, Walk)]
     if len(walks) < 2 or len(walks) != len(plan.items) or walks[-1].reductions:
@@ -111,7 +111,7 @@ def late_walk(plan: Plan, block: Block, row_axes: frozenset[str], streams: Calla
                 return None
             stack += [v for v in value.op.operands if isinstance(v.type, TileType)]
     hosts = [w for w in walks[:-1] if set(w.axes) == set(late.axes) and all(v in w.inner for v in buffers)]
-    if not hosts or any(set(axes_of(v)) != row_axes or v.type.dtype is bool_ for v in rows):  # type: ignore[union-attr]
+    if not buffers or not hosts or any(set(axes_of(v)) != row_axes or v.type.dtype is bool_ for v in rows):  # type: ignore[union-attr]
         return None
     return Late(late, hosts[0], rows, buffers)
 

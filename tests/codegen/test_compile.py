@@ -411,6 +411,23 @@ def test_memory_dtypes(target: Target, lanes: int) -> None:
         program.check(target)
 
 
+@pytest.mark.parametrize("target", MACHINES, ids=lambda t: t.name)
+def test_rows_are_rounded_to_bf16_with_and_without_denormals(target: Target) -> None:
+    """Where there is an instruction, it serves rows without denormals only: one in any lane sends its row elsewhere."""
+    for lanes in (n for n in (4, 8, 16) if n <= target.lanes):
+        normal = np.nan_to_num(sample("f32", (lanes + 2) * lanes, lanes), posinf=np.inf, neginf=-np.inf)
+        rows = np.where(np.abs(normal) < np.finfo(np.float32).tiny, np.float32(0), normal).reshape(-1, lanes)
+        # Ties, one of which becomes normal, and what rounds to 0 and to the least denormal.
+        odd = np.array([0x00408000, 0x00418000, 0x807FC000, 0x00004000, 0x80008001], np.uint32).view(np.float32)
+        for lane in range(lanes):
+            rows[lane, lane] = odd[lane % len(odd)]
+        rows[lanes] = np.nan
+        output = np.zeros(rows.size, ml_dtypes.bfloat16)
+        program = rowwise(lanes, [rows.ravel()], output, lambda b, v: v[0], [f32], bf16)
+        code = program.check(target)
+        assert ("vcvtneps2bf16" in code.text) == (target.name == "zen4")
+
+
 @pytest.mark.parametrize(("target", "lanes"), LANES)
 def test_splats_and_lane0(target: Target, lanes: int) -> None:
     for dtype in MEMORY:
