@@ -58,6 +58,8 @@ class TensorView(NamedTuple):
     @property
     def extent(self) -> tuple[int, int]:
         """First byte and one past the last, as offsets from the address; (0, 0) when there are no elements."""
+        if self.panels is not None:
+            return 0, self.keep.nbytes
         return extent_bytes(self.shape, self.strides, self.dtype.size_bytes)
 
     @property
