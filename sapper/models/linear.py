@@ -321,11 +321,16 @@ class Experts(Protocol):
         """y[m] = W x[m] for the rows of each expert; with others = [up]: silu(W x[m]) * (up x[m])"""
 
 
+FEW_ROWS = 4
+"""Rows of an expert, on average, up to which they go sooner one by one."""
+
+
 def _groups_of(arrays: Sequence[Array], dtypes: str, x: Rows, ranges: tuple[Array, ...], y: Rows) -> Steps:
     """`apply_groups` of plain arrays [experts, rows, columns]."""
     blocks = [weights.reshape(len(weights), *moe.blocks_of(weights.shape[1]), -1) for weights in arrays]
     result = Rows(y.array.reshape(len(y.array), *blocks[0].shape[1:3]), y.count)
-    name = "grouped_matmul" if len(arrays) == 1 else "grouped_matmul_swiglu"
+    few = len(x.array) <= FEW_ROWS * len(blocks[0]) and "bf16_bf16" not in dtypes
+    name = ("grouped_matvec" if few else "grouped_matmul") + ("_swiglu" if len(arrays) > 1 else "")
     return [(getattr(moe, f"{name}_{dtypes}"), (x, *ranges, *blocks, result))]
 
 
