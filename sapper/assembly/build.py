@@ -31,16 +31,26 @@ from .errors import AssemblyError, author_location
 from .notation import Address, Given, LabelName, Mem, Reg, choose
 from .polynomial import Polynomial, Symbol
 
-_current: ContextVar[Assembly | None] = ContextVar("sapper_assembly", default=None)
+_current: ContextVar[Any] = ContextVar("sapper_assembly", default=None)
 
 
-def current() -> Assembly:
+def current() -> Any:
     """The assembly being built. Raises AssemblyError outside one."""
     found = _current.get()
     if found is None:
         raise AssemblyError("notation", "an instruction is called outside an assembly", author_location(),
                             mend="call it in a function that an assembly is built from, or name it in asm(...)")
     return found
+
+
+@contextmanager
+def made_current(assembly: Any) -> Iterator[None]:
+    """Mnemonics called inside add to an assembly."""
+    token = _current.set(assembly)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,11 +290,8 @@ class Assembly:
     @contextmanager
     def building(self) -> Iterator[Assembly]:
         """Mnemonics called inside add to this assembly."""
-        token = _current.set(self)
-        try:
+        with made_current(self):
             yield self
-        finally:
-            _current.reset(token)
 
     @contextmanager
     def loop(self, start: Reg | int, stop: Reg | int, step: int = 1, align: int = 32) -> Iterator[Reg]:

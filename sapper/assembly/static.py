@@ -160,7 +160,7 @@ class _Checker:
         self.check_reachable()
         self.check_loops()
         self.footprint = Footprint(self.assembly, self.starts, self.follow,
-                                   lambda item: self.accesses(item, self.facts[item.row])[1], _cycles)
+                                   lambda item: self.accesses(item, self.facts[item.row])[1], cycles_of)
         states: list[_State | None] = [None] * len(self.follow)
         states[0] = self.entry()
         pending = [0]
@@ -662,7 +662,7 @@ class _Checker:
         In each cycle there must be blocks that can be passed only finitely often before the cycle is left; a path that
         stays for ever would have to avoid all of them in the end, so what is left without them is shown the same way.
         """
-        for cycle in _cycles(blocks, self.follow):
+        for cycle in cycles_of(blocks, self.follow):
             bounded = [block for block in cycle if self.ends(block, set(cycle))]
             if not bounded:
                 last = self.body[self.starts[cycle[-1] + 1] - 1]
@@ -744,14 +744,14 @@ class _Checker:
         if not isinstance(counter, (Register, VirtualRegister)) or len(writers.get(counter, ())) != 1:
             return False
         member, item = writers[counter][0]
-        if any(block in cycle for cycle in _cycles([b for b in sorted(inside) if b != member], self.follow)):
+        if any(block in cycle for cycle in cycles_of([b for b in sorted(inside) if b != member], self.follow)):
             return False  # a round may leave it out
         amount = _step(item) or self.steady(item, writers)
         if amount is None or (setter is not item and setter.row.mnemonic not in ("cmp", "test")):
             return False
         if abs(amount) == 1 and stay == "ne":
             # Once in each round, or equality might be stepped over.
-            rest = _cycles([b for b in sorted(inside) if b != block], self.follow)
+            rest = cycles_of([b for b in sorted(inside) if b != block], self.follow)
             return not any(member in cycle for cycle in rest)
         carries = setter.row.mnemonic not in ("inc", "dec")
         up, down = {"l", "le", "s"}, {"g", "ge", "ns"}
@@ -762,7 +762,7 @@ class _Checker:
         return stay in (up if amount > 0 else down)
 
 
-def _cycles(blocks: list[int], follow: list[list[int]]) -> list[list[int]]:
+def cycles_of(blocks: list[int], follow: list[list[int]]) -> list[list[int]]:
     """The strongly connected parts of a graph's blocks that have a cycle, each sorted (R. Tarjan, "Depth-first search
     and linear graph algorithms", 1972)."""
     among = set(blocks)

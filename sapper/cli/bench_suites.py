@@ -482,7 +482,7 @@ def _wanted(entry: Any) -> tuple[Any, Any, Any]:
     arguments = tuple(entry.make_arguments(numpy.random.default_rng(1), shape).values())
     launcher = Launcher(entry.kernel, {})
     binding = launcher.signature.bind(arguments)
-    return launcher, specialise(launcher.signature, binding, launcher.static), binding.dims
+    return launcher, specialise(launcher.signature, binding, launcher.static_for(binding.dims)), binding.dims
 
 
 def _cold_s(entry: Any, target: Any) -> float:

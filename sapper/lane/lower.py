@@ -18,11 +18,23 @@ from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TensorType, TileType, bool_
 from ..lang.by_hand import CONTRACTIONS, PIECES, block_names, pieces_named
 from ..tile.affine import affine
-from ..tile.parts import MOST_LOOPS, split_parts
-from ..tile.plan import LATE, ORDERED, Late, Plan, Walk, axes_of, is_scalar_integer, late_walk, plan_block
+from ..tile.parts import split_parts
+from ..tile.plan import (
+    LATE,
+    ORDERED,
+    Late,
+    Plan,
+    Walk,
+    axes_of,
+    early_scalars,
+    is_scalar_integer,
+    late_walk,
+    plan_block,
+)
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
 from .chained_groups import ChainGroupLowering
 from .late import LateLowering, LateWalk
+from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
 from .walk import NEAR_AHEAD_BYTES, WalkChoice
@@ -196,7 +208,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                  lanes: int) -> None:
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
         self.block_loads = []
-        self.busiest = None
+        self.asking = []
         self.pending_buffers: dict[Value, Access] = {}
         self.carried_buffers: dict[Value, Access] = {}
         self.stage_memory: dict[tuple[str, Op], Scalar] = {}
@@ -241,16 +253,18 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         lowered.body = self.entry
         self.find_matrix_walk()
         for number, part in enumerate(self._parts()):
+            parallel = any(op.attributes.get("parallel") for op in part.ops)
             if number:
-                self.effect("barrier", [])
-            if any(op.attributes.get("parallel") for op in part.ops):
+                again = parallel and self.counters >= TASK_COUNTERS  # the counter was used by an earlier loop
+                self.effect("barrier", [], **({"reset": self.counters % TASK_COUNTERS} if again else {}))
+            if parallel:
                 self._parallel(part)
             else:
                 self._on_first_worker(lambda part=part: self.block(part))  # type: ignore[misc]
         if self.streaming_tensors & self.specialization.aligned:
             self.effect("fence_streaming", [])
         lowered.attributes = {"lanes": self.lanes, "slots": list(self.slots), "scratch": self.scratch_sizes,
-                              "counters": self.counters,
+                              "counters": min(self.counters, TASK_COUNTERS),
                               "tasks": [] if None in self.task_counts else self.task_counts}
         if self.contractions:
             used = {op.attributes["by"] for op in lowered.walk() if op.name == "asm_contract"}
@@ -394,9 +408,14 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             return
         self.begin_block(block)
         bound = self._bind_short_axis(block)
-        self.items(block, plan_block(block, yields_kept, self.keeps_operand), None, top)
+        self.items(block, plan_block(block, self.wholes, yields_kept, self.keeps_operand, self.is_bounded), None, top)
         if bound is not None:
             del self.bound[bound]
+
+    def is_bounded(self, axis: str) -> bool:
+        """Whether scratch memory may be set aside for a value over an axis."""
+        o = self.open.get(axis)
+        return o is None or isinstance(o.extent, int) or o.capacity is not None
 
     def begin_block(self, block: Block) -> None:
         """Forget what earlier lowerings of the block held; open its whole axes; compute its integer scalars."""
@@ -412,6 +431,10 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                 r = self._range(op.operands[0], op.operands[1])
                 self._open(op.attributes["axis"], r)
         self._early_scalars(block)
+
+    def _early_scalars(self, block: Block) -> None:
+        for value in early_scalars(block):
+            self.integer(value)
 
     def _bind_short_axis(self, block: Block) -> str | None:
         """Bind an axis of `whole` that is a vector or two long and spanned by a sum that `each` carries: the lanes hold
@@ -436,18 +459,18 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
 
     def items(self, block: Block, plan: Plan, late: Late | None, top: bool = False) -> None:
         """The walks and control ops of a block, but for a late walk."""
-        outer = self.block_loads, self.busiest
+        outer = self.block_loads, self.asking
         walks = [item for item in plan.items if isinstance(item, Walk)]
-        self.busiest = None
+        self.asking = []
         if late is not None:
-            self.busiest = late.host
+            self.asking = [late.host]
         elif self.facts.software_prefetch and any(op.name == "store" and self.streams(op) for op in block.ops):
-            self.busiest = max(reversed(walks), key=lambda walk: self.costs(walk, plan.kept))
+            self.asking = walks
         self.block_loads = [op for op in block.ops if op.name == "load" and op.result.type.axes]  # type: ignore[union-attr]
         items = plan.items if late is None else plan.items[:-1]
         for item in items:
             self._item(item, top)
-        self.block_loads, self.busiest = outer
+        self.block_loads, self.asking = outer
 
     def _on_first_worker(self, body: Callable[[], None]) -> None:
         first = self.emit(self.depth, "s_cmp", [self.emit(0, "worker", [], S64), self.value(0)], S64, cond="eq")
@@ -479,17 +502,6 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             self.ordered(item)
         else:
             raise LoweringError(f"no lowering for {item.name}", item)
-
-    def _early_scalars(self, block: Block) -> None:
-        """Integer scalars that do not wait for a reduction or a control op are computed in program order."""
-        late: set[Value] = set()
-        for op in block.ops:
-            waits = op.blocks or op.name in LATE or any(v in late for v in op.operands)
-            for result in op.results:
-                if waits:
-                    late.add(result)
-                elif is_scalar_integer(result) and op.name not in ("const", "full"):
-                    self.integer(result)
 
     @staticmethod
     def _is_plain(op: Op) -> bool:
@@ -631,7 +643,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         body = chain[-1].blocks[0]
         parallel = bool(op.attributes["parallel"])
         if parallel:
-            plan = plan_block(body)
+            plan = plan_block(body, self.wholes)
             self._residents(ranges, plan)
             if len(chain) == 1:
                 ranges[-1].late = self._late(ranges, body, plan)
@@ -802,9 +814,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         self._loops(pieces, 0, body)
         self.effect("yield", [])
         self.leave()
-        counter = self.counters
-        if counter >= MOST_LOOPS:
-            raise LoweringError(f"{self.function.name} has more than {MOST_LOOPS} parallel loops in a row")
+        counter = self.counters % TASK_COUNTERS
         self.counters += 1
         self.task_counts.append(self._most_tasks(ranges, granules))
         self.finish(Op("tasks", [total_value], (), {"counter": counter}, [task], self.location))
@@ -1043,7 +1053,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         """Whether the new value may overwrite the old one point by point: nothing else reads the old one later."""
         if out is argument or out.op is None or out.op not in body.ops:
             return False
-        plan = plan_block(body, kept, self.keeps_operand)
+        plan = plan_block(body, self.wholes, kept, self.keeps_operand, self.is_bounded)
         seen = False
         for item in plan.items:
             if isinstance(item, Walk):

@@ -107,7 +107,8 @@ class Launch:
         self.signature: Signature = launcher.signature
         self.binding: Binding = self.signature.bind(filled)
         rows = self._rows(arguments)
-        self.specialisation = _for_rows(specialise(self.signature, self.binding, launcher.static - set(rows)), rows)
+        static = launcher.static_for(self.binding.dims, rows)
+        self.specialisation = _for_rows(specialise(self.signature, self.binding, static), rows)
         self.compiled, self.code = compile(launcher, self.specialisation, self.binding.dims)
         self.signature.check_stores(self.binding, self.compiled.stored)
         for count in (0, 1):  # what extents must fulfil is linear in them: it holds between if it does at both ends

@@ -311,6 +311,12 @@ def test_asm_follows_static_dims_and_schedule(sapper, tmp_path: Path) -> None:
     assert sapper("asm", "matmul_nn_f32", "--target", "zen4", "--schedule", str(schedule)).out != plain
 
 
+def test_asm_is_specialised_as_a_call_is(sapper) -> None:
+    name, at = "attention_decode_f32", ("--target", "zen4")
+    called = sapper("asm", name, *at, "--dims", "G=4,D=64").out
+    assert called == sapper("asm", name, *at, "--static", "G=4,D=64").out != sapper("asm", name, *at).out
+
+
 # ---- check
 
 

@@ -746,6 +746,16 @@ def unbound_dimension():
     return k
 
 
+@case("unbound-dim", "leave K out")
+def specialised_for_a_dimension_that_it_lacks():
+    @kernel(specialise="N K")  # here
+    def k(a: Tensor[f32, M, N], out: Tensor[f32, M, N]):
+        for m, n in tiles(M, N):
+            out[m, n] = a[m, n]
+
+    return k
+
+
 @case("axis-extent", "walk N")
 def axis_of_another_dimension():
     @kernel

@@ -236,6 +236,30 @@ def test_one_compilation_for_each_specialisation(add_f32: FakeKernel, compiler: 
         add_f32(floats(8), 1.0, floats(8), static="Q")
 
 
+def test_a_specialised_kernel_has_code_for_a_few_extents_and_then_for_any(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SPECIALISED_FORMS", 2)
+    compiler.results["k"] = CompiledKernel("k", RECORD, ("out.data",), stored=("out",))
+    kernel = FakeKernel("k", [("a", tensor(f32, "T", "D")), ("out", tensor(i64, "N"))])
+    kernel.specialise = frozenset({"D"})
+
+    def called(t: int, d: int, **options: Any) -> list[Any]:
+        before = len(compiler.calls)
+        kernel(floats(t * d).reshape(t, d), np.zeros(5, np.int64), **options)
+        return [(call["static_dims"], "D" in call["dim_classes"]) for call in compiler.calls[before:]]
+
+    assert called(3, 64) == [({"D": 64}, False)]
+    assert called(5, 64) == []                          # T has a class as ever
+    assert called(3, 64, static="T") == [({"T": 3, "D": 64}, False)]
+    assert called(3, 128) == [({"D": 128}, False)]
+    assert called(3, 96) == [({}, True)]
+    assert called(4, 112) == []                         # the same class
+    assert called(200, 64) == [({"D": 64}, False)] and called(200, 96) == [({}, True)]
+    bound = prepare(kernel, floats(6).reshape(2, 3), np.zeros(5, np.int64))
+    assert compiler.calls[-1]["static_dims"] == {} and bound.entry.compiled.name == "k"
+
+
 def test_disk_cache_serves_the_next_process(compiler: Compiler, add_f32: FakeKernel) -> None:
     add_f32(floats(8), 1.0, floats(8))
     again = FakeKernel("add_f32", add_f32.parameters)

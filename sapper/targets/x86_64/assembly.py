@@ -20,6 +20,7 @@ from .registers import GPR_NAMES, MASK_NAMES, RSP, VEC_NAMES
 from .target import V3_FEATURES
 
 FAMILY = "x86_64"
+ASSEMBLER_ALLOCATES = False
 
 REGISTERS: dict[str, tuple[str, int, int]] = {
     **{name: ("gpr", number, bits) for bits, names in GPR_NAMES.items() for number, name in enumerate(names)},
