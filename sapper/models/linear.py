@@ -404,7 +404,9 @@ class BlockExperts:
         self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
     ) -> Steps:
         steps, operands = self.together.operands(x, work)
-        vectors = in_blocks(residual, PANEL), in_blocks(y, PANEL)
+        count = len(experts)
+        products = () if self.together.exact else (in_blocks(work.wide(0, count, y.size), PANEL),)
+        vectors = in_blocks(residual, PANEL), *products, in_blocks(y, PANEL)
         return [*steps, (self._kernel(""), (*self._parts(), experts, weights, *operands, *vectors))]
 
     def apply_groups(
