@@ -6,7 +6,7 @@ Enters: a plan with a tokenizer. Leaves: `NAME_start`, the entry of the executab
 joined by blanks; without any it is read from standard input, less a last line feed. The weights are those beside the
 executable unless told otherwise. The likeliest token is taken each time. Text goes to standard output, speeds and
 messages to standard error; the status is 0, 1 after an error, 2 for a command line that is not understood.
-Source: System V ABI AMD64 3.4.1 (the stack at entry), write(2), readlink(2), clock_gettime(2).
+Source: System V ABI AMD64 3.4.1 (the stack at entry), write(2), readlink(2), clock_gettime(2), rt_sigaction(2).
 """
 
 from __future__ import annotations
@@ -114,6 +114,29 @@ digits_read:
     jmp option
 
 options_read:
+    call fault_known                # leaves the address of what follows: the handler of SIGBUS
+    mov edi, 2                      # weights that are cut short while they are mapped
+    lea rsi, @text_cut
+    mov edx, @text_cut_bytes
+    mov eax, 1
+    syscall
+    mov edi, 1
+    mov eax, 231
+    syscall
+fault_known:
+    pop rax
+    mov qword ptr [rsp + 128], rax
+    mov edx, 0x4000000              # SA_RESTORER, which the kernel wants, though the handler does not return
+    mov qword ptr [rsp + 136], rdx
+    mov qword ptr [rsp + 144], rax
+    xor eax, eax
+    mov qword ptr [rsp + 152], rax
+    mov edi, 7
+    lea rsi, [rsp + 128]
+    xor edx, edx
+    mov r10d, 8
+    mov eax, 13
+    syscall
     xor edi, edi                    # mmap: memory for the path, the text, the tokens
     mov rsi, @buffer_bytes
     mov edx, 3
@@ -630,6 +653,7 @@ def _constants(plan: Plan) -> dict[str, bytes]:
         "text_too_long": f"the prompt is too long; expected at most {plan.model.context} tokens and "
                          f"{plan.text_bytes} bytes with the chat template\n".encode(),
         "text_no_tokens": b"the prompt is empty; expected some text\n",
+        "text_cut": b"the weights file was cut short while it was used\n",
         "no_input": b"standard input can't be read\n",
         "text_end": b"--\0", "text_help": b"--help\0", "text_raw": b"--raw\0", "text_weights": b"--weights\0",
         "text_tokens": b"--tokens\0", "text_threads": b"--threads\0", "text_self": b"/proc/self/exe\0",
