@@ -15,9 +15,9 @@ and no memory but the stack, what is mapped here, and the word in which the proc
 
 A model is one mapping (offsets in bytes; `Plan` has the rest):
 
-    0 weights    8 the memory as it was mapped    16 its bytes    24 workers    32 position    40 cycles to spin
-    64 thread numbers of the workers, i32; the system sets one to 0 when its thread has ended
-    POOL  the memory that workers share (runtime/workers_code.py)
+    0 weights    8 the memory as it was mapped    16 its bytes    24 workers    32 position
+    POOL  the memory that workers share (runtime/workers_code.py); a mailbox has the number of its worker's thread,
+          which the system sets to 0 when the thread has ended
     programs: control, sync blocks, table, argument blocks | temporaries | state | scratch of each worker | stacks
 
 The kernels' addresses, and those of what they work on, are filled in when a model is opened: `NAME.prefill` and
@@ -55,12 +55,13 @@ STATUS = {
 """What the functions return, by name."""
 
 MOST_THREADS = 256
-WEIGHTS, MAPPED, MAPPED_BYTES, THREADS, POSITION, SPIN, TIDS = 0, 8, 16, 24, 32, 40, 64
-POOL = TIDS + 4 * MOST_THREADS
+WEIGHTS, MAPPED, MAPPED_BYTES, THREADS, POSITION = 0, 8, 16, 24, 32
+POOL = 64
 HEAD_BYTES = POOL + workers.MAILBOXES + workers.MAILBOX_BYTES * MOST_THREADS
 STACK_BYTES = 256 << 10
-SPIN_CYCLES = 150_000
-"""How long a worker spins before it sleeps: 50 µs at 3 GHz."""
+SPIN_CYCLES, WAIT_CYCLES = 150_000, 20 * 150_000
+"""How long a worker without work, and who waits for workers that run, spins before it sleeps: 50 µs and 1 ms at 3 GHz,
+as in runtime/workers.py."""
 
 NUMBER, OF_WEIGHTS, OF_MEMORY = 0, 1, 2
 BASES = {"NUMBER": NUMBER, "WEIGHTS": OF_WEIGHTS, "MEMORY": OF_MEMORY}
@@ -71,10 +72,13 @@ _CLONE_FLAGS = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000 | 0x100000 | 0x
 
 _NUMBERS: dict[str, int] = {
     "WEIGHTS": WEIGHTS, "MAPPED": MAPPED, "MAPPED_BYTES": MAPPED_BYTES, "THREADS": THREADS, "POSITION": POSITION,
-    "SPIN": SPIN, "TIDS": TIDS, "POOL": POOL, "MOST_THREADS": MOST_THREADS, "STACK_BYTES": STACK_BYTES,
+    "POOL": POOL, "MOST_THREADS": MOST_THREADS, "STACK_BYTES": STACK_BYTES,
     "HUGE": HUGE_PAGE_BYTES, "HUGE_MASK": -HUGE_PAGE_BYTES, "HUGE_LESS_1": HUGE_PAGE_BYTES - 1,
-    "SPIN_CYCLES": SPIN_CYCLES, "MAILBOXES": POOL + workers.MAILBOXES, "MAILBOX_BYTES": workers.MAILBOX_BYTES,
-    "POOL_SPIN": POOL + workers.SPIN_CYCLES, "CLONE_FLAGS": _CLONE_FLAGS,
+    "SPIN_CYCLES": SPIN_CYCLES, "WAIT_CYCLES": WAIT_CYCLES, "MAILBOXES": POOL + workers.MAILBOXES,
+    "MAILBOX_BYTES": workers.MAILBOX_BYTES, "THREAD": POOL + workers.MAILBOXES + workers.THREAD,
+    "POOL_SPIN": POOL + workers.SPIN_CYCLES, "POOL_JOIN": POOL + workers.JOIN_CYCLES,
+    "ALLOWED": POOL + workers.ALLOWED, "ALLOWED_BYTES": workers.ALLOWED_BYTES, "PLACED": POOL + workers.PLACED,
+    "KEPT_OFF": POOL + workers.KEPT_OFF, "CLONE_FLAGS": _CLONE_FLAGS,
     **{f"{name}": number for name, (number, _) in STATUS.items()},
     # system calls of Linux on x86-64 (asm/unistd_64.h)
     "sys_open": 2, "sys_close": 3, "sys_fstat": 5, "sys_mmap": 9, "sys_munmap": 11, "sys_sigprocmask": 14,
@@ -311,8 +315,8 @@ _START = """
     xor r14d, r14d                  # status
 
     xor edi, edi                    # as many as CPUs spin before they sleep; more would keep others off them
-    mov esi, 128
-    mov rdx, rsp
+    mov esi, @ALLOWED_BYTES
+    lea rdx, [rbx + @ALLOWED]
     mov eax, @sys_getaffinity
     syscall
     xor ecx, ecx
@@ -322,7 +326,7 @@ _START = """
 count:
     cmp rdx, rax
     jae counted
-    mov rdi, qword ptr [rsp + rdx]
+    mov rdi, qword ptr [rbx + rdx + @ALLOWED]
     add rdx, 8
 bits:
     test rdi, rdi
@@ -333,11 +337,14 @@ bits:
     jmp bits
 counted:
     xor eax, eax
-    mov edx, @SPIN_CYCLES
+    mov dword ptr [rbx + @KEPT_OFF], -1
     cmp rcx, r12
-    cmovae eax, edx
-    mov qword ptr [rbx + @SPIN], rax
-    mov dword ptr [rbx + @POOL_SPIN], eax
+    jb crowded
+    mov qword ptr [rbx + @PLACED], r12
+    mov dword ptr [rbx + @POOL_SPIN], @SPIN_CYCLES
+    mov eax, @WAIT_CYCLES
+crowded:
+    mov dword ptr [rbx + @POOL_JOIN], eax
     mov dword ptr [rbx + @prefill_spin], eax
     mov dword ptr [rbx + @step_spin], eax
 
@@ -364,7 +371,8 @@ again:
     mov qword ptr [rbp - 8], r13
     mov edi, @CLONE_FLAGS
     lea rsi, [rbp - 16]
-    lea rdx, [rbx + r13*4 + @TIDS]
+    imul rdx, r13, @MAILBOX_BYTES
+    lea rdx, [rbx + rdx + @THREAD]
     mov r10, rdx
     xor r8d, r8d
     mov eax, @sys_clone
@@ -376,6 +384,8 @@ again:
     jmp again
 refused:
     mov r14d, @NO_THREAD
+    xor eax, eax
+    mov qword ptr [rbx + @PLACED], rax
 started:
     mov qword ptr [rbx + @THREADS], r13
     mov edi, 2
@@ -424,11 +434,12 @@ _CLOSE = """
     lea rax, @launch
     call rax
 wait:
-    mov edx, dword ptr [rbx + r12*4 + @TIDS]
+    imul rdi, r12, @MAILBOX_BYTES
+    lea rdi, [rbx + rdi + @THREAD]
+    mov edx, dword ptr [rdi]
     test edx, edx
     je ended
-    lea rdi, [rbx + r12*4 + @TIDS]  # futex(tid, FUTEX_WAIT, its value, no time limit)
-    xor esi, esi
+    xor esi, esi                    # futex(its word, FUTEX_WAIT, the thread's number, no time limit)
     xor r10d, r10d
     mov eax, @sys_futex
     syscall

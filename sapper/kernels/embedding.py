@@ -1,5 +1,7 @@
 """Embedding lookup: row tokens[t] of a table becomes row t of the activations, widened to f32.
 
+`embedding_panels` takes a table that was packed for products (sapper.pack): row v is column v % W of panel v / W.
+
 The caller sees to it that 0 <= tokens[t] < V; the kernel cannot afford to.
 """
 
@@ -12,7 +14,7 @@ from sapper import Tensor, bf16, each, f32, i32, tiles
 
 from .record import EXACT, NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
 
-T, V, E = sp.dims("T V E")
+T, V, E, P, W = sp.dims("T V E P W")
 
 
 def reference(arguments: Arguments) -> dict[str, Array]:
@@ -32,8 +34,24 @@ def make_embedding(table_dtype: Any) -> Any:
     return embedding
 
 
+def make_embedding_panels(table_dtype: Any) -> Any:
+    """The kernel for a table of that dtype in panels."""
+
+    @sp.kernel(name=f"embedding_panels_{table_dtype.name}")
+    def embedding_panels(tokens: Tensor[i32, T], table: Tensor[table_dtype, P, E, W], y: Tensor[f32, T, E]):
+        for t in each(T):
+            token = tokens[t]
+            panel, column = token // W.to(i32), token % W.to(i32)
+            for e in tiles(E):
+                y[t, e] = table[panel, e, column].to(f32)
+
+    return embedding_panels
+
+
 embedding_f32 = make_embedding(f32)
 embedding_bf16 = make_embedding(bf16)
+embedding_panels_f32 = make_embedding_panels(f32)
+embedding_panels_bf16 = make_embedding_panels(bf16)
 
 
 def make_arguments(random: np.random.Generator, shape: Shape, dtype: str) -> Arguments:
@@ -49,6 +67,34 @@ def numpy_peer(arguments: Arguments) -> Any:
         out[...] = table[tokens]
 
     return run
+
+
+def panels_reference(arguments: Arguments) -> dict[str, Array]:
+    panels, features, width = arguments["table"].shape
+    table = arguments["table"].swapaxes(1, 2).reshape(panels * width, features)
+    return {"y": table[arguments["tokens"]].astype(np.float32)}
+
+
+def make_panels_arguments(random: np.random.Generator, shape: Shape, dtype: str) -> Arguments:
+    t, p, e, w = (shape[name] for name in "TPEW")
+    tokens = random.integers(0, p * w, t).astype(np.int32)
+    return {"tokens": tokens, "table": normal(random, p, e, w, dtype=dtype), "y": unwritten(t, e)}
+
+
+def _panels_entry(kernel: Any, dtype: str) -> LibraryKernel:
+    return LibraryKernel(
+        name=f"embedding_panels_{dtype}",
+        kernel=kernel,
+        reference=panels_reference,
+        make_arguments=lambda random, shape: make_panels_arguments(random, shape, dtype),
+        tolerance=EXACT,
+        # Of each line of memory one element is used.
+        cases=tuple(Case({"T": t, "P": p, "E": e, "W": w}, flops=0, bytes=t * (4 + e * (64 + 4)))
+                    for t, p, e, w in ((1, 1536, 576, 32), (512, 1536, 576, 32))),
+        check_shapes=({"T": 0, "P": 3, "E": 4, "W": 32}, {"T": 1, "P": 1, "E": 1, "W": 1},
+                      {"T": 5, "P": 3, "E": 35, "W": 16}, {"T": 9, "P": 2, "E": 130, "W": 32}),
+        dtype=dtype,
+    )
 
 
 def _entry(kernel: Any, dtype: str) -> LibraryKernel:
@@ -70,4 +116,7 @@ def _entry(kernel: Any, dtype: str) -> LibraryKernel:
     )
 
 
-KERNELS = (_entry(embedding_f32, "f32"), _entry(embedding_bf16, "bf16"))
+KERNELS = (
+    _entry(embedding_f32, "f32"), _entry(embedding_bf16, "bf16"),
+    _panels_entry(embedding_panels_f32, "f32"), _panels_entry(embedding_panels_bf16, "bf16"),
+)

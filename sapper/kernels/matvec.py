@@ -5,6 +5,7 @@ Bound by the bytes of the weights, so whatever else one token needs is done in t
     matvec                y = w @ x
     matvec_residual       y = residual + w @ x
     norm_matvec           y = w @ rms_norm(x)
+    matvec_swiglu         y = silu(gate @ x) * (up @ x)
     norm_matvec_swiglu    y = silu(gate @ rms_norm(x)) * (up @ rms_norm(x))
 
 The norm's factor 1 / sqrt(mean(x**2) + epsilon) is one number for the whole vector; it is applied to the sum. Every
@@ -46,6 +47,20 @@ def make_matvec_residual(weight: Any) -> Any:
             y[n] = residual[n] + acc
 
     return matvec_residual
+
+
+def make_matvec_swiglu(weight: Any) -> Any:
+    @sp.kernel(name=f"matvec_swiglu_{weight.name}")
+    def matvec_swiglu(gate: Tensor[weight, N, K], up: Tensor[weight, N, K], x: Tensor[f32, K], y: Tensor[f32, N]):
+        for n in tiles(N):
+            gate_sum = zeros(n, dtype=f32)
+            up_sum = zeros(n, dtype=f32)
+            for k in tiles(K):
+                gate_sum += gate[n, k] @ x[k]
+                up_sum += up[n, k] @ x[k]
+            y[n] = silu(gate_sum) * up_sum
+
+    return matvec_swiglu
 
 
 def make_norm_matvec(weight: Any) -> Any:
@@ -90,6 +105,8 @@ matvec_f32 = make_matvec(f32)
 matvec_bf16 = make_matvec(bf16)
 matvec_residual_f32 = make_matvec_residual(f32)
 matvec_residual_bf16 = make_matvec_residual(bf16)
+matvec_swiglu_f32 = make_matvec_swiglu(f32)
+matvec_swiglu_bf16 = make_matvec_swiglu(bf16)
 norm_matvec_f32 = make_norm_matvec(f32)
 norm_matvec_bf16 = make_norm_matvec(bf16)
 norm_matvec_swiglu_f32 = make_norm_matvec_swiglu(f32)
@@ -111,7 +128,7 @@ def make_arguments(random: np.random.Generator, shape: Shape, weight: str, form:
     """Weights are scaled by 1 / sqrt(K), as in a network, so that results are near 1 and one tolerance serves all K."""
     n, k = shape["N"], shape["K"]
     scale = 1.0 / np.sqrt(k + 1.0)
-    names = ("gate", "up") if form == "norm_swiglu" else ("w",)
+    names = ("gate", "up") if form.endswith("swiglu") else ("w",)
     arguments: Arguments = {name: normal(random, n, k, dtype=weight, scale=scale) for name in names}
     arguments["x"] = normal(random, k)
     if form.startswith("norm"):
@@ -150,10 +167,11 @@ CHECK_SHAPES = (
 
 def _entry(kernel: Any, form: str, weight: str, shapes: tuple[tuple[int, int], ...]) -> LibraryKernel:
     size = NUMPY_DTYPES[weight].itemsize
-    count = 2 if form == "norm_swiglu" else 1
+    count = 2 if form.endswith("swiglu") else 1
     extra = 4 if form == "residual" else 0
     vectors = 8 if form.startswith("norm") else 4
-    name = {"": "matvec", "residual": "matvec_residual", "norm": "norm_matvec", "norm_swiglu": "norm_matvec_swiglu"}
+    name = {"": "matvec", "residual": "matvec_residual", "swiglu": "matvec_swiglu", "norm": "norm_matvec",
+            "norm_swiglu": "norm_matvec_swiglu"}
     peers: dict[str, Any] = {} if form else {"torch": torch_peer}
     if not form and weight == "f32":
         peers["numpy"] = numpy_peer
@@ -181,6 +199,8 @@ KERNELS = (
     _entry(matvec_bf16, "", "bf16", SHAPES),
     _entry(matvec_residual_f32, "residual", "f32", ((4096, 14336),)),
     _entry(matvec_residual_bf16, "residual", "bf16", ((576, 576), (576, 1536), (4096, 14336))),
+    _entry(matvec_swiglu_f32, "swiglu", "f32", ((14336, 4096),)),
+    _entry(matvec_swiglu_bf16, "swiglu", "bf16", ((1536, 576), (14336, 4096))),
     _entry(norm_matvec_f32, "norm", "f32", ((6144, 4096),)),
     _entry(norm_matvec_bf16, "norm", "bf16", ((960, 576), (6144, 4096))),
     _entry(norm_matvec_swiglu_f32, "norm_swiglu", "f32", ((14336, 4096),)),

@@ -17,9 +17,11 @@ import ml_dtypes
 import numpy as np
 
 from ..kernels import embedding, matmul, matvec, moe, narrow, norm, quantized
+from ..kernels.k_quants import SIXTEEN, SUPER
 from ..kernels.moe_blocks import exact_experts, product_experts
 from ..kernels.quantized import FORMS, PANEL, Form, group_for
 from ..runtime.buffers import Arena, empty
+from ..runtime.packed import Packed, packed_empty
 from ..runtime.program import Rows
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -35,33 +37,50 @@ class Workspace:
     def __init__(self, features: int) -> None:
         self.normed = empty((features,))
         self._wide: list[Array] = []
-        self._narrow: Array = empty((0,), ml_dtypes.bfloat16)
+        self._narrow: list[Array] = []
         self._quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.float32, np.int32)]
+        self._super_quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.int8, np.int32)]
+
+    def norm(self, x: Array, gain: Array, epsilon: float) -> tuple[Steps, Array]:
+        """The step that makes rms_norm(x) of a vector, and where: a kernel of its own, as every task of a product would
+        compute it anew, and slower weights (28.3 GB/s instead of 30 on a Zen 4)."""
+        normed = self.normed[: x.size]
+        return [(norm.rms_norm, (x.reshape(1, -1), gain, epsilon, normed.reshape(1, -1)))], normed
 
     def quants(self, rows: int, columns: int, block: int, group: int) -> tuple[Array, ...]:
         """Memory for rows that are quantised (sapper/kernels/quantized.py): q, scales, sums and starts."""
         groups = columns // group
         of_blocks = groups, group // block, rows
-        shapes = (groups, rows, group), (groups, rows), of_blocks, of_blocks
-        for place, shape in enumerate(shapes):
-            if self._quants[place].size < math.prod(shape):
-                self._quants[place] = empty((math.prod(shape),), self._quants[place].dtype)
-        return tuple(kept[: math.prod(shape)].reshape(shape)
-                     for kept, shape in zip(self._quants, shapes, strict=True))
+        return self._kept(self._quants, (groups, rows, group), (groups, rows), of_blocks, of_blocks)
 
-    def narrow(self, rows: int, columns: int) -> Array:
-        """Memory for rows in bf16."""
-        if self._narrow.size < rows * columns:
-            self._narrow = empty((rows * columns,), ml_dtypes.bfloat16)
-        return self._narrow[: rows * columns].reshape(rows, columns)
+    def super_quants(self, rows: int, columns: int) -> tuple[Array, ...]:
+        """The same for those of sapper/kernels/k_quants.py: q, scales, digits and starts."""
+        blocks = columns // SUPER
+        return self._kept(self._super_quants, (blocks, rows, SUPER), (blocks, rows), (blocks, rows, SIXTEEN),
+                          (blocks, SIXTEEN, rows))
+
+    @staticmethod
+    def _kept(kept: list[Array], *shapes: tuple[int, ...]) -> tuple[Array, ...]:
+        for place, shape in enumerate(shapes):
+            if kept[place].size < math.prod(shape):
+                kept[place] = empty((math.prod(shape),), kept[place].dtype)
+        return tuple(part[: math.prod(shape)].reshape(shape) for part, shape in zip(kept, shapes, strict=True))
+
+    def narrow(self, rows: int, columns: int, place: int = 0) -> Array:
+        """Memory for rows in bf16; place: as of `wide`."""
+        return self._rows(self._narrow, place, rows, columns, ml_dtypes.bfloat16)
 
     def wide(self, place: int, rows: int, columns: int) -> Array:
         """Memory for a matrix in f32; place: 0, or 1 for a second one at the same time."""
-        while len(self._wide) <= place:
-            self._wide.append(empty((0,)))
-        if self._wide[place].size < rows * columns:
-            self._wide[place] = empty((rows * columns,))
-        return self._wide[place][: rows * columns].reshape(rows, columns)
+        return self._rows(self._wide, place, rows, columns, np.float32)
+
+    @staticmethod
+    def _rows(kept: list[Array], place: int, rows: int, columns: int, dtype: Any) -> Array:
+        while len(kept) <= place:
+            kept.append(empty((0,), dtype))
+        if kept[place].size < rows * columns:
+            kept[place] = empty((rows * columns,), dtype)
+        return kept[place][: rows * columns].reshape(rows, columns)
 
 
 def in_blocks(rows: Array, size: int) -> Array:
@@ -83,6 +102,8 @@ def narrowed(x: Rows, dtype: str, rounded: bool, work: Workspace) -> tuple[Steps
 def named_arrays(value: Any, name: str = "") -> dict[str, Array]:
     """Every array in a structure of dictionaries, sequences, dataclasses and workspaces, by where it stands."""
     parts: list[tuple[Any, Any]]
+    if isinstance(value, Packed):
+        value = value.data
     if isinstance(value, np.ndarray):
         return {name: value} if value.size else {}
     if isinstance(value, dict):
@@ -129,10 +150,10 @@ class Matrix(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """weights [rows, columns], f32 or bf16 as `dtype` says. rounded, of bf16: several rows of activations
-    are rounded to it as well, so that packed dot products take them; otherwise they stay f32."""
+    """weights [rows, columns], f32 or bf16 as `dtype` says, as an array or packed. rounded, of bf16: several rows of
+    activations are rounded to it as well, so that packed dot products take them; otherwise they stay f32."""
 
-    weights: Array
+    weights: Array | Packed
     dtype: str
     rounded: bool = False
 
@@ -142,26 +163,42 @@ class Dense:
 
     @property
     def size(self) -> int:
-        return self.weights.size
+        return math.prod(self.weights.shape)
+
+    @property
+    def array(self) -> Array:
+        """The weights where they are not packed."""
+        assert isinstance(self.weights, np.ndarray)
+        return self.weights
 
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
-        return [(getattr(matvec, f"norm_matvec_{self.dtype}"), (self.weights, x, gain, epsilon, y))]
+        steps, normed = work.norm(x, gain, epsilon)
+        return [*steps, (getattr(matvec, f"matvec_{self.dtype}"), (self.weights, normed, y))]
 
     def apply_norm_swiglu(
         self, up: Dense, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
-        kernel = getattr(matvec, f"norm_matvec_swiglu_{self.dtype}")
-        return [(kernel, (self.weights, up.weights, x, gain, epsilon, y))]
+        steps, normed = work.norm(x, gain, epsilon)
+        return [*steps, (getattr(matvec, f"matvec_swiglu_{self.dtype}"), (self.weights, up.weights, normed, y))]
 
     def apply_residual(self, x: Array, residual: Array, y: Array, work: Workspace) -> Steps:
         return [(getattr(matvec, f"matvec_residual_{self.dtype}"), (self.weights, x, residual, y))]
 
     def look_up(self, tokens: Array, y: Array) -> Steps:
+        if isinstance(self.weights, Packed):
+            panels = self.weights.blocks[..., 0]
+            return [(getattr(embedding, f"embedding_panels_{self.dtype}"), (tokens, panels, y))]
         return [(getattr(embedding, f"embedding_{self.dtype}"), (tokens, self.weights, y))]
 
     def apply_rows(self, name: str, x: Rows, others: Sequence[Dense], rest: Sequence[Rows], work: Workspace) -> Steps:
         steps, x, dtypes = narrowed(x, self.dtype, self.rounded, work)
         return [*steps, (getattr(matmul, f"{name}_{dtypes}"), (x, *(one.weights for one in (self, *others)), *rest))]
+
+
+def packed_in(arena: Arena, rows: int, columns: int, dtype: str) -> Packed:
+    """Room for weights in the panels that the kernels of `Dense` read with activations in f32: for one vector a panel
+    is one stream from memory, where rows side by side are many short ones."""
+    return packed_empty(getattr(matvec, f"matvec_{dtype}"), "w", rows, columns, arena.empty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +258,8 @@ class Blocks:
     def norm(self, x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
         """The same of rms_norm(x)."""
         if self.exact:
-            normed = work.normed[: x.size]
-            step = norm.rms_norm, (x.reshape(1, -1), gain, epsilon, normed.reshape(1, -1))
-            return [step], (in_blocks(normed, self.form.block),)
+            steps, normed = work.norm(x, gain, epsilon)
+            return steps, (in_blocks(normed, self.form.block),)
         operands = work.quants(1, x.size, self.form.block, self.group)
         vectors = in_blocks(x, self.group), in_blocks(gain, self.group)
         kernels = quantized.quantize_kernels(self.form.block, self.group)

@@ -7,7 +7,7 @@ as in the file; all lie in memory that asks for huge pages, in the order in whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
 from .grouped import GroupedEntry
-from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks, of_one_form
+from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks, of_one_form, packed_in
 from .scaled import ScaledEntry
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -116,24 +116,44 @@ class Loader:
         return self._widened(uses, columns, places) if raw is None else raw[0].together(raw, self.arena, self.exact)
 
     def dense(self, uses: Sequence[Use], columns: int, *places: int) -> Dense:
-        """The same, never in blocks."""
-        return self._widened(uses, columns, places)
+        """The same, never in blocks, as a plain array."""
+        return self._plain(self._sources(uses, columns, places), sum(use.rows for use in uses), columns)
 
     def dense_of(self, source: Array) -> Dense:
-        """A matrix that was put together from several tensors, given in f32."""
-        target = self.arena.empty(source.shape, DTYPES[self.dtype])
-        self.fill(target, source)
+        """A matrix that was put together from several tensors, given in f32, as a plain array."""
+        return self._plain([(0, source)], *source.shape)
+
+    def _plain(self, sources: Iterable[tuple[int, Array]], rows: int, columns: int) -> Dense:
+        target = self.arena.empty((rows, columns), DTYPES[self.dtype])
+        for start, source in sources:
+            self.fill(target[start : start + len(source)], source)
         return Dense(target, self.dtype, self.rounded)
 
     def _widened(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> Dense:
+        """Packed, where the kernels of one token and of several agree on how."""
+        rows, sources = sum(use.rows for use in uses), self._sources(uses, columns, places)
+        if self.rounded:
+            return self._plain(sources, rows, columns)
+        packed = packed_in(self.arena, rows, columns, self.dtype)
+        waiting = np.zeros((0, columns), DTYPES[self.dtype])  # rows that fill no panel yet
+        done, width = 0, packed.panels.width
+        for start, source in sources:
+            for first in range(0, len(source), ROWS_AT_ONCE):
+                waiting = np.concatenate([waiting, source[first : first + ROWS_AT_ONCE].astype(waiting.dtype)])
+                seen = min(start + first + ROWS_AT_ONCE, start + len(source))
+                whole = len(waiting) if seen == rows else len(waiting) // width * width
+                packed.put(done, waiting[:whole])
+                done, waiting = done + whole, waiting[whole:]
+        return Dense(packed, self.dtype)
+
+    def _sources(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> Iterator[tuple[int, Array]]:
+        """The rows of all uses in f32: where each use's begin, and they."""
         entries = [self.entry(use.role, (use.rows, columns), *places) for use in uses]
-        target = self.arena.empty((sum(use.rows for use in uses), columns), DTYPES[self.dtype])
         start = 0
         for use, entry in zip(uses, entries, strict=True):
             source = entry.read()
-            self.fill(target[start : start + use.rows], source if use.order is None else use.order(source))
+            yield start, source if use.order is None else use.order(source)
             start += use.rows
-        return Dense(target, self.dtype, self.rounded)
 
     def fill(self, target: Array, source: Array) -> None:
         """Copy a matrix, some rows at a time: less memory is touched, and it stays in the cache."""

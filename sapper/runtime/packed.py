@@ -10,6 +10,7 @@ the slots of packed dot products want them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -46,17 +47,44 @@ class Packed:
     def nbytes(self) -> int:
         return self.data.nbytes
 
+    @property
+    def blocks(self) -> Array:
+        """The panels as an array: [panels, slots along the depth, columns of a panel, elements of a slot]."""
+        width, elements = self.panels.width, self.panels.elements
+        columns, depth = self.shape[self.panels.columns], self.shape[self.panels.depth]
+        parts = -(-columns // width), -(-depth // elements), width, elements
+        plain = self.data[:int(numpy.prod(parts)) * self.dtype.size_bytes].view(numpy_dtype(self.dtype))
+        return plain.reshape(parts)
+
+    def put(self, first: int, columns: Array) -> None:
+        """Fill some columns, given as rows: from a multiple of the width on, to the last or another multiple of it."""
+        blocks, (count, depth) = self.blocks, columns.shape
+        _, slots, width, elements = blocks.shape
+        if self.dtype.name in START_PRODUCT:
+            raise ValueError(f"put: found {self.dtype.name}; expected a dtype whose sums begin at 0; mend: pack_array")
+        if first % width or depth != self.shape[self.panels.depth] or (count % width and (
+                first + count != self.shape[self.panels.columns])):
+            raise ValueError(f"put: found {count} columns of {depth} elements from {first} on; expected whole panels "
+                             f"of {width} columns of {self.shape[self.panels.depth]}")
+        for start in range(0, count, width):
+            part = columns[start : start + width]
+            panel = blocks[(first + start) // width]
+            if depth == slots * elements:
+                panel[:, : len(part)] = part.reshape(len(part), slots, elements).swapaxes(0, 1)
+            else:
+                for element in range(elements):
+                    alike = part[:, element::elements]
+                    panel[: alike.shape[1], : len(part), element] = alike.T
+
     def __repr__(self) -> str:
         return f"Packed({self.dtype.name}{list(self.shape)}, {self.panels})"
 
     def unpack(self) -> Array:
         """The matrix as a plain array, of the bits that were packed."""
-        width, elements = self.panels.width, self.panels.elements
+        blocks = self.blocks
+        panels, slots, width, elements = blocks.shape
         columns, depth = self.shape[self.panels.columns], self.shape[self.panels.depth]
-        parts = -(-columns // width), -(-depth // elements), width, elements
-        size = int(numpy.prod(parts)) * self.dtype.size_bytes
-        blocks = self.data[:size].view(numpy_dtype(self.dtype)).reshape(parts)
-        matrix = blocks.transpose(0, 2, 1, 3).reshape(parts[0] * width, parts[1] * elements)[:columns, :depth]
+        matrix = blocks.transpose(0, 2, 1, 3).reshape(panels * width, slots * elements)[:columns, :depth]
         return numpy.ascontiguousarray(matrix if self.panels.columns == 0 else matrix.T)
 
 
@@ -79,6 +107,23 @@ def pack(kernel: Any, name: str, array: Any, target: Any = None) -> Packed:
         raise ArgumentError("rank", kernel.name, name, f"shape {view.shape}", "a matrix", "pack matrices one by one")
     panels = panels_of_kernel(kernel, name, configuration().find_target(target))
     return pack_array(as_array(view), view.dtype, panels)
+
+
+def packed_empty(kernel: Any, name: str, rows: int, columns: int, memory: Callable[..., Array] = empty) -> Packed:
+    """A matrix of zeros [rows, columns] in the layout in which `kernel` reads its tensor `name`, to be filled by `put`.
+
+    memory: what makes it, like `empty`. Raises as `pack` does.
+    """
+    from ..codegen.pipeline import panels_of_kernel
+    from .launch import configuration
+
+    dtype = dict(kernel.parameters)[name].dtype
+    panels = panels_of_kernel(kernel, name, configuration().find_target(None))
+    shape = (rows, columns)
+    parts = -(-shape[panels.columns] // panels.width) * panels.width, -(-shape[panels.depth] // panels.elements)
+    data = memory((parts[0] * parts[1] * panels.elements * dtype.size_bytes,), "u8")
+    data[:] = 0
+    return Packed(data, shape, dtype, panels)
 
 
 def pack_array(matrix: Array, dtype: DType, panels: Panels) -> Packed:

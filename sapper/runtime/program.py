@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
@@ -26,15 +27,18 @@ from . import settings, workers
 from .arguments import FIRST_SLOT, Binding, Parameter, Signature, fill_words, scalar_word, slot_words
 from .buffers import LINE_BYTES, Mapping
 from .compiled import CompiledKernel
-from .errors import ArgumentError
+from .errors import ArgumentError, LaunchError
 from .launch import Launcher, Specialisation, extent_bound, interpret, launcher_with, register_renewal, specialise
 from .loader import CodeBlock, load
 from .scratch import SYNC_BYTES, stride_bytes
 from .system import PAGE_BYTES, round_up
 
+if TYPE_CHECKING:
+    from .profile import Launched
+
 # Offsets in the control memory and in a launch of the table, in bytes; program_code.py says what lies there.
 TABLE, SYNC, SYNC_COUNT, COUNTERS, SPIN_CYCLES = 24, 32, 40, 48, 56
-ARRIVED, GENERATION, SLEEPERS = 64, 128, 132
+ARRIVED, GENERATION, SLEEPERS, TIMES, TIMES_BYTES = 64, 128, 132, 136, 144
 CONTROL_BYTES = 192
 KERNEL, BLOCK, FLAGS = 0, 8, 16
 LAUNCH_BYTES = 32
@@ -42,7 +46,6 @@ ALONE, BARRIER = 1, 2
 """Flags of a launch: only worker 0 runs it; all workers meet after it."""
 
 WORD_BYTES = 8
-_code: CodeBlock | None = None
 
 Compile = Callable[[Launcher, Specialisation, dict[str, int]], tuple[CompiledKernel, Any]]
 """A kernel for what a launch lets it assume and for its extents, and whatever its caller keeps of the code."""
@@ -318,6 +321,25 @@ class Program:
     # ---- running
 
     def __call__(self, **values: Any) -> None:
+        self._run(values, False)
+
+    def profile(self, **values: Any) -> list[Launched]:
+        """Run it, and say where the time goes: for each kernel in order, how long each worker was in it.
+
+        Reading the clock adds some 20 ns to a kernel. Raises LaunchError under the reference interpreter.
+        """
+        from .profile import times_of
+
+        if self._interpreted is not None:
+            raise LaunchError("a profile: found a program under the interpreter; expected machine code; mend: run it "
+                              "without interpret=True and SAPPER_INTERPRET")
+        stamps = 2 * len(self._launches) + 1
+        times = numpy.zeros((self.threads, stamps), numpy.int64)
+        self._view[TIMES // WORD_BYTES], self._view[TIMES_BYTES // WORD_BYTES] = times.ctypes.data, times.strides[0]
+        self._run(values, True)
+        return times_of(self._launches, times, workers.cycles_per_ns())
+
+    def _run(self, values: dict[str, Any], profiled: bool) -> None:
         for name in values:
             if name not in self._variables:
                 known = ", ".join(self._variables) or "none"
@@ -332,12 +354,12 @@ class Program:
             ]
             for where, word in words:
                 self._words[where] = word
-            code = _program_code()
+            code = _program_code(profiled)
             address = self._mapping.address
             if self.threads == 1:
                 code.function(address, 0, 1)
             else:
-                spin = workers.spin_cycles(self.threads)
+                spin = workers.wait_cycles(self.threads)
                 self._view[SPIN_CYCLES // WORD_BYTES] = spin
                 workers.launch(code.address, self._view, address, self.threads, 0)
 
@@ -359,14 +381,11 @@ class Program:
             self._view[word] = 0
 
 
-def _program_code() -> CodeBlock:
-    global _code
-    if _code is None:
-        _code = load(workers.kept_code("program", _make_code)[0])
-    return _code
+@cache
+def _program_code(profiled: bool) -> CodeBlock:
+    def make() -> tuple[bytes, dict[str, int]]:
+        from .program_code import program_code
 
+        return program_code(profiled), {}
 
-def _make_code() -> tuple[bytes, dict[str, int]]:
-    from .program_code import program_code
-
-    return program_code(), {}
+    return load(workers.kept_code("program, profiled" if profiled else "program", make)[0])

@@ -10,6 +10,7 @@ a kernel address of 0, and meets the other workers at a barrier after those that
               56 i32 cycles to spin before sleeping
               64 i32 workers that have arrived
               128 i32 generation    132 i32 workers that may sleep on it
+              136 where a profile keeps times    144 bytes of it for each worker
     launch    0 kernel    8 its argument block    16 flags    24 unused
 
 The last worker to arrive at a barrier sets the task counters of all sync blocks to zero for the launches to come, then
@@ -17,6 +18,9 @@ adds one to the generation, which lets the others go: they see the counters rese
 The others spin on the generation, then sleep on it. A sleeper counts itself with a locked instruction before the system
 compares the generation; the last worker passes a locked instruction between the new generation and the look at that
 count: one of the two sees the other, so no wake-up is lost.
+
+A second form of the function (`profiled`) also keeps the time stamp counter, at 64 bits: before each launch, after it,
+and, last, at the end.
 
 Source: futex(2); System V ABI AMD64 3.2; Intel SDM volume 3, 9.2.3 (memory ordering).
 """
@@ -26,7 +30,7 @@ from __future__ import annotations
 from ..codegen.encode import encode
 from ..codegen.listing import Listing, at
 from ..codegen.machine import Immediate, MachineFunction
-from ..targets.x86_64.registers import R8, R9, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI
+from ..targets.x86_64.registers import R8, R9, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
 from .program import (
     ALONE,
     ARRIVED,
@@ -40,6 +44,8 @@ from .program import (
     SYNC,
     SYNC_COUNT,
     TABLE,
+    TIMES,
+    TIMES_BYTES,
 )  # fmt: skip
 from .scratch import COUNTER_LINE_BYTES, SYNC_BYTES
 from .workers_code import FUTEX_WAIT, FUTEX_WAKE, enter, futex, leave, spin_again
@@ -47,8 +53,8 @@ from .workers_code import FUTEX_WAIT, FUTEX_WAKE, enter, futex, leave, spin_agai
 _ALL = 0x7FFFFFFF
 
 
-def program_function() -> MachineFunction:
-    """rbx control, r12 worker, r13 workers, rbp the launch in the table."""
+def program_function(profiled: bool = False) -> MachineFunction:
+    """rbx control, r12 worker, r13 workers, rbp the launch in the table, [rsp] where a profile's next time goes."""
     emit = Listing()
     emit.label("program", 64)
     enter(emit)
@@ -56,7 +62,14 @@ def program_function() -> MachineFunction:
     emit("mov.64", R12, RSI)
     emit("mov.64", R13, RDX)
     emit("mov.64", RBP, at(RBX, TABLE))
+    if profiled:
+        emit("mov.64", RAX, at(RBX, TIMES_BYTES))
+        emit("imul.64", RAX, R12)
+        emit("add.64", RAX, at(RBX, TIMES))
+        emit("mov.64", at(RSP), RAX)
     emit.label("next")
+    if profiled:
+        _keep_time(emit)
     emit("mov.64", RAX, at(RBP))
     emit("test.64", RAX, RAX)
     emit("je", "done")
@@ -72,6 +85,8 @@ def program_function() -> MachineFunction:
     emit.label("run")
     emit("call.indirect", RAX)
     emit.label("ran")
+    if profiled:
+        _keep_time(emit)
     emit("mov.32", RCX, at(RBP, FLAGS))
     emit("add.64", RBP, Immediate(LAUNCH_BYTES))
     emit("test.32", RCX, Immediate(BARRIER))
@@ -81,6 +96,15 @@ def program_function() -> MachineFunction:
     emit.label("done")
     leave(emit)
     return MachineFunction("sapper_program", emit.body, {})
+
+
+def _keep_time(emit: Listing) -> None:
+    emit("mov.64", RCX, at(RSP))
+    emit("rdtsc")
+    emit("shl.imm.64", RDX, Immediate(32))
+    emit("or.64", RAX, RDX)
+    emit("mov.64", at(RCX), RAX)
+    emit("add.64", at(RSP), Immediate(8))
 
 
 def _barrier(emit: Listing) -> None:
@@ -143,5 +167,5 @@ def _barrier(emit: Listing) -> None:
     emit.label("passed")
 
 
-def program_code() -> bytes:
-    return encode(program_function()).code
+def program_code(profiled: bool = False) -> bytes:
+    return encode(program_function(profiled)).code

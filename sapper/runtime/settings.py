@@ -1,6 +1,7 @@
 """The environment variables that the runtime reads, each in one place.
 
 SAPPER_THREADS     workers of a launch; default: the CPUs that this process may use
+SAPPER_SPIN        microseconds that a worker without work spins before it sleeps; default 50
 SAPPER_INTERPRET   1 runs every kernel under the reference interpreter
 SAPPER_CACHE_DIR   where compiled kernels are kept; empty or "off": nowhere; default: $XDG_CACHE_HOME/sapper
 SAPPER_CACHE_MIB   size limit of that directory in MiB; default 256
@@ -18,12 +19,12 @@ from .errors import LaunchError
 MAX_THREADS = 1024
 
 
-def _positive(name: str, default: int, most: int) -> int:
+def _positive(name: str, default: int, most: int, least: int = 1) -> int:
     text = os.environ.get(name, "").strip()
     if not text:
         return default
-    if not text.isdecimal() or not 1 <= int(text) <= most:
-        raise LaunchError(f"{name}: found {text!r}; expected a whole number from 1 to {most}; mend: unset it")
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise LaunchError(f"{name}: found {text!r}; expected a whole number from {least} to {most}; mend: unset it")
     return int(text)
 
 
@@ -34,6 +35,12 @@ def available_cpus() -> int:
 
 def threads() -> int:
     return _positive("SAPPER_THREADS", min(available_cpus(), MAX_THREADS), MAX_THREADS)
+
+
+def spin_us() -> int:
+    """How long a worker without work spins before it sleeps: about what waking it costs, so that at worst it spins
+    as long as the launch that comes after would have waited."""
+    return _positive("SAPPER_SPIN", 50, 500_000, 0)
 
 
 def interpret() -> bool:

@@ -26,14 +26,16 @@ from .loader import CodeBlock, load
 from .scratch import WorkArea
 
 # Offsets in the control memory, in bytes; workers_code.py says what lies there.
-KERNEL, ARGUMENTS, WORKERS, SPIN_CYCLES = 0, 8, 16, 24
+KERNEL, ARGUMENTS, WORKERS, SPIN_CYCLES, JOIN_CYCLES = 0, 8, 16, 24, 28
 PENDING, LAUNCHER_SLEEPS = 64, 68
-MAILBOXES, MAILBOX_BYTES = 128, 64
-GENERATION, SLEEPS = 0, 4
+KEPT_OFF, CALLER_CPU, PLACED, ALLOWED, ALLOWED_BYTES = 128, 132, 136, 144, 128
+MAILBOXES, MAILBOX_BYTES = 320, 64
+GENERATION, SLEEPS, THREAD = 0, 4, 8
 COUNTERS = 8
 
-SPIN_NS = 50_000
-"""How long a worker without work, or a launcher without workers to wait for but the last, spins before it sleeps."""
+WAIT_NS = 1_000_000
+"""How long who waits for workers that run, at a barrier or at the end of a launch, spins before it sleeps: a thread
+that is woken may come back beside the one that woke it. Workers without work sleep sooner: settings.spin_us."""
 _CALIBRATE_NS = 100_000
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
 
@@ -55,12 +57,12 @@ class _Code:
         start_ns, start = time.perf_counter_ns(), clock()
         while (passed_ns := time.perf_counter_ns() - start_ns) < _CALIBRATE_NS:
             pass
-        self.cycles_per_ns = ((clock() - start) & 0xFFFFFFFF) / passed_ns
+        self.cycles_per_ns: float = ((clock() - start) & 0xFFFFFFFF) / passed_ns
 
-    def spin_cycles(self, size: int) -> int:
+    def cycles(self, time_ns: int, size: int) -> int:
         """How long one of so many workers spins before it sleeps, in cycles of the clock. More workers than CPUs don't
         spin: one would keep another off its CPU."""
-        return int(SPIN_NS * self.cycles_per_ns) if size <= settings.available_cpus() else 0
+        return int(time_ns * self.cycles_per_ns) if size <= settings.available_cpus() else 0
 
 
 def _workers_code() -> tuple[bytes, dict[str, int]]:
@@ -97,7 +99,8 @@ class Pool:
 
     def grow(self, size: int) -> None:
         """Start threads until there are so many workers. Raises LaunchError where the system has no more threads."""
-        ctypes.c_int32.from_address(self.control + SPIN_CYCLES).value = self._code.spin_cycles(size)
+        self._set_word(SPIN_CYCLES, self._code.cycles(1000 * settings.spin_us(), size))
+        self._set_word(JOIN_CYCLES, self._code.cycles(WAIT_NS, size))
         while self.size < size:
             index = self.size
             mailbox = self.control + MAILBOXES + MAILBOX_BYTES * index
@@ -111,8 +114,29 @@ class Pool:
                 raise LaunchError(
                     f"starting worker {index}: found {error}; expected a new thread; mend: SAPPER_THREADS={index}"
                 ) from error
+            assert thread.native_id is not None
+            ctypes.c_int32.from_address(mailbox + THREAD).value = thread.native_id
             self._threads.append(thread)
             self.size += 1
+        self._place()
+
+    def _place(self) -> None:
+        """Let launches keep the workers off their own CPU, if there is one for each; otherwise leave them to the
+        system."""
+        allowed = os.sched_getaffinity(0)
+        bits = sum(1 << cpu for cpu in allowed if cpu < 8 * ALLOWED_BYTES)
+        ctypes.memmove(self.control + ALLOWED, bits.to_bytes(ALLOWED_BYTES, "little"), ALLOWED_BYTES)
+        self._set_word(KEPT_OFF, -1)
+        if self.size <= len(allowed):
+            self._set_word(PLACED, self.size)
+            return
+        if ctypes.c_int32.from_address(self.control + PLACED).value:
+            for thread in self._threads:
+                os.sched_setaffinity(thread.native_id or 0, allowed)
+        self._set_word(PLACED, 0)
+
+    def _set_word(self, offset: int, value: int) -> None:
+        ctypes.c_int32.from_address(self.control + offset).value = value
 
     def _run_worker(self, index: int, mailbox: int, generation: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
@@ -158,10 +182,16 @@ def launch(kernel: int, view: memoryview, block: int, workers: int, step_bytes: 
         pool.launch(kernel, view, block, workers, step_bytes)
 
 
-def spin_cycles(size: int) -> int:
-    """How long one of so many workers spins before it sleeps, in cycles of the time stamp counter."""
+def wait_cycles(size: int) -> int:
+    """How long one of so many workers spins at a barrier before it sleeps, in cycles of the time stamp counter."""
     with _lock:
-        return _loaded_code().spin_cycles(size)
+        return _loaded_code().cycles(WAIT_NS, size)
+
+
+def cycles_per_ns() -> float:
+    """How fast the time stamp counter counts."""
+    with _lock:
+        return _loaded_code().cycles_per_ns
 
 
 def _loaded_code() -> _Code:

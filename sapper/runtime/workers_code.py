@@ -7,8 +7,12 @@
 Memory that they share, `control` (64-byte aligned; offsets in bytes):
 
     0    kernel to run, 0 to stop     8  args     16  workers of this launch     24  i32 cycles to spin before sleeping
+    28   i32 the same for the launcher
     64   i32 pending: other workers still in the kernel               68  i32 the launcher sleeps on `pending`
-    128 + 64 * index, the mailbox of a worker:   +0  i32 generation    +4  i32 the worker sleeps on `generation`
+    128  i32 the CPU that workers keep off    132  i32 the launcher's CPU now    136  number of workers to place, or 0
+    144  the CPUs that workers may use, a bit each, 1024 bits
+    320 + 64 * index, the mailbox of a worker:   +0  i32 generation    +4  i32 the worker sleeps on `generation`
+         +8  i32 its thread, as the system numbers it
 
 Protocol. `launch` writes the order (0 to 64), then adds one to the generation of each worker it wants, the last first,
 then wakes workers 1 and 2 if they sleep; a worker i that starts wakes 2i+1 and 2i+2, so waking takes logarithmic time.
@@ -21,7 +25,11 @@ writes the word, passes a full barrier, then reads the flag: one of the two sees
 wake-up too many, a signal or a stale flag only makes a sleeper look again. Waiting spins on its own cache line for
 `cycles to spin` first: back-to-back launches meet workers that are awake, and an idle process is quiet.
 
-Source: futex(2); System V ABI AMD64 3.2; Intel SDM volume 3, 9.2.3.
+Placing. A scheduler likes to put a thread that is woken on the CPU of the one that wakes it, and some (those of virtual
+machines that pack their threads) leave it there for ten milliseconds: the launch then runs on one CPU. So `launch`,
+when its CPU is another than the last time, takes that CPU from those that the workers may use.
+
+Source: futex(2), getcpu(2), sched_setaffinity(2); System V ABI AMD64 3.2; Intel SDM volume 3, 9.2.3.
 """
 
 from __future__ import annotations
@@ -31,20 +39,27 @@ from ..codegen.listing import Listing, at
 from ..codegen.machine import Immediate, MachineFunction, Memory, Register
 from ..targets.x86_64.registers import R8, R10, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
 from .workers import (
+    ALLOWED,
+    ALLOWED_BYTES,
     ARGUMENTS,
+    CALLER_CPU,
     COUNTERS,
     GENERATION,
+    JOIN_CYCLES,
+    KEPT_OFF,
     KERNEL,
     LAUNCHER_SLEEPS,
     MAILBOX_BYTES,
     MAILBOXES,
     PENDING,
+    PLACED,
     SLEEPS,
     SPIN_CYCLES,
+    THREAD,
     WORKERS,
 )  # fmt: skip
 
-_SYS_SCHED_YIELD, _SYS_FUTEX = 24, 202
+_SYS_SCHED_YIELD, _SYS_FUTEX, _SYS_SCHED_SETAFFINITY, _SYS_GETCPU = 24, 202, 203, 309
 YIELD_AFTER_CYCLES = 6000
 """Of the time stamp counter, about 2 µs: between workers that all run, a wait is shorter."""
 FUTEX_WAIT, FUTEX_WAKE = 128, 129  # FUTEX_WAIT and FUTEX_WAKE with FUTEX_PRIVATE_FLAG
@@ -178,13 +193,15 @@ def _launch(emit: Listing) -> None:
     emit("mov.64", at(RBX, WORKERS), RCX)
     emit("mov.64", RBP, RSI)
     emit("mov.64", R13, RDX)
+    _place(emit)
     emit("test.64", RBP, RBP)
     emit("je", "post")
-    emit("mov.64", R8, at(RDX, 16))  # the sync block: task counters start at zero
+    emit("mov.64", R8, at(R13, 16))  # the sync block: task counters start at zero
     emit("xor.32", RAX, RAX)
     for counter in range(COUNTERS):
         emit("mov.64", at(R8, 64 * counter), RAX)
     emit.label("post")
+    emit("mov.64", RCX, at(RBX, WORKERS))
     emit("sub.64", RCX, Immediate(1))
     emit("mov.32", at(RBX, PENDING), RCX)
     emit("je", "posted")
@@ -210,7 +227,7 @@ def _launch(emit: Listing) -> None:
     emit.label("join_spin")
     emit("cmp.32", at(RBX, PENDING), Immediate(0))
     emit("je", "joined")
-    spin_again(emit, "join_spin", SPIN_CYCLES)
+    spin_again(emit, "join_spin", JOIN_CYCLES)
     emit("mov.32", RAX, Immediate(1))
     emit("xchg.32", at(RBX, LAUNCHER_SLEEPS), RAX)
     emit.label("join_sleep")
@@ -222,6 +239,47 @@ def _launch(emit: Listing) -> None:
     emit("jmp", "join_sleep")
     emit.label("joined")
     leave(emit)
+
+
+def _place(emit: Listing) -> None:
+    """Where this thread is on another CPU than at the last launch, let the workers use the other ones only; keeps rbx,
+    rbp, r13. Where the system refuses, workers stay where they are."""
+    emit("cmp.64", at(RBX, PLACED), Immediate(0))
+    emit("je", "placed")
+    emit("lea.64", RDI, at(RBX, CALLER_CPU))
+    emit("xor.32", RSI, RSI)
+    emit("xor.32", RDX, RDX)
+    emit("mov.32", RAX, Immediate(_SYS_GETCPU))
+    emit("syscall")
+    emit("mov.32", RCX, at(RBX, CALLER_CPU))
+    emit("cmp.32", RCX, at(RBX, KEPT_OFF))
+    emit("je", "placed")
+    emit("cmp.32", RCX, Immediate(8 * ALLOWED_BYTES))
+    emit("jae", "placed")
+    emit("mov.32", at(RBX, KEPT_OFF), RCX)
+    emit("mov.32", RAX, RCX)
+    emit("shr.imm.64", RAX, Immediate(6))
+    emit("lea.64", R14, Memory(Register("gpr", RBX), Register("gpr", RAX), 8, ALLOWED))
+    emit("mov.64", R15, at(R14))
+    emit("mov.32", RAX, Immediate(1))
+    emit("shl.cl.64", RAX, RCX)
+    emit("not.64", RAX)
+    emit("and.64", at(R14), RAX)
+    emit("mov.32", R12, Immediate(1))
+    emit.label("place_next")
+    emit("cmp.64", R12, at(RBX, PLACED))
+    emit("jae", "place_done")
+    _mailbox(emit, RDI, R12)
+    emit("mov.32", RDI, at(RDI, THREAD))
+    emit("mov.32", RSI, Immediate(ALLOWED_BYTES))
+    emit("lea.64", RDX, at(RBX, ALLOWED))
+    emit("mov.32", RAX, Immediate(_SYS_SCHED_SETAFFINITY))
+    emit("syscall")
+    emit("add.64", R12, Immediate(1))
+    emit("jmp", "place_next")
+    emit.label("place_done")
+    emit("mov.64", at(R14), R15)
+    emit.label("placed")
 
 
 def clock_function() -> MachineFunction:

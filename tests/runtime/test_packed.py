@@ -11,6 +11,7 @@ import sapper as sp
 from sapper import Tensor, bf16, f32, i8, i32, kernel, tiles, u8, zeros
 from sapper.lane.rows import LoweringError
 from sapper.runtime.errors import ArgumentError
+from sapper.runtime.packed import packed_empty
 from tests.lane.test_packed import arguments_of, expected_of, make_product
 from tests.strategies import examples
 
@@ -157,3 +158,25 @@ def test_errors() -> None:
     other = make_product("nn", i8, i8, i32)
     with pytest.raises(LoweringError, match=r"found b packed in .* along dimension 1; expected a tensor that is"):
         other(np.zeros((2, 5), np.int8), packed, np.zeros((2, 8), np.int32))
+
+
+@settings(max_examples=examples(20))
+@given(n=st.integers(1, 100), k=st.integers(1, 40), types=st.sampled_from(TYPES[:3]), seed=st.integers(0, 99))
+def test_filled_piece_by_piece_is_packed_at_once(n, k, types, seed) -> None:
+    product = PRODUCTS["nt", types]
+    whole = sp.pack(product, "b", small("nt", types, 1, n, k, seed)["b"])
+    pieces = packed_empty(product, "b", n, k)
+    assert pieces.layout == whole.layout
+    for first in range(0, n, 2 * whole.panels.width):
+        pieces.put(first, whole.unpack()[first : first + 2 * whole.panels.width])
+    assert pieces.data.tobytes() == whole.data.tobytes()
+
+
+def test_only_whole_panels_are_put() -> None:
+    packed = packed_empty(PRODUCTS["nt", (f32, f32, f32)], "b", 70, 5)
+    columns = np.ones((70, 5), np.float32)
+    for first, part in ((1, columns[1:]), (0, columns[:33]), (0, columns[:, :4])):
+        with pytest.raises(ValueError, match="expected whole panels"):
+            packed.put(first, part)
+    with pytest.raises(ValueError, match="expected a dtype whose sums begin at 0"):
+        packed_empty(PRODUCTS["nt", (i8, i8, i32)], "b", 70, 5).put(0, columns.astype(np.int8))

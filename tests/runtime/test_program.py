@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 import sapper as sp
 from sapper import CallError, Program, Rows, Tensor, Variable, f32, i32, tiles, whole
 from sapper.codegen.print import print_function
+from sapper.runtime.errors import LaunchError
+from sapper.runtime.profile import middle, table
 from sapper.runtime.program_code import program_code, program_function
 
 M, N, P = sp.dims("M N P")
@@ -224,9 +227,36 @@ def test_a_forked_child_runs_it() -> None:
 
 
 @pytest.mark.skipif(shutil.which("as") is None, reason="GNU as is not installed")
-def test_code_is_what_gnu_as_makes_of_its_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("profiled", [False, True])
+def test_code_is_what_gnu_as_makes_of_its_text(tmp_path: Path, profiled: bool) -> None:
     source, made, flat = tmp_path / "p.s", tmp_path / "p.o", tmp_path / "p.bin"
-    source.write_text(print_function(program_function()))
+    source.write_text(print_function(program_function(profiled)))
     subprocess.run(["as", str(source), "-o", str(made)], check=True)
     subprocess.run(["objcopy", "-O", "binary", "-j", ".text", str(made), str(flat)], check=True)
-    assert flat.read_bytes().rstrip(b"\0") == program_code().rstrip(b"\0")
+    assert flat.read_bytes().rstrip(b"\0") == program_code(profiled).rstrip(b"\0")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_profile_is_a_run_whose_times_add_up(threads: int) -> None:
+    size = 400_000  # of a task there is work for both workers
+    x, y, z = vectors(3, size)
+    out = np.zeros(1, np.float32)
+    factor = Variable("factor", 2.0)
+    program = Program([(axpy, (x, factor, x, y)), (axpy, (y, 1.0, x, z)), (total, (z, out))], threads=threads)
+    program(factor=3.0)
+    wanted = z.copy()
+    z[:] = 0
+    start = time.perf_counter()
+    found = program.profile(factor=3.0)
+    taken = time.perf_counter() - start
+    np.testing.assert_array_equal(z, wanted)
+    assert [one.kernel for one in found] == ["axpy", "axpy", "total"]
+    assert [one.read_bytes for one in found] == [8 * size, 8 * size, 4 * size]
+    for worker in range(threads):
+        times = [one.seconds[worker] + one.wait_seconds[worker] for one in found]
+        assert all(one >= 0 for one in times) and sum(times) <= 1.2 * taken  # two clocks
+    assert sum(sum(one.seconds) for one in found) > 0.1 * taken
+    text = table(middle([found, program.profile(), program.profile()]))
+    assert "axpy" in text and "together" in text and text.count("\n") == 4
+    with pytest.raises(LaunchError, match="under the interpreter"):
+        Program([(total, (z, out))], interpret=True).profile()

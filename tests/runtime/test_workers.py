@@ -249,6 +249,44 @@ except KeyboardInterrupt:
     assert (process.returncode, output, complaints) == (0, "interrupted 3\n", "")
 
 
+def test_workers_keep_off_the_cpu_of_the_launcher() -> None:
+    """Where there is a CPU for each. The script's process alone is pinned."""
+    if settings.available_cpus() < 2:
+        pytest.skip("one CPU only")
+    process = script(
+        """
+allowed = sorted(os.sched_getaffinity(0))
+pool = workers._pool
+for cpu in allowed * 2:
+    os.sched_setaffinity(0, {cpu})
+    launch(1)
+    for thread in pool._threads:
+        found = os.sched_getaffinity(thread.native_id)
+        expected = set(allowed) - {cpu} if len(allowed) >= 3 else set(allowed)
+        assert found == expected, (cpu, found, expected)
+os.sched_setaffinity(0, allowed)
+workers.stop()
+words = np.array([0, 0, 0, 0, 0, 0, 0], np.int64)
+def launch_on(count):
+    workers.launch(block.address, memoryview(words), words.ctypes.data, count, 4096)
+launch_on(2)
+for cpu in allowed:
+    os.sched_setaffinity(0, {cpu})
+    launch_on(2)
+    assert os.sched_getaffinity(workers._pool._threads[0].native_id) == set(allowed) - {cpu}
+os.sched_setaffinity(0, allowed)
+launch_on(len(allowed) + 1)
+for thread in workers._pool._threads:
+    assert os.sched_getaffinity(thread.native_id) == set(allowed)
+launch_on(2)
+for thread in workers._pool._threads:
+    assert os.sched_getaffinity(thread.native_id) == set(allowed)
+"""
+    )
+    _, complaints = process.communicate(timeout=30)
+    assert (process.returncode, complaints) == (0, "")
+
+
 def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAPPER_THREADS", "5")
     assert settings.threads() == 5
@@ -258,6 +296,12 @@ def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SAPPER_THREADS", wrong)
         with pytest.raises(LaunchError, match="SAPPER_THREADS"):
             settings.threads()
+    assert settings.spin_us() == 50
+    monkeypatch.setenv("SAPPER_SPIN", "0")
+    assert settings.spin_us() == 0
+    monkeypatch.setenv("SAPPER_SPIN", "500001")
+    with pytest.raises(LaunchError, match=r"SAPPER_SPIN.*from 0 to 500000"):
+        settings.spin_us()
 
 
 def test_no_more_threads(tasks: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,7 +207,7 @@ class Session(BaseSession):
     def _heads_of(self, one: AttentionWeights) -> tuple[Array, Array]:
         """The rows of `expand` that make keys [heads, key_features, key_rank], and values."""
         config = self.model.config
-        matrices = one.expand.weights.reshape(config.heads, -1, config.key_rank)
+        matrices = one.expand.array.reshape(config.heads, -1, config.key_rank)
         return matrices[:, : config.key_features], matrices[:, config.key_features :]
 
     # ---- one token
@@ -331,7 +331,7 @@ class Session(BaseSession):
         turned, out = (array.reshape(self.chunk, config.heads, -1) for array in (self._turned, self._mixed))
         steps = [
             *self._compress(one, layer, position, rows),
-            (expand, (Rows(latents, filled), one.expand.weights,
+            (expand, (Rows(latents, filled), one.expand.array,
                       Rows(self._expanded.reshape(self.context, -1), filled))),
         ]
         operands = (rows(self._parts()[0]), rows(turned), Rows(keys, filled), Rows(shared, filled),
