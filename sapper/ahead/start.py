@@ -114,18 +114,8 @@ digits_read:
     jmp option
 
 options_read:
-    call fault_known                # leaves the address of what follows: the handler of SIGBUS
-    mov edi, 2                      # weights that are cut short while they are mapped
-    lea rsi, @text_cut
-    mov edx, @text_cut_bytes
-    mov eax, 1
-    syscall
-    mov edi, 1
-    mov eax, 231
-    syscall
-fault_known:
-    pop rax
-    mov qword ptr [rsp + 128], rax
+    lea rax, @fault
+    mov qword ptr [rsp + 128], rax  # sigaction(SIGBUS), of weights that are cut short while they are mapped
     mov edx, 0x4000000              # SA_RESTORER, which the kernel wants, though the handler does not return
     mov qword ptr [rsp + 136], rdx
     mov qword ptr [rsp + 144], rax
@@ -570,6 +560,19 @@ digit_out:
     ret
 """
 
+_FAULT = """
+    # the handler of SIGBUS: says what happened, and ends the process
+    mov edi, 2
+    lea rsi, @text_cut
+    mov edx, @text_cut_bytes
+    mov eax, 1
+    syscall
+    mov edi, 1
+    mov eax, 231
+    syscall
+    ret
+"""
+
 _TRIM = """
     mov rsi, qword ptr [rsp + 48]   # the template takes the white space from a message's ends
     mov rdx, r14
@@ -615,17 +618,20 @@ trim_done:
 """
 
 
-def start_function(plan: Plan) -> Written | None:
-    """`NAME_start`; None for a model without a tokenizer."""
+def start_functions(plan: Plan) -> list[Written]:
+    """`NAME_start` and what it reaches; none for a model without a tokenizer."""
     tables = plan.words
     if tables is None:
-        return None
+        return []
     name = plan.model.name
     numbers, constants = _numbers(plan, tables), _constants(plan)
     numbers |= {f"{key}_bytes": len(text) for key, text in constants.items()}
     reaches = {key: f"{name}_{key}" for key in ("open", "prefill", "step", "likeliest", "encode", "text")}
+    cut = b"the weights file was cut short while it was used\n"
+    fault = written(f"{name}.fault", _FAULT, {"text_cut_bytes": len(cut)}, {}, {"text_cut": cut})
+    reaches["fault"] = f"{name}.fault"
     text = _START.replace("{trim}", _TRIM if tables.numbers["trims"] else "")
-    return written(f"{name}_start", text, numbers, reaches, constants)
+    return [written(f"{name}_start", text, numbers, reaches, constants), fault]
 
 
 def _numbers(plan: Plan, tables: Tables) -> dict[str, int]:
@@ -655,7 +661,6 @@ def _constants(plan: Plan) -> dict[str, bytes]:
         "text_too_long": f"the prompt is too long; expected at most {plan.model.context} tokens and "
                          f"{plan.text_bytes} bytes with the chat template\n".encode(),
         "text_no_tokens": b"the prompt is empty; expected some text\n",
-        "text_cut": b"the weights file was cut short while it was used\n",
         "no_input": b"standard input can't be read\n",
         "text_end": b"--\0", "text_help": b"--help\0", "text_raw": b"--raw\0", "text_weights": b"--weights\0",
         "text_tokens": b"--tokens\0", "text_threads": b"--threads\0", "text_self": b"/proc/self/exe\0",
