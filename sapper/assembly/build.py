@@ -111,7 +111,8 @@ class Assembly:
     negative.
     results: registers whose last value is what the piece gives, where it stores none. naked: the author writes prologue
     and epilogue; no register is virtual. declared: its effects, as `declare` took them. features: those that its author
-    says it needs, None where nothing is said.
+    says it needs, None where nothing is said. returns: of routines that were copied to where they are called
+    (routines.py), what stands for a return, and for its call.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Assembly:
     register_count: int = 0
     declared: dict[str, Any] | None = None
     features: frozenset[str] | None = None
+    returns: dict[Instruction, Instruction] = field(default_factory=dict)
 
     def declare(self, reads: str = "", writes: str = "", clobbers: str = "", features: str | None = None,
                 aligned: Mapping[str, int] | None = None) -> None:

@@ -339,8 +339,12 @@ class WalkLowering(Pairs):
 
     def _tails(self, axis: str, count: int) -> tuple[int, ...]:
         """How many rows of a contraction at once what is left of its rows is cut into: each piece reads all of the
-        other operand again, from memory where there are few rows in all."""
-        sizes = (8, 4, 2) if self.open[axis].hint <= FEW_ROWS else (4, 2)
+        other operand again, from memory where there are few rows in all. Of a sequential loop only the last tile leaves
+        any: code for them is not worth its length."""
+        o = self.open[axis]
+        if o.capacity == Capacity(o.hint) and not isinstance(o.extent, int):
+            return (PAIR,) if axis in self.paired and count > PAIR else ()
+        sizes = (8, 4, 2) if o.hint <= FEW_ROWS else (4, 2)
         return tuple(size for size in sizes if size < count)
 
     def counted(self, label: str, start: Scalar, stop: Scalar, step: int, body: Callable[[Value], None]) -> None:

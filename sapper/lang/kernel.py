@@ -20,6 +20,9 @@ from .tensor import TensorAnnotation
 
 ParameterType = TensorType | TileType
 
+COROUTINE = 0x80 | 0x200
+"""Flags of the code of `async def` (inspect.CO_COROUTINE, CO_ASYNC_GENERATOR)."""
+
 
 class Kernel:
     """A function decorated with @sapper.kernel.
@@ -143,10 +146,21 @@ def kernel(function: Any = None, /, *, name: str | None = None, specialise: str 
     is neither Tensor[...] nor a dtype, and unbound-dim for an unknown dim. The body is read when the tile IR is first
     wanted.
     """
-    local_names = sys._getframe(1).f_locals
-    if function is None:
-        return lambda f: Kernel(f, name, options, local_names, specialise)
-    return Kernel(function, name, options, local_names, specialise)
+    caller = sys._getframe(1)
+
+    def make(function: Any) -> Kernel:
+        if isinstance(function, FunctionType) and not function.__code__.co_flags & COROUTINE:
+            return Kernel(function, name, options, caller.f_locals, specialise)
+        if isinstance(function, FunctionType):
+            place = Location(function.__code__.co_filename, function.__code__.co_firstlineno, 1, 1)
+            found = f"{function.__name__}, which is async"
+        else:
+            place = Location(caller.f_code.co_filename, caller.f_lineno, 1, 1)
+            found = f"{type(function).__name__} {getattr(function, '__name__', repr(function))}"
+        raise KernelError("not-a-function", "a kernel is made of a plain function", place, found,
+                          "a function written with def", "write def f(a: Tensor[f32, M], ...): under @kernel")
+
+    return make if function is None else make(function)
 
 
 def _annotations(function: FunctionType, local_names: Mapping[str, Any]) -> dict[str, TensorAnnotation | DType]:
@@ -163,7 +177,7 @@ def _annotations(function: FunctionType, local_names: Mapping[str, Any]) -> dict
             raise KernelError(
                 "missing-annotation", f"parameter {parameter} of kernel {function.__name__} has no annotation",
                 _parameter_place(function, parameter),
-                expected="Tensor[dtype, dims...] for a tensor, a dtype for a scalar",
+                found=parameter, expected="Tensor[dtype, dims...] for a tensor, a dtype for a scalar",
                 mend=f"write {parameter}: Tensor[f32, M, N], or {parameter}: f32",
             )
         annotation = function.__annotations__[parameter]
@@ -179,6 +193,7 @@ def _annotations(function: FunctionType, local_names: Mapping[str, Any]) -> dict
                     "bad-annotation", f"the annotation of {parameter} cannot be read",
                     _parameter_place(function, parameter), found=f"{text!r} ({error})",
                     expected="names known where the kernel is defined",
+                    mend="import it, or define it before the kernel",
                 ) from None
         if annotation is bool:
             annotation = bool_

@@ -659,6 +659,9 @@ class Launcher:
         for option in options:
             if option not in OPTIONS:
                 names = ", ".join(p.name for p in parameters)
+                if option in self.signature.positions:
+                    raise ArgumentError("option", self.name, option, "it by position and by name", "it once",
+                                        "leave out the one or the other")
                 raise ArgumentError(
                     "option", self.name, option, "an unknown keyword",
                     f"a parameter not given yet ({names}) or one of {', '.join(OPTIONS)}", "leave it out",

@@ -160,8 +160,10 @@ def test_keywords_and_defaults(add_f32: FakeKernel) -> None:
     assert out.tolist() == [4.0] * 4
     add_f32(a, x=5.0, out=out)
     assert out.tolist() == [6.0] * 4
-    with pytest.raises(ArgumentError, match="2 arguments"):
+    with pytest.raises(ArgumentError, match="2 arguments, and none for out"):
         add_f32(a)
+    with pytest.raises(ArgumentError, match="by position and by name"):
+        add_f32(a, 1.0, out, x=2.0)
     with pytest.raises(ArgumentError, match="thread_count"):
         add_f32(a, 1.0, out, thread_count=3)
 

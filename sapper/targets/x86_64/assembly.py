@@ -207,6 +207,9 @@ def flags_defined(row: Row) -> str:
     return "".join(written)
 
 
+READS_AT_LEAST = {"syscall": (("gpr", abi.RESULT),)}
+"""Row name -> registers that it reads in any case: how many arguments a system call has depends on its number."""
+
 # --- For addresses (sapper/assembly/footprint.py) -----------------------------------------------------------------
 
 ARITHMETIC = {
