@@ -68,6 +68,10 @@ TASK_ELEMENTS = 16384
 TASK_INDICES indices: a few microseconds' work."""
 TASK_INDICES = 1024
 
+ROWS_OF_FEW, VECTORS_OF_FEW = 8, 4
+"""What a task takes where workers are many: rows, and rows of lanes along what is contiguous. Four loads of 128 bytes
+are then on their way for each row; not measured."""
+
 SHORT_LIST, FEW_ELEMENTS = 8, 256
 """How many largest elements of how many are found for a row in each lane; measured: three times as fast as rows one by
 one for 6 of 64."""
@@ -780,7 +784,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             if isinstance(extent, int) and extent <= granule:
                 split[i] = r, granule, 1, granule
                 continue
-            if self.tiles_are_tasks:
+            if self.tiles_are_tasks or (self.facts.many_workers and not self.schedule.chunks):
                 split[i] = r, granule, self.ceil_div(extent, granule), granule
                 total = self.mul(total, split[i][2])
                 continue
@@ -813,7 +817,8 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             number = number if last else self.scalar("s_floordiv", number, chunks)
             mine = banded.get(r.axis, mine)
             start = self.add(r.start, self.mul(mine, size))
-            stop = self.scalar("s_min", self.add(start, size), r.stop)
+            exact = size == granule and r.divisor % granule == 0
+            stop = self.add(start, size) if exact else self.scalar("s_min", self.add(start, size), r.stop)
             # Every task but the last has a whole number of granules; the last ends where the range does.
             divisor = gcd(granule, r.divisor)
             cap = self._task_cap(r)
@@ -870,6 +875,8 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         if self.matrix_walk is not None:
             sizes = dict(zip((self.matrix_walk.rows, self.matrix_walk.columns), self.matrix_tile(), strict=True))
             return [sizes.get(r.axis or "", self._granule(r)) for r in ranges]
+        if self.facts.many_workers and not self.schedule.chunks:
+            return [self._few(r, ranges, block) for r in ranges]
         granules = []
         inner = [r for r in ranges if r.axis is not None and not r.resident]
         for r in ranges:
@@ -884,6 +891,28 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                     granule = 4
             granules.append(lcm(granule, self.panel_width(r.axis)))
         return granules
+
+    def _few(self, r: Range, ranges: list[Range], block: Block) -> int:
+        """What a task of one warp among thousands takes of a range: whole rows of lanes where tensors are contiguous
+        along it, and few rows else."""
+        if r.axis is None or r.resident:
+            return self._granule(r)
+        along = any(self._runs_along(op, r.axis) for outer in block.ops for op in outer.walk())
+        if not along:
+            granule = ROWS_OF_FEW
+        elif r is not [other for other in ranges if other.axis is not None and not other.resident][-1]:
+            granule = self.lanes
+        else:
+            lanes = TASK_ELEMENTS // self._elements(block, r.axis) // self.lanes
+            granule = max(1, min(VECTORS_OF_FEW, lanes)) * self.lanes
+        return lcm(granule, self.panel_width(r.axis))
+
+    def _runs_along(self, op: Op, axis: str) -> bool:
+        """Whether a load may read neighbours in memory for neighbours along an axis."""
+        if op.name != "load" or len(op.operands) < 2:
+            return False
+        last = affine(op.operands[-1])
+        return last is None or axis in last.axes
 
     def _elements(self, block: Block, axis: str) -> int:
         """Typical number of elements that the longest op of a block computes, or sums, for one index of an axis."""

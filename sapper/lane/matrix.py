@@ -24,9 +24,9 @@ from math import gcd
 from typing import NamedTuple
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, f32, i32
+from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, bf16, f32, i32
 from ..tile.affine import affine
-from ..tile.plan import Walk, plan_block
+from ..tile.plan import Walk, is_scalar_integer, plan_block
 from ..tile.schedule import MatrixUnit, Panels
 from . import fragments
 from .model import Model
@@ -36,6 +36,8 @@ CHUNK_BYTES, ELEMENT_BYTES, SWIZZLED_ROWS = 16, 2, 8
 CHUNK_ELEMENTS = CHUNK_BYTES // ELEMENT_BYTES
 FEWEST = 64
 """Extents for which a tile is worth its size."""
+SPLIT_DTYPES, PLANES = ("f32", "bf16"), 3
+"""Operands of which one at least is f32 and split, and into how many parts of bf16."""
 PADDING_BYTES = 32
 """After each row of sums in near memory: rows then start in different banks."""
 
@@ -44,7 +46,8 @@ PADDING_BYTES = 32
 class MatrixWalk:
     """A walk that the matrix instructions can take. rows, columns, depth: its axes. left, right: the loads of each
     reduction. scales: of each reduction the loads by whose elements those of left and right are multiplied first, if
-    they are. plain: the type that elements have in near memory, where they are brought through registers."""
+    they are. plain: the type that elements have in near memory, where they are brought through registers. planes: how
+    many parts each operand is a sum of there, left and right (split_pieces.py)."""
 
     rows: str
     columns: str
@@ -53,6 +56,11 @@ class MatrixWalk:
     right: tuple[Op, ...]
     scales: tuple[tuple[Op | None, Op | None], ...] = ()
     plain: DType | None = None
+    planes: tuple[int, int] = (1, 1)
+
+    @property
+    def split(self) -> bool:
+        return self.planes != (1, 1)
 
     @property
     def dtype(self) -> DType:
@@ -175,14 +183,18 @@ class Piece:
             chunk = low.emit(0, "add", [outer_half, low.bits(0, "shr", start, 3)], ROW_I32)
         self.source = low.swizzled(row, chunk, self.row_bytes)
 
-    def fragments(self, stage: Value, outer: int, depth: int) -> list[Value]:
+    planes = 1
+    """Parts that elements are a sum of, each `plane_bytes` behind the one before."""
+    plane_bytes = 0
+
+    def fragments(self, stage: Value, outer: int, depth: int, plane: int = 0) -> list[Value]:
         """The four registers of 16 x 16 elements, from an outer coordinate of this warp and a depth of the stage."""
         low = self.low
         across, down = (depth, outer) if self.along_depth else (outer, depth)
         # Moving along a row turns bits of the chunk's number that are 0 in every lane before the swizzle.
         made = Op("load_matrix", [stage, self.source], [ROW_B32] * 4,
                   {"transposed": not self.along_depth, "flip": across * self.size,
-                   "disp": self.at + down * self.row_bytes}, None, low.location)
+                   "disp": self.at + plane * self.plane_bytes + down * self.row_bytes}, None, low.location)
         low.finish(made)
         return list(made.results)
 
@@ -201,12 +213,17 @@ class MatrixLowering(Model):
         if unit is not None and walk is not None:
             self.matrix_walk = self.match_matrix_walk(walk, unit.dtypes, False) or self.match_matrix_walk(
                 walk, unit.byte_dtypes, False, along_depth=True) or self.match_matrix_walk(
-                walk, unit.dtypes, False, plain=True)
+                walk, unit.dtypes, False, plain=True) or self.match_matrix_walk(
+                walk, SPLIT_DTYPES, False, plain=True, split=True)
             if self.matrix_walk is not None:
                 self.warps = unit.warps[0] * unit.warps[1]
 
+    in_order = False
+    """Whether loops that run in order stand around the walk: those of ragged groups."""
+
     def only_walk(self) -> Walk | None:
-        """The walk of a function that is one nest of parallel tiles around it."""
+        """The walk of a function that is one nest of parallel tiles around it. Between these may stand a loop over
+        groups that runs in order: every warp reads where a group starts and ends."""
         control = [op for op in self.function.body.ops if op.blocks]
         if len(control) != 1 or not control[0].attributes.get("parallel") or self.schedule.registers:
             return None
@@ -215,16 +232,22 @@ class MatrixLowering(Model):
             nested = [op for op in inner.blocks[0].ops if op.blocks]
             if not nested:
                 break
-            if len(nested) > 1 or nested[0].name not in ("tiles", "each") or not nested[0].attributes.get("parallel"):
+            if len(nested) > 1 or nested[0].name not in ("tiles", "each") or nested[0].results:
                 return None
+            if not nested[0].attributes.get("parallel"):
+                self.in_order = True
+                if nested[0].name != "each" or not all(is_scalar_integer(v) for op in nested[0].blocks[0].ops
+                                                       if not op.blocks for v in op.results):
+                    return None
             inner = nested[0]
         items = plan_block(inner.blocks[0], self.wholes).items
         return items[0] if len(items) == 1 and isinstance(items[0], Walk) and inner.name == "tiles" else None
 
     def match_matrix_walk(self, walk: Walk, dtypes: tuple[str, ...], scaled: bool,
-                          along_depth: bool = False, plain: bool = False) -> MatrixWalk | None:
+                          along_depth: bool = False, plain: bool = False, split: bool = False) -> MatrixWalk | None:
         """The walk's operands, where it contracts elements of these types. scaled: they may be multiplied first.
-        along_depth: both lie along the depth, and may differ in type. plain: they lie anyhow, or are rounded."""
+        along_depth: both lie along the depth, and may differ in type. plain: they lie anyhow, or are rounded, or, of
+        f32, split."""
         if walk.inner or len(walk.outer) != 2 or len(walk.reduced) != 1 or not 1 <= len(walk.reductions) <= 2:
             return None
         depth = walk.reduced[0]
@@ -236,8 +259,10 @@ class MatrixLowering(Model):
         for op in walk.reductions:
             (a, by_a), (b, by_b) = (_scaled_load_of(v) if scaled else (_load_of(v), None) for v in op.operands)
             if plain:
-                a, b = (_rounded_load_of(v, dtypes) for v in op.operands)
-                kinds.update(_narrow(v) for v in op.operands)
+                a, b = (_load_of(v) if split else _rounded_load_of(v, dtypes) for v in op.operands)
+                kinds.update((bf16,) if split else (_narrow(v) for v in op.operands))
+            if split and not all(op is not None and _dtype_of(op).name in dtypes for op in (a, b)):
+                return None
             if op.name != "contract" or a is None or b is None or not (
                     self._together_along(depth, a, b) if along_depth else plain or _dtype_of(a) is _dtype_of(b)):
                 return None
@@ -247,6 +272,8 @@ class MatrixLowering(Model):
                 return None
             if left and a.operands != left[0].operands:
                 return None
+            if split and right and _dtype_of(b) is not _dtype_of(right[0]):
+                return None
             axes.add((rows, columns))
             left.append(a)
             right.append(b)
@@ -254,9 +281,14 @@ class MatrixLowering(Model):
         if len(axes) != 1 or len(kinds) > 1:
             return None
         ((rows, columns),) = axes
-        if any(self._extent_from_zero(axis) < FEWEST for axis in (rows, columns, depth)):
+        if any(self._extent_of(axis, axis == depth or self._starts_pieces(axis, (*left, *right))) < FEWEST
+               for axis in (rows, columns, depth)):
             return None
-        return MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales), next(iter(kinds), None))
+        planes = tuple(PLANES if split and _dtype_of(op) is f32 else 1 for op in (left[0], right[0]))
+        if planes[1] > 1 and len(right) > 1:        # what near memory holds of three operands in parts is too narrow
+            return None
+        return MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales), next(iter(kinds), None),
+                          (planes[0], planes[1]))
 
     @staticmethod
     def _together_along(depth: str, *loads: Op) -> bool:
@@ -266,8 +298,17 @@ class MatrixLowering(Model):
         return all(form is not None and depth in form.axes for form in forms) and (
             dtypes[0] is dtypes[1] or all(dtype.is_integer for dtype in dtypes))
 
+    @staticmethod
+    def _starts_pieces(axis: str, loads: tuple[Op, ...]) -> bool:
+        """Whether neighbours along an axis are neighbours in memory: pieces of 16 bytes then start where it does."""
+        forms = [affine(op.operands[-1]) for op in loads]
+        return any(form is None or axis in form.axes for form in forms)
+
     def _extent_from_zero(self, axis: str) -> int:
-        """A typical extent of an axis that starts at 0; 0 for others, whose pieces may start anywhere."""
+        return self._extent_of(axis, True)
+
+    def _extent_of(self, axis: str, from_zero: bool) -> int:
+        """A typical extent of an axis. from_zero: 0 for one whose pieces may start anywhere."""
         for op in self.function.walk():
             if op.name not in ("tiles", "whole"):
                 continue
@@ -275,7 +316,7 @@ class MatrixLowering(Model):
             if axis in axes:
                 start, stop = op.operands[2 * axes.index(axis):][:2]
                 known = start.op is not None and start.op.name == "const" and start.op.attributes["value"] == 0
-                return self.hint(stop)[0] if known else 0
+                return self.hint(stop)[0] if known or not from_zero else 0
         return 0
 
     def hint(self, value: Value) -> tuple[int, int, Capacity | None]:
@@ -321,7 +362,10 @@ class MatrixLowering(Model):
         if found.plain is None or self._outer_axis(op, found.depth, (found.plain.name,)) is not None:
             return Piece(self, op, outer, found.depth, extent, depth, at)
         from .plain_pieces import PlainPiece
+        from .split_pieces import SplitPiece
 
+        if found.split and _dtype_of(op) is f32:
+            return SplitPiece(self, op, outer, found.depth, extent, depth, at, found.plain)
         return PlainPiece(self, op, outer, found.depth, extent, depth, at, found.plain)
 
     # Rows of numbers.
@@ -382,7 +426,14 @@ class MatrixLowering(Model):
         """Rows and columns that a worker computes at once: the sums of several contractions share the registers."""
         unit, walk = self.facts.matrix, self.matrix_walk
         assert unit is not None and walk is not None
+        if walk.split:      # as many planes of rows and columns as stages hold
+            return unit.rows // 2, unit.columns // len(walk.right) // (2 if walk.planes[1] > 1 else 1)
         return unit.rows, unit.columns // len(walk.right) // (2 if self._promotes(walk) or self._turns(walk) else 1)
+
+    @staticmethod
+    def _stages(walk: MatrixWalk, unit: MatrixUnit) -> int:
+        """Pieces that come through registers are not waited for: two are enough, one that is read and one written."""
+        return 2 if walk.split else unit.stages
 
     @staticmethod
     def _turns(walk: MatrixWalk) -> bool:
@@ -440,8 +491,9 @@ class MatrixLowering(Model):
         pieces = (left, *right)
         start, stop = deep.offset, self.add(deep.offset, deep.extent)
 
+        stages = self._stages(found, unit)
         self.effect("sync_warps", [])       # the last tile's sums are read: its place is free
-        for number in range(unit.stages - 1):
+        for number in range(stages - 1):
             stage = self.value(self.add(self.near(), number * stage_bytes))
             for piece in pieces:
                 rest = self.sub(deep.extent, number * depth)
@@ -452,15 +504,15 @@ class MatrixLowering(Model):
         count = len(right) * blocks[0] * blocks[1] * 4
         sum_dtype = row_dtype(walk.reductions[0].result.type.dtype)  # type: ignore[union-attr]
         zero = self.constant(0.0 if sum_dtype.is_float else 0, sum_dtype)
-        end = self.add(self.near(), unit.stages * stage_bytes)
-        ahead = unit.stages - 1
+        end = self.add(self.near(), stages * stage_bytes)
+        ahead = stages - 1
         first = [self.value(self.add(piece.base, self.mul(piece.step, ahead))) for piece in pieces]
         carried = [self.near(), self.value(self.add(self.near(), ahead * stage_bytes)), *first, *[zero] * count]
         block = Block([S64, *[v.type for v in carried]])
         self.enter(block)
         here, reading, writing = block.arguments[:3]
         starts, sums = block.arguments[3:3 + len(pieces)], block.arguments[3 + len(pieces):]
-        self.effect("async_wait", [], pending=unit.stages - 2)
+        self.effect("async_wait", [], pending=stages - 2)
         self.effect("sync_warps", [])
         rest = self.sub(self.sub(stop, ahead * depth), here)
         for piece, address in zip(pieces, starts, strict=True):
@@ -481,7 +533,7 @@ class MatrixLowering(Model):
         self.effect("async_wait", [], pending=0)
         self.effect("sync_warps", [])
         own_bytes = warp_rows * sum_row_bytes(warp_columns) * len(right)
-        self.near_bytes_used = max(self.near_bytes_used, unit.stages * stage_bytes, own_bytes * self.warps)
+        self.near_bytes_used = max(self.near_bytes_used, stages * stage_bytes, own_bytes * self.warps)
         values = iter(list(loop.results)[2 + len(pieces):])
         placed = [[Sum(next(values), i * fragments.ROWS + register // 2 * 8, j * fragments.COLUMNS + register % 2)
                    for i in range(blocks[0]) for j in range(blocks[1]) for register in range(4)] for _ in right]
@@ -498,18 +550,21 @@ class MatrixLowering(Model):
                   sums: list[Value]) -> list[Value]:
         sums = list(sums)
         for depth in range(0, left.depth, fragments.DEPTH_BYTES // left.size):
-            a = [left.fragments(stage, i * fragments.ROWS, depth) for i in range(blocks[0])]
+            a = [[left.fragments(stage, i * fragments.ROWS, depth, plane) for i in range(blocks[0])]
+                 for plane in range(left.planes)]
             for number, piece in enumerate(right):
                 for pair in range(blocks[1] // 2):
-                    b = piece.fragments(stage, pair * 2 * fragments.COLUMNS, depth)
-                    for i in range(blocks[0]):
-                        for half in range(2):
-                            at = ((number * blocks[0] + i) * blocks[1] + 2 * pair + half) * 4
-                            made = Op("matrix_multiply", [*a[i], *b[2 * half:2 * half + 2], *sums[at:at + 4]],
-                                      [v.type for v in sums[at:at + 4]],
-                                      {"dtype": left.dtype, "right_dtype": piece.dtype}, None, self.location)
-                            self.finish(made)
-                            sums[at:at + 4] = made.results
+                    b = [piece.fragments(stage, pair * 2 * fragments.COLUMNS, depth, plane)
+                         for plane in range(piece.planes)]
+                    for one, other in plane_pairs(left.planes, piece.planes):
+                        for i in range(blocks[0]):
+                            for half in range(2):
+                                at = ((number * blocks[0] + i) * blocks[1] + 2 * pair + half) * 4
+                                mine = [*a[one][i], *b[other][2 * half:2 * half + 2], *sums[at:at + 4]]
+                                made = Op("matrix_multiply", mine, [v.type for v in sums[at:at + 4]],
+                                          {"dtype": left.dtype, "right_dtype": piece.dtype}, None, self.location)
+                                self.finish(made)
+                                sums[at:at + 4] = made.results
         return sums
 
     def _finish_tile(self, walk: Walk, found: MatrixWalk, sums: list[list[Sum]], rows: tuple[Scalar, int, Scalar],
@@ -541,6 +596,13 @@ class MatrixLowering(Model):
         for value in kept:
             del self.buffers[value]
         self.open.update(outer)
+
+
+def plane_pairs(left: int, right: int) -> list[tuple[int, int]]:
+    """Which parts of both operands are multiplied, the smallest products first: those that are left out are below what
+    f32 keeps of the whole (split_pieces.py)."""
+    pairs = [(i, j) for i in range(left) for j in range(right) if i + j < max(left, right)]
+    return sorted(pairs, key=lambda pair: -sum(pair))
 
 
 def sum_row_bytes(columns: int) -> int:

@@ -37,6 +37,8 @@ ROUNDS, TILES = 6, 3
 each state."""
 EXTENT, SCALAR = 576, 581
 """Every run-time dimension, and every scalar: what a loop goes to that ends at one is no multiple of a piece."""
+MOST_ROUNDS = 32
+"""Of a loop around loops of waits, none of which may run."""
 WORKERS = 3
 MOST_FAULTS = 8
 
@@ -190,6 +192,7 @@ class _Rehearsal:
         self.lanes: int = attributes["lanes"]
         self.faults: dict[tuple[object, ...], Fault] = {}
         self.places: dict[Interval, Place] = {}
+        self.loaded: dict[Op, int] = {}
         self.signals: dict[int, Signal] = {}
         self.words: dict[int, Any] = {}
         self.met = [0] * len(self.warps)
@@ -327,8 +330,8 @@ class _Rehearsal:
             return
         inner = any(self.synchronises(nested) for o in block.ops for nested in o.blocks if o.name != "if")
         waits = any(o.name in _WAITS for o in op.walk())
-        for number in numbers[:ROUNDS - warp.runs.get(op, 0) % 2 if waits and not inner else None]:
-            if inner and warp.runs and min(warp.runs.values()) >= TILES:
+        for count, number in enumerate(numbers[:ROUNDS - warp.runs.get(op, 0) % 2 if waits and not inner else None]):
+            if inner and (count >= MOST_ROUNDS or (warp.runs and min(warp.runs.values()) >= TILES)):
                 break
             values[counter] = number
             yield from self._block(warp, block)
@@ -361,8 +364,8 @@ class _Rehearsal:
             result = WORKERS
         elif name == "warp":
             result = warp.number
-        elif name == "s_load":
-            result = EXTENT
+        elif name == "s_load":      # groups begin and end where memory says: a later load is of a larger number
+            result = self.loaded.setdefault(op, EXTENT * (1 + len(self.loaded)))
         elif name == "iota":
             result = Row.of(np.arange(self.lanes, dtype=np.int32))
         else:

@@ -556,13 +556,18 @@ class RowEvaluation(State):
             raise LoweringError(f"found a packed tensor, {op.operands[0].name}, that is read otherwise than by a "
                                 "contraction; expected plain memory; mend: pass the array itself", op)
         access = self._at_scalars(self.access(op), op, at)
-        square = self.square_row(op, access, at, level)
-        if square is not None:
-            return square
+        for found in (self.square_row, self.pair_row):
+            row = found(op, access, at, level)
+            if row is not None:
+                return row
         return self._fetch(access, op.result, at, level, self.lane_mask(op.result.type.axes))  # type: ignore[union-attr]
 
     def square_row(self, op: Op, access: Access, at: dict[str, int], level: int) -> Value | None:
         """The row of a load that is read in squares (sapper/lane/squares.py), or None."""
+        return None
+
+    def pair_row(self, op: Op, access: Access, at: dict[str, int], level: int) -> Value | None:
+        """The row of a load of every second element (sapper/lane/pairs.py), or None."""
         return None
 
     def _from_memory(self, access: Access, value: Value, at: dict[str, int], level: int) -> Value:

@@ -196,6 +196,13 @@ class RandomRounding:
             kept = total([np.where(x < _LEAST_NORMAL, 0.0, x) for x in magnitudes])
             moved += (scale - kept + length * _LEAST_NORMAL) * self._random.choice([-1.0, 1.0], result.shape)
             spoilt = np.isnan(kept) & ~np.isnan(scale)  # an infinity times what was taken for zero
+        elif op.name == "contract" and dtype is not f64:
+            # Parts of f32 elements below the least normal number may count as zero (docs/language.md, Products).
+            lost = total([x + (_LEAST_NORMAL if v.type.dtype is f32 else 0.0)  # type: ignore[union-attr]
+                          for x, v in zip(magnitudes, op.operands, strict=True)])
+            with np.errstate(invalid="ignore"):
+                below = np.where(np.isfinite(scale), lost - scale, 0.0)
+            moved += below * self._random.choice([-1.0, 1.0], result.shape)
         if dtype not in (f32, f64):
             moved = self._move(semantics.cast(np.asarray(moved), dtype), dtype, 1).astype(np.float64)
         moved = np.where(np.isfinite(scale), moved, wide)

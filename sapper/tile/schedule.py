@@ -88,6 +88,8 @@ class Facts:
     many, as where a register is a vector of fixed size). indexed_addresses: a memory operand may have an index.
     software_prefetch: asking early for what will be read gains time.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
+    many_workers: thousands of workers take tasks in turn, at no cost: a task is then a few rows, however many workers
+    there are, and stages nothing for itself alone; code for what is left of many rows is not worth its place.
     matrix: the matrix instructions, if there are any. matrix_group: those of groups of warps. dots: lane ops of packed
     dot products that the target has and that the model may choose (sapper/lane/packed.py). float8_rows: rows of fp8
     that are best read from memory at once. family, features: which
@@ -106,6 +108,7 @@ class Facts:
     indexed_addresses: bool = True
     software_prefetch: bool = True
     transposes_by_scatter: bool = False
+    many_workers: bool = False
     matrix: MatrixUnit | None = None
     dots: frozenset[str] = frozenset()
     float8_rows: int = 1

@@ -23,7 +23,7 @@ from sapper.tile.schedule import Facts, Schedule
 from tests.lane.run_lane import run_lane, specialize
 
 GPU = Facts(lanes=32, vector_registers=24, wide_lanes=32, indexed_addresses=False, software_prefetch=False,
-            transposes_by_scatter=True)
+            transposes_by_scatter=True, many_workers=True)
 ROW = RowType(f32)
 
 
@@ -195,7 +195,7 @@ def test_scalars_lie_in_their_ranges(data: st.DataObject) -> None:
 
 
 def test_extents_divided_into_tasks_are_known_to_be_small() -> None:
-    lane = lane_function("softmax")
+    lane = lane_function("swiglu")
     ranges = Ranges(lane)
     divisions = [op for op in lane.walk() if op.name in ("s_floordiv", "s_mod")]
     assert divisions
