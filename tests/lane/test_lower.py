@@ -27,6 +27,7 @@ from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.rounding import expect
 from sapper.tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
 from tests.strategies import assert_expected, examples, kernels, reject_unbuildable
+from tests.strategies.schedule import draw_schedule
 
 from .run_lane import run_lane, specialize
 
@@ -65,6 +66,30 @@ def test_random_kernels(case, seed, facts, workers, hint) -> None:
     hints = None if hint is None else dict.fromkeys(case.sizes(seed), hint)
     run_lane(function, arguments, facts=facts, specialization=specialize(function, arguments, hints), workers=workers)
     assert_expected(arguments, expectations, repr(case))
+
+
+@settings(max_examples=examples(60))
+@given(case=kernels(), data=st.data(), seed=st.integers(0, 1000), facts=st.sampled_from([AVX512, AVX2, NARROW]),
+       workers=st.integers(1, 3), hint=st.sampled_from([None, 40, 20000]))
+def test_random_schedules(case, data, seed, facts, workers, hint) -> None:
+    """No schedule changes what a kernel means; one that can't be followed is refused with a reason."""
+    kernel = case.load()
+    try:
+        original = kernel.tile_ir()
+    except KernelError as error:
+        reject_unbuildable(error)
+        return
+    arguments = case.make_arguments(seed)
+    expectations = expect(original, arguments)
+    function = reduce_loops(kernel.tile_ir())
+    schedule = draw_schedule(data, function)
+    hints = None if hint is None else dict.fromkeys(case.sizes(seed), hint)
+    try:
+        run_lane(function, arguments, schedule, facts, specialize(function, arguments, hints), workers)
+    except ScheduleError as error:
+        assert "expected" in str(error)
+        return
+    assert_expected(arguments, expectations, f"{schedule}\n{case!r}")
 
 
 @settings(max_examples=examples(40))

@@ -1,0 +1,38 @@
+"""Random schedules for a kernel: any choice of any part, legal or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from sapper.ir.nodes import Function
+from sapper.tile.schedule import Schedule
+
+
+def axes_of(function: Function) -> list[str]:
+    """The axes that a kernel's loops and `whole` bring, in order."""
+    return [axis for op in function.walk() if op.name in ("tiles", "whole")
+            for axis in (op.attributes["axes"] if op.name == "tiles" else [op.attributes["axis"]])]
+
+
+def draw_schedule(data: Any, function: Function) -> Schedule:
+    """Some of the parts of a schedule, from Hypothesis's `data`."""
+    axes, tensors = axes_of(function), [t.name for t in function.tensors()]
+
+    def numbers(most: int) -> dict[str, int]:
+        chosen = data.draw(st.lists(st.sampled_from(axes), max_size=2, unique=True)) if axes else []
+        return {axis: data.draw(st.integers(1, most)) for axis in chosen}
+
+    def some(names: list[str]) -> tuple[str, ...]:
+        return tuple(data.draw(st.lists(st.sampled_from(names), max_size=3, unique=True))) if names else ()
+
+    return Schedule(
+        lane=data.draw(st.sampled_from([None, None, *axes])),
+        tile={axis: data.draw(st.sampled_from([size, 16 * size])) for axis, size in numbers(4).items()},
+        registers=numbers(5), order=some(axes), chunks=numbers(5),
+        stage=data.draw(st.sampled_from([None, some(tensors)])),
+        streaming=data.draw(st.sampled_from([None, some(tensors)])))
+
+
+__all__ = ["draw_schedule"]
