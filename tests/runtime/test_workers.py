@@ -60,7 +60,7 @@ def test_every_task_runs_once_on_any_number_of_workers(tasks: FakeKernel, thread
 
 def test_all_workers_take_part(tasks: FakeKernel) -> None:
     deadline = time.monotonic() + 20
-    while set(run_tasks(tasks, 64, 4, turns=200_000)) != {0, 1, 2, 3}:
+    while set(run_tasks(tasks, 64, 4, turns=1_000_000)) != {0, 1, 2, 3}:
         assert time.monotonic() < deadline
 
 
