@@ -14,7 +14,7 @@ from .lang import context as _context
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .assembly import x86
+    from .assembly import ptx, x86
     from .ir.types import (
         bf16,
         bool_,
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    ".assembly": "x86",
+    ".assembly": "ptx x86",
     ".ir.types": "f64 f32 f16 bf16 f8e4m3 f8e5m2 i64 i32 i16 i8 i4 u8 bool_",
     ".lang.builtins": "asm tiles each whole span zeros full where maximum minimum abs exp exp2 log log2 sqrt rsqrt "
                       "tanh sigmoid erf sin cos floor ceil round sum max min argmax argmin cumsum cummax cummin topk",
@@ -100,8 +100,8 @@ __all__ = [
     "abs", "argmax", "argmin", "asm", "bf16", "bool_", "ceil", "cos", "cummax", "cummin", "cumsum", "dims", "each",
     "empty", "erf", "exp", "exp2",
     "f8e4m3", "f8e5m2", "f16", "f32", "f64", "floor", "full", "i4", "i8", "i16", "i32", "i64", "kernel", "log",
-    "log2", "max", "maximum", "min", "minimum", "pack", "prepare", "round", "rsqrt", "sigmoid", "sin", "span", "sqrt",
-    "sum", "tanh", "tiles", "topk", "u8", "where", "whole", "x86", "zeros",
+    "log2", "max", "maximum", "min", "minimum", "pack", "prepare", "ptx", "round", "rsqrt", "sigmoid", "sin",
+    "span", "sqrt", "sum", "tanh", "tiles", "topk", "u8", "where", "whole", "x86", "zeros",
 ]
 
 

@@ -5,6 +5,7 @@ Hypothesis runs under one of three profiles (`--hypothesis-profile=NAME`):
     suite    the default: the same examples each time; a failure is shown as it was found, so that the time is bounded
     shrink   the same examples, a failure reduced: to look at one that the suite found
     fuzz     other examples in each run, failures reduced and kept in .hypothesis: the default where SAPPER_FUZZ is set
+    seek     other examples in each run (the same for one --hypothesis-seed), failures shown as they were found
 
 `SAPPER_FUZZ=20` draws twenty times as many examples; reducing takes long, so add `-o faulthandler_timeout=0`.
 
@@ -30,6 +31,7 @@ _same = settings(_common, derandomize=True, database=None)
 settings.register_profile("suite", _same, phases=[Phase.explicit, Phase.generate])
 settings.register_profile("shrink", _same)
 settings.register_profile("fuzz", _common, print_blob=True)
+settings.register_profile("seek", _common, database=None, phases=[Phase.explicit, Phase.generate])
 settings.load_profile("fuzz" if FUZZ else "suite")
 
 _numbers = itertools.count()

@@ -526,21 +526,23 @@ speed:
     mov edx, @text_rate_bytes
     jmp put
 decimal:
-    mov ecx, 10                     # rax in digits to the line
-    xor esi, esi
-divide:
+    mov ecx, 10                     # rax in digits to the line: how many first, then from the last one on
+    mov rsi, rax
+count_digit:
+    add r15, 1
     xor edx, edx
     div rcx
-    push rdx
-    add esi, 1
     test rax, rax
-    jne divide
+    jne count_digit
+    mov rax, rsi
+    mov rdi, r15
 digit_out:
-    pop rdx
+    xor edx, edx
+    div rcx
     add edx, 48
-    mov byte ptr [r15], dl
-    add r15, 1
-    sub esi, 1
+    sub rdi, 1
+    mov byte ptr [rdi], dl
+    test rax, rax
     jne digit_out
     ret
 """

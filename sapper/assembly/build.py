@@ -31,16 +31,26 @@ from .errors import AssemblyError, author_location
 from .notation import Address, Given, LabelName, Mem, Reg, choose
 from .polynomial import Polynomial, Symbol
 
-_current: ContextVar[Assembly | None] = ContextVar("sapper_assembly", default=None)
+_current: ContextVar[Any] = ContextVar("sapper_assembly", default=None)
 
 
-def current() -> Assembly:
+def current() -> Any:
     """The assembly being built. Raises AssemblyError outside one."""
     found = _current.get()
     if found is None:
         raise AssemblyError("notation", "an instruction is called outside an assembly", author_location(),
                             mend="call it in a function that an assembly is built from, or name it in asm(...)")
     return found
+
+
+@contextmanager
+def made_current(assembly: Any) -> Iterator[None]:
+    """Mnemonics called inside add to an assembly."""
+    token = _current.set(assembly)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +111,8 @@ class Assembly:
     negative.
     results: registers whose last value is what the piece gives, where it stores none. naked: the author writes prologue
     and epilogue; no register is virtual. declared: its effects, as `declare` took them. features: those that its author
-    says it needs, None where nothing is said.
+    says it needs, None where nothing is said. returns: of routines that were copied to where they are called
+    (routines.py), what stands for a return, and for its call.
     """
 
     name: str
@@ -120,6 +131,7 @@ class Assembly:
     register_count: int = 0
     declared: dict[str, Any] | None = None
     features: frozenset[str] | None = None
+    returns: dict[Instruction, Instruction] = field(default_factory=dict)
 
     def declare(self, reads: str = "", writes: str = "", clobbers: str = "", features: str | None = None,
                 aligned: Mapping[str, int] | None = None) -> None:
@@ -280,11 +292,8 @@ class Assembly:
     @contextmanager
     def building(self) -> Iterator[Assembly]:
         """Mnemonics called inside add to this assembly."""
-        token = _current.set(self)
-        try:
+        with made_current(self):
             yield self
-        finally:
-            _current.reset(token)
 
     @contextmanager
     def loop(self, start: Reg | int, stop: Reg | int, step: int = 1, align: int = 32) -> Iterator[Reg]:

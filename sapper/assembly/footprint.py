@@ -375,7 +375,7 @@ class Footprint:
             return None if a is None or b is None else (None, a * b), None
         if kind in ("left", "right", "and"):
             return self._bits(kind, self.number(target, state), source, state, (region, before)), None
-        if kind in ("least", "greatest"):
+        if kind in ("least", "greatest") and not isinstance(source, Memory):
             return self._chosen(kind, state.values.get(target), state.values.get(source), state), None
         return None, None
 

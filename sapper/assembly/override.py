@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from ..codegen.compile import CompiledCode
-from ..codegen.machine import MachineFunction, Register
+from ..codegen.machine import Instruction, MachineFunction, Register
 from ..codegen.pipeline import Compiled, stored_tensors
 from ..codegen.print import print_function
 from ..ir.types import TensorType
@@ -24,6 +24,8 @@ from .errors import AssemblyError, author_location
 from .finish import Finished, finish
 from .notation import Mem, Reg
 from .polynomial import Polynomial, Symbol
+from .warp import WarpAssembly, build_kernel
+from .warp import compile_kernel as compile_warp
 
 FIRST_SLOT_BYTES = 24
 """Words 0 to 2 of the argument block: scratch, scratch bytes of each worker, sync block (docs/ir.md)."""
@@ -158,12 +160,13 @@ class KernelAssembly(Assembly):
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """A kernel by hand as code. source: before allocation, what is interpreted."""
+    """A kernel by hand as code. source: before allocation, what is interpreted. finished: None where the target's
+    assembler allocates."""
 
     piece: ByHand
-    assembly: KernelAssembly = field(repr=False)
+    assembly: Any = field(repr=False)
     source: MachineFunction = field(repr=False)
-    finished: Finished = field(repr=False)
+    finished: Finished | None = field(repr=False)
     compiled: Compiled = field(repr=False)
 
 
@@ -172,9 +175,12 @@ def table_of(family: str) -> Any:
     return import_module(f"...targets.{family}.assembly", __name__)
 
 
-def build(kernel: Any, piece: ByHand) -> KernelAssembly:
-    """Let the author's function write. Raises AssemblyError."""
+def build(kernel: Any, piece: ByHand) -> Any:
+    """Let the author's function write: a KernelAssembly, or a WarpAssembly where the target's assembler gives the
+    registers. Raises AssemblyError."""
     table = table_of(piece.family)
+    if table.ASSEMBLER_ALLOCATES:
+        return build_kernel(kernel, piece, table)
     stored = stored_tensors(kernel.tile_ir())
     assembly = KernelAssembly(kernel.name, table, parameters=dict(kernel.parameters), stored=stored,
                               contiguous=piece.contiguous, dims=_extents(kernel, piece), features=piece.features)
@@ -203,6 +209,9 @@ def _extents(kernel: Any, piece: ByHand) -> dict[str, Polynomial]:
 def digest(kernel: Any, piece: ByHand) -> str:
     """A hash of what the author's function writes, and of what it asks for."""
     assembly = build(kernel, piece)
+    if isinstance(assembly, WarpAssembly):
+        lines = [(i.row.mnemonic, i.operands, i.mask) if isinstance(i, Instruction) else i.name for i in assembly.body]
+        return hashlib.sha256(f"{lines}{piece.family}{sorted(piece.features)}{assembly.slots}".encode()).hexdigest()
     text = print_function(assembly.machine())
     facts = (piece.family, sorted(piece.features), piece.contiguous, sorted(piece.divisible.items()), piece.no_spill,
              sorted(piece.budget.items()), piece.reorder, assembly.slots, assembly.scratch_size, assembly.parallel)
@@ -212,6 +221,8 @@ def digest(kernel: Any, piece: ByHand) -> str:
 def compile_by_hand(kernel: Any, piece: ByHand, target: Any) -> Override:
     """Code for a target, all static checks passed. Raises AssemblyError."""
     assembly = build(kernel, piece)
+    if isinstance(assembly, WarpAssembly):
+        return Override(piece, assembly, assembly.machine(), None, compile_warp(kernel, assembly, target))
     function = kernel.tile_ir()
     finished = finish(assembly, target, piece.no_spill, dict(piece.budget), piece.reorder)
     encoded, counters = finished.encoded, int(assembly.parallel)

@@ -44,9 +44,10 @@ _CALLERS: frozenset[Any] = frozenset({None})
 _NOTHING: frozenset[Token] = frozenset({("gone", "nothing was ever put there", None)})
 
 
-def check_static(assembly: Assembly, target: Any) -> None:
-    """Raise AssemblyError for the first thing that is wrong."""
-    _Checker(assembly, target).run()
+def check_static(assembly: Assembly, target: Any, waived: frozenset[str] = frozenset()) -> None:
+    """Raise AssemblyError for the first thing that is wrong. waived: what is not checked: "loop", where it is another
+    thread or the data that ends one, "footprint", where memory holds the addresses of memory."""
+    _Checker(assembly, target, waived).run()
 
 
 def shown(assembly: Assembly, target: Any) -> tuple[list[Instruction], list[Instruction]]:
@@ -90,6 +91,11 @@ class _State:
         return _State(dict(self.values), dict(self.points), dict(self.flags), self.depth, self.stack, self.wide,
                       self.modes, dict(self.saved))
 
+    def where(self, operand: Any) -> frozenset[Region]:
+        """Where a register may point; nowhere, for what is none."""
+        is_register = isinstance(operand, (Register, VirtualRegister))
+        return self.points.get(operand, frozenset()) if is_register else frozenset()
+
     def meet(self, other: _State) -> bool:
         """Take in what another path brings; whether that was new."""
         changed = False
@@ -127,8 +133,9 @@ class _State:
 
 
 class _Checker:
-    def __init__(self, assembly: Assembly, target: Any) -> None:
+    def __init__(self, assembly: Assembly, target: Any, waived: frozenset[str] = frozenset()) -> None:
         self.assembly = assembly
+        self.waived = waived
         self.table = assembly.table
         self.features = frozenset(target.features)
         self.target = target
@@ -158,9 +165,10 @@ class _Checker:
             last = next((i for i in reversed(self.body) if isinstance(i, Instruction)), None)
             raise self.fail("running-off", f"{self.assembly.name}: {error}", last) from None
         self.check_reachable()
-        self.check_loops()
+        if "loop" not in self.waived:
+            self.check_loops()
         self.footprint = Footprint(self.assembly, self.starts, self.follow,
-                                   lambda item: self.accesses(item, self.facts[item.row])[1], _cycles)
+                                   lambda item: self.accesses(item, self.facts[item.row])[1], cycles_of)
         states: list[_State | None] = [None] * len(self.follow)
         states[0] = self.entry()
         pending = [0]
@@ -190,7 +198,8 @@ class _Checker:
             if reached is not None:
                 self.block(block, reached.copy())
         self.check_comparisons()
-        self.footprint.run()
+        if "footprint" not in self.waived:
+            self.footprint.run()
 
     def first(self, block: int) -> Instruction | None:
         for place in range(self.starts[block], self.starts[block + 1]):
@@ -270,7 +279,7 @@ class _Checker:
         """Flags that the manual leaves undefined after an instruction are lost; those that it leaves alone are kept."""
         defined = self.table.flags_defined(item.row) if item.row.flags_written else ""
         pointer = (bool(item.operands) and item.row.mnemonic in self.table.STEPS
-                   and bool(state.points.get(item.operands[0])))
+                   and (item.operands[0] == self.stack or bool(state.where(item.operands[0]))))
         for flag in item.row.flags_written:
             for before in state.flags.get(flag, _CALLERS):
                 if isinstance(before, Instruction):
@@ -307,7 +316,8 @@ class _Checker:
             reads.append((item.mask, 64))
             if facts.mask_access & WRITE:
                 writes.append(item.mask)
-        reads += [(Register(*pair), 64) for pair in facts.reads if pair != self.table.STACK_POINTER]
+        implied = self.table.READS_AT_LEAST.get(item.row.name, facts.reads)
+        reads += [(Register(*pair), 64) for pair in implied if pair != self.table.STACK_POINTER]
         writes += [Register(*pair) for pair in facts.writes if pair != self.table.STACK_POINTER]
         return reads, writes
 
@@ -348,9 +358,22 @@ class _Checker:
         target = item.operands[0] if item.operands else None
         if moved is None and target == self.stack and self.facts[row].access[0] & WRITE:
             amount = item.operands[1] if len(item.operands) > 1 else None
+            if isinstance(amount, Memory) and (amount.base, amount.index, row.mnemonic) == (self.stack, None, "lea"):
+                call = self.assembly.returns.get(item)
+                place = ("slot", state.depth)
+                if self.final and call is not None and state.values.get(place) != frozenset({("made", None, call)}):
+                    raise self.fail("stack", "a routine returns with an unbalanced stack", item,
+                                    "something else than the return address", "the depth at its call")
+                self.shift(item, state, -amount.disp)
+                if amount.disp < 0:
+                    state.values["slot", state.depth] = frozenset({("made", None, item)})
+                return False
+            if row.mnemonic == "and" and isinstance(amount, Immediate) and amount.value < 0:
+                self.realign(item, state, -amount.value)
+                return False
             if row.mnemonic not in ("sub", "add") or not isinstance(amount, Immediate):
                 raise self.fail("stack", "the stack pointer is changed in a way that can't be followed", item,
-                                row.mnemonic, "push, pop, sub rsp, n, add rsp, n")
+                                row.mnemonic, "push, pop, sub rsp, n, add rsp, n, lea rsp, [rsp + n], and rsp, -n")
             moved = amount.value if row.mnemonic == "sub" else -amount.value
             self.shift(item, state, moved)
             return False
@@ -359,21 +382,35 @@ class _Checker:
             if moved < 0:
                 return True
             mine: frozenset[Token] = frozenset({("made", None, item)})
-            state.values[("slot", state.depth)] = state.values.get(target, _NOTHING) if item.operands else mine
-            state.points[("slot", state.depth)] = state.points.get(target, frozenset())
+            is_register = isinstance(target, Register)
+            state.values[("slot", state.depth)] = state.values.get(target, _NOTHING) if is_register else mine
+            state.points[("slot", state.depth)] = state.where(target)
             return True
         if row.mnemonic in self.table.MOVES and len(item.operands) == 2:
             source = item.operands[1]
             if isinstance(target, Memory) and target.base == self.stack and target.index is None:
                 place = ("slot", state.depth - target.disp)
-                state.values[place] = state.values.get(source, _NOTHING)
-                state.points[place] = state.points.get(source, frozenset())
-                return True
-        if any(isinstance(o, Memory) and self.stack in (o.base, o.index) and spec.writes
-               for spec, o in zip(row.operands, item.operands, strict=True)):
-            for place in [p for p in state.values if type(p) is tuple]:
-                del state.values[place]  # any slot may be overwritten
+                is_register = isinstance(source, Register) and row.operands[1].bits == 64
+                state.values[place] = state.values.get(source, _NOTHING) if is_register else \
+                    frozenset({("made", None, item)})
+                state.points[place] = state.where(source) if is_register else frozenset()
+                return is_register
+        for spec, operand in zip(row.operands, item.operands, strict=True):
+            if isinstance(operand, Memory) and self.stack in (operand.base, operand.index) and spec.writes:
+                over = self.bytes_of(spec, operand, state) if operand.index is None else None
+                for place in [p for p in state.values if type(p) is tuple]:
+                    if over is None or (place[1] - 8 < over.stop - 1 and over.start <= place[1]):
+                        state.values[place] = frozenset({("made", None, item)})
+                        state.points[place] = frozenset()
         return False
+
+    def realign(self, item: Instruction, state: _State, align: int) -> None:
+        """The stack pointer goes down to a multiple: how far is not known, so that the function can't return, and what
+        lay on the stack is not found any more."""
+        self.shift(item, state, (-state.depth - 8) % align)
+        state.stack = None
+        for place in [p for p in state.values if type(p) is tuple]:
+            del state.values[place]
 
     def shift(self, item: Instruction, state: _State, moved: int) -> None:
         if not self.assembly.naked:
@@ -497,6 +534,8 @@ class _Checker:
             if isinstance(operand, Memory) and self.stack in (operand.base, operand.index):
                 if spec.role == "a" and row.mnemonic != "lea":
                     continue
+                if row.mnemonic == "lea" and operands[0] == self.stack:
+                    continue
                 if row.mnemonic == "lea" or (spec.writes and operand.index is not None):
                     state.stack = None
                     return
@@ -559,7 +598,7 @@ class _Checker:
                 raise self.fail("stack", f"{item.row.mnemonic} stores over the return address or above it", item,
                                 f"byte {operand.disp} from the stack pointer on", f"bytes below {state.depth}")
             places = self.places_of(operand, state)
-            if not places:
+            if not places and "footprint" not in self.waived:
                 raise self.fail("footprint", f"{item.row.mnemonic} reaches memory through what is no pointer", item,
                                 "an address that no declared region is part of", "a declared pointer plus an offset",
                                 "declare the pointer: a.input(register, Region(...))")
@@ -591,9 +630,9 @@ class _Checker:
         if row.mnemonic == "lea":
             return self.places_of(source, state) or None
         if row.mnemonic in ("add", "sub", "inc", "dec"):
-            mine = state.points.get(operands[0], frozenset())
-            if len(operands) > 1 and not isinstance(source, Immediate):
-                other = state.points.get(source, frozenset())
+            mine = state.where(operands[0])
+            if len(operands) > 1:
+                other = state.where(source)
                 if row.mnemonic == "sub" and other:
                     return None  # how far apart two addresses are
                 mine |= other
@@ -601,7 +640,7 @@ class _Checker:
         if row.mnemonic == "and":
             return state.points.get(operands[0])
         if row.mnemonic.startswith("cmov"):
-            return (state.points.get(operands[0], frozenset()) | state.points.get(source, frozenset())) or None
+            return (state.where(operands[0]) | state.where(source)) or None
         return None
 
     # --- The graph --------------------------------------------------------------------------------------------------
@@ -662,7 +701,7 @@ class _Checker:
         In each cycle there must be blocks that can be passed only finitely often before the cycle is left; a path that
         stays for ever would have to avoid all of them in the end, so what is left without them is shown the same way.
         """
-        for cycle in _cycles(blocks, self.follow):
+        for cycle in cycles_of(blocks, self.follow):
             bounded = [block for block in cycle if self.ends(block, set(cycle))]
             if not bounded:
                 last = self.body[self.starts[cycle[-1] + 1] - 1]
@@ -744,14 +783,14 @@ class _Checker:
         if not isinstance(counter, (Register, VirtualRegister)) or len(writers.get(counter, ())) != 1:
             return False
         member, item = writers[counter][0]
-        if any(block in cycle for cycle in _cycles([b for b in sorted(inside) if b != member], self.follow)):
+        if any(block in cycle for cycle in cycles_of([b for b in sorted(inside) if b != member], self.follow)):
             return False  # a round may leave it out
         amount = _step(item) or self.steady(item, writers)
         if amount is None or (setter is not item and setter.row.mnemonic not in ("cmp", "test")):
             return False
         if abs(amount) == 1 and stay == "ne":
             # Once in each round, or equality might be stepped over.
-            rest = _cycles([b for b in sorted(inside) if b != block], self.follow)
+            rest = cycles_of([b for b in sorted(inside) if b != block], self.follow)
             return not any(member in cycle for cycle in rest)
         carries = setter.row.mnemonic not in ("inc", "dec")
         up, down = {"l", "le", "s"}, {"g", "ge", "ns"}
@@ -762,7 +801,7 @@ class _Checker:
         return stay in (up if amount > 0 else down)
 
 
-def _cycles(blocks: list[int], follow: list[list[int]]) -> list[list[int]]:
+def cycles_of(blocks: list[int], follow: list[list[int]]) -> list[list[int]]:
     """The strongly connected parts of a graph's blocks that have a cycle, each sorted (R. Tarjan, "Depth-first search
     and linear graph algorithms", 1972)."""
     among = set(blocks)

@@ -472,17 +472,24 @@ def _library_compile_rows(entries: Sequence[Any], directory: str, settings: Sett
         yield _compile_row(f"compile for {name}, worst", "", worst, [worst_s])
 
 
+_calls: dict[str, tuple[Any, Any]] = {}
+
+
 def _wanted(entry: Any) -> tuple[Any, Any, Any]:
-    """A new launcher of a kernel, the specialisation that a call asks it for, and the call's dims."""
+    """A new launcher of a kernel, the specialisation that a call asks it for, and the call's dims. The call's arguments
+    are made once for each kernel, as quantised ones take seconds."""
     import numpy
 
     from ..runtime.launch import Launcher, specialise
 
-    shape = {name: min(extent, COMPILE_EXTENT) for name, extent in entry.cases[-1].shape.items()}
-    arguments = tuple(entry.make_arguments(numpy.random.default_rng(1), shape).values())
     launcher = Launcher(entry.kernel, {})
-    binding = launcher.signature.bind(arguments)
-    return launcher, specialise(launcher.signature, binding, launcher.static), binding.dims
+    if entry.name not in _calls:
+        shape = {name: min(extent, COMPILE_EXTENT) for name, extent in entry.cases[-1].shape.items()}
+        arguments = tuple(entry.make_arguments(numpy.random.default_rng(1), shape).values())
+        binding = launcher.signature.bind(arguments)
+        wanted = specialise(launcher.signature, binding, launcher.static_for(binding.dims))
+        _calls[entry.name] = wanted, dict(binding.dims)
+    return launcher, *_calls[entry.name]
 
 
 def _cold_s(entry: Any, target: Any) -> float:

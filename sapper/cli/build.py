@@ -13,7 +13,7 @@ from typing import Any
 from .code import SCHEDULED, Piece, blocks_named, generated_code
 from .errors import UsageError
 from .files import write_files
-from .kernels import find_kernels, find_target, kernel_dims, parse_dims, parse_schedule
+from .kernels import compiled_in, find_kernels, find_target, kernel_dims, parse_dims, parse_schedule
 
 SUFFIXES = {".so": "a shared library", ".o": "an object file", ".s": "assembly for GNU as"}
 
@@ -44,8 +44,8 @@ def run_build(
     made, told = [], []
     for kernel in kernels:
         own = kernel_dims(kernel)
-        fixed = {d: n for d, n in extents[0].items() if d in own}
-        classes = {d: dim_class(n) for d, n in extents[1].items() if d in own and d not in fixed}
+        fixed, free = compiled_in(kernel, *({d: n for d, n in given.items() if d in own} for given in extents))
+        classes = {d: dim_class(n) for d, n in free.items() if d not in fixed}
         hand = _by_hand(kernel, target, chosen, fixed, classes, fallback)
         pieces = _pieces_pass(kernel, target, chosen, hand.not_by_hand)
         made.append(c_kernel(kernel, target, chosen, fixed, classes, fallback, hand.forms, pieces))

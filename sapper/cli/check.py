@@ -39,8 +39,10 @@ def _check(found: Found, target: Any, seed: int, runs: int, schedule: Any, progr
     }
     if target.assembler_allocates:
         from ..emulate import run
+        from ..emulate.by_hand import verify
 
         extra["emulate"] = run
+        extra["verify_by_hand"] = lambda kernel, made, target, seed, runs: verify(kernel, made, target, run, seed, runs)
     try:
         result = check_kernel(found.kernel, target, seed, runs, schedule, on_case=tell, **extra).to_json()
     except Exception as error:

@@ -79,7 +79,7 @@ def _show_matmul(say: Say) -> dict[str, Any]:
     a[...], b[...], c[...] = random.standard_normal((SIZE, SIZE)), random.standard_normal((SIZE, SIZE)), np.nan
     launcher = launcher_with(matmul)
     _, _, binding = launcher.bind((a, b, c))
-    wanted = specialise(launcher.signature, binding, launcher.static)
+    wanted = specialise(launcher.signature, binding, launcher.static_for(binding.dims))
     start = time.perf_counter()
     compiled = compile_kernel(matmul, dict(wanted.static_dims), dict(wanted.unit_strides), dict(wanted.dim_classes),
                               target, None, frozenset(wanted.aligned))

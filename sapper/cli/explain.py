@@ -15,7 +15,7 @@ from typing import Any
 from .code import Piece, code_for, code_that_ran
 from .console import console as report_console
 from .errors import is_told
-from .kernels import Found, find_kernel, find_target, kernel_dims, parse_dims, parse_schedule, specialise
+from .kernels import Found, find_kernel, find_target, kernel_dims, parse_extents, parse_schedule, specialise
 
 REGISTER_COLUMNS = 48
 """So many registers fit beside the instructions on a terminal."""
@@ -31,7 +31,7 @@ def gather(
     found = find_kernel(wanted)
     target = find_target(target_name)
     kernel = found.kernel
-    fixed, free = parse_dims(static, kernel, "static"), parse_dims(dims, kernel, "dims")
+    fixed, free = parse_extents(static, dims, kernel)
     chosen = parse_schedule(schedule)
     if target.assembler_allocates:
         from .explain_outline import outline_facts

@@ -146,6 +146,18 @@ def parse_dims(text: str | None, kernel: Any, option: str) -> dict[str, int]:
     return result
 
 
+def parse_extents(static: str | None, dims: str | None, kernel: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """The extents that are compiled in and the others of a call. Of dims that the kernel is specialised for the call's
+    are compiled in, as they would be. Raises UsageError."""
+    return compiled_in(kernel, parse_dims(static, kernel, "static"), parse_dims(dims, kernel, "dims"))
+
+
+def compiled_in(kernel: Any, fixed: dict[str, int], free: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """Moves the extents of dims that a kernel is specialised for to those that are fixed."""
+    apart = {d: n for d, n in free.items() if d in kernel.specialise}
+    return {**apart, **fixed}, {d: n for d, n in free.items() if d not in apart}
+
+
 def kernel_dims(kernel: Any) -> list[str]:
     """Symbolic dimensions in order of first appearance."""
     dims = [d for _, type in kernel.parameters for d in getattr(type, "dims", ()) if isinstance(d, str)]

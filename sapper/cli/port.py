@@ -14,7 +14,7 @@ from typing import Any
 from .code import Piece, code_for
 from .console import console as report_console
 from .errors import is_told
-from .kernels import Found, find_kernels, find_target, kernel_dims, library_kernels, parse_dims, parse_schedule
+from .kernels import Found, find_kernels, find_target, kernel_dims, library_kernels, parse_extents, parse_schedule
 
 GENERATED, BY_HAND, IMPOSSIBLE = "generated", "hand-written", "impossible"
 SUBSTITUTE = "the interpreter runs it (SAPPER_INTERPRET=1)"
@@ -35,8 +35,7 @@ def run_port(
     facts = [find_target(name) for name in names]
     for kernel in found:
         own = set(kernel_dims(kernel.kernel))
-        fixed = parse_dims(_own(static, own), kernel.kernel, "static")
-        free = parse_dims(_own(dims, own), kernel.kernel, "dims")
+        fixed, free = parse_extents(_own(static, own), _own(dims, own), kernel.kernel)
         for target in facts:
             yield _row(kernel, target, fixed, free, chosen)
 

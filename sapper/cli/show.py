@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .kernels import find_kernel, find_target, parse_dims, parse_schedule, specialise
+from .kernels import find_kernel, find_target, parse_extents, parse_schedule, specialise
 
 STAGES = {
     "tile": "as the front end builds it from the source",
@@ -29,11 +29,11 @@ def show_ir(
     from ..tile.schedule import DimClass, Schedule, Specialization
 
     kernel = find_kernel(wanted).kernel
-    fixed = parse_dims(static, kernel, "static")
+    fixed, free = parse_extents(static, dims, kernel)
     function = kernel.tile_ir(fixed)
     if stage == "tile":
         return print_function(function, locations)
-    given = specialise(kernel, fixed, parse_dims(dims, kernel, "dims"))
+    given = specialise(kernel, fixed, free)
     target = find_target(target_name)
     classes = {
         name: DimClass(pipeline.HINTS.get(bound, pipeline.LARGE), divisor)
@@ -71,7 +71,7 @@ def compile_named(
 
     kernel = find_kernel(wanted).kernel
     target = find_target(target_name)
-    given = specialise(kernel, parse_dims(static, kernel, "static"), parse_dims(dims, kernel, "dims"))
+    given = specialise(kernel, *parse_extents(static, dims, kernel))
     return compile_kernel(kernel, target=target, schedule=parse_schedule(schedule), **given), target
 
 

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..codegen.pipeline import compile_kernel, scratch_bytes
+from ..codegen.pipeline import Compiled, compile_kernel, scratch_bytes
 from ..runtime.arguments import Parameter, Signature, TensorView, fill_words
 from ..runtime.dtypes import numpy_dtype
 from ..runtime.launch import specialise
 from ..targets import target as find_target
 from ..targets.ptx.text import BLOCK_WARPS, SWIZZLE_BYTES
+from .by_hand import chosen
 from .errors import EmulationError
 from .launch import Argument, Result, load
 from .machine import Options
@@ -33,12 +34,13 @@ SYNC_BYTES = 1024
 
 def run(kernel: Any, *arguments: Any, target: str, workers: int = 4, schedule: Any = None,
         static: frozenset[str] = frozenset(), aligned: Iterable[str] | None = None,
-        options: Options | None = None) -> Result:
+        options: Options | None = None, code: Compiled | None = None) -> Result:
     """Compile a kernel for a GPU and run it on the emulator.
 
     target: such as "sm_80". workers: how many the launch has at least; where a worker is one warp, a block holds four.
     static: dims compiled in. aligned: tensors whose rows are taken to start at multiples of 64 bytes; None: the large
-    ones that do.
+    ones that do. code: what to run in place of what a call would take, which is a piece by hand where the kernel has
+    one that is right, and no schedule is given.
     Raises ArgumentError as a call does, EmulationError and its kinds, and ValueError for a target that is no GPU.
     """
     facts = find_target(target)
@@ -48,8 +50,12 @@ def run(kernel: Any, *arguments: Any, target: str, workers: int = 4, schedule: A
                           kernel.options.get("in_place", ()))
     binding = signature.bind(arguments)
     known = specialise(signature, binding, static)
-    compiled = compile_kernel(kernel, dict(known.static_dims), dict(known.unit_strides), dict(known.dim_classes), facts,
-                              schedule, frozenset(known.aligned if aligned is None else aligned))
+    compiled = code
+    if compiled is None and schedule is None:
+        compiled = chosen(kernel, facts, known, run)
+    if compiled is None:
+        compiled = compile_kernel(kernel, dict(known.static_dims), dict(known.unit_strides), dict(known.dim_classes),
+                                  facts, schedule, frozenset(known.aligned if aligned is None else aligned))
     signature.check_stores(binding, compiled.stored)
     signature.check_requires(binding, compiled.requires)
     copies: dict[tuple[int, int], NDArray[np.uint8]] = {}

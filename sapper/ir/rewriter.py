@@ -265,22 +265,22 @@ def _slot(op: Op, i: int) -> set[Value]:
 def _reaching_effects(function: Function, droppable: set[str]) -> set[Value]:
     """The values on which something with an effect depends."""
     owners: dict[Value, Op] = {}
+    places: dict[Value, int] = {}       # which result of an op with blocks a value is, or stands for inside it
     around: dict[Op, Op] = {}
     pending: list[Op] = []
     for op in function.walk():
-        for block in op.blocks:
-            around.update(dict.fromkeys(block.ops, op))
-            owners.update(dict.fromkeys(block.arguments, op))
         owners.update(dict.fromkeys(op.results, op))
-        if not op.blocks and op.name not in droppable and op.name != "yield":
+        if op.blocks:
+            places.update(zip(op.results, range(len(op.results)), strict=True))
+            for block in op.blocks:
+                around.update(dict.fromkeys(block.ops, op))
+                owners.update(dict.fromkeys(block.arguments, op))
+                carried = block.arguments[len(block.arguments) - len(op.results):] if block.arguments else []
+                places.update(zip(carried, range(len(carried)), strict=True))
+        elif op.name not in droppable and op.name != "yield":
             pending.append(op)
     needed: set[Op] = set(pending)
     live: set[Value] = set()
-
-    def need(op: Op) -> None:
-        if op not in needed:
-            needed.add(op)
-            pending.append(op)
 
     values: list[Value] = []
     while pending or values:
@@ -292,28 +292,22 @@ def _reaching_effects(function: Function, droppable: set[str]) -> set[Value]:
             owner = owners.get(value)
             if owner is None:
                 continue
-            need(owner)
-            place = _place(owner, value)
+            if owner not in needed:
+                needed.add(owner)
+                pending.append(owner)
+            place = places.get(value)
             if place is not None:
                 values += [block.terminator.operands[place] for block in owner.blocks if block.terminator is not None]
                 if _carries(owner):
                     values += [owner.operands[place - len(owner.results)], *_slot(owner, place)]
             continue
         op = pending.pop()
-        if op in around:
-            need(around[op])
+        outer = around.get(op)
+        if outer is not None and outer not in needed:
+            needed.add(outer)
+            pending.append(outer)
         values += op.operands[: len(op.operands) - len(op.results)] if op.blocks and _carries(op) else op.operands
     return live
-
-
-def _place(owner: Op, value: Value) -> int | None:
-    """Which result of an op with blocks a value is, or stands for inside it; None for a counter and for other ops."""
-    if not owner.blocks:
-        return None
-    if value in owner.results:
-        return owner.results.index(value)
-    place = owner.blocks[0].arguments.index(value) - (len(owner.blocks[0].arguments) - len(owner.results))
-    return place if place >= 0 else None
 
 
 __all__ = ["RewriteError", "Rewriter", "Rule", "RuleSet", "count_fires", "eliminate_dead", "rewrite"]

@@ -903,9 +903,7 @@ def _lane_loop(check: Checker, op: Op) -> None:
 
 
 def _lane_tasks(check: Checker, op: Op) -> None:
-    counter = check.attribute(op, "counter", int)
-    if not 0 <= counter <= 7:
-        check.fail(f"counter = {counter}", "0 to 7")
+    _task_counter(check, op, "counter")
     if check.inside_tasks:
         check.fail("tasks inside tasks", "tasks that no other tasks contain")
     check.operands(op, S64)
@@ -914,7 +912,15 @@ def _lane_tasks(check: Checker, op: Op) -> None:
     check.inside_tasks = False
 
 
+def _task_counter(check: Checker, op: Op, name: str) -> None:
+    counter = check.attribute(op, name, int)
+    if not 0 <= counter <= 7:
+        check.fail(f"{name} = {counter}", "0 to 7")
+
+
 def _lane_barrier(check: Checker, op: Op) -> None:
+    if "reset" in op.attributes:
+        _task_counter(check, op, "reset")
     if check.inside_tasks:
         check.fail("a barrier inside tasks, which not every worker would reach", "barriers outside tasks")
 

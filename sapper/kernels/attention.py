@@ -45,7 +45,7 @@ T, H, G, D, P, B = sp.dims("T H G D P B")
 MINUS_INFINITY = float("-inf")
 LOG2_E = 1.4426950408889634
 QUERY_BLOCK = 64
-DECODE_SPLIT = 1024
+DECODE_SPLIT = 2048
 """Positions of a split: each begins two streams from memory, which takes its time."""
 
 
@@ -68,7 +68,7 @@ def reference(arguments: Arguments) -> dict[str, Array]:
 def make_attention(cache: Any) -> Any:
     """The kernel for a cache of that dtype."""
 
-    @sp.kernel(name=f"attention_{cache.name}")
+    @sp.kernel(name=f"attention_{cache.name}", specialise="D")
     def attention(
         q: Tensor[f32, T, H, G, D], keys: Tensor[cache, H, P, D], values: Tensor[cache, H, P, D], position: i32,
         scale: f32, out: Tensor[f32, T, H, G, D],
@@ -99,7 +99,7 @@ def make_attention(cache: Any) -> Any:
 def make_attention_rounded(activation: Any) -> Any:
     """The kernel for queries and results of that dtype and a cache of bf16; queries and weights are rounded to bf16."""
 
-    @sp.kernel(name=f"attention_rounded_{activation.name}")
+    @sp.kernel(name=f"attention_rounded_{activation.name}", specialise="D")
     def attention_rounded(
         q: Tensor[activation, T, H, G, D], keys: Tensor[bf16, H, P, D], values: Tensor[bf16, H, P, D], position: i32,
         scale: f32, out: Tensor[activation, T, H, G, D],
@@ -130,7 +130,7 @@ def make_attention_rounded(activation: Any) -> Any:
 def make_attention_decode(cache: Any) -> Any:
     """The kernel for one token and a cache of that dtype; q and out [H, G, D]."""
 
-    @sp.kernel(name=f"attention_decode_{cache.name}")
+    @sp.kernel(name=f"attention_decode_{cache.name}", specialise="G D")
     def attention_decode(
         q: Tensor[f32, H, G, D], keys: Tensor[cache, H, P, D], values: Tensor[cache, H, P, D], position: i32,
         scale: f32, out: Tensor[f32, H, G, D],
@@ -163,7 +163,7 @@ def make_attention_decode_split(cache: Any) -> Any:
     They are joined when all are there.
     """
 
-    @sp.kernel(name=f"attention_decode_split_{cache.name}")
+    @sp.kernel(name=f"attention_decode_split_{cache.name}", specialise="G D")
     def attention_decode_split(
         q: Tensor[f32, H, G, D], keys: Tensor[cache, H, P, D], values: Tensor[cache, H, P, D], position: i32,
         scale: f32, highest: Tensor[f32, B, H, G], total: Tensor[f32, B, H, G], partial: Tensor[f32, B, H, G, D],

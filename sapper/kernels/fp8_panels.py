@@ -13,6 +13,9 @@ x[k] * scale[a, k // 128], made by `scale_inputs`. Products and sums are f32, th
     expert_matvec_fp8                                         y = residual + sum over s of w[e] @ x[s]
     scale_expert_inputs, scale_weighted_expert_inputs         x of the experts' scales [E, A, B], times weights[s]
     embedding_fp8, dequantize_panels_fp8                      rows; all of them, in f32
+    join_panels_fp8                                           all of them in bf16, exactly, without scales, in slots
+    matmul_fp8, matmul_residual_fp8, matmul_swiglu_fp8        of these, for many rows in bf16, y [M, P, 16]: products by
+                                                              packed dot products, each block's sum scaled in f32
 
 Format: DeepSeek-V3 technical report, section 3.3.2 (scales of 128 x 128); OCP 8-bit Floating Point Specification.
 """
@@ -23,14 +26,15 @@ import ml_dtypes
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, f8e4m3, f32, i32, minimum, span, tiles, whole, zeros
+from sapper import Tensor, bf16, each, f8e4m3, f32, i32, minimum, span, tiles, whole, zeros
 
 from .activation import silu, silu_reference
 from .fp8 import BLOCK, blocks
-from .record import Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import EXACT, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
 PANEL = 16
-A, B, E, K, P, S, T = sp.dims("A B E K P S T")
+A, B, E, H, K, M, P, S, T = sp.dims("A B E H K M P S T")
+HALF_BLOCK = BLOCK // 2
 NAN_CODE = 0x7F
 
 
@@ -145,6 +149,65 @@ def expert_matvec_fp8(
 
 
 @sp.kernel
+def join_panels_fp8(w: Tensor[f8e4m3, P, K, PANEL], slots: Tensor[bf16, P, H, PANEL, 2]):
+    """The numbers as bf16, which holds them exactly, two neighbours along K in a slot; K = 2 * H."""
+    pairs, joined = w.view(P, K // 2, 2, PANEL), slots.view(P, H, PANEL, dtype=i32)
+    for p, h in tiles(P, H):
+        l = whole(PANEL)
+        low, high = pairs[p, h, 0, l].to(f32).bits(i32), pairs[p, h, 1, l].to(f32).bits(i32)
+        joined[p, h, l] = low >> 16 & 0xFFFF | high & -65536
+
+
+def block_sum(w: Any, x: Any, part: Any, b: Any, p: Any, m: Any, l: Any) -> Any:
+    """The products of a block of the depth. part: zeros over m, p and l."""
+    for h in tiles(span(b * HALF_BLOCK, minimum(b * HALF_BLOCK + HALF_BLOCK, H))):
+        s = whole(2)
+        part += x[m, h, s] @ w[p, h, l, s]
+    return part
+
+
+@sp.kernel
+def matmul_fp8(
+    w: Tensor[bf16, P, H, PANEL, 2], scale: Tensor[f32, A, B], place: Tensor[i32, P], x: Tensor[bf16, M, H, 2],
+    y: Tensor[f32, M, P, PANEL],
+):
+    for p, m in tiles(P, M):
+        l = whole(PANEL)
+        acc = zeros(m, p, l, dtype=f32)
+        for b in each(B):
+            acc += block_sum(w, x, zeros(m, p, l, dtype=f32), b, p, m, l) * scale[place[p], b]
+        y[m, p, l] = acc
+
+
+@sp.kernel
+def matmul_residual_fp8(
+    w: Tensor[bf16, P, H, PANEL, 2], scale: Tensor[f32, A, B], place: Tensor[i32, P], x: Tensor[bf16, M, H, 2],
+    residual: Tensor[f32, M, P, PANEL], y: Tensor[f32, M, P, PANEL],
+):
+    for p, m in tiles(P, M):
+        l = whole(PANEL)
+        acc = zeros(m, p, l, dtype=f32)
+        for b in each(B):
+            acc += block_sum(w, x, zeros(m, p, l, dtype=f32), b, p, m, l) * scale[place[p], b]
+        y[m, p, l] = residual[m, p, l] + acc
+
+
+@sp.kernel
+def matmul_swiglu_fp8(
+    gate: Tensor[bf16, P, H, PANEL, 2], gate_scale: Tensor[f32, A, B], up: Tensor[bf16, P, H, PANEL, 2],
+    up_scale: Tensor[f32, A, B], place: Tensor[i32, P], x: Tensor[bf16, M, H, 2], y: Tensor[f32, M, P, PANEL],
+):
+    for p, m in tiles(P, M):
+        l = whole(PANEL)
+        gate_sum = zeros(m, p, l, dtype=f32)
+        up_sum = zeros(m, p, l, dtype=f32)
+        for b in each(B):
+            gate_sum += block_sum(gate, x, zeros(m, p, l, dtype=f32), b, p, m, l) * gate_scale[place[p], b]
+            up_sum += block_sum(up, x, zeros(m, p, l, dtype=f32), b, p, m, l) * up_scale[place[p], b]
+        y[m, p, l] = silu(gate_sum) * up_sum
+
+
+@sp.kernel
 def embedding_fp8(
     tokens: Tensor[i32, T], w: Tensor[f8e4m3, P, K, PANEL], scale: Tensor[f32, A, B], place: Tensor[i32, P],
     y: Tensor[f32, T, K],
@@ -219,6 +282,28 @@ def matvec_reference(arguments: Arguments) -> dict[str, Array]:
     return {"y": arguments["residual"] + found if "residual" in arguments else found}
 
 
+def product_reference(arguments: Arguments) -> dict[str, Array]:
+    place, x = arguments["place"], arguments["x"].astype(np.float64)
+    x = x.reshape(len(x), -1)
+
+    def of(name: str, scale: str) -> Array:
+        slots = arguments[name].astype(np.float64)
+        rows = np.moveaxis(slots, 2, 1).reshape(len(slots) * PANEL, x.shape[1])
+        factors = np.repeat(arguments[scale].astype(np.float64), BLOCK, axis=1)[:, : x.shape[1]]
+        found: Array = x @ (rows * np.repeat(factors[place], PANEL, axis=0)).T
+        return found.reshape(arguments["y"].shape)
+
+    if "gate" in arguments:
+        return {"y": silu_reference(of("gate", "gate_scale")) * of("up", "up_scale")}
+    found = of("w", "scale")
+    return {"y": arguments["residual"] + found if "residual" in arguments else found}
+
+
+def join_reference(arguments: Arguments) -> dict[str, Array]:
+    w = arguments["w"].astype(ml_dtypes.bfloat16)
+    return {"slots": w.reshape(len(w), -1, 2, PANEL).swapaxes(2, 3)}
+
+
 def experts_reference(arguments: Arguments) -> dict[str, Array]:
     def of(name: str, x: str) -> Array:
         found = [_products(arguments[name][e], arguments["place"], arguments[x][s])
@@ -244,7 +329,7 @@ def random_weights(random: np.random.Generator, *extents: int) -> Array:
 
 def make_arguments(random: np.random.Generator, shape: Shape, task: str) -> Arguments:
     p, k = shape.get("P", 0), shape["K"]
-    a, b = shape["A"], blocks(k)
+    a, b = shape.get("A", 1), blocks(k)
     unit = 0.01 / np.sqrt(k + 1.0)  # products near 1 / sqrt(K)
     arguments: Arguments = {}
     if task.endswith("inputs"):
@@ -258,6 +343,20 @@ def make_arguments(random: np.random.Generator, shape: Shape, task: str) -> Argu
             arguments["weights"] = random.random(s, np.float32)
         return arguments | {"y": unwritten(s, a, k)}
     place = np.sort(random.integers(0, a, p)).astype(np.int32)
+    if task == "join":
+        w = random_weights(random, p, k, PANEL)
+        if p:
+            w.view(np.uint8)[0, 0, 0] = NAN_CODE
+        return {"w": w, "slots": np.full((p, k // 2, PANEL, 2), np.nan, ml_dtypes.bfloat16)}
+    if task.startswith("matmul"):
+        m = shape["M"]
+        for name in ("gate", "up") if "swiglu" in task else ("w",):
+            slots = random_weights(random, p, k // 2, PANEL, 2).astype(ml_dtypes.bfloat16)
+            arguments |= {name: slots, "scale" if name == "w" else f"{name}_scale": normal(random, a, b)}
+        arguments |= {"place": place, "x": normal(random, m, k // 2, 2, dtype="bf16", scale=unit)}
+        if task.endswith("residual"):
+            arguments["residual"] = normal(random, m, p, PANEL)
+        return arguments | {"y": unwritten(m, p, PANEL)}
     if task in ("embedding", "dequantize"):
         arguments = {"w": random_weights(random, p, k, PANEL), "scale": normal(random, a, b), "place": place}
         if p and k:
@@ -294,6 +393,15 @@ def _entry(kernel: Any, task: str, reference: Any) -> LibraryKernel:
     for n, k in ((7168, 2048), (2048, 7168)) if not e else ((1408, 2048),):
         shape = _shape(n, k, **e, **({"T": 128} if task == "embedding" else {}))
         chosen, a = shape.get("S", 1), shape["A"]
+        if task == "join":
+            cases.append(Case({"P": n // PANEL, "K": k, "H": k // 2}, flops=n * k, bytes=3 * n * k))
+            continue
+        if task.startswith("matmul"):
+            for m in (16, 128, 512):
+                results = 4 * m * n * (2 if task.endswith("residual") else 1)
+                cases.append(Case(shape | {"H": k // 2, "M": m}, flops=2 * count * m * n * k,
+                    bytes=count * (2 * n * k + 4 * a * blocks(k)) + 4 * (n // PANEL) + results + 2 * m * k))
+            continue
         weights = chosen * n * k
         if task.endswith("inputs"):
             cases.append(Case({name: v for name, v in shape.items() if name != "P"}, flops=chosen * a * k,
@@ -305,14 +413,18 @@ def _entry(kernel: Any, task: str, reference: Any) -> LibraryKernel:
         else:
             cases.append(Case(shape, flops=2 * count * weights, bytes=count * (weights + 4 * chosen * a * k)
                               + 4 * (n // PANEL + n * (2 if task in ("residual", "experts") else 1))))
-    for n, k in ((16, 1), (48, 128), (80, 200), (144, 448)):
+    pairs = task == "join" or task.startswith("matmul")
+    for n, k in ((16, 34 if pairs else 1), (48, 128), (80, 200), (144, 448)):
         shape = _shape(n, k, **({"E": 4, "S": 3} if e else {}), **({"T": 5} if task == "embedding" else {}))
+        if pairs:
+            shape = {"P": n // PANEL, "K": k, "H": k // 2} if task == "join" else shape | {"H": k // 2, "M": n // 8 + 1}
         check_shapes.append({name: v for name, v in shape.items() if name != "P" or not task.endswith("inputs")})
     rounded = task.endswith("inputs") or task in ("embedding", "dequantize")
     return LibraryKernel(
         name=kernel.name, kernel=kernel, reference=reference,
         make_arguments=lambda random, shape: make_arguments(random, shape, task),
-        tolerance=ROUNDED if rounded else SUM, cases=tuple(cases), check_shapes=tuple(check_shapes), dtype="fp8",
+        tolerance=EXACT if task == "join" else ROUNDED if rounded else SUM, cases=tuple(cases),
+        check_shapes=tuple(check_shapes), dtype="fp8", products="bf16" if task.startswith("matmul") else "f32",
     )
 
 
@@ -325,6 +437,10 @@ KERNELS = (
     _entry(matvec_swiglu_fp8, "swiglu", matvec_reference),
     _entry(expert_matvec_swiglu_fp8, "expert_swiglu", experts_reference),
     _entry(expert_matvec_fp8, "experts", experts_reference),
+    _entry(join_panels_fp8, "join", join_reference),
+    _entry(matmul_fp8, "matmul", product_reference),
+    _entry(matmul_residual_fp8, "matmul_residual", product_reference),
+    _entry(matmul_swiglu_fp8, "matmul_swiglu", product_reference),
     _entry(embedding_fp8, "embedding", rows_reference),
     _entry(dequantize_panels_fp8, "dequantize", rows_reference),
 )

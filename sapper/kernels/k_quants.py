@@ -1,217 +1,323 @@
-"""Weights in GGUF's Q4_K and Q6_K, repacked once: matrix times vector, embedding, widening.
+"""Weights in GGUF's Q4_K and Q6_K, their bytes put in another order once: matrices of any number of rows, embedding.
 
     q4k   weight = (d * scale) * q - d_min * minimum, q 0 ... 15; scale and minimum of 6 bits for 32 weights, d and
           d_min for 256
-    q6k   weight = (d * scale) * q, q -32 ... 31; scale of 8 bits for 16 weights, d for 256
+    q6k   weight = (d * scale) * (q - 32), q 0 ... 63; scale of 8 bits, signed, for 16 weights, d for 256
 
-A matrix [N, K] lies in panels of 16 rows, which are neighbours among the lanes, each read from one end to the other.
-q4k: quants [P, G, 32, 16] bytes, of a group of 64 weights element i in the low half and element 32 + i in the high one;
-scale, minimum [P, G, 2, 16]. q6k: quants [P, G, 16, 16] as i8, groups of 16; scale [P, G, 16]. d, d_min [P, S, 16].
-The 6 bits of scales and of q6k's numbers are made bytes at load, no number is changed.
+A matrix [N, K] lies in panels of 16 rows, which are neighbours among the lanes; of 256 columns, a *super block*, a
+panel holds all that there is, and is one stream from memory: w [P, S, R, 16, 4] bytes, R words of 4 bytes for each
+lane, of which a word of quants holds four neighbours along K, as packed dot products (`vpdpbusd`) take them.
+
+    q4k   32 words   of 64 weights 8, the first 32 in the low halves of the bytes, the others in the high ones
+           4 words   16 bytes [8, 16 lanes]: the scale of each 32 weights; 2 words of these, and 2 of the minima, which
+                     are [2, 16 lanes, 4], words again
+           1 word    f16 [2, 16 lanes]: d and d_min
+    q6k   32 words   four times 4 words with the lower 4 bits of 32 weights, the first 16 in the low halves, and 4 words
+                     with upper bits: of byte [v, i], bits 2 * h belong to weight 16 * h + 4 * v + i of these, bits
+                     4 + 2 * h to the same one 128 further on
+          16 words   the lower 4 bits of those
+           4 words   bytes [16, 16 lanes]: the scale of each 16 weights
+           1 word    f16 [2, 16 lanes]: d, and nothing
+
+The activations are quantised, 256 of a row to i8 with one scale (`quantize_super`, as llama.cpp's Q8_K has it: off by
+at most max|x| / 254 each). The sums of products of quants meet their scales as integers, exactly, and so do the sums of
+activations their minima: those, of up to 4064, are two digits, 64 * high + low, of i8. Of 256 products in i32 one f32
+is made. What q6k's quants are larger by is in what the sums begin with. With plain activations (`matvec`) a product is
+of f32.
 
 Formats: ggml's `block_q4_K` and `block_q6_K`, ggml-common.h; `dequantize_row_q4_K` and `dequantize_row_q6_K`,
-ggml-quants.c, whose order of roundings this keeps.
+ggml-quants.c, whose order of roundings `dequantize` keeps; `quantize_row_q8_K_ref`.
 """
 
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, each, f16, f32, i8, i32, sum, u8, whole, zeros
+from sapper import Tensor, abs, each, f16, f32, floor, i8, i32, max, round, sum, tiles, u8, where, whole, zeros
 
 from .activation import silu, silu_reference
-from .record import Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import EXACT, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
-G, P, S, T = sp.dims("G P S T")
-PANEL, SUPER = 16, 256
-HALF, PAIR, SIXTEEN = 32, 64, 16
-GROUPS = {"q4k": SUPER // PAIR, "q6k": SUPER // SIXTEEN}
-"""Groups of 256 weights."""
-
-
-def q4k_group(
-    quants: Any, scale: Any, minimum: Any, d: Any, d_min: Any, x: Any, sums: Any, p: Any, g: Any, l: Any
-) -> Any:
-    """The products of one group of the panel p, summed."""
-    i = whole(HALF)
-    packed = quants[p, g, i, l].to(i32)
-    low, high = (packed & 15).to(f32) @ x[g, 0, i], (packed >> 4).to(f32) @ x[g, 1, i]
-    scaled = low * scale[p, g, 0, l].to(f32) + high * scale[p, g, 1, l].to(f32)
-    least = minimum[p, g, 0, l].to(f32) * sums[g, 0] + minimum[p, g, 1, l].to(f32) * sums[g, 1]
-    return scaled * d[p, g // 4, l].to(f32) - least * d_min[p, g // 4, l].to(f32)
+C, E, J, K, M, P, S, T = sp.dims("C E J K M P S T")
+PANEL, SUPER, SLOT = 16, 256, 4
+PAIR, HALF, SIXTEEN = 64, 32, 16
+WORDS = {"q4k": 37, "q6k": 53}
+"""Of a row's 256 weights, 4 bytes each."""
+SECOND, SCALES, MINIMA, FACTORS = 32, {"q4k": 32, "q6k": 48}, 34, {"q4k": 36, "q6k": 52}
+"""The words with which q6k's second 128 weights, the scales, the minima and the factors begin."""
+LARGEST, DIGIT = 127.0, 64
 
 
-def q6k_group(quants: Any, scale: Any, d: Any, x: Any, p: Any, g: Any, l: Any) -> Any:
-    i = whole(SIXTEEN)
-    return (quants[p, g, i, l].to(f32) @ x[g, i]) * (d[p, g // 16, l].to(f32) * scale[p, g, l].to(f32))
+@cache
+def kernels_of(form: str) -> SimpleNamespace:
+    """The kernels of a form. x, x_scales, digits, starts: as quantize_super makes them of C >= M rows.
+
+    matmul, matmul_residual, matmul_swiglu     y [M, P, 16]
+    matvec, matvec_residual, matvec_swiglu     y [P, 16] from x [S, 256] in f32
+    expert_matmul_swiglu, expert_matmul, grouped_swiglu, grouped     as in moe_blocks.py
+    dequantize, embedding                      rows in f32
+    """
+    words = WORDS[form]
+    first_scale, first_factor = SCALES[form] * PANEL * SLOT, FACTORS[form] * PANEL * SLOT // 2
+
+    size_bytes = words * PANEL * SLOT
+    blocks = (4, 2, 8, SLOT) if form == "q4k" else (2, 4, 2, 4, SLOT)
+    vector_blocks = (1, 4, 2, 8, SLOT) if form == "q4k" else (2, 4, 2, 4, SLOT)
+    halves, lane_words = ((0,), 8) if form == "q4k" else ((0, 1), 4)
+
+    def scale_of(parts: Any, p: Any, s: Any, block: Any, l: Any) -> Any:
+        """parts: bytes of super blocks. The scale of a block of 32, or 16, weights, as i32."""
+        scale = parts[p, s, first_scale + block * PANEL + l]
+        return (scale if form == "q4k" else scale.to(i8)).to(i32)
+
+    def super_sum(
+        nothing: Any, w: Any, parts: Any, factor: Any, x: Any, x_scales: Any, digits: Any, starts: Any, p: Any, s: Any,
+        m: Any, l: Any,
+    ) -> Any:
+        """The products of a super block of the panels p and the rows m. nothing: zeros of i32 over p, m and l. parts,
+        factor: the same as w, as bytes and as f16."""
+        total, i = nothing, whole(SLOT)
+        if form == "q4k":
+            for j in range(4):
+                v = whole(8)
+                packed = w[p, s, 8 * j + v, l, i]
+                low, high = (packed & 15) @ x[s, m, j, 0, v, i], (packed >> 4) @ x[s, m, j, 1, v, i]
+                total += low * scale_of(parts, p, s, 2 * j, l) + high * scale_of(parts, p, s, 2 * j + 1, l)
+            v = whole(2)
+            minima = w[p, s, MINIMA + v, l, i]
+            least = ((minima @ digits[s, m, 0, v, i]) << 6) + minima @ digits[s, m, 1, v, i]
+            scaled = total.to(f32) * factor[p, s, first_factor + l].to(f32)
+            return (scaled - least.to(f32) * factor[p, s, first_factor + PANEL + l].to(f32)) * x_scales[s, m]
+        for e in (0, 1):
+            for c in range(4):
+                v = whole(4)
+                packed, upper = w[p, s, (8 * c if e == 0 else SECOND + 4 * c) + v, l, i], w[p, s, 8 * c + 4 + v, l, i]
+                low = packed & 15 | (upper >> 4 * e & 3) << 4
+                high = packed >> 4 | (upper >> 4 * e + 2 & 3) << 4
+                b = 8 * e + 2 * c
+                first = low @ x[s, m, e, c, 0, v, i] + starts[s, b, m]
+                second = high @ x[s, m, e, c, 1, v, i] + starts[s, b + 1, m]
+                total += first * scale_of(parts, p, s, b, l) + second * scale_of(parts, p, s, b + 1, l)
+        return total.to(f32) * factor[p, s, first_factor + l].to(f32) * x_scales[s, m]
+
+    def block_of(
+        w: Any, parts: Any, factor: Any, p: Any, s: Any, e: Any, c: Any, h: Any, v: Any, i: Any, l: Any
+    ) -> Any:
+        """The weights of a block of 32, or 16, in f32, as ggml rounds them. w: as i32, as shifting a lane is quicker
+        than reading bytes that lie apart. e: of q6k, which half. c, h: the pair of blocks, and which of it."""
+        d = factor[p, s, first_factor + l].to(f32)
+        if form == "q4k":
+            q = w[p, s, 8 * c + v, l] >> i.to(i32) * 8 + 4 * h & 15
+            minimum = parts[p, s, MINIMA * 64 + (c // 2) * 64 + l * SLOT + c % 2 * 2 + h].to(i32).to(f32)
+            least = factor[p, s, first_factor + PANEL + l].to(f32) * minimum
+            return d * scale_of(parts, p, s, 2 * c + h, l).to(f32) * q.to(f32) - least
+        lower = w[p, s, (8 * c if e == 0 else SECOND + 4 * c) + v, l] >> i.to(i32) * 8 + 4 * h & 15
+        upper = w[p, s, 8 * c + 4 + v, l] >> i.to(i32) * 8 + (4 * e + 2 * h) & 3
+        number = (lower | upper << 4) - 32
+        return d * scale_of(parts, p, s, 8 * e + 2 * c + h, l).to(f32) * number.to(f32)
+
+    def exact_sum(w: Any, parts: Any, factor: Any, x: Any, p: Any, s: Any, nothing: Any, l: Any) -> Any:
+        """The products of a super block with plain activations. nothing: zeros over p and l."""
+        total = nothing
+        for e in halves:
+            for c in range(4):
+                v, i = whole(lane_words), whole(SLOT)
+                for h in (0, 1):
+                    total += block_of(w, parts, factor, p, s, e, c, h, v, i, l) @ x[s, e, c, h, v, i]
+        return total
+
+    @sp.kernel(name=f"matmul_{form}")
+    def matmul(
+        w: Tensor[u8, P, S, words, PANEL, SLOT], x: Tensor[i8, S, C, SUPER], x_scales: Tensor[f32, S, C],
+        digits: Tensor[i8, S, C, SIXTEEN], starts: Tensor[i32, S, SIXTEEN, C], y: Tensor[f32, M, P, PANEL],
+    ):
+        parts, factor = w.view(P, S, size_bytes), w.view(P, S, size_bytes // 2, dtype=f16)
+        q, scales, begin = x.view(S, C, *blocks), x_scales.view(S, C), starts.view(S, SIXTEEN, C)
+        digit = digits.view(S, C, 2, 2, SLOT)
+        for p, m in tiles(P, M):
+            l = whole(PANEL)
+            acc = zeros(m, p, l, dtype=f32)
+            for s in each(S):
+                acc += super_sum(zeros(m, p, l, dtype=i32), w, parts, factor, q, scales, digit, begin, p, s, m, l)
+            y[m, p, l] = acc
+
+    @sp.kernel(name=f"matmul_residual_{form}")
+    def matmul_residual(
+        w: Tensor[u8, P, S, words, PANEL, SLOT], x: Tensor[i8, S, C, SUPER], x_scales: Tensor[f32, S, C],
+        digits: Tensor[i8, S, C, SIXTEEN], starts: Tensor[i32, S, SIXTEEN, C], residual: Tensor[f32, M, P, PANEL],
+        y: Tensor[f32, M, P, PANEL],
+    ):
+        parts, factor = w.view(P, S, size_bytes), w.view(P, S, size_bytes // 2, dtype=f16)
+        q, scales, begin = x.view(S, C, *blocks), x_scales.view(S, C), starts.view(S, SIXTEEN, C)
+        digit = digits.view(S, C, 2, 2, SLOT)
+        for p, m in tiles(P, M):
+            l = whole(PANEL)
+            acc = zeros(m, p, l, dtype=f32)
+            for s in each(S):
+                acc += super_sum(zeros(m, p, l, dtype=i32), w, parts, factor, q, scales, digit, begin, p, s, m, l)
+            y[m, p, l] = residual[m, p, l] + acc
+
+    @sp.kernel(name=f"matmul_swiglu_{form}")
+    def matmul_swiglu(
+        gate: Tensor[u8, P, S, words, PANEL, SLOT], up: Tensor[u8, P, S, words, PANEL, SLOT],
+        x: Tensor[i8, S, C, SUPER], x_scales: Tensor[f32, S, C], digits: Tensor[i8, S, C, SIXTEEN],
+        starts: Tensor[i32, S, SIXTEEN, C], y: Tensor[f32, M, P, PANEL],
+    ):
+        gates, gate_factor = gate.view(P, S, size_bytes), gate.view(P, S, size_bytes // 2, dtype=f16)
+        ups, up_factor = up.view(P, S, size_bytes), up.view(P, S, size_bytes // 2, dtype=f16)
+        q, scales, begin = x.view(S, C, *blocks), x_scales.view(S, C), starts.view(S, SIXTEEN, C)
+        digit = digits.view(S, C, 2, 2, SLOT)
+        for p, m in tiles(P, M):
+            l = whole(PANEL)
+            gate_sum = zeros(m, p, l, dtype=f32)
+            up_sum = zeros(m, p, l, dtype=f32)
+            for s in each(S):
+                gate_sum += super_sum(
+                    zeros(m, p, l, dtype=i32), gate, gates, gate_factor, q, scales, digit, begin, p, s, m, l)
+                up_sum += super_sum(
+                    zeros(m, p, l, dtype=i32), up, ups, up_factor, q, scales, digit, begin, p, s, m, l)
+            y[m, p, l] = silu(gate_sum) * up_sum
+
+    @sp.kernel(name=f"matvec_{form}")
+    def matvec(w: Tensor[u8, P, S, words, PANEL, SLOT], x: Tensor[f32, S, SUPER], y: Tensor[f32, P, PANEL]):
+        joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes)
+        factor, vector = w.view(P, S, size_bytes // 2, dtype=f16), x.view(S, *vector_blocks)
+        for p in tiles(P):
+            l = whole(PANEL)
+            acc = zeros(p, l, dtype=f32)
+            for s in each(S):
+                acc += exact_sum(joined, parts, factor, vector, p, s, zeros(p, l, dtype=f32), l)
+            y[p, l] = acc
+
+    @sp.kernel(name=f"matvec_residual_{form}")
+    def matvec_residual(
+        w: Tensor[u8, P, S, words, PANEL, SLOT], x: Tensor[f32, S, SUPER], residual: Tensor[f32, P, PANEL],
+        y: Tensor[f32, P, PANEL],
+    ):
+        joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes)
+        factor, vector = w.view(P, S, size_bytes // 2, dtype=f16), x.view(S, *vector_blocks)
+        for p in tiles(P):
+            l = whole(PANEL)
+            acc = zeros(p, l, dtype=f32)
+            for s in each(S):
+                acc += exact_sum(joined, parts, factor, vector, p, s, zeros(p, l, dtype=f32), l)
+            y[p, l] = residual[p, l] + acc
+
+    @sp.kernel(name=f"matvec_swiglu_{form}")
+    def matvec_swiglu(
+        gate: Tensor[u8, P, S, words, PANEL, SLOT], up: Tensor[u8, P, S, words, PANEL, SLOT],
+        x: Tensor[f32, S, SUPER], y: Tensor[f32, P, PANEL],
+    ):
+        gates, gate_parts = gate.view(P, S, words, PANEL, dtype=i32), gate.view(P, S, size_bytes)
+        ups, up_parts = up.view(P, S, words, PANEL, dtype=i32), up.view(P, S, size_bytes)
+        gate_factor, up_factor = (gate.view(P, S, size_bytes // 2, dtype=f16),
+                                  up.view(P, S, size_bytes // 2, dtype=f16))
+        vector = x.view(S, *vector_blocks)
+        for p in tiles(P):
+            l = whole(PANEL)
+            gate_sum = zeros(p, l, dtype=f32)
+            up_sum = zeros(p, l, dtype=f32)
+            for s in each(S):
+                gate_sum += exact_sum(gates, gate_parts, gate_factor, vector, p, s, zeros(p, l, dtype=f32), l)
+                up_sum += exact_sum(ups, up_parts, up_factor, vector, p, s, zeros(p, l, dtype=f32), l)
+            y[p, l] = silu(gate_sum) * up_sum
+
+    @sp.kernel(name=f"dequantize_{form}")
+    def dequantize(w: Tensor[u8, P, S, words, PANEL, SLOT], y: Tensor[f32, P, PANEL, S, SUPER]):
+        """A matrix [N, K], row by row."""
+        joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes)
+        factor, rows = w.view(P, S, size_bytes // 2, dtype=f16), y.view(P, PANEL, S, *vector_blocks)
+        for p, s in each(P, S):
+            l, v, i = whole(PANEL), whole(lane_words), whole(SLOT)
+            for e in halves:
+                for c in range(4):
+                    for h in (0, 1):
+                        rows[p, l, s, e, c, h, v, i] = block_of(joined, parts, factor, p, s, e, c, h, v, i, l)
+
+    @sp.kernel(name=f"embedding_{form}")
+    def embedding(
+        tokens: Tensor[i32, T], w: Tensor[u8, P, S, words, PANEL, SLOT], y: Tensor[f32, T, S, SUPER],
+    ):
+        """Rows tokens[t] of the matrix. The caller sees to it that 0 <= tokens[t] < N."""
+        joined, parts = w.view(P, S, words, PANEL, dtype=i32), w.view(P, S, size_bytes)
+        factor, rows = w.view(P, S, size_bytes // 2, dtype=f16), y.view(T, S, *vector_blocks)
+        for t in each(T):
+            p = tokens[t] // PANEL
+            l = tokens[t] % PANEL
+            for s in each(S):
+                v, i = whole(lane_words), whole(SLOT)
+                for e in halves:
+                    for c in range(4):
+                        for h in (0, 1):
+                            rows[t, s, e, c, h, v, i] = block_of(joined, parts, factor, p, s, e, c, h, v, i, l)
+
+    return SimpleNamespace(
+        matmul=matmul, matmul_residual=matmul_residual, matmul_swiglu=matmul_swiglu, matvec=matvec,
+        matvec_residual=matvec_residual, matvec_swiglu=matvec_swiglu, dequantize=dequantize, embedding=embedding,
+        super_sum=super_sum,
+    )
 
 
 @sp.kernel
-def matvec_q4k(
-    quants: Tensor[u8, P, G, HALF, PANEL], scale: Tensor[u8, P, G, 2, PANEL], minimum: Tensor[u8, P, G, 2, PANEL],
-    d: Tensor[f16, P, S, PANEL], d_min: Tensor[f16, P, S, PANEL], x: Tensor[f32, G, 2, HALF], sums: Tensor[f32, G, 2],
-    y: Tensor[f32, P, PANEL],
+def quantize_super(
+    x: Tensor[f32, M, S, SUPER], q: Tensor[i8, S, C, SUPER], scales: Tensor[f32, S, C],
+    digits: Tensor[i8, S, C, SIXTEEN], starts: Tensor[i32, S, SIXTEEN, C],
 ):
-    for p in each(P):
-        l = whole(PANEL)
-        acc = zeros(l, dtype=f32)
-        for g in each(G):
-            acc += q4k_group(quants, scale, minimum, d, d_min, x, sums, p, g, l)
-        y[p, l] = acc
-
-
-@sp.kernel
-def matvec_residual_q4k(
-    quants: Tensor[u8, P, G, HALF, PANEL], scale: Tensor[u8, P, G, 2, PANEL], minimum: Tensor[u8, P, G, 2, PANEL],
-    d: Tensor[f16, P, S, PANEL], d_min: Tensor[f16, P, S, PANEL], x: Tensor[f32, G, 2, HALF], sums: Tensor[f32, G, 2],
-    residual: Tensor[f32, P, PANEL], y: Tensor[f32, P, PANEL],
-):
-    for p in each(P):
-        l = whole(PANEL)
-        acc = zeros(l, dtype=f32)
-        for g in each(G):
-            acc += q4k_group(quants, scale, minimum, d, d_min, x, sums, p, g, l)
-        y[p, l] = residual[p, l] + acc
-
-
-@sp.kernel
-def matvec_swiglu_q4k(
-    gate: Tensor[u8, P, G, HALF, PANEL], gate_scale: Tensor[u8, P, G, 2, PANEL],
-    gate_minimum: Tensor[u8, P, G, 2, PANEL], gate_d: Tensor[f16, P, S, PANEL], gate_d_min: Tensor[f16, P, S, PANEL],
-    up: Tensor[u8, P, G, HALF, PANEL], up_scale: Tensor[u8, P, G, 2, PANEL], up_minimum: Tensor[u8, P, G, 2, PANEL],
-    up_d: Tensor[f16, P, S, PANEL], up_d_min: Tensor[f16, P, S, PANEL], x: Tensor[f32, G, 2, HALF],
-    sums: Tensor[f32, G, 2], y: Tensor[f32, P, PANEL],
-):
-    for p in each(P):
-        l = whole(PANEL)
-        gate_sum = zeros(l, dtype=f32)
-        up_sum = zeros(l, dtype=f32)
-        for g in each(G):
-            gate_sum += q4k_group(gate, gate_scale, gate_minimum, gate_d, gate_d_min, x, sums, p, g, l)
-            up_sum += q4k_group(up, up_scale, up_minimum, up_d, up_d_min, x, sums, p, g, l)
-        y[p, l] = silu(gate_sum) * up_sum
-
-
-@sp.kernel
-def matvec_q6k(
-    quants: Tensor[i8, P, G, SIXTEEN, PANEL], scale: Tensor[i8, P, G, PANEL], d: Tensor[f16, P, S, PANEL],
-    x: Tensor[f32, G, SIXTEEN], y: Tensor[f32, P, PANEL],
-):
-    for p in each(P):
-        l = whole(PANEL)
-        acc = zeros(l, dtype=f32)
-        for g in each(G):
-            acc += q6k_group(quants, scale, d, x, p, g, l)
-        y[p, l] = acc
-
-
-@sp.kernel
-def matvec_residual_q6k(
-    quants: Tensor[i8, P, G, SIXTEEN, PANEL], scale: Tensor[i8, P, G, PANEL], d: Tensor[f16, P, S, PANEL],
-    x: Tensor[f32, G, SIXTEEN], residual: Tensor[f32, P, PANEL], y: Tensor[f32, P, PANEL],
-):
-    for p in each(P):
-        l = whole(PANEL)
-        acc = zeros(l, dtype=f32)
-        for g in each(G):
-            acc += q6k_group(quants, scale, d, x, p, g, l)
-        y[p, l] = residual[p, l] + acc
-
-
-@sp.kernel
-def matvec_swiglu_q6k(
-    gate: Tensor[i8, P, G, SIXTEEN, PANEL], gate_scale: Tensor[i8, P, G, PANEL], gate_d: Tensor[f16, P, S, PANEL],
-    up: Tensor[i8, P, G, SIXTEEN, PANEL], up_scale: Tensor[i8, P, G, PANEL], up_d: Tensor[f16, P, S, PANEL],
-    x: Tensor[f32, G, SIXTEEN], y: Tensor[f32, P, PANEL],
-):
-    for p in each(P):
-        l = whole(PANEL)
-        gate_sum = zeros(l, dtype=f32)
-        up_sum = zeros(l, dtype=f32)
-        for g in each(G):
-            gate_sum += q6k_group(gate, gate_scale, gate_d, x, p, g, l)
-            up_sum += q6k_group(up, up_scale, up_d, x, p, g, l)
-        y[p, l] = silu(gate_sum) * up_sum
-
-
-@sp.kernel
-def dequantize_q4k(
-    quants: Tensor[u8, P, G, HALF, PANEL], scale: Tensor[u8, P, G, 2, PANEL], minimum: Tensor[u8, P, G, 2, PANEL],
-    d: Tensor[f16, P, S, PANEL], d_min: Tensor[f16, P, S, PANEL], y: Tensor[f32, P, PANEL, G, 2, HALF],
-):
-    """A matrix [N, K], row by row."""
-    for p, g in each(P, G):
-        l = whole(PANEL)
-        i = whole(HALF)
-        packed = quants[p, g, i, l].to(i32)
-        all_scale, all_least = d[p, g // 4, l].to(f32), d_min[p, g // 4, l].to(f32)
-        least = all_least * minimum[p, g, 0, l].to(f32)
-        y[p, l, g, 0, i] = (all_scale * scale[p, g, 0, l].to(f32)) * (packed & 15).to(f32) - least
-        least = all_least * minimum[p, g, 1, l].to(f32)
-        y[p, l, g, 1, i] = (all_scale * scale[p, g, 1, l].to(f32)) * (packed >> 4).to(f32) - least
-
-
-@sp.kernel
-def dequantize_q6k(
-    quants: Tensor[i8, P, G, SIXTEEN, PANEL], scale: Tensor[i8, P, G, PANEL], d: Tensor[f16, P, S, PANEL],
-    y: Tensor[f32, P, PANEL, G, SIXTEEN],
-):
-    """A matrix [N, K], row by row."""
-    for p, g in each(P, G):
-        l = whole(PANEL)
-        i = whole(SIXTEEN)
-        y[p, l, g, i] = (d[p, g // 16, l].to(f32) * scale[p, g, l].to(f32)) * quants[p, g, i, l].to(f32)
-
-
-@sp.kernel
-def embedding_q4k(
-    tokens: Tensor[i32, T], quants: Tensor[u8, P, G, HALF, PANEL], scale: Tensor[u8, P, G, 2, PANEL],
-    minimum: Tensor[u8, P, G, 2, PANEL], d: Tensor[f16, P, S, PANEL], d_min: Tensor[f16, P, S, PANEL],
-    y: Tensor[f32, T, G, 2, HALF],
-):
-    """Rows tokens[t] of the matrix. The caller sees to it that 0 <= tokens[t] < N."""
-    for t in each(T):
-        p = tokens[t] // PANEL
-        l = tokens[t] % PANEL
-        for g in each(G):
-            i = whole(HALF)
-            packed = quants[p, g, i, l].to(i32)
-            all_scale, all_least = d[p, g // 4, l].to(f32), d_min[p, g // 4, l].to(f32)
-            least = all_least * minimum[p, g, 0, l].to(f32)
-            y[t, g, 0, i] = (all_scale * scale[p, g, 0, l].to(f32)) * (packed & 15).to(f32) - least
-            least = all_least * minimum[p, g, 1, l].to(f32)
-            y[t, g, 1, i] = (all_scale * scale[p, g, 1, l].to(f32)) * (packed >> 4).to(f32) - least
-
-
-@sp.kernel
-def embedding_q6k(
-    tokens: Tensor[i32, T], quants: Tensor[i8, P, G, SIXTEEN, PANEL], scale: Tensor[i8, P, G, PANEL],
-    d: Tensor[f16, P, S, PANEL], y: Tensor[f32, T, G, SIXTEEN],
-):
-    """Rows tokens[t] of the matrix. The caller sees to it that 0 <= tokens[t] < N."""
-    for t in each(T):
-        p = tokens[t] // PANEL
-        l = tokens[t] % PANEL
-        for g in each(G):
-            i = whole(SIXTEEN)
-            y[t, g, i] = (d[p, g // 16, l].to(f32) * scale[p, g, l].to(f32)) * quants[p, g, i, l].to(f32)
-
-
-@sp.kernel
-def half_group_sums(x: Tensor[f32, G, 2, HALF], sums: Tensor[f32, G, 2]):
-    for g in each(G):
-        i = whole(HALF)
-        sums[g, 0] = sum(x[g, 0, i], over=i)
-        sums[g, 1] = sum(x[g, 1, i], over=i)
+    """Rows of which 256 elements share a scale: x is about scale * q, scale = max|x| / 127. digits: of the sum of each
+    32 of q, high [8] and low [8], 64 * high + low. starts: of each 16, -32 times the sum."""
+    rows, places, factors = x.view(M, S, 8, 2, SIXTEEN), q.view(S, C, 8, 2, SIXTEEN), scales.view(S, C)
+    digit, begin = digits.view(S, C, 2, 8), starts.view(S, 8, 2, C)  # of C rows, M are filled
+    for m, s in tiles(M, S):
+        b, h, i = whole(8), whole(2), whole(SIXTEEN)
+        vector = rows[m, s, b, h, i]
+        largest = max(max(max(abs(vector), over=i), over=h), over=b)
+        quants = round(vector * where(largest > 0.0, LARGEST / largest, 0.0))
+        places[s, m, b, h, i] = quants.to(i8)
+        factors[s, m] = largest / LARGEST
+        totals = sum(quants, over=i)
+        begin[s, b, h, m] = totals.to(i32) * -32
+        total = sum(totals, over=h)
+        high = floor((total + 32.0) * (1.0 / DIGIT))
+        digit[s, m, 0, b] = high.to(i8)
+        digit[s, m, 1, b] = (total - high * DIGIT).to(i8)
 
 
 # ------------------------------------------------------------------------------------------------- layout and reference
 
 
-def to_panels(rows: Array) -> Array:
-    """[N, G, ...] to [N / 16, G, ..., 16], as a view; N a multiple of 16."""
-    return np.moveaxis(rows.reshape(-1, PANEL, *rows.shape[1:]), 1, -1)
+def to_panels(words: Array) -> Array:
+    """Rows of words [N, S, R, 4] in panels [N / 16, S, R, 16, 4], as a view; N a multiple of 16."""
+    return np.moveaxis(words.reshape(-1, PANEL, *words.shape[1:]), 1, -2)
+
+
+def _lanes(values: Array) -> Array:
+    """[N, S, ...] to bytes [N / 16, S, words, 16, 4] with the lanes next to each other."""
+    rows = values.shape[0] // PANEL
+    found = np.ascontiguousarray(np.moveaxis(values.reshape(rows, PANEL, *values.shape[1:]), 1, -1))
+    words = int(np.prod(values.shape[2:])) * values.itemsize // SLOT
+    return found.view(np.uint8).reshape(rows, values.shape[1], words, PANEL, SLOT)
+
+
+def panels_of(form: str, parts: tuple[Array, ...]) -> Array:
+    """w of what split_q4k or split_q6k gives; N a multiple of 16."""
+    n, s = parts[-1].shape
+    if form == "q4k":
+        quants, scale, minimum, d, d_min = parts
+        words = [to_panels(quants.reshape(n, s, 32, SLOT)), _lanes(scale.reshape(n, s, 8)),
+                 to_panels(minimum.reshape(n, s, 2, SLOT)), _lanes(np.stack([d, d_min], axis=2))]
+    else:
+        quants, scale, d = parts
+        q = (quants.reshape(n, s, 2, 4, 2, 4, SLOT) + np.int8(32)).astype(np.uint8)  # halves, pairs, of which, words
+        lower = q[:, :, :, :, 0] & 15 | (q[:, :, :, :, 1] & 15) << 4
+        upper = q >> 4 << np.array([[0, 2], [4, 6]], np.uint8)[:, None, :, None, None]
+        upper = np.bitwise_or.reduce(np.bitwise_or.reduce(upper, axis=4), axis=2)
+        first = np.stack([lower[:, :, 0], upper], axis=3).reshape(n, s, 32, SLOT)
+        words = [to_panels(first), to_panels(lower[:, :, 1].reshape(n, s, 16, SLOT)),
+                 _lanes(scale.reshape(n, s, 16).view(np.uint8)), _lanes(np.stack([d, np.zeros_like(d)], axis=2))]
+    return np.concatenate(words, axis=2)
 
 
 def split_q4k(raw: Array) -> tuple[Array, ...]:
@@ -245,134 +351,185 @@ def split_q6k(raw: Array) -> tuple[Array, ...]:
     return quants.reshape(n, s * 16, SIXTEEN), scale.reshape(n, s * 16), d
 
 
-def matrix(form: str, parts: tuple[Array, ...]) -> Array:
-    """The matrix [N, K] of panels, in float64."""
-    per = GROUPS[form]
+def rows_of(form: str, w: Array) -> Array:
+    """The matrix [N, K] of panels w, in float64."""
+    p, s = w.shape[:2]
+    flat = w.reshape(p, s, WORDS[form] * PANEL * SLOT)
+    at, size = SCALES[form] * 64, 8 if form == "q4k" else 16
+    scale = flat[:, :, at : at + size * PANEL].reshape(p, s, size, PANEL)
+    at = FACTORS[form] * 64
+    d, d_min = flat[:, :, at : at + 64].copy().view("<f2").astype(np.float64).reshape(p, s, 2, PANEL).swapaxes(0, 2)
+    d, d_min = (one.swapaxes(0, 1) for one in (d, d_min))
     if form == "q4k":
-        quants, scale, minimum, d, d_min = (part.astype(np.float64) for part in parts)
-        both = np.stack([parts[0] & 15, parts[0] >> 4], axis=2).astype(np.float64)
-        d, d_min = (np.repeat(one, per, axis=1)[:, :, None] for one in (d, d_min))
-        wide = both * (scale * d)[:, :, :, None] - (minimum * d_min)[:, :, :, None]
+        words = w[:, :, :32].reshape(p, s, 4, 8, PANEL, SLOT)
+        q = np.stack([words & 15, words >> 4], axis=3).reshape(p, s, 8, 8, PANEL, SLOT)
+        minimum = np.moveaxis(w[:, :, MINIMA : MINIMA + 2], 3, 2).reshape(p, s, PANEL, 8).swapaxes(2, 3)
+        wide = q * (d[:, :, None] * scale)[:, :, :, None, :, None]
+        wide -= (d_min[:, :, None] * minimum)[:, :, :, None, :, None]
     else:
-        quants, scale, d = (part.astype(np.float64) for part in parts)
-        wide = quants * (scale * np.repeat(d, per, axis=1))[:, :, None]
-    columns = int(np.prod(wide.shape[1:-1]))
-    found: Array = np.moveaxis(wide, -1, 1).reshape(len(wide) * PANEL, columns)
+        first, second = w[:, :, :32].reshape(p, s, 4, 2, 4, PANEL, SLOT), w[:, :, SECOND : SECOND + 16]
+        upper = first[:, :, :, 1]
+        lower = np.stack([first[:, :, :, 0], second.reshape(p, s, 4, 4, PANEL, SLOT)], axis=2)
+        shifts = np.array([[0, 4], [2, 6]], np.uint8)[:, :, None, None, None, None]  # by which of a pair, and halves
+        two = (upper[:, :, None] >> shifts[h] & 3 for h in (0, 1))
+        four = (lower & 15, lower >> 4)
+        q = np.stack([low | high << 4 for low, high in zip(four, two, strict=True)], axis=4)
+        q = q.reshape(p, s, 16, 4, PANEL, SLOT).astype(np.float64) - 32
+        wide = q * (d[:, :, None] * scale.view(np.int8))[:, :, :, None, :, None]
+    found: Array = np.moveaxis(wide, 4, 1).reshape(p * PANEL, s * SUPER)
     return found
 
 
-NAMES = {"q4k": ("quants", "scale", "minimum", "d", "d_min"), "q6k": ("quants", "scale", "d")}
+def quantize_rows(x: Array) -> dict[str, Array]:
+    """q, scales, digits and starts of rows [M, S, 256] in f32, as quantize_super has them."""
+    x = x.astype(np.float32)
+    largest = np.abs(x).max(axis=-1)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(largest > 0, np.float32(LARGEST) / largest, np.float32(0))
+    q = np.rint(x * inverse[..., None])
+    sixteens = q.reshape(*q.shape[:2], SIXTEEN, SIXTEEN).sum(axis=-1)
+    total = sixteens.reshape(*q.shape[:2], 8, 2).sum(axis=-1)
+    high = np.floor((total + DIGIT // 2) / DIGIT)
+    return {
+        "q": q.astype(np.int8).swapaxes(0, 1), "scales": (largest / np.float32(LARGEST)).T,
+        "digits": np.concatenate([high, total - DIGIT * high], axis=2).astype(np.int8).swapaxes(0, 1),
+        "starts": (sixteens * -32).astype(np.int32).transpose(1, 2, 0),
+    }
 
 
-def _names(form: str, prefix: str) -> tuple[str, ...]:
-    return tuple(prefix if name == "quants" else f"{prefix}_{name}" for name in NAMES[form]) if prefix else NAMES[form]
-
-
-def _matrix_of(arguments: Arguments, form: str, prefix: str = "") -> Array:
-    return matrix(form, tuple(arguments[name] for name in _names(form, prefix)))
+def activations(arguments: Arguments) -> Array:
+    """x [M, K], in float64."""
+    x: Array = arguments["x"].astype(np.float64)
+    if arguments["x"].dtype == np.float32:
+        return x.reshape(1, -1)
+    x = x * arguments["x_scales"][:, :, None].astype(np.float64)
+    return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
 
 
 def reference(arguments: Arguments, form: str) -> dict[str, Array]:
-    if "sums" in arguments and "quants" not in arguments and "gate" not in arguments:
-        return {"sums": arguments["x"].astype(np.float64).sum(axis=2)}
+    y = arguments["y"]
     if "x" not in arguments:
-        wide = _matrix_of(arguments, form)
-        wide = wide[arguments["tokens"]] if "tokens" in arguments else wide
-        return {"y": wide.reshape(arguments["y"].shape)}
-    x = arguments["x"].astype(np.float64).reshape(-1)
+        wide = rows_of(form, arguments["w"])
+        return {"y": (wide[arguments["tokens"]] if "tokens" in arguments else wide).reshape(y.shape)}
+    x = activations(arguments)[: len(y) if y.ndim == 3 else 1]
     if "gate" in arguments:
-        found = silu_reference(_matrix_of(arguments, form, "gate") @ x) * (_matrix_of(arguments, form, "up") @ x)
+        found = silu_reference(x @ rows_of(form, arguments["gate"]).T) * (x @ rows_of(form, arguments["up"]).T)
     else:
-        found = _matrix_of(arguments, form) @ x
-    found = found.reshape(arguments["y"].shape)
+        found = x @ rows_of(form, arguments["w"]).T
+    found = found.reshape(y.shape)
     return {"y": arguments["residual"] + found if "residual" in arguments else found}
 
 
-def random_parts(random: np.random.Generator, form: str, p: int, s: int) -> tuple[Array, ...]:
+def quantize_reference(arguments: Arguments) -> dict[str, Array]:
+    rows, expected = len(arguments["x"]), {}
+    for name, made in quantize_rows(arguments["x"]).items():
+        expected[name] = arguments[name].copy()  # What lies beyond the rows stays as it is.
+        place = expected[name][:, :, :rows] if name == "starts" else expected[name][:, :rows]
+        place[...] = made
+    return expected
+
+
+# -------------------------------------------------------------------------------------------------- arguments and cases
+
+
+def random_panels(random: np.random.Generator, form: str, p: int, s: int) -> Array:
     """Weights near 1 / sqrt(K)."""
-    g = s * GROUPS[form]
     unit = 1.0 / np.sqrt(SUPER * s + 1.0)
-    d = (unit * random.uniform(0.002, 0.005, (p, s, PANEL))).astype(np.float16)
+    n = p * PANEL
+    d = (unit * random.uniform(0.002, 0.005, (n, s))).astype(np.float16)
     if form == "q6k":
-        quants = random.integers(-32, 32, (p, g, SIXTEEN, PANEL)).astype(np.int8)
-        return quants, random.integers(-128, 128, (p, g, PANEL)).astype(np.int8), (d / 2).astype(np.float16)
-    quants = random.integers(0, 256, (p, g, HALF, PANEL)).astype(np.uint8)
-    scale, minimum = (random.integers(0, 64, (p, g, 2, PANEL)).astype(np.uint8) for _ in range(2))
-    return quants, scale, minimum, d, (d * np.float16(7.5)).astype(np.float16)
+        six = random.integers(-32, 32, (n, s * 16, SIXTEEN)).astype(np.int8)
+        signed = random.integers(-128, 128, (n, s * 16)).astype(np.int8)
+        return panels_of(form, (six, signed, (d / 2).astype(np.float16)))
+    quants = random.integers(0, 256, (n, s * 4, HALF)).astype(np.uint8)
+    scale, minimum = (random.integers(0, 64, (n, s * 4, 2)).astype(np.uint8) for _ in range(2))
+    return panels_of(form, (quants, scale, minimum, d, (d * np.float16(7.5)).astype(np.float16)))
+
+
+def random_activations(random: np.random.Generator, s: int, rows: int, more: int = 0) -> Arguments:
+    """Quantised rows, with room for some more."""
+    made = quantize_rows(normal(random, rows + more, s, SUPER))
+    names = {"q": "x", "scales": "x_scales", "digits": "digits", "starts": "starts"}
+    return {names[name]: np.ascontiguousarray(part) for name, part in made.items()}
 
 
 def make_arguments(random: np.random.Generator, shape: Shape, form: str, task: str) -> Arguments:
-    g = shape["G"]
-    inside = (2, HALF) if form == "q4k" else (SIXTEEN,)
-    x = normal(random, g, *inside)
-    if task == "sums":
-        return {"x": x, "sums": unwritten(g, 2)}
-    p, s = shape["P"], shape["S"]
-    arguments: Arguments = {}
-    for prefix in ("gate", "up") if task == "swiglu" else ("",):
-        arguments |= dict(zip(_names(form, prefix), random_parts(random, form, p, s), strict=True))
+    s = shape["S"]
+    if task == "quantize":
+        m, c = shape["M"], shape["C"]
+        x = normal(random, m, s, SUPER)
+        x[:, ::3] *= 20
+        x[m // 2 :, 0] = 0
+        return {"x": x, "q": np.full((s, c, SUPER), -1, np.int8), "scales": unwritten(s, c),
+                "digits": np.full((s, c, SIXTEEN), -1, np.int8), "starts": unwritten(s, SIXTEEN, c, dtype="i32")}
+    p = shape["P"]
+    names = ("gate", "up") if task.endswith("swiglu") else ("w",)
+    weights: Arguments = {name: random_panels(random, form, p, s) for name in names}
     if task == "dequantize":
-        return arguments | {"y": unwritten(p, PANEL, g, *inside)}
+        return weights | {"y": unwritten(p, PANEL, s, SUPER)}
     if task == "embedding":
         t = shape["T"]
-        tokens = random.integers(0, max(1, p * PANEL), t).astype(np.int32)
-        return {"tokens": tokens} | arguments | {"y": unwritten(t, g, *inside)}
-    arguments["x"] = x
-    if form == "q4k":
-        arguments["sums"] = x.astype(np.float64).sum(axis=2).astype(np.float32)
-    if task == "residual":
-        arguments["residual"] = normal(random, p, PANEL)
-    return arguments | {"y": unwritten(p, PANEL)}
+        tokens = random.integers(0, np.maximum(1, p * PANEL), t).astype(np.int32)
+        return {"tokens": tokens} | weights | {"y": unwritten(t, s, SUPER)}
+    if task.startswith("matvec"):
+        weights["x"] = normal(random, s, SUPER)
+        residual = {"residual": normal(random, p, PANEL)} if task.endswith("residual") else {}
+        return weights | residual | {"y": unwritten(p, PANEL)}
+    m = shape["M"]
+    arguments = weights | random_activations(random, s, m, shape["C"] - m)
+    if task.endswith("residual"):
+        arguments["residual"] = normal(random, m, p, PANEL)
+    return arguments | {"y": unwritten(m, p, PANEL)}
 
 
 SUM = Tolerance(
     2e-5, 5e-5, "a sum of K rounded products near 1 / sqrt(K) in any order, of parts that partly cancel"
 )
 PLAIN = Tolerance(2e-6, 1e-6, "products and a difference, each rounded once, of parts that partly cancel")
-GROUP_BYTES = {"q4k": HALF + 4 + 1, "q6k": SIXTEEN + 1 + 1 / 8}
-"""Of a row: quants, scales, and a share of what 256 weights have in common."""
+BLOCK_BYTES = {"q4k": 148, "q6k": 212}
+"""Of a row's 256 weights; GGUF has 144 and 210."""
+ROWS = (1, 4, 16, 512)
+TASKS = ("matmul", "matmul_residual", "matmul_swiglu", "matvec", "matvec_residual", "matvec_swiglu", "dequantize",
+         "embedding")
 
 
-def _entry(kernel: Any, form: str, task: str) -> LibraryKernel:
-    per, count = GROUPS[form], 2 if task == "swiglu" else 1
+def _entry(form: str, task: str) -> LibraryKernel:
+    kernel = quantize_super if task == "quantize" else getattr(kernels_of(form), task)
+    count = 2 if task.endswith("swiglu") else 1
     cases = []
     for p, s in ((128, 8), (896, 16)):
-        g, n, k = s * per, p * PANEL, s * SUPER
-        shape = {"P": p, "G": g, "S": s} if task != "sums" else {"G": g}
-        weights = round(count * n * g * GROUP_BYTES[form])
-        if task == "sums":
-            cases.append(Case(shape, flops=k, bytes=4 * (k + 2 * g)))
+        n, k = p * PANEL, s * SUPER
+        weights, vectors = count * n * s * BLOCK_BYTES[form], k + 84 * s
+        if task == "quantize":
+            cases.append(Case({"M": 512, "S": s, "C": 512}, flops=512 * 4 * k, bytes=512 * (4 * k + vectors)))
         elif task == "embedding":
-            row_bytes = 4 * k + g * GROUP_BYTES[form]
-            cases.append(Case(shape | {"T": 128}, flops=2 * 128 * k, bytes=round(128 * row_bytes)))
+            cases.append(Case({"T": 128, "P": p, "S": s}, flops=256 * k, bytes=128 * (4 * k + s * BLOCK_BYTES[form])))
         elif task == "dequantize":
-            cases.append(Case(shape, flops=2 * n * k, bytes=weights + 4 * n * k))
+            cases.append(Case({"P": p, "S": s}, flops=2 * n * k, bytes=weights + 4 * n * k))
+        elif task.startswith("matvec"):
+            results = 4 * n * (2 if task.endswith("residual") else 1)
+            cases.append(Case({"P": p, "S": s}, flops=2 * count * n * k, bytes=weights + results + 4 * k))
         else:
-            vectors = n * (2 if task == "residual" else 1) + k + (2 * g if form == "q4k" else 0)
-            cases.append(Case(shape, flops=2 * count * n * k, bytes=weights + 4 * vectors))
-    check_shapes = [{"P": p, "G": s * per, "S": s} for p, s in ((0, 1), (1, 1), (3, 2), (2, 3))]
-    if task == "sums":
-        check_shapes = [{"G": 4}, {"G": 12}]
+            for m in ROWS:
+                results = 4 * m * n * (2 if task.endswith("residual") else 1)
+                cases.append(Case({"P": p, "S": s, "C": m, "M": m}, flops=2 * count * m * n * k,
+                                  bytes=weights + results + m * vectors))
+    check_shapes: list[dict[str, int]] = [{"P": p, "S": s} for p, s in ((0, 1), (1, 1), (3, 2), (2, 3))]
+    if task == "quantize":
+        check_shapes = [{"M": 0, "S": 2, "C": 1}, {"M": 1, "S": 1, "C": 1}, {"M": 5, "S": 2, "C": 7}]
     elif task == "embedding":
         check_shapes = [shape | {"T": 3} for shape in check_shapes[1:]]
+    elif task.startswith("matmul"):
+        check_shapes = [{"P": 0, "S": 1, "C": 1, "M": 1}, {"P": 3, "S": 2, "C": 1, "M": 1},
+                        {"P": 2, "S": 1, "C": 9, "M": 7}, {"P": 1, "S": 2, "C": 31, "M": 31}]
     return LibraryKernel(
-        name=kernel.name, kernel=kernel, reference=lambda arguments: reference(arguments, form),
+        name=kernel.name, kernel=kernel,
+        reference=quantize_reference if task == "quantize" else lambda arguments: reference(arguments, form),
         make_arguments=lambda random, shape: make_arguments(random, shape, form, task),
-        tolerance=PLAIN if task in ("dequantize", "embedding") else SUM, cases=tuple(cases),
-        check_shapes=tuple(check_shapes), dtype=form,
+        tolerance=EXACT if task == "quantize" else PLAIN if task in ("dequantize", "embedding") else SUM,
+        cases=tuple(cases), check_shapes=tuple(check_shapes), dtype=form,
+        products="i8" if task.startswith("matmul") else "f32",
     )
 
 
-KERNELS = (
-    _entry(matvec_q4k, "q4k", ""),
-    _entry(matvec_residual_q4k, "q4k", "residual"),
-    _entry(matvec_swiglu_q4k, "q4k", "swiglu"),
-    _entry(matvec_q6k, "q6k", ""),
-    _entry(matvec_residual_q6k, "q6k", "residual"),
-    _entry(matvec_swiglu_q6k, "q6k", "swiglu"),
-    _entry(dequantize_q4k, "q4k", "dequantize"),
-    _entry(dequantize_q6k, "q6k", "dequantize"),
-    _entry(embedding_q4k, "q4k", "embedding"),
-    _entry(embedding_q6k, "q6k", "embedding"),
-    _entry(half_group_sums, "q4k", "sums"),
-)
+KERNELS = (*(_entry(form, task) for form in WORDS for task in TASKS), _entry("q4k", "quantize"))

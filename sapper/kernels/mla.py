@@ -106,7 +106,7 @@ def make_expand(cache: Any, weight: Any) -> Any:
 def make_latent_attention(cache: Any) -> Any:
     """Causal attention of T new tokens over P = position + T positions; shared [P, S]: the turned keys."""
 
-    @sp.kernel(name=f"latent_attention_{cache.name}")
+    @sp.kernel(name=f"latent_attention_{cache.name}", specialise="D S V")
     def latent_attention(
         q: Tensor[f32, T, H, D], q_turned: Tensor[f32, T, H, S], keys: Tensor[f32, P, H, D],
         shared: Tensor[cache, P, S], values: Tensor[f32, P, H, V], position: i32, scale: f32,
@@ -160,7 +160,7 @@ def make_latent_attention_decode(cache: Any) -> Any:
     A cache of fewer positions is one of chosen ones (sparse.py), which is full then; so it is in `merge_splits`.
     """
 
-    @sp.kernel(name=f"latent_attention_decode_{cache.name}")
+    @sp.kernel(name=f"latent_attention_decode_{cache.name}", specialise="H C S")
     def latent_attention_decode(
         q: Tensor[f32, H, C], q_turned: Tensor[f32, H, S], latents: Tensor[cache, P, C], keys: Tensor[cache, P, S],
         position: i32, scale: f32, highest: Tensor[f32, B, H], total: Tensor[f32, B, H],
@@ -191,7 +191,7 @@ def make_latent_attention_decode(cache: Any) -> Any:
     return latent_attention_decode
 
 
-@sp.kernel
+@sp.kernel(specialise="H C S")
 def latent_attention_decode_rounded(
     q: Tensor[f32, H, C], q_turned: Tensor[f32, H, S], latents: Tensor[bf16, P, C], keys: Tensor[bf16, P, S],
     position: i32, scale: f32, highest: Tensor[f32, B, H], total: Tensor[f32, B, H], partial: Tensor[f32, B, H, C],
@@ -215,7 +215,7 @@ def latent_attention_decode_rounded(
 def make_merge_splits(split: int, name: str) -> Any:
     """The kernel for splits of so many positions."""
 
-    @sp.kernel(name=name)
+    @sp.kernel(name=name, specialise="C")
     def merge_splits(
         highest: Tensor[f32, B, H], total: Tensor[f32, B, H], partial: Tensor[f32, B, H, C], position: i32,
         out: Tensor[f32, H, C],

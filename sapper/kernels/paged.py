@@ -71,7 +71,7 @@ def make_rotate_and_cache_paged(cache: Any) -> Any:
 def make_attention_paged(cache: Any) -> Any:
     """q, out [T, H, G, D]; keys, values [N, H, PAGE, D]."""
 
-    @sp.kernel(name=f"attention_paged_{cache.name}")
+    @sp.kernel(name=f"attention_paged_{cache.name}", specialise="G D")
     def attention_paged(
         q: Tensor[f32, T, H, G, D], keys: Tensor[cache, N, H, PAGE, D], values: Tensor[cache, N, H, PAGE, D],
         owner: Tensor[i32, T], place: Tensor[i32, T], table: Tensor[i32, B, S], scale: f32,
@@ -140,7 +140,7 @@ def make_compress_paged(cache: Any) -> Any:
 def make_latent_attention_paged(cache: Any) -> Any:
     """q, out [T, H, C] in the latent space, q_turned [T, H, X]; latents [N, PAGE, C], keys [N, PAGE, X]."""
 
-    @sp.kernel(name=f"latent_attention_paged_{cache.name}")
+    @sp.kernel(name=f"latent_attention_paged_{cache.name}", specialise="H C X")
     def latent_attention_paged(
         q: Tensor[f32, T, H, C], q_turned: Tensor[f32, T, H, X], latents: Tensor[cache, N, PAGE, C],
         keys: Tensor[cache, N, PAGE, X], owner: Tensor[i32, T], place: Tensor[i32, T], table: Tensor[i32, B, S],

@@ -31,6 +31,7 @@ by is taken off by what a block's sum begins with, -8 or -128 times the sum of i
 Formats: ggml's `block_q4_0`, `block_q4_1` and `block_q8_0`, ggml-common.h; its `quantize_row_q8_1_ref` for activations.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
@@ -356,12 +357,21 @@ def quantize_kernels(block: int, group: int) -> SimpleNamespace:
 # ------------------------------------------------------------------------------------------------- layout and reference
 
 
-def to_panels(quants: Array, *scales: Array) -> tuple[Array, Array]:
-    """Blocks of rows, quants [N, B, bytes] (of 4 bits two to a byte) and scales [N, B], in panels."""
+def panel_shapes(parts: Sequence[Array], rows: int, blocks: int) -> list[tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of quants and scales in panels, for rows of blocks (see fill_panels)."""
+    quants, *scales = parts
+    panels = rows // PANEL
+    return [((panels, blocks, quants.shape[2] // SLOT, PANEL, SLOT), np.dtype(np.uint8)),
+            ((panels, blocks, len(scales), PANEL), scales[0].dtype)]
+
+
+def fill_panels(targets: Sequence[Array], quants: Array, *scales: Array) -> None:
+    """Puts blocks of rows, quants [N, B, bytes] (of 4 bits two to a byte) and scales [N, B], in panels."""
     n, b, size = quants.shape
-    slots = quants.reshape(n // PANEL, PANEL, b, size // SLOT, SLOT).transpose(0, 2, 3, 1, 4)
-    rows = np.stack(scales, axis=-1).reshape(n // PANEL, PANEL, b, len(scales)).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(slots), np.ascontiguousarray(rows)
+    slots = quants.view(np.uint32).reshape(n // PANEL, PANEL, b, size // SLOT)  # four bytes are moved as one
+    targets[0].view(np.uint32)[..., 0] = slots.transpose(0, 2, 3, 1)
+    for number, scale in enumerate(scales):
+        targets[1][:, :, number] = scale.reshape(n // PANEL, PANEL, b).transpose(0, 2, 1)
 
 
 def matrix(form: Form, quants: Array, scales: Array) -> Array:

@@ -105,13 +105,14 @@ def make_index_scores(cache: Any) -> Any:
         rests: Tensor[cache, P, E], position: i32, scores: Tensor[f32, T, P],
     ):
         count = position + T
-        for t, block in each(T, (count + SCORED - 1) // SCORED):
-            p = whole(span(block * SCORED, min(block * SCORED + SCORED, count)))
+        for t, block in each(T, (count + SCORED - 1) // SCORED, disjoint=True):  # p stays below SCORED
+            first = block * SCORED
+            p = whole(span(0, min(SCORED, count - first)))
             h = whole(H)
             s = whole(S)
             e = whole(E)
-            met = q_turned[t, h, s] @ keys[p, s] + q[t, h, e] @ rests[p, e]
-            scores[t, p] = sum(maximum(met, 0.0) * weight[t, h], over=h)
+            met = q_turned[t, h, s] @ keys[first + p, s] + q[t, h, e] @ rests[first + p, e]
+            scores[t, first + p] = sum(maximum(met, 0.0) * weight[t, h], over=h)
 
     return index_scores
 

@@ -50,6 +50,7 @@ from ..ir.types import (
 )
 from ..lang.by_hand import CONTRACTIONS, PIECES
 from . import fragments
+from .ops import TASK_COUNTERS
 
 Array = NDArray[Any]
 
@@ -480,7 +481,7 @@ class _Launch:
         self.near = [memory.allocate(f"near memory of worker {n}", near_bytes, 1024)
                      for n in range(workers) if near_bytes]
         self.meetings: dict[int, int] = {}
-        self.counters = [0] * 8
+        self.counters = [0] * TASK_COUNTERS
         self.turns = [threading.Semaphore(0) for _ in range(self.strands)]
         self.running = [True] * self.strands
         self.waiting = 0
@@ -509,6 +510,8 @@ class _Launch:
         self.waiting += 1
         if self.waiting == self.strands:
             self.waiting = 0
+            if "reset" in op.attributes:
+                self.counters[op.attributes["reset"]] = 0
             self.generation += 1
             return
         while self.generation == generation:

@@ -7,7 +7,8 @@ that the late walk reads, carried by the loops, and one scratch buffer, whose pi
 them.
 
 Such stores leave the core at the speed of memory. All of a row's at once keep the core waiting; among the arithmetic
-of the next row they cost hardly anything. (Software pipelining: Lam, PLDI 1988, here by one iteration.)
+of the next row, of which a host that keeps what it computes has much, they cost hardly anything. (Software pipelining:
+Lam, PLDI 1988, here by one iteration.)
 """
 
 from __future__ import annotations

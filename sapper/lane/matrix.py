@@ -218,7 +218,7 @@ class MatrixLowering(Model):
             if len(nested) > 1 or nested[0].name not in ("tiles", "each") or not nested[0].attributes.get("parallel"):
                 return None
             inner = nested[0]
-        items = plan_block(inner.blocks[0]).items
+        items = plan_block(inner.blocks[0], self.wholes).items
         return items[0] if len(items) == 1 and isinstance(items[0], Walk) and inner.name == "tiles" else None
 
     def match_matrix_walk(self, walk: Walk, dtypes: tuple[str, ...], scaled: bool,

@@ -31,6 +31,9 @@ SET_ROWS = 12
 """Rows of a matrix that a contraction reads at once where they lie, however far apart: more than a set of the first
 cache has lines for would drive each other out."""
 
+MOST_WHOLE_VECTORS, WHOLE_ROW_SUMS = 8, 16
+"""Vectors of a row that is read whole for a few others, and of the sums with them where extents are only guessed."""
+
 UNROLLED_INSTRUCTIONS = 256
 """Longest code, about, for what follows a reduction: some 2 KiB of the 32 that the first cache for code has."""
 
@@ -489,7 +492,7 @@ class Model(WalkLowering):
             rows = sorted((a for a in outer if a != lane and (lane in outer or self.extent_hint(a) > 1)),
                           key=lambda a: -self.extent_hint(a))
             if lane in outer:
-                panel = self._panel_vectors(walk, rows, lane)
+                panel = self._panel_vectors(walk, rows, fixed, lane)
                 wide = max(1, panel // several) if rows or fixed > 1 else min(8, budget)
                 counts[lane] = self._fit(lane, wide, True)
                 if rows:
@@ -502,6 +505,8 @@ class Model(WalkLowering):
                         # The rows that are read where they lie may be a power of two apart: few sets of a cache.
                         most = min(most, SET_ROWS)
                     counts[rows[0]] = self._fit(rows[0], most, False, min(hidden, most), 2)
+                    if several == 1 and self._takes_whole_rows(rows, fixed, lane):
+                        counts[rows[0]] = self.extent_hint(rows[0])
             elif lane in self.bound and rows:
                 # Each row is read through an address of its own, and those have to stay in registers too.
                 counts[rows[0]] = self._fit(rows[0], min(budget, ADDRESSED_ROWS), False)
@@ -550,21 +555,28 @@ class Model(WalkLowering):
         extent = self.open[axis].extent
         return isinstance(extent, int) and bool(self.bound) and extent * products <= UNROLLED_INSTRUCTIONS
 
-    def _panel_vectors(self, walk: Walk, rows: list[str], lane: str | None) -> int:
-        """Vectors of the lane axis that a contraction holds. A broadcast element serves so many multiply-adds: where
-        two of them go in a cycle, 6 x 4 loads 10 vectors for 24, and 14 x 2 loads 16 for 28. Few rows are not worth it,
-        nor rows that lie side by side in memory, which are copied a vector at a time: 6 leave most of it empty."""
-        # A matrix of short rows that few others meet is read row by row, in the order of memory.
-        short = -(-self.extent_hint(lane) // self.lanes) if lane is not None else 0
-        for vectors in (8, 4):
-            if rows and 2 < short <= 8 and vectors <= 16 // self.extent_hint(rows[0]):
-                return vectors
+    def _panel_vectors(self, walk: Walk, rows: list[str], fixed: int, lane: str) -> int:
+        """Vectors of the lane axis that a contraction holds: whole rows where they are short and met by few. A
+        broadcast element serves so many multiply-adds: where two of them go in a cycle, 6 x 4 loads 10 vectors for 24,
+        and 14 x 2 loads 16 for 28. Few rows are not worth it, nor rows that lie side by side in memory, which are
+        copied a vector at a time: 6 leave most of it empty."""
+        if self._takes_whole_rows(rows, fixed, lane):
+            return -(-self.extent_hint(lane) // self.lanes)
         if not rows or self.facts.fma_per_cycle < 2 or self.facts.vector_registers < 32:
             return 2
         few = self.extent_hint(rows[0]) < STAGE_ROWS or self.panel_width(lane) > 1
         beside = any(lane not in op.result.type.axes and self.stages_columns(op, rows[0], {rows[0]: 1})  # type: ignore[union-attr]
                      for op in self.reads(walk))
         return 2 if few or beside else 4
+
+    def _takes_whole_rows(self, rows: list[str], fixed: int, lane: str) -> bool:
+        """Whether a matrix of short rows that few others meet is read row by row, in the order of memory, for all of
+        these at once: where extents are known, even where the sums fill all registers. fixed: rows that are bound."""
+        vectors = -(-self.extent_hint(lane) // self.lanes)
+        met = fixed * (self.extent_hint(rows[0]) if rows else 1)
+        known = all(isinstance(self.open[axis].extent, int) for axis in (lane, *rows[:1]))
+        most = self.facts.vector_registers if known else WHOLE_ROW_SUMS
+        return met > 1 and 2 < vectors <= MOST_WHOLE_VECTORS and vectors * met <= most
 
     def _streamed_rows(self, walk: Walk, axis: str, lane: str | None) -> int:
         """Rows of matrices times a vector held at once: 8, or 4 where these fit half of L1, into which they are then
@@ -654,9 +666,10 @@ class Model(WalkLowering):
                 panel, rows = lane in axes and row_axis not in axes, row_axis in axes and lane not in axes
                 well = not whole or self._reads_well(op, row_axis, depth_axis, counts)
                 if panel and few:
-                    # Nor is one of short rows that are taken whole, nor one for what is computed here and then kept.
+                    # Nor is one that is read once, for all rows, nor one for what is computed here and then kept.
                     panel = self.access(op).axes.get(depth_axis) != element_bytes(self.access(op).dtype) and (
                         self.extent_hint(lane) > counts[lane] * self.lanes
+                        and self.extent_hint(row_axis) > counts[row_axis]
                         and not any(v in self.slot_axes for v in reduction.operands))
                 if panel or (rows and again and not well):
                     staged.append(op)
@@ -745,8 +758,6 @@ class Model(WalkLowering):
     def _prefetched_terms(self, walk: Walk, lane: str, counts: dict[str, int], order: list[str], rows: str) -> list[Op]:
         once = all(self.extent_hint(a) <= counts[a] for a in order if a != lane)
         if self.packing is not None or not once or not {rows, lane} <= set(self.open):
-            return []
-        if self.extent_hint(lane) > counts[lane] * self.lanes:
             return []
         found = []
         for op in self.reads(walk):

@@ -31,6 +31,9 @@ ADDRESS_AT = {"load": 0, "load_splat": 0, "s_load": 0, "prefetch": 0, "gather": 
 FIRST_WORDS = ("scratch", "scratch_bytes", "sync")
 """Words 0 to 2 of the argument block (docs/ir.md); the slots follow."""
 
+TASK_COUNTERS = 8
+"""Counters of tasks in the sync block (docs/ir.md). Where more loops share out tasks, barriers set them back."""
+
 CONDITIONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
 LANE_OPS = OpTable("lane", [
@@ -199,8 +202,9 @@ LANE_OPS = OpTable("lane", [
     OpSpec("if", (1, 1), (0, None), blocks=2, pure=False, doc="s64, taken if not 0; both blocks yield the results"),
     OpSpec("tasks", (1, 1), (0, 0), attributes=("counter",), blocks=1, pure=False,
            doc="total: block argument i; the workers share out i = 0 .. total-1 in order of demand through shared "
-               "counter `counter` (0 .. 7)"),
-    OpSpec("barrier", (0, 0), (0, 0), pure=False, doc="no worker passes before all have arrived"),
+               "counter `counter` (0 .. 7), which is zero before"),
+    OpSpec("barrier", (0, 0), (0, 0), optional=("reset",), pure=False,
+           doc="no worker passes before all have arrived; reset: a counter of tasks that is zero again from here on"),
     OpSpec("sync_lanes", (0, 0), (0, 0), pure=False,
            doc="what any lane of this worker stored before it is seen by its other lanes after it; nothing where lanes "
                "are parts of one register"),

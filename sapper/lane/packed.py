@@ -51,6 +51,19 @@ def constant_behind(value: Value) -> int | None:
     return int(value.op.attributes["value"]) if value.op is not None and value.op.name == "const" else None
 
 
+def possible_bits(value: Value) -> int:
+    """The bits that an element of a value, computed from bytes on slots, may have."""
+    op = value.op
+    if op is None or op.name not in ("and", "or", "xor", "shl", "shr"):
+        return 0xFF
+    left, right = (possible_bits(v) if (n := constant_behind(v)) is None else n & 0xFF for v in op.operands)
+    if op.name == "and":
+        return left & right
+    if op.name in ("or", "xor"):
+        return left | right
+    return left >> right if op.name == "shr" else left << right & 0xFF
+
+
 def slot_loads(value: Value) -> list[Op] | None:
     """The loads that an operand is computed from on slots: itself, or by `SLOTWISE` ops from bytes; else None."""
     op, dtype = value.op, value.type.dtype  # type: ignore[union-attr]
@@ -205,24 +218,33 @@ class PackedRows(RowEvaluation):
 
     def _slotwise(self, op: Op, at: dict[str, int], level: int) -> Value:
         """An elementwise op on bytes, done on slots of four."""
-        rows = []
-        for operand in op.operands:
-            number = constant_behind(operand)
-            rows.append(self.slot_row(operand, at, False) if number is None else number)
+        if op.name in ("shl", "shr"):
+            return self._shifted(op, at, level, 0xFF)
+        numbers = [constant_behind(operand) for operand in op.operands]
+        if op.name == "and" and None in numbers and numbers != [None, None]:
+            value, kept = (op.operands[numbers.index(None)], next(n for n in numbers if n is not None) & 0xFF)
+            if value.op is not None and value.op.name in ("shl", "shr") and value not in self.rows:
+                return self._shifted(value.op, at, level, kept)
+        rows = [self.slot_row(operand, at, False) if number is None else number
+                for operand, number in zip(op.operands, numbers, strict=True)]
         if op.name == "cast":
             return rows[0]  # type: ignore[return-value]  # between i8 and u8: the same bits
         if op.name == "not":
             return self._bits(level, "xor", rows[0], 0xFF)
-        if op.name in ("shl", "shr"):
-            row, amount = rows
-            assert isinstance(row, Value) and isinstance(amount, int)
-            if amount == 0:
-                return row
+        return self._bits(level, op.name, *rows)
+
+    def _shifted(self, op: Op, at: dict[str, int], level: int, kept: int) -> Value:
+        """A shift of bytes, and of these the bits `kept`: what came from a neighbour is cut off, where there is any."""
+        row, amount = self.slot_row(op.operands[0], at, False), constant_behind(op.operands[1])
+        assert amount is not None
+        bits = possible_bits(op.operands[0])
+        if amount:
             integers = self.emit(level, "bitcast", [row], ROW_I32)
             moved = self.emit(level, op.name, [integers], ROW_I32, amount=amount)
-            kept = 0xFF >> amount if op.name == "shr" else 0xFF << amount & 0xFF
-            return self._bits(level, "and", self.emit(level, "bitcast", [moved], ROW_B32), kept)
-        return self._bits(level, op.name, *rows)
+            row = self.emit(level, "bitcast", [moved], ROW_B32)
+        within = bits >> amount if op.name == "shr" else bits << amount & 0xFF
+        strays = bits & (1 << amount) - 1 if op.name == "shr" else bits << amount & ~0xFF
+        return row if within & ~kept == 0 and not strays else self._bits(level, "and", row, kept & within)
 
     def _bits(self, level: int, name: str, left: Value | int, right: Value | int) -> Value:
         """and, or, xor of rows of slots; a number is that of each byte."""

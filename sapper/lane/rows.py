@@ -86,6 +86,7 @@ class RowEvaluation(State):
         self.entry = Block()
         super().__init__(self.entry, lanes)
         self.function = function
+        self.wholes = frozenset(op.attributes["axis"] for op in function.walk() if op.name == "whole")
         self.stride_classes = strides
         self.home: dict[Value, int] = {}
         self.rows: dict[Value, Rows] = {}

@@ -4,7 +4,8 @@ Enters a load or a store with an axis across the lanes (queries of attention), o
 another axis, of which as many rows are taken at once as there are lanes; leaves loads or stores of whole rows along
 that axis, and exchanges between lanes, in place of a gather or a scatter for each row.
 
-What holds: rows of a square past the edge of the lane axis repeat the last one when they are read, and are not written.
+What holds: rows of a square past the edge of the lane axis repeat the last one when they are read, and are not written:
+a store that writes nothing goes to the last one too, as one to memory that is not there takes a thousand cycles.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..ir.nodes import Op, Value
-from ..ir.types import MASK, RowType
+from ..ir.types import MASK, RowType, i32
 from ..tile.ops import memory_of
 from .slots import KeptSlots
 from .state import Access, Bound, element_bytes, row_dtype
@@ -63,10 +64,10 @@ class Squares(KeptSlots):
         if outer.mask is not None:
             assert outer.stop is not None
             if writes:
-                left = self.mul(self.sub(outer.stop, offset), self.lanes)
-                mask = self.emit(self.depth, "mask_first", [self.value(left)], MASK)
-            else:
-                offset = self.scalar("s_min", offset, self.sub(outer.stop, 1))
+                left = self.value(self.sub(self.sub(outer.stop, outer.offset), piece * self.lanes))
+                rows = self.emit(self.depth, "splat", [left], RowType(i32))
+                mask = self.emit(self.depth, "cmp", [rows, self.constant(i, i32)], MASK, cond="gt")
+            offset = self.scalar("s_min", offset, self.sub(outer.stop, 1))
         self.bound[lane] = Bound(offset, 1, False, None, outer.depth)
         self.bound[axis] = Bound(inner.offset, 1, True, mask, inner.depth)
         yield

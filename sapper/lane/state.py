@@ -59,7 +59,7 @@ class Bound:
 
     narrow: the mask is that of every piece, whose next begins where its lanes end, not only of the last. stop: where
     the axis ends, if that is what the mask cuts and it is known. spread: where the coordinates lie instead, if they are
-    spread over lanes and registers (chained.py: Spread)."""
+    spread over lanes and registers (chained.py: Spread). hint: of a resident axis, its typical extent."""
 
     offset: Scalar
     count: int
@@ -70,6 +70,7 @@ class Bound:
     narrow: bool = False
     stop: Scalar | None = None
     spread: Any = None
+    hint: int = 1
 
 
 @dataclass(slots=True)

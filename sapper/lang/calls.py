@@ -90,12 +90,14 @@ class Calls(Expressions):
                     return function(*arguments)
                 except (ArithmeticError, ValueError, TypeError) as error:
                     self.fail("constant-arithmetic", "a function of constants fails", node,
-                              f"{ast.unparse(node)}: {error}")
+                              f"{ast.unparse(node)}: {error}",
+                              "arguments that the function is defined for", "compute it outside the kernel")
             known = function.__name__ in surface.NAMES
             self.fail("unsupported-function", f"math.{function.__name__} on a run-time value", node, ast.unparse(node),
-                      "constants", f"use sapper's {function.__name__}" if known else "")
+                      "constants", f"use sapper's {function.__name__}" if known else
+                      "write it with sapper's functions, or compute it before the call")
         if not callable(function) or isinstance(function, (Value, Axis)):
-            mend = f"index it: {ast.unparse(target)}[...]" if is_tensor(function) else ""
+            mend = f"index it: {ast.unparse(target)}[...]" if is_tensor(function) else "drop the brackets"
             self.fail("not-a-function", "this is no function", node, self.describe(function), "a function", mend)
         if any(function is known for known in DEBUGGING):
             self.fail("unsupported-function", f"{function.__name__}() runs under the interpreter only", node,
@@ -103,7 +105,8 @@ class Calls(Expressions):
                       "call the kernel with interpret=True, or set SAPPER_INTERPRET=1; take it out when you are done")
         name = ast.unparse(target)
         simple = name.rpartition(".")[2]
-        mend = f"use sapper's {simple}" if simple in surface.NAMES else near(simple, surface.NAMES)
+        mend = f"use sapper's {simple}" if simple in surface.NAMES else near(
+            simple, surface.NAMES, "write a Python function for it, or compute it before the call")
         self.fail("unsupported-function", f"{name}() has no meaning in a kernel", node, self.describe(function),
                   "functions of sapper, and Python functions with source", mend)
 
@@ -112,7 +115,8 @@ class Calls(Expressions):
         positional = self.elements(node.args)
         for keyword in node.keywords:
             if keyword.arg is None:
-                self.fail("unsupported-expression", "** in a call", node, ast.unparse(node), "arguments by name")
+                self.fail("unsupported-expression", "** in a call", node, ast.unparse(node), "arguments by name",
+                          "write each name=value")
             keywords[keyword.arg] = self.evaluate(keyword.value)
         return positional, keywords
 
@@ -149,7 +153,8 @@ class Calls(Expressions):
                           "write a loop")
             above = above.caller
         if isinstance(defined, (ast.AsyncFunctionDef,)):
-            self.fail("unsupported-function", f"{name} is a coroutine", node, name, "a plain function")
+            self.fail("unsupported-function", f"{name} is a coroutine", node, name, "a plain function",
+                      "drop the async")
         self.parameters(frame.env, name, parameters, defaults, keyword_defaults, arguments, keywords, node)
         self.frame = frame
         if isinstance(defined, ast.Lambda):
@@ -169,11 +174,11 @@ class Calls(Expressions):
         if parameters.kwarg is not None:
             self.fail("unsupported-function", f"{name} takes **{parameters.kwarg.arg}", node,
                       f"**{parameters.kwarg.arg}",
-                      "named parameters")
+                      "named parameters", "name its parameters one by one")
         if len(arguments) > len(positional) and parameters.vararg is None:
             self.fail("call-arguments", f"{name} takes {len(positional)} arguments", node,
                       f"{len(arguments)} arguments",
-                      f"{name}({', '.join(known)})")
+                      f"{name}({', '.join(known)})", "leave out what it does not take")
         for parameter, default in zip(positional[len(positional) - len(defaults) :], defaults, strict=True):
             env[parameter] = default
         env.update(keyword_defaults)
@@ -184,12 +189,12 @@ class Calls(Expressions):
         for keyword, value in keywords.items():
             if keyword not in known or keyword in given:
                 self.fail("call-arguments", f"{name} does not take {keyword} here", node, f"{keyword}=...",
-                          f"{name}({', '.join(known)})", near(keyword, known))
+                          f"{name}({', '.join(known)})", near(keyword, known, "leave it out"))
             env[keyword] = value
         for parameter in known:
             if parameter not in env:
                 self.fail("call-arguments", f"{name} lacks its argument {parameter}", node, ast.unparse(node),
-                          f"{name}({', '.join(known)})")
+                          f"{name}({', '.join(known)})", f"pass {parameter}, or give it a default")
 
     # The functions of the language.
 
@@ -199,11 +204,11 @@ class Calls(Expressions):
         for keyword in keywords:
             if keyword not in names:
                 self.fail("call-arguments", f"{title}() takes no {keyword}", node, f"{keyword}=...",
-                          ", ".join(names) or "no keywords", near(keyword, names))
+                          ", ".join(names) or "no keywords", near(keyword, names, "leave it out"))
         if len(arguments) < low or (high is not None and len(arguments) > high):
             wanted = f"{low}" if high == low else f"at least {low}" if high is None else f"{low} to {high}"
             self.fail("call-arguments", f"{title}() takes {wanted} arguments", node, f"{len(arguments)} arguments",
-                      wanted)
+                      wanted, "pass as many as that")
 
     def span_of(self, value: Any, node: Any, what: str) -> Span:
         if isinstance(value, Span):
@@ -214,7 +219,8 @@ class Calls(Expressions):
         if not isinstance(value, DimExpression):
             value = self.index_scalar(value, node, what)
         if isinstance(value, int) and value < 0:
-            self.fail("bad-range", f"{what} walks a negative extent", node, str(value), "a non-negative extent")
+            self.fail("bad-range", f"{what} walks a negative extent", node, str(value), "a non-negative extent",
+                      "subtract less, or swap the two")
         return Span(0, value)
 
     def call_tiles(self, node: ast.Call, arguments: list[Any], keywords: dict[str, Any], hint: Any) -> LoopRange:
@@ -223,7 +229,7 @@ class Calls(Expressions):
         disjoint = keywords.get("disjoint", False)
         if not isinstance(disjoint, bool):
             self.fail("bad-argument", "disjoint= asserts something, or does not", node, self.describe(disjoint),
-                      "True or False")
+                      "True or False", "write disjoint=True")
         spans = [self.span_of(a, n, kind) for a, n in zip(arguments, self.nodes(node, arguments), strict=True)]
         return LoopRange(kind, spans, disjoint=disjoint)
 
@@ -250,7 +256,7 @@ class Calls(Expressions):
                        for a, n in zip(arguments, self.nodes(node, arguments), strict=True))
         if isinstance(start, int) and (start < 0 or (isinstance(stop, int) and stop < start)):
             self.fail("bad-range", "a span runs upwards from 0 or later", node, ast.unparse(node),
-                      "0 <= start <= stop")
+                      "0 <= start <= stop", "swap the two, or begin at 0")
         return Span(start, stop)
 
     def call_whole(self, node: ast.Call, arguments: list[Any], keywords: dict[str, Any], hint: Any) -> Axis:
@@ -298,10 +304,11 @@ class Calls(Expressions):
         tolerance = keywords.get("tolerance", 0.0)
         if len(tiles) + len(immediates) != len(inputs) or not tiles or not isinstance(tolerance, (int, float)):
             self.fail("bad-argument", "asm takes tiles, then immediates", node, ast.unparse(node),
-                      "tiles and integers")
+                      "tiles and integers", "write the tiles first")
         value = self.inline(meaning, node, list(tiles), {})
         if not isinstance(value, Value) or not isinstance(value.type, TileType):
-            self.fail("bad-argument", "the meaning of asm is no tile", node, self.describe(value), "a tile")
+            self.fail("bad-argument", "the meaning of asm is no tile", node, self.describe(value), "a tile",
+                      "pass meaning= a function that returns a tile")
         self.only_elementwise(value, tiles, node)
         PIECES[key] = piece
         self.at(node)
@@ -376,14 +383,16 @@ class Calls(Expressions):
             try:
                 return function(value)
             except (ValueError, OverflowError) as error:
-                self.fail("constant-arithmetic", "a conversion of a constant fails", node, str(error))
+                self.fail("constant-arithmetic", "a conversion of a constant fails", node, str(error),
+                          "a constant that can be converted", "change the constant")
         return self.cast(value, {float: f32, int: i32, bool: bool_}[function], node, node.args[0])
 
     def call_len(self, node: ast.Call, arguments: list[Any], keywords: dict[str, Any], hint: Any) -> int:
         self.expect(node, arguments, keywords, 1, 1)
         if not isinstance(arguments[0], (tuple, str)):
             self.fail("bad-argument", "len of something that is no tuple", node, self.describe(arguments[0]), "a tuple",
-                      "write t.shape[0] for the extent of a tensor" if is_tensor(arguments[0]) else "")
+                      "write t.shape[0] for the extent of a tensor" if is_tensor(arguments[0]) else
+                      "a tile has no length: its axes have names")
         return len(arguments[0])
 
 

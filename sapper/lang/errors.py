@@ -38,7 +38,7 @@ KINDS: dict[str, str] = {
     "missing-annotation": "a kernel's parameter has no annotation",
     "missing-branch": "a name is assigned in one branch only",
     "missing-return": "a function that returns nothing is used as a value",
-    "not-a-function": "something that is not a function is called",
+    "not-a-function": "something that is not a function is called, or made a kernel",
     "op-dtype": "an operation on an element type that has none",
     "out-of-bounds": "an index is certainly outside the tensor",
     "over": "`over` names no axis of the tile",
@@ -81,7 +81,7 @@ class KernelError(Exception):
     """A kernel that means nothing, found before it runs.
 
     kind: an id from KINDS. location: file, line and the columns under the caret (from 1, end exclusive).
-    found, expected, mend: one line each; "" where there is nothing to say.
+    found, expected, mend: one line each.
     notes: further lines, such as the call that led into an inlined function.
     """
 
@@ -90,9 +90,9 @@ class KernelError(Exception):
         kind: str,
         headline: str,
         location: Location,
-        found: str = "",
-        expected: str = "",
-        mend: str = "",
+        found: str,
+        expected: str,
+        mend: str,
         notes: tuple[str, ...] = (),
     ) -> None:
         if kind not in KINDS:

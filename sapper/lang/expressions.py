@@ -46,6 +46,7 @@ EXPRESSION_MENDS: dict[str, str] = {
     "Yield": "store results to a tensor argument", "YieldFrom": "store results to a tensor argument",
     "Await": "leave it out", "List": "write a tuple", "Dict": "write a tuple", "Set": "write a tuple",
     "NamedExpr": "assign in a statement of its own", "Slice": "bring an axis with whole(...) and index with it",
+    "JoinedStr": "make the string outside the kernel", "Starred": "name each value",
 }
 
 
@@ -117,7 +118,7 @@ class Expressions(Accesses, ABC):
                 return value
             if name in frame.local_names and name not in frame.closure:
                 self.fail("unknown-name", f"{name} is used before it is assigned", node, name, "a name bound before",
-                          near(name, [n for n in frame.env if n != name]))
+                          near(name, [n for n in frame.env if n != name], "assign it before"))
             if name in frame.closure:
                 try:
                     return constant_of(frame.closure[name].cell_contents)
@@ -130,7 +131,7 @@ class Expressions(Accesses, ABC):
                     return getattr(python, name)
             frame = frame.outer
         known = [*self.frame.env, *self.frame.closure, *self.frame.function_globals, *surface.NAMES]
-        mend = near(name, known)
+        mend = near(name, known, "assign it before, or define it outside the kernel")
         if name in surface.NAMES:
             mend = f"from sapper import {name}"
         self.fail("unknown-name", f"{name} is not defined", node, name, "a name defined in the kernel or around it",
@@ -270,12 +271,13 @@ class Expressions(Accesses, ABC):
             return self.call(node, False, hint)
         kind = type(node).__name__
         self.fail("unsupported-expression", f"{EXPRESSION_WORDS.get(kind, kind)} in a kernel", node, ast.unparse(node),
-                  "arithmetic, comparisons, indices, calls, tuples and conditions", EXPRESSION_MENDS.get(kind, ""))
+                  "arithmetic, comparisons, indices, calls, tuples and conditions",
+                  EXPRESSION_MENDS.get(kind, "leave it out"))
 
     def constant_expression(self, node: ast.Constant) -> Any:
         if isinstance(node.value, (complex, bytes)):
             self.fail("unsupported-expression", "this constant has no meaning in a kernel", node, repr(node.value),
-                      "a number, a bool or a string")
+                      "a number, a bool or a string", "leave it out")
         return node.value
 
     def name_expression(self, node: ast.Name) -> Any:
@@ -293,7 +295,8 @@ class Expressions(Accesses, ABC):
             if isinstance(node, ast.Starred):
                 parts = self.evaluate(node.value)
                 if not isinstance(parts, tuple):
-                    self.fail("tuple", "only a tuple can be unpacked", node, self.describe(parts), "a tuple")
+                    self.fail("tuple", "only a tuple can be unpacked", node, self.describe(parts), "a tuple",
+                              "pass the parts one by one")
                 values.extend(parts)
             else:
                 values.append(self.evaluate(node))
@@ -355,7 +358,7 @@ class Expressions(Accesses, ABC):
             if isinstance(operator, (ast.In, ast.NotIn)) and isinstance(b, tuple) and not isinstance(a, (Value, Axis)):
                 return any(self.same_object(a, item) for item in b) == isinstance(operator, ast.In)
             self.fail("unsupported-expression", "this comparison has no meaning in a kernel", node, ast.unparse(node),
-                      "== != < <= > >=")
+                      "== != < <= > >=", "compare with each, and combine with & |")
         if name in ("eq", "ne"):
             plain = (str, tuple, DType, type(None))
             if isinstance(a, plain) or isinstance(b, plain):
@@ -458,7 +461,8 @@ class Expressions(Accesses, ABC):
                 self.fail("unsupported-constant", f"a {type(base).__name__} in a kernel", node.value,
                           ast.unparse(node.value),
                           "numbers, strings, tuples, dtypes and functions", "make it a tuple")
-            self.fail("subscript", "this cannot be indexed", node, self.describe(base), "a tensor or a tuple")
+            self.fail("subscript", "this cannot be indexed", node, self.describe(base), "a tensor or a tuple",
+                      "pass an array as a Tensor argument, and constants as a tuple")
         items, nodes = self.subscript_items(node)
         return self.load(base, items, node, nodes)
 
@@ -475,7 +479,8 @@ class Expressions(Accesses, ABC):
             self.fail("tuple", "a tuple is indexed with a run-time value", node.slice, self.describe(position),
                       "a constant integer", "put the values into a tensor")
         if not -len(base) <= position < len(base):
-            self.fail("tuple", "a tuple has no such element", node.slice, str(position), f"below {len(base)}")
+            self.fail("tuple", "a tuple has no such element", node.slice, str(position), f"below {len(base)}",
+                      "give a smaller index")
         return constant_of(base[position])
 
     def lambda_expression(self, node: ast.Lambda) -> LocalFunction:
@@ -490,7 +495,7 @@ class Expressions(Accesses, ABC):
             if isinstance(base.type, TensorType):
                 if name == "shape":
                     return self.extents_of(base)
-                mend = "call it: .view(...)" if name == "view" else ""
+                mend = "call it: .view(...)" if name == "view" else "index the tensor: its axes have names"
                 if name in ("to", "bits"):
                     mend = "index the tensor first"
                 self.no_attribute(node, base, ("shape", "dtype", "view"), mend)
@@ -511,7 +516,7 @@ class Expressions(Accesses, ABC):
     def no_attribute(self, node: ast.Attribute, base: Any, known: Any, mend: str) -> None:
         listed = ", ".join(known) if len(known) < 8 else "an attribute that exists"
         self.fail("unknown-attribute", f"{self.describe(base)} has no attribute {node.attr}", node, node.attr, listed,
-                  mend or near(node.attr, known))
+                  mend or near(node.attr, known, "use one of these, or a function of sapper"))
 
 
 def separate_comparisons(node: ast.Compare) -> str:

@@ -119,7 +119,7 @@ class Frontend(Calls):
                 kind = type(statement).__name__
                 self.fail("unsupported-statement", f"{STATEMENT_WORDS.get(kind, kind.lower())} in a kernel", statement,
                           ast.unparse(statement).partition("\n")[0], "assignments, for, if, calls, assert and return",
-                          STATEMENT_MENDS.get(kind, ""))
+                          STATEMENT_MENDS.get(kind, "leave it out"))
             returned: Returned | None = handler(self, statement)
             if returned is not None:
                 if isinstance(statement, ast.Return) and position != last:
@@ -162,7 +162,8 @@ class Frontend(Calls):
             if node.msg is not None:
                 message = self.evaluate(node.msg)
                 said = message if isinstance(message, str) else self.describe(message)
-            self.fail("assertion", "an assert does not hold", node, ast.unparse(node.test), said or "a true condition")
+            self.fail("assertion", "an assert does not hold", node, ast.unparse(node.test), said or "a true condition",
+                      "change the constants that it is about")
 
     def define_function(self, node: ast.FunctionDef) -> None:
         if node.decorator_list:
@@ -189,10 +190,15 @@ class Frontend(Calls):
             self.bind(target.id, value, target)
         elif isinstance(target, (ast.Tuple, ast.List)):
             if not isinstance(value, tuple):
-                self.fail("tuple", "only a tuple can be unpacked", value_node, self.describe(value), "a tuple")
-            if len(value) != len(target.elts) or any(isinstance(t, ast.Starred) for t in target.elts):
+                self.fail("tuple", "only a tuple can be unpacked", value_node, self.describe(value), "a tuple",
+                          "assign it to one name")
+            starred = next((t for t in target.elts if isinstance(t, ast.Starred)), None)
+            if starred is not None:
+                self.fail("unsupported-statement", "a starred name takes what is left of a tuple", starred,
+                          ast.unparse(starred), "one name for each value", "name each value")
+            if len(value) != len(target.elts):
                 self.fail("tuple", "a tuple of another length is unpacked", target, f"{len(value)} values",
-                          f"{len(target.elts)} values")
+                          f"{len(target.elts)} values", "write one name for each value")
             same = isinstance(value_node, ast.Tuple) and len(value_node.elts) == len(value)
             for position, (element, part) in enumerate(zip(target.elts, value, strict=True)):
                 self.assign_to(element, part,
@@ -202,7 +208,7 @@ class Frontend(Calls):
             self.store(self.evaluate(target.value), items, value, target, nodes, value_node)
         else:
             self.fail("unsupported-statement", "an assignment to this is not possible in a kernel", target,
-                      ast.unparse(target), "a name, a tuple of names, or an element of a tensor")
+                      ast.unparse(target), "a name, a tuple of names, or an element of a tensor", "assign to a name")
 
     def augmented_assign(self, node: ast.AugAssign) -> None:
         target = node.target
@@ -212,11 +218,11 @@ class Frontend(Calls):
             return
         if not isinstance(target, ast.Subscript):
             self.fail("unsupported-statement", "an assignment to this is not possible in a kernel", target,
-                      ast.unparse(target), "a name or an element of a tensor")
+                      ast.unparse(target), "a name or an element of a tensor", "assign to a name first")
         tensor = self.evaluate(target.value)
         if not is_tensor(tensor):
             self.fail("subscript", "only a tensor's elements can be assigned", target, self.describe(tensor),
-                      "a tensor")
+                      "a tensor", "make a new tile with where(...)")
         items, nodes = self.subscript_items(target)
         before = self.load(tensor, items, target, nodes)
         after = self.apply(node.op, before, self.evaluate(node.value), node, target, node.value)
@@ -296,14 +302,13 @@ class Frontend(Calls):
         if not isinstance(walked, LoopRange):
             self.fail("bad-range", "this cannot be walked", node.iter, self.describe(walked),
                       "tiles(...), each(...), range(...) or a tuple",
-                      "write tiles(...) for tiles, each(...) for indices" if isinstance(walked, (DimExpression, Span,
-                                                                                                 int))
-                      else "")
+                      "write tiles(...) for tiles, each(...) for indices"
+                      if isinstance(walked, (DimExpression, Span, int)) else "walk an extent, and index with it")
         targets = node.target.elts if isinstance(node.target, ast.Tuple) else [node.target]
         names = [t.id for t in targets if isinstance(t, ast.Name)]
         if len(names) != len(targets) or len(set(names)) < len(names):
             self.fail("unsupported-statement", "loop variables are names", node.target, ast.unparse(node.target),
-                      "different names")
+                      "different names", "name each loop variable")
         if len(names) != len(walked.spans):
             self.fail("bad-range", f"{walked.kind} of {len(walked.spans)} extents, {len(names)} loop variables",
                       node.target, f"{len(names)} names", f"{len(walked.spans)}",
@@ -451,7 +456,7 @@ class Frontend(Calls):
             self.fail(value.kind, f"{name} {value.because}", place, name, "a value at the end of the loop", value.mend)
         if not isinstance(value, (bool, int, float, DimExpression, Axis)) and not is_tile(value):
             self.fail("carried-kind", f"{name} is carried through the loop, but becomes no tile or scalar", place,
-                      self.describe(value), f"{argument.type}")
+                      self.describe(value), f"{argument.type}", "use another name in the loop")
         value = self.operand(value, place)
         type = argument.type
         assert isinstance(type, TileType)

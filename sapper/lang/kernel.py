@@ -20,20 +20,25 @@ from .tensor import TensorAnnotation
 
 ParameterType = TensorType | TileType
 
+COROUTINE = 0x80 | 0x200
+"""Flags of the code of `async def` (inspect.CO_COROUTINE, CO_ASYNC_GENERATOR)."""
+
 
 class Kernel:
     """A function decorated with @sapper.kernel.
 
     name: the name of the compiled function. parameters: (name, TensorType or scalar TileType) in order.
     defaults: the default values of scalar parameters, by name. options: what the decorator was given beside the
-    name, for the runtime. python_function, source_file, source_line: where it comes from.
+    name, for the runtime. specialise: dims whose extents the runtime compiles in. python_function, source_file,
+    source_line: where it comes from.
     launcher: what a call runs; the runtime may replace it. by_hand: assembly that stands for it, the first that can.
     refused_by_hand: set where some of it was found wrong in this process; what is compiled instead is not kept on disk,
     so that the next process says so too.
     """
 
     def __init__(
-        self, function: FunctionType, name: str | None, options: Mapping[str, Any], names: Mapping[str, Any]
+        self, function: FunctionType, name: str | None, options: Mapping[str, Any], names: Mapping[str, Any],
+        specialise: str = "",
     ) -> None:
         self.python_function = function
         self.name = name or function.__name__
@@ -55,6 +60,14 @@ class Kernel:
             zip([p for p, _ in self.parameters][len(self.parameters) - count :], function.__defaults__ or (),
                 strict=True)
         )
+        self.specialise = frozenset(specialise.split())
+        known = [d for _, t in self.parameters if isinstance(t, TensorType) for d in t.dims if isinstance(d, str)]
+        for dim in sorted(self.specialise.difference(known)):
+            place = Location(self.source_file, self.source_line, 1, 1)
+            raise KernelError("unbound-dim", f"kernel {self.name} cannot be specialised for {dim}", place,
+                              found=f"no dimension {dim} in its tensors",
+                              expected=f"dimensions of the kernel: {', '.join(dict.fromkeys(known)) or 'it has none'}",
+                              mend=f"leave {dim} out of specialise")
         self.launcher: Callable[..., Any] = self._first_call
         self.by_hand: list[ByHand] = []
         self.refused_by_hand = False
@@ -124,16 +137,30 @@ class Kernel:
         return f"<kernel {self.name} ({', '.join(f'{n}: {t}' for n, t in self.parameters)})>"
 
 
-def kernel(function: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
+def kernel(function: Any = None, /, *, name: str | None = None, specialise: str = "", **options: Any) -> Any:
     """`@kernel` or `@kernel(name=..., ...)` makes a Kernel of a function.
 
+    specialise: dims, separated by blanks, of which there are few extents (those of heads), and for which the code is
+    better where they are known: calls get code for theirs, and only after many different ones the code for any.
     Raises KernelError (missing-annotation, bad-annotation, call-arguments) if a parameter's annotation is missing or
-    is neither Tensor[...] nor a dtype. The body is read when the tile IR is first wanted.
+    is neither Tensor[...] nor a dtype, and unbound-dim for an unknown dim. The body is read when the tile IR is first
+    wanted.
     """
-    local_names = sys._getframe(1).f_locals
-    if function is None:
-        return lambda f: Kernel(f, name, options, local_names)
-    return Kernel(function, name, options, local_names)
+    caller = sys._getframe(1)
+
+    def make(function: Any) -> Kernel:
+        if isinstance(function, FunctionType) and not function.__code__.co_flags & COROUTINE:
+            return Kernel(function, name, options, caller.f_locals, specialise)
+        if isinstance(function, FunctionType):
+            place = Location(function.__code__.co_filename, function.__code__.co_firstlineno, 1, 1)
+            found = f"{function.__name__}, which is async"
+        else:
+            place = Location(caller.f_code.co_filename, caller.f_lineno, 1, 1)
+            found = f"{type(function).__name__} {getattr(function, '__name__', repr(function))}"
+        raise KernelError("not-a-function", "a kernel is made of a plain function", place, found,
+                          "a function written with def", "write def f(a: Tensor[f32, M], ...): under @kernel")
+
+    return make if function is None else make(function)
 
 
 def _annotations(function: FunctionType, local_names: Mapping[str, Any]) -> dict[str, TensorAnnotation | DType]:
@@ -150,7 +177,7 @@ def _annotations(function: FunctionType, local_names: Mapping[str, Any]) -> dict
             raise KernelError(
                 "missing-annotation", f"parameter {parameter} of kernel {function.__name__} has no annotation",
                 _parameter_place(function, parameter),
-                expected="Tensor[dtype, dims...] for a tensor, a dtype for a scalar",
+                found=parameter, expected="Tensor[dtype, dims...] for a tensor, a dtype for a scalar",
                 mend=f"write {parameter}: Tensor[f32, M, N], or {parameter}: f32",
             )
         annotation = function.__annotations__[parameter]
@@ -166,6 +193,7 @@ def _annotations(function: FunctionType, local_names: Mapping[str, Any]) -> dict
                     "bad-annotation", f"the annotation of {parameter} cannot be read",
                     _parameter_place(function, parameter), found=f"{text!r} ({error})",
                     expected="names known where the kernel is defined",
+                    mend="import it, or define it before the kernel",
                 ) from None
         if annotation is bool:
             annotation = bool_

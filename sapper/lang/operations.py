@@ -176,10 +176,10 @@ def dims_of(value: Value) -> tuple[str | int, ...]:
     return value.type.dims  # type: ignore[union-attr]
 
 
-def near(name: str, known: Iterable[str]) -> str:
-    """`did you mean ...?`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f"did you mean {close[0]}?" if close else ""
+def near(name: str, known: Iterable[str], otherwise: str) -> str:
+    """`did you mean ...?`, or what else to do where no name is near."""
+    close = difflib.get_close_matches(name, list(known), 1, 0.65)
+    return f"did you mean {close[0]}?" if close else otherwise
 
 
 class Operations:
@@ -207,8 +207,7 @@ class Operations:
 
     # Errors.
 
-    def fail(self, kind: str, headline: str, node: Any, found: str = "", expected: str = "",
-             mend: str = "") -> NoReturn:
+    def fail(self, kind: str, headline: str, node: Any, found: str, expected: str, mend: str) -> NoReturn:
         notes = []
         frame: Frame | None = self.frame
         place = self.frame.parsed.location(node)
@@ -293,7 +292,7 @@ class Operations:
                 if name not in self.dim_names:
                     self.fail("unbound-dim", f"dimension {name} has no value in this kernel", node, f"dimension {name}",
                               f"one of {', '.join(self.dim_names) or 'none: no tensor has a symbolic dimension'}",
-                              near(name, self.dim_names) or "give a parameter that dimension, or pass a scalar")
+                              near(name, self.dim_names, "give a parameter that dimension, or pass a scalar"))
                 op = Op("dim", [], (INDEX,), {"name": name}, None, None)
                 self.prelude.append(op)
                 found = self.dim_values[name] = op.results[0]
@@ -311,7 +310,8 @@ class Operations:
                 self.dim_expressions[result] = value
             return result
         except ZeroDivisionError:
-            self.fail("constant-arithmetic", "division by zero", node, repr(value))
+            self.fail("constant-arithmetic", "division by zero", node, repr(value),
+                      "a divisor other than 0", "divide by something else")
 
     def coordinate(self, axis: Axis, node: Any) -> Value:
         """The coordinate tile of an axis, one op at the head of the axis's scope."""
@@ -360,12 +360,12 @@ class Operations:
                       "let the function return its result")
         if isinstance(value, LoopRange):
             self.fail("bad-argument", f"{value.kind}(...) stands only after `in` of a for loop", node,
-                      self.describe(value), "a tile or a number")
+                      self.describe(value), "a tile or a number", f"write for n in {value.kind}(...)")
         kind = "bad-argument" if isinstance(value, (Span, tuple, str, DType)) or callable(value) else (
             "unsupported-constant")
         self.fail(kind, "this is no value to compute with", node, self.describe(value), "a tile, a scalar or a number",
                   "close over numbers, strings, tuples of them, dtypes and functions only"
-                  if kind == "unsupported-constant" else "")
+                  if kind == "unsupported-constant" else "compute with numbers, scalars and tiles only")
 
     def value(self, value: Any, dtype: DType | None, node: Any) -> Value:
         """An operand as an IR value; a Python number takes dtype, or its default."""
@@ -490,12 +490,13 @@ class Operations:
                 return PYTHON_BINARY[name](a, b)
             except (ArithmeticError, TypeError, ValueError) as error:
                 self.fail("constant-arithmetic", "arithmetic on constants fails", node,
-                          f"{a!r} {symbol} {b!r}: {error}")
+                          f"{a!r} {symbol} {b!r}: {error}", "constants that it is defined for", "change the constants")
         for side, side_node in ((a, a_node), (b, b_node)):
             if isinstance(side, Value):
                 self.need_compute(side, side_node, symbol)
         if name in ("floordiv", "mod") and not isinstance(b, Value) and b == 0:
-            self.fail("constant-arithmetic", "division by zero", node, f"{symbol} 0")
+            self.fail("constant-arithmetic", "division by zero", node, f"{symbol} 0",
+                      "a divisor other than 0", "divide by something else")
         simple = self.simplified(name, a, b)
         if simple is not None:
             return simple
@@ -557,7 +558,8 @@ class Operations:
             try:
                 return -a if name == "neg" else PYTHON_UNARY[name](a)
             except (ArithmeticError, ValueError) as error:
-                self.fail("constant-arithmetic", f"{name} of a constant fails", node, f"{name}({a!r}): {error}")
+                self.fail("constant-arithmetic", f"{name} of a constant fails", node, f"{name}({a!r}): {error}",
+                          "a constant that it is defined for", "change the constant")
         self.need_compute(a, a_node, name)
         dtype: DType = dtype_of(a)
         if a in self.weak and name in UNARY_FLOAT and dtype.kind != "f":
@@ -583,7 +585,8 @@ class Operations:
                 return not a
             if isinstance(a, int):
                 return ~a
-            self.fail("op-dtype", "~ on a float", node, repr(a), "an integer or a bool")
+            self.fail("op-dtype", "~ on a float", node, repr(a), "an integer or a bool",
+                      "write -a, or convert it to an integer")
         self.need_compute(a, a_node, "~")
         if dtype_of(a).kind == "f":
             self.fail("op-dtype", f"~ on {dtype_of(a).name}", node, dtype_of(a).name,
@@ -599,9 +602,11 @@ class Operations:
             try:
                 result = a**b
             except ArithmeticError as error:
-                self.fail("constant-arithmetic", "arithmetic on constants fails", node, f"{a!r} ** {b!r}: {error}")
+                self.fail("constant-arithmetic", "arithmetic on constants fails", node, f"{a!r} ** {b!r}: {error}",
+                          "constants that it is defined for", "change the constants")
             if isinstance(result, complex):
-                self.fail("constant-arithmetic", "arithmetic on constants fails", node, f"{a!r} ** {b!r} is complex")
+                self.fail("constant-arithmetic", "arithmetic on constants fails", node, f"{a!r} ** {b!r} is complex",
+                          "a real result", "take a positive base, or an integer power")
             return result
         if isinstance(b, float) and b.is_integer():
             b = int(b)
@@ -635,7 +640,8 @@ class Operations:
                 self.fail("op-dtype", "the condition of where is no bool", nodes[0], self.describe(condition), "bool",
                           f"write {self.text(nodes[0])} != 0")
         elif not isinstance(condition, bool):
-            self.fail("op-dtype", "the condition of where is no bool", nodes[0], self.describe(condition), "bool")
+            self.fail("op-dtype", "the condition of where is no bool", nodes[0], self.describe(condition), "bool",
+                      f"write {self.text(nodes[0])} != 0")
         else:
             return a if condition else b
         a, b, weak = self.pair(a, b, "where", node, nodes[1], nodes[2])
@@ -663,7 +669,8 @@ class Operations:
         """a.to(dtype)"""
         dtype = bool_ if dtype is bool else dtype
         if not isinstance(dtype, DType):
-            self.fail("bad-argument", "to() needs a dtype", node, self.describe(dtype), "a dtype such as f32")
+            self.fail("bad-argument", "to() needs a dtype", node, self.describe(dtype), "a dtype such as f32",
+                      "write .to(f32)")
         a = self.operand(a, a_node)
         if not isinstance(a, Value):
             if dtype.kind in "xiu" and isinstance(a, float):
@@ -683,7 +690,8 @@ class Operations:
     def bits(self, a: Any, dtype: Any, node: Any, a_node: Any) -> Any:
         """a.bits(dtype)"""
         if not isinstance(dtype, DType) or dtype.kind in "xb":
-            self.fail("bad-argument", "bits() needs a dtype", node, self.describe(dtype), "a dtype such as i32")
+            self.fail("bad-argument", "bits() needs a dtype", node, self.describe(dtype), "a dtype such as i32",
+                      "write .bits(i32)")
         value = self.value(a, None, a_node)
         have: DType = dtype_of(value)
         if have.kind in "xb" or have.bits != dtype.bits:
@@ -699,15 +707,18 @@ class Operations:
         """A scalar spread over axes."""
         dtype = bool_ if dtype is bool else dtype
         if dtype is not None and not isinstance(dtype, DType):
-            self.fail("bad-argument", "dtype is no dtype", node, self.describe(dtype), "a dtype such as f32")
+            self.fail("bad-argument", "dtype is no dtype", node, self.describe(dtype), "a dtype such as f32",
+                      "write dtype=f32")
         names = tuple(self.axis(a, n, "zeros and full need").name for a, n in zip(axes, axis_nodes, strict=True))
         if len(set(names)) < len(names):
-            self.fail("bad-argument", "an axis is named twice", node, ", ".join(names), "different axes")
+            self.fail("bad-argument", "an axis is named twice", node, ", ".join(names), "different axes",
+                      "name each axis once")
         value = self.operand(value, value_node)
         if isinstance(value, Value):
             have = dtype_of(value)
             if axes_of(value):
-                self.fail("scalar-needed", "full spreads one value", value_node, self.describe(value), "a scalar")
+                self.fail("scalar-needed", "full spreads one value", value_node, self.describe(value), "a scalar",
+                          "assign the tile itself: zeros and full make one from a single value")
             if dtype is not None and have != dtype and value not in self.weak:
                 self.fail("dtype-mix", f"full of {dtype.name} from {have.name}", value_node, have.name, dtype.name,
                           f"write {self.text(value_node)}.to({dtype.name})")
@@ -725,7 +736,7 @@ class Operations:
 
     def axis(self, value: Any, node: Any, what: str) -> Axis:
         if not isinstance(value, Axis):
-            mend = ""
+            mend = "name the variable of a loop over tiles, or of whole"
             if isinstance(value, DimExpression):
                 mend = f"bring one: n = whole({value!r}), or for n in tiles({value!r})"
             self.fail("unknown-axis", f"{what} axes", node, self.describe(value),
@@ -743,16 +754,17 @@ class Operations:
                 self.fail("over", f"{what} over axis {axis.name}, which the tile does not span", node,
                           f"{axis.name}; the tile is {type}",
                           f"one of {', '.join(type.axes)}" if type.axes else "a tile (this is a scalar)",
-                          near(axis.name, type.axes))
+                          near(axis.name, type.axes, "reduce over an axis that it spans"))
         if not axes or len({a.name for a in axes}) < len(axes):
-            self.fail("over", f"{what} needs different axes", node, str([a.name for a in axes]), "one or more axes")
+            self.fail("over", f"{what} needs different axes", node, str([a.name for a in axes]), "one or more axes",
+                      "name each axis once")
         return axes
 
     def reduce(self, kind: str, a: Any, over: Any, node: Any, a_node: Any, over_node: Any) -> Value:
         """sum, max, min, argmax, argmin of a tile over axes."""
         a = self.operand(a, a_node)
         if not isinstance(a, Value):
-            self.fail("over", f"{kind} of a number", a_node, repr(a), "a tile")
+            self.fail("over", f"{kind} of a number", a_node, repr(a), "a tile", "use the number itself")
         self.need_compute(a, a_node, kind)
         type: TileType = a.type  # type: ignore[assignment]
         axes = self.over_axes(over, type, over_node, kind)
@@ -773,12 +785,13 @@ class Operations:
         """The operand and the axis of an op that takes an axis in its order."""
         a = self.operand(a, a_node)
         if not isinstance(a, Value):
-            self.fail("over", f"{what} of a number", a_node, repr(a), "a tile")
+            self.fail("over", f"{what} of a number", a_node, repr(a), "a tile", "use the number itself")
         self.need_compute(a, a_node, what)
         type: TileType = a.type  # type: ignore[assignment]
         axes = self.over_axes(over, type, over_node, what)
         if len(axes) > 1:
-            self.fail("over", f"{what} over several axes", node, ", ".join(x.name for x in axes), "one axis")
+            self.fail("over", f"{what} over several axes", node, ", ".join(x.name for x in axes), "one axis",
+                      "name one axis; go over the others one after another")
         if type.dtype.kind == "b":
             self.fail("op-dtype", f"{what} on bool", node, str(type), "numbers", f"write {self.text(a_node)}.to(i32)")
         self.need_whole(axes[0], what, over_node)
@@ -857,7 +870,8 @@ class Operations:
         """An int, Dim or integer scalar as an int or an index Value."""
         value = self.operand(value, node)
         if isinstance(value, (bool, float)):
-            self.fail("bad-range", f"{what} is no integer", node, repr(value), "an integer")
+            self.fail("bad-range", f"{what} is no integer", node, repr(value), "an integer",
+                      "write an int, or .to(i32)")
         if isinstance(value, int):
             return value
         type: TileType = value.type

@@ -146,7 +146,7 @@ class Views(Operations):
         dtype = dtype_of(shown) if dtype is None else dtype
         if not isinstance(dtype, DType) or dtype.kind == "x" or (dtype is not have and bool_ in (dtype, have)):
             self.fail("bad-argument", f"view() of {have.name} as no other dtype", node, self.describe(dtype),
-                      "a dtype such as i32; bool is viewed as bool only")
+                      "a dtype such as i32; bool is viewed as bool only", "write dtype=i32, or leave dtype out")
         for extent, extent_node in zip(extents, nodes, strict=True):
             if isinstance(extent, bool) or not isinstance(extent, (int, DimExpression)) or (
                     isinstance(extent, int) and extent < 0):
@@ -168,7 +168,8 @@ class Views(Operations):
             self.fail("view", f"{tensor.name} cannot be viewed like this", node,
                       f"extents {spelled(extents)} for {spelled(have_extents)}{widths if ratio != 1 else ''}",
                       "as many elements, neighbouring axes split or merged",
-                      "divide what is split: x.view(N // 16, 16)" if total.is_whole else "")
+                      "divide what is split: x.view(N // 16, 16)" if total.is_whole else
+                      "name the extents of the tensor, split or multiplied")
         self.require(tensor, divided, groups, ratio, dtype.size_bytes, node)
         key = (tensor, dtype.name, *map(repr, extents))
         found = self.made.get(key)
@@ -186,7 +187,8 @@ class Views(Operations):
                 continue
             if rest:
                 self.fail("view", f"{extent} leaves a rest", node, f"{extent.left} = "
-                          f"{evaluate(extent.left, self.static)}", f"a multiple of {extent.right}")
+                          f"{evaluate(extent.left, self.static)}", f"a multiple of {extent.right}",
+                          "make it a multiple, or divide by something else")
         first = 0
         for count, _ in groups:
             if count > 1:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from . import strings
 from .errors import ModelError
 from .stored import FileBytes, Stored
 
@@ -31,6 +32,12 @@ DEFAULT_ALIGNMENT = 32
 HEAD_BYTES = 1 << 22
 """Read at first: most vocabularies are in it."""
 
+FORMATS = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 8: ("Q8_0", 32, 34),
+    12: ("Q4_K", 256, 144), 14: ("Q6_K", 256, 210), 30: ("BF16", 1, 2),
+}
+"""ggml's number of a format -> its name, and of how many elements and bytes a block is: of those that most files have,
+as the gguf package, which knows all, takes a while to be imported."""
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -53,6 +60,8 @@ class TensorEntry:
     @property
     def format(self) -> str:
         """ggml's name of its format."""
+        if self.type in FORMATS:
+            return FORMATS[self.type][0]
         import gguf
 
         return str(gguf.GGMLQuantizationType(self.type).name)
@@ -66,14 +75,14 @@ class TensorEntry:
 
     def read(self) -> Array:
         """Its elements, as f32, in an array of `shape`. Raises ModelError for a format that cannot be dequantised."""
+        raw = np.frombuffer(self.data, dtype=np.uint8)
+        if self.format == "F32":
+            return raw.view("<f4").reshape(self.shape)
+        if self.format == "F16":
+            return raw.view("<f2").astype(np.float32).reshape(self.shape)
         import gguf
 
         kind = gguf.GGMLQuantizationType(self.type)
-        raw = np.frombuffer(self.data, dtype=np.uint8)
-        if kind == gguf.GGMLQuantizationType.F32:
-            return raw.view("<f4").reshape(self.shape)
-        if kind == gguf.GGMLQuantizationType.F16:
-            return raw.view("<f2").astype(np.float32).reshape(self.shape)
         rows = raw.reshape(*self.shape[:-1], len(raw) // max(1, int(np.prod(self.shape[:-1]))))
         try:
             values = gguf.quants.dequantize(rows, kind)
@@ -150,17 +159,11 @@ class GgufFile:
     def _strings(self, count: int) -> list[str]:
         """So many strings one after the other, as `_string` reads each: vocabularies have 100 000."""
         texts: list[str] = []
-        length_of = struct.Struct("<Q").unpack_from
         while len(texts) < count:
             texts.append(self._string())  # with its checks; more of the head is there after it
-            head, at, last = self._head, self._offset, len(self._head) - 8
-            while len(texts) < count and at <= last:
-                stop = at + 8 + length_of(head, at)[0]
-                if stop > len(head):
-                    break
-                texts.append(str(head[at + 8 : stop], "utf-8", "surrogateescape"))
-                at = stop
-            self._offset = at
+            found, size_bytes = strings.leading_strings(self._head[self._offset :], count - len(texts))
+            texts += found
+            self._offset += size_bytes
         return texts
 
     def _parse(self) -> None:
@@ -198,13 +201,16 @@ class GgufFile:
             self.tensors[name] = self._tensor(name, shape, kind, start + offset)
 
     def _tensor(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> TensorEntry:
-        import gguf
-
         where = f"{self.path}, tensor {name!r}"
-        try:
-            elements, size_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
-        except (ValueError, KeyError):
-            raise ModelError(where, f"format {kind}", "a format that ggml defines", "get the file again") from None
+        if kind in FORMATS:
+            _, elements, size_bytes = FORMATS[kind]
+        else:
+            import gguf
+
+            try:
+                elements, size_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+            except (ValueError, KeyError):
+                raise ModelError(where, f"format {kind}", "a format that ggml defines", "get the file again") from None
         count = 1
         for extent in shape:
             count *= extent

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..kernels import k_quants
-from ..kernels.k_quants import GROUPS, HALF, PANEL, SIXTEEN, SUPER
+from ..kernels.k_quants import PANEL, SUPER
 from ..runtime.buffers import Arena
 from ..runtime.program import Rows
-from .linear import Experts, Steps, Workspace, rows_widened
+from .linear import Experts, Steps, Workspace, in_blocks, rows_widened
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _SPLIT = {"Q4_K": ("q4k", 144, k_quants.split_q4k), "Q6_K": ("q6k", 210, k_quants.split_q6k)}
@@ -49,16 +49,12 @@ class RawK:
         return RawK(self.form, tuple(order(part) for part in self.parts))
 
     @staticmethod
-    def together(pieces: Sequence[RawK], arena: Arena, exact: bool = True) -> KMatrix:
-        """The rows of all pieces, one after the other. exact: activations are f32 in any case."""
-        del exact
-        parts = []
-        for group in zip(*(piece.parts for piece in pieces), strict=True):
-            panels = [k_quants.to_panels(part) for part in group]
-            target = arena.empty((sum(len(p) for p in panels), *panels[0].shape[1:]), panels[0].dtype)
-            np.concatenate(panels, out=target)
-            parts.append(target)
-        return KMatrix(pieces[0].form, tuple(parts))
+    def together(pieces: Sequence[RawK], arena: Arena, exact: bool = False) -> KMatrix:
+        """The rows of all pieces, one after the other. exact: see Blocks."""
+        panels = [k_quants.panels_of(piece.form, piece.parts) for piece in pieces]
+        target = arena.empty((sum(len(p) for p in panels), *panels[0].shape[1:]), panels[0].dtype)
+        np.concatenate(panels, out=target)
+        return KMatrix(pieces[0].form, target, exact)
 
     @staticmethod
     def experts(pieces: Sequence[RawK], count: int, arena: Arena, exact: bool = True) -> Experts | None:
@@ -69,19 +65,19 @@ class RawK:
 
 @dataclass(frozen=True, slots=True)
 class KMatrix:
-    """form: "q4k" or "q6k". parts: in panels, in the order of the kernels."""
+    """form: "q4k" or "q6k". w: in panels. exact: activations stay f32; otherwise they are quantised too."""
 
     form: str
-    parts: tuple[Array, ...]
+    w: Array
+    exact: bool = False
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
+        return self.w.nbytes
 
     @property
     def shape(self) -> tuple[int, int]:
-        panels, groups = self.parts[0].shape[:2]
-        return panels * PANEL, groups * SUPER // GROUPS[self.form]
+        return self.w.shape[0] * PANEL, self.w.shape[1] * SUPER
 
     @property
     def size(self) -> int:
@@ -89,49 +85,52 @@ class KMatrix:
         return rows * columns
 
     def _kernel(self, task: str) -> Any:
-        return getattr(k_quants, f"{task}_{self.form}")
+        return getattr(k_quants.kernels_of(self.form), task)
 
-    def _groups(self, vector: Array) -> Array:
-        """A vector, or one for each row, as the kernels of this form take it."""
-        inside = (2, HALF) if self.form == "q4k" else (SIXTEEN,)
-        return vector.reshape(*vector.shape[:-1], -1, *inside)
+    def _quantized(self, x: Array | Rows, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
+        """Rows as operands of products, and the step that makes them."""
+        rows, columns = x.array.shape if isinstance(x, Rows) else x.shape
+        operands = work.super_quants(rows, columns)
+        groups = Rows(in_blocks(x.array, SUPER), x.count) if isinstance(x, Rows) else in_blocks(x, SUPER)
+        return [(k_quants.quantize_super, (groups, *operands))], operands
 
-    def _operands(self, x: Array, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
-        if self.form != "q4k":
-            return [], (self._groups(x),)
-        groups, sums = self._groups(x), work.wide(0, x.size // (2 * HALF), 2)
-        return [(k_quants.half_group_sums, (groups, sums))], (groups, sums)
-
-    def _norm(self, x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
-        steps, normed = work.norm(x, gain, epsilon)
-        more, operands = self._operands(normed, work)
-        return [*steps, *more], operands
+    def _apply(self, task: str, matrices: Sequence[KMatrix], x: Array, work: Workspace, *vectors: Array) -> Steps:
+        """A product with a vector. task: what comes after "matmul" in the kernel's name."""
+        panels = [in_blocks(vector, PANEL) for vector in vectors]
+        if not self.exact:
+            steps, operands = self._quantized(x.reshape(1, -1), work)
+            weights = [one.w for one in matrices]
+            return [*steps, (self._kernel(f"matmul{task}"), (*weights, *operands, *(one[None] for one in panels)))]
+        return [(self._kernel(f"matvec{task}"), (*(one.w for one in matrices), in_blocks(x, SUPER), *panels))]
 
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
-        steps, operands = self._norm(x, gain, epsilon, work)
-        return [*steps, (self._kernel("matvec"), (*self.parts, *operands, y.reshape(-1, PANEL)))]
+        steps, normed = work.norm(x, gain, epsilon)
+        return steps + self._apply("", [self], normed, work, y)
 
     def apply_norm_swiglu(
         self, up: KMatrix, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
-        steps, operands = self._norm(x, gain, epsilon, work)
-        return [*steps, (self._kernel("matvec_swiglu"), (*self.parts, *up.parts, *operands, y.reshape(-1, PANEL)))]
+        steps, normed = work.norm(x, gain, epsilon)
+        return steps + self._apply("_swiglu", [self, up], normed, work, y)
 
     def apply_residual(self, x: Array, residual: Array, y: Array, work: Workspace) -> Steps:
-        steps, operands = self._operands(x, work)
-        vectors = (residual.reshape(-1, PANEL), y.reshape(-1, PANEL))
-        return [*steps, (self._kernel("matvec_residual"), (*self.parts, *operands, *vectors))]
+        return self._apply("_residual", [self], x, work, residual, y)
 
     def look_up(self, tokens: Array, y: Array) -> Steps:
-        return [(self._kernel("embedding"), (tokens, *self.parts, self._groups(y)))]
+        return [(self._kernel("embedding"), (tokens, self.w, in_blocks(y, SUPER)))]
 
     def apply_rows(
         self, name: str, x: Rows, others: Sequence[KMatrix], rest: Sequence[Rows], work: Workspace
     ) -> Steps:
-        return rows_widened((self, *others), name, x, rest, work)
+        matrices = (self, *others)
+        if self.exact:
+            return rows_widened(matrices, name, x, rest, work)
+        steps, operands = self._quantized(x, work)
+        panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
+        return [*steps, (self._kernel(name.replace("_nt", "")), (*(one.w for one in matrices), *operands, *panels))]
 
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
         rows, columns = self.shape
         wide = work.wide(place, rows, columns)
-        panels = self._groups(wide.reshape(rows // PANEL, PANEL, columns))
-        return wide, "f32", [(self._kernel("dequantize"), (*self.parts, panels))]
+        panels = in_blocks(wide, SUPER).reshape(rows // PANEL, PANEL, -1, SUPER)
+        return wide, "f32", [(self._kernel("dequantize"), (self.w, panels))]

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import ml_dtypes
 import numpy as np
 
 from ..kernels import embedding, matmul, matvec, moe, narrow, norm, quantized
+from ..kernels.k_quants import SIXTEEN, SUPER
 from ..kernels.moe_blocks import exact_experts, product_experts
 from ..kernels.quantized import FORMS, PANEL, Form, group_for
 from ..runtime.buffers import Arena, empty
@@ -36,8 +37,9 @@ class Workspace:
     def __init__(self, features: int) -> None:
         self.normed = empty((features,))
         self._wide: list[Array] = []
-        self._narrow: Array = empty((0,), ml_dtypes.bfloat16)
+        self._narrow: list[Array] = []
         self._quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.float32, np.int32)]
+        self._super_quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.int8, np.int32)]
 
     def norm(self, x: Array, gain: Array, epsilon: float) -> tuple[Steps, Array]:
         """The step that makes rms_norm(x) of a vector, and where: a kernel of its own, as every task of a product would
@@ -49,26 +51,36 @@ class Workspace:
         """Memory for rows that are quantised (sapper/kernels/quantized.py): q, scales, sums and starts."""
         groups = columns // group
         of_blocks = groups, group // block, rows
-        shapes = (groups, rows, group), (groups, rows), of_blocks, of_blocks
-        for place, shape in enumerate(shapes):
-            if self._quants[place].size < math.prod(shape):
-                self._quants[place] = empty((math.prod(shape),), self._quants[place].dtype)
-        return tuple(kept[: math.prod(shape)].reshape(shape)
-                     for kept, shape in zip(self._quants, shapes, strict=True))
+        return self._kept(self._quants, (groups, rows, group), (groups, rows), of_blocks, of_blocks)
 
-    def narrow(self, rows: int, columns: int) -> Array:
-        """Memory for rows in bf16."""
-        if self._narrow.size < rows * columns:
-            self._narrow = empty((rows * columns,), ml_dtypes.bfloat16)
-        return self._narrow[: rows * columns].reshape(rows, columns)
+    def super_quants(self, rows: int, columns: int) -> tuple[Array, ...]:
+        """The same for those of sapper/kernels/k_quants.py: q, scales, digits and starts."""
+        blocks = columns // SUPER
+        return self._kept(self._super_quants, (blocks, rows, SUPER), (blocks, rows), (blocks, rows, SIXTEEN),
+                          (blocks, SIXTEEN, rows))
+
+    @staticmethod
+    def _kept(kept: list[Array], *shapes: tuple[int, ...]) -> tuple[Array, ...]:
+        for place, shape in enumerate(shapes):
+            if kept[place].size < math.prod(shape):
+                kept[place] = empty((math.prod(shape),), kept[place].dtype)
+        return tuple(part[: math.prod(shape)].reshape(shape) for part, shape in zip(kept, shapes, strict=True))
+
+    def narrow(self, rows: int, columns: int, place: int = 0) -> Array:
+        """Memory for rows in bf16; place: as of `wide`."""
+        return self._rows(self._narrow, place, rows, columns, ml_dtypes.bfloat16)
 
     def wide(self, place: int, rows: int, columns: int) -> Array:
         """Memory for a matrix in f32; place: 0, or 1 for a second one at the same time."""
-        while len(self._wide) <= place:
-            self._wide.append(empty((0,)))
-        if self._wide[place].size < rows * columns:
-            self._wide[place] = empty((rows * columns,))
-        return self._wide[place][: rows * columns].reshape(rows, columns)
+        return self._rows(self._wide, place, rows, columns, np.float32)
+
+    @staticmethod
+    def _rows(kept: list[Array], place: int, rows: int, columns: int, dtype: Any) -> Array:
+        while len(kept) <= place:
+            kept.append(empty((0,), dtype))
+        if kept[place].size < rows * columns:
+            kept[place] = empty((rows * columns,), dtype)
+        return kept[place][: rows * columns].reshape(rows, columns)
 
 
 def in_blocks(rows: Array, size: int) -> Array:
@@ -482,6 +494,9 @@ class RawBlocks:
     parts: quants [rows, blocks, bytes], of 8 bits unsigned, scale and perhaps minimum [rows, blocks].
     """
 
+    FORMATS: ClassVar = {"Q4_0": (18, "q4"), "Q4_1": (20, "q4m"), "Q8_0": (34, "q8")}
+    """ggml's name of a format -> bytes of a block, and its form."""
+
     form: Form
     parts: tuple[Array, ...]
 
@@ -491,12 +506,14 @@ class RawBlocks:
 
         kind: ggml's name of the format. shape: [rows, columns].
         """
-        forms = {"Q4_0": (18, FORMS["q4"]), "Q4_1": (20, FORMS["q4m"]), "Q8_0": (34, FORMS["q8"])}
-        if kind not in forms or len(shape) != 2 or shape[0] % PANEL or shape[1] % forms[kind][1].block:
+        if kind not in cls.FORMATS or len(shape) != 2:
             return None
-        size, form = forms[kind]
+        size, name = cls.FORMATS[kind]
+        form = FORMS[name]
+        if shape[0] % PANEL or shape[1] % form.block:
+            return None
         raw = np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // form.block, size)
-        scale, minimum = (raw[:, :, at : at + 2].copy().view("<f2")[:, :, 0] for at in (0, 2))
+        scale, minimum = (raw[:, :, at : at + 2].view("<f2")[:, :, 0] for at in (0, 2))
         if form.minimum:
             return cls(form, (raw[:, :, 4:], scale, minimum))
         quants = raw[:, :, 2:]
@@ -550,10 +567,12 @@ def of_one_form(pieces: Sequence[Raw | None]) -> list[Raw] | None:
 
 def in_panels(pieces: Sequence[RawBlocks], arena: Arena, exact: bool = False) -> Blocks:
     """The rows of all pieces, one after the other, in panels; the pieces are of one form. exact: see Blocks."""
-    panels = [quantized.to_panels(*piece.parts) for piece in pieces]
-    parts = []
-    for group in zip(*panels, strict=True):
-        target = arena.empty((sum(len(p) for p in group), *group[0].shape[1:]), group[0].dtype)
-        np.concatenate(group, out=target)
-        parts.append(target)
-    return Blocks(pieces[0].form, tuple(parts), exact)
+    rows, columns = (sum(len(piece.parts[1]) for piece in pieces), pieces[0].parts[1].shape[1])
+    shapes = quantized.panel_shapes(pieces[0].parts, rows, columns)
+    targets = [arena.empty(shape, dtype) for shape, dtype in shapes]
+    start = 0
+    for piece in pieces:
+        stop = start + len(piece.parts[1]) // PANEL
+        quantized.fill_panels([target[start:stop] for target in targets], *piece.parts)
+        start = stop
+    return Blocks(pieces[0].form, tuple(targets), exact)

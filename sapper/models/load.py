@@ -6,6 +6,9 @@ table.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,7 +37,20 @@ def load_model(model: str | Path, dtype: str = "file", predictor: bool = False) 
     Raises ModelError for whatever is wrong with the files.
     """
     check_form(dtype)
-    return load_checkpoint(open_checkpoint(model), dtype, predictor)
+    with without_collection():
+        return load_checkpoint(open_checkpoint(model), dtype, predictor)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Python's collector of cycles off: a vocabulary's 100 000 strings and pairs would set it to work for nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def load_checkpoint(checkpoint: Checkpoint, dtype: str, predictor: bool = False) -> Loaded:

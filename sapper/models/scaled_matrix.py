@@ -1,7 +1,8 @@
 """Matrices in fp8 with scales for blocks of 128 x 128, used as they are (sapper/kernels/fp8_panels.py).
 
 In: rows of a checkpoint's fp8 numbers and their scales. Out: `ScaledMatrix` and, of a mixture, `ScaledExperts`, beside
-`Blocks` and `BlockExperts` of linear.py. Holds: no weight is rounded; a token's vector is scaled instead.
+`Blocks` and `BlockExperts` of linear.py. Holds: no weight is rounded; a token's vector is scaled instead. The
+activations of several tokens are rounded to bf16, which halves what their products take, but where all is to be exact.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
-from ..kernels import fp8, fp8_panels
+from ..kernels import fp8, fp8_panels, narrow
 from ..kernels.fp8_panels import PANEL
 from ..runtime.buffers import Arena
 from ..runtime.program import Rows
-from .linear import Steps, Workspace, groups_widened, rows_widened
+from .linear import Steps, Workspace, groups_widened, in_blocks, rows_widened
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -68,13 +69,12 @@ class RawScaled:
 
     @staticmethod
     def together(pieces: Sequence[RawScaled], arena: Arena, exact: bool = True) -> ScaledMatrix:
-        """The rows of all pieces, one after the other. exact: activations are f32 in any case."""
-        del exact
+        """The rows of all pieces, one after the other. exact: the activations of several tokens stay f32 too."""
         scale = np.concatenate([piece.scale for piece in pieces])
         starts = np.cumsum([0] + [len(piece.scale) for piece in pieces[:-1]])
         places = np.concatenate([piece.places + start for piece, start in zip(pieces, starts, strict=True)])
         weights = _panels(pieces, arena)
-        return ScaledMatrix(weights, _kept(arena, scale, np.float32), _kept(arena, places, np.int32))
+        return ScaledMatrix(weights, _kept(arena, scale, np.float32), _kept(arena, places, np.int32), exact)
 
     @staticmethod
     def experts(
@@ -111,11 +111,12 @@ def _kept(arena: Arena, values: Array, dtype: Any) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class ScaledMatrix:
-    """weights [rows / 16, columns, 16], scale [A, B], places [rows / 16]."""
+    """weights [rows / 16, columns, 16], scale [A, B], places [rows / 16]. exact: activations stay f32."""
 
     weights: Array
     scale: Array
     places: Array
+    exact: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -155,7 +156,20 @@ class ScaledMatrix:
     def apply_rows(
         self, name: str, x: Rows, others: Sequence[ScaledMatrix], rest: Sequence[Rows], work: Workspace
     ) -> Steps:
-        return rows_widened((self, *others), name, x, rest, work)
+        matrices, columns = (self, *others), self.weights.shape[1]
+        if self.exact or columns % 2:
+            return rows_widened(matrices, name, x, rest, work)
+        rows = work.narrow(*x.array.shape)
+        steps: Steps = [(narrow.narrow_bf16, (x, Rows(rows, x.count)))]
+        operands: list[Any] = []
+        for place, one in enumerate(matrices, 1):
+            slots = work.narrow(len(one.weights), columns * PANEL, place).reshape(-1, columns // 2, PANEL, 2)
+            steps.append((fp8_panels.join_panels_fp8, (one.weights, slots)))
+            operands += [slots, one.scale]
+        pairs = Rows(in_blocks(rows, 2), x.count)
+        panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
+        kernel = getattr(fp8_panels, f"{name.replace('_nt', '')}_fp8")
+        return [*steps, (kernel, (*operands, self.places, pairs, *panels))]
 
     def widened(self, work: Workspace, place: int = 0) -> tuple[Array, str, Steps]:
         panels, columns, lanes = self.weights.shape

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ahead import plan as whole
 from ..kernels import cross_entropy, embedding, norm, sampling
 from ..runtime.buffers import empty
 from ..runtime.program import Program, Rows, Variable
@@ -20,6 +19,9 @@ from .errors import ModelError
 from .linear import Matrix, Steps, Workspace, named_arrays
 from .sampling import BELOW_ONE, Sampling
 from .weights import DTYPES
+
+if TYPE_CHECKING:
+    from ..ahead.plan import Model
 
 CHUNK = 512
 """Tokens that go through the layers together: enough for the matrix kernels to reach their speed, and few enough for
@@ -119,17 +121,19 @@ class BaseSession(ABC):
 
     # ---- as a file (sapper/ahead)
 
-    def whole(self, name: str, description: str, weights: dict[str, Array]) -> whole.Model:
+    def whole(self, name: str, description: str, weights: dict[str, Array]) -> Model:
         """The programs and the names of what they work on, for C functions that begin with `name`.
 
         weights: names of constants. Each program has one launch more, which finds the likeliest token.
         """
+        from ..ahead.plan import Model
+
         likeliest = ("likeliest token", [(sampling.argmax_rows, (self.logits.reshape(1, -1), self.picked))])
         programs = {"prefill": [*self.prefill_sections(), likeliest], "step": [*self.step_sections(), likeliest]}
         state = self.state()
         found = named_arrays({key.lstrip("_"): value for key, value in vars(self).items() if key != "model"})
         buffers = {key: array for key, array in found.items() if all(array is not kept for kept in state.values())}
-        return whole.Model(
+        return Model(
             name, programs, weights | buffers | state, tuple(state), self.context, self.vocabulary, self.chunk,
             description, variables={"prefill": self._linear_values(), "step": {"position": (1, 0)}},
         )

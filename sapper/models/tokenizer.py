@@ -13,6 +13,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     """The tokenizer in a GGUF's metadata. Raises ModelError if it is missing, broken or of an unknown kind."""
     model = metadata.get("tokenizer.ggml.model")
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) for t in tokens):
+    if not isinstance(tokens, list) or not tokens or set(map(type, tokens)) != {str}:
         raise ModelError(f"{where}, key tokenizer.ggml.tokens", "no list of strings", "the vocabulary")
     kinds = metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
@@ -167,7 +168,7 @@ def from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
             raise ModelError(f"{where}, key tokenizer.ggml.{key}_token_id", repr(value)[:80], "a token's number")
         return value
 
-    control = frozenset(i for i, kind in enumerate(kinds) if kind in (CONTROL, UNKNOWN))
+    control = frozenset(_places(kinds, CONTROL) + _places(kinds, UNKNOWN))
     stops = {token_id("eos"), token_id("eot"), token_id("eom")} | {i for i in control if tokens[i] in STOP_NAMES}
     template = metadata.get("tokenizer.chat_template", "")
     return Tokenizer(
@@ -177,12 +178,26 @@ def from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     )
 
 
+def _places(kinds: list[int], kind: int) -> list[int]:
+    """Which tokens are of a kind; found without looking at each of 100 000 in Python."""
+    found = []
+    at = -1
+    for _ in range(kinds.count(kind)):
+        at = kinds.index(kind, at + 1)
+        found.append(at)
+    return found
+
+
+def _numbers(tokens: list[str]) -> dict[str, int]:
+    """Token -> its number, the lowest where one occurs twice."""
+    return dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))
+
+
 def _add_tokens(inner: Any, tokens: list[str], kinds: list[int]) -> None:
     from tokenizers import AddedToken
 
-    pairs = list(zip(tokens, kinds, strict=True))
-    control = [AddedToken(token, special=True, normalized=False) for token, kind in pairs if kind == CONTROL]
-    user = [AddedToken(token, normalized=False) for token, kind in pairs if kind == USER_DEFINED]
+    control = [AddedToken(tokens[i], special=True, normalized=False) for i in _places(kinds, CONTROL)]
+    user = [AddedToken(tokens[i], normalized=False) for i in _places(kinds, USER_DEFINED)]
     inner.add_special_tokens(control)
     inner.add_tokens(user)
 
@@ -192,14 +207,15 @@ def _byte_level(metadata: Mapping[str, Any], where: str, tokens: list[str]) -> t
     from tokenizers import Tokenizer as Inner
 
     merges = metadata.get("tokenizer.ggml.merges")
-    if not isinstance(merges, list) or not all(isinstance(m, str) and m.count(" ") == 1 for m in merges):
+    strings = isinstance(merges, list) and set(map(type, merges)) <= {str}
+    if not isinstance(merges, list) or not strings or not set(map(str.count, merges, repeat(" "))) <= {1}:
         raise ModelError(f"{where}, key tokenizer.ggml.merges", "no list of pairs", "merges such as 'a b'")
     kind = metadata.get("tokenizer.ggml.pre", "default")
     if kind not in SPLITS:
         raise ModelError(f"{where}, key tokenizer.ggml.pre", repr(kind)[:80], f"one of {', '.join(SPLITS)}")
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    vocabulary = {token: i for i, token in reversed(list(enumerate(tokens)))}
-    inner = Inner(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=kind in WHOLE_WORDS_FIRST))
+    halves = " ".join(merges).split(" ") if merges else []
+    pairs = list(zip(halves[::2], halves[1::2], strict=True))
+    inner = Inner(models.BPE(vocab=_numbers(tokens), merges=pairs, ignore_merges=kind in WHOLE_WORDS_FIRST))
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[kind]]
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -216,7 +232,7 @@ def _sentence_piece(
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) != len(tokens) or not all(type(s) is float for s in scores):
         raise ModelError(f"{where}, key tokenizer.ggml.scores", "no list of scores", f"{len(tokens)} numbers")
-    vocabulary = {token: i for i, token in reversed(list(enumerate(tokens)))}
+    vocabulary = _numbers(tokens)
     merges: list[tuple[float, int, int, tuple[str, str]]] = []
     for token, score, kind in zip(tokens, scores, kinds, strict=True):
         if kind not in (NORMAL, UNUSED):

@@ -20,10 +20,8 @@ from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
 from .grouped import GroupedEntry
-from .k_matrix import RawK
 from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks, of_one_form, packed_in
 from .scaled import ScaledEntry
-from .scaled_matrix import RawScaled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -31,6 +29,8 @@ FORMS = ("file", "file-f32", "bf16", "bf16-rounded", "f32")
 """How the matrices may be held: in one dtype, or in the blocks of the file. What blocks are multiplied by is quantised
 too; with "file-f32" it stays f32. Several rows that meet bf16 are rounded to it with "bf16-rounded" only."""
 ROWS_AT_ONCE = 4096
+FLOATS = ("F32", "F16", "BF16")
+"""GGUF's formats that are no blocks."""
 Order = Callable[[Array], Array]
 
 
@@ -174,16 +174,23 @@ class Loader:
     def raw(self, role: str, shape: tuple[int, ...], rows: tuple[int, ...], *places: int) -> Raw | None:
         """A tensor of that shape as it is, as a matrix of shape `rows`; None where our kernels can't take it so."""
         entry = self.entry(role, shape, *places)
+        # What few files have is imported where it is met: a prompt's first token waits for imports as well.
         if isinstance(entry, ScaledEntry):
+            from .scaled_matrix import RawScaled
+
             return RawScaled.parse(*entry.parts()) if rows == shape else None
         if isinstance(entry, GroupedEntry):
             return entry.raw(rows[0]) if rows[1:] == shape[-1:] else None
         if not isinstance(entry, TensorEntry):
             return None
-        blocks = RawBlocks.parse(entry.data, rows, entry.format)
-        if blocks is None and rows == shape:  # otherwise those of a mixture, for which RawK has no kernels
-            return RawK.parse(entry.data, rows, entry.format)
-        return blocks
+        form = entry.format
+        if form in RawBlocks.FORMATS:
+            return RawBlocks.parse(entry.data, rows, form)
+        if form in FLOATS or rows != shape:  # of a mixture, for which RawK has no kernels
+            return None
+        from .k_matrix import RawK
+
+        return RawK.parse(entry.data, rows, form)
 
     def experts(self, count: int, rows: int, columns: int, read: Callable[[int], Array]) -> DenseExperts:
         """Matrices of one shape, together. read: the matrix [rows, columns] of an expert, in f32."""

@@ -178,7 +178,11 @@ def view_dlpack(value: Any, kernel: str, parameter: Parameter, devices: frozense
     def refuse(kind: str, found: str, expected: str, mend: str) -> ArgumentError:
         return ArgumentError(kind, kernel, parameter.name, found, expected, mend)
 
-    device = value.__dlpack_device__()[0] if hasattr(value, "__dlpack_device__") else 1
+    try:
+        device = value.__dlpack_device__()[0] if hasattr(value, "__dlpack_device__") else 1
+    except Exception as error:  # each package has its own error for it
+        raise refuse("device", f"{type(value).__name__} in memory that cannot be passed on ({error})", expected,
+                     "copy it first (x.cpu())") from error
     if device not in devices:
         raise refuse(
             "device",
@@ -306,6 +310,8 @@ def view_tensor(value: Any, kernel: str, parameter: Parameter) -> TensorView:
             parameter.name,
             f"{type(value).__name__}",
             f"a {parameter.dtype.name} array of {_plural(len(parameter.dims or ()), 'dimension')}",
+            f"pass numpy.asarray(x, {_numpy_spelling(parameter.dtype.name)})"
+            if isinstance(value, (list, tuple, int, float)) else
             "pass a NumPy array, or an object with __dlpack__ or __array_interface__",
         )
     if view.dtype is not parameter.dtype and view.dtype.name != parameter.dtype.name:
@@ -369,8 +375,12 @@ def integer_range(dtype: DType) -> tuple[int, int]:
 def _scalar_error(kind: str, value: Any, kernel: str, parameter: Parameter, expected: str) -> ArgumentError:
     found = f"{type(value).__name__} {value!r}" if isinstance(value, (int, float, str)) else type(value).__name__
     converter = {"f": "float", "b": "bool"}.get(parameter.dtype.kind, "int")
+    wider = {"f": "f64", "i": "i64", "u": "i64"}.get(parameter.dtype.kind, parameter.dtype.name)
+    mend = f"pass {converter}(x)"
+    if kind == "range":
+        mend = "pass one nearer to 0" + (f", or declare {parameter.name}: {wider}" if parameter.dtype.bits < 64 else "")
     return ArgumentError(
-        kind, kernel, parameter.name, found, f"{expected} ({parameter.dtype.name} scalar)", f"pass {converter}(x)"
+        kind, kernel, parameter.name, found, f"{expected} ({parameter.dtype.name} scalar)", mend
     )
 
 
@@ -427,11 +437,14 @@ class Signature:
         parameters = self.parameters
         if len(arguments) != len(parameters):
             names = ", ".join(p.name for p in parameters)
+            given = _plural(len(arguments), "argument")
+            if len(arguments) < len(parameters):
+                given += f", and none for {parameters[len(arguments)].name}"
             raise ArgumentError(
                 "count",
                 self.kernel,
                 "",
-                _plural(len(arguments), "argument"),
+                given,
                 f"{len(parameters)} ({names})",
                 "pass them by position, in this order",
             )

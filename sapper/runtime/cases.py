@@ -203,6 +203,8 @@ def cases(
                 if isinstance(value, numpy.ndarray) and name in traits.loaded:
                     _poison(random, value, traits)
         static = frozenset(d for d in dims if fixed and random.random() < 0.6)
+        if at % 3:      # what calls get; and the code for any extents
+            static |= kernel.specialise
         label = ", ".join([
             " ".join(f"{name}={extent}" for name, extent in shape.items()) or "no dimensions",
             layout,

@@ -120,12 +120,14 @@ def check_kernel(
     kernel: Any, target: Any = None, seed: int = 0, runs: int = RUNS, schedule: Any = None,
     make_arguments: MakeArguments | None = None, shapes: tuple[Mapping[str, int], ...] = (),
     on_case: Callable[[str], None] | None = None, emulate: Callable[..., Any] | None = None, prove: bool = True,
+    verify_by_hand: Callable[..., int] | None = None,
 ) -> Report:
     """Check a kernel on `runs` cases and stop at the first wrong result.
 
     target: None for this CPU. make_arguments, shapes: see cases.cases. on_case: told the label of each case. emulate:
     runs a kernel for a GPU (sapper.emulate.run); without it the last station of such a target is left out. prove: try
-    to show of pieces by hand that they are right for all inputs.
+    to show of pieces by hand that they are right for all inputs. verify_by_hand: compares a kernel by hand for a GPU
+    with the kernel (sapper.emulate.by_hand.verify).
     Raises KernelError where the kernel does not compile to tile IR.
     """
     if target is None:
@@ -144,7 +146,7 @@ def check_kernel(
     if prove:
         prove_by_hand(kernel, target, schedule, report)
     if report.finding is None:
-        check_by_hand(kernel, target, seed, runs, report, prove)
+        check_by_hand(kernel, target, seed, runs, report, prove, verify_by_hand)
     if report.finding is None:
         check_micro_kernels(checker.micro_kernels(), target, seed, report)
     return report
@@ -193,7 +195,8 @@ def check_micro_kernels(keys: set[str], target: Any, seed: int, report: Report) 
         report.passed["micro-kernels"] = report.passed.get("micro-kernels", 0) + alone.cases
 
 
-def check_by_hand(kernel: Any, target: Any, seed: int, runs: int, report: Report, prove: bool) -> None:
+def check_by_hand(kernel: Any, target: Any, seed: int, runs: int, report: Report, prove: bool,
+                  verify_by_hand: Callable[..., int] | None = None) -> None:
     """The last stations: assembly by hand against the kernel, from the meanings of its rows, then on this CPU."""
     from ..assembly.errors import AssemblyError
     from ..assembly.override import compile_by_hand
@@ -209,6 +212,13 @@ def check_by_hand(kernel: Any, target: Any, seed: int, runs: int, report: Report
         station = "by hand, interpreted"
         try:
             made = compile_by_hand(kernel, piece, target)
+            if target.assembler_allocates:
+                if verify_by_hand is None:
+                    report.skipped[station] = "without an emulator code for a GPU can't run here"
+                    continue
+                done = verify_by_hand(kernel, made, target, seed, runs)
+                report.passed[station] = report.passed.get(station, 0) + done
+                continue
             report.passed[station] = report.passed.get(station, 0) + verify(kernel, made, seed, runs, interpreted=True)
             try:
                 lacking = sorted(target.features - host().features)
@@ -394,7 +404,7 @@ class _Checker:
         if self.emulate is not None and not any(view.extent[0] for view in binding.tensors.values()):
             given = _copies(arguments)
             with self.station("emulator"):
-                self.emulate(self.kernel, *given.values(), target=self.target.name, schedule=self.schedule,
+                self.emulate(self.kernel, *given.values(), target=self.target.name, schedule=self.schedule or {},
                              static=case.static, workers=self.workers)
             self.compare("emulator", given, expected)
             self.passed("emulator")

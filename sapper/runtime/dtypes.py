@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Union, cast
 
 import numpy
@@ -54,6 +55,7 @@ def numpy_dtype(dtype: AnyDType) -> numpy.dtype[Any]:
     return found
 
 
+@functools.cache
 def sapper_name(dtype: numpy.dtype[Any]) -> str | None:
     """The name of the sapper dtype with the same elements; None if there is none, or in foreign byte order."""
     if not dtype.isnative:

@@ -76,6 +76,8 @@ GRAIN_NS = 50_000.0
 """A worker gets at least so much of the estimated work: what it costs to wake one that sleeps."""
 ASSUMED_BYTES_PER_NS = 10.0
 MAX_ENTRIES = 1024
+SPECIALISED_FORMS = 8
+"""For so many different extents of the dims that a kernel is specialised for a launcher has code of its own."""
 OPTIONS = ("emulate", "interpret", "schedule", "static", "target", "threads")
 
 Compile = Callable[..., Any]
@@ -443,6 +445,8 @@ class Launcher:
         self.static = self._static_dims(self.options.get("static", ()))
         self.schedule = self.options.get("schedule")
         self.target = self.options.get("target")
+        self.specialised: frozenset[str] = kernel.specialise
+        self.forms: set[tuple[tuple[str, int], ...]] = set()
         self.device_target = _device_target(self.target)
         self.device_launcher: Any = None
         self.stored: tuple[str, ...] = ()
@@ -464,6 +468,21 @@ class Launcher:
             if name not in known:
                 raise self._bad_option("static", name, f"dims of the kernel ({', '.join(dict.fromkeys(known))})")
         return frozenset(names)
+
+    def static_for(self, dims: Mapping[str, int], rows: Iterable[str] = ()) -> frozenset[str]:
+        """The dims whose extents are compiled in for a call: those that the options say, and those that the kernel is
+        specialised for while there are few extents of these. rows: dims that vary from run to run."""
+        static = self.static.difference(rows)
+        apart = self.specialised.difference(rows, static)
+        if not apart:
+            return static
+        form = tuple((dim, dims[dim]) for dim in sorted(apart))
+        if form not in self.forms:
+            with _lock:
+                if len(self.forms) >= SPECIALISED_FORMS:
+                    return static
+                self.forms.add(form)
+        return static | apart
 
     # ---- compiling
 
@@ -600,7 +619,7 @@ class Launcher:
         layout = (*places, aligned_tensors(signature, binding))
         entry = self.layouts.get(layout)
         if entry is None:
-            specialisation = specialise(signature, binding, self.static)
+            specialisation = specialise(signature, binding, self.static_for(binding.dims))
             compiled, code = self.get_compiled(specialisation, binding.dims)
             signature.check_stores(binding, compiled.stored)
             signature.check_requires(binding, compiled.requires)
@@ -639,6 +658,9 @@ class Launcher:
         for option in options:
             if option not in OPTIONS:
                 names = ", ".join(p.name for p in parameters)
+                if option in self.signature.positions:
+                    raise ArgumentError("option", self.name, option, "it by position and by name", "it once",
+                                        "leave out the one or the other")
                 raise ArgumentError(
                     "option", self.name, option, "an unknown keyword",
                     f"a parameter not given yet ({names}) or one of {', '.join(OPTIONS)}", "leave it out",

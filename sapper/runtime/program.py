@@ -110,7 +110,8 @@ class Launch:
         self.signature: Signature = launcher.signature
         self.binding: Binding = self.signature.bind(filled)
         rows = self._rows(arguments)
-        self.specialisation = _for_rows(specialise(self.signature, self.binding, launcher.static - set(rows)), rows)
+        static = launcher.static_for(self.binding.dims, rows)
+        self.specialisation = _for_rows(specialise(self.signature, self.binding, static), rows)
         self.compiled, self.code = compile(launcher, self.specialisation, self.binding.dims)
         self.signature.check_stores(self.binding, self.compiled.stored)
         for count in (0, 1):  # what extents must fulfil is linear in them: it holds between if it does at both ends
@@ -233,6 +234,21 @@ class Layout(NamedTuple):
                    stride_bytes(max((launch.scratch_bytes for launch in launches), default=0)))
 
 
+def _once_for_equal_launches(compile: Compile) -> Compile:
+    """The layers of a model launch the same kernels on the same shapes: what they need is looked up once."""
+    found: dict[Any, tuple[CompiledKernel, Any]] = {}
+
+    def looked_up(
+        launcher: Launcher, specialisation: Specialisation, dims: dict[str, int]
+    ) -> tuple[CompiledKernel, Any]:
+        key = id(launcher), specialisation, tuple(dims.items())
+        if key not in found:
+            found[key] = compile(launcher, specialisation, dims)
+        return found[key]
+
+    return looked_up
+
+
 class Program:
     """Kernels in order, with their arguments; `program()` runs them, `program(name=value)` after setting variables.
 
@@ -261,7 +277,8 @@ class Program:
             return
         threads = options.get("threads")
         self.threads: int = settings.threads() if threads is None else threads
-        self._launches = [Launch(kernel, arguments, options, Launcher.get_compiled) for kernel, arguments in steps]
+        compile = _once_for_equal_launches(Launcher.get_compiled)
+        self._launches = [Launch(kernel, arguments, options, compile) for kernel, arguments in steps]
         plan_barriers(self._launches)
         self._fill(Layout.of(self._launches))
         register_renewal(self)

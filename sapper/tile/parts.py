@@ -30,9 +30,6 @@ CHUNK_ELEMENTS = 32768
 CHUNK_MULTIPLE = 1024
 """Pieces but the last are a multiple of so many elements: whole registers, and as aligned as the first."""
 
-MOST_LOOPS = 8
-"""Parallel loops that a kernel may have in a row: each has a task counter."""
-
 INDEX = TileType(index)
 
 Range = Callable[[Value, Value], bool]
@@ -164,10 +161,9 @@ class _Reductions(_Top):
         super().__init__(body)
         self.is_long = is_long
         self.is_bounded = is_bounded
-        self.room = MOST_LOOPS - len([op for op in body.ops if op.attributes.get("parallel")])
 
     def any(self) -> bool:
-        return self.room > 0 and any(self.axis_of(op) is not None for op in self.body.ops)
+        return any(self.axis_of(op) is not None for op in self.body.ops)
 
     def axis_of(self, op: Op) -> str | None:
         """The axis along which an op of the top block is split, or None."""
@@ -203,11 +199,8 @@ class _Reductions(_Top):
         axis = ""
 
         def flush() -> None:
-            if group and self.room > 0:
+            if group:
                 replaced.update(self._emit(group, axis, out))
-                self.room -= 1
-            else:
-                out.extend(group)
             group.clear()
 
         for op in ops:
@@ -249,17 +242,22 @@ class _Reductions(_Top):
         for piece in sorted(needed, key=self.position.__getitem__):
             inner.ops.append(copy_op(piece, values))
         finals: list[Callable[[], tuple[Value, Value]]] = []
+        stores: list[Callable[[], None]] = []  # after all reductions, which one walk then computes
         parts = f"{axis}_pieces_{len(out)}"
         for op in group:
-            finals.append(self._partial(op, [values.get(v, v) for v in op.operands], number, inner, top, parts))
+            operands = [values.get(v, v) for v in op.operands]
+            finals.append(self._partial(op, operands, number, inner, top, parts, stores))
+        for store in stores:
+            store()
         inner.op("yield", [])
         out.append(each)
         top.op("whole", [zero, count], axis=parts)
         return dict(final() for final in finals)
 
-    def _partial(self, op: Op, operands: list[Value], number: Value, inner: _Writer, top: _Writer,
-                 parts: str) -> Callable[[], tuple[Value, Value]]:
-        """Reduce one piece and keep the result; what then reduces the results, once all are there."""
+    def _partial(self, op: Op, operands: list[Value], number: Value, inner: _Writer, top: _Writer, parts: str,
+                 stores: list[Callable[[], None]]) -> Callable[[], tuple[Value, Value]]:
+        """Reduce one piece; what then reduces the results, once all are there. stores: what keeps the result of a piece
+        is added."""
         result = _tile(op.result)
         kind = op.attributes.get("kind", "sum")
         starts = [self.range_of(a)[0] for a in result.axes]
@@ -269,10 +267,13 @@ class _Reductions(_Top):
         def keep(value: Value) -> Callable[[Value | None], Value]:
             type = _tile(value)
             dtype = i32 if type.dtype is index else type.dtype
-            if dtype is not type.dtype:
-                value = inner.value("cast", [value], TileType(dtype, type.axes))
             memory = top.buffer(dtype, [top.number(CHUNKS), *extents])
-            inner.op("store", [memory, value, number, *inner.places(result.axes, starts)])
+
+            def store() -> None:
+                kept = value if dtype is type.dtype else inner.value("cast", [value], TileType(dtype, type.axes))
+                inner.op("store", [memory, kept, number, *inner.places(result.axes, starts)])
+
+            stores.append(store)
 
             def read(at: Value | None) -> Value:
                 piece = at if at is not None else top.value("index", [], TileType(index, (parts,)), axis=parts)

@@ -9,7 +9,9 @@ A walk iterates over `outer` axes and, inside, over `reduced` axes. Its roots ar
   inner    a store, or a kept value, at each point of outer and reduced
   after    a store, or a kept value, at each point of `outer`, once the reductions there are complete
 What holds: every value that a walk reads and that is not pure is a root of an earlier walk, or of this walk at an
-earlier level.
+earlier level. A walk loads what it needs at a point before it stores there, and comes to its points in any order, so
+no point of it loads what another one stores (`_Planner.may_meet`); what is loaded before a store and used after it is
+kept.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from dataclasses import dataclass, field
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import TileType, bool_
+from ..lang.affine import Affine, fixed_when_meeting
+from .affine import affine
 from .ops import memory_of
 
 COSTLY = {"exp": 10, "exp2": 9, "log": 12, "log2": 12, "tanh": 16, "sigmoid": 14, "erf": 16, "sin": 16, "cos": 16,
@@ -65,7 +69,8 @@ class Late:
     """The last walk of a block, which may be done for one row while another, the host, works on the next row.
 
     rows, buffers: the kept values that it reads. Those of a row's axes only; those that the host writes, element by
-    element just after this walk has read what stood there.
+    element just after this walk has read what stood there. There is at least one: a host that keeps nothing computes
+    too little to hide the stores behind, and reading two rows at once costs more than that gains.
     """
 
     walk: Walk
@@ -77,9 +82,8 @@ class Late:
 def late_walk(plan: Plan, block: Block, row_axes: frozenset[str], streams: Callable[[Op], bool]) -> Late | None:
     """The last walk, if it only stores what `streams` and may follow a row behind, or None.
 
-    row_axes: the axes of the loops round the block. Of several walks that may be its host the first is taken: it is
-    the one that waits for memory. Holds: no other walk reads what it stores or changes what it reads, but for the
-    buffers that the host writes.
+    row_axes: the axes of the loops round the block. Holds: no other walk reads what it stores or changes what it
+    reads, but for the buffers that the host writes.
     """
     walks = [item for item in plan.items if isinstance(item, Walk)]
     if len(walks) < 2 or len(walks) != len(plan.items) or walks[-1].reductions:
@@ -107,7 +111,7 @@ def late_walk(plan: Plan, block: Block, row_axes: frozenset[str], streams: Calla
                 return None
             stack += [v for v in value.op.operands if isinstance(v.type, TileType)]
     hosts = [w for w in walks[:-1] if set(w.axes) == set(late.axes) and all(v in w.inner for v in buffers)]
-    if not hosts or any(set(axes_of(v)) != row_axes or v.type.dtype is bool_ for v in rows):  # type: ignore[union-attr]
+    if not buffers or not hosts or any(set(axes_of(v)) != row_axes or v.type.dtype is bool_ for v in rows):  # type: ignore[union-attr]
         return None
     return Late(late, hosts[0], rows, buffers)
 
@@ -123,25 +127,54 @@ def is_scalar_integer(value: Value) -> bool:
     return isinstance(t, TileType) and not t.axes and (t.dtype.is_integer or t.dtype.kind == "b")
 
 
+def early_scalars(block: Block) -> list[Value]:
+    """The integer scalars of a block that can be computed when it begins: that wait for no reduction, no control op and
+    no store."""
+    late: set[Value] = set()
+    stored: set[Value] = set()
+    found: list[Value] = []
+    for op in block.ops:
+        stored |= {memory_of(inner.operands[0]) for inner in op.walk() if inner.name == "store"}
+        waits = (op.blocks or op.name in LATE or any(v in late for v in op.operands)
+                 or (op.name == "load" and memory_of(op.operands[0]) in stored))
+        for result in op.results:
+            if waits:
+                late.add(result)
+            elif is_scalar_integer(result) and op.name not in ("const", "full"):
+                found.append(result)
+    return found
+
+
 KeepsOperand = Callable[[Op, Value, bool], bool]
 """Whether an operand of a contraction, not costly by itself, is kept before it; the flag: before a loop round it."""
 
 
-def plan_block(block: Block, yields_kept: frozenset[int] = frozenset(),
-               keeps_operand: KeepsOperand = lambda op, value, outside: False) -> Plan:
-    """Form the walks of a block. yields_kept: which operands of its terminator go to scratch memory."""
-    return _Planner(block, yields_kept, keeps_operand).plan()
+def plan_block(block: Block, wholes: frozenset[str], yields_kept: frozenset[int] = frozenset(),
+               keeps_operand: KeepsOperand = lambda op, value, outside: False,
+               is_bounded: Callable[[str], bool] = lambda axis: True) -> Plan:
+    """Form the walks of a block. wholes: the axes that `whole` brings; of all others the front end has proved that what
+    one element stores no other loads. yields_kept: which operands of its terminator go to scratch memory. is_bounded:
+    whether there can be memory for a value over an axis; otherwise it is computed where it is needed."""
+    return _Planner(block, wholes, yields_kept, keeps_operand, is_bounded).plan()
 
 
 class _Planner:
-    def __init__(self, block: Block, yields_kept: frozenset[int], keeps_operand: KeepsOperand) -> None:
+    def __init__(self, block: Block, wholes: frozenset[str], yields_kept: frozenset[int],
+                 keeps_operand: KeepsOperand, is_bounded: Callable[[str], bool]) -> None:
         self.block = block
+        self.is_bounded = is_bounded
+        self.wholes = wholes
         self.yields_kept = yields_kept
         self.keeps_operand = keeps_operand
         self.items: list[Walk | Op] = []
         self.kept: set[Value] = set()
         self.position = {op: i for i, op in enumerate(block.ops)}
         self.closures: dict[Value, frozenset[Value]] = {}
+        self.accesses: dict[Value, list[Op]] = {}
+        for op in block.ops:
+            if op.name in ("load", "store"):
+                self.accesses.setdefault(memory_of(op.operands[0]), []).append(op)
+        self._early: set[Value] | None = None
         self.users: dict[Value, list[Op]] = {}
         for op in block.ops:
             for inner in op.walk():
@@ -236,7 +269,7 @@ class _Planner:
             for v in inner.operands:
                 if v not in wanted and self.local(v) is not None and isinstance(v.type, TileType):
                     wanted.append(v)
-        return [v for v in wanted if not is_scalar_integer(v) and axes_of(v)
+        return [v for v in wanted if not is_scalar_integer(v) and axes_of(v) and all(map(self.is_bounded, axes_of(v)))
                 and self.local(v).name not in LATE  # type: ignore[union-attr]
                 and not self.local(v).blocks  # type: ignore[union-attr]
                 and (self.cost(v) > 0 or v in operands)]
@@ -248,7 +281,7 @@ class _Planner:
             self.kept.add(root)
         walk = self.items[-1] if self.items and isinstance(self.items[-1], Walk) else None
         needs = self.needs(root)
-        if walk is not None:
+        if walk is not None and not self._waits(root, needs, walk):
             depends = any(r.result in needs for r in walk.reductions)
             outer, every = set(walk.outer), set(walk.axes)
             if over:
@@ -274,6 +307,64 @@ class _Planner:
             walk.inner.append(root)
         self.items.append(walk)
 
+    # The order of memory.
+
+    @property
+    def early(self) -> set[Value]:
+        if self._early is None:
+            self._early = set(early_scalars(self.block))
+        return self._early
+
+    def may_meet(self, access: Op, other: Op) -> bool:
+        """Whether two accesses of one memory may touch the same element at two different points of a walk."""
+        first, second = (op.operands[1 if op.name == "load" else 2:] for op in (access, other))
+        wholes = {a for v in (*first, *second) for a in axes_of(v)} & self.wholes
+        if access.operands[0] is not other.operands[0]:
+            return True
+        if not wholes or first == second:  # a store alone meets itself nowhere: the front end asks for that
+            return False
+        fixed = fixed_when_meeting(self._forms(first), self._forms(second), lambda symbol: symbol in wholes,
+                                   lambda symbol: None)
+        return fixed is not None and not wholes <= fixed
+
+    @staticmethod
+    def _forms(indices: list[Value]) -> list[Affine]:
+        forms = []
+        for value in indices:
+            found = affine(value)
+            # What is not affine differs from all else: from another such value as from itself at another point.
+            forms.append(Affine(0, {object(): 1}) if found is None else
+                         Affine(found.constant, {**found.axes, **found.scalars}))
+        return forms
+
+    def _waits(self, root: Op | Value, needs: frozenset[Value], walk: Walk) -> bool:
+        """Whether a root may not join a walk because of what either stores and the other loads or stores."""
+        stores = [r for r in walk.roots() if isinstance(r, Op) and r.name == "store"]
+        loads = [op for op in (self.local(v) for v in needs) if op is not None and op.name == "load"] if stores else []
+        for store in stores:
+            memory = memory_of(store.operands[0])
+            if any(memory_of(load.operands[0]) is memory and (
+                    self.position[load] > self.position[store] or self.may_meet(load, store)) for load in loads):
+                return True
+        if not isinstance(root, Op) or root.name != "store":
+            return False
+        memory = memory_of(root.operands[0])
+        before = [op for op in self.accesses[memory] if self.position[op] < self.position[root]]
+        if not before:
+            return False
+        needed = frozenset().union(*[self.needs(r) for r in walk.roots()])
+        results = {r.result for r in walk.reductions}
+        first = min((self.position[s] for s in stores if memory_of(s.operands[0]) is memory), default=None)
+        for op in before:
+            if op.name == "store":
+                if op in stores and self.may_meet(op, root):
+                    return True
+            elif ((first is not None and self.position[op] > first)  # it has to be kept between the two stores
+                  or (op.result in needed and self.may_meet(op, root))
+                  or any(self.closure(v) & results for v in op.operands[1:])):
+                return True
+        return False
+
     def _indexed_by(self, root: Op | Value, needs: frozenset[Value], results: set[Value]) -> bool:
         """Whether a result is part of an index that is one for all elements: addresses are settled before a walk."""
         accesses = [root] if isinstance(root, Op) else []
@@ -291,6 +382,8 @@ class _Planner:
                 continue
             value = op.result
             if not isinstance(value.type, TileType) or not value.type.axes or value in self.kept:
+                continue
+            if not all(map(self.is_bounded, value.type.axes)):
                 continue
             readers = [w for w in self._walks() if any(value in self.needs(r) for r in w.roots())]
             if len(readers) < 2 or self.cost(value) <= KEEP_COST:
@@ -345,36 +438,72 @@ class _Planner:
                    if isinstance(v.type, TileType))
 
     def _ready(self, user: Op, walk: Walk) -> bool:
-        """Whether all that `user` reads exists when `walk` ends: nothing of a later walk."""
+        """Whether all that `user` reads exists when `walk` ends: nothing of a later walk, and nothing stored since."""
         index = next(i for i, item in enumerate(self.items) if item is walk)
         later = {r.result for item in self.items[index + 1:] if isinstance(item, Walk) for r in item.reductions}
         later |= {v for item in self.items[index + 1:] if isinstance(item, Op) for v in item.results}
-        return not any(v in later for v in self.closure(user.result))
+        needed = self.closure(user.result)
+        if any(v in later for v in needed):
+            return False
+        loads = [op for op in (self.local(v) for v in needed) if op is not None and op.name == "load"]
+        stores = [(store, self.position[item if isinstance(item, Op) else store])
+                  for item in self.items[index:] if loads for store in self._stores(item)]
+        return not any(memory_of(store.operands[0]) is memory_of(load.operands[0]) and at < self.position[load]
+                       for load in loads for store, at in stores)
+
+    @staticmethod
+    def _stores(item: Walk | Op) -> list[Op]:
+        ops = item.walk() if isinstance(item, Op) else item.roots()
+        return [op for op in ops if isinstance(op, Op) and op.name == "store"]
 
     def _keep_overwritten(self) -> None:
-        """A load that a later walk repeats after its tensor was overwritten is kept before that happens."""
-        for index, item in enumerate(self.items):
-            if not isinstance(item, Walk):
-                written = {memory_of(inner.operands[0]) for inner in item.walk() if inner.name == "store"}
-                at = self.position[item]
-            else:
-                stores = [r for r in item.roots() if isinstance(r, Op) and r.name == "store"]
-                written = {memory_of(s.operands[0]) for s in stores}
-                at = max((self.position[s] for s in stores), default=0)
-            if not written:
+        """What is loaded before its tensor is overwritten, and used after, is kept before that happens."""
+        index = 0
+        while index < len(self.items):
+            item = self.items[index]
+            stores = self._stores(item)
+            found = next((load for load in (self._loads_after(index) if stores else ())
+                          if any(self._overwrites(item, store, load, index) for store in stores)), None)
+            if found is None:
+                index += 1
                 continue
-            for later in self.items[index + 1:]:
-                values = (frozenset().union(*[self.needs(r) for r in later.roots()]) if isinstance(later, Walk) else
-                          frozenset().union(*[self.closure(v) for inner in later.walk() for v in inner.operands
-                                              if isinstance(v.type, TileType)]))
-                for value in sorted(values, key=lambda v: self.position.get(v.op, -1)):  # type: ignore[arg-type]
-                    op = self.local(value)
-                    if (op is not None and op.name == "load" and memory_of(op.operands[0]) in written and axes_of(value)
-                            and self.position[op] < at and value not in self.kept):
-                        self.kept.add(value)
-                        self.closures.clear()
-                        self.items.insert(index, Walk(axes_of(value), (), [], [value]))
-                        return self._keep_overwritten()
+            self.kept.add(found.result)
+            self.closures.clear()
+            self.items.insert(index, Walk(axes_of(found.result), (), [], [found.result]))
+
+    def _overwrites(self, item: Walk | Op, store: Op, load: Op, index: int) -> bool:
+        if memory_of(store.operands[0]) is not memory_of(load.operands[0]):
+            return False
+        if isinstance(item, Op):
+            return self.position[load] < self.position[item]
+        return self.position[load] < self.position[store] and (
+            self.may_meet(load, store) or load in self._loads_after(index + 1))
+
+    def _loads_after(self, index: int) -> list[Op]:
+        """The loads, not kept, that the items from `index` on and the terminator read; a load of this block that a loop
+        reads is loaded in it anew each time."""
+        terminator = self.block.terminator
+        stack = [v for i, v in enumerate(terminator.operands) if i not in self.yields_kept] if terminator else []
+        for item in self.items[index:]:
+            if isinstance(item, Walk):
+                stack += [v for r in item.roots() for v in ((r.op.operands if r.op is not None else [])
+                                                            if isinstance(r, Value) else r.operands)]
+                stack += [r for r in item.roots() if isinstance(r, Value)]
+            else:
+                stack += [v for inner in item.walk() for v in inner.operands]
+        seen: set[Value] = set()
+        found: list[Op] = []
+        while stack:
+            value = stack.pop()
+            op = self.local(value)
+            if op is None or value in seen or value in self.kept or value in self.early or op.blocks:
+                continue
+            seen.add(value)
+            if op.name == "load":
+                found.append(op)
+            if op.name not in LATE:
+                stack += op.operands
+        return sorted(found, key=self.position.__getitem__)
 
     def _crossing(self) -> set[str]:
         crossing: set[str] = set()

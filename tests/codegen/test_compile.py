@@ -411,6 +411,23 @@ def test_memory_dtypes(target: Target, lanes: int) -> None:
         program.check(target)
 
 
+@pytest.mark.parametrize("target", MACHINES, ids=lambda t: t.name)
+def test_rows_are_rounded_to_bf16_with_and_without_denormals(target: Target) -> None:
+    """Where there is an instruction, it serves rows without denormals only: one in any lane sends its row elsewhere."""
+    for lanes in (n for n in (4, 8, 16) if n <= target.lanes):
+        normal = np.nan_to_num(sample("f32", (lanes + 2) * lanes, lanes), posinf=np.inf, neginf=-np.inf)
+        rows = np.where(np.abs(normal) < np.finfo(np.float32).tiny, np.float32(0), normal).reshape(-1, lanes)
+        # Ties, one of which becomes normal, and what rounds to 0 and to the least denormal.
+        odd = np.array([0x00408000, 0x00418000, 0x807FC000, 0x00004000, 0x80008001], np.uint32).view(np.float32)
+        for lane in range(lanes):
+            rows[lane, lane] = odd[lane % len(odd)]
+        rows[lanes] = np.nan
+        output = np.zeros(rows.size, ml_dtypes.bfloat16)
+        program = rowwise(lanes, [rows.ravel()], output, lambda b, v: v[0], [f32], bf16)
+        code = program.check(target)
+        assert ("vcvtneps2bf16" in code.text) == (target.name == "zen4")
+
+
 @pytest.mark.parametrize(("target", "lanes"), LANES)
 def test_splats_and_lane0(target: Target, lanes: int) -> None:
     for dtype in MEMORY:
@@ -701,13 +718,14 @@ def test_dot_products(target: Target) -> None:
 @pytest.mark.parametrize("target", BOTH, ids=lambda t: t.name)
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_tasks_and_barriers(target: Target, workers: int) -> None:
-    """Tasks are shared out once each; after a barrier every worker sees what the others stored."""
+    """Tasks are shared out once each, also by a counter that a barrier has set back; after a barrier every worker sees
+    what the others stored."""
     count = 40
     program = Program(8, {"a": np.zeros(count, np.int64), "c": np.zeros((workers, count), np.int64)})
     b, v = program.builder, program.values
     total = program.constant(count)
-    for phase in range(3):
-        share = Op("tasks", [total], [], {"counter": phase}, [Block([S64])])
+    for phase in range(5):
+        share = Op("tasks", [total], [], {"counter": phase % 3}, [Block([S64])])
         b.block.ops.append(share)
         inner = Builder(share.blocks[0])
         i = share.blocks[0].arguments[0]
@@ -715,7 +733,7 @@ def test_tasks_and_barriers(target: Target, workers: int) -> None:
         inner.add("s_store", [inner.value("s_add", [inner.value("s_add", [old, old], S64), i], S64), v["a"], i],
                   dtype=i64, indexed=True, scale=8)
         inner.add("yield", [])
-        b.add("barrier", [])
+        b.add("barrier", [], **({"reset": (phase + 1) % 3} if phase >= 2 else {}))
     worker = b.value("worker", [], S64)
     mine = b.value("s_add", [v["c"], b.value("s_mul", [worker, program.constant(8 * count)], S64)], S64)
     loop = Op("loop", [program.constant(0), total], [], {"step": 1}, [Block([S64])])

@@ -272,6 +272,7 @@ LANE_FAULTS = [
     ("if %m {\n} {\n}", "type mask", "s64"),
     ("tasks %s {counter = 8} (%k: s64) {\n}", "counter = 8", "0 to 7"),
     ("tasks %s {counter = 0} (%k: s64) {\nbarrier\n}", "a barrier inside tasks", "outside"),
+    ("barrier {reset = 8}", "reset = 8", "0 to 7"),
     ("tasks %s {counter = 0} (%k: s64) {\ntasks %k {counter = 1} (%j: s64) {\n}\n}", "tasks inside", "no other"),
 ]
 

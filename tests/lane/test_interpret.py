@@ -577,6 +577,25 @@ def test_tasks_are_shared_out_and_barriers_hold() -> None:
         assert y.tolist() == [x.sum()] * workers
 
 
+def test_a_barrier_sets_a_counter_back() -> None:
+    body = """
+    %one: s64 = s_const {value = 1}
+    tasks %scalar_n {counter = 7} (%i: s64) {
+      s_store %one, %x_data, %i {dtype = :i64, scale = 8, indexed = true}
+    }
+    barrier {reset = 7}
+    tasks %scalar_n {counter = 7} (%j: s64) {
+      s_store %one, %y_data, %j {dtype = :i64, scale = 8, indexed = true}
+    }
+    """
+    for text, again in ((body, 1), (body.replace(" {reset = 7}", ""), 0)):
+        for workers in (1, 3):
+            function = program(text, 4, ("scalar.n", "x.data", "y.data"))
+            x, y = np.zeros(10, np.int64), np.zeros(10, np.int64)
+            run(function, *bind_arguments(function, {"x": x, "y": y}, {"n": 10}, workers=workers), workers)
+            assert x.tolist() == [1] * 10 and y.tolist() == [again] * 10
+
+
 def test_a_barrier_that_not_all_reach_is_an_error() -> None:
     function = program("%w: s64 = worker\nif %w {\nbarrier\n} {\n}", 4)
     with pytest.raises(LaneError, match="expected all to arrive"):

@@ -99,7 +99,27 @@ def halved(q):
     return q >> 1
 
 
-OPERATIONS = {one.__name__: one for one in (plain, low, high, inverted, turned, shifted, both)}
+def six_bits(q):
+    return q & 15 | (q >> 6 & 3) << 4
+
+
+def moved_up(q):
+    return (q & 7) << 3 | (q << 5 & 192)
+
+
+def moved_down(q):
+    return (q & 240) >> 4 ^ q >> 3 & 17
+
+
+OPERATIONS = {one.__name__: one for one in (
+    plain, low, high, inverted, turned, shifted, both, six_bits, moved_up, moved_down)}
+
+
+@pytest.mark.parametrize(("name", "ands"), [("low", 1), ("high", 1), ("six_bits", 2), ("moved_up", 2)])
+def test_bits_are_cut_off_once_and_where_there_are_any(name: str, ands: int) -> None:
+    function = reduce_loops(make_blocks(OPERATIONS[name], u8, words=1).tile_ir())
+    arguments = arguments_of(u8, 1, 1, 1, words=1)
+    assert len(ops_in(run_lane(function, arguments, facts=MACHINES[16]), "and")) == ands
 
 
 @pytest.mark.parametrize("lanes", [4, 8, 16])

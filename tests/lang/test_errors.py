@@ -746,6 +746,16 @@ def unbound_dimension():
     return k
 
 
+@case("unbound-dim", "leave K out")
+def specialised_for_a_dimension_that_it_lacks():
+    @kernel(specialise="N K")  # here
+    def k(a: Tensor[f32, M, N], out: Tensor[f32, M, N]):
+        for m, n in tiles(M, N):
+            out[m, n] = a[m, n]
+
+    return k
+
+
 @case("axis-extent", "walk N")
 def axis_of_another_dimension():
     @kernel
@@ -1486,6 +1496,51 @@ def assertion_that_certainly_fails():
     return k
 
 
+@case("unsupported-statement", "name each value")
+def starred_name():
+    @kernel
+    def k(a: Tensor[f32, M], out: Tensor[f32, M]):
+        first, *_ = (1.0, 2.0, 3.0)  # here
+        for m in tiles(M):
+            out[m] = a[m] * first
+
+    return k
+
+
+@case("unsupported-expression", "outside the kernel")
+def string_with_values():
+    @kernel
+    def k(a: Tensor[f32, M], out: Tensor[f32, M]):
+        name = f"a{M}"  # noqa: F841  # here
+        for m in tiles(M):
+            out[m] = a[m]
+
+    return k
+
+
+@case("not-a-function", "write def")
+def kernel_of_a_class():
+    @kernel  # here
+    class K:
+        pass
+
+    return K
+
+
+@case("not-a-function", "write def")
+def kernel_of_a_builtin():
+    return kernel(len)  # here
+
+
+@case("not-a-function", "write def")
+def kernel_that_waits():
+    @kernel  # here
+    async def k(a: Tensor[f32, M], out: Tensor[f32, M]):
+        pass
+
+    return k
+
+
 @pytest.mark.parametrize(("kind", "mend", "make"), CASES, ids=[make.__name__ for _, _, make in CASES])
 def test_error(kind: str, mend: str, make: Callable[[], Any]) -> None:
     with pytest.raises(KernelError) as caught:
@@ -1501,7 +1556,7 @@ def test_error(kind: str, mend: str, make: Callable[[], Any]) -> None:
         assert "called from" in str(error)
     assert error.line in blamed, str(error)
     assert mend in error.mend, str(error)
-    assert error.found or error.expected
+    assert error.found and error.expected and error.mend
     text = str(error)
     shown = [line for line in text.splitlines() if line.strip().startswith(f"{error.line} |")]
     assert len(shown) == 1
@@ -1547,7 +1602,7 @@ def test_unknown_kind_is_refused():
     from sapper.ir.nodes import Location
 
     with pytest.raises(ValueError, match="unknown kind"):
-        KernelError("no-such-kind", "x", Location("f", 1))
+        KernelError("no-such-kind", "x", Location("f", 1), "", "", "")
 
 
 def test_call_error_is_a_type_and_a_value_error():

@@ -377,9 +377,9 @@ def test_fp8_weights_are_those_of_the_wide_matrices(tmp_path: Path) -> None:
 
 
 def test_fp8_stays_fp8(tmp_path: Path) -> None:
-    """With "file" the matrices are used as they are: the same logits but for the order of sums. `kv_b_proj` and
+    """With "file-f32" the matrices are used as they are: the same logits but for the order of sums. `kv_b_proj` and
     those whose rows make no panels of 16 are widened to bf16, so they are in the other model too. Chunks and single
-    tokens agree."""
+    tokens agree. With "file" the activations of a chunk are rounded to bf16, so that a choice of experts may turn."""
     path, plain = tmp_path / "fp8", tmp_path / "plain"
     for one in (path, plain):
         shutil.copytree(DATA / "deepseek_v3", one)
@@ -390,7 +390,7 @@ def test_fp8_stays_fp8(tmp_path: Path) -> None:
     for file in plain.glob("*.safetensors"):
         save_safetensors(file, {name: rounded.get(name, value) for name, value in load_file(file).items()})
     (path / "config.json").write_text(json.dumps(config_of("deepseek_v3", quantization_config=QUANTISED)))
-    models = [load_model(path, "file"), load_model(plain, "f32")]
+    models = [load_model(path, "file-f32"), load_model(plain, "f32"), load_model(path, "file")]
     weights = models[0].weights
     assert isinstance(weights.layers[0].attention.output, ScaledMatrix)
     assert isinstance(weights.layers[-1].feed_forward.down, ScaledExperts)
@@ -403,9 +403,11 @@ def test_fp8_stays_fp8(tmp_path: Path) -> None:
         for token in tokens:
             one_by_one.feed([token])
         found.append((session.logits.copy(), one_by_one.logits.copy()))
-    (chunk, step), (wanted, _) = found
+    (chunk, step), (wanted, _), (rounded_chunk, rounded_step) = found
     for logits in (chunk, step):  # sums of 80 products at most, in three layers
         np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+    np.testing.assert_allclose(rounded_step, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+    assert np.corrcoef(rounded_chunk, wanted)[0, 1] > 0.999 and (rounded_chunk != chunk).any()
 
 
 def test_other_quantisations_and_wrong_scales_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from sapper.models.k_matrix import KMatrix, RawK
 from sapper.models.linear import Workspace
 from sapper.models.weights import Loader, Use
 from sapper.runtime.buffers import Arena
+from sapper.runtime.program import Program, Rows, Variable
 
 SIZES = {"Q4_K": 144, "Q6_K": 210}
 PLACES_OF_D = {"Q4_K": (0, 2), "Q6_K": (208,)}
@@ -33,11 +34,11 @@ def dequantised(raw: np.ndarray, kind: str) -> np.ndarray:
     return gguf.quants.dequantize(raw.reshape(len(raw), -1), gguf.GGMLQuantizationType[kind])
 
 
-def made(kind: str, seed: int = 0) -> tuple[KMatrix, np.ndarray]:
+def made(kind: str, seed: int = 0, exact: bool = True) -> tuple[KMatrix, np.ndarray]:
     raw = random_bytes(kind, seed=seed)
     found = RawK.parse(memoryview(raw.tobytes()), (ROWS, COLUMNS), kind)
     assert found is not None
-    return RawK.together([found], Arena()), dequantised(raw, kind)
+    return RawK.together([found], Arena(), exact), dequantised(raw, kind)
 
 
 def run(steps: Any) -> None:
@@ -58,25 +59,46 @@ def test_widened_bit_for_bit(kind: str) -> None:
     np.testing.assert_array_equal(rows, wanted[tokens])
 
 
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("kind", SIZES)
-def test_applied(kind: str) -> None:
-    (matrix, w), (up, other) = made(kind), made(kind, 1)
+def test_applied(kind: str, exact: bool) -> None:
+    (matrix, w), (up, other) = made(kind, exact=exact), made(kind, 1, exact)
     random, work = np.random.default_rng(2), Workspace(COLUMNS)
     x, gain = (random.standard_normal(COLUMNS).astype(np.float32) for _ in range(2))
     residual, y = random.standard_normal(ROWS).astype(np.float32), np.empty(ROWS, np.float32)
     wide = x.astype(np.float64)
     normed = wide / np.sqrt(np.square(wide).mean() + 1e-5) * gain
 
-    def near(wanted: np.ndarray) -> None:  # sums of 512 products that partly cancel
-        np.testing.assert_allclose(y, wanted, rtol=0, atol=2e-5 * np.abs(w).max() * COLUMNS**0.5)
+    def near(wanted: np.ndarray, vector: np.ndarray, times: float = 1.0) -> None:
+        """Sums of 512 products that partly cancel; quantised activations are off by max|x| / 254 at most each. times:
+        what such a sum is multiplied with."""
+        off = 0.0 if exact else np.abs(vector).max() / 254 * COLUMNS**0.5 * 3
+        np.testing.assert_allclose(y, wanted, rtol=0, atol=times * np.abs(w).max() * (2e-5 * COLUMNS**0.5 + off))
 
     run(matrix.apply_residual(x, residual, y, work))
-    near(residual + w @ wide)
+    near(residual + w @ wide, wide)
     run(matrix.apply_norm(x, gain, 1e-5, y, work))
-    near(w @ normed)
+    near(w @ normed, normed)
     run(matrix.apply_norm_swiglu(up, x, gain, 1e-5, y, work))
     gate = w @ normed
-    near(gate / (1 + np.exp(-gate)) * (other @ normed))
+    near(gate / (1 + np.exp(-gate)) * (other @ normed), normed, 1.0 if exact else 2 * np.abs(other @ normed).max())
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("kind", SIZES)
+def test_applied_to_rows(kind: str, exact: bool) -> None:
+    """As many as are given; several rows give what each gives."""
+    (matrix, _), work = made(kind, exact=exact), Workspace(COLUMNS)
+    rows = np.random.default_rng(3).standard_normal((9, COLUMNS)).astype(np.float32)
+    residual = np.random.default_rng(4).standard_normal((9, ROWS)).astype(np.float32)
+    found, one = np.full((9, ROWS), np.nan, np.float32), np.empty(ROWS, np.float32)
+    count = Variable("m", 9)
+    operands = [Rows(residual, count), Rows(found, count)]
+    Program(matrix.apply_rows("matmul_nt_residual", Rows(rows, count), [], operands, work))(m=7)
+    assert np.isnan(found[7:]).all()
+    for m in range(7):
+        run(matrix.apply_residual(rows[m], residual[m], one, work))
+        np.testing.assert_allclose(found[m], one, rtol=0, atol=1e-5 * np.abs(one).max())  # another order of sums
 
 
 def test_the_loader_keeps_them() -> None:

@@ -100,6 +100,7 @@ class FakeKernel:
         self.parameters = parameters
         self.options = options
         self.defaults: dict[str, Any] = {}
+        self.specialise: frozenset[str] = frozenset()
         self.launcher: Callable[..., Any] = launch_module.make_launcher(self)
 
     def source_digest(self) -> str:

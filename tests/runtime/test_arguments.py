@@ -195,7 +195,18 @@ def test_capsule_outlives_the_tensor() -> None:
 
 @pytest.mark.parametrize("value", [None, 3, 2.5, [[1.0]], "text", np.float32(3), b"abcd", object()])
 def test_wrong_type(value: object) -> None:
-    refused("type", lambda: view_tensor(value, "k", MATRIX))
+    error = refused("type", lambda: view_tensor(value, "k", MATRIX))
+    assert ("numpy.asarray(x, numpy.float32)" if isinstance(value, (int, float, list)) else "NumPy array") in error.mend
+
+
+def test_a_device_that_cannot_be_named() -> None:
+    class Elsewhere:
+        def __dlpack__(self) -> None: ...
+
+        def __dlpack_device__(self) -> None:
+            raise ValueError("Unknown device type meta")
+
+    assert "device type meta" in refused("device", lambda: view_tensor(Elsewhere(), "k", MATRIX)).found
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int32", "complex64", "U3", "datetime64[s]", [("a", "f4")], "object"])
@@ -224,7 +235,8 @@ def test_counts_ranks_and_extents() -> None:
     kernel = signature(Parameter("a", f32, ("M", "K")), Parameter("b", f32, ("K", 4)), Parameter("s", f32, None))
     a, b = np.zeros((2, 3), np.float32), np.zeros((3, 4), np.float32)
     assert kernel.bind((a, b, 1.0)).dims == {"M": 2, "K": 3}
-    assert "a, b, s" in refused("count", lambda: kernel.bind((a, b))).expected
+    error = refused("count", lambda: kernel.bind((a, b)))
+    assert "a, b, s" in error.expected and "none for s" in error.found
     refused("rank", lambda: kernel.bind((a[0], b, 1.0)))
     error = refused("shape", lambda: kernel.bind((a, b[:2], 1.0)))
     assert "K = 2" in error.found and "as in `a`" in error.expected
@@ -312,7 +324,8 @@ def test_scalar_of_a_wrong_kind(dtype: Any, value: Any) -> None:
     ("dtype", "value"), [(i32, 2**31), (i32, -(2**31) - 1), (u8, -1), (u8, 256), (i8, 128), (i64, 2**63), (f32, 1e39)]
 )
 def test_scalar_out_of_range(dtype: Any, value: Any) -> None:
-    refused("range", lambda: scalar(dtype, value))
+    error = refused("range", lambda: scalar(dtype, value))
+    assert "nearer to 0" in error.mend and ("declare" in error.mend) == (dtype is not i64)
 
 
 # ---- geometry

@@ -160,8 +160,10 @@ def test_keywords_and_defaults(add_f32: FakeKernel) -> None:
     assert out.tolist() == [4.0] * 4
     add_f32(a, x=5.0, out=out)
     assert out.tolist() == [6.0] * 4
-    with pytest.raises(ArgumentError, match="2 arguments"):
+    with pytest.raises(ArgumentError, match="2 arguments, and none for out"):
         add_f32(a)
+    with pytest.raises(ArgumentError, match="by position and by name"):
+        add_f32(a, 1.0, out, x=2.0)
     with pytest.raises(ArgumentError, match="thread_count"):
         add_f32(a, 1.0, out, thread_count=3)
 
@@ -234,6 +236,30 @@ def test_one_compilation_for_each_specialisation(add_f32: FakeKernel, compiler: 
     assert [call["static_dims"] for call in compiler.calls[3:]] == [{"M": 8}, {"M": 12}]
     with pytest.raises(ArgumentError, match="Q"):
         add_f32(floats(8), 1.0, floats(8), static="Q")
+
+
+def test_a_specialised_kernel_has_code_for_a_few_extents_and_then_for_any(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SPECIALISED_FORMS", 2)
+    compiler.results["k"] = CompiledKernel("k", RECORD, ("out.data",), stored=("out",))
+    kernel = FakeKernel("k", [("a", tensor(f32, "T", "D")), ("out", tensor(i64, "N"))])
+    kernel.specialise = frozenset({"D"})
+
+    def called(t: int, d: int, **options: Any) -> list[Any]:
+        before = len(compiler.calls)
+        kernel(floats(t * d).reshape(t, d), np.zeros(5, np.int64), **options)
+        return [(call["static_dims"], "D" in call["dim_classes"]) for call in compiler.calls[before:]]
+
+    assert called(3, 64) == [({"D": 64}, False)]
+    assert called(5, 64) == []                          # T has a class as ever
+    assert called(3, 64, static="T") == [({"T": 3, "D": 64}, False)]
+    assert called(3, 128) == [({"D": 128}, False)]
+    assert called(3, 96) == [({}, True)]
+    assert called(4, 112) == []                         # the same class
+    assert called(200, 64) == [({"D": 64}, False)] and called(200, 96) == [({}, True)]
+    bound = prepare(kernel, floats(6).reshape(2, 3), np.zeros(5, np.int64))
+    assert compiler.calls[-1]["static_dims"] == {} and bound.entry.compiled.name == "k"
 
 
 def test_disk_cache_serves_the_next_process(compiler: Compiler, add_f32: FakeKernel) -> None:

@@ -139,6 +139,22 @@ def test_the_number_of_rows_is_a_runtime_value(threads: int, interpret: bool) ->
         assert np.array_equal(z[:value], expected) and (z[value:] == 7.0).all()
 
 
+@sp.kernel(specialise="M N")
+def doubled(x: Tensor[f32, M, N], out: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        out[m, n] = x[m, n] * 2.0
+
+
+def test_rows_are_not_compiled_in_where_a_kernel_is_specialised() -> None:
+    x, z = np.ones((7, 5), np.float32), np.zeros((7, 5), np.float32)
+    count = Variable("count", 7)
+    program = Program([(doubled, (Rows(x, count), Rows(z, count)))])
+    (launch,) = program._launches
+    assert launch.specialisation.static_dims == (("N", 5),)
+    program(count=3)
+    assert (z[:3] == 2.0).all() and (z[3:] == 0.0).all()
+
+
 def test_rows_that_do_not_fit() -> None:
     x, table = np.zeros((4, 3), np.float32), np.zeros((9, 3), np.float32)
     y = np.zeros_like(x)

@@ -1,9 +1,10 @@
 """Random kernels over the whole language, as source text.
 
 Every kernel is a nest of loops over dimensions (each, tiles, whole), in it loads, arithmetic, reductions, carried
-loops and branches, at its end stores to outputs that nothing else touches. Expressions are typed while they are
-drawn, so a kernel is refused by the front end only where that is a bug, and arithmetic that the language leaves
-undefined (division by zero, shifts too far, floats beyond an integer's range) is kept out.
+loops and branches, at its end stores to outputs, which may be loaded and stored again, there or in nests that follow.
+Expressions are typed while they are drawn, so a kernel is refused by the front end only where that is a bug, and
+arithmetic that the language leaves undefined (division by zero, shifts too far, floats beyond an integer's range) is
+kept out.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class _Writer:
         self.positive: set[str] = set()
         self.features: set[str] = set()
         self.values: list[_Value] = []
+        self.stored: list[tuple[str, DType, list[str]]] = []
+        self.outside: list[_Value] = []
         self.loops: dict[str, tuple[str, str]] = {}
         self.dims: list[str] = []
         self.counter = 0
@@ -216,7 +219,7 @@ class _Writer:
         """A dimension that is a dimension times a factor."""
         self.features.add("view")
         factor = self.one_of([2, 3, 16])
-        derived = f"{dim}x{factor}p0"
+        derived = f"{dim}x{factor}"
         self.derived[derived] = (derived, dim, factor, 0)
         return derived, factor
 
@@ -254,6 +257,8 @@ class _Writer:
             indices[-1] += f", {self.draw(st.integers(0, factor - 1))}"
         target = f"{name}{self.viewed(extents, split)}[{', '.join(indices) if indices else '0'}]"
         self.tensors.append(TensorSpec(name, dtype, tuple(extents) if extents else (1,), "output"))
+        if order and extents == order and dtype.compute and dtype.kind != "b":
+            self.stored.append((name, dtype, order))
         if again:
             self.features.add("read-and-write")
             self.line(f"{target} += {text}")
@@ -370,10 +375,15 @@ class _Writer:
 
     # Statements.
 
+    def assignable(self) -> list[_Value]:
+        """Those that may be assigned anew. A loop of tiles would carry one from before it, and mean something else for
+        every tile size."""
+        return [v for v in self.values if v.text.startswith("v") and v not in self.outside]
+
     def assignments(self, count: int, within: tuple[str, ...]) -> None:
         for _ in range(count):
             dtype = self.dtype()
-            own = [v for v in self.values if v.text.startswith("v")]
+            own = self.assignable()
             if own and self.chance(25):
                 value = self.one_of(own)
                 self.features.add("augmented")
@@ -424,7 +434,7 @@ class _Writer:
 
     def branch(self, within: tuple[str, ...]) -> None:
         """An if on scalars that changes values."""
-        own = [v for v in self.values if v.text.startswith("v")]
+        own = self.assignable()
         if not own:
             return
         self.features.add("if")
@@ -531,6 +541,39 @@ class _Writer:
         self.depth -= 1
         self.values.append(value)
 
+    def rewrites(self) -> None:
+        """Outputs loaded and stored again at the same element, or, along axes of `whole`, at any."""
+        self.features.add("rewritten")
+        for _ in range(self.draw(st.integers(1, 4))):
+            name, dtype, order = self.one_of(self.stored)
+            axes = tuple(self.loops[dim][0] for dim in order if self.loops[dim][1] != "each")
+            indices = [f"{dim} - 1 - {self.loops[dim][0]}" if self.loops[dim][1] == "whole" and self.chance(30) else
+                       self.loops[dim][0] for dim in order]
+            target = f"{name}[{', '.join(indices)}]"
+            if self.chance(50):
+                self.name(target, dtype, axes)
+            else:
+                text, _ = self.expression(dtype, axes, self.draw(st.integers(0, 1)))
+                self.line(f"{target} {self.one_of(['=', '=', '+='])} {text}")
+
+    def another_nest(self) -> None:
+        """Loops after the others, over what these stored."""
+        self.features.add("nests")
+        name, dtype, order = self.one_of(self.stored)
+        self.depth = 1
+        self.loops.clear()
+        self.values.clear()
+        for dim in order:
+            self.open_loop([dim], self.one_of(["each", "tiles"]))
+        indices = ", ".join(self.loops[dim][0] for dim in order)
+        self.name(f"{name}[{indices}]", dtype, self.axes())
+        self.assignments(self.draw(st.integers(0, 2)), self.axes())
+        text, spanned = self.expression(dtype, self.axes(), 2)
+        if self.chance(40):
+            self.line(f"{name}[{indices}] = {text}")
+        else:
+            self.store(text, dtype, spanned)
+
     def before_the_nest(self) -> None:
         """Values made at the top of the kernel, which its loops use."""
         self.features.add("parts")
@@ -556,6 +599,7 @@ class _Writer:
         nest.sort(key=lambda entry: kinds.index(entry[1]))
         if self.chance(20):
             self.before_the_nest()
+        self.outside = list(self.values)
         for kind in kinds:
             dims = [dim for dim, own in nest if own == kind]
             if not dims:
@@ -592,6 +636,10 @@ class _Writer:
             dtype = self.dtype()
             text, spanned = self.expression(dtype, axes, 2)
             self.store(text, dtype, spanned, position == 0 and self.chance(20))
+        if self.stored and self.chance(25):
+            self.rewrites()
+        for _ in range(self.draw(st.integers(1, 3)) if self.stored and self.chance(15) else 0):
+            self.another_nest()
         return self.finish()
 
     def finish(self) -> KernelCase:

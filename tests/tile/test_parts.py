@@ -11,6 +11,7 @@ import sapper as sp
 from sapper import (
     Tensor,
     argmax,
+    argmin,
     bf16,
     each,
     emulate,
@@ -117,7 +118,18 @@ def span_by_row(x: Tensor[f32, N], stop: Tensor[i32, 1], out: Tensor[f32, N]):
         out[m] = x[m] * total
 
 
-KERNELS = [softmax_of_all, centred, online, overwritten, places, span_by_row]
+@kernel
+def of_a_function(x: Tensor[f32, N], low: Tensor[i32, 1], out: Tensor[f32, N]):
+    """Several reductions of what costs much: a piece computes it once for all."""
+    n = whole(N)
+    e = exp(x[n] * x[n])
+    low[0] = argmin(e, over=n).to(i32)
+    high, total = max(e, over=n), sum(e, over=n)
+    for m in tiles(N):
+        out[m] = x[m] * high - total
+
+
+KERNELS = [softmax_of_all, centred, online, overwritten, places, span_by_row, of_a_function]
 
 
 def arguments_of(k: Kernel, n: int, seed: int) -> dict[str, Any]:
@@ -174,7 +186,7 @@ def at_the_highest(x: Tensor[f32, N], y: Tensor[f32, N], out: Tensor[f32, 1]):
 
 @kernel
 def many_sums(x: Tensor[f32, N], out: Tensor[f32, N]):
-    """Each sum needs the one before: more long reductions than there are task counters."""
+    """Each sum needs the one before: more parallel loops than there are task counters."""
     n = whole(N)
     total = sum(x[n], over=n)
     for _ in (1, 2, 3, 4, 5, 6, 7, 8, 9):
@@ -183,13 +195,36 @@ def many_sums(x: Tensor[f32, N], out: Tensor[f32, N]):
         out[m] = x[m] + total
 
 
-def test_no_more_reductions_are_shared_than_there_are_counters() -> None:
-    given = {"x": np.float32([1, 5, 2]), "out": np.zeros(3, np.float32)}
-    expected = expect(many_sums.tile_ir(), given)
-    function = reduce_loops(many_sums.tile_ir())
-    made = run_lane(function, given, specialization=specialize(function, given, {"N": 16384}))
-    assert made.attributes["counters"] == 8
-    assert_expected(given, expected, "many_sums")
+@kernel
+def many_loops(x: Tensor[i32, N], out: Tensor[i32, N]):
+    """Each loop reads what the one before wrote, turned round."""
+    for _ in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10):
+        for m in tiles(N):
+            out[m] = x[N - 1 - m] * 3 + 1
+        for m in tiles(N):
+            x[m] = out[m] * 5 - m.to(i32)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("k, loops", [(many_sums, 11), (many_loops, 20)], ids=["sums", "loops"])
+def test_more_parallel_loops_than_counters(k: Kernel, loops: int, workers: int) -> None:
+    given: dict[str, Any] = {name: np.arange(3).astype(numpy_dtype(type.dtype)) for name, type in k.parameters}
+    expected = expect(k.tile_ir(), given)
+    function = reduce_loops(k.tile_ir())
+    made = run_lane(function, given, workers=workers, specialization=specialize(function, given, {"N": 16384}))
+    tasks = [op.attributes["counter"] for op in made.walk() if op.name == "tasks"]
+    assert made.attributes["counters"] == 8 and tasks == [n % 8 for n in range(loops)]
+    assert_expected(given, expected, k.name)
+
+
+def test_more_parallel_loops_than_counters_on_several_workers() -> None:
+    rng = np.random.default_rng(1)
+    for threads in (1, 2, 2):
+        x = rng.integers(-1000, 1000, 70000, np.int32)
+        out, expected, other = np.zeros_like(x), x.copy(), np.zeros_like(x)
+        many_loops(expected, other, interpret=True)
+        many_loops(x, out, threads=threads)
+        assert (x == expected).all() and (out == other).all()
 
 
 def test_an_address_waits_for_the_reduction_that_it_comes_from() -> None:

@@ -109,6 +109,23 @@ def test_denormal_bf16_may_count_as_zero_in_products():
     out = expect(multiplied.tile_ir(), {"a": a, "b": b, "out": np.zeros(2, np.float32)})["out"]
     assert out.values[0] == 1.125 and out.mismatch(np.array([1.0, out.values[1]], np.float32)) is None
     assert out.mismatch(np.array([1.125, out.values[1] * 0.99], np.float32)) is not None
+    a, b = np.array([[2.0**-130, 0, 1], [1, 1, 1]], ml_dtypes.bfloat16), np.array([np.inf, 1, 2], ml_dtypes.bfloat16)
+    out = expect(multiplied.tile_ir(), {"a": a, "b": b, "out": np.zeros(2, np.float32)})["out"]
+    assert np.isinf(out.values).all() and out.mismatch(np.array([np.nan, np.inf], np.float32)) is None
+    assert out.mismatch(np.array([np.inf, np.nan], np.float32)) is not None
+
+
+def test_infinities_of_both_signs_are_nan_whatever_overflows():
+    @kernel
+    def summed(a: Tensor[f32, M, N], out: Tensor[f32, M]):
+        for m in tiles(M):
+            n = whole(N)
+            out[m] = sum(a[m, n], over=n)
+
+    a = np.array([[3e38, 3e38, np.inf, -np.inf], [3e38, 3e38, -3e38, np.inf]], np.float32)
+    out = expect(summed.tile_ir(), {"a": a, "out": np.zeros(2, np.float32)}, runs=12)["out"]
+    assert out.bound[0] == 0 and np.isnan(out.values[0])
+    assert np.isinf(out.bound[1])
 
 
 def test_nan_takes_no_part_in_a_maximum():

@@ -49,7 +49,7 @@ class Session(BaseSession):
         self._keys = [empty(extents, DTYPES[cache_dtype]) for _ in range(config.layers)]
         self._values = [empty(extents, DTYPES[cache_dtype]) for _ in range(config.layers)]
         self._scale = config.head_features**-0.5
-        self._attention = getattr(attention, f"attention_{cache_dtype}")
+        self._attention = attention.attention_rounded_f32 if cache_dtype == "bf16" else attention.attention_f32
         self._attention_decode = getattr(attention, f"attention_decode_{cache_dtype}")
         self._rotate_and_cache = getattr(rope, f"rotate_and_cache_{cache_dtype}")
         rows, kind = self.chunk, np.dtype(np.float32)  # Memory that is not used is never there.

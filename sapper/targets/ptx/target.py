@@ -44,12 +44,16 @@ class Target:
     float8_rows: int = 1
     matrix_group: MatrixGroup | None = None
     family: str = "ptx"
-    features: frozenset[str] = frozenset()
-    """None: what a level has is said by each row."""
     assembler_allocates: bool = True
     """ptxas gives registers, frame and encoding: the compiler stops at text."""
     lanes_are_threads: bool = True
     """Lanes see each other's stores only after they met."""
+
+    @property
+    def features(self) -> frozenset[str]:
+        """This level and those whose instructions it has; what a level has is said by each row."""
+        return frozenset({self.name, *(name for name in TARGETS if name[-1] != "a"
+                                       and number_of(name) <= number_of(self.name))})
 
     @property
     def lanes(self) -> int:

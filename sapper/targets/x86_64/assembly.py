@@ -20,6 +20,7 @@ from .registers import GPR_NAMES, MASK_NAMES, RSP, VEC_NAMES
 from .target import V3_FEATURES
 
 FAMILY = "x86_64"
+ASSEMBLER_ALLOCATES = False
 
 REGISTERS: dict[str, tuple[str, int, int]] = {
     **{name: ("gpr", number, bits) for bits, names in GPR_NAMES.items() for number, name in enumerate(names)},
@@ -205,6 +206,9 @@ def flags_defined(row: Row) -> str:
         return ""
     return "".join(written)
 
+
+READS_AT_LEAST = {"syscall": (("gpr", abi.RESULT),)}
+"""Row name -> registers that it reads in any case: how many arguments a system call has depends on its number."""
 
 # --- For addresses (sapper/assembly/footprint.py) -----------------------------------------------------------------
 

@@ -74,6 +74,7 @@ _FIGURES = """
 1 88 : pause
 2 0.5 : vminss vminsd vmaxss vmaxsd vcmpps vcmppd
 1,1,2 0.33,0.33,1 : vmovddup
+2 0.5,0.5,1 : vrangeps vrangepd
 2 0.5,0.5,1 : vminps vminpd vmaxps vmaxpd vpermilps vpermilpd vpaddsb vpaddsw vpaddusb vpaddusw vpminsq vpminuq vpmaxsq
 2 0.5,0.5,1 : vpmaxuq vpabsb vpabsw vpabsd vpabsq vprold vprolvd vprord vprorvd vprolq vprolvq vprorq vprorvq vpsllw
 2 0.5,0.5,1 : vpslld vpsllq vpsrlw vpsrld vpsrlq vpsraw vpsrad vpsraq vpslldq vpsrldq vpacksswb vpackuswb vpackssdw
@@ -108,6 +109,7 @@ _FIGURES = """
 2,4,5 0.5,0.5,1 : valignd
 3,4,5 0.5,0.5,1 : vpermt2ps vpermi2ps vpermt2pd vpermi2pd vpermt2d vpermi2d vpermt2q vpermi2q vpermt2w vpermi2w
 3,4,5 0.5,0.5,1 : vpermt2b vpermi2b
+4,4,5 0.5,0.5,1 : vfpclassps vfpclasspd
 4,4,5 0.5,0.5,1 : vcmpps.k vcmppd.k vpcmpeqb.k vpcmpgtb.k vpcmpb vpcmpub vptestmb vptestnmb vpcmpeqw.k vpcmpgtw.k
 4,4,5 0.5,0.5,1 : vpcmpw vpcmpuw vptestmw vptestnmw vpcmpeqd.k vpcmpgtd.k vpcmpd vpcmpud vptestmd vptestnmd vpcmpeqq.k
 4,4,5 0.5,0.5,1 : vpcmpgtq.k vpcmpq vpcmpuq vptestmq vptestnmq vpermps vpermd vpermpd vpermq vpmovb2m vpmovw2m vpmovd2m
@@ -178,11 +180,11 @@ _MULTIPLY = ("fp0", "fp1", "fp3", "fp2")
 _ADD = ("fp2", "fp3", "fp1", "fp0")
 _SHUFFLE = ("fp1", "fp2", "fp0", "fp3")
 _GENERAL = ("alu0", "alu1", "alu2", "alu3")
-_ADDERS = ("vaddp", "vadds", "vsubp", "vsubs", "vcvt", "vround", "vrndscale", "vget", "vmin", "vmax", "vpsll", "vpsrl",
-           "vpsra")
+_ADDERS = ("vaddp", "vadds", "vsubp", "vsubs", "vcvt", "vround", "vrndscale", "vget", "vmin", "vmax", "vrange",
+           "vpsll", "vpsrl", "vpsra")
 _TWICE_ADDERS = ("vscalef", "vreduce")
 """Two operations of the adders each."""
-_MULTIPLIERS = ("vmul", "vfm", "vfn", "vpmul", "vpmadd", "vpdp", "vdp", "vcmp", "vpsadbw", "vrcp", "vrsqrt")
+_MULTIPLIERS = ("vmul", "vfm", "vfn", "vpmul", "vpmadd", "vpdp", "vdp", "vcmp", "vfpclass", "vpsadbw", "vrcp", "vrsqrt")
 
 
 def _ports(row: Row, throughput: float) -> tuple[str, ...]:

@@ -374,6 +374,10 @@ def _float_rest() -> None:
         wide(f"vrndscale{suffix}", f"w:v {b} r:i8", f"avx512f RMI EVEX.L.66.0F3A.{w} {8 + step:02X} /r ib",
              m.round_scale, dtype)
         wide(f"vreduce{suffix}", f"w:v {b} r:i8", f"avx512dq RMI EVEX.L.66.0F3A.{w} 56 /r ib", m.reduce, dtype)
+        wide(f"vrange{suffix}", f"w:v r:v {b} r:i8", f"avx512dq RVMI EVEX.L.66.0F3A.{w} 50 /r ib", m.select_range,
+             dtype)
+        wide(f"vfpclass{suffix}", f"w:k {b} r:i8", f"avx512dq RMI EVEX.L.66.0F3A.{w} 66 /r ib", m.classify, dtype,
+             masking="k")
         wide(f"vgetmant{suffix}", f"w:v {b} r:i8", f"avx512f RMI EVEX.L.66.0F3A.{w} 26 /r ib", m.get_mantissa, dtype)
         wide(f"vgetexp{suffix}", f"w:v {b}", f"avx512f RM EVEX.L.66.0F38.{w} 42 /r", m.get_exponent, dtype)
         wide(f"vscalef{suffix}", f"w:v r:v {b}", f"avx512f RVM EVEX.L.66.0F38.{w} 2C /r", m.scale_exponent, dtype)

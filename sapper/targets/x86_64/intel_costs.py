@@ -41,8 +41,8 @@ divide : div|idiv
 add_float : v(add|sub)[ps][sd]
 multiply_float : vmul[ps][sd]
 fma : vfn?m(add|sub)\d+[ps][sd]
-minmax_float : v(min|max)[ps][sd]|vcmpp[sd]
-compare_mask : vcmpp[sd]\.k|vpcmp(eq|gt)[bwdq]\.k|vpcmpu?[bwdq]|vptestn?m[bwdq]
+minmax_float : v(min|max)[ps][sd]|vcmpp[sd]|vrangep[sd]
+compare_mask : vcmpp[sd]\.k|vfpclassp[sd]|vpcmp(eq|gt)[bwdq]\.k|vpcmpu?[bwdq]|vptestn?m[bwdq]
 divide_single : vdiv[ps]s
 divide_double : vdiv[ps]d
 root_single : vsqrt[ps]s

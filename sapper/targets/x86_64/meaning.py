@@ -719,6 +719,34 @@ def get_exponent(a: Array) -> Array:
     return nan_rule(np.where(np.isnan(a), a, exponent), a)
 
 
+def select_range(a: Array, b: Array, imm: int) -> Array:
+    """vrangeps: the lesser, the greater, or that of lesser or greater magnitude, by imm[1:0]; its sign by imm[3:2]. A
+    quiet NaN gives way to a number."""
+    name, greater, sign = a.dtype.name, imm & 1, imm >> 2 & 3
+    left, right = (np.abs(a), np.abs(b)) if imm & 2 else (a, b)
+    first = np.where(left == right, np.signbit(a) ^ bool(greater), left > right if greater else left < right)
+    number: Array = np.where(np.isnan(b) | (first & ~np.isnan(a)), a, b)
+    chosen = number.view(_BITS[name])
+    top = a.view(_BITS[name]).dtype.type(1) << (8 * a.itemsize - 1)
+    if sign != 1:
+        chosen = (chosen & ~top) | (top & (a.view(_BITS[name]) if sign == 0 else top if sign == 3 else top ^ top))
+    for source in (b, a):
+        signalling = np.isnan(source) & (source.view(_BITS[name]) & _QUIET[name] == 0)
+        chosen = np.where(signalling, source.view(_BITS[name]) | _QUIET[name], chosen)
+    return chosen.view(a.dtype)
+
+
+def classify(a: Array, imm: int) -> Array:
+    """vfpclassps: whether a number is of one of the classes whose bits imm has."""
+    negative, magnitude = np.signbit(a), np.abs(a)
+    quiet = a.view(_BITS[a.dtype.name]) & _QUIET[a.dtype.name] != 0
+    denormal = (a != 0) & (magnitude < np.finfo(a.dtype).tiny)
+    infinite, zero = np.isinf(a), a == 0
+    classes = (np.isnan(a) & quiet, zero & ~negative, zero & negative, infinite & ~negative, infinite & negative,
+               denormal, negative & ~zero & ~infinite & ~np.isnan(a), np.isnan(a) & ~quiet)
+    return np.any([found for bit, found in enumerate(classes) if imm >> bit & 1] or [np.zeros(len(a), bool)], axis=0)
+
+
 def get_mantissa(a: Array, imm: int) -> Array:
     """vgetmantps: the mantissa in the interval imm[1:0], its sign by imm[3:2]."""
     interval, sign = imm & 3, imm >> 2 & 3

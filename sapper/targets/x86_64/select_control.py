@@ -12,6 +12,9 @@ from ...lang.by_hand import CONTRACTIONS, PIECES
 from .registers import R10, RAX, RDI, RDX, RSI
 from .select_common import Rule
 
+_COUNTER_BYTES = 64
+"""From one counter of tasks in the sync block to the next."""
+
 
 def before_tasks(s: Any) -> None:
     """Nothing: the counter says which task is first."""
@@ -26,7 +29,7 @@ def next_task(s: Any, counter: int, number: Any) -> None:
     sync = s.new("gpr")
     s.emit("mov.64", sync, s.memory(s.facts.arguments, disp=16))
     s.emit("mov.32", number, 1)
-    s.emit("lock.xadd.64", s.memory(sync, disp=64 * counter), number)
+    s.emit("lock.xadd.64", s.memory(sync, disp=_COUNTER_BYTES * counter), number)
 
 
 def asm(s: Any, op: Op) -> None:
@@ -47,15 +50,17 @@ _SPINS = 2000
 
 def barrier(s: Any, op: Op) -> None:
     """The last to arrive resets the count, raises the generation and wakes the others; these watch the generation for
-    some 2000 rounds, then sleep on it (futex). Alone there is nobody to wait for."""
-    del op
+    some 2000 rounds, then sleep on it (futex). Alone there is nobody to wait for. A counter of tasks is set
+    back while nobody takes any: by the last to arrive, before it lets the others go."""
     facts = s.facts
     after, last, spin = s.new_label("barrier"), s.new_label("barrier_last"), s.new_label("barrier_spin")
     sleep = s.new_label("barrier_sleep")
+    counter = op.attributes.get("reset")
+    alone = after if counter is None else s.new_label("barrier_alone")
     sync, generation, arrived, spins = s.new("gpr"), s.new("gpr"), s.new("gpr"), s.new("gpr")
-    s.emit("cmp.64", facts.workers, 1)
-    s.branch("jle", after)
     s.emit("mov.64", sync, s.memory(facts.arguments, disp=16))
+    s.emit("cmp.64", facts.workers, 1)
+    s.branch("jle", alone)
     # The generation is read before arriving: afterwards the last one may raise it at any moment.
     s.emit("mov.32", generation, s.memory(sync, disp=_GENERATION))
     s.emit("mov.32", arrived, 1)
@@ -77,9 +82,19 @@ def barrier(s: Any, op: Op) -> None:
     s.branch("jmp", after)
     s.label(last)
     s.emit("mov.32", s.memory(sync, disp=_ARRIVED), 0)
+    if counter is not None:
+        _reset(s, sync, counter)
     s.emit("lock.add.32", s.memory(sync, disp=_GENERATION), 1)
     _futex(s, sync, _FUTEX_WAKE_PRIVATE, None)
+    if counter is not None:
+        s.branch("jmp", after)
+        s.label(alone)
+        _reset(s, sync, counter)
     s.label(after)
+
+
+def _reset(s: Any, sync: Any, counter: int) -> None:
+    s.emit("mov.64", s.memory(sync, disp=_COUNTER_BYTES * counter), 0)
 
 
 def _futex(s: Any, sync: Any, operation: int, expected: Any) -> None:

@@ -5,12 +5,13 @@ See select.py. Source: Intel SDM volume 2; the manual's operand order throughout
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
 from ...ir.nodes import Op, Value
 from .select_common import FOLDED_DTYPES, Key, OwnConstants, Rule, bits_of
-from .select_conversions import round_bfloat16, rounding_constants
+from .select_conversions import pack_bfloat16, round_bfloat16, rounding_constants, rounds_by_branch
 from .select_float8 import FLOAT8, UNPACKING, pack, packed_bytes, unpack
 from .select_lanes import extract_half, join, lanes_out, load_splat_into, quarters
 from .select_masks import wide_mask
@@ -55,7 +56,23 @@ def load(s: Any, op: Op) -> None:
     elif name in FLOAT8 and s.lanes == 4:  # widening reads 8 bytes
         source = s.new("vec")
         s.emit("vmovd.to_vec", source, memory)
+    if _widens_by_permutation(s, op):
+        packed = s.new("vec")
+        s.emit(f"vmovups.{bits // 2}", packed, memory)
+        s.emit(f"vpermw.{bits}", s.define(result), s.constant(_widening_key(s)), packed)
+        return
     widen(s, name, s.define(result), source, on)
+
+
+def _widens_by_permutation(s: Any, op: Op) -> bool:
+    """Whether bf16 are brought to the upper halves of lanes by one instruction, not by two: it reads a whole register,
+    of which the load leaves the upper half 0. It is one operation where permutations of bytes exist, two before."""
+    return bool(op.attributes["dtype"].name == "bf16" and {"avx512bw", "avx512_vbmi"} <= s.facts.features
+                and s.lanes >= 8 and not op.attributes.get("masked"))
+
+
+def _widening_key(s: Any) -> Key:
+    return ("d", struct.pack(f"<{2 * s.lanes}H", *[place for i in range(s.lanes) for place in (s.lanes, i)]))
 
 
 def widen(s: Any, name: str, register: Any, source: Any, on: Any = None) -> None:
@@ -170,6 +187,9 @@ def store(s: Any, op: Op) -> None:
         return
     bits = facts.bits4
     size_bits = dtype.bits * s.lanes
+    if rounds_by_branch(s, op):
+        _store_packed(s, memory, pack_bfloat16(s, row), size_bits, streaming)
+        return
     if facts.opmask and not (streaming and size_bits >= 128) and (mask is not None or size_bits >= 64):
         if name == "bf16":
             rounded = row if op.attributes.get("exact") else round_bfloat16(s, row)
@@ -191,7 +211,13 @@ def store(s: Any, op: Op) -> None:
         letter = "b" if dtype.bits == 8 else "w"
         for_each_lane(s, mask, lambda lane: s.emit(f"vpextr{letter}", moved(s, memory, lane * dtype.size_bytes), made,
                                                    lane))
-    elif size_bits >= 128:
+    else:
+        _store_packed(s, memory, made, size_bits, streaming)
+
+
+def _store_packed(s: Any, memory: Any, made: Any, size_bits: int, streaming: bool) -> None:
+    """Narrow elements in the low part of a register."""
+    if size_bits >= 128:
         s.emit(f"vmovntps.{size_bits}" if streaming else f"vmovups.{size_bits}", memory, made)
     else:
         s.emit("vmovq" if size_bits == 64 else "vmovd.from_vec", memory, made)
@@ -310,6 +336,8 @@ def prefetch(s: Any, op: Op) -> None:
 
 
 def unpacking_constants(s: Any, op: Op) -> tuple[Key, ...]:
+    if op.name == "load" and _widens_by_permutation(s, op):
+        return (_widening_key(s),)
     return UNPACKING.get(op.attributes["dtype"].name, ())
 
 

@@ -1,0 +1,54 @@
+"""PTX for assembly by hand: `ptx.fma_rn_f32`, `ptx.ptr[...]`, `ptx.tid_x`, `ptx.block`.
+
+A mnemonic's points are written as `_`, its colons as `__`: `ptx.ld_shared__cta_b32` is ld.shared::cta.b32. One with `_`
+in its own name is `ptx.instruction("mbarrier.arrive.expect_tx.shared::cta.b64")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..targets.ptx import assembly as table
+from .errors import AssemblyError
+from .notation import ptr as ptr
+from .warp import Mnemonic, WarpBlock, unknown
+from .warp import block as _block
+
+nobody = table.NOBODY
+"""Stands where a result is that nobody wants."""
+
+
+def block(name: str, *, inputs: str, result: str, features: str = "", implements: str = "",
+          ) -> Callable[[Callable[..., None]], WarpBlock]:
+    """A block by hand on rows, `@ptx.block("fast_exp", inputs="f32", result="f32", implements="exp")` over
+    `def fast_exp(out, x)`, which each thread runs on its own element; see assembly/warp.py."""
+    return _block(table, name, inputs=inputs, result=result, features=features, implements=implements)
+
+
+def instruction(mnemonic: str) -> Mnemonic:
+    """The callable of a mnemonic as the manual writes it. Raises AssemblyError for one that no row has."""
+    if not table.forms_of(mnemonic):
+        raise unknown(table, mnemonic)
+    return Mnemonic(table, mnemonic)
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    if name in table.SPECIAL:
+        return table.SPECIAL[name]
+    mnemonic = name.removesuffix("_").replace("__", "::").replace("_", ".")
+    if not table.forms_of(mnemonic):
+        raise _UnknownName(mnemonic)
+    return Mnemonic(table, mnemonic)
+
+
+class _UnknownName(AttributeError):
+    """No instruction of this name; the message, made when it is read, is that of an unknown instruction."""
+
+    def __str__(self) -> str:
+        return str(unknown(table, self.args[0]))
+
+
+__all__ = ["AssemblyError", "block", "instruction", "nobody", "ptr", "table"]

@@ -1,0 +1,90 @@
+"""Whether a kernel written by hand for a GPU may stand for a kernel: run by the emulator and compared with it.
+
+Enters: a kernel, one of its pieces by hand, a target. Leaves: its code, or one warning that says why the generated code
+is taken. Holds: no piece is used before it gave the kernel's results on random and hostile values and ragged extents,
+without a race, an access outside its tensors, or threads that part where they must be together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..assembly.errors import AssemblyError
+from ..assembly.override import Override, compile_by_hand
+from ..codegen.machine import Instruction
+from ..runtime.by_hand import expected_cases
+from ..runtime.cases import copy_of
+from ..runtime.errors import warn_once
+from ..targets.ptx.text import item_texts
+from .errors import DeadlockError, EmulationError, MemoryFault, RaceError
+
+QUICK_RUNS = 6
+WORKERS = 5
+"""Warps of a trial: more than one block of them, and of the last not all."""
+_KINDS = {MemoryFault: "footprint", RaceError: "result", DeadlockError: "loop"}
+_verdicts: dict[tuple[Any, Any, str], Override | AssemblyError] = {}
+
+
+def chosen(kernel: Any, target: Any, known: Any, run: Callable[..., Any]) -> Any:
+    """The code of the first piece that admits a call and is right; None: take the generated code. run: emulate.run."""
+    for piece in kernel.by_hand:
+        if piece.refusal(target, dict(known.static_dims), dict(known.unit_strides), dict(known.dim_classes)):
+            continue
+        key = (kernel, piece.write, target.name)
+        if key not in _verdicts:
+            try:
+                made = compile_by_hand(kernel, piece, target)
+                verify(kernel, made, target, run)
+                _verdicts[key] = made
+            except AssemblyError as error:
+                _verdicts[key] = error
+                warn_once(f"by-hand {kernel.name} {piece.name} {target.name}",
+                          f"kernel {kernel.name}: its assembly {piece.name} is not used, generated code is: {error}")
+        found = _verdicts[key]
+        if isinstance(found, Override):
+            return found.compiled
+    return None
+
+
+def verify(kernel: Any, made: Override, target: Any, run: Callable[..., Any], seed: int = 0,
+           runs: int = QUICK_RUNS) -> int:
+    """Compare a piece with its kernel; how many cases it got right. Raises AssemblyError, at the author's line where
+    the emulator knows it."""
+    passed = 0
+    for case, expected in expected_cases(kernel, made.piece, seed, runs):
+        given = {n: copy_of(v) if isinstance(v, np.ndarray) else v for n, v in case.arguments.items()}
+        try:
+            run(kernel, *given.values(), target=target.name, workers=WORKERS, code=made.compiled)
+        except EmulationError as error:
+            kind = next((k for of, k in _KINDS.items() if isinstance(error, of)), "result")
+            raise AssemblyError(kind, f"{made.piece.name} can't be run", line_of(made, error.line),
+                                f"{error} (with {case.label})", "code that the emulator runs to its end") from None
+        wrong = [text for name, e in expected.items() if name in made.compiled.stored
+                 and (text := e.mismatch(given[name]))]
+        if wrong:
+            raise AssemblyError("result", f"{made.piece.name} does not compute what {kernel.name} does", _first(made),
+                                f"{'; '.join(wrong)} (with {case.label})", "the kernel's results within rounding")
+        passed += 1
+    return passed
+
+
+def line_of(made: Override, line: int) -> Any:
+    """The author's place of a line of the text."""
+    lines = made.compiled.text().splitlines()
+    texts = item_texts(made.source)
+    first = next((number for number in range(len(lines)) if _are(lines[number:], texts)), None)
+    if first is None or not first < line <= first + len(texts):
+        return _first(made)
+    return getattr(made.source.body[line - 1 - first], "location", None) or _first(made)
+
+
+def _are(lines: list[str], texts: list[str]) -> bool:
+    return len(lines) >= len(texts) and all(
+        line.split("//")[0].strip() == text.strip() for line, text in zip(lines, texts, strict=False))
+
+
+def _first(made: Override) -> Any:
+    return next((i.location for i in made.source.body if isinstance(i, Instruction) and i.location is not None), None)

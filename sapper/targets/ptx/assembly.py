@@ -1,0 +1,90 @@
+"""What assembly by hand must know of PTX beside the rows: kinds of registers, special registers, what is approximate.
+
+Leaves: tables. Holds: as of the other families, `sapper/assembly` asks all that differs of this module.
+Source: PTX ISA, section 10 (special registers), "Floating Point Instructions" (largest errors of approximations).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .levels import number_of
+from .rows import BITS, form
+from .text import NOBODY as NOBODY
+from .text import SpecialRegister
+
+FAMILY = "ptx"
+ASSEMBLER_ALLOCATES = True
+
+VIRTUAL = {"b32": ("vec", 32), "b64": ("gpr", 64), "b16": ("half", 16), "pred": ("pred", 1)}
+"""Names under which a new register is asked for: kind and bits. Registers have no type: instructions do."""
+
+KIND_OF_BITS = {bits: kind for kind, bits in VIRTUAL.values()}
+
+SPECIAL = {name.replace(".", "_"): SpecialRegister(f"%{name}") for name in (
+    "tid.x", "tid.y", "tid.z", "ntid.x", "ntid.y", "ntid.z", "ctaid.x", "ctaid.y", "ctaid.z", "nctaid.x", "nctaid.y",
+    "nctaid.z", "laneid", "warpid", "clock64", "globaltimer")}
+
+ARRAYS: dict[str, Any] = {
+    "pred": np.bool_, "b16": np.uint16, "u16": np.uint16, "s16": np.int16, "f16": np.float16,
+    "bf16": ml_dtypes.bfloat16, "b32": np.uint32, "u32": np.uint32, "s32": np.int32, "f32": np.float32,
+    "b64": np.uint64, "u64": np.uint64, "s64": np.int64, "f64": np.float64,
+    "f16x2": (np.float16, 2), "bf16x2": (ml_dtypes.bfloat16, 2), "u16x2": (np.uint16, 2), "s16x2": (np.int16, 2),
+    "f32x2": (np.float32, 2),
+}
+"""How a register is seen by the meaning of an operand's type: a dtype, or a dtype and how many of it."""
+
+_APPROXIMATE = {"rcp": 2.0**-23, "sqrt": 2.0**-23, "rsqrt": 2.0**-22.9, "ex2": 2.0**-22, "lg2": 2.0**-22,
+                "sin": 2.0**-20.5, "cos": 2.0**-20.5, "tanh": 2.0**-11, "div": 2.0**-22}
+"""Opcode -> the largest relative error of its .approx form (of lg2, sin and cos the manual gives an absolute one)."""
+
+BRANCHES = frozenset({"bra", "brx"})
+ENDS = frozenset({"ret", "exit", "trap"})
+STORES = frozenset({"st", "red", "atom"})
+"""Opcodes that write memory by the address that they are given."""
+
+_NAMED_STATES = {"shared", "local", "param", "const"}
+
+
+def forms_of(mnemonic: str) -> tuple[Any, ...]:
+    """The form that a mnemonic names; none if it is not in the table."""
+    return _forms(mnemonic)
+
+
+@cache
+def _forms(mnemonic: str) -> tuple[Any, ...]:
+    try:
+        return (form(mnemonic),)
+    except KeyError:
+        return ()
+
+
+@cache
+def mnemonics() -> tuple[str, ...]:
+    """Some forms of each row, for messages."""
+    from .instructions import TABLE
+
+    return tuple(sorted({text for row in TABLE.rows.values() for text in row.mnemonics(64)}))
+
+
+def level_of(features: frozenset[str]) -> str:
+    """The level of a target, of whose features it is the newest."""
+    return max(features, key=number_of)
+
+
+def tolerance(found: Any) -> float:
+    """The relative error that the manual allows a form."""
+    return _APPROXIMATE.get(found.row.opcode, 0.0) if found.mnemonic.split(".")[1:2] in (["approx"], ["full"]) else 0.0
+
+
+def reaches_global(found: Any) -> bool:
+    """Whether a form's address is one of global memory, or of any."""
+    return not any(word.partition("::")[0] in _NAMED_STATES for word in found.mnemonic.split("."))
+
+
+def bits_of(type_: str) -> int:
+    return BITS[type_] if type_ else 64
