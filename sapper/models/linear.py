@@ -364,15 +364,20 @@ FEW_ROWS = 4
 def _groups_of(arrays: Sequence[Array], dtypes: str, x: Rows, ranges: tuple[Array, ...], y: Rows) -> Steps:
     """`apply_groups` of plain arrays [experts, rows, columns]."""
     blocks = [weights.reshape(len(weights), *moe.blocks_of(weights.shape[1]), -1) for weights in arrays]
+    return _groups_in_blocks(blocks, dtypes, x, ranges, y)
+
+
+def _groups_in_blocks(blocks: Sequence[Array], dtypes: str, x: Rows, ranges: tuple[Array, ...], y: Rows) -> Steps:
+    """The same of arrays [experts, blocks, rows of a block, columns]."""
     result = Rows(y.array.reshape(len(y.array), *blocks[0].shape[1:3]), y.count)
     few = len(x.array) <= FEW_ROWS * len(blocks[0]) and "bf16_bf16" not in dtypes
-    name = ("grouped_matvec" if few else "grouped_matmul") + ("_swiglu" if len(arrays) > 1 else "")
+    name = ("grouped_matvec" if few else "grouped_matmul") + ("_swiglu" if len(blocks) > 1 else "")
     return [(getattr(moe, f"{name}_{dtypes}"), (x, *ranges, *blocks, result))]
 
 
 @dataclass(frozen=True, slots=True)
 class DenseExperts:
-    """weights [experts, rows, columns], f32 or bf16 as `dtype` says. rounded: see Dense."""
+    """weights [experts, panels, columns, rows of a panel], f32 or bf16 as `dtype` says. rounded: see Dense."""
 
     weights: Array
     dtype: str
@@ -389,19 +394,26 @@ class DenseExperts:
     def apply_norm_swiglu(
         self, up: DenseExperts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
-        kernel = getattr(moe, f"expert_norm_matvec_swiglu_{self.dtype}")
-        return [(kernel, (self.weights, up.weights, experts, x, gain, epsilon, y))]
+        steps, normed = work.norm(x, gain, epsilon)
+        kernel = getattr(moe, f"expert_matvec_swiglu_{self.dtype}")
+        return [*steps, (kernel, (self.weights, up.weights, experts, normed, self._in_panels(y)))]
+
+    def _in_panels(self, vectors: Array) -> Array:
+        """[..., rows] as [..., panels, rows of a panel]."""
+        return vectors.reshape(*vectors.shape[:-1], self.weights.shape[1], self.weights.shape[3])
 
     def apply_weighted(
         self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
     ) -> Steps:
-        return [(getattr(moe, f"expert_matvec_{self.dtype}"), (self.weights, experts, weights, x, residual, y))]
+        return [(getattr(moe, f"expert_matvec_{self.dtype}"), (
+            self.weights, experts, weights, x, self._in_panels(residual), self._in_panels(y)))]
 
     def apply_groups(
         self, others: Sequence[DenseExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
         steps, x, dtypes = narrowed(x, self.dtype, self.rounded, work)
-        return steps + _groups_of([one.weights for one in (self, *others)], dtypes, x, ranges, y)
+        blocks = [one.weights.swapaxes(2, 3) for one in (self, *others)]
+        return steps + _groups_in_blocks(blocks, dtypes, x, ranges, y)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ..kernels.moe import PANEL, blocks_of
 from ..runtime.buffers import Arena
 from .checkpoint import Entry
 from .errors import ModelError
@@ -193,7 +194,9 @@ class Loader:
 
     def experts(self, count: int, rows: int, columns: int, read: Callable[[int], Array]) -> DenseExperts:
         """Matrices of one shape, together. read: the matrix [rows, columns] of an expert, in f32."""
-        target = self.arena.empty((count, rows, columns), DTYPES[self.dtype])
+        panels, size = blocks_of(rows, PANEL)
+        target = self.arena.empty((count, panels, columns, size), DTYPES[self.dtype])
         for expert in range(count):
-            self.fill(target[expert], read(expert))
+            for panel, part in zip(target[expert], read(expert).reshape(panels, size, columns), strict=True):
+                panel[...] = part.T
         return DenseExperts(target, self.dtype, self.rounded)

@@ -11,7 +11,9 @@ Memory that they share, `control` (64-byte aligned; offsets in bytes):
     64   i32 pending: other workers still in the kernel               68  i32 the launcher sleeps on `pending`
     128  i32 the CPU that workers keep off    132  i32 the launcher's CPU now    136  number of workers to place, or 0
     144  the CPUs that workers may use, a bit each, 1024 bits
-    320 + 64 * index, the mailbox of a worker:   +0  i32 generation    +4  i32 the worker sleeps on `generation`
+    272  those that the launcher may use between launches             400  bytes of these, 0 outside a launch
+    408  a set of CPUs in the making, else 0
+    576 + 64 * index, the mailbox of a worker:   +0  i32 generation    +4  i32 the worker sleeps on `generation`
          +8  i32 its thread, as the system numbers it
 
 Protocol. `launch` writes the order (0 to 64), then adds one to the generation of each worker it wants, the last first,
@@ -27,7 +29,8 @@ wake-up too many, a signal or a stale flag only makes a sleeper look again. Wait
 
 Placing. A scheduler likes to put a thread that is woken on the CPU of the one that wakes it, and some (those of virtual
 machines that pack their threads) leave it there for ten milliseconds: the launch then runs on one CPU. So `launch`,
-when its CPU is another than the last time, takes that CPU from those that the workers may use.
+when its CPU is another than the last time, takes that CPU from those that the workers may use; and it keeps the
+launching thread on its CPU until the launch ends, as the same schedulers pull that one to a worker's.
 
 Source: futex(2), getcpu(2), sched_setaffinity(2); System V ABI AMD64 3.2; Intel SDM volume 3, 9.2.3.
 """
@@ -51,15 +54,18 @@ from .workers import (
     LAUNCHER_SLEEPS,
     MAILBOX_BYTES,
     MAILBOXES,
+    OWN,
     PENDING,
     PLACED,
+    SAVED,
+    SAVED_BYTES,
     SLEEPS,
     SPIN_CYCLES,
     THREAD,
     WORKERS,
 )  # fmt: skip
 
-_SYS_SCHED_YIELD, _SYS_FUTEX, _SYS_SCHED_SETAFFINITY, _SYS_GETCPU = 24, 202, 203, 309
+_SYS_SCHED_YIELD, _SYS_FUTEX, _SYS_SCHED_SETAFFINITY, _SYS_SCHED_GETAFFINITY, _SYS_GETCPU = 24, 202, 203, 204, 309
 YIELD_AFTER_CYCLES = 6000
 """Of the time stamp counter, about 2 µs: between workers that all run, a wait is shorter."""
 FUTEX_WAIT, FUTEX_WAKE = 128, 129  # FUTEX_WAIT and FUTEX_WAKE with FUTEX_PRIVATE_FLAG
@@ -238,31 +244,36 @@ def _launch(emit: Listing) -> None:
     futex(emit, FUTEX_WAIT)
     emit("jmp", "join_sleep")
     emit.label("joined")
+    emit("mov.64", RSI, at(RBX, SAVED_BYTES))
+    emit("test.64", RSI, RSI)
+    emit("jle", "free")
+    emit("xor.32", RDI, RDI)
+    emit("lea.64", RDX, at(RBX, SAVED))
+    emit("mov.32", RAX, Immediate(_SYS_SCHED_SETAFFINITY))
+    emit("syscall")
+    emit("mov.64", at(RBX, SAVED_BYTES), Immediate(0))
+    emit.label("free")
     leave(emit)
 
 
 def _place(emit: Listing) -> None:
-    """Where this thread is on another CPU than at the last launch, let the workers use the other ones only; keeps rbx,
-    rbp, r13. Where the system refuses, workers stay where they are."""
+    """Where this thread is on another CPU than at the last launch, let the workers use the other ones only;
+    and keep this one where it is. Keeps rbx, rbp, r13. Where the system refuses, threads stay as they are."""
     emit("cmp.64", at(RBX, PLACED), Immediate(0))
-    emit("je", "placed")
+    emit("je", "unplaced")
     emit("lea.64", RDI, at(RBX, CALLER_CPU))
     emit("xor.32", RSI, RSI)
     emit("xor.32", RDX, RDX)
     emit("mov.32", RAX, Immediate(_SYS_GETCPU))
     emit("syscall")
     emit("mov.32", RCX, at(RBX, CALLER_CPU))
+    emit("cmp.32", RCX, Immediate(8 * ALLOWED_BYTES))
+    emit("jae", "unplaced")
     emit("cmp.32", RCX, at(RBX, KEPT_OFF))
     emit("je", "placed")
-    emit("cmp.32", RCX, Immediate(8 * ALLOWED_BYTES))
-    emit("jae", "placed")
     emit("mov.32", at(RBX, KEPT_OFF), RCX)
-    emit("mov.32", RAX, RCX)
-    emit("shr.imm.64", RAX, Immediate(6))
-    emit("lea.64", R14, Memory(Register("gpr", RBX), Register("gpr", RAX), 8, ALLOWED))
+    _cpu_bit(emit, ALLOWED)
     emit("mov.64", R15, at(R14))
-    emit("mov.32", RAX, Immediate(1))
-    emit("shl.cl.64", RAX, RCX)
     emit("not.64", RAX)
     emit("and.64", at(R14), RAX)
     emit("mov.32", R12, Immediate(1))
@@ -280,6 +291,33 @@ def _place(emit: Listing) -> None:
     emit.label("place_done")
     emit("mov.64", at(R14), R15)
     emit.label("placed")
+    emit("xor.32", RDI, RDI)
+    emit("mov.32", RSI, Immediate(ALLOWED_BYTES))
+    emit("lea.64", RDX, at(RBX, SAVED))
+    emit("mov.32", RAX, Immediate(_SYS_SCHED_GETAFFINITY))
+    emit("syscall")
+    emit("mov.64", at(RBX, SAVED_BYTES), RAX)
+    emit("test.64", RAX, RAX)
+    emit("jle", "unplaced")
+    emit("mov.32", RCX, at(RBX, CALLER_CPU))
+    _cpu_bit(emit, OWN)
+    emit("mov.64", at(R14), RAX)
+    emit("xor.32", RDI, RDI)
+    emit("mov.32", RSI, Immediate(ALLOWED_BYTES))
+    emit("lea.64", RDX, at(RBX, OWN))
+    emit("mov.32", RAX, Immediate(_SYS_SCHED_SETAFFINITY))
+    emit("syscall")
+    emit("mov.64", at(R14), Immediate(0))
+    emit.label("unplaced")
+
+
+def _cpu_bit(emit: Listing, cpus: int) -> None:
+    """r14: where the bit of CPU ecx lies in the set at [rbx + cpus]; rax: the bit."""
+    emit("mov.32", RAX, RCX)
+    emit("shr.imm.64", RAX, Immediate(6))
+    emit("lea.64", R14, Memory(Register("gpr", RBX), Register("gpr", RAX), 8, cpus))
+    emit("mov.32", RAX, Immediate(1))
+    emit("shl.cl.64", RAX, RCX)
 
 
 def clock_function() -> MachineFunction:

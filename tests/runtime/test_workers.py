@@ -60,7 +60,7 @@ def test_every_task_runs_once_on_any_number_of_workers(tasks: FakeKernel, thread
 
 def test_all_workers_take_part(tasks: FakeKernel) -> None:
     deadline = time.monotonic() + 20
-    while set(run_tasks(tasks, 64, 4, turns=200_000)) != {0, 1, 2, 3}:
+    while set(run_tasks(tasks, 64, 4, turns=1_000_000)) != {0, 1, 2, 3}:
         assert time.monotonic() < deadline
 
 
@@ -260,6 +260,7 @@ pool = workers._pool
 for cpu in allowed * 2:
     os.sched_setaffinity(0, {cpu})
     launch(1)
+    assert os.sched_getaffinity(0) == {cpu}, "the launcher's own is put back"
     for thread in pool._threads:
         found = os.sched_getaffinity(thread.native_id)
         expected = set(allowed) - {cpu} if len(allowed) >= 3 else set(allowed)
@@ -270,6 +271,7 @@ words = np.array([0, 0, 0, 0, 0, 0, 0], np.int64)
 def launch_on(count):
     workers.launch(block.address, memoryview(words), words.ctypes.data, count, 4096)
 launch_on(2)
+assert os.sched_getaffinity(0) == set(allowed)
 for cpu in allowed:
     os.sched_setaffinity(0, {cpu})
     launch_on(2)
