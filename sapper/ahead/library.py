@@ -26,7 +26,7 @@ from .entry import HEAD_BYTES, entry_functions, program_tables
 from .header import header_text
 from .listing import listing_of
 from .plan import CONSTANT, TEMPORARY, Code, Model, Plan, Region, make_plan
-from .start import start_function
+from .start import start_functions
 from .words_code import words_functions
 
 Item = tuple[MachineFunction | Table, bool]
@@ -95,9 +95,7 @@ def make_model_library(plan: Plan, weights_digest: int) -> ModelLibrary:
     """weights_digest: of the weights file (digest.py)."""
     codes = {code.symbol: code for code in plan.codes}
     entry = [*entry_functions(plan, weights_digest), *words_functions(plan)]
-    start = start_function(plan)
-    if start is not None:
-        entry.append((start, True))
+    entry += [(made, not number) for number, made in enumerate(start_functions(plan))]  # the first one is called
     items: list[Item] = [(function.machine, exported) for function, exported in entry]
     items += [(table, False) for table in program_tables(plan)]
     items += [(code.machine, False) for code in plan.codes]

@@ -6,7 +6,7 @@ Enters: a plan with a tokenizer. Leaves: `NAME_start`, the entry of the executab
 joined by blanks; without any it is read from standard input, less a last line feed. The weights are those beside the
 executable unless told otherwise. The likeliest token is taken each time. Text goes to standard output, speeds and
 messages to standard error; the status is 0, 1 after an error, 2 for a command line that is not understood.
-Source: System V ABI AMD64 3.4.1 (the stack at entry), write(2), readlink(2), clock_gettime(2).
+Source: System V ABI AMD64 3.4.1 (the stack at entry), write(2), readlink(2), clock_gettime(2), rt_sigaction(2).
 """
 
 from __future__ import annotations
@@ -114,6 +114,19 @@ digits_read:
     jmp option
 
 options_read:
+    lea rax, @fault
+    mov qword ptr [rsp + 128], rax  # sigaction(SIGBUS), of weights that are cut short while they are mapped
+    mov edx, 0x4000000              # SA_RESTORER, which the kernel wants, though the handler does not return
+    mov qword ptr [rsp + 136], rdx
+    mov qword ptr [rsp + 144], rax
+    xor eax, eax
+    mov qword ptr [rsp + 152], rax
+    mov edi, 7
+    lea rsi, [rsp + 128]
+    xor edx, edx
+    mov r10d, 8
+    mov eax, 13
+    syscall
     xor edi, edi                    # mmap: memory for the path, the text, the tokens
     mov rsi, @buffer_bytes
     mov edx, 3
@@ -547,6 +560,19 @@ digit_out:
     ret
 """
 
+_FAULT = """
+    # the handler of SIGBUS: says what happened, and ends the process
+    mov edi, 2
+    lea rsi, @text_cut
+    mov edx, @text_cut_bytes
+    mov eax, 1
+    syscall
+    mov edi, 1
+    mov eax, 231
+    syscall
+    ret
+"""
+
 _TRIM = """
     mov rsi, qword ptr [rsp + 48]   # the template takes the white space from a message's ends
     mov rdx, r14
@@ -592,17 +618,20 @@ trim_done:
 """
 
 
-def start_function(plan: Plan) -> Written | None:
-    """`NAME_start`; None for a model without a tokenizer."""
+def start_functions(plan: Plan) -> list[Written]:
+    """`NAME_start` and what it reaches; none for a model without a tokenizer."""
     tables = plan.words
     if tables is None:
-        return None
+        return []
     name = plan.model.name
     numbers, constants = _numbers(plan, tables), _constants(plan)
     numbers |= {f"{key}_bytes": len(text) for key, text in constants.items()}
     reaches = {key: f"{name}_{key}" for key in ("open", "prefill", "step", "likeliest", "encode", "text")}
+    cut = b"the weights file was cut short while it was used\n"
+    fault = written(f"{name}.fault", _FAULT, {"text_cut_bytes": len(cut)}, {}, {"text_cut": cut})
+    reaches["fault"] = f"{name}.fault"
     text = _START.replace("{trim}", _TRIM if tables.numbers["trims"] else "")
-    return written(f"{name}_start", text, numbers, reaches, constants)
+    return [written(f"{name}_start", text, numbers, reaches, constants), fault]
 
 
 def _numbers(plan: Plan, tables: Tables) -> dict[str, int]:

@@ -19,7 +19,7 @@ the plan; here the loops are closed at once, by what the registers of a round di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..codegen.machine import Immediate, Instruction, Label, LabelReference, Mem
 from .build import Assembly, Region
 from .emulate import lane_bytes
 from .errors import AssemblyError
+from .loops import Equality, cycles_of
 from .polynomial import Known, Polynomial, Symbol
 
 Value = tuple["Region | None", "Polynomial | None"]
@@ -53,11 +54,10 @@ class Footprint:
     """One walk. shown, unknown: accesses that were shown to stay inside, and those that are left to running."""
 
     def __init__(self, assembly: Assembly, starts: list[int], follow: list[list[int]],
-                 writes_of: Callable[[Instruction], list[Any]],
-                 cycles_of: Callable[[list[int], list[list[int]]], list[list[int]]]) -> None:
+                 writes_of: Callable[[Instruction], list[Any]], equalities: Mapping[int, Equality]) -> None:
         self.assembly, self.table = assembly, assembly.table
-        self.starts, self.follow = starts, follow
-        self.writes_of, self.cycles_of = writes_of, cycles_of
+        self.starts, self.follow, self.writes_of = starts, follow, writes_of
+        self.equalities = equalities
         self.shown: dict[Instruction, None] = {}
         self.unknown: dict[Instruction, None] = {}
         self.rounds = 0
@@ -82,7 +82,7 @@ class Footprint:
         leaving: dict[int, list[State]] = {}
         among = set(blocks)
         follow = [[s for s in self.follow[b] if s != head] if b in among else [] for b in range(len(self.follow))]
-        cycles = {b: cycle for cycle in self.cycles_of(blocks, follow) for b in cycle}
+        cycles = {b: cycle for cycle in cycles_of(blocks, follow) for b in cycle}
         done: set[int] = set()
         for block in self._in_order(blocks, follow, cycles):
             cycle = cycles.get(block, [block])
@@ -132,6 +132,10 @@ class Footprint:
 
     def loop(self, cycle: list[int], head: int, start: State, final: bool) -> list[tuple[int, list[State]]]:
         """See the head of the file. First a round from unknown numbers says by what each register moves."""
+        if final:
+            for block in cycle:
+                if block in self.equalities:
+                    self._ends_at(block, start)
         written = {r for b in cycle for item in self._items(b) for r in self.writes_of(item)}
         moving = {r: Symbol.new("before", False, False) for r, (_, number) in start.values.items()
                   if r in written and number is not None}
@@ -170,6 +174,25 @@ class Footprint:
         edges = self.parts(cycle, head, {head: [entered]}, final)
         edges.pop(head, None)
         return list(edges.items())
+
+    def _ends_at(self, block: int, start: State) -> None:
+        """A loop that ends where its counter equals a bound must begin before it, or it goes round all numbers."""
+        counter, bound, step = self.equalities[block]
+        first = self.number(counter, start)
+        last = Polynomial.of(0) if bound is None else self.number(bound, start)
+        if first is None or last is None:
+            return
+        rounds = (last - first) * step
+        if start.known.proves(rounds - 1):
+            return
+        numbers = start.known.refutes(rounds - 1)
+        if numbers is not None:
+            branch = list(self._items(block))[-1]
+            named = ", ".join(f"{s.name} = {numbers[s]}" for s in sorted(rounds.symbols) if s in numbers)
+            raise AssemblyError("loop", "this loop can't be shown to end", branch.location,
+                                "a counter that begins at its bound, or beyond" + (f", where {named}" if named else ""),
+                                "a first round only where there is one",
+                                "ask before the loop, or leave it by jl or jg")
 
     def _at_head(self, start: State, written: set[Any]) -> State:
         made = start.copy()

@@ -26,11 +26,12 @@ class Mutant:
     kind: str
     place: int
     item: Instruction
-    assembly: Assembly
+    assembly: Any
 
     def __str__(self) -> str:
         location = self.item.location
-        return f"{self.kind} at line {'?' if location is None else location.line} ({self.item.row.name})"
+        name = getattr(self.item.row, "name", self.item.row.mnemonic)
+        return f"{self.kind} at line {'?' if location is None else location.line} ({name})"
 
 
 def mutants(assembly: Assembly, results: Collection[Any] = ()) -> Iterator[Mutant]:

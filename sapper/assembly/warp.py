@@ -129,8 +129,7 @@ class WarpAssembly:
         if not found:
             raise unknown(self.table, mnemonic)
         (form,) = found
-        specs = [spec for spec in form.operands if not spec.joined] if len(operands) < len(form.operands) else \
-            list(form.operands)
+        specs = self.table.operands_of(form, len(operands))
         needed = [spec for spec in specs if not spec.optional]
         if not len(needed) <= len(operands) <= len(specs):
             raise self._wrong(form, where, f"{len(operands)} operands")
@@ -414,7 +413,8 @@ class WarpBlock:
     def _step(self, item: Instruction, held: dict[Any, Any], lanes: int, random: Any) -> None:
         form = item.row
         sources = []
-        for spec, operand in zip(form.operands, item.operands, strict=False):
+        specs = self.table.operands_of(form, len(item.operands))
+        for spec, operand in zip(specs, item.operands, strict=False):
             if not spec.reads and spec.role != "i":
                 continue
             if isinstance(operand, Immediate):
@@ -428,7 +428,7 @@ class WarpBlock:
                                     item.location, repr(operand))
         results = form.row.meaning(form, *sources)
         tolerance = self.table.tolerance(form)
-        targets = [o for spec, o in zip(form.operands, item.operands, strict=False) if spec.writes]
+        targets = [o for spec, o in zip(specs, item.operands, strict=False) if spec.writes]
         for operand, value in zip(targets, results if isinstance(results, tuple) else (results,), strict=False):
             value = np.asarray(value)
             if tolerance and value.dtype.kind == "f":

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..codegen.machine import Instruction, Label, LabelReference, Memory, VirtualRegister
 from .errors import AssemblyError
+from .loops import cycles_of
 from .warp import WarpAssembly
 
 Under = tuple[Any, Any]
@@ -90,6 +91,10 @@ class _Checker:
         for place in sorted(states):
             self.step(place, states[place].copy())
 
+    def pairs(self, item: Instruction) -> list[tuple[Any, Any]]:
+        """Each operand with what the form says of it."""
+        return list(zip(self.table.operands_of(item.row, len(item.operands)), item.operands, strict=False))
+
     def instructions(self) -> list[Instruction]:
         return [item for item in self.body if isinstance(item, Instruction)]
 
@@ -125,12 +130,10 @@ class _Checker:
     def check_loops(self, follow: list[list[int]]) -> None:
         """Each loop must have a branch under a predicate out of it that something in the loop writes; whether its
         condition comes true, the emulator finds."""
-        from .static import cycles_of
-
         for cycle in cycles_of(list(range(len(follow))), follow):
             inside = set(cycle)
             written = {o for place in cycle if isinstance(item := self.body[place], Instruction)
-                       for spec, o in zip(item.row.operands, item.operands, strict=False)
+                       for spec, o in self.pairs(item)
                        if spec.writes and isinstance(o, VirtualRegister)}
             leaves = [item for place in cycle if isinstance(item := self.body[place], Instruction)
                       and item.mask is not None and item.mask in written and not set(follow[place]) <= inside]
@@ -148,7 +151,7 @@ class _Checker:
             self.read(item, item.mask, None, state)
         written: list[Any] = []
         sources: list[Any] = []
-        for spec, operand in zip(item.row.operands, item.operands, strict=False):
+        for spec, operand in self.pairs(item):
             parts = operand if isinstance(operand, tuple) else (operand,)
             for part in parts:
                 if isinstance(part, Memory):

@@ -7,7 +7,8 @@ without a race, an access outside its tensors, or threads that part where they m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,17 @@ import numpy as np
 from ..assembly.errors import AssemblyError
 from ..assembly.override import Override, compile_by_hand
 from ..codegen.machine import Instruction
-from ..runtime.by_hand import expected_cases
-from ..runtime.cases import copy_of
+from ..runtime.by_hand import expectation, expected_cases
+from ..runtime.cases import Case, copy_of, shaped_cases
 from ..runtime.errors import warn_once
 from ..targets.ptx.text import item_texts
+from ..tile.rounding import Expectation
 from .errors import DeadlockError, EmulationError, MemoryFault, RaceError
 
 QUICK_RUNS = 6
 WORKERS = 5
 """Warps of a trial: more than one block of them, and of the last not all."""
+LONG = 800
 _KINDS = {MemoryFault: "footprint", RaceError: "result", DeadlockError: "loop"}
 _verdicts: dict[tuple[Any, Any, str], Override | AssemblyError] = {}
 
@@ -54,7 +57,7 @@ def verify(kernel: Any, made: Override, target: Any, run: Callable[..., Any], se
     """Compare a piece with its kernel; how many cases it got right. Raises AssemblyError, at the author's line where
     the emulator knows it."""
     passed = 0
-    for case, expected in expected_cases(kernel, made.piece, seed, runs):
+    for case, expected in chain(expected_cases(kernel, made.piece, seed, runs), _long_cases(kernel, made.piece, seed)):
         given = {n: copy_of(v) if isinstance(v, np.ndarray) else v for n, v in case.arguments.items()}
         try:
             run(kernel, *given.values(), target=target.name, workers=WORKERS, code=made.compiled)
@@ -69,6 +72,21 @@ def verify(kernel: Any, made: Override, target: Any, run: Callable[..., Any], se
                                 f"{'; '.join(wrong)} (with {case.label})", "the kernel's results within rounding")
         passed += 1
     return passed
+
+
+def _long_cases(kernel: Any, piece: Any, seed: int) -> Iterator[tuple[Case, Mapping[str, Expectation]]]:
+    """One dimension at a time so long that every warp has several rounds of 32 elements; the others hold two elements,
+    or what a piece asks for."""
+    function = kernel.tile_ir()
+    dims = list(dict.fromkeys(d for _, t in kernel.parameters for d in getattr(t, "dims", ()) if isinstance(d, str)))
+    shapes = [{d: -(-(LONG if d == long else 2) // (factor := piece.divisible.get(d, 1))) * factor for d in dims}
+              for long in dims]
+    for case in shaped_cases(kernel, function, seed, shapes):
+        if piece.contiguous and not case.label.endswith("contiguous"):
+            continue
+        expected = expectation(function, case)
+        if expected is not None:
+            yield case, expected
 
 
 def line_of(made: Override, line: int) -> Any:

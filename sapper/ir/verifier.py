@@ -745,6 +745,12 @@ def _lane_exchange(check: Checker, op: Op) -> None:
     check.results(op, type, type)
 
 
+def _lane_zip(check: Checker, op: Op) -> None:
+    type = _row_of(check, op.operands[0].type, (*NUMBER_ROWS, ROW_B32), "operand 0")
+    check.operands(op, type, type)
+    check.results(op, type, type)
+
+
 def _memory(check: Checker, op: Op, first: int, gathered: bool = False) -> None:
     """The memory operand from operand `first` on, with a mask last if masked."""
     attributes = op.attributes
@@ -784,6 +790,10 @@ def _lane_store(gathered: bool) -> Rule:
             check.attribute(op, "streaming", bool)
         if op.attributes.get("exact") and dtype is not bf16:
             check.fail(f"an exact store of {dtype}", "bf16")
+        if "denormals" in op.attributes:
+            check.one_of(op, "denormals", ("none", "rare"))
+            if dtype is not bf16 or op.attributes.get("exact") or op.attributes.get("masked"):
+                check.fail(f"`denormals` of a store of {dtype}", "a rounding store of whole rows as bf16")
         _memory(check, op, 1, gathered)
 
     return rule
@@ -983,7 +993,7 @@ LANE_RULES: dict[str, Rule] = {
     "round_to": _lane_round_to,
     "shuffle_xor": _lane_shuffle("distance", 1),
     "broadcast_lane": _lane_shuffle("lane", 0),
-    "exchange": _lane_exchange,
+    "exchange": _lane_exchange, "zip": _lane_zip, "unzip": _lane_zip,
     "widen_float8": _lane_widen_float8,
     "load": _lane_load(False),
     "load_splat": _lane_load(False),
@@ -996,6 +1006,8 @@ LANE_RULES: dict[str, Rule] = {
     "dot4_u8i8": _signature((ROW_I32, ROW_B32, ROW_B32), (ROW_I32,)),
     "fraction": _signature((ROW_F32,), (ROW_F32,)),
     "pack_bf16": _signature((ROW_F32, ROW_F32), (ROW_B32,)),
+    "concat_bf16": _signature((ROW_F32, ROW_F32), (ROW_B32,)),
+    "is_denormal": _signature((ROW_F32,), (MASK,)),
     "interleave": _signature((ROW_B32, ROW_B32), (ROW_B32, ROW_B32)),
     "warp": _signature((), (S64,)),
     "near_memory": _signature((), (S64,)),

@@ -29,7 +29,6 @@ from sapper import (
     full,
     i32,
     max,
-    maximum,
     min,
     span,
     sum,
@@ -39,6 +38,7 @@ from sapper import (
     zeros,
 )
 
+from .online_softmax import attend, join
 from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
 T, H, G, D, P, B = sp.dims("T H G D P B")
@@ -85,12 +85,7 @@ def make_attention(cache: Any) -> Any:
                     acc = zeros(t, d, dtype=f32)
                     for p in tiles(span(0, position + stop)):
                         score = where(p <= position + t, query @ keys[h, p, d], MINUS_INFINITY)
-                        higher = maximum(highest, max(score, over=p))
-                        weight = exp(score - higher)
-                        shrink = exp(highest - higher)
-                        total = total * shrink + sum(weight, over=p)
-                        acc = acc * shrink + weight @ values[h, p, d]
-                        highest = higher
+                        highest, total, acc = attend(highest, total, acc, score, values[h, p, d], p, exp, f32)
                     out[t, h, g, d] = acc / total
 
     return attention
@@ -116,12 +111,7 @@ def make_attention_rounded(activation: Any) -> Any:
                     acc = zeros(t, d, dtype=f32)
                     for p in tiles(span(0, position + stop)):
                         score = where(p <= position + t, query @ keys[h, p, d], MINUS_INFINITY)
-                        higher = maximum(highest, max(score, over=p))
-                        weight = exp2(score - higher)
-                        shrink = exp2(highest - higher)
-                        total = total * shrink + sum(weight, over=p)
-                        acc = acc * shrink + weight.to(bf16) @ values[h, p, d]
-                        highest = higher
+                        highest, total, acc = attend(highest, total, acc, score, values[h, p, d], p, exp2, bf16)
                     out[t, h, g, d] = (acc / total).to(activation)
 
     return attention_rounded
@@ -144,12 +134,7 @@ def make_attention_decode(cache: Any) -> Any:
                 acc = zeros(g, d, dtype=f32)
                 for p in tiles(span(0, position + 1)):
                     score = query @ keys[h, p, d]
-                    higher = maximum(highest, max(score, over=p))
-                    weight = exp(score - higher)
-                    shrink = exp(highest - higher)
-                    total = total * shrink + sum(weight, over=p)
-                    acc = acc * shrink + weight @ values[h, p, d]
-                    highest = higher
+                    highest, total, acc = attend(highest, total, acc, score, values[h, p, d], p, exp, f32)
                 out[h, g, d] = acc / total
 
     return attention_decode
@@ -184,12 +169,7 @@ def make_attention_decode_split(cache: Any) -> Any:
             sums = zeros(dtype=f32)
             acc = zeros(d, dtype=f32)
             for b in range(position // DECODE_SPLIT + 1):
-                higher = maximum(top, highest[b, h, g])
-                weight = exp2(highest[b, h, g] - higher)
-                shrink = exp2(top - higher)
-                sums = sums * shrink + weight * total[b, h, g]
-                acc = acc * shrink + weight * partial[b, h, g, d]
-                top = higher
+                top, sums, acc = join(top, sums, acc, highest[b, h, g], total[b, h, g], partial[b, h, g, d], exp2)
             out[h, g, d] = acc / sums
 
     return attention_decode_split

@@ -12,9 +12,10 @@ import ml_dtypes
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, bf16, each, exp2, f32, full, i32, max, maximum, min, span, sum, tiles, where, whole, zeros
+from sapper import Tensor, bf16, each, exp2, f32, full, i32, min, span, tiles, where, whole, zeros
 
 from . import attention as plain
+from .online_softmax import attend
 from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance
 
 T, H, G, P = sp.dims("T H G P")
@@ -46,12 +47,7 @@ def make_attention(narrow: Any, depth: int, width: int) -> Any:
                     for p in tiles(span(0, position + stop)):
                         score = (q[t, h, g, d] @ keys[h, p, d]) * scale
                         visible = where(p <= position + t, score, MINUS_INFINITY)
-                        higher = maximum(highest, max(visible, over=p))
-                        weight = exp2(visible - higher)
-                        shrink = exp2(highest - higher)
-                        total = total * shrink + sum(weight, over=p)
-                        acc = acc * shrink + weight.to(narrow) @ values[h, p, e]
-                        highest = higher
+                        highest, total, acc = attend(highest, total, acc, visible, values[h, p, e], p, exp2, narrow)
                     out[t, h, g, e] = (acc / total).to(narrow)
 
     return attention

@@ -257,7 +257,7 @@ def kernels_of(form: str) -> SimpleNamespace:
     return SimpleNamespace(
         matmul=matmul, matmul_residual=matmul_residual, matmul_swiglu=matmul_swiglu, matvec=matvec,
         matvec_residual=matvec_residual, matvec_swiglu=matvec_swiglu, dequantize=dequantize, embedding=embedding,
-        super_sum=super_sum,
+        super_sum=super_sum, blocks=blocks,
     )
 
 

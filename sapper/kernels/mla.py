@@ -32,7 +32,6 @@ from sapper import (
     full,
     i32,
     max,
-    maximum,
     min,
     rsqrt,
     span,
@@ -43,6 +42,7 @@ from sapper import (
     zeros,
 )
 
+from .online_softmax import attend, join
 from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 from .rope import tables, turned
 
@@ -128,12 +128,7 @@ def make_latent_attention(cache: Any) -> Any:
                     for p in tiles(span(0, position + stop)):
                         score = query @ keys[p, h, d] + turn @ shared[p, s]
                         score = where(p <= position + t, score, MINUS_INFINITY)
-                        higher = maximum(highest, max(score, over=p))
-                        weight = exp(score - higher)
-                        shrink = exp(highest - higher)
-                        total = total * shrink + sum(weight, over=p)
-                        acc = acc * shrink + weight @ values[p, h, v]
-                        highest = higher
+                        highest, total, acc = attend(highest, total, acc, score, values[p, h, v], p, exp, f32)
                     out[t, h, v] = acc / total
 
     return latent_attention
@@ -178,12 +173,7 @@ def make_latent_attention_decode(cache: Any) -> Any:
                 acc = zeros(h, c, dtype=f32)
                 for p in tiles(span(b * SPLIT, min(b * SPLIT + SPLIT, filled))):
                     score = query @ latents[p, c] + turn @ keys[p, s]
-                    higher = maximum(top, max(score, over=p))
-                    weight = exp(score - higher)
-                    shrink = exp(top - higher)
-                    sums = sums * shrink + sum(weight, over=p)
-                    acc = acc * shrink + weight @ latents[p, c]
-                    top = higher
+                    top, sums, acc = attend(top, sums, acc, score, latents[p, c], p, exp, f32)
                 highest[b, h] = top
                 total[b, h] = sums
                 partial[b, h, c] = acc
@@ -227,12 +217,7 @@ def make_merge_splits(split: int, name: str) -> Any:
             sums = zeros(dtype=f32)
             acc = zeros(c, dtype=f32)
             for b in range(min(position // split + 1, B)):
-                higher = maximum(top, highest[b, h])
-                weight = exp(highest[b, h] - higher)
-                shrink = exp(top - higher)
-                sums = sums * shrink + weight * total[b, h]
-                acc = acc * shrink + weight * partial[b, h, c]
-                top = higher
+                top, sums, acc = join(top, sums, acc, highest[b, h], total[b, h], partial[b, h, c], exp)
             out[h, c] = acc / sums
 
     return merge_splits

@@ -12,6 +12,8 @@ Many tokens are put in the order of their experts, so that each expert's rows ar
     group_tokens            where the row of each (token, expert) goes, and where each expert's rows begin and end
     grouped_matmul_swiglu   y[m] = silu(x[m] @ gate[e].T) * (x[m] @ up[e].T) for the rows m of each expert e
     grouped_matmul          y[m] = x[m] @ w[e].T
+    grouped_matvec_swiglu, grouped_matvec   the same row by row, for experts of a few rows: an expert's block of weights
+                            comes from memory for the first of its rows, and from the caches for the others
     combine_experts         y[t] = residual[t] + sum over k of weights[t, k] * rows[place[t, k]]
 
 The rows themselves are gathered by `embedding_f32`. Groups may have any length, so the matrix kernels walk blocks of
@@ -150,6 +152,45 @@ def make_grouped_matmul(weight: Any, left: Any = f32, result: Any = f32) -> Any:
     return grouped_matmul
 
 
+def make_grouped_matvec_swiglu(weight: Any) -> Any:
+    @sp.kernel(name=f"grouped_matvec_swiglu_{weight.name}")
+    def grouped_matvec_swiglu(
+        x: Tensor[f32, J, I], start: Tensor[i32, E], stop: Tensor[i32, E], gate: Tensor[weight, E, B, L, I],
+        up: Tensor[weight, E, B, L, I], y: Tensor[f32, J, B, L],
+    ):
+        for b in each(B):
+            for e in range(E):
+                for m in range(start[e], stop[e]):
+                    for l in tiles(L):
+                        gate_sum = zeros(l, dtype=f32)
+                        up_sum = zeros(l, dtype=f32)
+                        for i in tiles(I):
+                            row = x[m, i]
+                            gate_sum += gate[e, b, l, i] @ row
+                            up_sum += up[e, b, l, i] @ row
+                        y[m, b, l] = silu(gate_sum) * up_sum
+
+    return grouped_matvec_swiglu
+
+
+def make_grouped_matvec(weight: Any) -> Any:
+    @sp.kernel(name=f"grouped_matvec_{weight.name}")
+    def grouped_matvec(
+        x: Tensor[f32, J, F], start: Tensor[i32, E], stop: Tensor[i32, E], w: Tensor[weight, E, B, L, F],
+        y: Tensor[f32, J, B, L],
+    ):
+        for b in each(B):
+            for e in range(E):
+                for m in range(start[e], stop[e]):
+                    for l in tiles(L):
+                        acc = zeros(l, dtype=f32)
+                        for f in tiles(F):
+                            acc += w[e, b, l, f] @ x[m, f]
+                        y[m, b, l] = acc
+
+    return grouped_matvec
+
+
 @sp.kernel
 def combine_experts(
     rows: Tensor[f32, J, I], place: Tensor[i32, T, K], weights: Tensor[f32, T, K], residual: Tensor[f32, T, I],
@@ -173,6 +214,10 @@ grouped_matmul_swiglu_bf16_bf16 = make_grouped_matmul_swiglu(bf16, bf16)
 grouped_matmul_f32 = make_grouped_matmul(f32)
 grouped_matmul_bf16 = make_grouped_matmul(bf16)
 grouped_matmul_bf16_bf16 = make_grouped_matmul(bf16, bf16)
+grouped_matvec_swiglu_f32 = make_grouped_matvec_swiglu(f32)
+grouped_matvec_swiglu_bf16 = make_grouped_matvec_swiglu(bf16)
+grouped_matvec_f32 = make_grouped_matvec(f32)
+grouped_matvec_bf16 = make_grouped_matvec(bf16)
 grouped_matmul_i8 = make_grouped_matmul(i8, i8, i32)
 
 # ------------------------------------------------------------------------------------------- references and arguments
@@ -306,8 +351,8 @@ def _matvec_entry(kernel: Any, weight: str, swiglu: bool) -> LibraryKernel:
     )
 
 
-def _grouped_entry(kernel: Any, weight: str, swiglu: bool, left: str = "f32") -> LibraryKernel:
-    """left: the type of the activations; of i8 the sums are i32."""
+def _grouped_entry(kernel: Any, weight: str, swiglu: bool, left: str = "f32", rows: int = 2048) -> LibraryKernel:
+    """left: the type of the activations; of i8 the sums are i32. rows: of the case."""
     size, left_size = (1 if name == "i8" else NUMPY_DTYPES[name].itemsize for name in (weight, left))
     count = 2 if swiglu else 1
     inner = "I" if swiglu else "F"
@@ -315,7 +360,7 @@ def _grouped_entry(kernel: Any, weight: str, swiglu: bool, left: str = "f32") ->
     def shape(e: int, b: int, l: int, depth: int, j: int) -> dict[str, int]:
         return {"E": e, "B": b, "L": l, inner: depth, "J": j}
 
-    e, b, l, depth, j = (16, 12, 64, 1024, 2048) if swiglu else (16, 16, 64, 768, 2048)
+    e, b, l, depth, j = (16, 12, 64, 1024, rows) if swiglu else (16, 16, 64, 768, rows)
     return LibraryKernel(
         name=kernel.name, kernel=kernel, reference=grouped_reference,
         make_arguments=lambda random, shape: grouped_arguments(random, shape, weight, swiglu, left),
@@ -347,6 +392,10 @@ KERNELS = (
     _grouped_entry(grouped_matmul_bf16, "bf16", False),
     _grouped_entry(grouped_matmul_bf16_bf16, "bf16", False, "bf16"),
     _grouped_entry(grouped_matmul_i8, "i8", False, "i8"),
+    _grouped_entry(grouped_matvec_swiglu_f32, "f32", True, rows=24),
+    _grouped_entry(grouped_matvec_swiglu_bf16, "bf16", True, rows=24),
+    _grouped_entry(grouped_matvec_f32, "f32", False, rows=24),
+    _grouped_entry(grouped_matvec_bf16, "bf16", False, rows=24),
     LibraryKernel(
         name="combine_experts", kernel=combine_experts, reference=combine_reference, make_arguments=combine_arguments,
         tolerance=Tolerance(1e-6, 2e-6, "a sum of a few rounded products, which may cancel"),

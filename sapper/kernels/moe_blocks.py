@@ -77,21 +77,27 @@ def product_experts(form: Form, group: int) -> SimpleNamespace:
         quants: Tensor[u8, E, P, G, parts, words, PANEL, SLOT], scales: Tensor[f16, E, P, G, parts, scale_rows, PANEL],
         experts: Tensor[i32, K], weights: Tensor[f32, K], x: Tensor[i8, G, K, group], x_scales: Tensor[f32, G, K],
         sums: Tensor[f32, G, parts, K], starts: Tensor[i32, G, parts, K], residual: Tensor[f32, P, PANEL],
-        y: Tensor[f32, P, PANEL],
+        products: Tensor[f32, K, P, PANEL], y: Tensor[f32, P, PANEL],
     ):
+        # An expert's panels are read in one go, and not a panel of each expert by turns: a stream of a few pages is
+        # over before the hardware has begun to read ahead.
         together = quants.view(E * P, G, parts, words, PANEL, SLOT)
         rows = scales.view(E * P, G, parts, scale_rows, PANEL)
         q = x.view(G, K, parts, halves, words, SLOT)
-        for p in tiles(P):
-            l = whole(PANEL)
-            total = residual[p, l]
-            for k in each(K):
-                e = experts[k]
+        for k in each(K):
+            e = experts[k]
+            for p in tiles(P):
+                l = whole(PANEL)
                 acc = zeros(p, l, dtype=f32)
                 for g in each(G):
                     acc += group_sum(
                         zeros(p, l, dtype=f32), together, rows, q, x_scales, sums, starts, e * P + p, g, k, l)
-                total += weights[k] * acc
+                products[k, p, l] = acc
+        for p in tiles(P):
+            l = whole(PANEL)
+            total = residual[p, l]
+            for k in range(K):
+                total += weights[k] * products[k, p, l]
             y[p, l] = total
 
     @sp.kernel(name=f"grouped_swiglu_{suffix}")
@@ -217,8 +223,10 @@ def weighted_reference(arguments: Arguments, form: Form) -> dict[str, Array]:
     exact = arguments["x"].dtype == np.float32
     x = arguments["x"].astype(np.float64).reshape(len(arguments["x"]), -1) if exact else activations(arguments)
     w = _matrices(arguments, form, "quants")[arguments["experts"]]
-    found = np.einsum("k,knj,kj->n", arguments["weights"].astype(np.float64), w, x)
-    return {"y": arguments["residual"] + found.reshape(arguments["y"].shape)}
+    products = np.einsum("knj,kj->kn", w, x)
+    found = arguments["weights"].astype(np.float64) @ products
+    expected = {"y": arguments["residual"] + found.reshape(arguments["y"].shape)}
+    return expected if exact else expected | {"products": products.reshape(arguments["products"].shape)}
 
 
 def grouped_reference(arguments: Arguments, form: Form) -> dict[str, Array]:
@@ -256,7 +264,8 @@ def make_arguments(random: np.random.Generator, shape: Shape, form: Form, group:
         arguments["x"] = normal(random, *(() if swiglu else (k,)), *blocks, form.block)
     if swiglu:
         return arguments | {"y": unwritten(k, p, PANEL)}
-    return arguments | {"residual": normal(random, p, PANEL), "y": unwritten(p, PANEL)}
+    products = {"products": unwritten(k, p, PANEL)} if "matmul" in task else {}
+    return arguments | {"residual": normal(random, p, PANEL)} | products | {"y": unwritten(p, PANEL)}
 
 
 def _entry(kernel: Any, form: Form, group: int, task: str) -> LibraryKernel:
@@ -267,7 +276,7 @@ def _entry(kernel: Any, form: Form, group: int, task: str) -> LibraryKernel:
     name, size = ("B", form.block) if exact else ("G", group)
     row_bytes = 4 * columns if exact else columns + 4 * columns // group + 8 * columns // form.block
     weight_bytes = count * (e if grouped else k) * n * columns // form.block * form.block_bytes
-    results = 4 * n * (rows if grouped else k if swiglu else 2)
+    results = 4 * n * (rows if grouped else k if swiglu else 2 if exact else 2 + k)
     checks: tuple[dict[str, int], ...] = (
         {"E": 1, "K": 1, "P": 1, name: 1}, {"E": 4, "K": 2, "P": 3, name: 2}, {"E": 5, "K": 3, "P": 2, name: 3})
     shape = {"E": e, "K": k, "P": p, name: columns // size}

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, bf16, each, exp, f32, full, i32, max, maximum, min, rsqrt, span, sum, tiles, whole, zeros
+from sapper import Tensor, bf16, each, exp, f32, full, i32, min, rsqrt, span, sum, tiles, whole, zeros
 
+from .online_softmax import attend
 from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 from .rope import tables
 
@@ -90,12 +91,7 @@ def make_attention_paged(cache: Any) -> Any:
                     page = table[sequence, i]
                     for p in tiles(span(0, min(PAGE, position + 1 - i * PAGE))):
                         score = query @ keys[page, h, p, d]
-                        higher = maximum(highest, max(score, over=p))
-                        weight = exp(score - higher)
-                        shrink = exp(highest - higher)
-                        total = total * shrink + sum(weight, over=p)
-                        acc = acc * shrink + weight @ values[page, h, p, d]
-                        highest = higher
+                        highest, total, acc = attend(highest, total, acc, score, values[page, h, p, d], p, exp, f32)
                 out[t, h, g, d] = acc / total
 
     return attention_paged
@@ -161,12 +157,7 @@ def make_latent_attention_paged(cache: Any) -> Any:
                     page = table[sequence, i]
                     for p in tiles(span(0, min(PAGE, position + 1 - i * PAGE))):
                         score = query @ latents[page, p, c] + turn @ keys[page, p, s]
-                        higher = maximum(highest, max(score, over=p))
-                        weight = exp(score - higher)
-                        shrink = exp(highest - higher)
-                        total = total * shrink + sum(weight, over=p)
-                        acc = acc * shrink + weight @ latents[page, p, c]
-                        highest = higher
+                        highest, total, acc = attend(highest, total, acc, score, latents[page, p, c], p, exp, f32)
                 out[t, h, c] = acc / total
 
     return latent_attention_paged

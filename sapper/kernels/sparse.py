@@ -34,7 +34,6 @@ from sapper import (
     f32,
     full,
     i32,
-    max,
     maximum,
     min,
     span,
@@ -46,6 +45,7 @@ from sapper import (
 )
 
 from .mla import QUERY_BLOCK
+from .online_softmax import attend
 from .record import EXACT, NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 from .rope import tables, turned
 
@@ -218,12 +218,7 @@ def make_latent_attention_sparse(cache: Any) -> Any:
                         kept = (key > lowest[t]) | ((key == lowest[t]) & (p <= last[t]))
                         score = query @ keys[p, h, d] + turn @ shared[p, s]
                         score = where(kept & (p <= position + t), score, MINUS_INFINITY)
-                        higher = maximum(highest, max(score, over=p))
-                        weight = exp(score - higher)
-                        shrink = exp(highest - higher)
-                        total = total * shrink + sum(weight, over=p)
-                        acc = acc * shrink + weight @ values[p, h, v]
-                        highest = higher
+                        highest, total, acc = attend(highest, total, acc, score, values[p, h, v], p, exp, f32)
                     out[t, h, v] = acc / total
 
     return latent_attention_sparse

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, bf16, each, exp, f32, full, i32, max, maximum, min, span, sum, tiles, where, whole, zeros
+from sapper import Tensor, bf16, each, exp, f32, full, i32, maximum, min, span, sum, tiles, where, whole, zeros
 
+from .online_softmax import attend
 from .paged import (
     ATTENTION,
     PAGE,
@@ -125,12 +126,7 @@ def make_latent_attention_paged_sparse(cache: Any) -> Any:
                         kept = (key > lowest[t]) | ((key == lowest[t]) & (i * PAGE + p <= last[t]))
                         score = query @ latents[page, p, c] + turn @ keys[page, p, s]
                         score = where(kept, score, MINUS_INFINITY)
-                        higher = maximum(highest, max(score, over=p))
-                        weight = exp(score - higher)
-                        shrink = exp(highest - higher)
-                        total = total * shrink + sum(weight, over=p)
-                        acc = acc * shrink + weight @ latents[page, p, c]
-                        highest = higher
+                        highest, total, acc = attend(highest, total, acc, score, latents[page, p, c], p, exp, f32)
                 out[t, h, c] = acc / total
 
     return latent_attention_paged_sparse

@@ -291,14 +291,21 @@ def fraction(a: Array) -> Array:
 
 def _pack_bf16(a: Array, b: Array) -> Array:
     """VCVTNE2PS2BF16 (Intel SDM volume 2), the two results side by side in each slot; a NaN keeps its upper bits."""
-    def half(row: Array) -> Array:
-        bits = _flushed(row).view(np.uint32)
-        rounded = bits + (np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)))
-        chosen: Array = np.where(np.isnan(row), bits | np.uint32(0x400000), rounded)
-        return chosen >> np.uint32(16)
-
-    packed: Array = half(a) | half(b) << np.uint32(16)
+    packed: Array = _halves(a) | _halves(b) << np.uint32(16)
     return packed
+
+
+def _halves(row: Array) -> Array:
+    """bf16 in the lower halves."""
+    bits = _flushed(row).view(np.uint32)
+    rounded = bits + (np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)))
+    chosen: Array = np.where(np.isnan(row), bits | np.uint32(0x400000), rounded)
+    return chosen >> np.uint32(16)
+
+
+def _concat_bf16(a: Array, b: Array) -> Array:
+    """VCVTNE2PS2BF16 (Intel SDM volume 2)."""
+    return np.concatenate([_halves(a), _halves(b)]).astype(np.uint16).view(np.uint32)
 
 
 def _flushed(row: Array) -> Array:
@@ -367,6 +374,8 @@ _ROW_PLAIN: dict[str, Callable[..., Any]] = {
     "dot2_bf16": _dot2,
     "dot4_u8i8": _dot4,
     "pack_bf16": _pack_bf16,
+    "concat_bf16": _concat_bf16,
+    "is_denormal": lambda a: (a != 0) & (np.abs(a) < np.finfo(np.float32).tiny),
     **{name: _in_f64(function) for name, function in _MATH.items()},
 }
 
@@ -453,6 +462,10 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
         up = (np.arange(lanes) + distance) % lanes
         down = (np.arange(lanes) - distance) % lanes
         return lambda a, b: (_where(clear, a, b[down]), _where(clear, a[up], b))
+    if name == "unzip":
+        return lambda a, b: (np.concatenate([a[::2], b[::2]]), np.concatenate([a[1::2], b[1::2]]))
+    if name == "zip":
+        return lambda a, b: tuple(np.stack([a, b], axis=1).reshape(2, lanes))
     if name == "interleave":
         return lambda a, b: tuple(np.stack([a.view(np.uint16), b.view(np.uint16)], axis=1).reshape(2, 2 * lanes).view(
             np.uint32))
@@ -858,8 +871,11 @@ def _build_gather(program: Program, op: Op) -> _Step:
 
 
 def _narrowing(op: Op) -> Callable[[Array], Array]:
-    """From a row to elements in memory. An exact store takes the upper halves as they are, whatever is below."""
+    """From a row to elements in memory. An exact store takes the upper halves as they are, whatever is below; one of
+    rows without denormals takes these for 0."""
     kind = _MEMORY[op.attributes["dtype"]]
+    if op.attributes.get("denormals") == "none":
+        return lambda row: _halves(row).astype(np.uint16).view(kind)
     if op.attributes.get("exact"):
         return lambda row: (row.view(np.uint32) >> 16).astype(np.uint16).view(kind)
     return lambda row: row.astype(kind)

@@ -37,6 +37,9 @@ MOST_WHOLE_VECTORS, WHOLE_ROW_SUMS = 8, 16
 UNROLLED_INSTRUCTIONS = 256
 """Longest code, about, for what follows a reduction: some 2 KiB of the 32 that the first cache for code has."""
 
+PAIR_COST = 2.0
+"""Of an access to every second element, of which another one takes the others: a row, and a permutation."""
+
 STAGE_ROWS = 28
 """From how many rows on operands are packed: packing a panel then costs a few percent of its use."""
 
@@ -429,18 +432,21 @@ class Model(WalkLowering):
     def _lane(self, walk: Walk, loops: list[str], contraction: bool) -> str:
         """The cheapest lane axis, by the cost of its accesses in each row of the walk."""
         scored = []
+        reads, stores = self.reads(walk), [r for r in walk.roots() if isinstance(r, Op) and r.name == "store"]
         for position, axis in enumerate(loops):
             cost = 0.0
-            for op in self.reads(walk):
+            for op in reads:
+                if self.is_paired(op, axis, reads):
+                    cost += PAIR_COST
+                    continue
                 cost += self._access_cost(self.access(op).axes, axis, element_bytes(op.result.type.dtype),  # type: ignore[union-attr]
                                           bool(self.access(op).gathers) and self._gather_spans(op, axis),
                                           self._may_stage(op, walk, axis, contraction))
-            for root in walk.roots():
-                if isinstance(root, Op) and root.name == "store":
-                    access = self.access(root)
-                    weight = 1 if axis in walk.outer and walk.reductions else 2
-                    cost += weight * self._access_cost(access.axes, axis, element_bytes(access.dtype),
-                                                       bool(access.gathers), False)
+            for op in stores:
+                access = self.access(op)
+                weight = 1 if axis in walk.outer and walk.reductions else 2
+                cost += weight * (PAIR_COST if self.is_paired(op, axis, stores) else self._access_cost(
+                    access.axes, axis, element_bytes(access.dtype), bool(access.gathers), False))
             if axis in walk.reduced:
                 # Joining the lanes of every result, once for all of the reduced extent.
                 steps = max(1, self.extent_hint(axis) // self.lanes)

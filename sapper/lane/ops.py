@@ -108,6 +108,8 @@ LANE_OPS = OpTable("lane", [
            doc="a, b -> a', b' with d = distance (a power of 2): where lane i has bit d clear, a'[i] = a[i] and "
                "b'[i] = a[i + d]; where set, a'[i] = b[i - d] and b'[i] = b[i]. log2(lanes) stages over as many "
                "rows transpose a square"),
+    OpSpec("unzip", (2, 2), (2, 2), doc="a, b -> their even elements, first those of a, and their odd ones"),
+    OpSpec("zip", (2, 2), (2, 2), doc="a, b -> low, high: element i of a and then of b, for all i; what unzip undoes"),
     # Memory. Memory dtype -> row: f32 and narrower floats -> f32; f64 -> f64; i8, u8, i16, i32, bool -> i32;
     # i64 -> i64; b32.
     OpSpec("load", (1, 3), attributes=("dtype",), optional=(*_ADDRESS, "masked"), pure=False,
@@ -116,11 +118,12 @@ LANE_OPS = OpTable("lane", [
            doc="one element in every lane"),
     OpSpec("gather", (2, 3), attributes=("dtype",), optional=("scale", "disp", "masked", "near"), pure=False,
            doc="base, offsets (row<i32>, signed): element at base + offset * scale + disp for each lane"),
-    OpSpec("store", (2, 4), (0, 0), attributes=("dtype",), optional=(*_ADDRESS, "masked", "streaming", "exact"),
-           pure=False,
+    OpSpec("store", (2, 4), (0, 0), attributes=("dtype",),
+           optional=(*_ADDRESS, "masked", "streaming", "exact", "denormals"), pure=False,
            doc="value, address: narrowing rounds floats to nearest even and wraps integers; `exact` says that the "
-               "value is one of bf16 already, whose upper half is stored; `streaming` bypasses the caches and needs an "
-               "address aligned to the row, or to 64 bytes if that is less"),
+               "value is one of bf16 already, whose upper half is stored; `denormals`, of bf16, that it has \"none\", "
+               "or some, which is \"rare\"; `streaming` bypasses the caches and needs an address aligned to the row, "
+               "or to 64 bytes if that is less"),
     OpSpec("store_lane0", (2, 3), (0, 0), attributes=("dtype",), optional=(*_ADDRESS, "exact"), pure=False,
            doc="value, address: lane 0 only"),
     OpSpec("scatter", (3, 4), (0, 0), attributes=("dtype",),
@@ -134,6 +137,9 @@ LANE_OPS = OpTable("lane", [
     OpSpec("dot4_u8i8", (3, 3), doc="acc (i32), a (b32, four u8), b (b32, four i8): acc + sum a * b, wrapping"),
     OpSpec("pack_bf16", (2, 2), doc="f32 rows a, b -> b32: a as bf16 in the lower half of each slot, b in the upper; "
                                     "nearest even, denormals are zero; only where the target has it"),
+    OpSpec("is_denormal", (1, 1), doc="row<f32> -> mask: lanes that hold a denormal; only where the target has it"),
+    OpSpec("concat_bf16", (2, 2), doc="f32 rows a, b -> b32: their elements as bf16, two a slot, first those of a; "
+                                      "nearest even, denormals are zero; only where the target has it"),
     OpSpec("interleave", (2, 2), (2, 2),
            doc="a, b (b32, two elements of 16 bits each) -> low, high: low[i] is element i of a and, in the upper "
                "half, of b, high[i] element lanes + i; only where the target has it"),

@@ -340,6 +340,23 @@ class RowEvaluation(State):
             return made
         return self._integer(value, at or {})
 
+    def _divide(self, name: str, a: Scalar, b: Scalar, dtype: DType) -> Scalar:
+        """A quotient or remainder. By 0 it is unspecified, but a processor must not trap; nor may it where the quotient
+        of the lowest integer by -1 has no room."""
+        if isinstance(b, int) and b not in (0, -1):
+            return self._binary(name, a, b)
+        divisor = self._selected(self._compare("eq", b, 0), 1, b)
+        if dtype.name != "i64":
+            made = self._binary(name, a, divisor)
+            return self._wrap_integer(made, dtype) if dtype.kind == "i" and name == "s_floordiv" else made
+        negates = self._compare("eq", b, -1)
+        made = self._binary(name, a, self._selected(negates, 1, divisor))
+        return made if name == "s_mod" else self._selected(negates, self.sub(0, a), made)
+
+    def _selected(self, condition: Scalar, a: Scalar, b: Scalar) -> Scalar:
+        depth = max(self.depth_of(condition), self.depth_of(a), self.depth_of(b))
+        return self.emit(depth, "s_select", [self.value(condition), self.value(a), self.value(b)], S64)
+
     def _integer(self, value: Value, at: dict[str, int]) -> Scalar:
         t = value.type
         assert isinstance(t, TileType)
@@ -394,6 +411,8 @@ class RowEvaluation(State):
             return self._wrap_integer(self.sub(0, parts[0]), dtype)
         if name == "abs":
             return self._wrap_integer(self._binary("s_max", parts[0], self.sub(0, parts[0])), dtype)
+        if name in ("floordiv", "mod"):
+            return self._divide(_SCALAR_OPS[name], parts[0], parts[1], dtype)
         if name in _SCALAR_OPS:
             made = self._binary(_SCALAR_OPS[name], parts[0], parts[1])
             return self._wrap_integer(made, dtype) if name in ("add", "sub", "mul", "shl") else made
@@ -537,13 +556,18 @@ class RowEvaluation(State):
             raise LoweringError(f"found a packed tensor, {op.operands[0].name}, that is read otherwise than by a "
                                 "contraction; expected plain memory; mend: pass the array itself", op)
         access = self._at_scalars(self.access(op), op, at)
-        square = self.square_row(op, access, at, level)
-        if square is not None:
-            return square
+        for found in (self.square_row, self.pair_row):
+            row = found(op, access, at, level)
+            if row is not None:
+                return row
         return self._fetch(access, op.result, at, level, self.lane_mask(op.result.type.axes))  # type: ignore[union-attr]
 
     def square_row(self, op: Op, access: Access, at: dict[str, int], level: int) -> Value | None:
         """The row of a load that is read in squares (sapper/lane/squares.py), or None."""
+        return None
+
+    def pair_row(self, op: Op, access: Access, at: dict[str, int], level: int) -> Value | None:
+        """The row of a load of every second element (sapper/lane/pairs.py), or None."""
         return None
 
     def _from_memory(self, access: Access, value: Value, at: dict[str, int], level: int) -> Value:

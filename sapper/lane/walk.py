@@ -18,10 +18,11 @@ from ..ir.types import MASK, ROW_I32, S64, DType, RowType, TensorType, TileType,
 from ..tile.plan import Walk, axes_of
 from ..tile.schedule import Panels
 from .by_hand import Fit, emit_steps, takes
+from .narrow_stores import MOST_ROWS, Job
 from .packed import Packing
+from .pairs import Pairs
 from .rows import LoweringError, Rows
 from .slots import PAIR
-from .squares import Squares
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class Behind:
     buffers: dict[Value, Access]
 
 
-class WalkLowering(Squares):
+class WalkLowering(Pairs):
     """Emits walks. Subclasses choose (`choose`) and give scratch memory (`allocate`).
 
     near_bytes: size of L1. block_bytes: of panels that are walked with the same rows. block_loads: the loads of the
@@ -466,12 +467,18 @@ class WalkLowering(Squares):
             axes = op.result.type.axes  # type: ignore[union-attr]
             access = self.access(op)
             rows = [a for a in axes if a in self.bound and self.bound[a].resident and not self.bound[a].lane]
-            if access.gathers or access.axes.get(choice.lane) != element_bytes(access.dtype):
+            stride = access.axes.get(choice.lane)
+            if self.pair_stride(access, choice.lane):
+                pair = self.place_in_pair(op, self.block_loads)
+                if pair is None or pair[1]:
+                    continue
+            elif access.gathers or stride != element_bytes(access.dtype):
                 continue
             if any(a not in self.bound for a in axes) or not (rows or set(axes) == set(walk.outer)):
                 continue
             ahead = self._ahead(access.axes[rows[0]], self.bound[rows[0]].count) if rows else STREAM_AHEAD_BYTES
-            piece_bytes = self.bound[choice.lane].count * self.lanes * self.slot_elements * element_bytes(access.dtype)
+            assert isinstance(stride, int)
+            piece_bytes = self.bound[choice.lane].count * self.lanes * self.slot_elements * stride
             for number in range(first, first + requests):
                 there = replace(access, base=self.add(access.base, self.mul(ahead, number)))
                 operands, attributes = self.address(there, dict.fromkeys(axes, 0))
@@ -974,11 +981,26 @@ class WalkLowering(Squares):
                     jobs.append((root, at, self.slots_of(value, at)))
         if self.behind is not None and self.behind.host is host:
             self._roots_behind(self.behind, host)
+        rounded: list[Job] = []
+        stores = [(root, at, row) for root, at, row in jobs if isinstance(root, Op)]
+        pairs = self.paired_stores(stores)
+        for even, odd in pairs.items():
+            self.store_pair(stores[even], stores[odd], self.streams(stores[even][0]))
+        taken = [stores[number] for pair in pairs.items() for number in pair]
         for root, at, row in jobs:
             if isinstance(root, Value):
                 self._keep(root, at, row)
+            elif (root, at, row) in taken:
+                continue
+            elif self.rounds_by_instruction(root, at, row):
+                rounded.append((root, at, row))
             else:
                 self._store(root, at, row)
+        if len(rounded) > MOST_ROWS:
+            for root, at, row in rounded:
+                self._store(root, at, row)
+        elif rounded:
+            self.store_rounded(rounded, [self.streams(op) for op, _, _ in rounded])
         for op in squares:
             self._store_squares(op)
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from ..kernels import k_quants
 from ..kernels.k_quants import PANEL, SUPER
+from ..kernels.moe_k import experts_of
 from ..runtime.buffers import Arena
 from ..runtime.program import Rows
-from .linear import Experts, Steps, Workspace, in_blocks, rows_widened
+from .linear import Steps, Workspace, in_blocks, rows_widened
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _SPLIT = {"Q4_K": ("q4k", 144, k_quants.split_q4k), "Q6_K": ("q6k", 210, k_quants.split_q6k)}
@@ -57,10 +58,9 @@ class RawK:
         return KMatrix(pieces[0].form, target, exact)
 
     @staticmethod
-    def experts(pieces: Sequence[RawK], count: int, arena: Arena, exact: bool = True) -> Experts | None:
-        """None: there are no kernels for a mixture."""
-        del pieces, count, arena, exact
-        return None
+    def experts(pieces: Sequence[RawK], count: int, arena: Arena, exact: bool = False) -> KExperts | None:
+        """The same as matrices of one shape, so many; None where all is to be exact, for which there are no kernels."""
+        return None if exact else KExperts(RawK.together(pieces, arena), count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class KMatrix:
     def _kernel(self, task: str) -> Any:
         return getattr(k_quants.kernels_of(self.form), task)
 
-    def _quantized(self, x: Array | Rows, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
+    def quantized(self, x: Array | Rows, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
         """Rows as operands of products, and the step that makes them."""
         rows, columns = x.array.shape if isinstance(x, Rows) else x.shape
         operands = work.super_quants(rows, columns)
@@ -98,7 +98,7 @@ class KMatrix:
         """A product with a vector. task: what comes after "matmul" in the kernel's name."""
         panels = [in_blocks(vector, PANEL) for vector in vectors]
         if not self.exact:
-            steps, operands = self._quantized(x.reshape(1, -1), work)
+            steps, operands = self.quantized(x.reshape(1, -1), work)
             weights = [one.w for one in matrices]
             return [*steps, (self._kernel(f"matmul{task}"), (*weights, *operands, *(one[None] for one in panels)))]
         return [(self._kernel(f"matvec{task}"), (*(one.w for one in matrices), in_blocks(x, SUPER), *panels))]
@@ -125,7 +125,7 @@ class KMatrix:
         matrices = (self, *others)
         if self.exact:
             return rows_widened(matrices, name, x, rest, work)
-        steps, operands = self._quantized(x, work)
+        steps, operands = self.quantized(x, work)
         panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
         return [*steps, (self._kernel(name.replace("_nt", "")), (*(one.w for one in matrices), *operands, *panels))]
 
@@ -134,3 +134,49 @@ class KMatrix:
         wide = work.wide(place, rows, columns)
         panels = in_blocks(wide, SUPER).reshape(rows // PANEL, PANEL, -1, SUPER)
         return wide, "f32", [(self._kernel("dequantize"), (self.w, panels))]
+
+
+@dataclass(frozen=True, slots=True)
+class KExperts:
+    """together: the panels of all experts, one after the other, as one matrix."""
+
+    together: KMatrix
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.together.nbytes // self.count
+
+    @property
+    def size(self) -> int:
+        return self.together.size // self.count
+
+    @property
+    def _panels(self) -> Array:
+        return self.together.w.reshape(self.count, -1, *self.together.w.shape[1:])
+
+    def _kernel(self, task: str) -> Any:
+        return getattr(experts_of(self.together.form), task)
+
+    def apply_norm_swiglu(
+        self, up: KExperts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
+    ) -> Steps:
+        steps, normed = work.norm(x, gain, epsilon)
+        more, operands = self.together.quantized(normed.reshape(1, -1), work)
+        arguments = (self._panels, up._panels, experts, *operands, in_blocks(y, PANEL))
+        return [*steps, *more, (self._kernel("expert_matmul_swiglu"), arguments)]
+
+    def apply_weighted(
+        self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
+    ) -> Steps:
+        steps, operands = self.together.quantized(x, work)
+        vectors = in_blocks(residual, PANEL), in_blocks(y, PANEL)
+        return [*steps, (self._kernel("expert_matmul"), (self._panels, experts, weights, *operands, *vectors))]
+
+    def apply_groups(
+        self, others: Sequence[KExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
+    ) -> Steps:
+        steps, operands = self.together.quantized(x, work)
+        panels = [one._panels for one in (self, *others)]
+        kernel = self._kernel("grouped_swiglu" if others else "grouped")
+        return [*steps, (kernel, (*operands, *ranges, *panels, Rows(in_blocks(y.array, PANEL), y.count)))]

@@ -357,11 +357,16 @@ class Experts(Protocol):
         """y[m] = W x[m] for the rows of each expert; with others = [up]: silu(W x[m]) * (up x[m])"""
 
 
+FEW_ROWS = 4
+"""Rows of an expert, on average, up to which they go sooner one by one."""
+
+
 def _groups_of(arrays: Sequence[Array], dtypes: str, x: Rows, ranges: tuple[Array, ...], y: Rows) -> Steps:
     """`apply_groups` of plain arrays [experts, rows, columns]."""
     blocks = [weights.reshape(len(weights), *moe.blocks_of(weights.shape[1]), -1) for weights in arrays]
     result = Rows(y.array.reshape(len(y.array), *blocks[0].shape[1:3]), y.count)
-    name = "grouped_matmul" if len(arrays) == 1 else "grouped_matmul_swiglu"
+    few = len(x.array) <= FEW_ROWS * len(blocks[0]) and "bf16_bf16" not in dtypes
+    name = ("grouped_matvec" if few else "grouped_matmul") + ("_swiglu" if len(arrays) > 1 else "")
     return [(getattr(moe, f"{name}_{dtypes}"), (x, *ranges, *blocks, result))]
 
 
@@ -435,7 +440,9 @@ class BlockExperts:
         self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
     ) -> Steps:
         steps, operands = self.together.operands(x, work)
-        vectors = in_blocks(residual, PANEL), in_blocks(y, PANEL)
+        count = len(experts)
+        products = () if self.together.exact else (in_blocks(work.wide(0, count, y.size), PANEL),)
+        vectors = in_blocks(residual, PANEL), *products, in_blocks(y, PANEL)
         return [*steps, (self._kernel(""), (*self._parts(), experts, weights, *operands, *vectors))]
 
     def apply_groups(

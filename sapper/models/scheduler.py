@@ -9,7 +9,8 @@ job's tokens are those that it would get alone; the order of admission is that o
 A job is admitted where a slot is free and pages for its whole prompt are. In each step every running job whose tokens
 are all cached but one brings that one; what is left of the step's tokens goes to prompts, first come first served.
 Where a job needs a page and none is free, the job admitted last loses its pages and waits at the head of the queue:
-its tokens are read again as a prompt, those that it has made as well.
+its tokens are read again as a prompt, those that it has made as well. Pages that are full are kept and found again by
+the tokens up to their end (pages.py): a job that begins as another did reads on from there.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from ..kernels.paged import PAGE
 from .batch import CANDIDATES, Fed, Paged, Pick, pages_for
 from .errors import ModelError
 from .load import Loaded
+from .pages import Pages
 from .sampling import Sampling
 from .stops import StopStrings
 from .tokenizer import TextStream
@@ -57,6 +60,7 @@ class Job:
         self.slot = -1
         self.fed = 0
         self.pages: list[int] = []
+        self.chain: list[int] = []
         self.stops = StopStrings(stop)
         self.random = sampling.draws()
         self.stream: TextStream | None = None
@@ -75,7 +79,8 @@ class Job:
 class Scheduler:
     """Runs jobs on a batch, for one thread; others may set `Job.cancelled`.
 
-    waiting, running: jobs. evictions, steps, tokens_fed, tokens_made: counts since the beginning.
+    waiting, running: jobs. evictions, steps, tokens_fed, tokens_made, tokens_shared: counts since the beginning; the
+    last of tokens that were not fed, as pages held them.
     """
 
     def __init__(self, model: Loaded, batch: Paged) -> None:
@@ -83,9 +88,9 @@ class Scheduler:
         self.batch = batch
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
-        self.evictions = self.steps = self.tokens_fed = self.tokens_made = 0
+        self.evictions = self.steps = self.tokens_fed = self.tokens_made = self.tokens_shared = 0
         self._slots = list(range(batch.slots))[::-1]
-        self._pages = list(range(batch.pages))[::-1]
+        self._pages = Pages(batch.pages)
 
     @property
     def idle(self) -> bool:
@@ -93,7 +98,7 @@ class Scheduler:
 
     @property
     def free_pages(self) -> int:
-        return len(self._pages)
+        return self._pages.free
 
     def submit(self, job: Job) -> None:
         """Raises ModelError as `check` does."""
@@ -122,6 +127,8 @@ class Scheduler:
         picked = self.batch.step(fed, rows)
         self.steps += 1
         self.tokens_fed += len(fed)
+        for job in self.running:
+            self._remember_pages(job)
         for (job, _), token in zip(drawn, picked, strict=True):
             self._take(job, token)
         return True
@@ -142,22 +149,45 @@ class Scheduler:
             self._end(job, "cancelled")
 
     def _admit(self) -> None:
-        while self.waiting and self._slots and pages_for(self.waiting[0].length) <= len(self._pages):
-            job = self.waiting.popleft()
+        while self.waiting and self._slots:
+            job = self.waiting[0]
+            count = pages_for(job.length)
+            # The last token is fed in any case, for its logits.
+            found = self._pages.find(job.all_tokens(0, (job.length - 1) // PAGE * PAGE))
+            if not self._pages.have(count - len(found), found):
+                return
+            self.waiting.popleft()
             job.slot = self._slots.pop()
-            self._give_pages(job, pages_for(job.length))
+            for page, node in found:
+                self._pages.share(page)
+                self._put_page(job, page)
+                job.chain.append(node)
+            job.fed = len(found) * PAGE
+            self.tokens_shared += job.fed
+            self._give_pages(job, count)
             self.running.append(job)
+
+    def _put_page(self, job: Job, page: int) -> None:
+        self.batch.table[job.slot, len(job.pages)] = page
+        job.pages.append(page)
 
     def _give_pages(self, job: Job, count: int) -> None:
         while len(job.pages) < count:
-            self.batch.table[job.slot, len(job.pages)] = self._pages[-1]
-            job.pages.append(self._pages.pop())
+            self._put_page(job, self._pages.take())
+
+    def _remember_pages(self, job: Job) -> None:
+        """Pages that are full now can be found from now on."""
+        while (len(job.chain) + 1) * PAGE <= job.fed:
+            number = len(job.chain)
+            tokens = job.all_tokens(number * PAGE, (number + 1) * PAGE)
+            job.chain.append(self._pages.remember(job.pages[number], job.chain[-1] if job.chain else 0, tokens))
 
     def _take_back(self, job: Job) -> None:
         self.running.remove(job)
         self._slots.append(job.slot)
-        self._pages += reversed(job.pages)
-        job.slot, job.fed, job.pages = -1, 0, []
+        for page in reversed(job.pages):
+            self._pages.give_back(page)
+        job.slot, job.fed, job.pages, job.chain = -1, 0, [], []
 
     def _evict(self) -> Job:
         job = self.running[-1]
@@ -170,7 +200,7 @@ class Scheduler:
         """The tokens of this step, and which jobs get one after which row."""
         for job in list(self.running):  # Pages for all of a job's tokens; the prompts' are there since admission.
             while job.slot >= 0 and len(job.pages) < pages_for(job.length):
-                if self._pages:
+                if self._pages.free:
                     self._give_pages(job, len(job.pages) + 1)
                 else:
                     self._evict()

@@ -123,13 +123,14 @@ def specialise(signature: Signature, binding: Binding, static: frozenset[str],
 
 def aligned_tensors(signature: Signature, binding: Binding, large_bytes: int = LARGE_BYTES) -> tuple[str, ...]:
     """Tensors of large_bytes or more whose data and rows start at cache lines: those of a CPU may be stored past the
-    caches, those of a GPU copied in pieces of 16 bytes."""
+    caches, those of a GPU copied in pieces of 16 bytes. Rows shorter than that (pairs) count as part of longer ones."""
     names = []
     for position, view in binding.tensors.items():
         size_bytes = view.dtype.size_bytes
         if (not view.address % CACHE_LINE_BYTES and size_bytes * math.prod(view.shape) >= large_bytes
                 and view.strides and view.strides[-1] == 1
-                and not any(s * size_bytes % CACHE_LINE_BYTES for s in view.strides[:-1])):
+                and not any(s * size_bytes % CACHE_LINE_BYTES for s in view.strides[:-1]
+                            if s * size_bytes not in (2, 4, 8))):
             names.append(signature.parameters[position].name)
     return tuple(names)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,27 @@ def test_messages(small: tuple[Path, Path], tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (1, b"the system gives no memory\n")
     with open("/dev/full", "wb") as full:
         assert subprocess.run([str(program), "hello"], stdout=full, timeout=60, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_weights_that_are_cut_short_while_they_are_mapped(
+    small: tuple[Path, Path], tmp_path: Path, threads: str
+) -> None:
+    """The prompt comes when they are mapped and cut: what reads them next says so, whichever worker it is."""
+    program = tmp_path / "model"
+    weights = tmp_path / "model.weights"
+    shutil.copy(small[1], program)
+    shutil.copy(small[1].with_suffix(".weights"), weights)
+    process = subprocess.Popen([str(program), "--threads", threads, "--raw"], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    maps = Path(f"/proc/{process.pid}/maps")
+    deadline = time.monotonic() + 20
+    while str(weights) not in maps.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)  # The hash of a small file is made in no time.
+    os.truncate(weights, 4096)
+    _, told = process.communicate(b"hello world", timeout=20)
+    assert (process.returncode, told) == (1, b"the weights file was cut short while it was used\n")
 
 
 @pytest.mark.skipif(shutil.which("as") is None, reason="GNU as is not installed")

@@ -13,6 +13,7 @@ from sapper.assembly import x86
 from sapper.assembly.build import Assembly, Region
 from sapper.assembly.errors import AssemblyError
 from sapper.assembly.finish import finish
+from sapper.assembly.polynomial import Polynomial, Symbol
 from sapper.assembly.static import check_static
 from tests.assembly.pieces import V3, ZEN4, binary, piece
 
@@ -575,6 +576,46 @@ def test_loop_that_cannot_be_shown_to_end(step: Any, leave: Any) -> None:
     assert refused(endless(step, leave)).kind == "loop"
 
 
+@pytest.mark.parametrize("begin, ends", [(1, True), (0, False), (-1, False)])
+def test_equality_must_lie_ahead(begin: int, ends: bool) -> None:
+    def write(a: Assembly) -> None:
+        counter = a.r64()
+        x86.mov(counter, begin)
+        head = a.here()
+        x86.nop()
+        x86.dec(counter)
+        x86.jne(head)  # here
+        x86.ret()
+
+    if ends:
+        check_static(piece(write), ZEN4)
+    else:
+        error = refused(write)
+        assert error.kind == "loop" and "begins at its bound" in error.found and at_mark(write, error)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_equality_of_a_count_that_may_be_none(asks: bool) -> None:
+    def write(a: Assembly) -> None:
+        n = a.input(x86.rdx, None, Polynomial.of(Symbol.new("N")))
+        counter, end = a.r64(), a.label()
+        x86.mov(counter, n)
+        if asks:
+            x86.test(n, n)
+            x86.je(end)
+        head = a.here()
+        x86.dec(counter)
+        x86.jne(head)  # here
+        a.place(end)
+        x86.ret()
+
+    if asks:
+        check_static(piece(write), ZEN4)
+    else:
+        error = refused(write)
+        assert error.kind == "loop" and "N = 0" in error.found and at_mark(write, error)
+
+
 def test_loop_without_a_way_out() -> None:
     def write(a: Assembly) -> None:
         head = a.here()
@@ -588,11 +629,11 @@ def test_loop_without_a_way_out() -> None:
 @pytest.mark.parametrize("step, leave", [
     (lambda c: x86.add(c, 2), lambda c, n, head: (x86.cmp(c, n), x86.jl(head))),
     (lambda c: x86.inc(c), lambda c, n, head: (x86.cmp(n, c), x86.jg(head))),
-    (lambda c: x86.inc(c), lambda c, n, head: (x86.cmp(c, n), x86.jne(head))),
-    (lambda c: x86.nop(), lambda c, n, head: (x86.dec(c), x86.jne(head))),
+    (lambda c: x86.inc(c), lambda c, n, head: (x86.cmp(c, 100), x86.jne(head))),
+    (lambda c: x86.nop(), lambda c, n, head: (x86.inc(c), x86.cmp(c, 1), x86.jne(head))),
     (lambda c: x86.nop(), lambda c, n, head: (x86.sub(c, 4), x86.jg(head))),
     (lambda c: x86.sub(c, 3), lambda c, n, head: (x86.test(c, c), x86.jg(head))),
-], ids=["up", "mirrored", "to equality by one", "down to zero", "down in steps", "test"])
+], ids=["up", "mirrored", "to equality by one", "at once", "down in steps", "test"])
 def test_loops_that_end(step: Any, leave: Any) -> None:
     check_static(piece(endless(step, leave)), ZEN4)
 

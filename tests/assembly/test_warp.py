@@ -15,12 +15,16 @@ import sapper as sp
 from sapper import Schedule, Tensor, f32, i32, ptx, tiles
 from sapper.assembly.build import current
 from sapper.assembly.errors import AssemblyError
-from sapper.assembly.override import compile_by_hand
+from sapper.assembly.override import Override, compile_by_hand
 from sapper.assembly.warp import WarpAssembly, WarpBlock
+from sapper.assembly.warp import compile_kernel as compile_warp
+from sapper.assembly.warp_checks import check_warp
+from sapper.assembly.warp_mutate import mutants
 from sapper.cli.main import main
 from sapper.codegen.pipeline import compile_kernel
 from sapper.emulate import run
 from sapper.emulate.by_hand import verify
+from sapper.emulate.machine import Options
 from sapper.lang.by_hand import PIECES
 from sapper.runtime.check import check_kernel
 from sapper.runtime.errors import SapperWarning
@@ -319,6 +323,12 @@ def under_a_predicate_that_changed(a: WarpAssembly) -> None:
     ptx.ret()
 
 
+def compared_with_nothing(a: WarpAssembly) -> None:
+    on = a.pred()
+    ptx.setp_lt_s32(on, a.b32(), 3)  # here
+    ptx.ret()
+
+
 def on_one_path(a: WarpAssembly) -> None:
     v, on, end = a.b32(), a.pred(), a.label()
     ptx.setp_eq_s64(on, a.extent("N"), 0)
@@ -414,7 +424,8 @@ def no_such_tensor(a: WarpAssembly) -> None:
 
 @pytest.mark.parametrize(("write", "kind"), [
     (unwritten, "undefined"), (under_a_predicate, "undefined"), (under_a_predicate_that_changed, "undefined"),
-    (on_one_path, "undefined"), (store_to_an_input, "read-only"), (add_to_an_input, "read-only"),
+    (on_one_path, "undefined"), (compared_with_nothing, "undefined"),
+    (store_to_an_input, "read-only"), (add_to_an_input, "read-only"),
     (number_as_an_address, "footprint"), (too_new, "feature"), (never_reached, "unreachable"),
     (no_return, "running-off"), (endless, "loop"), (predicate_that_stands_still, "loop"), (wrong_size, "operands"),
     (index_in_an_address, "operands"), (float_for_an_integer, "operands"), (no_predicate, "operands"),
@@ -437,3 +448,70 @@ def test_the_notation_of_another_family() -> None:
 
     with pytest.raises(AssemblyError, match="another family"):
         function(x86.table, "piece", lambda a: ptx.ret())
+
+
+@sp.kernel
+def difference(x: Tensor[i32, N], z: Tensor[i32, N], y: Tensor[i32, N]):
+    for n in tiles(N):
+        y[n] = x[n] - z[n] * 3
+
+
+def write_difference(a: Any) -> None:
+    """Whole warps, so that no thread has nothing to do."""
+    x, z, y, n = a.data("x"), a.data("z"), a.data("y"), a.extent("N")
+    worker, workers = a.worker()
+    lane, start, step, one, two = a.b64(), a.b64(), a.b64(), a.b32(), a.b32()
+    ptx.cvt_u64_u32(lane, a.lane())
+    ptx.shl_b64(start, worker, 5)
+    ptx.shl_b64(step, workers, 5)
+    with a.loop(start, n, step) as at:
+        here, from_x, from_z = a.b64(), a.b64(), a.b64()
+        ptx.add_s64(here, at, lane)
+        ptx.shl_b64(here, here, 2)
+        ptx.add_s64(from_x, x, here)
+        ptx.add_s64(from_z, z, here)
+        ptx.add_s64(here, y, here)
+        ptx.ld_global_s32(one, ptx.ptr[from_x])
+        ptx.ld_global_s32(two, ptx.ptr[from_z])
+        ptx.mul_lo_s32(two, two, 3)
+        ptx.sub_s32(one, one, two)
+        ptx.st_global_s32(ptx.ptr[here], one)
+    ptx.ret()
+
+
+def survivors(kernel: Any, made: Any, planted: list[Any]) -> list[str]:
+    alive = []
+    for mutant in planted:
+        try:
+            check_warp(mutant.assembly, SM80)
+            code = compile_warp(kernel, mutant.assembly, SM80)
+            verify(kernel, Override(made.piece, mutant.assembly, mutant.assembly.machine(), None, code), SM80, brief)
+        except AssemblyError:
+            continue
+        alive.append(str(mutant))
+    return alive
+
+
+def test_planted_errors_are_found() -> None:
+    """All slips that can be made in one place of a kernel: by the static checks, or by the emulator."""
+    difference.by_hand.clear()
+    difference.assembly(family="ptx", features="sm_80", contiguous="x z y", divisible={"N": 64})(write_difference)
+    made = compile_by_hand(difference, difference.by_hand[0], SM80)
+    planted = list(mutants(made.assembly))
+    assert len(planted) > 60 and {m.kind for m in planted} >= {
+        "left out", "off by one", "wrong number", "wrong element", "swapped operands", "clobber"}
+    assert survivors(difference, made, planted) == []
+
+
+def test_predicates_left_off_are_found() -> None:
+    scale = with_piece(write_scale)
+    made = compile_by_hand(scale, scale.by_hand[0], SM80)
+    planted = [m for m in mutants(made.assembly) if m.kind == "predicate left off"]
+    # That of the arithmetic between the load and the store changes nothing that is stored.
+    planted = [m for m in planted if m.item.row.row.opcode != "fma"]
+    assert len(planted) == 2 and survivors(scale, made, planted) == []
+
+
+def brief(*arguments: Any, **options: Any) -> Any:
+    """emulate.run for what may never end."""
+    return run(*arguments, **options, options=Options(step_limit=20_000))

@@ -152,8 +152,9 @@ COUNT = 24
 
 
 def rowwise(lanes: int, inputs: list[np.ndarray], output: np.ndarray,
-            body: Callable[[Builder, list[Value]], Value], in_dtypes: list[DType], out_dtype: DType) -> Program:
-    """out[row] = body(in0[row], ...), one row an iteration of a loop."""
+            body: Callable[[Builder, list[Value]], Value], in_dtypes: list[DType], out_dtype: DType,
+            **attributes: Any) -> Program:
+    """out[row] = body(in0[row], ...), one row an iteration of a loop. attributes: more of the store."""
     arrays = {f"in{n}": a for n, a in enumerate(inputs)} | {"out": output}
     program = Program(lanes, arrays)
     loop = Op("loop", [program.constant(0), program.constant(len(output))], [], {"step": lanes}, [Block([S64])])
@@ -164,7 +165,8 @@ def rowwise(lanes: int, inputs: list[np.ndarray], output: np.ndarray,
                           scale=d.size_bytes)
               for n, d in enumerate(in_dtypes)]
     made = body(inner, values)
-    inner.add("store", [made, program.values["out"], index], dtype=out_dtype, indexed=True, scale=out_dtype.size_bytes)
+    inner.add("store", [made, program.values["out"], index], dtype=out_dtype, indexed=True, scale=out_dtype.size_bytes,
+              **attributes)
     inner.add("yield", [])
     return program
 
@@ -411,23 +413,6 @@ def test_memory_dtypes(target: Target, lanes: int) -> None:
         program.check(target)
 
 
-@pytest.mark.parametrize("target", MACHINES, ids=lambda t: t.name)
-def test_rows_are_rounded_to_bf16_with_and_without_denormals(target: Target) -> None:
-    """Where there is an instruction, it serves rows without denormals only: one in any lane sends its row elsewhere."""
-    for lanes in (n for n in (4, 8, 16) if n <= target.lanes):
-        normal = np.nan_to_num(sample("f32", (lanes + 2) * lanes, lanes), posinf=np.inf, neginf=-np.inf)
-        rows = np.where(np.abs(normal) < np.finfo(np.float32).tiny, np.float32(0), normal).reshape(-1, lanes)
-        # Ties, one of which becomes normal, and what rounds to 0 and to the least denormal.
-        odd = np.array([0x00408000, 0x00418000, 0x807FC000, 0x00004000, 0x80008001], np.uint32).view(np.float32)
-        for lane in range(lanes):
-            rows[lane, lane] = odd[lane % len(odd)]
-        rows[lanes] = np.nan
-        output = np.zeros(rows.size, ml_dtypes.bfloat16)
-        program = rowwise(lanes, [rows.ravel()], output, lambda b, v: v[0], [f32], bf16)
-        code = program.check(target)
-        assert ("vcvtneps2bf16" in code.text) == (target.name == "zen4")
-
-
 @pytest.mark.parametrize(("target", "lanes"), LANES)
 def test_splats_and_lane0(target: Target, lanes: int) -> None:
     for dtype in MEMORY:
@@ -514,6 +499,19 @@ def test_between_lanes(target: Target, lanes: int, dtype: DType) -> None:
                 b.add("store", [loop.results[n], v["c"]], dtype=dtype, disp=n * lanes * dtype.size_bytes)
             program.check(target)
         distance *= 2
+
+
+@pytest.mark.parametrize(("target", "lanes"), LANES)
+@pytest.mark.parametrize("name", ["zip", "unzip"])
+def test_pairs_of_elements(target: Target, lanes: int, name: str) -> None:
+    inputs = [np.arange(start, start + COUNT * lanes, dtype=np.float32) for start in (0, 1000)]
+    for number in (0, 1):
+        program = rowwise(lanes, inputs, np.zeros(COUNT * lanes, np.float32),
+                          lambda b, v, number=number: b.add(name, v, [ROW_F32] * 2).results[number], [f32, f32], f32)
+        program.check(target)
+    both = rowwise(lanes, inputs, np.zeros(COUNT * lanes, np.float32), lambda b, v: b.value("sub", list(
+        b.add(name, v, [ROW_F32] * 2).results), ROW_F32), [f32, f32], f32)
+    both.check(target)
 
 
 @pytest.mark.parametrize("target", BOTH, ids=lambda t: t.name)
@@ -703,6 +701,17 @@ def test_dot_products(target: Target) -> None:
             program = rowwise(lanes, values, np.zeros(COUNT * lanes, np.uint32),
                               lambda b, v: b.value("pack_bf16", v, ROW_B32), [f32, f32], b32)
             program.check(target)
+            program = rowwise(lanes, values, np.zeros(COUNT * lanes, np.uint32),
+                              lambda b, v: b.value("concat_bf16", v, ROW_B32), [f32, f32], b32)
+            program.check(target)
+            program = rowwise(lanes, values[:1], np.zeros(COUNT * lanes, np.int32), lambda b, v: b.value(
+                "mask_to_row", [b.value("is_denormal", v, MASK)], ROW_I32), [f32], i32)
+            program.check(target)
+            for denormals in ("none", "rare"):
+                program = rowwise(lanes, values[:1], np.zeros(COUNT * lanes, ml_dtypes.bfloat16), lambda b, v: v[0],
+                                  [f32], bf16, denormals=denormals)
+                code = program.check(target)
+                assert ("vcvtneps2bf16" in code.text) == (denormals == "none")
             pairs = [np.arange(n, n + COUNT * lanes, dtype=np.uint32) * 0x10003 for n in (0, 5)]
             for half in (0, 1):
                 program = rowwise(lanes, pairs, np.zeros(COUNT * lanes, np.uint32), lambda b, v, half=half: b.add(

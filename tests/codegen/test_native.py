@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sapper as sp
+from sapper import Tensor, each, i32, i64
 from sapper.codegen.pipeline import HINTS, LARGE
 from sapper.ir.text import parse_function
 from sapper.kernels import library
@@ -24,6 +26,7 @@ from tests.strategies import assert_expected, examples, kernels, reject_unbuilda
 
 from .run_native import PLACEMENTS, RUNNABLE, compile_checked, run_compiled, run_native, threads_of
 
+N = sp.dims("N")
 MACHINES = [name for name in ("v3", "v4", "zen4") if name in RUNNABLE]
 LIBRARY = library()
 
@@ -65,6 +68,25 @@ def test_random_kernels(case, seed, machine, threads, hint) -> None:
     hints = None if hint is None else dict.fromkeys(case.sizes(seed), hint)
     run_native(kernel.tile_ir(), arguments, TARGETS[machine], threads, hints)
     assert_expected(arguments, expectations, repr(case))
+
+
+@sp.kernel
+def scalar_division(a: Tensor[i64, N], b: Tensor[i64, N], small: Tensor[i32, N], out: Tensor[i64, N, 4]):
+    for n in each(N):
+        out[n, 0], out[n, 1] = a[n] // b[n], a[n] % b[n]
+        divisor = b[n].to(i32)
+        out[n, 2], out[n, 3] = (small[n] // divisor).to(i64), (small[n] % divisor).to(i64)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_scalar_division_never_traps(machine: str) -> None:
+    a, b = np.int64([7, -7, -(2**63), -(2**63), 2**63 - 1, 5]), np.int64([2, 2, -1, 3, -1, 0])
+    small = np.int32([7, -7, -(2**31), -(2**31), 2**31 - 1, 5])
+    arguments = {"a": a, "b": b, "small": small, "out": np.zeros((6, 4), np.int64)}
+    run_native(scalar_division.tile_ir(), arguments, TARGETS[machine])
+    with np.errstate(all="ignore"):
+        expected = np.stack([a // b, a % b, small // b.astype(np.int32), small % b.astype(np.int32)], axis=1)
+    assert (arguments["out"][:5] == expected[:5]).all()  # by 0 it may be anything
 
 
 @pytest.mark.parametrize("machine", MACHINES)

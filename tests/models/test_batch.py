@@ -215,3 +215,58 @@ def test_smollm2_answers_several_at_once() -> None:
     run_all(scheduler)
     for job in jobs:
         assert job.tokens == alone(loaded, job.prompt, 24).tokens
+
+
+# ---- pages that are shared
+
+
+def test_what_begins_alike_is_read_once(checkpoint: Loaded) -> None:
+    """Jobs with one beginning, at once and one after the other: the tokens of each alone, fewer tokens fed."""
+    batch = checkpoint.batch(3, 250)
+    scheduler = Scheduler(checkpoint, batch)
+    (beginning,) = prompts(checkpoint, 2 * PAGE + 9)
+    endings = prompts(checkpoint, 5, 30, PAGE)
+    scheduler.submit(Job(beginning, 3, GREEDY))
+    run_all(scheduler)
+    fed = scheduler.tokens_fed
+    jobs = [Job(beginning + ending, 12, GREEDY) for ending in endings]
+    for job in jobs:
+        scheduler.submit(job)
+    run_all(scheduler)
+    assert scheduler.tokens_shared == 3 * 2 * PAGE
+    assert scheduler.tokens_fed - fed < sum(len(job.prompt) + 12 for job in jobs) - scheduler.tokens_shared + 3
+    for job in jobs:
+        assert job.tokens == alone(checkpoint, job.prompt, 12).tokens
+    again = Job(jobs[2].prompt, 12, GREEDY)  # all full pages are known, the last token is fed nevertheless
+    scheduler.submit(again)
+    run_all(scheduler)
+    assert again.tokens == jobs[2].tokens
+
+
+def test_any_order_of_jobs_on_few_pages(model: Loaded) -> None:
+    """Random prompts that begin alike or not, more than the pages hold: evictions, idle pages taken, jobs cancelled."""
+    draw = random.Random(5)
+    beginnings = prompts(model, PAGE, PAGE + 20, 2 * PAGE)
+    batch = model.batch(3, 250, 6)
+    scheduler = Scheduler(model, batch)
+    jobs = []
+    for _ in range(14):
+        prompt = draw.choice(beginnings) + prompts(model, draw.randrange(1, 60))[0]
+        jobs.append(Job(prompt, draw.randrange(1, 30), GREEDY))
+        scheduler.submit(jobs[-1])
+        for _ in range(draw.randrange(12)):
+            scheduler.step()
+        if draw.random() < 0.2:
+            draw.choice(jobs).cancelled = True
+        used = [page for job in scheduler.running for page in set(job.pages)]
+        assert len(set(used)) + scheduler.free_pages == batch.pages
+        for job in scheduler.running:  # what is written belongs to one
+            assert all(used.count(page) == 1 for page in job.pages[job.fed // PAGE :])
+    run_all(scheduler)
+    assert scheduler.tokens_shared > 0
+    known: dict[tuple[int, ...], list[int]] = {}
+    for job in jobs:
+        if job.ending == "cancelled":
+            continue
+        wanted = known.setdefault(tuple(job.prompt), alone(model, job.prompt, 30).tokens)
+        assert job.tokens == wanted[: len(job.tokens)]

@@ -122,3 +122,44 @@ def test_what_makes_no_panels() -> None:
     raw = random_bytes("Q4_K", rows=8)
     assert RawK.parse(memoryview(raw.tobytes()), (8, COLUMNS), "Q4_K") is None
     assert RawK.parse(memoryview(raw.tobytes()), (8, COLUMNS), "Q5_K") is None
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_experts(kind: str) -> None:
+    """Three of them, each a matrix; what they are multiplied by is quantised, so that sums are as near as those of a
+    matrix alone, which `test_applied` compares with the weights."""
+    raw = [random_bytes(kind, seed=seed) for seed in range(6)]
+    pieces = [RawK.parse(memoryview(one.tobytes()), (ROWS, COLUMNS), kind) for one in raw]
+    alone = [RawK.together([piece], Arena()) for piece in pieces]
+    gates, ups = RawK.experts(pieces[:3], 3, Arena()), RawK.experts(pieces[3:], 3, Arena())
+    assert gates is not None and ups is not None and RawK.experts(pieces, 6, Arena(), exact=True) is None
+    assert gates.size == ROWS * COLUMNS and gates.nbytes == alone[0].nbytes
+    random, work = np.random.default_rng(5), Workspace(COLUMNS)
+    chosen, weights = np.array([2, 0], np.int32), np.array([0.75, -2.0], np.float32)
+    x, gain = (random.standard_normal(COLUMNS).astype(np.float32) for _ in range(2))
+    y, one = np.empty((2, ROWS), np.float32), np.empty(ROWS, np.float32)
+
+    def near(found: np.ndarray, wanted: np.ndarray) -> None:
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())  # another order of sums
+
+    run(gates.apply_norm_swiglu(ups, chosen, x, gain, 1e-5, y, work))
+    for k, e in enumerate(chosen):
+        run(alone[e].apply_norm_swiglu(alone[3 + e], x, gain, 1e-5, one, work))
+        near(y[k], one)
+    rows = random.standard_normal((2, COLUMNS)).astype(np.float32)
+    total, sums = random.standard_normal(ROWS).astype(np.float32), np.empty(ROWS, np.float32)
+    run(gates.apply_weighted(chosen, weights, rows, total, sums, work))
+    wanted = total.astype(np.float64)
+    for k, e in enumerate(chosen):
+        run(alone[e].apply_residual(rows[k], np.zeros(ROWS, np.float32), one, work))
+        wanted += weights[k].astype(np.float64) * one
+    near(sums, wanted)
+    many, count = random.standard_normal((7, COLUMNS)).astype(np.float32), Variable("m", 7)
+    ranges, found = (np.array([0, 4, 4], np.int32), np.array([4, 4, 7], np.int32)), np.empty((7, ROWS), np.float32)
+    Program(gates.apply_groups([ups], Rows(many, count), ranges, Rows(found, count), work))()
+    for m in range(7):
+        e = 0 if m < 4 else 2
+        run(alone[e].apply_residual(many[m], np.zeros(ROWS, np.float32), one, work))
+        gate = one.astype(np.float64)
+        run(alone[3 + e].apply_residual(many[m], np.zeros(ROWS, np.float32), one, work))
+        near(found[m], gate / (1 + np.exp(-gate)) * one)

@@ -283,19 +283,13 @@ class Session(BaseSession):
 
     def _mixture_one(self, one: MixtureWeights) -> Steps:
         """y to x."""
-        y, epsilon = self._y[0], self.model.config.epsilon
+        x, y, epsilon = self._x[0], self._y[0], self.model.config.epsilon
+        experts, hidden = self._experts[0], self._expert_hidden[: one.taken]
         return [
             *one.router.apply_norm(y, one.gain, epsilon, self._scores[0].reshape(-1), self._work),
-            *self._gate(one, _first), *self._mixture_row(one, 0),
-        ]
-
-    def _mixture_row(self, one: MixtureWeights, row: int) -> Steps:
-        """y to x, of the token of a row; its experts were chosen."""
-        x, y, experts = self._x[row], self._y[row], self._experts[row]
-        hidden = self._expert_hidden[: one.taken]
-        return [
-            *one.gate.apply_norm_swiglu(one.up, experts, y, one.gain, self.model.config.epsilon, hidden, self._work),
-            *one.down.apply_weighted(experts, self._shares[row], hidden, y, x, self._work),
+            *self._gate(one, _first),
+            *one.gate.apply_norm_swiglu(one.up, experts, y, one.gain, epsilon, hidden, self._work),
+            *one.down.apply_weighted(experts, self._shares[0], hidden, y, x, self._work),
         ]
 
     # ---- several tokens
@@ -366,21 +360,14 @@ class Session(BaseSession):
 
     def _mixture(self, one: MixtureWeights) -> Steps:
         """y to x."""
-        return [*self._choose_experts(one), *self._mixture_groups(one)]
-
-    def _choose_experts(self, one: MixtureWeights) -> Steps:
-        return [
-            *self._normed_y(one.gain),
-            *self._multiply("matmul_nt", self._normed, [one.router], self._scores.reshape(self.chunk, -1)),
-            *self._gate(one, self._rows),
-        ]
-
-    def _mixture_groups(self, one: MixtureWeights) -> Steps:
         rows, routed, normed = self._rows, self._routed, self._normed
         owners, gathered, hidden, results = (
             Rows(array[: self._capacity * one.taken], routed)
             for array in (self._owners, self._gathered, self._expert_hidden, self._results))
         return [
+            *self._normed_y(one.gain),
+            *self._multiply("matmul_nt", normed, [one.router], self._scores.reshape(self.chunk, -1)),
+            *self._gate(one, rows),
             (moe.group_tokens, (rows(self._experts), *self._ranges, rows(self._place), owners)),
             (embedding.embedding_f32, (owners, normed, gathered)),
             *one.gate.apply_groups([one.up], gathered, self._ranges, hidden, self._work),

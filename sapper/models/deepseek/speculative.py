@@ -27,7 +27,7 @@ from ..errors import ModelError
 from ..linear import Steps
 from ..session import Sections
 from .session import F32, I32, Array, Session
-from .weights import AttentionWeights, DenseWeights, MixtureWeights, PredictorWeights
+from .weights import AttentionWeights, DenseWeights, PredictorWeights
 
 PAIR = 2
 """Tokens of a step that verifies: the last one chosen, and the draft behind it."""
@@ -88,7 +88,7 @@ class Speculative(Session):
         draft = self._foresee((token,))
         self._tokens[:PAIR] = token, draft
         self._hidden_start = self.position
-        self._run("pair", self._pair_sections, count=PAIR, position=self.position, second=self.position + 1)
+        self._run("pair", self._pair_sections, **self._pair_values())
         self.drafted += 1
         chosen = [choose(self._pair_logits[0])]
         self.position += 1
@@ -98,6 +98,11 @@ class Speculative(Session):
             chosen.append(choose(self._pair_logits[1]))
             self.position += 1
         return chosen
+
+    def _pair_values(self) -> dict[str, int]:
+        """The values of the variables of _pair_sections."""
+        values = self._chunk_values(PAIR) | {"second": self.position + 1}
+        return {name: value for name, value in values.items() if name != "filled"}
 
     def _foresee(self, tokens: Sequence[int], draft: bool = True) -> int:
         """The head's next rows: `tokens` stand behind those that it has seen. Of one row the draft, if it is wanted."""
@@ -149,12 +154,6 @@ class Speculative(Session):
             steps += self._index_rows(one.index, indexer, layer, position)
         return [*steps, *self._meet_row(one, layer, 0, position),
                 *self._meet_row(one, layer, 1, Variable("second", 1))]
-
-    def _mixture(self, one: MixtureWeights) -> Steps:
-        """Two tokens seldom share experts: each goes through its own."""
-        if self._capacity != PAIR:
-            return super()._mixture(one)
-        return [*self._choose_experts(one), *(step for row in range(PAIR) for step in self._mixture_row(one, row))]
 
     def _rows_sections(self) -> Sections:
         """Rows of the head, of which none is to give a draft."""

@@ -1,6 +1,8 @@
 """DeepSeek models with random weights, for measuring: as fast and as large as trained ones, without a file.
 
 In: a config. Out: `Untrained`. Holds: the weights went through the same loader as a file's; a seed gives the same ones.
+With "q4" matrices are in Q4_0's blocks of 4 bits, cut from one pool of random bytes at places of their own: no more is
+drawn, and no memory is held but that of the panels.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels.quantized import FORMS, PANEL, SLOT
+from ..linear import Raw, RawBlocks
 from ..weights import Loader
 from .config import DeepseekConfig
 from .session import Session
@@ -24,6 +28,19 @@ SMALL_V2 = {
 }
 """config.json of a small model with DeepSeek-V2's attention: 431 million weights, of which a token meets 200 million.
 """
+
+
+V2_LITE = {
+    "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 10944,
+    "moe_intermediate_size": 1408, "num_hidden_layers": 27, "num_attention_heads": 16, "n_routed_experts": 64,
+    "n_shared_experts": 2, "num_experts_per_tok": 6, "first_k_dense_replace": 1, "q_lora_rank": None,
+    "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "max_position_embeddings": 163840, "rope_scaling": {
+        "type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1,
+        "mscale": 0.707, "mscale_all_dim": 0.707,
+    },
+}
+"""config.json of DeepSeek-V2-Lite: 15.7 billion weights, of which a token meets 2.4 billion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +70,32 @@ class RandomLoader(Loader):
         return _RandomEntry(shape, self._seed)
 
 
+POOL_BYTES = 1 << 26
+
+
+class RandomBlocks(RandomLoader):
+    """The same in blocks of 4 bits, where their kernels take a matrix."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__("file", seed)
+        self._random = np.random.default_rng(seed)
+        self._pool = self._random.integers(0, 256, POOL_BYTES, np.uint8)
+
+    def raw(self, role: str, shape: tuple[int, ...], rows: tuple[int, ...], *places: int) -> Raw | None:
+        form = FORMS["q4"]
+        count, columns = rows
+        if count % PANEL or columns % form.block:
+            return None
+        blocks, size = columns // form.block, form.words * SLOT
+        # Rows of one part of the pool may overlap, as long as each begins at a byte of its own.
+        step = min(blocks * size, (POOL_BYTES - blocks * size - 1) // count)
+        first = int(self._random.integers(0, POOL_BYTES - step * count - blocks * size))
+        quants = np.lib.stride_tricks.as_strided(self._pool[first:], (count, blocks, size), (step, size, 1))
+        # Numbers from -8 to 7, all as likely, have a deviation of 4.6; activations are to stay near 1.
+        scale = np.full((count, blocks), 1.0 / (4.6 * columns**0.5), np.float16)
+        return RawBlocks(form, (quants, scale))
+
+
 @dataclass(frozen=True, slots=True)
 class Untrained:
     """A model without a tokenizer."""
@@ -66,6 +109,7 @@ class Untrained:
 
 
 def untrained(config: DeepseekConfig, dtype: str = "bf16", seed: int = 0) -> Untrained:
-    """A model with random weights. dtype: "bf16" or "f32"."""
-    return Untrained(config, load_weights(RandomLoader(dtype, seed), config))
+    """A model with random weights. dtype: "bf16", "f32" or "q4"."""
+    loader = RandomBlocks(seed) if dtype == "q4" else RandomLoader(dtype, seed)
+    return Untrained(config, load_weights(loader, config))
 

@@ -71,6 +71,12 @@ def mnemonics() -> tuple[str, ...]:
     return tuple(sorted({text for row in TABLE.rows.values() for text in row.mnemonics(64)}))
 
 
+def operands_of(found: Any, count: int) -> list[Any]:
+    """What a form says of each of so many operands: fewer than it has are those without what `|` joins."""
+    short = count < len(found.operands)
+    return [spec for spec in found.operands if not (short and spec.joined)]
+
+
 def level_of(features: frozenset[str]) -> str:
     """The level of a target, of whose features it is the newest."""
     return max(features, key=number_of)

@@ -113,7 +113,7 @@ def legal_ops(target: Any) -> frozenset[str]:
     if target.float8_rows > 1:
         legal.add("widen_float8")
     if "dot2_bf16" in target.dots:
-        legal |= {"pack_bf16", "interleave"}
+        legal |= {"pack_bf16", "interleave", "concat_bf16", "is_denormal"}
     return frozenset(legal | target.dots)
 
 

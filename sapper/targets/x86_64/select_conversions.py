@@ -85,32 +85,19 @@ _DENORMAL = 0x20
 """The class of vfpclassps."""
 
 
-def rounds_by_branch(s: Any, op: Op) -> bool:
-    """Whether a store rounds whole rows to bf16 by the instruction for it, with a way around for denormals."""
-    a = op.attributes
-    return bool(op.name == "store" and a["dtype"].name == "bf16" and "avx512_bf16" in s.facts.features
-                and not a.get("exact") and not a.get("masked"))
+def is_denormal(s: Any, op: Op) -> None:
+    s.emit(f"vfpclassps.{s.facts.bits4}", s.define(op.results[0]), s.vector(op.operands[0]), _DENORMAL)
 
 
-def pack_bfloat16(s: Any, row: Any) -> Any:
-    """f32 row -> the nearest bf16, ties to even, in the lower half of a fresh register. vcvtneps2bf16 takes denormals
-    for 0 (SDM volume 2), which bf16 has: rows with any, which are rare, are rounded by integer arithmetic."""
-    bits = s.facts.bits4
-    made, odd, after = s.new("vec"), s.new("mask"), s.new_label("normal")
-    s.emit(f"vfpclassps.{bits}", odd, row, _DENORMAL)
-    s.emit(f"vcvtneps2bf16.{bits}", made, row)
-    s.emit("kortestw", odd, odd)
-    s.branch("je", after)
-    shifted = s.new("vec")
-    s.emit(f"vpsrld.imm.{bits}", shifted, round_bfloat16(s, row), 16)
-    s.emit(f"vpmovdw.{bits}", made, shifted)
-    s.label(after)
-    return made
+def concat_bf16(s: Any, op: Op) -> None:
+    first, second = (s.vector(v) for v in op.operands)
+    s.emit(f"vcvtne2ps2bf16.{s.facts.bits4}", s.define(op.results[0]), second, first)
 
 
 def round_bfloat16(s: Any, row: Any) -> Any:
     """f32 row -> a fresh register whose upper halves are the bf16 nearest, ties to even; the lower halves are waste.
 
+    vcvtneps2bf16 takes denormals for 0 (SDM volume 2), which bf16 has: it serves stores that say that there are none.
     Adding 0x7fff and the last bit that is kept carries into it exactly where rounding up is due. NaN becomes the quiet
     NaN of its sign.
     """
@@ -155,13 +142,14 @@ def rounding_constants(s: Any, op: Op) -> tuple[Key, ...]:
     name = op.attributes["dtype"].name
     if name in FLOAT8:
         return (*PACKING[name], *UNPACKING[name]) if op.name == "round_to" else PACKING[name]
-    if name != "bf16" or op.attributes.get("exact") or rounds_by_branch(s, op):
-        return ()
+    if name != "bf16" or op.attributes.get("exact") or op.attributes.get("denormals"):
+        return ()  # What is rare takes them from memory.
     return (*_BF16_KEYS, _BF16_MASK) if op.name == "round_to" else _BF16_KEYS
 
 
 RULES: dict[str, Rule] = {
-    "cvt": convert, "round_to": round_to, "widen_float8": widen_register,
+    "cvt": convert, "round_to": round_to, "is_denormal": is_denormal, "concat_bf16": concat_bf16,
+    "widen_float8": widen_register,
 }
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {

@@ -321,6 +321,60 @@ def interleave(s: Any, op: Op) -> None:
         s.emit(f"vmovaps.{bits}", s.define(result), register)
 
 
+def _merged(s: Any, op: Op, keys: tuple[Key, Key]) -> None:
+    """Two results, each picked from the elements of both operands. vpermt2ps overwrites its first table."""
+    bits = s.facts.bits4
+    a, b = (s.vector(v) for v in op.operands)
+    made = [s.new("vec"), s.new("vec")]
+    for register, key in zip(made, keys, strict=True):
+        s.emit(f"vmovaps.{bits}", register, a)
+        s.emit(f"vpermt2ps.{bits}", register, s.constant(key), b)
+    for result, register in zip(op.results, made, strict=True):
+        s.emit(f"vmovaps.{bits}", s.define(result), register)
+
+
+def _unzip_keys(s: Any) -> tuple[Key, Key]:
+    return index_key(s, list(range(0, 2 * s.lanes, 2)), 4), index_key(s, list(range(1, 2 * s.lanes, 2)), 4)
+
+
+def _zip_keys(s: Any) -> tuple[Key, Key]:
+    half = s.lanes // 2
+    low, high = ([place for i in range(start, start + half) for place in (i, s.lanes + i)] for start in (0, half))
+    return index_key(s, low, 4), index_key(s, high, 4)
+
+
+def unzip_rows(s: Any, op: Op) -> None:
+    if s.facts.opmask:
+        _merged(s, op, _unzip_keys(s))
+        return
+    bits = s.facts.bits4
+    a, b = (s.vector(v) for v in op.operands)
+    made = [s.new("vec"), s.new("vec")]
+    for register, pick in zip(made, (0x88, 0xDD), strict=True):
+        s.emit(f"vshufps.{bits}", register, a, b, pick)
+    for result, register in zip(op.results, made, strict=True):
+        if bits == 256:  # what came from a is in the lower half of each 128-bit part
+            s.emit("vpermq.imm.256", s.define(result), register, 0xD8)
+        else:
+            s.emit(f"vmovaps.{bits}", s.define(result), register)
+
+
+def zip_rows(s: Any, op: Op) -> None:
+    if s.facts.opmask:
+        _merged(s, op, _zip_keys(s))
+        return
+    bits = s.facts.bits4
+    a, b = (s.vector(v) for v in op.operands)
+    low, high = s.new("vec"), s.new("vec")
+    s.emit(f"vunpcklps.{bits}", low, a, b)
+    s.emit(f"vunpckhps.{bits}", high, a, b)
+    for result, register, half in zip(op.results, (low, high), (0x20, 0x31), strict=True):
+        if bits == 256:
+            s.emit("vperm2f128.256", s.define(result), low, high, half)
+        else:
+            s.emit(f"vmovaps.{bits}", s.define(result), register)
+
+
 def load_splat_into(s: Any, name: str, memory: Any, register: Any) -> None:
     bits = s.facts.bits4
     if name in ("f32", "i32", "b32"):
@@ -360,11 +414,13 @@ def _exchange_constants(s: Any, op: Op) -> tuple[Key, ...]:
 
 RULES: dict[str, Rule] = {
     "splat": splat, "iota": iota, "lookup": lookup, "lane0": lane0, "bitcast": alias, "shuffle_xor": shuffle_xor,
-    "broadcast_lane": broadcast_lane, "exchange": exchange,
+    "broadcast_lane": broadcast_lane, "exchange": exchange, "zip": zip_rows, "unzip": unzip_rows,
     "pack_bf16": pack_bf16, "interleave": interleave,
 }
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {
     "lookup": lambda s, op: (_table_key(op),), "exchange": _exchange_constants,
+    "zip": lambda s, op: _zip_keys(s) if s.facts.opmask else (),
+    "unzip": lambda s, op: _unzip_keys(s) if s.facts.opmask else (),
     "pack_bf16": lambda s, op: (_pack_key(s),), "interleave": lambda s, op: _interleave_keys(s),
 }

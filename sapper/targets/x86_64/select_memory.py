@@ -11,7 +11,7 @@ from typing import Any
 
 from ...ir.nodes import Op, Value
 from .select_common import FOLDED_DTYPES, Key, OwnConstants, Rule, bits_of
-from .select_conversions import pack_bfloat16, round_bfloat16, rounding_constants, rounds_by_branch
+from .select_conversions import round_bfloat16, rounding_constants
 from .select_float8 import FLOAT8, UNPACKING, pack, packed_bytes, unpack
 from .select_lanes import extract_half, join, lanes_out, load_splat_into, quarters
 from .select_masks import wide_mask
@@ -187,8 +187,10 @@ def store(s: Any, op: Op) -> None:
         return
     bits = facts.bits4
     size_bits = dtype.bits * s.lanes
-    if rounds_by_branch(s, op):
-        _store_packed(s, memory, pack_bfloat16(s, row), size_bits, streaming)
+    if op.attributes.get("denormals") == "none":
+        packed = s.new("vec")
+        s.emit(f"vcvtneps2bf16.{bits}", packed, row)
+        _store_packed(s, memory, packed, size_bits, streaming)
         return
     if facts.opmask and not (streaming and size_bits >= 128) and (mask is not None or size_bits >= 64):
         if name == "bf16":

@@ -1,0 +1,90 @@
+"""Stores of whole rows as bf16, where the target rounds by an instruction that takes denormals for 0.
+
+Enters: rows of one piece of a walk, and where they are stored. Leaves: a test whether any lane of them is denormal,
+which is rare, and two ways: one rounds by integer arithmetic, the other by that instruction, two rows at a time where
+they lie one after the other.
+"""
+
+from __future__ import annotations
+
+from ..ir.nodes import Block, Op, Value
+from ..ir.types import MASK, ROW_B32, S64, b32, bf16
+from ..tile.schedule import Facts
+from .squares import Squares
+from .state import Access, element_bytes
+
+MOST_ROWS = 8
+"""Rows of one piece: of more, as follow the sums of a contraction, both ways would be long."""
+
+Job = tuple[Op, dict[str, int], Value]
+"""A store, register coordinates, and the row that goes there."""
+
+
+class NarrowStores(Squares):
+    facts: Facts
+
+    def rounds_by_instruction(self, op: Op, at: dict[str, int], row: Value) -> bool:
+        """Whether a row is one of those that `store_rounded` takes: whole, and of consecutive elements."""
+        access = self.access(op)
+        spans = [a for a in at if self.bound[a].lane]
+        if "dot2_bf16" not in self.facts.dots or access.dtype is not bf16 or access.gathers or len(spans) != 1:
+            return False
+        contiguous = access.axes.get(spans[0]) == element_bytes(bf16)
+        return contiguous and self.bound[spans[0]].mask is None and not self.is_rounded_by_block(row, bf16)
+
+    def store_rounded(self, jobs: list[Job], streams: list[bool]) -> None:
+        """streams: whether each store goes past the caches."""
+        rows = [self._unrounded(row) for _, _, row in jobs]
+        odd = None
+        for row in rows:
+            found = self.emit(self.depth, "is_denormal", [row], MASK)
+            odd = found if odd is None else self.emit(self.depth, "mask_or", [odd, found], MASK)
+        assert odd is not None
+        any_odd = self.emit(self.depth, "mask_any", [odd], S64)
+        rare, usual = Block(), Block()
+        self.enter(rare)
+        for (op, at, _), row, streaming in zip(jobs, rows, streams, strict=True):
+            self._put_rounded(op, at, row, streaming, "rare")
+        self.effect("yield", [])
+        self.leave()
+        self.enter(usual)
+        number = 0
+        while number < len(jobs):
+            op, at, _ = jobs[number]
+            if number + 1 < len(jobs) and self._follows(jobs[number], jobs[number + 1]):
+                both = self.emit(self.depth, "concat_bf16", rows[number:number + 2], ROW_B32)
+                operands, attributes = self.address(self._store_access(op, at), at)
+                self.effect("store", [both, *operands], dtype=b32, masked=False, streaming=streams[number],
+                            **attributes)
+                number += 2
+            else:
+                self._put_rounded(op, at, rows[number], streams[number], "none")
+                number += 1
+        self.effect("yield", [])
+        self.leave()
+        self.finish(Op("if", [any_odd], (), {}, [rare, usual], self.location))
+
+    def _store_access(self, op: Op, at: dict[str, int]) -> Access:
+        return self._at_scalars(self.access(op), op, at)
+
+    def _put_rounded(self, op: Op, at: dict[str, int], row: Value, streaming: bool, denormals: str) -> None:
+        operands, attributes = self.address(self._store_access(op, at), at)
+        self.effect("store", [row, *operands], dtype=bf16, masked=False, streaming=streaming, denormals=denormals,
+                    **attributes)
+
+    @staticmethod
+    def _unrounded(row: Value) -> Value:
+        op = row.op
+        rounded = op is not None and op.name == "round_to" and op.attributes["dtype"] is bf16
+        return op.operands[0] if op is not None and rounded else row
+
+    def _follows(self, first: Job, second: Job) -> bool:
+        """Whether the second row lies just after the first, and both fill a row of slots together: of an even number of
+        rows the first of a pair is as well aligned as a store past the caches asks."""
+        (op, at, _), (other, there, _) = first, second
+        lane = next(a for a in at if self.bound[a].lane)
+        even = self.bound[lane].count % 2 == 0 and at[lane] % 2 == 0
+        return op is other and even and there == {**at, lane: at[lane] + 1}
+
+
+__all__ = ["Job", "NarrowStores"]
