@@ -285,10 +285,11 @@ class MatrixLowering(Model):
                for axis in (rows, columns, depth)):
             return None
         planes = tuple(PLANES if split and _dtype_of(op) is f32 else 1 for op in (left[0], right[0]))
-        if planes[1] > 1 and len(right) > 1:        # what near memory holds of three operands in parts is too narrow
-            return None
-        return MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales), next(iter(kinds), None),
-                          (planes[0], planes[1]))
+        found = MatrixWalk(rows, columns, depth, tuple(left), tuple(right), tuple(scales), next(iter(kinds), None),
+                           (planes[0], planes[1]))
+        if split and len(right) > 1 and (planes[1] > 1 or self._turns(found)):
+            return None         # what near memory and registers hold of three operands is too narrow
+        return found
 
     @staticmethod
     def _together_along(depth: str, *loads: Op) -> bool:
@@ -427,7 +428,8 @@ class MatrixLowering(Model):
         unit, walk = self.facts.matrix, self.matrix_walk
         assert unit is not None and walk is not None
         if walk.split:      # as many planes of rows and columns as stages hold
-            return unit.rows // 2, unit.columns // len(walk.right) // (2 if walk.planes[1] > 1 else 1)
+            narrow = walk.planes[1] > 1 or self._turns(walk)
+            return unit.rows // 2, unit.columns // len(walk.right) // (2 if narrow else 1)
         return unit.rows, unit.columns // len(walk.right) // (2 if self._promotes(walk) or self._turns(walk) else 1)
 
     @staticmethod
