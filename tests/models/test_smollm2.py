@@ -65,7 +65,7 @@ def test_logits_match_the_reference(model: LlamaModel, path: Path) -> None:
 def test_quantised_activations_change_little(blocks: LlamaModel, path: Path) -> None:
     """Over a text, the loss of quantised activations is that of exact ones but for a percent, and logits are off by
     far less than they vary: errors of 0.4 % of the largest of 128 activations, in 30 layers of seven products. (Of 32
-    the largest is 2.1 standard deviations and of 128 2.7, and errors are 0.078 and 0.098 of the deviation of logits.)"""
+    the largest is 2.1 standard deviations and of 128 2.7: errors are 0.078 and 0.098 of the deviation of logits.)"""
     tokens = [token for run in RECORDED["runs"] for token in run["tokens"] + run["greedy"]][:200]
     losses, errors = [], []
     sessions = [load_model(path, "file").session(256), blocks.session(256)]
