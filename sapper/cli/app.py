@@ -442,6 +442,8 @@ def generate(
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     speculate: Annotated[bool, typer.Option(
         "--speculate", help="Draft tokens with the model's MTP head; they are the same ones.")] = False,
+    profile: Annotated[bool, typer.Option(
+        "--profile", help="Show where the time of a step goes, kernel by kernel.")] = False,
     json: Json = False,
 ) -> None:
     """Let a model answer a prompt. Text goes to stdout as it comes, speeds to stderr.
@@ -451,12 +453,13 @@ def generate(
       sapper generate smollm2 --prompt "What is a sapper?"
       sapper generate model.gguf --prompt "Once upon a time" --raw --tokens 64 --temperature 0.8 --seed 1
       sapper generate smollm2 --prompt "Hello" --json
+      sapper generate smollm2 --prompt "Hello" --profile --threads 2
     """
     from .generate import run_generate
 
     raise typer.Exit(run_generate(model, prompt, tokens, json=json, threads=threads, raw=raw, system=system,
                                   dtype=dtype, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                                  seed=seed, stop=stop or [], speculate=speculate))
+                                  seed=seed, stop=stop or [], speculate=speculate, profile=profile))
 
 
 @app.command()

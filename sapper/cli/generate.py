@@ -19,7 +19,7 @@ REFUSED, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
 def run_generate(
     model: str, prompt: str, tokens: int = 128, *, json: bool = False, threads: int | None = None, raw: bool = False,
     system: str | None = None, dtype: str = "file", interpret: bool = False, speculate: bool = False,
-    out: TextIO | None = None, err: TextIO | None = None, **sampling: Any,
+    profile: bool = False, out: TextIO | None = None, err: TextIO | None = None, **sampling: Any,
 ) -> int:
     """Generate text and print it.
 
@@ -28,8 +28,9 @@ def run_generate(
     has them. json: print one object at the end: model, prompt, text, tokens, prompt_tokens, stop ("end", "stop",
     "length", "context", "interrupted"), load_s, prefill_tokens_per_s, decode_tokens_per_s. dtype: "file", "bf16" or
     "f32", how the weights are held. interpret: run under the reference interpreter. speculate: draft with the model's
-    MTP head; the report then says how many drafts were right ("drafted", "accepted"). out, err: where to print (None:
-    stdout and stderr).
+    MTP head; the report then says how many drafts were right ("drafted", "accepted"). profile: also where the time of
+    a step goes, kernel by kernel; in the object as a list "profile". out, err: where to print (None: stdout and
+    stderr).
     """
     out, err = out or sys.stdout, err or sys.stderr
     try:
@@ -67,7 +68,7 @@ def run_generate(
     if generation is None:  # Ctrl-C while loading
         return status
     try:
-        _report(generation, model, prompt, pieces, load_seconds, json, out, err)
+        _report(generation, model, prompt, pieces, load_seconds, json, profile, out, err)
     except BrokenPipeError:
         drop_output(out)
         return PIPE_CLOSED
@@ -75,9 +76,10 @@ def run_generate(
 
 
 def _report(
-    generation: Any, model: str, prompt: str, pieces: list[str], load_seconds: float, json: bool, out: TextIO,
-    err: TextIO,
+    generation: Any, model: str, prompt: str, pieces: list[str], load_seconds: float, json: bool,
+    profile: bool, out: TextIO, err: TextIO,
 ) -> None:
+    launched = generation.session.profile() if profile else []
     drafted, accepted = (getattr(generation.session, name, 0) for name in ("drafted", "accepted"))
     if json:
         result = {
@@ -91,6 +93,7 @@ def _report(
             "prefill_tokens_per_s": round(generation.prefill_rate, 2),
             "decode_tokens_per_s": round(generation.decode_rate, 2),
             **({"drafted": drafted, "accepted": accepted} if drafted else {}),
+            **({"profile": [one._asdict() for one in launched]} if profile else {}),
         }
         print(json_text.dumps(result), file=out, flush=True)
         return
@@ -102,6 +105,11 @@ def _report(
         + (f"; {accepted} of {drafted} drafts right" if drafted else ""),
         file=err,
     )
+    if profile:
+        from ..runtime.profile import table
+
+        print(f"\none token at position {generation.session.position}, median of several runs:\n{table(launched)}",
+              end="", file=err)
 
 
 def drop_output(out: TextIO) -> None:

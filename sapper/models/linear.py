@@ -159,7 +159,9 @@ class Dense:
 
     @property
     def nbytes(self) -> int:
-        return self.weights.nbytes
+        """Without what fills the last panel."""
+        weights = self.weights
+        return self.size * (weights.dtype.size_bytes if isinstance(weights, Packed) else weights.itemsize)
 
     @property
     def size(self) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..kernels import cross_entropy, embedding, norm, sampling
 from ..runtime.buffers import empty
+from ..runtime.profile import Launched, middle
 from ..runtime.program import Program, Rows, Variable
 from .errors import ModelError
 from .linear import Matrix, Steps, Workspace, named_arrays
@@ -184,6 +185,17 @@ class BaseSession(ABC):
             self._decode = self._program(self.step_sections())
         self._decode(position=self.position)
         self.position += 1
+
+    def profile(self, runs: int = 9) -> list[Launched]:
+        """Where the time of one more token would go, as Program.profile has it; the median of several runs. The token
+        is not fed, and of a context that is full the last one is overwritten: rewind before feeding again.
+
+        Raises LaunchError under the reference interpreter.
+        """
+        if self._decode is None:
+            self._decode = self._program(self.step_sections())
+        position = min(self.position, self.context - 1)
+        return middle([self._decode.profile(position=position) for _ in range(runs)])
 
     def _feed_several(self, tokens: Sequence[int]) -> None:
         count = len(tokens)

@@ -65,9 +65,7 @@ from .workers import (
     WORKERS,
 )  # fmt: skip
 
-_SYS_SCHED_YIELD, _SYS_FUTEX, _SYS_SCHED_SETAFFINITY, _SYS_SCHED_GETAFFINITY, _SYS_GETCPU = 24, 202, 203, 204, 309
-YIELD_AFTER_CYCLES = 6000
-"""Of the time stamp counter, about 2 µs: between workers that all run, a wait is shorter."""
+_SYS_FUTEX, _SYS_SCHED_SETAFFINITY, _SYS_SCHED_GETAFFINITY, _SYS_GETCPU = 202, 203, 204, 309
 FUTEX_WAIT, FUTEX_WAKE = 128, 129  # FUTEX_WAIT and FUTEX_WAKE with FUTEX_PRIVATE_FLAG
 _SAVED = (RBX, RBP, R12, R13, R14, R15)
 
@@ -102,20 +100,14 @@ def _mailbox(emit: Listing, destination: int, index: int) -> None:
 def spin_again(emit: Listing, label: str, spin_cycles: int) -> None:
     """Back to the label while fewer cycles have passed since the clock in r14d than are at [rbx + spin_cycles].
 
-    Destroys rax, rcx, r11. Who has waited a while lets others of its CPU run: the worker that it waits for may be one
-    of them.
+    Destroys rax, rdx. Nobody yields its CPU meanwhile: workers have one each (placing), and a neighbour that got it
+    would keep it for a slice, which is longer than what is waited for; who sleeps is let in at once when it is woken.
     """
     emit("pause")
     emit("rdtsc")
     emit("sub.32", RAX, R14)
     emit("cmp.32", RAX, at(RBX, spin_cycles))
-    emit("jae", f"{label}_over")
-    emit("cmp.32", RAX, Immediate(YIELD_AFTER_CYCLES))
     emit("jb", label)
-    emit("mov.32", RAX, Immediate(_SYS_SCHED_YIELD))
-    emit("syscall")
-    emit("jmp", label)
-    emit.label(f"{label}_over")
 
 
 def _work(emit: Listing) -> None:

@@ -313,6 +313,27 @@ def test_generate_answers_from_a_directory() -> None:
     assert "config.json" in err.getvalue()
 
 
+def test_a_profile_has_every_kernel_of_a_step_and_feeds_nothing() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    settings = {"dtype": "f32", "threads": 1, "profile": True}
+    assert run_generate(str(DATA / "deepseek_v3"), "hello world", 3, json=True, out=out, err=err, **settings) == 0
+    kernels = json.loads(out.getvalue())["profile"]
+    assert any(one["kernel"].startswith("latent_attention_decode") for one in kernels)
+    assert all(len(one["seconds"]) == 1 and one["seconds"][0] >= 0.0 for one in kernels)
+    assert run_generate(str(DATA / "deepseek_v3"), "hello world", 3, out=out, err=err, **settings) == 0
+    assert "latent_attention_decode" in err.getvalue() and "read GB/s" in err.getvalue()
+    session = load_model(DATA / "deepseek_v3", "f32").session()
+    session.feed([1, 2, 3])
+    logits, position = session.logits.copy(), session.position
+    session.feed([4])
+    expected = session.logits.copy()
+    session.rewind(position)
+    session.profile(2)
+    assert session.position == position and not np.array_equal(logits, expected)
+    session.feed([4])
+    assert np.array_equal(session.logits, expected)
+
+
 # ---- fp8 and GGUF
 
 
