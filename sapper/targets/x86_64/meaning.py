@@ -744,7 +744,11 @@ def classify(a: Array, imm: int) -> Array:
     infinite, zero = np.isinf(a), a == 0
     classes = (np.isnan(a) & quiet, zero & ~negative, zero & negative, infinite & ~negative, infinite & negative,
                denormal, negative & ~zero & ~infinite & ~np.isnan(a), np.isnan(a) & ~quiet)
-    return np.any([found for bit, found in enumerate(classes) if imm >> bit & 1] or [np.zeros(len(a), bool)], axis=0)
+    found: Array = np.zeros(len(a), bool)
+    for bit, of_class in enumerate(classes):
+        if imm >> bit & 1:
+            found = found | of_class
+    return found
 
 
 def get_mantissa(a: Array, imm: int) -> Array:
