@@ -96,7 +96,8 @@ FORMS = {form.name: form for form in (
 
 
 def group_for(block: int, columns: int) -> int:
-    """How many activations best share a scale where they meet blocks: the block itself, or several."""
+    """How many activations share a scale where a product is fastest: the block itself, or several. Models take the
+    block, which is more accurate (models/linear.py)."""
     return next((group for group in GROUPS if group > block and columns % group == 0), block)
 
 

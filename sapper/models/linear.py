@@ -19,7 +19,7 @@ import numpy as np
 from ..kernels import embedding, matmul, matvec, moe, narrow, norm, quantized
 from ..kernels.k_quants import SIXTEEN, SUPER
 from ..kernels.moe_blocks import exact_experts, product_experts
-from ..kernels.quantized import FORMS, PANEL, Form, group_for
+from ..kernels.quantized import FORMS, PANEL, Form
 from ..runtime.buffers import Arena, empty
 from ..runtime.packed import Packed, packed_empty
 from ..runtime.program import Rows
@@ -230,8 +230,9 @@ class Blocks:
 
     @property
     def group(self) -> int:
-        """Activations that share a scale."""
-        return group_for(self.form.block, self.shape[1])
+        """Activations that share a scale: as many as weights do. Of 128 where weights share by 32, products of 4096
+        columns take 3 to 10 % less time (of 8 bits up to 30 %), and logits of SmolLM2 are off by 1.6 times as much."""
+        return self.form.block
 
     def _kernel(self, task: str) -> Any:
         kernels = (quantized.product_kernels(self.form, self.group) if task.startswith("matmul")

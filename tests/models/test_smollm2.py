@@ -64,8 +64,7 @@ def test_logits_match_the_reference(model: LlamaModel, path: Path) -> None:
 
 def test_quantised_activations_change_little(blocks: LlamaModel, path: Path) -> None:
     """Over a text, the loss of quantised activations is that of exact ones but for a percent, and logits are off by
-    far less than they vary: errors of 0.4 % of the largest of 128 activations, in 30 layers of seven products. (Of 32
-    the largest is 2.1 standard deviations and of 128 2.7: errors are 0.078 and 0.098 of the deviation of logits.)"""
+    far less than they vary: errors of 0.4 % of a block's largest activation, in 30 layers of seven products."""
     tokens = [token for run in RECORDED["runs"] for token in run["tokens"] + run["greedy"]][:200]
     losses, errors = [], []
     sessions = [load_model(path, "file").session(256), blocks.session(256)]
@@ -77,7 +76,7 @@ def test_quantised_activations_change_little(blocks: LlamaModel, path: Path) -> 
         errors.append(np.sqrt(np.mean((pair[0] - pair[1]) ** 2)) / pair[1].std())
     quantised, exact = np.mean(losses, axis=0)
     assert abs(quantised - exact) < 0.02 * exact
-    assert np.mean(errors) < 0.11
+    assert np.mean(errors) < 0.08
 
 
 def test_bf16_answers_a_question() -> None:
