@@ -22,14 +22,13 @@ from ..codegen.machine import Instruction, Label, LabelReference, Memory, Virtua
 from ..codegen.print import print_function
 from ..ir.types import DTYPES, DType
 from ..lang.by_hand import PIECES
-from .build import Assembly, current
+from .build import Assembly, current, with_immediates
 from .emulate import VECTOR_BYTES, Emulator
 from .errors import AssemblyError
 from .notation import Reg
 from .static import check_static
 
 Write = Callable[..., None]
-MOST_IMMEDIATES = 2
 
 
 @dataclass(frozen=True)
@@ -131,19 +130,8 @@ class Block:
 
     def written(self, sizes: tuple[int, ...]) -> Assembly:
         """The block with as many immediates (all 0) as it takes."""
-        refusal: AssemblyError | None = None
-        for count in range(MOST_IMMEDIATES + 1):
-            try:
-                return self.assemble(sizes, [0] * count)[0]
-            except TypeError as error:  # the author's function takes another number of arguments
-                refusal = refusal or AssemblyError("notation", f"{self.name} takes no {len(sizes) - 1} inputs", None,
-                                                   str(error))
-            except AssemblyError as error:
-                if error.kind != "operands":
-                    raise
-                refusal = error
-        assert refusal is not None
-        raise refusal
+        made: Assembly = with_immediates(self.name, self.assemble, sizes)
+        return made
 
     def run(self, rows: list[Any], immediates: list[int]) -> Any:
         """The block's result on rows, from the meanings of its instructions; rows may be of what is not known."""

@@ -7,7 +7,7 @@ the compiler's own allocator, and its independent checker proves the result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -31,6 +31,8 @@ from .errors import AssemblyError, author_location
 from .notation import Address, Given, LabelName, Mem, Reg, choose
 from .polynomial import Polynomial, Symbol
 
+MOST_IMMEDIATES = 2
+"""Of a block."""
 _current: ContextVar[Any] = ContextVar("sapper_assembly", default=None)
 
 
@@ -331,3 +333,21 @@ def function(table: Any, name: str, write: Any, naked: bool = False) -> Assembly
     with assembly.building():
         write(assembly)
     return assembly
+
+
+def with_immediates(name: str, assemble: Callable[[tuple[int, ...], list[int]], tuple[Any, Any, Any]],
+                    sizes: tuple[int, ...]) -> Any:
+    """The assembly of a block with as many immediates, all 0, as its author's function takes. sizes: bits of an element
+    of the result and the inputs. Raises AssemblyError as `assemble` does, or where no number of immediates fits."""
+    refusal: AssemblyError | None = None
+    for count in range(MOST_IMMEDIATES + 1):
+        try:
+            return assemble(sizes, [0] * count)[0]
+        except TypeError as error:  # the author's function takes another number of arguments
+            refusal = refusal or AssemblyError("notation", f"{name} takes no {len(sizes) - 1} inputs", None, str(error))
+        except AssemblyError as error:
+            if error.kind != "operands":
+                raise
+            refusal = error
+    assert refusal is not None
+    raise refusal

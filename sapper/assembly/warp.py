@@ -29,12 +29,11 @@ from ..codegen.pipeline import Compiled, stored_tensors
 from ..ir.types import DTYPES, DType, TensorType
 from ..lane.ops import FIRST_WORDS
 from ..lang.by_hand import PIECES, ByHand
-from .build import current, made_current
+from .build import current, made_current, with_immediates
 from .errors import AssemblyError, author_location
 from .notation import LabelName, Mem, Reg
 from .symbolic import Lanes, NotSymbolic
 
-MOST_IMMEDIATES = 2
 WARP_LANES = 32
 
 
@@ -358,19 +357,8 @@ class WarpBlock:
         return assembly, out, inputs
 
     def written(self, sizes: tuple[int, ...]) -> WarpAssembly:
-        refusal: AssemblyError | None = None
-        for count in range(MOST_IMMEDIATES + 1):
-            try:
-                return self.assemble(sizes, [0] * count)[0]
-            except TypeError as error:  # the author's function takes another number of arguments
-                refusal = refusal or AssemblyError("notation", f"{self.name} takes no {len(sizes) - 1} inputs", None,
-                                                   str(error))
-            except AssemblyError as error:
-                if error.kind != "operands":
-                    raise
-                refusal = error
-        assert refusal is not None
-        raise refusal
+        made: WarpAssembly = with_immediates(self.name, self.assemble, sizes)
+        return made
 
     def usable(self, family: str, features: frozenset[str], lanes: int, inputs: tuple[Any, ...], result: Any) -> bool:
         if family != self.table.FAMILY or not self.features <= features:
