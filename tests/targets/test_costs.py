@@ -52,7 +52,8 @@ def test_every_row_is_in_one_class_of_intels_cores() -> None:
         assert len(classes) == (0 if family in UNCLASSED else 1), family
 
 
-@pytest.mark.parametrize("name", ["v3", "v4", "haswell", "skylake-avx512", "icelake-server", "sapphirerapids"])
+@pytest.mark.parametrize("name", ["v3", "v4", "haswell", "skylake-avx512", "icelake-server", "sapphirerapids",
+                                  "graniterapids"])
 def test_every_row_has_figures_on_intels_cores(name: str) -> None:
     core = model_of(target(name))
     ports = {f"p{n}" for n in range(12)}
@@ -74,6 +75,9 @@ def test_every_row_has_figures_on_intels_cores(name: str) -> None:
     ("sapphirerapids", "vaddps.256", 0, 3, [(("p1", "p5"), 0.5)]),
     ("sapphirerapids", "vmovups.512", 512, 0, [(("p2", "p3"), 0.5)]),
     ("sapphirerapids", "vmovups.256", 256, 0, [(("p2", "p3", "p11"), 1 / 3)]),
+    ("sapphirerapids", "vpermt2w.512", 0, 7, [(("p5",), 2.0), (("p0", "p5"), 0.5)]),
+    ("graniterapids", "vmulps.256", 0, 3, [(("p0", "p1"), 0.5)]),
+    ("graniterapids", "vdpbf16ps.512", 0, 8, [(("p0",), 2.0)]),
     ("sapphirerapids", "add.64", 0, 1, [(("p0", "p1", "p5", "p6", "p10"), 0.2)]),
 ])
 def test_figures_of_intels_cores(name: str, row: str, loaded: int, latency: int,

@@ -34,9 +34,10 @@ FEATURE_BITS: dict[str, tuple[int, int, int, int, int]] = {
     "bmi1": (7, 0, 1, 3, 0), "avx2": (7, 0, 1, 5, _AVX_STATE), "bmi2": (7, 0, 1, 8, 0),
     "avx512f": (7, 0, 1, 16, _AVX512_STATE), "avx512dq": (7, 0, 1, 17, _AVX512_STATE),
     "clflushopt": (7, 0, 1, 23, 0), "avx512bw": (7, 0, 1, 30, _AVX512_STATE), "avx512vl": (7, 0, 1, 31, _AVX512_STATE),
-    "avx512_vbmi": (7, 0, 2, 1, _AVX512_STATE), "avx512_vnni": (7, 0, 2, 11, _AVX512_STATE),
+    "avx512_vbmi": (7, 0, 2, 1, _AVX512_STATE), "avx512_vbmi2": (7, 0, 2, 6, _AVX512_STATE),
+    "avx512_vnni": (7, 0, 2, 11, _AVX512_STATE),
     "avx_vnni": (7, 1, 0, 4, _AVX_STATE), "avx512_bf16": (7, 1, 0, 5, _AVX512_STATE),
-    "avx512_fp16": (7, 0, 3, 23, _AVX512_STATE),
+    "avx512_fp16": (7, 0, 3, 23, _AVX512_STATE), "prefetchi": (7, 1, 3, 14, 0),
     "lzcnt": (0x80000001, 0, 2, 5, 0), "prfchw": (0x80000001, 0, 2, 8, 0), "rdtscp": (0x80000001, 0, 3, 27, 0),
 }
 
@@ -161,24 +162,38 @@ def host() -> Host:
     return read_host(*_native())
 
 
+_MICROARCHITECTURES: tuple[tuple[str, str, int, frozenset[int], frozenset[str]], ...] = (
+    ("graniterapids", "GenuineIntel", 6, frozenset({0xAD, 0xAE}),
+     frozenset({"avx512_fp16", "avx512_bf16", "prefetchi"})),
+    ("sapphirerapids", "GenuineIntel", 6, frozenset({0x8F, 0xCF}), frozenset({"avx512_fp16", "avx512_bf16"})),
+    # Clients of the years of Ice Lake have one FMA of 512 bits, and no row of their own.
+    ("v4", "GenuineIntel", 6, frozenset({0x66, 0x7D, 0x7E, 0x8C, 0x8D, 0xA7}), frozenset()),
+    ("icelake-server", "GenuineIntel", 6, frozenset({0x6A, 0x6C}), frozenset({"avx512_vbmi2", "avx512_vnni"})),
+    ("skylake-avx512", "GenuineIntel", 6, frozenset({0x55}), frozenset()),
+    ("haswell", "GenuineIntel", 6, frozenset({0x3C, 0x3D, 0x3F, 0x45, 0x46, 0x47, 0x4F, 0x56}), frozenset()),
+    ("zen4", "AuthenticAMD", 0x19, frozenset({*range(0x10, 0x20), *range(0x60, 0x80), *range(0xA0, 0xB0)}),
+     frozenset({"avx512_bf16"})),
+)
+"""Row, vendor, family, its models, and the features that came with it (none: its models only): newest first of each
+vendor. A hypervisor may show another model than there is, and the next ones have other numbers; what they can do tells
+(Intel 319433, table 1-1, and SDM volume 4, table 2-1; AMD 57647 and revision guides)."""
+
+
 def _named(found: Host) -> str:
     """The CPU row that describes the host's microarchitecture best, or ""."""
-    if found.vendor == "AuthenticAMD":
-        if found.family == 0x19 and (0x10 <= found.model <= 0x1F or 0x60 <= found.model <= 0x7F
-                                     or 0xA0 <= found.model <= 0xAF):
-            return "zen4"
-    elif found.vendor == "GenuineIntel" and found.family == 6:
-        return {0x8F: "sapphirerapids", 0xCF: "sapphirerapids", 0x6A: "icelake-server", 0x6C: "icelake-server",
-                0x55: "skylake-avx512", 0x3C: "haswell", 0x3F: "haswell", 0x45: "haswell", 0x46: "haswell",
-                0x3D: "haswell", 0x47: "haswell", 0x4F: "haswell", 0x56: "haswell"}.get(found.model, "")
+    for name, vendor, family, models, features in _MICROARCHITECTURES:
+        by_model = found.family == family and found.model in models
+        if found.vendor == vendor and (by_model or (features and features <= found.features)):
+            return name
     return ""
 
 
 def choose_target(found: Host) -> Target:
-    """The target for a processor: its own row, or else the highest level whose features are all there, plus the
-    optional features that are; with the host's own cache sizes. Raises UnsupportedCPU below x86-64-v3."""
+    """The target for a processor: the row of its microarchitecture if it has the level that the row is of, or else the
+    highest level whose features are all there; with the optional features that the host has and its own cache sizes.
+    Raises UnsupportedCPU below x86-64-v3."""
     named = _named(found)
-    if named and TARGETS[named].features <= found.features:
+    if named and (V4_FEATURES if TARGETS[named].has("avx512f") else V3_FEATURES) <= found.features:
         base = TARGETS[named]
     elif found.features >= V4_FEATURES:
         base = TARGETS["v4"]
@@ -190,7 +205,7 @@ def choose_target(found: Host) -> Target:
                              "x86-64-v3 (AVX2, FMA, BMI2, F16C), enabled by the operating system too")
     features = base.features
     if features >= V4_FEATURES:
-        features |= OPTIONAL_FEATURES & found.features
+        features = (features | OPTIONAL_FEATURES) & found.features
     return base._replace(
         features=features, l1_bytes=found.l1_bytes or base.l1_bytes, l2_bytes=found.l2_bytes or base.l2_bytes,
         l3_bytes=found.l3_bytes or base.l3_bytes, cache_line_bytes=found.cache_line_bytes or base.cache_line_bytes)

@@ -10,10 +10,14 @@ Lake, Alder Lake P); A. Fog, Instruction tables (divisions, gathers); the schedu
 SkylakeServer, IceLake and SapphireRapids of LLVM, which tabulate these. Where the last gives Sapphire Rapids one port
 for 512-bit multiplication, 248966 has two: ports 0 and 5. For vdpbf16ps the figures are those of other products.
 
-One line for each class: `class : Haswell | Skylake-SP | Ice Lake-SP | Sapphire Rapids`, each `latency uses` for 128,
-256 and 512 bits, parted by `;` (fewer: the last one holds for the rest). Uses are parted by `+`: `01` is an operation
-on port 0 or 1, `2*01` two of them, `0:5` port 0 for five cycles (its divider), `A` and `B` ports 10 and 11, `-`
-nothing. `=` repeats the core before.
+Granite Rapids has Sapphire Rapids' ports; what differs in its column was measured on one with
+tests/targets/measure_costs.py, which prints latencies and throughputs: vdpbf16ps starts every other cycle at every
+width, so that it does half of the work that multiply-adds of f32 do.
+
+One line for each class: `class : Haswell | Skylake-SP | Ice Lake-SP | Sapphire Rapids | Granite Rapids`, each
+`latency uses` for 128, 256 and 512 bits, parted by `;` (fewer: the last one holds for the rest). Uses are parted by
+`+`: `01` is an operation on port 0 or 1, `2*01` two of them, `0:5` port 0 for five cycles (its divider), `A` and `B`
+ports 10 and 11, `-` nothing. `=`, or nothing at the end, repeats the core before.
 """
 
 from __future__ import annotations
@@ -65,7 +69,8 @@ shuffle_int : vpshuf(b|d|hw|lw)|vpunpck\w+|vpalignr|vpack\w+|vps[lr]ldq|vpblendw
 cross : vperm2[fi]128|vperm[dq](\.imm)?|vpermp[sd](\.imm)?|v(insert|extract)[fi]\w+|vshuf[fi]\w+|valign.|vpmov[sz]x\w+
 broadcast : vbroadcast\w+|vpbroadcast\w+(\.general)?
 permute_two : vperm[ti]2(ps|pd|d|q)
-permute_narrow : vpermw|vpermb|vperm[ti]2[bw]
+permute_narrow : vpermw|vpermb
+permute_two_narrow : vperm[ti]2[bw]
 narrow : vpmov(us|s)?(wb|dw|db|qd|qw|qb)
 blend : vblendp[sd]|vpblendd
 blend_vector : vblendvp[sd]|vpblendvb
@@ -74,7 +79,8 @@ shift_imm : vps(ll|rl|ra)[wdq]\.imm|vpro[lr][dq]
 shift_each : vps(ll|rl|ra)v[wdq]|vpro[lr]v[dq]
 shift_all : vps(ll|rl|ra)[wdq]
 convert : vcvt(dq|udq)2ps|vcvtt?ps2u?dq|vcvtu?qq2pd|vcvtt?pd2qq
-convert_width : vcvtdq2pd|vcvtps2pd|vcvtpd2(ps|dq)|vcvttpd2dq|vcvtqq2ps|vcvttps2qq|vcvts[sd]2s[sd]|vcvtne\w+
+convert_width : vcvtdq2pd|vcvtps2pd|vcvtpd2(ps|dq)|vcvttpd2dq|vcvtqq2ps|vcvttps2qq|vcvts[sd]2s[sd]
+convert_bf16 : vcvtne\w+
 convert_half : vcvtph2ps|vcvtps2ph
 to_general : vmov[dq]\.from_vec|vmovmskp[sd]|vpmovmskb|vcvtt?s[sd]2si|vucomis[sd]
 to_vector : vmov[dq]\.to_vec|vcvtsi2s[sd]
@@ -106,35 +112,36 @@ bit_logic : 1 15 | = | = | 1 15A
 multiply : 3 1 | = | = | =
 multiply_wide : 4 1+6 | 4 1+5 | = | =
 divide : 39 0:24 | 35 0:21 | 14 1:4 | 10 1:4
-add_float : 3 1 | 4 01 ; 4 01 ; 4 05 | = | 3 15 ; 3 15 ; 4 05
-multiply_float : 5 01 | 4 01 ; 4 01 ; 4 05 | = | =
+add_float : 3 1 | 4 01 ; 4 01 ; 4 05 | = | 3 15 ; 3 15 ; 4 05 | 2 15 ; 2 15 ; 4 05
+multiply_float : 5 01 | 4 01 ; 4 01 ; 4 05 | = | = | 3 01 ; 3 01 ; 4 05
 fma : 5 01 | 4 01 ; 4 01 ; 4 05 | = | =
 minmax_float : 3 1 | 4 01 ; 4 01 ; 4 05 | = | =
 compare_mask : 3 5 | = | = | =
-divide_single : 13 0:7 ; 21 0:14 | 11 0:3 ; 11 0:5 ; 18 0:10 | = | =
-divide_double : 20 0:14 ; 35 0:28 | 14 0:4 ; 14 0:8 ; 23 0:16 | = | =
-root_single : 11 0:7 ; 21 0:14 | 12 0:3 ; 12 0:6 ; 20 0:12 | = | =
+divide_single : 13 0:7 ; 21 0:14 | 11 0:3 ; 11 0:5 ; 18 0:10 | = | = | 11 0:3 ; 11 0:5 ; 17 0:10
+divide_double : 20 0:14 ; 35 0:28 | 14 0:4 ; 14 0:8 ; 23 0:16 | = | = | 13 0:4 ; 13 0:8 ; 22 0:16
+root_single : 11 0:7 ; 21 0:14 | 12 0:3 ; 12 0:6 ; 20 0:12 | = | = | 12 0:3 ; 12 0:6 ; 20 0:13
 root_double : 16 0:14 ; 35 0:28 | 18 0:6 ; 18 0:12 ; 32 0:24 | = | =
-estimate : 5 0 ; 11 2*0+015 | 4 0 ; 4 0 ; 7 2*0+05 | = | =
+estimate : 5 0 ; 11 2*0+015 | 4 0 ; 4 0 ; 7 2*0+05 | = | = | 4 0 ; 4 0 ; 6 2*0+05
 round : 6 2*1 | 8 2*01 ; 8 2*01 ; 8 2*05 | = | =
 exponent : 4 01 | 4 01 ; 4 01 ; 4 05 | = | =
 logic_float : 1 5 | 1 015 ; 1 015 ; 1 05 | = | =
 logic : 1 015 | 1 015 ; 1 015 ; 1 05 | = | =
 add_int : 1 15 | 1 015 ; 1 015 ; 1 05 | = | =
 simple_int : 1 15 | 1 01 ; 1 01 ; 1 0 | = | =
-wide_minmax : 5 0 | 3 01 ; 3 01 ; 3 05 | = | =
+wide_minmax : 5 0 | 3 01 ; 3 01 ; 3 05 | = | = | 3 0
 multiply_int : 5 0 | 5 01 ; 5 01 ; 5 05 | = | =
 multiply_dword : 10 2*0 | 10 2*01 ; 10 2*01 ; 10 2*05 | = | =
 multiply_qword : 15 3*0 | 15 3*01 ; 15 3*01 ; 15 3*05 | = | =
-dot_bf16 : 5 01 | 5 01 ; 5 01 ; 5 05 | = | =
+dot_bf16 : 5 01 | 5 01 ; 5 01 ; 5 05 | = | = | 8 2*0
 sad : 5 0 | 3 5 | = | =
 shuffle : 1 5 | = | 1 15 ; 1 15 ; 1 5 | =
 shuffle_int : 1 5 | = | 1 15 ; 1 15 ; 1 5 | =
 cross : 1 5 ; 3 5 | = | = | =
 broadcast : 1 5 ; 3 5 | = | = | =
 permute_two : 3 5 | = | = | =
-permute_narrow : 3 5 | 6 2*5 | 3 5 | =
-narrow : 4 2*5 | = | = | =
+permute_narrow : 3 5 | 6 2*5 | 3 5 | = | 4 5
+permute_two_narrow : 3 5 | 7 2*5+05 | = | =
+narrow : 4 2*5 | = | = | = | 2 2*15 ; 4 2*15 ; 4 2*5
 blend : 1 015 | = | = | =
 blend_vector : 2 2*5 | 2 2*015 | = | 3 3*015
 blend_mask : 1 015 | 1 015 ; 1 015 ; 1 05 | = | =
@@ -143,7 +150,8 @@ shift_each : 3 2*0+5 | 1 01 ; 1 01 ; 1 0 | = | =
 shift_all : 2 0+5 ; 4 0+5 | 2 5+01 ; 4 5+01 ; 4 5+0 | = | 2 15+01 ; 4 5+01 ; 4 5+0
 convert : 3 1 | 4 01 ; 4 01 ; 4 05 | = | =
 convert_width : 4 1+5 ; 6 1+5 | 5 5+01 ; 7 5+01 ; 7 5+05 | = | =
-convert_half : 2 0+5 ; 4 0+5 | 5 5+01 ; 7 5+01 ; 7 5+0 | = | 6 5+01 ; 8 5+01 ; 11 5+0
+convert_bf16 : 6 1+5 | 7 5+01 | = | 7 5+01 ; 7 5+01 ; 7 5+05 | 8 5+01 ; 8 5+01 ; 8 2*0+5
+convert_half : 2 0+5 ; 4 0+5 | 5 5+01 ; 7 5+01 ; 7 5+0 | = | 6 5+01 ; 8 5+01 ; 11 5+0 | 5 5+01 ; 8 5+01 ; 8 5+0
 to_general : 2 0 | = | = | 3 0
 to_vector : 1 5 | = | = | 3 5
 test_vector : 2 0+5 ; 4 0+5 | 3 0+5 | = | 4 0+5 ; 6 0+5
@@ -211,6 +219,7 @@ _CORES = {
     "skylake-avx512": _core("Skylake-SP", 4, ("23", "23"), ("4", "4"), 4, 6, 1),
     "icelake-server": _core("Ice Lake-SP", 5, ("23", "23"), ("49", "4"), 5, 6, 2),
     "sapphirerapids": _core("Sapphire Rapids", 6, ("23B", "23"), ("49", "4"), 5, 7, 3),
+    "graniterapids": _core("Granite Rapids", 6, ("23B", "23"), ("49", "4"), 5, 7, 4),
 }
 
 
@@ -254,7 +263,7 @@ def _table() -> dict[str, list[list[str]]]:
         cores: list[list[str]] = []
         for column in columns.split(" | "):
             cores.append(cores[-1] if column == "=" else [part.strip() for part in column.split(";")])
-        found[name] = cores
+        found[name] = cores + cores[-1:] * (len(_CORES) - len(cores))
     return found
 
 

@@ -3,8 +3,8 @@
 Leaves: `Target` rows by name. Holds: facts only; nothing here runs on the CPU that it describes. Generated code may use
 exactly the features of its target.
 Sources: x86-64 psABI (levels); AMD publications 57647 and 56665 (Zen 4); Intel Optimization Reference Manual 248966
-(Haswell, Skylake-SP, Ice Lake-SP, Sapphire Rapids); cache sizes of typical members, replaced by the host's own in
-detect.py.
+(Haswell, Skylake-SP, Ice Lake-SP, Sapphire Rapids, Granite Rapids); cache sizes of typical members, replaced by the
+host's own in detect.py.
 """
 
 # Without `from __future__ import annotations`, which has NamedTuple compile each field's type from text: this module is
@@ -119,6 +119,7 @@ TARGETS: dict[str, Target] = {
         _cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 1, 0.5, 4, 4, 8),
         # 512-bit operations run as two halves on 256-bit pipes: two FMA pipes, two add pipes, two loads, one store.
         _cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7),
+        _cpu("graniterapids", _V4_ML, 48 * KIB, 2 * MIB, 504 * MIB, 2, 2, 1, 4, 4, 8),
         _cpu("sapphirerapids", _V4_ML, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
         _cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 2, 1, 4,
              4, 8),

@@ -1,0 +1,113 @@
+"""The target of processors whose CPUID was recorded: what their leaves say, also where a hypervisor replaced the model.
+
+Sources: the Granite Rapids in a virtual machine was recorded with detect.py; the others are of libcpuid's tests
+(github.com/anrieff/libcpuid, tests/intel/core_11th_gen/rocket-lake-i7.test, tests/intel/core_10th_gen/
+ice-lake-xeon-d.test, tests/amd/zen4/epyc-genoa.test), whose XCR0 is what leaf 13 allows.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from sapper.targets.x86_64 import detect
+
+# Lines are `leaf subleaf: eax ebx ecx edx`; what is not listed reads as zeros. xcr0 is the last one.
+DUMPS = {
+    "Granite Rapids that shows the model of a Rocket Lake": """
+        00000000 0: 00000024 756e6547 6c65746e 49656e69
+        00000001 0: 000a0671 01020800 fffa3203 1f8bfbff
+        00000004 0: 04000121 02c0003f 0000003f 00000000
+        00000004 1: 04000122 03c0003f 0000003f 00000000
+        00000004 2: 04000143 03c0003f 000007ff 00000000
+        00000004 3: 04004163 03c0003f 00077fff 00000000
+        00000007 0: 00000002 f1bf2ffb 1a415f46 23c14010
+        00000007 1: 00001c30 00000000 00000000 00084000
+        80000000 0: 80000008 00000000 00000000 00000000
+        80000001 0: 00000000 00000000 00000121 2c100800
+        xcr0: 000600e7""",
+    "Rocket Lake (Core i7-11700K)": """
+        00000000 0: 0000001b 756e6547 6c65746e 49656e69
+        00000001 0: 000a0671 00100800 7ffafbbf bfebfbff
+        00000004 0: 1c004121 02c0003f 0000003f 00000000
+        00000004 1: 1c004122 01c0003f 0000003f 00000000
+        00000004 2: 1c004143 01c0003f 000003ff 00000000
+        00000004 3: 1c03c163 03c0003f 00003fff 00000006
+        00000007 0: 00000000 f2bf67eb 00405f4e bc000410
+        80000000 0: 80000008 00000000 00000000 00000000
+        80000001 0: 00000000 00000000 00000121 2c100000
+        xcr0: 000002ff""",
+    "Ice Lake (Xeon D-1718T in a virtual machine)": """
+        00000000 0: 0000001b 756e6547 6c65746e 49656e69
+        00000001 0: 000606c1 00200800 fffaf387 bfebfbff
+        00000004 0: 3c004121 02c0003f 0000003f 00000000
+        00000004 1: 3c004122 01c0003f 0000003f 00000000
+        00000004 2: 3c004143 04c0003f 000003ff 00000000
+        00000004 3: 3c07c163 04c0003f 00001fff 00000000
+        00000007 0: 00000000 f3bfbfb9 00415f46 bc000410
+        80000000 0: 80000008 00000000 00000000 00000000
+        80000001 0: 00000000 00000000 00000121 2c100800
+        xcr0: 000000e7""",
+    "Zen 4 (EPYC 9124)": """
+        00000000 0: 00000010 68747541 444d4163 69746e65
+        00000001 0: 00a10f11 00200800 7efa320b 178bfbff
+        00000007 0: 00000001 f1bf97a9 00415fce 10000010
+        00000007 1: 00000020 00000000 00000000 00000000
+        80000000 0: 80000028 68747541 444d4163 69746e65
+        80000001 0: 00a10f11 40000000 75c237ff 2fd3fbff
+        8000001d 0: 00004121 01c0003f 0000003f 00000000
+        8000001d 1: 00004122 01c0003f 0000003f 00000000
+        8000001d 2: 00004143 01c0003f 000007ff 00000002
+        8000001d 3: 0001c163 03c0003f 00003fff 00000001
+        xcr0: 000002e7""",
+}
+
+
+def recorded(dump: str, model: int | None = None) -> detect.Host:
+    """The host that a dump is of. model: shown instead of its own."""
+    leaves: dict[tuple[int, int], tuple[int, ...]] = {}
+    xcr0 = 0
+    for line in dump.split("\n"):
+        place, _, words = line.partition(":")
+        if place.strip() == "xcr0":
+            xcr0 = int(words, 16)
+        elif words:
+            leaf, subleaf = (int(word, 16) for word in place.split())
+            leaves[leaf, subleaf] = tuple(int(word, 16) for word in words.split())
+    if model is not None:
+        signature, *rest = leaves[1, 0]
+        leaves[1, 0] = (signature & ~0xF00F0 | (model >> 4) << 16 | (model & 15) << 4, *rest)
+
+    def cpuid(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        a, b, c, d = leaves.get((leaf, subleaf), (0, 0, 0, 0))
+        return a, b, c, d
+
+    return detect.read_host(cpuid, lambda _: xcr0)
+
+
+@pytest.mark.parametrize(("name", "target", "caches_kib"), [
+    ("Granite Rapids that shows the model of a Rocket Lake", "graniterapids", (48, 2048, 480 << 10)),
+    ("Rocket Lake (Core i7-11700K)", "v4", (48, 512, 16 << 10)),
+    ("Ice Lake (Xeon D-1718T in a virtual machine)", "icelake-server", (48, 1280, 10 << 10)),
+    ("Zen 4 (EPYC 9124)", "zen4", (32, 1024, 16 << 10)),
+])
+def test_recorded_processors_get_the_row_of_their_core(name: str, target: str, caches_kib: tuple[int, ...]) -> None:
+    chosen = detect.choose_target(recorded(DUMPS[name]))
+    assert chosen.name == target
+    assert (chosen.l1_bytes, chosen.l2_bytes, chosen.l3_bytes) == tuple(kib << 10 for kib in caches_kib)
+    assert {"avx512_vnni", "avx512_vbmi"} <= chosen.features
+    assert chosen.has("avx512_bf16") == (target in ("graniterapids", "zen4"))
+
+
+@pytest.mark.parametrize(("name", "target"), [
+    ("Granite Rapids that shows the model of a Rocket Lake", "graniterapids"),
+    ("Ice Lake (Xeon D-1718T in a virtual machine)", "icelake-server"),
+    ("Zen 4 (EPYC 9124)", "zen4"),
+])
+def test_a_model_that_is_in_no_table_is_known_by_its_features(name: str, target: str) -> None:
+    assert detect.choose_target(recorded(DUMPS[name], model=0xFE)).name == target
+
+
+def test_a_core_that_lacks_a_feature_of_its_row_keeps_the_row_without_it() -> None:
+    found = recorded(DUMPS["Granite Rapids that shows the model of a Rocket Lake"], model=0xAD)
+    chosen = detect.choose_target(found._replace(features=found.features - {"avx512_bf16", "prefetchi"}))
+    assert chosen.name == "graniterapids" and not chosen.has("avx512_bf16") and chosen.has("avx512_vnni")
