@@ -24,13 +24,11 @@ from ..runtime.buffers import empty
 from ..runtime.program import Program, Rows, Variable
 from .errors import ModelError
 from .linear import Steps
-from .sampling import BELOW_ONE, Sampling
+from .sampling import BELOW_ONE, CANDIDATES, Sampling
 from .session import BaseSession
 
 CHUNK = 256
 """Most tokens of a step, where prompts are read: it bounds how long others wait for a prompt."""
-CANDIDATES = 128
-"""Most tokens among which one is drawn (top_k)."""
 MAX_SLOTS = 256
 Array = np.ndarray[Any, np.dtype[Any]]
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)

@@ -18,7 +18,7 @@ from ..runtime.profile import Launched, middle
 from ..runtime.program import Program, Rows, Variable
 from .errors import ModelError
 from .linear import Matrix, Steps, Workspace, named_arrays
-from .sampling import BELOW_ONE, Sampling
+from .sampling import BELOW_ONE, CANDIDATES, Sampling
 from .weights import DTYPES
 
 if TYPE_CHECKING:
@@ -125,19 +125,32 @@ class BaseSession(ABC):
     def whole(self, name: str, description: str, weights: dict[str, Array]) -> Model:
         """The programs and the names of what they work on, for C functions that begin with `name`.
 
-        weights: names of constants. Each program has one launch more, which finds the likeliest token.
+        weights: names of constants. Each program has one launch more, which finds the likeliest token; a third one
+        draws.
         """
-        from ..ahead.plan import Model
+        from ..ahead.plan import DRAWING, Model
 
         likeliest = ("likeliest token", [(sampling.argmax_rows, (self.logits.reshape(1, -1), self.picked))])
         programs = {"prefill": [*self.prefill_sections(), likeliest], "step": [*self.step_sections(), likeliest]}
         state = self.state()
+        count = min(CANDIDATES, self.vocabulary)
+        choices = empty((1, count), np.dtype(np.float32)), empty((1, count), np.dtype(np.int32))
+        drawn = empty((1,), np.dtype(np.int32))
+        programs["draw"] = [("drawing", self._draw_steps(self.logits.reshape(1, -1), choices, drawn))]
+        drawing = dict(zip(DRAWING, (self._kept, *self._settings, drawn), strict=True))
         found = named_arrays({key.lstrip("_"): value for key, value in vars(self).items() if key != "model"})
-        buffers = {key: array for key, array in found.items() if all(array is not kept for kept in state.values())}
+        named = [*state.values(), *drawing.values()]
+        buffers = {key: array for key, array in found.items() if all(array is not one for one in named)}
         return Model(
-            name, programs, weights | buffers | state, tuple(state), self.context, self.vocabulary, self.chunk,
-            description, variables={"prefill": self._linear_values(), "step": {"position": (1, 0)}},
+            name, programs, weights | buffers | state | drawing, tuple(state), self.context, self.vocabulary,
+            self.chunk, description, candidates=CANDIDATES,
+            variables={"prefill": self._linear_values(), "step": {"position": (1, 0)}, "draw": {}},
         )
+
+    def _draw_steps(self, logits: Array, choices: tuple[Array, Array], into: Array) -> Steps:
+        """A token among the candidates that `choices` has room for, by the settings."""
+        return [(sampling.top_k, (logits, *choices)),
+                (sampling.sample, (*choices, self._kept, *self._settings, into))]
 
     def _linear_values(self) -> dict[str, tuple[int, int]]:
         """Each variable of a chunk as (times the position, times the number of tokens)."""
@@ -293,6 +306,6 @@ class BaseSession(ABC):
         self._kept[0] = count
         for setting, value in zip(self._settings, (temperature, top_p, min_p, u), strict=True):
             setting[0] = min(value, BELOW_ONE) if setting is self._settings[3] else value
-        sampling.top_k(logits, *self._candidates, **self._options)
-        sampling.sample(*self._candidates, self._kept, *self._settings, self.picked, **self._options)
+        for kernel, arguments in self._draw_steps(logits, self._candidates, self.picked):
+            kernel(*arguments, **self._options)
         return int(self.picked[0])
