@@ -23,13 +23,14 @@ class Conversation:
 
     def __init__(
         self, model: Loaded, system: str | None = None, *, context: int | None = None, cache_dtype: str = "f32",
-        threads: int | None = None, interpret: bool = False,
+        threads: int | None = None, interpret: bool = False, speculate: bool = False,
     ) -> None:
         """context: tokens of the whole conversation (None: as many as the model can, but at most DEFAULT_CONTEXT).
-        Raises ModelError if the model has no chat template, or for a context that cannot be."""
+        speculate: draft with the model's MTP head. Raises ModelError if the model has no chat template, or for a context that cannot be."""
         self.model = model
         self.session = model.session(min(model.positions, DEFAULT_CONTEXT) if context is None else context,
-                                     cache_dtype=cache_dtype, threads=threads, interpret=interpret)
+                                     cache_dtype=cache_dtype, threads=threads, interpret=interpret,
+                                     speculate=speculate)
         self._system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         render(model.tokenizer, [*self._system, {"role": "user", "content": ""}])
         self.reset()
