@@ -71,7 +71,7 @@ class Paged(BaseSession):
 
     def __init__(
         self, model: Any, slots: int, context: int | None = None, pages: int | None = None, *,
-        cache_dtype: str = "f32", threads: int | None = None, interpret: bool = False,
+        cache_dtype: str | None = None, threads: int | None = None, interpret: bool = False,
     ) -> None:
         """pages: None for what all slots can fill. Raises ModelError."""
         if not 1 <= slots <= MAX_SLOTS:

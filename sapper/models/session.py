@@ -6,16 +6,19 @@ Holds: all buffers are made once; NumPy only makes views of them; every number i
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..kernels import cross_entropy, embedding, norm, sampling
-from ..runtime.buffers import empty
+from ..runtime.buffers import LINE_BYTES, empty
 from ..runtime.profile import Launched, middle
 from ..runtime.program import Program, Rows, Variable
+from ..runtime.system import round_up
 from .errors import ModelError
 from .linear import Matrix, Steps, Workspace, named_arrays
 from .sampling import BELOW_ONE, CANDIDATES, Sampling
@@ -34,6 +37,8 @@ SCORED = 128
 Array = np.ndarray[Any, np.dtype[Any]]
 Sections = list[tuple[str, Steps]]
 """Steps in order, with a heading for each part."""
+Buffers = dict[str, tuple[tuple[int, ...], "np.dtype[Any]"]]
+"""Name of an attribute -> extents and dtype of its array."""
 
 
 class Scoring:
@@ -86,9 +91,29 @@ class BaseSession(ABC):
         self._scoring: Scoring | None = None
         self._x: Array
         self._y: Array
+        self._turns: Buffers = {}
 
     def _longest_chunk(self) -> int:
         return min(CHUNK, self.context)
+
+    def _take_turns(self, *sets: Buffers) -> None:
+        """Make arrays, of which no two sets are in use at the same time: they lie in the same memory."""
+        def places(one: Buffers) -> list[int]:
+            sizes = [round_up(math.prod(extents) * kind.itemsize, LINE_BYTES) for extents, kind in one.values()]
+            return list(accumulate(sizes, initial=0))
+
+        memory = empty((max(places(one)[-1] for one in sets),), np.dtype(np.uint8))
+        for one in sets:
+            for (name, (extents, kind)), start in zip(one.items(), places(one), strict=False):
+                size = math.prod(extents) * kind.itemsize
+                setattr(self, name, memory[start : start + size].view(kind).reshape(extents))
+            self._turns |= one
+
+    def _lie_apart(self) -> None:
+        """Give arrays that take turns memory of their own, before any program is made: for a file, whose plan shares
+        it byte by byte."""
+        for name, (extents, kind) in self._turns.items():
+            setattr(self, name, empty(extents, kind))
 
     # ---- what an architecture says
 
@@ -130,6 +155,7 @@ class BaseSession(ABC):
         """
         from ..ahead.plan import DRAWING, Model
 
+        self._lie_apart()
         likeliest = ("likeliest token", [(sampling.argmax_rows, (self.logits.reshape(1, -1), self.picked))])
         programs = {"prefill": [*self.prefill_sections(), likeliest], "step": [*self.step_sections(), likeliest]}
         state = self.state()

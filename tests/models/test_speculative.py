@@ -173,7 +173,9 @@ def test_after_a_rewind_all_is_as_if_the_rest_had_not_been(
     np.testing.assert_allclose(one._draft_logits, other._draft_logits, rtol=1e-4, atol=1e-4)
 
 
-def test_turns_are_those_of_a_conversation_without_drafts(model: DeepseekModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turns_are_those_of_a_conversation_without_drafts(
+    model: DeepseekModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An answer that is broken off leaves a draft in the cache, which the next turn overwrites. Two drafts of three are
     what the other conversation said."""
     known: dict[tuple[int, ...], int] = {}
