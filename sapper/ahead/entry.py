@@ -11,18 +11,20 @@ and no memory but the stack, what is mapped here, and the word in which the proc
     int32_t      NAME_likeliest(const NAME_model *model)
     int64_t      NAME_position(const NAME_model *model)
     int          NAME_rewind(NAME_model *model, int64_t position)
+    int          NAME_sampling(NAME_model *model, const sapper_model_sampling *how)    draw.py
+    int32_t      NAME_pick(NAME_model *model)
     void         NAME_close(NAME_model *model)
 
 A model is one mapping (offsets in bytes; `Plan` has the rest):
 
-    0 weights    8 the memory as it was mapped    16 its bytes    24 workers    32 position
+    0 weights    8 the memory as it was mapped    16 its bytes    24 workers    32 position    40 of the random numbers
     POOL  the memory that workers share (runtime/workers_code.py); a mailbox has the number of its worker's thread,
           which the system sets to 0 when the thread has ended
     programs: control, sync blocks, table, argument blocks | temporaries | state | scratch of each worker | stacks
 
-The kernels' addresses, and those of what they work on, are filled in when a model is opened: `NAME.prefill` and
-`NAME.step` are tables with a line for each word. Workers are threads of this file's own: the machine code is that of
-sapper's runtime, started by clone(2). Signals are blocked in them.
+The kernels' addresses, and those of what they work on, are filled in when a model is opened: `NAME.prefill`,
+`NAME.step` and `NAME.draw` are tables with a line for each word. Workers are threads of this file's own: the machine
+code is that of sapper's runtime, started by clone(2). Signals are blocked in them.
 Source: clone(2), futex(2), mmap(2), fstat(2), sched_getaffinity(2); System V ABI AMD64 3.2.
 """
 
@@ -51,11 +53,13 @@ STATUS = {
     "BAD_TOKEN": (8, "a token is not in the vocabulary, or there is none"),
     "CONTEXT_FULL": (9, "the tokens do not fit in the context"),
     "BAD_POSITION": (10, "the position is not in 0 .. the tokens so far"),
+    "BAD_SAMPLING": (11, "a setting of sampling is out of its range"),
 }
 """What the functions return, by name."""
 
 MOST_THREADS = 256
-WEIGHTS, MAPPED, MAPPED_BYTES, THREADS, POSITION = 0, 8, 16, 24, 32
+WEIGHTS, MAPPED, MAPPED_BYTES, THREADS, POSITION, DRAWS = 0, 8, 16, 24, 32, 40
+BAD_SAMPLING = STATUS["BAD_SAMPLING"][0]
 POOL = 64
 HEAD_BYTES = POOL + workers.MAILBOXES + workers.MAILBOX_BYTES * MOST_THREADS
 STACK_BYTES = 256 << 10
@@ -192,6 +196,7 @@ _OPEN = """
     lea rsi, [rsp + 144]
     lea rax, @fill
     call rax
+{draw}
     mov rdi, rbx
     lea rax, @start
     call rax
@@ -235,6 +240,13 @@ leave:
     pop rbp
     pop rbx
     ret
+"""
+
+_OPEN_DRAW = """
+    lea rdi, @draw_table
+    lea rsi, [rsp + 144]
+    lea rax, @fill
+    call rax
 """
 
 _FILL = """
@@ -632,13 +644,14 @@ def entry_functions(plan: Plan, weights_digest: int) -> list[tuple[Written, bool
     reaches = {
         "check_cpu": CHECK_CPU, "digest": DIGEST, "work": "sapper_work", "launch": "sapper_launch",
         "program": "sapper_program", "close": f"{name}_close", "step": f"{name}_step",
-        "prefill_table": f"{name}.prefill", "step_table": f"{name}.step",
+        **{f"{of}_table": f"{name}.{of}" for of in model.programs},
         **{key: f"{name}.{key}" for key in ("fill", "set", "start", "run")},
         **{f"{of}_{variable}": f"{name}.{of}.{variable}" for of in model.programs for variable in model.variables[of]},
     }
     prefill = _PREFILL.replace("{variables}", _setting(plan, "prefill", "r14", "r15"))
     step = _STEP.replace("{variables}", _setting(plan, "step", "rbp", "r12"))
-    public = {"open": _OPEN, "prefill": prefill, "step": step, "logits": _LOGITS, "likeliest": _LIKELIEST,
+    opening = _OPEN.replace("{draw}", _OPEN_DRAW if model.draws else "")
+    public = {"open": opening, "prefill": prefill, "step": step, "logits": _LOGITS, "likeliest": _LIKELIEST,
               "position": _POSITION, "rewind": _REWIND, "close": _CLOSE}
     inner = {"fill": _FILL, "set": _SET, "start": _START, "run": _RUN}
     return [
@@ -688,7 +701,7 @@ _WORDS = {number: name for name, number in BASES.items()}
 
 
 def _launches(plan: Plan, of: PlannedProgram) -> Table:
-    """`NAME.prefill` or `NAME.step`; `fill` reads it."""
+    """`NAME.prefill`, `NAME.step` or `NAME.draw`; `fill` reads it."""
     layout, launches = of.layout, of.launches
     barriers = sum(launch.barrier for launch in launches)
     lines = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from .draw import MAX_TEMPERATURE
 from .entry import MOST_THREADS, STATUS
 from .plan import Plan
 
@@ -23,6 +24,7 @@ def header_text(plan: Plan) -> str:
         "#ifndef SAPPER_MODEL_STATUS", "#define SAPPER_MODEL_STATUS", "enum sapper_model_status {",
         *(f"    SAPPER_MODEL_{status} = {number}, /* {meaning} */" for status, (number, meaning) in STATUS.items()),
         "};", "#endif", "",
+        *(_SAMPLING if model.draws else ()),
         f"#define {upper}_VOCABULARY {model.vocabulary}",
         f"#define {upper}_CONTEXT {model.context} /* tokens that a conversation may have */",
         f"#define {upper}_WEIGHTS_BYTES INT64_C({plan.weights_bytes})", "",
@@ -40,12 +42,36 @@ def header_text(plan: Plan) -> str:
         "/* Tokens run so far; and back to an earlier number of them, 0 for a new conversation. */",
         f"int64_t {name}_position(const {name}_model *model);",
         f"int {name}_rewind({name}_model *model, int64_t position);",
+        *_drawing_lines(plan),
         *_words_lines(plan),
         "/* End the workers, free all memory. Null is allowed. */",
         f"void {name}_close({name}_model *model);", "",
         "#ifdef __cplusplus", "}", "#endif", "", f"#endif /* {guard} */",
     ]
     return "\n".join(lines) + "\n"
+
+
+_SAMPLING = (
+    "#ifndef SAPPER_MODEL_SAMPLING", "#define SAPPER_MODEL_SAMPLING",
+    "/* How a token is drawn: of the top_k likeliest the fewest whose probabilities reach top_p, of these the ones",
+    "   with min_p of the likeliest's or more, by their probabilities at that temperature. */",
+    "typedef struct sapper_model_sampling {",
+    "    float temperature; /* 0: the likeliest */",
+    "    int32_t top_k;", "    float top_p, min_p;", "    uint64_t seed;",
+    "} sapper_model_sampling;", "#endif", "",
+)
+
+
+def _drawing_lines(plan: Plan) -> list[str]:
+    """What a model that draws has besides."""
+    name = plan.model.name
+    return [] if not plan.model.draws else [
+        f"/* How {name}_pick picks from now on (null: the likeliest): temperature 0 .. {MAX_TEMPERATURE:g}, top_k",
+        f"   1 .. {plan.model.candidates}, top_p above 0 and at most 1, min_p 0 .. 1. */",
+        f"int {name}_sampling({name}_model *model, const sapper_model_sampling *how);",
+        "/* The token that comes next; each call draws anew. */",
+        f"int32_t {name}_pick({name}_model *model);",
+    ]
 
 
 def _words_lines(plan: Plan) -> list[str]:

@@ -22,6 +22,7 @@ from ..codegen.unwind import frame_rows
 from ..runtime.program_code import program_function
 from ..runtime.workers_code import launch_function, work_function
 from .digest import digest_function
+from .draw import draw_functions
 from .entry import HEAD_BYTES, entry_functions, program_tables
 from .header import header_text
 from .listing import listing_of
@@ -94,7 +95,7 @@ def plan_model(model: Model, target: Any) -> Plan:
 def make_model_library(plan: Plan, weights_digest: int) -> ModelLibrary:
     """weights_digest: of the weights file (digest.py)."""
     codes = {code.symbol: code for code in plan.codes}
-    entry = [*entry_functions(plan, weights_digest), *words_functions(plan)]
+    entry = [*entry_functions(plan, weights_digest), *draw_functions(plan), *words_functions(plan)]
     entry += [(made, not number) for number, made in enumerate(start_functions(plan))]  # the first one is called
     items: list[Item] = [(function.machine, exported) for function, exported in entry]
     items += [(table, False) for table in program_tables(plan)]

@@ -32,14 +32,17 @@ Sections = Sequence[tuple[str, Sequence[tuple[Any, Sequence[Any]]]]]
 """A program: (heading, [(kernel, arguments), ...]) in order. Scalars may be `Variable`s, tensors `Rows`."""
 
 
-VARIABLES = {"prefill": {"position": (1, 0), "count": (0, 1)}, "step": {"position": (1, 0)}}
+VARIABLES = {"prefill": {"position": (1, 0), "count": (0, 1)}, "step": {"position": (1, 0)}, "draw": {}}
+DRAWING = ("top_k", "temperature", "top_p", "min_p", "u", "drawn")
+"""Names of the arrays of one element from which "draw" draws: i32, then f32; and of the token that it gives, i32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """What becomes a file.
 
-    name: of the C functions. programs: "prefill" and "step". variables: of each program its integer variables, as
+    name: of the C functions. programs: "prefill", "step", and "draw" where tokens are to be drawn, which needs
+    the arrays of DRAWING, among at most `candidates`. variables: of each program its integer variables, as
     (times the position, times the number of tokens). arrays: name -> array, of all that is to be called by name.
     tokens [chunk], last [1], token [1]: names of the inputs, i32: the chunk, the index of its last token, the token of
     a step. logits [vocabulary] f32, picked [1] i32: names of the outputs, of the last token; picked is the likeliest.
@@ -61,12 +64,18 @@ class Model:
     token: str = "token"
     logits: str = "logits"
     picked: str = "picked"
+    candidates: int = 0
     variables: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=lambda: VARIABLES)
+
+    @property
+    def draws(self) -> bool:
+        return "draw" in self.programs
 
     @property
     def kept(self) -> tuple[str, ...]:
         """Names of the arrays that keep their memory."""
-        return (self.tokens, self.last, self.token, self.logits, self.picked, *self.state)
+        drawing = DRAWING if self.draws else ()
+        return (self.tokens, self.last, self.token, self.logits, self.picked, *drawing, *self.state)
 
 
 @dataclass(slots=True)

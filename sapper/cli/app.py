@@ -10,12 +10,23 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .errors import CommandError, UsageError, is_told
+from .signals import as_ended
+
+
+class Commands(TyperGroup):
+    """Raises signals.Ended, of which typer makes no status of its own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with as_ended():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
-    name="sapper", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
-    help="AI kernels from one readable Python source to machine code.",
+    name="sapper", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    rich_markup_mode="rich", help="AI kernels from one readable Python source to machine code.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 cache_app = typer.Typer(invoke_without_command=True)
@@ -32,6 +43,8 @@ TopK = Annotated[int, typer.Option("--top-k", min=1, help="Draw among so many li
 TopP = Annotated[float, typer.Option("--top-p", help="Of these, the fewest that have this probability together.")]
 MinP = Annotated[float, typer.Option("--min-p", help="Of these, those with this part of the likeliest's.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the draws.")]
+Speculate = Annotated[bool, typer.Option(
+    "--speculate", help="Draft tokens with the model's MTP head; they are the same ones.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be given again.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: all cores.")]
 WeightsDtype = Annotated[str, typer.Option("--dtype", help="Of weights: file, file-f32, bf16, bf16-rounded or f32.")]
@@ -440,8 +453,7 @@ def generate(
     stop: Stop = None, threads: Threads = None, dtype: WeightsDtype = "file",
     raw: Annotated[bool, typer.Option("--raw", help="The prompt is the beginning of a text, not a message.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
-    speculate: Annotated[bool, typer.Option(
-        "--speculate", help="Draft tokens with the model's MTP head; they are the same ones.")] = False,
+    speculate: Speculate = False,
     profile: Annotated[bool, typer.Option(
         "--profile", help="Show where the time of a step goes, kernel by kernel.")] = False,
     json: Json = False,
@@ -469,7 +481,7 @@ def chat(
     tokens: Annotated[int | None, typer.Option("--tokens", "-n", min=1, help="Of an answer, at most.")] = None,
     context: Annotated[int | None, typer.Option("--context", min=2, help="Tokens of the conversation.")] = None,
     temperature: Temperature = 0.0, top_k: TopK = 40, top_p: TopP = 1.0, min_p: MinP = 0.0, seed: Seed = 0,
-    stop: Stop = None, threads: Threads = None, dtype: WeightsDtype = "file",
+    stop: Stop = None, threads: Threads = None, dtype: WeightsDtype = "file", speculate: Speculate = False,
 ) -> None:
     """Talk with a model in the terminal. Ctrl-C ends an answer, Ctrl-D the program; /help says what else there is.
 
@@ -482,8 +494,8 @@ def chat(
     from .chat import run_chat
 
     raise typer.Exit(run_chat(model, system=system, tokens=tokens, context=context, threads=threads, dtype=dtype,
-                              temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
-                              stop=stop or []))
+                              speculate=speculate, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                              seed=seed, stop=stop or []))
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """`sapper chat`: a conversation with a model in the terminal.
 
-In: the command's settings, lines of a user. Out: answers on stdout as they come; all else on stderr. Holds: Ctrl-C ends
-an answer, never the program; Ctrl-D or /quit do. The statuses are those of cli/generate.py.
+In: the command's settings, lines of a user. Out: answers on stdout as they come; all else on stderr. Holds: once the
+model is loaded Ctrl-C ends an answer, never the program; Ctrl-D or /quit do. The status is 0, or 1 after a refusal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from .generate import INTERRUPTED, PIPE_CLOSED, REFUSED, drop_output
+from .generate import REFUSED, drafts
 
 HELP = """/help    this text
 /reset   forget what was said
@@ -24,12 +24,14 @@ PROMPT, MORE = "> ", "… "
 
 def run_chat(
     model: str, *, system: str | None = None, tokens: int | None = None, context: int | None = None,
-    threads: int | None = None, dtype: str = "file", interpret: bool = False, read: Callable[[str], str] | None = None,
+    threads: int | None = None, dtype: str = "file", interpret: bool = False, speculate: bool = False,
+    read: Callable[[str], str] | None = None,
     out: TextIO | None = None, err: TextIO | None = None, **sampling: Any,
 ) -> int:
     """Talk with a model until the input ends; returns the exit status.
 
     tokens: of an answer, at most. context: of the conversation. sampling: temperature, top_k, top_p, min_p, seed, stop.
+    speculate: draft with the model's MTP head.
     read: gives the user's next line for a prompt, and raises EOFError at the end (None: standard input).
     """
     out, err = out or sys.stdout, err or sys.stderr
@@ -41,17 +43,15 @@ def run_chat(
     except ImportError as error:
         print(f"error: {error}; mend: pip install 'sapper[models]'", file=err)
         return REFUSED
-    settings: dict[str, Any] = {"context": context, "threads": threads, "interpret": interpret}
+    settings: dict[str, Any] = {"context": context, "threads": threads, "interpret": interpret, "speculate": speculate}
     try:
         Sampling(**{key: value for key, value in sampling.items() if key != "stop"}).check()
         started = time.perf_counter()
-        loaded = load_model(model, dtype)
+        loaded = load_model(model, dtype, speculate)
         conversation = Conversation(loaded, system, **settings)
     except ModelError as error:
         print(f"error: {error}", file=err)
         return REFUSED
-    except KeyboardInterrupt:
-        return INTERRUPTED
     seconds, size = time.perf_counter() - started, conversation.session.context
     print(f"{loaded.path.name}, loaded in {seconds:.1f} s; context {size} tokens; /help says what there is", file=err)
     talk = _Talk(conversation, tokens, sampling, out, err)
@@ -76,9 +76,6 @@ def run_chat(
             print("\n(Ctrl-D or /quit leaves)", file=err)
         except ModelError as error:
             print(f"error: {error}", file=err)
-        except BrokenPipeError:
-            drop_output(out)
-            return PIPE_CLOSED
 
 
 class _Talk:
@@ -133,8 +130,8 @@ class _Talk:
             return
         print(f"{conversation.fed} of {made.prompt_count} prompt tokens were new, first token after "
               f"{made.prefill_seconds * 1e3:.0f} ms; {len(made.tokens)} tokens at {made.decode_rate:.1f} tokens/s; "
-              f"{conversation.session.position} of {conversation.session.context} tokens of the context",
-              file=self._err)
+              f"{conversation.session.position} of {conversation.session.context} tokens of the context"
+              + drafts(conversation.session), file=self._err)
 
 
 def _message(read: Callable[[str], str]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import CommandError
+from .signals import held
 
 Create = Callable[..., AbstractContextManager[BinaryIO]]
 
@@ -52,15 +53,17 @@ def staging() -> Iterator[Create]:
 
     try:
         yield create
-        for temporary, path in written:
-            os.replace(temporary, path)
+        with held():  # all of them or none
+            for temporary, path in written:
+                os.replace(temporary, path)
     except OSError as error:
         raise CommandError(f"{current}: the file can't be written: {error.strerror or error}; expected a directory "
                            "that can be written, with room for the file") from None
     finally:
-        for temporary, _ in written:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        with held():
+            for temporary, _ in written:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
 
 
 def _umask() -> int:

@@ -1,19 +1,18 @@
 """`sapper generate`: a model answers a prompt.
 
 In: the command's settings. Out: text on stdout as it comes, speeds on stderr; or one JSON object on stdout. Holds: the
-function returns the exit status and raises nothing for a user's mistakes: 0 done, 1 refused, 130 stopped by Ctrl-C, 141
-the reader of stdout went away.
+function returns the exit status and raises nothing for a user's mistakes: 0 done, 1 refused, 130 where Ctrl-C ended an
+answer that had begun.
 """
 
 from __future__ import annotations
 
 import json as json_text
-import os
 import sys
 import time
 from typing import Any, TextIO
 
-REFUSED, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
+REFUSED, INTERRUPTED = 1, 130
 
 
 def run_generate(
@@ -61,17 +60,10 @@ def run_generate(
         print(f"error: {error}", file=err)
         return REFUSED
     except KeyboardInterrupt:
+        if generation is None:
+            raise
         status = INTERRUPTED
-    except BrokenPipeError:
-        drop_output(out)
-        return PIPE_CLOSED
-    if generation is None:  # Ctrl-C while loading
-        return status
-    try:
-        _report(generation, model, prompt, pieces, load_seconds, json, profile, out, err)
-    except BrokenPipeError:
-        drop_output(out)
-        return PIPE_CLOSED
+    _report(generation, model, prompt, pieces, load_seconds, json, profile, out, err)
     return status
 
 
@@ -101,8 +93,7 @@ def _report(
     print(
         f"{generation.prompt_count} prompt tokens at {generation.prefill_rate:.1f} tokens/s, "
         f"{len(generation.tokens)} tokens at {generation.decode_rate:.1f} tokens/s "
-        f"(stopped: {generation.stop or 'interrupted'}; loaded in {load_seconds:.1f} s)"
-        + (f"; {accepted} of {drafted} drafts right" if drafted else ""),
+        f"(stopped: {generation.stop or 'interrupted'}; loaded in {load_seconds:.1f} s)" + drafts(generation.session),
         file=err,
     )
     if profile:
@@ -112,9 +103,7 @@ def _report(
               end="", file=err)
 
 
-def drop_output(out: TextIO) -> None:
-    """Nobody reads any more: let the interpreter's last flush of stdout go nowhere rather than fail."""
-    if out is sys.stdout:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, out.fileno())
-        os.close(null)
+def drafts(session: Any) -> str:
+    """How many drafts of a session were right, where it makes any."""
+    drafted = getattr(session, "drafted", 0)
+    return f"; {session.accepted} of {drafted} drafts right" if drafted else ""

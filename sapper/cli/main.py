@@ -1,39 +1,60 @@
 """The entry point of the `sapper` command.
 
-Enters: the command line. Leaves: the exit status: 0 done, 1 refused or found wrong, 2 usage, 130 Ctrl-C, 141 the reader
-of standard output went away. Holds: importing this module loads nothing of sapper but itself; what a command needs is
-loaded by that command, and what is missing is named with the command that installs it.
+Enters: the command line. Leaves: the exit status: 0 done, 1 refused or found wrong, 2 usage, 130 Ctrl-C, 143 SIGTERM,
+141 the reader of standard output went away. Holds: importing this module loads little of sapper; what a command needs
+is loaded by that command, and what is missing is named with the command that installs it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 
-INTERRUPTED, PIPE_CLOSED = 130, 141
+from .signals import Ended, as_ended, ending
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line (None: sys.argv); returns the exit status."""
     try:
-        try:
-            from .app import run
-        except ImportError as error:
-            if (error.name or "").split(".")[0] not in ("typer", "click", "rich"):
-                raise
-            print(f"error: found no package {error.name}; mend: pip install 'sapper[cli]'", file=sys.stderr)
-            return 1
-        status = run(sys.argv[1:] if arguments is None else arguments)
-        sys.stdout.flush()
-        return status
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Nobody reads any more: let the interpreter's last flush of stdout go nowhere rather than fail.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        return PIPE_CLOSED
+        with ending(), as_ended():
+            return _run(sys.argv[1:] if arguments is None else arguments)
+    except Ended as error:
+        if error.status == 128 + signal.SIGPIPE:
+            _drop_output()
+        else:
+            print(error, file=sys.stderr)
+        return error.status
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _drop_output()
+        where = error.filename or "standard output"
+        print(f"error: {where}: found {error.strerror}; expected room for what is written", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        from .app import run
+    except ImportError as error:
+        if (error.name or "").split(".")[0] not in ("typer", "click", "rich"):
+            raise
+        print(f"error: found no package {error.name}; mend: pip install 'sapper[cli]'", file=sys.stderr)
+        return 1
+    status = run(arguments)
+    sys.stdout.flush()
+    return status
+
+
+def _drop_output() -> None:
+    """Nobody takes more: let the interpreter's last flush of stdout go nowhere rather than fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def entry() -> None:

@@ -7,17 +7,14 @@ CommandError for a user's mistakes.
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from .errors import CommandError
 
 BITS = {"int4": 4, "int8": 8}
-TERMINATED = 143
 
 
 def run_quantize(
@@ -49,18 +46,12 @@ def run_quantize(
             line = f"{100 * done / max(1, total):.0f} %: {name}"
             print(f"\r{line:<78.78}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
 
-    # What a signal ends is left as cleanly as what Ctrl-C does.
-    def end(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, end)
     try:
         checkpoint = open_checkpoint(model)
         summary = quantize_checkpoint(
             checkpoint, Path(out), Settings(BITS[dtype], group, zero_points), shard_bytes=shard_mib << 20,
             workers=threads or 2, report=report)
     finally:
-        signal.signal(signal.SIGTERM, before)
         if live:
             print(f"\r{'':<78}\r", end="", file=sys.stderr, flush=True)
     facts: dict[str, Any] = {

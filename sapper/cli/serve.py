@@ -1,7 +1,7 @@
 """`sapper serve`: a model behind HTTP, as OpenAI's API has it.
 
 In: the command's settings. Out: a server that runs until SIGINT or SIGTERM; what it does is told on stderr. Holds: the
-exit status is 0 where it was asked to stop, 1 where it could not start or failed.
+exit status is 0 where it was asked to stop once it listened, 1 where it could not start or failed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ import sys
 import time
 
 from .errors import CommandError
+from .signals import NUMBERS
 
 KEY_VARIABLE = "SAPPER_SERVE_KEY"
-CONNECTIONS = 256
-"""At once; further ones get status 503."""
-GRACE_SECONDS = 5
-"""How long running answers may go on once the server is asked to stop."""
 
 
 def run_serve(
@@ -37,6 +34,7 @@ def run_serve(
 
         from ..models.load import load_model
         from ..models.scheduler import Scheduler
+        from ..models.serving import connections
         from ..models.serving.application import Limits, Server
         from ..models.serving.engine import Engine
     except ImportError as error:
@@ -58,15 +56,14 @@ def run_serve(
         if key is None and not ipaddress.ip_address(where[0]).is_loopback:
             print(f"warning: found no key; whoever reaches {where[0]} may ask; mend: set {KEY_VARIABLE}",
                   file=sys.stderr)
-        settings = uvicorn.Config(
-            server.application(), log_level="warning", access_log=False, limit_concurrency=CONNECTIONS,
-            timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=15, h11_max_incomplete_event_size=1 << 16,
-            server_header=False,
-        )
-        # uvicorn stops at these two, and raises them again when it has: then they have done what they should.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
-        running = uvicorn.Server(settings)
+        running = uvicorn.Server(connections.settings(server.application(), stall_seconds))
+
+        def stop(*_: object) -> None:
+            running.should_exit = True
+
+        # uvicorn handles these two itself once it runs, and raises them again when it has stopped.
+        for number in NUMBERS:
+            signal.signal(number, stop)
         running.run(sockets=[listener])
     if server.engine.failure is not None:
         raise CommandError(f"the engine failed: {server.engine.failure!r}")
@@ -82,7 +79,7 @@ def _listen(host: str, port: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            listener.listen(CONNECTIONS)
+            listener.listen()
         except OSError:
             listener.close()
             raise

@@ -24,13 +24,11 @@ from ..runtime.buffers import empty
 from ..runtime.program import Program, Rows, Variable
 from .errors import ModelError
 from .linear import Steps
-from .sampling import BELOW_ONE, Sampling
+from .sampling import BELOW_ONE, CANDIDATES, Sampling
 from .session import BaseSession
 
 CHUNK = 256
 """Most tokens of a step, where prompts are read: it bounds how long others wait for a prompt."""
-CANDIDATES = 128
-"""Most tokens among which one is drawn (top_k)."""
 MAX_SLOTS = 256
 Array = np.ndarray[Any, np.dtype[Any]]
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
@@ -73,7 +71,7 @@ class Paged(BaseSession):
 
     def __init__(
         self, model: Any, slots: int, context: int | None = None, pages: int | None = None, *,
-        cache_dtype: str = "f32", threads: int | None = None, interpret: bool = False,
+        cache_dtype: str | None = None, threads: int | None = None, interpret: bool = False,
     ) -> None:
         """pages: None for what all slots can fill. Raises ModelError."""
         if not 1 <= slots <= MAX_SLOTS:

@@ -22,14 +22,16 @@ class Conversation:
     context was full; the oldest go first, the system message stays."""
 
     def __init__(
-        self, model: Loaded, system: str | None = None, *, context: int | None = None, cache_dtype: str = "f32",
-        threads: int | None = None, interpret: bool = False,
+        self, model: Loaded, system: str | None = None, *, context: int | None = None, cache_dtype: str | None = None,
+        threads: int | None = None, interpret: bool = False, speculate: bool = False,
     ) -> None:
         """context: tokens of the whole conversation (None: as many as the model can, but at most DEFAULT_CONTEXT).
-        Raises ModelError if the model has no chat template, or for a context that cannot be."""
+        cache_dtype, speculate: as Model.session has them. Raises ModelError if the model has no chat template, or for a
+        context that cannot be."""
         self.model = model
         self.session = model.session(min(model.positions, DEFAULT_CONTEXT) if context is None else context,
-                                     cache_dtype=cache_dtype, threads=threads, interpret=interpret)
+                                     cache_dtype=cache_dtype, threads=threads, interpret=interpret,
+                                     speculate=speculate)
         self._system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         render(model.tokenizer, [*self._system, {"role": "user", "content": ""}])
         self.reset()

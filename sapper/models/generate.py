@@ -44,7 +44,8 @@ class Generation:
     def __init__(
         self, model: Loaded, prompt: Sequence[int], limit: int, *, temperature: float = 0.0, top_k: int = 40,
         top_p: float = 1.0, min_p: float = 0.0, seed: int = 0, stop: Sequence[str] = (), threads: int | None = None,
-        interpret: bool = False, cache_dtype: str = "f32", speculate: bool = False, session: BaseSession | None = None,
+        interpret: bool = False, cache_dtype: str | None = None, speculate: bool = False,
+        session: BaseSession | None = None,
     ) -> None:
         """speculate: draft with the model's MTP head. session: one that has seen the first tokens of the prompt, as
         many as its position says, but not the last (None: a new one). stop: strings that end the text, which is cut

@@ -39,17 +39,24 @@ class Model(Generic[Config, Weights]):
         config: Any = self.config
         return int(config.positions)
 
+    @property
+    def cache_dtype(self) -> str:
+        """What keys and values are held in unless a session is told otherwise."""
+        caches: dict[str, str] = self._module("session").CACHES
+        return caches.get(self.dtype, "f32")
+
     def session(
-        self, context: int | None = None, *, cache_dtype: str = "f32", threads: int | None = None,
+        self, context: int | None = None, *, cache_dtype: str | None = None, threads: int | None = None,
         interpret: bool = False, speculate: bool = False,
     ) -> BaseSession:
-        """A new conversation; see BaseSession. speculate: draft tokens with the MTP head, which was loaded."""
+        """A new conversation; see BaseSession. cache_dtype: None for self.cache_dtype. speculate: draft tokens with the
+        MTP head, which was loaded."""
         kind = self._module("speculative").Speculative if speculate else self._module("session").Session
         made: BaseSession = kind(self, context, cache_dtype=cache_dtype, threads=threads, interpret=interpret)
         return made
 
     def batch(
-        self, slots: int, context: int | None = None, pages: int | None = None, *, cache_dtype: str = "f32",
+        self, slots: int, context: int | None = None, pages: int | None = None, *, cache_dtype: str | None = None,
         threads: int | None = None, interpret: bool = False,
     ) -> Paged:
         """Several sequences at once; see Paged."""

@@ -49,7 +49,7 @@ def windows_of(count: int, context: int, stride: int) -> list[tuple[int, int]]:
 
 def perplexity(
     model: Loaded, tokens: Sequence[int], *, context: int | None = None, stride: int = 0, threads: int | None = None,
-    interpret: bool = False, cache_dtype: str = "f32",
+    interpret: bool = False, cache_dtype: str | None = None,
     report: Callable[[int, int, Perplexity], None] = lambda done, windows, so_far: None,
 ) -> Perplexity:
     """context: of a window (None: CONTEXT, or what the model can). report: called after each window with its number,

@@ -2,19 +2,22 @@
 
 In: numbers of a user. Out: `Sampling`. Holds: the order of the cuts is llama.cpp's: the top_k likeliest tokens; of
 these the fewest whose probabilities reach top_p; of these the ones that have min_p of the likeliest's probability or
-more; and only then the temperature (sapper/kernels/sampling.py).
+more; and only then the temperature (sapper/kernels/sampling.py). A seed gives the same numbers in Python and in a
+model's file (sapper/ahead/draw.py).
 """
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
+from ..ahead.draws import Draws
 from .errors import ModelError
 
 MAX_TEMPERATURE = 1e6
 BELOW_ONE = 1.0 - 2.0**-24
 """The largest f32 below 1: a random number that lies above would round to 1, beyond the last candidate."""
+CANDIDATES = 128
+"""Most tokens among which one is drawn (top_k) in a batch, and in a model's file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,6 @@ class Sampling:
                 f"{self.min_p}", "temperature >= 0, top_k >= 1, top_p in (0, 1], min_p in [0, 1]",
             )
 
-    def draws(self) -> random.Random:
+    def draws(self) -> Draws:
         """Random numbers for one answer."""
-        return random.Random(self.seed)
+        return Draws(self.seed)

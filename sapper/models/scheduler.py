@@ -20,11 +20,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from ..kernels.paged import PAGE
-from .batch import CANDIDATES, Fed, Paged, Pick, pages_for
+from .batch import Fed, Paged, Pick, pages_for
 from .errors import ModelError
 from .load import Loaded
 from .pages import Pages
-from .sampling import Sampling
+from .sampling import CANDIDATES, Sampling
 from .stops import StopStrings
 from .tokenizer import TextStream
 

@@ -6,19 +6,22 @@ Holds: all buffers are made once; NumPy only makes views of them; every number i
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..kernels import cross_entropy, embedding, norm, sampling
-from ..runtime.buffers import empty
+from ..runtime.buffers import LINE_BYTES, empty
 from ..runtime.profile import Launched, middle
 from ..runtime.program import Program, Rows, Variable
+from ..runtime.system import round_up
 from .errors import ModelError
 from .linear import Matrix, Steps, Workspace, named_arrays
-from .sampling import BELOW_ONE, Sampling
+from .sampling import BELOW_ONE, CANDIDATES, Sampling
 from .weights import DTYPES
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ SCORED = 128
 Array = np.ndarray[Any, np.dtype[Any]]
 Sections = list[tuple[str, Steps]]
 """Steps in order, with a heading for each part."""
+Buffers = dict[str, tuple[tuple[int, ...], "np.dtype[Any]"]]
+"""Name of an attribute -> extents and dtype of its array."""
 
 
 class Scoring:
@@ -86,9 +91,29 @@ class BaseSession(ABC):
         self._scoring: Scoring | None = None
         self._x: Array
         self._y: Array
+        self._turns: Buffers = {}
 
     def _longest_chunk(self) -> int:
         return min(CHUNK, self.context)
+
+    def _take_turns(self, *sets: Buffers) -> None:
+        """Make arrays, of which no two sets are in use at the same time: they lie in the same memory."""
+        def places(one: Buffers) -> list[int]:
+            sizes = [round_up(math.prod(extents) * kind.itemsize, LINE_BYTES) for extents, kind in one.values()]
+            return list(accumulate(sizes, initial=0))
+
+        memory = empty((max(places(one)[-1] for one in sets),), np.dtype(np.uint8))
+        for one in sets:
+            for (name, (extents, kind)), start in zip(one.items(), places(one), strict=False):
+                size = math.prod(extents) * kind.itemsize
+                setattr(self, name, memory[start : start + size].view(kind).reshape(extents))
+            self._turns |= one
+
+    def _lie_apart(self) -> None:
+        """Give arrays that take turns memory of their own, before any program is made: for a file, whose plan shares
+        it byte by byte."""
+        for name, (extents, kind) in self._turns.items():
+            setattr(self, name, empty(extents, kind))
 
     # ---- what an architecture says
 
@@ -125,19 +150,33 @@ class BaseSession(ABC):
     def whole(self, name: str, description: str, weights: dict[str, Array]) -> Model:
         """The programs and the names of what they work on, for C functions that begin with `name`.
 
-        weights: names of constants. Each program has one launch more, which finds the likeliest token.
+        weights: names of constants. Each program has one launch more, which finds the likeliest token; a third one
+        draws.
         """
-        from ..ahead.plan import Model
+        from ..ahead.plan import DRAWING, Model
 
+        self._lie_apart()
         likeliest = ("likeliest token", [(sampling.argmax_rows, (self.logits.reshape(1, -1), self.picked))])
         programs = {"prefill": [*self.prefill_sections(), likeliest], "step": [*self.step_sections(), likeliest]}
         state = self.state()
+        count = min(CANDIDATES, self.vocabulary)
+        choices = empty((1, count), np.dtype(np.float32)), empty((1, count), np.dtype(np.int32))
+        drawn = empty((1,), np.dtype(np.int32))
+        programs["draw"] = [("drawing", self._draw_steps(self.logits.reshape(1, -1), choices, drawn))]
+        drawing = dict(zip(DRAWING, (self._kept, *self._settings, drawn), strict=True))
         found = named_arrays({key.lstrip("_"): value for key, value in vars(self).items() if key != "model"})
-        buffers = {key: array for key, array in found.items() if all(array is not kept for kept in state.values())}
+        named = [*state.values(), *drawing.values()]
+        buffers = {key: array for key, array in found.items() if all(array is not one for one in named)}
         return Model(
-            name, programs, weights | buffers | state, tuple(state), self.context, self.vocabulary, self.chunk,
-            description, variables={"prefill": self._linear_values(), "step": {"position": (1, 0)}},
+            name, programs, weights | buffers | state | drawing, tuple(state), self.context, self.vocabulary,
+            self.chunk, description, candidates=CANDIDATES,
+            variables={"prefill": self._linear_values(), "step": {"position": (1, 0)}, "draw": {}},
         )
+
+    def _draw_steps(self, logits: Array, choices: tuple[Array, Array], into: Array) -> Steps:
+        """A token among the candidates that `choices` has room for, by the settings."""
+        return [(sampling.top_k, (logits, *choices)),
+                (sampling.sample, (*choices, self._kept, *self._settings, into))]
 
     def _linear_values(self) -> dict[str, tuple[int, int]]:
         """Each variable of a chunk as (times the position, times the number of tokens)."""
@@ -293,6 +332,6 @@ class BaseSession(ABC):
         self._kept[0] = count
         for setting, value in zip(self._settings, (temperature, top_p, min_p, u), strict=True):
             setting[0] = min(value, BELOW_ONE) if setting is self._settings[3] else value
-        sampling.top_k(logits, *self._candidates, **self._options)
-        sampling.sample(*self._candidates, self._kept, *self._settings, self.picked, **self._options)
+        for kernel, arguments in self._draw_steps(logits, self._candidates, self.picked):
+            kernel(*arguments, **self._options)
         return int(self.picked[0])

@@ -12,7 +12,7 @@ import pytest
 
 from sapper.cli.errors import UsageError
 from sapper.models.errors import ModelError
-from sapper.models.generate import generate, prompt_tokens
+from sapper.models.generate import Generation, generate, prompt_tokens
 from sapper.models.llama.session import Session
 from sapper.models.load import load_model
 from sapper.models.locate import find_model
@@ -69,6 +69,23 @@ def test_it_says_what_a_session_says(small: tuple[Path, Path], threads: str, pro
     assert run(program, *options, text=prompt.encode() + b"\n")[1] == said, "from standard input"
 
 
+@pytest.mark.parametrize("settings", [
+    {"temperature": 0.7}, {"temperature": 1.3, "top_k": 5, "seed": 7}, {"temperature": 2.0, "top_p": 0.85, "seed": 3},
+    {"temperature": 0.95, "top_k": 128, "top_p": 0.9, "min_p": 0.015, "seed": 123456789012345678},
+], ids=str)
+def test_it_draws_what_a_session_draws(small: tuple[Path, Path], settings: dict[str, float]) -> None:
+    path, program = small
+    model = load_model(path)
+    made = Generation(model, model.tokenizer.encode("hello world"), 30, threads=1, **settings)
+    list(made)
+    wanted = b"".join(map(model.tokenizer.token_bytes, made.tokens)) + b"\n"
+    options = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    for threads in ("1", "2"):
+        status, said, _ = run(program, "--tokens", "30", "--raw", "--threads", threads, *options, "hello world")
+        assert (status, said) == (0, wanted)
+    assert said != run(program, "--tokens", "30", "--raw", "hello world")[1], "the likeliest"
+
+
 def test_it_ends_where_the_context_does(small: tuple[Path, Path]) -> None:
     path, program = small
     status, said, told = run(program, "--raw", "--tokens", "5000", text=b"hello " * 20)
@@ -86,7 +103,9 @@ def test_a_template_may_trim(tmp_path: Path) -> None:
 def test_messages(small: tuple[Path, Path], tmp_path: Path) -> None:
     _, program = small
     usage = "model [--tokens N]"
-    for arguments in (["--bogus"], ["-x", "hello"], ["--tokens"], ["--tokens", "0"], ["--tokens", "x"], ["--weights"]):
+    for arguments in (["--bogus"], ["-x", "hello"], ["--tokens"], ["--tokens", "0"], ["--tokens", "x"], ["--weights"],
+                      ["--tokens", "1.5"], ["--seed", "-1"], ["--seed", "1" * 19], ["--temperature", "1.2.3"],
+                      ["--temperature", "."], ["--temperature", "-1"], ["--top-p", "0." + "1" * 15], ["--min-p", ""]):
         status, said, told = run(program, *arguments)
         assert (status, said) == (2, b"") and told.startswith(usage), arguments
     assert run(program, "--help")[:2] == (0, run(program, "--bogus")[2].encode())
@@ -97,6 +116,9 @@ def test_messages(small: tuple[Path, Path], tmp_path: Path) -> None:
         (tmp_path / "w").write_bytes(wrong)
         status, said, told = run(program, "--weights", str(tmp_path / "w"), "hello")
         assert (status, said) == (1, b"") and told.startswith(f"{tmp_path}/w: ") and message in told
+    for wrong in (["--temperature", "1000001"], ["--top-k", "129"], ["--top-p", "0"], ["--top-p", "1.001"],
+                  ["--min-p", "1.001"]):
+        assert run(program, *wrong, "hello") == (1, b"", "a setting of sampling is out of its range\n")
     assert run(program, "--threads", "300", "hello")[2] == "threads is not in 1 .. 256\n"
     for text in (b"hello" * 2000, b"0123456789" * 10):
         assert run(program, text=text) == (

@@ -130,7 +130,7 @@ def test_the_assembly_file_is_the_library(checkpoint: Path, library: Path, tmp_p
     for part in ("# ---- step, layer 1: feed-forward", "matvec.py", "registers, a letter for each", "layer 1 keys",
                  ": layers 0 qkv parts 0"):
         assert part in text, f"the file says {part}"
-    assert text.count("\nkernel.attention_f32:") == 1
+    assert text.count("\nkernel.attention_rounded_f32:") == 1
 
 
 def test_code_for_another_processor_asks_first(checkpoint: Path, tmp_path: Path) -> None:

@@ -3,13 +3,12 @@
 import importlib.util
 import io
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from sapper.cli.generate import INTERRUPTED, PIPE_CLOSED, REFUSED, run_generate
+from sapper.cli.generate import INTERRUPTED, REFUSED, run_generate
 from sapper.models.llama.session import Session
 
 
@@ -82,19 +81,3 @@ def test_ctrl_c_keeps_what_there_is(model: str, monkeypatch: pytest.MonkeyPatch,
     status, out, err = run(model, "x" * 10, tokens=60, json=as_json, temperature=3.0, top_k=200)
     assert status == INTERRUPTED
     assert (json.loads(out)["stop"] if as_json else err.split("stopped: ")[1].split(";")[0]) == "interrupted"
-
-
-def test_ctrl_c_while_loading(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
-    def interrupted(*_arguments, **_options) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("sapper.models.load.load_model", interrupted)
-    assert run(model) == (INTERRUPTED, "", "")
-
-
-def test_a_reader_that_went_away_is_no_error(model: str) -> None:
-    class Closed(io.StringIO):
-        def write(self, text: str) -> int:
-            raise BrokenPipeError
-
-    assert run_generate(model, "hello", 4, interpret=True, out=Closed(), err=sys.stderr) == PIPE_CLOSED

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from sapper.kernels.paged import PAGE
-from sapper.models.batch import CANDIDATES, Fed, Pick
+from sapper.models.batch import Fed, Pick
 from sapper.models.errors import ModelError
 from sapper.models.generate import Generation
 from sapper.models.load import Loaded, load_model
 from sapper.models.locate import find_model
-from sapper.models.sampling import Sampling
+from sapper.models.sampling import CANDIDATES, Sampling
 from sapper.models.scheduler import Job, Scheduler
 
 from . import small

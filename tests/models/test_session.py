@@ -73,7 +73,7 @@ def test_bf16_weights_match_a_reference_with_rounded_weights(gguf_path: Path) ->
         return weight.astype(ml_dtypes.bfloat16).astype(np.float32)
 
     wanted = ReferenceLlama(gguf_path, round_weights=rounded).logits(TOKENS)
-    session = session_of(load_model(gguf_path, "bf16"))
+    session = session_of(load_model(gguf_path, "bf16"), cache_dtype="f32")
     session.feed(TOKENS[:-1])
     session.feed(TOKENS[-1:])
     np.testing.assert_allclose(session.logits, wanted[-1], rtol=2e-4, atol=2e-4)
@@ -97,6 +97,16 @@ def test_a_bf16_cache_is_near(model: LlamaModel, expected: np.ndarray) -> None:
     session.feed(TOKENS[-1:])
     np.testing.assert_allclose(session.logits, expected[-1], rtol=0.05, atol=0.05)
     assert np.abs(session.logits - expected[-1]).max() > 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "cache"), [
+    ("f32", "float32"), ("file-f32", "float32"), ("bf16", "bfloat16"), ("file", "bfloat16"),
+])
+def test_the_cache_is_as_exact_as_the_weights(gguf_path: Path, dtype: str, cache: str) -> None:
+    loaded = load_model(gguf_path, dtype)
+    for session in (loaded.session(8), loaded.batch(2, 8), Session(loaded, 8)):
+        assert {array.dtype.name for array in session.state().values()} == {cache}
+    assert {array.dtype.name for array in loaded.session(8, cache_dtype="f32").state().values()} == {"float32"}
 
 
 def test_tied_logits_and_quantised_weights(tmp_path: Path) -> None:

@@ -34,18 +34,30 @@ if TYPE_CHECKING:
     from .untrained import Untrained
 
 Array = np.ndarray[Any, np.dtype[Any]]
+CACHES: dict[str, str] = {}
+"""As Llama's; a latent vector is small beside the weights that a token meets."""
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
 
 
 class Session(BaseSession):
     """One conversation with a DeepSeek model."""
 
+    _expanded: Array
+    _joined: Array
+    _query_latent: Array
+    _risen: Array
+    _turned: Array
+    _mixed: Array
+    _hidden: Array
+    _gathered: Array
+    _expert_hidden: Array
+
     def __init__(
-        self, model: DeepseekModel | Untrained, context: int | None = None, *, cache_dtype: str = "f32",
+        self, model: DeepseekModel | Untrained, context: int | None = None, *, cache_dtype: str | None = None,
         threads: int | None = None, interpret: bool = False,
     ) -> None:
         """As BaseSession has it; cache_dtype is that of the latent vectors and of the shared keys."""
-        config = model.config
+        config, cache_dtype = model.config, cache_dtype or model.cache_dtype
         mixture = config.mixture
         widest = max(config.features, config.hidden, config.query_rank, config.heads * config.value_features,
                      0 if mixture is None else mixture.taken * mixture.hidden)
@@ -64,20 +76,25 @@ class Session(BaseSession):
         extents = ((splits, heads), (splits, heads), (splits, heads, rank))
         self._splits = tuple(empty(one, F32) for one in extents)
         self._absorbed, self._met = (empty((heads, rank), F32) for _ in range(2))
-        self._expanded = empty((self.context, heads, config.key_features + config.value_features), F32)
         rows = self.chunk
         self._x, self._y, self._normed = (empty((rows, config.features), F32) for _ in range(3))
         first = config.query_rank or heads * config.head_features
         indexer = config.indexer
         key_features, query_features = (0, 0) if indexer is None else (
             indexer.features, indexer.heads * indexer.features)
-        self._joined = empty((rows, first + rank + config.turned_features + key_features), F32)
-        self._query_latent = empty((rows, config.query_rank), F32)
-        self._queries = empty((rows, heads * config.head_features + query_features), F32) if config.query_rank \
-            else self._joined
-        self._turned = empty((rows, heads, 2, pairs), F32)
-        self._mixed = empty((rows, heads * config.value_features), F32)
-        self._hidden = empty((rows, config.hidden), F32)
+        attention = {
+            "_expanded": (self.context, heads, config.key_features + config.value_features),
+            "_joined": (rows, first + rank + config.turned_features + key_features),
+            "_turned": (rows, heads, 2, pairs), "_mixed": (rows, heads * config.value_features),
+        }
+        if config.query_rank:
+            attention |= {"_query_latent": (rows, config.query_rank),
+                          "_risen": (rows, heads * config.head_features + query_features)}
+        routed = 0 if mixture is None else rows * mixture.taken
+        experts = {} if mixture is None else {
+            "_gathered": (routed, config.features), "_expert_hidden": (routed, mixture.hidden)}
+        self._take_turns(*({name: (extents, F32) for name, extents in part.items()}
+                           for part in (attention, {"_hidden": (rows, config.hidden)}, experts)))
         self._filled, self._routed = Variable("filled", self.context), Variable("routed", 0)
         if mixture is not None:
             self._make_mixture_buffers(rows, mixture)
@@ -99,15 +116,18 @@ class Session(BaseSession):
         self._kept_latents, self._kept_keys = empty((kept, config.key_rank), kind), empty((kept, 2 * pairs), kind)
 
     def _make_mixture_buffers(self, rows: int, mixture: Mixture) -> None:
-        features, taken = self.model.config.features, mixture.taken
+        taken = mixture.taken
         self._routed.value = rows * taken
         self._scores = empty((rows, mixture.groups, mixture.experts // mixture.groups), F32)
         self._experts, self._place = (empty((rows, taken), I32) for _ in range(2))
         self._shares = empty((rows, taken), F32)
         self._ranges = tuple(empty((mixture.experts + mixture.shared,), I32) for _ in range(2))
         self._owners = empty((rows * taken,), I32)
-        self._gathered, self._results = (empty((rows * taken, features), F32) for _ in range(2))
-        self._expert_hidden = empty((rows * taken, mixture.hidden), F32)
+
+    @property
+    def _queries(self) -> Array:
+        """What queries are part of, before they turn."""
+        return self._risen if self.model.config.query_rank else self._joined
 
     @property
     def _cached_layers(self) -> int:
@@ -361,9 +381,8 @@ class Session(BaseSession):
     def _mixture(self, one: MixtureWeights) -> Steps:
         """y to x."""
         rows, routed, normed = self._rows, self._routed, self._normed
-        owners, gathered, hidden, results = (
-            Rows(array[: self._capacity * one.taken], routed)
-            for array in (self._owners, self._gathered, self._expert_hidden, self._results))
+        owners, gathered, hidden = (Rows(array[: self._capacity * one.taken], routed)
+                                    for array in (self._owners, self._gathered, self._expert_hidden))
         return [
             *self._normed_y(one.gain),
             *self._multiply("matmul_nt", normed, [one.router], self._scores.reshape(self.chunk, -1)),
@@ -371,8 +390,9 @@ class Session(BaseSession):
             (moe.group_tokens, (rows(self._experts), *self._ranges, rows(self._place), owners)),
             (embedding.embedding_f32, (owners, normed, gathered)),
             *one.gate.apply_groups([one.up], gathered, self._ranges, hidden, self._work),
-            *one.down.apply_groups([], hidden, self._ranges, results, self._work),
-            (moe.combine_experts, (results.array, rows(self._place), rows(self._shares), rows(self._y), rows(self._x))),
+            *one.down.apply_groups([], hidden, self._ranges, gathered, self._work),
+            (moe.combine_experts, (
+                gathered.array, rows(self._place), rows(self._shares), rows(self._y), rows(self._x))),
         ]
 
 

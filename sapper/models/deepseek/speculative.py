@@ -49,6 +49,8 @@ class Speculative(Session):
         self._hidden_start = 0
         self._predicted = 0
         """Rows that the head has seen."""
+        self._fed: list[int] = []
+        """The tokens up to the position."""
         self._which, self._behind = (empty((self.chunk,), I32) for _ in range(2))
         self._taken, self._inputs = empty((self.chunk, features), F32), empty((self.chunk, 2 * features), F32)
         self._nothing = empty((features,), F32)
@@ -68,24 +70,36 @@ class Speculative(Session):
         if self._predicted < self.position:
             self._foresee(tokens[:1], draft=False)  # The last token fed before has a token behind it now.
         for start in range(0, len(tokens), self.chunk):
-            self._hidden_start = self.position
             self._feed_several(tokens[start : start + self.chunk])
             known = tokens[start + 1 : start + self.chunk + 1]
             if known:
                 self._foresee(known, draft=False)
 
     def rewind(self, position: int) -> None:
-        """As Session has it; the next token fed is drafted for only where the head has seen all before it."""
-        if position < self.position:
-            raise ModelError("the position", f"{position}", f"{self.position}, as a session that speculates keeps no "
-                             "hidden states", "take a session without speculation")
+        """As Session has it. Only the last run's hidden states are kept: the token before the position is run again,
+        for the head to go on from."""
+        before = self.position
         super().rewind(position)
+        if position == before:
+            return
+        last = self._fed[max(position - 1, 0) : position]
+        self.position -= len(last)
+        self._predicted = self.position
+        del self._fed[self.position :]
+        if last:
+            self._feed_several(last)
+
+    def _feed_several(self, tokens: Sequence[int]) -> None:
+        self._hidden_start = self.position
+        self._fed += tokens
+        super()._feed_several(tokens)
 
     def follow(self, token: int, choose: Callable[[Array], int]) -> list[int]:
         """Feed a chosen token; what `choose` gives for the one or two rows of logits behind it."""
         if self.position + PAIR > self.context:
             return super().follow(token, choose)
         draft = self._foresee((token,))
+        self._fed.append(token)
         self._tokens[:PAIR] = token, draft
         self._hidden_start = self.position
         self._run("pair", self._pair_sections, **self._pair_values())
@@ -94,6 +108,7 @@ class Speculative(Session):
         self.position += 1
         if chosen[0] == draft:
             self.accepted += 1
+            self._fed.append(draft)
             self._foresee(chosen, draft=False)
             chosen.append(choose(self._pair_logits[1]))
             self.position += 1

@@ -98,10 +98,11 @@ class RandomBlocks(RandomLoader):
 
 @dataclass(frozen=True, slots=True)
 class Untrained:
-    """A model without a tokenizer."""
+    """A model without a tokenizer. cache_dtype: as Model has it."""
 
     config: DeepseekConfig
     weights: DeepseekWeights
+    cache_dtype: str = "f32"
 
     def session(self, context: int | None = None, *, threads: int | None = None) -> Session:
         """A new conversation; see BaseSession."""

@@ -28,17 +28,20 @@ if TYPE_CHECKING:
     from .model import LlamaModel
 
 Array = np.ndarray[Any, np.dtype[Any]]
+CACHES = dict.fromkeys(("file", "bf16", "bf16-rounded"), "bf16")
+"""How weights are held -> the dtype of the cache, f32 where all else is exact: it is read as a whole for each token,
+and bf16 leaves the perplexity of SmolLM2 where it was (docs/models.md)."""
 
 
 class Session(BaseSession):
     """One conversation with a Llama model."""
 
     def __init__(
-        self, model: LlamaModel, context: int | None = None, *, cache_dtype: str = "f32", threads: int | None = None,
-        interpret: bool = False,
+        self, model: LlamaModel, context: int | None = None, *, cache_dtype: str | None = None,
+        threads: int | None = None, interpret: bool = False,
     ) -> None:
-        """As BaseSession has it."""
-        config = model.config
+        """As BaseSession has it; cache_dtype: None for what suits the weights."""
+        config, cache_dtype = model.config, cache_dtype or model.cache_dtype
         work = Workspace(max(config.features, config.hidden, config.heads * config.head_features))
         super().__init__(config.vocabulary, config.positions, context, cache_dtype, threads, interpret, work)
         self.model = model

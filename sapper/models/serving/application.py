@@ -13,7 +13,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Send
 
 from ..errors import ModelError
 from ..load import Loaded
@@ -39,7 +39,7 @@ LOOK_SECONDS = 0.25
 @dataclass(frozen=True, slots=True)
 class Limits:
     """body_bytes: of a request. tokens: of an answer. seconds: of a request, from its arrival to its last token.
-    stall_seconds: how long a client may take to send its body, and to take a piece of its answer.
+    stall_seconds: how long a client may take to send its body (connections.py has further uses).
     """
 
     body_bytes: int = 1 << 20
@@ -188,7 +188,7 @@ class Server:
         self.metrics.prompt_tokens += len(request.tokens)
         answer = _Answer(self, http, request, job, pieces, arrived)
         if request.stream:
-            return _Stream(answer.events(), self.limits.stall_seconds)
+            return _Stream(answer.events())
         return JSONResponse(await answer.whole())
 
 
@@ -279,25 +279,15 @@ class _Answer:
 
 
 class _Stream(StreamingResponse):
-    """Events to a client, who is given up where it takes none for a while."""
+    """Events to a client; they end with it."""
 
-    def __init__(self, events: AsyncGenerator[str, None], stall_seconds: float) -> None:
+    def __init__(self, events: AsyncGenerator[str, None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._events, self._stall_seconds = events, stall_seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(ClientDisconnect):
-            await super().__call__(scope, receive, send)
+        self._events = events
 
     async def stream_response(self, send: Send) -> None:
-        async def patient(message: Any) -> None:
-            async with asyncio.timeout(self._stall_seconds):
-                await send(message)
-
         try:
-            await super().stream_response(patient)
-        except TimeoutError:
-            raise ClientDisconnect from None
+            await super().stream_response(send)
         finally:
             await self._events.aclose()
 

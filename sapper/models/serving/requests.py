@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..batch import CANDIDATES
 from ..chat import Message, render
 from ..errors import ModelError
 from ..load import Loaded
-from ..sampling import Sampling
+from ..sampling import CANDIDATES, Sampling
 
 MAX_STOPS, MAX_STOP_CHARACTERS, MAX_MESSAGES = 16, 200, 1000
 DEFAULT_TOKENS = 16

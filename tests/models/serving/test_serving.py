@@ -75,6 +75,7 @@ class Running:
 
 @contextlib.contextmanager
 def serving(model: Loaded, *, slots: int = 4, queue: int = 8, **limits) -> Iterator[Running]:
+    from sapper.models.serving import connections
     from sapper.models.serving.application import Limits, Server
     from sapper.models.serving.engine import Engine
 
@@ -83,7 +84,7 @@ def serving(model: Loaded, *, slots: int = 4, queue: int = 8, **limits) -> Itera
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(64)
-    running = uvicorn.Server(uvicorn.Config(server.application(), log_level="warning", timeout_graceful_shutdown=3))
+    running = uvicorn.Server(connections.settings(server.application(), server.limits.stall_seconds))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -250,6 +251,38 @@ def test_a_client_that_stalls_holds_nobody_up(running: Running) -> None:
         assert answer.choices
         stalling.settimeout(20)
         assert b" 408 " in stalling.recv(4096).split(b"\r\n")[0]
+
+
+@pytest.mark.parametrize("said", [b"", b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"])
+def test_connections_that_ask_nothing_are_cut(model: Loaded, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
+    """As many as there may be, silent or in the middle of a header, keep others out for `stall_seconds` only."""
+    from sapper.models.serving import connections
+
+    monkeypatch.setattr(connections, "MOST", 8)
+    with serving(model, stall_seconds=1.0) as found, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", found.port))) for _ in range(8)]
+        for one in silent:
+            one.sendall(said)
+            one.settimeout(20)
+        assert found.get("/health")[0] == 503
+        assert [one.recv(100) for one in silent] == [b""] * 8
+        assert found.get("/health")[0] == 200
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_cut(model: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(model, stall_seconds=0.5) as found, socket.socket() as deaf:
+        scheduler = found.server.engine.scheduler
+        monkeypatch.setattr(scheduler.batch, "step", lambda fed, picks=(): (time.sleep(0.01), [5] * len(picks))[1])
+        monkeypatch.setattr("sapper.models.serving.application._event", lambda value: "x" * 100_000)
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", found.port))
+        send(deaf, {"prompt": "x", "max_tokens": 1000, "temperature": 0, "stream": True})
+        limit = time.monotonic() + 20
+        while found.server.metrics.cancelled == 0:
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        found.idle()
+        assert scheduler.tokens_made < 1000 and found.get("/health")[0] == 200
 
 
 def test_a_flood_is_refused_and_those_that_were_taken_are_answered(model: Loaded) -> None:

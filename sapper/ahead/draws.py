@@ -1,0 +1,24 @@
+"""Random numbers of a seed, in Python; draw.py has the same in machine code, for a model's file.
+
+Holds: a number is a multiple of 2^-24 in [0, 1), so that an f32 has it exactly.
+Source: SplitMix64, of G. Steele, D. Lea and C. Flood, "Fast splittable pseudorandom number generators" (2014).
+"""
+
+from __future__ import annotations
+
+STEP, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+"""What the state counts by, and the factors that mix it."""
+_ALL = 2**64 - 1
+
+
+class Draws:
+    """state: to put an earlier one back is to draw the same numbers again."""
+
+    def __init__(self, seed: int) -> None:
+        self.state = seed & _ALL
+
+    def random(self) -> float:
+        self.state = mixed = self.state + STEP & _ALL
+        mixed = (mixed ^ mixed >> 30) * FIRST & _ALL
+        mixed = (mixed ^ mixed >> 27) * SECOND & _ALL
+        return ((mixed ^ mixed >> 31) >> 40) * 2.0**-24

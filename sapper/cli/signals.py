@@ -1,0 +1,71 @@
+"""What SIGINT and SIGTERM do to a command.
+
+Holds: either ends it through its clean-up, by an exception of the main thread; the status is then 128 + the signal's
+number. What must not be cut in two is done within `held`: a signal that comes meanwhile counts at its end.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGPIPE: ""}
+
+
+class Ended(BaseException):
+    """A signal ended the command, or what Python makes of one: KeyboardInterrupt and BrokenPipeError, once no part of
+    the command wants them."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(WORDS[number])
+        self.status = 128 + number
+
+
+@contextmanager
+def as_ended() -> Iterator[None]:
+    """Raises Ended for what nobody wanted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Ended(signal.SIGINT) from None
+    except BrokenPipeError:
+        raise Ended(signal.SIGPIPE) from None
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """SIGTERM raises Ended in the main thread; elsewhere nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise Ended(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Signals wait until the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in NUMBERS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
