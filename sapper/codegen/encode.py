@@ -48,8 +48,8 @@ class _Plan:
 
     __slots__ = ("broadcast_disp8", "broadcast_ok", "byte_registers", "digit", "disp8", "distance", "features", "fixed",
                  "immediate", "immediate_bytes", "immediate_limits", "index_bits", "is4", "legacy_opcode",
-                 "legacy_prefix", "length_code", "low", "mmm", "opcode", "operand_bits", "p1", "raw_immediate", "reg",
-                 "rm", "rm_memory", "short_vex", "space", "vvvv", "w")
+                 "legacy_prefix", "length_code", "low", "mmm", "no_rm", "opcode", "operand_bits", "p1",
+                 "raw_immediate", "reg", "rm", "rm_memory", "short_vex", "sibmem", "space", "vvvv", "w")
     space: int  # 0 legacy, 1 VEX, 2 EVEX
     # Which operand stands where; -1 for none.
     reg: int
@@ -60,6 +60,8 @@ class _Plan:
     immediate: int
     distance: int
     rm_memory: bool
+    sibmem: bool  # always with a SIB byte
+    no_rm: bool  # a ModRM byte whose rm is register 0
     fixed: list[tuple[int, int]]
     byte_registers: list[int]
     # The parts that do not depend on operands.
@@ -132,6 +134,8 @@ def _plan(row: Any, encoding: Any, letters: str, choice: tuple[str, ...]) -> _Pl
     plan.is4, plan.low, plan.immediate, plan.distance = place("L"), place("O"), place("I1"), place("D")
     plan.fixed = [(i, operands[i].fixed if letter == "C" else 0) for i, letter in enumerate(letters) if letter in "AC"]
     plan.rm_memory = plan.rm >= 0 and choice[plan.rm] == "m"
+    plan.sibmem = plan.rm_memory and operands[plan.rm].sibmem
+    plan.no_rm = encoding.modrm and plan.rm < 0
     plan.digit = encoding.digit
     plan.opcode = encoding.opcode[-1]
     plan.immediate_bytes = encoding.immediate_bytes if plan.is4 < 0 else 0
@@ -178,8 +182,11 @@ def _plan(row: Any, encoding: Any, letters: str, choice: tuple[str, ...]) -> _Pl
     return plan
 
 
-def _memory(memory: Memory, reg: int, scale_bytes: int, row: Any, position: int) -> tuple[int, int, int, bytes]:
-    """(bit 3 of the index, bit 3 of the base, bit 4 of a vector index, ModRM and what follows it)."""
+def _memory(memory: Memory, reg: int, scale_bytes: int, row: Any, position: int,
+            sib: bool) -> tuple[int, int, int, bytes]:
+    """(bit 3 of the index, bit 3 of the base, bit 4 of a vector index, ModRM and what follows it).
+
+    sib: there is a SIB byte even where nothing asks for one."""
     base: Any = memory.base
     index: Any = memory.index
     disp = memory.disp
@@ -201,8 +208,8 @@ def _memory(memory: Memory, reg: int, scale_bytes: int, row: Any, position: int)
     if index is not None:
         x = index.number
         return x >> 3 & 1, b >> 3, x >> 4, bytes((mod | reg | 4, _SCALES[memory.scale] | (x & 7) << 3 | low)) + tail
-    if low == 4:
-        return 0, b >> 3, 0, bytes((mod | reg | 4, 0x24)) + tail
+    if low == 4 or sib:
+        return 0, b >> 3, 0, bytes((mod | reg | 4, 0x20 | low)) + tail
     return 0, b >> 3, 0, bytes((mod | reg | low,)) + tail
 
 
@@ -235,6 +242,8 @@ def _check_memory(memory: Memory, plan: _Plan, row: Any, position: int) -> None:
             wrong = f"vector index {index.number}; expected 0 to 15 (no EVEX encoding)"
     elif index is not None and (index.kind != "gpr" or index.number == 4):
         wrong = f"index {index}; expected a general register other than rsp"
+    if not wrong and memory.label is not None and plan.sibmem:
+        wrong = "a rip-relative address; expected rows of memory: [base + stride + disp]"
     if not wrong and memory.label is not None and (base is not None or index is not None):
         wrong = "a label with base or index; expected rip-relative [label + disp]"
     if wrong:
@@ -291,8 +300,8 @@ def _choose(instruction: Instruction) -> _Plan:
 
 def _describe(operand: Any) -> str:
     """An operand of a row, for messages."""
-    parts = [{"gpr": "general register", "vec": "vector register", "mask": "opmask register", "imm": "immediate",
-              "mem": "memory", "label": "label"}[operand.kind] + f" of {operand.bits} bits"]
+    parts = [{"gpr": "general register", "vec": "vector register", "mask": "opmask register", "tile": "tile register",
+              "imm": "immediate", "mem": "memory", "label": "label"}[operand.kind] + f" of {operand.bits} bits"]
     if operand.fixed is not None:
         parts[0] += f" (only number {operand.fixed})"
     if operand.memory_bits and operand.kind != "mem":
@@ -313,7 +322,7 @@ def _mismatch(instruction: Instruction) -> EncodeError:
     for position, (found, expected) in enumerate(zip(operands, row.operands, strict=True)):
         kind = type(found)
         where = f"row {row.name}, operand {position}: found {found}; expected {_describe(expected)}"
-        allowed = {Register: expected.kind in ("gpr", "vec", "mask"), Memory: expected.memory_bits > 0,
+        allowed = {Register: expected.kind in _REGISTERS, Memory: expected.memory_bits > 0,
                    Immediate: expected.kind == "imm" or expected.immediate_bits > 0,
                    LabelReference: expected.kind == "label"}.get(kind, False)
         if not allowed:
@@ -333,7 +342,7 @@ def _mismatch(instruction: Instruction) -> EncodeError:
                        + ", ".join(repr(e.text) for e in row.encodings))
 
 
-_REGISTERS = {"gpr": 16, "vec": 32, "mask": 8}
+_REGISTERS = {"gpr": 16, "vec": 32, "mask": 8, "tile": 8}
 
 
 def _check_registers(instruction: Instruction, plan: _Plan) -> None:
@@ -358,6 +367,9 @@ def _check_registers(instruction: Instruction, plan: _Plan) -> None:
                                                    Memory) and len(set(vectors)) < len(vectors):
             raise EncodeError(f"row {row.name}: found vector registers {vectors}; expected destination, index and mask "
                               "to differ")
+    if len(operands) == 3 and row.operands[0].kind == "tile" and len(set(operands)) < 3:
+        # So it does products of tiles (SDM volume 2, TDPBF16PS).
+        raise EncodeError(f"row {row.name}: found tiles {[o.number for o in operands]}; expected three that differ")
     mask: Any = instruction.mask
     if mask is not None:
         if type(mask) is not Register or mask.kind != "mask" or not 1 <= mask.number <= 7:
@@ -402,11 +414,14 @@ def encode_instruction(
                 tail = bytes(((reg & 7) << 3 | 5,)) + _disp32(memory.disp, instruction.row, plan.rm)
             else:
                 x, b, high_index, tail = _memory(
-                    memory, reg, plan.broadcast_disp8 if memory.broadcast else plan.disp8, instruction.row, plan.rm)
+                    memory, reg, plan.broadcast_disp8 if memory.broadcast else plan.disp8, instruction.row, plan.rm,
+                    plan.sibmem)
         else:
             rm = operands[plan.rm].number
             x, b = rm >> 4, rm >> 3 & 1
             tail = bytes((0xC0 | (reg & 7) << 3 | rm & 7,))
+    elif plan.no_rm:
+        tail = bytes((0xC0 | (reg & 7) << 3,))
     if space == 0:
         rex = (plan.w << 3) | (reg >> 3) << 2 | x << 1 | b
         opcode = plan.legacy_opcode

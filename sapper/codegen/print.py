@@ -18,6 +18,8 @@ from .table import Table
 from .unwind import directives
 
 _SIZES = {8: "byte", 16: "word", 32: "dword", 64: "qword", 128: "xmmword", 256: "ymmword", 512: "zmmword"}
+_UNSIZED = ("ldtilecfg", "sttilecfg")
+"""Instructions before whose memory no size may stand."""
 
 
 def local_label(name: str) -> str:
@@ -49,7 +51,7 @@ def print_memory(memory: Memory, operand: Any, row: Any, spell: Names = local_la
     if memory.disp or not text:
         disp = memory.disp
         text = f"{text} {'-' if disp < 0 else '+'} {abs(disp)}" if text else str(disp)
-    if row.mnemonic == "lea":
+    if row.mnemonic == "lea" or operand.sibmem or row.mnemonic in _UNSIZED:
         return f"[{text}]"
     # Without a register as takes some absolute addresses for immediates; a segment says that it is memory.
     segment = "" if parts else "ds:"

@@ -46,6 +46,10 @@ def k(n: int) -> Register:
     return Register("mask", n)
 
 
+def tile(n: int) -> Register:
+    return Register("tile", n)
+
+
 def addresses(operand: Operand, evex: bool) -> list[Memory]:
     """Every addressing mode: bases that need SIB or a displacement, indices, displacement widths, rip-relative."""
     if operand.index_bits:
@@ -59,6 +63,8 @@ def addresses(operand: Operand, evex: bool) -> list[Memory]:
     found += [Memory(gpr(base), gpr(index), scale, disp) for base, index, scale, disp in
               ((0, 1, 1, 0), (5, 2, 2, 0), (13, 9, 4, 0), (4, 5, 8, 64), (12, 12, 2, 1000), (9, 13, 8, -64))]
     found += [Memory(None, gpr(6), 4, 64), Memory(None, gpr(14), 8, -300), Memory(None, None, 1, 4096)]
+    if operand.sibmem:
+        return found
     found += [Memory(label="constant"), Memory(label="constant", disp=8)]
     return found
 
@@ -87,7 +93,8 @@ def forms(row: Row) -> Iterator[Instruction]:
                 choices.append([Register(operand.kind, operand.fixed)])
             else:
                 numbers = {"gpr": [0, 1, 3, 4, 5, 6, 8, 12, 15], "mask": [0, 1, 4, 7],
-                           "vec": [1, 7, 8, 15, 0]}[operand.kind]
+                           "vec": [1, 7, 8, 15, 0],
+                           "tile": [(len(choices) + n) % 8 for n in range(8)]}[operand.kind]
                 if operand.kind == "gpr" and operand.bits == 64 and row.mnemonic in ("push", "pop"):
                     numbers = list(range(16))
                 choices.append([Register(operand.kind, n) for n in numbers])
@@ -102,8 +109,8 @@ def forms(row: Row) -> Iterator[Instruction]:
         for numbers in product((2, 9), repeat=len(registers)):
             operands = list(base)
             for place, number in zip(registers, numbers, strict=True):
-                operands[place] = Register(row.operands[place].kind, number % 8 if row.operands[place].kind == "mask"
-                                           else number)
+                kind = row.operands[place].kind
+                operands[place] = Register(kind, number % 8 if kind in ("mask", "tile") else number)
             yield Instruction(row, operands, mask)  # type: ignore[arg-type]
         if not evex:
             continue
@@ -130,7 +137,9 @@ def forms(row: Row) -> Iterator[Instruction]:
 
 
 def clashes(instruction: Instruction) -> bool:
-    """A gather whose registers coincide, which the encoder refuses."""
+    """A gather or a product of tiles whose registers coincide, which the encoder refuses."""
+    if instruction.row.name.startswith("tdp"):
+        return len(set(instruction.operands)) < 3  # type: ignore[arg-type]
     vectors = [o.index if isinstance(o, Memory) else o for o in instruction.operands]
     return "gather" in instruction.row.name and len(set(vectors)) < len(vectors)  # type: ignore[arg-type]
 
@@ -303,6 +312,10 @@ BAD = [
     (ins("vgatherdps.512", vec(1), Memory(gpr(0), gpr(1)), mask=k(1)),
      "found index .*; expected a vector register of 512"),
     (ins("vmovups.512", vec(1), Memory(gpr(0), broadcast=True)), "row vmovups.512.* found a broadcast; expected"),
+    (ins("tdpbf16ps", tile(1), tile(2), tile(2)), r"found tiles \[1, 2, 2\]; expected three that differ"),
+    (ins("tdpbf16ps", tile(1), vec(2), tile(3)), "operand 1: found .*'vec'.*; expected tile register of 8192 bits"),
+    (ins("tilezero", tile(8)), "operand 0: found .*8.*; expected tile register"),
+    (ins("tileloadd", tile(1), Memory(label="x")), "found a rip-relative address; expected rows of memory"),
     (ins("mov.64", gpr(0), Memory(gpr(0), gpr(4))), "found index .*; expected a general register other than rsp"),
     (ins("mov.64", gpr(0), Memory(gpr(0), gpr(1), 3)), "found scale 3; expected 1, 2, 4 or 8"),
     (ins("mov.64", gpr(0), Memory(gpr(0), disp=1 << 31)), "found displacement 2147483648; expected 32 bits"),

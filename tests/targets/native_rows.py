@@ -37,6 +37,8 @@ CANNOT_RUN = {
 }
 """Rows that are not run, and why. Rows with no result (fences, prefetches, nops, vzeroupper) run for not crashing."""
 
+TILES = "on tiles: run by native_tiles.py"
+
 
 @dataclass(slots=True)
 class Case:
@@ -379,6 +381,8 @@ def main(progress_path: str, seed: int) -> None:
             skipped[row.name] = "the host lacks " + ", ".join(missing)
         elif row.name in CANNOT_RUN:
             skipped[row.name] = CANNOT_RUN[row.name]
+        elif "amx_tile" in row.features:
+            skipped[row.name] = TILES
         else:
             rows.append(row)
     cases: list[Case] = []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from sapper.targets.x86_64 import intel_costs
+from sapper.targets.x86_64 import costs, intel_costs
 from sapper.targets.x86_64.costs import _table, cost_of, family_of, model_of
 from sapper.targets.x86_64.instructions import ROWS
 from sapper.targets.x86_64.target import target
 
-PIPES = {f"fp{n}" for n in range(4)} | {f"alu{n}" for n in range(4)} | {"load", "store", "branch"}
+PIPES = {f"fp{n}" for n in range(4)} | {f"alu{n}" for n in range(4)} | {"load", "store", "branch", "tiles"}
 
 
 def test_every_row_has_a_cost_and_no_figure_is_orphaned() -> None:
@@ -56,7 +56,7 @@ def test_every_row_is_in_one_class_of_intels_cores() -> None:
                                   "graniterapids"])
 def test_every_row_has_figures_on_intels_cores(name: str) -> None:
     core = model_of(target(name))
-    ports = {f"p{n}" for n in range(12)}
+    ports = {f"p{n}" for n in range(12)} | {"tiles"}
     for row in ROWS.values():
         assert 0 <= core.latency_of(row) <= 100, row.name
         for loaded, stored in ((0, 0), (512, 0), (0, 512), (64, 0)):
@@ -78,6 +78,9 @@ def test_every_row_has_figures_on_intels_cores(name: str) -> None:
     ("sapphirerapids", "vpermt2w.512", 0, 7, [(("p5",), 2.0), (("p0", "p5"), 0.5)]),
     ("graniterapids", "vmulps.256", 0, 3, [(("p0", "p1"), 0.5)]),
     ("graniterapids", "vdpbf16ps.512", 0, 8, [(("p0",), 2.0)]),
+    ("sapphirerapids", "tdpbf16ps", 0, 52, [(("tiles",), 16.0)]),
+    ("sapphirerapids", "tileloadd", 8192, 45, [(("p2", "p3"), 8.0)]),
+    ("graniterapids", "tdpbssd", 0, 16, [(("tiles",), 16.0)]),
     ("sapphirerapids", "add.64", 0, 1, [(("p0", "p1", "p5", "p6", "p10"), 0.2)]),
 ])
 def test_figures_of_intels_cores(name: str, row: str, loaded: int, latency: int,
@@ -85,6 +88,12 @@ def test_figures_of_intels_cores(name: str, row: str, loaded: int, latency: int,
     core = model_of(target(name))
     assert core.latency_of(ROWS[row]) == latency
     assert core.uses_of(ROWS[row], loaded, 0) == uses
+
+
+@pytest.mark.parametrize(("name", "operations"), [("tdpbf16ps", 16384), ("tdpbusd", 32768), ("vdpbf16ps.512", 64),
+                                                  ("tileloadd", 0)])
+def test_operations_of_products(name: str, operations: int) -> None:
+    assert costs.operations_of(ROWS[name]) == operations
 
 
 def test_a_gather_makes_an_access_for_each_lane() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sapper.targets.x86_64 import tiles
+from sapper.targets.x86_64.detect import host
 from sapper.targets.x86_64.instructions import ROWS
 from sapper.targets.x86_64.meaning import execute
 
@@ -32,11 +34,24 @@ def test_every_row_of_this_cpu_against_its_meaning(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert not report["differences"], "\n".join(report["differences"])
     unexpected = {name: reason for name, reason in report["skipped"].items()
-                  if name not in NOT_RUN and not reason.startswith("the host lacks")}
+                  if name not in NOT_RUN and not reason.startswith(("the host lacks", "on tiles"))}
     assert not unexpected
     assert report["rows"] + len(report["skipped"]) == len(ROWS)
     assert report["runs"] > 4 * report["rows"] * 0.9
 
+
+@pytest.mark.skipif("amx_tile" not in host().features, reason="no tile registers, or the system grants none")
+def test_every_row_on_tiles_against_its_meaning() -> None:
+    done = subprocess.run([sys.executable, str(Path(__file__).with_name("native_tiles.py")), "2024"],
+                          capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout)
+    assert not report["differences"], "\n".join(report["differences"])
+    of_host = {row.name for row in ROWS.values() if "amx_tile" in row.features and row.features <= host().features}
+    assert set(report["runs"]) == of_host and min(report["runs"].values()) >= 50
+
+
+# --- execute --------------------------------------------------------------------------------------------------------
 
 def vector(*lanes: float, dtype: str = "f4", size_bytes: int = 16) -> np.ndarray:
     raw = np.zeros(size_bytes, np.uint8)
@@ -97,3 +112,45 @@ def test_gather_clears_its_mask_and_keeps_lanes_that_are_off() -> None:
 def test_a_row_without_meaning_is_refused() -> None:
     with pytest.raises(ValueError, match="mfence"):
         execute(ROWS["mfence"], [], ())
+
+
+def tile(values: list[list[float]], dtype: str) -> np.ndarray:
+    return np.array(values, dtype).view(np.uint8)
+
+
+def test_products_of_tiles_take_pairs_and_fours_along_the_depth() -> None:
+    total, a = tile([[10, 20]], "f4"), np.array([[1, 2, 3, 4]], "f4").view("u4") >> 16
+    b = np.array([[1, 10, 2, 20], [3, 30, 4, 40]], "f4").view("u4") >> 16  # row k: pairs of column 0, of column 1
+    raw = [total, *(x.astype("u2").view(np.uint8) for x in (a, b))]
+    after, _, _, _ = execute(ROWS["tdpbf16ps"], raw, (False,) * 3, implicit=(None,))
+    assert after[0].view("f4").tolist() == [[10 + 1 + 20 + 9 + 120, 20 + 2 + 40 + 12 + 160]]
+    raw = [tile([[2**31 - 1]], "i4"), tile([[255, 1, 0, 0]], "u1"), tile([[-1, 1, 0, 0]], "i1")]
+    after, _, _, _ = execute(ROWS["tdpbusd"], raw, (False,) * 3, implicit=(None,))
+    assert after[0].view("i4").tolist() == [[2**31 - 1 - 254]]
+    after, _, _, _ = execute(ROWS["tdpbssd"], raw, (False,) * 3, implicit=(None,))
+    assert after[0].view("i4").tolist() == [[2 - 2**31 - 1 + 0]]  # wraps
+
+
+def test_tiles_of_shapes_that_do_not_fit_trap() -> None:
+    square = np.zeros((16, 64), np.uint8)
+    for shapes in ((16, 64, 8, 64), (16, 60, 16, 64), (8, 64, 16, 64), (16, 62, 16, 62)):
+        a, b = np.zeros(shapes[:2], np.uint8), np.zeros(shapes[2:], np.uint8)
+        with pytest.raises(OverflowError, match="traps; expected M x 4N, M x 4K and K x 4N"):
+            execute(ROWS["tdpbssd"], [square, a, b], (False,) * 3, implicit=(None,))
+
+
+def test_tile_configurations_that_trap() -> None:
+    good = np.frombuffer(tiles.configuration([(16, 64), (3, 8)]), np.uint8)
+    state = dict(zip(ROWS["ldtilecfg"].implicit_writes, execute(ROWS["ldtilecfg"], [good], (True,))[1], strict=True))
+    assert state["tile", 0].shape == (16, 64) and state["tile", 1].shape == (3, 8) and state["tile", 2].shape == (0, 0)
+    for place, value, message in ((0, 2, "palette 2"), (3, 1, "reserved"), (32, 1, "reserved"), (56, 1, "reserved"),
+                                  (16, 65, "tile 0 of 16 rows of 65"), (48, 17, "tile 0 of 17 rows"),
+                                  (49, 0, "tile 1")):
+        bad = good.copy()
+        bad[place] = value
+        with pytest.raises(OverflowError, match=message):
+            execute(ROWS["ldtilecfg"], [bad], (True,))
+    with pytest.raises(ValueError, match=r"tile 1: found 17 rows of 64 bytes; expected 1 to 16 rows"):
+        tiles.configuration([(1, 1), (17, 64)])
+    with pytest.raises(ValueError, match="found 9 shapes; expected at most 8"):
+        tiles.configuration([(1, 4)] * 9)

@@ -81,7 +81,7 @@ def recorded(dump: str, model: int | None = None) -> detect.Host:
         a, b, c, d = leaves.get((leaf, subleaf), (0, 0, 0, 0))
         return a, b, c, d
 
-    return detect.read_host(cpuid, lambda _: xcr0)
+    return detect.read_host(cpuid, lambda _: xcr0, lambda: True)
 
 
 @pytest.mark.parametrize(("name", "target", "caches_kib"), [

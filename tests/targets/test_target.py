@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import threading
 
 import pytest
 
@@ -11,7 +13,7 @@ from sapper.codegen.encode import encode
 from sapper.codegen.machine import Immediate, Instruction, MachineFunction, Memory, Register
 from sapper.targets.ptx.levels import LEVELS
 from sapper.targets.ptx.target import TARGETS as GPUS
-from sapper.targets.x86_64 import detect
+from sapper.targets.x86_64 import detect, tiles
 from sapper.targets.x86_64.instructions import ROWS
 from sapper.targets.x86_64.target import OPTIONAL_FEATURES, TARGETS, V3_FEATURES, V4_FEATURES
 
@@ -76,7 +78,7 @@ class Processor:
     """A processor that has `features`, described by the bits of CPUID."""
 
     def __init__(self, features: set[str], vendor: bytes = b"GenuineIntel", family: int = 6, model: int = 0x55,
-                 enabled: int = 0xE7) -> None:
+                 enabled: int = 0x600E7) -> None:
         self.features, self.vendor, self.family, self.model, self.enabled = features, vendor, family, model, enabled
         self.xgetbv_calls = 0
 
@@ -115,8 +117,8 @@ ALL = set(detect.FEATURE_BITS)
 SAPPHIRE_RAPIDS = ALL - {"prefetchi"}
 
 
-def read(processor: Processor) -> detect.Host:
-    return detect.read_host(processor.cpuid, processor.xgetbv)
+def read(processor: Processor, granted: bool = True) -> detect.Host:
+    return detect.read_host(processor.cpuid, processor.xgetbv, lambda: granted)
 
 
 def test_a_known_processor_gets_its_row_with_its_own_caches() -> None:
@@ -148,6 +150,35 @@ def test_state_that_the_system_does_not_enable_hides_the_features() -> None:
     with pytest.raises(detect.UnsupportedCPU, match="avx2"):
         detect.choose_target(read(processor))
     assert processor.xgetbv_calls == 0  # it would be an illegal instruction there
+
+
+AMX = {name for name in ALL if name.startswith("amx")}
+
+
+def test_tiles_are_there_where_the_processor_has_them_and_the_system_grants_them() -> None:
+    assert read(Processor(ALL)).features >= AMX
+    assert not read(Processor(ALL), granted=False).features & AMX  # it refused
+    assert not read(Processor(ALL, enabled=0xE7)).features & AMX  # it saves none
+    assert read(Processor(ALL, enabled=0xE7)).features == ALL - AMX
+
+    def asked() -> bool:
+        raise AssertionError("a process asked for tiles that its processor lacks")
+
+    without = Processor(ALL - AMX)
+    assert not detect.read_host(without.cpuid, without.xgetbv, asked).features & AMX
+
+
+@pytest.mark.skipif("amx_tile" not in detect.host().features, reason="no tile registers, or the system grants none")
+def test_tiles_are_granted_once_for_all_threads() -> None:
+    assert detect.request_tiles() and detect.request_tiles()
+    code = encode(MachineFunction("f", [ins("ldtilecfg", Memory(g(7))), ins("tilezero", Register("tile", 0)),
+                                        ins("tilerelease"), ins("ret")], {})).code
+    address = detect._executable_page(code)
+    raw = ctypes.create_string_buffer(tiles.configuration([(16, 64)]), 64)
+    run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+    thread = threading.Thread(target=run, args=(ctypes.addressof(raw),))
+    thread.start()
+    thread.join()
 
 
 def test_a_processor_below_v3_is_refused_with_what_it_lacks() -> None:

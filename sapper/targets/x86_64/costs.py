@@ -4,7 +4,9 @@ Enters: a row. Leaves: a `Cost`, for its register form (memory operands add `LOA
 Source: measured on a Zen 4 (EPYC, family 25 model 17) with tests/targets/measure_costs.py: a chain through the row's
 own registers, and many independent ones, against a chain of `add`. Latency between register files is from chains of two
 rows, parted by the published figures (AMD publication 57647, Software Optimization Guide for Zen 4). Rows that break
-dependencies when both sources are one register (vpxor) count as if they did not. Lines are
+dependencies when both sources are one register (vpxor) count as if they did not. Rows on tiles, which no Zen 4 has, are
+of Intel 248966, chapter on AMX (measured on a Xeon of 2024: the same, but a product's latency to the next one on its
+sums is 16, and tileloaddt1 takes 18). Lines are
 `latency throughput : families`; three figures are for 128, 256, 512 bits.
 """
 
@@ -15,6 +17,8 @@ from functools import lru_cache
 from sys import modules
 from typing import TYPE_CHECKING, Any
 
+from .tiles import ROW_BYTES, ROWS
+
 if TYPE_CHECKING:
     from .rows import Row
 
@@ -22,8 +26,8 @@ MODEL = "Zen 4"
 """Whose figures these are."""
 ISSUE_WIDTH = 6
 """Macro-ops that enter in a cycle; a comparison and the jump after it are one (57647, 2.9 and 2.8.3)."""
-LOAD_LATENCY = {"gpr": 4, "vec": 7, "mask": 7}
-"""Cycles from an address to a register by a load that hits L1 (57647, 2.12)."""
+LOAD_LATENCY = {"gpr": 4, "vec": 7, "mask": 7, "tile": 0}
+"""Cycles from an address to a register by a load that hits L1 (57647, 2.12); of a tile the row's own latency."""
 _LOAD_CYCLES = {64: 1 / 3, 256: 0.5, 512: 1.0}
 _STORE_CYCLES = {64: 0.5, 256: 1.0, 512: 2.0}
 """Cycles of the load and store units for an access of up to so many bits that hits L1 (57647, 2.12): three loads of
@@ -143,6 +147,14 @@ _FIGURES = """
 20,20,28 4,5,9 : vgatherdpd vgatherqps vgatherqpd vpgatherdq vpgatherqd vpgatherqq
 20,20,28 5,9,17 : vgatherdps vpgatherdd
 100 100 : cpuid xgetbv rdtsc rdtscp syscall
+1 1 : tilezero
+13 13 : tilerelease
+19 19 : sttilecfg
+1 16 : tilestored
+45 8 : tileloadd
+48 33 : tileloaddt1
+52 16 : tdpbf16ps tdpfp16ps tdpbssd tdpbsud tdpbusd tdpbuud
+100 100 : ldtilecfg
 """
 
 
@@ -196,6 +208,8 @@ def _ports(row: Row, throughput: float) -> tuple[str, ...]:
     if (operands and operands[0].kind == "mem") or row.mnemonic.startswith(("vmovnt", "movnti", "push")):
         return ("store",)
     count = max(1, min(4, round(1 / throughput)))
+    if row.mnemonic.startswith(("tile", "tdp", "ldtile", "sttile")):
+        return ("tiles",)
     if not any(o.kind in ("vec", "mask") for o in operands):
         return _GENERAL[:count]
     if row.mnemonic.startswith(("vdiv", "vsqrt")):
@@ -266,10 +280,13 @@ _OPERATIONS = {"vfm": 2, "vfn": 2, "vdpbf16ps": 4, "vpdpbusd": 8, "vpdpwssd": 4,
 
 
 def operations_of(row: Row) -> int:
-    """Arithmetic operations on floats, and of packed dot products, that one instruction does in all its lanes.
+    """Arithmetic operations on floats, and of packed dot products, that one instruction does in all its lanes, or
+    on the largest tiles.
 
     A multiply-add counts as two. Integer arithmetic, conversions and moves do not count.
     """
+    if row.mnemonic.startswith("tdp"):
+        return 2 * ROWS * (ROW_BYTES // 4) * ROW_BYTES // (1 if row.mnemonic.endswith("d") else 2)
     count = next((n for prefix, n in _OPERATIONS.items() if row.mnemonic.startswith(prefix)), 0)
     if not count or not row.operands or row.operands[0].kind != "vec":
         return 0

@@ -2,7 +2,12 @@
 
 Leaves: `host()`, a `Host`, and `host_target()`. Holds: nothing is executed but CPUID (which every x86-64 processor has)
 and XGETBV (only where CPUID says that it is enabled), from a page that is never writable and executable at once.
-Source: Intel SDM volume 2, CPUID, XGETBV; volume 1, 13.3; AMD APM volume 3, appendix E (leaves 0x8000001D, 0x80000002).
+
+Tile registers are a process's own only after it asked the system for them, and it keeps room for them in every thread
+that uses them. Detection asks, once, where the processor has them: whatever runs afterwards in this process, in threads
+of any age and in forked children, may use them; a process that the system refuses them has a host without them.
+Source: Intel SDM volume 2, CPUID, XGETBV; volume 1, 13.3 and 13.14; AMD APM volume 3, appendix E (leaves 0x8000001D,
+0x80000002); Linux, Documentation/arch/x86/xstate.rst.
 """
 
 # Without `from __future__ import annotations`: see target.py.
@@ -22,12 +27,16 @@ CPUID_CODE = bytes.fromhex("4989d04989d989f889f10fa24189004189580441894808418950
 XGETBV_CODE = bytes.fromhex("89f90f01d048c1e2204809d0c3")
 _XGETBV_OFFSET = 64
 
+SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILE_DATA = 158, 0x1023, 18
+"""The system call by which a process asks for tile registers, its function, and the number of their state component
+(<asm/unistd_64.h>, <asm/prctl.h>, <asm/fpu/types.h> of Linux)."""
+
 # <sys/mman.h> of Linux on x86-64.
 _PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
 _MAP_PRIVATE, _MAP_ANONYMOUS = 0x02, 0x20
 
 # feature: (leaf, subleaf, register 0 .. 3 = eax ebx ecx edx, bit, XCR0 bits that the system must enable)
-_AVX_STATE, _AVX512_STATE = 0x6, 0xE6
+_AVX_STATE, _AVX512_STATE, _TILE_STATE = 0x6, 0xE6, 0x60000
 FEATURE_BITS: dict[str, tuple[int, int, int, int, int]] = {
     "fma": (1, 0, 2, 12, _AVX_STATE), "popcnt": (1, 0, 2, 23, 0), "xsave": (1, 0, 2, 26, 0),
     "avx": (1, 0, 2, 28, _AVX_STATE), "f16c": (1, 0, 2, 29, _AVX_STATE),
@@ -38,6 +47,8 @@ FEATURE_BITS: dict[str, tuple[int, int, int, int, int]] = {
     "avx512_vnni": (7, 0, 2, 11, _AVX512_STATE),
     "avx_vnni": (7, 1, 0, 4, _AVX_STATE), "avx512_bf16": (7, 1, 0, 5, _AVX512_STATE),
     "avx512_fp16": (7, 0, 3, 23, _AVX512_STATE), "prefetchi": (7, 1, 3, 14, 0),
+    "amx_bf16": (7, 0, 3, 22, _TILE_STATE), "amx_tile": (7, 0, 3, 24, _TILE_STATE),
+    "amx_int8": (7, 0, 3, 25, _TILE_STATE), "amx_fp16": (7, 1, 0, 21, _TILE_STATE),
     "lzcnt": (0x80000001, 0, 2, 5, 0), "prfchw": (0x80000001, 0, 2, 8, 0), "rdtscp": (0x80000001, 0, 3, 27, 0),
 }
 
@@ -102,12 +113,23 @@ def _native() -> tuple[Cpuid, Callable[[int], int]]:
     return cpuid, lambda index: int(xgetbv(index))
 
 
+def request_tiles() -> bool:
+    """Ask the system for tile registers, for this whole process; whether they are granted. Asking again does nothing.
+
+    Linux refuses where it knows none (before 5.16) and where a thread's alternate signal stack has no room for them.
+    """
+    return bool(ctypes.CDLL(None).syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0)
+
+
 def _text(*registers: int) -> str:
     return b"".join(r.to_bytes(4, "little") for r in registers).decode("ascii", "replace").strip("\0 ")
 
 
-def read_host(cpuid: Cpuid, xgetbv: Callable[[int], int]) -> Host:
-    """A `Host` from the two instructions given as functions (so that tests can play any processor)."""
+def read_host(cpuid: Cpuid, xgetbv: Callable[[int], int], granted: Callable[[], bool]) -> Host:
+    """A `Host` from the two instructions given as functions (so that tests can play any processor).
+
+    granted: asked whether the system gives tile registers, where the processor has them and it enables them.
+    """
     highest, b, c, d = cpuid(0, 0)
     vendor = _text(b, d, c)
     highest_extended = cpuid(0x80000000, 0)[0]
@@ -129,6 +151,8 @@ def read_host(cpuid: Cpuid, xgetbv: Callable[[int], int]) -> Host:
             leaves[leaf, subleaf] = cpuid(leaf, subleaf)
         if leaves[leaf, subleaf][register] >> bit & 1 and enabled & state == state:
             features.add(name)
+    if "amx_tile" in features and not granted():
+        features = {name for name in features if not name.startswith("amx")}
     brand = ""
     if highest_extended >= 0x80000004:
         brand = _text(*(r for leaf in (0x80000002, 0x80000003, 0x80000004) for r in cpuid(leaf, 0)))
@@ -159,7 +183,7 @@ def _caches(cpuid: Cpuid, vendor: str, highest: int, highest_extended: int) -> t
 @lru_cache(maxsize=1)
 def host() -> Host:
     """The host's processor; detected once. Raises UnsupportedCPU on other machines than x86-64."""
-    return read_host(*_native())
+    return read_host(*_native(), request_tiles)
 
 
 _MICROARCHITECTURES: tuple[tuple[str, str, int, frozenset[int], frozenset[str]], ...] = (

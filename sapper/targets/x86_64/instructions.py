@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import meaning as m
+from . import tiles
 from .rows import Encoding, Operand, Row
 
 __all__ = ["CONDITION_CODES", "ROWS", "Encoding", "Operand", "Row"]
@@ -808,7 +809,33 @@ def _masks() -> None:
              masking="")
 
 
+# --- Tiles (AMX) -----------------------------------------------------------------------------------------------------
+
+def _tiles() -> None:
+    state = (tiles.CONFIGURATION, *tiles.EVERY_TILE)
+    configured = (tiles.CONFIGURATION,)
+    row("ldtilecfg", "r:m512.u8", "amx_tile m VEX.128.NP.0F38.W0 49 /0", tiles.load_configuration,
+        implicit_writes=state, side_effects=True)
+    row("sttilecfg", "w:m512.u8", "amx_tile m VEX.128.66.0F38.W0 49 /0", tiles.keep, implicit_reads=configured)
+    row("tilerelease", "", "amx_tile - VEX.128.NP.0F38.W0 49 /0", tiles.release, implicit_writes=state,
+        side_effects=True)
+    row("tilezero", "w:t", "amx_tile R VEX.128.F2.0F38.W0 49 /r", tiles.zero, implicit_reads=configured)
+    for mnemonic, prefix in (("tileloadd", "F2"), ("tileloaddt1", "66")):
+        row(mnemonic, "w:t r:sibmem", f"amx_tile Rm VEX.128.{prefix}.0F38.W0 4B /r", tiles.keep,
+            implicit_reads=configured)
+    row("tilestored", "w:sibmem r:t", "amx_tile mR VEX.128.F3.0F38.W0 4B /r", tiles.keep, implicit_reads=configured)
+    for mnemonic, prefix, opcode, feature, meaning in (
+            ("tdpbf16ps", "F3", "5C", "amx_bf16", m.tile_dot_bf16), ("tdpfp16ps", "F2", "5C", "amx_fp16",
+                                                                     m.tile_dot_f16),
+            ("tdpbssd", "F2", "5E", "amx_int8", tiles.dot_integers("i1", "i1")),
+            ("tdpbsud", "F3", "5E", "amx_int8", tiles.dot_integers("i1", "u1")),
+            ("tdpbusd", "66", "5E", "amx_int8", tiles.dot_integers("u1", "i1")),
+            ("tdpbuud", "NP", "5E", "amx_int8", tiles.dot_integers("u1", "u1"))):
+        row(mnemonic, "rw:t r:t r:t", f"amx_tile+{feature} RUV VEX.128.{prefix}.0F38.W0 {opcode} /r", meaning,
+            implicit_reads=configured)
+
+
 for _family in (_integer_arithmetic, _integer_moves, _control, _system, _moves, _broadcasts, _float_arithmetic,
                 _float_rest,
-                _conversions, _vector_integers, _compares, _shifts, _shuffles, _gathers, _masks):
+                _conversions, _vector_integers, _compares, _shifts, _shuffles, _gathers, _masks, _tiles):
     _family()

@@ -17,7 +17,7 @@ width, so that it does half of the work that multiply-adds of f32 do.
 One line for each class: `class : Haswell | Skylake-SP | Ice Lake-SP | Sapphire Rapids | Granite Rapids`, each
 `latency uses` for 128, 256 and 512 bits, parted by `;` (fewer: the last one holds for the rest). Uses are parted by
 `+`: `01` is an operation on port 0 or 1, `2*01` two of them, `0:5` port 0 for five cycles (its divider), `A` and `B`
-ports 10 and 11, `-` nothing. `=`, or nothing at the end, repeats the core before.
+ports 10 and 11, `T` the tiles' own unit, `-` nothing. `=`, or nothing at the end, repeats the core before.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from .costs import cost_of, family_of
 from .rows import Row
+from .tiles import ROWS
 
 _CLASSES = r"""
 move : nop.*|endbr64|vzeroupper|mov|mov\.\d+|vmov[au]p[sd]|vmovdq[au]\d*
@@ -97,6 +98,12 @@ masked_load : vp?maskmov\w+\.load
 masked_store : vp?maskmov\w+\.store
 gather : v(p?gather)\w+(\.vex)?
 scatter : v(p?scatter)\w+
+tile_product : tdp\w+
+tile_load : tileloadd
+tile_load_past : tileloaddt1
+tile_store : tilestored
+tile_zero : tilezero
+tile_state : ldtilecfg|sttilecfg|tilerelease
 """
 
 _FIGURES = """
@@ -167,6 +174,12 @@ masked_load : 2 2*5 | 1 015 | = | =
 masked_store : 1 0+15 | 1 0 | = | =
 gather : 14 5 | 20 0+5 | = | =
 scatter : 11 0+5 | = | = | =
+tile_product : 52 T:16 | = | = | = | 16 T:16
+tile_load : 45 - | = | = | =
+tile_load_past : 48 - | = | = | =
+tile_store : 16 - | = | = | =
+tile_zero : 16 T | = | = | =
+tile_state : 100 T:16 | = | = | =
 """
 
 
@@ -211,7 +224,7 @@ class Core(NamedTuple):
 
 def _core(model: str, width: int, loads: tuple[str, str], stores: tuple[str, str], general: int, vector: int,
           column: int) -> Core:
-    return Core(model, width, {"gpr": general, "vec": vector, "mask": vector}, loads, stores, column)
+    return Core(model, width, {"gpr": general, "vec": vector, "mask": vector, "tile": 0}, loads, stores, column)
 
 
 _CORES = {
@@ -231,7 +244,7 @@ def core(name: str) -> Core:
 def is_access(row: Row) -> bool:
     """Whether the form of a row with a memory operand is a load or a store and nothing else."""
     return row.mnemonic.startswith(("mov", "vmov", "vbroadcast", "vpbroadcastd", "vpbroadcastq", "kmov", "pop", "push",
-                                    "prefetch")) and not row.mnemonic.startswith("vmovmsk")
+                                    "prefetch", "tileload", "tilestore")) and not row.mnemonic.startswith("vmovmsk")
 
 
 def _scattered(row: Row) -> bool:
@@ -239,13 +252,15 @@ def _scattered(row: Row) -> bool:
 
 
 def _accesses(row: Row) -> int:
-    """How many accesses of memory one instruction makes: gathers and scatters one for each lane."""
+    """How many accesses of memory one instruction makes: gathers and scatters one for each lane, tiles one a row."""
+    if any(o.sibmem for o in row.operands):
+        return ROWS
     form = next((o for o in row.operands if o.index_bits), None)
     return 1 if form is None else max(o.bits for o in row.operands if o.kind == "vec") // form.memory_bits
 
 
 def _ports(text: str) -> tuple[str, ...]:
-    return tuple(f"p{10 + 'AB'.index(c) if c in 'AB' else c}" for c in text)
+    return tuple("tiles" if c == "T" else f"p{10 + 'AB'.index(c) if c in 'AB' else c}" for c in text)
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...lane.interpret import fma32
+from . import tiles
 
 Array = Any
 Meaning = Callable[..., Any]
@@ -884,6 +885,10 @@ def dot_bf16(total: Array, a: Array, b: Array) -> Array:
     return flush(multiply_add(x[::2], y[::2], first))
 
 
+tile_dot_bf16 = tiles.dot_pairs(bf16_to_float, flush, fma(), float_add)
+tile_dot_f16 = tiles.dot_pairs(half_to_float, flush, fma(), float_add)
+
+
 # --- Opmasks, wider general-register operations -------------------------------------------------------------------
 
 def mask_binary(operation: Callable[[int, int], int], size: int) -> Meaning:
@@ -1140,7 +1145,7 @@ def swap_bytes(size: int) -> Meaning:
 
 def _read(operand: Any, raw: Any) -> Any:
     """An operand's raw value (bytes of a vector or of memory, or an int) as its meaning takes it."""
-    if not isinstance(raw, np.ndarray):
+    if not isinstance(raw, np.ndarray) or operand.kind == "tile" or operand.sibmem:
         return raw
     if operand.index_bits == 0 and operand.memory_bits:
         size_bytes = operand.memory_bits // 8
@@ -1180,13 +1185,14 @@ def execute(
     mask: int | None = None,
     zeroing: bool = False,
     flags: dict[str, int] | None = None,
-    implicit: tuple[int, ...] = (),
-) -> tuple[list[Any], list[int], dict[str, int], int | None]:
+    implicit: tuple[Any, ...] = (),
+) -> tuple[list[Any], list[Any], dict[str, int], int | None]:
     """Run a row's meaning, opmask included.
 
     operands: one raw value for each explicit operand, before the instruction: uint8 arrays (a whole vector register of
-        the operand's bits, the bytes of memory, one broadcast element, or the gathered elements), ints for general
-        registers, masks and immediates. in_memory: which of them are memory. implicit: of `row.implicit_reads`.
+        the operand's bits, the bytes of memory, one broadcast element, the gathered elements, the [rows][bytes] of a
+        tile), ints for general registers, masks and immediates. in_memory: which of them are memory. implicit: of
+        `row.implicit_reads`.
     Returns (operands afterwards, values of `row.implicit_writes`, defined flags written, opmask afterwards).
     Raises ValueError for a row without a meaning, OverflowError where the processor would trap.
     """
@@ -1204,7 +1210,9 @@ def execute(
         if not operand.writes:
             continue
         value = values.pop(0)
-        if operand.kind == "mask" and not in_memory[position]:
+        if operand.kind == "tile" or operand.sibmem:
+            after[position] = np.broadcast_to(value, operands[position].shape)
+        elif operand.kind == "mask" and not in_memory[position]:
             after[position] = (pack_bits(value) if isinstance(value, np.ndarray) else plain(value)) \
                 & (-1 if mask is None else mask) & ((1 << 64) - 1)
         elif operand.kind == "gpr" and not in_memory[position]:
@@ -1221,4 +1229,4 @@ def execute(
                 value = _merge(row, value, view, reads[0] if row.blend else None, mask, zeroing)
             after[position] = padded(value.view(np.uint8), len(old) if in_memory[position] else operand.bits // 8)
     mask_after = 0 if row.masking == "required" and mask is not None else mask
-    return after, [plain(v) for v in values], written_flags, mask_after
+    return after, [v if isinstance(v, np.ndarray) else plain(v) for v in values], written_flags, mask_after

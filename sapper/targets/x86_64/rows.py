@@ -8,6 +8,7 @@ Operand notation (one token for each operand, separated by blanks; `role:alterna
   role   r read, w written, rw both, a address only (lea, prefetch: no memory is touched)
   v      vector register of the row's length; h, q, e: a half, a quarter, an eighth of it (a register has at least
          128 bits, memory has the exact size); x, y, z: 128, 256, 512 bits
+  t      tile register; sibmem memory of a tile's rows: each lies the index (scaled) behind the one before
   k      opmask register; r8 r16 r32 r64 general register; al/ax/eax/rax, cl, dx: this register and no other
   m      memory of the register's exact size; m32: of so many bits; b32: one 32-bit element broadcast
   vm32v  one 32-bit element for each lane of the index register (class v, h, x, ...), for gathers and scatters
@@ -16,6 +17,7 @@ Encoding notation: `features OPERANDS manual-text`, where OPERANDS has one lette
 Op/En column:  R ModRM.reg · M ModRM.rm, register or memory · m the same, memory only · U the same, register only ·
   V VEX.vvvv · I immediate · L imm8[7:4] · O low bits of the opcode · D distance to a label · A register 0, implied ·
   C the fixed register of the operand, implied · 1 the immediate 1, implied.
+A /r or /digit whose ModRM.rm no operand stands for has register 0 there.
 """
 
 from __future__ import annotations
@@ -25,12 +27,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from .tiles import ROW_BYTES, ROWS
+
 _NAMED_REGISTERS = {
     "al": (8, 0), "ax": (16, 0), "eax": (32, 0), "rax": (64, 0), "cl": (8, 1), "ecx": (32, 1), "dx": (16, 2),
     "edx": (32, 2), "rdx": (64, 2),
 }
 _FIXED_VECTORS = {"x": 128, "y": 256, "z": 512}
 _PARTS = {"v": 1, "h": 2, "q": 4, "e": 8}
+TILE_BITS = 8 * ROWS * ROW_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,8 @@ class Operand:
     """One explicit operand of a row.
 
     role: "r", "w", "rw", or "a" (only the address is used).
-    kind: "gpr", "vec", "mask", "imm", "mem" or "label": what it is when it is not one of the alternatives below.
+    kind: "gpr", "vec", "mask", "tile", "imm", "mem" or "label": what it is when it is not one of the alternatives
+        below.
     bits: size of the register, of the memory operand (kind "mem"), or of the immediate (kind "imm").
     memory_bits: 0, or the bits of memory that may stand here instead of the register.
     broadcast_bits: 0, or the bits of one memory element that may be spread over all lanes.
@@ -46,6 +52,8 @@ class Operand:
     fixed: the only register number allowed (shift counts: 1, cl), or None.
     index_bits: size of the vector register that must be the index of the memory operand (gather, scatter), or 0;
         memory_bits is then the size of one element.
+    sibmem: rows of memory, of which each lies the index (scaled) behind the one before: of a tile; memory_bits are
+        those of the largest tile.
     dtype: how `meaning` sees it: f32 f64 f16 bf16 i8 .. u64 for vectors, empty for integers of `bits` bits.
     """
 
@@ -58,6 +66,7 @@ class Operand:
     fixed: int | None = None
     index_bits: int = 0
     dtype: str = ""
+    sibmem: bool = False
 
     @property
     def memory(self) -> bool:
@@ -88,7 +97,7 @@ def parse_operands(text: str, length: int, dtype: str) -> tuple[Operand, ...]:
         rest, _, own_dtype = rest.partition(".")
         kind, bits, memory, broadcast, immediate, index = "", 0, 0, 0, 0, 0
         fixed: int | None = None
-        exact = 0
+        exact, rows_apart = 0, False
         for part in rest.split("/"):
             if part in _NAMED_REGISTERS:
                 kind = "gpr"
@@ -98,6 +107,10 @@ def parse_operands(text: str, length: int, dtype: str) -> tuple[Operand, ...]:
                 bits = max(128, exact)
             elif part == "k":
                 kind, bits = "mask", 64
+            elif part == "t":
+                kind, bits = "tile", TILE_BITS
+            elif part == "sibmem":
+                memory, rows_apart = TILE_BITS, True
             elif part == "rel":
                 kind, bits = "label", 32
             elif part == "m":
@@ -120,7 +133,7 @@ def parse_operands(text: str, length: int, dtype: str) -> tuple[Operand, ...]:
         if not kind:
             kind, bits = ("mem", memory) if memory else ("imm", immediate)
         operands.append(Operand(role, kind, bits, memory, broadcast, immediate, fixed, index,
-                                own_dtype or (dtype if kind in ("vec", "mem") else "")))
+                                own_dtype or (dtype if kind in ("vec", "mem") else ""), rows_apart))
     return tuple(operands)
 
 
@@ -217,7 +230,8 @@ class Row:
     meaning: f(*reads) -> written value, or a tuple of them in operand order. Reads are the operands whose role has
         "r" in order, immediates included, then `flags` (a dict) if flags are read, then the implicit reads. Vectors
         are NumPy arrays of the operand's dtype, general registers and masks are unsigned Python ints, a memory
-        operand is an array too (broadcast already applied) or an int; gathered memory is one element for each lane.
+        operand is an array too (broadcast already applied) or an int; gathered memory is one element for each lane; a
+        tile, and its memory, is an array of bytes [rows][bytes of a row], and what is written is given its shape.
         Merging and zeroing by the opmask is done by `meaning.execute`, not here. None: no value (fences, jumps).
     flags_read, flags_written: letters of "oszapc"; written includes those left undefined.
     implicit_reads, implicit_writes: (kind, number) of registers that are not operands.
