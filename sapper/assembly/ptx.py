@@ -12,8 +12,9 @@ from typing import Any
 from ..targets.ptx import assembly as table
 from .errors import AssemblyError
 from .notation import ptr as ptr
-from .warp import Mnemonic, WarpBlock, unknown
-from .warp import block as _block
+from .warp import unknown
+from .warp_block import Mnemonic, WarpBlock
+from .warp_block import block as _block
 
 nobody = table.NOBODY
 """Stands where a result is that nobody wants."""

@@ -16,8 +16,9 @@ from sapper import Schedule, Tensor, f32, i32, ptx, tiles
 from sapper.assembly.build import current
 from sapper.assembly.errors import AssemblyError
 from sapper.assembly.override import Override, compile_by_hand
-from sapper.assembly.warp import WarpAssembly, WarpBlock
+from sapper.assembly.warp import WarpAssembly
 from sapper.assembly.warp import compile_kernel as compile_warp
+from sapper.assembly.warp_block import WarpBlock
 from sapper.assembly.warp_checks import check_warp
 from sapper.assembly.warp_mutate import mutants
 from sapper.cli.main import main
