@@ -13,14 +13,14 @@ Geijn, "BLIS: a framework for rapidly instantiating BLAS functionality" (ACM TOM
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from ..codegen.machine import Instruction, Label, MachineFunction
+from ..codegen.machine import Instruction, Label, MachineFunction, Register
 from ..codegen.print import print_function
 from ..ir.types import DTYPES, DType
 from ..lang.by_hand import CONTRACTIONS, PIECES
@@ -29,6 +29,7 @@ from .build import Assembly, Region
 from .emulate import VECTOR_BYTES, Emulator
 from .notation import Reg
 from .polynomial import Polynomial, Symbol
+from .registers import check_alone, check_kept
 from .static import check_static
 
 
@@ -95,6 +96,8 @@ class Contraction:
     left: str = "rows"
     rights: int = 1
     features: frozenset[str] = frozenset()
+    no_spill: bool = False
+    budget: Mapping[str, int] = field(default_factory=dict, hash=False)
     _machines: dict[tuple[int, int], tuple[Tile, MachineFunction]] = field(default_factory=dict, compare=False,
                                                                           repr=False)
 
@@ -121,7 +124,7 @@ class Contraction:
     def digest(self) -> str:
         """A hash of the instructions that it is made of."""
         texts = [print_function(self.assemble(tile).machine()) for tile in self.tiles()]
-        return hashlib.sha256("".join(texts).encode()).hexdigest()
+        return hashlib.sha256(f"{''.join(texts)}{self.no_spill}{sorted(self.budget.items())}".encode()).hexdigest()
 
     # --- Writing ----------------------------------------------------------------------------------------------------
 
@@ -153,7 +156,7 @@ class Contraction:
         """This piece for its first tile, with what `wrong` says in place of what it writes (mutate.py): its checks must
         find the difference."""
         return _Planted(self.table, "planted", self.write, self.vector_bits, self.rows[:1], self.vectors[:1], self.step,
-                        self.dtype, self.left, self.rights, self.features, wrong=wrong)
+                        self.dtype, self.left, self.rights, self.features, self.no_spill, self.budget, wrong=wrong)
 
     def check(self, target: Any) -> None:
         """The static checks of every tile, each as if it stood alone. Raises AssemblyError."""
@@ -162,6 +165,13 @@ class Contraction:
             with made.building():
                 made.emit(self.table.RETURN, ())
             check_static(made, target)
+            made = self.assemble(tile)
+            sums = [reg for product in made.products for row in product for reg in row]
+            check_alone(made, target, (*made.scalars, *sums), sums, self.no_spill, self.budget)
+
+    def check_kept(self, machine: Any, target: Any) -> None:
+        if self.no_spill:
+            check_kept(machine, self.name, Register(*self.table.STACK_POINTER))
 
     # --- What lang/by_hand.py asks ----------------------------------------------------------------------------------
 
@@ -244,8 +254,8 @@ class _ReadOnly:
 
 
 def contraction(table: Any, name: str, *, vector: str, rows: tuple[int, ...], vectors: tuple[int, ...], step: int = 1,
-                features: str = "", dtype: str = "f32", left: str = "rows", rights: int = 1,
-                ) -> Callable[[Callable[[Tile], None]], Contraction]:
+                features: str = "", dtype: str = "f32", left: str = "rows", rights: int = 1, no_spill: bool = False,
+                budget: Mapping[str, int] | None = None) -> Callable[[Callable[[Tile], None]], Contraction]:
     """Register a micro-kernel; see assembly/x86.py. Raises ValueError for a taken name, or what makes no sense."""
     def refuse(found: str, expected: str) -> ValueError:
         return ValueError(f"micro-kernel {name}: found {found}; expected {expected}")
@@ -270,7 +280,7 @@ def contraction(table: Any, name: str, *, vector: str, rows: tuple[int, ...], ve
 
     def register(write: Callable[[Tile], None]) -> Contraction:
         made = Contraction(table, name, write, bits, rows, vectors, step, DTYPES[dtype], left, rights,
-                           frozenset(features.split()))
+                           frozenset(features.split()), no_spill, dict(budget or {}))
         CONTRACTIONS[made.key] = made
         return made
 

@@ -179,7 +179,9 @@ def digest(kernel: Any, piece: ByHand) -> str:
     assembly = build(kernel, piece)
     if isinstance(assembly, WarpAssembly):
         lines = [(i.row.mnemonic, i.operands, i.mask) if isinstance(i, Instruction) else i.name for i in assembly.body]
-        return hashlib.sha256(f"{lines}{piece.family}{sorted(piece.features)}{assembly.slots}".encode()).hexdigest()
+        asked = piece.no_spill, sorted(piece.budget.items())
+        return hashlib.sha256(f"{lines}{piece.family}{sorted(piece.features)}{assembly.slots}{asked}".encode()
+                              ).hexdigest()
     text = print_function(assembly.machine())
     facts = (piece.family, sorted(piece.features), piece.contiguous, sorted(piece.divisible.items()), piece.no_spill,
              sorted(piece.budget.items()), piece.reorder, assembly.slots, assembly.scratch_size, assembly.parallel)
@@ -190,7 +192,8 @@ def compile_by_hand(kernel: Any, piece: ByHand, target: Any) -> Override:
     """Code for a target, all static checks passed. Raises AssemblyError."""
     assembly = build(kernel, piece)
     if isinstance(assembly, WarpAssembly):
-        return Override(piece, assembly, assembly.machine(), None, compile_warp(kernel, assembly, target))
+        compiled = compile_warp(kernel, assembly, target, piece.no_spill, piece.budget)
+        return Override(piece, assembly, assembly.machine(), None, compiled)
     function = kernel.tile_ir()
     finished = finish(assembly, target, piece.no_spill, dict(piece.budget), piece.reorder)
     encoded, counters = finished.encoded, int(assembly.parallel)

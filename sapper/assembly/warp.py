@@ -21,6 +21,7 @@ from typing import Any
 from ..codegen.compile import CompiledCode, text_of
 from ..codegen.machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, VirtualRegister
 from ..codegen.pipeline import Compiled, stored_tensors
+from ..ir.nodes import Location
 from ..lane.ops import FIRST_WORDS
 from ..lang.by_hand import ByHand
 from .arguments import Arguments
@@ -31,11 +32,19 @@ from .notation import LabelName, Mem, Reg
 WARP_LANES = 32
 
 
-def unknown(table: Any, mnemonic: str) -> AssemblyError:
+@dataclass(frozen=True, slots=True)
+class FloatBits:
+    """A float that is given by its bits. width: 32 or 64."""
+
+    bits: int
+    width: int
+
+
+def unknown(table: Any, mnemonic: str, location: Location | None = None) -> AssemblyError:
     near = get_close_matches(mnemonic, table.mnemonics(), 5, 0.6)
-    return AssemblyError("unknown-instruction", f"no row of the table has a form {mnemonic}", author_location(),
-                         mnemonic, f"a form of the table of {table.FAMILY}" + (f"; near: {', '.join(near)}" if near
-                                                                              else ""))
+    return AssemblyError("unknown-instruction", f"no row of the table has a form {mnemonic}",
+                         location or author_location(), mnemonic,
+                         f"a form of the table of {table.FAMILY}" + (f"; near: {', '.join(near)}" if near else ""))
 
 
 @dataclass(slots=True)
@@ -77,12 +86,13 @@ class WarpAssembly(Arguments):
 
     # --- Code -------------------------------------------------------------------------------------------------------
 
-    def emit(self, mnemonic: str, operands: Sequence[Any], when: Reg | None = None, comment: str = "") -> None:
+    def emit(self, mnemonic: str, operands: Sequence[Any], when: Reg | None = None, comment: str = "",
+             location: Location | None = None) -> None:
         """One instruction. when: the predicate under which it runs. Raises AssemblyError."""
-        where = author_location()
+        where = location or author_location()
         found = self.table.forms_of(mnemonic)
         if not found:
-            raise unknown(self.table, mnemonic)
+            raise unknown(self.table, mnemonic, where)
         (form,) = found
         specs = self.table.operands_of(form, len(operands))
         needed = [spec for spec in specs if not spec.optional]
@@ -110,6 +120,8 @@ class WarpAssembly(Arguments):
             return Memory(given.address.base.register, None, 1, given.address.disp, False, None)
         if spec.role in ("r", "i") and isinstance(given, (int, float)) and not isinstance(given, bool):
             return Immediate(self._number(form, spec, given, where))
+        if isinstance(given, FloatBits) and spec.role in ("r", "i") and spec.type and spec.bits == given.width:
+            return Immediate(given.bits)
         if spec.role == "r" and given in self.table.SPECIAL.values():
             return given
         if spec.role == "w" and given is self.table.NOBODY:
@@ -128,6 +140,15 @@ class WarpAssembly(Arguments):
         if not isinstance(given, int):
             raise self._wrong(form, where, repr(given))
         return given
+
+    def text(self, source: str, **operands: Any) -> None:
+        """PTX as text: `a.text("fma.rn.f32 @sum, @x, 0f40000000, @sum;", sum=s, x=x)`; see warp_text.py.
+
+        operands: what `@name` stands for.
+        """
+        from .warp_text import WarpTextReader
+
+        WarpTextReader(self, operands, author_location()).read(source)
 
     def label(self, name: str = "") -> LabelName:
         made = LabelName(f".{name or 'label'}{len(self.labels)}")
@@ -227,12 +248,15 @@ def build_kernel(kernel: Any, piece: ByHand, table: Any) -> WarpAssembly:
     return assembly
 
 
-def compile_kernel(kernel: Any, assembly: WarpAssembly, target: Any) -> Compiled:
-    """Text for a target, all static checks passed. Raises AssemblyError."""
+def compile_kernel(kernel: Any, assembly: WarpAssembly, target: Any, no_spill: bool = False,
+                   budget: Mapping[str, int] | None = None) -> Compiled:
+    """Text for a target, all static checks passed. no_spill, budget: see warp_registers.py. Raises AssemblyError."""
     from .warp_checks import check_warp
+    from .warp_registers import check_kernel
 
     check_warp(assembly, target)
     machine = assembly.machine()
+    check_kernel(assembly, machine, target, no_spill, budget or {})
     text = text_of(machine, target)
     code = text.encode()
     made = CompiledCode(kernel.name, code, len(code), 1, [], 0, list(assembly.slots), 0, 1, machine, target,

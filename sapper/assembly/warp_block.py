@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from math import prod
 from typing import Any
@@ -25,6 +25,7 @@ from .notation import Reg
 from .symbolic import Lanes, NotSymbolic
 from .warp import WarpAssembly
 from .warp_checks import check_warp
+from .warp_registers import check_assembled, check_wanted
 
 
 class Mnemonic:
@@ -61,6 +62,12 @@ class Mnemonic:
     def select(self, selector: Any, op: Any) -> None:
         _one(self.table, self.name).select(selector, op)
 
+    def check_op(self, op: Any, target: Any) -> None:
+        _one(self.table, self.name).check_op(op, target)
+
+    def check_kept(self, machine: Any, target: Any) -> None:
+        """An instruction asks for nothing."""
+
     def __repr__(self) -> str:
         return f"<{self.family} {self.name}>"
 
@@ -76,6 +83,8 @@ class WarpBlock:
     result: DType | None = None
     features: frozenset[str] = frozenset()
     implements: str = ""
+    no_spill: bool = False
+    budget: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
     def key(self) -> str:
@@ -87,15 +96,14 @@ class WarpBlock:
 
     def digest(self) -> str:
         made = self.written((32,) * (1 + len(self.inputs or (0,))))
-        return hashlib.sha256(repr([(i.row.mnemonic, i.operands) for i in made.body
-                                    if isinstance(i, Instruction)]).encode()).hexdigest()
+        code = [(i.row.mnemonic, i.operands, i.mask) for i in made.body if isinstance(i, Instruction)]
+        return hashlib.sha256(repr((code, self.no_spill, sorted(self.budget.items()))).encode()).hexdigest()
 
     def assemble(self, sizes: tuple[int, ...], immediates: list[int], first_register: int = 0,
                  ) -> tuple[WarpAssembly, Reg, list[Reg]]:
         """The block over new registers: (assembly, result, inputs). sizes: bits of an element of each."""
         assembly = WarpAssembly(self.name, self.table, register_count=first_register)
-        names = {bits: name for name, (_, bits) in self.table.VIRTUAL.items()}
-        out, *inputs = (assembly.new(names[bits]) for bits in sizes)
+        out, *inputs = (assembly.new(self.table.NAME_OF_BITS[bits]) for bits in sizes)
         assembly.inputs = [reg.register for reg in inputs]
         with assembly.building():
             self.write(out, *inputs, *immediates)
@@ -123,6 +131,14 @@ class WarpBlock:
         """The static checks of the block as if it stood alone. Raises AssemblyError."""
         assembly, out, _ = self.assemble(sizes, immediates)
         check_warp(assembly, target, {out.register})
+        check_wanted(assembly, target, {out.register}, self.budget)
+
+    def check_op(self, op: Any, target: Any) -> None:
+        self.check(target, tuple(v.type.dtype.bits for v in (op.results[0], *op.operands)), op.attributes["immediates"])
+
+    def check_kept(self, machine: Any, target: Any) -> None:
+        if self.no_spill:
+            check_assembled(machine, target, self.name, True, target.registers)
 
     def run(self, rows: list[Any], immediates: list[int]) -> Any:
         """The block's result on rows, from the meanings of its instructions. Raises NotSymbolic for rows of which
@@ -225,9 +241,11 @@ def _one(table: Any, mnemonic: str) -> WarpBlock:
 
 
 def block(table: Any, name: str, *, inputs: str, result: str, features: str = "", implements: str = "",
+          no_spill: bool = False, budget: Mapping[str, int] | None = None,
           ) -> Callable[[Callable[..., None]], WarpBlock]:
-    """Register a block on rows, so that a schedule can choose it by name. Raises ValueError for dtypes that rows do not
-    have."""
+    """Register a block on rows, so that a schedule can choose it by name. no_spill: the kernel that it stands in must
+    spill nothing; budget: {"registers": most that the block itself wants at once}; see warp_registers.py. Raises
+    ValueError for dtypes that rows do not have."""
     dtypes = []
     for word in (*inputs.split(), result):
         if word not in ("f32", "i32", "f64", "i64"):
@@ -235,7 +253,8 @@ def block(table: Any, name: str, *, inputs: str, result: str, features: str = ""
         dtypes.append(DTYPES[word])
 
     def register(write: Callable[..., None]) -> WarpBlock:
-        made = WarpBlock(table, name, write, tuple(dtypes[:-1]), dtypes[-1], frozenset(features.split()), implements)
+        made = WarpBlock(table, name, write, tuple(dtypes[:-1]), dtypes[-1], frozenset(features.split()), implements,
+                         no_spill, dict(budget or {}))
         PIECES[made.key] = made
         return made
 

@@ -111,10 +111,17 @@ def _trusted(kernel: Any, target: Any, schedule: Any) -> bool:
 def generated_code(kernel: Any, target: Any, schedule: Any, static: dict[str, int] | None = None,
                    dims: dict[str, int] | None = None) -> Code:
     """The same where no whole kernel by hand is taken; instructions and blocks by hand may be in it."""
+    from ..assembly.errors import AssemblyError
     from ..codegen.pipeline import compile_kernel
     from ..lang.by_hand import bare_name
 
-    compiled = compile_kernel(kernel, target=target, schedule=schedule, **specialise(kernel, static or {}, dims or {}))
+    facts = specialise(kernel, static or {}, dims or {})
+    try:
+        compiled = compile_kernel(kernel, target=target, schedule=schedule, **facts)
+    except AssemblyError as error:
+        reason = " ".join(str(error).split())
+        compiled = compile_kernel(kernel, target=target, schedule=schedule, by_hand=False, **facts)
+        return Code(compiled, [], dict.fromkeys(map(bare_name, blocks_named(schedule)), reason) or {"asm": reason})
     reasons = {key.partition(":")[2]: reason for key, reason in compiled.refused}
     refused = {name: reasons.get(name, f"{target.name} has no form of it, or the kernel no op that it implements")
                for name in map(bare_name, blocks_named(schedule))
@@ -132,11 +139,11 @@ def code_that_ran(code: Code, compiled: Any) -> Code:
 
 
 def _rows(compiled: Any) -> list[Piece]:
-    from ..lang.by_hand import CONTRACTIONS, PIECES
+    from ..lang.by_hand import CONTRACTIONS, piece_of
 
     found = []
     for key in compiled.pieces:
-        piece = CONTRACTIONS.get(key) or PIECES[key]
+        piece = piece_of(key)
         kind = "loop" if key in CONTRACTIONS else "rows"
         found.append(Piece(piece.name, kind, tuple(sorted(piece.features))))
     return found

@@ -102,6 +102,15 @@ class RowPiece(Protocol):
         """Emit it for a lane op."""
         ...
 
+    def check_op(self, op: Any, target: Any) -> None:
+        """The static checks of the piece as a lane op has it. Raises AssemblyError."""
+        ...
+
+    def check_kept(self, machine: Any, target: Any) -> None:
+        """Raise AssemblyError where registers that it asks for don't hold in a function that it stands in (machine IR
+        as it goes to the encoder, or to the target's assembler)."""
+        ...
+
 
 PIECES: dict[str, RowPiece] = {}
 """Pieces that kernels and schedules may name, by key."""
@@ -177,9 +186,18 @@ class ContractionPiece(Protocol):
         """Emit it for a lane op `asm_contract`."""
         ...
 
+    def check_kept(self, machine: Any, target: Any) -> None:
+        """As of RowPiece."""
+        ...
+
 
 CONTRACTIONS: dict[str, ContractionPiece] = {}
 """Inner loops of contractions that schedules may name, by key."""
+
+
+def piece_of(key: str) -> RowPiece | ContractionPiece:
+    """The piece of a key."""
+    return CONTRACTIONS.get(key) or PIECES[key]
 
 
 def bare_name(name: str) -> str:
