@@ -193,7 +193,7 @@ def cases() -> Iterator[Case]:
     yield from micro_kernel_cases("micro-kernel f32, 14 x 32 over blocks", "f32_14x32_blocks", None)
     yield from micro_kernel_cases("micro-kernel f32, 14 x 32, left by columns", "f32_14x32_columns", None)
     yield from micro_kernel_cases("micro-kernel u8 by i8, 14 x 32, VNNI", "u8i8_14x32", None)
-    yield from micro_kernel_cases("micro-kernel i8 by i8, 14 x 32, VNNI", "i8_14x32", None)
+    yield from micro_kernel_cases("micro-kernel i8 by i8, 14 x 32 over blocks", "i8_14x32_blocks", None)
     yield from micro_kernel_cases("micro-kernel bf16, 14 x 32", "bf16_14x32", None)
     yield from micro_kernel_cases("micro-kernel SwiGLU f32, 2 x 14 x 16", "f32_2x14x16", None)
     yield from micro_kernel_cases("micro-kernel SwiGLU bf16, 2 x 14 x 16", "bf16_2x14x16", None)

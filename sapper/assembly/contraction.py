@@ -284,6 +284,9 @@ def contraction(table: Any, name: str, *, vector: str, rows: tuple[int, ...], ve
         raise refuse(f"operands of {dtype!r} and {right_dtype!r}", "f32, bf16, or each of i8 or u8")
     if left not in ("rows", "columns", "blocks"):
         raise refuse(f"left={left!r}", "'rows', 'columns' or 'blocks'")
+    if dtype == right_dtype and dtype in ("i8", "u8") and left != "blocks":
+        raise refuse(f"left={left!r} with operands of {dtype} and {dtype}",
+                     "'blocks', whose copies have the highest bits inverted: a dot product takes one of either sign")
     if left == "columns" and dtype != "f32":
         raise refuse(f"left='columns' with operands of {dtype}",
                      "f32: of narrow ones a step takes several, which would lie apart")

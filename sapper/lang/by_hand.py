@@ -127,8 +127,8 @@ class ContractionPiece(Protocol):
     multiple of it. rights: how many right operands there are, each a packed panel, [depth][vectors], aligned to a
     vector. left: how the left operand lies, "rows": where it is, each row contiguous along the depth; "columns": where
     it is, contiguous along its rows, the depth apart; "blocks": copied, [depth / lanes][rows][lanes of the depth].
-    Where both operands are i8, or both u8, the left one counts with the highest bit of its bytes inverted, which makes
-    it the other type (lane/packed.py says how the sums make up for that).
+    Where both operands are i8, or both u8, the left one is in blocks, with the highest bit of its bytes inverted, which
+    makes it the other type (lane/packed.py says how the sums make up for that).
     """
 
     @property
