@@ -96,18 +96,18 @@ def wanted(assembly: Any, results: Collection[Any] = ()) -> tuple[int, Any]:
 
 def _accesses(table: Any, item: Instruction) -> tuple[set[Any], set[Any]]:
     """Registers that an instruction reads, and those that it gives a new value in every thread."""
-    reads = {item.mask} if item.mask is not None else set()
+    reads: set[Any] = {item.mask}
     writes: set[Any] = set()
     for spec, operand in zip(table.operands_of(item.row, len(item.operands)), item.operands, strict=False):
         for part in operand if isinstance(operand, tuple) else (operand,):
             if isinstance(part, Memory):
-                reads |= {part.base} - {None}
+                reads.add(part.base)
             elif isinstance(part, VirtualRegister):
                 if spec.reads:
                     reads.add(part)
                 if spec.writes and item.mask is None:
                     writes.add(part)
-    return reads, writes
+    return reads - {None}, writes
 
 
 def _registers(item: Instruction) -> set[Any]:
@@ -117,7 +117,7 @@ def _registers(item: Instruction) -> set[Any]:
 
 def _words(registers: Collection[Any], table: Any) -> int:
     """Registers of 32 bits; two of 16 share one."""
-    bits = sum(size for register in registers for kind, size in table.VIRTUAL.values()
+    bits: int = sum(size for register in registers for kind, size in table.VIRTUAL.values()
                if kind == register.kind and size > 1)
     return -(-bits // 32)
 
@@ -127,7 +127,8 @@ def _limit(budget: Mapping[str, int], target: Any, location: Any) -> int:
     if unknown:
         raise AssemblyError("registers", f"a budget for registers of kind {unknown[0]}", location, unknown[0], KIND,
                             f'budget={{"{KIND}": n}}')
-    return min(budget.get(KIND, target.registers), target.registers)
+    most: int = target.registers
+    return min(budget.get(KIND, most), most)
 
 
 def _first(body: Any) -> Any:

@@ -504,8 +504,8 @@ class _Parser:
             return Immediate(~self.number().bits)
         if text == "WARP_SZ":
             return Immediate(32)
-        bits, value = number(text)
-        return Immediate(bits, bits if text[:2] in ("0d", "0D") else 0, value)
+        bits, decimal = number(text)
+        return Immediate(bits, bits if text[:2] in ("0d", "0D") else 0, decimal)
 
 
 def _float_bits(value: Immediate, wide: bool) -> int:

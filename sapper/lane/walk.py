@@ -711,7 +711,8 @@ class WalkLowering(Pairs):
             return None
         # What the sums of turned operands are off by (packed.py) is not the micro-kernel's: its products are exact.
         keys = [(number, point) for number, a in enumerate(accumulators) for point, _ in a.rows]
-        held, start = [], 0
+        held: list[int] = []
+        start = 0
         for a in accumulators:
             held += range(start, start + len(a.rows))
             start += len(a.carried())
