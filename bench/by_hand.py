@@ -22,6 +22,7 @@ from sapper import Schedule, Tensor, bf16, f32, tiles, zeros
 from sapper.kernels.by_hand import blocked, codebook, matmul, rows
 from sapper.kernels.matmul import make_matmul_nn
 from sapper.lang.by_hand import pieces_named
+from sapper.runtime.micro_kernel import whole_of
 from sapper.targets import host_target
 
 TURNS, TURNS_S = 15, 2.0
@@ -146,18 +147,35 @@ def micro_kernel_cases(name: str, block: str, wanted: Any) -> Iterator[Case]:
         print(f"{name:34} not measured: this CPU has no {', '.join(missing)}")
         return
     options = {} if wanted is None else {"target": wanted}
-    dtype = np.float32 if piece.dtype is f32 else ml_dtypes.bfloat16
     for size in (256, 1024):
-        a, b, b1 = (normal(size, size).astype(dtype) for _ in range(3))
-        c, other = np.zeros((2, size, size), np.float32)
+        a, b, b1 = (elements(dtype, size) for dtype in (piece.dtype, piece.right_dtype, piece.right_dtype))
+        c, other = np.zeros((2, size, size), np.float32 if piece.result is f32 else np.int32)
         given = (a, b) if piece.rights == 1 else (a, b, b1)
-        if piece.rights == 2:
-            kernel = make_swiglu(piece.dtype)
-        else:
-            kernel = make_matmul_nn(f32) if piece.dtype is f32 else make_matmul_bf16()
+        kernel = make_swiglu(piece.dtype) if piece.rights == 2 else whole_of(piece)
         yield Case(f"{name}, {size}", prepared(kernel, *given, c, schedule=Schedule(assembly=(block,)), **options),
                    prepared(kernel, *given, other, **options),
-                   product_peers(a, b) if piece.rights == 1 else swiglu_peer(*given))
+                   swiglu_peer(*given) if piece.rights == 2 else integer_peer(a, b) if piece.result is not f32 else
+                   product_peers(a.T if piece.left == "columns" else a, b))
+
+
+def elements(dtype: Any, size: int) -> Any:
+    """A square matrix of a dtype."""
+    if dtype.is_float:
+        return normal(size, size).astype(np.float32 if dtype is f32 else ml_dtypes.bfloat16)
+    least = -(1 << 7) if dtype.name == "i8" else 0
+    return random.integers(least, least + 256, (size, size)).astype(np.int8 if least else np.uint8)
+
+
+def integer_peer(a: Any, b: Any) -> dict[str, Callable[[], Any]]:
+    """torch's product of i8 matrices with sums of i32, which takes i8 only."""
+    if a.dtype != np.int8:
+        return {}
+
+    def with_torch(torch: Any) -> Callable[[], Any]:
+        x, y = torch.from_numpy(a), torch.from_numpy(b)
+        return lambda: torch._int_mm(x, y)
+
+    return torch_peer(with_torch)
 
 
 def block_case(name: str, kernel: Any, schedule: Schedule, *arguments: Any, peers: Any = None) -> Case:
@@ -173,6 +191,9 @@ def cases() -> Iterator[Case]:
 
     yield from micro_kernel_cases("micro-kernel f32, 14 x 32, AVX-512", "f32_14x32", None)
     yield from micro_kernel_cases("micro-kernel f32, 14 x 32 over blocks", "f32_14x32_blocks", None)
+    yield from micro_kernel_cases("micro-kernel f32, 14 x 32, left by columns", "f32_14x32_columns", None)
+    yield from micro_kernel_cases("micro-kernel u8 by i8, 14 x 32, VNNI", "u8i8_14x32", None)
+    yield from micro_kernel_cases("micro-kernel i8 by i8, 14 x 32 over blocks", "i8_14x32_blocks", None)
     yield from micro_kernel_cases("micro-kernel bf16, 14 x 32", "bf16_14x32", None)
     yield from micro_kernel_cases("micro-kernel SwiGLU f32, 2 x 14 x 16", "f32_2x14x16", None)
     yield from micro_kernel_cases("micro-kernel SwiGLU bf16, 2 x 14 x 16", "bf16_2x14x16", None)

@@ -52,7 +52,10 @@ MICRO_KERNELS: dict[str, tuple[Contraction, str]] = {
     "loop-f32-14x32": (contraction.f32_14x32, "zen4"),
     "loop-f32-6x16": (contraction.f32_6x16, "haswell"),
     "loop-f32-14x32-blocks": (contraction.f32_14x32_blocks, "zen4"),
+    "loop-f32-14x32-columns": (contraction.f32_14x32_columns, "zen4"),
     "loop-bf16-14x32": (contraction.bf16_14x32, "zen4"),
+    "loop-u8i8-14x32": (contraction.u8i8_14x32, "zen4"),
+    "loop-i8-14x32-blocks": (contraction.i8_14x32_blocks, "zen4"),
     "loop-f32-2x14x16": (contraction.f32_2x14x16, "zen4"),
     "loop-bf16-2x14x16": (contraction.bf16_2x14x16, "zen4"),
 }

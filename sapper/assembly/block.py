@@ -9,7 +9,7 @@ own constants; it is interpreted from the meanings of its rows wherever lane IR 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..codegen.liveness import WRITE, facts_table
-from ..codegen.machine import Instruction, Label, LabelReference, Memory, VirtualRegister
+from ..codegen.machine import Instruction, Label, LabelReference, Memory, Register, VirtualRegister
 from ..codegen.print import print_function
 from ..ir.types import DTYPES, DType
 from ..lang.by_hand import PIECES
@@ -26,6 +26,7 @@ from .build import Assembly, current, with_immediates
 from .emulate import VECTOR_BYTES, Emulator
 from .errors import AssemblyError
 from .notation import Reg
+from .registers import check_alone, check_kept
 from .static import check_static
 
 Write = Callable[..., None]
@@ -36,7 +37,8 @@ class Block:
     """A piece on rows. write(out, *inputs, *immediates): called while an assembly is built.
 
     name: how a schedule names it. implements: the tile op that it may stand for, "" for none. features: beside those
-    that its instructions need by themselves. inputs, result: dtypes of rows (f32, i32, f64, i64).
+    that its instructions need by themselves. inputs, result: dtypes of rows (f32, i32, f64, i64). no_spill, budget: see
+    registers.py.
     """
 
     table: Any
@@ -46,6 +48,8 @@ class Block:
     result: DType | None = None
     features: frozenset[str] = frozenset()
     implements: str = ""
+    no_spill: bool = False
+    budget: Mapping[str, int] = field(default_factory=dict, hash=False)
     known: dict[Any, bool] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -65,6 +69,7 @@ class Block:
                 texts.append(print_function(self.written(sizes).machine()))
             except AssemblyError as error:
                 texts.append(error.kind)
+        texts.append(f"{self.no_spill}{sorted(self.budget.items())}")
         return hashlib.sha256("".join(texts).encode()).hexdigest()
 
     # --- Writing ----------------------------------------------------------------------------------------------------
@@ -99,6 +104,16 @@ class Block:
         with assembly.building():
             assembly.emit(self.table.RETURN, ())
         check_static(assembly, target)
+        assembly, out, inputs = self.assemble(sizes, immediates)
+        check_alone(assembly, target, inputs, (out,), self.no_spill, self.budget)
+
+    def check_op(self, op: Any, target: Any) -> None:
+        sizes = tuple(target.lanes * v.type.dtype.bits for v in (op.results[0], *op.operands))
+        self.check(target, sizes, op.attributes["immediates"])
+
+    def check_kept(self, machine: Any, target: Any) -> None:
+        if self.no_spill:
+            check_kept(machine, self.name, Register(*self.table.STACK_POINTER))
 
     # --- What lang/by_hand.py asks ----------------------------------------------------------------------------------
 
@@ -215,12 +230,13 @@ def instruction_piece(table: Any, mnemonic: str) -> Block:
     return Block(table, mnemonic, write)
 
 
-def block(table: Any, name: str, *, inputs: str = "", result: str = "", features: str = "",
-          implements: str = "") -> Callable[[Write], Block]:
+def block(table: Any, name: str, *, inputs: str = "", result: str = "", features: str = "", implements: str = "",
+          no_spill: bool = False, budget: Mapping[str, int] | None = None) -> Callable[[Write], Block]:
     """`@x86.block("fast_exp", inputs="f32", result="f32", implements="exp")` over `def fast_exp(out, x)`.
 
-    inputs, result: dtypes of the rows. Registers the block, so that a schedule can choose it by name.
-    Raises ValueError for dtypes that rows do not have, or a name that another block has.
+    inputs, result: dtypes of the rows. no_spill: nothing of it may lie in memory; budget: most registers of a kind
+    that it takes at once; both are errors where they can't hold. Registers the block, so that a schedule can choose it
+    by name. Raises ValueError for dtypes that rows do not have, or a name that another block has.
     """
     dtypes = []
     for word in (*inputs.split(), result):
@@ -231,7 +247,8 @@ def block(table: Any, name: str, *, inputs: str = "", result: str = "", features
         raise ValueError(f"block {name}: found the name of an instruction; expected another")
 
     def register(write: Write) -> Block:
-        made = Block(table, name, write, tuple(dtypes[:-1]), dtypes[-1], frozenset(features.split()), implements)
+        made = Block(table, name, write, tuple(dtypes[:-1]), dtypes[-1], frozenset(features.split()), implements,
+                     no_spill, dict(budget or {}))
         PIECES[made.key] = made
         return made
 

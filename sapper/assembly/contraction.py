@@ -13,14 +13,14 @@ Geijn, "BLIS: a framework for rapidly instantiating BLAS functionality" (ACM TOM
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from ..codegen.machine import Instruction, Label, MachineFunction
+from ..codegen.machine import Instruction, Label, MachineFunction, Register
 from ..codegen.print import print_function
 from ..ir.types import DTYPES, DType
 from ..lang.by_hand import CONTRACTIONS, PIECES
@@ -29,6 +29,7 @@ from .build import Assembly, Region
 from .emulate import VECTOR_BYTES, Emulator
 from .notation import Reg
 from .polynomial import Polynomial, Symbol
+from .registers import check_alone, check_kept
 from .static import check_static
 
 
@@ -38,7 +39,8 @@ class Tile(Assembly):
 
     products[c][r][v]: of the contraction with right operand c the registers of row r, vector v; they hold the sums so
     far, and the new ones at the end. sums: those of the first. depth: how many steps, a multiple of the piece's; it may
-    be 0. left: the address of the first row's first element; left_stride: bytes from one row to the next. rights: for
+    be 0. left: the address of the first row's first element; left_stride: bytes from one row to the next, or from one
+    step to the next where the rows lie side by side. rights: for
     each right operand the address of the first step's first vector; right: the first. All of these may be overwritten.
     vector_bits: of a row. block_bytes: where the left operand lies in blocks, from one to the next.
     """
@@ -92,9 +94,12 @@ class Contraction:
     vectors: tuple[int, ...]
     step: int = 1
     dtype: DType = DTYPES["f32"]
+    right_dtype: DType = DTYPES["f32"]
     left: str = "rows"
     rights: int = 1
     features: frozenset[str] = frozenset()
+    no_spill: bool = False
+    budget: Mapping[str, int] = field(default_factory=dict, hash=False)
     _machines: dict[tuple[int, int], tuple[Tile, MachineFunction]] = field(default_factory=dict, compare=False,
                                                                           repr=False)
 
@@ -114,6 +119,10 @@ class Contraction:
     def element_bytes(self) -> int:
         return 4
 
+    @property
+    def result(self) -> DType:
+        return DTYPES["f32" if self.dtype.is_float else "i32"]
+
     def tiles(self) -> list[tuple[int, int]]:
         """(rows, vectors) of every tile that it is written for."""
         return list(product(self.rows, self.vectors))
@@ -121,7 +130,7 @@ class Contraction:
     def digest(self) -> str:
         """A hash of the instructions that it is made of."""
         texts = [print_function(self.assemble(tile).machine()) for tile in self.tiles()]
-        return hashlib.sha256("".join(texts).encode()).hexdigest()
+        return hashlib.sha256(f"{''.join(texts)}{self.no_spill}{sorted(self.budget.items())}".encode()).hexdigest()
 
     # --- Writing ----------------------------------------------------------------------------------------------------
 
@@ -138,6 +147,8 @@ class Contraction:
         made.left_stride = made.input(made.r64(), None, Polynomial.of(stride))
         if self.left == "blocks":
             left = Region("the left operand", False, depth * (tile[0] * self.element_bytes))
+        elif self.left == "columns":
+            left = Region("the left operand", False, Polynomial.of(tile[0] * self.element_bytes), ((depth, stride, 1),))
         else:
             left = Region("the left operand", False, depth * self.element_bytes,
                           ((Polynomial.of(tile[0]), stride, 1),))
@@ -153,7 +164,8 @@ class Contraction:
         """This piece for its first tile, with what `wrong` says in place of what it writes (mutate.py): its checks must
         find the difference."""
         return _Planted(self.table, "planted", self.write, self.vector_bits, self.rows[:1], self.vectors[:1], self.step,
-                        self.dtype, self.left, self.rights, self.features, wrong=wrong)
+                        self.dtype, self.right_dtype, self.left, self.rights, self.features, self.no_spill,
+                        self.budget, wrong=wrong)
 
     def check(self, target: Any) -> None:
         """The static checks of every tile, each as if it stood alone. Raises AssemblyError."""
@@ -162,6 +174,13 @@ class Contraction:
             with made.building():
                 made.emit(self.table.RETURN, ())
             check_static(made, target)
+            made = self.assemble(tile)
+            sums = [reg for product in made.products for row in product for reg in row]
+            check_alone(made, target, (*made.scalars, *sums), sums, self.no_spill, self.budget)
+
+    def check_kept(self, machine: Any, target: Any) -> None:
+        if self.no_spill:
+            check_kept(machine, self.name, Register(*self.table.STACK_POINTER))
 
     # --- What lang/by_hand.py asks ----------------------------------------------------------------------------------
 
@@ -187,7 +206,8 @@ class Contraction:
             registers[place][:value.nbytes] = np.ascontiguousarray(value).view(np.uint8)
         emulator = Emulator(self.table, _ReadOnly(memory), registers)
         emulator.run(machine)
-        return [emulator.get(place)[:self.vector_bits // 8].view(np.float32).copy() for place in places]
+        lanes = np.float32 if self.result.is_float else np.int32
+        return [emulator.get(place)[:self.vector_bits // 8].view(lanes).copy() for place in places]
 
     def select(self, selector: Any, op: Any) -> None:
         """The scalars are copied, as the piece may change them; the sums are changed where they are."""
@@ -244,7 +264,8 @@ class _ReadOnly:
 
 
 def contraction(table: Any, name: str, *, vector: str, rows: tuple[int, ...], vectors: tuple[int, ...], step: int = 1,
-                features: str = "", dtype: str = "f32", left: str = "rows", rights: int = 1,
+                features: str = "", dtype: str = "f32", right_dtype: str = "", left: str = "rows", rights: int = 1,
+                no_spill: bool = False, budget: Mapping[str, int] | None = None,
                 ) -> Callable[[Callable[[Tile], None]], Contraction]:
     """Register a micro-kernel; see assembly/x86.py. Raises ValueError for a taken name, or what makes no sense."""
     def refuse(found: str, expected: str) -> ValueError:
@@ -258,10 +279,17 @@ def contraction(table: Any, name: str, *, vector: str, rows: tuple[int, ...], ve
             raise refuse(f"{what} {counts}", "positive counts, the largest first")
     if step < 1 or rights < 1:
         raise refuse(f"a step of {step} and {rights} right operands", "at least 1 of each")
-    if dtype not in ("f32", "bf16"):
-        raise refuse(f"operands of {dtype!r}", "f32 or bf16")
-    if left not in ("rows", "blocks"):
-        raise refuse(f"left={left!r}", "'rows' or 'blocks'")
+    right_dtype = right_dtype or dtype
+    if not {dtype, right_dtype} <= {"i8", "u8"} and (dtype != right_dtype or dtype not in ("f32", "bf16")):
+        raise refuse(f"operands of {dtype!r} and {right_dtype!r}", "f32, bf16, or each of i8 or u8")
+    if left not in ("rows", "columns", "blocks"):
+        raise refuse(f"left={left!r}", "'rows', 'columns' or 'blocks'")
+    if dtype == right_dtype and dtype in ("i8", "u8") and left != "blocks":
+        raise refuse(f"left={left!r} with operands of {dtype} and {dtype}",
+                     "'blocks', whose copies have the highest bits inverted: a dot product takes one of either sign")
+    if left == "columns" and dtype != "f32":
+        raise refuse(f"left='columns' with operands of {dtype}",
+                     "f32: of narrow ones a step takes several, which would lie apart")
     if left == "blocks" and (len(rows) > 1 or step % (bits // 32)):
         raise refuse(f"blocks of {rows} rows and a step of {step}", f"one count of rows, and a step of whole blocks, "
                      f"a multiple of {bits // 32}")
@@ -269,8 +297,9 @@ def contraction(table: Any, name: str, *, vector: str, rows: tuple[int, ...], ve
         raise refuse("the name of an instruction or of another block", "another")
 
     def register(write: Callable[[Tile], None]) -> Contraction:
-        made = Contraction(table, name, write, bits, rows, vectors, step, DTYPES[dtype], left, rights,
-                           frozenset(features.split()))
+        made = Contraction(table, name, write, bits, rows, vectors, step, DTYPES[dtype], DTYPES[right_dtype],
+                           left, rights,
+                           frozenset(features.split()), no_spill, dict(budget or {}))
         CONTRACTIONS[made.key] = made
         return made
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..codegen.allocate import allocate
 from ..codegen.check import check as check_allocation
 from ..codegen.encode import EncodedCode, EncodeError, encode, encode_instruction
 from ..codegen.frame import finish_frame
-from ..codegen.liveness import AllocationError
-from ..codegen.machine import Instruction, Label, MachineFunction
+from ..codegen.machine import Label, MachineFunction
 from ..codegen.schedule import schedule as order_instructions
 from .build import Assembly
 from .effects import compare
 from .errors import AssemblyError
+from .registers import Limited, allocated, first_line
 from .static import check_static
 
 
@@ -41,19 +40,6 @@ class Finished:
         return self.encoded.code
 
 
-class _Limited:
-    """A register file with fewer registers of some kinds: the first ones, as many as the budget says."""
-
-    def __init__(self, file: Any, budget: dict[str, int]) -> None:
-        self._file = file
-        self.registers = {kind: tuple(numbers)[:budget.get(kind, len(numbers))]
-                          for kind, numbers in file.registers.items()}
-        self.facts_table: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
 def finish(assembly: Assembly, target: Any, no_spill: bool = False, budget: dict[str, int] | None = None,
            reorder: bool = False) -> Finished:
     """Code for a target.
@@ -68,37 +54,20 @@ def finish(assembly: Assembly, target: Any, no_spill: bool = False, budget: dict
         compare(assembly, target, **assembly.declared)
     machine = assembly.machine()
     file = assembly.table.register_file(target)
-    registers: Any = _Limited(file, budget) if budget else file
+    registers: Any = Limited(file, budget, first_line(machine)) if budget else file
     if assembly.naked:
         _legal(machine, target)
         encoded = encode(machine, target.features)
         return Finished(machine, encoded, {}, 0, 0)
     if reorder:
         order_instructions(machine, registers)
-    try:
-        allocation = allocate(machine, registers, no_spill=no_spill)
-    except AllocationError as error:
-        raise AssemblyError("registers", f"{assembly.name}: the registers do not suffice",
-                            error.location or _first(machine), str(error), _limits(registers),
-                            "hold fewer values at once, or allow spills") from None
-    for kind, most in (budget or {}).items():
-        if no_spill and allocation.max_pressure.get(kind, 0) > most:
-            raise AssemblyError("registers", f"{assembly.name}: more {kind} registers than the budget", _first(machine),
-                                str(allocation.max_pressure[kind]), f"at most {most}")
+    allocation = allocated(machine, file, no_spill, budget or {})
     done = allocation.function
     finish_frame(done, registers, allocation.origin)
     check_allocation(machine, done, allocation.origin, registers)
     _legal(done, target)
     encoded = encode(done, target.features)
     return Finished(done, encoded, allocation.max_pressure, allocation.spills + allocation.reloads, done.frame_bytes)
-
-
-def _first(machine: MachineFunction) -> Any:
-    return next((item.location for item in machine.body if isinstance(item, Instruction)), None)
-
-
-def _limits(registers: Any) -> str:
-    return "at most " + ", ".join(f"{len(numbers)} {kind}" for kind, numbers in registers.registers.items())
 
 
 def _legal(machine: MachineFunction, target: Any) -> None:

@@ -337,6 +337,12 @@ class Mnemonic:
     def select(self, selector: Any, op: Any) -> None:
         self._piece().select(selector, op)
 
+    def check_op(self, op: Any, target: Any) -> None:
+        self._piece().check_op(op, target)
+
+    def check_kept(self, machine: Any, target: Any) -> None:
+        """An instruction asks for nothing."""
+
     def _piece(self) -> Any:
         from .block import instruction_piece
 

@@ -19,6 +19,7 @@ from ..codegen.pipeline import Compiled, stored_tensors
 from ..codegen.print import print_function
 from ..ir.types import TensorType
 from ..lang.by_hand import ByHand
+from .arguments import Arguments
 from .build import Assembly, Region
 from .errors import AssemblyError, author_location
 from .finish import Finished, finish
@@ -34,10 +35,9 @@ ARGUMENT_BLOCK = Region("the argument block", False)
 
 
 @dataclass(slots=True)
-class KernelAssembly(Assembly):
-    """What the author of a kernel by hand writes into: an assembly that has the kernel's arguments.
+class KernelAssembly(Arguments, Assembly):
+    """What the author of a kernel by hand writes into: an assembly that has the kernel's arguments (arguments.py).
 
-    parameters: of the kernel, by name. stored: tensors that it stores to. slots: words asked for so far.
     scratch_size: (element bytes, axes) of the scratch memory, as Compiled has it. parallel: it asks which worker it is.
     contiguous: tensors that lie in C order in every call. dims: the extents that a call may have, as formulas.
     """
@@ -55,9 +55,7 @@ class KernelAssembly(Assembly):
         return Reg("gpr", 64, Register(*self.table.ARGUMENTS[number]))
 
     def _word(self, slot: str, region: Region | None = None) -> Reg:
-        if slot not in self.slots:
-            self.slots.append(slot)
-        at = FIRST_SLOT_BYTES + 8 * self.slots.index(slot)
+        at = FIRST_SLOT_BYTES + 8 * self.slot_number(slot)
         block = self._argument(0)
         self.words.setdefault(block.register, {})[at] = region
         number = self._number(slot)
@@ -77,7 +75,7 @@ class KernelAssembly(Assembly):
 
     def _region(self, name: str) -> Region:
         """The memory of a tensor: all of it in one piece, or an element at each step of its strides."""
-        tensor = self._tensor(name)
+        tensor = self.parameter(name, True)
         extents = [self.dims[d] if isinstance(d, str) else Polynomial.of(d) for d in tensor.dims]
         bytes_ = tensor.dtype.bits // 8
         if name in self.contiguous:
@@ -88,39 +86,9 @@ class KernelAssembly(Assembly):
             axes.append((extent, self.strides.setdefault(slot, Symbol.new(slot, natural=False)), bytes_))
         return Region(name, name in self.stored, bytes_, tuple(axes))
 
-    def _tensor(self, name: str) -> TensorType:
-        found = self.parameters.get(name)
-        if not isinstance(found, TensorType):
-            raise AssemblyError("notation", f"{self.name} has no tensor {name}", author_location(), name,
-                                ", ".join(n for n, t in self.parameters.items() if isinstance(t, TensorType)))
-        return found
-
     def data(self, name: str) -> Reg:
         """The address of a tensor's first element. It may be stored to if the kernel stores to it."""
         return self._word(f"{name}.data", self._region(name))
-
-    def stride(self, name: str, dimension: int) -> Reg:
-        """The stride of a tensor's dimension in elements."""
-        if not 0 <= dimension < len(self._tensor(name).dims):
-            raise AssemblyError("notation", f"{name} has no dimension {dimension}", author_location(), str(dimension),
-                                f"0 to {len(self._tensor(name).dims) - 1}")
-        return self._word(f"{name}.stride.{dimension}")
-
-    def extent(self, dim: str) -> Reg:
-        """The extent of a symbolic dimension."""
-        known = [d for t in self.parameters.values() if isinstance(t, TensorType) for d in t.dims if isinstance(d, str)]
-        if dim not in known:
-            raise AssemblyError("notation", f"{self.name} has no dimension {dim}", author_location(), dim,
-                                ", ".join(dict.fromkeys(known)))
-        return self._word(f"dim.{dim}")
-
-    def scalar(self, name: str) -> Reg:
-        """The word of a scalar parameter: integers sign-extended, f32 bits in the low half, f64 bits."""
-        found = self.parameters.get(name)
-        if found is None or isinstance(found, TensorType):
-            raise AssemblyError("notation", f"{self.name} has no scalar {name}", author_location(), name,
-                                ", ".join(n for n, t in self.parameters.items() if not isinstance(t, TensorType)))
-        return self._word(f"scalar.{name}")
 
     def worker(self) -> Reg:
         """The number of this worker, from 0. A kernel that asks for it is run by all workers at once."""
@@ -211,7 +179,9 @@ def digest(kernel: Any, piece: ByHand) -> str:
     assembly = build(kernel, piece)
     if isinstance(assembly, WarpAssembly):
         lines = [(i.row.mnemonic, i.operands, i.mask) if isinstance(i, Instruction) else i.name for i in assembly.body]
-        return hashlib.sha256(f"{lines}{piece.family}{sorted(piece.features)}{assembly.slots}".encode()).hexdigest()
+        asked = piece.no_spill, sorted(piece.budget.items())
+        return hashlib.sha256(f"{lines}{piece.family}{sorted(piece.features)}{assembly.slots}{asked}".encode()
+                              ).hexdigest()
     text = print_function(assembly.machine())
     facts = (piece.family, sorted(piece.features), piece.contiguous, sorted(piece.divisible.items()), piece.no_spill,
              sorted(piece.budget.items()), piece.reorder, assembly.slots, assembly.scratch_size, assembly.parallel)
@@ -222,7 +192,8 @@ def compile_by_hand(kernel: Any, piece: ByHand, target: Any) -> Override:
     """Code for a target, all static checks passed. Raises AssemblyError."""
     assembly = build(kernel, piece)
     if isinstance(assembly, WarpAssembly):
-        return Override(piece, assembly, assembly.machine(), None, compile_warp(kernel, assembly, target))
+        compiled = compile_warp(kernel, assembly, target, piece.no_spill, piece.budget)
+        return Override(piece, assembly, assembly.machine(), None, compiled)
     function = kernel.tile_ir()
     finished = finish(assembly, target, piece.no_spill, dict(piece.budget), piece.reorder)
     encoded, counters = finished.encoded, int(assembly.parallel)

@@ -6,24 +6,27 @@ in its own name is `ptx.instruction("mbarrier.arrive.expect_tx.shared::cta.b64")
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..targets.ptx import assembly as table
+from .build import current as current
 from .errors import AssemblyError
 from .notation import ptr as ptr
-from .warp import Mnemonic, WarpBlock, unknown
-from .warp import block as _block
+from .warp import unknown
+from .warp_block import Mnemonic, WarpBlock
+from .warp_block import block as _block
 
 nobody = table.NOBODY
 """Stands where a result is that nobody wants."""
 
 
-def block(name: str, *, inputs: str, result: str, features: str = "", implements: str = "",
-          ) -> Callable[[Callable[..., None]], WarpBlock]:
+def block(name: str, *, inputs: str, result: str, features: str = "", implements: str = "", no_spill: bool = False,
+          budget: Mapping[str, int] | None = None) -> Callable[[Callable[..., None]], WarpBlock]:
     """A block by hand on rows, `@ptx.block("fast_exp", inputs="f32", result="f32", implements="exp")` over
     `def fast_exp(out, x)`, which each thread runs on its own element; see assembly/warp.py."""
-    return _block(table, name, inputs=inputs, result=result, features=features, implements=implements)
+    return _block(table, name, inputs=inputs, result=result, features=features, implements=implements,
+                  no_spill=no_spill, budget=budget)
 
 
 def instruction(mnemonic: str) -> Mnemonic:
@@ -51,4 +54,4 @@ class _UnknownName(AttributeError):
         return str(unknown(table, self.args[0]))
 
 
-__all__ = ["AssemblyError", "block", "instruction", "nobody", "ptr", "table"]
+__all__ = ["AssemblyError", "block", "current", "instruction", "nobody", "ptr", "table"]

@@ -1,8 +1,8 @@
-"""Assembly by hand where the target's assembler gives registers (PTX): notation, kernels, blocks.
+"""Assembly by hand where the target's assembler gives registers (PTX): notation and kernels.
 
 Enters: calls of mnemonics while a `WarpAssembly` is current. Leaves: machine IR over virtual registers, whose text the
 vendor's assembler takes. Holds: registers have a size and no type; instructions stay in the order in which they were
-written; warp_checks.py says what must hold of them.
+written; warp_checks.py says what must hold of them. Instructions and blocks on rows are in warp_block.py.
 
     v = a.b32()                                  a register of 32 bits: f32, s32 or two bf16, as the instruction sees it
     ptx.ld_global_f32(v, ptx.ptr[x + 8])         ld.global.f32; :: is written __
@@ -11,79 +11,44 @@ written; warp_checks.py says what must hold of them.
 
 from __future__ import annotations
 
-import hashlib
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cache
-from math import prod
 from typing import Any
-
-import numpy as np
 
 from ..codegen.compile import CompiledCode, text_of
 from ..codegen.machine import Immediate, Instruction, Label, LabelReference, MachineFunction, Memory, VirtualRegister
 from ..codegen.pipeline import Compiled, stored_tensors
-from ..ir.types import DTYPES, DType, TensorType
+from ..ir.nodes import Location
 from ..lane.ops import FIRST_WORDS
-from ..lang.by_hand import PIECES, ByHand
-from .build import current, made_current, with_immediates
+from ..lang.by_hand import ByHand
+from .arguments import Arguments
+from .build import made_current
 from .errors import AssemblyError, author_location
 from .notation import LabelName, Mem, Reg
-from .symbolic import Lanes, NotSymbolic
 
 WARP_LANES = 32
 
 
-class Mnemonic:
-    """An instruction of the table as a callable, which adds it to the assembly being built; in a tile kernel it is
-    named in `asm`."""
+@dataclass(frozen=True, slots=True)
+class FloatBits:
+    """A float that is given by its bits. width: 32 or 64."""
 
-    implements = ""
-    module = __name__
-
-    def __init__(self, table: Any, name: str) -> None:
-        self.table, self.name = table, name
-        self.family: str = table.FAMILY
-
-    @property
-    def key(self) -> str:
-        return f"{self.family}:{self.name}"
-
-    def __call__(self, *operands: Any, when: Reg | None = None, comment: str = "") -> None:
-        made = current()
-        if not isinstance(made, WarpAssembly):
-            raise AssemblyError("notation", f"{self.name} is called in an assembly of another family",
-                                author_location(), self.name, f"an assembly of {self.family}")
-        made.emit(self.name, operands, when, comment)
-
-    def usable(self, family: str, features: frozenset[str], lanes: int, inputs: tuple[Any, ...], result: Any) -> bool:
-        return bool(_one(self.table, self.name).usable(family, features, lanes, inputs, result))
-
-    def digest(self) -> str:
-        return self.key
-
-    def run(self, rows: list[Any], immediates: list[int]) -> Any:
-        return _one(self.table, self.name).run(rows, immediates)
-
-    def select(self, selector: Any, op: Any) -> None:
-        _one(self.table, self.name).select(selector, op)
-
-    def __repr__(self) -> str:
-        return f"<{self.family} {self.name}>"
+    bits: int
+    width: int
 
 
-def unknown(table: Any, mnemonic: str) -> AssemblyError:
+def unknown(table: Any, mnemonic: str, location: Location | None = None) -> AssemblyError:
     near = get_close_matches(mnemonic, table.mnemonics(), 5, 0.6)
-    return AssemblyError("unknown-instruction", f"no row of the table has a form {mnemonic}", author_location(),
-                         mnemonic, f"a form of the table of {table.FAMILY}" + (f"; near: {', '.join(near)}" if near
-                                                                              else ""))
+    return AssemblyError("unknown-instruction", f"no row of the table has a form {mnemonic}",
+                         location or author_location(), mnemonic,
+                         f"a form of the table of {table.FAMILY}" + (f"; near: {', '.join(near)}" if near else ""))
 
 
 @dataclass(slots=True)
-class WarpAssembly:
+class WarpAssembly(Arguments):
     """A piece of assembly that each thread of a warp runs. parameters, stored, slots, contiguous: of a kernel, as
     KernelAssembly has them; empty for a block. inputs: registers that hold something at entry. tensors: of a register
     with an address the tensor that it points into."""
@@ -121,12 +86,13 @@ class WarpAssembly:
 
     # --- Code -------------------------------------------------------------------------------------------------------
 
-    def emit(self, mnemonic: str, operands: Sequence[Any], when: Reg | None = None, comment: str = "") -> None:
+    def emit(self, mnemonic: str, operands: Sequence[Any], when: Reg | None = None, comment: str = "",
+             location: Location | None = None) -> None:
         """One instruction. when: the predicate under which it runs. Raises AssemblyError."""
-        where = author_location()
+        where = location or author_location()
         found = self.table.forms_of(mnemonic)
         if not found:
-            raise unknown(self.table, mnemonic)
+            raise unknown(self.table, mnemonic, where)
         (form,) = found
         specs = self.table.operands_of(form, len(operands))
         needed = [spec for spec in specs if not spec.optional]
@@ -154,6 +120,8 @@ class WarpAssembly:
             return Memory(given.address.base.register, None, 1, given.address.disp, False, None)
         if spec.role in ("r", "i") and isinstance(given, (int, float)) and not isinstance(given, bool):
             return Immediate(self._number(form, spec, given, where))
+        if isinstance(given, FloatBits) and spec.role in ("r", "i") and spec.type and spec.bits == given.width:
+            return Immediate(given.bits)
         if spec.role == "r" and given in self.table.SPECIAL.values():
             return given
         if spec.role == "w" and given is self.table.NOBODY:
@@ -172,6 +140,15 @@ class WarpAssembly:
         if not isinstance(given, int):
             raise self._wrong(form, where, repr(given))
         return given
+
+    def text(self, source: str, **operands: Any) -> None:
+        """PTX as text: `a.text("fma.rn.f32 @sum, @x, 0f40000000, @sum;", sum=s, x=x)`; see warp_text.py.
+
+        operands: what `@name` stands for.
+        """
+        from .warp_text import WarpTextReader
+
+        WarpTextReader(self, operands, author_location()).read(source)
 
     def label(self, name: str = "") -> LabelName:
         made = LabelName(f".{name or 'label'}{len(self.labels)}")
@@ -221,50 +198,19 @@ class WarpAssembly:
     # --- A kernel's arguments ---------------------------------------------------------------------------------------
 
     def _word(self, slot: str) -> Reg:
-        if slot not in self.slots:
-            self.slots.append(slot)
+        self.slot_number(slot)
         made = self.b64()
         (form,) = self.table.forms_of("ld.param.b64")
         self.body.append(Instruction(form, [made.register, Memory(None, None, 1, 0, False, slot)], None, False,
                                      author_location()))
         return made
 
-    def _parameter(self, name: str, tensor: bool) -> Any:
-        found = self.parameters.get(name)
-        if found is None or isinstance(found, TensorType) != tensor:
-            what = "tensor" if tensor else "scalar"
-            names = [n for n, t in self.parameters.items() if isinstance(t, TensorType) == tensor]
-            raise AssemblyError("notation", f"{self.name} has no {what} {name}", author_location(), name,
-                                ", ".join(names) or "none")
-        return found
-
     def data(self, name: str) -> Reg:
         """The address of a tensor's first element. It may be stored to if the kernel stores to it."""
-        self._parameter(name, True)
+        self.parameter(name, True)
         made = self._word(f"{name}.data")
         self.tensors[made.register] = name
         return made
-
-    def stride(self, name: str, dimension: int) -> Reg:
-        """The stride of a tensor's dimension in elements."""
-        tensor = self._parameter(name, True)
-        if not 0 <= dimension < len(tensor.dims):
-            raise AssemblyError("notation", f"{name} has no dimension {dimension}", author_location(), str(dimension),
-                                f"0 to {len(tensor.dims) - 1}")
-        return self._word(f"{name}.stride.{dimension}")
-
-    def extent(self, dim: str) -> Reg:
-        """The extent of a symbolic dimension."""
-        known = [d for t in self.parameters.values() if isinstance(t, TensorType) for d in t.dims if isinstance(d, str)]
-        if dim not in known:
-            raise AssemblyError("notation", f"{self.name} has no dimension {dim}", author_location(), dim,
-                                ", ".join(dict.fromkeys(known)))
-        return self._word(f"dim.{dim}")
-
-    def scalar(self, name: str) -> Reg:
-        """The word of a scalar parameter: integers sign-extended, f32 bits in the low half, f64 bits."""
-        self._parameter(name, False)
-        return self._word(f"scalar.{name}")
 
     def lane(self) -> Reg:
         """The number of this thread in its warp, of 32 bits."""
@@ -302,12 +248,15 @@ def build_kernel(kernel: Any, piece: ByHand, table: Any) -> WarpAssembly:
     return assembly
 
 
-def compile_kernel(kernel: Any, assembly: WarpAssembly, target: Any) -> Compiled:
-    """Text for a target, all static checks passed. Raises AssemblyError."""
+def compile_kernel(kernel: Any, assembly: WarpAssembly, target: Any, no_spill: bool = False,
+                   budget: Mapping[str, int] | None = None) -> Compiled:
+    """Text for a target, all static checks passed. no_spill, budget: see warp_registers.py. Raises AssemblyError."""
     from .warp_checks import check_warp
+    from .warp_registers import check_kernel
 
     check_warp(assembly, target)
     machine = assembly.machine()
+    check_kernel(assembly, machine, target, no_spill, budget or {})
     text = text_of(machine, target)
     code = text.encode()
     made = CompiledCode(kernel.name, code, len(code), 1, [], 0, list(assembly.slots), 0, 1, machine, target,
@@ -316,184 +265,3 @@ def compile_kernel(kernel: Any, assembly: WarpAssembly, target: Any) -> Compiled
     return Compiled(kernel.name, code, tuple(assembly.slots), (), 1, assembly.stored,
                     tuple(tuple(r) for r in function.attributes.get("requires", ())), (), (), 1, 0, lambda: made.text,
                     made)
-
-
-# --- Instructions and blocks on rows ----------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class WarpBlock:
-    """One row from others, by code that each thread runs on its own elements. See block.Block, whose part it takes."""
-
-    table: Any
-    name: str
-    write: Callable[..., None]
-    inputs: tuple[DType, ...] | None = None
-    result: DType | None = None
-    features: frozenset[str] = frozenset()
-    implements: str = ""
-
-    @property
-    def key(self) -> str:
-        return f"{self.table.FAMILY}:{self.name}"
-
-    @property
-    def module(self) -> str:
-        return self.write.__module__
-
-    def digest(self) -> str:
-        made = self.written((32,) * (1 + len(self.inputs or (0,))))
-        return hashlib.sha256(repr([(i.row.mnemonic, i.operands) for i in made.body
-                                    if isinstance(i, Instruction)]).encode()).hexdigest()
-
-    def assemble(self, sizes: tuple[int, ...], immediates: list[int], first_register: int = 0,
-                 ) -> tuple[WarpAssembly, Reg, list[Reg]]:
-        """The block over new registers: (assembly, result, inputs). sizes: bits of an element of each."""
-        assembly = WarpAssembly(self.name, self.table, register_count=first_register)
-        names = {bits: name for name, (_, bits) in self.table.VIRTUAL.items()}
-        out, *inputs = (assembly.new(names[bits]) for bits in sizes)
-        assembly.inputs = [reg.register for reg in inputs]
-        with assembly.building():
-            self.write(out, *inputs, *immediates)
-        return assembly, out, inputs
-
-    def written(self, sizes: tuple[int, ...]) -> WarpAssembly:
-        made: WarpAssembly = with_immediates(self.name, self.assemble, sizes)
-        return made
-
-    def usable(self, family: str, features: frozenset[str], lanes: int, inputs: tuple[Any, ...], result: Any) -> bool:
-        if family != self.table.FAMILY or not self.features <= features:
-            return False
-        if self.inputs is not None and (inputs, result) != (self.inputs, self.result):
-            return False
-        try:
-            assembly = self.written(tuple(d.bits for d in (result, *inputs)))
-        except AssemblyError as error:
-            if error.kind in ("operands", "notation"):
-                return False
-            raise
-        level = self.table.level_of(features)
-        return not any(item.row.illegal_on(level) for item in assembly.body if isinstance(item, Instruction))
-
-    def check(self, target: Any, sizes: tuple[int, ...], immediates: list[int]) -> None:
-        """The static checks of the block as if it stood alone. Raises AssemblyError."""
-        from .warp_checks import check_warp
-
-        assembly, out, _ = self.assemble(sizes, immediates)
-        check_warp(assembly, target, {out.register})
-
-    def run(self, rows: list[Any], immediates: list[int]) -> Any:
-        """The block's result on rows, from the meanings of its instructions. Raises NotSymbolic for rows of which
-        nothing is known: the meanings of these rows take numbers."""
-        if any(isinstance(row, Lanes) or row.dtype == object for row in rows):
-            raise NotSymbolic(f"{self.name} is run on numbers only")
-        result = self.result or DTYPES[f"{'f' if rows[0].dtype.kind == 'f' else 'i'}{8 * rows[0].itemsize}"]
-        assembly, out, inputs = self.assemble((result.bits, *(8 * r.itemsize for r in rows)), immediates)
-        held = {reg.register: np.ascontiguousarray(row) for reg, row in zip(inputs, rows, strict=True)}
-        random = np.random.default_rng(0)
-        for item in assembly.body:
-            if not isinstance(item, Instruction) or item.row.row.meaning is None or item.row.row.unit:
-                what = item.name if isinstance(item, Label) else item.row.mnemonic
-                raise AssemblyError("notation", f"{what} is not interpreted in a block on rows",
-                                    getattr(item, "location", None), what, "instructions on a thread's own registers")
-            self._step(item, held, len(rows[0]), random)
-        return held[out.register].view(f"{'f' if result.is_float else 'i'}{result.bits // 8}")
-
-    def _step(self, item: Instruction, held: dict[Any, Any], lanes: int, random: Any) -> None:
-        form = item.row
-        sources = []
-        specs = self.table.operands_of(form, len(item.operands))
-        for spec, operand in zip(specs, item.operands, strict=False):
-            if not spec.reads and spec.role != "i":
-                continue
-            if isinstance(operand, Immediate):
-                width = {1: np.bool_, 16: np.uint16, 32: np.uint32, 64: np.uint64}[self.table.bits_of(spec.type)]
-                low = operand.value & ((1 << self.table.bits_of(spec.type)) - 1)
-                sources.append(self._seen(np.full(lanes, low, width), spec.type))
-            elif operand in held:
-                sources.append(self._seen(held[operand], spec.type))
-            else:
-                raise AssemblyError("undefined", f"{form.mnemonic} reads a register that was never written",
-                                    item.location, repr(operand))
-        results = form.row.meaning(form, *sources)
-        tolerance = self.table.tolerance(form)
-        targets = [o for spec, o in zip(specs, item.operands, strict=False) if spec.writes]
-        for operand, value in zip(targets, results if isinstance(results, tuple) else (results,), strict=False):
-            value = np.asarray(value)
-            if tolerance and value.dtype.kind == "f":
-                with np.errstate(all="ignore"):
-                    off = value * (1 + tolerance * random.choice([-1.0, 1.0], value.shape))
-                value = np.where(np.isfinite(off), off, value).astype(value.dtype)
-            made = np.ascontiguousarray(value)
-            if item.mask is not None:
-                before = held.get(operand)
-                if before is None:
-                    raise AssemblyError("undefined", f"{form.mnemonic} writes some lanes of what holds nothing",
-                                        item.location, repr(operand))
-                bits = made.reshape(lanes, -1).view(before.dtype).reshape(lanes)
-                made = np.where(held[item.mask].view(np.bool_), bits, before)
-            held[operand] = made.reshape(lanes, -1).view(f"u{prod(made.shape[1:], start=made.itemsize)}") \
-                .reshape(lanes) if made.dtype != np.bool_ else made
-
-    def _seen(self, raw: Any, type_: str) -> Any:
-        """A register as an operand of a type sees it."""
-        found = self.table.ARRAYS[type_]
-        if isinstance(found, tuple):
-            return raw.view(found[0]).reshape(len(raw), found[1])
-        return raw.view(found)
-
-    def select(self, selector: Any, op: Any) -> None:
-        """Emit the block for a lane op: inputs where they are, the result in a register of its own."""
-        types = [v.type.dtype for v in (op.results[0], *op.operands)]
-        rows = [selector.vector(v) for v in op.operands]
-        assembly, out, inputs = self.assemble(tuple(d.bits for d in types), op.attributes["immediates"],
-                                              selector.register_count)
-        selector.register_count = assembly.register_count
-        stands_for = {reg.register: row for reg, row in zip(inputs, rows, strict=True)}
-        labels = {label.name: selector.new_label("asm") for label in assembly.labels}
-        for item in assembly.body:
-            if isinstance(item, Label):
-                selector.body.append(Label(labels[item.name], 1))
-                continue
-            operands = [_renamed(o, stands_for, labels) for o in item.operands]
-            selector.body.append(Instruction(item.row, operands, item.mask, False, item.location or op.location,
-                                             self.name))
-        selector.emit("mov.b32" if types[0].bits == 32 else "mov.b64", selector.define(op.results[0]), out.register)
-
-
-def _renamed(operand: Any, stands_for: Mapping[Any, Any], labels: Mapping[str, str]) -> Any:
-    if isinstance(operand, tuple):
-        return tuple(_renamed(part, stands_for, labels) for part in operand)
-    if isinstance(operand, LabelReference):
-        return LabelReference(labels[operand.name])
-    if isinstance(operand, Memory):
-        return Memory(stands_for.get(operand.base, operand.base), None, 1, operand.disp, False, operand.label)
-    return stands_for.get(operand, operand) if isinstance(operand, VirtualRegister) else operand
-
-
-@cache
-def _one(table: Any, mnemonic: str) -> WarpBlock:
-    """One instruction as a piece."""
-    def write(out: Reg, *inputs: Any) -> None:
-        made = current()
-        assert isinstance(made, WarpAssembly)
-        made.emit(mnemonic, (out, *inputs))
-
-    return WarpBlock(table, mnemonic, write)
-
-
-def block(table: Any, name: str, *, inputs: str, result: str, features: str = "", implements: str = "",
-          ) -> Callable[[Callable[..., None]], WarpBlock]:
-    """Register a block on rows, so that a schedule can choose it by name. Raises ValueError for dtypes that rows do not
-    have."""
-    dtypes = []
-    for word in (*inputs.split(), result):
-        if word not in ("f32", "i32", "f64", "i64"):
-            raise ValueError(f"block {name}: found dtype {word!r}; expected f32, i32, f64 or i64")
-        dtypes.append(DTYPES[word])
-
-    def register(write: Callable[..., None]) -> WarpBlock:
-        made = WarpBlock(table, name, write, tuple(dtypes[:-1]), dtypes[-1], frozenset(features.split()), implements)
-        PIECES[made.key] = made
-        return made
-
-    return register

@@ -6,7 +6,7 @@ of the name (`x86.lock_add`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..targets.x86_64 import assembly as table
@@ -22,24 +22,31 @@ from .notation import ptr as ptr
 from .notation import z as z
 
 
-def block(name: str, *, inputs: str, result: str, features: str = "", implements: str = "") -> Callable[[Write], Block]:
+def block(name: str, *, inputs: str, result: str, features: str = "", implements: str = "", no_spill: bool = False,
+          budget: Mapping[str, int] | None = None) -> Callable[[Write], Block]:
     """A block by hand on x86-64 rows; see assembly/block.py."""
-    return _block(table, name, inputs=inputs, result=result, features=features, implements=implements)
+    return _block(table, name, inputs=inputs, result=result, features=features, implements=implements,
+                  no_spill=no_spill, budget=budget)
 
 
 def micro_kernel(name: str, *, vector: str, rows: tuple[int, ...], vectors: tuple[int, ...], step: int = 1,
-                 features: str = "", dtype: str = "f32", left: str = "rows", rights: int = 1,
+                 features: str = "", dtype: str = "f32", right_dtype: str = "", left: str = "rows", rights: int = 1,
+                 no_spill: bool = False, budget: Mapping[str, int] | None = None,
                  ) -> Callable[[Callable[[Tile], None]], Contraction]:
     """The inner loop of a contraction by hand: `@x86.micro_kernel("mine", vector="zmm", rows=(14,), vectors=(2,),
     step=4, features="avx512f")` over `def mine(tile)`.
 
     rows, vectors: the tiles that it is written for, the largest first; step: the depth is a multiple of it. dtype: of
-    the operands, f32 or bf16; of bf16 a step of the depth takes two neighbours. left: "rows", where they lie, or
-    "blocks", copied as [depth / lanes][rows][lanes of the depth]. rights: right operands that meet one left one (2 for
-    SwiGLU). A schedule chooses it by name. assembly/contraction.py says what `tile` has.
+    the operands, f32 or bf16, or i8 or u8, which right_dtype may be different in; a step of the depth takes two
+    neighbours of bf16, four bytes, whose products are summed in i32. left: "rows", contiguous along the depth where
+    they lie; "columns", contiguous along the rows; or "blocks", copied as [depth / lanes][rows][lanes of the depth].
+    rights: right operands that meet one left one (2 for
+    SwiGLU). no_spill, budget: as of a block. A schedule chooses it by name. assembly/contraction.py says what `tile`
+    has.
     """
     return _contraction(table, name, vector=vector, rows=rows, vectors=vectors, step=step, features=features,
-                        dtype=dtype, left=left, rights=rights)
+                        dtype=dtype, right_dtype=right_dtype, left=left, rights=rights, no_spill=no_spill,
+                        budget=budget)
 
 
 _names: dict[str, Any] = {}

@@ -180,7 +180,8 @@ def asm(
     schedule: ScheduleText = None,
     bytes: Annotated[bool, typer.Option("--bytes", help="The machine code in hexadecimal instead.")] = False,
 ) -> None:
-    """Print a kernel's assembly, as GNU as accepts it, with the source line of each stretch.
+    """Print the assembly that a call takes, as GNU as accepts it, with the source line of each stretch; what is by hand
+    in it is said first. `--schedule '{}'` prints the generated code instead of a kernel by hand.
 
     \b
     Examples:
@@ -188,10 +189,10 @@ def asm(
       sapper asm my.py:f --target zen4 --static N=576,K=64
       sapper asm matmul_nn_f32 --bytes
     """
-    from .show import compile_named, hex_dump
+    from .show import code_named, hex_dump, listing
 
-    compiled, _ = compile_named(kernel, target, static, dims, schedule)
-    sys.stdout.write(hex_dump(compiled.code) if bytes else compiled.text())
+    code = code_named(kernel, target, static, dims, schedule)
+    sys.stdout.write(hex_dump(code.compiled.code) if bytes else listing(code))
 
 
 @app.command()

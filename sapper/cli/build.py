@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .code import SCHEDULED, Piece, blocks_named, generated_code
+from .code import FAILED, SCHEDULED, Piece, blocks_named, generated_code
 from .errors import UsageError
 from .files import write_files
 from .kernels import compiled_in, find_kernels, find_target, kernel_dims, parse_dims, parse_schedule
@@ -121,7 +121,7 @@ def _pieces_pass(kernel: Any, target: Any, schedule: Any, not_by_hand: dict[str,
     not_by_hand |= code.refused
     if not code.pieces or trusted(kernel, target, schedule):
         return True
-    not_by_hand |= {piece.name: "it failed its trial" for piece in code.pieces}
+    not_by_hand |= {piece.name: FAILED for piece in code.pieces}
     return False
 
 

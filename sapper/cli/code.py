@@ -1,8 +1,8 @@
 """Which code a kernel has on a target: by hand or generated, for which calls, and why not by hand.
 
-Enters: a kernel, a target, what is known of the calls. Leaves: `Code`. Holds: nothing is run, so that every target can
-be asked for; a piece by hand is taken as a call would take it (runtime/by_hand.py), but for the trial on cases that
-`sapper check` and the first call make.
+Enters: a kernel, a target, what is known of the calls. Leaves: `Code`. Holds: every target can be asked for; a piece by
+hand is taken as a call would take it (runtime/by_hand.py). The trial on cases, which the first call makes, is left out
+unless it is asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from .kernels import specialise
 
 SCHEDULED = "a schedule asks for generated code"
+FAILED = "it failed its trial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +44,15 @@ class Code:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-def code_for(kernel: Any, target: Any, schedule: Any, static: dict[str, int], dims: dict[str, int]) -> Code:
+def code_for(kernel: Any, target: Any, schedule: Any, static: dict[str, int], dims: dict[str, int],
+             tried: bool = False) -> Code:
     """The code for calls with contiguous tensors; extents that are not given are what a piece by hand asks for.
 
-    static: extents compiled in. dims: extents of the call, as far as given. Raises what `compile_kernel` does.
+    static: extents compiled in. dims: extents of the call, as far as given. tried: what is by hand has to pass its
+    trial, too: on this CPU, by the interpreter of rows, or by the emulator. Raises what `compile_kernel` does.
     """
     from ..assembly.errors import AssemblyError
-    from ..assembly.override import compile_by_hand
+    from ..codegen.pipeline import compile_kernel
 
     facts = specialise(kernel, static, dims)
     refused: dict[str, str] = {}
@@ -58,25 +61,67 @@ def code_for(kernel: Any, target: Any, schedule: Any, static: dict[str, int], di
                    for d, (bound, divisor) in facts["dim_classes"].items()}
         reason = SCHEDULED if schedule is not None else piece.refusal(target, **facts | {"dim_classes": classes})
         if not reason:
-            try:
-                made = compile_by_hand(kernel, piece, target)
-            except AssemblyError as error:
-                reason = " ".join(str(error).split())
+            made = _judged(kernel, piece, target) if tried else _compiled(kernel, piece, target)
+            if isinstance(made, AssemblyError):
+                reason = " ".join(str(made).split())
             else:
                 whole = Piece(piece.name, "kernel", tuple(sorted(piece.features)), piece.calls())
                 return Code(made.compiled, [whole], refused)
         refused[piece.name] = reason
     rest = generated_code(kernel, target, schedule, static, dims)
-    return Code(rest.compiled, rest.pieces, refused | rest.refused)
+    refused |= rest.refused
+    if tried and rest.pieces and not _trusted(kernel, target, schedule):
+        refused |= {piece.name: FAILED for piece in rest.pieces}
+        return Code(compile_kernel(kernel, target=target, schedule=schedule, by_hand=False, **facts), [], refused)
+    return Code(rest.compiled, rest.pieces, refused)
+
+
+def _compiled(kernel: Any, piece: Any, target: Any) -> Any:
+    """The code of a kernel by hand that passed its static checks, or the error."""
+    from ..assembly.errors import AssemblyError
+    from ..assembly.override import compile_by_hand
+
+    try:
+        return compile_by_hand(kernel, piece, target)
+    except AssemblyError as error:
+        return error
+
+
+def _judged(kernel: Any, piece: Any, target: Any) -> Any:
+    """The same of one that passed its trial."""
+    if target.assembler_allocates:
+        from ..emulate import run
+        from ..emulate.by_hand import judged as emulated
+
+        return emulated(kernel, piece, target, run)
+    from ..runtime.by_hand import judged
+
+    return judged(kernel, piece, target)
+
+
+def _trusted(kernel: Any, target: Any, schedule: Any) -> bool:
+    """Whether the instructions and blocks by hand in generated code pass their trial."""
+    if target.assembler_allocates:
+        return True  # the emulator runs them wherever it runs the kernel
+    from ..runtime.by_hand import trusted
+
+    return trusted(kernel, target, schedule)
 
 
 def generated_code(kernel: Any, target: Any, schedule: Any, static: dict[str, int] | None = None,
                    dims: dict[str, int] | None = None) -> Code:
     """The same where no whole kernel by hand is taken; instructions and blocks by hand may be in it."""
+    from ..assembly.errors import AssemblyError
     from ..codegen.pipeline import compile_kernel
     from ..lang.by_hand import bare_name
 
-    compiled = compile_kernel(kernel, target=target, schedule=schedule, **specialise(kernel, static or {}, dims or {}))
+    facts = specialise(kernel, static or {}, dims or {})
+    try:
+        compiled = compile_kernel(kernel, target=target, schedule=schedule, **facts)
+    except AssemblyError as error:
+        reason = " ".join(str(error).split())
+        compiled = compile_kernel(kernel, target=target, schedule=schedule, by_hand=False, **facts)
+        return Code(compiled, [], dict.fromkeys(map(bare_name, blocks_named(schedule)), reason) or {"asm": reason})
     reasons = {key.partition(":")[2]: reason for key, reason in compiled.refused}
     refused = {name: reasons.get(name, f"{target.name} has no form of it, or the kernel no op that it implements")
                for name in map(bare_name, blocks_named(schedule))
@@ -94,11 +139,11 @@ def code_that_ran(code: Code, compiled: Any) -> Code:
 
 
 def _rows(compiled: Any) -> list[Piece]:
-    from ..lang.by_hand import CONTRACTIONS, PIECES
+    from ..lang.by_hand import CONTRACTIONS, piece_of
 
     found = []
     for key in compiled.pieces:
-        piece = CONTRACTIONS.get(key) or PIECES[key]
+        piece = piece_of(key)
         kind = "loop" if key in CONTRACTIONS else "rows"
         found.append(Piece(piece.name, kind, tuple(sorted(piece.features))))
     return found

@@ -1,7 +1,7 @@
 """`sapper explain` for targets whose own assembler gives registers: loops, opcodes, and what the assembler says.
 
-Enters: a compiled kernel. Leaves: facts as plain data (`--json` prints them), or text. Holds: nothing is run, and no
-figure is a time.
+Enters: a compiled kernel. Leaves: facts as plain data (`--json` prints them), or text. Holds: nothing is run;
+cycles are lower bounds, from throughputs (targets/ptx/costs.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def outline_facts(found: Found, compiled: Any, target: Any) -> dict[str, Any]:
     loops = [{
         "label": loop.label, "depth": loop.depth, "innermost": loop.innermost, "first": loop.first, "last": loop.last,
         "instructions": loop.instructions, "opcodes": loop.opcodes, "hottest": loop is hottest,
-        "lines": [[number_of[file], line] for file, line in loop.lines],
+        "lines": [[number_of[file], line] for file, line in loop.lines], "cycles": loop.cycles, "bound": loop.bound,
+        "units": loop.units, "operations": loop.operations, "loaded_bytes": loop.loaded_bytes,
+        "stored_bytes": loop.stored_bytes,
     } for loop in outlined.loops]
     return {"kernel": found.name, "name": outlined.name, "target": target.name, "available": target.registers,
             "assembled": assembled(compiled.text(), target), "sources": shown, "rows": rows, "loops": loops,
@@ -75,11 +77,13 @@ def counts_text(counts: Mapping[str, int], most: int) -> str:
 def _loop_table(facts: Mapping[str, Any]) -> Any:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, title="loops, one pass", title_justify="left", title_style="bold")
-    for column in ("loop", "depth", "lines", "instr", "opcodes"):
-        table.add_column(column, justify="right" if column in ("depth", "instr") else "left",
+    table = Table(box=None, pad_edge=False, title="loops, one pass of a warp, cycles of an SM at best",
+                  title_justify="left", title_style="bold")
+    for column in ("loop", "depth", "lines", "instr", "cycles", "bound by", "opcodes"):
+        table.add_column(column, justify="right" if column in ("depth", "instr", "cycles") else "left",
                          no_wrap=column != "opcodes")
     for loop in facts["loops"]:
         table.add_row(loop["label"], str(loop["depth"]), span(loop["lines"]), str(loop["instructions"]),
-                      counts_text(loop["opcodes"], COMMONEST), style="bold" if loop["hottest"] else "")
+                      f"{loop['cycles']:.1f}", loop["bound"], counts_text(loop["opcodes"], COMMONEST),
+                      style="bold" if loop["hottest"] else "")
     return table

@@ -60,33 +60,41 @@ def _row(found: Found, target: Any, static: dict[str, int], dims: dict[str, int]
             "not_by_hand": code.refused, "code_bytes": len(compiled.code),
             "instructions": compiled.made.statistics["instructions"]}
     if target.assembler_allocates:
-        return row | {"cost": None} | _assembled(compiled, target)
+        return row | _outlined(compiled, target)
     try:
         explanation = explain(compiled.made.machine, target, compiled.made.statistics)
     except Unexplained as error:
         return row | {"cost": None, "no_cost": str(error)}
     loop = explanation.hottest()
     row["spills"] = compiled.made.statistics.get("spills", 0)
-    row["cost"] = None if loop is None else {
-        "model": explanation.model, "loop": loop.label, "cycles": loop.cycles, "bound": loop.bound,
-        "operations": loop.operations, "loaded_bytes": loop.loaded_bytes, "stored_bytes": loop.stored_bytes,
-        "operations_per_cycle": loop.operations / loop.cycles,
-        "bytes_per_cycle": (loop.loaded_bytes + loop.stored_bytes) / loop.cycles,
-    }
+    row["cost"] = None if loop is None else _cost(loop, explanation.model)
     if loop is None:
         row["no_cost"] = "it has no loop"
     return row
 
 
-def _assembled(compiled: Any, target: Any) -> dict[str, Any]:
-    """What the target's own assembler says, where it is at hand: it gives the registers."""
-    from ..codegen.outline import assembled
+def _outlined(compiled: Any, target: Any) -> dict[str, Any]:
+    """The cost of the hottest loop, and what the target's own assembler says, where it is at hand: it gives the
+    registers."""
+    from ..codegen.outline import assembled, costs_of, outline
 
+    loop = outline(compiled.made.machine, target).hottest()
+    found: dict[str, Any] = {"cost": None, "no_cost": "it has no loop"} if loop is None else {
+        "cost": _cost(loop, costs_of(target).MODEL)}
     made = assembled(compiled.text(), target)
     if "missing" in made:
-        return {"assembled": None, "no_cost": made["missing"]}
-    return {"assembled": made, "spills": made["spilled_bytes"],
-            "no_cost": f"its assembler gives the registers: {made['assembler']} says how many, and spilled bytes"}
+        return found | {"assembled": None, "not_assembled": made["missing"]}
+    return found | {"assembled": made, "spills": made["spilled_bytes"]}
+
+
+def _cost(loop: Any, model: str) -> dict[str, Any]:
+    """Of one pass of a loop: on a GPU of one warp, in cycles of an SM."""
+    return {
+        "model": model, "loop": loop.label, "cycles": loop.cycles, "bound": loop.bound,
+        "operations": loop.operations, "loaded_bytes": loop.loaded_bytes, "stored_bytes": loop.stored_bytes,
+        "operations_per_cycle": loop.operations / loop.cycles,
+        "bytes_per_cycle": (loop.loaded_bytes + loop.stored_bytes) / loop.cycles,
+    }
 
 
 def _reason(error: Exception) -> str:
@@ -117,20 +125,23 @@ def print_report(rows: Sequence[Mapping[str, Any]]) -> None:
             notes.setdefault(f"by hand: {Piece(**piece)}", []).append(f"{last} on {row['target']}")
         for piece, reason in row["not_by_hand"].items():
             notes.setdefault(f"{piece} is not used: {reason}", []).append(f"{last} on {row['target']}")
-        cost = row["cost"]
+        cost, made = row["cost"], row.get("assembled") or {}
+        if row.get("not_assembled"):
+            notes.setdefault(f"registers are not known: {row['not_assembled']}", []).append(
+                f"{last} on {row['target']}")
+        facts = name, row["target"], row["how"], str(row["instructions"]), str(made.get("registers", "")), \
+            str(row.get("spills", ""))
         if cost is None:
             notes.setdefault(f"no cost: {row['no_cost']}", []).append(f"{last} on {row['target']}")
-            made = row.get("assembled") or {}
-            table.add_row(name, row["target"], row["how"], str(row["instructions"]), str(made.get("registers", "")),
-                          str(row.get("spills", "")))
+            table.add_row(*facts)
             continue
-        table.add_row(name, row["target"], row["how"], str(row["instructions"]), "", str(row["spills"]),
-                      cost["loop"], f"{cost['cycles']:.1f}", f"{cost['operations_per_cycle']:.1f}",
+        table.add_row(*facts, cost["loop"], f"{cost['cycles']:.1f}", f"{cost['operations_per_cycle']:.1f}",
                       f"{cost['bytes_per_cycle']:.1f}", cost["bound"])
     console.print(table)
     models = {row["cost"]["model"] for row in rows if row.get("cost")}
     if models:
-        console.print("cycles: a lower bound for one pass of the hottest loop, by the costs of "
+        of_warps = " (on a GPU of one warp, of a whole SM)" if any("assembled" in row for row in rows) else ""
+        console.print(f"cycles: a lower bound for one pass of the hottest loop{of_warps}, by the costs of "
                       f"{', '.join(sorted(models))}", soft_wrap=True)
     for note, places in notes.items():
         console.print(f"{', '.join(places)}: {note}", markup=False, soft_wrap=True)

@@ -1,9 +1,8 @@
-"""`sapper ir` and `sapper asm`: a kernel at any station, as text."""
+"""`sapper ir` and `sapper asm`: a kernel at any station, and the code that calls take, as text."""
 
 from __future__ import annotations
 
-from typing import Any
-
+from .code import Code, code_for
 from .kernels import find_kernel, find_target, parse_extents, parse_schedule, specialise
 
 STAGES = {
@@ -63,16 +62,22 @@ def show_ir(
     return text_of(selected, target)
 
 
-def compile_named(
+def code_named(
     wanted: str, target_name: str | None, static: str | None, dims: str | None, schedule: str | None
-) -> tuple[Any, Any]:
-    """The compiled kernel that a command line describes, and its target."""
-    from ..codegen.pipeline import compile_kernel
-
+) -> Code:
+    """The code that a call such as a command line describes takes: by hand only what passed its trial."""
     kernel = find_kernel(wanted).kernel
-    target = find_target(target_name)
-    given = specialise(kernel, *parse_extents(static, dims, kernel))
-    return compile_kernel(kernel, target=target, schedule=parse_schedule(schedule), **given), target
+    fixed, free = parse_extents(static, dims, kernel)
+    return code_for(kernel, find_target(target_name), parse_schedule(schedule), fixed, free, tried=True)
+
+
+def listing(code: Code) -> str:
+    """Its text, and before it what in it is by hand, and what is not used and why. The comments are those that GNU as
+    and PTX have in common."""
+    told = [f"by hand: {piece}" for piece in code.pieces]
+    told += [f"{name} is not used: {reason}" for name, reason in code.refused.items()]
+    comments = [f"/* {' '.join(line.split()).replace('*/', '* /')} */\n" for line in told]
+    return "".join(comments) + str(code.compiled.text())
 
 
 def hex_dump(code: bytes) -> str:

@@ -107,7 +107,8 @@ class MachineFunction:
     who puts the parts together fills in.
     parameters: names of the words of the argument block, for targets that pass each as a parameter.
     warps, near_bytes: warps and near memory of a worker. tensor_maps: see `Compiled`.
-    ordered: labels after which instructions keep the order in which they were written by hand.
+    ordered: labels after which instructions keep the order in which they were written by hand. most_registers: of a
+    thread, where the target's assembler gives them; 0: as many as it likes.
     """
 
     name: str
@@ -120,6 +121,7 @@ class MachineFunction:
     near_bytes: int = 0
     ordered: frozenset[str] = frozenset()
     tensor_maps: tuple[Any, ...] = ()
+    most_registers: int = 0
 
     def instruction_count(self) -> int:
         """How many instructions there are; labels are none."""

@@ -1,7 +1,8 @@
 """Code that the target's own assembler finishes: its loops, and what that assembler makes of it, where it is at hand.
 
 Enters: a function as selected, its registers virtual, and its text. Leaves: an `Outline`, plain data for the command
-line. Holds: no costs: the assembler gives registers and orders instructions, so its figures stand beside ours.
+line. Holds: the assembler gives registers and orders instructions, so costs are lower bounds, from what the target's
+processors do at best in a cycle, and the assembler's figures stand beside ours.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ class OutlineRow:
 @dataclass(slots=True)
 class OutlineLoop:
     """A stretch of code that ends in a jump back to its label. first, last: places. opcodes: how often each stands in
-    it, the commonest first. lines: source lines that it comes from."""
+    it, the commonest first. lines: source lines that it comes from.
+
+    cycles: of a processor, that one pass of one warp takes at least, where other warps fill its waits; bound: what
+    takes so long, a unit or "issue". units: cycles of each. operations: on floats, loaded_bytes, stored_bytes: of
+    global memory, by a warp in a pass."""
 
     label: str
     depth: int
@@ -38,6 +43,12 @@ class OutlineLoop:
     instructions: int
     opcodes: dict[str, int]
     lines: list[tuple[str, int]]
+    cycles: float
+    bound: str
+    units: dict[str, float]
+    operations: int
+    loaded_bytes: int
+    stored_bytes: int
 
 
 @dataclass(slots=True)
@@ -50,8 +61,9 @@ class Outline:
     loops: list[OutlineLoop]
 
     def hottest(self) -> OutlineLoop | None:
-        """Of the deepest loops the longest."""
-        return max(self.loops, key=lambda loop: (loop.depth, loop.instructions), default=None)
+        """The innermost loop that does most in a pass (operations, bytes, cycles): copies and tails do less."""
+        return max((loop for loop in self.loops if loop.innermost), key=lambda loop: (
+            loop.operations, loop.loaded_bytes + loop.stored_bytes, loop.cycles), default=None)
 
 
 def outline(function: MachineFunction, target: Any) -> Outline:
@@ -71,19 +83,34 @@ def outline(function: MachineFunction, target: Any) -> Outline:
         target_label = next((o.name for o in item.operands if isinstance(o, LabelReference)), None)
         if target_label in starts:
             spans.append((starts[target_label], place, texts[starts[target_label]].removesuffix(":")))
-    return Outline(function.name, target.name, rows, [_loop(function, span, spans) for span in sorted(spans)])
+    return Outline(function.name, target.name, rows, [_loop(function, span, spans, target) for span in sorted(spans)])
 
 
-def _loop(function: MachineFunction, span: tuple[int, int, str], spans: list[tuple[int, int, str]]) -> OutlineLoop:
+def _loop(function: MachineFunction, span: tuple[int, int, str], spans: list[tuple[int, int, str]],
+          target: Any) -> OutlineLoop:
     first, last, label = span
     inside = [item for item in function.body[first:last + 1] if isinstance(item, Instruction)]
     opcodes = Counter(item.row.mnemonic for item in inside)
     others = [(a, b) for a, b, _ in spans if (a, b) != (first, last)]
+    costs = costs_of(target)
+    each = [costs.cost_of(item.row, target.name) for item in inside]
+    units = {"issue": sum(cost.issues for cost in each) / costs.SCHEDULERS}
+    for cost in each:
+        if cost.unit:
+            units[cost.unit] = units.get(cost.unit, 0.0) + cost.cycles
+    bound = max(units, key=lambda unit: units[unit])
     return OutlineLoop(
         label, 1 + sum(a <= first and last <= b for a, b in others),
         not any(first <= a and b <= last for a, b in others), first, last, len(inside),
         dict(sorted(opcodes.items(), key=lambda pair: (-pair[1], pair[0]))),
-        sorted({(item.location.file, item.location.line) for item in inside if item.location is not None}))
+        sorted({(item.location.file, item.location.line) for item in inside if item.location is not None}),
+        units[bound], bound, units, sum(c.operations for c in each), sum(c.loaded_bytes for c in each),
+        sum(c.stored_bytes for c in each))
+
+
+def costs_of(target: Any) -> Any:
+    """What the target's family says of costs."""
+    return import_module(f"...targets.{target.family}.costs", __name__)
 
 
 def assembled(text: str, target: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ..ir.nodes import Function
 from ..ir.text import print_function
 from ..ir.types import TensorType
 from ..lane.lower import lower
+from ..lang.by_hand import piece_of
 from ..tile.ops import memory_of
 from ..tile.reduce_loops import reduce_loops
 from ..tile.schedule import DimClass, Facts, Panels, Schedule, Specialization
@@ -199,14 +200,17 @@ def for_threads(lane: Function, target: Any) -> Function:
 
 def compile_function(function: Function, schedule: Schedule | None, target: Any,
                      specialization: Specialization, by_hand: bool = True) -> Compiled:
-    """Compile a tile IR function for one target. by_hand: see facts_of."""
+    """Compile a tile IR function for one target. by_hand: see facts_of. Raises AssemblyError where a piece by hand
+    asks for registers that it can't have here."""
     from .compile import compile_lane
 
     stored = stored_tensors(function)
     facts = facts_of(target, by_hand)
     lane = finish_lane(to_lane(function, schedule or Schedule(), facts, specialization), target)
-    pieces = tuple(sorted({op.attributes["by"] for op in lane.walk() if op.name in ("asm", "asm_contract")}))
+    pieces = pieces_in(lane)
     made = compile_lane(lane, target)
+    for key in pieces:
+        piece_of(key).check_kept(made.machine, target)
     _trace(made.machine, "select" if target.assembler_allocates else "allocate", lambda _: made.text)
     known = lane.attributes
     return Compiled(function.name, made.bytes, tuple(known["slots"]), _tuples(known["scratch"]), known["counters"],
@@ -214,6 +218,11 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
                     work(function, known["lanes"]), made.machine.warps, made.machine.near_bytes, lambda: made.text,
                     made, pieces, _tuples(known.get("refused", ())), _tuples(known.get("tensor_maps", ())),
                     any(op.name == "barrier" for op in lane.walk()))
+
+
+def pieces_in(lane: Function) -> tuple[str, ...]:
+    """Keys of the assembly by hand in a lane function."""
+    return tuple(sorted({op.attributes["by"] for op in lane.walk() if op.name in ("asm", "asm_contract")}))
 
 
 def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],

@@ -36,20 +36,25 @@ def chosen(kernel: Any, target: Any, known: Any, run: Callable[..., Any]) -> Any
     for piece in kernel.by_hand:
         if piece.refusal(target, dict(known.static_dims), dict(known.unit_strides), dict(known.dim_classes)):
             continue
-        key = (kernel, piece.write, target.name)
-        if key not in _verdicts:
-            try:
-                made = compile_by_hand(kernel, piece, target)
-                verify(kernel, made, target, run)
-                _verdicts[key] = made
-            except AssemblyError as error:
-                _verdicts[key] = error
-                warn_once(f"by-hand {kernel.name} {piece.name} {target.name}",
-                          f"kernel {kernel.name}: its assembly {piece.name} is not used, generated code is: {error}")
-        found = _verdicts[key]
+        found = judged(kernel, piece, target, run)
         if isinstance(found, Override):
             return found.compiled
     return None
+
+
+def judged(kernel: Any, piece: Any, target: Any, run: Callable[..., Any]) -> Override | AssemblyError:
+    """The code of a piece that passed its trial, or what is wrong with it (and one warning). run: emulate.run."""
+    key = (kernel, piece.write, target.name)
+    if key not in _verdicts:
+        try:
+            made = compile_by_hand(kernel, piece, target)
+            verify(kernel, made, target, run)
+            _verdicts[key] = made
+        except AssemblyError as error:
+            _verdicts[key] = error
+            warn_once(f"by-hand {kernel.name} {piece.name} {target.name}",
+                      f"kernel {kernel.name}: its assembly {piece.name} is not used, generated code is: {error}")
+    return _verdicts[key]
 
 
 def verify(kernel: Any, made: Override, target: Any, run: Callable[..., Any], seed: int = 0,

@@ -7,13 +7,13 @@ Debug sections, .loc and .file are skipped. Source: PTX ISA, chapters "Syntax" a
 
 from __future__ import annotations
 
-import re
 import struct
 from dataclasses import dataclass, field
 from typing import Union
 
 from ..targets.ptx.instructions import form as form_of
 from ..targets.ptx.rows import BITS, Form
+from ..targets.ptx.tokens import Token, TokenError, number, tokens
 from .errors import ParseError
 
 
@@ -132,43 +132,18 @@ class Module:
     variables: dict[str, Variable]
 
 
-_TOKEN = re.compile(r"""
-    (?P<space>\s+|//[^\n]*|/\*.*?\*/) | (?P<string>"(?:\\.|[^"\\])*") |
-    (?P<number>0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|0[xX][0-9a-fA-F]+U?|\d+\.\d+(?:[eE][+-]?\d+)?|\d+U?) |
-    (?P<directive>\.\w+(?:::\w+)*) | (?P<name>[%$A-Za-z_][\w$]*(?:::[\w$]+)*) | (?P<mark>[][{}(),;:|@!+*<>=~&/-])
-    """, re.VERBOSE | re.DOTALL)
 _SKIPPED = {".loc", ".file", ".pragma", ".address_size", ".branchtargets", ".calltargets", ".alias"}
 _LINKAGE = {".visible", ".extern", ".weak", ".common"}
 _SPACES = {".global", ".const", ".shared", ".local", ".param"}
 
 
-@dataclass(slots=True)
-class _Token:
-    kind: str
-    text: str
-    line: int
-    start: int
-    end: int
-
-
-def _tokens(text: str) -> list[_Token]:
-    found, position, line = [], 0, 1
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise ParseError(f"found {text[position:position + 20]!r}, expected PTX", line)
-        kind = str(match.lastgroup)
-        if kind != "space":
-            found.append(_Token(kind, match.group(), line, position, match.end()))
-        line += match.group().count("\n")
-        position = match.end()
-    return found
-
-
 class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
-        self.tokens = _tokens(text)
+        try:
+            self.tokens = tokens(text)
+        except TokenError as error:
+            raise ParseError(str(error), error.line) from None
         self.position = 0
         self.module = Module((0, 0), "", {}, {})
         self.function: Function | None = None
@@ -184,13 +159,13 @@ class _Parser:
         at = self.position + ahead
         return self.tokens[at].text if at < len(self.tokens) else ""
 
-    def next(self) -> _Token:
+    def next(self) -> Token:
         if self.position >= len(self.tokens):
             raise ParseError("the text ends too early")
         self.position += 1
         return self.tokens[self.position - 1]
 
-    def expect(self, text: str) -> _Token:
+    def expect(self, text: str) -> Token:
         token = self.next()
         if token.text != text:
             raise ParseError(f"found {token.text!r}, expected {text!r}", token.line)
@@ -529,16 +504,8 @@ class _Parser:
             return Immediate(~self.number().bits)
         if text == "WARP_SZ":
             return Immediate(32)
-        if text[:2] in ("0f", "0F"):
-            return Immediate(int(text[2:], 16), 0, struct.unpack("<f", struct.pack("<I", int(text[2:], 16)))[0])
-        if text[:2] in ("0d", "0D"):
-            bits = int(text[2:], 16)
-            return Immediate(bits, bits, struct.unpack("<d", struct.pack("<Q", bits))[0])
-        if "." in text:
-            return Immediate(0, 0, float(text))
-        digits = text.rstrip("U")
-        octal = len(digits) > 1 and digits[0] == "0" and digits[1] not in "xX"
-        return Immediate(int(digits, 8) if octal else int(digits, 0))
+        bits, decimal = number(text)
+        return Immediate(bits, bits if text[:2] in ("0d", "0D") else 0, decimal)
 
 
 def _float_bits(value: Immediate, wide: bool) -> int:

@@ -949,8 +949,9 @@ def _lane_asm_contract(check: Checker, op: Op) -> None:
     count = len(op.operands) - 3 - rights
     if rows < 1 or rights < 1 or count < 1 or count % (rows * rights):
         check.fail(f"{count} sums, rows = {rows}, rights = {rights}", "as many sums as rights times rows times vectors")
-    check.operands(op, *[S64] * (3 + rights), *[ROW_F32] * count)
-    check.results(op, *[ROW_F32] * count)
+    row = ROW_I32 if op.operands[-1].type == ROW_I32 else ROW_F32
+    check.operands(op, *[S64] * (3 + rights), *[row] * count)
+    check.results(op, *[row] * count)
 
 
 _SCALAR_BINARY = _signature((S64, S64), (S64,))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Op, Value
-from ..ir.types import ROW_F32, TileType, f32
+from ..ir.types import TileType
 from ..lang.by_hand import CONTRACTIONS, ContractionPiece
 from ..tile.plan import Walk
 from .state import Bound, Scalar, element_bytes
@@ -62,17 +62,17 @@ def fit(model: Model, walk: Walk, lane: str | None, key: str) -> Fit | str:
         rights += [op for op in loads if op is not None and _axes(op) == {lane, depth}]
         sums = contraction.result.type
         assert isinstance(sums, TileType)
-        if sums.dtype is not f32:
-            return f"its sums are f32, the contraction's {sums.dtype.name}"
+        if sums.dtype is not piece.result:
+            return f"its sums are {piece.result.name}, the contraction's {sums.dtype.name}"
     if not len(lefts) == len(set(rights)) == piece.rights:
         return f"its operands are not tiles in memory over {rows[0]} and {depth}, and {lane} and {depth}"
     left = lefts[0]
     if any(op is not left for op in lefts):
         return "the contractions have no left operand in common"
     for op in (left, *rights):
-        dtype = model.access(op).dtype
-        if dtype is not piece.dtype:
-            return f"{op.operands[0].name} is of {dtype.name}; it takes {piece.dtype.name}"
+        dtype, wanted = model.access(op).dtype, piece.dtype if op is left else piece.right_dtype
+        if dtype is not wanted:
+            return f"{op.operands[0].name} is of {dtype.name}; it takes {wanted.name}"
         if model.access(op).gathers:
             return f"{op.operands[0].name} is gathered"
     refusal = _memory_refusal(model, piece, left, rights, rows[0], depth)
@@ -91,8 +91,9 @@ def fit(model: Model, walk: Walk, lane: str | None, key: str) -> Fit | str:
 def _memory_refusal(model: Model, piece: ContractionPiece, left: Op, rights: list[Op], rows: str, depth: str) -> str:
     """Why the operands do not lie, and can't be copied, as the piece reads them; "" where they do or can."""
     access, name = model.access(left), left.operands[0].name
-    if access.axes.get(depth) != element_bytes(access.dtype):
-        return f"{name} is not contiguous along {depth}"
+    along = rows if piece.left == "columns" else depth
+    if access.axes.get(along) != element_bytes(access.dtype):
+        return f"{name} is not contiguous along {along}"
     if model.panels_of(left) is not None:
         return f"{name} is packed in panels; it takes rows"
     width = piece.vectors[0] * model.lanes
@@ -141,9 +142,10 @@ def emit_steps(low: WalkLowering, found: Fit, lane: str, sums: list[Value]) -> t
     left = _address(low, *lies)
     rights = [_address(low, *low.staged[op].address(at)) for op in found.rights]
     del low.bound[found.depth]
-    stride: Scalar = low.lanes * piece.element_bytes if blocks is not None else low.access(found.left).axes[found.rows]
+    apart = found.depth if piece.left == "columns" else found.rows
+    stride: Scalar = low.lanes * piece.element_bytes if blocks is not None else low.access(found.left).axes[apart]
     scalars = [low.value(s) for s in (done, left, stride, *rights)]
-    op = Op("asm_contract", [*scalars, *sums], [ROW_F32] * len(sums),
+    op = Op("asm_contract", [*scalars, *sums], [v.type for v in sums],
             {"by": piece.key, "rows": rows.count, "rights": piece.rights}, None, low.location)
     low.finish(op)
     return list(op.results), done

@@ -78,11 +78,12 @@ LANE_OPS = OpTable("lane", [
     OpSpec("asm", (1, None), attributes=("by", "immediates"),
            doc="the piece by hand of this name (lang/by_hand.py) on rows; only a target that has it can select it"),
     OpSpec("asm_contract", (5, None), (1, None), attributes=("by", "rows", "rights"), pure=False,
-           doc="depth, left, left_stride, then `rights` times right (s64), then sums (rows of f32: for each right "
-               "those of a tile of `rows` times some vectors, row by row) -> the sums with the products of `depth` "
-               "steps added: left[r, d] lies at left + r * left_stride + d steps, or in blocks, as the piece says; row "
-               "v of right[d] at right + (d * vectors + v) rows; by the piece by hand of this name (lang/by_hand.py), "
-               "which reads memory and stores nothing; depth is a multiple of the piece's step"),
+           doc="depth, left, left_stride, then `rights` times right (s64), then sums (rows of f32 or i32: for each "
+               "right those of a tile of `rows` times some vectors, row by row) -> the sums with the products of "
+               "`depth` steps added: left[r, d] lies at left + r * left_stride + d steps, at left + d * left_stride + "
+               "r steps, or in blocks, as the piece says; row v of right[d] at right + (d * vectors + v) rows; by the "
+               "piece by hand of this name (lang/by_hand.py), which reads memory and stores nothing; depth is a "
+               "multiple of the piece's step"),
     # Masks.
     OpSpec("cmp", (2, 2), attributes=("cond",), doc="rows -> mask; integers signed; unordered is false except ne"),
     OpSpec("select", (3, 3), doc="mask, a, b: a in lanes that are on, else b"),

@@ -709,20 +709,28 @@ class WalkLowering(Pairs):
         assert lane is not None
         if not takes(self, found, lane):
             return None
+        # What the sums of turned operands are off by (packed.py) is not the micro-kernel's: its products are exact.
         keys = [(number, point) for number, a in enumerate(accumulators) for point, _ in a.rows]
+        held: list[int] = []
+        start = 0
+        for a in accumulators:
+            held += range(start, start + len(a.rows))
+            start += len(a.carried())
 
         def place(key: tuple[int, tuple[int, ...]]) -> tuple[int, int, int]:
             axes = axes_of(accumulators[key[0]].op.result)
             return key[0], key[1][axes.index(found.rows)], key[1][axes.index(lane)]
 
         in_rows = sorted(keys, key=place)
-        at = dict(zip(keys, carried, strict=True))
+        at = {key: carried[position] for key, position in zip(keys, held, strict=True)}
         made = emit_steps(self, found, lane, [at[key] for key in in_rows])
         if made is None:
             return None
         sums, done = made
         at = dict(zip(in_rows, sums, strict=True))
-        carried = [at[key] for key in keys]
+        carried = list(carried)
+        for key, position in zip(keys, held, strict=True):
+            carried[position] = at[key]
         o = self.open[found.depth]
         if done == o.extent:
             return carried

@@ -102,6 +102,15 @@ class RowPiece(Protocol):
         """Emit it for a lane op."""
         ...
 
+    def check_op(self, op: Any, target: Any) -> None:
+        """The static checks of the piece as a lane op has it. Raises AssemblyError."""
+        ...
+
+    def check_kept(self, machine: Any, target: Any) -> None:
+        """Raise AssemblyError where registers that it asks for don't hold in a function that it stands in (machine IR
+        as it goes to the encoder, or to the target's assembler)."""
+        ...
+
 
 PIECES: dict[str, RowPiece] = {}
 """Pieces that kernels and schedules may name, by key."""
@@ -111,12 +120,15 @@ class ContractionPiece(Protocol):
     """The inner loop of a contraction: `sums[r, n] += sum_d left[r, d] * right[d, n]` over some steps of the depth d;
     or of several with one left operand.
 
-    key: "family:name". module: where it is written. features: those that its author declares. dtype: of the operands
-    in memory. elements: how many of them a step of the depth takes, which lie side by side (2 of bf16). rows, vectors:
-    the tiles that it can be written for, in rows of `left` and vectors of `right`, the largest first. step: the depth
-    that it is asked for is a multiple of it. rights: how many right operands there are, each a packed panel,
-    [depth][vectors], aligned to a vector. left: how the left operand lies, "rows": where it is, each row contiguous
-    along the depth; "blocks": copied, [depth / lanes][rows][lanes of the depth].
+    key: "family:name". module: where it is written. features: those that its author declares. dtype, right_dtype: of
+    the operands in memory. result: of the sums, f32, or i32 of integers, which wrap. elements: how many of an operand's
+    a step of the depth takes, which lie side by side (2 of bf16, 4 of i8). rows, vectors: the tiles that it can be
+    written for, in rows of `left` and vectors of `right`, the largest first. step: the depth that it is asked for is a
+    multiple of it. rights: how many right operands there are, each a packed panel, [depth][vectors], aligned to a
+    vector. left: how the left operand lies, "rows": where it is, each row contiguous along the depth; "columns": where
+    it is, contiguous along its rows, the depth apart; "blocks": copied, [depth / lanes][rows][lanes of the depth].
+    Where both operands are i8, or both u8, the left one is in blocks, with the highest bit of its bytes inverted, which
+    makes it the other type (lane/packed.py says how the sums make up for that).
     """
 
     @property
@@ -133,6 +145,12 @@ class ContractionPiece(Protocol):
 
     @property
     def dtype(self) -> Any: ...
+
+    @property
+    def right_dtype(self) -> Any: ...
+
+    @property
+    def result(self) -> Any: ...
 
     @property
     def elements(self) -> int: ...
@@ -177,9 +195,18 @@ class ContractionPiece(Protocol):
         """Emit it for a lane op `asm_contract`."""
         ...
 
+    def check_kept(self, machine: Any, target: Any) -> None:
+        """As of RowPiece."""
+        ...
+
 
 CONTRACTIONS: dict[str, ContractionPiece] = {}
 """Inner loops of contractions that schedules may name, by key."""
+
+
+def piece_of(key: str) -> RowPiece | ContractionPiece:
+    """The piece of a key."""
+    return CONTRACTIONS.get(key) or PIECES[key]
 
 
 def bare_name(name: str) -> str:

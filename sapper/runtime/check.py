@@ -457,6 +457,7 @@ class _Made:
         from ..lane.math import expand_math
         from ..lane.ops import LANE_OPS
         from ..lane.simplify import simplify
+        from ..lang.by_hand import PIECES
         from ..tile.schedule import DimClass, Schedule, Specialization
 
         self.checker = checker
@@ -472,6 +473,10 @@ class _Made:
                                     Specialization(classes, dict(key.unit_strides), frozenset(key.aligned)))
             verify(lane, LANE_OPS)
             self.lanes = [("lower", Program(lane))]
+        with checker.station("by hand, static"):
+            for op in lane.walk():
+                if op.name == "asm":
+                    PIECES[op.attributes["by"]].check_op(op, target)
         with checker.station("expand_math"):
             expand_math(lane, rules_of(target).legal_ops(target))
             verify(lane, LANE_OPS)
@@ -497,8 +502,10 @@ class _Made:
         from ..codegen.encode import encode
         from ..codegen.frame import finish_frame
         from ..codegen.peephole import peephole
+        from ..codegen.pipeline import pieces_in
         from ..codegen.schedule import schedule
         from ..codegen.select import select
+        from ..lang.by_hand import piece_of
 
         lane, target = self.lane, self.checker.target
         rules = rules_of(target)
@@ -516,6 +523,8 @@ class _Made:
                 check(selected, machine, allocation.origin, registers)
             except CheckError as error:
                 raise _Wrong("allocate", str(error)) from error
+            for key in pieces_in(lane):
+                piece_of(key).check_kept(machine, target)
         if "peephole" in steps:
             with self.checker.station("peephole"):
                 peephole(machine, registers)

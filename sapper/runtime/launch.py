@@ -219,7 +219,14 @@ def compile_for_call(kernel: Any, **options: Any) -> Any:
         made = choose(kernel, options["target"], **facts)
         if made is not None:
             return made.compiled
-    compiled = compile_kernel(kernel, **options)
+    from ..assembly.errors import AssemblyError
+
+    try:
+        compiled = compile_kernel(kernel, **options)
+    except AssemblyError as error:
+        warn_once(f"registers {kernel.name}",
+                  f"kernel {kernel.name}: its pieces by hand are not used, generated code is: {error}")
+        return compile_kernel(kernel, **options, by_hand=False)
     if compiled.pieces:
         from .by_hand import trusted
 

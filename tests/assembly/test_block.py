@@ -269,3 +269,72 @@ def test_a_cast_that_rounds_wrongly_is_found_without_hardware() -> None:
         finally:
             del PIECES[piece.key]
         assert report.finding is not None and report.finding.station == "lower"
+
+
+# --- Registers that a block asks for ----------------------------------------------------------------------------------
+
+def sum_of_copies(count: int) -> Any:
+    """A block that holds so many values beside its input: x, 2 x, ..., whose sum it gives."""
+    def write(out: Any, x: Any) -> None:
+        a = x86.current()
+        held = [a.zmm() for _ in range(count)]
+        before = x
+        for value in held:
+            x86.vaddps(value, before, x)
+            before = value
+        x86.vmovaps(out, x)
+        for value in held:
+            x86.vaddps(out, out, value)
+
+    return write
+
+
+def test_a_budget_of_a_block() -> None:
+    def block(count: int, **options: Any) -> Block:
+        return Block(x86.table, "copies", sum_of_copies(count), **options)
+
+    block(6, budget={"vec": 8}).check(ZEN4, (512, 512), [])
+    with pytest.raises(AssemblyError, match="the registers do not suffice") as caught:
+        block(8, budget={"vec": 8}).check(ZEN4, (512, 512), [])
+    assert caught.value.kind == "registers" and "at most 15 gpr, 8 vec" in caught.value.expected
+    block(40).check(ZEN4, (512, 512), [])
+    with pytest.raises(AssemblyError, match="the registers do not suffice"):
+        block(40, no_spill=True).check(ZEN4, (512, 512), [])
+    with pytest.raises(AssemblyError, match="a budget for registers of kind zmm"):
+        block(4, budget={"zmm": 8}).check(ZEN4, (512, 512), [])
+
+
+def kernel_with(piece: Any, factor: float) -> Any:
+    @sp.kernel(name="with_copies")
+    def kernel(x: Tensor[f32, N], y: Tensor[f32, N]):
+        for n in tiles(N):
+            y[n] = sp.asm(piece, x[n], meaning=lambda t: factor * t, tolerance=1e-5)
+
+    return kernel
+
+
+def test_a_block_that_may_not_spill_is_refused_where_it_would() -> None:
+    pieces = {}
+    for name, count, options in [("spilling", 40, {}), ("kept", 20, {"no_spill": True}),
+                                 ("crowded", 40, {"no_spill": True})]:
+        pieces[name] = x86.block(name, inputs="f32", result="f32", features="avx512f", **options)(sum_of_copies(count))
+    try:
+        factor = 1.0 + sum(range(2, 42))
+        assert "spill" in text_of(kernel_with(pieces["spilling"], factor), ZEN4)
+        assert "spill" not in text_of(kernel_with(pieces["kept"], 1.0 + sum(range(2, 22))), ZEN4)
+        kernel = kernel_with(pieces["crowded"], factor)
+        with pytest.raises(AssemblyError, match="crowded: the registers do not suffice in with_copies") as caught:
+            text_of(kernel, ZEN4)
+        assert caught.value.location is not None
+        assert caught.value.location.file == __file__
+        assert check_kernel(kernel, ZEN4, runs=2).finding.station == "by hand, static"
+        if not ZEN4.features <= host_target().features:
+            return
+        x = np.arange(-50, 50, dtype=np.float32)
+        y = np.zeros_like(x)
+        with pytest.warns(SapperWarning, match="its pieces by hand are not used, generated code is"):
+            kernel(x, y)
+        assert np.allclose(y, factor * x, rtol=1e-5)
+    finally:
+        for name in pieces:
+            del PIECES[f"x86_64:{name}"]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import Schedule, Tensor, bf16, f32, tiles, x86, zeros
+from sapper import Schedule, Tensor, bf16, f32, i8, tiles, x86, zeros
 from sapper.assembly.contraction import Contraction, Tile
 from sapper.assembly.errors import AssemblyError
 from sapper.assembly.mutate import mutants
@@ -29,14 +29,18 @@ from sapper.kernels.by_hand.contraction import (
     f32_6x16,
     f32_14x32,
     f32_14x32_blocks,
+    f32_14x32_columns,
+    i8_14x32_blocks,
+    u8i8_14x32,
 )
 from sapper.kernels.matmul import make_matmul_nn, make_matmul_nt
 from sapper.lane.ops import LANE_OPS
 from sapper.lang.by_hand import CONTRACTIONS
+from sapper.runtime import by_hand
 from sapper.runtime.by_hand import key_of
 from sapper.runtime.check import check_kernel
 from sapper.runtime.errors import SapperWarning
-from sapper.runtime.micro_kernel import check_micro_kernel, product, product_of
+from sapper.runtime.micro_kernel import check_micro_kernel, product, product_of, whole_of
 from sapper.targets import host_target
 from sapper.targets.x86_64.target import target
 from sapper.tile.schedule import ScheduleError
@@ -45,8 +49,8 @@ from tests.codegen.test_encode import assemble, needs_as
 V3, ZEN4 = target("v3"), target("zen4")
 M, N, K = sp.dims("M N K")
 PIECES = [(f32_14x32, ZEN4), (f32_6x16, V3), (f32_14x32_blocks, ZEN4), (bf16_14x32, ZEN4), (f32_2x14x16, ZEN4),
-          (bf16_2x14x16, ZEN4)]
-IDS = ["avx512", "avx2", "blocks", "bf16", "two f32", "two bf16"]
+          (bf16_2x14x16, ZEN4), (f32_14x32_columns, ZEN4), (u8i8_14x32, ZEN4), (i8_14x32_blocks, ZEN4)]
+IDS = ["avx512", "avx2", "blocks", "bf16", "two f32", "two bf16", "columns", "u8 by i8", "i8"]
 
 
 def runs_on(piece: Contraction) -> bool:
@@ -61,7 +65,7 @@ def compiled(kernel: Any, chip: Any, schedule: Schedule | None, extent: int = 10
 
 @pytest.mark.parametrize(("piece", "chip"), PIECES, ids=IDS)
 def test_it_is_the_loop_where_the_schedule_names_it(piece: Contraction, chip: Any) -> None:
-    whole, schedule = product_of(piece.dtype, piece.rights), Schedule(assembly=(piece.name,))
+    whole, schedule = whole_of(piece), Schedule(assembly=(piece.name,))
     made = compiled(whole, chip, schedule)
     assert made.pieces == (piece.key,) and made.refused == ()
     assert f".L.{piece.name}" in made.text()
@@ -87,7 +91,7 @@ def inside(body: list[Any]) -> list[Any]:
 @needs_as
 @pytest.mark.parametrize(("piece", "chip"), PIECES, ids=IDS)
 def test_as_makes_the_same_bytes_of_its_text(piece: Contraction, chip: Any, tmp_path: Path) -> None:
-    made = compiled(product_of(piece.dtype, piece.rights), chip, Schedule(assembly=(piece.name,)))
+    made = compiled(whole_of(piece), chip, Schedule(assembly=(piece.name,)))
     assert assemble(made.text(), tmp_path) == made.code
 
 
@@ -190,6 +194,34 @@ def test_weights_that_were_packed_before() -> None:
     made = compile_kernel(kernel, {}, strides, dict.fromkeys("MNK", (1024, 2)), host_target(),
                           Schedule(assembly=("bf16_14x32",)))
     assert made.pieces == ("x86_64:bf16_14x32",)
+
+
+@pytest.mark.skipif(not runs_on(i8_14x32_blocks), reason="no AVX-512 VNNI")
+def test_signed_weights_that_were_packed_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums of their columns, with which the products of inverted bytes begin, lie behind the panels."""
+    monkeypatch.setattr(by_hand, "trusted", lambda *call: True)  # the trial has a test of its own
+    kernel = product_of(i8)
+    random = np.random.default_rng(0)
+    a, b = (random.integers(-128, 128, shape).astype(np.int8) for shape in ((30, 75), (75, 64)))
+    c = np.zeros((30, 64), np.int32)
+    packed = sp.pack(kernel, "b", b)
+    strides = {"a": "contiguous", "c": "contiguous", "b": packed.panels}
+    made = compile_kernel(kernel, {}, strides, dict.fromkeys("MNK", (1024, 1)), host_target(),
+                          Schedule(assembly=("i8_14x32_blocks",)))
+    assert made.pieces == ("x86_64:i8_14x32_blocks",)
+    kernel(a, packed, c, schedule=Schedule(assembly=("i8_14x32_blocks",)))
+    assert (c == a.astype(np.int32) @ b.astype(np.int32)).all()
+
+
+@pytest.mark.parametrize(("piece", "kernel", "reason"), [
+    (f32_14x32_columns, product_of(f32), "a is not contiguous along m"),
+    (f32_14x32, product_of(f32, columns=True), "a is not contiguous along k"),
+    (u8i8_14x32, product_of(i8), "a is of i8; it takes u8"),
+    (i8_14x32_blocks, product_of(f32), "its sums are i32, the contraction's f32"),
+], ids=["columns", "rows", "signs", "sums"])
+def test_operands_of_another_kind(piece: Contraction, kernel: Any, reason: str) -> None:
+    made = compiled(kernel, ZEN4, Schedule(assembly=(piece.name,)))
+    assert made.pieces == () and reason in dict(made.refused)[piece.key]
 
 
 def test_extents_below_a_tile() -> None:
@@ -295,12 +327,14 @@ def test_every_planted_error_is_found() -> None:
     assert alive == []
 
 
-def test_an_error_in_one_of_many_rows_is_found() -> None:
-    for mutant in islice(mutants(f32_6x16.assemble((6, 2))), 60, None, 90):
+@pytest.mark.parametrize(("sound", "chip", "every"), [(f32_6x16, V3, 90), (f32_14x32_columns, ZEN4, 150),
+                                                      (i8_14x32_blocks, ZEN4, 250)], ids=["rows", "columns", "bytes"])
+def test_an_error_in_one_of_many_rows_is_found(sound: Contraction, chip: Any, every: int) -> None:
+    for mutant in islice(mutants(sound.assemble((sound.rows[0], 2))), 60, None, every):
         assert isinstance(mutant.assembly, Tile)
-        piece = f32_6x16.planted(mutant.assembly)
+        piece = sound.planted(mutant.assembly)
         with registered(piece):
-            assert check_micro_kernel(piece, V3).finding is not None, str(mutant)
+            assert check_micro_kernel(piece, chip).finding is not None, str(mutant)
 
 
 def wrong_lane(t: Any) -> None:

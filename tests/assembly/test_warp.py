@@ -16,8 +16,9 @@ from sapper import Schedule, Tensor, f32, i32, ptx, tiles
 from sapper.assembly.build import current
 from sapper.assembly.errors import AssemblyError
 from sapper.assembly.override import Override, compile_by_hand
-from sapper.assembly.warp import WarpAssembly, WarpBlock
+from sapper.assembly.warp import WarpAssembly
 from sapper.assembly.warp import compile_kernel as compile_warp
+from sapper.assembly.warp_block import WarpBlock
 from sapper.assembly.warp_checks import check_warp
 from sapper.assembly.warp_mutate import mutants
 from sapper.cli.main import main
@@ -515,3 +516,67 @@ def test_predicates_left_off_are_found() -> None:
 def brief(*arguments: Any, **options: Any) -> Any:
     """emulate.run for what may never end."""
     return run(*arguments, **options, options=Options(step_limit=20_000))
+
+
+# --- Registers --------------------------------------------------------------------------------------------------------
+
+def write_many(a: Any, count: int = 40) -> None:
+    """So many values alive at once in each thread, in an order that no assembler may change: each is read, then all are
+    stored."""
+    x, y = a.data("x"), a.data("y")
+    held = [a.b32() for _ in range(count)]
+    for i, value in enumerate(held):
+        ptx.ld_volatile_global_b32(value, ptx.ptr[x + 4 * i])
+    for i, value in enumerate(held):
+        ptx.st_volatile_global_b32(ptx.ptr[y + 4 * i], value)  # here
+    ptx.ret()
+
+
+def ptxas_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sapper.targets.ptx import assembler
+
+    monkeypatch.setattr(assembler, "find_tool", lambda name: None)
+
+
+@pytest.mark.parametrize("with_assembler", [True, False])
+def test_a_budget_that_does_not_hold(monkeypatch: pytest.MonkeyPatch, with_assembler: bool) -> None:
+    from sapper.targets.ptx.assembler import find_tool
+
+    if not with_assembler:
+        ptxas_is_missing(monkeypatch)
+    elif find_tool("ptxas") is None:
+        pytest.skip("ptxas is not at hand")
+
+    def made(count: int, **options: Any) -> Any:
+        scale = with_piece(lambda a: write_many(a, count), **options)
+        return compile_by_hand(scale, scale.by_hand[0], SM80)
+
+    assert ".maxnreg 64\n" in made(40, no_spill=True, budget={"registers": 64}).compiled.text()
+    with pytest.raises(AssemblyError, match="the registers do not suffice") as caught:
+        made(40, no_spill=True, budget={"registers": 32})
+    assert caught.value.kind == "registers" and caught.value.location is not None
+    assert ("bytes spilled, by ptxas" if with_assembler else "43 registers of 32 bits") in caught.value.found
+    with pytest.raises(AssemblyError, match="the registers do not suffice"):
+        made(270, no_spill=True)
+    assert ".minnctapersm 1\n" in made(270).compiled.text()
+    with pytest.raises(AssemblyError, match="registers of kind vec"):
+        made(2, budget={"vec": 3})
+
+
+def test_a_block_over_its_budget_is_refused() -> None:
+    def write(out: Any, x: Any) -> None:
+        a = current()
+        held = [a.b32() for _ in range(5)]
+        for i, value in enumerate(held):
+            ptx.mul_rn_f32(value, x, float(i))
+        ptx.mov_b32(out, x)
+        for value in held:
+            ptx.add_rn_f32(out, out, value)
+
+    def block(most: int) -> WarpBlock:
+        return WarpBlock(ptx.table, "five", write, budget={"registers": most})
+
+    block(6).check(SM80, (32, 32), [])
+    with pytest.raises(AssemblyError, match="five: the registers do not suffice") as caught:
+        block(5).check(SM80, (32, 32), [])
+    assert caught.value.found == "6 registers of 32 bits are wanted at once"

@@ -21,6 +21,8 @@ from sapper.lane import rows
 from sapper.lane.ops import LANE_OPS
 from sapper.tile.ops import TILE_OPS
 
+from . import by_hand
+
 KERNELS = '''
 import sapper as sp
 from sapper import Tensor, f32, tiles
@@ -315,6 +317,23 @@ def test_asm_is_specialised_as_a_call_is(sapper) -> None:
     name, at = "attention_decode_f32", ("--target", "zen4")
     called = sapper("asm", name, *at, "--dims", "G=4,D=64").out
     assert called == sapper("asm", name, *at, "--static", "G=4,D=64").out != sapper("asm", name, *at).out
+
+
+@pytest.mark.filterwarnings("ignore:kernel tripled")
+def test_asm_prints_what_a_call_runs_by_hand(sapper, tmp_path: Path) -> None:
+    path = by_hand.write(tmp_path)
+    mine = sapper("asm", f"{path}:doubled", "--target", "v3")
+    assert mine.status == 0
+    assert mine.out.startswith("/* by hand: by_ymm (avx2), for calls with x, y contiguous, N a multiple of 16; ")
+    assert f"{path}:{by_hand.line_of('x86.vaddps')}" in mine.out
+    generated = sapper("asm", f"{path}:doubled", "--target", "v3", "--schedule", "{}").out
+    assert generated.startswith("/* by_ymm is not used: a schedule asks for generated code */")
+    assert generated.partition("\n")[2] != mine.out.partition("\n")[2]
+    wrong = sapper("asm", f"{path}:tripled", "--target", "v3").out
+    assert wrong.startswith("/* twice_only is not used: twice_only does not compute what tripled does [result] ")
+    assert f"{path}:{by_hand.line_of('x86.vaddps')}" not in wrong
+    if shutil.which("as") is not None:
+        subprocess.run(["as", "-o", tmp_path / "f.o", "-"], input=mine.out.encode(), check=True, timeout=30)
 
 
 # ---- check

@@ -45,6 +45,7 @@ def test_port_lists_registers_and_spills(capsys: pytest.CaptureFixture[str]) -> 
     assert [(row["target"], row["how"], row["spills"]) for row in rows] == [("sm_80", "generated", 0),
                                                                            ("sm_90a", "generated", 0)]
     assert all(16 < row["assembled"]["registers"] <= 255 for row in rows)
+    assert all(row["cost"]["bound"] in ("issue", "fp32") and row["cost"]["cycles"] > 4 for row in rows)
     assert "ptxas" in rows[0]["assembled"]["assembler"]
     assert str(rows[0]["assembled"]["registers"]) in output(capsys, "port", "softmax", "--target", "sm_80")
 
@@ -52,7 +53,18 @@ def test_port_lists_registers_and_spills(capsys: pytest.CaptureFixture[str]) -> 
 def test_port_without_an_assembler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assembler, "find_tool", lambda name: None)
     text = output(capsys, "port", "vector_add", "--target", "sm_80")
-    assert "generated" in text and "no cost: found no ptxas; expected it on the path" in text
+    assert "generated" in text and "registers are not known: found no ptxas; expected it on the path" in text
+    (row,) = json.loads(output(capsys, "port", "vector_add", "--target", "sm_80", "--json"))
+    cost = row["cost"]
+    adds = cost["operations"] // 32  # a warp's
+    assert adds > 0 and cost["loaded_bytes"] == 2 * cost["stored_bytes"] == 8 * 32 * adds
+    assert cost["cycles"] >= 3 * adds and cost["bound"] == "memory"  # two loads and a store
+    assert "cycles: a lower bound for one pass of the hottest loop (on a GPU of one warp, of a whole SM)" in text
+
+
+def test_port_finds_the_loop_of_the_product(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads(output(capsys, "port", "matmul_nn_f32", "--target", "sm_80", "--target", "sm_90a", "--json"))
+    assert all(row["cost"]["operations"] > 10_000 for row in rows)
 
 
 def test_explain_outlines_the_loops(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

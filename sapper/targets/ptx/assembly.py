@@ -13,9 +13,13 @@ import ml_dtypes
 import numpy as np
 
 from .levels import number_of
-from .rows import BITS, form
+from .rows import BITS as BITS
+from .rows import form
 from .text import NOBODY as NOBODY
 from .text import SpecialRegister
+from .tokens import TokenError as TokenError
+from .tokens import number as number
+from .tokens import tokens as tokens
 
 FAMILY = "ptx"
 ASSEMBLER_ALLOCATES = True
@@ -23,7 +27,7 @@ ASSEMBLER_ALLOCATES = True
 VIRTUAL = {"b32": ("vec", 32), "b64": ("gpr", 64), "b16": ("half", 16), "pred": ("pred", 1)}
 """Names under which a new register is asked for: kind and bits. Registers have no type: instructions do."""
 
-KIND_OF_BITS = {bits: kind for kind, bits in VIRTUAL.values()}
+NAME_OF_BITS = {bits: name for name, (_, bits) in VIRTUAL.items()}
 
 SPECIAL = {name.replace(".", "_"): SpecialRegister(f"%{name}") for name in (
     "tid.x", "tid.y", "tid.z", "ntid.x", "ntid.y", "ntid.z", "ctaid.x", "ctaid.y", "ctaid.z", "nctaid.x", "nctaid.y",

@@ -195,4 +195,5 @@ def print_function(machine: Any, level: str) -> str:
         f".visible .entry {_identifier(machine.name)}(",
         ",\n".join([*(f"    .param .b64 {parameter_name(name)}" for name in machine.parameters), *maps]), ")",
         # One block on an SM is enough: ptxas then spills nothing for the sake of a second.
-        f".reqntid {32 * warps}, 1, 1", ".minnctapersm 1", "{", *declared, "", *body, "}", ""])
+        f".reqntid {32 * warps}, 1, 1", f".maxnreg {machine.most_registers}" if machine.most_registers else
+        ".minnctapersm 1", "{", *declared, "", *body, "}", ""])

@@ -105,6 +105,8 @@ def row_named(name: str) -> Row | None:
 
 MOVE = "vmovaps"
 """A move between vector registers; its rows are named after the registers' bits."""
+LOADS = {"vec": "vmovups", "gpr": "mov", "mask": "kmovq"}
+"""A load into a register of each kind."""
 
 
 def register_file(target: Any) -> Any:

@@ -1,0 +1,67 @@
+"""PTX text as tokens: the emulator and assembly by hand read them.
+
+Enters: text. Leaves: `Token`s without blanks and comments, and the values of numbers. Holds: each token knows its line;
+what is no PTX raises TokenError with the line. Source: PTX ISA, chapter "Syntax".
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+
+_TOKEN = re.compile(r"""
+    (?P<space>\s+|//[^\n]*|/\*.*?\*/) | (?P<string>"(?:\\.|[^"\\])*") |
+    (?P<number>0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|0[xX][0-9a-fA-F]+U?|\d+\.\d+(?:[eE][+-]?\d+)?|\d+U?) |
+    (?P<directive>\.\w+(?:::\w+)*) | (?P<name>[%$A-Za-z_][\w$]*(?:::[\w$]+)*) | (?P<mark>[][{}(),;:|@!+*<>=~&/-])
+    """, re.VERBOSE | re.DOTALL)
+
+
+class TokenError(ValueError):
+    """Text that is no PTX. line: of it, from 1."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+@dataclass(slots=True)
+class Token:
+    """kind: string, number, directive, name or mark. start, end: places in the text."""
+
+    kind: str
+    text: str
+    line: int
+    start: int
+    end: int
+
+
+def tokens(text: str) -> list[Token]:
+    """All tokens, in order."""
+    found, position, line = [], 0, 1
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise TokenError(f"found {text[position:position + 20]!r}, expected PTX", line)
+        kind = str(match.lastgroup)
+        if kind != "space":
+            found.append(Token(kind, match.group(), line, position, match.end()))
+        line += match.group().count("\n")
+        position = match.end()
+    return found
+
+
+def number(text: str) -> tuple[int, float | None]:
+    """(bits, value) of a number: bits of an integer, or of a float that is written by its bits; the value where it is
+    a float. Bits of a decimal float depend on its type, and are 0 here."""
+    if text[:2] in ("0f", "0F"):
+        bits = int(text[2:], 16)
+        return bits, float(struct.unpack("<f", struct.pack("<I", bits))[0])
+    if text[:2] in ("0d", "0D"):
+        bits = int(text[2:], 16)
+        return bits, float(struct.unpack("<d", struct.pack("<Q", bits))[0])
+    if "." in text:
+        return 0, float(text)
+    digits = text.rstrip("U")
+    octal = len(digits) > 1 and digits[0] == "0" and digits[1] not in "xX"
+    return int(digits, 8 if octal else 0), None
