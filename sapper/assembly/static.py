@@ -62,6 +62,8 @@ class _Checker(Conventions):
 
     def run(self) -> None:
         self.assembly.machine()
+        if not any(isinstance(item, Instruction) for item in self.body):
+            raise self.fail("running-off", f"{self.assembly.name} has no instruction", None, "no code")
         self.check_features()
         try:
             self.starts, self.follow = blocks_of(self.body, self.abi)

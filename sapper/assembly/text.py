@@ -25,7 +25,8 @@ SYNTAXES = ("intel", "att")
 _COMMENT = re.compile(r"#(?!@).*|//.*|;.*")
 _LABEL = re.compile(r"\s*([A-Za-z_.$][\w.$]*)\s*:")
 _DECORATION = re.compile(r"\{\s*%?([\w@]+)\s*\}")
-_NUMBER = re.compile(r"[+-]?\s*(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)$")
+_NUMBER = re.compile(r"([+-]?)\s*(0[xX][0-9a-fA-F]+|0[bB][01]+|0[0-7]*|[1-9][0-9]*)$")
+_NUMBER_LENGTH = 66  # 0b and 64 digits
 _IGNORED = (".intel_syntax", ".att_syntax", ".text", ".globl", ".type", ".size")
 _SUFFIX_BITS = {"b": 8, "w": 16, "l": 32, "q": 64, "x": 128, "y": 256, "z": 512, "s": 32}
 _ATT_NAMES = {"cltd": "cdq", "cqto": "cqo", "movabs": "mov", "movabsq": "mov", "movslq": "movsxd"}
@@ -90,8 +91,9 @@ class TextReader:
             raise self.fail(f"the directive {name} has no meaning here", expected=".balign n, .p2align n",
                             mend="data goes through a.constant(...)")
         value = self.number(rest.split(",")[0].strip())
-        if value is None:
-            raise self.fail("an alignment", rest, "a number")
+        allowed = range(13) if name == ".p2align" else [1 << power for power in range(13)]
+        if value is None or value not in allowed:
+            raise self.fail("an alignment", rest, "0 to 12" if name == ".p2align" else "a power of two up to 4096")
         made = self.assembly.label("aligned")
         self.assembly.place(made, 1 << value if name == ".p2align" else value)
 
@@ -104,9 +106,15 @@ class TextReader:
     # --- Operands ---------------------------------------------------------------------------------------------------
 
     def number(self, text: str) -> int | None:
-        if not _NUMBER.match(text):
+        found = _NUMBER.match(text)
+        if found is None:
             return None
-        value = int(text.replace(" ", ""), 0)
+        sign, digits = found.groups()
+        octal = digits[0] == "0" and digits.isdigit()
+        value = int(digits, 8 if octal else 0) if len(digits) <= _NUMBER_LENGTH else 1 << 64
+        if value >> 64:
+            raise self.fail("a number of more than 64 bits", text, "at most 0xffffffffffffffff")
+        value = -value if sign == "-" else value
         return value - (1 << 64) if value >> 63 == 1 else value  # as disassemblers write negative ones
 
     def bound(self, name: str) -> Any:
@@ -136,7 +144,9 @@ class TextReader:
         mask: Reg | None = None
         zeroing, spread = False, 0
         while text.endswith("}"):
-            at = text.rindex("{")
+            at = text.rfind("{")
+            if at < 0:
+                raise self.fail("a decoration of an operand", text, "{k1}, {z} or {1to16}")
             inside = _DECORATION.match(text[at:])
             word = inside.group(1) if inside else ""
             if word == "z":

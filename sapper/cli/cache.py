@@ -32,7 +32,7 @@ def _kernel_name(path: str) -> str:
         with open(path, "rb") as file:
             file.seek(HEAD_BYTES)
             return str(json.loads(file.readline())["name"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "(damaged)"
 
 

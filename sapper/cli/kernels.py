@@ -178,7 +178,7 @@ def parse_schedule(text: str | None) -> Any:
             raise UsageError(f"--schedule: {text}: {error.strerror}; expected JSON or a file with it") from None
     try:
         data = json.loads(source)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--schedule: {error}; expected JSON such as '{{\"registers\": {{\"m\": 6}}}}'") from None
     if not isinstance(data, dict):
         raise UsageError(f"--schedule: found {type(data).__name__}; expected a JSON object")

@@ -134,7 +134,7 @@ def _import(database: Any, path: str) -> int:
         results = [Result.from_json(item) for item in json_text.loads(Path(path).read_text(encoding="utf-8"))]
     except OSError as error:
         raise UsageError(f"--import {path}: {error.strerror}; expected a file of `sapper tune --export`") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"--import {path}: {type(error).__name__}: {error}; expected a file of "
                          "`sapper tune --export`; mend: export it again") from None
     for result in results:

@@ -7,6 +7,7 @@ Debug sections, .loc and .file are skipped. Source: PTX ISA, chapters "Syntax" a
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, field
 from typing import Union
@@ -134,6 +135,9 @@ class Module:
 
 _SKIPPED = {".loc", ".file", ".pragma", ".address_size", ".branchtargets", ".calltargets", ".alias"}
 _LINKAGE = {".visible", ".extern", ".weak", ".common"}
+_MOST_REGISTERS = 1 << 20
+_MOST_BYTES = 1 << 32
+"""Of a function and of a variable: far above what any device has, and no reason to run out of memory."""
 _SPACES = {".global", ".const", ".shared", ".local", ".param"}
 
 
@@ -159,11 +163,21 @@ class _Parser:
         at = self.position + ahead
         return self.tokens[at].text if at < len(self.tokens) else ""
 
-    def next(self) -> Token:
+    def here(self) -> Token:
         if self.position >= len(self.tokens):
-            raise ParseError("the text ends too early")
+            raise ParseError("the text ends too early", self.tokens[-1].line if self.tokens else 0)
+        return self.tokens[self.position]
+
+    def next(self) -> Token:
+        token = self.here()
         self.position += 1
-        return self.tokens[self.position - 1]
+        return token
+
+    def name(self) -> str:
+        token = self.next()
+        if token.kind != "name":
+            raise ParseError(f"found {token.text!r}, expected a name", token.line)
+        return token.text
 
     def expect(self, text: str) -> Token:
         token = self.next()
@@ -189,7 +203,10 @@ class _Parser:
             token = self.tokens[self.position]
             if token.text == ".version":
                 self.next()
-                major, _, minor = self.next().text.partition(".")
+                version = self.next()
+                if not re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", version.text):
+                    raise ParseError(f"found {version.text!r}, expected a version such as 8.0", version.line)
+                major, _, minor = version.text.partition(".")
                 self.module.version = (int(major), int(minor))
             elif token.text == ".target":
                 self.next()
@@ -234,16 +251,19 @@ class _Parser:
                 type = word[1:]
         found = []
         while True:
-            name = self.next().text
+            name = self.name()
             size, count = BITS.get(type, 64) // 8 * vector, 1
             if self.accept("<"):
-                raise ParseError("found a range of variables", self.tokens[self.position].line)
+                raise ParseError("found a range of variables", self.here().line)
             dimensions = []
             while self.accept("["):
                 dimensions.append(0 if self.peek() == "]" else self.integer())
                 self.expect("]")
             for dimension in dimensions:
                 count *= dimension
+            if not 0 <= size * count <= _MOST_BYTES:
+                raise ParseError(f"found {name} of {size * count} bytes, expected at most {_MOST_BYTES}",
+                                 self.tokens[self.position - 1].line)
             initial = self.parse_initial(type, size * count) if self.accept("=") else None
             found.append(Variable(name, space, size * count, alignment or size, initial))
             if not many or not self.accept(","):
@@ -254,19 +274,20 @@ class _Parser:
 
     def parse_initial(self, type: str, size_bytes: int) -> bytes:
         numbers: list[int] = []
+        if type not in BITS:
+            raise ParseError(f"found the type {type!r} of a variable, expected one with a size", self.here().line)
         element = BITS[type] // 8
-
-        def read() -> None:
+        depth = 0
+        while True:
             if self.accept("{"):
-                while not self.accept("}"):
-                    read()
-                    self.accept(",")
-                return
-            value = self.number()
-            wide = element == 8
-            numbers.append(value.bits if value.value is None else _float_bits(value, wide))
-
-        read()
+                depth += 1
+            elif self.accept("}"):
+                depth -= 1
+            elif not (depth and self.accept(",")):
+                value = self.number()
+                numbers.append(value.bits if value.value is None else _float_bits(value, element == 8))
+            if depth <= 0:
+                break
         data = b"".join((number & ((1 << 8 * element) - 1)).to_bytes(element, "little") for number in numbers)
         return data.ljust(size_bytes, b"\0")
 
@@ -275,7 +296,7 @@ class _Parser:
         returned: list[Variable] = []
         if self.peek() == "(":
             returned = self.parse_parameters()
-        name = self.next().text
+        name = self.name()
         function = Function(name, entry, returned + (self.parse_parameters() if self.peek() == "(" else []))
         while self.peek() not in ("{", ";"):
             word = self.next()
@@ -303,7 +324,7 @@ class _Parser:
         found: list[Variable] = []
         while not self.accept(")"):
             if self.peek() == ".reg":
-                raise ParseError("found a register as a parameter", self.tokens[self.position].line)
+                raise ParseError("found a register as a parameter", self.here().line)
             found += self.parse_variables(many=False)
             self.accept(",")
         return found
@@ -314,7 +335,7 @@ class _Parser:
         self.expect("{")
         self.scopes, self.names, self.scope_numbers = [{}], [{}], [0]
         while self.scopes:
-            token = self.tokens[self.position]
+            token = self.here()
             if token.text == "}":
                 self.next()
                 self.scopes.pop()
@@ -346,10 +367,14 @@ class _Parser:
         self.next()
         type = self.next().text[1:]
         while True:
-            name = self.next().text
+            name = self.name()
             names = [name]
             if self.accept("<"):
-                names = [f"{name}{number}" for number in range(self.integer())]
+                count = self.integer()
+                if len(self.function.registers) + count > _MOST_REGISTERS:
+                    raise ParseError(f"found {count} registers {name}, expected at most {_MOST_REGISTERS} in all",
+                                     self.here().line)
+                names = [f"{name}{number}" for number in range(count)]
                 self.expect(">")
             for one in names:
                 self.scopes[-1][one] = len(self.function.registers)
@@ -370,16 +395,16 @@ class _Parser:
 
     def parse_instruction(self) -> None:
         assert self.function is not None
-        first, guard = self.tokens[self.position], None
+        first, guard = self.here(), None
         if self.accept("@"):
             negated = self.accept("!")
-            register = self.operand()
+            register = self.named()
             if not isinstance(register, Register):
                 raise ParseError("expected a predicate after @", first.line)
             guard = Register(register.name, register.slot, register.type, negated)
         opcode = self.next()
         words = [opcode.text]
-        while self.tokens[self.position].kind == "directive":
+        while self.here().kind == "directive":
             words.append(self.next().text)
         mnemonic = "".join(words)
         try:
@@ -417,13 +442,13 @@ class _Parser:
     # Operands
 
     def operand(self) -> Operand | None:
-        token = self.tokens[self.position]
+        token = self.here()
         if token.text == "_":
             self.next()
             return None
         if token.text == "!":
             self.next()
-            register = self.operand()
+            register = self.named()
             if not isinstance(register, Register):
                 raise ParseError("expected a predicate after !", token.line)
             return Register(register.name, register.slot, register.type, not register.negated)
@@ -432,6 +457,8 @@ class _Parser:
             close = "}" if token.text == "{" else ")"
             items = []
             while not self.accept(close):
+                if self.peek() in ("{", "(", "["):
+                    raise ParseError(f"found {self.peek()!r}, expected a part of a vector", token.line)
                 items.append(self.operand())
                 self.accept(",")
             return Vector(tuple(items))
@@ -450,7 +477,7 @@ class _Parser:
                 return Register(token.text, slot, self.function.registers[slot][1])
         if token.text.startswith("%"):
             name = token.text[1:]
-            if self.tokens[self.position].kind == "directive" and self.peek() in (".x", ".y", ".z", ".w"):
+            if self.peek() in (".x", ".y", ".z", ".w"):
                 name += self.next().text
             return Special(name)
         symbol = self.symbol_name(token.text)
@@ -471,7 +498,9 @@ class _Parser:
 
     def address(self) -> Address:
         opening = self.expect("[")
-        base: Operand | None = self.operand()
+        if self.peek() == "[":
+            raise ParseError("found an address in an address", opening.line)
+        base = self.operand()
         if isinstance(base, Label):
             raise ParseError(f"found the unknown variable {base.name!r}", opening.line)
         if not isinstance(base, (Register, Symbol, Immediate)):
@@ -492,18 +521,25 @@ class _Parser:
         return self.number().bits
 
     def number(self) -> Immediate:
+        signs = []
+        while self.peek() in ("-", "+", "~"):
+            signs.append(self.next().text)
+        value = self.unsigned()
+        for sign in reversed(signs):
+            if sign == "-":
+                value = Immediate(-value.bits, value.float_bits ^ (1 << 63) if value.float_bits else 0,
+                                  None if value.value is None else -value.value)
+            elif sign == "~":
+                value = Immediate(~value.bits)
+        return value
+
+    def unsigned(self) -> Immediate:
         token = self.next()
         text = token.text
-        if text == "-":
-            value = self.number()
-            return Immediate(-value.bits, value.float_bits ^ (1 << 63) if value.float_bits else 0,
-                             None if value.value is None else -value.value)
-        if text == "+":
-            return self.number()
-        if text == "~":
-            return Immediate(~self.number().bits)
         if text == "WARP_SZ":
             return Immediate(32)
+        if token.kind != "number":
+            raise ParseError(f"found {text!r}, expected a number", token.line)
         bits, decimal = number(text)
         return Immediate(bits, bits if text[:2] in ("0d", "0D") else 0, decimal)
 

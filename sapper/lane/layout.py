@@ -30,7 +30,7 @@ SLOT, LANE, REGISTER, WARP, MEMORY = LEVELS = ("slot", "lane", "register", "warp
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _AXIS = re.compile(r"\s*(\w+)\s*:\s*(.+?)\s*$")
-_FACTOR = re.compile(r"\s*(\d+)\s*(?:@\s*(\w+)\s*(?:\(\s*stride\s+(\d+)\s*\))?)?\s*$")
+_FACTOR = re.compile(r"\s*([0-9]{1,18})\s*(?:@\s*(\w+)\s*(?:\(\s*stride\s+([0-9]{1,18})\s*\))?)?\s*$")
 
 
 class LayoutError(ValueError):

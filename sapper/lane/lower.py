@@ -260,8 +260,6 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                 elif piece.key.startswith(f"{self.facts.family}:"):
                     self.blocks[PIECES[piece.key].implements] = piece.key
         for axis, tile in self.schedule.tile.items():
-            if tile < 1:
-                raise ScheduleError(f"schedule of {self.function.name}: tile of axis {axis} is {tile}; expected >= 1")
             if axis == self.schedule.lane and tile % self.lanes:
                 raise ScheduleError(f"schedule of {self.function.name}: tile of the lane axis {axis} is {tile}; "
                                     f"expected a multiple of the {self.lanes} lanes")

@@ -288,8 +288,6 @@ class Model(WalkLowering):
         for axis in loops:
             forced = self.schedule.registers.get(axis)
             if forced is not None:
-                if forced < 1:
-                    raise ScheduleError(f"registers of axis {axis}: found {forced}, expected at least 1")
                 counts[axis] = forced
         if not walk.reductions:
             for op in (*self.reads(walk), *(r for r in walk.inner if isinstance(r, Op))):

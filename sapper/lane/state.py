@@ -16,6 +16,10 @@ from typing import Any, Union
 
 from ..ir.nodes import Block, Builder, Location, Op, Value
 from ..ir.types import NARROW_FLOATS, S64, DType, RowType, Type, b32, bool_, f32, f64, i4, i8, i32, i64, index
+from ..tile.schedule import LoweringError
+
+MOST_VALUES = 1 << 16
+"""Of one kernel: ten times what the largest of the library has. More would take minutes to compile."""
 
 Scalar = Union[int, Value]
 """A 64-bit scalar: a constant, or a lane IR value."""
@@ -141,6 +145,9 @@ class State:
         self.levels[depth].builder.block.ops.append(op)
         value = op.results[0]
         self.depths[value] = depth
+        if len(self.depths) > MOST_VALUES:
+            raise LoweringError(f"the schedule unrolls the kernel to more than {MOST_VALUES} values; expected tiles "
+                                "whose rows fit the registers; mend: smaller sizes in tile and registers")
         return value
 
     def emit_pair(self, depth: int, name: str, operands: list[Value],

@@ -92,7 +92,7 @@ def _read(path: str) -> Entries:
                     raise ValueError("an entry lacks source, threads, schedule or dims")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         warn_once(f"tuned {path}", f"{path}: {error}; expected schedules that `sapper tune` wrote; they are left "
                                    "aside; mend: delete the file, and tune again")
         return {}

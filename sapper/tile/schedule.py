@@ -188,6 +188,26 @@ class Schedule:
     chunks: dict[str, int] = field(default_factory=dict)
     assembly: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises ScheduleError for what is no schedule of any kernel."""
+        if self.lane is not None and not isinstance(self.lane, str):
+            raise ScheduleError(f"schedule entry lane: found {self.lane!r}; expected the name of an axis")
+        for entry in ("tile", "registers", "chunks"):
+            sizes = getattr(self, entry)
+            if not isinstance(sizes, dict):
+                raise ScheduleError(f"schedule entry {entry}: found {sizes!r}; expected axes with a size for each")
+            for axis, size in sizes.items():
+                number = isinstance(size, int) and not isinstance(size, bool)
+                if not isinstance(axis, str) or not number or not 1 <= size < 1 << 31:
+                    raise ScheduleError(f"schedule entry {entry} of axis {axis}: found {size!r}; expected an integer "
+                                        "of 1 to 2147483647")
+        for entry in ("order", "stage", "streaming", "assembly"):
+            names = getattr(self, entry)
+            if names is None and entry in ("stage", "streaming"):
+                continue
+            if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+                raise ScheduleError(f"schedule entry {entry}: found {names!r}; expected a list of names")
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object with only what is set; `Schedule.from_json` reads it back."""
         data: dict[str, Any] = {}
@@ -206,12 +226,13 @@ class Schedule:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Schedule:
+        """Raises ScheduleError for an object that is no schedule."""
         known = set(Schedule.__dataclass_fields__)
         for key in data:
             if key not in known:
                 raise ScheduleError(f"unknown schedule entry {key!r}; expected one of {', '.join(sorted(known))}")
         values = dict(data)
         for key in ("order", "stage", "streaming", "assembly"):
-            if values.get(key) is not None:
+            if isinstance(values.get(key), list):
                 values[key] = tuple(values[key])
         return Schedule(**values)

@@ -15,12 +15,14 @@ import pytest
 from sapper.assembly import x86
 from sapper.assembly.build import Assembly
 from sapper.assembly.errors import AssemblyError
+from sapper.assembly.finish import finish
 from sapper.codegen.encode import encode_instruction
-from sapper.codegen.machine import Instruction, Memory
+from sapper.codegen.machine import Immediate, Instruction, Memory
 from sapper.codegen.print import print_instruction
 from sapper.targets.x86_64.instructions import ROWS
 from tests.assembly.pieces import ZEN4, binary, interpret, piece
 from tests.codegen.test_encode import clashes, forms
+from tests.strategies.malformed import mutations, refusals
 
 
 def read(text: str, syntax: str) -> Instruction:
@@ -164,3 +166,42 @@ def test_refusals(text: str, part: str) -> None:
 
 def test_unknown_syntax() -> None:
     assert refused("nop", "masm").headline == "an unknown syntax"
+
+
+@pytest.mark.parametrize("digits, value", [("010", 8), ("-0x10", -16), ("0b101", 5), ("0xffffffffffffffff", -1)])
+def test_numbers_are_those_of_gnu_as(digits: str, value: int) -> None:
+    assembly = Assembly("line", x86.table)
+    assembly.text(f"mov rax, {digits}")
+    assert [o.value for o in assembly.body[0].operands if isinstance(o, Immediate)] == [value]
+
+
+@pytest.mark.parametrize("text, part", [
+    ("mov rax, 0x1" + "0" * 16, "more than 64 bits"),
+    ("mov rax, " + "9" * 5000, "more than 64 bits"),
+    ("mov rax, 08", "can't be read"),
+    (".balign 12", "an alignment"),
+    (".balign -8", "an alignment"),
+    (".p2align 13", "an alignment"),
+    ("vaddps zmm0, zmm1, zmm2}", "a decoration"),
+])
+def test_numbers_and_marks_that_mean_nothing_are_refused(text: str, part: str) -> None:
+    assert part in refused(text).headline
+
+
+def test_a_text_without_instructions_is_refused() -> None:
+    with pytest.raises(AssemblyError, match="no instruction") as caught:
+        finish(piece(lambda a: a.text("# nothing")), ZEN4)
+    assert caught.value.kind == "running-off"
+
+
+@pytest.mark.parametrize("syntax, text, more", [
+    ("intel", SUM, ("zmm1", "rax", "qword ptr ")), ("att", SUM_ATT, ("%zmm1", "%rax", "$-1")),
+])
+def test_a_thousand_malformed_texts(syntax: str, text: str, more: tuple[str, ...]) -> None:
+    """Each becomes machine code that passes all checks, or is refused."""
+    def assemble(text: str) -> None:
+        finish(piece(binary(lambda a, x, y, n: a.text(text, syntax, x=x, y=y, n=n, acc=a.zmm()))), ZEN4)
+
+    pieces = ("{k1}", "{z}", "{1to16}", "lock ", ".balign 3", "ret\n", "label:", *more)
+    found = refusals(mutations([text], pieces), assemble, AssemblyError)
+    assert 800 < len(found) < 1000

@@ -31,6 +31,7 @@ from sapper.tile.canonical import canonicalize
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Facts, Schedule, Specialization
 from tests.strategies import examples
+from tests.strategies.malformed import mutations, refusals
 
 ACCUMULATORS = "m: 14@register; n: 2@register × 16@lane"
 FRAGMENT = "m: 2@register × 8@lane(stride 4); n: 4@lane × 2@register"
@@ -300,3 +301,16 @@ def test_what_goes_through_memory(source: str, target: str) -> None:
 def test_tiles_of_other_extents_are_not_converted() -> None:
     with pytest.raises(LayoutError, match="the same axes and extents"):
         convert(Layout.parse("m: 4@lane"), Layout.parse("m: 8@lane"))
+
+
+def test_a_thousand_malformed_texts() -> None:
+    """Each is a layout, which prints and parses back, or is refused."""
+    def parse(text: str) -> None:
+        layout = Layout.parse(text)
+        assert Layout.parse(str(layout)) == layout
+
+    texts = ["m: 14@register; n: 2@register × 16@lane", "m: 2@register × 8@lane(stride 4); n: 4@lane × 2@register",
+             "k: 2@slot; m: 1; n: 3@memory(stride 70) × 64@memory"]
+    pieces = ("@lane", "×", "(stride 0)", "(stride 2)", "2@", "; n: 4@warp")
+    found = refusals(mutations(texts, pieces), parse, LayoutError)
+    assert 800 < len(found) < 1000

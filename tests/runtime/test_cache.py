@@ -165,26 +165,29 @@ def test_read_only_directory(cache: DiskCache) -> None:
 
 RACER = """
 import sys
+import time
 from sapper.runtime.cache import DiskCache
 cache = DiskCache(sys.argv[1], 1 << 22)
-payloads = [bytes([n]) * (3000 + 500 * n) for n in range(8)]
+payloads = [bytes([n]) * (30000 + 50000 * n) for n in range(8)]
 print("ready", flush=True)
 sys.stdin.readline()
-seen = 0
-for turn in range(int(sys.argv[2])):
+seen, last, turn = 0, time.monotonic() + float(sys.argv[2]), 0
+first = time.monotonic()
+while time.monotonic() < last:
     for n in range(8):
         found = cache.get(f"key {n}")
         assert found is None or found == payloads[n], "torn entry"
         seen += found is not None
         assert cache.put(f"key {n}", payloads[n])
+    turn += 1
     if turn % 10 == 9:
         cache.clear()
-print(seen)
+print(seen, first, time.monotonic())
 """
 
 
-def racer(directory: Path, turns: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "error", "-c", RACER, str(directory), str(turns)]
+def racer(directory: Path, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", "-c", RACER, str(directory), str(seconds)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -192,16 +195,65 @@ def racer(directory: Path, turns: int) -> subprocess.Popen[str]:
 
 
 def test_processes_racing(tmp_path: Path) -> None:
-    """Two processes write, read and clear the same entries: each sees whole ones only, and no warning."""
-    processes = [racer(tmp_path, 60) for _ in range(2)]
-    results = [p.communicate("go\n", timeout=60)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0]
-    assert all(int(seen) > 0 for seen in results)
+    """Three processes write, read and clear the same entries: each sees whole ones only, and no warning."""
+    processes = [racer(tmp_path, 0.6) for _ in range(3)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    results = [p.communicate(timeout=60)[0].split() for p in processes]
+    assert [p.returncode for p in processes] == [0, 0, 0]
+    assert all(int(seen) > 0 for seen, _, _ in results)
+    assert max(float(first) for _, first, _ in results) < min(float(last) for _, _, last in results), "no race"
+
+
+SUICIDE = """
+import os
+import signal
+import sys
+from sapper.runtime import cache as module
+real = {name: getattr(os, name) for name in ("open", "write", "close", "replace")}
+calls, last = 0, int(sys.argv[2])
+
+def dying(name):
+    def call(*arguments, **keywords):
+        global calls
+        calls += 1
+        if calls == last and name == "write":
+            real[name](arguments[0], bytes(arguments[1])[:100])  # so much was written of it
+        if calls == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real[name](*arguments, **keywords)
+    return call
+
+for name in real:
+    setattr(os, name, dying(name))
+module.DiskCache(sys.argv[1], 1 << 22).put("key", b"new" * 1000)
+"""
+
+
+def test_a_writer_killed_at_any_step_leaves_the_old_entry_or_the_new(tmp_path: Path) -> None:
+    """kill -9 at each call of the system that a write makes, and in the middle of writing."""
+    seen = []
+    for step in range(1, 20):
+        cache = DiskCache(str(tmp_path), LIMIT)
+        assert cache.put("key", b"old" * 2000)
+        done = subprocess.run([sys.executable, "-S", "-c", SUICIDE, str(tmp_path), str(step)], check=False,
+                              env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            seen.append(cache.get("key"))
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+    assert step > 4, "every call was passed alive too early"
+    assert set(seen[:-1]) <= {b"old" * 2000, b"new" * 1000} and seen[-1] == b"new" * 1000
+    assert len(os.listdir(tmp_path)) > 1, "no stray file: no writer was killed while it wrote"
 
 
 def test_killed_writers_leave_no_bad_entry(tmp_path: Path) -> None:
     for attempt in range(6):
-        process = racer(tmp_path, 1_000_000)
+        process = racer(tmp_path, 1000)
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
@@ -215,7 +267,7 @@ def test_killed_writers_leave_no_bad_entry(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for n in range(8):
-            assert cache.get(f"key {n}") in (None, bytes([n]) * (3000 + 500 * n))
+            assert cache.get(f"key {n}") in (None, bytes([n]) * (30000 + 50000 * n))
             assert cache.put(f"key {n}", b"anew") and cache.get(f"key {n}") == b"anew"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -48,6 +50,53 @@ def test_no_mapping_is_writable_and_executable_while_many_kernels_are_loaded() -
     for block in blocks:
         block.function(0, 0, 1)
     assert len({block.address for block in blocks}) == 40
+
+
+GUARDED = """
+import ctypes
+import struct
+import sys
+import numpy as np
+from sapper.kernels.add import vector_add
+from sapper.kernels.matmul import matmul_nn_f32
+from sapper.runtime import system
+
+# seccomp(2): mmap and mprotect of x86-64 fail with EACCES where they ask for PROT_WRITE and PROT_EXEC at once.
+LOAD, AND, EQUAL, RETURN = 0x20, 0x54, 0x15, 0x06
+program = [(LOAD, 0, 0, 0), (EQUAL, 2, 0, 9), (EQUAL, 1, 0, 10), (EQUAL, 0, 3, 329), (LOAD, 0, 0, 32), (AND, 0, 0, 6),
+           (EQUAL, 1, 0, 6), (RETURN, 0, 0, 0x7FFF0000), (RETURN, 0, 0, 0x00050000 | 13)]
+filter = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+libc = ctypes.CDLL(None, use_errno=True)
+PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 22, 38, 2
+if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
+        PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(Program(len(program), ctypes.addressof(filter))), 0, 0):
+    sys.exit(77)
+for protection in (6, 7):
+    try:
+        system.map_memory(4096, protection)
+    except Exception as error:
+        assert "Permission denied" in str(error), error
+    else:
+        raise AssertionError("the filter lets through what it is to stop")
+x, y = np.ones(1 << 16, np.float32), np.zeros(1 << 16, np.float32)
+for threads in (1, 2):
+    vector_add(x, x, y, threads=threads)
+    assert (y == 2).all()
+    a, c = np.ones((40, 40), np.float32), np.zeros((40, 40), np.float32)
+    matmul_nn_f32(a, a, c, threads=threads)
+    assert (c == 40).all()
+"""
+
+
+def test_no_call_ever_asks_for_memory_that_is_writable_and_executable() -> None:
+    """Not even for a moment: in this process the kernel of the system refuses it, and all the same kernels compile,
+    load and run on one worker and on two."""
+    done = subprocess.run([sys.executable, "-c", GUARDED], capture_output=True, text=True, check=False, timeout=100)
+    if done.returncode == 77:
+        pytest.skip("this system has no seccomp filters")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_pages_of_a_dropped_block_are_used_again() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,10 @@ def test_each_worker_has_its_scratch(tasks: FakeKernel) -> None:
     assert words[[1, 513, 1025, 1537]].tolist() == [4, 4, 4, 4]
 
 
-def test_idle_workers_use_no_cpu(tasks: FakeKernel) -> None:
-    run_tasks(tasks, 8, 4)
+@pytest.mark.parametrize("threads", [2, 4])
+def test_idle_workers_use_no_cpu(tasks: FakeKernel, threads: int) -> None:
+    """Two spin for a while before they sleep, four on fewer CPUs sleep at once."""
+    run_tasks(tasks, 8, threads)
     time.sleep(0.01)
     before = time.process_time()
     time.sleep(0.3)
@@ -144,19 +147,30 @@ def test_several_python_threads_launch_at_once(tasks: FakeKernel) -> None:
     assert not failures
 
 
+def forked(body: Callable[[], Any]) -> int:
+    """The process id of a child that runs `body`, ended by a signal if it takes 20 s. Status 0: all went well."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)
+        try:
+            body()
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
 def test_forked_child_makes_its_own_pool(tasks: FakeKernel) -> None:
+    def body() -> None:
+        assert workers.pool_size() == 1
+        run_tasks(tasks, 20, 3)
+        workers.stop()
+
     run_tasks(tasks, 20, 3)
     for _ in range(3):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                assert workers.pool_size() == 1
-                run_tasks(tasks, 20, 3)
-                workers.stop()
-                status = 0
-            finally:
-                os._exit(status)
+        child = forked(body)
         run_tasks(tasks, 20, 3)
         assert os.waitpid(child, 0)[1] == 0
 
@@ -172,15 +186,7 @@ def test_fork_while_another_thread_launches(tasks: FakeKernel) -> None:
     thread.start()
     try:
         for _ in range(5):
-            child = os.fork()
-            if child == 0:
-                status = 1
-                try:
-                    run_tasks(tasks, 20, 2)
-                    status = 0
-                finally:
-                    os._exit(status)
-            assert os.waitpid(child, 0)[1] == 0
+            assert os.waitpid(forked(lambda: run_tasks(tasks, 20, 2)), 0)[1] == 0
     finally:
         done.set()
         thread.join()

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 _TOKEN = re.compile(r"""
     (?P<space>\s+|//[^\n]*|/\*.*?\*/) | (?P<string>"(?:\\.|[^"\\])*") |
-    (?P<number>0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|0[xX][0-9a-fA-F]+U?|\d+\.\d+(?:[eE][+-]?\d+)?|\d+U?) |
+    (?P<number>(?:0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|0[xX][0-9a-fA-F]{1,16}U?|
+                  [0-9]+\.[0-9]+(?:[eE][+-]?[0-9]+)?|0[0-7]{0,22}U?|[1-9][0-9]{0,19}U?)(?![0-9a-fA-F])) |
     (?P<directive>\.\w+(?:::\w+)*) | (?P<name>[%$A-Za-z_][\w$]*(?:::[\w$]+)*) | (?P<mark>[][{}(),;:|@!+*<>=~&/-])
     """, re.VERBOSE | re.DOTALL)
 
