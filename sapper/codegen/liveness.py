@@ -283,7 +283,7 @@ def blocks_of(body: list[Instruction | Label], abi: Abi) -> tuple[list[int], lis
     facts_of = facts_table(abi)
     open_block = False
     for place, item in enumerate(body):
-        if type(item) is Label:
+        if isinstance(item, Label):
             if open_block:
                 ends.append((NEXT, None))
                 starts.append(place)

@@ -107,7 +107,7 @@ class _Counts:
         text = "".join(map(chr, reversed(numbers)))
         for position in range(max(counts).bit_length()):
             digits = "".join("01"[count >> position & 1] for count in counts)
-            self.planes.append(int(text.translate(digits) or "0", 4))  # type: ignore[arg-type]
+            self.planes.append(int(text.translate(digits) or "0", 4))
         self._update()
 
     def _update(self) -> None:
