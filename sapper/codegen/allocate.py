@@ -204,7 +204,7 @@ class _Colours:
         piece = self.plan.pieces.get(node)
         if piece is not None:
             return piece.cost if len(piece.places) > 1 or piece.loop is not None else None
-        return sum(self.plan.costs[member] for member in self.members.get(node) or [node])
+        return sum(map(self.plan.cost, self.members.get(node) or [node]))
 
     def _evict(self, node: int, wanted: int, registers: list[int], queue: list[int]) -> list[int]:
         """Choose the cheaper: spill the class, or spill all that hold some register in its way."""
@@ -311,7 +311,7 @@ class _Emitter:
                         self.reloads += 1
                     else:
                         self.rematerialised += 1
-            if isinstance(item, Label):
+            if type(item) is not Instruction:
                 out.append(item)
                 origin.append(place)
             elif place not in dropped:
@@ -370,15 +370,15 @@ class _Joined(dict[VirtualRegister, Register]):
 
 
 def _with_registers(item: Instruction, registers: dict[VirtualRegister, Register]) -> Instruction:
-    operands: list[Operand] = []
-    for operand in item.operands:
+    operands: list[Operand] = item.operands[:]
+    for position, operand in enumerate(operands):
         kind = type(operand)
         if kind is VirtualRegister:
-            operands.append(registers[operand])  # type: ignore[index]
+            operands[position] = registers[operand]  # type: ignore[index]
         elif kind is Memory:
             base, index = operand.base, operand.index  # type: ignore[union-attr]
             if type(base) is VirtualRegister or type(index) is VirtualRegister:
-                operand = Memory(
+                operands[position] = Memory(
                     registers[base] if type(base) is VirtualRegister else base,
                     registers[index] if type(index) is VirtualRegister else index,  # type: ignore[arg-type]
                     operand.scale,  # type: ignore[union-attr]
@@ -386,9 +386,6 @@ def _with_registers(item: Instruction, registers: dict[VirtualRegister, Register
                     operand.broadcast,  # type: ignore[union-attr]
                     operand.label,  # type: ignore[union-attr]
                 )
-            operands.append(operand)
-        else:
-            operands.append(operand)
     mask = item.mask
     return Instruction(item.row, operands, registers[mask] if type(mask) is VirtualRegister else mask, item.zeroing,
                        item.location, item.comment)

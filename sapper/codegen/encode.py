@@ -48,7 +48,7 @@ class _Plan:
 
     __slots__ = ("broadcast_disp8", "broadcast_ok", "byte_registers", "digit", "disp8", "distance", "features", "fixed",
                  "immediate", "immediate_bytes", "immediate_limits", "index_bits", "is4", "legacy_opcode",
-                 "legacy_prefix", "length_code", "low", "mmm", "no_rm", "opcode", "operand_bits", "p1",
+                 "legacy_prefix", "length_code", "low", "mmm", "no_rm", "opcode", "operand_bits", "p1", "plain",
                  "raw_immediate", "reg", "rm", "rm_memory", "short_vex", "sibmem", "space", "vvvv", "w")
     space: int  # 0 legacy, 1 VEX, 2 EVEX
     # Which operand stands where; -1 for none.
@@ -83,6 +83,7 @@ class _Plan:
     broadcast_ok: bool
     index_bits: int
     features: frozenset[str]
+    plain: bool  # takes any registers and memory of the right kinds, and no other way is shorter
 
 
 _PP = {0: 0, 0x66: 1, 0xF3: 2, 0xF2: 3}
@@ -179,6 +180,7 @@ def _plan(row: Any, encoding: Any, letters: str, choice: tuple[str, ...]) -> _Pl
             plan.immediate_limits = (-(1 << size - 1), (1 << size - 1) - 1)
             plan.raw_immediate = False
         plan.operand_bits = full
+    plan.plain = plan.immediate < 0 and not plan.fixed and not (plan.space == 1 and plan.short_vex)
     return plan
 
 
@@ -226,6 +228,9 @@ def _check_memory(memory: Memory, plan: _Plan, row: Any, position: int) -> None:
     """Everything that `_memory` takes for granted."""
     base: Any = memory.base
     index: Any = memory.index
+    if index is None and type(base) is Register and base.kind == "gpr" and memory.label is None \
+            and not plan.index_bits and memory.scale == 1:
+        return  # by far the most
     wrong = ""
     if base is not None and type(base) is not Register:
         wrong = f"base {base!r}; expected a physical register"
@@ -273,6 +278,8 @@ def _choose(instruction: Instruction) -> _Plan:
     for plan in plans:
         if needs_evex and plan.space != 2:
             continue
+        if first is None and plan.plain:
+            return plan
         if plan.immediate >= 0:
             value = operands[plan.immediate].value
             if not plan.raw_immediate and value > plan.immediate_limits[1] and plan.operand_bits <= 32:
@@ -349,13 +356,16 @@ def _check_registers(instruction: Instruction, plan: _Plan) -> None:
     """Kinds, numbers, masks: raises EncodeError."""
     row = instruction.row
     operands: list[Any] = instruction.operands
-    for position, (found, expected) in enumerate(zip(operands, row.operands, strict=True)):
+    for position, found in enumerate(operands):
         kind = type(found)
         if kind is Register:
-            if found.kind != expected.kind or not 0 <= found.number < _REGISTERS.get(found.kind, 0) \
-                    or (expected.fixed is not None and found.number != expected.fixed):
+            expected = row.operands[position]
+            register_kind, number = found
+            if register_kind != expected.kind or not 0 <= number < _REGISTERS.get(register_kind, 0) \
+                    or (expected.fixed is not None and number != expected.fixed):
                 raise EncodeError(f"row {row.name}, operand {position}: found {found}; expected {_describe(expected)}")
         elif kind is Memory:
+            expected = row.operands[position]
             _check_memory(found, plan, row, position)
             if found.broadcast and not plan.broadcast_ok:
                 raise EncodeError(f"row {row.name}, operand {position}: found a broadcast; "
@@ -520,7 +530,7 @@ def encode(function: MachineFunction, features: Iterable[str] | None = None) -> 
     locations: list[tuple[int, Location]] = []
     last_location: Location | None = None
     for item in function.body:
-        if isinstance(item, Label):
+        if type(item) is not Instruction:
             pieces.append(item)
             continue
         row = item.row

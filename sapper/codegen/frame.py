@@ -34,7 +34,7 @@ def finish_frame(function: MachineFunction, abi: Abi, origin: list[int] | None =
     wide = False
     align_bytes = 8
     for item in function.body:
-        if isinstance(item, Label):
+        if type(item) is not Instruction:
             continue
         facts = facts_of[item.row]
         if not wide and max(facts.bits, default=0) > 128:
@@ -46,17 +46,15 @@ def finish_frame(function: MachineFunction, abi: Abi, origin: list[int] | None =
                     used.add(operand)
             elif kind is Memory and operand.base == stack:  # type: ignore[union-attr]
                 align_bytes = max(align_bytes, max(facts.bits) // 8)
-        for pair in facts.writes:
-            register = Register(*pair)
-            if register in saved_candidates:
-                used.add(register)
+        if facts.writes:
+            used.update(register for register in saved_candidates if register in facts.writes)
     saved = sorted(used, key=lambda r: (r.kind, r.number))
     size_bytes = function.frame_bytes
 
-    prologue: list[Instruction | Label] = []
-    epilogue: list[Instruction | Label] = []
+    prologue: list[Instruction] = []
+    epilogue: list[Instruction] = []
 
-    def add(to: list[Instruction | Label], what: str, *operands: Register | Immediate | Memory) -> None:
+    def add(to: list[Instruction], what: str, *operands: Register | Immediate | Memory) -> None:
         to.append(Instruction(abi.frame_row(what), list(operands), comment="frame"))
 
     for register in saved:
@@ -82,19 +80,20 @@ def finish_frame(function: MachineFunction, abi: Abi, origin: list[int] | None =
     if not prologue and not epilogue:
         return
 
-    body = prologue
+    body: list[Instruction | Label] = [*prologue]
     new_origin = [-1] * len(prologue)
+    done = 0  # how much of the code has its frame
     for place, item in enumerate(function.body):
-        if epilogue and isinstance(item, Instruction) and facts_of[item.row].flow == RETURN:
-            for model in epilogue:
-                assert isinstance(model, Instruction)
-                body.append(
-                    Instruction(model.row, list(model.operands), location=item.location, comment=model.comment)
-                )
-                new_origin.append(-1)
-        body.append(item)
-        if origin is not None:
-            new_origin.append(origin[place])
+        if epilogue and type(item) is Instruction and facts_of[item.row].flow == RETURN:
+            body += function.body[done:place]
+            body += [Instruction(model.row, list(model.operands), location=item.location, comment=model.comment)
+                     for model in epilogue]
+            if origin is not None:
+                new_origin += [*origin[done:place], *[-1] * len(epilogue)]
+            done = place
+    body += function.body[done:]
+    if origin is not None:
+        new_origin += origin[done:]
     function.body = body
     if origin is not None:
         origin[:] = new_origin

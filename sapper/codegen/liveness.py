@@ -422,15 +422,14 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
             read: list[int] = []
             write: list[int] = []
             change: list[int] = []
-            access = facts.access
-            if len(access) != len(item.operands):
-                raise AllocationError(
-                    f"{facts.name} has {len(item.operands)} operands; expected {len(access)}"
-                )
+            access, operands = facts.access, item.operands
+            if len(access) != len(operands):
+                raise AllocationError(f"{facts.name} has {len(operands)} operands; expected {len(access)}")
             mask = item.mask
-            merging = mask is not None and facts.merges and not item.zeroing
+            # Where a write goes: under a mask, not zeroing, it keeps what the other lanes hold.
+            written_to = change if mask is not None and facts.merges and not item.zeroing else write
             constant = facts.idiom and is_idiom(item, facts)
-            for operand, how in zip(item.operands, access, strict=True):
+            for operand, how in zip(operands, access):  # noqa: B905  of equal length, as was checked
                 kind_type = type(operand)
                 if kind_type is VirtualRegister or kind_type is Register:
                     node = known(operand)
@@ -440,10 +439,7 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
                         if not constant:
                             read.append(node)
                     elif how == WRITE:
-                        if merging:
-                            change.append(node)
-                        else:
-                            write.append(node)
+                        written_to.append(node)
                     elif constant:
                         write.append(node)
                     elif how == CHANGE:
@@ -473,28 +469,28 @@ def analyse(function: MachineFunction, abi: Abi) -> Flow:
             if facts.writes:
                 for pair in facts.writes:
                     write.append(node_of[pair])
-            for node in read:
-                if node not in written:
-                    upward.add(node)
-            for node in change:
-                if node not in written:
-                    upward.add(node)
-                    written.add(node)
-            written.update(write)
-            if (
-                facts.move_bits
-                and len(read) == 1
-                and len(write) == 1
-                and type(item.operands[0]) is not Memory
-                and type(item.operands[1]) is not Memory
-            ):
-                moves.append(place)
             if read:
+                for node in read:
+                    if node not in written:
+                        upward.add(node)
                 uses[place] = tuple(read)
-            if write:
-                writes[place] = tuple(write)
             if change:
+                for node in change:
+                    if node not in written:
+                        upward.add(node)
+                        written.add(node)
                 changes[place] = tuple(change)
+            if write:
+                written.update(write)
+                writes[place] = tuple(write)
+                if (
+                    facts.move_bits
+                    and len(read) == 1
+                    and len(write) == 1
+                    and type(operands[0]) is not Memory
+                    and type(operands[1]) is not Memory
+                ):
+                    moves.append(place)
         exposed.append(upward)
         overwritten.append(written)
 

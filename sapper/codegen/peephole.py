@@ -38,13 +38,17 @@ def _move_to_itself(function: MachineFunction, abi: Abi, table: FactsTable) -> i
             place
             for place, item in enumerate(function.body)
             if type(item) is Instruction
-            and table[item.row].move_bits
-            and item.mask is None
-            and isinstance(item.operands[0], Register)
+            and len(item.operands) == 2
+            and type(item.operands[0]) is Register
             and item.operands[0] == item.operands[1]
-            and table[item.row].move_bits >= abi.full_bits[item.operands[0].kind]
+            and item.mask is None
+            and (bits := table[item.row].move_bits)
+            and bits >= abi.full_bits[item.operands[0].kind]
         ],
     )
+
+
+_NEVER_ON = (JUMP, RETURN)
 
 
 def _unreachable(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
@@ -52,11 +56,11 @@ def _unreachable(function: MachineFunction, abi: Abi, table: FactsTable) -> int:
     places = []
     dead = False
     for place, item in enumerate(function.body):
-        if isinstance(item, Label):
+        if type(item) is Label:
             dead = False
         elif dead:
             places.append(place)
-        elif table[item.row].flow in (JUMP, RETURN):
+        elif table[item.row].flow in _NEVER_ON:  # type: ignore[union-attr]
             dead = True
     return _drop(function, places)
 
@@ -67,9 +71,9 @@ def _jump_to_next(function: MachineFunction, abi: Abi, table: FactsTable) -> int
     behind: set[str] = set()  # the labels right behind, but for jumps that go
     for place in range(len(function.body) - 1, -1, -1):
         item = function.body[place]
-        if isinstance(item, Label):
+        if type(item) is Label:
             behind.add(item.name)
-        elif behind:
+        elif behind and type(item) is Instruction:
             target = next((o.name for o in item.operands if type(o) is LabelReference), None)
             if target in behind and table[item.row].flow:
                 places.append(place)

@@ -21,7 +21,7 @@ from typing import Any
 
 from .joined import Classes
 from .liveness import READ, WRITE, Abi, Flow, RowFacts, facts_table, members
-from .machine import Instruction, MachineFunction, Memory, Register
+from .machine import Instruction, MachineFunction, Memory
 
 ISSUE_WIDTH = 6
 QUEUE = 48
@@ -76,6 +76,7 @@ def schedule(function: MachineFunction, abi: Abi, classes: Classes | None = None
         classes = Classes(function, abi)
     flow = classes.flow
     costs: dict[Any, _Cost] = {}
+    moves = set(flow.moves)  # true of every block that has not been reordered yet
     body = function.body
     changed = 0
     registers: _Registers | None = None
@@ -88,7 +89,7 @@ def schedule(function: MachineFunction, abi: Abi, classes: Classes | None = None
         if by_hand:
             continue
         stop = _movable_end(function, start, stop, abi)
-        if stop - start < 4 or _flows_well(function, flow, start, stop, abi, costs):
+        if stop - start < 4 or _flows_well(function, flow, moves, start, stop, abi, costs):
             continue
         if registers is None:
             registers = _Registers(classes, abi)
@@ -119,16 +120,15 @@ class _Registers:
 
 def _form(item: Instruction, facts: RowFacts) -> tuple[Any, bool, bool]:
     """The row, and whether it loads and stores."""
-    loading = storing = False
-    for how, operand in zip(facts.access, item.operands, strict=True):
+    for position, operand in enumerate(item.operands):
         if type(operand) is Memory:
-            loading = how & READ != 0
-            storing = how & WRITE != 0
-    return (item.row, loading, storing)
+            how = facts.access[position]
+            return item.row, how & READ != 0, how & WRITE != 0
+    return item.row, False, False
 
 
 def _flows_well(
-    function: MachineFunction, flow: Flow, start: int, stop: int, abi: Abi, costs: dict[Any, _Cost]
+    function: MachineFunction, flow: Flow, moves: set[int], start: int, stop: int, abi: Abi, costs: dict[Any, _Cost]
 ) -> bool:
     """The order as it stands takes hardly longer than the longest chain or the busiest unit: nothing to gain."""
     table = facts_table(abi)
@@ -141,10 +141,10 @@ def _flows_well(
     entered = 0.0
     end = longest = 0.0
     step = 1.0 / ISSUE_WIDTH
-    moves = set(flow.moves)
+    uses, writes, changes = flow.uses, flow.writes, flow.changes
     for place in range(start, stop):
         if place in moves:
-            target, source = flow.writes[place][0], flow.uses[place][0]
+            target, source = writes[place][0], uses[place][0]
             ready[target] = ready.get(source, 0.0)
             chain[target] = chain.get(source, 0.0)
             continue
@@ -155,12 +155,14 @@ def _flows_well(
             cost = costs[form] = _Cost(table[form[0]], *form)
         begin = entered
         depth = 0.0
-        for node in flow.uses[place] + flow.changes[place]:
+        for node in uses[place] + changes[place]:
             if node in ready:
-                if ready[node] > begin:
-                    begin = ready[node]
-                if chain[node] > depth:
-                    depth = chain[node]
+                known = ready[node]
+                if known > begin:
+                    begin = known
+                known = chain[node]
+                if known > depth:
+                    depth = known
         unit, throughput, latency = cost.unit, cost.throughput, cost.latency
         free = unit_free.get(unit, 0.0)
         # A unit that is idle while a later one waits may serve an earlier-entered instruction first.
@@ -170,7 +172,7 @@ def _flows_well(
         busy[unit] = busy.get(unit, 0.0) + throughput
         begin_end = begin + latency
         depth += latency
-        for node in flow.changes[place] + flow.writes[place]:
+        for node in changes[place] + writes[place]:
             ready[node] = begin_end
             chain[node] = depth
         if begin_end > end:
@@ -235,23 +237,30 @@ def _dependences(
         after[first].append((second, cycles))
         waits_for[second] += 1
 
+    def value_at(part: Any) -> int:
+        """The value that a register of an address holds here."""
+        return -1 if part is None else value_of[joined[flow.node_of[part]]]
+
+    all_uses, all_changes, all_writes, cost_of = flow.uses, flow.changes, flow.writes, made.cost
     for number in range(size):
         place = start + number
         item = body[place]
         assert isinstance(item, Instruction)
         facts = table[item.row]
-        reads = [joined[node] for node in flow.uses[place]]
-        changes = [joined[node] for node in flow.changes[place]]
-        writes = [joined[node] for node in flow.writes[place]]
+        reads = [joined[node] for node in all_uses[place]]
+        writes = [joined[node] for node in all_writes[place]]
         copy = bool(facts.move_bits) and len(reads) == 1 and reads == writes
         if facts.reads_flags:
             reads.append(flags)
         if facts.writes_flags:
             writes.append(flags)
+        if all_changes[place]:
+            changes = [joined[node] for node in all_changes[place]]
+            reads += changes
+            writes = changes + writes
         takes: list[int] = []
         makes: list[int] = []
-        address_values: list[int] = []
-        for register in reads + changes:
+        for register in reads:
             if register >= 0:
                 value = value_of.get(register)
                 if value is None:
@@ -263,30 +272,35 @@ def _dependences(
                     value_uses[value] += 1
             before = writer.get(register)
             if before is not None:
-                order(before, number, made.cost[before].latency)
-            readers.setdefault(register, []).append(number)
+                after[before].append((number, cost_of[before].latency))
+                waits_for[number] += 1
+            there = readers.get(register)
+            if there is None:
+                readers[register] = [number]
+            else:
+                there.append(number)
         loading = storing = False
         memory: Memory | None = None
-        for how, operand in zip(facts.access, item.operands, strict=True):
-            if type(operand) is Memory and operand.label is None:
-                memory = operand
-                loading = loading or bool(how & READ)
-                storing = storing or bool(how & WRITE)
-                for part in (operand.base, operand.index):
-                    if part is None:
-                        address_values.append(-1)
-                    else:
-                        key: Any = (part.kind, part.number) if type(part) is Register else part
-                        address_values.append(value_of[joined[flow.node_of[key]]])
-            elif type(operand) is Memory:
-                loading = loading or bool(how & READ)
-        for register in changes + writes:
-            for reader in readers.pop(register, ()):
-                if reader != number:
-                    order(reader, number, 0.0)
+        address: Any = None
+        for position, operand in enumerate(item.operands):
+            if type(operand) is Memory:
+                how = facts.access[position]
+                loading = loading or how & READ != 0
+                if operand.label is None:
+                    memory = operand
+                    storing = storing or how & WRITE != 0
+                    address = (value_at(operand.base), value_at(operand.index), operand.scale)
+        for register in writes:
+            there = readers.pop(register, None)
+            if there is not None:
+                for reader in there:
+                    if reader != number:
+                        after[reader].append((number, 0.0))
+                        waits_for[number] += 1
             before = writer.get(register)
             if before is not None and before != number:
-                order(before, number, 0.0)
+                after[before].append((number, 0.0))
+                waits_for[number] += 1
             writer[register] = number
             if register >= 0:
                 value = value_of[register] = len(value_kind)
@@ -302,7 +316,7 @@ def _dependences(
         if copy:
             cost = _Cost.__new__(_Cost)
             cost.latency, cost.throughput, cost.unit = 0.0, 0.0, None
-        made.cost.append(cost)
+        cost_of.append(cost)
 
         prefetching = facts.side_effects and memory is not None and not loading and not storing
         ordered = (facts.side_effects and not prefetching) or (loading and storing)
@@ -320,7 +334,6 @@ def _dependences(
             if barrier >= 0:
                 order(barrier, number, 0.0)
             since_barrier.append(number)
-            address: Any = (*address_values, memory.scale)
             if memory.index is not None and memory.index.kind != "gpr":
                 address = number  # each lane has an address of its own
             width = max(facts.bits) // 8 or 64

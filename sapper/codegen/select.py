@@ -150,11 +150,11 @@ class Selector:
     # --- Values -----------------------------------------------------------------------------------------------------
 
     def kind(self, type_: Type) -> str:
+        if isinstance(type_, RowType):
+            return str(self.facts.wide_kind) if type_.dtype.bits == 64 else "vec"
         if isinstance(type_, ScalarType):
             return "gpr"
-        if isinstance(type_, MaskType):
-            return str(self.facts.mask_kind)
-        return str(self.facts.wide_kind) if isinstance(type_, RowType) and type_.dtype.bits == 64 else "vec"
+        return str(self.facts.mask_kind) if isinstance(type_, MaskType) else "vec"
 
     def last_use(self, value: Value) -> int:
         """The position from which the value's register is free again."""
@@ -163,7 +163,7 @@ class Selector:
         if places:
             return places[-1]
         op = value.op
-        return self.end.get(op, self.start[op]) if op is not None else 0
+        return 0 if op is None else self.end[op] if op in self.end else self.start[op]
 
     def dead(self, value: Value) -> bool:
         return self.last_use(value) <= self.position
@@ -380,8 +380,8 @@ class Selector:
                 foldable = folds.get(name)
                 for place, value in enumerate(operands):
                     value = alias.get(value, value)
-                    source = value.op
-                    if source is not None and source.name in _CONSTANTS:
+                    source: Any = value.owner
+                    if source.__class__ is Op and source.name in _CONSTANTS:
                         if loop_stack and source.name == "splat_const":
                             key = self.rules.constant_key(self, value)
                             counts = self.loop_constants[loop_stack[-1]]
@@ -391,12 +391,10 @@ class Selector:
                     defined = depth_of[value]
                     if defined < depth:
                         loops[defined].append(value)
+                    elif value in uses_at:
+                        uses_at[value].append(position)
                     else:
-                        places = uses_at.get(value)
-                        if places is None:
-                            uses_at[value] = [position]
-                        else:
-                            places.append(position)
+                        uses_at[value] = [position]
                     if foldable is not None and place in foldable and load_epoch.get(value) == epoch \
                             and block_of[value] is block:
                         folded_uses[value] = folded_uses.get(value, 0) + 1
@@ -448,7 +446,10 @@ class Selector:
                             uses_at[op.blocks[0].arguments[0]].append(position)
                         seen: set[Value] = set()
                         for value in inside:
-                            if value in seen or (value.op is not None and value.op.name in _CONSTANTS):
+                            if value in seen:
+                                continue
+                            source = value.owner
+                            if source.__class__ is Op and source.name in _CONSTANTS:
                                 continue
                             seen.add(value)
                             if depth_of[value] < depth:
@@ -557,7 +558,8 @@ class Selector:
                 value = op.results[0]
                 if value in deferred or name in _CONSTANTS:
                     continue
-                if name in _PURE and value not in alias and not any(uses.get(v) for v in op.results):
+                if value not in uses and name in _PURE and value not in alias \
+                        and not any(map(uses.get, op.results)):
                     continue
             elif name == "yield":
                 self.position = self.start[op]

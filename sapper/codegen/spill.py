@@ -24,13 +24,13 @@ up to its writing point.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from heapq import heapify, heappop, heapreplace
+from operator import itemgetter
 
 from .joined import Classes
-from .liveness import NEXT, READ, WRITE, RowFacts, is_idiom, members
+from .liveness import NEXT, READ, WRITE, RowFacts, is_idiom
 from .machine import Immediate, Instruction, LabelReference, Memory, Register, VirtualRegister
 
 
@@ -45,20 +45,18 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loop:
-    """first, last: its places. entered: only by falling into `first`. left: only by falling out of `last`."""
+    """first, last: its places. entered: only by falling into `first`. left: only by falling out of `last`. points: all
+    points of its places."""
 
     first: int
     last: int
     depth: int
     entered: bool
     left: bool
+    points: int
 
     def within(self, other: Loop) -> bool:
         return other.first <= self.first and self.last <= other.last
-
-    @property
-    def points(self) -> int:
-        return (1 << 2 * self.last + 2) - (1 << 2 * self.first)
 
 
 @dataclass(slots=True, eq=False)
@@ -79,10 +77,6 @@ class Home:
     slot: Slot | None
     constant: Instruction | None
     loops: list[Loop] = field(default_factory=list)
-
-    def within(self, loop: Loop) -> int:
-        """How many places of a loop name it."""
-        return bisect_right(self.places, loop.last) - bisect_left(self.places, loop.first)
 
 
 @dataclass(slots=True, eq=False)
@@ -110,9 +104,10 @@ class _Counts:
         """of: what is counted, from a number."""
         counts = [of(number) for number in range(max(numbers, default=0) + 1)]
         self.planes: list[int] = []
+        text = "".join(map(chr, reversed(numbers)))
         for position in range(max(counts).bit_length()):
-            digit = ["01"[count >> position & 1] for count in counts]
-            self.planes.append(int("".join(map(digit.__getitem__, reversed(numbers))) or "0", 4))
+            digits = "".join("01"[count >> position & 1] for count in counts)
+            self.planes.append(int(text.translate(digits) or "0", 4))
         self._update()
 
     def _update(self) -> None:
@@ -122,18 +117,23 @@ class _Counts:
 
     def add(self, points: int) -> None:
         """1 more at these points."""
+        self.above_zero |= points
         for position, plane in enumerate(self.planes):
             self.planes[position] = plane ^ points
             points &= plane
+            if not points:
+                return
         if points:
             self.planes.append(points)
-        self._update()
 
     def subtract(self, points: int) -> None:
         """1 less at these points, where it is above 0."""
+        points &= self.above_zero
         for position, plane in enumerate(self.planes):
             self.planes[position] = plane ^ points
             points &= ~plane
+            if not points:
+                break
         self._update()
 
 
@@ -193,7 +193,8 @@ def _loops(classes: Classes) -> list[Loop]:
         found.append(Loop(
             starts[header], starts[last + 1] - 1, flow.depth[header],
             into == {(header - 1, header)} and not _jumps(classes, starts[header] - 1, header),
-            out == {(last, last + 1)} and not _jumps(classes, starts[last + 1] - 1, last + 1)))
+            out == {(last, last + 1)} and not _jumps(classes, starts[last + 1] - 1, last + 1),
+            (1 << 2 * starts[last + 1]) - (1 << 2 * starts[header])))
     return sorted(found, key=lambda loop: (-loop.depth, loop.first))
 
 
@@ -244,8 +245,13 @@ class Plan:
         self.dropped: set[int] = set()
         self.replaced: dict[int, tuple[Instruction, bool]] = {}
         self.loops = _loops(classes)
-        self._loops_at = {loop.first: loop for loop in self.loops}
-        self._entries = self._points_of(self._loops_at)
+        # For each block the loops around it that are entered in one place.
+        starts = classes.flow.block_start
+        self._loops_around: list[list[Loop]] = [[] for _ in starts]
+        for loop in self.loops:
+            if loop.entered:
+                for block in range(bisect_left(starts, loop.first), bisect_left(starts, loop.last + 1)):
+                    self._loops_around[block].append(loop)
         self.weight = [classes.flow.weight[block] for block in classes.block_of]
         self._even = int("01" * len(classes.body) or "0", 2)
         self._rooms: dict[int, _Room] = {}
@@ -255,11 +261,9 @@ class Plan:
 
     # --- choosing --------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def costs(self) -> list[float]:
-        """For each node what it would cost to hold it in memory: 1 for each place that names it, by its weight."""
-        weight = self.weight.__getitem__
-        return [sum(map(weight, places)) for places in self.classes.mentions]
+    def cost(self, node: int) -> float:
+        """What it would cost to hold a node in memory: 1 for each place that names it, by its weight."""
+        return sum(map(self.weight.__getitem__, self.classes.mentions[node]))
 
     def choose(self, roots: list[int]) -> dict[int, list[Loop]]:
         """Classes to spill so that no place is crowded, and the loops through which each stays in a register all the
@@ -309,25 +313,28 @@ class Plan:
         classes = self.classes
         nodes = classes.of(root)
         points = classes.points[root]
-        wanted = points & lacking
-        count = wanted.bit_count()
-        named = [place for node in nodes for place in classes.mentions[node]]
-        if count <= len(named) and count <= sum(wanted >> 2 * place & 1 for place in set(named)):
+        if len(nodes) == 1:
+            places = classes.mentions[root]
+        else:
+            places = sorted({place for node in nodes for place in classes.mentions[node]})
+        named = self._points_of(places)
+        if not points & lacking & ~named:
             return []  # most registers: they live from one instruction to one near by
-        places = sorted(set(named))
-        idle = points & self._even & ~self._points_of(places)
+        idle = points & self._even & ~named
         scale = 1.0 if self._definition(nodes) is None else 0.5
-        parts = [_Part(None, None, idle, scale * sum(self.costs[node] for node in nodes))]
-        into = points & self._entries
-        if not into:
+        parts = [_Part(None, None, idle, scale * sum(map(self.cost, nodes)))]
+        block_of = classes.block_of
+        around_it = {loop for block in {block_of[place] for place in places} for loop in self._loops_around[block]
+                     if points >> 2 * loop.first & 1}
+        if not around_it:
             return parts
+        writes, changes = self.flow.writes, self.flow.changes
         written = [place for place in places
-                   if any(node in self.flow.writes[place] or node in self.flow.changes[place] for node in nodes)]
-        loops = [self._loops_at[point // 2] for point in members(into)]
-        for loop in sorted(loops, key=lambda loop: loop.depth):
-            low, high = bisect_left(places, loop.first), bisect_right(places, loop.last)
-            if low == high or not self._keepable(loop, points, written):
+                   if any(node in writes[place] or node in changes[place] for node in nodes)]
+        for loop in sorted(around_it, key=lambda loop: (loop.depth, loop.first)):
+            if not self._keepable(loop, points, written):
                 continue
+            low, high = bisect_left(places, loop.first), bisect_right(places, loop.last)
             around = next(part for part in reversed(parts) if part.loop is None or loop.within(part.loop))
             cost = scale * sum(map(self.weight.__getitem__, places[low:high]))
             part = _Part(loop, around, around.idle & loop.points, cost)
@@ -350,8 +357,13 @@ class Plan:
             room = self._rooms[kind] = _Room(self.classes.ranges.pressure[kind], limit)
         return room
 
-    def _points_of(self, places: Iterable[int]) -> int:
+    def _points_of(self, places: Collection[int]) -> int:
         """The reading points of places."""
+        if len(places) <= 4:
+            bits = 0
+            for place in places:
+                bits |= 1 << 2 * place
+            return bits
         found = bytearray(len(self.classes.body) // 4 + 1)
         for place in places:
             found[place >> 2] |= 1 << 2 * (place & 3)
@@ -367,14 +379,12 @@ class Plan:
                     return None
                 if node not in flow.writes[place] or (place in classes.copies and flow.uses[place][0] in nodes):
                     continue  # it is read, or copied inside the class
-                if found is not None:
+                item = classes.body[place]
+                assert isinstance(item, Instruction)
+                if found is not None or not is_constant(item, classes.facts[item.row]):
                     return None
                 found = place
-        if found is None:
-            return None
-        item = classes.body[found]
-        assert isinstance(item, Instruction)
-        return found if is_constant(item, classes.facts[item.row]) else None
+        return found
 
     # --- spilling --------------------------------------------------------------------------------------------------
 
@@ -394,8 +404,11 @@ class Plan:
                 for place in piece.places:
                     self._make_piece(piece.home, [place])
         for loop in self.loops:
-            inside = [home for home in homes if home.within(loop)]
-            for home in sorted(inside, key=lambda home: -home.within(loop)):
+            first, last = loop.first, loop.last
+            inside = [(bisect_left(home.places, first) - count, home) for home in homes
+                      if (count := bisect_right(home.places, last)) and home.places[count - 1] >= first]
+            inside.sort(key=itemgetter(0))  # the most named first
+            for _, home in inside:
                 self._keep_through(home, loop)
         for home in homes:
             for loop in home.loops:
@@ -410,7 +423,7 @@ class Plan:
         for node in nodes:
             if node not in self.pieces:
                 idle = self.classes.points[node] & self._even & ~self._points_of(
-                    place for member in self.classes.of(node) for place in self.classes.mentions[member])
+                    [place for member in self.classes.of(node) for place in self.classes.mentions[member]])
                 self._room(self.flow.kind_of[node]).give(idle)
         self.spill({node: [] for node in nodes})
 

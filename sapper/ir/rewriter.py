@@ -264,21 +264,25 @@ def _slot(op: Op, i: int) -> set[Value]:
 
 def _reaching_effects(function: Function, droppable: set[str]) -> set[Value]:
     """The values on which something with an effect depends."""
-    owners: dict[Value, Op] = {}
     places: dict[Value, int] = {}       # which result of an op with blocks a value is, or stands for inside it
-    around: dict[Op, Op] = {}
+    around: dict[Op | Block, Op] = {}   # of ops and blocks, the op they stand in
     pending: list[Op] = []
-    for op in function.walk():
-        owners.update(dict.fromkeys(op.results, op))
-        if op.blocks:
-            places.update(zip(op.results, range(len(op.results)), strict=True))
-            for block in op.blocks:
-                around.update(dict.fromkeys(block.ops, op))
-                owners.update(dict.fromkeys(block.arguments, op))
-                carried = block.arguments[len(block.arguments) - len(op.results):] if block.arguments else []
-                places.update(zip(carried, range(len(carried)), strict=True))
-        elif op.name not in droppable and op.name != "yield":
-            pending.append(op)
+
+    def gather(block: Block, owner: Op | None) -> None:
+        if owner is not None:
+            around[block] = owner
+            around.update(dict.fromkeys(block.ops, owner))
+        for op in block.ops:
+            if op.blocks:
+                places.update(zip(op.results, range(len(op.results)), strict=True))
+                for inner in op.blocks:
+                    carried = inner.arguments[len(inner.arguments) - len(op.results):] if inner.arguments else []
+                    places.update(zip(carried, range(len(carried)), strict=True))
+                    gather(inner, op)
+            elif op.name not in droppable and op.name != "yield":
+                pending.append(op)
+
+    gather(function.body, None)
     needed: set[Op] = set(pending)
     live: set[Value] = set()
 
@@ -289,9 +293,11 @@ def _reaching_effects(function: Function, droppable: set[str]) -> set[Value]:
             if value in live:
                 continue
             live.add(value)
-            owner = owners.get(value)
-            if owner is None:
-                continue
+            owner = value.owner
+            if owner.__class__ is not Op:       # an argument of a block: of the function's body, of a loop, ...
+                owner = around.get(owner)       # type: ignore[arg-type]
+                if owner is None:
+                    continue
             if owner not in needed:
                 needed.add(owner)
                 pending.append(owner)

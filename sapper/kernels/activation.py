@@ -86,13 +86,13 @@ def gelu_bf16(x: Tensor[bf16, M, N], y: Tensor[bf16, M, N]):
         y[m, n] = gelu_of(x[m, n].to(f32)).to(bf16)
 
 
-def swiglu_arguments(random: np.random.Generator, shape: Shape, dtype: str) -> Arguments:
+def swiglu_arguments(random: "np.random.Generator", shape: Shape, dtype: str) -> Arguments:
     m, n = shape["M"], shape["N"]
     return {"gate": normal(random, m, n, dtype=dtype, scale=3.0), "up": normal(random, m, n, dtype=dtype),
             "y": unwritten(m, n, dtype=dtype)}
 
 
-def gelu_arguments(random: np.random.Generator, shape: Shape, dtype: str) -> Arguments:
+def gelu_arguments(random: "np.random.Generator", shape: Shape, dtype: str) -> Arguments:
     m, n = shape["M"], shape["N"]
     return {"x": normal(random, m, n, dtype=dtype, scale=2.0), "y": unwritten(m, n, dtype=dtype)}
 

@@ -32,11 +32,11 @@ def bias_reference(arguments: Arguments) -> dict[str, Array]:
     return {"x": arguments["x"].astype(np.float64) + arguments["bias"]}
 
 
-def bias_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def bias_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     return {"x": normal(random, shape["M"], shape["N"]), "bias": normal(random, shape["N"])}
 
 
-def make_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     n = shape["N"]
     return {"a": normal(random, n), "b": normal(random, n), "c": unwritten(n)}
 

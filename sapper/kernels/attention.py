@@ -206,7 +206,7 @@ def torch_peer(arguments: Arguments) -> Any:
     return lambda: attend(query, keys, values, scale=arguments["scale"], **options)
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, cache: str, decode: bool,
+def make_arguments(random: "np.random.Generator", shape: Shape, cache: str, decode: bool,
                    activation: str = "f32") -> Arguments:
     """Positions of the cache that are not filled hold NaN, so that reading one is found."""
     h, g, d, position = shape["H"], shape["G"], shape["D"], shape["position"]
@@ -240,7 +240,7 @@ ROUNDED_PRODUCTS = {
 ROUNDED_PRODUCTS["bf16"] = Tolerance(2.0**-6, 2.0**-6, f"{ROUNDED_PRODUCTS['f32'].reason}; the result is rounded too")
 
 
-def split_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def split_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     made = make_arguments(random, shape, cache, True)
     h, g, d, splits = shape["H"], shape["G"], shape["D"], shape["position"] // DECODE_SPLIT + 1
     out = made.pop("out")

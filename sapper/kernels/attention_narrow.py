@@ -63,7 +63,7 @@ def reference(arguments: Arguments) -> dict[str, Array]:
     return plain.reference(arguments | {"scale": arguments["scale"] / LOG2_E})
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, dtype: str, depth: int, width: int) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape, dtype: str, depth: int, width: int) -> Arguments:
     """Positions of the cache that are not filled hold NaN, so that reading one is found."""
     count, h, g, position = (shape[name] for name in ("T", "H", "G", "position"))
     filled, capacity = position + count, position + count + 5

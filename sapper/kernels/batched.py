@@ -67,7 +67,7 @@ def rows_of(groups: int, most: int) -> Array:
     return rows
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, dtype: str, masked: bool) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape, dtype: str, masked: bool) -> Arguments:
     b, m, n, k = (shape[name] for name in "BMNK")
     if dtype == "i8":
         arguments: Arguments = {"a": random.integers(-128, 128, (b, m, k)).astype(np.int8)}

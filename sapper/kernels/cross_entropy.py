@@ -32,7 +32,7 @@ def cross_entropy(logits: Tensor[f32, T, V], target: Tensor[i32, T], loss: Tenso
         loss[t] = log(total) + highest - logits[t, target[t]]
 
 
-def make_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     t, v = shape["T"], shape["V"]
     return {"logits": normal(random, t, v, scale=3.0), "target": random.integers(0, v, t).astype(np.int32),
             "loss": unwritten(t)}

@@ -54,7 +54,7 @@ embedding_panels_f32 = make_embedding_panels(f32)
 embedding_panels_bf16 = make_embedding_panels(bf16)
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, dtype: str) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape, dtype: str) -> Arguments:
     t, v, e = shape["T"], shape["V"], shape["E"]
     tokens = random.integers(0, v, t).astype(np.int32)
     return {"tokens": tokens, "table": normal(random, v, e, dtype=dtype), "y": unwritten(t, e)}
@@ -75,7 +75,7 @@ def panels_reference(arguments: Arguments) -> dict[str, Array]:
     return {"y": table[arguments["tokens"]].astype(np.float32)}
 
 
-def make_panels_arguments(random: np.random.Generator, shape: Shape, dtype: str) -> Arguments:
+def make_panels_arguments(random: "np.random.Generator", shape: Shape, dtype: str) -> Arguments:
     t, p, e, w = (shape[name] for name in "TPEW")
     tokens = random.integers(0, p * w, t).astype(np.int32)
     return {"tokens": tokens, "table": normal(random, p, e, w, dtype=dtype), "y": unwritten(t, e)}

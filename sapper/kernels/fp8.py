@@ -69,14 +69,14 @@ def quantize_reference(arguments: Arguments) -> dict[str, Array]:
     return {"y": (x / scale[:, :, None]).astype(ml_dtypes.float8_e4m3fn), "scale": scale}
 
 
-def quantize_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def quantize_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     m, b = shape["M"], shape["B"]
     x = normal(random, m, b, BLOCK)
     x[:1, :1] = 0.0
     return {"x": x, "y": unwritten(m, b, BLOCK).astype(ml_dtypes.float8_e4m3fn), "scale": unwritten(m, b)}
 
 
-def make_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     """All numbers of the format, subnormal ones and NaN included."""
     n, k = shape["N"], shape["K"]
     return {

@@ -322,12 +322,12 @@ def rows_reference(arguments: Arguments) -> dict[str, Array]:
     return {"y": wide.reshape(arguments["y"].shape)}
 
 
-def random_weights(random: np.random.Generator, *extents: int) -> Array:
+def random_weights(random: "np.random.Generator", *extents: int) -> Array:
     """Numbers of the size that a quantiser leaves: up to 448. No NaN, which comes in check_codes."""
     return (random.standard_normal(extents) * 100).clip(-448, 448).astype(ml_dtypes.float8_e4m3fn)
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, task: str) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape, task: str) -> Arguments:
     p, k = shape.get("P", 0), shape["K"]
     a, b = shape.get("A", 1), blocks(k)
     unit = 0.01 / np.sqrt(k + 1.0)  # products near 1 / sqrt(K)

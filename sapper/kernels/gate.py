@@ -111,7 +111,7 @@ def reference(arguments: Arguments) -> dict[str, Array]:
     }
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, biased: bool) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape, biased: bool) -> Arguments:
     """Each group's last two experts are equals, so that there are ties."""
     t, g, n, k = shape["T"], shape["G"], shape["N"], shape["K"]
     logits = normal(random, t, g, n)

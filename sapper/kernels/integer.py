@@ -90,7 +90,7 @@ def quantize_reference(arguments: Arguments) -> dict[str, Array]:
     return {"q": np.rint(x * inverse[:, None]), "scale": largest / np.float32(LARGEST)}
 
 
-def make_matmul_arguments(random: np.random.Generator, shape: Shape, order: str, activation: str,
+def make_matmul_arguments(random: "np.random.Generator", shape: Shape, order: str, activation: str,
                           scaled: bool) -> Arguments:
     m, n, k = shape["M"], shape["N"], shape["K"]
     a = random.integers(0, 256, (m, k)).astype(np.uint8)
@@ -103,7 +103,7 @@ def make_matmul_arguments(random: np.random.Generator, shape: Shape, order: str,
     return arguments | {"c": unwritten(m, n, dtype="f32" if scaled else "i32")}
 
 
-def make_quantize_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def make_quantize_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     m, k = shape["M"], shape["K"]
     x = normal(random, m, k)
     x[m // 2:m // 2 + 1] = 0

@@ -432,7 +432,7 @@ def quantize_reference(arguments: Arguments) -> dict[str, Array]:
 # -------------------------------------------------------------------------------------------------- arguments and cases
 
 
-def random_panels(random: np.random.Generator, form: str, p: int, s: int) -> Array:
+def random_panels(random: "np.random.Generator", form: str, p: int, s: int) -> Array:
     """Weights near 1 / sqrt(K)."""
     unit = 1.0 / np.sqrt(SUPER * s + 1.0)
     n = p * PANEL
@@ -446,14 +446,14 @@ def random_panels(random: np.random.Generator, form: str, p: int, s: int) -> Arr
     return panels_of(form, (quants, scale, minimum, d, (d * np.float16(7.5)).astype(np.float16)))
 
 
-def random_activations(random: np.random.Generator, s: int, rows: int, more: int = 0) -> Arguments:
+def random_activations(random: "np.random.Generator", s: int, rows: int, more: int = 0) -> Arguments:
     """Quantised rows, with room for some more."""
     made = quantize_rows(normal(random, rows + more, s, SUPER))
     names = {"q": "x", "scales": "x_scales", "digits": "digits", "starts": "starts"}
     return {names[name]: np.ascontiguousarray(part) for name, part in made.items()}
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, form: str, task: str) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape, form: str, task: str) -> Arguments:
     s = shape["S"]
     if task == "quantize":
         m, c = shape["M"], shape["C"]

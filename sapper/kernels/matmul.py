@@ -159,7 +159,7 @@ def swiglu_reference(arguments: Arguments) -> dict[str, Array]:
     return {"c": silu_reference(product(a, arguments["gate"], "nt")) * product(a, arguments["up"], "nt")}
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, order: str, weight: str, extra: str,
+def make_arguments(random: "np.random.Generator", shape: Shape, order: str, weight: str, extra: str,
                    left: str = "f32") -> Arguments:
     """Weights are scaled by 1 / sqrt(K), as in a network, so that results are near 1 and one tolerance serves all K."""
     m, n, k = shape["M"], shape["N"], shape["K"]

@@ -124,7 +124,7 @@ def reference(arguments: Arguments) -> dict[str, Array]:
     return {"y": arguments["residual"] + result if "residual" in arguments else result}
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, weight: str, form: str) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape, weight: str, form: str) -> Arguments:
     """Weights are scaled by 1 / sqrt(K), as in a network, so that results are near 1 and one tolerance serves all K."""
     n, k = shape["N"], shape["K"]
     scale = 1.0 / np.sqrt(k + 1.0)

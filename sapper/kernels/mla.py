@@ -313,7 +313,7 @@ def project_reference(arguments: Arguments) -> dict[str, Array]:
     return {"y": np.einsum("hc,hvc->hv", arguments["x"].astype(np.float64), arguments["w"].astype(np.float64))}
 
 
-def compress_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def compress_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     t, h, r, c, position = (shape[name] for name in ("T", "H", "R", "C", "position"))
     cosine, sine = tables(position + t + 3, r)
     joined = normal(random, t, c + 2 * r)
@@ -325,13 +325,13 @@ def compress_arguments(random: np.random.Generator, shape: Shape, cache: str) ->
     }
 
 
-def expand_arguments(random: np.random.Generator, shape: Shape, cache: str, weight: str) -> Arguments:
+def expand_arguments(random: "np.random.Generator", shape: Shape, cache: str, weight: str) -> Arguments:
     p, n, c = shape["P"], shape["N"], shape["C"]
     w = normal(random, n, c, dtype=weight, scale=1.0 / np.sqrt(c + 1.0))
     return {"latents": normal(random, p, c, dtype=cache), "w": w, "y": unwritten(p, n)}
 
 
-def attention_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def attention_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     t, h, d, s, v, position = (shape[name] for name in ("T", "H", "D", "S", "V", "position"))
     p = position + t
     expanded = normal(random, p, h, d + v)
@@ -342,13 +342,13 @@ def attention_arguments(random: np.random.Generator, shape: Shape, cache: str) -
     }
 
 
-def absorb_arguments(random: np.random.Generator, shape: Shape, weight: str) -> Arguments:
+def absorb_arguments(random: "np.random.Generator", shape: Shape, weight: str) -> Arguments:
     h, d, c = shape["H"], shape["D"], shape["C"]
     w = normal(random, h, d, c, dtype=weight, scale=1.0 / np.sqrt(d + 1.0))
     return {"q": normal(random, h, d), "w": w, "y": unwritten(h, c)}
 
 
-def decode_arguments(random: np.random.Generator, shape: Shape, cache: str, split: int = SPLIT) -> Arguments:
+def decode_arguments(random: "np.random.Generator", shape: Shape, cache: str, split: int = SPLIT) -> Arguments:
     """Positions of the cache that are not filled hold NaN, so that reading one is found."""
     h, c, s, position = (shape[name] for name in ("H", "C", "S", "position"))
     latents, keys = (normal(random, position + 6, extent, dtype=cache) for extent in (c, s))
@@ -362,7 +362,7 @@ def decode_arguments(random: np.random.Generator, shape: Shape, cache: str, spli
     }
 
 
-def merge_arguments(random: np.random.Generator, shape: Shape, split: int = SPLIT) -> Arguments:
+def merge_arguments(random: "np.random.Generator", shape: Shape, split: int = SPLIT) -> Arguments:
     h, c, position = shape["H"], shape["C"], shape["position"]
     splits = position // split + 1
     return {
@@ -371,7 +371,7 @@ def merge_arguments(random: np.random.Generator, shape: Shape, split: int = SPLI
     }
 
 
-def project_arguments(random: np.random.Generator, shape: Shape, weight: str) -> Arguments:
+def project_arguments(random: "np.random.Generator", shape: Shape, weight: str) -> Arguments:
     h, v, c = shape["H"], shape["V"], shape["C"]
     w = normal(random, h, v, c, dtype=weight, scale=1.0 / np.sqrt(c + 1.0))
     return {"x": normal(random, h, c), "w": w, "y": unwritten(h, v)}

@@ -282,12 +282,12 @@ def combine_reference(arguments: Arguments) -> dict[str, Array]:
     return {"y": arguments["residual"] + (arguments["weights"][:, :, None] * rows).sum(axis=1)}
 
 
-def _weights(random: np.random.Generator, weight: str, *extents: int) -> Array:
+def _weights(random: "np.random.Generator", weight: str, *extents: int) -> Array:
     """Scaled by 1 / sqrt of what is summed over, so that results are near 1."""
     return normal(random, *extents, dtype=weight, scale=1.0 / np.sqrt(extents[-1] + 1.0))
 
 
-def matvec_arguments(random: np.random.Generator, shape: Shape, weight: str, swiglu: bool) -> Arguments:
+def matvec_arguments(random: "np.random.Generator", shape: Shape, weight: str, swiglu: bool) -> Arguments:
     e, k, b, i, l = (shape[name] for name in "EKBIL")
     names = ("gate", "up") if swiglu else ("w",)
     panels = {name: normal(random, e, b, i, l, dtype=weight, scale=1.0 / np.sqrt(i + 1.0)) for name in names}
@@ -298,7 +298,7 @@ def matvec_arguments(random: np.random.Generator, shape: Shape, weight: str, swi
                                "residual": normal(random, b, l), "y": unwritten(b, l)}
 
 
-def group_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def group_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     t, k, e = shape["T"], shape["K"], shape["E"]
     experts = np.stack([random.permutation(e)[:k] for _ in range(t)]) if t else np.empty((0, k))
     return {
@@ -307,7 +307,7 @@ def group_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
     }
 
 
-def grouped_arguments(random: np.random.Generator, shape: Shape, weight: str, swiglu: bool,
+def grouped_arguments(random: "np.random.Generator", shape: Shape, weight: str, swiglu: bool,
                       left: str = "f32") -> Arguments:
     """Experts of uneven load: every third has no rows."""
     e, b, l, j = shape["E"], shape["B"], shape["L"], shape["J"]
@@ -324,7 +324,7 @@ def grouped_arguments(random: np.random.Generator, shape: Shape, weight: str, sw
     return ranges | {name: _weights(random, weight, e, b, l, depth) for name in names} | {"y": unwritten(j, b, l)}
 
 
-def combine_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def combine_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     t, k, i = shape["T"], shape["K"], shape["I"]
     return {
         "rows": normal(random, t * k, i), "place": random.permutation(t * k).reshape(t, k).astype(np.int32),

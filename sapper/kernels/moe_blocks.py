@@ -240,7 +240,7 @@ def grouped_reference(arguments: Arguments, form: Form) -> dict[str, Array]:
     return {"y": y}
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, form: Form, group: int, task: str) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape, form: Form, group: int, task: str) -> Arguments:
     e, p = shape["E"], shape["P"]
     blocks = (shape["B"],) if "matvec" in task else (shape["G"], group // form.block)
     swiglu = task.endswith("swiglu")

@@ -169,7 +169,7 @@ def reference(arguments: Arguments, form: str) -> dict[str, Array]:
     return {"y": arguments["residual"] + np.sum(terms, axis=0).reshape(y.shape)}
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, form: str, task: str) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape, form: str, task: str) -> Arguments:
     e, p, s = shape["E"], shape["P"], shape["S"]
     swiglu = task.endswith("swiglu")
     panels: Arguments = {

@@ -48,12 +48,12 @@ def make_gather(dtype: Any) -> Any:
     return gather
 
 
-def transpose_arguments(random: np.random.Generator, shape: Shape, dtype: str) -> Arguments:
+def transpose_arguments(random: "np.random.Generator", shape: Shape, dtype: str) -> Arguments:
     m, n = shape["M"], shape["N"]
     return {"x": normal(random, m, n, dtype=dtype), "y": unwritten(n, m, dtype=dtype)}
 
 
-def gather_arguments(random: np.random.Generator, shape: Shape, dtype: str) -> Arguments:
+def gather_arguments(random: "np.random.Generator", shape: Shape, dtype: str) -> Arguments:
     m, n, k = shape["M"], shape["N"], shape["K"]
     return {"x": normal(random, m, n, dtype=dtype), "index": random.integers(0, n, (m, k)).astype(np.int32),
             "y": unwritten(m, k, dtype=dtype)}

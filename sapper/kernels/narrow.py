@@ -22,7 +22,7 @@ def reference(arguments: Arguments) -> dict[str, Array]:
     return {"y": arguments["x"].astype(NUMPY_DTYPES["bf16"])}
 
 
-def make_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     return {"x": normal(random, shape["M"], shape["N"]), "y": unwritten(shape["M"], shape["N"], dtype="bf16")}
 
 

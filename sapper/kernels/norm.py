@@ -114,13 +114,13 @@ def quantize_reference(arguments: Arguments) -> dict[str, Array]:
     return {"q": np.rint(scaled * step[:, None]), "scale": np.where(largest > 0, largest * factor / 127, 1.0)}
 
 
-def rms_norm_arguments(random: np.random.Generator, shape: Shape, dtype: str) -> Arguments:
+def rms_norm_arguments(random: "np.random.Generator", shape: Shape, dtype: str) -> Arguments:
     m, n = shape["M"], shape["N"]
     return {"x": normal(random, m, n, dtype=dtype), "gain": normal(random, n, dtype=dtype), "epsilon": 1e-5,
             "y": unwritten(m, n, dtype=dtype)}
 
 
-def quantize_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def quantize_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     m, n = shape["M"], shape["N"]
     x = normal(random, m, n)
     x[m // 2 : m // 2 + 1] = 0
@@ -128,7 +128,7 @@ def quantize_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
             "scale": unwritten(m)}
 
 
-def layer_norm_arguments(random: np.random.Generator, shape: Shape, dtype: str) -> Arguments:
+def layer_norm_arguments(random: "np.random.Generator", shape: Shape, dtype: str) -> Arguments:
     m, n = shape["M"], shape["N"]
     return {
         "x": (normal(random, m, n) + np.float32(0.5)).astype(NUMPY_DTYPES[dtype]),

@@ -284,7 +284,7 @@ def project_reference(arguments: Arguments) -> dict[str, Array]:
     return {"y": np.einsum("thc,hvc->thv", arguments["x"].astype(np.float64), arguments["w"].astype(np.float64))}
 
 
-def places(random: np.random.Generator, shape: Shape) -> Arguments:
+def places(random: "np.random.Generator", shape: Shape) -> Arguments:
     """owner, place and table of T tokens of B sequences up to position `position`; pages are dealt at random."""
     t, b, position = shape["T"], shape["B"], shape["position"]
     each_pages = position // PAGE + 1
@@ -305,7 +305,7 @@ def angles(shape: Shape) -> Arguments:
     return {"cosine": cosine, "sine": sine}
 
 
-def attention_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def attention_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     t, h, g, d, n = shape["T"], shape["H"], shape["G"], shape["D"], page_count(shape)
     return {
         "q": normal(random, t, h, g, d), "keys": normal(random, n, h, PAGE, d, dtype=cache),
@@ -314,7 +314,7 @@ def attention_arguments(random: np.random.Generator, shape: Shape, cache: str) -
     }
 
 
-def cache_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def cache_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     t, h, g, r, n = shape["T"], shape["H"], shape["G"], shape["R"], page_count(shape)
     qkv = normal(random, t, h + 2 * g, 2, r)
     return {
@@ -324,7 +324,7 @@ def cache_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Ar
     }
 
 
-def compress_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def compress_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     t, h, r, c, n = shape["T"], shape["H"], shape["R"], shape["C"], page_count(shape)
     joined = normal(random, t, c + 2 * r)
     return {
@@ -335,7 +335,7 @@ def compress_arguments(random: np.random.Generator, shape: Shape, cache: str) ->
     }
 
 
-def latent_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def latent_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     t, h, c, s, n = shape["T"], shape["H"], shape["C"], shape["X"], page_count(shape)
     return {
         "q": normal(random, t, h, c), "q_turned": normal(random, t, h, s),
@@ -344,12 +344,12 @@ def latent_arguments(random: np.random.Generator, shape: Shape, cache: str) -> A
     }
 
 
-def absorb_arguments(random: np.random.Generator, shape: Shape, weight: str) -> Arguments:
+def absorb_arguments(random: "np.random.Generator", shape: Shape, weight: str) -> Arguments:
     t, h, d, c = shape["T"], shape["H"], shape["D"], shape["C"]
     return {"q": normal(random, t, h, d), "w": normal(random, h, d, c, dtype=weight), "y": unwritten(t, h, c)}
 
 
-def project_arguments(random: np.random.Generator, shape: Shape, weight: str) -> Arguments:
+def project_arguments(random: "np.random.Generator", shape: Shape, weight: str) -> Arguments:
     t, h, v, c = shape["T"], shape["H"], shape["V"], shape["C"]
     return {"x": normal(random, t, h, c), "w": normal(random, h, v, c, dtype=weight), "y": unwritten(t, h, v)}
 

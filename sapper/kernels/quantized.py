@@ -462,7 +462,7 @@ def quantize_reference(arguments: Arguments, block: int) -> dict[str, Array]:
 
 
 def random_blocks(
-    random: np.random.Generator, form: Form, p: int, blocks: tuple[int, ...], prefix: str = ""
+    random: "np.random.Generator", form: Form, p: int, blocks: tuple[int, ...], prefix: str = ""
 ) -> Arguments:
     """Weights near 1 / sqrt(K), as in a network. blocks: of a row, by groups where they are in groups."""
     unit = 1.0 / np.sqrt(form.block * np.prod(blocks) + 1.0)
@@ -474,7 +474,7 @@ def random_blocks(
 
 
 def random_activations(
-    random: np.random.Generator, form: Form, g: int, group: int, rows: int, more: int = 0
+    random: "np.random.Generator", form: Form, g: int, group: int, rows: int, more: int = 0
 ) -> Arguments:
     """Quantised rows, with room for some more."""
     made = quantize_rows(normal(random, rows + more, g, group), form.block, form.offset)
@@ -482,7 +482,7 @@ def random_activations(
     return {names[name]: np.ascontiguousarray(part) for name, part in made.items()}
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, form: Form, group: int, task: str) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape, form: Form, group: int, task: str) -> Arguments:
     p, parts = shape["P"], group // form.block
     blocks = (shape["G"], parts) if task.startswith("matmul") else (shape["B"],)
     arguments: Arguments = {}
@@ -505,7 +505,7 @@ def make_arguments(random: np.random.Generator, shape: Shape, form: Form, group:
     return arguments | {"y": unwritten(*rows, p, PANEL)}
 
 
-def quantize_arguments(random: np.random.Generator, shape: Shape, block: int, group: int, task: str) -> Arguments:
+def quantize_arguments(random: "np.random.Generator", shape: Shape, block: int, group: int, task: str) -> Arguments:
     g, c = shape["G"], shape.get("C", 1)
     results = {"q": np.full((g, c, group), -1, np.int8), "scales": unwritten(g, c),
                "sums": unwritten(g, group // block, c), "starts": unwritten(g, group // block, c, dtype="i32")}

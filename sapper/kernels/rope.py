@@ -155,7 +155,7 @@ def tables(positions: int, pairs: int, base: float = 10000.0) -> tuple[Array, Ar
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, last: str, in_place: bool) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape, last: str, in_place: bool) -> Arguments:
     t, h, r, position = shape["T"], shape["H"], shape["R"], shape["position"]
     extents = (t, h, 2, r) if last == "half" else (t, h, r, 2)
     cosine, sine = tables(position + t + 3, r)
@@ -163,7 +163,7 @@ def make_arguments(random: np.random.Generator, shape: Shape, last: str, in_plac
     return arguments if in_place else {**arguments, "y": unwritten(*extents)}
 
 
-def cache_arguments(random: np.random.Generator, shape: Shape, dtype: str) -> Arguments:
+def cache_arguments(random: "np.random.Generator", shape: Shape, dtype: str) -> Arguments:
     t, h, g, r, position = shape["T"], shape["H"], shape["G"], shape["R"], shape["position"]
     cosine, sine = tables(position + t + 3, r)
     qkv = normal(random, t, h + 2 * g, 2, r)

@@ -99,7 +99,7 @@ def sample(
         token[m] = chosen
 
 
-def argmax_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def argmax_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     m, n = shape["M"], shape["N"]
     x = normal(random, m, n)
     if n > 3:
@@ -107,13 +107,13 @@ def argmax_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
     return {"x": x, "index": unwritten(m, dtype="i32")}
 
 
-def top_k_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def top_k_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     m, n, k = shape["M"], shape["N"], shape["K"]
     x = np.round(normal(random, m, n) * np.float32(8)) / np.float32(8)  # Coarse, so that there are ties.
     return {"x": x, "values": unwritten(m, k), "indices": unwritten(m, k, dtype="i32")}
 
 
-def sample_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def sample_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     m, k = shape["M"], shape["K"]
     values = -np.sort(-normal(random, m, k, scale=2.0), axis=1)
 

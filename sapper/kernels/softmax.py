@@ -49,7 +49,7 @@ def softmax_bf16(x: Tensor[bf16, M, N], y: Tensor[bf16, M, N]):
         y[m, n] = (e * (1.0 / sum(e, over=n))).to(bf16)
 
 
-def make_arguments(random: np.random.Generator, shape: Shape, dtype: str) -> Arguments:
+def make_arguments(random: "np.random.Generator", shape: Shape, dtype: str) -> Arguments:
     m, n = shape["M"], shape["N"]
     return {"x": normal(random, m, n, dtype=dtype, scale=4.0), "y": unwritten(m, n, dtype=dtype)}
 

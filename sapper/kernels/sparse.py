@@ -315,7 +315,7 @@ def sparse_reference(arguments: Arguments) -> dict[str, Array]:
     return {"out": out}
 
 
-def cache_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def cache_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     t, h, r, e, position = (shape[name] for name in ("T", "H", "R", "E", "position"))
     cosine, sine = tables(position + t + 3, r)
     q, key = normal(random, t, h, 2 * r + e), normal(random, t, 2 * r + e)
@@ -327,7 +327,7 @@ def cache_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Ar
     }
 
 
-def scores_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def scores_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     t, h, s, e, position = (shape[name] for name in ("T", "H", "S", "E", "position"))
     count = position + t + 2
     size = (s + e) ** -0.5
@@ -338,13 +338,13 @@ def scores_arguments(random: np.random.Generator, shape: Shape, cache: str) -> A
     }
 
 
-def some_scores(random: np.random.Generator, t: int, count: int) -> Array:
+def some_scores(random: "np.random.Generator", t: int, count: int) -> Array:
     """Coarse, so that there are ties; of both signs."""
     scores: Array = np.round(normal(random, t, count) * np.float32(8)) / np.float32(8) + np.float32(0.0)
     return scores
 
 
-def choose_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def choose_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     t, position = shape["T"], shape["position"]
     return {
         "scores": some_scores(random, t, position + t), "position": position, "kept": shape["K"],
@@ -352,18 +352,18 @@ def choose_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
     }
 
 
-def chosen(random: np.random.Generator, shape: Shape, t: int) -> Arguments:
+def chosen(random: "np.random.Generator", shape: Shape, t: int) -> Arguments:
     """scores, lowest and last of t tokens."""
     arguments = choose_arguments(random, {**shape, "T": t})
     return {"scores": arguments["scores"], **choose_reference(arguments)}
 
 
-def list_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def list_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     return {**chosen(random, shape, 1), "position": shape["position"],
             "places": np.full(shape["K"], -1, np.int32)}
 
 
-def gather_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def gather_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     k, c, s, position = (shape[name] for name in ("K", "C", "S", "position"))
     count = position + 1
     places = np.sort(random.permutation(count)[:k]).astype(np.int32)
@@ -375,7 +375,7 @@ def gather_arguments(random: np.random.Generator, shape: Shape, cache: str) -> A
     }
 
 
-def sparse_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def sparse_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     t, h, d, s, v, position = (shape[name] for name in ("T", "H", "D", "S", "V", "position"))
     expanded = normal(random, position + t, h, d + v)
     return {

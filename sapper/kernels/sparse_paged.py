@@ -179,7 +179,7 @@ def sparse_reference(arguments: Arguments) -> dict[str, Array]:
     return {"out": out}
 
 
-def cache_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def cache_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     t, h, r, e, n = shape["T"], shape["H"], shape["R"], shape["E"], page_count(shape)
     q, key = normal(random, t, h, 2 * r + e), normal(random, t, 2 * r + e)
     return {
@@ -189,7 +189,7 @@ def cache_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Ar
     }
 
 
-def scores_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def scores_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     t, h, x, e, n = shape["T"], shape["H"], shape["X"], shape["E"], page_count(shape)
     size = (x + e) ** -0.5
     return {
@@ -200,7 +200,7 @@ def scores_arguments(random: np.random.Generator, shape: Shape, cache: str) -> A
     }
 
 
-def choose_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
+def choose_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
     t = shape["T"]
     return {
         "scores": some_scores(random, t, shape["position"] + 1), "place": places(random, shape)["place"],
@@ -208,7 +208,7 @@ def choose_arguments(random: np.random.Generator, shape: Shape) -> Arguments:
     }
 
 
-def sparse_arguments(random: np.random.Generator, shape: Shape, cache: str) -> Arguments:
+def sparse_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
     dense = latent_arguments(random, shape, cache)
     last = {name: dense.pop(name) for name in ("scale", "out")}
     choosing = {**choose_arguments(random, shape), "place": dense["place"]}

@@ -86,6 +86,33 @@ class Row(NamedTuple):
         return Row(lanes, int(lanes.min()), int(lanes.max()))
 
 
+class Form(NamedTuple):
+    """What an ordinary access of near memory always has. base, index: of its address; rows: the index is a row, in
+    which the bits of `flip` are inverted. size_bytes: from the first byte of lane 0 to the end, without the index."""
+
+    base: Value
+    index: Value | None
+    rows: bool
+    flip: int
+    disp: int
+    scale: int
+    size_bytes: int
+    masked: bool
+    writes: bool
+
+    @staticmethod
+    def of(op: Op, lanes: int) -> Form:
+        known = op.attributes
+        at = ADDRESS_AT.get(op.name, 0)
+        size_bytes = 16 if op.name == "load_matrix" else known["dtype"].size_bytes
+        if op.name in ("load", "store"):
+            size_bytes *= lanes
+        rows = op.name in ("gather", "scatter", "load_matrix")
+        index = op.operands[at + 1] if rows or known.get("indexed") else None
+        return Form(op.operands[at], index, rows, known.get("flip", 0), known.get("disp", 0), known.get("scale", 1),
+                    size_bytes, bool(known.get("masked")), op.name in _WRITES)
+
+
 @dataclass(slots=True, eq=False)
 class Access:
     """Of bytes of near memory. agent, epoch: whose, when it is over (None: nobody waited yet). ordinary: not by a copy
@@ -200,6 +227,8 @@ class _Rehearsal:
         self.meetings: list[Clock] = []
         self.waits: dict[Block, bool] = {}
         self.needed = self._needed()
+        self.steps: dict[Block, list[Op]] = {}
+        self.forms: dict[Op, Form] = {}
 
     # Which ops matter.
 
@@ -282,9 +311,10 @@ class _Rehearsal:
     def _block(self, warp: Warp, block: Block) -> Iterator[Op]:
         """Run a block; gives the op at which the warp waits, as long as it does."""
         values = warp.values
-        for op in block.ops:
-            if op not in self.needed:
-                continue
+        steps = self.steps.get(block)
+        if steps is None:
+            steps = self.steps[block] = [op for op in block.ops if op in self.needed]
+        for op in steps:
             name = op.name
             if name == "loop" or name == "tasks":
                 yield from self._loop(warp, op)
@@ -302,7 +332,7 @@ class _Rehearsal:
                 else:
                     _ACTIONS[name](self, warp, op)
                     self.progress = True
-            elif self._is_near(op):
+            elif op in self.forms or self._is_near(op):
                 self._ordinary(warp, op)
             else:
                 self._evaluate(warp, op)
@@ -429,26 +459,34 @@ class _Rehearsal:
             self.fault(access.op, f"bytes {interval[0]} to {interval[1]} of {self.near_bytes} of near memory")
             return
         place = self.place(interval)
-        missing = 0 if writes else interval[1] - interval[0]
+        low, high = interval
+        number, epoch_of = warp.number, warp.clock.get
+        missing = 0 if writes else high - low
         for other in place.others:
             before = other.write
             if before is not None:
-                missing -= min(interval[1], other.high) - max(interval[0], other.low)
-                if not self.knows(warp, before):
+                if not writes:
+                    missing -= (high if high < other.high else other.high) - (low if low > other.low else other.low)
+                # As `knows` says, which is called too often here.
+                epoch = before.epoch
+                if epoch is None or (before.agent != number and epoch_of(before.agent, -1) < epoch):
                     self.fault(access.op, "what was not waited for" if not writes else "a write over a write",
                                before.op)
                 elif before.ordinary and not access.ordinary:
                     self.fault(access.op, "ordinary stores that copies and matrix instructions need not see", before.op)
-            if writes:
+            if writes and other.reads:
                 for read in other.reads.values():
-                    if not self.knows(warp, read):
+                    epoch = read.epoch
+                    if epoch is None or (read.agent != number and epoch_of(read.agent, -1) < epoch):
                         self.fault(access.op, "a write over what may still be read", read.op)
         if missing > 0:
             self.fault(access.op, "bytes that nobody wrote")
         if writes:
-            place.write, place.reads = access, {}
+            place.write = access
+            if place.reads:
+                place.reads = {}
         else:
-            place.reads[warp.number] = access
+            place.reads[number] = access
 
     def flush(self, warp: Warp) -> None:
         """The ordinary access that was held becomes one."""
@@ -469,35 +507,38 @@ class _Rehearsal:
     def _ordinary(self, warp: Warp, op: Op) -> None:
         """A load or store of near memory by a warp's lanes."""
         values = warp.values
-        at = ADDRESS_AT.get(op.name, 0)
-        size = 16 if op.name == "load_matrix" else op.attributes["dtype"].size_bytes
-        disp, scale = op.attributes.get("disp", 0), op.attributes.get("scale", 1)
-        base = values.get(op.operands[at])
-        start = _sum(_bounds(base), (disp, disp + size))
-        if op.name in ("gather", "scatter", "load_matrix"):
-            row = values.get(op.operands[at + 1])
-            if row is not None and op.attributes.get("flip") and isinstance(base, int):
-                row = Row.of(((base + row.lanes) ^ op.attributes["flip"]) - base)
-            start = _sum(start, None if row is None else (row.low * scale, row.high * scale))
-        elif op.attributes.get("indexed"):
-            index = _bounds(values.get(op.operands[at + 1]))
-            start = _sum(start, None if index is None else (index[0] * scale, index[1] * scale))
-        if op.name in ("load", "store"):
-            start = _sum(start, (0, (self.lanes - 1) * size))
-        writes = op.name in _WRITES
-        interval = start or (0, self.near_bytes)
-        if op.attributes.get("masked"):     # lanes that are off touch nothing
-            interval = interval[0], min(interval[1], self.near_bytes)
+        form = self.forms.get(op)
+        if form is None:
+            form = self.forms[op] = Form.of(op, self.lanes)
+        base = values.get(form.base)
+        low, high = 0, self.near_bytes      # where nothing is known
+        known = _bounds(base)
+        index: Any = (0, 0)
+        if form.index is not None:
+            index = values.get(form.index)
+            if form.rows:
+                if index is not None:
+                    if form.flip and isinstance(base, int):
+                        index = Row.of(((base + index.lanes) ^ form.flip) - base)
+                    index = index.low, index.high
+            else:
+                index = _bounds(index)
+        if known is not None and index is not None:
+            low = known[0] + index[0] * form.scale + form.disp
+            high = known[1] + index[1] * form.scale + form.disp + form.size_bytes
+        if form.masked:     # lanes that are off touch nothing
+            high = min(high, self.near_bytes)
+        writes = form.writes
         held = warp.held
-        if held is not None and held[3] == writes and held[1] <= interval[1] and interval[0] <= held[2]:
-            warp.held = held[0], min(held[1], interval[0]), max(held[2], interval[1]), writes
+        if held is not None and held[3] == writes and held[1] <= high and low <= held[2]:
+            warp.held = held[0], min(held[1], low), max(held[2], high), writes
         else:
             self.flush(warp)
-            warp.held = op, *interval, writes
-        if op.name == "s_store" and interval[1] - interval[0] == size:
-            self.words[interval[0]] = values.get(op.operands[0])
+            warp.held = op, low, high, writes
+        if op.name == "s_store" and high - low == form.size_bytes:
+            self.words[low] = values.get(op.operands[0])
         elif op.name == "s_load":
-            values[op.results[0]] = self.words.get(interval[0]) if interval[1] - interval[0] == size else None
+            values[op.results[0]] = self.words.get(low) if high - low == form.size_bytes else None
 
     def _meet(self, warp: Warp, op: Op) -> Iterator[Op]:
         mine = self.met[warp.number]
@@ -656,10 +697,6 @@ def _all_ints(values: list[Any]) -> bool:
 def _bounds(value: Any) -> Interval | None:
     """Of a number or an interval."""
     return (value, value) if isinstance(value, int) else value
-
-
-def _sum(a: Interval | None, b: Interval | None) -> Interval | None:
-    return None if a is None or b is None else (a[0] + b[0], a[1] + b[1])
 
 
 def _hull(a: Interval, b: Interval) -> Interval:

@@ -179,29 +179,31 @@ class State:
 
     def scalar(self, name: str, a: Scalar, b: Scalar) -> Scalar:
         """a `name` b, folded where constant, emitted at the outermost level where both exist."""
-        if isinstance(a, int) and isinstance(b, int):
-            return int(_FOLD[name](a, b))
-        if b == 0 and name in ("s_add", "s_sub", "s_shl", "s_sar"):
-            return a
-        if a == 0 and name == "s_add":
-            return b
-        if name == "s_mul":
-            if a == 1:
+        if isinstance(a, int):
+            if isinstance(b, int):
+                return int(_FOLD[name](a, b))
+            if a == 0 and name == "s_add":
                 return b
-            if b == 1:
+            if name == "s_mul" and (a == 0 or a == 1):
+                return b if a else 0
+            depth = self.depths.get(b, 0)
+        elif isinstance(b, int):
+            if b == 0 and name in ("s_add", "s_sub", "s_shl", "s_sar"):
                 return a
-            if a == 0 or b == 0:
+            if name == "s_mul" and (b == 0 or b == 1):
+                return a if b else 0
+            if b == 1 and name == "s_floordiv":
+                return a
+            if b == 1 and name == "s_mod":
                 return 0
-        if name == "s_floordiv" and b == 1:
-            return a
-        if name == "s_mod" and b == 1:
-            return 0
-        if isinstance(b, int) and b > 0 and b & (b - 1) == 0:
-            if name == "s_mod":
-                name, b = "s_and", b - 1
-            elif name == "s_floordiv":
-                name, b = "s_sar", b.bit_length() - 1
-        depth = max(self.depth_of(a), self.depth_of(b))
+            if b > 0 and b & (b - 1) == 0:
+                if name == "s_mod":
+                    name, b = "s_and", b - 1
+                elif name == "s_floordiv":
+                    name, b = "s_sar", b.bit_length() - 1
+            depth = self.depths.get(a, 0)
+        else:
+            depth = max(self.depths.get(a, 0), self.depths.get(b, 0))
         key = (name, a, b)
         memo = self.levels[depth].memo
         found = memo.get(key)

@@ -16,7 +16,6 @@ import numpy as np
 
 from ..kernels import cross_entropy, embedding, norm, sampling
 from ..runtime.buffers import LINE_BYTES, empty
-from ..runtime.profile import Launched, middle
 from ..runtime.program import Program, Rows, Variable
 from ..runtime.system import round_up
 from .errors import ModelError
@@ -26,6 +25,7 @@ from .weights import DTYPES
 
 if TYPE_CHECKING:
     from ..ahead.plan import Model
+    from ..runtime.profile import Launched
 
 CHUNK = 512
 """Tokens that go through the layers together: enough for the matrix kernels to reach their speed, and few enough for
@@ -231,6 +231,8 @@ class BaseSession(ABC):
 
         Raises LaunchError under the reference interpreter.
         """
+        from ..runtime.profile import middle
+
         if self._decode is None:
             self._decode = self._program(self.step_sections())
         position = min(self.position, self.context - 1)

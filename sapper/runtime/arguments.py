@@ -552,35 +552,30 @@ class Signature:
                 "reshape it",
             )
         for position, (size, dim) in enumerate(zip(shape, declared, strict=True)):
-            where = f"along dimension {position} (shape {shape})"
             if isinstance(dim, int):
-                if size != dim:
-                    raise self._refuse(
-                        "shape", parameter, f"extent {size} {where}", f"{dim}", "pass an array of that shape"
-                    )
+                if size == dim:
+                    continue
+                found, expected, mend = f"extent {size}", f"{dim}", "pass an array of that shape"
             elif dims.setdefault(dim, size) != size:
-                raise self._refuse(
-                    "shape",
-                    parameter,
-                    f"{dim} = {size} {where}",
-                    f"{dim} = {dims[dim]}, as in `{dim_source[dim]}`",
-                    "make the shapes agree",
-                )
+                found, expected = f"{dim} = {size}", f"{dim} = {dims[dim]}, as in `{dim_source[dim]}`"
+                mend = "make the shapes agree"
             elif size > MAX_EXTENT:
-                raise self._refuse("shape", parameter, f"extent {size} {where}", f"at most {MAX_EXTENT}", "split it")
+                found, expected, mend = f"extent {size}", f"at most {MAX_EXTENT}", "split it"
             else:
                 dim_source.setdefault(dim, parameter.name)
+                continue
+            raise self._refuse("shape", parameter, f"{found} along dimension {position} (shape {shape})", expected,
+                               mend)
 
     def _check_overlap(self, position: int, tensors: dict[int, TensorView]) -> None:
         mine = tensors[position]
         low, high = mine.extent
+        low, high = mine.address + low, mine.address + high
         for other_position, other in tensors.items():
-            if other_position == position:
+            if other_position == position or low == high:
                 continue
             other_low, other_high = other.extent
-            if low == high or other_low == other_high:
-                continue
-            if mine.address + high <= other.address + other_low or other.address + other_high <= mine.address + low:
+            if other_low == other_high or high <= other.address + other_low or other.address + other_high <= low:
                 continue
             names = self.parameters[position].name, self.parameters[other_position].name
             if frozenset(names) in self.in_place and _same_place(mine, other):
