@@ -514,7 +514,7 @@ def serve(
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of an answer, at most.")] = 4096,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Of a request, at most.")] = 600.0,
     stall_seconds: Annotated[float, typer.Option("--stall-seconds", min=0.1, help="A client may stall for.")] = 30.0,
-    threads: Threads = None, dtype: WeightsDtype = "file",
+    threads: Threads = None, dtype: WeightsDtype = "file", speculate: Speculate = False,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API has it: /v1/models, /v1/completions, /v1/chat/completions, and /health
     and /metrics. Ctrl-C or SIGTERM stops it.
@@ -530,7 +530,7 @@ def serve(
     raise typer.Exit(run_serve(
         model, host=host, port=port, key=key, name=name, slots=slots, context=context, pages=pages, queue=queue,
         body_bytes=body_bytes, tokens=tokens, seconds=seconds, stall_seconds=stall_seconds, threads=threads,
-        dtype=dtype))
+        dtype=dtype, speculate=speculate))
 
 
 @app.command()

@@ -24,11 +24,11 @@ def run_serve(
     model: str, *, host: str = "127.0.0.1", port: int = 8080, key: str | None = None, name: str | None = None,
     slots: int = 8, context: int | None = None, pages: int | None = None, queue: int = 32, body_bytes: int = 1 << 20,
     tokens: int = 4096, seconds: float = 600.0, stall_seconds: float = 30.0, threads: int | None = None,
-    dtype: str = "file", interpret: bool = False,
+    dtype: str = "file", interpret: bool = False, speculate: bool = False,
 ) -> int:
     """Serve. key: None takes that of the environment variable KEY_VARIABLE, if it is set. name: of the model, for
-    clients (None: as given on the command line). slots: sequences at once. queue: how many more may wait. Other limits:
-    models/serving/application.py."""
+    clients (None: as given on the command line). slots: sequences at once. queue: how many more may wait. speculate:
+    draft with the model's MTP head. Other limits: models/serving/application.py."""
     try:
         import uvicorn
 
@@ -43,9 +43,9 @@ def run_serve(
     listener = _listen(host, port)
     with contextlib.closing(listener):
         started = time.perf_counter()
-        loaded = load_model(model, dtype)
+        loaded = load_model(model, dtype, speculate)
         longest = min(loaded.positions, 4096) if context is None else context
-        batch = loaded.batch(slots, longest, pages, threads=threads, interpret=interpret)
+        batch = loaded.batch(slots, longest, pages, threads=threads, interpret=interpret, speculate=speculate)
         batch.prepare()
         server = Server(loaded, name or model, Engine(Scheduler(loaded, batch), queue),
                         Limits(body_bytes, tokens, seconds, stall_seconds), key)

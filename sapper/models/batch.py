@@ -5,7 +5,7 @@ the next token of the sequences that ask for one. Holds: which tokens, how many,
 positions are values of a run, so one program serves every step; what a token gives is the same whoever else is in it.
 
 A step is a flat list of tokens: sequences that decode bring one each, one whose prompt is read brings several. Two
-programs of the same kernels are made, for at most `slots` tokens and for at most `chunk`, as matrices are walked
+programs of the same kernels are made, for at most `picks` tokens and for at most `chunk`, as matrices are walked
 otherwise for few rows than for many; and a third for one token, with a session's matrix-vector kernels. Few tokens go
 through that one by one where `prepare` measured that to be sooner. Who takes part is said by scheduler.py.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from ..runtime.program import Program, Rows, Variable
 from .errors import ModelError
 from .linear import Steps
 from .sampling import BELOW_ONE, CANDIDATES, Sampling
-from .session import BaseSession
+from .session import BaseSession, Sections
 
 CHUNK = 256
 """Most tokens of a step, where prompts are read: it bounds how long others wait for a prompt."""
@@ -51,6 +51,16 @@ class Pick(NamedTuple):
     u: float
 
 
+class Known(NamedTuple):
+    """A row of a head that drafts (deepseek/speculative_batch.py). row: in the step before. token: the one behind it.
+    slot, position: of the row."""
+
+    row: int
+    token: int
+    slot: int
+    position: int
+
+
 def first(array: Array) -> Array:
     """The one row of one token."""
     return array[:1]
@@ -65,9 +75,16 @@ class Paged(BaseSession):
     """A session of several sequences; the first base of an architecture's batch, before its session.
 
     slots: how many sequences. pages: of the cache, for all of them. context: tokens of one sequence. chunk: most tokens
-    of a step. table [slots, pages of a sequence]: which page holds which positions of a slot's sequence; its owner
-    writes it between steps.
+    of a step; picks: most tokens picked in one. tokens_of_a_slot: how many a sequence that decodes may bring, 2 where
+    drafts are made. table [slots, pages of a sequence]: which page holds which positions of a slot's sequence; its
+    owner writes it between steps.
     """
+
+    tokens_of_a_slot: ClassVar[int] = 1
+
+    @property
+    def picks(self) -> int:
+        return self.slots * self.tokens_of_a_slot
 
     def __init__(
         self, model: Any, slots: int, context: int | None = None, pages: int | None = None, *,
@@ -85,22 +102,23 @@ class Paged(BaseSession):
         architecture.__init__(model, context, cache_dtype=cache_dtype, threads=threads, interpret=interpret)
         self.table = np.zeros((slots, pages_for(self.context)), np.int32)
         self._slot_of, self._position_of = (empty((self.chunk,), I32) for _ in range(2))
-        self._wanted = Variable("wanted", slots)
-        self._which, self._kept, self._next = (empty((slots,), I32) for _ in range(3))
+        most = self.picks
+        self._wanted = Variable("wanted", most)
+        self._ends_of, self._kept, self._next = (empty((most,), I32) for _ in range(3))
         features = self._x.shape[1]
-        self._ends, self._normed_ends = (empty((slots, features), F32) for _ in range(2))
-        self.step_logits = empty((slots, self.vocabulary), F32)
+        self._ends, self._normed_ends = (empty((most, features), F32) for _ in range(2))
+        self.step_logits = empty((most, self.vocabulary), F32)
         count = min(CANDIDATES, self.vocabulary)
-        self._choices = empty((slots, count), F32), empty((slots, count), I32)
-        self._draws = tuple(empty((slots,), F32) for _ in range(4))
+        self._choices = empty((most, count), F32), empty((most, count), I32)
+        self._draws = tuple(empty((most,), F32) for _ in range(4))
         self.logits = self.step_logits[0]  # of the program for one token
         self._steps: dict[int, Program] = {}
         self._one: Program | None = None
-        self._singly = 1
+        self._singly = 1 if self.tokens_of_a_slot == 1 else 0
         self._drawing: Program | None = None
 
     def _longest_chunk(self) -> int:
-        return max(CHUNK, self.slots)
+        return max(CHUNK, self.picks)
 
     def _chunk_values(self, count: int) -> dict[str, int]:
         values = super()._chunk_values(count)
@@ -134,13 +152,13 @@ class Paged(BaseSession):
         Every position of a sequence was fed before those behind it, or is in the same step; table names the pages.
         """
         count, wanted = len(fed), len(picks)
-        capacity = self.slots if count <= self.slots else self.chunk
-        assert 0 < count <= self.chunk and wanted <= self.slots, "the scheduler keeps to the limits"
+        capacity = self.picks if count <= self.picks else self.chunk
+        assert 0 < count <= self.chunk and wanted <= self.picks, "the scheduler keeps to the limits"
         if count == wanted <= self._singly:
             return [self._step_one(fed[pick.row], pick) for pick in picks]
         columns = np.array(fed, np.int32)
         self._tokens[:count], self._slot_of[:count], self._position_of[:count] = columns.T
-        self._which[:wanted] = [pick.row for pick in picks]
+        self._ends_of[:wanted] = [pick.row for pick in picks]
         program = self._steps.get(capacity)
         if program is None:
             program = self._steps[capacity] = self._step_program(capacity)
@@ -164,12 +182,20 @@ class Paged(BaseSession):
         matrix, gain, epsilon = self.head()
         ends = self._of_wanted
         last: Steps = [
-            (embedding.embedding_f32, (ends(self._which), self._x, ends(self._ends))),
+            (embedding.embedding_f32, (ends(self._ends_of), self._x, ends(self._ends))),
             (norm.rms_norm, (ends(self._ends), gain, epsilon, ends(self._normed_ends))),
             *self._multiply("matmul_nt", self._normed_ends, [matrix], self.step_logits, rows=ends),
             (sampling.argmax_rows, (ends(self.step_logits), ends(self._next))),
         ]
-        return self._program([*self.chunk_sections(), ("logits of the last tokens", last)])
+        return self._program([*self.chunk_sections(), ("logits of the last tokens", last), *self._kept_sections()])
+
+    def _kept_sections(self) -> Sections:
+        """What a step leaves besides."""
+        return []
+
+    def foresee(self, rows: Sequence[Known], wanted: Sequence[int]) -> list[int]:
+        """Where tokens_of_a_slot is 2: drafts, as deepseek/speculative_batch.py has it."""
+        raise NotImplementedError
 
     def _draw(self, picks: Sequence[Pick]) -> None:
         """Draw for those that want it; the others keep the likeliest token."""

@@ -152,6 +152,10 @@ class KExperts:
         return self.together.size // self.count
 
     @property
+    def copies(self) -> bool:
+        return True
+
+    @property
     def _panels(self) -> Array:
         return self.together.w.reshape(self.count, -1, *self.together.w.shape[1:])
 

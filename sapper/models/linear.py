@@ -344,6 +344,10 @@ class Experts(Protocol):
     def size(self) -> int:
         """How many weights one expert has."""
 
+    @property
+    def copies(self) -> bool:
+        """Whether apply_groups takes x apart first, so that y may lie where x does."""
+
     def apply_norm_swiglu(
         self, up: Any, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
@@ -394,6 +398,10 @@ class DenseExperts:
     def size(self) -> int:
         return int(self.weights[0].size)
 
+    @property
+    def copies(self) -> bool:
+        return self.rounded
+
     def apply_norm_swiglu(
         self, up: DenseExperts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
     ) -> Steps:
@@ -433,6 +441,10 @@ class BlockExperts:
     @property
     def size(self) -> int:
         return self.together.size // self.count
+
+    @property
+    def copies(self) -> bool:
+        return not self.together.exact
 
     def _parts(self) -> tuple[Array, ...]:
         parts = self.together.parts if self.together.exact else self.together.grouped()

@@ -57,10 +57,11 @@ class Model(Generic[Config, Weights]):
 
     def batch(
         self, slots: int, context: int | None = None, pages: int | None = None, *, cache_dtype: str | None = None,
-        threads: int | None = None, interpret: bool = False,
+        threads: int | None = None, interpret: bool = False, speculate: bool = False,
     ) -> Paged:
-        """Several sequences at once; see Paged."""
-        made: Paged = self._module("batch").Batch(
+        """Several sequences at once; see Paged. speculate: as of a session."""
+        kind = self._module("speculative_batch").SpeculativeBatch if speculate else self._module("batch").Batch
+        made: Paged = kind(
             self, slots, context, pages, cache_dtype=cache_dtype, threads=threads, interpret=interpret)
         return made
 

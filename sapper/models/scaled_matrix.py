@@ -196,6 +196,10 @@ class ScaledExperts:
     def size(self) -> int:
         return int(self.weights[0].size)
 
+    @property
+    def copies(self) -> bool:
+        return False
+
     def _room(self, count: int, columns: int, work: Workspace, place: int = 0) -> Array:
         rows = self.scale.shape[1]
         return work.wide(place, count * rows, columns).reshape(count, rows, columns)

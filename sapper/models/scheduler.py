@@ -11,6 +11,9 @@ are all cached but one brings that one; what is left of the step's tokens goes t
 Where a job needs a page and none is free, the job admitted last loses its pages and waits at the head of the queue:
 its tokens are read again as a prompt, those that it has made as well. Pages that are full are kept and found again by
 the tokens up to their end (pages.py): a job that begins as another did reads on from there.
+
+Where the batch drafts, a job that decodes brings a draft as well, and gets two tokens where that was right: those that
+it would get without.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from ..kernels.paged import PAGE
-from .batch import Fed, Paged, Pick, pages_for
+from .batch import Fed, Known, Paged, Pick, pages_for
 from .errors import ModelError
 from .load import Loaded
 from .pages import Pages
@@ -61,6 +65,7 @@ class Job:
         self.fed = 0
         self.pages: list[int] = []
         self.chain: list[int] = []
+        self.draft: int | None = None
         self.stops = StopStrings(stop)
         self.random = sampling.draws()
         self.stream: TextStream | None = None
@@ -76,11 +81,19 @@ class Job:
         return self.prompt[start:stop] + self.tokens[max(start - count, 0) : max(stop - count, 0)]
 
 
+class Drawn(NamedTuple):
+    """A token that a job gets in a step, behind a row. drafted: behind a draft, so only if that was right."""
+
+    job: Job
+    row: int
+    drafted: bool = False
+
+
 class Scheduler:
     """Runs jobs on a batch, for one thread; others may set `Job.cancelled`.
 
-    waiting, running: jobs. evictions, steps, tokens_fed, tokens_made, tokens_shared: counts since the beginning; the
-    last of tokens that were not fed, as pages held them.
+    waiting, running: jobs. evictions, steps, tokens_fed, tokens_made, tokens_shared, drafted, accepted: counts since
+    the beginning; tokens_shared of those that were not fed, as pages held them.
     """
 
     def __init__(self, model: Loaded, batch: Paged) -> None:
@@ -89,6 +102,7 @@ class Scheduler:
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
         self.evictions = self.steps = self.tokens_fed = self.tokens_made = self.tokens_shared = 0
+        self.drafted = self.accepted = 0
         self._slots = list(range(batch.slots))[::-1]
         self._pages = Pages(batch.pages)
 
@@ -123,15 +137,44 @@ class Scheduler:
         fed, drawn = self._plan()
         if not fed:
             return False
-        rows = [Pick(row, job.sampling, job.random.random()) for job, row in drawn]
+        states, rows = [], []
+        for job, row, _ in drawn:
+            states.append(job.random.state)
+            rows.append(Pick(row, job.sampling, job.random.random()))
         picked = self.batch.step(fed, rows)
         self.steps += 1
         self.tokens_fed += len(fed)
         for job in self.running:
             self._remember_pages(job)
-        for (job, _), token in zip(drawn, picked, strict=True):
-            self._take(job, token)
+        for (job, _, drafted), state, token in zip(drawn, states, picked, strict=True):
+            if not drafted:
+                self._take(job, token)
+            elif job.ending or job.tokens[-1] != job.draft:
+                job.random.state = state  # as if it had not been drawn
+            else:
+                self.accepted += 1
+                job.fed += 1
+                self._take(job, token)
+        if self.batch.tokens_of_a_slot > 1:
+            self._foresee(fed)
         return True
+
+    def _foresee(self, fed: Sequence[Fed]) -> None:
+        """The head's rows of what was fed, where the token behind is known, and the next drafts."""
+        jobs = {job.slot: job for job in self.running}
+        rows: list[Known] = []
+        drafting: list[tuple[Job, int]] = []
+        for row, (_, slot, position) in enumerate(fed):
+            job = jobs.get(slot)
+            if job is None or position >= job.fed:  # It ended, or this was a draft, and wrong.
+                continue
+            if position + 1 == job.fed == job.length - 1:
+                drafting.append((job, len(rows)))
+            rows.append(Known(row, job.all_tokens(position + 1, position + 2)[0], slot, position))
+        if rows:
+            drafts = self.batch.foresee(rows, [row for _, row in drafting])
+            for (job, _), draft in zip(drafting, drafts, strict=True):
+                job.draft = draft
 
     def fail(self, jobs: Sequence[Job] | None = None) -> None:
         """End all jobs, as the batch cannot go on."""
@@ -187,7 +230,7 @@ class Scheduler:
         self._slots.append(job.slot)
         for page in reversed(job.pages):
             self._pages.give_back(page)
-        job.slot, job.fed, job.pages, job.chain = -1, 0, [], []
+        job.slot, job.fed, job.pages, job.chain, job.draft = -1, 0, [], [], None
 
     def _evict(self) -> Job:
         job = self.running[-1]
@@ -196,7 +239,7 @@ class Scheduler:
         self.evictions += 1
         return job
 
-    def _plan(self) -> tuple[list[Fed], list[tuple[Job, int]]]:
+    def _plan(self) -> tuple[list[Fed], list[Drawn]]:
         """The tokens of this step, and which jobs get one after which row."""
         for job in list(self.running):  # Pages for all of a job's tokens; the prompts' are there since admission.
             while job.slot >= 0 and len(job.pages) < pages_for(job.length):
@@ -204,13 +247,20 @@ class Scheduler:
                     self._give_pages(job, len(job.pages) + 1)
                 else:
                     self._evict()
+        for job in self.running:  # For drafts, what is left.
+            if job.draft is not None and (
+                    job.length == self.batch.context or len(job.tokens) + 1 >= job.limit
+                    or (len(job.pages) < pages_for(job.length + 1) and not self._pages.free)):
+                job.draft = None
+            elif job.draft is not None:
+                self._give_pages(job, pages_for(job.length + 1))
         fed: list[Fed] = []
-        drawn: list[tuple[Job, int]] = []
+        drawn: list[Drawn] = []
         left = self.batch.chunk
         decoding = [job for job in self.running if job.length - job.fed == 1]
         reading = [job for job in self.running if job.length - job.fed > 1]
-        for place, job in enumerate(decoding + reading):
-            count = min(job.length - job.fed, left - max(0, len(decoding) - place - 1))
+        for job in decoding + reading:  # For those that decode there is always room: a step has that of all slots.
+            count = min(job.length - job.fed, left)
             if count <= 0:
                 break
             for position, token in enumerate(job.all_tokens(job.fed, job.fed + count), job.fed):
@@ -218,7 +268,12 @@ class Scheduler:
             job.fed += count
             left -= count
             if job.fed == job.length:
-                drawn.append((job, len(fed) - 1))
+                drawn.append(Drawn(job, len(fed) - 1))
+                if job.draft is not None:
+                    drawn.append(Drawn(job, len(fed), drafted=True))
+                    fed.append(Fed(job.draft, job.slot, job.length))
+                    self.drafted += 1
+                    left -= 1
         return fed, drawn
 
     def _take(self, job: Job, token: int) -> None:

@@ -6,6 +6,7 @@ A phase is reached by the command itself, in this process; what stands there the
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import resource
 import signal
@@ -42,7 +43,7 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "quantize": (["MODEL", "-o", "OUT/int4"], ("load", "write config", "write groups")),
 }
 CASES = [(command, phase) for command, (_, phases) in COMMANDS.items() for phase in phases]
-"""Of chat only what comes before its first line; test_chat.py has the rest."""
+"""Of chat only what comes before its first line."""
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,25 @@ def test_a_signal_in_any_phase(
     assert told.strip().splitlines()[-1] in ("interrupted", "terminated") or "(stopped: interrupted" in told
     assert "Traceback" not in told and not list((tmp_path / "out").iterdir())
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_signal_while_a_chat_answers(
+    phase: str, number: signal.Signals, status: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ctrl-C ends the answer, and the next line gets one; SIGTERM ends the command."""
+    monkeypatch.setenv("SAPPER_INTERPRET", "1")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\nhello\n"))
+    reached = send_at(monkeypatch, phase, number)
+    assert main(arguments_of("chat", model, tmp_path)) == status
+    said, told = capsys.readouterr()
+    assert reached and "Traceback" not in told
+    if status:
+        assert told.endswith("terminated\n")
+    else:
+        assert said.count("\n") >= 2 and told.count("(stopped)") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ...kernels import norm, paged, sparse_paged
+from ...kernels import paged, sparse_paged
 from ...kernels.paged import PAGE
 from ...runtime.buffers import empty
 from ...runtime.program import Variable
 from ..batch import F32, Array, Paged, first
 from ..linear import Steps
-from .config import INDEX_EPSILON, LATENT_EPSILON, Indexer
+from .config import LATENT_EPSILON
 from .session import Session
-from .weights import AttentionWeights, IndexWeights
+from .weights import AttentionWeights
 
 
 class Batch(Paged, Session):
@@ -67,30 +67,11 @@ class Batch(Paged, Session):
             return [(getattr(paged, f"latent_attention_paged_{self._cache_dtype}"), (*operands, *result))]
         chosen = rows(self._index_scores), rows(self._lowest), rows(self._last_kept)
         return [
-            *self._index_pages(one.index, config.indexer, layer, rows, where),
+            *self._index(one.index, config.indexer, layer, rows, where, rows(self._position_of)),
             (getattr(sparse_paged, f"latent_attention_paged_sparse_{self._cache_dtype}"), (
                 *operands, *chosen, *result)),
         ]
 
-    def _index_pages(
-        self, one: IndexWeights, indexer: Indexer, layer: int, rows: Callable[[Array], Any], where: Any
-    ) -> Steps:
-        """What Session._index does, over pages."""
-        turning, rest, own_key = self._index_parts(indexer)
-        key_turning, key_rest = self._index_key_parts()
-        keys, rests = self._index_keys[layer], self._index_rests[layer]
-        flat = self._index_turned.reshape(self.chunk, indexer.heads, -1)
-        return [
-            (norm.layer_norm, (rows(own_key), one.gain, one.bias, INDEX_EPSILON, rows(self._index_key))),
-            (getattr(sparse_paged, f"cache_index_paged_{self._cache_dtype}"), (
-                rows(turning), rows(key_turning), rows(key_rest), self._cosine, self._sine, *where,
-                rows(self._index_turned), keys, rests,
-            )),
-            (getattr(sparse_paged, f"index_scores_paged_{self._cache_dtype}"), (
-                rows(flat), rows(rest), rows(self._index_weights), keys.reshape(*keys.shape[:2], -1), rests, *where,
-                rows(self._index_scores),
-            )),
-            (sparse_paged.choose_positions_paged, (
-                rows(self._index_scores), rows(self._position_of), self._most_kept, rows(self._lowest),
-                rows(self._last_kept))),
-        ]
+    def _index_kernels(self) -> tuple[Any, Any, Any]:
+        return (getattr(sparse_paged, f"cache_index_paged_{self._cache_dtype}"),
+                getattr(sparse_paged, f"index_scores_paged_{self._cache_dtype}"), sparse_paged.choose_positions_paged)

@@ -16,6 +16,7 @@ that it chooses (sapper/kernels/sparse.py). Each is one program; the variables o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Session(BaseSession):
         indexer = config.indexer
         key_features, query_features = (0, 0) if indexer is None else (
             indexer.features, indexer.heads * indexer.features)
-        attention = {
+        attention: dict[str, tuple[int, ...]] = {
             "_expanded": (self.context, heads, config.key_features + config.value_features),
             "_joined": (rows, first + rank + config.turned_features + key_features),
             "_turned": (rows, heads, 2, pairs), "_mixed": (rows, heads * config.value_features),
@@ -90,11 +91,12 @@ class Session(BaseSession):
         if config.query_rank:
             attention |= {"_query_latent": (rows, config.query_rank),
                           "_risen": (rows, heads * config.head_features + query_features)}
-        routed = 0 if mixture is None else rows * mixture.taken
-        experts = {} if mixture is None else {
-            "_gathered": (routed, config.features), "_expert_hidden": (routed, mixture.hidden)}
-        self._take_turns(*({name: (extents, F32) for name, extents in part.items()}
-                           for part in (attention, {"_hidden": (rows, config.hidden)}, experts)))
+        turns: list[dict[str, tuple[int, ...]]] = [attention, {"_hidden": (rows, config.hidden)}]
+        if mixture is not None:
+            routed = rows * mixture.taken
+            experts: Any = {"_gathered": (routed, config.features)}, {"_expert_hidden": (routed, mixture.hidden)}
+            turns += experts if self._experts_copy() else [experts[0] | experts[1]]
+        self._take_turns(*({name: (extents, F32) for name, extents in part.items()} for part in turns))
         self._filled, self._routed = Variable("filled", self.context), Variable("routed", 0)
         if mixture is not None:
             self._make_mixture_buffers(rows, mixture)
@@ -123,6 +125,12 @@ class Session(BaseSession):
         self._shares = empty((rows, taken), F32)
         self._ranges = tuple(empty((mixture.experts + mixture.shared,), I32) for _ in range(2))
         self._owners = empty((rows * taken,), I32)
+
+    def _experts_copy(self) -> bool:
+        """Whether all products of experts take their rows apart first: what they give may lie where these did."""
+        parts: list[Any] = [layer.feed_forward for layer in self.model.weights.layers]
+        return all(experts.copies for part in parts if isinstance(part, MixtureWeights)
+                   for experts in (part.gate, part.up, part.down))
 
     @property
     def _queries(self) -> Array:
@@ -193,25 +201,33 @@ class Session(BaseSession):
         key, turned = self._index_key, self.model.config.turned_features
         return key[:, :turned].reshape(len(key), 2, turned // 2), key[:, turned:]
 
-    def _index(self, one: IndexWeights, indexer: Indexer, layer: int, position: Variable, rows: Any) -> Steps:
+    def _index_kernels(self) -> tuple[Any, Any, Any]:
+        """What writes the cache of index keys, what scores positions, and what chooses among them."""
+        return (getattr(sparse, f"cache_index_{self._cache_dtype}"),
+                getattr(sparse, f"index_scores_{self._cache_dtype}"), sparse.choose_positions)
+
+    def _index(
+        self, one: IndexWeights, indexer: Indexer, layer: int, rows: Any, where: Sequence[Any], place: Any
+    ) -> Steps:
         """The new tokens' rows of the cache of index keys, the scores of all positions, and which are kept. The index
-        weights of the tokens are there."""
+        weights of the tokens are there. where: arguments that say where the tokens stand; place: their positions."""
+        cache_index, index_scores, choose = self._index_kernels()
         turning, rest, own_key = self._index_parts(indexer)
         key_turning, key_rest = self._index_key_parts()
         keys, rests = self._index_keys[layer], self._index_rests[layer]
         flat = self._index_turned.reshape(self.chunk, indexer.heads, -1)
         return [
             (norm.layer_norm, (rows(own_key), one.gain, one.bias, INDEX_EPSILON, rows(self._index_key))),
-            (getattr(sparse, f"cache_index_{self._cache_dtype}"), (
-                rows(turning), rows(key_turning), rows(key_rest), self._cosine, self._sine, position,
+            (cache_index, (
+                rows(turning), rows(key_turning), rows(key_rest), self._cosine, self._sine, *where,
                 rows(self._index_turned), keys, rests,
             )),
-            (getattr(sparse, f"index_scores_{self._cache_dtype}"), (
-                rows(flat), rows(rest), rows(self._index_weights), keys.reshape(self.context, -1), rests, position,
+            (index_scores, (
+                rows(flat), rows(rest), rows(self._index_weights), keys.reshape(*keys.shape[:-2], -1), rests, *where,
                 rows(self._index_scores),
             )),
-            (sparse.choose_positions, (
-                rows(self._index_scores), position, len(self._kept_places), rows(self._lowest), rows(self._last_kept))),
+            (choose, (
+                rows(self._index_scores), place, self._most_kept, rows(self._lowest), rows(self._last_kept))),
         ]
 
     def _gate(self, one: MixtureWeights, rows: Any) -> Steps:
@@ -264,7 +280,7 @@ class Session(BaseSession):
             steps += [
                 *one.index.head_weights.apply_norm(
                     self._x[0], one.gain, config.epsilon, self._index_weights[0], self._work),
-                *self._index(one.index, config.indexer, layer, position, _first),
+                *self._index(one.index, config.indexer, layer, _first, (position,), position),
             ]
         return [*steps, *self._meet_row(one, layer, 0, position)]
 
@@ -367,7 +383,7 @@ class Session(BaseSession):
 
     def _index_rows(self, one: IndexWeights, indexer: Indexer, layer: int, position: Variable) -> Steps:
         return [*self._multiply("matmul_nt", self._normed, [one.head_weights], self._index_weights),
-                *self._index(one, indexer, layer, position, self._rows)]
+                *self._index(one, indexer, layer, self._rows, (position,), position)]
 
     def _normed_y(self, gain: Array) -> Steps:
         return [(norm.rms_norm, (self._rows(self._y), gain, self.model.config.epsilon, self._rows(self._normed)))]

@@ -3,9 +3,7 @@
 In: a DeepseekModel with its MTP head. Out: `Speculative`, a session whose `follow` gives one token or two. Holds: they
 are those that a session without drafts would give, but for the rounding of kernels of two rows.
 
-The head foresees the token behind the next one. Its row i takes the main model's hidden state at position i (after the
-last norm) and the token at i + 1, attends to its own cache, in which row i stands at position i, and gives a draft of
-the token at i + 2 (DeepSeek-V3, 2024, section 2.2):
+The head (head.py) foresees the token behind the next one:
 
     position          i        i + 1    i + 2
     main model        hidden   token    draft, right if the main model gives it at i + 1
@@ -23,45 +21,35 @@ from typing import Any
 from ...kernels import embedding, norm, sampling
 from ...runtime.buffers import empty
 from ...runtime.program import Program, Variable
-from ..errors import ModelError
 from ..linear import Steps
 from ..session import Sections
-from .session import F32, I32, Array, Session
-from .weights import AttentionWeights, DenseWeights, PredictorWeights
+from .head import Head
+from .session import F32, I32, Array
+from .weights import AttentionWeights, DenseWeights
 
 PAIR = 2
 """Tokens of a step that verifies: the last one chosen, and the draft behind it."""
 
 
-class Speculative(Session):
-    """drafted, accepted: counts of drafts since the beginning."""
+class Speculative(Head):
+    """A session that drafts."""
 
     def __init__(self, model: Any, context: int | None = None, **options: Any) -> None:
         """As Session has it. Raises ModelError also for a model without an MTP head."""
-        if model.weights.predictor is None:
-            raise ModelError("the model", "no MTP head", "one, to draft with", "load it with predictor=True")
+        self.check_head(model)
         super().__init__(model, context, **options)
-        self.drafted = self.accepted = 0
-        self._head: PredictorWeights = model.weights.predictor
-        features = model.config.features
-        self._hidden_states = empty((self.chunk, features), F32)
-        """Of the main model's last run, of tokens from position _hidden_start on."""
+        self._make_head(model)
         self._hidden_start = 0
+        """Position of the first token of which there is a hidden state."""
         self._predicted = 0
         """Rows that the head has seen."""
         self._fed: list[int] = []
         """The tokens up to the position."""
-        self._which, self._behind = (empty((self.chunk,), I32) for _ in range(2))
-        self._taken, self._inputs = empty((self.chunk, features), F32), empty((self.chunk, 2 * features), F32)
-        self._nothing = empty((features,), F32)
+        self._nothing = empty((model.config.features,), F32)
         self._nothing[:] = 0.0
         self._pair_logits = empty((PAIR, self.vocabulary), F32)
         self._draft_logits, self._draft = empty((self.vocabulary,), F32), empty((1,), I32)
         self._programs: dict[str, Program] = {}
-
-    @property
-    def _cached_layers(self) -> int:
-        return self.model.config.layers + 1
 
     # ---- tokens in
 
@@ -146,10 +134,6 @@ class Speculative(Session):
     def prefill_sections(self) -> Sections:
         return [*super().prefill_sections(), ("hidden states", self._keep_hidden())]
 
-    def _keep_hidden(self) -> Steps:
-        _, gain, epsilon = self.head()
-        return [(norm.rms_norm, (self._rows(self._x), gain, epsilon, self._rows(self._hidden_states)))]
-
     def _pair_sections(self) -> Sections:
         """Two tokens: as a chunk, but that each attends absorbed."""
         capacity, self._capacity = self._capacity, PAIR
@@ -169,24 +153,6 @@ class Speculative(Session):
             steps += self._index_rows(one.index, indexer, layer, position)
         return [*steps, *self._meet_row(one, layer, 0, position),
                 *self._meet_row(one, layer, 1, Variable("second", 1))]
-
-    def _rows_sections(self) -> Sections:
-        """Rows of the head, of which none is to give a draft."""
-        rows, head, epsilon = self._rows, self._head, self.model.config.epsilon
-        features, feed_forward = self.model.config.features, head.layer.feed_forward
-        joined: Steps = [
-            (embedding.embedding_f32, (rows(self._which), self._hidden_states, rows(self._taken))),
-            (norm.rms_norm, (rows(self._taken), head.hidden_gain, epsilon, rows(self._inputs[:, features:]))),
-            *self._look_up(self.model.weights.embedding, self._x, self._behind),
-            (norm.rms_norm, (rows(self._x), head.embedding_gain, epsilon, rows(self._inputs[:, :features]))),
-            *self._multiply("matmul_nt", self._inputs, [head.join], self._x),
-        ]
-        number, position = self.model.config.layers, Variable("position", 0)
-        return [
-            ("head: inputs", joined), ("head: attention", self._attend(head.layer.attention, number, position)),
-            ("head: feed-forward", self._dense(feed_forward) if isinstance(feed_forward, DenseWeights)
-             else self._mixture(feed_forward)),
-        ]
 
     def _row_sections(self) -> Sections:
         """One row of the head."""

@@ -124,6 +124,8 @@ class Server:
             "sapper_fed_tokens_total": ("Tokens that went through the model.", float(scheduler.tokens_fed)),
             "sapper_generated_tokens_total": ("Tokens made.", float(scheduler.tokens_made)),
             "sapper_evictions_total": ("Sequences that lost their pages.", float(scheduler.evictions)),
+            "sapper_drafts_total": ("Tokens drafted.", float(scheduler.drafted)),
+            "sapper_drafts_right_total": ("Drafts that were right.", float(scheduler.accepted)),
         }
         return PlainTextResponse(self.metrics.text(gauges, counters), media_type="text/plain; version=0.0.4")
 
