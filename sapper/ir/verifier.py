@@ -666,6 +666,12 @@ def _lane_lookup(check: Checker, op: Op) -> None:
         check.fail(f"table = {table!r}", "16 floats")
 
 
+def _lane_pick(check: Checker, op: Op) -> None:
+    kind = _row_of(check, op.operands[0].type, (ROW_F32, ROW_I32), "operand 0")
+    check.operands(op, kind, ROW_I32)
+    check.results(op, kind)
+
+
 def _lane_lane0(check: Checker, op: Op) -> None:
     _row_of(check, op.operands[0].type, INTEGER_ROWS, "operand 0")
     check.results(op, S64)
@@ -973,6 +979,7 @@ LANE_RULES: dict[str, Rule] = {
     "iota": _signature((), (ROW_I32,)),
     "lane0": _lane_lane0,
     "lookup": _lane_lookup,
+    "pick": _lane_pick,
     **dict.fromkeys(("add", "sub", "mul", "min", "max", "neg", "abs"), _same_rows(NUMBER_ROWS)),
     **dict.fromkeys(("div", "fma", "sqrt", "floor", "ceil", "round", "trunc", "exp", "exp2", "log", "log2", "tanh",
                      "sigmoid", "erf", "sin", "cos", "rsqrt", "scale_exponent"), _same_rows(FLOAT_ROWS)),

@@ -435,6 +435,8 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
     if name == "lookup":
         table = np.array(attributes["table"], np.float32)
         return lambda i: table[i & 15]
+    if name == "pick":
+        return lambda a, i: a[i % lanes]
     if name == "cvt":
         to = _row_numpy(op.result)
         return lambda a: cvt(a, to)

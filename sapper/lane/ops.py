@@ -69,6 +69,7 @@ LANE_OPS = OpTable("lane", [
     OpSpec("fraction", (1, 1), doc="row<f32>: a - round(a); 0 for infinities; only where the target has it"),
     OpSpec("lookup", (1, 1), attributes=("table",), doc="row<f32>: table[i mod 16] for a row<i32> i; table: 16 floats; "
                                                         "only where the target has it"),
+    OpSpec("pick", (2, 2), doc="a (row of f32 or i32), i (row<i32>): a[i mod lanes]; only where the target has it"),
     *[OpSpec(name, (2, 2), doc=f"bitwise {name}, integer rows") for name in ("and", "or", "xor")],
     OpSpec("not", (1, 1), doc="bitwise, integer rows"),
     *[OpSpec(name, (1, 2), optional=("amount",), doc=f"{name} by the attribute `amount` or by a row (0 .. bits-1)")
