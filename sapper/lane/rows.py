@@ -103,6 +103,7 @@ class RowEvaluation(State):
         self.facts = Facts()
         self.blocks: dict[str, str] = {}  # op -> the block by hand that the schedule chose for it
         self.contractions: list[str] = []  # micro-kernels that the schedule named
+        self.products: list[str] = []  # products of fragments that it named
         self.refused: dict[str, str] = {}  # block -> why it is not used, as far as that is known
 
     # Levels.
