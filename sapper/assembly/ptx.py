@@ -16,6 +16,8 @@ from .notation import ptr as ptr
 from .warp import unknown
 from .warp_block import Mnemonic, WarpBlock
 from .warp_block import block as _block
+from .warp_product import Fragments, WarpProduct
+from .warp_product import product as _product
 
 nobody = table.NOBODY
 """Stands where a result is that nobody wants."""
@@ -27,6 +29,15 @@ def block(name: str, *, inputs: str, result: str, features: str = "", implements
     `def fast_exp(out, x)`, which each thread runs on its own element; see assembly/warp.py."""
     return _block(table, name, inputs=inputs, result=result, features=features, implements=implements,
                   no_spill=no_spill, budget=budget)
+
+
+def product(name: str, *, rows: int, columns: int, dtype: str, features: str = "", no_spill: bool = False,
+            budget: Mapping[str, int] | None = None) -> Callable[[Callable[[Fragments], None]], WarpProduct]:
+    """Matrix instructions of a warp by hand: `@ptx.product("mine", rows=2, columns=2, dtype="bf16", features="sm_80")`
+    over `def mine(t)`, which adds t.left[i] @ t.right[j] to t.sums[i][j], for fragments of 16 rows and 8 columns; a
+    schedule chooses it by name. assembly/warp_product.py says what `t` has."""
+    return _product(table, name, rows=rows, columns=columns, dtype=dtype, features=features, no_spill=no_spill,
+                    budget=budget)
 
 
 def instruction(mnemonic: str) -> Mnemonic:
@@ -54,4 +65,4 @@ class _UnknownName(AttributeError):
         return str(unknown(table, self.args[0]))
 
 
-__all__ = ["AssemblyError", "block", "current", "instruction", "nobody", "ptr", "table"]
+__all__ = ["AssemblyError", "block", "current", "instruction", "nobody", "product", "ptr", "table"]

@@ -11,12 +11,11 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from math import prod
 from typing import Any
 
 import numpy as np
 
-from ..codegen.machine import Immediate, Instruction, Label, LabelReference, Memory, VirtualRegister
+from ..codegen.machine import Instruction, Label, LabelReference, Memory, VirtualRegister
 from ..ir.types import DTYPES, DType
 from ..lang.by_hand import PIECES
 from .build import current, with_immediates
@@ -26,6 +25,7 @@ from .symbolic import Lanes, NotSymbolic
 from .warp import WarpAssembly
 from .warp_checks import check_warp
 from .warp_registers import check_assembled, check_wanted
+from .warp_rows import run_rows
 
 
 class Mnemonic:
@@ -148,57 +148,8 @@ class WarpBlock:
         result = self.result or DTYPES[f"{'f' if rows[0].dtype.kind == 'f' else 'i'}{8 * rows[0].itemsize}"]
         assembly, out, inputs = self.assemble((result.bits, *(8 * r.itemsize for r in rows)), immediates)
         held = {reg.register: np.ascontiguousarray(row) for reg, row in zip(inputs, rows, strict=True)}
-        random = np.random.default_rng(0)
-        for item in assembly.body:
-            if not isinstance(item, Instruction) or item.row.row.meaning is None or item.row.row.unit:
-                what = item.name if isinstance(item, Label) else item.row.mnemonic
-                raise AssemblyError("notation", f"{what} is not interpreted in a block on rows",
-                                    getattr(item, "location", None), what, "instructions on a thread's own registers")
-            self._step(item, held, len(rows[0]), random)
+        run_rows(assembly, held, len(rows[0]))
         return held[out.register].view(f"{'f' if result.is_float else 'i'}{result.bits // 8}")
-
-    def _step(self, item: Instruction, held: dict[Any, Any], lanes: int, random: Any) -> None:
-        form = item.row
-        sources = []
-        specs = self.table.operands_of(form, len(item.operands))
-        for spec, operand in zip(specs, item.operands, strict=False):
-            if not spec.reads and spec.role != "i":
-                continue
-            if isinstance(operand, Immediate):
-                width = {1: np.bool_, 16: np.uint16, 32: np.uint32, 64: np.uint64}[self.table.bits_of(spec.type)]
-                low = operand.value & ((1 << self.table.bits_of(spec.type)) - 1)
-                sources.append(self._seen(np.full(lanes, low, width), spec.type))
-            elif operand in held:
-                sources.append(self._seen(held[operand], spec.type))
-            else:
-                raise AssemblyError("undefined", f"{form.mnemonic} reads a register that was never written",
-                                    item.location, repr(operand))
-        results = form.row.meaning(form, *sources)
-        tolerance = self.table.tolerance(form)
-        targets = [o for spec, o in zip(specs, item.operands, strict=False) if spec.writes]
-        for operand, value in zip(targets, results if isinstance(results, tuple) else (results,), strict=False):
-            value = np.asarray(value)
-            if tolerance and value.dtype.kind == "f":
-                with np.errstate(all="ignore"):
-                    off = value * (1 + tolerance * random.choice([-1.0, 1.0], value.shape))
-                value = np.where(np.isfinite(off), off, value).astype(value.dtype)
-            made = np.ascontiguousarray(value)
-            if item.mask is not None:
-                before = held.get(operand)
-                if before is None:
-                    raise AssemblyError("undefined", f"{form.mnemonic} writes some lanes of what holds nothing",
-                                        item.location, repr(operand))
-                bits = made.reshape(lanes, -1).view(before.dtype).reshape(lanes)
-                made = np.where(held[item.mask].view(np.bool_), bits, before)
-            held[operand] = made.reshape(lanes, -1).view(f"u{prod(made.shape[1:], start=made.itemsize)}") \
-                .reshape(lanes) if made.dtype != np.bool_ else made
-
-    def _seen(self, raw: Any, type_: str) -> Any:
-        """A register as an operand of a type sees it."""
-        found = self.table.ARRAYS[type_]
-        if isinstance(found, tuple):
-            return raw.view(found[0]).reshape(len(raw), found[1])
-        return raw.view(found)
 
     def select(self, selector: Any, op: Any) -> None:
         """Emit the block for a lane op: inputs where they are, the result in a register of its own."""
@@ -208,15 +159,20 @@ class WarpBlock:
                                               selector.register_count)
         selector.register_count = assembly.register_count
         stands_for = {reg.register: row for reg, row in zip(inputs, rows, strict=True)}
-        labels = {label.name: selector.new_label("asm") for label in assembly.labels}
-        for item in assembly.body:
-            if isinstance(item, Label):
-                selector.body.append(Label(labels[item.name], 1))
-                continue
-            operands = [_renamed(o, stands_for, labels) for o in item.operands]
-            selector.body.append(Instruction(item.row, operands, item.mask, False, item.location or op.location,
-                                             self.name))
+        emit_body(selector, op, self.name, assembly, stands_for)
         selector.emit("mov.b32" if types[0].bits == 32 else "mov.b64", selector.define(op.results[0]), out.register)
+
+
+def emit_body(selector: Any, op: Any, name: str, assembly: WarpAssembly, stands_for: Mapping[Any, Any]) -> None:
+    """The instructions of a piece in the code round it. stands_for: registers of that by those of the piece."""
+    labels = {label.name: selector.new_label("asm") for label in assembly.labels}
+    for item in assembly.body:
+        if isinstance(item, Label):
+            selector.body.append(Label(labels[item.name], 1))
+            continue
+        operands = [_renamed(o, stands_for, labels) for o in item.operands]
+        mask = stands_for.get(item.mask, item.mask)
+        selector.body.append(Instruction(item.row, operands, mask, False, item.location or op.location, name))
 
 
 def _renamed(operand: Any, stands_for: Mapping[Any, Any], labels: Mapping[str, str]) -> Any:

@@ -1,7 +1,8 @@
 """Planted errors of assembly by hand whose registers the target's assembler gives; see mutate.py.
 
 Enters: a `WarpAssembly`. Leaves: copies of it with one slip each: an instruction left out, a number or an offset that
-is off, another condition or rounding, swapped operands, a predicate left off, a register cleared after it was made.
+is off, another condition or rounding, swapped operands, a predicate left off, a register cleared after it was made,
+two registers of a vector exchanged.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ def _slips(assembly: WarpAssembly, item: Instruction) -> Iterator[tuple[str, lis
         if isinstance(operand, Memory) and operand.label is None:
             moved = Memory(operand.base, None, 1, operand.disp + 4, False, None)
             yield "wrong element", [_with(item, at, moved)]
+        parts: Any = operand
+        if isinstance(operand, tuple) and len(operand) > 1 and parts[0] != parts[1]:
+            yield "wrong register", [_with(item, at, (parts[1], parts[0], *parts[2:]))]
     specs = table.operands_of(form, len(operands))[:len(operands)]
     reads = [at for at, spec in enumerate(specs) if spec.role == "r"]
     for first, second in pairwise(reads):

@@ -20,6 +20,7 @@ from ..ir.nodes import Function
 from ..ir.text import print_function
 from ..ir.types import TensorType
 from ..lane.lower import lower
+from ..lane.ops import BY_HAND
 from ..lang.by_hand import piece_of
 from ..tile.ops import memory_of
 from ..tile.reduce_loops import reduce_loops
@@ -88,7 +89,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  software_prefetch=target.software_prefetch, transposes_by_scatter=target.lanes_are_threads,
                  many_workers=target.lanes_are_threads,
                  matrix=target.matrix, matrix_group=target.matrix_group, dots=target.dots,
-                 float8_rows=target.float8_rows,
+                 float8_rows=target.float8_rows, picks=target.picks,
                  family=target.family if by_hand else "",
                  features=target.features if by_hand else frozenset())
 
@@ -222,7 +223,7 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
 
 def pieces_in(lane: Function) -> tuple[str, ...]:
     """Keys of the assembly by hand in a lane function."""
-    return tuple(sorted({op.attributes["by"] for op in lane.walk() if op.name in ("asm", "asm_contract")}))
+    return tuple(sorted({op.attributes["by"] for op in lane.walk() if op.name in BY_HAND}))
 
 
 def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],

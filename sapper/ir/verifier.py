@@ -666,6 +666,12 @@ def _lane_lookup(check: Checker, op: Op) -> None:
         check.fail(f"table = {table!r}", "16 floats")
 
 
+def _lane_pick(check: Checker, op: Op) -> None:
+    kind = _row_of(check, op.operands[0].type, (ROW_F32, ROW_I32), "operand 0")
+    check.operands(op, kind, ROW_I32)
+    check.results(op, kind)
+
+
 def _lane_lane0(check: Checker, op: Op) -> None:
     _row_of(check, op.operands[0].type, INTEGER_ROWS, "operand 0")
     check.results(op, S64)
@@ -830,6 +836,15 @@ def _lane_async_wait(check: Checker, op: Op) -> None:
     check.results(op)
 
 
+def _lane_asm_multiply(check: Checker, op: Op) -> None:
+    check.attribute(op, "by", str)
+    rows, columns = check.attribute(op, "rows", int), check.attribute(op, "columns", int)
+    if rows < 1 or columns < 1:
+        check.fail(f"rows = {rows}, columns = {columns}", "at least 1 of each")
+    check.operands(op, *[ROW_B32] * (4 * rows + 2 * columns), *[ROW_F32] * (4 * rows * columns))
+    check.results(op, *[ROW_F32] * (4 * rows * columns))
+
+
 def _lane_matrix_multiply(check: Checker, op: Op) -> None:
     dtype = check.one_of(op, "dtype", (bf16, f16, i8, u8, f8e4m3))
     if dtype.is_integer or "right_dtype" in op.attributes:
@@ -973,6 +988,7 @@ LANE_RULES: dict[str, Rule] = {
     "iota": _signature((), (ROW_I32,)),
     "lane0": _lane_lane0,
     "lookup": _lane_lookup,
+    "pick": _lane_pick,
     **dict.fromkeys(("add", "sub", "mul", "min", "max", "neg", "abs"), _same_rows(NUMBER_ROWS)),
     **dict.fromkeys(("div", "fma", "sqrt", "floor", "ceil", "round", "trunc", "exp", "exp2", "log", "log2", "tanh",
                      "sigmoid", "erf", "sin", "cos", "rsqrt", "scale_exponent"), _same_rows(FLOAT_ROWS)),
@@ -1018,6 +1034,7 @@ LANE_RULES: dict[str, Rule] = {
     "async_wait": _lane_async_wait,
     "load_matrix": _signature((S64, ROW_I32), (ROW_B32,) * 4),
     "matrix_multiply": _lane_matrix_multiply,
+    "asm_multiply": _lane_asm_multiply,
     "pack2": _signature((ROW_F32, ROW_F32), (ROW_B32,)),
     "signal_start": _lane_signal("arrivals", 1),
     "signal_fence": _nothing,

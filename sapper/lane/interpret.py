@@ -48,7 +48,7 @@ from ..ir.types import (
     i64,
     u8,
 )
-from ..lang.by_hand import CONTRACTIONS, PIECES
+from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS
 from . import fragments
 from .ops import TASK_COUNTERS
 
@@ -435,6 +435,8 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
     if name == "lookup":
         table = np.array(attributes["table"], np.float32)
         return lambda i: table[i & 15]
+    if name == "pick":
+        return lambda a, i: a[i % lanes]
     if name == "cvt":
         to = _row_numpy(op.result)
         return lambda a: cvt(a, to)
@@ -1078,6 +1080,19 @@ def _build_load_matrix(program: Program, op: Op) -> _Step:
     return load_matrix
 
 
+def _build_asm_multiply(program: Program, op: Op) -> _Step:
+    piece, rows, columns = PRODUCTS[op.attributes["by"]], op.attributes["rows"], op.attributes["columns"]
+    operands, results = [program._slot(v) for v in op.operands], [program._slot(v) for v in op.results]
+    first, last = 4 * rows, 4 * rows + 2 * columns
+
+    def asm_multiply(e: list[Any]) -> None:
+        values = [e[v] for v in operands]
+        for result, value in zip(results, piece.run(values[:first], values[first:last], values[last:]), strict=True):
+            e[result] = value
+
+    return asm_multiply
+
+
 def _build_matrix_multiply(program: Program, op: Op) -> _Step:
     operands, results = [program._slot(v) for v in op.operands], [program._slot(v) for v in op.results]
     dtype = op.attributes["dtype"]
@@ -1217,7 +1232,7 @@ _BUILDERS: dict[str, Callable[[Program, Op], _Step]] = {
     "fence_streaming": _build_nothing, "sync_lanes": _build_nothing, "warp": _build_warp,
     "near_memory": _build_near_memory, "sync_warps": _build_sync_warps, "async_copy": _build_async_copy,
     "async_commit": _build_nothing, "async_wait": _build_nothing, "load_matrix": _build_load_matrix,
-    "matrix_multiply": _build_matrix_multiply,
+    "matrix_multiply": _build_matrix_multiply, "asm_multiply": _build_asm_multiply,
     "signal_start": _build_signal(_signal_start), "signal_fence": _build_nothing,
     "signal_arrive": _build_signal(_signal_arrive), "signal_expect": _build_signal(_signal_arrive),
     "signal_wait": _build_signal(_signal_wait), "tensor_copy": _build_tensor_copy, "group_fence": _build_nothing,

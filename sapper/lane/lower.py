@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TensorType, TileType, bool_
-from ..lang.by_hand import CONTRACTIONS, PIECES, block_names, pieces_named
+from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_named
 from ..tile.affine import affine
 from ..tile.parts import split_parts
 from ..tile.plan import (
@@ -106,6 +106,8 @@ STAGED_ROWS_CAP = 2016
 
 NO_TILE = "the kernel has no contraction that is walked in such tiles"
 """Why a micro-kernel is not used, where nothing else is known."""
+NO_FRAGMENTS = "the kernel has no contraction on matrix instructions of single warps"
+"""The same of products of fragments."""
 
 
 @dataclass(slots=True)
@@ -257,6 +259,8 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             for piece in chosen:
                 if piece.key in CONTRACTIONS:
                     self.contractions.append(piece.key)
+                elif piece.key in PRODUCTS:
+                    self.products.append(piece.key)
                 elif piece.key.startswith(f"{self.facts.family}:"):
                     self.blocks[PIECES[piece.key].implements] = piece.key
         for axis, tile in self.schedule.tile.items():
@@ -282,10 +286,11 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         lowered.attributes = {"lanes": self.lanes, "slots": list(self.slots), "scratch": self.scratch_sizes,
                               "counters": min(self.counters, TASK_COUNTERS),
                               "tasks": [] if None in self.task_counts else self.task_counts}
-        if self.contractions:
-            used = {op.attributes["by"] for op in lowered.walk() if op.name == "asm_contract"}
+        if self.contractions or self.products:
+            used = {op.attributes["by"] for op in lowered.walk() if op.name in ("asm_contract", "asm_multiply")}
             lowered.attributes["refused"] = [
-                [key, self.refused.get(key, NO_TILE)] for key in self.contractions if key not in used]
+                [key, self.refused.get(key, reason)] for keys, reason in (
+                    (self.contractions, NO_TILE), (self.products, NO_FRAGMENTS)) for key in keys if key not in used]
         if self.warps > 1:
             lowered.attributes |= {"warps": self.warps, "near_bytes": self.near_bytes_used}
         if self.tensor_maps:

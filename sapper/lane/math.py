@@ -18,6 +18,7 @@ from collections.abc import Callable
 from ..ir.nodes import Block, Function, Location, Op, Value
 from ..ir.types import MASK, ROW_F32, ROW_F64, ROW_I32, ROW_I64, RowType, Type
 from . import polynomials
+from .tables import use_tables
 
 EXPANDABLE = frozenset({
     "exp", "exp2", "log", "log2", "tanh", "sigmoid", "erf", "sin", "cos", "rsqrt", "scale_exponent", "round", "floor",
@@ -464,8 +465,11 @@ def _has(legal: frozenset[str], name: str, row: Type) -> bool:
 def expand_math(function: Function, legal: frozenset[str]) -> int:
     """Expand, in place, every op of EXPANDABLE that is not in `legal`; how many there were.
 
-    legal: names of the lane ops that the target has instructions for, those for one type only as `exp2.f32`.
+    legal: names of the lane ops that the target has instructions for, those for one type only as `exp2.f32`. Where
+    `lookup` is one, small integers become floats by it (tables.py).
     """
+    if "lookup" in legal:
+        use_tables(function)
     emitter = _Emitter(legal)
     wanted = EXPANDABLE - legal
     count = _expand_block(function.body, wanted, emitter, legal) if wanted else 0

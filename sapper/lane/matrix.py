@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, TileType, bf16, f32, i32
+from ..lang.by_hand import PRODUCTS, ProductPiece
 from ..tile.affine import affine
 from ..tile.plan import Walk, is_scalar_integer, plan_block
 from ..tile.schedule import MatrixUnit, Panels
@@ -551,6 +552,8 @@ class MatrixLowering(Model):
     def _multiply(self, left: Piece, right: list[Piece], stage: Value, blocks: tuple[int, int],
                   sums: list[Value]) -> list[Value]:
         sums = list(sums)
+        hand = self._product_by_hand(left, right, blocks)
+        high, wide = (1, 1) if hand is None else (hand.rows, hand.columns)
         for depth in range(0, left.depth, fragments.DEPTH_BYTES // left.size):
             a = [[left.fragments(stage, i * fragments.ROWS, depth, plane) for i in range(blocks[0])]
                  for plane in range(left.planes)]
@@ -559,15 +562,43 @@ class MatrixLowering(Model):
                     b = [piece.fragments(stage, pair * 2 * fragments.COLUMNS, depth, plane)
                          for plane in range(piece.planes)]
                     for one, other in plane_pairs(left.planes, piece.planes):
-                        for i in range(blocks[0]):
-                            for half in range(2):
-                                at = ((number * blocks[0] + i) * blocks[1] + 2 * pair + half) * 4
-                                mine = [*a[one][i], *b[other][2 * half:2 * half + 2], *sums[at:at + 4]]
-                                made = Op("matrix_multiply", mine, [v.type for v in sums[at:at + 4]],
-                                          {"dtype": left.dtype, "right_dtype": piece.dtype}, None, self.location)
+                        for i in range(0, blocks[0], high):
+                            for half in range(0, 2, wide):
+                                places = [((number * blocks[0] + i + row) * blocks[1] + 2 * pair + half + column) * 4
+                                          + register for row in range(high) for column in range(wide)
+                                          for register in range(4)]
+                                mine = [*(v for row in a[one][i:i + high] for v in row),
+                                        *b[other][2 * half:2 * (half + wide)], *(sums[place] for place in places)]
+                                types = [sums[place].type for place in places]
+                                if hand is None:
+                                    made = Op("matrix_multiply", mine, types, {
+                                        "dtype": left.dtype, "right_dtype": piece.dtype}, None, self.location)
+                                else:
+                                    made = Op("asm_multiply", mine, types, {
+                                        "by": hand.key, "rows": high, "columns": wide}, None, self.location)
                                 self.finish(made)
-                                sums[at:at + 4] = made.results
+                                for place, value in zip(places, made.results, strict=True):
+                                    sums[place] = value
         return sums
+
+    def _product_by_hand(self, left: Piece, right: list[Piece], blocks: tuple[int, int]) -> ProductPiece | None:
+        """The first product of fragments that the schedule names and that fits; why the others do not is kept."""
+        for key in self.products:
+            piece = PRODUCTS[key]
+            missing = sorted(piece.features - self.facts.features)
+            dtypes = {left.dtype, *(p.dtype for p in right)}
+            if key.partition(":")[0] != self.facts.family:
+                reason = f"it is written for {key.partition(':')[0]}"
+            elif missing:
+                reason = f"the target has no {', '.join(missing)}"
+            elif dtypes != {piece.dtype}:
+                reason = f"the operands are of {', '.join(sorted(d.name for d in dtypes))}; it takes {piece.dtype.name}"
+            elif blocks[0] % piece.rows:
+                reason = f"a warp has {blocks[0]} blocks of {fragments.ROWS} rows; it takes {piece.rows} at a time"
+            else:
+                return piece
+            self.refused.setdefault(key, reason)
+        return None
 
     def _finish_tile(self, walk: Walk, found: MatrixWalk, sums: list[list[Sum]], rows: tuple[Scalar, int, Scalar],
                      columns: tuple[Scalar, int, Scalar], base: Scalar) -> None:

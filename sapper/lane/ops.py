@@ -24,6 +24,9 @@ _ADDRESS = ("scale", "disp", "indexed", "near")
 MATH = ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "erf", "sin", "cos", "rsqrt")
 """Row ops without an instruction of their own on most chips; sapper/lane/math.py expands them."""
 
+BY_HAND = frozenset({"asm", "asm_contract", "asm_multiply"})
+"""Ops that pieces of assembly by hand carry out."""
+
 ADDRESS_AT = {"load": 0, "load_splat": 0, "s_load": 0, "prefetch": 0, "gather": 0,
               "store": 1, "store_lane0": 1, "s_store": 1, "scatter": 1}
 """The operand that is the base of a memory operand; the index, if there is one, follows it."""
@@ -69,6 +72,7 @@ LANE_OPS = OpTable("lane", [
     OpSpec("fraction", (1, 1), doc="row<f32>: a - round(a); 0 for infinities; only where the target has it"),
     OpSpec("lookup", (1, 1), attributes=("table",), doc="row<f32>: table[i mod 16] for a row<i32> i; table: 16 floats; "
                                                         "only where the target has it"),
+    OpSpec("pick", (2, 2), doc="a (row of f32 or i32), i (row<i32>): a[i mod lanes]; only where the target has it"),
     *[OpSpec(name, (2, 2), doc=f"bitwise {name}, integer rows") for name in ("and", "or", "xor")],
     OpSpec("not", (1, 1), doc="bitwise, integer rows"),
     *[OpSpec(name, (1, 2), optional=("amount",), doc=f"{name} by the attribute `amount` or by a row (0 .. bits-1)")
@@ -84,6 +88,9 @@ LANE_OPS = OpTable("lane", [
                "r steps, or in blocks, as the piece says; row v of right[d] at right + (d * vectors + v) rows; by the "
                "piece by hand of this name (lang/by_hand.py), which reads memory and stores nothing; depth is a "
                "multiple of the piece's step"),
+    OpSpec("asm_multiply", (10, None), (4, None), attributes=("by", "rows", "columns"),
+           doc="`rows` times a (four row<b32>), `columns` times b (two), for each row those of each column c (four "
+               "row<f32>) -> every c + a @ b, as of matrix_multiply; by the piece by hand of this name"),
     # Masks.
     OpSpec("cmp", (2, 2), attributes=("cond",), doc="rows -> mask; integers signed; unordered is false except ne"),
     OpSpec("select", (3, 3), doc="mask, a, b: a in lanes that are on, else b"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+from functools import cached_property
 from typing import Any
 
 from ..ir.nodes import Function, Op, Value
@@ -31,9 +32,12 @@ from ..ir.types import (
     f32,
     f64,
     i4,
+    i8,
+    i16,
     i32,
     i64,
     index,
+    u8,
 )
 from ..lang.by_hand import PIECES
 from ..tile.affine import affine
@@ -99,6 +103,7 @@ class RowEvaluation(State):
         self.facts = Facts()
         self.blocks: dict[str, str] = {}  # op -> the block by hand that the schedule chose for it
         self.contractions: list[str] = []  # micro-kernels that the schedule named
+        self.products: list[str] = []  # products of fragments that it named
         self.refused: dict[str, str] = {}  # block -> why it is not used, as far as that is known
 
     # Levels.
@@ -383,7 +388,7 @@ class RowEvaluation(State):
             access = self.access(op)
             operands, attributes = self.address(self._at_scalars(access, op, at), at)
             memo = self.levels[level].memo
-            key = ("s_load", op, tuple(sorted(at.items())))
+            key = ("s_load", op, tuple(at[a] for a in t.axes))
             if key not in memo:
                 memo[key] = self.emit(level, "s_load", operands, S64, dtype=access.dtype, **attributes)
             loaded: Value = memo[key]
@@ -560,7 +565,43 @@ class RowEvaluation(State):
             row = found(op, access, at, level)
             if row is not None:
                 return row
-        return self._fetch(access, op.result, at, level, self.lane_mask(op.result.type.axes))  # type: ignore[union-attr]
+        mask = self.lane_mask(op.result.type.axes)  # type: ignore[union-attr]
+        row = self._picked_row(op, access, at, level, mask)
+        return self._fetch(access, op.result, at, level, mask) if row is None else row
+
+    def _picked_row(self, op: Op, access: Access, at: dict[str, int], level: int, mask: Value | None) -> Value | None:
+        """The row of a gather from a table that fits a register, held in one; or None. The kernel must not store to it,
+        and it lies in one piece."""
+        if not self.facts.picks or len(access.gathers) != 1 or any(access.axes.values()) or access.near:
+            return None
+        tensor, (index, step) = op.operands[0], access.gathers[0]
+        dims = tensor.type.dims  # type: ignore[union-attr]
+        size = dims[op.operands[1:].index(index)]
+        dtype = op.result.type.dtype  # type: ignore[union-attr]
+        if (not isinstance(size, int) or size > self.lanes or step != element_bytes(access.dtype)
+                or dtype not in (f32, i32, bf16, f16, i8, u8, i16) or memory_of(tensor) in self.stored):
+            return None
+        depth = self.depth_of(access.base)
+        memo = self.levels[depth].memo
+        key = ("table", access.base, access.disp, access.dtype, size)
+        if key not in memo:
+            operands, attributes = self.address(Access(access.base, access.disp, {}, access.dtype), {})
+            inside = [self.emit(depth, "mask_first", [self.value(size)], MASK)] if size < self.lanes else []
+            memo[key] = self.emit(depth, "load", [*operands, *inside], RowType(row_dtype(dtype)), dtype=access.dtype,
+                                  masked=bool(inside), **attributes)
+        places = self.row(index, at)
+        if places.type == RowType(i64):
+            places = self.emit(level, "cvt", [places], ROW_I32)
+        row: Value = self.emit(level, "pick", [memo[key], places], memo[key].type)
+        if mask is not None:
+            zero = self.constant(0.0 if dtype.is_float else 0, row_dtype(dtype))
+            row = self.emit(level, "select", [mask, row, zero], row.type)
+        return row
+
+    @cached_property
+    def stored(self) -> frozenset[Value]:
+        """The memory that the function stores to."""
+        return frozenset(memory_of(op.operands[0]) for op in self.function.walk() if op.name == "store")
 
     def square_row(self, op: Op, access: Access, at: dict[str, int], level: int) -> Value | None:
         """The row of a load that is read in squares (sapper/lane/squares.py), or None."""

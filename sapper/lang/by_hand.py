@@ -1,8 +1,8 @@
 """What is written by hand in a target's assembly, beside the tile kernel that says what it computes.
 
 Enters: what `@kernel.assembly(...)`, `asm(...)` and schedules are given. Leaves: `ByHand`, a whole kernel, which the
-runtime takes where its conditions hold; `PIECES`, instructions and blocks on register rows, and `CONTRACTIONS`, inner
-loops of contractions, by name.
+runtime takes where its conditions hold; `PIECES`, instructions and blocks on register rows, `CONTRACTIONS`, inner loops
+of contractions, and `PRODUCTS`, of a warp's fragments, by name.
 Holds: nothing here knows a target; pieces and `write` are handed to what does.
 """
 
@@ -204,9 +204,63 @@ CONTRACTIONS: dict[str, ContractionPiece] = {}
 """Inner loops of contractions that schedules may name, by key."""
 
 
-def piece_of(key: str) -> RowPiece | ContractionPiece:
+class ProductPiece(Protocol):
+    """Products of a warp's fragments by hand: `sums[i][j] += left[i] @ right[j]` for some blocks of rows i and of
+    columns j, as lane/fragments.py lays them out in registers.
+
+    key: "family:name". module: where it is written. features: those that its author declares. dtype: of the elements
+    of both operands, bf16 or f16; the sums are f32. rows, columns: how many fragments of each operand it takes.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def module(self) -> str: ...
+
+    @property
+    def features(self) -> frozenset[str]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def columns(self) -> int: ...
+
+    def digest(self) -> str:
+        """Changes when the piece does."""
+        ...
+
+    def run(self, left: list[Any], right: list[Any], sums: list[Any]) -> list[Any]:
+        """The new sums on rows as arrays, each operand's registers in order: what the instructions mean."""
+        ...
+
+    def select(self, selector: Any, op: Any) -> None:
+        """Emit it for a lane op `asm_multiply`."""
+        ...
+
+    def check_op(self, op: Any, target: Any) -> None:
+        """As of RowPiece."""
+        ...
+
+    def check_kept(self, machine: Any, target: Any) -> None:
+        """As of RowPiece."""
+        ...
+
+
+PRODUCTS: dict[str, ProductPiece] = {}
+"""Products of fragments that schedules may name, by key."""
+
+
+def piece_of(key: str) -> RowPiece | ContractionPiece | ProductPiece:
     """The piece of a key."""
-    return CONTRACTIONS.get(key) or PIECES[key]
+    return CONTRACTIONS.get(key) or PRODUCTS.get(key) or PIECES[key]
 
 
 def bare_name(name: str) -> str:
@@ -214,7 +268,7 @@ def bare_name(name: str) -> str:
     return name.rpartition(":")[2]
 
 
-def pieces_named(name: str) -> list[RowPiece | ContractionPiece]:
+def pieces_named(name: str) -> list[RowPiece | ContractionPiece | ProductPiece]:
     """The blocks of every family that a schedule means by a name: those that stand for an op. `my.blocks:fast_exp` says
     where the block is written, so that it is found wherever the schedule is read: that module is imported, if there is
     one of this name."""
@@ -223,10 +277,11 @@ def pieces_named(name: str) -> list[RowPiece | ContractionPiece]:
         with suppress(ModuleNotFoundError):
             import_module(module)
     rows = [p for p in PIECES.values() if p.implements and p.key.partition(":")[2] == name]
-    return [*rows, *(p for p in CONTRACTIONS.values() if p.key.partition(":")[2] == name)]
+    loops = [p for p in CONTRACTIONS.values() if p.key.partition(":")[2] == name]
+    return [*rows, *loops, *(p for p in PRODUCTS.values() if p.key.partition(":")[2] == name)]
 
 
 def block_names() -> list[str]:
     """The names that a schedule may have in `assembly`, sorted."""
-    keys = [p.key for p in PIECES.values() if p.implements] + list(CONTRACTIONS)
+    keys = [p.key for p in PIECES.values() if p.implements] + list(CONTRACTIONS) + list(PRODUCTS)
     return sorted({key.partition(":")[2] for key in keys})

@@ -182,12 +182,14 @@ def check_lanes(kernel: Any, target: Any, known: Iterable[tuple[Case, Mapping[st
 
 
 def check_micro_kernels(keys: set[str], target: Any, seed: int, report: Report) -> None:
-    """Each micro-kernel by itself, on all tiles that it is written for."""
-    from ..lang.by_hand import CONTRACTIONS
+    """Each micro-kernel by itself, on all tiles that it is written for, and each product of fragments."""
+    from ..lang.by_hand import CONTRACTIONS, PRODUCTS
     from .micro_kernel import check_micro_kernel
+    from .product import check_product
 
     for key in sorted(keys):
-        alone = check_micro_kernel(CONTRACTIONS[key], target, seed)
+        alone = check_product(PRODUCTS[key], target, seed) if key in PRODUCTS else \
+            check_micro_kernel(CONTRACTIONS[key], target, seed)
         if alone.finding is not None:
             found = alone.finding
             report.finding = Finding(found.station, f"{alone.kernel} by itself, {found.case}", found.message)
@@ -283,7 +285,7 @@ class _Checker:
     def micro_kernels(self) -> set[str]:
         """Keys of those that the code made so far has."""
         return {op.attributes["by"] for made in self.made.values() for op in made.lane.walk()
-                if op.name == "asm_contract"}
+                if op.name in ("asm_contract", "asm_multiply")}
 
     def run(self, case: Case, seed: int) -> None:
         report = self.report
@@ -457,7 +459,7 @@ class _Made:
         from ..lane.math import expand_math
         from ..lane.ops import LANE_OPS
         from ..lane.simplify import simplify
-        from ..lang.by_hand import PIECES
+        from ..lang.by_hand import PIECES, PRODUCTS
         from ..tile.schedule import DimClass, Schedule, Specialization
 
         self.checker = checker
@@ -477,6 +479,8 @@ class _Made:
             for op in lane.walk():
                 if op.name == "asm":
                     PIECES[op.attributes["by"]].check_op(op, target)
+                elif op.name == "asm_multiply":
+                    PRODUCTS[op.attributes["by"]].check_op(op, target)
         with checker.station("expand_math"):
             expand_math(lane, rules_of(target).legal_ops(target))
             verify(lane, LANE_OPS)

@@ -93,7 +93,8 @@ class Facts:
     matrix: the matrix instructions, if there are any. matrix_group: those of groups of warps. dots: lane ops of packed
     dot products that the target has and that the model may choose (sapper/lane/packed.py). float8_rows: rows of fp8
     that are best read from memory at once. family, features: which
-    pieces by hand (lang/by_hand.py) the target takes; a family of "" takes none.
+    pieces by hand (lang/by_hand.py) the target takes; a family of "" takes none. picks: a lane may take any other of
+    the same register by an index, in one instruction, so that small tables stay in registers.
     """
 
     lanes: int = 16
@@ -115,6 +116,7 @@ class Facts:
     matrix_group: MatrixGroup | None = None
     family: str = ""
     features: frozenset[str] = frozenset()
+    picks: bool = False
 
     @property
     def lanes_of_wide_rows(self) -> int:

@@ -46,6 +46,9 @@ _APPROXIMATE = {"rcp": 2.0**-23, "sqrt": 2.0**-23, "rsqrt": 2.0**-22.9, "ex2": 2
                 "sin": 2.0**-20.5, "cos": 2.0**-20.5, "tanh": 2.0**-11, "div": 2.0**-22}
 """Opcode -> the largest relative error of its .approx form (of lg2, sin and cos the manual gives an absolute one)."""
 
+FRAGMENTS = {"left": ("b32", 4), "right": ("b32", 2), "sums": ("b32", 4)}
+"""Registers of a fragment of each operand of mma.m16n8k16: kind and how many."""
+
 BRANCHES = frozenset({"bra", "brx"})
 ENDS = frozenset({"ret", "exit", "trap"})
 STORES = frozenset({"st", "red", "atom"})

@@ -21,7 +21,7 @@ from ...ir.types import DType, MaskType, RowType, ScalarType
 from ...lane.fragments import GROUP_DEPTH_BYTES
 from ...lane.ops import FIRST_WORDS
 from ...lane.ranges import Ranges
-from ...lang.by_hand import PIECES
+from ...lang.by_hand import piece_of
 from .rows import form
 from .text import NEAR, NOBODY, SPECIAL, Symbol, TensorPlace, map_name
 
@@ -1144,11 +1144,11 @@ def fence_streaming(s: Any, op: Op) -> None:
 
 def asm(s: Any, op: Op) -> None:
     """A piece by hand writes its own instructions."""
-    PIECES[op.attributes["by"]].select(s, op)
+    piece_of(op.attributes["by"]).select(s, op)
 
 
 RULES: dict[str, Rule] = {
-    "asm": asm,
+    "asm": asm, "asm_multiply": asm,
     "arg": arg, "worker": worker, "workers": workers,
     "s_add": _scalar_binary("add.s64"), "s_sub": _scalar_binary("sub.s64"), "s_mul": _scalar_binary("mul.lo.s64"),
     "s_min": _scalar_binary("min.s64"), "s_max": _scalar_binary("max.s64"), "s_and": _scalar_binary("and.b64"),

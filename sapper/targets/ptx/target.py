@@ -42,6 +42,8 @@ class Target:
     dots: frozenset[str] = frozenset()
     """None that the model may choose: a slot in memory would have to be aligned."""
     float8_rows: int = 1
+    picks: bool = False
+    """A shuffle needs all lanes, and is as slow as a read of shared memory."""
     matrix_group: MatrixGroup | None = None
     family: str = "ptx"
     assembler_allocates: bool = True

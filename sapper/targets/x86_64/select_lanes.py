@@ -66,6 +66,13 @@ def lookup(s: Any, op: Op) -> None:
     s.emit("vpermps.512", s.define(op.results[0]), s.vector(op.operands[0]), s.constant_operand(_table_key(op)))
 
 
+def pick(s: Any, op: Op) -> None:
+    """VPERMPS, VPERMD take the low bits of each index, as many as count the lanes."""
+    name = "vpermps" if dtype_of(op.results[0]).is_float else "vpermd"
+    row, index = (s.vector(operand) for operand in op.operands)
+    s.emit(f"{name}.{32 * s.lanes}", s.define(op.results[0]), index, row)
+
+
 def lane0(s: Any, op: Op) -> None:
     value = op.operands[0]
     row = s.vector(value)
@@ -413,8 +420,9 @@ def _exchange_constants(s: Any, op: Op) -> tuple[Key, ...]:
 
 
 RULES: dict[str, Rule] = {
-    "splat": splat, "iota": iota, "lookup": lookup, "lane0": lane0, "bitcast": alias, "shuffle_xor": shuffle_xor,
-    "broadcast_lane": broadcast_lane, "exchange": exchange, "zip": zip_rows, "unzip": unzip_rows,
+    "splat": splat, "iota": iota, "lookup": lookup, "pick": pick, "lane0": lane0, "bitcast": alias,
+    "shuffle_xor": shuffle_xor, "broadcast_lane": broadcast_lane, "exchange": exchange, "zip": zip_rows,
+    "unzip": unzip_rows,
     "pack_bf16": pack_bf16, "interleave": interleave,
 }
 

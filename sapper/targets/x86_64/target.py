@@ -78,6 +78,11 @@ class Target(NamedTuple):
         return frozenset(op for op, feature in features.items() if feature in self.features)
 
     @property
+    def picks(self) -> bool:
+        """VPERMD: of AVX2 among eight lanes, of AVX-512 among sixteen."""
+        return True
+
+    @property
     def float8_rows(self) -> int:
         """A whole register of fp8 is widened at once, by tables of bytes, where there are any."""
         return 4 if {"avx512vl", "avx512_vbmi"} <= self.features else 1

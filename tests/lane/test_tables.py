@@ -1,0 +1,122 @@
+"""Tables in registers: small integers that become floats, and gathers from tables that a kernel is given."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sapper as sp
+from sapper import Tensor, f32, i8, i32, tiles, u8
+from sapper.codegen.pipeline import facts_of, finish_lane, to_lane
+from sapper.runtime.check import check_kernel
+from sapper.targets import target
+from sapper.tile.schedule import DimClass, Schedule, Specialization
+
+M, N, V = sp.dims("M N V")
+V3, ZEN4 = target("v3"), target("zen4")
+
+
+def names_of(kernel: Any, chip: Any) -> Counter[str]:
+    """How often each lane op stands in the simplified function."""
+    dims = {d: DimClass() for _, t in kernel.parameters for d in getattr(t, "dims", ()) if isinstance(d, str)}
+    strides: dict[str, Any] = {name: "contiguous" for name, t in kernel.parameters if hasattr(t, "dims")}
+    lane = to_lane(kernel.tile_ir(), Schedule(), facts_of(chip), Specialization(dims, strides))
+    return Counter(op.name for op in finish_lane(lane, chip).walk())
+
+
+def make_nibbles(shift: int, signed: bool) -> Any:
+    @sp.kernel(name=f"nibbles_{shift}_{signed}")
+    def nibbles(w: Tensor[i32, N], y: Tensor[f32, N]):
+        for n in tiles(N):
+            if signed:
+                y[n] = (w[n] << (28 - shift) >> 28).to(f32)
+            else:
+                y[n] = (w[n] >> shift & 15).to(f32)
+
+    return nibbles
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 28), st.booleans())
+def test_four_bits_become_a_float_by_a_table(shift: int, signed: bool) -> None:
+    kernel = make_nibbles(shift, signed)
+    names = names_of(kernel, ZEN4)
+    shifts = names["shl"] + names["shr"] + names["sar"]
+    assert names["lookup"] and not names["cvt"] and not names["and"] and shifts <= names["lookup"]
+    assert not names_of(kernel, V3)["lookup"]
+    assert check_kernel(kernel, ZEN4, runs=2).finding is None
+
+
+def test_other_widths_are_converted() -> None:
+    @sp.kernel
+    def five(w: Tensor[i32, N], y: Tensor[f32, N]):
+        for n in tiles(N):
+            y[n] = (w[n] << 20 >> 27).to(f32) + (w[n] & 31).to(f32)
+
+    names = names_of(five, ZEN4)
+    assert names["cvt"] and not names["lookup"]
+
+
+@sp.kernel
+def codebook(w: Tensor[u8, N], book: Tensor[i8, 16], y: Tensor[i8, N]):
+    for n in tiles(N):
+        y[n] = book[w[n].to(i32) & 15]
+
+
+@sp.kernel
+def eight(w: Tensor[i32, N], book: Tensor[f32, 7], y: Tensor[f32, N]):
+    for n in tiles(N):
+        y[n] = book[sp.minimum(sp.maximum(w[n], 0), 6)]
+
+
+@sp.kernel
+def by_rows(w: Tensor[i32, M, N], books: Tensor[f32, M, 8], y: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        y[m, n] = books[m, w[m, n] & 7]
+
+
+@pytest.mark.parametrize(("kernel", "chips"), [(codebook, [ZEN4]), (eight, [V3, ZEN4])], ids=["i8", "f32"])
+def test_a_table_that_fits_a_register_is_picked_from(kernel: Any, chips: list[Any]) -> None:
+    for chip in (V3, ZEN4):
+        names = names_of(kernel, chip)
+        assert (names["pick"] > 0) == (chip in chips) and (names["gather"] > 0) == (chip not in chips)
+        assert check_kernel(kernel, chip, runs=6).finding is None
+    assert not names_of(codebook, ZEN4)["and"]  # the index is taken modulo the lanes
+    assert "pick" not in names_of(kernel, target("sm_80"))
+
+
+def test_what_is_no_such_table_is_gathered() -> None:
+    @sp.kernel
+    def longer(w: Tensor[i32, N], book: Tensor[f32, 17], y: Tensor[f32, N]):
+        for n in tiles(N):
+            y[n] = book[w[n] & 15]
+
+    @sp.kernel
+    def unknown(w: Tensor[i32, N], book: Tensor[f32, V], y: Tensor[f32, N]):
+        for n in tiles(N):
+            y[n] = book[w[n]]
+
+    for kernel in (longer, unknown):
+        names = names_of(kernel, ZEN4)
+        assert names["gather"] and not names["pick"]
+    assert check_kernel(by_rows, ZEN4, runs=4).finding is None
+
+
+def test_an_index_that_rows_share_is_read_once() -> None:
+    @sp.kernel
+    def embedding(table: Tensor[f32, V, N], ids: Tensor[i32, M], y: Tensor[f32, M, N]):
+        for m, n in tiles(M, N):
+            y[m, n] = table[ids[m], n]
+
+    names = names_of(embedding, ZEN4)
+    loads = names["load"]
+    assert loads > names["s_load"] > 0 and names["s_load"] <= 3  # one for each loop over n: whole pieces, rests
+    table = np.arange(60, dtype=np.float32).reshape(3, 20)
+    y = np.zeros((4, 20), np.float32)
+    embedding(table, np.array([2, 0, 1, 2], np.int32), y)
+    assert (y == table[[2, 0, 1, 2]]).all()
