@@ -65,12 +65,13 @@ class RegisterFile:
     """See `Abi` in sapper/codegen/liveness.py, which this satisfies."""
 
     __slots__ = (
-        "callee_saved", "counts", "facts_table", "frame_scratch", "full_bits", "idioms", "move_bits", "registers",
-        "stack_pointer",
+        "callee_saved", "counts", "facts_table", "frame_scratch", "full_bits", "idioms", "move_bits", "never_spilled",
+        "registers", "stack_pointer",
     )
 
     def __init__(self, registers: dict[str, tuple[int, ...]], vector_bits: int) -> None:
         self.registers = registers
+        self.never_spilled = ("tile",)  # tilestored takes a register for how far its rows lie apart
         self.counts = COUNTS
         self.full_bits = {"gpr": 64, "vec": vector_bits, "mask": 64, "tile": 8192, "tilecfg": 512}
         self.callee_saved = tuple(("gpr", number) for number in abi.CALLEE_SAVED)
