@@ -43,6 +43,7 @@ class Target:
     """None that the model may choose: a slot in memory would have to be aligned."""
     float8_rows: int = 1
     matrix_group: MatrixGroup | None = None
+    tiles: None = None
     family: str = "ptx"
     assembler_allocates: bool = True
     """ptxas gives registers, frame and encoding: the compiler stops at text."""

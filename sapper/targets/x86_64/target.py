@@ -9,7 +9,10 @@ host's own in detect.py.
 
 # Without `from __future__ import annotations`, which has NamedTuple compile each field's type from text: this module is
 # part of every process's first call.
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Optional
+
+if TYPE_CHECKING:
+    from ...tile.schedule import TileUnit
 
 V3_FEATURES = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "popcnt"})
 """x86-64-v3, as far as generated code uses it."""
@@ -77,6 +80,16 @@ class Target(NamedTuple):
         if not {"avx512f", "avx512vl"} <= self.features:
             return frozenset()
         return frozenset(op for op, feature in features.items() if feature in self.features)
+
+    @property
+    def tiles(self) -> Optional["TileUnit"]:
+        """AMX, as palette 1 has it: eight tiles of 16 rows of 64 bytes."""
+        from ...tile.schedule import TileUnit
+
+        products = {("bf16", "bf16")} if "amx_bf16" in self.features else set()
+        if "amx_int8" in self.features:
+            products |= {(left, right) for left in ("i8", "u8") for right in ("i8", "u8")}
+        return TileUnit(16, frozenset(products)) if products else None
 
     @property
     def float8_rows(self) -> int:
