@@ -20,6 +20,7 @@ import numpy as np
 import sapper as sp
 from sapper import Schedule, Tensor, bf16, f32, tiles, zeros
 from sapper.kernels.by_hand import blocked, codebook, matmul, rows
+from sapper.kernels.by_hand import tiles as tiled
 from sapper.kernels.matmul import make_matmul_nn
 from sapper.lang.by_hand import pieces_named
 from sapper.runtime.micro_kernel import whole_of
@@ -116,6 +117,22 @@ def matmul_cases(name: str, attach: Callable[[Any], None], make: Callable[[], An
                    product_peers(a, b))
 
 
+def tile_cases(name: str, product: tiled.Product) -> Iterator[Case]:
+    """A whole kernel on tile registers."""
+    hand, generated = tiled.make_product(product), tiled.make_product(product)
+    tiled.attach(hand, product)
+    missing = sorted(hand.by_hand[0].features - host_target().features)
+    if missing:
+        print(f"{name:34} not measured: this CPU has no {', '.join(missing)}")
+        return
+    left, right, total = (t.dtype for _, t in hand.parameters)
+    for size in (256, 1024):
+        a, b = elements(left, size), elements(right, size)
+        c, other = np.zeros((2, size, size), np.float32 if total is f32 else np.int32)
+        yield Case(f"{name}, {size}", prepared(hand, a, b, c), prepared(generated, a, b, other),
+                   product_peers(a, b) if total is f32 else integer_peer(a, b))
+
+
 def make_swiglu(dtype: Any) -> Any:
     @sp.kernel(name="swiglu")
     def swiglu(x: Tensor[dtype, M, K], gate: Tensor[dtype, K, N], up: Tensor[dtype, K, N], y: Tensor[f32, M, N]):
@@ -204,6 +221,9 @@ def cases() -> Iterator[Case]:
     yield from matmul_cases("matmul f32 in blocks of the depth", blocked.attach, nn, np.float32, None, (1024,))
     yield from matmul_cases("matmul bf16, 14 x 32, vdpbf16ps", lambda k: matmul.attach(k, matmul.BF16),
                             make_matmul_bf16, ml_dtypes.bfloat16, None)
+    yield from tile_cases("matmul bf16, 32 x 32, AMX", tiled.BF16)
+    yield from tile_cases("matmul i8 by i8, 32 x 32, AMX", tiled.I8)
+    yield from tile_cases("matmul u8 by i8, 32 x 32, AMX", tiled.U8_I8)
     if not set(rows.FEATURES.split()) <= host_target().features:
         print("the other pieces are not measured: this CPU has no AVX-512")
         return

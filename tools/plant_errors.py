@@ -21,6 +21,7 @@ from sapper.assembly.contraction import Contraction, Tile
 from sapper.assembly.mutate import Mutant, mutants
 from sapper.assembly.override import compile_by_hand
 from sapper.kernels.by_hand import contraction, matmul, rows
+from sapper.kernels.by_hand import tiles as tiled
 from sapper.kernels.matmul import make_matmul_nn
 from sapper.lang.by_hand import CONTRACTIONS
 from sapper.runtime.by_hand import expected_cases, survivors, trials_of
@@ -47,6 +48,9 @@ KERNELS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "bf16-14x32": (lambda: matmul_bf16, lambda kernel: matmul.attach(kernel, matmul.BF16)),
     "row-sum": (rows.make_row_sum, rows.attach_row_sum),
     "embedding": (rows.make_embedding, rows.attach_embedding),
+    **{f"tiles-{name}": (lambda p=product: tiled.make_product(p),  # type: ignore[misc]
+                         lambda kernel, p=product: tiled.attach(kernel, p))  # type: ignore[misc]
+       for name, product in (("bf16", tiled.BF16), ("i8", tiled.I8), ("u8i8", tiled.U8_I8))},
 }
 MICRO_KERNELS: dict[str, tuple[Contraction, str]] = {
     "loop-f32-14x32": (contraction.f32_14x32, "zen4"),
@@ -93,7 +97,7 @@ def run(wanted: str) -> list[Mutant]:
     kernel: Any = make()
     kernel.by_hand.clear()
     attach(kernel)
-    chip = target("zen4")
+    chip = target("sapphirerapids" if name.startswith("tiles") else "zen4")
     made = compile_by_hand(kernel, kernel.by_hand[0], chip)
     planted = list(mutants(made.assembly))
     if part:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..codegen.c_abi import CPU_AREA, check_cpu
+from ..codegen.c_abi import CPU_AREA, check_cpu, needed_features
 from ..codegen.encode import encode
 from ..codegen.machine import Instruction, LabelReference, MachineFunction
 from ..codegen.object import Part, write_executable, write_object, write_shared_object
@@ -102,7 +102,7 @@ def make_model_library(plan: Plan, weights_digest: int) -> ModelLibrary:
     items += [(code.machine, False) for code in plan.codes]
     made = digest_function()
     own = (program_function(), work_function(), launch_function(), made.machine,
-           check_cpu(frozenset(plan.target.features)))
+           check_cpu(needed_features(plan.target.features, [code.machine for code in plan.codes])))
     items += [(function, False) for function in own]
     notes = {function.machine.name: function.notes for function in [*(f for f, _ in entry), made]}
     return ModelLibrary(plan, items, codes, notes)

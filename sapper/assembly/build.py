@@ -146,7 +146,7 @@ class Assembly:
     # --- Registers --------------------------------------------------------------------------------------------------
 
     def new(self, name: str) -> Reg:
-        """A virtual register: "r64", "r32", "xmm", "ymm", "zmm", "k" on x86-64."""
+        """A virtual register: "r64", "r32", "xmm", "ymm", "zmm", "k", "tmm" on x86-64."""
         kind, bits = self.table.VIRTUAL[name]
         if self.naked:
             raise AssemblyError("registers", "a naked function has no virtual registers", author_location(), name,
@@ -165,6 +165,9 @@ class Assembly:
 
     def zmm(self) -> Reg:
         return self.new("zmm")
+
+    def tile(self) -> Reg:
+        return self.new("tmm")
 
     def row(self, bits: int) -> Reg:
         """A virtual vector register of so many bits."""

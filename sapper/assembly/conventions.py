@@ -1,4 +1,5 @@
-"""What assembly by hand owes its caller, and the calls that it makes: stack, saved registers, upper halves, MXCSR.
+"""What assembly by hand owes its caller, and the calls that it makes: stack, saved registers, upper halves, MXCSR, and
+tiles (tiles.py).
 
 Enters: instructions one by one, and the state before each. Leaves: the state after it, or AssemblyError once the states
 are final. Holds: a function that is not naked leaves its frame alone; a naked one returns as it was entered.
@@ -12,10 +13,11 @@ from typing import Any
 from ..codegen.liveness import WRITE
 from ..codegen.machine import Immediate, Instruction, Memory, Register
 from .build import Region
-from .state import NOTHING, Checked, State, Token, at
+from .state import NOTHING, State, Token, at
+from .tiles import TileChecks
 
 
-class Conventions(Checked):
+class Conventions(TileChecks):
     """The part of the static checks that follows the stack and what must be restored."""
 
     # --- Stack, calls, returns --------------------------------------------------------------------------------------
@@ -132,6 +134,7 @@ class Conventions(Checked):
         self.leave_modes(item, state)
 
     def leave_modes(self, item: Instruction, state: State) -> None:
+        self.leave_tiles(item, state, "returns")
         changed = [m for m in state.modes if m is not None]
         if changed and self.final:
             raise self.fail("state", "the function returns with MXCSR changed", item,
@@ -147,6 +150,7 @@ class Conventions(Checked):
         if self.final and state.wide is not None:
             raise self.fail("mixing", "a call with upper halves in use", item, f"{state.wide.row.name} at "
                             f"{at(state.wide)}", "vzeroupper before the call")
+        self.leave_tiles(item, state, "calls")
         kept = {*self.saved, self.stack}
         gone = frozenset({("gone", "a call destroys it", item)})
         if state.stack is not None:

@@ -5,6 +5,7 @@ Enters: machine IR, registers, and the buffers that it may touch. Leaves: the bu
 register and no flag is read that was not written, and at most `limit` instructions run.
 
 A vector register is 64 bytes of which those above a row's size are cleared when the row writes it, as VEX and EVEX do.
+A tile register is [rows][bytes] of the shape that its configuration, a register too, gives it.
 """
 
 from __future__ import annotations
@@ -179,6 +180,28 @@ class Emulator:
         on = [lane for lane in range(lanes) if mask is None or mask >> lane & 1]
         return [(base + int(o) * memory.scale) & _LOW for o in offsets], on
 
+    def shape(self, tile: Any) -> tuple[int, int]:
+        """Rows, and bytes of a row, of a tile register."""
+        shapes = self.table.tile_shapes(self.get(Register(*self.table.CONFIGURATION)))
+        found = self.table.tile_shape(tile.number if isinstance(tile, Register) else None, shapes) if shapes else (0, 0)
+        if found is None:
+            raise self.fail("state", "a tile without a number is used where not all tiles have the same shape",
+                            ", ".join(f"{rows} x {bytes_}" for rows, bytes_ in shapes), "one shape, or tiles by name")
+        return found  # type: ignore[no-any-return]
+
+    def rows_of(self, item: Instruction, memory: Memory) -> tuple[list[int], int]:
+        """The address of each row of the tile that an instruction loads or stores, and the bytes of a row."""
+        rows, row_bytes = self.shape(next(o for o in item.operands if not isinstance(o, Memory)))
+        stride = 0 if memory.index is None else self.get(memory.index) * memory.scale
+        first = self.get(memory.base) if memory.base is not None else 0
+        return [(first + memory.disp + row * stride) & _LOW for row in range(rows)], row_bytes
+
+    def _tile_from(self, addresses: list[int], row_bytes: int, write: bool) -> Array:
+        rows = [self.view(address, row_bytes, write) for address in addresses]
+        if any(isinstance(row, Lanes) for row in rows):
+            raise NotSymbolic("tiles are not followed")
+        return np.stack(rows) if rows else np.zeros((0, row_bytes), np.uint8)
+
     def _lanes(self) -> int:
         assert self.item is not None
         specs = [s for s in self.item.row.operands if s.kind == "vec" and s.dtype]
@@ -199,7 +222,10 @@ class Emulator:
             if isinstance(operand, Immediate):
                 raw.append(operand.value & ((1 << spec.bits) - 1) if spec.kind == "gpr" else operand.value)
             elif isinstance(operand, Memory):
-                if spec.index_bits:
+                if spec.sibmem:
+                    places[-1] = self.rows_of(item, operand)
+                    raw.append(self._tile_from(*places[-1], spec.writes))
+                elif spec.index_bits:
                     addresses, on = self.gathered(spec, operand, mask)
                     size = spec.memory_bits // 8
                     places[-1] = (addresses, on, size)
@@ -218,6 +244,8 @@ class Emulator:
                         raise self.fail("footprint", f"{row.mnemonic} needs memory aligned to {size} bytes",
                                         f"an address {address % size} bytes past such a one")
                     raw.append(self._load(item, spec, operand, address, size, mask))
+            elif spec.kind == "tile" and not spec.reads:
+                raw.append(np.zeros(self.shape(operand), np.uint8))
             elif spec.reads or (spec.writes and item.mask is not None and not item.zeroing) or spec.role == "a":
                 raw.append(self._value(spec, operand, constant))
             else:
@@ -251,9 +279,12 @@ class Emulator:
                 self._store(item, spec, place, value, mask)
             else:
                 self._put(spec, operand, value)
+        if self.table.CONFIGURATION in row.implicit_writes:
+            for register in [r for r in self.registers if r.kind == "tile"]:
+                del self.registers[register]
         for pair, value in zip(row.implicit_writes, implicit, strict=False):
             if pair != self.table.STACK_POINTER:
-                self.registers[Register(*pair)] = value & _LOW
+                self.registers[Register(*pair)] = value if isinstance(value, np.ndarray) else value & _LOW
         if row.flags_written:
             self.flags = {f: v for f, v in self.flags.items() if f not in row.flags_written} | flags
         if item.mask is not None and row.masking == "required":
@@ -287,7 +318,7 @@ class Emulator:
         value = self.get(register)
         if spec.kind == "vec":
             return value[:spec.bits // 8].copy()
-        return value & ((1 << spec.bits) - 1)
+        return value if spec.kind == "tile" else value & ((1 << spec.bits) - 1)
 
     @staticmethod
     def _blank(spec: Any) -> Any:
@@ -296,6 +327,8 @@ class Emulator:
     def _put(self, spec: Any, register: Any, value: Any) -> None:
         if spec.kind == "vec":
             self.registers[register] = self.table.padded(value, VECTOR_BYTES)
+        elif spec.kind == "tile":
+            self.registers[register] = value
         elif spec.kind == "gpr" and spec.bits < 32:
             low = (1 << spec.bits) - 1
             self.registers[register] = self.registers.get(register, 0) & ~low | value & low
@@ -303,6 +336,10 @@ class Emulator:
             self.registers[register] = value & _LOW
 
     def _store(self, item: Instruction, spec: Any, place: Any, value: Any, mask: int | None) -> None:
+        if spec.sibmem:
+            for address, row in zip(place[0], value, strict=True):
+                self.write(address, row)
+            return
         if spec.index_bits:
             addresses, on, size = place
             for lane in on:

@@ -51,13 +51,17 @@ class State:
 
 
 class Footprint:
-    """One walk. shown, unknown: accesses that were shown to stay inside, and those that are left to running."""
+    """One walk. shown, unknown: accesses that were shown to stay inside, and those that are left to running.
+
+    shapes: (rows, bytes of a row) of the tile that an instruction loads or stores, where they are known."""
 
     def __init__(self, assembly: Assembly, starts: list[int], follow: list[list[int]],
-                 writes_of: Callable[[Instruction], list[Any]], equalities: Mapping[int, Equality]) -> None:
+                 writes_of: Callable[[Instruction], list[Any]], equalities: Mapping[int, Equality],
+                 shapes: Mapping[Instruction, tuple[int, int] | None]) -> None:
         self.assembly, self.table = assembly, assembly.table
         self.starts, self.follow, self.writes_of = starts, follow, writes_of
         self.equalities = equalities
+        self.shapes = shapes
         self.shown: dict[Instruction, None] = {}
         self.unknown: dict[Instruction, None] = {}
         self.rounds = 0
@@ -472,23 +476,36 @@ class Footprint:
         for spec, operand in zip(item.row.operands, item.operands, strict=True):
             if not isinstance(operand, Memory) or spec.role == "a" or operand.label is not None:
                 continue
-            found = None if spec.index_bits else self.address(operand, state)
+            first = Memory(operand.base, disp=operand.disp) if spec.sibmem else operand
+            found = None if spec.index_bits else self.address(first, state)
             region, offset = found or (None, None)
             if region is None:
                 continue
-            bytes_ = (spec.broadcast_bits if operand.broadcast else spec.memory_bits) // 8
-            size = self._bytes(item, spec, operand, bytes_, state)
-            if offset is None or size is None:
+            size, offsets = self._extent(item, spec, operand, offset, state)
+            if size is None or not offsets:
                 if region.size_bytes is not None:
                     self.unknown[item] = None
                 continue
-            goals = region.goals(offset, size)
-            wrong = [goal for goal in goals if not state.known.proves(goal)]
-            for goal in wrong:
+            goals = [(goal, start) for start in offsets for goal in region.goals(start, size)]
+            wrong = [(goal, start) for goal, start in goals if not state.known.proves(goal)]
+            for goal, start in wrong:
                 numbers = state.known.refutes(goal)
                 if numbers is not None:
-                    raise self._outside(item, region, offset, size, numbers)
+                    raise self._outside(item, region, start, size, numbers)
             (self.unknown if wrong else self.shown)[item] = None
+
+    def _extent(self, item: Instruction, spec: Any, operand: Memory, offset: Polynomial | None,
+                state: State) -> tuple[Polynomial | None, list[Polynomial]]:
+        """How many bytes an access touches in one piece, and where such pieces begin: of a tile the first row and the
+        last, between which the others lie. None, or no place, for what is not known."""
+        if not spec.sibmem:
+            bytes_ = (spec.broadcast_bits if operand.broadcast else spec.memory_bits) // 8
+            return self._bytes(item, spec, operand, bytes_, state), [] if offset is None else [offset]
+        shape = self.shapes.get(item)
+        stride = Polynomial.of(0) if operand.index is None else self.number(operand.index, state)
+        if shape is None or offset is None or stride is None:
+            return None, []
+        return Polynomial.of(shape[1]), [offset, offset + stride * operand.scale * (shape[0] - 1)]
 
     def _bytes(self, item: Instruction, spec: Any, operand: Memory, bytes_: int, state: State) -> Polynomial | None:
         """How many bytes from its address on an access touches; None where lanes are chosen that are not known."""

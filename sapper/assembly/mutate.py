@@ -2,14 +2,14 @@
 
 Enters: an `Assembly`. Leaves: `Mutant`s. Holds: each differs from the piece in one place, in a way that a slip of the
 author's would: a wrong lane or element, a dropped iteration, a tail that is off by one, swapped operands, another
-rounding, a clobbered register, an instruction left out.
+rounding, a clobbered register, another stride between the rows of a tile, an instruction left out.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -113,6 +113,8 @@ def _slips(assembly: Assembly, place: int, item: Instruction) -> Iterator[tuple[
         if isinstance(operand, Memory) and spec.role != "a":
             lane = (spec.broadcast_bits or _element_bits(spec)) // 8
             yield "wrong lane", [_with(item, at, _moved(operand, lane))]
+        if isinstance(operand, Memory) and spec.sibmem and operand.index is not None:
+            yield "wrong stride", [_with(item, at, replace(operand, scale=2 * operand.scale))]
     reads = [at for at, spec in enumerate(row.operands) if spec.role == "r" and not isinstance(operands[at], Immediate)]
     for first, second in pairwise(reads):
         a, b = operands[first], operands[second]
@@ -154,6 +156,8 @@ def _whole_steps(assembly: Assembly, place: int) -> bool:
 
 
 def _element_bits(spec: Any) -> int:
+    if spec.sibmem:
+        return 32
     digits = spec.dtype.lstrip("bfiu")
     return min(int(digits), spec.memory_bits) if digits.isdigit() else int(spec.memory_bits)
 
@@ -165,7 +169,7 @@ def _clobber(assembly: Assembly, place: int, item: Instruction) -> Instruction |
         return None
     zero = assembly.table.zero_row(item.row.operands[0])
     registers = [o for o in item.operands if isinstance(o, (Register, VirtualRegister))]
-    if item.row.name in assembly.table.IDIOMS and len(set(registers)) == 1:
+    if zero is item.row or (item.row.name in assembly.table.IDIOMS and len(set(registers)) == 1):
         return None  # it is zero already
     return None if zero is None else Instruction(zero, [target] * len(zero.operands), location=item.location)
 

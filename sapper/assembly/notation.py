@@ -21,11 +21,11 @@ from .errors import AssemblyError, author_location
 z = "z"
 """Written after an opmask: lanes that are off become 0."""
 
-_SIZES = {"gpr": (8, 16, 32, 64), "vec": (128, 256, 512), "mask": (64,)}
+_SIZES = {"gpr": (8, 16, 32, 64), "vec": (128, 256, 512), "mask": (64,), "tile": (8192,)}
 
 
 class Reg:
-    """A register used at a size. kind: "gpr", "vec" or "mask". bits: the size. register: of machine IR.
+    """A register used at a size. kind: "gpr", "vec", "mask" or "tile". bits: the size. register: of machine IR.
 
     owner: for a pinned register the object that stands for the value held in it, else None. mask, zeroing: of `r[k]`.
     """
@@ -135,10 +135,12 @@ class Address:
     def plus(self, value: Any) -> Address:
         """The sum with a register, an integer or another address."""
         other = Address.of(value)
-        terms = [(self.base, 1), (self.index, self.scale), (other.base, 1), (other.index, other.scale)]
-        registers = [(r, s) for r, s in terms if r is not None]
-        # A register without a scale may be base or index; the one that is scaled, or a vector, must be the index.
-        registers.sort(key=lambda term: (term[1] != 1, term[0].kind == "vec"))
+        terms = [(self.base, 1, False), (self.index, self.scale, True), (other.base, 1, False),
+                 (other.index, other.scale, True)]
+        registers = [(r, s, i) for r, s, i in terms if r is not None]
+        # A register without a scale may be base or index; the one that is scaled, or a vector, must be the index. Of
+        # two without, the first is the base; for rows of tiles it matters, as the index is how far they lie apart.
+        registers.sort(key=lambda term: (term[1] != 1, term[0].kind == "vec", term[2]))
         label = self.label or other.label
         scaled = [term for term in registers if term[1] != 1 or term[0].kind == "vec"]
         if len(registers) > 2 or len(scaled) > 1 or (label and registers):
@@ -146,7 +148,7 @@ class Address:
                                 "one base and one index at most, and none beside a label", "add registers first (lea)")
         base = registers[0][0] if len(registers) > len(scaled) else None
         rest = registers if base is None else registers[1:]
-        index, scale = rest[0] if rest else (None, 1)
+        index, scale, _ = rest[0] if rest else (None, 1, True)
         return Address(base, index, scale, self.disp + other.disp, label)
 
     __radd__ = __add__
@@ -273,14 +275,14 @@ def _memory_size(spec: Any, given: Given) -> int:
 
 def describe(row: Any) -> str:
     """A row's operands in the notation of the table."""
-    names = {"gpr": "r", "vec": "v", "mask": "k", "imm": "i", "mem": "m", "label": "label"}
+    names = {"gpr": "r", "vec": "v", "mask": "k", "tile": "t", "imm": "i", "mem": "m", "label": "label"}
     parts = []
     for spec in row.operands:
         text = names[spec.kind] + (str(spec.bits) if spec.kind in ("gpr", "vec", "imm") else "")
         if spec.memory_bits and spec.kind != "mem":
             text += f"/m{spec.memory_bits}"
         if spec.kind == "mem":
-            text = f"m{spec.memory_bits}"
+            text = "sibmem" if spec.sibmem else f"m{spec.memory_bits}"
         if spec.broadcast_bits:
             text += f"/b{spec.broadcast_bits}"
         if spec.immediate_bits and spec.kind != "imm":

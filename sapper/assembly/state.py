@@ -34,6 +34,7 @@ class State:
     it undefined. depth: bytes below the entry stack pointer.
     stack: bytes below the entry stack pointer that were written, counted downwards from 1; None where all may be.
     wide: the instructions that last left upper halves full. modes: MXCSR's values; saved: those stored at an address.
+    tiles: their configurations: None for none, else (the shapes, None if they are not known; the instruction).
     """
 
     values: dict[Any, frozenset[Token]] = field(default_factory=dict)
@@ -44,10 +45,11 @@ class State:
     wide: Instruction | None = None
     modes: frozenset[Instruction | None] = frozenset({None})
     saved: dict[Any, frozenset[Instruction | None]] = field(default_factory=dict)
+    tiles: frozenset[Any] = CALLERS
 
     def copy(self) -> State:
         return State(dict(self.values), dict(self.points), dict(self.flags), self.depth, self.stack, self.wide,
-                      self.modes, dict(self.saved))
+                     self.modes, dict(self.saved), self.tiles)
 
     def where(self, operand: Any) -> frozenset[Region]:
         """Where a register may point; nowhere, for what is none."""
@@ -75,6 +77,8 @@ class State:
                 changed = True
         if self.modes | other.modes != self.modes:
             self.modes, changed = self.modes | other.modes, True
+        if self.tiles | other.tiles != self.tiles:
+            self.tiles, changed = self.tiles | other.tiles, True
         for key in list(self.saved):
             both_modes = self.saved[key] | other.saved.get(key, frozenset())
             if both_modes != self.saved[key] or key not in other.saved:

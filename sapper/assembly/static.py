@@ -7,8 +7,8 @@ instruction's flags are up, how deep the stack is and what lies on it. A path th
 
 Checked, here or in conventions.py: features of the target; unreachable code; loops that can't be shown to end;
 undefined and stale registers; pinned values overwritten; flags; stack depth and alignment at calls; registers that the
-caller relies on; MXCSR; vzeroupper; memory through what is no pointer, stores to what may only be read; footprint.py
-shows that addresses stay inside their regions.
+caller relies on; MXCSR; vzeroupper; tiles (tiles.py); memory through what is no pointer, stores to what may only be
+read; footprint.py shows that addresses stay inside their regions.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Checker(Conventions):
         loops = Loops(*graph)
         if "loop" not in self.waived:
             loops.check()
-        self.footprint = Footprint(*graph, loops.equalities)
+        self.footprint = Footprint(*graph, loops.equalities, self.shapes)
         states: list[State | None] = [None] * len(self.follow)
         states[0] = self.entry()
         pending = [0]
@@ -148,6 +148,7 @@ class _Checker(Conventions):
                 self.check_read(item, register, bits, state)
         self.read_flags(item, state)
         self.check_memory(item, state)
+        self.check_tiles(item, state)
         places = self.pointed(item, state)
         if facts.flow == RETURN:
             self.leave(item, state)
@@ -167,6 +168,7 @@ class _Checker(Conventions):
         self.track_stack(item, state)
         self.write_flags(item, state)
         self.track_modes(item, state, writes)
+        self.track_tiles(item, state)
 
     def read_flags(self, item: Instruction, state: State) -> None:
         only_saved = item.row.name in self.table.STACK

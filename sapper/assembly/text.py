@@ -31,6 +31,8 @@ _IGNORED = (".intel_syntax", ".att_syntax", ".text", ".globl", ".type", ".size")
 _SUFFIX_BITS = {"b": 8, "w": 16, "l": 32, "q": 64, "x": 128, "y": 256, "z": 512, "s": 32}
 _ATT_NAMES = {"cltd": "cdq", "cqto": "cqo", "movabs": "mov", "movabsq": "mov", "movslq": "movsxd"}
 _EXTENDS = re.compile(r"mov([sz])([bw])([wlq])$")
+NO_INDEX = "riz"
+"""How GNU tools spell that there is no index, where an instruction always has a byte for one."""
 _SHIFTS = frozenset({"shl", "sal", "shr", "sar", "rol", "ror"})
 
 
@@ -211,6 +213,8 @@ class TextReader:
         if text.lower() == "rip":
             return 0
         first, _, scale = (part.strip() for part in text.partition("*"))
+        if first == NO_INDEX:
+            return 0
         if scale and self.number(first) is not None:
             first, scale = scale, first
         register = self.register(first)
@@ -250,7 +254,7 @@ class TextReader:
         base = parts[0]
         if base not in ("", "%rip"):
             address = address + self.needed_register(base)
-        if len(parts) > 1:
+        if len(parts) > 1 and parts[1] != f"%{NO_INDEX}":
             index = self.needed_register(parts[1])
             scale = self.number(parts[2]) if len(parts) > 2 else 1
             if scale is None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..targets.x86_64 import assembly as table
+from ..targets.x86_64.tiles import configuration as tile_configuration
 from .block import Block, Write
 from .block import block as _block
 from .build import current as current
@@ -76,4 +77,5 @@ class _UnknownName(AttributeError):
         return str(unknown(table, self.args[0]))
 
 
-__all__ = ["AssemblyError", "block", "broadcast", "current", "micro_kernel", "ptr", "table", "z"]
+__all__ = ["AssemblyError", "block", "broadcast", "current", "micro_kernel", "ptr", "table",
+           "tile_configuration", "z"]

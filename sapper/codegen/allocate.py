@@ -47,7 +47,8 @@ def allocate(function: MachineFunction, abi: Abi, no_spill: bool = False, classe
 
     no_spill: raise AllocationError, listing the registers live where most are wanted, instead of using memory.
     classes: of the function, where the caller knows them.
-    Raises AllocationError too when an instruction needs more registers at once than there are.
+    Raises AllocationError too when an instruction needs more registers at once than there are, and when a kind that is
+    never spilled does not suffice.
     """
     if classes is None:
         classes = Classes(function, abi)
@@ -55,17 +56,22 @@ def allocate(function: MachineFunction, abi: Abi, no_spill: bool = False, classe
     pressure = {kind: max(row, default=0)
                 for kind, row in zip(classes.flow.kinds, classes.ranges.pressure, strict=True)}
     crowded = any(pressure[kind] > len(numbers) for kind, numbers in abi.registers.items() if numbers)
+    for kind in abi.never_spilled:
+        if pressure[kind] > len(abi.registers.get(kind, ())):
+            raise _crowded(function, classes, kind)
     spilled = plan.choose(_roots(classes)) if crowded else {}
     if spilled and no_spill:
-        raise _crowded(function, classes, next(iter(spilled)))
+        raise _crowded(function, classes, classes.flow.kinds[classes.flow.kind_of[next(iter(spilled))]])
     plan.spill(spilled)
     for _ in range(MAX_ROUNDS):
         colours = _Colours(function, classes, plan)
         evicted = colours.colour()
         if not evicted:
             return _emit(function, classes, plan, colours, pressure)
-        if no_spill:
-            raise _crowded(function, classes, evicted[0])
+        kinds = [colours.kinds[colours.kind_of[node]] for node in evicted]
+        refused = kinds if no_spill else [kind for kind in kinds if kind in abi.never_spilled]
+        if refused:
+            raise _crowded(function, classes, refused[0])
         plan.evict(evicted)
     raise AllocationError(f"{function.name}: registers do not suffice after {MAX_ROUNDS} rounds of spilling")
 
@@ -242,10 +248,10 @@ class _Colours:
         return self.classes.flow.nodes[node] if piece is None else piece.register
 
 
-def _crowded(function: MachineFunction, classes: Classes, spilled: int) -> AllocationError:
+def _crowded(function: MachineFunction, classes: Classes, name_of_kind: str) -> AllocationError:
     """What is live where most registers of the kind are wanted, and the line there."""
     flow, ranges = classes.flow, classes.ranges
-    kind = flow.kind_of[spilled]
+    kind = flow.kinds.index(name_of_kind)
     row = ranges.pressure[kind]
     most = max(row)
     place = row.index(most)
@@ -258,13 +264,14 @@ def _crowded(function: MachineFunction, classes: Classes, spilled: int) -> Alloc
             where = f" ({item.location})" if isinstance(item, Instruction) and item.location else ""
             last = (points.bit_length() - 1) // 2
             lines.append(f"  {flow.nodes[node]!r}: from place {first}{what}{where} to place {last}")
-    limit = len(classes.abi.registers[flow.kinds[kind]])
+    limit = len(classes.abi.registers[name_of_kind])
     item = function.body[place]
     name = item.name if isinstance(item, Label) else item.row.name
     before = (i.location for i in reversed(function.body[:place + 1]) if isinstance(i, Instruction) and i.location)
     return AllocationError(
-        f"{function.name}: {flow.kinds[kind]} registers do not suffice without spilling: at place {place} ({name}) "
-        f"{most} are wanted, expected at most {limit}; mend: smaller tiles or fewer values kept, or allow spills. "
+        f"{function.name}: {name_of_kind} registers do not suffice without spilling: at place {place} ({name}) "
+        f"{most} are wanted, expected at most {limit}; mend: smaller tiles or fewer values kept"
+        f"{'' if name_of_kind in classes.abi.never_spilled else ', or allow spills'}. "
         "Live there:\n" + "\n".join(lines), next(before, None))
 
 

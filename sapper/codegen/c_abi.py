@@ -27,11 +27,12 @@ from typing import Any
 
 from ..ir.nodes import Location
 from ..ir.types import DType, TensorType
-from ..targets.x86_64.detect import FEATURE_BITS
+from ..targets.x86_64.detect import ARCH_REQ_XCOMP_PERM, FEATURE_BITS, SYS_ARCH_PRCTL, TILE_DATA, TILE_STATE
 from ..targets.x86_64.registers import (
     R8,
     R9,
     R10,
+    R11,
     R12,
     R13,
     RAX,
@@ -45,7 +46,7 @@ from ..targets.x86_64.registers import (
 )
 from .encode import EncodedCode, encode
 from .listing import Listing, at
-from .machine import Immediate, MachineFunction, Memory, Register
+from .machine import Immediate, Instruction, MachineFunction, Memory, Register
 from .object import Part
 from .unwind import frame_rows
 
@@ -598,10 +599,19 @@ def _scratch_bytes(kernel: CKernel) -> MachineFunction:
     return _finish(f"{kernel.name}_scratch_bytes", emit, ())
 
 
+def needed_features(features: frozenset[str], functions: Iterable[MachineFunction]) -> frozenset[str]:
+    """The features of a target that a library of these functions asks for: all, but tile registers only where an
+    instruction uses them, as a process has to ask the system for those."""
+    used = frozenset().union(*(item.row.features for function in functions for item in function.body
+                               if isinstance(item, Instruction)))
+    return frozenset(f for f in features if f in used or not (f in FEATURE_BITS and FEATURE_BITS[f][4] & TILE_STATE))
+
+
 def check_cpu(features: frozenset[str]) -> MachineFunction:
     """Whether processor and operating system have the features: 1 or 0 in eax; asked once, as CPUID is slow.
 
-    The area holds 0 before, then 1 where they are there and 2 where not. Several threads may ask at once: all find the
+    For tile registers the process asks the system, which grants them to all its threads, old and new (detect.py). The
+    area holds 0 before, then 1 where they are there and 2 where not. Several threads may ask at once: all find the
     same. Destroys rcx and rdx too.
     """
     wanted: dict[tuple[int, int], list[int]] = {}
@@ -644,6 +654,18 @@ def check_cpu(features: frozenset[str]) -> MachineFunction:
         emit("xgetbv")
         emit("and.32", RAX, Immediate(enabled))
         emit("cmp.32", RAX, Immediate(enabled))
+        emit("jne", "lacking")
+    if enabled & TILE_STATE:
+        kept = (RDI, RSI, R11)
+        for register in kept:
+            emit("push", register)
+        emit("mov.32", RAX, Immediate(SYS_ARCH_PRCTL))
+        emit("mov.32", RDI, Immediate(ARCH_REQ_XCOMP_PERM))
+        emit("mov.32", RSI, Immediate(TILE_DATA))
+        emit("syscall")
+        for register in reversed(kept):
+            emit("pop", register)
+        emit("test.64", RAX, RAX)
         emit("jne", "lacking")
     emit("mov.32", RAX, Immediate(1))
     emit.label("found")

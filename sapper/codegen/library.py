@@ -13,7 +13,7 @@ from typing import Any
 
 from ..ir.nodes import Location
 from ..ir.types import TensorType
-from .c_abi import SCRATCH_BYTES, BuildError, CKernel, Variant, library_parts
+from .c_abi import SCRATCH_BYTES, BuildError, CKernel, Variant, library_parts, needed_features
 from .encode import EncodedCode, encode
 from .header import header_text
 from .machine import MachineFunction
@@ -47,7 +47,8 @@ class Library:
         return print_file(exported, self.areas, line_table=True)
 
     def h(self, name: str) -> str:
-        return header_text(name, self.kernels, self.target.name, self.target.features)
+        return header_text(name, self.kernels, self.target.name,
+                           needed_features(self.target.features, self.functions))
 
 
 def make_library(kernels: Sequence[CKernel], target: Any, scratch_bytes: int = SCRATCH_BYTES) -> Library:
@@ -61,7 +62,8 @@ def make_library(kernels: Sequence[CKernel], target: Any, scratch_bytes: int = S
             names.add(name)
     if not 0 <= scratch_bytes <= SCRATCH_LIMIT:
         raise BuildError(f"found {scratch_bytes} bytes of scratch memory; expected 0 to {SCRATCH_LIMIT}")
-    parts, functions, areas = library_parts(kernels, target.features, scratch_bytes)
+    made = [variant.machine for kernel in kernels for variant in kernel.variants]
+    parts, functions, areas = library_parts(kernels, needed_features(target.features, made), scratch_bytes)
     return Library(list(kernels), parts, functions, areas, target)
 
 

@@ -101,7 +101,8 @@ class RowFacts:
 class Abi(Protocol):
     """Register facts of a target, and the rows that the allocator and the frame add by themselves.
 
-    registers: the allocatable numbers of each kind, the ones to prefer first. counts: how many registers of each kind
+    registers: the allocatable numbers of each kind, the ones to prefer first. never_spilled: kinds that have no rows to
+    and from the frame. counts: how many registers of each kind
     there are, allocatable or not. full_bits: the widest register of each kind. stack_pointer, frame_scratch: (kind,
     number); frame_scratch is free on entry and at a return.
     move_bits: names of rows that copy so many low bits of register operand 1 to register operand 0, zero the rest and
@@ -110,6 +111,7 @@ class Abi(Protocol):
     """
 
     registers: Mapping[str, Sequence[int]]
+    never_spilled: Sequence[str]
     counts: Mapping[str, int]
     full_bits: Mapping[str, int]
     callee_saved: Sequence[tuple[str, int]]

@@ -88,7 +88,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  wide_lanes=target.wide_lanes, indexed_addresses=target.indexed_addresses,
                  software_prefetch=target.software_prefetch, transposes_by_scatter=target.lanes_are_threads,
                  many_workers=target.lanes_are_threads,
-                 matrix=target.matrix, matrix_group=target.matrix_group, dots=target.dots,
+                 matrix=target.matrix, matrix_group=target.matrix_group, tiles=target.tiles, dots=target.dots,
                  float8_rows=target.float8_rows, picks=target.picks,
                  family=target.family if by_hand else "",
                  features=target.features if by_hand else frozenset())

@@ -334,9 +334,9 @@ def _dependences(
             if barrier >= 0:
                 order(barrier, number, 0.0)
             since_barrier.append(number)
-            if memory.index is not None and memory.index.kind != "gpr":
-                address = number  # each lane has an address of its own
             width = max(facts.bits) // 8 or 64
+            if memory.index is not None and (memory.index.kind != "gpr" or width > 64):
+                address = number  # each lane, each row of a tile, has an address of its own
             first, end = memory.disp, memory.disp + max(width, 64 if memory.broadcast else 0)
             entry = (number, address, first, end)
             for other, other_address, other_first, other_end in stores:

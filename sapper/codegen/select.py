@@ -21,7 +21,7 @@ from bisect import insort
 from typing import Any
 
 from ..ir.nodes import Block, Function, Location, Op, Value
-from ..ir.types import MaskType, RowType, ScalarType, Type
+from ..ir.types import MaskType, RowType, ScalarType, TileRegisterType, Type
 from ..lane.ops import ADDRESS_AT, FIRST_WORDS, LANE_OPS
 from .machine import (
     AnyRegister,
@@ -40,11 +40,11 @@ WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "loop",
                            "fence_streaming", "sync_lanes", "sync_warps", "async_copy", "async_commit", "async_wait",
                            "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait",
                            "tensor_copy", "group_fence", "group_multiply", "group_commit", "group_wait",
-                           "register_budget"])
+                           "register_budget", "tile_configure", "tile_release", "tile_store"])
 """Ops that a load may not be moved over."""
 
 _PURE = frozenset(name for name, spec in LANE_OPS.rows.items() if spec.pure) | {
-    "load", "load_splat", "s_load", "gather"}
+    "load", "load_splat", "s_load", "gather", "tile_zero", "tile_load", "tile_multiply"}
 _CONSTANTS = frozenset(["s_const", "splat_const"])
 _DEFERRABLE = frozenset(["s_add", "s_sub", "s_cmp", "mask_any", "mask_all", "neg"])
 _LIMIT = 2**31
@@ -154,6 +154,8 @@ class Selector:
             return str(self.facts.wide_kind) if type_.dtype.bits == 64 else "vec"
         if isinstance(type_, ScalarType):
             return "gpr"
+        if isinstance(type_, TileRegisterType):
+            return "tile"
         return str(self.facts.mask_kind) if isinstance(type_, MaskType) else "vec"
 
     def last_use(self, value: Value) -> int:

@@ -13,6 +13,7 @@ The grammar (docs/ir.md shows it by example; `#` starts a comment that runs to t
     attributes = "{" name "=" data {"," name "=" data} "}"
     data       = string | number | "true" | "false" | ["-"] ("inf" | "nan" ["(" bits ")"]) | ":"dtype | "[" data, .. "]"
     type       = dtype ["[" axes "]"] | "tensor" "<" dtype {"," dim} ">" | "s64" | "row" "<" dtype ">" | "mask"
+               | "tile" "<" dtype ">"
     dim        = name | number | "?"
     location   = "loc" "(" string ":" line ":" column ["-" end_column] ")"
 """
@@ -28,7 +29,7 @@ from typing import Any, NoReturn
 
 from .nodes import Block, Function, Location, Op, Value
 from .ops import OpTable
-from .types import DTYPES, MASK, S64, DType, RowType, TensorType, TileType, Type, b32
+from .types import DTYPES, MASK, S64, DType, RowType, TensorType, TileRegisterType, TileType, Type, b32
 
 _DEPTH_LIMIT = 64
 """Blocks and lists nest no deeper in text; no kernel comes near, and Python's own stack must not decide."""
@@ -314,6 +315,11 @@ class _Parser:
             dtype = self.dtype()
             self.expect(">")
             return RowType(dtype)
+        if self.take("tile"):
+            self.expect("<")
+            dtype = self.dtype()
+            self.expect(">")
+            return TileRegisterType(dtype)
         if self.take("tensor"):
             self.expect("<")
             dtype = self.dtype()
@@ -329,7 +335,7 @@ class _Parser:
             return TensorType(dtype, tuple(dims))
         token = self.tokens[self.at]
         if token[0] != "name" or token[1] not in _ALL_DTYPES:
-            self.fail("a type (a dtype with axes, tensor<...>, s64, row<...> or mask)")
+            self.fail("a type (a dtype with axes, tensor<...>, s64, row<...>, tile<...> or mask)")
         self.at += 1
         axes: list[str] = []
         if self.take("["):

@@ -120,10 +120,23 @@ class MaskType:
         return "mask"
 
 
+@dataclass(frozen=True, slots=True)
+class TileRegisterType:
+    """Lane IR: a matrix register, of so many rows of so many 32-bit elements as the function's attribute `tile` says.
+
+    dtype: f32, i32, or b32 (32 bits of packed narrow elements).
+    """
+
+    dtype: DType
+
+    def __str__(self) -> str:
+        return f"tile<{self.dtype.name}>"
+
+
 b32 = DType("b32", "u", 32)
 """A 32-bit slot of packed narrow elements (two bf16, four i8); lane IR only."""
 
-Type = Union[TileType, TensorType, ScalarType, RowType, MaskType]
+Type = Union[TileType, TensorType, ScalarType, RowType, MaskType, TileRegisterType]
 
 S64 = ScalarType()
 MASK = MaskType()
@@ -132,3 +145,6 @@ ROW_I32 = RowType(i32)
 ROW_F64 = RowType(f64)
 ROW_I64 = RowType(i64)
 ROW_B32 = RowType(b32)
+TILE_F32 = TileRegisterType(f32)
+TILE_I32 = TileRegisterType(i32)
+TILE_B32 = TileRegisterType(b32)

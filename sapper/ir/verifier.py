@@ -23,11 +23,15 @@ from .types import (
     ROW_I32,
     ROW_I64,
     S64,
+    TILE_B32,
+    TILE_F32,
+    TILE_I32,
     DType,
     MaskType,
     RowType,
     ScalarType,
     TensorType,
+    TileRegisterType,
     TileType,
     Type,
     b32,
@@ -854,6 +858,32 @@ def _lane_matrix_multiply(check: Checker, op: Op) -> None:
     check.results(op, *[sums] * 4)
 
 
+def _lane_tile(*operands: Type, result: bool = False) -> Rule:
+    """A tile, the operands and the result of an op on tiles; a tile among `operands` stands for one of any type."""
+    def rule(check: Checker, op: Op) -> None:
+        size = check.function.attributes.get("tile")
+        if type(size) is not int or size < 1:
+            check.fail(f"attribute tile = {size!r}", "the rows of a tile, and elements of a row")
+        check.attribute(op, "disp", int, 0)
+        found = [TILE_B32 if isinstance(v.type, TileRegisterType) else v.type for v in op.operands]
+        if found != list(operands):
+            check.fail(f"operands {_types(op.operands)}", f"({', '.join(map(str, operands))}), a tile of any type")
+        if result and op.result.type not in (TILE_F32, TILE_I32, TILE_B32):
+            check.fail(f"a result of type {op.result.type}", "a tile of f32, i32 or b32")
+
+    return rule
+
+
+def _lane_tile_multiply(check: Checker, op: Op) -> None:
+    dtype = check.one_of(op, "dtype", (bf16, i8, u8))
+    check.one_of(op, "right_dtype", (i8, u8) if dtype.is_integer else (bf16,))
+    sums = TILE_I32 if dtype.is_integer else TILE_F32
+    check.operands(op, sums, TILE_B32, TILE_B32)
+    if op.operands[1] is op.operands[2]:
+        check.fail("one tile as both operands", "two, as instructions want different registers")
+    check.results(op, sums)
+
+
 def _lane_signal(attribute: str = "", least: int = 0, waits: bool = False) -> Rule:
     def rule(check: Checker, op: Op) -> None:
         if attribute and check.attribute(op, attribute, int) < least:
@@ -921,8 +951,8 @@ def _lane_loop(check: Checker, op: Op) -> None:
     carried = [v.type for v in op.operands[2:]]
     check.operands(op, S64, S64, *carried)
     for type in carried:
-        if not isinstance(type, (ScalarType, RowType, MaskType)):
-            check.fail(f"a carried value of type {type}", "s64, row or mask")
+        if not isinstance(type, (ScalarType, RowType, MaskType, TileRegisterType)):
+            check.fail(f"a carried value of type {type}", "s64, row, mask or tile")
     check.results(op, *carried)
     check.nested(op, op.blocks[0], [S64, *carried], carried)
 
@@ -1036,6 +1066,12 @@ LANE_RULES: dict[str, Rule] = {
     "matrix_multiply": _lane_matrix_multiply,
     "asm_multiply": _lane_asm_multiply,
     "pack2": _signature((ROW_F32, ROW_F32), (ROW_B32,)),
+    "tile_configure": _lane_tile(),
+    "tile_release": _lane_tile(),
+    "tile_zero": _lane_tile(result=True),
+    "tile_load": _lane_tile(S64, S64, result=True),
+    "tile_store": _lane_tile(TILE_B32, S64, S64),
+    "tile_multiply": _lane_tile_multiply,
     "signal_start": _lane_signal("arrivals", 1),
     "signal_fence": _nothing,
     "signal_arrive": _lane_signal(),

@@ -139,8 +139,8 @@ def emit_steps(low: WalkLowering, found: Fit, lane: str, sums: list[Value]) -> t
     at = {found.rows: 0, found.depth: 0, lane: 0}
     blocks = low.staged.get(found.left)
     lies = blocks.address(at) if blocks is not None else low.address(low.operand_access(found.left), at)
-    left = _address(low, *lies)
-    rights = [_address(low, *low.staged[op].address(at)) for op in found.rights]
+    left = low.address_of(*lies)
+    rights = [low.address_of(*low.staged[op].address(at)) for op in found.rights]
     del low.bound[found.depth]
     apart = found.depth if piece.left == "columns" else found.rows
     stride: Scalar = low.lanes * piece.element_bytes if blocks is not None else low.access(found.left).axes[apart]
@@ -149,13 +149,6 @@ def emit_steps(low: WalkLowering, found: Fit, lane: str, sums: list[Value]) -> t
             {"by": piece.key, "rows": rows.count, "rights": piece.rights}, None, low.location)
     low.finish(op)
     return list(op.results), done
-
-
-def _address(low: WalkLowering, operands: list[Value], attributes: dict[str, object]) -> Scalar:
-    address: Scalar = operands[0]
-    if attributes["indexed"]:
-        address = low.add(address, low.mul(operands[1], attributes["scale"]))  # type: ignore[arg-type]
-    return low.add(address, attributes["disp"])  # type: ignore[arg-type]
 
 
 def _load_of(value: Value) -> Op | None:

@@ -25,7 +25,8 @@ from .walk import WalkChoice
 class Choices:
     """schedule: all that was chosen. lanes: of a row. parallel: axes that are split into tasks, as far as they are
     named. stageable: tensors that contractions read. hints: extent of each axis, about. blocks: by hand, which the
-    schedule does not name and that would fit, as `module:name`. by_hand: axes of the tiles of micro-kernels."""
+    schedule does not name and that would fit, as `module:name`. by_hand: axes of the tiles of micro-kernels. A walk on
+    tile registers has no choices but that."""
 
     schedule: Schedule
     lanes: int
@@ -45,6 +46,7 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
     contracted: set[str] = set()
     blocks: set[str] = set()
     fixed: set[str] = set()
+    on_tiles: set[str] = set()
     most: tuple[bool, int] = (False, 0)
     chosen: WalkChoice | None = None
 
@@ -53,18 +55,21 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
             nonlocal most, chosen
             choice = super().choose(walk)
             for axis, count in choice.counts.items():
-                registers[axis] = max(registers.get(axis, 1), count)
+                if choice.tiles is None:
+                    registers[axis] = max(registers.get(axis, 1), count)
                 hints[axis] = max(hints.get(axis, 1), self.extent_hint(axis))
-            staged.update(op.operands[0].name for op in choice.staged)
-            if any(reduction.name == "contract" for reduction in walk.reductions):
+            staged.update(op.operands[0].name for op in choice.staged if choice.tiles is None)
+            if choice.tiles is None and any(reduction.name == "contract" for reduction in walk.reductions):
                 contracted.update(op.operands[0].name for op in self.reads(walk))
             blocks.update(f"{piece.module}:{piece.name}" for key, piece in CONTRACTIONS.items()
                           if walk.reductions and choice.by_hand is None
                           and isinstance(fit(self, walk, choice.lane, key), Fit))
+            if choice.tiles is not None:
+                on_tiles.update(choice.counts)
             if choice.by_hand is not None:
                 fixed.update((choice.by_hand.rows, choice.lane or ""))
             held = bool(walk.reductions), prod(choice.counts[axis] for axis in choice.order)
-            if held > most:
+            if held > most and choice.tiles is None:
                 most, chosen = held, choice
             return choice
 
@@ -85,7 +90,8 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
     told = Schedule(
         lane=chosen.lane if chosen is not None else schedule.lane, tile={**tile, **schedule.tile}, registers=registers,
         order=tuple(chosen.order) if chosen is not None else schedule.order, stage=tuple(sorted(staged)),
-        streaming=tuple(sorted(lowering.streaming_tensors)), chunks=dict(schedule.chunks), assembly=schedule.assembly)
+        streaming=tuple(sorted(lowering.streaming_tensors)), chunks=dict(schedule.chunks), assembly=schedule.assembly,
+        matrix=True if on_tiles else schedule.matrix)
     present = {op.name for op in function.walk()}
     blocks.update(f"{piece.module}:{piece.name}" for piece in PIECES.values()
                   if piece.implements in present and piece.usable(facts.family, facts.features, lowering.lanes, (f32,),

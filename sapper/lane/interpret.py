@@ -19,7 +19,7 @@ import bisect
 import ctypes
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -584,9 +584,9 @@ class _Signal:
 
 
 class _Worker:
-    """A warp of a worker. strand: its number among all warps of the launch."""
+    """A warp of a worker. strand: its number among all warps of the launch. tiles: whether it has them configured."""
 
-    __slots__ = ("launch", "memory", "number", "strand", "warp", "words")
+    __slots__ = ("launch", "memory", "number", "strand", "tiles", "warp", "words")
 
     def __init__(self, launch: _Launch, strand: int) -> None:
         self.launch = launch
@@ -594,6 +594,7 @@ class _Worker:
         self.number, self.warp = divmod(strand, launch.warps)
         self.memory = launch.memory
         self.words = launch.words
+        self.tiles = False
 
 
 def _at(op: Op) -> str:
@@ -1119,6 +1120,98 @@ def _build_matrix_multiply(program: Program, op: Op) -> _Step:
     return matrix_multiply
 
 
+def multiply_tiles(c: Array, a: Array, b: Array, kinds: tuple[Any, Any]) -> Array:
+    """c [i, j] + the sum over d of the products of slots a [i, d] and b [d, j]; kinds: of the elements of a and b.
+
+    Of bf16, first and second elements have sums of their own, in the order of d, which are added at the end (TDPBF16PS,
+    Intel SDM volume 2, as it says without exceptions to fused multiply-adds, and with denormals as zero).
+    """
+    each = 4 // np.dtype(kinds[0]).itemsize
+    left = a.view(kinds[0]).reshape(*a.shape, each)
+    right = b.view(kinds[1]).reshape(*b.shape, each)
+    if c.dtype == np.int32:
+        wide = (m.astype(np.int64) for m in (left, right))
+        total: Array = (c + np.einsum("ide,dje->ij", *wide)).astype(np.int32)
+        return total
+    left, right = (_flushed(m.astype(np.float32)) for m in (left, right))
+    sums = np.zeros((each, *c.shape), np.float32)
+    for d in range(a.shape[1]):
+        for e in range(each):
+            sums[e] = _flushed(fma32(left[:, d, e, None], right[None, d, :, e], sums[e]))
+    return _flushed(_flushed(c) + _flushed(sums[0] + sums[1]))
+
+
+def _build_tile_state(program: Program, op: Op) -> _Step:
+    begins = op.name == "tile_configure"
+
+    def tile_state(e: list[Any]) -> None:
+        if e[0].tiles is begins:
+            raise LaneError(f"{_at(op)}: found tiles that are {'' if begins else 'not '}configured; expected each "
+                            "tile_configure to be followed by its tile_release")
+        e[0].tiles = begins
+
+    return tile_state
+
+
+def _configured(worker: _Worker, op: Op) -> None:
+    if not worker.tiles:
+        raise LaneError(f"{_at(op)}: found no tile_configure before it; expected one in this worker")
+
+
+def _tile_rows(program: Program, op: Op, first: int) -> Callable[[list[Any]], Iterator[tuple[int, int, int]]]:
+    """What gives number, address and size of each row in memory. first: the operand that is the base."""
+    base, stride = (program._slot(v) for v in op.operands[first:])
+    disp = op.attributes.get("disp", 0)
+    size: int = program.function.attributes["tile"]
+    return lambda e: ((row, (e[base] + row * e[stride] + disp) & _LOW, 4 * size) for row in range(size))
+
+
+def _build_tile_zero(program: Program, op: Op) -> _Step:
+    result, kind = program._slot(op.result), NUMPY_ROWS[op.result.type.dtype]  # type: ignore[union-attr]
+    size = program.function.attributes["tile"]
+    zeros = np.zeros((size, size), kind)
+
+    def tile_zero(e: list[Any]) -> None:
+        _configured(e[0], op)
+        e[result] = zeros
+
+    return tile_zero
+
+
+def _build_tile_load(program: Program, op: Op) -> _Step:
+    rows, kind = _tile_rows(program, op, 0), NUMPY_ROWS[op.result.type.dtype]  # type: ignore[union-attr]
+    result = program._slot(op.result)
+
+    def tile_load(e: list[Any]) -> None:
+        _configured(e[0], op)
+        e[result] = np.stack([_bytes(e[0], op, at, size, False, None).view(kind) for _, at, size in rows(e)])
+
+    return tile_load
+
+
+def _build_tile_store(program: Program, op: Op) -> _Step:
+    rows, value = _tile_rows(program, op, 1), program._slot(op.operands[0])
+
+    def tile_store(e: list[Any]) -> None:
+        _configured(e[0], op)
+        for row, at, size in rows(e):
+            _bytes(e[0], op, at, size, True, None)[:] = e[value][row].view(np.uint8)
+
+    return tile_store
+
+
+def _build_tile_multiply(program: Program, op: Op) -> _Step:
+    c, a, b = (program._slot(v) for v in op.operands)
+    kinds = _MEMORY[op.attributes["dtype"]], _MEMORY[op.attributes["right_dtype"]]
+    result = program._slot(op.result)
+
+    def tile_multiply(e: list[Any]) -> None:
+        _configured(e[0], op)
+        e[result] = multiply_tiles(e[c], e[a], e[b], kinds)
+
+    return tile_multiply
+
+
 def _build_signal(act: Callable[[_Worker, Op, int, list[int]], None]) -> Callable[[Program, Op], _Step]:
     """act: worker, op, address of the signal, the other operands."""
     def build(program: Program, op: Op) -> _Step:
@@ -1233,6 +1326,8 @@ _BUILDERS: dict[str, Callable[[Program, Op], _Step]] = {
     "near_memory": _build_near_memory, "sync_warps": _build_sync_warps, "async_copy": _build_async_copy,
     "async_commit": _build_nothing, "async_wait": _build_nothing, "load_matrix": _build_load_matrix,
     "matrix_multiply": _build_matrix_multiply, "asm_multiply": _build_asm_multiply,
+    "tile_configure": _build_tile_state, "tile_release": _build_tile_state, "tile_zero": _build_tile_zero,
+    "tile_load": _build_tile_load, "tile_store": _build_tile_store, "tile_multiply": _build_tile_multiply,
     "signal_start": _build_signal(_signal_start), "signal_fence": _build_nothing,
     "signal_arrive": _build_signal(_signal_arrive), "signal_expect": _build_signal(_signal_arrive),
     "signal_wait": _build_signal(_signal_wait), "tensor_copy": _build_tensor_copy, "group_fence": _build_nothing,

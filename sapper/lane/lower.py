@@ -68,6 +68,9 @@ TASK_ELEMENTS = 16384
 TASK_INDICES indices: a few microseconds' work."""
 TASK_INDICES = 1024
 
+ROWS_OF_TASK = 4
+"""Rows that a task's are a multiple of, but for the last one's."""
+
 ROWS_OF_FEW, VECTORS_OF_FEW = 8, 4
 """What a task takes where workers are many: rows, and rows of lanes along what is contiguous. Four loads of 128 bytes
 are then on their way for each row; not measured."""
@@ -281,6 +284,8 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                 self._parallel(part)
             else:
                 self._on_first_worker(lambda part=part: self.block(part))  # type: ignore[misc]
+        if self.uses_tiles:
+            self.effect("tile_release", [])
         if self.streaming_tensors & self.specialization.aligned:
             self.effect("fence_streaming", [])
         lowered.attributes = {"lanes": self.lanes, "slots": list(self.slots), "scratch": self.scratch_sizes,
@@ -293,6 +298,9 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                     (self.contractions, NO_TILE), (self.products, NO_FRAGMENTS)) for key in keys if key not in used]
         if self.warps > 1:
             lowered.attributes |= {"warps": self.warps, "near_bytes": self.near_bytes_used}
+        if self.uses_tiles:
+            assert self.facts.tiles is not None
+            lowered.attributes["tile"] = self.facts.tiles.size
         if self.tensor_maps:
             lowered.attributes["tensor_maps"] = self.tensor_maps
         return lowered
@@ -896,7 +904,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                         elements = self._elements(block, r.axis)
                         granule = max(1, min(TASK_ELEMENTS // elements, TASK_INDICES) // self.lanes) * self.lanes
                 else:
-                    granule = 4
+                    granule = self.tile_rows(r.axis) or ROWS_OF_TASK
             granules.append(lcm(granule, self.panel_width(r.axis)))
         return granules
 

@@ -211,7 +211,7 @@ class MatrixLowering(Model):
         """Settle, before anything is emitted, whether the function is one nest of parallel tiles with one walk of
         contractions. Only then do several warps play a worker: other code would be run by each of them."""
         unit, walk = self.facts.matrix, self.only_walk()
-        if unit is not None and walk is not None:
+        if unit is not None and walk is not None and self.schedule.matrix is not False:
             self.matrix_walk = self.match_matrix_walk(walk, unit.dtypes, False) or self.match_matrix_walk(
                 walk, unit.byte_dtypes, False, along_depth=True) or self.match_matrix_walk(
                 walk, unit.dtypes, False, plain=True) or self.match_matrix_walk(

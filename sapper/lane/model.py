@@ -22,6 +22,8 @@ from .by_hand import Fit, fit
 from .packed import DOT2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_loads
 from .slots import PAIR
 from .state import Access, Capacity, Open, Scalar, element_bytes
+from .tile_registers import ACROSS, TileWalk, is_worth
+from .tile_registers import fit as fit_tiles
 from .walk import FEW_ROWS, WalkChoice, WalkLowering
 
 ADDRESSED_ROWS = 8
@@ -209,6 +211,9 @@ class Model(WalkLowering):
             if lane is None and free:
                 lane = self._lane(walk, free, contraction)
         by_hand = self._micro_kernel(walk, lane)
+        tiles = self._tiles(walk, lane) if by_hand is None else None
+        if tiles is not None:
+            return self._choose_tiles(walk, tiles)
         packing = self._packing(walk, lane) if by_hand is None or by_hand.piece.elements > 1 else None
         if panels and {1 if packing is None else packing.dot.elements} != {p.elements for p in panels.values()}:
             packing = None if all(p.elements == 1 for p in panels.values()) else self._refuse_panels(panels)
@@ -222,6 +227,52 @@ class Model(WalkLowering):
             else:
                 choice = self._choose(walk, loops, lane, contraction, None)
         return choice
+
+    def _tiles(self, walk: Walk, lane: str | None) -> TileWalk | None:
+        """How tile registers serve a walk, where they are worth it or the schedule asks for them. Their columns lie
+        across the lanes: where results are contiguous, if nothing says which axis that is."""
+        wanted = self.schedule.matrix
+        if not wanted and (wanted is False or self.facts.tiles is None):
+            return None
+        if not any(r.name == "contract" for r in walk.reductions):
+            return None
+        says_more = self.schedule.order or self.schedule.stage is not None
+        if not wanted and (says_more or self.schedule.registers.keys() & set(walk.axes)):
+            return None     # it speaks of vectors
+        fixed = self._panels(walk) or self.schedule.lane is not None
+        candidates = [lane] if fixed else sorted(walk.outer, key=lambda axis: not self._results_lie_along(walk, axis))
+        reasons = []
+        for columns in candidates:
+            found = fit_tiles(self, walk, columns or "")
+            if isinstance(found, str):
+                reasons.append(found)
+            elif wanted or is_worth(self, found):
+                return found
+        if wanted and reasons:
+            raise ScheduleError(f"schedule of {self.function.name}: matrix = true, but {reasons[0]}; mend: leave it "
+                                "out, and the model takes tile registers where they serve")
+        return None
+
+    def tile_rows(self, axis: str) -> int:
+        """How many rows a task takes at once where contractions over an axis may run on tile registers; 0 where none
+        does."""
+        unit = self.facts.tiles
+        if unit is None or self.schedule.matrix is False:
+            return 0
+        products = [tuple(v.type.dtype.name for v in op.operands) for op in self.function.walk()  # type: ignore[union-attr]
+                    if op.name == "contract" and axis in axes_of(op.result)]
+        return ACROSS * unit.size if any(product in unit.products for product in products) else 0
+
+    def _results_lie_along(self, walk: Walk, axis: str) -> bool:
+        stores = [self.access(root) for root in walk.after if isinstance(root, Op)]
+        return any(access.axes.get(axis) == element_bytes(access.dtype) for access in stores)
+
+    def _choose_tiles(self, walk: Walk, found: TileWalk) -> WalkChoice:
+        unit = self.facts.tiles
+        assert unit is not None
+        counts = {found.rows: ACROSS * unit.size, found.columns: ACROSS // len(walk.reductions), found.depth: 1}
+        return WalkChoice(found.columns, counts, [found.columns, found.rows], [found.depth], list(found.rights),
+                          packing=found.packing(self, walk), blocked=True, tiles=found)
 
     def _panels(self, walk: Walk) -> dict[Op, Panels]:
         """The loads of packed tensors that a walk contracts."""

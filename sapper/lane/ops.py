@@ -4,6 +4,7 @@ A value is one of
   s64          one 64-bit integer, the same for all lanes: addresses, loop counters, truth values (0 or 1)
   row<dtype>   one element in each lane: f32, i32, f64, i64, or b32 (a slot of packed narrow elements)
   mask         one truth value in each lane
+  tile<dtype>  a matrix register: so many rows of so many 32-bit elements (f32, i32 or b32) as the attribute `tile` says
 The number of lanes is the function's attribute `lanes`. A floating scalar is a row whose lanes are all equal.
 
 A worker is one warp, or as many as the attribute `warps` says: each of them runs the whole function, with rows of its
@@ -172,6 +173,18 @@ LANE_OPS = OpTable("lane", [
            doc="a (four row<b32>), b (two), c (four row<f32>) -> c + a @ b, of 16 x 16, 16 x 8 and 16 x 8 elements "
                "that lie in the lanes as sapper/lane/fragments.py says; dtype of a and b: bf16 or f16. Or of i8 or u8, "
                "`right_dtype` of b: 16 x 32 by 32 x 8, c row<i32>, wrapping"),
+    # Matrix registers that memory alone fills and empties. A row of a tile lies at base + row * stride + disp.
+    OpSpec("tile_configure", (0, 0), (0, 0), pure=False,
+           doc="this worker may use tiles from here on, to its tile_release"),
+    OpSpec("tile_release", (0, 0), (0, 0), pure=False, doc="this worker uses tiles no longer"),
+    OpSpec("tile_zero", (0, 0), pure=False, doc="a tile of zeros"),
+    OpSpec("tile_load", (2, 2), optional=("disp",), pure=False, doc="base, stride -> a tile from memory"),
+    OpSpec("tile_store", (3, 3), (0, 0), optional=("disp",), pure=False, doc="tile, base, stride: to memory"),
+    OpSpec("tile_multiply", (3, 3), attributes=("dtype", "right_dtype"), pure=False,
+           doc="c (tile<f32> or <i32>), a, b (tile<b32>) -> c[i, j] + the sum over d of a[i, d] . b[d, j], products of "
+               "slots: of four i8 or u8, exact and wrapping, or of two bf16, the sums of the first and of the second "
+               "products apart, each product added with one rounding, then both, then to c; denormals are zero on the "
+               "way in and out"),
     # Signals, copies of boxes, matrix instructions of a group of warps. What an op of a warp does, it does once, not in
     # every lane.
     OpSpec("signal_start", (1, 1), (0, 0), attributes=("arrivals",), optional=("disp",), pure=False,

@@ -147,6 +147,16 @@ class PackedRows(RowEvaluation):
         self.packing, self.open[packing.depth] = None, outer
 
     @contextmanager
+    def unpacked(self) -> Iterator[None]:
+        """Within a packed walk, the depth is open in elements."""
+        packing = self.packing
+        assert packing is not None
+        slots = self.open[packing.depth]
+        self.packing, self.open[packing.depth] = None, packing.elements
+        yield
+        self.packing, self.open[packing.depth] = packing, slots
+
+    @contextmanager
     def rest_of_depth(self) -> Iterator[bool]:
         """Within, the depth is open in elements, to those that fill no slot. Gives whether there may be any."""
         packing = self.packing

@@ -320,6 +320,13 @@ class State:
             base = self.add(base, self.mul(index, scale))
         return [self.value(base)], {"scale": 1, "disp": disp, "indexed": False}
 
+    def address_of(self, operands: list[Value], attributes: dict[str, Any]) -> Scalar:
+        """The address that `address` or `memory_operands` describe, as one scalar."""
+        address: Scalar = operands[0]
+        if attributes["indexed"]:
+            address = self.add(address, self.mul(operands[1], attributes["scale"]))
+        return self.add(address, attributes["disp"])
+
     # Constants.
 
     def constant(self, value: float | int, dtype: DType) -> Value:

@@ -24,6 +24,7 @@ from .pairs import Pairs
 from .rows import LoweringError, Rows
 from .slots import PAIR
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
+from .tile_registers import TileWalk, emit_walk
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -86,6 +87,7 @@ class WalkChoice:
     by_hand: the micro-kernel that the loop over the reduced axis is, where a tile is one that it is written for.
     blocked: the rows are walked once for each block of panels of the lane axis, as many as stay in the second cache.
     rows_here: staged operands of which only the rows at hand are copied, for all panels of a block.
+    tiles: how tile registers serve the walk, if they do; the counts are then those of the tiles of sums.
     """
 
     lane: str | None
@@ -101,6 +103,7 @@ class WalkChoice:
     widened: list[Op] = field(default_factory=list)
     blocked: bool = False
     rows_here: list[Op] = field(default_factory=list)
+    tiles: TileWalk | None = None
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.
@@ -177,7 +180,8 @@ class WalkLowering(Pairs):
     block whose walks are being emitted; asking: the walks among them that ask for what they will read, if the block
     stores past the caches. pending_buffers, carried_buffers: where kept values lie, of the walk at hand and of loops
     that carry them. stage_memory: scratch memory of each staged operand. behind: what a walk does beside its own work.
-    paired: axes that the walk at hand takes in steps of two, as it keeps slots.
+    paired: axes that the walk at hand takes in steps of two, as it keeps slots. uses_tiles: whether the function has
+    tile registers configured.
     """
 
     pending_buffers: dict[Value, Access]
@@ -189,6 +193,7 @@ class WalkLowering(Pairs):
     block_loads: list[Op]
     asking: list[Walk]
     behind: Behind | None = None
+    uses_tiles = False
     paired: set[str] | frozenset[str] = frozenset()
 
     @cached_property
@@ -299,6 +304,9 @@ class WalkLowering(Pairs):
 
     def walk(self, walk: Walk) -> None:
         choice = self.choose(walk)
+        if choice.tiles is not None:
+            emit_walk(self, walk, choice)
+            return
         with self.packed(choice.packing):
             self._walk(walk, choice)
 
@@ -1080,6 +1088,12 @@ class WalkLowering(Pairs):
             raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over "
                                 "it must be kept in scratch memory; walk it with tiles(...)", value.op)
         return o.capacity
+
+    def use_tiles(self) -> None:
+        """Have the tile registers configured, once, before all that is being emitted."""
+        if not self.uses_tiles:
+            self.uses_tiles = True
+            self.levels[0].builder.block.ops.append(Op("tile_configure", [], ()))
 
     # Staging: operands of a contraction copied to scratch memory in the order in which the inner loop reads them.
 

@@ -17,6 +17,7 @@ import os
 import threading
 from collections import deque
 
+from ..targets.x86_64.detect import host
 from . import system
 from .system import PAGE_BYTES, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE
 
@@ -101,8 +102,12 @@ _arena: CodeArena | None = None
 
 
 def load(code: bytes) -> CodeBlock:
-    """Copy machine code into this process's executable memory."""
+    """Copy machine code into this process's executable memory.
+
+    Detection of the host comes before the first code that is loaded: it asks the system for what code may need.
+    """
     global _arena
     if _arena is None:
+        host()
         _arena = CodeArena()
     return _arena.add(code)

@@ -79,6 +79,18 @@ class MatrixGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class TileUnit:
+    """How contractions run on tile registers, which memory alone fills and empties.
+
+    size: rows of a tile, and 32-bit slots of a row. products: names of the element types, left and right, that are
+    multiplied.
+    """
+
+    size: int
+    products: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What the model knows of a target.
 
@@ -90,7 +102,8 @@ class Facts:
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
     many_workers: thousands of workers take tasks in turn, at no cost: a task is then a few rows, however many workers
     there are, and stages nothing for itself alone; code for what is left of many rows is not worth its place.
-    matrix: the matrix instructions, if there are any. matrix_group: those of groups of warps. dots: lane ops of packed
+    matrix: the matrix instructions, if there are any. matrix_group: those of groups of warps. tiles: the tile
+    registers. dots: lane ops of packed
     dot products that the target has and that the model may choose (sapper/lane/packed.py). float8_rows: rows of fp8
     that are best read from memory at once. family, features: which
     pieces by hand (lang/by_hand.py) the target takes; a family of "" takes none. picks: a lane may take any other of
@@ -114,6 +127,7 @@ class Facts:
     dots: frozenset[str] = frozenset()
     float8_rows: int = 1
     matrix_group: MatrixGroup | None = None
+    tiles: TileUnit | None = None
     family: str = ""
     features: frozenset[str] = frozenset()
     picks: bool = False
@@ -179,6 +193,8 @@ class Schedule:
     streaming: tensors stored past the caches. None: the model's.
     chunks: axis -> into how many tasks a parallel axis is split.
     assembly: blocks by hand, each of which stands for its op wherever the target has it.
+    matrix: whether contractions run on matrix instructions; true is an error where they can't. None: where the model
+    has them do so.
     """
 
     lane: str | None = None
@@ -189,6 +205,7 @@ class Schedule:
     streaming: tuple[str, ...] | None = None
     chunks: dict[str, int] = field(default_factory=dict)
     assembly: tuple[str, ...] = ()
+    matrix: bool | None = None
 
     def __post_init__(self) -> None:
         """Raises ScheduleError for what is no schedule of any kernel."""
@@ -224,6 +241,8 @@ class Schedule:
         for name in ("stage", "streaming"):
             if getattr(self, name) is not None:
                 data[name] = list(getattr(self, name))
+        if self.matrix is not None:
+            data["matrix"] = self.matrix
         return data
 
     @staticmethod

@@ -41,6 +41,8 @@ def steps(schedule: Schedule, made: Choices, vector_registers: int, threads: int
         # A micro-kernel brings its own tile and layouts: the search goes on from there.
         yield Step("block", f"block {bare_name(name)}",
                    replace(schedule, assembly=(*schedule.assembly, name), registers={}, order=(), stage=None))
+    if told.matrix:
+        yield Step("matrix", "vectors in place of tile registers", replace(schedule, matrix=False))
     for axis in free:
         for count in _beside(REGISTERS, told.registers[axis], most=made.hints[axis]):
             yield from _registers(schedule, made, {axis: count}, vector_registers)

@@ -20,8 +20,9 @@ FLAGS = "oszapc"
 COMPUTED = sorted(
     name for name, row in ROWS.items()
     if row.meaning is not None and not row.control and row.masking != "required" and "gather" not in name
+    and "amx_tile" not in row.features
     and (row.length < 256 or f"{name[:-3]}128" not in ROWS))
-"""Rows that compute values; of those that differ in length only, the shortest."""
+"""Rows that compute values; of those that differ in length only, the shortest. Tiles are not followed."""
 DECIDED_BY_DATA = {"bsf", "bsr", "tzcnt", "lzcnt", "pext", "pdep", "div", "idiv", "vcompressps", "vcompresspd",
                    "vpcompressd", "vpcompressq", "vexpandps", "vexpandpd", "vpexpandd", "vpexpandq"}
 """Mnemonics whose meaning branches on its operands, or on the opmask."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sapper.codegen import joined
 from sapper.codegen.allocate import Allocation, allocate
-from sapper.codegen.check import check
+from sapper.codegen.check import CheckError, check
 from sapper.codegen.frame import finish_frame
 from sapper.codegen.liveness import (
     BRANCH,
@@ -44,6 +44,7 @@ from sapper.targets.x86_64.instructions import ROWS
 from tests.strategies import examples
 
 RDI, RSI, RAX, RCX = Register("gpr", 7), Register("gpr", 6), Register("gpr", 0), Register("gpr", 1)
+RDX = Register("gpr", 2)
 
 
 class Code:
@@ -803,3 +804,92 @@ def test_subtracting_a_number_is_no_idiom() -> None:
     ones = Instruction(ROWS["vpternlogd.512"], [Register("vec", 1)] * 3 + [Immediate(0xFF)])
     other = Instruction(ROWS["vpternlogd.512"], [Register("vec", 1)] * 3 + [Immediate(0x96)])
     assert is_idiom(ones, table[ones.row]) and not is_idiom(other, table[other.row])
+
+
+# ---- tiles
+
+def tiled(accumulators: int, operands: int = 2) -> MachineFunction:
+    """Products of so many sums, held through a loop, from operands that are loaded in each round."""
+    code = Code()
+    stride, count = code.new("gpr"), code.new("gpr")
+    code.put("ldtilecfg", Memory(RDI))
+    code.put("mov.64", stride, Immediate(64))
+    code.put("mov.64", count, Immediate(3))
+    sums = [code.new("tile") for _ in range(accumulators)]
+    for total in sums:
+        code.put("tilezero", total)
+    code.label("loop")
+    loaded = [code.new("tile") for _ in range(operands)]
+    for number, operand in enumerate(loaded):
+        code.put("tileloadd", operand, Memory(RSI, stride, 1, 1024 * number))
+    for number, total in enumerate(sums):
+        code.put("tdpbssd", total, loaded[number % operands], loaded[(number + 1) % operands])
+    code.put("dec.64", count)
+    code.put("jne", LabelReference("loop"))
+    for number, total in enumerate(sums):
+        code.put("tilestored", Memory(RDI, stride, 1, 1024 * number), total)
+    code.put("tilerelease")
+    code.put("ret")
+    return code.function()
+
+
+def test_eight_tiles_are_given_out_and_checked() -> None:
+    function, abi = tiled(6), register_file()
+    allocation = allocate(function, abi)
+    check(function, allocation.function, allocation.origin, abi)
+    named = {o.number for i in allocation.function.body if isinstance(i, Instruction) for o in i.operands
+             if isinstance(o, Register) and o.kind == "tile"}
+    assert named == set(range(8)) and allocation.max_pressure["tile"] == 8 and not allocation.spills
+
+
+def test_tiles_that_do_not_suffice_are_never_spilled() -> None:
+    with pytest.raises(AllocationError, match=r"tile registers do not suffice .* 9 are wanted, expected at most 8; "
+                                              r"mend: smaller tiles or fewer values kept\. "):
+        allocate(tiled(7), register_file())
+
+
+def test_a_configuration_leaves_no_tile_as_it_was() -> None:
+    code = Code()
+    tile, stride = code.new("tile"), code.new("gpr")
+    code.put("mov.64", stride, Immediate(64))
+    code.put("ldtilecfg", Memory(RDI))
+    code.put("tilezero", tile)
+    code.put("ldtilecfg", Memory(RDI, disp=64))
+    code.put("tilestored", Memory(RSI, stride), tile)
+    code.put("ret")
+    with pytest.raises(AllocationError, match="tile registers do not suffice"):
+        allocate(code.function(), register_file())
+
+
+def test_a_tile_taken_for_another_is_found() -> None:
+    function, abi = tiled(2), register_file()
+    allocation = allocate(function, abi)
+    product = next(i for i in allocation.function.body if isinstance(i, Instruction) and i.row.mnemonic == "tdpbssd")
+    product.operands[0] = Register("tile", 7)
+    with pytest.raises(CheckError, match="tdpbssd"):
+        check(function, allocation.function, allocation.origin, abi)
+
+
+def test_rows_of_tiles_in_memory_keep_their_order() -> None:
+    """Whatever lies between two addresses: a row of one tile may be another row of the other."""
+    code = Code()
+    stride, tile, other, left, right = code.new("gpr"), *(code.new("tile") for _ in range(4))
+    code.put("mov.64", stride, Immediate(2048))
+    code.put("ldtilecfg", Memory(RDI))
+    code.label("main")
+    for number, loaded in enumerate((tile, left, right)):
+        code.put("tileloadd", loaded, Memory(RDX, stride, 1, 64 * number))
+    for _ in range(6):
+        code.put("tdpbssd", tile, left, right)
+    code.put("tilestored", Memory(RSI, stride, 1, 2048), tile)
+    code.put("tileloadd", other, Memory(RSI, stride, 1, 0))  # its second row is the first of what was stored
+    for _ in range(6):
+        code.put("tdpbssd", other, left, right)
+    code.put("tilestored", Memory(RDI, stride, 1, 0), other)
+    code.put("tilerelease")
+    code.put("ret")
+    function = code.function()
+    schedule(function, register_file())
+    accesses = [(i.row.mnemonic, o.disp) for i in function.body if isinstance(i, Instruction)
+                for o in i.operands if isinstance(o, Memory) and o.base == RSI]
+    assert accesses == [("tilestored", 2048), ("tileloadd", 0)]

@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sapper
-from sapper.codegen.c_abi import BuildError, library_parts
+from sapper.codegen.c_abi import BuildError, library_parts, needed_features
 from sapper.codegen.library import Library, c_kernel, make_library
+from sapper.codegen.machine import Instruction, MachineFunction, Register
 from sapper.lang.errors import KernelError
+from sapper.targets.x86_64.detect import FEATURE_BITS, host
+from sapper.targets.x86_64.instructions import ROWS
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.rounding import expect
 from tests.strategies import assert_expected, kernels, reject_unbuildable
@@ -196,8 +200,6 @@ def test_the_first_form_that_suits_a_call_is_taken(tmp_path: Path) -> None:
 
 def test_a_processor_without_the_features_is_refused(tmp_path: Path) -> None:
     """avx512_fp16 stands for any feature that this processor lacks."""
-    from sapper.targets.x86_64.detect import FEATURE_BITS, host
-
     lacking = next((f for f in FEATURE_BITS if f not in host().features), None)
     if lacking is None:
         pytest.skip("this processor has every feature")
@@ -208,6 +210,43 @@ def test_a_processor_without_the_features_is_refused(tmp_path: Path) -> None:
     for _ in range(2):
         assert loaded.plain("scale", {"x": x, "factor": 2.0, "out": x.copy()}) == "BAD_CPU"
         assert loaded.on("scale", {"x": x, "factor": 2.0, "out": x.copy()}) == "BAD_CPU"
+
+
+TILES = ["amx_tile", "amx_bf16"]
+ASKS = """
+import ctypes, sys
+import numpy as np
+library, system = ctypes.CDLL(sys.argv[1]), ctypes.CDLL(None)
+def granted():
+    mask = ctypes.c_uint64()
+    system.syscall(158, 0x1022, ctypes.byref(mask))  # arch_prctl(ARCH_GET_XCOMP_PERM)
+    return mask.value >> 18 & 1
+x = np.ones((2, 2), np.float32)
+before, address = granted(), ctypes.c_void_p(x.ctypes.data)
+status = library.scale(address, ctypes.c_float(2.0), address, ctypes.c_int64(2), ctypes.c_int64(2))
+print(before, status, granted())
+"""
+
+
+@pytest.mark.skipif(not set(TILES) <= host().features, reason="no tile registers, or the system grants none")
+def test_a_library_with_tiles_asks_the_system_for_them(tmp_path: Path) -> None:
+    library = build(source.scale)
+    for features, asks in ((TILES, 1), ([], 0)):
+        parts, functions, areas = library_parts(library.kernels, [*library.target.features, *features])
+        path = tmp_path / f"libasks{asks}.so"
+        path.write_bytes(Library(library.kernels, parts, functions, areas, library.target).so(path.name))
+        done = subprocess.run([sys.executable, "-c", ASKS, str(path)], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["0", "0", str(asks)]
+
+
+def test_only_code_with_tiles_needs_them() -> None:
+    features = frozenset({"avx2", *TILES, "amx_int8"})
+    bare = MachineFunction("f", [Instruction(ROWS["ret"], [])], {})
+    tiled = MachineFunction("g", [Instruction(ROWS["tdpbf16ps"], [Register("tile", n) for n in range(3)])], {})
+    assert needed_features(features, [bare]) == {"avx2"}
+    assert needed_features(features, [bare, tiled]) == {"avx2", *TILES}
+    spelled = build(source.scale, machine="sapphirerapids").h("scale")
+    assert "avx512_bf16" in spelled and "amx" not in spelled
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

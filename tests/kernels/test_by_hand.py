@@ -20,6 +20,7 @@ from sapper.codegen.machine import Instruction
 from sapper.ir.types import bf16 as BF16
 from sapper.ir.types import f32 as F32
 from sapper.kernels.by_hand import blocked, codebook, matmul, rows
+from sapper.kernels.by_hand import tiles as tiled
 from sapper.kernels.matmul import make_matmul_nn
 from sapper.lang.by_hand import PIECES
 from sapper.runtime import by_hand
@@ -67,13 +68,20 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "embedding": lambda: attached(rows.make_embedding(), rows.attach_embedding),
     "f32 in blocks of the depth": lambda: attached(make_matmul_nn(f32), blocked.attach, 16),
     "codebook": lambda: attached(codebook.make_codebook(), codebook.attach),
+    "bf16 tiles": lambda: attached(tiled.make_product(tiled.BF16), tiled.attach, tiled.BF16),
+    "i8 tiles": lambda: attached(tiled.make_product(tiled.I8), tiled.attach, tiled.I8),
+    "u8 i8 tiles": lambda: attached(tiled.make_product(tiled.U8_I8), tiled.attach, tiled.U8_I8),
 }
 MATMULS = ("f32 14x32", "f32 6x16", "bf16 14x32")
 
 
+def chip_of(name: str) -> Any:
+    return target("sapphirerapids") if "tiles" in name else ZEN4
+
+
 def compiled(name: str) -> tuple[Any, Override]:
     kernel = KERNELS[name]()
-    return kernel, compile_by_hand(kernel, kernel.by_hand[0], ZEN4)
+    return kernel, compile_by_hand(kernel, kernel.by_hand[0], chip_of(name))
 
 
 @cache
@@ -142,13 +150,14 @@ def test_the_proof_finds_the_one_value_that_differs() -> None:
 
 
 @pytest.mark.parametrize("name, every", [("f32 14x32", 97), ("bf16 14x32", 83), ("f32 6x16", 43), ("row sum", 7),
-                                         ("embedding", 1), ("codebook", 2)])
+                                         ("embedding", 1), ("codebook", 2), ("bf16 tiles", 19), ("i8 tiles", 23),
+                                         ("u8 i8 tiles", 29)])
 def test_planted_errors_are_found(name: str, every: int) -> None:
     """A sample of all mutants, evenly over the text."""
     kernel, made, trials = tried(name)
     chosen = list(mutants(made.assembly))[::every]
     assert len(chosen) >= 8
-    assert not [str(m) for m in by_hand.survivors(kernel, made, ZEN4, chosen, trials)]
+    assert not [str(m) for m in by_hand.survivors(kernel, made, chip_of(name), chosen, trials)]
 
 
 def words(random: np.random.Generator) -> list[Any]:

@@ -68,9 +68,13 @@ def argument_words(function: Function, slots: list[str], arguments: dict[str, An
 
 def run_lane(function: Function, arguments: dict[str, Any], schedule: Schedule | None = None,
              facts: Facts | None = None, specialization: Specialization | None = None, workers: int = 1,
-             passes: Any = None) -> Function:
-    """Lower a canonical tile IR function, apply `passes` to the lane IR, and run it; arguments change in place."""
+             passes: Any = None, packed: dict[str, Any] | None = None) -> Function:
+    """Lower a canonical tile IR function, apply `passes` to the lane IR, and run it; arguments change in place.
+
+    packed: what stands for some of the arguments in memory.
+    """
     specialization = specialization or specialize(function, arguments)
+    specialization.strides.update({name: one.panels for name, one in (packed or {}).items()})
     lane = lower(function, schedule or Schedule(), facts or Facts(), specialization)
     verify(lane, LANE_OPS)
     if passes is not None:
@@ -79,8 +83,8 @@ def run_lane(function: Function, arguments: dict[str, Any], schedule: Schedule |
     memory = Memory()
     each = max(64, scratch_bytes(lane.attributes["scratch"], dims_of(function, arguments)))
     words = [memory.allocate("scratch", each * workers), each, memory.allocate("sync", 1024)]
-
+    held = {**arguments, **{name: one.data for name, one in (packed or {}).items()}}
     words += argument_words(function, lane.attributes["slots"], arguments,
-                            lambda name: memory.add_array(name, arguments[name]))
+                            lambda name: memory.add_array(name, held[name]))
     run(lane, np.array(words, dtype=np.int64), memory, workers)
     return lane

@@ -45,6 +45,7 @@ class Target:
     picks: bool = False
     """A shuffle needs all lanes, and is as slow as a read of shared memory."""
     matrix_group: MatrixGroup | None = None
+    tiles: None = None
     family: str = "ptx"
     assembler_allocates: bool = True
     """ptxas gives registers, frame and encoding: the compiler stops at text."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import abi
 from .instructions import ROWS
+from .registers import COUNTS
 
 _MOVE_BITS = {
     "mov.64": 64,
@@ -64,14 +65,15 @@ class RegisterFile:
     """See `Abi` in sapper/codegen/liveness.py, which this satisfies."""
 
     __slots__ = (
-        "callee_saved", "counts", "facts_table", "frame_scratch", "full_bits", "idioms", "move_bits", "registers",
-        "stack_pointer",
+        "callee_saved", "counts", "facts_table", "frame_scratch", "full_bits", "idioms", "move_bits", "never_spilled",
+        "registers", "stack_pointer",
     )
 
     def __init__(self, registers: dict[str, tuple[int, ...]], vector_bits: int) -> None:
         self.registers = registers
-        self.counts = {"gpr": 16, "vec": 32, "mask": 8}
-        self.full_bits = {"gpr": 64, "vec": vector_bits, "mask": 64}
+        self.never_spilled = ("tile",)  # tilestored takes a register for how far its rows lie apart
+        self.counts = COUNTS
+        self.full_bits = {"gpr": 64, "vec": vector_bits, "mask": 64, "tile": 8192, "tilecfg": 512}
         self.callee_saved = tuple(("gpr", number) for number in abi.CALLEE_SAVED)
         self.stack_pointer = ("gpr", abi.STACK_POINTER)
         self.frame_scratch = ("gpr", abi.RESULT)
@@ -109,6 +111,7 @@ def register_file(vector_bits: int = 512, masks: bool = True) -> RegisterFile:
             "gpr": abi.ALLOCATABLE,
             "vec": tuple(range(32 if masks else 16)),
             "mask": abi.MASK_ALLOCATABLE if masks else (),
+            "tile": tuple(range(COUNTS["tile"])),
         },
         vector_bits,
     )

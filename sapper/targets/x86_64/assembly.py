@@ -7,16 +7,17 @@ Source: Intel SDM volume 1, 3.4.1.1 and 10.2.3 (MXCSR), volume 2, appendix B.1.4
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from . import abi, meaning
+from . import abi, meaning, tiles
 from .allocation import IDIOMS as IDIOMS
 from .instructions import CONDITION_CODES, ROWS, Operand, Row
-from .registers import GPR_NAMES, MASK_NAMES, RSP, VEC_NAMES
+from .registers import GPR_NAMES, MASK_NAMES, RSP, TILE_NAMES, VEC_NAMES
+from .rows import TILE_BITS
 from .target import V3_FEATURES
 
 FAMILY = "x86_64"
@@ -26,6 +27,8 @@ REGISTERS: dict[str, tuple[str, int, int]] = {
     **{name: ("gpr", number, bits) for bits, names in GPR_NAMES.items() for number, name in enumerate(names)},
     **{name: ("vec", number, bits) for bits, names in VEC_NAMES.items() for number, name in enumerate(names)},
     **{name: ("mask", number, 64) for number, name in enumerate(MASK_NAMES)},
+    **{name: ("tile", number, TILE_BITS) for number, name in enumerate(TILE_NAMES)},
+    "tilecfg": (*tiles.CONFIGURATION, 512),
 }
 """name -> (kind, number, bits) of every register."""
 
@@ -33,7 +36,7 @@ MEMORY_BITS = {"byte": 8, "word": 16, "dword": 32, "qword": 64, "xmmword": 128, 
 """The words before `ptr`, and what they say."""
 
 VIRTUAL = {"r64": ("gpr", 64), "r32": ("gpr", 32), "xmm": ("vec", 128), "ymm": ("vec", 256), "zmm": ("vec", 512),
-           "k": ("mask", 64)}
+           "k": ("mask", 64), "tmm": ("tile", TILE_BITS)}
 """Names under which a new register is asked for: kind and bits."""
 
 RETURN = "ret"
@@ -128,6 +131,33 @@ def with_implied(features: frozenset[str]) -> frozenset[str]:
     if found & {"avx2", "fma", "f16c"}:
         found.add("avx")
     return frozenset(found)
+
+
+# --- Tiles ------------------------------------------------------------------------------------------------------------
+
+CONFIGURATION = tiles.CONFIGURATION
+"""The register that holds the tiles' configuration; no operand names it."""
+TILE_RELEASE = "tilerelease"
+tile_configuration = tiles.configuration
+tile_shapes = tiles.shapes_of
+PRODUCT_SHAPES = tiles.PRODUCT_SHAPES
+
+
+def tile_shape(number: int | None, shapes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """(rows, bytes of a row) of a tile under the shapes of a configuration.
+
+    number: None for a register that is still to be allocated; it has a shape, not None, only where all have the same,
+    so that it does not matter which it becomes."""
+    if number is not None:
+        return shapes[number]
+    return shapes[0] if len(set(shapes)) == 1 else None
+
+
+def shape_fault(row: Row, shapes: Sequence[tuple[int, int]]) -> str:
+    """Why a row traps on tiles of these shapes, or nothing."""
+    if not all(rows for rows, _ in shapes):
+        return "a tile that the configuration leaves without rows"
+    return tiles.product_fault(*shapes) if len(shapes) == 3 else ""
 
 
 execute = meaning.execute
@@ -240,6 +270,8 @@ NEIGHBOURS = {"jl": "jle", "jle": "jl", "jg": "jge", "jge": "jg", "jb": "jbe", "
 """Conditions that differ in one case, or in all."""
 
 OTHER_ROUNDING = {
+    "tdpbssd": ("tdpbsud", "tdpbusd"), "tdpbsud": ("tdpbssd", "tdpbuud"), "tdpbusd": ("tdpbuud", "tdpbssd"),
+    "tdpbuud": ("tdpbusd", "tdpbsud"),
     "vcvtps2dq": ("vcvttps2dq",), "vcvttps2dq": ("vcvtps2dq",), "vfmadd231ps": ("vfnmadd231ps",),
     "vfmadd213ps": ("vfnmadd213ps",), "vfmadd132ps": ("vfnmadd132ps",), "vrcp14ps": ("vrsqrt14ps",),
 }
@@ -265,4 +297,4 @@ def zero_row(operand: Operand) -> Row | None:
     """A row that makes a register of this kind and size zero, touching no flags; its operands are all the register."""
     if operand.kind == "vec":
         return ROWS[f"vpxord.{operand.bits}"] if operand.bits == 512 else ROWS[f"vpxor.{operand.bits}"]
-    return ROWS["kxorw"] if operand.kind == "mask" else None
+    return {"mask": ROWS["kxorw"], "tile": ROWS["tilezero"]}.get(operand.kind)

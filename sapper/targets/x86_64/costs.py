@@ -208,7 +208,9 @@ def _ports(row: Row, throughput: float) -> tuple[str, ...]:
     if (operands and operands[0].kind == "mem") or row.mnemonic.startswith(("vmovnt", "movnti", "push")):
         return ("store",)
     count = max(1, min(4, round(1 / throughput)))
-    if row.mnemonic.startswith(("tile", "tdp", "ldtile", "sttile")):
+    if row.mnemonic.startswith("tileload"):
+        return ("load",)
+    if row.mnemonic.startswith(("tile", "tdp")):
         return ("tiles",)
     if not any(o.kind in ("vec", "mask") for o in operands):
         return _GENERAL[:count]

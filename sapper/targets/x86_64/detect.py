@@ -36,7 +36,7 @@ _PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
 _MAP_PRIVATE, _MAP_ANONYMOUS = 0x02, 0x20
 
 # feature: (leaf, subleaf, register 0 .. 3 = eax ebx ecx edx, bit, XCR0 bits that the system must enable)
-_AVX_STATE, _AVX512_STATE, _TILE_STATE = 0x6, 0xE6, 0x60000
+_AVX_STATE, _AVX512_STATE, TILE_STATE = 0x6, 0xE6, 0x60000
 FEATURE_BITS: dict[str, tuple[int, int, int, int, int]] = {
     "fma": (1, 0, 2, 12, _AVX_STATE), "popcnt": (1, 0, 2, 23, 0), "xsave": (1, 0, 2, 26, 0),
     "avx": (1, 0, 2, 28, _AVX_STATE), "f16c": (1, 0, 2, 29, _AVX_STATE),
@@ -47,8 +47,8 @@ FEATURE_BITS: dict[str, tuple[int, int, int, int, int]] = {
     "avx512_vnni": (7, 0, 2, 11, _AVX512_STATE),
     "avx_vnni": (7, 1, 0, 4, _AVX_STATE), "avx512_bf16": (7, 1, 0, 5, _AVX512_STATE),
     "avx512_fp16": (7, 0, 3, 23, _AVX512_STATE), "prefetchi": (7, 1, 3, 14, 0),
-    "amx_bf16": (7, 0, 3, 22, _TILE_STATE), "amx_tile": (7, 0, 3, 24, _TILE_STATE),
-    "amx_int8": (7, 0, 3, 25, _TILE_STATE), "amx_fp16": (7, 1, 0, 21, _TILE_STATE),
+    "amx_bf16": (7, 0, 3, 22, TILE_STATE), "amx_tile": (7, 0, 3, 24, TILE_STATE),
+    "amx_int8": (7, 0, 3, 25, TILE_STATE), "amx_fp16": (7, 1, 0, 21, TILE_STATE),
     "lzcnt": (0x80000001, 0, 2, 5, 0), "prfchw": (0x80000001, 0, 2, 8, 0), "rdtscp": (0x80000001, 0, 3, 27, 0),
 }
 

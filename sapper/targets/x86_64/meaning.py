@@ -1211,7 +1211,7 @@ def execute(
             continue
         value = values.pop(0)
         if operand.kind == "tile" or operand.sibmem:
-            after[position] = np.broadcast_to(value, operands[position].shape)
+            after[position] = np.ascontiguousarray(np.broadcast_to(value, operands[position].shape))
         elif operand.kind == "mask" and not in_memory[position]:
             after[position] = (pack_bits(value) if isinstance(value, np.ndarray) else plain(value)) \
                 & (-1 if mask is None else mask) & ((1 << 64) - 1)

@@ -40,4 +40,6 @@ def register_name(kind: str, number: int, bits: int) -> str:
         return MASK_NAMES[number]
     if kind == "tile":
         return TILE_NAMES[number]
-    raise KeyError(f"register kind: found {kind!r}; expected 'gpr', 'vec', 'mask' or 'tile'")
+    if kind == "tilecfg":
+        return "tilecfg"
+    raise KeyError(f"register kind: found {kind!r}; expected one of {', '.join(COUNTS)}")

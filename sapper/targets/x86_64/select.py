@@ -22,6 +22,7 @@ from . import (
     select_masks,
     select_memory,
     select_scalars,
+    select_tiles,
 )
 from .instructions import ROWS as ROWS
 from .registers import RDI, RDX, RSI
@@ -60,9 +61,9 @@ _FOLDS = {"add": _BINARY_BOTH, "mul": _BINARY_BOTH, "and": _BINARY_BOTH, "or": _
 ABSORBS_SIGN = frozenset(["fma"])
 """Ops that take the negation of any operand for nothing (vfnmadd, vfmsub, vfnmsub)."""
 
-TIED = {"fma": (2, 0, 1), "dot2_bf16": (0,), "dot4_u8i8": (0,), "s_add": (0, 1), "s_sub": (0,), "s_mul": (0, 1),
-        "s_and": (0, 1), "s_or": (0, 1), "s_xor": (0, 1), "s_shl": (0,), "s_shr": (0,), "s_sar": (0,),
-        "s_min": (0, 1), "s_max": (0, 1)}
+TIED = {"fma": (2, 0, 1), "dot2_bf16": (0,), "dot4_u8i8": (0,), "tile_multiply": (0,),
+        "s_add": (0, 1), "s_sub": (0,), "s_mul": (0, 1), "s_and": (0, 1), "s_or": (0, 1),
+        "s_xor": (0, 1), "s_shl": (0,), "s_shr": (0,), "s_sar": (0,), "s_min": (0, 1), "s_max": (0, 1)}
 """Operands that an instruction may overwrite with its result."""
 
 
@@ -112,6 +113,8 @@ def legal_ops(target: Any) -> frozenset[str]:
         legal |= {"lookup", "fraction"}
     if target.float8_rows > 1:
         legal.add("widen_float8")
+    if target.tiles is not None:
+        legal |= {"tile_configure", "tile_release", "tile_zero", "tile_load", "tile_store", "tile_multiply"}
     if "dot2_bf16" in target.dots:
         legal |= {"pack_bf16", "interleave", "concat_bf16", "is_denormal"}
     return frozenset(legal | target.dots)
@@ -164,7 +167,8 @@ def _joined(tables: Iterable[Mapping[str, Entry]]) -> dict[str, Entry]:
 
 
 RULES: dict[str, Rule] = _joined(module.RULES for module in (
-    select_arithmetic, select_control, select_conversions, select_lanes, select_masks, select_memory, select_scalars))
+    select_arithmetic, select_control, select_conversions, select_lanes, select_masks, select_memory, select_scalars,
+    select_tiles))
 
 OWN_CONSTANTS: dict[str, OwnConstants] = _joined(module.OWN_CONSTANTS for module in (
     select_arithmetic, select_conversions, select_lanes, select_masks, select_memory))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir.nodes import Op, Value
-from ...ir.types import DType, MaskType, RowType, ScalarType
+from ...ir.types import DType, MaskType, RowType, ScalarType, TileRegisterType
 from ...ir.types import i32 as I32
 
 Key = tuple[Any, ...]
@@ -145,6 +145,9 @@ def move(s: Any, destination: Any, source: Any, type_: Any) -> None:
             s.emit("kmovq", destination, source)
         else:
             s.emit(f"vmovaps.{s.facts.bits4}", destination, source)
+    elif isinstance(type_, TileRegisterType):
+        raise ValueError(f"{s.function.name}: found a tile that must be copied to another; expected sums that are "
+                             "carried in place, as no instruction copies tiles; mend: store and load it")
     else:
         s.emit(f"vmovaps.{bits_of(s, type_.dtype)}", destination, source)
 

@@ -9,13 +9,17 @@ host's own in detect.py.
 
 # Without `from __future__ import annotations`, which has NamedTuple compile each field's type from text: this module is
 # part of every process's first call.
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Optional
+
+if TYPE_CHECKING:
+    from ...tile.schedule import TileUnit
 
 V3_FEATURES = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "popcnt"})
 """x86-64-v3, as far as generated code uses it."""
 V4_FEATURES = V3_FEATURES | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 """x86-64-v4, as far as generated code uses it."""
-OPTIONAL_FEATURES = frozenset({"avx512_bf16", "avx512_vnni", "avx512_vbmi"})
+TILE_FEATURES = frozenset({"amx_tile", "amx_bf16", "amx_int8"})
+OPTIONAL_FEATURES = frozenset({"avx512_bf16", "avx512_vnni", "avx512_vbmi"}) | TILE_FEATURES
 """Features that generated code uses where a target has them, whatever its level."""
 
 
@@ -83,6 +87,16 @@ class Target(NamedTuple):
         return True
 
     @property
+    def tiles(self) -> Optional["TileUnit"]:
+        """AMX, as palette 1 has it: eight tiles of 16 rows of 64 bytes."""
+        from ...tile.schedule import TileUnit
+
+        products = {("bf16", "bf16")} if "amx_bf16" in self.features else set()
+        if "amx_int8" in self.features:
+            products |= {(left, right) for left in ("i8", "u8") for right in ("i8", "u8")}
+        return TileUnit(16, frozenset(products)) if products else None
+
+    @property
     def float8_rows(self) -> int:
         """A whole register of fp8 is widened at once, by tables of bytes, where there are any."""
         return 4 if {"avx512vl", "avx512_vbmi"} <= self.features else 1
@@ -124,8 +138,8 @@ TARGETS: dict[str, Target] = {
         _cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 1, 0.5, 4, 4, 8),
         # 512-bit operations run as two halves on 256-bit pipes: two FMA pipes, two add pipes, two loads, one store.
         _cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7),
-        _cpu("graniterapids", _V4_ML, 48 * KIB, 2 * MIB, 504 * MIB, 2, 2, 1, 4, 4, 8),
-        _cpu("sapphirerapids", _V4_ML, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
+        _cpu("graniterapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 504 * MIB, 2, 2, 1, 4, 4, 8),
+        _cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
         _cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 2, 1, 4,
              4, 8),
         _cpu("skylake-avx512", V4_FEATURES, 32 * KIB, 1 * MIB, 22 * MIB, 2, 2, 1, 4, 4, 8),

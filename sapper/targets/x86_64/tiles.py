@@ -100,12 +100,21 @@ def zero(_: Array) -> Array:
     return np.uint8(0)
 
 
-def _check(total: Array, a: Array, b: Array) -> None:
-    """Shapes that a product of tiles takes. Raises OverflowError where the processor traps (#UD)."""
-    (m, n4), (m_of_a, k4), (k, n4_of_b) = total.shape, a.shape, b.shape
+def product_fault(total: Shape, a: Shape, b: Shape) -> str:
+    """Why a product of tiles of these shapes traps (#UD), or nothing."""
+    (m, n4), (m_of_a, k4), (k, n4_of_b) = total, a, b
     if n4 % 4 or k4 % 4 or n4_of_b % 4 or m != m_of_a or k != k4 // 4 or n4 != n4_of_b or not (m and n4 and k4):
-        raise OverflowError(f"a product of tiles of {m} x {n4}, {m_of_a} x {k4} and {k} x {n4_of_b} (rows x bytes) "
-                            "traps; expected M x 4N, M x 4K and K x 4N")
+        return f"tiles of {m} x {n4}, {m_of_a} x {k4} and {k} x {n4_of_b} (rows x bytes)"
+    return ""
+
+
+PRODUCT_SHAPES = "tiles of M x 4N, M x 4K and K x 4N"
+
+
+def _check(total: Array, a: Array, b: Array) -> None:
+    fault = product_fault(total.shape, a.shape, b.shape)
+    if fault:
+        raise OverflowError(f"a product of {fault} traps; expected {PRODUCT_SHAPES}")
 
 
 def dot_integers(a_dtype: str, b_dtype: str) -> Meaning:

@@ -1,0 +1,455 @@
+"""Contractions on tile registers: a matrix instruction whose operands and sums go through memory.
+
+Enters a walk that contracts narrow operands, on a target with tile registers (`Facts.tiles`). `fit` says how they serve
+it, or why they do not; `emit_walk` emits it. Each piece of the walk goes through three steps:
+
+    load, multiply   along the depth, rows of the left operand and panels of the right one, sums in tile registers
+    store            the sums, to a few KiB of scratch memory
+    finish           what follows the contraction reads them there, row by row, like any other value
+
+A piece is `ACROSS` tiles of sums high and wide; where two contractions share their left operand, each has half as many
+columns. The right operand lies in panels of slots, as packed dot products have them too (packed.py: what is packed for
+one serves the other). The left one is read where it lies if its rows are contiguous along the depth; else it is copied.
+
+What holds: every tile is whole, so nothing is configured anew. Rows: the last tile ends where they do, and only those
+rows are stored that no tile before it had; where there are fewer than a tile has, they are copied to a place with room
+for one. Columns: panels are whole. Depth: what is left of it is copied beside zeros, of both operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..ir.nodes import Block, Op, Value
+from ..ir.types import MASK, ROW_B32, S64, TILE_B32, DType, TileRegisterType, TileType, b32, i32, u8
+from ..tile.plan import Walk, axes_of
+from .packed import DOTS, Dot, Packing, Term
+from .state import Access, Bound, Open, Scalar, element_bytes
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .walk import WalkChoice, WalkLowering
+
+ACROSS = 2
+"""Tiles of sums in each direction: each operand's tile is then used twice for each time that it is loaded. Four tiles
+of sums, two of either operand: all that there are where there are eight."""
+
+FEWEST_ROWS, FEWEST_PACKED_ROWS = 16, 6
+"""Typical rows from which tiles are worth it: where panels have to be made, and where the operand came in panels. Fewer
+take as long as a whole tile, for which the panels come from memory no faster."""
+
+FINISHED_ROWS = 4
+"""Rows of sums that are finished at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileWalk:
+    """How tiles serve a walk. rows, columns, depth: its axes. left: the operand that all contractions have in common.
+    rights: the loads of the others, one for each. dot: the products of a slot."""
+
+    rows: str
+    columns: str
+    depth: str
+    left: Value
+    rights: tuple[Op, ...]
+    dot: Dot
+
+    def packing(self, low: WalkLowering, walk: Walk) -> Packing:
+        """Of the depth in slots; no operand is turned, as tiles multiply all signs."""
+        return Packing(self.dot, self.depth, walk.reduced, low.open[self.depth],
+                       terms={op: Term() for op in walk.reductions})
+
+
+def fit(model: Model, walk: Walk, columns: str) -> TileWalk | str:
+    """How tiles serve a walk whose axis `columns` lies across the lanes, or why they do not."""
+    unit = model.facts.tiles
+    if unit is None:
+        return "the target has no tile registers" if model.facts.matrix is None else \
+            "the target's matrix instructions do not serve this kernel"
+    if unit.size != model.lanes:
+        return f"a row has {model.lanes} lanes; a tile has {unit.size} columns"
+    if walk.inner or not 1 <= len(walk.reductions) <= ACROSS or any(op.name != "contract" for op in walk.reductions):
+        return f"the walk is not one contraction by itself, or {ACROSS}"
+    if len(walk.reduced) != 1 or len(walk.outer) != 2 or columns not in walk.outer or any(
+            axis not in model.open for axis in walk.axes):
+        return "the contraction is not over one axis, with two axes in its result that this walk loops over"
+    (depth,) = walk.reduced
+    (rows,) = (axis for axis in walk.outer if axis != columns)
+    lefts: list[Value] = []
+    rights: list[Op] = []
+    dots: set[Dot] = set()
+    for op in walk.reductions:
+        sides = {frozenset(axes_of(v)): v for v in op.operands}
+        left, right = sides.get(frozenset({rows, depth})), sides.get(frozenset({columns, depth}))
+        if left is None or right is None:
+            return f"its operands are not tiles over {rows} and {depth}, and {columns} and {depth}"
+        dtypes = tuple(_dtype(v) for v in (left, right))
+        dot = next((dot for dot in DOTS if dot.result is _dtype(op.result) and {*dtypes} <= {*dot.dtypes}), None)
+        if dot is None or tuple(dtype.name for dtype in dtypes) not in unit.products:
+            return f"no tile multiplies {' by '.join(dtype.name for dtype in dtypes)} with sums of " \
+                   f"{_dtype(op.result).name}"
+        if right.op is None or right.op.name != "load" or right in model.buffers or right in model.rows \
+                or model.access(right.op).gathers:
+            return "the operand that spans the columns is not read as it lies in a tensor"
+        lefts.append(left)
+        rights.append(right.op)
+        dots.add(dot)
+    if any(not _same(left, lefts[0]) for left in lefts) or len(dots) > 1:
+        return "the contractions have no left operand in common"
+    found = TileWalk(rows, columns, depth, lefts[0], tuple(rights), dots.pop())
+    extent, slots = model.open[depth], found.dot.elements
+    if (extent.extent if isinstance(extent.extent, int) else extent.divisor) % slots:
+        return f"{depth} is not known to be a multiple of {slots}, the elements of a slot"
+    if not model.is_bounded(depth):
+        return f"no panel can be packed: the range of {depth} is known only as the kernel runs"
+    if not _lies(model, found) and not model.is_bounded(rows):
+        return f"the left operand can't be copied: the range of {rows} is known only as the kernel runs"
+    return found
+
+
+def is_worth(model: Model, found: TileWalk) -> bool:
+    """Whether tiles take less time than packed dot products, typically."""
+    unit = model.facts.tiles
+    assert unit is not None
+    packed = all(model.panels_of(op) is not None for op in found.rights)
+    least = {found.rows: FEWEST_PACKED_ROWS if packed else FEWEST_ROWS,
+             found.columns: model.lanes, found.depth: unit.size * found.dot.elements}
+    return all(model.extent_hint(axis) >= extent for axis, extent in least.items())
+
+
+def _dtype(value: Value) -> DType:
+    assert isinstance(value.type, TileType)
+    return value.type.dtype
+
+
+def _same(left: Value, other: Value) -> bool:
+    """Whether two operands are one, or loads of the same."""
+    return left is other or (left.op is not None and other.op is not None and left.op.name == other.op.name == "load"
+                             and left.op.operands == other.op.operands)
+
+
+def _lies(low: WalkLowering, found: TileWalk) -> bool:
+    """Whether tiles of the left operand can be read where it lies in a tensor."""
+    op = found.left.op
+    if op is None or op.name != "load" or found.left in low.buffers or found.left in low.rows:
+        return False
+    access = low.access(op)
+    return not access.gathers and access.axes.get(found.depth) == element_bytes(access.dtype)
+
+
+def _divides(size: int, o: Open) -> bool:
+    """Whether an extent is known to be a multiple of a size."""
+    return (o.extent if isinstance(o.extent, int) else o.divisor) % size == 0
+
+
+def emit_walk(low: WalkLowering, walk: Walk, choice: WalkChoice) -> None:
+    """All of a walk, with the choice that the model made for it."""
+    assert choice.tiles is not None
+    _Emission(low, walk, choice, choice.tiles).run()
+
+
+@dataclass(slots=True)
+class _Left:
+    """Where the left operand lies: its row 0, which is that of the walk's first row, and how far apart rows are."""
+
+    base: Scalar
+    stride: Scalar
+
+
+class _Emission:
+    """The emission of one walk.
+
+    size: of a tile, rows and slots; row_bytes: of its rows. across: tiles of sums beside each other, of each
+    contraction; sum_bytes: of a row of sums in memory. range: the rows. elements, slots: the depth. steps: whole tiles
+    along the depth; rest: slots beyond them.
+    """
+
+    def __init__(self, low: WalkLowering, walk: Walk, choice: WalkChoice, found: TileWalk) -> None:
+        unit = low.facts.tiles
+        assert unit is not None
+        self.low, self.walk, self.choice, self.found = low, walk, choice, found
+        self.size, self.row_bytes = unit.size, unit.size * b32.size_bytes
+        self.across = ACROSS // len(walk.reductions)
+        self.sum_bytes = ACROSS * self.row_bytes
+        self.sum_dtype = found.dot.result
+        self.range = low.open[found.rows]
+        self.left = _Left(0, 0)
+
+    def run(self) -> None:
+        low, found = self.low, self.found
+        low.use_tiles()
+        self.elements = low.open[found.depth]
+        with low.packed(self.choice.packing):
+            self.slots = low.open[found.depth]
+            self.rest = 0 if _divides(self.size, self.slots) else low.scalar("s_mod", self.slots.extent, self.size)
+            self.steps = low.scalar("s_floordiv", self.slots.extent, self.size)
+            self.left = self._left()
+            low._panel_blocks(self.choice, found.columns, self._block)
+
+    # The left operand.
+
+    @property
+    def _padded_bytes(self) -> Scalar:
+        """Of a copied row: whole tiles."""
+        return self.low.mul(self.low.ceil_div(self.slots.extent, self.size), self.row_bytes)
+
+    def _left(self) -> _Left:
+        low, found, extent = self.low, self.found, self.range.extent
+        if not _lies(low, found):
+            return self._copy(self._copied_rows("left", low._capacity(found.rows)), extent, self._copy_elements)
+        assert found.left.op is not None
+        access = low.access(found.left.op)
+        base = low.add(low.add(access.base, access.disp), low.mul(self.range.offset, access.axes[found.rows]))
+        lies = _Left(low.add(base, low.mul(self.elements.offset, access.axes[found.depth])), access.axes[found.rows])
+        if _divides(self.size, self.range) or (isinstance(extent, int) and extent >= self.size):
+            return lies
+        few = self._copied_rows("few", self.size)
+        if isinstance(extent, int):
+            return self._copy(few, extent, self._copy_slots)
+        is_few = low.emit(low.depth_of(extent), "s_cmp", [extent, low.value(self.size)], S64, cond="lt")
+        self._copy(few, self._selected(is_few, extent, 0), self._copy_slots)
+        return _Left(self._selected(is_few, few, lies.base), self._selected(is_few, self._padded_bytes, lies.stride))
+
+    def _selected(self, condition: Value, then: Scalar, other: Scalar) -> Value:
+        low = self.low
+        depth = max(low.depth_of(scalar) for scalar in (condition, then, other))
+        return low.emit(depth, "s_select", [condition, low.value(then), low.value(other)], S64)
+
+    def _copied_rows(self, name: str, rows: object) -> Scalar:
+        """Scratch memory for so many rows, whole tiles of them."""
+        low, op = self.low, self.walk.reductions[0]
+        key = (f"tile {name}", op)
+        if key not in low.stage_memory:
+            low.stage_memory[key] = low.scratch([
+                (rows, self.size), (low._capacity(self.found.depth), self.size * self.found.dot.elements)],  # type: ignore[list-item]
+                _dtype(self.found.left))
+        return low.stage_memory[key]
+
+    def _copy(self, base: Scalar, count: Scalar, copy: Callable[[Access], None]) -> _Left:
+        """The first `count` rows, with zeros behind the depth's end."""
+        low, found = self.low, self.found
+        stride = self._padded_bytes
+        place = Access(low.sub(base, low.mul(self.range.offset, stride)), 0, {found.rows: stride}, b32)
+
+        def row(_: list[Value]) -> list[Value]:
+            copy(place)
+            return []
+
+        low._loop(found.rows, self.range.offset, low.add(self.range.offset, count), 1, False, False, [], row)
+        return _Left(base, stride)
+
+    def _copy_slots(self, place: Access) -> None:
+        """A row that is contiguous along the depth: slots as they are, and what is left of the last tile, zeros."""
+        low, found = self.low, self.found
+
+        def slots(_: list[Value]) -> list[Value]:
+            row = low.slot_row(found.left, {found.rows: 0, found.depth: 0}, False)
+            to = Access(place.base, 0, {**place.axes, found.depth: b32.size_bytes}, b32)
+            to.base = low.sub(to.base, low.mul(self.slots.offset, b32.size_bytes))
+            low.put(to, row, b32, {found.rows: 0, found.depth: 0}, (found.rows, found.depth), padded=True)
+            return []
+
+        low.axis_loop(found.depth, 1, True, [], slots)
+
+    def _copy_elements(self, place: Access) -> None:
+        """A row of any value, element by element."""
+        low, found = self.low, self.found
+        dtype = _dtype(found.left)
+        if self.rest != 0:
+            low.bound[found.depth] = Bound(0, 1, False, None, low.depth)
+            end = Access(low.add(place.base, low.sub(self._padded_bytes, self.row_bytes)), 0, place.axes, b32)
+            operands, attributes = low.address(end, {found.rows: 0})
+            low.effect("store", [self._zeros(), *operands], dtype=b32, masked=False, streaming=False, **attributes)
+            del low.bound[found.depth]
+
+        def elements(_: list[Value]) -> list[Value]:
+            to = Access(low.sub(place.base, low.mul(self.elements.offset, dtype.size_bytes)), 0,
+                        {**place.axes, found.depth: dtype.size_bytes}, dtype)
+            for at in low._coordinates((found.rows, found.depth)):
+                low.put(to, low.row(found.left, at), dtype, at, (found.rows, found.depth))
+            return []
+
+        with low.unpacked():
+            low.axis_loop(found.depth, 2, True, [], elements)
+
+    def _zeros(self) -> Value:
+        low = self.low
+        return low.emit(0, "bitcast", [low.constant(0, i32)], ROW_B32)
+
+    # Pieces.
+
+    def _block(self) -> list[Value]:
+        """All rows, with a block of panels."""
+        low, found = self.low, self.found
+        for op in found.rights:
+            low._stage(op, self.walk, self.choice)
+        high = ACROSS * self.size
+        extent, offset = self.range.extent, self.range.offset
+        whole = extent if _divides(high, self.range) else low.sub(extent, low.scalar("s_mod", extent, high))
+        end = low.add(offset, extent)
+        if whole != 0:
+            low.counted(found.rows, offset, low.add(offset, whole), high, lambda start: self._row(start, start, high))
+        if not _divides(high, self.range):
+            # The last tile ends where the rows do, and begins among those that were done.
+            last = low.scalar("s_max", low.sub(end, self.size), offset)
+
+            def rest(start: Value) -> None:
+                self._row(start, low.scalar("s_min", start, last),
+                          low.scalar("s_min", low.sub(end, start), self.size))
+
+            low.counted(found.rows, low.add(offset, whole), end, self.size, rest)
+        for op in found.rights:
+            low.staged.pop(op, None)
+        return []
+
+    def _row(self, start: Value, first: Scalar, count: Scalar) -> None:
+        """Pieces from row `first` on, of which `count` rows from `start` on are new."""
+        low, found = self.low, self.found
+        high = ACROSS if count == ACROSS * self.size else 1
+        base = low.add(self.left.base, low.mul(low.sub(first, self.range.offset), self.left.stride))
+
+        def piece(_: list[Value]) -> list[Value]:
+            self._finish(self._sums(base, high), first, Open(start, count, high * self.size))
+            return []
+
+        low.axis_loop(found.columns, self.across, True, [], piece)
+
+    def _sums(self, base: Scalar, high: int) -> Scalar:
+        """Multiply all of the depth for the bound columns and rows from `base` on; where the sums are."""
+        low, found = self.low, self.found
+        wide = low.bound[found.columns].count
+        low.bound[found.depth] = Bound(self.slots.offset, 1, False, None, low.depth)
+        panels = [low.staged[op] for op in found.rights]
+        rights = [low.address_of(*panel.address({found.depth: 0, found.columns: 0})) for panel in panels]
+        strides = [panel.depth_bytes for panel in panels]
+        del low.bound[found.depth]
+        lefts = [low.add(base, low.mul(self.left.stride, n * self.size)) for n in range(high)]
+        kind = TileRegisterType(self.sum_dtype)
+        sums = [low.emit(low.depth, "tile_zero", [], kind) for _ in range(len(rights) * high * wide)]
+
+        def step(number: Scalar, sums: list[Value]) -> list[Value]:
+            mine = low.mul(number, self.row_bytes)
+            return self._multiply(
+                [(low.add(left, mine), self.left.stride) for left in lefts],
+                [(low.add(right, low.mul(number, stride * self.size)), stride)
+                 for right, stride in zip(rights, strides, strict=True)], wide, sums)
+
+        if self.steps != 0:
+            sums = self._rounds(0, self.steps, sums, step)
+        if self.rest != 0:
+            sums = self._rounds(0, low.scalar("s_min", self.rest, 1), sums,
+                                lambda _, sums: self._last(lefts, rights, strides, wide, sums))
+        to = self._memory("sums", ACROSS * self.size * self.sum_bytes)
+        for number, total in enumerate(sums):
+            right, (row, column) = number // (high * wide), divmod(number % (high * wide), wide)
+            low.effect("tile_store", [total, low.value(to), low.value(self.sum_bytes)],
+                       disp=row * self.size * self.sum_bytes + (right * self.across + column) * self.row_bytes)
+        return to
+
+    def _memory(self, name: str, size_bytes: int) -> Scalar:
+        low, op = self.low, self.walk.reductions[0]
+        key = (f"tile {name}", op)
+        if key not in low.stage_memory:
+            low.stage_memory[key] = low.scratch([(size_bytes, 1)], u8)
+        return low.stage_memory[key]
+
+    def _rounds(self, start: Scalar, stop: Scalar, sums: list[Value],
+                body: Callable[[Scalar, list[Value]], list[Value]]) -> list[Value]:
+        low = self.low
+        block = Block([S64, *[v.type for v in sums]])
+        first, last = low.value(start), low.value(stop)
+        low.enter(block)
+        low.effect("yield", body(block.arguments[0], list(block.arguments[1:])))
+        low.leave()
+        loop = Op("loop", [first, last, *sums], [v.type for v in sums], {"step": 1, "label": self.found.depth}, [block],
+                  low.location)
+        low.finish(loop)
+        return list(loop.results)
+
+    def _multiply(self, lefts: Sequence[tuple[Scalar, Scalar]], rights: list[tuple[Scalar, int]], wide: int,
+                  sums: list[Value]) -> list[Value]:
+        """One step of the depth. lefts, rights: address and stride of the tiles of each row, and of each panel."""
+        low, sums = self.low, list(sums)
+        left_dtype = _dtype(self.found.left)
+        a: list[Value] = []
+        b: list[list[Value]] = [[] for _ in rights]
+        for row, (left, left_stride) in enumerate(lefts):
+            a.append(self._load(left, left_stride, 0))
+            for number, (right, stride) in enumerate(rights):
+                for column in range(wide):
+                    if row == 0:
+                        b[number].append(self._load(right, stride, column * self.row_bytes))
+                    at = (number * len(lefts) + row) * wide + column
+                    sums[at] = low.emit(low.depth, "tile_multiply", [sums[at], a[row], b[number][column]],
+                                        sums[at].type, dtype=left_dtype,
+                                        right_dtype=_dtype(self.found.rights[number].result))
+        return sums
+
+    def _load(self, base: Scalar, stride: Scalar, disp: int) -> Value:
+        low = self.low
+        return low.emit(low.depth, "tile_load", [low.value(base), low.value(stride)], TILE_B32, disp=disp)
+
+    def _last(self, lefts: list[Scalar], rights: list[Scalar], strides: list[int], wide: int,
+              sums: list[Value]) -> list[Value]:
+        """What is left of the depth, copied beside zeros."""
+        low = self.low
+        done = low.mul(self.steps, self.row_bytes)
+        a, b = [], []
+        mask = low.emit(low.depth_of(self.rest), "mask_first", [low.value(self.rest)], MASK)
+        for row, left in enumerate(lefts):
+            rest = self._memory("left rest", ACROSS * self.size * self.row_bytes)
+            to = low.add(rest, row * self.size * self.row_bytes)
+            self._copy_rows(low.add(left, done), self.left.stride, to, self.row_bytes, self.size, 1, mask)
+            a.append((to, self.row_bytes))
+        for number, (right, stride) in enumerate(zip(rights, strides, strict=True)):
+            to = low.add(self._memory("right rest", self.size * self.sum_bytes), number * self.across * self.row_bytes)
+            self._copy_rows(low.add(right, low.mul(self.steps, stride * self.size)), stride, to, self.sum_bytes,
+                            self.rest, wide, None)
+            self._clear_rows(to, wide)
+            b.append((to, self.sum_bytes))
+        return self._multiply(a, b, wide, sums)
+
+    def _copy_rows(self, source: Scalar, stride: Scalar, to: Scalar, to_stride: int, count: Scalar, vectors: int,
+                   mask: Value | None) -> None:
+        low = self.low
+
+        def row(number: Value) -> None:
+            masked = [] if mask is None else [mask]
+            for vector in range(vectors):
+                at = low.value(low.add(source, low.mul(number, stride)))
+                value = low.emit(low.depth, "load", [at, *masked], ROW_B32, dtype=b32, masked=bool(masked),
+                                 disp=vector * self.row_bytes)
+                low.effect("store", [value, low.value(low.add(to, low.mul(number, to_stride)))], dtype=b32,
+                           masked=False, streaming=False, disp=vector * self.row_bytes)
+
+        low.counted("rest", 0, count, 1, row)
+
+    def _clear_rows(self, to: Scalar, vectors: int) -> None:
+        low = self.low
+
+        def row(number: Value) -> None:
+            for vector in range(vectors):
+                low.effect("store", [self._zeros(), low.value(low.add(to, low.mul(number, self.sum_bytes)))], dtype=b32,
+                           masked=False, streaming=False, disp=vector * self.row_bytes)
+
+        low.counted("rest", self.rest, self.size, 1, row)
+
+    def _finish(self, sums: Scalar, first: Scalar, rows: Open) -> None:
+        """What follows the contractions, row by row. first: the row that the sums begin with; rows: those to finish."""
+        low, found = self.low, self.found
+        start = low.sub(sums, low.mul(first, self.sum_bytes))
+        start = low.sub(start, low.mul(low.bound[found.columns].offset, self.sum_dtype.size_bytes))
+        for number, op in enumerate(self.walk.reductions):
+            low.buffers[op.result] = Access(
+                start, number * self.across * self.row_bytes,
+                {found.rows: self.sum_bytes, found.columns: self.sum_dtype.size_bytes}, self.sum_dtype)
+
+        def finish(carried: list[Value]) -> list[Value]:
+            low._roots(self.walk.after)
+            return carried
+
+        low.axis_loop(found.rows, FINISHED_ROWS, False, [], finish, within=rows, tails=())
+        for op in self.walk.reductions:
+            del low.buffers[op.result]

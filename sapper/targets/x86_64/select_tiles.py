@@ -1,0 +1,66 @@
+"""Selection rules of x86-64 for tile registers (AMX): palette 1, all tiles whole.
+
+Enters and leaves as sapper/targets/x86_64/select.py says. Holds: the configuration is a constant beside the code; a
+function's tiles are released before it returns, as the System V ABI asks (AMD64 supplement, 3.2.1); no tile is copied:
+there is no instruction for it, and `tile_multiply` works in place.
+Source: Intel SDM volume 2, LDTILECFG, TILELOADD, TDPBF16PS, TDPBSSD and their kin.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...ir.nodes import Op
+from .select_common import OwnConstants, Rule
+from .tiles import CONFIGURATION_BYTES, ROW_BYTES, ROWS, TILES, configuration
+
+_PRODUCTS = {("bf16", "bf16"): "tdpbf16ps", ("i8", "i8"): "tdpbssd", ("i8", "u8"): "tdpbsud", ("u8", "i8"): "tdpbusd",
+             ("u8", "u8"): "tdpbuud"}
+
+
+def tile_configure(s: Any, op: Op) -> None:
+    size = s.function.attributes["tile"]
+    if size != ROWS:
+        raise ValueError(f"function {s.function.name}: found tiles of {size} rows; expected {ROWS} on this target; "
+                         "mend: lower for it")
+    whole = configuration([(ROWS, ROW_BYTES)] * TILES)
+    s.emit("ldtilecfg", s.memory(None, label=s.constant_label(CONFIGURATION_BYTES, whole)))
+
+
+def tile_release(s: Any, op: Op) -> None:
+    s.emit("tilerelease")
+
+
+def tile_zero(s: Any, op: Op) -> None:
+    s.emit("tilezero", s.define(op.result))
+
+
+def _rows(s: Any, op: Op, first: int) -> Any:
+    """The memory of a tile's rows, whose base is operand `first`."""
+    base, stride = (s.scalar(v) for v in op.operands[first:])
+    return s.memory(base, stride, 1, op.attributes.get("disp", 0))
+
+
+def tile_load(s: Any, op: Op) -> None:
+    s.emit("tileloadd", s.define(op.result), _rows(s, op, 0))
+
+
+def tile_store(s: Any, op: Op) -> None:
+    s.emit("tilestored", _rows(s, op, 1), s.registers[op.operands[0]])
+
+
+def tile_multiply(s: Any, op: Op) -> None:
+    name = _PRODUCTS[op.attributes["dtype"].name, op.attributes["right_dtype"].name]
+    left, right = (s.registers[v] for v in op.operands[1:])
+    total, place = s.tie(op.result, (op.operands[0],))
+    if place < 0:
+        raise ValueError(f"function {s.function.name}: found sums of tile_multiply that are read again; expected their "
+                         "last use, as no instruction copies tiles; mend: store them first")
+    s.emit(name, total, left, right)
+
+
+RULES: dict[str, Rule] = {
+    "tile_configure": tile_configure, "tile_release": tile_release, "tile_zero": tile_zero, "tile_load": tile_load,
+    "tile_store": tile_store, "tile_multiply": tile_multiply,
+}
+OWN_CONSTANTS: dict[str, OwnConstants] = {}

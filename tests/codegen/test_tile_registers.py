@@ -1,0 +1,80 @@
+"""Tile registers end to end: machine code where this processor has them, elsewhere the meanings of the rows."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapper import bf16, f32, i8, i32, u8
+from sapper.codegen.pipeline import facts_of, panels_of_kernel
+from sapper.runtime.packed import pack_array
+from sapper.targets.x86_64.target import TARGETS
+from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.schedule import Schedule
+from tests.lane.run_lane import run_lane
+from tests.lane.test_packed import ORDERS, PAIRS, PRODUCTS, arguments_of, expected_of
+from tests.lane.test_tile_registers import gated
+from tests.strategies import examples
+
+from .run_native import RUNNABLE, run_native
+from .test_packed import mnemonics_of, run_rows
+
+TARGET = TARGETS["sapphirerapids"]
+NATIVE = pytest.mark.skipif("sapphirerapids" not in RUNNABLE, reason="this processor has no tile registers")
+PRODUCTS_OF_TILES = {"tdpbf16ps", "tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud"}
+
+
+@pytest.mark.parametrize("types", [(bf16, bf16, f32), (i8, u8, i32)], ids=lambda t: f"{t[0].name}-{t[1].name}")
+@pytest.mark.parametrize(("m", "packs"), [(33, False), (7, True)])
+def test_rows(types, m, packs) -> None:
+    """On a processor that this need not be: pieces of two tiles and of one, masked columns, a depth that is left."""
+    kernel = PRODUCTS["nt", types]
+    arguments = arguments_of("nt", types, m, 40, 80)
+    packed = {"b": pack_array(arguments["b"], types[1], panels_of_kernel(kernel, "b", TARGET))} if packs else None
+    assert len(run_rows(kernel.tile_ir(), arguments, TARGET, packed) & PRODUCTS_OF_TILES) == 1
+    np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
+
+
+def test_tiles_are_configured_once_and_released() -> None:
+    function = PRODUCTS["nn", PAIRS[-1]].tile_ir()
+    _, made, _ = mnemonics_of(function, arguments_of("nn", PAIRS[-1], 64, 64, 64), TARGET)
+    names = [item.row.mnemonic for item in made.machine.body if hasattr(item, "row")]
+    assert names.count("ldtilecfg") == names.count("tilerelease") == 1
+    assert names.index("ldtilecfg") < names.index("tileloadd") and names.index("tilerelease") < names.index("ret")
+
+
+@pytest.mark.parametrize("name", ["zen4", "icelake-server", "haswell"])
+def test_other_targets_have_none(name) -> None:
+    function = PRODUCTS["nt", PAIRS[-1]].tile_ir()
+    _, _, mnemonics = mnemonics_of(function, arguments_of("nt", PAIRS[-1], 64, 64, 64), TARGETS[name])
+    assert not [mnemonic for mnemonic in mnemonics if "tile" in mnemonic or mnemonic in PRODUCTS_OF_TILES]
+
+
+@NATIVE
+@settings(max_examples=examples(12), deadline=None)
+@given(m=st.integers(1, 70), n=st.integers(1, 70), k=st.integers(1, 9), order=st.sampled_from(ORDERS),
+       types=st.sampled_from(PAIRS), threads=st.integers(1, 2))
+def test_native(m, n, k, order, types, threads) -> None:
+    function = PRODUCTS[order, types].tile_ir()
+    arguments = arguments_of(order, types, m, n, 16 * k)
+    run_native(function, arguments, TARGET, threads, schedule=Schedule(matrix=True))
+    np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
+
+
+@NATIVE
+@pytest.mark.parametrize("m", [5, 40])
+def test_two_products_and_what_follows_as_interpreted(m) -> None:
+    """Sums that round, denormals among them: the processor and the lane interpreter agree bit for bit."""
+    random = np.random.default_rng(m)
+    shapes = {"x": (m, 96), "gate": (40, 96), "up": (40, 96), "bias": (40,), "residual": (m, 40)}
+    arguments = {name: random.standard_normal(shape).astype(
+        np.float32 if name in ("bias", "residual") else ml_dtypes.bfloat16) for name, shape in shapes.items()}
+    arguments["x"][0, :40] = 1e-39
+    arguments["out"] = np.zeros((m, 40), ml_dtypes.bfloat16)
+    wanted = {name: array.copy() for name, array in arguments.items()}
+    run_lane(reduce_loops(gated.tile_ir()), wanted, Schedule(matrix=True), facts_of(TARGET))
+    run_native(gated.tile_ir(), arguments, TARGET, schedule=Schedule(matrix=True))
+    np.testing.assert_array_equal(arguments["out"].view(np.uint16), wanted["out"].view(np.uint16))

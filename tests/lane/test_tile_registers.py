@@ -1,0 +1,242 @@
+"""Tile registers at their own station: contractions as lane IR, under the lane interpreter."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapper import Tensor, bf16, dims, each, f32, i8, i32, kernel, tiles, zeros
+from sapper.codegen.pipeline import facts_of, panels_of_kernel
+from sapper.ir.text import parse_function, print_function
+from sapper.ir.types import f16
+from sapper.ir.verifier import VerificationError, verify
+from sapper.lane.interpret import LaneError, Memory, multiply_tiles, run
+from sapper.lane.ops import LANE_OPS
+from sapper.runtime.packed import pack_array
+from sapper.targets.x86_64.target import TARGETS
+from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.schedule import Facts, Schedule, ScheduleError, TileUnit
+from tests.strategies import examples
+
+from .run_lane import run_lane, specialize
+from .test_packed import DOT_NAMES, ORDERS, PAIRS, PRODUCTS, arguments_of, expected_of, make_product
+
+M, N, K, B = dims("M N K B")
+NARROW = ("i8", "u8")
+PRODUCTS_OF_TILES = frozenset({("bf16", "bf16"), *((a, b) for a in NARROW for b in NARROW)})
+MACHINES = {lanes: Facts(lanes=lanes, vector_registers=2 * lanes, dots=DOT_NAMES, l2_bytes=512 * lanes,
+                         tiles=TileUnit(lanes, PRODUCTS_OF_TILES)) for lanes in (4, 8, 16)}
+
+
+def tiles_in(lane):
+    return len([op for op in lane.walk() if op.name == "tile_multiply"])
+
+
+@settings(max_examples=examples(40))
+@given(m=st.integers(0, 70), n=st.integers(0, 70), k=st.integers(0, 5), order=st.sampled_from(ORDERS),
+       types=st.sampled_from(PAIRS), lanes=st.sampled_from([4, 8, 16]), lane=st.sampled_from([None, "n", "m"]),
+       seed=st.integers(0, 99), hint=st.sampled_from([None, 40]))
+def test_any_product_is_exact(m, n, k, order, types, lanes, lane, seed, hint) -> None:
+    function = reduce_loops(PRODUCTS[order, types].tile_ir())
+    arguments = arguments_of(order, types, m, n, 16 * k, seed)
+    hints = None if hint is None else dict.fromkeys("MNK", hint)
+    made = run_lane(function, arguments, Schedule(lane=lane, matrix=True), MACHINES[lanes],
+                    specialize(function, arguments, hints), workers=1 + seed % 2)
+    assert tiles_in(made)
+    np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
+
+
+@pytest.mark.parametrize("types", PAIRS, ids=lambda t: f"{t[0].name}-{t[1].name}")
+def test_the_model_takes_tiles_for_many_rows(types) -> None:
+    function = reduce_loops(PRODUCTS["nt", types].tile_ir())
+    for m in (1, 64):
+        arguments = arguments_of("nt", types, m, 64, 64)
+        lane = run_lane(function, arguments, facts=MACHINES[16])
+        assert bool(tiles_in(lane)) == (m == 64)
+        assert not tiles_in(run_lane(function, arguments, Schedule(matrix=False), MACHINES[16]))
+        np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
+
+
+def test_each_tile_of_an_operand_is_used_twice() -> None:
+    function = reduce_loops(PRODUCTS["nt", PAIRS[0]].tile_ir())
+    lane = run_lane(function, arguments_of("nt", PAIRS[0], 64, 64, 64), facts=MACHINES[16])
+    ops = [op.name for op in lane.walk()]
+    assert ops.count("tile_multiply") == ops.count("tile_load") == 4 and ops.count("tile_configure") == 1
+
+
+@pytest.mark.parametrize("types", [(bf16, bf16, f32), (i8, i8, i32)], ids=lambda t: t[0].name)
+@pytest.mark.parametrize(("m", "k"), [(7, 48), (33, 48), (33, 128)])
+def test_panels_that_packed_dot_products_read_serve_tiles(types, m, k) -> None:
+    kernel = PRODUCTS["nt", types]
+    arguments = arguments_of("nt", types, m, 70, k)
+    target = TARGETS["sapphirerapids"]
+    packed = {"b": pack_array(arguments["b"], types[1], panels_of_kernel(kernel, "b", target))}
+    assert packed["b"].panels == panels_of_kernel(kernel, "b", TARGETS["zen4"])
+    assert tiles_in(run_lane(reduce_loops(kernel.tile_ir()), arguments, Schedule(matrix=True), facts_of(target),
+                             packed=packed))
+    np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
+
+
+@kernel
+def gated(x: Tensor[bf16, M, K], gate: Tensor[bf16, N, K], up: Tensor[bf16, N, K], bias: Tensor[f32, N],
+          residual: Tensor[f32, M, N], out: Tensor[bf16, M, N]):
+    """Two contractions of one operand, and what may follow."""
+    for m, n in tiles(M, N):
+        left, right = zeros(m, n, dtype=f32), zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            left += x[m, k] @ gate[n, k]
+            right += x[m, k] @ up[n, k]
+        out[m, n] = (residual[m, n] + (left + bias[n]) * right).to(bf16)
+
+
+@kernel
+def rounded(x: Tensor[f32, B, M, K], scale: Tensor[f32, M], w: Tensor[bf16, B, K, N], out: Tensor[f32, B, M, N]):
+    """A left operand that is computed, in each of several products."""
+    for b in each(B):
+        for m, n in tiles(M, N):
+            acc = zeros(m, n, dtype=f32)
+            for k in tiles(K):
+                acc += (x[b, m, k] * scale[m]).to(bf16) @ w[b, k, n]
+            out[b, m, n] = acc
+
+
+def small(random, *extents):
+    return random.integers(-8, 9, extents)
+
+
+@settings(max_examples=examples(15))
+@given(m=st.integers(1, 70), n=st.integers(1, 50), k=st.integers(1, 5), seed=st.integers(0, 99))
+def test_what_follows_reads_the_sums(m, n, k, seed) -> None:
+    random, k = np.random.default_rng(seed), 16 * k
+    bf = ml_dtypes.bfloat16
+    arguments = {"x": small(random, m, k).astype(bf), "gate": small(random, n, k).astype(bf),
+                 "up": small(random, n, k).astype(bf), "bias": small(random, n).astype(np.float32),
+                 "residual": small(random, m, n).astype(np.float32), "out": np.zeros((m, n), bf)}
+    lane = run_lane(reduce_loops(gated.tile_ir()), arguments, Schedule(matrix=True), MACHINES[16])
+    assert tiles_in(lane)
+    x, gate, up = (arguments[name].astype(np.float32) for name in ("x", "gate", "up"))
+    wanted = arguments["residual"] + (x @ gate.T + arguments["bias"]) * (x @ up.T)
+    np.testing.assert_array_equal(arguments["out"], wanted.astype(bf))
+
+
+@settings(max_examples=examples(15))
+@given(b=st.integers(1, 2), m=st.integers(1, 70), n=st.integers(1, 50), k=st.integers(1, 5), seed=st.integers(0, 99))
+def test_a_computed_operand_is_copied(b, m, n, k, seed) -> None:
+    random, k = np.random.default_rng(seed), 16 * k
+    arguments = {"x": small(random, b, m, k).astype(np.float32) / 2, "scale": small(random, m).astype(np.float32),
+                 "w": small(random, b, k, n).astype(ml_dtypes.bfloat16), "out": np.zeros((b, m, n), np.float32)}
+    lane = run_lane(reduce_loops(rounded.tile_ir()), arguments, Schedule(matrix=True), MACHINES[16])
+    assert tiles_in(lane)
+    x = (arguments["x"] * arguments["scale"][:, None]).astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(arguments["out"], x @ arguments["w"].astype(np.float32))
+
+
+def test_nothing_that_is_not_a_number_comes_from_beyond_the_depth() -> None:
+    """What lies beyond the ends of rows and panels is multiplied by nothing, not by 0."""
+    function = reduce_loops(PRODUCTS["nt", PAIRS[-1]].tile_ir())
+    for k in (16, 48):
+        arguments = arguments_of("nt", PAIRS[-1], 40, 40, 64)
+        for name in "ab":
+            whole = arguments[name]
+            whole[:, k:] = np.nan
+            arguments[name] = whole[:, :k]
+        run_lane(function, arguments, Schedule(matrix=True), MACHINES[16])
+        np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
+
+
+@pytest.mark.parametrize(("types", "k", "facts", "reason"), [
+    (PAIRS[0], 64, Facts(lanes=16, dots=DOT_NAMES), "the target has no tile registers"),
+    (PAIRS[0], 65, MACHINES[16], "k is not known to be a multiple of 4"),
+    ((f32, f32, f32), 64, MACHINES[16], "no tile multiplies f32 by f32"),
+    ((f16, f16, f32), 64, MACHINES[16], "no tile multiplies f16 by f16"),
+])
+def test_a_schedule_that_asks_in_vain_is_told_why(types, k, facts, reason) -> None:
+    function = reduce_loops(make_product("nt", *types).tile_ir())
+    numpy = {f32: np.float32, f16: np.float16, i8: np.int8}[types[0]]
+    result = {f32: np.float32, i32: np.int32}[types[2]]
+    arguments = {"a": np.ones((40, k), numpy), "b": np.ones((40, k), numpy), "c": np.zeros((40, 40), result)}
+    with pytest.raises(ScheduleError, match=reason):
+        run_lane(function, arguments, Schedule(matrix=True), facts)
+
+
+def test_schedules_with_matrix_are_read_back() -> None:
+    for matrix in (None, True, False):
+        assert Schedule.from_json(Schedule(matrix=matrix).to_json()) == Schedule(matrix=matrix)
+
+
+PRODUCT = """lane func @product() {lanes = 4, slots = ["a.data", "b.data", "c.data"], tile = 4} {
+  %a: s64 = arg {slot = 3}
+  %b: s64 = arg {slot = 4}
+  %c: s64 = arg {slot = 5}
+  %stride: s64 = s_const {value = 16}
+  tile_configure
+  %zero: tile<i32> = tile_zero
+  %left: tile<b32> = tile_load %a, %stride
+  %right: tile<b32> = tile_load %b, %stride {disp = 0}
+  %sum: tile<i32> = tile_multiply %zero, %left, %right {dtype = :i8, right_dtype = :i8}
+  tile_store %sum, %c, %stride
+  tile_release
+}
+"""
+
+
+def parse(text):
+    return parse_function(text, {"lane": LANE_OPS})
+
+
+def run_text(text):
+    function = parse(text)
+    verify(function, LANE_OPS)
+    memory = Memory()
+    arrays = [np.full((4, 16), 1, np.int8), np.full((4, 16), 2, np.int8), np.zeros((4, 4), np.int32)]
+    run(function, np.array([0, 0, 0, *(memory.add_array(name, a) for name, a in zip("abc", arrays, strict=True))]),
+        memory)
+    return arrays[2]
+
+
+def test_text() -> None:
+    again = print_function(parse(PRODUCT))
+    assert print_function(parse(again)) == again
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("tile = 4", "tile = 0", "attribute tile = 0"),
+    (", tile = 4", "", "attribute tile = None"),
+    ("%zero: tile<i32>", "%zero: tile<f32>", "tile<i32>"),
+    ("right_dtype = :i8", "right_dtype = :bf16", "one of i8, u8"),
+    ("tile_load %b, %stride", "tile_load %b, %left", "a tile of any type"),
+    ("%left, %right {dtype", "%left, %left {dtype", "two, as instructions want different registers"),
+    ("tile_store %sum, %c", "tile_store %c, %c", "a tile of any type"),
+])
+def test_verifier(old, new, message) -> None:
+    assert old in PRODUCT
+    with pytest.raises(VerificationError, match=message):
+        verify(parse(PRODUCT.replace(old, new, 1)), LANE_OPS)
+
+
+def test_a_product_by_hand() -> None:
+    assert (run_text(PRODUCT) == 32).all()
+
+
+def test_tiles_are_used_between_configuration_and_release() -> None:
+    with pytest.raises(LaneError, match="found no tile_configure before it"):
+        run_text(PRODUCT.replace("  tile_configure\n", ""))
+    with pytest.raises(LaneError, match="found tiles that are configured"):
+        run_text(PRODUCT.replace("  tile_release\n", "  tile_configure\n"))
+
+
+@settings(max_examples=examples(20))
+@given(seed=st.integers(0, 999))
+def test_sums_of_pairs_are_what_the_manual_says(seed) -> None:
+    """Against the same in exact arithmetic where nothing rounds, and NumPy's where something does."""
+    random = np.random.default_rng(seed)
+    a, b = (random.standard_normal((16, 32)).astype(ml_dtypes.bfloat16) for _ in range(2))
+    c = random.standard_normal((16, 16)).astype(np.float32)
+    got = multiply_tiles(c, a.view(np.uint32), b.view(np.uint32), (ml_dtypes.bfloat16,) * 2)
+    right = b.reshape(16, 16, 2).transpose(0, 2, 1).reshape(32, 16).astype(np.float64)
+    np.testing.assert_allclose(got, c + a.astype(np.float64) @ right, atol=1e-4)
+    tiny = np.full((16, 32), 1e-39, ml_dtypes.bfloat16)
+    assert (multiply_tiles(c, tiny.view(np.uint32), b.view(np.uint32), (ml_dtypes.bfloat16,) * 2) == c).all()
