@@ -127,5 +127,12 @@ def _emulate(kernel: Kernel, *arguments: Any, **options: Any) -> Any:
     return import_module(".emulate.kernel", __name__).run(kernel, *arguments, **options)
 
 
+def _verify_by_hand(kernel: Kernel, made: Any, target: Any) -> int:
+    verify = import_module(".emulate.by_hand", __name__).verify
+    passed: int = verify(kernel, made, target, import_module(".emulate.kernel", __name__).run)
+    return passed
+
+
 _context.make_launcher = _make_launcher
 _context.emulate = _emulate
+_context.verify_by_hand = _verify_by_hand

@@ -20,12 +20,15 @@ from sapper import Tensor, bf16, f32, tiles, zeros
 from sapper.assembly.contraction import Contraction, Tile
 from sapper.assembly.mutate import Mutant, mutants
 from sapper.assembly.override import compile_by_hand
-from sapper.kernels.by_hand import contraction, matmul, rows
+from sapper.assembly.warp_mutate import mutants as warp_mutants
+from sapper.kernels.by_hand import blocked, codebook, contraction, fragments, matmul, rows
 from sapper.kernels.by_hand import tiles as tiled
 from sapper.kernels.matmul import make_matmul_nn
 from sapper.lang.by_hand import CONTRACTIONS
 from sapper.runtime.by_hand import expected_cases, survivors, trials_of
 from sapper.runtime.micro_kernel import check_micro_kernel
+from sapper.runtime.product import check_product
+from sapper.targets.ptx.target import target as ptx_target
 from sapper.targets.x86_64.target import target
 
 EVERY_S = 10.0
@@ -51,6 +54,8 @@ KERNELS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     **{f"tiles-{name}": (lambda p=product: tiled.make_product(p),  # type: ignore[misc]
                          lambda kernel, p=product: tiled.attach(kernel, p))  # type: ignore[misc]
        for name, product in (("bf16", tiled.BF16), ("i8", tiled.I8), ("u8i8", tiled.U8_I8))},
+    "codebook": (codebook.make_codebook, codebook.attach),
+    "f32-blocked": (lambda: make_matmul_nn(f32), lambda kernel: blocked.attach(kernel, 16)),
 }
 MICRO_KERNELS: dict[str, tuple[Contraction, str]] = {
     "loop-f32-14x32": (contraction.f32_14x32, "zen4"),
@@ -64,6 +69,8 @@ MICRO_KERNELS: dict[str, tuple[Contraction, str]] = {
     "loop-bf16-2x14x16": (contraction.bf16_2x14x16, "zen4"),
 }
 """Inner loops of generated contractions, and a target to check them for."""
+PRODUCTS = {"product-bf16-2x2": fragments.serpentine_2x2, "product-f16-2x2": fragments.serpentine_2x2_f16}
+"""Products of a warp's fragments, on PTX."""
 
 
 class Progress:
@@ -93,6 +100,8 @@ def run(wanted: str) -> list[Mutant]:
     name, _, part = wanted.partition(":")
     if name in MICRO_KERNELS:
         return run_micro_kernel(wanted)
+    if name in PRODUCTS:
+        return run_product(wanted)
     make, attach = KERNELS[name]
     kernel: Any = make()
     kernel.by_hand.clear()
@@ -105,6 +114,20 @@ def run(wanted: str) -> list[Mutant]:
     progress = Progress(wanted, len(planted))
     trials = trials_of(kernel, made, expected_cases(kernel, made.piece))
     alive = survivors(kernel, made, chip, planted, trials, progress)
+    progress.close()
+    return alive
+
+
+def run_product(wanted: str) -> list[Mutant]:
+    name, _, part = wanted.partition(":")
+    planted = list(warp_mutants(PRODUCTS[name].assemble()))
+    if part:
+        planted = planted[slice(*map(int, part.split(":")))]
+    progress, alive = Progress(wanted, len(planted)), []
+    for mutant in planted:
+        lives = check_product(PRODUCTS[name].planted(mutant.assembly), ptx_target("sm_80")).finding is None
+        progress(mutant, lives)
+        alive += [mutant] * lives
     progress.close()
     return alive
 
@@ -129,7 +152,7 @@ def run_micro_kernel(wanted: str) -> list[Mutant]:
 
 
 def main(wanted: list[str]) -> int:
-    known = [*KERNELS, *MICRO_KERNELS]
+    known = [*KERNELS, *MICRO_KERNELS, *PRODUCTS]
     unknown = [name for name in wanted if name.partition(":")[0] not in known]
     if unknown:
         print(f"found {', '.join(unknown)}; expected kernels of: {', '.join(known)}", file=sys.stderr)

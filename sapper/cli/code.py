@@ -53,6 +53,7 @@ def code_for(kernel: Any, target: Any, schedule: Any, static: dict[str, int], di
     """
     from ..assembly.errors import AssemblyError
     from ..codegen.pipeline import compile_kernel
+    from ..runtime.by_hand import judged, trusted
 
     facts = specialise(kernel, static, dims)
     refused: dict[str, str] = {}
@@ -61,7 +62,7 @@ def code_for(kernel: Any, target: Any, schedule: Any, static: dict[str, int], di
                    for d, (bound, divisor) in facts["dim_classes"].items()}
         reason = SCHEDULED if schedule is not None else piece.refusal(target, **facts | {"dim_classes": classes})
         if not reason:
-            made = _judged(kernel, piece, target) if tried else _compiled(kernel, piece, target)
+            made = judged(kernel, piece, target) if tried else _compiled(kernel, piece, target)
             if isinstance(made, AssemblyError):
                 reason = " ".join(str(made).split())
             else:
@@ -70,7 +71,7 @@ def code_for(kernel: Any, target: Any, schedule: Any, static: dict[str, int], di
         refused[piece.name] = reason
     rest = generated_code(kernel, target, schedule, static, dims)
     refused |= rest.refused
-    if tried and rest.pieces and not _trusted(kernel, target, schedule):
+    if tried and rest.pieces and not trusted(kernel, target, schedule):
         refused |= {piece.name: FAILED for piece in rest.pieces}
         return Code(compile_kernel(kernel, target=target, schedule=schedule, by_hand=False, **facts), [], refused)
     return Code(rest.compiled, rest.pieces, refused)
@@ -85,27 +86,6 @@ def _compiled(kernel: Any, piece: Any, target: Any) -> Any:
         return compile_by_hand(kernel, piece, target)
     except AssemblyError as error:
         return error
-
-
-def _judged(kernel: Any, piece: Any, target: Any) -> Any:
-    """The same of one that passed its trial."""
-    if target.assembler_allocates:
-        from ..emulate import run
-        from ..emulate.by_hand import judged as emulated
-
-        return emulated(kernel, piece, target, run)
-    from ..runtime.by_hand import judged
-
-    return judged(kernel, piece, target)
-
-
-def _trusted(kernel: Any, target: Any, schedule: Any) -> bool:
-    """Whether the instructions and blocks by hand in generated code pass their trial."""
-    if target.assembler_allocates:
-        return True  # the emulator runs them wherever it runs the kernel
-    from ..runtime.by_hand import trusted
-
-    return trusted(kernel, target, schedule)
 
 
 def generated_code(kernel: Any, target: Any, schedule: Any, static: dict[str, int] | None = None,

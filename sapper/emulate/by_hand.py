@@ -1,8 +1,8 @@
 """Whether a kernel written by hand for a GPU may stand for a kernel: run by the emulator and compared with it.
 
-Enters: a kernel, one of its pieces by hand, a target. Leaves: its code, or one warning that says why the generated code
-is taken. Holds: no piece is used before it gave the kernel's results on random and hostile values and ragged extents,
-without a race, an access outside its tensors, or threads that part where they must be together.
+Enters: a kernel, the code of one of its pieces by hand, a target. Leaves: nothing, or AssemblyError. Holds: what passes
+gave the kernel's results on random and hostile values and ragged extents, without a race, an access outside its
+tensors, or threads that part where they must be together.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..assembly.errors import AssemblyError
-from ..assembly.override import Override, compile_by_hand
+from ..assembly.override import Override
 from ..codegen.machine import Instruction
 from ..runtime.by_hand import expectation, expected_cases
 from ..runtime.cases import Case, copy_of, shaped_cases
-from ..runtime.errors import warn_once
 from ..targets.ptx.text import item_texts
 from ..tile.rounding import Expectation
 from .errors import DeadlockError, EmulationError, MemoryFault, RaceError
@@ -28,33 +27,6 @@ WORKERS = 5
 """Warps of a trial: more than one block of them, and of the last not all."""
 LONG = 800
 _KINDS = {MemoryFault: "footprint", RaceError: "result", DeadlockError: "loop"}
-_verdicts: dict[tuple[Any, Any, str], Override | AssemblyError] = {}
-
-
-def chosen(kernel: Any, target: Any, known: Any, run: Callable[..., Any]) -> Any:
-    """The code of the first piece that admits a call and is right; None: take the generated code. run: emulate.run."""
-    for piece in kernel.by_hand:
-        if piece.refusal(target, dict(known.static_dims), dict(known.unit_strides), dict(known.dim_classes)):
-            continue
-        found = judged(kernel, piece, target, run)
-        if isinstance(found, Override):
-            return found.compiled
-    return None
-
-
-def judged(kernel: Any, piece: Any, target: Any, run: Callable[..., Any]) -> Override | AssemblyError:
-    """The code of a piece that passed its trial, or what is wrong with it (and one warning). run: emulate.run."""
-    key = (kernel, piece.write, target.name)
-    if key not in _verdicts:
-        try:
-            made = compile_by_hand(kernel, piece, target)
-            verify(kernel, made, target, run)
-            _verdicts[key] = made
-        except AssemblyError as error:
-            _verdicts[key] = error
-            warn_once(f"by-hand {kernel.name} {piece.name} {target.name}",
-                      f"kernel {kernel.name}: its assembly {piece.name} is not used, generated code is: {error}")
-    return _verdicts[key]
 
 
 def verify(kernel: Any, made: Override, target: Any, run: Callable[..., Any], seed: int = 0,

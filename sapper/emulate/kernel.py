@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from ..codegen.pipeline import Compiled, compile_kernel, scratch_bytes
 from ..runtime.arguments import Parameter, Signature, TensorView, fill_words
 from ..runtime.dtypes import numpy_dtype
-from ..runtime.launch import specialise
+from ..runtime.launch import compile_for_call, specialise
 from ..targets import target as find_target
 from ..targets.ptx.text import BLOCK_WARPS, SWIZZLE_BYTES
-from .by_hand import chosen
 from .errors import EmulationError
 from .launch import Argument, Result, load
 from .machine import Options
@@ -34,13 +33,13 @@ SYNC_BYTES = 1024
 
 def run(kernel: Any, *arguments: Any, target: str, workers: int = 4, schedule: Any = None,
         static: frozenset[str] = frozenset(), aligned: Iterable[str] | None = None,
-        options: Options | None = None, code: Compiled | None = None) -> Result:
+        options: Options | None = None, code: Compiled | None = None, trial: bool = True) -> Result:
     """Compile a kernel for a GPU and run it on the emulator.
 
     target: such as "sm_80". workers: how many the launch has at least; where a worker is one warp, a block holds four.
     static: dims compiled in. aligned: tensors whose rows are taken to start at multiples of 64 bytes; None: the large
     ones that do. code: what to run in place of what a call would take, which is a piece by hand where the kernel has
-    one that is right, and no schedule is given.
+    one that is right, and no schedule is given. trial: as a call does, take by hand only what passed its trial.
     Raises ArgumentError as a call does, EmulationError and its kinds, and ValueError for a target that is no GPU.
     """
     facts = find_target(target)
@@ -51,11 +50,11 @@ def run(kernel: Any, *arguments: Any, target: str, workers: int = 4, schedule: A
     binding = signature.bind(arguments)
     known = specialise(signature, binding, static)
     compiled = code
-    if compiled is None and schedule is None:
-        compiled = chosen(kernel, facts, known, run)
     if compiled is None:
-        compiled = compile_kernel(kernel, dict(known.static_dims), dict(known.unit_strides), dict(known.dim_classes),
-                                  facts, schedule, frozenset(known.aligned if aligned is None else aligned))
+        make = compile_for_call if trial else compile_kernel
+        compiled = make(kernel, static_dims=dict(known.static_dims), unit_strides=dict(known.unit_strides),
+                        dim_classes=dict(known.dim_classes), target=facts, schedule=schedule,
+                        aligned=frozenset(known.aligned if aligned is None else aligned))
     signature.check_stores(binding, compiled.stored)
     signature.check_requires(binding, compiled.requires)
     copies: dict[tuple[int, int], NDArray[np.uint8]] = {}

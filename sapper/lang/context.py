@@ -39,3 +39,6 @@ make_launcher: Callable[[Any], Callable[..., Any]] | None = None
 
 emulate: Callable[..., Any] | None = None
 """Runs a kernel for a GPU on the emulator, which comes after the runtime. Set by sapper/__init__.py."""
+
+verify_by_hand: Callable[..., int] | None = None
+"""Compares a kernel by hand for a GPU with the kernel, on the emulator: (kernel, its code, target). Likewise."""

@@ -21,6 +21,7 @@ from ..assembly.override import KernelAssembly, Override, compile_by_hand, diges
 from ..assembly.static import check_static
 from ..codegen.machine import Instruction, Register
 from ..codegen.pipeline import scratch_bytes
+from ..lang import context
 from ..lang.by_hand import pieces_named
 from ..tile.rounding import Expectation, expect
 from ..tile.schedule import Schedule
@@ -61,7 +62,8 @@ def choose(kernel: Any, target: Any, static_dims: Mapping[str, int], unit_stride
 
 def judged(kernel: Any, piece: Any, target: Any) -> Override | AssemblyError:
     """The code of a piece that passed its trial, or what is wrong with it (and one warning). The trial is run on this
-    CPU where it has the target's features, else interpreted from the meanings of the rows."""
+    CPU where it has the target's features, else interpreted from the meanings of the rows; for a GPU by the emulator.
+    """
     key = (kernel, piece.write, target)
     if key not in _verdicts:
         _verdicts[key] = _judge(kernel, piece, target)
@@ -103,11 +105,17 @@ def key_of(kernel: Any, blocks: tuple[str, ...] = ()) -> list[str]:
 def _judge(kernel: Any, piece: Any, target: Any) -> Override | AssemblyError:
     try:
         made = compile_by_hand(kernel, piece, target)
-        verify(kernel, made, runs=QUICK_RUNS, interpreted=not _runs_here(target))
+        if target.assembler_allocates:
+            if context.verify_by_hand is None:
+                raise AssemblyError("result", f"{piece.name} can't be tried", None, "no emulator",
+                                    "the package sapper to set it", "import sapper")
+            context.verify_by_hand(kernel, made, target)
+        else:
+            verify(kernel, made, runs=QUICK_RUNS, interpreted=not _runs_here(target))
         return made
     except AssemblyError as error:
         kernel.refused_by_hand = True
-        warn_once(f"by-hand {kernel.name} {piece.name}",
+        warn_once(f"by-hand {kernel.name} {piece.name} {target.name}",
                   f"kernel {kernel.name}: its assembly {piece.name} is not used, generated code is: {error}")
         return error
 

@@ -407,7 +407,7 @@ class _Checker:
             given = _copies(arguments)
             with self.station("emulator"):
                 self.emulate(self.kernel, *given.values(), target=self.target.name, schedule=self.schedule or {},
-                             static=case.static, workers=self.workers)
+                             static=case.static, workers=self.workers, trial=False)
             self.compare("emulator", given, expected)
             self.passed("emulator")
         if self.native:

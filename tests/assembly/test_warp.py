@@ -29,6 +29,7 @@ from sapper.emulate.machine import Options
 from sapper.lang.by_hand import PIECES
 from sapper.runtime.check import check_kernel
 from sapper.runtime.errors import SapperWarning
+from sapper.runtime.launch import compile_for_call
 from sapper.targets import target
 from sapper.targets.ptx.target import known_targets
 
@@ -51,7 +52,7 @@ def checked(kernel: Any, chip: Any, schedule: Any = None, runs: int = 5) -> Any:
 @sp.kernel
 def reciprocal(x: Tensor[f32, N], y: Tensor[f32, N]):
     for n in tiles(N):
-        y[n] = sp.asm(ptx.rcp_approx_ftz_f32, x[n], meaning=lambda t: 1.0 / t, tolerance=2.0**-22)
+        y[n] = sp.asm(ptx.rcp_approx_f32, x[n], meaning=lambda t: 1.0 / t, tolerance=2.0**-22)
 
 
 @sp.kernel
@@ -75,7 +76,7 @@ def saturated(x: Tensor[i32, N], y: Tensor[i32, N]):
 @pytest.mark.parametrize("name", known_targets())
 def test_an_instruction_where_the_level_has_it(name: str) -> None:
     made = compiled(reciprocal, name)
-    assert made.pieces == ("ptx:rcp.approx.ftz.f32",) and "rcp.approx.ftz.f32" in made.text()
+    assert made.pieces == ("ptx:rcp.approx.f32",) and "rcp.approx.f32" in made.text()
     assert compiled(saturated, name).pieces == (() if name < "sm_90" and len(name) == 5 else ("ptx:max.relu.s32",))
     assert compiled(reciprocal, "zen4").pieces == ()
 
@@ -110,15 +111,21 @@ def test_an_instruction_that_no_row_has() -> None:
 
 @ptx.block("exp_by_ex2", inputs="f32", result="f32", implements="exp")
 def exp_by_ex2(out: Any, x: Any) -> None:
-    """2^(x log2 e), the factor in two parts so that the product is as good as x is."""
+    """2^n 2^f with x = (n + f) ln 2, n whole, by half of n at a time, as 2^n alone may be too large."""
     a = current()
-    high, low = a.b32(), a.b32()
-    ptx.mul_rn_f32(high, x, 1.44269502)
-    ptx.fma_rn_f32(low, x, 1.44269502, 0.0)
-    ptx.sub_rn_f32(low, low, high)
-    ptx.fma_rn_f32(low, x, 1.92596303e-08, low)
-    ptx.add_rn_f32(high, high, low)
-    ptx.ex2_approx_f32(out, high)
+    n, half, f, within = a.b32(), a.b32(), a.b32(), a.b32()
+    ptx.max_NaN_f32(within, x, -104.0)
+    ptx.min_NaN_f32(within, within, 89.0)
+    ptx.mul_rn_f32(n, within, 1.44269502)
+    ptx.cvt_rni_f32_f32(n, n)
+    ptx.fma_rn_f32(f, n, -0.693359375, within)   # ln 2 in two parts, the first of few bits
+    ptx.fma_rn_f32(f, n, 2.12194440e-4, f)
+    ptx.mul_rn_f32(f, f, 1.44269502)
+    ptx.ex2_approx_f32(f, f)
+    ptx.mul_rn_f32(half, n, 0.5)
+    ptx.ex2_approx_f32(half, half)
+    ptx.mul_rn_f32(f, f, half)
+    ptx.mul_rn_f32(out, f, half)
 
 
 @sp.kernel
@@ -516,6 +523,32 @@ def test_predicates_left_off_are_found() -> None:
 def brief(*arguments: Any, **options: Any) -> Any:
     """emulate.run for what may never end."""
     return run(*arguments, **options, options=Options(step_limit=20_000))
+
+
+def test_a_call_takes_what_passed_its_trial_on_the_emulator() -> None:
+    """As a launch on a GPU asks for its code."""
+    facts: dict[str, Any] = {"static_dims": {}, "unit_strides": dict.fromkeys("xy", "contiguous"),
+                             "dim_classes": {"N": (1024, 1)}, "target": SM80, "schedule": None}
+    def three_times(a: Any) -> None:
+        write_scale(a, factor=3.0)
+
+    right, wrong = with_piece(write_scale), with_piece(three_times)
+    assert f"{__file__}:{write_scale.__code__.co_firstlineno + 2}" in compile_for_call(right, **facts).text()
+    with pytest.warns(SapperWarning, match="generated code is: .* does not compute what scale does"):
+        generated = compile_for_call(wrong, **facts)
+    assert generated.text() == compile_kernel(wrong, **facts).text()
+
+
+def test_a_wrong_block_is_not_used_and_one_warning_says_why() -> None:
+    ptx.block("twice_exp", inputs="f32", result="f32", implements="exp")(
+        lambda out, x: ptx.add_rn_f32(out, x, x))
+    try:
+        x, y = np.linspace(-3, 3, 40, dtype=np.float32), np.zeros(40, np.float32)
+        with pytest.warns(SapperWarning, match="its pieces by hand are not used") as caught:
+            run(exponential, x, y, target="sm_80", schedule=Schedule(assembly=("twice_exp",)))
+        assert len(caught) == 1 and np.allclose(y, np.exp(x), rtol=1e-6)
+    finally:
+        del PIECES["ptx:twice_exp"]
 
 
 # --- Registers --------------------------------------------------------------------------------------------------------

@@ -96,12 +96,15 @@ def test_what_the_printer_makes_of_a_kernel_reads_back() -> None:
 @ptx.block("exp_as_text", inputs="f32", result="f32", implements="exp")
 def exp_as_text(out: Any, x: Any) -> None:
     ptx.current().text("""
-        .reg .f32 %high, %low;                       // as a compiler prints it
-        mul.rn.f32 %high, @x, 0f3FB8AA3B;
-        fma.rn.f32 %low, @x, 0f3FB8AA3B, -0.0;
-        sub.rn.f32 %low, %low, %high;
-        fma.rn.f32 %low, @x, 0f32A57060, %low;       /* what log2(e) has beyond f32 */
-        { .reg .f32 %t; add.rn.f32 %t, %high, %low; ex2.approx.f32 @out, %t; }
+        .reg .f32 %n, %x, %f<2>;                     // as a compiler prints it
+        max.NaN.f32 %x, @x, -104.0; min.NaN.f32 %x, %x, 89.0;
+        mul.rn.f32 %n, %x, 0f3FB8AA3B;
+        cvt.rni.f32.f32 %n, %n;                      /* x = (n + f) ln 2 */
+        fma.rn.f32 %f0, %n, -0.693359375, %x;
+        fma.rn.f32 %f0, %n, 0f395E8083, %f0;
+        mul.rn.f32 %f0, %f0, 0f3FB8AA3B; ex2.approx.f32 %f0, %f0;
+        { .reg .f32 %half; mul.rn.f32 %half, %n, 0.5; ex2.approx.f32 %half, %half;
+          mul.rn.f32 %f1, %f0, %half; mul.rn.f32 @out, %f1, %half; }
     """, out=out, x=x)
 
 
