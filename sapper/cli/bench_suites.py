@@ -33,10 +33,6 @@ COLD_PRODUCTS = ("matmul_nt_f32", "matmul_nt_bf16_bf16", "matmul_nn_i8", "matmul
 COLD_ROWS, COLD_SHAPE = (1, 4, 16, 128), (4096, 4096)
 """Products of a few rows with cold weights, as they lie and packed."""
 PROMPT_TOKENS, DECODE_TOKENS, CONTEXT = 512, 64, 1024
-COMPILE_EXTENT = 192
-"""Compilations are timed for dims of at most this size: in the same class as all larger ones that 64 divides."""
-COMPILE_TARGETS = ("zen4", "v4", "v3", "haswell", "sm_80", "sm_90a")
-"""Targets for which compilations are timed besides the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +378,7 @@ def call_rows(settings: Settings) -> Iterator[list[Row]]:
 
     from ..kernels.add import vector_add
     from ..runtime.launch import prepare
+    from ..runtime.program import Program
 
     a, b, c = (numpy.ones(16, numpy.float32) for _ in range(3))
     contestants: dict[str, Callable[[], Any]] = {"sapper": lambda: vector_add(a, b, c)}
@@ -395,166 +392,9 @@ def call_rows(settings: Settings) -> Iterator[list[Row]]:
     if settings.wants("call"):
         settings.report("calls")
         yield rows_of("call", "f32", "16", 1, settings.measure(contestants), None, None, "us")
-        bound = prepare(vector_add, a, b, c)
-        yield rows_of("bound call", "f32", "16", 1, settings.measure({"sapper": bound}), None, None, "us")
-
-
-def compile_rows(settings: Settings) -> Iterator[list[Row]]:
-    """Every library kernel compiled anew, and read from the cache on disk; the import of sapper, the first call of a
-    process. Compilations are timed by the CPU time that they take, all else by the clock."""
-    import tempfile
-
-    from ..kernels import library
-
-    entries = [e for e in library() if settings.wants(f"compile {e.name}")]
-    before = os.environ.get("SAPPER_CACHE_DIR")
-    with tempfile.TemporaryDirectory(prefix="sapper-bench-") as directory:
-        try:
-            if entries:
-                yield from _library_compile_rows(entries, directory, settings)
-            if settings.wants("first call"):
-                settings.report("first call")
-                yield _compile_row("first call of a process, from the disk cache", "", "",
-                                   _first_calls(os.path.join(directory, "first"), 3 if settings.quick else 9))
-        finally:
-            if before is None:
-                os.environ.pop("SAPPER_CACHE_DIR", None)
-            else:
-                os.environ["SAPPER_CACHE_DIR"] = before
-    if settings.wants("import sapper"):
-        settings.report("import sapper")
-        code = "import time; t = time.perf_counter(); import sapper; print(time.perf_counter() - t)"
-        count = 3 if settings.quick else 9
-        yield _compile_row("import sapper", "", "", _printed_s(code, count))
-        code = ("import time, numpy, sapper; t = time.perf_counter(); import sapper.runtime.launch; "
-                "print(time.perf_counter() - t)")
-        yield _compile_row("import of the runtime, by the first call", "", "", _printed_s(code, count))
-        code = "import time; print(time.clock_gettime(time.CLOCK_MONOTONIC) - float(__import__('sys').argv[1]))"
-        yield _compile_row("start of Python itself", "", "", _printed_s(code, 3))
-
-
-def _compile_row(name: str, dtype: str, shape: str, seconds: list[float]) -> list[Row]:
-    from ..tune.measure import timing_of
-
-    return rows_of(name, dtype, shape, 1, {"sapper": timing_of(seconds, 1)}, None, None, "ms")
-
-
-def _library_compile_rows(entries: Sequence[Any], directory: str, settings: Settings) -> Iterator[list[Row]]:
-    """For the host, each kernel by itself; for other targets the median and the worst."""
-    from statistics import median
-
-    from ..targets import target as target_of
-
-    cold_s: list[tuple[float, str]] = []
-    cached_s: list[float] = []
-    for number, entry in enumerate(entries):
-        settings.report(f"compile {entry.name}")
-        if number == 0:  # The first compilation of a process loads the compiler.
-            _compile_times(entry, "off")
-        trials = range(1 if settings.quick else 3)
-        found = [_compile_times(entry, os.path.join(directory, f"{number}-{trial}")) for trial in trials]
-        cold = [cold for cold, _ in found]
-        yield _compile_row(f"compile {entry.name}", entry.dtype, "", cold)
-        cold_s.append((median(cold), entry.name))
-        cached_s += [cached for _, cached in found]
-    count = f"{len(cold_s)} kernels"
-    worst_s, worst = max(cold_s)
-    yield _compile_row("compile, median of all", "", count, [s for s, _ in cold_s])
-    yield _compile_row("compile, worst", "", worst, [worst_s])
-    yield _compile_row("from the disk cache, median", "", count, cached_s)
-    yield _compile_row("from the disk cache, worst", "", "", [max(cached_s)])
-    for name in () if settings.quick else COMPILE_TARGETS:
-        settings.report(f"compile for {name}")
-        _cold_s(entries[0], target_of(name))
-        cold_s = [(_cold_s(entry, target_of(name)), entry.name) for entry in entries]
-        worst_s, worst = max(cold_s)
-        yield _compile_row(f"compile for {name}, median of all", "", count, [s for s, _ in cold_s])
-        yield _compile_row(f"compile for {name}, worst", "", worst, [worst_s])
-
-
-_calls: dict[str, tuple[Any, Any]] = {}
-
-
-def _wanted(entry: Any) -> tuple[Any, Any, Any]:
-    """A new launcher of a kernel, the specialisation that a call asks it for, and the call's dims. The call's arguments
-    are made once for each kernel, as quantised ones take seconds."""
-    import numpy
-
-    from ..runtime.launch import Launcher, specialise
-
-    launcher = Launcher(entry.kernel, {})
-    if entry.name not in _calls:
-        shape = {name: min(extent, COMPILE_EXTENT) for name, extent in entry.cases[-1].shape.items()}
-        arguments = tuple(entry.make_arguments(numpy.random.default_rng(1), shape).values())
-        binding = launcher.signature.bind(arguments)
-        wanted = specialise(launcher.signature, binding, launcher.static_for(binding.dims))
-        _calls[entry.name] = wanted, dict(binding.dims)
-    return launcher, *_calls[entry.name]
-
-
-def _cold_s(entry: Any, target: Any) -> float:
-    """Seconds of CPU time to compile a kernel for a target, its source read included."""
-    import time
-
-    from ..codegen.pipeline import compile_kernel
-
-    _, wanted, _ = _wanted(entry)
-    start = time.process_time()
-    compile_kernel(entry.kernel, dict(wanted.static_dims), dict(wanted.unit_strides), dict(wanted.dim_classes), target,
-                   None, frozenset(wanted.aligned))
-    return time.process_time() - start
-
-
-def _compile_times(entry: Any, directory: str) -> tuple[float, float]:
-    """Seconds of CPU time to compile a kernel cold, its source read included; seconds to get it from the disk."""
-    import time
-
-    os.environ["SAPPER_CACHE_DIR"] = directory
-    launcher, wanted, dims = _wanted(entry)
-    start = time.process_time()
-    launcher.get_compiled(wanted, dims)
-    cold_s = time.process_time() - start
-    launcher, wanted, dims = _wanted(entry)
-    start = time.perf_counter()
-    launcher.get_compiled(wanted, dims)
-    return cold_s, time.perf_counter() - start
-
-
-def _first_calls(directory: str, count: int) -> list[float]:
-    """Seconds that a process's first call of a kernel takes, found in the cache; the import of the runtime apart."""
-    code = (
-        "import time, numpy\n"
-        "import sapper.runtime.launch\n"
-        "from sapper.kernels.add import vector_add\n"
-        "a, b, c = (numpy.ones(64, numpy.float32) for _ in range(3))\n"
-        "start = time.perf_counter()\n"
-        "vector_add(a, b, c, threads=1)\n"
-        "print(time.perf_counter() - start)\n"
-    )
-    os.environ["SAPPER_CACHE_DIR"] = directory
-    return _printed_s(code, count)
-
-
-def _printed_s(code: str, count: int) -> list[float]:
-    """What Python processes print that run some code, one after the other. Their argument is when they were started.
-
-    They find Python's bytecode of all modules, as those of an installed package do, in a directory of their own; the
-    first, which writes it (and compiles kernels for the cache), is not counted.
-    """
-    import subprocess
-    import tempfile
-    import time
-
-    def once() -> float:
-        now = str(time.clock_gettime(time.CLOCK_MONOTONIC))
-        done = subprocess.run([sys.executable, "-c", code, now], check=True, capture_output=True, text=True,
-                              env=environment)
-        return float(done.stdout)
-
-    with tempfile.TemporaryDirectory(prefix="sapper-bench-") as bytecode:
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        environment["PYTHONPYCACHEPREFIX"] = bytecode
-        return [once() for _ in range(1 + count)][1:]
+        for name, run in (("bound call", prepare(vector_add, a, b, c)),
+                          ("program call", Program([(vector_add, (a, b, c))], threads=1))):
+            yield rows_of(name, "f32", "16", 1, settings.measure({"sapper": run}), None, None, "us")
 
 
 AS_IN_FILE = "4 bit"
@@ -700,6 +540,8 @@ def suite_rows(suite: str, settings: Settings) -> Iterator[list[Row]]:
     elif suite == "call":
         yield from call_rows(settings)
     elif suite == "compile":
+        from .bench_compile import compile_rows
+
         yield from compile_rows(settings)
     elif suite == "model":
         yield from model_rows(settings)

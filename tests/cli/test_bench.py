@@ -17,10 +17,13 @@ import pytest
 
 from sapper.cli import bench, bench_suites
 from sapper.cli.bench import run_bench
-from sapper.cli.bench_suites import COMPILE_TARGETS, Row, Settings, jobs_of, rows_of
+from sapper.cli.bench_compile import COMPILE_TARGETS, compile_rows
+from sapper.cli.bench_suites import Row, Settings, jobs_of, rows_of
 from sapper.kernels import library
 from sapper.models.deepseek import untrained
 from sapper.models.deepseek.config import from_json
+from sapper.models.errors import ModelError
+from sapper.models.locate import find_model
 from sapper.tune import operands, peaks
 from sapper.tune.measure import Timing
 
@@ -108,7 +111,8 @@ def test_peaks(tmp_path: Path) -> None:
 def test_calls(tmp_path: Path) -> None:
     rows = run_json(tmp_path / "r.json", "call", threads=1, against="numpy")
     assert [(row["case"], row["peer"], row["unit"]) for row in rows] == [
-        ("call", "sapper", "us"), ("call", "numpy", "us"), ("bound call", "sapper", "us")]
+        ("call", "sapper", "us"), ("call", "numpy", "us"), ("bound call", "sapper", "us"),
+        ("program call", "sapper", "us")]
     assert rows[0]["rate"] == pytest.approx(rows[0]["median_s"] * 1e6, rel=1e-4)
 
 
@@ -131,7 +135,7 @@ def test_the_import_is_timed(tmp_path: Path) -> None:
 
 
 def test_compilation_for_other_targets() -> None:
-    found = [row for rows in bench_suites.compile_rows(settings(quick=False, pattern="compile vector_add"))
+    found = [row for rows in compile_rows(settings(quick=False, pattern="compile vector_add"))
              for row in rows if row.case.startswith("compile for")]
     assert [row.case for row in found] == [
         f"compile for {name}, {which}" for name in COMPILE_TARGETS for which in ("median of all", "worst")]
@@ -142,6 +146,17 @@ def test_the_first_call_is_timed(tmp_path: Path) -> None:
     rows = run_json(tmp_path / "r.json", "compile", threads=1, case="first call")
     assert [row["case"] for row in rows] == ["first call of a process, from the disk cache"]
     assert 0 < rows[0]["median_s"] < 1
+
+
+def test_the_start_of_a_model_is_timed(tmp_path: Path) -> None:
+    try:
+        find_model("smollm2")
+    except ModelError as error:
+        pytest.skip(str(error))
+    rows = run_json(tmp_path / "r.json", "compile", threads=1, case="smollm2 f")
+    assert [(row["case"], row["unit"]) for row in rows] == [
+        ("smollm2 from the disk cache", "ms"), ("smollm2 first token", "ms")]
+    assert 0 < rows[0]["median_s"] < rows[1]["median_s"] < 60
 
 
 def test_every_library_kernel_is_in_a_suite() -> None:
