@@ -68,7 +68,8 @@ class Peaks:
         """Operations per second of products of "f32", "bf16" or "i8", by the instruction that does the most; of the
         widened ones where none takes them narrow."""
         narrow = {"bf16": (self.tile_bf16_flops, self.bf16_flops), "i8": (self.tile_int8_ops, self.int8_ops)}
-        return max(rate for rate in (*narrow.get(products, ()), self.f32_flops) if rate is not None)
+        rates: list[float] = [rate for rate in narrow.get(products, ()) if rate is not None]
+        return max([*rates, self.f32_flops])
 
     def floor_s(self, flops: int, read_bytes: int, written_bytes: int, level: str, products: str = "f32") -> float:
         """The least time for a task in seconds: its arithmetic at its peak, or its memory at that of the level where
@@ -100,10 +101,13 @@ class Probe:
 
         self.threads = threads
         self.work = work
-        lane = isinstance(function, Function)
-        self._code = load(compile_lane(function, target).bytes if lane else finish(function, target).code)
+        if isinstance(function, Function):
+            code, words_of = compile_lane(function, target).bytes, function.attributes["slots"]
+        else:
+            code, words_of = finish(function, target).code, SLOTS
+        self._code = load(code)
         self._keep = words
-        slots = [slot.removeprefix("scalar.") for slot in (function.attributes["slots"] if lane else SLOTS)]
+        slots = [slot.removeprefix("scalar.") for slot in words_of]
         values = [words.get(name, 0) for name in slots]
         self._block = (ctypes.c_int64 * (3 + len(slots)))(
             0, 0, 0, *(value if isinstance(value, int) else value.ctypes.data for value in values))

@@ -6,8 +6,6 @@ enough for a product's latency (intel_costs.py), and the loop touches no memory.
 
 from __future__ import annotations
 
-import numpy
-
 from ..assembly import x86
 from ..assembly.build import Assembly, Region
 from ..targets.x86_64.tiles import ROW_BYTES, ROWS
@@ -17,13 +15,13 @@ TILE_BYTES = ROWS * ROW_BYTES
 SLOTS = ("scalar.repeats", "scalar.out")
 FIRST_WORD_BYTES = 24
 
-PRODUCTS = {"tdpbf16ps": numpy.uint16(0x3F80), "tdpbusd": numpy.uint8(1)}
+PRODUCTS = {"tdpbf16ps": b"\x80\x3f", "tdpbusd": b"\x01"}
 """Mnemonics, and the element 1 of what they multiply."""
 
 
 def operations(multiply: str) -> int:
     """Multiplications and additions in one round of the loop."""
-    return 2 * ROWS * (ROW_BYTES // 4) * (ROW_BYTES // PRODUCTS[multiply].itemsize) * SUMS * UNROLLED
+    return 2 * ROWS * (ROW_BYTES // 4) * (ROW_BYTES // len(PRODUCTS[multiply])) * SUMS * UNROLLED
 
 
 def tile_program(multiply: str) -> Assembly:
@@ -33,7 +31,7 @@ def tile_program(multiply: str) -> Assembly:
     made.input(block, Region("the argument block", False))
     made.input(worker)
     made.words[block.register] = {FIRST_WORD_BYTES + 8: Region("out", True)}
-    ones = numpy.full(TILE_BYTES // PRODUCTS[multiply].itemsize, PRODUCTS[multiply])
+    ones = PRODUCTS[multiply] * (TILE_BYTES // len(PRODUCTS[multiply]))
     with made.building():
         repeats, out, line, place = (made.r64() for _ in range(4))
         x86.mov(repeats, x86.ptr[block + FIRST_WORD_BYTES])

@@ -60,7 +60,7 @@ def test_products_of_tiles_are_done(multiply: str, threads: int) -> None:
     out = empty(threads * tile_peaks.SUMS * tile_peaks.TILE_BYTES // 4, "f32" if multiply == "tdpbf16ps" else "i32")
     probe = Probe(tile_peaks.tile_program(multiply), TARGET, threads, 1.0, out=out)
     probe.run(5)
-    depth = tile_peaks.ROW_BYTES // tile_peaks.PRODUCTS[multiply].itemsize
+    depth = tile_peaks.ROW_BYTES // len(tile_peaks.PRODUCTS[multiply])
     assert (out == 5 * tile_peaks.UNROLLED * depth).all()
     assert tile_peaks.operations(multiply) * 5 * threads == 2 * out.sum()
 
