@@ -187,7 +187,7 @@ class Emulator:
         if found is None:
             raise self.fail("state", "a tile without a number is used where not all tiles have the same shape",
                             ", ".join(f"{rows} x {bytes_}" for rows, bytes_ in shapes), "one shape, or tiles by name")
-        return found  # type: ignore[no-any-return]
+        return found
 
     def rows_of(self, item: Instruction, memory: Memory) -> tuple[list[int], int]:
         """The address of each row of the tile that an instruction loads or stores, and the bytes of a row."""
@@ -223,8 +223,9 @@ class Emulator:
                 raw.append(operand.value & ((1 << spec.bits) - 1) if spec.kind == "gpr" else operand.value)
             elif isinstance(operand, Memory):
                 if spec.sibmem:
-                    places[-1] = self.rows_of(item, operand)
-                    raw.append(self._tile_from(*places[-1], spec.writes))
+                    addresses, row_bytes = self.rows_of(item, operand)
+                    places[-1] = (addresses, row_bytes)
+                    raw.append(self._tile_from(addresses, row_bytes, spec.writes))
                 elif spec.index_bits:
                     addresses, on = self.gathered(spec, operand, mask)
                     size = spec.memory_bits // 8

@@ -364,6 +364,8 @@ def peak_rows(settings: Settings) -> Iterator[list[Row]]:
             ("peak multiply-add", "f32", found.f32_flops, "GFLOP/s"),
             ("peak vdpbf16ps", "bf16", found.bf16_flops, "GFLOP/s"),
             ("peak vpdpbusd", "i8", found.int8_ops, "GOP/s"),
+            ("peak tdpbf16ps", "bf16", found.tile_bf16_flops, "GFLOP/s"),
+            ("peak tdpbusd", "i8", found.tile_int8_ops, "GOP/s"),
             *((f"peak read {level}", "f32", rate, "GB/s") for level, rate in found.read.items()),
             ("peak copy", "f32", found.copy, "GB/s"),
             ("peak copy, streaming stores", "f32", found.copy_streaming, "GB/s"),

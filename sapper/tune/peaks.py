@@ -4,8 +4,9 @@ Enters: a number of workers. Leaves: `Peaks`, once measured kept for the process
 that our own stations compile; each figure is the best of several runs, as anything else on the machine only slows one.
 
 The arithmetic loop keeps CHAINS independent accumulators, which is enough for any target's latency, and touches no
-memory. The reading loop adds up a buffer again and again. A copy counts the bytes that it reads and those that it
-writes. Buffers lie on huge pages, and each worker has a part of its own.
+memory; that of products of tiles is by hand (tile_peaks.py). The reading loop adds up a buffer again and again. A copy
+counts the bytes that it reads and those that it writes. Buffers lie on huge pages, and each worker has a part of its
+own.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from ..assembly.build import Assembly
 from ..ir.nodes import Block, Builder, Function, Value
 from ..ir.types import ROW_B32, ROW_F32, ROW_I32, S64, RowType, f32, i32
+from .tile_peaks import SLOTS, SUMS, TILE_BYTES, operations, tile_program
 
 KIB, MIB = 1 << 10, 1 << 20
 CHAINS = 12
@@ -40,10 +43,10 @@ FLOPS = {"fma": 2, "dot2_bf16": 4, "dot4_u8i8": 8}
 class Peaks:
     """The machine's peaks with `threads` workers.
 
-    f32_flops: of fused multiply-adds, operations per second. bf16_flops, int8_ops: of the packed dot products, None
-    where the CPU has none. read: level -> bytes read per second. copy, copy_streaming: bytes read and written per
-    second, in DRAM, with ordinary stores and with such as go past the caches. level_bytes: how much a level holds, for
-    all workers.
+    f32_flops: of fused multiply-adds, operations per second. bf16_flops, int8_ops: of the packed dot products,
+    tile_bf16_flops, tile_int8_ops: of the products of tiles, None where the CPU has none. read: level -> bytes read per
+    second. copy, copy_streaming: bytes read and written per second, in DRAM, with ordinary stores and with such as go
+    past the caches. level_bytes: how much a level holds, for all workers.
     """
 
     threads: int
@@ -54,14 +57,19 @@ class Peaks:
     copy: float
     copy_streaming: float
     level_bytes: dict[str, int]
+    tile_bf16_flops: float | None = None
+    tile_int8_ops: float | None = None
 
     def level(self, size_bytes: int) -> str:
         """The smallest level that holds so many bytes."""
         return next((name for name in LEVELS[:-1] if size_bytes <= self.level_bytes[name]), "DRAM")
 
     def arithmetic(self, products: str) -> float:
-        """Operations per second of products of "f32", "bf16" or "i8"; of the widened ones where nothing packs them."""
-        return {"bf16": self.bf16_flops, "i8": self.int8_ops}.get(products) or self.f32_flops
+        """Operations per second of products of "f32", "bf16" or "i8", by the instruction that does the most; of the
+        widened ones where none takes them narrow."""
+        narrow = {"bf16": (self.tile_bf16_flops, self.bf16_flops), "i8": (self.tile_int8_ops, self.int8_ops)}
+        rates: list[float] = [rate for rate in narrow.get(products, ()) if rate is not None]
+        return max([*rates, self.f32_flops])
 
     def floor_s(self, flops: int, read_bytes: int, written_bytes: int, level: str, products: str = "f32") -> float:
         """The least time for a task in seconds: its arithmetic at its peak, or its memory at that of the level where
@@ -81,19 +89,25 @@ class Peaks:
 class Probe:
     """A lane program, compiled and loaded, with its arguments, for `threads` workers.
 
-    function: the program; its slots are "scalar.<name>" words only. work: what one repetition of all workers does, in
-    the unit of the rate. words: of the argument block, by the scalar's name; the address of an array is that array.
+    function: the program, or one by hand on tiles; its slots are "scalar.<name>" words only. work: what one repetition
+    of all workers does, in the unit of the rate. words: of the argument block, by the scalar's name; the address of an
+    array is that array.
     """
 
-    def __init__(self, function: Function, target: Any, threads: int, work: float, **words: Any) -> None:
+    def __init__(self, function: Function | Assembly, target: Any, threads: int, work: float, **words: Any) -> None:
+        from ..assembly.finish import finish
         from ..codegen.compile import compile_lane
         from ..runtime.loader import load
 
         self.threads = threads
         self.work = work
-        self._code = load(compile_lane(function, target).bytes)
+        if isinstance(function, Function):
+            code, words_of = compile_lane(function, target).bytes, function.attributes["slots"]
+        else:
+            code, words_of = finish(function, target).code, SLOTS
+        self._code = load(code)
         self._keep = words
-        slots = [slot.removeprefix("scalar.") for slot in function.attributes["slots"]]
+        slots = [slot.removeprefix("scalar.") for slot in words_of]
         values = [words.get(name, 0) for name in slots]
         self._block = (ctypes.c_int64 * (3 + len(slots)))(
             0, 0, 0, *(value if isinstance(value, int) else value.ctypes.data for value in values))
@@ -238,6 +252,14 @@ def arithmetic_probe(op: str, threads: int, target: Any) -> Probe:
     return Probe(arithmetic_program(op, target.lanes), target, threads, work, out=empty(threads * target.lanes))
 
 
+def tile_probe(multiply: str, threads: int, target: Any) -> Probe:
+    """Operations of products of tiles (a key of PRODUCTS) on `threads` workers."""
+    from ..runtime.buffers import empty
+
+    out = empty(threads * SUMS * TILE_BYTES // 4)
+    return Probe(tile_program(multiply), target, threads, float(operations(multiply) * threads), out=out)
+
+
 def _part_bytes(size_bytes: int, threads: int, step_bytes: int) -> int:
     """Each worker's part of a buffer: whole steps, at least one."""
     return max(step_bytes, size_bytes // threads // step_bytes * step_bytes)
@@ -281,6 +303,10 @@ def measure_peaks(threads: int, scale: float = 1.0, report: Callable[[str], None
         say(op)
         return arithmetic_probe(op, threads, target).best_rate(sample_s)
 
+    def products(multiply: str, feature: str) -> float | None:
+        say(multiply)
+        return tile_probe(multiply, threads, target).best_rate(sample_s) if target.has(feature) else None
+
     read = {}
     for level, size_bytes in READ_BYTES.items():
         say(f"reads in {level}")
@@ -298,6 +324,7 @@ def measure_peaks(threads: int, scale: float = 1.0, report: Callable[[str], None
         threads, arithmetic("fma"), arithmetic("dot2_bf16") if target.has("avx512_bf16") else None,
         arithmetic("dot4_u8i8") if target.has("avx512_vnni") else None, read, copying(False),
         copying(True), {"L1": target.l1_bytes * threads, "L2": target.l2_bytes * threads, "L3": target.l3_bytes},
+        products("tdpbf16ps", "amx_bf16"), products("tdpbusd", "amx_int8"),
     )
 
 

@@ -15,6 +15,7 @@ from sapper.runtime.buffers import empty
 from sapper.targets.x86_64.detect import host, host_target
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tune import peaks as module
+from sapper.tune import tile_peaks
 from sapper.tune.peaks import (
     CHAINS,
     COPY_ROWS,
@@ -49,6 +50,26 @@ def test_arithmetic_is_done(op: str, target: Any, threads: int) -> None:
     probe = Probe(arithmetic_program(op, target.lanes), target, threads, 1.0, out=out)
     probe.run(5)
     assert (out == 5 * 2 * CHAINS * FLOPS[op] // 2).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("multiply", tile_peaks.PRODUCTS)
+def test_products_of_tiles_are_done(multiply: str, threads: int) -> None:
+    if not TARGET.has({"tdpbf16ps": "amx_bf16", "tdpbusd": "amx_int8"}[multiply]):
+        pytest.skip("this CPU has no such tiles")
+    out = empty(threads * tile_peaks.SUMS * tile_peaks.TILE_BYTES // 4, "f32" if multiply == "tdpbf16ps" else "i32")
+    probe = Probe(tile_peaks.tile_program(multiply), TARGET, threads, 1.0, out=out)
+    probe.run(5)
+    depth = tile_peaks.ROW_BYTES // len(tile_peaks.PRODUCTS[multiply])
+    assert (out == 5 * tile_peaks.UNROLLED * depth).all()
+    assert tile_peaks.operations(multiply) * 5 * threads == 2 * out.sum()
+
+
+def test_arithmetic_is_that_of_the_best_instruction() -> None:
+    found = replace(PEAKS, bf16_flops=200.0, int8_ops=400.0)
+    assert [found.arithmetic(p) for p in ("f32", "bf16", "i8", "f64")] == [100.0, 200.0, 400.0, 100.0]
+    found = replace(found, tile_bf16_flops=3200.0)
+    assert [found.arithmetic(p) for p in ("f32", "bf16", "i8")] == [100.0, 3200.0, 400.0]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
