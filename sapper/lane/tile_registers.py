@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, ROW_B32, S64, TILE_B32, DType, TileRegisterType, TileType, b32, i32, u8
+from ..ir.types import MASK, ROW_B32, S64, TILE_B32, DType, TileRegisterType, TileType, b32, i16, i32, u8
 from ..tile.plan import Walk, axes_of
 from .packed import DOTS, Dot, Packing, Term
 from .state import Access, Bound, Open, Scalar, element_bytes
@@ -99,9 +99,6 @@ def fit(model: Model, walk: Walk, columns: str) -> TileWalk | str:
     if any(not _same(left, lefts[0]) for left in lefts) or len(dots) > 1:
         return "the contractions have no left operand in common"
     found = TileWalk(rows, columns, depth, lefts[0], tuple(rights), dots.pop())
-    extent, slots = model.open[depth], found.dot.elements
-    if (extent.extent if isinstance(extent.extent, int) else extent.divisor) % slots:
-        return f"{depth} is not known to be a multiple of {slots}, the elements of a slot"
     if not model.is_bounded(depth):
         return f"no panel can be packed: the range of {depth} is known only as the kernel runs"
     if not _lies(model, found) and not model.is_bounded(rows):
@@ -163,7 +160,7 @@ class _Emission:
 
     size: of a tile, rows and slots; row_bytes: of its rows. across: tiles of sums beside each other, of each
     contraction; sum_bytes: of a row of sums in memory. range: the rows. elements, slots: the depth. steps: whole tiles
-    along the depth; rest: slots beyond them.
+    along the depth; rest: whole slots beyond them; partial: elements beyond these.
     """
 
     def __init__(self, low: WalkLowering, walk: Walk, choice: WalkChoice, found: TileWalk) -> None:
@@ -185,15 +182,23 @@ class _Emission:
             self.slots = low.open[found.depth]
             self.rest = 0 if _divides(self.size, self.slots) else low.scalar("s_mod", self.slots.extent, self.size)
             self.steps = low.scalar("s_floordiv", self.slots.extent, self.size)
+            fills = _divides(found.dot.elements, self.elements)
+            self.partial = 0 if fills else low.scalar("s_mod", self.elements.extent, found.dot.elements)
             self.left = self._left()
             low._panel_blocks(self.choice, found.columns, self._block)
+
+    @property
+    def beyond(self) -> Scalar:
+        """0 if whole tiles are all of the depth."""
+        return self.low.add(self.rest, self.partial)
 
     # The left operand.
 
     @property
     def _padded_bytes(self) -> Scalar:
         """Of a copied row: whole tiles."""
-        return self.low.mul(self.low.ceil_div(self.slots.extent, self.size), self.row_bytes)
+        deep = self.size * self.found.dot.elements
+        return self.low.mul(self.low.ceil_div(self.elements.extent, deep), self.row_bytes)
 
     def _left(self) -> _Left:
         low, found, extent = self.low, self.found, self.range.extent
@@ -206,10 +211,11 @@ class _Emission:
         if _divides(self.size, self.range) or (isinstance(extent, int) and extent >= self.size):
             return lies
         few = self._copied_rows("few", self.size)
+        copy = self._copy_slots if self.partial == 0 else self._copy_elements
         if isinstance(extent, int):
-            return self._copy(few, extent, self._copy_slots)
+            return self._copy(few, extent, copy)
         is_few = low.emit(low.depth_of(extent), "s_cmp", [extent, low.value(self.size)], S64, cond="lt")
-        self._copy(few, self._selected(is_few, extent, 0), self._copy_slots)
+        self._copy(few, self._selected(is_few, extent, 0), copy)
         return _Left(self._selected(is_few, few, lies.base), self._selected(is_few, self._padded_bytes, lies.stride))
 
     def _selected(self, condition: Value, then: Scalar, other: Scalar) -> Value:
@@ -257,7 +263,7 @@ class _Emission:
         """A row of any value, element by element."""
         low, found = self.low, self.found
         dtype = _dtype(found.left)
-        if self.rest != 0:
+        if self.beyond != 0:
             low.bound[found.depth] = Bound(0, 1, False, None, low.depth)
             end = Access(low.add(place.base, low.sub(self._padded_bytes, self.row_bytes)), 0, place.axes, b32)
             operands, attributes = low.address(end, {found.rows: 0})
@@ -338,8 +344,8 @@ class _Emission:
 
         if self.steps != 0:
             sums = self._rounds(0, self.steps, sums, step)
-        if self.rest != 0:
-            sums = self._rounds(0, low.scalar("s_min", self.rest, 1), sums,
+        if self.beyond != 0:
+            sums = self._rounds(0, low.scalar("s_min", self.beyond, 1), sums,
                                 lambda _, sums: self._last(lefts, rights, strides, wide, sums))
         to = self._memory("sums", ACROSS * self.size * self.sum_bytes)
         for number, total in enumerate(sums):
@@ -402,14 +408,54 @@ class _Emission:
             rest = self._memory("left rest", ACROSS * self.size * self.row_bytes)
             to = low.add(rest, row * self.size * self.row_bytes)
             self._copy_rows(low.add(left, done), self.left.stride, to, self.row_bytes, self.size, 1, mask)
+            if self.partial != 0:
+                self._copy_partial(low.add(left, low.mul(self.slots.extent, b32.size_bytes)), self.left.stride,
+                                   element_bytes(_dtype(self.found.left)), self.size,
+                                   low.add(to, low.mul(self.rest, b32.size_bytes)), self.row_bytes)
             a.append((to, self.row_bytes))
         for number, (right, stride) in enumerate(zip(rights, strides, strict=True)):
             to = low.add(self._memory("right rest", self.size * self.sum_bytes), number * self.across * self.row_bytes)
+            load = self.found.rights[number]
+            packed = low.staged[load].in_place is not None and self.partial != 0
+            filled = low.add(self.rest, low.scalar("s_min", self.partial, 1)) if packed else self.rest
             self._copy_rows(low.add(right, low.mul(self.steps, stride * self.size)), stride, to, self.sum_bytes,
-                            self.rest, wide, None)
-            self._clear_rows(to, wide)
+                            filled, wide, None)
+            self._clear_rows(to, filled, wide)
+            if self.partial != 0 and not packed:
+                self._copy_partial_columns(load, low.add(to, low.mul(self.rest, self.sum_bytes)), wide)
             b.append((to, self.sum_bytes))
         return self._multiply(a, b, wide, sums)
+
+    def _copy_partial_columns(self, load: Op, to: Scalar, wide: int) -> None:
+        """The elements that fill no slot, of the bound columns of a tensor."""
+        low, found = self.low, self.found
+        access, bound, columns = low.access(load), low.bound[found.columns], low.open[found.columns]
+        left = low.sub(low.add(columns.offset, columns.extent), bound.offset)
+        depth = low.add(self.elements.offset, low.mul(self.slots.extent, found.dot.elements))
+        start = low.add(low.add(access.base, access.disp), low.mul(depth, access.axes[found.depth]))
+        start = low.add(start, low.mul(bound.offset, access.axes[found.columns]))
+        self._copy_partial(start, access.axes[found.columns], access.axes[found.depth],
+                           low.scalar("s_min", left, wide * low.lanes), to, b32.size_bytes)
+
+    def _copy_partial(self, start: Scalar, across: Scalar, along: Scalar, count: Scalar, to: Scalar,
+                      to_across: int) -> None:
+        """The elements that fill no slot, one by one: `count` times so many, `across` bytes apart, each `along` behind
+        the one before, to places `to_across` apart."""
+        low, size = self.low, element_bytes(_dtype(self.found.left))
+        narrow = i16 if size == i16.size_bytes else u8
+
+        def outer(number: Value) -> None:
+            source = low.add(start, low.mul(number, across))
+            place = low.add(to, low.mul(number, to_across))
+
+            def element(at: Value) -> None:
+                value = low.emit(low.depth, "s_load", [low.value(low.add(source, low.mul(at, along)))], S64,
+                                 dtype=narrow)
+                low.effect("s_store", [value, low.value(low.add(place, low.mul(at, size)))], dtype=narrow)
+
+            low.counted("rest", 0, self.partial, 1, element)
+
+        low.counted("rest", 0, count, 1, outer)
 
     def _copy_rows(self, source: Scalar, stride: Scalar, to: Scalar, to_stride: int, count: Scalar, vectors: int,
                    mask: Value | None) -> None:
@@ -426,7 +472,7 @@ class _Emission:
 
         low.counted("rest", 0, count, 1, row)
 
-    def _clear_rows(self, to: Scalar, vectors: int) -> None:
+    def _clear_rows(self, to: Scalar, start: Scalar, vectors: int) -> None:
         low = self.low
 
         def row(number: Value) -> None:
@@ -434,7 +480,7 @@ class _Emission:
                 low.effect("store", [self._zeros(), low.value(low.add(to, low.mul(number, self.sum_bytes)))], dtype=b32,
                            masked=False, streaming=False, disp=vector * self.row_bytes)
 
-        low.counted("rest", self.rest, self.size, 1, row)
+        low.counted("rest", start, self.size, 1, row)
 
     def _finish(self, sums: Scalar, first: Scalar, rows: Open) -> None:
         """What follows the contractions, row by row. first: the row that the sums begin with; rows: those to finish."""

@@ -32,7 +32,7 @@ PRODUCTS_OF_TILES = {"tdpbf16ps", "tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud"}
 def test_rows(types, m, packs) -> None:
     """On a processor that this need not be: pieces of two tiles and of one, masked columns, a depth that is left."""
     kernel = PRODUCTS["nt", types]
-    arguments = arguments_of("nt", types, m, 40, 80)
+    arguments = arguments_of("nt", types, m, 40, 77)
     packed = {"b": pack_array(arguments["b"], types[1], panels_of_kernel(kernel, "b", TARGET))} if packs else None
     assert len(run_rows(kernel.tile_ir(), arguments, TARGET, packed) & PRODUCTS_OF_TILES) == 1
     np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
@@ -55,11 +55,11 @@ def test_other_targets_have_none(name) -> None:
 
 @NATIVE
 @settings(max_examples=examples(12), deadline=None)
-@given(m=st.integers(1, 70), n=st.integers(1, 70), k=st.integers(1, 9), order=st.sampled_from(ORDERS),
+@given(m=st.integers(1, 70), n=st.integers(1, 70), k=st.integers(1, 140), order=st.sampled_from(ORDERS),
        types=st.sampled_from(PAIRS), threads=st.integers(1, 2))
 def test_native(m, n, k, order, types, threads) -> None:
     function = PRODUCTS[order, types].tile_ir()
-    arguments = arguments_of(order, types, m, n, 16 * k)
+    arguments = arguments_of(order, types, m, n, k)
     run_native(function, arguments, TARGET, threads, schedule=Schedule(matrix=True))
     np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
 
