@@ -367,9 +367,23 @@ class Model(WalkLowering):
         rows_here = [op for op in staged if lane not in axes_of(op.result) and not self.is_bounded(order[-1])]
         if not blocked:
             staged = [op for op in staged if op not in rows_here]
+        rows_ahead = self._rows_ahead(walk, order[-1], staged) if blocked and by_hand is None else []
         return WalkChoice(lane, counts, order, reduced, staged, prefetched,
                           self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order),
-                          by_hand=by_hand, widened=widened, blocked=blocked, rows_here=rows_here)
+                          by_hand=by_hand, widened=widened, blocked=blocked, rows_here=rows_here,
+                          rows_ahead=rows_ahead)
+
+    def _rows_ahead(self, walk: Walk, row_axis: str, staged: list[Op]) -> list[Op]:
+        """The operands of blocks of panels whose rows are read where they lie, each along itself, if there are many."""
+        if self.extent_hint(row_axis) < STAGE_ROWS or len(walk.reduced) != 1:
+            return []
+        found = []
+        for op in self.reads(walk):
+            access = self.access(op)
+            along = access.axes.get(walk.reduced[0]) == element_bytes(access.dtype)
+            if op not in staged and along and row_axis in access.axes and not access.gathers:
+                found.append(op)
+        return found
 
     def _blocks(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str], staged: list[Op]) -> bool:
         """Whether panels are staged several at once, so that a few rows are read once for all of them. Not where a walk
@@ -561,7 +575,9 @@ class Model(WalkLowering):
                     if any(v in self.slot_axes for op in walk.reductions for v in op.operands):
                         # The rows that are read where they lie may be a power of two apart: few sets of a cache.
                         most = min(most, SET_ROWS)
-                    counts[rows[0]] = self._fit(rows[0], most, False, min(hidden, most), 2)
+                    # Nor far fewer than fit: each piece of rows reads all of the second operand again.
+                    fewest = max(min(hidden, most), -(-most * 3 // 4))
+                    counts[rows[0]] = self._fit(rows[0], most, False, fewest, 2)
                     if several == 1 and self._takes_whole_rows(rows, fixed, lane):
                         counts[rows[0]] = self.extent_hint(rows[0])
             elif lane in self.bound and rows:

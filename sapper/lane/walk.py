@@ -86,7 +86,8 @@ class WalkChoice:
     elements are narrower than a row's and read for many rows: they are copied as well.
     by_hand: the micro-kernel that the loop over the reduced axis is, where a tile is one that it is written for.
     blocked: the rows are walked once for each block of panels of the lane axis, as many as stay in the second cache.
-    rows_here: staged operands of which only the rows at hand are copied, for all panels of a block.
+    rows_here: staged operands of which only the rows at hand are copied, for all panels of a block. rows_ahead: loads
+    of rows that are read where they lie for all panels of a block, and whose next rows are asked for meanwhile.
     tiles: how tile registers serve the walk, if they do; the counts are then those of the tiles of sums.
     """
 
@@ -103,6 +104,7 @@ class WalkChoice:
     widened: list[Op] = field(default_factory=list)
     blocked: bool = False
     rows_here: list[Op] = field(default_factory=list)
+    rows_ahead: list[Op] = field(default_factory=list)
     tiles: TileWalk | None = None
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
@@ -687,6 +689,8 @@ class WalkLowering(Pairs):
             staged = self.staged.get(op)
             if choice.blocked and isinstance(staged, StagedRows):
                 staged.prefetch_next()
+        for op in choice.rows_ahead:
+            self._prefetch_rows_after(op, choice.order[-1])
         self._roots(walk.inner, walk)
         return [v for a in accumulators for v in a.carried()]
 
@@ -819,6 +823,15 @@ class WalkLowering(Pairs):
                 operands, attributes = self.address(access, at)
                 disp = attributes.pop("disp") + AHEAD_BYTES
                 self.effect("prefetch", operands, level=2, disp=disp, **attributes)
+
+    def _prefetch_rows_after(self, op: Op, row_axis: str) -> None:
+        """Ask for the rows after these, as far along the depth as these are read: each begins pages away from the one
+        before, where the processor does not see ahead."""
+        access = self.access(op)
+        rows = self.bound[row_axis].count
+        for row in range(rows):
+            operands, attributes = self.address(access, {**dict.fromkeys(axes_of(op.result), 0), row_axis: rows + row})
+            self.effect("prefetch", operands, level=2, **attributes)
 
     def _prefetch_panel(self, panel: StagedPanel, walk: Walk) -> None:
         """Ask for what lies further: panels are one stream, and the processor's own prefetching stops at the end of

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sapper.cli import bench, bench_suites
+from sapper.cli import bench, bench_suites, bench_threads
 from sapper.cli.bench import run_bench
 from sapper.cli.bench_compile import COMPILE_TARGETS, compile_rows
 from sapper.cli.bench_suites import Row, Settings, jobs_of, rows_of
@@ -114,6 +114,24 @@ def test_calls(tmp_path: Path) -> None:
         ("call", "sapper", "us"), ("call", "numpy", "us"), ("bound call", "sapper", "us"),
         ("program call", "sapper", "us")]
     assert rows[0]["rate"] == pytest.approx(rows[0]["median_s"] * 1e6, rel=1e-4)
+
+
+def test_threads(tmp_path: Path) -> None:
+    rows = run_json(tmp_path / "r.json", "threads", threads=2, against="numpy")
+    assert [(row["case"], row["threads"], row["peer"], row["unit"]) for row in rows] == [
+        ("call in a program", 1, "sapper", "us"), ("call in a program", 2, "sapper", "us"),
+        ("barrier", 2, "sapper", "us"), ("matmul alone", 2, "sapper", "GFLOP/s"),
+        ("matmul alone", 2, "numpy", "GFLOP/s"), ("matmul beside a busy process", 2, "sapper", "GFLOP/s"),
+        ("matmul beside a busy process", 2, "numpy", "GFLOP/s")]
+    one, two, barrier = (row["median_s"] for row in rows[:3])
+    assert 0 < one < 1e-4 and barrier == pytest.approx(max(0.0, two - one), abs=1e-12)
+
+
+def test_the_busy_process_ends_whatever_happens() -> None:
+    with pytest.raises(ValueError, match="a case fails"), bench_threads.busy_process() as neighbour:
+        assert neighbour.poll() is None
+        raise ValueError("a case fails")
+    assert neighbour.returncode is not None
 
 
 def test_compilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -390,6 +391,28 @@ def test_no_fewer_sums_than_hide_the_latency() -> None:
     avx2 = Facts(lanes=8, vector_registers=16)
     assert chosen(product, avx2).registers["m"] == 6          # 4 would divide 64, and leave 8 sums for 8 in flight
     assert chosen(product, Facts()).registers["m"] == 14
+
+
+def test_no_far_fewer_rows_than_fit() -> None:
+    two = Facts(fma_per_cycle=2)                              # 4 would divide 64, and read a panel half as often again
+    assert chosen(product, two).registers == {"m": 6, "n": 4, "k": 4}
+
+
+def test_rows_that_are_read_where_they_lie_are_asked_for_ahead() -> None:
+    """Those after the rows at hand, once in each step of the depth; the result is what it was."""
+    random = np.random.default_rng(0)
+    arguments = {"a": random.integers(-9, 9, (30, 12)).astype(np.float32),
+                 "b": random.integers(-9, 9, (12, 40)).astype(np.float32), "c": np.zeros((30, 40), np.float32)}
+    facts = Facts(lanes=4, vector_registers=8, l2_bytes=4096)
+    asks = []
+    for prefetches in (True, False):
+        lane = run_lane(reduce_loops(product.tile_ir()), arguments, Schedule(registers={"m": 3, "n": 1, "k": 4}),
+                        facts=replace(facts, software_prefetch=prefetches))
+        np.testing.assert_array_equal(arguments["c"], arguments["a"] @ arguments["b"])
+        sums = [loop.blocks[0].ops for loop in lane.walk() if loop.name == "loop"
+                and any(op.name == "fma" for op in loop.blocks[0].ops)]
+        asks.append([len({tuple(op.operands) for op in ops if op.name == "prefetch"}) for ops in sums])
+    assert asks[0][0] == 3 and not any(asks[1])
 
 
 def blocks_in(lane: Function) -> int:
