@@ -513,7 +513,8 @@ class Raw(Protocol):
 class RawBlocks:
     """Rows of a file in blocks, not yet in panels.
 
-    parts: quants [rows, blocks, bytes], of 8 bits unsigned, scale and perhaps minimum [rows, blocks].
+    parts: quants [rows, blocks, bytes], scale and perhaps minimum [rows, blocks]. signed: whether quants of 8 bits have
+    their sign; in panels they have the form's offset instead.
     """
 
     FORMATS: ClassVar = {"Q4_0": (18, "q4"), "Q4_1": (20, "q4m"), "Q8_0": (34, "q8")}
@@ -521,6 +522,7 @@ class RawBlocks:
 
     form: Form
     parts: tuple[Array, ...]
+    signed: bool = False
 
     @classmethod
     def parse(cls, data: memoryview, shape: tuple[int, ...], kind: str) -> RawBlocks | None:
@@ -538,8 +540,7 @@ class RawBlocks:
         scale, minimum = (raw[:, :, at : at + 2].view("<f2")[:, :, 0] for at in (0, 2))
         if form.minimum:
             return cls(form, (raw[:, :, 4:], scale, minimum))
-        quants = raw[:, :, 2:]
-        return cls(form, (quants ^ np.uint8(form.offset) if form.bits == 8 else quants, scale))
+        return cls(form, (raw[:, :, 2:], scale), signed=form.bits == 8)
 
     def with_minimum(self) -> RawBlocks | None:
         """The same numbers in the form that has minima; None where one is no f16."""
@@ -550,18 +551,18 @@ class RawBlocks:
             minimum = scale * np.float16(-self.form.offset)  # exact: a power of two
         if not np.isfinite(minimum).all():
             return None
-        return RawBlocks(replace(self.form, minimum=True), (quants, scale, minimum))
+        return replace(self, form=replace(self.form, minimum=True), parts=(quants, scale, minimum))
 
     def split(self, count: int, axis: int) -> list[RawBlocks | None]:
         """In so many equal parts by rows (axis 0) or columns (1); [None] where columns do not part between blocks."""
         if self.parts[1].shape[axis] % count:
             return [None]
         pieces = zip(*(np.split(part, count, axis=axis) for part in self.parts), strict=True)
-        return [RawBlocks(self.form, tuple(piece)) for piece in pieces]
+        return [replace(self, parts=tuple(piece)) for piece in pieces]
 
     def reordered(self, order: Any) -> RawBlocks:
         """With `order` applied to the rows of every part."""
-        return RawBlocks(self.form, tuple(order(part) for part in self.parts))
+        return replace(self, parts=tuple(order(part) for part in self.parts))
 
     @staticmethod
     def together(pieces: Sequence[RawBlocks], arena: Arena, exact: bool) -> Blocks:
@@ -596,5 +597,7 @@ def in_panels(pieces: Sequence[RawBlocks], arena: Arena, exact: bool = False) ->
     for piece in pieces:
         stop = start + len(piece.parts[1]) // PANEL
         quantized.fill_panels([target[start:stop] for target in targets], *piece.parts)
+        if piece.signed:  # in place: a copy of an embedding would be a third of a small model
+            targets[0][start:stop] ^= np.uint8(piece.form.offset)
         start = stop
     return Blocks(pieces[0].form, tuple(targets), exact)
