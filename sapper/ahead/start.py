@@ -14,7 +14,7 @@ Source: System V ABI AMD64 3.4.1 (the stack at entry), write(2), readlink(2), cl
 from __future__ import annotations
 
 from ..codegen.c_abi import CHECK_CPU
-from .draw import bits
+from . import options
 from .entry import MOST_THREADS, POSITION, STATUS
 from .plan import Plan
 from .words import Tables
@@ -22,177 +22,13 @@ from .written import Written, written
 
 MESSAGE_BYTES = 160
 PATH_BYTES = 8192
-DEFAULT_TOKENS, DEFAULT_TOP_K = 128, 40
 
 _START = """
     # rbx: model; rbp: the stack at entry; r12: an argument's number, then tokens of the prompt; r13: a buffer for the
     # path, the text and the tokens; r14: end of the text, then tokens made; r15: room left for text
     # the stack: 0 model, 8 weights, 16 most tokens, 24 threads, 32 raw, 40 bytes of a token, 48 begin of the message,
     # 64 and 80 and 96 times, 128 .. 256 CPUs, then a line of text, 608 top_k, 616 .. 640 a sapper_model_sampling
-    mov rbp, rsp
-    sub rsp, 640
-    and rsp, -64
-    xor eax, eax
-    mov qword ptr [rsp], rax
-    mov qword ptr [rsp + 8], rax
-    mov qword ptr [rsp + 24], rax
-    mov qword ptr [rsp + 32], rax
-    mov qword ptr [rsp + 616], rax
-    mov qword ptr [rsp + 632], rax
-    mov eax, @default_tokens
-    mov qword ptr [rsp + 16], rax
-    mov eax, @default_top_k
-    mov qword ptr [rsp + 608], rax
-    mov eax, @one                   # top_p 1, min_p 0
-    mov qword ptr [rsp + 624], rax
-    lea rax, @check_cpu
-    call rax                        # before any instruction that not every processor has
-    test eax, eax
-    mov eax, @BAD_CPU
-    je told
-    mov r12d, 1
-option:
-    cmp r12, qword ptr [rbp]
-    jae options_read
-    mov rdi, qword ptr [rbp + r12*8 + 8]
-    cmp byte ptr [rdi], 45          # '-'
-    jne options_read
-    add r12, 1
-    lea rsi, @text_end
-    call same
-    je options_read
-    lea rsi, @text_help
-    call same
-    je help
-    lea rsi, @text_raw
-    call same
-    je raw
-    lea rsi, @text_weights
-    call same
-    je weights
-    lea rsi, @text_tokens
-    lea r8, [rsp + 16]
-    call same
-    je number
-    lea rsi, @text_threads
-    lea r8, [rsp + 24]
-    call same
-    je number
-    lea rsi, @text_top_k
-    lea r8, [rsp + 608]
-    call same
-    je number
-    lea rsi, @text_temperature
-    lea r8, [rsp + 616]
-    call same
-    je real
-    lea rsi, @text_top_p
-    lea r8, [rsp + 624]
-    call same
-    je real
-    lea rsi, @text_min_p
-    lea r8, [rsp + 628]
-    call same
-    je real
-    lea rsi, @text_seed
-    call same
-    je seed
-usage:
-    mov edi, 2
-    lea rsi, @usage
-    mov edx, @usage_bytes
-    call write
-    mov edi, 2
-    jmp exit
-help:
-    mov edi, 1
-    lea rsi, @usage
-    mov edx, @usage_bytes
-    call write
-    xor edi, edi
-    jmp exit
-raw:
-    mov eax, 1
-    mov qword ptr [rsp + 32], rax
-    jmp option
-weights:
-    cmp r12, qword ptr [rbp]
-    jae usage
-    mov rax, qword ptr [rbp + r12*8 + 8]
-    mov qword ptr [rsp + 8], rax
-    add r12, 1
-    jmp option
-number:
-    call digits                     # a whole number from 1 to 99999999
-    test edx, edx
-    jne usage
-    lea rcx, [rax - 1]
-    cmp rcx, 99999999
-    jae usage
-    mov qword ptr [r8], rax
-    jmp option
-seed:
-    call digits
-    test edx, edx
-    jne usage
-    mov qword ptr [rsp + 632], rax
-    jmp option
-real:
-    call digits                     # of 15 digits both parts of the quotient are exact: it is rounded as Python does
-    cmp r9d, 15
-    ja usage
-    vmovq xmm0, rax
-    vcvtsi2sd xmm0, xmm0, rax
-    mov ecx, 1
-power:
-    sub edx, 1
-    js powered
-    imul rcx, rcx, 10
-    jmp power
-powered:
-    vmovq xmm1, rcx
-    vcvtsi2sd xmm1, xmm1, rcx
-    vdivsd xmm0, xmm0, xmm1
-    vcvtsd2ss xmm0, xmm0, xmm0
-    vmovss dword ptr [r8], xmm0
-    jmp option
-digits:
-    cmp r12, qword ptr [rbp]        # the next argument: rax its digits, edx how many lie behind a point, r9d in all
-    jae usage
-    mov rdi, qword ptr [rbp + r12*8 + 8]
-    add r12, 1
-    xor eax, eax
-    xor edx, edx
-    xor r9d, r9d
-    xor r10d, r10d                  # 1 behind a point
-digit:
-    movzx ecx, byte ptr [rdi]
-    test ecx, ecx
-    je digits_read
-    add rdi, 1
-    cmp ecx, 46                     # '.'
-    je point
-    sub ecx, 48
-    cmp ecx, 10
-    jae usage
-    imul rax, rax, 10
-    add rax, rcx
-    add edx, r10d
-    add r9d, 1
-    cmp r9d, 18
-    ja usage
-    jmp digit
-point:
-    test r10d, r10d
-    jne usage
-    mov r10d, 1
-    jmp digit
-digits_read:
-    test r9d, r9d
-    je usage
-    ret
-
-options_read:
+{options}options_read:
     lea rax, @fault
     mov qword ptr [rsp + 128], rax  # sigaction(SIGBUS), of weights that are cut short while they are mapped
     mov edx, 0x4000000              # SA_RESTORER, which the kernel wants, though the handler does not return
@@ -521,17 +357,6 @@ failed:
     mov edi, 1
     jmp exit
 
-same:
-    xor ecx, ecx                    # whether the strings at rdi and rsi are the same
-compare:
-    movzx eax, byte ptr [rdi + rcx]
-    cmp al, byte ptr [rsi + rcx]
-    jne compared
-    add rcx, 1
-    test eax, eax
-    jne compare
-compared:
-    ret
 append_table:
     add rsi, qword ptr [rbx + @WEIGHTS]
 append:
@@ -718,7 +543,7 @@ def start_functions(plan: Plan) -> list[Written]:
     cut = b"the weights file was cut short while it was used\n"
     fault = written(f"{name}.fault", _FAULT, {"text_cut_bytes": len(cut)}, {}, {"text_cut": cut})
     reaches["fault"] = f"{name}.fault"
-    text = _START.replace("{trim}", _TRIM if tables.numbers["trims"] else "")
+    text = _START.replace("{options}", options.OPTIONS).replace("{trim}", _TRIM if tables.numbers["trims"] else "")
     return [written(f"{name}_start", text, numbers, reaches, constants), fault]
 
 
@@ -727,12 +552,11 @@ def _numbers(plan: Plan, tables: Tables) -> dict[str, int]:
     tokens_end = tokens_place + 4 * plan.model.context
     return {
         "WEIGHTS": 0, "POSITION": POSITION, "NO_MEMORY": STATUS["NO_MEMORY"][0],
-        "BAD_CONTENT": STATUS["BAD_CONTENT"][0], "BAD_CPU": STATUS["BAD_CPU"][0], "MESSAGE_BYTES": MESSAGE_BYTES,
-        "default_tokens": DEFAULT_TOKENS, "default_top_k": DEFAULT_TOP_K, "one": bits(1.0),
+        "BAD_CONTENT": STATUS["BAD_CONTENT"][0], "MESSAGE_BYTES": MESSAGE_BYTES,
         "most_threads": MOST_THREADS, "path_bytes": PATH_BYTES,
         "text_bytes": plan.text_bytes, "context": plan.model.context, "tokens_place": tokens_place,
         "tokens_end": tokens_end, "buffer_bytes": tokens_end, "ending": int.from_bytes(b".weights", "little"),
-        **tables.numbers, **{key: plan.words_offset + place for key, place in tables.places.items()},
+        **options.NUMBERS, **tables.numbers, **{key: plan.words_offset + place for key, place in tables.places.items()},
     }
 
 
@@ -741,23 +565,12 @@ def _constants(plan: Plan) -> dict[str, bytes]:
     messages = [f"{meaning}\n".encode()[:MESSAGE_BYTES - 1] for _, (_, meaning) in
                 sorted(STATUS.items(), key=lambda item: item[1][0])]
     return {
-        "usage": (
-            f"{name} [--tokens N] [--threads N] [--weights FILE] [--raw] [--temperature T] [--top-k N] [--top-p P]\n"
-            "    [--min-p P] [--seed N] [--] [PROMPT ...]\n"
-            "Answers a prompt, or standard input. --tokens: at most so many (128). --threads: workers (all CPUs).\n"
-            "--weights: the file beside this one unless given. --raw: go on with a text, without the chat template.\n"
-            "--temperature: 0 (the default) takes the likeliest token. Else one is drawn: of the likeliest --top-k\n"
-            "(40) the fewest that have --top-p (1) together, and of these those with --min-p (0) of the likeliest's.\n"
-        ).encode(),
+        **options.constants(name), "text_self": b"/proc/self/exe\0",
         "messages": b"".join(message.ljust(MESSAGE_BYTES, b"\0") for message in messages),
         "text_too_long": f"the prompt is too long; expected at most {plan.model.context} tokens and "
                          f"{plan.text_bytes} bytes with the chat template\n".encode(),
         "text_no_tokens": b"the prompt is empty; expected some text\n",
         "no_input": b"standard input can't be read\n",
-        "text_end": b"--\0", "text_help": b"--help\0", "text_raw": b"--raw\0", "text_weights": b"--weights\0",
-        "text_tokens": b"--tokens\0", "text_threads": b"--threads\0", "text_self": b"/proc/self/exe\0",
-        "text_temperature": b"--temperature\0", "text_top_k": b"--top-k\0", "text_top_p": b"--top-p\0",
-        "text_min_p": b"--min-p\0", "text_seed": b"--seed\0",
         "text_prompt": b" prompt tokens at ", "text_answer": b" tokens at ", "text_rate": b" tokens/s, ",
         "blank": b" ", "colon": b": ", "line_feed": b"\n",
     }

@@ -128,12 +128,12 @@ def make_attention_decode(cache: Any) -> Any:
         for h in each(H):
             for g in tiles(G):
                 d = whole(D)
-                query = q[h, g, d] * scale
+                query = q[h, g, d]
                 highest = full(g, value=MINUS_INFINITY, dtype=f32)
                 total = zeros(g, dtype=f32)
                 acc = zeros(g, d, dtype=f32)
                 for p in tiles(span(0, position + 1)):
-                    score = query @ keys[h, p, d]
+                    score = (query @ keys[h, p, d]) * scale
                     highest, total, acc = attend(highest, total, acc, score, values[h, p, d], p, exp, f32)
                 out[h, g, d] = acc / total
 

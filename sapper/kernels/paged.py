@@ -83,14 +83,14 @@ def make_attention_paged(cache: Any) -> Any:
             position = place[t]
             for g in tiles(G):
                 d = whole(D)
-                query = q[t, h, g, d] * scale
+                query = q[t, h, g, d]
                 highest = full(g, value=MINUS_INFINITY, dtype=f32)
                 total = zeros(g, dtype=f32)
                 acc = zeros(g, d, dtype=f32)
                 for i in range(position // PAGE + 1):
                     page = table[sequence, i]
                     for p in tiles(span(0, min(PAGE, position + 1 - i * PAGE))):
-                        score = query @ keys[page, h, p, d]
+                        score = (query @ keys[page, h, p, d]) * scale
                         highest, total, acc = attend(highest, total, acc, score, values[page, h, p, d], p, exp, f32)
                 out[t, h, g, d] = acc / total
 

@@ -182,7 +182,9 @@ def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capaci
         return dim.hint, dim.divisor, Capacity(1, (name,))
     if op is not None and op.name in ("min", "add", "sub", "mul", "floordiv"):
         (a, _, most_a), (b, _, most_b) = (hint(v, specialization) for v in op.operands)
-        known = {"min": min(a, b), "add": a + b, "sub": max(1, a - b), "mul": a * b, "floordiv": a // max(1, b)}
+        # Where typical values make no difference, as of a loop's counter, the first one bounds it.
+        difference = a - b if a > b else a
+        known = {"min": min(a, b), "add": a + b, "sub": difference, "mul": a * b, "floordiv": a // max(1, b)}
         return max(1, known[op.name]), 1, _most(op.name, most_a, most_b)
     return 256, 1, None
 

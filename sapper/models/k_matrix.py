@@ -17,7 +17,7 @@ from ..kernels.k_quants import PANEL, SUPER
 from ..kernels.moe_k import experts_of
 from ..runtime.buffers import Arena
 from ..runtime.program import Rows
-from .linear import Steps, Workspace, in_blocks, rows_widened
+from .linear import PanelExperts, Steps, Workspace, in_blocks, rows_widened
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _SPLIT = {"Q4_K": ("q4k", 144, k_quants.split_q4k), "Q6_K": ("q6k", 210, k_quants.split_q6k)}
@@ -87,18 +87,24 @@ class KMatrix:
     def _kernel(self, task: str) -> Any:
         return getattr(k_quants.kernels_of(self.form), task)
 
-    def quantized(self, x: Array | Rows, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
+    def quantized_rows(self, x: Array | Rows, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
         """Rows as operands of products, and the step that makes them."""
         rows, columns = x.array.shape if isinstance(x, Rows) else x.shape
         operands = work.super_quants(rows, columns)
         groups = Rows(in_blocks(x.array, SUPER), x.count) if isinstance(x, Rows) else in_blocks(x, SUPER)
         return [(k_quants.quantize_super, (groups, *operands))], operands
 
+    def norm(self, x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
+        """The same of rms_norm(x)."""
+        steps, normed = work.norm(x, gain, epsilon)
+        more, operands = self.quantized_rows(normed.reshape(1, -1), work)
+        return steps + more, operands
+
     def _apply(self, task: str, matrices: Sequence[KMatrix], x: Array, work: Workspace, *vectors: Array) -> Steps:
         """A product with a vector. task: what comes after "matmul" in the kernel's name."""
         panels = [in_blocks(vector, PANEL) for vector in vectors]
         if not self.exact:
-            steps, operands = self.quantized(x.reshape(1, -1), work)
+            steps, operands = self.quantized_rows(x.reshape(1, -1), work)
             weights = [one.w for one in matrices]
             return [*steps, (self._kernel(f"matmul{task}"), (*weights, *operands, *(one[None] for one in panels)))]
         return [(self._kernel(f"matvec{task}"), (*(one.w for one in matrices), in_blocks(x, SUPER), *panels))]
@@ -125,7 +131,7 @@ class KMatrix:
         matrices = (self, *others)
         if self.exact:
             return rows_widened(matrices, name, x, rest, work)
-        steps, operands = self.quantized(x, work)
+        steps, operands = self.quantized_rows(x, work)
         panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
         return [*steps, (self._kernel(name.replace("_nt", "")), (*(one.w for one in matrices), *operands, *panels))]
 
@@ -137,50 +143,24 @@ class KMatrix:
 
 
 @dataclass(frozen=True, slots=True)
-class KExperts:
-    """together: the panels of all experts, one after the other, as one matrix."""
+class KExperts(PanelExperts):
+    """Weights in super-blocks."""
 
     together: KMatrix
-    count: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.together.nbytes // self.count
-
-    @property
-    def size(self) -> int:
-        return self.together.size // self.count
 
     @property
     def copies(self) -> bool:
         return True
 
-    @property
-    def _panels(self) -> Array:
-        return self.together.w.reshape(self.count, -1, *self.together.w.shape[1:])
+    def _parts(self) -> tuple[Array, ...]:
+        return (self.together.w.reshape(self.count, -1, *self.together.w.shape[1:]),)
 
     def _kernel(self, task: str) -> Any:
         return getattr(experts_of(self.together.form), task)
 
-    def apply_norm_swiglu(
-        self, up: KExperts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
-    ) -> Steps:
-        steps, normed = work.norm(x, gain, epsilon)
-        more, operands = self.together.quantized(normed.reshape(1, -1), work)
-        arguments = (self._panels, up._panels, experts, *operands, in_blocks(y, PANEL))
-        return [*steps, *more, (self._kernel("expert_matmul_swiglu"), arguments)]
-
     def apply_weighted(
         self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
     ) -> Steps:
-        steps, operands = self.together.quantized(x, work)
+        steps, operands = self.together.quantized_rows(x, work)
         vectors = in_blocks(residual, PANEL), in_blocks(y, PANEL)
-        return [*steps, (self._kernel("expert_matmul"), (self._panels, experts, weights, *operands, *vectors))]
-
-    def apply_groups(
-        self, others: Sequence[KExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
-    ) -> Steps:
-        steps, operands = self.together.quantized(x, work)
-        panels = [one._panels for one in (self, *others)]
-        kernel = self._kernel("grouped_swiglu" if others else "grouped")
-        return [*steps, (kernel, (*operands, *ranges, *panels, Rows(in_blocks(y.array, PANEL), y.count)))]
+        return [*steps, (self._kernel("expert_matmul"), (*self._parts(), experts, weights, *operands, *vectors))]

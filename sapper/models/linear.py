@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -428,19 +428,52 @@ class DenseExperts:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockExperts:
-    """Weights in blocks; together: the panels of all experts, one after the other, as one matrix."""
+class PanelExperts:
+    """Experts in the panels of a form of blocks. together: the panels of all, one after the other, as one matrix."""
 
-    together: Blocks
+    together: Any
     count: int
 
     @property
     def nbytes(self) -> int:
-        return self.together.nbytes // self.count
+        return int(self.together.nbytes) // self.count
 
     @property
     def size(self) -> int:
-        return self.together.size // self.count
+        return int(self.together.size) // self.count
+
+    # ---- what a form says
+
+    def _parts(self) -> tuple[Array, ...]:
+        """The weights as operands of kernels, an expert after the other."""
+        raise NotImplementedError
+
+    def _kernel(self, task: str) -> Any:
+        raise NotImplementedError
+
+    # ---- products
+
+    def apply_norm_swiglu(
+        self, up: Self, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
+    ) -> Steps:
+        steps, operands = self.together.norm(x, gain, epsilon, work)
+        return [*steps, (self._kernel("expert_matmul_swiglu"), (
+            *self._parts(), *up._parts(), experts, *operands, in_blocks(y, PANEL)))]
+
+    def apply_groups(
+        self, others: Sequence[Self], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
+    ) -> Steps:
+        steps, operands = self.together.quantized_rows(x, work)
+        parts = [part for one in (self, *others) for part in one._parts()]
+        kernel = self._kernel("grouped_swiglu" if others else "grouped")
+        return [*steps, (kernel, (*operands, *ranges, *parts, Rows(in_blocks(y.array, PANEL), y.count)))]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockExperts(PanelExperts):
+    """Weights in blocks."""
+
+    together: Blocks
 
     @property
     def copies(self) -> bool:
@@ -451,17 +484,9 @@ class BlockExperts:
         return tuple(part.reshape(self.count, -1, *part.shape[1:]) for part in parts)
 
     def _kernel(self, task: str) -> Any:
-        """task: what comes after "expert_matmul" or "expert_matvec" in the kernel's name."""
         if self.together.exact:
-            return getattr(exact_experts(self.together.form), f"expert_matvec{task}")
-        return getattr(product_experts(self.together.form, self.together.group), f"expert_matmul{task}")
-
-    def apply_norm_swiglu(
-        self, up: BlockExperts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
-    ) -> Steps:
-        steps, operands = self.together.norm(x, gain, epsilon, work)
-        return [*steps, (self._kernel("_swiglu"), (
-            *self._parts(), *up._parts(), experts, *operands, in_blocks(y, PANEL)))]
+            return getattr(exact_experts(self.together.form), task.replace("matmul", "matvec"))
+        return getattr(product_experts(self.together.form, self.together.group), task)
 
     def apply_weighted(
         self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
@@ -470,21 +495,16 @@ class BlockExperts:
         count = len(experts)
         products = () if self.together.exact else (in_blocks(work.wide(0, count, y.size), PANEL),)
         vectors = in_blocks(residual, PANEL), *products, in_blocks(y, PANEL)
-        return [*steps, (self._kernel(""), (*self._parts(), experts, weights, *operands, *vectors))]
+        return [*steps, (self._kernel("expert_matmul"), (*self._parts(), experts, weights, *operands, *vectors))]
 
     def apply_groups(
-        self, others: Sequence[BlockExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
+        self, others: Sequence[Self], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
     ) -> Steps:
-        experts = (self, *others)
-        if self.together.exact:
-            plain = [one.together.widened(work, place) for place, one in enumerate(experts)]
-            wide = [rows.reshape(self.count, -1, rows.shape[1]) for rows, _, _ in plain]
-            return [*(step for _, _, steps in plain for step in steps), *_groups_of(wide, "f32", x, ranges, y)]
-        steps, operands = self.together.quantized_rows(x, work)
-        parts = [part for one in experts for part in one._parts()]
-        kernels = product_experts(self.together.form, self.together.group)
-        kernel = kernels.grouped_swiglu if others else kernels.grouped
-        return [*steps, (kernel, (*operands, *ranges, *parts, Rows(in_blocks(y.array, PANEL), y.count)))]
+        if not self.together.exact:
+            return PanelExperts.apply_groups(self, others, x, ranges, y, work)
+        plain = [one.together.widened(work, place) for place, one in enumerate((self, *others))]
+        wide = [rows.reshape(self.count, -1, rows.shape[1]) for rows, _, _ in plain]
+        return [*(step for _, _, steps in plain for step in steps), *_groups_of(wide, "f32", x, ranges, y)]
 
 
 class Raw(Protocol):
@@ -513,7 +533,8 @@ class Raw(Protocol):
 class RawBlocks:
     """Rows of a file in blocks, not yet in panels.
 
-    parts: quants [rows, blocks, bytes], of 8 bits unsigned, scale and perhaps minimum [rows, blocks].
+    parts: quants [rows, blocks, bytes], scale and perhaps minimum [rows, blocks]. signed: whether quants of 8 bits have
+    their sign; in panels they have the form's offset instead.
     """
 
     FORMATS: ClassVar = {"Q4_0": (18, "q4"), "Q4_1": (20, "q4m"), "Q8_0": (34, "q8")}
@@ -521,6 +542,7 @@ class RawBlocks:
 
     form: Form
     parts: tuple[Array, ...]
+    signed: bool = False
 
     @classmethod
     def parse(cls, data: memoryview, shape: tuple[int, ...], kind: str) -> RawBlocks | None:
@@ -538,8 +560,7 @@ class RawBlocks:
         scale, minimum = (raw[:, :, at : at + 2].view("<f2")[:, :, 0] for at in (0, 2))
         if form.minimum:
             return cls(form, (raw[:, :, 4:], scale, minimum))
-        quants = raw[:, :, 2:]
-        return cls(form, (quants ^ np.uint8(form.offset) if form.bits == 8 else quants, scale))
+        return cls(form, (raw[:, :, 2:], scale), signed=form.bits == 8)
 
     def with_minimum(self) -> RawBlocks | None:
         """The same numbers in the form that has minima; None where one is no f16."""
@@ -550,18 +571,18 @@ class RawBlocks:
             minimum = scale * np.float16(-self.form.offset)  # exact: a power of two
         if not np.isfinite(minimum).all():
             return None
-        return RawBlocks(replace(self.form, minimum=True), (quants, scale, minimum))
+        return replace(self, form=replace(self.form, minimum=True), parts=(quants, scale, minimum))
 
     def split(self, count: int, axis: int) -> list[RawBlocks | None]:
         """In so many equal parts by rows (axis 0) or columns (1); [None] where columns do not part between blocks."""
         if self.parts[1].shape[axis] % count:
             return [None]
         pieces = zip(*(np.split(part, count, axis=axis) for part in self.parts), strict=True)
-        return [RawBlocks(self.form, tuple(piece)) for piece in pieces]
+        return [replace(self, parts=tuple(piece)) for piece in pieces]
 
     def reordered(self, order: Any) -> RawBlocks:
         """With `order` applied to the rows of every part."""
-        return RawBlocks(self.form, tuple(order(part) for part in self.parts))
+        return replace(self, parts=tuple(order(part) for part in self.parts))
 
     @staticmethod
     def together(pieces: Sequence[RawBlocks], arena: Arena, exact: bool) -> Blocks:
@@ -596,5 +617,7 @@ def in_panels(pieces: Sequence[RawBlocks], arena: Arena, exact: bool = False) ->
     for piece in pieces:
         stop = start + len(piece.parts[1]) // PANEL
         quantized.fill_panels([target[start:stop] for target in targets], *piece.parts)
+        if piece.signed:  # in place: a copy of an embedding would be a third of a small model
+            targets[0][start:stop] ^= np.uint8(piece.form.offset)
         start = stop
     return Blocks(pieces[0].form, tuple(targets), exact)

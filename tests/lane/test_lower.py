@@ -454,3 +454,12 @@ def test_a_transpose_walks_along_the_lines_that_its_lanes_touch() -> None:
     nests = [op for op in lane.walk() if op.name == "loop" and any(i.name == "loop" for i in op.walk() if i is not op)]
     assert {op.attributes["label"] for op in nests} == {"m"}        # the lanes, of which y is contiguous along m
     assert all(i.attributes["label"] == "n" for op in nests for i in op.blocks[0].ops if i.name == "loop")
+
+
+def test_a_page_of_positions_is_typically_whole() -> None:
+    """Its extent is min(64, position + 1 - 64 * i): a loop's counter tells nothing of how large that is."""
+    for name in ("attention_paged_f32", "latent_attention_paged_f32"):
+        function = LIBRARY[name].kernel.tile_ir()
+        reduce_loops(function)
+        canonicalize(function)
+        assert choices(function, Schedule(), AVX512, Specialization()).hints["p"] == 64
