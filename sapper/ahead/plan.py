@@ -20,8 +20,9 @@ from ..codegen.machine import MachineFunction
 from ..ir.nodes import Location
 from ..runtime.buffers import LINE_BYTES
 from ..runtime.compiled import CompiledKernel
-from ..runtime.launch import Launcher, Specialisation, compile_for_call
+from ..runtime.launch import Launcher, compile_for_call
 from ..runtime.program import Launch, Layout, plan_barriers
+from ..runtime.specialise import Specialisation
 from ..runtime.system import HUGE_PAGE_BYTES, PAGE_BYTES, round_up
 from .errors import AheadError
 from .words import BYTES_OF_A_TOKEN, Tables, Vocabulary, make_tables

@@ -166,7 +166,8 @@ def _wanted(entry: Any) -> tuple[Any, Any, Any]:
     are made once for each kernel, as quantised ones take seconds."""
     import numpy
 
-    from ..runtime.launch import Launcher, specialise
+    from ..runtime.launch import Launcher
+    from ..runtime.specialise import specialise
 
     launcher = Launcher(entry.kernel, {})
     if entry.name not in _calls:

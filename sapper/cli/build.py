@@ -39,7 +39,7 @@ def run_build(
     chosen = parse_schedule(schedule)
     kernels = [found.kernel for name in wanted for found in find_kernels(name)]
     extents = _extents(kernels, static, "static"), _extents(kernels, dims, "dims")
-    from ..runtime.launch import dim_class
+    from ..runtime.specialise import dim_class
 
     made, told = [], []
     for kernel in kernels:

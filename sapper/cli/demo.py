@@ -65,7 +65,8 @@ def _show_matmul(say: Say) -> dict[str, Any]:
     from ..codegen.pipeline import compile_kernel
     from ..runtime import settings
     from ..runtime.buffers import empty
-    from ..runtime.launch import launcher_with, prepare, specialise
+    from ..runtime.launch import launcher_with, prepare
+    from ..runtime.specialise import specialise
     from ..targets import host_target
     from ..targets.x86_64.detect import host
     from ..tune.peaks import arithmetic_probe

@@ -192,7 +192,7 @@ def specialise(kernel: Any, static: dict[str, int], dims: dict[str, int]) -> dic
 
     static: extents compiled in. dims: extents of the call whose code is wanted, as far as given; the others are large.
     """
-    from ..runtime.launch import LARGEST_CLASS, dim_class
+    from ..runtime.specialise import LARGEST_CLASS, dim_class
 
     free = [d for d in kernel_dims(kernel) if d not in static]
     classes = {d: dim_class(dims[d]) if d in dims else (LARGEST_CLASS, 1) for d in free}

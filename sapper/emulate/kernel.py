@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from ..codegen.pipeline import Compiled, compile_kernel, scratch_bytes
 from ..runtime.arguments import Parameter, Signature, TensorView, fill_words
 from ..runtime.dtypes import numpy_dtype
-from ..runtime.launch import compile_for_call, specialise
+from ..runtime.launch import compile_for_call
+from ..runtime.specialise import specialise
 from ..targets import target as find_target
 from ..targets.ptx.text import BLOCK_WARPS, SWIZZLE_BYTES
 from .errors import EmulationError

@@ -21,7 +21,7 @@ from .state import Bound, Scalar, element_bytes
 
 if TYPE_CHECKING:
     from .model import Model
-    from .walk import WalkLowering
+    from .reductions import Reductions
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +117,12 @@ def _memory_refusal(model: Model, piece: ContractionPiece, left: Op, rights: lis
     return ""
 
 
-def takes(low: WalkLowering, found: Fit, lane: str) -> bool:
+def takes(low: Reductions, found: Fit, lane: str) -> bool:
     """Whether the piece is written for the tile that is bound."""
     return low.bound[found.rows].count in found.piece.rows and low.bound[lane].count in found.piece.vectors
 
 
-def emit_steps(low: WalkLowering, found: Fit, lane: str, sums: list[Value]) -> tuple[list[Value], Scalar] | None:
+def emit_steps(low: Reductions, found: Fit, lane: str, sums: list[Value]) -> tuple[list[Value], Scalar] | None:
     """The micro-kernel at the piece of the walk that is bound, if it is written for it.
 
     sums: rows of the tile, contraction by contraction and row by row. Leaves the new ones, and how much of the depth is

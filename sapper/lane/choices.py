@@ -16,9 +16,9 @@ from ..ir.types import f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, bare_name
 from ..tile.plan import Walk
 from ..tile.schedule import Facts, Schedule, Specialization
+from .axis_loops import WalkChoice
 from .by_hand import Fit, fit
 from .lower import SEQUENTIAL_TILE, Lowering, Range, lanes_of
-from .walk import WalkChoice
 
 
 @dataclass(frozen=True, slots=True)

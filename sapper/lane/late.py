@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 from ..ir.nodes import Block, Value
 from ..tile.plan import Late, Plan, axes_of
+from .axis_loops import Carried
 from .model import Model
 from .state import Access, Bound, Scalar, row_dtype
-from .walk import Behind, Carried
+from .stores import Behind
 
 
 @dataclass(slots=True)

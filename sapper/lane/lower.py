@@ -32,12 +32,13 @@ from ..tile.plan import (
     plan_block,
 )
 from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
+from .axis_loops import WalkChoice
 from .chained_groups import ChainGroupLowering
 from .late import LateLowering, LateWalk
 from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
+from .prefetches import NEAR_AHEAD_BYTES
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
-from .walk import NEAR_AHEAD_BYTES, WalkChoice
 
 if TYPE_CHECKING:
     from .layout import Layout

@@ -18,13 +18,15 @@ from ..tile.affine import affine
 from ..tile.ops import memory_of
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import Facts, LoweringError, Panels, Schedule, ScheduleError, Specialization
+from .axis_loops import WalkChoice
 from .by_hand import Fit, fit
 from .packed import DOT2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_loads
+from .prefetches import FEW_ROWS
 from .slots import PAIR
 from .state import Access, Capacity, Open, Scalar, element_bytes
 from .tile_registers import ACROSS, TileWalk, is_worth
 from .tile_registers import fit as fit_tiles
-from .walk import FEW_ROWS, WalkChoice, WalkLowering
+from .walk import WalkLowering
 
 ADDRESSED_ROWS = 8
 """Rows of a matrix that a contraction reads at once in place; an x86-64 has 16 general registers."""

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, S64, DType, RowType, TileType, bf16, f16, i32
 from ..tile.plan import Walk, axes_of
+from .axis_loops import Carried
 from .model import Model
 from .state import Access, Scalar, row_dtype
-from .walk import Carried
 
 ROWS_AT_ONCE = 4
 """Rows that are compared with the end of the list in one step."""

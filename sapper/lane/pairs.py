@@ -19,7 +19,7 @@ PAIRED_BITS = 32
 
 
 class Pairs(NarrowStores):
-    """block_loads: see WalkLowering."""
+    """block_loads: the loads of the block whose walks are being emitted."""
 
     block_loads: list[Op]
 

@@ -87,11 +87,11 @@ class Row(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What an ordinary access of near memory always has. base, index: of its address; rows: the index is a row, in
-    which the bits of `flip` are inverted. size_bytes: from the first byte of lane 0 to the end, without the index."""
+    """What an ordinary access of near memory always has. base, offset: of its address, the offset times `scale`;
+    rows: it is a row, in which the bits of `flip` are inverted. size_bytes: of all lanes, but for the offset."""
 
     base: Value
-    index: Value | None
+    offset: Value | None
     rows: bool
     flip: int
     disp: int
@@ -108,8 +108,8 @@ class Form(NamedTuple):
         if op.name in ("load", "store"):
             size_bytes *= lanes
         rows = op.name in ("gather", "scatter", "load_matrix")
-        index = op.operands[at + 1] if rows or known.get("indexed") else None
-        return Form(op.operands[at], index, rows, known.get("flip", 0), known.get("disp", 0), known.get("scale", 1),
+        offset = op.operands[at + 1] if rows or known.get("indexed") else None
+        return Form(op.operands[at], offset, rows, known.get("flip", 0), known.get("disp", 0), known.get("scale", 1),
                     size_bytes, bool(known.get("masked")), op.name in _WRITES)
 
 
@@ -513,19 +513,19 @@ class _Rehearsal:
         base = values.get(form.base)
         low, high = 0, self.near_bytes      # where nothing is known
         known = _bounds(base)
-        index: Any = (0, 0)
-        if form.index is not None:
-            index = values.get(form.index)
+        offset: Any = (0, 0)
+        if form.offset is not None:
+            offset = values.get(form.offset)
             if form.rows:
-                if index is not None:
+                if offset is not None:
                     if form.flip and isinstance(base, int):
-                        index = Row.of(((base + index.lanes) ^ form.flip) - base)
-                    index = index.low, index.high
+                        offset = Row.of(((base + offset.lanes) ^ form.flip) - base)
+                    offset = offset.low, offset.high
             else:
-                index = _bounds(index)
-        if known is not None and index is not None:
-            low = known[0] + index[0] * form.scale + form.disp
-            high = known[1] + index[1] * form.scale + form.disp + form.size_bytes
+                offset = _bounds(offset)
+        if known is not None and offset is not None:
+            low = known[0] + offset[0] * form.scale + form.disp
+            high = known[1] + offset[1] * form.scale + form.disp + form.size_bytes
         if form.masked:     # lanes that are off touch nothing
             high = min(high, self.near_bytes)
         writes = form.writes

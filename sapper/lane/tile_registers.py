@@ -29,8 +29,9 @@ from .packed import DOTS, Dot, Packing, Term
 from .state import Access, Bound, Open, Scalar, element_bytes
 
 if TYPE_CHECKING:
+    from .axis_loops import WalkChoice
     from .model import Model
-    from .walk import WalkChoice, WalkLowering
+    from .walk import WalkLowering
 
 ACROSS = 2
 """Tiles of sums in each direction: each operand's tile is then used twice for each time that it is loaded. Four tiles

@@ -39,7 +39,7 @@ class ByHand:
 
     def refusal(self, target: Any, static_dims: Mapping[str, int], unit_strides: Mapping[str, Any],
                 dim_classes: Mapping[str, tuple[int, int]]) -> str:
-        """Why the code can't be taken for a specialisation (see runtime/launch.py), "" where it can."""
+        """Why the code can't be taken for a specialisation (see runtime/specialise.py), "" where it can."""
         if target.family != self.family:
             return f"the target is a {target.family}, not a {self.family}"
         missing = sorted(self.features - target.features)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 MAX_EXTENT = 2**31 - 1
 WRITEABLE_FLAG = 0x0400  # NPY_ARRAY_WRITEABLE, numpy/ndarraytypes.h
+FORMS = 1024
+"""Shapes with strides of which is kept what follows from them: the tensors of a model's layers have few."""
 
 
 class Parameter(NamedTuple):
@@ -67,7 +70,8 @@ class TensorView(NamedTuple):
         return is_contiguous(self.shape, self.strides)
 
 
-def extent_bytes(shape: Sequence[int], strides: Sequence[int], element_bytes: int) -> tuple[int, int]:
+@lru_cache(FORMS)
+def extent_bytes(shape: tuple[int, ...], strides: tuple[int, ...], element_bytes: int) -> tuple[int, int]:
     low = high = 0
     for size, stride in zip(shape, strides, strict=True):
         if size == 0:
@@ -79,7 +83,8 @@ def extent_bytes(shape: Sequence[int], strides: Sequence[int], element_bytes: in
     return low * element_bytes, (high + 1) * element_bytes
 
 
-def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
+@lru_cache(FORMS)
+def is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether the elements lie in C order without gaps; strides along extents of 0 and 1 don't matter."""
     if 0 in shape:
         return True
@@ -92,7 +97,8 @@ def is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return True
 
 
-def is_injective(shape: Sequence[int], strides: Sequence[int]) -> bool:
+@lru_cache(FORMS)
+def is_injective(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether it is plain that no two elements share memory: each stride steps over all that lies below it."""
     if 0 in shape:
         return True
@@ -255,28 +261,37 @@ def _view_array(array: numpy.ndarray[Any, Any], kernel: str, parameter: Paramete
             )
         raise dtype_error(kernel, parameter, array.dtype.name)
     element_bytes = array.dtype.itemsize
-    strides = []
-    for dimension, stride in enumerate(array.strides):
-        if stride % element_bytes:
-            if array.shape[dimension] > 1:
-                raise ArgumentError(
-                    "stride",
-                    kernel,
-                    parameter.name,
-                    f"a stride of {stride} bytes along dimension {dimension}",
-                    f"a multiple of the element's {element_bytes} bytes",
-                    "pass numpy.ascontiguousarray(x)",
-                )
-            stride = element_bytes
-        strides.append(stride // element_bytes)
+    shape, strides = array.shape, _in_elements(array.shape, array.strides, element_bytes)
+    if isinstance(strides, int):
+        raise ArgumentError(
+            "stride",
+            kernel,
+            parameter.name,
+            f"a stride of {array.strides[strides]} bytes along dimension {strides}",
+            f"a multiple of the element's {element_bytes} bytes",
+            "pass numpy.ascontiguousarray(x)",
+        )
     return TensorView(
         array.__array_interface__["data"][0],
-        array.shape,
-        tuple(strides),
+        shape,
+        strides,
         DTYPES[name],
         array.flags.writeable,
         array,
     )
+
+
+@lru_cache(FORMS)
+def _in_elements(shape: tuple[int, ...], strides: tuple[int, ...], element_bytes: int) -> tuple[int, ...] | int:
+    """Strides in elements; or the first dimension whose stride is no multiple of one, and matters."""
+    found = []
+    for dimension, stride in enumerate(strides):
+        if stride % element_bytes:
+            if shape[dimension] > 1:
+                return dimension
+            stride = element_bytes
+        found.append(stride // element_bytes)
+    return tuple(found)
 
 
 def dtype_error(kernel: str, parameter: Parameter, found: str) -> ArgumentError:

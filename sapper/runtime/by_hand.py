@@ -250,7 +250,8 @@ def prove_exhaustively(kernel: Any, target: Any = None, chunk: int = 1 << 22, st
     """
     from ..codegen.pipeline import compile_kernel
     from .dtypes import numpy_dtype
-    from .launch import Entry, configuration
+    from .entries import Entry
+    from .launch import configuration
     from .loader import load
 
     chosen = configuration().find_target(target)

@@ -388,7 +388,7 @@ class _Checker:
     # ---- lane IR and code
 
     def lane_stations(self, case: Case, arguments: Arguments, expected: Mapping[str, Expectation]) -> None:
-        from .launch import specialise
+        from .specialise import specialise
 
         given = _copies(arguments)
         binding = self.signature.bind(tuple(given.values()))

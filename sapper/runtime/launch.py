@@ -7,28 +7,14 @@ either for this call or for an earlier one with the same shapes, strides and dty
 
     call ── shapes, strides, dtypes seen twice? ── yes: check addresses, fill in words, run      (about 2 µs)
                         └ no: bind ─ specialise ─ memory cache ─ disk cache ─ compile ─ make an entry, run
-
-The contract of specialisation:
-`compile_kernel(kernel, static_dims, unit_strides, dim_classes, target, schedule, aligned)`, where
-    static_dims   {dim: extent}, compiled in as constants
-    unit_strides  {tensor: "contiguous" | (stride of dimension i is 1, ...) | Panels}; of a contiguous tensor (C order)
-                  the strides follow from its extents, another's are in the slots "a.stride.i"; of an extent of 1 a
-                  stride may be anything, and flags for it say what the caller passed; Panels: it was packed
-    dim_classes   {dim: (bound, divisor)}; bound 1 | 16 | 128 | 1024 | 8192 | 2**31-1, the least not below the extent,
-                  except that 1 means exactly one (an extent of 0 is in class 16); divisor 64 | 16 | 1, the largest that
-                  divides the extent; dims in static_dims have none
-    aligned       names of large tensors whose data and rows all start at multiples of 64 bytes
-and whose result is read by `CompiledKernel.of`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,97 +28,34 @@ from ..lang import digest as _digest  # noqa: F401  each first call needs it: lo
 from ..lang.errors import KernelError
 from ..targets.x86_64.detect import host, host_target
 from ..targets.x86_64.target import target as named_target
-from . import arguments as _arguments
 from . import settings
 from .arguments import (
     FIRST_SLOT,
-    WRITEABLE_FLAG,
     Binding,
     Parameter,
     Signature,
     as_array,
-    fill_words,
-    integer_range,
     slot_words,
 )
 from .cache import DiskCache, disk_cache, toolchain_key
 from .compiled import CompiledKernel
+from .entries import BoundCall, Entry, choose_threads
 from .errors import ArgumentError, LaunchError, warn_once
+from .fast_call import make_fast_call
 from .loader import CodeBlock, load
-from .scratch import NO_COUNTS, areas, stride_bytes, take_area
+from .specialise import CACHE_LINE_BYTES, Specialisation, aligned_tensors, specialise
 from .tuned import tuned_schedule
 
 if TYPE_CHECKING:
-    from ..tile.schedule import StrideClass
     from .cuda.launch import DeviceCall
 
-DIM_CLASSES = (16, 128, 1024, 8192)
-LARGEST_CLASS = 2**31 - 1
-CACHE_LINE_BYTES = 64
-LARGE_BYTES = 8 << 20
-"""A tensor from this size on is not expected in the caches when it is read next: it may be stored past them, if it is
-aligned to cache lines."""
-GRAIN_NS = 50_000.0
-"""A worker gets at least so much of the estimated work: what it costs to wake one that sleeps."""
-ASSUMED_BYTES_PER_NS = 10.0
 MAX_ENTRIES = 1024
 SPECIALISED_FORMS = 8
 """For so many different extents of the dims that a kernel is specialised for a launcher has code of its own."""
 OPTIONS = ("emulate", "interpret", "schedule", "static", "target", "threads")
 
 Compile = Callable[..., Any]
-Block = tuple["memoryview[int]", "memoryview[float]", "memoryview[float]", int]
-"""An argument block as 64-bit words, as floats, as doubles, and its address."""
 
-
-class Specialisation(NamedTuple):
-    """What a kernel is compiled for; see the head of the module."""
-
-    static_dims: tuple[tuple[str, int], ...]
-    unit_strides: tuple[tuple[str, StrideClass], ...]
-    dim_classes: tuple[tuple[str, tuple[int, int]], ...]
-    aligned: tuple[str, ...] = ()
-
-
-def dim_class(extent: int) -> tuple[int, int]:
-    """(least upper bound of the class, divisor) of an extent."""
-    return extent_bound(extent), 64 if extent % 64 == 0 else 16 if extent % 16 == 0 else 1
-
-
-def extent_bound(extent: int) -> int:
-    if extent == 1:
-        return 1
-    for most in DIM_CLASSES:
-        if extent <= most:
-            return most
-    return LARGEST_CLASS
-
-
-def specialise(signature: Signature, binding: Binding, static: frozenset[str],
-               large_bytes: int = LARGE_BYTES) -> Specialisation:
-    """What a call lets the compiler assume. large_bytes: see aligned_tensors."""
-    patterns: list[tuple[str, StrideClass]] = []
-    for position, view in binding.tensors.items():
-        name = signature.parameters[position].name
-        patterns.append((name, view.panels or ("contiguous" if view.is_contiguous else
-                                               tuple(s == 1 for s in view.strides))))
-    fixed = tuple((dim, extent) for dim, extent in binding.dims.items() if dim in static)
-    classes = tuple((dim, dim_class(extent)) for dim, extent in binding.dims.items() if dim not in static)
-    return Specialisation(fixed, tuple(patterns), classes, aligned_tensors(signature, binding, large_bytes))
-
-
-def aligned_tensors(signature: Signature, binding: Binding, large_bytes: int = LARGE_BYTES) -> tuple[str, ...]:
-    """Tensors of large_bytes or more whose data and rows start at cache lines: those of a CPU may be stored past the
-    caches, those of a GPU copied in pieces of 16 bytes. Rows shorter than that (pairs) count as part of longer ones."""
-    names = []
-    for position, view in binding.tensors.items():
-        size_bytes = view.dtype.size_bytes
-        if (not view.address % CACHE_LINE_BYTES and size_bytes * math.prod(view.shape) >= large_bytes
-                and view.strides and view.strides[-1] == 1
-                and not any(s * size_bytes % CACHE_LINE_BYTES for s in view.strides[:-1]
-                            if s * size_bytes not in (2, 4, 8))):
-            names.append(signature.parameters[position].name)
-    return tuple(names)
 
 
 # Held while a kernel is compiled and while launchers change. One for all: compilers would wait for the GIL anyway.
@@ -143,8 +66,6 @@ def _renew_lock() -> None:
     """In a forked child: the thread that held a lock may not exist here. All that they guard is whole at any moment."""
     global _lock
     _lock = threading.RLock()
-    for bound in _renewed:
-        bound.renew_lock()
 
 
 os.register_at_fork(after_in_child=_renew_lock)
@@ -156,7 +77,7 @@ os.register_at_fork(after_in_child=_renew_lock)
 class Configuration(NamedTuple):
     """What the runtime is given, since it may not import it.
 
-    compile_kernel: see the head of the module. find_target: the target of this CPU for None, else the one wanted, by
+    compile_kernel: see specialise.py. find_target: the target of this CPU for None, else the one wanted, by
     name or as it is, if this CPU can run it. target_key: all facts of a target that code depends on, as text.
     interpret: runs a kernel under the reference interpreter: (kernel, arguments), tensors as NumPy arrays.
     toolchain_key: changes when the compiler does.
@@ -297,135 +218,6 @@ def _interpret(kernel: Any, arguments: tuple[Any, ...]) -> Any:
     from ..tile.eager import run
 
     run(kernel, arguments)
-
-
-# ----------------------------------------------------------------------------------------------------------- entries
-
-
-class Entry:
-    """A kernel compiled, loaded, and laid out for calls with one set of shapes and strides.
-
-    run(words, address) launches it with a filled block. words: the block's words from FIRST_SLOT on; data_words and
-    scalar_words are (word, position of the parameter) of those that every call writes anew. direct: it needs no scratch
-    and no sync block. blocks: argument blocks that no call is using.
-    """
-
-    __slots__ = ("aligned", "blocks", "code", "compiled", "data_words", "direct", "run", "scalar_words",
-                 "scratch_bytes", "threads", "words")
-
-    def __init__(
-        self, signature: Signature, compiled: CompiledKernel, code: CodeBlock, binding: Binding, threads: int,
-        aligned: tuple[str, ...] = (),
-    ) -> None:
-        self.compiled = compiled
-        self.aligned = frozenset(aligned)
-        self.scratch_bytes = compiled.scratch_for(binding.dims)
-        self.code = code
-        self.words = fill_words(signature, compiled.slots, binding)
-        slots = slot_words(compiled.slots)
-        parameters = [(i, p.name) for i, p in enumerate(signature.parameters)]
-        self.data_words = [(slots[f"{n}.data"], i) for i, n in parameters if f"{n}.data" in slots]
-        self.scalar_words = [(slots[f"scalar.{n}"], i) for i, n in parameters if f"scalar.{n}" in slots]
-        self.threads = threads
-        self.blocks: list[Block] = []
-        self.direct = threads == 1 and not self.scratch_bytes and compiled.counters == 0
-        self.run: Callable[[memoryview, int], None] = self._runner()
-
-    def block(self) -> Block:
-        """A new argument block: words 0 to 2, the slots, and one word that takes what the kernel doesn't ask for."""
-        words = (ctypes.c_int64 * (FIRST_SLOT + len(self.words) + 1))(0, 0, 0, *self.words)
-        view = memoryview(words).cast("B")
-        return view.cast("q"), view.cast("f"), view.cast("d"), ctypes.addressof(words)
-
-    def _runner(self) -> Callable[[memoryview, int], None]:
-        function, address = self.code.function, self.code.address
-        scratch_bytes, threads = self.scratch_bytes, self.threads
-        step = stride_bytes(scratch_bytes)
-        if threads > 1:
-            from . import workers  # a process whose launches take one worker never loads them
-
-            def run_together(view: memoryview, block: int) -> None:
-                workers.launch(address, view, block, threads, step)
-
-            return run_together
-        if self.direct:
-
-            def run_direct(view: memoryview, block: int) -> None:
-                function(block, 0, 1)
-
-            return run_direct
-
-        def run_alone(view: memoryview, block: int) -> None:
-            area = take_area(scratch_bytes)
-            view[0] = area.scratch
-            view[1] = step
-            view[2] = area.sync
-            area.counters[:] = NO_COUNTS
-            function(block, 0, 1)
-            areas.append(area)
-
-        return run_alone
-
-
-class BoundCall:
-    """A call with its arguments bound: calling it runs the kernel on the same memory again, in under 2 µs.
-
-    One thread runs it at a time; others wait. The arguments are kept alive and must stay where they are.
-    """
-
-    __slots__ = ("__weakref__", "_block", "_keep", "_lock", "_scalars", "_view", "entry", "name")
-
-    def __init__(self, name: str, entry: Entry, block: Block, keep: Any, scalars: dict[str, tuple[int, Parameter]]):
-        self.name = name
-        self.entry = entry
-        self._view, _, _, self._block = block
-        self._lock = threading.Lock()
-        self._keep = (keep, block)
-        self._scalars = scalars
-        register_renewal(self)
-
-    def renew_lock(self) -> None:
-        """Forget who runs it: for a forked child, in which nobody does."""
-        self._lock = threading.Lock()
-
-    def __call__(self) -> None:
-        with self._lock:
-            self.entry.run(self._view, self._block)
-
-    def set_scalar(self, name: str, value: Any) -> None:
-        """Another value for a scalar parameter from the next call on. Raises ArgumentError."""
-        if name not in self._scalars:
-            known = ", ".join(self._scalars) or "none"
-            raise ArgumentError("scalar", self.name, name, "no such scalar", f"one of {known}", "prepare anew")
-        word, parameter = self._scalars[name]
-        with self._lock:
-            self._view[word] = _arguments.scalar_word(value, self.name, parameter)
-
-
-_renewed: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def register_renewal(bound: Any) -> None:
-    """Have `bound.renew_lock()` called in a forked child."""
-    _renewed.add(bound)
-
-
-def choose_threads(compiled: CompiledKernel, dims: Mapping[str, int], size_bytes: int, wanted: int | None) -> int:
-    """How many workers a launch takes: as many as there are tasks, and as the work is worth waking.
-
-    wanted: the caller's limit, or None for that of the settings. size_bytes: of all tensors, the measure of work when
-    the compiler gave no estimate.
-    """
-    limit = settings.threads() if wanted is None else wanted
-    if not compiled.counters or limit == 1:
-        return 1
-    tasks = compiled.task_count(dims)
-    if tasks is not None:
-        limit = min(limit, tasks)
-    work_ns = compiled.work_ns(dims)
-    if work_ns is None:
-        work_ns = size_bytes / ASSUMED_BYTES_PER_NS
-    return max(1, min(limit, int(work_ns / GRAIN_NS)))
 
 
 # ---------------------------------------------------------------------------------------------------------- launchers
@@ -717,119 +509,6 @@ class Launcher:
             if len(self.entries) >= MAX_ENTRIES:
                 self.entries.clear()
             self.entries[tuple(key)] = tuple(facts)
-
-
-def make_fast_call(
-    signature: Signature,
-    stored: Iterable[str],
-    entries: dict[Any, Any],
-    slow_call: Callable[..., None],
-    words: memoryview | None = _arguments.MEMORY_WORDS,
-    packed: tuple[int, ...] = (),
-) -> Callable[..., None]:
-    """The function that runs a call like one seen before, and hands any other to slow_call. packed: the positions of
-    tensors that are `Packed`, not arrays.
-
-    It is written out for the kernel's parameters, as a loop over them would take twice as long. For `f(a, x, out)` with
-    an f32 scalar x and a stored f32 tensor out it reads
-
-        def call(*arguments, **options):
-            if not options and len(arguments) == 3:
-                a0, a1, a2 = arguments
-                if type(a0) is ndarray and type(a2) is ndarray and type(a1) is float:
-                    entry = entries.get((a0.shape, a0.strides, a0.dtype, a2.shape, a2.strides, a2.dtype))
-                    if entry is not None:
-                        blocks, new_block, function, run, w0, low0, high0, mask0, w1, w2, low2, high2, mask2 = entry
-                        p0 = memory[(id(a0) >> 3) + 2]
-                        p2 = memory[(id(a2) >> 3) + 2]
-                        if (not (p0 & mask0 | p2 & mask2) and memory[(id(a2) >> 3) + 8] & 1024
-                                and (p2 + high2 <= p0 + low0 or p0 + high0 <= p2 + low2)):
-                            ...
-    """
-    tensors = signature.tensor_positions
-    scalars = signature.scalar_positions
-    parameters = signature.parameters
-    address = "memory[(id(a{0}) >> 3) + 2]" if words is not None else "address_of(a{0})"
-    flags = "memory[(id(a{0}) >> 3) + 8]" if words is not None else "flags_of(a{0})"
-    unpack = ["blocks", "new_block", "function", "run"]
-    kinds = [f"type(a{i}) is {'Packed' if i in packed else 'ndarray'}" for i in tensors]
-    key: list[str] = []
-    aligned: list[str] = []
-    checks: list[str] = []
-    writes: list[str] = []
-    for i, parameter in enumerate(parameters):
-        dtype = parameter.dtype
-        if parameter.dims is not None:
-            unpack += (f"w{i}", f"low{i}", f"high{i}", f"mask{i}")
-            key += (f"a{i}.layout",) if i in packed else (f"a{i}.shape", f"a{i}.strides", f"a{i}.dtype")
-            aligned.append(f"p{i} & mask{i}")
-            writes.append(f"block[w{i}] = p{i}")
-            continue
-        unpack.append(f"w{i}")
-        if dtype.kind == "f" and dtype.bits >= 32:
-            kinds.append(f"type(a{i}) is float")
-            writes.append(f"floats[2 * w{i}] = a{i}" if dtype.bits == 32 else f"doubles[w{i}] = a{i}")
-            if dtype.bits == 32:  # larger ones are refused; NaN and infinities pass
-                checks.append(f"not {2.0**128 - 2.0**103!r} <= abs(a{i}) < inf")
-        elif dtype.kind == "f":
-            kinds.append("False")
-        elif dtype.kind == "b":
-            kinds.append(f"type(a{i}) is bool")
-            writes.append(f"block[w{i}] = a{i}")
-        else:
-            low, high = integer_range(dtype)
-            kinds.append(f"type(a{i}) is int and {low} <= a{i} <= {high}")
-            writes.append(f"block[w{i}] = a{i}")
-    if aligned:
-        checks.append(f"not ({' | '.join(aligned)})")
-    # A packed tensor is never stored to: a kernel that does so refuses it.
-    stored_positions = [i for name in stored if (i := signature.positions[name]) not in packed]
-    for i in stored_positions:
-        checks.append(f"{flags.format(i)} & {WRITEABLE_FLAG}")
-        for j in tensors:
-            if j != i and not (j in stored_positions and j < i):
-                same = frozenset((parameters[i].name, parameters[j].name)) in signature.in_place
-                exact = f" or (p{i} == p{j} and low{i} == low{j} and high{i} == high{j}" if same else ""
-                exact += f" and a{i}.shape == a{j}.shape and a{i}.strides == a{j}.strides)" if same else ""
-                checks.append(f"(p{i} + high{i} <= p{j} + low{j} or p{j} + high{j} <= p{i} + low{i}{exact})")
-    names = "".join(f"a{i}, " for i in range(len(parameters)))
-    lines = [
-        "def call(*arguments, **options):",
-        f" if not options and len(arguments) == {len(parameters)}:",
-        f"  ({names}) = arguments" if names else "  pass",
-        f"  if {' and '.join(kinds) or 'True'}:",
-        f"   entry = entries.get(({', '.join(key)}{',' if key else ''}))",
-        "   if entry is not None:",
-        f"    {', '.join(unpack)} = entry",
-        *(f"    p{i} = a{i}.address" if i in packed else f"    p{i} = {address.format(i)}" for i in tensors),
-        f"    if {' and '.join(checks) or 'True'}:",
-        "     try: views = blocks.pop()",
-        "     except IndexError: views = new_block()",
-        "     block, floats, doubles, at = views",
-        *(f"     {write}" for write in writes),
-        "     if run is None: function(at, 0, 1)",
-        "     else: run(block, at)",
-        "     blocks.append(views)",
-        "     return",
-        " slow_call(*arguments, **options)",
-    ]
-    assert len(unpack) == 4 + 4 * len(tensors) + len(scalars)
-    names_seen: dict[str, Any] = {
-        "entries": entries,
-        "memory": words,
-        "address_of": _arguments.address_through_interface,
-        "flags_of": _arguments.flags_through_interface,
-        "ndarray": numpy.ndarray,
-        "slow_call": slow_call,
-        "inf": float("inf"),
-    }
-    if packed:
-        from .packed import Packed
-
-        names_seen["Packed"] = Packed
-    exec(compile("\n".join(lines), f"<call of kernel {signature.kernel}>", "exec"), names_seen)
-    made: Callable[..., None] = names_seen["call"]
-    return made
 
 
 def _schedule_key(schedule: Any) -> Any:

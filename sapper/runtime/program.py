@@ -27,10 +27,12 @@ from . import settings, workers
 from .arguments import FIRST_SLOT, Binding, Parameter, Signature, fill_words, scalar_word, slot_words
 from .buffers import LINE_BYTES, Mapping
 from .compiled import CompiledKernel
+from .entries import register_renewal
 from .errors import ArgumentError, LaunchError
-from .launch import Launcher, Specialisation, extent_bound, interpret, launcher_with, register_renewal, specialise
+from .launch import Launcher, interpret, launcher_with
 from .loader import CodeBlock, load
 from .scratch import SYNC_BYTES, stride_bytes
+from .specialise import Specialisation, extent_bound, specialise
 from .system import PAGE_BYTES, round_up
 
 if TYPE_CHECKING:

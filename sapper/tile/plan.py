@@ -428,7 +428,7 @@ class _Planner:
 
     @staticmethod
     def _adds_integers(op: Op) -> bool:
-        """Whether an op is a sum that contractions may share (sapper/lane/walk.py): its parts need not be kept."""
+        """Whether an op is a sum that contractions may share (lane/reductions.py): its parts need not be kept."""
         return op.name == "add" and op.result.type.dtype.is_integer  # type: ignore[union-attr]
 
     def _reads(self, item: Walk | Op, value: Value) -> bool:

@@ -23,9 +23,11 @@ from ..codegen.machine import Immediate, Instruction, Label, MachineFunction, Me
 from ..codegen.pipeline import Compiled
 from ..runtime import system
 from ..runtime.compiled import CompiledKernel
+from ..runtime.entries import Entry
 from ..runtime.guarded import run_compiled_guarded
-from ..runtime.launch import Entry, compile_for_call, launcher_with, specialise
+from ..runtime.launch import compile_for_call, launcher_with
 from ..runtime.loader import KERNEL_PROTOTYPE, load
+from ..runtime.specialise import specialise
 from ..targets.x86_64.registers import RAX, RDI
 from .measure import Timing, measure
 

@@ -25,7 +25,7 @@ from ..runtime import settings, tuned
 from ..runtime.cache import toolchain_key
 from ..runtime.cases import arguments_of_shape
 from ..runtime.check import check_kernel
-from ..runtime.launch import dim_class
+from ..runtime.specialise import dim_class
 from ..tile.canonical import canonicalize
 from ..tile.reduce_loops import reduce_loops
 from ..tile.schedule import DimClass, Schedule, ScheduleError, Specialization, StrideClass

@@ -17,7 +17,7 @@ from sapper.codegen.pipeline import HINTS, LARGE
 from sapper.ir.text import parse_function
 from sapper.kernels import library
 from sapper.lang.errors import KernelError
-from sapper.runtime.launch import extent_bound
+from sapper.runtime.specialise import extent_bound
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.rounding import expect

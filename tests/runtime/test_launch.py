@@ -21,8 +21,11 @@ from sapper.ir.types import TensorType, TileType, bf16, bool_, f32, f64, i8, i32
 from sapper.runtime import launch as module
 from sapper.runtime.arguments import Parameter, Signature
 from sapper.runtime.compiled import CompiledKernel
+from sapper.runtime.entries import choose_threads
 from sapper.runtime.errors import ArgumentError, LaunchError, SapperWarning
-from sapper.runtime.launch import LARGEST_CLASS, choose_threads, dim_class, make_fast_call, prepare, stored_tensors
+from sapper.runtime.fast_call import make_fast_call
+from sapper.runtime.launch import prepare, stored_tensors
+from sapper.runtime.specialise import LARGEST_CLASS, dim_class
 from tests.strategies import examples
 
 from .conftest import ADD_F32, ADD_SLOTS, RECORD, Compiler, FakeKernel, tensor

@@ -167,7 +167,7 @@ class DeviceLauncher:
         return entry, Parameters([0, 0, 0, *words], maps), binding
 
     def _aligned(self, binding: Binding) -> tuple[str, ...]:
-        from ..launch import aligned_tensors
+        from ..specialise import aligned_tensors
 
         return aligned_tensors(self.launcher.signature, binding, 0)
 
@@ -203,7 +203,7 @@ class DeviceLauncher:
         return read
 
     def _make_entry(self, on: Device, binding: Binding) -> Entry:
-        from ..launch import specialise
+        from ..specialise import specialise
 
         launcher, signature = self.launcher, self.launcher.signature
         target = launcher.device_target or on.target

@@ -1,0 +1,207 @@
+"""Loops over one axis, and how a walk is computed.
+
+Enters an axis with its extent, a size of piece, and what is to be done with each piece; leaves a main loop over full
+pieces and a tail of smaller ones: a register axis ends in single rows, a lane axis in masked rows, so no main loop
+carries a mask. `WalkChoice` is what the model (model.py) or a schedule (choices.py) decides of a walk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ..ir.nodes import Block, Op, Value
+from ..ir.types import MASK, S64, DType
+from ..tile.plan import Walk
+from .by_hand import Fit
+from .packed import Packing
+from .pairs import Pairs
+from .slots import PAIR
+from .state import Access, Bound, Capacity, Open, Scalar
+
+if TYPE_CHECKING:
+    from .layout import Layout
+    from .tile_registers import TileWalk
+
+Carried = list[Value]
+"""What a loop hands from round to round."""
+
+
+@dataclass(slots=True)
+class WalkChoice:
+    """How one walk is computed. counts: register factor of each open axis (in vectors for the lane axis).
+
+    order: open outer axes, outermost first. reduced: open reduced axes, outermost first. staged: loads copied to
+    scratch memory before the first loop over an axis that they do not span. prefetched: loads of matrices that are
+    read once, whose next rows are asked for early. joint: where the lane axis is reduced, the axis whose results come
+    to lie side by side in the lanes. rolled: the axis along which what follows the reductions is a loop, not unrolled.
+    packing: packed dot products; counts of the contracted axis are then of slots. widened: packed tensors whose
+    elements are narrower than a row's and read for many rows: they are copied as well.
+    by_hand: the micro-kernel that the loop over the reduced axis is, where a tile is one that it is written for.
+    blocked: the rows are walked once for each block of panels of the lane axis, as many as stay in the second cache.
+    rows_here: staged operands of which only the rows at hand are copied, for all panels of a block. rows_ahead: loads
+    of rows that are read where they lie for all panels of a block, and whose next rows are asked for meanwhile.
+    tiles: how tile registers serve the walk, if they do; the counts are then those of the tiles of sums.
+    """
+
+    lane: str | None
+    counts: dict[str, int]
+    order: list[str]
+    reduced: list[str]
+    staged: list[Op] = field(default_factory=list)
+    prefetched: list[Op] = field(default_factory=list)
+    joint: str | None = None
+    rolled: str | None = None
+    packing: Packing | None = None
+    by_hand: Fit | None = None
+    widened: list[Op] = field(default_factory=list)
+    blocked: bool = False
+    rows_here: list[Op] = field(default_factory=list)
+    rows_ahead: list[Op] = field(default_factory=list)
+    tiles: TileWalk | None = None
+
+    def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
+        """Where a result over `axes`, one piece of the walk, lies in registers.
+
+        bound: register factors of the axes that loops outside the walk bind. A lane axis that is reduced is among the
+        axes: each lane holds a part of the sum until the loop ends.
+        """
+        from .layout import LANE, REGISTER, Factor, Layout
+
+        if self.lane is not None and self.lane in self.reduced:
+            axes = (*axes, self.lane)
+        factors: dict[str, tuple[Factor, ...]] = {}
+        registers = 1
+        for axis in reversed(axes):
+            count = 1 if axis in self.reduced else self.counts.get(axis) or bound.get(axis, 1)
+            factors[axis] = (Factor(count, REGISTER, registers), Factor(lanes if axis == self.lane else 1, LANE, 1))
+            registers *= count
+        return Layout(dict(reversed(factors.items())))
+
+
+class AxisLoops(Pairs):
+    """Loops. Subclasses choose (`choose`) and give scratch memory (`allocate`).
+
+    paired: axes that the walk at hand takes in steps of two, as it keeps slots.
+    """
+
+    paired: set[str] | frozenset[str] = frozenset()
+
+    @cached_property
+    def users(self) -> dict[Value, list[Op]]:
+        """The ops that read each value, once for each operand."""
+        found: dict[Value, list[Op]] = {}
+        for op in self.function.walk():
+            for value in op.operands:
+                found.setdefault(value, []).append(op)
+        return found
+
+    def choose(self, walk: Walk) -> WalkChoice:
+        raise NotImplementedError("the model chooses")
+
+    def allocate(self, value: Value, dtype: DType, axes: list[tuple[str, Capacity | int]]) -> Access:
+        raise NotImplementedError("control gives scratch memory")
+
+    def axis_loop(self, axis: str, count: int, lane: bool, carried: Carried,
+                  body: Callable[[Carried], Carried], within: Open | None = None,
+                  tails: tuple[int, ...] | None = None) -> Carried:
+        """Run `body` with `axis` bound to each piece of its open extent, or of a range within it, threading carried
+        values through. tails: how many rows at once of what is left, before single ones."""
+        o = self.open[axis] if within is None else within
+        step = count * self.lanes if lane else count
+        if isinstance(o.extent, int):
+            whole = o.extent // step * step
+            if whole:
+                if whole == step:
+                    carried = self._bind(axis, o.offset, count, lane, None, carried, body)
+                else:
+                    carried = self._loop(axis, o.offset, self.add(o.offset, whole), count, lane, False, carried, body)
+            rest = o.extent - whole
+            if rest:
+                start = self.add(o.offset, whole)
+                if not lane:
+                    return self._bind(axis, start, rest, False, None, carried, body)
+                if rest >= self.lanes:
+                    carried = self._bind(axis, start, rest // self.lanes, True, None, carried, body)
+                    start = self.add(start, rest // self.lanes * self.lanes)
+                    rest %= self.lanes
+                if rest:
+                    mask = self.emit(0, "mask_first", [self.value(rest)], MASK)
+                    carried = self._bind(axis, start, 1, True, mask, carried, body)
+            return carried
+        stop = self.add(o.offset, o.extent)
+        if o.divisor % step == 0:
+            return self._loop(axis, o.offset, stop, count, lane, False, carried, body)
+        whole_end = self.add(o.offset, self.sub(o.extent, self.scalar("s_mod", o.extent, step)))
+        carried = self._loop(axis, o.offset, whole_end, count, lane, False, carried, body)
+        start = whole_end
+        if lane:
+            return self._loop(axis, start, stop, 1, True, o.divisor % self.lanes != 0, carried, body)
+        for size in ((4,) if count > 8 else ()) if tails is None else tails:
+            end = self.add(start, self.scalar("s_and", self.sub(stop, start), -size))
+            carried = self._loop(axis, start, end, size, False, False, carried, body)
+            start = end
+        if count > PAIR and axis in self.paired and tails is None:
+            even_end = self.add(start, self.scalar("s_and", self.sub(stop, start), -PAIR))
+            carried = self._loop(axis, start, even_end, PAIR, False, False, carried, body)
+            start = even_end
+        if count > 1:
+            carried = self._loop(axis, start, stop, 1, False, False, carried, body)
+        return carried
+
+    def _loop(self, axis: str, start: Scalar, stop: Scalar, count: int, lane: bool, masked: bool, carried: Carried,
+              body: Callable[[Carried], Carried]) -> Carried:
+        block = Block([S64, *[v.type for v in carried]])
+        start_value, stop_value = self.value(start), self.value(stop)
+        self.enter(block)
+        counter = block.arguments[0]
+        mask = None
+        if masked:
+            mask = self.emit(self.depth, "mask_first", [self.value(self.sub(stop, counter))], MASK)
+        outer = self.bound.get(axis)
+        self.bound[axis] = Bound(counter, count, lane, mask, self.depth, stop=stop)
+        results = body(list(block.arguments[1:]))
+        self._restore(axis, outer)
+        self.effect("yield", results)
+        self.leave()
+        step = count * self.lanes if lane else count
+        op = Op("loop", [start_value, stop_value, *carried], [v.type for v in carried], {"step": step, "label": axis},
+                [block], self.location)
+        self.finish(op)
+        return list(op.results)
+
+    def _bind(self, axis: str, offset: Scalar, count: int, lane: bool, mask: Value | None, carried: Carried,
+              body: Callable[[Carried], Carried], narrow: bool = False) -> Carried:
+        """One piece without a loop. It gets a level of its own in the same block, with its own memo."""
+        self.enter_again()
+        outer = self.bound.get(axis)
+        self.bound[axis] = Bound(offset, count, lane, mask, self.depth, narrow=narrow)
+        results = body(carried)
+        self._restore(axis, outer)
+        self.leave()
+        for value in results:
+            self.depths[value] = min(self.depths.get(value, 0), self.depth)
+        return results
+
+    def _restore(self, axis: str, outer: Bound | None) -> None:
+        if outer is None:
+            del self.bound[axis]
+        else:
+            self.bound[axis] = outer
+
+    def counted(self, label: str, start: Scalar, stop: Scalar, step: int, body: Callable[[Value], None]) -> None:
+        """A loop that carries nothing."""
+        block = Block([S64])
+        first, last = self.value(start), self.value(stop)
+        self.enter(block)
+        body(block.arguments[0])
+        self.effect("yield", [])
+        self.leave()
+        self.finish(Op("loop", [first, last], (), {"step": step, "label": label}, [block], self.location))
+
+    def _coordinates(self, axes: tuple[str, ...]) -> list[dict[str, int]]:
+        points: list[dict[str, int]] = [{}]
+        for axis in axes:
+            points = [{**p, axis: j} for p in points for j in range(self.bound[axis].count)]
+        return points

@@ -1,0 +1,483 @@
+"""Reductions: accumulators, the loops that fill them, and what becomes of them behind these.
+
+Enters a walk at one piece of its outer axes; leaves its sums, maxima, contractions, ... as rows in registers. A short
+chain of dependent additions gets several accumulators; long sums are added up in blocks; a loop that a micro-kernel by
+hand fits is that one (by_hand.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from math import gcd, prod
+
+from ..ir.nodes import Block, Op, Value
+from ..ir.types import MASK, ROW_I32, S64, RowType, TileType, f32, f64, i32, u8
+from ..tile.plan import Walk, axes_of
+from .axis_loops import Carried, WalkChoice
+from .by_hand import Fit, emit_steps, takes
+from .rows import Rows
+from .staged import StagedPanel, StagedRows
+from .staging import Staging
+from .state import Open, row_dtype
+
+SUM_BLOCK = 32768
+"""Elements that are summed by themselves where there may be many more."""
+
+
+@dataclass(slots=True)
+class Accumulator:
+    """One reduction in flight. rows: (outer coordinates, chain) -> value row, and index row for argmax. errors: outer
+    coordinates of one operand -> what packed products of it are too large by (sapper/lane/packed.py).
+
+    also: further contractions that are added to the same rows. total: the value that the rows become; else the op's."""
+
+    op: Op
+    outer: list[tuple[int, ...]]
+    slots: int
+    rows: dict[tuple[tuple[int, ...], int], Value]
+    indices: dict[tuple[tuple[int, ...], int], Value]
+    errors: dict[tuple[int, ...], Value] = field(default_factory=dict)
+    also: tuple[Op, ...] = ()
+    total: Value | None = None
+
+    @property
+    def value(self) -> Value:
+        """What the rows become."""
+        return self.op.result if self.total is None else self.total
+
+    def carried(self) -> Carried:
+        return [*self.rows.values(), *self.indices.values(), *self.errors.values()]
+
+    def receive(self, values: Iterator[Value]) -> None:
+        """Take what `carried` gave, a round later."""
+        for held in (self.rows, self.indices, self.errors):
+            for key in held:
+                held[key] = next(values)  # type: ignore[index]
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it is a sum whose every addition loses bits that count: one in f32."""
+        kind = self.op.attributes.get("kind", "sum")
+        return kind == "sum" and all(row.type == RowType(f32) for row in self.rows.values())
+
+
+class Reductions(Staging):
+    """Emits the reductions of walks."""
+
+    def _slots(self, walk: Walk, choice: WalkChoice) -> int:
+        """Independent accumulators, so that a short chain of dependent adds does not bound the loop."""
+        if choice.by_hand is not None and choice.lane is not None and takes(self, choice.by_hand, choice.lane):
+            return 1
+        outer = 1
+        for axis in walk.outer:
+            outer *= self.bound[axis].count
+        inner = 1
+        for axis in choice.reduced:
+            inner *= choice.counts[axis]
+        outer *= len(walk.reductions)
+        if self.packing is not None and self.bound and all(
+                choice.counts[a] == self.open[a].extent for a in choice.reduced):
+            return 1    # No loop: what a loop round it does next is independent of this sum.
+        return max(1, min(inner, -(-8 // outer)))
+
+    def _start_all(self, walk: Walk, choice: WalkChoice, slots: int) -> list[Accumulator]:
+        """An accumulator for each reduction; integer contractions that are only added to each other share one, which
+        begins with what else is added to them."""
+        accumulators = []
+        shared: set[Op] = set()
+        for op in walk.reductions:
+            if op in shared:
+                continue
+            accumulator = self._start(op, slots)
+            found = self._added_to(op, walk) if choice.by_hand is None and choice.lane not in walk.reduced else None
+            if found is not None:
+                total, contractions, others = found
+                shared |= set(contractions)
+                accumulator.total, accumulator.also = total, tuple(c for c in contractions if c is not op)
+                for point in accumulator.outer if others else ():
+                    at = dict(zip(axes_of(op.result), point, strict=True))
+                    row, *rest = [self.row(value, at) for value in others]
+                    for other in rest:
+                        row = self.emit(self.depth, "add", [row, other], ROW_I32)
+                    accumulator.rows[point, 0] = row
+            accumulators.append(accumulator)
+        return accumulators
+
+    def _added_to(self, op: Op, walk: Walk) -> tuple[Value, list[Op], list[Value]] | None:
+        """The sum of i32 that a contraction of a walk is a part of, if nothing else reads its parts: the sum, all
+        contractions in it, and what else is added. What else there is does not come from the walk's reductions."""
+        axes = set(axes_of(op.result))
+        found = None
+        total = op.result
+        while op.name == "contract" and self.straight_operand(op) is None:
+            readers = self.users.get(total, ())
+            reader = readers[0] if len(readers) == 1 else None
+            if (reader is None or reader.name != "add" or total in walk.after or row_dtype(total.type.dtype) is not i32  # type: ignore[union-attr]
+                    or set(axes_of(reader.result)) != axes):
+                break
+            total = reader.result
+            contractions: list[Op] = []
+            others: list[Value] = []
+            if not self._parts_of_sum(total, walk, contractions, others, True):
+                break
+            found = total, contractions, others
+        return found
+
+    def _parts_of_sum(self, value: Value, walk: Walk, contractions: list[Op], others: list[Value], top: bool) -> bool:
+        """Split a sum into contractions of a walk and other values; whether that can be."""
+        op = value.op
+        if op in walk.reductions:
+            assert op is not None
+            contractions.append(op)
+            return (op.name == "contract" and self.straight_operand(op) is None and value not in walk.after
+                    and len(self.users[value]) == 1)
+        if op is not None and op.name == "add" and (top or (len(self.users[value]) == 1 and value not in walk.after)):
+            return all(self._parts_of_sum(v, walk, contractions, others, False) for v in op.operands)
+        others.append(value)
+        return not self._depends(value, {r.result for r in walk.reductions})
+
+    def _depends(self, value: Value, results: set[Value]) -> bool:
+        if value in results or value.op is None or value in self.rows or value in self.buffers:
+            return value in results
+        return any(self._depends(v, results) for v in value.op.operands)
+
+    def _start(self, op: Op, slots: int) -> Accumulator:
+        t = op.result.type
+        assert isinstance(t, TileType)
+        kind = op.attributes.get("kind", "sum")
+        source = op.operands[0].type.dtype  # type: ignore[union-attr]
+        dtype = row_dtype(t.dtype if kind == "sum" else source)
+        value: float | int = 0.0 if dtype.is_float else 0
+        # The extremes of the source's own dtype, not of its rows: an empty reduction gives them.
+        narrow, signed = (source if source.bits < 32 else dtype), source.kind != "u"
+        if kind in ("max", "argmax"):
+            value = float("-inf") if dtype.is_float else -(1 << (narrow.bits - 1)) if signed else 0
+        elif kind in ("min", "argmin"):
+            value = float("inf") if dtype.is_float else (1 << (narrow.bits - signed)) - 1
+        start = self.constant(value, dtype)
+        points = [tuple(p[a] for a in t.axes) for p in self._coordinates(t.axes)]
+        keys = [(p, s) for p in points for s in range(slots)]
+        indices = {}
+        if kind.startswith("arg"):
+            none = self.constant((1 << 31) - 1, i32)
+            indices = dict.fromkeys(keys, none)
+        started = Accumulator(op, points, slots, dict.fromkeys(keys, start), indices)
+        straight = self.straight_operand(op)
+        if straight is not None:
+            panel = self.staged.get(straight.op) if straight.op is not None else None
+            if isinstance(panel, StagedPanel):
+                for point in points:
+                    started.rows[point, 0] = panel.start(dict(zip(t.axes, point, strict=True)), self.depth)
+            else:
+                axes = self._outer_axes(straight)
+                for at in self._coordinates(axes):
+                    started.errors[tuple(at[a] for a in axes)] = start
+        return started
+
+    @staticmethod
+    def _unpack(accumulators: list[Accumulator], carried: Carried) -> None:
+        values = iter(carried)
+        for a in accumulators:
+            a.receive(values)
+
+    def _outer_axes(self, operand: Value) -> tuple[str, ...]:
+        """The axes of an operand of a packed contraction but for the contracted ones."""
+        assert self.packing is not None
+        return tuple(a for a in axes_of(operand) if a not in self.packing.reduced)
+
+    def _take_errors_off(self, accumulators: list[Accumulator]) -> None:
+        for a in accumulators:
+            straight = self.straight_operand(a.op)
+            if straight is None or not a.errors:
+                continue
+            axes, outer = a.op.result.type.axes, self._outer_axes(straight)  # type: ignore[union-attr]
+            for point in a.outer:
+                at = dict(zip(axes, point, strict=True))
+                row = a.rows[point, 0]
+                error = a.errors[tuple(at[axis] for axis in outer)]
+                a.rows[point, 0] = self.emit(self.depth, "sub", [row, error], row.type)
+
+    def _reduce(self, walk: Walk, choice: WalkChoice, k: int, accumulators: list[Accumulator],
+                carried: Carried) -> Carried:
+        if k < len(choice.reduced):
+            axis = choice.reduced[k]
+
+            def within(values: Carried) -> Carried:
+                return self._reduce(walk, choice, k + 1, accumulators, values)
+
+            if choice.by_hand is None and self._sums_long(axis, choice, accumulators):
+                return self._reduce_blocks(axis, choice, accumulators, carried, within)
+            by_hand = None
+            if choice.by_hand is not None:
+                by_hand = self._reduce_by_hand(walk, choice, choice.by_hand, accumulators, carried)
+            carried = by_hand or self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within)
+            if self.packing is None:
+                return carried
+            with self.rest_of_depth() as any_left:
+                if any_left:
+                    plain = replace(choice, counts={**choice.counts, axis: 1}, prefetched=[], by_hand=None)
+                    carried = self._reduce(walk, plain, k, accumulators, carried)
+            return carried
+        self._prefetch_next_rows(walk, choice)
+        self._unpack(accumulators, carried)
+        pieces = list(enumerate(self._coordinates(walk.reduced)))
+        if choice.lane in choice.reduced and self.rows_at_once([a.op for a in accumulators]) > 1:
+            # What is read together is used up before the next is.
+            places = [(number, inner, *pair) for pair in self._by_point(accumulators) for number, inner in pieces]
+        else:
+            places = [(number, inner, *pair) for number, inner in pieces for pair in self._by_point(accumulators)]
+        for number, inner, a, point in places:
+            axes = a.op.result.type.axes  # type: ignore[union-attr]
+            at = {**inner, **dict(zip(axes, point, strict=True))}
+            for op in (a.op, *a.also):
+                self._accumulate(a, op, point, number % a.slots, at, walk)
+        for _, inner in pieces:
+            for a in accumulators:
+                self._add_errors(a, inner)
+        for op in choice.prefetched:
+            if self.panels_of(op) is None and choice.lane in walk.reduced:
+                self._prefetch(op, walk, choice)
+            elif self.panels_of(op) is None:
+                self._prefetch_ahead(op)
+            else:
+                self._prefetch_panel(self.staged[op], walk)
+        for op in choice.staged:
+            staged = self.staged.get(op)
+            if choice.blocked and isinstance(staged, StagedRows):
+                staged.prefetch_next()
+        for op in choice.rows_ahead:
+            self._prefetch_rows_after(op, choice.order[-1])
+        self._roots(walk.inner, walk)
+        return [v for a in accumulators for v in a.carried()]
+
+    @staticmethod
+    def _by_point(accumulators: list[Accumulator]) -> list[tuple[Accumulator, tuple[int, ...]]]:
+        """The results of all reductions, those at one place together: what they read in common need not be held."""
+        pairs = [(a, point) for a in accumulators for point in a.outer]
+        if len({a.op.result.type.axes for a in accumulators}) == 1:  # type: ignore[union-attr]
+            place = {point: at for at, point in enumerate(accumulators[0].outer)}
+            pairs.sort(key=lambda pair: place[pair[1]])
+        return pairs
+
+    def _add_errors(self, a: Accumulator, inner: dict[str, int]) -> None:
+        straight = self.straight_operand(a.op)
+        if straight is None:
+            return
+        first = straight.type.dtype is u8  # type: ignore[union-attr]
+        axes = self._outer_axes(straight)
+        for point, error in a.errors.items():
+            row = self.slot_row(straight, {**inner, **dict(zip(axes, point, strict=True))}, False)
+            a.errors[point] = self.add_error(row, first, error)
+
+    def _reduce_by_hand(self, walk: Walk, choice: WalkChoice, found: Fit, accumulators: list[Accumulator],
+                        carried: Carried) -> Carried | None:
+        """The same by a micro-kernel, and what its step leaves of the depth by one element at a time; None where it is
+        not written for this tile."""
+        lane = choice.lane
+        assert lane is not None
+        if not takes(self, found, lane):
+            return None
+        # What the sums of turned operands are off by (packed.py) is not the micro-kernel's: its products are exact.
+        keys = [(number, point) for number, a in enumerate(accumulators) for point, _ in a.rows]
+        held: list[int] = []
+        start = 0
+        for a in accumulators:
+            held += range(start, start + len(a.rows))
+            start += len(a.carried())
+
+        def place(key: tuple[int, tuple[int, ...]]) -> tuple[int, int, int]:
+            axes = axes_of(accumulators[key[0]].op.result)
+            return key[0], key[1][axes.index(found.rows)], key[1][axes.index(lane)]
+
+        in_rows = sorted(keys, key=place)
+        at = {key: carried[position] for key, position in zip(keys, held, strict=True)}
+        made = emit_steps(self, found, lane, [at[key] for key in in_rows])
+        if made is None:
+            return None
+        sums, done = made
+        at = dict(zip(in_rows, sums, strict=True))
+        carried = list(carried)
+        for key, position in zip(keys, held, strict=True):
+            carried[position] = at[key]
+        o = self.open[found.depth]
+        if done == o.extent:
+            return carried
+        return self._loop(found.depth, self.add(o.offset, done), self.add(o.offset, o.extent), 1, False, False, carried,
+                          lambda values: self._reduce(walk, choice, len(choice.reduced), accumulators, values))
+
+    def _sums_long(self, axis: str, choice: WalkChoice, accumulators: list[Accumulator]) -> bool:
+        """Whether sums along an axis may have so many terms that adding one after the other loses too much, and there
+        are registers for sums of blocks beside the totals, not only in the walk's tails."""
+        extent = self.open[axis].extent
+        whole = prod(choice.counts[a] for a in choice.order) * len(accumulators)
+        rows = max(whole, sum(len(a.rows) for a in accumulators))
+        return (extent > SUM_BLOCK if isinstance(extent, int) else self.open[axis].hint >= SUM_BLOCK // 2) and (
+            any(a.rounds for a in accumulators) and 2 * rows + 4 <= self.facts.vector_registers)
+
+    def _reduce_blocks(self, axis: str, choice: WalkChoice, accumulators: list[Accumulator], carried: Carried,
+                       inner: Callable[[Carried], Carried]) -> Carried:
+        """Reduce block by block: a sum of n terms then rounds about 2 sqrt(n) times in a chain, not n times (N. Higham,
+        "The accuracy of floating point summation", SIAM J. Sci. Comput. 14, 1993, section 3)."""
+        o = self.open[axis]
+        lane, count = axis == choice.lane, choice.counts[axis]
+        step = count * self.lanes if lane else count
+        size = -(-SUM_BLOCK // step) * step
+        sums = [a.rounds and place < len(a.rows) for a in accumulators for place in range(len(a.rows) + len(a.indices))]
+        zero = self.constant(0.0, f32)
+
+        def block(start: Value, totals: Carried) -> Carried:
+            first = [zero if is_sum else t for is_sum, t in zip(sums, totals, strict=True)]
+            parts = self.axis_loop(axis, count, lane, first, inner, Open(start, size, size, size, None))
+            return [self.emit(self.depth, "add", [t, p], t.type) if is_sum else p
+                    for is_sum, t, p in zip(sums, totals, parts, strict=True)]
+
+        blocks_end = self.add(o.offset, self.sub(o.extent, self.scalar("s_mod", o.extent, size)))
+        body = Block([S64, *[v.type for v in carried]])
+        first, last = self.value(o.offset), self.value(blocks_end)
+        self.enter(body)
+        self.effect("yield", block(body.arguments[0], list(body.arguments[1:])))
+        self.leave()
+        loop = Op("loop", [first, last, *carried], [v.type for v in carried], {"step": size, "label": axis}, [body],
+                  self.location)
+        self.finish(loop)
+        rest = Open(blocks_end, self.sub(self.add(o.offset, o.extent), blocks_end), o.hint, gcd(o.divisor, size))
+        return self.axis_loop(axis, count, lane, list(loop.results), inner, rest)
+
+    def _accumulate(self, a: Accumulator, op: Op, point: tuple[int, ...], slot: int, at: dict[str, int],
+                    walk: Walk) -> None:
+        key = (point, slot)
+        old = a.rows[key]
+        depth = self.depth
+        mask = None
+        for axis in walk.reduced:
+            if self.bound[axis].lane:
+                mask = self.bound[axis].mask
+        if op.name == "contract" and self.packing is not None:
+            # Where a mask cuts the depth, both operands are 0, turned or not: nothing is added.
+            a.rows[key] = self.dot(op, at, old)
+            return
+        if op.name == "contract":
+            left, right = (self._contract_row(v, at, old) for v in op.operands)
+            if old.type in (RowType(f32), RowType(f64)):
+                new = self.emit(depth, "fma", [left, right, old], old.type)
+            else:
+                new = self.emit(depth, "add", [old, self.emit(depth, "mul", [left, right], old.type)], old.type)
+        else:
+            kind = op.attributes["kind"]
+            row = self.row(op.operands[0], at)
+            if kind.startswith("arg"):
+                better = self.emit(depth, "cmp", [row, old], MASK, cond="gt" if kind == "argmax" else "lt")
+                if mask is not None:
+                    better = self.emit(depth, "mask_and", [better, mask], MASK)
+                (axis,) = op.attributes["over"]
+                place = self._coordinate(axis, at, self.bound[axis].depth)
+                a.rows[key] = self.emit(depth, "select", [better, row, old], old.type)
+                a.indices[key] = self.emit(depth, "select", [better, place, a.indices[key]], RowType(i32))
+                return
+            if row.type != old.type:
+                row = self.emit(depth, "cvt", [row], old.type)
+            new = self.emit(depth, "add" if kind == "sum" else kind, [old, row] if kind == "sum" else [row, old],
+                            old.type)
+        a.rows[key] = new if mask is None else self.emit(depth, "select", [mask, new, old], old.type)
+
+    def _contract_row(self, value: Value, at: dict[str, int], like: Value) -> Value:
+        row = self.row(value, at)
+        return row if row.type == like.type else self.emit(self.depth, "cvt", [row], like.type)
+
+    def _complete(self, a: Accumulator, choice: WalkChoice, joint: str | None = None) -> None:
+        """Join slots and lanes; the result becomes the row of the reduction's value. joint: see `WalkChoice`."""
+        op = a.op
+        t = op.result.type
+        assert isinstance(t, TileType)
+        kind = op.attributes.get("kind", "sum")
+        across = choice.lane is not None and choice.lane in op.attributes["over"]
+        rows: Rows = {}
+        together: dict[tuple[int, ...], dict[int, Value]] = {}
+        for point in a.outer:
+            pairs = [(a.rows[point, s], a.indices.get((point, s))) for s in range(a.slots)]
+            while len(pairs) > 1:
+                pairs = [self._join(kind, pairs[i], pairs[i + 1]) if i + 1 < len(pairs) else pairs[i]
+                         for i in range(0, len(pairs), 2)]
+            if joint is not None:
+                place = t.axes.index(joint)
+                together.setdefault((*point[:place], 0, *point[place + 1:]), {})[point[place]] = pairs[0][0]
+                continue
+            pair = self._join_lanes(kind, pairs[0]) if across else pairs[0]
+            rows[point] = self._result(op, kind, *pair)
+        for point, parts in together.items():
+            rows[point] = self._result(op, kind, self._join_rows(kind, parts), None)
+        memo = self.levels[self.level_of(a.value)].memo
+        for point, row in rows.items():
+            at = dict(zip(t.axes, point, strict=True))
+            memo[a.value, tuple(at[axis] for axis in axes_of(a.value))] = row
+
+    def _join_lanes(self, kind: str, pair: tuple[Value, Value | None]) -> tuple[Value, Value | None]:
+        """The lanes of a row joined, in every lane."""
+        row_type = pair[0].type
+        assert isinstance(row_type, RowType)
+        made = None if pair[1] is not None else self.by_block(f"{kind}_of_lanes", [pair[0]], row_type.dtype, self.depth)
+        if made is not None:
+            return made, None
+        distance = self.lanes // 2
+        while distance:
+            pair = self._join(kind, pair, tuple(None if v is None else self._shuffled(v, distance) for v in pair))  # type: ignore[arg-type]
+            distance //= 2
+        return pair
+
+    def _result(self, op: Op, kind: str, result: Value, place: Value | None) -> Value:
+        """What a reduction gives, from its joined rows."""
+        t = op.result.type
+        assert isinstance(t, TileType)
+        depth = self.depth
+        if place is not None:
+            # Nothing was greater than the start value: all are equal to it, so the first index wins.
+            (axis,) = op.attributes["over"]
+            none = self.emit(depth, "cmp", [place, self.constant((1 << 31) - 1, i32)], MASK, cond="eq")
+            offset = self.open[axis].offset if axis in self.open else self.bound[axis].offset
+            first = self.emit(depth, "splat", [self.value(offset)], RowType(i32))
+            return self.emit(depth, "select", [none, first, place], RowType(i32))
+        if t.dtype.name in ("bf16", "f16"):
+            return self.rounded(result, t.dtype, depth)
+        return self.wrap(result, t.dtype, depth) if t.dtype.is_integer and kind == "sum" else result
+
+    def _shuffled(self, row: Value, distance: int) -> Value:
+        return self.emit(self.depth, "shuffle_xor", [row], row.type, distance=distance)
+
+    def _join_rows(self, kind: str, rows: dict[int, Value]) -> Value:
+        """Join the lanes of each of several rows: what belongs to row i comes to lane i, and to those beyond the rows
+        something. A transposition in which two rows that exchange half of their lanes are joined at once."""
+        if len(rows) == self.lanes:
+            first = rows[0].type.dtype  # type: ignore[union-attr]
+            made = self.by_block(f"{kind}_of_each_row", [rows[i] for i in range(self.lanes)], first, self.depth)
+            if made is not None:
+                return made
+        steps = [1 << bit for bit in reversed(range(self.lanes.bit_length() - 1))]
+        for distance in sorted(steps, key=lambda step: step > max(rows)):   # no row so far away: last, when one is left
+            halves: dict[int, Value] = {}
+            for number, row in rows.items():
+                if not number & distance:
+                    other = rows.get(number | distance)
+                    if other is None:
+                        pair = row, self._shuffled(row, distance)
+                    else:
+                        exchange = Op("exchange", [row, other], [row.type] * 2, {"distance": distance}, None,
+                                      self.location)
+                        self.finish(exchange)
+                        pair = exchange.results[0], exchange.results[1]
+                    halves[number] = self._join(kind, (pair[0], None), (pair[1], None))[0]
+            rows = halves
+        return rows[0]
+
+    def _join(self, kind: str, a: tuple[Value, Value | None], b: tuple[Value, Value | None]) -> tuple[
+            Value, Value | None]:
+        depth = self.depth
+        left, right = a[0], b[0]
+        if not kind.startswith("arg"):
+            return self.emit(depth, "add" if kind == "sum" else kind, [left, right], left.type), None
+        assert a[1] is not None and b[1] is not None
+        better = self.emit(depth, "cmp", [right, left], MASK, cond="gt" if kind == "argmax" else "lt")
+        same = self.emit(depth, "cmp", [right, left], MASK, cond="eq")
+        before = self.emit(depth, "cmp", [b[1], a[1]], MASK, cond="lt")
+        take = self.emit(depth, "mask_or", [better, self.emit(depth, "mask_and", [same, before], MASK)], MASK)
+        return (self.emit(depth, "select", [take, right, left], left.type),
+                self.emit(depth, "select", [take, b[1], a[1]], RowType(i32)))

@@ -1,0 +1,248 @@
+"""Where a staged operand of a contraction lies, and how its rows are read and written (staging.py copies it there)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..ir.nodes import Op, Value
+from ..ir.types import ROW_I32, DType, RowType, TensorType, i32
+from ..tile.schedule import Panels
+from .state import Access, Bound, Scalar, memory_dtype, row_dtype
+
+if TYPE_CHECKING:
+    from .stores import Stores
+
+
+class StagedPanel:
+    """[depth][pieces of the lane axis]: what the rows of a contraction's vector operand are read from.
+
+    dtype: of the rows. memory: how they lie. column_bytes: where there is a panel for each piece of a block, how much
+    further than the first that of a column is. in_place: of an element, where it is a piece of a packed tensor.
+    """
+
+    in_place: DType | None = None
+
+    def __init__(self, lowering: Stores, base: Scalar, depth_axis: str, lane: str, dtype: DType,
+                 column_bytes: Scalar) -> None:
+        self.lowering = lowering
+        self.base = base
+        self.depth_axis = depth_axis
+        self.lane = lane
+        self.dtype = dtype
+        self.memory = memory_dtype(dtype)
+        self.column_bytes = column_bytes
+        self.piece_bytes = lowering.lanes * dtype.size_bytes
+        self.start_base: Scalar = 0
+
+    @property
+    def depth_bytes(self) -> int:
+        """From one step of the depth to the next, in the panel of the piece that is bound."""
+        return self.lowering.bound[self.lane].count * self.piece_bytes
+
+    def access(self) -> Access:
+        """Of the first row at each step of the depth."""
+        axes: dict[str, Scalar] = {self.depth_axis: self.depth_bytes}
+        if self.column_bytes:
+            axes[self.lane] = self.column_bytes
+        return Access(self.base, 0, axes, self.memory, relative=True)
+
+    def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, Any]]:
+        """Operands and attributes of a memory op for the row at register coordinates."""
+        access = self.access()
+        access.disp = at[self.lane] * self.piece_bytes
+        return self.lowering.address(access, {self.depth_axis: at[self.depth_axis]})
+
+    def load(self, at: dict[str, int], level: int) -> Value:
+        operands, attributes = self.address(at)
+        return self.lowering.emit(level, "load", operands, RowType(self.dtype), dtype=self.memory,
+                                  masked=False, **attributes)
+
+    def store(self, at: dict[str, int], row: Value) -> None:
+        operands, attributes = self.address(at)
+        self.lowering.effect("store", [row, *operands], dtype=self.memory, masked=False, streaming=False,
+                             **attributes)
+
+    def store_at(self, depth_offset: Scalar, i: int, piece: int, row: Value) -> None:
+        """Row i of a square that starts at depth_offset."""
+        low = self.lowering
+        outer = low.bound[self.depth_axis]
+        low.bound[self.depth_axis] = Bound(depth_offset, low.lanes, False, None, outer.depth)
+        self.store({self.depth_axis: i, self.lane: piece}, row)
+        low.bound[self.depth_axis] = outer
+
+    def _start_address(self, piece: int) -> tuple[list[Value], dict[str, Any]]:
+        low = self.lowering
+        relative = bool(self.column_bytes)
+        axes: dict[str, Scalar] = {self.lane: i32.size_bytes} if relative or self.in_place is not None else {}
+        access = Access(self.start_base, piece * self.piece_bytes, axes, i32, relative=relative)
+        return low.address(access, {})
+
+    def start(self, at: dict[str, int], level: int) -> Value:
+        """The row that a sum of products with this piece of the lane axis begins with, of i32."""
+        operands, attributes = self._start_address(at[self.lane])
+        return self.lowering.emit(level, "load", operands, ROW_I32, dtype=i32, masked=False, **attributes)
+
+    def store_start(self, piece: int, row: Value) -> None:
+        operands, attributes = self._start_address(piece)
+        self.lowering.effect("store", [row, *operands], dtype=i32, masked=False, streaming=False, **attributes)
+
+
+class PanelInPlace(StagedPanel):
+    """The panels of a packed tensor, which need no copy: a piece of the lane axis lies in one of them."""
+
+    def __init__(self, lowering: Stores, op: Op, panels: Panels, lane: str, depth_axis: str) -> None:
+        super().__init__(lowering, lowering.slot(f"{op.operands[0].name}.data"), depth_axis, lane,
+                         lowering.operand_dtype(op), 0)
+        low, t = lowering, op.operands[0].type
+        assert isinstance(t, TensorType)
+        self.panels = panels
+        self.in_place = t.dtype
+        if low.packing is None:
+            self.memory = t.dtype
+        columns, depth = (d if isinstance(d, int) else low.slot(f"dim.{d}")
+                          for d in (t.dims[panels.columns], t.dims[panels.depth]))
+        self.slot_bytes = panels.elements * t.dtype.size_bytes
+        self.piece_bytes = low.lanes * self.slot_bytes
+        self.panel_bytes = low.mul(low.ceil_div(depth, panels.elements), panels.width * self.slot_bytes)
+        self.start_base = low.add(self.base, low.mul(low.ceil_div(columns, panels.width), self.panel_bytes))
+
+    @property
+    def depth_bytes(self) -> int:
+        return self.panels.width * self.slot_bytes
+
+    def _base(self) -> Scalar:
+        """Of the panel, or the part of one, in which the piece lies that is bound."""
+        low, width = self.lowering, self.panels.width
+        bound = low.bound[self.lane]
+        base = low.add(self.base, low.mul(low.scalar("s_floordiv", bound.offset, width), self.panel_bytes))
+        if bound.count * low.lanes < width:
+            base = low.add(base, low.mul(low.scalar("s_mod", bound.offset, width), self.slot_bytes))
+        return base
+
+    def access(self) -> Access:
+        return Access(self._base(), 0, {self.depth_axis: self.depth_bytes}, self.memory, relative=True)
+
+    def rest(self, start: Scalar) -> InPlace:
+        """The elements that fill no slot, from a coordinate of the depth on: the beginnings of the last slots."""
+        low = self.lowering
+        assert self.in_place is not None
+        size = self.in_place.size_bytes
+        last = low.mul(low.scalar("s_floordiv", start, self.panels.elements), self.depth_bytes)
+        before = low.add(low.mul(low.bound[self.lane].offset, self.slot_bytes), low.mul(start, size))
+        base = low.sub(low.add(self._base(), last), before)
+        return InPlace(low, Access(base, 0, {self.lane: self.slot_bytes, self.depth_axis: size}, self.in_place))
+
+
+class InPlace:
+    """An operand that is read where it lies."""
+
+    in_place = None
+
+    def __init__(self, lowering: Stores, access: Access) -> None:
+        self.lowering, self.access = lowering, access
+
+    def load(self, at: dict[str, int], level: int) -> Value:
+        return self.lowering.fetch_row(self.access, row_dtype(self.access.dtype), at, level, None)
+
+
+class StagedRows:
+    """[row blocks][depth blocks][count rows][lanes of depth]: where a contraction reads broadcast elements."""
+
+    in_place = None
+
+    def __init__(self, lowering: Stores, base: Scalar, row_axis: str, depth_axis: str, count: int,
+                 depth_extent: Scalar, dtype: DType) -> None:
+        self.lowering = lowering
+        self.base = base
+        self.row_axis = row_axis
+        self.depth_axis = depth_axis
+        self.count = count
+        self.depth_extent = depth_extent
+        self.dtype = dtype
+
+    @property
+    def step_bytes(self) -> int:
+        """What a block of rows takes for each step of the depth."""
+        return self.count * self.dtype.size_bytes
+
+    def row_start(self) -> Scalar:
+        """The first of the rows that are bound, counted from the first that is staged."""
+        return self.lowering.sub(self.lowering.bound[self.row_axis].offset, self.lowering.open[self.row_axis].offset)
+
+    def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
+        """Operands and attributes of a memory op for the element at register coordinates."""
+        low, size = self.lowering, self.dtype.size_bytes
+        row, depth = low.bound[self.row_axis], low.bound[self.depth_axis]
+        lanes = low.lanes
+        row_start = self.row_start()
+        if row.count == self.count:
+            base = low.add(self.base, low.mul(low.mul(self.depth_extent, size), row_start))
+        else:
+            block = low.scalar("s_floordiv", row_start, self.count)
+            inside = low.sub(row_start, low.mul(block, self.count))
+            base = low.add(low.add(self.base, low.mul(low.mul(low.mul(self.depth_extent, size), self.count), block)),
+                           low.mul(inside, lanes * size))
+        depth_start = low.sub(depth.offset, low.open[self.depth_axis].offset)
+        if depth.lane:
+            index = low.mul(depth_start, self.count * size)
+            disp = at[self.depth_axis] * lanes * self.count * size
+        else:
+            whole = low.scalar("s_and", depth_start, -lanes)
+            inside = low.scalar("s_and", depth_start, lanes - 1)
+            index = low.add(low.mul(whole, self.count * size), low.mul(inside, size))
+            disp = at[self.depth_axis] * size
+        disp += at[self.row_axis] * lanes * size
+        return low.memory_operands(base, index, 1, disp)
+
+    def load(self, at: dict[str, int], level: int) -> Value:
+        operands, attributes = self.address(at)
+        return self.lowering.emit(level, "load_splat", operands, RowType(self.dtype), dtype=self.dtype, **attributes)
+
+    def store(self, at: dict[str, int], row: Value) -> None:
+        operands, attributes = self.address(at)
+        self.lowering.effect("store", [row, *operands], dtype=self.dtype, masked=False, streaming=False, **attributes)
+
+    def prefetch_next(self) -> None:
+        """Ask for as much of the next block of rows as is read of this one."""
+        low = self.lowering
+        row, depth = low.bound[self.row_axis], low.bound[self.depth_axis]
+        if row.count != self.count or depth.lane:
+            return
+        start = low.add(low.sub(row.offset, low.open[self.row_axis].offset), self.count)
+        block = low.mul(self.depth_extent, self.step_bytes)
+        base = low.add(self.base, low.mul(block, low.scalar("s_floordiv", start, self.count)))
+        index = low.mul(low.sub(depth.offset, low.open[self.depth_axis].offset), self.step_bytes)
+        for line in range(0, depth.count * self.step_bytes, 64):
+            operands, attributes = low.memory_operands(base, index, 1, line)
+            low.effect("prefetch", operands, level=2, **attributes)
+
+
+class StagedRowsHere(StagedRows):
+    """[depth blocks][count rows][lanes of depth]: the rows that are bound."""
+
+    def row_start(self) -> Scalar:
+        return 0
+
+    def prefetch_next(self) -> None:
+        """The next rows are copied from the matrix itself, along which the processor sees ahead."""
+
+
+class StagedColumns(StagedRows):
+    """[row blocks][depth][one vector of rows]: broadcast elements whose source is contiguous along the rows."""
+
+    @property
+    def step_bytes(self) -> int:
+        return self.lowering.lanes * self.dtype.size_bytes
+
+    def address(self, at: dict[str, int]) -> tuple[list[Value], dict[str, object]]:
+        low, size = self.lowering, self.dtype.size_bytes
+        vector_bytes = low.lanes * size
+        row, depth = low.bound[self.row_axis], low.bound[self.depth_axis]
+        start = low.sub(row.offset, low.open[self.row_axis].offset)
+        block = low.scalar("s_floordiv", start, self.count)
+        base = low.add(self.base, low.mul(low.mul(self.depth_extent, vector_bytes), block))
+        if row.count != self.count and not row.lane:
+            base = low.add(base, low.mul(low.sub(start, low.mul(block, self.count)), size))
+        index = low.mul(low.sub(depth.offset, low.open[self.depth_axis].offset), vector_bytes)
+        disp = at[self.depth_axis] * vector_bytes + (0 if row.lane else at[self.row_axis] * size)
+        return low.memory_operands(base, index, 1, disp)

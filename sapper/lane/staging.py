@@ -1,0 +1,271 @@
+"""Staging: operands of a contraction copied to scratch memory in the order in which the inner loop reads them.
+
+Enters a load and the axis that lies in the lanes; leaves loops that copy it, and in `staged` where it lies then
+(staged.py). Panels are turned from rows on the way where the lanes run across these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ..ir.nodes import Op
+from ..ir.types import MASK, ROW_I32, RowType, i32, u8
+from ..tile.plan import Walk
+from ..tile.schedule import Panels
+from .axis_loops import Carried, WalkChoice
+from .prefetches import Prefetches
+from .rows import LoweringError
+from .staged import PanelInPlace, StagedColumns, StagedPanel, StagedRows, StagedRowsHere
+from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, memory_dtype, row_dtype
+
+WIDE_ROW_BYTES = 128
+"""Rows of a panel from this size on are copied panel by panel: they are whole cache lines."""
+
+BLOCK_PANELS = 8
+"""Most panels that are walked with the same rows: these then come from the last cache so many times less often."""
+
+
+class Staging(Prefetches):
+    """stage_memory: scratch memory of each staged operand."""
+
+    stage_memory: dict[tuple[str, Op], Scalar]
+
+    def _panel_depth(self, depth_axis: str) -> Scalar:
+        """Steps of the depth that a panel has room for: transposed squares are stored whole."""
+        return self.round_up(self.open[depth_axis].extent, self.lanes)
+
+    def _stage(self, op: Op, walk: Walk, choice: WalkChoice) -> None:
+        lane = choice.lane
+        self.staged.pop(op, None)        # the copy itself reads the tensor
+        axes = op.result.type.axes  # type: ignore[union-attr]
+        (depth_axis,) = [a for a in axes if a in walk.reduced]
+        rows = [a for a in axes if a not in walk.reduced and a in self.open]
+        panels = self.panels_of(op)
+        if panels is not None:
+            assert lane is not None
+            self.staged[op] = PanelInPlace(self, op, panels, lane, depth_axis)
+            if op in choice.widened:
+                self.staged[op] = self._stage_panels(op, lane, depth_axis, walk, choice)
+        elif lane is not None and lane in axes:
+            self.staged[op] = self._stage_panels(op, lane, depth_axis, walk, choice)
+        else:
+            (row_axis,) = rows
+            if op in choice.rows_here:
+                self.staged[op] = self._stage_rows_here(op, row_axis, depth_axis, choice)
+                return
+            stage = self._stage_columns if self.stages_columns(op, row_axis, choice.counts) else self._stage_rows
+            self.staged[op] = stage(op, row_axis, depth_axis, choice)
+
+    def panels_of(self, op: Op) -> Panels | None:
+        """The panels in which a load's tensor was packed."""
+        found = self.stride_classes.get(op.operands[0].name)
+        return found if isinstance(found, Panels) else None
+
+    def stages_columns(self, op: Op, row_axis: str, counts: Mapping[str, int]) -> bool:
+        """Whether an operand that is staged along its rows is contiguous there, and a vector holds so many of them."""
+        access = self.access(op)
+        contiguous = access.axes.get(row_axis) == element_bytes(access.dtype) and not access.gathers
+        return contiguous and counts[row_axis] <= self.lanes
+
+    def _stage_panels(self, op: Op, lane: str, depth_axis: str, walk: Walk, choice: WalkChoice) -> StagedPanel:
+        """Copy [depth][piece] for the piece that the lane axis is bound to, or one after another for all of a block."""
+        dtype = self.operand_dtype(op)
+        width = choice.counts[lane] * self.lanes
+        key = ("panel", op)
+        if key not in self.stage_memory:
+            depth = (self._capacity(depth_axis), self.lanes * self.slot_elements)
+            self.stage_memory[key] = self._scratch_of(op, [depth, (width, 1)])
+            if choice.blocked:       # a block has one panel, or fits: the room for both follows on that for one
+                self.scratch([(self.block_bytes, 64)], u8)
+        column_bytes = self.mul(self._panel_depth(depth_axis), dtype.size_bytes) if choice.blocked else 0
+        panel = StagedPanel(self, self.stage_memory[key], depth_axis, lane, dtype, column_bytes)
+        turned = any(self.straight_operand(contraction) is op.result for contraction in walk.reductions)
+        if turned:
+            key = ("start", op)
+            if key not in self.stage_memory:
+                panels = BLOCK_PANELS if choice.blocked else 1
+                self.stage_memory[key] = self.scratch([(panels * width, 1)], i32)
+            panel.start_base = self.stage_memory[key]
+
+        def starts(carried: Carried) -> Carried:
+            if turned:
+                self._stage_start(op, panel)
+            return carried
+
+        access = self.access(op)
+        along_depth = access.axes.get(depth_axis) == element_bytes(access.dtype) and not access.gathers
+
+        def over_pieces(copy: Callable[[Carried], Carried]) -> Carried:
+            return self.axis_loop(lane, choice.counts[lane], True, [], copy) if choice.blocked else copy([])
+
+        def transpose(carried: Carried) -> Carried:
+            into = self._scatter_into if self.transposes_by_scatter else self._transpose_into
+            into(op, panel, lane, depth_axis, self.operand_access(op))
+            return starts(carried)
+
+        def copy(carried: Carried) -> Carried:
+            for at in self._coordinates((depth_axis, lane)):
+                panel.store(at, self.operand_row(op, at))
+            if self.prefetches_rows and not access.gathers:
+                self._prefetch_rows(op, panel)
+            return carried
+
+        if along_depth:
+            over_pieces(transpose)
+        elif choice.blocked and width * element_bytes(access.dtype) < WIDE_ROW_BYTES:
+            # All pieces of a step of the depth, which lie side by side, before the next step.
+            self.axis_loop(depth_axis, 1, False, [], lambda _: over_pieces(copy))
+            if turned:
+                over_pieces(starts)
+        else:
+            over_pieces(lambda _: starts(self.axis_loop(depth_axis, 4, False, [], copy)))
+        return panel
+
+    def _stage_start(self, op: Op, panel: StagedPanel) -> None:
+        """What sums of products with a panel's columns begin with: minus what they will be too large by."""
+        bound = self.bound[panel.lane]
+        first = op.result.type.dtype is u8  # type: ignore[union-attr]
+
+        def column_sums(carried: Carried) -> Carried:
+            sums = list(carried)
+            for at in self._coordinates((panel.depth_axis, panel.lane)):
+                row = panel.load(at, self.depth)
+                sums[at[panel.lane]] = self.add_error(row, first, sums[at[panel.lane]])
+            return sums
+
+        zero = self.constant(0, i32)
+        for piece, total in enumerate(self.axis_loop(panel.depth_axis, 4, False, [zero] * bound.count, column_sums)):
+            panel.store_start(piece, self.emit(self.depth, "sub", [zero, total], ROW_I32))
+
+    def _scratch_of(self, op: Op, extents: list[tuple[Capacity | int, int]]) -> Scalar:
+        """Scratch memory for so many elements of an operand: as wide as in memory where they are packed in slots."""
+        dtype = op.result.type.dtype  # type: ignore[union-attr]
+        return self.scratch(extents, row_dtype(dtype) if self.packing is None else dtype)
+
+    def _scatter_into(self, op: Op, panel: StagedPanel, lane: str, depth_axis: str, access: Access) -> None:
+        """The source is contiguous along the depth: load rows along it, and scatter each down a column of the panel."""
+        piece, walked = self.bound[lane], self.open[lane]
+        extent: Scalar = piece.count * self.lanes
+        if piece.mask is not None:
+            extent = self.scalar("s_min", self.sub(self.add(walked.offset, walked.extent), piece.offset), extent)
+        column = Access(panel.base, 0, {depth_axis: panel.depth_bytes, lane: panel.dtype.size_bytes},
+                        memory_dtype(panel.dtype), relative=True)
+        self.open[lane] = Open(piece.offset, extent, piece.count * self.lanes)
+
+        def copy(carried: Carried) -> Carried:
+            for at in self._coordinates((lane, depth_axis)):
+                self.put(column, self.operand_row(op, at), panel.dtype, at, (lane, depth_axis), disjoint=True)
+            return carried
+
+        self.axis_loop(lane, 4, False, [], lambda carried: self.axis_loop(depth_axis, 1, True, carried, copy))
+        self.open[lane] = walked
+
+    def _transpose_into(self, op: Op, panel: StagedPanel, lane: str, depth_axis: str, access: Access) -> None:
+        """The source is contiguous along the depth: load squares of rows, exchange lanes with rows, store."""
+        lanes = self.lanes
+        outer = self.bound[lane]
+        last = None
+        if outer.mask is not None:
+            o = self.open[lane]
+            last = self.sub(self.add(o.offset, o.extent), 1)
+
+        def square(carried: Carried) -> Carried:
+            inner = self.bound[depth_axis]
+            for j in range(outer.count):
+                rows = []
+                for i in range(lanes):
+                    offset = self.add(outer.offset, j * lanes + i)
+                    if last is not None:     # rows past the edge repeat the last: their lanes are never used
+                        offset = self.scalar("s_min", offset, last)
+                    self.bound[lane] = Bound(offset, 1, False, None, outer.depth)
+                    operands, attributes = self.address(access, {lane: 0, depth_axis: 0})
+                    tail = [inner.mask] if inner.mask is not None else []
+                    rows.append(self.emit(self.depth, "load", [*operands, *tail], RowType(panel.dtype),
+                                          dtype=access.dtype, masked=bool(tail), **attributes))
+                self.bound[lane] = outer
+                for i, row in enumerate(self.transposed(rows, self.depth)):
+                    panel.store_at(inner.offset, i, j, row)      # it is deep enough for whole squares
+            return carried
+
+        self.axis_loop(depth_axis, 1, True, [], square)
+
+    def _stage_rows(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedRows:
+        """All of row_axis and depth: blocks of [count rows][lanes of depth], in the order in which the loops run."""
+        dtype = self.operand_dtype(op)
+        count = choice.counts[row_axis]
+        key = ("rows", op)
+        if key not in self.stage_memory:
+            self.stage_memory[key] = self._scratch_of(op, [
+                (self._capacity(row_axis), count), (self._capacity(depth_axis), self.lanes * self.slot_elements)])
+        depth_extent = self.round_up(self.open[depth_axis].extent, self.lanes)
+        staged = StagedRows(self, self.stage_memory[key], row_axis, depth_axis, count, depth_extent, dtype)
+
+        def rows(carried: Carried) -> Carried:
+            def copy(inner: Carried) -> Carried:
+                for at in self._coordinates((row_axis, depth_axis)):
+                    staged.store(at, self.operand_row(op, at))
+                return inner
+            return self.axis_loop(depth_axis, 1, True, carried, copy)
+
+        self.axis_loop(row_axis, count, False, [], rows)
+        return staged
+
+    def _stage_rows_here(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedRows:
+        """As `_stage_rows`, of the rows that are bound alone: where nobody knows how many there may be."""
+        dtype, count = self.operand_dtype(op), choice.counts[row_axis]
+        key = ("rows", op)
+        if key not in self.stage_memory:
+            self.stage_memory[key] = self._scratch_of(op, [
+                (count, 1), (self._capacity(depth_axis), self.lanes * self.slot_elements)])
+        staged = StagedRowsHere(self, self.stage_memory[key], row_axis, depth_axis, count, 0, dtype)
+
+        def copy(carried: Carried) -> Carried:
+            for at in self._coordinates((row_axis, depth_axis)):
+                staged.store(at, self.operand_row(op, at))
+            return carried
+
+        self.axis_loop(depth_axis, 1, True, [], copy)
+        return staged
+
+    def _stage_columns(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedColumns:
+        """As `_stage_rows`, of a matrix that is contiguous along the rows' axis: one vector for each step of depth."""
+        dtype = self.operand_dtype(op)
+        count = choice.counts[row_axis]
+        key = ("columns", op)
+        if key not in self.stage_memory:
+            blocks = self._capacity(row_axis)
+            c = blocks if isinstance(blocks, Capacity) else Capacity(blocks)
+            # A block of `count` rows takes one vector: lanes / count times the rows, rounded up to whole blocks.
+            widened = Capacity(c.constant * -(-self.lanes // count), c.dims)
+            self.stage_memory[key] = self._scratch_of(
+                op, [(widened, self.lanes), (self._capacity(depth_axis), self.slot_elements)])
+        depth_extent = self.open[depth_axis].extent
+        staged = StagedColumns(self, self.stage_memory[key], row_axis, depth_axis, count, depth_extent, dtype)
+        rows = self.open[row_axis]
+
+        def block(carried: Carried) -> Carried:
+            here = self.bound[row_axis]
+            left = self.sub(self.add(rows.offset, rows.extent), here.offset)
+            mask = self.emit(self.depth, "mask_first", [self.value(self.scalar("s_min", left, count))], MASK)
+            self.bound[row_axis] = Bound(here.offset, 1, True, mask, here.depth)
+
+            def copy(inner: Carried) -> Carried:
+                for at in self._coordinates((row_axis, depth_axis)):
+                    staged.store(at, self.operand_row(op, at))
+                return inner
+
+            self.axis_loop(depth_axis, 4, False, [], copy)
+            self.bound[row_axis] = here
+            return carried
+
+        # Every block, the last one too, has a vector of its own; the mask cuts what it lacks.
+        self._loop(row_axis, rows.offset, self.add(rows.offset, rows.extent), count, False, False, [], block)
+        return staged
+
+    def _capacity(self, axis: str) -> Capacity | int:
+        """Most elements along an axis."""
+        o = self.open[axis] if self.packing is None or axis != self.packing.depth else self.packing.elements
+        if isinstance(o.extent, int):
+            return o.extent
+        if o.capacity is None:
+            raise LoweringError(f"axis {axis} has no bound that scratch memory could be sized by")
+        return o.capacity

@@ -1,0 +1,153 @@
+"""What a walk leaves behind: stores, and values kept in scratch memory or registers for the walks after it.
+
+Enters the roots of a walk at one piece of its axes; leaves their rows computed, and stored or kept. A walk that is done
+beside this one, for other rows (late.py), comes between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..ir.nodes import Op, Value
+from ..ir.types import TileType, bool_
+from ..tile.plan import Walk
+from .axis_loops import AxisLoops
+from .narrow_stores import MOST_ROWS, Job
+from .rows import LoweringError, Rows
+from .slots import PAIR
+from .state import Access, Bound, Capacity, row_dtype
+
+
+@dataclass(slots=True)
+class Behind:
+    """A walk that is done piece by piece with its host, for other rows. bound: where these are; rows, buffers: the kept
+    values that it reads, of these rows."""
+
+    host: Walk
+    walk: Walk
+    bound: dict[str, Bound]
+    rows: dict[Value, Rows]
+    buffers: dict[Value, Access]
+
+
+class Stores(AxisLoops):
+    """pending_buffers, carried_buffers: where kept values lie, of the walk at hand and of loops that carry them.
+    behind: what a walk does beside its own work.
+    """
+
+    pending_buffers: dict[Value, Access]
+    carried_buffers: dict[Value, Access]
+    behind: Behind | None = None
+
+    def _roots(self, roots: list[Op | Value], host: Walk | None = None) -> None:
+        """All rows of all roots first where the walk stores what it also loads, so that no load sees a new value. What
+        is done beside the walk `host` comes between."""
+        jobs: list[tuple[Op | Value, dict[str, int], Value]] = []
+        squares: list[Op] = []
+        for root in roots:
+            if isinstance(root, Op) and self.stores_squares(root, self.access(root)):
+                squares.append(root)
+                continue
+            value = root if isinstance(root, Value) else root.operands[1]
+            axes = list(value.type.axes)  # type: ignore[union-attr]
+            if isinstance(root, Op):
+                for index in root.operands[2:]:
+                    axes += [a for a in index.type.axes if a not in axes]  # type: ignore[union-attr]
+            depth = self.slot_axes.get(root) if isinstance(root, Value) else None
+            for at in self._coordinates(tuple(axes)):
+                if depth is None:
+                    jobs.append((root, at, self.row(value, at)))
+                elif at[depth] % PAIR == 0:
+                    jobs.append((root, at, self.slots_of(value, at)))
+        if self.behind is not None and self.behind.host is host:
+            self._roots_behind(self.behind, host)
+        rounded: list[Job] = []
+        stores = [(root, at, row) for root, at, row in jobs if isinstance(root, Op)]
+        pairs = self.paired_stores(stores)
+        for even, odd in pairs.items():
+            self.store_pair(stores[even], stores[odd], self.streams(stores[even][0]))
+        taken = [stores[number] for pair in pairs.items() for number in pair]
+        for root, at, row in jobs:
+            if isinstance(root, Value):
+                self._keep(root, at, row)
+            elif (root, at, row) in taken:
+                continue
+            elif self.rounds_by_instruction(root, at, row):
+                rounded.append((root, at, row))
+            else:
+                self._store(root, at, row)
+        if len(rounded) > MOST_ROWS:
+            for root, at, row in rounded:
+                self._store(root, at, row)
+        elif rounded:
+            self.store_rounded(rounded, [self.streams(op) for op, _, _ in rounded])
+        for op in squares:
+            self._store_squares(op)
+
+    def _store_squares(self, op: Op) -> None:
+        access, value = self.access(op), op.operands[1]
+        lane = next(a for a in access.axes if self.bound[a].lane)
+        axis = self.square_axis(op, access, lane)
+        assert axis is not None
+        for at in self._coordinates(tuple(access.axes)):
+            if at[axis] == 0:
+                rows = [self.row(value, {**at, axis: i}) for i in range(self.lanes)]
+                self.store_square(op, access, at, rows, self.streams(op))
+
+    def _roots_behind(self, behind: Behind, host: Walk) -> None:
+        """The same piece of the walk behind, at a level of its own: the same ops have other rows there."""
+        self.enter_again()
+        bound, rows, buffers = self.bound, self.rows, self.buffers
+        self.bound = {**bound, **{a: replace(bound[a], depth=self.depth) for a in host.axes}, **behind.bound}
+        self.rows, self.buffers = {**rows, **behind.rows}, {**buffers, **behind.buffers}
+        self._roots(behind.walk.inner)
+        self.bound, self.rows, self.buffers = bound, rows, buffers
+        self.leave()
+
+    def _store(self, op: Op, at: dict[str, int], row: Value) -> None:
+        value = op.operands[1]
+        axes = tuple(at)
+        access = self._at_scalars(self.access(op), op, at)
+        # A value that does not span the lane axis is stored by every lane that the index spans, through a full row.
+        self.put(access, row, value.type.dtype, at, axes, streaming=self.streams(op))  # type: ignore[union-attr]
+
+    def streams(self, op: Op) -> bool:
+        raise NotImplementedError("the model decides")
+
+    def _keep(self, value: Value, at: dict[str, int], row: Value) -> None:
+        t = value.type
+        assert isinstance(t, TileType)
+        if all(a not in self.open for a in t.axes):
+            self.rows.setdefault(value, {})[tuple(at[a] for a in t.axes)] = row
+            return
+        access = self.pending_buffers.get(value)
+        if access is None:
+            access = self.pending_buffers[value] = self._buffer_for(value)
+        # Scratch memory is padded to whole rows: masks would only cost.
+        narrow = any(self.bound[axis].narrow for axis in t.axes)
+        self.put(access, row, t.dtype, at, t.axes, padded=not narrow)
+
+    def _buffer_for(self, value: Value) -> Access:
+        known = self.carried_buffers.get(value)
+        if known is not None:
+            return known
+        axes = [(axis, self.extent_of_buffer(axis, value)) for axis in value.type.axes]  # type: ignore[union-attr]
+        lanes_last = sorted(axes, key=lambda pair: pair[0] in self.bound and self.bound[pair[0]].lane)
+        if value in self.slot_axes:
+            return self.allocate_slots(value, lanes_last)
+        dtype = value.type.dtype  # type: ignore[union-attr]
+        if value.op is not None and value.op.name == "load" and dtype is not bool_:
+            dtype = row_dtype(dtype)     # what was loaded is widened once, not each time that the copy is read
+        return self.allocate(value, dtype, lanes_last)
+
+    def extent_of_buffer(self, axis: str, value: Value) -> Capacity | int:
+        """How many elements along an axis scratch memory for a value has."""
+        o = self.open.get(axis)
+        if o is None:
+            bound = self.bound[axis]
+            return bound.count * (self.lanes if bound.lane else 1)
+        if isinstance(o.extent, int):
+            return o.extent
+        if o.capacity is None:
+            raise LoweringError(f"the extent of axis {axis} is only known when the kernel runs, and a value over "
+                                "it must be kept in scratch memory; walk it with tiles(...)", value.op)
+        return o.capacity

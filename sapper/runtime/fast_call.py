@@ -1,0 +1,129 @@
+"""The path of a call like one seen before: a Python function written out for the kernel's parameters.
+
+Enters: a signature, and entries by the shapes, strides and dtypes of their calls. Leaves: the function. Holds: it
+checks what may differ between calls of one form (addresses, overlap, alignment, writability), and hands all other calls
+to who binds them from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy
+
+from . import arguments as _arguments
+from .arguments import WRITEABLE_FLAG, Signature, integer_range
+
+
+def make_fast_call(
+    signature: Signature,
+    stored: Iterable[str],
+    entries: dict[Any, Any],
+    slow_call: Callable[..., None],
+    words: memoryview | None = _arguments.MEMORY_WORDS,
+    packed: tuple[int, ...] = (),
+) -> Callable[..., None]:
+    """The function that runs a call like one seen before, and hands any other to slow_call. packed: the positions of
+    tensors that are `Packed`, not arrays.
+
+    It is written out for the kernel's parameters, as a loop over them would take twice as long. For `f(a, x, out)` with
+    an f32 scalar x and a stored f32 tensor out it reads
+
+        def call(*arguments, **options):
+            if not options and len(arguments) == 3:
+                a0, a1, a2 = arguments
+                if type(a0) is ndarray and type(a2) is ndarray and type(a1) is float:
+                    entry = entries.get((a0.shape, a0.strides, a0.dtype, a2.shape, a2.strides, a2.dtype))
+                    if entry is not None:
+                        blocks, new_block, function, run, w0, low0, high0, mask0, w1, w2, low2, high2, mask2 = entry
+                        p0 = memory[(id(a0) >> 3) + 2]
+                        p2 = memory[(id(a2) >> 3) + 2]
+                        if (not (p0 & mask0 | p2 & mask2) and memory[(id(a2) >> 3) + 8] & 1024
+                                and (p2 + high2 <= p0 + low0 or p0 + high0 <= p2 + low2)):
+                            ...
+    """
+    tensors = signature.tensor_positions
+    scalars = signature.scalar_positions
+    parameters = signature.parameters
+    address = "memory[(id(a{0}) >> 3) + 2]" if words is not None else "address_of(a{0})"
+    flags = "memory[(id(a{0}) >> 3) + 8]" if words is not None else "flags_of(a{0})"
+    unpack = ["blocks", "new_block", "function", "run"]
+    kinds = [f"type(a{i}) is {'Packed' if i in packed else 'ndarray'}" for i in tensors]
+    key: list[str] = []
+    aligned: list[str] = []
+    checks: list[str] = []
+    writes: list[str] = []
+    for i, parameter in enumerate(parameters):
+        dtype = parameter.dtype
+        if parameter.dims is not None:
+            unpack += (f"w{i}", f"low{i}", f"high{i}", f"mask{i}")
+            key += (f"a{i}.layout",) if i in packed else (f"a{i}.shape", f"a{i}.strides", f"a{i}.dtype")
+            aligned.append(f"p{i} & mask{i}")
+            writes.append(f"block[w{i}] = p{i}")
+            continue
+        unpack.append(f"w{i}")
+        if dtype.kind == "f" and dtype.bits >= 32:
+            kinds.append(f"type(a{i}) is float")
+            writes.append(f"floats[2 * w{i}] = a{i}" if dtype.bits == 32 else f"doubles[w{i}] = a{i}")
+            if dtype.bits == 32:  # larger ones are refused; NaN and infinities pass
+                checks.append(f"not {2.0**128 - 2.0**103!r} <= abs(a{i}) < inf")
+        elif dtype.kind == "f":
+            kinds.append("False")
+        elif dtype.kind == "b":
+            kinds.append(f"type(a{i}) is bool")
+            writes.append(f"block[w{i}] = a{i}")
+        else:
+            low, high = integer_range(dtype)
+            kinds.append(f"type(a{i}) is int and {low} <= a{i} <= {high}")
+            writes.append(f"block[w{i}] = a{i}")
+    if aligned:
+        checks.append(f"not ({' | '.join(aligned)})")
+    # A packed tensor is never stored to: a kernel that does so refuses it.
+    stored_positions = [i for name in stored if (i := signature.positions[name]) not in packed]
+    for i in stored_positions:
+        checks.append(f"{flags.format(i)} & {WRITEABLE_FLAG}")
+        for j in tensors:
+            if j != i and not (j in stored_positions and j < i):
+                same = frozenset((parameters[i].name, parameters[j].name)) in signature.in_place
+                exact = f" or (p{i} == p{j} and low{i} == low{j} and high{i} == high{j}" if same else ""
+                exact += f" and a{i}.shape == a{j}.shape and a{i}.strides == a{j}.strides)" if same else ""
+                checks.append(f"(p{i} + high{i} <= p{j} + low{j} or p{j} + high{j} <= p{i} + low{i}{exact})")
+    names = "".join(f"a{i}, " for i in range(len(parameters)))
+    lines = [
+        "def call(*arguments, **options):",
+        f" if not options and len(arguments) == {len(parameters)}:",
+        f"  ({names}) = arguments" if names else "  pass",
+        f"  if {' and '.join(kinds) or 'True'}:",
+        f"   entry = entries.get(({', '.join(key)}{',' if key else ''}))",
+        "   if entry is not None:",
+        f"    {', '.join(unpack)} = entry",
+        *(f"    p{i} = a{i}.address" if i in packed else f"    p{i} = {address.format(i)}" for i in tensors),
+        f"    if {' and '.join(checks) or 'True'}:",
+        "     try: views = blocks.pop()",
+        "     except IndexError: views = new_block()",
+        "     block, floats, doubles, at = views",
+        *(f"     {write}" for write in writes),
+        "     if run is None: function(at, 0, 1)",
+        "     else: run(block, at)",
+        "     blocks.append(views)",
+        "     return",
+        " slow_call(*arguments, **options)",
+    ]
+    assert len(unpack) == 4 + 4 * len(tensors) + len(scalars)
+    names_seen: dict[str, Any] = {
+        "entries": entries,
+        "memory": words,
+        "address_of": _arguments.address_through_interface,
+        "flags_of": _arguments.flags_through_interface,
+        "ndarray": numpy.ndarray,
+        "slow_call": slow_call,
+        "inf": float("inf"),
+    }
+    if packed:
+        from .packed import Packed
+
+        names_seen["Packed"] = Packed
+    exec(compile("\n".join(lines), f"<call of kernel {signature.kernel}>", "exec"), names_seen)
+    made: Callable[..., None] = names_seen["call"]
+    return made
