@@ -7,6 +7,8 @@ it, or why they do not; `emit_walk` emits it. Each piece of the walk goes throug
     store            the sums, to a few KiB of scratch memory
     finish           what follows the contraction reads them there, row by row, like any other value
 
+Where nothing follows but a store of the sums as they are, whole pieces go straight to the tensor.
+
 A piece is `ACROSS` tiles of sums high and wide; where two contractions share their left operand, each has half as many
 columns. The right operand lies in panels of slots, as packed dot products have them too (packed.py: what is packed for
 one serves the other). The left one is read where it lies if its rows are contiguous along the depth; else it is copied.
@@ -318,13 +320,18 @@ class _Emission:
         base = low.add(self.left.base, low.mul(low.sub(first, self.range.offset), self.left.stride))
 
         def piece(_: list[Value]) -> list[Value]:
-            self._finish(self._sums(base, high), first, Open(start, count, high * self.size))
+            sums = self._sums(base, high)
+            if high == ACROSS and self._goes_straight():
+                self._store_straight(sums, first)
+            else:
+                self._finish(self._store_near(sums, high), first, Open(start, count, high * self.size))
             return []
 
         low.axis_loop(found.columns, self.across, True, [], piece)
 
-    def _sums(self, base: Scalar, high: int) -> Scalar:
-        """Multiply all of the depth for the bound columns and rows from `base` on; where the sums are."""
+    def _sums(self, base: Scalar, high: int) -> list[Value]:
+        """Multiply all of the depth for the bound columns and rows from `base` on: the tiles of sums, contraction by
+        contraction, row by row."""
         low, found = self.low, self.found
         wide = low.bound[found.columns].count
         low.bound[found.depth] = Bound(self.slots.offset, 1, False, None, low.depth)
@@ -348,12 +355,46 @@ class _Emission:
         if self.beyond != 0:
             sums = self._rounds(0, low.scalar("s_min", self.beyond, 1), sums,
                                 lambda _, sums: self._last(lefts, rights, strides, wide, sums))
+        return sums
+
+    def _store_near(self, sums: list[Value], high: int) -> Scalar:
+        """The sums to scratch memory, those of one contraction beside those of the other; where they are."""
+        low, wide = self.low, self.low.bound[self.found.columns].count
         to = self._memory("sums", ACROSS * self.size * self.sum_bytes)
         for number, total in enumerate(sums):
             right, (row, column) = number // (high * wide), divmod(number % (high * wide), wide)
             low.effect("tile_store", [total, low.value(to), low.value(self.sum_bytes)],
                        disp=row * self.size * self.sum_bytes + (right * self.across + column) * self.row_bytes)
         return to
+
+    def _goes_straight(self) -> bool:
+        """Whether all that follows is a store of the sums as they are, and the columns that are bound are whole."""
+        low, found, after = self.low, self.found, self.walk.after
+        bound = low.bound[found.columns]
+        if len(after) != 1 or len(self.walk.reductions) != 1 or bound.mask is not None:
+            return False
+        (store,) = after
+        if not isinstance(store, Op) or store.operands[1] is not self.walk.reductions[0].result or low.streams(store):
+            return False
+        access = low.access(store)
+        plain = access.dtype is self.sum_dtype and not access.gathers
+        return (plain and set(access.axes) == {found.rows, found.columns}
+                and access.axes[found.columns] == self.sum_dtype.size_bytes)
+
+    def _store_straight(self, sums: list[Value], first: Scalar) -> None:
+        """The sums of a whole piece, from row `first` on, to the tensor."""
+        low, found = self.low, self.found
+        (store,) = self.walk.after
+        assert isinstance(store, Op)
+        access, wide = low.access(store), low.bound[found.columns].count
+        stride = access.axes[found.rows]
+        low.bound[found.rows] = Bound(first, 1, False, None, low.depth)
+        start = low.address_of(*low.address(access, {}))
+        del low.bound[found.rows]
+        for number, total in enumerate(sums):
+            row, column = divmod(number, wide)
+            place = low.add(start, low.mul(stride, row * self.size))
+            low.effect("tile_store", [total, low.value(place), low.value(stride)], disp=column * self.row_bytes)
 
     def _memory(self, name: str, size_bytes: int) -> Scalar:
         low, op = self.low, self.walk.reductions[0]

@@ -80,6 +80,21 @@ def test_panels_that_packed_dot_products_read_serve_tiles(types, m, k) -> None:
     np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
 
 
+def test_sums_that_are_stored_as_they_are_go_straight_to_the_tensor() -> None:
+    """From whole pieces: those of the last rows and columns, and those with something to do, pass by near memory."""
+    function = reduce_loops(PRODUCTS["nt", PAIRS[-1]].tile_ir())
+    whole, ragged = (run_lane(function, arguments_of("nt", PAIRS[-1], m, n, 64), Schedule(matrix=True), MACHINES[16])
+                     for m, n in ((64, 64), (70, 70)))
+    assert "store" not in [op.name for op in loops_of("m", whole)]
+    assert [op.name for op in whole.walk()].count("tile_store") == 4
+    assert "store" in [op.name for op in loops_of("m", ragged)]
+
+
+def loops_of(label, lane):
+    return [inner for op in lane.walk() if op.name == "loop" and op.attributes.get("label") == label
+            for inner in op.walk()]
+
+
 @kernel
 def gated(x: Tensor[bf16, M, K], gate: Tensor[bf16, N, K], up: Tensor[bf16, N, K], bias: Tensor[f32, N],
           residual: Tensor[f32, M, N], out: Tensor[bf16, M, N]):
