@@ -207,7 +207,6 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
     import numpy
 
     from ..runtime.launch import prepare
-    from ..targets.x86_64.detect import host_target
     from ..tune.measure import rotating
     from ..tune.operands import copies, placed
 
@@ -220,7 +219,8 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
     wrong = entry.compare(arguments, expected) if expected is not None else _unwritten(arguments, stored)
     if wrong:
         raise RuntimeError(wrong)
-    sets = copies(arguments, job.cold, host_target().l3_bytes)
+    peaks = settings.peaks(threads)
+    sets = copies(arguments, job.cold, peaks.level_bytes["L3"])
     calls += [prepare(entry.kernel, *job.arguments(more), threads=threads) for more in sets[1:]]
     contestants: dict[str, Callable[[], Any]] = {"sapper": rotating(calls)}
     for peer in settings.against:
@@ -232,7 +232,6 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
     if footprint < size_bytes:
         # Changed in place: each byte is fetched once, and goes back while others come.
         size_bytes, written = footprint, 0
-    peaks = settings.peaks(threads)
     level = "DRAM" if job.cold else peaks.level(size_bytes)
     timings, peaks = with_floor(contestants, level, written > 0, peaks, threads, settings)
     floor_s = peaks.floor_s(case.flops, size_bytes - written, written, level, entry.products)

@@ -32,6 +32,8 @@ LEVELS = ("L1", "L2", "L3", "DRAM")
 READ_BYTES = {"L1": 16 * KIB, "L2": 512 * KIB, "L3": 8 * MIB, "DRAM": 256 * MIB}
 """What is read to measure a level: by each worker in L1 and L2, by all of them together in L3 and DRAM."""
 COPY_BYTES = 128 * MIB
+HELD = 0.75
+"""A size is held by a cache if it is read at this share of the cache's speed, or faster."""
 SAMPLE_S = 0.01
 SAMPLES = 8
 
@@ -307,6 +309,9 @@ def measure_peaks(threads: int, scale: float = 1.0, report: Callable[[str], None
         say(multiply)
         return tile_probe(multiply, threads, target).best_rate(sample_s) if target.has(feature) else None
 
+    def reading(size_bytes: int) -> float:
+        return read_probe(size_bytes, threads, target).best_rate(sample_s)
+
     read = {}
     for level, size_bytes in READ_BYTES.items():
         say(f"reads in {level}")
@@ -314,7 +319,9 @@ def measure_peaks(threads: int, scale: float = 1.0, report: Callable[[str], None
             size_bytes *= threads
         elif level == "DRAM":
             size_bytes = int(size_bytes * scale)
-        read[level] = read_probe(size_bytes, threads, target).best_rate(sample_s)
+        read[level] = reading(size_bytes)
+    say("how much L3 holds")
+    l3_bytes = held_bytes(reading, read["L3"], target.l3_bytes)
 
     def copying(streaming: bool) -> float:
         say("copies past the caches" if streaming else "copies")
@@ -323,9 +330,23 @@ def measure_peaks(threads: int, scale: float = 1.0, report: Callable[[str], None
     return Peaks(
         threads, arithmetic("fma"), arithmetic("dot2_bf16") if target.has("avx512_bf16") else None,
         arithmetic("dot4_u8i8") if target.has("avx512_vnni") else None, read, copying(False),
-        copying(True), {"L1": target.l1_bytes * threads, "L2": target.l2_bytes * threads, "L3": target.l3_bytes},
+        copying(True), {"L1": target.l1_bytes * threads, "L2": target.l2_bytes * threads, "L3": l3_bytes},
         products("tdpbf16ps", "amx_bf16"), products("tdpbusd", "amx_int8"),
     )
+
+
+def held_bytes(reading: Callable[[int], float], rate: float, told_bytes: int) -> int:
+    """How much the last cache holds for this process: of a large one that others share, or a virtual machine has a part
+    of, less than the processor tells. reading: bytes per second from a buffer of so many bytes. rate: of what is held.
+    """
+    size_bytes = READ_BYTES["L3"]
+    while 2 * size_bytes <= READ_BYTES["DRAM"] // 2:
+        if 2 * size_bytes >= told_bytes:
+            return told_bytes
+        if reading(2 * size_bytes) < HELD * rate:
+            return size_bytes
+        size_bytes *= 2
+    return told_bytes
 
 
 @cache

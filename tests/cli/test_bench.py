@@ -124,7 +124,7 @@ def test_threads(tmp_path: Path) -> None:
         ("matmul alone", 2, "numpy", "GFLOP/s"), ("matmul beside a busy process", 2, "sapper", "GFLOP/s"),
         ("matmul beside a busy process", 2, "numpy", "GFLOP/s")]
     one, two, barrier = (row["median_s"] for row in rows[:3])
-    assert 0 < one < 1e-4 and barrier == pytest.approx(max(0.0, two - one), abs=1e-12)
+    assert 0 < one < 1e-4 and barrier == pytest.approx(max(0.0, two - one), rel=1e-3, abs=1e-9)
 
 
 def test_the_busy_process_ends_whatever_happens() -> None:

@@ -22,6 +22,7 @@ from sapper.tune.peaks import (
     FLOPS,
     KIB,
     LEVELS,
+    MIB,
     STREAMS,
     Peaks,
     Probe,
@@ -118,6 +119,16 @@ def test_peaks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(rate > 0 for rate in (found.f32_flops, found.copy, found.copy_streaming, *found.read.values()))
     assert (found.bf16_flops is None) == (not TARGET.has("avx512_bf16"))
     assert "fma" in said and "reads in DRAM" in said
+
+
+@pytest.mark.parametrize(("held_mib", "told_mib", "found_mib"), [
+    (64, 480, 64),      # a virtual machine's part of a large cache
+    (8, 480, 8), (480, 480, 480), (32, 32, 32), (6, 4, 4)])
+def test_how_much_the_last_cache_holds_is_measured(held_mib: int, told_mib: int, found_mib: int) -> None:
+    def reading(size_bytes: int) -> float:
+        return 27.0 if size_bytes <= held_mib * MIB else 15.0
+
+    assert module.held_bytes(reading, 28.0, told_mib * MIB) == found_mib * MIB
 
 
 def test_the_level_is_the_smallest_that_holds_all() -> None:
