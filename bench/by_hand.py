@@ -63,8 +63,8 @@ def normal(*extents: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """The same work by hand, generated, and by peers. hand, generated: prepare a call, which takes its time: only what is
-    asked for is tried and compiled."""
+    """The same work by hand, generated, and by peers. hand, generated: prepare a call, which takes its time, so that only
+    what is asked for is tried and compiled."""
 
     name: str
     hand: Callable[[], Callable[[], Any]]
