@@ -63,8 +63,8 @@ def normal(*extents: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """The same work by hand, generated, and by peers. hand, generated: prepare a call, which takes its time, so that only
-    what is asked for is tried and compiled."""
+    """The same work by hand, generated, and by peers. hand, generated: prepare a call, which tries and compiles it, so
+    that only what is asked for takes that time."""
 
     name: str
     hand: Callable[[], Callable[[], Any]]
