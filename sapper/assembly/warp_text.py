@@ -234,10 +234,9 @@ class WarpTextReader:
     def number(self) -> int | float | FloatBits:
         negative = self.accept("-")
         text = self.next()
-        try:
-            bits, value = self.table.number(text)
-        except ValueError:
-            raise self.fail("a number that can't be read", text, "12, 0x1F, 1.5, 0f3F800000") from None
+        if self.tokens[self.position - 1].kind != "number":
+            raise self.fail("text that is no number", text, "12, 0x1F, 1.5, 0f3F800000")
+        bits, value = self.table.number(text)
         width = {"f": 32, "d": 64}.get(text[1:2].lower(), 0) if text[:1] == "0" and len(text) in (10, 18) else 0
         if value is not None and width:
             return FloatBits(bits ^ (1 << width - 1) if negative else bits, width)

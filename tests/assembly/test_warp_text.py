@@ -198,7 +198,7 @@ def test_floats_by_their_bits_keep_them() -> None:
     ("mov.f32 %f1, 'a';", "notation", "expected PTX"),
     ("}", "notation", "a brace closes nothing"),
     ("{ mov.f32 %f1, %f2;", "notation", "a brace is not closed"),
-    ("mov.u32 %f1, 09;", "notation", "a number that can't be read"),
+    ("mov.u32 %f1, 09;", "notation", "found '09;', expected PTX"),
 ])
 def test_what_is_refused_names_its_line(line: str, kind: str, message: str) -> None:
     with pytest.raises(AssemblyError, match=message) as found:

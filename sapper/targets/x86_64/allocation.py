@@ -101,17 +101,18 @@ class RegisterFile:
 
 
 @lru_cache(maxsize=8)
-def register_file(vector_bits: int = 512, masks: bool = True) -> RegisterFile:
+def register_file(vector_bits: int = 512, masks: bool = True, tiles: bool = True) -> RegisterFile:
     """The register facts of a target whose widest vectors have so many bits.
 
     masks: the target has AVX-512, hence 32 vector registers and k1 to k7 (k0 cannot be an opmask); else 16 and none.
+    tiles: it has AMX.
     """
     return RegisterFile(
         {
             "gpr": abi.ALLOCATABLE,
             "vec": tuple(range(32 if masks else 16)),
             "mask": abi.MASK_ALLOCATABLE if masks else (),
-            "tile": tuple(range(COUNTS["tile"])),
+            "tile": tuple(range(COUNTS["tile"])) if tiles else (),
         },
         vector_bits,
     )

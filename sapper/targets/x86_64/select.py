@@ -125,7 +125,7 @@ def register_file(target: Any) -> Any:
     from .allocation import register_file as registers
 
     opmask = frozenset(target.features) >= _OPMASK_FEATURES
-    return registers(512 if opmask else 256, opmask)
+    return registers(512 if opmask else 256, opmask, "amx_tile" in target.features)
 
 
 def folds(s: Any) -> dict[str, frozenset[int]]:
