@@ -40,6 +40,7 @@ def compiled(target: Target) -> list[CompiledCode]:
 
 
 @pytest.mark.skipif(shutil.which("as") is None, reason="GNU as is not installed")
+@pytest.mark.long
 @pytest.mark.parametrize("name", TARGETS)
 def test_text_and_bytes_are_the_same_program(name: str, tmp_path: Path) -> None:
     made = compiled(TARGETS[name])
