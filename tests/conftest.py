@@ -15,6 +15,7 @@ names it as failed and goes on.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 from collections.abc import Iterator
@@ -35,6 +36,19 @@ settings.register_profile("seek", _common, database=None, phases=[Phase.explicit
 settings.load_profile("fuzz" if FUZZ else "suite")
 
 _numbers = itertools.count()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: what is left for the end is short, and no worker waits for another."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish() -> None:
+    """What collecting tests made stays to the end: garbage collection need not walk it again and again (a sixth of
+    the time of compiling)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope="session", autouse=True)

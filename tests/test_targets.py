@@ -26,9 +26,12 @@ LIBRARY = library()
 
 
 def compiled(target: Target) -> list[CompiledCode]:
-    """Every library kernel, for the largest of the shapes that it is checked at."""
+    """Every library kernel, for the largest of the shapes that it is checked at. Targets with the same features differ
+    in their costs and choose among the same instructions: they take the kernels in turns."""
+    alike = [other.name for other in TARGETS.values() if other.features == target.features]
+    turn = alike.index(target.name)
     made = []
-    for entry in LIBRARY:
+    for entry in LIBRARY[turn::len(alike)]:
         function = entry.kernel.tile_ir()
         arguments = entry.make_arguments(np.random.default_rng(0), entry.check_shapes[-1])
         lane = to_lane(function, Schedule(), facts_of(target), specialize(function, arguments))
@@ -37,6 +40,7 @@ def compiled(target: Target) -> list[CompiledCode]:
 
 
 @pytest.mark.skipif(shutil.which("as") is None, reason="GNU as is not installed")
+@pytest.mark.long
 @pytest.mark.parametrize("name", TARGETS)
 def test_text_and_bytes_are_the_same_program(name: str, tmp_path: Path) -> None:
     made = compiled(TARGETS[name])

@@ -23,6 +23,7 @@ from .notation import Address, LabelName, Mem, Reg
 from .warp import FloatBits, WarpAssembly
 
 _SKIPPED = (".loc", ".pragma", ".file")
+_MOST_REGISTERS = 1 << 16
 
 
 class WarpTextReader:
@@ -124,8 +125,8 @@ class WarpTextReader:
             names = [name]
             if self.accept("<"):
                 count = self.number()
-                if not isinstance(count, int):
-                    raise self.fail("a count of registers", str(count), "a whole number")
+                if not isinstance(count, int) or count > _MOST_REGISTERS:
+                    raise self.fail("a count of registers", str(count), f"a whole number up to {_MOST_REGISTERS}")
                 names = [f"{name}{number}" for number in range(count)]
                 self.expect(">")
             for each in names:
@@ -144,7 +145,7 @@ class WarpTextReader:
         where, guard = self.location(), None
         if self.accept("@"):
             negated = self.accept("!")
-            guard = self.operand()
+            guard = self.named()
             if not isinstance(guard, Reg):
                 raise self.fail("a guard that is no predicate", repr(guard), "@%p or @@name")
             guard = self.negated(guard, where) if negated else guard
@@ -176,7 +177,7 @@ class WarpTextReader:
             return self.table.NOBODY
         if token.text == "!":
             self.next()
-            found = self.operand()
+            found = self.named()
             if not isinstance(found, Reg) or found.kind != "pred":
                 raise self.fail("a negation of what is no predicate", repr(found), "!%p")
             return self.negated(found, self.location())
@@ -184,6 +185,8 @@ class WarpTextReader:
             self.next()
             parts = []
             while not self.accept("}"):
+                if self.peek() in ("{", "["):
+                    raise self.fail("a part of a vector", self.peek(), "a register or a number")
                 parts.append(self.operand())
                 if self.peek() != "}":
                     self.expect(",")
@@ -194,7 +197,7 @@ class WarpTextReader:
 
     def memory(self) -> Mem:
         self.expect("[")
-        base = self.operand()
+        base = self.peek() if self.peek() in ("[", "{") else self.operand()
         if not isinstance(base, Reg):
             raise self.fail("an address that is no register and a number", repr(base), "[%rd1 + 16]",
                             "bind the register with the address of memory by name: [@x]")

@@ -528,6 +528,10 @@ class Machine:
     def reader(self, operand: parse.Operand | None, type: str) -> Callable[[Lanes], Array]:
         """A function that reads a single source operand as values of `type`."""
         raw = self.raw_reader(operand, type)
+        if isinstance(operand, parse.Register) and not operand.negated and type not in meaning.PACKED:
+            slot, held, wanted = operand.slot, register_dtype(operand.type), meaning.dtype_of(type)
+            if held.kind == "u" and wanted.kind != "b" and held.itemsize == wanted.itemsize:
+                return lambda lanes: self.read(slot, lanes).view(wanted)
         return lambda lanes: as_type(raw(lanes), type)
 
     def raw_reader(self, operand: parse.Operand | None, type: str) -> Callable[[Lanes], Array]:

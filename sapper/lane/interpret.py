@@ -84,6 +84,8 @@ class Memory:
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._buffers: list[tuple[str, int, int, bool, NDArray[np.uint8]]] = []
+        self._last: tuple[int, int, bool, NDArray[np.uint8]] = (0, 0, False, np.empty(0, np.uint8))
+        """Start, end, whether it may be written, and bytes of the buffer that was found last: often the next one."""
         self._keep: list[Any] = []
 
     def add(self, name: str, address: int, size_bytes: int, writable: bool = True) -> None:
@@ -93,6 +95,7 @@ class Memory:
         """
         if size_bytes == 0:
             return
+        self._last = (0, 0, False, np.empty(0, np.uint8))
         end = address + size_bytes
         at = bisect.bisect_left(self._starts, address)
         while at > 0 and self._starts[at - 1] + self._buffers[at - 1][2] > address:
@@ -129,6 +132,9 @@ class Memory:
 
     def find(self, address: int, size_bytes: int, write: bool) -> NDArray[np.uint8] | str:
         """The bytes at an address as a view, or a sentence saying why not."""
+        start, end, writable, view = self._last
+        if start <= address and address + size_bytes <= end and (writable or not write):
+            return view[address - start : address - start + size_bytes]
         at = bisect.bisect_right(self._starts, address) - 1
         if at >= 0:
             name, start, size, writable, view = self._buffers[at]
@@ -136,6 +142,7 @@ class Memory:
             if offset + size_bytes <= size:
                 if write and not writable:
                     return f"a write of {size_bytes} bytes at byte {offset} of {name}, which is read-only"
+                self._last = start, start + size, writable, view
                 return view[offset : offset + size_bytes]
         return f"{'a write' if write else 'a read'} of {size_bytes} bytes at {address:#x}, {self._nearest(address)}"
 
@@ -162,6 +169,12 @@ def wrap64(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
+_BELOW_F32, _HALF_F32 = np.uint64((1 << 29) - 1), np.uint64(1 << 28)
+"""Bits of an f64 below those of an f32, and the half of the last one."""
+_DENORMAL_F32, _ONE = np.uint64((0x381 << 53) - 1), np.uint64(1)
+"""The magnitude's bits of 2**-126 as f64, doubled to lose the sign, less 1."""
+
+
 def fma32(a: Array, b: Array, c: Array) -> Array:
     """a * b + c in f32, rounded once.
 
@@ -170,15 +183,19 @@ def fma32(a: Array, b: Array, c: Array) -> Array:
     proved algorithms using rounding to odd", 2008).
     """
     product = a.astype(np.float64) * b
-    addend = c.astype(np.float64)
-    total = product + addend
-    part = total - product
-    error = (product - (total - part)) + (addend - part)  # exact (Knuth's two-sum)
-    bits = total.view(np.int64)
-    to_odd = (error != 0) & ((bits & 1) == 0) & np.isfinite(total)
-    if to_odd.any():
+    total = product + c
+    bits = total.view(np.uint64)
+    # Rounding twice goes wrong only at what looks like a tie of the second time, where all bits below are 0; the
+    # rest of this is for those, and for results that have fewer bits (below 2**-126, but for 0).
+    ties = (bits & _BELOW_F32) == _HALF_F32
+    if np.count_nonzero(ties | ((bits + bits) - _ONE < _DENORMAL_F32)):
+        addend = c.astype(np.float64)
+        part = total - product
+        error = (product - (total - part)) + (addend - part)  # exact (Knuth's two-sum)
+        signed = total.view(np.int64)
+        to_odd = (error != 0) & ((signed & 1) == 0) & np.isfinite(total)
         away = (error > 0) == (total > 0)  # the true sum is farther from zero than the rounded one
-        total = _where(to_odd, bits + _where(away, 1, -1), bits).view(np.float64)
+        total = _where(to_odd, signed + _where(away, 1, -1), signed).view(np.float64)
     return total.astype(np.float32)
 
 
@@ -852,7 +869,7 @@ def _build_load_splat(program: Program, op: Op) -> _Step:
     result, lanes = program._slot(op.result), program.lanes
 
     def load_splat(e: list[Any]) -> None:
-        e[result] = np.repeat(_bytes(e[0], op, address(e), kind.itemsize, False, None).view(kind).astype(row), lanes)
+        e[result] = _bytes(e[0], op, address(e), kind.itemsize, False, None).view(kind).astype(row).repeat(lanes)
 
     return load_splat
 
@@ -862,7 +879,19 @@ def _build_gather(program: Program, op: Op) -> _Step:
     kind, row = _MEMORY[op.attributes["dtype"]], _ROW_OF_MEMORY[op.attributes["dtype"]]
     result, lanes = program._slot(op.result), program.lanes
 
+    base, offsets = program._slot(op.operands[0]), program._slot(op.operands[1])
+    scale, disp = op.attributes.get("scale", 1), op.attributes.get("disp", 0)
+    step = scale // kind.itemsize if scale % kind.itemsize == 0 else 0
+
     def gather(e: list[Any]) -> None:
+        if step and mask is None:
+            # All lanes in one piece of a buffer, as is usual.
+            places = e[offsets]
+            low, high = int(places.min()), int(places.max())
+            span = e[0].memory.find((e[base] + low * scale + disp) & _LOW, (high - low) * scale + kind.itemsize, False)
+            if not isinstance(span, str):
+                e[result] = span.view(kind)[(places - low) * step].astype(row)
+                return
         raw = np.zeros(lanes, kind)
         on = e[mask].tolist() if mask is not None else [True] * lanes
         for lane, at in enumerate(addresses(e)):

@@ -31,6 +31,7 @@ _TEMPORARY = ".writing-"
 _STALE_SECONDS = 3600.0
 _TOUCH_SECONDS = 60.0
 _SWEEP_EVERY = 32
+_ATTEMPTS = 8
 
 
 class CacheEntry(NamedTuple):
@@ -90,19 +91,25 @@ class DiskCache:
             return False
         digest = _digest(key)
         head = _HEAD.pack(MAGIC, digest, len(payload), hashlib.sha256(payload).digest())
-        temporary = os.path.join(self.directory, f"{_TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}")
-        try:
-            os.makedirs(self.directory, mode=0o700, exist_ok=True)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        for attempt in range(_ATTEMPTS):
+            temporary = os.path.join(self.directory, f"{_TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}")
             try:
-                _write_all(descriptor, head + payload)
-            finally:
-                os.close(descriptor)
-            os.replace(temporary, os.path.join(self.directory, digest.hex() + SUFFIX))
-        except OSError as error:
-            _remove(temporary)
-            self._give_up("write", error)
-            return False
+                os.makedirs(self.directory, mode=0o700, exist_ok=True)
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    _write_all(descriptor, head + payload)
+                finally:
+                    os.close(descriptor)
+                os.replace(temporary, os.path.join(self.directory, digest.hex() + SUFFIX))
+                break
+            except FileNotFoundError as error:  # another process cleared the cache, and this file with it
+                if attempt == _ATTEMPTS - 1:
+                    self._give_up("write", error)
+                    return False
+            except OSError as error:
+                _remove(temporary)
+                self._give_up("write", error)
+                return False
         if self._writes % _SWEEP_EVERY == 0:
             self.evict()
         self._writes += 1

@@ -27,6 +27,7 @@ from sapper.tile.ops import TILE_OPS
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.rounding import expect
 from sapper.tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
+from tests.kernels.shapes import interpreted
 from tests.strategies import assert_expected, examples, kernels, reject_unbuildable
 from tests.strategies.schedule import draw_schedule
 
@@ -44,7 +45,7 @@ def test_library_kernel(name: str, facts: Facts) -> None:
     entry = LIBRARY[name]
     function = reduce_loops(entry.kernel.tile_ir())
     for number, shape in enumerate(entry.check_shapes[:4]):
-        arguments = entry.make_arguments(np.random.default_rng(number), shape)
+        arguments = entry.make_arguments(np.random.default_rng(number), interpreted(entry, shape))
         expected = entry.reference(arguments)
         run_lane(function, arguments, facts=facts, workers=1 + number % 2)
         assert entry.compare(arguments, expected) is None

@@ -251,6 +251,24 @@ def test_a_writer_killed_at_any_step_leaves_the_old_entry_or_the_new(tmp_path: P
     assert len(os.listdir(tmp_path)) > 1, "no stray file: no writer was killed while it wrote"
 
 
+def test_a_cache_that_is_cleared_during_a_write_is_written_again(cache: DiskCache,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process's `clear` takes the temporary file away, too."""
+    replace, cleared = os.replace, []
+
+    def clear_first(source: str, target: str) -> None:
+        if len(cleared) < 3:
+            cleared.append(DiskCache(cache.directory, LIMIT).clear())
+            assert not os.path.exists(source)
+        replace(source, target)
+
+    monkeypatch.setattr(module.os, "replace", clear_first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cache.put("key", b"payload") and cache.get("key") == b"payload"
+    assert len(cleared) == 3 and len(os.listdir(cache.directory)) == 1
+
+
 def test_killed_writers_leave_no_bad_entry(tmp_path: Path) -> None:
     for attempt in range(6):
         process = racer(tmp_path, 1000)
@@ -332,8 +350,9 @@ def test_a_first_call_from_disk_loads_no_compiler_and_no_pool(tmp_path: Path) ->
     assert "sapper.codegen.encode" in loaded()
     assert loaded() == [
         "sapper.lang.digest", "sapper.runtime", "sapper.runtime.arguments", "sapper.runtime.buffers",
-        "sapper.runtime.cache", "sapper.runtime.compiled", "sapper.runtime.dtypes", "sapper.runtime.errors",
-        "sapper.runtime.launch", "sapper.runtime.loader", "sapper.runtime.scratch", "sapper.runtime.settings",
-        "sapper.runtime.system", "sapper.runtime.tuned", "sapper.targets", "sapper.targets.x86_64",
-        "sapper.targets.x86_64.detect", "sapper.targets.x86_64.target",
+        "sapper.runtime.cache", "sapper.runtime.compiled", "sapper.runtime.dtypes", "sapper.runtime.entries",
+        "sapper.runtime.errors", "sapper.runtime.fast_call", "sapper.runtime.launch", "sapper.runtime.loader",
+        "sapper.runtime.scratch", "sapper.runtime.settings", "sapper.runtime.specialise", "sapper.runtime.system",
+        "sapper.runtime.tuned", "sapper.targets", "sapper.targets.x86_64", "sapper.targets.x86_64.detect",
+        "sapper.targets.x86_64.target",
     ]

@@ -9,6 +9,7 @@ rounded exact value, which lies inside their documented error.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -31,6 +32,7 @@ PACKED = frozenset({"f16x2", "bf16x2", "u16x2", "s16x2", "f32x2", "e4m3x2", "e5m
 """Types whose arrays have a second axis."""
 
 
+@cache
 def dtype_of(type: str) -> Any:
     """The NumPy dtype of the elements of a PTX type."""
     found = _NUMPY.get(type)

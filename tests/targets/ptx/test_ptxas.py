@@ -46,6 +46,7 @@ def figures(made: Assembled) -> dict[str, Any]:
 
 
 @needs_ptxas
+@pytest.mark.long
 @pytest.mark.parametrize("level", TARGETS)
 def test_every_kernel_assembles_without_spills(level: str) -> None:
     found = measured(level)

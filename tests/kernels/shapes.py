@@ -1,0 +1,32 @@
+"""Check shapes for interpreters and emulators, which take a microsecond or more for each op.
+
+The library's own, but for those that would take many seconds: of these, extents along which every iteration is like
+the one before are cut, as far as each path that the whole shape takes is still taken: another part of a split, another
+block of rows, a ragged rest of each. Native code is checked at the whole ones.
+"""
+
+from __future__ import annotations
+
+from sapper.kernels.record import LibraryKernel
+
+CUTS: tuple[tuple[tuple[str, ...], dict[str, int], dict[str, int]], ...] = (
+    # What names of kernels begin with; the whole shape, or the part of it that tells; what is put in its place.
+    # Four parts of at most 2048 positions; each position does the same for all features.
+    (("attention_decode_split_",), {"position": 6162, "D": 64}, {"D": 9}),
+    # All but the last position of a part.
+    (("attention_decode_split_",), {"position": 2047, "G": 4, "D": 128}, {"G": 2, "D": 64}),
+    # Two tiles of 64 positions and two of up to 32 rows, both with a rest.
+    (("attention_bf16_", "attention_f16_"), {"T": 131}, {"T": 37, "position": 33}),
+    # Two rows of blocks of scales and four columns stay, with fewer panels and tokens.
+    (("matmul_fp8", "matmul_residual_fp8", "matmul_swiglu_fp8"), {"P": 9, "M": 19}, {"P": 3, "M": 7}),
+    # A few tokens for each of three experts, one at a time.
+    (("grouped_",), {"P": 3, "C": 33, "J": 33}, {"P": 2, "C": 9, "J": 9}),
+)
+
+
+def interpreted(entry: LibraryKernel, shape: dict[str, int]) -> dict[str, int]:
+    """The shape to interpret in place of a check shape of a kernel."""
+    for prefixes, told, changes in CUTS:
+        if entry.name.startswith(prefixes) and told.items() <= shape.items():
+            return shape | changes
+    return shape
