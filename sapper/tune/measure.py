@@ -96,6 +96,8 @@ def measure(
             time.sleep(settle_s)
         run()
         count, taken = 1, _sample(run, 1, clock)
+        if taken < sample_s:  # the second and third call may still look up what later ones need not
+            taken = min(taken, _sample(run, 1, clock), _sample(run, 1, clock))
         while taken < sample_s / 4:
             count *= 4 if taken < sample_s / 16 else 2
             taken = _sample(run, count, clock)

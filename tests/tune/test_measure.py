@@ -49,6 +49,18 @@ def test_short_contestants_are_repeated_until_a_sample_is_long_enough() -> None:
     assert timings["b"].repeats == 1
 
 
+@pytest.mark.parametrize("slow_calls", [1, 2, 3])
+def test_calls_that_still_look_things_up_do_not_say_how_often_one_is_repeated(slow_calls: int) -> None:
+    world = World()
+
+    def run() -> None:
+        world.log.append("a")
+        world.now += 9e-3 if len(world.log) <= slow_calls else 1e-5
+
+    timing = measure({"a": run}, sample_s=1e-2, budget_s=0.1, rounds=3, clock=world.clock)["a"]
+    assert timing.median_s == pytest.approx(1e-5) and timing.repeats * 1e-5 == pytest.approx(1e-2, rel=0.01)
+
+
 def test_slow_contestants_get_few_rounds_and_quick_ones_many() -> None:
     world = World()
     assert measure({"a": world.contestant("a", 10.0)}, clock=world.clock)["a"].samples == measuring.FEWEST
