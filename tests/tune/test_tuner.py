@@ -50,9 +50,9 @@ def task() -> Any:
 
 
 def test_a_candidate_is_timed_beside_the_best() -> None:
-    trial = try_candidate(task(), Schedule(registers={"m": 4}), Schedule(), budget_s=0.02)
+    trial = try_candidate(task(), Schedule(registers={"m": 4}), Schedule(), budget_s=0.02, time_limit_s=150)
     assert trial.status == "timed" and trial.ratio is not None and 0.1 < trial.ratio < 10
-    assert check_candidate(task(), Schedule(registers={"m": 4})).status == "timed"
+    assert check_candidate(task(), Schedule(registers={"m": 4}), time_limit_s=150).status == "timed"
 
 
 def test_a_wrong_one_is_never_timed() -> None:
