@@ -61,7 +61,6 @@ def test_calls_that_still_look_things_up_do_not_say_how_often_one_is_repeated(sl
     assert timing.median_s == pytest.approx(1e-5) and timing.repeats * 1e-5 == pytest.approx(1e-2, rel=0.01)
 
 
-
 def test_slow_contestants_get_few_rounds_and_quick_ones_many() -> None:
     world = World()
     assert measure({"a": world.contestant("a", 10.0)}, clock=world.clock)["a"].samples == measuring.FEWEST
