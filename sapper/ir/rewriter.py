@@ -267,22 +267,21 @@ def _reaching_effects(function: Function, droppable: set[str]) -> set[Value]:
     places: dict[Value, int] = {}       # which result of an op with blocks a value is, or stands for inside it
     around: dict[Op | Block, Op] = {}   # of ops and blocks, the op they stand in
     pending: list[Op] = []
-
-    def gather(block: Block, owner: Op | None) -> None:
-        if owner is not None:
-            around[block] = owner
-            around.update(dict.fromkeys(block.ops, owner))
+    blocks: list[tuple[Block, Op | None]] = [(function.body, None)]
+    while blocks:
+        block, outside = blocks.pop()
+        if outside is not None:
+            around[block] = outside
+            around.update(dict.fromkeys(block.ops, outside))
         for op in block.ops:
             if op.blocks:
                 places.update(zip(op.results, range(len(op.results)), strict=True))
                 for inner in op.blocks:
                     carried = inner.arguments[len(inner.arguments) - len(op.results):] if inner.arguments else []
                     places.update(zip(carried, range(len(carried)), strict=True))
-                    gather(inner, op)
+                    blocks.append((inner, op))
             elif op.name not in droppable and op.name != "yield":
                 pending.append(op)
-
-    gather(function.body, None)
     needed: set[Op] = set(pending)
     live: set[Value] = set()
 

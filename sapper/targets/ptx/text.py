@@ -171,11 +171,15 @@ def immediate(value: int, type_: str) -> str:
 
 def check_level(machine: Any, level: str) -> None:
     """Raises LevelError where the level lacks an instruction."""
+    legal: set[str] = set()
     for item in machine.body:
-        problem = item.row.illegal_on(level) if hasattr(item, "row") else None
+        if not hasattr(item, "row") or item.row.mnemonic in legal:
+            continue
+        problem = item.row.illegal_on(level)
         if problem is not None:
             where = f"{item.location}: " if item.location is not None else ""
             raise LevelError(f"{where}{machine.name}: {problem}")
+        legal.add(item.row.mnemonic)
 
 
 def print_function(machine: Any, level: str) -> str:
