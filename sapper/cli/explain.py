@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from .code import Piece, code_for, code_that_ran
+from .code import Code, Piece, code_for, code_that_ran
 from .console import console as report_console
 from .errors import is_told
 from .kernels import Found, find_kernel, find_target, kernel_dims, parse_extents, parse_schedule, specialise
@@ -36,8 +36,8 @@ def gather(
     if target.assembler_allocates:
         from .explain_outline import outline_facts
 
-        compiled = code_for(kernel, target, chosen, fixed, free).compiled
-        return outline_facts(found, compiled, target) | {"static": fixed, "dims": free}
+        code = code_for(kernel, target, chosen, fixed, free)
+        return outline_facts(found, code.compiled, target) | {"static": fixed, "dims": free} | _by_hand(code)
     why_not, profile = "switched off", None
     if run:
         why_not, profile = _profile(found, target, fixed, free, chosen)
@@ -48,11 +48,14 @@ def gather(
     explanation = explain(made.machine, target, made.statistics, None if profile is None else profile.block_counts)
     facts = _facts(explanation, kernel)
     facts["kernel"], facts["static"], facts["dims"] = found.name, fixed, free
-    facts["pieces"] = [asdict(piece) for piece in code.pieces]
-    facts["not_by_hand"] = code.refused
+    facts |= _by_hand(code)
     facts["ranks"] = _ranks(kernel, target, chosen, fixed, free)
     facts["measured"] = {"missing": why_not} if profile is None else _measured(explanation, profile)
     return facts
+
+
+def _by_hand(code: Code) -> dict[str, Any]:
+    return {"pieces": [asdict(piece) for piece in code.pieces], "not_by_hand": code.refused}
 
 
 def _ranks(kernel: Any, target: Any, schedule: Any, static: dict[str, int], dims: dict[str, int]) -> list[Any]:
@@ -213,7 +216,7 @@ def print_code(console: Any, facts: Mapping[str, Any], loop: Mapping[str, Any] |
 def by_hand_lines(facts: Mapping[str, Any]) -> list[str]:
     """What of the code is by hand, and what is not used."""
     used = [f"by hand: {Piece(**piece)}" for piece in facts["pieces"]]
-    for r in facts["ranks"]:
+    for r in facts.get("ranks", ()):
         if r["name"] and r["used"]:
             generated = next(other for other in facts["ranks"] if not other["name"])
             used.append(f"a block would fit: {r['name']}, at least {r['cycles']:.4f} cycles for each {r['unit']} "

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .console import console as report_console
-from .explain import print_code, sources_of, span
+from .explain import by_hand_lines, print_code, sources_of, span
 from .kernels import Found
 
 COMMONEST = 6
@@ -47,7 +47,7 @@ def print_outline(facts: Mapping[str, Any], loop: str | None, everything: bool) 
     console = report_console()
     console.print(f"[bold]{facts['name']}[/] for {facts['target']}: {len(facts['rows'])} instructions of text",
                   soft_wrap=True)
-    for line in assembled_lines(facts):
+    for line in (*by_hand_lines(facts), *assembled_lines(facts)):
         console.print(line, markup=False, soft_wrap=True)
     console.print()
     console.print(_loop_table(facts))

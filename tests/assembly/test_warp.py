@@ -589,6 +589,7 @@ def test_a_budget_that_does_not_hold(monkeypatch: pytest.MonkeyPatch, with_assem
         made(40, no_spill=True, budget={"registers": 32})
     assert caught.value.kind == "registers" and caught.value.location is not None
     assert ("bytes spilled, by ptxas" if with_assembler else "43 registers of 32 bits") in caught.value.found
+    assert ".maxnreg 32\n" in made(40, budget={"registers": 32}).compiled.text()  # what is over is spilled
     with pytest.raises(AssemblyError, match="the registers do not suffice"):
         made(270, no_spill=True)
     assert ".minnctapersm 1\n" in made(270).compiled.text()

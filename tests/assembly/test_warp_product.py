@@ -12,6 +12,7 @@ from sapper import Schedule, bf16, f32, i8, ptx
 from sapper.assembly.errors import AssemblyError
 from sapper.assembly.ptx import Fragments, WarpProduct
 from sapper.assembly.warp_mutate import mutants
+from sapper.cli.main import main
 from sapper.codegen.pipeline import compile_kernel
 from sapper.emulate import run
 from sapper.ir.text import parse_function, print_function
@@ -91,6 +92,13 @@ def test_what_it_does_not_take(kernel: Any, block: str, reason: str) -> None:
 
 def test_it_serves_f32_that_is_split_into_parts_of_bf16() -> None:
     assert compiled(product_of(f32), "sm_80", "serpentine_2x2").pieces == ("ptx:serpentine_2x2",)
+
+
+def test_explain_and_port_name_it(capsys: pytest.CaptureFixture[str]) -> None:
+    named = ["matmul_nn_bf16", "--target", "sm_80", "--schedule", '{"assembly": ["serpentine_2x2"]}']
+    for command in ("explain", "port"):
+        assert main([command, *named]) == 0
+        assert "by hand: serpentine_2x2 (sm_80)" in capsys.readouterr().out
 
 
 def test_rows_that_do_not_divide_a_warps() -> None:
