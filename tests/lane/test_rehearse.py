@@ -108,7 +108,7 @@ GROUPS = {
     "half the stages": (other_mask(1), "found"),
     "operands over each other": (changed("tensor_copy", 1, disp=4096), "tensor_copy: found a write over a write"),
     "copied to the next stage": (changed("tensor_copy", 1, disp=65536), "found"),
-    "sums stored in a stage": (changed("scatter", 0, disp=512), "scatter: found a write over"),
+    "sums stored in a stage": (changed("store_run", 0, disp=512), "store_run: found a write over"),
     "outside near memory": (changed("tensor_copy", 1, disp=1 << 20), "of near memory"),
 }
 
