@@ -127,7 +127,7 @@ LANES = {
     "copies are not waited for": (dropped("async_wait", 0), "load_matrix: found what was not waited for"),
     "one group too few": (changed("async_wait", 0, pending=2), "load_matrix: found what was not waited for"),
     "other warps' copies": (dropped("sync_warps", 1), "load_matrix: found bytes that nobody wrote"),
-    "sums over operands": (dropped("sync_warps", 2), "scatter: found a write over"),
+    "sums over operands": (dropped("sync_warps", 2), "store_run: found a write over"),
     "next tile over sums": (dropped("sync_warps", 0), "async_copy: found a write over"),
     "no group": (dropped("async_commit", 2), "load_matrix: found what was not waited for"),
     "copied too far": (changed("async_copy", 20, disp=1 << 20), "of near memory"),
