@@ -632,7 +632,7 @@ def tune(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="Which suite; all of them by default.")] = "all",
+    suite: Annotated[str, typer.Argument(help="Which suite; all of them by default; gpu by itself.")] = "all",
     threads: Annotated[int | None, typer.Option("--threads", help="Workers; default: one, and then all cores.")] = None,
     against: Annotated[str | None, typer.Option("--against", help="Peers, with commas; default: all found.")] = None,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the figures to a file too.")] = None,

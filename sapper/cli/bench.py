@@ -17,6 +17,8 @@ from typing import Any
 from .bench_suites import PEERS, SUITES, Row, Settings, prepare_peers, present_peers, suite_rows
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+GPU = "gpu"
+"""A suite by itself: it needs a device, and its lines have other columns."""
 PIPED_WIDTH = 140
 """Columns of the table where stdout is no terminal."""
 
@@ -27,15 +29,23 @@ def run_bench(
 ) -> int:
     """Measure a suite and print it.
 
-    suite: one of SUITES. threads: workers of each kernel and threads of each peer; None: one, and then as many as there
-    are CPUs. against: peers, names with commas between or a list; None: all that are installed; "": none. json_file:
-    where to write a list of objects with the fields of `Row`. quick: the smallest case of each kernel, hurried. case:
-    only cases whose "name shape" contains this; `*` and `?` match anything.
+    suite: one of SUITES, or GPU: kernels on a device (bench_gpu.py). threads: workers of each kernel and threads of
+    each peer; None: one, and then as many as there are CPUs. against: peers, names with commas between or a list; None:
+    all that are installed; "": none. json_file: where to write a list of objects with the fields of `Row`. quick: the
+    smallest case of each kernel, hurried. case: only cases whose "name shape" contains this; `*`, `?` match anything.
     """
     from ..runtime.settings import MAX_THREADS, available_cpus
 
+    if suite == GPU:
+        from .bench_gpu import run_gpu
+
+        if threads is not None or against is not None:
+            print("error: gpu: found --threads or --against; expected neither: a device has its own, and its peers are "
+                  "those that are installed", file=sys.stderr)
+            return MISUSED
+        return run_gpu(quick, case or "", json_file)
     if suite not in SUITES:
-        print(f"error: suite: found {suite!r}; expected one of {', '.join(SUITES)}", file=sys.stderr)
+        print(f"error: suite: found {suite!r}; expected one of {', '.join(SUITES)}, {GPU}", file=sys.stderr)
         return MISUSED
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         print(f"error: threads: found {threads}; expected a number from 1 to {MAX_THREADS}", file=sys.stderr)

@@ -87,7 +87,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  fma_per_cycle=target.fma_per_cycle,
                  wide_lanes=target.wide_lanes, indexed_addresses=target.indexed_addresses,
                  software_prefetch=target.software_prefetch, transposes_by_scatter=target.lanes_are_threads,
-                 many_workers=target.lanes_are_threads,
+                 run_bytes=target.run_bytes, many_workers=target.lanes_are_threads,
                  matrix=target.matrix, matrix_group=target.matrix_group, tiles=target.tiles, dots=target.dots,
                  float8_rows=target.float8_rows, picks=target.picks,
                  family=target.family if by_hand else "",
@@ -149,6 +149,7 @@ def finish_lane(lane: Function, target: Any) -> Function:
     from ..ir.rewriter import eliminate_dead
     from ..ir.verifier import verify
     from ..lane.float8 import expand_float8, join_loads
+    from ..lane.fuse import fuse
     from ..lane.math import expand_math
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
@@ -159,6 +160,9 @@ def finish_lane(lane: Function, target: Any) -> Function:
     check = bool(os.environ.get("SAPPER_VERIFY"))
     if check:
         verify(lane, LANE_OPS)
+    if target.fuses_products:
+        fuse(lane)
+        _trace(lane, "fuse")
     expand_math(lane, legal)
     _trace(lane, "expand_math")
     expand_float8(lane, legal)

@@ -791,6 +791,30 @@ def _lane_load(gathered: bool) -> Rule:
     return rule
 
 
+MOST_RUN_BYTES = 16
+
+
+def _lane_run(check: Checker, op: Op) -> None:
+    """load_run and store_run: a power of two of rows, of MOST_RUN_BYTES for a lane; the address has no index."""
+    dtype = check.one_of(op, "dtype", tuple(MEMORY_ROWS))
+    gathered, masked = (bool(op.attributes.get(name)) and check.attribute(op, name, bool) for name in
+                        ("gathered", "masked"))
+    expected = [S64, *[ROW_I32] * gathered, *[MASK] * masked]
+    rows = op.results or op.operands[len(expected):]
+    if masked and not gathered:
+        check.fail("a mask without offsets", "both")
+    if len(rows) & (len(rows) - 1) or len(rows) * dtype.size_bytes > MOST_RUN_BYTES:
+        check.fail(f"a run of {len(rows)} {dtype}", f"a power of 2, {MOST_RUN_BYTES} bytes at most")
+    found = op.operands[:len(expected)] if op.name == "store_run" else op.operands
+    if [v.type for v in found] != expected or op.attributes.get("indexed"):
+        check.fail(f"an address {_types(found)}, indexed = {op.attributes.get('indexed')}",
+                   f"({', '.join(map(str, expected))}) without an index")
+    if any(v.type != MEMORY_ROWS[dtype] for v in rows):
+        check.fail(f"{_types(rows)} for {dtype} in memory", f"{MEMORY_ROWS[dtype]}")
+    if "streaming" in op.attributes:
+        check.attribute(op, "streaming", bool)
+
+
 def _lane_store(gathered: bool) -> Rule:
     def rule(check: Checker, op: Op) -> None:
         dtype = check.one_of(op, "dtype", tuple(MEMORY_ROWS))
@@ -1043,6 +1067,7 @@ LANE_RULES: dict[str, Rule] = {
     "exchange": _lane_exchange, "zip": _lane_zip, "unzip": _lane_zip,
     "widen_float8": _lane_widen_float8,
     "load": _lane_load(False),
+    "load_run": _lane_run, "store_run": _lane_run,
     "load_splat": _lane_load(False),
     "gather": _lane_load(True),
     "store": _lane_store(False),

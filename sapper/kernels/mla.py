@@ -14,7 +14,8 @@ ways to attend:
 
 In `latent_attention_decode` the cores share the positions, SPLIT at a time, so that the cache is read once for all
 heads; each split leaves its maximum, its total and its sum, which `merge_splits` joins. In products of bf16
-`latent_attention_decode_rounded` does it, LONG_SPLIT positions at a time, for `merge_long_splits`.
+`latent_attention_decode_rounded` does it, LONG_SPLIT positions at a time, for `merge_long_splits`; mla_narrow.py has
+the same as a loop over tiles of positions, as matrix instructions of GPUs want it.
 """
 
 from typing import Any
@@ -470,7 +471,7 @@ def _decode_peer(arguments: Arguments) -> Any:
     return lambda: torch.softmax(query @ cache.T * scale, 1) @ latents
 
 
-def _decode_entry(kernel: Any, cache: str, rounded: bool = False) -> LibraryKernel:
+def decode_entry(kernel: Any, cache: str, rounded: bool = False) -> LibraryKernel:
     cases = []
     split = LONG_SPLIT if rounded else SPLIT
     for h, c, s, position in ((16, 512, 64, 511), (16, 512, 64, 4095), (16, 512, 64, 8191)):
@@ -515,9 +516,9 @@ KERNELS = (
     _attention_entry(latent_attention_bf16, "bf16"),
     _head_entry(absorb_f32, "f32", "D", absorb_reference, absorb_arguments),
     _head_entry(absorb_bf16, "bf16", "D", absorb_reference, absorb_arguments),
-    _decode_entry(latent_attention_decode_f32, "f32"),
-    _decode_entry(latent_attention_decode_bf16, "bf16"),
-    _decode_entry(latent_attention_decode_rounded, "bf16", True),
+    decode_entry(latent_attention_decode_f32, "f32"),
+    decode_entry(latent_attention_decode_bf16, "bf16"),
+    decode_entry(latent_attention_decode_rounded, "bf16", True),
     _merge_entry(merge_splits, SPLIT),
     _merge_entry(merge_long_splits, LONG_SPLIT),
     _head_entry(project_values_f32, "f32", "V", project_reference, project_arguments),

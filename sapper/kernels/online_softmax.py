@@ -19,6 +19,17 @@ def attend(highest: Any, total: Any, acc: Any, score: Any, values: Any, p: Any, 
     return higher, total * shrink + sum(weight, over=p), acc * shrink + weight.to(narrow) @ values
 
 
+def attend_scaled(highest: Any, total: Any, acc: Any, score: Any, scale: Any, values: Any, p: Any, power: Any,
+                  narrow: Any) -> Any:
+    """The same where scores are to be multiplied by `scale`, which is above 0. The maximum is of scores as they are: of
+    each there is left one multiply-add on its way to the power."""
+    higher = maximum(highest, max(score, over=p))
+    limit = higher * scale
+    weight = power(score * scale - limit)
+    shrink = power(highest * scale - limit)
+    return higher, total * shrink + sum(weight, over=p), acc * shrink + weight.to(narrow) @ values
+
+
 def join(highest: Any, total: Any, acc: Any, other: Any, other_total: Any, other_acc: Any, power: Any) -> Any:
     """After what a split of the positions left."""
     higher = maximum(highest, other)

@@ -16,7 +16,7 @@ from ..ir.types import MASK, S64, DType
 from ..tile.plan import Walk
 from .by_hand import Fit
 from .packed import Packing
-from .pairs import Pairs
+from .runs import Runs
 from .slots import PAIR
 from .state import Access, Bound, Capacity, Open, Scalar
 
@@ -43,6 +43,7 @@ class WalkChoice:
     rows_here: staged operands of which only the rows at hand are copied, for all panels of a block. rows_ahead: loads
     of rows that are read where they lie for all panels of a block, and whose next rows are asked for meanwhile.
     tiles: how tile registers serve the walk, if they do; the counts are then those of the tiles of sums.
+    run: neighbours along the lane axis that a lane takes together (runs.py).
     """
 
     lane: str | None
@@ -60,6 +61,7 @@ class WalkChoice:
     rows_here: list[Op] = field(default_factory=list)
     rows_ahead: list[Op] = field(default_factory=list)
     tiles: TileWalk | None = None
+    run: int = 1
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.
@@ -75,18 +77,23 @@ class WalkChoice:
         registers = 1
         for axis in reversed(axes):
             count = 1 if axis in self.reduced else self.counts.get(axis) or bound.get(axis, 1)
-            factors[axis] = (Factor(count, REGISTER, registers), Factor(lanes if axis == self.lane else 1, LANE, 1))
+            run = self.run if axis == self.lane and count % self.run == 0 else 1
+            factors[axis] = (Factor(count // run, REGISTER, registers * run),
+                             Factor(lanes if axis == self.lane else 1, LANE, 1),
+                             *([Factor(run, REGISTER, registers)] if run > 1 else []))
             registers *= count
         return Layout(dict(reversed(factors.items())))
 
 
-class AxisLoops(Pairs):
+class AxisLoops(Runs):
     """Loops. Subclasses choose (`choose`) and give scratch memory (`allocate`).
 
-    paired: axes that the walk at hand takes in steps of two, as it keeps slots.
+    paired: axes that the walk at hand takes in steps of two, as it keeps slots. lane_run: neighbours along the lane
+    axis that a lane of the walk at hand takes, where whole pieces are.
     """
 
     paired: set[str] | frozenset[str] = frozenset()
+    lane_run = 1
 
     @cached_property
     def users(self) -> dict[Value, list[Op]]:
@@ -160,12 +167,14 @@ class AxisLoops(Pairs):
         if masked:
             mask = self.emit(self.depth, "mask_first", [self.value(self.sub(stop, counter))], MASK)
         outer = self.bound.get(axis)
-        self.bound[axis] = Bound(counter, count, lane, mask, self.depth, stop=stop)
+        step = count * self.lanes if lane else count
+        self.steps[counter] = start, step
+        self.bound[axis] = Bound(counter, count, lane, mask, self.depth, stop=stop,
+                                 run=self._run_of_piece(count, lane, mask))
         results = body(list(block.arguments[1:]))
         self._restore(axis, outer)
         self.effect("yield", results)
         self.leave()
-        step = count * self.lanes if lane else count
         op = Op("loop", [start_value, stop_value, *carried], [v.type for v in carried], {"step": step, "label": axis},
                 [block], self.location)
         self.finish(op)
@@ -176,13 +185,18 @@ class AxisLoops(Pairs):
         """One piece without a loop. It gets a level of its own in the same block, with its own memo."""
         self.enter_again()
         outer = self.bound.get(axis)
-        self.bound[axis] = Bound(offset, count, lane, mask, self.depth, narrow=narrow)
+        self.bound[axis] = Bound(offset, count, lane, mask, self.depth, narrow=narrow,
+                                 run=self._run_of_piece(count, lane, mask))
         results = body(carried)
         self._restore(axis, outer)
         self.leave()
         for value in results:
             self.depths[value] = min(self.depths.get(value, 0), self.depth)
         return results
+
+    def _run_of_piece(self, count: int, lane: bool, mask: Value | None) -> int:
+        """None where lanes may be off."""
+        return self.lane_run if lane and mask is None and count % self.lane_run == 0 else 1
 
     def _restore(self, axis: str, outer: Bound | None) -> None:
         if outer is None:
@@ -194,6 +208,7 @@ class AxisLoops(Pairs):
         """A loop that carries nothing."""
         block = Block([S64])
         first, last = self.value(start), self.value(stop)
+        self.steps[block.arguments[0]] = start, step
         self.enter(block)
         body(block.arguments[0])
         self.effect("yield", [])

@@ -26,7 +26,7 @@ Rows past the edge repeat the last one and are not stored; pieces past it are ze
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import (
@@ -51,11 +51,13 @@ from . import fragments
 from .groups import GroupLowering
 from .matrix import CHUNK_BYTES, CHUNK_ELEMENTS, ELEMENT_BYTES
 from .rows import LoweringError
-from .state import Access, Bound, Scalar, row_dtype
+from .state import Access, Bound, Capacity, Scalar, row_dtype
 
 PANEL_CHUNKS = fragments.ROW_BYTES // CHUNK_BYTES
 NARROW = ("bf16", "f16")
 MOST_EXTENT = 256
+FEW_ROWS, FEWEST_WARPS = 32, 2
+"""Rows for which a worker of few warps is made, and how few: one warp by itself has no near memory of its own."""
 ELEMENTWISE_BANNED = frozenset({"topk", "scan", "view", "buffer", "part", "asm"})
 NEUTRAL: dict[str, float] = {"sum": 0.0, "max": float("-inf"), "min": float("inf")}
 COMBINE = {"sum": "add", "max": "max", "min": "min"}
@@ -104,15 +106,17 @@ class Spread:
 
 
 class Stream:
-    """A streamed operand's piece in near memory: `step` rows of its contiguous axis. at: its first byte in a stage."""
+    """A streamed operand's piece in near memory: `step` rows of its contiguous axis. at: its first byte in a stage.
+    A contraction over the contiguous axis reads it along the depth, one over the step's axis turns it."""
 
-    def __init__(self, low: ChainLowering, op: Op, at: int, depth_is_step: bool) -> None:
-        self.low, self.op, self.at, self.along_depth = low, op, at, not depth_is_step
+    def __init__(self, low: ChainLowering, op: Op, at: int) -> None:
+        self.low, self.op, self.at = low, op, at
         chain = low.chain
         assert chain is not None
         self.access = low.access(op)
-        (across,) = [a for a in op.result.type.axes if a != chain.step]  # type: ignore[union-attr]
-        self.chunks = low.extents[across] // CHUNK_ELEMENTS
+        (self.across,) = [a for a in op.result.type.axes if a != chain.step]  # type: ignore[union-attr]
+        self.sources: dict[bool, Value] = {}
+        self.chunks = low.extents[self.across] // CHUNK_ELEMENTS
         self.panel_bytes = low.step * fragments.ROW_BYTES
         self.bytes = -(-self.chunks // PANEL_CHUNKS) * self.panel_bytes
         self.stride = self.access.axes[chain.step]
@@ -147,25 +151,25 @@ class Stream:
                            source_disp=first * CHUNK_BYTES,
                            disp=self.at + panel * self.panel_bytes + passed * fragments.ROW_BYTES)
 
-    def place(self) -> None:
+    def place(self, along_depth: bool) -> None:
         """Where the row of each lane lies that load_matrix takes: see Piece.place."""
         low = self.low
         lane = low.iota()
         inside = low.bits(0, "and", lane, 7)
         depth_half = low.bits(0, "and", low.bits(0, "shr", lane, 3), 1)
         outer_half = low.bits(0, "shr", lane, 4)
-        row_half, chunk = (outer_half, depth_half) if self.along_depth else (depth_half, outer_half)
+        row_half, chunk = (outer_half, depth_half) if along_depth else (depth_half, outer_half)
         row = low.emit(0, "add", [low.bits(0, "shl", row_half, 3), inside], ROW_I32)
-        self.source = low.swizzled(row, chunk, fragments.ROW_BYTES)
+        self.sources[along_depth] = low.swizzled(row, chunk, fragments.ROW_BYTES)
 
-    def fragments(self, stage: Value, outer: int, depth: int) -> list[Value]:
+    def fragments(self, stage: Value, outer: int, depth: int, along_depth: bool) -> list[Value]:
         """The four registers of 16 x 16 elements from an outer coordinate and a depth on."""
         low = self.low
-        across, down = (depth, outer) if self.along_depth else (outer, depth)
+        across, down = (depth, outer) if along_depth else (outer, depth)
         panel, flip = divmod(across * ELEMENT_BYTES, fragments.ROW_BYTES)
         # Moving within a row turns bits of the chunk's number that are 0 in every lane before the swizzle.
-        made = Op("load_matrix", [stage, self.source], [ROW_B32] * 4,
-                  {"transposed": not self.along_depth, "flip": flip,
+        made = Op("load_matrix", [stage, self.sources[along_depth]], [ROW_B32] * 4,
+                  {"transposed": not along_depth, "flip": flip,
                    "disp": self.at + panel * self.panel_bytes + down * fragments.ROW_BYTES}, None, low.location)
         low.finish(made)
         return list(made.results)
@@ -188,8 +192,11 @@ class ChainLowering(GroupLowering):
         self.extents: dict[str, int] = {}
         body = self._only_rows()
         self.chain = _match(self, *body, unit) if body is not None else None
-        if self.chain is not None:
-            self.step, self.warps, self.row_blocks = self._chain_shape(unit, self.chain)
+        shape = self._chain_shape(unit, self.chain) if self.chain is not None else None
+        if shape is None:
+            self.chain = None
+        else:
+            self.step, self.warps, self.row_blocks = shape
 
     def _only_rows(self) -> tuple[str, Block] | None:
         """The axis and the block of a nest of loops that does nothing but go through blocks of rows."""
@@ -206,16 +213,34 @@ class ChainLowering(GroupLowering):
                 axes: list[str] = loop.attributes["axes"]
                 return (axes[0], block) if len(axes) == 1 and loop.attributes["parallel"] else None
 
-    def _chain_shape(self, unit: MatrixUnit, chain: Chain) -> tuple[int, int, int]:
-        """Coordinates of a piece, warps, blocks of 16 rows of each: as many as the registers hold."""
-        each = 0
-        for found in chain.contractions.values():
-            columns = unit.chain_step if found.columns == chain.step else self.extents[found.columns]
-            each += columns // 2
-            if chain.step not in _axes(found.left):
-                each += self.extents[found.over] // 4
+    def _chain_shape(self, unit: MatrixUnit, chain: Chain) -> tuple[int, int, int] | None:
+        """Coordinates of a piece, warps, blocks of 16 rows of each: as many as the registers hold; None: not one."""
+        if max(self.extents.values(), default=0) > MOST_EXTENT:
+            return None
+        each = self._chain_registers(chain, unit.chain_step, 1)
         blocks = 2 if 2 * each <= unit.chain_registers else 1
+        rows = self.chain_extent(chain)
+        if rows <= FEW_ROWS:        # heads that share a cache: warps without rows of their own copy it, too
+            return unit.chain_step, max(FEWEST_WARPS, -(-rows // fragments.ROWS)), 1
         return unit.chain_step, unit.chain_rows // (fragments.ROWS * blocks), blocks
+
+    def chain_extent(self, chain: Chain) -> int:
+        """Typical number of the block's rows, no more than there are at most."""
+        (loop,) = (op for op in self.function.walk() if op.name == "tiles" and op.attributes["axes"] == [chain.rows])
+        most = self.most_from(*loop.operands[:2])
+        hint = self._extent_of(chain.rows, False)
+        return hint if most is None or most.dims else min(hint, most.constant)
+
+    def most_from(self, start: Value, stop: Value) -> Capacity | None:
+        raise NotImplementedError("control knows the extents")
+
+    def _chain_registers(self, chain: Chain, step: int, slices: int) -> int:
+        """What sums and left operands of 16 rows take of a thread, where the longest axis is cut into slices."""
+        longest = max(self.extents.values())
+        held = {axis: extent // (slices if extent == longest else 1) for axis, extent in self.extents.items()}
+        held[chain.step] = step
+        return sum(held[found.columns] // 2 + (0 if chain.step in _axes(found.left) else held[found.over] // 4)
+                   for found in chain.contractions.values())
 
     def is_streamable(self, load: Op, step: str) -> bool:
         """Whether rows of a tensor along another axis than the step's can be copied in 16-byte pieces."""
@@ -257,7 +282,7 @@ class ChainLowering(GroupLowering):
         self.begin_block(block)
         loop = chain.loop
         self._settle_homes(loop.blocks[0])
-        mine = self.add(start, self.mul(self.warp(), self.row_blocks * fragments.ROWS))
+        mine = self.add(start, self.mul(self.row_group(), self.row_blocks * fragments.ROWS))
         last = self.row_of(self.sub(self.sub(stop, 1), mine))
         group = self.bits(0, "shr", self.iota(), 2)
         rows, valid = [], []
@@ -268,8 +293,9 @@ class ChainLowering(GroupLowering):
         outer_rows = self.bound.get(chain.rows)
         self.bound[chain.rows] = Bound(mine, len(rows), False, None, self.depth,
                                        spread=Spread(mine, rows, [0] * len(rows), valid))
-        for axis, extent in self.extents.items():
-            self.bound[axis] = Bound(0, extent // 4, False, None, 0, spread=self._along(0, extent))
+        for axis in self.extents:
+            first, extent = self.part_of(axis)
+            self.bound[axis] = Bound(first, extent // 4, False, None, 0, spread=self._along(first, extent))
         self._chain_loop(chain, unit, start)
         for op in block.ops:
             if op.name == "store":
@@ -282,6 +308,14 @@ class ChainLowering(GroupLowering):
     def _along(self, origin: Scalar, extent: int) -> Spread:
         lane = self.bits(0, "shl", self.bits(0, "and", self.iota(), 3), 1)
         return Spread(origin, [lane], [8 * (j // 2) + j % 2 for j in range(extent // 4)])
+
+    def row_group(self) -> Scalar:
+        """Which 16 rows, or several times as many, are this warp's."""
+        return self.warp()
+
+    def part_of(self, axis: str) -> tuple[Scalar, int]:
+        """Which part of a whole axis is this warp's: where it begins, and its extent."""
+        return 0, self.extents[axis]
 
     def _settle_homes(self, body: Block) -> None:
         """What the loop does not change is at home outside of it: its loads, too, as it stores nothing."""
@@ -307,14 +341,15 @@ class ChainLowering(GroupLowering):
         start, stop = (self.integer(v) for v in loop.operands[:2])
         streams, at = [], 0
         for op in chain.streams:
-            over = next(c.over for c in chain.contractions.values() if c.right is op)
-            streams.append(Stream(self, op, at, over == chain.step))
+            streams.append(Stream(self, op, at))
             at += streams[-1].bytes
         stage_bytes, end = at, self.add(self.near(), unit.chain_stages * at)
-        self.near_bytes_used = max(self.near_bytes_used, unit.chain_stages * stage_bytes)
+        self.sums_at = unit.chain_stages * stage_bytes
+        self.near_bytes_used = max(self.near_bytes_used, self.sums_at + self.shared_sums_bytes())
         for stream in streams:
             stream.prepare(start)
-            stream.place()
+        for found in chain.contractions.values():
+            next(s for s in streams if s.op is found.right).place(found.over != chain.step)
         self.streamed = {stream.op: stream for stream in streams}
         ahead = unit.chain_stages - 1
         self.effect("sync_warps", [])       # what the last block of rows left in near memory is read
@@ -355,6 +390,13 @@ class ChainLowering(GroupLowering):
         self.effect("async_wait", [], pending=0)
         self.assumed = frozenset()
         self._take(loop.results, points, iter(carried[2 + len(streams):]))
+
+    sums_at = 0
+    """Of near memory, behind the stages."""
+
+    def shared_sums_bytes(self) -> int:
+        """Of near memory for sums that several warps have parts of."""
+        return 0
 
     def _settle_streams(self, chain: Chain) -> None:
         """Addresses of what is streamed are computed before the loop. The loop's invariants are at home there."""
@@ -431,13 +473,25 @@ class ChainLowering(GroupLowering):
         if op.name == "add":
             for product, start in (op.operands, reversed(op.operands)):
                 if product.op in chain.contractions and product not in self.rows and self._used_once(product) \
-                        and _axes(product) == _axes(value) == _axes(start):
+                        and not self.is_parted(product.op) and _axes(product) == _axes(value) == _axes(start):
                     assert product.op is not None
                     self._contract(product.op, value, start)
                     return self.rows[value][tuple(at[a] for a in value.type.axes)]  # type: ignore[union-attr]
         if op.name == "reduce":
             return self._reduce_spread(op, at, level)
         return super()._compute(value, at, level)
+
+    def is_parted(self, contraction: Op) -> bool:
+        """Whether each warp contracts only a part of the depth: such sums begin with nothing."""
+        return False
+
+    def whole_sums(self, found: Contraction, sums: dict[tuple[int, ...], Value]) -> dict[tuple[int, ...], Value]:
+        """The sums of a contraction, of this warp's part of the depth, as those of all of it."""
+        return sums
+
+    def piece_start(self, stream: Stream) -> Value:
+        """What this warp reads of a stage of near memory, but for the stream's own place in it, begins there."""
+        return self.stage
 
     def _used_once(self, value: Value) -> bool:
         assert self.chain is not None
@@ -477,10 +531,11 @@ class ChainLowering(GroupLowering):
         zero = self.constant(0.0, row_dtype(into.type.dtype))  # type: ignore[union-attr]
         sums = {key(row, column): zero if start is None else self.row(start, {chain.rows: row, found.columns: column})
                 for row in range(2 * self.row_blocks) for column in range(columns)}
+        piece = self.piece_start(stream)
         for depth in range(0, self.bound[found.over].count, 4):
             left = [self._left(found, block, depth) for block in range(self.row_blocks)]
             for pair in range(0, columns, 4):
-                right = stream.fragments(self.stage, pair * 4, depth * 4)
+                right = stream.fragments(piece, pair * 4, depth * 4, found.over != chain.step)
                 for block in range(self.row_blocks):
                     for half in range(2):
                         keys = [key(2 * block + r // 2, pair + 2 * half + r % 2) for r in range(4)]
@@ -489,7 +544,7 @@ class ChainLowering(GroupLowering):
                                   op.location)
                         self.finish(made)
                         sums.update(zip(keys, made.results, strict=True))
-        self.rows[into] = sums
+        self.rows[into] = self.whole_sums(found, sums)
 
     def _key(self, value: Value, found: Contraction, row: int, column: int) -> tuple[int, ...]:
         """Of a register of sums: as `rows` has it."""
@@ -615,9 +670,14 @@ class ChainLowering(GroupLowering):
             mask = spread.mask(at[chain.rows]) if chain.rows in axes else None
             if not any(self.bound[a].spread for a in axes if a != chain.rows):
                 mask = self._first_of_four(mask)
+            mask = self.mask_of_parts(mask, axes)
             tail = [] if mask is None else [mask]
             self.effect("scatter", [row, base, offsets, *tail], dtype=b32 if pairs else access.dtype, scale=1,
                         disp=disp, masked=bool(tail), disjoint=True)
+
+    def mask_of_parts(self, mask: Value | None, axes: tuple[str, ...]) -> Value | None:
+        """The mask of a store, off where another warp stores the same."""
+        return mask
 
     def _first_of_four(self, mask: Value | None) -> Value:
         """Four lanes hold what has no columns: one of them stores it."""
@@ -650,8 +710,7 @@ def _match(low: ChainLowering, rows: str, body: Block, unit: MatrixUnit) -> Chai
         if op.name == "whole":
             bounds = [v.op.attributes["value"] if v.op is not None and v.op.name == "const" else None
                       for v in op.operands]
-            if bounds[0] != 0 or not isinstance(bounds[1], int) or bounds[1] % fragments.DEPTH \
-                    or bounds[1] > MOST_EXTENT:
+            if bounds[0] != 0 or not isinstance(bounds[1], int) or bounds[1] % fragments.DEPTH:
                 return None
             low.extents[op.attributes["axis"]] = bounds[1]
     contractions: dict[Op, Contraction] = {}
@@ -666,7 +725,8 @@ def _match(low: ChainLowering, rows: str, body: Block, unit: MatrixUnit) -> Chai
             found = _contraction(low, op, rows, step, unit)
             if found is None or op not in inner.ops:
                 return None
-            contractions[op] = found
+            same = next((c.right for c in contractions.values() if _reads_the_same(c.right, found.right)), found.right)
+            contractions[op] = replace(found, right=same)
         form = _condition(op, rows, step)
         if form is not None:
             below[op.result] = form
@@ -681,11 +741,16 @@ def _match(low: ChainLowering, rows: str, body: Block, unit: MatrixUnit) -> Chai
     return Chain(rows, step, body, loop, contractions, tuple(streams), below)
 
 
+def _reads_the_same(one: Op, other: Op) -> bool:
+    """Whether two loads, with no store between them, read the same elements: those of a piece are then copied once."""
+    return one.operands[0] is other.operands[0] and all(
+        affine(a) == affine(b) is not None for a, b in zip(one.operands[1:], other.operands[1:], strict=True))
+
+
 def _is_read_otherwise(load: Op, contractions: dict[Op, Contraction], inner: Block) -> bool:
-    """Whether what is streamed has other uses than as a right operand, over one axis."""
-    overs = {c.over for c in contractions.values() if c.right is load}
+    """Whether what is streamed has other uses than as a right operand."""
     users = [op for op in inner.ops if load.result in op.operands]
-    return len(overs) != 1 or any(contractions.get(op) is None or contractions[op].right is not load for op in users)
+    return any(contractions.get(op) is None or contractions[op].right is not load for op in users)
 
 
 def _is_plain(op: Op, known: set[str], rows: str) -> bool:

@@ -23,7 +23,8 @@ from ..ir.nodes import Block, Op, Value
 from ..ir.types import ROW_F32, S64, TensorType, f32, i32
 from ..tile.schedule import MatrixGroup, MatrixUnit
 from . import fragments
-from .chained import Chain, ChainLowering, Contraction, _axes
+from .chained import FEW_ROWS, Chain, Contraction, _axes
+from .chained_shared import SharedRowsLowering
 from .groups import COUNTER_BYTES, MOST_DIMENSIONS, SIGNAL_BYTES
 from .state import Scalar
 
@@ -50,9 +51,9 @@ class BoxStream:
         return self.panels * self.panel_bytes
 
 
-class ChainGroupLowering(ChainLowering):
-    """Takes chains where the target has groups, and leaves others to ChainLowering. flying: the contraction whose sums
-    the loop carries unfinished, if there is one, and which of the carried values they are."""
+class ChainGroupLowering(SharedRowsLowering):
+    """Takes chains where the target has groups, and leaves others to SharedRowsLowering. flying: the contraction whose
+    sums the loop carries unfinished, if there is one, and which of the carried values they are."""
 
     flying: tuple[Op, int] | None = None
     box_streams: tuple[BoxStream, ...] = ()
@@ -63,7 +64,10 @@ class ChainGroupLowering(ChainLowering):
         chain, group = self.chain, self.facts.matrix_group
         if chain is None or group is None or not all(self._comes_in_boxes(op, chain.step) for op in chain.streams):
             return
-        if 2 * group.group_rows > self.facts.matrix.chain_rows:  # type: ignore[union-attr]
+        overs = {(found.right, found.over) for found in chain.contractions.values()}
+        if self.slices > 1 or len(overs) != len(chain.streams):
+            return
+        if 2 * group.group_rows > self.facts.matrix.chain_rows or self.chain_extent(chain) <= FEW_ROWS:  # type: ignore[union-attr]
             return
         self.groups, self.row_blocks = self.facts.matrix.chain_rows // group.group_rows, 1  # type: ignore[union-attr]
         self.warps = self.groups * group.group_warps + group.copy_warps

@@ -940,6 +940,57 @@ def _build_store(program: Program, op: Op) -> _Step:
     return store
 
 
+def _run_addresses(program: Program, op: Op, run: int) -> tuple[Callable[[list[Any]], list[int]], int | None]:
+    """Where the run of each lane begins, and the slot of the mask or None."""
+    run_bytes = run * _MEMORY[op.attributes["dtype"]].itemsize
+    gathered = op.attributes.get("gathered")
+    of_lanes, mask = program._offsets(op, 0) if gathered else (None, None)
+    address, _ = program._address(op, 0)
+
+    def aligned(e: list[Any]) -> list[int]:
+        if of_lanes is not None:
+            found = of_lanes(e)
+        else:
+            start = address(e)
+            found = [(start + lane * run_bytes) & _LOW for lane in range(program.lanes)]
+        for at in found:
+            if at % run_bytes:
+                raise LaneError(f"{_at(op)}: found the address {at:#x}; expected one aligned to {run_bytes} bytes")
+        return found
+
+    return aligned, mask
+
+
+def _build_load_run(program: Program, op: Op) -> _Step:
+    run, lanes = len(op.results), program.lanes
+    (addresses, mask), results = _run_addresses(program, op, run), [program._slot(v) for v in op.results]
+    kind, row = _MEMORY[op.attributes["dtype"]], _ROW_OF_MEMORY[op.attributes["dtype"]]
+
+    def load_run(e: list[Any]) -> None:
+        raw = np.zeros((lanes, run), kind)
+        on = e[mask].tolist() if mask is not None else [True] * lanes
+        for lane, at in enumerate(addresses(e)):
+            if on[lane]:
+                raw[lane] = _bytes(e[0], op, at, run * kind.itemsize, False, lane).view(kind)
+        for place, result in enumerate(results):
+            e[result] = raw[:, place].astype(row)
+
+    return load_run
+
+
+def _build_store_run(program: Program, op: Op) -> _Step:
+    values = [program._slot(v) for v in op.operands[2 if op.attributes.get("gathered") else 1:]]
+    run = len(values)
+    (addresses, _), kind, narrowed = _run_addresses(program, op, run), _MEMORY[op.attributes["dtype"]], _narrowing(op)
+
+    def store_run(e: list[Any]) -> None:
+        rows = np.stack([narrowed(e[value]) for value in values], axis=1)
+        for lane, at in enumerate(addresses(e)):
+            _bytes(e[0], op, at, run * kind.itemsize, True, lane).view(kind)[:] = rows[lane]
+
+    return store_run
+
+
 def _build_store_lane0(program: Program, op: Op) -> _Step:
     address, _ = program._address(op, 1)
     kind, value, narrowed = _MEMORY[op.attributes["dtype"]], program._slot(op.operands[0]), _narrowing(op)
@@ -1349,6 +1400,7 @@ _BUILDERS: dict[str, Callable[[Program, Op], _Step]] = {
     "s_store": _build_s_store, "load": _build_load, "load_splat": _build_load_splat, "asm": _build_asm,
     "asm_contract": _build_asm_contract,
     "gather": _build_gather, "store": _build_store, "store_lane0": _build_store_lane0,
+    "load_run": _build_load_run, "store_run": _build_store_run,
     "scatter": _build_scatter, "prefetch": _build_nothing,
     "loop": _build_loop, "if": _build_if, "tasks": _build_tasks, "barrier": _build_barrier,
     "fence_streaming": _build_nothing, "sync_lanes": _build_nothing, "warp": _build_warp,

@@ -72,9 +72,9 @@ TASK_INDICES = 1024
 ROWS_OF_TASK = 4
 """Rows that a task's are a multiple of, but for the last one's."""
 
-ROWS_OF_FEW, VECTORS_OF_FEW = 8, 4
-"""What a task takes where workers are many: rows, and rows of lanes along what is contiguous. Four loads of 128 bytes
-are then on their way for each row; not measured."""
+ROWS_OF_FEW, VECTORS_OF_FEW = 8, 8
+"""What a task takes where workers are many: rows, and rows of lanes along what is contiguous: a run of eight elements
+of 16 bits, or two of four f32, for each lane; not measured."""
 
 SHORT_LIST, FEW_ELEMENTS = 8, 256
 """How many largest elements of how many are found for a row in each lane; measured: three times as fast as rows one by
@@ -409,13 +409,12 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
     def _range(self, start: Value, stop: Value) -> Range:
         first, last = self.integer(start), self.integer(stop)
         _, divisor, capacity = self.hint(stop)
-        capacity = self._most_from(start, stop) or capacity
+        capacity = self.most_from(start, stop) or capacity
         if first != 0:
             divisor = min(divisor, self.hint(start)[1])
         return Range(first, last, hint=self._extent_hint(start, stop), divisor=divisor, capacity=capacity)
 
-    @staticmethod
-    def _most_from(start: Value, stop: Value) -> Capacity | None:
+    def most_from(self, start: Value, stop: Value) -> Capacity | None:
         """A bound of the extent of start ... min(start + constant, ...), or None."""
         for end in stop.op.operands if stop.op is not None and stop.op.name == "min" else ():
             parts = end.op.operands if end.op is not None and end.op.name == "add" else []
@@ -916,14 +915,15 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         along it, and few rows else."""
         if r.axis is None or r.resident:
             return self._granule(r)
-        along = any(self._runs_along(op, r.axis) for outer in block.ops for op in outer.walk())
+        along = [op for outer in block.ops for op in outer.walk() if self._runs_along(op, r.axis)]
         if not along:
             granule = ROWS_OF_FEW
         elif r is not [other for other in ranges if other.axis is not None and not other.resident][-1]:
             granule = self.lanes
         else:
             lanes = TASK_ELEMENTS // self._elements(block, r.axis) // self.lanes
-            granule = max(1, min(VECTORS_OF_FEW, lanes)) * self.lanes
+            run = self.facts.run_bytes // max(element_bytes(op.result.type.dtype) for op in along)  # type: ignore[union-attr]
+            granule = max(1, min(max(VECTORS_OF_FEW, run), lanes)) * self.lanes
         return lcm(granule, self.panel_width(r.axis))
 
     def _runs_along(self, op: Op, axis: str) -> bool:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, prod
 from typing import NamedTuple
 
 from ..ir.nodes import Block, Op, Value
@@ -70,7 +70,8 @@ class MatrixWalk:
 
 
 class Sum(NamedTuple):
-    """A row of sums: lane l has that of row + l div 4, column + 2 (l mod 4) (sapper/lane/fragments.py: C)."""
+    """A row of sums: lane l has that of row + l div 4, column + 2 (l mod 4) (sapper/lane/fragments.py: C). In lists
+    each second one has the next column."""
 
     value: Value
     row: int
@@ -428,10 +429,29 @@ class MatrixLowering(Model):
         """Rows and columns that a worker computes at once: the sums of several contractions share the registers."""
         unit, walk = self.facts.matrix, self.matrix_walk
         assert unit is not None and walk is not None
-        if walk.split:      # as many planes of rows and columns as stages hold
-            narrow = walk.planes[1] > 1 or self._turns(walk)
-            return unit.rows // 2, unit.columns // len(walk.right) // (2 if narrow else 1)
-        return unit.rows, unit.columns // len(walk.right) // (2 if self._promotes(walk) or self._turns(walk) else 1)
+        narrow = len(walk.right) * (2 if self._turns(walk) or (
+            walk.planes[1] > 1 if walk.split else self._promotes(walk)) else 1)
+        # Of split operands there are as many planes of rows and columns as stages hold.
+        tiles = [(rows // (2 if walk.split else 1), columns // narrow) for rows, columns in unit.shapes]
+        # Each warp has whole fragments of rows, and whole rows of lanes to store; rows of a piece are swizzled whole.
+        least = [fragments.PANEL if any(self._lies_across(op, walk.depth) for op in loads) else 0
+                 for loads in (walk.left, walk.right)]
+        fitting = [(rows, columns) for rows, columns in tiles
+                   if rows >= max(least[0], fragments.ROWS * unit.warps[0])
+                   and columns >= max(least[1], self.lanes * unit.warps[1])] or tiles[:1]
+        forced = {axis: size for axis, size in self.schedule.tile.items() if axis in (walk.rows, walk.columns)}
+        for tile in fitting:
+            if forced and forced.items() <= {walk.rows: tile[0], walk.columns: tile[1]}.items():
+                return tile
+        extents = [self._extent_of(axis, False) for axis in (walk.rows, walk.columns)]
+        enough = (tile for tile in fitting if prod(
+            -(-extent // size) for extent, size in zip(extents, tile, strict=True)) * self._nests() >= unit.workers)
+        return next(enough, fitting[-1])
+
+    def _nests(self) -> int:
+        """A typical number of times that the walk is done for other matrices."""
+        loops = [op for op in self.function.walk() if op.name == "each" and op.attributes.get("parallel")]
+        return prod(max(1, self.hint(stop)[0]) for op in loops for stop in op.operands[1::2])
 
     @staticmethod
     def _stages(walk: MatrixWalk, unit: MatrixUnit) -> int:
@@ -439,10 +459,16 @@ class MatrixLowering(Model):
         return 2 if walk.split else unit.stages
 
     @staticmethod
+    def _lies_across(load: Op, depth: str) -> bool:
+        """Whether neighbours of a tensor are none along the depth: pieces then have rows of outer coordinates."""
+        form = affine(load.operands[-1])
+        return form is None or depth not in form.axes
+
+    @staticmethod
     def _turns(walk: MatrixWalk) -> bool:
         """Whether elements come through registers from rows that do not lie along the depth: each needs an address."""
-        forms = [affine(op.operands[-1]) for op in (*walk.left, *walk.right)]
-        return walk.plain is not None and any(form is None or walk.depth not in form.axes for form in forms)
+        return walk.plain is not None and any(
+            MatrixLowering._lies_across(op, walk.depth) for op in (*walk.left, *walk.right))
 
     @staticmethod
     def _promotes(walk: MatrixWalk) -> bool:
@@ -463,13 +489,7 @@ class MatrixLowering(Model):
         self._count(columns, wide, lambda column: self._count(rows, high, lambda row: tile(row, column)))
 
     def _count(self, o: Open, step: int, body: Callable[[Value], None]) -> None:
-        block = Block([S64])
-        first, last = self.value(o.offset), self.value(self.add(o.offset, o.extent))
-        self.enter(block)
-        body(block.arguments[0])
-        self.effect("yield", [])
-        self.leave()
-        self.finish(Op("loop", [first, last], (), {"step": step, "label": "tile"}, [block], self.location))
+        self.counted("tile", o.offset, self.add(o.offset, o.extent), step, body)
 
     def _tile(self, walk: Walk, found: MatrixWalk, unit: MatrixUnit, row: Value, column: Value) -> None:
         rows, columns, deep = self.open[found.rows], self.open[found.columns], self.open[found.depth]
@@ -613,11 +633,13 @@ class MatrixLowering(Model):
             at = number * rows[1] * row_bytes
             t = op.result.type
             assert isinstance(t, TileType)
-            for value, row, column in some:
-                if t.dtype.name in ("bf16", "f16"):
-                    value = self.emit(self.depth, "round_to", [value], ROW_F32, dtype=t.dtype)
-                self.effect("scatter", [value, self.value(base), offsets], dtype=row_dtype(t.dtype), scale=1,
-                            disp=at + row * row_bytes + column * f32.size_bytes, masked=False, near=True, disjoint=True)
+            rounds = t.dtype.name in ("bf16", "f16")
+            for (value, row, column), (neighbour, _, _) in zip(some[::2], some[1::2], strict=True):
+                pair = [self.emit(self.depth, "round_to", [v], ROW_F32, dtype=t.dtype) if rounds else v
+                        for v in (value, neighbour)]
+                self.effect("store_run", [self.value(base), offsets, *pair], dtype=row_dtype(t.dtype), gathered=True,
+                            scale=1, disp=at + row * row_bytes + column * f32.size_bytes, near=True, disjoint=True,
+                            streaming=False)
             kept[op.result] = Access(base, at, {found.rows: row_bytes, found.columns: f32.size_bytes},
                                      row_dtype(t.dtype), relative=True, near=True)
         outer = {axis: self.open[axis] for axis in (found.rows, found.columns)}

@@ -44,6 +44,9 @@ UNROLLED_INSTRUCTIONS = 256
 PAIR_COST = 2.0
 """Of an access to every second element, of which another one takes the others: a row, and a permutation."""
 
+NEAR_ROWS = 8
+"""Rows of near memory that are read before the first is used: such a read takes some thirty cycles."""
+
 STAGE_ROWS = 28
 """From how many rows on operands are packed: packing a panel then costs a few percent of its use."""
 
@@ -228,7 +231,27 @@ class Model(WalkLowering):
                 self._refuse_panels(panels)
             else:
                 choice = self._choose(walk, loops, lane, contraction, None)
+        choice.run = self._fit_run(walk, choice, lane)
+        rows = [a for a in choice.order if a != lane and a not in self.schedule.registers]
+        if lane is not None and rows and any(value in self.buffers and self.buffers[value].near
+                                             for value in self._kept_values(walk)):
+            instructions = choice.counts[lane] * max(1, self.costs(walk, set()))
+            most = min(NEAR_ROWS // choice.counts[lane], UNROLLED_INSTRUCTIONS // 4 // instructions)
+            choice.counts[rows[-1]] = self._fit(rows[-1], max(1, most), False)
         return choice
+
+    def _fit_run(self, walk: Walk, choice: WalkChoice, lane: str | None) -> int:
+        """The run of a walk; the register factor of its lane axis becomes a multiple of it, but for one that the
+        schedule asks for, or that many sums have."""
+        run = 1 if choice.by_hand is not None or choice.packing is not None or choice.blocked or choice.staged \
+            or self.behind is not None else self.run_of(walk, lane)
+        if run > 1:
+            assert lane is not None
+            sums = lane in walk.outer and any(op.name == "contract" for op in walk.reductions)
+            if lane in self.schedule.registers or sums:
+                return gcd(run, choice.counts[lane])
+            choice.counts[lane] = -(-choice.counts[lane] // run) * run
+        return run
 
     def _tiles(self, walk: Walk, lane: str | None) -> TileWalk | None:
         """How tile registers serve a walk, where they are worth it or the schedule asks for them. Their columns lie

@@ -28,7 +28,7 @@ MATH = ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "erf", "sin", "cos", "r
 BY_HAND = frozenset({"asm", "asm_contract", "asm_multiply"})
 """Ops that pieces of assembly by hand carry out."""
 
-ADDRESS_AT = {"load": 0, "load_splat": 0, "s_load": 0, "prefetch": 0, "gather": 0,
+ADDRESS_AT = {"load": 0, "load_run": 0, "store_run": 0, "load_splat": 0, "s_load": 0, "prefetch": 0, "gather": 0,
               "store": 1, "store_lane0": 1, "s_store": 1, "scatter": 1}
 """The operand that is the base of a memory operand; the index, if there is one, follows it."""
 
@@ -127,6 +127,14 @@ LANE_OPS = OpTable("lane", [
            doc="one element in every lane"),
     OpSpec("gather", (2, 3), attributes=("dtype",), optional=("scale", "disp", "masked", "near"), pure=False,
            doc="base, offsets (row<i32>, signed): element at base + offset * scale + disp for each lane"),
+    OpSpec("load_run", (1, 3), (2, 16), attributes=("dtype",), optional=(*_ADDRESS, "gathered", "masked"), pure=False,
+           doc="neighbours for each lane, as many as there are results: result r has of lane l the element l * results "
+               "+ r; with `gathered`, after the base, offsets (row<i32>) of the lanes' own first elements, and a mask "
+               "may follow; addresses are multiples of a lane's bytes"),
+    OpSpec("store_run", (3, 18), (0, 0), attributes=("dtype",),
+           optional=(*_ADDRESS, "gathered", "streaming", "disjoint"), pure=False,
+           doc="address, with `gathered` offsets, then as many values as there are neighbours for each lane: as "
+               "load_run has them; `disjoint` as of scatter"),
     OpSpec("store", (2, 4), (0, 0), attributes=("dtype",),
            optional=(*_ADDRESS, "masked", "streaming", "exact", "denormals"), pure=False,
            doc="value, address: narrowing rounds floats to nearest even and wraps integers; `exact` says that the "

@@ -2,14 +2,16 @@
 
 Enters a load whose rows start anywhere, with any strides, or whose f32 elements the source rounds to 16 bits; leaves
 the same piece in near memory as Piece does, so that what multiplies it need not know. These loads are not
-asynchronous: a round waits for those of the piece that it brings.
+asynchronous: a round waits for those of the piece that it brings. A lane takes a run of neighbours along the depth
+together (runs.py) where their place allows it, and stores each of its chunks at once; else, as addresses take the
+registers that a chunk would, a slot at a time.
 """
 
 from __future__ import annotations
 
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, b32, i32
-from .matrix import CHUNK_BYTES, MatrixLowering, Piece
+from .matrix import MatrixLowering, Piece
 from .state import Scalar
 
 SLOT_ELEMENTS = 2
@@ -27,6 +29,11 @@ class PlainPiece(Piece):
         self.along_depth = not (isinstance(across, int) and across == self.access.dtype.size_bytes)
         self.size = dtype.size_bytes
         self.arrange()
+        source = self.access.dtype
+        along = self.along_depth and self.access.axes[depth_axis] == source.size_bytes \
+            and low._outer_axis(op, depth_axis, (source.name,)) is not None
+        self.run = low.facts.run_bytes // source.size_bytes if along else 1
+        self.group = self.chunk_elements if along else SLOT_ELEMENTS
 
     def prepare(self, start: Scalar, rest: Scalar) -> None:
         low = self.low
@@ -58,19 +65,48 @@ class PlainPiece(Piece):
             inside(elements, number, low.depth), across, low.depth)
 
     def copy(self, stage: Value, start: Scalar, rest: Scalar) -> None:
-        low = self.low
         for number in range(self.passes):
-            slots: list[Value] = []
-            for first in range(0, self.chunk_elements, SLOT_ELEMENTS):
-                pair = [self._element(start, rest, number, first + more) for more in range(SLOT_ELEMENTS)]
-                slots.append(low.emit(low.depth, "pack2", pair, ROW_B32, dtype=self.dtype))
-            for place, slot in enumerate(slots):
-                low.effect("scatter", [slot, stage, self.target], dtype=b32, scale=1, masked=False, near=True,
-                           disjoint=True, disp=self.at + number * self.rows_of_pass * self.row_bytes
-                           + place * CHUNK_BYTES * SLOT_ELEMENTS // self.chunk_elements)
+            for first in range(0, self.chunk_elements, self.group):
+                self.store(stage, number, first, self.elements(start, rest, number, first))
+
+    def store(self, stage: Value, number: int, first: int, elements: list[Value], plane: int = 0) -> None:
+        """A group of elements of each lane's chunk of a pass, from one on, rounded, to a plane."""
+        low = self.low
+        slots = [low.emit(low.depth, "pack2", elements[at:at + SLOT_ELEMENTS], ROW_B32, dtype=self.dtype)
+                 for at in range(0, len(elements), SLOT_ELEMENTS)]
+        disp = self.at + plane * self.plane_bytes + number * self.rows_of_pass * self.row_bytes + first * self.size
+        if len(slots) > 1:
+            low.effect("store_run", [stage, self.target, *slots], dtype=b32, gathered=True, scale=1, near=True,
+                       disjoint=True, streaming=False, disp=disp)
+        else:
+            low.effect("scatter", [*slots, stage, self.target], dtype=b32, scale=1, masked=False, near=True,
+                       disjoint=True, disp=disp)
+
+    def elements(self, start: Scalar, rest: Scalar, number: int, first: int) -> list[Value]:
+        """A group of elements of each lane's chunk of a pass, from one on."""
+        found: list[Value] = []
+        for at in range(first, first + self.group, self.run):
+            found += [self._element(start, rest, number, at)] if self.run == 1 else self._neighbours(
+                start, rest, number, at)
+        return found
+
+    def _neighbours(self, start: Scalar, rest: Scalar, number: int, first: int) -> list[Value]:
+        """A run from an element on: all of it lies before the end of the depth, or nothing."""
+        low = self.low
+        base, offsets, mask, disp = self._place(start, rest, number, first)
+        made = Op("load_run", [base, offsets, mask], [ROW_F32] * self.run, {
+            "dtype": self.access.dtype, "gathered": True, "masked": True, "scale": 1, "disp": disp}, None, low.location)
+        low.finish(made)
+        return list(made.results)
 
     def _element(self, start: Scalar, rest: Scalar, number: int, element: int) -> Value:
         """One element of each lane's chunk of a pass; 0 past the end of the depth."""
+        base, offsets, mask, disp = self._place(start, rest, number, element)
+        return self.low.emit(self.low.depth, "gather", [base, offsets, mask], ROW_F32, dtype=self.access.dtype, scale=1,
+                             disp=disp, masked=True)
+
+    def _place(self, start: Scalar, rest: Scalar, number: int, element: int) -> tuple[Value, Value, Value, int]:
+        """Base and offsets of an element of each lane's chunk, which lanes' are inside, and disp."""
         low = self.low
         passed = element if self.along_depth else number * self.rows_of_pass
         memo = low.levels[-1].memo
@@ -78,22 +114,20 @@ class PlainPiece(Piece):
         key = ("plain", self.depth_offsets, mine)
         if key not in memo:
             memo[key] = low.emit(low.depth, "add", [self.outer_offset(mine), self.depth_offsets], ROW_I32)
-        mask = []
         if not self.whole_pieces:
             limit = ("inside", self.depth_lane, rest, passed)
             if limit not in memo:
                 left = low.row_of(low.sub(rest, passed))
                 memo[limit] = low.emit(low.depth, "cmp", [self.depth_lane, left], MASK, cond="lt")
-            mask = [memo[limit]]
+            mask: Value = memo[limit]
         else:       # all of it, or nothing: stages ahead of the end are not read
             known = ("any", rest)
             if known not in memo:
                 memo[known] = low.emit(low.depth, "cmp", [low.constant(0, i32), low.row_of(rest)], MASK, cond="lt")
-            mask = [memo[known]]
+            mask = memo[known]
         disp = 0
         if isinstance(self.stride, int):
             disp = passed * self.stride
         else:
             start = low.add(start, low.mul(self.stride, passed))
-        return low.emit(low.depth, "gather", [low.value(start), memo[key], *mask], ROW_F32, dtype=self.access.dtype,
-                        scale=1, disp=disp, masked=True)
+        return low.value(start), memo[key], mask, disp

@@ -31,6 +31,7 @@ from ..ir.types import MASK, ROW_I32, ScalarType
 from . import fragments
 from .interpret import pure_function
 from .ops import ADDRESS_AT
+from .synchronise import bytes_of_lane
 
 ROUNDS, TILES = 6, 3
 """Rounds of a loop in which warps wait, every other time one less, and how often such a loop is run: stages are left in
@@ -39,7 +40,7 @@ EXTENT, SCALAR = 576, 581
 """Every run-time dimension, and every scalar: what a loop goes to that ends at one is no multiple of a piece."""
 MOST_ROUNDS = 32
 """Of a loop around loops of waits, none of which may run."""
-WORKERS = 3
+WORKERS = 2
 MOST_FAULTS = 8
 
 Interval = tuple[int, int]
@@ -53,8 +54,8 @@ _SYNCHRONISES = frozenset({
 _WAITS = frozenset({"sync_warps", "signal_wait", "group_wait", "async_wait"})
 _FIRST_SUM = {"group_multiply": 2, "group_multiply_rows": 5}
 """Operands before the sums."""
-_READS = frozenset({"load", "load_splat", "gather", "s_load", "load_matrix"})
-_WRITES = frozenset({"store", "store_lane0", "scatter", "s_store"})
+_READS = frozenset({"load", "load_run", "load_splat", "gather", "s_load", "load_matrix"})
+_WRITES = frozenset({"store", "store_run", "store_lane0", "scatter", "s_store"})
 
 
 class AsyncError(Exception):
@@ -104,10 +105,10 @@ class Form(NamedTuple):
     def of(op: Op, lanes: int) -> Form:
         known = op.attributes
         at = ADDRESS_AT.get(op.name, 0)
-        size_bytes = 16 if op.name == "load_matrix" else known["dtype"].size_bytes
-        if op.name in ("load", "store"):
+        size_bytes = 16 if op.name == "load_matrix" else bytes_of_lane(op)
+        rows = op.name in ("gather", "scatter", "load_matrix") or bool(known.get("gathered"))
+        if op.name in ("load", "load_run", "store", "store_run") and not rows:
             size_bytes *= lanes
-        rows = op.name in ("gather", "scatter", "load_matrix")
         offset = op.operands[at + 1] if rows or known.get("indexed") else None
         return Form(op.operands[at], offset, rows, known.get("flip", 0), known.get("disp", 0), known.get("scale", 1),
                     size_bytes, bool(known.get("masked")), op.name in _WRITES)
@@ -258,6 +259,8 @@ class _Rehearsal:
                     want(op.operands[:2])
                     want([v for v in (*op.operands[2:], *op.blocks[0].ops[-1].operands)
                           if isinstance(v.type, ScalarType)])
+                elif op.name == "store_run":
+                    want(op.operands[:2 if op.attributes.get("gathered") else 1])
                 elif op.name in _WRITES and op.name != "s_store":
                     want(op.operands[1:])
                 elif op.name == "group_wait":

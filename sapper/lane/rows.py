@@ -227,15 +227,16 @@ class RowEvaluation(State):
 
     def _coordinate(self, axis: str, at: dict[str, int], level: int) -> Value:
         bound = self.bound[axis]
-        j = at[axis] * (self.lanes if bound.lane else 1)
-        start = self.add(bound.offset, j)
+        start = self.add(bound.offset, bound.place(at[axis], self.lanes))
         if isinstance(start, int) and not bound.lane:
             return self.constant(start, i32)
+        lane = self.iota() if bound.run == 1 else self.emit(0, "mul", [self.iota(), self.constant(bound.run, i32)],
+                                                            ROW_I32)
         if start == 0:
-            return self.iota()
+            return lane
         row = (self.constant(start, i32) if isinstance(start, int)
                else self.emit(level, "splat", [self.value(start)], ROW_I32))
-        return self.emit(level, "add", [row, self.iota()], ROW_I32) if bound.lane else row
+        return self.emit(level, "add", [row, lane], ROW_I32) if bound.lane else row
 
     def _elementwise(self, op: Op, name: str, rows: list[Value], dtype: DType, level: int) -> Value:
         source = op.operands[0].type.dtype  # type: ignore[union-attr]
@@ -544,7 +545,7 @@ class RowEvaluation(State):
     def lane_stride(self, axes: dict[str, Scalar]) -> Scalar:
         for axis, coefficient in axes.items():
             if self.bound[axis].lane:
-                return coefficient
+                return self.mul(coefficient, self.bound[axis].run)
         return 0
 
     def lane_mask(self, axes: tuple[str, ...]) -> Value | None:
@@ -607,6 +608,10 @@ class RowEvaluation(State):
         """The row of a load that is read in squares (sapper/lane/squares.py), or None."""
         return None
 
+    def run_row(self, access: Access, at: dict[str, int], level: int) -> Value | None:
+        """The row of a load of several neighbours in a lane (sapper/lane/runs.py), or None."""
+        return None
+
     def pair_row(self, op: Op, access: Access, at: dict[str, int], level: int) -> Value | None:
         """The row of a load of every second element (sapper/lane/pairs.py), or None."""
         return None
@@ -630,6 +635,9 @@ class RowEvaluation(State):
                   padded: bool = False) -> Value:
         """A row of `to` from memory. padded: consecutive elements past the edge may be touched, so that no mask is
         needed there."""
+        in_run = self.run_row(access, at, level)
+        if in_run is not None:
+            return in_run
         stride = self.lane_stride(access.axes)
         operands, attributes = self.address(access, at)
         masked = [mask] if mask is not None else []

@@ -20,7 +20,7 @@ from ..ir.rewriter import Replacement, Rewriter, Rule, RuleSet, Trace, eliminate
 from ..ir.types import S64, RowType
 from .ops import LANE_OPS
 
-READERS = frozenset({"load", "load_splat", "gather", "s_load", "prefetch"})
+READERS = frozenset({"load", "load_run", "load_splat", "gather", "s_load", "prefetch"})
 """Impure only because they read memory (or hint at it): dropped when nobody uses what they read."""
 
 _READERS_OF_VALUES = READERS - {"prefetch"}
@@ -284,8 +284,8 @@ def _mask_full(op: Op, build: Rewriter) -> Replacement:
 # Memory operands: where the base stands among them.
 
 FIRST = {
-    "load": 0, "load_splat": 0, "s_load": 0, "prefetch": 0, "gather": 0, "store": 1, "store_lane0": 1, "s_store": 1,
-    "scatter": 1,
+    "load": 0, "load_splat": 0, "s_load": 0, "prefetch": 0, "gather": 0, "load_run": 0, "store_run": 0, "store": 1,
+    "store_lane0": 1, "s_store": 1, "scatter": 1,
 }
 _DISP_LIMIT = 1 << 31
 
@@ -364,9 +364,10 @@ def _store_rounds(op: Op, build: Rewriter) -> Replacement:
 
 
 _ADDRESSED = ("load", "load_splat", "s_load", "prefetch", "store", "store_lane0", "s_store")
-_MASKABLE = ("load", "gather", "store", "scatter")
+_MASKABLE = ("load", "gather", "load_run", "store", "scatter")
 
-_FOLD_DISPLACEMENT = Rule("displacement", (*_ADDRESSED, "gather", "scatter"), _fold_displacement)
+_FOLD_DISPLACEMENT = Rule("displacement", (*_ADDRESSED, "gather", "scatter", "load_run", "store_run"),
+                          _fold_displacement)
 
 FOLD = RuleSet([
     Rule("scalar-constants", (*_FOLD, "s_cmp"), _fold_constants, priority=2),

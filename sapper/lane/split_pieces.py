@@ -18,9 +18,9 @@ x has below the least normal number may be lost (docs/language.md, Products).
 from __future__ import annotations
 
 from ..ir.nodes import Op, Value
-from ..ir.types import MASK, ROW_B32, ROW_F32, DType, b32, bf16, f32
-from .matrix import CHUNK_BYTES, PLANES, MatrixLowering
-from .plain_pieces import SLOT_ELEMENTS, PlainPiece
+from ..ir.types import MASK, ROW_F32, DType, bf16, f32
+from .matrix import PLANES, MatrixLowering
+from .plain_pieces import PlainPiece
 from .state import Scalar
 
 LARGEST = 2.0**128 - 2.0**120
@@ -39,16 +39,11 @@ class SplitPiece(PlainPiece):
         self.bytes *= self.planes
 
     def copy(self, stage: Value, start: Scalar, rest: Scalar) -> None:
-        low = self.low
         for number in range(self.passes):
-            for place, first in enumerate(range(0, self.chunk_elements, SLOT_ELEMENTS)):
-                parts = [self._parts(self._element(start, rest, number, first + more)) for more in range(SLOT_ELEMENTS)]
-                for plane, pair in enumerate(zip(*parts, strict=True)):
-                    slot = low.emit(low.depth, "pack2", list(pair), ROW_B32, dtype=self.dtype)
-                    low.effect("scatter", [slot, stage, self.target], dtype=b32, scale=1, masked=False, near=True,
-                               disjoint=True, disp=self.at + plane * self.plane_bytes
-                               + number * self.rows_of_pass * self.row_bytes
-                               + place * CHUNK_BYTES * SLOT_ELEMENTS // self.chunk_elements)
+            for first in range(0, self.chunk_elements, self.group):
+                parts = map(self._parts, self.elements(start, rest, number, first))
+                for plane, elements in enumerate(zip(*parts, strict=True)):
+                    self.store(stage, number, first, list(elements), plane)
 
     def _parts(self, x: Value) -> tuple[Value, Value, Value]:
         """Rows of f32 whose elements bf16 has: packing rounds nothing but the last, of which nothing is left."""

@@ -61,9 +61,10 @@ class Level:
 class Bound:
     """Axis bound to coordinates offset + j (or offset + j * lanes + lane), 0 <= j < count.
 
-    narrow: the mask is that of every piece, whose next begins where its lanes end, not only of the last. stop: where
-    the axis ends, if that is what the mask cuts and it is known. spread: where the coordinates lie instead, if they are
-    spread over lanes and registers (chained.py: Spread). hint: of a resident axis, its typical extent."""
+    run: so many neighbours are in one lane (runs.py): then j stands for offset + (j div run) run lanes + lane run +
+    j mod run. narrow: the mask is that of every piece, whose next begins where its lanes end, not only of the last.
+    stop: where the axis ends, if that is what the mask cuts and it is known. spread: where the coordinates lie instead,
+    if they are spread over lanes and registers (chained.py: Spread). hint: of a resident axis, its typical extent."""
 
     offset: Scalar
     count: int
@@ -75,6 +76,13 @@ class Bound:
     stop: Scalar | None = None
     spread: Any = None
     hint: int = 1
+    run: int = 1
+
+    def place(self, j: int, lanes: int) -> int:
+        """What register coordinate j adds to the offset in lane 0."""
+        if not self.lane:
+            return j
+        return j // self.run * self.run * lanes + j % self.run
 
 
 @dataclass(slots=True)
@@ -131,6 +139,7 @@ class State:
         self.bound: dict[str, Bound] = {}
         self.open: dict[str, Open] = {}
         self.depths: dict[Value, int] = {}
+        self.steps: dict[Value, tuple[Scalar, int]] = {}  # of loop counters: where they start, and by what they grow
         self.slots: list[str] = []
         self.location: Location | None = None
 
@@ -269,7 +278,7 @@ class State:
         moving: list[tuple[int, Scalar]] = []
         for axis, coefficient in access.axes.items():
             bound = self.bound[axis]
-            j = at.get(axis, 0) * (self.lanes if bound.lane else 1)
+            j = bound.place(at.get(axis, 0), self.lanes)
             if j:
                 if isinstance(coefficient, int):
                     disp += j * coefficient

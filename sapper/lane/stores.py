@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..ir.nodes import Op, Value
-from ..ir.types import TileType, bool_
-from ..tile.plan import Walk
+from ..ir.types import DType, TileType, bool_
+from ..tile.plan import Walk, axes_of
 from .axis_loops import AxisLoops
 from .narrow_stores import MOST_ROWS, Job
 from .rows import LoweringError, Rows
@@ -66,7 +66,10 @@ class Stores(AxisLoops):
         for even, odd in pairs.items():
             self.store_pair(stores[even], stores[odd], self.streams(stores[even][0]))
         taken = [stores[number] for pair in pairs.items() for number in pair]
-        for root, at, row in jobs:
+        in_runs = self.store_runs([] if taken or self.lane_run == 1 else jobs)
+        for number, (root, at, row) in enumerate(jobs):
+            if number in in_runs:
+                continue
             if isinstance(root, Value):
                 self._keep(root, at, row)
             elif (root, at, row) in taken:
@@ -113,15 +116,27 @@ class Stores(AxisLoops):
     def streams(self, op: Op) -> bool:
         raise NotImplementedError("the model decides")
 
+    def kept_access(self, value: Value) -> Access | None:
+        """Where a value that is kept lies in scratch memory; None where registers keep it."""
+        if all(a not in self.open for a in axes_of(value)):
+            return None
+        if value not in self.pending_buffers:
+            self.pending_buffers[value] = self._buffer_for(value)
+        return self.pending_buffers[value]
+
+    def kept_dtype(self, value: Value) -> DType:
+        """Of the elements of a kept value: what was loaded is widened once, not each time that the copy is read."""
+        dtype: DType = value.type.dtype  # type: ignore[union-attr]
+        loaded = value.op is not None and value.op.name == "load" and dtype is not bool_
+        return row_dtype(dtype) if loaded else dtype
+
     def _keep(self, value: Value, at: dict[str, int], row: Value) -> None:
         t = value.type
         assert isinstance(t, TileType)
-        if all(a not in self.open for a in t.axes):
+        access = self.kept_access(value)
+        if access is None:
             self.rows.setdefault(value, {})[tuple(at[a] for a in t.axes)] = row
             return
-        access = self.pending_buffers.get(value)
-        if access is None:
-            access = self.pending_buffers[value] = self._buffer_for(value)
         # Scratch memory is padded to whole rows: masks would only cost.
         narrow = any(self.bound[axis].narrow for axis in t.axes)
         self.put(access, row, t.dtype, at, t.axes, padded=not narrow)
@@ -134,10 +149,7 @@ class Stores(AxisLoops):
         lanes_last = sorted(axes, key=lambda pair: pair[0] in self.bound and self.bound[pair[0]].lane)
         if value in self.slot_axes:
             return self.allocate_slots(value, lanes_last)
-        dtype = value.type.dtype  # type: ignore[union-attr]
-        if value.op is not None and value.op.name == "load" and dtype is not bool_:
-            dtype = row_dtype(dtype)     # what was loaded is widened once, not each time that the copy is read
-        return self.allocate(value, dtype, lanes_last)
+        return self.allocate(value, self.kept_dtype(value), lanes_last)
 
     def extent_of_buffer(self, axis: str, value: Value) -> Capacity | int:
         """How many elements along an axis scratch memory for a value has."""

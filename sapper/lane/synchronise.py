@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from ..ir.nodes import Block, Function, Op, Value
 from .ops import ADDRESS_AT
 
-READS = frozenset({"load", "load_splat", "gather", "s_load"})
-WRITES = frozenset({"store", "store_lane0", "scatter", "s_store"})
+READS = frozenset({"load", "load_run", "load_splat", "gather", "s_load"})
+WRITES = frozenset({"store", "store_run", "store_lane0", "scatter", "s_store"})
 SCRATCH, NEAR = "scratch", "near memory"
 UNKNOWN = "?"
 MEETINGS = frozenset({"barrier", "sync_lanes", "sync_warps"})
@@ -29,7 +29,7 @@ MEETINGS = frozenset({"barrier", "sync_lanes", "sync_warps"})
 @dataclass(frozen=True, slots=True)
 class Touch:
     """An access. memory: a tensor's name, SCRATCH, NEAR or UNKNOWN. row: where every lane takes its own element of a
-    row, the bytes of an element and where the row starts, modulo the row; None where lanes reach over, or where it
+    row, the bytes of a lane and where the row starts, modulo the row; None where lanes reach over, or where it
     starts is not known. disjoint: a store that meets no other such store."""
 
     memory: str
@@ -40,6 +40,14 @@ class Touch:
 
 Pending = frozenset[Touch]
 """Accesses since the last synchronisation, on any path."""
+
+
+def bytes_of_lane(op: Op) -> int:
+    """What each lane reads or writes."""
+    gathered = bool(op.attributes.get("gathered"))
+    run = len(op.results) if op.name == "load_run" else len(op.operands) - 1 - gathered if op.name == "store_run" else 1
+    size: int = op.attributes["dtype"].size_bytes
+    return run * size
 
 
 def conflict(a: Touch, b: Touch) -> bool:
@@ -72,7 +80,8 @@ class Accesses:
 
     def _of(self, op: Op) -> Touch:
         found = self.memory(op.operands[ADDRESS_AT[op.name]])
-        row = self.row(op) if op.name in ("load", "store") else None
+        rows = op.name in ("load", "load_run", "store", "store_run") and not op.attributes.get("gathered")
+        row = self.row(op) if rows else None
         return Touch(next(iter(found)) if len(found) == 1 else UNKNOWN, op.name in WRITES, row,
                      bool(op.attributes.get("disjoint")))
 
@@ -102,7 +111,7 @@ class Accesses:
     # Where a row starts.
 
     def row(self, op: Op) -> tuple[object, ...] | None:
-        size = op.attributes["dtype"].size_bytes
+        size = bytes_of_lane(op)
         modulus = size * self.lanes
         at = ADDRESS_AT[op.name]
         terms = [(op.operands[at], 1)]

@@ -48,7 +48,7 @@ class WalkLowering(Reductions):
             self._walk(walk, choice)
 
     def _walk(self, walk: Walk, choice: WalkChoice) -> None:
-        self.paired = self.paired_axes(walk)
+        self.paired, self.lane_run = self.paired_axes(walk), choice.run
         pending = list(choice.staged)
         order = [*choice.order, choice.order[0]] if choice.blocked else choice.order
 
@@ -79,6 +79,7 @@ class WalkLowering(Reductions):
                 pending[:] = []
 
         outer(0)
+        self.lane_run = 1
         for op in choice.staged:
             self.staged.pop(op, None)
 

@@ -30,17 +30,18 @@ class MatrixUnit:
     """How contractions run on matrix instructions of 16 x 8 elements, 32 bytes deep.
 
     dtypes: of the elements. byte_dtypes: of those of 8 bits, which the instruction takes 32 deep, where both operands
-    lie along the depth. rows, columns, depth: what a worker computes at once, the depth of 16-bit elements. warps:
-    along rows and columns.
+    lie along the depth. shapes: rows and columns that a worker computes at once, the largest first; the model takes the
+    first of which there is one for each of `workers`, or the last. depth: of 16-bit elements. warps: along rows and
+    columns.
     stages: how many pieces of the operands are in near memory, one being used while the others arrive. chain_rows,
     chain_step, chain_stages: rows, columns of a piece, and stages where contractions are chained in registers
-    (attention). chain_registers: most of a thread that their sums and left operands may take.
+    (attention). chain_registers: most of a thread that their sums and left operands may take. near_bytes: of a worker
+    at most.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
     byte_dtypes: tuple[str, ...] = ("i8", "u8")
-    rows: int = 128
-    columns: int = 128
+    shapes: tuple[tuple[int, int], ...] = ((128, 128), (128, 64), (64, 128), (64, 64))
     depth: int = 64
     warps: tuple[int, int] = (2, 2)
     stages: int = 3
@@ -48,6 +49,8 @@ class MatrixUnit:
     chain_step: int = 64
     chain_stages: int = 2
     chain_registers: int = 160
+    workers: int = 108
+    near_bytes: int = 99 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Facts:
     many, as where a register is a vector of fixed size). indexed_addresses: a memory operand may have an index.
     software_prefetch: asking early for what will be read gains time.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
+    run_bytes: of neighbours in memory that a lane may read or write together; 0: each has its own element of a row.
     many_workers: thousands of workers take tasks in turn, at no cost: a task is then a few rows, however many workers
     there are, and stages nothing for itself alone; code for what is left of many rows is not worth its place.
     matrix: the matrix instructions, if there are any. matrix_group: those of groups of warps. tiles: the tile
@@ -122,6 +126,7 @@ class Facts:
     indexed_addresses: bool = True
     software_prefetch: bool = True
     transposes_by_scatter: bool = False
+    run_bytes: int = 0
     many_workers: bool = False
     matrix: MatrixUnit | None = None
     dots: frozenset[str] = frozenset()

@@ -389,6 +389,20 @@ def test_memory_dtypes(dtype: str, row: str, values: np.ndarray) -> None:
     assert w.tobytes() == values[::-1].tobytes() and s.tobytes() == values[::-1].tobytes()
 
 
+def test_runs_are_neighbours() -> None:
+    x, y = np.arange(16, dtype=np.float16), np.zeros(16, np.int8)
+    function = program("""
+    %a: row<f32>, %b: row<f32>, %c: row<f32>, %d: row<f32> = load_run %x_data {dtype = :f16}
+    %i: row<i32> = cvt %a
+    %j: row<i32> = cvt %b
+    %k: row<i32> = cvt %c
+    %l: row<i32> = cvt %d
+    store_run %y_data, %l, %k, %j, %i {dtype = :i8}
+    """, 4, ("x.data", "y.data"))
+    run(function, *bind_arguments(function, {"x": x, "y": y}))
+    assert y.tolist() == [3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12]
+
+
 def test_narrowing_stores() -> None:
     x = np.array([1 + 2.0**-8, 70000, -0.0, NAN], np.float32)
     n = np.array([300, -1, 65536 + 5, 2**31 - 1], np.int32)
@@ -459,6 +473,8 @@ def test_masked_memory_touches_nothing_in_lanes_that_are_off() -> None:
         ("scatter %f, %x_data, %i {dtype = :f32, scale = 8}", "lane 4"),
         ("%r: row<f32> = load %zero {dtype = :f32}", "at 0x0"),
         ("store %f, %x_data {dtype = :f32, disp = 4, streaming = true}", "aligned to 32 bytes"),
+        ("store_run %x_data, %f, %f {dtype = :f32}", "lane 4"),
+        ("store_run %x_data, %f, %f {dtype = :bf16, disp = 2}", "aligned to 4 bytes"),
     ],
 )
 def test_accesses_outside_are_refused(line: str, message: str) -> None:

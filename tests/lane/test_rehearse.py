@@ -108,7 +108,7 @@ GROUPS = {
     "half the stages": (other_mask(1), "found"),
     "operands over each other": (changed("tensor_copy", 1, disp=4096), "tensor_copy: found a write over a write"),
     "copied to the next stage": (changed("tensor_copy", 1, disp=65536), "found"),
-    "sums stored in a stage": (changed("scatter", 0, disp=512), "scatter: found a write over"),
+    "sums stored in a stage": (changed("store_run", 0, disp=512), "store_run: found a write over"),
     "outside near memory": (changed("tensor_copy", 1, disp=1 << 20), "of near memory"),
 }
 
@@ -127,7 +127,7 @@ LANES = {
     "copies are not waited for": (dropped("async_wait", 0), "load_matrix: found what was not waited for"),
     "one group too few": (changed("async_wait", 0, pending=2), "load_matrix: found what was not waited for"),
     "other warps' copies": (dropped("sync_warps", 1), "load_matrix: found bytes that nobody wrote"),
-    "sums over operands": (dropped("sync_warps", 2), "scatter: found a write over"),
+    "sums over operands": (dropped("sync_warps", 2), "store_run: found a write over"),
     "next tile over sums": (dropped("sync_warps", 0), "async_copy: found a write over"),
     "no group": (dropped("async_commit", 2), "load_matrix: found what was not waited for"),
     "copied too far": (changed("async_copy", 20, disp=1 << 20), "of near memory"),

@@ -47,9 +47,11 @@ def test_gpus_are_levels_of_the_instruction_table() -> None:
         assert targets.target(name) is found and found.name == name and name in LEVELS
         assert found.lanes == found.wide_lanes == 32
         unit = found.matrix
-        stage_bytes = (unit.rows + unit.columns) * unit.depth * 2
+        (rows, columns), *smaller = unit.shapes
+        assert all(a <= rows and b <= columns for a, b in smaller) and unit.workers == found.processors
+        stage_bytes = (rows + columns) * unit.depth * 2
         assert unit.stages * stage_bytes <= found.shared_bytes
-        assert unit.rows * unit.columns // (32 * unit.warps[0] * unit.warps[1]) < found.registers
+        assert rows * columns // (32 * unit.warps[0] * unit.warps[1]) < found.registers
 
 
 def test_unknown_target_names_the_known_ones() -> None:

@@ -21,6 +21,7 @@ from ...ir.types import DType, MaskType, RowType, ScalarType
 from ...lane.fragments import GROUP_DEPTH_BYTES
 from ...lane.ops import FIRST_WORDS
 from ...lane.ranges import Ranges
+from ...lane.synchronise import bytes_of_lane
 from ...lang.by_hand import piece_of
 from .rows import form
 from .text import NEAR, NOBODY, SPECIAL, Symbol, TensorPlace, map_name
@@ -217,7 +218,8 @@ def begin(s: Any) -> None:
     s.emit("setp.eq.s32", facts.first, facts.lane, 0)
     facts.wide_lane = s.new("gpr")
     s.emit("cvt.u64.u32", facts.wide_lane, facts.lane)
-    sizes = {op.attributes["dtype"].size_bytes for op in s.function.walk() if op.name in ("load", "store")}
+    sizes = {bytes_of_lane(op) for op in s.function.walk() if op.name in ("load", "store", "load_run", "store_run")
+             and not op.attributes.get("gathered")}
     for size in sorted(sizes):
         if size == 1:
             facts.lane_bytes[size] = facts.wide_lane
@@ -845,6 +847,87 @@ def scatter(s: Any, op: Op) -> None:
     write(s, op, lanes_own_address(s, base, offsets, op), mask_of(s, op))
 
 
+WORD_BYTES = 4
+
+
+def type_of_run(op: Op) -> str:
+    """Of the one instruction by which a lane takes a run: words side by side, or a part of one."""
+    size_bytes = bytes_of_lane(op)
+    words = size_bytes // WORD_BYTES
+    return f"v{words}.b32" if words > 1 else f"b{8 * size_bytes}"
+
+
+def address_of_run(s: Any, op: Op) -> Any:
+    if not op.attributes.get("gathered"):
+        return address(s, op, 0, bytes_of_lane(op))
+    base, offsets = op.operands[:2]
+    if op.attributes.get("near"):
+        return near_address(s, base, offsets, op.attributes.get("disp", 0))
+    return lanes_own_address(s, base, offsets, op)
+
+
+def load_run(s: Any, op: Op) -> None:
+    dtype, results, mask = op.attributes["dtype"], op.results, mask_of(s, op)
+    memory = address_of_run(s, op)
+    each = WORD_BYTES // dtype.size_bytes
+    plain = each == 1 and mask is None
+    words = [s.define(v) if plain else s.new("vec") for v in results[::each]]
+    mnemonic, target = f"ld.{space_of(op)}.{type_of_run(op)}", tuple(words) if len(words) > 1 else words[0]
+    if mask is None:
+        s.emit(mnemonic, target, memory)
+    else:
+        for word in words:
+            s.emit("mov.b32", word, 0)
+        s.emit_masked(mnemonic, mask, False, target, memory)
+    for number, value in enumerate(() if plain else results):
+        if each == 1:
+            settle(s, value, words[number])
+        else:
+            unpack(s, dtype, words[number // each], number % each, value)
+
+
+def unpack(s: Any, dtype: DType, word: Any, place: int, value: Value) -> None:
+    """The element at a place of a word as a row holds it."""
+    if dtype.name == "bf16":
+        if place:
+            s.emit("and.b32", s.define(value), word, 0xFFFF0000)
+        else:
+            s.emit("shl.b32", s.define(value), word, 16)
+    elif dtype.name == "f16":
+        halves = s.new("half"), s.new("half")
+        s.emit("mov.b32", halves, word)
+        s.emit("cvt.f32.f16", s.define(value), halves[place])
+    else:
+        s.emit(f"bfe.{'s' if dtype.kind == 'i' else 'u'}32", s.define(value), word, dtype.bits * place, dtype.bits)
+
+
+def store_run(s: Any, op: Op) -> None:
+    dtype = op.attributes["dtype"]
+    rows = [s.vector(v) for v in op.operands[2 if op.attributes.get("gathered") else 1:]]
+    each = WORD_BYTES // dtype.size_bytes
+    words = [pack(s, dtype, rows[first:first + each]) for first in range(0, len(rows), each)]
+    memory = address_of_run(s, op)
+    hint = ".cs" if op.attributes.get("streaming") else ""
+    s.emit(f"st.{space_of(op)}{hint}.{type_of_run(op)}", memory, tuple(words) if len(words) > 1 else words[0])
+
+
+def pack(s: Any, dtype: DType, rows: list[Any]) -> Any:
+    """Elements side by side in a word, the first in its low bits; fewer where a run is shorter than a word."""
+    if dtype.bits == 32:
+        return rows[0]
+    made = s.new("vec")
+    if dtype.bits == 16:
+        s.emit(f"cvt.rn.{dtype.name}x2.f32", made, rows[1], rows[0])
+        return made
+    s.emit("prmt.b32", made, rows[0], rows[1], 0x0040)
+    if len(rows) == 2:
+        return made
+    high, whole = s.new("vec"), s.new("vec")
+    s.emit("prmt.b32", high, rows[2], rows[3], 0x0040)
+    s.emit("prmt.b32", whole, made, high, 0x5410)
+    return whole
+
+
 def prefetch(s: Any, op: Op) -> None:
     s.emit(f"prefetch.global.L{min(2, op.attributes.get('level', 1))}", uniform_address(s, op, 0))
 
@@ -1169,7 +1252,7 @@ RULES: dict[str, Rule] = {
     "cvt": convert, "bitcast": bitcast, "round_to": round_to,
     "shuffle_xor": _shuffle("bfly", "distance"), "broadcast_lane": _shuffle("idx", "lane"), "exchange": exchange,
     "load": load, "load_splat": load_splat, "gather": gather, "store": store, "store_lane0": store_lane0,
-    "scatter": scatter, "prefetch": prefetch, "dot4_u8i8": dot4_u8i8,
+    "scatter": scatter, "load_run": load_run, "store_run": store_run, "prefetch": prefetch, "dot4_u8i8": dot4_u8i8,
     "warp": warp, "near_memory": near_memory, "sync_warps": sync_warps, "async_copy": async_copy,
     "async_commit": async_commit, "async_wait": async_wait, "load_matrix": load_matrix,
     "matrix_multiply": matrix_multiply, "pack2": pack2,

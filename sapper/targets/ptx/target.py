@@ -7,7 +7,7 @@ warps); sizes of the second-level cache and SM counts of a typical member: A100,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ...tile.schedule import MatrixGroup, MatrixUnit
 from .levels import number_of
@@ -24,8 +24,8 @@ class Target:
     on an SM. registers: most of a thread. accumulators: rows that the model gives to sums and operands of plain
     arithmetic: as many again go to addresses of 64 bits, and ptxas then spills none. shared_bytes: most that a block
     may have. l1_bytes: data cache of an SM; l2_bytes: of the chip. fma_latency: cycles from one fused multiply-add to
-    one that needs it. matrix: mma.sync, with tiles whose sums fit the registers and whose stages fit shared memory.
-    matrix_group: wgmma, where there is one, likewise.
+    one that needs it. byte_dtypes: of elements of 8 bits that mma.sync takes; `matrix` has its tiles, whose sums fit
+    the registers and whose stages fit shared memory. matrix_group: wgmma, where there is one, likewise.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Target:
     accumulators: int = 24
     fma_latency: int = 4
     fma_per_cycle: float = 1.0
-    matrix: MatrixUnit = field(default_factory=MatrixUnit)
+    byte_dtypes: tuple[str, ...] = ("i8", "u8")
     dots: frozenset[str] = frozenset()
     """None that the model may choose: a slot in memory would have to be aligned."""
     float8_rows: int = 1
@@ -51,12 +51,20 @@ class Target:
     """ptxas gives registers, frame and encoding: the compiler stops at text."""
     lanes_are_threads: bool = True
     """Lanes see each other's stores only after they met."""
+    run_bytes: int = 16
+    """Most that a thread reads or writes at once (PTX ISA, ld and st: .v4 of 32 bits)."""
+    fuses_products: bool = True
+    """A product and a sum of the source are one instruction: issue slots are what kernels here are short of."""
 
     @property
     def features(self) -> frozenset[str]:
         """This level and those whose instructions it has; what a level has is said by each row."""
         return frozenset({self.name, *(name for name in TARGETS if name[-1] != "a"
                                        and number_of(name) <= number_of(self.name))})
+
+    @property
+    def matrix(self) -> MatrixUnit:
+        return MatrixUnit(byte_dtypes=self.byte_dtypes, workers=self.processors, near_bytes=self.shared_bytes)
 
     @property
     def lanes(self) -> int:
@@ -86,15 +94,15 @@ class Target:
         return False
 
 
-_WITH_FP8 = MatrixUnit(byte_dtypes=("i8", "u8", "f8e4m3"))
+_WITH_FP8 = ("i8", "u8", "f8e4m3")
 TARGETS: dict[str, Target] = {
     t.name: t for t in (
         Target("sm_80", 108, 64, 163 * KIB, 192 * KIB, 40 * MIB),
         Target("sm_86", 72, 48, 99 * KIB, 128 * KIB, 6 * MIB),
-        Target("sm_89", 142, 48, 99 * KIB, 128 * KIB, 96 * MIB, matrix=_WITH_FP8),
+        Target("sm_89", 142, 48, 99 * KIB, 128 * KIB, 96 * MIB, byte_dtypes=_WITH_FP8),
         Target("sm_90a", 132, 64, 227 * KIB, 256 * KIB, 50 * MIB, matrix_group=MatrixGroup(workers=132)),
-        Target("sm_100a", 148, 64, 227 * KIB, 256 * KIB, 126 * MIB, matrix=_WITH_FP8),
-        Target("sm_120a", 170, 48, 99 * KIB, 128 * KIB, 96 * MIB, matrix=_WITH_FP8),
+        Target("sm_100a", 148, 64, 227 * KIB, 256 * KIB, 126 * MIB, byte_dtypes=_WITH_FP8),
+        Target("sm_120a", 170, 48, 99 * KIB, 128 * KIB, 96 * MIB, byte_dtypes=_WITH_FP8),
     )
 }
 

@@ -115,6 +115,16 @@ class Target(NamedTuple):
         """Registers, frame and bytes are the compiler's own work."""
         return False
 
+    @property
+    def run_bytes(self) -> int:
+        """A lane has one element of a row."""
+        return 0
+
+    @property
+    def fuses_products(self) -> bool:
+        """Products and sums of the source are instructions of their own."""
+        return False
+
     def has(self, feature: str) -> bool:
         return feature in self.features
 

@@ -16,7 +16,8 @@ from sapper.ir.nodes import Function
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
 from sapper.kernels import find
-from sapper.kernels.attention_narrow import KERNELS, attention_bf16_64, attention_bf16_128
+from sapper.kernels.attention_narrow import PREFILL as KERNELS
+from sapper.kernels.attention_narrow import attention_bf16_64, attention_bf16_128
 from sapper.kernels.record import Arguments, LibraryKernel
 from sapper.lane.interpret import Memory, run
 from sapper.lane.ops import LANE_OPS
@@ -87,7 +88,39 @@ def test_on_the_emulator(entry: LibraryKernel, lazy: bool, level: str) -> None:
         result = emulate.run(entry.kernel, *arguments.values(), target=level, workers=2, aligned=TENSORS,
                              options=emulate.Options(lazy=lazy))
         assert entry.compare(arguments, expected) is None, entry.compare(arguments, expected)
-        assert any(name.startswith(PRODUCT[level]) for name in result.counters.instructions) == (shape["T"] > 0)
+        product = PRODUCT[level] if shape["T"] > 32 else "mma.sync"     # few rows are not worth a group of warps
+        assert any(name.startswith(product) for name in result.counters.instructions) == (shape["T"] > 0)
+
+
+@pytest.mark.parametrize("level", PRODUCT)
+@pytest.mark.parametrize("shape", [(2, 1, 63), (1, 8, 2 * 256 + 40), (1, 20, 70)], ids=str)
+def test_heads_that_share_a_cache(shape: tuple[int, int, int], level: str) -> None:
+    """One token; what the splits leave is joined."""
+    shared, group, position = shape
+    decode, merge = find("attention_decode_bf16_128"), find("merge_attention_bf16_128")
+    arguments, expected = made(decode, {"H": shared, "G": group, "position": position})
+    tensors = [name for name, value in arguments.items() if isinstance(value, np.ndarray)]
+    for lazy in (False, True):
+        counters = emulate.run(decode.kernel, *arguments.values(), target=level, workers=2, aligned=tensors,
+                               options=emulate.Options(lazy=lazy)).counters
+        assert decode.compare(arguments, expected) is None, decode.compare(arguments, expected)
+        assert any("mma" in name for name in counters.instructions)
+    joined = {name: arguments[name] for name in ("highest", "total", "partial")} | {
+        "position": position, "out": np.zeros((shared, group, 128), ml_dtypes.bfloat16)}
+    wanted = merge.reference(joined)
+    emulate.run(merge.kernel, *joined.values(), target=level, workers=2)
+    assert merge.compare(joined, wanted) is None, merge.compare(joined, wanted)
+
+
+def test_few_rows_take_few_warps() -> None:
+    known = Specialization({d: DimClass(2048, 1) for d in "HPB"}, {}, frozenset({"q", "keys", "values"}))
+    kernel = find("attention_decode_bf16_128").kernel
+    for group in (1, 16, 33):       # of more than 32 some blocks of rows
+        lane = to_lane(kernel.tile_ir({"G": group}), Schedule(), facts_of(targets.target("sm_80")), known)
+        assert lane.attributes["warps"] == 2
+    few = Specialization({**specialization().dims, "T": DimClass(8, 1)}, specialization().strides, frozenset(TENSORS))
+    for level in PRODUCT:
+        assert lowered(attention_bf16_64, few, level=level).attributes["warps"] == 2
 
 
 SM_80_FAULTS = {

@@ -94,7 +94,7 @@ def test_on_the_emulator(kernel: Any, tile: str, lazy: bool) -> None:
     extents = {"M": size["m"] + 48, "N": size["n"] + 48, "K": 144 if tile == "large" else 336}
     arguments = arguments_of(kernel, extents)
     wanted = expected(kernel, arguments)
-    counters = emulate.run(kernel, *arguments.values(), target="sm_90a", workers=2, aligned=names[:-1],
+    counters = emulate.run(kernel, *arguments.values(), target="sm_90a", workers=2, aligned=names,
                            schedule=Schedule(tile=size), options=emulate.Options(lazy=lazy)).counters
     assert_near(arguments[names[-1]], wanted)
     columns = size["n"]
@@ -107,7 +107,7 @@ def test_coordinates_of_tensors_with_more_dimensions() -> None:
     extents = {"B": 3, "M": 72, "N": 88, "K": 80}
     arguments = arguments_of(batched, extents)
     wanted = expected(batched, arguments)
-    counters = emulate.run(batched, *arguments.values(), target="sm_90a", workers=2, aligned="ab",
+    counters = emulate.run(batched, *arguments.values(), target="sm_90a", workers=2, aligned="abc",
                            schedule=Schedule(tile={"m": 64, "n": 64})).counters
     assert_near(arguments["c"], wanted)
     assert any(name.startswith("cp.async.bulk.tensor.3d") for name in counters.instructions)
@@ -118,7 +118,7 @@ def test_tiles_are_taken_by_bands_of_rows() -> None:
     extents = {"M": 8 * 64 + 16, "N": 144, "K": 64}
     arguments = arguments_of(bf16_nn, extents)
     wanted = expected(bf16_nn, arguments)
-    counters = emulate.run(bf16_nn, *arguments.values(), target="sm_90a", workers=3, aligned="ab",
+    counters = emulate.run(bf16_nn, *arguments.values(), target="sm_90a", workers=3, aligned="abc",
                            schedule=Schedule(tile={"m": 64, "n": 64})).counters
     assert_near(arguments["c"], wanted)
     assert counters.instructions["wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16"] == 9 * 3 * 4 * 4

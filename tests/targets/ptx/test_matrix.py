@@ -82,10 +82,11 @@ def test_lane_ir(kernel: Any) -> None:
 def test_on_the_emulator(kernel: Any, lazy: bool) -> None:
     """Races, uninitialised reads and accesses out of bounds raise; lazy: a copy lands only when it is waited for."""
     names = [name for name, _ in kernel.parameters]
-    for extents in SHAPES[1:2] if lazy else SHAPES:
+    large = Schedule(tile={"m": 128, "n": 64 if kernel.name == "gated" else 128})
+    for extents, schedule in [(SHAPES[1], large)] if lazy else zip(SHAPES, (None, large, None), strict=True):
         arguments = arguments_of(kernel, extents)
         wanted = expected(kernel, arguments)
-        result = emulate.run(kernel, *arguments.values(), target="sm_80", workers=2, aligned=names[:-1],
+        result = emulate.run(kernel, *arguments.values(), target="sm_80", workers=2, aligned=names, schedule=schedule,
                              options=emulate.Options(lazy=lazy))
         assert_near(arguments[names[-1]], wanted)
         assert any(name.startswith("mma.sync") for name in result.counters.instructions)
@@ -172,6 +173,23 @@ def test_what_the_matrix_instructions_do_not_take() -> None:
                            frozenset("ab"))
     assert "warps" not in lowered(bf16_nn, small).attributes
     assert "warps" not in lowered(bf16_nn, specialization(bf16_nn), Schedule(registers={"m": 4})).attributes
+
+
+@pytest.mark.parametrize(("extents", "tile"), [((4096, 4096), (128, 128)), ((1024, 2048), (128, 128)),
+                                               ((1024, 1024), (128, 64)), ((512, 512), (64, 64)), ((64, 64), (64, 64))])
+def test_tiles_are_as_large_as_there_is_one_for_each_worker(extents: tuple[int, int], tile: tuple[int, int]) -> None:
+    """108 on sm_80. A stage holds 64 of the depth of both, and each warp has a quarter."""
+    known = specialization(bf16_nn)
+    dims = {**known.dims, "M": DimClass(extents[0], 16), "N": DimClass(extents[1], 16)}
+    lane = lowered(bf16_nn, Specialization(dims, known.strides, known.aligned))
+    products = sum(op.name == "matrix_multiply" for op in lane.walk())
+    assert products == tile[0] * tile[1] * 64 // 4 // (16 * 8 * 16)
+    assert lane.attributes["near_bytes"] >= 3 * sum(tile) * 64 * 2
+
+
+def test_a_schedule_says_the_tile() -> None:
+    found = [lowered(bf16_nn, specialization(bf16_nn), Schedule(tile={"m": 64, "n": size})) for size in (64, 128)]
+    assert [sum(op.name == "matrix_multiply" for op in lane.walk()) for lane in found] == [32, 64]
 
 
 def test_what_copies_do_not_take_comes_through_registers() -> None:

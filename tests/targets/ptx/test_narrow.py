@@ -101,7 +101,7 @@ def test_on_the_emulator(kernel: Any, lazy: bool) -> None:
     extents = extents_of(176, 208, 528)
     arguments = arguments_of(kernel, extents)
     wanted = expected(kernel, arguments)
-    counters = emulate.run(kernel, *arguments.values(), target="sm_90a", workers=2, aligned="ab",
+    counters = emulate.run(kernel, *arguments.values(), target="sm_90a", workers=2, aligned="abc",
                            schedule=Schedule(tile={"m": 128, "n": 128}), options=emulate.Options(lazy=lazy)).counters
     assert_near(arguments["c"], wanted)
     assert any("m64n128k32.f32.e4m3.e4m3" in name for name in counters.instructions)

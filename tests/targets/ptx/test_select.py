@@ -248,6 +248,23 @@ def test_memory(dtype: Any) -> None:
     program.check()
 
 
+@pytest.mark.parametrize(("dtype", "run"), [(dtype, 1 << bit) for dtype in (f32, i32, bf16, f16, i8, u8)
+                                            for bit in range(1, 5) if dtype.size_bytes << bit <= 16], ids=str)
+def test_runs(dtype: Any, run: int) -> None:
+    """Back to front, so that places count."""
+    program = Program()
+    kind = {bf16: np.uint16, f16: np.float16, f32: np.float32, i32: np.int32, i8: np.int8, u8: np.uint8}[dtype]
+    values = (np.random.default_rng(run).standard_normal(64 + LANES * run) * 60).astype(np.float32)
+    if dtype is bf16:
+        values = (values.view(np.uint32) >> 16).astype(np.uint32)
+    row = RowType(f32 if dtype.is_float else i32)
+    source = program.buffer(values.astype(kind))
+    target = program.buffer(np.zeros(128 + LANES * run, kind))
+    loaded = program.add("load_run", [source], (row,) * run, dtype=dtype, disp=16 * dtype.size_bytes).results
+    program.add("store_run", [target, *reversed(loaded)], dtype=dtype, disp=32 * dtype.size_bytes, streaming=run > 4)
+    program.check()
+
+
 def test_displacements_below_zero() -> None:
     """PTX writes an address as register+number, whatever the number's sign."""
     program = Program()
@@ -320,7 +337,8 @@ def test_every_op_has_a_rule_or_is_expanded_before() -> None:
     missing = set(LANE_OPS.rows) - set(RULES) - own - EXPANDABLE
     # Only where a target has them.
     assert missing == {"asm_contract", "concat_bf16", "dot2_bf16", "fraction", "interleave", "is_denormal", "lookup",
-                       "pack_bf16", "unzip", "widen_float8", "zip"}
+                       "pack_bf16", "pick", "tile_configure", "tile_load", "tile_multiply", "tile_release",
+                       "tile_store", "tile_zero", "unzip", "widen_float8", "zip"}
     program = Program()
     zero = program.row([0], f32)
     packed = program.row([0], b32)

@@ -14,6 +14,7 @@ from sapper.kernels import find
 from sapper.lane.matrix import plane_pairs
 from sapper.tile.schedule import DimClass, Specialization
 
+from .plain import rounded
 from .test_matrix import lowered
 
 M, N, K = sp.dims("M N K")
@@ -69,6 +70,26 @@ def test_as_exact_as_f32(kernel: Any, aligned: str, extents: tuple[int, int, int
     assert (np.abs(c - exact) <= (k + 4) * 2.0**-24 * terms).all()
     # What splitting must not lose: rounding a to bf16 alone would be off by far more.
     assert np.abs(c - exact).max() < 2.0**-18 * terms.max()
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize(("kernel", "depth"), [(both, 80), (left_only, 128), (rounded, 80)],
+                         ids=lambda v: getattr(v, "name", v))
+def test_neighbours_are_taken_together(kernel: Any, depth: int, lazy: bool) -> None:
+    """Where rows start at multiples of 64 bytes; the last piece of 80 numbers is masked. Rows past the edge repeat."""
+    random = np.random.default_rng(depth)
+    types = [type.dtype.name for _, type in kernel.parameters]
+    kinds = [np.float32 if t == "f32" else ml_dtypes.bfloat16 for t in types]
+    a, b = random.standard_normal((70, depth)).astype(kinds[0]), random.standard_normal((96, depth)).astype(kinds[1])
+    c = np.full((70, 96), np.nan, np.float32)
+    given = np.ascontiguousarray(b.T) if kernel is left_only else b
+    counters = emulate.run(kernel, a, given, c, target="sm_80", workers=2, aligned="abc",
+                           options=emulate.Options(lazy=lazy)).counters
+    left = a.astype(ml_dtypes.bfloat16) if kernel is rounded else a
+    exact = left.astype(np.float64) @ b.astype(np.float64).T
+    np.testing.assert_allclose(c, exact, rtol=0, atol=1e-4)
+    assert counters.instructions["ld.global.v4.b32"] and counters.instructions["st.shared.v4.b32"]
+    assert "ld.global.b32" not in counters.instructions and counters.shared_cycles < 1.1 * counters.shared_ideal
 
 
 def test_infinities_nans_and_the_largest() -> None:

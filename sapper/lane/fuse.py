@@ -1,0 +1,71 @@
+"""A product that only a sum reads becomes part of it: one multiply-add, rounded once.
+
+Enters: a lane function as lowered, before its math is expanded. Leaves: the same with `fma` for an `add` or `sub` of
+f32 or f64 rows one operand of which is a `mul` of the same block that nothing else reads. Holds: what docs/language.md
+("Products") leaves open and nothing else: expansions of mathematical functions, whose roundings are counted on, come
+after this pass.
+
+Of two products that meet in a sum the second is fused, so that every compilation does the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ..ir.nodes import Block, Function, Op, Value
+from ..ir.types import RowType
+
+
+def fuse(function: Function) -> int:
+    """Fuse in place; how many sums became multiply-adds."""
+    uses = Counter(value for op in function.walk() for value in op.operands)
+    return _fuse_block(function.body, uses)
+
+
+def _fuse_block(block: Block, uses: Counter[Value]) -> int:
+    made, here, gone = 0, set[Value](), set[Op]()
+    ops: list[Op] = []
+    for op in block.ops:
+        made += sum(_fuse_block(inner, uses) for inner in op.blocks)
+        if op.name == "mul" and _is_float(op):
+            here.add(op.results[0])
+        at = _product_of(op, uses, here)
+        if at is not None:
+            product = op.operands[at].op
+            assert product is not None
+            gone.add(product)
+            made += 1
+            ops += _fused(op, at, product)
+        else:
+            ops.append(op)
+    block.ops = [op for op in ops if op not in gone]
+    return made
+
+
+def _is_float(op: Op) -> bool:
+    type = op.results[0].type
+    return isinstance(type, RowType) and type.dtype.is_float
+
+
+def _product_of(op: Op, uses: Counter[Value], here: set[Value]) -> int | None:
+    """Which operand of a sum is a product for it alone; None: neither is, or it is no sum."""
+    if op.name not in ("add", "sub") or not _is_float(op):
+        return None
+    return next((at for at in (1, 0) if op.operands[at] in here and uses[op.operands[at]] == 1), None)
+
+
+def _fused(op: Op, at: int, product: Op) -> list[Op]:
+    """a b + c, a b - c or c - a b, the result of which is that of `op`. A sign that changes is an op of its own, which
+    machines fold into the multiply-add."""
+    a, b = product.operands
+    c = op.operands[1 - at]
+    before: list[Op] = []
+    if op.name == "sub":
+        turned = Op("neg", [a if at else c], (op.results[0].type,), {}, None, op.location)
+        before.append(turned)
+        a, c = (turned.results[0], c) if at else (a, turned.results[0])
+    made = Op("fma", [a, b, c], (), {}, None, op.location)
+    made.results = op.results
+    for value in made.results:
+        value.owner = made
+    return [*before, made]
