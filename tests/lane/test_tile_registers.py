@@ -60,6 +60,20 @@ def test_the_model_takes_tiles_for_many_rows(types) -> None:
         np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
 
 
+@pytest.mark.parametrize("m", [1, 5, 6, 7, 8, 20])
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("types", [(bf16, bf16, f32), (i8, i8, i32)], ids=lambda t: t[0].name)
+def test_a_class_of_few_rows_has_code_for_fewer(m, packs, types) -> None:
+    """Which runs, the number of rows says, and not a typical one; the sums are the same."""
+    kernel, target = PRODUCTS["nt", types], TARGETS["sapphirerapids"]
+    arguments = arguments_of("nt", types, m, 70, 128)
+    packed = {"b": pack_array(arguments["b"], types[1], panels_of_kernel(kernel, "b", target))} if packs else None
+    lane = run_lane(reduce_loops(kernel.tile_ir()), arguments, None, facts_of(target),
+                    specialize(kernel.tile_ir(), arguments, {"M": 8, "N": 512, "K": 512}), packed=packed)
+    assert tiles_in(lane) and [op for op in lane.walk() if op.name in DOT_NAMES]
+    np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
+
+
 def test_each_tile_of_an_operand_is_used_twice() -> None:
     function = reduce_loops(PRODUCTS["nt", PAIRS[0]].tile_ir())
     lane = run_lane(function, arguments_of("nt", PAIRS[0], 64, 64, 64), facts=MACHINES[16])
