@@ -13,12 +13,14 @@ from sapper.codegen.pipeline import facts_of, panels_of_kernel
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.types import f16
 from sapper.ir.verifier import VerificationError, verify
+from sapper.lane.choices import choices
 from sapper.lane.interpret import LaneError, Memory, multiply_tiles, run
 from sapper.lane.ops import LANE_OPS
 from sapper.runtime.packed import pack_array
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Facts, Schedule, ScheduleError, TileUnit
+from sapper.tune.space import steps
 from tests.strategies import examples
 
 from .run_lane import run_lane, specialize
@@ -188,6 +190,23 @@ def test_a_schedule_that_asks_in_vain_is_told_why(types, k, facts, reason) -> No
     arguments = {"a": np.ones((40, k), numpy), "b": np.ones((40, k), numpy), "c": np.zeros((40, 40), result)}
     with pytest.raises(ScheduleError, match=reason):
         run_lane(function, arguments, Schedule(matrix=True), facts)
+
+
+def test_the_search_tries_vectors_and_nothing_that_only_these_know() -> None:
+    function = reduce_loops(PRODUCTS["nt", PAIRS[0]].tile_ir())
+    specialization = specialize(function, arguments_of("nt", PAIRS[0], 64, 64, 64))
+    made = choices(function, Schedule(), MACHINES[16], specialization)
+    assert made.schedule.matrix and not made.schedule.registers and not made.schedule.stage and not made.stageable
+    (step,) = steps(Schedule(), made, 32, threads=1)
+    assert step.schedule == Schedule(matrix=False)
+    assert choices(function, step.schedule, MACHINES[16], specialization).schedule.registers
+
+
+def test_a_schedule_that_speaks_of_vectors_gets_them() -> None:
+    function = reduce_loops(PRODUCTS["nt", PAIRS[0]].tile_ir())
+    arguments = arguments_of("nt", PAIRS[0], 64, 64, 64)
+    for schedule in (Schedule(registers={"m": 8}), Schedule(order=("n", "m")), Schedule(stage=("b",))):
+        assert not tiles_in(run_lane(function, arguments, schedule, MACHINES[16]))
 
 
 def test_schedules_with_matrix_are_read_back() -> None:
