@@ -42,7 +42,8 @@ class WalkChoice:
     blocked: the rows are walked once for each block of panels of the lane axis, as many as stay in the second cache.
     rows_here: staged operands of which only the rows at hand are copied, for all panels of a block. rows_ahead: loads
     of rows that are read where they lie for all panels of a block, and whose next rows are asked for meanwhile.
-    tiles: how tile registers serve the walk, if they do; the counts are then those of the tiles of sums.
+    tiles: how tile registers serve the walk, if they do; the counts are then those of the tiles of sums. few: what is
+    chosen instead, as the kernel runs, where there are fewer rows than `fewest`.
     run: neighbours along the lane axis that a lane takes together (runs.py).
     """
 
@@ -62,6 +63,8 @@ class WalkChoice:
     rows_ahead: list[Op] = field(default_factory=list)
     tiles: TileWalk | None = None
     run: int = 1
+    few: WalkChoice | None = None
+    fewest: int = 0
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.

@@ -24,7 +24,7 @@ from .packed import DOT2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_lo
 from .prefetches import FEW_ROWS
 from .slots import PAIR
 from .state import Access, Capacity, Open, Scalar, element_bytes
-from .tile_registers import ACROSS, TileWalk, is_worth
+from .tile_registers import ACROSS, TileWalk, fewest_rows, is_worth
 from .tile_registers import fit as fit_tiles
 from .walk import WalkLowering
 
@@ -217,8 +217,17 @@ class Model(WalkLowering):
                 lane = self._lane(walk, free, contraction)
         by_hand = self._micro_kernel(walk, lane)
         tiles = self._tiles(walk, lane) if by_hand is None else None
-        if tiles is not None:
-            return self._choose_tiles(walk, tiles)
+        if tiles is None:
+            return self._choose_vectors(walk, loops, lane, contraction, by_hand)
+        choice = self._choose_tiles(walk, tiles)
+        if self._may_be_few(walk, tiles):
+            choice.few = self._choose_vectors(walk, loops, lane, contraction, None)
+            choice.fewest = fewest_rows(self, tiles)
+        return choice
+
+    def _choose_vectors(self, walk: Walk, loops: list[str], lane: str | None, contraction: bool,
+                        by_hand: Fit | None) -> WalkChoice:
+        panels = self._panels(walk)
         packing = self._packing(walk, lane) if by_hand is None or by_hand.piece.elements > 1 else None
         if panels and {1 if packing is None else packing.dot.elements} != {p.elements for p in panels.values()}:
             packing = None if all(p.elements == 1 for p in panels.values()) else self._refuse_panels(panels)
@@ -287,6 +296,12 @@ class Model(WalkLowering):
         products = [tuple(v.type.dtype.name for v in op.operands) for op in self.function.walk()  # type: ignore[union-attr]
                     if op.name == "contract" and axis in axes_of(op.result)]
         return ACROSS * unit.size if any(product in unit.products for product in products) else 0
+
+    def _may_be_few(self, walk: Walk, found: TileWalk) -> bool:
+        """Whether a walk on tile registers has code for fewer rows besides, as many as its class of extents has too."""
+        rows = self.open[found.rows]
+        typical = not isinstance(rows.extent, int) and rows.hint <= FEW_ROWS and rows.divisor < FEW_ROWS
+        return typical and not self.schedule.matrix and all(isinstance(root, Op) for root in walk.after)
 
     def _results_lie_along(self, walk: Walk, axis: str) -> bool:
         stores = [self.access(root) for root in walk.after if isinstance(root, Op)]

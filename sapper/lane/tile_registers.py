@@ -39,8 +39,8 @@ ACROSS = 2
 """Tiles of sums in each direction: each operand's tile is then used twice for each time that it is loaded. Four tiles
 of sums, two of either operand: all that there are where there are eight."""
 
-FEWEST_ROWS, FEWEST_PACKED_ROWS = 16, 6
-"""Typical rows from which tiles are worth it: where panels have to be made, and where the operand came in panels. Fewer
+FEWEST_ROWS, FEWEST_PACKED_ROWS = 8, 6
+"""Rows from which tiles are worth it: where panels have to be made, and where the operand came in panels. Fewer
 take as long as a whole tile, for which the panels come from memory no faster."""
 
 FINISHED_ROWS = 4
@@ -113,10 +113,15 @@ def is_worth(model: Model, found: TileWalk) -> bool:
     """Whether tiles take less time than packed dot products, typically."""
     unit = model.facts.tiles
     assert unit is not None
-    packed = all(model.panels_of(op) is not None for op in found.rights)
-    least = {found.rows: FEWEST_PACKED_ROWS if packed else FEWEST_ROWS,
-             found.columns: model.lanes, found.depth: unit.size * found.dot.elements}
+    least = {found.rows: fewest_rows(model, found), found.columns: model.lanes,
+             found.depth: unit.size * found.dot.elements}
     return all(model.extent_hint(axis) >= extent for axis, extent in least.items())
+
+
+def fewest_rows(model: Model, found: TileWalk) -> int:
+    """Rows from which tiles are worth it."""
+    packed = all(model.panels_of(op) is not None for op in found.rights)
+    return FEWEST_PACKED_ROWS if packed else FEWEST_ROWS
 
 
 def _dtype(value: Value) -> DType:

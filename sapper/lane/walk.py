@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import gcd
 
-from ..ir.nodes import Op, Value
-from ..ir.types import MASK
+from ..ir.nodes import Block, Op, Value
+from ..ir.types import MASK, S64
 from ..tile.plan import Walk
 from .axis_loops import Carried, WalkChoice
 from .prefetches import FEW_ROWS
@@ -41,11 +41,32 @@ class WalkLowering(Reductions):
 
     def walk(self, walk: Walk) -> None:
         choice = self.choose(walk)
-        if choice.tiles is not None:
+        if choice.few is not None:
+            self._walk_few(walk, choice, choice.few)
+        elif choice.tiles is not None:
             emit_walk(self, walk, choice)
-            return
-        with self.packed(choice.packing):
-            self._walk(walk, choice)
+        else:
+            with self.packed(choice.packing):
+                self._walk(walk, choice)
+
+    def _walk_few(self, walk: Walk, choice: WalkChoice, few: WalkChoice) -> None:
+        """Both ways of a walk that stores all that it makes: on vectors where fewer rows than are worth tiles."""
+        assert choice.tiles is not None
+        rows = self.value(self.open[choice.tiles.rows].extent)
+        are_few = self.emit(self.depth_of(rows), "s_cmp", [rows, self.value(choice.fewest)], S64, cond="lt")
+        on_vectors, on_tiles = Block(), Block()
+        self.enter(on_vectors)
+        kept, self.stage_memory = self.stage_memory, {}     # of other sizes
+        with self.packed(few.packing):
+            self._walk(walk, few)
+        self.stage_memory = kept
+        self.effect("yield", [])
+        self.leave()
+        self.enter(on_tiles)
+        emit_walk(self, walk, choice)
+        self.effect("yield", [])
+        self.leave()
+        self.finish(Op("if", [are_few], (), {}, [on_vectors, on_tiles], self.location))
 
     def _walk(self, walk: Walk, choice: WalkChoice) -> None:
         self.paired, self.lane_run = self.paired_axes(walk), choice.run

@@ -13,12 +13,14 @@ from sapper.codegen.pipeline import facts_of, panels_of_kernel
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.types import f16
 from sapper.ir.verifier import VerificationError, verify
+from sapper.lane.choices import choices
 from sapper.lane.interpret import LaneError, Memory, multiply_tiles, run
 from sapper.lane.ops import LANE_OPS
 from sapper.runtime.packed import pack_array
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Facts, Schedule, ScheduleError, TileUnit
+from sapper.tune.space import steps
 from tests.strategies import examples
 
 from .run_lane import run_lane, specialize
@@ -58,6 +60,20 @@ def test_the_model_takes_tiles_for_many_rows(types) -> None:
         assert bool(tiles_in(lane)) == (m == 64)
         assert not tiles_in(run_lane(function, arguments, Schedule(matrix=False), MACHINES[16]))
         np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
+
+
+@pytest.mark.parametrize("m", [1, 5, 6, 7, 8, 20])
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("types", [(bf16, bf16, f32), (i8, i8, i32)], ids=lambda t: t[0].name)
+def test_a_class_of_few_rows_has_code_for_fewer(m, packs, types) -> None:
+    """Which runs, the number of rows says, and not a typical one; the sums are the same."""
+    kernel, target = PRODUCTS["nt", types], TARGETS["sapphirerapids"]
+    arguments = arguments_of("nt", types, m, 70, 128)
+    packed = {"b": pack_array(arguments["b"], types[1], panels_of_kernel(kernel, "b", target))} if packs else None
+    lane = run_lane(reduce_loops(kernel.tile_ir()), arguments, None, facts_of(target),
+                    specialize(kernel.tile_ir(), arguments, {"M": 8, "N": 512, "K": 512}), packed=packed)
+    assert tiles_in(lane) and [op for op in lane.walk() if op.name in DOT_NAMES]
+    np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
 
 
 def test_each_tile_of_an_operand_is_used_twice() -> None:
@@ -174,6 +190,23 @@ def test_a_schedule_that_asks_in_vain_is_told_why(types, k, facts, reason) -> No
     arguments = {"a": np.ones((40, k), numpy), "b": np.ones((40, k), numpy), "c": np.zeros((40, 40), result)}
     with pytest.raises(ScheduleError, match=reason):
         run_lane(function, arguments, Schedule(matrix=True), facts)
+
+
+def test_the_search_tries_vectors_and_nothing_that_only_these_know() -> None:
+    function = reduce_loops(PRODUCTS["nt", PAIRS[0]].tile_ir())
+    specialization = specialize(function, arguments_of("nt", PAIRS[0], 64, 64, 64))
+    made = choices(function, Schedule(), MACHINES[16], specialization)
+    assert made.schedule.matrix and not made.schedule.registers and not made.schedule.stage and not made.stageable
+    (step,) = steps(Schedule(), made, 32, threads=1)
+    assert step.schedule == Schedule(matrix=False)
+    assert choices(function, step.schedule, MACHINES[16], specialization).schedule.registers
+
+
+def test_a_schedule_that_speaks_of_vectors_gets_them() -> None:
+    function = reduce_loops(PRODUCTS["nt", PAIRS[0]].tile_ir())
+    arguments = arguments_of("nt", PAIRS[0], 64, 64, 64)
+    for schedule in (Schedule(registers={"m": 8}), Schedule(order=("n", "m")), Schedule(stage=("b",))):
+        assert not tiles_in(run_lane(function, arguments, schedule, MACHINES[16]))
 
 
 def test_schedules_with_matrix_are_read_back() -> None:
