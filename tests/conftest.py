@@ -51,12 +51,19 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A cache for this run of the suite, which all its processes share: entries are found by what they were made of."""
+    base = tmp_path_factory.getbasetemp()
+    return str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-cache")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The directory of the tests' caches. What fixtures of a whole module compile goes to one of its own."""
+def caches(tmp_path_factory: pytest.TempPathFactory, shared_cache: str) -> Iterator[str]:
+    """The directory of the tests' own caches. What fixtures of a whole module compile goes to the shared one."""
     directory = str(tmp_path_factory.mktemp("caches"))
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("SAPPER_CACHE_DIR", os.path.join(directory, "shared"))
+        environment.setenv("SAPPER_CACHE_DIR", shared_cache)
         yield directory
 
 

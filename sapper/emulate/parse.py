@@ -365,7 +365,10 @@ class _Parser:
     def parse_registers(self) -> None:
         assert self.function is not None
         self.next()
-        type = self.next().text[1:]
+        word = self.next()
+        type = word.text[1:]
+        if not word.text.startswith(".") or type not in BITS:
+            raise ParseError(f"found {word.text!r}, expected the type of registers", word.line)
         while True:
             name = self.name()
             names = [name]

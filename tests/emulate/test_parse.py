@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sapper.emulate import EmulationError, ParseError, load
+from sapper.emulate import EmulationError, ParseError, Uninitialised, load
 from tests.strategies.malformed import mutations, refusals
 
 DATA = Path(__file__).parent / "data"
@@ -17,6 +21,7 @@ ADD = (DATA / "add.ptx").read_text(encoding="utf-8")
 @pytest.mark.parametrize(("good", "bad", "told"), [
     (".version 7.0", ".version seven", "expected a version"),
     (".reg .f32 %f<4>", ".reg .f32 %f<4000000>", "found 4000000 registers %f, expected at most"),
+    (".reg .f32 %f<4>", ".reg .lo %f<4>", "found '.lo', expected the type of registers"),
     (".reg .f32 %f<4>", ".reg .f32 <4>", "found '<', expected a name"),
     (".reg .f32 %f<4>", ".reg .f32 %f<08>", "found '08>;"),
     (".reg .f32 %f<4>", ".shared .b8 big[9999999999]", "found big of 9999999999 bytes, expected at most"),
@@ -48,3 +53,32 @@ def test_a_thousand_malformed_texts() -> None:
               "0f3f80000", "mov.u32 ", ".shared .b8 x[", " = {1, {2}}", "~")
     found = refusals(mutations(texts, pieces), load, EmulationError)
     assert 800 < len(found) < 1000
+
+
+def exchanged(text: str, count: int) -> Iterator[str]:
+    """Texts in which one word is another word of its kind: nearly half of them still parse."""
+    source = random.Random(4)
+    words = list(re.finditer(r"%\w+(?:\.\w)?|\.\w+|\w+|\S", text))
+    more = {"number": ["4294967295", "0", "1048576"], ".": [".s8", ".f64", ".u16", ".pred", ".v2", ".b128", ".shared"]}
+
+    def kind(word: str) -> str:
+        if word[0] in "%.":
+            return word[0]
+        return "number" if word[0].isdigit() else "name" if word.isidentifier() else "mark"
+
+    for _ in range(count):
+        word = source.choice(words)
+        same = [other.group() for other in words if kind(other.group()) == kind(word.group())]
+        yield text[:word.start()] + source.choice(same + more.get(kind(word.group()), [])) + text[word.end():]
+
+
+def test_wrong_programs_run_or_are_refused() -> None:
+    """What the emulator is given may do anything: what it does wrong is told as the emulator's own error."""
+    def launch(text: str) -> None:
+        x, y, z = np.ones(40, np.float32), np.ones(40, np.float32), np.zeros(40, np.float32)
+        with np.errstate(all="ignore"):
+            load(text).launch(grid=(2,), block=(32,), arguments=[x, y, Uninitialised(z), np.uint32(40)])
+
+    found = refusals(exchanged(ADD, 1000), launch, EmulationError)
+    assert 500 < len(found) < 950
+    assert sum(not isinstance(error, ParseError) for error in found) > 100, "wrong programs must be run, too"

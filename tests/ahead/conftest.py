@@ -1,0 +1,11 @@
+"""Programs of a few architectures, in many tests and in processes that these start: each kernel is compiled once."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_cache(shared_cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of an empty cache for each test."""
+    monkeypatch.setenv("SAPPER_CACHE_DIR", shared_cache)
