@@ -287,8 +287,8 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                 self._parallel(part)
             else:
                 self._on_first_worker(lambda part=part: self.block(part))  # type: ignore[misc]
-        if self.uses_tiles:
-            self.effect("tile_release", [])
+        if self.caller_tiles is not None:
+            self.effect("tile_release", [self.caller_tiles])
         if self.streaming_tensors & self.specialization.aligned:
             self.effect("fence_streaming", [])
         lowered.attributes = {"lanes": self.lanes, "slots": list(self.slots), "scratch": self.scratch_sizes,
@@ -301,7 +301,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                     (self.contractions, NO_TILE), (self.products, NO_FRAGMENTS)) for key in keys if key not in used]
         if self.warps > 1:
             lowered.attributes |= {"warps": self.warps, "near_bytes": self.near_bytes_used}
-        if self.uses_tiles:
+        if self.caller_tiles is not None:
             assert self.facts.tiles is not None
             lowered.attributes["tile"] = self.facts.tiles.size
         if self.tensor_maps:

@@ -182,9 +182,11 @@ LANE_OPS = OpTable("lane", [
                "that lie in the lanes as sapper/lane/fragments.py says; dtype of a and b: bf16 or f16. Or of i8 or u8, "
                "`right_dtype` of b: 16 x 32 by 32 x 8, c row<i32>, wrapping"),
     # Matrix registers that memory alone fills and empties. A row of a tile lies at base + row * stride + disp.
-    OpSpec("tile_configure", (0, 0), (0, 0), pure=False,
-           doc="this worker may use tiles from here on, to its tile_release"),
-    OpSpec("tile_release", (0, 0), (0, 0), pure=False, doc="this worker uses tiles no longer"),
+    OpSpec("tile_configure", (1, 1), (0, 0), pure=False,
+           doc="this worker may use tiles from here on, to its tile_release; memory at the address keeps how they were "
+               "configured before"),
+    OpSpec("tile_release", (1, 1), (0, 0), pure=False,
+           doc="tiles are configured again as they were, which memory at the address says"),
     OpSpec("tile_zero", (0, 0), pure=False, doc="a tile of zeros"),
     OpSpec("tile_load", (2, 2), optional=("disp",), pure=False, doc="base, stride -> a tile from memory"),
     OpSpec("tile_store", (3, 3), (0, 0), optional=("disp",), pure=False, doc="tile, base, stride: to memory"),

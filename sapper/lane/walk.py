@@ -17,7 +17,7 @@ from collections.abc import Callable
 from math import gcd
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import MASK, S64
+from ..ir.types import MASK, S64, u8
 from ..tile.plan import Walk
 from .axis_loops import Carried, WalkChoice
 from .prefetches import FEW_ROWS
@@ -34,10 +34,10 @@ ROLLED_ROWS = 2
 class WalkLowering(Reductions):
     """Emits walks: the loops over their outer axes, and in these staging, reductions and stores.
 
-    uses_tiles: whether the function has tile registers configured.
+    caller_tiles: where tile registers are configured, the address of scratch memory that keeps how they were before.
     """
 
-    uses_tiles = False
+    caller_tiles: Value | None = None
 
     def walk(self, walk: Walk) -> None:
         choice = self.choose(walk)
@@ -210,6 +210,7 @@ class WalkLowering(Reductions):
 
     def use_tiles(self) -> None:
         """Have the tile registers configured, once, before all that is being emitted."""
-        if not self.uses_tiles:
-            self.uses_tiles = True
-            self.levels[0].builder.block.ops.append(Op("tile_configure", [], ()))
+        if self.caller_tiles is None:
+            assert self.facts.tiles is not None
+            self.caller_tiles = self.value(self.scratch([(self.facts.tiles.kept_bytes, 1)], u8))
+            self.levels[0].builder.block.ops.append(Op("tile_configure", [self.caller_tiles], ()))

@@ -86,11 +86,12 @@ class TileUnit:
     """How contractions run on tile registers, which memory alone fills and empties.
 
     size: rows of a tile, and 32-bit slots of a row. products: names of the element types, left and right, that are
-    multiplied.
+    multiplied. kept_bytes: of memory that keeps a configuration.
     """
 
     size: int
     products: frozenset[tuple[str, str]]
+    kept_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

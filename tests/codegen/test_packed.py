@@ -16,6 +16,7 @@ from sapper.lane.interpret import Memory
 from sapper.runtime.packed import pack_array
 from sapper.targets.x86_64 import assembly
 from sapper.targets.x86_64.target import TARGETS
+from sapper.targets.x86_64.tiles import configuration
 from sapper.tile.schedule import Schedule
 from tests.lane.run_lane import argument_words, dims_of, specialize
 from tests.lane.test_packed import ORDERS, PRODUCTS, arguments_of, expected_of
@@ -51,7 +52,10 @@ def run_rows(function, arguments, target, packed=None):
     words = memory.add_array("words", np.array([scratch, each, sync, *slots], np.int64))
     registers = {Register("gpr", number): 0 for number in range(16)}    # those that the code saves hold something
     registers |= {Register(*assembly.ARGUMENTS[i]): value for i, value in enumerate((words, 0, 1))}
-    Emulator(assembly, memory, registers).run(made.machine)
+    tiles, before = Register("tilecfg", 0), np.frombuffer(configuration([(3, 20)]), np.uint8)
+    emulator = Emulator(assembly, memory, registers | {tiles: before})
+    emulator.run(made.machine)
+    np.testing.assert_array_equal(emulator.registers[tiles], before)  # what a caller configured stays
     return mnemonics
 
 

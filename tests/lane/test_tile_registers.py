@@ -30,7 +30,7 @@ M, N, K, B = dims("M N K B")
 NARROW = ("i8", "u8")
 PRODUCTS_OF_TILES = frozenset({("bf16", "bf16"), *((a, b) for a in NARROW for b in NARROW)})
 MACHINES = {lanes: Facts(lanes=lanes, vector_registers=2 * lanes, dots=DOT_NAMES, l2_bytes=512 * lanes,
-                         tiles=TileUnit(lanes, PRODUCTS_OF_TILES)) for lanes in (4, 8, 16)}
+                         tiles=TileUnit(lanes, PRODUCTS_OF_TILES, 64)) for lanes in (4, 8, 16)}
 
 
 def tiles_in(lane):
@@ -218,14 +218,15 @@ PRODUCT = """lane func @product() {lanes = 4, slots = ["a.data", "b.data", "c.da
   %a: s64 = arg {slot = 3}
   %b: s64 = arg {slot = 4}
   %c: s64 = arg {slot = 5}
+  %kept: s64 = arg {slot = 0}
   %stride: s64 = s_const {value = 16}
-  tile_configure
+  tile_configure %kept
   %zero: tile<i32> = tile_zero
   %left: tile<b32> = tile_load %a, %stride
   %right: tile<b32> = tile_load %b, %stride {disp = 0}
   %sum: tile<i32> = tile_multiply %zero, %left, %right {dtype = :i8, right_dtype = :i8}
   tile_store %sum, %c, %stride
-  tile_release
+  tile_release %kept
 }
 """
 
@@ -270,9 +271,9 @@ def test_a_product_by_hand() -> None:
 
 def test_tiles_are_used_between_configuration_and_release() -> None:
     with pytest.raises(LaneError, match="found no tile_configure before it"):
-        run_text(PRODUCT.replace("  tile_configure\n", ""))
+        run_text(PRODUCT.replace("  tile_configure %kept\n", ""))
     with pytest.raises(LaneError, match="found tiles that are configured"):
-        run_text(PRODUCT.replace("  tile_release\n", "  tile_configure\n"))
+        run_text(PRODUCT.replace("  tile_release %kept\n", "  tile_configure %kept\n"))
 
 
 @settings(max_examples=examples(20))

@@ -113,6 +113,7 @@ def register_file(vector_bits: int = 512, masks: bool = True, tiles: bool = True
             "vec": tuple(range(32 if masks else 16)),
             "mask": abi.MASK_ALLOCATABLE if masks else (),
             "tile": tuple(range(COUNTS["tile"])) if tiles else (),
+            "tilecfg": tuple(range(COUNTS["tilecfg"])) if tiles else (),  # what the caller configured
         },
         vector_bits,
     )

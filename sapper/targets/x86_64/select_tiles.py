@@ -1,8 +1,9 @@
 """Selection rules of x86-64 for tile registers (AMX): palette 1, all tiles whole.
 
 Enters and leaves as sapper/targets/x86_64/select.py says. Holds: the configuration is a constant beside the code; a
-function's tiles are released before it returns, as the System V ABI asks (AMD64 supplement, 3.2.1); no tile is copied:
-there is no instruction for it, and `tile_multiply` works in place.
+function leaves them configured as it found them, which is more than the System V ABI asks (AMD64 supplement, 3.2.1):
+llama.cpp configures them once for each thread, and dies of another's release. No tile is copied: there is no
+instruction for it, and `tile_multiply` works in place.
 Source: Intel SDM volume 2, LDTILECFG, TILELOADD, TDPBF16PS, TDPBSSD and their kin.
 """
 
@@ -24,11 +25,13 @@ def tile_configure(s: Any, op: Op) -> None:
         raise ValueError(f"function {s.function.name}: found tiles of {size} rows; expected {ROWS} on this target; "
                          "mend: lower for it")
     whole = configuration([(ROWS, ROW_BYTES)] * TILES)
+    s.emit("sttilecfg", s.memory(s.scalar(op.operands[0])))
     s.emit("ldtilecfg", s.memory(None, label=s.constant_label(CONFIGURATION_BYTES, whole)))
 
 
 def tile_release(s: Any, op: Op) -> None:
-    s.emit("tilerelease")
+    """What sttilecfg wrote: if nothing was configured, palette 0, of which ldtilecfg makes that again."""
+    s.emit("ldtilecfg", s.memory(s.scalar(op.operands[0])))
 
 
 def tile_zero(s: Any, op: Op) -> None:

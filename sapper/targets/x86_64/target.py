@@ -90,11 +90,12 @@ class Target(NamedTuple):
     def tiles(self) -> Optional["TileUnit"]:
         """AMX, as palette 1 has it: eight tiles of 16 rows of 64 bytes."""
         from ...tile.schedule import TileUnit
+        from .tiles import CONFIGURATION_BYTES, ROWS
 
         products = {("bf16", "bf16")} if "amx_bf16" in self.features else set()
         if "amx_int8" in self.features:
             products |= {(left, right) for left in ("i8", "u8") for right in ("i8", "u8")}
-        return TileUnit(16, frozenset(products)) if products else None
+        return TileUnit(ROWS, frozenset(products), CONFIGURATION_BYTES) if products else None
 
     @property
     def float8_rows(self) -> int:
