@@ -52,7 +52,7 @@ KERNELS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "row-sum": (rows.make_row_sum, rows.attach_row_sum),
     "embedding": (rows.make_embedding, rows.attach_embedding),
     **{f"tiles-{name}": (lambda p=product: tiled.make_product(p),  # type: ignore[misc]
-                         lambda kernel, p=product: tiled.attach(kernel, p))  # type: ignore[misc]
+                         lambda kernel, p=product: tiled.attach(kernel, p, 64))  # type: ignore[misc]
        for name, product in (("bf16", tiled.BF16), ("i8", tiled.I8), ("u8i8", tiled.U8_I8))},
     "codebook": (codebook.make_codebook, codebook.attach),
     "f32-blocked": (lambda: make_matmul_nn(f32), lambda kernel: blocked.attach(kernel, 16)),

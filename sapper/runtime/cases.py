@@ -36,7 +36,7 @@ LARGE_VOLUME = 60_000
 _LOOP_BOUND = 8
 _JOINT = ((15, 17, 33), (29, 46, 6), (29, 66, 2))
 _BOUNDARIES = (0, 1, 2, 4, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 27, 28, 29, 31, 32, 33, 47, 48, 49)
-_UNITS = (3, 2, 5)
+_UNITS = (5, 2, 3)
 """Of what all dimensions are multiples of: where that is much, the others above are one or two of it."""
 _LARGEST_DIVISOR = 512
 _ATTEMPTS = 8

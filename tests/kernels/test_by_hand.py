@@ -68,9 +68,9 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "embedding": lambda: attached(rows.make_embedding(), rows.attach_embedding),
     "f32 in blocks of the depth": lambda: attached(make_matmul_nn(f32), blocked.attach, 16),
     "codebook": lambda: attached(codebook.make_codebook(), codebook.attach),
-    "bf16 tiles": lambda: attached(tiled.make_product(tiled.BF16), tiled.attach, tiled.BF16),
-    "i8 tiles": lambda: attached(tiled.make_product(tiled.I8), tiled.attach, tiled.I8),
-    "u8 i8 tiles": lambda: attached(tiled.make_product(tiled.U8_I8), tiled.attach, tiled.U8_I8),
+    "bf16 tiles": lambda: attached(tiled.make_product(tiled.BF16), tiled.attach, tiled.BF16, 64),
+    "i8 tiles": lambda: attached(tiled.make_product(tiled.I8), tiled.attach, tiled.I8, 64),
+    "u8 i8 tiles": lambda: attached(tiled.make_product(tiled.U8_I8), tiled.attach, tiled.U8_I8, 64),
 }
 MATMULS = ("f32 14x32", "f32 6x16", "bf16 14x32")
 
@@ -92,6 +92,8 @@ def tried(name: str) -> tuple[Any, Override, list[by_hand.Trial]]:
     known = list(by_hand.expected_cases(kernel, made.piece, runs=3))
     if name in MATMULS:
         known = known[:9] + known[9::3]
+    elif "tiles" in name:
+        known = known[9:]  # the first are all of one tile of the depth
     return kernel, made, by_hand.trials_of(kernel, made, known)
 
 
@@ -150,8 +152,7 @@ def test_the_proof_finds_the_one_value_that_differs() -> None:
 
 
 @pytest.mark.parametrize("name, every", [("f32 14x32", 97), ("bf16 14x32", 83), ("f32 6x16", 43), ("row sum", 7),
-                                         ("embedding", 1), ("codebook", 2), ("bf16 tiles", 19), ("i8 tiles", 23),
-                                         ("u8 i8 tiles", 29)])
+                                         ("embedding", 1), ("codebook", 2), ("bf16 tiles", 19), ("i8 tiles", 19)])
 def test_planted_errors_are_found(name: str, every: int) -> None:
     """A sample of all mutants, evenly over the text."""
     kernel, made, trials = tried(name)
