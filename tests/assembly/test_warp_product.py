@@ -91,11 +91,20 @@ def test_what_it_does_not_take(kernel: Any, block: str, reason: str) -> None:
 
 
 def test_it_serves_f32_that_is_split_into_parts_of_bf16() -> None:
-    assert compiled(product_of(f32), "sm_80", "serpentine_2x2").pieces == ("ptx:serpentine_2x2",)
+    """A warp has one block of rows there."""
+    def one_row(t: Fragments) -> None:
+        for j in range(2):
+            MMA(t.sums[0][j], t.left[0], t.right[j], t.sums[0][j])
+
+    ptx.product("one_row", rows=1, columns=2, dtype="bf16", features="sm_80")(one_row)
+    try:
+        assert compiled(product_of(f32), "sm_80", "one_row").pieces == ("ptx:one_row",)
+    finally:
+        del PRODUCTS["ptx:one_row"]
 
 
 def test_explain_and_port_name_it(capsys: pytest.CaptureFixture[str]) -> None:
-    named = ["matmul_nn_bf16", "--target", "sm_80", "--schedule", '{"assembly": ["serpentine_2x2"]}']
+    named = ["matmul_nn_bf16_bf16", "--target", "sm_80", "--schedule", '{"assembly": ["serpentine_2x2"]}']
     for command in ("explain", "port"):
         assert main([command, *named]) == 0
         assert "by hand: serpentine_2x2 (sm_80)" in capsys.readouterr().out
