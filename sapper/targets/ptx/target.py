@@ -25,7 +25,8 @@ class Target:
     arithmetic: as many again go to addresses of 64 bits, and ptxas then spills none. shared_bytes: most that a block
     may have. l1_bytes: data cache of an SM; l2_bytes: of the chip. fma_latency: cycles from one fused multiply-add to
     one that needs it. byte_dtypes: of elements of 8 bits that mma.sync takes; `matrix` has its tiles, whose sums fit
-    the registers and whose stages fit shared memory. matrix_group: wgmma, where there is one, likewise.
+    the registers and whose stages fit shared memory. chain_registers: see MatrixUnit; with more ptxas spills on some
+    levels. matrix_group: wgmma, where there is one, likewise.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Target:
     fma_latency: int = 4
     fma_per_cycle: float = 1.0
     byte_dtypes: tuple[str, ...] = ("i8", "u8")
+    chain_registers: int = 144
     dots: frozenset[str] = frozenset()
     """None that the model may choose: a slot in memory would have to be aligned."""
     float8_rows: int = 1
@@ -64,7 +66,8 @@ class Target:
 
     @property
     def matrix(self) -> MatrixUnit:
-        return MatrixUnit(byte_dtypes=self.byte_dtypes, workers=self.processors, near_bytes=self.shared_bytes)
+        return MatrixUnit(byte_dtypes=self.byte_dtypes, workers=self.processors, near_bytes=self.shared_bytes,
+                          chain_registers=self.chain_registers)
 
     @property
     def lanes(self) -> int:
@@ -97,11 +100,12 @@ class Target:
 _WITH_FP8 = ("i8", "u8", "f8e4m3")
 TARGETS: dict[str, Target] = {
     t.name: t for t in (
-        Target("sm_80", 108, 64, 163 * KIB, 192 * KIB, 40 * MIB),
+        Target("sm_80", 108, 64, 163 * KIB, 192 * KIB, 40 * MIB, chain_registers=160),
         Target("sm_86", 72, 48, 99 * KIB, 128 * KIB, 6 * MIB),
         Target("sm_89", 142, 48, 99 * KIB, 128 * KIB, 96 * MIB, byte_dtypes=_WITH_FP8),
-        Target("sm_90a", 132, 64, 227 * KIB, 256 * KIB, 50 * MIB, matrix_group=MatrixGroup(workers=132)),
-        Target("sm_100a", 148, 64, 227 * KIB, 256 * KIB, 126 * MIB, byte_dtypes=_WITH_FP8),
+        Target("sm_90a", 132, 64, 227 * KIB, 256 * KIB, 50 * MIB, matrix_group=MatrixGroup(workers=132),
+               chain_registers=160),
+        Target("sm_100a", 148, 64, 227 * KIB, 256 * KIB, 126 * MIB, byte_dtypes=_WITH_FP8, chain_registers=160),
         Target("sm_120a", 170, 48, 99 * KIB, 128 * KIB, 96 * MIB, byte_dtypes=_WITH_FP8),
     )
 }
