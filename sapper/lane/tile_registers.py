@@ -167,8 +167,9 @@ class _Emission:
     """The emission of one walk.
 
     size: of a tile, rows and slots; row_bytes: of its rows. across: tiles of sums beside each other, of each
-    contraction; sum_bytes: of a row of sums in memory. range: the rows. elements, slots: the depth. steps: whole tiles
-    along the depth; rest: whole slots beyond them; partial: elements beyond these.
+    contraction; sum_bytes: of a row of sums in memory. range: the rows. columns: all of them, not a block's.
+    elements, slots: the depth. steps: whole tiles along the depth; rest: whole slots beyond them; partial: elements
+    beyond these.
     """
 
     def __init__(self, low: WalkLowering, walk: Walk, choice: WalkChoice, found: TileWalk) -> None:
@@ -179,7 +180,7 @@ class _Emission:
         self.across = ACROSS // len(walk.reductions)
         self.sum_bytes = ACROSS * self.row_bytes
         self.sum_dtype = found.dot.result
-        self.range = low.open[found.rows]
+        self.range, self.columns = low.open[found.rows], low.open[found.columns]
         self.left = _Left(0, 0)
 
     def run(self) -> None:
@@ -543,6 +544,9 @@ class _Emission:
             low._roots(self.walk.after)
             return carried
 
+        block = low.open[found.columns]
+        low.open[found.columns] = self.columns      # what is kept lies where it does in all of the axis
         low.axis_loop(found.rows, FINISHED_ROWS, False, [], finish, within=rows, tails=())
+        low.open[found.columns] = block
         for op in self.walk.reductions:
             del low.buffers[op.result]

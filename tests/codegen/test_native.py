@@ -36,17 +36,18 @@ def test_library_kernel(entry) -> None:
     """The narrowest and the widest machine take turns; tests/kernels calls every kernel on this processor."""
     made: dict[str, tuple] = {}  # by specialization: shapes of one class share their code, as calls do
     for number, shape in enumerate(entry.check_shapes):
-        machine = MACHINES[-(number % 2)]
         arguments = entry.make_arguments(np.random.default_rng(number), shape)
         with np.errstate(all="ignore"):
             expected = entry.reference(arguments)
         function = entry.kernel.tile_ir()
         hints = {name: HINTS.get(extent_bound(extent), LARGE) for name, extent in dims_of(function, arguments).items()}
         specialization = specialize(function, arguments, hints)
-        key = machine + repr(specialization)
+        key = repr(specialization)
         if key not in made:
-            made[key] = compile_checked(function, specialization, TARGETS[machine])
-        run_compiled(function, *made[key], arguments, threads_of(entry.name),
+            machine = MACHINES[-(len(made) % 2)]
+            made[key] = machine, compile_checked(function, specialization, TARGETS[machine])
+        machine, compiled = made[key]
+        run_compiled(function, *compiled, arguments, threads_of(entry.name),
                      PLACEMENTS[number // 2 % 2:][:1], entry.kernel.options.get("in_place", ()))
         wrong = entry.compare(arguments, expected)
         assert wrong is None, (machine, shape, wrong)

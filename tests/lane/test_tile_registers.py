@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper import Tensor, bf16, dims, each, f32, i8, i32, kernel, tiles, zeros
+from sapper import Tensor, bf16, dims, each, f32, i8, i32, kernel, max, min, span, tiles, whole, zeros
 from sapper.codegen.pipeline import facts_of, panels_of_kernel
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.types import f16
@@ -134,6 +134,16 @@ def rounded(x: Tensor[f32, B, M, K], scale: Tensor[f32, M], w: Tensor[bf16, B, K
             out[b, m, n] = acc
 
 
+@kernel
+def centred(x: Tensor[bf16, M, K], w: Tensor[bf16, N, K], last: i32, out: Tensor[f32, M, N]):
+    """Sums that are kept while their greatest is found, for rows and columns known only as the kernel runs."""
+    m, k = whole(M), whole(K)
+    for b in each(last // 96 + 1):
+        n = whole(span(b * 96, min(b * 96 + 96, last + 1)))
+        score = x[m, k] @ w[n, k]
+        out[m, n] = score - max(score, over=m) - max(score, over=n)
+
+
 def small(random, *extents):
     return random.integers(-8, 9, extents)
 
@@ -163,6 +173,22 @@ def test_a_computed_operand_is_copied(b, m, n, k, seed) -> None:
     assert tiles_in(lane)
     x = (arguments["x"] * arguments["scale"][:, None]).astype(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(arguments["out"], x @ arguments["w"].astype(np.float32))
+
+
+@pytest.mark.parametrize("lanes", [4, 16])
+@pytest.mark.parametrize(("m", "n", "k"), [(40, 96, 32), (33, 150, 21), (70, 193, 40)])
+def test_sums_that_are_kept(m, n, k, lanes) -> None:
+    """They lie in scratch memory of the whole axis, whatever block of panels they come from."""
+    random = np.random.default_rng(n)
+    x, w = (small(random, extent, k).astype(ml_dtypes.bfloat16) for extent in (m, n))
+    arguments = {"x": x, "w": w, "last": n - 1, "out": np.zeros((m, n), np.float32)}
+    lane = run_lane(reduce_loops(centred.tile_ir()), arguments, Schedule(matrix=True), MACHINES[lanes])
+    assert tiles_in(lane)
+    score = x.astype(np.float32) @ w.astype(np.float32).T
+    for start in range(0, n, 96):
+        part = score[:, start : start + 96]
+        wanted = part - part.max(0) - part.max(1, keepdims=True)
+        np.testing.assert_array_equal(arguments["out"][:, start : start + 96], wanted)
 
 
 def test_nothing_that_is_not_a_number_comes_from_beyond_the_depth() -> None:

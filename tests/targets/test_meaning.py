@@ -135,7 +135,7 @@ def test_tiles_of_shapes_that_do_not_fit_trap() -> None:
     square = np.zeros((16, 64), np.uint8)
     for shapes in ((16, 64, 8, 64), (16, 60, 16, 64), (8, 64, 16, 64), (16, 62, 16, 62)):
         a, b = np.zeros(shapes[:2], np.uint8), np.zeros(shapes[2:], np.uint8)
-        with pytest.raises(OverflowError, match="traps; expected M x 4N, M x 4K and K x 4N"):
+        with pytest.raises(OverflowError, match="traps; expected tiles of M x 4N, M x 4K and K x 4N"):
             execute(ROWS["tdpbssd"], [square, a, b], (False,) * 3, implicit=(None,))
 
 
