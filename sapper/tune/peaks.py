@@ -4,9 +4,8 @@ Enters: a number of workers. Leaves: `Peaks`, once measured kept for the process
 that our own stations compile; each figure is the best of several runs, as anything else on the machine only slows one.
 
 The arithmetic loop keeps CHAINS independent accumulators, which is enough for any target's latency, and touches no
-memory; that of products of tiles is by hand (tile_peaks.py). The reading loop adds up a buffer again and again. A copy
-counts the bytes that it reads and those that it writes. Buffers lie on huge pages, and each worker has a part of its
-own.
+memory; neither does that of products of tiles. The reading loop adds up a buffer again and again. A copy counts the
+bytes that it reads and those that it writes. Buffers lie on huge pages, and each worker has a part of its own.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ..assembly.build import Assembly
 from ..ir.nodes import Block, Builder, Function, Value
-from ..ir.types import ROW_B32, ROW_F32, ROW_I32, S64, RowType, f32, i32
-from .tile_peaks import SLOTS, SUMS, TILE_BYTES, operations, tile_program
+from ..ir.types import ROW_B32, ROW_F32, ROW_I32, S64, RowType, TileRegisterType, b32, bf16, f32, i8, i32, u8
+from ..tile.schedule import TileUnit
 
 KIB, MIB = 1 << 10, 1 << 20
 CHAINS = 12
@@ -39,6 +37,11 @@ SAMPLES = 8
 
 FLOPS = {"fma": 2, "dot2_bf16": 4, "dot4_u8i8": 8}
 """Operations of each 32-bit lane: a multiplication and an addition for every product."""
+
+SUMS = 4
+"""Tiles that products are added to in turn: enough for the latency of one."""
+TILE_PRODUCTS = {"tdpbf16ps": (bf16, bf16, f32, 0x3F803F80), "tdpbusd": (u8, i8, i32, 0x01010101)}
+"""Instruction -> types of both operands and of the sums, and the slot in which each element of an operand is 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,25 +94,19 @@ class Peaks:
 class Probe:
     """A lane program, compiled and loaded, with its arguments, for `threads` workers.
 
-    function: the program, or one by hand on tiles; its slots are "scalar.<name>" words only. work: what one repetition
-    of all workers does, in the unit of the rate. words: of the argument block, by the scalar's name; the address of an
-    array is that array.
+    function: the program; its slots are "scalar.<name>" words only. work: what one repetition of all workers does, in
+    the unit of the rate. words: of the argument block, by the scalar's name; the address of an array is that array.
     """
 
-    def __init__(self, function: Function | Assembly, target: Any, threads: int, work: float, **words: Any) -> None:
-        from ..assembly.finish import finish
+    def __init__(self, function: Function, target: Any, threads: int, work: float, **words: Any) -> None:
         from ..codegen.compile import compile_lane
         from ..runtime.loader import load
 
         self.threads = threads
         self.work = work
-        if isinstance(function, Function):
-            code, words_of = compile_lane(function, target).bytes, function.attributes["slots"]
-        else:
-            code, words_of = finish(function, target).code, SLOTS
-        self._code = load(code)
-        self._keep = words
-        slots = [slot.removeprefix("scalar.") for slot in words_of]
+        self._code = load(compile_lane(function, target).bytes)
+        self.words = words
+        slots = [slot.removeprefix("scalar.") for slot in function.attributes["slots"]]
         values = [words.get(name, 0) for name in slots]
         self._block = (ctypes.c_int64 * (3 + len(slots)))(
             0, 0, 0, *(value if isinstance(value, int) else value.ctypes.data for value in values))
@@ -198,6 +195,41 @@ def arithmetic_program(op: str, lanes: int) -> Function:
     return program.function
 
 
+def tile_program(multiply: str, unit: TileUnit) -> Function:
+    """`repeats` rounds of products of two tiles at `data`, added to SUMS others. multiply: a key of TILE_PRODUCTS.
+
+    Each worker's sums go to its SUMS tiles at `out`; it keeps how tiles were configured in its part of `kept`.
+    """
+    program = Program(f"peak_tile_{multiply}", unit.size, "repeats", "out", "data", "kept")
+    program.function.attributes["tile"] = unit.size
+    left_dtype, right_dtype, sum_dtype, _ = TILE_PRODUCTS[multiply]
+    row_bytes = unit.size * b32.size_bytes
+    tile_bytes = unit.size * row_bytes
+
+    def mine(array: str, bytes_: int) -> Value:
+        part = program.scalar("s_mul", program.scalar("worker"), program.constant(bytes_))
+        return program.scalar("s_add", program.argument[array], part)
+
+    kept, out, stride = mine("kept", unit.kept_bytes), mine("out", SUMS * tile_bytes), program.constant(row_bytes)
+    program.builder.add("tile_configure", [kept])
+    kind = TileRegisterType(sum_dtype)
+    left, right = (program.builder.value("tile_load", [program.argument["data"], stride], TileRegisterType(b32))
+                   for _ in range(2))
+
+    def body(_counter: Value, sums: list[Value]) -> list[Value]:
+        for _ in range(2):
+            sums = [program.builder.value("tile_multiply", [total, left, right], kind, dtype=left_dtype,
+                                          right_dtype=right_dtype) for total in sums]
+        return sums
+
+    sums = program.loop(program.argument["repeats"], 1,
+                        [program.builder.value("tile_zero", [], kind) for _ in range(SUMS)], body)
+    for number, total in enumerate(sums):
+        program.builder.add("tile_store", [total, out, stride], disp=number * tile_bytes)
+    program.builder.add("tile_release", [kept])
+    return program.function
+
+
 def read_program(lanes: int) -> Function:
     """`repeats` times the sum of the worker's part of the buffer at `data`, `part_bytes` long."""
     program = Program("peak_read", lanes, "repeats", "out", "data", "part_bytes")
@@ -255,11 +287,17 @@ def arithmetic_probe(op: str, threads: int, target: Any) -> Probe:
 
 
 def tile_probe(multiply: str, threads: int, target: Any) -> Probe:
-    """Operations of products of tiles (a key of PRODUCTS) on `threads` workers."""
+    """Operations of products of tiles (a key of TILE_PRODUCTS) on `threads` workers."""
     from ..runtime.buffers import empty
 
-    out = empty(threads * SUMS * TILE_BYTES // 4)
-    return Probe(tile_program(multiply), target, threads, float(operations(multiply) * threads), out=out)
+    unit = target.tiles
+    left, _, total, ones = TILE_PRODUCTS[multiply]
+    words = unit.size * unit.size
+    data, out = empty(words, "i32"), empty(threads * SUMS * words, total.name)
+    data.fill(ones)
+    work = 2.0 * words * unit.size * (b32.bits // left.bits) * SUMS * 2 * threads
+    return Probe(tile_program(multiply, unit), target, threads, work, out=out, data=data,
+                 kept=empty(threads * unit.kept_bytes // b32.size_bytes, "i32"))
 
 
 def _part_bytes(size_bytes: int, threads: int, step_bytes: int) -> int:

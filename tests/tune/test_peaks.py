@@ -15,7 +15,6 @@ from sapper.runtime.buffers import empty
 from sapper.targets.x86_64.detect import host, host_target
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tune import peaks as module
-from sapper.tune import tile_peaks
 from sapper.tune.peaks import (
     CHAINS,
     COPY_ROWS,
@@ -24,6 +23,7 @@ from sapper.tune.peaks import (
     LEVELS,
     MIB,
     STREAMS,
+    TILE_PRODUCTS,
     Peaks,
     Probe,
     arithmetic_program,
@@ -32,6 +32,7 @@ from sapper.tune.peaks import (
     measure_peaks,
     read_probe,
     read_program,
+    tile_probe,
 )
 
 TARGET = host_target()
@@ -54,16 +55,17 @@ def test_arithmetic_is_done(op: str, target: Any, threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("multiply", tile_peaks.PRODUCTS)
+@pytest.mark.parametrize("multiply", TILE_PRODUCTS)
 def test_products_of_tiles_are_done(multiply: str, threads: int) -> None:
-    if not TARGET.has({"tdpbf16ps": "amx_bf16", "tdpbusd": "amx_int8"}[multiply]):
+    left, right, _, _ = TILE_PRODUCTS[multiply]
+    unit = TARGET.tiles
+    if unit is None or (left.name, right.name) not in unit.products:
         pytest.skip("this CPU has no such tiles")
-    out = empty(threads * tile_peaks.SUMS * tile_peaks.TILE_BYTES // 4, "f32" if multiply == "tdpbf16ps" else "i32")
-    probe = Probe(tile_peaks.tile_program(multiply), TARGET, threads, 1.0, out=out)
+    probe = tile_probe(multiply, threads, TARGET)
     probe.run(5)
-    depth = tile_peaks.ROW_BYTES // len(tile_peaks.PRODUCTS[multiply])
-    assert (out == 5 * tile_peaks.UNROLLED * depth).all()
-    assert tile_peaks.operations(multiply) * 5 * threads == 2 * out.sum()
+    sums = probe.words["out"]
+    assert (sums == 5 * 2 * unit.size * (32 // left.bits)).all()
+    assert probe.work * 5 == 2 * sums.sum(dtype=np.float64)
 
 
 def test_arithmetic_is_that_of_the_best_instruction() -> None:
