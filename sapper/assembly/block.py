@@ -22,7 +22,7 @@ from ..codegen.machine import Instruction, Label, LabelReference, Memory, Regist
 from ..codegen.print import print_function
 from ..ir.types import DTYPES, DType
 from ..lang.by_hand import PIECES
-from .build import Assembly, current, with_immediates
+from .build import Assembly, Named, current, with_immediates
 from .emulate import VECTOR_BYTES, Emulator
 from .errors import AssemblyError
 from .notation import Reg
@@ -33,7 +33,7 @@ Write = Callable[..., None]
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Named):
     """A piece on rows. write(out, *inputs, *immediates): called while an assembly is built.
 
     name: how a schedule names it. implements: the tile op that it may stand for, "" for none. features: beside those
@@ -51,14 +51,6 @@ class Block:
     no_spill: bool = False
     budget: Mapping[str, int] = field(default_factory=dict, hash=False)
     known: dict[Any, bool] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def key(self) -> str:
-        return f"{self.table.FAMILY}:{self.name}"
-
-    @property
-    def module(self) -> str:
-        return self.write.__module__
 
     def digest(self) -> str:
         """A hash of the instructions that it is made of."""

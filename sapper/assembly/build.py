@@ -330,6 +330,22 @@ class Assembly:
         self.place(end)
 
 
+class Named:
+    """A piece by hand with a name in its target's family. table: of the family. write: its author's function."""
+
+    table: Any
+    name: str
+    write: Callable[..., Any]
+
+    @property
+    def key(self) -> str:
+        return f"{self.table.FAMILY}:{self.name}"
+
+    @property
+    def module(self) -> str:
+        return self.write.__module__
+
+
 def function(table: Any, name: str, write: Any, naked: bool = False) -> Assembly:
     """An assembly that `write(assembly)` fills."""
     assembly = Assembly(name, table, naked)

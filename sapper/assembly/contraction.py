@@ -25,7 +25,7 @@ from ..codegen.print import print_function
 from ..ir.types import DTYPES, DType
 from ..lang.by_hand import CONTRACTIONS, PIECES
 from .block import renamed
-from .build import Assembly, Region
+from .build import Assembly, Named, Region
 from .emulate import VECTOR_BYTES, Emulator
 from .notation import Reg
 from .polynomial import Polynomial, Symbol
@@ -83,7 +83,7 @@ class Tile(Assembly):
 
 
 @dataclass(frozen=True)
-class Contraction:
+class Contraction(Named):
     """See lang/by_hand.py: ContractionPiece. write(tile): called while an assembly is built."""
 
     table: Any
@@ -102,14 +102,6 @@ class Contraction:
     budget: Mapping[str, int] = field(default_factory=dict, hash=False)
     _machines: dict[tuple[int, int], tuple[Tile, MachineFunction]] = field(default_factory=dict, compare=False,
                                                                           repr=False)
-
-    @property
-    def key(self) -> str:
-        return f"{self.table.FAMILY}:{self.name}"
-
-    @property
-    def module(self) -> str:
-        return self.write.__module__
 
     @property
     def elements(self) -> int:

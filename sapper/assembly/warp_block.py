@@ -18,7 +18,7 @@ import numpy as np
 from ..codegen.machine import Instruction, Label, LabelReference, Memory, VirtualRegister
 from ..ir.types import DTYPES, DType
 from ..lang.by_hand import PIECES
-from .build import current, with_immediates
+from .build import Named, current, with_immediates
 from .errors import AssemblyError, author_location
 from .notation import Reg
 from .symbolic import Lanes, NotSymbolic
@@ -73,7 +73,7 @@ class Mnemonic:
 
 
 @dataclass(frozen=True)
-class WarpBlock:
+class WarpBlock(Named):
     """One row from others, by code that each thread runs on its own elements. See block.Block, whose part it takes."""
 
     table: Any
@@ -85,14 +85,6 @@ class WarpBlock:
     implements: str = ""
     no_spill: bool = False
     budget: Mapping[str, int] = field(default_factory=dict, hash=False)
-
-    @property
-    def key(self) -> str:
-        return f"{self.table.FAMILY}:{self.name}"
-
-    @property
-    def module(self) -> str:
-        return self.write.__module__
 
     def digest(self) -> str:
         made = self.written((32,) * (1 + len(self.inputs or (0,))))

@@ -18,6 +18,7 @@ import numpy as np
 from ..codegen.machine import Instruction, VirtualRegister
 from ..ir.types import DTYPES, DType
 from ..lang.by_hand import PRODUCTS
+from .build import Named
 from .errors import AssemblyError
 from .notation import Reg
 from .warp import WarpAssembly
@@ -50,7 +51,7 @@ class Fragments(WarpAssembly):
 
 
 @dataclass(frozen=True)
-class WarpProduct:
+class WarpProduct(Named):
     """See lang/by_hand.py: ProductPiece. write(fragments): called while an assembly is built."""
 
     table: Any
@@ -62,14 +63,6 @@ class WarpProduct:
     features: frozenset[str] = frozenset()
     no_spill: bool = False
     budget: Mapping[str, int] = field(default_factory=dict, hash=False)
-
-    @property
-    def key(self) -> str:
-        return f"{self.table.FAMILY}:{self.name}"
-
-    @property
-    def module(self) -> str:
-        return self.write.__module__
 
     def digest(self) -> str:
         """A hash of its instructions, and of what it asks for."""

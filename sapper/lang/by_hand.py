@@ -62,14 +62,9 @@ class ByHand:
         return ", ".join(needs + [f"{dim} a multiple of {factor}" for dim, factor in self.divisible.items()])
 
 
-class RowPiece(Protocol):
-    """An instruction or a block that computes one row from others; made by what knows the target.
-
-    key: "family:name", by which the IRs speak of it. module: where it is written. features: those that its author
-    declares. implements: the op that a schedule may let it stand for, "": a tile op by its name; "to_bf16", the cast;
-    "sum_of_lanes" and its like, what a reduction does across the lanes of one row; "sum_of_each_row", the same of as
-    many rows as there are lanes, row i to lane i.
-    """
+class Piece(Protocol):
+    """What pieces by hand have in common. key: "family:name", by which the IRs speak of it. module: where it is
+    written. features: those that its author declares."""
 
     @property
     def name(self) -> str: ...
@@ -82,6 +77,15 @@ class RowPiece(Protocol):
 
     @property
     def features(self) -> frozenset[str]: ...
+
+
+class RowPiece(Piece, Protocol):
+    """An instruction or a block that computes one row from others; made by what knows the target.
+
+    implements: the op that a schedule may let it stand for, "": a tile op by its name; "to_bf16", the cast;
+    "sum_of_lanes" and its like, what a reduction does across the lanes of one row; "sum_of_each_row", the same of as
+    many rows as there are lanes, row i to lane i.
+    """
 
     @property
     def implements(self) -> str: ...
@@ -116,32 +120,20 @@ PIECES: dict[str, RowPiece] = {}
 """Pieces that kernels and schedules may name, by key."""
 
 
-class ContractionPiece(Protocol):
+class ContractionPiece(Piece, Protocol):
     """The inner loop of a contraction: `sums[r, n] += sum_d left[r, d] * right[d, n]` over some steps of the depth d;
     or of several with one left operand.
 
-    key: "family:name". module: where it is written. features: those that its author declares. dtype, right_dtype: of
-    the operands in memory. result: of the sums, f32, or i32 of integers, which wrap. elements: how many of an operand's
-    a step of the depth takes, which lie side by side (2 of bf16, 4 of i8). rows, vectors: the tiles that it can be
-    written for, in rows of `left` and vectors of `right`, the largest first. step: the depth that it is asked for is a
-    multiple of it. rights: how many right operands there are, each a packed panel, [depth][vectors], aligned to a
-    vector. left: how the left operand lies, "rows": where it is, each row contiguous along the depth; "columns": where
-    it is, contiguous along its rows, the depth apart; "blocks": copied, [depth / lanes][rows][lanes of the depth].
+    dtype, right_dtype: of the operands in memory. result: of the sums, f32, or i32 of integers, which wrap. elements:
+    how many of an operand's a step of the depth takes, which lie side by side (2 of bf16, 4 of i8). rows, vectors: the
+    tiles that it can be written for, in rows of `left` and vectors of `right`, the largest first. step: the depth that
+    it is asked for is a multiple of it. rights: how many right operands there are, each a packed panel,
+    [depth][vectors], aligned to a vector. left: how the left operand lies, "rows": where it is, each row contiguous
+    along the depth; "columns": where it is, contiguous along its rows, the depth apart; "blocks": copied, [depth /
+    lanes][rows][lanes of the depth].
     Where both operands are i8, or both u8, the left one is in blocks, with the highest bit of its bytes inverted, which
     makes it the other type (lane/packed.py says how the sums make up for that).
     """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def module(self) -> str: ...
-
-    @property
-    def features(self) -> frozenset[str]: ...
 
     @property
     def dtype(self) -> Any: ...
@@ -204,25 +196,13 @@ CONTRACTIONS: dict[str, ContractionPiece] = {}
 """Inner loops of contractions that schedules may name, by key."""
 
 
-class ProductPiece(Protocol):
+class ProductPiece(Piece, Protocol):
     """Products of a warp's fragments by hand: `sums[i][j] += left[i] @ right[j]` for some blocks of rows i and of
     columns j, as lane/fragments.py lays them out in registers.
 
-    key: "family:name". module: where it is written. features: those that its author declares. dtype: of the elements
-    of both operands, bf16 or f16; the sums are f32. rows, columns: how many fragments of each operand it takes.
+    dtype: of the elements of both operands, bf16 or f16; the sums are f32. rows, columns: how many fragments of each
+    operand it takes.
     """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def module(self) -> str: ...
-
-    @property
-    def features(self) -> frozenset[str]: ...
 
     @property
     def dtype(self) -> Any: ...
