@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     peers = list(dict.fromkeys(row["peer"] for row in rows if row["peer"] != "sapper"))
     heads = ["case", "dtype", "shape", "threads", "time", "rate", "of floor", *(f"{peer} / sapper" for peer in peers)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * 3 + "--:|" * (len(heads) - 3)]
-    for row in rows:
+    for at, row in enumerate(rows):
         if row["peer"] != "sapper":
             continue
-        key = [row[name] for name in ("case", "shape", "threads")]
+        # Its peers, measured in turn with it, come behind it.
+        others = {r["peer"]: r["median_s"] for r in takewhile(lambda r: r["peer"] != "sapper", rows[at + 1:])}
         cells = [row["case"], row["dtype"], row["shape"], str(row["threads"]), time_text(row["median_s"])]
         cells.append("" if row["rate"] is None or row["unit"] in ("ms", "us") else f"{row['rate']:.4g} {row['unit']}")
         cells.append("" if row["percent_of_floor"] is None else f"{row['percent_of_floor']:.0f} %")
         for peer in peers:
-            other = next((r["median_s"] for r in rows if r["peer"] == peer
-                          and [r[name] for name in ("case", "shape", "threads")] == key), None)
+            other = others.get(peer)
             cells.append(f"{other / row['median_s']:.2f}" if other and row["median_s"] else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

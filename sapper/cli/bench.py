@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import takewhile
 from typing import Any
 
 from .bench_suites import PEERS, SUITES, Row, Settings, prepare_peers, present_peers, suite_rows
@@ -118,12 +119,11 @@ def print_table(rows: Sequence[Row], console: Any) -> None:
         table.add_column(name, overflow="fold")
     for name in ("threads", "time", "rate", "of floor", *(f"vs {peer}" for peer in peers)):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
+    for at, row in enumerate(rows):
         if row.peer != "sapper":
             continue
-        key = (row.case, row.shape, row.threads)
-        others = {r.peer: r for r in rows if (r.case, r.shape, r.threads) == key and r.peer != "sapper"}
-        # Cases of two dtypes with one name do not exist; the peers' dtype may be another.
+        # Its peers, measured in turn with it, come behind it; their dtype may be another.
+        others = {r.peer: r for r in takewhile(lambda r: r.peer != "sapper", rows[at + 1:])}
         ratios = [ratio_text(row, others.get(peer)) for peer in peers]
         table.add_row(row.case, row.dtype, row.shape, str(row.threads), time_text(row.median_s), rate_text(row),
                       "" if row.percent_of_floor is None else f"{row.percent_of_floor:.0f} %", *ratios)

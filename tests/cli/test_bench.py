@@ -9,14 +9,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from sapper.cli import bench, bench_suites, bench_threads
-from sapper.cli.bench import run_bench
+from sapper.cli.bench import print_table, run_bench
 from sapper.cli.bench_compile import COMPILE_TARGETS, compile_rows
 from sapper.cli.bench_suites import Row, Settings, jobs_of, rows_of
 from sapper.kernels import library
@@ -389,3 +391,15 @@ def test_what_is_changed_in_place_is_counted_once(monkeypatch: pytest.MonkeyPatc
     (_, read, written, _), (_, once, none, _) = asked
     assert (read, written) == (2 * 4 * 16384, 4 * 16384)
     assert none == 0 and once < jobs["rope_half_split_in_place"].case.bytes
+
+
+def test_each_row_of_the_table_is_beside_the_peer_of_its_own_turn() -> None:
+    """A peer of another dtype is measured again for each dtype of ours."""
+    def row(dtype: str, peer: str, seconds: float) -> Row:
+        return Row("decode", dtype, "1", 2, peer, seconds, 1 / seconds, "tokens/s")
+
+    console = Console(file=StringIO(), width=120)
+    print_table([row("bf16", "sapper", 1.0), row("4 bit", "llama", 2.0), row("4 bit", "sapper", 1.0),
+                 row("4 bit", "llama", 3.0)], console)
+    lines = [line for line in console.file.getvalue().splitlines() if line.startswith("decode")]
+    assert ["2.00 x" in lines[0], "3.00 x" in lines[1]] == [True, True]
