@@ -55,7 +55,7 @@ KERNELS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
                          lambda kernel, p=product: tiled.attach(kernel, p, 64))  # type: ignore[misc]
        for name, product in (("bf16", tiled.BF16), ("i8", tiled.I8), ("u8i8", tiled.U8_I8))},
     "codebook": (codebook.make_codebook, codebook.attach),
-    "f32-blocked": (lambda: make_matmul_nn(f32), lambda kernel: blocked.attach(kernel, 16)),
+    "f32-blocked": (lambda: make_matmul_nn(f32), lambda kernel: blocked.attach(kernel, 32)),
 }
 MICRO_KERNELS: dict[str, tuple[Contraction, str]] = {
     "loop-f32-14x32": (contraction.f32_14x32, "zen4"),

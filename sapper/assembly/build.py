@@ -305,7 +305,7 @@ class Assembly:
         """A loop that runs while counter + step <= stop, the counter going up by step; gives the counter.
 
         After it the counter's register holds where it stopped: start another loop there for what is left (`start` may
-        be the counter itself). step: positive.
+        be the counter itself). step: positive. Where numbers say that it runs at all, it does not ask.
         """
         if step < 1:
             raise AssemblyError("loop", "a loop that does not go up", author_location(), str(step), "a positive step")
@@ -320,8 +320,9 @@ class Assembly:
         else:
             last = stop - (step - 1) if not isinstance(stop, Reg) else stop
         head, end = self.label("loop"), self.label("done")
-        emit("cmp", (counter, last), location=where)
-        emit("jge", (end,), location=where)
+        if isinstance(start, Reg) or isinstance(stop, Reg) or start + step > stop:
+            emit("cmp", (counter, last), location=where)
+            emit("jge", (end,), location=where)
         self.place(head, align)
         yield counter
         emit("add", (counter, step), location=where)

@@ -66,7 +66,7 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "bf16 14x32": lambda: attached(matmul_bf16, matmul.attach, matmul.BF16),
     "row sum": lambda: attached(rows.make_row_sum(), rows.attach_row_sum),
     "embedding": lambda: attached(rows.make_embedding(), rows.attach_embedding),
-    "f32 in blocks of the depth": lambda: attached(make_matmul_nn(f32), blocked.attach, 16),
+    "f32 in blocks of the depth": lambda: attached(make_matmul_nn(f32), blocked.attach, 32),
     "codebook": lambda: attached(codebook.make_codebook(), codebook.attach),
     "bf16 tiles": lambda: attached(tiled.make_product(tiled.BF16), tiled.attach, tiled.BF16, 64),
     "i8 tiles": lambda: attached(tiled.make_product(tiled.I8), tiled.attach, tiled.I8, 64),

@@ -7,7 +7,7 @@ taken DEPTH at a time, so that what one micro-kernel reads of b stays in the fir
 in the second while every panel of b meets them; T. Smith et al., "Anatomy of high-performance many-threaded matrix
 multiplication" (IPDPS 2014): a tile of c is asked for when its micro-kernel begins, whose sums meet it at the end.
 
-    for each block of the depth
+    for each block of the depth, and what is left
       for each panel of 32 columns (a worker's share)     pack DEPTH x 32 of b: 32 KiB
         for 14 rows at a time                             prefetch c, multiply-add over the block, add to c
 """
@@ -37,19 +37,12 @@ def _write(k: Any, block_depth: int) -> None:
     rows, columns, depth = k.extent("M"), k.extent("N"), k.extent("K")
     start, stop = _share(k, AVX512, columns)
     panel = k.scratch(4, (block_depth, (), 1), (COLUMNS, (), 1))
-    a_bytes, c_bytes, most, last, chunk = k.r64(), k.r64(), k.r64(), k.r64(), k.r64()
+    a_bytes, c_bytes, rest = k.r64(), k.r64(), k.r64()
     x86.imul(a_bytes, depth, 4)
     x86.imul(c_bytes, columns, 4)
-    x86.mov(last, 1)  # an empty depth is one block, too, in which c becomes 0
-    x86.cmp(depth, last)
-    x86.cmovg(last, depth)
-    x86.add(last, block_depth - 1)
-    with k.loop(0, last, block_depth) as block:
-        x86.mov(chunk, depth)
-        x86.sub(chunk, block)
-        x86.mov(most, block_depth)
-        x86.cmp(chunk, most)
-        x86.cmovg(chunk, most)
+
+    def steps(block: Any, chunk: Any) -> None:
+        """The steps of the depth from `block` on, so many of them, for all of this worker's panels."""
         added = _any_before(k, block)
         column = k.r64()
         x86.mov(column, start)
@@ -66,6 +59,12 @@ def _write(k: Any, block_depth: int) -> None:
                 _tile(k, AVX512.rows, a_row, panel, c_row, a_bytes, c_bytes, chunk, half, added)
             with k.loop(row, rows):
                 _tile(k, 1, a_row, panel, c_row, a_bytes, c_bytes, chunk, half, added)
+
+    with k.loop(0, depth, block_depth) as block:
+        steps(block, block_depth)
+    x86.mov(rest, depth)
+    x86.sub(rest, block)
+    steps(block, rest)  # of an empty depth, too, whose sums are 0
     x86.ret()
 
 
