@@ -224,15 +224,12 @@ def _ports(row: Row, throughput: float) -> tuple[str, ...]:
 
 
 def model_of(target: Any) -> Any:
-    """What the bounds of code for a target are worked out from: this module for Zen 4, or one of `intel_costs`.
-
-    A level takes the figures of the first core that had it: v3 Haswell's, v4 Skylake-SP's.
-    """
-    if target.name == "zen4":
+    """What the bounds of code for a target are worked out from: this module for Zen 4, or one of `intel_costs`."""
+    if target.core == "zen4":
         return modules[__name__]
     from .intel_costs import core
 
-    return core({"v3": "haswell", "v4": "skylake-avx512"}.get(target.name, target.name))
+    return core(target.core)
 
 
 def latency_of(row: Row) -> int:

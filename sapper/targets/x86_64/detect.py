@@ -186,37 +186,47 @@ def host() -> Host:
     return read_host(*_native(), request_tiles)
 
 
-_MICROARCHITECTURES: tuple[tuple[str, str, int, frozenset[int], frozenset[str]], ...] = (
-    ("graniterapids", "GenuineIntel", 6, frozenset({0xAD, 0xAE}),
-     frozenset({"avx512_fp16", "avx512_bf16", "prefetchi"})),
-    ("sapphirerapids", "GenuineIntel", 6, frozenset({0x8F, 0xCF}), frozenset({"avx512_fp16", "avx512_bf16"})),
+class Microarchitecture(NamedTuple):
+    """By what processors are known that a row of `TARGETS` describes.
+
+    models: those of the family. features: those that came with it; they tell too, where a hypervisor shows another model
+    than there is, and for models that come later. None: the models only.
+    """
+
+    target: str
+    vendor: str
+    family: int
+    models: frozenset[int]
+    features: frozenset[str] = frozenset()
+
+    def describes(self, found: Host) -> bool:
+        by_model = found.family == self.family and found.model in self.models
+        return found.vendor == self.vendor and (by_model or bool(self.features) and self.features <= found.features)
+
+
+MICROARCHITECTURES = [
+    Microarchitecture("graniterapids", "GenuineIntel", 6, frozenset({0xAD, 0xAE}),
+                      frozenset({"avx512_fp16", "avx512_bf16", "prefetchi"})),
+    Microarchitecture("sapphirerapids", "GenuineIntel", 6, frozenset({0x8F, 0xCF}),
+                      frozenset({"avx512_fp16", "avx512_bf16"})),
     # Clients of the years of Ice Lake have one FMA of 512 bits, and no row of their own.
-    ("v4", "GenuineIntel", 6, frozenset({0x66, 0x7D, 0x7E, 0x8C, 0x8D, 0xA7}), frozenset()),
-    ("icelake-server", "GenuineIntel", 6, frozenset({0x6A, 0x6C}), frozenset({"avx512_vbmi2", "avx512_vnni"})),
-    ("skylake-avx512", "GenuineIntel", 6, frozenset({0x55}), frozenset()),
-    ("haswell", "GenuineIntel", 6, frozenset({0x3C, 0x3D, 0x3F, 0x45, 0x46, 0x47, 0x4F, 0x56}), frozenset()),
-    ("zen4", "AuthenticAMD", 0x19, frozenset({*range(0x10, 0x20), *range(0x60, 0x80), *range(0xA0, 0xB0)}),
-     frozenset({"avx512_bf16"})),
-)
-"""Row, vendor, family, its models, and the features that came with it (none: its models only): newest first of each
-vendor. A hypervisor may show another model than there is, and the next ones have other numbers; what they can do tells
-(Intel 319433, table 1-1, and SDM volume 4, table 2-1; AMD 57647 and revision guides)."""
-
-
-def _named(found: Host) -> str:
-    """The CPU row that describes the host's microarchitecture best, or ""."""
-    for name, vendor, family, models, features in _MICROARCHITECTURES:
-        by_model = found.family == family and found.model in models
-        if found.vendor == vendor and (by_model or (features and features <= found.features)):
-            return name
-    return ""
+    Microarchitecture("v4", "GenuineIntel", 6, frozenset({0x66, 0x7D, 0x7E, 0x8C, 0x8D, 0xA7})),
+    Microarchitecture("icelake-server", "GenuineIntel", 6, frozenset({0x6A, 0x6C}),
+                      frozenset({"avx512_vbmi2", "avx512_vnni"})),
+    Microarchitecture("skylake-avx512", "GenuineIntel", 6, frozenset({0x55})),
+    Microarchitecture("haswell", "GenuineIntel", 6, frozenset({0x3C, 0x3D, 0x3F, 0x45, 0x46, 0x47, 0x4F, 0x56})),
+    Microarchitecture("zen4", "AuthenticAMD", 0x19, frozenset({*range(0x10, 0x20), *range(0x60, 0x80),
+                                                               *range(0xA0, 0xB0)}), frozenset({"avx512_bf16"})),
+]
+"""The first that describes a processor is taken, so the newest of each vendor come first (Intel 319433, table 1-1, and
+SDM volume 4, table 2-1; AMD 57647 and revision guides)."""
 
 
 def choose_target(found: Host) -> Target:
     """The target for a processor: the row of its microarchitecture if it has the level that the row is of, or else the
     highest level whose features are all there; with the optional features that the host has and its own cache sizes.
     Raises UnsupportedCPU below x86-64-v3."""
-    named = _named(found)
+    named = next((known.target for known in MICROARCHITECTURES if known.describes(found)), "")
     if named and (V4_FEATURES if TARGETS[named].has("avx512f") else V3_FEATURES) <= found.features:
         base = TARGETS[named]
     elif found.features >= V4_FEATURES:

@@ -237,8 +237,11 @@ _CORES = {
 
 
 def core(name: str) -> Core:
-    """The core that a target called `name` has. Raises KeyError."""
-    return _CORES[name]
+    """The core of a target, by `Target.core`. Raises KeyError that lists the known ones."""
+    found = _CORES.get(name)
+    if found is None:
+        raise KeyError(f"costs of instructions: found {name!r}; expected zen4 or one of {', '.join(_CORES)}")
+    return found
 
 
 def is_access(row: Row) -> bool:

@@ -32,6 +32,7 @@ class Target(NamedTuple):
     l1_bytes, l2_bytes: data caches of one core; l3_bytes: the share that one core sees. cache_line_bytes.
     fma_per_cycle, loads_per_cycle, stores_per_cycle: vector instructions of `vector_bits`, sustained.
     fma_latency, add_latency, load_latency: cycles (load: from L1 to a vector register).
+    core: the named CPU whose costs of instructions bound its code (costs.py, intel_costs.py).
     """
 
     name: str
@@ -50,6 +51,7 @@ class Target(NamedTuple):
     fma_latency: int
     add_latency: int
     load_latency: int
+    core: str
 
     @property
     def lanes(self) -> int:
@@ -133,28 +135,32 @@ class Target(NamedTuple):
 KIB, MIB = 1024, 1024 * 1024
 
 
-def _cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: float, loads: float, stores: float,
-         fma_latency: int, add_latency: int, load_latency: int) -> Target:
+def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: float, loads: float, stores: float,
+        fma_latency: int, add_latency: int, load_latency: int, core: str = "") -> Target:
+    """A row of `TARGETS`: caches in bytes, instructions in a cycle, latencies in cycles; see `Target`.
+
+    Width, registers and the kind of masks follow from the features. core: the CPU's own name if left out.
+    """
     wide = "avx512f" in features
     return Target(name, "x86_64", features, 512 if wide else 256, 32 if wide else 16, "opmask" if wide else "vector",
-                  l1, l2, l3, 64, fma, loads, stores, fma_latency, add_latency, load_latency)
+                  l1, l2, l3, 64, fma, loads, stores, fma_latency, add_latency, load_latency, core or name)
 
 
 _V4_ML = V4_FEATURES | {"avx512_bf16", "avx512_vnni", "avx512_vbmi"}
 
 TARGETS: dict[str, Target] = {
     t.name: t for t in (
-        # Levels: figures that are safe on any member.
-        _cpu("v3", V3_FEATURES, 32 * KIB, 256 * KIB, 2 * MIB, 2, 2, 1, 5, 4, 7),
-        _cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 1, 0.5, 4, 4, 8),
+        # Levels: figures that are safe on any member, costs of the first core that had them.
+        cpu("v3", V3_FEATURES, 32 * KIB, 256 * KIB, 2 * MIB, 2, 2, 1, 5, 4, 7, "haswell"),
+        cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 1, 0.5, 4, 4, 8, "skylake-avx512"),
         # 512-bit operations run as two halves on 256-bit pipes: two FMA pipes, two add pipes, two loads, one store.
-        _cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7),
-        _cpu("graniterapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 504 * MIB, 2, 2, 1, 4, 4, 8),
-        _cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
-        _cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 2, 1, 4,
-             4, 8),
-        _cpu("skylake-avx512", V4_FEATURES, 32 * KIB, 1 * MIB, 22 * MIB, 2, 2, 1, 4, 4, 8),
-        _cpu("haswell", V3_FEATURES, 32 * KIB, 256 * KIB, 8 * MIB, 2, 2, 1, 5, 3, 7),
+        cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7),
+        cpu("graniterapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 504 * MIB, 2, 2, 1, 4, 4, 8),
+        cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
+        cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 2, 1, 4,
+            4, 8),
+        cpu("skylake-avx512", V4_FEATURES, 32 * KIB, 1 * MIB, 22 * MIB, 2, 2, 1, 4, 4, 8),
+        cpu("haswell", V3_FEATURES, 32 * KIB, 256 * KIB, 8 * MIB, 2, 2, 1, 5, 3, 7),
     )
 }
 
