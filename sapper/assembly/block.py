@@ -180,7 +180,7 @@ class _Alone:
     """Memory of a block: what it allocates itself (constants, an unused stack)."""
 
     def __init__(self) -> None:
-        from ..lane.interpret import Memory as LaneMemory
+        from ..lane.memory import Memory as LaneMemory
 
         self._memory = LaneMemory()
         self.find = self._memory.find

@@ -317,10 +317,12 @@ class Assembly:
         if isinstance(stop, Reg) and step > 1:
             last = self.new("r64")
             emit("lea", (last, Mem(stop - (step - 1))), location=where)
+        elif isinstance(stop, Reg):
+            last = stop
         else:
-            last = stop - (step - 1) if not isinstance(stop, Reg) else stop
+            last = stop - (step - 1) if isinstance(start, Reg) else start + max(0, stop - start) // step * step
         head, end = self.label("loop"), self.label("done")
-        if isinstance(start, Reg) or isinstance(stop, Reg) or start + step > stop:
+        if isinstance(start, Reg) or isinstance(last, Reg) or start == last:
             emit("cmp", (counter, last), location=where)
             emit("jge", (end,), location=where)
         self.place(head, align)

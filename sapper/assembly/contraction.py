@@ -241,7 +241,7 @@ class _ReadOnly:
     """Memory that a micro-kernel sees: what the kernel round it may touch, to be read, and what it allocates itself."""
 
     def __init__(self, memory: Any) -> None:
-        from ..lane.interpret import Memory as LaneMemory
+        from ..lane.memory import Memory as LaneMemory
 
         self._memory, self._own = memory, LaneMemory()
         self.allocate = self._own.allocate

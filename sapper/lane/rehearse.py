@@ -29,7 +29,7 @@ import numpy as np
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import MASK, ROW_I32, ScalarType
 from . import fragments
-from .interpret import pure_function
+from .arithmetic import pure_function
 from .ops import ADDRESS_AT
 from .synchronise import bytes_of_lane
 

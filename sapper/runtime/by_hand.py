@@ -337,7 +337,7 @@ def _merged(stores: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def _interpret(made: Override, signature: Signature, binding: Binding,
                given: Mapping[str, Any], trace: Trace) -> list[tuple[str, dict[str, Any]]]:
-    from ..lane.interpret import Memory
+    from ..lane.memory import Memory
 
     memory = Memory()
     for name, value in given.items():

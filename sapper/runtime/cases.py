@@ -37,7 +37,7 @@ _LOOP_BOUND = 8
 _JOINT = ((15, 17, 33), (29, 46, 6), (29, 66, 2))
 _BOUNDARIES = (0, 1, 2, 4, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 27, 28, 29, 31, 32, 33, 47, 48, 49)
 _UNITS = (5, 2, 3)
-"""Of what all dimensions are multiples of: where that is much, the others above are one or two of it."""
+"""Of what dimensions are multiples of: where that is much, the others above are one or two of it."""
 _LARGEST_DIVISOR = 512
 _ATTEMPTS = 8
 _LAYOUTS = ("contiguous", "rows apart", "every other", "columns first", "backwards")
@@ -240,8 +240,8 @@ def boundary_cases(
     for dim in dims:
         for extent in dict.fromkeys(_round_up(n, divisible.get(dim, 1)) for n in _BOUNDARIES):
             shapes.append({d: divisible.get(d, 3) for d in dims} | {dim: extent})
-    if all(d in divisible for d in dims):
-        shapes += [{d: divisible[d] * _UNITS[(at + turn) % len(_UNITS)] for at, d in enumerate(dims)}
+    if divisible:
+        shapes += [{d: divisible.get(d, 7) * _UNITS[(at + turn) % len(_UNITS)] for at, d in enumerate(dims)}
                    for turn in range(len(_UNITS))]
     for at, shape in enumerate(shapes):
         arguments = _fitting(kernel, function, traits, [seed, at], shape)

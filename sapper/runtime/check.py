@@ -418,7 +418,8 @@ class _Checker:
 
     def interpret_lanes(self, program: Any, given: Arguments, stored: tuple[str, ...]) -> None:
         from ..codegen.pipeline import scratch_bytes
-        from ..lane.interpret import Memory, wrap64
+        from ..lane.arithmetic import wrap64
+        from ..lane.memory import Memory
 
         binding = self.signature.bind(tuple(given.values()))
         attributes = program.function.attributes

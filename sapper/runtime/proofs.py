@@ -109,7 +109,7 @@ class _Memory:
     """Buffers of which some bytes are not known: an address range has a `Lanes` beside it."""
 
     def __init__(self) -> None:
-        from ..lane.interpret import Memory
+        from ..lane.memory import Memory
 
         self._memory = Memory()
         self._hidden: list[tuple[int, Lanes]] = []

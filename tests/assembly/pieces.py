@@ -12,7 +12,7 @@ from sapper.assembly.build import Assembly, Region, function
 from sapper.assembly.emulate import Emulator
 from sapper.assembly.finish import finish
 from sapper.codegen.machine import Register
-from sapper.lane.interpret import Memory
+from sapper.lane.memory import Memory
 from sapper.targets.x86_64.target import target
 
 ZEN4 = target("zen4")

@@ -12,7 +12,7 @@ from sapper.assembly.emulate import Emulator
 from sapper.codegen.compile import compile_lane
 from sapper.codegen.machine import Register
 from sapper.codegen.pipeline import facts_of, finish_lane, panels_of_kernel, scratch_bytes, to_lane
-from sapper.lane.interpret import Memory
+from sapper.lane.memory import Memory
 from sapper.runtime.packed import pack_array
 from sapper.targets.x86_64 import assembly
 from sapper.targets.x86_64.target import TARGETS

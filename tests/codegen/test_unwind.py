@@ -20,7 +20,7 @@ from sapper.codegen.encode import encode
 from sapper.codegen.library import c_kernel, make_library
 from sapper.codegen.machine import Instruction, MachineFunction, Register
 from sapper.codegen.unwind import Frame, _word_expression, directives, frame_rows
-from sapper.lane.interpret import Memory
+from sapper.lane.memory import Memory
 from tests.assembly.pieces import ZEN4, binary, piece
 
 from . import library_kernels as source

@@ -220,7 +220,7 @@ def test_planted_errors_in_blocks_are_found(name: str) -> None:
 
 def run_block(assembly: Any, out: Any, inputs: Any, given: list[Any]) -> Any:
     from sapper.assembly.emulate import Emulator
-    from sapper.lane.interpret import Memory
+    from sapper.lane.memory import Memory
 
     held = {reg.register: row.view(np.uint8).copy() for reg, row in zip(inputs, given, strict=True)}
     emulator = Emulator(assembly.table, Memory(), held)

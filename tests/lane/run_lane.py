@@ -10,8 +10,9 @@ from sapper.codegen.pipeline import scratch_bytes
 from sapper.ir.nodes import Function
 from sapper.ir.types import TileType, f32, f64
 from sapper.ir.verifier import verify
-from sapper.lane.interpret import Memory, run
+from sapper.lane.interpret import run
 from sapper.lane.lower import lower
+from sapper.lane.memory import Memory
 from sapper.lane.ops import LANE_OPS
 from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
 

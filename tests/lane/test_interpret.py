@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from sapper.ir.text import parse_function
 from sapper.ir.verifier import verify
-from sapper.lane.interpret import LaneError, Memory, Program, bind_arguments, fma32, fma64, run
+from sapper.lane.arithmetic import fma32, fma64
+from sapper.lane.interpret import Program, bind_arguments, run
+from sapper.lane.memory import LaneError, Memory
 from sapper.lane.ops import LANE_OPS
 from tests.strategies import examples
 

@@ -184,7 +184,7 @@ def test_each_line_is_asked_for_several_times_at_a_distance(name: str, requests:
     asked: list[int] = []
 
     def record(program: interpret.Program, op: Op) -> Any:
-        address, _ = program._address(op, 0)
+        address, _ = program.address(op, 0)
         return lambda environment: asked.append(address(environment))
 
     monkeypatch.setitem(interpret._BUILDERS, "prefetch", record)

@@ -12,7 +12,8 @@ import pytest
 from sapper.ir.nodes import Block, Builder, Function, Location
 from sapper.ir.types import ROW_F32, ROW_F64, S64
 from sapper.ir.verifier import verify
-from sapper.lane.interpret import bind_arguments, pure_function, run
+from sapper.lane.arithmetic import pure_function
+from sapper.lane.interpret import bind_arguments, run
 from sapper.lane.math import EXPANDABLE, expand_math
 from sapper.lane.ops import LANE_OPS
 

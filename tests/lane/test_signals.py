@@ -9,7 +9,8 @@ import pytest
 from sapper.ir.text import parse_function
 from sapper.ir.verifier import verify
 from sapper.lane import fragments
-from sapper.lane.interpret import LaneError, bind_arguments, run
+from sapper.lane.interpret import bind_arguments, run
+from sapper.lane.memory import LaneError
 from sapper.lane.ops import LANE_OPS
 
 BF16 = ml_dtypes.bfloat16

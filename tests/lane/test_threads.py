@@ -14,7 +14,8 @@ from sapper.codegen.pipeline import to_lane
 from sapper.ir.nodes import Block, Builder, Function, Op, Value
 from sapper.ir.types import S64, RowType, f32, i64
 from sapper.kernels import find, library
-from sapper.lane.interpret import Memory, run
+from sapper.lane.interpret import run
+from sapper.lane.memory import Memory
 from sapper.lane.ranges import Ranges
 from sapper.lane.simplify import simplify
 from sapper.lane.sink import is_cheap, sink

@@ -13,8 +13,10 @@ from sapper.codegen.pipeline import facts_of, panels_of_kernel
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.types import f16
 from sapper.ir.verifier import VerificationError, verify
+from sapper.lane.arithmetic import multiply_tiles
 from sapper.lane.choices import choices
-from sapper.lane.interpret import LaneError, Memory, multiply_tiles, run
+from sapper.lane.interpret import run
+from sapper.lane.memory import LaneError, Memory
 from sapper.lane.ops import LANE_OPS
 from sapper.runtime.packed import pack_array
 from sapper.targets.x86_64.target import TARGETS

@@ -189,8 +189,8 @@ def host() -> Host:
 class Microarchitecture(NamedTuple):
     """By what processors are known that a row of `TARGETS` describes.
 
-    models: those of the family. features: those that came with it; they tell too, where a hypervisor shows another model
-    than there is, and for models that come later. None: the models only.
+    models: those of the family. features: those that came with it; they tell too, where a hypervisor shows another
+    model than there is, and for models that come later. None: the models only.
     """
 
     target: str
@@ -201,7 +201,7 @@ class Microarchitecture(NamedTuple):
 
     def describes(self, found: Host) -> bool:
         by_model = found.family == self.family and found.model in self.models
-        return found.vendor == self.vendor and (by_model or bool(self.features) and self.features <= found.features)
+        return found.vendor == self.vendor and (by_model or (bool(self.features) and self.features <= found.features))
 
 
 MICROARCHITECTURES = [

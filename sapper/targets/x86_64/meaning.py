@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...lane.interpret import fma32
+from ...lane.arithmetic import fma32
 from . import tiles
 
 Array = Any

@@ -19,7 +19,8 @@ from sapper.kernels import find
 from sapper.kernels.attention_narrow import PREFILL as KERNELS
 from sapper.kernels.attention_narrow import attention_bf16_64, attention_bf16_128
 from sapper.kernels.record import Arguments, LibraryKernel
-from sapper.lane.interpret import Memory, run
+from sapper.lane.interpret import run
+from sapper.lane.memory import Memory
 from sapper.lane.ops import LANE_OPS
 from sapper.lane.rehearse import rehearse
 from sapper.tile.ops import TILE_OPS

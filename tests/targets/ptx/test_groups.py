@@ -19,7 +19,8 @@ from sapper.ir.nodes import Function
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
 from sapper.lane import fragments
-from sapper.lane.interpret import LaneError, Memory, run
+from sapper.lane.interpret import run
+from sapper.lane.memory import LaneError, Memory
 from sapper.lane.ops import LANE_OPS
 from sapper.lane.synchronise import unsynchronised
 from sapper.tile.ops import TILE_OPS

@@ -14,7 +14,8 @@ from sapper.ir.nodes import Function
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
 from sapper.kernels import find
-from sapper.lane.interpret import Memory, run
+from sapper.lane.interpret import run
+from sapper.lane.memory import Memory
 from sapper.lane.ops import LANE_OPS
 from sapper.tile.interpret import interpret
 from sapper.tile.ops import TILE_OPS

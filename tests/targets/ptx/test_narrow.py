@@ -13,7 +13,8 @@ import sapper as sp
 from sapper import Tensor, emulate, f8e4m3, f32, targets, tiles, zeros
 from sapper.codegen.pipeline import compile_kernel, facts_of, finish_lane, to_lane
 from sapper.ir.nodes import Function
-from sapper.lane.interpret import Memory, run
+from sapper.lane.interpret import run
+from sapper.lane.memory import Memory
 from sapper.targets.ptx import assembler
 from sapper.tile.interpret import interpret
 from sapper.tile.schedule import DimClass, Schedule, Specialization

@@ -14,8 +14,9 @@ from sapper.codegen.select import SelectionError
 from sapper.ir.nodes import Block, Builder, Function, Value
 from sapper.ir.types import MASK, S64, RowType, b32, bf16, bool_, f16, f32, f64, i8, i16, i32, i64, u8
 from sapper.ir.verifier import verify
-from sapper.lane.interpret import Memory, run
+from sapper.lane.interpret import run
 from sapper.lane.math import EXPANDABLE
+from sapper.lane.memory import Memory
 from sapper.lane.ops import LANE_OPS
 from sapper.targets.ptx.rows import form
 from sapper.targets.ptx.select import RULES
