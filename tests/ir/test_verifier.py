@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from sapper.ir.lane_rules import LANE_RULES
 from sapper.ir.nodes import Builder, Function, Location
 from sapper.ir.text import parse_function
+from sapper.ir.tile_rules import TILE_RULES
 from sapper.ir.types import ROW_F32, S64, TileType, f32, index
-from sapper.ir.verifier import LANE_RULES, TILE_RULES, VerificationError, verify
+from sapper.ir.verifier import VerificationError, verify
 from sapper.lane.ops import LANE_OPS
 from sapper.tile.ops import TILE_OPS
 
