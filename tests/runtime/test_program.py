@@ -245,17 +245,20 @@ def test_a_profile_is_a_run_whose_times_add_up(threads: int) -> None:
     program = Program([(axpy, (x, factor, x, y)), (axpy, (y, 1.0, x, z)), (total, (z, out))], threads=threads)
     program(factor=3.0)
     wanted = z.copy()
-    z[:] = 0
-    start = time.perf_counter()
-    found = program.profile(factor=3.0)
-    taken = time.perf_counter() - start
-    np.testing.assert_array_equal(z, wanted)
-    assert [one.kernel for one in found] == ["axpy", "axpy", "total"]
-    assert [one.read_bytes for one in found] == [8 * size, 8 * size, 4 * size]
-    for worker in range(threads):
-        times = [one.seconds[worker] + one.wait_seconds[worker] for one in found]
-        assert all(one >= 0 for one in times) and sum(times) <= 1.2 * taken  # two clocks
-    assert sum(sum(one.seconds) for one in found) > 0.1 * taken
+    shares = []
+    for _ in range(5):  # the first compiles what takes the times, and any may be held up between two kernels
+        z[:] = 0
+        start = time.perf_counter()
+        found = program.profile(factor=3.0)
+        taken = time.perf_counter() - start
+        np.testing.assert_array_equal(z, wanted)
+        assert [one.kernel for one in found] == ["axpy", "axpy", "total"]
+        assert [one.read_bytes for one in found] == [8 * size, 8 * size, 4 * size]
+        for worker in range(threads):
+            times = [one.seconds[worker] + one.wait_seconds[worker] for one in found]
+            assert all(one >= 0 for one in times) and sum(times) <= 1.2 * taken  # two clocks
+        shares.append(sum(sum(one.seconds) for one in found) / taken)
+    assert max(shares) > 0.1
     text = table(middle([found, program.profile(), program.profile()]))
     assert "axpy" in text and "together" in text and text.count("\n") == 4
     with pytest.raises(LaunchError, match="under the interpreter"):
