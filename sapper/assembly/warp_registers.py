@@ -14,7 +14,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..codegen.compile import text_of
-from ..codegen.machine import Instruction, Label, LabelReference, MachineFunction, Memory, VirtualRegister
+from ..codegen.lives import lives
+from ..codegen.machine import Instruction, MachineFunction
 from ..codegen.outline import assembled
 from .errors import AssemblyError
 
@@ -60,66 +61,9 @@ def check_assembled(machine: MachineFunction, target: Any, name: str, no_spill: 
 
 def wanted(assembly: Any, results: Collection[Any] = ()) -> tuple[int, Any]:
     """(most registers of 32 bits that are alive at once, the instruction there). results: alive at the end."""
-    body, table = assembly.body, assembly.table
-    places = {item.name: place for place, item in enumerate(body) if isinstance(item, Label)}
-    after: list[set[Any]] = [set() for _ in body]
-    before: list[set[Any]] = [set() for _ in body]
-    changed = True
-    while changed:
-        changed = False
-        for place in range(len(body) - 1, -1, -1):
-            item = body[place]
-            live = set(results) if place + 1 == len(body) else set(before[place + 1])
-            reads: set[Any] = set()
-            writes: set[Any] = set()
-            if isinstance(item, Instruction):
-                opcode = item.row.row.opcode
-                if opcode in table.ENDS and item.mask is None:
-                    live = set()
-                for operand in item.operands:
-                    if isinstance(operand, LabelReference):
-                        live = (live if item.mask is not None else set()) | before[places[operand.name]]
-                reads, writes = _accesses(table, item)
-            start = (live - writes) | reads
-            if start != before[place] or live != after[place]:
-                before[place], after[place], changed = start, live, True
-    # A result that nobody reads still takes its register at its instruction.
-    most, where = 0, None
-    for place, item in enumerate(body):
-        if isinstance(item, Instruction):
-            written = {o for o in _registers(item) if o not in before[place]}
-            count = max(_words(before[place], table), _words(after[place] | written, table))
-            if count > most:
-                most, where = count, item
-    return most, where
-
-
-def _accesses(table: Any, item: Instruction) -> tuple[set[Any], set[Any]]:
-    """Registers that an instruction reads, and those that it gives a new value in every thread."""
-    reads: set[Any] = {item.mask}
-    writes: set[Any] = set()
-    for spec, operand in zip(table.operands_of(item.row, len(item.operands)), item.operands, strict=False):
-        for part in operand if isinstance(operand, tuple) else (operand,):
-            if isinstance(part, Memory):
-                reads.add(part.base)
-            elif isinstance(part, VirtualRegister):
-                if spec.reads:
-                    reads.add(part)
-                if spec.writes and item.mask is None:
-                    writes.add(part)
-    return reads - {None}, writes
-
-
-def _registers(item: Instruction) -> set[Any]:
-    return {part for operand in item.operands for part in (operand if isinstance(operand, tuple) else (operand,))
-            if isinstance(part, VirtualRegister)}
-
-
-def _words(registers: Collection[Any], table: Any) -> int:
-    """Registers of 32 bits; two of 16 share one."""
-    bits: int = sum(size for register in registers for kind, size in table.VIRTUAL.values()
-               if kind == register.kind and size > 1)
-    return -(-bits // 32)
+    words = lives(assembly.body, assembly.table, results).words
+    most = max(words, default=0)
+    return most, assembly.body[words.index(most)] if most else None
 
 
 def _limit(budget: Mapping[str, int], target: Any, location: Any) -> int:

@@ -281,9 +281,6 @@ def explain(
         known = ", ".join(labels) or "none, as the kernel has no loop"
         raise UsageError(f"--loop: found no loop {loop!r}; expected one of: {known}")
     if html is not None:
-        if "model" not in facts:
-            raise UsageError(f"--html: found target {facts['target']}, whose assembler gives the registers; expected "
-                             "a CPU; mend: leave out --html, or ask for --json")
         from pathlib import Path
 
         from .explain_page import page
@@ -293,7 +290,7 @@ def explain(
     if json:
         _print_json(facts)
     elif html is None:
-        (print_report if "model" in facts else print_outline)(facts, loop, everything)
+        (print_outline if "assembled" in facts else print_report)(facts, loop, everything)
     else:
         print(f"{html}: {len(facts['rows'])} instructions of {facts['name']} for {facts['target']}")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .kernels import specialise
+from .kernels import aligned_on, specialise
 
 SCHEDULED = "a schedule asks for generated code"
 FAILED = "it failed its trial"
@@ -73,7 +73,8 @@ def code_for(kernel: Any, target: Any, schedule: Any, static: dict[str, int], di
     refused |= rest.refused
     if tried and rest.pieces and not trusted(kernel, target, schedule):
         refused |= {piece.name: FAILED for piece in rest.pieces}
-        return Code(compile_kernel(kernel, target=target, schedule=schedule, by_hand=False, **facts), [], refused)
+        return Code(compile_kernel(kernel, target=target, schedule=schedule, by_hand=False, **facts,
+                                   aligned=aligned_on(target, kernel, {**static, **dims})), [], refused)
     return Code(rest.compiled, rest.pieces, refused)
 
 
@@ -96,6 +97,7 @@ def generated_code(kernel: Any, target: Any, schedule: Any, static: dict[str, in
     from ..lang.by_hand import bare_name
 
     facts = specialise(kernel, static or {}, dims or {})
+    facts["aligned"] = aligned_on(target, kernel, {**(static or {}), **(dims or {})})
     try:
         compiled = compile_kernel(kernel, target=target, schedule=schedule, **facts)
     except AssemblyError as error:

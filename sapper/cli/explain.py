@@ -37,7 +37,9 @@ def gather(
         from .explain_outline import outline_facts
 
         code = code_for(kernel, target, chosen, fixed, free)
-        return outline_facts(found, code.compiled, target) | {"static": fixed, "dims": free} | _by_hand(code)
+        why_not, arguments = arguments_for(found, fixed, free) if run else ("switched off", None)
+        return outline_facts(found, code.compiled, target, why_not, arguments) | {"static": fixed, "dims": free} \
+            | _by_hand(code)
     why_not, profile = "switched off", None
     if run:
         why_not, profile = _profile(found, target, fixed, free, chosen)
@@ -74,28 +76,37 @@ def _profile(
     found: Found, target: Any, static: Mapping[str, int], dims: Mapping[str, int], schedule: Any
 ) -> tuple[str, Any]:
     """(why there is none, the profile of a call)."""
+    from ..targets.x86_64.detect import host
+    from ..tune.profile import NotProfiled, profile
+
+    lacking = sorted(target.features - host().features)
+    why_not, arguments = arguments_for(found, static, dims, f"this CPU has no {', '.join(lacking)}" if lacking else "")
+    if why_not:
+        return why_not, None
+    try:
+        return "", profile(found.kernel, arguments, target, static, schedule)
+    except NotProfiled as error:
+        return str(error), None
+
+
+def arguments_for(found: Found, static: Mapping[str, int], dims: Mapping[str, int],
+                  otherwise: str = "") -> tuple[str, Any]:
+    """(why there are none, the arguments of a call). otherwise: why none are wanted where a shape is given."""
     import numpy
 
     from ..runtime.cases import arguments_of_shape
-    from ..targets.x86_64.detect import host
-    from ..tune.profile import NotProfiled, profile
 
     kernel, shape = found.kernel, {**dims, **static}
     missing = [d for d in kernel_dims(kernel) if d not in shape]
     if missing:
         return f"give --shape {','.join(f'{d}=...' for d in missing)} to run it", None
-    lacking = sorted(target.features - host().features)
-    if lacking:
-        return f"this CPU has no {', '.join(lacking)}", None
+    if otherwise:
+        return otherwise, None
     try:
         # The library draws better arguments, where dimensions are all that it asks for.
         if found.entry is not None and set(found.entry.check_shapes[0]) <= set(shape):
-            arguments = found.entry.make_arguments(numpy.random.default_rng(0), shape)
-        else:
-            arguments = arguments_of_shape(kernel, kernel.tile_ir(), shape)
-        return "", profile(kernel, arguments, target, static, schedule)
-    except NotProfiled as error:
-        return str(error), None
+            return "", found.entry.make_arguments(numpy.random.default_rng(0), shape)
+        return "", arguments_of_shape(kernel, kernel.tile_ir(), shape)
     except Exception as error:
         if not is_told(error):
             raise
@@ -129,6 +140,7 @@ def _facts(explanation: Any, kernel: Any) -> dict[str, Any]:
     return {
         "name": explanation.name, "target": explanation.target, "model": explanation.model,
         "code_bytes": explanation.code_bytes, "statistics": explanation.statistics, "registers": explanation.registers,
+        "kinds": explanation.kinds,
         "available": explanation.available, "pressure": explanation.pressure, "model_cycles": explanation.call_cycles(),
         "sources": sources, "rows": rows, "loops": loops,
     }
@@ -236,6 +248,8 @@ def measured_lines(facts: Mapping[str, Any]) -> list[str]:
     measured = facts["measured"]
     if "missing" in measured:
         return [f"not run: {measured['missing']}"]
+    if "emulated" in measured:
+        return emulated_lines(facts)
     shape = " ".join(f"{d}={n}" for d, n in measured["dims"].items()) or "the call"
     lines = [
         f"run here with {shape} on one thread: {time_text(measured['seconds'])} (median "
@@ -251,6 +265,20 @@ def measured_lines(facts: Mapping[str, Any]) -> list[str]:
     if "hottest" in measured:
         lines.append(f"of the model's cycles {measured['hottest_share']:.0%} are in loop {measured['hottest']}: "
                      f"at most {measured['cycles_per_pass_at_most']:.1f} cycles per pass were measured")
+    return lines
+
+
+def emulated_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What the emulator counted, in sentences."""
+    counted = facts["measured"]["emulated"]
+    shape = " ".join(f"{d}={n}" for d, n in {**facts["dims"], **facts["static"]}.items()) or "the call"
+    lines = [f"run on the emulator with {shape}: {counted['instructions']:,} instructions of warps, for which one SM "
+             f"takes at least {facts['model_cycles']:,.0f} cycles"]
+    for what, taken, least, unit in (("global memory", "global_sectors", "global_ideal", "sectors of 32 bytes"),
+                                     ("shared memory", "shared_cycles", "shared_ideal", "cycles of its banks")):
+        if counted[least]:
+            lines.append(f"{what}: {counted[taken]:,} {unit}, {counted[taken] / counted[least]:.2f} times those that "
+                         f"the bytes need")
     return lines
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,20 @@ def specialise(kernel: Any, static: dict[str, int], dims: dict[str, int]) -> dic
     classes = {d: dim_class(dims[d]) if d in dims else (LARGEST_CLASS, 1) for d in free}
     tensors = {name: "contiguous" for name, type in kernel.parameters if hasattr(type, "dims")}
     return {"static_dims": static, "unit_strides": tensors, "dim_classes": classes}
+
+
+def aligned_on(target: Any, kernel: Any, extents: Mapping[str, int]) -> frozenset[str]:
+    """Contiguous tensors of a call whose rows all start at cache lines, for `compile_kernel`: on a GPU, where every
+    allocation does (CUDA C++ Programming Guide, "Device Memory Accesses": 256 bytes), those whose rows are known to
+    have whole lines. Of a CPU's nobody knows before the call."""
+    from ..runtime.specialise import CACHE_LINE_BYTES
+
+    if not target.lanes_are_threads:
+        return frozenset()
+    found = set()
+    for name, type in kernel.parameters:
+        dims = [extents.get(d) if isinstance(d, str) else d for d in getattr(type, "dims", ())]
+        row_bytes = None if not dims or dims[-1] is None else dims[-1] * type.dtype.size_bytes
+        if len(dims) == 1 or (row_bytes is not None and not row_bytes % CACHE_LINE_BYTES):
+            found.add(name)
+    return frozenset(found)

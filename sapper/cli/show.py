@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .code import Code, code_for
-from .kernels import find_kernel, find_target, parse_extents, parse_schedule, specialise
+from .kernels import aligned_on, find_kernel, find_target, parse_extents, parse_schedule, specialise
 
 STAGES = {
     "tile": "as the front end builds it from the source",
@@ -38,8 +38,8 @@ def show_ir(
         name: DimClass(pipeline.HINTS.get(bound, pipeline.LARGE), divisor)
         for name, (bound, divisor) in given["dim_classes"].items()
     }
-    lane = pipeline.to_lane(function, parse_schedule(schedule) or Schedule(), pipeline.facts_of(target),
-                            Specialization(classes, given["unit_strides"]))
+    known = Specialization(classes, given["unit_strides"], aligned_on(target, kernel, {**fixed, **free}))
+    lane = pipeline.to_lane(function, parse_schedule(schedule) or Schedule(), pipeline.facts_of(target), known)
     if stage == "canonical":
         return print_function(function, locations)
     if stage == "lane":

@@ -95,7 +95,7 @@ class Loop:
 
 @dataclass(slots=True)
 class Explanation:
-    """A function explained. model: whose costs. registers: columns, in order. available: registers of each kind.
+    """A function explained. model: whose costs. registers, kinds: columns, in order. available: registers of each kind.
 
     pressure: the most that are wanted at one place. block_counts: how often each block ran in one call, if counted.
     block_cycles: the bound for one run of each block by itself.
@@ -108,6 +108,7 @@ class Explanation:
     rows: list[Row]
     loops: list[Loop]
     registers: list[str]
+    kinds: list[str]
     available: dict[str, int]
     pressure: dict[str, int]
     statistics: dict[str, int]
@@ -244,10 +245,11 @@ class _Explainer:
                     if kind in self.abi.registers}
         block_cycles = [self._bounds(self._places([block]), {block: 1.0})[1] for block in range(self._block_count())]
         names = [self._register_name(node) for node in columns]
+        kinds = [self.flow.kinds[self.flow.kind_of[node]] for node in columns]
         available = {kind: len(numbers) for kind, numbers in self.abi.registers.items() if numbers}
         return Explanation(
             self.function.name, self.target.name, self.costs.MODEL, encoded.code_bytes,
-            self._rows(columns, encoded.offsets), loops, names, available, pressure, statistics, block_cycles,
+            self._rows(columns, encoded.offsets), loops, names, kinds, available, pressure, statistics, block_cycles,
             self.counts)
 
     def _block_count(self) -> int:

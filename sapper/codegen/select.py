@@ -546,6 +546,7 @@ class Selector:
         return MachineFunction(self.function.name, self.body, self.constants,
                                parameters=(*FIRST_WORDS, *attributes.get("slots", [])),
                                warps=attributes.get("warps", 1), near_bytes=attributes.get("near_bytes", 0),
+                               near_buffers=tuple(tuple(b) for b in attributes.get("near_buffers", ())),
                                ordered=frozenset(self.ordered),
                                tensor_maps=tuple(attributes.get("tensor_maps", ())))
 

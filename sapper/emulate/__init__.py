@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from .counters import Counters
 from .errors import ConvergenceError, DeadlockError, EmulationError, MemoryFault, ParseError, RaceError
 from .kernel import run
 from .launch import Module, Result, Uninitialised, load
-from .machine import Counters, Options
+from .machine import Options
 from .tensor_map import TensorMap
 
 __all__ = ["ConvergenceError", "Counters", "DeadlockError", "EmulationError", "MemoryFault", "Module", "Options",

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import parse
+from .counters import Counters
 from .decode import decode
 from .errors import EmulationError
 from .inline import inline_calls
-from .machine import Counters, Machine, Options, Shape
+from .machine import Machine, Options, Shape
 from .memory import GLOBAL_BASE, SHARED_START, GlobalMemory, Memory
 from .tensor_map import TensorMap
 from .unit_memory import smallest_access

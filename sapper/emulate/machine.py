@@ -12,7 +12,7 @@ Registers are arrays over all threads; they are replaced, never changed in place
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..targets.ptx import meaning
 from ..targets.ptx.rows import BITS
 from . import parse
+from .counters import Counters, LineCounters
 from .errors import ConvergenceError, DeadlockError, EmulationError
 from .memory import Memory
 from .races import Clocks
@@ -107,28 +108,14 @@ class Shape:
 @dataclass(slots=True)
 class Options:
     """How to run. lazy: asynchronous effects land only when something waits for them. races, uninitialised: whether
-    those are looked for. step_limit: instructions of strands before the run counts as endless."""
+    those are looked for. step_limit: instructions of strands before the run counts as endless. lines: count by line of
+    the text, too (Counters.lines); what a line touches of shared memory is known while races are looked for."""
 
     lazy: bool = False
     races: bool = True
     uninitialised: bool = True
     step_limit: int = 5_000_000
-
-
-@dataclass(slots=True)
-class Counters:
-    """What was counted. instructions: executed by warps, by opcode. shared_accesses: warp instructions on shared
-    memory; shared_cycles: cycles they take with their bank conflicts, shared_ideal: without. global_accesses: warp
-    instructions on global memory; global_sectors: 32-byte sectors they touch, global_ideal: the least that their bytes
-    need."""
-
-    instructions: dict[str, int] = field(default_factory=dict)
-    shared_accesses: int = 0
-    shared_cycles: int = 0
-    shared_ideal: int = 0
-    global_accesses: int = 0
-    global_sectors: int = 0
-    global_ideal: int = 0
+    lines: bool = False
 
 
 class Machine:
@@ -291,6 +278,11 @@ class Machine:
     def line(self) -> int:
         return self.instruction.line
 
+    @property
+    def counted_line(self) -> LineCounters | None:
+        """The counters of the line that runs, where lines are counted."""
+        return self.counters.of_line(self.line) if self.options.lines else None
+
     def run(self) -> None:
         """Run all threads to their end."""
         alive = self.every[~self.exited]
@@ -302,6 +294,8 @@ class Machine:
             if count:
                 name = step.instruction.form.mnemonic
                 self.counters.instructions[name] = self.counters.instructions.get(name, 0) + count
+                if self.options.lines:
+                    self.counters.of_line(step.instruction.line).runs += count
 
     def happened(self) -> None:
         """Something that a strand may wait for."""

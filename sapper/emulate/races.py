@@ -15,7 +15,7 @@ PTX ISA, chapter "Memory Consistency Model".
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,12 @@ class Clocks:
         self.fenced[agents, agents] = moment
 
 
+class Journal(Protocol):
+    """Who is told of each access. kind: "read" or "written"."""
+
+    def note(self, kind: str, places: Array, line: int) -> None: ...
+
+
 class Shadow:
     """What is known of each granule of one memory.
 
@@ -96,6 +102,7 @@ class Shadow:
         self.dirty = np.zeros(granules, bool)
         """Written by the generic proxy, and not yet fenced for the async proxy."""
         self.any_writing = self.any_reading = self.any_dirty = False
+        self.journal: Journal | None = None
 
     def granules(self, offsets: Array, size_bytes: int) -> Array:
         first = offsets // self.granule
@@ -107,6 +114,8 @@ class Shadow:
 
     def check_read(self, places: Array, agents: Array, lanes: Array, line: int) -> None:
         """places: granules, (threads, k); agents and lanes: of the threads."""
+        if self.journal is not None:
+            self.journal.note("read", places, line)
         if self.any_writing:
             self._in_flight(self.writing, places, "read", "write", line)
         writer = self.writer[places]
@@ -126,6 +135,8 @@ class Shadow:
 
     def check_write(self, places: Array, agents: Array, lanes: Array, line: int,
                     generic: bool = True, atomic: bool = False) -> None:
+        if self.journal is not None:
+            self.journal.note("written", places, line)
         if self.any_writing:
             self._in_flight(self.writing, places, "written", "write", line)
         if self.any_reading:

@@ -165,7 +165,7 @@ def _start_copy(machine: Machine, instruction: parse.Instruction) -> Run:
             places = shadow.granules(offsets, width)
             shadow.check_write(places, machine.warp_of[every], every % WARP, instruction.line)
             shadow.mark("writing", places, instruction.line)
-        count_banks(machine, offsets, width)
+        count_banks(machine, lanes, offsets, width)
         machine.memory.shared.written_views[element][
             (offsets // element)[:, None] + np.arange(access.count)] = WRITTEN[element]
 
@@ -197,7 +197,7 @@ def _load_source(access: Access, lanes: Lanes, address: Array) -> Array:
     offsets = access.global_offsets(lanes, address)
     global_check(access, "read", lanes, offsets)
     read_check_global(access, lanes, address, offsets)
-    count_sectors(machine, offsets, access.size * access.count)
+    count_sectors(machine, lanes, offsets, access.size * access.count)
     return machine.memory.device.load(offsets, access.size, access.count)
 
 
@@ -406,17 +406,14 @@ class Engine:
 
     def global_data(self, lane: int, offsets: Array, inside: Array, size: int) -> Callable[[], Array]:
         """Bytes of global memory at arena offsets; zeros where they are not inside the tensor."""
-        machine, device = self.machine, self.machine.memory.device
+        device = self.machine.memory.device
         access = self.access(size)
         lanes, wanted = np.full(int(inside.sum()), lane), offsets[inside]
         access.global_offsets(lanes, wanted + GLOBAL_BASE)
         if len(wanted):
             global_check(access, "read", lanes, wanted)
             read_check_global(access, lanes, wanted + GLOBAL_BASE, wanted)
-        machine.counters.global_accesses += 1
-        sectors = len(np.unique(wanted // 32))
-        machine.counters.global_sectors += sectors
-        machine.counters.global_ideal += -(-len(wanted) * size // 32)
+        self.count_sectors(wanted, size)
 
         def data() -> Array:
             result = np.zeros(len(offsets), f"u{size}")
@@ -424,6 +421,11 @@ class Engine:
             return result
 
         return data
+
+    def count_sectors(self, offsets: Array, size: int) -> None:
+        """Of one copy between global and shared memory. offsets: of its elements in global memory."""
+        self.machine.counters.count_global(self.machine.counted_line, 1, len(np.unique(offsets // 32)),
+                                           -(-len(offsets) * size // 32))
 
     def store_global(self, lane: int, shared: Array, offsets: Array, inside: Array, size: int,
                      operation: tuple[str, str] | None) -> None:
@@ -446,9 +448,7 @@ class Engine:
                 kept = combine(op, type, as_type(old, type), as_type(kept, type)).view(f"u{size}")
             device.store(wanted, size, kept[None])
 
-        machine.counters.global_accesses += 1
-        machine.counters.global_sectors += len(np.unique(wanted // 32))
-        machine.counters.global_ideal += -(-len(wanted) * size // 32)
+        self.count_sectors(wanted, size)
         store = BulkStore(lane, int(groups.committed[lane]), self.instruction.line, self.places_of(shared), read, write)
         if not machine.options.lazy:
             groups.take(store)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..targets.ptx.rows import BITS
 from . import parse
+from .counters import Journal
 from .errors import EmulationError, MemoryFault
 from .machine import WARP, Lanes, Machine, Run, Wait
 from .memory import (
@@ -149,8 +150,11 @@ def shared_shadow(machine: Machine) -> Shadow:
             return f"{offset % stride - SHARED_START} (block {block})"
 
         rows = machine.shape.warps * machine.shape.cluster_blocks
-        found = Shadow(machine.memory.shared.size, smallest_access(machine)[0], rows, machine.clocks, "shared memory",
-                       where)
+        granule = smallest_access(machine)[0]
+        found = Shadow(machine.memory.shared.size, granule, rows, machine.clocks, "shared memory", where)
+        if machine.options.lines:
+            memory = machine.memory
+            found.journal = Journal(machine.counters, granule, memory.shared_stride, memory.shared_bytes)
         machine.state["shared shadow"] = found
     assert isinstance(found, Shadow)
     return found
@@ -162,7 +166,7 @@ def load_shared(access: Access, lanes: Lanes, address: Array, kind: str = "read"
     access.aligned(lanes, address)
     offsets = access.shared_offsets(lanes, address)
     read_check_shared(access, lanes, offsets, kind)
-    count_banks(machine, offsets, access.size * access.count)
+    count_banks(machine, lanes, offsets, access.size * access.count)
     return machine.memory.shared.load(offsets, access.size, access.count)
 
 
@@ -188,7 +192,7 @@ def store_shared(access: Access, lanes: Lanes, address: Array, values: Array, ki
         agents, lane = _lane_arrays(machine, lanes)
         shadow.check_write(shadow.granules(offsets, access.size * access.count), agents, lane, access.line,
                            atomic=kind == "atomic")
-    count_banks(machine, offsets, access.size * access.count)
+    count_banks(machine, lanes, offsets, access.size * access.count)
     arena = machine.memory.shared
     arena.store(offsets, access.size, values)
     if kind == "write":
@@ -221,7 +225,7 @@ def load_global(access: Access, lanes: Lanes, address: Array, kind: str = "read"
     offsets = access.global_offsets(lanes, address)
     global_check(access, kind, lanes, offsets)
     read_check_global(access, lanes, address, offsets)
-    count_sectors(machine, offsets, access.size * access.count)
+    count_sectors(machine, lanes, offsets, access.size * access.count)
     return device.load(offsets, access.size, access.count)
 
 
@@ -238,7 +242,7 @@ def store_global(access: Access, lanes: Lanes, address: Array, values: Array, ki
     access.aligned(lanes, address)
     offsets = access.global_offsets(lanes, address)
     global_check(access, kind, lanes, offsets)
-    count_sectors(machine, offsets, access.size * access.count)
+    count_sectors(machine, lanes, offsets, access.size * access.count)
     device.store(offsets, access.size, values)
     if kind == "write":
         check_same_store(access, device, lanes, address, offsets, values)
@@ -350,47 +354,43 @@ def synchronisation(machine: Machine) -> Synchronisation:
 # --- Counters -------------------------------------------------------------------------------------------------------
 
 
-def count_banks(machine: Machine, offsets: Array, width: int) -> None:
+def count_banks(machine: Machine, lanes: Lanes, offsets: Array, width: int) -> None:
     """Cycles of a shared access: lanes of a warp in groups that move 128 bytes, words of one bank one after another."""
     known = machine.state.setdefault("banks", {})
-    key = (width, (offsets - offsets[0]).tobytes(), int(offsets[0]) % 128)
+    threads = machine.lanes_of(lanes)
+    key = (width, (offsets - offsets[0]).tobytes(), int(offsets[0]) % 128, _placing(lanes, threads))
     found = known.get(key)
     if found is None:
-        found = known[key] = _bank_cycles(offsets, width)
-    counters = machine.counters
-    warps = -(-len(offsets) // WARP)
-    counters.shared_accesses += warps
-    counters.shared_cycles += found
-    counters.shared_ideal += warps * max(width // 4, 1)
+        words = max(width // 4, 1)
+        touched = [np.unique((group // 4)[:, None] + np.arange(words))
+                   for group in _groups(threads, offsets, WARP if width <= 4 else WARP * 4 // width)]
+        warps = len(_groups(threads, offsets, WARP))
+        cycles = sum(int(np.bincount(group % 32, minlength=32).max()) for group in touched)
+        found = known[key] = (warps, cycles, len(touched) if width > 4 else warps)
+    machine.counters.count_shared(machine.counted_line, *found)
 
 
-def _bank_cycles(offsets: Array, width: int) -> int:
-    lanes = WARP if width <= 4 else WARP * 4 // width
-    words = max(width // 4, 1)
-    cycles = 0
-    for start in range(0, len(offsets), lanes):
-        group = offsets[start:start + lanes]
-        touched = np.unique((group // 4)[:, None] + np.arange(words))
-        cycles += int(np.bincount(touched % 32, minlength=32).max())
-    return cycles
-
-
-def count_sectors(machine: Machine, offsets: Array, width: int) -> None:
+def count_sectors(machine: Machine, lanes: Lanes, offsets: Array, width: int) -> None:
     known = machine.state.setdefault("sectors", {})
-    key = (width, (offsets - offsets[0]).tobytes(), int(offsets[0]) % 32)
+    threads = machine.lanes_of(lanes)
+    key = (width, (offsets - offsets[0]).tobytes(), int(offsets[0]) % 32, _placing(lanes, threads))
     found = known.get(key)
     if found is None:
-        sectors = ideal = 0
-        for start in range(0, len(offsets), WARP):
-            group = offsets[start:start + WARP]
-            touched = np.unique((group[:, None] + np.arange(width)) // 32)
-            sectors += len(touched)
-            ideal += -(-len(np.unique(group)) * width // 32)
-        found = known[key] = (sectors, ideal)
-    counters = machine.counters
-    counters.global_accesses += -(-len(offsets) // WARP)
-    counters.global_sectors += found[0]
-    counters.global_ideal += found[1]
+        groups = _groups(threads, offsets, WARP)
+        sectors = sum(len(np.unique((group[:, None] + np.arange(width)) // 32)) for group in groups)
+        ideal = sum(-(-len(np.unique(group)) * width // 32) for group in groups)
+        found = known[key] = (len(groups), sectors, ideal)
+    machine.counters.count_global(machine.counted_line, *found)
+
+
+def _placing(lanes: Lanes, threads: Array) -> bytes:
+    """Which lanes of which warps these are, but for the number of the first warp."""
+    return b"" if lanes is None else (threads - threads[0] // WARP * WARP).tobytes()
+
+
+def _groups(threads: Array, offsets: Array, size: int) -> list[Array]:
+    """The offsets of each group of `size` neighbouring lanes."""
+    return np.split(offsets, np.flatnonzero(np.diff(threads // size)) + 1)
 
 
 # --- Instructions ---------------------------------------------------------------------------------------------------

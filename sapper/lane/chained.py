@@ -147,9 +147,10 @@ class Stream:
                 if self.chunks - first < PANEL_CHUNKS:
                     few = low.emit(0, "cmp", [self.chunk, low.constant(self.chunks - first, i32)], MASK, cond="lt")
                     mask = low.emit(low.depth, "mask_and", [inside, few], MASK)
-                low.effect("async_copy", [stage, self.target, here, self.offsets, mask], masked=True,
-                           source_disp=first * CHUNK_BYTES,
-                           disp=self.at + panel * self.panel_bytes + passed * fragments.ROW_BYTES)
+                with low.located(self.op):
+                    low.effect("async_copy", [stage, self.target, here, self.offsets, mask], masked=True,
+                               source_disp=first * CHUNK_BYTES,
+                               disp=self.at + panel * self.panel_bytes + passed * fragments.ROW_BYTES)
 
     def place(self, along_depth: bool) -> None:
         """Where the row of each lane lies that load_matrix takes: see Piece.place."""
@@ -346,6 +347,8 @@ class ChainLowering(GroupLowering):
         stage_bytes, end = at, self.add(self.near(), unit.chain_stages * at)
         self.sums_at = unit.chain_stages * stage_bytes
         self.near_bytes_used = max(self.near_bytes_used, self.sums_at + self.shared_sums_bytes())
+        self.name_stages([(stream.op, stream.at, stream.bytes) for stream in streams], unit.chain_stages, stage_bytes)
+        self.name_buffers([("sums", self.sums_at, self.shared_sums_bytes())])
         for stream in streams:
             stream.prepare(start)
         for found in chain.contractions.values():

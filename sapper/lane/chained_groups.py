@@ -126,6 +126,8 @@ class ChainGroupLowering(SharedRowsLowering):
         self.free_at = self.full_at + stages * SIGNAL_BYTES
         self.counters_at = self.free_at + stages * SIGNAL_BYTES
         self.near_bytes_used = self.counters_at + rest
+        self.name_stages([(stream.op, stream.at, stream.bytes) for stream in self.box_streams], stages, at)
+        self.name_signals()
         return replace(group, stages=stages)
 
     def _box_map(self, op: Op, sizes: dict[str, int]) -> int:
@@ -197,8 +199,9 @@ class ChainGroupLowering(SharedRowsLowering):
     def _copy_boxes(self, chain: Chain, stream: BoxStream, target: Value, signal: Value, here: Value) -> None:
         for panel in range(stream.panels):
             at = {chain.step: here, stream.across: self.value(panel * fragments.PANEL)}
-            self.effect("tensor_copy", [target, signal, *self._coordinates_of(stream.op, at)], map=stream.map,
-                        disp=stream.at + panel * stream.panel_bytes, signal_disp=self.full_at)
+            with self.located(stream.op):
+                self.effect("tensor_copy", [target, signal, *self._coordinates_of(stream.op, at)], map=stream.map,
+                            disp=stream.at + panel * stream.panel_bytes, signal_disp=self.full_at)
 
     def _copy_rows(self, chain: Chain, stream: BoxStream, target: Value, signal: Value, here: Value,
                    rest: Scalar) -> None:
@@ -210,8 +213,9 @@ class ChainGroupLowering(SharedRowsLowering):
         place = self.value(self.add(target, self.mul(row, fragments.ROW_BYTES)))
         for panel in range(stream.panels):
             at = {chain.step: mine, stream.across: self.value(panel * fragments.PANEL)}
-            self.effect("tensor_copy", [place, signal, *self._coordinates_of(stream.op, at)], map=stream.row_map,
-                        disp=stream.at + panel * stream.panel_bytes, signal_disp=self.full_at)
+            with self.located(stream.op):
+                self.effect("tensor_copy", [place, signal, *self._coordinates_of(stream.op, at)], map=stream.row_map,
+                            disp=stream.at + panel * stream.panel_bytes, signal_disp=self.full_at)
         self.effect("yield", [])
         self.leave()
         self.finish(Op("loop", [self.value(0), self.value(self.step)], (), {"step": 1, "label": "row"}, [block],

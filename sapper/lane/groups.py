@@ -260,7 +260,15 @@ class GroupLowering(MatrixLowering):
         self.free_at = self.full_at + group.stages * SIGNAL_BYTES
         self.counters_at = self.free_at + group.stages * SIGNAL_BYTES
         self.near_bytes_used = self.counters_at + self.warps * COUNTER_BYTES
+        self.name_stages([(piece.op, piece.at, piece.bytes) for piece in self.pieces], group.stages, self.stage_bytes)
+        self.name_buffers([("sums", self.sums_at, self.full_at - self.sums_at)])
+        self.name_signals()
         return group
+
+    def name_signals(self) -> None:
+        self.name_buffers([("full", self.full_at, self.free_at - self.full_at),
+                           ("free", self.free_at, self.counters_at - self.free_at),
+                           ("counters", self.counters_at, self.near_bytes_used - self.counters_at)])
 
     def _sums_bytes(self) -> int:
         """Near memory of a warp for a piece of the sums of all contractions."""
@@ -369,9 +377,10 @@ class GroupLowering(MatrixLowering):
                 for panel in range(panels):
                     at = {**starts, found.depth: here}
                     at[operand.outer] = self.value(self.add(at[operand.outer], panel * PANEL))
-                    self.effect("tensor_copy", [target, signal, *self._coordinates_of(operand.op, at)],
-                                map=operand.map, disp=operand.at + panel * operand.panel_bytes,
-                                signal_disp=self.full_at)
+                    with self.located(operand.op):
+                        self.effect("tensor_copy", [target, signal, *self._coordinates_of(operand.op, at)],
+                                    map=operand.map, disp=operand.at + panel * operand.panel_bytes,
+                                    signal_disp=self.full_at)
             return [self.value(following)]
 
         return self._depth_loop(found, [counter], body)[0]

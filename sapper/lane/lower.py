@@ -300,7 +300,8 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                 [key, self.refused.get(key, reason)] for keys, reason in (
                     (self.contractions, NO_TILE), (self.products, NO_FRAGMENTS)) for key in keys if key not in used]
         if self.warps > 1:
-            lowered.attributes |= {"warps": self.warps, "near_bytes": self.near_bytes_used}
+            lowered.attributes |= {"warps": self.warps, "near_bytes": self.near_bytes_used,
+                                   "near_buffers": [list(found) for found in self.near_buffers]}
         if self.caller_tiles is not None:
             assert self.facts.tiles is not None
             lowered.attributes["tile"] = self.facts.tiles.size

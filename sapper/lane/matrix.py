@@ -18,7 +18,7 @@ are never stored; the depth past the edge is zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 from typing import NamedTuple
@@ -155,8 +155,9 @@ class Piece:
             left = low.sub(rest, 0 if self.whole_pieces else passed)
             mask = low.emit(low.depth, "cmp", [self.first, low.row_of(left)], MASK, cond="lt")
             here = low.value(low.add(start, low.mul(self.stride, passed)))
-            low.effect("async_copy", [stage, self.target, here, offsets, mask], masked=True, source_disp=0,
-                       disp=self.at + number * self.rows_of_pass * self.row_bytes)
+            with low.located(self.op):
+                low.effect("async_copy", [stage, self.target, here, offsets, mask], masked=True, source_disp=0,
+                           disp=self.at + number * self.rows_of_pass * self.row_bytes)
 
     # To registers.
 
@@ -202,10 +203,14 @@ class Piece:
 
 
 class MatrixLowering(Model):
-    """Finds walks for the matrix instructions and emits them. warps: of a worker, 1 if there is no such walk."""
+    """Finds walks for the matrix instructions and emits them. warps: of a worker, 1 if there is no such walk.
+
+    near_buffers: what lies in near memory, as (name, first byte, bytes); they overlap where one has the place of
+    another that is no longer wanted."""
 
     warps = 1
     near_bytes_used = 0
+    near_buffers: tuple[tuple[str, int, int], ...] = ()
     matrix_walk: MatrixWalk | None = None
 
     def find_matrix_walk(self) -> None:
@@ -219,6 +224,15 @@ class MatrixLowering(Model):
                 walk, SPLIT_DTYPES, False, plain=True, split=True)
             if self.matrix_walk is not None:
                 self.warps = unit.warps[0] * unit.warps[1]
+
+    def name_stages(self, pieces: Sequence[tuple[Op, int, int]], stages: int, stage_bytes: int) -> None:
+        """Note the buffers of operands, as (its load, first byte in a stage, bytes)."""
+        self.name_buffers((f"{op.operands[0].name} {stage}", stage * stage_bytes + at, size)
+                          for stage in range(stages) for op, at, size in pieces)
+
+    def name_buffers(self, buffers: Iterable[tuple[str, int, int]]) -> None:
+        """Note buffers of near memory, those without a byte left out."""
+        self.near_buffers = tuple(dict.fromkeys((*self.near_buffers, *(found for found in buffers if found[2]))))
 
     in_order = False
     """Whether loops that run in order stand around the walk: those of ragged groups."""
@@ -484,7 +498,8 @@ class MatrixLowering(Model):
         high, wide = self.matrix_tile()
 
         def tile(row: Value, column: Value) -> None:
-            self._tile(walk, found, unit, row, column)
+            with self.located(walk.reductions[0]):
+                self._tile(walk, found, unit, row, column)
 
         self._count(columns, wide, lambda column: self._count(rows, high, lambda row: tile(row, column)))
 
@@ -557,6 +572,8 @@ class MatrixLowering(Model):
         self.effect("sync_warps", [])
         own_bytes = warp_rows * sum_row_bytes(warp_columns) * len(right)
         self.near_bytes_used = max(self.near_bytes_used, stages * stage_bytes, own_bytes * self.warps)
+        self.name_stages([(piece.op, piece.at, piece.bytes) for piece in pieces], stages, stage_bytes)
+        self.name_buffers([("sums", 0, own_bytes * self.warps)])
         values = iter(list(loop.results)[2 + len(pieces):])
         placed = [[Sum(next(values), i * fragments.ROWS + register // 2 * 8, j * fragments.COLUMNS + register % 2)
                    for i in range(blocks[0]) for j in range(blocks[1]) for register in range(4)] for _ in right]

@@ -177,7 +177,8 @@ class Runs(Pairs):
             here.append((number, row))
             if len(here) == run:
                 operands, attributes = self.address(access, first)
-                self.effect("store_run", [*operands, *(held for _, held in here)], dtype=access.dtype,
-                            streaming=isinstance(root, Op) and self.streams(root), **attributes)
+                with self.located(root if isinstance(root, Op) else None):
+                    self.effect("store_run", [*operands, *(held for _, held in here)], dtype=access.dtype,
+                                streaming=isinstance(root, Op) and self.streams(root), **attributes)
                 done.update(n for n, _ in here)
         return done

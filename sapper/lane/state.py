@@ -10,7 +10,8 @@ extent, and a walk must loop over it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -144,6 +145,14 @@ class State:
         self.location: Location | None = None
 
     # Emission.
+
+    @contextmanager
+    def located(self, op: Op | None) -> Iterator[None]:
+        """What is emitted inside comes from an op's line of the source, if it has one."""
+        outer = self.location
+        self.location = outer if op is None or op.location is None else op.location
+        yield
+        self.location = outer
 
     @property
     def depth(self) -> int:

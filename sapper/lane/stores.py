@@ -64,7 +64,8 @@ class Stores(AxisLoops):
         stores = [(root, at, row) for root, at, row in jobs if isinstance(root, Op)]
         pairs = self.paired_stores(stores)
         for even, odd in pairs.items():
-            self.store_pair(stores[even], stores[odd], self.streams(stores[even][0]))
+            with self.located(stores[even][0]):
+                self.store_pair(stores[even], stores[odd], self.streams(stores[even][0]))
         taken = [stores[number] for pair in pairs.items() for number in pair]
         in_runs = self.store_runs([] if taken or self.lane_run == 1 else jobs)
         for number, (root, at, row) in enumerate(jobs):
@@ -111,7 +112,8 @@ class Stores(AxisLoops):
         axes = tuple(at)
         access = self._at_scalars(self.access(op), op, at)
         # A value that does not span the lane axis is stored by every lane that the index spans, through a full row.
-        self.put(access, row, value.type.dtype, at, axes, streaming=self.streams(op))  # type: ignore[union-attr]
+        with self.located(op):
+            self.put(access, row, value.type.dtype, at, axes, streaming=self.streams(op))  # type: ignore[union-attr]
 
     def streams(self, op: Op) -> bool:
         raise NotImplementedError("the model decides")

@@ -325,6 +325,46 @@ def test_sectors_are_counted() -> None:
     assert (result.counters.global_sectors, result.counters.global_ideal) == (32, 4)
 
 
+def test_lanes_of_several_warps_are_counted_by_warp() -> None:
+    # One lane of each warp stores to a word of its own, in one bank: no two of them are of one warp.
+    body = """
+ mov.u32 %r9, memory;
+ shr.u32 %r8, %r1, 5;
+ mad.lo.u32 %r9, %r8, 128, %r9;
+ and.b32 %r8, %r1, 31;
+ setp.eq.u32 %p1, %r8, 3;
+ @%p1 st.shared.u32 [%r9], 1;
+ @%p1 st.global.u32 [%d2], 1;"""
+    out = np.zeros(256, np.uint32)
+    counters = emulate.load(text(body, 4096)).launch(block=(128,), arguments=[out]).counters
+    assert (counters.shared_accesses, counters.shared_cycles, counters.shared_ideal) == (4, 4, 4)
+    assert (counters.global_accesses, counters.global_sectors, counters.global_ideal) == (4, 4, 4)
+
+
+def test_lines_are_counted_where_it_is_asked_for() -> None:
+    body = """
+ mov.u32 %r9, memory;
+ mad.lo.u32 %r9, %r1, 8, %r9;
+ st.shared.u32 [%r9+1024], 1;
+ bar.sync 0;
+ ld.shared.u32 %r8, [%r9+1024];
+ st.global.u32 [%d2], %r8;"""
+    out = np.zeros(256, np.uint32)
+    source = text(body, 4096)
+    counters = emulate.load(source).launch(block=(128,), arguments=[out], options=Options(lines=True)).counters
+    lines = {source.splitlines()[number - 1].strip(): counted for number, counted in counters.lines.items()}
+    store, load = lines["st.shared.u32 [%r9+1024], 1;"], lines["ld.shared.u32 %r8, [%r9+1024];"]
+    assert store.runs == load.runs == 4 and (store.shared_cycles, store.shared_ideal) == (8, 4)
+    assert [store.touches(*part) for part in ((1024, 4), (1028, 4), (1024, 512), (0, 1024), (2048, 64))] == [
+        (False, True), (False, False), (False, True), (False, False), (False, False)]
+    assert load.touches(1024, 512) == (True, False)
+    assert lines["st.global.u32 [%d2], %r8;"].global_sectors == 16
+    for name in ("shared_cycles", "shared_ideal", "global_sectors", "global_ideal"):
+        assert getattr(counters, name) == sum(getattr(line, name) for line in counters.lines.values())
+    assert sum(counters.instructions.values()) == sum(line.runs for line in counters.lines.values())
+    assert not emulate.load(source).launch(block=(64,), arguments=[out]).counters.lines
+
+
 # --- Races ----------------------------------------------------------------------------------------------------------
 
 EXCHANGE = """

@@ -15,8 +15,9 @@ import numpy as np
 from .levels import number_of
 from .rows import BITS as BITS
 from .rows import form
+from .target import FILE_REGISTERS, REGISTER_GRANULE, WARP_LANES
+from .text import KINDS, SpecialRegister, block_warps
 from .text import NOBODY as NOBODY
-from .text import SpecialRegister
 from .tokens import TokenError as TokenError
 from .tokens import number as number
 from .tokens import tokens as tokens
@@ -76,6 +77,35 @@ def mnemonics() -> tuple[str, ...]:
     from .instructions import TABLE
 
     return tuple(sorted({text for row in TABLE.rows.values() for text in row.mnemonics(64)}))
+
+
+def register_bits(kind: str) -> int:
+    """Of a register of a kind; 0 of predicates, which have registers of their own."""
+    bits: int = BITS[KINDS[kind][1].removeprefix(".")]
+    return bits if bits > 1 else 0
+
+
+def most_registers(machine: Any, target: Any) -> int:
+    """Registers that a thread has at most when a function begins: one block must fit an SM."""
+    threads = WARP_LANES * block_warps(machine)
+    most: int = min(target.registers, FILE_REGISTERS // threads // REGISTER_GRANULE * REGISTER_GRANULE)
+    return min(most, machine.most_registers or most)
+
+
+def register_limit(item: Any) -> int:
+    """Registers that each thread has from this instruction on; 0 where it leaves that as it is."""
+    return int(item.operands[0].value) if item.row.row.opcode == "setmaxnreg" else 0
+
+
+def polls(item: Any) -> bool:
+    """Whether an instruction asks whether a phase of an mbarrier is over, and goes on in any case."""
+    return item.row.row.opcode == "mbarrier" and bool({"try_wait", "test_wait"} & set(item.row.mnemonic.split(".")))
+
+
+def announced_bytes(item: Any) -> int:
+    """Bytes that an instruction tells an mbarrier to expect: as many are copied without the threads' addresses."""
+    announces = item.row.row.opcode == "mbarrier" and "expect_tx" in item.row.mnemonic
+    return next((int(o.value) for o in item.operands if hasattr(o, "value")), 0) if announces else 0
 
 
 def operands_of(found: Any, count: int) -> list[Any]:

@@ -14,6 +14,8 @@ from .levels import number_of
 
 KIB, MIB = 1024, 1024 * 1024
 WARP_LANES = 32
+FILE_REGISTERS, REGISTER_GRANULE = 64 * 1024, 8
+"""Registers of 32 bits of an SM, and the multiple that ptxas gives a thread."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,11 @@ class TensorPlace:
     map: Any
     coordinates: tuple[Any, ...]
 
+    @property
+    def registers(self) -> tuple[Any, ...]:
+        """Those that it is made of."""
+        return (self.map, *(part for part in self.coordinates if not isinstance(part, int)))
+
 
 NOBODY = Symbol("_")
 """A result that nobody wants."""
@@ -136,8 +141,18 @@ class _Printer:
 
 def item_texts(machine: Any) -> list[str]:
     """The text of each item of the body, with the registers of `print_function`."""
+    return items_and_names(machine)[0]
+
+
+def items_and_names(machine: Any) -> tuple[list[str], dict[Any, str]]:
+    """The same, and the name of each register."""
     printer = _Printer(machine)
-    return [printer.item(item) for item in machine.body]
+    return [printer.item(item) for item in machine.body], printer.names
+
+
+def first_line(text: str, machine: Any) -> int:
+    """Of the text that `print_function` gave for a function, the line, from 1, of the first item of its body."""
+    return text.count("\n") - len(machine.body)
 
 
 def label_name(name: str) -> str:
@@ -182,6 +197,12 @@ def check_level(machine: Any, level: str) -> None:
         legal.add(item.row.mnemonic)
 
 
+def block_warps(machine: Any) -> int:
+    """Warps of a block."""
+    warps: int = machine.warps
+    return warps if warps > 1 else BLOCK_WARPS
+
+
 def print_function(machine: Any, level: str) -> str:
     """The whole module."""
     check_level(machine, level)
@@ -193,11 +214,11 @@ def print_function(machine: Any, level: str) -> str:
     near = [f".extern .shared .align {NEAR_ALIGN_BYTES} .b8 {NEAR}[];", ""] if machine.near_bytes else []
     maps = [f"    .param .align {MAP_BYTES // 2} .b8 {map_name(number)}[{MAP_BYTES}]"
             for number in range(len(machine.tensor_maps))]
-    warps = machine.warps if machine.warps > 1 else BLOCK_WARPS
     return "\n".join([
         f".version {major}.{minor}", f".target {level}", ".address_size 64", "", *near,
         f".visible .entry {_identifier(machine.name)}(",
         ",\n".join([*(f"    .param .b64 {parameter_name(name)}" for name in machine.parameters), *maps]), ")",
         # One block on an SM is enough: ptxas then spills nothing for the sake of a second.
-        f".reqntid {32 * warps}, 1, 1", f".maxnreg {machine.most_registers}" if machine.most_registers else
-        ".minnctapersm 1", "{", *declared, "", *body, "}", ""])
+        f".reqntid {32 * block_warps(machine)}, 1, 1",
+        f".maxnreg {machine.most_registers}" if machine.most_registers else ".minnctapersm 1",
+        "{", *declared, "", *body, "}", ""])
