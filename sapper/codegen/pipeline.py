@@ -26,6 +26,7 @@ from ..tile.ops import memory_of
 from ..tile.reduce_loops import reduce_loops
 from ..tile.schedule import DimClass, Facts, Panels, Schedule, Specialization
 from ..tile.work import Term, work
+from .room import with_room
 
 if TYPE_CHECKING:
     from .compile import CompiledCode
@@ -242,12 +243,15 @@ def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Ma
     dims = {name: DimClass(HINTS.get(bound, LARGE), divisor) for name, (bound, divisor) in dim_classes.items()}
     if schedule is not None and not isinstance(schedule, Schedule):
         schedule = Schedule.from_json(dict(schedule))
+
+    def compiled() -> Compiled:
+        return compile_function(kernel.tile_ir(dict(static_dims)), schedule, target,
+                                Specialization(dims, dict(unit_strides), aligned), by_hand)
+
     collects = gc.isenabled()
     gc.disable()  # the IRs are many small objects, all alive to the end: looking for garbage among them takes a third
     try:
-        function = kernel.tile_ir(dict(static_dims))
-        return compile_function(function, schedule, target, Specialization(dims, dict(unit_strides), aligned),
-                                by_hand)
+        return with_room(compiled)
     finally:
         if collects:
             gc.enable()

@@ -182,11 +182,12 @@ def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capaci
         dim = specialization.dims.get(name, DimClass())
         return dim.hint, dim.divisor, Capacity(1, (name,))
     if op is not None and op.name in ("min", "add", "sub", "mul", "floordiv"):
-        (a, _, most_a), (b, _, most_b) = (hint(v, specialization) for v in op.operands)
+        (a, of_a, most_a), (b, of_b, most_b) = (hint(v, specialization) for v in op.operands)
         # Where typical values make no difference, as of a loop's counter, the first one bounds it.
         difference = a - b if a > b else a
         known = {"min": min(a, b), "add": a + b, "sub": difference, "mul": a * b, "floordiv": a // max(1, b)}
-        return max(1, known[op.name]), 1, _most(op.name, most_a, most_b)
+        divisor = {"mul": max(of_a, of_b), "floordiv": 1}.get(op.name, gcd(of_a, of_b))
+        return max(1, known[op.name]), divisor, _most(op.name, most_a, most_b)
     return 256, 1, None
 
 
@@ -412,7 +413,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         _, divisor, capacity = self.hint(stop)
         capacity = self.most_from(start, stop) or capacity
         if first != 0:
-            divisor = min(divisor, self.hint(start)[1])
+            divisor = gcd(divisor, self.hint(start)[1])
         return Range(first, last, hint=self._extent_hint(start, stop), divisor=divisor, capacity=capacity)
 
     def most_from(self, start: Value, stop: Value) -> Capacity | None:

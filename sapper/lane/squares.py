@@ -56,21 +56,23 @@ class Squares(KeptSlots):
         return rows
 
     @contextmanager
-    def _turned(self, lane: str, axis: str, piece: int, i: int, writes: bool) -> Iterator[None]:
-        """Within, the lanes lie along `axis`, at coordinate i of a piece of what was the lane axis."""
+    def _turned(self, lane: str, axis: str, row: int, writes: bool) -> Iterator[dict[str, int]]:
+        """Within, the lanes lie along `axis`, at a row of what was the lane axis. Gives the coordinates of both."""
         outer, inner = self.bound[lane], self.bound[axis]
-        offset = self.add(outer.offset, piece * self.lanes + i)
-        mask = None
+        offset, mask, at = outer.offset, None, {lane: row, axis: 0}
         if outer.mask is not None:
+            offset, at[lane] = self.add(offset, row), 0
             assert outer.stop is not None
             if writes:
-                left = self.value(self.sub(self.sub(outer.stop, outer.offset), piece * self.lanes))
+                first = row // self.lanes * self.lanes
+                left = self.value(self.sub(self.sub(outer.stop, outer.offset), first))
                 rows = self.emit(self.depth, "splat", [left], RowType(i32))
-                mask = self.emit(self.depth, "cmp", [rows, self.constant(i, i32)], MASK, cond="gt")
+                mask = self.emit(self.depth, "cmp", [rows, self.constant(row - first, i32)], MASK, cond="gt")
             offset = self.scalar("s_min", offset, self.sub(outer.stop, 1))
-        self.bound[lane] = Bound(offset, 1, False, None, outer.depth)
+        rows_in_all = 1 if outer.mask is not None else outer.count * self.lanes
+        self.bound[lane] = Bound(offset, rows_in_all, False, None, outer.depth)
         self.bound[axis] = Bound(inner.offset, 1, True, mask, inner.depth)
-        yield
+        yield at
         self.bound[lane], self.bound[axis] = outer, inner
 
     def square_row(self, op: Op, access: Access, at: dict[str, int], level: int) -> Value | None:
@@ -84,8 +86,8 @@ class Squares(KeptSlots):
         if key not in memo:
             rows = []
             for i in range(self.lanes):
-                with self._turned(lane, axis, at[lane], i, False):
-                    operands, attributes = self.address(access, {**at, lane: 0, axis: 0})
+                with self._turned(lane, axis, at[lane] * self.lanes + i, False) as turned:
+                    operands, attributes = self.address(access, {**at, **turned})
                 rows.append(self.emit(level, "load", operands, RowType(row_dtype(access.dtype)), dtype=access.dtype,
                                       masked=False, **attributes))
             memo[key] = self.transposed(rows, level)
@@ -105,5 +107,5 @@ class Squares(KeptSlots):
         lane, axis = found
         dtype = op.operands[1].type.dtype  # type: ignore[union-attr]
         for i, row in enumerate(self.transposed(rows, self.depth)):
-            with self._turned(lane, axis, at[lane], i, True):
-                self.put(access, row, dtype, {**at, lane: 0, axis: 0}, tuple(at), streaming=streaming)
+            with self._turned(lane, axis, at[lane] * self.lanes + i, True) as turned:
+                self.put(access, row, dtype, {**at, **turned}, tuple(at), streaming=streaming)

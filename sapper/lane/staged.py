@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..ir.nodes import Op, Value
 from ..ir.types import ROW_I32, DType, RowType, TensorType, i32
 from ..tile.schedule import Panels
-from .state import Access, Bound, Scalar, memory_dtype, row_dtype
+from .state import Access, Scalar, memory_dtype, row_dtype
 
 if TYPE_CHECKING:
     from .stores import Stores
@@ -62,13 +62,15 @@ class StagedPanel:
         self.lowering.effect("store", [row, *operands], dtype=self.memory, masked=False, streaming=False,
                              **attributes)
 
-    def store_at(self, depth_offset: Scalar, i: int, piece: int, row: Value) -> None:
-        """Row i of a square that starts at depth_offset."""
-        low = self.lowering
-        outer = low.bound[self.depth_axis]
-        low.bound[self.depth_axis] = Bound(depth_offset, low.lanes, False, None, outer.depth)
-        self.store({self.depth_axis: i, self.lane: piece}, row)
-        low.bound[self.depth_axis] = outer
+    def column(self) -> Access:
+        """The panel of the bound piece, over the depth and the lane axis, which is then open to the piece alone."""
+        low, lane = self.lowering, self.lane
+        base = self.base
+        if self.column_bytes:
+            here = low.sub(low.bound[lane].offset, low.open[lane].offset)
+            base = low.add(base, low.mul(here, self.column_bytes))
+        return Access(base, 0, {self.depth_axis: self.depth_bytes, lane: self.dtype.size_bytes}, self.memory,
+                      relative=True)
 
     def _start_address(self, piece: int) -> tuple[list[Value], dict[str, Any]]:
         low = self.lowering

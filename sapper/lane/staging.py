@@ -160,33 +160,44 @@ class Staging(Prefetches):
         self.open[lane] = walked
 
     def _transpose_into(self, op: Op, panel: StagedPanel, lane: str, depth_axis: str, access: Access) -> None:
-        """The source is contiguous along the depth: load squares of rows, exchange lanes with rows, store."""
+        """The source is contiguous along the depth: load squares of rows, exchange lanes with rows, store. One square
+        at a time, as it is long."""
         lanes = self.lanes
-        outer = self.bound[lane]
-        last = None
-        if outer.mask is not None:
-            o = self.open[lane]
-            last = self.sub(self.add(o.offset, o.extent), 1)
+        piece, walked = self.bound[lane], self.open[lane]
+        last = None if piece.mask is None else self.sub(self.add(walked.offset, walked.extent), 1)
+        column = panel.column()
 
         def square(carried: Carried) -> Carried:
-            inner = self.bound[depth_axis]
-            for j in range(outer.count):
-                rows = []
-                for i in range(lanes):
-                    offset = self.add(outer.offset, j * lanes + i)
-                    if last is not None:     # rows past the edge repeat the last: their lanes are never used
-                        offset = self.scalar("s_min", offset, last)
+            outer, inner = self.bound[lane], self.bound[depth_axis]
+            tail = [inner.mask] if inner.mask is not None else []
+            rows = []
+            for i in range(lanes):
+                if last is None:
+                    self.bound[lane] = Bound(outer.offset, lanes, False, None, outer.depth)
+                else:     # rows past the edge repeat the last: their lanes are never used
+                    offset = self.scalar("s_min", self.add(outer.offset, i), last)
                     self.bound[lane] = Bound(offset, 1, False, None, outer.depth)
-                    operands, attributes = self.address(access, {lane: 0, depth_axis: 0})
-                    tail = [inner.mask] if inner.mask is not None else []
-                    rows.append(self.emit(self.depth, "load", [*operands, *tail], RowType(panel.dtype),
-                                          dtype=access.dtype, masked=bool(tail), **attributes))
-                self.bound[lane] = outer
-                for i, row in enumerate(self.transposed(rows, self.depth)):
-                    panel.store_at(inner.offset, i, j, row)      # it is deep enough for whole squares
+                operands, attributes = self.address(access, {lane: i if last is None else 0})
+                rows.append(self.emit(self.depth, "load", [*operands, *tail], RowType(panel.dtype), dtype=access.dtype,
+                                      masked=bool(tail), **attributes))
+            self.bound[lane] = outer
+            self.bound[depth_axis] = Bound(inner.offset, lanes, False, None, inner.depth)
+            for i, row in enumerate(self.transposed(rows, self.depth)):     # the panel is deep enough for whole squares
+                operands, attributes = self.address(column, {depth_axis: i})
+                self.effect("store", [row, *operands], dtype=panel.memory, masked=False, streaming=False, **attributes)
+            self.bound[depth_axis] = inner
             return carried
 
-        self.axis_loop(depth_axis, 1, True, [], square)
+        def rows_of_squares(carried: Carried) -> Carried:
+            return self.axis_loop(depth_axis, 1, True, carried, square)
+
+        self.open[lane] = Open(piece.offset, piece.count * lanes, piece.count)
+        if piece.count == 1:
+            rows_of_squares([])
+        else:
+            end = self.add(piece.offset, piece.count * lanes)
+            self._loop(lane, piece.offset, end, 1, True, False, [], rows_of_squares)
+        self.open[lane] = walked
 
     def _stage_rows(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice) -> StagedRows:
         """All of row_axis and depth: blocks of [count rows][lanes of depth], in the order in which the loops run."""

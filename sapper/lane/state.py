@@ -22,6 +22,9 @@ from ..tile.schedule import LoweringError
 MOST_VALUES = 1 << 16
 """Of one kernel: ten times what the largest of the library has. More would take minutes to compile."""
 
+MANY_ROWS = 8
+"""Rows with a stride that is known when the kernel runs: an address for each takes too many registers."""
+
 Scalar = Union[int, Value]
 """A 64-bit scalar: a constant, or a lane IR value."""
 
@@ -284,15 +287,14 @@ class State:
         """Operands and attributes of a memory op for the element (or lane 0 of the row) at register coordinates."""
         disp = access.disp
         terms: dict[int, list[tuple[Scalar, Scalar]]] = {}
-        moving: list[tuple[int, Scalar]] = []
+        moving: list[tuple[int, Scalar, int]] = []
         for axis, coefficient in access.axes.items():
             bound = self.bound[axis]
             j = bound.place(at.get(axis, 0), self.lanes)
-            if j:
-                if isinstance(coefficient, int):
-                    disp += j * coefficient
-                else:
-                    moving.append((j, coefficient))
+            if isinstance(coefficient, int):
+                disp += j * coefficient
+            elif j or bound.count >= MANY_ROWS:
+                moving.append((j, coefficient, bound.count))
             offset: Scalar = bound.offset
             if access.relative:
                 if bound.resident:
@@ -321,12 +323,24 @@ class State:
             else:
                 for offset, coefficient in group:
                     base = self.add(base, self.mul(offset, coefficient))
-        for j, coefficient in moving:
-            base = self.add(base, self.mul(coefficient, j))
+        for j, coefficient, count in moving:
+            if self.indexed_addresses and len(moving) == 1 and count >= MANY_ROWS:
+                base, index, scale = self._row_of_eight(base, index, scale, coefficient, j)
+            else:
+                base = self.add(base, self.mul(coefficient, j))
         operands, attributes = self.memory_operands(base, index, scale, disp)
         if access.near:
             attributes["near"] = True
         return operands, attributes
+
+    def _row_of_eight(self, base: Scalar, index: Scalar, scale: int, stride: Scalar,
+                      j: int) -> tuple[Scalar, Scalar, int]:
+        """Base, index and scale of row j of many: one address for eight, which differ by multiples of the stride."""
+        base = self.add(base, self.mul(stride, j & -8))
+        if not isinstance(index, int):
+            base = self.add(base, self.mul(index, scale))
+        scale = j & 7 & -j
+        return (base, self.mul(stride, (j & 7) // scale), scale) if scale else (base, 0, 1)
 
     def memory_operands(self, base: Scalar, index: Scalar, scale: int, disp: int) -> tuple[list[Value], dict[str, Any]]:
         """Operands and attributes of a memory op at base + index * scale + disp."""
