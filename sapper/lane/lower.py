@@ -131,6 +131,18 @@ class Range:
     late: LateWalk | None = None
 
 
+@dataclass(slots=True)
+class Split:
+    """A range that tasks share. granule: what none of them parts. chunks: how many parts, of `each` granules; the first
+    `more` of them have one more, so that those taken last are not the longer ones."""
+
+    range: Range
+    granule: int
+    chunks: Scalar
+    each: Scalar
+    more: Scalar
+
+
 def has_wide_rows(function: Function) -> bool:
     """Whether a row of 64-bit elements will be needed: most registers have half as many lanes of them.
 
@@ -790,7 +802,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         # Tasks that stage operands stage them anew: fewer of them.
         each = STAGING_TASKS_PER_WORKER if stages else TASKS_PER_WORKER
         target: Scalar = self.emit(0, "s_select", [alone, self.value(1), self.value(self.mul(workers, each))], S64)
-        split: dict[int, tuple[Range, int, Scalar, Scalar]] = {}
+        split: dict[int, Split] = {}
         total: Scalar = 1
         left: Scalar = target
         granules = self._task_granules(ranges, block)
@@ -802,22 +814,22 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             r, granule = ranges[i], granules[i]
             extent = self.sub(r.stop, r.start)
             if isinstance(extent, int) and extent <= granule:
-                split[i] = r, granule, 1, granule
+                split[i] = Split(r, granule, 1, 1, 0)
                 continue
             if self.tiles_are_tasks or (self.facts.many_workers and not self.schedule.chunks):
-                split[i] = r, granule, self.ceil_div(extent, granule), granule
-                total = self.mul(total, split[i][2])
+                split[i] = Split(r, granule, self.ceil_div(extent, granule), 1, 0)
+                total = self.mul(total, split[i].chunks)
                 continue
-            most = self.scalar("s_max", self.ceil_div(extent, granule), 1)
+            count = self.scalar("s_max", self.ceil_div(extent, granule), 0)
             chunks: Scalar = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
             if not chunks:
-                chunks = self.scalar("s_min", left, most)
+                chunks = left
             cap = self._task_cap(r)
             if cap:
                 chunks = self.scalar("s_max", chunks, self.ceil_div(extent, cap))
-            size = self.mul(self.scalar("s_max", self._ceil_div(self._ceil_div(extent, chunks), granule), 1), granule)
-            chunks = self._ceil_div(extent, size)
-            split[i] = r, granule, chunks, size
+            chunks = self.scalar("s_min", chunks, self.scalar("s_max", count, 1))
+            each_chunk = self.scalar("s_floordiv", count, chunks)
+            split[i] = Split(r, granule, chunks, each_chunk, self.sub(count, self.mul(chunks, each_chunk)))
             total = self.mul(total, chunks)
             left = self._ceil_div(left, self.scalar("s_max", chunks, 1))
         plans = [split[i] for i in range(len(ranges))]
@@ -827,18 +839,20 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         number: Scalar = task.arguments[0]
         pieces: list[Range] = []
         banded = self._banded(number, plans) if self.tiles_are_tasks and self.chain is None else {}
-        for position, (r, granule, chunks, size) in enumerate(reversed(plans)):
+        for position, part in enumerate(reversed(plans)):
+            r, granule, chunks = part.range, part.granule, part.chunks
             if chunks == 1:
                 pieces.insert(0, r)
                 continue
-            last = position == len([p for p in plans if p[2] != 1]) - 1 and all(
-                p[2] == 1 for p in list(reversed(plans))[position + 1:])
+            last = position == len([p for p in plans if p.chunks != 1]) - 1 and all(
+                p.chunks == 1 for p in list(reversed(plans))[position + 1:])
             mine = number if last else self.scalar("s_mod", number, chunks)
             number = number if last else self.scalar("s_floordiv", number, chunks)
             mine = banded.get(r.axis, mine)
-            start = self.add(r.start, self.mul(mine, size))
-            exact = size == granule and r.divisor % granule == 0
-            stop = self.add(start, size) if exact else self.scalar("s_min", self.add(start, size), r.stop)
+            start = self.add(r.start, self._chunk_start(part, mine))
+            exact = part.each == 1 and part.more == 0 and r.divisor % granule == 0
+            stop = self.add(start, granule) if exact else self.scalar(
+                "s_min", self.add(r.start, self._chunk_start(part, self.add(mine, 1))), r.stop)
             # Every task but the last has a whole number of granules; the last ends where the range does.
             divisor = gcd(granule, r.divisor)
             cap = self._task_cap(r)
@@ -853,12 +867,17 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         self.task_counts.append(self._most_tasks(ranges, granules))
         self.finish(Op("tasks", [total_value], (), {"counter": counter}, [task], self.location))
 
-    def _banded(self, number: Scalar, plans: list[tuple[Range, int, Scalar, Scalar]]) -> dict[str | None, Scalar]:
+    def _chunk_start(self, part: Split, number: Scalar) -> Scalar:
+        """Where a chunk begins, from the start of its range."""
+        before = self.add(self.mul(number, part.each), self.scalar("s_min", number, part.more))
+        return self.mul(before, part.granule)
+
+    def _banded(self, number: Scalar, plans: list[Split]) -> dict[str | None, Scalar]:
         """Which tile of rows and columns task `number` is: workers that run at once then share both operands in the
         last-level cache. The tiles of BAND_TILES rows are taken column by column, then those of the next rows."""
         found = self.matrix_walk
         assert found is not None
-        counts = {r.axis: chunks for r, _, chunks, _ in plans}
+        counts = {part.range.axis: part.chunks for part in plans}
         rows, columns = counts[found.rows], counts[found.columns]
         if rows == 1 or columns == 1:
             return {}

@@ -60,6 +60,7 @@ class Model(WalkLowering):
         self.indexed_addresses = facts.indexed_addresses
         self.near_bytes = facts.l1_bytes
         self.block_bytes = facts.l2_bytes // 2
+        self.stream_ahead_bytes = facts.stream_ahead_bytes
         self.prefetches_rows = facts.software_prefetch
         self.transposes_by_scatter = facts.transposes_by_scatter
         self.specialization = specialization

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..kernels import cross_entropy, embedding, norm, sampling
-from ..runtime.buffers import LINE_BYTES, empty
+from ..runtime.buffers import LINE_BYTES, Arena, empty
 from ..runtime.program import Program, Rows, Variable
 from ..runtime.system import round_up
 from .errors import ModelError
@@ -73,6 +73,7 @@ class BaseSession(ABC):
         if cache_dtype not in DTYPES:
             raise ModelError("the dtype of the cache", repr(cache_dtype), f"one of {', '.join(DTYPES)}")
         self.vocabulary = vocabulary
+        self._cache_dtype = cache_dtype
         self.chunk = self._capacity = self._longest_chunk()
         self.position = 0
         self.logits = empty((vocabulary,), np.dtype(np.float32))
@@ -95,6 +96,13 @@ class BaseSession(ABC):
 
     def _longest_chunk(self) -> int:
         return min(CHUNK, self.context)
+
+    def _caches(self, layers: int, extents: tuple[int, ...]) -> list[Array]:
+        """An array of the cache for each layer, all in the same huge pages: those of a short context are small, and a
+        token reads each of them once."""
+        kind = DTYPES[self._cache_dtype]
+        arena = Arena(layers * round_up(math.prod(extents) * kind.itemsize, LINE_BYTES))
+        return [arena.empty(extents, kind) for _ in range(layers)]
 
     def _take_turns(self, *sets: Buffers) -> None:
         """Make arrays, of which no two sets are in use at the same time: they lie in the same memory."""

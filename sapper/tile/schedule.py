@@ -102,7 +102,8 @@ class Facts:
     and shared. fma_latency: cycles. fma_per_cycle: multiply-adds of whole registers that can start in a cycle.
     gather_cost: cycles for each lane of a gather, about. wide_lanes: lanes of a row of 8-byte elements (None: half as
     many, as where a register is a vector of fixed size). indexed_addresses: a memory operand may have an index.
-    software_prefetch: asking early for what will be read gains time.
+    software_prefetch: asking early for what will be read gains time. stream_ahead_bytes: how early, in a single stream
+    from memory that arithmetic keeps up with.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
     run_bytes: of neighbours in memory that a lane may read or write together; 0: each has its own element of a row.
     many_workers: thousands of workers take tasks in turn, at no cost: a task is then a few rows, however many workers
@@ -126,6 +127,7 @@ class Facts:
     wide_lanes: int | None = None
     indexed_addresses: bool = True
     software_prefetch: bool = True
+    stream_ahead_bytes: int = 2 << 10
     transposes_by_scatter: bool = False
     run_bytes: int = 0
     many_workers: bool = False

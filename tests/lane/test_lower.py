@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper.ir.nodes import Block, Function
+from sapper.ir.nodes import Block, Function, Value
 from sapper.ir.text import parse_function
 from sapper.ir.types import f32, i8, i32
 from sapper.ir.verifier import verify
@@ -319,6 +319,43 @@ def test_the_most_tasks_of_each_parallel_loop() -> None:
     assert tasks("matmul_nn_f32", Schedule(chunks={"m": 3})) == [[[3, [], 1], [1, ["N"], 64]]]
     assert tasks("top_k", Schedule()) == [[[1, ["M"], 1]]]
     assert tasks("group_tokens", Schedule()) == []             # nothing in it is parallel
+
+
+def evaluate(value: Value, known: dict[object, int]) -> int:
+    """A scalar of lane IR; known: values of block arguments, of argument words by slot, and of `workers`."""
+    op = value.op
+    if op is None:
+        return known[value]
+    if op.name in ("s_const", "arg", "workers"):
+        return int(op.attributes["value"]) if op.name == "s_const" else known[op.attributes.get("slot", op.name)]
+    operands = [evaluate(v, known) for v in op.operands]
+    if op.name == "s_select":
+        return operands[1 if operands[0] else 2]
+    if op.name == "s_cmp":
+        assert op.attributes["cond"] == "eq"
+        return int(operands[0] == operands[1])
+    a, b = operands
+    return {"s_add": a + b, "s_sub": a - b, "s_mul": a * b, "s_min": builtins.min(a, b), "s_max": builtins.max(a, b),
+            "s_floordiv": a // (b or 1), "s_sar": a >> b}[op.name]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+@pytest.mark.parametrize("granules", [18, 31, 5, 30, 120])
+def test_tasks_differ_by_one_granule_at_most(granules: int, workers: int) -> None:
+    """A matrix of 18 panels is 5, 5, 4 and 4 for two workers: 9 for each, and not 10 and 8."""
+    function = reduce_loops(LIBRARY["matvec_f32"].kernel.tile_ir())
+    canonicalize(function)
+    lane = lower(function, Schedule(), AVX512, Specialization())
+    (((_, _, granule),),) = lane.attributes["tasks"]
+    (tasks,) = [op for op in lane.walk() if op.name == "tasks"]
+    loop = next(op for op in tasks.blocks[0].ops if op.name == "loop")
+    rows = granules * granule
+    known: dict[object, int] = {"workers": workers, **dict.fromkeys(range(3, 8), rows)}
+    total = evaluate(tasks.operands[0], known)
+    starts = [evaluate(loop.operands[0], {**known, tasks.blocks[0].arguments[0]: task}) for task in range(total)]
+    sizes = [(stop - start) / granule for start, stop in zip(starts, [*starts[1:], rows], strict=True)]
+    assert starts[0] == 0 and sizes == sorted(sizes, reverse=True) and sizes[0] - sizes[-1] in (0, 1)
+    assert total == (1 if workers == 1 else builtins.min(2 * workers, granules))
 
 
 def test_bits_of_an_integer_scalar() -> None:

@@ -66,12 +66,10 @@ class Session(BaseSession):
             config.vocabulary, config.positions, context, cache_dtype, threads, interpret, Workspace(widest)
         )
         self.model = model
-        self._cache_dtype = cache_dtype
         pairs, heads, rank = config.turned_features // 2, config.heads, config.key_rank
         self._cosine, self._sine = config.rope.tables(self.context)
-        kind = DTYPES[cache_dtype]
-        self._latents = [empty(self._cache_extents(rank), kind) for _ in range(self._cached_layers)]
-        self._keys = [empty(self._cache_extents(2, pairs), kind) for _ in range(self._cached_layers)]
+        self._latents, self._keys = (
+            self._caches(self._cached_layers, self._cache_extents(*one)) for one in ((rank,), (2, pairs)))
         # From here on memory that is not used is never there.
         splits = -(-self._most_kept // mla.SPLIT)
         extents = ((splits, heads), (splits, heads), (splits, heads, rank))
@@ -106,8 +104,8 @@ class Session(BaseSession):
     def _make_index_buffers(self, rows: int, indexer: Indexer) -> None:
         config, context, kind = self.model.config, self.context, DTYPES[self._cache_dtype]
         pairs, rest = config.turned_features // 2, indexer.features - config.turned_features
-        self._index_keys = [empty(self._cache_extents(2, pairs), kind) for _ in range(self._cached_layers)]
-        self._index_rests = [empty(self._cache_extents(rest), kind) for _ in range(self._cached_layers)]
+        self._index_keys, self._index_rests = (
+            self._caches(self._cached_layers, self._cache_extents(*one)) for one in ((2, pairs), (rest,)))
         self._index_key = empty((rows, indexer.features), F32)
         self._index_turned = empty((rows, indexer.heads, 2, pairs), F32)
         self._index_weights = empty((rows, indexer.heads), F32)

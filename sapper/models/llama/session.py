@@ -22,7 +22,6 @@ from ...runtime.buffers import empty
 from ...runtime.program import Variable
 from ..linear import Matrix, Steps, Workspace
 from ..session import BaseSession, Sections
-from ..weights import DTYPES
 
 if TYPE_CHECKING:
     from .model import LlamaModel
@@ -47,10 +46,8 @@ class Session(BaseSession):
         self.model = model
         pairs, groups = config.head_features // 2, config.kv_heads
         self._cosine, self._sine = config.rope.tables(self.context, model.weights.rope_factors)
-        self._cache_dtype = cache_dtype
         extents = self._cache_extents(groups, 2, pairs)
-        self._keys = [empty(extents, DTYPES[cache_dtype]) for _ in range(config.layers)]
-        self._values = [empty(extents, DTYPES[cache_dtype]) for _ in range(config.layers)]
+        self._keys, self._values = (self._caches(config.layers, extents) for _ in range(2))
         self._scale = config.head_features**-0.5
         self._attention = attention.attention_rounded_f32 if cache_dtype == "bf16" else attention.attention_f32
         self._attention_decode = getattr(attention, f"attention_decode_{cache_dtype}")

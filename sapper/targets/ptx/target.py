@@ -98,6 +98,11 @@ class Target:
         """Other warps run while one waits."""
         return False
 
+    @property
+    def stream_ahead_bytes(self) -> int:
+        """Nothing is asked for early."""
+        return 0
+
 
 _WITH_FP8 = ("i8", "u8", "f8e4m3")
 TARGETS: dict[str, Target] = {
