@@ -265,7 +265,6 @@ LANE_FAULTS = [
     ("prefetch %s {level = 4}", "level = 4", "1, 2, 3"),
     ("%r: row<f32> = dot2_bf16 %f, %b, %f", "row<f32>)", "row<b32>)"),
     ("%r: row<b32> = widen_bytes %b {dtype = :i16, odd = true}", "i16", "i8, u8"),
-    ("%r: row<b32> = widen_bytes %b {dtype = :i8}", "odd = None", "bool"),
     ("%r: row<i32> = dot2_i16 %f, %b, %b", "row<f32>", "row<i32>"),
     ("%r: row<b32> = pairs_u8i8 %b, %i", "row<i32>", "row<b32>"),
     ("signal_start %s {arrivals = 0}", "arrivals = 0", "1 or more"),
