@@ -51,7 +51,7 @@ def _bits_of(value: Value, known: dict[Value, int]) -> int:
     if op.name in ("or", "xor"):
         return bits_of(op.operands[0], known) | bits_of(op.operands[1], known)
     if op.name in ("shl", "shr") and "amount" in op.attributes:
-        bits, amount = bits_of(op.operands[0], known), op.attributes["amount"]
+        bits, amount = bits_of(op.operands[0], known), int(op.attributes["amount"])
         return bits << amount & ALL_BITS if op.name == "shl" else bits >> amount
     return ALL_BITS
 
