@@ -123,9 +123,9 @@ def test_targets_say_which_they_have() -> None:
     assert "vpdpbusd" not in mnemonics and "vpmaddwd" in mnemonics
 
 
-@pytest.mark.skipif("v3" not in RUNNABLE, reason="this processor has no AVX2")
+@pytest.mark.parametrize("target", [name for name in ("v3", "v4") if name in RUNNABLE])
 @pytest.mark.parametrize("bits", [4, 6, 7, 8])
-def test_few_bits_are_multiplied_by_pairs(bits: int) -> None:
+def test_few_bits_are_multiplied_by_pairs(bits: int, target: str) -> None:
     """What masks leave of an operand says whether words hold the sums of its products; they are exact for all."""
     P, B, M = dims("P B M")
 
@@ -144,7 +144,7 @@ def test_few_bits_are_multiplied_by_pairs(bits: int) -> None:
                  "x": random.choice([-128, -127, 0, 127], (2, 5, 9, 4)).astype(np.int8),
                  "y": np.zeros((5, 3, 8), np.int32)}
     expected = np.einsum("pbdls,bmds->mpl", arguments["w"].astype(int) & (1 << bits) - 1, arguments["x"].astype(int))
-    _, made, mnemonics = mnemonics_of(product.tile_ir(), arguments, TARGETS["v3"])
+    _, made, mnemonics = mnemonics_of(product.tile_ir(), arguments, TARGETS[target])
     assert ("vpmaddubsw" in mnemonics) == (bits < 8), made.text
-    run_native(product.tile_ir(), arguments, TARGETS["v3"])
+    run_native(product.tile_ir(), arguments, TARGETS[target])
     np.testing.assert_array_equal(arguments["y"], expected)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...ir.nodes import Op
+from ...ir.nodes import Op, Value
 from .select_common import Key, OwnConstants, Rule
 from .select_lanes import bring
 
@@ -61,6 +61,12 @@ def dot_bytes(s: Any, op: Op) -> None:
     _accumulate(s, op, f"vpdpbusd{form}", False)
 
 
+def _whole(s: Any, value: Value) -> Any:
+    """The last operand of an instruction that spreads no element of memory over its lanes."""
+    spread = s.facts.opmask and s.is_memory(value) and value.op is not None and value.op.name != "load"
+    return s.vector(value) if spread else s.operand(value)
+
+
 def dot_words(s: Any, op: Op) -> None:
     form = vnni(s.facts.features, s.facts.opmask)
     if form is not None:
@@ -70,7 +76,7 @@ def dot_words(s: Any, op: Op) -> None:
     bits = s.facts.bits4
     if s.is_memory(a) and not s.is_memory(b):
         a, b = b, a
-    last, first, products = s.operand(b), s.vector(a), s.new("vec")
+    last, first, products = _whole(s, b), s.vector(a), s.new("vec")
     s.emit(f"vpmaddwd.{bits}", products, first, last)
     added = s.vector(total)
     s.emit(f"vpaddd.{bits}", s.define(op.results[0]), added, products)
@@ -78,7 +84,7 @@ def dot_words(s: Any, op: Op) -> None:
 
 def _pairs(name: str) -> Rule:
     def rule(s: Any, op: Op) -> None:
-        last, first = s.operand(op.operands[1]), s.vector(op.operands[0])
+        last, first = _whole(s, op.operands[1]), s.vector(op.operands[0])
         s.emit(f"{name}.{s.facts.bits4}", s.define(op.results[0]), first, last)
     return rule
 
