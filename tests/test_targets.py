@@ -18,7 +18,7 @@ from sapper.codegen.compile import CompiledCode, compile_lane
 from sapper.codegen.encode import EncodeError, encode
 from sapper.codegen.pipeline import facts_of, finish_lane, to_lane
 from sapper.kernels import library
-from sapper.targets.x86_64.target import TARGETS, Target
+from sapper.targets.x86_64.target import TARGETS, V3_OPTIONAL_FEATURES, Target
 from sapper.tile.schedule import Schedule
 from tests.lane.run_lane import specialize
 
@@ -26,9 +26,10 @@ LIBRARY = library()
 
 
 def compiled(target: Target) -> list[CompiledCode]:
-    """Every library kernel, for the largest of the shapes that it is checked at. Targets with the same features differ
-    in their costs and choose among the same instructions: they take the kernels in turns."""
-    alike = [other.name for other in TARGETS.values() if other.features == target.features]
+    """Every library kernel, for the largest of the shapes that it is checked at. Targets with the same features, but
+    for one that a single lane op uses, choose among the same instructions: they take the kernels in turns."""
+    alike = [other.name for other in TARGETS.values()
+             if other.features - V3_OPTIONAL_FEATURES == target.features - V3_OPTIONAL_FEATURES]
     turn = alike.index(target.name)
     made = []
     for entry in LIBRARY[turn::len(alike)]:

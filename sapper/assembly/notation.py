@@ -21,6 +21,8 @@ from .errors import AssemblyError, author_location
 z = "z"
 """Written after an opmask: lanes that are off become 0."""
 
+_PREFIXES = {"vex": "{vex}"}
+"""Prefixes of mnemonics that are spelled otherwise in a Python name."""
 _SIZES = {"gpr": (8, 16, 32, 64), "vec": (128, 256, 512), "mask": (64,), "tile": (8192,)}
 
 
@@ -368,6 +370,7 @@ def names_of(table: Any) -> dict[str, Any]:
 
 
 def mnemonic_named(table: Any, name: str) -> Mnemonic | None:
-    """The mnemonic of a Python name: `and_` is and, `lock_add` is lock add."""
-    plain = name.removesuffix("_").replace("_", " ") if name.startswith("lock_") else name.removesuffix("_")
+    """The mnemonic of a Python name: `and_` is and, `lock_add` is lock add, `vex_vpdpbusd` is {vex} vpdpbusd."""
+    prefix, _, stem = name.removesuffix("_").rpartition("_")
+    plain = f"{_PREFIXES.get(prefix, prefix)} {stem}".strip()
     return Mnemonic(table, plain) if table.rows_of(plain) else None

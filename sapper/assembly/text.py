@@ -77,7 +77,7 @@ class TextReader:
             self.directive(line)
             return
         word, _, rest = line.partition(" ")
-        if word in ("lock", "rep", "repe", "repne"):
+        if word in ("lock", "rep", "repe", "repne", "{vex}"):
             second, _, rest = rest.strip().partition(" ")
             word = f"{word} {second}"
         operands = [self.operand(part) for part in _split(rest)]

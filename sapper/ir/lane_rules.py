@@ -195,6 +195,13 @@ def _lane_widen_float8(check: Checker, op: Op) -> None:
     check.results(op, *[ROW_F32] * 4)
 
 
+def _lane_widen_bytes(check: Checker, op: Op) -> None:
+    check.one_of(op, "dtype", (i8, u8))
+    check.attribute(op, "odd", bool)
+    check.operands(op, ROW_B32)
+    check.results(op, ROW_B32)
+
+
 def _lane_exchange(check: Checker, op: Op) -> None:
     distance = check.attribute(op, "distance", int)
     if not 1 <= distance < check.lanes or distance & (distance - 1):
@@ -524,7 +531,9 @@ LANE_RULES: dict[str, Rule] = {
     "scatter": _lane_store(True),
     "prefetch": _lane_prefetch,
     "dot2_bf16": _signature((ROW_F32, ROW_B32, ROW_B32), (ROW_F32,)),
-    "dot4_u8i8": _signature((ROW_I32, ROW_B32, ROW_B32), (ROW_I32,)),
+    **dict.fromkeys(("dot4_u8i8", "dot2_i16"), _signature((ROW_I32, ROW_B32, ROW_B32), (ROW_I32,))),
+    **dict.fromkeys(("pairs_u8i8", "add_i16"), _signature((ROW_B32, ROW_B32), (ROW_B32,))),
+    "widen_bytes": _lane_widen_bytes,
     "fraction": _signature((ROW_F32,), (ROW_F32,)),
     "pack_bf16": _signature((ROW_F32, ROW_F32), (ROW_B32,)),
     "concat_bf16": _signature((ROW_F32, ROW_F32), (ROW_B32,)),

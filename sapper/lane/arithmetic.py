@@ -230,6 +230,21 @@ def _dot4(acc: Any, a: Any, b: Any) -> Any:
     return acc + products.sum(axis=1, dtype=np.int32)
 
 
+def _words(row: Any) -> Any:
+    return row.view(np.int16)
+
+
+def _dot2_i16(acc: Any, a: Any, b: Any) -> Any:
+    products = _words(a).astype(np.int32).reshape(-1, 2) * _words(b).astype(np.int32).reshape(-1, 2)
+    return acc + products.sum(axis=1, dtype=np.int32)
+
+
+def _pairs_u8i8(a: Any, b: Any) -> Any:
+    products = a.view(np.uint8).astype(np.int32) * b.view(np.int8).astype(np.int32)
+    sums = np.clip(products[::2] + products[1::2], -(1 << 15), (1 << 15) - 1)
+    return sums.astype(np.int16).view(np.uint32)
+
+
 def round_to(value: Array, dtype: DType) -> Array:
     """An f32 row rounded to bf16, f16 or fp8, nearest even."""
     return value.astype(ELEMENTS[dtype]).astype(np.float32)
@@ -285,6 +300,9 @@ _ROW_PLAIN: dict[str, Callable[..., Any]] = {
     "lane0": lambda a: int(a[0]),
     "dot2_bf16": _dot2,
     "dot4_u8i8": _dot4,
+    "dot2_i16": _dot2_i16,
+    "pairs_u8i8": _pairs_u8i8,
+    "add_i16": lambda a, b: (_words(a) + _words(b)).view(np.uint32),
     "pack_bf16": _pack_bf16,
     "concat_bf16": _concat_bf16,
     "is_denormal": lambda a: (a != 0) & (np.abs(a) < np.finfo(np.float32).tiny),
@@ -370,6 +388,9 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
     if name == "widen_float8":
         kind = ELEMENTS[attributes["dtype"]]
         return lambda a: tuple(a.view(kind).astype(np.float32).reshape(4, lanes))
+    if name == "widen_bytes":
+        kind, odd = ELEMENTS[attributes["dtype"]], int(attributes["odd"])
+        return lambda a: a.view(kind)[odd::2].astype(np.int16).view(np.uint32)
     if name == "exchange":
         distance = attributes["distance"]
         clear = (np.arange(lanes) & distance) == 0

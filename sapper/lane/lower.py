@@ -640,10 +640,13 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             if len(lanes) != 1 or not self._fills_vectors(self._whole_hint(*lanes)):
                 continue
             hints = {r.axis: r.hint for r in ranges if r.axis is not None}
-            vectors = len(item.results) * (self._whole_hint(*lanes) // self.lanes)
+            each = self._whole_hint(*lanes) // self.lanes
+            vectors = len(item.results) * each
             many = max((hints[a] for a in rows), default=1)
-            # For each a carried sum, and one of integers that is scaled before it is added; some for operands.
-            most = max(1, (self.facts.vector_registers - OPERAND_REGISTERS) // (2 * vectors))
+            # For each a carried sum, and one of integers that is scaled before it is added; some for operands. Where
+            # these are few, carried sums may lie in memory, as every block of products touches them but once.
+            free = self.facts.vector_registers - OPERAND_REGISTERS
+            most = max(1, free // (2 * vectors), min(FEWER_ROWS, free // each))
             pieces = max(1, min(PIECES_OF_MANY_ROWS // vectors, most)) if many > 2 * MOST_ROWS else 1
             found = {a: min(pieces, hints[a]) for a in columns}
             most = max(1, min(MOST_ROWS, most) // prod(found.values()))

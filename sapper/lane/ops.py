@@ -151,7 +151,16 @@ LANE_OPS = OpTable("lane", [
     # Packed dot products.
     OpSpec("dot2_bf16", (3, 3), doc="acc (f32), a, b (b32, two bf16 each): acc + a1 * b1 + a0 * b0, each "
                                  "product added with one rounding; denormals are zero on the way in and out"),
-    OpSpec("dot4_u8i8", (3, 3), doc="acc (i32), a (b32, four u8), b (b32, four i8): acc + sum a * b, wrapping"),
+    OpSpec("dot4_u8i8", (3, 3), doc="acc (i32), a (b32, four u8), b (b32, four i8): acc + sum a * b, wrapping; "
+                                    "expanded into the four below where no instruction does it"),
+    OpSpec("dot2_i16", (3, 3), doc="acc (i32), a, b (b32, two i16 each): acc + sum a * b, wrapping; only where the "
+                                   "target has it"),
+    OpSpec("pairs_u8i8", (2, 2), doc="a (b32, four u8), b (b32, four i8) -> b32, two i16: the sums a0 * b0 + a1 * b1 "
+                                     "and a2 * b2 + a3 * b3, saturating; only where the target has it"),
+    OpSpec("add_i16", (2, 2), doc="b32 rows of two i16: their sums, wrapping; only where the target has it"),
+    OpSpec("widen_bytes", (1, 1), attributes=("dtype", "odd"),
+           doc="row<b32> of four i8 or u8 -> two i16: elements 0 and 2, or 1 and 3 if `odd`; only where the target "
+               "has it"),
     OpSpec("pack_bf16", (2, 2), doc="f32 rows a, b -> b32: a as bf16 in the lower half of each slot, b in the upper; "
                                     "nearest even, denormals are zero; only where the target has it"),
     OpSpec("is_denormal", (1, 1), doc="row<f32> -> mask: lanes that hold a denormal; only where the target has it"),

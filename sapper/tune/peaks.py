@@ -367,7 +367,7 @@ def measure_peaks(threads: int, scale: float = 1.0, report: Callable[[str], None
 
     return Peaks(
         threads, arithmetic("fma"), arithmetic("dot2_bf16") if target.has("avx512_bf16") else None,
-        arithmetic("dot4_u8i8") if target.has("avx512_vnni") else None, read, copying(False),
+        arithmetic("dot4_u8i8") if target.has("avx512_vnni") or target.has("avx_vnni") else None, read, copying(False),
         copying(True), {"L1": target.l1_bytes * threads, "L2": target.l2_bytes * threads, "L3": l3_bytes},
         products("tdpbf16ps", "amx_bf16"), products("tdpbusd", "amx_int8"),
     )

@@ -45,7 +45,7 @@ from sapper.targets.x86_64.target import TARGETS, Target
 from tests.strategies import examples
 
 HOST = host().features
-MACHINES = [TARGETS[name] for name in ("v3", "v4", "zen4") if TARGETS[name].features <= HOST]
+MACHINES = [TARGETS[name] for name in ("v3", "alderlake", "v4", "zen4") if TARGETS[name].features <= HOST]
 BOTH = [t for t in MACHINES if t.name in ("v3", "v4")]
 LANES = [(t, lanes) for t in BOTH for lanes in (4, 8, 16) if lanes <= t.lanes]
 NUMPY: dict[str, Any] = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64, "b32": np.uint32,
@@ -680,9 +680,18 @@ def test_dot_products(target: Target) -> None:
 
     legal = legal_ops(target)
     assert legal >= ({"dot2_bf16", "dot4_u8i8"} if target.name == "zen4" else set())
-    assert "scale_exponent" in legal
+    assert {"scale_exponent", "dot2_i16", "pairs_u8i8", "add_i16", "widen_bytes"} <= legal
     for lanes in (4, 8, 16):
-        for name, acc in (("dot2_bf16", f32), ("dot4_u8i8", i32)):
+        if lanes > target.lanes:
+            continue
+        words = [sample("b32", COUNT * lanes, n) for n in (4, 5)]
+        for name, attributes in (("pairs_u8i8", {}), ("add_i16", {}), *(
+                ("widen_bytes", {"dtype": dtype, "odd": odd}) for dtype in (i8, u8) for odd in (False, True))):
+            program = rowwise(lanes, words, np.zeros(COUNT * lanes, np.uint32),
+                              lambda b, v, name=name, attributes=attributes: b.value(
+                                  name, v[:1] if attributes else v, ROW_B32, **attributes), [b32, b32], b32)
+            program.check(target)
+        for name, acc in (("dot2_bf16", f32), ("dot4_u8i8", i32), ("dot2_i16", i32)):
             if name not in legal or lanes > target.lanes:
                 continue
             bfloat = [sample("bf16", 2 * COUNT * lanes, n).astype(np.float32) for n in (1, 2)]
@@ -717,11 +726,12 @@ def test_dot_products(target: Target) -> None:
                 program = rowwise(lanes, pairs, np.zeros(COUNT * lanes, np.uint32), lambda b, v, half=half: b.add(
                     "interleave", v, [ROW_B32] * 2).results[half], [b32, b32], b32)
                 program.check(target)
-    if target.name == "v3":
-        program = rowwise(8, [np.zeros(8, np.float32), np.zeros(8, np.uint32)], np.zeros(8, np.float32),
-                          lambda b, v: b.value("dot2_bf16", [v[0], v[1], v[1]], ROW_F32), [f32, b32], f32)
-        with pytest.raises(ValueError, match=r"avx512_bf16.*legal_ops"):
-            program.check(target)
+    for name, acc, feature in (("dot2_bf16", f32, "avx512_bf16"), ("dot4_u8i8", i32, "avx_vnni")):
+        if target.name == "v3":
+            program = rowwise(8, [np.zeros(8, NUMPY[acc.name]), np.zeros(8, np.uint32)], np.zeros(8, NUMPY[acc.name]),
+                              lambda b, v, name=name: b.value(name, [v[0], v[1], v[1]], v[0].type), [acc, b32], acc)
+            with pytest.raises(ValueError, match=rf"{feature}.*legal_ops"):
+                program.check(target)
 
 
 @pytest.mark.parametrize("target", BOTH, ids=lambda t: t.name)

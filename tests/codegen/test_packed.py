@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper import bf16, f32, i8, i32, u8
+from sapper import Tensor, bf16, dims, each, f32, i8, i32, kernel, tiles, u8, whole, zeros
 from sapper.assembly.emulate import Emulator
 from sapper.codegen.compile import compile_lane
 from sapper.codegen.machine import Register
@@ -24,7 +24,9 @@ from tests.strategies import examples
 
 from .run_native import RUNNABLE, run_native
 
-PACKING = [name for name in RUNNABLE if TARGETS[name].dots]
+BYTES = [name for name in ("v3", "alderlake", "v4", "icelake-server", "zen4") if name in RUNNABLE]
+"""Of each way to multiply bytes: words (AVX2), VEX and EVEX forms of one instruction, words of 512 bits."""
+BF16 = [name for name in RUNNABLE if "dot2_bf16" in TARGETS[name].dots]
 
 
 def mnemonics_of(function, arguments, target, packed=None):
@@ -70,6 +72,15 @@ def test_rows(order, m, n, k, types, mnemonic) -> None:
     np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
 
 
+@pytest.mark.parametrize(("target", "mnemonic"), [("alderlake", "{vex} vpdpbusd"), ("haswell", "vpmaddwd")])
+def test_rows_of_avx2(target, mnemonic) -> None:
+    """Of whole vectors, as the meaning of a masked load reads lanes that are off too."""
+    types = (i8, i8, i32)
+    arguments = arguments_of("nn", types, 5, 16, 8)
+    assert mnemonic in run_rows(PRODUCTS["nn", types].tile_ir(), arguments, TARGETS[target])
+    np.testing.assert_array_equal(arguments["c"], expected_of("nn", arguments))
+
+
 @pytest.mark.parametrize(("m", "n", "k"), [(2, 37, 11), (29, 98, 6)])
 @pytest.mark.parametrize("types", [(bf16, bf16, f32), (i8, i8, i32)], ids=lambda t: t[0].name)
 def test_rows_on_packed_weights(m, n, k, types) -> None:
@@ -83,20 +94,21 @@ def test_rows_on_packed_weights(m, n, k, types) -> None:
     np.testing.assert_array_equal(arguments["c"], expected_of("nt", arguments))
 
 
-@pytest.mark.skipif(not PACKING, reason="this processor has no packed dot products")
-@settings(max_examples=examples(12))
+@pytest.mark.skipif(not BYTES, reason="this processor has no AVX2")
+@settings(max_examples=examples(15))
 @given(m=st.integers(1, 40), n=st.integers(1, 100), k=st.integers(0, 70), order=st.sampled_from(ORDERS),
-       types=st.sampled_from([(i8, i8, i32), (u8, i8, i32), (i8, u8, i32), (u8, u8, i32)]), seed=st.integers(0, 99))
-def test_machine_code_is_exact(m, n, k, order, types, seed) -> None:
+       types=st.sampled_from([(i8, i8, i32), (u8, i8, i32), (i8, u8, i32), (u8, u8, i32)]), seed=st.integers(0, 99),
+       target=st.sampled_from(BYTES or ["v3"]))
+def test_machine_code_is_exact(m, n, k, order, types, seed, target) -> None:
     arguments = arguments_of(order, types, m, n, k, seed)
-    run_native(PRODUCTS[order, types].tile_ir(), arguments, TARGETS[PACKING[-1]], threads=1 + seed % 2)
+    run_native(PRODUCTS[order, types].tile_ir(), arguments, TARGETS[target], threads=1 + seed % 2)
     np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
 
 
-@pytest.mark.skipif(not any("dot2_bf16" in TARGETS[name].dots for name in PACKING), reason="no vdpbf16ps here")
+@pytest.mark.skipif(not BF16, reason="no vdpbf16ps here")
 @pytest.mark.parametrize("order", ["nn", "nt", "tn"])
 def test_bf16_in_machine_code(order) -> None:
-    target = next(TARGETS[name] for name in PACKING if "dot2_bf16" in TARGETS[name].dots)
+    target = TARGETS[BF16[0]]
     arguments = arguments_of(order, (bf16, bf16, f32), 33, 50, 70)
     run_native(PRODUCTS[order, (bf16, bf16, f32)].tile_ir(), arguments, target)
     np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
@@ -104,9 +116,35 @@ def test_bf16_in_machine_code(order) -> None:
 
 def test_targets_say_which_they_have() -> None:
     assert TARGETS["zen4"].dots == {"dot2_bf16", "dot4_u8i8"}
-    assert TARGETS["icelake-server"].dots == {"dot4_u8i8"}
-    assert not TARGETS["v4"].dots and not TARGETS["haswell"].dots
+    assert all(TARGETS[name].dots == {"dot4_u8i8"} for name in ("icelake-server", "v4", "haswell", "alderlake"))
     types = (i8, i8, i32)
     arguments = arguments_of("nt", types, 2, 5, 70)
     _, _, mnemonics = mnemonics_of(PRODUCTS["nt", types].tile_ir(), arguments, TARGETS["skylake-avx512"])
-    assert "vpdpbusd" not in mnemonics
+    assert "vpdpbusd" not in mnemonics and "vpmaddwd" in mnemonics
+
+
+@pytest.mark.parametrize("target", [name for name in ("v3", "v4") if name in RUNNABLE])
+@pytest.mark.parametrize("bits", [4, 6, 7, 8])
+def test_few_bits_are_multiplied_by_pairs(bits: int, target: str) -> None:
+    """What masks leave of an operand says whether words hold the sums of its products; they are exact for all."""
+    P, B, M = dims("P B M")
+
+    @kernel
+    def product(w: Tensor[u8, P, B, 9, 8, 4], x: Tensor[i8, B, M, 9, 4], y: Tensor[i32, M, P, 8]):
+        for p, m in tiles(P, M):
+            l = whole(8)
+            acc = zeros(m, p, l, dtype=i32)
+            for b in each(B):
+                d, s = whole(9), whole(4)
+                acc += (w[p, b, d, l, s] & (1 << bits) - 1) @ x[b, m, d, s]
+            y[m, p, l] = acc
+
+    random = np.random.default_rng(bits)
+    arguments = {"w": random.choice([0, 1, 127, 128, 255], (3, 2, 9, 8, 4)).astype(np.uint8),
+                 "x": random.choice([-128, -127, 0, 127], (2, 5, 9, 4)).astype(np.int8),
+                 "y": np.zeros((5, 3, 8), np.int32)}
+    expected = np.einsum("pbdls,bmds->mpl", arguments["w"].astype(int) & (1 << bits) - 1, arguments["x"].astype(int))
+    _, made, mnemonics = mnemonics_of(product.tile_ir(), arguments, TARGETS[target])
+    assert ("vpmaddubsw" in mnemonics) == (bits < 8), made.text
+    run_native(product.tile_ir(), arguments, TARGETS[target])
+    np.testing.assert_array_equal(arguments["y"], expected)

@@ -173,6 +173,16 @@ def test_packed_dot_products() -> None:
     b = np.array([-128, 1, -2, 3, 127, 127, 127, 127], np.int8).view(np.uint32).tolist()
     same(rows("dot4_u8i8", ["i32", "b32", "b32"], "i32", [[10, 2**31 - 1], a, b]),
          [10 - 255 * 128 + 1 - 4 + 9, 4 * 255 * 127 - 2**31 - 1])
+    same(rows("pairs_u8i8", ["b32", "b32"], "b32", [a, b]),
+         np.array([-255 * 128 + 1, 5, 2**15 - 1, 2**15 - 1], np.int16).view(np.uint32).tolist())
+    words = np.array([-2**15, -2**15, 3, -4], np.int16).view(np.uint32).tolist()
+    same(rows("dot2_i16", ["i32", "b32", "b32"], "i32", [[0, 1], words, words]), [-2**31, 26])
+    same(rows("add_i16", ["b32", "b32"], "b32", [words, words]),
+         np.array([0, 0, 6, -8], np.int16).view(np.uint32).tolist())
+    for dtype, kind in (("i8", np.int8), ("u8", np.uint8)):
+        for odd in (False, True):
+            same(rows("widen_bytes", ["b32"], "b32", [b], f"{{dtype = :{dtype}, odd = {str(odd).lower()}}}"),
+                 np.array(b, np.uint32).view(kind)[odd::2].astype(np.int16).view(np.uint32).tolist())
 
 
 def test_packing_and_interleaving() -> None:

@@ -15,7 +15,7 @@ from sapper.targets.ptx.levels import LEVELS
 from sapper.targets.ptx.target import TARGETS as GPUS
 from sapper.targets.x86_64 import detect, tiles
 from sapper.targets.x86_64.instructions import ROWS
-from sapper.targets.x86_64.target import OPTIONAL_FEATURES, TARGETS, V3_FEATURES, V4_FEATURES
+from sapper.targets.x86_64.target import TARGETS, V3_FEATURES, V3_OPTIONAL_FEATURES, V4_FEATURES
 
 
 def g(number: int) -> Register:
@@ -142,7 +142,15 @@ def test_features_that_the_processor_lacks_are_never_chosen() -> None:
     assert chosen.name == "v4" and "avx512_vnni" in chosen.features and "avx512_bf16" not in chosen.features
     for missing in sorted(V4_FEATURES - V3_FEATURES):
         chosen = detect.choose_target(read(Processor(ALL - {missing}, b"AuthenticAMD", 0x19, 0x11)))
-        assert chosen.name == "v3" and not chosen.features & OPTIONAL_FEATURES
+        assert chosen.name == "v3" and chosen.features == V3_FEATURES | V3_OPTIONAL_FEATURES
+
+
+def test_a_client_with_avx_vnni_has_its_own_row() -> None:
+    of_client = {f for f in ALL if not f.startswith(("avx512", "amx"))}
+    for model in (0x97, 0xC6, 0xFE):     # Alder Lake, Arrow Lake, and one that no table has
+        chosen = detect.choose_target(read(Processor(of_client, model=model)))
+        assert chosen.name == "alderlake" and chosen.has("avx_vnni")
+    assert detect.choose_target(read(Processor(of_client - {"avx_vnni"}, model=0x97))).features == V3_FEATURES
 
 
 def test_state_that_the_system_does_not_enable_hides_the_features() -> None:

@@ -104,6 +104,7 @@ _FIGURES = """
 4 0.5,0.5,1 : vfmsub213ps vfmsub213pd vfmsub231ps vfmsub231pd vfnmadd132ps vfnmadd132pd vfnmadd213ps vfnmadd213pd
 4 0.5,0.5,1 : vfnmadd231ps vfnmadd231pd vfnmsub132ps vfnmsub132pd vfnmsub213ps vfnmsub213pd vfnmsub231ps vfnmsub231pd
 4 0.5,0.5,1 : vpdpbusd vpdpbusds vpdpwssd vpdpwssds vpermpd.imm vpermq.imm
+4 0.5 : vpdpbusd.vex vpdpbusds.vex vpdpwssd.vex vpdpwssds.vex
 4 1 : mulx vpbroadcastb.general vpbroadcastw.general vpbroadcastd.general vpbroadcastq.general vtestps vtestpd vucomiss
 4 1 : vucomisd vptest vextractf32x8 vextractf64x4 vextracti32x8 vextracti64x4 vpextrb vpextrd vpextrq vpextrw
 4 1 : kmovb.to_mask kmovw.to_mask kmovd.to_mask
@@ -220,7 +221,7 @@ def _ports(row: Row, throughput: float) -> tuple[str, ...]:
         return _ADD[:2]
     if row.mnemonic.startswith(_ADDERS):
         return _ADD[:count]
-    return (_MULTIPLY if row.mnemonic.startswith(_MULTIPLIERS) else _SHUFFLE)[:count]
+    return (_MULTIPLY if row.name.startswith(_MULTIPLIERS) else _SHUFFLE)[:count]
 
 
 def model_of(target: Any) -> Any:
@@ -286,7 +287,7 @@ def operations_of(row: Row) -> int:
     """
     if row.mnemonic.startswith("tdp"):
         return 2 * ROWS * (ROW_BYTES // 4) * ROW_BYTES // (1 if row.mnemonic.endswith("d") else 2)
-    count = next((n for prefix, n in _OPERATIONS.items() if row.mnemonic.startswith(prefix)), 0)
+    count = next((n for prefix, n in _OPERATIONS.items() if row.name.startswith(prefix)), 0)
     if not count or not row.operands or row.operands[0].kind != "vec":
         return 0
     return count * (1 if row.scalar else row.length // (64 if row.mnemonic.endswith("d") and "vpdp" not in row.mnemonic

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from .target import OPTIONAL_FEATURES, TARGETS, V3_FEATURES, V4_FEATURES, Target
+from .target import TARGETS, V3_FEATURES, V3_OPTIONAL_FEATURES, V4_FEATURES, V4_OPTIONAL_FEATURES, Target
 
 # void cpuid(uint32 leaf, uint32 subleaf, uint32 out[4]); the encoder's own bytes (a test compares them):
 #   mov r8, rdx · mov r9, rbx · mov eax, edi · mov ecx, esi · cpuid · mov [r8], eax · mov [r8 + 4], ebx ·
@@ -214,6 +214,8 @@ MICROARCHITECTURES = [
     Microarchitecture("icelake-server", "GenuineIntel", 6, frozenset({0x6A, 0x6C}),
                       frozenset({"avx512_vbmi2", "avx512_vnni"})),
     Microarchitecture("skylake-avx512", "GenuineIntel", 6, frozenset({0x55})),
+    Microarchitecture("alderlake", "GenuineIntel", 6,
+                      frozenset({0x97, 0x9A, 0xAA, 0xAC, 0xB5, 0xB7, 0xBA, 0xBF, 0xC5, 0xC6}), frozenset({"avx_vnni"})),
     Microarchitecture("haswell", "GenuineIntel", 6, frozenset({0x3C, 0x3D, 0x3F, 0x45, 0x46, 0x47, 0x4F, 0x56})),
     Microarchitecture("zen4", "AuthenticAMD", 0x19, frozenset({*range(0x10, 0x20), *range(0x60, 0x80),
                                                                *range(0xA0, 0xB0)}), frozenset({"avx512_bf16"})),
@@ -237,9 +239,8 @@ def choose_target(found: Host) -> Target:
         missing = ", ".join(sorted(V3_FEATURES - found.features))
         raise UnsupportedCPU(f"host {found.brand or found.vendor}: found no {missing}; expected the features of "
                              "x86-64-v3 (AVX2, FMA, BMI2, F16C), enabled by the operating system too")
-    features = base.features
-    if features >= V4_FEATURES:
-        features = (features | OPTIONAL_FEATURES) & found.features
+    optional = V4_OPTIONAL_FEATURES if base.features >= V4_FEATURES else V3_OPTIONAL_FEATURES
+    features = (base.features | optional) & found.features
     return base._replace(
         features=features, l1_bytes=found.l1_bytes or base.l1_bytes, l2_bytes=found.l2_bytes or base.l2_bytes,
         l3_bytes=found.l3_bytes or base.l3_bytes, cache_line_bytes=found.cache_line_bytes or base.cache_line_bytes)

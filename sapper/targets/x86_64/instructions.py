@@ -38,7 +38,7 @@ def wide(family: str, operands: str, encodings: str, meaning: Meaning, dtype: st
     if "EVEX" not in encodings:
         lengths = tuple(n for n in lengths if n < 512)
         masking = ""
-    mnemonic = family.partition(".")[0]
+    mnemonic = more.pop("mnemonic", None) or family.partition(".")[0]
     for length in lengths:
         name = f"{family}.{length}"
         ROWS[name] = Row(name, mnemonic, operands, encodings, meaning(length) if by_length else meaning, length, dtype,
@@ -577,8 +577,11 @@ def _vector_integers() -> None:
     dots = (("vpdpbusd", "50", 4, True, False), ("vpdpbusds", "51", 4, True, True), ("vpdpwssd", "52", 2, False, False),
             ("vpdpwssds", "53", 2, False, True))
     for mnemonic, opcode, group, unsigned, saturate in dots:
-        wide(mnemonic, "rw:v r:v r:v/m/b32", f"avx512_vnni RVM EVEX.L.66.0F38.W0 {opcode} /r",
-             m.dot_product(group, unsigned, saturate), "i32")
+        meaning = m.dot_product(group, unsigned, saturate)
+        wide(mnemonic, "rw:v r:v r:v/m/b32", f"avx512_vnni RVM EVEX.L.66.0F38.W0 {opcode} /r", meaning, "i32")
+        # Processors have either or both, so these are rows of their own; without the prefix, as takes the other one.
+        wide(f"{mnemonic}.vex", "rw:v r:v r:v/m", f"avx_vnni RVM VEX.L.66.0F38.W0 {opcode} /r", meaning, "i32",
+             mnemonic=f"{{vex}} {mnemonic}")
     wide("vdpbf16ps", "rw:v.f32 r:v r:v/m/b32", "avx512_bf16 RVM EVEX.L.F3.0F38.W0 52 /r", m.dot_bf16, "u32")
 
 

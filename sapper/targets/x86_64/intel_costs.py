@@ -60,7 +60,7 @@ logic : vp(and|andn|or|xor)[dq]?|vpternlog[dq]
 add_int : vp(add|sub)[bwdq]
 simple_int : vp(min|max)[su][bwd]|vpabs[bwd]|vp(add|sub)u?s[bw]|vpcmp(eq|gt)[bwd]|vpcmpeqq
 wide_minmax : vp(min|max)[su]q|vpabsq|vpcmpgtq
-multiply_int : vpmulu?dq|vpmulhu?w|vpmullw|vpmadd(wd|ubsw)|vpdp\w+
+multiply_int : vpmulu?dq|vpmulhu?w|vpmullw|vpmadd(wd|ubsw)|vpdp\w+(\.vex)?
 multiply_dword : vpmulld
 multiply_qword : vpmullq
 dot_bf16 : vdpbf16ps

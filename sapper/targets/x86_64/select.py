@@ -18,6 +18,7 @@ from . import (
     select_arithmetic,
     select_control,
     select_conversions,
+    select_dots,
     select_lanes,
     select_masks,
     select_memory,
@@ -54,14 +55,15 @@ _BINARY_SECOND = frozenset([1])
 _FOLDS = {"add": _BINARY_BOTH, "mul": _BINARY_BOTH, "and": _BINARY_BOTH, "or": _BINARY_BOTH, "xor": _BINARY_BOTH,
           "sub": _BINARY_SECOND, "div": _BINARY_SECOND, "min": _BINARY_SECOND, "max": _BINARY_SECOND,
           "cmp": _BINARY_BOTH, "fma": frozenset([0, 1, 2]), "dot2_bf16": frozenset([1, 2]),
-          "dot4_u8i8": frozenset([2]), "widen_float8": frozenset([0]), "sqrt": frozenset([0]),
+          "dot4_u8i8": frozenset([2]), "dot2_i16": frozenset([1, 2]), "pairs_u8i8": _BINARY_SECOND,
+          "add_i16": _BINARY_SECOND, "widen_float8": frozenset([0]), "sqrt": frozenset([0]),
           "floor": frozenset([0]), "ceil": frozenset([0]),
           "trunc": frozenset([0]), "round": frozenset([0]), "fraction": frozenset([0])}
 
 ABSORBS_SIGN = frozenset(["fma"])
 """Ops that take the negation of any operand for nothing (vfnmadd, vfmsub, vfnmsub)."""
 
-TIED = {"fma": (2, 0, 1), "dot2_bf16": (0,), "dot4_u8i8": (0,), "tile_multiply": (0,),
+TIED = {"fma": (2, 0, 1), "dot2_bf16": (0,), "dot4_u8i8": (0,), "dot2_i16": (0,), "tile_multiply": (0,),
         "s_add": (0, 1), "s_sub": (0,), "s_mul": (0, 1), "s_and": (0, 1), "s_or": (0, 1),
         "s_xor": (0, 1), "s_shl": (0,), "s_shr": (0,), "s_sar": (0,), "s_min": (0, 1), "s_max": (0, 1)}
 """Operands that an instruction may overwrite with its result."""
@@ -108,7 +110,8 @@ def facts_of(s: Any, target: Any) -> Facts:
 def legal_ops(target: Any) -> frozenset[str]:
     """Lane ops with instructions of their own here, among those that not every target has."""
     features = frozenset(target.features)
-    legal = {"scale_exponent", "round", "floor", "ceil", "trunc", "float8"}
+    legal = {"scale_exponent", "round", "floor", "ceil", "trunc", "float8", "dot2_i16", "pairs_u8i8", "add_i16",
+             "widen_bytes"}
     if features >= _OPMASK_FEATURES:
         legal |= {"lookup", "fraction"}
     if target.float8_rows > 1:
@@ -116,8 +119,10 @@ def legal_ops(target: Any) -> frozenset[str]:
     if target.tiles is not None:
         legal |= {"tile_configure", "tile_release", "tile_zero", "tile_load", "tile_store", "tile_multiply"}
     if "dot2_bf16" in target.dots:
-        legal |= {"pack_bf16", "interleave", "concat_bf16", "is_denormal"}
-    return frozenset(legal | target.dots)
+        legal |= {"dot2_bf16", "pack_bf16", "interleave", "concat_bf16", "is_denormal"}
+    if select_dots.vnni(features, features >= _OPMASK_FEATURES) is not None:
+        legal.add("dot4_u8i8")
+    return frozenset(legal)
 
 
 def register_file(target: Any) -> Any:
@@ -167,9 +172,9 @@ def _joined(tables: Iterable[Mapping[str, Entry]]) -> dict[str, Entry]:
 
 
 RULES: dict[str, Rule] = _joined(module.RULES for module in (
-    select_arithmetic, select_control, select_conversions, select_lanes, select_masks, select_memory, select_scalars,
-    select_tiles))
+    select_arithmetic, select_control, select_conversions, select_dots, select_lanes, select_masks, select_memory,
+    select_scalars, select_tiles))
 
 OWN_CONSTANTS: dict[str, OwnConstants] = _joined(module.OWN_CONSTANTS for module in (
-    select_arithmetic, select_conversions, select_lanes, select_masks, select_memory))
+    select_arithmetic, select_conversions, select_dots, select_lanes, select_masks, select_memory))
 """Constants that the rules of these ops use: they are worth a register in a loop."""

@@ -1,4 +1,4 @@
-"""Selection rules of x86-64: arithmetic, bit operations and packed dot products on rows.
+"""Selection rules of x86-64: arithmetic and bit operations on rows.
 
 See select.py. Source: Intel SDM volume 2; the manual's operand order throughout.
 """
@@ -380,30 +380,6 @@ def _divide_lanes(s: Any, result: Value, dividend: Any, divisor: Any, bits: int,
     join(s, parts, s.define(result))
 
 
-def _dot(name: str, feature: str, commutative: bool) -> Rule:
-    def rule(s: Any, op: Op) -> None:
-        if not s.facts.opmask or feature not in s.facts.features:
-            raise ValueError(f"{op.location or s.function.name}: lane op {op.name}: found a target without {feature}; "
-                             "expected one that has it; mend: ask legal_ops(target) before lowering to it")
-        accumulator, a, b = op.operands
-        bits = s.facts.bits4
-        if commutative and s.is_memory(a) and not s.is_memory(b):
-            a, b = b, a
-        last = s.operand(b)
-        first = s.vector(a)
-        register, place = s.tie(op.results[0], (accumulator,))
-        if place < 0:
-            if register is first or register is last:
-                made = s.new("vec")
-                bring(s, accumulator, made, bits)
-                s.emit(f"{name}.{bits}", made, first, last)
-                s.emit(f"vmovaps.{bits}", register, made)
-                return
-            bring(s, accumulator, register, bits)
-        s.emit(f"{name}.{bits}", register, first, last)
-    return rule
-
-
 def _sign_constants(s: Any, op: Op) -> tuple[Key, ...]:
     dtype = dtype_of(op.operands[0])
     if dtype.name not in FLOAT:
@@ -419,8 +395,7 @@ RULES: dict[str, Rule] = {
     "fraction": fraction, "scale_exponent": scale_exponent,
     "and": _bitwise("and"), "or": _bitwise("or"), "xor": _bitwise("xor"),
     "not": bit_not, "shl": _shift("sll"), "shr": _shift("srl"), "sar": _shift("sra"), "idiv": _division(False),
-    "imod": _division(True), "dot2_bf16": _dot("vdpbf16ps", "avx512_bf16", True),
-    "dot4_u8i8": _dot("vpdpbusd", "avx512_vnni", False),
+    "imod": _division(True),
 }
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {

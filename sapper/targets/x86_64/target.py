@@ -3,8 +3,8 @@
 Leaves: `Target` rows by name. Holds: facts only; nothing here runs on the CPU that it describes. Generated code may use
 exactly the features of its target.
 Sources: x86-64 psABI (levels); AMD publications 57647 and 56665 (Zen 4); Intel Optimization Reference Manual 248966
-(Haswell, Skylake-SP, Ice Lake-SP, Sapphire Rapids, Granite Rapids); cache sizes of typical members, replaced by the
-host's own in detect.py.
+(Haswell, Skylake-SP, Ice Lake-SP, Alder Lake, Sapphire Rapids, Granite Rapids); cache sizes of typical members,
+replaced by the host's own in detect.py.
 """
 
 # Without `from __future__ import annotations`, which has NamedTuple compile each field's type from text: this module is
@@ -19,8 +19,10 @@ V3_FEATURES = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", 
 V4_FEATURES = V3_FEATURES | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 """x86-64-v4, as far as generated code uses it."""
 TILE_FEATURES = frozenset({"amx_tile", "amx_bf16", "amx_int8"})
-OPTIONAL_FEATURES = frozenset({"avx512_bf16", "avx512_vnni", "avx512_vbmi"}) | TILE_FEATURES
-"""Features that generated code uses where a target has them, whatever its level."""
+V3_OPTIONAL_FEATURES = frozenset({"avx_vnni"})
+"""Features that generated code uses where a target of x86-64-v3 has them."""
+V4_OPTIONAL_FEATURES = frozenset({"avx512_bf16", "avx512_vnni", "avx512_vbmi"}) | TILE_FEATURES
+"""The same of x86-64-v4."""
 
 
 class Target(NamedTuple):
@@ -79,11 +81,10 @@ class Target(NamedTuple):
 
     @property
     def dots(self) -> frozenset[str]:
-        """Packed dot products: lane ops that are one instruction."""
-        features = {"dot2_bf16": "avx512_bf16", "dot4_u8i8": "avx512_vnni"}
-        if not {"avx512f", "avx512vl"} <= self.features:
-            return frozenset()
-        return frozenset(op for op, feature in features.items() if feature in self.features)
+        """Packed dot products: of bf16 where there is an instruction; of bytes, without one, by some of AVX2
+        (lane/byte_dots.py)."""
+        bf16 = {"avx512f", "avx512vl", "avx512_bf16"} <= self.features
+        return frozenset(("dot2_bf16", "dot4_u8i8") if bf16 else ("dot4_u8i8",))
 
     @property
     def picks(self) -> bool:
@@ -165,6 +166,9 @@ TARGETS: dict[str, Target] = {
         cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 2, 1, 4,
             4, 8),
         cpu("skylake-avx512", V4_FEATURES, 32 * KIB, 1 * MIB, 22 * MIB, 2, 2, 1, 4, 4, 8),
+        # Golden Cove as in clients, which have AVX-512 fused off, and their successors' row too.
+        cpu("alderlake", V3_FEATURES | V3_OPTIONAL_FEATURES, 48 * KIB, 1280 * KIB, 30 * MIB, 2, 3, 2, 4, 3, 7,
+            "sapphirerapids"),
         cpu("haswell", V3_FEATURES, 32 * KIB, 256 * KIB, 8 * MIB, 2, 2, 1, 5, 3, 7),
     )
 }
