@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 MODULES = (
     "add", "softmax", "norm", "embedding", "rope", "activation",
     "matmul", "batched", "integer", "matvec", "narrow",
-    "quantized", "k_quants", "fp8", "fp8_panels",
+    "quantized", "widen", "k_quants", "fp8", "fp8_panels",
     "attention", "attention_narrow", "paged", "mla", "mla_narrow", "sparse", "sparse_paged",
     "gate", "moe", "moe_blocks", "moe_k",
     "sampling", "cross_entropy", "movement",

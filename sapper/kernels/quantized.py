@@ -302,7 +302,7 @@ def exact_kernels(form: Form) -> SimpleNamespace:
 
     return SimpleNamespace(
         matvec=matvec, matvec_residual=matvec_residual, matvec_swiglu=matvec_swiglu, dequantize=dequantize,
-        embedding=embedding, exact_sum=exact_sum,
+        embedding=embedding, exact_sum=exact_sum, weight_rows=weight_rows,
     )
 
 
@@ -365,12 +365,11 @@ def quantize_kernels(block: int, group: int) -> SimpleNamespace:
 # ------------------------------------------------------------------------------------------------- layout and reference
 
 
-def panel_shapes(parts: Sequence[Array], rows: int, blocks: int) -> list[tuple[tuple[int, ...], Any]]:
-    """Shape and dtype of quants and scales in panels, for rows of blocks (see fill_panels)."""
-    quants, *scales = parts
+def panel_shapes(form: Form, rows: int, blocks: int) -> list[tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of quants and scales in panels, for rows of so many blocks (see fill_panels)."""
     panels = rows // PANEL
-    return [((panels, blocks, quants.shape[2] // SLOT, PANEL, SLOT), np.dtype(np.uint8)),
-            ((panels, blocks, len(scales), PANEL), scales[0].dtype)]
+    return [((panels, blocks, form.words, PANEL, SLOT), np.dtype(np.uint8)),
+            ((panels, blocks, form.scales, PANEL), np.dtype(np.float16))]
 
 
 def fill_panels(targets: Sequence[Array], quants: Array, *scales: Array) -> None:

@@ -30,6 +30,10 @@ class Entry(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def nbytes(self) -> int:
+        """What it takes in the file."""
+
     def read(self) -> Array:
         """Its elements, as f32."""
 

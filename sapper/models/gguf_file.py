@@ -58,6 +58,11 @@ class TensorEntry:
         return self.source if isinstance(self.source, memoryview) else self.source.read()
 
     @property
+    def nbytes(self) -> int:
+        """What it takes in the file."""
+        return len(self.source)
+
+    @property
     def format(self) -> str:
         """ggml's name of its format."""
         if self.type in FORMATS:
@@ -68,10 +73,15 @@ class TensorEntry:
 
     def part(self, index: int) -> TensorEntry:
         """An element of its first axis, which is not its last: a tensor of one axis less."""
+        one = self.rows(index, index + 1)
+        return TensorEntry(f"{self.name}[{index}]", self.shape[1:], self.type, one.source)
+
+    def rows(self, first: int, last: int) -> TensorEntry:
+        """Elements first to last - 1 of its first axis, which is not its last."""
         size_bytes = len(self.source) // self.shape[0]
-        start, stop = index * size_bytes, (index + 1) * size_bytes
+        start, stop = first * size_bytes, last * size_bytes
         part = self.source[start:stop] if isinstance(self.source, memoryview) else self.source.part(start, stop)
-        return TensorEntry(f"{self.name}[{index}]", self.shape[1:], self.type, part)
+        return TensorEntry(self.name, (last - first, *self.shape[1:]), self.type, part)
 
     def read(self) -> Array:
         """Its elements, as f32, in an array of `shape`. Raises ModelError for a format that cannot be dequantised."""

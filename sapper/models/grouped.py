@@ -56,13 +56,21 @@ class GroupedEntry:
     def shape(self) -> tuple[int, ...]:
         return (*self.quants.shape[:-1], self.quants.shape[-1] * self.form.halves)
 
+    @property
+    def nbytes(self) -> int:
+        """What it takes in the file."""
+        return self.quants.nbytes + self.scales.nbytes
+
     def part(self, index: int) -> GroupedEntry:
         """An element of its first axis: a tensor of one axis less."""
         return GroupedEntry(self.where, self.form, self.quants.part(index), self.scales.part(index))
 
-    def parts(self) -> tuple[Array, ...]:
-        """Quants [rows, blocks, bytes], scale and perhaps minimum [rows, blocks]. Raises ModelError for what does not
-        fit together."""
+    def rows(self, first: int, last: int) -> GroupedEntry:
+        """Elements first to last - 1 of its first axis."""
+        return GroupedEntry(self.where, self.form, self.quants.rows(first, last), self.scales.rows(first, last))
+
+    def check(self) -> None:
+        """Raises ModelError for what does not fit together."""
         rows, columns = math.prod(self.shape[:-1]), self.shape[-1]
         wanted = part_shapes(self.shape, self.form)[1]
         for entry, dtype, shape, count in (
@@ -72,7 +80,11 @@ class GroupedEntry:
             if found != (dtype, shape, count) or columns % self.form.block:
                 raise ModelError(f"{self.where}, tensor {entry.name}", f"{entry.type} {entry.shape}, {found[2]} bytes",
                                  f"{dtype} {shape}, {count} bytes", "quantize the model again")
-        blocks = columns // self.form.block
+
+    def parts(self) -> tuple[Array, ...]:
+        """Quants [rows, blocks, bytes], scale and perhaps minimum [rows, blocks]. Raises as `check` does."""
+        self.check()
+        rows, blocks = math.prod(self.shape[:-1]), self.shape[-1] // self.form.block
         quants = np.frombuffer(self.quants.data, np.uint8).reshape(rows, blocks, -1)
         scales = np.frombuffer(self.scales.data, "<f2").reshape(rows, blocks, self.form.scales)
         return quants, *(scales[:, :, i] for i in range(self.form.scales))

@@ -9,7 +9,7 @@ A use is a list of steps (kernel, arguments), so that the session can run them a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
@@ -610,14 +610,20 @@ def of_one_form(pieces: Sequence[Raw | None]) -> list[Raw] | None:
 
 def in_panels(pieces: Sequence[RawBlocks], arena: Arena, exact: bool = False) -> Blocks:
     """The rows of all pieces, one after the other, in panels; the pieces are of one form. exact: see Blocks."""
-    rows, columns = (sum(len(piece.parts[1]) for piece in pieces), pieces[0].parts[1].shape[1])
-    shapes = quantized.panel_shapes(pieces[0].parts, rows, columns)
-    targets = [arena.empty(shape, dtype) for shape, dtype in shapes]
+    rows, blocks = sum(len(piece.parts[1]) for piece in pieces), pieces[0].parts[1].shape[1]
+    return Blocks(pieces[0].form, filled_panels(pieces[0].form, rows, blocks, pieces, arena.empty), exact)
+
+
+def filled_panels(
+    form: Form, rows: int, blocks: int, pieces: Iterable[RawBlocks], memory: Callable[..., Array]
+) -> tuple[Array, ...]:
+    """Quants and scales of so many rows in panels, in new memory. pieces: all rows, in order."""
+    targets = tuple(memory(shape, dtype) for shape, dtype in quantized.panel_shapes(form, rows, blocks))
     start = 0
     for piece in pieces:
         stop = start + len(piece.parts[1]) // PANEL
         quantized.fill_panels([target[start:stop] for target in targets], *piece.parts)
         if piece.signed:  # in place: a copy of an embedding would be a third of a small model
-            targets[0][start:stop] ^= np.uint8(piece.form.offset)
+            targets[0][start:stop] ^= np.uint8(form.offset)
         start = stop
-    return Blocks(pieces[0].form, tuple(targets), exact)
+    return targets

@@ -40,11 +40,21 @@ class TensorEntry:
         """Its bytes. Raises ModelError where they are no longer there."""
         return self.source.read()
 
+    @property
+    def nbytes(self) -> int:
+        """What it takes in the file."""
+        return len(self.source)
+
     def part(self, index: int) -> TensorEntry:
         """An element of its first axis: a tensor of one axis less."""
+        one = self.rows(index, index + 1)
+        return TensorEntry(f"{self.name}[{index}]", self.shape[1:], self.type, one.source)
+
+    def rows(self, first: int, last: int) -> TensorEntry:
+        """Elements first to last - 1 of its first axis."""
         size_bytes = len(self.source) // self.shape[0]
-        source = self.source.part(index * size_bytes, (index + 1) * size_bytes)
-        return TensorEntry(f"{self.name}[{index}]", self.shape[1:], self.type, source)
+        source = self.source.part(first * size_bytes, last * size_bytes)
+        return TensorEntry(self.name, (last - first, *self.shape[1:]), self.type, source)
 
     def read(self) -> Array:
         """Its elements as f32."""

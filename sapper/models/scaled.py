@@ -36,6 +36,11 @@ class ScaledEntry:
     def shape(self) -> tuple[int, ...]:
         return self.weight.shape
 
+    @property
+    def nbytes(self) -> int:
+        """What it takes in the file."""
+        return self.weight.nbytes + self.scale.nbytes
+
     def read(self) -> Array:
         """Its elements, scaled, as f32. Raises as `parts` does."""
         from ..kernels import fp8

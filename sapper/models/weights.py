@@ -7,6 +7,8 @@ as in the file; all lie in memory that asks for huge pages, in the order in whic
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,8 @@ import numpy as np
 
 from ..kernels.moe import PANEL, blocks_of
 from ..runtime.buffers import Arena
+from . import block_rows
+from .block_rows import ROWS_AT_ONCE, BlockRows, Order, alike
 from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
@@ -28,10 +32,8 @@ DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 FORMS = ("file", "file-f32", "bf16", "bf16-rounded", "f32")
 """How the matrices may be held: in one dtype, or in the blocks of the file. What blocks are multiplied by is quantised
 too; with "file-f32" it stays f32. Several rows that meet bf16 are rounded to it with "bf16-rounded" only."""
-ROWS_AT_ONCE = 4096
 FLOATS = ("F32", "F16", "BF16")
 """GGUF's formats that are no blocks."""
-Order = Callable[[Array], Array]
 
 
 def check_form(form: str) -> None:
@@ -75,6 +77,18 @@ class Loader:
         self.rounded = form == "bf16-rounded"
         self.dtype = "f32" if form == "f32" else "bf16"
         self.arena = Arena()
+        if tensors:
+            self.arena.expect(self._size_bytes())
+
+    def _size_bytes(self) -> int:
+        """What the tensors that have a place in the model take, about."""
+        known = {re.sub(r"\d+", "{}", name) for name in self.names.values()}
+        used = (entry for name, entry in self.tensors.items() if re.sub(r"\d+", "{}", name) in known)
+        return sum(self._size_of(entry) for entry in used)
+
+    def _size_of(self, entry: Entry) -> int:
+        plain: int = math.prod(entry.shape) * DTYPES[self.dtype if len(entry.shape) > 1 else "f32"].itemsize
+        return min(plain, entry.nbytes) if self.blocks else plain
 
     def has(self, role: str, *places: int) -> bool:
         return self.names.get(role, "").format(*places) in self.tensors
@@ -106,6 +120,9 @@ class Loader:
 
     def matrices(self, uses: Sequence[Use], columns: int, *places: int) -> list[Matrix]:
         """One matrix for each use, all of one form."""
+        blocks = self._blocks(uses, columns, places)
+        if self.blocks and blocks is not None:
+            return [block_rows.in_panels([part], self.arena, self.exact) for part in blocks]
         raw = self._raws(uses, columns, places)
         if raw is None:
             return [self._widened([use], columns, places) for use in uses]
@@ -113,12 +130,20 @@ class Loader:
 
     def joined(self, uses: Sequence[Use], columns: int, *places: int) -> Matrix:
         """The rows of all uses, one after the other, as one matrix; in blocks if all can be."""
+        blocks = self._blocks(uses, columns, places)
+        if self.blocks and blocks is not None:
+            return block_rows.in_panels(blocks, self.arena, self.exact)
         raw = self._raws(uses, columns, places)
         return self._widened(uses, columns, places) if raw is None else raw[0].together(raw, self.arena, self.exact)
 
     def dense(self, uses: Sequence[Use], columns: int, *places: int) -> Dense:
         """The same, never in blocks, as a plain array."""
-        return self._plain(self._sources(uses, columns, places), sum(use.rows for use in uses), columns)
+        rows, blocks = sum(use.rows for use in uses), self._blocks(uses, columns, places)
+        if blocks is None:
+            return self._plain(self._sources(uses, columns, places), rows, columns)
+        target = self.arena.empty((rows, columns), DTYPES[self.dtype])
+        block_rows.widen_into(target, blocks, self.dtype)
+        return Dense(target, self.dtype, self.rounded)
 
     def dense_of(self, source: Array) -> Dense:
         """A matrix that was put together from several tensors, given in f32, as a plain array."""
@@ -132,13 +157,15 @@ class Loader:
 
     def _widened(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> Dense:
         """Packed, where the kernels of one token and of several agree on how."""
-        rows, sources = sum(use.rows for use in uses), self._sources(uses, columns, places)
         if self.rounded:
-            return self._plain(sources, rows, columns)
+            return self.dense(uses, columns, *places)
+        rows, blocks = sum(use.rows for use in uses), self._blocks(uses, columns, places)
         packed = packed_in(self.arena, rows, columns, self.dtype)
+        if blocks is not None and block_rows.widen_into(packed, blocks, self.dtype):
+            return Dense(packed, self.dtype)
         waiting = np.zeros((0, columns), DTYPES[self.dtype])  # rows that fill no panel yet
         done, width = 0, packed.panels.width
-        for start, source in sources:
+        for start, source in self._sources(uses, columns, places):
             for first in range(0, len(source), ROWS_AT_ONCE):
                 waiting = np.concatenate([waiting, source[first : first + ROWS_AT_ONCE].astype(waiting.dtype)])
                 seen = min(start + first + ROWS_AT_ONCE, start + len(source))
@@ -146,6 +173,10 @@ class Loader:
                 packed.put(done, waiting[:whole])
                 done, waiting = done + whole, waiting[whole:]
         return Dense(packed, self.dtype)
+
+    def _blocks(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> list[BlockRows] | None:
+        """The matrices of all uses, where the file has them in blocks of one form; None where it doesn't."""
+        return alike([BlockRows.of(self.entry(use.role, (use.rows, columns), *places), use.order) for use in uses])
 
     def _sources(self, uses: Sequence[Use], columns: int, places: tuple[int, ...]) -> Iterator[tuple[int, Array]]:
         """The rows of all uses in f32: where each use's begin, and they."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from threading import Thread
 from typing import Any
 
 import numpy
@@ -19,6 +20,8 @@ from .system import HUGE_PAGE_BYTES, round_up
 
 HUGE_THRESHOLD_BYTES = 1 << 20
 LINE_BYTES = 64
+FETCHED_BYTES = 8 << 20
+"""Fetched at once: a millisecond's work."""
 
 
 class Mapping:
@@ -73,13 +76,27 @@ class Arena:
     is address space only. A block is freed with the last array in it.
     """
 
-    __slots__ = ("_block", "_block_bytes", "_used_bytes")
+    __slots__ = ("_block", "_block_bytes", "_fetching", "_used_bytes")
 
     def __init__(self, block_bytes: int = 1 << 30) -> None:
         """block_bytes: of address space taken at once; a larger array gets a block of its own."""
         self._block_bytes = block_bytes
         self._block: Any = None
         self._used_bytes = 0
+        self._fetching: _Fetching | None = None
+
+    def expect(self, size_bytes: int) -> None:
+        """Take memory for so many bytes at once, and have a thread fetch it from the system: zeroing it takes about as
+        long as filling it, which waits for it no more. What proves too much is given back by `settle`."""
+        mapping = Mapping(max(self._block_bytes, size_bytes))
+        self._block, self._used_bytes = mapping.bytes_view(), 0
+        self._fetching = _Fetching(mapping, size_bytes)
+
+    def settle(self) -> None:
+        """Give back what was fetched and is not used yet."""
+        if self._fetching is not None:
+            self._fetching.end(self._used_bytes)
+            self._fetching = None
 
     def empty(self, shape: int | tuple[int, ...], dtype: AnyDType = "f32") -> numpy.ndarray[Any, Any]:
         """Like the function `empty`, after the array made last, on the next 64-byte boundary."""
@@ -88,10 +105,35 @@ class Arena:
         start = round_up(self._used_bytes, LINE_BYTES)
         end = start + count * element.itemsize
         if self._block is None or end > len(self._block):
+            self.settle()
             start, end = 0, count * element.itemsize
             self._block = Mapping(max(end, self._block_bytes)).bytes_view()
         self._used_bytes = end
         return numpy.frombuffer(self._block, dtype=element, count=count, offset=start).reshape(extents)
+
+
+class _Fetching:
+    """A thread that fetches the first bytes of a mapping from the system."""
+
+    def __init__(self, mapping: Mapping, size_bytes: int) -> None:
+        self._mapping, self._size_bytes = mapping, round_up(size_bytes, HUGE_PAGE_BYTES)
+        self._ended = False
+        self._thread = Thread(target=self._run, name="sapper-memory", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        for start in range(0, self._size_bytes, FETCHED_BYTES):
+            size_bytes = min(FETCHED_BYTES, self._size_bytes - start)
+            if self._ended or not system.populate(self._mapping.address + start, size_bytes):
+                break
+
+    def end(self, used_bytes: int) -> None:
+        """Give back what lies behind the bytes that are used."""
+        self._ended = True
+        self._thread.join()
+        used_bytes = round_up(used_bytes, HUGE_PAGE_BYTES)
+        if used_bytes < self._size_bytes:
+            system.discard(self._mapping.address + used_bytes, self._size_bytes - used_bytes)
 
 
 def _described(shape: int | tuple[int, ...], dtype: AnyDType) -> tuple[tuple[int, ...], numpy.dtype[Any]]:

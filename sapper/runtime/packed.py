@@ -10,7 +10,9 @@ the slots of packed dot products want them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy
@@ -19,6 +21,7 @@ from ..ir.types import DType
 from ..tile.schedule import Panels
 from .arguments import Parameter, as_array, view_tensor
 from .buffers import empty
+from .cache import disk_cache
 from .dtypes import numpy_dtype
 from .errors import ArgumentError
 
@@ -110,20 +113,39 @@ def pack(kernel: Any, name: str, array: Any, target: Any = None) -> Packed:
 
 
 def packed_empty(kernel: Any, name: str, rows: int, columns: int, memory: Callable[..., Array] = empty) -> Packed:
-    """A matrix of zeros [rows, columns] in the layout in which `kernel` reads its tensor `name`, to be filled by `put`.
+    """A matrix [rows, columns] in the layout in which `kernel` reads its tensor `name`, to be filled by `put`.
 
     memory: what makes it, like `empty`. Raises as `pack` does.
     """
-    from ..codegen.pipeline import panels_of_kernel
-    from .launch import configuration
-
     dtype = dict(kernel.parameters)[name].dtype
-    panels = panels_of_kernel(kernel, name, configuration().find_target(None))
+    panels = _host_panels(kernel, name)
     shape = (rows, columns)
     parts = -(-shape[panels.columns] // panels.width) * panels.width, -(-shape[panels.depth] // panels.elements)
     data = memory((parts[0] * parts[1] * panels.elements * dtype.size_bytes,), "u8")
-    data[:] = 0
+    if shape[panels.columns] % panels.width or shape[panels.depth] % panels.elements:
+        data[:] = 0  # what is left of the last panel and the last slots
     return Packed(data, shape, dtype, panels)
+
+
+@cache
+def _host_panels(kernel: Any, name: str) -> Panels:
+    """How a tensor of a kernel is packed for this CPU; kept on disk beside compiled kernels, so that a process that
+    compiles nothing need not load the compiler."""
+    from .launch import configuration
+
+    now = configuration()
+    target = now.find_target(None)
+    kept = disk_cache()
+    key = json.dumps(["panels", now.toolchain_key(), kernel.name, kernel.source_digest(), name, now.target_key(target)])
+    found = kept.get(key) if kept is not None else None
+    if found is not None:
+        return Panels(*json.loads(found))
+    from ..codegen.pipeline import panels_of_kernel
+
+    panels = panels_of_kernel(kernel, name, target)
+    if kept is not None:
+        kept.put(key, json.dumps(panels).encode())
+    return panels
 
 
 def pack_array(matrix: Array, dtype: DType, panels: Panels) -> Packed:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sapper.ir.types import DTYPES, bf16, f32
+from sapper.runtime import system
 from sapper.runtime.buffers import HUGE_THRESHOLD_BYTES, Arena, Mapping, empty
 from sapper.runtime.dtypes import NUMPY_NAMES, numpy_dtype, sapper_name
 from sapper.runtime.errors import LaunchError
@@ -102,3 +103,42 @@ def test_an_array_of_an_arena_outlives_it() -> None:
     gc.collect()
     part[...] = 4
     assert part.sum() == 4 * 128
+
+
+def resident_bytes(address: int, size_bytes: int) -> int:
+    """Of a range of this process's memory: what has pages (proc(5), pagemap, bit 63)."""
+    with open("/proc/self/pagemap", "rb") as file:
+        file.seek(address // 4096 * 8)
+        entries = np.frombuffer(file.read(size_bytes // 4096 * 8), np.uint64)
+    return 4096 * int((entries >> np.uint64(63)).sum())
+
+
+def test_an_arena_that_is_told_how_much_fetches_it_and_gives_the_rest_back() -> None:
+    arena = Arena(1 << 20)
+    arena.expect(24 << 20)
+    first = arena.empty(1 << 20, np.int8)
+    assert first.ctypes.data % (2 << 20) == 0
+    fetching = arena._fetching
+    assert fetching is not None
+    fetching._thread.join(60)
+    if not system.populate(first.ctypes.data, 4096):
+        pytest.skip("Linux before 5.14 fetches no memory")
+    assert resident_bytes(first.ctypes.data, 24 << 20) == 24 << 20
+    first[...] = 5
+    arena.settle()
+    assert resident_bytes(first.ctypes.data, 24 << 20) == 2 << 20 and (first == 5).all()
+    second = arena.empty(22 << 20, np.int8)
+    assert second.ctypes.data == first.ctypes.data + (1 << 20) and not second[-1]
+    second[...] = 6
+    assert (first == 5).all()
+
+
+def test_an_arena_that_was_told_too_little_goes_on() -> None:
+    arena = Arena(1 << 20)
+    arena.expect(4 << 20)
+    arrays = [arena.empty(3 << 20, np.int8) for _ in range(3)]
+    for number, array in enumerate(arrays):
+        array[...] = number
+    assert arena._fetching is None
+    arena.settle()
+    assert [int(array.max()) for array in arrays] == [0, 1, 2]

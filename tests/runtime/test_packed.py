@@ -180,3 +180,20 @@ def test_only_whole_panels_are_put() -> None:
             packed.put(first, part)
     with pytest.raises(ValueError, match="expected a dtype whose sums begin at 0"):
         packed_empty(PRODUCTS["nt", (i8, i8, i32)], "b", 70, 5).put(0, columns.astype(np.int8))
+
+
+def test_the_layout_is_kept_on_disk(tmp_path, monkeypatch) -> None:
+    from sapper.codegen import pipeline
+    from sapper.runtime import packed
+
+    def never(*_) -> None:
+        raise AssertionError("the compiler is asked again")
+
+    product = PRODUCTS["nt", (f32, bf16, f32)]
+    monkeypatch.setenv("SAPPER_CACHE_DIR", str(tmp_path))
+    packed._host_panels.cache_clear()
+    first = packed_empty(product, "b", 70, 5)
+    packed._host_panels.cache_clear()
+    monkeypatch.setattr(pipeline, "panels_of_kernel", never)
+    assert packed_empty(product, "b", 70, 5).layout == first.layout
+    packed._host_panels.cache_clear()

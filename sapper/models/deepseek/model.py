@@ -26,7 +26,7 @@ def load_model(model: str | Path, dtype: str = "file", predictor: bool = False) 
 def load(checkpoint: Checkpoint, dtype: str, predictor: bool = False) -> DeepseekModel:
     """The model of a checkpoint. predictor: with its MTP head. Raises ModelError."""
     config = (from_gguf if checkpoint.gguf else from_json)(checkpoint.metadata, checkpoint.where)
+    loader = Loader(str(checkpoint.path), checkpoint.tensors, GGUF_NAMES if checkpoint.gguf else NAMES, dtype)
     tokenizer = checkpoint.tokenizer(config.vocabulary)
-    names = GGUF_NAMES if checkpoint.gguf else NAMES
-    weights = load_weights(Loader(str(checkpoint.path), checkpoint.tensors, names, dtype), config, predictor)
+    weights = load_weights(loader, config, predictor)
     return DeepseekModel(checkpoint.path, config, weights, tokenizer, dtype, "deepseek")

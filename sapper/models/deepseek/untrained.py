@@ -50,6 +50,10 @@ class _RandomEntry:
     shape: tuple[int, ...]
     seed: int
 
+    @property
+    def nbytes(self) -> int:
+        return 0
+
     def read(self) -> np.ndarray[Any, np.dtype[Any]]:
         noise = np.random.default_rng(self.seed).standard_normal(self.shape, dtype=np.float32)
         return 1.0 + 0.1 * noise if len(self.shape) == 1 else noise * np.float32(self.shape[-1] ** -0.5)

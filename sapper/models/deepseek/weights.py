@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from ...kernels.quantized import PANEL
+from ..block_rows import Order
 from ..checkpoint import Entry, Parted
 from ..errors import ModelError
 from ..linear import Dense, Experts, Matrix, Raw, of_one_form
-from ..weights import Loader, Order, Use, half_split_rows
+from ..weights import Loader, Use, half_split_rows
 from .config import DeepseekConfig, Mixture
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -208,8 +209,9 @@ def load_weights(loader: Loader, config: DeepseekConfig, predictor: bool = False
     rows = config.vocabulary
     embedding = loader.joined([Use("embedding", rows)], config.features)
     logits = loader.joined([Use("logits", rows)], config.features) if loader.has("logits") else embedding
-    return DeepseekWeights(
-        embedding, tuple(layers), gain, logits, _predictor(loader, config) if predictor else None)
+    head = _predictor(loader, config) if predictor else None
+    loader.arena.settle()
+    return DeepseekWeights(embedding, tuple(layers), gain, logits, head)
 
 
 def _layer(loader: Loader, config: DeepseekConfig, i: int) -> LayerWeights:

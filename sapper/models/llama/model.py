@@ -10,10 +10,10 @@ from typing import TypeAlias
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..model import Model
-from ..weights import check_form
+from ..weights import Loader, check_form
 from . import config as configs
 from .config import LlamaConfig
-from .weights import LlamaWeights, load_weights
+from .weights import GGUF_NAMES, JSON_NAMES, LlamaWeights, load_weights
 
 LlamaModel: TypeAlias = Model[LlamaConfig, LlamaWeights]
 
@@ -28,6 +28,8 @@ def load(checkpoint: Checkpoint, dtype: str) -> LlamaModel:
     """The model of a checkpoint. Raises ModelError."""
     read = configs.from_gguf if checkpoint.gguf else configs.from_json
     config = read(checkpoint.metadata, checkpoint.where)
+    names = GGUF_NAMES if checkpoint.gguf else JSON_NAMES
+    loader = Loader(str(checkpoint.path), checkpoint.tensors, names, dtype)
     tokenizer = checkpoint.tokenizer(config.vocabulary)
-    weights = load_weights(checkpoint, config, dtype)
+    weights = load_weights(loader, config, interleaved=checkpoint.gguf)
     return LlamaModel(checkpoint.path, config, weights, tokenizer, dtype, "llama")

@@ -1,6 +1,6 @@
 """The weights of a Llama model, in the layout that its kernels take.
 
-In: a checkpoint, and a config. Out: `LlamaWeights`. Holds: matrices and vectors are as `Loader` makes them; the rows of
+In: a loader, and a config. Out: `LlamaWeights`. Holds: matrices and vectors are as `Loader` makes them; the rows of
 the query and key matrices are in the order of the half-split rotary pairing.
 
 GGUF files of this architecture hold query and key rows in the order of the interleaved pairing (rows 2 * i and 2 * i +
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import Checkpoint
 from ..linear import Matrix
 from ..weights import Loader, Use, half_split_rows
 from .config import LlamaConfig
@@ -84,18 +83,16 @@ JSON_NAMES = {
 }
 
 
-def load_weights(checkpoint: Checkpoint, config: LlamaConfig, dtype: str) -> LlamaWeights:
-    """Read and lay out all weights. dtype: of the matrices, one of FORMS.
+def load_weights(loader: Loader, config: LlamaConfig, interleaved: bool) -> LlamaWeights:
+    """Read and lay out all weights. interleaved: how the rows of queries and keys are paired in the file.
 
     Raises ModelError for a tensor that is missing, of the wrong shape, or of a format that cannot be read.
     """
-    names = GGUF_NAMES if checkpoint.gguf else JSON_NAMES
-    loader = Loader(str(checkpoint.path), checkpoint.tensors, names, dtype)
     features, hidden, size = config.features, config.hidden, config.head_features
     queries, keys = config.heads, config.kv_heads
     attention = [
-        Use("query", queries * size, partial(half_split_rows, heads=queries) if checkpoint.gguf else None),
-        Use("key", keys * size, partial(half_split_rows, heads=keys) if checkpoint.gguf else None),
+        Use("query", queries * size, partial(half_split_rows, heads=queries) if interleaved else None),
+        Use("key", keys * size, partial(half_split_rows, heads=keys) if interleaved else None),
         Use("value", keys * size),
     ]
     layers = []
@@ -112,6 +109,7 @@ def load_weights(checkpoint: Checkpoint, config: LlamaConfig, dtype: str) -> Lla
     embedding = loader.joined([Use("embedding", config.vocabulary)], features)
     logits = loader.joined([Use("logits", config.vocabulary)], features) if loader.has("logits") else embedding
     factors = loader.entry("rope_factors", (size // 2,)).read() if loader.has("rope_factors") else None
+    loader.arena.settle()
     return LlamaWeights(embedding, tuple(layers), gain, logits, factors)
 
 
