@@ -41,7 +41,8 @@ def test_panels_hold_the_rows_of_all_tensors(kind: str) -> None:
     assert parts is not None and [part.rows for part in parts] == [208, 64]
     made = in_panels(parts, Arena(), exact=True)
     assert made.exact and made.shape == (272, 96)
-    np.testing.assert_allclose(matrix(made.form, *made.parts), np.concatenate([wide, order(other)]), rtol=1e-6, atol=1e-6)
+    expected = np.concatenate([wide, order(other)])
+    np.testing.assert_allclose(matrix(made.form, *made.parts), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -57,7 +58,8 @@ def test_widened_they_are_what_gguf_makes_of_them(kind: str, dtype: str) -> None
     plain = empty((320, 96), DTYPES[dtype])
     assert widen_into(plain, parts, dtype)
     expected = np.concatenate([wide, order(other)])
-    rounding = 2.0**-8 if dtype == "bf16" else 1e-6  # where a product and a sum are rounded once, bf16 may be a step off
+    # Where a product and a sum are rounded once, bf16 may be a step off.
+    rounding = 2.0**-8 if dtype == "bf16" else 1e-6
     for found in (packed.unpack(), plain):
         np.testing.assert_allclose(found.astype(np.float32), expected, rtol=rounding, atol=1e-6)
         assert (found == expected.astype(DTYPES[dtype])).mean() > 0.999
