@@ -15,16 +15,22 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 import sapper as sp
-from sapper import Tensor, bf16, f32, tiles, zeros
+from sapper import Tensor, bf16, f16, f32, tiles, zeros
 from sapper.assembly.contraction import Contraction, Tile
+from sapper.assembly.errors import AssemblyError
 from sapper.assembly.mutate import Mutant, mutants
 from sapper.assembly.override import compile_by_hand
+from sapper.assembly.prove import meaning_in_language, prove_block
 from sapper.assembly.warp_mutate import mutants as warp_mutants
+from sapper.assembly.warp_mutate import planted as planted_block
 from sapper.kernels.by_hand import blocked, codebook, contraction, fragments, matmul, rows
 from sapper.kernels.by_hand import tiles as tiled
+from sapper.kernels.by_hand.nibbles import make_unpack
 from sapper.kernels.matmul import make_matmul_nn
-from sapper.lang.by_hand import CONTRACTIONS
+from sapper.lang.by_hand import CONTRACTIONS, PIECES
 from sapper.runtime.by_hand import expected_cases, survivors, trials_of
 from sapper.runtime.micro_kernel import check_micro_kernel
 from sapper.runtime.product import check_product
@@ -71,6 +77,8 @@ MICRO_KERNELS: dict[str, tuple[Contraction, str]] = {
 """Inner loops of generated contractions, and a target to check them for."""
 PRODUCTS = {"product-bf16-2x2": fragments.serpentine_2x2, "product-f16-2x2": fragments.serpentine_2x2_f16}
 """Products of a warp's fragments, on PTX."""
+UNPACKS = {"unpack4-bf16x2": bf16, "unpack4-f16x2": f16}
+"""Blocks of a kernel, on PTX, each at four places of a word: by a proof that fails."""
 
 
 class Progress:
@@ -102,6 +110,8 @@ def run(wanted: str) -> list[Mutant]:
         return run_micro_kernel(wanted)
     if name in PRODUCTS:
         return run_product(wanted)
+    if name in UNPACKS:
+        return run_blocks(wanted)
     make, attach = KERNELS[name]
     kernel: Any = make()
     kernel.by_hand.clear()
@@ -132,6 +142,33 @@ def run_product(wanted: str) -> list[Mutant]:
     return alive
 
 
+def run_blocks(wanted: str) -> list[Mutant]:
+    name, _, part = wanted.partition(":")
+    chip = ptx_target("sm_80")
+    uses = []
+    for op in make_unpack(UNPACKS[name], True).tile_ir().walk():
+        if op.name == "asm":
+            block: Any = PIECES[op.attributes["by"]]
+            immediates = op.attributes["immediates"]
+            meaning = meaning_in_language(op.operands[0], op.operands[1:])
+            assembly, _, _ = block.assemble((32, 32), immediates)
+            uses += [(number, mutant, block, immediates, meaning)
+                     for number, mutant in enumerate(warp_mutants(assembly))]
+    if part:
+        uses = uses[slice(*map(int, part.split(":")))]
+    progress, alive = Progress(wanted, len(uses)), []
+    for number, mutant, block, immediates, meaning in uses:
+        try:
+            wrong = planted_block(block, number)
+            lives = prove_block(wrong, immediates, meaning, [np.int32], chip.lanes).proved is not False
+        except AssemblyError:
+            lives = False
+        progress(mutant, lives)
+        alive += [mutant] * lives
+    progress.close()
+    return alive
+
+
 def run_micro_kernel(wanted: str) -> list[Mutant]:
     name, _, part = wanted.partition(":")
     piece, chip = MICRO_KERNELS[name]
@@ -152,7 +189,7 @@ def run_micro_kernel(wanted: str) -> list[Mutant]:
 
 
 def main(wanted: list[str]) -> int:
-    known = [*KERNELS, *MICRO_KERNELS, *PRODUCTS]
+    known = [*KERNELS, *MICRO_KERNELS, *PRODUCTS, *UNPACKS]
     unknown = [name for name in wanted if name.partition(":")[0] not in known]
     if unknown:
         print(f"found {', '.join(unknown)}; expected kernels of: {', '.join(known)}", file=sys.stderr)

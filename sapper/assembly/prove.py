@@ -55,9 +55,11 @@ class Decision:
     values: Mapping[str, int] | None = None
 
 
-def prove_block(block: Any, immediates: Sequence[int], meaning: Meaning, inputs: Sequence[Any], lanes: int) -> Proof:
-    """block.run against meaning, both on rows of `lanes` elements. inputs: NumPy dtypes of the rows."""
-    rows = [unknown(f"x{at}", (lanes,), dtype) for at, dtype in enumerate(inputs)]
+def prove_block(block: Any, immediates: Sequence[int], meaning: Meaning, inputs: Sequence[Any], lanes: int,
+                same: Sequence[int] = ()) -> Proof:
+    """block.run against meaning, both on rows of `lanes` elements. inputs: NumPy dtypes of the rows. same: of each row
+    the number of the first that holds the same; empty: nothing is known of that."""
+    rows = [unknown(f"x{same[at] if same else at}", (lanes,), dtype) for at, dtype in enumerate(inputs)]
     try:
         found, wanted = block.run(list(rows), list(immediates)), meaning(list(rows))
     except NotSymbolic as error:
@@ -85,7 +87,7 @@ def decide(couples: Sequence[tuple[Term, Term]], dtype: Any) -> Decision:
         form = terms.shape_of(a, b)
         if form in known:
             continue
-        decision = _decide(_difference(a, b, np.dtype(dtype)), a is b)
+        decision = _decide(_difference(a, b, np.dtype(dtype)), a is b, not _rounding(b))
         if decision.values is not None:
             return decision
         known[form] = decision.ways[0]
@@ -103,23 +105,33 @@ def _difference(a: Term, b: Term, dtype: np.dtype[Any]) -> Term:
     return differ
 
 
-def _decide(differ: Term, same: bool) -> Decision:
+def _rounding(a: Term) -> list[str]:
+    """Functions in a term whose results may be rounded in more than one way."""
+    return [name for name in terms.calls_of(a) if not name.startswith("cast ")]
+
+
+def _decide(differ: Term, same: bool, exact: bool) -> Decision:
+    """same: both are one term. exact: what is wanted is rounded in one way only."""
     if differ.operator == "const":
         return Decision(not differ.detail, ("the same bits moved" if same else "constants",),
                         {} if differ.detail else None)
     support = sorted(terms.support(differ))
-    calls = terms.calls_of(differ)
-    rounding = [name for name in calls if not name.startswith("cast ")]
-    if rounding:  # sums and products may be rounded otherwise than the language does: running tells by how much
-        return Decision(None, (f"{', '.join(rounding)} of floats on {len(support)} bits",))
+    calls, rounding = terms.calls_of(differ), _rounding(differ)
+    # Sums and products may be rounded otherwise than the language does: running tells by how much.
+    rounded = Decision(None, (f"{', '.join(rounding)} of floats on {len(support)} bits",))
     if len(support) <= EXHAUSTIVE_BITS:
         values = _spread(support, np.arange(1 << len(support), dtype=np.uint64))
-        return _by_values(differ, values) or Decision(True, (f"each value of the {len(support)} bits that matter",))
+        found = _by_values(differ, values)
+        if found is None:
+            return Decision(True, (f"each value of the {len(support)} bits that matter",))
+        return rounded if rounding and not exact else found
+    if rounding and not exact:
+        return rounded
     random = np.random.default_rng(0)
     samples = {t.detail: _hostile(random, t.width) for t in terms.inputs_of(differ)}
     found = _by_values(differ, samples)
-    if found is not None:
-        return found
+    if found is not None or rounding:
+        return found or rounded
     why = f"{', '.join(calls)} on {len(support)} bits" if calls else f"it depends on {len(support)} bits"
     if find_spec("z3") is None:
         return Decision(None, (f"{why}, more than the {EXHAUSTIVE_BITS} that are gone through; mend: "

@@ -288,6 +288,9 @@ class Lanes(np.ndarray[Any, Any]):
     def tobytes(self, *_: Any) -> Any:
         raise NotSymbolic("bytes are asked for that depend on the data")
 
+    def tolist(self) -> Any:
+        raise NotSymbolic("numbers are asked for that depend on the data")
+
     # --- NumPy's protocols --------------------------------------------------------------------------------------------
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
@@ -428,6 +431,8 @@ _INTEGER_UFUNCS: dict[str, Callable[..., Term]] = {
     "logical_and": terms.both, "logical_or": terms.either, "logical_not": terms.invert,
     "left_shift": terms.shift_left,
     "negative": lambda a: terms.sub(terms.const(0, a.width), a),
+    "bitwise_count": lambda a: reduce(terms.add, (terms.extended(terms.part(a, at, 1), 8, False)
+                                                  for at in range(a.width))),
 }
 _FLOAT_BITS: dict[str, Callable[[Term], Term]] = {
     "isnan": _is_nan, "isinf": lambda a: terms.equal(_magnitude(a), _infinity(a.width)),
@@ -439,6 +444,9 @@ _FLOAT_BITS: dict[str, Callable[[Term], Term]] = {
 def computed(ufunc: Any, inputs: Sequence[Any]) -> Lanes:
     """A ufunc on inputs of which some are not known. What is no matter of bits becomes a call."""
     name = ufunc.__name__
+    if name in _COMPARISONS or name in _FLOAT_BITS:  # which a bf16 passes as the f32 that it is
+        inputs = [x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype.name == "bfloat16" else x
+                  for x in inputs]
     given = [x.dtype if isinstance(x, np.ndarray) else np.dtype(np.int64) if isinstance(x, Number)
              else type(x) if type(x) in (int, float) else np.asarray(x).dtype for x in inputs]
     if name in _COMPARISONS | {"minimum", "maximum"}:

@@ -21,7 +21,7 @@ from ..lang.by_hand import PIECES
 from .build import Named, current, with_immediates
 from .errors import AssemblyError, author_location
 from .notation import Reg
-from .symbolic import Lanes, NotSymbolic
+from .symbolic import Lanes
 from .warp import WarpAssembly
 from .warp_checks import check_warp
 from .warp_registers import check_assembled, check_wanted
@@ -133,14 +133,16 @@ class WarpBlock(Named):
             check_assembled(machine, target, self.name, True, target.registers)
 
     def run(self, rows: list[Any], immediates: list[int]) -> Any:
-        """The block's result on rows, from the meanings of its instructions. Raises NotSymbolic for rows of which
-        nothing is known: the meanings of these rows take numbers."""
-        if any(isinstance(row, Lanes) or row.dtype == object for row in rows):
-            raise NotSymbolic(f"{self.name} is run on numbers only")
+        """The block's result on rows, from the meanings of its instructions; also on rows of which nothing is known
+        (symbolic.py). Raises NotSymbolic where a step needs a value that is not known."""
         result = self.result or DTYPES[f"{'f' if rows[0].dtype.kind == 'f' else 'i'}{8 * rows[0].itemsize}"]
         assembly, out, inputs = self.assemble((result.bits, *(8 * r.itemsize for r in rows)), immediates)
-        held = {reg.register: np.ascontiguousarray(row) for reg, row in zip(inputs, rows, strict=True)}
+        held = {reg.register: row if isinstance(row, Lanes) else np.ascontiguousarray(row)
+                for reg, row in zip(inputs, rows, strict=True)}
         run_rows(assembly, held, len(rows[0]))
+        if out.register not in held:
+            raise AssemblyError("undefined", f"{self.name} leaves nothing in its result", author_location(), "no write",
+                                "an instruction that writes it")
         return held[out.register].view(f"{'f' if result.is_float else 'i'}{result.bits // 8}")
 
     def select(self, selector: Any, op: Any) -> None:

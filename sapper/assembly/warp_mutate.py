@@ -9,17 +9,39 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from typing import Any
 
 from ..codegen.machine import Immediate, Instruction, Memory, VirtualRegister
 from .mutate import Mutant
+from .notation import Reg
 from .warp import WarpAssembly
+from .warp_block import WarpBlock
 
 _NEIGHBOURS = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt", "eq": "ne", "ne": "eq", "lo": "ls", "ls": "lo",
                "hi": "hs", "hs": "hi"}
 _ROUNDINGS = {"rn": "rz", "rz": "rn", "rni": "rzi", "rzi": "rni"}
 _COMMUTES = frozenset({"add", "mul", "min", "max", "and", "or", "xor", "fma", "mad"})
+
+
+@dataclass(frozen=True)
+class PlantedBlock(WarpBlock):
+    """A block with one slip. number: of its mutant."""
+
+    number: int = 0
+
+    def assemble(self, sizes: tuple[int, ...], immediates: list[int], first_register: int = 0,
+                 ) -> tuple[WarpAssembly, Reg, list[Reg]]:
+        assembly, out, inputs = super().assemble(sizes, immediates, first_register)
+        wrong: WarpAssembly = next(islice(mutants(assembly), self.number, None)).assembly
+        return wrong, out, inputs
+
+
+def planted(block: WarpBlock, number: int) -> PlantedBlock:
+    """The block with one of its mutants in its place, over the mutant's own registers."""
+    return PlantedBlock(block.table, f"{block.name}_{number}", block.write, block.inputs, block.result, block.features,
+                        number=number)
 
 
 def mutants(assembly: WarpAssembly) -> Iterator[Mutant]:
@@ -59,7 +81,7 @@ def _slips(assembly: WarpAssembly, item: Instruction) -> Iterator[tuple[str, lis
     for first, second in pairwise(reads):
         a, b = operands[first], operands[second]
         if form.row.opcode not in _COMMUTES and isinstance(a, VirtualRegister) and isinstance(b, VirtualRegister) \
-                and a.kind == b.kind and a != b:
+                and a.kind == b.kind and a != b and not table.is_symmetric(item, first, second):
             swapped = list(operands)
             swapped[first], swapped[second] = b, a
             yield "swapped operands", [Instruction(form, swapped, item.mask, False, item.location, item.comment)]

@@ -18,11 +18,12 @@ from ..assembly.errors import AssemblyError
 from ..assembly.override import Override
 from ..assembly.prove import Meaning, Proof, decide, known_array, meaning_in_language, pairs, prove_block
 from ..assembly.symbolic import Lanes, NotSymbolic, lanes_of, unknown
-from ..ir.nodes import Function, Op
+from ..ir.nodes import Function, Op, Value
 from ..ir.types import TensorType, TileType, bf16, f32
 from ..lang.by_hand import PIECES
 from ..tile import semantics
 from ..tile.interpret import interpret
+from ..tile.ops import memory_of
 from .by_hand import Trace, expectation, run_workers, signature_of, verify
 from .cases import Case, boundary_cases, integer_uses
 
@@ -37,6 +38,7 @@ def prove_pieces(kernel: Any, target: Any, schedule: Any = None) -> dict[str, Pr
     found: dict[str, Proof] = {}
     function = kernel.tile_ir()
     named = set(getattr(schedule, "assembly", ()) or ())
+    stored = {memory_of(op.operands[0]) for op in function.walk() if op.name == "store"}
     for op in function.walk():
         for piece, immediates, types, meaning in _uses(op, named):
             *inputs, result = types
@@ -48,17 +50,32 @@ def prove_pieces(kernel: Any, target: Any, schedule: Any = None) -> dict[str, Pr
                 found[name] = Proof(None, "it has a tolerance")
                 continue
             if name not in found or found[name].proved:
+                keys = [_key(value, stored) for value in _inputs(op)]
                 found[name] = prove_block(piece, immediates, meaning, [semantics.numpy_dtype(t) for t in inputs],
-                                          target.lanes)
+                                          target.lanes, [keys.index(key) for key in keys])
     terms.forget()
     return found
+
+
+def _key(value: Value, stored: set[Value]) -> Any:
+    """Equal of values that are computed alike: those that a piece gets may be one. stored: tensors that are written, so
+    that two loads may differ."""
+    op = value.op
+    if op is None or op.blocks or len(op.results) != 1 or (op.name == "load" and memory_of(op.operands[0]) in stored):
+        return value
+    return op.name, repr(sorted(op.attributes.items(), key=str)), *(_key(v, stored) for v in op.operands)
+
+
+def _inputs(op: Op) -> list[Value]:
+    """What a piece that stands for an op gets."""
+    return list(op.operands[1:] if op.name == "asm" else op.operands)
 
 
 def _uses(op: Op, named: set[str]) -> Iterator[tuple[Any, list[int], list[Any], Meaning]]:
     """The pieces that may stand for an op: (piece, immediates, dtypes of its rows and of its result, its meaning)."""
     if op.name not in semantics.ELEMENTWISE:
         return
-    inputs = list(op.operands[1:] if op.name == "asm" else op.operands)
+    inputs = _inputs(op)
     types = [v.type.dtype for v in (*inputs, op.results[0])]  # type: ignore[union-attr]
     if op.name == "asm":
         meaning = meaning_in_language(op.operands[0], inputs)

@@ -120,6 +120,16 @@ def test_narrowing_rounds_once(a: float, to: str, mode: str) -> None:
     assert agrees(call(f"cvt.{mode}.{to}.f32", a), rounded(Fraction(a), to, mode))
 
 
+@pytest.mark.parametrize("mode, expected", [("rn", math.inf), ("rp", math.inf), ("rz", np.finfo(np.float64).max),
+                                            ("rm", np.finfo(np.float64).max)])
+def test_a_fused_product_of_f64_overflows(mode: str, expected: float) -> None:
+    big, one = np.array([1e200, -1e200]), np.array([1.0, 1.0])
+    found = form(f"fma.{mode}.f64")
+    first, second = found.row.meaning(found, big, np.abs(big), one)  # type: ignore[misc]
+    other = {"rn": math.inf, "rp": np.finfo(np.float64).max, "rz": np.finfo(np.float64).max, "rm": math.inf}[mode]
+    assert (first, second) == (expected, -other)
+
+
 def test_fp8_agrees_with_its_specification() -> None:
     values = np.concatenate([np.linspace(-500, 500, 4001), np.linspace(-0.02, 0.02, 999)]).astype(np.float32)
     for name, kind, largest in (("e4m3x2", ml_dtypes.float8_e4m3fn, 448.0), ("e5m2x2", ml_dtypes.float8_e5m2, 57344.0)):

@@ -8,4 +8,5 @@ from __future__ import annotations
 
 from . import contraction as contraction
 from . import fragments as fragments
+from . import nibbles as nibbles
 from . import rows as rows

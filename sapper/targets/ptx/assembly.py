@@ -39,7 +39,7 @@ ARRAYS: dict[str, Any] = {
     "bf16": ml_dtypes.bfloat16, "b32": np.uint32, "u32": np.uint32, "s32": np.int32, "f32": np.float32,
     "b64": np.uint64, "u64": np.uint64, "s64": np.int64, "f64": np.float64,
     "f16x2": (np.float16, 2), "bf16x2": (ml_dtypes.bfloat16, 2), "u16x2": (np.uint16, 2), "s16x2": (np.int16, 2),
-    "f32x2": (np.float32, 2),
+    "f32x2": (np.float32, 2), "tf32": np.uint32, "e4m3x2": (np.uint8, 2), "e5m2x2": (np.uint8, 2),
 }
 """How a register is seen by the meaning of an operand's type: a dtype, or a dtype and how many of it."""
 
@@ -54,6 +54,9 @@ BRANCHES = frozenset({"bra", "brx"})
 ENDS = frozenset({"ret", "exit", "trap"})
 STORES = frozenset({"st", "red", "atom"})
 """Opcodes that write memory by the address that they are given."""
+
+MEMBERS = frozenset({"shfl", "vote", "match", "redux", "elect"})
+"""Opcodes whose last operand says which lanes take part."""
 
 _NAMED_STATES = {"shared", "local", "param", "const"}
 
@@ -122,6 +125,32 @@ def level_of(features: frozenset[str]) -> str:
 def tolerance(found: Any) -> float:
     """The relative error that the manual allows a form."""
     return _APPROXIMATE.get(found.row.opcode, 0.0) if found.mnemonic.split(".")[1:2] in (["approx"], ["full"]) else 0.0
+
+
+def is_arithmetic_on_floats(found: Any) -> bool:
+    """Whether a form computes with floats, so that it is no matter of single bits. A conversion of integers that rounds
+    to the nearest f32 is the language's own."""
+    types = [o.type for o in found.operands if o.type]
+    floats = [t for t in types if t[0] in "fe" or t.startswith(("bf", "tf"))]
+    if found.row.opcode == "cvt":
+        return bool(floats) and not (found.mnemonic.startswith("cvt.rn.f32.") and len(floats) == 1)
+    if found.row.opcode in ("abs", "neg", "copysign") and types[0] in ("f32", "f64") and "ftz" not in found:
+        return False
+    return bool(found.row.section == "Floating Point Instructions")
+
+
+def is_symmetric(item: Any, first: int, second: int) -> bool:
+    """Whether two neighbouring operands of lop3 may change places: its table is the same for both."""
+    if item.row.row.opcode != "lop3":
+        return False
+    number = int(item.operands[4].value)
+    bits = 3 - first, 3 - second
+
+    def exchanged(index: int) -> int:
+        same = index >> bits[0] & 1 == index >> bits[1] & 1
+        return index if same else index ^ (1 << bits[0] | 1 << bits[1])
+
+    return all(number >> index & 1 == number >> exchanged(index) & 1 for index in range(8))
 
 
 def reaches_global(found: Any) -> bool:

@@ -51,6 +51,8 @@ def integer_to_float(form: Form, a: Array) -> Array:
     to = form.results[0].type
     if to == "f64":
         return a.astype(np.float64) if form.get("rnd") == "rn" else _directed(a, form.get("rnd"))
+    if to == "f32" and form.get("rnd") == "rn":
+        return _saturate(form, a.astype(np.float32))
     return _saturate(form, r.round_to(_exact64(a), to, form.get("rnd")).astype(dtype_of(to)))
 
 

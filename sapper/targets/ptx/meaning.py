@@ -39,6 +39,12 @@ def dtype_of(type: str) -> Any:
     return np.dtype(found if found is not None else f"{_KINDS[type[0]]}{BITS[type] // 8}")
 
 
+def in_order(value: Array) -> Array:
+    """The same, its elements one after another, so that it may be viewed as others. What stands for values that are not
+    known (assembly/symbolic.py) stays what it is."""
+    return value if value.flags.c_contiguous else value.copy()
+
+
 def _is_float(type: str) -> bool:
     return type.startswith(("f", "bf"))
 
@@ -271,7 +277,8 @@ def sub(form: Form, a: Array, b: Array) -> Array:
 
 def _saturated(a: Array, b: Array, operation: Any) -> Array:
     """s32 with clamping."""
-    return np.asarray(np.clip(operation(a.astype(np.int64), b.astype(np.int64)), -(2**31), 2**31 - 1).astype(a.dtype))
+    exact = operation(a.astype(np.int64), b.astype(np.int64))
+    return np.asanyarray(np.clip(exact, -(2**31), 2**31 - 1).astype(a.dtype))
 
 
 _WIDE: dict[int, dict[str, Any]] = {
@@ -289,7 +296,7 @@ def _high64(a: Array, b: Array) -> Array:
     high = a1 * b1 + (middle >> shift) + (other >> shift)
     if a.dtype.kind == "i":
         high = high - np.where(a < 0, unsigned_b, np.uint64(0)) - np.where(b < 0, unsigned_a, np.uint64(0))
-    return np.asarray(high.view(a.dtype))
+    return np.asanyarray(high.view(a.dtype))
 
 
 def _product(form: Form, a: Array, b: Array) -> Array:
@@ -297,10 +304,10 @@ def _product(form: Form, a: Array, b: Array) -> Array:
         return a * b
     bits = a.dtype.itemsize * 8
     if bits == 64:
-        return _high64(np.ascontiguousarray(a), np.ascontiguousarray(b))
+        return _high64(in_order(a), in_order(b))
     wide = _WIDE[bits][a.dtype.kind]
     product = a.astype(wide) * b.astype(wide)
-    return np.asarray(product if "wide" in form else (product >> wide(bits)).astype(a.dtype))
+    return np.asanyarray(product if "wide" in form else (product >> wide(bits)).astype(a.dtype))
 
 
 def mul(form: Form, a: Array, b: Array) -> Array:
@@ -317,7 +324,7 @@ def mul24(form: Form, a: Array, b: Array) -> Array:
     wide: Any = np.int64 if a.dtype.kind == "i" else np.uint64
     shift = a.dtype.type(8)
     a, b = (value << shift >> shift for value in (a, b))
-    return np.asarray((a.astype(wide) * b.astype(wide) >> wide(0 if "lo" in form else 16)).astype(a.dtype))
+    return np.asanyarray((a.astype(wide) * b.astype(wide) >> wide(0 if "lo" in form else 16)).astype(a.dtype))
 
 
 def mad24(form: Form, a: Array, b: Array, c: Array) -> Array:
@@ -348,7 +355,7 @@ def negate(form: Form, a: Array) -> Array:
 
 
 def sad(form: Form, a: Array, b: Array, c: Array) -> Array:
-    return np.asarray(c + np.where(a < b, b - a, a - b).astype(c.dtype))
+    return np.asanyarray(c + np.where(a < b, b - a, a - b).astype(c.dtype))
 
 
 def _shift_count(b: Array, bits: int) -> tuple[Array, Array]:
@@ -393,7 +400,7 @@ def bit_not(form: Form, a: Array) -> Array:
 
 
 def cnot(form: Form, a: Array) -> Array:
-    return np.asarray((a == 0).astype(a.dtype))
+    return np.asanyarray((a == 0).astype(a.dtype))
 
 
 def lop3(form: Form, a: Array, b: Array, c: Array, table: Array) -> Array:
@@ -402,7 +409,7 @@ def lop3(form: Form, a: Array, b: Array, c: Array, table: Array) -> Array:
     number = int(table[0])
     for index in range(8):
         if number >> index & 1:
-            result |= (a if index & 4 else ~a) & (b if index & 2 else ~b) & (c if index & 1 else ~c)
+            result = result | (a if index & 4 else ~a) & (b if index & 2 else ~b) & (c if index & 1 else ~c)
     return result
 
 
@@ -429,9 +436,15 @@ def bfind(form: Form, a: Array) -> Array:
 
 
 def brev(form: Form, a: Array) -> Array:
-    bytes_first = np.ascontiguousarray(a).view(np.uint8).reshape(len(a), -1)[:, ::-1]
-    swapped = np.packbits(np.unpackbits(bytes_first, axis=1, bitorder="little"), axis=1, bitorder="big")
-    return np.ascontiguousarray(swapped).view(a.dtype).reshape(len(a))
+    """Neighbours change places: bits, pairs, fours, ..., halves."""
+    bits = a.dtype.itemsize * 8
+    size = 1
+    while size < bits:
+        low = a.dtype.type(((1 << bits) - 1) // ((1 << size) + 1))
+        count = a.dtype.type(size)
+        a = (a >> count & low) | ((a & low) << count)
+        size *= 2
+    return a
 
 
 def bfe(form: Form, a: Array, position: Array, length: Array) -> Array:
@@ -462,7 +475,7 @@ def bfi(form: Form, a: Array, b: Array, position: Array, length: Array) -> Array
     mask = np.where(size >= bits, ones, (kind(1) << np.minimum(size, bits - 1).astype(a.dtype)) - kind(1))
     shift = np.minimum(start, bits - 1).astype(a.dtype)
     mask = np.where(start < bits, mask << shift, kind(0))
-    return np.asarray((b & ~mask) | ((a << shift) & mask))
+    return np.asanyarray((b & ~mask) | ((a << shift) & mask))
 
 
 def bmsk(form: Form, position: Array, length: Array) -> Array:
@@ -502,7 +515,7 @@ def fns(form: Form, mask: Array, base: Array, offset: Array) -> Array:
 
 def prmt(form: Form, a: Array, b: Array, selector: Array) -> Array:
     """Bytes of b:a by the four nibbles of the selector; bit 3 of a nibble replicates the byte's sign."""
-    both = np.concatenate([np.ascontiguousarray(x).view(np.uint8).reshape(len(a), 4) for x in (a, b)], axis=1)
+    both = np.concatenate([in_order(x).view(np.uint8).reshape(len(a), 4) for x in (a, b)], axis=1)
     mode = form.get("mode")
     place, shift = np.arange(4, dtype=np.uint32), (selector[:, None] & np.uint32(3))
     if not mode:
@@ -517,26 +530,26 @@ def prmt(form: Form, a: Array, b: Array, selector: Array) -> Array:
         nibble = modes[mode]()
     chosen = np.take_along_axis(both, (nibble & np.uint32(7)).astype(np.int64), axis=1)
     chosen = np.where(nibble & np.uint32(8) != 0, np.where(chosen & 0x80 != 0, np.uint8(0xFF), np.uint8(0)), chosen)
-    return np.ascontiguousarray(chosen.astype(np.uint8)).view(np.uint32).reshape(len(a))
+    return in_order(chosen.astype(np.uint8)).view(np.uint32).reshape(len(a))
 
 
 def _bytes_of(value: Array, unsigned: bool) -> Array:
-    return np.ascontiguousarray(value).view(np.uint8 if unsigned else np.int8).reshape(len(value), 4).astype(np.int64)
+    return in_order(value).view(np.uint8 if unsigned else np.int8).reshape(len(value), 4).astype(np.int64)
 
 
 def dp4a(form: Form, a: Array, b: Array, c: Array) -> Array:
     """c + the four products of bytes."""
     total = (_bytes_of(a, form.get("atype") == "u32") * _bytes_of(b, form.get("btype") == "u32")).sum(axis=1)
-    return np.asarray((total + c.astype(np.int64)).astype(c.dtype))
+    return np.asanyarray((total + c.astype(np.int64)).astype(c.dtype))
 
 
 def dp2a(form: Form, a: Array, b: Array, c: Array) -> Array:
     """c + two products of the halves of a with the lower or upper two bytes of b."""
-    halves = np.ascontiguousarray(a).view(np.uint16 if form.get("atype") == "u32" else np.int16)
+    halves = in_order(a).view(np.uint16 if form.get("atype") == "u32" else np.int16)
     halves = halves.reshape(len(a), 2).astype(np.int64)
     bytes_ = _bytes_of(b, form.get("btype") == "u32")[:, :2] if "lo" in form else _bytes_of(
         b, form.get("btype") == "u32")[:, 2:]
-    return np.asarray(((halves * bytes_).sum(axis=1) + c.astype(np.int64)).astype(c.dtype))
+    return np.asanyarray(((halves * bytes_).sum(axis=1) + c.astype(np.int64)).astype(c.dtype))
 
 
 # --- Moving, choosing, comparing ------------------------------------------------------------------------------------
@@ -571,10 +584,10 @@ def compare(form: Form, type: str, a: Array, b: Array) -> Array:
             either = np.isnan(a) | np.isnan(b)
             return either if operator == "nan" else ~either
         if operator in ("equ", "neu", "ltu", "leu", "gtu", "geu"):
-            return np.asarray(_COMPARE[operator[:2]](a, b) | np.isnan(a) | np.isnan(b))
+            return np.asanyarray(_COMPARE[operator[:2]](a, b) | np.isnan(a) | np.isnan(b))
         if operator == "ne" and _is_float(type):
-            return np.asarray((a != b) & ~np.isnan(a) & ~np.isnan(b))
-        return np.asarray(_COMPARE[operator](a, b))
+            return np.asanyarray((a != b) & ~np.isnan(a) & ~np.isnan(b))
+        return np.asanyarray(_COMPARE[operator](a, b))
 
 
 def setp(form: Form, a: Array, b: Array, *predicate: Array) -> tuple[Array, Array]:

@@ -152,7 +152,7 @@ def _fma_once(x: float, y: float, z: float, mode: str) -> float:
     try:
         nearest = exact.numerator / exact.denominator  # int / int rounds correctly to nearest
     except OverflowError:
-        nearest = math.copysign(math.inf, exact)
+        nearest = math.inf if exact > 0 else -math.inf
         return nearest if mode == "rn" else _directed_overflow(nearest, mode)
     if mode == "rn" or Fraction(nearest) == exact:
         return nearest

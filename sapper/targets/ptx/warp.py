@@ -26,7 +26,7 @@ _BIT = np.uint32(1) << np.arange(32, dtype=np.uint32)
 
 def bits_of(lanes: Array) -> Array:
     """One word for each warp from 32 predicates."""
-    return np.asarray((lanes * _BIT).sum(axis=1, dtype=np.uint32))
+    return np.asanyarray((lanes * _BIT).sum(axis=1, dtype=np.uint32))
 
 
 def shuffle(form: Form, active: Array, value: Array, b: Array, c: Array, mask: Array) -> tuple[Array, Array]:
@@ -55,7 +55,7 @@ def vote(form: Form, active: Array, value: Array, mask: Array) -> Array:
     mode = form.get("mode")
     every, some = (value | ~active).all(axis=1), (value & active).any(axis=1)
     results: dict[str, Any] = {"all": every, "any": some, "uni": every | ~some}
-    result: Array = np.asarray(results[mode])
+    result: Array = np.asanyarray(results[mode])
     return np.broadcast_to(result[:, None], value.shape).copy()
 
 
@@ -65,12 +65,12 @@ def ballot(form: Form, active: Array, value: Array, mask: Array) -> Array:
 
 def match_any(form: Form, active: Array, value: Array, mask: Array) -> Array:
     same = (value[:, :, None] == value[:, None, :]) & active[:, None, :]
-    return np.asarray((same * _BIT).sum(axis=2, dtype=np.uint32))
+    return np.asanyarray((same * _BIT).sum(axis=2, dtype=np.uint32))
 
 
 def match_all(form: Form, active: Array, value: Array, mask: Array) -> tuple[Array, Array]:
     first = value[np.arange(len(value)), active.argmax(axis=1)]
-    same: Array = np.asarray(((value == first[:, None]) | ~active).all(axis=1))
+    same: Array = np.asanyarray(((value == first[:, None]) | ~active).all(axis=1))
     word = np.where(same, bits_of(active), np.uint32(0))
     return (np.broadcast_to(word[:, None], value.shape).copy(), np.broadcast_to(same[:, None], value.shape).copy())
 
@@ -83,7 +83,7 @@ def reduce(form: Form, active: Array, value: Array, mask: Array) -> Array:
     if op in ("min", "max"):
         limits = np.iinfo(value.dtype)
         neutral[op] = limits.max if op == "min" else limits.min
-    kept = np.where(active, value, np.asarray(neutral[op]).astype(value.dtype))
+    kept = np.where(active, value, np.asanyarray(neutral[op]).astype(value.dtype))
     function: Any = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
                      "xor": np.bitwise_xor}[op]
     result = function.reduce(kept, axis=1, dtype=value.dtype)
