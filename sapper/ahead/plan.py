@@ -207,7 +207,7 @@ class _Compiler:
         self, launcher: Launcher, specialisation: Specialisation, dims: Mapping[str, int]
     ) -> tuple[CompiledKernel, Code]:
         kernel = launcher.kernel
-        schedule = launcher.schedule_for(dims, self.target)
+        schedule = launcher.schedule_for(dims, self.target, specialisation.has_packed)
         key = id(kernel), specialisation, repr(schedule)
         code = self.codes.get(key)
         if code is None:

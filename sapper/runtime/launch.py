@@ -289,7 +289,7 @@ class Launcher:
     def get_compiled(self, specialisation: Specialisation,
                      dims: Mapping[str, int]) -> tuple[CompiledKernel, CodeBlock]:
         """Memory cache, disk cache, compiler, in this order. dims: the extents of the call."""
-        schedule = self.schedule_for(dims)
+        schedule = self.schedule_for(dims, packed=specialisation.has_packed)
         key = specialisation, repr(schedule)
         found = self.compiled.get(key)
         if found is None:
@@ -306,12 +306,13 @@ class Launcher:
                                            Location(self.kernel.source_file, self.kernel.source_line), compiled.frame)
         return found
 
-    def schedule_for(self, dims: Mapping[str, int], target: Any = None) -> Any:
+    def schedule_for(self, dims: Mapping[str, int], target: Any = None, packed: bool = False) -> Any:
         """The schedule of the options; or else, for code that is generated, what a search found for such extents.
 
-        target: the one that code is made for (None: that of the options).
+        target: the one that code is made for (None: that of the options). packed: a tensor lies in panels already,
+        where searches have them plain.
         """
-        if self.schedule is not None or getattr(self.kernel, "by_hand", None) or settings.debugging():
+        if self.schedule is not None or packed or getattr(self.kernel, "by_hand", None) or settings.debugging():
             return self.schedule
         threads = settings.threads() if self.threads is None else self.threads
         found = configuration().find_target(self.target) if target is None else target

@@ -42,6 +42,11 @@ class Specialisation(NamedTuple):
     dim_classes: tuple[tuple[str, tuple[int, int]], ...]
     aligned: tuple[str, ...] = ()
 
+    @property
+    def has_packed(self) -> bool:
+        """Whether a tensor lies in panels (sapper.pack)."""
+        return any(type(stride) not in (str, tuple) for _, stride in self.unit_strides)
+
 
 def dim_class(extent: int) -> tuple[int, int]:
     """(least upper bound of the class, divisor) of an extent."""

@@ -187,6 +187,7 @@ def test_calls_find_the_nearest_schedule(tmp_path: Path, monkeypatch: pytest.Mon
 
     assert Launcher(double, {"threads": 1}).schedule_for({"M": 8, "N": 64}) == few.to_json()
     assert Launcher(double, {"threads": 1, "schedule": many}).schedule_for({"M": 8, "N": 64}) == many
+    assert Launcher(double, {"threads": 1}).schedule_for({"M": 8, "N": 64}, packed=True) is None
     double(x, out, threads=1)
     assert (out == 2).all()
     monkeypatch.setenv("SAPPER_TUNED", "off")
