@@ -87,6 +87,7 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
             parallel += op.attributes["axes"]
         elif op.name == "tiles":
             tile.update((axis, schedule.tile.get(axis, SEQUENTIAL_TILE)) for axis in op.attributes["axes"])
+    registers = {axis: count for axis, count in registers.items() if axis not in on_tiles}
     told = Schedule(
         lane=chosen.lane if chosen is not None else schedule.lane, tile={**tile, **schedule.tile}, registers=registers,
         order=tuple(chosen.order) if chosen is not None else schedule.order, stage=tuple(sorted(staged)),
