@@ -28,6 +28,7 @@ from .state import Access, Capacity, Open, Scalar, element_bytes
 from .tile_blocks import fit as fit_blocks
 from .tile_registers import ACROSS, TileWalk, fewest_rows, is_worth
 from .tile_registers import fit as fit_tiles
+from .tile_slots import fit as fit_slots
 from .walk import WalkLowering
 
 ADDRESSED_ROWS = 8
@@ -218,10 +219,10 @@ class Model(WalkLowering):
             lane = self.schedule.lane if self.schedule.lane in free else None
             if lane is None and free:
                 lane = self._lane(walk, free, contraction)
-        blocks = None if bound_lane is None else fit_blocks(self, walk, bound_lane)
-        if blocks is not None:
-            return WalkChoice(lane, {blocks.rows: self.lanes}, [blocks.rows], list(walk.reduced), blocks=blocks,
-                              packing=self.tile_packing(walk, lane))
+        bound = None if bound_lane is None else (
+            fit_blocks(self, walk, bound_lane) or fit_slots(self, walk, bound_lane))
+        if bound is not None:
+            return WalkChoice(lane, {bound.rows: self.lanes}, [bound.rows], list(walk.reduced), bound=bound)
         by_hand = self._micro_kernel(walk, lane)
         tiles = self._tiles(walk, lane) if by_hand is None else None
         if tiles is None:

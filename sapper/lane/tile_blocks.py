@@ -25,12 +25,11 @@ from typing import TYPE_CHECKING
 from ..ir.nodes import Op, Value
 from ..ir.types import b32, i8, i32
 from ..tile.plan import Walk, axes_of
-from .packed import slot_loads
+from .packed import Packing, slot_loads
 from .state import Bound, Scalar, element_bytes
 from .tile_bound import BoundTiles, Left, dtype_of, lies_in_tensor, most_of
 
 if TYPE_CHECKING:
-    from .axis_loops import WalkChoice
     from .model import Model
     from .walk import WalkLowering
 
@@ -77,6 +76,13 @@ class TileBlocks:
     lane: str
     depth: str
     sums: tuple[Sum, ...]
+    packing: Packing
+
+    def emit(self, low: WalkLowering, walk: Walk) -> None:
+        """All of the walk."""
+        low.use_tiles()
+        with low.packed(self.packing):
+            _Emission(low, walk, self).run()
 
 
 def serves(model: Model, contraction: Op) -> bool:
@@ -119,13 +125,13 @@ def fit(model: Model, walk: Walk, lane: str) -> TileBlocks | None:
     sums = tuple(Sum(value, tuple(found[op] for op in parts)) for value, parts in _sums(model, walk))
     if not is_worth(model, walk.reductions, len(sums), model.extent_hint):
         return None
-    return TileBlocks(rows[0], lane, packing.depth, sums)
+    return TileBlocks(rows[0], lane, packing.depth, sums, packing)
 
 
 def _segment(model: Model, op: Op, rows: str, lane: str, depth: str, elements: int) -> Segment | None:
     """The slots of a contraction in the order in which the left operand has them in memory, one behind the other."""
-    (right,) = [v for v in op.operands if lane in axes_of(v)] or [None]
-    (left,) = [v for v in op.operands if rows in axes_of(v)] or [None]
+    right = next((v for v in op.operands if lane in axes_of(v)), None)
+    left = next((v for v in op.operands if rows in axes_of(v)), None)
     if right is None or left is None or right is left or not lies_in_tensor(model, left):
         return None
     assert left.op is not None
@@ -169,14 +175,6 @@ def _sums(model: Model, walk: Walk) -> list[tuple[Value, list[Op]]]:
                 merged = True
                 break
     return list(parts.items())
-
-
-def emit_walk(low: WalkLowering, walk: Walk, choice: WalkChoice) -> None:
-    """All of a walk, with the choice that the model made for it."""
-    assert choice.blocks is not None
-    low.use_tiles()
-    with low.packed(choice.packing):
-        _Emission(low, walk, choice.blocks).run()
 
 
 class _Emission(BoundTiles):

@@ -136,7 +136,7 @@ class BoundTiles:
         low.enter(in_place)
         low.effect("yield", [low.value(scalar) for pair in zip(places, strides, strict=True) for scalar in pair])
         low.leave()
-        choice = Op("if", [reaches], [S64] * 2 * len(places), {}, [copied, in_place], low.location)
+        choice = Op("if", [reaches], (S64,) * (2 * len(places)), {}, [copied, in_place], low.location)
         low.finish(choice)
         return list(zip(choice.results[::2], choice.results[1::2], strict=True))
 

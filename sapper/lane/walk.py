@@ -9,7 +9,7 @@ leaves lane IR appended to the current level. What a walk is made of has a file 
     staging.py      operands that are copied first, to where staged.py says
     reductions.py   sums and contractions
 
-Where tile registers serve a walk, tile_registers.py emits it, or tile_blocks.py."""
+Where tile registers serve a walk, tile_registers.py emits it, or tile_bound.py and those on top of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from .reductions import Accumulator, Reductions
 from .slots import PAIR
 from .staging import BLOCK_PANELS
 from .state import Capacity, Open, Scalar
-from .tile_blocks import emit_walk as emit_blocks
 from .tile_registers import emit_walk
 
 ROLLED_ROWS = 2
@@ -46,8 +45,8 @@ class WalkLowering(Reductions):
             self._walk_few(walk, choice, choice.few)
         elif choice.tiles is not None:
             emit_walk(self, walk, choice)
-        elif choice.blocks is not None:
-            emit_blocks(self, walk, choice)
+        elif choice.bound is not None:
+            choice.bound.emit(self, walk)
         else:
             with self.packed(choice.packing):
                 self._walk(walk, choice)

@@ -19,6 +19,7 @@ from tests.lane.run_lane import run_lane
 from tests.lane.test_packed import ORDERS, PAIRS, PRODUCTS, arguments_of, expected_of
 from tests.lane.test_tile_blocks import arguments_for
 from tests.lane.test_tile_registers import gated
+from tests.lane.test_tile_slots import chained, chained_arguments, chained_expected
 from tests.strategies import examples
 
 from .run_native import RUNNABLE, run_native
@@ -94,3 +95,13 @@ def test_blocks_of_quantised_weights_as_interpreted(form, m, task) -> None:
     assert "tdpbusd" in made.text or "tdpbsud" in made.text
     run_native(kernel.tile_ir(), arguments, TARGET)
     np.testing.assert_array_equal(arguments["y"], wanted["y"])
+
+
+@NATIVE
+@pytest.mark.parametrize(("t", "p", "d", "stop"), [(40, 150, 64, 150), (33, 70, 96, 65)])
+def test_chained_products(t, p, d, stop) -> None:
+    arguments = chained_arguments(t, p, d, stop)
+    _, made, _ = mnemonics_of(chained.tile_ir({"D": d}), arguments, TARGET)
+    assert "tdpbf16ps" in made.text and "vdpbf16ps" not in made.text
+    run_native(chained.tile_ir({"D": d}), arguments, TARGET)
+    np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))
