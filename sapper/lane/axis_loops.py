@@ -22,7 +22,9 @@ from .state import Access, Bound, Capacity, Open, Scalar
 
 if TYPE_CHECKING:
     from .layout import Layout
+    from .tile_blocks import TileBlocks
     from .tile_registers import TileWalk
+    from .tile_slots import TileSlots
 
 Carried = list[Value]
 """What a loop hands from round to round."""
@@ -43,7 +45,8 @@ class WalkChoice:
     rows_here: staged operands of which only the rows at hand are copied, for all panels of a block. rows_ahead: loads
     of rows that are read where they lie for all panels of a block, and whose next rows are asked for meanwhile.
     tiles: how tile registers serve the walk, if they do; the counts are then those of the tiles of sums. few: what is
-    chosen instead, as the kernel runs, where there are fewer rows than `fewest`.
+    chosen instead, as the kernel runs, where there are fewer rows than `fewest`. bound: how they serve it where the
+    columns are.
     run: neighbours along the lane axis that a lane takes together (runs.py).
     """
 
@@ -65,6 +68,12 @@ class WalkChoice:
     run: int = 1
     few: WalkChoice | None = None
     fewest: int = 0
+    bound: TileBlocks | TileSlots | None = None
+
+    @property
+    def on_tiles(self) -> bool:
+        """Whether tile registers hold the sums."""
+        return self.tiles is not None or self.bound is not None
 
     def layout(self, axes: tuple[str, ...], lanes: int, bound: Mapping[str, int]) -> Layout:
         """Where a result over `axes`, one piece of the walk, lies in registers.

@@ -55,26 +55,26 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
             nonlocal most, chosen
             choice = super().choose(walk)
             for axis, count in choice.counts.items():
-                if choice.tiles is None:
+                if not choice.on_tiles:
                     registers[axis] = max(registers.get(axis, 1), count)
                 hints[axis] = max(hints.get(axis, 1), self.extent_hint(axis))
-            staged.update(op.operands[0].name for op in choice.staged if choice.tiles is None)
-            if choice.tiles is None and any(reduction.name == "contract" for reduction in walk.reductions):
+            staged.update(op.operands[0].name for op in choice.staged if not choice.on_tiles)
+            if not choice.on_tiles and any(reduction.name == "contract" for reduction in walk.reductions):
                 contracted.update(op.operands[0].name for op in self.reads(walk))
             blocks.update(f"{piece.module}:{piece.name}" for key, piece in CONTRACTIONS.items()
                           if walk.reductions and choice.by_hand is None
                           and isinstance(fit(self, walk, choice.lane, key), Fit))
-            if choice.tiles is not None:
+            if choice.on_tiles:
                 on_tiles.update(choice.counts)
             if choice.by_hand is not None:
                 fixed.update((choice.by_hand.rows, choice.lane or ""))
             held = bool(walk.reductions), prod(choice.counts[axis] for axis in choice.order)
-            if held > most and choice.tiles is None:
+            if held > most and not choice.on_tiles:
                 most, chosen = held, choice
             return choice
 
         def _resident(self, r: Range, body: Callable[[], None]) -> None:
-            if r.axis is not None:
+            if r.axis is not None and not r.walked:
                 tile[r.axis] = r.resident
                 hints[r.axis] = max(hints.get(r.axis, 1), r.hint)
             super()._resident(r, body)
@@ -87,6 +87,7 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
             parallel += op.attributes["axes"]
         elif op.name == "tiles":
             tile.update((axis, schedule.tile.get(axis, SEQUENTIAL_TILE)) for axis in op.attributes["axes"])
+    registers = {axis: count for axis, count in registers.items() if axis not in on_tiles}
     told = Schedule(
         lane=chosen.lane if chosen is not None else schedule.lane, tile={**tile, **schedule.tile}, registers=registers,
         order=tuple(chosen.order) if chosen is not None else schedule.order, stage=tuple(sorted(staged)),

@@ -8,6 +8,7 @@ again and again are staged; results too large for the caches are stored past the
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import cached_property
 from math import gcd, prod
 from typing import NoReturn
@@ -24,8 +25,10 @@ from .packed import DOT2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_lo
 from .prefetches import FEW_ROWS
 from .slots import PAIR
 from .state import Access, Capacity, Open, Scalar, element_bytes
+from .tile_blocks import fit as fit_blocks
 from .tile_registers import ACROSS, TileWalk, fewest_rows, is_worth
 from .tile_registers import fit as fit_tiles
+from .tile_slots import fit as fit_slots
 from .walk import WalkLowering
 
 ADDRESSED_ROWS = 8
@@ -216,6 +219,10 @@ class Model(WalkLowering):
             lane = self.schedule.lane if self.schedule.lane in free else None
             if lane is None and free:
                 lane = self._lane(walk, free, contraction)
+        bound = None if bound_lane is None else (
+            fit_blocks(self, walk, bound_lane) or fit_slots(self, walk, bound_lane))
+        if bound is not None:
+            return WalkChoice(lane, {bound.rows: self.lanes}, [bound.rows], list(walk.reduced), bound=bound)
         by_hand = self._micro_kernel(walk, lane)
         tiles = self._tiles(walk, lane) if by_hand is None else None
         if tiles is None:
@@ -473,6 +480,11 @@ class Model(WalkLowering):
             terms = {op: self._term(op, lane, depth) for op in walk.reductions}
             return Packing(dot, depth, walk.reduced, elements, kept, terms)
         return None
+
+    def tile_packing(self, walk: Walk, lane: str | None) -> Packing | None:
+        """The same for tile registers, which multiply all signs: no operand is turned."""
+        packing = self._packing(walk, lane)
+        return None if packing is None else replace(packing, terms={op: Term() for op in walk.reductions})
 
     def _dot_of(self, op: Op, depth: str) -> Dot | None:
         """The packed dot product for a contraction whose operands have slots along an axis. Of several contracted axes

@@ -9,7 +9,7 @@ leaves lane IR appended to the current level. What a walk is made of has a file 
     staging.py      operands that are copied first, to where staged.py says
     reductions.py   sums and contractions
 
-Where tile registers serve a walk, tile_registers.py emits it."""
+Where tile registers serve a walk, tile_registers.py emits it, or tile_bound.py and those on top of it."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ class WalkLowering(Reductions):
             self._walk_few(walk, choice, choice.few)
         elif choice.tiles is not None:
             emit_walk(self, walk, choice)
+        elif choice.bound is not None:
+            choice.bound.emit(self, walk)
         else:
             with self.packed(choice.packing):
                 self._walk(walk, choice)

@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 
 from sapper import bf16, f32, i8, i32, u8
 from sapper.codegen.pipeline import facts_of, panels_of_kernel
+from sapper.kernels.quantized import FORMS, product_kernels
 from sapper.runtime.packed import pack_array
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import Schedule
 from tests.lane.run_lane import run_lane
 from tests.lane.test_packed import ORDERS, PAIRS, PRODUCTS, arguments_of, expected_of
+from tests.lane.test_tile_blocks import arguments_for
 from tests.lane.test_tile_registers import gated
+from tests.lane.test_tile_slots import chained, chained_arguments, chained_expected
 from tests.strategies import examples
 
 from .run_native import RUNNABLE, run_native
@@ -79,3 +82,26 @@ def test_two_products_and_what_follows_as_interpreted(m) -> None:
     run_lane(reduce_loops(gated.tile_ir()), wanted, Schedule(matrix=True), facts_of(TARGET))
     run_native(gated.tile_ir(), arguments, TARGET, schedule=Schedule(matrix=True))
     np.testing.assert_array_equal(arguments["out"].view(np.uint16), wanted["out"].view(np.uint16))
+
+
+@NATIVE
+@pytest.mark.parametrize(("form", "m", "task"), [("q4_64", 70, "matmul"), ("q8m_128", 33, "matmul_residual")])
+def test_blocks_of_quantised_weights_as_interpreted(form, m, task) -> None:
+    kernel = getattr(product_kernels(FORMS[form], FORMS[form].block), task)
+    arguments = arguments_for(form, m, panels=3, task=task)
+    wanted = {name: array.copy() for name, array in arguments.items()}
+    run_lane(reduce_loops(kernel.tile_ir()), wanted, None, facts_of(TARGET))
+    _, made, _ = mnemonics_of(kernel.tile_ir(), arguments, TARGET)
+    assert "tdpbusd" in made.text or "tdpbsud" in made.text
+    run_native(kernel.tile_ir(), arguments, TARGET)
+    np.testing.assert_array_equal(arguments["y"], wanted["y"])
+
+
+@NATIVE
+@pytest.mark.parametrize(("t", "p", "d", "stop"), [(40, 150, 64, 150), (33, 70, 96, 65)])
+def test_chained_products(t, p, d, stop) -> None:
+    arguments = chained_arguments(t, p, d, stop)
+    _, made, _ = mnemonics_of(chained.tile_ir({"D": d}), arguments, TARGET)
+    assert "tdpbf16ps" in made.text and "vdpbf16ps" not in made.text
+    run_native(chained.tile_ir({"D": d}), arguments, TARGET)
+    np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))

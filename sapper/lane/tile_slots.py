@@ -1,0 +1,171 @@
+"""Contractions on tile registers inside a loop that holds the lane axis of their sums: attention.
+
+Enters a walk that contracts an operand that is kept as slots in scratch memory and spans the lanes (slots.py: queries,
+weights of a softmax) with another one: one that is contiguous along the depth in a tensor (keys), or one that is kept
+as slots too (values). The slots that span the lanes are tiles of the right operand as they lie. Keys are tiles of the
+left one as they lie; slots of values are turned, squares of them at a time, into rows along the depth.
+
+What holds: the depth is taken whole, as far as scratch memory has room for it; slots beyond those that there are, and
+what the left operand has there, are zeros. tile_bound.py says what holds besides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..ir.nodes import Value
+from ..ir.types import ROW_B32, b32, bf16, f32, i32
+from ..tile.plan import Walk, axes_of
+from .packed import DOT2_BF16, Packing, Term
+from .slots import PAIR
+from .state import Bound, Scalar
+from .tile_bound import BoundTiles, Left, dtype_of, lies_in_tensor, most_of
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .walk import WalkLowering
+
+HELD_TILES = 4
+"""Tiles of the right operand that stay in registers while the rows go by."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileSlots:
+    """How tiles serve a walk. rows: its open axis. lane: the bound one of the columns. depth: the contracted one. left,
+    right: the operands. most, slots: of the rows, and of the depth, that there may be."""
+
+    rows: str
+    lane: str
+    depth: str
+    left: Value
+    right: Value
+    most: int
+    slots: int
+
+    def packing(self, low: WalkLowering, walk: Walk) -> Packing:
+        return Packing(DOT2_BF16, self.depth, walk.reduced, low.open[self.depth], True,
+                       {op: Term() for op in walk.reductions})
+
+    def emit(self, low: WalkLowering, walk: Walk) -> None:
+        """All of the walk."""
+        with low.packed(self.packing(low, walk)):
+            _Emission(low, walk, self).run()
+
+
+def fit(model: Model, walk: Walk, lane: str) -> TileSlots | None:
+    """How tiles serve a walk whose axis `lane` is bound, or None: vectors then take it."""
+    unit = model.facts.tiles
+    if unit is None or unit.size != model.lanes or model.schedule.matrix is False or model.schedule.registers:
+        return None
+    rows = [axis for axis in walk.outer if axis in model.open]
+    if len(rows) != 1 or len(walk.reduced) != 1 or len(walk.reductions) != 1 or walk.inner:
+        return None
+    (op,), (depth,) = walk.reductions, walk.reduced
+    if op.name != "contract" or depth not in model.open or not model.bound[lane].resident or (
+            dtype_of(op.result) is not f32 or any(dtype_of(v) is not bf16 for v in op.operands)
+            or ("bf16", "bf16") not in unit.products):
+        return None
+    left = next((v for v in op.operands if set(axes_of(v)) == {rows[0], depth}), None)
+    right = next((v for v in op.operands if set(axes_of(v)) == {lane, depth}), None)
+    if left is None or right is None or not _is_kept(model, right, depth):
+        return None
+    most, deep, tile = most_of(model, rows[0]), most_of(model, depth), unit.size * PAIR
+    if most is None or deep is None or deep % tile or model.extent_hint(rows[0]) < unit.size:
+        return None
+    if _is_kept(model, left, depth):
+        if model.open[rows[0]].extent != most or most % unit.size:
+            return None
+    elif not lies_in_tensor(model, left) or left.op is None or (
+            model.open[depth].extent != deep or model.access(left.op).axes.get(depth) != bf16.size_bytes):
+        return None
+    return TileSlots(rows[0], lane, depth, left, right, most, deep // PAIR)
+
+
+def _is_kept(model: Model, value: Value, depth: str) -> bool:
+    """Whether a value lies in scratch memory as slots along the depth, rows of them one after the other."""
+    return value in model.buffers and model.slot_axes.get(value) == depth and isinstance(
+        model.buffers[value].axes[depth], int)
+
+
+class _Emission(BoundTiles):
+    """The emission of one walk. deep: tiles along the depth."""
+
+    def __init__(self, low: WalkLowering, walk: Walk, found: TileSlots) -> None:
+        super().__init__(low, walk, found.rows, found.lane, found.most, f32)
+        self.found = found
+        self.deep = found.slots // self.size
+
+    def run(self) -> None:
+        low, rows, found = self.low, self.rows, self.found
+        low.use_tiles()
+        right, stride = self._slots(found.right)
+        places = [(number * self.size * stride, column * self.row_bytes)
+                  for number in range(self.deep) for column in range(self.wide)]
+        held = [self.load(low.add(right, at), stride, disp) for at, disp in places] \
+            if len(places) <= HELD_TILES else []
+        lefts = self._turned() if found.left in low.slot_axes else self._in_place()
+
+        def products(start: Value) -> None:
+            position = low.sub(start, rows.offset)
+            totals = [self.zeros() for _ in range(self.wide)]
+            for number, (left, left_stride) in enumerate(lefts):
+                a = self.load(low.add(left, low.mul(position, left_stride)), left_stride)
+                for column in range(self.wide):
+                    place = number * self.wide + column
+                    b = held[place] if held else self.load(low.add(right, places[place][0]), stride, places[place][1])
+                    totals[column] = self.multiply(totals[column], a, b, (bf16, bf16))
+            self.store(totals, position)
+
+        low.counted(self.axis, rows.offset, low.add(rows.offset, rows.extent), self.size, products)
+        self.finish([self.walk.reductions[0].result])
+
+    def _slots(self, value: Value) -> tuple[Scalar, int]:
+        """Address and stride of the slots of a kept value, to the end of its memory: behind those that there are come
+        zeros."""
+        low = self.low
+        access = low.buffers[value]
+        per_element = access.axes[self.found.depth]
+        assert isinstance(per_element, int)
+        base, stride = low.add(access.base, access.disp), per_element * PAIR
+        zeros = low.emit(0, "bitcast", [low.constant(0, i32)], ROW_B32)
+
+        def clear(at: Value) -> None:
+            low.effect("store", [zeros, low.value(low.add(base, at))], dtype=b32, masked=False, streaming=False, disp=0)
+
+        first = low.mul(low.open[self.found.depth].extent, stride)
+        if first != self.found.slots * stride:
+            low.counted("rest", first, self.found.slots * stride, self.row_bytes, clear)
+        return base, stride
+
+    def _in_place(self) -> list[tuple[Scalar, Scalar]]:
+        """The left operand where it lies in a tensor, tile by tile along the depth."""
+        low, depth = self.low, self.found.depth
+        load = self.found.left.op
+        assert load is not None
+        low.bound[depth] = Bound(low.open[depth].offset, 1, False, None, low.depth)
+        access = low.operand_access(load)
+        made = self.left_rows([Left(load, access, access.disp + number * self.row_bytes, self.size)
+                               for number in range(self.deep)])
+        del low.bound[depth]
+        return made
+
+    def _turned(self) -> list[tuple[Scalar, Scalar]]:
+        """The same of slots that are kept: rows of the depth in scratch memory."""
+        low, size = self.low, self.size
+        source, stride = self._slots(self.found.left)
+        row_bytes = self.found.slots * b32.size_bytes
+        to = self.memory("left", self.most * row_bytes)
+
+        def square(row: Value, slot: Value) -> None:
+            """size slots of as many rows."""
+            start = low.value(low.add(low.add(source, low.mul(slot, stride)), low.mul(row, b32.size_bytes)))
+            lines = [low.emit(low.depth, "load", [start], ROW_B32, dtype=b32, masked=False, disp=number * stride)
+                     for number in range(size)]
+            place = low.value(low.add(low.add(to, low.mul(row, row_bytes)), low.mul(slot, b32.size_bytes)))
+            for number, line in enumerate(low.transposed(lines, low.depth)):
+                low.effect("store", [line, place], dtype=b32, masked=False, streaming=False, disp=number * row_bytes)
+
+        low.counted("turn", 0, self.most, size, lambda row: low.counted(
+            "turn", 0, self.found.slots, size, lambda slot: square(row, slot)))
+        return [(low.add(to, number * self.row_bytes), row_bytes) for number in range(self.deep)]

@@ -1,0 +1,83 @@
+"""Tile registers inside a loop that carries what it contracts (attention), at their own station."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapper import Tensor, bf16, dims, f32, i32, kernel, span, tiles, where, whole, zeros
+from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.schedule import Schedule
+from tests.strategies import examples
+
+from .run_lane import run_lane, specialize
+from .test_tile_registers import MACHINES, tiles_in
+
+T, P, D = dims("T P D")
+
+
+@kernel
+def chained(q: Tensor[f32, T, D], keys: Tensor[bf16, P, D], values: Tensor[bf16, P, D], stop: i32, kept: f32,
+            out: Tensor[f32, T, D]):
+    """The two products of attention, with a mask between them and no softmax: sums of small integers are exact.
+
+    kept: 1; as acc is not only added to, the loop carries it."""
+    for t in tiles(T):
+        d = whole(D)
+        query = q[t, d].to(bf16)
+        acc = zeros(t, d, dtype=f32)
+        for p in tiles(span(0, stop)):
+            score = where(p <= 2 * t, query @ keys[p, d], 0.0)
+            acc = acc * kept + score.to(bf16) @ values[p, d]
+        out[t, d] = acc
+
+
+def chained_arguments(t, p, d, stop, seed=0):
+    """What lies beyond `stop` is no number."""
+    random = np.random.default_rng(seed)
+    keys, values = (random.integers(-1, 2, (p, d)).astype(ml_dtypes.bfloat16) for _ in range(2))
+    keys[stop:] = values[stop:] = np.nan
+    return {"q": random.integers(-1, 2, (t, d)).astype(np.float32), "keys": keys, "values": values, "stop": stop,
+            "kept": 1.0, "out": np.zeros((t, d), np.float32)}
+
+
+def chained_expected(arguments):
+    stop = arguments["stop"]
+    keys, values = (arguments[name][:stop].astype(np.float32) for name in ("keys", "values"))
+    score = arguments["q"] @ keys.T
+    kept = np.arange(stop)[None] <= 2 * np.arange(len(score))[:, None]
+    return np.where(kept, score, 0) @ values
+
+
+def run_chained(arguments, lanes, schedule=None, hint=512):
+    function = chained.tile_ir({"D": arguments["q"].shape[1]})
+    return run_lane(reduce_loops(function), arguments, schedule, MACHINES[lanes],
+                    specialize(function, arguments, {"T": hint, "P": hint}))
+
+
+@settings(max_examples=examples(15), deadline=None)
+@given(t=st.integers(0, 40), p=st.integers(1, 140), beyond=st.integers(0, 20), lanes=st.sampled_from([4, 8, 16]),
+       deep=st.integers(1, 3), seed=st.integers(0, 99))
+def test_chained_products_are_exact(t, p, beyond, lanes, deep, seed) -> None:
+    """Tiles of keys that the loop does not fill, and such as would reach beyond the tensor; every number of queries."""
+    arguments = chained_arguments(t, p, 2 * lanes * deep, max(0, p - beyond), seed)
+    assert tiles_in(run_chained(arguments, lanes))
+    np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))
+
+
+@pytest.mark.parametrize(("d", "schedule"), [
+    (40, None), (64, Schedule(matrix=False)), (64, Schedule(registers={"p": 4}))])
+def test_vectors_take_what_tiles_do_not(d, schedule) -> None:
+    arguments = chained_arguments(20, 50, d, 50)
+    assert not tiles_in(run_chained(arguments, 16, schedule))
+    np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))
+
+
+def test_each_tile_of_keys_meets_all_queries_at_hand() -> None:
+    """Two tiles of queries stay in registers; one of keys, two deep, is loaded for both."""
+    arguments = chained_arguments(64, 128, 64, 128)
+    ops = [op.name for op in run_chained(arguments, 16).walk()]
+    assert ops.count("tile_multiply") % 4 == 0 and "dot2_bf16" not in ops
