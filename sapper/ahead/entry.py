@@ -279,9 +279,13 @@ launch:
     add r10, rdx                    # its argument block
     mov qword ptr [r8 + 8], r10
     mov eax, dword ptr [rbx + 8]
-    mov qword ptr [r8 + 16], rax
+    mov dword ptr [r8 + 16], eax
     mov r11d, dword ptr [rbx + 12]  # words
-    add rbx, 16
+    mov rax, qword ptr [rbx + 16]
+    mov qword ptr [r8 + 20], rax
+    mov rax, qword ptr [rbx + 24]
+    mov qword ptr [r8 + 28], rax
+    add rbx, 32
     add r8, @LAUNCH_BYTES
 word:
     mov rax, qword ptr [rbx]
@@ -706,7 +710,8 @@ def _launches(plan: Plan, of: PlannedProgram) -> Table:
     barriers = sum(launch.barrier for launch in launches)
     lines = [
         Line(comment=f"The program {of.name}: {len(launches)} launches, {barriers} barriers. A launch is its kernel,"),
-        Line(comment="argument block, flags and number of words; then the words of the block: 0 scratch, 1 its bytes"),
+        Line(comment="argument block, flags, number of words, bytes to the launch whose weights are asked for after"),
+        Line(comment="it, its own: word, granules, bytes of one; then the words of the block: 0 scratch, 1 its bytes"),
         Line(comment="for each worker, 2 sync block, and what the kernel asks for."),
         Line(4, [of.control, of.control + layout.table, of.control + layout.sync, layout.sync_count],
              "control, table, sync blocks and their number"),
@@ -722,7 +727,8 @@ def _launches(plan: Plan, of: PlannedProgram) -> Table:
             notes.append("then all meet")
         code = launch.code
         words = _words(plan, of, number)
-        lines.append(Line(4, [code.symbol, of.control + block, launch.flags, len(words)], ", ".join(notes)))
+        numbers = [code.symbol, of.control + block, launch.flags, len(words), *launch.asking]
+        lines.append(Line(4, numbers, ", ".join(notes)))
         lines += [Line(8, [base, value], comment, {0: _WORDS[base]}) for base, value, comment in words]
     return Table(f"{plan.model.name}.{of.name}", lines, BASES)
 

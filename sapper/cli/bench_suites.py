@@ -98,7 +98,7 @@ class Settings:
         if threads not in self._probes:
             target = host_target()
             scale = QUICK_SCALE if self.quick else 1.0
-            self._probes[threads] = (read_probe(int(READ_BYTES["DRAM"] * scale), threads, target),
+            self._probes[threads] = (read_probe(int(READ_BYTES["DRAM"] * scale), threads, target, True),
                                      copy_probe(int(COPY_BYTES * scale), threads, target, True))
         return self._probes[threads]
 

@@ -88,7 +88,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  fma_per_cycle=target.fma_per_cycle,
                  wide_lanes=target.wide_lanes, indexed_addresses=target.indexed_addresses,
                  software_prefetch=target.software_prefetch, stream_ahead_bytes=target.stream_ahead_bytes,
-                 transposes_by_scatter=target.lanes_are_threads,
+                 line_by_line=target.line_by_line, transposes_by_scatter=target.lanes_are_threads,
                  run_bytes=target.run_bytes, many_workers=target.lanes_are_threads,
                  matrix=target.matrix, matrix_group=target.matrix_group, tiles=target.tiles, dots=target.dots,
                  float8_rows=target.float8_rows, picks=target.picks,

@@ -835,8 +835,8 @@ class Selector:
         return register
 
     def tasks(self, op: Op) -> None:
-        """Ask for the next number until it reaches the total."""
-        block = op.blocks[0]
+        """From this worker's first number on, until one reaches the total."""
+        block, counter = op.blocks[0], op.attributes["counter"]
         total = self.small_constant(op.operands[0])
         limit: Operand = Immediate(total) if total is not None else self.scalar(op.operands[0])
         label = self.new_label("task")
@@ -844,12 +844,12 @@ class Selector:
         former_reserved = self.reserved
         number = self.new("gpr")
         self.registers[block.arguments[0]] = number
-        self.rules.before_tasks(self)
+        self.rules.before_tasks(self, number)
         self.label(label)
-        self.rules.next_task(self, op.attributes["counter"], number)
+        self.rules.next_task(self, number)
         self.rules.compare_branch(self, "ge", number, limit, label + "_end")
         self.block(block)
-        self.rules.after_task(self)
+        self.rules.after_task(self, counter, number)
         self.rules.jump(self, label)
         self.label(label + "_end")
         self.hoisted = former

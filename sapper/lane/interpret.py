@@ -482,15 +482,14 @@ def _build_tasks(program: Program, op: Op) -> Step:
                 for step in steps:
                     step(e)
             return
-        while True:
-            task = worker.launch.counters[counter]
-            worker.launch.counters[counter] = task + 1
-            if task >= e[total]:
-                return
+        task = worker.number
+        while task < e[total]:
             e[index] = task
             for step in steps:
                 step(e)
             worker.launch.give_way(worker.strand)
+            task = worker.launch.workers + worker.launch.counters[counter]
+            worker.launch.counters[counter] += 1
 
     return tasks
 

@@ -31,7 +31,7 @@ from ..tile.plan import (
     late_walk,
     plan_block,
 )
-from ..tile.schedule import DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
+from ..tile.schedule import TASKS_PER_WORKER, DimClass, Facts, LoweringError, Schedule, ScheduleError, Specialization
 from .axis_loops import WalkChoice
 from .chained_groups import ChainGroupLowering
 from .late import LateLowering, LateWalk
@@ -61,9 +61,6 @@ dot product that it is for. Few rows wait for memory, which is quicker as one st
 
 BAND_TILES = 8
 """Rows of tiles that are computed together."""
-
-TASKS_PER_WORKER = 2
-STAGING_TASKS_PER_WORKER = 2
 
 TASK_ELEMENTS = 16384
 """A task along the one axis of a loop computes at least about so many elements, in steps of a row and of no more than
@@ -848,9 +845,8 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         workers = self.emit(0, "workers", [], S64)
         alone = self.emit(0, "s_cmp", [workers, self.value(1)], S64, cond="eq")
         stages = any(self._task_cap(r) for r in ranges)
-        # Tasks that stage operands stage them anew: fewer of them.
-        each = STAGING_TASKS_PER_WORKER if stages else TASKS_PER_WORKER
-        target: Scalar = self.emit(0, "s_select", [alone, self.value(1), self.value(self.mul(workers, each))], S64)
+        target: Scalar = self.emit(
+            0, "s_select", [alone, self.value(1), self.value(self.mul(workers, TASKS_PER_WORKER))], S64)
         split: dict[int, Split] = {}
         total: Scalar = 1
         left: Scalar = target

@@ -247,8 +247,8 @@ LANE_OPS = OpTable("lane", [
                "counter < stop, counter += step (a positive constant)"),
     OpSpec("if", (1, 1), (0, None), blocks=2, pure=False, doc="s64, taken if not 0; both blocks yield the results"),
     OpSpec("tasks", (1, 1), (0, 0), attributes=("counter",), blocks=1, pure=False,
-           doc="total: block argument i; the workers share out i = 0 .. total-1 in order of demand through shared "
-               "counter `counter` (0 .. 7), which is zero before"),
+           doc="total: block argument i; the workers share out i = 0 .. total-1. Worker w begins with i = w; they go "
+               "on from i = workers in order of demand, by shared counter `counter` (0 .. 7), which is zero before"),
     OpSpec("barrier", (0, 0), (0, 0), optional=("reset",), pure=False,
            doc="no worker passes before all have arrived; reset: a counter of tasks that is zero again from here on"),
     OpSpec("sync_lanes", (0, 0), (0, 0), pure=False,

@@ -55,6 +55,7 @@ class Prefetches(Stores):
     near_bytes: int
     block_bytes: int
     stream_ahead_bytes: int
+    line_by_line: bool
     prefetches_rows: bool
     asking: list[Walk]
 
@@ -100,7 +101,9 @@ class Prefetches(Stores):
 
         A block is `count` whole rows of a contiguous matrix, hence contiguous itself, and its loop over the reduced
         axis asks for as many bytes further on as it reads here: the next block, or ROWS_AHEAD_BYTES on where that is
-        short. The streams of the rows are short: the hardware finds each of them too late.
+        short. The streams of the rows are short: the hardware finds each of them too late. Rows one by one are one
+        stream. Measured on a Granite Rapids, 49152 x 576 bf16: 9.7 GB/s by 4 rows asked into L1, 14.6 asked into L2,
+        and 16.4 line by line.
         """
         (axis,) = [a for a in op.result.type.axes if a in walk.outer]  # type: ignore[union-attr]
         (depth_axis,) = walk.reduced
@@ -108,29 +111,36 @@ class Prefetches(Stores):
         rows, depth = self.bound[axis], self.bound[depth_axis]
         size = element_bytes(access.dtype) * self.slot_elements
         step_bytes = rows.count * depth.count * self.lanes * size
-        least_bytes = ROWS_AHEAD_BYTES // len(choice.prefetched)
-        distance = self.scalar("s_max", self.mul(access.axes[axis], rows.count), least_bytes)
+        least_bytes = self.stream_ahead_bytes if self.line_by_line else ROWS_AHEAD_BYTES // len(choice.prefetched)
+        distance = least_bytes if self.line_by_line and rows.count == 1 else self.scalar(
+            "s_max", self.mul(access.axes[axis], rows.count), least_bytes)
         block = self.add(self.add(access.base, self.mul(access.axes[axis], rows.offset)), distance)
         ahead = self.mul(self.sub(depth.offset, self.open[depth_axis].offset), rows.count * size)
         o = self.open[depth_axis]
         block_bytes = rows.count * size * (o.extent if isinstance(o.extent, int) else o.hint)
         ahead_bytes = max(block_bytes, least_bytes) * len(choice.prefetched)
-        level = 1 if ahead_bytes <= self.near_bytes // 2 else 2
+        level = 1 if ahead_bytes <= self.near_bytes // 2 and not self.line_by_line else 2
         for line in range(0, step_bytes, 64):
             operands, attributes = self.memory_operands(block, ahead, 1, access.disp + line)
             self.effect("prefetch", operands, level=level, **attributes)
 
-    def _prefetch_ahead(self, op: Op) -> None:
-        """Ask for what lies AHEAD_BYTES further in a matrix whose rows are read one after the other, into the second
-        cache: the first has places for too few requests at a time. Measured on a Zen 4, 4 sums over rows of 128 f32:
-        24 GB/s, and 20 where it is asked into the first."""
+    def _prefetch_ahead(self, op: Op, walk: Walk) -> None:
+        """Ask for rows further on of a matrix whose rows, or the same piece of each, are read one after the other: into
+        the second cache, as the first has places for too few requests at a time. Measured on a Zen 4, 4 sums over rows
+        of 128 f32: 24 GB/s, and 20 where it is asked into the first."""
         access = self.access(op)
-        step = max(1, 64 // element_bytes(access.dtype) // self.lanes)
+        (row_axis,) = walk.reduced
+        lane = next(axis for axis in axes_of(op.result) if axis != row_axis)
+        size = element_bytes(access.dtype)
+        row_bytes = self.bound[lane].count * self.lanes * size
+        alone = all(self.bound[axis].count == 1 for axis in walk.outer if axis != lane)
+        ahead_bytes = self.stream_ahead_bytes if alone or self.line_by_line else AHEAD_BYTES
+        rows = max(-(-ahead_bytes // row_bytes), self.bound[row_axis].count)
+        step = max(1, 64 // size // self.lanes)
         for at in self._coordinates(axes_of(op.result)):
-            if all(not self.bound[a].lane or at[a] % step == 0 for a in at):
-                operands, attributes = self.address(access, at)
-                disp = attributes.pop("disp") + AHEAD_BYTES
-                self.effect("prefetch", operands, level=2, disp=disp, **attributes)
+            if at[lane] % step == 0:
+                operands, attributes = self.address(access, {**at, row_axis: at[row_axis] + rows})
+                self.effect("prefetch", operands, level=2, **attributes)
 
     def _prefetch_rows_after(self, op: Op, row_axis: str) -> None:
         """Ask for the rows after these, as far along the depth as these are read: each begins pages away from the one

@@ -238,7 +238,7 @@ class Reductions(Staging):
             if self.panels_of(op) is None and choice.lane in walk.reduced:
                 self._prefetch(op, walk, choice)
             elif self.panels_of(op) is None:
-                self._prefetch_ahead(op)
+                self._prefetch_ahead(op, walk)
             else:
                 self._prefetch_panel(self.staged[op], walk)
         for op in choice.staged:

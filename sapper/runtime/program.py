@@ -16,8 +16,10 @@ machine code that walks the table of launches; every program uses the same. sapp
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
@@ -33,6 +35,7 @@ from .launch import Launcher, interpret, launcher_with
 from .loader import CodeBlock, load
 from .scratch import SYNC_BYTES, stride_bytes
 from .specialise import Specialisation, extent_bound, specialise
+from .streams import stream_of
 from .system import PAGE_BYTES, round_up
 
 if TYPE_CHECKING:
@@ -42,8 +45,8 @@ if TYPE_CHECKING:
 TABLE, SYNC, SYNC_COUNT, COUNTERS, SPIN_CYCLES = 24, 32, 40, 48, 56
 ARRIVED, GENERATION, SLEEPERS, TIMES, TIMES_BYTES = 64, 128, 132, 136, 144
 CONTROL_BYTES = 192
-KERNEL, BLOCK, FLAGS = 0, 8, 16
-LAUNCH_BYTES = 32
+KERNEL, BLOCK, FLAGS, AHEAD, STREAM_WORD, GRANULES, GRANULE_BYTES = 0, 8, 16, 20, 24, 28, 32
+LAUNCH_BYTES = 40
 ALONE, BARRIER = 1, 2
 """Flags of a launch: only worker 0 runs it; all workers meet after it."""
 
@@ -101,7 +104,8 @@ class Launch:
     """One kernel of a program, bound for the most rows that it may have.
 
     words: of the argument block from FIRST_SLOT on. places: those that variables set. reads, writes: ranges of memory,
-    (first byte, one past the last). code: what `compile` gave.
+    (first byte, one past the last). code: what `compile` gave. stream: see streams.py; ahead: how many launches further
+    on is the one whose stream workers ask for while they wait after this one, 0 for none.
     """
 
     def __init__(self, kernel: Any, arguments: Sequence[Any], options: dict[str, Any], compile: Compile) -> None:
@@ -131,6 +135,8 @@ class Launch:
             (self.writes if stored else self.reads).append((view.address + low, view.address + high))
         self.sync_index = 0
         self.barrier = False
+        self.stream = stream_of(self)
+        self.ahead = 0
 
     @property
     def block_words(self) -> int:
@@ -140,6 +146,11 @@ class Launch:
     @property
     def flags(self) -> int:
         return (0 if self.compiled.counters else ALONE) | (BARRIER if self.barrier else 0)
+
+    @property
+    def asking(self) -> tuple[int, int, int, int]:
+        """AHEAD and what follows in a launch of the table."""
+        return self.ahead * LAUNCH_BYTES, *(self.stream or (0, 0, 0))[:3]
 
     def _rows(self, arguments: Sequence[Any]) -> dict[str, Variable]:
         """Dimension -> the variable that says its extent. Raises ArgumentError where tensors disagree about it."""
@@ -194,7 +205,7 @@ def _meet(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> bool:
 
 
 def plan_barriers(launches: Sequence[Launch]) -> None:
-    """Barriers, and a sync block for each launch that no barrier parts from another."""
+    """Barriers, a sync block for each launch that no barrier parts from another, and what is asked for meanwhile."""
     phase: list[Launch] = []
     for launch in launches:
         if any(launch.follows(other) for other in phase):
@@ -204,6 +215,22 @@ def plan_barriers(launches: Sequence[Launch]) -> None:
         phase.append(launch)
     if phase:
         phase[-1].barrier = True  # leaves the counters at zero for the next run
+    plan_asking(launches)
+
+
+def plan_asking(launches: Sequence[Launch]) -> None:
+    """After each barrier there is a next stream: of weights, which no launch writes."""
+    written = sorted(one for launch in launches for one in launch.writes)
+    highest = list(accumulate((high for _, high in written), max))
+    following = 0
+    for number in range(len(launches) - 1, -1, -1):
+        launch = launches[number]
+        launch.ahead = following - number if launch.barrier and following else 0
+        if launch.stream is not None:
+            low, high = launch.stream.address, launch.stream.address + launch.stream.bytes
+            below = bisect_left(written, (high, high))
+            if not below or highest[below - 1] <= low:
+                following = number
 
 
 class Layout(NamedTuple):
@@ -292,6 +319,7 @@ class Program:
         base = mapping.address
         memory: Any = mapping.bytes_view()
         words = numpy.frombuffer(memory, numpy.int64, count=layout.scratch // WORD_BYTES)
+        numbers = words.view(numpy.int32)
         self._words = words
         self._view = memoryview(memory).cast("B")[: layout.scratch].cast("q")
         self._sync = range(layout.sync // WORD_BYTES, layout.table // WORD_BYTES)
@@ -302,7 +330,8 @@ class Program:
         put(TABLE, base + layout.table, base + layout.sync, layout.sync_count, layout.counters)
         groups: dict[str, dict[tuple[str, int | None], list[tuple[Place, int]]]] = {}
         for number, (launch, at) in enumerate(zip(launches, layout.blocks, strict=True)):
-            put(layout.table + LAUNCH_BYTES * number, launch.code.address, base + at, launch.flags)
+            put(layout.table + LAUNCH_BYTES * number, launch.code.address, base + at)
+            numbers[(layout.table + LAUNCH_BYTES * number + FLAGS) // 4 :][:5] = launch.flags, *launch.asking
             put(at, base + layout.scratch, layout.step_bytes, base + layout.sync + SYNC_BYTES * launch.sync_index,
                 *launch.words)
             for place in launch.places:

@@ -11,13 +11,20 @@ a kernel address of 0, and meets the other workers at a barrier after those that
               64 i32 workers that have arrived
               128 i32 generation    132 i32 workers that may sleep on it
               136 where a profile keeps times    144 bytes of it for each worker
-    launch    0 kernel    8 its argument block    16 flags    24 unused
+    launch    0 kernel    8 its argument block    16 i32 flags
+              20 i32 bytes from here to the launch whose stream is asked for after this one, or 0
+              its own stream (streams.py): 24 i32 where in the argument block its address is
+              28 i32 granules    32 i32 bytes of a granule
 
 The last worker to arrive at a barrier sets the task counters of all sync blocks to zero for the launches to come, then
 adds one to the generation, which lets the others go: they see the counters reset, as stores become visible in order.
 The others spin on the generation, then sleep on it. A sleeper counts itself with a locked instruction before the system
 compares the generation; the last worker passes a locked instruction between the new generation and the look at that
 count: one of the two sees the other, so no wake-up is lost.
+
+While it spins, a worker asks for what it will read first of the next stream of weights, ASKED_BYTES of it at most:
+memory is then busy while others still work, and in the short kernels before that stream. Which part that is follows
+from how a range is shared among tasks (lane/lower.py) and from its number, which is that of its first task.
 
 A second form of the function (`profiled`) also keeps the time stamp counter, at 64 bits: before each launch, after it,
 and, last, at the end.
@@ -30,17 +37,24 @@ from __future__ import annotations
 from ..codegen.encode import encode
 from ..codegen.listing import Listing, at
 from ..codegen.machine import Immediate, MachineFunction
-from ..targets.x86_64.registers import R8, R9, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
+from ..targets.x86_64.registers import R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP
+from ..tile.schedule import TASKS_PER_WORKER
+from .buffers import LINE_BYTES
 from .program import (
+    AHEAD,
     ALONE,
     ARRIVED,
     BARRIER,
+    BLOCK,
     COUNTERS,
     FLAGS,
     GENERATION,
+    GRANULE_BYTES,
+    GRANULES,
     LAUNCH_BYTES,
     SLEEPERS,
     SPIN_CYCLES,
+    STREAM_WORD,
     SYNC,
     SYNC_COUNT,
     TABLE,
@@ -51,6 +65,10 @@ from .scratch import COUNTER_LINE_BYTES, SYNC_BYTES
 from .workers_code import FUTEX_WAIT, FUTEX_WAKE, enter, futex, leave, spin_again
 
 _ALL = 0x7FFFFFFF
+ASKED_BYTES = 256 << 10
+"""A part of the second cache, which the kernels before the stream need too."""
+ASKED_AT_ONCE = 4
+"""Lines that a worker asks for between two looks at the generation."""
 
 
 def program_function(profiled: bool = False) -> MachineFunction:
@@ -146,11 +164,19 @@ def _barrier(emit: Listing) -> None:
     emit("jmp", "passed")
 
     emit.label("wait")
+    find_stream(emit)
     emit("rdtsc")
     emit("mov.32", R14, RAX)
     emit.label("spin")
     emit("cmp.32", R15, at(RBX, GENERATION))
     emit("jne", "passed")
+    emit("cmp.64", R8, R9)
+    emit("jae", "asked")
+    for line in range(ASKED_AT_ONCE):
+        emit("prefetcht1", at(R8, LINE_BYTES * line))
+    emit("add.64", R8, Immediate(LINE_BYTES * ASKED_AT_ONCE))
+    emit("jmp", "spin")
+    emit.label("asked")
     spin_again(emit, "spin", SPIN_CYCLES)
     emit("mov.32", RAX, Immediate(1))
     emit("lock.xadd.32", at(RBX, SLEEPERS), RAX)
@@ -165,6 +191,46 @@ def _barrier(emit: Listing) -> None:
     emit("mov.32", RAX, Immediate(-1))
     emit("lock.xadd.32", at(RBX, SLEEPERS), RAX)
     emit.label("passed")
+
+
+def find_stream(emit: Listing) -> None:
+    """r8 ... r9: what this worker's first task reads of the next stream; empty where there is none. rbp is the launch
+    behind the one that is done. Destroys rax, rcx, rdx, r10, r11."""
+    emit("xor.32", R8, R8)
+    emit("xor.32", R9, R9)
+    emit("lea.64", R10, at(RBP, -LAUNCH_BYTES))
+    emit("movsxd", RAX, at(R10, AHEAD))
+    emit("test.64", RAX, RAX)
+    emit("je", "found")
+    emit("add.64", R10, RAX)
+    emit("movsxd", RAX, at(R10, GRANULES))
+    emit("imul.imm.64", RCX, R13, Immediate(TASKS_PER_WORKER))
+    emit("cmp.64", RAX, RCX)
+    emit("cmovl.64", RCX, RAX)  # tasks
+    emit("cmp.64", R12, RCX)
+    emit("jge", "found")
+    emit("xor.32", RDX, RDX)
+    emit("div.64", RCX)  # granules of each task, and how many tasks have one more
+    emit("mov.64", R8, RDX)
+    emit("cmp.64", R12, RDX)
+    emit("cmovl.64", R8, R12)
+    emit("mov.64", R11, R12)
+    emit("imul.64", R11, RAX)
+    emit("add.64", R8, R11)  # granules before its own
+    emit("lea.64", RCX, at(RAX, 1))
+    emit("cmp.64", R12, RDX)
+    emit("cmovl.64", RAX, RCX)
+    emit("movsxd", RCX, at(R10, GRANULE_BYTES))
+    emit("imul.64", R8, RCX)
+    emit("imul.64", RAX, RCX)
+    emit("mov.64", RCX, Immediate(ASKED_BYTES))
+    emit("cmp.64", RCX, RAX)
+    emit("cmovl.64", RAX, RCX)
+    emit("movsxd", RCX, at(R10, STREAM_WORD))
+    emit("mov.64", RDX, at(R10, BLOCK))
+    emit("add.64", R8, at(RDX, 0, RCX))
+    emit("lea.64", R9, at(R8, 0, RAX))
+    emit.label("found")
 
 
 def program_code(profiled: bool = False) -> bytes:

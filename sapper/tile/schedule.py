@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 from ..ir.nodes import Op
 
+TASKS_PER_WORKER = 2
+"""Into how many tasks for each worker a parallel range is split, where there is enough of it."""
+
 
 class ScheduleError(ValueError):
     """A schedule that this kernel, or this target, cannot follow."""
@@ -103,7 +106,8 @@ class Facts:
     gather_cost: cycles for each lane of a gather, about. wide_lanes: lanes of a row of 8-byte elements (None: half as
     many, as where a register is a vector of fixed size). indexed_addresses: a memory operand may have an index.
     software_prefetch: asking early for what will be read gains time. stream_ahead_bytes: how early, in a single stream
-    from memory that arithmetic keeps up with.
+    from memory that arithmetic keeps up with. line_by_line: such a stream is best asked for and read a line or two at a
+    time, and asked into the second cache: the first has too few places for requests.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
     run_bytes: of neighbours in memory that a lane may read or write together; 0: each has its own element of a row.
     many_workers: thousands of workers take tasks in turn, at no cost: a task is then a few rows, however many workers
@@ -128,6 +132,7 @@ class Facts:
     indexed_addresses: bool = True
     software_prefetch: bool = True
     stream_ahead_bytes: int = 2 << 10
+    line_by_line: bool = False
     transposes_by_scatter: bool = False
     run_bytes: int = 0
     many_workers: bool = False

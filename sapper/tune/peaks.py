@@ -25,7 +25,10 @@ KIB, MIB = 1 << 10, 1 << 20
 CHAINS = 12
 STREAMS = 8
 """Rows that one step of the reading loop takes, each with its own accumulator."""
+ASKED_STREAMS = 2
+"""The same of a loop that asks early for what it reads."""
 COPY_ROWS = 4
+LINE_BYTES = 64
 LEVELS = ("L1", "L2", "L3", "DRAM")
 READ_BYTES = {"L1": 16 * KIB, "L2": 512 * KIB, "L3": 8 * MIB, "DRAM": 256 * MIB}
 """What is read to measure a level: by each worker in L1 and L2, by all of them together in L3 and DRAM."""
@@ -230,22 +233,25 @@ def tile_program(multiply: str, unit: TileUnit) -> Function:
     return program.function
 
 
-def read_program(lanes: int) -> Function:
-    """`repeats` times the sum of the worker's part of the buffer at `data`, `part_bytes` long."""
+def read_program(lanes: int, ahead_bytes: int = 0) -> Function:
+    """`repeats` times the sum of the worker's part of the buffer at `data`, `part_bytes` long. ahead_bytes: how early
+    each line is asked for, 0 for not at all."""
     program = Program("peak_read", lanes, "repeats", "out", "data", "part_bytes")
     part = program.argument["part_bytes"]
-    row_bytes = 4 * lanes
+    row_bytes, streams = 4 * lanes, ASKED_STREAMS if ahead_bytes else STREAMS
     base = program.scalar("s_add", program.argument["data"], program.scalar("s_mul", program.scalar("worker"), part))
-    start = [program.builder.value("splat_const", [], ROW_F32, value=0.0) for _ in range(STREAMS)]
+    start = [program.builder.value("splat_const", [], ROW_F32, value=0.0) for _ in range(streams)]
 
     def rows(offset: Value, accumulators: list[Value]) -> list[Value]:
         b = program.builder
         loads = [b.value("load", [base, offset], ROW_F32, dtype=f32, scale=1, disp=i * row_bytes, indexed=True)
-                 for i in range(STREAMS)]
+                 for i in range(streams)]
+        for line in range(0, streams * row_bytes, LINE_BYTES) if ahead_bytes else ():
+            b.add("prefetch", [base, offset], level=2, scale=1, disp=line + ahead_bytes, indexed=True)
         return [b.value("add", [a, x], ROW_F32) for a, x in zip(accumulators, loads, strict=True)]
 
     def again(_: Value, accumulators: list[Value]) -> list[Value]:
-        return program.loop(part, STREAMS * row_bytes, accumulators, rows)
+        return program.loop(part, streams * row_bytes, accumulators, rows)
 
     program.store_sum(program.loop(program.argument["repeats"], 1, start, again), ROW_F32, f32)
     return program.function
@@ -305,15 +311,17 @@ def _part_bytes(size_bytes: int, threads: int, step_bytes: int) -> int:
     return max(step_bytes, size_bytes // threads // step_bytes * step_bytes)
 
 
-def read_probe(size_bytes: int, threads: int, target: Any) -> Probe:
-    """Bytes that `threads` workers together read from a buffer of size_bytes, each from its own part."""
+def read_probe(size_bytes: int, threads: int, target: Any, memory: bool = False) -> Probe:
+    """Bytes that `threads` workers together read from a buffer of size_bytes, each from its own part. memory: it comes
+    from DRAM, and is asked for early where the target gains by that."""
     from ..runtime.buffers import empty
 
     part = _part_bytes(size_bytes, threads, STREAMS * target.lanes * 4)
     data = empty(part * threads // 4)
     data.fill(1.0)  # A page that was never written is the system's one page of zeros.
-    return Probe(read_program(target.lanes), target, threads, float(part * threads), out=empty(threads * target.lanes),
-                 data=data, part_bytes=part)
+    ahead_bytes = target.stream_ahead_bytes if memory and target.line_by_line else 0
+    return Probe(read_program(target.lanes, ahead_bytes), target, threads, float(part * threads),
+                 out=empty(threads * target.lanes), data=data, part_bytes=part)
 
 
 def copy_probe(size_bytes: int, threads: int, target: Any, streaming: bool) -> Probe:
@@ -347,8 +355,8 @@ def measure_peaks(threads: int, scale: float = 1.0, report: Callable[[str], None
         say(multiply)
         return tile_probe(multiply, threads, target).best_rate(sample_s) if target.has(feature) else None
 
-    def reading(size_bytes: int) -> float:
-        return read_probe(size_bytes, threads, target).best_rate(sample_s)
+    def reading(size_bytes: int, memory: bool = False) -> float:
+        return read_probe(size_bytes, threads, target, memory).best_rate(sample_s)
 
     read = {}
     for level, size_bytes in READ_BYTES.items():
@@ -357,7 +365,7 @@ def measure_peaks(threads: int, scale: float = 1.0, report: Callable[[str], None
             size_bytes *= threads
         elif level == "DRAM":
             size_bytes = int(size_bytes * scale)
-        read[level] = reading(size_bytes)
+        read[level] = reading(size_bytes, level == "DRAM")
     say("how much L3 holds")
     l3_bytes = held_bytes(reading, read["L3"], target.l3_bytes)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sapper.codegen.pipeline import scratch_bytes
-from sapper.ir.nodes import Function
+from sapper.ir.nodes import Function, Value
 from sapper.ir.types import TileType, f32, f64
 from sapper.ir.verifier import verify
 from sapper.lane.interpret import run
@@ -89,3 +89,21 @@ def run_lane(function: Function, arguments: dict[str, Any], schedule: Schedule |
                             lambda name: memory.add_array(name, held[name]))
     run(lane, np.array(words, dtype=np.int64), memory, workers)
     return lane
+
+
+def evaluate(value: Value, known: dict[object, int]) -> int:
+    """A scalar of lane IR; known: values of block arguments, of argument words by slot, and of `workers`."""
+    op = value.op
+    if op is None:
+        return known[value]
+    if op.name in ("s_const", "arg", "workers"):
+        return int(op.attributes["value"]) if op.name == "s_const" else known[op.attributes.get("slot", op.name)]
+    operands = [evaluate(v, known) for v in op.operands]
+    if op.name == "s_select":
+        return operands[1 if operands[0] else 2]
+    if op.name == "s_cmp":
+        assert op.attributes["cond"] == "eq"
+        return int(operands[0] == operands[1])
+    a, b = operands
+    return {"s_add": a + b, "s_sub": a - b, "s_mul": a * b, "s_min": min(a, b), "s_max": max(a, b),
+            "s_floordiv": a // (b or 1), "s_sar": a >> b}[op.name]

@@ -601,6 +601,7 @@ def test_tasks_are_shared_out_and_barriers_hold() -> None:
         words, memory = bind_arguments(function, {"x": x, "y": y}, {"n": 10}, workers=workers)
         run(function, words, memory, workers)
         assert all(1 <= v <= workers for v in x.tolist())
+        assert x.tolist()[:workers] == list(range(1, workers + 1))      # its own index is a worker's first task
         assert set(x.tolist()) == set(range(1, workers + 1))
         assert y.tolist() == [x.sum()] * workers
 
@@ -616,12 +617,13 @@ def test_a_barrier_sets_a_counter_back() -> None:
       s_store %one, %y_data, %j {dtype = :i64, scale = 8, indexed = true}
     }
     """
-    for text, again in ((body, 1), (body.replace(" {reset = 7}", ""), 0)):
+    for text, again in ((body, 10), (body.replace(" {reset = 7}", ""), 0)):      # else each has its first task only
         for workers in (1, 3):
             function = program(text, 4, ("scalar.n", "x.data", "y.data"))
             x, y = np.zeros(10, np.int64), np.zeros(10, np.int64)
             run(function, *bind_arguments(function, {"x": x, "y": y}, {"n": 10}, workers=workers), workers)
-            assert x.tolist() == [1] * 10 and y.tolist() == [again] * 10
+            done = again or workers
+            assert x.tolist() == [1] * 10 and y.tolist() == [1] * done + [0] * (10 - done)
 
 
 def test_a_barrier_that_not_all_reach_is_an_error() -> None:

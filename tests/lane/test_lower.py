@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import builtins
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper.ir.nodes import Block, Function, Value
+from sapper.ir.nodes import Block, Function, Op
 from sapper.ir.text import parse_function
 from sapper.ir.types import f32, i8, i32
 from sapper.ir.verifier import verify
 from sapper.kernels import library
+from sapper.lane import interpret
 from sapper.lane.choices import choices
 from sapper.lane.lower import lower
 from sapper.lang.builtins import max, span, sum, tiles, whole, zeros
@@ -31,7 +33,7 @@ from tests.kernels.shapes import interpreted
 from tests.strategies import assert_expected, examples, kernels, reject_unbuildable
 from tests.strategies.schedule import draw_schedule
 
-from .run_lane import run_lane, specialize
+from .run_lane import evaluate, run_lane, specialize
 
 AVX512 = Facts(lanes=16, vector_registers=32)
 AVX2 = Facts(lanes=8, vector_registers=16)
@@ -321,24 +323,6 @@ def test_the_most_tasks_of_each_parallel_loop() -> None:
     assert tasks("group_tokens", Schedule()) == []             # nothing in it is parallel
 
 
-def evaluate(value: Value, known: dict[object, int]) -> int:
-    """A scalar of lane IR; known: values of block arguments, of argument words by slot, and of `workers`."""
-    op = value.op
-    if op is None:
-        return known[value]
-    if op.name in ("s_const", "arg", "workers"):
-        return int(op.attributes["value"]) if op.name == "s_const" else known[op.attributes.get("slot", op.name)]
-    operands = [evaluate(v, known) for v in op.operands]
-    if op.name == "s_select":
-        return operands[1 if operands[0] else 2]
-    if op.name == "s_cmp":
-        assert op.attributes["cond"] == "eq"
-        return int(operands[0] == operands[1])
-    a, b = operands
-    return {"s_add": a + b, "s_sub": a - b, "s_mul": a * b, "s_min": builtins.min(a, b), "s_max": builtins.max(a, b),
-            "s_floordiv": a // (b or 1), "s_sar": a >> b}[op.name]
-
-
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
 @pytest.mark.parametrize("granules", [18, 31, 5, 30, 120])
 def test_tasks_differ_by_one_granule_at_most(granules: int, workers: int) -> None:
@@ -452,6 +436,60 @@ def test_rows_that_are_read_where_they_lie_are_asked_for_ahead() -> None:
                 and any(op.name == "fma" for op in loop.blocks[0].ops)]
         asks.append([len({tuple(op.operands) for op in ops if op.name == "prefetch"}) for ops in sums])
     assert asks[0][0] == 3 and not any(asks[1])
+
+
+@pytest.mark.parametrize(("name", "shape", "rows", "row_bytes"), [
+    ("expert_matvec_f32", {"E": 3, "K": 2, "B": 3, "I": 64, "L": 32}, "I", 128),     # lanes that span a whole axis
+    ("absorb_f32", {"H": 2, "D": 64, "C": 256}, "D", 512),                           # pieces of 128 columns
+])
+def test_rows_of_weights_are_asked_for_ahead(name: str, shape: dict[str, int], rows: str, row_bytes: int,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one row of sums: every line once, and before it is read, but for the first rows of each stretch."""
+    entry = LIBRARY[name]
+    arguments = entry.make_arguments(np.random.default_rng(1), shape)
+    if "experts" in arguments:
+        arguments["experts"][:] = [2, 0]
+    asked: list[int] = []
+    read_after_asking = 0
+
+    def prefetch(program: interpret.Program, op: Op) -> Any:
+        address, _ = program.address(op, 0)
+        return lambda environment: asked.append(address(environment) // 64)
+
+    build_load = interpret._BUILDERS["load"]
+
+    def load(program: interpret.Program, op: Op) -> Any:
+        (address, _), step = program.address(op, 0), build_load(program, op)
+
+        def run(environment: Any) -> None:
+            nonlocal read_after_asking
+            read_after_asking += address(environment) // 64 in asked
+            step(environment)
+
+        return run
+
+    monkeypatch.setitem(interpret._BUILDERS, "prefetch", prefetch)
+    monkeypatch.setitem(interpret._BUILDERS, "load", load)
+    run_lane(reduce_loops(entry.kernel.tile_ir()), arguments, facts=replace(AVX512, stream_ahead_bytes=2048))
+    lines = arguments["w"].nbytes // 64 * shape.get("K", 1) // shape.get("E", 1)
+    ahead = 2048 // row_bytes
+    assert len(asked) == len(set(asked)) == lines
+    assert read_after_asking >= lines * (shape[rows] - ahead) // shape[rows] > lines // 2
+
+
+def test_weights_are_read_line_by_line_where_that_is_quicker() -> None:
+    """A row at a time, and asked for into the second cache; where many rows meet each weight all is as before."""
+    slow, quick = Facts(), Facts(line_by_line=True, stream_ahead_bytes=3072)
+    kernel = LIBRARY["matvec_f32"].kernel
+    assert chosen(kernel, slow).registers["n"] > 1 and chosen(kernel, quick).registers == {"n": 1, "k": 2}
+    assert chosen(product, slow).registers == chosen(product, quick).registers
+    for facts, level in ((slow, 1), (quick, 2)):
+        function = reduce_loops(kernel.tile_ir())
+        canonicalize(function)
+        classes = {"N": DimClass(64, 64), "K": DimClass(576, 64)}
+        asked = [op for op in lower(function, Schedule(), facts, Specialization(classes)).walk()
+                 if op.name == "prefetch"]
+        assert asked and {op.attributes["level"] for op in asked} == {level}
 
 
 def blocks_in(lane: Function) -> int:

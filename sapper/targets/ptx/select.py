@@ -317,19 +317,20 @@ def branch_unless(s: Any, value: Value, label: str) -> None:
         jump(s, label)
 
 
-def before_tasks(s: Any) -> None:
+def before_tasks(s: Any, number: Any) -> None:
     """The first task of a worker has its own number."""
+    del number
     s.facts.task = s.new("gpr")
     s.emit("mov.b64", s.facts.task, s.facts.worker)
 
 
-def next_task(s: Any, counter: int, number: Any) -> None:
-    """Tasks are dealt out in turn: no counter is needed."""
-    del counter
+def next_task(s: Any, number: Any) -> None:
     s.emit("mov.b64", number, s.facts.task)
 
 
-def after_task(s: Any) -> None:
+def after_task(s: Any, counter: int, number: Any) -> None:
+    """Tasks are dealt out in turn: no counter is needed."""
+    del counter, number
     s.emit("add.s64", s.facts.task, s.facts.task, s.facts.workers)
 
 

@@ -103,6 +103,10 @@ class Target:
         """Nothing is asked for early."""
         return 0
 
+    @property
+    def line_by_line(self) -> bool:
+        return False
+
 
 _WITH_FP8 = ("i8", "u8", "f8e4m3")
 TARGETS: dict[str, Target] = {

@@ -143,10 +143,10 @@ def begin(s: Any) -> None:
     if needed & {"arg", "tasks", "barrier"}:
         facts.arguments = s.new("gpr")
         s.emit("mov.64", facts.arguments, s.physical("gpr", RDI))
-    if "worker" in needed:
+    if needed & {"worker", "tasks"}:
         facts.worker = s.new("gpr")
         s.emit("mov.64", facts.worker, s.physical("gpr", RSI))
-    if needed & {"workers", "barrier"}:
+    if needed & {"workers", "tasks", "barrier"}:
         facts.workers = s.new("gpr")
         s.emit("mov.64", facts.workers, s.physical("gpr", RDX))
 

@@ -16,20 +16,22 @@ _COUNTER_BYTES = 64
 """From one counter of tasks in the sync block to the next."""
 
 
-def before_tasks(s: Any) -> None:
-    """Nothing: the counter says which task is first."""
+def before_tasks(s: Any, number: Any) -> None:
+    """The first task of a worker has its own number."""
+    s.emit("mov.64", number, s.facts.worker)
 
 
-def after_task(s: Any) -> None:
-    """Nothing: the counter says which task is next."""
+def next_task(s: Any, number: Any) -> None:
+    """Nothing: it is in the register already."""
 
 
-def next_task(s: Any, counter: int, number: Any) -> None:
-    """number = the counter's value; the counter goes up by one, atomically. Counters lie 64 bytes apart."""
+def after_task(s: Any, counter: int, number: Any) -> None:
+    """number = workers + the counter's value; the counter goes up by one, atomically. Counters lie 64 bytes apart."""
     sync = s.new("gpr")
     s.emit("mov.64", sync, s.memory(s.facts.arguments, disp=16))
     s.emit("mov.32", number, 1)
     s.emit("lock.xadd.64", s.memory(sync, disp=_COUNTER_BYTES * counter), number)
+    s.emit("add.64", number, s.facts.workers)
 
 
 def asm(s: Any, op: Op) -> None:

@@ -35,7 +35,8 @@ class Target(NamedTuple):
     fma_per_cycle, loads_per_cycle, stores_per_cycle: vector instructions of `vector_bits`, sustained.
     fma_latency, add_latency, load_latency: cycles (load: from L1 to a vector register).
     core: the named CPU whose costs of instructions bound its code (costs.py, intel_costs.py).
-    stream_ahead_bytes: how far ahead of a single stream memory is best asked for, if arithmetic keeps up with it.
+    stream_ahead_bytes: how far ahead of a single stream memory is best asked for, if arithmetic keeps up with it;
+    line_by_line: and that this is done for a line or two at a time, into the second cache (both are measured).
     """
 
     name: str
@@ -56,6 +57,7 @@ class Target(NamedTuple):
     load_latency: int
     core: str
     stream_ahead_bytes: int
+    line_by_line: bool
 
     @property
     def lanes(self) -> int:
@@ -140,7 +142,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: float, loads: float, stores: float,
         fma_latency: int, add_latency: int, load_latency: int, core: str = "",
-        stream_ahead: int = 2 * KIB) -> Target:
+        stream_ahead: int = 2 * KIB, line_by_line: bool = False) -> Target:
     """A row of `TARGETS`: caches in bytes, instructions in a cycle, latencies in cycles; see `Target`.
 
     Width, registers and the kind of masks follow from the features. core: the CPU's own name if left out.
@@ -148,7 +150,7 @@ def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: flo
     wide = "avx512f" in features
     return Target(name, "x86_64", features, 512 if wide else 256, 32 if wide else 16, "opmask" if wide else "vector",
                   l1, l2, l3, 64, fma, loads, stores, fma_latency, add_latency, load_latency, core or name,
-                  stream_ahead)
+                  stream_ahead, line_by_line)
 
 
 _V4_ML = V4_FEATURES | {"avx512_bf16", "avx512_vnni", "avx512_vbmi"}
@@ -161,7 +163,7 @@ TARGETS: dict[str, Target] = {
         # 512-bit operations run as two halves on 256-bit pipes: two FMA pipes, two add pipes, two loads, one store.
         cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7),
         cpu("graniterapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 504 * MIB, 2, 2, 1, 4, 4, 8,
-            stream_ahead=3 * KIB),
+            stream_ahead=3 * KIB, line_by_line=True),
         cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
         cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 2, 1, 4,
             4, 8),
