@@ -136,6 +136,7 @@ def _carry(block: Block, op: Op) -> int:
                     first = FIRST[inner.name]
                     inner.operands = [*inner.operands[:first], argument, *inner.operands[first + 2 :]]
                     inner.attributes = {**inner.attributes, "indexed": False, "scale": 1}
+        _address_by(argument, value, body, counter, factors[value])
         _replace(body, value, argument)
         op.operands.append(begins)
         op.results.append(Value(S64, op))
@@ -177,6 +178,23 @@ def _only_base(body: Block, value: Value, inside: set[Value]) -> Value | None:
             bases.add(op.operands[first])
     base = bases.pop() if len(bases) == 1 else None
     return None if base in inside else base
+
+
+def _address_by(pointer: Value, value: Value, body: Block, counter: Value, factor: int) -> None:
+    """Memory operands that count from a base by the counter, read by the pointer to the same place."""
+    assert value.op is not None
+    if value.op.name != "s_add":
+        return
+    a, b = value.op.operands
+    for base, offset in ((a, b), (b, a)):
+        if offset.op is None or offset.op.name not in ("s_mul", "s_shl") or offset.op.operands[0] is not counter:
+            continue
+        for op in body.ops:
+            first = FIRST.get(op.name, -1)
+            if first >= 0 and op.attributes.get("indexed") and op.operands[first] is base \
+                    and op.operands[first + 1] is counter and op.attributes.get("scale", 1) == factor:
+                op.operands = [*op.operands[:first], pointer, *op.operands[first + 2:]]
+                op.attributes = {**op.attributes, "indexed": False, "scale": 1}
 
 
 def _at_start(value: Value, known: dict[Value, Value], factors: dict[Value, int], build: Builder) -> Value:

@@ -180,6 +180,9 @@ class _Planner:
             for inner in op.walk():
                 for v in inner.operands:
                     self.users.setdefault(v, []).append(op)
+        self.costly = [op for op in block.ops if (op.name in COSTLY and op.name not in LATE)
+                       or (op.name == "load" and any(map(self._gathers, op.operands[1:])))]
+        self.closures.clear()  # they end at what is kept, which is nothing yet
 
     # What a value needs: the pure values of this block that are computed on the way, and the roots they end at.
 
@@ -207,12 +210,12 @@ class _Planner:
         return frozenset().union(*[self.closure(v) for v in root.operands if isinstance(v.type, TileType)])
 
     def cost(self, value: Value) -> int:
+        reached = self.closure(value)
         total = 0
-        for v in self.closure(value):
-            op = self.local(v)
-            if op is not None and op.name not in LATE:
+        for op in self.costly:
+            if op.result in reached:
                 total += COSTLY.get(op.name, 0)
-                if op.name == "load" and any(self._gathers(i) for i in op.operands[1:]):
+                if op.name == "load" and any(map(self._gathers, op.operands[1:])):
                     total += 10
         return total
 
@@ -262,13 +265,15 @@ class _Planner:
 
     def _costly_for(self, control: Op) -> list[Value]:
         """Values of this block that a control op reads and that cost too much to compute again inside it."""
-        wanted: list[Value] = []
+        wanted: dict[Value, None] = {}
         operands: set[Value] = set()
+        position = self.position
         for inner in control.walk():
-            operands.update(self._kept_operands(inner, True))
+            if inner.name == "contract":
+                operands.update(self._kept_operands(inner, True))
             for v in inner.operands:
-                if v not in wanted and self.local(v) is not None and isinstance(v.type, TileType):
-                    wanted.append(v)
+                if v.owner in position and isinstance(v.type, TileType):
+                    wanted[v] = None
         return [v for v in wanted if not is_scalar_integer(v) and axes_of(v) and all(map(self.is_bounded, axes_of(v)))
                 and self.local(v).name not in LATE  # type: ignore[union-attr]
                 and not self.local(v).blocks  # type: ignore[union-attr]
@@ -383,10 +388,10 @@ class _Planner:
             value = op.result
             if not isinstance(value.type, TileType) or not value.type.axes or value in self.kept:
                 continue
-            if not all(map(self.is_bounded, value.type.axes)):
+            if self.cost(value) <= KEEP_COST or not all(map(self.is_bounded, value.type.axes)):
                 continue
             readers = [w for w in self._walks() if any(value in self.needs(r) for r in w.roots())]
-            if len(readers) < 2 or self.cost(value) <= KEEP_COST:
+            if len(readers) < 2:
                 continue
             first = readers[0]
             axes = set(axes_of(value))

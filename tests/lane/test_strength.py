@@ -133,3 +133,26 @@ def test_what_only_scales_an_index_is_left_to_the_address() -> None:
     body = ("loop %c0, %n {step = 1} (%k: s64) {\n%p: s64 = s_add %k, %c3\n"
             "s_store %k, %x, %p {dtype = :i64, scale = 8, disp = 0, indexed = true}\n}")
     assert reduce_strength(parse(body)) == 0
+
+
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_what_counts_from_the_base_of_a_pointer_reads_by_it(n: int) -> None:
+    """The first of eight rows at one address (sapper/lane/state.py) was read by base and counter beside the pointer."""
+    body = """
+    %s: s64 = s_mul %n, %c8
+    loop %c0, %n {step = 1} (%k: s64) {
+    %p: s64 = s_mul %k, %c8
+    %a: s64 = s_add %x, %p
+    s_store %c7, %a, %s {dtype = :i64, scale = 2, disp = 0, indexed = true}
+    s_store %c9, %x, %k {dtype = :i64, scale = 8, disp = 16, indexed = true}
+    s_store %c3, %x, %k {dtype = :i64, scale = 4, disp = 1024, indexed = true}
+    }
+    """
+    plain, carried = parse(body), parse(body)
+    assert reduce_strength(carried) == 1
+    eliminate_dead(carried, LANE_OPS)
+    verify(carried, LANE_OPS)
+    assert stored(carried, n) == stored(plain, n)
+    by_pointer, by_base, other = (op for op in innermost(carried) if op.name == "s_store")
+    assert by_base.operands[1:] == by_pointer.operands[1:2] and not by_base.attributes["indexed"]
+    assert other.attributes["indexed"]      # it grows by 4, the pointer by 8
