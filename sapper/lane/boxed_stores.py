@@ -54,8 +54,8 @@ class BoxedStores(MatrixLowering):
     def _boxed_store(self, walk: Walk, found: MatrixWalk) -> Op | None:
         """The store of the walk, where it is all that follows: of what is computed of sums element by element, rounded
         to 16 bits, in boxes that end where the tensor and the loops do."""
-        if len(walk.after) != 1 or not isinstance(walk.after[0], Op):
-            return None
+        if len(walk.after) != 1 or not isinstance(walk.after[0], Op) or self.schedule.chunks:
+            return None     # chunks need not end where a tile does
         store = walk.after[0]
         tensor, value = store.operands[:2]
         t, cast = tensor.type, value.op
@@ -78,14 +78,21 @@ class BoxedStores(MatrixLowering):
         assert last is not None
         return store if whole and found.columns in last.axes else None
 
-    def _made_of_sums(self, value: Value, sums: set[Value]) -> bool:
-        """Whether a value of f32 is computed of sums of f32 and of numbers, element by element."""
-        t = value.type
-        assert isinstance(t, TileType)
-        if value in sums:
-            return t.dtype is f32
-        return not t.axes or (value.op is not None and value.op.name in (*ELEMENTWISE, "full") \
-            and all(self._made_of_sums(v, sums) for v in value.op.operands))
+    @staticmethod
+    def _made_of_sums(value: Value, sums: set[Value]) -> bool:
+        """Whether a value is computed of sums of f32 and of numbers, element by element."""
+        pending, seen = [value], set[Value]()
+        while pending:
+            v = pending.pop()
+            t = v.type
+            assert isinstance(t, TileType)
+            if v in seen or not t.axes or (v in sums and t.dtype is f32):
+                continue
+            if v in sums or v.op is None or v.op.name not in (*ELEMENTWISE, "full"):
+                return False
+            seen.add(v)
+            pending += v.op.operands
+        return True
 
     def _ends_at(self, axis: str, dim: object) -> bool:
         """Whether an axis ends where a tensor's dimension does."""
