@@ -23,9 +23,10 @@ from ..ir.nodes import Block, Op, Value
 from ..ir.types import ROW_F32, S64, f32, i32
 from ..tile.schedule import MatrixGroup, MatrixUnit
 from . import fragments
+from .boxed_stores import MOST_DIMENSIONS
 from .chained import FEW_ROWS, Chain, Contraction, _axes
 from .chained_shared import SharedRowsLowering
-from .groups import COUNTER_BYTES, MOST_DIMENSIONS, SIGNAL_BYTES
+from .groups import COUNTER_BYTES, SIGNAL_BYTES
 from .state import Scalar
 
 OUTSIDE = 1 << 30
