@@ -375,11 +375,12 @@ def _lane_signal(attribute: str = "", least: int = 0, waits: bool = False) -> Ru
 
 
 def _lane_tensor_copy(check: Checker, op: Op) -> None:
+    """Near address, the signal of a copy that lands there, coordinates."""
     maps = check.function.attributes.get("tensor_maps", [])
     number = check.attribute(op, "map", int)
     if not 0 <= number < len(maps):
         check.fail(f"map = {number}", f"one of the {len(maps)} maps of the function's attribute tensor_maps")
-    check.operands(op, *[S64] * (2 + len(maps[number][2])))
+    check.operands(op, *[S64] * (1 + (op.name == "tensor_copy") + len(maps[number][2])))
     check.results(op)
 
 
@@ -561,6 +562,10 @@ LANE_RULES: dict[str, Rule] = {
     "signal_expect": _lane_signal("bytes", 1),
     "signal_wait": _lane_signal(waits=True),
     "tensor_copy": _lane_tensor_copy,
+    "store_matrix": _signature((S64, ROW_I32, *(ROW_B32,) * 4), ()),
+    "store_fence": nothing,
+    "tensor_store": _lane_tensor_copy,
+    "store_wait": nothing,
     "group_fence": nothing,
     "group_multiply": _lane_group_multiply,
     "group_multiply_rows": _lane_group_multiply_rows,

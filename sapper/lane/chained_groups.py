@@ -20,12 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import ROW_F32, S64, TensorType, f32, i32
+from ..ir.types import ROW_F32, S64, f32, i32
 from ..tile.schedule import MatrixGroup, MatrixUnit
 from . import fragments
+from .boxed_stores import MOST_DIMENSIONS
 from .chained import FEW_ROWS, Chain, Contraction, _axes
 from .chained_shared import SharedRowsLowering
-from .groups import COUNTER_BYTES, MOST_DIMENSIONS, SIGNAL_BYTES
+from .groups import COUNTER_BYTES, SIGNAL_BYTES
 from .state import Scalar
 
 OUTSIDE = 1 << 30
@@ -115,7 +116,7 @@ class ChainGroupLowering(SharedRowsLowering):
             deep = any(c.over == chain.step for c in chain.contractions.values() if c.right is op)
             streams.append(BoxStream(
                 op, across, at, self.extents[across] // fragments.PANEL, self.step * fragments.ROW_BYTES,
-                self._box_map(op, sizes), self._box_map(op, {**sizes, chain.step: 1}) if deep else -1, deep))
+                self._map(op, sizes), self._map(op, {**sizes, chain.step: 1}) if deep else -1, deep))
             at += streams[-1].bytes
         self.box_streams, self.stage_bytes = tuple(streams), at
         stages = group.stages
@@ -129,20 +130,6 @@ class ChainGroupLowering(SharedRowsLowering):
         self.name_stages([(stream.op, stream.at, stream.bytes) for stream in self.box_streams], stages, at)
         self.name_signals()
         return replace(group, stages=stages)
-
-    def _box_map(self, op: Op, sizes: dict[str, int]) -> int:
-        tensor = op.operands[0]
-        t = tensor.type
-        assert isinstance(t, TensorType)
-        self.slot(f"{tensor.name}.data")
-        for dim in t.dims:
-            if isinstance(dim, str):
-                self.slot(f"dim.{dim}")
-        box = [sizes[next(iter(form.axes))] if form.axes else 1 for form in self._forms(op)]
-        record: list[object] = [tensor.name, t.dtype.name, list(t.dims), box]
-        if record not in self.tensor_maps:
-            self.tensor_maps.append(record)
-        return self.tensor_maps.index(record)
 
     # The block.
 

@@ -5,7 +5,8 @@ can be copied (`MatrixGroup`). Leaves lane IR: the function's body twice, once f
 
     copies      one warp has boxes of both operands, `depth` deep, copied to the next stage as soon as it is free
     multiplies  each group takes 64 rows through the instructions, sums in registers; then the sums go to near memory,
-                some columns at a time, and the walk's stores read them there like any other value
+                some columns at a time, and the walk's stores read them there like any other value, or copies of boxes
+                store them (boxed_stores.py)
 
 Stages are used in turn, tile after tile without a break, so that the next tile is copied while the sums of this one are
 stored. A counter says where a warp is: its low bits are the stage, the others how often the stages were used. Between
@@ -26,10 +27,11 @@ from dataclasses import dataclass
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, ROW_F32, ROW_I32, S64, TensorType, f32, i32
-from ..tile.affine import Affine, affine
+from ..tile.affine import affine
 from ..tile.plan import Walk, plan_block
 from ..tile.schedule import MatrixGroup, MatrixUnit
 from . import fragments
+from .boxed_stores import MOST_DIMENSIONS, BoxedStores
 from .fragments import PANEL, ROW_BYTES
 from .matrix import MatrixLowering, MatrixWalk, Sum, sum_row_bytes
 from .state import Scalar
@@ -37,7 +39,6 @@ from .state import Scalar
 PIECE_ROWS = 8
 """Rows of the sums that pass through near memory at once."""
 SIGNAL_BYTES, COUNTER_BYTES = 8, 4
-MOST_DIMENSIONS = 5
 REGISTER_GRANULE = 8
 
 
@@ -73,15 +74,14 @@ class Operand:
         return depth * (self.size if self.along_depth else ROW_BYTES)
 
 
-class GroupLowering(MatrixLowering):
+class GroupLowering(BoxedStores):
     """Emits walks for groups of warps where that can be done, and leaves the others to MatrixLowering.
 
-    groups, columns: of the tile. deep: elements of the depth in a stage. narrow: they have 8 bits. multiplies: which
-    part is being emitted.
+    groups: of the tile. deep: elements of the depth in a stage. narrow: they have 8 bits. multiplies: which part is
+    being emitted.
     """
 
     groups = 0
-    columns = 0
     multiplies = True
     narrow = False
     deep = 0
@@ -103,12 +103,14 @@ class GroupLowering(MatrixLowering):
         dtype = found.left[0].operands[0].type.dtype  # type: ignore[union-attr]
         self.deep = group.depth_bytes // dtype.size_bytes
         self.narrow = dtypes is group.narrow_dtypes
-        if dtype.name in dtypes and all(self._is_box(op, outer, found.depth) for op, outer in loads):
+        if dtype.name in dtypes and all(self._is_box(op, outer, found.depth) for op, outer in loads) \
+                and not any(self._turns_sums(root, found) for root in walk.after):
             shape = self._shape(group, found)
             if shape is not None and (not self.narrow or self._takes_scales(group, found, shape)):
                 self.matrix_walk = found
                 self.groups, self.columns = shape
                 self.warps = self.groups * group.group_warps + group.copy_warps
+                self.boxed = self._boxed_store(walk, found)
 
     def near_loads(self) -> list[Op]:
         """Loads of operands that no register holds: their boxes are copied to near memory."""
@@ -185,17 +187,6 @@ class GroupLowering(MatrixLowering):
                 return False
         return len(forms) <= MOST_DIMENSIONS
 
-    def _ends_at(self, axis: str, dim: object) -> bool:
-        """Whether an axis ends where a tensor's dimension does."""
-        for op in self.function.walk():
-            axes = op.attributes["axes"] if op.name == "tiles" else \
-                [op.attributes["axis"]] if op.name == "whole" else []
-            if axis in axes:
-                stop = op.operands[2 * axes.index(axis) + 1].op
-                return stop is not None and dim == (stop.attributes["name"] if stop.name == "dim" else
-                                                    stop.attributes["value"] if stop.name == "const" else None)
-        return False
-
     def matrix_tile(self) -> tuple[int, int]:
         if not self.groups:
             return super().matrix_tile()
@@ -230,6 +221,8 @@ class GroupLowering(MatrixLowering):
             if more:
                 self.effect("register_budget", [], registers=more, more=True)
             body()
+            if self.boxed is not None:
+                self.effect("store_wait", [])       # near memory is there until it was read
 
         def copy() -> None:
             self.multiplies = False
@@ -245,6 +238,8 @@ class GroupLowering(MatrixLowering):
         found = self.matrix_walk
         assert found is not None
         high, wide = self.matrix_tile()
+        if self.boxed is not None:
+            self.stored_map = self._map(self.boxed, {found.rows: fragments.ROWS, found.columns: PANEL})
         self.pieces = [self._operand(found.left[0], found.rows, found.depth, high, 0)]
         for op in found.right:
             last = self.pieces[-1]
@@ -272,6 +267,8 @@ class GroupLowering(MatrixLowering):
 
     def _sums_bytes(self) -> int:
         """Near memory of a warp for a piece of the sums of all contractions."""
+        if self.boxed is not None:
+            return fragments.ROWS * self.piece_columns * fragments.ELEMENT_BYTES["bf16"]
         return PIECE_ROWS * sum_row_bytes(self.piece_columns) * (len(self.pieces) - 1)
 
     def _operand(self, op: Op, outer: str, depth_axis: str, extent: int, at: int) -> Operand:
@@ -280,22 +277,7 @@ class GroupLowering(MatrixLowering):
         forms = self._forms(op)
         along_depth = depth_axis in forms[-1].axes
         sizes = {outer: extent if along_depth else PANEL, depth_axis: self.deep}
-        box = [sizes[next(iter(form.axes))] if form.axes else 1 for form in forms]
-        name = op.operands[0].name
-        self.slot(f"{name}.data")
-        for dim in t.dims:
-            if isinstance(dim, str):
-                self.slot(f"dim.{dim}")
-        record: list[object] = [name, t.dtype.name, list(t.dims), box]
-        if record not in self.tensor_maps:
-            self.tensor_maps.append(record)
-        return Operand(op, outer, extent, self.deep, at, self.tensor_maps.index(record), along_depth,
-                       t.dtype.size_bytes)
-
-    @staticmethod
-    def _forms(op: Op) -> list[Affine]:
-        forms = [affine(v) for v in op.operands[1:]]
-        return [form for form in forms if form is not None]
+        return Operand(op, outer, extent, self.deep, at, self._map(op, sizes), along_depth, t.dtype.size_bytes)
 
     def _start_signals(self, group: MatrixGroup, multiplying: int) -> None:
         for stage in range(group.stages):
@@ -384,17 +366,6 @@ class GroupLowering(MatrixLowering):
             return [self.value(following)]
 
         return self._depth_loop(found, [counter], body)[0]
-
-    def _coordinates_of(self, op: Op, at: dict[str, Value]) -> list[Value]:
-        made = []
-        for form in self._forms(op):
-            total: Scalar = form.constant
-            for scalar, factor in form.scalars.items():
-                total = self.add(total, self.mul(self.integer(scalar), factor))
-            for axis in form.axes:
-                total = self.add(at[axis], total)
-            made.append(self.value(total))
-        return made
 
     def _multiply_tile(self, group: MatrixGroup, found: MatrixWalk, counter: Value,
                        starts: dict[str, Value]) -> tuple[Value, list[Value]]:
@@ -499,6 +470,9 @@ class GroupLowering(MatrixLowering):
     def _store_sums(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, sums: list[Value], row: Value,
                     column: Value) -> None:
         """Each warp its own rows, some columns after the others."""
+        if self.boxed is not None:
+            self._store_boxes(group, walk, found, sums, row, column)
+            return
         rows, columns = self.open[found.rows], self.open[found.columns]
         row_end, column_end = self.add(rows.offset, rows.extent), self.add(columns.offset, columns.extent)
         warp_rows = group.group_rows // group.group_warps

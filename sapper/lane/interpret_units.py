@@ -81,6 +81,18 @@ def _build_load_matrix(program: Program, op: Op) -> Step:
     return load_matrix
 
 
+def _build_store_matrix(program: Program, op: Op) -> Step:
+    base, offsets, *held = [program.slot(v) for v in op.operands]
+    flip, disp = op.attributes.get("flip", 0), op.attributes.get("disp", 0)
+
+    def store_matrix(e: list[Any]) -> None:
+        rows = np.concatenate([np.ascontiguousarray(e[slot]).view(np.uint8).reshape(8, 16) for slot in held])
+        for lane, row in enumerate(rows):
+            bytes_at(e[0], op, ((e[base] + int(e[offsets][lane])) ^ flip) + disp, 16, True, lane)[:] = row
+
+    return store_matrix
+
+
 def _build_asm_multiply(program: Program, op: Op) -> Step:
     piece, rows, columns = PRODUCTS[op.attributes["by"]], op.attributes["rows"], op.attributes["columns"]
     operands, results = [program.slot(v) for v in op.operands], [program.slot(v) for v in op.results]
@@ -215,7 +227,10 @@ def _signal_wait(worker: Worker, op: Op, address: int, others: list[int]) -> Non
 
 
 def _build_tensor_copy(program: Program, op: Op) -> Step:
-    near, signal, *coordinates = [program.slot(v) for v in op.operands]
+    """tensor_copy, to near memory, and tensor_store, from there."""
+    stores = op.name == "tensor_store"
+    near, *others = [program.slot(v) for v in op.operands]
+    coordinates = others if stores else others[1:]
     disp, signal_disp = op.attributes.get("disp", 0), op.attributes.get("signal_disp", 0)
     attributes = program.function.attributes
     name, dtype, dims, box = attributes["tensor_maps"][op.attributes["map"]]
@@ -226,18 +241,26 @@ def _build_tensor_copy(program: Program, op: Op) -> Step:
         worker: Worker = e[0]
         shape = [dim if isinstance(dim, int) else worker.words[words[f"dim.{dim}"]] for dim in dims]
         inside = np.zeros(box, kind)
+        start = e[near] + disp
+        here = bytes_at(worker, op, start, inside.nbytes, not stores, None)
+        places = fragments.swizzled(start + np.arange(inside.nbytes)) - start
+        if stores:
+            inside.reshape(-1).view(np.uint8)[:] = here[places]
         where = [(max(0, e[at]), min(e[at] + n, extent))
                  for at, n, extent in zip(coordinates, box, shape, strict=True)]
         if all(first < last for first, last in where):
             size_bytes = math.prod(shape) * kind.itemsize
-            tensor = bytes_at(worker, op, worker.words[words[f"{name}.data"]], size_bytes, False, None).view(kind)
+            tensor = bytes_at(worker, op, worker.words[words[f"{name}.data"]], size_bytes, stores, None).view(kind)
             part = tensor.reshape(shape)[tuple(slice(*bounds) for bounds in where)]
-            inside[tuple(slice(first - e[at], last - e[at])
-                         for at, (first, last) in zip(coordinates, where, strict=True))] = part
-        start = e[near] + disp
-        target = bytes_at(worker, op, start, inside.nbytes, True, None)
-        target[fragments.swizzled(start + np.arange(inside.nbytes)) - start] = inside.reshape(-1).view(np.uint8)
-        worker.launch.count(worker.launch.signal(e[signal] + signal_disp, op), 0, -inside.nbytes)
+            mine = inside[tuple(slice(first - e[at], last - e[at])
+                                for at, (first, last) in zip(coordinates, where, strict=True))]
+            if stores:
+                part[:] = mine
+            else:
+                mine[:] = part
+        if not stores:
+            here[places] = inside.reshape(-1).view(np.uint8)
+            worker.launch.count(worker.launch.signal(e[others[0]] + signal_disp, op), 0, -inside.nbytes)
 
     return tensor_copy
 
@@ -302,6 +325,7 @@ BUILDERS: dict[str, Callable[[Program, Op], Step]] = {
     "tile_multiply": _build_tile_multiply, "signal_start": _build_signal(_signal_start),
     "signal_arrive": _build_signal(_signal_arrive), "signal_expect": _build_signal(_signal_arrive),
     "signal_wait": _build_signal(_signal_wait), "tensor_copy": _build_tensor_copy,
+    "store_matrix": _build_store_matrix, "tensor_store": _build_tensor_copy,
     "group_multiply": _build_group_multiply, "group_multiply_rows": _build_group_multiply,
     "group_wait": _build_group_wait,
 }

@@ -222,6 +222,17 @@ LANE_OPS = OpTable("lane", [
                "`tensor_maps` of the function) that starts there copied to near memory, zeros where it is outside the "
                "tensor; its rows of 128 bytes lie one after the other, 16-byte chunk c of those at address 128 r at "
                "c ^ (r mod 8); the signal counts its bytes"),
+    OpSpec("store_matrix", (6, 6), (0, 0), optional=("flip", "disp"), pure=False,
+           doc="near base, near offsets (row<i32>), four row<b32>: to near memory what load_matrix would give back, "
+               "not transposed"),
+    OpSpec("store_fence", (0, 0), (0, 0), pure=False,
+           doc="what this warp stored in near memory is seen by the copies of boxes that it starts after"),
+    OpSpec("tensor_store", (2, 6), (0, 0), attributes=("map",), optional=("disp",), pure=False,
+           doc="near address, coordinates by dimension: this warp has a box of near memory, in rows as tensor_copy "
+               "leaves them, copied to the box of tensor map `map` that starts there, without what is outside of the "
+               "tensor"),
+    OpSpec("store_wait", (0, 0), (0, 0), pure=False,
+           doc="what the tensor_stores of this warp read may be written again, or given up"),
     OpSpec("group_fence", (0, 0), (0, 0), pure=False, doc="the sums that the next group_multiply takes are in place"),
     OpSpec("group_multiply", (2 + 4, None), (4, None),
            attributes=("dtype", "left_rows", "right_rows"),

@@ -8,7 +8,7 @@ over, from what it waited for, not from the order in which they happened to run:
     a warp knows what it did, what warps knew that arrived where it waited, and that a signal's phases are over
     (vector clocks: Mattern, "Virtual Time and Global States of Distributed Systems", 1989)
     a copy is over when its signal's phase is, or after the async_wait of the warp that issued it
-    a matrix instruction of a group reads until its group_wait
+    a matrix instruction of a group reads until its group_wait, a copy of a box from near memory until its store_wait
     a wait for a parity is taken at its weakest: for the first phase of that parity of which the warp does not know yet;
     if it knows of one, and of none of the other parity since, it passes at once
 
@@ -49,13 +49,15 @@ Clock = dict[int, int]
 
 _SYNCHRONISES = frozenset({
     "sync_warps", "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait", "tensor_copy",
+    "store_fence", "tensor_store", "store_wait",
     "group_fence", "group_multiply", "group_multiply_rows", "group_commit", "group_wait", "async_copy",
     "async_commit", "async_wait"})
 _WAITS = frozenset({"sync_warps", "signal_wait", "group_wait", "async_wait"})
 _FIRST_SUM = {"group_multiply": 2, "group_multiply_rows": 5}
 """Operands before the sums."""
+_MATRICES = frozenset({"load_matrix", "store_matrix"})
 _READS = frozenset({"load", "load_run", "load_splat", "gather", "s_load", "load_matrix"})
-_WRITES = frozenset({"store", "store_run", "store_lane0", "scatter", "s_store"})
+_WRITES = frozenset({"store", "store_run", "store_lane0", "scatter", "s_store", "store_matrix"})
 
 
 class AsyncError(Exception):
@@ -105,8 +107,8 @@ class Form(NamedTuple):
     def of(op: Op, lanes: int) -> Form:
         known = op.attributes
         at = ADDRESS_AT.get(op.name, 0)
-        size_bytes = 16 if op.name == "load_matrix" else bytes_of_lane(op)
-        rows = op.name in ("gather", "scatter", "load_matrix") or bool(known.get("gathered"))
+        size_bytes = 16 if op.name in _MATRICES else bytes_of_lane(op)
+        rows = op.name in ("gather", "scatter", *_MATRICES) or bool(known.get("gathered"))
         if op.name in ("load", "load_run", "store", "store_run") and not rows:
             size_bytes *= lanes
         offset = op.operands[at + 1] if rows or known.get("indexed") else None
@@ -154,8 +156,8 @@ class Signal:
 @dataclass(slots=True)
 class Warp:
     """batches: the reads of each batch of matrix instructions that is not known to be done; issued: of those in no
-    batch; groups, copies: likewise of copies by lanes. held: an ordinary access that the next one may belong to, the
-    bytes, and whether it writes. runs: of each loop in which it waits."""
+    batch; groups, copies: likewise of copies by lanes; stores: of copies of boxes from near memory. held: an ordinary
+    access that the next one may belong to, the bytes, and whether it writes. runs: of each loop in which it waits."""
 
     number: int
     clock: Clock = field(default_factory=dict)
@@ -166,6 +168,7 @@ class Warp:
     fenced: bool = False
     groups: list[list[Access]] = field(default_factory=list)
     copies: list[Access] = field(default_factory=list)
+    stores: list[Access] = field(default_factory=list)
     held: tuple[Op, int, int, bool] | None = None
     runs: dict[Op, int] = field(default_factory=dict)
 
@@ -261,6 +264,8 @@ class _Rehearsal:
                           if isinstance(v.type, ScalarType)])
                 elif op.name == "store_run":
                     want(op.operands[:2 if op.attributes.get("gathered") else 1])
+                elif op.name == "store_matrix":
+                    want(op.operands[:2])
                 elif op.name in _WRITES and op.name != "s_store":
                     want(op.operands[1:])
                 elif op.name == "group_wait":
@@ -281,7 +286,7 @@ class _Rehearsal:
 
     @staticmethod
     def _is_near(op: Op) -> bool:
-        return op.name == "load_matrix" or bool(op.attributes.get("near"))
+        return op.name in _MATRICES or bool(op.attributes.get("near"))
 
     # Running.
 
@@ -304,6 +309,8 @@ class _Rehearsal:
                 for op in dict.fromkeys(stuck.values()):
                     self.fault(op, "a wait for what nobody does")
                 break
+        for access in (access for warp in self.warps for access in warp.stores):
+            self.fault(access.op, "a copy from near memory that the warp did not wait for before its end")
         return list(self.faults.values())
 
     progress = False
@@ -424,8 +431,8 @@ class _Rehearsal:
             return _corners(op.name, function, *operands)
         if op.name == "splat":
             return self.splat(operands[0]) if isinstance(operands[0], int) else None
-        if op.results[0].type not in (ROW_I32, MASK):
-            return None
+        if op.results[0].type not in (ROW_I32, MASK) or not all(isinstance(v, (int, Row)) for v in operands):
+            return None     # an interval is of a scalar that is not one number
         known = pure_function(op, self.lanes)
         return None if known is None else Row.of(known(*(v.lanes if isinstance(v, Row) else v for v in operands)))
 
@@ -615,6 +622,25 @@ class _Rehearsal:
         self.touch(warp, (start, start + size), Access(op, signal.agent, len(signal.published), False), True)
         self._count(signal, 0, -size)
 
+    def _fence_stores(self, warp: Warp, op: Op) -> None:
+        for place in self.places.values():
+            if place.write is not None and place.write.agent == warp.number:
+                place.write.ordinary = False
+
+    def _store_box(self, warp: Warp, op: Op) -> None:
+        start = self._address(warp, op, 0)
+        if start is None:
+            return
+        _, dtype, _, box = self.function.attributes["tensor_maps"][op.attributes["map"]]
+        access = Access(op, warp.number, None, False)
+        self.touch(warp, (start, start + int(np.prod(box)) * fragments.ELEMENT_BYTES[dtype]), access, False)
+        warp.stores.append(access)
+
+    def _wait_stores(self, warp: Warp, op: Op) -> None:
+        for access in warp.stores:
+            access.epoch = warp.epoch
+        warp.stores = []
+
     def _fence_group(self, warp: Warp, op: Op) -> None:
         warp.fenced = True
 
@@ -674,6 +700,8 @@ class _Rehearsal:
 _ACTIONS: dict[str, Callable[[_Rehearsal, Warp, Op], None]] = {
     "signal_start": _Rehearsal._start, "signal_fence": _Rehearsal._fence_signals,
     "signal_arrive": _Rehearsal._arrive, "signal_expect": _Rehearsal._arrive, "tensor_copy": _Rehearsal._copy_box,
+    "store_fence": _Rehearsal._fence_stores, "tensor_store": _Rehearsal._store_box,
+    "store_wait": _Rehearsal._wait_stores,
     "group_fence": _Rehearsal._fence_group, "group_multiply": _Rehearsal._multiply,
     "group_multiply_rows": _Rehearsal._multiply,
     "group_commit": _Rehearsal._commit, "group_wait": _Rehearsal._wait_group, "async_copy": _Rehearsal._copy_lanes,

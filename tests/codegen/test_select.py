@@ -20,8 +20,8 @@ STRUCTURE = {"loop", "if", "tasks", "yield", "s_const", "splat_const"}
 OF_THREADS = {
     "load_run", "store_run", "warp", "near_memory", "sync_warps", "async_copy", "async_commit", "async_wait",
     "load_matrix", "matrix_multiply", "pack2", "signal_start", "signal_fence", "signal_arrive", "signal_expect",
-    "signal_wait", "tensor_copy", "group_fence", "group_multiply", "group_multiply_rows", "group_commit", "group_wait",
-    "register_budget", "asm_multiply"}
+    "signal_wait", "tensor_copy", "store_matrix", "store_fence", "tensor_store", "store_wait", "group_fence",
+    "group_multiply", "group_multiply_rows", "group_commit", "group_wait", "register_budget", "asm_multiply"}
 """Lowered to only where the target's facts have runs or matrix instructions."""
 
 

@@ -1092,6 +1092,33 @@ def tensor_copy(s: Any, op: Op) -> None:
                   elected(s), False, target, place, report)
 
 
+def store_matrix(s: Any, op: Op) -> None:
+    base, offsets, *held = op.operands
+    memory = near_address(s, base, offsets, op.attributes.get("disp", 0), op.attributes.get("flip", 0))
+    s.emit("stmatrix.sync.aligned.m8n8.x4.shared.b16", memory, tuple(s.vector(v) for v in held))
+
+
+def store_fence(s: Any, op: Op) -> None:
+    """Each lane makes its own stores visible to the asynchronous proxy; then the lane that starts the copies knows."""
+    s.emit("fence.proxy.async.shared::cta")
+    sync_lanes(s, op)
+
+
+def tensor_store(s: Any, op: Op) -> None:
+    near, *coordinates = op.operands
+    where = tuple(low_half(s, v) for v in reversed(coordinates))
+    s.emit_masked(f"cp.async.bulk.tensor.{len(where)}d.global.shared::cta.bulk_group", elected(s), False,
+                  TensorPlace(s.facts.maps[op.attributes["map"]], where),
+                  near_scalar(s, near, op.attributes.get("disp", 0)))
+
+
+def store_wait(s: Any, op: Op) -> None:
+    """The lane that started the copies waits until they have read."""
+    s.emit_masked("cp.async.bulk.commit_group", elected(s), False)
+    s.emit_masked("cp.async.bulk.wait_group.read", elected(s), False, 0)
+    sync_lanes(s, op)
+
+
 def group_fence(s: Any, op: Op) -> None:
     del op
     s.emit("wgmma.fence.sync.aligned")
@@ -1260,7 +1287,8 @@ RULES: dict[str, Rule] = {
     "signal_start": _once("mbarrier.init.shared::cta.b64", "arrivals"), "signal_fence": signal_fence,
     "signal_arrive": _once("mbarrier.arrive.shared::cta.b64", result=True),
     "signal_expect": _once("mbarrier.arrive.expect_tx.shared::cta.b64", "bytes", result=True),
-    "signal_wait": signal_wait, "tensor_copy": tensor_copy, "group_fence": group_fence,
+    "signal_wait": signal_wait, "tensor_copy": tensor_copy, "store_matrix": store_matrix,
+    "store_fence": store_fence, "tensor_store": tensor_store, "store_wait": store_wait, "group_fence": group_fence,
     "group_multiply": group_multiply, "group_multiply_rows": group_multiply,
     "group_commit": group_commit, "group_wait": group_wait,
     "register_budget": register_budget, "barrier": barrier, "sync_lanes": sync_lanes,
