@@ -727,7 +727,8 @@ class Model(WalkLowering):
             # A tile of a sequential loop is mostly whole.
             multiple = o.hint if o.capacity == Capacity(o.hint) else o.divisor
             count = max(1, min(count, o.hint * (spare if o.hint > 1 else 1)))
-            near = max(fewest, count * 2 // 3, min(count, 2))     # 1 divides all, and is half of 2
+            # 1 divides all, and is but half of 2: worth it only where the code for a row that is left is not.
+            near = max(fewest, count * 2 // 3, 1 if self.facts.many_workers else min(count, 2))
             return next((c for c in range(count, near - 1, -1) if multiple % c == 0), count)
         units = -(-extent // self.lanes) if lane else extent
         count = max(1, min(count, units))
