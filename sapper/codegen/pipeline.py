@@ -150,12 +150,12 @@ def finish_lane(lane: Function, target: Any) -> Function:
     """Lane IR as lowered to lane IR that the target can select: math expanded, simplified."""
     from ..ir.rewriter import eliminate_dead
     from ..ir.verifier import verify
-    from ..lane.byte_dots import expand_byte_dots
     from ..lane.float8 import expand_float8, join_loads
     from ..lane.fuse import fuse
     from ..lane.math import expand_math
     from ..lane.ops import LANE_OPS
     from ..lane.simplify import simplify
+    from ..lane.split_dots import split_dots
     from ..lane.strength import reduce_strength, split_blocks
     from .compile import rules_of
 
@@ -170,8 +170,8 @@ def finish_lane(lane: Function, target: Any) -> Function:
     _trace(lane, "expand_math")
     expand_float8(lane, legal)
     _trace(lane, "expand_float8")
-    expand_byte_dots(lane, legal)
-    _trace(lane, "expand_byte_dots")
+    split_dots(lane, legal)
+    _trace(lane, "split_dots")
     if check:
         verify(lane, LANE_OPS)
     if not target.assembler_allocates:

@@ -531,7 +531,7 @@ LANE_RULES: dict[str, Rule] = {
     "store_lane0": _lane_store(False),
     "scatter": _lane_store(True),
     "prefetch": _lane_prefetch,
-    "dot2_bf16": _signature((ROW_F32, ROW_B32, ROW_B32), (ROW_F32,)),
+    **dict.fromkeys(("dot2_bf16", "fma2_bf16"), _signature((ROW_F32, ROW_B32, ROW_B32), (ROW_F32,))),
     **dict.fromkeys(("dot4_u8i8", "dot2_i16"), _signature((ROW_I32, ROW_B32, ROW_B32), (ROW_I32,))),
     **dict.fromkeys(("pairs_u8i8", "add_i16"), _signature((ROW_B32, ROW_B32), (ROW_B32,))),
     "widen_bytes": _lane_widen_bytes,

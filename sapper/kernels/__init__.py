@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .record import LibraryKernel
 
 MODULES = (
-    "add", "softmax", "norm", "embedding", "rope", "activation",
+    "add", "softmax", "norm", "embedding", "rope", "rope_yarn", "activation",
     "matmul", "batched", "integer", "matvec", "narrow",
     "quantized", "widen", "k_quants", "fp8", "fp8_panels",
     "attention", "attention_narrow", "paged", "mla", "mla_narrow", "sparse", "sparse_paged",

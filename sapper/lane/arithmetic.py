@@ -195,6 +195,13 @@ def _dot2(acc: Array, a: Array, b: Array) -> Array:
     return add(a << half, b << half, add(a & high, b & high, acc))
 
 
+def _fma2(acc: Array, a: Array, b: Array) -> Array:
+    """The odd pair first, each product added with one rounding."""
+    high, half = np.uint32(0xFFFF0000), np.uint32(16)
+    first = fma32((a & high).view(np.float32), (b & high).view(np.float32), acc)
+    return fma32((a << half).view(np.float32), (b << half).view(np.float32), first)
+
+
 def fraction(a: Array) -> Array:
     """What lies beyond the nearest integer, exactly (VREDUCEPS, Intel SDM volume 2)."""
     rest = a - np.rint(a)
@@ -299,6 +306,7 @@ _ROW_PLAIN: dict[str, Callable[..., Any]] = {
     "mask_to_row": lambda a: a.astype(np.int32),
     "lane0": lambda a: int(a[0]),
     "dot2_bf16": _dot2,
+    "fma2_bf16": _fma2,
     "dot4_u8i8": _dot4,
     "dot2_i16": _dot2_i16,
     "pairs_u8i8": _pairs_u8i8,

@@ -21,7 +21,7 @@ from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import Facts, LoweringError, Panels, Schedule, ScheduleError, Specialization
 from .axis_loops import WalkChoice
 from .by_hand import Fit, fit
-from .packed import DOT2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_loads
+from .packed import DOT2_BF16, FMA2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_loads
 from .prefetches import FEW_ROWS
 from .slots import PAIR
 from .state import Access, Capacity, Open, Scalar, element_bytes
@@ -530,6 +530,7 @@ class Model(WalkLowering):
     def _serves(self, packing: Packing, lane: str | None, staged: list[Op]) -> bool:
         """Whether slots of all operands can be had: those that lie in memory as slots, or beside each other along the
         lanes, or are spread over them, or are copied. An operand is turned for all or none of its contractions."""
+        made = packing.dot is not FMA2_BF16
         turned: dict[Value, bool] = {}
         for op, term in packing.terms.items():
             for number, value in enumerate(op.operands):
@@ -540,7 +541,10 @@ class Model(WalkLowering):
                 for load in slot_loads(value) or ():
                     access = self.access(load)
                     size = element_bytes(access.dtype)
-                    joined = lane != packing.depth and (load in staged or access.axes.get(lane or "", size) == size)
+                    joined = made and lane != packing.depth and (
+                        load in staged or access.axes.get(lane or "", size) == size)
+                    if not made and load in staged:
+                        return False
                     if access.axes[packing.depth] != size and not joined:
                         return False
         return True
@@ -729,7 +733,9 @@ class Model(WalkLowering):
             # A tile of a sequential loop is mostly whole.
             multiple = o.hint if o.capacity == Capacity(o.hint) else o.divisor
             count = max(1, min(count, o.hint * (spare if o.hint > 1 else 1)))
-            return next((c for c in range(count, max(fewest, count * 2 // 3, 1) - 1, -1) if multiple % c == 0), count)
+            # 1 divides all, and is but half of 2: worth it only where the code for a row that is left is not.
+            near = max(fewest, count * 2 // 3, 1 if self.facts.many_workers else min(count, 2))
+            return next((c for c in range(count, near - 1, -1) if multiple % c == 0), count)
         units = -(-extent // self.lanes) if lane else extent
         count = max(1, min(count, units))
         for candidate in range(count, max(fewest, count * 2 // 3, 1) - 1, -1):

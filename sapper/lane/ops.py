@@ -151,8 +151,10 @@ LANE_OPS = OpTable("lane", [
     # Packed dot products.
     OpSpec("dot2_bf16", (3, 3), doc="acc (f32), a, b (b32, two bf16 each): acc + a1 * b1 + a0 * b0, each "
                                  "product added with one rounding; denormals are zero on the way in and out"),
+    OpSpec("fma2_bf16", (3, 3), doc="acc (f32), a, b (b32, two bf16 each): acc + a1 * b1 + a0 * b0, each product added "
+                                    "with one rounding; always split into two fma"),
     OpSpec("dot4_u8i8", (3, 3), doc="acc (i32), a (b32, four u8), b (b32, four i8): acc + sum a * b, wrapping; "
-                                    "expanded into the four below where no instruction does it"),
+                                    "split into the four below where no instruction does it"),
     OpSpec("dot2_i16", (3, 3), doc="acc (i32), a, b (b32, two i16 each): acc + sum a * b, wrapping; only where the "
                                    "target has it"),
     OpSpec("pairs_u8i8", (2, 2), doc="a (b32, four u8), b (b32, four i8) -> b32, two i16: the sums a0 * b0 + a1 * b1 "

@@ -98,7 +98,9 @@ def load_behind(value: Value) -> Op | None:
 
 
 DOT2_BF16 = Dot("dot2_bf16", 2, (bf16,), f32)
-DOTS = (Dot("dot4_u8i8", 4, (u8, i8), i32), DOT2_BF16)
+FMA2_BF16 = Dot("fma2_bf16", 2, (bf16,), f32)
+"""No instruction of any target: it serves where slots are what memory holds, and saves nothing where they are made."""
+DOTS = (Dot("dot4_u8i8", 4, (u8, i8), i32), DOT2_BF16, FMA2_BF16)
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -384,7 +386,8 @@ def panels_for(function: Function, name: str, facts: Facts) -> Panels:
             if over in axes:
                 depth = axes.index(over)
                 dot = dot_for(op, facts)
-                found.add(Panels(1 - depth, depth, PANEL_VECTORS * facts.lanes, 1 if dot is None else dot.elements))
+                elements = 1 if dot is None or dot is FMA2_BF16 else dot.elements
+                found.add(Panels(1 - depth, depth, PANEL_VECTORS * facts.lanes, elements))
     if len(found) != 1 or contracted != set(loads):
         raise LoweringError(f"tensor {name}: found {len(loads)} reads of it; expected that each is the operand of a "
                             "contraction over one of its two dimensions, the same for all; mend: pass it as it is")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.rope_yarn import mscale, ramp
 from .errors import ModelError
 from .numbers import MAX_POSITIONS, Numbers
 
@@ -54,17 +55,9 @@ class RopeScaling:
             wavelengths = self.original_positions * frequency / (2 * math.pi)
             keep = np.clip((wavelengths - self.low_factor) / (self.high_factor - self.low_factor), 0.0, 1.0)
             return frequency * keep + frequency / self.factor * (1.0 - keep)
-        low = max(0, math.floor(self._pair_that_turns(self.fast, base, pairs)))
-        high = min(2 * pairs - 1, math.ceil(self._pair_that_turns(self.slow, base, pairs)))
+        low, high = ramp(base, pairs, self.original_positions, self.fast, self.slow)
         divide = np.clip((np.arange(pairs) - low) / max(high - low, 1e-3), 0.0, 1.0)
         return frequency * (1.0 - divide) + frequency / self.factor * divide
-
-    def _pair_that_turns(self, turns: float, base: float, pairs: int) -> float:
-        """The pair, as a real number, that turns so many times in the original context."""
-        return pairs * math.log(self.original_positions / (turns * 2 * math.pi)) / math.log(base)
-
-    def _mscale(self, mscale: float) -> float:
-        return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1.0 else 1.0
 
     @property
     def table_factor(self) -> float:
@@ -72,13 +65,13 @@ class RopeScaling:
         if self.kind != "yarn":
             return 1.0
         if self.table_mscale and self.score_mscale:
-            return self._mscale(self.table_mscale) / self._mscale(self.score_mscale)
-        return self._mscale(1.0)
+            return mscale(self.factor, self.table_mscale) / mscale(self.factor, self.score_mscale)
+        return mscale(self.factor)
 
     @property
     def score_factor(self) -> float:
         """What the scores of DeepSeek's attention are multiplied by, besides 1 / sqrt(features of a head)."""
-        return self._mscale(self.score_mscale) ** 2 if self.kind == "yarn" else 1.0
+        return mscale(self.factor, self.score_mscale) ** 2 if self.kind == "yarn" else 1.0
 
 
 @dataclass(frozen=True, slots=True)

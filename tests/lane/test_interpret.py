@@ -169,6 +169,9 @@ def test_packed_dot_products() -> None:
     pairs = np.array([1.5, 2.0, -3.0, 0.25], ml_dtypes.bfloat16).view(np.uint32).tolist()
     same(rows("dot2_bf16", ["f32", "b32", "b32"], "f32", [[1.0, 2.0], pairs, pairs]),
          [1 + 2.25 + 4, 2 + 9 + 0.0625])
+    small = np.array([2.0**-130, 2.0**-130], ml_dtypes.bfloat16).view(np.uint32).tolist() * 2
+    ones = np.array([1.0, 1.0], ml_dtypes.bfloat16).view(np.uint32).tolist() * 2
+    same(rows("fma2_bf16", ["f32", "b32", "b32"], "f32", [[0.0, 1.0], small, ones]), [2.0**-129, 1.0])
     a = np.array([255, 1, 2, 3, 255, 255, 255, 255], np.uint8).view(np.uint32).tolist()
     b = np.array([-128, 1, -2, 3, 127, 127, 127, 127], np.int8).view(np.uint32).tolist()
     same(rows("dot4_u8i8", ["i32", "b32", "b32"], "i32", [[10, 2**31 - 1], a, b]),

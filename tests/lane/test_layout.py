@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper.kernels.matmul import matmul_nn_f32
+from sapper.kernels.matmul import matmul_nn_f32, matmul_nt_f32
 from sapper.lane.layout import (
     LANE,
     MEMORY,
@@ -29,7 +29,7 @@ from sapper.lane.layout import (
 from sapper.lane.lower import result_layouts
 from sapper.tile.canonical import canonicalize
 from sapper.tile.reduce_loops import reduce_loops
-from sapper.tile.schedule import Facts, Schedule, Specialization
+from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
 from tests.strategies import examples
 from tests.strategies.malformed import mutations, refusals
 
@@ -247,6 +247,16 @@ def test_layouts_of_a_matrix_product() -> None:
     assert list(map(str, chosen.values())) == ["m: 5@register; n: 3@register × 8@lane"]
     chosen = result_layouts(function, Schedule(lane="k", registers={"m": 3, "n": 2}), Facts(), contiguous)
     assert list(map(str, chosen.values())) == ["m: 3@register; n: 2@register; k: 16@lane"]
+
+
+def test_two_rows_at_once_whether_or_not_they_divide_the_extent() -> None:
+    """Of 16 registers eight rows of dot products leave two of the other operand's, which half the loads then serve."""
+    function = reduce_loops(matmul_nt_f32.tile_ir())
+    canonicalize(function)
+    known = Specialization({"M": DimClass(8), "N": DimClass(512, 64), "K": DimClass(512, 64)},
+                           dict.fromkeys("abc", "contiguous"))
+    chosen = result_layouts(function, Schedule(), Facts(lanes=8, vector_registers=16), known)
+    assert list(map(str, chosen.values())) == ["m: 2@register; n: 4@register; k: 8@lane"]
 
 
 # Conversions.

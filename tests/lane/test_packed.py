@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -76,13 +78,13 @@ def dots_in(lane):
 @given(m=st.integers(0, 40), n=st.integers(0, 60), k=st.integers(0, 70), order=st.sampled_from(ORDERS),
        types=st.sampled_from(PAIRS), lanes=st.sampled_from([4, 8, 16]), lane=st.sampled_from([None, None, "n", "k"]),
        rows=st.integers(1, 8), stage=st.sampled_from([None, (), ("a", "b"), ("b",)]), seed=st.integers(0, 99),
-       hint=st.sampled_from([None, 40]))
-def test_any_schedule_is_exact(m, n, k, order, types, lanes, lane, rows, stage, seed, hint) -> None:
+       hint=st.sampled_from([None, 40]), dots=st.sampled_from([DOT_NAMES, DOT_NAMES - {"dot2_bf16"}]))
+def test_any_schedule_is_exact(m, n, k, order, types, lanes, lane, rows, stage, seed, hint, dots) -> None:
     function = reduce_loops(PRODUCTS[order, types].tile_ir())
     arguments = arguments_of(order, types, m, n, k, seed)
     hints = None if hint is None else dict.fromkeys("MNK", hint)
-    run_lane(function, arguments, Schedule(lane=lane, registers={"m": rows}, stage=stage), MACHINES[lanes],
-             specialize(function, arguments, hints), workers=1 + seed % 2)
+    run_lane(function, arguments, Schedule(lane=lane, registers={"m": rows}, stage=stage),
+             replace(MACHINES[lanes], dots=dots), specialize(function, arguments, hints), workers=1 + seed % 2)
     np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
 
 
@@ -96,6 +98,17 @@ def test_the_model_packs(order, m, types) -> None:
     np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
     plain = run_lane(function, arguments, facts=Facts(lanes=16, vector_registers=32))
     assert not dots_in(plain)
+
+
+def test_slots_of_bf16_that_are_no_instruction_serve_where_memory_has_them() -> None:
+    """Dot products along the depth read slots; operands that would have to be joined, or are copied, are widened."""
+    facts = replace(MACHINES[8], dots=frozenset({"fma2_bf16"}))
+    types = (bf16, bf16, f32)
+    for order, m, slots in (("nt", 3, True), ("nt", 40, False), ("nn", 3, False), ("tn", 40, False)):
+        arguments = arguments_of(order, types, m, 100, 67)
+        lane = run_lane(reduce_loops(PRODUCTS[order, types].tile_ir()), arguments, facts=facts)
+        assert bool(dots_in(lane)) == slots, (order, m)
+        np.testing.assert_array_equal(arguments["c"], expected_of(order, arguments))
 
 
 def test_only_where_types_and_memory_allow() -> None:

@@ -83,10 +83,9 @@ class Target(NamedTuple):
 
     @property
     def dots(self) -> frozenset[str]:
-        """Packed dot products: of bf16 where there is an instruction; of bytes, without one, by some of AVX2
-        (lane/byte_dots.py)."""
+        """Packed dot products; without an instruction for them, by several (lane/split_dots.py)."""
         bf16 = {"avx512f", "avx512vl", "avx512_bf16"} <= self.features
-        return frozenset(("dot2_bf16", "dot4_u8i8") if bf16 else ("dot4_u8i8",))
+        return frozenset({"dot2_bf16" if bf16 else "fma2_bf16", "dot4_u8i8"})
 
     @property
     def picks(self) -> bool:

@@ -1,16 +1,19 @@
-"""Packed dot products of bytes, by ones of words, for targets without an instruction for them.
+"""Packed dot products, by products of parts of the slots, for targets without an instruction for them.
 
-Enters: a lane function. Leaves: the same without `dot4_u8i8`. Holds: sums are exact for all operands, as those of
-`dot4_u8i8` are.
+Enters: a lane function. Leaves: the same without `fma2_bf16`, and without `dot4_u8i8` where that is no instruction.
+Holds: results are the same for all operands.
 
-Two ways, of which the bits that an operand may have decide:
+A slot of bf16 is two numbers of f32: its upper half as it is, its lower half shifted up. Of bytes there are two ways,
+and the bits that an operand may have decide:
 
 - *Pairs.* `pairs_u8i8` (vpmaddubsw) adds two products of bytes to a word, and saturates: 255 * 127 * 2 does not fit 16
   bits. Up to 128 on the unsigned side does, and that is proved where bits were cut off, as those of 4-bit weights
   are. Words of one sum are added up as long as they surely fit, 8 products of 4-bit weights for instance, before
   `dot2_i16` by ones (vpmaddwd) brings them to the sum: 2 1/4 instructions for four products in each lane.
 - *Words.* Else both operands are widened, their even bytes and their odd ones apart, which leaves every product in its
-  lane: two `dot2_i16`. An operand is widened where it is defined, once for all products that it is part of.
+  lane: two `dot2_i16`.
+
+An operand is widened where it is defined, once for all products that it is part of.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ..ir.nodes import Block, Function, Location, Op, Value
-from ..ir.types import ROW_B32, ROW_I32, DType, i8, u8
+from ..ir.types import ROW_B32, ROW_F32, ROW_I32, DType, RowType, bf16, i8, u8
 
 ALL_BITS = (1 << 32) - 1
 ONES = 0x00010001
 """A word 1, twice."""
+UPPER_HALF = -0x10000
+"""As an i32."""
 
 
 def fits(low: int, high: int) -> bool:
@@ -74,17 +79,24 @@ class _Sum:
     words: Value | None = None
 
 
-class _Expander:
-    def __init__(self, function: Function) -> None:
+class _Splitter:
+    def __init__(self, function: Function, of_bytes: bool) -> None:
+        self.of_bytes = of_bytes
         self.uses = Counter(value for op in function.walk() for value in op.operands)
         self.known: dict[Value, int] = {}
         self.sums: dict[Op, _Sum] = {}
         self.wanted: dict[Value, list[DType]] = {}
         self.widened: dict[tuple[Value, DType], list[Value]] = {}
         self.ops: list[Op] = []
-        ones = Op("splat_const", [], (ROW_I32,), {"value": ONES})
-        cast = Op("bitcast", [ones.result], (ROW_B32,))
-        self.head, self.ones = [ones, cast], cast.result
+        self.head: list[Op] = []
+        self.ones, self.upper = (self.constant(word) for word in (ONES, UPPER_HALF))
+
+    def constant(self, word: int) -> Value:
+        """These 32 bits in every lane."""
+        number = Op("splat_const", [], (ROW_I32,), {"value": word})
+        cast = Op("bitcast", [number.result], (ROW_B32,))
+        self.head += [number, cast]
+        return cast.result
 
     def plan(self, block: Block) -> None:
         """How each product is computed: `sums`, or by `wanted` words."""
@@ -92,7 +104,10 @@ class _Expander:
         for op in block.ops:
             for inner in op.blocks:
                 self.plan(inner)
-            if op.name != "dot4_u8i8":
+            if op.name == "fma2_bf16":
+                self.want(op.operands[1], bf16)
+                self.want(op.operands[2], bf16)
+            if op.name != "dot4_u8i8" or not self.of_bytes:
                 continue
             total, a, b = op.operands
             low, high = pair_range(bits_of(a, self.known), bits_of(b, self.known))
@@ -103,9 +118,12 @@ class _Expander:
             elif fits(low, high):
                 here[op.result] = self.sums[op] = _Sum(total, low, high, op)
             else:
-                for value, dtype in ((a, u8), (b, i8)):
-                    if dtype not in self.wanted.setdefault(value, []):
-                        self.wanted[value].append(dtype)
+                self.want(a, u8)
+                self.want(b, i8)
+
+    def want(self, value: Value, dtype: DType) -> None:
+        if dtype not in self.wanted.setdefault(value, []):
+            self.wanted[value].append(dtype)
 
     def write(self, block: Block) -> None:
         """The ops of a block, and of those in it, anew."""
@@ -115,8 +133,10 @@ class _Expander:
         for op in block.ops:
             for inner in op.blocks:
                 self.write(inner)
-            if op.name == "dot4_u8i8":
-                self.expand(op, ops)
+            if op.name == "fma2_bf16":
+                self.split_bf16(op, ops)
+            elif op.name == "dot4_u8i8" and self.of_bytes:
+                self.split_bytes(op, ops)
             else:
                 ops.append(op)
             for value in op.results:
@@ -124,42 +144,62 @@ class _Expander:
         block.ops = ops
 
     def widen(self, value: Value, ops: list[Op]) -> None:
+        """The parts of a row that products want: words of even and odd bytes, or f32 of lower and upper halves."""
+        at = value.op.location if value.op is not None else None
         for dtype in self.wanted.get(value, ()):
-            made = [Op("widen_bytes", [value], (ROW_B32,), {"dtype": dtype, "odd": odd}, None,
-                       value.op.location if value.op is not None else None) for odd in (False, True)]
-            ops += made
-            self.widened[value, dtype] = [op.result for op in made]
+            if dtype is bf16:
+                bits = self.emit(ops, "bitcast", [value], ROW_I32, at)
+                raised = self.emit(ops, "shl", [bits], ROW_I32, at, amount=16)
+                upper = self.emit(ops, "and", [value, self.upper], ROW_B32, at)
+                found = [self.emit(ops, "bitcast", [half], ROW_F32, at) for half in (raised, upper)]
+            else:
+                found = [self.emit(ops, "widen_bytes", [value], ROW_B32, at, dtype=dtype, odd=odd)
+                         for odd in (False, True)]
+            self.widened[value, dtype] = found
 
-    def expand(self, op: Op, ops: list[Op]) -> None:
+    def split_bf16(self, op: Op, ops: list[Op]) -> None:
+        """The upper halves first, as `fma2_bf16` says."""
+        total, a, b = op.operands
+        for left, right in zip(self.widened[a, bf16][::-1], self.widened[b, bf16][::-1], strict=True):
+            total = self.emit(ops, "fma", [left, right, total], ROW_F32, op.location)
+        self.replace(op, ops[-1])
+
+    def split_bytes(self, op: Op, ops: list[Op]) -> None:
         total, a, b = op.operands
         found = self.sums.get(op)
         if found is None:
             for left, right in zip(self.widened[a, u8], self.widened[b, i8], strict=True):
-                total = self.emit(ops, "dot2_i16", [total, left, right], op.location)
+                total = self.emit(ops, "dot2_i16", [total, left, right], ROW_I32, op.location)
         else:
-            words = self.emit(ops, "pairs_u8i8", [a, b], op.location)
+            words = self.emit(ops, "pairs_u8i8", [a, b], ROW_B32, op.location)
             if found.words is not None:
-                words = self.emit(ops, "add_i16", [found.words, words], op.location)
+                words = self.emit(ops, "add_i16", [found.words, words], ROW_B32, op.location)
             found.words = words
             if found.last is not op:
                 return      # only the next product reads what this one would be
-            total = self.emit(ops, "dot2_i16", [found.total, words, self.ones], op.location)
-        last = ops[-1]
-        last.results = op.results
-        op.results[0].owner = last
+            total = self.emit(ops, "dot2_i16", [found.total, words, self.ones], ROW_I32, op.location)
+        self.replace(op, ops[-1])
 
     @staticmethod
-    def emit(ops: list[Op], name: str, operands: list[Value], location: Location | None) -> Value:
-        op = Op(name, operands, (ROW_I32 if name == "dot2_i16" else ROW_B32,), None, None, location)
+    def replace(op: Op, last: Op) -> None:
+        """What `last` computes stands for the result of `op`."""
+        last.results = op.results
+        op.result.owner = last
+
+    @staticmethod
+    def emit(ops: list[Op], name: str, operands: list[Value], type: RowType, location: Location | None,
+             **attributes: object) -> Value:
+        op = Op(name, operands, (type,), attributes, None, location)
         ops.append(op)
         return op.result
 
 
-def expand_byte_dots(function: Function, legal: frozenset[str]) -> None:
-    """In place, where `legal` has no "dot4_u8i8"."""
-    if "dot4_u8i8" in legal or not any(op.name == "dot4_u8i8" for op in function.walk()):
+def split_dots(function: Function, legal: frozenset[str]) -> None:
+    """In place."""
+    split = {"fma2_bf16"} if "dot4_u8i8" in legal else {"fma2_bf16", "dot4_u8i8"}
+    if not any(op.name in split for op in function.walk()):
         return
-    expander = _Expander(function)
-    expander.plan(function.body)
-    expander.write(function.body)
-    function.body.ops[:0] = expander.head
+    splitter = _Splitter(function, "dot4_u8i8" in split)
+    splitter.plan(function.body)
+    splitter.write(function.body)
+    function.body.ops[:0] = splitter.head

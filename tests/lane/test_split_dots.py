@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from sapper.ir.nodes import Function
 from sapper.ir.types import ROW_I32
 from sapper.ir.verifier import verify
-from sapper.lane.byte_dots import bits_of, expand_byte_dots, pair_range
 from sapper.lane.interpret import bind_arguments, run
 from sapper.lane.ops import LANE_OPS
+from sapper.lane.split_dots import bits_of, pair_range, split_dots
 from tests.strategies import examples
 
 from .test_interpret import program
@@ -67,7 +67,7 @@ def test_sums_stay_exact(masks: list[tuple[int, int]], kept: set[int], seed: int
     read_twice = tuple(n for n in sorted(kept) if n < len(masks))
     expected = results(chain(masks, read_twice), len(masks), seed)
     function = chain(masks, read_twice)
-    expand_byte_dots(function, NOTHING)
+    split_dots(function, NOTHING)
     verify(function, LANE_OPS)
     assert "dot4_u8i8" not in names(function)
     np.testing.assert_array_equal(results(function, len(masks), seed), expected)
@@ -78,7 +78,7 @@ def test_sums_stay_exact(masks: list[tuple[int, int]], kept: set[int], seed: int
 ])
 def test_words_are_added_up_as_long_as_they_fit(count: int, bits: int, sums: int) -> None:
     function = chain([(word(bits), word(0xFF))] * count)
-    expand_byte_dots(function, NOTHING)
+    split_dots(function, NOTHING)
     assert sorted(names(function)) == sorted(
         ["pairs_u8i8"] * count + ["add_i16"] * (count - sums) + ["dot2_i16"] * sums)
 
@@ -86,19 +86,19 @@ def test_words_are_added_up_as_long_as_they_fit(count: int, bits: int, sums: int
 def test_what_may_not_fit_is_widened_once() -> None:
     """129 * 128 * 2 does not fit a word; a row that two products read has its halves once."""
     function = chain([(word(0x81), word(0xFF))])
-    expand_byte_dots(function, NOTHING)
+    split_dots(function, NOTHING)
     assert names(function) == ["widen_bytes"] * 4 + ["dot2_i16"] * 2
     text = "".join(f"%{n}: row<b32> = load %x_data {{dtype = :b32, disp = {32 * at}}}\n" for at, n in enumerate("abc"))
     text += ("%z: row<i32> = splat_const {value = 0}\n%p: row<i32> = dot4_u8i8 %z, %a, %b\n"
              "%q: row<i32> = dot4_u8i8 %p, %a, %c\nstore %q, %y_data {dtype = :i32}")
     function = program(text, LANES, ("x.data", "y.data"))
-    expand_byte_dots(function, NOTHING)
+    split_dots(function, NOTHING)
     assert names(function).count("widen_bytes") == 6
 
 
 def test_a_target_with_the_instruction_keeps_it() -> None:
     function = chain([(word(0xFF), word(0xFF))])
-    expand_byte_dots(function, frozenset({"dot4_u8i8"}))
+    split_dots(function, frozenset({"dot4_u8i8"}))
     assert names(function) == ["dot4_u8i8"]
 
 
@@ -110,6 +110,30 @@ def test_the_range_of_pairs_holds_all_of_them(unsigned: int, signed: int) -> Non
     assert low <= 2 * min(a * b for a in left for b in right)
     assert high >= 2 * max(a * b for a in left for b in right)
     assert (low, high) in ((-2 * max(left) * 128, 2 * max(left) * 127), (0, 2 * max(left) * max(right)))
+
+
+def test_halves_of_bf16_are_multiplied_apart_and_widened_once() -> None:
+    """Denormal numbers and the order of the roundings included; row a is read by two products."""
+    text = "%t: row<f32> = load %c_data {dtype = :f32}\n"
+    text += "".join(f"%{n}: row<b32> = load %x_data {{dtype = :b32, disp = {32 * at}}}\n" for at, n in enumerate("abc"))
+    text += ("%p: row<f32> = fma2_bf16 %t, %a, %b\n%q: row<f32> = fma2_bf16 %p, %c, %a\n"
+             "store %q, %y_data {dtype = :f32}")
+    bits = np.random.default_rng(5).integers(0, 1 << 16, (3, 2 * LANES)).astype(np.uint16)
+    bits[0, :8], bits[1, :8] = [1, 0x8003, 0, 0x8000, 0x3F80, 0x4049, 0x0080, 0x7F7F], 0x3F81
+    found = []
+    for split in (False, True):
+        function = program(text, LANES, ("x.data", "c.data", "y.data"))
+        if split:
+            split_dots(function, frozenset({"dot4_u8i8"}))
+            verify(function, LANE_OPS)
+            ops = [op.name for op in function.walk()]
+            assert "fma2_bf16" not in ops and (ops.count("fma"), ops.count("shl"), ops.count("and")) == (4, 3, 3)
+        rows = {"x": bits.view(np.uint32), "c": np.linspace(-1, 1, LANES, dtype=np.float32),
+                "y": np.zeros(LANES, np.float32)}
+        with np.errstate(all="ignore"):
+            run(function, *bind_arguments(function, rows))
+        found.append(rows["y"])
+    np.testing.assert_array_equal(*found)
 
 
 def test_bits_follow_shifts_and_masks() -> None:
