@@ -217,7 +217,7 @@ class Blocks:
     """Weights in blocks, in the panels of sapper/kernels/quantized.py.
 
     parts: quants and scales. exact: activations stay f32; otherwise they are quantised too, which is much faster.
-    rounded: those of several tokens are rounded to bf16 instead, and so are the weights that they meet.
+    rounded: those of many tokens (ROUNDED_ROWS) are rounded to bf16 instead, and so are the weights that they meet.
     """
 
     form: Form
@@ -309,7 +309,7 @@ class Blocks:
         matrices = (self, *others)
         if self.exact:
             return rows_widened(matrices, name, x, rest, work)
-        if self.rounded and self.shape[0] % PACKED_ROWS == 0:
+        if self.rounded and len(x.array) >= ROUNDED_ROWS and self.shape[0] % PACKED_ROWS == 0:
             return rows_rounded(matrices, name, x, rest, work)
         steps, operands = self.quantized_rows(x, work)
         parts = [part for one in matrices for part in one.grouped()]
@@ -336,6 +336,9 @@ class Blocks:
         return packed, [(self._kernel("dequantize_rounded"), (*(part[panels] for part in self.parts), pairs))]
 
 
+ROUNDED_ROWS = 64
+"""For how many rows there is room where weights are rounded: on a Granite Rapids that takes the time which 50 rows save
+on tile registers."""
 PACKED_ROWS = 2 * PANEL
 """Rows of a panel of `Packed` bf16."""
 PACKED_BYTES = 1 << 20

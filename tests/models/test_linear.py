@@ -104,19 +104,27 @@ def test_rows_and_weights_may_be_rounded_to_bf16(kind: str, monkeypatch: pytest.
     """The product of what both are rounded to, whatever part of the weights is at hand."""
     monkeypatch.setattr(linear, "PACKED_BYTES", 2 * 96 * 64)
     blocks, random = rounded_blocks(kind, 160), np.random.default_rng(2)
-    x, residual = random.standard_normal((40, 96), np.float32), random.standard_normal((40, 160), np.float32)
-    y, count = np.zeros((40, 160), np.float32), Variable("count", 40)
+    x, residual = random.standard_normal((70, 96), np.float32), random.standard_normal((70, 160), np.float32)
+    y, count = np.zeros((70, 160), np.float32), Variable("count", 70)
     steps = blocks.apply_rows("matmul_nt_residual", Rows(x, count), [], [Rows(residual, count), Rows(y, count)],
                               Workspace(96))
     assert len(steps) == 1 + 2 * 3, "64 rows of the weights at a time, and 32"
     program = Program(steps, threads=2)
-    for rows in (40, 17):
+    for rows in (70, 17):
         y[:] = 0
         program(count=rows)
         wide, narrow = (part.astype(ml_dtypes.bfloat16).astype(np.float64)
                         for part in (matrix(blocks.form, *blocks.parts), x[:rows]))
         np.testing.assert_allclose(y[:rows], residual[:rows] + narrow @ wide.T, rtol=1e-5, atol=1e-4)
         assert not y[rows:].any()
+
+
+def test_few_rows_are_quantised() -> None:
+    count = Variable("count", 8)
+    x, y = np.zeros((8, 96), np.float32), np.zeros((8, 32), np.float32)
+    work = Workspace(96)
+    steps = rounded_blocks("Q4_0", 32).apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], work)
+    assert [kernel.name for kernel, _ in steps] == ["quantize_groups_32_32", "matmul_q4_by32"]
 
 
 @BF16
@@ -139,8 +147,8 @@ def test_what_multiplies_no_pairs_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         return type("Plain", (), {"blocks": np.zeros((rows // 32, columns, 32, 1))})()
 
     monkeypatch.setattr(Workspace, "packed", packed)
-    count = Variable("count", 4)
-    x, y = np.zeros((4, 96), np.float32), np.zeros((4, 32), np.float32)
+    count = Variable("count", 64)
+    x, y = np.zeros((64, 96), np.float32), np.zeros((64, 32), np.float32)
     with pytest.raises(ModelError, match="AVX512-BF16"):
         rounded_blocks("Q4_0", 32).apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], Workspace(96))
 
