@@ -47,7 +47,8 @@ Speculate = Annotated[bool, typer.Option(
     "--speculate", help="Draft tokens with the model's MTP head; they are the same ones.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be given again.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: all cores.")]
-WeightsDtype = Annotated[str, typer.Option("--dtype", help="Of weights: file, file-f32, bf16, bf16-rounded or f32.")]
+WeightsDtype = Annotated[str, typer.Option(
+    "--dtype", help="Of weights: file, file-f32, file-rounded, bf16, bf16-rounded or f32.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -216,7 +217,8 @@ def build(
         int | None, typer.Option("--context", min=2, help="Of a model: tokens that a conversation may have.")
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Of a model: how weights are held: file, file-f32, bf16, bf16-rounded, f32.")
+        str, typer.Option("--dtype", help="Of a model: how weights are held: file, file-f32, file-rounded, bf16, "
+                                          "bf16-rounded, f32.")
     ] = "file",
     json: Json = False,
 ) -> None:

@@ -409,7 +409,9 @@ AS_IN_FILE = "4 bit"
 """What the file's own form of the weights is called: Q4_1, and Q8_0 for the logits."""
 ROUNDED = "bf16 rounded"
 """And bf16 whose rows of activations are rounded to it."""
-PREFILL_PRODUCTS = {ROUNDED: "bf16", AS_IN_FILE: "i8"}
+FILE_ROUNDED = "4 bit rounded"
+"""And the file's own form, that it and rows of activations are rounded to bf16 for products of many rows."""
+PREFILL_PRODUCTS = {ROUNDED: "bf16", AS_IN_FILE: "i8", FILE_ROUNDED: "bf16"}
 """What a prompt is multiplied with, where that is not f32."""
 
 
@@ -455,7 +457,7 @@ def _smollm2_rows(settings: Settings) -> Iterator[list[Row]]:
     settings.report("loading the model")
     try:
         models = {name: load_model("smollm2", form) for name, form in (
-            ("bf16", "bf16"), (ROUNDED, "bf16-rounded"), (AS_IN_FILE, "file"))}
+            ("bf16", "bf16"), (ROUNDED, "bf16-rounded"), (AS_IN_FILE, "file"), (FILE_ROUNDED, "file-rounded"))}
     except (ModelError, ImportError) as error:
         settings.say(f"no model to run: {error}")
         return

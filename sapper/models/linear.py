@@ -23,6 +23,7 @@ from ..kernels.quantized import FORMS, PANEL, Form
 from ..runtime.buffers import Arena, empty
 from ..runtime.packed import Packed, packed_empty
 from ..runtime.program import Rows
+from .errors import ModelError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Steps: TypeAlias = list[tuple[Any, tuple[Any, ...]]]
@@ -69,6 +70,14 @@ class Workspace:
     def narrow(self, rows: int, columns: int, place: int = 0) -> Array:
         """Memory for rows in bf16; place: as of `wide`."""
         return self._rows(self._narrow, place, rows, columns, ml_dtypes.bfloat16)
+
+    def packed(self, place: int, rows: int, columns: int) -> Packed:
+        """Memory for a matrix in bf16 as products of bf16 read it; place: as of `wide`."""
+        def memory(shape: tuple[int, ...], _: Any) -> Array:
+            kept = self.narrow(-(-shape[0] // (2 * columns)), columns, 1 + place)
+            return kept.reshape(-1).view(np.uint8)[: shape[0]]
+
+        return packed_empty(matmul.matmul_nt_bf16_bf16, "b", rows, columns, memory)
 
     def wide(self, place: int, rows: int, columns: int) -> Array:
         """Memory for a matrix in f32; place: 0, or 1 for a second one at the same time."""
@@ -208,11 +217,13 @@ class Blocks:
     """Weights in blocks, in the panels of sapper/kernels/quantized.py.
 
     parts: quants and scales. exact: activations stay f32; otherwise they are quantised too, which is much faster.
+    rounded: those of many tokens (ROUNDED_ROWS) are rounded to bf16 instead, and so are the weights that they meet.
     """
 
     form: Form
     parts: tuple[Array, ...]
     exact: bool = False
+    rounded: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -298,6 +309,8 @@ class Blocks:
         matrices = (self, *others)
         if self.exact:
             return rows_widened(matrices, name, x, rest, work)
+        if self.rounded and len(x.array) >= ROUNDED_ROWS and self.shape[0] % PACKED_ROWS == 0:
+            return rows_rounded(matrices, name, x, rest, work)
         steps, operands = self.quantized_rows(x, work)
         parts = [part for one in matrices for part in one.grouped()]
         panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
@@ -309,6 +322,41 @@ class Blocks:
         wide = work.wide(place, rows, columns)
         panels = in_blocks(wide, self.form.block).reshape(rows // PANEL, PANEL, -1, self.form.block)
         return wide, "f32", [(self._kernel("dequantize"), (*self.parts, panels))]
+
+
+    def packed(self, rows: slice, work: Workspace, place: int) -> tuple[Packed, Steps]:
+        """Some rows, whole panels of PACKED_ROWS, rounded to bf16, and the step that makes them so."""
+        panels, width = slice(rows.start // PANEL, rows.stop // PANEL), self.shape[1]
+        packed = work.packed(place, rows.stop - rows.start, width)
+        blocks = packed.blocks
+        if blocks.shape[2:] != (PACKED_ROWS, 2):
+            raise ModelError("the dtype of the weights", "one whose products are of bf16",
+                             "a processor that multiplies pairs of bf16 (AVX512-BF16)", "load it as `file`")
+        pairs = blocks.reshape(len(blocks), width // self.form.block, self.form.halves, self.form.words, 2, 2, PANEL, 2)
+        return packed, [(self._kernel("dequantize_rounded"), (*(part[panels] for part in self.parts), pairs))]
+
+
+ROUNDED_ROWS = 64
+"""For how many rows there is room where weights are rounded: on a Granite Rapids that takes the time which 50 rows save
+on tile registers."""
+PACKED_ROWS = 2 * PANEL
+"""Rows of a panel of `Packed` bf16."""
+PACKED_BYTES = 1 << 20
+"""Weights that are rounded at a time: they stay in the second cache until they have met all rows."""
+
+
+def rows_rounded(matrices: Sequence[Blocks], name: str, x: Rows, rest: Sequence[Rows], work: Workspace) -> Steps:
+    """`Matrix.apply_rows` with rows and weights rounded to bf16, some of the weights' rows at a time."""
+    steps, x, dtypes = narrowed(x, "bf16", True, work)
+    rows, columns = matrices[0].shape
+    at_once = max(1, PACKED_BYTES // (2 * columns * len(matrices) * PACKED_ROWS)) * PACKED_ROWS
+    for start in range(0, rows, at_once):
+        part = slice(start, min(start + at_once, rows))
+        made = [one.packed(part, work, place) for place, one in enumerate(matrices)]
+        steps += [step for _, more in made for step in more]
+        results = [Rows(one.array[:, part], one.count) for one in rest]
+        steps.append((getattr(matmul, f"{name}_{dtypes}"), (x, *(packed for packed, _ in made), *results)))
+    return steps
 
 
 class Widens(Protocol):

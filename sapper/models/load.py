@@ -32,7 +32,9 @@ def load_model(model: str | Path, dtype: str = "file", predictor: bool = False) 
     With "f32" and "bf16", block formats are widened at load; bf16 rounds each weight once more, to 8 bits of precision.
     With "file", matrices in Q4_0, Q4_1 and Q8_0 stay what they are, and the others become bf16. What the former are
     multiplied by is quantised to 8 bits, a scale for every 32 numbers; with "file-f32" it stays f32, which is slower.
-    "bf16-rounded" is "bf16" with rows of activations rounded to bf16 too, which makes prompts twice as fast.
+    With "file-rounded", rows of activations of many tokens, and the weights that they meet, are rounded to bf16
+    instead, which makes prompts faster where the CPU has tile registers. "bf16-rounded" is "bf16" with rows of
+    activations rounded to bf16 too, which makes prompts twice as fast.
     predictor: with the MTP head, for sessions that speculate.
     Raises ModelError for whatever is wrong with the files.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -24,14 +24,15 @@ from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
 from .grouped import GroupedEntry
-from .linear import Dense, DenseExperts, Matrix, Raw, RawBlocks, of_one_form, packed_in
+from .linear import Blocks, Dense, DenseExperts, Matrix, Raw, RawBlocks, of_one_form, packed_in
 from .scaled import ScaledEntry
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
-FORMS = ("file", "file-f32", "bf16", "bf16-rounded", "f32")
+FORMS = ("file", "file-f32", "file-rounded", "bf16", "bf16-rounded", "f32")
 """How the matrices may be held: in one dtype, or in the blocks of the file. What blocks are multiplied by is quantised
-too; with "file-f32" it stays f32. Several rows that meet bf16 are rounded to it with "bf16-rounded" only."""
+too; with "file-f32" it stays f32, and with "file-rounded" many rows, and the weights for them, are rounded to bf16.
+Several rows that meet bf16 are rounded to it with "bf16-rounded" and "file-rounded" only."""
 FLOATS = ("F32", "F16", "BF16")
 """GGUF's formats that are no blocks."""
 
@@ -74,7 +75,7 @@ class Loader:
         self.tensors = tensors
         self.names = names
         self.blocks, self.exact = form.startswith("file"), form == "file-f32"
-        self.rounded = form == "bf16-rounded"
+        self.rounded = form.endswith("-rounded")
         self.dtype = "f32" if form == "f32" else "bf16"
         self.arena = Arena()
         if tensors:
@@ -122,19 +123,25 @@ class Loader:
         """One matrix for each use, all of one form."""
         blocks = self._blocks(uses, columns, places)
         if self.blocks and blocks is not None:
-            return [block_rows.in_panels([part], self.arena, self.exact) for part in blocks]
+            return [self._held(block_rows.in_panels([part], self.arena, self.exact)) for part in blocks]
         raw = self._raws(uses, columns, places)
         if raw is None:
             return [self._widened([use], columns, places) for use in uses]
-        return [piece.together([piece], self.arena, self.exact) for piece in raw]
+        return [self._held(piece.together([piece], self.arena, self.exact)) for piece in raw]
 
     def joined(self, uses: Sequence[Use], columns: int, *places: int) -> Matrix:
         """The rows of all uses, one after the other, as one matrix; in blocks if all can be."""
         blocks = self._blocks(uses, columns, places)
         if self.blocks and blocks is not None:
-            return block_rows.in_panels(blocks, self.arena, self.exact)
+            return self._held(block_rows.in_panels(blocks, self.arena, self.exact))
         raw = self._raws(uses, columns, places)
-        return self._widened(uses, columns, places) if raw is None else raw[0].together(raw, self.arena, self.exact)
+        if raw is None:
+            return self._widened(uses, columns, places)
+        return self._held(raw[0].together(raw, self.arena, self.exact))
+
+    def _held(self, made: Matrix) -> Matrix:
+        """A matrix in the blocks of the file, as the form says what it is multiplied by."""
+        return replace(made, rounded=True) if self.rounded and isinstance(made, Blocks) else made
 
     def dense(self, uses: Sequence[Use], columns: int, *places: int) -> Dense:
         """The same, never in blocks, as a plain array."""

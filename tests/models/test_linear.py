@@ -3,13 +3,18 @@
 from pathlib import Path
 
 import gguf
+import ml_dtypes
 import numpy as np
 import pytest
 
 from sapper.kernels.quantized import FORMS, matrix
-from sapper.models.linear import Blocks, Dense, RawBlocks, in_panels, of_one_form
+from sapper.models import linear
+from sapper.models.errors import ModelError
+from sapper.models.linear import Blocks, Dense, RawBlocks, Workspace, in_panels, of_one_form
 from sapper.models.llama.model import load_model
 from sapper.runtime.buffers import Arena
+from sapper.runtime.program import Program, Rows, Variable
+from sapper.targets import host_target
 
 from . import small
 
@@ -82,6 +87,70 @@ def test_logits_are_those_of_the_widened_weights(name: str, tmp_path: Path) -> N
         # The matrices outside the layers are bf16 in one and f32 in the other: 2**-9 of logits of a few units.
         np.testing.assert_allclose(sessions[0].logits, sessions[1].logits, rtol=0.02, atol=0.08)
         assert sessions[0].logits.argmax() == sessions[1].logits.argmax()
+
+
+BF16 = pytest.mark.skipif(not host_target().has("avx512_bf16"), reason="this processor multiplies no pairs of bf16")
+
+
+def rounded_blocks(kind: str, rows: int) -> Blocks:
+    raw = RawBlocks.parse(memoryview(stored(kind, rows).tobytes()), (rows, 96), kind)
+    made = in_panels([raw], Arena())
+    return Blocks(made.form, made.parts, rounded=True)
+
+
+@BF16
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_and_weights_may_be_rounded_to_bf16(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The product of what both are rounded to, whatever part of the weights is at hand."""
+    monkeypatch.setattr(linear, "PACKED_BYTES", 2 * 96 * 64)
+    blocks, random = rounded_blocks(kind, 160), np.random.default_rng(2)
+    x, residual = random.standard_normal((70, 96), np.float32), random.standard_normal((70, 160), np.float32)
+    y, count = np.zeros((70, 160), np.float32), Variable("count", 70)
+    steps = blocks.apply_rows("matmul_nt_residual", Rows(x, count), [], [Rows(residual, count), Rows(y, count)],
+                              Workspace(96))
+    assert len(steps) == 1 + 2 * 3, "64 rows of the weights at a time, and 32"
+    program = Program(steps, threads=2)
+    for rows in (70, 17):
+        y[:] = 0
+        program(count=rows)
+        wide, narrow = (part.astype(ml_dtypes.bfloat16).astype(np.float64)
+                        for part in (matrix(blocks.form, *blocks.parts), x[:rows]))
+        np.testing.assert_allclose(y[:rows], residual[:rows] + narrow @ wide.T, rtol=1e-5, atol=1e-4)
+        assert not y[rows:].any()
+
+
+def test_few_rows_are_quantised() -> None:
+    count = Variable("count", 8)
+    x, y = np.zeros((8, 96), np.float32), np.zeros((8, 32), np.float32)
+    work = Workspace(96)
+    steps = rounded_blocks("Q4_0", 32).apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], work)
+    assert [kernel.name for kernel, _ in steps] == ["quantize_groups_32_32", "matmul_q4_by32"]
+
+
+@BF16
+def test_rounded_rows_leave_logits_nearer_than_quantised_ones(tmp_path: Path) -> None:
+    formats = {f"blk.{i}.{part}.weight": Kind[kind] for i in range(small.LAYERS)
+               for part, kind in FORMATS["q8"].items()}
+    path = small.write_gguf(tmp_path / "model.gguf", small.random_weights(3), formats=formats)
+    logits = {}
+    for form in ("file-f32", "file", "file-rounded"):
+        session = load_model(path, form).session(64)
+        session.feed([5, 9, 200, 31, 7])
+        logits[form] = session.logits.copy()
+    errors = {form: float(np.square(logits[form] - logits["file-f32"]).mean()) for form in ("file", "file-rounded")}
+    assert 0 < errors["file-rounded"] < errors["file"]
+
+
+def test_what_multiplies_no_pairs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose layout of packed matrices has single elements."""
+    def packed(self: Workspace, place: int, rows: int, columns: int) -> object:
+        return type("Plain", (), {"blocks": np.zeros((rows // 32, columns, 32, 1))})()
+
+    monkeypatch.setattr(Workspace, "packed", packed)
+    count = Variable("count", 64)
+    x, y = np.zeros((64, 96), np.float32), np.zeros((64, 32), np.float32)
+    with pytest.raises(ModelError, match="AVX512-BF16"):
+        rounded_blocks("Q4_0", 32).apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], Workspace(96))
 
 
 def test_under_the_interpreter(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .model import LlamaModel
 
 Array = np.ndarray[Any, np.dtype[Any]]
-CACHES = dict.fromkeys(("file", "bf16", "bf16-rounded"), "bf16")
+CACHES = dict.fromkeys(("file", "file-rounded", "bf16", "bf16-rounded"), "bf16")
 """How weights are held -> the dtype of the cache, f32 where all else is exact: it is read as a whole for each token,
 and bf16 leaves the perplexity of SmolLM2 where it was (docs/models.md)."""
 
