@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ..runtime.system import trim_heap
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import ModelError
 from .model import Model
@@ -40,7 +41,9 @@ def load_model(model: str | Path, dtype: str = "file", predictor: bool = False) 
     """
     check_form(dtype)
     with without_collection():
-        return load_checkpoint(open_checkpoint(model), dtype, predictor)
+        loaded = load_checkpoint(open_checkpoint(model), dtype, predictor)
+    trim_heap()  # of what was read
+    return loaded
 
 
 @contextmanager

@@ -74,6 +74,7 @@ class BaseSession(ABC):
             raise ModelError("the dtype of the cache", repr(cache_dtype), f"one of {', '.join(DTYPES)}")
         self.vocabulary = vocabulary
         self._cache_dtype = cache_dtype
+        self._arena = Arena()  # of a chunk's buffers: on huge pages of its own each would waste half a page
         self.chunk = self._capacity = self._longest_chunk()
         self.position = 0
         self.logits = empty((vocabulary,), np.dtype(np.float32))
@@ -110,7 +111,7 @@ class BaseSession(ABC):
             sizes = [round_up(math.prod(extents) * kind.itemsize, LINE_BYTES) for extents, kind in one.values()]
             return list(accumulate(sizes, initial=0))
 
-        memory = empty((max(places(one)[-1] for one in sets),), np.dtype(np.uint8))
+        memory = self._arena.empty((max(places(one)[-1] for one in sets),), np.dtype(np.uint8))
         for one in sets:
             for (name, (extents, kind)), start in zip(one.items(), places(one), strict=False):
                 size = math.prod(extents) * kind.itemsize

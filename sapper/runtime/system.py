@@ -100,6 +100,13 @@ def discard(address: int, size_bytes: int) -> None:
         raise _error("madvise", size_bytes)
 
 
+def trim_heap() -> None:
+    """Give the system back what the C library keeps of freed memory, where it is one that can (glibc)."""
+    trim = getattr(_library, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def end_with_parent() -> None:
     """Let this process be killed when the thread that forked it ends, however that happens (prctl(2))."""
     import signal

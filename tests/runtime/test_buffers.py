@@ -142,3 +142,16 @@ def test_an_arena_that_was_told_too_little_goes_on() -> None:
     assert arena._fetching is None
     arena.settle()
     assert [int(array.max()) for array in arrays] == [0, 1, 2]
+
+
+def test_freed_memory_goes_back_to_the_system() -> None:
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1])
+
+    pieces = [bytes(100_000) for _ in range(300)]  # each from the heap: the C library maps larger ones
+    last = pieces.pop()  # keeps the end of the heap, so that freeing the others gives nothing back
+    del pieces
+    before = resident()
+    system.trim_heap()
+    assert resident() < before - 5000 and len(last) == 100_000

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...kernels import embedding, gate, mla, moe, norm, sparse
-from ...runtime.buffers import empty
 from ...runtime.program import Rows, Variable
 from ..linear import Matrix, Steps, Workspace
 from ..session import BaseSession, Sections
@@ -73,10 +72,10 @@ class Session(BaseSession):
         # From here on memory that is not used is never there.
         splits = -(-self._most_kept // mla.SPLIT)
         extents = ((splits, heads), (splits, heads), (splits, heads, rank))
-        self._splits = tuple(empty(one, F32) for one in extents)
-        self._absorbed, self._met = (empty((heads, rank), F32) for _ in range(2))
+        self._splits = tuple(self._arena.empty(one, F32) for one in extents)
+        self._absorbed, self._met = (self._arena.empty((heads, rank), F32) for _ in range(2))
         rows = self.chunk
-        self._x, self._y, self._normed = (empty((rows, config.features), F32) for _ in range(3))
+        self._x, self._y, self._normed = (self._arena.empty((rows, config.features), F32) for _ in range(3))
         first = config.query_rank or heads * config.head_features
         indexer = config.indexer
         key_features, query_features = (0, 0) if indexer is None else (
@@ -106,23 +105,24 @@ class Session(BaseSession):
         pairs, rest = config.turned_features // 2, indexer.features - config.turned_features
         self._index_keys, self._index_rests = (
             self._caches(self._cached_layers, self._cache_extents(*one)) for one in ((2, pairs), (rest,)))
-        self._index_key = empty((rows, indexer.features), F32)
-        self._index_turned = empty((rows, indexer.heads, 2, pairs), F32)
-        self._index_weights = empty((rows, indexer.heads), F32)
-        self._index_scores = empty((rows, context), F32)
-        self._lowest, self._last_kept = (empty((rows,), I32) for _ in range(2))
+        self._index_key = self._arena.empty((rows, indexer.features), F32)
+        self._index_turned = self._arena.empty((rows, indexer.heads, 2, pairs), F32)
+        self._index_weights = self._arena.empty((rows, indexer.heads), F32)
+        self._index_scores = self._arena.empty((rows, context), F32)
+        self._lowest, self._last_kept = (self._arena.empty((rows,), I32) for _ in range(2))
         kept = self._most_kept
-        self._kept_places = empty((kept,), I32)
-        self._kept_latents, self._kept_keys = empty((kept, config.key_rank), kind), empty((kept, 2 * pairs), kind)
+        self._kept_places = self._arena.empty((kept,), I32)
+        self._kept_latents, self._kept_keys = (
+            self._arena.empty((kept, features), kind) for features in (config.key_rank, 2 * pairs))
 
     def _make_mixture_buffers(self, rows: int, mixture: Mixture) -> None:
         taken = mixture.taken
         self._routed.value = rows * taken
-        self._scores = empty((rows, mixture.groups, mixture.experts // mixture.groups), F32)
-        self._experts, self._place = (empty((rows, taken), I32) for _ in range(2))
-        self._shares = empty((rows, taken), F32)
-        self._ranges = tuple(empty((mixture.experts + mixture.shared,), I32) for _ in range(2))
-        self._owners = empty((rows * taken,), I32)
+        self._scores = self._arena.empty((rows, mixture.groups, mixture.experts // mixture.groups), F32)
+        self._experts, self._place = (self._arena.empty((rows, taken), I32) for _ in range(2))
+        self._shares = self._arena.empty((rows, taken), F32)
+        self._ranges = tuple(self._arena.empty((mixture.experts + mixture.shared,), I32) for _ in range(2))
+        self._owners = self._arena.empty((rows * taken,), I32)
 
     def _experts_copy(self) -> bool:
         """Whether all products of experts take their rows apart first: what they give may lie where these did."""

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from ...kernels.quantized import FORMS, PANEL, SLOT
+from ...runtime.buffers import Arena
+from ...runtime.system import trim_heap
 from ..linear import Raw, RawBlocks
 from ..weights import Loader
 from .config import DeepseekConfig
@@ -83,6 +85,7 @@ class RandomBlocks(RandomLoader):
     def __init__(self, seed: int) -> None:
         super().__init__("file", seed)
         self._random = np.random.default_rng(seed)
+        self.arena = Arena(1 << 34)  # one block, as a file's weights have
         self._pool = self._random.integers(0, 256, POOL_BYTES, np.uint8)
 
     def raw(self, role: str, shape: tuple[int, ...], rows: tuple[int, ...], *places: int) -> Raw | None:
@@ -116,5 +119,8 @@ class Untrained:
 def untrained(config: DeepseekConfig, dtype: str = "bf16", seed: int = 0) -> Untrained:
     """A model with random weights. dtype: "bf16", "f32" or "q4"."""
     loader = RandomBlocks(seed) if dtype == "q4" else RandomLoader(dtype, seed)
-    return Untrained(config, load_weights(loader, config))
+    weights = load_weights(loader, config)
+    del loader
+    trim_heap()
+    return Untrained(config, weights)
 

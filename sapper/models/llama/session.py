@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...kernels import add, attention, norm, rope
-from ...runtime.buffers import empty
 from ...runtime.program import Variable
 from ..linear import Matrix, Steps, Workspace
 from ..session import BaseSession, Sections
@@ -34,6 +33,11 @@ and bf16 leaves the perplexity of SmolLM2 where it was (docs/models.md)."""
 
 class Session(BaseSession):
     """One conversation with a Llama model."""
+
+    _qkv: Array
+    _turned: Array
+    _mixed: Array
+    _hidden: Array
 
     def __init__(
         self, model: LlamaModel, context: int | None = None, *, cache_dtype: str | None = None,
@@ -53,11 +57,12 @@ class Session(BaseSession):
         self._attention_decode = getattr(attention, f"attention_decode_{cache_dtype}")
         self._rotate_and_cache = getattr(rope, f"rotate_and_cache_{cache_dtype}")
         rows, kind = self.chunk, np.dtype(np.float32)  # Memory that is not used is never there.
-        self._x, self._y, self._normed = (empty((rows, config.features), kind) for _ in range(3))
-        self._qkv = empty((rows, config.heads + 2 * config.kv_heads, 2, pairs), kind)
-        self._turned = empty((rows, config.heads, 2, pairs), kind)
-        self._mixed = empty((rows, config.heads * config.head_features), kind)
-        self._hidden = empty((rows, config.hidden), kind)
+        self._x, self._y, self._normed = (self._arena.empty((rows, config.features), kind) for _ in range(3))
+        self._take_turns({
+            "_qkv": ((rows, config.heads + 2 * config.kv_heads, 2, pairs), kind),
+            "_turned": ((rows, config.heads, 2, pairs), kind),
+            "_mixed": ((rows, config.heads * config.head_features), kind),
+        }, {"_hidden": ((rows, config.hidden), kind)})
 
     def _cache_extents(self, groups: int, *features: int) -> tuple[int, ...]:
         """Of the keys, and of the values, of a layer."""
