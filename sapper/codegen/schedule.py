@@ -446,10 +446,13 @@ def _reorder(
     made, live_before = _dependences(function, flow, registers, block, start, stop, abi, costs)
     limits = registers.limits
     old = range(stop - start)
+    enough = GAIN * _issue(made, old)
+    if max(made.height) > enough:
+        return None  # no order is faster than the longest chain
     old_most = _pressure(made, old, live_before)
     allowed = [max(a, b) for a, b in zip(limits, old_most, strict=False)]
     order = _list_schedule(made, stop - start, live_before, allowed)
-    if _issue(made, order) > GAIN * _issue(made, old):
+    if _issue(made, order) > enough:
         return None
     new_most = _pressure(made, order, live_before)
     if any(new > most for new, most in zip(new_most, allowed, strict=False)):

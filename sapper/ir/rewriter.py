@@ -181,73 +181,45 @@ def count_fires(counts: dict[str, int]) -> Trace:
 
 
 def eliminate_dead(function: Function, table: OpTable, readers: frozenset[str] = frozenset()) -> int:
-    """Remove ops whose results nobody uses and that have no effect; how many.
+    """Remove ops on which nothing with an effect depends; how many. An op with blocks counts once, with what is in it.
 
-    readers: names of ops that the table calls impure only because they read memory. An op with blocks goes if
-    everything in it may go. Of the results that remain, those go that are read only to make them anew: values that a
-    loop carries for itself alone.
+    readers: names of ops that the table calls impure only because they read memory. Ops with blocks that stay lose the
+    results that are not needed: what nobody reads, or only to make it anew, as a value that a loop carries for itself.
     """
     droppable = {name for name, row in table.rows.items() if row.pure and not row.blocks} | readers
-    removed = 0
-    while True:
-        partly_used: list[Op] = []
-        removed += _sweep(function.body, droppable, set(), partly_used)
-        if not partly_used or not _drop_results(function, partly_used, droppable):
-            return removed
+    needed, live = _reaching_effects(function, droppable)
+    return _keep_needed(function.body, needed, live)
 
 
-def _has_effect(op: Op, droppable: set[str]) -> bool:
-    if op.blocks:
-        return any(_has_effect(inner, droppable) for block in op.blocks for inner in block.ops)
-    return op.name not in droppable and op.name != "yield"
-
-
-def _sweep(block: Block, droppable: set[str], live: set[Value], partly_used: list[Op]) -> int:
-    """live: grows by what is read. partly_used: takes the ops with blocks that stay and have results nobody reads."""
-    removed = 0
-    kept: list[Op] = []
-    for op in reversed(block.ops):
-        for value in op.results:
-            if value in live:
-                break
-        else:
-            if op.name in droppable or (op.blocks and not _has_effect(op, droppable)):
-                removed += 1
-                continue
-        if op.blocks:
-            if not live.issuperset(op.results):
-                partly_used.append(op)
-            for inner in reversed(op.blocks):
-                removed += _sweep(inner, droppable, live, partly_used)
-        live.update(op.operands)
-        kept.append(op)
-    if len(kept) != len(block.ops):
-        kept.reverse()
+def _keep_needed(block: Block, needed: set[Op], live: set[Value]) -> int:
+    kept = [op for op in block.ops if op in needed or op.name == "yield"]
+    removed = len(block.ops) - len(kept)
+    if removed:
         block.ops = kept
+    for op in kept:
+        if op.blocks:
+            _keep_results(op, live)
+            for inner in op.blocks:
+                removed += _keep_needed(inner, needed, live)
     return removed
 
 
-def _drop_results(function: Function, candidates: list[Op], droppable: set[str]) -> bool:
-    """Narrow ops with blocks to the results that something with an effect depends on; whether any was."""
-    live = _reaching_effects(function, droppable)
-    changed = False
-    for op in candidates:
-        count = len(op.results)
-        gone = {i for i in range(count) if _slot(op, i).isdisjoint(live)}
-        if not gone:
-            continue
-        changed = True
-        for block in op.blocks:
-            assert block.terminator is not None
-            if _carries(op):
-                first = len(block.arguments) - count
-                block.arguments = [v for i, v in enumerate(block.arguments) if i - first not in gone]
-            block.terminator.operands = [v for i, v in enumerate(block.terminator.operands) if i not in gone]
+def _keep_results(op: Op, live: set[Value]) -> None:
+    """Narrow an op with blocks to the results that are live, themselves or inside a loop."""
+    count = len(op.results)
+    gone = {i for i in range(count) if _slot(op, i).isdisjoint(live)}
+    if not gone:
+        return
+    for block in op.blocks:
+        assert block.terminator is not None
         if _carries(op):
-            first = len(op.operands) - count
-            op.operands = [v for i, v in enumerate(op.operands) if i - first not in gone]
-        op.results = [v for i, v in enumerate(op.results) if i not in gone]
-    return changed
+            first = len(block.arguments) - count
+            block.arguments = [v for i, v in enumerate(block.arguments) if i - first not in gone]
+        block.terminator.operands = [v for i, v in enumerate(block.terminator.operands) if i not in gone]
+    if _carries(op):
+        first = len(op.operands) - count
+        op.operands = [v for i, v in enumerate(op.operands) if i - first not in gone]
+    op.results = [v for i, v in enumerate(op.results) if i not in gone]
 
 
 def _carries(op: Op) -> bool:
@@ -262,8 +234,8 @@ def _slot(op: Op, i: int) -> set[Value]:
     return {op.results[i], op.blocks[0].arguments[i - len(op.results)]}
 
 
-def _reaching_effects(function: Function, droppable: set[str]) -> set[Value]:
-    """The values on which something with an effect depends."""
+def _reaching_effects(function: Function, droppable: set[str]) -> tuple[set[Op], set[Value]]:
+    """The ops and the values on which something with an effect depends; ops with effects among them."""
     places: dict[Value, int] = {}       # which result of an op with blocks a value is, or stands for inside it
     around: dict[Op | Block, Op] = {}   # of ops and blocks, the op they stand in
     pending: list[Op] = []
@@ -312,7 +284,7 @@ def _reaching_effects(function: Function, droppable: set[str]) -> set[Value]:
             needed.add(outer)
             pending.append(outer)
         values += op.operands[: len(op.operands) - len(op.results)] if op.blocks and _carries(op) else op.operands
-    return live
+    return needed, live
 
 
 __all__ = ["RewriteError", "Rewriter", "Rule", "RuleSet", "count_fires", "eliminate_dead", "rewrite"]
