@@ -111,7 +111,8 @@ def tables(positions: int, pairs: int, arguments: Arguments) -> tuple[Array, Arr
 
 
 def tables_reference(arguments: Arguments) -> dict[str, Array]:
-    cosine, sine = tables(*arguments["cosine"].shape, arguments)
+    positions, pairs = arguments["cosine"].shape
+    cosine, sine = tables(positions, pairs, arguments)
     return {"cosine": cosine, "sine": sine}
 
 
