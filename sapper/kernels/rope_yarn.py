@@ -48,7 +48,7 @@ def mscale(factor: float, weight: float = 1.0) -> float:
 
 
 def frequency(pair: Any, pairs: Any, log2_base: Any, factor: Any, low: Any, high: Any) -> Any:
-    """The turn of a pair at each position, in radians, f64."""
+    """The turn of a pair at each position, in radians, f64. low < high."""
     kept = exp2(-(pair / pairs.to(f64) * log2_base))
     divided = minimum(maximum((pair - low) / (high - low), 0.0), 1.0)
     return kept * (1.0 - divided) + kept / factor * divided
@@ -111,7 +111,8 @@ def tables(positions: int, pairs: int, arguments: Arguments) -> tuple[Array, Arr
 
 
 def tables_reference(arguments: Arguments) -> dict[str, Array]:
-    cosine, sine = tables(*arguments["cosine"].shape, arguments)
+    positions, pairs = arguments["cosine"].shape
+    cosine, sine = tables(positions, pairs, arguments)
     return {"cosine": cosine, "sine": sine}
 
 

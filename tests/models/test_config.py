@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from sapper.kernels.rope_yarn import ramp, yarn_tables
 from sapper.models.llama.config import from_json
 from sapper.models.rope import Rope, RopeScaling
 from sapper.models.weights import half_split_rows
@@ -47,6 +48,19 @@ def test_factors_of_the_file_come_first() -> None:
     for found, wanted in zip(Rope(500000.0, 8, RopeScaling("linear", 2.0)).tables(3, factors), plain, strict=True):
         np.testing.assert_array_equal(found, wanted)
     np.testing.assert_allclose(plain[1][1], np.sin(frequencies(RopeScaling()) / factors), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("factor", "table", "score"), [(40.0, 1.0, 1.0), (40.0, 0.707, 0.0), (4.0, 0.0, 0.0)])
+def test_the_kernel_makes_a_models_yarn_tables(factor: float, table: float, score: float) -> None:
+    """As DeepSeek-V3 has them, and two others, at positions within and far beyond the original context."""
+    rope = Rope(10000.0, 32, RopeScaling("yarn", factor, original_positions=4096, table_mscale=table,
+                                         score_mscale=score))
+    low, high = ramp(10000.0, 32, 4096)
+    assert (low, high) == (10, 23)
+    made = np.zeros((2, 9000, 32), np.float32)
+    yarn_tables(math.log2(10000.0), factor, float(low), float(high), rope.scaling.table_factor, made[0], made[1])
+    for found, wanted in zip(made, rope.tables(9000), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=2e-7, atol=1e-9)
 
 
 def test_json_scaling_is_read() -> None:
