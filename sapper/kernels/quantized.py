@@ -40,31 +40,12 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import (
-    Tensor,
-    abs,
-    bf16,
-    each,
-    f16,
-    f32,
-    i8,
-    i32,
-    max,
-    maximum,
-    round,
-    rsqrt,
-    sum,
-    tiles,
-    u8,
-    where,
-    whole,
-    zeros,
-)
+from sapper import Tensor, abs, each, f16, f32, i8, i32, max, maximum, round, rsqrt, sum, tiles, u8, where, whole, zeros
 
 from .activation import silu, silu_reference
-from .record import EXACT, NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import EXACT, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
 
-P, B, C, G, M, T, W = sp.dims("P B C G M T W")
+P, B, C, G, M, T = sp.dims("P B C G M T")
 BLOCKS, PANEL, SLOT = (32, 64, 128), 16, 4
 GROUPS = (128, 64, 32)
 """Activations that share a scale; the first that divides their number is best."""
@@ -226,7 +207,6 @@ def exact_kernels(form: Form) -> SimpleNamespace:
 
     matvec, matvec_residual, matvec_swiglu     y [P, 16] from x [B, block] in f32
     dequantize, embedding                      rows in f32
-    dequantize_rounded                         a matrix in bf16, packed
     """
     halves, words, scale_rows, size = form.halves, form.words, form.scales, form.block
     mask = (1 << form.bits) - 1
@@ -306,34 +286,6 @@ def exact_kernels(form: Form) -> SimpleNamespace:
             l, h, w, s = whole(PANEL), whole(halves), whole(words), whole(SLOT)
             parts[p, l, b, h, w, s] = weight_rows(joined, scales, p, b, l, h, w, s)
 
-    def rounded(quants: Any, scales: Any, scale: Any, p: Any, b: Any, l: Any, w: Any, h: int, s: int) -> Any:
-        """Weights of half h and slot s of their words in bf16, as the upper halves of an i32."""
-        q = quants[p, b, w, l] >> h * form.bits + s * 8 & mask
-        scaled = (q if form.minimum else q - form.offset).to(f32) * scale
-        if form.minimum:
-            scaled = scaled + scales[p, b, 1, l].to(f32)
-        return scaled.to(bf16).to(f32).bits(i32)
-
-    @sp.kernel(name=f"dequantize_rounded_{form.name}")
-    def dequantize_rounded(
-        quants: Tensor[u8, P, B, words, PANEL, SLOT], scales: Tensor[f16, P, B, scale_rows, PANEL],
-        out: Tensor[bf16, W, B, halves, words, 2, 2, PANEL, 2],
-    ):
-        """A matrix [N, K], rounded to bf16, in panels of 32 rows, each with pairs of columns side by side: as `pack`
-        lays it out for a product with bf16 on a target that multiplies pairs (tile.schedule.Panels)."""
-        joined = quants.view(P, B, words, PANEL, dtype=i32)
-        pairs = out.view(W, B, halves, words, 2, 2, PANEL, dtype=i32)
-        for o, b in tiles(W, B):
-            l, w = whole(PANEL), whole(words)
-            for part in (0, 1):
-                p = 2 * o + part
-                scale = scales[p, b, 0, l].to(f32)
-                for h in range(halves):
-                    for pair in (0, 1):
-                        low = rounded(joined, scales, scale, p, b, l, w, h, 2 * pair)
-                        high = rounded(joined, scales, scale, p, b, l, w, h, 2 * pair + 1)
-                        pairs[o, b, h, w, pair, part, l] = high | (low >> 16 & 0xFFFF)
-
     @sp.kernel(name=f"embedding_{form.name}")
     def embedding(
         tokens: Tensor[i32, T], quants: Tensor[u8, P, B, words, PANEL, SLOT],
@@ -350,7 +302,7 @@ def exact_kernels(form: Form) -> SimpleNamespace:
 
     return SimpleNamespace(
         matvec=matvec, matvec_residual=matvec_residual, matvec_swiglu=matvec_swiglu, dequantize=dequantize,
-        dequantize_rounded=dequantize_rounded, embedding=embedding, exact_sum=exact_sum, weight_rows=weight_rows,
+        embedding=embedding, exact_sum=exact_sum, weight_rows=weight_rows,
     )
 
 
@@ -474,13 +426,6 @@ def dequantize_reference(arguments: Arguments, form: Form) -> dict[str, Array]:
     return {"out": matrix_of(arguments, form).reshape(arguments["out"].shape)}
 
 
-def rounded_reference(arguments: Arguments, form: Form) -> dict[str, Array]:
-    rows = matrix_of(arguments, form).astype(np.float32).astype(NUMPY_DTYPES["bf16"])
-    out = arguments["out"]
-    rows = rows.reshape(len(out), 2, PANEL, *out.shape[1:5], 2)
-    return {"out": np.ascontiguousarray(rows.transpose(0, 3, 4, 5, 6, 1, 2, 7))}
-
-
 def embedding_reference(arguments: Arguments, form: Form) -> dict[str, Array]:
     return {"y": matrix_of(arguments, form)[arguments["tokens"]].reshape(arguments["y"].shape)}
 
@@ -544,8 +489,6 @@ def make_arguments(random: "np.random.Generator", shape: Shape, form: Form, grou
         arguments |= random_blocks(random, form, p, blocks, prefix)
     if task == "dequantize":
         return arguments | {"out": unwritten(p, PANEL, *blocks, form.block)}
-    if task == "dequantize_rounded":
-        return arguments | {"out": unwritten(p // 2, *blocks, form.halves, form.words, 2, 2, PANEL, 2, dtype="bf16")}
     if task == "embedding":
         t = shape["T"]
         tokens = {"tokens": random.integers(0, np.maximum(1, p * PANEL), t).astype(np.int32)}
@@ -595,9 +538,8 @@ def _cases(form: Form, group: int, task: str) -> tuple[Case, ...]:
         weights = count * n * b * form.block_bytes
         if task == "embedding":
             cases.append(Case({"T": 128, "P": p, "B": b}, flops=256 * k, bytes=128 * (4 * k + b * form.block_bytes)))
-        elif task.startswith("dequantize"):
-            size = 2 if task.endswith("rounded") else 4
-            cases.append(Case({"P": p, "B": b}, flops=2 * n * k, bytes=weights + size * n * k))
+        elif task == "dequantize":
+            cases.append(Case({"P": p, "B": b}, flops=2 * n * k, bytes=weights + 4 * n * k))
         elif task.startswith("matmul"):
             for m in ROWS:
                 vectors = 4 * m * n * (2 if task.endswith("residual") else 1) + m * (k + 4 * g + 8 * b)
@@ -611,7 +553,6 @@ def _cases(form: Form, group: int, task: str) -> tuple[Case, ...]:
 
 CHECK_SHAPES: dict[str, tuple[dict[str, int], ...]] = {
     "embedding": ({"T": 0, "P": 1, "B": 1}, {"T": 3, "P": 2, "B": 1}, {"T": 5, "P": 3, "B": 3}),
-    "dequantize_rounded": ({"P": 0, "B": 2}, {"P": 2, "B": 1}, {"P": 6, "B": 3}),
     "matvec": ({"P": 0, "B": 2}, {"P": 1, "B": 1}, {"P": 3, "B": 2}, {"P": 5, "B": 3}),
     "matmul": ({"P": 0, "G": 2, "C": 1, "M": 1}, {"P": 3, "G": 2, "C": 1, "M": 1}, {"P": 2, "G": 3, "C": 9, "M": 7},
                {"P": 3, "G": 1, "C": 31, "M": 31}),
@@ -619,8 +560,7 @@ CHECK_SHAPES: dict[str, tuple[dict[str, int], ...]] = {
 TASKS: dict[str, tuple[Any, Tolerance]] = {
     **dict.fromkeys(("matmul", "matmul_residual", "matmul_swiglu", "matvec", "matvec_residual", "matvec_swiglu"),
                     (product_reference, TOLERANCE)),
-    "dequantize": (dequantize_reference, PLAIN), "dequantize_rounded": (rounded_reference, EXACT),
-    "embedding": (embedding_reference, PLAIN),
+    "dequantize": (dequantize_reference, PLAIN), "embedding": (embedding_reference, PLAIN),
 }
 
 
@@ -631,8 +571,7 @@ def _entry(form: Form, group: int, task: str) -> LibraryKernel:
     return LibraryKernel(
         name=kernel.name, kernel=kernel, reference=lambda arguments: reference(arguments, form),
         make_arguments=lambda random, shape: make_arguments(random, shape, form, group, task), tolerance=tolerance,
-        cases=_cases(form, group, task),
-        check_shapes=CHECK_SHAPES.get(task) or CHECK_SHAPES.get(task.split("_")[0], CHECK_SHAPES["matvec"]),
+        cases=_cases(form, group, task), check_shapes=CHECK_SHAPES.get(task.split("_")[0], CHECK_SHAPES["matvec"]),
         dtype=form.name, products="i8" if products else "f32",
     )
 

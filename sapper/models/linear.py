@@ -20,6 +20,7 @@ from ..kernels import embedding, matmul, matvec, moe, narrow, norm, quantized
 from ..kernels.k_quants import SIXTEEN, SUPER
 from ..kernels.moe_blocks import exact_experts, product_experts
 from ..kernels.quantized import FORMS, PANEL, Form
+from ..kernels.widen import widening_kernels
 from ..runtime.buffers import Arena, empty
 from ..runtime.packed import Packed, packed_empty
 from ..runtime.program import Rows
@@ -332,8 +333,9 @@ class Blocks:
         if blocks.shape[2:] != (PACKED_ROWS, 2):
             raise ModelError("the dtype of the weights", "one whose products are of bf16",
                              "a processor that multiplies pairs of bf16 (AVX512-BF16)", "load it as `file`")
+        quants, scales = (part[panels].reshape(len(blocks), 2, *part.shape[1:]) for part in self.parts)
         pairs = blocks.reshape(len(blocks), width // self.form.block, self.form.halves, self.form.words, 2, 2, PANEL, 2)
-        return packed, [(self._kernel("dequantize_rounded"), (*(part[panels] for part in self.parts), pairs))]
+        return packed, [(widening_kernels(self.form, "bf16").widen_pairs, (quants, scales, pairs))]
 
 
 ROUNDED_ROWS = 64

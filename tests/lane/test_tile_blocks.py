@@ -67,3 +67,18 @@ def test_what_the_model_chose_can_be_asked_for() -> None:
     told = choices(reduce_loops(kernel.tile_ir()), Schedule(), MACHINES[16], specialization).schedule
     assert told.matrix and "m" not in told.tile and "m" not in told.registers
     assert tiles_in(run_form("q4_64", arguments, told))
+
+
+def test_buffers_of_whole_pages_begin_at_different_places_of_a_page() -> None:
+    """Those of the two sums that are carried, and of what is added to them: loads of one do not wait for stores of
+    another."""
+    arguments = arguments_for("q4_64", 64, task="matmul_swiglu")
+    starts, start = [], 0
+    for size, axes in run_form("q4_64", arguments, task="matmul_swiglu").attributes["scratch"]:
+        for constant, dims, multiple in axes:
+            assert not dims
+            size *= -(-constant // multiple) * multiple
+        if size and size % 4096 == 0:
+            starts.append(start % 4096)
+        start += -(-size // 64) * 64
+    assert len(starts) > 3 and len(set(starts)) == len(starts)
