@@ -415,14 +415,16 @@ class Model(WalkLowering):
         rows_here = [op for op in staged if lane not in axes_of(op.result) and not self.is_bounded(order[-1])]
         if not blocked:
             staged = [op for op in staged if op not in rows_here]
-        rows_ahead = self._rows_ahead(walk, order[-1], staged) if blocked and by_hand is None else []
+        # Rows that all lanes meet at once come from memory once, in turns with arithmetic if nobody asks for them.
+        once = self.facts.software_prefetch and lane in self.bound and len(order) == 1
+        rows_ahead = self._rows_ahead(walk, order[-1], staged) if (blocked or once) and by_hand is None else []
         return WalkChoice(lane, counts, order, reduced, staged, prefetched,
                           self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order),
                           by_hand=by_hand, widened=widened, blocked=blocked, rows_here=rows_here,
                           rows_ahead=rows_ahead)
 
     def _rows_ahead(self, walk: Walk, row_axis: str, staged: list[Op]) -> list[Op]:
-        """The operands of blocks of panels whose rows are read where they lie, each along itself, if there are many."""
+        """The operands whose rows are read where they lie, each along itself, if there are many."""
         if self.extent_hint(row_axis) < STAGE_ROWS or len(walk.reduced) != 1:
             return []
         found = []

@@ -37,21 +37,27 @@ class Stream(NamedTuple):
 
 def stream_of(launch: Launch) -> Stream | None:
     """Of a kernel whose only parallel loop walks the first dimension of weights: the largest that it reads."""
-    loops = launch.compiled.tasks
-    if len(loops) != 1 or len(loops[0]) != 1:
+    names = launch.signature.parameters
+    if len(launch.compiled.tasks) != 1:
         return None
-    ((constant, dims, granule),) = loops[0]
-    extent = constant * math.prod(launch.binding.dims[dim] for dim in dims)
-    words = slot_words(launch.compiled.slots)
-    found: list[Stream] = []
+    shared: list[tuple[int, int]] = []  # extents that have more than one granule, and these
+    for constant, dims, granule in launch.compiled.tasks[0]:
+        extent = constant * math.prod(launch.binding.dims[dim] for dim in dims)
+        if extent > granule:
+            shared.append((extent, granule))
+    if len(shared) != 1:
+        return None
+    ((extent, granule),) = shared
+    most, where = 0, 0
     for position, view in launch.binding.tensors.items():
-        name = launch.signature.parameters[position].name
         granule_bytes = _granule_bytes(view, extent, granule)
-        if name not in launch.compiled.stored and f"{name}.data" in words and 0 < granule_bytes <= MOST_GRANULE_BYTES:
-            word = WORD_BYTES * words[f"{name}.data"]
-            found.append(Stream(word, -(-extent // granule), granule_bytes, view.address))
-    largest = max(found, key=lambda stream: stream.bytes, default=None)
-    return largest if largest is not None and largest.bytes >= LEAST_BYTES else None
+        if most < granule_bytes <= MOST_GRANULE_BYTES and names[position].name not in launch.compiled.stored:
+            most, where = granule_bytes, position
+    granules, slot = -(-extent // granule), f"{names[where].name}.data"
+    if granules * most < LEAST_BYTES or slot not in launch.compiled.slots:
+        return None
+    return Stream(WORD_BYTES * slot_words(launch.compiled.slots)[slot], granules, most,
+                  launch.binding.tensors[where].address)
 
 
 def _granule_bytes(view: TensorView, extent: int, granule: int) -> int:
@@ -62,6 +68,7 @@ def _granule_bytes(view: TensorView, extent: int, granule: int) -> int:
         if columns != extent or granule % view.panels.width:
             return 0
         return granule * size * round_up(depth, view.panels.elements)
-    row = math.prod(view.shape[1:])
+    if view.shape[:1] != (extent,):
+        return 0
     contiguous = all(stride == math.prod(view.shape[axis + 1 :]) for axis, stride in enumerate(view.strides))
-    return granule * size * row if view.shape[:1] == (extent,) and contiguous else 0
+    return granule * size * math.prod(view.shape[1:]) if contiguous else 0

@@ -477,6 +477,39 @@ def test_rows_of_weights_are_asked_for_ahead(name: str, shape: dict[str, int], r
     assert read_after_asking >= lines * (shape[rows] - ahead) // shape[rows] > lines // 2
 
 
+@pytest.mark.parametrize("prefetches", [True, False])
+def test_rows_that_all_lanes_meet_at_once_are_asked_for_ahead(prefetches: bool,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache whose rows all heads read, a head in each lane: most lines are asked for before they are read."""
+    entry = LIBRARY["latent_attention_decode_f32"]
+    arguments = entry.make_arguments(np.random.default_rng(1), {"H": 16, "C": 64, "S": 16, "position": 199})
+    asked: set[int] = set()
+    early: dict[int, bool] = {}
+    build_load = interpret._BUILDERS["load_splat"]
+
+    def prefetch(program: interpret.Program, op: Op) -> Any:
+        address, _ = program.address(op, 0)
+        return lambda environment: asked.add(address(environment) // 64)
+
+    def load(program: interpret.Program, op: Op) -> Any:
+        (address, _), step = program.address(op, 0), build_load(program, op)
+
+        def run(environment: Any) -> None:
+            line = address(environment) // 64
+            early.setdefault(line, line in asked)
+            step(environment)
+
+        return run
+
+    monkeypatch.setitem(interpret._BUILDERS, "prefetch", prefetch)
+    monkeypatch.setitem(interpret._BUILDERS, "load_splat", load)
+    expected = entry.reference(arguments)
+    run_lane(reduce_loops(entry.kernel.tile_ir()), arguments, facts=replace(AVX512, software_prefetch=prefetches))
+    assert entry.compare(arguments, expected) is None
+    lines = 200 * (64 + 16) * 4 // 64
+    assert len(early) >= lines and (builtins.sum(early.values()) > 0.8 * lines if prefetches else not asked)
+
+
 def test_weights_are_read_line_by_line_where_that_is_quicker() -> None:
     """A row at a time, and asked for into the second cache; where many rows meet each weight all is as before."""
     slow, quick = Facts(), Facts(line_by_line=True, stream_ahead_bytes=3072)

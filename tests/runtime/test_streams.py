@@ -11,7 +11,7 @@ from sapper import Program, bf16
 from sapper.codegen.encode import encode
 from sapper.codegen.listing import Listing, at
 from sapper.codegen.machine import MachineFunction
-from sapper.kernels import add, matvec, norm
+from sapper.kernels import add, find, matvec, norm
 from sapper.lane.lower import lower
 from sapper.runtime.buffers import empty
 from sapper.runtime.loader import load
@@ -77,6 +77,20 @@ def test_what_is_small_or_written_is_none() -> None:
     program()
     assert launches_of(program)[1].stream is not None and not any(launch.ahead for launch in launches_of(program))
     np.testing.assert_array_equal(y, np.full(rows, columns, np.float32))
+
+
+def test_the_largest_of_several_is_the_stream() -> None:
+    """Weights in blocks: their quants, and not their scales; the one row of activations is shared by nobody."""
+    entry = find("matmul_q4m_by32")
+    arguments = entry.make_arguments(np.random.default_rng(0), {"P": 60, "G": 18, "C": 1, "M": 1})
+    operands = list(arguments.values())
+    small = [np.ones(16, np.float32) for _ in range(3)]
+    program = Program([(add.vector_add, small), (add.vector_add, [small[2], *small[:2]]), (entry.kernel, operands)],
+                      threads=2, static=True)
+    stream = launches_of(program)[2].stream
+    quants = max((array for array in operands if isinstance(array, np.ndarray)), key=lambda array: array.nbytes)
+    assert stream is not None and (stream.address, stream.bytes) == (quants.ctypes.data, quants.nbytes)
+    assert stream.granules == 60 and launches_of(program)[0].ahead == 2
 
 
 @pytest.mark.parametrize("granules", [1, 5, 18, 31, 120])
