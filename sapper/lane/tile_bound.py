@@ -77,13 +77,8 @@ class BoundTiles:
         return low.emit(low.depth, "tile_load", [low.value(base), low.value(stride)], TILE_B32, disp=disp)
 
     def zeros(self) -> Value:
-        """Sums to begin with: a row of zeros, read again and again; tilezero would keep the unit of the products as
-        busy as one of them does."""
-        low, is_new = self.low, not self.has_memory("zeros")
-        row = low.value(self.memory("zeros", self.row_bytes))
-        if is_new:
-            self.clear(row, 0, 1)
-        return low.emit(low.depth, "tile_load", [row, low.value(0)], TileRegisterType(self.sum_dtype), disp=0)
+        """Sums to begin with."""
+        return self.low.emit(self.low.depth, "tile_zero", [], TileRegisterType(self.sum_dtype))
 
     def multiply(self, total: Value, left: Value, right: Value, dtypes: tuple[DType, DType]) -> Value:
         low = self.low
