@@ -1,7 +1,7 @@
 """x86-64 for assembly by hand: `x86.vaddps`, `x86.zmm0`, `x86.ptr[...]`, `x86.dword[...]`, `x86.z`.
 
 Names are the manual's; those that Python keeps for itself have an underscore behind (`x86.and_`), and a prefix is part
-of the name (`x86.lock_add`).
+of the name (`x86.lock_add`, `x86.vex_vpdpbusd` for AVX-VNNI's).
 """
 
 from __future__ import annotations

@@ -647,8 +647,10 @@ class Model(WalkLowering):
                 first = self._fit(rows[0], 4 if len(rows) > 1 else self._streamed_rows(walk, rows[0], lane), False)
                 counts[rows[0]] = min(first, budget)
                 if len(rows) > 1:
-                    second = (registers - 4 - first) // (first * len(walk.reductions))
-                    counts[rows[1]] = self._fit(rows[1], max(1, second), False)
+                    second = max(1, (registers - 4 - first) // (first * len(walk.reductions)))
+                    # 1 divides all, but is half of 2: better only where code for a row that is left has no place.
+                    fewest = 1 if self.facts.many_workers else min(2, second)
+                    counts[rows[1]] = self._fit(rows[1], second, False, fewest)
             for axis in walk.reduced:
                 if axis in counts and self.open[axis].extent != 1:
                     accumulators = fixed
@@ -735,9 +737,7 @@ class Model(WalkLowering):
             # A tile of a sequential loop is mostly whole.
             multiple = o.hint if o.capacity == Capacity(o.hint) else o.divisor
             count = max(1, min(count, o.hint * (spare if o.hint > 1 else 1)))
-            # 1 divides all, and is but half of 2: worth it only where the code for a row that is left is not.
-            near = max(fewest, count * 2 // 3, 1 if self.facts.many_workers else min(count, 2))
-            return next((c for c in range(count, near - 1, -1) if multiple % c == 0), count)
+            return next((c for c in range(count, max(fewest, count * 2 // 3, 1) - 1, -1) if multiple % c == 0), count)
         units = -(-extent // self.lanes) if lane else extent
         count = max(1, min(count, units))
         for candidate in range(count, max(fewest, count * 2 // 3, 1) - 1, -1):

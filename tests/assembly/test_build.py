@@ -30,6 +30,7 @@ def first(write: Any) -> Instruction:
     (lambda a: x86.vmovups(x86.ptr[x86.rdi - 64][x86.k1], x86.zmm0), "vmovups zmmword ptr [rdi - 64]{k1}, zmm0"),
     (lambda a: x86.and_(x86.eax, 7), "and eax, 7"),
     (lambda a: x86.lock_add(x86.dword[x86.rax], x86.ecx), "lock add dword ptr [rax], ecx"),
+    (lambda a: x86.vex_vpdpbusd(x86.ymm0, x86.ymm1, x86.ymm2), "{vex} vpdpbusd ymm0, ymm1, ymm2"),
     (lambda a: x86.add(x86.qword[x86.rax], 5), "add qword ptr [rax], 5"),
     (lambda a: x86.shl(x86.rax, x86.cl), "shl rax, cl"),
     (lambda a: x86.movzx(x86.eax, x86.byte[x86.rcx]), "movzx eax, byte ptr [rcx]"),
