@@ -485,3 +485,12 @@ def test_the_installed_command_runs() -> None:
         pytest.skip("sapper is not installed beside this Python")
     found = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=30, env=dict(os.environ))
     assert found.returncode == 0 and found.stdout.startswith("sapper ")
+
+
+def test_only_the_command_that_runs_is_made() -> None:
+    from sapper.cli import app as commands
+
+    assert [one.callback.__name__ for one in commands._with_command(["kernels"]).registered_commands] == ["kernels"]
+    assert len(commands.app.registered_commands) > 10
+    for names in ([], ["cache"], ["--help"], ["nothing"]):
+        assert commands._with_command(names) is commands.app
