@@ -18,7 +18,7 @@ def show() -> dict[str, Any]:
     if cache is None:
         return {"directory": None, "size_bytes": 0, "limit_bytes": 0, "entries": []}
     entries = [
-        {"name": _kernel_name(e.path), "size_bytes": e.size_bytes, "path": e.path,
+        {"name": _name(e.path), "size_bytes": e.size_bytes, "path": e.path,
          "used_at": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(e.used_at))}
         for e in cache.entries()
     ]
@@ -26,8 +26,8 @@ def show() -> dict[str, Any]:
             "entries": entries}
 
 
-def _kernel_name(path: str) -> str:
-    """From the line of JSON at the head of the payload, which every version of sapper writes."""
+def _name(path: str) -> str:
+    """From the line of JSON at the head of the payload: of a kernel, of code of the runtime, of a layout."""
     try:
         with open(path, "rb") as file:
             file.seek(HEAD_BYTES)

@@ -139,12 +139,12 @@ def _host_panels(kernel: Any, name: str) -> Panels:
     key = json.dumps(["panels", now.toolchain_key(), kernel.name, kernel.source_digest(), name, now.target_key(target)])
     found = kept.get(key) if kept is not None else None
     if found is not None:
-        return Panels(*json.loads(found))
+        return Panels(*json.loads(found)["panels"])
     from ..codegen.pipeline import panels_of_kernel
 
     panels = panels_of_kernel(kernel, name, target)
     if kept is not None:
-        kept.put(key, json.dumps(panels).encode())
+        kept.put(key, json.dumps({"name": f"panels of {name} of {kernel.name}", "panels": panels}).encode())
     return panels
 
 

@@ -79,11 +79,11 @@ def kept_code(name: str, make: Callable[[], tuple[bytes, dict[str, int]]]) -> tu
     key = f"{name}\n" + toolchain_key()
     packed = cache.get(key) if cache is not None else None
     if packed is not None:
-        labels, _, code = packed.partition(b"\n")
-        return code, json.loads(labels)
+        head, _, code = packed.partition(b"\n")
+        return code, json.loads(head)["labels"]
     code, offsets = make()
     if cache is not None:
-        cache.put(key, json.dumps(offsets).encode() + b"\n" + code)
+        cache.put(key, json.dumps({"name": name, "labels": offsets}).encode() + b"\n" + code)
     return code, offsets
 
 

@@ -183,6 +183,16 @@ def test_cache(sapper, own_cache: Path) -> None:
     assert json.loads(sapper("cache", "show", "--json").out)["entries"] == []
 
 
+def test_all_that_is_kept_has_a_name(sapper, own_cache: Path) -> None:
+    script = ("import numpy as np, sapper as sp; from sapper.kernels import find; from sapper.runtime.packed import "
+              "packed_empty; kernel = find('matmul_nt_f32').kernel; packed_empty(kernel, 'b', 64, 64); "
+              "a, c = np.ones((512, 512), np.float32), np.empty((512, 512), np.float32); kernel(a, a, c, threads=2)")
+    environment = {**os.environ, "SAPPER_CACHE_DIR": str(own_cache)}
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, env=environment)
+    facts = json.loads(sapper("cache", "show", "--json").out)
+    assert {e["name"] for e in facts["entries"]} == {"matmul_nt_f32", "panels of b of matmul_nt_f32", "workers"}
+
+
 def test_cache_switched_off(sapper, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAPPER_CACHE_DIR", "off")
     assert "there is no cache" in sapper("cache", "show").out

@@ -10,6 +10,7 @@ Source: CUDA Driver API 13, "Module Management", "Execution Control", "Tensor Ma
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -204,17 +205,17 @@ def load(text: str, on: Device | None = None) -> Module:
     if WHOLE in text:
         return Module(on, text.encode() + b"\0")
     cache = disk_cache()
-    key = f"cubin\n{on.driver_version}\n{on.name}\n{on.capability}\n{text}"
-    cubin = None if cache is None else cache.get(key)
-    if cubin is not None:
+    key = f"cubin with a name\n{on.driver_version}\n{on.name}\n{on.capability}\n{text}"
+    packed = None if cache is None else cache.get(key)
+    if packed is not None:
         try:
-            return Module(on, cubin)
+            return Module(on, packed.partition(b"\n")[2])
         except CudaError as error:
             if error.name not in STALE:
                 raise
     cubin = assemble(on, text)
     if cache is not None:
-        cache.put(key, cubin)
+        cache.put(key, json.dumps({"name": f"a module for {on.name}"}).encode() + b"\n" + cubin)
     return Module(on, cubin)
 
 

@@ -248,7 +248,8 @@ def test_cubins_are_kept_by_text_driver_and_device(device: EmulatedDriver) -> No
 def test_a_cubin_that_the_driver_refuses_is_made_anew(device: EmulatedDriver) -> None:
     on, cache = cuda.device(), disk_cache()
     assert cache is not None
-    cache.put(f"cubin\n{on.driver_version}\n{on.name}\n{on.capability}\n{PTX}", b"of another driver\0")
+    key = f"cubin with a name\n{on.driver_version}\n{on.name}\n{on.capability}\n{PTX}"
+    cache.put(key, b'{"name": "a module"}\nof another driver\0')
     cuda.load(PTX)
     assert [name for name, _ in device.log] == ["compile", "load"]
 
