@@ -17,19 +17,27 @@ Array = NDArray[Any]
 
 
 @dataclass(slots=True)
-class LineCounters:
-    """Of one instruction of the text, over all warps that ran it. The figures are as in Counters.
+class Accesses:
+    """Accesses of memory. shared_accesses: warp instructions on shared memory; shared_cycles: cycles they take with
+    their bank conflicts, shared_ideal: without. global_accesses: warp instructions on global memory; global_sectors:
+    32-byte sectors they touch, global_ideal: the least that their bytes need."""
 
-    read, written: the bytes of a block's shared memory that it reads and writes, one mark for each granule (of the
-    race detector); None: none. granule_bytes: of a granule."""
-
-    runs: int = 0
     shared_accesses: int = 0
     shared_cycles: int = 0
     shared_ideal: int = 0
     global_accesses: int = 0
     global_sectors: int = 0
     global_ideal: int = 0
+
+
+@dataclass(slots=True)
+class LineCounters(Accesses):
+    """Of one instruction of the text, over all warps that ran it. runs: how many did.
+
+    read, written: the bytes of a block's shared memory that it reads and writes, one mark for each granule (of the
+    race detector); None: none. granule_bytes: of a granule."""
+
+    runs: int = 0
     read: Array | None = None
     written: Array | None = None
     granule_bytes: int = 4
@@ -42,19 +50,11 @@ class LineCounters:
 
 
 @dataclass(slots=True)
-class Counters:
-    """What was counted. instructions: executed by warps, by opcode. shared_accesses: warp instructions on shared
-    memory; shared_cycles: cycles they take with their bank conflicts, shared_ideal: without. global_accesses: warp
-    instructions on global memory; global_sectors: 32-byte sectors they touch, global_ideal: the least that their bytes
-    need. lines: the same by line of the text, where Options.lines asks for it."""
+class Counters(Accesses):
+    """Of a launch. instructions: executed by warps, by opcode. lines: accesses by line of the text, where Options.lines
+    asks for it."""
 
     instructions: dict[str, int] = field(default_factory=dict)
-    shared_accesses: int = 0
-    shared_cycles: int = 0
-    shared_ideal: int = 0
-    global_accesses: int = 0
-    global_sectors: int = 0
-    global_ideal: int = 0
     lines: dict[int, LineCounters] = field(default_factory=dict)
 
     def count_shared(self, line: LineCounters | None, accesses: int, cycles: int, ideal: int) -> None:
