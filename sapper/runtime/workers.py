@@ -37,7 +37,7 @@ COUNTERS = 8
 WAIT_NS = 1_000_000
 """How long who waits for workers that run, at a barrier or at the end of a launch, spins before it sleeps: a thread
 that is woken may come back beside the one that woke it. Workers without work sleep sooner: settings.spin_us."""
-_CALIBRATE_NS = 100_000
+_CALIBRATE_NS, _CALIBRATE_LIMIT_NS, _CALIBRATE_TIMES, _CALIBRATE_DOUBT = 100_000, 500_000_000, 20, 0.02
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
 
 _pointer = ctypes.c_void_p
@@ -54,16 +54,37 @@ class _Code:
         self.block: CodeBlock = load(code)
         self.work = _WORK(self.block.address + offsets["work"])
         self.launch = _LAUNCH(self.block.address + offsets["launch"])
-        clock = _CLOCK(self.block.address + offsets["clock"])
-        start_ns, start = time.perf_counter_ns(), clock()
-        while (passed_ns := time.perf_counter_ns() - start_ns) < _CALIBRATE_NS:
-            pass
-        self.cycles_per_ns: float = ((clock() - start) & 0xFFFFFFFF) / passed_ns
+        self.cycles_per_ns: float = clock_rate(_CLOCK(self.block.address + offsets["clock"]))
 
     def cycles(self, time_ns: int, size: int) -> int:
         """How long one of so many workers spins before it sleeps, in cycles of the clock. More workers than CPUs don't
         spin: one would keep another off its CPU."""
         return int(time_ns * self.cycles_per_ns) if size <= settings.available_cpus() else 0
+
+
+def clock_rate(cycles: Callable[[], int], now_ns: Callable[[], int] = time.perf_counter_ns) -> float:
+    """Cycles per nanosecond of a clock that counts modulo 2^32.
+
+    The system may hold the thread up between any two reads, for longer than the whole measurement takes, and a rate
+    from such reads is wrong by any factor. So cycles are read between two reads of the time, which say how well the
+    two belong together, and of several measurements that with the least doubt counts.
+    """
+
+    def moment() -> tuple[int, int, int]:
+        before = now_ns()
+        read = cycles()
+        return before, read, now_ns()
+
+    rates: list[tuple[float, float]] = []  # doubt, rate
+    while len(rates) < _CALIBRATE_TIMES and not (rates and min(rates)[0] < _CALIBRATE_DOUBT):
+        start, end = moment(), moment()
+        while end[2] - start[0] < _CALIBRATE_NS:
+            end = moment()
+        doubt = (start[2] - start[0] + end[2] - end[0]) / (end[2] - start[0])
+        if end[2] - start[0] > _CALIBRATE_LIMIT_NS:
+            doubt += 1  # the count may have gone round
+        rates.append((doubt, ((end[1] - start[1]) & 0xFFFFFFFF) * 2 / (end[0] + end[2] - start[0] - start[2])))
+    return min(rates)[1]
 
 
 def _workers_code() -> tuple[bytes, dict[str, int]]:

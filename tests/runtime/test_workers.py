@@ -52,6 +52,21 @@ def test_code_is_what_gnu_as_makes_of_its_text(tmp_path: Path) -> None:
     assert {"clock", "work", "launch"} <= labels.keys()
 
 
+@pytest.mark.parametrize("held", [{1}, {2}, {4}, {1, 2}, {1, 5}, {3, 40}, set(range(1, 100))], ids=str)
+@pytest.mark.parametrize("seconds", [0.002, 0.3, 2.0])
+def test_the_clocks_rate_is_right_where_the_thread_is_held_up(held: set[int], seconds: float) -> None:
+    """held: the reads of either clock before which another thread has the CPU for so long."""
+    passed, reads = 0, 0
+
+    def read() -> int:
+        nonlocal passed, reads
+        passed, reads = passed + 50 + (int(seconds * 1e9) if reads in held else 0), reads + 1
+        return passed
+
+    rate = workers.clock_rate(lambda: int(3.7 * read()) & 0xFFFFFFFF, read)
+    assert rate == pytest.approx(3.7, rel=0.01)
+
+
 @pytest.mark.parametrize("threads", [2, 3, 5, 16])
 def test_every_task_runs_once_on_any_number_of_workers(tasks: FakeKernel, threads: int) -> None:
     for turn in range(50):
