@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from sapper.runtime.settings import available_cpus
 from tests.strategies import FUZZ
 
 os.environ.setdefault("SAPPER_VERIFY", "1")
@@ -71,3 +72,11 @@ def caches(tmp_path_factory: pytest.TempPathFactory, shared_cache: str) -> Itera
 def own_cache(caches: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled kernels of a test are kept in a directory that no other test and no user sees."""
     monkeypatch.setenv("SAPPER_CACHE_DIR", os.path.join(caches, str(next(_numbers))))
+
+
+@pytest.fixture
+def share_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many threads by default as there are cores for each process of the runner. Threads that meet at barriers,
+    hundreds of times for a token of a model, wait there for those that another process keeps off their core."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    monkeypatch.setenv("SAPPER_THREADS", str(max(1, available_cpus() // processes)))

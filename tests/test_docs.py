@@ -133,10 +133,10 @@ def own_pieces() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_page(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_page(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, share_of_cores: None) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SAPPER_CACHE_DIR", str(tmp_path / "cache"))
-    for variable in ("SAPPER_INTERPRET", "SAPPER_TRACE", "SAPPER_VERIFY", "SAPPER_THREADS"):
+    for variable in ("SAPPER_INTERPRET", "SAPPER_TRACE", "SAPPER_VERIFY"):
         monkeypatch.delenv(variable, raising=False)
     with own_pieces():
         run_page(path)

@@ -41,8 +41,8 @@ class CompiledCode:
 
     @property
     def text(self) -> str:
-        """Assembly that the vendor's assembler takes, made when asked for."""
-        return text_of(self.machine, self.target)
+        """Assembly that the vendor's assembler takes, made when asked for where it is not what `bytes` are."""
+        return self.bytes.decode() if self.target.assembler_allocates else text_of(self.machine, self.target)
 
 
 def rules_of(target: Any) -> Any:

@@ -230,6 +230,8 @@ class Machine:
             return
         written = self.written[slot]
         wanted = self.lanes_of(lanes)
+        if written is not None and np.count_nonzero(written[wanted]) == len(wanted):
+            return
         missing = wanted if written is None else wanted[~written[wanted]]
         missing = missing[~self.exited[missing]]
         if len(missing):
@@ -253,8 +255,8 @@ class Machine:
         old = self.values[slot].copy()
         old[lanes] = value
         self.values[slot] = old
-        if not self.whole[slot]:
-            written = self.written[slot]
+        written = self.written[slot]
+        if not self.whole[slot] and (written is None or np.count_nonzero(written[lanes]) < len(lanes)):
             written = np.zeros(self.count, bool) if written is None else written.copy()
             written[lanes] = True
             self.written[slot] = written

@@ -9,6 +9,7 @@ Holds: one 64-bit generic address space. Shared memory of a block of rank r in i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,22 @@ class Arena:
 WRITTEN = {1: 1, 2: 0x0101, 4: 0x01010101, 8: 0x0101010101010101}
 
 
+@dataclass(frozen=True, slots=True)
+class Region:
+    """The places of one allocation where an access may begin: `last` bytes from `start` at most. What an instruction
+    reaches again and again is known by it sooner than by all allocations.
+
+    written: every byte of it was when it was allocated.
+    """
+
+    start: int
+    last: np.uint64
+    written: bool
+
+    def holds(self, offsets: Array) -> bool:
+        return not np.count_nonzero((offsets - self.start).view(np.uint64) > self.last)  # what lies before it is huge
+
+
 class GlobalMemory(Arena):
     """Allocations of the device. It outlives launches."""
 
@@ -74,6 +91,7 @@ class GlobalMemory(Arena):
         self.starts: list[int] = []
         self.ends: list[int] = []
         self.names: list[str] = []
+        self.filled: list[bool] = []
         self.end = GUARD
         self.shadow: GlobalShadow | None = None
         self.agents_used = 0
@@ -94,6 +112,7 @@ class GlobalMemory(Arena):
         self.starts.append(start)
         self.ends.append(start + size_bytes)
         self.names.append(name or f"allocation {len(self.names)}")
+        self.filled.append(written)
         self._starts, self._ends = np.array(self.starts), np.array(self.ends)
         return GLOBAL_BASE + start
 
@@ -109,7 +128,7 @@ class GlobalMemory(Arena):
         if start not in self.starts:
             raise MemoryFault(f"found {address:#x}, expected the address of an allocation")
         which = self.starts.index(start)
-        for facts in (self.starts, self.ends, self.names):
+        for facts in (self.starts, self.ends, self.names, self.filled):
             del facts[which]
         self._starts, self._ends = np.array(self.starts), np.array(self.ends)
 
@@ -120,6 +139,12 @@ class GlobalMemory(Arena):
         which = np.searchsorted(self._starts, offsets, side="right") - 1
         wrong = (which < 0) | (offsets + size_bytes > self._ends[which])
         return wrong if wrong.any() else None
+
+    def region(self, offset: int, size_bytes: int) -> Region:
+        """Where accesses of so many bytes stay in the allocation that holds this offset."""
+        which = int(np.searchsorted(self._starts, offset, side="right")) - 1
+        start, end = self.starts[which], self.ends[which]
+        return Region(start, np.uint64(end - start - size_bytes), self.filled[which])
 
     def describe(self, offset: int) -> str:
         """Name and byte of an offset, or the nearest allocation below it."""

@@ -272,18 +272,19 @@ class GlobalShadow:
         """kind: "read", "write", "atomic", or "observe": a load that synchronises."""
         agent = agents[:, None]
         writer = self.writer[places]
-        wrong = self._unordered(clocks, writer, self.written_at[places], agent)
-        if kind in ("atomic", "observe"):
-            wrong &= ~self.atomic[places]
-        if wrong.any():
-            self._conflict(kind, "written", wrong, writer, places, line, name)
+        if np.count_nonzero(writer >= 0):  # the most that is read is an argument that nobody wrote
+            wrong = self._unordered(clocks, writer, self.written_at[places], agent)
+            if kind in ("atomic", "observe"):
+                wrong &= ~self.atomic[places]
+            if wrong.any():
+                self._conflict(kind, "written", wrong, writer, places, line, name)
         if kind == "observe":
             return
         if kind == "read":
             # The last reader moves on to the second place.
             last = self.readers[0][places]
             moved = (last != agent + self.base) & (last >= self.base)
-            if moved.any():
+            if np.count_nonzero(moved):
                 self.readers[1][places[moved]] = last[moved]
                 self.read_at[1][places[moved]] = self.read_at[0][places[moved]]
             self.readers[0][places] = agent + self.base

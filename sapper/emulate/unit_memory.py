@@ -29,6 +29,7 @@ from .memory import (
     SHARED_START,
     WINDOW,
     Arena,
+    Region,
 )
 from .races import Shadow
 from .units import unit
@@ -59,13 +60,15 @@ def address_reader(machine: Machine, operand: parse.Operand | None) -> Callable[
 
 @dataclass(slots=True)
 class Access:
-    """Memory traffic of one instruction. size: bytes of an element; count: elements of a lane. line: of the text."""
+    """Memory traffic of one instruction. size: bytes of an element; count: elements of a lane. line: of the text.
+    region: the allocation of global memory that it reached last."""
 
     machine: Machine
     text: str
     line: int
     size: int
     count: int = 1
+    region: Region | None = None
 
     def fault(self, lanes: Lanes, wrong: Array, address: Array, what: str) -> MemoryFault:
         lane = int(self.machine.lanes_of(lanes)[wrong][0])
@@ -75,16 +78,18 @@ class Access:
     def aligned(self, lanes: Lanes, address: Array) -> None:
         width = self.size * self.count
         wrong = address & (width - 1) if width & (width - 1) == 0 else address % self.size
-        if wrong.any():
+        if np.count_nonzero(wrong):
             raise self.fault(lanes, wrong != 0, address, f"expected an address that is a multiple of {width}")
 
     def global_offsets(self, lanes: Lanes, address: Array) -> Array:
         offsets = address - GLOBAL_BASE
-        outside = self.machine.memory.device.outside(offsets, self.size * self.count)
-        if outside is not None:
-            first = int(offsets[outside][0])
-            raise self.fault(lanes, outside, address, f"{self.size * self.count} bytes out of bounds at "
-                             f"{self.machine.memory.device.describe(first)}")
+        if self.region is None or not self.region.holds(offsets):
+            device, width = self.machine.memory.device, self.size * self.count
+            outside = device.outside(offsets, width)
+            if outside is not None:
+                first = int(offsets[outside][0])
+                raise self.fault(lanes, outside, address, f"{width} bytes out of bounds at {device.describe(first)}")
+            self.region = device.region(int(offsets[0]), width) if len(offsets) else None
         return offsets
 
     def shared_offsets(self, lanes: Lanes, address: Array) -> Array:
@@ -230,7 +235,8 @@ def load_global(access: Access, lanes: Lanes, address: Array, kind: str = "read"
 
 
 def read_check_global(access: Access, lanes: Lanes, address: Array, offsets: Array) -> None:
-    if access.machine.options.uninitialised:
+    written = access.region is not None and access.region.written and access.region.holds(offsets)
+    if access.machine.options.uninitialised and not written:
         missing = access.machine.memory.device.unwritten(offsets, access.size, access.count)
         if missing is not None:
             raise access.fault(lanes, missing, address, "reads global memory that nobody wrote: "

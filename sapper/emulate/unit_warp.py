@@ -28,6 +28,7 @@ class Warps:
     """The warps that lanes belong to. index: all of their threads, (warps, 32); active: which of these take part."""
 
     def __init__(self, machine: Machine, lanes: Lanes) -> None:
+        self.of = lanes
         if lanes is None or len(lanes) == machine.count:
             self.whole, self.count = True, machine.count // WARP
             self.lanes: Lanes = None
@@ -59,6 +60,15 @@ class Warps:
         return values.reshape(-1) if self.whole else values[self.active]
 
 
+def warps_of(machine: Machine, lanes: Lanes) -> Warps:
+    """The warps of the lanes: a strand runs many instructions with the same ones."""
+    found = machine.state.get("warps")
+    if found is None or found.of is not lanes:
+        found = machine.state["warps"] = Warps(machine, lanes)
+    assert isinstance(found, Warps)
+    return found
+
+
 def member_reader(machine: Machine, operand: Operand, found: parse.Operand | None) -> Callable[[Lanes], Array]:
     """Values of an operand; a vector as (registers, lanes)."""
     if operand.count:
@@ -85,7 +95,7 @@ def _warp(machine: Machine, instruction: parse.Instruction) -> Run:
     checked = form.row.opcode == "shfl"
 
     def run(lanes: Lanes) -> Wait | None:
-        warps = Warps(machine, lanes)
+        warps = warps_of(machine, lanes)
         if mask_reader is not None:
             late = _members_missing(machine, warps, mask_reader(lanes))
             if late is not None:
@@ -150,7 +160,7 @@ def _activemask(machine: Machine, instruction: parse.Instruction) -> Run:
     write = machine.writer(instruction.operands[0], "b32")
 
     def run(lanes: Lanes) -> Wait | None:
-        warps = Warps(machine, lanes)
+        warps = warps_of(machine, lanes)
         word = (warps.active * (np.uint32(1) << np.arange(WARP, dtype=np.uint32))).sum(axis=1, dtype=np.uint32)
         if write is not None:
             write(lanes, warps.gather(np.broadcast_to(word[:, None], warps.index.shape)))
@@ -164,7 +174,7 @@ def _warp_barrier(machine: Machine, instruction: parse.Instruction) -> Run:
     read = machine.reader(instruction.operands[0], "u32")
 
     def run(lanes: Lanes) -> Wait | None:
-        warps = Warps(machine, lanes)
+        warps = warps_of(machine, lanes)
         late = _members_missing(machine, warps, read(lanes))
         if late is None:
             machine.clocks.synchronised[warps.index[:, 0] // WARP] = machine.clocks.now + 1
@@ -201,7 +211,7 @@ def _matrix_memory(machine: Machine, instruction: parse.Instruction) -> Run:
         writers = [machine.writer(item, "b32") for item in items]
 
         def load(lanes: Lanes) -> Wait | None:
-            warps = Warps(machine, lanes)
+            warps = warps_of(machine, lanes)
             where = warps.spread(read_address(lanes))[:, :8 * count].reshape(-1)
             givers = row_lanes(warps)
             read = load_shared if space == "shared" else _load_generic
@@ -218,7 +228,7 @@ def _matrix_memory(machine: Machine, instruction: parse.Instruction) -> Run:
     readers = [machine.reader(item, "b32") for item in items]
 
     def store(lanes: Lanes) -> Wait | None:
-        warps = Warps(machine, lanes)
+        warps = warps_of(machine, lanes)
         where = warps.spread(read_address(lanes))[:, :8 * count].reshape(-1)
         data = np.empty((warps.count, count, 8, 8), np.uint16)
         for number, read in enumerate(readers):

@@ -64,9 +64,10 @@ def wrap64(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-_BELOW_F32, _HALF_F32 = np.uint64((1 << 29) - 1), np.uint64(1 << 28)
+# Arrays of no dimension: NumPy takes longer to make one of a scalar than for what is done with it.
+_BELOW_F32, _HALF_F32 = np.array((1 << 29) - 1, np.uint64), np.array(1 << 28, np.uint64)
 """Bits of an f64 below those of an f32, and the half of the last one."""
-_DENORMAL_F32, _ONE = np.uint64((0x381 << 53) - 1), np.uint64(1)
+_DENORMAL_F32, _ONE = np.array((0x381 << 53) - 1, np.uint64), np.array(1, np.uint64)
 """The magnitude's bits of 2**-126 as f64, doubled to lose the sign, less 1."""
 
 
@@ -77,14 +78,12 @@ def fma32(a: Array, b: Array, c: Array) -> Array:
     is the sum rounded once because 53 >= 24 + 2 (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums:
     proved algorithms using rounding to odd", 2008).
     """
-    product = a.astype(np.float64) * b
-    total = product + c
+    product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = product + addend
     bits = total.view(np.uint64)
     # Rounding twice goes wrong only at what looks like a tie of the second time, where all bits below are 0; the
     # rest of this is for those, and for results that have fewer bits (below 2**-126, but for 0).
-    ties = (bits & _BELOW_F32) == _HALF_F32
-    if np.count_nonzero(ties | ((bits + bits) - _ONE < _DENORMAL_F32)):
-        addend = c.astype(np.float64)
+    if np.count_nonzero((bits & _BELOW_F32) == _HALF_F32) or np.count_nonzero((bits + bits) - _ONE < _DENORMAL_F32):
         part = total - product
         error = (product - (total - part)) + (addend - part)  # exact (Knuth's two-sum)
         signed = total.view(np.int64)

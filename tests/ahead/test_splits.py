@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper.ahead.errors import AheadError
-from sapper.ahead.splits import make_splitter
+from sapper.ahead.splits import Splitter, make_splitter
 from sapper.models.tokenizer import SPLITS
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -17,7 +19,11 @@ ALPHABET = st.characters(exclude_categories=("Cn", "Cs")) | st.sampled_from(
 PATTERNS = {**SPLITS, "deepseek": (
     r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f]+",
     r"[!-/:-~]?[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")}
-SPLITTERS = {name: make_splitter(patterns) for name, patterns in PATTERNS.items()}
+
+
+@cache
+def splitter(name: str) -> Splitter:
+    return make_splitter(PATTERNS[name])
 
 
 def words(patterns: tuple[str, ...], text: str) -> list[str]:
@@ -30,13 +36,13 @@ def words(patterns: tuple[str, ...], text: str) -> list[str]:
 @settings(max_examples=60)
 @given(text=st.text(ALPHABET, max_size=40))
 def test_words_are_those_of_the_tokenizers_library(name: str, text: str) -> None:
-    assert SPLITTERS[name].split(text) == words(PATTERNS[name], text)
+    assert splitter(name).split(text) == words(PATTERNS[name], text)
 
 
 def test_known_words() -> None:
-    assert SPLITTERS["smollm"].split("It's 12  o'clock, \n\n don't!") == [
+    assert splitter("smollm").split("It's 12  o'clock, \n\n don't!") == [
         "It", "'s", " ", "1", "2", " ", " o", "'", "clock", ",", " \n\n", " don", "'t", "!"]
-    assert SPLITTERS["llama3"].split("I'LL pay 12345 !!\n\nNow") == [
+    assert splitter("llama3").split("I'LL pay 12345 !!\n\nNow") == [
         "I", "'LL", " pay", " ", "123", "45", " !!\n\n", "Now"]
 
 

@@ -1,4 +1,5 @@
-"""Models of a few architectures, in many tests and in processes that these start: each kernel is compiled once."""
+"""Models of a few architectures, in many tests and in processes that these start: each kernel is compiled once, and
+all together take the threads that there are cores for. Tests of several threads name a number."""
 
 from __future__ import annotations
 
@@ -6,6 +7,6 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def own_cache(shared_cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(shared_cache: str, share_of_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of an empty cache for each test."""
     monkeypatch.setenv("SAPPER_CACHE_DIR", shared_cache)

@@ -55,6 +55,12 @@ NUMBERS = {
 }
 
 
+def replace(path: Path, raw: bytes | bytearray) -> None:
+    """A new file under a name. To empty the old one would take milliseconds where ext4 writes it out first."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(raw)
+
+
 def write_gguf(
     path: Path, weights: dict[str, np.ndarray], *, numbers: dict[str, int] | None = None,
     strings: dict[str, str] | None = None, formats: dict[str, Any] | None = None, architecture: str = "llama",

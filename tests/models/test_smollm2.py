@@ -54,7 +54,7 @@ def test_greedy_tokens_are_those_of_llama_cpp(form: str, run: dict, request: pyt
 def test_logits_match_the_reference(model: LlamaModel, path: Path) -> None:
     tokens = RECORDED["runs"][0]["tokens"] + RECORDED["runs"][0]["greedy"][:4]
     wanted = ReferenceLlama(path).logits(tokens)
-    session = model.session(256)
+    session = model.session(256, threads=2)
     session.feed(tokens[:-4])
     for i in range(len(tokens) - 5, len(tokens) - 1):
         np.testing.assert_allclose(session.logits, wanted[i], rtol=1e-3, atol=2e-3)
