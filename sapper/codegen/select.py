@@ -37,7 +37,8 @@ from .machine import (
 )
 
 WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "loop", "if", "tasks", "barrier",
-                           "fence_streaming", "sync_lanes", "sync_warps", "async_copy", "async_commit", "async_wait",
+                           "fence_streaming", "hand_over", "take_over", "sync_lanes", "sync_warps", "async_copy",
+                           "async_commit", "async_wait",
                            "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait",
                            "tensor_copy", "store_matrix", "store_fence", "tensor_store", "store_wait", "group_fence",
                            "group_multiply", "group_commit", "group_wait", "register_budget", "tile_configure",

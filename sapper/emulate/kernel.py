@@ -23,13 +23,11 @@ from ..runtime.dtypes import numpy_dtype
 from ..runtime.launch import compile_for_call
 from ..runtime.specialise import specialise
 from ..targets import target as find_target
-from ..targets.ptx.text import BLOCK_WARPS, SWIZZLE_BYTES
+from ..targets.ptx.text import BLOCK_WARPS, SWIZZLE_BYTES, SYNC_BYTES
 from .errors import EmulationError
 from .launch import Argument, Result, load
 from .machine import Options
 from .tensor_map import TensorMap
-
-SYNC_BYTES = 1024
 
 
 def run(kernel: Any, *arguments: Any, target: str, workers: int = 4, schedule: Any = None,

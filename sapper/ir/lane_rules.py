@@ -267,8 +267,9 @@ def _lane_run(check: Checker, op: Op) -> None:
                    f"({', '.join(map(str, expected))}) without an index")
     if any(v.type != MEMORY_ROWS[dtype] for v in rows):
         check.fail(f"{types_of(rows)} for {dtype} in memory", f"{MEMORY_ROWS[dtype]}")
-    if "streaming" in op.attributes:
-        check.attribute(op, "streaming", bool)
+    for name in ("streaming", "handed"):
+        if name in op.attributes:
+            check.attribute(op, name, bool)
 
 
 def _lane_store(gathered: bool) -> Rule:
@@ -576,6 +577,8 @@ LANE_RULES: dict[str, Rule] = {
     "if": branches(S64),
     "tasks": _lane_tasks,
     "barrier": _lane_barrier,
+    "hand_over": nothing,
+    "take_over": _signature((S64,), ()),
     "fence_streaming": nothing,
     "sync_lanes": nothing,
     "yield": nothing,

@@ -176,7 +176,7 @@ class ChainGroupLowering(SharedRowsLowering):
                     self._copy_boxes(chain, stream, target, signal, here)
                     continue
                 whole = self.emit(self.depth, "s_cmp", [self.value(rest), self.value(self.step)], S64, cond="ge")
-                self._fork(whole, lambda stream=stream: self._copy_boxes(  # type: ignore[misc]
+                self.fork(whole, lambda stream=stream: self._copy_boxes(  # type: ignore[misc]
                     chain, stream, target, signal, here), lambda stream=stream: self._copy_rows(  # type: ignore[misc]
                         chain, stream, target, signal, here, rest))
             return [self.value(following)]

@@ -82,7 +82,6 @@ class GroupLowering(BoxedStores):
     """
 
     groups = 0
-    multiplies = True
     narrow = False
     deep = 0
 
@@ -108,9 +107,29 @@ class GroupLowering(BoxedStores):
             shape = self._shape(group, found)
             if shape is not None and (not self.narrow or self._takes_scales(group, found, shape)):
                 self.matrix_walk = found
-                self.groups, self.columns = shape
-                self.warps = self.groups * group.group_warps + group.copy_warps
+                self._take_groups(group, shape)
                 self.boxed = self._boxed_store(walk, found)
+
+    def matrix_unit(self) -> MatrixUnit | MatrixGroup:
+        return self.facts.matrix_group if self.groups and self.facts.matrix_group else super().matrix_unit()
+
+    def take_tile(self, tile: tuple[int, int]) -> None:
+        group = self.facts.matrix_group
+        if group is None or not self.groups:
+            super().take_tile(tile)
+        else:
+            self._take_groups(group, (tile[0] // group.group_rows, tile[1]))
+
+    def _take_groups(self, group: MatrixGroup, shape: tuple[int, int]) -> None:
+        self.groups, self.columns = shape
+        self.warps = self.groups * group.group_warps + group.copy_warps
+
+    def fitting_tiles(self) -> list[tuple[int, int]]:
+        group, found = self.facts.matrix_group, self.matrix_walk
+        if group is None or found is None or not self.groups:
+            return super().fitting_tiles()
+        return [(groups * group.group_rows, wide) for groups, wide in self._shapes(group, found)
+                if not self.narrow or self._takes_scales(group, found, (groups, wide))]
 
     def near_loads(self) -> list[Op]:
         """Loads of operands that no register holds: their boxes are copied to near memory."""
@@ -161,17 +180,21 @@ class GroupLowering(BoxedStores):
         """Groups and columns of the tile: as the schedule says, else the first shape of which there is one for each
         worker, or the last; None where the schedule asks for another tile."""
         rows, columns = (self._extent_from_zero(axis) for axis in (found.rows, found.columns))
+        shapes = self._shapes(group, found)
+        enough = (shape for shape in shapes if -(-rows // (shape[0] * group.group_rows)) * -(-columns // shape[1])
+                  >= group.workers)
+        return next(enough, shapes[-1] if shapes else None)
+
+    def _shapes(self, group: MatrixGroup, found: MatrixWalk) -> list[tuple[int, int]]:
+        """Groups and columns that the tile may have, the largest first; the one that the schedule asks for, or none."""
         forced = self.schedule.tile.keys() & {found.rows, found.columns, found.depth}
-        shape = None
+        shapes = []
         for groups, most in group.shapes:
             wide = min(most, group.narrow_columns) if self.narrow else most // len(found.right)
             tile = {found.rows: groups * group.group_rows, found.columns: wide, found.depth: self.deep}
-            if wide < PANEL or any(tile[axis] != self.schedule.tile[axis] for axis in forced):
-                continue
-            shape = groups, wide
-            if forced or -(-rows // tile[found.rows]) * -(-columns // wide) >= group.workers:
-                break
-        return shape
+            if wide >= PANEL and all(tile[axis] == self.schedule.tile[axis] for axis in forced):
+                shapes.append((groups, wide))
+        return shapes[:1] if forced else shapes
 
     def _is_box(self, op: Op, outer: str, depth: str) -> bool:
         """Whether what a tile reads is a box of the tensor, with nothing but zeros, or rows that nobody wants, where it
@@ -212,7 +235,7 @@ class GroupLowering(BoxedStores):
         self.effect("s_store", [self.value(0), self.value(own)], dtype=i32, near=True)
         first = self.emit(0, "s_cmp", [self.warp(), self.value(0)], S64, cond="eq")
         multiplying = self.groups * group.group_warps
-        self._fork(first, lambda: self._start_signals(group, multiplying), lambda: None)
+        self.fork(first, lambda: self._start_signals(group, multiplying), lambda: None)
         self.effect("sync_warps", [])
         more, fewer = self._budgets(group)
 
@@ -228,10 +251,10 @@ class GroupLowering(BoxedStores):
             self.multiplies = False
             if fewer:
                 self.effect("register_budget", [], registers=fewer, more=False)
-            self._fork(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="eq"), body,
+            self.fork(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="eq"), body,
                          lambda: None)
 
-        self._fork(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="lt"), multiply, copy)
+        self.fork(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="lt"), multiply, copy)
 
     def _lay_out(self, group: MatrixGroup) -> MatrixGroup:
         """The places in near memory; gives the group with as many stages as there are."""
@@ -247,7 +270,7 @@ class GroupLowering(BoxedStores):
         self.stage_bytes = self.pieces[-1].at + self.pieces[-1].bytes
         self.sums_at = group.stages * self.stage_bytes
         multiplying = self.groups * group.group_warps
-        rest = 2 * group.stages * SIGNAL_BYTES + self.warps * COUNTER_BYTES
+        rest = 2 * group.stages * SIGNAL_BYTES + self.warps * COUNTER_BYTES + self.records_bytes()
         self.piece_columns = self.columns
         while self.sums_at + multiplying * self._sums_bytes() + rest > group.near_bytes:
             self.piece_columns //= 2
@@ -293,15 +316,6 @@ class GroupLowering(BoxedStores):
         rest = group.registers - group.copy_warps * self.lanes * group.copy_registers
         return rest // (self.groups * threads) // REGISTER_GRANULE * REGISTER_GRANULE, group.copy_registers
 
-    def _fork(self, condition: Value, then: Callable[[], None], other: Callable[[], None]) -> None:
-        blocks = []
-        for body in (then, other):
-            self.enter(Block())
-            body()
-            self.effect("yield", [])
-            blocks.append(self.leave())
-        self.finish(Op("if", [condition], (), {}, blocks, self.location))
-
     # The walk.
 
     def _tile(self, walk: Walk, found: MatrixWalk, unit: MatrixUnit, row: Value, column: Value) -> None:
@@ -320,7 +334,11 @@ class GroupLowering(BoxedStores):
             counter = self._copy_tile(group, found, counter, starts)
         self.effect("s_store", [counter, self.value(own)], dtype=i32, near=True)
         if self.multiplies:
-            self._store_sums(group, walk, found, sums, row, column)
+            self.finish_segment(found, sums, row, column,
+                                lambda sums, *place: self._store_sums(group, walk, found, sums, *place))
+
+    def piece_depth(self) -> int:
+        return self.deep if self.groups else super().piece_depth()
 
     def _stage_of(self, group: MatrixGroup, counter: Scalar) -> Scalar:
         return self.scalar("s_and", counter, group.stages - 1)

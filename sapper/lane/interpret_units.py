@@ -49,6 +49,23 @@ def _build_sync_warps(program: Program, op: Op) -> Step:
     return sync_warps
 
 
+def _build_hand_over(program: Program, op: Op) -> Step:
+    def hand_over(e: list[Any]) -> None:
+        e[0].launch.hand_over(e[0].strand)
+
+    return hand_over
+
+
+def _build_take_over(program: Program, op: Op) -> Step:
+    other = program.slot(op.operands[0])
+
+    def take_over(e: list[Any]) -> None:
+        worker: Worker = e[0]
+        worker.launch.take_over(worker.strand, e[other] * worker.launch.warps + worker.warp, op)
+
+    return take_over
+
+
 def _build_async_copy(program: Program, op: Op) -> Step:
     near, near_offsets, base, offsets = [program.slot(v) for v in op.operands[:4]]
     mask = program.slot(op.operands[4]) if op.attributes.get("masked") else None
@@ -319,6 +336,7 @@ def _build_group_wait(program: Program, op: Op) -> Step:
 
 BUILDERS: dict[str, Callable[[Program, Op], Step]] = {
     "warp": _build_warp, "near_memory": _build_near_memory, "sync_warps": _build_sync_warps,
+    "hand_over": _build_hand_over, "take_over": _build_take_over,
     "async_copy": _build_async_copy, "load_matrix": _build_load_matrix, "matrix_multiply": _build_matrix_multiply,
     "asm_multiply": _build_asm_multiply, "tile_configure": _build_tile_state, "tile_release": _build_tile_state,
     "tile_zero": _build_tile_zero, "tile_load": _build_tile_load, "tile_store": _build_tile_store,

@@ -266,7 +266,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         axes = {a for op in self.function.walk() for a in (
             op.attributes["axes"] if op.name == "tiles" else [op.attributes["axis"]] if op.name == "whole" else [])}
         named = {*self.schedule.tile, *self.schedule.registers, *self.schedule.order, *self.schedule.chunks,
-                 *([self.schedule.lane] if self.schedule.lane else [])}
+                 *self.schedule.split, *(axis for axis in (self.schedule.lane, self.schedule.stream) if axis)}
         for axis in sorted(named - axes):
             raise ScheduleError(f"schedule of {self.function.name}: no axis {axis!r}; expected one of "
                                 f"{', '.join(sorted(axes))}")
@@ -296,6 +296,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         lowered = Function(self.function.name, "lane", self.function.location)
         lowered.body = self.entry
         self.find_matrix_walk()
+        self.settle_shares()
         for number, part in enumerate(self._parts()):
             parallel = any(op.attributes.get("parallel") for op in part.ops)
             if number:
@@ -318,7 +319,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                 [key, self.refused.get(key, reason)] for keys, reason in (
                     (self.contractions, NO_TILE), (self.products, NO_FRAGMENTS)) for key in keys if key not in used]
         if self.warps > 1:
-            lowered.attributes |= {"warps": self.warps, "near_bytes": self.near_bytes_used,
+            lowered.attributes |= {"warps": self.warps, "near_bytes": self.place_records(self.near_bytes_used),
                                    "near_buffers": [list(found) for found in self.near_buffers]}
         if self.caller_tiles is not None:
             assert self.facts.tiles is not None
@@ -878,10 +879,24 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             total = self.mul(total, chunks)
             left = self._ceil_div(left, self.scalar("s_max", chunks, 1))
         plans = [split[i] for i in range(len(ranges))]
+        counter = self.counters % TASK_COUNTERS
+        self.counters += 1
+        self.task_counts.append(self._most_tasks(ranges, granules))
+        if self.shares is not None:
+            counts = {part.range.axis: part.chunks for part in plans if not isinstance(part.chunks, int)}
+            self.each_segment(total, counts, lambda number, known: self._task(number, [
+                replace(part, chunks=known.get(part.range.axis, part.chunks)) for part in plans], body))
+            return
         task = Block([S64])
         total_value = self.value(total)
         self.enter(task)
-        number: Scalar = task.arguments[0]
+        self._task(task.arguments[0], plans, body)
+        self.effect("yield", [])
+        self.leave()
+        self.finish(Op("tasks", [total_value], (), {"counter": counter}, [task], self.location))
+
+    def _task(self, number: Scalar, plans: list[Split], body: Callable[[list[Value]], list[Value]]) -> None:
+        """Piece `number` of the ranges as they are split."""
         pieces: list[Range] = []
         banded = self._banded(number, plans) if self.tiles_are_tasks and self.chain is None else {}
         for position, part in enumerate(reversed(plans)):
@@ -905,12 +920,6 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             pieces.insert(0, Range(start, stop, r.axis, r.counter, r.step, r.hint, divisor, capacity, r.resident,
                                    r.lane, r.late, r.walked))
         self._loops(pieces, 0, body)
-        self.effect("yield", [])
-        self.leave()
-        counter = self.counters % TASK_COUNTERS
-        self.counters += 1
-        self.task_counts.append(self._most_tasks(ranges, granules))
-        self.finish(Op("tasks", [total_value], (), {"counter": counter}, [task], self.location))
 
     def _chunk_start(self, part: Split, number: Scalar) -> Scalar:
         """Where a chunk begins, from the start of its range."""
@@ -948,7 +957,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                 return None
             else:
                 factors.append([r.capacity.constant, list(r.capacity.dims), granule])
-        return factors
+        return factors + self.most_shares()
 
     def _ceil_div(self, a: Scalar, b: Scalar) -> Scalar:
         return self.scalar("s_floordiv", self.sub(self.add(a, b), 1), b)

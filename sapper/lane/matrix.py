@@ -28,9 +28,9 @@ from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, S64, DType, TensorType, 
 from ..lang.by_hand import PRODUCTS, ProductPiece
 from ..tile.affine import affine
 from ..tile.plan import Walk, is_scalar_integer, plan_block
-from ..tile.schedule import MatrixUnit, Panels
+from ..tile.schedule import MatrixGroup, MatrixUnit, Panels
 from . import fragments
-from .model import Model
+from .depth_shares import DepthShares
 from .state import Access, Capacity, Open, Scalar, row_dtype
 
 CHUNK_BYTES, ELEMENT_BYTES, SWIZZLED_ROWS = 16, 2, 8
@@ -202,7 +202,7 @@ class Piece:
         return list(made.results)
 
 
-class MatrixLowering(Model):
+class MatrixLowering(DepthShares):
     """Finds walks for the matrix instructions and emits them. warps: of a worker, 1 if there is no such walk.
 
     near_buffers: what lies in near memory, as (name, first byte, bytes); they overlap where one has the place of
@@ -404,20 +404,6 @@ class MatrixLowering(Model):
             return self.constant(scalar, i32)
         return self.emit(self.depth_of(scalar), "splat", [scalar], ROW_I32)
 
-    def warp(self) -> Value:
-        memo = self.levels[0].memo
-        if "warp" not in memo:
-            memo["warp"] = self.emit(0, "warp", [], S64)
-        found: Value = memo["warp"]
-        return found
-
-    def near(self) -> Value:
-        memo = self.levels[0].memo
-        if "near" not in memo:
-            memo["near"] = self.emit(0, "near_memory", [], S64)
-        found: Value = memo["near"]
-        return found
-
     def thread(self) -> Value:
         """row<i32>: the number of each lane in its worker."""
         memo = self.levels[0].memo
@@ -439,8 +425,18 @@ class MatrixLowering(Model):
 
     # The walk.
 
-    def matrix_tile(self) -> tuple[int, int]:
-        """Rows and columns that a worker computes at once: the sums of several contractions share the registers."""
+    def matrix_unit(self) -> MatrixUnit | MatrixGroup:
+        assert self.facts.matrix is not None
+        return self.facts.matrix
+
+    taken_tile: tuple[int, int] | None = None
+
+    def take_tile(self, tile: tuple[int, int]) -> None:
+        self.taken_tile = tile
+
+    def fitting_tiles(self) -> list[tuple[int, int]]:
+        """Rows and columns that a worker may compute at once, the largest first: the sums of several contractions share
+        the registers."""
         unit, walk = self.facts.matrix, self.matrix_walk
         assert unit is not None and walk is not None
         narrow = len(walk.right) * (2 if self._turns(walk) or (
@@ -454,9 +450,16 @@ class MatrixLowering(Model):
                    if rows >= max(least[0], fragments.ROWS * unit.warps[0])
                    and columns >= max(least[1], self.lanes * unit.warps[1])] or tiles[:1]
         forced = {axis: size for axis, size in self.schedule.tile.items() if axis in (walk.rows, walk.columns)}
-        for tile in fitting:
-            if forced and forced.items() <= {walk.rows: tile[0], walk.columns: tile[1]}.items():
-                return tile
+        found = [tile for tile in fitting if forced.items() <= {walk.rows: tile[0], walk.columns: tile[1]}.items()]
+        return (found[:1] if forced else found) or fitting
+
+    def matrix_tile(self) -> tuple[int, int]:
+        """Rows and columns that a worker computes at once: the largest of which there is one for each worker."""
+        unit, walk = self.facts.matrix, self.matrix_walk
+        assert unit is not None and walk is not None
+        if self.taken_tile is not None:
+            return self.taken_tile
+        fitting = self.fitting_tiles()
         extents = [self._extent_of(axis, False) for axis in (walk.rows, walk.columns)]
         enough = (tile for tile in fitting if prod(
             -(-extent // size) for extent, size in zip(extents, tile, strict=True)) * self._nests() >= unit.workers)
@@ -498,9 +501,12 @@ class MatrixLowering(Model):
         high, wide = self.matrix_tile()
 
         def tile(row: Value, column: Value) -> None:
-            with self.located(walk.reductions[0]):
+            with self.located(walk.reductions[0]), self.segment_depth(found.depth):
                 self._tile(walk, found, unit, row, column)
 
+        if self.turn is not None:
+            self.segment_tile(found, tile)
+            return
         self._count(columns, wide, lambda column: self._count(rows, high, lambda row: tile(row, column)))
 
     def _count(self, o: Open, step: int, body: Callable[[Value], None]) -> None:
@@ -509,7 +515,7 @@ class MatrixLowering(Model):
     def _tile(self, walk: Walk, found: MatrixWalk, unit: MatrixUnit, row: Value, column: Value) -> None:
         rows, columns, deep = self.open[found.rows], self.open[found.columns], self.open[found.depth]
         high, wide = self.matrix_tile()
-        depth = unit.depth * ELEMENT_BYTES // found.dtype.size_bytes
+        depth = self.piece_depth()
         warp_rows, warp_columns = high // unit.warps[0], wide // unit.warps[1]
         mine_row = self.mul(self.scalar("s_floordiv", self.warp(), unit.warps[1]), warp_rows)
         mine_column = self.mul(self.scalar("s_mod", self.warp(), unit.warps[1]), warp_columns)
@@ -574,12 +580,23 @@ class MatrixLowering(Model):
         self.near_bytes_used = max(self.near_bytes_used, stages * stage_bytes, own_bytes * self.warps)
         self.name_stages([(piece.op, piece.at, piece.bytes) for piece in pieces], stages, stage_bytes)
         self.name_buffers([("sums", 0, own_bytes * self.warps)])
-        values = iter(list(loop.results)[2 + len(pieces):])
-        placed = [[Sum(next(values), i * fragments.ROWS + register // 2 * 8, j * fragments.COLUMNS + register % 2)
-                   for i in range(blocks[0]) for j in range(blocks[1]) for register in range(4)] for _ in right]
-        self._finish_tile(walk, found, placed, (self.add(row, mine_row), warp_rows, row_end),
-                          (self.add(column, mine_column), warp_columns, column_end),
-                          self.add(self.near(), self.mul(self.warp(), own_bytes)))
+
+        def store(sums: list[Value], row: Value, column: Value) -> None:
+            rows, columns = self.open[found.rows], self.open[found.columns]
+            row_end, column_end = self.add(rows.offset, rows.extent), self.add(columns.offset, columns.extent)
+            values = iter(sums)
+            placed = [[Sum(next(values), i * fragments.ROWS + register // 2 * 8, j * fragments.COLUMNS + register % 2)
+                       for i in range(blocks[0]) for j in range(blocks[1]) for register in range(4)] for _ in right]
+            self._finish_tile(walk, found, placed, (self.add(row, mine_row), warp_rows, row_end),
+                              (self.add(column, mine_column), warp_columns, column_end),
+                              self.add(self.near(), self.mul(self.warp(), own_bytes)))
+
+        self.finish_segment(found, list(loop.results)[2 + len(pieces):], row, column, store)
+
+    def piece_depth(self) -> int:
+        unit, found = self.facts.matrix, self.matrix_walk
+        assert unit is not None and found is not None
+        return unit.depth * ELEMENT_BYTES // found.dtype.size_bytes
 
     def _next(self, stage: Value, stage_bytes: int, end: Scalar) -> Value:
         following = self.value(self.add(stage, stage_bytes))

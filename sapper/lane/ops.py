@@ -127,14 +127,15 @@ LANE_OPS = OpTable("lane", [
            doc="one element in every lane"),
     OpSpec("gather", (2, 3), attributes=("dtype",), optional=("scale", "disp", "masked", "near"), pure=False,
            doc="base, offsets (row<i32>, signed): element at base + offset * scale + disp for each lane"),
-    OpSpec("load_run", (1, 3), (2, 16), attributes=("dtype",), optional=(*_ADDRESS, "gathered", "masked"), pure=False,
+    OpSpec("load_run", (1, 3), (2, 16), attributes=("dtype",), optional=(*_ADDRESS, "gathered", "masked", "handed"),
+           pure=False,
            doc="neighbours for each lane, as many as there are results: result r has of lane l the element l * results "
                "+ r; with `gathered`, after the base, offsets (row<i32>) of the lanes' own first elements, and a mask "
                "may follow; addresses are multiples of a lane's bytes"),
     OpSpec("store_run", (3, 18), (0, 0), attributes=("dtype",),
-           optional=(*_ADDRESS, "gathered", "streaming", "disjoint"), pure=False,
+           optional=(*_ADDRESS, "gathered", "streaming", "disjoint", "handed"), pure=False,
            doc="address, with `gathered` offsets, then as many values as there are neighbours for each lane: as "
-               "load_run has them; `disjoint` as of scatter"),
+               "load_run has them; `disjoint` as of scatter; `handed`, of either: memory by which workers hand over"),
     OpSpec("store", (2, 4), (0, 0), attributes=("dtype",),
            optional=(*_ADDRESS, "masked", "streaming", "exact", "denormals"), pure=False,
            doc="value, address: narrowing rounds floats to nearest even and wraps integers; `exact` says that the "
@@ -264,6 +265,10 @@ LANE_OPS = OpTable("lane", [
                "on from i = workers in order of demand, by shared counter `counter` (0 .. 7), which is zero before"),
     OpSpec("barrier", (0, 0), (0, 0), optional=("reset",), pure=False,
            doc="no worker passes before all have arrived; reset: a counter of tasks that is zero again from here on"),
+    OpSpec("hand_over", (0, 0), (0, 0), pure=False,
+           doc="what this warp stored before is there for the same warp of the worker that takes it over"),
+    OpSpec("take_over", (1, 1), (0, 0), pure=False,
+           doc="worker: until the same warp of that worker handed over, once for each take_over"),
     OpSpec("sync_lanes", (0, 0), (0, 0), pure=False,
            doc="what any lane of this worker stored before it is seen by its other lanes after it; nothing where lanes "
                "are parts of one register"),

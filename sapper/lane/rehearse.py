@@ -12,6 +12,8 @@ over, from what it waited for, not from the order in which they happened to run:
     a wait for a parity is taken at its weakest: for the first phase of that parity of which the warp does not know yet;
     if it knows of one, and of none of the other parity since, it passes at once
 
+Where workers hand over to each other, several of them are run, and memory by which they do so is compared likewise.
+
 Threads of control depend on scalars alone, so that one order of events stands for all. Loops in which nobody waits are
 run once, their counters as intervals; those that only start copies, as often as they say; the others a few rounds only,
 which suffice to use every stage again. What is not seen that way: faults that come only after more rounds, or from
@@ -41,6 +43,11 @@ EXTENT, SCALAR = 576, 581
 MOST_ROUNDS = 32
 """Of a loop around loops of waits, none of which may run."""
 WORKERS = 2
+HANDING = ((EXTENT, WORKERS), (128, WORKERS), (128, 8))
+"""Extents and workers where workers hand over: the first with which they do counts. Shares that go with the number of
+tiles want few of them."""
+NEAR_STRIDE, SCRATCH = 1 << 24, 1 << 40
+"""From a worker's near memory to the next one's, and where scratch memory begins."""
 MOST_FAULTS = 8
 
 Interval = tuple[int, int]
@@ -48,11 +55,12 @@ Clock = dict[int, int]
 """Agent (a warp, or a signal) -> its latest epoch (phase) that is known to be over."""
 
 _SYNCHRONISES = frozenset({
+    "hand_over", "take_over",
     "sync_warps", "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait", "tensor_copy",
     "store_fence", "tensor_store", "store_wait",
     "group_fence", "group_multiply", "group_multiply_rows", "group_commit", "group_wait", "async_copy",
     "async_commit", "async_wait"})
-_WAITS = frozenset({"sync_warps", "signal_wait", "group_wait", "async_wait"})
+_WAITS = frozenset({"take_over", "sync_warps", "signal_wait", "group_wait", "async_wait"})
 _FIRST_SUM = {"group_multiply": 2, "group_multiply_rows": 5}
 """Operands before the sums."""
 _MATRICES = frozenset({"load_matrix", "store_matrix"})
@@ -155,11 +163,14 @@ class Signal:
 
 @dataclass(slots=True)
 class Warp:
-    """batches: the reads of each batch of matrix instructions that is not known to be done; issued: of those in no
-    batch; groups, copies: likewise of copies by lanes; stores: of copies of boxes from near memory. held: an ordinary
-    access that the next one may belong to, the bytes, and whether it writes. runs: of each loop in which it waits."""
+    """number: among all warps, of which it is the one `own` of a worker. batches: the reads of each batch of matrix
+    instructions that is not known to be done; issued: of those in no batch; groups, copies: likewise of copies by
+    lanes; stores: of copies of boxes from near memory. held: an ordinary access that the next one may belong to, the
+    bytes, and whether it writes. runs: of each loop in which it waits."""
 
     number: int
+    worker: int = 0
+    own: int = 0
     clock: Clock = field(default_factory=dict)
     epoch: int = 0
     values: dict[Value, Any] = field(default_factory=dict)
@@ -175,7 +186,19 @@ class Warp:
 
 def rehearse(function: Function) -> list[Fault]:
     """The faults, one of each kind and line, at most MOST_FAULTS."""
-    return [*_sums_in_flight(function), *_Rehearsal(function).run()][:MOST_FAULTS]
+    return [*_sums_in_flight(function), *_rehearsed(function)][:MOST_FAULTS]
+
+
+def _rehearsed(function: Function) -> list[Fault]:
+    if not any(op.name == "take_over" or op.attributes.get("handed") for op in function.walk()):
+        return _Rehearsal(function, EXTENT, WORKERS, 1).run()
+    found: list[Fault] = []
+    for extent, workers in HANDING:
+        rehearsal = _Rehearsal(function, extent, workers, workers)
+        found += rehearsal.run()
+        if found or rehearsal.handed_over:
+            break
+    return found
 
 
 def check(function: Function) -> None:
@@ -215,20 +238,26 @@ def _sums_in_flight(function: Function) -> Iterator[Fault]:
 
 
 class _Rehearsal:
-    def __init__(self, function: Function) -> None:
-        self.function = function
+    """extent: of every dimension. workers: of the launch, of whom the first `rehearsed` are run. handed_over: whether
+    any of them had something for another one."""
+
+    def __init__(self, function: Function, extent: int, workers: int, rehearsed: int) -> None:
+        self.function, self.extent, self.workers = function, extent, workers
+        self.handed: dict[tuple[int, int], Clock] = {}
+        self.handed_over = False
         attributes = function.attributes
         self.near_bytes: int = attributes.get("near_bytes", 0)
-        self.warps = [Warp(n) for n in range(attributes.get("warps", 1))]
+        each = attributes.get("warps", 1)
+        self.warps = [Warp(n, *divmod(n, each)) for n in range(rehearsed * each)]
         self.lanes: int = attributes["lanes"]
         self.faults: dict[tuple[object, ...], Fault] = {}
         self.places: dict[Interval, Place] = {}
         self.loaded: dict[Op, int] = {}
         self.signals: dict[int, Signal] = {}
         self.words: dict[int, Any] = {}
-        self.met = [0] * len(self.warps)
-        self.meeting: Clock = {}
-        self.meetings: list[Clock] = []
+        self.met = [[0] * each for _ in range(rehearsed)]
+        self.meeting: list[Clock] = [{} for _ in range(rehearsed)]
+        self.meetings: list[list[Clock]] = [[] for _ in range(rehearsed)]
         self.waits: dict[Block, bool] = {}
         self.needed = self._needed()
         self.steps: dict[Block, list[Op]] = {}
@@ -286,7 +315,7 @@ class _Rehearsal:
 
     @staticmethod
     def _is_near(op: Op) -> bool:
-        return op.name in _MATRICES or bool(op.attributes.get("near"))
+        return op.name in _MATRICES or bool(op.attributes.get("near") or op.attributes.get("handed"))
 
     # Running.
 
@@ -337,6 +366,8 @@ class _Rehearsal:
                 self.flush(warp)
                 if name == "sync_warps":
                     yield from self._meet(warp, op)
+                elif name == "take_over":
+                    yield from self._take_over(warp, op)
                 elif name == "signal_wait":
                     yield from self._wait(warp, op)
                 else:
@@ -350,7 +381,7 @@ class _Rehearsal:
     def _loop(self, warp: Warp, op: Op) -> Iterator[Op]:
         values, block = warp.values, op.blocks[0]
         counter, *arguments = block.arguments
-        first, last, step = (0, values.get(op.operands[0]), WORKERS) if op.name == "tasks" else (
+        first, last, step = (warp.worker, values.get(op.operands[0]), self.workers) if op.name == "tasks" else (
             *map(values.get, op.operands[:2]), op.attributes["step"])
         if op.name == "loop":
             values.update((a, values.get(v)) for a, v in zip(arguments, op.operands[2:], strict=True))
@@ -396,14 +427,16 @@ class _Rehearsal:
         elif name == "arg":
             slot = op.attributes["slot"]
             name = "" if slot < 3 else self.function.attributes["slots"][slot - 3]
-            result = (slot + 1) << 40 if slot < 3 or name.endswith(".data") else \
-                SCALAR if name.startswith("scalar.") else EXTENT
-        elif name in ("worker", "near_memory"):
-            result = 0
+            result = (slot + 1) * SCRATCH if slot < 3 or name.endswith(".data") else \
+                SCALAR if name.startswith("scalar.") else self.extent
+        elif name == "near_memory":
+            result = warp.worker * NEAR_STRIDE
+        elif name == "worker":
+            result = warp.worker
         elif name == "workers":
-            result = WORKERS
+            result = self.workers
         elif name == "warp":
-            result = warp.number
+            result = warp.own
         elif name == "s_load":      # groups begin and end where memory says: a later load is of a larger number
             result = self.loaded.setdefault(op, EXTENT * (1 + len(self.loaded)))
         elif name == "iota":
@@ -465,11 +498,12 @@ class _Rehearsal:
         return found
 
     def touch(self, warp: Warp, interval: Interval, access: Access, writes: bool) -> None:
-        if not 0 <= interval[0] <= interval[1] <= self.near_bytes:
-            self.fault(access.op, f"bytes {interval[0]} to {interval[1]} of {self.near_bytes} of near memory")
+        low, high = interval
+        first = low // NEAR_STRIDE * NEAR_STRIDE if 0 <= low < SCRATCH else 0
+        if low < SCRATCH and not first <= low <= high <= first + self.near_bytes:
+            self.fault(access.op, f"bytes {low - first} to {high - first} of {self.near_bytes} of near memory")
             return
         place = self.place(interval)
-        low, high = interval
         number, epoch_of = warp.number, warp.clock.get
         missing = 0 if writes else high - low
         for other in place.others:
@@ -521,7 +555,7 @@ class _Rehearsal:
         if form is None:
             form = self.forms[op] = Form.of(op, self.lanes)
         base = values.get(form.base)
-        low, high = 0, self.near_bytes      # where nothing is known
+        low, high = self._all_near(warp)        # where nothing is known
         known = _bounds(base)
         offset: Any = (0, 0)
         if form.offset is not None:
@@ -537,7 +571,7 @@ class _Rehearsal:
             low = known[0] + offset[0] * form.scale + form.disp
             high = known[1] + offset[1] * form.scale + form.disp + form.size_bytes
         if form.masked:     # lanes that are off touch nothing
-            high = min(high, self.near_bytes)
+            high = min(high, self._all_near(warp)[1])
         writes = form.writes
         held = warp.held
         if held is not None and held[3] == writes and held[1] <= high and low <= held[2]:
@@ -550,16 +584,39 @@ class _Rehearsal:
         elif op.name == "s_load":
             values[op.results[0]] = self.words.get(low) if high - low == form.size_bytes else None
 
+    def _all_near(self, warp: Warp) -> Interval:
+        """Of the warp's worker."""
+        return warp.worker * NEAR_STRIDE, warp.worker * NEAR_STRIDE + self.near_bytes
+
     def _meet(self, warp: Warp, op: Op) -> Iterator[Op]:
-        mine = self.met[warp.number]
-        self.met[warp.number] += 1
-        self.release(warp, self.meeting)
-        if min(self.met) > mine:
-            self.meetings.append(dict(self.meeting))
+        met, meetings = self.met[warp.worker], self.meetings[warp.worker]
+        mine = met[warp.own]
+        met[warp.own] += 1
+        self.release(warp, self.meeting[warp.worker])
+        if min(met) > mine:
+            meetings.append(dict(self.meeting[warp.worker]))
         self.progress = True
-        while len(self.meetings) <= mine:
+        while len(meetings) <= mine:
             yield op
-        _merge(warp.clock, self.meetings[mine])
+        _merge(warp.clock, meetings[mine])
+
+    def _hand_over(self, warp: Warp, op: Op) -> None:
+        self.handed_over = True
+        if (warp.worker, warp.own) in self.handed:
+            self.fault(op, "what was handed over before, and not taken yet")
+        known = self.handed[warp.worker, warp.own] = {}
+        self.release(warp, known)
+
+    def _take_over(self, warp: Warp, op: Op) -> Iterator[Op]:
+        self.handed_over = True
+        other = warp.values.get(op.operands[0])
+        if not isinstance(other, int):
+            self.fault(op, "a worker that memory holds")
+            return
+        while (other, warp.own) not in self.handed:
+            yield op
+        _merge(warp.clock, self.handed.pop((other, warp.own)))
+        self.progress = True
 
     def _signal(self, warp: Warp, op: Op, at: int = 0, disp: str = "disp") -> Signal | None:
         address = self._address(warp, op, at, disp)
@@ -679,7 +736,7 @@ class _Rehearsal:
     def _copy_lanes(self, warp: Warp, op: Op) -> None:
         base, row = (warp.values.get(v) for v in op.operands[:2])
         disp = op.attributes.get("disp", 0)
-        interval = (0, self.near_bytes)
+        interval = self._all_near(warp)
         if isinstance(base, int) and row is not None:
             interval = base + disp + row.low, base + disp + row.high + 16
         access = Access(op, warp.number, None, True)
@@ -698,6 +755,7 @@ class _Rehearsal:
 
 
 _ACTIONS: dict[str, Callable[[_Rehearsal, Warp, Op], None]] = {
+    "hand_over": _Rehearsal._hand_over,
     "signal_start": _Rehearsal._start, "signal_fence": _Rehearsal._fence_signals,
     "signal_arrive": _Rehearsal._arrive, "signal_expect": _Rehearsal._arrive, "tensor_copy": _Rehearsal._copy_box,
     "store_fence": _Rehearsal._fence_stores, "tensor_store": _Rehearsal._store_box,

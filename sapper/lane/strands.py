@@ -42,6 +42,7 @@ class Launch:
         self.waiting = 0
         self.generation = 0
         self.signals: dict[int, Signal] = {}
+        self.handed: set[int] = set()
         self.fruitless = 0
         self.failure: BaseException | None = None
 
@@ -85,6 +86,20 @@ class Launch:
             if not all(self.running[other] for other in others if self.meetings.get(other, 0) < mine):
                 raise LaneError(f"{at_op(op)}: found a warp that ended before; expected all of the worker's to arrive")
             self.give_way(warp)
+
+    def hand_over(self, warp: int) -> None:
+        self.handed.add(warp)
+        self.fruitless = 0
+
+    def take_over(self, warp: int, other: int, op: Op) -> None:
+        """Wait until another warp of the launch has handed over."""
+        while other not in self.handed:
+            self.fruitless += 1
+            if self.fruitless > 2 * self.strands:
+                raise LaneError(f"{at_op(op)}: found nobody who can go on; expected warp {other % self.warps} of "
+                                f"worker {other // self.warps} to hand over")
+            self.give_way(warp)
+        self.handed.remove(other)
 
     def signal(self, address: int, op: Op) -> Signal:
         found = self.signals.get(address)

@@ -39,7 +39,8 @@ class MatrixUnit:
     stages: how many pieces of the operands are in near memory, one being used while the others arrive. chain_rows,
     chain_step, chain_stages: rows, columns of a piece, and stages where contractions are chained in registers
     (attention). chain_registers: most of a thread that their sums and left operands may take. near_bytes: of a worker
-    at most.
+    at most. products: of 16-bit elements that a worker makes in a cycle. cache_bytes: that come to it from the last
+    cache in a cycle, about.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
@@ -54,6 +55,8 @@ class MatrixUnit:
     chain_registers: int = 160
     workers: int = 108
     near_bytes: int = 99 << 10
+    products: int = 1024
+    cache_bytes: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,8 @@ class MatrixGroup:
     group_rows: of a group. shapes: (groups, columns) of a worker's tile, the largest first; the model takes the first
     of which there is one for each of `workers`. depth_bytes: of a stage. stages: how many there are, a power of two:
     their number is some bits of a counter. copy_warps: those beside the groups. copy_registers: of each of their
-    threads, where several groups need what is left of `registers`. near_bytes: of a worker at most.
+    threads, where several groups need what is left of `registers`. near_bytes: of a worker at most. products,
+    cache_bytes: as of MatrixUnit.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
@@ -82,6 +86,8 @@ class MatrixGroup:
     registers: int = 65536
     near_bytes: int = 227 << 10
     workers: int = 132
+    products: int = 2048
+    cache_bytes: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +214,9 @@ class Schedule:
     assembly: blocks by hand, each of which stands for its op wherever the target has it.
     matrix: whether contractions run on matrix instructions; true is an error where they can't. None: where the model
     has them do so.
+    split: contracted axis -> among how many workers a tile's depth is split, as far as there are workers; 1: tiles are
+    whole. stream: the contracted axis that all workers part evenly, whatever tiles that cuts (lane/depth_shares.py).
+    Both empty: the model's.
     """
 
     lane: str | None = None
@@ -219,12 +228,16 @@ class Schedule:
     chunks: dict[str, int] = field(default_factory=dict)
     assembly: tuple[str, ...] = ()
     matrix: bool | None = None
+    split: dict[str, int] = field(default_factory=dict)
+    stream: str | None = None
 
     def __post_init__(self) -> None:
         """Raises ScheduleError for what is no schedule of any kernel."""
-        if self.lane is not None and not isinstance(self.lane, str):
-            raise ScheduleError(f"schedule entry lane: found {self.lane!r}; expected the name of an axis")
-        for entry in ("tile", "registers", "chunks"):
+        for entry in ("lane", "stream"):
+            axis = getattr(self, entry)
+            if axis is not None and not isinstance(axis, str):
+                raise ScheduleError(f"schedule entry {entry}: found {axis!r}; expected the name of an axis")
+        for entry in ("tile", "registers", "chunks", "split"):
             sizes = getattr(self, entry)
             if not isinstance(sizes, dict):
                 raise ScheduleError(f"schedule entry {entry}: found {sizes!r}; expected axes with a size for each")
@@ -239,13 +252,17 @@ class Schedule:
                 continue
             if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
                 raise ScheduleError(f"schedule entry {entry}: found {names!r}; expected a list of names")
+        if self.split and self.stream is not None:
+            raise ScheduleError(f"schedule entries split and stream: found both, of {', '.join(self.split)} and "
+                                f"{self.stream}; expected one: a tile is split, or workers part all of them evenly")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with only what is set; `Schedule.from_json` reads it back."""
         data: dict[str, Any] = {}
-        if self.lane is not None:
-            data["lane"] = self.lane
-        for name in ("tile", "registers", "chunks"):
+        for name in ("lane", "stream"):
+            if getattr(self, name) is not None:
+                data[name] = getattr(self, name)
+        for name in ("tile", "registers", "chunks", "split"):
             if getattr(self, name):
                 data[name] = dict(sorted(getattr(self, name).items()))
         for name in ("order", "assembly"):

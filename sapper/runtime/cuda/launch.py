@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...targets.ptx.target import runs_on
-from ...targets.ptx.text import BLOCK_WARPS, SWIZZLE_BYTES
+from ...targets.ptx.text import BLOCK_WARPS, SWIZZLE_BYTES, SYNC_BYTES, most_workers
 from .. import arguments as _arguments
 from ..arguments import Binding, Parameter, TensorView, fill_words, slot_words, view_dlpack
 from ..compiled import CompiledKernel
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 KDL_MANAGED = 13
 DEVICES = frozenset({KDL_CUDA, KDL_MANAGED})
-SYNC_BYTES = 1024
-"""Of the sync block; see targets/ptx/select.py, barrier."""
 LEAST_SCRATCH_BYTES = 64 << 10
 _ENTRY = re.compile(r"\.entry\s+(\w+)")
 
@@ -228,7 +226,7 @@ class DeviceLauncher:
         warps = compiled.warps if compiled.warps > 1 else BLOCK_WARPS
         of_block = warps // compiled.warps
         wanted = compiled.task_count(binding.dims) if compiled.counters else 1
-        blocks = function.resident_blocks(32 * warps, compiled.near_bytes)
+        blocks = min(function.resident_blocks(32 * warps, compiled.near_bytes), most_workers(compiled.warps))
         if wanted is not None:
             blocks = max(1, min(blocks, -(-wanted // of_block)))
         return Entry(compiled, function, blocks, 32 * warps, each, blocks * of_block)

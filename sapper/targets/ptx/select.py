@@ -24,6 +24,7 @@ from ...lane.ranges import Ranges
 from ...lane.synchronise import bytes_of_lane
 from ...lang.by_hand import piece_of
 from .rows import form
+from .select_workers import RULES as WORKER_RULES
 from .text import NEAR, NOBODY, SPECIAL, Symbol, TensorPlace, map_name
 
 FAMILY = "ptx"
@@ -226,7 +227,7 @@ def begin(s: Any) -> None:
             continue
         facts.lane_bytes[size] = s.new("gpr")
         s.emit("mul.wide.u32", facts.lane_bytes[size], facts.lane, size)
-    if needed & {"worker", "tasks", "workers", "barrier"}:
+    if needed & {"worker", "tasks", "workers", "barrier", "hand_over", "take_over"}:
         number, total = s.new("vec"), s.new("vec")
         s.emit("mov.u32", number, SPECIAL["%ctaid.x"])
         s.emit("mov.u32", total, SPECIAL["%nctaid.x"])
@@ -240,7 +241,7 @@ def begin(s: Any) -> None:
         facts.worker, facts.workers = s.new("gpr"), s.new("gpr")
         s.emit("cvt.u64.u32", facts.worker, number)
         s.emit("cvt.u64.u32", facts.workers, total)
-    if "warp" in needed:
+    if needed & {"warp", "hand_over", "take_over"}:
         own = s.new("vec")
         s.emit("shr.u32", own, thread, 5)
         facts.warp = s.new("gpr")
@@ -1292,5 +1293,5 @@ RULES: dict[str, Rule] = {
     "group_multiply": group_multiply, "group_multiply_rows": group_multiply,
     "group_commit": group_commit, "group_wait": group_wait,
     "register_budget": register_budget, "barrier": barrier, "sync_lanes": sync_lanes,
-    "fence_streaming": fence_streaming,
+    "fence_streaming": fence_streaming, **WORKER_RULES,
 }

@@ -35,6 +35,14 @@ SWIZZLE_BYTES = 128
 """Of the boxes that tensor maps of a kernel describe: chunks of 16 bytes are permuted in rows of so many."""
 MAP_BYTES = 128
 """Of a tensor map, which starts at a multiple of half of it (PTX ISA, "tensormap")."""
+SYNC_BYTES, FLAGS_AT, FLAG_BYTES = 64 << 10, 1024, 4
+"""Of the sync block, zero before a launch and after; where the flags of its warps begin, which say that one handed
+over (select_workers.py); and of a flag."""
+
+
+def most_workers(warps: int) -> int:
+    """Of so many warps, that have flags."""
+    return (SYNC_BYTES - FLAGS_AT) // (FLAG_BYTES * warps)
 
 
 class LevelError(ValueError):
