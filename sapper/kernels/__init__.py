@@ -14,7 +14,7 @@ MODULES = (
     "add", "softmax", "norm", "embedding", "rope", "rope_yarn", "activation",
     "matmul", "batched", "integer", "matvec", "narrow",
     "quantized", "widen", "k_quants", "fp8", "fp8_panels",
-    "attention", "attention_narrow", "paged", "mla", "mla_narrow", "sparse", "sparse_paged",
+    "attention", "attention_narrow", "paged", "mla", "mla_narrow", "mla_rounded", "sparse", "sparse_paged",
     "gate", "moe", "moe_blocks", "moe_k",
     "sampling", "cross_entropy", "movement",
 )

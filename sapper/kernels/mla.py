@@ -15,7 +15,8 @@ ways to attend:
 In `latent_attention_decode` the cores share the positions, SPLIT at a time, so that the cache is read once for all
 heads; each split leaves its maximum, its total and its sum, which `merge_splits` joins. In products of bf16
 `latent_attention_decode_rounded` does it, LONG_SPLIT positions at a time, for `merge_long_splits`; mla_narrow.py has
-the same as a loop over tiles of positions, as matrix instructions of GPUs want it.
+the same as a loop over tiles of positions, as matrix instructions of GPUs want it. mla_rounded.py is the naive way in
+products of bf16.
 """
 
 from typing import Any
@@ -326,16 +327,18 @@ def compress_arguments(random: "np.random.Generator", shape: Shape, cache: str) 
     }
 
 
-def expand_arguments(random: "np.random.Generator", shape: Shape, cache: str, weight: str) -> Arguments:
+def expand_arguments(
+    random: "np.random.Generator", shape: Shape, cache: str, weight: str, result: str = "f32"
+) -> Arguments:
     p, n, c = shape["P"], shape["N"], shape["C"]
     w = normal(random, n, c, dtype=weight, scale=1.0 / np.sqrt(c + 1.0))
-    return {"latents": normal(random, p, c, dtype=cache), "w": w, "y": unwritten(p, n)}
+    return {"latents": normal(random, p, c, dtype=cache), "w": w, "y": unwritten(p, n, dtype=result)}
 
 
-def attention_arguments(random: "np.random.Generator", shape: Shape, cache: str) -> Arguments:
+def attention_arguments(random: "np.random.Generator", shape: Shape, cache: str, expanded_in: str = "f32") -> Arguments:
     t, h, d, s, v, position = (shape[name] for name in ("T", "H", "D", "S", "V", "position"))
     p = position + t
-    expanded = normal(random, p, h, d + v)
+    expanded = normal(random, p, h, d + v, dtype=expanded_in)
     return {
         "q": normal(random, t, h, d), "q_turned": normal(random, t, h, s), "keys": expanded[:, :, :d],
         "shared": normal(random, p, s, dtype=cache), "values": expanded[:, :, d:], "position": position,
@@ -407,30 +410,39 @@ def _compress_entry(kernel: Any, cache: str) -> LibraryKernel:
     )
 
 
-def _expand_entry(kernel: Any, cache: str, weight: str) -> LibraryKernel:
-    cache_size, size = NUMPY_DTYPES[cache].itemsize, NUMPY_DTYPES[weight].itemsize
+def expand_entry(
+    kernel: Any, cache: str, weight: str, result: str = "f32", tolerance: Tolerance = SUMS
+) -> LibraryKernel:
+    cache_size, size, made = (NUMPY_DTYPES[name].itemsize for name in (cache, weight, result))
     p, n, c = 512, 4096, 512
     return LibraryKernel(
         name=kernel.name, kernel=kernel, reference=expand_reference,
-        make_arguments=lambda random, shape: expand_arguments(random, shape, cache, weight), tolerance=SUMS,
+        make_arguments=lambda random, shape: expand_arguments(random, shape, cache, weight, result),
+        tolerance=tolerance,
         cases=(Case({"P": p, "N": n, "C": c}, flops=2 * p * n * c,
-                    bytes=cache_size * p * c + size * n * c + 4 * p * n),),
+                    bytes=cache_size * p * c + size * n * c + made * p * n),),
         check_shapes=({"P": 0, "N": 4, "C": 3}, {"P": 1, "N": 1, "C": 1}, {"P": 5, "N": 33, "C": 17},
                       {"P": 20, "N": 70, "C": 64}),
         dtype=weight,
+        products="bf16" if cache == weight == "bf16" else "f32",
     )
 
 
-def _attention_entry(kernel: Any, cache: str) -> LibraryKernel:
+def attention_entry(
+    kernel: Any, cache: str, expanded_in: str = "f32", tolerance: Tolerance = SOFTMAX
+) -> LibraryKernel:
+    """expanded_in: the dtype of keys and values."""
     cases = []
     for t, h, d, s, v, position in ((512, 16, 128, 64, 128, 0),):
         pairs = t * position + t * (t + 1) // 2
-        size = 4 * h * (t * (d + s + v) + (position + t) * (d + v)) + NUMPY_DTYPES[cache].itemsize * (position + t) * s
+        made, size_cached = (NUMPY_DTYPES[name].itemsize for name in (expanded_in, cache))
+        size = 4 * h * t * (d + s + v) + (position + t) * (made * h * (d + v) + size_cached * s)
         cases.append(Case({"T": t, "H": h, "D": d, "S": s, "V": v, "position": position},
                           flops=2 * pairs * h * (d + s + v), bytes=size))
     return LibraryKernel(
         name=kernel.name, kernel=kernel, reference=attention_reference,
-        make_arguments=lambda random, shape: attention_arguments(random, shape, cache), tolerance=SOFTMAX,
+        make_arguments=lambda random, shape: attention_arguments(random, shape, cache, expanded_in),
+        tolerance=tolerance,
         cases=tuple(cases),
         check_shapes=(
             {"T": 0, "H": 1, "D": 4, "S": 2, "V": 3, "position": 0},
@@ -439,6 +451,7 @@ def _attention_entry(kernel: Any, cache: str) -> LibraryKernel:
             {"T": 20, "H": 3, "D": 16, "S": 8, "V": 12, "position": 33},
         ),
         dtype=cache,
+        products=expanded_in,
     )
 
 
@@ -508,12 +521,12 @@ def _merge_entry(kernel: Any, split: int) -> LibraryKernel:
 KERNELS = (
     _compress_entry(compress_f32, "f32"),
     _compress_entry(compress_bf16, "bf16"),
-    _expand_entry(expand_f32_f32, "f32", "f32"),
-    _expand_entry(expand_f32_bf16, "f32", "bf16"),
-    _expand_entry(expand_bf16_f32, "bf16", "f32"),
-    _expand_entry(expand_bf16_bf16, "bf16", "bf16"),
-    _attention_entry(latent_attention_f32, "f32"),
-    _attention_entry(latent_attention_bf16, "bf16"),
+    expand_entry(expand_f32_f32, "f32", "f32"),
+    expand_entry(expand_f32_bf16, "f32", "bf16"),
+    expand_entry(expand_bf16_f32, "bf16", "f32"),
+    expand_entry(expand_bf16_bf16, "bf16", "bf16"),
+    attention_entry(latent_attention_f32, "f32"),
+    attention_entry(latent_attention_bf16, "bf16"),
     _head_entry(absorb_f32, "f32", "D", absorb_reference, absorb_arguments),
     _head_entry(absorb_bf16, "bf16", "D", absorb_reference, absorb_arguments),
     decode_entry(latent_attention_decode_f32, "f32"),

@@ -9,9 +9,10 @@ what BaseSession holds; a token reads the weights of the experts that it goes th
        └─ norm, router ── gate ── experts: SwiGLU, weighted sum, + y ── x  mixtures
     x ── norm, logits of the last token
 
-One token attends absorbed, several attend naively (sapper/kernels/mla.py); where there is an indexer, to the positions
-that it chooses (sapper/kernels/sparse.py). Each is one program; the variables of the second are `position`, `count`,
-`filled` (position + count) and `routed` (count, for each expert that a token takes).
+One token attends absorbed, several attend naively (sapper/kernels/mla.py; where prompts are rounded, in products of
+bf16, mla_rounded.py); where there is an indexer, to the positions that it chooses (sapper/kernels/sparse.py). Each is
+one program; the variables of the second are `position`, `count`, `filled` (position + count) and `routed` (count, for
+each expert that a token takes).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...kernels import embedding, gate, mla, moe, norm, sparse
+from ...kernels import embedding, gate, mla, mla_rounded, moe, norm, sparse
 from ...runtime.program import Rows, Variable
 from ..linear import Matrix, Steps, Workspace
 from ..session import BaseSession, Sections
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from .untrained import Untrained
 
 Array = np.ndarray[Any, np.dtype[Any]]
-CACHES: dict[str, str] = {}
-"""As Llama's; a latent vector is small beside the weights that a token meets."""
+CACHES = dict.fromkeys(("file-rounded", "bf16-rounded"), "bf16")
+"""As Llama's. A latent vector is small beside the weights that a token meets: f32 costs little; but products of bf16,
+which rounded prompts attend by, read bf16."""
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
 
 
@@ -81,7 +83,6 @@ class Session(BaseSession):
         key_features, query_features = (0, 0) if indexer is None else (
             indexer.features, indexer.heads * indexer.features)
         attention: dict[str, tuple[int, ...]] = {
-            "_expanded": (self.context, heads, config.key_features + config.value_features),
             "_joined": (rows, first + rank + config.turned_features + key_features),
             "_turned": (rows, heads, 2, pairs), "_mixed": (rows, heads * config.value_features),
         }
@@ -93,7 +94,10 @@ class Session(BaseSession):
             routed = rows * mixture.taken
             experts: Any = {"_gathered": (routed, config.features)}, {"_expert_hidden": (routed, mixture.hidden)}
             turns += experts if self._experts_copy() else [experts[0] | experts[1]]
-        self._take_turns(*({name: (extents, F32) for name, extents in part.items()} for part in turns))
+        in_f32 = [{name: (extents, F32) for name, extents in part.items()} for part in turns]
+        in_f32[0]["_expanded"] = ((self.context, heads, config.key_features + config.value_features),
+                                  DTYPES["bf16" if self._attends_rounded else "f32"])
+        self._take_turns(*in_f32)
         self._filled, self._routed = Variable("filled", self.context), Variable("routed", 0)
         if mixture is not None:
             self._make_mixture_buffers(rows, mixture)
@@ -134,6 +138,12 @@ class Session(BaseSession):
     def _queries(self) -> Array:
         """What queries are part of, before they turn."""
         return self._risen if self.model.config.query_rank else self._joined
+
+    @property
+    def _attends_rounded(self) -> bool:
+        """Whether several tokens attend in products of bf16."""
+        return (self._cache_dtype == "bf16" and self.model.config.indexer is None
+                and all(layer.attention.expand.rounded for layer in self.model.weights.layers))
 
     @property
     def _cached_layers(self) -> int:
@@ -360,7 +370,8 @@ class Session(BaseSession):
         """From queries, latent vectors and shared keys of a chunk's tokens to what attention gives."""
         config, rows, filled = self.model.config, self._rows, self._filled
         latents, shared = self._latents[layer], self._keys[layer].reshape(self.context, -1)
-        expand = getattr(mla, f"expand_{self._cache_dtype}_{one.expand.dtype}")
+        expand = (mla_rounded.expand_rounded if self._attends_rounded
+                  else getattr(mla, f"expand_{self._cache_dtype}_{one.expand.dtype}"))
         keys, values = self._expanded[:, :, : config.key_features], self._expanded[:, :, config.key_features :]
         turned, out = (array.reshape(self.chunk, config.heads, -1) for array in (self._turned, self._mixed))
         steps = [
@@ -372,7 +383,9 @@ class Session(BaseSession):
                     Rows(values, filled))
         settings = position, config.score_scale, rows(out)
         if one.index is None or config.indexer is None:
-            return [*steps, (getattr(mla, f"latent_attention_{self._cache_dtype}"), (*operands, *settings))]
+            attend = (mla_rounded.latent_attention_rounded if self._attends_rounded
+                      else getattr(mla, f"latent_attention_{self._cache_dtype}"))
+            return [*steps, (attend, (*operands, *settings))]
         return [
             *steps, *self._index_rows(one.index, config.indexer, layer, position),
             (getattr(sparse, f"latent_attention_sparse_{self._cache_dtype}"), (
