@@ -43,7 +43,6 @@ def load_model(model: str | Path, dtype: str = "file", predictor: bool = False) 
     with without_collection():
         loaded = load_checkpoint(open_checkpoint(model), dtype, predictor)
     trim_heap()  # of what was read
-    gc.freeze()  # what is loaded stays: the collector would look through a vocabulary each time anew
     return loaded
 
 
