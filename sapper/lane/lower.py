@@ -38,6 +38,7 @@ from .late import LateLowering, LateWalk
 from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
 from .prefetches import NEAR_AHEAD_BYTES
+from .row_waits import WORTH, waits_of
 from .state import Access, Bound, Capacity, Open, Scalar, element_bytes, row_dtype
 from .tile_blocks import CHUNK_TILES, FEWEST_ROWS, is_worth, serves
 
@@ -625,8 +626,19 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
                 elif carries and not any(other.lane or other.resident > 1 for other in ranges):
                     size = self._resident_rows(r)
                 else:
-                    size = sums.get(r.axis, 1)
+                    size = sums.get(r.axis) or self._rows_that_wait(r, plan)
                 r.resident = self.schedule.tile.get(r.axis, size)
+
+    def _rows_that_wait(self, r: Range, plan: Plan) -> int:
+        """Two where they wait for sums of themselves for long. Not where results go past the caches: memory takes
+        longer then, and the last walk may follow a row behind instead (late.py)."""
+        assert r.axis is not None
+        stores = [root for item in plan.items if isinstance(item, Walk) for root in item.roots()
+                  if isinstance(root, Op) and root.name == "store"]
+        if self.facts.many_workers or r.hint < 2 or any(map(self.streams, stores)):
+            return 1
+        waits = waits_of(r.axis, plan, self.facts, self._whole_hint)
+        return 2 if waits is not None and waits.saved >= WORTH else 1
 
     def _resident_rows(self, r: Range) -> int:
         """Rows that loops inside contract at once: what those read (a cache of keys) is then read once for all."""

@@ -47,6 +47,15 @@ UNROLLED_INSTRUCTIONS = 256
 PAIR_COST = 2.0
 """Of an access to every second element, of which another one takes the others: a row, and a permutation."""
 
+LINES_AT_ONCE = 2
+"""Lines of a matrix that is read once, where memory is best read line by line."""
+
+LINE_BYTES = 64
+
+STREAMS = 4
+"""Rows that are read from memory side by side. Measured on a Granite Rapids, argmax of 512 rows of 49152: 17.6 GB/s row
+by row, 19.8 by two, and 22.4 by four."""
+
 NEAR_ROWS = 8
 """Rows of near memory that are read before the first is used: such a read takes some thirty cycles."""
 
@@ -660,8 +669,9 @@ class Model(WalkLowering):
                     # loop over tiles: there are many of them); enough independent chains where it is. By 2 where
                     # memory bounds the walk and gives a line at a time sooner (panels of bf16: 15.0 and 16.5 GB/s).
                     unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
-                    if self.facts.line_by_line and fixed == 1 and all(counts[a] == 1 for a in outer if a != lane):
-                        unrolled = 2
+                    at_once = prod(counts[a] for a in outer if a != lane)
+                    if self.facts.line_by_line and fixed == 1 and outer and at_once <= LINES_AT_ONCE:
+                        unrolled = LINES_AT_ONCE // at_once
                     if self.packing is not None and self._is_short(axis, accumulators * several):
                         unrolled = self.extent_hint(axis)
                     if axis == lane:
@@ -672,7 +682,7 @@ class Model(WalkLowering):
         if lane in loops:
             assert lane is not None
             across = self._across(walk, outer, lane)
-            wide = max(1, 4 // fixed) if fixed > 1 else 4
+            wide = 1 if self._stores_lines(walk) else max(1, 4 // fixed)
             if across is None:
                 counts[lane] = self._fit(lane, wide, True)
             else:
@@ -682,10 +692,26 @@ class Model(WalkLowering):
                 together = counts | {outer[-1]: self._fit(outer[-1], ADDRESSED_ROWS, False)}
                 if self._joint(walk, lane, together, outer[-1:]) is not None:
                     counts = together
+                elif self._extent_bytes(walk) > self.facts.l2_bytes:
+                    # Others are so many streams from memory: a processor follows each as far as the end of its page.
+                    streams = self._fit(outer[-1], STREAMS, False)
+                    counts |= {outer[-1]: streams, lane: max(1, counts[lane] * 2 // streams)}
         elif loops:
             last = loops[-1]
             counts[last] = self._fit(last, 4, False)
         return counts
+
+    def _stores_lines(self, walk: Walk) -> bool:
+        """Whether rows of a walk leave past the caches, each as whole lines, while memory is best read line by line:
+        one line at a time then comes and one goes."""
+        stores = [root for root in walk.inner if isinstance(root, Op)]
+        return self.facts.line_by_line and not walk.reductions and bool(stores) and all(
+            self.streams(op) and element_bytes(self.access(op).dtype) * self.lanes >= LINE_BYTES for op in stores)
+
+    def _extent_bytes(self, walk: Walk) -> int:
+        """Bytes that a walk reads, typically."""
+        return sum(prod(map(self.extent_hint, axes_of(op.result))) * element_bytes(self.access(op).dtype)
+                   for op in self.reads(walk))
 
     def _is_short(self, axis: str, products: int) -> bool:
         """Whether a sum inside another loop is no loop: a block of quantised weights, whose sum is then scaled."""
@@ -717,13 +743,15 @@ class Model(WalkLowering):
 
     def _streamed_rows(self, walk: Walk, axis: str, lane: str | None) -> int:
         """Rows of matrices times a vector held at once: 8, or 4 where these fit half of L1, into which they are then
-        asked. Measured on a Zen 4, rows of 576 bf16: 22 GB/s by 4 rows, 17 by 8, on another day 31 and 24. Line by
-        line they are one stream: on a Granite Rapids, 16.4 GB/s, and 14.8 by 4 rows."""
-        if self.facts.line_by_line and all(axis not in self.bound for axis in walk.outer):
-            return 1
+        asked. Measured on a Zen 4, rows of 576 bf16: 22 GB/s by 4 rows, 17 by 8, on another day 31 and 24. Where memory
+        is best read line by line, two, a line of each in turn, which are 3 to 10 % quicker on a Granite Rapids than two
+        lines of one; but 8 of a matrix that stays in the second cache, where the latency of a row's sum is what counts:
+        norm_matvec_bf16 of 960 x 576 takes 35 us by single rows and 20 by 8."""
         rows = [op for op in self.reads(walk) if {axis, lane} <= set(op.result.type.axes)]  # type: ignore[union-attr]
         bytes_of_row = sum(element_bytes(self.access(op).dtype) for op in rows)
         bytes_of_row *= self.extent_hint(lane) * self.slot_elements if lane is not None else 1
+        if self.facts.line_by_line and all(axis not in self.bound for axis in walk.outer):
+            return 8 if bytes_of_row * self.extent_hint(axis) <= self.facts.l2_bytes else LINES_AT_ONCE
         return 4 if 4 * bytes_of_row <= self.facts.l1_bytes // 2 else 8
 
     def _fit(self, axis: str, count: int, lane: bool, fewest: int = 1, spare: int = 1) -> int:
@@ -733,7 +761,11 @@ class Model(WalkLowering):
         extent = o.extent if isinstance(o.extent, int) else None
         if extent is None:
             if lane:
-                return max(1, min(count, -(-o.hint // self.lanes)) if o.divisor % (count * self.lanes) else count)
+                if o.divisor % (count * self.lanes) == 0:
+                    return count
+                typical = -(-o.hint // self.lanes)
+                # A piece as long as the axis may be would fit few extents: most would be walked by single vectors.
+                return min(count, typical if self.facts.many_workers or count < typical else max(1, typical // 2))
             # A tile of a sequential loop is mostly whole.
             multiple = o.hint if o.capacity == Capacity(o.hint) else o.divisor
             count = max(1, min(count, o.hint * (spare if o.hint > 1 else 1)))

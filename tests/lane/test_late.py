@@ -172,11 +172,17 @@ def test_other_loops_over_rows(streaming: Any, facts: Facts) -> None:
     np.testing.assert_allclose(arguments.get("y", arguments["x"]), expected[streaming.name], rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "requests"), [("softmax", 3), ("rms_norm", 4), ("layer_norm", 3)])
+ONCE = replace(AVX512, line_by_line=True)
+
+
+@pytest.mark.parametrize(("name", "facts", "requests", "ahead"), [
+    ("softmax", AVX512, 3, 1 << 14), ("rms_norm", AVX512, 4, 1 << 14), ("layer_norm", AVX512, 3, 1 << 14),
+    ("softmax", ONCE, 1, 1 << 11), ("rms_norm", ONCE, 2, 1 << 11), ("layer_norm", ONCE, 3, 1 << 11)])
 @pytest.mark.parametrize("n", [64, 8192])
-def test_each_line_is_asked_for_several_times_at_a_distance(name: str, requests: int, n: int,
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked for lies whole rows ahead: 16 KiB or more for rows of 64, one row or more for those of 8192."""
+def test_each_line_is_asked_for_at_a_distance(name: str, facts: Facts, requests: int, ahead: int, n: int,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for lies whole rows ahead, as many as make up a distance: for rows of 8192, one. Several times in
+    all, or once in each of the walks where memory is read line by line."""
     entry = LIBRARY[name]
     m = (8 << 15) // (4 * n)
     arguments = {k: aligned(v) if isinstance(v, np.ndarray) else v
@@ -188,10 +194,10 @@ def test_each_line_is_asked_for_several_times_at_a_distance(name: str, requests:
         return lambda environment: asked.append(address(environment))
 
     monkeypatch.setitem(interpret._BUILDERS, "prefetch", record)
-    run_streaming(reduce_loops(entry.kernel.tile_ir()), arguments, AVX512)
+    run_streaming(reduce_loops(entry.kernel.tile_ir()), arguments, facts)
     places = np.array(asked) - np.min(asked)
     lines = np.bincount(places // 64)
     assert not (places % 64).any()
     # All but the first and the last rows: a line is asked for up to three distances ahead.
-    far = 3 * np.maximum(1 << 14, 4 * n) // 64
+    far = 3 * np.maximum(ahead, 4 * n) // 64
     assert len(lines) > 2 * far + 100 and (lines[far:-far] == requests).all()

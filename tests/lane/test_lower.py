@@ -510,21 +510,6 @@ def test_rows_that_all_lanes_meet_at_once_are_asked_for_ahead(prefetches: bool,
     assert len(early) >= lines and (builtins.sum(early.values()) > 0.8 * lines if prefetches else not asked)
 
 
-def test_weights_are_read_line_by_line_where_that_is_quicker() -> None:
-    """A row at a time, and asked for into the second cache; where many rows meet each weight all is as before."""
-    slow, quick = Facts(), Facts(line_by_line=True, stream_ahead_bytes=3072)
-    kernel = LIBRARY["matvec_f32"].kernel
-    assert chosen(kernel, slow).registers["n"] > 1 and chosen(kernel, quick).registers == {"n": 1, "k": 2}
-    assert chosen(product, slow).registers == chosen(product, quick).registers
-    for facts, level in ((slow, 1), (quick, 2)):
-        function = reduce_loops(kernel.tile_ir())
-        canonicalize(function)
-        classes = {"N": DimClass(64, 64), "K": DimClass(576, 64)}
-        asked = [op for op in lower(function, Schedule(), facts, Specialization(classes)).walk()
-                 if op.name == "prefetch"]
-        assert asked and {op.attributes["level"] for op in asked} == {level}
-
-
 def blocks_in(lane: Function) -> int:
     """Loops along the lane axis n that count blocks, not columns."""
     return len([op for op in lane.walk() if op.name == "loop" and op.attributes["label"] == "n"

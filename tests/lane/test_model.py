@@ -1,0 +1,100 @@
+"""What the analytic model chooses: rows, vectors and streams from memory, of the library's kernels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sapper.kernels import library
+from sapper.lane.choices import choices
+from sapper.lane.lower import lower
+from sapper.tile.canonical import canonicalize
+from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
+
+from .run_lane import run_lane
+
+LIBRARY = {k.name: k for k in library()}
+PLAIN = Facts(l2_bytes=2 << 20)
+BY_LINES = replace(PLAIN, line_by_line=True, stream_ahead_bytes=3072)
+
+
+def chosen(name: str, facts: Facts, *streamed: str, **extents: tuple[int, int]) -> Schedule:
+    """The model's choices for a kernel of the library. extents: (typical, divisor). streamed: tensors that are larger
+    than the caches."""
+    function = reduce_loops(LIBRARY[name].kernel.tile_ir())
+    canonicalize(function)
+    dims = {dim: DimClass(*known) for dim, known in extents.items()}
+    return choices(function, Schedule(), facts, Specialization(dims, aligned=frozenset(streamed))).schedule
+
+
+def test_weights_are_read_line_by_line_where_that_is_quicker() -> None:
+    """A line of each of two rows, asked for into the second cache; not where the weights stay in that cache, where
+    sums of many rows hide how long each takes, nor where many rows meet each weight."""
+    large, small = {"N": (2048, 64), "K": (2048, 64)}, {"N": (512, 64), "K": (512, 64)}
+    assert chosen("matvec_f32", PLAIN, **large).registers["n"] == 8
+    assert chosen("matvec_f32", BY_LINES, **large).registers == {"n": 2, "k": 1}
+    assert chosen("matvec_f32", BY_LINES, **small).registers == {"n": 8, "k": 1}
+    rows = large | {"M": (512, 64)}
+    assert chosen("matmul_nt_f32", PLAIN, **rows).registers == chosen("matmul_nt_f32", BY_LINES, **rows).registers
+    for facts, level in ((PLAIN, 1), (BY_LINES, 2)):
+        function = reduce_loops(LIBRARY["matvec_f32"].kernel.tile_ir())
+        canonicalize(function)
+        classes = {"N": DimClass(64, 64), "K": DimClass(576, 64)}
+        asked = [op for op in lower(function, Schedule(), facts, Specialization(classes)).walk()
+                 if op.name == "prefetch"]
+        assert asked and {op.attributes["level"] for op in asked} == {level}
+
+
+def test_sums_of_a_row_are_no_matrix_that_is_read_line_by_line() -> None:
+    assert chosen("rms_norm", BY_LINES, M=(512, 64), N=(2048, 64)).registers["n"] == 4
+
+
+@pytest.mark.parametrize(("divisor", "vectors"), [(64, 4), (16, 2), (1, 2)])
+def test_a_piece_is_shorter_than_a_short_axis(divisor: int, vectors: int) -> None:
+    """Of an axis of some 64 elements, unless it is known that pieces of 64 fit: 32 would be walked 16 at a time."""
+    extents = {"E": (8, 1), "B": (64, 16), "I": (512, 64), "K": (8, 1), "L": (64, divisor)}
+    assert chosen("expert_matvec_bf16", BY_LINES, **extents).registers["l"] == vectors
+
+
+@pytest.mark.parametrize("facts", [PLAIN, BY_LINES])
+def test_rows_from_memory_are_several_streams(facts: Facts) -> None:
+    """Where their results can't be joined; rows that stay in the cache, and a single row, are walked by themselves."""
+    assert chosen("argmax_rows", facts, M=(512, 64), N=(16384, 64)).registers == {"m": 4, "n": 2}
+    assert chosen("argmax_rows", facts, M=(512, 64), N=(64, 64)).registers == {"m": 1, "n": 4}
+    assert chosen("argmax_rows", facts, M=(1, 1), N=(16384, 64)).registers == {"m": 1, "n": 4}
+
+
+@pytest.mark.parametrize(("name", "facts", "vectors"), [
+    ("gelu", BY_LINES, 1), ("gelu", PLAIN, 4), ("gelu_bf16", BY_LINES, 4), ("gelu", replace(BY_LINES, lanes=8), 4)])
+def test_a_line_at_a_time_goes_past_the_caches(name: str, facts: Facts, vectors: int) -> None:
+    """A vector that is a whole line, where memory is read so; others are rounded, or stored, several at once."""
+    extents = {"M": (2048, 64), "N": (2048, 64)}
+    assert chosen(name, facts, "x", "y", **extents).registers["n"] == vectors
+    assert chosen(name, facts, **extents).registers["n"] == 4
+
+
+@pytest.mark.parametrize(("name", "columns", "streamed", "rows"), [
+    ("rms_norm_bf16", 512, (), 2), ("layer_norm_bf16", 512, (), 2), ("softmax_bf16", 512, (), 2),
+    ("layer_norm", 512, (), 2), ("rms_norm_quantize", 512, (), 2),
+    ("rms_norm", 512, (), 1),              # waits for memory
+    ("rms_norm_bf16", 2048, (), 1),        # waits seldom
+    ("rms_norm_bf16", 512, ("y",), 1),     # stores past the caches
+])
+def test_two_rows_at_once_where_one_would_wait_for_its_sum(name: str, columns: int, streamed: tuple[str, ...],
+                                                           rows: int) -> None:
+    assert chosen(name, PLAIN, *streamed, M=(512, 64), N=(columns, 64)).tile["m"] == rows
+
+
+@pytest.mark.parametrize("name", ["rms_norm_bf16", "layer_norm", "softmax_bf16", "rms_norm_quantize"])
+@pytest.mark.parametrize("m", [1, 2, 5])
+def test_rows_at_once_and_the_one_that_is_left(name: str, m: int) -> None:
+    entry = LIBRARY[name]
+    arguments: dict[str, Any] = entry.make_arguments(np.random.default_rng(m), {"M": m, "N": 84})
+    expected = entry.reference(arguments)
+    classes = Specialization({"M": DimClass(512), "N": DimClass(84, 4)})
+    run_lane(reduce_loops(entry.kernel.tile_ir()), arguments, facts=PLAIN, specialization=classes)
+    assert entry.compare(arguments, expected) is None
