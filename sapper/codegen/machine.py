@@ -107,7 +107,7 @@ class MachineFunction:
     who puts the parts together fills in.
     parameters: names of the words of the argument block, for targets that pass each as a parameter.
     warps, near_bytes: warps and near memory of a worker. near_buffers: what lies there, as (name, first byte, bytes);
-    some may overlap, one after another. tensor_maps: see `Compiled`.
+    some may overlap, one after another. cluster: workers of one. tensor_maps: see `Compiled`.
     ordered: labels after which instructions keep the order in which they were written by hand. most_registers: of a
     thread, where the target's assembler gives them; 0: as many as it likes.
     """
@@ -120,6 +120,7 @@ class MachineFunction:
     parameters: tuple[str, ...] = ()
     warps: int = 1
     near_bytes: int = 0
+    cluster: int = 1
     near_buffers: tuple[tuple[str, int, int], ...] = ()
     ordered: frozenset[str] = frozenset()
     tensor_maps: tuple[Any, ...] = ()

@@ -47,6 +47,7 @@ class Compiled:
     tensor_maps: the maps that who launches the kernel makes and passes after the words of `slots`, each as (tensor,
     dtype, extents of its dimensions, numbers or names, box): rows of 128 bytes, swizzled, of a tensor in C order.
     barriers: workers wait for each other, so that all of a launch must run at once.
+    cluster: so many workers, side by side, are launched together.
     made: the code with its machine IR and line table. pieces: keys of the assembly by hand in it. refused: keys of the
     micro-kernels that the schedule names and that are not in it, with the reasons.
     """
@@ -68,6 +69,7 @@ class Compiled:
     refused: tuple[tuple[str, str], ...] = ()
     tensor_maps: tuple[tuple[str, str, tuple[int | str, ...], tuple[int, ...]], ...] = ()
     barriers: bool = False
+    cluster: int = 1
 
 
 @dataclass(slots=True)
@@ -227,7 +229,8 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
                     stored, _tuples(function.attributes.get("requires", [])), _tuples(known["tasks"]),
                     work(function, known["lanes"]), made.machine.warps, made.machine.near_bytes, lambda: made.text,
                     made, pieces, _tuples(known.get("refused", ())), _tuples(known.get("tensor_maps", ())),
-                    any(op.name in ("barrier", "take_over") for op in lane.walk()))
+                    any(op.name in ("barrier", "take_over") for op in lane.walk()),
+                    made.machine.cluster)
 
 
 def pieces_in(lane: Function) -> tuple[str, ...]:

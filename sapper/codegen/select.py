@@ -37,12 +37,11 @@ from .machine import (
 )
 
 WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "loop", "if", "tasks", "barrier",
-                           "fence_streaming", "hand_over", "take_over", "sync_lanes", "sync_warps", "async_copy",
-                           "async_commit", "async_wait",
-                           "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait",
-                           "tensor_copy", "store_matrix", "store_fence", "tensor_store", "store_wait", "group_fence",
-                           "group_multiply", "group_commit", "group_wait", "register_budget", "tile_configure",
-                           "tile_release", "tile_store"])
+                           "fence_streaming", "hand_over", "take_over", "sync_lanes", "sync_warps", "sync_cluster",
+                           "async_copy", "async_commit", "async_wait", "signal_start", "signal_fence", "signal_arrive",
+                           "signal_expect", "signal_wait", "tensor_copy", "store_matrix", "store_fence",
+                           "tensor_store", "store_wait", "group_fence", "group_multiply", "group_commit", "group_wait",
+                           "register_budget", "tile_configure", "tile_release", "tile_store"])
 """Ops that a load may not be moved over."""
 
 _PURE = frozenset(name for name, spec in LANE_OPS.rows.items() if spec.pure) | {
@@ -548,6 +547,7 @@ class Selector:
         return MachineFunction(self.function.name, self.body, self.constants,
                                parameters=(*FIRST_WORDS, *attributes.get("slots", [])),
                                warps=attributes.get("warps", 1), near_bytes=attributes.get("near_bytes", 0),
+                               cluster=attributes.get("cluster", 1),
                                near_buffers=tuple(tuple(b) for b in attributes.get("near_buffers", ())),
                                ordered=frozenset(self.ordered),
                                tensor_maps=tuple(attributes.get("tensor_maps", ())))

@@ -35,7 +35,8 @@ def run(kernel: Any, *arguments: Any, target: str, workers: int = 4, schedule: A
         options: Options | None = None, code: Compiled | None = None, trial: bool = True) -> Result:
     """Compile a kernel for a GPU and run it on the emulator.
 
-    target: such as "sm_80". workers: how many the launch has at least; where a worker is one warp, a block holds four.
+    target: such as "sm_80". workers: how many the launch has at least; where a worker is one warp, a block holds four,
+    and clusters are whole.
     static: dims compiled in. aligned: tensors whose rows are taken to start at multiples of 64 bytes; None: the large
     ones that do. code: what to run in place of what a call would take, which is a piece by hand where the kernel has
     one that is right, and no schedule is given. trial: as a call does, take by hand only what passed its trial.
@@ -69,7 +70,7 @@ def run(kernel: Any, *arguments: Any, target: str, workers: int = 4, schedule: A
         array = memory[:math.prod(shape) * kind.itemsize].view(kind).reshape(shape)
         words.append(TensorMap(array, box, SWIZZLE_BYTES, memory))
     warps = compiled.warps if compiled.warps > 1 else BLOCK_WARPS
-    blocks = workers if compiled.warps > 1 else -(-workers // warps)
+    blocks = -(-workers // compiled.cluster) * compiled.cluster if compiled.warps > 1 else -(-workers // warps)
     each = max(64, scratch_bytes(compiled.scratch, binding.dims))
     scratch = np.full(each * blocks * warps // compiled.warps, 0xFF, np.uint8)
     result = load(compiled.text()).launch(

@@ -369,10 +369,17 @@ def _lane_signal(attribute: str = "", least: int = 0, waits: bool = False) -> Ru
     def rule(check: Checker, op: Op) -> None:
         if attribute and check.attribute(op, attribute, int) < least:
             check.fail(f"{attribute} = {op.attributes[attribute]}", f"{least} or more")
+        _cluster(check, op)
         check.operands(op, *[S64] * (1 + waits))
         check.results(op)
 
     return rule
+
+
+def _cluster(check: Checker, op: Op) -> None:
+    """What acts on several workers does so on those of a cluster."""
+    if "workers" in op.attributes and check.attribute(op, "workers", int) != check.function.attributes.get("cluster"):
+        check.fail(f"workers = {op.attributes['workers']}", "the function's attribute cluster")
 
 
 def _lane_tensor_copy(check: Checker, op: Op) -> None:
@@ -381,6 +388,7 @@ def _lane_tensor_copy(check: Checker, op: Op) -> None:
     number = check.attribute(op, "map", int)
     if not 0 <= number < len(maps):
         check.fail(f"map = {number}", f"one of the {len(maps)} maps of the function's attribute tensor_maps")
+    _cluster(check, op)
     check.operands(op, *[S64] * (1 + (op.name == "tensor_copy") + len(maps[number][2])))
     check.results(op)
 
@@ -544,6 +552,7 @@ LANE_RULES: dict[str, Rule] = {
     "warp": _signature((), (S64,)),
     "near_memory": _signature((), (S64,)),
     "sync_warps": nothing,
+    "sync_cluster": nothing,
     "async_copy": _lane_async_copy,
     "async_commit": nothing,
     "async_wait": _lane_async_wait,

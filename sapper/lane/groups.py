@@ -31,7 +31,8 @@ from ..tile.affine import affine
 from ..tile.plan import Walk, plan_block
 from ..tile.schedule import MatrixGroup, MatrixUnit
 from . import fragments
-from .boxed_stores import MOST_DIMENSIONS, BoxedStores
+from .boxed_stores import MOST_DIMENSIONS
+from .clusters import Clusters
 from .fragments import PANEL, ROW_BYTES
 from .matrix import MatrixLowering, MatrixWalk, Sum, sum_row_bytes
 from .state import Scalar
@@ -74,15 +75,13 @@ class Operand:
         return depth * (self.size if self.along_depth else ROW_BYTES)
 
 
-class GroupLowering(BoxedStores):
+class GroupLowering(Clusters):
     """Emits walks for groups of warps where that can be done, and leaves the others to MatrixLowering.
 
     groups: of the tile. deep: elements of the depth in a stage. narrow: they have 8 bits. multiplies: which part is
     being emitted.
     """
 
-    groups = 0
-    narrow = False
     deep = 0
 
     def find_matrix_walk(self) -> None:
@@ -236,7 +235,7 @@ class GroupLowering(BoxedStores):
         first = self.emit(0, "s_cmp", [self.warp(), self.value(0)], S64, cond="eq")
         multiplying = self.groups * group.group_warps
         self.fork(first, lambda: self._start_signals(group, multiplying), lambda: None)
-        self.effect("sync_warps", [])
+        self.effect("sync_warps" if self.cluster == 1 else "sync_cluster", [])
         more, fewer = self._budgets(group)
 
         def multiply() -> None:
@@ -255,6 +254,8 @@ class GroupLowering(BoxedStores):
                          lambda: None)
 
         self.fork(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="lt"), multiply, copy)
+        if self.cluster > 1:
+            self.effect("sync_cluster", [])
 
     def _lay_out(self, group: MatrixGroup) -> MatrixGroup:
         """The places in near memory; gives the group with as many stages as there are."""
@@ -299,12 +300,12 @@ class GroupLowering(BoxedStores):
         assert isinstance(t, TensorType)
         forms = self._forms(op)
         along_depth = depth_axis in forms[-1].axes
-        sizes = {outer: extent if along_depth else PANEL, depth_axis: self.deep}
+        sizes = {outer: extent // self.copied_parts(outer) if along_depth else PANEL, depth_axis: self.deep}
         return Operand(op, outer, extent, self.deep, at, self._map(op, sizes), along_depth, t.dtype.size_bytes)
 
     def _start_signals(self, group: MatrixGroup, multiplying: int) -> None:
         for stage in range(group.stages):
-            for at, arrivals in ((self.full_at, 1), (self.free_at, multiplying)):
+            for at, arrivals in ((self.full_at, 1), (self.free_at, multiplying * self.cluster)):
                 self.effect("signal_start", [self.near()], arrivals=arrivals, disp=at + stage * SIGNAL_BYTES)
         self.effect("signal_fence", [])
 
@@ -370,17 +371,10 @@ class GroupLowering(BoxedStores):
             signal = self._signal(stage)
             target = self.value(self.add(self.near(), self.mul(stage, self.stage_bytes)))
             parity = self.scalar("s_xor", self._parity_of(group, following), 1)
-            self.effect("signal_wait", [signal, self.value(parity)], disp=self.free_at)
+            self.effect("signal_wait", [signal, self.value(parity)], disp=self.free_at, **self.of_cluster(self.cluster))
             self.effect("signal_expect", [signal], disp=self.full_at, bytes=self.stage_bytes)
             for operand in self.pieces:
-                panels = 1 if operand.along_depth else operand.extent // PANEL
-                for panel in range(panels):
-                    at = {**starts, found.depth: here}
-                    at[operand.outer] = self.value(self.add(at[operand.outer], panel * PANEL))
-                    with self.located(operand.op):
-                        self.effect("tensor_copy", [target, signal, *self._coordinates_of(operand.op, at)],
-                                    map=operand.map, disp=operand.at + panel * operand.panel_bytes,
-                                    signal_disp=self.full_at)
+                self.copy_operand(operand, target, signal, {**starts, found.depth: here}, self.full_at)
             return [self.value(following)]
 
         return self._depth_loop(found, [counter], body)[0]
@@ -421,7 +415,7 @@ class GroupLowering(BoxedStores):
             else:
                 self.effect("group_wait", [], pending=1)
             before = self._stage_of(group, self.sub(counter, 1))
-            self.effect("signal_arrive", [self._signal(before)], disp=self.free_at)
+            self.effect("signal_arrive", [self._signal(before)], disp=self.free_at, **self.of_cluster(self.cluster))
             return [self.value(self.add(counter, 1)), *sums]
 
         zeros = [self.constant(0.0, f32)] * (each * len(right))

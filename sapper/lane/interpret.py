@@ -41,7 +41,7 @@ class Program:
         """Run a launch of `workers` workers; see run()."""
         attributes = self.function.attributes
         launch = Launch([int(w) for w in words], memory, workers, attributes.get("warps", 1),
-                         attributes.get("near_bytes", 0))
+                         attributes.get("near_bytes", 0), attributes.get("cluster", 1))
         if launch.strands == 1:
             self._run_worker(launch, 0)
             return

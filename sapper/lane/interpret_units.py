@@ -43,8 +43,10 @@ def _build_near_memory(program: Program, op: Op) -> Step:
 
 
 def _build_sync_warps(program: Program, op: Op) -> Step:
+    workers = program.function.attributes.get("cluster", 1) if op.name == "sync_cluster" else 1
+
     def sync_warps(e: list[Any]) -> None:
-        e[0].launch.meet(e[0].strand, op)
+        e[0].launch.meet(e[0].strand, op, workers)
 
     return sync_warps
 
@@ -236,7 +238,8 @@ def _signal_start(worker: Worker, op: Op, address: int, _: list[int]) -> None:
 
 
 def _signal_arrive(worker: Worker, op: Op, address: int, _: list[int]) -> None:
-    worker.launch.count(worker.launch.signal(address, op), 1, op.attributes.get("bytes", 0))
+    for away in worker.launch.near_to(worker, op):
+        worker.launch.count(worker.launch.signal(address + away, op), 1, op.attributes.get("bytes", 0))
 
 
 def _signal_wait(worker: Worker, op: Op, address: int, others: list[int]) -> None:
@@ -259,10 +262,9 @@ def _build_tensor_copy(program: Program, op: Op) -> Step:
         shape = [dim if isinstance(dim, int) else worker.words[words[f"dim.{dim}"]] for dim in dims]
         inside = np.zeros(box, kind)
         start = e[near] + disp
-        here = bytes_at(worker, op, start, inside.nbytes, not stores, None)
         places = fragments.swizzled(start + np.arange(inside.nbytes)) - start
         if stores:
-            inside.reshape(-1).view(np.uint8)[:] = here[places]
+            inside.reshape(-1).view(np.uint8)[:] = bytes_at(worker, op, start, inside.nbytes, False, None)[places]
         where = [(max(0, e[at]), min(e[at] + n, extent))
                  for at, n, extent in zip(coordinates, box, shape, strict=True)]
         if all(first < last for first, last in where):
@@ -275,9 +277,9 @@ def _build_tensor_copy(program: Program, op: Op) -> Step:
                 part[:] = mine
             else:
                 mine[:] = part
-        if not stores:
-            here[places] = inside.reshape(-1).view(np.uint8)
-            worker.launch.count(worker.launch.signal(e[others[0]] + signal_disp, op), 0, -inside.nbytes)
+        for away in () if stores else worker.launch.near_to(worker, op):
+            bytes_at(worker, op, start + away, inside.nbytes, True, None)[places] = inside.reshape(-1).view(np.uint8)
+            worker.launch.count(worker.launch.signal(e[others[0]] + signal_disp + away, op), 0, -inside.nbytes)
 
     return tensor_copy
 
@@ -336,6 +338,7 @@ def _build_group_wait(program: Program, op: Op) -> Step:
 
 BUILDERS: dict[str, Callable[[Program, Op], Step]] = {
     "warp": _build_warp, "near_memory": _build_near_memory, "sync_warps": _build_sync_warps,
+    "sync_cluster": _build_sync_warps,
     "hand_over": _build_hand_over, "take_over": _build_take_over,
     "async_copy": _build_async_copy, "load_matrix": _build_load_matrix, "matrix_multiply": _build_matrix_multiply,
     "asm_multiply": _build_asm_multiply, "tile_configure": _build_tile_state, "tile_release": _build_tile_state,

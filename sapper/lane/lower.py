@@ -267,7 +267,8 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         axes = {a for op in self.function.walk() for a in (
             op.attributes["axes"] if op.name == "tiles" else [op.attributes["axis"]] if op.name == "whole" else [])}
         named = {*self.schedule.tile, *self.schedule.registers, *self.schedule.order, *self.schedule.chunks,
-                 *self.schedule.split, *(axis for axis in (self.schedule.lane, self.schedule.stream) if axis)}
+                 *self.schedule.split, *self.schedule.cluster,
+                 *(axis for axis in (self.schedule.lane, self.schedule.stream) if axis)}
         for axis in sorted(named - axes):
             raise ScheduleError(f"schedule of {self.function.name}: no axis {axis!r}; expected one of "
                                 f"{', '.join(sorted(axes))}")
@@ -298,6 +299,7 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         lowered.body = self.entry
         self.find_matrix_walk()
         self.settle_shares()
+        self.settle_cluster()
         for number, part in enumerate(self._parts()):
             parallel = any(op.attributes.get("parallel") for op in part.ops)
             if number:
@@ -327,6 +329,8 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             lowered.attributes["tile"] = self.facts.tiles.size
         if self.tensor_maps:
             lowered.attributes["tensor_maps"] = self.tensor_maps
+        if self.cluster > 1:
+            lowered.attributes["cluster"] = self.cluster
         return lowered
 
     def _parallel(self, part: Block) -> None:
@@ -871,6 +875,10 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         for i in order:
             r, granule = ranges[i], granules[i]
             extent = self.sub(r.stop, r.start)
+            if r.axis is not None and r.axis == self.cluster_axis:
+                split[i] = Split(r, granule, self.round_up(self.ceil_div(extent, granule), self.cluster), 1, 0)
+                total = self.mul(total, split[i].chunks)
+                continue
             if isinstance(extent, int) and extent <= granule:
                 split[i] = Split(r, granule, 1, 1, 0)
                 continue
@@ -910,10 +918,15 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
     def _task(self, number: Scalar, plans: list[Split], body: Callable[[list[Value]], list[Value]]) -> None:
         """Piece `number` of the ranges as they are split."""
         pieces: list[Range] = []
+        if self.cluster_axis is not None:
+            number = self.scalar("s_floordiv", number, self.cluster)
+            plans = [replace(part, chunks=self.scalar("s_floordiv", part.chunks, self.cluster))
+                     if part.range.axis == self.cluster_axis else part for part in plans]
         banded = self._banded(number, plans) if self.tiles_are_tasks and self.chain is None else {}
         for position, part in enumerate(reversed(plans)):
             r, granule, chunks = part.range, part.granule, part.chunks
-            if chunks == 1:
+            together = r.axis is not None and r.axis == self.cluster_axis
+            if chunks == 1 and not together:
                 pieces.insert(0, r)
                 continue
             last = position == len([p for p in plans if p.chunks != 1]) - 1 and all(
@@ -921,8 +934,10 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             mine = number if last else self.scalar("s_mod", number, chunks)
             number = number if last else self.scalar("s_floordiv", number, chunks)
             mine = banded.get(r.axis, mine)
+            if together:
+                mine = self.add(self.mul(mine, self.cluster), self.rank())
             start = self.add(r.start, self._chunk_start(part, mine))
-            exact = part.each == 1 and part.more == 0 and r.divisor % granule == 0
+            exact = part.each == 1 and part.more == 0 and r.divisor % granule == 0 and not together
             stop = self.add(start, granule) if exact else self.scalar(
                 "s_min", self.add(r.start, self._chunk_start(part, self.add(mine, 1))), r.stop)
             # Every task but the last has a whole number of granules; the last ends where the range does.
@@ -968,7 +983,9 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
             elif r.capacity is None:
                 return None
             else:
-                factors.append([r.capacity.constant, list(r.capacity.dims), granule])
+                together = self.cluster if r.axis is not None and r.axis == self.cluster_axis else 1
+                factors.append([r.capacity.constant, list(r.capacity.dims), granule * together])
+                factors += [[together, [], 1]] if together > 1 else []
         return factors + self.most_shares()
 
     def _ceil_div(self, a: Scalar, b: Scalar) -> Scalar:

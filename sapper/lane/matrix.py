@@ -429,6 +429,8 @@ class MatrixLowering(DepthShares):
         assert self.facts.matrix is not None
         return self.facts.matrix
 
+    cluster = 1
+    cluster_axis: str | None = None
     taken_tile: tuple[int, int] | None = None
 
     def take_tile(self, tile: tuple[int, int]) -> None:
@@ -506,6 +508,9 @@ class MatrixLowering(DepthShares):
 
         if self.turn is not None:
             self.segment_tile(found, tile)
+            return
+        if self.cluster_axis is not None:       # a tile of whose rows, or columns, there may be none
+            tile(self.value(rows.offset), self.value(columns.offset))
             return
         self._count(columns, wide, lambda column: self._count(rows, high, lambda row: tile(row, column)))
 

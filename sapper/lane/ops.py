@@ -214,17 +214,23 @@ LANE_OPS = OpTable("lane", [
                "that were announced in it"),
     OpSpec("signal_fence", (0, 0), (0, 0), pure=False,
            doc="copies see the signals that this warp started, and other warps after they met it"),
-    OpSpec("signal_arrive", (1, 1), (0, 0), optional=("disp",), pure=False, doc="signal: one arrival of this warp"),
+    OpSpec("signal_arrive", (1, 1), (0, 0), optional=("disp", "workers"), pure=False,
+           doc="signal: one arrival of this warp; `workers`: at that of each of so many workers of its cluster"),
     OpSpec("signal_expect", (1, 1), (0, 0), attributes=("bytes",), optional=("disp",), pure=False,
            doc="signal: one arrival of this warp, which announces so many bytes"),
-    OpSpec("signal_wait", (2, 2), (0, 0), optional=("disp",), pure=False,
+    OpSpec("signal_wait", (2, 2), (0, 0), optional=("disp", "workers"), pure=False,
            doc="signal, parity (s64, 0 or 1): until its last phase of that parity is over; the one before phase 0 "
-               "has parity 1; what was done before its arrivals, and its copies, are there then"),
-    OpSpec("tensor_copy", (3, 7), (0, 0), attributes=("map",), optional=("disp", "signal_disp"), pure=False,
+               "has parity 1; what was done before its arrivals, and its copies, are there then; `workers`: these may "
+               "be of so many workers"),
+    OpSpec("tensor_copy", (3, 7), (0, 0), attributes=("map",), optional=("disp", "signal_disp", "workers"), pure=False,
            doc="near address, signal, coordinates by dimension: this warp has the box of tensor map `map` (attribute "
                "`tensor_maps` of the function) that starts there copied to near memory, zeros where it is outside the "
                "tensor; its rows of 128 bytes lie one after the other, 16-byte chunk c of those at address 128 r at "
-               "c ^ (r mod 8); the signal counts its bytes"),
+               "c ^ (r mod 8); the signal counts its bytes; `workers`: to the same place of so many workers of its "
+               "cluster, for the signal of each"),
+    OpSpec("sync_cluster", (0, 0), (0, 0), pure=False,
+           doc="as sync_warps, of all warps of the workers of a cluster: those that stand side by side, as many as the "
+               "function's attribute `cluster`"),
     OpSpec("store_matrix", (6, 6), (0, 0), optional=("flip", "disp"), pure=False,
            doc="near base, near offsets (row<i32>), four row<b32>: to near memory what load_matrix would give back, "
                "not transposed"),

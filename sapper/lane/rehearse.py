@@ -12,7 +12,8 @@ over, from what it waited for, not from the order in which they happened to run:
     a wait for a parity is taken at its weakest: for the first phase of that parity of which the warp does not know yet;
     if it knows of one, and of none of the other parity since, it passes at once
 
-Where workers hand over to each other, several of them are run, and memory by which they do so is compared likewise.
+Where workers hand over to each other, several of them are run, and memory by which they do so is compared likewise; of
+a cluster all are.
 
 Threads of control depend on scalars alone, so that one order of events stands for all. Loops in which nobody waits are
 run once, their counters as intervals; those that only start copies, as often as they say; the others a few rounds only,
@@ -55,12 +56,12 @@ Clock = dict[int, int]
 """Agent (a warp, or a signal) -> its latest epoch (phase) that is known to be over."""
 
 _SYNCHRONISES = frozenset({
-    "hand_over", "take_over",
-    "sync_warps", "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait", "tensor_copy",
+    "hand_over", "take_over", "sync_warps", "sync_cluster",
+    "signal_start", "signal_fence", "signal_arrive", "signal_expect", "signal_wait", "tensor_copy",
     "store_fence", "tensor_store", "store_wait",
     "group_fence", "group_multiply", "group_multiply_rows", "group_commit", "group_wait", "async_copy",
     "async_commit", "async_wait"})
-_WAITS = frozenset({"take_over", "sync_warps", "signal_wait", "group_wait", "async_wait"})
+_WAITS = frozenset({"take_over", "sync_warps", "sync_cluster", "signal_wait", "group_wait", "async_wait"})
 _FIRST_SUM = {"group_multiply": 2, "group_multiply_rows": 5}
 """Operands before the sums."""
 _MATRICES = frozenset({"load_matrix", "store_matrix"})
@@ -191,7 +192,8 @@ def rehearse(function: Function) -> list[Fault]:
 
 def _rehearsed(function: Function) -> list[Fault]:
     if not any(op.name == "take_over" or op.attributes.get("handed") for op in function.walk()):
-        return _Rehearsal(function, EXTENT, WORKERS, 1).run()
+        cluster = function.attributes.get("cluster", 1)
+        return _Rehearsal(function, EXTENT, WORKERS * cluster, cluster).run()
     found: list[Fault] = []
     for extent, workers in HANDING:
         rehearsal = _Rehearsal(function, extent, workers, workers)
@@ -239,12 +241,13 @@ def _sums_in_flight(function: Function) -> Iterator[Fault]:
 
 class _Rehearsal:
     """extent: of every dimension. workers: of the launch, of whom the first `rehearsed` are run. handed_over: whether
-    any of them had something for another one."""
+    any of them had something for another one. foreign: what others did in a worker's near memory."""
 
     def __init__(self, function: Function, extent: int, workers: int, rehearsed: int) -> None:
         self.function, self.extent, self.workers = function, extent, workers
         self.handed: dict[tuple[int, int], Clock] = {}
         self.handed_over = False
+        self.foreign: list[tuple[int, Access]] = []
         attributes = function.attributes
         self.near_bytes: int = attributes.get("near_bytes", 0)
         each = attributes.get("warps", 1)
@@ -255,9 +258,11 @@ class _Rehearsal:
         self.loaded: dict[Op, int] = {}
         self.signals: dict[int, Signal] = {}
         self.words: dict[int, Any] = {}
-        self.met = [[0] * each for _ in range(rehearsed)]
-        self.meeting: list[Clock] = [{} for _ in range(rehearsed)]
-        self.meetings: list[list[Clock]] = [[] for _ in range(rehearsed)]
+        self.cluster = attributes.get("cluster", 1)
+        sizes = [each] * rehearsed + [each * rehearsed]     # the warps of each worker, and of all
+        self.met = [[0] * size for size in sizes]
+        self.meeting: list[Clock] = [{} for _ in sizes]
+        self.meetings: list[list[Clock]] = [[] for _ in sizes]
         self.waits: dict[Block, bool] = {}
         self.needed = self._needed()
         self.steps: dict[Block, list[Op]] = {}
@@ -340,6 +345,9 @@ class _Rehearsal:
                 break
         for access in (access for warp in self.warps for access in warp.stores):
             self.fault(access.op, "a copy from near memory that the warp did not wait for before its end")
+        for worker, access in self.foreign:
+            if not all(self.knows(warp, access) for warp in self.warps if warp.worker == worker):
+                self.fault(access.op, "another worker that may have ended before")
         return list(self.faults.values())
 
     progress = False
@@ -364,7 +372,7 @@ class _Rehearsal:
                     yield from self._block(warp, nested)
             elif name in _SYNCHRONISES:
                 self.flush(warp)
-                if name == "sync_warps":
+                if name in ("sync_warps", "sync_cluster"):
                     yield from self._meet(warp, op)
                 elif name == "take_over":
                     yield from self._take_over(warp, op)
@@ -589,12 +597,13 @@ class _Rehearsal:
         return warp.worker * NEAR_STRIDE, warp.worker * NEAR_STRIDE + self.near_bytes
 
     def _meet(self, warp: Warp, op: Op) -> Iterator[Op]:
-        met, meetings = self.met[warp.worker], self.meetings[warp.worker]
-        mine = met[warp.own]
-        met[warp.own] += 1
-        self.release(warp, self.meeting[warp.worker])
+        place, own = (warp.worker, warp.own) if op.name == "sync_warps" else (-1, warp.number)
+        met, meetings = self.met[place], self.meetings[place]
+        mine = met[own]
+        met[own] += 1
+        self.release(warp, self.meeting[place])
         if min(met) > mine:
-            meetings.append(dict(self.meeting[warp.worker]))
+            meetings.append(dict(self.meeting[place]))
         self.progress = True
         while len(meetings) <= mine:
             yield op
@@ -618,8 +627,17 @@ class _Rehearsal:
         _merge(warp.clock, self.handed.pop((other, warp.own)))
         self.progress = True
 
-    def _signal(self, warp: Warp, op: Op, at: int = 0, disp: str = "disp") -> Signal | None:
+    def _away(self, warp: Warp, op: Op) -> list[int]:
+        """From the warp's near memory to that of each worker on which an op acts."""
+        size = op.attributes.get("workers", 1)
+        return [(other - warp.worker % size) * NEAR_STRIDE for other in range(size)]
+
+    def _reach(self, warp: Warp, away: int, access: Access) -> None:
+        self.foreign.append((warp.worker + away // NEAR_STRIDE, access))
+
+    def _signal(self, warp: Warp, op: Op, at: int = 0, disp: str = "disp", away: int = 0) -> Signal | None:
         address = self._address(warp, op, at, disp)
+        address = None if address is None else address + away
         found = None if address is None else self.signals.get(address)
         if address is not None and (found is None or not self.knows(warp, found.starter)):
             self.fault(op, "a signal that may not have started", None if found is None else found.starter.op)
@@ -646,13 +664,16 @@ class _Rehearsal:
             signal.arrivals = signal.each
 
     def _arrive(self, warp: Warp, op: Op) -> None:
-        signal = self._signal(warp, op)
-        if signal is not None:
-            if signal.arrivals == 0:
-                self.fault(op, "more arrivals than a phase has")
-                return
-            self.release(warp, signal.gathered)
-            self._count(signal, 1, op.attributes.get("bytes", 0))
+        for away in self._away(warp, op):
+            signal = self._signal(warp, op, away=away)
+            if signal is not None:
+                if signal.arrivals == 0:
+                    self.fault(op, "more arrivals than a phase has")
+                    return
+                if away:
+                    self._reach(warp, away, Access(op, warp.number, warp.epoch, True))
+                self.release(warp, signal.gathered)
+                self._count(signal, 1, op.attributes.get("bytes", 0))
 
     def _wait(self, warp: Warp, op: Op) -> Iterator[Op]:
         signal = self._signal(warp, op)
@@ -668,16 +689,20 @@ class _Rehearsal:
         _merge(warp.clock, signal.published[following])
 
     def _copy_box(self, warp: Warp, op: Op) -> None:
-        signal = self._signal(warp, op, 1, "signal_disp")
         start = self._address(warp, op, 0)
-        if signal is None or start is None:
-            return
-        if not signal.fenced:
-            self.fault(op, "a signal that copies may not see yet", signal.starter.op)
         _, dtype, _, box = self.function.attributes["tensor_maps"][op.attributes["map"]]
         size = int(np.prod(box)) * fragments.ELEMENT_BYTES[dtype]
-        self.touch(warp, (start, start + size), Access(op, signal.agent, len(signal.published), False), True)
-        self._count(signal, 0, -size)
+        for away in self._away(warp, op):
+            signal = self._signal(warp, op, 1, "signal_disp", away)
+            if signal is None or start is None:
+                return
+            if not signal.fenced:
+                self.fault(op, "a signal that copies may not see yet", signal.starter.op)
+            access = Access(op, signal.agent, len(signal.published), False)
+            if away:
+                self._reach(warp, away, access)
+            self.touch(warp, (start + away, start + away + size), access, True)
+            self._count(signal, 0, -size)
 
     def _fence_stores(self, warp: Warp, op: Op) -> None:
         for place in self.places.values():

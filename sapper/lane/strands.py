@@ -27,7 +27,11 @@ class Aborted(Exception):
 class Launch:
     """What the workers of one run share. A strand is a warp of a worker, and what takes turns."""
 
-    def __init__(self, words: list[int], memory: Memory, workers: int, warps: int = 1, near_bytes: int = 0) -> None:
+    def __init__(self, words: list[int], memory: Memory, workers: int, warps: int = 1, near_bytes: int = 0,
+                 cluster: int = 1) -> None:
+        if workers % cluster:
+            raise LaneError(f"found {workers} workers; expected a multiple of the {cluster} of a cluster")
+        self.cluster = cluster
         self.words = words
         self.memory = memory
         self.workers = workers
@@ -35,7 +39,7 @@ class Launch:
         self.strands = workers * warps
         self.near = [memory.allocate(f"near memory of worker {n}", near_bytes, 1024)
                      for n in range(workers) if near_bytes]
-        self.meetings: dict[int, int] = {}
+        self.meetings: dict[tuple[int, int], int] = {}
         self.counters = [0] * TASK_COUNTERS
         self.turns = [threading.Semaphore(0) for _ in range(self.strands)]
         self.running = [True] * self.strands
@@ -76,14 +80,18 @@ class Launch:
                                 "barrier; expected all to arrive")
             self.give_way(worker)
 
-    def meet(self, warp: int, op: Op) -> None:
-        """Wait until every warp of this one's worker has come as often as it."""
-        mine = self.meetings[warp] = self.meetings.get(warp, 0) + 1
+    def meet(self, warp: int, op: Op, workers: int = 1) -> None:
+        """Wait until every warp of so many workers, this one's among them, has come as often as it."""
+        mine = self.meetings[workers, warp] = self.meetings.get((workers, warp), 0) + 1
         self.fruitless = 0
-        first = warp // self.warps * self.warps
-        others = range(first, first + self.warps)
-        while any(self.meetings.get(other, 0) < mine for other in others):
-            if not all(self.running[other] for other in others if self.meetings.get(other, 0) < mine):
+        size = self.warps * workers
+        first = warp // size * size
+
+        def late() -> list[int]:
+            return [other for other in range(first, first + size) if self.meetings.get((workers, other), 0) < mine]
+
+        while late():
+            if not all(self.running[other] for other in late()):
                 raise LaneError(f"{at_op(op)}: found a warp that ended before; expected all of the worker's to arrive")
             self.give_way(warp)
 
@@ -100,6 +108,12 @@ class Launch:
                                 f"worker {other // self.warps} to hand over")
             self.give_way(warp)
         self.handed.remove(other)
+
+    def near_to(self, worker: Worker, op: Op) -> list[int]:
+        """From a worker's near memory to that of each worker on which an op acts."""
+        size = op.attributes.get("workers", 1)
+        first = worker.number // size * size
+        return [self.near[other] - self.near[worker.number] for other in range(first, first + size)]
 
     def signal(self, address: int, op: Op) -> Signal:
         found = self.signals.get(address)

@@ -23,7 +23,7 @@ READS = frozenset({"load", "load_run", "load_splat", "gather", "s_load"})
 WRITES = frozenset({"store", "store_run", "store_lane0", "scatter", "s_store"})
 SCRATCH, NEAR = "scratch", "near memory"
 UNKNOWN = "?"
-MEETINGS = frozenset({"barrier", "sync_lanes", "sync_warps", "hand_over", "take_over"})
+MEETINGS = frozenset({"barrier", "sync_lanes", "sync_warps", "sync_cluster", "hand_over", "take_over"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ class CompiledKernel(NamedTuple):
         size, rounded up, multiply to the most tasks that it can have; empty when unknown.
     work: estimated time on one core in nanoseconds, as a sum of coefficient times product of dims; empty when
         unknown. tasks and work only choose how many workers to wake.
-    warps, near_bytes, tensor_maps, barriers: of code for a GPU; see codegen.pipeline.Compiled. `code` is then text.
+    warps, near_bytes, tensor_maps, barriers, cluster: of code for a GPU; see codegen.pipeline.Compiled. `code` is then
+        text.
     lines: (offset, location) where the source line changes; frame: how its frame lies (codegen/unwind.py). Only for
         debuggers: they are not kept on disk, and the frame is only worked out where a debugger is told of it.
     """
@@ -52,6 +53,7 @@ class CompiledKernel(NamedTuple):
     near_bytes: int = 0
     tensor_maps: tuple[tuple[str, str, tuple[int | str, ...], tuple[int, ...]], ...] = ()
     barriers: bool = False
+    cluster: int = 1
     lines: tuple[tuple[int, Location], ...] = ()
     frame: tuple[tuple[int, Any], ...] = ()
 
@@ -79,6 +81,7 @@ class CompiledKernel(NamedTuple):
             getattr(compiled, "near_bytes", 0),
             _tuples(getattr(compiled, "tensor_maps", ())),
             getattr(compiled, "barriers", False),
+            getattr(compiled, "cluster", 1),
             tuple(compiled.made.line_table) if hasattr(compiled, "made") else (),
             _frame(compiled.made) if settings.debugging() and hasattr(compiled, "made") else (),
         )
@@ -136,6 +139,7 @@ class CompiledKernel(NamedTuple):
                 int(facts["near_bytes"]),
                 _tuples(facts["tensor_maps"]),
                 bool(facts["barriers"]),
+                int(facts["cluster"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"packed kernel: found a header without {error}") from error

@@ -70,7 +70,7 @@ class MatrixGroup:
     of which there is one for each of `workers`. depth_bytes: of a stage. stages: how many there are, a power of two:
     their number is some bits of a counter. copy_warps: those beside the groups. copy_registers: of each of their
     threads, where several groups need what is left of `registers`. near_bytes: of a worker at most. products,
-    cache_bytes: as of MatrixUnit.
+    cache_bytes: as of MatrixUnit. clusters: of how many workers a copy may go to all, and signals reach all.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
@@ -88,6 +88,7 @@ class MatrixGroup:
     workers: int = 132
     products: int = 2048
     cache_bytes: int = 32
+    clusters: tuple[int, ...] = (2, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +218,8 @@ class Schedule:
     split: contracted axis -> among how many workers a tile's depth is split, as far as there are workers; 1: tiles are
     whole. stream: the contracted axis that all workers part evenly, whatever tiles that cuts (lane/depth_shares.py).
     Both empty: the model's.
+    cluster: axis -> how many workers with neighbouring tiles along it copy what all of them read once for all
+    (lane/clusters.py).
     """
 
     lane: str | None = None
@@ -230,6 +233,7 @@ class Schedule:
     matrix: bool | None = None
     split: dict[str, int] = field(default_factory=dict)
     stream: str | None = None
+    cluster: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises ScheduleError for what is no schedule of any kernel."""
@@ -237,7 +241,7 @@ class Schedule:
             axis = getattr(self, entry)
             if axis is not None and not isinstance(axis, str):
                 raise ScheduleError(f"schedule entry {entry}: found {axis!r}; expected the name of an axis")
-        for entry in ("tile", "registers", "chunks", "split"):
+        for entry in ("tile", "registers", "chunks", "split", "cluster"):
             sizes = getattr(self, entry)
             if not isinstance(sizes, dict):
                 raise ScheduleError(f"schedule entry {entry}: found {sizes!r}; expected axes with a size for each")
@@ -262,7 +266,7 @@ class Schedule:
         for name in ("lane", "stream"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
-        for name in ("tile", "registers", "chunks", "split"):
+        for name in ("tile", "registers", "chunks", "split", "cluster"):
             if getattr(self, name):
                 data[name] = dict(sorted(getattr(self, name).items()))
         for name in ("order", "assembly"):

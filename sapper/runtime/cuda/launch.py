@@ -87,7 +87,7 @@ class DeviceCall:
 def issue(entry: Entry, parameters: Parameters, stream: Any) -> None:
     compiled = entry.compiled
     entry.function.launch((entry.blocks,), (entry.threads,), parameters, compiled.near_bytes,
-                          cooperative=compiled.barriers, stream=stream)
+                          (compiled.cluster,) if compiled.cluster > 1 else (), compiled.barriers, stream)
 
 
 class _Scratch:
@@ -229,6 +229,7 @@ class DeviceLauncher:
         blocks = min(function.resident_blocks(32 * warps, compiled.near_bytes), most_workers(compiled.warps))
         if wanted is not None:
             blocks = max(1, min(blocks, -(-wanted // of_block)))
+        blocks = max(1, blocks // compiled.cluster) * compiled.cluster
         return Entry(compiled, function, blocks, 32 * warps, each, blocks * of_block)
 
 

@@ -25,6 +25,7 @@ from ...lane.synchronise import bytes_of_lane
 from ...lang.by_hand import piece_of
 from .rows import form
 from .select_workers import RULES as WORKER_RULES
+from .select_workers import arrive_everywhere, cluster_mask
 from .text import NEAR, NOBODY, SPECIAL, Symbol, TensorPlace, map_name
 
 FAMILY = "ptx"
@@ -1026,8 +1027,8 @@ def matrix_multiply(s: Any, op: Op) -> None:
 
 # --- Signals, copies of boxes, matrix instructions of a group of warps ---------------------------------------------
 
-DESCRIPTOR_UNIT = 4
-"""Bits of an address that a matrix descriptor leaves out."""
+DESCRIPTOR_UNIT, DESCRIPTOR_BITS = 4, 14
+"""Bits of an address that a matrix descriptor leaves out, and that it has."""
 SWIZZLE_128_BYTES = 1 << 62
 ROWS_OF_8_BYTES = 1024
 """Eight swizzled rows: the pattern of 128-byte swizzling repeats (PTX ISA, "Matrix Descriptor Format")."""
@@ -1055,6 +1056,17 @@ def _once(mnemonic: str, attribute: str = "", result: bool = False) -> Rule:
     return rule
 
 
+_arrive_here = _once("mbarrier.arrive.shared::cta.b64", result=True)
+
+
+def signal_arrive(s: Any, op: Op) -> None:
+    if "workers" not in op.attributes:
+        _arrive_here(s, op)
+        return
+    signal = near_scalar(s, op.operands[0], op.attributes.get("disp", 0))
+    arrive_everywhere(s, signal, op.attributes["workers"])
+
+
 def signal_fence(s: Any, op: Op) -> None:
     del op
     s.emit("fence.mbarrier_init.release.cluster")
@@ -1064,10 +1076,11 @@ def signal_wait(s: Any, op: Op) -> None:
     """The instruction itself waits for a while."""
     signal = near_scalar(s, op.operands[0], op.attributes.get("disp", 0))
     parity = low_half(s, op.operands[1])
+    scope = ".acquire.cluster" if op.attributes.get("workers") else ""
     over, label = s.new("pred"), s.new_label("signal")
     waits = s.new("pred")
     s.label(label)
-    s.emit("mbarrier.try_wait.parity.shared::cta.b64", over, signal, parity)
+    s.emit(f"mbarrier.try_wait.parity{scope}.shared::cta.b64", over, signal, parity)
     s.emit("not.pred", waits, over)
     s.branch("bra", label)
     s.body[-1].mask = waits
@@ -1089,8 +1102,11 @@ def tensor_copy(s: Any, op: Op) -> None:
     report = near_scalar(s, signal, op.attributes.get("signal_disp", 0))
     where = tuple(low_half(s, v) for v in reversed(coordinates))          # the innermost dimension first
     place = TensorPlace(s.facts.maps[op.attributes["map"]], where)
-    s.emit_masked(f"cp.async.bulk.tensor.{len(where)}d.shared::cluster.global.mbarrier::complete_tx::bytes",
-                  elected(s), False, target, place, report)
+    mnemonic = f"cp.async.bulk.tensor.{len(where)}d.shared::cluster.global.mbarrier::complete_tx::bytes"
+    if "workers" in op.attributes:
+        s.emit_masked(f"{mnemonic}.multicast::cluster", elected(s), False, target, place, report, cluster_mask(s, op))
+    else:
+        s.emit_masked(mnemonic, elected(s), False, target, place, report)
 
 
 def store_matrix(s: Any, op: Op) -> None:
@@ -1154,7 +1170,11 @@ def descriptor(s: Any, op: Op, side: str, base: Value) -> Any:
     start, block = s.facts.addresses.get(key, (None, None))
     if start is None or block not in s.scope:
         start = s.new("vec")
-        s.emit("shr.u32", start, near_scalar(s, base).base, DESCRIPTOR_UNIT)
+        address = near_scalar(s, base).base
+        if s.function.attributes.get("cluster", 1) > 1:     # above its 18 bits an address has the rank of the worker
+            s.emit("bfe.u32", start, address, DESCRIPTOR_UNIT, DESCRIPTOR_BITS)
+        else:
+            s.emit("shr.u32", start, address, DESCRIPTOR_UNIT)
         s.facts.addresses[key] = start, s.scope[-1]
     low, high, made = s.new("vec"), s.new("vec"), s.new("gpr")
     disp = op.attributes.get(f"{side}_disp", 0)
@@ -1286,7 +1306,7 @@ RULES: dict[str, Rule] = {
     "async_commit": async_commit, "async_wait": async_wait, "load_matrix": load_matrix,
     "matrix_multiply": matrix_multiply, "pack2": pack2,
     "signal_start": _once("mbarrier.init.shared::cta.b64", "arrivals"), "signal_fence": signal_fence,
-    "signal_arrive": _once("mbarrier.arrive.shared::cta.b64", result=True),
+    "signal_arrive": signal_arrive,
     "signal_expect": _once("mbarrier.arrive.expect_tx.shared::cta.b64", "bytes", result=True),
     "signal_wait": signal_wait, "tensor_copy": tensor_copy, "store_matrix": store_matrix,
     "store_fence": store_fence, "tensor_store": tensor_store, "store_wait": store_wait, "group_fence": group_fence,

@@ -1,4 +1,4 @@
-"""Selection rules of PTX for what workers hand over to each other.
+"""Selection rules of PTX for what workers hand over to each other, and for those of a cluster.
 
 Enters, leaves, holds: as select.py. Each warp of each worker has a flag in the sync block, zero unless it has handed
 over what nobody has taken over yet. Lane 0 speaks for its warp: the meeting of the lanes before its release, and after
@@ -13,7 +13,7 @@ from typing import Any
 
 from ...ir.nodes import Op
 from ...lane.ops import FIRST_WORDS
-from .text import FLAG_BYTES, FLAGS_AT
+from .text import FLAG_BYTES, FLAGS_AT, NOBODY
 
 ALL_LANES = 0xFFFFFFFF
 
@@ -55,4 +55,41 @@ def take_over(s: Any, op: Op) -> None:
     s.emit("bar.warp.sync", ALL_LANES)
 
 
-RULES: dict[str, Callable[[Any, Op], None]] = {"hand_over": hand_over, "take_over": take_over}
+# --- Clusters --------------------------------------------------------------------------------------------------------
+
+def sync_cluster(s: Any, op: Op) -> None:
+    """Signals that were started before are seen by all after, with their fence (PTX ISA, "barrier.cluster")."""
+    del op
+    s.emit("barrier.cluster.arrive.release.aligned")
+    s.emit("barrier.cluster.wait.acquire.aligned")
+
+
+def arrive_everywhere(s: Any, signal: Any, workers: int) -> None:
+    """Lane r arrives at the signal of the worker of rank r."""
+    key = "lanes of ranks", workers
+    mine, block = s.facts.addresses.get(key, (None, None))
+    if mine is None or block not in s.scope:
+        mine = s.new("pred")
+        s.emit("setp.lt.s32", mine, s.facts.lane, workers)
+        s.facts.addresses[key] = mine, s.scope[-1]
+    here, there = signal.base, s.new("vec")
+    if signal.disp:
+        here = s.new("vec")
+        s.emit("add.s32", here, signal.base, signal.disp)
+    s.emit_masked("mapa.shared::cluster.u32", mine, False, there, here, s.facts.lane)
+    s.emit_masked("mbarrier.arrive.release.cluster.shared::cluster.b64", mine, False, NOBODY, s.memory(there))
+
+
+def cluster_mask(s: Any, op: Op) -> Any:
+    """Of the workers that get a copy: all of a cluster."""
+    key = "cluster mask", op.attributes["workers"]
+    mask, block = s.facts.addresses.get(key, (None, None))
+    if mask is None or block not in s.scope:
+        mask = s.new("half")
+        s.emit("mov.b16", mask, (1 << op.attributes["workers"]) - 1)
+        s.facts.addresses[key] = mask, s.scope[-1]
+    return mask
+
+
+RULES: dict[str, Callable[[Any, Op], None]] = {
+    "hand_over": hand_over, "take_over": take_over, "sync_cluster": sync_cluster}

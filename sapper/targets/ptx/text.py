@@ -228,5 +228,6 @@ def print_function(machine: Any, level: str) -> str:
         ",\n".join([*(f"    .param .b64 {parameter_name(name)}" for name in machine.parameters), *maps]), ")",
         # One block on an SM is enough: ptxas then spills nothing for the sake of a second.
         f".reqntid {32 * block_warps(machine)}, 1, 1",
+        *([f".reqnctapercluster {machine.cluster}, 1, 1"] if machine.cluster > 1 else []),
         f".maxnreg {machine.most_registers}" if machine.most_registers else ".minnctapersm 1",
         "{", *declared, "", *body, "}", ""])

@@ -1,0 +1,99 @@
+"""Workers of a cluster: neighbours along one axis, of whom each copies a part of the operand that all of them read.
+
+Enters a walk of groups of warps (groups.py) whose schedule asks for clusters along one axis of its tiles. What holds:
+
+    tiles     as many as fill the last cluster; one past the end of the axis is worked through and nothing of it stored
+    full      announces the whole stage, of which parts come from each worker of the cluster
+    free      is waited for before a part is copied to all: so the multiplying warps arrive at that of every worker
+    begin     nobody copies or arrives before all of the cluster have started their signals (`sync_cluster`)
+    end       nobody ends while another may still copy to its near memory, or arrive there
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..ir.nodes import Value
+from ..tile.schedule import MatrixGroup, ScheduleError
+from .boxed_stores import BoxedStores
+from .fragments import PANEL
+from .state import Scalar
+
+if TYPE_CHECKING:
+    from .groups import Operand
+    from .matrix import MatrixWalk
+
+SWIZZLED_ROWS = 8
+
+
+class Clusters(BoxedStores):
+    """cluster: workers of one. cluster_axis: along which their tiles lie (MatrixLowering has them: 1, None)."""
+
+    groups = 0
+    narrow = False
+
+    def settle_cluster(self) -> None:
+        """Whether workers share operands, before anything is emitted. Raises ScheduleError where it is asked for and
+        can't be."""
+        if not self.schedule.cluster:
+            return
+        (axis, size), *more = self.schedule.cluster.items()
+        reason = "another axis besides" if more else self._unclustered(axis, size)
+        if reason is not None:
+            raise ScheduleError(f"schedule of {self.function.name}: cluster of {size} along {axis}: found {reason}; "
+                                "expected one product on instructions of groups of warps, and parts of what its "
+                                "workers share; mend: leave cluster out")
+        if size > 1:
+            self.cluster, self.cluster_axis = size, axis
+
+    def _unclustered(self, axis: str, size: int) -> str | None:
+        found, group = self.matrix_walk, self.facts.matrix_group
+        if found is None or group is None or not self.groups:
+            return "a walk, or a target, without them"
+        if axis not in (found.rows, found.columns):
+            return f"an axis that is neither of its rows, {found.rows}, nor of its columns, {found.columns}"
+        if size not in (1, *group.clusters):
+            return f"a size that is none of {', '.join(map(str, group.clusters))}"
+        if self.shares is not None or self.schedule.chunks:
+            return "split, stream or chunks besides, by which workers have other pieces of the depth"
+        if self.narrow:
+            return "scales of blocks, which a tile past the end would read there"
+        if not self._parts_well(found, group, axis, size):
+            return "an operand with fewer parts"
+        return None
+
+    def _parts_well(self, found: MatrixWalk, group: MatrixGroup, axis: str, size: int) -> bool:
+        """Whether each worker has whole groups of swizzled rows to copy, or whole panels."""
+        tile = dict(zip((found.rows, found.columns), self.matrix_tile(), strict=True))
+        outer = found.columns if axis == found.rows else found.rows
+        loads = found.right if axis == found.rows else found.left
+        return all(tile[outer] % (size * (SWIZZLED_ROWS if found.depth in self._forms(op)[-1].axes else PANEL)) == 0
+                   for op in loads)
+
+    def copied_parts(self, outer: str) -> int:
+        """In how many parts an operand with this outer axis is copied, one by each worker."""
+        return 1 if outer == self.cluster_axis else self.cluster
+
+    def rank(self) -> Scalar:
+        """Of this worker in its cluster."""
+        return self.scalar("s_mod", self.emit_once("worker"), self.cluster)
+
+    def copy_operand(self, operand: Operand, target: Value, signal: Value, at: dict[str, Value], full_at: int) -> None:
+        """This worker's part of a piece, to all workers that read it."""
+        parts = self.copied_parts(operand.outer)
+        step, size = (operand.extent // parts, operand.bytes // parts) if operand.along_depth else (
+            PANEL, operand.panel_bytes)
+        start: Scalar = at[operand.outer]
+        if parts > 1:
+            start = self.add(start, self.mul(self.rank(), operand.extent // parts))
+            target = self.value(self.add(target, self.mul(self.rank(), operand.bytes // parts)))
+        for number in range(operand.extent // parts // step):
+            place = {**at, operand.outer: self.value(self.add(start, number * step))}
+            with self.located(operand.op):
+                self.effect("tensor_copy", [target, signal, *self._coordinates_of(operand.op, place)], map=operand.map,
+                            disp=operand.at + number * size, signal_disp=full_at, **self.of_cluster(parts))
+
+    @staticmethod
+    def of_cluster(workers: int) -> dict[str, int]:
+        """The attribute of an op that acts on several workers."""
+        return {"workers": workers} if workers > 1 else {}

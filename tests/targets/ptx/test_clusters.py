@@ -1,0 +1,190 @@
+"""Workers of a cluster, of whom each copies a part of what all read: at the lane station, rehearsed, emulated."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sapper import emulate, targets
+from sapper.codegen.pipeline import Compiled, compile_kernel, facts_of, finish_lane, to_lane
+from sapper.ir.checker import VerificationError
+from sapper.ir.nodes import Function
+from sapper.ir.text import parse_function, print_function
+from sapper.ir.verifier import verify
+from sapper.lane.memory import LaneError
+from sapper.lane.ops import LANE_OPS
+from sapper.lane.rehearse import rehearse
+from sapper.targets.ptx import assembler
+from sapper.tile.ops import TILE_OPS
+from sapper.tile.schedule import Schedule, ScheduleError
+
+from .kernels import KERNELS, bf16_nn, bf16_nt, f16_tn, gated
+from .narrow import block_scaled
+from .test_groups import batched, interpret_lane, replaced
+from .test_matrix import arguments_of, assert_near, expected, specialization
+
+TARGET = targets.target("sm_90a")
+TILE = {"m": 64, "n": 128}
+ROWS, COLUMNS = Schedule(tile=TILE, cluster={"m": 2}), Schedule(tile=TILE, cluster={"n": 2})
+MULTICAST = re.compile(r"cp\.async\.bulk\.tensor\.\dd\..*multicast::cluster")
+
+
+def lowered(kernel: Any, schedule: Schedule) -> Function:
+    lane = to_lane(kernel.tile_ir(), schedule, facts_of(TARGET), specialization(kernel))
+    return finish_lane(lane, TARGET)
+
+
+def compiled(kernel: Any, schedule: Schedule) -> Compiled:
+    known = specialization(kernel)
+    return compile_kernel(kernel, {}, known.strides, dict.fromkeys("MNK", (4096, 16)), TARGET, schedule, known.aligned)
+
+
+@pytest.mark.parametrize("schedule", [ROWS, COLUMNS], ids=["rows", "columns"])
+def test_lane_ir(schedule: Schedule) -> None:
+    lane = lowered(bf16_nt, schedule)
+    verify(lane, LANE_OPS)
+    text = print_function(lane)
+    lane = parse_function(text, {"tile": TILE_OPS, "lane": LANE_OPS})
+    assert print_function(lane) == text and lane.attributes["cluster"] == 2 and rehearse(lane) == []
+    extents = {"M": 80, "N": 144, "K": 336}
+    arguments = arguments_of(bf16_nt, extents)
+    wanted = expected(bf16_nt, arguments)
+    interpret_lane(lane, arguments, extents, workers=2)
+    assert_near(arguments["c"], wanted)
+    with pytest.raises(LaneError, match="found 3 workers; expected a multiple of the 2 of a cluster"):
+        interpret_lane(lane, arguments, extents, workers=3)
+
+
+def test_ops_of_a_cluster_act_on_all_of_it() -> None:
+    lane = lowered(bf16_nt, ROWS)
+    next(op for op in lane.walk() if op.name == "signal_arrive").attributes["workers"] = 4
+    with pytest.raises(VerificationError, match="found workers = 4; expected the function's attribute cluster"):
+        verify(lane, LANE_OPS)
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize(("kernel", "schedule", "extents"), [
+    (bf16_nn, ROWS, {"M": 144, "N": 160, "K": 336}), (bf16_nt, COLUMNS, {"M": 80, "N": 304, "K": 144}),
+    (f16_tn, ROWS, {"M": 48, "N": 96, "K": 80}), (batched, ROWS, {"B": 3, "M": 144, "N": 96, "K": 80}),
+    (bf16_nt, Schedule(tile=TILE, cluster={"m": 4}), {"M": 336, "N": 96, "K": 144}),
+    (gated, Schedule(tile={"m": 64, "n": 64}, cluster={"m": 2}), {"M": 144, "N": 96, "K": 144})],
+    ids=["nn", "nt, columns", "tn, one tile", "batched", "four workers", "gated"])
+def test_on_the_emulator(kernel: Any, schedule: Schedule, extents: dict[str, int], lazy: bool) -> None:
+    """Edges in all directions; tiles that are no multiple of a cluster."""
+    arguments = arguments_of(kernel, extents)
+    wanted = expected(kernel, arguments)
+    names = list(arguments)
+    counters = emulate.run(kernel, *arguments.values(), target="sm_90a", workers=3, aligned=names, schedule=schedule,
+                           options=emulate.Options(lazy=lazy)).counters
+    assert_near(arguments[names[-1]], wanted)
+    assert any(MULTICAST.match(name) for name in counters.instructions)
+
+
+def test_each_worker_copies_half_of_what_both_read() -> None:
+    """Boxes: the left operand's rows are a worker's own, of the right one's there are half."""
+    maps = {name: [(name, box) for name, _, _, box in compiled(bf16_nt, schedule).tensor_maps][:2]
+            for name, schedule in (("rows", ROWS), ("columns", COLUMNS))}
+    assert maps == {"rows": [("a", (64, 64)), ("b", (64, 64))], "columns": [("a", (32, 64)), ("b", (128, 64))]}
+
+
+def test_what_a_launch_must_know() -> None:
+    made = compiled(bf16_nt, ROWS)
+    assert made.cluster == 2 and not made.barriers
+    assert ".reqnctapercluster 2, 1, 1\n" in made.text()
+    assert made.tasks == (((1, ("M",), 128), (2, (), 1), (1, ("N",), 128)),)
+
+
+FAULTS = {
+    "half of the workers get the copy": (r"(?m)^(    mov\.b16 %h\d+), 3;", r"\1, 1;", 0),
+    "copied for itself alone": (r"\.multicast::cluster( [^\n]*), %h\d+;", r"\1;", 0),
+    "arrivals at its own signal alone": (r"(mapa\.shared::cluster\.u32 %r\d+, %r\d+), %r\d+;", r"\1, 0;", 0),
+    "one worker's arrivals are enough": (r"(?m)^(    @%p\d+ mbarrier\.init\S+ \[[^]]*\]), 8;", r"\1, 4;", None),
+    "workers do not meet before they copy": (r"barrier\.cluster\.arrive\.release\.aligned;\n\s*"
+                                             r"barrier\.cluster\.wait\.acquire\.aligned;", "bar.sync 0;", 0),
+    "too few bytes announced": (r"(expect_tx\.shared::cta\.b64 _, \[[^]]*\]), \d+;", r"\1, 16384;", 0),
+    "free stages are not waited for":
+        (r"(?m)^    mbarrier\.try_wait\S*acquire\.cluster.*$", "    setp.eq.s32 %p1, 0, 0;", 0),
+    "the rank is left in the descriptor": (r"bfe\.u32 (%r\d+), (%r\d+), 4, 14;", r"shr.u32 \1, \2, 4;", None),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught(fault: str) -> None:
+    made = compiled(bf16_nn, ROWS)
+    extents = {"M": 128, "N": 128, "K": 384}
+    arguments = arguments_of(bf16_nn, extents)
+    wanted = expected(bf16_nn, arguments)
+    words = [arguments[s.split(".")[0]] if s.endswith("data") else extents[s.split(".")[1]] for s in made.slots]
+
+    def launch(text: str) -> None:
+        maps = [emulate.TensorMap(arguments[name], box, 128) for name, _, _, box in made.tensor_maps]
+        emulate.load(text).launch(
+            grid=(2,), block=(256,), arguments=[np.zeros(64), 64, np.zeros(1024, np.uint8), *words, *maps],
+            shared_bytes=made.near_bytes, options=emulate.Options(lazy=True))
+
+    launch(made.text())
+    assert_near(arguments["c"], wanted)
+    arguments["c"][...] = np.nan
+    try:
+        launch(replaced(made.text(), *FAULTS[fault]))
+    except emulate.EmulationError:
+        return
+    with pytest.raises(AssertionError):
+        assert_near(arguments["c"], wanted)
+
+
+REHEARSED = {
+    "no meeting at the start": ("sync_cluster", 0, None, "a signal that may not have started"),
+    "arrival at its own signal": ("signal_arrive", 0, {"workers": 1}, "a wait for what nobody does"),
+    "copied for itself": ("tensor_copy", 1, {"workers": 1}, "found a wait for what nobody does"),
+    "no meeting at the end": ("sync_cluster", 1, None, "another worker that may have ended before"),
+    "free is not waited for": ("signal_wait", 1, None, "tensor_copy: found a write over"),
+    "fewer bytes announced": ("signal_expect", 0, {"bytes": 16384}, "found a wait for what nobody does"),
+}
+
+
+@pytest.mark.parametrize("fault", REHEARSED)
+def test_planted_faults_are_rehearsed(fault: str) -> None:
+    name, number, attributes, told = REHEARSED[fault]
+    lane = lowered(bf16_nt, ROWS)
+    op = [op for op in lane.walk() if op.name == name][number]
+    if attributes is None:
+        block = next(b for b in (lane.body, *(b for o in lane.walk() for b in o.blocks)) if op in b.ops)
+        block.ops.remove(op)
+    else:
+        op.attributes.update(attributes)
+    assert any(told in str(found) for found in rehearse(lane)), rehearse(lane)
+
+
+REFUSED: dict[str, tuple[Any, str, Schedule, str]] = {
+    "another level": (bf16_nt, "sm_80", ROWS, "found a walk, or a target, without them"),
+    "the depth": (bf16_nt, "sm_90a", Schedule(cluster={"k": 2}), "that is neither of its rows, m, nor of its columns"),
+    "three": (bf16_nt, "sm_90a", Schedule(cluster={"m": 3}), "found a size that is none of 2, 4"),
+    "split": (bf16_nt, "sm_90a", Schedule(cluster={"m": 2}, split={"k": 2}), "found split, stream or chunks besides"),
+    "one panel": (bf16_nn, "sm_90a", Schedule(tile={"m": 64, "n": 64}, cluster={"m": 2}), "with fewer parts"),
+    "two axes": (bf16_nt, "sm_90a", Schedule(cluster={"m": 2, "n": 2}), "found another axis besides"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_can_not_be_done_is_told(case: str) -> None:
+    kernel, level, schedule, message = REFUSED[case]
+    with pytest.raises(ScheduleError, match=f"cluster of .*{re.escape(message)}.*mend: leave cluster out"):
+        to_lane(kernel.tile_ir(), schedule, facts_of(targets.target(level)), specialization(kernel, 64))
+
+
+def test_scales_of_blocks_are_not_shared() -> None:
+    known = specialization(bf16_nt)
+    known.dims.update(KB=known.dims["K"], NB=known.dims["N"])
+    known.strides.update(sa="contiguous", sb="contiguous")
+    with pytest.raises(ScheduleError, match="found scales of blocks"):
+        to_lane(block_scaled.tile_ir(), Schedule(cluster={"m": 2}), facts_of(TARGET), known)
+
+
+@pytest.mark.skipif(assembler.find_tool("ptxas") is None, reason="ptxas is not installed")
+def test_nothing_spills() -> None:
+    texts = [compiled(kernel, Schedule(cluster={"m": 2})).text() for kernel in KERNELS]
+    assert [name for name, made in assembler.assemble(texts, "sm_90a").items() if made.spilled_bytes] == []
