@@ -565,6 +565,7 @@ LANE_RULES: dict[str, Rule] = {
     "tile_zero": _lane_tile(result=True),
     "tile_load": _lane_tile(S64, S64, result=True),
     "tile_store": _lane_tile(TILE_B32, S64, S64),
+    "tile_wake": nothing,
     "tile_multiply": _lane_tile_multiply,
     "signal_start": _lane_signal("arrivals", 1),
     "signal_fence": nothing,

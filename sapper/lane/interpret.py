@@ -509,7 +509,8 @@ _BUILDERS: dict[str, Callable[[Program, Op], Step]] = {
     "scatter": _build_scatter, "loop": _build_loop, "if": _build_if, "tasks": _build_tasks, "barrier": _build_barrier,
     **UNIT_BUILDERS,
     **dict.fromkeys(("async_commit", "async_wait", "fence_streaming", "group_commit", "group_fence", "prefetch",
-                     "register_budget", "signal_fence", "store_fence", "store_wait", "sync_lanes"), _build_nothing),
+                     "register_budget", "signal_fence", "store_fence", "store_wait", "sync_lanes", "tile_wake"),
+                    _build_nothing),
 }
 
 

@@ -202,6 +202,8 @@ LANE_OPS = OpTable("lane", [
     OpSpec("tile_zero", (0, 0), pure=False, doc="a tile of zeros"),
     OpSpec("tile_load", (2, 2), optional=("disp",), pure=False, doc="base, stride -> a tile from memory"),
     OpSpec("tile_store", (3, 3), (0, 0), optional=("disp",), pure=False, doc="tile, base, stride: to memory"),
+    OpSpec("tile_wake", (0, 0), (0, 0), pure=False,
+           doc="hint: tiles are stored before long, and what stores them should not be asleep by then"),
     OpSpec("tile_multiply", (3, 3), attributes=("dtype", "right_dtype"), pure=False,
            doc="c (tile<f32> or <i32>), a, b (tile<b32>) -> c[i, j] + the sum over d of a[i, d] . b[d, j], products of "
                "slots: of four i8 or u8, exact and wrapping, or of two bf16, the sums of the first and of the second "

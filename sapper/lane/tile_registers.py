@@ -351,6 +351,7 @@ class _Emission:
 
         def step(number: Scalar, sums: list[Value]) -> list[Value]:
             mine = low.mul(number, self.row_bytes)
+            low.effect("tile_wake", [])
             return self._multiply(
                 [(low.add(left, mine), self.left.stride) for left in lefts],
                 [(low.add(right, low.mul(number, stride * self.size)), stride)

@@ -50,6 +50,15 @@ def test_tiles_are_configured_once_and_then_as_before() -> None:
     assert states[-2:] == ["ldtilecfg", "ret"] and states.count("ldtilecfg") == 2 and states.count("sttilecfg") == 1
 
 
+def test_the_loop_over_the_depth_has_one_multiply_add_of_vectors() -> None:
+    """The longest of all vectors, without which the processor lets what stores tiles go to sleep."""
+    function = PRODUCTS["nt", PAIRS[-1]].tile_ir()
+    _, made, _ = mnemonics_of(function, arguments_of("nt", PAIRS[-1], 64, 64, 256), TARGET)
+    (loop,) = [part for part in made.text.split(".L.k")[1:] if "tdp" in part]
+    loop = loop.split(" jg ")[0]
+    assert loop.count("tdp") == 4 and loop.count("vfmadd231ps zmm") == 1
+
+
 @pytest.mark.parametrize("name", ["zen4", "icelake-server", "haswell"])
 def test_other_targets_have_none(name) -> None:
     function = PRODUCTS["nt", PAIRS[-1]].tile_ir()

@@ -85,6 +85,15 @@ def test_each_tile_of_an_operand_is_used_twice() -> None:
     assert ops.count("tile_multiply") == ops.count("tile_load") == 4 and ops.count("tile_configure") == 1
 
 
+def test_each_step_of_the_depth_keeps_the_store_of_its_sums_awake() -> None:
+    function = reduce_loops(PRODUCTS["nt", PAIRS[0]].tile_ir())
+    lane = run_lane(function, arguments_of("nt", PAIRS[0], 48, 64, 64), facts=MACHINES[16])
+    steps = [[op.name for op in loop.walk()] for loop in lane.walk()
+             if loop.name == "loop" and loop.attributes.get("label") == "k"]
+    counts = [(step.count("tile_multiply"), step.count("tile_wake")) for step in steps if "tile_multiply" in step]
+    assert counts == [(4, 1), (2, 1)]
+
+
 @pytest.mark.parametrize("types", [(bf16, bf16, f32), (i8, i8, i32)], ids=lambda t: t[0].name)
 @pytest.mark.parametrize(("m", "k"), [(7, 48), (33, 49), (33, 67), (33, 128)])
 def test_panels_that_packed_dot_products_read_serve_tiles(types, m, k) -> None:
@@ -253,6 +262,7 @@ PRODUCT = """lane func @product() {lanes = 4, slots = ["a.data", "b.data", "c.da
   %left: tile<b32> = tile_load %a, %stride
   %right: tile<b32> = tile_load %b, %stride {disp = 0}
   %sum: tile<i32> = tile_multiply %zero, %left, %right {dtype = :i8, right_dtype = :i8}
+  tile_wake
   tile_store %sum, %c, %stride
   tile_release %kept
 }

@@ -117,7 +117,8 @@ def legal_ops(target: Any) -> frozenset[str]:
     if target.float8_rows > 1:
         legal.add("widen_float8")
     if target.tiles is not None:
-        legal |= {"tile_configure", "tile_release", "tile_zero", "tile_load", "tile_store", "tile_multiply"}
+        legal |= {"tile_configure", "tile_release", "tile_zero", "tile_load", "tile_store", "tile_multiply",
+                  "tile_wake"}
     if "dot2_bf16" in target.dots:
         legal |= {"dot2_bf16", "pack_bf16", "interleave", "concat_bf16", "is_denormal"}
     if select_dots.vnni(features, features >= _OPMASK_FEATURES) is not None:
