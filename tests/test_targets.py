@@ -18,21 +18,27 @@ from sapper.codegen.compile import CompiledCode, compile_lane
 from sapper.codegen.encode import EncodeError, encode
 from sapper.codegen.pipeline import facts_of, finish_lane, to_lane
 from sapper.kernels import library
-from sapper.targets.x86_64.target import TARGETS, V3_OPTIONAL_FEATURES, Target
+from sapper.targets.x86_64.target import TARGETS, V3_OPTIONAL_FEATURES, V4_OPTIONAL_FEATURES, Target
 from sapper.tile.schedule import Schedule
 from tests.lane.run_lane import specialize
+from tests.strategies import FUZZ
 
 LIBRARY = library()
 
 
+FEW = V3_OPTIONAL_FEATURES | V4_OPTIONAL_FEATURES - {"avx512_bf16"}
+"""Features of a few instructions each, for products of bytes, bytes that are picked and tile registers."""
+
+
 def compiled(target: Target) -> list[CompiledCode]:
     """Every library kernel, for the largest of the shapes that it is checked at. Targets with the same features, but
-    for one that a single lane op uses, choose among the same instructions: they take the kernels in turns."""
-    alike = [other.name for other in TARGETS.values()
-             if other.features - V3_OPTIONAL_FEATURES == target.features - V3_OPTIONAL_FEATURES]
-    turn = alike.index(target.name)
+    for a few, choose among the same instructions: they take the kernels in turns, each its part of those of one type
+    and of one kind of products. In a search for faults each takes all."""
+    alike = [other.name for other in TARGETS.values() if other.features - FEW == target.features - FEW]
+    dealt = sorted(LIBRARY, key=lambda entry: (entry.products, entry.dtype))
+    taken = LIBRARY if FUZZ else dealt[alike.index(target.name)::len(alike)]
     made = []
-    for entry in LIBRARY[turn::len(alike)]:
+    for entry in taken:
         function = entry.kernel.tile_ir()
         arguments = entry.make_arguments(np.random.default_rng(0), entry.check_shapes[-1])
         lane = to_lane(function, Schedule(), facts_of(target), specialize(function, arguments))

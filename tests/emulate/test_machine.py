@@ -289,14 +289,15 @@ def test_global_memory_that_nobody_wrote() -> None:
 @pytest.mark.parametrize("step", [128, -128])
 def test_an_instruction_that_leaves_the_allocation_where_it_was(step: int) -> None:
     with pytest.raises(MemoryFault, match="4 bytes out of bounds"):
-        run(f"again:\n ld.global.u32 %r2, [%d2];\n add.s64 %d2, %d2, {step};\n bra again;")
+        run(f"again:\n ld.global.u32 %r2, [%d2];\n add.s64 %d2, %d2, {step};\n bra again;", step_limit=1000)
 
 
 def test_an_instruction_that_goes_on_to_memory_that_nobody_wrote() -> None:
     body = text("again:\n ld.global.u32 %r2, [%d2];\n ld.param.u64 %d2, [other];\n bra again;")
     module = emulate.load(body.replace("(.param .u64 out)", "(.param .u64 out, .param .u64 other)"))
     with pytest.raises(MemoryFault, match="reads global memory that nobody wrote: argument 1"):
-        module.launch(block=(32,), arguments=[np.zeros(32, np.uint32), Uninitialised(np.zeros(32, np.uint32))])
+        module.launch(block=(32,), arguments=[np.zeros(32, np.uint32), Uninitialised(np.zeros(32, np.uint32))],
+                      options=Options(step_limit=1000))
 
 
 def test_local_memory_and_initialised_variables() -> None:

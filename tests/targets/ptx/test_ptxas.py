@@ -1,4 +1,4 @@
-"""NVIDIA's assembler takes every kernel for every kind of level, spills nothing, and gives the recorded registers.
+"""NVIDIA's assembler takes every kernel, spills nothing, and gives the recorded registers.
 
 Skipped where there is no ptxas: it comes with the CUDA toolkit, or in the wheel nvidia-cuda-nvcc. The recorded figures
 are compared where the assembler has the version that made them; opcodes of machine code where there is a disassembler,
@@ -35,13 +35,15 @@ def matrix_text(kernel: Any, level: str) -> str:
                           targets.target(level), None, frozenset(names)).text()
 
 
-ALIKE = ("sm_86", "sm_89", "sm_120a")
-"""Levels of as many warps and as much memory take the library's kernels in turns, but in a search for faults. What they
-differ in, the types that matrix instructions take, sm_80 and sm_100a differ in as well, which take all kernels."""
+RECORDED = ("sm_80", "sm_90a")
 
 
 def measured(level: str) -> dict[str, Assembled]:
-    taken = library()[ALIKE.index(level)::len(ALIKE)] if level in ALIKE and not FUZZ else library()
+    """Levels without a record take the library's kernels in turns, each its part of those of one type and of one kind
+    of products; in a search for faults all of them."""
+    others = [other for other in TARGETS if other not in RECORDED]
+    dealt = sorted(library(), key=lambda entry: (entry.products, entry.dtype))
+    taken = library() if level in RECORDED or FUZZ else dealt[others.index(level)::len(others)]
     texts = [*(text_of(entry, level) for entry in taken), *(matrix_text(k, level) for k in KERNELS)]
     found = assemble(texts, level)
     assert len(found) == len(texts)
@@ -111,7 +113,7 @@ def test_without_an_assembler_the_error_says_where_it_comes_from(monkeypatch: py
 def record() -> None:
     """One kernel a line, so that a change shows in few of them."""
     levels = []
-    for level in ("sm_80", "sm_90a"):
+    for level in RECORDED:
         lines = []
         for name, made in sorted(measured(level).items()):
             assert made.code is not None, "found no nvdisasm; expected it beside ptxas"
