@@ -36,12 +36,23 @@ from typing import Any
 import numpy as np
 
 import sapper as sp
-from sapper import Tensor, abs, each, f16, f32, floor, i8, i32, max, round, sum, tiles, u8, where, whole, zeros
+from sapper import Tensor, abs, bf16, each, f16, f32, floor, i8, i32, max, round, sum, tiles, u8, where, whole, zeros
 
 from .activation import silu, silu_reference
-from .record import EXACT, Arguments, Array, Case, LibraryKernel, Shape, Tolerance, normal, unwritten
+from .record import (
+    EXACT,
+    Arguments,
+    Array,
+    Case,
+    LibraryKernel,
+    Shape,
+    Tolerance,
+    normal,
+    rounded_to_bf16,
+    unwritten,
+)
 
-C, E, J, K, M, P, S, T = sp.dims("C E J K M P S T")
+C, E, J, K, M, P, Q, S, T = sp.dims("C E J K M P Q S T")
 PANEL, SUPER, SLOT = 16, 256, 4
 PAIR, HALF, SIXTEEN = 64, 32, 16
 WORDS = {"q4k": 37, "q6k": 53}
@@ -49,6 +60,11 @@ WORDS = {"q4k": 37, "q6k": 53}
 SECOND, SCALES, MINIMA, FACTORS = 32, {"q4k": 32, "q6k": 48}, 34, {"q4k": 36, "q6k": 52}
 """The words with which q6k's second 128 weights, the scales, the minima and the factors begin."""
 LARGEST, DIGIT = 127.0, 64
+
+
+def rounded(x: Any) -> Any:
+    """f32 as bf16 in the upper halves of an i32."""
+    return x.to(bf16).to(f32).bits(i32)
 
 
 @cache
@@ -59,6 +75,7 @@ def kernels_of(form: str) -> SimpleNamespace:
     matvec, matvec_residual, matvec_swiglu     y [P, 16] from x [S, 256] in f32
     expert_matmul_swiglu, expert_matmul, grouped_swiglu, grouped     as in moe_blocks.py
     dequantize, embedding                      rows in f32
+    widen_pairs                                panels in bf16
     """
     words = WORDS[form]
     first_scale, first_factor = SCALES[form] * PANEL * SLOT, FACTORS[form] * PANEL * SLOT // 2
@@ -104,18 +121,19 @@ def kernels_of(form: str) -> SimpleNamespace:
         return total.to(f32) * factor[p, s, first_factor + l].to(f32) * x_scales[s, m]
 
     def block_of(
-        w: Any, parts: Any, factor: Any, p: Any, s: Any, e: Any, c: Any, h: Any, v: Any, i: Any, l: Any
+        w: Any, parts: Any, factor: Any, p: Any, s: Any, e: Any, c: Any, h: Any, v: Any, first_bit: Any, l: Any
     ) -> Any:
         """The weights of a block of 32, or 16, in f32, as ggml rounds them. w: as i32, as shifting a lane is quicker
-        than reading bytes that lie apart. e: of q6k, which half. c, h: the pair of blocks, and which of it."""
+        than reading bytes that lie apart. e: of q6k, which half. c, h: the pair of blocks, and which of it. first_bit:
+        of the byte, or of each byte, of the words v."""
         d = factor[p, s, first_factor + l].to(f32)
         if form == "q4k":
-            q = w[p, s, 8 * c + v, l] >> i.to(i32) * 8 + 4 * h & 15
-            minimum = parts[p, s, MINIMA * 64 + (c // 2) * 64 + l * SLOT + c % 2 * 2 + h].to(i32).to(f32)
-            least = factor[p, s, first_factor + PANEL + l].to(f32) * minimum
+            q = w[p, s, 8 * c + v, l] >> first_bit + 4 * h & 15
+            minimum = w[p, s, MINIMA + c // 2, l] >> 8 * (c % 2 * 2 + h) & 255
+            least = factor[p, s, first_factor + PANEL + l].to(f32) * minimum.to(f32)
             return d * scale_of(parts, p, s, 2 * c + h, l).to(f32) * q.to(f32) - least
-        lower = w[p, s, (8 * c if e == 0 else SECOND + 4 * c) + v, l] >> i.to(i32) * 8 + 4 * h & 15
-        upper = w[p, s, 8 * c + 4 + v, l] >> i.to(i32) * 8 + (4 * e + 2 * h) & 3
+        lower = w[p, s, (8 * c if e == 0 else SECOND + 4 * c) + v, l] >> first_bit + 4 * h & 15
+        upper = w[p, s, 8 * c + 4 + v, l] >> first_bit + (4 * e + 2 * h) & 3
         number = (lower | upper << 4) - 32
         return d * scale_of(parts, p, s, 8 * e + 2 * c + h, l).to(f32) * number.to(f32)
 
@@ -126,7 +144,7 @@ def kernels_of(form: str) -> SimpleNamespace:
             for c in range(4):
                 v, i = whole(lane_words), whole(SLOT)
                 for h in (0, 1):
-                    total += block_of(w, parts, factor, p, s, e, c, h, v, i, l) @ x[s, e, c, h, v, i]
+                    total += block_of(w, parts, factor, p, s, e, c, h, v, i.to(i32) * 8, l) @ x[s, e, c, h, v, i]
         return total
 
     @sp.kernel(name=f"matmul_{form}")
@@ -235,7 +253,8 @@ def kernels_of(form: str) -> SimpleNamespace:
             for e in halves:
                 for c in range(4):
                     for h in (0, 1):
-                        rows[p, l, s, e, c, h, v, i] = block_of(joined, parts, factor, p, s, e, c, h, v, i, l)
+                        rows[p, l, s, e, c, h, v, i] = block_of(
+                            joined, parts, factor, p, s, e, c, h, v, i.to(i32) * 8, l)
 
     @sp.kernel(name=f"embedding_{form}")
     def embedding(
@@ -252,12 +271,32 @@ def kernels_of(form: str) -> SimpleNamespace:
                 for e in halves:
                     for c in range(4):
                         for h in (0, 1):
-                            rows[t, s, e, c, h, v, i] = block_of(joined, parts, factor, p, s, e, c, h, v, i, l)
+                            rows[t, s, e, c, h, v, i] = block_of(
+                                joined, parts, factor, p, s, e, c, h, v, i.to(i32) * 8, l)
+
+    @sp.kernel(name=f"widen_pairs_{form}")
+    def widen_pairs(
+        w: Tensor[u8, Q, J, S, words, PANEL, SLOT], out: Tensor[bf16, Q, S, SUPER // 2, J, PANEL, 2],
+    ):
+        """Panels of J * 16 rows with columns in pairs, as products with rows of bf16 read them (widen.py)."""
+        joined, parts = w.view(Q * J, S, words, PANEL, dtype=i32), w.view(Q * J, S, size_bytes)
+        factor = w.view(Q * J, S, size_bytes // 2, dtype=f16)
+        slots = out.view(Q, S, len(halves), 4, 2, lane_words, 2, J, PANEL, dtype=i32)
+        for q, s, j in tiles(Q, S, J):
+            l, v = whole(PANEL), whole(lane_words)
+            p = q * J + j
+            for e in halves:
+                for c in range(4):
+                    for h in (0, 1):
+                        for pair in (0, 1):
+                            low = block_of(joined, parts, factor, p, s, e, c, h, v, 16 * pair, l)
+                            high = block_of(joined, parts, factor, p, s, e, c, h, v, 16 * pair + 8, l)
+                            slots[q, s, e, c, h, v, pair, j, l] = rounded(high) | (rounded(low) >> 16 & 0xFFFF)
 
     return SimpleNamespace(
         matmul=matmul, matmul_residual=matmul_residual, matmul_swiglu=matmul_swiglu, matvec=matvec,
         matvec_residual=matvec_residual, matvec_swiglu=matvec_swiglu, dequantize=dequantize, embedding=embedding,
-        super_sum=super_sum, blocks=blocks,
+        widen_pairs=widen_pairs, super_sum=super_sum, blocks=blocks,
     )
 
 
@@ -407,6 +446,12 @@ def activations(arguments: Arguments) -> Array:
 
 
 def reference(arguments: Arguments, form: str) -> dict[str, Array]:
+    if "out" in arguments:
+        w = arguments["w"]
+        q, j, blocks = w.shape[:3]
+        wide = rows_of(form, w.reshape(q * j, *w.shape[2:]))
+        pairs = wide.reshape(q, j, PANEL, blocks, SUPER // 2, 2).transpose(0, 3, 4, 1, 2, 5)
+        return {"out": pairs.astype(arguments["out"].dtype)}
     y = arguments["y"]
     if "x" not in arguments:
         wide = rows_of(form, arguments["w"])
@@ -462,6 +507,10 @@ def make_arguments(random: "np.random.Generator", shape: Shape, form: str, task:
         x[m // 2 :, 0] = 0
         return {"x": x, "q": np.full((s, c, SUPER), -1, np.int8), "scales": unwritten(s, c),
                 "digits": np.full((s, c, SIXTEEN), -1, np.int8), "starts": unwritten(s, SIXTEEN, c, dtype="i32")}
+    if task == "widen_pairs":
+        q, j = shape["Q"], shape["J"]
+        w = random_panels(random, form, q * j, s)
+        return {"w": w.reshape(q, j, *w.shape[1:]), "out": unwritten(q, s, SUPER // 2, j, PANEL, 2, dtype="bf16")}
     p = shape["P"]
     names = ("gate", "up") if task.endswith("swiglu") else ("w",)
     weights: Arguments = {name: random_panels(random, form, p, s) for name in names}
@@ -490,7 +539,7 @@ BLOCK_BYTES = {"q4k": 148, "q6k": 212}
 """Of a row's 256 weights; GGUF has 144 and 210."""
 ROWS = (1, 4, 16, 512)
 TASKS = ("matmul", "matmul_residual", "matmul_swiglu", "matvec", "matvec_residual", "matvec_swiglu", "dequantize",
-         "embedding")
+         "embedding", "widen_pairs")
 
 
 def _entry(form: str, task: str) -> LibraryKernel:
@@ -504,6 +553,8 @@ def _entry(form: str, task: str) -> LibraryKernel:
             cases.append(Case({"M": 512, "S": s, "C": 512}, flops=512 * 4 * k, bytes=512 * (4 * k + vectors)))
         elif task == "embedding":
             cases.append(Case({"T": 128, "P": p, "S": s}, flops=256 * k, bytes=128 * (4 * k + s * BLOCK_BYTES[form])))
+        elif task == "widen_pairs":
+            cases.append(Case({"Q": p // 2, "J": 2, "S": s}, flops=2 * n * k, bytes=weights + 2 * n * k))
         elif task == "dequantize":
             cases.append(Case({"P": p, "S": s}, flops=2 * n * k, bytes=weights + 4 * n * k))
         elif task.startswith("matvec"):
@@ -517,6 +568,8 @@ def _entry(form: str, task: str) -> LibraryKernel:
     check_shapes: list[dict[str, int]] = [{"P": p, "S": s} for p, s in ((0, 1), (1, 1), (3, 2), (2, 3))]
     if task == "quantize":
         check_shapes = [{"M": 0, "S": 2, "C": 1}, {"M": 1, "S": 1, "C": 1}, {"M": 5, "S": 2, "C": 7}]
+    elif task == "widen_pairs":
+        check_shapes = [{"Q": 0, "J": 2, "S": 1}, {"Q": 2, "J": 1, "S": 2}, {"Q": 1, "J": 3, "S": 1}]
     elif task == "embedding":
         check_shapes = [shape | {"T": 3} for shape in check_shapes[1:]]
     elif task.startswith("matmul"):
@@ -526,7 +579,8 @@ def _entry(form: str, task: str) -> LibraryKernel:
         name=kernel.name, kernel=kernel,
         reference=quantize_reference if task == "quantize" else lambda arguments: reference(arguments, form),
         make_arguments=lambda random, shape: make_arguments(random, shape, form, task),
-        tolerance=EXACT if task == "quantize" else PLAIN if task in ("dequantize", "embedding") else SUM,
+        tolerance=EXACT if task == "quantize" else PLAIN if task in ("dequantize", "embedding") else SUM if (
+            task != "widen_pairs") else rounded_to_bf16(PLAIN),
         cases=tuple(cases), check_shapes=tuple(check_shapes), dtype=form,
         products="i8" if task.startswith("matmul") else "f32",
     )

@@ -16,8 +16,9 @@ from ..kernels import k_quants
 from ..kernels.k_quants import PANEL, SUPER
 from ..kernels.moe_k import experts_of
 from ..runtime.buffers import Arena
+from ..runtime.packed import Packed
 from ..runtime.program import Rows
-from .linear import PanelExperts, Steps, Workspace, in_blocks, rows_widened
+from .linear import PanelExperts, Steps, Workspace, in_blocks, is_rounded, rows_rounded, rows_widened
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _SPLIT = {"Q4_K": ("q4k", 144, k_quants.split_q4k), "Q6_K": ("q6k", 210, k_quants.split_q6k)}
@@ -65,11 +66,13 @@ class RawK:
 
 @dataclass(frozen=True, slots=True)
 class KMatrix:
-    """form: "q4k" or "q6k". w: in panels. exact: activations stay f32; otherwise they are quantised too."""
+    """form: "q4k" or "q6k". w: in panels. exact: activations stay f32; otherwise they are quantised too. rounded: see
+    Blocks."""
 
     form: str
     w: Array
     exact: bool = False
+    rounded: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -131,6 +134,8 @@ class KMatrix:
         matrices = (self, *others)
         if self.exact:
             return rows_widened(matrices, name, x, rest, work)
+        if self.rounded and is_rounded(x, self.shape[0]):
+            return rows_rounded(matrices, name, x, rest, work)
         steps, operands = self.quantized_rows(x, work)
         panels = [Rows(in_blocks(one.array, PANEL), one.count) for one in rest]
         return [*steps, (self._kernel(name.replace("_nt", "")), (*(one.w for one in matrices), *operands, *panels))]
@@ -140,6 +145,14 @@ class KMatrix:
         wide = work.wide(place, rows, columns)
         panels = in_blocks(wide, SUPER).reshape(rows // PANEL, PANEL, -1, SUPER)
         return wide, "f32", [(self._kernel("dequantize"), (self.w, panels))]
+
+    def packed(self, rows: slice, work: Workspace, place: int) -> tuple[Packed, Steps]:
+        """As Blocks.packed."""
+        made = work.packed_pairs(place, rows.stop - rows.start, self.shape[1])
+        panels, pairs = self.w[rows.start // PANEL : rows.stop // PANEL], made.blocks
+        w = panels.reshape(len(pairs), -1, *panels.shape[1:])
+        blocks = pairs.reshape(len(pairs), panels.shape[1], SUPER // 2, w.shape[1], PANEL, 2)
+        return made, [(self._kernel("widen_pairs"), (w, blocks))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,14 @@ class Workspace:
 
         return packed_empty(matmul.matmul_nt_bf16_bf16, "b", rows, columns, memory)
 
+    def packed_pairs(self, place: int, rows: int, columns: int) -> Packed:
+        """The same, its columns in pairs. Raises ModelError where products of bf16 read them otherwise."""
+        made = self.packed(place, rows, columns)
+        if made.blocks.shape[2:] != (PACKED_ROWS, 2):
+            raise ModelError("the dtype of the weights", "one whose products are of bf16",
+                             "a processor that multiplies pairs of bf16 (AVX512-BF16)", "load it as `file`")
+        return made
+
     def wide(self, place: int, rows: int, columns: int) -> Array:
         """Memory for a matrix in f32; place: 0, or 1 for a second one at the same time."""
         return self._rows(self._wide, place, rows, columns, np.float32)
@@ -310,7 +318,7 @@ class Blocks:
         matrices = (self, *others)
         if self.exact:
             return rows_widened(matrices, name, x, rest, work)
-        if self.rounded and len(x.array) >= ROUNDED_ROWS and self.shape[0] % PACKED_ROWS == 0:
+        if self.rounded and is_rounded(x, self.shape[0]):
             return rows_rounded(matrices, name, x, rest, work)
         steps, operands = self.quantized_rows(x, work)
         parts = [part for one in matrices for part in one.grouped()]
@@ -324,15 +332,11 @@ class Blocks:
         panels = in_blocks(wide, self.form.block).reshape(rows // PANEL, PANEL, -1, self.form.block)
         return wide, "f32", [(self._kernel("dequantize"), (*self.parts, panels))]
 
-
     def packed(self, rows: slice, work: Workspace, place: int) -> tuple[Packed, Steps]:
         """Some rows, whole panels of PACKED_ROWS, rounded to bf16, and the step that makes them so."""
         panels, width = slice(rows.start // PANEL, rows.stop // PANEL), self.shape[1]
-        packed = work.packed(place, rows.stop - rows.start, width)
+        packed = work.packed_pairs(place, rows.stop - rows.start, width)
         blocks = packed.blocks
-        if blocks.shape[2:] != (PACKED_ROWS, 2):
-            raise ModelError("the dtype of the weights", "one whose products are of bf16",
-                             "a processor that multiplies pairs of bf16 (AVX512-BF16)", "load it as `file`")
         quants, scales = (part[panels].reshape(len(blocks), 2, *part.shape[1:]) for part in self.parts)
         pairs = blocks.reshape(len(blocks), width // self.form.block, self.form.halves, self.form.words, 2, 2, PANEL, 2)
         return packed, [(widening_kernels(self.form, "bf16").widen_pairs, (quants, scales, pairs))]
@@ -347,7 +351,20 @@ PACKED_BYTES = 1 << 20
 """Weights that are rounded at a time: they stay in the second cache until they have met all rows."""
 
 
-def rows_rounded(matrices: Sequence[Blocks], name: str, x: Rows, rest: Sequence[Rows], work: Workspace) -> Steps:
+class Rounds(Protocol):
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def packed(self, rows: slice, work: Workspace, place: int) -> tuple[Packed, Steps]:
+        """Some rows, whole panels of PACKED_ROWS, rounded to bf16, and the steps that make them so."""
+
+
+def is_rounded(x: Rows, rows: int) -> bool:
+    """Whether it pays to round so many rows of weights for these of activations, and they fill panels."""
+    return len(x.array) >= ROUNDED_ROWS and rows % PACKED_ROWS == 0
+
+
+def rows_rounded(matrices: Sequence[Rounds], name: str, x: Rows, rest: Sequence[Rows], work: Workspace) -> Steps:
     """`Matrix.apply_rows` with rows and weights rounded to bf16, some of the weights' rows at a time."""
     steps, x, dtypes = narrowed(x, "bf16", True, work)
     rows, columns = matrices[0].shape

@@ -141,7 +141,12 @@ class Loader:
 
     def _held(self, made: Matrix) -> Matrix:
         """A matrix in the blocks of the file, as the form says what it is multiplied by."""
-        return replace(made, rounded=True) if self.rounded and isinstance(made, Blocks) else made
+        if self.rounded:
+            from .k_matrix import KMatrix
+
+            if isinstance(made, (Blocks, KMatrix)):
+                return replace(made, rounded=True)
+        return made
 
     def dense(self, uses: Sequence[Use], columns: int, *places: int) -> Dense:
         """The same, never in blocks, as a plain array."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gguf
+import ml_dtypes
 import numpy as np
 import pytest
 
+from sapper.models import linear
 from sapper.models.gguf_file import TensorEntry
 from sapper.models.k_matrix import KMatrix, RawK
 from sapper.models.linear import Workspace
 from sapper.models.weights import Loader, Use
 from sapper.runtime.buffers import Arena
 from sapper.runtime.program import Program, Rows, Variable
+from sapper.targets import host_target
 
 SIZES = {"Q4_K": 144, "Q6_K": 210}
 PLACES_OF_D = {"Q4_K": (0, 2), "Q6_K": (208,)}
@@ -163,3 +167,32 @@ def test_experts(kind: str) -> None:
         gate = one.astype(np.float64)
         run(alone[3 + e].apply_residual(many[m], np.zeros(ROWS, np.float32), one, work))
         near(found[m], gate / (1 + np.exp(-gate)) * one)
+
+
+@pytest.mark.skipif(not host_target().has("avx512_bf16"), reason="this processor multiplies no pairs of bf16")
+@pytest.mark.parametrize("kind", SIZES)
+def test_many_rows_and_their_weights_may_be_rounded_to_bf16(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The product of what both are rounded to, some rows of the weights at a time; few rows are quantised."""
+    monkeypatch.setattr(linear, "PACKED_BYTES", 2 * COLUMNS * 64)
+    raw = random_bytes(kind, 96)
+    parsed = RawK.parse(memoryview(raw.tobytes()), (96, COLUMNS), kind)
+    assert parsed is not None
+    matrix = replace(RawK.together([parsed], Arena()), rounded=True)
+    wide = dequantised(raw, kind).astype(ml_dtypes.bfloat16).astype(np.float64)
+    x = np.random.default_rng(5).standard_normal((70, COLUMNS), np.float32)
+    y, count = np.zeros((70, 96), np.float32), Variable("count", 70)
+    steps = matrix.apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], Workspace(COLUMNS))
+    assert [kernel.name for kernel, _ in steps][1:] == [f"widen_pairs_{matrix.form}", "matmul_nt_bf16_bf16"] * 2
+    Program(steps, threads=2)(count=70)
+    wanted = x.astype(ml_dtypes.bfloat16).astype(np.float64) @ wide.T
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+    few = matrix.apply_rows("matmul_nt", Rows(x[:8], count), [], [Rows(y[:8], count)], Workspace(COLUMNS))
+    assert [kernel.name for kernel, _ in few] == ["quantize_super", f"matmul_{matrix.form}"]
+
+
+def test_a_loader_rounds_them_where_the_form_says_so() -> None:
+    raw = random_bytes("Q4_K", 32).tobytes()
+    entry = TensorEntry("w", (32, COLUMNS), 12, memoryview(raw))
+    for form, rounded in (("file", False), ("file-rounded", True)):
+        matrix = Loader("here", {"w": entry}, {"w": "w"}, form).joined([Use("w", 32)], COLUMNS)
+        assert isinstance(matrix, KMatrix) and matrix.rounded == rounded
