@@ -1,7 +1,7 @@
 """Arrays and integers whose values are not known: what a row's meaning computes on them is a term for each lane.
 
 Enters: the calls that a meaning makes of NumPy. Leaves: `Lanes` and `Number`s over terms (terms.py). Holds: meanings
-stand once, in `targets/*/meaning.py`, and are run on these as on arrays and ints; a step that needs a value which is
+stand once, in `targets/*/meaning*.py`, and are run on these as on arrays and ints; a step that needs a value which is
 not known (a jump, an address, a place in memory) raises `NotSymbolic` and nothing is guessed.
 
 `Lanes` is a subclass of `numpy.ndarray`, so that slices, reshapes and transposes are NumPy's own; its elements are

@@ -47,11 +47,12 @@ def mscale(factor: float, weight: float = 1.0) -> float:
 # ------------------------------------------------------------------------------------------------------------- kernels
 
 
-def frequency(pair: Any, pairs: Any, log2_base: Any, factor: Any, low: Any, high: Any) -> Any:
-    """The turn of a pair at each position, in radians, f64. low < high."""
-    kept = exp2(-(pair / pairs.to(f64) * log2_base))
-    divided = minimum(maximum((pair - low) / (high - low), 0.0), 1.0)
-    return kept * (1.0 - divided) + kept / factor * divided
+def turn(position: Any, pair: Any, pairs: Any, log2_base: Any, factor: Any, low: Any, high: Any, size: Any) -> Any:
+    """Cosine and sine, in f32, of the angle of a pair at a position, times `size`. low < high."""
+    kept = exp2(-(pair.to(f64) / pairs.to(f64) * log2_base))
+    divided = minimum(maximum((pair.to(f64) - low) / (high - low), 0.0), 1.0)
+    angle = position.to(f64) * (kept * (1.0 - divided) + kept / factor * divided)
+    return (cos(angle) * size).to(f32), (sin(angle) * size).to(f32)
 
 
 @sp.kernel
@@ -59,9 +60,7 @@ def yarn_tables(
     log2_base: f64, factor: f64, low: f64, high: f64, size: f64, cosine: Tensor[f32, P, R], sine: Tensor[f32, P, R],
 ):
     for p, r in tiles(P, R):
-        angle = p.to(f64) * frequency(r.to(f64), R, log2_base, factor, low, high)
-        cosine[p, r] = (cos(angle) * size).to(f32)
-        sine[p, r] = (sin(angle) * size).to(f32)
+        cosine[p, r], sine[p, r] = turn(p, r, R, log2_base, factor, low, high, size)
 
 
 @sp.kernel
@@ -71,9 +70,7 @@ def rope_yarn_half_split(
 ):
     for t in tiles(T):
         r = whole(R)
-        angle = (position + t).to(f64) * frequency(r.to(f64), R, log2_base, factor, low, high)
-        c = (cos(angle) * size).to(f32)
-        s = (sin(angle) * size).to(f32)
+        c, s = turn(position + t, r, R, log2_base, factor, low, high, size)
         for h in tiles(H):
             a = x[t, h, 0, r]
             b = x[t, h, 1, r]
@@ -88,9 +85,7 @@ def rope_yarn_interleaved(
 ):
     for t in tiles(T):
         r = whole(R)
-        angle = (position + t).to(f64) * frequency(r.to(f64), R, log2_base, factor, low, high)
-        c = (cos(angle) * size).to(f32)
-        s = (sin(angle) * size).to(f32)
+        c, s = turn(position + t, r, R, log2_base, factor, low, high, size)
         for h in tiles(H):
             a = x[t, h, r, 0]
             b = x[t, h, r, 1]

@@ -706,10 +706,10 @@ def test_allocation_and_check_are_fast() -> None:
     function = register_accumulations(28, 14, copies=False)
     best = 1.0
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()
         allocation = allocate(function, abi)
         check(function, allocation.function, allocation.origin, abi, framed=False)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.thread_time() - start)
     assert len(function.body) > 600
     assert best < 0.100, f"{best * 1000:.1f} ms for {len(function.body)} instructions; expected some 10"
 

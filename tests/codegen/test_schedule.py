@@ -170,7 +170,7 @@ def test_scheduling_is_fast() -> None:
     for _ in range(5):
         function = register_accumulations(24, 12, copies=False)
         assert len(function.body) > 500
-        start = time.perf_counter()
+        start = time.thread_time()
         schedule(function, abi)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.thread_time() - start)
     assert best < 0.030, f"{best * 1000:.1f} ms for {len(function.body)} instructions; expected a few"

@@ -801,15 +801,15 @@ def test_cache_write_then_read_is_parallel_over_heads():
 
 
 def test_speed_of_the_front_end():
-    """A 20-line kernel takes a few milliseconds; the limit leaves room for a busy machine."""
+    """A 20-line kernel takes a few milliseconds of the thread; the limit leaves room for a busy machine."""
     import time
 
     attention.tile_ir()
     times = []
     for _ in range(10):
-        start = time.perf_counter()
+        start = time.thread_time()
         attention.tile_ir()
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     assert sorted(times)[0] < 0.02
 
 

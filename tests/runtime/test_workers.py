@@ -124,10 +124,9 @@ def test_idle_workers_use_no_cpu(tasks: FakeKernel, threads: int) -> None:
 
 def test_python_runs_while_a_kernel_does(tasks: FakeKernel) -> None:
     """The GIL is free: another Python thread makes progress while all workers are inside the kernel."""
-    inside, progress = threading.Event(), []
+    progress: list[float] = []
 
     def count() -> None:
-        inside.wait()
         while not done.is_set():
             progress.append(time.perf_counter())
             time.sleep(0.001)
@@ -135,13 +134,15 @@ def test_python_runs_while_a_kernel_does(tasks: FakeKernel) -> None:
     done = threading.Event()
     thread = threading.Thread(target=count)
     thread.start()
-    start = time.perf_counter()
-    inside.set()
-    run_tasks(tasks, 64, 2, turns=4_000_000)
-    end = time.perf_counter()
+    deadline, inside = time.monotonic() + 20, 0
+    while inside <= 3 and time.monotonic() < deadline:  # others may keep the thread off a CPU as long as it takes
+        start = time.perf_counter()
+        run_tasks(tasks, 64, 2, turns=4_000_000)
+        end = time.perf_counter()
+        inside = len([t for t in progress if start < t < end])
     done.set()
     thread.join()
-    assert len([t for t in progress if start < t < end]) > 3
+    assert inside > 3
 
 
 def test_several_python_threads_launch_at_once(tasks: FakeKernel) -> None:

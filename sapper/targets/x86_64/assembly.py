@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import abi, meaning, tiles
+from . import abi, meaning, meaning_values, tiles
 from .allocation import IDIOMS as IDIOMS
 from .instructions import CONDITION_CODES, ROWS, Operand, Row
 from .registers import GPR_NAMES, MASK_NAMES, RSP, TILE_NAMES, VEC_NAMES
@@ -161,7 +161,7 @@ def shape_fault(row: Row, shapes: Sequence[tuple[int, int]]) -> str:
 
 
 execute = meaning.execute
-padded = meaning.padded
+padded = meaning_values.padded
 
 # --- Rows without a meaning: they act on state that operands do not show. `s` is an emulator's state. -----------------
 
