@@ -56,7 +56,8 @@ WORD_BYTES = i32.size_bytes
 class DepthShares(Model):
     """shares: into how many parts a tile's depth is split at most, 0 where workers part all of it evenly; None: tiles
     are whole. turn: of a worker's segments, the one that is being emitted, counted from 0. multiplies: whether the
-    warps at hand have sums. only_warp: the one at hand, where there is one. keeping: ops on records, which lie behind all else in near memory."""
+    warps at hand have sums. only_warp: the one at hand, where there is one. keeping: ops on records, which lie behind
+    all else in near memory."""
 
     shares: int | None = None
     turn: Value | None = None
