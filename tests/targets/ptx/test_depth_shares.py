@@ -153,9 +153,12 @@ def test_on_the_emulator(level: str, kernel: Any, schedule: Schedule, lazy: bool
     assert counters.instructions.get(RELEASE, 0)
 
 
-def test_sums_of_integers_are_exact() -> None:
-    entry = find("matmul_nt_i8")
-    arguments = entry.make_arguments(np.random.default_rng(5), {"M": 96, "N": 80, "K": 384})
+@pytest.mark.parametrize("name", ["matmul_nt_i8", "matmul_nt_f32", "matmul_tn_bf16", "matmul_nt_bias_gelu_f32",
+                                  "matmul_nt_residual_bf16", "matmul_swiglu_bf16"])
+def test_products_of_the_library(name: str) -> None:
+    """Elements that are brought through registers or split, and what is computed of sums. Integers are exact."""
+    entry = find(name)
+    arguments = entry.make_arguments(np.random.default_rng(5), {"M": 80, "N": 96, "K": 208})
     wanted = entry.reference(arguments)
     counters = emulate.run(entry.kernel, *arguments.values(), target="sm_80", workers=7, aligned="ab",
                            schedule=Schedule(stream="k")).counters
