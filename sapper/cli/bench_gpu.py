@@ -269,7 +269,7 @@ def cases(quick: bool, torch: Any) -> Iterator[tuple[str, Callable[[], Case]]]:
         if cuda.device().capability == (9, 0):
             yield "clusters", partial(product, random, (size, size, size), torch, {"cluster": {"m": 2}})
     for schedule in (None, {"split": {"k": 1}}):        # as the model has it, and by whole tiles
-        yield "few tiles", partial(product, random, (64, 128, 1024) if quick else (128, 4096, 16384), torch, schedule)
+        yield "few tiles", partial(product, random, (64, 64, 2048) if quick else (128, 4096, 16384), torch, schedule)
     yield "matmul fp8", partial(product_fp8, random, 256 if quick else 8192, torch)
     yield "attention", partial(attention, random, 256 if quick else 8192, 2 if quick else 16, torch)
     yield "decode", partial(decode, random, 70 if quick else 32768, 1 if quick else 32, torch)

@@ -25,6 +25,8 @@ def test_cases_are_right(device: EmulatedDriver, case: str, capsys: pytest.Captu
     assert "| sapper | " in printed and "WRONG" not in printed
     if case in ("norm", "decode"):
         assert "x copy" in printed
+    together = [facts for kind, facts in device.log if kind == "launch" and (facts["cooperative"] or facts["cluster"])]
+    assert bool(together) == (case in ("few tiles", "clusters"))
     assert (case == "few tiles") == ("matmul bf16 NT, split" in printed)
     assert (case == "clusters") == ("matmul bf16 NT, cluster" in printed)
 

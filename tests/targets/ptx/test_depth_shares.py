@@ -290,6 +290,7 @@ def chosen(level: str, m: int, n: int, k: int, schedule: Schedule | None = None)
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_model_shares_where_tiles_leave_workers_idle(level: str) -> None:
     assert hands_over(chosen(level, 128, 4096, 16384))          # few tiles, a long depth
+    assert hands_over(chosen(level, 1024, 1024, 4096))          # a last wave that is mostly idle, or no whole one
     assert not hands_over(chosen(level, 16384, 16384, 16384))   # waves enough
     assert not hands_over(chosen(level, 512, 512, 512))         # the sums would take longer than what is saved
     assert not hands_over(chosen(level, 128, 4096, 16384, Schedule(split={"k": 1})))
