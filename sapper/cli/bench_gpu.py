@@ -100,25 +100,32 @@ def torch_on(device: cuda.Device) -> Any:
 
 # ------------------------------------------------------------------------------------------------------------- cases
 
-def product(random: np.random.Generator, size: int, torch: Any) -> Case:
-    a, b = normal(random, size, size).astype(BF16), normal(random, size, size).astype(BF16)
-    x, y, out = cuda.array(a), cuda.array(b), cuda.empty((size, size), "bf16")
-    call = sp.prepare(matmul, x, y, out)
+def product(random: np.random.Generator, shape: tuple[int, int, int], torch: Any,
+            schedule: dict[str, Any] | None = None) -> Case:
+    """shape: M, N, K. schedule: one that shows what the model's is worth."""
+    height, width, depth = shape
+    a, b = normal(random, height, depth).astype(BF16), normal(random, width, depth).astype(BF16)
+    x, y, out = cuda.array(a), cuda.array(b), cuda.empty((height, width), "bf16")
+    call = sp.prepare(matmul, x, y, out, **({"schedule": schedule} if schedule else {}))
 
     def check() -> str | None:
-        rows = random.integers(0, size, CHECKED_ROWS)
+        rows = random.integers(0, height, CHECKED_ROWS)
         expected = a[rows].astype(np.float64) @ b.astype(np.float32).astype(np.float64).T
-        # Products are exact in f32; sums of size of them are rounded at most size times, and the result to bf16.
-        return rows_differ(out.numpy(), expected, rows, 2.0**-8 + size * 2.0**-24)
+        # Products are exact in f32; sums of depth of them are rounded at most depth times, and the result to bf16.
+        return rows_differ(out.numpy(), expected, rows, 2.0**-8 + depth * 2.0**-24)
 
     def cublas() -> Call:
         left, right = torch.from_dlpack(x), torch.from_dlpack(y)
-        made = torch.empty(size, size, dtype=torch.bfloat16, device=left.device)
+        made = torch.empty(height, width, dtype=torch.bfloat16, device=left.device)
         return lambda: torch.matmul(left, right.T, out=made)
 
-    return Case("matmul bf16 NT", f"{size} cubed", call, check,
-                {"cuBLAS": cublas, "Triton": lambda: triton_product(torch, x, y, size)} if torch else {},
-                operations=2.0 * size**3, wanted="0.95 x cuBLAS")
+    peers: dict[str, Callable[[], Call | None]] = {"cuBLAS": cublas} if torch else {}
+    if torch and height == width == depth:
+        peers["Triton"] = lambda: triton_product(torch, x, y, height)
+    cubed = height == width == depth
+    name = " ".join(["matmul bf16 NT,", *(schedule or ())]).removesuffix(",")
+    return Case(name, f"{height} cubed" if cubed else f"{height} x {width} x {depth}", call, check, peers,
+                operations=2.0 * height * width * depth, wanted="0.95 x cuBLAS")
 
 
 def triton_product(torch: Any, x: Any, y: Any, size: int) -> Call | None:
@@ -258,7 +265,11 @@ def cases(quick: bool, torch: Any) -> Iterator[tuple[str, Callable[[], Case]]]:
     """What to measure, the most wanted first; each made when it is its turn, as two may not fit beside each other."""
     random = np.random.default_rng(0)
     for size in (256,) if quick else (4096, 8192):
-        yield "matmul bf16", partial(product, random, size, torch)
+        yield "matmul bf16", partial(product, random, (size, size, size), torch)
+        if cuda.device().capability == (9, 0):
+            yield "clusters", partial(product, random, (size, size, size), torch, {"cluster": {"m": 2}})
+    for schedule in (None, {"split": {"k": 1}}):        # as the model has it, and by whole tiles
+        yield "few tiles", partial(product, random, (64, 64, 2048) if quick else (128, 4096, 16384), torch, schedule)
     yield "matmul fp8", partial(product_fp8, random, 256 if quick else 8192, torch)
     yield "attention", partial(attention, random, 256 if quick else 8192, 2 if quick else 16, torch)
     yield "decode", partial(decode, random, 70 if quick else 32768, 1 if quick else 32, torch)

@@ -343,7 +343,7 @@ class Engine:
     instruction: parse.Instruction
 
     def access(self, size: int) -> Access:
-        return Access(self.machine, self.instruction.text, self.instruction.line, size)
+        return Access(self.machine, self.instruction.text, self.instruction.line, size, asynchronous=True)
 
     def shared_places(self, lane: int, address: int, offsets: Array, size: int) -> Array:
         """Offsets in the arena of address + offsets, swizzle included; all in bounds."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..targets.ptx.rows import BITS
 from . import parse
 from .counters import Journal
+from .ends import ends
 from .errors import EmulationError, MemoryFault
 from .machine import WARP, Lanes, Machine, Run, Wait
 from .memory import (
@@ -61,7 +62,7 @@ def address_reader(machine: Machine, operand: parse.Operand | None) -> Callable[
 @dataclass(slots=True)
 class Access:
     """Memory traffic of one instruction. size: bytes of an element; count: elements of a lane. line: of the text.
-    region: the allocation of global memory that it reached last."""
+    region: the allocation of global memory that it reached last. asynchronous: by a copy."""
 
     machine: Machine
     text: str
@@ -69,6 +70,7 @@ class Access:
     size: int
     count: int = 1
     region: Region | None = None
+    asynchronous: bool = False
 
     def fault(self, lanes: Lanes, wrong: Array, address: Array, what: str) -> MemoryFault:
         lane = int(self.machine.lanes_of(lanes)[wrong][0])
@@ -103,7 +105,11 @@ class Access:
                              f"{memory.shared_bytes} bytes of shared memory")
         block = machine.block_of if lanes is None else machine.block_of[lanes]
         size = machine.shape.cluster_blocks
-        block = block // size * size + rank if size > 1 else block
+        if size > 1:
+            own, block = block, block // size * size + rank
+            away = block != own
+            if machine.options.races and not self.asynchronous and away.any():
+                ends(machine).reach(machine.lanes_of(lanes)[away], block[away], self.line)
         return np.asarray(block * memory.shared_stride + inside)
 
     def split(self, lanes: Lanes, address: Array) -> list[tuple[str, Array, Array, Array]]:

@@ -19,7 +19,7 @@ worker waits before it has handed over, so that nobody waits forever where all o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from math import gcd
@@ -56,11 +56,13 @@ WORD_BYTES = i32.size_bytes
 class DepthShares(Model):
     """shares: into how many parts a tile's depth is split at most, 0 where workers part all of it evenly; None: tiles
     are whole. turn: of a worker's segments, the one that is being emitted, counted from 0. multiplies: whether the
-    warps at hand have sums. keeping: ops on records, which lie behind all else in near memory."""
+    warps at hand have sums. only_warp: the one at hand, where there is one. keeping: ops on records, which lie behind
+    all else in near memory."""
 
     shares: int | None = None
     turn: Value | None = None
     multiplies = True
+    only_warp: int | None = None
     keeping: tuple[Op, ...] = ()
     least_pieces = 1
     matrix_walk: MatrixWalk | None
@@ -75,6 +77,9 @@ class DepthShares(Model):
 
     def fitting_tiles(self) -> list[tuple[int, int]]:
         raise NotImplementedError("matrix instructions have tiles")
+
+    def name_buffers(self, buffers: Iterable[tuple[str, int, int]]) -> None:
+        raise NotImplementedError("matrix instructions name what lies in near memory")
 
     def take_tile(self, tile: tuple[int, int]) -> None:
         raise NotImplementedError("matrix instructions have tiles")
@@ -239,6 +244,9 @@ class DepthShares(Model):
         return RECORD.index(name) * self.warps * WORD_BYTES
 
     def _own_word(self, level: int) -> Value:
+        """The first word of this warp; one that is alone needs no register for it."""
+        if self.only_warp is not None and level:
+            return self.emit(level, "s_add", [self.near(), self.value(self.only_warp * WORD_BYTES)], S64)
         own = self.emit(level, "s_mul", [self.warp(), self.value(WORD_BYTES)], S64)
         return self.emit(level, "s_add", [self.near(), own], S64)
 
@@ -263,6 +271,7 @@ class DepthShares(Model):
         """Records lie behind the first `end` bytes of near memory; gives where they end."""
         for op in self.keeping:
             op.attributes["disp"] += end
+        self.name_buffers([("shares", end, self.records_bytes())])
         return end + self.records_bytes()
 
     def records_bytes(self) -> int:

@@ -248,6 +248,7 @@ class GroupLowering(Clusters):
 
         def copy() -> None:
             self.multiplies = False
+            self.only_warp = multiplying if self.shares is not None else None
             if fewer:
                 self.effect("register_budget", [], registers=fewer, more=False)
             self.fork(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="eq"), body,
@@ -325,7 +326,8 @@ class GroupLowering(Clusters):
             super()._tile(walk, found, unit, row, column)
             return
         assert group is not None
-        own = self.add(self.near(), self.add(self.counters_at, self.mul(self.warp(), COUNTER_BYTES)))
+        warp = self.warp() if self.only_warp is None else self.only_warp
+        own = self.add(self.near(), self.add(self.counters_at, self.mul(warp, COUNTER_BYTES)))
         counter = self.emit(self.depth, "s_load", [self.value(own)], S64, dtype=i32, near=True)
         starts = {found.rows: row, found.columns: column}
         sums: list[Value] = []

@@ -258,6 +258,26 @@ def test_all_arrive_at_a_cluster_barrier() -> None:
     assert found[:64] == [11] * 32 + [10] * 32
 
 
+REACHES = """
+ mov.u32 %r9, memory;
+ mov.u32 %r2, %cluster_ctarank;
+ xor.b32 %r4, %r2, 1;
+ mapa.shared::cluster.u32 %r5, %r9, %r4;
+ setp.eq.u32 %p1, %r2, 0;
+ {early}
+ st.shared::cluster.u32 [%r5], %r2;
+ {late}"""
+
+
+@pytest.mark.parametrize(("early", "told"), [("@%p1 ret;", "reaches into shared memory of block 0, which has ended"),
+                                             ("", "block 0 ends, while warp 0 of block 1 may still reach into")])
+def test_a_block_that_ends_before_others_are_done_with_it_is_told(early: str, told: str) -> None:
+    with pytest.raises(RaceError, match=f"{told}.*expected barrier.cluster"):
+        run(REACHES.format(early=early, late=""), shared_bytes=4, grid=2, cluster=2)
+    run(REACHES.format(early="", late="barrier.cluster.arrive;\n barrier.cluster.wait;"), shared_bytes=4, grid=2,
+        cluster=2)
+
+
 # --- Memory ---------------------------------------------------------------------------------------------------------
 
 

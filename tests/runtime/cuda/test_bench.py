@@ -18,13 +18,17 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_gpu, "SAMPLE_SECONDS", 0.0)
 
 
-@pytest.mark.parametrize("case", ["matmul bf16", "matmul fp8", "attention", "decode", "norm"])
+@pytest.mark.parametrize("case", ["matmul bf16", "clusters", "few tiles", "matmul fp8", "attention", "decode", "norm"])
 def test_cases_are_right(device: EmulatedDriver, case: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "gpu", "--quick", "--case", case]) == 0
     printed = capsys.readouterr().out
     assert "| sapper | " in printed and "WRONG" not in printed
     if case in ("norm", "decode"):
         assert "x copy" in printed
+    together = [facts for kind, facts in device.log if kind == "launch" and (facts["cooperative"] or facts["cluster"])]
+    assert bool(together) == (case in ("few tiles", "clusters"))
+    assert (case == "few tiles") == ("matmul bf16 NT, split" in printed)
+    assert (case == "clusters") == ("matmul bf16 NT, cluster" in printed)
 
 
 def test_a_wrong_result_is_not_timed(device: EmulatedDriver, capsys: pytest.CaptureFixture[str],

@@ -104,6 +104,8 @@ FAULTS = {
     "one worker's arrivals are enough": (r"(?m)^(    @%p\d+ mbarrier\.init\S+ \[[^]]*\]), 8;", r"\1, 4;", None),
     "workers do not meet before they copy": (r"barrier\.cluster\.arrive\.release\.aligned;\n\s*"
                                              r"barrier\.cluster\.wait\.acquire\.aligned;", "bar.sync 0;", 0),
+    "a worker ends before the other": (r"barrier\.cluster\.arrive\.release\.aligned;\n\s*"
+                                       r"barrier\.cluster\.wait\.acquire\.aligned;", "", 1),
     "too few bytes announced": (r"(expect_tx\.shared::cta\.b64 _, \[[^]]*\]), \d+;", r"\1, 16384;", 0),
     "free stages are not waited for":
         (r"(?m)^    mbarrier\.try_wait\S*acquire\.cluster.*$", "    setp.eq.s32 %p1, 0, 0;", 0),
