@@ -39,7 +39,7 @@ from sapper.models.load import load_model
 from sapper.runtime.program import Program
 session = load_model({MODEL!r}).session(256, threads=1)
 start = time.perf_counter()
-for sections in (session.prefill_sections(), session.step_sections()):
+for sections in session.program_sections().values():
     Program([step for _, steps in sections for step in steps], static=True, threads=1)
 print(time.perf_counter() - start)
 """

@@ -56,7 +56,7 @@ class BaseSession(ABC):
     """One conversation with a model.
 
     context: how many tokens fit. chunk: how many go through the layers together. position: tokens fed so far. logits
-    [vocabulary], f32: after `feed`, for the token that comes next. picked [1], i32: the token that `pick` chose.
+    [vocabulary], f32: after `feed`, for the token that comes next. picked [1], i32: the likeliest one by them.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class BaseSession(ABC):
         if interpret:
             self._options = {"interpret": True}
         self._work = work
-        self._token, self._last, self.picked = (empty((1,), np.dtype(np.int32)) for _ in range(3))
+        self._token, self._last, self.picked, self._drawn = (empty((1,), np.dtype(np.int32)) for _ in range(4))
         self._tokens = empty((self.chunk,), np.dtype(np.int32))
         self._count = Variable("count", self.chunk)
         self._candidates: tuple[Array, Array] | None = None
@@ -150,6 +150,12 @@ class BaseSession(ABC):
                          *matrix.apply_norm(self._y[0], gain, epsilon, self.logits, self._work)]
         return [*self.chunk_sections(), ("logits of the last token", logits)]
 
+    def program_sections(self) -> dict[str, Sections]:
+        """What feeds a chunk of tokens, and one token. Each ends with the likeliest token behind it: a launch of its
+        own would wake the workers anew, by Python that the weights have driven out of the caches."""
+        likeliest = ("likeliest token", [(sampling.argmax_rows, (self.logits.reshape(1, -1), self.picked))])
+        return {"prefill": [*self.prefill_sections(), likeliest], "step": [*self.step_sections(), likeliest]}
+
     def _chunk_values(self, count: int) -> dict[str, int]:
         """The values of the variables of prefill_sections for so many tokens at self.position."""
         return {"count": count, "position": self.position}
@@ -159,20 +165,17 @@ class BaseSession(ABC):
     def whole(self, name: str, description: str, weights: dict[str, Array]) -> Model:
         """The programs and the names of what they work on, for C functions that begin with `name`.
 
-        weights: names of constants. Each program has one launch more, which finds the likeliest token; a third one
-        draws.
+        weights: names of constants. A third program draws.
         """
         from ..ahead.plan import DRAWING, Model
 
         self._lie_apart()
-        likeliest = ("likeliest token", [(sampling.argmax_rows, (self.logits.reshape(1, -1), self.picked))])
-        programs = {"prefill": [*self.prefill_sections(), likeliest], "step": [*self.step_sections(), likeliest]}
+        programs = self.program_sections()
         state = self.state()
         count = min(CANDIDATES, self.vocabulary)
         choices = empty((1, count), np.dtype(np.float32)), empty((1, count), np.dtype(np.int32))
-        drawn = empty((1,), np.dtype(np.int32))
-        programs["draw"] = [("drawing", self._draw_steps(self.logits.reshape(1, -1), choices, drawn))]
-        drawing = dict(zip(DRAWING, (self._kept, *self._settings, drawn), strict=True))
+        programs["draw"] = [("drawing", self._draw_steps(self.logits.reshape(1, -1), choices, self._drawn))]
+        drawing = dict(zip(DRAWING, (self._kept, *self._settings, self._drawn), strict=True))
         found = named_arrays({key.lstrip("_"): value for key, value in vars(self).items() if key != "model"})
         named = [*state.values(), *drawing.values()]
         buffers = {key: array for key, array in found.items() if all(array is not one for one in named)}
@@ -229,10 +232,13 @@ class BaseSession(ABC):
 
     def _feed_one(self, token: int) -> None:
         self._token[0] = token
-        if self._decode is None:
-            self._decode = self._program(self.step_sections())
-        self._decode(position=self.position)
+        self._step()(position=self.position)
         self.position += 1
+
+    def _step(self) -> Program:
+        if self._decode is None:
+            self._decode = self._program(self.program_sections()["step"])
+        return self._decode
 
     def profile(self, runs: int = 9) -> list[Launched]:
         """Where the time of one more token would go, as Program.profile has it; the median of several runs. The token
@@ -242,17 +248,15 @@ class BaseSession(ABC):
         """
         from ..runtime.profile import middle
 
-        if self._decode is None:
-            self._decode = self._program(self.step_sections())
-        position = min(self.position, self.context - 1)
-        return middle([self._decode.profile(position=position) for _ in range(runs)])
+        step, position = self._step(), min(self.position, self.context - 1)
+        return middle([step.profile(position=position) for _ in range(runs)])
 
     def _feed_several(self, tokens: Sequence[int]) -> None:
         count = len(tokens)
         self._tokens[:count] = tokens
         self._last[0] = count - 1
         if self._prefill is None:
-            self._prefill = self._program(self.prefill_sections())
+            self._prefill = self._program(self.program_sections()["prefill"])
         self._prefill(**self._chunk_values(count))
         self.position += count
 
@@ -327,22 +331,24 @@ class BaseSession(ABC):
     ) -> int:
         """The next token. temperature 0: the likeliest; otherwise drawn as Sampling says.
 
-        u: a random number in [0, 1). logits: of the token (None: those of the last one fed). Raises ModelError for a
-        setting out of range.
+        u: a random number in [0, 1). logits: of the token (None: those of the last one fed, as they were then). Raises
+        ModelError for a setting out of range.
         """
-        logits = (self.logits if logits is None else logits).reshape(1, -1)
         Sampling(temperature, top_k, top_p, min_p).check()
         if not 0.0 <= u < 1.0:
             raise ModelError("sampling", f"u {u}", "a number in [0, 1)")
-        if temperature == 0.0:
-            sampling.argmax_rows(logits, self.picked, **self._options)
+        if temperature == 0.0 and (logits is None or logits is self.logits):
             return int(self.picked[0])
+        logits = (self.logits if logits is None else logits).reshape(1, -1)
+        if temperature == 0.0:
+            sampling.argmax_rows(logits, self._drawn, **self._options)
+            return int(self._drawn[0])
         count = min(top_k, self.vocabulary)
         if self._candidates is None or self._candidates[0].shape[1] != count:
             self._candidates = empty((1, count), np.dtype(np.float32)), empty((1, count), np.dtype(np.int32))
         self._kept[0] = count
         for setting, value in zip(self._settings, (temperature, top_p, min_p, u), strict=True):
             setting[0] = min(value, BELOW_ONE) if setting is self._settings[3] else value
-        for kernel, arguments in self._draw_steps(logits, self._candidates, self.picked):
+        for kernel, arguments in self._draw_steps(logits, self._candidates, self._drawn):
             kernel(*arguments, **self._options)
-        return int(self.picked[0])
+        return int(self._drawn[0])

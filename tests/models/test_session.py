@@ -185,6 +185,20 @@ def test_rates_count_prompt_and_later_tokens(model: LlamaModel) -> None:
     assert run.decode_rate == pytest.approx(2 / run.decode_seconds)
 
 
+def test_the_likeliest_token_is_known_behind_every_feed(model: LlamaModel) -> None:
+    """Other draws, from the same logits or from others, leave it as it is."""
+    session = session_of(model)
+    for tokens in (TOKENS[:5], TOKENS[5:6]):
+        session.feed(tokens)
+        likeliest = int(session.logits.argmax())
+        assert session.picked[0] == session.pick() == likeliest
+        assert session.pick(1.0, small.VOCABULARY, 0.999) != likeliest
+        others = np.zeros_like(session.logits)
+        others[(likeliest + 1) % len(others)] = 1.0
+        assert session.pick(logits=others) == (likeliest + 1) % len(others)
+        assert session.pick() == session.pick(logits=session.logits.copy()) == likeliest
+
+
 def test_prompts_go_through_the_template(model: LlamaModel) -> None:
     start, end = small.VOCABULARY - 2, small.VOCABULARY - 1
     tokens = prompt_tokens(model, "hello world")
