@@ -19,14 +19,15 @@ from ..tile.schedule import MatrixGroup
 from ..tile.semantics import ELEMENTWISE
 from . import fragments
 from .fragments import PANEL, ROW_BYTES
-from .matrix import MatrixLowering, MatrixWalk
+from .matrix import MatrixWalk
+from .spread import SpreadLowering
 from .state import Bound, Scalar
 
 MOST_DIMENSIONS = 5
 STORED_DTYPES = ("bf16", "f16")
 
 
-class BoxedStores(MatrixLowering):
+class BoxedStores(SpreadLowering):
     """boxed: the walk's store, where it is such a one; stored_map: its tensor map. columns: of the tile; piece_columns:
     of them that lie in near memory at once, from sums_at on, for each warp. tensor_maps: of the function."""
 
