@@ -4,9 +4,9 @@ Enters a block of rows (`Chain`) whose sequential loop contracts 16-bit elements
 leaves lane IR in which all of that stays in registers. Every warp of a worker takes rows of its own; the operands that
 all of them read, pieces of `step` coordinates of the loop's axis, are copied to near memory some stages ahead.
 
-Axes are spread over lanes and registers as the sums are (spread.py): elementwise ops need nothing new, a reduction along
-a row ends with two exchanges between lanes, and two neighbours of the sums of one contraction, packed, are a register
-of the next one's left operand.
+Axes are spread over lanes and registers as the sums are (spread.py): elementwise ops need nothing new, a reduction
+along a row ends with two exchanges between lanes, and two neighbours of the sums of one contraction, packed, are a
+register of the next one's left operand.
 
     near memory   stage 0 (a piece of each streamed operand), stage 1, ...
 

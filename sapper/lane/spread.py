@@ -18,7 +18,9 @@ from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, RowType, TensorType, TileType, b32, f32, i32
 from .matrix import ELEMENT_BYTES, MatrixLowering
 from .rows import LoweringError
-from .state import Access, Scalar, row_dtype
+from .state import Access, Scalar, element_bytes, row_dtype
+
+PAIRED_DTYPES = frozenset({"f32", "i32", "bf16", "f16"})
 
 
 @dataclass(slots=True)
@@ -147,10 +149,32 @@ class SpreadLowering(MatrixLowering):
         access = self.access(op)
         if access.gathers:
             raise LoweringError("found a gather among what is held as sums of matrix instructions", op)
-        base, offsets, disp = self.spread_address(access, at)
+        axis = next((a for a in axes if self._in_pairs(op, access, a, at)), None)
+        here = at if axis is None else {**at, axis: at[axis] & -2}
+        base, offsets, disp = self.spread_address(access, here)
         mask = [m for m in (self._load_mask(a, at) for a in axes) if m is not None]
+        if axis is not None:
+            memo = self.levels[level].memo
+            key = ("pair", op, tuple(here[a] for a in axes))
+            if key not in memo:
+                made = Op("load_run", [base, offsets, *mask], [RowType(row_dtype(access.dtype))] * 2, {
+                    "dtype": access.dtype, "gathered": True, "scale": 1, "disp": disp, "masked": bool(mask)}, None,
+                    self.location)
+                self.finish(made)
+                memo[key] = made.results
+            found: Value = memo[key][at[axis] % 2]
+            return found
         return self.emit(level, "gather", [base, offsets, *mask], RowType(row_dtype(_dtype(op.result))),
                          dtype=access.dtype, scale=1, disp=disp, masked=bool(mask))
+
+    def _in_pairs(self, op: Op, access: Access, axis: str, at: dict[str, int]) -> bool:
+        """Whether the neighbours along an axis that a lane holds are neighbours in memory and can be read together."""
+        spread = self.bound[axis].spread
+        if spread is None or access.dtype.name not in PAIRED_DTYPES or len(spread.lanes) > 1:
+            return False
+        return access.axes[axis] == element_bytes(access.dtype) and self.is_multiple(spread.origin, 2) \
+            and spread.load_mask(at[axis] & -2) is spread.load_mask(at[axis] | 1) \
+            and self._rows_aligned(op.operands[0], op.operands[1:], axis, 2)
 
     def _load_mask(self, axis: str, at: dict[str, int]) -> Value | None:
         spread = self.bound[axis].spread
