@@ -87,7 +87,8 @@ class BoxedStores(SpreadLowering):
             return False
         for dim, form in zip(t.dims, forms, strict=True):
             assert form is not None
-            if form.axes and (form.constant or form.scalars or not self._ends_at(next(iter(form.axes)), dim)):
+            ends = self._blocks_end_at if rows in form.axes else self._ends_at
+            if form.axes and (form.constant or form.scalars or not ends(next(iter(form.axes)), dim)):
                 return False
         last = forms[-1]
         assert last is not None
@@ -118,15 +119,33 @@ class BoxedStores(SpreadLowering):
             seen.add(v)
         return True
 
-    def _ends_at(self, axis: str, dim: object) -> bool:
-        """Whether an axis ends where a tensor's dimension does."""
+    def _range_of(self, axis: str) -> tuple[Value, Value] | None:
+        """Where the loop over an axis starts and stops."""
         for op in self.function.walk():
             axes = op.attributes["axes"] if op.name == "tiles" else \
                 [op.attributes["axis"]] if op.name == "whole" else []
             if axis in axes:
-                stop = op.operands[2 * axes.index(axis) + 1].op
-                return stop is not None and dim == (stop.attributes["name"] if stop.name == "dim" else
-                                                    stop.attributes["value"] if stop.name == "const" else None)
+                start, stop = op.operands[2 * axes.index(axis):][:2]
+                return start, stop
+        return None
+
+    def _ends_at(self, axis: str, dim: object) -> bool:
+        """Whether an axis ends where a tensor's dimension does."""
+        found = self._range_of(axis)
+        return found is not None and _is_extent(found[1], dim)
+
+    def _blocks_end_at(self, axis: str, dim: object) -> bool:
+        """Whether an axis ends where a tensor's dimension does, or earlier, after whole boxes of rows."""
+        found = self._range_of(axis)
+        if found is None or found[1].op is None or found[1].op.name != "min":
+            return self._ends_at(axis, dim)
+        start = affine(found[0])
+        for end, other in (found[1].op.operands, reversed(found[1].op.operands)):
+            stop = affine(other)
+            extent = None if start is None or stop is None else stop.plus(start.scaled(-1))
+            if _is_extent(end, dim) and extent is not None and extent.is_constant \
+                    and extent.constant % fragments.ROWS == 0:
+                return True
         return False
 
     @staticmethod
@@ -190,10 +209,8 @@ class BoxedStores(SpreadLowering):
         rows, columns = self.open[found.rows], self.open[found.columns]
         down = self.down(mine, 2, self.row_of(self.sub(self.sub(self.add(rows.offset, rows.extent), 1), mine)))
         across = self.along(column, self.columns)
-        rest = self.row_of(self.sub(self.add(columns.offset, columns.extent), column))
-        lane = across.lanes[0]
-        across.valid = [inside for number in across.numbers[::2] for inside in [self.emit(self.depth, "cmp", [
-            self.emit(0, "add", [lane, self.constant(number, i32)], ROW_I32), rest], MASK, cond="lt")] * 2]
+        ends = self.inside(across, self.sub(self.add(columns.offset, columns.extent), column))
+        across.valid = [mask for mask in ends[::2] for _ in range(2)]       # rows of boxes have even numbers of columns
         for axis, spread in ((found.rows, down), (found.columns, across)):
             self.bound[axis] = Bound(spread.origin, len(spread.numbers), False, None, self.depth, spread=spread)
         for number, reduction in enumerate(walk.reductions):
@@ -267,6 +284,13 @@ class BoxedStores(SpreadLowering):
                         for near, far in zip(mine, other, strict=True)]
                 self.effect("store_run", [place, offsets, *pair], dtype=f32, gathered=True, scale=1, near=True,
                             disp=disp + half * 8 * ROW_BYTES, disjoint=True, streaming=False)
+
+
+def _is_extent(value: Value, dim: object) -> bool:
+    """Whether a scalar is the extent of a dimension, a name or a number."""
+    op = value.op
+    return op is not None and dim == (op.attributes["name"] if op.name == "dim" else
+                                      op.attributes["value"] if op.name == "const" else None)
 
 
 def _dtype(value: Value) -> DType:

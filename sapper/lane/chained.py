@@ -395,11 +395,7 @@ class ChainLowering(GroupLowering):
         self._take(body.arguments, points, iter(rows))
         spread = self.along(here, self.step)
         if ragged:
-            left = self.row_of(self.sub(stop, here))
-            lane = spread.lanes[0]
-            spread.valid = [self.emit(self.depth, "cmp", [
-                self.emit(0, "add", [lane, self.constant(number, i32)], ROW_I32), left], MASK, cond="lt")
-                for number in spread.numbers]
+            spread.valid = self.inside(spread, self.sub(stop, here))
         self.bound[chain.step] = Bound(here, self.step // 4, False, None, self.depth, spread=spread)
         self.assumed = frozenset() if ragged else frozenset(chain.below)
 

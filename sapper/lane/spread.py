@@ -63,6 +63,13 @@ class SpreadLowering(MatrixLowering):
             valid.append(self.emit(self.depth, "cmp", [row, last], MASK, cond="le"))
         return Spread(origin, rows, [0] * count, valid, repeats=True)
 
+    def inside(self, spread: Spread, extent: Scalar) -> list[Value]:
+        """Which lanes of each register lie before the extent, counted from the origin. Numbers are compared with the
+        lane's distance from there: they are none that a loop would hold in registers."""
+        ahead = self.emit(self.depth, "sub", [spread.lanes[0], self.row_of(extent)], ROW_I32)
+        return [self.emit(self.depth, "cmp", [ahead, self.constant(-number, i32)], MASK, cond="lt")
+                for number in spread.numbers]
+
     def _coordinate(self, axis: str, at: dict[str, int], level: int) -> Value:
         bound = self.bound[axis]
         if bound.spread is None:
@@ -160,7 +167,9 @@ class SpreadLowering(MatrixLowering):
                 made = Op("load_run", [base, offsets, *mask], [RowType(row_dtype(access.dtype))] * 2, {
                     "dtype": access.dtype, "gathered": True, "scale": 1, "disp": disp, "masked": bool(mask)}, None,
                     self.location)
-                self.finish(made)
+                self.levels[level].builder.block.ops.append(made)
+                for result in made.results:
+                    self.depths[result] = level
                 memo[key] = made.results
             found: Value = memo[key][at[axis] % 2]
             return found

@@ -91,6 +91,8 @@ def test_on_the_emulator(entry: LibraryKernel, lazy: bool, level: str) -> None:
         assert entry.compare(arguments, expected) is None, entry.compare(arguments, expected)
         product = PRODUCT[level] if shape["T"] > 32 else "mma.sync"     # few rows are not worth a group of warps
         assert any(name.startswith(product) for name in result.counters.instructions) == (shape["T"] > 0)
+        boxes = any(name.endswith("global.shared::cta.bulk_group") for name in result.counters.instructions)
+        assert boxes == (product == "wgmma.mma_async" and shape["T"] > 0)
 
 
 @pytest.mark.parametrize("level", PRODUCT)
@@ -178,7 +180,7 @@ def test_planted_faults_are_caught(level: str, fault: str) -> None:
 
 REHEARSED = {"sm_80": ("async_wait", "sync_warps", "async_commit"),
              "sm_90a": ("signal_wait", "signal_arrive", "signal_expect", "group_wait", "group_fence", "group_commit",
-                        "tensor_copy", "signal_start", "signal_fence", "sync_warps")}
+                        "tensor_copy", "signal_start", "signal_fence", "sync_warps", "store_fence", "store_wait")}
 
 
 @pytest.mark.parametrize(("level", "name"), [(level, name) for level, names in REHEARSED.items() for name in names])
