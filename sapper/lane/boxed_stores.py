@@ -82,8 +82,8 @@ class BoxedStores(SpreadLowering):
         forms = [affine(v) for v in store.operands[2:]]
         plain = all(form is not None and len(form.axes) < 2 and all(f == 1 for f in form.axes.values())
                     for form in forms)
-        if not plain or t.dtype.name not in STORED_DTYPES or value.type.dtype is not t.dtype \
-                or len(forms) > MOST_DIMENSIONS:  # type: ignore[union-attr]
+        if not plain or t.dtype.name not in STORED_DTYPES or _dtype(value) is not t.dtype \
+                or len(forms) > MOST_DIMENSIONS:
             return False
         for dim, form in zip(t.dims, forms, strict=True):
             assert form is not None
