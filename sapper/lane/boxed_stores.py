@@ -74,8 +74,9 @@ class BoxedStores(SpreadLowering):
             return None
         return store if self.is_boxed(store, found.rows, found.columns) else None
 
-    def is_boxed(self, store: Op, rows: str, columns: str) -> bool:
-        """Whether a store is of boxes of rows x columns that end where the tensor and the loops do."""
+    def is_boxed(self, store: Op, rows: str, columns: str, high: int = 0) -> bool:
+        """Whether a store is of boxes of rows x columns that end where the tensor and the loops do. high: rows of a
+        tile, where the loop over them may end earlier, too, after whole tiles."""
         tensor, value = store.operands[:2]
         t = tensor.type
         assert isinstance(t, TensorType)
@@ -87,8 +88,9 @@ class BoxedStores(SpreadLowering):
             return False
         for dim, form in zip(t.dims, forms, strict=True):
             assert form is not None
-            ends = self._blocks_end_at if rows in form.axes else self._ends_at
-            if form.axes and (form.constant or form.scalars or not ends(next(iter(form.axes)), dim)):
+            axis = next(iter(form.axes), None)
+            if axis is not None and (form.constant or form.scalars or not (
+                    self._ends_at(axis, dim) or (axis == rows and high and self._blocks_end_at(axis, dim, high)))):
                 return False
         last = forms[-1]
         assert last is not None
@@ -134,17 +136,17 @@ class BoxedStores(SpreadLowering):
         found = self._range_of(axis)
         return found is not None and _is_extent(found[1], dim)
 
-    def _blocks_end_at(self, axis: str, dim: object) -> bool:
-        """Whether an axis ends where a tensor's dimension does, or earlier, after whole boxes of rows."""
+    def _blocks_end_at(self, axis: str, dim: object, high: int) -> bool:
+        """Whether an axis ends where a tensor's dimension does, or earlier, after whole tiles of `high` rows."""
         found = self._range_of(axis)
         if found is None or found[1].op is None or found[1].op.name != "min":
-            return self._ends_at(axis, dim)
+            return False
         start = affine(found[0])
         for end, other in (found[1].op.operands, reversed(found[1].op.operands)):
             stop = affine(other)
             extent = None if start is None or stop is None else stop.plus(start.scaled(-1))
             if _is_extent(end, dim) and extent is not None and extent.is_constant \
-                    and extent.constant % fragments.ROWS == 0:
+                    and extent.constant % high == 0:
                 return True
         return False
 

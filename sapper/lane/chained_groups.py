@@ -82,7 +82,7 @@ class ChainGroupLowering(SharedRowsLowering):
         if len(axes) != 2 or chain.rows not in axes:
             return False
         (columns,) = [a for a in axes if a != chain.rows]
-        return columns in self.extents and self.is_boxed(store, chain.rows, columns) \
+        return columns in self.extents and self.is_boxed(store, chain.rows, columns, self.chain_rows()) \
             and self.extents[columns] % self.panel_columns(store) == 0
 
     def _comes_in_boxes(self, op: Op, step: str) -> bool:
