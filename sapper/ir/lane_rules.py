@@ -418,9 +418,13 @@ def _lane_group_multiply_rows(check: Checker, op: Op) -> None:
     check.results(op, *[ROW_F32] * sums)
 
 
-def _lane_group_wait(check: Checker, op: Op) -> None:
+def _lane_store_wait(check: Checker, op: Op) -> None:
     if check.attribute(op, "pending", int) < 0:
         check.fail(f"pending = {op.attributes['pending']}", "a whole number from 0")
+
+
+def _lane_group_wait(check: Checker, op: Op) -> None:
+    _lane_store_wait(check, op)
     check.operands(op, *[ROW_F32] * len(op.operands))
     check.results(op, *[ROW_F32] * len(op.operands))
 
@@ -576,7 +580,7 @@ LANE_RULES: dict[str, Rule] = {
     "store_matrix": _signature((S64, ROW_I32, *(ROW_B32,) * 4), ()),
     "store_fence": nothing,
     "tensor_store": _lane_tensor_copy,
-    "store_wait": nothing,
+    "store_wait": _lane_store_wait,
     "group_fence": nothing,
     "group_multiply": _lane_group_multiply,
     "group_multiply_rows": _lane_group_multiply_rows,

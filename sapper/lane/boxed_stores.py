@@ -1,44 +1,57 @@
 """Sums of a tile stored by copies of boxes: what a group of warps computed goes out by the copy engine.
 
-Enters a walk of groups of warps (groups.py) whose only store is of sums, or of what is computed of them element by
-element, rounded to 16 bits, in boxes that end where the tensor does. Leaves, in place of stores by lanes:
+Enters a store of what is computed, element by element, of sums that lie spread over lanes (spread.py) and of what is
+loaded beside them, in boxes that end where the tensor does. Leaves, in place of stores by lanes, for some columns after
+the others:
 
-    store_matrix   each warp its 16 rows to near memory, 16 x 16 elements at once, in panels of 64 columns, swizzled
+    store_wait     until the copies of the piece before the last have read: pieces have two places in near memory
+    store_matrix   each warp its 16 rows of 16 bits to near memory, 16 x 16 elements at once, in panels of 128 bytes,
+                   swizzled; or store_run, 16 x 8 elements of f32
     store_fence    the copies see them
-    tensor_store   16 rows x 64 columns; what lies beyond the tensor's end is left out by the copy
-    store_wait     before near memory is written again, and before the warp ends
+    tensor_store   16 rows x 128 bytes; what lies beyond the tensor's end is left out by the copy
+
+and a store_wait for all before the warp ends.
+
+Of f32 a lane holds two neighbours. Rows of a block of 8 columns would meet in the banks, since the swizzle leaves the
+32 bytes of rows 2 i and 2 i + 1 in the same ones. So odd rows take the block 16 columns further at the same time, and
+that of even rows when these take theirs.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..ir.nodes import Op, Value
-from ..ir.types import ROW_B32, ROW_I32, TensorType, TileType, f32
+from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, TensorType, TileType, f32, i32
 from ..tile.affine import Affine, affine
 from ..tile.plan import Walk
-from ..tile.schedule import MatrixGroup
+from ..tile.schedule import MatrixGroup, Panels
 from ..tile.semantics import ELEMENTWISE
 from . import fragments
-from .fragments import PANEL, ROW_BYTES
-from .matrix import MatrixLowering, MatrixWalk
+from .fragments import ROW_BYTES
+from .matrix import MatrixWalk
+from .spread import SpreadLowering
 from .state import Bound, Scalar
 
 MOST_DIMENSIONS = 5
-STORED_DTYPES = ("bf16", "f16")
+STORED_DTYPES = ("bf16", "f16", "f32")
+EXCHANGED_BYTES = 64
+"""From a block of 8 columns of f32 to the one that odd rows take with it."""
 
 
-class BoxedStores(MatrixLowering):
-    """boxed: the walk's store, where it is such a one; stored_map: its tensor map. columns: of the tile; piece_columns:
-    of them that lie in near memory at once, from sums_at on, for each warp. tensor_maps: of the function."""
+class BoxedStores(SpreadLowering):
+    """boxed: the stores that go so, with their tensor maps. piece_columns: of them that lie in near memory at once, in
+    each of `piece_places`, from sums_at on, for each warp. columns: of the tile. tensor_maps: of the function."""
 
-    boxed: Op | None = None
-    stored_map = 0
     columns = 0
     piece_columns: int
+    piece_places = 1
     sums_at: int
     tensor_maps: list[list[object]]
 
-    def _sums_bytes(self) -> int:
-        raise NotImplementedError("groups say how near memory lies")
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.boxed: dict[Op, int] = {}
 
     # Which stores, and boxes of tensors.
 
@@ -52,35 +65,41 @@ class BoxedStores(MatrixLowering):
         return form is None or found.rows in form.axes
 
     def _boxed_store(self, walk: Walk, found: MatrixWalk) -> Op | None:
-        """The store of the walk, where it is all that follows: of what is computed of sums element by element, rounded
-        to 16 bits, in boxes that end where the tensor and the loops do."""
+        """The store of the walk, where it is all that follows, of what can be computed where the sums are."""
         if len(walk.after) != 1 or not isinstance(walk.after[0], Op) or self.schedule.chunks:
             return None     # chunks need not end where a tile does
         store = walk.after[0]
-        tensor, value = store.operands[:2]
-        t, cast = tensor.type, value.op
         sums = {reduction.result for reduction in walk.reductions}
+        if store.name != "store" or not self._made_of_sums(store.operands[1], sums):
+            return None
+        return store if self.is_boxed(store, found.rows, found.columns) else None
+
+    def is_boxed(self, store: Op, rows: str, columns: str, high: int = 0) -> bool:
+        """Whether a store is of boxes of rows x columns that end where the tensor and the loops do. high: rows of a
+        tile, where the loop over them may end earlier, too, after whole tiles."""
+        tensor, value = store.operands[:2]
+        t = tensor.type
         assert isinstance(t, TensorType)
         forms = [affine(v) for v in store.operands[2:]]
         plain = all(form is not None and len(form.axes) < 2 and all(f == 1 for f in form.axes.values())
                     for form in forms)
-        if store.name != "store" or cast is None or cast.name != "cast" or not self._made_of_sums(
-                cast.operands[0], sums) or not plain or t.dtype.name not in STORED_DTYPES \
-                or value.type.dtype is not t.dtype or len(forms) > MOST_DIMENSIONS:  # type: ignore[union-attr]
-            return None
+        if not plain or t.dtype.name not in STORED_DTYPES or _dtype(value) is not t.dtype \
+                or len(forms) > MOST_DIMENSIONS:
+            return False
         for dim, form in zip(t.dims, forms, strict=True):
             assert form is not None
-            if form.axes and (form.constant or form.scalars or not self._ends_at(next(iter(form.axes)), dim)):
-                return None
-        whole = self.specialization.strides.get(tensor.name, "contiguous") == "contiguous" \
-            and tensor.name in self.specialization.aligned
+            axis = next(iter(form.axes), None)
+            if axis is not None and (form.constant or form.scalars or not (
+                    self._ends_at(axis, dim) or (axis == rows and high and self._blocks_end_at(axis, dim, high)))):
+                return False
         last = forms[-1]
         assert last is not None
-        return store if whole and found.columns in last.axes else None
+        return self.pairs_aligned(tensor) and columns in last.axes and any(
+            form is not None and rows in form.axes for form in forms)
 
-    @staticmethod
-    def _made_of_sums(value: Value, sums: set[Value]) -> bool:
-        """Whether a value is computed of sums of f32 and of numbers, element by element."""
+    def _made_of_sums(self, value: Value, sums: set[Value]) -> bool:
+        """Whether a value is computed element by element of sums of f32, of numbers and of what is loaded for each row,
+        each column or each of both."""
         pending, seen = [value], set[Value]()
         while pending:
             v = pending.pop()
@@ -88,21 +107,47 @@ class BoxedStores(MatrixLowering):
             assert isinstance(t, TileType)
             if v in seen or not t.axes or (v in sums and t.dtype is f32):
                 continue
-            if v in sums or v.op is None or v.op.name not in (*ELEMENTWISE, "full"):
+            if v in sums or v.op is None or (t.dtype.bits > 32 and t.dtype.name != "index"):
                 return False
+            if v.op.name == "load":
+                tensor = v.op.operands[0]
+                if tensor.op is not None or isinstance(self.stride_classes.get(tensor.name), Panels) or any(
+                        affine(index) is None for index in v.op.operands[1:]):
+                    return False
+            elif v.op.name not in (*ELEMENTWISE, "full", "index"):
+                return False
+            else:
+                pending += v.op.operands
             seen.add(v)
-            pending += v.op.operands
         return True
 
-    def _ends_at(self, axis: str, dim: object) -> bool:
-        """Whether an axis ends where a tensor's dimension does."""
+    def _range_of(self, axis: str) -> tuple[Value, Value] | None:
+        """Where the loop over an axis starts and stops."""
         for op in self.function.walk():
             axes = op.attributes["axes"] if op.name == "tiles" else \
                 [op.attributes["axis"]] if op.name == "whole" else []
             if axis in axes:
-                stop = op.operands[2 * axes.index(axis) + 1].op
-                return stop is not None and dim == (stop.attributes["name"] if stop.name == "dim" else
-                                                    stop.attributes["value"] if stop.name == "const" else None)
+                start, stop = op.operands[2 * axes.index(axis):][:2]
+                return start, stop
+        return None
+
+    def _ends_at(self, axis: str, dim: object) -> bool:
+        """Whether an axis ends where a tensor's dimension does."""
+        found = self._range_of(axis)
+        return found is not None and _is_extent(found[1], dim)
+
+    def _blocks_end_at(self, axis: str, dim: object, high: int) -> bool:
+        """Whether an axis ends where a tensor's dimension does, or earlier, after whole tiles of `high` rows."""
+        found = self._range_of(axis)
+        if found is None or found[1].op is None or found[1].op.name != "min":
+            return False
+        start = affine(found[0])
+        for end, other in (found[1].op.operands, reversed(found[1].op.operands)):
+            stop = affine(other)
+            extent = None if start is None or stop is None else stop.plus(start.scaled(-1))
+            if _is_extent(end, dim) and extent is not None and extent.is_constant \
+                    and extent.constant % high == 0:
+                return True
         return False
 
     @staticmethod
@@ -139,52 +184,117 @@ class BoxedStores(MatrixLowering):
 
     # Storing.
 
-    def _hold_sums(self, walk: Walk, found: MatrixWalk, sums: list[Value], row: Value, column: Value) -> None:
-        """Give each sum's register its coordinates: the upper or the lower row of a lane, and which of its columns."""
+    def panel_columns(self, store: Op) -> int:
+        """Columns of a box: a row of it has ROW_BYTES."""
+        return ROW_BYTES // _dtype(store.operands[1]).size_bytes
+
+    def fit_pieces(self, store: Op, columns: int, most_bytes: int) -> None:
+        """Settle how many columns a warp has in near memory at once: all of them, or else two pieces."""
+        size = _dtype(store.operands[1]).size_bytes
+        self.piece_columns, self.piece_places = columns, 1
+        while fragments.ROWS * self.piece_columns * self.piece_places * size > most_bytes:
+            self.piece_columns, self.piece_places = self.piece_columns // 2, 2
+        assert self.piece_columns % self.panel_columns(store) == 0, "near memory has no room for a box of sums"
+
+    def pieces_bytes(self, store: Op) -> int:
+        """Of near memory, for a warp's pieces."""
+        return self.piece_places * self._piece_bytes(store)
+
+    def _piece_bytes(self, store: Op) -> int:
+        return fragments.ROWS * self.piece_columns * _dtype(store.operands[1]).size_bytes
+
+    def _hold_sums(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, sums: list[Value], row: Value,
+                   column: Value) -> None:
+        """Give each sum's register its coordinates, for the tile at (row, column)."""
         each = len(sums) // len(walk.reductions)
-        for axis, start, count in ((found.rows, row, 2), (found.columns, column, each // 2)):
-            self.bound[axis] = Bound(start, count, False, None, self.depth)
+        mine = self.value(self.add(row, self.mul(self.warp(), group.group_rows // group.group_warps)))
+        rows, columns = self.open[found.rows], self.open[found.columns]
+        down = self.down(mine, 2, self.row_of(self.sub(self.sub(self.add(rows.offset, rows.extent), 1), mine)))
+        across = self.along(column, self.columns)
+        ends = self.inside(across, self.sub(self.add(columns.offset, columns.extent), column))
+        across.valid = [mask for mask in ends[::2] for _ in range(2)]       # rows of boxes have even numbers of columns
+        for axis, spread in ((found.rows, down), (found.columns, across)):
+            self.bound[axis] = Bound(spread.origin, len(spread.numbers), False, None, self.depth, spread=spread)
         for number, reduction in enumerate(walk.reductions):
-            mine = self.rows[reduction.result] = {}
+            held = self.rows[reduction.result] = {}
             for at, value in enumerate(sums[number * each:(number + 1) * each]):
                 place = {found.rows: at % 4 // 2, found.columns: at // 4 * 2 + at % 2}
-                mine[tuple(place[a] for a in reduction.result.type.axes)] = value  # type: ignore[union-attr]
+                held[tuple(place[a] for a in reduction.result.type.axes)] = value  # type: ignore[union-attr]
 
-    def _store_boxes(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, sums: list[Value], row: Value,
-                     column: Value) -> None:
-        """The same by copies of boxes: what is computed of the sums goes to near memory rounded, 16 x 16 at once, in
-        the panels that the copies take. What the last copies read is written again only when they have done so."""
-        store = self.boxed
-        assert store is not None and store.operands[1].op is not None
-        t, (computed,) = store.operands[0].type, store.operands[1].op.operands
-        assert isinstance(t, TensorType)
-        self._hold_sums(walk, found, sums, row, column)
-        lane = self.iota()
-        inside, eight = self.bits(0, "and", lane, 7), self.bits(0, "and", self.bits(0, "shr", lane, 3), 1)
-        below = self.emit(0, "add", [self.bits(0, "shl", eight, 3), inside], ROW_I32)
-        offsets = self.swizzled(below, self.bits(0, "shr", lane, 4), ROW_BYTES)
-        place = self.value(self.add(self.near(), self.add(self.sums_at, self.mul(self.warp(), self._sums_bytes()))))
-        start = self.value(self.add(row, self.mul(self.warp(), group.group_rows // group.group_warps)))
-        block = 2 * fragments.COLUMNS
-        for side in range(0, self.columns, self.piece_columns):
-            self.effect("store_wait", [])
-            for at in range(0, self.piece_columns, block):
-                places = [{found.rows: register // 2, found.columns: (side + here) // 4 + register % 2}
-                          for here in range(at, at + block, fragments.COLUMNS) for register in range(4)]
-                some = [self.row(computed, at_register) for at_register in places]
-                pairs = [self.emit(self.depth, "pack2", list(two), ROW_B32, dtype=t.dtype)
-                         for two in zip(some[::2], some[1::2], strict=True)]
-                panel, within = divmod(at, PANEL)
-                self.effect("store_matrix", [place, offsets, *pairs], flip=within * t.dtype.size_bytes,
-                            disp=panel * fragments.ROWS * ROW_BYTES)
-            self.effect("store_fence", [])
-            with self.located(store):
-                for panel in range(self.piece_columns // PANEL):
-                    at_column = self.value(self.add(column, side + panel * PANEL))
-                    self.effect("tensor_store", [place, *self._coordinates_of(
-                        store, {found.rows: start, found.columns: at_column})],
-                        map=self.stored_map, disp=panel * fragments.ROWS * ROW_BYTES)
+    def _store_boxed_walk(self, store: Op, group: MatrixGroup, walk: Walk, found: MatrixWalk, sums: list[Value],
+                          row: Value, column: Value) -> None:
+        self._hold_sums(group, walk, found, sums, row, column)
+        self.store_boxes(store, found.rows, found.columns)
         for axis in (found.rows, found.columns):
             del self.bound[axis]
         for reduction in walk.reductions:
             del self.rows[reduction.result]
+
+    def store_boxes(self, store: Op, rows: str, columns: str) -> None:
+        """A warp's 16 rows of all columns, both of which are bound to coordinates that are spread."""
+        down, across = self.bound[rows].spread, self.bound[columns].spread
+        assert down is not None and across is not None
+        value, size = store.operands[1], _dtype(store.operands[1]).size_bytes
+        own = self.add(self.near(), self.add(self.sums_at, self.mul(self.warp(), self.pieces_bytes(store))))
+        panel, panel_bytes = self.panel_columns(store), fragments.ROWS * ROW_BYTES
+        put = self._put_wide if size == f32.size_bytes else self._put_pairs
+        for number, side in enumerate(range(0, 4 * len(across.numbers), self.piece_columns)):
+            place = self.value(self.add(own, number % self.piece_places * self._piece_bytes(store)))
+            self.effect("store_wait", [], pending=self.piece_places - 1)
+            for at in range(0, self.piece_columns, panel):
+                put(value, rows, columns, side + at, place, at // panel * panel_bytes)
+            self.effect("store_fence", [])
+            with self.located(store):
+                for at in range(0, self.piece_columns, panel):
+                    column = self.value(self.add(across.origin, side + at))
+                    self.effect("tensor_store", [place, *self._coordinates_of(
+                        store, {rows: self.value(down.origin), columns: column})],
+                        map=self.boxed[store], disp=at // panel * panel_bytes)
+
+    def _put_pairs(self, value: Value, rows: str, columns: str, side: int, place: Value, disp: int) -> None:
+        """A panel of 16-bit elements to near memory, 16 x 16 at once. side: its first column in the tile."""
+        lane, op, dtype = self.iota(), value.op, _dtype(value)
+        eight = self.bits(0, "and", self.bits(0, "shr", lane, 3), 1)
+        below = self.emit(0, "add", [self.bits(0, "shl", eight, 3), self.bits(0, "and", lane, 7)], ROW_I32)
+        offsets = self.swizzled(below, self.bits(0, "shr", lane, 4), ROW_BYTES)
+        # Rounding a pair rounds each: what is rounded anyway is not rounded before.
+        wide = op.operands[0] if op is not None and op.name == "cast" and _dtype(op.operands[0]) is f32 else value
+        for at in range(0, fragments.PANEL, 2 * fragments.COLUMNS):
+            some = [self.row(wide, {rows: register // 2, columns: (side + here) // 4 + register % 2})
+                    for here in range(at, at + 2 * fragments.COLUMNS, fragments.COLUMNS) for register in range(4)]
+            pairs = [self.emit(self.depth, "pack2", list(two), ROW_B32, dtype=dtype)
+                     for two in zip(some[::2], some[1::2], strict=True)]
+            self.effect("store_matrix", [place, offsets, *pairs], flip=at * dtype.size_bytes, disp=disp)
+
+    def _put_wide(self, value: Value, rows: str, columns: str, side: int, place: Value, disp: int) -> None:
+        """A panel of f32, 8 rows x 8 columns at once, those of odd rows EXCHANGED_BYTES further."""
+        lane = self.iota()
+        row = self.bits(0, "shr", lane, 2)
+        odd = self.emit(0, "cmp", [self.bits(0, "and", row, 1), self.constant(1, i32)], MASK, cond="eq")
+        chunk = self.bits(0, "and", self.bits(0, "shr", lane, 1), 1)
+        start = self.emit(0, "add", [self.swizzled(row, chunk, ROW_BYTES),
+                                     self.bits(0, "shl", self.bits(0, "and", lane, 1), 3)], ROW_I32)
+        turned = self.emit(0, "select", [odd, self.bits(0, "xor", start, EXCHANGED_BYTES), start], ROW_I32)
+        block_bytes = fragments.COLUMNS * f32.size_bytes
+        exchanged = EXCHANGED_BYTES // block_bytes
+        for block in range(ROW_BYTES // block_bytes):
+            offsets = self.bits(self.depth, "xor", turned, block * block_bytes) if block else turned
+            for half in range(2):
+                mine, other = ([self.row(value, {rows: half, columns: side // 4 + 2 * b + register})
+                                for register in range(2)] for b in (block, block ^ exchanged))
+                pair = [self.emit(self.depth, "select", [odd, far, near], ROW_F32)
+                        for near, far in zip(mine, other, strict=True)]
+                self.effect("store_run", [place, offsets, *pair], dtype=f32, gathered=True, scale=1, near=True,
+                            disp=disp + half * 8 * ROW_BYTES, disjoint=True, streaming=False)
+
+
+def _is_extent(value: Value, dim: object) -> bool:
+    """Whether a scalar is the extent of a dimension, a name or a number."""
+    op = value.op
+    return op is not None and dim == (op.attributes["name"] if op.name == "dim" else
+                                      op.attributes["value"] if op.name == "const" else None)
+
+
+def _dtype(value: Value) -> DType:
+    assert isinstance(value.type, TileType)
+    return value.type.dtype

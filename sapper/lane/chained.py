@@ -4,14 +4,9 @@ Enters a block of rows (`Chain`) whose sequential loop contracts 16-bit elements
 leaves lane IR in which all of that stays in registers. Every warp of a worker takes rows of its own; the operands that
 all of them read, pieces of `step` coordinates of the loop's axis, are copied to near memory some stages ahead.
 
-A row of the lane machine holds here what a register of the instruction's sums does (sapper/lane/fragments.py: C): with
-g = lane div 4 and t = lane mod 4,
-
-    register i of the rows' axis      coordinate 8 i + g
-    register j of any other axis      coordinate 8 (j div 2) + 2 t + j mod 2
-
-so that elementwise ops need nothing new, a reduction along a row ends with two exchanges between lanes, and two
-neighbours of the sums of one contraction, packed, are a register of the next one's left operand.
+Axes are spread over lanes and registers as the sums are (spread.py): elementwise ops need nothing new, a reduction
+along a row ends with two exchanges between lanes, and two neighbours of the sums of one contraction, packed, are a
+register of the next one's left operand.
 
     near memory   stage 0 (a piece of each streamed operand), stage 1, ...
 
@@ -26,7 +21,7 @@ Rows past the edge repeat the last one and are not stored; pieces past it are ze
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import (
@@ -37,7 +32,6 @@ from ..ir.types import (
     S64,
     DType,
     RowType,
-    TensorType,
     TileType,
     b32,
     bf16,
@@ -50,8 +44,7 @@ from ..tile.schedule import MatrixUnit
 from . import fragments
 from .groups import GroupLowering
 from .matrix import CHUNK_BYTES, CHUNK_ELEMENTS, ELEMENT_BYTES
-from .rows import LoweringError
-from .state import Access, Bound, Capacity, Scalar, row_dtype
+from .state import Bound, Capacity, Scalar, row_dtype
 
 PANEL_CHUNKS = fragments.ROW_BYTES // CHUNK_BYTES
 NARROW = ("bf16", "f16")
@@ -86,23 +79,6 @@ class Chain:
     contractions: dict[Op, Contraction]
     streams: tuple[Op, ...]
     below: dict[Value, Affine]
-
-
-@dataclass(slots=True)
-class Spread:
-    """Where the coordinates of an axis lie: origin + lane + number[j] for register j. lane: row<i32>, of each register
-    where `lanes` has more than one. valid: of each register, which lanes are inside; empty: all are."""
-
-    origin: Scalar
-    lanes: list[Value]
-    numbers: list[int]
-    valid: list[Value] = field(default_factory=list)
-
-    def lane(self, j: int) -> Value:
-        return self.lanes[j if len(self.lanes) > 1 else 0]
-
-    def mask(self, j: int) -> Value | None:
-        return self.valid[j] if self.valid else None
 
 
 class Stream:
@@ -284,19 +260,12 @@ class ChainLowering(GroupLowering):
         loop = chain.loop
         self._settle_homes(loop.blocks[0])
         mine = self.add(start, self.mul(self.row_group(), self.row_blocks * fragments.ROWS))
-        last = self.row_of(self.sub(self.sub(stop, 1), mine))
-        group = self.bits(0, "shr", self.iota(), 2)
-        rows, valid = [], []
-        for number in range(2 * self.row_blocks):
-            row = self.emit(0, "add", [group, self.constant(8 * number, i32)], ROW_I32) if number else group
-            rows.append(self.emit(self.depth, "min", [row, last], ROW_I32))
-            valid.append(self.emit(self.depth, "cmp", [row, last], MASK, cond="le"))
+        rows = self.down(mine, 2 * self.row_blocks, self.row_of(self.sub(self.sub(stop, 1), mine)))
         outer_rows = self.bound.get(chain.rows)
-        self.bound[chain.rows] = Bound(mine, len(rows), False, None, self.depth,
-                                       spread=Spread(mine, rows, [0] * len(rows), valid))
+        self.bound[chain.rows] = Bound(mine, len(rows.numbers), False, None, self.depth, spread=rows)
         for axis in self.extents:
             first, extent = self.part_of(axis)
-            self.bound[axis] = Bound(first, extent // 4, False, None, 0, spread=self._along(first, extent))
+            self.bound[axis] = Bound(first, extent // 4, False, None, 0, spread=self.along(first, extent))
         self._chain_loop(chain, unit, start)
         for op in block.ops:
             if op.name == "store":
@@ -305,10 +274,6 @@ class ChainLowering(GroupLowering):
             del self.bound[axis]
         if outer_rows is not None:
             self.bound[chain.rows] = outer_rows
-
-    def _along(self, origin: Scalar, extent: int) -> Spread:
-        lane = self.bits(0, "shl", self.bits(0, "and", self.iota(), 3), 1)
-        return Spread(origin, [lane], [8 * (j // 2) + j % 2 for j in range(extent // 4)])
 
     def row_group(self) -> Scalar:
         """Which 16 rows, or several times as many, are this warp's."""
@@ -428,13 +393,9 @@ class ChainLowering(GroupLowering):
         for value in invariant:
             self.home[value] = outer
         self._take(body.arguments, points, iter(rows))
-        spread = self._along(here, self.step)
+        spread = self.along(here, self.step)
         if ragged:
-            left = self.row_of(self.sub(stop, here))
-            lane = spread.lanes[0]
-            spread.valid = [self.emit(self.depth, "cmp", [
-                self.emit(0, "add", [lane, self.constant(number, i32)], ROW_I32), left], MASK, cond="lt")
-                for number in spread.numbers]
+            spread.valid = self.inside(spread, self.sub(stop, here))
         self.bound[chain.step] = Bound(here, self.step // 4, False, None, self.depth, spread=spread)
         self.assumed = frozenset() if ragged else frozenset(chain.below)
 
@@ -455,14 +416,6 @@ class ChainLowering(GroupLowering):
         return least
 
     # Values.
-
-    def _coordinate(self, axis: str, at: dict[str, int], level: int) -> Value:
-        bound = self.bound[axis]
-        if bound.spread is None:
-            return super()._coordinate(axis, at, level)
-        lane = bound.spread.lane(at[axis])
-        origin = self.row_of(self.add(bound.spread.origin, bound.spread.numbers[at[axis]]))
-        return self.emit(level, "add", [lane, origin], ROW_I32)
 
     def _compute(self, value: Value, at: dict[str, int], level: int) -> Value:
         chain, op = self.chain, value.op
@@ -563,96 +516,12 @@ class ChainLowering(GroupLowering):
         memo = self.levels[level].memo
         key = ("left", value, block, depth)
         if key not in memo:
-            memo[key] = [self._pair(value, {self.chain.rows: 2 * block + r % 2, found.over: depth + r // 2 * 2},
+            memo[key] = [self.pair(value, {self.chain.rows: 2 * block + r % 2, found.over: depth + r // 2 * 2},
                                     found.over, level) for r in range(4)]
         made: list[Value] = memo[key]
         return made
 
-    def _pair(self, value: Value, at: dict[str, int], axis: str, level: int) -> Value:
-        """Two neighbours along an axis as a slot of 16-bit elements."""
-        dtype: DType = value.type.dtype  # type: ignore[union-attr]
-        op = value.op
-        spread = self.bound[axis].spread
-        assert spread is not None
-        if op is not None and op.name == "load" and not spread.valid:
-            access = self.access(op)
-            if access.axes.get(axis) == ELEMENT_BYTES and self._pairs_aligned(op.operands[0]):
-                base, offsets, disp = self._spread_address(access, at)
-                return self.emit(level, "gather", [base, offsets], ROW_B32, dtype=b32, scale=1, disp=disp,
-                                 masked=False)
-        # Rounding a pair rounds each: what is rounded anyway is not rounded before.
-        wide = op.operands[0] if op is not None and op.name == "cast" and _dtype(op.operands[0]) is f32 else value
-        rows = []
-        for more in range(2):
-            here = {**at, axis: at[axis] + more}
-            row = self.row(wide, here)
-            mask = spread.mask(here[axis])
-            if mask is not None:
-                row = self.emit(level, "select", [mask, row, self.constant(0.0, row_dtype(dtype))], ROW_F32)
-            rows.append(row)
-        return self.emit(level, "pack2", rows, ROW_B32, dtype=dtype)
-
     # Memory.
-
-    def _pairs_aligned(self, tensor: Value) -> bool:
-        """Whether two neighbours from an even place on lie at a multiple of their bytes."""
-        t = tensor.type
-        assert isinstance(t, TensorType)
-        return tensor.op is None and tensor.name in self.specialization.aligned \
-            and self.specialization.strides.get(tensor.name, "contiguous") == "contiguous"
-
-    def _spread_address(self, access: Access, at: dict[str, int]) -> tuple[Value, Value, int]:
-        """Base, offsets of the lanes, disp."""
-        base, disp = access.base, access.disp
-        offsets: Value | None = None
-        for axis, stride in access.axes.items():
-            bound = self.bound[axis]
-            spread = bound.spread
-            if spread is None:
-                base = self.add(base, self.mul(self.add(bound.offset, at[axis]), stride))
-                continue
-            base = self.add(base, self.mul(spread.origin, stride))
-            number = spread.numbers[at[axis]]
-            if isinstance(stride, int):
-                disp += number * stride
-            else:
-                base = self.add(base, self.mul(stride, number))
-            lane = spread.lane(at[axis])
-            where = max(self.depths.get(lane, 0), self.depth_of(stride))
-            memo = self.levels[where].memo
-            key = ("spread", lane, stride)
-            if key not in memo:
-                memo[key] = self.emit(where, "mul", [lane, self.row_of(stride)], ROW_I32)
-            part: Value = memo[key]
-            if offsets is None:
-                offsets = part
-                continue
-            where = max(self.depths.get(offsets, 0), where)
-            memo = self.levels[where].memo
-            key = ("spread sum", offsets, part)
-            if key not in memo:
-                memo[key] = self.emit(where, "add", [offsets, part], ROW_I32)
-            offsets = memo[key]
-        if offsets is None:
-            offsets = self.constant(0, i32)
-        return self.value(base), offsets, disp
-
-    def _load(self, op: Op, at: dict[str, int], level: int) -> Value:
-        axes = op.result.type.axes  # type: ignore[union-attr]
-        if not any(self.bound[a].spread for a in axes):
-            return super()._load(op, at, level)
-        access = self.access(op)
-        if access.gathers:
-            raise LoweringError("found a gather among contractions that are chained in registers", op)
-        base, offsets, disp = self._spread_address(access, at)
-        mask = [m for m in (self._step_mask(a, at) for a in axes) if m is not None]
-        return self.emit(level, "gather", [base, offsets, *mask], RowType(row_dtype(_dtype(op.result))),
-                         dtype=access.dtype, scale=1, disp=disp, masked=bool(mask))
-
-    def _step_mask(self, axis: str, at: dict[str, int]) -> Value | None:
-        assert self.chain is not None
-        spread = self.bound[axis].spread
-        return spread.mask(at[axis]) if axis == self.chain.step and spread is not None else None
 
     def _store_spread(self, op: Op) -> None:
         """Pairs of 16-bit elements together, where they lie so."""
@@ -662,14 +531,14 @@ class ChainLowering(GroupLowering):
         axes, dtype = _axes(value), _dtype(value)
         access = self.access(op)
         across = next((a for a in axes if access.axes.get(a) == ELEMENT_BYTES and a != chain.rows), None)
-        pairs = across if dtype in (bf16, f16) and self._pairs_aligned(op.operands[0]) else None
+        pairs = across if dtype in (bf16, f16) and self.pairs_aligned(op.operands[0]) else None
         spread = self.bound[chain.rows].spread
         assert spread is not None
         for at in self._coordinates(axes):
             if pairs is not None and at[pairs] % 2:
                 continue
-            row = self.row(value, at) if pairs is None else self._pair(value, at, pairs, self.depth)
-            base, offsets, disp = self._spread_address(access, at)
+            row = self.row(value, at) if pairs is None else self.pair(value, at, pairs, self.depth)
+            base, offsets, disp = self.spread_address(access, at)
             mask = spread.mask(at[chain.rows]) if chain.rows in axes else None
             if not any(self.bound[a].spread for a in axes if a != chain.rows):
                 mask = self._first_of_four(mask)

@@ -73,6 +73,17 @@ class ChainGroupLowering(SharedRowsLowering):
         self.groups, self.row_blocks = self.facts.matrix.chain_rows // group.group_rows, 1  # type: ignore[union-attr]
         self.warps = self.groups * group.group_warps + group.copy_warps
         self.flying = self._find_flying(chain)
+        stores = [op for op in chain.body.ops if op.name == "store" and self._goes_in_boxes(op, chain)]
+        self.boxed = {} if self.schedule.chunks else dict.fromkeys(stores[:1], 0)
+
+    def _goes_in_boxes(self, store: Op, chain: Chain) -> bool:
+        """Whether a store can go by copies: of rows of a whole axis, in panels."""
+        axes = _axes(store.operands[1])
+        if len(axes) != 2 or chain.rows not in axes:
+            return False
+        (columns,) = [a for a in axes if a != chain.rows]
+        return columns in self.extents and self.is_boxed(store, chain.rows, columns, self.chain_rows()) \
+            and self.extents[columns] % self.panel_columns(store) == 0
 
     def _comes_in_boxes(self, op: Op, step: str) -> bool:
         """Whether a piece is a box of the tensor, of whole panels."""
@@ -103,6 +114,17 @@ class ChainGroupLowering(SharedRowsLowering):
             return super().chain_rows()
         return self.groups * group.group_rows
 
+    def _columns_of(self, store: Op) -> str:
+        assert self.chain is not None
+        (columns,) = [a for a in _axes(store.operands[1]) if a != self.chain.rows]
+        return columns
+
+    def _store_spread(self, op: Op) -> None:
+        if op in self.boxed and self.chain is not None:
+            self.store_boxes(op, self.chain.rows, self._columns_of(op))
+        else:
+            super()._store_spread(op)
+
     # Near memory.
 
     def _lay_out(self, group: MatrixGroup) -> MatrixGroup:
@@ -120,14 +142,22 @@ class ChainGroupLowering(SharedRowsLowering):
             at += streams[-1].bytes
         self.box_streams, self.stage_bytes = tuple(streams), at
         stages = group.stages
-        rest = self.warps * COUNTER_BYTES
-        while stages * (at + 2 * SIGNAL_BYTES) + rest > group.near_bytes:
+        rest, multiplying = self.warps * COUNTER_BYTES, self.groups * group.group_warps
+        least = sum(2 * fragments.ROWS * fragments.ROW_BYTES * multiplying for _ in self.boxed)
+        while stages * (at + 2 * SIGNAL_BYTES) + least + rest > group.near_bytes:
             stages //= 2
-        self.full_at = stages * at
+        self.sums_at = self.full_at = stages * at
+        for store in self.boxed:
+            columns = self._columns_of(store)
+            self.boxed[store] = self._map(store, {chain.rows: fragments.ROWS, columns: self.panel_columns(store)})
+            left = group.near_bytes - self.sums_at - 2 * stages * SIGNAL_BYTES - rest
+            self.fit_pieces(store, self.extents[columns], left // multiplying)
+            self.full_at += multiplying * self.pieces_bytes(store)
         self.free_at = self.full_at + stages * SIGNAL_BYTES
         self.counters_at = self.free_at + stages * SIGNAL_BYTES
         self.near_bytes_used = self.counters_at + rest
         self.name_stages([(stream.op, stream.at, stream.bytes) for stream in self.box_streams], stages, at)
+        self.name_buffers([("sums", self.sums_at, self.full_at - self.sums_at)])
         self.name_signals()
         return replace(group, stages=stages)
 

@@ -62,7 +62,5 @@ def near_offsets(outer: NDArray[Any], depth: NDArray[Any], along_depth: bool, pa
         return np.asarray(outer * ROW_BYTES + depth * size)
     return np.asarray(outer // PANEL * panel_bytes + depth * ROW_BYTES + outer % PANEL * 2)
 
-ELEMENT_BYTES = {"bf16": 2, "f16": 2, "f8e4m3": 1}
-"""Of the operands of matrix instructions, by dtype."""
 GROUP_DEPTH_BYTES = 32
 """Of the depth of a matrix instruction of a group of warps."""

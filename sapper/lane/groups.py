@@ -88,8 +88,7 @@ class GroupLowering(Clusters):
         super().find_matrix_walk()
         group, walk = self.facts.matrix_group, self.only_walk()
         self.tensor_maps: list[list[object]] = []
-        if group is None or walk is None or self.in_order \
-                or len(plan_block(self.function.body, self.wholes).items) != 1:
+        if group is None or walk is None or len(plan_block(self.function.body, self.wholes).items) != 1:
             return
         found, dtypes = self.matrix_walk, group.dtypes
         if found is None:
@@ -107,7 +106,8 @@ class GroupLowering(Clusters):
             if shape is not None and (not self.narrow or self._takes_scales(group, found, shape)):
                 self.matrix_walk = found
                 self._take_groups(group, shape)
-                self.boxed = self._boxed_store(walk, found)
+                store = self._boxed_store(walk, found)
+                self.boxed = {} if store is None else {store: 0}
 
     def matrix_unit(self) -> MatrixUnit | MatrixGroup:
         return self.facts.matrix_group if self.groups and self.facts.matrix_group else super().matrix_unit()
@@ -243,8 +243,8 @@ class GroupLowering(Clusters):
             if more:
                 self.effect("register_budget", [], registers=more, more=True)
             body()
-            if self.boxed is not None:
-                self.effect("store_wait", [])       # near memory is there until it was read
+            if self.boxed:
+                self.effect("store_wait", [], pending=0)       # near memory is there until it was read
 
         def copy() -> None:
             self.multiplies = False
@@ -263,8 +263,9 @@ class GroupLowering(Clusters):
         found = self.matrix_walk
         assert found is not None
         high, wide = self.matrix_tile()
-        if self.boxed is not None:
-            self.stored_map = self._map(self.boxed, {found.rows: fragments.ROWS, found.columns: PANEL})
+        for store in self.boxed:
+            self.boxed[store] = self._map(store, {found.rows: fragments.ROWS,
+                                                  found.columns: self.panel_columns(store)})
         self.pieces = [self._operand(found.left[0], found.rows, found.depth, high, 0)]
         for op in found.right:
             last = self.pieces[-1]
@@ -273,8 +274,11 @@ class GroupLowering(Clusters):
         self.sums_at = group.stages * self.stage_bytes
         multiplying = self.groups * group.group_warps
         rest = 2 * group.stages * SIGNAL_BYTES + self.warps * COUNTER_BYTES + self.records_bytes()
+        most_bytes = (group.near_bytes - self.sums_at - rest) // multiplying
         self.piece_columns = self.columns
-        while self.sums_at + multiplying * self._sums_bytes() + rest > group.near_bytes:
+        for store in self.boxed:
+            self.fit_pieces(store, self.columns, most_bytes)
+        while self._sums_bytes() > most_bytes:
             self.piece_columns //= 2
         self.full_at = self.sums_at + multiplying * self._sums_bytes()
         self.free_at = self.full_at + group.stages * SIGNAL_BYTES
@@ -292,8 +296,8 @@ class GroupLowering(Clusters):
 
     def _sums_bytes(self) -> int:
         """Near memory of a warp for a piece of the sums of all contractions."""
-        if self.boxed is not None:
-            return fragments.ROWS * self.piece_columns * fragments.ELEMENT_BYTES["bf16"]
+        for store in self.boxed:
+            return self.pieces_bytes(store)
         return PIECE_ROWS * sum_row_bytes(self.piece_columns) * (len(self.pieces) - 1)
 
     def _operand(self, op: Op, outer: str, depth_axis: str, extent: int, at: int) -> Operand:
@@ -484,8 +488,8 @@ class GroupLowering(Clusters):
     def _store_sums(self, group: MatrixGroup, walk: Walk, found: MatrixWalk, sums: list[Value], row: Value,
                     column: Value) -> None:
         """Each warp its own rows, some columns after the others."""
-        if self.boxed is not None:
-            self._store_boxes(group, walk, found, sums, row, column)
+        for store in self.boxed:
+            self._store_boxed_walk(store, group, walk, found, sums, row, column)
             return
         rows, columns = self.open[found.rows], self.open[found.columns]
         row_end, column_end = self.add(rows.offset, rows.extent), self.add(columns.offset, columns.extent)

@@ -961,8 +961,8 @@ class Lowering(ChainGroupLowering, OrderedLowering, LateLowering):
         found = self.matrix_walk
         assert found is not None
         counts = {part.range.axis: part.chunks for part in plans}
-        rows, columns = counts[found.rows], counts[found.columns]
-        if rows == 1 or columns == 1:
+        rows, columns = (counts.get(axis, 1) for axis in (found.rows, found.columns))
+        if rows == 1 or columns == 1:       # or the extent is known only inside of a task
             return {}
         inside = number if len([c for c in counts.values() if c != 1]) == 2 else \
             self.scalar("s_mod", number, self.mul(rows, columns))

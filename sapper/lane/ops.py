@@ -242,8 +242,9 @@ LANE_OPS = OpTable("lane", [
            doc="near address, coordinates by dimension: this warp has a box of near memory, in rows as tensor_copy "
                "leaves them, copied to the box of tensor map `map` that starts there, without what is outside of the "
                "tensor"),
-    OpSpec("store_wait", (0, 0), (0, 0), pure=False,
-           doc="what the tensor_stores of this warp read may be written again, or given up"),
+    OpSpec("store_wait", (0, 0), (0, 0), attributes=("pending",), pure=False,
+           doc="ends a batch of this warp's tensor_stores; what they read, but for the last `pending` batches, may be "
+               "written again, or given up"),
     OpSpec("group_fence", (0, 0), (0, 0), pure=False, doc="the sums that the next group_multiply takes are in place"),
     OpSpec("group_multiply", (2 + 4, None), (4, None),
            attributes=("dtype", "left_rows", "right_rows"),

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..ir.nodes import Block, Function, Op, Value
-from ..ir.types import MASK, ROW_I32, ScalarType
+from ..ir.types import DTYPES, MASK, ROW_I32, ScalarType
 from . import fragments
 from .arithmetic import pure_function
 from .ops import ADDRESS_AT
@@ -166,8 +166,8 @@ class Signal:
 class Warp:
     """number: among all warps, of which it is the one `own` of a worker. batches: the reads of each batch of matrix
     instructions that is not known to be done; issued: of those in no batch; groups, copies: likewise of copies by
-    lanes; stores: of copies of boxes from near memory. held: an ordinary access that the next one may belong to, the
-    bytes, and whether it writes. runs: of each loop in which it waits."""
+    lanes; stores: batches of copies of boxes from near memory, of which the last has not ended. held: an ordinary
+    access that the next one may belong to, the bytes, and whether it writes. runs: of each loop in which it waits."""
 
     number: int
     worker: int = 0
@@ -180,7 +180,7 @@ class Warp:
     fenced: bool = False
     groups: list[list[Access]] = field(default_factory=list)
     copies: list[Access] = field(default_factory=list)
-    stores: list[Access] = field(default_factory=list)
+    stores: list[list[Access]] = field(default_factory=lambda: [[]])
     held: tuple[Op, int, int, bool] | None = None
     runs: dict[Op, int] = field(default_factory=dict)
 
@@ -343,7 +343,7 @@ class _Rehearsal:
                 for op in dict.fromkeys(stuck.values()):
                     self.fault(op, "a wait for what nobody does")
                 break
-        for access in (access for warp in self.warps for access in warp.stores):
+        for access in (access for warp in self.warps for batch in warp.stores for access in batch):
             self.fault(access.op, "a copy from near memory that the warp did not wait for before its end")
         for worker, access in self.foreign:
             if not all(self.knows(warp, access) for warp in self.warps if warp.worker == worker):
@@ -691,7 +691,7 @@ class _Rehearsal:
     def _copy_box(self, warp: Warp, op: Op) -> None:
         start = self._address(warp, op, 0)
         _, dtype, _, box = self.function.attributes["tensor_maps"][op.attributes["map"]]
-        size = int(np.prod(box)) * fragments.ELEMENT_BYTES[dtype]
+        size = int(np.prod(box)) * DTYPES[dtype].size_bytes
         for away in self._away(warp, op):
             signal = self._signal(warp, op, 1, "signal_disp", away)
             if signal is None or start is None:
@@ -715,13 +715,15 @@ class _Rehearsal:
             return
         _, dtype, _, box = self.function.attributes["tensor_maps"][op.attributes["map"]]
         access = Access(op, warp.number, None, False)
-        self.touch(warp, (start, start + int(np.prod(box)) * fragments.ELEMENT_BYTES[dtype]), access, False)
-        warp.stores.append(access)
+        self.touch(warp, (start, start + int(np.prod(box)) * DTYPES[dtype].size_bytes), access, False)
+        warp.stores[-1].append(access)
 
     def _wait_stores(self, warp: Warp, op: Op) -> None:
-        for access in warp.stores:
+        warp.stores.append([])
+        done = len(warp.stores) - 1 - op.attributes["pending"]
+        for access in (access for batch in warp.stores[:max(0, done)] for access in batch):
             access.epoch = warp.epoch
-        warp.stores = []
+        del warp.stores[:max(0, done)]
 
     def _fence_group(self, warp: Warp, op: Op) -> None:
         warp.fenced = True

@@ -1132,7 +1132,7 @@ def tensor_store(s: Any, op: Op) -> None:
 def store_wait(s: Any, op: Op) -> None:
     """The lane that started the copies waits until they have read."""
     s.emit_masked("cp.async.bulk.commit_group", elected(s), False)
-    s.emit_masked("cp.async.bulk.wait_group.read", elected(s), False, 0)
+    s.emit_masked("cp.async.bulk.wait_group.read", elected(s), False, op.attributes["pending"])
     sync_lanes(s, op)
 
 

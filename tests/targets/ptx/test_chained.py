@@ -15,7 +15,7 @@ from sapper.codegen.pipeline import compile_kernel, facts_of, finish_lane, to_la
 from sapper.ir.nodes import Function
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
-from sapper.kernels import find
+from sapper.kernels import attention_narrow, find
 from sapper.kernels.attention_narrow import PREFILL as KERNELS
 from sapper.kernels.attention_narrow import attention_bf16_64, attention_bf16_128
 from sapper.kernels.record import Arguments, LibraryKernel
@@ -91,6 +91,8 @@ def test_on_the_emulator(entry: LibraryKernel, lazy: bool, level: str) -> None:
         assert entry.compare(arguments, expected) is None, entry.compare(arguments, expected)
         product = PRODUCT[level] if shape["T"] > 32 else "mma.sync"     # few rows are not worth a group of warps
         assert any(name.startswith(product) for name in result.counters.instructions) == (shape["T"] > 0)
+        boxes = any(name.endswith("global.shared::cta.bulk_group") for name in result.counters.instructions)
+        assert boxes == (product == "wgmma.mma_async" and shape["T"] > 0)
 
 
 @pytest.mark.parametrize("level", PRODUCT)
@@ -178,7 +180,7 @@ def test_planted_faults_are_caught(level: str, fault: str) -> None:
 
 REHEARSED = {"sm_80": ("async_wait", "sync_warps", "async_commit"),
              "sm_90a": ("signal_wait", "signal_arrive", "signal_expect", "group_wait", "group_fence", "group_commit",
-                        "tensor_copy", "signal_start", "signal_fence", "sync_warps")}
+                        "tensor_copy", "signal_start", "signal_fence", "sync_warps", "store_fence", "store_wait")}
 
 
 @pytest.mark.parametrize(("level", "name"), [(level, name) for level, names in REHEARSED.items() for name in names])
@@ -249,6 +251,15 @@ def biased(q: Tensor[bf16, T, 64], keys: Tensor[bf16, P, 64], values: Tensor[bf1
             highest = higher
         out[t, e] = acc / total
         norm[t] = total
+
+
+def test_no_box_reaches_over_rows_that_are_not_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 64 rows end inside of the 128 that a worker has, where the next block begins."""
+    for block, boxes in ((128, True), (64, False)):
+        monkeypatch.setattr(attention_narrow, "QUERY_BLOCK", block)
+        kernel = attention_narrow.make_attention(bf16, 64, 64)
+        names = [op.name for op in lowered(kernel, specialization(), level="sm_90a").walk()]
+        assert "group_multiply_rows" in names and ("tensor_store" in names) == boxes
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (150, 77)])

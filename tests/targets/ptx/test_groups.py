@@ -18,6 +18,7 @@ from sapper.emulate.unit_wgmma import Descriptor
 from sapper.ir.nodes import Function
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
+from sapper.kernels import find
 from sapper.lane import fragments
 from sapper.lane.interpret import run
 from sapper.lane.memory import LaneError, Memory
@@ -112,6 +113,17 @@ def test_coordinates_of_tensors_with_more_dimensions() -> None:
                            schedule=Schedule(tile={"m": 64, "n": 64})).counters
     assert_near(arguments["c"], wanted)
     assert any(name.startswith("cp.async.bulk.tensor.3d") for name in counters.instructions)
+
+
+def test_rows_of_which_memory_says_how_many_there_are() -> None:
+    """No box of sums: what lies behind the rows stays."""
+    entry = find("masked_matmul_nt_bf16_bf16")
+    arguments = entry.make_arguments(np.random.default_rng(3), {"B": 3, "M": 96, "N": 128, "K": 128})
+    wanted = entry.reference(arguments)
+    counters = emulate.run(entry.kernel, *arguments.values(), target="sm_90a", workers=2, aligned=["a", "w", "c"],
+                           schedule=Schedule(tile={"m": 64, "n": 64})).counters
+    assert entry.compare(arguments, wanted) is None, entry.compare(arguments, wanted)
+    assert any(name.startswith("wgmma") for name in counters.instructions)
 
 
 def test_tiles_are_taken_by_bands_of_rows() -> None:

@@ -134,13 +134,16 @@ def test_without_a_matrix_instruction(kernel: Any, level: str, aligned: str) -> 
 
 
 @needs_ptxas
+@pytest.mark.parametrize("aligned", ["ab", "abc"])
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
-def test_both_sums_fit_the_registers(kernel: Any) -> None:
+def test_both_sums_fit_the_registers(kernel: Any, aligned: str) -> None:
+    """Whether they are stored by lanes or by copies of boxes."""
     names = [name for name, _ in kernel.parameters]
     text = compile_kernel(kernel, {}, dict.fromkeys(names, "contiguous"),
                           dict.fromkeys(("M", "N", "K", "KB", "NB"), (2**31 - 1, 64)), TARGET, None,
-                          frozenset("ab")).text()
+                          frozenset(aligned)).text()
     assert "setmaxnreg.inc.sync.aligned.u32 240;" in text
+    assert ("global.shared::cta.bulk_group" in text) == (aligned == "abc")
     (made,) = assembler.assemble([text], "sm_90a").values()
     assert made.spilled_bytes == 0
 
