@@ -744,14 +744,14 @@ class Model(WalkLowering):
     def _streamed_rows(self, walk: Walk, axis: str, lane: str | None) -> int:
         """Rows of matrices times a vector held at once: 8, or 4 where these fit half of L1, into which they are then
         asked. Measured on a Zen 4, rows of 576 bf16: 22 GB/s by 4 rows, 17 by 8, on another day 31 and 24. Where memory
-        is best read line by line, two, a line of each in turn, which are 3 to 10 % quicker on a Granite Rapids than two
-        lines of one; but 8 of a matrix that stays in the second cache, where the latency of a row's sum is what counts:
-        norm_matvec_bf16 of 960 x 576 takes 35 us by single rows and 20 by 8."""
+        is best read line by line, two, a line of each in turn, which on a Granite Rapids are 3 to 10 % quicker than two
+        lines of one. 8 rows of a matrix that lies in the second cache are a quarter quicker, but weights seldom do: 576
+        x 1536 in bf16 from memory are 17 % slower by 8 than by two."""
+        if self.facts.line_by_line and all(axis not in self.bound for axis in walk.outer):
+            return LINES_AT_ONCE
         rows = [op for op in self.reads(walk) if {axis, lane} <= set(op.result.type.axes)]  # type: ignore[union-attr]
         bytes_of_row = sum(element_bytes(self.access(op).dtype) for op in rows)
         bytes_of_row *= self.extent_hint(lane) * self.slot_elements if lane is not None else 1
-        if self.facts.line_by_line and all(axis not in self.bound for axis in walk.outer):
-            return 8 if bytes_of_row * self.extent_hint(axis) <= self.facts.l2_bytes else LINES_AT_ONCE
         return 4 if 4 * bytes_of_row <= self.facts.l1_bytes // 2 else 8
 
     def _fit(self, axis: str, count: int, lane: bool, fewest: int = 1, spare: int = 1) -> int:
