@@ -25,7 +25,6 @@ from .kernels import KERNELS, bf16_nn
 from .test_library import text_of
 
 RECORD = Path(__file__).with_name("recorded.json")
-RECORDED = ("sm_80", "sm_90a", "sm_100a", "sm_120a")
 needs_ptxas = pytest.mark.skipif(assembler.find_tool("ptxas") is None, reason="ptxas is not installed")
 needs_nvdisasm = pytest.mark.skipif(assembler.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")
 
