@@ -97,24 +97,25 @@ class KMatrix:
         groups = Rows(in_blocks(x.array, SUPER), x.count) if isinstance(x, Rows) else in_blocks(x, SUPER)
         return [(k_quants.quantize_super, (groups, *operands))], operands
 
-    def norm(self, x: Array, gain: Array, epsilon: float, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
-        """The same of rms_norm(x)."""
-        steps, normed = work.norm(x, gain, epsilon)
-        more, operands = self.quantized_rows(normed.reshape(1, -1), work)
-        return steps + more, operands
+    def operands(self, x: Array, work: Workspace) -> tuple[Steps, tuple[Array, ...]]:
+        """The same of a vector, or of rows of vectors."""
+        return self.quantized_rows(x.reshape(-1, x.shape[-1]), work)
 
     def _apply(self, task: str, matrices: Sequence[KMatrix], x: Array, work: Workspace, *vectors: Array) -> Steps:
         """A product with a vector. task: what comes after "matmul" in the kernel's name."""
         panels = [in_blocks(vector, PANEL) for vector in vectors]
         if not self.exact:
-            steps, operands = self.quantized_rows(x.reshape(1, -1), work)
+            steps, operands = self.operands(x, work)
             weights = [one.w for one in matrices]
             return [*steps, (self._kernel(f"matmul{task}"), (*weights, *operands, *(one[None] for one in panels)))]
         return [(self._kernel(f"matvec{task}"), (*(one.w for one in matrices), in_blocks(x, SUPER), *panels))]
 
+    def apply(self, x: Array, y: Array, work: Workspace) -> Steps:
+        return self._apply("", [self], x, work, y)
+
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
         steps, normed = work.norm(x, gain, epsilon)
-        return steps + self._apply("", [self], normed, work, y)
+        return steps + self.apply(normed, y, work)
 
     def apply_norm_swiglu(
         self, up: KMatrix, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
@@ -174,6 +175,6 @@ class KExperts(PanelExperts):
     def apply_weighted(
         self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
     ) -> Steps:
-        steps, operands = self.together.quantized_rows(x, work)
+        steps, operands = self.together.operands(x, work)
         vectors = in_blocks(residual, PANEL), in_blocks(y, PANEL)
         return [*steps, (self._kernel("expert_matmul"), (*self._parts(), experts, weights, *operands, *vectors))]

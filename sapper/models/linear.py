@@ -147,6 +147,9 @@ class Matrix(Protocol):
     def size(self) -> int:
         """How many weights."""
 
+    def apply(self, x: Array, y: Array, work: Workspace) -> Steps:
+        """y = W x"""
+
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
         """y = W rms_norm(x)"""
 
@@ -191,9 +194,12 @@ class Dense:
         assert isinstance(self.weights, np.ndarray)
         return self.weights
 
+    def apply(self, x: Array, y: Array, work: Workspace) -> Steps:
+        return [(getattr(matvec, f"matvec_{self.dtype}"), (self.weights, x, y))]
+
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
         steps, normed = work.norm(x, gain, epsilon)
-        return [*steps, (getattr(matvec, f"matvec_{self.dtype}"), (self.weights, normed, y))]
+        return steps + self.apply(normed, y, work)
 
     def apply_norm_swiglu(
         self, up: Dense, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
@@ -296,6 +302,10 @@ class Blocks:
             return [(self._kernel(f"matvec{task}"), (*weights, *operands, *panels))]
         weights = [part for one in matrices for part in one.grouped()]
         return [(self._kernel(f"matmul{task}"), (*weights, *operands, *(one[None] for one in panels)))]
+
+    def apply(self, x: Array, y: Array, work: Workspace) -> Steps:
+        steps, operands = self.operands(x, work)
+        return steps + self._apply("", [self], operands, y)
 
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
         steps, operands = self.norm(x, gain, epsilon, work)
@@ -415,10 +425,8 @@ class Experts(Protocol):
     def copies(self) -> bool:
         """Whether apply_groups takes x apart first, so that y may lie where x does."""
 
-    def apply_norm_swiglu(
-        self, up: Any, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
-    ) -> Steps:
-        """y[k] = silu(W n) * (up n) of expert experts[k], n = rms_norm(x); up is of the same form."""
+    def apply_swiglu(self, up: Any, experts: Array, x: Array, y: Array, work: Workspace) -> Steps:
+        """y[k] = silu(W x) * (up x) of expert experts[k]; up is of the same form."""
 
     def apply_weighted(
         self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
@@ -469,12 +477,9 @@ class DenseExperts:
     def copies(self) -> bool:
         return self.rounded
 
-    def apply_norm_swiglu(
-        self, up: DenseExperts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
-    ) -> Steps:
-        steps, normed = work.norm(x, gain, epsilon)
+    def apply_swiglu(self, up: DenseExperts, experts: Array, x: Array, y: Array, work: Workspace) -> Steps:
         kernel = getattr(moe, f"expert_matvec_swiglu_{self.dtype}")
-        return [*steps, (kernel, (self.weights, up.weights, experts, normed, self._in_panels(y)))]
+        return [(kernel, (self.weights, up.weights, experts, x, self._in_panels(y)))]
 
     def _in_panels(self, vectors: Array) -> Array:
         """[..., rows] as [..., panels, rows of a panel]."""
@@ -520,10 +525,8 @@ class PanelExperts:
 
     # ---- products
 
-    def apply_norm_swiglu(
-        self, up: Self, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
-    ) -> Steps:
-        steps, operands = self.together.norm(x, gain, epsilon, work)
+    def apply_swiglu(self, up: Self, experts: Array, x: Array, y: Array, work: Workspace) -> Steps:
+        steps, operands = self.together.operands(x, work)
         return [*steps, (self._kernel("expert_matmul_swiglu"), (
             *self._parts(), *up._parts(), experts, *operands, in_blocks(y, PANEL)))]
 

@@ -131,10 +131,13 @@ class ScaledMatrix:
         scaled = work.wide(place, len(self.scale), x.size)
         return [(fp8_panels.scale_inputs, (x, self.scale, scaled))], scaled
 
+    def apply(self, x: Array, y: Array, work: Workspace) -> Steps:
+        steps, scaled = self._inputs(x, work)
+        return [*steps, (fp8_panels.matvec_fp8, (self.weights, self.places, scaled, y.reshape(-1, PANEL)))]
+
     def apply_norm(self, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace) -> Steps:
         steps, normed = work.norm(x, gain, epsilon)
-        more, scaled = self._inputs(normed, work)
-        return [*steps, *more, (fp8_panels.matvec_fp8, (self.weights, self.places, scaled, y.reshape(-1, PANEL)))]
+        return steps + self.apply(normed, y, work)
 
     def apply_norm_swiglu(
         self, up: ScaledMatrix, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
@@ -204,14 +207,11 @@ class ScaledExperts:
         rows = self.scale.shape[1]
         return work.wide(place, count * rows, columns).reshape(count, rows, columns)
 
-    def apply_norm_swiglu(
-        self, up: ScaledExperts, experts: Array, x: Array, gain: Array, epsilon: float, y: Array, work: Workspace
-    ) -> Steps:
-        steps, normed = work.norm(x, gain, epsilon)
+    def apply_swiglu(self, up: ScaledExperts, experts: Array, x: Array, y: Array, work: Workspace) -> Steps:
         gate_x, up_x = (self._room(len(y), x.size, work, place) for place in (0, 1))
         kernel = fp8_panels.scale_expert_inputs
         return [
-            *steps, (kernel, (normed, self.scale, experts, gate_x)), (kernel, (normed, up.scale, experts, up_x)),
+            (kernel, (x, self.scale, experts, gate_x)), (kernel, (x, up.scale, experts, up_x)),
             (fp8_panels.expert_matvec_swiglu_fp8, (
                 self.weights, up.weights, self.places, experts, gate_x, up_x, y.reshape(len(y), -1, PANEL))),
         ]

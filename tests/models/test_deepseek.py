@@ -123,6 +123,15 @@ def test_rounded_prompts_attend_in_products_of_bf16(which: str) -> None:
     assert (found[0] != found[1]).any()
 
 
+def test_nothing_is_normed_twice(model: Loaded) -> None:
+    """Router and experts, and what else reads the same rows, share one norm, of one token and of several."""
+    session = model.session(CONTEXT)
+    for section, steps in [*session.step_sections(), *session.prefill_sections()]:
+        norms = [tuple(getattr(one, "array", one).ctypes.data for one in arguments[:2])
+                 for kernel, arguments in steps if kernel.name.startswith("rms_norm")]
+        assert len(set(norms)) == len(norms), section
+
+
 def test_the_interpreter_agrees(model: Loaded, recorded: dict[str, Any]) -> None:
     session = model.session(CONTEXT, interpret=True)
     session.feed(recorded["tokens"][:5])

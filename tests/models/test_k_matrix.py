@@ -81,6 +81,8 @@ def test_applied(kind: str, exact: bool) -> None:
 
     run(matrix.apply_residual(x, residual, y, work))
     near(residual + w @ wide, wide)
+    run(matrix.apply(x, y, work))
+    near(w @ wide, wide)
     run(matrix.apply_norm(x, gain, 1e-5, y, work))
     near(w @ normed, normed)
     run(matrix.apply_norm_swiglu(up, x, gain, 1e-5, y, work))
@@ -146,7 +148,8 @@ def test_experts(kind: str) -> None:
     def near(found: np.ndarray, wanted: np.ndarray) -> None:
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())  # another order of sums
 
-    run(gates.apply_norm_swiglu(ups, chosen, x, gain, 1e-5, y, work))
+    steps, normed = work.norm(x, gain, 1e-5)
+    run(steps + gates.apply_swiglu(ups, chosen, normed, y, work))
     for k, e in enumerate(chosen):
         run(alone[e].apply_norm_swiglu(alone[3 + e], x, gain, 1e-5, one, work))
         near(y[k], one)

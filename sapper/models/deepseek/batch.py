@@ -27,14 +27,10 @@ class Batch(Paged, Session):
         return self.pages, PAGE, *features
 
     def _meet(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
-        weights: Steps = [] if one.index is None else self._multiply(
-            "matmul_nt", self._normed, [one.index.head_weights], self._index_weights)
-        return weights + self._meet_rows(one, layer, self._rows)
+        return self._meet_rows(one, layer, self._rows)
 
     def _meet_one(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
-        weights: Steps = [] if one.index is None else one.index.head_weights.apply_norm(
-            self._x[0], one.gain, self.model.config.epsilon, self._index_weights[0], self._work)
-        return weights + self._meet_rows(one, layer, first)
+        return self._meet_rows(one, layer, first)
 
     def _meet_rows(self, one: AttentionWeights, layer: int, rows: Callable[[Array], Any]) -> Steps:
         config, dtype = self.model.config, one.expand.dtype

@@ -5,8 +5,9 @@ what BaseSession holds; a token reads the weights of the experts that it goes th
 
     tokens ── embedding ── x ── norm, joined ─┬─ (latent queries ── norm) ── queries ─┬─ attention ── output, + x ── y
                                               └─ compress ── cache ───────────────────┘
-    y ─┬─ norm, gate, up ── SwiGLU ── down, + y ── x                       dense layers
-       └─ norm, router ── gate ── experts: SwiGLU, weighted sum, + y ── x  mixtures
+    y ─┬─ norm, gate, up ── SwiGLU ── down, + y ── x                               dense layers
+       └─ norm ─┬─ router ── gate ─┬─ experts: SwiGLU, weighted sum, + y ── x      mixtures
+                └──────────────────┘
     x ── norm, logits of the last token
 
 One token attends absorbed, several attend naively (sapper/kernels/mla.py; where prompts are rounded, in products of
@@ -274,22 +275,24 @@ class Session(BaseSession):
         """x to y."""
         config, work = self.model.config, self._work
         x, y, joined = self._x[0], self._y[0], self._joined[0]
-        steps = one.joined.apply_norm(x, one.gain, config.epsilon, joined, work)
+        if one.index is None:
+            steps = one.joined.apply_norm(x, one.gain, config.epsilon, joined, work)
+        else:
+            steps, normed = work.norm(x, one.gain, config.epsilon)
+            steps += [*one.joined.apply(normed, joined, work),
+                      *one.index.head_weights.apply(normed, self._index_weights[0], work)]
         if one.query is not None and one.query_gain is not None:
             latent = joined[: config.query_rank]
             steps += one.query.apply_norm(latent, one.query_gain, LATENT_EPSILON, self._queries[0], work)
         return [*steps, *self._meet_one(one, layer, position), *one.output.apply_residual(self._mixed[0], x, y, work)]
 
     def _meet_one(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
-        """From the queries, the latent vector and the shared key of one token to what attention gives."""
+        """From the queries, the latent vector, the shared key and the index weights of one token to what attention
+        gives."""
         config = self.model.config
         steps = self._compress(one, layer, position, _first)
         if one.index is not None and config.indexer is not None:
-            steps += [
-                *one.index.head_weights.apply_norm(
-                    self._x[0], one.gain, config.epsilon, self._index_weights[0], self._work),
-                *self._index(one.index, config.indexer, layer, _first, (position,), position),
-            ]
+            steps += self._index(one.index, config.indexer, layer, _first, (position,), position)
         return [*steps, *self._meet_row(one, layer, 0, position)]
 
     def _meet_row(self, one: AttentionWeights, layer: int, row: int, position: Variable) -> Steps:
@@ -327,13 +330,15 @@ class Session(BaseSession):
 
     def _mixture_one(self, one: MixtureWeights) -> Steps:
         """y to x."""
-        x, y, epsilon = self._x[0], self._y[0], self.model.config.epsilon
+        x, y, work = self._x[0], self._y[0], self._work
         experts, hidden = self._experts[0], self._expert_hidden[: one.taken]
+        steps, normed = work.norm(y, one.gain, self.model.config.epsilon)
         return [
-            *one.router.apply_norm(y, one.gain, epsilon, self._scores[0].reshape(-1), self._work),
+            *steps,
+            *one.router.apply(normed, self._scores[0].reshape(-1), work),
             *self._gate(one, _first),
-            *one.gate.apply_norm_swiglu(one.up, experts, y, one.gain, epsilon, hidden, self._work),
-            *one.down.apply_weighted(experts, self._shares[0], hidden, y, x, self._work),
+            *one.gate.apply_swiglu(one.up, experts, normed, hidden, work),
+            *one.down.apply_weighted(experts, self._shares[0], hidden, y, x, work),
         ]
 
     # ---- several tokens
@@ -363,11 +368,13 @@ class Session(BaseSession):
             latent = joined[:, : config.query_rank]
             steps += [(norm.rms_norm, (rows(latent), one.query_gain, LATENT_EPSILON, rows(self._query_latent))),
                       *self._multiply("matmul_nt", self._query_latent, [one.query], self._queries)]
+        if one.index is not None:
+            steps += self._multiply("matmul_nt", normed, [one.index.head_weights], self._index_weights)
         return [*steps, *self._meet(one, layer, position),
                 *self._multiply("matmul_nt_residual", mixed, [one.output], x, y)]
 
     def _meet(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
-        """From queries, latent vectors and shared keys of a chunk's tokens to what attention gives."""
+        """From queries, latent vectors, shared keys and index weights of a chunk's tokens to what attention gives."""
         config, rows, filled = self.model.config, self._rows, self._filled
         latents, shared = self._latents[layer], self._keys[layer].reshape(self.context, -1)
         expand = (mla_rounded.expand_rounded if self._attends_rounded
@@ -387,14 +394,10 @@ class Session(BaseSession):
                       else getattr(mla, f"latent_attention_{self._cache_dtype}"))
             return [*steps, (attend, (*operands, *settings))]
         return [
-            *steps, *self._index_rows(one.index, config.indexer, layer, position),
+            *steps, *self._index(one.index, config.indexer, layer, rows, (position,), position),
             (getattr(sparse, f"latent_attention_sparse_{self._cache_dtype}"), (
                 *operands, rows(self._index_scores), rows(self._lowest), rows(self._last_kept), *settings)),
         ]
-
-    def _index_rows(self, one: IndexWeights, indexer: Indexer, layer: int, position: Variable) -> Steps:
-        return [*self._multiply("matmul_nt", self._normed, [one.head_weights], self._index_weights),
-                *self._index(one, indexer, layer, self._rows, (position,), position)]
 
     def _normed_y(self, gain: Array) -> Steps:
         return [(norm.rms_norm, (self._rows(self._y), gain, self.model.config.epsilon, self._rows(self._normed)))]

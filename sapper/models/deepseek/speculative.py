@@ -150,7 +150,7 @@ class Speculative(Head):
         indexer = self.model.config.indexer
         steps = self._compress(one, layer, position, self._rows)
         if one.index is not None and indexer is not None:
-            steps += self._index_rows(one.index, indexer, layer, position)
+            steps += self._index(one.index, indexer, layer, self._rows, (position,), position)
         return [*steps, *self._meet_row(one, layer, 0, position),
                 *self._meet_row(one, layer, 1, Variable("second", 1))]
 
