@@ -13,6 +13,7 @@ from sapper.codegen.encode import encode
 from sapper.codegen.machine import Immediate, Instruction, MachineFunction, Memory, Register
 from sapper.targets.ptx.levels import LEVELS
 from sapper.targets.ptx.target import TARGETS as GPUS
+from sapper.targets.rule_tables import joined
 from sapper.targets.x86_64 import detect, tiles
 from sapper.targets.x86_64.instructions import ROWS
 from sapper.targets.x86_64.target import TARGETS, V3_FEATURES, V3_OPTIONAL_FEATURES, V4_FEATURES
@@ -207,3 +208,9 @@ def test_the_host_is_detected() -> None:
         assert (name in found.features) == (kernel_name in flags)
     if found.features >= V3_FEATURES:
         assert targets.host_target().features <= found.features
+
+
+def test_an_op_has_one_rule_in_all_tables_of_a_family() -> None:
+    assert joined("family", [{"add": 1}, {}, {"sub": 2}]) == {"add": 1, "sub": 2}
+    with pytest.raises(ValueError, match="selection rules of family: found two for add; expected one"):
+        joined("family", [{"add": 1, "mul": 2}, {"sub": 3, "add": 4}])

@@ -1,28 +1,90 @@
-"""Selection rules of PTX for what workers hand over to each other, and for those of a cluster.
+"""Selection rules of PTX: workers and warps meet, and workers hand over to each other; those of a cluster.
 
-Enters, leaves, holds: as select.py. Each warp of each worker has a flag in the sync block, zero unless it has handed
-over what nobody has taken over yet. Lane 0 speaks for its warp: the meeting of the lanes before its release, and after
-its acquire, makes what any lane stored visible to every lane of the warp that takes over (PTX ISA 8.9, causality
-order).
+See select.py. Each warp of each worker has a flag in the sync block, zero unless it has handed over what nobody has
+taken over yet. Lane 0 speaks for its warp: the meeting of the lanes before its release, and after its acquire, makes
+what any lane stored visible to every lane of the warp that takes over (PTX ISA 8.9, causality order).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ...ir.nodes import Op
-from ...lane.ops import FIRST_WORDS
+from .select_common import Rule
+from .select_control import branch_if, jump
+from .select_lanes import shuffle, sync_lanes
+from .select_scalars import load_word
 from .text import FLAG_BYTES, FLAGS_AT, NOBODY
 
-ALL_LANES = 0xFFFFFFFF
+# --- Warps of a worker -----------------------------------------------------------------------------------------------
 
+def warp(s: Any, op: Op) -> None:
+    s.emit("mov.b64", s.define(op.results[0]), s.facts.warp)
+
+
+def sync_warps(s: Any, op: Op) -> None:
+    del op
+    s.emit("bar.sync", 0)
+
+
+# --- All workers -----------------------------------------------------------------------------------------------------
+
+_ARRIVED, _GENERATION = 512, 516
+"""Bytes from the sync block: how many workers have arrived (u32), and how often all have (u32)."""
+
+
+def barrier(s: Any, op: Op) -> None:
+    """The last warp to arrive resets the count and raises the generation, which the others watch.
+
+    Every warp of the launch must be resident at once (a cooperative launch). Lane 0 speaks for its warp; what it reads
+    goes to all lanes by a shuffle, so that the loop stays uniform. The fences on both sides, with the meeting of the
+    lanes, make all that any lane wrote before visible to every lane after (PTX ISA 8.9, causality order).
+    """
+    del op
+    facts = s.facts
+    sync, total = s.new("gpr"), s.new("vec")
+    generation, arrived, now = s.new("vec"), s.new("vec"), s.new("vec")
+    last, spin, after = s.new_label("barrier_last"), s.new_label("barrier_spin"), s.new_label("barrier")
+    at_generation = s.memory(sync, disp=_GENERATION)
+    sync_lanes(s, None)
+    s.emit("fence.acq_rel.gpu")
+    load_word(s, sync, 2)
+    # The generation is read before arriving: afterwards the last one may raise it at any moment.
+    s.emit("mov.b32", generation, 0)
+    s.emit("mov.b32", arrived, 0)
+    s.emit_masked("ld.acquire.gpu.global.u32", facts.first, False, generation, at_generation)
+    s.emit_masked("atom.acq_rel.gpu.global.add.u32", facts.first, False, arrived, s.memory(sync, disp=_ARRIVED), 1)
+    for register in (generation, arrived):
+        shuffle(s, register, register, "idx", 0, False)
+    s.emit("cvt.u32.u64", total, facts.workers)
+    s.emit("sub.s32", total, total, 1)
+    complete, waits = s.new("pred"), s.new("pred")
+    s.emit("setp.eq.s32", complete, arrived, total)
+    branch_if(s, complete, True, last)
+    s.label(spin)
+    s.emit("mov.b32", now, 0)
+    s.emit_masked("ld.acquire.gpu.global.u32", facts.first, False, now, at_generation)
+    shuffle(s, now, now, "idx", 0, False)
+    s.emit("setp.eq.s32", waits, now, generation)
+    branch_if(s, waits, True, spin)
+    jump(s, after)
+    s.label(last)
+    zero = s.new("vec")
+    s.emit("mov.b32", zero, 0)
+    s.emit_masked("st.relaxed.gpu.global.u32", facts.first, False, s.memory(sync, disp=_ARRIVED), zero)
+    s.emit_masked("red.release.gpu.global.add.u32", facts.first, False, at_generation, 1)
+    s.label(after)
+    s.emit("fence.acq_rel.gpu")
+    sync_lanes(s, None)
+
+
+# --- From one worker to another --------------------------------------------------------------------------------------
 
 def _flag(s: Any, worker: Any) -> Any:
     """The flag of this warp in a worker, whose number is a 64-bit register."""
     facts = s.facts
     sync, number, at, place = (s.new("gpr") for _ in range(4))
-    s.emit("ld.param.b64", sync, s.memory(None, label=FIRST_WORDS[2]))
+    load_word(s, sync, 2)
     s.emit("mul.lo.s64", number, worker, facts.warps)
     s.emit("add.s64", at, number, facts.warp)
     s.emit("mad.lo.s64", place, at, FLAG_BYTES, sync)
@@ -34,7 +96,7 @@ def hand_over(s: Any, op: Op) -> None:
     one = s.new("vec")
     s.emit("mov.b32", one, 1)
     flag = _flag(s, s.facts.worker)
-    s.emit("bar.warp.sync", ALL_LANES)
+    sync_lanes(s, None)
     s.emit_masked("st.release.gpu.global.u32", s.facts.first, False, flag, one)
 
 
@@ -45,14 +107,14 @@ def take_over(s: Any, op: Op) -> None:
     s.label(spin)
     s.emit("mov.b32", raised, 0)
     s.emit_masked("ld.acquire.gpu.global.u32", s.facts.first, False, raised, flag)
-    s.emit("shfl.sync.idx.b32", raised, raised, 0, 31, ALL_LANES)
+    shuffle(s, raised, raised, "idx", 0, False)
     s.emit("setp.eq.s32", waits, raised, 0)
     s.branch("bra.uni", spin)
     s.body[-1].mask = waits
     zero = s.new("vec")
     s.emit("mov.b32", zero, 0)
     s.emit_masked("st.relaxed.gpu.global.u32", s.facts.first, False, flag, zero)
-    s.emit("bar.warp.sync", ALL_LANES)
+    sync_lanes(s, None)
 
 
 # --- Clusters --------------------------------------------------------------------------------------------------------
@@ -91,5 +153,7 @@ def cluster_mask(s: Any, op: Op) -> Any:
     return mask
 
 
-RULES: dict[str, Callable[[Any, Op], None]] = {
-    "hand_over": hand_over, "take_over": take_over, "sync_cluster": sync_cluster}
+RULES: dict[str, Rule] = {
+    "warp": warp, "sync_warps": sync_warps, "barrier": barrier,
+    "hand_over": hand_over, "take_over": take_over, "sync_cluster": sync_cluster,
+}

@@ -10,10 +10,10 @@ two machines are served, told apart by one fact, `opmask`:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from ...ir.nodes import Value
+from ..rule_tables import joined
 from . import (
     select_arithmetic,
     select_control,
@@ -158,24 +158,10 @@ def finish(s: Any) -> None:
 
 # --- Tables ----------------------------------------------------------------------------------------------------------
 
-Entry = TypeVar("Entry")
-
-
-def _joined(tables: Iterable[Mapping[str, Entry]]) -> dict[str, Entry]:
-    """One table of all; an op in two of them is an error."""
-    found: dict[str, Entry] = {}
-    for table in tables:
-        twice = found.keys() & table.keys()
-        if twice:
-            raise ValueError(f"selection rules of {FAMILY}: found two for {', '.join(sorted(twice))}; expected one")
-        found.update(table)
-    return found
-
-
-RULES: dict[str, Rule] = _joined(module.RULES for module in (
+RULES: dict[str, Rule] = joined(FAMILY, (module.RULES for module in (
     select_arithmetic, select_control, select_conversions, select_dots, select_lanes, select_masks, select_memory,
-    select_scalars, select_tiles))
+    select_scalars, select_tiles)))
 
-OWN_CONSTANTS: dict[str, OwnConstants] = _joined(module.OWN_CONSTANTS for module in (
-    select_arithmetic, select_conversions, select_dots, select_lanes, select_masks, select_memory))
+OWN_CONSTANTS: dict[str, OwnConstants] = joined(FAMILY, (module.OWN_CONSTANTS for module in (
+    select_arithmetic, select_conversions, select_dots, select_lanes, select_masks, select_memory)))
 """Constants that the rules of these ops use: they are worth a register in a loop."""
