@@ -136,10 +136,13 @@ def test_explain_shows_registers_and_shared_memory_over_time(product: dict[str, 
         return row["registers"][:12]
 
     products = [row for row in facts["rows"] if row["text"].startswith("wgmma.mma_async")]
-    copies = [row for row in facts["rows"] if "cp.async.bulk.tensor" in row["text"]]
+    tensors = [row for row in facts["rows"] if "cp.async.bulk.tensor" in row["text"]]
+    stores = [row for row in tensors if ".global.shared::cta" in row["text"]]
+    copies = [row for row in tensors if row not in stores]
     assert all(letters(row) == "rrrrrrrr|||" + letters(row)[-1] for row in products) and len(products) == 4
     assert [letters(row)[:8] for row in copies] == ["w.w.w.w.", ".w.w.w.w"] or \
         [letters(row)[:8] for row in copies] == ["w|w|w|w|", "|w|w|w|w"]
+    assert stores and all(letters(row)[:9] == "||||||||r" for row in stores)
     # Sums are in registers from their first product to their store, and in no column twice.
     assert min(row["wanted"] for row in products) > 32 and all(row["wanted"] <= row["limit"] == 255 for row in products)
     for row in facts["rows"]:
