@@ -41,7 +41,7 @@ LARGE = 16384
 class Compiled:
     """Machine code and what is needed to call it.
 
-    scratch: every scratch buffer as (element bytes, ((constant, dims, multiple), ...)); see lane.lower.
+    scratch: every scratch buffer as (element bytes, ((constant, dims, multiple), ...)); see lane.scratch.
     tasks, work: how many workers are worth waking; see runtime.compiled.
     requires: what the extents must fulfil; see docs/ir.md. warps, near_bytes: of each worker.
     tensor_maps: the maps that who launches the kernel makes and passes after the words of `slots`, each as (tensor,

@@ -18,7 +18,9 @@ from ..tile.plan import Walk
 from ..tile.schedule import Facts, Schedule, Specialization
 from .axis_loops import WalkChoice
 from .by_hand import Fit, fit
-from .lower import SEQUENTIAL_TILE, Lowering, Range, lanes_of
+from .carried import SEQUENTIAL_TILE
+from .extents import Range
+from .lower import Lowering, lanes_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ count: one of the two sees the other, so no wake-up is lost.
 
 While it spins, a worker asks for what it will read first of the next stream of weights, ASKED_BYTES of it at most:
 memory is then busy while others still work, and in the short kernels before that stream. Which part that is follows
-from how a range is shared among tasks (lane/lower.py) and from its number, which is that of its first task.
+from how a range is shared among tasks (lane/tasks.py) and from its number, which is that of its first task.
 
 A second form of the function (`profiled`) also keeps the time stamp counter, at 64 bits: before each launch, after it,
 and, last, at the end.

@@ -1,7 +1,7 @@
 """What a kernel of a program reads from memory once, in the order of its tasks: what workers that wait can ask for.
 
 Enters: a kernel, bound to its arguments. Leaves: its `Stream`, or None. Holds: a worker's first task reads the part of
-the stream that `program_code` works out for it from these numbers, as `lane.lower` shares a range among tasks and
+the stream that `program_code` works out for it from these numbers, as `lane.tasks` shares a range among tasks and
 `tasks` of lane IR hands them out; asking for anything else would cost time and change no result.
 """
 

@@ -1,0 +1,223 @@
+"""Sequential loops and branches, with the values that they carry.
+
+Enters: `tiles` and `each` that are not parallel, `if`. Leaves: loops and branches of lane IR. Holds: a carried value is
+a scalar, or rows where all its axes are resident, or else a scratch buffer, which the body overwrites in place where
+nothing reads the old value later, and to which the new one is copied where something does.
+"""
+
+from __future__ import annotations
+
+from ..ir.nodes import Block, Op, Value
+from ..ir.types import S64, RowType, TileType
+from ..tile.plan import LATE, Walk, is_scalar_integer, plan_block
+from .extents import Range
+from .nests import NestLowering
+from .state import Access, Capacity, Open
+from .stream_prefetches import StreamPrefetches
+
+SEQUENTIAL_TILE = 64
+"""Default size of a sequential tile: its intermediate tiles then stay in L1."""
+
+
+class CarriedLowering(NestLowering, StreamPrefetches):
+    """Emits sequential loops and branches. Subclasses emit blocks."""
+
+    def block(self, block: Block, yields_kept: frozenset[int] = frozenset(), top: bool = False) -> None:
+        raise NotImplementedError("control emits blocks")
+
+    def _place(self, value: Value) -> str:
+        t = value.type
+        assert isinstance(t, TileType)
+        if is_scalar_integer(value):
+            return "scalar"
+        if all(a in self.bound and self.bound[a].resident for a in t.axes):
+            return "rows"
+        return "buffer"
+
+    def _receive(self, value: Value, place: str, points: list[dict[str, int]], buffer: Access | None,
+                 rows: object) -> None:
+        if place == "scalar":
+            self.scalars[value] = next(rows)  # type: ignore[call-overload]
+        elif place == "rows":
+            axes = value.type.axes  # type: ignore[union-attr]
+            self.rows[value] = {tuple(at[a] for a in axes): next(rows) for at in points}  # type: ignore[call-overload]
+        else:
+            assert buffer is not None
+            self.buffers[value] = buffer
+
+    # Loops.
+
+    def _sequential(self, op: Op, ranges: list[Range]) -> None:
+        body = op.blocks[0]
+        bounds = 2 * len(ranges)
+        initial = op.operands[bounds:]
+        arguments = body.arguments[len(ranges):] if op.name == "each" else body.arguments
+        terminator = body.terminator
+        outs = terminator.operands if terminator is not None else []
+        places = [self._place(v) for v in arguments]
+        carried: list[Value] = []
+        points: list[list[dict[str, int]]] = []
+        buffers: list[Access | None] = []
+        kept: set[int] = set()
+        for i, (argument, first, place) in enumerate(zip(arguments, initial, places, strict=True)):
+            at_all = self._coordinates(argument.type.axes) if place == "rows" else []  # type: ignore[union-attr]
+            points.append(at_all)
+            buffers.append(None)
+            if place == "scalar":
+                carried.append(self.value(self.integer(first)))
+            elif place == "rows":
+                carried += [self.row(first, at) for at in at_all]
+            else:
+                kept.add(i)
+                buffers[i] = self._initial_buffer(argument, first)
+        for r in ranges:
+            if r.axis is not None:
+                tile = self.schedule.tile.get(r.axis, SEQUENTIAL_TILE)
+                r.step = tile
+
+        def run(k: int, values: list[Value]) -> list[Value]:
+            if k == len(ranges):
+                return self._iteration(op, body, arguments, outs, places, points, buffers, frozenset(kept), values)
+            r = ranges[k]
+            block = Block([S64, *[v.type for v in values]])
+            first, last = self.value(r.start), self.value(r.stop)
+            self.enter(block)
+            iv = block.arguments[0]
+            if r.axis is None:
+                assert r.counter is not None
+                self.scalars[r.counter] = iv
+                self.home[r.counter] = self.depth
+            else:
+                extent = self.scalar("s_min", self.sub(r.stop, iv), r.step)
+                exact = r.divisor % r.step == 0
+                self.open[r.axis] = Open(iv, r.step if exact else extent, min(r.step, r.hint), 1, Capacity(r.step))
+            results = run(k + 1, list(block.arguments[1:]))
+            if r.counter is not None and k + 1 == len(ranges):
+                self._prefetch_streams(body, r)
+            self.effect("yield", results)
+            self.leave()
+            if r.axis is not None:
+                del self.open[r.axis]
+            loop = Op("loop", [first, last, *values], [v.type for v in values],
+                      {"step": r.step, "label": r.axis or "each"}, [block], op.location)
+            self.finish(loop)
+            return list(loop.results)
+
+        results = iter(run(0, carried))
+        for result, place, at_all, buffer in zip(op.results, places, points, buffers, strict=True):
+            self._receive(result, place, at_all, buffer, results)
+
+    def _iteration(self, op: Op, body: Block, arguments: list[Value], outs: list[Value], places: list[str],
+                   points: list[list[dict[str, int]]], buffers: list[Access | None], kept: frozenset[int],
+                   values: list[Value]) -> list[Value]:
+        received = iter(values)
+        copies: list[tuple[Value, Access]] = []
+        for i, (argument, place) in enumerate(zip(arguments, places, strict=True)):
+            self.home[argument] = self.depth
+            self._receive(argument, place, points[i], buffers[i], received)
+            if place == "buffer":
+                buffer = buffers[i]
+                assert buffer is not None
+                if self._in_place(body, argument, outs[i], kept):
+                    self.carried_buffers[outs[i]] = buffer
+                elif outs[i] is not argument:
+                    copies.append((outs[i], buffer))
+        self.block(body, kept)
+        for value, buffer in copies:
+            self._copy(value, buffer)
+        results: list[Value] = []
+        for out, place, at_all in zip(outs, places, points, strict=True):
+            if place == "scalar":
+                results.append(self.value(self.integer(out)))
+            elif place == "rows":
+                results += [self.row(out, at) for at in at_all]
+        for out in outs:
+            self.carried_buffers.pop(out, None)
+        return results
+
+    def _in_place(self, body: Block, argument: Value, out: Value, kept: frozenset[int]) -> bool:
+        """Whether the new value may overwrite the old one point by point: nothing else reads the old one later."""
+        if out is argument or out.op is None or out.op not in body.ops:
+            return False
+        plan = plan_block(body, self.wholes, kept, self.keeps_operand, self.is_bounded)
+        seen = False
+        for item in plan.items:
+            if isinstance(item, Walk):
+                roots = item.roots()
+                reads = [r for r in roots if self._reaches(r, argument, body)]
+                if seen and reads:
+                    return False
+                if out in [r for r in roots if isinstance(r, Value)]:
+                    seen = True
+                    if any(isinstance(r, Op) and r.name != "store" for r in reads):
+                        return False
+            elif seen and any(argument in inner.operands for inner in item.walk()):
+                return False
+        return seen
+
+    @staticmethod
+    def _reaches(root: Op | Value, argument: Value, body: Block) -> bool:
+        members = set(body.ops)
+        stack = list(root.operands) if isinstance(root, Op) else list(root.op.operands if root.op else [])
+        visited: set[Value] = set()
+        while stack:
+            v = stack.pop()
+            if v is argument:
+                return True
+            if v in visited or v.op is None or v.op not in members or v.op.name in LATE:
+                continue
+            visited.add(v)
+            stack += v.op.operands
+        return False
+
+    def _initial_buffer(self, argument: Value, first: Value) -> Access:
+        buffer = self._buffer_for(argument)
+        self._copy(first, buffer)
+        return buffer
+
+    def _copy(self, value: Value, buffer: Access) -> None:
+        """Walk a tile value into a scratch buffer."""
+        self.carried_buffers[value] = buffer
+        kept = self.pending_buffers
+        held = self.buffers.get(value)
+        self.pending_buffers = {}
+        walk = Walk(value.type.axes, (), [], [value])  # type: ignore[union-attr]
+        self.walk(walk)
+        self.pending_buffers = kept
+        del self.carried_buffers[value]
+        if held is not None:
+            self.buffers[value] = held
+
+    # Branches.
+
+    def _if(self, op: Op) -> None:
+        condition = self.value(self.integer(op.operands[0]))
+        places = [self._place(v) for v in op.results]
+        points = [self._coordinates(v.type.axes) if p == "rows" else []  # type: ignore[union-attr]
+                  for v, p in zip(op.results, places, strict=True)]
+        buffers = [self._buffer_for(v) if p == "buffer" else None for v, p in zip(op.results, places, strict=True)]
+        types: list[RowType | object] = []
+        blocks = []
+        for branch in op.blocks:
+            block = Block()
+            self.enter(block)
+            self.block(branch)
+            outs = branch.terminator.operands if branch.terminator is not None else []
+            results: list[Value] = []
+            for out, place, at_all, buffer in zip(outs, places, points, buffers, strict=True):
+                if place == "scalar":
+                    results.append(self.value(self.integer(out)))
+                elif place == "rows":
+                    results += [self.row(out, at) for at in at_all]
+                else:
+                    assert buffer is not None
+                    self._copy(out, buffer)
+            self.effect("yield", results)
+            self.leave()
+            types = [v.type for v in results]
+            blocks.append(block)
+        made = Op("if", [condition], types, {}, blocks, op.location)  # type: ignore[arg-type]
+        self.finish(made)
+        rows = iter(made.results)
+        for result, place, at_all, buffer in zip(op.results, places, points, buffers, strict=True):
+            self._receive(result, place, at_all, buffer, rows)

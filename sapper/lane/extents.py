@@ -1,0 +1,108 @@
+"""What is known of the extents of loops before the kernel runs.
+
+Enters: bounds of loops and of whole axes, as index scalars of tile IR, and the specialisation. Leaves: typical values
+and divisors for choices, bounds for the size of scratch memory, `Range`s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+
+from ..ir.nodes import Value
+from ..tile.schedule import DimClass, Specialization
+from .chained_groups import ChainGroupLowering
+from .late import LateWalk
+from .state import Capacity, Open, Scalar
+
+
+@dataclass(slots=True)
+class Range:
+    """One dimension of a loop nest: an axis of `tiles`, or an index of `each`. resident: how many coordinates a loop
+    over tiles takes at once. walked: what spans them is in scratch memory, and walks loop over them."""
+
+    start: Scalar
+    stop: Scalar
+    axis: str | None = None
+    counter: Value | None = None
+    step: int = 1
+    hint: int = 1024
+    divisor: int = 1
+    capacity: Capacity | None = None
+    resident: int = 0
+    lane: bool = False
+    late: LateWalk | None = None
+    walked: bool = False
+
+
+def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capacity | None]:
+    """(typical value, divisor, bound for scratch memory) of an index scalar."""
+    op = value.op
+    if op is not None and op.name == "const":
+        c = int(op.attributes["value"])
+        return c, (64 if c % 64 == 0 else 16 if c % 16 == 0 else 1), Capacity(c)
+    if op is not None and op.name == "dim":
+        name = op.attributes["name"]
+        dim = specialization.dims.get(name, DimClass())
+        return dim.hint, dim.divisor, Capacity(1, (name,))
+    if op is not None and op.name in ("min", "add", "sub", "mul", "floordiv"):
+        (a, of_a, most_a), (b, of_b, most_b) = (hint(v, specialization) for v in op.operands)
+        # Where typical values make no difference, as of a loop's counter, the first one bounds it.
+        difference = a - b if a > b else a
+        known = {"min": min(a, b), "add": a + b, "sub": difference, "mul": a * b, "floordiv": a // max(1, b)}
+        divisor = {"mul": max(of_a, of_b), "floordiv": 1}.get(op.name, gcd(of_a, of_b))
+        return max(1, known[op.name]), divisor, _most(op.name, most_a, most_b)
+    return 256, 1, None
+
+
+def _most(name: str, a: Capacity | None, b: Capacity | None) -> Capacity | None:
+    """A bound of the result of an op on extents with these bounds, none of them negative."""
+    if name == "min":
+        return min((c for c in (a, b) if c is not None), key=lambda c: len(c.dims), default=None)
+    if name in ("sub", "floordiv"):
+        return a
+    if name == "mul" and a is not None and b is not None:
+        return Capacity(a.constant * b.constant, (*a.dims, *b.dims))
+    return None
+
+
+class ExtentLowering(ChainGroupLowering):
+    """Knows the extents of axes, and opens axes."""
+
+    def hint(self, value: Value) -> tuple[int, int, Capacity | None]:
+        return hint(value, self.specialization)
+
+    def _range(self, start: Value, stop: Value) -> Range:
+        first, last = self.integer(start), self.integer(stop)
+        _, divisor, capacity = self.hint(stop)
+        capacity = self.most_from(start, stop) or capacity
+        if first != 0:
+            divisor = gcd(divisor, self.hint(start)[1])
+        return Range(first, last, hint=self._extent_hint(start, stop), divisor=divisor, capacity=capacity)
+
+    def most_from(self, start: Value, stop: Value) -> Capacity | None:
+        """A bound of the extent of start ... min(start + constant, ...), or None."""
+        for end in stop.op.operands if stop.op is not None and stop.op.name == "min" else ():
+            parts = end.op.operands if end.op is not None and end.op.name == "add" else []
+            for part, other in zip(parts, reversed(parts), strict=True):
+                if part is start and other.op is not None and other.op.name == "const":
+                    return Capacity(int(other.op.attributes["value"]))
+        return None
+
+    def _extent_hint(self, start: Value, stop: Value) -> int:
+        hint = self.hint(stop)[0]
+        known = start.op is not None and start.op.name in ("const", "dim")
+        return max(1, hint - self.hint(start)[0]) if known else hint
+
+    def _whole_hint(self, axis: str) -> int:
+        """Typical extent of an axis of `whole`; 0 of any other."""
+        return next((self._extent_hint(*op.operands) for op in self.function.walk()
+                     if op.name == "whole" and op.attributes["axis"] == axis), 0)
+
+    def _open(self, axis: str, r: Range) -> None:
+        self.open[axis] = Open(r.start, self.sub(r.stop, r.start), r.hint, r.divisor, r.capacity)
+
+    def is_bounded(self, axis: str) -> bool:
+        """Whether scratch memory may be set aside for a value over an axis."""
+        o = self.open.get(axis)
+        return o is None or isinstance(o.extent, int) or o.capacity is not None

@@ -1,0 +1,131 @@
+"""Nests of parallel loops, in one task or outside of all.
+
+Enters: parallel loops nested perfectly, as ranges. Leaves: a loop for each index and for each resident axis; the other
+axes are open, and walks loop over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import gcd
+
+from ..ir.nodes import Block, Op, Value
+from ..ir.types import MASK, TileType
+from ..tile.plan import LATE, Plan, late_walk
+from .extents import Range
+from .late import LateLowering, LateWalk
+from .residents import FEWER_ROWS, ResidentLowering
+from .state import Bound, Capacity, Open
+
+
+class NestLowering(ResidentLowering, LateLowering):
+    """Emits nests of parallel loops."""
+
+    def _chain(self, op: Op) -> list[Op]:
+        """`op` and the parallel loops nested perfectly in it, as long as their bounds exist outside."""
+        chain = [op]
+        while True:
+            inner = chain[-1].blocks[0]
+            control = [o for o in inner.ops if o.blocks]
+            others = [o for o in inner.ops if o.name in (*LATE, "store", "whole")]
+            defined = {r for o in inner.ops for r in o.results} | {a for c in chain for a in c.blocks[0].arguments}
+            if (len(control) != 1 or others or control[0].name not in ("tiles", "each")
+                    or not control[0].attributes["parallel"] or any(v in defined for v in control[0].operands)
+                    or any(isinstance(r.type, TileType) and r.type.axes for o in inner.ops for r in o.results
+                           if o is not control[0])):
+                return chain
+            chain.append(control[0])
+
+    def _ranges(self, op: Op) -> list[Range]:
+        if op.name == "tiles":
+            ranges = [self._range(op.operands[2 * i], op.operands[2 * i + 1])
+                      for i in range(len(op.attributes["axes"]))]
+            for r, axis in zip(ranges, op.attributes["axes"], strict=True):
+                r.axis = axis
+            return ranges
+        count = op.attributes["count"]
+        ranges = [self._range(op.operands[2 * i], op.operands[2 * i + 1]) for i in range(count)]
+        for r, counter in zip(ranges, op.blocks[0].arguments, strict=False):
+            r.counter = counter
+            r.step = op.attributes.get("step", 1)
+        return ranges
+
+    def _late(self, ranges: list[Range], body: Block, plan: Plan) -> LateWalk | None:
+        """Which walk of the body follows a row behind, where all that the loops bind are single rows."""
+        if not self.facts.software_prefetch:
+            return None  # Such a target hides memory's time in another way.
+        if any(r.axis is not None and (r.resident != 1 or r.lane) for r in ranges) or ranges[-1].axis is None:
+            return None
+        late = late_walk(plan, body, frozenset(r.axis for r in ranges if r.axis is not None), self.streams)
+        return None if late is None else LateWalk(body, plan, late)
+
+    def _loops(self, ranges: list[Range], k: int, body: Callable[[list[Value]], list[Value]]) -> None:
+        """Loops over indices and resident axes; other axes become open."""
+        if k == len(ranges):
+            body([])
+            return
+        r = ranges[k]
+        if r.axis is None:
+            assert r.counter is not None
+            self.counted("each", r.start, r.stop, r.step, lambda iv: self._with_counter(r, iv, ranges, k, body))
+            return
+        if not r.resident:
+            self._open(r.axis, r)
+            self._loops(ranges, k + 1, body)
+            self.open.pop(r.axis, None)
+            return
+        if r.late is not None:
+            self.late_rows(r.axis, r.start, r.stop, r.late)
+            return
+        self._resident(r, lambda: self._loops(ranges, k + 1, body))
+
+    def _with_counter(self, r: Range, iv: Value, ranges: list[Range], k: int,
+                      body: Callable[[list[Value]], list[Value]]) -> None:
+        assert r.counter is not None
+        self.scalars[r.counter] = iv
+        self.home[r.counter] = self.depth
+        self._loops(ranges, k + 1, body)
+
+    def _resident(self, r: Range, body: Callable[[], None]) -> None:
+        """A loop over tiles whose elements along the axis stay in registers: full tiles, then single rows (or one
+        masked row of lanes)."""
+        assert r.axis is not None
+        axis = r.axis
+        size, lanes = r.resident, self.lanes
+        count = size // lanes if r.lane else size
+
+        def at(iv: Value, n: int, mask: Value | None) -> None:
+            self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True, stop=r.stop, hint=r.hint)
+            body()
+            del self.bound[axis]
+
+        if r.walked:
+            def walked(iv: Value) -> None:
+                rows = size if r.divisor % size == 0 else self.scalar("s_min", self.sub(r.stop, iv), size)
+                self.open[axis] = Open(iv, rows, min(size, r.hint), gcd(size, r.divisor), Capacity(size))
+                body()
+                del self.open[axis]
+
+            self.counted(axis, r.start, r.stop, size, walked)
+            return
+        extent = self.sub(r.stop, r.start)
+        if size == 1 or r.divisor % size == 0:
+            self.counted(axis, r.start, r.stop, size, lambda iv: at(iv, count, None))
+            return
+        full = self.add(r.start, self.sub(extent, self.scalar("s_mod", extent, size)))
+        if not isinstance(extent, int) or extent >= size:
+            self.counted(axis, r.start, full, size, lambda iv: at(iv, count, None))
+        if isinstance(extent, int) and extent % size == 0:
+            return
+        if r.lane:
+            def masked(iv: Value) -> None:
+                mask = self.emit(self.depth, "mask_first", [self.value(self.sub(r.stop, iv))], MASK)
+                at(iv, 1, mask)
+            self.counted(axis, full, r.stop, lanes, masked)
+        else:
+            if size > FEWER_ROWS:
+                rest = self.sub(r.stop, full)
+                fewer = self.add(full, self.sub(rest, self.scalar("s_mod", rest, FEWER_ROWS)))
+                self.counted(axis, full, fewer, FEWER_ROWS, lambda iv: at(iv, FEWER_ROWS, None))
+                full = fewer
+            self.counted(axis, full, r.stop, 1, lambda iv: at(iv, 1, None))

@@ -1,0 +1,176 @@
+"""Which axes of a parallel loop stay in registers: how many of their elements are held there at once.
+
+Enters: the ranges of a loop nest, and the plan of its body. Leaves: `resident`, `lane` and `walked` of each range; or
+an axis of `whole` that is bound. Values that pass between walks, or into loops inside (sums, maxima), then need no
+memory, but for those that are walked, whose sums tile registers make: these are too many at once.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from ..ir.nodes import Block, Op
+from ..tile.plan import Plan, Walk, axes_of, plan_block
+from .extents import Range
+from .row_waits import WORTH, waits_of
+from .scratch import ScratchLowering
+from .state import Bound
+from .tile_blocks import CHUNK_TILES, FEWEST_ROWS, is_worth, serves
+
+RESIDENT_VECTORS = 2
+"""Vectors of a lane axis that carried values span: an element spread over the lanes serves so many multiply-adds."""
+
+RESIDENT_ROWS = FEWER_ROWS = 4
+"""Rows that carried values span where the lane axis is another; and in the tail of more."""
+
+MOST_ROWS, OPERAND_REGISTERS = 12, 6
+"""Rows at once of sums that a loop scales and carries, and how many registers are left for what they are made of."""
+
+PIECES_OF_MANY_ROWS = 2
+"""Vectors of the operand that spans the lanes, for many rows: a load that spreads an element takes a cycle, as does the
+dot product that it is for. Few rows wait for memory, which is quicker as one stream than as two."""
+
+SHORT_LIST, FEW_ELEMENTS = 8, 256
+"""How many largest elements of how many are found for a row in each lane; measured: three times as fast as rows one by
+one for 6 of 64."""
+
+
+class ResidentLowering(ScratchLowering):
+    """Chooses resident axes."""
+
+    def _residents(self, ranges: list[Range], plan: Plan) -> None:
+        """Axes of values that pass between walks or into control ops get a size: they stay in registers."""
+        nested = any(isinstance(item, Op) for item in plan.items)
+        on_tiles = self._rows_on_tiles(ranges, plan)
+        sums = self._sums_in_registers(ranges, plan) if on_tiles is None else {}
+        for r in ranges if self.chain is None else ():
+            if r.axis is None:
+                continue
+            if r.axis == on_tiles:
+                r.resident, r.walked = CHUNK_TILES * self.lanes, True
+                continue
+            carries = nested and self._carries_contractions(r.axis, plan)
+            lane = r.axis == self.schedule.lane or (self.schedule.lane is None and (
+                (carries and r.hint >= self.lanes) or (nested and self._lists_by_lane(r, plan))))
+            if r.axis in plan.crossing or nested or lane or (r.axis in self.schedule.tile and len(plan.items) > 1):
+                r.lane = lane and len(plan.items) > 1
+                if lane and not r.lane and not nested:
+                    continue
+                size = 1
+                if r.lane:
+                    size = self.lanes if r.hint < RESIDENT_VECTORS * self.lanes else RESIDENT_VECTORS * self.lanes
+                elif carries and not any(other.lane or other.resident > 1 for other in ranges):
+                    size = self._resident_rows(r)
+                else:
+                    size = sums.get(r.axis) or self._rows_that_wait(r, plan)
+                r.resident = self.schedule.tile.get(r.axis, size)
+
+    def _rows_that_wait(self, r: Range, plan: Plan) -> int:
+        """Two where they wait for sums of themselves for long. Not where results go past the caches: memory takes
+        longer then, and the last walk may follow a row behind instead (late.py)."""
+        assert r.axis is not None
+        stores = [root for item in plan.items if isinstance(item, Walk) for root in item.roots()
+                  if isinstance(root, Op) and root.name == "store"]
+        if self.facts.many_workers or r.hint < 2 or any(map(self.streams, stores)):
+            return 1
+        waits = waits_of(r.axis, plan, self.facts, self._whole_hint)
+        return 2 if waits is not None and waits.saved >= WORTH else 1
+
+    def _resident_rows(self, r: Range) -> int:
+        """Rows that loops inside contract at once: what those read (a cache of keys) is then read once for all."""
+        extent = self.sub(r.stop, r.start)
+        rows = extent if isinstance(extent, int) else r.hint
+        pieces = -(-rows // RESIDENT_ROWS)
+        return -(-rows // max(1, pieces))
+
+    def _sums_in_registers(self, ranges: list[Range], plan: Plan) -> dict[str, int]:
+        """How much at once of the axes over which `each` carries sums of contractions, one operand of which spans the
+        lanes. As many rows of the other as the registers hold: what the first costs to read and to unpack is paid once
+        for all of them. And more than one piece of the first, so that an element spread over the lanes serves each."""
+        for item in plan.items:
+            contractions = [op for op in item.walk() if op.name == "contract"] if isinstance(item, Op) else []
+            if not isinstance(item, Op) or item.name != "each" or not item.results or not contractions:
+                continue
+            walked = {r.axis for r in ranges if r.axis is not None}
+            lanes = {a for value in item.results for a in axes_of(value)} - walked
+            operands = [frozenset(axes_of(value)) for op in contractions for value in op.operands]
+            columns = {a for axes in operands if axes & lanes for a in axes & walked}
+            rows = {a for axes in operands if not axes & lanes for a in axes & walked} - columns
+            spanning = [axes for axes in operands if axes & lanes]
+            if len(columns) > 1 or len(rows) > 1 or 2 * len(spanning) != len(operands):
+                continue
+            if len(lanes) != 1 or not self._fills_vectors(self._whole_hint(*lanes)):
+                continue
+            hints = {r.axis: r.hint for r in ranges if r.axis is not None}
+            each = self._whole_hint(*lanes) // self.lanes
+            vectors = len(item.results) * each
+            many = max((hints[a] for a in rows), default=1)
+            # For each a carried sum, and one of integers that is scaled before it is added; some for operands. Where
+            # these are few, carried sums may lie in memory, as every block of products touches them but once.
+            free = self.facts.vector_registers - OPERAND_REGISTERS
+            most = max(1, free // (2 * vectors), min(FEWER_ROWS, free // each))
+            pieces = max(1, min(PIECES_OF_MANY_ROWS // vectors, most)) if many > 2 * MOST_ROWS else 1
+            found = {a: min(pieces, hints[a]) for a in columns}
+            most = max(1, min(MOST_ROWS, most) // prod(found.values()))
+            return found | dict.fromkeys(rows, most if many > 2 * MOST_ROWS else -(-many // -(-many // most)))
+        return {}
+
+    def _rows_on_tiles(self, ranges: list[Range], plan: Plan) -> str | None:
+        """The axis of many rows over which `each` carries sums of contractions that tile registers take."""
+        for item in plan.items:
+            if not isinstance(item, Op) or item.name != "each" or not item.results:
+                continue
+            contractions = [op for op in item.walk() if op.name == "contract"]
+            body = plan_block(item.blocks[0], self.wholes)
+            plain = all(isinstance(inner, Walk) for inner in body.items)
+            if not contractions or not plain or not all(serves(self, op) for op in contractions) or not (
+                    is_worth(self, contractions, len(item.results), self._whole_hint)):
+                continue
+            forced = self.schedule.tile.keys() | self.schedule.registers.keys()     # they speak of vectors
+            walked = {r.axis: r.hint for r in ranges if r.axis is not None}
+            lanes = {a for value in item.results for a in axes_of(value)} - walked.keys()
+            rows = {a for op in contractions for value in op.operands if not lanes & set(axes_of(value))
+                    for a in axes_of(value) if a in walked}
+            if len(lanes) == len(rows) == 1 and not rows & forced and self._whole_hint(*lanes) == self.lanes and (
+                    walked[next(iter(rows))] >= FEWEST_ROWS * self.lanes):
+                return rows.pop()
+        return None
+
+    @staticmethod
+    def _carries_contractions(axis: str, plan: Plan) -> bool:
+        """Whether a loop inside contracts tiles over this axis again and again (attention): with the axis across lanes
+        no lane ever needs another, so that its maxima and sums are plain vectors."""
+        return any(inner.name == "contract" and axis in inner.result.type.axes  # type: ignore[union-attr]
+                   for item in plan.items if isinstance(item, Op) and item.name == "tiles" and item.results
+                   for inner in item.walk())
+
+    def _lists_by_lane(self, r: Range, plan: Plan) -> bool:
+        """Whether short lists of the largest of few elements are made for many rows (experts of tokens): a list in each
+        lane needs no branch, though every element goes down it."""
+        for item in plan.items:
+            if isinstance(item, Op) and item.name == "topk" and r.axis in axes_of(item.results[0]):
+                over, into = (self._whole_hint(a) for a in (item.attributes["over"][0], item.attributes["into"]))
+                if into <= SHORT_LIST and over <= FEW_ELEMENTS and r.hint >= 4 * self.lanes:
+                    return True
+        return False
+
+    def _bind_short_axis(self, block: Block) -> str | None:
+        """Bind an axis of `whole` that is a vector or two long and spanned by a sum that `each` carries: the lanes hold
+        it in the loop, and the sum stays in registers."""
+        if any(b.lane for b in self.bound.values()):
+            return None
+        carried = {axis for op in block.ops if op.name == "each" for value in op.results for axis in axes_of(value)
+                   if any(inner.name == "contract" for inner in op.walk())}
+        for op in block.ops:
+            if op.name != "whole" or op.attributes["axis"] not in carried:
+                continue
+            axis = str(op.attributes["axis"])
+            o = self.open[axis]
+            if isinstance(o.extent, int) and self._fills_vectors(o.extent) and self.schedule.lane in (None, axis):
+                del self.open[axis]
+                self.bound[axis] = Bound(o.offset, o.extent // self.lanes, True, None, self.depth, resident=True)
+                return axis
+        return None
+
+    def _fills_vectors(self, extent: int) -> bool:
+        return extent in (self.lanes, RESIDENT_VECTORS * self.lanes)

@@ -1,0 +1,108 @@
+"""Memory that loops over an index ask for early: weights, read from one end to the other.
+
+Enters: the body of such a loop, and its range. Leaves: prefetches at the end of the body. (Those of walks are in
+prefetches.py.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..ir.nodes import Block, Op, Value
+from ..tile.affine import affine
+from ..tile.plan import axes_of
+from .extents import Range
+from .model import LINE_BYTES, Model
+from .prefetches import NEAR_AHEAD_BYTES
+from .scratch import PAGE_BYTES
+from .state import element_bytes
+
+OFTEN = 8
+"""Weights that so many pieces of rows read one after the other are in the caches for all of them but the first."""
+
+FAR_AHEAD_BYTES = 32768
+"""How far ahead weights are asked for by loops that use them for several rows: there arithmetic takes longer than
+memory, and what is asked into the second cache does not stand in its way. Measured on a Zen 4, Q4_1 of 14336 x 4096: 4
+rows at 80 % of memory's speed, against 60 % where it is asked into L1; a single row at 69 %, against 85 %."""
+
+DIRECT_AHEAD_BYTES = 3072
+"""And by loops of a single row that multiply weights as they are read, which arithmetic keeps up with: near enough that
+the processor sees some accesses miss, and asks for more by itself. Measured on a Zen 4, 8 bits of 14336 x 4096: 29 to
+32 GB/s, against 26 to 28 where they are asked into L1."""
+
+PIECES_AHEAD_BYTES = 8192
+"""And by loops of a single row over pieces of a stream that another loop goes on with elsewhere, as those of a super
+block of Q4_K and Q6_K: the processor's own prefetching starts anew with each, and the first cache waits for too few
+lines at a time to make up for it. Measured on a Zen 4, 14336 x 4096: 21.6 and 26.5 GB/s, against 19.7 and 17.6 where
+they are asked for as other weights are, which lose by this (25 to 20 GB/s)."""
+
+
+class StreamPrefetches(Model):
+    """Emits prefetches of streams."""
+
+    def _prefetch_streams(self, body: Block, r: Range) -> None:
+        """Ask for what a loop over an index will read later for contractions: what spans the lanes is a matrix, read
+        from one end to the other. The processor's own prefetching stops at the end of each page."""
+        contracts = any(inner.name == "contract" for op in body.ops for inner in op.walk())
+        if not self.facts.software_prefetch or not contracts:
+            return
+        several = any(b.resident and not b.lane and b.count > 1 for b in self.bound.values())
+        direct = any(inner.name == "contract" and value.op is not None and value.op.name == "load"
+                     and self._is_resident_row(value.op) for inner in body.ops for value in inner.operands)
+        asked: set[tuple[Value, int]] = set()
+        for op in body.ops:
+            if op.name != "load" or not self._is_resident_row(op):
+                continue
+            access, strides = self.access(op), self._scalar_strides(op)
+            step = strides.pop(r.counter, 0) * r.step if r.counter is not None else 0
+            again = max((b.hint // b.count for a, b in self.bound.items()
+                         if b.resident and not b.lane and a not in access.axes), default=1)
+            if access.gathers or not 0 < step <= PAGE_BYTES or again >= OFTEN:
+                continue
+            ahead, level = (FAR_AHEAD_BYTES, 2) if several else (DIRECT_AHEAD_BYTES, 2) if direct else (
+                NEAR_AHEAD_BYTES, 1)
+            if not several and strides and isinstance(r.start, int) and isinstance(r.stop, int) and (
+                    (r.stop - r.start) // r.step * step not in strides.values()):
+                ahead, level = PIECES_AHEAD_BYTES, 2
+            rows = [a for a in axes_of(op.result) if a in self.bound and not self.bound[a].lane]
+            first = access.disp // LINE_BYTES * LINE_BYTES
+            last = access.disp + min(step, self._reach_bytes(op, step))
+            fixed = replace(access, axes={a: access.axes[a] for a in rows if a in access.axes}, disp=0)
+            for at in self._coordinates(tuple(rows)):
+                operands, attributes = self.address(fixed, at)
+                place = attributes.pop("disp") + ahead
+                for line in range(place + first, place + last, LINE_BYTES):
+                    if (operands[-1], line) not in asked:
+                        asked.add((operands[-1], line))
+                        self.effect("prefetch", operands, level=level, disp=line, **attributes)
+
+    def _reach_bytes(self, op: Op, most: int) -> int:
+        """From the first byte to behind the last of what a load reads at one index and one row; `most` if unknown."""
+        access = self.access(op)
+        reach = element_bytes(access.dtype)
+        for axis, stride in access.axes.items():
+            if axis in self.bound and not self.bound[axis].lane:
+                continue
+            count = self.lanes if axis in self.bound else self.open[axis].extent if axis in self.open else 1
+            if not isinstance(stride, int) or not isinstance(count, int):
+                return most
+            reach += (count - 1) * stride
+        return reach
+
+    def _is_resident_row(self, op: Op) -> bool:
+        return any(a in self.bound and self.bound[a].lane and self.bound[a].resident for a in axes_of(op.result))
+
+    def _scalar_strides(self, op: Op) -> dict[Value, int]:
+        """By how many bytes a load moves with each index; those of which this is known only as the kernel runs are left
+        out."""
+        total: dict[Value, int] = {}
+        unknown: set[Value] = set()
+        for value, stride in zip(op.operands[1:], self.strides(op.operands[0]), strict=True):
+            form = affine(value)
+            for scalar, coefficient in (form.scalars if form is not None else {}).items():
+                if isinstance(stride, int):
+                    total[scalar] = total.get(scalar, 0) + coefficient * stride
+                else:
+                    unknown.add(scalar)
+        size = element_bytes(op.operands[0].type.dtype)  # type: ignore[union-attr]
+        return {scalar: stride * size for scalar, stride in total.items() if scalar not in unknown}

@@ -1,0 +1,274 @@
+"""Parallel loops at the top of a kernel, shared out to workers as tasks.
+
+Enters: the ranges of a loop nest. Leaves: `tasks`, each of which takes a piece of every range; for the attribute
+`tasks`, how many there are at most. Holds: a piece is a multiple of the range's granule, but for the last one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import gcd, lcm, prod
+
+from ..ir.nodes import Block, Op, Value
+from ..ir.types import S64, TileType
+from ..tile.affine import affine
+from ..tile.schedule import TASKS_PER_WORKER
+from .extents import Range
+from .nests import NestLowering
+from .ops import TASK_COUNTERS
+from .state import Capacity, Scalar, element_bytes
+
+BAND_TILES = 8
+"""Rows of tiles that are computed together."""
+
+TASK_ELEMENTS = 16384
+"""A task along the one axis of a loop computes at least about so many elements, in steps of a row and of no more than
+TASK_INDICES indices: a few microseconds' work."""
+TASK_INDICES = 1024
+
+ROWS_OF_TASK = 4
+"""Rows that a task's are a multiple of, but for the last one's."""
+
+ROWS_OF_FEW, VECTORS_OF_FEW = 8, 8
+"""What a task takes where workers are many: rows, and rows of lanes along what is contiguous: a run of eight elements
+of 16 bits, or two of four f32, for each lane; not measured."""
+
+STAGED_ROWS_CAP = 2016
+"""Most rows of a staged operand in one task (a multiple of 14 and 6), which bounds scratch memory."""
+
+
+@dataclass(slots=True)
+class Split:
+    """A range that tasks share. granule: what none of them parts. chunks: how many parts, of `each` granules; the first
+    `more` of them have one more, so that those taken last are not the longer ones."""
+
+    range: Range
+    granule: int
+    chunks: Scalar
+    each: Scalar
+    more: Scalar
+
+
+class TaskLowering(NestLowering):
+    """Emits tasks. counters: loops so far that share out tasks; task_counts: how many tasks each has at most."""
+
+    counters: int
+    task_counts: list[list[list[object]] | None]
+
+    def _tasks(self, ranges: list[Range], block: Block, body: Callable[[list[Value]], list[Value]]) -> None:
+        """Split the ranges into tasks: about TASKS_PER_WORKER for each worker, fewer where there is less to do.
+
+        block: what is done for each of their indices; body emits it.
+        """
+        workers = self.emit(0, "workers", [], S64)
+        alone = self.emit(0, "s_cmp", [workers, self.value(1)], S64, cond="eq")
+        stages = any(self._task_cap(r) for r in ranges)
+        target: Scalar = self.emit(
+            0, "s_select", [alone, self.value(1), self.value(self.mul(workers, TASKS_PER_WORKER))], S64)
+        split: dict[int, Split] = {}
+        total: Scalar = 1
+        left: Scalar = target
+        granules = self._task_granules(ranges, block)
+        order = list(range(len(ranges)))
+        if stages or any(self.panel_width(r.axis) > 1 for r in ranges):
+            # What all tasks along an axis stage or read is the operand without it: the axis of the larger one is split.
+            order.sort(key=lambda i: -ranges[i].hint if ranges[i].axis is not None else -1 << 40)
+        for i in order:
+            r, granule = ranges[i], granules[i]
+            extent = self.sub(r.stop, r.start)
+            if r.axis is not None and r.axis == self.cluster_axis:
+                split[i] = Split(r, granule, self.round_up(self.ceil_div(extent, granule), self.cluster), 1, 0)
+                total = self.mul(total, split[i].chunks)
+                continue
+            if isinstance(extent, int) and extent <= granule:
+                split[i] = Split(r, granule, 1, 1, 0)
+                continue
+            if self.tiles_are_tasks or (self.facts.many_workers and not self.schedule.chunks):
+                split[i] = Split(r, granule, self.ceil_div(extent, granule), 1, 0)
+                total = self.mul(total, split[i].chunks)
+                continue
+            count = self.scalar("s_max", self.ceil_div(extent, granule), 0)
+            chunks: Scalar = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
+            if not chunks:
+                chunks = left
+            cap = self._task_cap(r)
+            if cap:
+                chunks = self.scalar("s_max", chunks, self.ceil_div(extent, cap))
+            chunks = self.scalar("s_min", chunks, self.scalar("s_max", count, 1))
+            each_chunk = self.scalar("s_floordiv", count, chunks)
+            split[i] = Split(r, granule, chunks, each_chunk, self.sub(count, self.mul(chunks, each_chunk)))
+            total = self.mul(total, chunks)
+            left = self._ceil_div(left, self.scalar("s_max", chunks, 1))
+        plans = [split[i] for i in range(len(ranges))]
+        counter = self.counters % TASK_COUNTERS
+        self.counters += 1
+        self.task_counts.append(self._most_tasks(ranges, granules))
+        if self.shares is not None:
+            counts = {part.range.axis: part.chunks for part in plans if not isinstance(part.chunks, int)}
+            self.each_segment(total, counts, lambda number, known: self._task(number, [
+                replace(part, chunks=known.get(part.range.axis, part.chunks)) for part in plans], body))
+            return
+        task = Block([S64])
+        total_value = self.value(total)
+        self.enter(task)
+        self._task(task.arguments[0], plans, body)
+        self.effect("yield", [])
+        self.leave()
+        self.finish(Op("tasks", [total_value], (), {"counter": counter}, [task], self.location))
+
+    def _task(self, number: Scalar, plans: list[Split], body: Callable[[list[Value]], list[Value]]) -> None:
+        """Piece `number` of the ranges as they are split."""
+        pieces: list[Range] = []
+        if self.cluster_axis is not None:
+            number = self.scalar("s_floordiv", number, self.cluster)
+            plans = [replace(part, chunks=self.scalar("s_floordiv", part.chunks, self.cluster))
+                     if part.range.axis == self.cluster_axis else part for part in plans]
+        banded = self._banded(number, plans) if self.tiles_are_tasks and self.chain is None else {}
+        for position, part in enumerate(reversed(plans)):
+            r, granule, chunks = part.range, part.granule, part.chunks
+            together = r.axis is not None and r.axis == self.cluster_axis
+            if chunks == 1 and not together:
+                pieces.insert(0, r)
+                continue
+            last = position == len([p for p in plans if p.chunks != 1]) - 1 and all(
+                p.chunks == 1 for p in list(reversed(plans))[position + 1:])
+            mine = number if last else self.scalar("s_mod", number, chunks)
+            number = number if last else self.scalar("s_floordiv", number, chunks)
+            mine = banded.get(r.axis, mine)
+            if together:
+                mine = self.add(self.mul(mine, self.cluster), self.rank())
+            start = self.add(r.start, self._chunk_start(part, mine))
+            exact = part.each == 1 and part.more == 0 and r.divisor % granule == 0 and not together
+            stop = self.add(start, granule) if exact else self.scalar(
+                "s_min", self.add(r.start, self._chunk_start(part, self.add(mine, 1))), r.stop)
+            # Every task but the last has a whole number of granules; the last ends where the range does.
+            divisor = gcd(granule, r.divisor)
+            cap = self._task_cap(r)
+            capacity = Capacity(cap) if cap else r.capacity
+            pieces.insert(0, Range(start, stop, r.axis, r.counter, r.step, r.hint, divisor, capacity, r.resident,
+                                   r.lane, r.late, r.walked))
+        self._loops(pieces, 0, body)
+
+    def _chunk_start(self, part: Split, number: Scalar) -> Scalar:
+        """Where a chunk begins, from the start of its range."""
+        before = self.add(self.mul(number, part.each), self.scalar("s_min", number, part.more))
+        return self.mul(before, part.granule)
+
+    def _banded(self, number: Scalar, plans: list[Split]) -> dict[str | None, Scalar]:
+        """Which tile of rows and columns task `number` is: workers that run at once then share both operands in the
+        last-level cache. The tiles of BAND_TILES rows are taken column by column, then those of the next rows."""
+        found = self.matrix_walk
+        assert found is not None
+        counts = {part.range.axis: part.chunks for part in plans}
+        rows, columns = (counts.get(axis, 1) for axis in (found.rows, found.columns))
+        if rows == 1 or columns == 1:       # or the extent is known only inside of a task
+            return {}
+        inside = number if len([c for c in counts.values() if c != 1]) == 2 else \
+            self.scalar("s_mod", number, self.mul(rows, columns))
+        of_band = self.mul(columns, BAND_TILES)
+        band = self.scalar("s_floordiv", inside, of_band)
+        first = self.mul(band, BAND_TILES)
+        high = self.scalar("s_max", self.scalar("s_min", self.sub(rows, first), BAND_TILES), 1)
+        rest = self.scalar("s_mod", inside, of_band)
+        return {found.rows: self.add(first, self.scalar("s_mod", rest, high)),
+                found.columns: self.scalar("s_floordiv", rest, high)}
+
+    def _most_tasks(self, ranges: list[Range], granules: list[int]) -> list[list[object]] | None:
+        """How many tasks a loop may have at most: a product of factors [constant, [dims], size], each the quotient of
+        constant * product of dims and size, rounded up; None where an extent is known only as the kernel runs."""
+        factors: list[list[object]] = []
+        for r, granule in zip(ranges, granules, strict=True):
+            chunks = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
+            if chunks:
+                factors.append([chunks, [], 1])
+            elif r.capacity is None:
+                return None
+            else:
+                together = self.cluster if r.axis is not None and r.axis == self.cluster_axis else 1
+                factors.append([r.capacity.constant, list(r.capacity.dims), granule * together])
+                factors += [[together, [], 1]] if together > 1 else []
+        return factors + self.most_shares()
+
+    def _ceil_div(self, a: Scalar, b: Scalar) -> Scalar:
+        return self.scalar("s_floordiv", self.sub(self.add(a, b), 1), b)
+
+    # How large a task is.
+
+    def _granule(self, r: Range) -> int:
+        """What the size of a task along a range is a multiple of."""
+        if r.axis is None:
+            return r.step
+        if r.resident:
+            return r.resident
+        return 1
+
+    def _task_granules(self, ranges: list[Range], block: Block) -> list[int]:
+        if self.chain is not None:
+            return [self.chain_rows() if r.axis == self.chain.rows else self._granule(r) for r in ranges]
+        if self.matrix_walk is not None:
+            sizes = dict(zip((self.matrix_walk.rows, self.matrix_walk.columns), self.matrix_tile(), strict=True))
+            return [sizes.get(r.axis or "", self._granule(r)) for r in ranges]
+        if self.facts.many_workers and not self.schedule.chunks:
+            return [self._few(r, ranges, block) for r in ranges]
+        granules = []
+        inner = [r for r in ranges if r.axis is not None and not r.resident]
+        for r in ranges:
+            granule = self._granule(r)
+            if r.axis is not None and not r.resident:
+                if r is inner[-1]:
+                    granule = 64 * self.lanes // 16 if self.lanes >= 16 else 64
+                    if len(ranges) == 1:
+                        elements = self._elements(block, r.axis)
+                        granule = max(1, min(TASK_ELEMENTS // elements, TASK_INDICES) // self.lanes) * self.lanes
+                else:
+                    granule = self.tile_rows(r.axis) or ROWS_OF_TASK
+            granules.append(lcm(granule, self.panel_width(r.axis)))
+        return granules
+
+    def _few(self, r: Range, ranges: list[Range], block: Block) -> int:
+        """What a task of one warp among thousands takes of a range: whole rows of lanes where tensors are contiguous
+        along it, and few rows else."""
+        if r.axis is None or r.resident:
+            return self._granule(r)
+        along = [op for outer in block.ops for op in outer.walk() if self._runs_along(op, r.axis)]
+        if not along:
+            granule = ROWS_OF_FEW
+        elif r is not [other for other in ranges if other.axis is not None and not other.resident][-1]:
+            granule = self.lanes
+        else:
+            lanes = TASK_ELEMENTS // self._elements(block, r.axis) // self.lanes
+            run = self.facts.run_bytes // max(element_bytes(op.result.type.dtype) for op in along)  # type: ignore[union-attr]
+            granule = max(1, min(max(VECTORS_OF_FEW, run), lanes)) * self.lanes
+        return lcm(granule, self.panel_width(r.axis))
+
+    def _runs_along(self, op: Op, axis: str) -> bool:
+        """Whether a load may read neighbours in memory for neighbours along an axis."""
+        if op.name != "load" or len(op.operands) < 2:
+            return False
+        last = affine(op.operands[-1])
+        return last is None or axis in last.axes
+
+    def _elements(self, block: Block, axis: str) -> int:
+        """Typical number of elements that the longest op of a block computes, or sums, for one index of an axis."""
+        hints: dict[str, int] = {}
+        most = 1
+        for op in (inner for outer in block.ops for inner in outer.walk()):
+            if op.name in ("tiles", "whole"):
+                axes = op.attributes["axes"] if op.name == "tiles" else [op.attributes["axis"]]
+                for i, name in enumerate(axes):
+                    hints[name] = self._extent_hint(op.operands[2 * i], op.operands[2 * i + 1])
+            for result in op.results:
+                if isinstance(result.type, TileType) and axis in result.type.axes:
+                    spanned = {*result.type.axes, *op.attributes.get("over", ())} - {axis}
+                    most = max(most, prod(hints.get(name, 1) for name in spanned))
+        return most
+
+    def _task_cap(self, r: Range) -> int:
+        """Rows of a contraction that one task stages at most."""
+        if r.axis is None or r.resident or self.matrix_walk is not None or self.chain is not None:
+            return 0
+        contracts = [op for op in self.function.walk() if op.name == "contract"]
+        if any(r.axis in op.result.type.axes for op in contracts) and r.hint >= 28:  # type: ignore[union-attr]
+            return STAGED_ROWS_CAP
+        return 0
