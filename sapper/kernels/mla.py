@@ -1,8 +1,8 @@
 """Multi-head latent attention (DeepSeek-V2, 2024): keys and values of all heads in one short vector for each position.
 
 The cache holds, for position p, the latent vector latents[p] of C numbers (512), from which the keys [D] and values [V]
-of each of H heads follow by w [H, D + V, C], and the turned key of 2 * R numbers (64), which all heads share. A query
-has D numbers that meet the key and 2 * R turned ones that meet the shared key.
+of each of H heads follow by w [H * (D + V), C], the keys of all heads before the values; and the turned key of 2 * R
+numbers (64), which all heads share. A query has D numbers that meet the key and 2 * R that meet the shared key.
 
 `compress` writes the cache: the latent vector is normed, queries and shared keys turn by their positions. There are two
 ways to attend:

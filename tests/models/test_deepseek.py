@@ -602,3 +602,16 @@ def test_absurd_numbers_of_a_gguf_file_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ModelError, match=message):
             from_gguf({**metadata, f"deepseek2.{key}": value}, "here")
+
+
+def test_keys_and_values_of_all_heads_are_each_one_stream() -> None:
+    """Where a checkpoint has a head's keys and then its values."""
+    loaded = load_model(DATA / "deepseek_v2_lite", "f32")
+    config, session = loaded.config, loaded.session(CONTEXT)
+    name = NAMES["expand"].format(0)
+    (rows,) = [part[name] for part in map(load_file, (DATA / "deepseek_v2_lite").glob("*.safetensors")) if name in part]
+    rows = rows.astype(np.float32).reshape(config.heads, -1, config.key_rank)
+    wanted = rows[:, : config.key_features], rows[:, config.key_features :]
+    for found, one in zip(session._heads_of(loaded.weights.layers[0].attention), wanted, strict=True):
+        assert found.flags.c_contiguous
+        np.testing.assert_array_equal(found, one)

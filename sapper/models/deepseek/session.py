@@ -96,7 +96,7 @@ class Session(BaseSession):
             experts: Any = {"_gathered": (routed, config.features)}, {"_expert_hidden": (routed, mixture.hidden)}
             turns += experts if self._experts_copy() else [experts[0] | experts[1]]
         in_f32 = [{name: (extents, F32) for name, extents in part.items()} for part in turns]
-        in_f32[0]["_expanded"] = ((self.context, heads, config.key_features + config.value_features),
+        in_f32[0]["_expanded"] = ((self.context, heads * (config.key_features + config.value_features)),
                                   DTYPES["bf16" if self._attends_rounded else "f32"])
         self._take_turns(*in_f32)
         self._filled, self._routed = Variable("filled", self.context), Variable("routed", 0)
@@ -251,9 +251,9 @@ class Session(BaseSession):
 
     def _heads_of(self, one: AttentionWeights) -> tuple[Array, Array]:
         """The rows of `expand` that make keys [heads, key_features, key_rank], and values."""
-        config = self.model.config
-        matrices = one.expand.array.reshape(config.heads, -1, config.key_rank)
-        return matrices[:, : config.key_features], matrices[:, config.key_features :]
+        heads = self.model.config.heads
+        keys, values = np.split(one.expand.array, [heads * self.model.config.key_features])
+        return keys.reshape(heads, -1, keys.shape[1]), values.reshape(heads, -1, values.shape[1])
 
     # ---- one token
 
@@ -379,12 +379,12 @@ class Session(BaseSession):
         latents, shared = self._latents[layer], self._keys[layer].reshape(self.context, -1)
         expand = (mla_rounded.expand_rounded if self._attends_rounded
                   else getattr(mla, f"expand_{self._cache_dtype}_{one.expand.dtype}"))
-        keys, values = self._expanded[:, :, : config.key_features], self._expanded[:, :, config.key_features :]
+        keys, values = (part.reshape(self.context, config.heads, -1) for part in np.split(
+            self._expanded, [config.heads * config.key_features], axis=1))
         turned, out = (array.reshape(self.chunk, config.heads, -1) for array in (self._turned, self._mixed))
         steps = [
             *self._compress(one, layer, position, rows),
-            (expand, (Rows(latents, filled), one.expand.array,
-                      Rows(self._expanded.reshape(self.context, -1), filled))),
+            (expand, (Rows(latents, filled), one.expand.array, Rows(self._expanded, filled))),
         ]
         operands = (rows(self._parts()[0]), rows(turned), Rows(keys, filled), Rows(shared, filled),
                     Rows(values, filled))

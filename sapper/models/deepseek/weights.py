@@ -40,8 +40,9 @@ class AttentionWeights:
     meets a layer's input: rows of the queries' latent vector, or of the queries where there is none, then of the latent
     vector of keys and values, of the shared key and of the index key. query_gain, query: from the queries' latent
     vector to the queries, and behind them the index queries, or None. key_gain [key_rank]. expand [heads *
-    (key_features + value_features), key_rank]: a head's keys, then its values. output [features, heads *
-    value_features]. index: None where there is no indexer.
+    (key_features + value_features), key_rank]: the keys of all heads, then the values of all: one token reads them in
+    turns, and each is one stream from memory. output [features, heads * value_features]. index: None where there is no
+    indexer.
     """
 
     gain: Array
@@ -263,10 +264,18 @@ def _attention(loader: Loader, config: DeepseekConfig, layer: int) -> AttentionW
 def _expand(loader: Loader, config: DeepseekConfig, layer: int) -> Dense:
     heads, keys, values, rank = config.heads, config.key_features, config.value_features, config.key_rank
     if not loader.has("expand_keys", layer):
-        return loader.dense([Use("expand", heads * (keys + values))], rank, layer)
+        order = partial(_keys_first, heads=heads, keys=keys)
+        return loader.dense([Use("expand", heads * (keys + values), order)], rank, layer)
     parts = (loader.entry("expand_keys", (heads, rank, keys), layer).read().swapaxes(1, 2),
              loader.entry("expand_values", (heads, values, rank), layer).read())
-    return loader.dense_of(np.concatenate(parts, axis=1).reshape(-1, rank))
+    return loader.dense_of(np.concatenate([part.reshape(-1, rank) for part in parts]))
+
+
+def _keys_first(rows: Array, heads: int, keys: int) -> Array:
+    """Rows [heads * (keys + values), ...], a head's keys and then its values, with the keys of all heads first."""
+    rest = rows.shape[1:]
+    parts = np.split(rows.reshape(heads, -1, *rest), [keys], axis=1)
+    return np.concatenate([part.reshape(-1, *rest) for part in parts])
 
 
 def _dense(loader: Loader, config: DeepseekConfig, layer: int) -> DenseWeights:
