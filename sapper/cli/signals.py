@@ -6,7 +6,9 @@ number. What must not be cut in two is done within `held`: a signal that comes m
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+AGAIN_SECONDS = 0.02
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGPIPE: ""}
 
 
@@ -39,7 +42,11 @@ def as_ended() -> Iterator[None]:
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """SIGTERM raises Ended in the main thread; elsewhere nothing changes."""
+    """SIGTERM raises Ended in the main thread; elsewhere nothing changes.
+
+    Python drops what is raised while it frees an object (`__del__`), and memory of gigabytes takes long to free: a
+    signal whose exception was lost there comes again a little later.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -47,10 +54,25 @@ def ending() -> Iterator[None]:
     def end(_number: int, _frame: FrameType | None) -> NoReturn:
         raise Ended(signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, end)
+    def lost(dropped: sys.UnraisableHookArgs) -> None:
+        number = {KeyboardInterrupt: signal.SIGINT, Ended: signal.SIGTERM}.get(dropped.exc_type)
+        if number is None:
+            tell(dropped)
+            return
+        again = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
+        again.daemon = True
+        coming.append(again)
+        again.start()
+
+    coming: list[threading.Timer] = []
+    before, tell = signal.signal(signal.SIGTERM, end), sys.unraisablehook
+    sys.unraisablehook = lost
     try:
         yield
     finally:
+        sys.unraisablehook = tell
+        for again in coming:
+            again.cancel()
         signal.signal(signal.SIGTERM, before)
 
 

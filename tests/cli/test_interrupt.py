@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from sapper.cli.signals import Ended, as_ended, ending
 from tests.models import small
 
 
@@ -50,3 +51,41 @@ def test_ctrl_c(arguments: tuple[str, ...], started: str | None, model: str) -> 
     assert "Traceback" not in told
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+class Freed:
+    """An object that is hit by a signal while it is freed, some times."""
+
+    def __init__(self, number: int, times: int) -> None:
+        self.number, self.times = number, times
+
+    def __del__(self) -> None:
+        if self.times:
+            Freed(self.number, self.times - 1)
+            signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_something_is_freed_is_not_lost(number: signal.Signals, times: int) -> None:
+    """Python drops the exceptions of `__del__`."""
+    def command() -> None:
+        Freed(number, times)
+        time.sleep(20)
+
+    with pytest.raises(Ended) as ended, ending(), as_ended():
+        command()
+    assert ended.value.status == 128 + number
+
+
+def test_other_faults_while_something_is_freed_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Faulty:
+        def __del__(self) -> None:
+            raise ValueError("freed")
+
+    told: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(dropped.exc_value))
+    before = sys.unraisablehook
+    with ending():
+        Faulty()
+    assert [str(one) for one in told] == ["freed"] and sys.unraisablehook is before
