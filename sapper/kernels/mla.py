@@ -91,16 +91,16 @@ def make_compress(cache: Any) -> Any:
     return compress
 
 
-def make_expand(cache: Any, weight: Any) -> Any:
+def make_expand(cache: Any, weight: Any, result: Any = f32, name: str | None = None) -> Any:
     """keys and values of P positions: y[p] = w @ latents[p], w [N, C] with N = H * (D + V)."""
 
-    @sp.kernel(name=f"expand_{cache.name}_{weight.name}")
-    def expand(latents: Tensor[cache, P, C], w: Tensor[weight, N, C], y: Tensor[f32, P, N]):
+    @sp.kernel(name=name or f"expand_{cache.name}_{weight.name}")
+    def expand(latents: Tensor[cache, P, C], w: Tensor[weight, N, C], y: Tensor[result, P, N]):
         for p, n in tiles(P, N):
             acc = zeros(p, n, dtype=f32)
             for c in tiles(C):
                 acc += latents[p, c] @ w[n, c]
-            y[p, n] = acc
+            y[p, n] = acc.to(result)
 
     return expand
 

@@ -11,21 +11,13 @@ import sapper as sp
 from sapper import Tensor, bf16, each, exp2, f32, full, i32, min, span, tiles, where, whole, zeros
 
 from .attention import ROUNDED_PRODUCTS
-from .mla import LOG2_E, MINUS_INFINITY, QUERY_BLOCK, attention_entry, expand_entry
+from .mla import LOG2_E, MINUS_INFINITY, QUERY_BLOCK, attention_entry, expand_entry, make_expand
 from .online_softmax import attend
 from .record import Tolerance
 
-T, H, D, S, C, V, P, N = sp.dims("T H D S C V P N")
+T, H, D, S, V, P = sp.dims("T H D S V P")
 
-
-@sp.kernel
-def expand_rounded(latents: Tensor[bf16, P, C], w: Tensor[bf16, N, C], y: Tensor[bf16, P, N]):
-    """y[p] = w @ latents[p], N = H * (D + V)."""
-    for p, n in tiles(P, N):
-        acc = zeros(p, n, dtype=f32)
-        for c in tiles(C):
-            acc += latents[p, c] @ w[n, c]
-        y[p, n] = acc.to(bf16)
+expand_rounded = make_expand(bf16, bf16, bf16, "expand_rounded")
 
 
 @sp.kernel(specialise="D S V")
