@@ -217,6 +217,10 @@ MICROARCHITECTURES = [
     Microarchitecture("alderlake", "GenuineIntel", 6,
                       frozenset({0x97, 0x9A, 0xAA, 0xAC, 0xB5, 0xB7, 0xBA, 0xBF, 0xC5, 0xC6}), frozenset({"avx_vnni"})),
     Microarchitecture("haswell", "GenuineIntel", 6, frozenset({0x3C, 0x3D, 0x3F, 0x45, 0x46, 0x47, 0x4F, 0x56})),
+    # The Zen 5 of mobile processors does 512-bit operations in halves, as Zen 4 does.
+    Microarchitecture("zen4", "AuthenticAMD", 0x1A, frozenset({*range(0x20, 0x30), *range(0x60, 0x70)})),
+    Microarchitecture("zen5", "AuthenticAMD", 0x1A, frozenset({*range(0x20), *range(0x40, 0x50), *range(0x70, 0x80)}),
+                      frozenset({"avx512_bf16", "avx_vnni"})),
     Microarchitecture("zen4", "AuthenticAMD", 0x19, frozenset({*range(0x10, 0x20), *range(0x60, 0x80),
                                                                *range(0xA0, 0xB0)}), frozenset({"avx512_bf16"})),
 ]

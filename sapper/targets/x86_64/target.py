@@ -2,7 +2,7 @@
 
 Leaves: `Target` rows by name. Holds: facts only; nothing here runs on the CPU that it describes. Generated code may use
 exactly the features of its target.
-Sources: x86-64 psABI (levels); AMD publications 57647 and 56665 (Zen 4); Intel Optimization Reference Manual 248966
+Sources: x86-64 psABI (levels); AMD publications 57647 and 56665 (Zen 4), 58455 (Zen 5); Intel Optimization Reference Manual 248966
 (Haswell, Skylake-SP, Ice Lake-SP, Alder Lake, Sapphire Rapids, Granite Rapids); cache sizes of typical members,
 replaced by the host's own in detect.py.
 """
@@ -161,6 +161,8 @@ TARGETS: dict[str, Target] = {
         cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 1, 0.5, 4, 4, 8, "skylake-avx512"),
         # 512-bit operations run as two halves on 256-bit pipes: two FMA pipes, two add pipes, two loads, one store.
         cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7),
+        # Pipes of 512 bits: two FMA, two add, two loads, one store.
+        cpu("zen5", _V4_ML, 48 * KIB, 1 * MIB, 32 * MIB, 2, 2, 1, 4, 3, 7, "zen4"),
         cpu("graniterapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 504 * MIB, 2, 2, 1, 4, 4, 8,
             stream_ahead=3 * KIB, line_by_line=True),
         cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
