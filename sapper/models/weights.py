@@ -229,7 +229,7 @@ class Loader:
         form = entry.format
         if form in RawBlocks.FORMATS:
             return RawBlocks.parse(entry.data, rows, form)
-        if form in FLOATS or rows != shape:  # of a mixture, for which RawK has no kernels
+        if form in FLOATS:
             return None
         from .k_matrix import RawK
 
