@@ -2,7 +2,8 @@
 
 Enters a walk of groups of warps (groups.py) whose schedule asks for clusters along one axis of its tiles. What holds:
 
-    tiles     as many as fill the last cluster; one past the end of the axis is worked through and nothing of it stored
+    tiles     as many as fill the last cluster; one past the end of the axis is worked through and nothing of it stored:
+              boxes bring zeros there, and the scale of its block is the last one
     full      announces the whole stage, of which parts come from each worker of the cluster
     free      is waited for before a part is copied to all: so the multiplying warps arrive at that of every worker
     begin     nobody copies or arrives before all of the cluster have started their signals (`sync_cluster`)
@@ -30,7 +31,6 @@ class Clusters(BoxedStores):
     """cluster: workers of one. cluster_axis: along which their tiles lie (MatrixLowering has them: 1, None)."""
 
     groups = 0
-    narrow = False
 
     def settle_cluster(self) -> None:
         """Whether workers share operands, before anything is emitted. Raises ScheduleError where it is asked for and
@@ -56,8 +56,8 @@ class Clusters(BoxedStores):
             return f"a size that is none of {', '.join(map(str, group.clusters))}"
         if self.shares is not None or self.schedule.chunks:
             return "split, stream or chunks besides, by which workers have other pieces of the depth"
-        if self.narrow:
-            return "scales of blocks, which a tile past the end would read there"
+        if self.in_order:
+            return "a loop over groups, whose tiles are no tasks that neighbours could take"
         if not self._parts_well(found, group, axis, size):
             return "an operand with fewer parts"
         return None
@@ -73,6 +73,14 @@ class Clusters(BoxedStores):
     def copied_parts(self, outer: str) -> int:
         """In how many parts an operand with this outer axis is copied, one by each worker."""
         return 1 if outer == self.cluster_axis else self.cluster
+
+    def place_of_block(self, axis: str, at: Scalar) -> Scalar:
+        """A coordinate whose block has a scale, for the tile that begins at `at`: that one, or the axis's last where
+        the tile lies past the end."""
+        if axis != self.cluster_axis:
+            return at
+        tile = self.open[axis]
+        return self.scalar("s_min", at, self.sub(self.add(tile.offset, tile.extent), 1))
 
     def rank(self) -> Scalar:
         """Of this worker in its cluster."""

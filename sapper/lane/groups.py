@@ -469,7 +469,8 @@ class GroupLowering(Clusters):
             elif axis == outer and shared == 1:
                 mine = step
             else:
-                base = self.add(base, self.mul(self.scalar("s_floordiv", at[axis], shared), step))
+                block = self.scalar("s_floordiv", self.place_of_block(axis, at[axis]), shared)
+                base = self.add(base, self.mul(block, step))
         if isinstance(mine, int) and mine == 0:
             return [self.emit(self.depth, "load_splat", [self.value(base)], ROW_F32, dtype=f32)] * 2
         start = self.add(at[outer], self.mul(self.warp(), group.group_rows // group.group_warps))

@@ -41,15 +41,18 @@ def _mend(name: str) -> str:
 
 
 class Driver:
-    """The functions of `api` (cuda.bindings.driver), checked."""
+    """The functions of `api` (cuda.bindings.driver), checked. failures: how many calls failed, of which any may be the
+    one that tells of a kernel that was aborted earlier."""
 
     def __init__(self, api: Any) -> None:
         self.api = api
+        self.failures = 0
 
     def __call__(self, function: str, *arguments: Any) -> Any:
         """What the function gives besides its result: nothing, one value, or a tuple. Raises CudaError."""
         result, *values = getattr(self.api, function)(*arguments)
         if int(result):
+            self.failures += 1
             raise CudaError(function, *self.describe(result))
         return values[0] if len(values) == 1 else tuple(values) or None
 

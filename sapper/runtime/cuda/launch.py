@@ -28,7 +28,7 @@ from ..errors import ArgumentError
 from .driver import Device, device
 from .memory import KDL_CUDA, Allocation, DeviceArray
 from .module import Function, Parameters, encode_map, load
-from .streams import current_stream
+from .streams import current_stream, handle_of, make_ready
 
 if TYPE_CHECKING:
     from ..launch import Launcher
@@ -66,14 +66,14 @@ class DeviceCall:
     The arguments are kept alive and must stay where they are.
     """
 
-    def __init__(self, name: str, entry: Entry, parameters: Parameters, scratch: Allocation,
+    def __init__(self, name: str, entry: Entry, parameters: Parameters, scratch: Scratch,
                  scalars: dict[str, tuple[int, Parameter]], keep: Any) -> None:
         self.name, self.entry = name, entry
         self._parameters, self._scratch, self._scalars, self._keep = parameters, scratch, scalars, keep
 
     def __call__(self, stream: Any = None) -> None:
         """Issue it to a stream of ours, of PyTorch, or a handle; None: the current one."""
-        issue(self.entry, self._parameters, stream)
+        issue(self.entry, self._parameters, self._scratch, stream)
 
     def set_scalar(self, name: str, value: Any) -> None:
         """Another value for a scalar parameter from the next call on; a graph keeps its own. Raises ArgumentError."""
@@ -84,37 +84,59 @@ class DeviceCall:
         self._parameters.words[word] = _arguments.scalar_word(value, self.name, parameter)
 
 
-def issue(entry: Entry, parameters: Parameters, stream: Any) -> None:
+def issue(entry: Entry, parameters: Parameters, scratch: Scratch, stream: Any) -> None:
     compiled = entry.compiled
+    if compiled.barriers:
+        make_ready(scratch.clear_after_failure, stream)
     entry.function.launch((entry.blocks,), (entry.threads,), parameters, compiled.near_bytes,
                           (compiled.cluster,) if compiled.cluster > 1 else (), compiled.barriers, stream)
 
 
-class _Scratch:
+class Scratch:
+    """Memory of launches that come one after another: the sync block, zero as workers leave it, and scratch memory
+    behind it.
+
+    A kernel that is aborted may leave flags raised and arrivals counted there, for which those of the next launch would
+    not wait. failures: of the driver, as they were when the block was known to be zero.
+    """
+
+    def __init__(self, on: Device, size_bytes: int) -> None:
+        self.memory = Allocation(on, size_bytes)
+        self.failures = on.call.failures
+        self._clear(None)
+        with on.current():      # whatever stream the first launch goes to
+            on.call("cuStreamSynchronize", handle_of(on, None))
+
+    def clear_after_failure(self, stream: Any) -> None:
+        """Clear the sync block where a call of the driver has failed since it was known to be zero."""
+        failures = self.memory.device.call.failures
+        if self.failures != failures:
+            self._clear(stream)
+            self.failures = failures
+
+    def _clear(self, stream: Any) -> None:
+        on = self.memory.device
+        with on.current():
+            on.call("cuMemsetD8Async", self.memory.handle, 0, SYNC_BYTES, handle_of(on, stream))
+
+
+class _StreamScratch:
     """Scratch memory of each stream of a device. It grows, and what it had stays: a graph may use it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.areas: dict[tuple[Device, int], list[Allocation]] = {}
+        self.areas: dict[tuple[Device, int], list[Scratch]] = {}
 
-    def take(self, on: Device, stream: int, size_bytes: int) -> Allocation:
+    def take(self, on: Device, stream: int, size_bytes: int) -> Scratch:
         with self.lock:
             areas = self.areas.setdefault((on, stream), [])
-            if not areas or areas[-1].size_bytes < size_bytes:
-                least = 2 * areas[-1].size_bytes if areas else LEAST_SCRATCH_BYTES
-                areas.append(new_scratch(on, max(size_bytes, least)))
+            if not areas or areas[-1].memory.size_bytes < size_bytes:
+                least = 2 * areas[-1].memory.size_bytes if areas else LEAST_SCRATCH_BYTES
+                areas.append(Scratch(on, max(size_bytes, least)))
             return areas[-1]
 
 
-_scratch = _Scratch()
-
-
-def new_scratch(on: Device, size_bytes: int) -> Allocation:
-    """The sync block, zero as workers leave it, and scratch memory behind it."""
-    made = Allocation(on, size_bytes)
-    with on.current():
-        on.call("cuMemsetD8", made.handle, 0, SYNC_BYTES)
-    return made
+_of_streams = _StreamScratch()
 
 
 class DeviceLauncher:
@@ -130,12 +152,13 @@ class DeviceLauncher:
         entry, parameters, _ = self.bind(arguments)
         on = entry.function.device
         stream = current_stream(on)
-        _place(parameters, entry, _scratch.take(on, stream, _scratch_bytes(entry)))
-        issue(entry, parameters, stream)
+        scratch = _of_streams.take(on, stream, _scratch_bytes(entry))
+        _place(parameters, entry, scratch)
+        issue(entry, parameters, scratch, stream)
 
     def prepare(self, arguments: tuple[Any, ...]) -> DeviceCall:
         entry, parameters, binding = self.bind(arguments)
-        scratch = new_scratch(entry.function.device, _scratch_bytes(entry))
+        scratch = Scratch(entry.function.device, _scratch_bytes(entry))
         _place(parameters, entry, scratch)
         slots = slot_words(entry.compiled.slots)
         scalars = {p.name: (slots[f"scalar.{p.name}"], p) for p in self.launcher.signature.parameters
@@ -237,6 +260,7 @@ def _scratch_bytes(entry: Entry) -> int:
     return SYNC_BYTES + entry.scratch_bytes * entry.workers
 
 
-def _place(parameters: Parameters, entry: Entry, area: Allocation) -> None:
+def _place(parameters: Parameters, entry: Entry, scratch: Scratch) -> None:
     """The first three words: scratch base, scratch bytes of each worker, sync block."""
-    parameters.words[0:3] = [area.address + SYNC_BYTES, entry.scratch_bytes, area.address]
+    at = scratch.memory.address
+    parameters.words[0:3] = [at + SYNC_BYTES, entry.scratch_bytes, at]

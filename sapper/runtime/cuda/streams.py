@@ -8,13 +8,17 @@ default stream.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar, Token
 from typing import Any
 
 from .driver import CudaError, Device, device
 
+Ready = Callable[[Any], None]
+"""Makes ready, on a stream, what a launch there needs."""
+
 _current: ContextVar[Stream | None] = ContextVar("sapper_cuda_stream", default=None)
+_captured: ContextVar[list[Ready] | None] = ContextVar("sapper_cuda_captured", default=None)
 
 
 class Stream:
@@ -76,12 +80,15 @@ class Event:
 
 
 class Graph:
-    """Captured work; calling it issues all of it to the current stream at once. keep: what it uses."""
+    """Captured work; calling it issues all of it to the current stream at once. keep: what it uses. before: what makes
+    that ready."""
 
-    def __init__(self, on: Device, handle: Any, keep: Any) -> None:
-        self.device, self.handle, self.keep = on, handle, keep
+    def __init__(self, on: Device, handle: Any, keep: Any, before: Sequence[Ready] = ()) -> None:
+        self.device, self.handle, self.keep, self.before = on, handle, keep, tuple(before)
 
     def __call__(self, stream: Any = None) -> None:
+        for ready in self.before:
+            ready(stream)
         with self.device.current():
             self.device.call("cuGraphLaunch", self.handle, handle_of(self.device, stream))
 
@@ -98,19 +105,32 @@ def capture(work: Callable[[], Any], on: Device | None = None) -> Graph:
     on = on or device()
     stream = _current.get() or Stream(on)
     call = on.call
+    before: list[Ready] = []
     with on.current(), stream:
         call("cuStreamBeginCapture", stream.handle,
              call.enumeration("CUstreamCaptureMode", "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"))
+        token = _captured.set(before)
         try:
             keep = work()
         except BaseException:
             _abandon(on, stream)
             raise
+        finally:
+            _captured.reset(token)
         captured = call("cuStreamEndCapture", stream.handle)
         try:
-            return Graph(on, call("cuGraphInstantiate", captured, 0), (work, keep))
+            return Graph(on, call("cuGraphInstantiate", captured, 0), (work, keep), before)
         finally:
             call("cuGraphDestroy", captured)
+
+
+def make_ready(ready: Ready, stream: Any) -> None:
+    """Do so now, for what is about to be issued to a stream; while a graph is captured, before each launch of it."""
+    before = _captured.get()
+    if before is None:
+        ready(stream)
+    else:
+        before.append(ready)
 
 
 def _abandon(on: Device, stream: Stream) -> None:

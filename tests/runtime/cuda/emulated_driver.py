@@ -91,7 +91,7 @@ class EmulatedDriver:
         "cuCtxSetCurrent": (P,), "cuCtxGetDevice": (P,), "cuMemAlloc": (P, Z), "cuMemFree": (P,),
         "cuMemcpyHtoDAsync": (P, P, Z, P),
         "cuMemcpyDtoHAsync": (P, P, Z, P), "cuMemcpyDtoDAsync": (P, P, Z, P),
-        "cuMemsetD8": (P, ctypes.c_ubyte, Z), "cuStreamCreate": (P, U),
+        "cuMemsetD8Async": (P, ctypes.c_ubyte, Z, P), "cuStreamCreate": (P, U),
         "cuStreamDestroy": (P,), "cuStreamSynchronize": (P,), "cuStreamWaitEvent": (P, P, U), "cuEventCreate": (P, U),
         "cuEventRecord": (P, P), "cuEventSynchronize": (P,), "cuEventElapsedTime": (P, P, P), "cuEventDestroy": (P,),
         "cuLinkCreate": (U, P, P, P), "cuLinkAddData": (P, I, P, Z, ctypes.c_char_p, U, P, P),
@@ -264,7 +264,9 @@ class EmulatedDriver:
         self.memory.written[self._place(target, size_bytes)] = 1
         self.log.append(("copy", (stream or 0, size_bytes)))
 
-    def cuMemsetD8(self, target: int, value: int, count: int) -> None:
+    def cuMemsetD8Async(self, target: int, value: int, count: int, stream: int | None) -> None:
+        self.need_context()
+        self.log.append(("set", (self._stream(stream), count)))
         place = self._place(target, count)
         self.memory.bytes[place], self.memory.written[place] = value, 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 
 import sapper as sp
 from sapper import CallError, Tensor, bf16, each, f32, sum, tiles, whole, zeros
-from sapper.emulate import RaceError
+from sapper.emulate import DeadlockError, Options, RaceError, machine
+from sapper.emulate.memory import GLOBAL_BASE
 from sapper.kernels import find
 from sapper.runtime import cuda
 from sapper.runtime.cache import disk_cache
 from sapper.runtime.dtypes import numpy_dtype
 from sapper.runtime.errors import ArgumentError, LaunchError
+from sapper.targets.ptx.text import SYNC_BYTES
 
 from .emulated_driver import CUBIN
 
@@ -357,6 +360,47 @@ def test_a_race_on_the_emulated_device_fails_the_launch(device: EmulatedDriver) 
         cuda.load(text)["double"]((4,), (32,), [cuda.array(normal(70)), 70, np.float32(2.0)])
     assert isinstance(device.failure, RaceError)
     device.failure = None
+
+
+def aborted(device: EmulatedDriver, issue: Callable[[], Any], most: int = 2000) -> None:
+    """Issue work whose kernel ends midway, as soon as it has something in its sync block."""
+    for steps in range(50, most, 50):
+        device.options = Options(step_limit=steps)
+        with pytest.raises(cuda.CudaError, match="CUDA_ERROR_LAUNCH_FAILED"):
+            issue()
+        assert isinstance(device.failure, DeadlockError)
+        device.failure, device.options = None, Options(step_limit=20_000)
+        at = launches(device)[-1]["words"][2] - GLOBAL_BASE
+        if device.memory.bytes[at:at + SYNC_BYTES].any():
+            return
+    pytest.fail(f"nothing in the sync block after {most} instructions")
+
+
+@pytest.mark.parametrize("way", ["call", "prepared", "graph"])
+@pytest.mark.parametrize("kernel", [product, two_steps], ids=["flags", "arrivals"])
+def test_a_kernel_that_was_aborted_leaves_nothing_behind(device: EmulatedDriver, kernel: Any, way: str,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags raised, or arrivals counted, which the next launch would take for its own."""
+    device.reset(processors=6)
+    monkeypatch.setattr(machine, "FUEL", 20)    # in whose steps the emulator looks whether it ran long enough
+    if kernel is product:
+        x = normal(64, 512).astype(BF16)
+        options: dict[str, Any] = {"schedule": {"tile": {"m": 64, "n": 64}, "split": {"k": 6}}}
+        given, wanted = (cuda.array(x), cuda.array(x), cuda.empty((64, 64))), x.astype(np.float64) @ x.astype(float).T
+    else:
+        x, options = normal(200, 40), {}
+        given, wanted = (cuda.array(x), cuda.empty(200), cuda.empty(200)), 2 * x.sum(1)
+    prepared = sp.prepare(kernel, *given, **options)
+    issue: Callable[[], Any] = {"call": lambda: kernel(*given, **options), "prepared": prepared,
+                                "graph": cuda.capture(prepared)}[way]
+    for _ in range(2):
+        aborted(device, issue)
+        given[2].copy_from(np.full(given[2].shape, np.nan, np.float32))
+        issue()
+        np.testing.assert_allclose(given[2].numpy(), wanted, rtol=1e-4, atol=1e-3)
+    cleared = [facts for name, facts in device.log if name == "set"]
+    issue()
+    assert [facts for name, facts in device.log if name == "set"] == cleared
 
 
 def test_without_a_driver_one_line_says_what_to_do() -> None:
