@@ -82,6 +82,10 @@ def test_a_pipe_is_read_without_prompts(model: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+READS = (["0", "0x0"], ["23", "0x1"], ["270", "0x1"])
+"""read(2) of standard input, select(2) and pselect6(2) of it alone: what /proc/PID/syscall begins with."""
+
+
 def test_ctrl_c_ends_an_answer_and_not_the_program(model: str) -> None:
     """In a terminal: an answer of many tokens is stopped, another is given, Ctrl-C at the prompt does nothing."""
     child, terminal = pty.fork()
@@ -111,7 +115,10 @@ def test_ctrl_c_ends_an_answer_and_not_the_program(model: str) -> None:
         os.kill(child, signal.SIGINT)
         place = until(b"(stopped)", place)
         place = until(b"> ", place)
-        time.sleep(0.5)  # Before it waits for a key, the line editor would keep the signal until one comes.
+        limit = time.monotonic() + 30  # before it waits for a key, the line editor would keep the signal until one
+        while Path(f"/proc/{child}/syscall").read_text().split()[:2] not in READS:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
         os.kill(child, signal.SIGINT)
         place = until(b"leaves)", place)
         until(b"> ", place)

@@ -33,7 +33,7 @@ from .metrics import Metrics
 from .requests import Request, RequestError, parse
 
 LOOK_SECONDS = 0.25
-"""How often a request that waits looks whether its client is still there."""
+"""How often a request looks whether its client is still there: one that gets its answer whole is not told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,15 +207,17 @@ class _Answer:
     async def _each(self) -> AsyncGenerator[tuple[str, str], None]:
         """Pieces with the ending, "" but for the last. Raises RequestError, ClientDisconnect."""
         server, job = self._server, self._job
-        limit = self._arrived + server.limits.seconds
+        limit, look = self._arrived + server.limits.seconds, time.monotonic() + LOOK_SECONDS
         try:
             while True:
                 try:
                     piece, ending = await asyncio.wait_for(self._pieces.get(), LOOK_SECONDS)
                 except TimeoutError:
-                    if await self._http.is_disconnected():
-                        raise ClientDisconnect from None
                     piece, ending = "", ""
+                if time.monotonic() >= look:
+                    if await self._http.is_disconnected():
+                        raise ClientDisconnect
+                    look = time.monotonic() + LOOK_SECONDS
                 if ending in ("cancelled", "failed"):
                     raise RequestError(503, "the server stops", "server_error")
                 if not ending and time.monotonic() > limit:

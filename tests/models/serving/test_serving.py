@@ -221,20 +221,37 @@ def test_paths_and_methods_that_are_not_there(running: Running) -> None:
     assert status == 405 and "error" in json.loads(body)
 
 
-def test_a_client_that_leaves_ends_its_job(running: Running) -> None:
-    before = running.server.engine.scheduler.tokens_made
-    stream = running.client().completions.create(model="small", prompt="hello", max_tokens=1000, temperature=2,
-                                                 seed=3, stream=True)
-    for _, _ in zip(range(3), stream, strict=False):
-        pass
-    stream.close()
-    running.idle()
-    assert running.server.engine.scheduler.tokens_made - before < 1000
-    with socket.create_connection(("127.0.0.1", running.port)) as waiting:  # one that does not stream
-        send(waiting, {"prompt": "hello", "max_tokens": 1000, "temperature": 2, "seed": 3})
-        time.sleep(0.1)
-    running.idle()
-    assert running.get("/health")[0] == 200
+def slowed(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece of text at every step, and a thousand in ten seconds: who leaves at once does so long before."""
+    monkeypatch.setattr(scheduler.batch, "step", lambda fed, picks=(): (time.sleep(0.01), [5] * len(picks))[1])
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_client_that_leaves_ends_its_job(model: Loaded, monkeypatch: pytest.MonkeyPatch, streams: bool) -> None:
+    with serving(model) as found, socket.socket() as leaving:
+        scheduler = found.server.engine.scheduler
+        slowed(scheduler, monkeypatch)
+        leaving.connect(("127.0.0.1", found.port))
+        send(leaving, {"prompt": "hello", "max_tokens": 1000, "temperature": 0, "stream": streams})
+        limit = time.monotonic() + 30
+        while scheduler.tokens_made < 3:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        leaving.close()
+        found.idle()
+        assert scheduler.tokens_made < 1000 and found.get("/health")[0] == 200
+
+
+def test_a_stream_that_is_closed_ends_its_job(model: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(model) as found:
+        scheduler = found.server.engine.scheduler
+        slowed(scheduler, monkeypatch)
+        stream = found.client().completions.create(model="small", prompt="hello", max_tokens=1000, stream=True)
+        for _, _ in zip(range(3), stream, strict=False):
+            pass
+        stream.close()
+        found.idle()
+        assert scheduler.tokens_made < 1000
 
 
 def send(connection: socket.socket, body: dict, size: int | None = None) -> None:
@@ -282,9 +299,9 @@ def test_connections_that_ask_nothing_are_cut(model: Loaded, monkeypatch: pytest
 
 
 def test_a_client_that_takes_nothing_of_its_answer_is_cut(model: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(model, stall_seconds=0.5) as found, socket.socket() as deaf:
+    with serving(model, stall_seconds=1.5) as found, socket.socket() as deaf:
         scheduler = found.server.engine.scheduler
-        monkeypatch.setattr(scheduler.batch, "step", lambda fed, picks=(): (time.sleep(0.01), [5] * len(picks))[1])
+        slowed(scheduler, monkeypatch)
         monkeypatch.setattr("sapper.models.serving.application._event", lambda value: "x" * 100_000)
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.connect(("127.0.0.1", found.port))
@@ -311,11 +328,9 @@ def test_a_flood_is_refused_and_those_that_were_taken_are_answered(model: Loaded
         assert f'sapper_requests_total{{path="/v1/completions",status="429"}} {statuses.count(429)}' in text
 
 
-def test_the_time_of_a_request_is_limited(model: Loaded) -> None:
+def test_the_time_of_a_request_is_limited(model: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(model, seconds=0.3) as found:
-        slow = found.server.engine.scheduler
-        step = slow.step
-        slow.step = lambda: (time.sleep(0.05), step())[1]
+        slowed(found.server.engine.scheduler, monkeypatch)
         status, answer = found.post(b'{"prompt": [5], "max_tokens": 1000, "temperature": 2, "seed": 3}')
         assert status == 408 and answer["error"]["code"] == "time_limit"
         found.idle()
