@@ -406,11 +406,13 @@ def call_rows(settings: Settings) -> Iterator[list[Row]]:
 
 
 AS_IN_FILE = "4 bit"
-"""What the file's own form of the weights is called: Q4_1, and Q8_0 for the logits."""
+"""What the file's own form of the weights is called: Q4_1, and Q8_0 for the logits; where there is no file, Q4_0."""
 ROUNDED = "bf16 rounded"
 """And bf16 whose rows of activations are rounded to it."""
 FILE_ROUNDED = "4 bit rounded"
 """And the file's own form, that it and rows of activations are rounded to bf16 for products of many rows."""
+FORMS = {"bf16": "bf16", ROUNDED: "bf16-rounded", AS_IN_FILE: "file", FILE_ROUNDED: "file-rounded"}
+"""What each form is loaded as."""
 PREFILL_PRODUCTS = {ROUNDED: "bf16", AS_IN_FILE: "i8", FILE_ROUNDED: "bf16"}
 """What a prompt is multiplied with, where that is not f32."""
 
@@ -432,18 +434,21 @@ def _deepseek_rows(settings: Settings) -> Iterator[list[Row]]:
     from ..models.deepseek.config import from_json
     from ..models.deepseek.untrained import SMALL_V2, untrained
 
-    settings.report("making a model with random weights")
-    model = untrained(from_json(SMALL_V2, "the benchmark"))
-    for threads in settings.thread_counts:
-        yield from attempt("deepseek-v2", settings, partial(_deepseek_case, model, threads, settings))
+    config = from_json(SMALL_V2, "the benchmark")
+    for name, form in FORMS.items():
+        settings.report("making a model with random weights")
+        model = untrained(config, form)
+        for threads in settings.thread_counts:
+            yield from attempt("deepseek-v2", settings, partial(_deepseek_case, name, model, threads, settings))
 
 
-def _deepseek_case(model: Any, threads: int, settings: Settings) -> list[Row]:
+def _deepseek_case(dtype: str, model: Any, threads: int, settings: Settings) -> list[Row]:
+    """dtype: what the form of the weights is called in tables."""
     session = model.session(CONTEXT, threads=threads)
     prompt_tokens = _prompt_tokens(settings)
     flops = 2 * prompt_tokens * model.weights.step_size + 2 * model.weights.logits.size
     prefill, decode = feeds_of(session, prompt_tokens)
-    return _speeds("deepseek-v2", "bf16", flops, model.weights.step_bytes, {"sapper": prefill}, {"sapper": decode}, {},
+    return _speeds("deepseek-v2", dtype, flops, model.weights.step_bytes, {"sapper": prefill}, {"sapper": decode}, {},
                    threads, settings)
 
 
@@ -456,8 +461,7 @@ def _smollm2_rows(settings: Settings) -> Iterator[list[Row]]:
 
     settings.report("loading the model")
     try:
-        models = {name: load_model("smollm2", form) for name, form in (
-            ("bf16", "bf16"), (ROUNDED, "bf16-rounded"), (AS_IN_FILE, "file"), (FILE_ROUNDED, "file-rounded"))}
+        models = {name: load_model("smollm2", form) for name, form in FORMS.items()}
     except (ModelError, ImportError) as error:
         settings.say(f"no model to run: {error}")
         return

@@ -24,8 +24,10 @@ from sapper.cli.bench_suites import Row, Settings, jobs_of, rows_of
 from sapper.kernels import library
 from sapper.models.deepseek import untrained
 from sapper.models.deepseek.config import from_json
+from sapper.models.deepseek.model import DeepseekModel
 from sapper.models.errors import ModelError
 from sapper.models.locate import find_model
+from sapper.models.weights import FORMS
 from sapper.tune import operands, peaks
 from sapper.tune.measure import Timing
 
@@ -95,13 +97,23 @@ def test_a_deepseek_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     }
     monkeypatch.setattr(untrained, "SMALL_V2", config)
     rows = run_json(tmp_path / "r.json", "model", threads=1, against="", case="deepseek-v2")
+    forms = ("bf16", "bf16 rounded", "4 bit", "4 bit rounded")
     assert [(row["case"], row["dtype"], row["shape"], row["unit"]) for row in rows] == [
-        ("deepseek-v2 prefill", "bf16", "64", "tokens/s"), ("deepseek-v2 decode", "bf16", "1 after 64", "tokens/s")]
+        (f"deepseek-v2 {part}", form, shape, "tokens/s") for form in forms
+        for part, shape in (("prefill", "64"), ("decode", "1 after 64"))]
     assert all(row["rate"] > 0 and row["percent_of_floor"] > 0 for row in rows)
     weights = untrained.untrained(from_json(config, "the test")).weights
     matrices = 64 * (32 + 32 + 8) + 32 * 2 * 24 + 32 * 2 * 32 + 64 * 32  # of the attention of a layer
     assert weights.step_size == 2 * matrices + 3 * 64 * 96 + 64 * 8 + 6 * 3 * 64 * 32
     assert weights.step_bytes == pytest.approx(2 * (weights.step_size + 4200 * 64), rel=0.02)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_model_with_random_weights_caches_as_a_loaded_one_does(form: str) -> None:
+    config = from_json({**untrained.SMALL_V2, "vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 1}, "the test")
+    made = untrained.untrained(config, form)
+    assert made.cache_dtype == DeepseekModel(Path(), config, made.weights, None, form, "deepseek").cache_dtype
+    assert made.session(16).state()["layer 0 latents"].dtype.name == ("bfloat16" if "rounded" in form else "float32")
 
 
 def test_peaks(tmp_path: Path) -> None:

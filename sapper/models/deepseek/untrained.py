@@ -1,8 +1,8 @@
 """DeepSeek models with random weights, for measuring: as fast and as large as trained ones, without a file.
 
 In: a config. Out: `Untrained`. Holds: the weights went through the same loader as a file's; a seed gives the same ones.
-With "q4" matrices are in Q4_0's blocks of 4 bits, cut from one pool of random bytes at places of their own: no more is
-drawn, and no memory is held but that of the panels.
+Where the form is that of a file, matrices are in Q4_0's blocks of 4 bits, cut from one pool of random bytes at places
+of their own: no more is drawn, and no memory is held but that of the panels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...runtime.system import trim_heap
 from ..linear import Raw, RawBlocks
 from ..weights import Loader
 from .config import DeepseekConfig
-from .session import Session
+from .session import CACHES, Session
 from .weights import NAMES, DeepseekWeights, load_weights
 
 SMALL_V2 = {
@@ -82,8 +82,8 @@ POOL_BYTES = 1 << 26
 class RandomBlocks(RandomLoader):
     """The same in blocks of 4 bits, where their kernels take a matrix."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__("file", seed)
+    def __init__(self, form: str, seed: int) -> None:
+        super().__init__(form, seed)
         self._random = np.random.default_rng(seed)
         self.arena = Arena(1 << 34)  # one block, as a file's weights have
         self._pool = self._random.integers(0, 256, POOL_BYTES, np.uint8)
@@ -105,11 +105,16 @@ class RandomBlocks(RandomLoader):
 
 @dataclass(frozen=True, slots=True)
 class Untrained:
-    """A model without a tokenizer. cache_dtype: as Model has it."""
+    """A model without a tokenizer. dtype: as Model has it."""
 
     config: DeepseekConfig
     weights: DeepseekWeights
-    cache_dtype: str = "f32"
+    dtype: str
+
+    @property
+    def cache_dtype(self) -> str:
+        """As Model has it."""
+        return CACHES.get(self.dtype, "f32")
 
     def session(self, context: int | None = None, *, threads: int | None = None) -> Session:
         """A new conversation; see BaseSession."""
@@ -117,10 +122,9 @@ class Untrained:
 
 
 def untrained(config: DeepseekConfig, dtype: str = "bf16", seed: int = 0) -> Untrained:
-    """A model with random weights. dtype: "bf16", "f32" or "q4"."""
-    loader = RandomBlocks(seed) if dtype == "q4" else RandomLoader(dtype, seed)
+    """A model with random weights. dtype: one of FORMS (sapper/models/weights.py). Raises ModelError for another."""
+    loader = (RandomBlocks if dtype.startswith("file") else RandomLoader)(dtype, seed)
     weights = load_weights(loader, config)
     del loader
     trim_heap()
-    return Untrained(config, weights)
-
+    return Untrained(config, weights, dtype)
