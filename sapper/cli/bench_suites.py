@@ -17,7 +17,8 @@ from functools import partial
 from time import perf_counter, thread_time
 from typing import Any
 
-SUITES = ("peaks", "call", "threads", "compile", "matmul", "matvec", "rows", "attention", "others", "model", "all")
+SUITES = ("peaks", "call", "threads", "compile", "matmul", "matvec", "rows", "attention", "others", "model",
+          "deepseek", "all")
 PEERS = ("numpy", "torch", "llama")
 FLOOR_READ, FLOOR_COPY = "(read)", "(copy)"
 CHECK_BYTES = 64 << 20
@@ -32,7 +33,6 @@ DECODE_SHAPES = ((576, 1536), (2048, 2048))
 COLD_PRODUCTS = ("matmul_nt_f32", "matmul_nt_bf16_bf16", "matmul_nn_i8", "matmul_nt_i8")
 COLD_ROWS, COLD_SHAPE = (1, 4, 16, 128), (4096, 4096)
 """Products of a few rows with cold weights, as they lie and packed."""
-PROMPT_TOKENS, DECODE_TOKENS, CONTEXT = 512, 64, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,145 +405,6 @@ def call_rows(settings: Settings) -> Iterator[list[Row]]:
             yield rows_of(name, "f32", "16", 1, settings.measure({"sapper": run}), None, None, "us")
 
 
-AS_IN_FILE = "4 bit"
-"""What the file's own form of the weights is called: Q4_1, and Q8_0 for the logits; where there is no file, Q4_0."""
-ROUNDED = "bf16 rounded"
-"""And bf16 whose rows of activations are rounded to it."""
-FILE_ROUNDED = "4 bit rounded"
-"""And the file's own form, that it and rows of activations are rounded to bf16 for products of many rows."""
-FORMS = {"bf16": "bf16", ROUNDED: "bf16-rounded", AS_IN_FILE: "file", FILE_ROUNDED: "file-rounded"}
-"""What each form is loaded as."""
-PREFILL_PRODUCTS = {ROUNDED: "bf16", AS_IN_FILE: "i8", FILE_ROUNDED: "bf16"}
-"""What a prompt is multiplied with, where that is not f32."""
-
-
-def model_rows(settings: Settings) -> Iterator[list[Row]]:
-    """Whole models: a prompt of 512 tokens, and token by token after it."""
-    yield from _smollm2_rows(settings)
-    yield from _deepseek_rows(settings)
-
-
-def _wants_model(name: str, settings: Settings) -> bool:
-    return any(settings.wants(f"{name} {part}") for part in ("prefill", "decode"))
-
-
-def _deepseek_rows(settings: Settings) -> Iterator[list[Row]]:
-    """A small model with DeepSeek-V2's attention and experts, and random weights."""
-    if not _wants_model("deepseek-v2", settings):
-        return
-    from ..models.deepseek.config import from_json
-    from ..models.deepseek.untrained import SMALL_V2, untrained
-
-    config = from_json(SMALL_V2, "the benchmark")
-    for name, form in FORMS.items():
-        settings.report("making a model with random weights")
-        model = untrained(config, form)
-        for threads in settings.thread_counts:
-            yield from attempt("deepseek-v2", settings, partial(_deepseek_case, name, model, threads, settings))
-
-
-def _deepseek_case(dtype: str, model: Any, threads: int, settings: Settings) -> list[Row]:
-    """dtype: what the form of the weights is called in tables."""
-    session = model.session(CONTEXT, threads=threads)
-    prompt_tokens = _prompt_tokens(settings)
-    flops = 2 * prompt_tokens * model.weights.step_size + 2 * model.weights.logits.size
-    prefill, decode = feeds_of(session, prompt_tokens)
-    return _speeds("deepseek-v2", dtype, flops, model.weights.step_bytes, {"sapper": prefill}, {"sapper": decode}, {},
-                   threads, settings)
-
-
-def _smollm2_rows(settings: Settings) -> Iterator[list[Row]]:
-    """SmolLM2-135M, beside llama.cpp."""
-    if not _wants_model("smollm2", settings):
-        return
-    from ..models.errors import ModelError
-    from ..models.llama.model import load_model
-
-    settings.report("loading the model")
-    try:
-        models = {name: load_model("smollm2", form) for name, form in FORMS.items()}
-    except (ModelError, ImportError) as error:
-        settings.say(f"no model to run: {error}")
-        return
-    for threads in settings.thread_counts:
-        for name, model in models.items():
-            yield from attempt("smollm2", settings, partial(_model_case, name, model, threads, settings))
-
-
-def _model_case(dtype: str, model: Any, threads: int, settings: Settings) -> list[Row]:
-    """dtype: what the form of the weights is called in tables."""
-    matrices = [m for one in model.weights.layers for m in (one.qkv, one.output, one.gate, one.up, one.down)]
-    prompt_tokens = _prompt_tokens(settings)
-    # A prompt's last token alone goes through the matrix of the logits.
-    prefill_flops = 2 * prompt_tokens * sum(m.size for m in matrices) + 2 * model.weights.logits.size
-    weight_bytes = sum(m.nbytes for m in matrices) + model.weights.logits.nbytes
-    prompt, one = feeds_of(model.session(CONTEXT, threads=threads), prompt_tokens)
-    prefill: dict[str, Callable[[], Any]] = {"sapper": prompt}
-    decode: dict[str, Callable[[], Any]] = {"sapper": one}
-    tokens = _tokens(prompt_tokens)
-    dtypes = {}
-    if "llama" in settings.against:
-        from llama_cpp import Llama
-
-        other = Llama(str(model.path), n_ctx=CONTEXT, n_batch=PROMPT_TOKENS, n_threads=threads, n_threads_batch=threads,
-                      verbose=False)
-
-        def other_prompt() -> None:
-            other.n_tokens = 0
-            other.eval(tokens)
-
-        def other_token() -> None:
-            if other.n_tokens >= prompt_tokens + DECODE_TOKENS:
-                other.n_tokens = prompt_tokens
-            other.eval([tokens[other.n_tokens % prompt_tokens]])
-
-        prefill["llama"], decode["llama"] = other_prompt, other_token
-        dtypes["llama"] = AS_IN_FILE
-    return _speeds("smollm2", dtype, prefill_flops, weight_bytes, prefill, decode, dtypes, threads, settings)
-
-
-def _prompt_tokens(settings: Settings) -> int:
-    return 64 if settings.quick else PROMPT_TOKENS
-
-
-def _tokens(count: int) -> list[int]:
-    return [(7 * i + 11) % 4000 + 100 for i in range(count)]
-
-
-def feeds_of(session: Any, prompt_tokens: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """What feeds a session the prompt, and what feeds it one token after the prompt."""
-    tokens = _tokens(prompt_tokens)
-
-    def feed_prompt() -> None:
-        session.position = 0
-        session.feed(tokens)
-
-    def feed_token() -> None:
-        if not prompt_tokens <= session.position < prompt_tokens + DECODE_TOKENS:
-            session.position = prompt_tokens
-        session.feed((tokens[session.position % prompt_tokens],))
-
-    return feed_prompt, feed_token
-
-
-def _speeds(name: str, dtype: str, prefill_flops: int, weight_bytes: int, prefill: dict[str, Callable[[], Any]],
-            decode: dict[str, Callable[[], Any]], dtypes: Mapping[str, str], threads: int,
-            settings: Settings) -> list[Row]:
-    """Rows for a model's prompt and for its decoding. weight_bytes: that one token reads."""
-    prompt_tokens = _prompt_tokens(settings)
-    label = f"{name} prefill, {threads} thread{'s' * (threads > 1)}"
-    peaks, products = settings.peaks(threads), PREFILL_PRODUCTS.get(dtype, "f32")
-    settings.report(label)
-    rows = rows_of(f"{name} prefill", dtype, str(prompt_tokens), threads, settings.measure(prefill, threads),
-                   prefill_flops / peaks.arithmetic(products), prompt_tokens, "tokens/s", dtypes,
-                   (prefill_flops, weight_bytes, products))
-    settings.report(label.replace("prefill", "decode"))
-    timings, peaks = with_floor(decode, "DRAM", False, peaks, threads, settings)
-    rows += rows_of(f"{name} decode", dtype, f"1 after {prompt_tokens}", threads, timings,
-                    peaks.floor_s(0, weight_bytes, 0, "DRAM"), 1.0, "tokens/s", dtypes)
-    return [row for row in rows if settings.wants(row.case)]
-
-
 def suite_rows(suite: str, settings: Settings) -> Iterator[list[Row]]:
     """The rows of a suite, case by case."""
     if suite == "all":
@@ -561,7 +422,9 @@ def suite_rows(suite: str, settings: Settings) -> Iterator[list[Row]]:
         from .bench_compile import compile_rows
 
         yield from compile_rows(settings)
-    elif suite == "model":
-        yield from model_rows(settings)
+    elif suite in ("model", "deepseek"):
+        from .bench_models import deepseek_rows, model_rows
+
+        yield from (model_rows if suite == "model" else deepseek_rows)(settings)
     else:
         yield from library_rows(suite, settings)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import fields
 from io import StringIO
@@ -46,6 +47,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peaks, "SAMPLE_S", 5e-4)
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_THREAD_TIMEOUT"):
         monkeypatch.setenv(name, "1")
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):      # of whoever runs the tests
+        monkeypatch.delenv(name, raising=False)
 
 
 def settings(**changes: Any) -> Settings:
@@ -89,15 +92,18 @@ def test_two_threads(tmp_path: Path) -> None:
     assert [(row["peer"], row["threads"]) for row in rows] == [("sapper", 2), ("numpy", 2)]
 
 
+TINY_V2 = {
+    **untrained.SMALL_V2, "vocab_size": 4200, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "moe_intermediate_size": 32, "num_attention_heads": 2, "q_lora_rank": 32, "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 8,
+}
+
+
 def test_a_deepseek_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {
-        **untrained.SMALL_V2, "vocab_size": 4200, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "moe_intermediate_size": 32, "num_attention_heads": 2, "q_lora_rank": 32, "kv_lora_rank": 32,
-        "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 8,
-    }
+    config = TINY_V2
     monkeypatch.setattr(untrained, "SMALL_V2", config)
-    rows = run_json(tmp_path / "r.json", "model", threads=1, against="", case="deepseek-v2")
-    forms = ("bf16", "bf16 rounded", "4 bit", "4 bit rounded")
+    rows = run_json(tmp_path / "r.json", "deepseek", threads=1, against="")
+    forms = ("bf16", "bf16 rounded", "Q4_0", "Q4_0 rounded")
     assert [(row["case"], row["dtype"], row["shape"], row["unit"]) for row in rows] == [
         (f"deepseek-v2 {part}", form, shape, "tokens/s") for form in forms
         for part, shape in (("prefill", "64"), ("decode", "1 after 64"))]
@@ -106,6 +112,21 @@ def test_a_deepseek_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     matrices = 64 * (32 + 32 + 8) + 32 * 2 * 24 + 32 * 2 * 32 + 64 * 32  # of the attention of a layer
     assert weights.step_size == 2 * matrices + 3 * 64 * 96 + 64 * 8 + 6 * 3 * 64 * 32
     assert weights.step_bytes == pytest.approx(2 * (weights.step_size + 4200 * 64), rel=0.02)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+def test_a_deepseek_beside_llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each form beside the same file; nothing is left of the files."""
+    monkeypatch.setattr(untrained, "SMALL_V2", {
+        **TINY_V2, "hidden_size": 256, "moe_intermediate_size": 256, "q_lora_rank": 256, "kv_lora_rank": 64})
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    rows = run_json(tmp_path / "r.json", "deepseek", threads=1, against="llama", case="deepseek-v2 decode")
+    assert [(row["dtype"], row["peer"]) for row in rows] == [
+        one for base in ("bf16", "Q8_0", "Q4_0", "Q4_K") for form in (base, base + " rounded")
+        for one in ((form, "sapper"), (base, "llama"))]
+    assert all(row["ratio_to_best_peer"] > 0 for row in rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -34,11 +34,12 @@ def tensors_of(config: DeepseekConfig) -> dict[str, tuple[int, ...]]:
                       "query": (c.heads * c.head_features, c.query_rank)}
     else:
         attention["all_queries"] = (c.heads * c.head_features, c.features)
-    found = {GGUF_NAMES["embedding"]: (c.vocabulary, c.features)}
+    found: dict[str, tuple[int, ...]] = {GGUF_NAMES["embedding"]: (c.vocabulary, c.features)}
     for layer in range(c.layers):
         mixture = c.mixture if layer >= c.dense_layers else None
         if mixture is None:
-            inner = {"gate": (c.hidden, c.features), "up": (c.hidden, c.features), "down": (c.features, c.hidden)}
+            inner: dict[str, tuple[int, ...]] = {
+                "gate": (c.hidden, c.features), "up": (c.hidden, c.features), "down": (c.features, c.hidden)}
         else:
             shared = mixture.shared * mixture.hidden
             inner = {
@@ -65,7 +66,10 @@ def write_gguf(path: Path, config: DeepseekConfig, seed: int = 0) -> None:
     kinds = gguf.GGMLQuantizationType
     writer = gguf.GGUFWriter(path, "deepseek2")
     for key, value in _numbers(config).items():
-        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"deepseek2.{key}", value)
+        if isinstance(value, float):
+            writer.add_float32(f"deepseek2.{key}", value)
+        else:
+            writer.add_uint32(f"deepseek2.{key}", value)
     writer.add_bool("deepseek2.expert_weights_norm", mixture.normalise)
     _write_vocabulary(writer, config.vocabulary)
     shapes = tensors_of(config)

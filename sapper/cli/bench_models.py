@@ -1,0 +1,257 @@
+"""What `sapper bench` measures of whole models: a prompt of 512 tokens, and token by token after it.
+
+In: `Settings`. Out: `Row`s. Holds: SmolLM2 is a trained model in a file that llama.cpp reads too. DeepSeek models have
+random weights; where llama.cpp is a peer they are written to a GGUF file, which it converts to the formats that it has,
+and both read the same files. PyTorch runs the transformers model of the same shape in bf16, prompts through
+torch.compile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from .bench_suites import Row, Settings, attempt, rows_of, with_floor
+
+PROMPT_TOKENS, DECODE_TOKENS, CONTEXT = 512, 64, 1024
+BF16 = "bf16"
+ROUNDED = " rounded"
+"""Said of rows of activations, and in blocks of the weights that many rows meet, that are rounded to bf16."""
+AS_IN_FILE = "4 bit"
+"""What the form of SmolLM2's file is called: Q4_1, and Q8_0 for the logits."""
+GGUF_TYPES = {BF16: "BF16", "Q8_0": "Q8_0", "Q4_0": "Q4_0", "Q4_K": "Q4_K_M"}
+"""Formats of a small DeepSeek's matrices -> llama.cpp's names of the mix that has most of them in it."""
+
+
+Feed = Callable[[], Any]
+
+
+def model_rows(settings: Settings) -> Iterator[list[Row]]:
+    """SmolLM2-135M, beside llama.cpp on its 4-bit file."""
+    if not _wants_model("smollm2", settings):
+        return
+    from ..models.errors import ModelError
+    from ..models.llama.model import load_model
+
+    settings.report("loading the model")
+    try:
+        models = {form: load_model("smollm2", _loaded_as(form))
+                  for base in (BF16, AS_IN_FILE) for form in (base, base + ROUNDED)}
+    except (ModelError, ImportError) as error:
+        settings.say(f"no model to run: {error}")
+        return
+    for threads in settings.thread_counts:
+        for form, model in models.items():
+            yield from attempt("smollm2", settings, partial(_smollm2_case, form, model, threads, settings))
+
+
+def deepseek_rows(settings: Settings) -> Iterator[list[Row]]:
+    """A small model with DeepSeek-V2's attention and experts, in every form that files have."""
+    if not _wants_model("deepseek-v2", settings):
+        return
+    from ..models.deepseek.config import from_json
+    from ..models.deepseek.untrained import SMALL_V2, untrained
+
+    config = from_json(SMALL_V2, "the benchmark")
+    with TemporaryDirectory(prefix="sapper-bench-") as folder:
+        for base in GGUF_TYPES:
+            path = None
+            if "llama" in settings.against:
+                path = _converted(base, config, Path(folder), settings)
+            elif base not in (BF16, "Q4_0"):
+                continue
+            for form in (base, base + ROUNDED):
+                settings.report(f"loading a DeepSeek with random weights, {form}")
+                model = untrained(config, _loaded_as(form)) if path is None else _loaded(path, form)
+                for threads in settings.thread_counts:
+                    yield from attempt("deepseek-v2", settings,
+                                       partial(_deepseek_case, form, model, path, threads, settings))
+            if path is not None and base != BF16:
+                path.unlink()
+
+
+def _wants_model(name: str, settings: Settings) -> bool:
+    return any(settings.wants(f"{name} {part}") for part in ("prefill", "decode"))
+
+
+def _loaded_as(form: str) -> str:
+    """A form's name for load_model."""
+    base, rounded = form.removesuffix(ROUNDED), "-rounded" if form.endswith(ROUNDED) else ""
+    return ("bf16" if base == BF16 else "file") + rounded
+
+
+def _products(form: str) -> str:
+    """What a prompt is multiplied with."""
+    return "bf16" if form.endswith(ROUNDED) else "f32" if form == BF16 else "i8"
+
+
+def _smollm2_case(form: str, model: Any, threads: int, settings: Settings) -> list[Row]:
+    matrices = [m for one in model.weights.layers for m in (one.qkv, one.output, one.gate, one.up, one.down)]
+    prefill_flops = 2 * _prompt_tokens(settings) * sum(m.size for m in matrices) + 2 * model.weights.logits.size
+    weight_bytes = sum(m.nbytes for m in matrices) + model.weights.logits.nbytes
+    return _speeds("smollm2", form, model, prefill_flops, weight_bytes, model.path, AS_IN_FILE, threads, settings)
+
+
+def _deepseek_case(form: str, model: Any, path: Path | None, threads: int, settings: Settings) -> list[Row]:
+    weights = model.weights
+    prefill_flops = 2 * _prompt_tokens(settings) * weights.step_size + 2 * weights.logits.size
+    more = {}
+    if form.startswith(BF16) and "torch" in settings.against:
+        from ..models.deepseek.untrained import SMALL_V2
+
+        settings.report("compiling the transformers model")
+        try:
+            more["torch"] = _torch_feeds(SMALL_V2, threads, settings)
+        except Exception as error:      # it needs another package, and its compiler one of C++
+            settings.say(f"torch is left out of deepseek-v2: {type(error).__name__}: {str(error).splitlines()[0]}")
+    return _speeds("deepseek-v2", form, model, prefill_flops, weights.step_bytes, path, form.removesuffix(ROUNDED),
+                   threads, settings, more)
+
+
+def _speeds(name: str, form: str, model: Any, prefill_flops: int, weight_bytes: int, path: Path | None,
+            peer_form: str, threads: int, settings: Settings,
+            more: Mapping[str, tuple[Feed, Feed]] | None = None) -> list[Row]:
+    """Rows for a model's prompt, of which the last token alone goes through the matrix of the logits, and for its
+    decoding. weight_bytes: that one token reads. path, peer_form: of the file that llama.cpp reads."""
+    prompt_tokens = _prompt_tokens(settings)
+    feeds = {"sapper": feeds_of(model.session(CONTEXT, threads=threads), prompt_tokens), **(more or {})}
+    dtypes = {"torch": BF16, "llama": peer_form}
+    if path is not None and "llama" in settings.against:
+        feeds["llama"] = _llama_feeds(path, prompt_tokens, threads)
+    label = f"{name} prefill, {form}, {threads} thread{'s' * (threads > 1)}"
+    peaks, products = settings.peaks(threads), _products(form)
+    settings.report(label)
+    rows = rows_of(f"{name} prefill", form, str(prompt_tokens), threads,
+                   settings.measure({who: prefill for who, (prefill, _) in feeds.items()}, threads),
+                   prefill_flops / peaks.arithmetic(products), prompt_tokens, "tokens/s", dtypes,
+                   (prefill_flops, weight_bytes, products))
+    settings.report(label.replace("prefill", "decode"))
+    timings, peaks = with_floor({who: decode for who, (_, decode) in feeds.items()}, "DRAM", False, peaks, threads,
+                                settings)
+    rows += rows_of(f"{name} decode", form, f"1 after {prompt_tokens}", threads, timings,
+                    peaks.floor_s(0, weight_bytes, 0, "DRAM"), 1.0, "tokens/s", dtypes)
+    return [row for row in rows if settings.wants(row.case)]
+
+
+# --------------------------------------------------------------------------------------------------------- contestants
+
+
+def _prompt_tokens(settings: Settings) -> int:
+    return 64 if settings.quick else PROMPT_TOKENS
+
+
+def _tokens(count: int) -> list[int]:
+    return [(7 * i + 11) % 4000 + 100 for i in range(count)]
+
+
+def feeds_of(session: Any, prompt_tokens: int) -> tuple[Feed, Feed]:
+    """What feeds a session the prompt, and what feeds it one token after the prompt."""
+    tokens = _tokens(prompt_tokens)
+
+    def feed_prompt() -> None:
+        session.position = 0
+        session.feed(tokens)
+
+    def feed_token() -> None:
+        if not prompt_tokens <= session.position < prompt_tokens + DECODE_TOKENS:
+            session.position = prompt_tokens
+        session.feed((tokens[session.position % prompt_tokens],))
+
+    return feed_prompt, feed_token
+
+
+def _llama_feeds(path: Path, prompt_tokens: int, threads: int) -> tuple[Feed, Feed]:
+    from llama_cpp import Llama
+
+    other: Any = Llama(str(path), n_ctx=CONTEXT, n_batch=PROMPT_TOKENS, n_threads=threads,
+                       n_threads_batch=threads, verbose=False)
+    tokens = _tokens(prompt_tokens)
+
+    def feed_prompt() -> None:
+        other.n_tokens = 0
+        other.eval(tokens)
+
+    def feed_token() -> None:
+        if not prompt_tokens <= other.n_tokens < prompt_tokens + DECODE_TOKENS:
+            other.n_tokens = prompt_tokens
+        other.eval([tokens[other.n_tokens % prompt_tokens]])
+
+    return feed_prompt, feed_token
+
+
+def _torch_feeds(values: Mapping[str, Any], threads: int, settings: Settings) -> tuple[Feed, Feed]:
+    """Of transformers: prompts compiled, tokens as they come, as its cache grows and would be compiled again."""
+    import warnings
+
+    import torch
+    import transformers
+
+    types: Any = transformers
+    prompt_tokens = _prompt_tokens(settings)
+    torch.set_num_threads(threads)
+    config = types.DeepseekV2Config(**{key: value for key, value in values.items() if key != "model_type"},
+                                    topk_method="greedy", n_group=1, topk_group=1)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = types.DeepseekV2ForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    compiled: Any = torch.compile(model, dynamic=False)
+    tokens = torch.tensor([_tokens(prompt_tokens)])
+    cache: list[Any] = []
+
+    def feed_prompt() -> None:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # of the compiler, about what it finds in transformers
+            compiled(tokens, use_cache=False, logits_to_keep=1)
+
+    def feed_token() -> None:
+        with torch.inference_mode():
+            if not cache or cache[0].get_seq_length() >= prompt_tokens + DECODE_TOKENS:
+                cache[:] = [model(tokens, use_cache=True, logits_to_keep=1).past_key_values]
+            model(tokens[:, :1], past_key_values=cache[0], use_cache=True)
+
+    feed_prompt()
+    feed_token()
+    return feed_prompt, feed_token
+
+
+def _loaded(path: Path, form: str) -> Any:
+    from ..models.load import load_model
+
+    return load_model(path, _loaded_as(form))
+
+
+@lru_cache(maxsize=1)
+def _quiet() -> Any:
+    """What llama.cpp tells its news to; kept, as it goes on telling."""
+    import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)
+
+
+def _converted(base: str, config: Any, folder: Path, settings: Settings) -> Path:
+    """The model's file in one of GGUF_TYPES, made by llama.cpp of the one in bf16, which is written first."""
+    import llama_cpp
+
+    from ..models.deepseek.untrained_gguf import write_gguf
+
+    plain = folder / f"{GGUF_TYPES[BF16]}.gguf"
+    if not plain.exists():
+        settings.report("writing a DeepSeek with random weights")
+        write_gguf(plain, config)
+    path = folder / f"{GGUF_TYPES[base]}.gguf"
+    if not path.exists():
+        settings.report(f"llama.cpp converts it to {GGUF_TYPES[base]}")
+        wanted = llama_cpp.llama_model_quantize_default_params()
+        wanted.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{GGUF_TYPES[base]}")
+        llama_cpp.llama_log_set(_quiet(), ctypes.c_void_p())
+        failed = llama_cpp.llama_model_quantize(str(plain).encode(), str(path).encode(), wanted)
+        if failed:
+            raise RuntimeError(f"llama.cpp could not convert {plain} to {GGUF_TYPES[base]}: it gave {failed}")
+    return path
