@@ -410,9 +410,26 @@ def share_out(work: Mapping[tuple[str, ...], float]) -> dict[str, float]:
     """Cycles of each port when work (ports that may do it -> port cycles) is shared out so that the busiest has least.
 
     The busiest set of ports is found first and filled evenly, which its work allows as no part of it is busier; what is
-    left is shared out over the other ports.
+    left is shared out over the other ports. Ports that no work has in common are looked at apart, since the sets of all
+    would be many.
     """
-    left = {group: cycles for group, cycles in work.items() if cycles > 0}
+    apart: list[tuple[set[str], dict[tuple[str, ...], float]]] = []
+    for group, cycles in work.items():
+        if cycles > 0:
+            ports, together = set(group), {group: cycles}
+            for other in [entry for entry in apart if not ports.isdisjoint(entry[0])]:
+                apart.remove(other)
+                ports |= other[0]
+                together |= other[1]
+            apart.append((ports, together))
+    busy: dict[str, float] = {}
+    for _, together in apart:
+        busy |= _share_out_joined(together)
+    return dict(sorted(busy.items()))
+
+
+def _share_out_joined(left: dict[tuple[str, ...], float]) -> dict[str, float]:
+    """`share_out` of work on ports that hang together."""
     busy: dict[str, float] = {}
     while left:
         unions: set[frozenset[str]] = {frozenset()}
@@ -431,4 +448,4 @@ def share_out(work: Mapping[tuple[str, ...], float]) -> dict[str, float]:
                 remaining = tuple(port for port in group if port not in union)
                 rest[remaining] = rest.get(remaining, 0.0) + cycles
         left = rest
-    return dict(sorted(busy.items()))
+    return busy

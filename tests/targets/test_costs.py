@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sapper.targets.x86_64 import costs, intel_costs
+from sapper.codegen.explain import share_out
+from sapper.targets.x86_64 import costs, intel_costs, zen5_costs
 from sapper.targets.x86_64.costs import _table, cost_of, family_of, model_of
 from sapper.targets.x86_64.instructions import ROWS
 from sapper.targets.x86_64.target import target
@@ -105,3 +106,85 @@ def test_a_gather_makes_an_access_for_each_lane() -> None:
 def test_zen_4_keeps_what_was_measured() -> None:
     model = model_of(target("zen4"))
     assert (model.MODEL, model.latency_of(ROWS["vfmadd231ps.512"])) == ("Zen 4", 4)
+
+
+# ---- Zen 5
+
+OF_ZEN_4 = {
+    *(family for family in _table() if family.startswith("j")),
+    "call", "call.indirect", "ret", "push", "pop", "pushfq", "popfq", "div", "idiv", "clflushopt", "vldmxcsr",
+    "vstmxcsr", "cpuid", "xgetbv", "rdtsc", "rdtscp", "syscall", "int3", "ud2", "tilezero", "tilerelease",
+    "sttilecfg", "tilestored", "tileloadd", "tileloaddt1", "tdpbf16ps", "tdpfp16ps", "tdpbssd", "tdpbsud",
+    "tdpbusd", "tdpbuud", "ldtilecfg"}
+"""Families of which no Zen 5 was measured."""
+
+
+def test_every_row_has_figures_on_zen_5() -> None:
+    model = model_of(target("zen5"))
+    assert (model.MODEL, model.ISSUE_WIDTH) == ("Zen 5", 8)
+    assert set(zen5_costs._table()) == set(_table()) - OF_ZEN_4
+    ports = PIPES | {port for pipes in zen5_costs.PIPES.values() for port in pipes}
+    for row in ROWS.values():
+        assert 0 <= model.latency_of(row) <= 100, row.name
+        for loaded, stored in ((0, 0), (512, 0), (0, 512), (64, 0)):
+            for where, cycles in model.uses_of(row, loaded, stored):
+                assert where and set(where) <= ports and 0 < cycles <= 100, row.name
+
+
+@pytest.mark.parametrize(("row", "accesses", "latency", "uses"), [
+    ("vfmadd231ps.512", (0, 0), 4, [(("fp0", "fp1"), 0.5), (("third",), 0.4)]),
+    ("vaddps.256", (0, 0), 2, [(("fp2", "fp3"), 0.5)]),
+    ("vaddps.512", (512, 0), 2, [(("load",), 0.5), (("agu",), 0.25), (("fp2", "fp3"), 0.5)]),
+    ("vmovups.512", (512, 0), 0, [(("load",), 0.5), (("agu",), 0.25)]),
+    ("vmovups.512", (0, 512), 0, [(("store",), 1.0), (("agu",), 0.25), (("third",), 0.8)]),
+    ("vmovups.256", (0, 256), 0, [(("store",), 0.5), (("agu",), 0.25), (("third",), 0.4)]),
+    ("mov.64", (64, 0), 1, [(("load",), 0.25), (("agu",), 0.25)]),
+    ("mov.64", (0, 64), 1, [(("store",), 0.5), (("agu",), 0.25)]),
+    ("add.64", (0, 0), 1, [(tuple(f"alu{n}" for n in range(6)), 1 / 6)]),
+    ("vpermb.128", (0, 0), 2, [(("fp1", "fp2"), 0.5)]),
+    ("vpermb.512", (0, 0), 5, [(("fp1", "fp2"), 0.5)]),
+    ("vbroadcastss.512", (32, 0), 1, [(("load",), 0.5), (("agu",), 0.25)]),
+    ("vbroadcastf32x4.512", (128, 0), 2, [(("load",), 0.5), (("agu",), 0.25), (("fp1", "fp2"), 0.5)]),
+    ("vbroadcastf32x4.256", (128, 0), 0, [(("load",), 0.5), (("agu",), 0.25)]),
+    ("vcvtph2ps.512", (0, 0), 6, [(("fp2", "fp3"), 0.5), (("fp1", "fp2"), 0.5)]),
+    ("vdivps.512", (0, 0), 10, [(("fp0", "fp1"), 1.0), (("divider",), 2.5)]),
+    ("vgatherdps.512", (512, 0), 30, [(("load",), 12.5)]),
+    ("tdpbssd", (0, 0), 52, [(("tiles",), 16.0)]),
+])
+def test_figures_of_zen_5(row: str, accesses: tuple[int, int], latency: int,
+                          uses: list[tuple[tuple[str, ...], float]]) -> None:
+    model = model_of(target("zen5"))
+    assert model.latency_of(ROWS[row]) == latency
+    assert model.uses_of(ROWS[row], *accesses) == uses
+
+
+FMA, ADD, PERMUTE, STORE, LOAD = ("vfmadd231ps.512", 0, 0), ("vaddps.512", 0, 0), ("vpermd.512", 0, 0), (
+    "vmovups.512", 0, 512), ("vmovups.512", 512, 0)
+
+
+@pytest.mark.parametrize(("loop", "measured"), [
+    ([(FMA, 2), (ADD, 2)], 1.08), ([(FMA, 1), (PERMUTE, 1)], 0.81), ([(ADD, 1), (PERMUTE, 1)], 0.72),
+    ([(FMA, 2), (STORE, 1)], 1.96), ([(FMA, 1), (STORE, 1)], 1.42), ([(FMA, 4), (STORE, 1)], 2.88),
+    ([(FMA, 6), (STORE, 1)], 3.19), ([(FMA, 4), (("vmovups.256", 0, 256), 1)], 2.06),
+    ([(FMA, 2), (("vmovups.256", 0, 256), 1)], 1.49), ([(("vmulps.512", 0, 0), 2), (STORE, 1)], 1.01),
+    ([(ADD, 2), (LOAD, 2), (STORE, 1)], 1.02), ([(FMA, 2), (LOAD, 2), (STORE, 1)], 1.91),
+    ([(("vfmadd231ps.512", 512, 0), 1)], 0.51), ([(("vfmadd231ps.512", 512, 0), 1), (LOAD, 1)], 1.0),
+    ([(("mov.64", 64, 0), 2), (("mov.64", 0, 64), 1)], 0.77), ([(("vmovups.256", 256, 0), 2),
+                                                               (("vmovups.256", 0, 256), 1)], 1.01),
+    ([(("vcvtdq2pd.512", 0, 0), 1), (PERMUTE, 1)], 1.14), ([(("vcvtpd2ps.512", 0, 0), 1), (ADD, 2)], 1.53),
+    ([(("vpsubsb.512", 0, 0), 1), (FMA, 1)], 0.81), ([(("vpsllvd.512", 0, 0), 1), (ADD, 1)], 1.01),
+    ([(("vprold.512", 0, 0), 1), (FMA, 1)], 1.01), ([(("vdivps.512", 0, 0), 1), (FMA, 12)], 7.16),
+    ([(("vsqrtps.512", 0, 0), 1), (FMA, 12)], 7.2), ([(("shlx.64", 0, 0), 1), (("imul.imm.64", 0, 0), 1)], 0.505),
+    ([(("mulx.64", 0, 0), 1), (("imul.64", 0, 0), 1)], 1.0), ([(("vpmovzxwd.512", 256, 0), 1), (PERMUTE, 2)], 1.51),
+    ([(("vbroadcastss.512", 32, 0), 1), (PERMUTE, 2)], 1.01),
+])
+def test_bounds_of_zen_5_are_below_what_was_measured_and_near(loop: list[tuple[tuple[str, int, int], int]],
+                                                              measured: float) -> None:
+    """Cycles of one pass of a loop of independent rows; loops like those of measure_costs.py, on the machine that the
+    table is of."""
+    work: dict[tuple[str, ...], float] = {}
+    for (name, loaded, stored), count in loop:
+        for where, cycles in zen5_costs.uses_of(ROWS[name], loaded, stored):
+            work[where] = work.get(where, 0.0) + cycles * len(where) * count
+    bound = max(*share_out(work).values(), sum(count for _, count in loop) / zen5_costs.ISSUE_WIDTH)
+    assert 0.69 * measured <= bound <= 1.01 * measured

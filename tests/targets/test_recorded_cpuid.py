@@ -1,8 +1,9 @@
 """The target of processors whose CPUID was recorded: what their leaves say, also where a hypervisor replaced the model.
 
-Sources: the Granite Rapids in a virtual machine was recorded with detect.py; the others are of libcpuid's tests
-(github.com/anrieff/libcpuid, tests/intel/core_11th_gen/rocket-lake-i7.test, tests/intel/core_10th_gen/
-ice-lake-xeon-d.test, tests/amd/zen4/epyc-genoa.test), whose XCR0 is what leaf 13 allows.
+Sources: the Granite Rapids and the Zen 5 in virtual machines were recorded with detect.py; the others are of libcpuid's
+tests (github.com/anrieff/libcpuid, tests/intel/core_11th_gen/rocket-lake-i7.test, tests/intel/core_10th_gen/
+ice-lake-xeon-d.test, tests/amd/zen4/epyc-genoa.test, tests/amd/zen5/amd-ryzen-ai-9-hx-370-with-radeon-890m.test), whose
+XCR0 is what leaf 13 allows.
 """
 
 from __future__ import annotations
@@ -59,7 +60,32 @@ DUMPS = {
         8000001d 2: 00004143 01c0003f 000007ff 00000002
         8000001d 3: 0001c163 03c0003f 00003fff 00000001
         xcr0: 000002e7""",
+    "Zen 5 (EPYC in a virtual machine)": """
+        00000000 0: 0000001c 68747541 444d4163 69746e65
+        00000001 0: 00b00f21 01020800 fffa3203 178bfbff
+        00000007 0: 00000001 f1bf07ab 00405fc6 00000110
+        00000007 1: 00000030 00000000 00000000 00000000
+        80000000 0: 80000021 68747541 444d4163 69746e65
+        80000001 0: 00b00f21 40000000 004003f3 2fd3fbff
+        8000001d 0: 00000121 02c0003f 0000003f 00000000
+        8000001d 1: 00000122 01c0003f 0000003f 00000000
+        8000001d 2: 00000143 03c0003f 000003ff 00000002
+        8000001d 3: 00004163 03c0003f 00007fff 00000001
+        xcr0: 000000e7""",
+    "Zen 5 of a mobile processor (Ryzen AI 9 HX 370)": """
+        00000000 0: 00000010 68747541 444d4163 69746e65
+        00000001 0: 00b20f40 00180800 7ed8320b 178bfbff
+        00000007 0: 00000001 f1bf97ab 19405fce 10000110
+        00000007 1: 00000030 00000000 00000000 00000000
+        80000000 0: 80000028 68747541 444d4163 69746e65
+        80000001 0: 00b20f40 10000000 75c237ff 2fd3fbff
+        8000001d 0: 00004121 02c0003f 0000003f 00000000
+        8000001d 1: 00004122 01c0003f 0000003f 00000000
+        8000001d 2: 00004143 03c0003f 000003ff 00000002
+        8000001d 3: 0001c163 03c0003f 00003fff 00000001
+        xcr0: 000002e7""",
 }
+ZEN_5, MOBILE_ZEN_5 = "Zen 5 (EPYC in a virtual machine)", "Zen 5 of a mobile processor (Ryzen AI 9 HX 370)"
 
 
 def recorded(dump: str, model: int | None = None) -> detect.Host:
@@ -89,19 +115,22 @@ def recorded(dump: str, model: int | None = None) -> detect.Host:
     ("Rocket Lake (Core i7-11700K)", "v4", (48, 512, 16 << 10)),
     ("Ice Lake (Xeon D-1718T in a virtual machine)", "icelake-server", (48, 1280, 10 << 10)),
     ("Zen 4 (EPYC 9124)", "zen4", (32, 1024, 16 << 10)),
+    (ZEN_5, "zen5", (48, 1024, 32 << 10)),
+    (MOBILE_ZEN_5, "zen4", (48, 1024, 16 << 10)),    # it does 512 bits in halves
 ])
 def test_recorded_processors_get_the_row_of_their_core(name: str, target: str, caches_kib: tuple[int, ...]) -> None:
     chosen = detect.choose_target(recorded(DUMPS[name]))
     assert chosen.name == target
     assert (chosen.l1_bytes, chosen.l2_bytes, chosen.l3_bytes) == tuple(kib << 10 for kib in caches_kib)
     assert {"avx512_vnni", "avx512_vbmi"} <= chosen.features
-    assert chosen.has("avx512_bf16") == (target in ("graniterapids", "zen4"))
+    assert chosen.has("avx512_bf16") == (target in ("graniterapids", "zen4", "zen5"))
 
 
 @pytest.mark.parametrize(("name", "target"), [
     ("Granite Rapids that shows the model of a Rocket Lake", "graniterapids"),
     ("Ice Lake (Xeon D-1718T in a virtual machine)", "icelake-server"),
     ("Zen 4 (EPYC 9124)", "zen4"),
+    (ZEN_5, "zen5"),
 ])
 def test_a_model_that_is_in_no_table_is_known_by_its_features(name: str, target: str) -> None:
     assert detect.choose_target(recorded(DUMPS[name], model=0xFE)).name == target
@@ -111,3 +140,34 @@ def test_a_core_that_lacks_a_feature_of_its_row_keeps_the_row_without_it() -> No
     found = recorded(DUMPS["Granite Rapids that shows the model of a Rocket Lake"], model=0xAD)
     chosen = detect.choose_target(found._replace(features=found.features - {"avx512_bf16", "prefetchi"}))
     assert chosen.name == "graniterapids" and not chosen.has("avx512_bf16") and chosen.has("avx512_vnni")
+
+
+def test_a_zen_5_that_shows_the_model_of_a_zen_4_is_known_by_its_features() -> None:
+    shown = recorded(DUMPS[ZEN_5])._replace(family=0x19, model=0x11)
+    assert detect.choose_target(shown).name == "zen5"
+    assert detect.choose_target(shown._replace(features=shown.features - {"avx_vnni"})).name == "zen4"
+
+
+@pytest.mark.parametrize("hidden", ["avx512_bf16", "avx_vnni", "avx512_vnni", "avx512_vbmi"])
+def test_a_zen_5_is_known_by_its_model_where_a_feature_is_hidden(hidden: str) -> None:
+    found = recorded(DUMPS[ZEN_5])
+    chosen = detect.choose_target(found._replace(features=found.features - {hidden}))
+    assert chosen.name == "zen5" and chosen.features == detect.TARGETS["zen5"].features - {hidden}
+
+
+@pytest.mark.parametrize(("model", "name"), [
+    (0x02, "zen5"), (0x08, "zen5"), (0x11, "zen5"),           # Turin, Shimada Peak, Turin Dense
+    (0x44, "zen5"), (0x70, "zen5"),                           # Granite Ridge and Fire Range, Strix Halo
+    (0x20, "zen4"), (0x24, "zen4"), (0x60, "zen4"), (0x68, "zen4"),     # Strix Point, Krackan Point
+])
+@pytest.mark.parametrize("hidden", [frozenset(), frozenset({"avx512_bf16", "avx_vnni"})], ids=["all", "without bf16"])
+def test_the_width_of_a_zen_5_is_told_by_its_model(model: int, name: str, hidden: frozenset[str]) -> None:
+    found = recorded(DUMPS[ZEN_5], model=model)
+    assert (found.family, found.model) == (0x1A, model)
+    assert detect.choose_target(found._replace(features=found.features - hidden)).name == name
+
+
+def test_a_zen_5_without_avx512_is_a_v3() -> None:
+    found = recorded(DUMPS[ZEN_5])
+    chosen = detect.choose_target(found._replace(features=frozenset(f for f in found.features if "512" not in f)))
+    assert chosen.name == "v3" and "avx_vnni" in chosen.features

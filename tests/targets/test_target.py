@@ -28,8 +28,8 @@ def ins(name: str, *operands: object) -> Instruction:
 
 
 def test_known_targets_have_consistent_facts() -> None:
-    assert set(targets.known_targets()) >= {"v3", "v4", "zen4", "sapphirerapids", "icelake-server", "skylake-avx512",
-                                            "haswell"}
+    assert set(targets.known_targets()) >= {"v3", "v4", "zen4", "zen5", "sapphirerapids", "icelake-server",
+                                            "skylake-avx512", "haswell"}
     assert set(targets.known_targets()) == set(TARGETS) | set(GPUS)
     for name in TARGETS:
         found = targets.target(name)
@@ -130,7 +130,8 @@ def test_a_known_processor_gets_its_row_with_its_own_caches() -> None:
     assert (found.l1_bytes, found.l2_bytes, found.l3_bytes, found.cache_line_bytes) == (48 << 10, 2 << 20, 60 << 20, 64)
     chosen = detect.choose_target(found)
     assert (chosen.name, chosen.l3_bytes) == ("sapphirerapids", 60 << 20)
-    assert detect.choose_target(read(Processor(ALL, b"AuthenticAMD", 0x19, 0x11))).name == "zen4"
+    for features, family, model, name in ((ALL - {"avx_vnni"}, 0x19, 0x11, "zen4"), (ALL, 0x1A, 0x02, "zen5")):
+        assert detect.choose_target(read(Processor(features, b"AuthenticAMD", family, model))).name == name
 
 
 def test_features_that_the_processor_lacks_are_never_chosen() -> None:

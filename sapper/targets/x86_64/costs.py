@@ -12,6 +12,7 @@ sums is 16, and tileloaddt1 takes 18). Lines are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from sys import modules
@@ -225,9 +226,13 @@ def _ports(row: Row, throughput: float) -> tuple[str, ...]:
 
 
 def model_of(target: Any) -> Any:
-    """What the bounds of code for a target are worked out from: this module for Zen 4, or one of `intel_costs`."""
+    """What the bounds of code for a target are worked out from: this module, `zen5_costs`, or one of `intel_costs`."""
     if target.core == "zen4":
         return modules[__name__]
+    if target.core == "zen5":
+        from . import zen5_costs
+
+        return zen5_costs
     from .intel_costs import core
 
     return core(target.core)
@@ -252,8 +257,34 @@ _PLAIN_LOADS = ("mov", "vmov", "vbroadcast", "vpbroadcastd", "vpbroadcastq", "km
 """Rows whose form with a memory source is a load and nothing else."""
 
 
-def _access_cycles(table: dict[int, float], bits: int) -> float:
-    return next((cycles for most, cycles in table.items() if bits <= most), table[512])
+def is_scattered(row: Row) -> bool:
+    """Whether a row is a gather or a scatter."""
+    return any(o.index_bits for o in row.operands)
+
+
+def accesses_of(row: Row, loaded_bits: int, stored_bits: int, load_cycles: dict[int, float],
+                store_cycles: dict[int, float]) -> list[tuple[tuple[str, ...], float]]:
+    """What the accesses of one instruction keep busy, as `uses_of`; nothing for gathers and scatters.
+
+    load_cycles, store_cycles: cycles of an access of up to so many bits; vectors and masks count as more than 64.
+    """
+    if is_scattered(row):
+        return []
+    least = 65 if any(o.kind in ("vec", "mask") for o in row.operands) else 0
+    return [((unit,), next((cycles for most, cycles in table.items() if max(bits, least) <= most), table[512]))
+            for unit, bits, table in (("load", loaded_bits, load_cycles), ("store", stored_bits, store_cycles)) if bits]
+
+
+def parse_uses(text: str, ports_of: Callable[[str], tuple[str, ...]]) -> list[tuple[tuple[str, ...], float]]:
+    """What the text of a use keeps busy, as `uses_of`: parts joined by `+`, each `ports`, `count*ports`, or
+    `ports:cycles`; `-` is nothing. ports_of: the ports that a name stands for."""
+    uses: list[tuple[tuple[str, ...], float]] = []
+    for use in text.split("+") if text != "-" else ():
+        count, star, ports = use.rpartition("*")
+        name, colon, cycles = ports.partition(":")
+        where = ports_of(name)
+        uses.append((where, float(cycles) if colon else (int(count) if star else 1) / len(where)))
+    return uses
 
 
 def uses_of(row: Row, loaded_bits: int, stored_bits: int) -> list[tuple[tuple[str, ...], float]]:
@@ -262,14 +293,8 @@ def uses_of(row: Row, loaded_bits: int, stored_bits: int) -> list[tuple[tuple[st
     loaded_bits, stored_bits: of its memory operand, 0 for none. Gathers and scatters count by their row alone, whose
     figures were measured with their accesses.
     """
-    vector = any(o.kind in ("vec", "mask") for o in row.operands)
-    scattered = any(o.index_bits for o in row.operands)
-    uses: list[tuple[tuple[str, ...], float]] = []
-    if loaded_bits and not scattered:
-        uses.append((("load",), _access_cycles(_LOAD_CYCLES, max(loaded_bits, 65 if vector else 0))))
-    if stored_bits and not scattered:
-        uses.append((("store",), _access_cycles(_STORE_CYCLES, max(stored_bits, 65 if vector else 0))))
-    moves = row.mnemonic.startswith(_PLAIN_LOADS) and (loaded_bits or stored_bits) and not scattered
+    uses = accesses_of(row, loaded_bits, stored_bits, _LOAD_CYCLES, _STORE_CYCLES)
+    moves = row.mnemonic.startswith(_PLAIN_LOADS) and (loaded_bits or stored_bits) and not is_scattered(row)
     if not moves and row.ports:
         uses.append((row.ports, row.throughput))
     return uses

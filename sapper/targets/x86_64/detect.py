@@ -217,15 +217,21 @@ MICROARCHITECTURES = [
     Microarchitecture("alderlake", "GenuineIntel", 6,
                       frozenset({0x97, 0x9A, 0xAA, 0xAC, 0xB5, 0xB7, 0xBA, 0xBF, 0xC5, 0xC6}), frozenset({"avx_vnni"})),
     Microarchitecture("haswell", "GenuineIntel", 6, frozenset({0x3C, 0x3D, 0x3F, 0x45, 0x46, 0x47, 0x4F, 0x56})),
-    # The Zen 5 of mobile processors does 512-bit operations in halves, as Zen 4 does.
+    # The Zen 5 of monolithic mobile processors does 512-bit operations in halves, as Zen 4 does.
     Microarchitecture("zen4", "AuthenticAMD", 0x1A, frozenset({*range(0x20, 0x30), *range(0x60, 0x70)})),
     Microarchitecture("zen5", "AuthenticAMD", 0x1A, frozenset({*range(0x20), *range(0x40, 0x50), *range(0x70, 0x80)}),
                       frozenset({"avx512_bf16", "avx_vnni"})),
     Microarchitecture("zen4", "AuthenticAMD", 0x19, frozenset({*range(0x10, 0x20), *range(0x60, 0x80),
                                                                *range(0xA0, 0xB0)}), frozenset({"avx512_bf16"})),
 ]
-"""The first that describes a processor is taken, so the newest of each vendor come first (Intel 319433, table 1-1, and
-SDM volume 4, table 2-1; AMD 57647 and revision guides)."""
+"""The first that describes a processor is taken, so the newest of each vendor come first.
+
+Sources: Intel 319433, table 1-1, and SDM volume 4, table 2-1; AMD 57647, 58455 and revision guides. Models of Zen 5:
+Linux, arch/x86/kernel/cpu/amd.c, and LLVM, lib/TargetParser/Host.cpp, which names 20h to 2Fh and 60h to 6Fh Strix and
+Krackan. CPUID does not say how wide the pipes are: that these have 256 bits, and the rest (Turin, Granite Ridge, Strix
+Halo) 512, is of A. Yee, "Zen5's AVX512 Teardown", 2024, and of Chips and Cheese, "AMD's Strix Point: Zen 5 Hits
+Mobile", 2024, and "AMD's Chiplet APU: An Overview of Strix Halo", 2025.
+"""
 
 
 def choose_target(found: Host) -> Target:

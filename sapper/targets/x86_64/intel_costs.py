@@ -26,7 +26,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from .costs import cost_of, family_of
+from .costs import cost_of, family_of, is_scattered, parse_uses
 from .rows import Row
 from .tiles import ROWS
 
@@ -206,7 +206,7 @@ class Core(NamedTuple):
         uses: list[tuple[tuple[str, ...], float]] = []
         for bits, (narrow, wide) in ((loaded_bits, self.loads), (stored_bits, self.stores)):
             if bits:
-                ports = _ports(wide if bits > 256 and not _scattered(row) else narrow)
+                ports = _ports(wide if bits > 256 and not is_scattered(row) else narrow)
                 uses.append((ports, _accesses(row) / len(ports)))
         if is_access(row) and (loaded_bits or stored_bits):
             return uses
@@ -240,7 +240,7 @@ def core(name: str) -> Core:
     """The core of a target, by `Target.core`. Raises KeyError that lists the known ones."""
     found = _CORES.get(name)
     if found is None:
-        raise KeyError(f"costs of instructions: found {name!r}; expected zen4 or one of {', '.join(_CORES)}")
+        raise KeyError(f"costs of instructions: found {name!r}; expected zen4, zen5 or one of {', '.join(_CORES)}")
     return found
 
 
@@ -248,10 +248,6 @@ def is_access(row: Row) -> bool:
     """Whether the form of a row with a memory operand is a load or a store and nothing else."""
     return row.mnemonic.startswith(("mov", "vmov", "vbroadcast", "vpbroadcastd", "vpbroadcastq", "kmov", "pop", "push",
                                     "prefetch", "tileload", "tilestore")) and not row.mnemonic.startswith("vmovmsk")
-
-
-def _scattered(row: Row) -> bool:
-    return any(o.index_bits for o in row.operands)
 
 
 def _accesses(row: Row) -> int:
@@ -297,9 +293,4 @@ def _figures(row: Row, column: int) -> tuple[int, list[tuple[tuple[str, ...], fl
         return None
     widths = _table()[name][column]
     latency, _, text = widths[min({256: 1, 512: 2}.get(row.length, 0), len(widths) - 1)].partition(" ")
-    uses: list[tuple[tuple[str, ...], float]] = []
-    for use in text.split("+") if text != "-" else ():
-        count, star, ports = use.rpartition("*")
-        where, colon, cycles = ports.partition(":")
-        uses.append((_ports(where), float(cycles) if colon else (int(count) if star else 1) / len(where)))
-    return int(latency), uses
+    return int(latency), parse_uses(text, _ports)

@@ -2,9 +2,9 @@
 
 Leaves: `Target` rows by name. Holds: facts only; nothing here runs on the CPU that it describes. Generated code may use
 exactly the features of its target.
-Sources: x86-64 psABI (levels); AMD publications 57647 and 56665 (Zen 4), 58455 (Zen 5); Intel Optimization Reference Manual 248966
-(Haswell, Skylake-SP, Ice Lake-SP, Alder Lake, Sapphire Rapids, Granite Rapids); cache sizes of typical members,
-replaced by the host's own in detect.py.
+Sources: x86-64 psABI (levels); AMD publications 57647 and 56665 (Zen 4), 58455 (Zen 5); Intel Optimization Reference
+Manual 248966 (Haswell, Skylake-SP, Ice Lake-SP, Alder Lake, Sapphire Rapids, Granite Rapids); cache sizes of typical
+members, replaced by the host's own in detect.py.
 """
 
 # Without `from __future__ import annotations`, which has NamedTuple compile each field's type from text: this module is
@@ -33,8 +33,8 @@ class Target(NamedTuple):
     mask_kind: "opmask" (k registers) or "vector" (all bits of a lane).
     l1_bytes, l2_bytes: data caches of one core; l3_bytes: the share that one core sees. cache_line_bytes.
     fma_per_cycle, loads_per_cycle, stores_per_cycle: vector instructions of `vector_bits`, sustained.
-    fma_latency, add_latency, load_latency: cycles (load: from L1 to a vector register).
-    core: the named CPU whose costs of instructions bound its code (costs.py, intel_costs.py).
+    fma_latency, add_latency, load_latency: cycles (add: after an add; load: from L1 to a vector register).
+    core: the named CPU whose costs of instructions bound its code (costs.py, zen5_costs.py, intel_costs.py).
     stream_ahead_bytes: how far ahead of a single stream memory is best asked for, if arithmetic keeps up with it;
     line_by_line: and that this is done for a line or two at a time, into the second cache (both are measured).
     """
@@ -162,7 +162,7 @@ TARGETS: dict[str, Target] = {
         # 512-bit operations run as two halves on 256-bit pipes: two FMA pipes, two add pipes, two loads, one store.
         cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7),
         # Pipes of 512 bits: two FMA, two add, two loads, one store.
-        cpu("zen5", _V4_ML, 48 * KIB, 1 * MIB, 32 * MIB, 2, 2, 1, 4, 3, 7, "zen4"),
+        cpu("zen5", _V4_ML, 48 * KIB, 1 * MIB, 32 * MIB, 2, 2, 1, 4, 2, 7),
         cpu("graniterapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 504 * MIB, 2, 2, 1, 4, 4, 8,
             stream_ahead=3 * KIB, line_by_line=True),
         cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
