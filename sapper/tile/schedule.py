@@ -114,7 +114,9 @@ class Facts:
     many, as where a register is a vector of fixed size). indexed_addresses: a memory operand may have an index.
     software_prefetch: asking early for what will be read gains time. stream_ahead_bytes: how early, in a single stream
     from memory that arithmetic keeps up with. line_by_line: such a stream is best asked for and read a line or two at a
-    time, and asked into the second cache: the first has too few places for requests.
+    time, and asked into the second cache: the first has too few places for requests. stream_level: the cache that
+    streams and packed panels are best asked into, 1 or 2. block_ahead_bytes: how early weights in blocks are, into the
+    second cache; 0: as the loop over them wants.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
     run_bytes: of neighbours in memory that a lane may read or write together; 0: each has its own element of a row.
     many_workers: thousands of workers take tasks in turn, at no cost: a task is then a few rows, however many workers
@@ -140,6 +142,8 @@ class Facts:
     software_prefetch: bool = True
     stream_ahead_bytes: int = 2 << 10
     line_by_line: bool = False
+    stream_level: int = 2
+    block_ahead_bytes: int = 0
     transposes_by_scatter: bool = False
     run_bytes: int = 0
     many_workers: bool = False

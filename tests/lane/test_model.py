@@ -13,13 +13,14 @@ from sapper.lane.choices import choices
 from sapper.lane.lower import lower
 from sapper.tile.canonical import canonicalize
 from sapper.tile.reduce_loops import reduce_loops
-from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
+from sapper.tile.schedule import DimClass, Facts, Panels, Schedule, Specialization
 
 from .run_lane import run_lane
 
 LIBRARY = {k.name: k for k in library()}
 PLAIN = Facts(l2_bytes=2 << 20)
 BY_LINES = replace(PLAIN, line_by_line=True, stream_ahead_bytes=3072)
+INTO_FIRST = replace(PLAIN, l1_bytes=48 << 10, stream_level=1, stream_ahead_bytes=16 << 10)
 
 
 def chosen(name: str, facts: Facts, *streamed: str, **extents: tuple[int, int]) -> Schedule:
@@ -45,6 +46,47 @@ def test_weights_are_read_line_by_line_where_that_is_quicker() -> None:
         asked = [op for op in lower(function, Schedule(), facts, Specialization(classes)).walk()
                  if op.name == "prefetch"]
         assert asked and {op.attributes["level"] for op in asked} == {level}
+
+
+def prefetches(name: str, facts: Facts, strides: dict[str, Panels] | None = None,
+               **extents: tuple[int, int]) -> list[dict[str, Any]]:
+    """Attributes of what a kernel of the library asks for."""
+    function = reduce_loops(LIBRARY[name].kernel.tile_ir())
+    canonicalize(function)
+    dims = {dim: DimClass(*known) for dim, known in extents.items()}
+    lowered = lower(function, Schedule(), facts, Specialization(dims, strides or {}))
+    return [op.attributes for op in lowered.walk() if op.name == "prefetch"]
+
+
+@pytest.mark.parametrize(("name", "typical", "rows"), [
+    ("matvec_f32", 2048, 1), ("matvec_f32", 16384, 4), ("matvec_bf16", 2048, 1), ("matvec_swiglu_bf16", 2048, 1),
+    ("norm_matvec_bf16", 2048, 1), ("norm_matvec_bf16", 4096, 4),     # vector and gain
+])
+def test_single_rows_where_the_first_cache_takes_streams(name: str, typical: int, rows: int) -> None:
+    """Or four, which share a vector that fills much of that cache. Lines of single rows are asked into it as far ahead
+    as it has room for beside the vector: two matrices each half as far."""
+    extents = {"N": (2048, 64), "K": (typical, 64)}
+    assert chosen(name, INTO_FIRST, **extents).registers["n"] == rows
+    asked = prefetches(name, INTO_FIRST, **extents)
+    assert asked and {a["level"] for a in asked} == {1}
+
+
+@pytest.mark.parametrize("rows", [1, 8, 512])
+@pytest.mark.parametrize(("facts", "level", "slow", "quick"), [
+    (PLAIN, 2, 2048, 8192), (BY_LINES, 2, 3072, 8192), (INTO_FIRST, 1, 16384, 16384)])
+def test_panels_are_asked_for_as_the_target_reads_them_best(facts: Facts, level: int, slow: int, quick: int,
+                                                            rows: int) -> None:
+    asked = prefetches("matmul_nt_f32", facts, {"b": Panels(0, 1, 32)}, M=(rows, 1), N=(2048, 64), K=(2048, 64))
+    panels = [a for a in asked if a["disp"] >= slow]     # rows of a are asked for where they are used
+    assert panels and {a["level"] for a in panels} == {level}
+    assert quick in {a["disp"] for a in panels} if rows > 1 else min(a["disp"] for a in panels) == slow
+
+
+@pytest.mark.parametrize(("block_ahead", "level", "ahead"), [(0, 1, 4096), (6144, 2, 6144)])
+def test_blocks_are_asked_for_as_far_ahead_as_the_target_says(block_ahead: int, level: int, ahead: int) -> None:
+    asked = prefetches("matvec_q4", replace(PLAIN, block_ahead_bytes=block_ahead), P=(512, 1), B=(64, 1))
+    assert asked and {a["level"] for a in asked} == {level}
+    assert min(a["disp"] for a in asked) == ahead
 
 
 def test_sums_of_a_row_are_no_matrix_that_is_read_line_by_line() -> None:

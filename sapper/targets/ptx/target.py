@@ -107,6 +107,14 @@ class Target:
     def line_by_line(self) -> bool:
         return False
 
+    @property
+    def stream_level(self) -> int:
+        return 2
+
+    @property
+    def block_ahead_bytes(self) -> int:
+        return 0
+
 
 _WITH_FP8 = ("i8", "u8", "f8e4m3")
 TARGETS: dict[str, Target] = {
