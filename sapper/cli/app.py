@@ -377,6 +377,8 @@ def emulate(
     arg: Annotated[list[str] | None, typer.Option("--arg", "-a", help="In order: x=f32[100], n=100.")] = None,
     shared: Annotated[int, typer.Option("--shared", min=0, help="Bytes of dynamic shared memory.")] = 0,
     lazy: Annotated[bool, typer.Option("--lazy", help="Asynchronous effects land only when something waits.")] = False,
+    short_sums: Annotated[bool, typer.Option(
+        "--short-sums", help="Sum products of fp8 with the few bits that tensor cores keep.")] = False,
     expect: Annotated[list[str] | None, typer.Option("--expect", help="A NumPy expression: z = x + y.")] = None,
     cooperative: Annotated[bool, typer.Option("--cooperative", help="All blocks are resident at once.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of random arguments.")] = 0,
@@ -390,9 +392,11 @@ def emulate(
         --expect "z = x + y"
       sapper emulate add.ptx add --lazy --json
     """
+    from ..emulate import Options
     from .emulate import report, run_emulate
 
-    facts = run_emulate(file, kernel, grid, block, cluster, arg or [], shared, lazy, expect or [], cooperative, seed)
+    options = Options(lazy=lazy, short_sums=short_sums)
+    facts = run_emulate(file, kernel, grid, block, cluster, arg or [], shared, options, expect or [], cooperative, seed)
     if json:
         _print_json(facts)
     else:

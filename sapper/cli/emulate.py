@@ -63,8 +63,10 @@ def parse_argument(text: str, seed: int) -> tuple[str, Any, bool]:
 
 
 def run_emulate(file: str, kernel: str | None, grid: str, block: str | None, cluster: str | None, arguments: list[str],
-                shared_bytes: int, lazy: bool, expectations: list[str], cooperative: bool, seed: int) -> dict[str, Any]:
-    """Run it; the facts to print. Raises CommandError where an expectation does not hold."""
+                shared_bytes: int, options: Any, expectations: list[str], cooperative: bool,
+                seed: int) -> dict[str, Any]:
+    """Run it; the facts to print. options: of the emulator (`emulate.Options`). Raises CommandError where an
+    expectation does not hold."""
     from .. import emulate
 
     try:
@@ -78,7 +80,7 @@ def run_emulate(file: str, kernel: str | None, grid: str, block: str | None, clu
     result = module.launch(
         kernel, grid=parse_shape(grid, "grid"), block=parse_shape(block, "block") if block else None,
         cluster=parse_shape(cluster, "cluster") if cluster else None, arguments=passed, shared_bytes=shared_bytes,
-        cooperative=cooperative, options=emulate.Options(lazy=lazy))
+        cooperative=cooperative, options=options)
     after = {name: value for name, value, _ in values if isinstance(value, np.ndarray)}
     return {"counters": asdict(result.counters), "checked": [expect(line, before, after) for line in expectations]}
 

@@ -109,13 +109,16 @@ class Shape:
 class Options:
     """How to run. lazy: asynchronous effects land only when something waits for them. races, uninitialised: whether
     those are looked for. step_limit: instructions of strands before the run counts as endless. lines: count by line of
-    the text, too (Counters.lines); what a line touches of shared memory is known while races are looked for."""
+    the text, too (Counters.lines); what a line touches of shared memory is known while races are looked for.
+    short_sums: products of 8-bit floats are summed with as few bits as tensor cores keep (targets/ptx/short_sums.py),
+    not in float32."""
 
     lazy: bool = False
     races: bool = True
     uninitialised: bool = True
     step_limit: int = 5_000_000
     lines: bool = False
+    short_sums: bool = False
 
 
 class Machine:

@@ -8,6 +8,7 @@ members are there; reading a lane that takes no part is an error. Source: PTX IS
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..targets.ptx import fragments
 from ..targets.ptx.rows import Operand
+from ..targets.ptx.short_sums import short_sum
 from . import parse
 from .errors import EmulationError
 from .machine import WARP, Lanes, Machine, Run, Wait, as_type
@@ -82,6 +84,10 @@ def member_reader(machine: Machine, operand: Operand, found: parse.Operand | Non
 def _warp(machine: Machine, instruction: parse.Instruction) -> Run:
     form, meaning = instruction.form, instruction.form.row.meaning
     assert meaning is not None
+    if form.row.opcode == "mma" and machine.options.short_sums:
+        types = form.mnemonic.split(".")
+        how = short_sum(machine.module.target, "mma", (types[-3], types[-2]))
+        meaning = meaning if how is None else partial(meaning, how=how)
     pairs = list(zip(form.operands, instruction.operands, strict=True))
     sources = [(member_reader(machine, operand, found), operand.count) for operand, found in pairs if operand.reads]
     results = [(operand, found) for operand, found in pairs if operand.writes]

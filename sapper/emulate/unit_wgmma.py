@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..targets.ptx import fragments
 from ..targets.ptx.rows import BITS
+from ..targets.ptx.short_sums import add_products, short_sum
 from ..targets.ptx.warp import ELEMENTS, accumulate, elements, widened
 from . import parse
 from .errors import EmulationError, RaceError
@@ -278,6 +279,7 @@ def _multiply(machine: Machine, instruction: parse.Instruction) -> Run:
     kind: Any = {"f32": np.float32, "s32": np.int32, "f16": np.float16}[type_d]
     used = sum_slots + (_slots(a_operand) if in_registers else [])
     access = Access(machine, instruction.text, instruction.line, size)
+    how = short_sum(machine.module.target, "wgmma", (type_a, type_b)) if machine.options.short_sums else None
     saturates = "satfinite" in form
 
     def shared_places(threads: Array, bits: int, extent: int, transposed: bool) -> Array:
@@ -324,15 +326,19 @@ def _multiply(machine: Machine, instruction: parse.Instruction) -> Run:
                 matrix_a = fragments.gather(parts, *fragments.fragment_a(4, parts.shape[-1]), (16, k)).reshape(m, k)
             else:
                 matrix_a = matrix(offsets_a, type_a)
-            product = matrix_a @ matrix(offsets_b, type_b).T
+            matrix_b = matrix(offsets_b, type_b).T
             if signs and signs[0] * signs[1] < 0:
-                product = -product
-            part = product[rows, columns]  # (registers, threads, slots)
-            old = np.zeros(part.shape, kind)
+                matrix_a = -matrix_a
+            old = np.zeros(rows.shape, kind)  # (registers, threads, slots)
             if keeps.any():
                 stacked = np.stack([machine.values[slot][threads] for slot in sum_slots])
-                old = stacked.view(kind).reshape(part.shape)
-            total = accumulate(part, old, saturates)
+                old = stacked.view(kind).reshape(rows.shape)
+            if how is not None:
+                before = np.empty((m, n), kind)
+                before[rows, columns] = old
+                total = add_products(how, (type_a, type_b), matrix_a, matrix_b, before)[rows, columns]
+            else:
+                total = accumulate((matrix_a @ matrix_b)[rows, columns], old, saturates)
             bits = np.ascontiguousarray(total).view(np.uint32).reshape(len(sum_slots), len(threads))
             for slot, value in zip(sum_slots, bits, strict=True):
                 state.set(slot, threads, value)

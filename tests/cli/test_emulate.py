@@ -42,3 +42,15 @@ def test_mistakes_are_told(more: list[str], status: int, message: str, capsys: p
 def test_a_missing_file_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["emulate", "missing.ptx"]) == 1
     assert "can't read missing.ptx" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_sums_as_short_as_those_of_tensor_cores(short: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parent.parent / "emulate" / "data" / "triton_matmul_e4m3_sm90.ptx"
+    words = ["a=e4m3[64,512]", "b=e4m3[64,512]", "c=f32[64,64]", "m=64", "n=64", "k=512", "sa=512", "sb=512", "sc=64",
+             "unused=0", "scratch=0"]
+    arguments = [part for word in words for part in ("-a", word)]
+    assert main(["emulate", str(path), *arguments, "--shared", "24576", "--expect", "c = a @ b.T",
+                 *(["--short-sums"] if short else [])]) == int(short)
+    printed = capsys.readouterr()
+    assert ("c differs from a @ b.T by up to 0." in printed.err) if short else ("holds" in printed.out)

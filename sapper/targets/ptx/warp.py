@@ -3,7 +3,7 @@
 Enters: `meaning(form, active, *sources)`: `active` says which lanes take part; sources are (warps, 32), a vector of
 registers (registers, warps, 32). Leaves: results of the same shapes.
 Source: PTX ISA, the sections of the same names. Sums of matrix instructions are made in float32 (float64 for f64) from
-exact products, in no order that the ISA promises.
+exact products, in no order that the ISA promises; or, where that is asked for, as short_sums.py has it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from . import fragments as f
 from .meaning import maximum, minimum
 from .rows import Form
+from .short_sums import ShortSum, add_products
 
 Array = NDArray[Any]
 _LANE = np.arange(32, dtype=np.int64)
@@ -163,8 +164,8 @@ def accumulate(product: Array, sum: Array, saturate: bool) -> Array:
     return (product + sum).astype(sum.dtype)
 
 
-def matrix_multiply(form: Form, active: Array, a: Array, b: Array, c: Array) -> Array:
-    """D = A B + C on the fragments of each warp (PTX ISA, mma)."""
+def matrix_multiply(form: Form, active: Array, a: Array, b: Array, c: Array, how: ShortSum | None = None) -> Array:
+    """D = A B + C on the fragments of each warp (PTX ISA, mma). how: the sums are made so, None: in float32."""
     shape = re.search(r"m(\d+)n(\d+)k(\d+)", form.mnemonic)
     assert shape is not None
     m, n, k = (int(text) for text in shape.groups())
@@ -180,8 +181,12 @@ def matrix_multiply(form: Form, active: Array, a: Array, b: Array, c: Array) -> 
     else:
         c_parts = c[..., None]
     places = f.fragment_c(len(c), c_parts.shape[-1])
-    product = f.scatter(np.matmul(matrix_a, matrix_b), *places)
-    result = accumulate(product, c_parts, "satfinite" in form)
+    if how is not None:
+        sums = add_products(how, (type_a, type_b), matrix_a, matrix_b, f.gather(c_parts, *places, (m, n)))
+        result = f.scatter(sums, *places)
+    else:
+        product = f.scatter(np.matmul(matrix_a, matrix_b), *places)
+        result = accumulate(product, c_parts, "satfinite" in form)
     return _whole(result) if type_c == "f16" else result[..., 0]
 
 

@@ -16,9 +16,11 @@ from sapper.ir.nodes import Function
 from sapper.lane.interpret import run
 from sapper.lane.memory import Memory
 from sapper.targets.ptx import assembler
+from sapper.targets.ptx.instructions import TABLE
 from sapper.tile.interpret import interpret
 from sapper.tile.schedule import DimClass, Schedule, Specialization
 
+from .kernels import bf16_nt
 from .narrow import block_scaled, unscaled
 
 TARGET = targets.target("sm_90a")
@@ -146,6 +148,18 @@ def test_both_sums_fit_the_registers(kernel: Any, aligned: str) -> None:
     assert ("global.shared::cta.bulk_group" in text) == (aligned == "abc")
     (made,) = assembler.assemble([text], "sm_90a").values()
     assert made.spilled_bytes == 0
+
+
+@pytest.mark.parametrize("level", ["sm_100a", "sm_120a"])
+@pytest.mark.parametrize("kernel", [*KERNELS, bf16_nt], ids=lambda k: k.name)
+def test_blackwell_gets_the_products_of_ada(kernel: Any, level: str) -> None:
+    """As docs/cuda.md says: there is no row of tcgen05."""
+    names = [name for name, _ in kernel.parameters]
+    dims = {dim: (4096, 64) for _, type in kernel.parameters for dim in type.dims}
+    texts = [compile_kernel(kernel, {}, dict.fromkeys(names, "contiguous"), dims, targets.target(name), None,
+                            frozenset(names)).text().split("\n", 2)[2] for name in ("sm_89", level)]
+    assert texts[0] == texts[1]
+    assert not [opcode for opcode in TABLE.opcodes() if "tcgen05" in opcode]
 
 
 def test_sm_89_multiplies_by_warps() -> None:
