@@ -16,6 +16,7 @@ from sapper.kernels import mla
 from sapper.models import session as sessions
 from sapper.models.deepseek.config import from_gguf, from_json
 from sapper.models.deepseek.model import load_model as load_deepseek
+from sapper.models.deepseek.untrained import SMALL_V2, untrained
 from sapper.models.deepseek.weights import GGUF_NAMES, NAMES, DenseWeights, MixtureWeights
 from sapper.models.errors import ModelError
 from sapper.models.generate import Generation
@@ -106,21 +107,37 @@ def test_bf16_is_within_its_rounding(name: str, recorded: dict[str, Any], cache:
 
 
 @pytest.mark.parametrize("which", ["deepseek_v2_lite", "deepseek_v3", "deepseek_v32"])
-def test_rounded_prompts_attend_in_products_of_bf16(which: str) -> None:
+def test_where_rounded_tokens_attend_in_products_of_bf16(which: str) -> None:
     """From a cache in bf16, but where an indexer chooses positions. A choice of experts near a tie may turn."""
     with np.load(DATA / f"{which}.npz") as file:
         tokens, wanted = file["tokens"].tolist(), file["logits"][-1]
     loaded, found = load_model(DATA / which, "bf16-rounded"), []
     for cache in (None, "f32"):
         session = loaded.session(CONTEXT, cache_dtype=cache)
-        names = {getattr(kernel, "name", "") for _, steps in session.prefill_sections() for kernel, _ in steps}
+        names, of_one = ({getattr(kernel, "name", "") for _, steps in sections for kernel, _ in steps}
+                         for sections in (session.prefill_sections(), session.step_sections()))
         rounded = cache is None and loaded.config.indexer is None
         assert ({"expand_rounded", "latent_attention_rounded"} <= names) == rounded
+        assert ({"latent_attention_decode_rounded", "merge_long_splits"} <= of_one) == rounded
         session.feed(tokens[:-1])
         session.feed(tokens[-1:])
         assert session.logits @ wanted / np.linalg.norm(session.logits) / np.linalg.norm(wanted) > 0.998
         found.append(session.logits.copy())
     assert (found[0] != found[1]).any()
+
+
+def test_a_rounded_token_after_more_than_a_split() -> None:
+    """It gives what it gives as the last one of a prompt, but for the rounding."""
+    config = from_json({**SMALL_V2, "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 1}, "the test")
+    made = untrained(config, "bf16-rounded")
+    tokens = np.random.default_rng(0).integers(0, 96, mla.LONG_SPLIT + 40).tolist()
+    found = []
+    for last in (1, 2):
+        session = made.session(len(tokens))
+        session.feed(tokens[:-last])
+        session.feed(tokens[-last:])
+        found.append(session.logits)
+    assert found[0] @ found[1] / np.linalg.norm(found[0]) / np.linalg.norm(found[1]) > 0.999
 
 
 def test_nothing_is_normed_twice(model: Loaded) -> None:

@@ -10,10 +10,10 @@ what BaseSession holds; a token reads the weights of the experts that it goes th
                 └──────────────────┘
     x ── norm, logits of the last token
 
-One token attends absorbed, several attend naively (sapper/kernels/mla.py; where prompts are rounded, in products of
-bf16, mla_rounded.py); where there is an indexer, to the positions that it chooses (sapper/kernels/sparse.py). Each is
-one program; the variables of the second are `position`, `count`, `filled` (position + count) and `routed` (count, for
-each expert that a token takes).
+One token attends absorbed, several attend naively (sapper/kernels/mla.py; where prompts are rounded, both in products
+of bf16, mla_rounded.py); where there is an indexer, to the positions that it chooses (sapper/kernels/sparse.py). Each
+is one program; the variables of the second are `position`, `count`, `filled` (position + count) and `routed` (count,
+for each expert that a token takes).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Session(BaseSession):
         self._latents, self._keys = (
             self._caches(self._cached_layers, self._cache_extents(*one)) for one in ((rank,), (2, pairs)))
         # From here on memory that is not used is never there.
-        splits = -(-self._most_kept // mla.SPLIT)
+        splits = -(-self._most_kept // (mla.LONG_SPLIT if self._attends_rounded else mla.SPLIT))
         extents = ((splits, heads), (splits, heads), (splits, heads, rank))
         self._splits = tuple(self._arena.empty(one, F32) for one in extents)
         self._absorbed, self._met = (self._arena.empty((heads, rank), F32) for _ in range(2))
@@ -142,7 +142,7 @@ class Session(BaseSession):
 
     @property
     def _attends_rounded(self) -> bool:
-        """Whether several tokens attend in products of bf16."""
+        """Whether tokens attend in products of bf16."""
         return (self._cache_dtype == "bf16" and self.model.config.indexer is None
                 and all(layer.attention.expand.rounded for layer in self.model.weights.layers))
 
@@ -312,13 +312,14 @@ class Session(BaseSession):
                     self._kept_places, *seen, position, *kept)),
             ]
             seen = kept
+        attend, merge = (
+            (mla.latent_attention_decode_rounded, mla.merge_long_splits) if self._attends_rounded
+            else (getattr(mla, f"latent_attention_decode_{self._cache_dtype}"), mla.merge_splits))
         return [
             *steps,
             (getattr(mla, f"absorb_{dtype}"), (self._parts()[0][row], keys, self._absorbed)),
-            (getattr(mla, f"latent_attention_decode_{self._cache_dtype}"), (
-                self._absorbed, turned, *seen, position, config.score_scale, *self._splits,
-            )),
-            (mla.merge_splits, (*self._splits, position, self._met)),
+            (attend, (self._absorbed, turned, *seen, position, config.score_scale, *self._splits)),
+            (merge, (*self._splits, position, self._met)),
             (getattr(mla, f"project_values_{dtype}"), (self._met, values, mixed)),
         ]
 
