@@ -37,8 +37,8 @@ ROWS_AHEAD_BYTES = 10240
 
 ROW_AHEAD_BYTES = 8192
 """The same of single rows where the first cache takes streams, of all matrices together; beside them it holds the
-vector. Measured on a Zen 5, bf16, in percent of what plain reads reach: matvec of 4096 x 4096 106 with 4 KiB, 117 with 8
-and 116 with 12; norm_matvec of 6144 x 4096, which has a gain as well, 75, 88 and 78; matvec_swiglu of 14336 x 4096 97
+vector. Measured on a Zen 5, bf16, in percent of what plain reads reach: matvec of 4096 x 4096 106 with 4 KiB, 117 with
+8 and 116 with 12; norm_matvec of 6144 x 4096, which has a gain as well, 75, 88 and 78; matvec_swiglu of 14336 x 4096 97
 with 4 KiB of each matrix and 89 with 8."""
 
 SLOW_STEPS = 1 / 8
