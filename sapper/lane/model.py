@@ -74,6 +74,8 @@ class Model(WalkLowering):
         self.block_bytes = facts.l2_bytes // 2
         self.stream_ahead_bytes, self.line_by_line = facts.stream_ahead_bytes, facts.line_by_line
         self.stream_level = facts.stream_level
+        self.row_requests, self.stream_requests = facts.row_requests, facts.stream_requests
+        self.request_level = facts.request_level
         self.prefetches_rows = facts.software_prefetch
         self.transposes_by_scatter = facts.transposes_by_scatter
         self.specialization = specialization

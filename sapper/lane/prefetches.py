@@ -22,15 +22,7 @@ NEAR_AHEAD_BYTES = 4096
 """The same for weights in blocks."""
 
 STREAM_AHEAD_BYTES = 16384
-"""The same, at least, of rows beside which results are stored past the caches. They are asked into L2: what was asked
-into L1 made those stores wait."""
-
-STREAM_REQUESTS = 3
-"""How many times each line of such rows is asked for, in walks of rows before it. A Zen 4 drops a prefetch that finds
-no free miss buffer, as it often does beside those stores. RMSNorm of 8192 x 4096 f32 by requests: 9.6, 8.0, 5.7 ms (a
-copy takes 6.9); LayerNorm 10.5 with one and 6.9 with three. Where memory is read line by line, once is enough, and near
-is better: GELU of 8192 x 4096 in f32 on a Granite Rapids took 13.9 ms with three requests 16 KiB ahead, 12.6 with one
-4 KiB ahead, and 11.0 where its loop takes a line at a time besides (model.py)."""
+"""The same, at least, of rows beside which results are stored past the caches."""
 
 ROWS_AHEAD_BYTES = 10240
 """The same, at least, of rows of a matrix: it stays in half of L1 until its turn comes."""
@@ -56,7 +48,16 @@ COPY_AHEAD_STEPS = 32
 
 
 class Prefetches(Stores):
-    """near_bytes: size of L1. block_bytes: of panels that are walked with the same rows. asking: the walks of the block
+    """How often, and into which cache, what is read beside stores past the caches is best asked for differs by target
+    (Facts). A Zen 4 drops a prefetch that finds no free miss buffer, as it often does there: RMSNorm of 8192 x 4096 f32
+    by requests: 9.6, 8.0, 5.7 ms (a copy takes 6.9); LayerNorm 10.5 with one and 6.9 with three. Where memory is read
+    line by line, once is enough, and near is better: GELU of 8192 x 4096 in f32 on a Granite Rapids took 13.9 ms with
+    three requests 16 KiB ahead, 12.6 with one 4 KiB ahead, and 11.0 where its loop takes a line at a time besides
+    (model.py). On a Zen 5, 8192 x 4096 f32, in percent of what a copy reaches: RMSNorm by four requests in all 85, by
+    two 92, by two into L1 100; LayerNorm by three 84, into L1 99; softmax by three 94, by two into L1 103, by one 97.
+    SwiGLU, which reads two streams: 84 by three requests 16 KiB ahead, 98 by one, 107 by one 4 KiB ahead.
+
+    near_bytes: size of L1. block_bytes: of panels that are walked with the same rows. asking: the walks of the block
     at hand that ask for what they will read, if it stores past the caches (block_loads: its loads).
     """
 
@@ -65,6 +66,9 @@ class Prefetches(Stores):
     stream_ahead_bytes: int
     line_by_line: bool
     stream_level: int
+    row_requests: int
+    stream_requests: int
+    request_level: int
     prefetches_rows: bool
     asking: list[Walk]
 
@@ -74,7 +78,6 @@ class Prefetches(Stores):
         own prefetching stops at the end of each page of 4 KiB."""
         if choice.lane is None or not any(asking is walk for asking in self.asking):
             return
-        requests = 1 if self.line_by_line else -(-STREAM_REQUESTS // len(self.asking))
         first = 1 + (len(self.asking) > 1 and any(isinstance(root, Op) and self.streams(root) for root in walk.inner))
         for op in self.block_loads:
             axes = op.result.type.axes  # type: ignore[union-attr]
@@ -89,6 +92,8 @@ class Prefetches(Stores):
                 continue
             if any(a not in self.bound for a in axes) or not (rows or set(axes) == set(walk.outer)):
                 continue
+            wanted = self.row_requests if rows else self.stream_requests
+            requests = 1 if self.line_by_line else -(-wanted // len(self.asking))
             ahead = self._ahead(access.axes[rows[0]], self.bound[rows[0]].count) if rows else self._stream_ahead_bytes
             assert isinstance(stride, int)
             piece_bytes = self.bound[choice.lane].count * self.lanes * self.slot_elements * stride
@@ -97,16 +102,19 @@ class Prefetches(Stores):
                 operands, attributes = self.address(there, dict.fromkeys(axes, 0))
                 disp = attributes.pop("disp")
                 for line in range(0, piece_bytes, 64):
-                    self.effect("prefetch", operands, level=2, disp=disp + line, **attributes)
+                    self.effect("prefetch", operands, level=self.request_level, disp=disp + line, **attributes)
 
     @property
     def _stream_ahead_bytes(self) -> int:
-        return self.stream_ahead_bytes if self.line_by_line else STREAM_AHEAD_BYTES
+        if self.line_by_line:
+            return self.stream_ahead_bytes
+        return NEAR_AHEAD_BYTES if self.stream_requests == 1 else STREAM_AHEAD_BYTES
 
     def _ahead(self, stride: Scalar, count: int) -> Scalar:
         """How far ahead the nearest rows are asked for: whole rows, as far as a part of the second cache has room."""
         step = self.mul(self.scalar("s_max", stride, 1), count)
-        rows = self.scalar("s_floordiv", self.add(step, self._stream_ahead_bytes - 1), step)
+        least_bytes = self.stream_ahead_bytes if self.line_by_line else STREAM_AHEAD_BYTES
+        rows = self.scalar("s_floordiv", self.add(step, least_bytes - 1), step)
         return self.scalar("s_min", self.mul(step, rows), self.block_bytes // 4)
 
     def _prefetch(self, op: Op, walk: Walk, choice: WalkChoice) -> None:

@@ -173,16 +173,20 @@ def test_other_loops_over_rows(streaming: Any, facts: Facts) -> None:
 
 
 ONCE = replace(AVX512, line_by_line=True)
+TWICE = replace(AVX512, row_requests=2, stream_requests=1, request_level=1)
 
 
 @pytest.mark.parametrize(("name", "facts", "requests", "ahead"), [
     ("softmax", AVX512, 3, 1 << 14), ("rms_norm", AVX512, 4, 1 << 14), ("layer_norm", AVX512, 3, 1 << 14),
-    ("softmax", ONCE, 1, 1 << 11), ("rms_norm", ONCE, 1, 1 << 11), ("layer_norm", ONCE, 1, 1 << 11)])
+    ("softmax", ONCE, 1, 1 << 11), ("rms_norm", ONCE, 1, 1 << 11), ("layer_norm", ONCE, 1, 1 << 11),
+    ("softmax", TWICE, 2, 1 << 14), ("rms_norm", TWICE, 2, 1 << 14), ("gelu", AVX512, 3, 1 << 14),
+    ("gelu", TWICE, 1, 1 << 12), ("gelu", ONCE, 1, 1 << 11)])
 @pytest.mark.parametrize("n", [64, 8192])
 def test_each_line_is_asked_for_at_a_distance(name: str, facts: Facts, requests: int, ahead: int, n: int,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked for lies whole rows ahead, as many as make up a distance: for rows of 8192, one. Several times in
-    all, or once where memory is read line by line."""
+    all, as often as the target wants, or once where memory is read line by line. What is one stream, as of GELU, lies
+    that distance ahead."""
     entry = LIBRARY[name]
     m = (8 << 15) // (4 * n)
     arguments = {k: aligned(v) if isinstance(v, np.ndarray) else v
@@ -190,6 +194,7 @@ def test_each_line_is_asked_for_at_a_distance(name: str, facts: Facts, requests:
     asked: list[int] = []
 
     def record(program: interpret.Program, op: Op) -> Any:
+        assert op.attributes["level"] == facts.request_level
         address, _ = program.address(op, 0)
         return lambda environment: asked.append(address(environment))
 

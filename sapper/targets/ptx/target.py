@@ -115,6 +115,17 @@ class Target:
     def block_ahead_bytes(self) -> int:
         return 0
 
+    def row_requests(self) -> int:
+        return 1
+
+    @property
+    def stream_requests(self) -> int:
+        return 1
+
+    @property
+    def request_level(self) -> int:
+        return 2
+
 
 _WITH_FP8 = ("i8", "u8", "f8e4m3")
 TARGETS: dict[str, Target] = {
