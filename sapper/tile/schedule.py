@@ -116,8 +116,9 @@ class Facts:
     from memory that arithmetic keeps up with. line_by_line: such a stream is best asked for and read a line or two at a
     time, and asked into the second cache: the first has too few places for requests. stream_level: the cache that
     streams and packed panels are best asked into, 1 or 2. block_ahead_bytes: how early weights in blocks are, into the
-    second cache; 0: as the loop over them wants. row_requests, stream_requests: how many times a line is asked for beside stores past the caches, of rows and of what is read as one stream, as far as
-    that is not line by line; once, it is asked for nearer. request_level: the cache that it is asked into, 1 or 2.
+    second cache; 0: as the loop over them wants. row_requests, stream_requests: how many times a line is asked for
+    beside stores past the caches, of rows and of what is read as one stream, as far as that is not line by line; once,
+    it is asked for nearer. request_level: the cache that it is asked into, 1 or 2.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
     run_bytes: of neighbours in memory that a lane may read or write together; 0: each has its own element of a row.
     many_workers: thousands of workers take tasks in turn, at no cost: a task is then a few rows, however many workers
