@@ -252,11 +252,16 @@ class Reductions(Staging):
 
     @staticmethod
     def _by_point(accumulators: list[Accumulator]) -> list[tuple[Accumulator, tuple[int, ...]]]:
-        """The results of all reductions, those at one place together: what they read in common need not be held."""
+        """The results of all reductions, those at one place together: what they read in common need not be held. The
+        axis with the fewest places goes innermost: of what spans it alone every row is held until all others are done,
+        of what spans the others one at a time. 8 queries' sums of 2 vectors then take 2 registers for operands and
+        one more, the other way round 8 and one."""
         pairs = [(a, point) for a in accumulators for point in a.outer]
         if len({a.op.result.type.axes for a in accumulators}) == 1:  # type: ignore[union-attr]
-            place = {point: at for at, point in enumerate(accumulators[0].outer)}
-            pairs.sort(key=lambda pair: place[pair[1]])
+            points = accumulators[0].outer
+            places = [len(set(along)) for along in zip(*points, strict=True)]
+            axes = sorted(range(len(places)), key=lambda axis: -places[axis])
+            pairs.sort(key=lambda pair: [pair[1][axis] for axis in axes])
         return pairs
 
     def _add_errors(self, a: Accumulator, inner: dict[str, int]) -> None:

@@ -23,6 +23,12 @@ WIDE_ROW_BYTES = 128
 BLOCK_PANELS = 8
 """Most panels that are walked with the same rows: these then come from the last cache so many times less often."""
 
+COPIED_STEPS = 8
+"""Rows of memory, each along the rows of a contraction, that are copied side by side from one end to the other: a line
+of each is read once, for all blocks that have a part in it. One block after another reads every line for itself, a page
+or more from the one before: products of 2048 x 2048 x 2048 in f32 with a left matrix that lies so went from 238 to
+248 GFLOP/s on a Zen 5."""
+
 
 class Staging(Prefetches):
     """stage_memory: scratch memory of each staged operand."""
@@ -258,18 +264,17 @@ class Staging(Prefetches):
             left = self.sub(self.add(rows.offset, rows.extent), here.offset)
             mask = self.emit(self.depth, "mask_first", [self.value(self.scalar("s_min", left, count))], MASK)
             self.bound[row_axis] = Bound(here.offset, 1, True, mask, here.depth)
-
-            def copy(inner: Carried) -> Carried:
-                for at in self._coordinates((row_axis, depth_axis)):
-                    staged.store(at, self.operand_row(op, at))
-                return inner
-
-            self.axis_loop(depth_axis, 4, False, [], copy)
+            for at in self._coordinates((row_axis, depth_axis)):
+                staged.store(at, self.operand_row(op, at))
             self.bound[row_axis] = here
             return carried
 
-        # Every block, the last one too, has a vector of its own; the mask cuts what it lacks.
-        self._loop(row_axis, rows.offset, self.add(rows.offset, rows.extent), count, False, False, [], block)
+        def steps(carried: Carried) -> Carried:
+            # Every block, the last one too, has a vector of its own; the mask cuts what it lacks.
+            stop = self.add(rows.offset, rows.extent)
+            return self._loop(row_axis, rows.offset, stop, count, False, False, carried, block)
+
+        self.axis_loop(depth_axis, max(1, COPIED_STEPS // self.slot_elements), False, [], steps)
         return staged
 
     def _capacity(self, axis: str) -> Capacity | int:

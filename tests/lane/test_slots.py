@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from builtins import max as builtins_max
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -123,3 +125,21 @@ def test_queries_and_results_go_through_squares(name: str, facts: Facts) -> None
     assert "exchange" in {op.name for op in static.walk()}
     run_lane(function, arguments, facts=facts, specialization=specialization)
     assert entry.compare(arguments, entry.reference(arguments)) is None
+
+
+def test_few_operands_of_products_are_held_at_once() -> None:
+    """8 rows by 2 vectors of sums: the vectors and one element of the rows at a time, not 8 of these."""
+    function = reduce_loops(chained.tile_ir())
+    specialization = specialize(function, arguments_of(64, 128, 64, 64), {"M": 512, "N": 512})
+    lane = lower(function, Schedule(), DOTS, specialization)
+    loops = [block for op in lane.walk() for block in op.blocks if not any(inner.blocks for inner in block.ops)]
+    fullest = [[op for op in block.ops if op.name == "dot2_bf16"] for block in loops]
+    most = builtins_max(len(dots) for dots in fullest)
+    assert most >= 16
+    for dots in fullest:
+        if len(dots) < most:
+            continue
+        uses = [set(op.operands[1:]) for op in dots]
+        for number in range(len(uses)):
+            begun = set().union(*uses[:number + 1])
+            assert len(begun & set().union(*uses[number:])) <= 3
