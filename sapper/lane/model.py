@@ -52,6 +52,17 @@ LINES_AT_ONCE = 2
 
 LINE_BYTES = 64
 
+WIDE_VECTORS = 12
+"""Vectors of a matrix [in, out] in memory that a single row meets: it is read so much of a row at a time, each a page
+or more after the one before. Measured on a Zen 5, 4096 x 4096, in percent of what plain reads reach: 41 with 2
+vectors, 75 with 8, 84 with 12, 77 with 16 in f32; 23, 56, 69 and 52 in bf16."""
+
+FEW_VECTORS, FEW_COPIED_VECTORS = 3, 4
+"""The same where a few rows meet it, 8 at a time, and where its elements are joined to slots as they are copied.
+Measured likewise, 4, 8 and 16 rows, in percent of the floor: f32 45, 38 and 27 with 2 vectors and 14 rows, 62, 66
+and 49 with 3 and 8; i8, copied, 34, 31 and 31 with 4 and 6, 29, 27 and 28 with 3 and 8, and 14, 14 and 8 where it
+is joined anew for each piece of rows."""
+
 STREAMS = 4
 """Rows that are read from memory side by side. Measured on a Granite Rapids, argmax of 512 rows of 49152: 17.6 GB/s row
 by row, 19.8 by two, and 22.4 by four."""
@@ -646,6 +657,8 @@ class Model(WalkLowering):
                     if any(v in self.slot_axes for op in walk.reductions for v in op.operands):
                         # The rows that are read where they lie may be a power of two apart: few sets of a cache.
                         most = min(most, SET_ROWS)
+                    if self._meets_rows_in_memory(walk, rows[0], lane):
+                        most = min(most, ADDRESSED_ROWS)
                     # Nor far fewer than fit: each piece of rows reads all of the second operand again.
                     fewest = max(min(hidden, most), -(-most * 3 // 4))
                     counts[rows[0]] = self._fit(rows[0], most, False, fewest, 2)
@@ -656,10 +669,18 @@ class Model(WalkLowering):
                 counts[rows[0]] = self._fit(rows[0], min(budget, ADDRESSED_ROWS), False)
             elif rows:
                 # Dot products along the lane axis: a square of accumulators reads the least.
-                first = self._fit(rows[0], 4 if len(rows) > 1 else self._streamed_rows(walk, rows[0], lane), False)
+                first = self._fit(rows[0], self._streamed_rows(walk, rows[0], lane), False)
+                if len(rows) > 1:
+                    first = self._fit(rows[0], 4, False)
+                    if self.stream_level == 1 and self.extent_hint(rows[1]) < STAGE_ROWS and (
+                            first * self._row_bytes(walk, rows[0], lane) > self.facts.l1_bytes // 4):
+                        # Few rows meet more of the other matrix, which comes from memory, unless the first cache holds
+                        # it for all of them. Measured on a Zen 5, 16 rows by 4096 x 4096, 6 x 4 and 4 x 6: f32 46 and
+                        # 41 % of the floor, bf16 45 and 40; 4 rows of i8 84 and 95 % of memory.
+                        first = self._fit(rows[0], 6, False, fewest=5)
                 counts[rows[0]] = min(first, budget)
                 if len(rows) > 1:
-                    second = max(1, (registers - 4 - first) // (first * len(walk.reductions)))
+                    second = max(1, (registers - 4 - min(first, 4)) // (first * len(walk.reductions)))
                     # 1 divides all, but is half of 2: better only where code for a row that is left has no place.
                     fewest = 1 if self.facts.many_workers else min(2, second)
                     counts[rows[1]] = self._fit(rows[1], second, False, fewest)
@@ -675,6 +696,8 @@ class Model(WalkLowering):
                     at_once = prod(counts[a] for a in outer if a != lane)
                     if self.facts.line_by_line and fixed == 1 and outer and at_once <= LINES_AT_ONCE:
                         unrolled = LINES_AT_ONCE // at_once
+                    if lane in outer and counts[lane] * several >= WIDE_VECTORS:
+                        unrolled = 1     # there are sums enough, and a row after the other is read
                     if self.packing is not None and self._is_short(axis, accumulators * several):
                         unrolled = self.extent_hint(axis)
                     if axis == lane:
@@ -731,9 +754,24 @@ class Model(WalkLowering):
         if not rows or self.facts.fma_per_cycle < 2 or self.facts.vector_registers < 32:
             return 2
         few = self.extent_hint(rows[0]) < STAGE_ROWS or self.panel_width(lane) > 1
+        if self._meets_rows_in_memory(walk, rows[0], lane):
+            few_vectors = FEW_VECTORS if self.packing is None else FEW_COPIED_VECTORS
+            return WIDE_VECTORS if self.extent_hint(rows[0]) == 1 else few_vectors
         beside = any(lane not in op.result.type.axes and self.stages_columns(op, rows[0], {rows[0]: 1})  # type: ignore[union-attr]
                      for op in self.reads(walk))
         return 2 if few or beside else 4
+
+    def _meets_rows_in_memory(self, walk: Walk, axis: str, lane: str | None) -> bool:
+        """Whether few rows meet a matrix whose rows, contiguous along the lanes, are read where they lie. Several lines
+        of each are then read at once, unless memory is best read line by line."""
+        if lane is None or self.line_by_line or self.panel_width(lane) > 1 or self.extent_hint(axis) >= STAGE_ROWS:
+            return False
+        matrices = [op for op in self.reads(walk) if lane in axes_of(op.result) and axis not in axes_of(op.result)]
+        return bool(matrices) and all(self._lies_along_lanes(op, lane) for op in matrices)
+
+    def _lies_along_lanes(self, op: Op, lane: str) -> bool:
+        access = self.access(op)
+        return access.axes.get(lane) == element_bytes(access.dtype) and not access.gathers
 
     def _takes_whole_rows(self, rows: list[str], fixed: int, lane: str) -> bool:
         """Whether a matrix of short rows that few others meet is read row by row, in the order of memory, for all of
@@ -756,14 +794,15 @@ class Model(WalkLowering):
         4096 at 117 % of what plain reads reach by one row, 91 by four, 89 by eight; 4096 x 14336 at 66, 80 and 81."""
         if self.facts.line_by_line and all(axis not in self.bound for axis in walk.outer):
             return LINES_AT_ONCE
-        length = self.extent_hint(lane) * self.slot_elements if lane is not None else 1
-        reads = self.reads(walk)
         if self.stream_level == 1:
-            shared = sum(element_bytes(self.access(op).dtype) for op in reads if axis not in axes_of(op.result))
-            return 1 if shared * length <= self.facts.l1_bytes // 2 else 4
-        rows = [op for op in reads if {axis, lane} <= set(axes_of(op.result))]
-        bytes_of_row = sum(element_bytes(self.access(op).dtype) for op in rows) * length
-        return 4 if 4 * bytes_of_row <= self.facts.l1_bytes // 2 else 8
+            return 1 if self._row_bytes(walk, axis, lane, False) <= self.facts.l1_bytes // 2 else 4
+        return 4 if 4 * self._row_bytes(walk, axis, lane) <= self.facts.l1_bytes // 2 else 8
+
+    def _row_bytes(self, walk: Walk, axis: str, lane: str | None, along: bool = True) -> int:
+        """Bytes, typically, that a walk along the lanes reads for each coordinate of an axis; or else for all of it."""
+        length = self.extent_hint(lane) * self.slot_elements if lane is not None else 1
+        return length * sum(element_bytes(self.access(op).dtype) for op in self.reads(walk)
+                            if lane in axes_of(op.result) and (axis in axes_of(op.result)) == along)
 
     def _fit(self, axis: str, count: int, lane: bool, fewest: int = 1, spare: int = 1) -> int:
         """The largest count <= `count` that suits the extent: no larger than it, a divisor of it if one is near and not
@@ -855,6 +894,7 @@ class Model(WalkLowering):
                     panel = self.access(op).axes.get(depth_axis) != element_bytes(self.access(op).dtype) and (
                         self.extent_hint(lane) > counts[lane] * self.lanes
                         and self.extent_hint(row_axis) > counts[row_axis]
+                        and (self.packing is not None or not self._meets_rows_in_memory(walk, row_axis, lane))
                         and not any(v in self.slot_axes for v in reduction.operands))
                 if panel or (rows and again and not well):
                     staged.append(op)

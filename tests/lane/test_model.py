@@ -82,6 +82,40 @@ def test_panels_are_asked_for_as_the_target_reads_them_best(facts: Facts, level:
     assert quick in {a["disp"] for a in panels} if rows > 1 else min(a["disp"] for a in panels) == slow
 
 
+@pytest.mark.parametrize(("name", "rows", "registers", "staged"), [
+    ("matmul_nn_f32", 1, {"m": 1, "n": 12, "k": 1}, False), ("matmul_nn_f32", 8, {"m": 8, "n": 3, "k": 4}, False),
+    ("matmul_nn_i8", 1, {"m": 1, "n": 12, "k": 1}, False), ("matmul_nn_i8", 8, {"m": 6, "n": 4, "k": 4}, True),
+])
+def test_rows_of_a_matrix_that_few_meet_are_read_several_lines_at_once(name: str, rows: int, registers: dict[str, int],
+                                                                       staged: bool) -> None:
+    """Those of [in, out], each pages after the one before: but where memory is best read line by line, or packed."""
+    extents = {"M": (rows, 1), "N": (2048, 64), "K": (2048, 64)}
+    facts = replace(PLAIN, fma_per_cycle=2.0, dots=frozenset({"dot4_u8i8"}))
+    schedule = chosen(name, facts, **extents)
+    assert schedule.registers == registers
+    assert ("b" in (schedule.stage or ())) == staged
+    other = chosen(name, replace(facts, line_by_line=True), **extents)
+    assert other.registers["n"] == 2 and "b" not in (other.stage or ())
+    many = extents | {"M": (512, 1)}
+    assert chosen(name, facts, **many).registers == chosen(name, replace(facts, line_by_line=True), **many).registers
+
+
+@pytest.mark.parametrize(("typical", "count"), [(2048, 4), (512, 1)])
+def test_long_rows_are_asked_for_along_themselves(typical: int, count: int) -> None:
+    """Where the next rows would not fit the first cache: so many streams. Few rows then meet six of them at once."""
+    facts = replace(INTO_FIRST, fma_per_cycle=2.0)
+    registers = chosen("matmul_nt_f32", facts, M=(4, 1), N=(2048, 64), K=(typical, 64)).registers
+    assert registers == {"m": 4, "n": 6 if typical == 2048 else 4, "k": 1}
+    assert chosen("matmul_nt_f32", PLAIN, M=(4, 1), N=(2048, 64), K=(typical, 64)).registers["n"] == 4
+    function = reduce_loops(LIBRARY["matvec_f32"].kernel.tile_ir())
+    canonicalize(function)
+    schedule = Schedule(registers={"n": 4, "k": 1})
+    lowered = lower(function, schedule, facts, Specialization({"N": DimClass(64, 64), "K": DimClass(typical, 64)}))
+    asked = [op for op in lowered.walk() if op.name == "prefetch"]
+    assert len(asked) == 4 and len({op.operands[0] for op in asked}) == count
+    assert {op.attributes["disp"] for op in asked} == ({2048} if count == 4 else {0, 64, 128, 192})
+
+
 @pytest.mark.parametrize(("block_ahead", "level", "ahead"), [(0, 1, 4096), (6144, 2, 6144)])
 def test_blocks_are_asked_for_as_far_ahead_as_the_target_says(block_ahead: int, level: int, ahead: int) -> None:
     asked = prefetches("matvec_q4", replace(PLAIN, block_ahead_bytes=block_ahead), P=(512, 1), B=(64, 1))
