@@ -84,6 +84,7 @@ def kernels_of(form: str) -> SimpleNamespace:
     blocks = (4, 2, 8, SLOT) if form == "q4k" else (2, 4, 2, 4, SLOT)
     vector_blocks = (1, 4, 2, 8, SLOT) if form == "q4k" else (2, 4, 2, 4, SLOT)
     halves, lane_words = ((0,), 8) if form == "q4k" else ((0, 1), 4)
+    pair_blocks = (len(halves), 4, 2, lane_words, 2)  # of a super block's columns in pairs
 
     def scale_of(parts: Any, p: Any, s: Any, block: Any, l: Any) -> Any:
         """parts: bytes of super blocks. The scale of a block of 32, or 16, weights, as i32."""
@@ -274,6 +275,18 @@ def kernels_of(form: str) -> SimpleNamespace:
                             rows[t, s, e, c, h, v, i] = block_of(
                                 joined, parts, factor, p, s, e, c, h, v, i.to(i32) * 8, l)
 
+    def put_pairs(joined: Any, parts: Any, factor: Any, p: Any, slots: Any, q: Any, s: Any, j: Any) -> None:
+        """Super block s of the panel p, its columns in pairs, into panel j of those that lie together as q. slots: [q,
+        S, halves, 4, 2, lane_words, 2, J, 16] of i32."""
+        l, v = whole(PANEL), whole(lane_words)
+        for e in halves:
+            for c in range(4):
+                for h in (0, 1):
+                    for pair in (0, 1):
+                        low = block_of(joined, parts, factor, p, s, e, c, h, v, 16 * pair, l)
+                        high = block_of(joined, parts, factor, p, s, e, c, h, v, 16 * pair + 8, l)
+                        slots[q, s, e, c, h, v, pair, j, l] = rounded(high) | (rounded(low) >> 16 & 0xFFFF)
+
     @sp.kernel(name=f"widen_pairs_{form}")
     def widen_pairs(
         w: Tensor[u8, Q, J, S, words, PANEL, SLOT], out: Tensor[bf16, Q, S, SUPER // 2, J, PANEL, 2],
@@ -281,22 +294,15 @@ def kernels_of(form: str) -> SimpleNamespace:
         """Panels of J * 16 rows with columns in pairs, as products with rows of bf16 read them (widen.py)."""
         joined, parts = w.view(Q * J, S, words, PANEL, dtype=i32), w.view(Q * J, S, size_bytes)
         factor = w.view(Q * J, S, size_bytes // 2, dtype=f16)
-        slots = out.view(Q, S, len(halves), 4, 2, lane_words, 2, J, PANEL, dtype=i32)
+        slots = out.view(Q, S, *pair_blocks, J, PANEL, dtype=i32)
         for q, s, j in tiles(Q, S, J):
-            l, v = whole(PANEL), whole(lane_words)
-            p = q * J + j
-            for e in halves:
-                for c in range(4):
-                    for h in (0, 1):
-                        for pair in (0, 1):
-                            low = block_of(joined, parts, factor, p, s, e, c, h, v, 16 * pair, l)
-                            high = block_of(joined, parts, factor, p, s, e, c, h, v, 16 * pair + 8, l)
-                            slots[q, s, e, c, h, v, pair, j, l] = rounded(high) | (rounded(low) >> 16 & 0xFFFF)
+            put_pairs(joined, parts, factor, q * J + j, slots, q, s, j)
 
     return SimpleNamespace(
         matmul=matmul, matmul_residual=matmul_residual, matmul_swiglu=matmul_swiglu, matvec=matvec,
         matvec_residual=matvec_residual, matvec_swiglu=matvec_swiglu, dequantize=dequantize, embedding=embedding,
-        widen_pairs=widen_pairs, super_sum=super_sum, blocks=blocks,
+        widen_pairs=widen_pairs, super_sum=super_sum, blocks=blocks, put_pairs=put_pairs,
+        pair_blocks=pair_blocks,
     )
 
 

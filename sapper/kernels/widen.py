@@ -23,18 +23,32 @@ P, Q, J, B = sp.dims("P Q J B")
 DTYPES = {"f32": f32, "bf16": bf16}
 
 
+def rounded(form: Form, words: Any, scale: Any, minimum: Any, place: int) -> Any:
+    """The weights whose quants begin at bit `place` of words: bf16 in the upper halves of an i32."""
+    quants = words >> place & (1 << form.bits) - 1
+    if form.minimum:
+        return (quants.to(f32) * scale + minimum).to(bf16).to(f32).bits(i32)
+    return ((quants - form.offset).to(f32) * scale).to(bf16).to(f32).bits(i32)
+
+
+def put_pairs(form: Form, quants: Any, scales: Any, p: Any, slots: Any, q: Any, b: Any, j: Any) -> None:
+    """Block b of the panel p, its columns in pairs, into panel j of those that lie together as q. quants: [panel, B,
+    words, 16] of i32. slots: [q, B, halves, words, 2, J, 16] of i32."""
+    l, w = whole(PANEL), whole(form.words)
+    four = quants[p, b, w, l]
+    scale, minimum = scales[p, b, 0, l].to(f32), scales[p, b, form.scales - 1, l].to(f32)
+    for h in range(form.halves):
+        for pair in (0, 1):
+            low = rounded(form, four, scale, minimum, h * form.bits + pair * 16)
+            high = rounded(form, four, scale, minimum, h * form.bits + pair * 16 + 8)
+            slots[q, b, h, w, pair, j, l] = high | (low >> 16 & 0xFFFF)
+
+
 @cache
 def widening_kernels(form: Form, name: str) -> SimpleNamespace:
     """widen_panels, widen_rows of weights in blocks of that form into the dtype of that name; widen_pairs into bf16."""
     dtype, halves, words, scale_rows, size = DTYPES[name], form.halves, form.words, form.scales, form.block
-    weight_rows, mask = exact_kernels(form).weight_rows, (1 << form.bits) - 1
-
-    def rounded(words: Any, scale: Any, minimum: Any, place: int) -> Any:
-        """The weights whose quants begin at bit `place` of words: bf16 in the upper halves of an i32."""
-        quants = words >> place & mask
-        if form.minimum:
-            return (quants.to(f32) * scale + minimum).to(bf16).to(f32).bits(i32)
-        return ((quants - form.offset).to(f32) * scale).to(bf16).to(f32).bits(i32)
+    weight_rows = exact_kernels(form).weight_rows
 
     @sp.kernel(name=f"widen_panels_{form.name}_{name}")
     def widen_panels(
@@ -62,17 +76,10 @@ def widening_kernels(form: Form, name: str) -> SimpleNamespace:
         quants: Tensor[u8, Q, J, B, words, PANEL, SLOT], scales: Tensor[f16, Q, J, B, scale_rows, PANEL],
         out: Tensor[bf16, Q, B, halves, words, 2, J, PANEL, 2],
     ):
-        joined = quants.view(Q, J, B, words, PANEL, dtype=i32)
+        joined, factors = quants.view(Q * J, B, words, PANEL, dtype=i32), scales.view(Q * J, B, scale_rows, PANEL)
         slots = out.view(Q, B, halves, words, 2, J, PANEL, dtype=i32)
         for q, b, j in tiles(Q, B, J):
-            l, w = whole(PANEL), whole(words)
-            four = joined[q, j, b, w, l]
-            scale, minimum = scales[q, j, b, 0, l].to(f32), scales[q, j, b, scale_rows - 1, l].to(f32)
-            for h in range(halves):
-                for pair in (0, 1):
-                    low = rounded(four, scale, minimum, h * form.bits + pair * 16)
-                    high = rounded(four, scale, minimum, h * form.bits + pair * 16 + 8)
-                    slots[q, b, h, w, pair, j, l] = high | (low >> 16 & 0xFFFF)
+            put_pairs(form, joined, factors, q * J + j, slots, q, b, j)
 
     return SimpleNamespace(widen_panels=widen_panels, widen_pairs=widen_pairs, widen_rows=widen_rows)
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..kernels import k_quants
 from ..kernels.k_quants import PANEL, SUPER
 from ..kernels.moe_k import experts_of
+from ..kernels.moe_rounded import rounded_k_experts
 from ..runtime.buffers import Arena
 from ..runtime.packed import Packed
 from ..runtime.program import Rows
@@ -73,6 +74,15 @@ class KMatrix:
     w: Array
     exact: bool = False
     rounded: bool = False
+
+    @property
+    def parts(self) -> tuple[Array, ...]:
+        return (self.w,)
+
+    @property
+    def block(self) -> int:
+        """As of Blocks."""
+        return SUPER
 
     @property
     def nbytes(self) -> int:
@@ -168,6 +178,10 @@ class KExperts(PanelExperts):
 
     def _parts(self) -> tuple[Array, ...]:
         return (self.together.w.reshape(self.count, -1, *self.together.w.shape[1:]),)
+
+    @property
+    def _rounded_kernels(self) -> Any:
+        return rounded_k_experts(self.together.form)
 
     def _kernel(self, task: str) -> Any:
         return getattr(experts_of(self.together.form), task)

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -24,10 +24,11 @@ from .checkpoint import Entry
 from .errors import ModelError
 from .gguf_file import TensorEntry
 from .grouped import GroupedEntry
-from .linear import Blocks, Dense, DenseExperts, Matrix, Raw, RawBlocks, of_one_form, packed_in
+from .linear import Blocks, Dense, DenseExperts, Matrix, PanelExperts, Raw, RawBlocks, of_one_form, packed_in
 from .scaled import ScaledEntry
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Held = TypeVar("Held")
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 FORMS = ("file", "file-f32", "file-rounded", "bf16", "bf16-rounded", "f32")
 """How the matrices may be held: in one dtype, or in the blocks of the file. What blocks are multiplied by is quantised
@@ -123,27 +124,29 @@ class Loader:
         """One matrix for each use, all of one form."""
         blocks = self._blocks(uses, columns, places)
         if self.blocks and blocks is not None:
-            return [self._held(block_rows.in_panels([part], self.arena, self.exact)) for part in blocks]
+            return [self.held(block_rows.in_panels([part], self.arena, self.exact)) for part in blocks]
         raw = self._raws(uses, columns, places)
         if raw is None:
             return [self._widened([use], columns, places) for use in uses]
-        return [self._held(piece.together([piece], self.arena, self.exact)) for piece in raw]
+        return [self.held(piece.together([piece], self.arena, self.exact)) for piece in raw]
 
     def joined(self, uses: Sequence[Use], columns: int, *places: int) -> Matrix:
         """The rows of all uses, one after the other, as one matrix; in blocks if all can be."""
         blocks = self._blocks(uses, columns, places)
         if self.blocks and blocks is not None:
-            return self._held(block_rows.in_panels(blocks, self.arena, self.exact))
+            return self.held(block_rows.in_panels(blocks, self.arena, self.exact))
         raw = self._raws(uses, columns, places)
         if raw is None:
             return self._widened(uses, columns, places)
-        return self._held(raw[0].together(raw, self.arena, self.exact))
+        return self.held(raw[0].together(raw, self.arena, self.exact))
 
-    def _held(self, made: Matrix) -> Matrix:
-        """A matrix in the blocks of the file, as the form says what it is multiplied by."""
+    def held(self, made: Held) -> Held:
+        """A matrix, or experts, in the blocks of the file, as the form says what they are multiplied by."""
         if self.rounded:
             from .k_matrix import KMatrix
 
+            if isinstance(made, PanelExperts):
+                return replace(made, together=replace(made.together, rounded=True))
             if isinstance(made, (Blocks, KMatrix)):
                 return replace(made, rounded=True)
         return made

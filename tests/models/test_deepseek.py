@@ -26,6 +26,7 @@ from sapper.models.load import Loaded, load_model
 from sapper.models.rope import RopeScaling
 from sapper.models.safetensors_file import DTYPES
 from sapper.models.scaled_matrix import ScaledExperts, ScaledMatrix
+from sapper.targets import host_target
 
 from . import small
 
@@ -607,6 +608,20 @@ def test_blocks_of_a_gguf_file_stay_blocks(
         found.append(session.logits)
     for logits in found[1:]:
         assert logits @ found[0] / np.linalg.norm(logits) / np.linalg.norm(found[0]) >= 0.999
+
+
+@pytest.mark.skipif(not host_target().has("avx512_bf16"), reason="this processor multiplies no pairs of bf16")
+def test_experts_are_rounded_where_the_form_says_so(tmp_path: Path) -> None:
+    """In a prompt with room for many rows of each expert. A choice of experts near a tie may turn."""
+    path = write_gguf(tmp_path / "x.gguf", "deepseek_v2_lite", True, "Q8_0", 32)
+    found = []
+    for form in ("file-f32", "file", "file-rounded"):
+        session = load_deepseek(path, form).session(CONTEXT)
+        kernels = {kernel.name for _, steps in session.prefill_sections() for kernel, _ in steps}
+        assert ({"grouped_rounded_q8", "grouped_swiglu_rounded_q8"} <= kernels) == (form == "file-rounded")
+        session.feed([(7 * i + 11) % 250 for i in range(40)])
+        found.append(session.logits)
+        assert found[-1] @ found[0] / np.linalg.norm(found[-1]) / np.linalg.norm(found[0]) > 0.998
 
 
 def test_absurd_numbers_of_a_gguf_file_are_refused(tmp_path: Path) -> None:

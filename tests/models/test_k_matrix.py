@@ -19,6 +19,8 @@ from sapper.runtime.buffers import Arena
 from sapper.runtime.program import Program, Rows, Variable
 from sapper.targets import host_target
 
+from .test_linear import rounded_groups
+
 SIZES = {"Q4_K": 144, "Q6_K": 210}
 PLACES_OF_D = {"Q4_K": (0, 2), "Q6_K": (208,)}
 ROWS, COLUMNS = 48, 512
@@ -191,6 +193,26 @@ def test_many_rows_and_their_weights_may_be_rounded_to_bf16(kind: str, monkeypat
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
     few = matrix.apply_rows("matmul_nt", Rows(x[:8], count), [], [Rows(y[:8], count)], Workspace(COLUMNS))
     assert [kernel.name for kernel, _ in few] == ["quantize_super", f"matmul_{matrix.form}"]
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_many_rows_of_experts_and_their_weights_may_be_rounded_to_bf16(kind: str) -> None:
+    """The product of what both are rounded to; an expert without rows is between them."""
+    raw = [random_bytes(kind, 96, seed=seed) for seed in range(2)]
+    pieces = [RawK.parse(memoryview(one.tobytes()), (96, COLUMNS), kind) for one in raw]
+    gates, ups = (RawK.experts([piece], 3, Arena()) for piece in pieces)
+    gates, ups = (replace(one, together=replace(one.together, rounded=True)) for one in (gates, ups))
+    wide = [dequantised(one, kind).reshape(3, 32, COLUMNS) for one in raw]
+    x = np.random.default_rng(5).standard_normal((100, COLUMNS), np.float32)
+    y, count = np.zeros((100, 32), np.float32), Variable("count", 100)
+    ranges = np.array([0, 61, 61], np.int32), np.array([61, 61, 100], np.int32)
+    for others in ([], [ups]):
+        steps = gates.apply_groups(others, Rows(x, count), ranges, Rows(y, count), Workspace(COLUMNS))
+        task = "grouped_swiglu_rounded" if others else "grouped_rounded"
+        assert [kernel.name for kernel, _ in steps] == ["narrow_bf16", f"{task}_{gates.together.form}"]
+        Program(steps, threads=2)()
+        wanted = rounded_groups(wide[0], x, ranges, wide[1] if others else None)
+        np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_a_loader_rounds_them_where_the_form_says_so() -> None:

@@ -1,5 +1,6 @@
 """Matrices in the blocks of a file: the same weights, and the same logits as when they are widened."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -10,7 +11,7 @@ import pytest
 from sapper.kernels.quantized import FORMS, matrix
 from sapper.models import linear
 from sapper.models.errors import ModelError
-from sapper.models.linear import Blocks, Dense, RawBlocks, Workspace, in_panels, of_one_form
+from sapper.models.linear import BlockExperts, Blocks, Dense, RawBlocks, Workspace, in_panels, of_one_form
 from sapper.models.llama.model import load_model
 from sapper.runtime.buffers import Arena
 from sapper.runtime.program import Program, Rows, Variable
@@ -125,6 +126,50 @@ def test_few_rows_are_quantised() -> None:
     work = Workspace(96)
     steps = rounded_blocks("Q4_0", 32).apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], work)
     assert [kernel.name for kernel, _ in steps] == ["quantize_groups_32_32", "matmul_q4_by32"]
+
+
+def rounded_groups(
+    wide: np.ndarray, x: np.ndarray, ranges: tuple[np.ndarray, np.ndarray], ups: np.ndarray | None = None
+) -> np.ndarray:
+    """What experts [E, N, K] give for their rows, all of it rounded to bf16 first; with ups: SwiGLU of both."""
+    y = np.zeros((len(x), wide.shape[1]))
+    narrow = x.astype(ml_dtypes.bfloat16).astype(np.float64)
+    for e, (first, last) in enumerate(zip(*ranges, strict=True)):
+        gate, *up = (narrow[first:last] @ one[e].astype(ml_dtypes.bfloat16).astype(np.float64).T
+                     for one in (wide, ups) if one is not None)
+        y[first:last] = gate / (1 + np.exp(-gate)) * up[0] if up else gate
+    return y
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_and_weights_of_experts_may_be_rounded_to_bf16(kind: str) -> None:
+    """The product of what both are rounded to, of experts with some rows and with none, on two threads."""
+    raw = [RawBlocks.parse(memoryview(stored(kind, rows).tobytes()), (rows, 96), kind) for rows in (192, 384)]
+    gates, ups = (BlockExperts(replace(in_panels([piece], Arena()), rounded=True), 3)
+                  for piece in (raw[0], raw[1].split(2, 0)[1]))
+    wide = [matrix(one.together.form, *one.together.parts).reshape(3, 64, 96) for one in (gates, ups)]
+    x, y, count = np.zeros((100, 96), np.float32), np.zeros((100, 64), np.float32), Variable("count", 100)
+    x[:] = np.random.default_rng(2).standard_normal(x.shape)
+    first, last, work = np.zeros(3, np.int32), np.zeros(3, np.int32), Workspace(96)
+    for others, kernel in (([], "grouped_rounded"), ([ups], "grouped_swiglu_rounded")):
+        steps = gates.apply_groups(others, Rows(x, count), (first, last), Rows(y, count), work)
+        assert [one.name for one, _ in steps] == ["narrow_bf16", f"{kernel}_{gates.together.form.name}"]
+        program = Program(steps, threads=2)
+        for rows, ends in ((100, (45, 45, 100)), (17, (0, 16, 17)), (0, (0, 0, 0))):
+            y[:], last[:], first[:] = 0, ends, (0, *ends[:2])
+            program(count=rows)
+            wanted = rounded_groups(wide[0], x[:rows], (first, last), wide[1] if others else None)
+            np.testing.assert_allclose(y[:rows], wanted, rtol=1e-5, atol=1e-4)
+            assert not y[rows:].any()
+
+
+def test_few_rows_of_experts_are_quantised() -> None:
+    count = Variable("count", 95)
+    x, y = np.zeros((95, 96), np.float32), np.zeros((95, 64), np.float32)
+    experts = BlockExperts(rounded_blocks("Q4_0", 192), 3)
+    ranges = np.zeros(3, np.int32), np.zeros(3, np.int32)
+    steps = experts.apply_groups([], Rows(x, count), ranges, Rows(y, count), Workspace(96))
+    assert [kernel.name for kernel, _ in steps] == ["quantize_groups_32_32", "grouped_q4_by32"]
 
 
 @BF16

@@ -338,7 +338,7 @@ class _Parts:
         if blocks:
             found = self.pieces[0].experts(self.pieces, count, self.loader.arena, self.loader.exact)
             if found is not None:
-                return found
+                return self.loader.held(found)
         shared = None if self.shared is None else np.split(self.shared.read(), self.mixture.shared, axis=self.axis)
 
         def read(expert: int) -> Array:

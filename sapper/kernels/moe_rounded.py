@@ -1,0 +1,236 @@
+"""A mixture of experts whose weights in blocks (quantized.py, k_quants.py) are rounded to bf16, as are the activations.
+
+Many tokens, in the order of their experts (moe.py): rows first[e] ... last[e] - 1 are those of expert e.
+
+    grouped_rounded            y[m] = w[e] @ x[m], y [J, Q, 32]
+    grouped_swiglu_rounded     y[m] = silu(gate[e] @ x[m]) * (up[e] @ x[m])
+
+An expert's 32 rows of weights are widened once, into `near`, meet all rows of activations that are the expert's, and
+make room for those of the next expert: a task has 64 KiB of them for 1024 columns, which stay in its second cache. So
+near [Q, K / 2, 32, 2], which holds one expert's weights, is working memory. Weights lie in it as products of bf16 read
+them: columns in pairs, which are neighbours, and 32 rows beside each other. Experts without rows are not widened.
+"""
+
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+import sapper as sp
+from sapper import Tensor, bf16, each, f16, f32, i32, span, tiles, u8, zeros
+
+from .activation import silu, silu_reference
+from .k_quants import BLOCK_BYTES, SUPER, WORDS, kernels_of, random_panels, rows_of
+from .moe import TOLERANCE
+from .quantized import FORMS, PANEL, SLOT, Form, matrix, random_blocks
+from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
+from .widen import put_pairs
+
+B, E, J, Q, S = sp.dims("B E J Q S")
+TOGETHER = 2
+ROWS = TOGETHER * PANEL
+"""Rows of weights that are widened at a time."""
+
+
+@cache
+def rounded_experts(form: Form) -> SimpleNamespace:
+    """The kernels of a form of blocks."""
+    halves, words, scale_rows, size = form.halves, form.words, form.scales, form.block
+    pairs = size // 2
+
+    @sp.kernel(name=f"grouped_rounded_{form.name}")
+    def grouped_rounded(
+        x: Tensor[bf16, J, B, size], first: Tensor[i32, E], last: Tensor[i32, E],
+        quants: Tensor[u8, E, Q, TOGETHER, B, words, PANEL, SLOT],
+        scales: Tensor[f16, E, Q, TOGETHER, B, scale_rows, PANEL],
+        near: Tensor[bf16, Q, B, pairs, ROWS, 2], y: Tensor[f32, J, Q, ROWS],
+    ):
+        joined = quants.view(E * Q * TOGETHER, B, words, PANEL, dtype=i32)
+        factors = scales.view(E * Q * TOGETHER, B, scale_rows, PANEL)
+        slots = near.view(Q, B, halves, words, 2, TOGETHER, PANEL, dtype=i32)
+        rows, wide = x.view(J, B * pairs, 2), near.view(Q, B * pairs, ROWS, 2)
+        for q in each(Q, disjoint=True):
+            for e in range(E):
+                if last[e] > first[e]:
+                    for b, j in tiles(B, TOGETHER):
+                        put_pairs(form, joined, factors, (e * Q + q) * TOGETHER + j, slots, q, b, j)
+                    for m, l in tiles(span(first[e], last[e]), ROWS):
+                        acc = zeros(m, l, dtype=f32)
+                        for h, s in tiles(B * pairs, 2):
+                            acc += rows[m, h, s] @ wide[q, h, l, s]
+                        y[m, q, l] = acc
+
+    @sp.kernel(name=f"grouped_swiglu_rounded_{form.name}")
+    def grouped_swiglu_rounded(
+        x: Tensor[bf16, J, B, size], first: Tensor[i32, E], last: Tensor[i32, E],
+        gate: Tensor[u8, E, Q, TOGETHER, B, words, PANEL, SLOT],
+        gate_scales: Tensor[f16, E, Q, TOGETHER, B, scale_rows, PANEL],
+        up: Tensor[u8, E, Q, TOGETHER, B, words, PANEL, SLOT],
+        up_scales: Tensor[f16, E, Q, TOGETHER, B, scale_rows, PANEL],
+        near_gate: Tensor[bf16, Q, B, pairs, ROWS, 2], near_up: Tensor[bf16, Q, B, pairs, ROWS, 2],
+        y: Tensor[f32, J, Q, ROWS],
+    ):
+        gates = gate.view(E * Q * TOGETHER, B, words, PANEL, dtype=i32)
+        ups = up.view(E * Q * TOGETHER, B, words, PANEL, dtype=i32)
+        gate_factors = gate_scales.view(E * Q * TOGETHER, B, scale_rows, PANEL)
+        up_factors = up_scales.view(E * Q * TOGETHER, B, scale_rows, PANEL)
+        gate_slots = near_gate.view(Q, B, halves, words, 2, TOGETHER, PANEL, dtype=i32)
+        up_slots = near_up.view(Q, B, halves, words, 2, TOGETHER, PANEL, dtype=i32)
+        rows = x.view(J, B * pairs, 2)
+        wide_gate, wide_up = near_gate.view(Q, B * pairs, ROWS, 2), near_up.view(Q, B * pairs, ROWS, 2)
+        for q in each(Q, disjoint=True):
+            for e in range(E):
+                if last[e] > first[e]:
+                    for b, j in tiles(B, TOGETHER):
+                        put_pairs(form, gates, gate_factors, (e * Q + q) * TOGETHER + j, gate_slots, q, b, j)
+                        put_pairs(form, ups, up_factors, (e * Q + q) * TOGETHER + j, up_slots, q, b, j)
+                    for m, l in tiles(span(first[e], last[e]), ROWS):
+                        gate_sum = zeros(m, l, dtype=f32)
+                        up_sum = zeros(m, l, dtype=f32)
+                        for h, s in tiles(B * pairs, 2):
+                            row = rows[m, h, s]
+                            gate_sum += row @ wide_gate[q, h, l, s]
+                            up_sum += row @ wide_up[q, h, l, s]
+                        y[m, q, l] = silu(gate_sum) * up_sum
+
+    return SimpleNamespace(grouped_rounded=grouped_rounded, grouped_swiglu_rounded=grouped_swiglu_rounded)
+
+
+@cache
+def rounded_k_experts(form: str) -> SimpleNamespace:
+    """The kernels of a form of super blocks."""
+    words, made, pairs = WORDS[form], kernels_of(form), SUPER // 2
+    put, blocks, size_bytes = made.put_pairs, made.pair_blocks, words * PANEL * SLOT
+
+    @sp.kernel(name=f"grouped_rounded_{form}")
+    def grouped_rounded(
+        x: Tensor[bf16, J, S, SUPER], first: Tensor[i32, E], last: Tensor[i32, E],
+        w: Tensor[u8, E, Q, TOGETHER, S, words, PANEL, SLOT], near: Tensor[bf16, Q, S, pairs, ROWS, 2],
+        y: Tensor[f32, J, Q, ROWS],
+    ):
+        joined = w.view(E * Q * TOGETHER, S, words, PANEL, dtype=i32)
+        parts = w.view(E * Q * TOGETHER, S, size_bytes)
+        factor = w.view(E * Q * TOGETHER, S, size_bytes // 2, dtype=f16)
+        slots = near.view(Q, S, *blocks, TOGETHER, PANEL, dtype=i32)
+        rows, wide = x.view(J, S * pairs, 2), near.view(Q, S * pairs, ROWS, 2)
+        for q in each(Q, disjoint=True):
+            for e in range(E):
+                if last[e] > first[e]:
+                    for s, j in tiles(S, TOGETHER):
+                        put(joined, parts, factor, (e * Q + q) * TOGETHER + j, slots, q, s, j)
+                    for m, l in tiles(span(first[e], last[e]), ROWS):
+                        acc = zeros(m, l, dtype=f32)
+                        for h, i in tiles(S * pairs, 2):
+                            acc += rows[m, h, i] @ wide[q, h, l, i]
+                        y[m, q, l] = acc
+
+    @sp.kernel(name=f"grouped_swiglu_rounded_{form}")
+    def grouped_swiglu_rounded(
+        x: Tensor[bf16, J, S, SUPER], first: Tensor[i32, E], last: Tensor[i32, E],
+        gate: Tensor[u8, E, Q, TOGETHER, S, words, PANEL, SLOT], up: Tensor[u8, E, Q, TOGETHER, S, words, PANEL, SLOT],
+        near_gate: Tensor[bf16, Q, S, pairs, ROWS, 2], near_up: Tensor[bf16, Q, S, pairs, ROWS, 2],
+        y: Tensor[f32, J, Q, ROWS],
+    ):
+        gates = gate.view(E * Q * TOGETHER, S, words, PANEL, dtype=i32)
+        ups = up.view(E * Q * TOGETHER, S, words, PANEL, dtype=i32)
+        gate_parts, up_parts = (
+            gate.view(E * Q * TOGETHER, S, size_bytes), up.view(E * Q * TOGETHER, S, size_bytes))
+        gate_factor = gate.view(E * Q * TOGETHER, S, size_bytes // 2, dtype=f16)
+        up_factor = up.view(E * Q * TOGETHER, S, size_bytes // 2, dtype=f16)
+        gate_slots = near_gate.view(Q, S, *blocks, TOGETHER, PANEL, dtype=i32)
+        up_slots = near_up.view(Q, S, *blocks, TOGETHER, PANEL, dtype=i32)
+        rows = x.view(J, S * pairs, 2)
+        wide_gate, wide_up = near_gate.view(Q, S * pairs, ROWS, 2), near_up.view(Q, S * pairs, ROWS, 2)
+        for q in each(Q, disjoint=True):
+            for e in range(E):
+                if last[e] > first[e]:
+                    for s, j in tiles(S, TOGETHER):
+                        put(gates, gate_parts, gate_factor, (e * Q + q) * TOGETHER + j, gate_slots, q, s, j)
+                        put(ups, up_parts, up_factor, (e * Q + q) * TOGETHER + j, up_slots, q, s, j)
+                    for m, l in tiles(span(first[e], last[e]), ROWS):
+                        gate_sum = zeros(m, l, dtype=f32)
+                        up_sum = zeros(m, l, dtype=f32)
+                        for h, i in tiles(S * pairs, 2):
+                            row = rows[m, h, i]
+                            gate_sum += row @ wide_gate[q, h, l, i]
+                            up_sum += row @ wide_up[q, h, l, i]
+                        y[m, q, l] = silu(gate_sum) * up_sum
+
+    return SimpleNamespace(grouped_rounded=grouped_rounded, grouped_swiglu_rounded=grouped_swiglu_rounded)
+
+
+# ------------------------------------------------------------------------------------------- references and arguments
+
+
+Source = Form | str
+"""A form of blocks, or the name of one of super blocks."""
+
+
+def _rounded(arguments: Arguments, form: Source, name: str) -> Array:
+    """The matrices [E, N, K] of panels: computed and rounded in f32, then to bf16; in float64."""
+    w = arguments[name]
+    panels = w.reshape(-1, *w.shape[3:])
+    if isinstance(form, Form):
+        scales = arguments["scales" if name == "quants" else f"{name}_scales"]
+        wide = matrix(form, panels, scales.reshape(-1, *scales.shape[3:]))
+    else:
+        wide = rows_of(form, panels)
+    rounded = wide.astype(np.float32).astype(NUMPY_DTYPES["bf16"]).astype(np.float64)
+    return rounded.reshape(len(w), -1, wide.shape[1])
+
+
+def reference(arguments: Arguments, form: Source) -> dict[str, Array]:
+    y = arguments["y"].astype(np.float64)
+    x = arguments["x"].astype(np.float64).reshape(len(y), -1)
+    matrices = [_rounded(arguments, form, name) for name in ("quants", "w", "gate", "up") if name in arguments]
+    for e, (first, last) in enumerate(zip(arguments["first"], arguments["last"], strict=True)):
+        made = [x[first:last] @ one[e].T for one in matrices]
+        rows = made[0] if len(made) == 1 else silu_reference(made[0]) * made[1]
+        y[first:last] = rows.reshape(last - first, *y.shape[1:])
+    return {"y": y}
+
+
+def make_arguments(random: "np.random.Generator", shape: Shape, form: Source, swiglu: bool) -> Arguments:
+    """Experts of uneven load: every third has no rows."""
+    e, q, j = shape["E"], shape["Q"], shape["J"]
+    depth, size = (shape["B"], form.block) if isinstance(form, Form) else (shape["S"], SUPER)
+    counts = np.bincount(random.choice([n for n in range(e) if n % 3 != 1], j), minlength=e)
+    last = np.cumsum(counts).astype(np.int32)
+    made: Arguments = {"x": normal(random, j, depth, size, dtype="bf16"), "first": (last - counts).astype(np.int32),
+                       "last": last}
+    names = ("gate", "up") if swiglu else ("",)
+    for name in names:
+        if isinstance(form, Form):
+            parts = random_blocks(random, form, e * q * TOGETHER, (depth,), name)
+        else:
+            parts = {name or "w": random_panels(random, form, e * q * TOGETHER, depth)}
+        made |= {key: part.reshape(e, q, TOGETHER, *part.shape[1:]) for key, part in parts.items()}
+    room = {f"near_{name}" if name else "near": unwritten(q, depth, size // 2, ROWS, 2, dtype="bf16") for name in names}
+    return made | room | {"y": unwritten(j, q, ROWS)}
+
+
+def _entry(kernel: Any, form: Source, swiglu: bool) -> LibraryKernel:
+    if isinstance(form, Form):
+        depth, size, block_bytes, dtype = "B", form.block, form.block_bytes, form.name
+    else:
+        depth, size, block_bytes, dtype = "S", SUPER, BLOCK_BYTES[form], form
+    count, e, q, columns, j = 2 if swiglu else 1, 18, 24, 1024, 512 * 6
+    n = q * ROWS
+    weights, near = e * n * columns // size * block_bytes, 2 * n * columns
+    return LibraryKernel(
+        name=kernel.name, kernel=kernel, reference=lambda arguments: reference(arguments, form),
+        make_arguments=lambda random, shape: make_arguments(random, shape, form, swiglu), tolerance=TOLERANCE,
+        cases=(Case({"E": e, "Q": q, depth: columns // size, "J": j}, flops=2 * count * j * n * columns,
+                    bytes=count * (weights + near) + j * (2 * columns + 4 * n) + 8 * e),),
+        check_shapes=({"E": 1, "Q": 1, depth: 1, "J": 1}, {"E": 4, "Q": 2, depth: 2, "J": 7},
+                      {"E": 3, "Q": 2, depth: 1, "J": 33}),
+        dtype=dtype, products="bf16",
+    )
+
+
+_FORMS = {FORMS[name]: rounded_experts(FORMS[name]) for name in ("q4", "q8", "q4m_128")}
+_K_FORMS = {form: rounded_k_experts(form) for form in WORDS}
+KERNELS = tuple(_entry(kernel, form, task == "grouped_swiglu_rounded")
+                for made in (_FORMS, _K_FORMS) for form, kernels in made.items()
+                for task, kernel in vars(kernels).items())
