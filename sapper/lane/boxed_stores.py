@@ -253,10 +253,8 @@ class BoxedStores(SpreadLowering):
 
     def _put_pairs(self, value: Value, rows: str, columns: str, side: int, place: Value, disp: int) -> None:
         """A panel of 16-bit elements to near memory, 16 x 16 at once. side: its first column in the tile."""
-        lane, op, dtype = self.iota(), value.op, _dtype(value)
-        eight = self.bits(0, "and", self.bits(0, "shr", lane, 3), 1)
-        below = self.emit(0, "add", [self.bits(0, "shl", eight, 3), self.bits(0, "and", lane, 7)], ROW_I32)
-        offsets = self.swizzled(below, self.bits(0, "shr", lane, 4), ROW_BYTES)
+        op, dtype = value.op, _dtype(value)
+        offsets = self.matrix_offsets()
         # Rounding a pair rounds each: what is rounded anyway is not rounded before.
         wide = op.operands[0] if op is not None and op.name == "cast" and _dtype(op.operands[0]) is f32 else value
         for at in range(0, fragments.PANEL, 2 * fragments.COLUMNS):
@@ -265,6 +263,13 @@ class BoxedStores(SpreadLowering):
             pairs = [self.emit(self.depth, "pack2", list(two), ROW_B32, dtype=dtype)
                      for two in zip(some[::2], some[1::2], strict=True)]
             self.effect("store_matrix", [place, offsets, *pairs], flip=at * dtype.size_bytes, disp=disp)
+
+    def matrix_offsets(self) -> Value:
+        """Where each lane's row of 16 bytes of 16 x 16 elements goes, for store_matrix."""
+        lane = self.iota()
+        eight = self.bits(0, "and", self.bits(0, "shr", lane, 3), 1)
+        below = self.emit(0, "add", [self.bits(0, "shl", eight, 3), self.bits(0, "and", lane, 7)], ROW_I32)
+        return self.swizzled(below, self.bits(0, "shr", lane, 4), ROW_BYTES)
 
     def _put_wide(self, value: Value, rows: str, columns: str, side: int, place: Value, disp: int) -> None:
         """A panel of f32, 8 rows x 8 columns at once, those of odd rows EXCHANGED_BYTES further."""

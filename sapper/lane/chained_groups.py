@@ -65,16 +65,20 @@ class ChainGroupLowering(SharedRowsLowering):
         chain, group = self.chain, self.facts.matrix_group
         if chain is None or group is None or not all(self._comes_in_boxes(op, chain.step) for op in chain.streams):
             return
-        overs = {(found.right, found.over) for found in chain.contractions.values()}
-        if self.slices > 1 or len(overs) != len(chain.streams):
+        groups = self.groups_of_chain(group, chain) if self.chain_extent(chain) > FEW_ROWS else 0
+        if not groups:
             return
-        if 2 * group.group_rows > self.facts.matrix.chain_rows or self.chain_extent(chain) <= FEW_ROWS:  # type: ignore[union-attr]
-            return
-        self.groups, self.row_blocks = self.facts.matrix.chain_rows // group.group_rows, 1  # type: ignore[union-attr]
-        self.warps = self.groups * group.group_warps + group.copy_warps
+        self.groups, self.row_blocks = groups, 1
+        self.warps = groups * group.group_warps + group.copy_warps
         self.flying = self._find_flying(chain)
         stores = [op for op in chain.body.ops if op.name == "store" and self._goes_in_boxes(op, chain)]
         self.boxed = {} if self.schedule.chunks else dict.fromkeys(stores[:1], 0)
+
+    def groups_of_chain(self, group: MatrixGroup, chain: Chain) -> int:
+        """How many groups a worker has; 0: the chain is not one for groups."""
+        del chain
+        rows = self.facts.matrix.chain_rows  # type: ignore[union-attr]
+        return rows // group.group_rows if self.slices == 1 and 2 * group.group_rows <= rows else 0
 
     def _goes_in_boxes(self, store: Op, chain: Chain) -> bool:
         """Whether a store can go by copies: of rows of a whole axis, in panels."""
@@ -83,7 +87,7 @@ class ChainGroupLowering(SharedRowsLowering):
             return False
         (columns,) = [a for a in axes if a != chain.rows]
         return columns in self.extents and self.is_boxed(store, chain.rows, columns, self.chain_rows()) \
-            and self.extents[columns] % self.panel_columns(store) == 0
+            and self.part_extent(columns) % self.panel_columns(store) == 0
 
     def _comes_in_boxes(self, op: Op, step: str) -> bool:
         """Whether a piece is a box of the tensor, of whole panels."""
@@ -143,23 +147,43 @@ class ChainGroupLowering(SharedRowsLowering):
         self.box_streams, self.stage_bytes = tuple(streams), at
         stages = group.stages
         rest, multiplying = self.warps * COUNTER_BYTES, self.groups * group.group_warps
-        least = sum(2 * fragments.ROWS * fragments.ROW_BYTES * multiplying for _ in self.boxed)
-        while stages * (at + 2 * SIGNAL_BYTES) + least + rest > group.near_bytes:
+        while stages * (at + 2 * SIGNAL_BYTES) + self.least_bytes() + rest > group.near_bytes:
             stages //= 2
-        self.sums_at = self.full_at = stages * at
+        self.sums_at = self.full_at = stages * at + self.left_bytes()
         for store in self.boxed:
             columns = self._columns_of(store)
             self.boxed[store] = self._map(store, {chain.rows: fragments.ROWS, columns: self.panel_columns(store)})
             left = group.near_bytes - self.sums_at - 2 * stages * SIGNAL_BYTES - rest
-            self.fit_pieces(store, self.extents[columns], left // multiplying)
+            self.fit_pieces(store, self.part_extent(columns), left // multiplying)
             self.full_at += multiplying * self.pieces_bytes(store)
+        sums_end = self.full_at
+        self.full_at = self.lay_out_meetings(sums_end)
         self.free_at = self.full_at + stages * SIGNAL_BYTES
         self.counters_at = self.free_at + stages * SIGNAL_BYTES
-        self.near_bytes_used = self.counters_at + rest
+        self.near_bytes_used = self.counters_at + self.warps * COUNTER_BYTES
         self.name_stages([(stream.op, stream.at, stream.bytes) for stream in self.box_streams], stages, at)
-        self.name_buffers([("sums", self.sums_at, self.full_at - self.sums_at)])
+        self.name_buffers([("sums", self.sums_at, sums_end - self.sums_at)])
         self.name_signals()
         return replace(group, stages=stages)
+
+    def left_bytes(self) -> int:
+        """Of near memory for left operands that are kept there, between the stages and the sums."""
+        return 0
+
+    def least_bytes(self) -> int:
+        """Of near memory for what is there beside stages, but for signals of these and counters: two boxes of each
+        warp."""
+        assert self.facts.matrix_group is not None
+        warps = self.groups * self.facts.matrix_group.group_warps
+        return sum(2 * fragments.ROWS * fragments.ROW_BYTES * warps for _ in self.boxed)
+
+    def lay_out_meetings(self, at: int) -> int:
+        """Settle where groups that share rows meet, behind the sums, which end at a byte; gives its end."""
+        return at
+
+    def part_extent(self, axis: str) -> int:
+        """Of a whole axis, what one warp has."""
+        return self.extents[axis] // (self.slices if axis in self.parted else 1)
 
     # The block.
 
@@ -204,6 +228,9 @@ class ChainGroupLowering(SharedRowsLowering):
             for stream in self.box_streams:
                 if not ragged or not stream.deep:
                     self._copy_boxes(chain, stream, target, signal, here)
+                    continue
+                if not chain.below:     # all whole pieces were before
+                    self._copy_rows(chain, stream, target, signal, here, rest)
                     continue
                 whole = self.emit(self.depth, "s_cmp", [self.value(rest), self.value(self.step)], S64, cond="ge")
                 self.fork(whole, lambda stream=stream: self._copy_boxes(  # type: ignore[misc]
@@ -287,14 +314,19 @@ class ChainGroupLowering(SharedRowsLowering):
         then."""
         assert self.flying is not None
         argument = body.arguments[self.flying[1]]
-        first = next(op for op in body.ops if op in chain.contractions)
+        ops, into = self.batch_of(next(op for op in body.ops if op in chain.contractions))
         held = self.rows[argument]
         self.unfinished = tuple(held.values())
-        self._contract(first, first.result, None)
+        sums = self._multiply_batch(ops, into, None)
         self.rows[argument] = dict(zip(held, self.landed, strict=True))
         self.unfinished = ()
         before = self._stage_of(group, self.sub(counter, 1))
         self.effect("signal_arrive", [self._signal(before)], disp=self.free_at)
+        self.rows[into] = self.whole_sums(chain.contractions[ops[0]], sums)
+
+    def batch_of(self, contraction: Op) -> tuple[tuple[Op, ...], Value]:
+        """The contractions that are summed without a wait between, this one the first, and what their sums are."""
+        return (contraction,), contraction.result
 
     def _finished(self, sums: list[Value]) -> list[Value]:
         done = Op("group_wait", sums, [ROW_F32] * len(sums), {"pending": 0}, None, self.location)
@@ -307,30 +339,49 @@ class ChainGroupLowering(SharedRowsLowering):
         if not self.groups:
             super()._contract(op, into, start)
             return
-        found = chain.contractions[op]
-        stream = next(s for s in self.box_streams if s.op is found.right)
+        ops, into = ((op,), into) if start is not None else self.batch_of(op)
+        self.rows[into] = self.whole_sums(chain.contractions[op], self._multiply_batch(ops, into, start))
+
+    def _multiply_batch(self, ops: tuple[Op, ...], into: Value, start: Value | None) -> dict[tuple[int, ...], Value]:
+        """A batch of contractions that give one value, the first added to `start`; waits for it unless it flies."""
+        assert self.chain is not None
+        found = self.chain.contractions[ops[0]]
         columns = self.bound[found.columns].count
         keys = [self._key(into, found, register // 2, 2 * block + register % 2)
                 for block in range(columns // 2) for register in range(4)]
         zero = self.constant(0.0, f32)
         sums = [zero if start is None else self.row(start, dict(zip(_axes(into), key, strict=True))) for key in keys]
-        depths = range(0, self.bound[found.over].count, 4)
-        left = [self._left(found, 0, depth) for depth in depths]        # in registers before the batch begins
+        products = [(op, self.product(op, depth)) for op in ops       # left operands are there before the batch begins
+                    for depth in range(0, self.bound[self.chain.contractions[op].over].count, 4)]
         self.effect("group_fence", [])
-        for depth, rows in zip(depths, left, strict=True):
-            made = Op("group_multiply_rows", [self.source, *rows, *sums], [ROW_F32] * len(sums), {
-                **self._right_of(stream, found, depth * 4), "dtype": found.right.operands[0].type.dtype,  # type: ignore[union-attr]
-                "fresh": start is None and depth == 0}, None, op.location)
+        for number, (op, (name, operands, attributes)) in enumerate(products):
+            made = Op(name, [*operands, *sums], [ROW_F32] * len(sums), {
+                **attributes, "dtype": op.operands[0].type.dtype, "fresh": start is None and number == 0}, None,  # type: ignore[union-attr]
+                op.location)
             self.finish(made)
             sums = list(made.results)
         self.effect("group_commit", [])
-        if self.flying is None or op is not self.flying[0]:
+        if self.flying is None or ops[0] is not self.flying[0]:
             done = self._finished([*sums, *self.unfinished])
             sums, self.landed = done[:len(sums)], done[len(sums):]
-        self.rows[into] = dict(zip(keys, sums, strict=True))
+        return dict(zip(keys, sums, strict=True))
+
+    def product(self, op: Op, depth: int) -> tuple[str, list[Value], dict[str, object]]:
+        """The lane op that contracts what is `depth` registers down, its operands before the sums, its attributes."""
+        assert self.chain is not None
+        found = self.chain.contractions[op]
+        stream = next(s for s in self.box_streams if s.op is found.right)
+        source = self.source_of(stream)
+        return "group_multiply_rows", [source, *self._left(found, 0, depth)], self._right_of(stream, found, depth * 4)
+
+    def source_of(self, stream: BoxStream) -> Value:
+        """Of near memory, what a group reads of a stage begins there, but for the stream's own place in it."""
+        del stream
+        return self.source
 
     def _right_of(self, stream: BoxStream, found: Contraction, depth: int) -> dict[str, object]:
-        if stream.deep:
+        assert self.chain is not None
+        if found.over == self.chain.step:
             return {"right_rows": False, "right_panel_bytes": stream.panel_bytes,
                     "right_disp": stream.at + depth * fragments.ROW_BYTES}
         panel, within = divmod(depth, fragments.PANEL)

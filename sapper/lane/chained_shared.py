@@ -28,18 +28,19 @@ SHORTEST_STEP = 32
 
 
 class SharedRowsLowering(ChainLowering):
-    """Takes chains that ChainLowering finds too long. slices: of the axis `parted`, and warps of a group; 1: no axis is
-    cut."""
+    """Takes chains that ChainLowering finds too long. slices: of each axis of `parted`, and warps of a group; 1: none
+    is cut."""
 
     slices = 1
-    parted = ""
+    parted: frozenset[str] = frozenset()
 
     def _chain_shape(self, unit: MatrixUnit, chain: Chain) -> tuple[int, int, int] | None:
         shape = super()._chain_shape(unit, chain)
         if shape is not None or not self.extents:
             return shape
         axis = max(self.extents, key=lambda a: self.extents[a])
-        if any(extent > MOST_EXTENT for other, extent in self.extents.items() if other != axis):
+        if any(extent > MOST_EXTENT for other, extent in self.extents.items() if other != axis) \
+                or self.is_reduced(chain, axis):
             return None
         step, slices = unit.chain_step, 2
         while step >= SHORTEST_STEP:
@@ -51,10 +52,16 @@ class SharedRowsLowering(ChainLowering):
             row_bytes = sum(self._padded_bytes(op, chain) for op in chain.streams)
             near_bytes = unit.chain_stages * step * row_bytes + groups * slices * self._slice_bytes(step)
             if fits and near_bytes <= unit.near_bytes:
-                self.slices, self.parted = slices, axis
+                self.slices, self.parted = slices, frozenset([axis])
                 return step, groups * slices, 1
             step, slices = step // 2, 2
         return None
+
+    @staticmethod
+    def is_reduced(chain: Chain, axis: str) -> bool:
+        """Whether rows are reduced along an axis, of which no warp may have a part then."""
+        return any(op.name == "reduce" and axis in op.attributes["over"]
+                   for op in (*chain.body.ops, *chain.loop.blocks[0].ops))
 
     def _padded_bytes(self, op: Op, chain: Chain) -> int:
         """Of a row of a streamed operand in near memory: whole panels."""
@@ -75,15 +82,15 @@ class SharedRowsLowering(ChainLowering):
         return self.scalar("s_mod", self.warp(), self.slices)
 
     def part_of(self, axis: str) -> tuple[Scalar, int]:
-        if axis != self.parted:
+        if axis not in self.parted:
             return super().part_of(axis)
         extent = self.extents[axis] // self.slices
         return self.mul(self._slice(), extent), extent
 
     def piece_start(self, stream: Stream) -> Value:
-        if stream.across != self.parted:
+        if stream.across not in self.parted:
             return super().piece_start(stream)
-        panels = self.extents[self.parted] // self.slices // fragments.PANEL
+        panels = self.extents[stream.across] // self.slices // fragments.PANEL
         return self.value(self.add(self.stage, self.mul(self._slice(), panels * stream.panel_bytes)))
 
     def shared_sums_bytes(self) -> int:
@@ -91,10 +98,10 @@ class SharedRowsLowering(ChainLowering):
 
     def is_parted(self, contraction: Op) -> bool:
         assert self.chain is not None
-        return self.slices > 1 and self.chain.contractions[contraction].over == self.parted
+        return self.slices > 1 and self.chain.contractions[contraction].over in self.parted
 
     def whole_sums(self, found: Contraction, sums: dict[tuple[int, ...], Value]) -> dict[tuple[int, ...], Value]:
-        if self.slices == 1 or found.over != self.parted:
+        if self.slices == 1 or found.over not in self.parted:
             return sums
         row_bytes = self.lanes * f32.size_bytes
         each = len(sums) * row_bytes
@@ -116,7 +123,7 @@ class SharedRowsLowering(ChainLowering):
         return whole
 
     def mask_of_parts(self, mask: Value | None, axes: tuple[str, ...]) -> Value | None:
-        if self.slices == 1 or self.parted in axes:
+        if self.slices == 1 or not self.parted.isdisjoint(axes):
             return mask
         first = self.emit(0, "s_cmp", [self.value(self._slice()), self.value(0)], S64, cond="eq")
         lanes = self.emit(0, "mask_first", [self.value(self.mul(first, self.lanes))], MASK)

@@ -11,7 +11,7 @@ from math import gcd
 
 from ..ir.nodes import Value
 from ..tile.schedule import DimClass, Specialization
-from .chained_groups import ChainGroupLowering
+from .chained_pairs import ChainPairLowering
 from .late import LateWalk
 from .state import Capacity, Open, Scalar
 
@@ -19,7 +19,8 @@ from .state import Capacity, Open, Scalar
 @dataclass(slots=True)
 class Range:
     """One dimension of a loop nest: an axis of `tiles`, or an index of `each`. resident: how many coordinates a loop
-    over tiles takes at once. walked: what spans them is in scratch memory, and walks loop over them."""
+    over tiles takes at once. walked: what spans them is in scratch memory, and walks loop over them. once: a task has
+    one index of them, or one tile, and needs no loop."""
 
     start: Scalar
     stop: Scalar
@@ -33,6 +34,7 @@ class Range:
     lane: bool = False
     late: LateWalk | None = None
     walked: bool = False
+    once: bool = False
 
 
 def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capacity | None]:
@@ -66,7 +68,7 @@ def _most(name: str, a: Capacity | None, b: Capacity | None) -> Capacity | None:
     return None
 
 
-class ExtentLowering(ChainGroupLowering):
+class ExtentLowering(ChainPairLowering):
     """Knows the extents of axes, and opens axes."""
 
     def hint(self, value: Value) -> tuple[int, int, Capacity | None]:
@@ -100,7 +102,7 @@ class ExtentLowering(ChainGroupLowering):
                      if op.name == "whole" and op.attributes["axis"] == axis), 0)
 
     def _open(self, axis: str, r: Range) -> None:
-        self.open[axis] = Open(r.start, self.sub(r.stop, r.start), r.hint, r.divisor, r.capacity)
+        self.open[axis] = Open(r.start, self.sub(r.stop, r.start), r.hint, r.divisor, r.capacity, once=r.once)
 
     def is_bounded(self, axis: str) -> bool:
         """Whether scratch memory may be set aside for a value over an axis."""

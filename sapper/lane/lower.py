@@ -193,6 +193,8 @@ class Lowering(TaskLowering, CarriedLowering, OrderedLowering):
         if self.warps > 1:
             lowered.attributes |= {"warps": self.warps, "near_bytes": self.place_records(self.near_bytes_used),
                                    "near_buffers": [list(found) for found in self.near_buffers]}
+        if self.few_registers:
+            lowered.attributes["few_registers"] = True
         if self.caller_tiles is not None:
             assert self.facts.tiles is not None
             lowered.attributes["tile"] = self.facts.tiles.size

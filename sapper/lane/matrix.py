@@ -234,6 +234,9 @@ class MatrixLowering(DepthShares):
         """Note buffers of near memory, those without a byte left out."""
         self.near_buffers = tuple(dict.fromkeys((*self.near_buffers, *(found for found in buffers if found[2]))))
 
+    few_registers = False
+    """Whether what is computed leaves so few that a value which waits for the end of a tile is better made there."""
+
     in_order = False
     """Whether loops that run in order stand around the walk: those of ragged groups."""
 
@@ -515,6 +518,9 @@ class MatrixLowering(DepthShares):
         self._count(columns, wide, lambda column: self._count(rows, high, lambda row: tile(row, column)))
 
     def _count(self, o: Open, step: int, body: Callable[[Value], None]) -> None:
+        if o.once:
+            body(self.value(o.offset))
+            return
         self.counted("tile", o.offset, self.add(o.offset, o.extent), step, body)
 
     def _tile(self, walk: Walk, found: MatrixWalk, unit: MatrixUnit, row: Value, column: Value) -> None:

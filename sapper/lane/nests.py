@@ -67,6 +67,9 @@ class NestLowering(ResidentLowering, LateLowering):
         r = ranges[k]
         if r.axis is None:
             assert r.counter is not None
+            if r.once:
+                self._with_counter(r, self.value(r.start), ranges, k, body)
+                return
             self.counted("each", r.start, r.stop, r.step, lambda iv: self._with_counter(r, iv, ranges, k, body))
             return
         if not r.resident:

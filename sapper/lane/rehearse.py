@@ -407,7 +407,7 @@ class _Rehearsal:
         if numbers is None:
             self.fault(op, "a loop of waits whose bounds memory holds")
             return
-        inner = any(self.synchronises(nested) for o in block.ops for nested in o.blocks if o.name != "if")
+        inner = any(o.name in _WAITS for loop in block.ops if loop.blocks and loop.name != "if" for o in loop.walk())
         waits = any(o.name in _WAITS for o in op.walk())
         for count, number in enumerate(numbers[:ROUNDS - warp.runs.get(op, 0) % 2 if waits and not inner else None]):
             if inner and (count >= MOST_ROUNDS or (warp.runs and min(warp.runs.values()) >= TILES)):

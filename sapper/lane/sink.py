@@ -19,20 +19,32 @@ CHEAP = frozenset({
 _CHEAP_ROWS = frozenset({"add", "sub", "mul", "and", "or", "xor", "shl", "shr", "sar", "min", "max"})
 
 
-def is_cheap(op: Op) -> bool:
-    if op.name in _CHEAP_ROWS:
+_CHEAP_CHOICES = frozenset({"cmp", "select"})
+OUTSIDE = -1
+"""Of all blocks of an op."""
+
+
+def is_cheap(op: Op, choices: bool = False) -> bool:
+    """Whether an op costs less than a register. choices: whether that holds of comparisons of rows, and selections."""
+    if op.name in _CHEAP_ROWS or (choices and op.name in _CHEAP_CHOICES):
         type = op.results[0].type
-        return isinstance(type, RowType) and type.dtype.is_integer
+        return isinstance(type, RowType) and (type.dtype.is_integer or op.name == "cmp")
     return op.name in CHEAP
 
 
 def sink(function: Function) -> None:
-    """Sink the ops of a function, in place."""
-    _Sinking().place(function.body, [])
+    """Sink the ops of a function, in place. Where the parts that warps play (groups.py) leave few registers (attribute
+    `few_registers`), into these as well: what several parts want is made in each."""
+    few = bool(function.attributes.get("few_registers"))
+    _Sinking(few).place(function.body, [])
 
 
 class _Sinking:
-    def __init__(self) -> None:
+    """few: whether registers are, and ops go into the parts of an `if`."""
+
+    def __init__(self, few: bool) -> None:
+        self.few = few
+        self.opened = frozenset(("loop", "tasks", *(["if"] if few else [])))
         self.loops: dict[Block, bool] = {}
 
     def has_loop(self, block: Block) -> bool:
@@ -42,29 +54,43 @@ class _Sinking:
 
     def place(self, block: Block, above: list[Op]) -> None:
         """Order a block anew. above: cheap ops from outside, all of whose users are in it, in their order."""
-        fixed = [op for op in block.ops if not is_cheap(op)]
-        # Where each value is wanted: at which fixed op, and whether that is in a block of it where ops may go.
-        wanted: dict[Value, list[tuple[int, bool]]] = {}
+        fixed = [op for op in block.ops if not is_cheap(op, self.few)]
+        # Where each value is wanted: at which fixed op, and in which block of it where ops may go, or OUTSIDE.
+        wanted: dict[Value, set[tuple[int, int]]] = {}
         for number, op in enumerate(fixed):
-            open_inside = op.name in ("loop", "tasks") and self.has_loop(op.blocks[0])
             for value in op.operands:
-                wanted.setdefault(value, []).append((number, False))
-            for inner in op.walk():
-                for value in inner.operands:
-                    wanted.setdefault(value, []).append((number, open_inside))
+                wanted.setdefault(value, set()).add((number, OUTSIDE))
+            for which, nested in enumerate(op.blocks):
+                place = which if op.name in self.opened and self.has_loop(nested) else OUTSIDE
+                for inner in (found for own in nested.ops for found in own.walk()):
+                    for value in inner.operands:
+                        wanted.setdefault(value, set()).add((number, place))
         before: list[list[Op]] = [[] for _ in fixed]
-        inside: list[list[Op]] = [[] for _ in fixed]
-        for op in reversed([*above, *filter(is_cheap, block.ops)]):
-            places = wanted.get(op.results[0])
+        inside: list[list[list[Op]]] = [[[] for _ in op.blocks] for op in fixed]
+        for op in reversed([*above, *filter(lambda op: is_cheap(op, self.few), block.ops)]):
+            places = sorted(wanted.get(op.results[0], ()))
             if not places:
                 continue
-            first = min(places)[0]
-            goes_inside = all(place == (first, True) for place in places)
-            (inside if goes_inside else before)[first].append(op)
+            first = places[0][0]
+            if any(number != first or which == OUTSIDE for number, which in places):
+                before[first].append(op)
+                places = [(first, OUTSIDE)]
+            else:
+                for _, which in places:
+                    queue = inside[first][which]
+                    queue.append(op if which == places[0][1] else _copy(op, fixed[first].blocks[which], queue))
             for value in op.operands:
-                wanted.setdefault(value, []).append((first, goes_inside))
+                wanted.setdefault(value, set()).update(places)
         block.ops[:] = [op for number, last in enumerate(fixed) for op in (*reversed(before[number]), last)]
         for op, moved in zip(fixed, inside, strict=True):
-            for nested in op.blocks:
+            for nested, some in zip(op.blocks, moved, strict=True):
                 if self.has_loop(nested):
-                    self.place(nested, moved[::-1])
+                    self.place(nested, some[::-1])
+
+
+def _copy(op: Op, block: Block, queue: list[Op]) -> Op:
+    """The same op, for its users in a block and among ops that are to go there."""
+    made = Op(op.name, list(op.operands), [v.type for v in op.results], dict(op.attributes), None, op.location)
+    for user in (*queue, *(found for own in block.ops for found in own.walk())):
+        user.operands[:] = [made.result if v is op.result else v for v in user.operands]
+    return made

@@ -92,7 +92,7 @@ class Bound:
 @dataclass(slots=True)
 class Open:
     """Axis still to be walked. hint: a typical extent; divisor: the extent is a multiple of it. origin: where scratch
-    memory over it begins, if not at its offset."""
+    memory over it begins, if not at its offset. once: a tile has all of it."""
 
     offset: Scalar
     extent: Scalar
@@ -100,6 +100,7 @@ class Open:
     divisor: int = 1
     capacity: Capacity | None = None
     origin: Scalar | None = None
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)

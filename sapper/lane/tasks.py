@@ -138,16 +138,19 @@ class TaskLowering(NestLowering):
             mine = banded.get(r.axis, mine)
             if together:
                 mine = self.add(self.mul(mine, self.cluster), self.rank())
-            start = self.add(r.start, self._chunk_start(part, mine))
+            once = self.few_registers and (part.each, part.more) == (1, 0)
+            start = self.add(r.start, self.mul(mine, granule) if once else self._chunk_start(part, mine))
             exact = part.each == 1 and part.more == 0 and r.divisor % granule == 0 and not together
-            stop = self.add(start, granule) if exact else self.scalar(
-                "s_min", self.add(r.start, self._chunk_start(part, self.add(mine, 1))), r.stop)
+            stop = self.add(start, granule) if exact or once else \
+                self.add(r.start, self._chunk_start(part, self.add(mine, 1)))
+            if not exact:
+                stop = self.scalar("s_min", stop, r.stop)
             # Every task but the last has a whole number of granules; the last ends where the range does.
             divisor = gcd(granule, r.divisor)
             cap = self._task_cap(r)
             capacity = Capacity(cap) if cap else r.capacity
             pieces.insert(0, Range(start, stop, r.axis, r.counter, r.step, r.hint, divisor, capacity, r.resident,
-                                   r.lane, r.late, r.walked))
+                                   r.lane, r.late, r.walked, once))
         self._loops(pieces, 0, body)
 
     def _chunk_start(self, part: Split, number: Scalar) -> Scalar:

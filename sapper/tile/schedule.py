@@ -70,7 +70,8 @@ class MatrixGroup:
     of which there is one for each of `workers`. depth_bytes: of a stage. stages: how many there are, a power of two:
     their number is some bits of a counter. copy_warps: those beside the groups. copy_registers: of each of their
     threads, where several groups need what is left of `registers`. near_bytes: of a worker at most. products,
-    cache_bytes: as of MatrixUnit. clusters: of how many workers a copy may go to all, and signals reach all.
+    cache_bytes: as of MatrixUnit. chain_registers: likewise, of a thread where there are two groups; rows that take
+    more are shared by both. clusters: of how many workers a copy may go to all, and signals reach all.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
@@ -84,6 +85,7 @@ class MatrixGroup:
     copy_warps: int = 4
     copy_registers: int = 24
     registers: int = 65536
+    chain_registers: int = 200
     near_bytes: int = 227 << 10
     workers: int = 132
     products: int = 2048

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from sapper import emulate, targets
+import sapper as sp
+from sapper import Tensor, bf16, emulate, f32, full, targets, tiles, whole, zeros
 from sapper.codegen.pipeline import compile_kernel, facts_of, finish_lane, to_lane
 from sapper.ir.nodes import Function
 from sapper.kernels import find
+from sapper.kernels.online_softmax import attend_scaled
 from sapper.lane.rehearse import rehearse
 from sapper.tile.schedule import DimClass, Schedule, Specialization
 
@@ -56,6 +59,37 @@ def test_shapes(heads: int, latent: int, level: str, warps: int, step: int) -> N
         slices = 4 if latent > 256 else 1
         # Scores over a slice of the latent vector and over 64 numbers, then a slice of the sums; in each of two loops.
         assert products == 2 * ((latent // slices + 64) // 16 * step // 8 + latent // slices // 8 * step // 16)
+
+
+H, P = sp.dims("H P")
+
+
+@sp.kernel
+def with_a_greatest(q: Tensor[bf16, H, 512], latents: Tensor[bf16, P, 512], out: Tensor[f32, H, 512],
+                    greatest: Tensor[f32, H]):
+    for h in tiles(H):
+        c = whole(512)
+        top = full(h, value=-1e30, dtype=f32)
+        total = zeros(h, dtype=f32)
+        acc = zeros(h, c, dtype=f32)
+        for p in tiles(P):
+            score = q[h, c] @ latents[p, c]
+            top, total, acc = attend_scaled(top, total, acc, score, 0.0625, latents[p, c], p, sp.exp2, bf16)
+        out[h, c] = acc / total
+        greatest[h] = sp.max(acc, over=c)
+
+
+@pytest.mark.parametrize(("heads", "level"), [(16, "sm_80"), (64, "sm_90a")])
+def test_what_reduces_the_long_axis_is_not_cut(heads: int, level: str) -> None:
+    """A warp that has a part of the vector alone would find the greatest number of that part."""
+    random = np.random.default_rng(3)
+    q, latents = (random.standard_normal((n, 512)).astype(ml_dtypes.bfloat16) for n in (heads, 20))
+    expected, made = ([np.zeros((heads, 512), np.float32), np.zeros(heads, np.float32)] for _ in range(2))
+    with_a_greatest(q, latents, *expected, interpret=True)
+    emulate.run(with_a_greatest, q, latents, *made, target=level, workers=2,
+                aligned=["q", "latents", "out", "greatest"])
+    for wanted, found in zip(expected, made, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=2**-6, atol=2**-6)
 
 
 def test_every_meeting_is_needed() -> None:
