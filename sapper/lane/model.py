@@ -696,7 +696,7 @@ class Model(WalkLowering):
                     at_once = prod(counts[a] for a in outer if a != lane)
                     if self.facts.line_by_line and fixed == 1 and outer and at_once <= LINES_AT_ONCE:
                         unrolled = LINES_AT_ONCE // at_once
-                    if lane in outer and counts[lane] * several >= WIDE_VECTORS:
+                    if lane in outer and counts[lane] * several >= WIDE_VECTORS and not self.facts.many_workers:
                         unrolled = 1     # there are sums enough, and a row after the other is read
                     if self.packing is not None and self._is_short(axis, accumulators * several):
                         unrolled = self.extent_hint(axis)
@@ -763,8 +763,10 @@ class Model(WalkLowering):
 
     def _meets_rows_in_memory(self, walk: Walk, axis: str, lane: str | None) -> bool:
         """Whether few rows meet a matrix whose rows, contiguous along the lanes, are read where they lie. Several lines
-        of each are then read at once, unless memory is best read line by line."""
-        if lane is None or self.line_by_line or self.panel_width(lane) > 1 or self.extent_hint(axis) >= STAGE_ROWS:
+        of each are then read at once, unless memory is best read line by line, or thousands of workers read it."""
+        if lane is None or self.line_by_line or self.facts.many_workers:
+            return False
+        if self.panel_width(lane) > 1 or self.extent_hint(axis) >= STAGE_ROWS:
             return False
         matrices = [op for op in self.reads(walk) if lane in axes_of(op.result) and axis not in axes_of(op.result)]
         return bool(matrices) and all(self._lies_along_lanes(op, lane) for op in matrices)
