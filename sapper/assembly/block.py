@@ -163,15 +163,7 @@ class Block(Named):
                                               selector.register_count)
         selector.register_count = assembly.register_count
         stands_for = {reg.register: row for reg, row in zip(inputs, rows, strict=True)}
-        labels = {label.name: selector.new_label("asm") for label in assembly.labels}
-        constants = {name: selector.constant_label(*entry) for name, entry in assembly.constants.items()}
-        for item in assembly.body:
-            if isinstance(item, Label):
-                selector.body.append(Label(labels[item.name], item.align))
-                continue
-            operands = [renamed(o, stands_for, labels, constants) for o in item.operands]
-            selector.body.append(Instruction(item.row, operands, item.mask, item.zeroing, item.location or op.location,
-                                             self.name))
+        put(selector, assembly, names_in(selector, assembly, "asm"), stands_for, op.location, self.name)
         target = selector.define(op.results[0])
         selector.emit(f"{self.table.MOVE}.{types[0].bits * lanes}", target, out.register)
 
@@ -187,16 +179,44 @@ class _Alone:
         self.allocate = self._memory.allocate
 
 
-def renamed(operand: Any, stands_for: dict[Any, Any], labels: dict[str, str], constants: dict[str, str]) -> Any:
-    """An operand of a piece where it stands in a kernel: with the kernel's registers, labels and constants."""
+@dataclass(frozen=True)
+class Names:
+    """What a piece's labels and constants are called in a kernel."""
+
+    labels: dict[str, str]
+    constants: dict[str, str]
+
+
+def names_in(selector: Any, piece: Any, stem: str) -> Names:
+    """New names in the function that is being selected; stem: what labels are called."""
+    return Names({label.name: selector.new_label(stem) for label in piece.labels},
+                 {name: selector.constant_label(*entry) for name, entry in piece.constants.items()})
+
+
+def put(selector: Any, piece: Any, names: Names, stands_for: dict[Any, Any], location: Any, comment: str) -> None:
+    """Emit a piece's instructions where a kernel is being selected.
+
+    stands_for: the kernel's registers by the piece's. location: where an instruction has none of its own.
+    """
+    for item in piece.body:
+        if isinstance(item, Label):
+            selector.body.append(Label(names.labels[item.name], item.align))
+            continue
+        operands = [_renamed(o, stands_for, names) for o in item.operands]
+        selector.body.append(Instruction(item.row, operands, item.mask, item.zeroing, item.location or location,
+                                         comment))
+
+
+def _renamed(operand: Any, stands_for: dict[Any, Any], names: Names) -> Any:
+    """An operand of a piece where it stands in a kernel."""
     if isinstance(operand, VirtualRegister):
         return stands_for.get(operand, operand)
     if isinstance(operand, LabelReference):
-        return LabelReference(labels[operand.name])
+        return LabelReference(names.labels[operand.name])
     if isinstance(operand, Memory):
         return Memory(stands_for.get(operand.base, operand.base), stands_for.get(operand.index, operand.index),
                       operand.scale, operand.disp, operand.broadcast,
-                      None if operand.label is None else constants[operand.label])
+                      None if operand.label is None else names.constants[operand.label])
     return operand
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from ..codegen.machine import Instruction, Label, MachineFunction, Register
+from ..codegen.machine import Label, MachineFunction, Register
 from ..codegen.print import print_function
 from ..ir.types import DTYPES, DType
 from ..lang.by_hand import CONTRACTIONS, PIECES
-from .block import renamed
+from .block import names_in, put
 from .build import Assembly, Named, Region
 from .emulate import VECTOR_BYTES, Emulator
 from .notation import Reg
@@ -210,21 +210,14 @@ class Contraction(Named):
         sums = selector.carried(op.operands[first:], op.results)
         selector.assign(op.operands[first:], sums)
         stands_for = dict(zip(tile.places, sums, strict=True))
-        labels = {label.name: selector.new_label(self.name) for label in tile.labels}
-        selector.ordered.update(labels.values())
-        constants = {name: selector.constant_label(*entry) for name, entry in tile.constants.items()}
+        names = names_in(selector, tile, self.name)
+        selector.ordered.update(names.labels.values())
         # A label before and one behind: what the piece does between its own is no part of the blocks round it, whose
         # instructions may be put in another order.
         start, end = selector.new_label(self.name), selector.new_label(self.name)
         selector.ordered.add(start)
         selector.body.append(Label(start))
-        for item in tile.body:
-            if isinstance(item, Label):
-                selector.body.append(Label(labels[item.name], item.align))
-                continue
-            operands = [renamed(o, stands_for, labels, constants) for o in item.operands]
-            selector.body.append(Instruction(item.row, operands, item.mask, item.zeroing, item.location or op.location,
-                                             self.name))
+        put(selector, tile, names, stands_for, op.location, self.name)
         selector.body.append(Label(end))
         selector.registers.update(zip(op.results, sums, strict=True))
 

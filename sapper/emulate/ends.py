@@ -53,8 +53,4 @@ class Ends:
 
 
 def ends(machine: Machine) -> Ends:
-    found = machine.state.get("ends")
-    if found is None:
-        found = machine.state["ends"] = Ends(machine)
-    assert isinstance(found, Ends)
-    return found
+    return machine.kept(Ends)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from .memory import Memory
 from .races import Clocks
 
 Array = NDArray[Any]
+T = TypeVar("T")
 Lanes = NDArray[np.int64] | None
 """Threads by number, ascending; None: all of the machine."""
 WARP = 32
@@ -204,6 +205,13 @@ class Machine:
         registers["dynamic_smem_size"] = np.full(self.count, self.memory.dynamic_bytes, np.uint32)
         registers["total_smem_size"] = np.full(self.count, self.memory.shared_bytes, np.uint32)
         return registers
+
+    def kept(self, kind: Callable[[Machine], T]) -> T:
+        """What a unit keeps of this machine, of the class `kind`: made when it is first asked for."""
+        found = self.state.get(kind.__qualname__)
+        if found is None:
+            found = self.state[kind.__qualname__] = kind(self)
+        return found
 
     def place_of(self, lane: int) -> str:
         """Where a thread is, for messages."""

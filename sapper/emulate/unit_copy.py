@@ -92,11 +92,7 @@ class Copies:
 
 
 def copies(machine: Machine) -> Copies:
-    found = machine.state.get("copies")
-    if found is None:
-        found = machine.state["copies"] = Copies(machine)
-    assert isinstance(found, Copies)
-    return found
+    return machine.kept(Copies)
 
 
 @unit("cp_async")
@@ -305,11 +301,7 @@ class BulkGroups:
 
 
 def bulk_groups(machine: Machine) -> BulkGroups:
-    found = machine.state.get("bulk groups")
-    if found is None:
-        found = machine.state["bulk groups"] = BulkGroups(machine)
-    assert isinstance(found, BulkGroups)
-    return found
+    return machine.kept(BulkGroups)
 
 
 @unit("bulk_group")

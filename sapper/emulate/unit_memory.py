@@ -356,11 +356,7 @@ class Synchronisation:
 
 
 def synchronisation(machine: Machine) -> Synchronisation:
-    found = machine.state.get("synchronisation")
-    if found is None:
-        found = machine.state["synchronisation"] = Synchronisation(machine)
-    assert isinstance(found, Synchronisation)
-    return found
+    return machine.kept(Synchronisation)
 
 
 # --- Counters -------------------------------------------------------------------------------------------------------

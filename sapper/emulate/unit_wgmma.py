@@ -182,11 +182,7 @@ class Products:
 
 
 def products(machine: Machine) -> Products:
-    found = machine.state.get("products")
-    if found is None:
-        found = machine.state["products"] = Products(machine)
-    assert isinstance(found, Products)
-    return found
+    return machine.kept(Products)
 
 
 def _groups(machine: Machine, lanes: Lanes) -> tuple[list[Array], Wait | None]:

@@ -65,38 +65,17 @@ def reference(arguments: Arguments) -> dict[str, Array]:
     return {"out": out if arguments["q"].ndim == 4 else out[0]}
 
 
-def make_attention(cache: Any) -> Any:
-    """The kernel for a cache of that dtype."""
+def make_attention(name: str, cache: Any, activation: Any = f32, products: Any = f32) -> Any:
+    """The kernel for a cache of that dtype, and for queries and results of another.
 
-    @sp.kernel(name=f"attention_{cache.name}", specialise="D")
+    products: f32, or bf16, to which queries and weights are then rounded; the scores are then powers of two.
+    """
+    rounded = products is not f32
+    power = exp2 if rounded else exp
+
+    @sp.kernel(name=name, specialise="D")
     def attention(
-        q: Tensor[f32, T, H, G, D], keys: Tensor[cache, H, P, D], values: Tensor[cache, H, P, D], position: i32,
-        scale: f32, out: Tensor[f32, T, H, G, D],
-    ):
-        for h, g in each(H, G):
-            for block in each((T + QUERY_BLOCK - 1) // QUERY_BLOCK):
-                first = block * QUERY_BLOCK
-                stop = min(first + QUERY_BLOCK, T)
-                for t in tiles(span(first, stop)):
-                    d = whole(D)
-                    query = q[t, h, g, d] * scale
-                    highest = full(t, value=MINUS_INFINITY, dtype=f32)
-                    total = zeros(t, dtype=f32)
-                    acc = zeros(t, d, dtype=f32)
-                    for p in tiles(span(0, position + stop)):
-                        score = where(p <= position + t, query @ keys[h, p, d], MINUS_INFINITY)
-                        highest, total, acc = attend(highest, total, acc, score, values[h, p, d], p, exp, f32)
-                    out[t, h, g, d] = acc / total
-
-    return attention
-
-
-def make_attention_rounded(activation: Any) -> Any:
-    """The kernel for queries and results of that dtype and a cache of bf16; queries and weights are rounded to bf16."""
-
-    @sp.kernel(name=f"attention_rounded_{activation.name}", specialise="D")
-    def attention_rounded(
-        q: Tensor[activation, T, H, G, D], keys: Tensor[bf16, H, P, D], values: Tensor[bf16, H, P, D], position: i32,
+        q: Tensor[activation, T, H, G, D], keys: Tensor[cache, H, P, D], values: Tensor[cache, H, P, D], position: i32,
         scale: f32, out: Tensor[activation, T, H, G, D],
     ):
         for h, g in each(H, G):
@@ -105,16 +84,17 @@ def make_attention_rounded(activation: Any) -> Any:
                 stop = min(first + QUERY_BLOCK, T)
                 for t in tiles(span(first, stop)):
                     d = whole(D)
-                    query = (q[t, h, g, d].to(f32) * (scale * LOG2_E)).to(bf16)
+                    factor = scale * LOG2_E if rounded else scale
+                    query = (q[t, h, g, d].to(f32) * factor).to(products)
                     highest = full(t, value=MINUS_INFINITY, dtype=f32)
                     total = zeros(t, dtype=f32)
                     acc = zeros(t, d, dtype=f32)
                     for p in tiles(span(0, position + stop)):
                         score = where(p <= position + t, query @ keys[h, p, d], MINUS_INFINITY)
-                        highest, total, acc = attend(highest, total, acc, score, values[h, p, d], p, exp2, bf16)
+                        highest, total, acc = attend(highest, total, acc, score, values[h, p, d], p, power, products)
                     out[t, h, g, d] = (acc / total).to(activation)
 
-    return attention_rounded
+    return attention
 
 
 def make_attention_decode(cache: Any) -> Any:
@@ -175,10 +155,10 @@ def make_attention_decode_split(cache: Any) -> Any:
     return attention_decode_split
 
 
-attention_f32 = make_attention(f32)
-attention_bf16 = make_attention(bf16)
-attention_rounded_f32 = make_attention_rounded(f32)
-attention_rounded_bf16 = make_attention_rounded(bf16)
+attention_f32 = make_attention("attention_f32", f32)
+attention_bf16 = make_attention("attention_bf16", bf16)
+attention_rounded_f32 = make_attention("attention_rounded_f32", bf16, products=bf16)
+attention_rounded_bf16 = make_attention("attention_rounded_bf16", bf16, activation=bf16, products=bf16)
 attention_decode_split_f32 = make_attention_decode_split(f32)
 attention_decode_split_bf16 = make_attention_decode_split(bf16)
 attention_decode_f32 = make_attention_decode(f32)

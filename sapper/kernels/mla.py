@@ -105,13 +105,19 @@ def make_expand(cache: Any, weight: Any, result: Any = f32, name: str | None = N
     return expand
 
 
-def make_latent_attention(cache: Any) -> Any:
-    """Causal attention of T new tokens over P = position + T positions; shared [P, S]: the turned keys."""
+def make_latent_attention(name: str, cache: Any, products: Any = f32) -> Any:
+    """Causal attention of T new tokens over P = position + T positions; shared [P, S]: the turned keys.
 
-    @sp.kernel(name=f"latent_attention_{cache.name}", specialise="D S V")
+    products: the dtype of keys and values: f32, or bf16, to which queries and weights are then rounded; the scores are
+    then powers of two.
+    """
+    rounded = products is not f32
+    power = exp2 if rounded else exp
+
+    @sp.kernel(name=name, specialise="D S V")
     def latent_attention(
-        q: Tensor[f32, T, H, D], q_turned: Tensor[f32, T, H, S], keys: Tensor[f32, P, H, D],
-        shared: Tensor[cache, P, S], values: Tensor[f32, P, H, V], position: i32, scale: f32,
+        q: Tensor[f32, T, H, D], q_turned: Tensor[f32, T, H, S], keys: Tensor[products, P, H, D],
+        shared: Tensor[cache, P, S], values: Tensor[products, P, H, V], position: i32, scale: f32,
         out: Tensor[f32, T, H, V],
     ):
         for h in each(H):
@@ -122,15 +128,16 @@ def make_latent_attention(cache: Any) -> Any:
                     d = whole(D)
                     s = whole(S)
                     v = whole(V)
-                    query = q[t, h, d] * scale
-                    turn = q_turned[t, h, s] * scale
+                    factor = scale * LOG2_E if rounded else scale
+                    query = (q[t, h, d] * factor).to(products)
+                    turn = (q_turned[t, h, s] * factor).to(products)
                     highest = full(t, value=MINUS_INFINITY, dtype=f32)
                     total = zeros(t, dtype=f32)
                     acc = zeros(t, v, dtype=f32)
                     for p in tiles(span(0, position + stop)):
                         score = query @ keys[p, h, d] + turn @ shared[p, s]
                         score = where(p <= position + t, score, MINUS_INFINITY)
-                        highest, total, acc = attend(highest, total, acc, score, values[p, h, v], p, exp, f32)
+                        highest, total, acc = attend(highest, total, acc, score, values[p, h, v], p, power, products)
                     out[t, h, v] = acc / total
 
     return latent_attention
@@ -246,8 +253,8 @@ expand_f32_f32 = make_expand(f32, f32)
 expand_f32_bf16 = make_expand(f32, bf16)
 expand_bf16_f32 = make_expand(bf16, f32)
 expand_bf16_bf16 = make_expand(bf16, bf16)
-latent_attention_f32 = make_latent_attention(f32)
-latent_attention_bf16 = make_latent_attention(bf16)
+latent_attention_f32 = make_latent_attention("latent_attention_f32", f32)
+latent_attention_bf16 = make_latent_attention("latent_attention_bf16", bf16)
 absorb_f32 = make_absorb(f32)
 absorb_bf16 = make_absorb(bf16)
 latent_attention_decode_f32 = make_latent_attention_decode(f32)

@@ -15,9 +15,9 @@ from typing import Any
 from ..ir.nodes import Value
 from ..ir.types import TensorType, TileType, bool_, index
 from .affine import Affine, extreme, fixed_when_meeting
+from .bindings import Axis, Frame, LoopScope, axes_of, dtype_of, is_tensor
 from .dims import Dim, DimExpression, nested
 from .errors import KernelError
-from .operations import Axis, Frame, LoopScope, axes_of, dtype_of, is_tensor
 from .views import Views
 
 

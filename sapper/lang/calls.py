@@ -17,22 +17,12 @@ from typing import Any
 from ..ir.nodes import Value
 from ..ir.types import DType, TileType, bool_, f32, i32, index
 from . import builtins as surface
+from .bindings import Axis, Frame, LoopRange, Span, axes_of, dtype_of, is_tensor, is_tile, near
 from .by_hand import PIECES
 from .dims import DimExpression
 from .expressions import Expressions, LocalFunction, Returned, constant_of
 from .kernel import Kernel
 from .liveness import analyse, assigned_names
-from .operations import (
-    Axis,
-    Frame,
-    LoopRange,
-    Span,
-    axes_of,
-    dtype_of,
-    is_tensor,
-    is_tile,
-    near,
-)
 
 DEBUGGING = (print, breakpoint)
 """What the interpreter runs and the compiler refuses."""

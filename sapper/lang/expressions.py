@@ -1,4 +1,4 @@
-"""Expressions: from the ast of an expression to a value of the front end (see operations.py).
+"""Expressions: from the ast of an expression to a value of the front end (see bindings.py).
 
 Enters: ast nodes, and the frame that says what names mean. Leaves: Python objects, where everything is known at
 compile time, or IR values, whose ops are appended to the block at hand.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins as python
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -18,20 +18,11 @@ from ..ir.types import DType, TensorType, TileType, bool_, f32, i32, index
 from . import builtins as surface
 from .access import Accesses
 from .affine import Affine
+from .bindings import Axis, Frame, LoopScope, axes_of, dtype_of, is_tensor, is_tile, near
 from .dims import OPERATORS, DimExpression
+from .elementwise import MOVABLE
 from .errors import KernelError
 from .liveness import analyse
-from .operations import (
-    MOVABLE,
-    Axis,
-    Frame,
-    LoopScope,
-    axes_of,
-    dtype_of,
-    is_tensor,
-    is_tile,
-    near,
-)
 from .source import SourceUnavailable, parse_function
 
 BINARY_OPERATORS: dict[type[ast.operator], str] = {
@@ -80,7 +71,7 @@ class Returned:
         self.value = value
 
 
-class Expressions(Accesses, ABC):
+class Expressions(Accesses):
     """Reads expressions. What reads calls and statements is in the classes made of this one."""
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """From a kernel's Python source to tile IR.
 
 Enters: a Kernel, and the extents that are fixed. Leaves: an ir Function of stage "tile". The source is read by
-walking its ast with an environment of values (see operations.py): what concerns Python objects alone is computed
+walking its ast with an environment of values (see bindings.py): what concerns Python objects alone is computed
 at once, what concerns tiles and scalars becomes ops. A called function is read in place, with names of its own.
 """
 
@@ -14,21 +14,13 @@ from typing import Any
 from ..ir.nodes import Block, Function, Location, Op, Value
 from ..ir.types import DType, TensorType, TileType, f32, index
 from .affine import Affine
+from .bindings import Axis, LoopRange, LoopScope, Span, dtype_of, is_tensor, is_tile
 from .calls import Calls
 from .dims import DimExpression
 from .expressions import Gone, LocalFunction, Returned
 from .kernel import Kernel
 from .liveness import assigned_names
-from .operations import (
-    INDEX,
-    Axis,
-    LoopRange,
-    LoopScope,
-    Span,
-    dtype_of,
-    is_tensor,
-    is_tile,
-)
+from .operands import INDEX
 
 STATEMENT_MENDS: dict[str, str] = {
     "While": "walk a range: for i in range(n)",

@@ -16,8 +16,9 @@ from typing import Any
 from ..ir.nodes import Block, Value
 from ..ir.types import DType, TensorType, bool_, index
 from .affine import Affine
+from .bindings import dims_of, dtype_of
 from .dims import Dim, DimExpression, evaluate, nested
-from .operations import Operations, dims_of, dtype_of
+from .operations import Operations
 
 Extent = int | DimExpression
 
