@@ -14,7 +14,7 @@ from math import gcd, prod
 from typing import NoReturn
 
 from ..ir.nodes import Function, Op, Value
-from ..ir.types import TileType, bf16, u8
+from ..ir.types import TileType, bf16, f32, u8
 from ..tile.affine import affine
 from ..tile.ops import memory_of
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
@@ -147,6 +147,8 @@ class Model(WalkLowering):
         which an element is spread over the lanes at a time, if it is narrow in memory: it is widened by vectors."""
         lanes = {a for a in contraction.result.type.axes if a in self.bound and self.bound[a].lane}  # type: ignore[union-attr]
         axes = value.type.axes  # type: ignore[union-attr]
+        if not lanes and not outside and self._is_met_by_rows(contraction, value):
+            return True
         if not lanes and (outside or not self._fits_near(contraction, value)):
             return False
         if not axes or value in self.rows or (value in self.buffers and value not in self.slot_axes):
@@ -203,6 +205,27 @@ class Model(WalkLowering):
         across = [a for a in axes if a in self.open and a not in contraction.attributes["over"]]
         return any(self.extent_hint(a) >= self.lanes for a in across) and (
             prod(self.extent_hint(a) for a in axes) * bf16.size_bytes <= self.facts.l2_bytes // 2)
+
+    def _is_met_by_rows(self, contraction: Op, value: Value) -> bool:
+        """Whether a vector that is computed from several meets the rows of a matrix one by one: each row would read all
+        of these again, from a first cache that takes the matrix too. Measured on a Zen 5, bf16 of 6144 x 4096 by a
+        vector and a gain: 59 % of what plain reads reach where they are multiplied for each row, and 93 where once."""
+        if self.stream_level != 1 or value.op is None or value.type.dtype is not f32:  # type: ignore[union-attr]
+            return False
+        axes, over = axes_of(value), contraction.attributes["over"]
+        rows = [a for a in axes_of(contraction.result) if a in self.open and self.extent_hint(a) >= STAGE_ROWS]
+        loads = {op for op in self._loads_behind(value) if set(axes_of(op.result)) & set(axes)}
+        return (axes == tuple(over) and len(loads) > 1 and len(rows) == len(axes_of(contraction.result)) == 1
+                and all(a in self.open and self.is_bounded(a) for a in axes))
+
+    def _loads_behind(self, value: Value) -> list[Op]:
+        """The loads that a value is computed from, as far as it is not kept."""
+        op = value.op
+        if op is None or op.blocks or op.name in LATE or value in self.buffers or value in self.rows:
+            return []
+        if op.name == "load":
+            return [op]
+        return [load for v in op.operands if isinstance(v.type, TileType) for load in self._loads_behind(v)]
 
     def _lies_as_slots(self, value: Value, depth: str) -> bool:
         """Whether a value is read from memory in which neighbours along an axis are neighbours, and spans no lanes."""
@@ -803,8 +826,11 @@ class Model(WalkLowering):
     def _row_bytes(self, walk: Walk, axis: str, lane: str | None, along: bool = True) -> int:
         """Bytes, typically, that a walk along the lanes reads for each coordinate of an axis; or else for all of it."""
         length = self.extent_hint(lane) * self.slot_elements if lane is not None else 1
-        return length * sum(element_bytes(self.access(op).dtype) for op in self.reads(walk)
-                            if lane in axes_of(op.result) and (axis in axes_of(op.result)) == along)
+        kept = {value for op in walk.reductions for value in op.operands if value in self.buffers}
+        sizes = [(op.result, element_bytes(self.access(op).dtype)) for op in self.reads(walk)]
+        sizes += [(value, element_bytes(self.buffers[value].dtype)) for value in kept]
+        return length * sum(size for value, size in sizes
+                            if lane in axes_of(value) and (axis in axes_of(value)) == along)
 
     def _fit(self, axis: str, count: int, lane: bool, fewest: int = 1, spare: int = 1) -> int:
         """The largest count <= `count` that suits the extent: no larger than it, a divisor of it if one is near and not

@@ -60,7 +60,7 @@ def prefetches(name: str, facts: Facts, strides: dict[str, Panels] | None = None
 
 @pytest.mark.parametrize(("name", "typical", "rows"), [
     ("matvec_f32", 2048, 1), ("matvec_f32", 16384, 4), ("matvec_bf16", 2048, 1), ("matvec_swiglu_bf16", 2048, 1),
-    ("norm_matvec_bf16", 2048, 1), ("norm_matvec_bf16", 4096, 4),     # vector and gain
+    ("norm_matvec_bf16", 4096, 1), ("norm_matvec_bf16", 8192, 4),     # what vector and gain make
 ])
 def test_single_rows_where_the_first_cache_takes_streams(name: str, typical: int, rows: int) -> None:
     """Or four, which share a vector that fills much of that cache. Lines of single rows are asked into it as far ahead
@@ -69,6 +69,23 @@ def test_single_rows_where_the_first_cache_takes_streams(name: str, typical: int
     assert chosen(name, INTO_FIRST, **extents).registers["n"] == rows
     asked = prefetches(name, INTO_FIRST, **extents)
     assert asked and {a["level"] for a in asked} == {1}
+
+
+@pytest.mark.parametrize(("facts", "products"), [(PLAIN, True), (INTO_FIRST, False)])
+@pytest.mark.parametrize("name", ["norm_matvec_f32", "norm_matvec_swiglu_bf16"])
+def test_what_rows_meet_one_by_one_is_computed_once(name: str, facts: Facts, products: bool) -> None:
+    """A vector times its gain, where single rows are read; where several are, it serves these."""
+    function = reduce_loops(LIBRARY[name].kernel.tile_ir())
+    canonicalize(function)
+    lowered = lower(function, Schedule(), facts, Specialization({"N": DimClass(512, 64), "K": DimClass(2048, 64)}))
+    loops = [op for op in lowered.walk() if any(inner.name == "prefetch" for block in op.blocks for inner in block.ops)]
+    assert loops and all(
+        any(inner.name == "mul" for block in loop.blocks for inner in block.ops) == products for loop in loops)
+    arguments = LIBRARY[name].make_arguments(np.random.default_rng(1), {"N": 37, "K": 91})
+    expected = LIBRARY[name].reference(arguments)
+    classes = Specialization({"N": DimClass(64), "K": DimClass(91)})
+    run_lane(reduce_loops(LIBRARY[name].kernel.tile_ir()), arguments, facts=facts, specialization=classes)
+    assert LIBRARY[name].compare(arguments, expected) is None
 
 
 @pytest.mark.parametrize("rows", [1, 8, 512])
