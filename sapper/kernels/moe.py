@@ -6,7 +6,7 @@ One token reads the weights of its K experts and no others, as panels [E, B, I, 
 is one stream from memory; its vectors of output features are [B, L]:
 
     expert_matvec_swiglu    y[k] = silu(gate[e] @ x) * (up[e] @ x), e = experts[k]
-    expert_matvec           y = residual + sum over k of weights[k] * (w[e] @ x[k])
+    expert_matvec           y = residual + sum over k of weights[k] * products[k], products[k] = w[e] @ x[k]
 
 Many tokens are put in the order of their experts, so that each expert's rows are one range, empty for some experts:
 
@@ -70,17 +70,22 @@ def make_expert_matvec(weight: Any) -> Any:
     @sp.kernel(name=f"expert_matvec_{weight.name}")
     def expert_matvec(
         w: Tensor[weight, E, B, I, L], experts: Tensor[i32, K], weights: Tensor[f32, K], x: Tensor[f32, K, I],
-        residual: Tensor[f32, B, L], y: Tensor[f32, B, L],
+        residual: Tensor[f32, B, L], products: Tensor[f32, K, B, L], y: Tensor[f32, B, L],
     ):
+        # An expert's panels are read in one go, and not a panel of each expert by turns: where a stream begins, memory
+        # is waited for, and what was asked for ahead of where it ends is of no use.
+        for k, b in each(K, B):
+            e = experts[k]
+            l = whole(L)
+            acc = zeros(l, dtype=f32)
+            for i in tiles(I):
+                acc += w[e, b, i, l] @ x[k, i]
+            products[k, b, l] = acc
         for b in each(B):
             l = whole(L)
             total = residual[b, l]
-            for k in each(K):
-                e = experts[k]
-                acc = zeros(l, dtype=f32)
-                for i in tiles(I):
-                    acc += w[e, b, i, l] @ x[k, i]
-                total += weights[k] * acc
+            for k in range(K):
+                total += weights[k] * products[k, b, l]
             y[b, l] = total
 
     return expert_matvec
@@ -245,10 +250,11 @@ def matvec_swiglu_reference(arguments: Arguments) -> dict[str, Array]:
 
 
 def matvec_reference(arguments: Arguments) -> dict[str, Array]:
-    y = arguments["residual"].astype(np.float64)
+    products = np.empty(arguments["products"].shape)
     for k, e in enumerate(arguments["experts"]):
-        y = y + arguments["weights"][k] * (_rows(arguments["w"][e]) @ arguments["x"][k]).reshape(y.shape)
-    return {"y": y}
+        products[k] = (_rows(arguments["w"][e]) @ arguments["x"][k]).reshape(products.shape[1:])
+    total = np.einsum("k,kbl->bl", arguments["weights"].astype(np.float64), products)
+    return {"products": products, "y": arguments["residual"] + total}
 
 
 def group_reference(arguments: Arguments) -> dict[str, Array]:
@@ -295,7 +301,8 @@ def matvec_arguments(random: "np.random.Generator", shape: Shape, weight: str, s
     if swiglu:
         return panels | experts | {"x": normal(random, i), "y": unwritten(k, b, l)}
     return panels | experts | {"weights": random.random(k, np.float32), "x": normal(random, k, i),
-                               "residual": normal(random, b, l), "y": unwritten(b, l)}
+                               "residual": normal(random, b, l), "products": unwritten(k, b, l),
+                               "y": unwritten(b, l)}
 
 
 def group_arguments(random: "np.random.Generator", shape: Shape) -> Arguments:
@@ -343,7 +350,7 @@ def _matvec_entry(kernel: Any, weight: str, swiglu: bool) -> LibraryKernel:
     for e, k, hidden, features in ((18, 6, 768, 1024), (66, 8, 1408, 2048)):
         outputs, inputs = (hidden, features) if swiglu else (features, hidden)
         b, l = blocks_of(outputs, PANEL)
-        vectors = inputs + k * outputs if swiglu else k * inputs + 2 * outputs + k
+        vectors = inputs + k * outputs if swiglu else k * inputs + (2 + k) * outputs + k
         cases.append(Case({"E": e, "K": k, "B": b, "I": inputs, "L": l}, flops=2 * count * k * hidden * features,
                           bytes=count * k * hidden * features * size + 4 * (vectors + k)))
     shapes = (1, 1, 1, 1, 1), (5, 3, 1, 19, 7), (4, 4, 2, 64, 24), (3, 2, 3, 100, 32)

@@ -68,21 +68,26 @@ def experts_of(form: str) -> SimpleNamespace:
     def expert_matmul(
         w: Tensor[u8, E, P, S, words, PANEL, SLOT], experts: Tensor[i32, K], weights: Tensor[f32, K],
         x: Tensor[i8, S, K, SUPER], x_scales: Tensor[f32, S, K], digits: Tensor[i8, S, K, SIXTEEN],
-        starts: Tensor[i32, S, SIXTEEN, K], residual: Tensor[f32, P, PANEL], y: Tensor[f32, P, PANEL],
+        starts: Tensor[i32, S, SIXTEEN, K], residual: Tensor[f32, P, PANEL], products: Tensor[f32, K, P, PANEL],
+        y: Tensor[f32, P, PANEL],
     ):
         together, parts = w.view(E * P, S, words, PANEL, SLOT), w.view(E * P, S, size_bytes)
         factor = w.view(E * P, S, size_bytes // 2, dtype=f16)
         q, digit = x.view(S, K, *blocks), digits.view(S, K, 2, 2, SLOT)
-        for p in tiles(P):
-            l = whole(PANEL)
-            total = residual[p, l]
-            for k in each(K):
-                e = experts[k]
+        for k in each(K):  # as in moe_blocks.py
+            e = experts[k]
+            for p in tiles(P):
+                l = whole(PANEL)
                 acc = zeros(p, l, dtype=f32)
                 for s in each(S):
                     acc += super_sum(zeros(p, l, dtype=i32), together, parts, factor, q, x_scales, digit, starts,
                                      e * P + p, s, k, l)
-                total += weights[k] * acc
+                products[k, p, l] = acc
+        for p in tiles(P):
+            l = whole(PANEL)
+            total = residual[p, l]
+            for k in range(K):
+                total += weights[k] * products[k, p, l]
             y[p, l] = total
 
     @sp.kernel(name=f"grouped_swiglu_{form}")
@@ -164,9 +169,10 @@ def reference(arguments: Arguments, form: str) -> dict[str, Array]:
         return {"y": result}
     if "weights" not in arguments:
         return {"y": np.stack([applied(x[0], e) for e in arguments["experts"]]).reshape(y.shape)}
-    terms = [weight * applied(x[k], e)
-             for k, (e, weight) in enumerate(zip(arguments["experts"], arguments["weights"], strict=True))]
-    return {"y": arguments["residual"] + np.sum(terms, axis=0).reshape(y.shape)}
+    products = np.stack([applied(x[k], e) for k, e in enumerate(arguments["experts"])])
+    total = arguments["weights"].astype(np.float64) @ products
+    return {"products": products.reshape(arguments["products"].shape),
+            "y": arguments["residual"] + total.reshape(y.shape)}
 
 
 def make_arguments(random: "np.random.Generator", shape: Shape, form: str, task: str) -> Arguments:
@@ -186,7 +192,8 @@ def make_arguments(random: "np.random.Generator", shape: Shape, form: str, task:
         return arguments | random_activations(random, s, 1) | {"y": unwritten(k, p, PANEL)}
     arguments["weights"] = random.random(k, np.float32)
     residual = random.standard_normal((p, PANEL)).astype(np.float32)
-    return arguments | random_activations(random, s, k) | {"residual": residual, "y": unwritten(p, PANEL)}
+    return arguments | random_activations(random, s, k) | {
+        "residual": residual, "products": unwritten(k, p, PANEL), "y": unwritten(p, PANEL)}
 
 
 def _entry(kernel: Any, form: str, task: str) -> LibraryKernel:
@@ -194,7 +201,7 @@ def _entry(kernel: Any, form: str, task: str) -> LibraryKernel:
     count, e, k, p, s = 2 if swiglu else 1, 18, 6, 48, 4
     n, rows = p * PANEL, 512 * k if grouped else 1 if swiglu else k
     weight_bytes = count * (e if grouped else k) * n * s * BLOCK_BYTES[form]
-    results = 4 * n * (rows if grouped else k if swiglu else 2)
+    results = 4 * n * (rows if grouped else k if swiglu else 2 + k)
     checks: tuple[dict[str, int], ...] = (
         {"E": 1, "K": 1, "P": 1, "S": 1}, {"E": 4, "K": 2, "P": 3, "S": 2}, {"E": 5, "K": 3, "P": 2, "S": 1})
     shape = {"E": e, "K": k, "P": p, "S": s}

@@ -190,5 +190,5 @@ class KExperts(PanelExperts):
         self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
     ) -> Steps:
         steps, operands = self.together.operands(x, work)
-        vectors = in_blocks(residual, PANEL), in_blocks(y, PANEL)
+        vectors = (in_blocks(one, PANEL) for one in (residual, work.wide(0, len(experts), y.size), y))
         return [*steps, (self._kernel("expert_matmul"), (*self._parts(), experts, weights, *operands, *vectors))]

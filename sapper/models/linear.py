@@ -503,8 +503,9 @@ class DenseExperts:
     def apply_weighted(
         self, experts: Array, weights: Array, x: Array, residual: Array, y: Array, work: Workspace
     ) -> Steps:
+        products = work.wide(0, len(experts), y.size)
         return [(getattr(moe, f"expert_matvec_{self.dtype}"), (
-            self.weights, experts, weights, x, self._in_panels(residual), self._in_panels(y)))]
+            self.weights, experts, weights, x, *(self._in_panels(one) for one in (residual, products, y))))]
 
     def apply_groups(
         self, others: Sequence[DenseExperts], x: Rows, ranges: tuple[Array, ...], y: Rows, work: Workspace
