@@ -629,6 +629,12 @@ def tune(
     report: Annotated[bool, typer.Option("--report", help="Show what was found so far.")] = False,
     export: Annotated[str | None, typer.Option("--export", metavar="FILE", help="Write all results to a file.")] = None,
     import_from: Annotated[str | None, typer.Option("--import", metavar="FILE", help="Read such a file.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="A level of a GPU that is here, as sm_90a; default: this CPU.")
+    ] = None,
+    on_paper: Annotated[
+        bool, typer.Option("--on-paper", help="Compare estimates, for any target; nothing is timed, nothing kept.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Search for a faster schedule than the model's; calls use it from then on. Ctrl-C loses nothing.
@@ -637,12 +643,14 @@ def tune(
     Examples:
       sapper tune matmul_nn_f32 --shape M=512,N=512,K=512 --threads 1
       sapper tune my.py:f --shape M=1000,N=64 --budget 5m
+      sapper tune matmul_nt_bf16_bf16 --shape M=128,N=4096,K=16384 --target sm_90a --on-paper
       sapper tune --report
       sapper tune --export found.json
     """
     from .tune import run_tune
 
-    raise typer.Exit(run_tune(kernel, shape, budget, threads, cold, database, report, export, import_from, json))
+    raise typer.Exit(run_tune(kernel, shape, budget, threads, cold, database, report, export, import_from, json, target,
+                              on_paper))
 
 
 @app.command()

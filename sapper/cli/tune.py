@@ -1,7 +1,7 @@
 """`sapper tune`: the search for faster schedules, and what it found.
 
 Enters: a kernel and shapes, or what to do with results. Leaves: an exit status. Holds: Ctrl-C ends the trial that runs,
-and what was tried before is kept, so the same command goes on from there.
+and what was tried before is kept, so the same command goes on from there. What was only estimated is never kept.
 """
 
 from __future__ import annotations
@@ -24,19 +24,32 @@ INTERRUPTED = 130
 
 
 def run_tune(wanted: str | None, shape: str | None, budget: str, threads: int | None, cold: bool, database: str | None,
-             report: bool, export: str | None, import_from: str | None, json: bool) -> int:
-    """Search, or with report, export or import_from deal with what was found. Returns the exit status."""
+             report: bool, export: str | None, import_from: str | None, json: bool, target_name: str | None = None,
+             on_paper: bool = False) -> int:
+    """Search, or with report, export or import_from deal with what was found. Returns the exit status.
+
+    target_name: None for this CPU, or a level of a CUDA device. on_paper: by estimates, for any target.
+    """
+    from ..runtime.errors import LaunchError
     from ..tune.database import Database, DatabaseError
 
     tasks = sum((wanted is not None, report, export is not None, import_from is not None))
     if tasks != 1:
         raise UsageError("expected one of: a kernel to tune, --report, --export FILE, --import FILE")
+    if wanted is None and (on_paper or target_name is not None):
+        raise UsageError("found --target or --on-paper without a kernel; expected a kernel to tune")
+    if wanted is not None and on_paper:
+        if threads is not None or cold or database is not None:
+            raise UsageError("found --threads, --cold or --database beside --on-paper; expected none, as nothing is "
+                             "timed or kept")
+        return _on_paper(find_kernel(wanted), shape, seconds_of(budget), find_target(target_name), json)
     path = database or default_database()
     try:
         opened = Database(path)
         try:
             if wanted is not None:
-                return _search(find_kernel(wanted), shape, seconds_of(budget), threads, cold, opened, json)
+                return _search(find_kernel(wanted), shape, seconds_of(budget), threads, cold, opened, json,
+                               _timed_target(target_name, threads))
             if import_from is not None:
                 return _import(opened, import_from)
             results = opened.results()
@@ -51,6 +64,25 @@ def run_tune(wanted: str | None, shape: str | None, budget: str, threads: int | 
             opened.close()
     except DatabaseError as error:
         raise CommandError(str(error)) from None
+    except LaunchError as error:
+        raise CommandError(f"{error}; or compare the model's estimates: --on-paper") from None
+
+
+def _timed_target(name: str | None, threads: int | None) -> Any:
+    """The target that schedules are timed on. Raises UsageError for a CPU that is not this one, LaunchError for a
+    device that is not here."""
+    from ..tune.trial import find_device
+
+    target = find_target(name)
+    if target.assembler_allocates:
+        if threads is not None:
+            raise UsageError(f"--threads {threads}: found a GPU, {name}; expected none, as it has as many workers as "
+                             "it holds")
+        find_device(target)
+    elif name is not None and name != find_target(None).name:
+        raise UsageError(f"--target {name}: found a CPU that is not this one, {find_target(None).name}, on which "
+                         "schedules could be timed; expected a level of a GPU, or none; mend: --on-paper")
+    return target
 
 
 def default_database() -> str:
@@ -71,23 +103,64 @@ def seconds_of(text: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def _search(found: Found, shape: str | None, budget_s: float, threads: int | None, cold: bool, database: Any,
-            json: bool) -> int:
-    from ..kernels import by_hand as by_hand  # the library's blocks, which the search may try
-    from ..runtime import settings
-    from ..tune.tuner import Subject, entries_of, tune, user_file, write_entries
+def _subject(found: Found, extents: dict[str, int]) -> Any:
+    from ..tune.tuner import Subject
 
-    target = find_target(None)
-    workers = settings.threads() if threads is None else threads
+    entry = found.entry
+    return Subject(found.name, found.kernel, extents) if entry is None else Subject(
+        found.name, found.kernel, extents, entry.make_arguments, entry.reference, entry.compare, entry.check_shapes)
+
+
+def _told(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _on_paper(found: Found, shape: str | None, budget_s: float, target: Any, json: bool) -> int:
+    """Compare estimates: what is printed says that they are, and nothing of them is kept."""
+    from ..kernels import by_hand as by_hand  # the library's blocks, which the search may try
+    from ..tune.tuner import tune_on_paper
+
     results = []
     for extents in _shapes(found, shape):
-        entry = found.entry
-        subject = Subject(found.name, found.kernel, extents) if entry is None else Subject(
-            found.name, found.kernel, extents, entry.make_arguments, entry.reference, entry.compare, entry.check_shapes)
         label = " ".join(f"{name}={extent}" for name, extent in extents.items())
-        print(f"{found.name} {label}, {workers} thread{'s' * (workers > 1)}, {target.name}", file=sys.stderr)
+        _told(f"{found.name} {label}, {target.name}, on paper: estimates of the model, nothing is timed")
+        paper = tune_on_paper(_subject(found, extents), target, budget_s, _told)
+        schedule = paper.schedule.to_json()
+        results.append({"kernel": found.name, "target": target.name, "shape": extents, "estimate": True,
+                        "schedule": schedule, "cycles": paper.cycles, "model_cycles": paper.model_cycles,
+                        "unit": paper.unit, "tried": paper.tried, "finished": paper.finished})
+        if not json:
+            print(_outcome_on_paper(paper))
+    if json:
+        print(json_text.dumps(results, indent=1))
+    return 0
+
+
+def _outcome_on_paper(paper: Any) -> str:
+    figures = f"{paper.model_cycles:.4g} cycles of a processor for a {paper.unit}"
+    state = f"{paper.tried} tried, {'no step helps any more' if paper.finished else 'time is over'}"
+    schedule = paper.schedule.to_json()
+    if not schedule:
+        return f"on paper the model's schedule stays: {figures}; {state}"
+    return (f"on paper {paper.model_cycles / paper.cycles:.2f} x the model's schedule: {paper.cycles:.4g} in place of "
+            f"{figures}; {state}\n  {json_text.dumps(schedule)}\nan estimate, which calls do not take: pass it as "
+            "schedule=, or time it")
+
+
+def _search(found: Found, shape: str | None, budget_s: float, threads: int | None, cold: bool, database: Any,
+            json: bool, target: Any) -> int:
+    from ..kernels import by_hand as by_hand  # the library's blocks, which the search may try
+    from ..runtime import settings
+    from ..tune.tuner import entries_of, tune, user_file, write_entries
+
+    workers = settings.threads() if threads is None else threads
+    where = target.name if target.assembler_allocates else f"{workers} thread{'s' * (workers > 1)}, {target.name}"
+    results = []
+    for extents in _shapes(found, shape):
+        label = " ".join(f"{name}={extent}" for name, extent in extents.items())
+        _told(f"{found.name} {label}, {where}")
         try:
-            result = tune(subject, target, database, workers, cold, budget_s, lambda line: print(line, file=sys.stderr))
+            result = tune(_subject(found, extents), target, database, workers, cold, budget_s, _told)
         except KeyboardInterrupt:
             print("interrupted; what was tried is kept, and the same command goes on from there", file=sys.stderr)
             return INTERRUPTED

@@ -8,14 +8,14 @@ the largest register factor of each axis is told, and the order and lane axis of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from ..ir.nodes import Function
 from ..ir.types import f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, bare_name
 from ..tile.plan import Walk
-from ..tile.schedule import Facts, Schedule, Specialization
+from ..tile.schedule import Facts, MatrixGroup, Schedule, Specialization
 from .axis_loops import WalkChoice
 from .by_hand import Fit, fit
 from .carried import SEQUENTIAL_TILE
@@ -24,11 +24,42 @@ from .lower import Lowering, lanes_of
 
 
 @dataclass(frozen=True, slots=True)
+class ProductChoice:
+    """A product on matrix instructions that several warps run together, and what a schedule can say of it.
+
+    axes: its rows, columns, depth. tile: rows and columns that a worker computes at once; tiles: those that fit, the
+    largest first. shares: into how many parts a tile's depth is split at most, 0 where all workers part it evenly,
+    None: tiles are whole. shareable: whether they must not be. cluster: (axis, workers) of one, (None, 1): there is
+    none; clusters: how many workers may be one. cycles: that a processor works on it, by the model, for typical extents
+    (`Specialization.dims`).
+    """
+
+    axes: tuple[str, str, str]
+    tile: tuple[int, int]
+    tiles: tuple[tuple[int, int], ...]
+    shares: int | None
+    shareable: bool
+    cluster: tuple[str | None, int]
+    clusters: tuple[int, ...]
+    cycles: float
+
+    def schedule(self) -> Schedule:
+        """All of it, as a schedule asks for it."""
+        rows, columns, depth = self.axes
+        axis, workers = self.cluster
+        return Schedule(tile={rows: self.tile[0], columns: self.tile[1]},
+                        split={depth: self.shares or 1} if self.shares != 0 and self.shareable else {},
+                        stream=depth if self.shares == 0 else None, cluster={} if axis is None else {axis: workers})
+
+
+@dataclass(frozen=True, slots=True)
 class Choices:
     """schedule: all that was chosen. lanes: of a row. parallel: axes that are split into tasks, as far as they are
     named. stageable: tensors that contractions read. hints: extent of each axis, about. blocks: by hand, which the
     schedule does not name and that would fit, as `module:name`. by_hand: axes of the tiles of micro-kernels. A walk on
-    tile registers has no choices but that."""
+    tile registers has no choices but that. product: what warps multiply together; then nothing is said of its
+    registers, its order and its lanes, as a schedule that says anything of them takes it off the matrix
+    instructions."""
 
     schedule: Schedule
     lanes: int
@@ -37,6 +68,7 @@ class Choices:
     hints: dict[str, int]
     blocks: tuple[str, ...] = ()
     by_hand: frozenset[str] = frozenset()
+    product: ProductChoice | None = None
 
 
 def choices(function: Function, schedule: Schedule, facts: Facts, specialization: Specialization) -> Choices:
@@ -89,16 +121,34 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
             parallel += op.attributes["axes"]
         elif op.name == "tiles":
             tile.update((axis, schedule.tile.get(axis, SEQUENTIAL_TILE)) for axis in op.attributes["axes"])
+    if lowering.chain is not None:
+        tile.pop(lowering.chain.step, None)     # what it takes at once follows from the target
     registers = {axis: count for axis, count in registers.items() if axis not in on_tiles}
     told = Schedule(
         lane=chosen.lane if chosen is not None else schedule.lane, tile={**tile, **schedule.tile}, registers=registers,
         order=tuple(chosen.order) if chosen is not None else schedule.order, stage=tuple(sorted(staged)),
         streaming=tuple(sorted(lowering.streaming_tensors)), chunks=dict(schedule.chunks), assembly=schedule.assembly,
         matrix=True if on_tiles else schedule.matrix)
+    product = _product(lowering)
+    if product is not None:
+        told = replace(product.schedule(), stage=(), streaming=told.streaming, assembly=schedule.assembly,
+                       chunks=dict(schedule.chunks), matrix=schedule.matrix)
     present = {op.name for op in function.walk()}
     blocks.update(f"{piece.module}:{piece.name}" for piece in PIECES.values()
                   if piece.implements in present and piece.usable(facts.family, facts.features, lowering.lanes, (f32,),
                                                                   f32))
     named = {bare_name(name) for name in schedule.assembly}
     return Choices(told, lowering.lanes, tuple(parallel), tuple(sorted(contracted)), hints,
-                   tuple(sorted(name for name in blocks if bare_name(name) not in named)), frozenset(fixed))
+                   tuple(sorted(name for name in blocks if bare_name(name) not in named)), frozenset(fixed), product)
+
+
+def _product(lowering: Lowering) -> ProductChoice | None:
+    found = lowering.matrix_walk
+    if found is None or lowering.warps == 1:
+        return None
+    tile, shareable, cycles = lowering.matrix_tile(), lowering.can_share(), lowering.product_cycles()
+    unit = lowering.matrix_unit()
+    lowering.schedule = replace(lowering.schedule, tile={})     # of the tiles, not of the one that was asked for
+    return ProductChoice((found.rows, found.columns, found.depth), tile, tuple(lowering.fitting_tiles()),
+                         lowering.shares, shareable, (lowering.cluster_axis, lowering.cluster),
+                         unit.clusters if isinstance(unit, MatrixGroup) else (), cycles)

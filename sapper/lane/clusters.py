@@ -28,7 +28,7 @@ SWIZZLED_ROWS = 8
 
 
 class Clusters(BoxedStores):
-    """cluster: workers of one. cluster_axis: along which their tiles lie (MatrixLowering has them: 1, None)."""
+    """cluster, cluster_axis: see DepthShares, where they are 1 and None."""
 
     groups = 0
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from math import gcd
+from math import gcd, prod
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
@@ -55,9 +55,9 @@ WORD_BYTES = i32.size_bytes
 
 class DepthShares(Model):
     """shares: into how many parts a tile's depth is split at most, 0 where workers part all of it evenly; None: tiles
-    are whole. turn: of a worker's segments, the one that is being emitted, counted from 0. multiplies: whether the
-    warps at hand have sums. only_warp: the one at hand, where there is one. keeping: ops on records, which lie behind
-    all else in near memory."""
+    are whole. cluster: workers of one; cluster_axis: along which their tiles lie (clusters.py). turn: of a worker's
+    segments, the one that is being emitted, counted from 0. multiplies: whether the warps at hand have sums. only_warp:
+    the one at hand, where there is one. keeping: ops on records, which lie behind all else in near memory."""
 
     shares: int | None = None
     turn: Value | None = None
@@ -65,6 +65,8 @@ class DepthShares(Model):
     only_warp: int | None = None
     keeping: tuple[Op, ...] = ()
     least_pieces = 1
+    cluster = 1
+    cluster_axis: str | None = None
     matrix_walk: MatrixWalk | None
     warps: int
     in_order: bool
@@ -82,6 +84,9 @@ class DepthShares(Model):
         raise NotImplementedError("matrix instructions name what lies in near memory")
 
     def take_tile(self, tile: tuple[int, int]) -> None:
+        raise NotImplementedError("matrix instructions have tiles")
+
+    def matrix_tile(self) -> tuple[int, int]:
         raise NotImplementedError("matrix instructions have tiles")
 
     def _extent_of(self, axis: str, from_zero: bool) -> int:
@@ -135,16 +140,30 @@ class DepthShares(Model):
             return f"an extent of {found.depth} that is known only inside of its loops"
         return None
 
+    def can_share(self) -> bool:
+        """Whether a schedule may have the depth shared."""
+        return self._unshareable(None) is None
+
+    def product_cycles(self) -> float:
+        """About how long a processor works on the product, as tile, shares and clusters are settled."""
+        found = self.matrix_walk
+        assert found is not None
+        return self._cycles(found, self.matrix_tile(), self.shares or 0, self.shares is not None)
+
     def _cycles(self, found: MatrixWalk, tile: tuple[int, int], parts: int, shared: bool) -> float:
         """About how long a processor works, for typical extents: on pieces, each as long as its products or as its
         operands take to come, and on sums that are handed over."""
         unit = self.matrix_unit()
         rows, columns, depth = (self._extent_of(axis, False) for axis in (found.rows, found.columns, found.depth))
-        tiles = -(-rows // tile[0]) * -(-columns // tile[1]) * self._nests()
+        counts = [-(-extent // size) for extent, size in zip((rows, columns), tile, strict=True)]
+        # Workers of a cluster take neighbouring tiles together, and each a part of what all of them read.
+        together = [self.cluster if axis == self.cluster_axis else 1 for axis in (found.rows, found.columns)]
+        tiles = prod(-(-count // some) * some for count, some in zip(counts, together, strict=True)) * self._nests()
+        brought = tile[0] / together[1] + tile[1] / together[0]
         deep, size = self.piece_depth(), found.dtype.size_bytes
         pieces = -(-depth // deep)
         piece = max(tile[0] * tile[1] * deep * size / 2 / unit.products,
-                    (tile[0] + tile[1]) * deep * size / unit.cache_bytes)
+                    brought * deep * size / unit.cache_bytes)
         whole = -(-tiles // unit.workers) * pieces * piece
         if not shared:
             return whole

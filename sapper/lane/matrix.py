@@ -432,8 +432,6 @@ class MatrixLowering(DepthShares):
         assert self.facts.matrix is not None
         return self.facts.matrix
 
-    cluster = 1
-    cluster_axis: str | None = None
     taken_tile: tuple[int, int] | None = None
 
     def take_tile(self, tile: tuple[int, int]) -> None:

@@ -306,15 +306,16 @@ class Launcher:
                                            Location(self.kernel.source_file, self.kernel.source_line), compiled.frame)
         return found
 
-    def schedule_for(self, dims: Mapping[str, int], target: Any = None, packed: bool = False) -> Any:
+    def schedule_for(self, dims: Mapping[str, int], target: Any = None, packed: bool = False,
+                     workers: int | None = None) -> Any:
         """The schedule of the options; or else, for code that is generated, what a search found for such extents.
 
         target: the one that code is made for (None: that of the options). packed: a tensor lies in panels already,
-        where searches have them plain.
+        where searches have them plain. workers: the most that there may be (None: as the options say).
         """
         if self.schedule is not None or packed or getattr(self.kernel, "by_hand", None) or settings.debugging():
             return self.schedule
-        threads = settings.threads() if self.threads is None else self.threads
+        threads = workers or (settings.threads() if self.threads is None else self.threads)
         found = configuration().find_target(self.target) if target is None else target
         return tuned_schedule(self.name, self.kernel.source_digest(), getattr(found, "name", ""), dims, threads)
 

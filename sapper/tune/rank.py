@@ -2,9 +2,10 @@
 
 Enters: a kernel, a target, what is known of its calls, blocks by hand. Leaves: a `Rank` for each and for the generated
 code, the cheapest first. Holds: nothing is run. The cost is the bound of the main loop, the one that does most in a
-pass (codegen/explain.py: ports, latency, front end, from the costs of the rows), for each f32 operation of it, or for
-each byte stored where it stores: a block may take fewer operations for the same result. What the bound leaves out,
-memory above all, a measurement decides: `sapper tune` tries blocks like any part of a schedule.
+pass (codegen/explain.py: ports, latency, front end, from the costs of the rows; codegen/outline.py where the target's
+assembler gives registers), for each f32 operation of it, or for each byte stored where it stores: a block may take
+fewer operations for the same result. What the bound leaves out, memory above all, a measurement decides: `sapper tune`
+tries blocks like any part of a schedule.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..codegen.explain import explain
+from ..codegen.outline import outline
 from ..codegen.pipeline import HINTS, LARGE, compile_kernel, facts_of
 from ..lane.choices import choices
 from ..lang.by_hand import bare_name
@@ -62,14 +64,21 @@ def fitting(kernel: Any, target: Any, schedule: Schedule | None = None, **facts:
 
 def _rank(kernel: Any, target: Any, name: str, schedule: Schedule, facts: dict[str, Any]) -> Rank:
     compiled = compile_kernel(kernel, target=target, schedule=schedule, **facts)
-    loops = [loop for loop in explain(compiled.made.machine, target, compiled.made.statistics).loops if loop.innermost]
-    loop = max(loops, key=lambda loop: (loop.operations, loop.stored_bytes), default=None)
+    made = compiled.made
+    loop: Any
+    if target.assembler_allocates:
+        loop = outline(made.machine, target).hottest()
+        entering = 0.0 if loop is None else loop.units["issue"]
+    else:
+        loops = [loop for loop in explain(made.machine, target, made.statistics).loops if loop.innermost]
+        loop = max(loops, key=lambda loop: (loop.operations, loop.stored_bytes), default=None)
+        entering = 0.0 if loop is None else loop.front_end_cycles
     used = not name or f"{target.family}:{bare_name(name)}" in compiled.pieces
     if loop is None:
         return Rank(name, 0.0, "operation", "no loop", used=used)
     unit, amount = ("byte", loop.stored_bytes) if loop.stored_bytes else ("operation", loop.operations)
     amount = max(1.0, amount)
-    return Rank(name, loop.cycles / amount, unit, loop.bound, loop.front_end_cycles / amount, used)
+    return Rank(name, loop.cycles / amount, unit, loop.bound, entering / amount, used)
 
 
 def worth_a_trial(ranks: Iterable[Rank]) -> set[str]:

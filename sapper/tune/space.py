@@ -2,7 +2,10 @@
 
 Enters a schedule and what the lowering makes of it (`lane.choices`). Leaves `Step`s: each changes one part, or two
 register factors against each other, by one rung of a ladder, and is told in a line. Holds: steps come in a fixed order;
-one that would hold more than twice the target's registers is left out, since it can only spill.
+one that would hold more than twice the target's registers is left out, since it can only spill. Of a product that warps
+multiply together, a step is another of the tiles that fit, or another way in which workers act together: whole tiles,
+a depth that some share, or all part evenly, or clusters. Of these there is one at a time, so that a step to one leaves
+the others. How many warps and stages there are follows from the tile and the target.
 """
 
 from __future__ import annotations
@@ -12,13 +15,14 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from math import prod
 
-from ..lane.choices import Choices
+from ..lane.choices import Choices, ProductChoice
 from ..lang.by_hand import bare_name
 from ..tile.schedule import Schedule
 
 REGISTERS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28)
 TILES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
 CHUNKS = (1, 2, 4, 8, 16, 32, 64)
+SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 SPILLING = 2
 """A step is left out where it holds more than this many times the registers that there are."""
 
@@ -36,6 +40,10 @@ def steps(schedule: Schedule, made: Choices, vector_registers: int, threads: int
     """The neighbours of `schedule`. made: what the lowering makes of it. threads: with more than one, also into how
     many tasks an axis is split."""
     told = made.schedule
+    if made.product is not None:
+        yield from _of_product(schedule, made.product)
+        yield from _streaming(schedule, told)
+        return
     free = sorted(told.registers.keys() - made.by_hand)
     for name in made.blocks:
         # A micro-kernel brings its own tile and layouts: the search goes on from there.
@@ -66,14 +74,46 @@ def steps(schedule: Schedule, made: Choices, vector_registers: int, threads: int
         if axis != told.lane:
             # Register factors count vectors of the lane axis and rows of others: they start anew.
             yield Step("lane", f"lane {told.lane} -> {axis}", replace(schedule, lane=axis, registers={}, order=()))
-    if told.streaming and schedule.streaming is None:
-        yield Step("streaming", "stores through the caches", replace(schedule, streaming=()))
+    yield from _streaming(schedule, told)
     if threads > 1:
         for axis in made.parallel:
             now = schedule.chunks.get(axis, 0)
             for count in _beside(CHUNKS, now) if now else (threads, 4 * threads):
                 yield Step(f"chunks {axis}", f"tasks along {axis} {now or 'by the model'} -> {count}",
                            replace(schedule, chunks={**schedule.chunks, axis: count}))
+
+
+def _streaming(schedule: Schedule, told: Schedule) -> Iterator[Step]:
+    if told.streaming and schedule.streaming is None:
+        yield Step("streaming", "stores through the caches", replace(schedule, streaming=()))
+
+
+def _of_product(schedule: Schedule, product: ProductChoice) -> Iterator[Step]:
+    rows, columns, depth = product.axes
+    alone = replace(schedule, split={}, stream=None, cluster={})
+    for tile in product.tiles:
+        if tile != product.tile:
+            yield Step("tile", f"tile {rows} {columns} {_times(product.tile)} -> {_times(tile)}",
+                       replace(schedule, tile={**schedule.tile, rows: tile[0], columns: tile[1]}))
+    if product.shareable:
+        shares = product.shares
+        if shares != 0:
+            yield Step("depth", f"{depth} parted evenly among all workers", replace(alone, stream=depth))
+        others = (2, 4) if shares == 0 else _beside(SPLITS, shares or 1)
+        for parts in others if shares is None else (1, *(n for n in others if n > 1)):
+            told = "whole tiles" if parts == 1 else f"each tile's {depth} split among {parts} workers"
+            yield Step("depth", told, replace(alone, split={depth: parts}))
+    whole = replace(alone, split={depth: 1}) if product.shareable else alone
+    for axis in (rows, columns):
+        for workers in product.clusters:
+            if product.cluster != (axis, workers):
+                yield Step("cluster", f"clusters of {workers} along {axis}", replace(whole, cluster={axis: workers}))
+    if product.cluster[0] is not None:
+        yield Step("cluster", "no clusters", whole)
+
+
+def _times(tile: tuple[int, int]) -> str:
+    return f"{tile[0]} x {tile[1]}"
 
 
 def _beside(ladder: tuple[int, ...], value: int, most: int | None = None) -> list[int]:

@@ -19,12 +19,15 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy
+
 from ..lane.rows import LoweringError
-from ..runtime import system
+from ..runtime import cuda, system
 from ..runtime.errors import LaunchError
 from ..runtime.launch import prepare
+from ..targets.ptx.target import runs_on
 from ..tile.schedule import Schedule, ScheduleError
-from .measure import Run, measure, rotating
+from .measure import Clock, Run, measure, rotating
 from .operands import copies
 
 TIME_LIMIT_S = 20.0
@@ -40,6 +43,7 @@ class Task:
     kernel, arguments: a call, its arrays in memory of the runtime. is_wrong: of the arguments after a run, what is
     wrong with them, or None. threads: workers. cold: large operands come from DRAM. cache_bytes: of the last cache.
     check: a slower check of a schedule on other shapes, for those that are about to be kept; None where it is right.
+    device_target: the level whose code a CUDA device runs, where the calls are of such a device; None: of this CPU.
     """
 
     kernel: Any
@@ -49,6 +53,7 @@ class Task:
     cold: bool
     cache_bytes: int
     check: Callable[[Schedule], str | None]
+    device_target: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,22 @@ def check_candidate(task: Task, candidate: Schedule, time_limit_s: float = 3 * T
         return Trial("timed") if wrong is None else Trial("wrong", message=wrong)
 
     return in_child(check, time_limit_s)
+
+
+def find_device(target: Any) -> None:
+    """Raises LaunchError, with what is missing and what to do, where no CUDA device runs a target's code. The driver is
+    asked in a child process: children of one that has asked it may not."""
+    found = in_child(lambda: _asked(target), TIME_LIMIT_S)
+    if found.status != "timed":
+        raise LaunchError(found.message)
+
+
+def _asked(target: Any) -> Trial:
+    on = cuda.device()
+    if not runs_on(target, on.capability):
+        return Trial("refused", message=f"{on.name}: found target {target.name}; expected a level that it runs; "
+                                        f"mend: --target {on.target.name}")
+    return Trial("timed")
 
 
 def in_child(work: Callable[[], Trial], time_limit_s: float) -> Trial:
@@ -126,21 +147,47 @@ def _be_child(send: Connection, work: Callable[[], Trial]) -> None:
 
 def _try(task: Task, candidate: Schedule, against: Schedule, budget_s: float) -> Trial:
     sets = copies(task.arguments, task.cold, task.cache_bytes)
+    if task.device_target is not None:
+        sets = _on_device(sets)
     run = _prepared(task, candidate, sets)
-    wrong = task.is_wrong(task.arguments)
+    wrong = task.is_wrong({name: value.numpy() if isinstance(value, cuda.DeviceArray) else value
+                           for name, value in sets[0].items()})
     if wrong is not None:
         return Trial("wrong", message=wrong)
     contestants = {"candidate": run, "against": _prepared(task, against, sets)}
     # One worker is timed by the CPU time of its thread, to which it adds nothing that others run meanwhile.
     clock, settle_s = (time.thread_time, 0.0) if task.threads == 1 else (time.perf_counter, SETTLE_S)
+    if task.device_target is not None:
+        clock, settle_s = _device_clock(), 0.0
     times = measure(contestants, budget_s=budget_s / 5, rounds=3, settle_s=settle_s, clock=clock)
     if times["candidate"].low_s <= HOPELESS * times["against"].high_s:
         times = measure(contestants, budget_s=budget_s, settle_s=settle_s, clock=clock)
     return Trial("timed", times["candidate"].median_s, times["against"].median_s)
 
 
+def _on_device(sets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same sets in memory of the device; what several of them share they still share."""
+    made: dict[int, Any] = {}
+
+    def placed(value: Any) -> Any:
+        if not isinstance(value, numpy.ndarray):
+            return value
+        if id(value) not in made:
+            made[id(value)] = cuda.array(value)
+        return made[id(value)]
+
+    return [{name: placed(value) for name, value in one.items()} for one in sets]
+
+
+def _device_clock() -> Clock:
+    """Seconds of the device: when all that was issued before is done."""
+    start = cuda.Event().record()
+    return lambda: cuda.Event().record().synchronize().since(start)
+
+
 def _prepared(task: Task, schedule: Schedule, sets: list[dict[str, Any]]) -> Run:
     """A closure that runs the kernel on one set of operands after another; the first of them has been run once."""
-    calls = [prepare(task.kernel, *one.values(), schedule=schedule, threads=task.threads) for one in sets]
+    where: dict[str, Any] = {"threads": task.threads} if task.device_target is None else {"target": task.device_target}
+    calls = [prepare(task.kernel, *one.values(), schedule=schedule, **where) for one in sets]
     calls[0]()
     return rotating(calls)

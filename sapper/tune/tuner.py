@@ -1,8 +1,10 @@
 """Searching the schedule of a kernel for one shape: model, search, trials, database and the file of what was found.
 
-Enters: a kernel (of the library, or a user's), a shape, a budget. Leaves: a `Result` in the database, and in the file
-that calls read (sapper/runtime/tuned.py). Holds: a schedule is kept only if a slower check on other shapes finds it
-right, and if in a last run, longer than those of the search, it still beats the model's by more than MARGIN.
+Enters: a kernel (of the library, or a user's), a shape, a target, a budget. Leaves: a `Result` in the database, and in
+the file that calls read (sapper/runtime/tuned.py). Holds: a schedule is kept only if a slower check on other shapes
+finds it right, and if in a last run, longer than those of the search, it still beats the model's by more than MARGIN.
+The target is this CPU, or the level of a CUDA device. Without either a search on paper compares the model's estimates:
+nothing is run, and nothing of it is kept.
 """
 
 from __future__ import annotations
@@ -11,27 +13,31 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
 
+from .. import emulate
 from ..codegen.pipeline import HINTS, LARGE, facts_of
+from ..ir.nodes import Function
 from ..ir.types import TensorType
-from ..lane.choices import choices
+from ..lane.choices import Choices, choices
 from ..lane.rows import LoweringError
 from ..runtime import settings, tuned
+from ..runtime.arguments import Parameter, Signature
 from ..runtime.cache import toolchain_key
 from ..runtime.cases import arguments_of_shape
 from ..runtime.check import check_kernel
-from ..runtime.specialise import dim_class
+from ..runtime.specialise import LARGE_BYTES, aligned_tensors, dim_class
 from ..tile.canonical import canonicalize
 from ..tile.reduce_loops import reduce_loops
+from ..tile.rounding import expect
 from ..tile.schedule import DimClass, Schedule, ScheduleError, Specialization, StrideClass
 from .database import Database, DatabaseError, Key, Result
 from .operands import placed
-from .rank import rank, worth_a_trial
+from .rank import Rank, rank, worth_a_trial
 from .search import MARGIN, search
 from .space import Step, steps
 from .trial import Task, check_candidate, try_candidate
@@ -41,6 +47,11 @@ CHECK_BYTES = 64 << 20
 on other shapes in any case."""
 CHECK_RUNS = 6
 FINAL_BUDGET_S = 1.0
+EMULATED_EXTENTS, REMAINDER = (192, 320), 64
+"""Extents up to which schedules for devices are checked, and what keeps rows aligned as they are."""
+TILE_SIZES = (None, 16, 40)
+"""Of the interpreter that says what must come out, in one run each."""
+CALL = "call"
 
 Tell = Callable[[str], None]
 
@@ -58,34 +69,127 @@ class Subject:
     check_shapes: tuple[Mapping[str, int], ...] = ()
 
 
+class Known:
+    """What is known of the calls of a kernel on a target, and what the lowering makes of a schedule for them.
+
+    dims: extents. classes: of each (runtime/specialise.py). aligned: tensors whose rows start at cache lines. refused:
+    schedules that the lowering refused, by their text: each is told once.
+    """
+
+    def __init__(self, kernel: Any, target: Any, dims: Mapping[str, int], aligned: Iterable[str]) -> None:
+        self.kernel, self.target, self.dims = kernel, target, dims
+        self.facts = facts_of(target)
+        self.classes = {dim: dim_class(extent) for dim, extent in dims.items()}
+        self.strides: dict[str, StrideClass] = {
+            name: "contiguous" for name, type in kernel.parameters if isinstance(type, TensorType)}
+        self.aligned = frozenset(aligned)
+        self.refused: set[str] = set()
+
+    def function(self) -> Function:
+        function: Function = self.kernel.tile_ir()
+        reduce_loops(function)
+        canonicalize(function)
+        return function
+
+    def choices(self, schedule: Schedule, exact: bool = False) -> Choices:
+        """exact: of the very extents, where a call is compiled for their classes. Raises what lowering raises."""
+        hints = {dim: DimClass(self.dims[dim] if exact else HINTS.get(bound, LARGE), divisor)
+                 for dim, (bound, divisor) in self.classes.items()}
+        return choices(self.function(), schedule, self.facts, Specialization(hints, self.strides, self.aligned))
+
+    def rank(self, blocks: Iterable[str], schedule: Schedule) -> list[Rank]:
+        return rank(self.kernel, self.target, blocks, schedule, static_dims={}, unit_strides=self.strides,
+                    dim_classes=self.classes, aligned=self.aligned)
+
+    def neighbours(self, schedule: Schedule, threads: int, tell: Tell) -> list[Step]:
+        """Steps that the lowering takes: one that it refuses costs no child process."""
+        made = self.choices(schedule)
+        hopeful = worth_a_trial(self.rank(made.blocks, schedule)) if made.blocks else set()
+        return [step for step in steps(schedule, made, self.facts.vector_registers, threads)
+                if (step.part != "block" or step.schedule.assembly[-1] in hopeful) and self._is_taken(step, tell)]
+
+    def _is_taken(self, step: Step, tell: Tell) -> bool:
+        try:
+            self.choices(step.schedule)
+        except (ScheduleError, LoweringError) as error:
+            text = repr(step.schedule)
+            if text not in self.refused:
+                self.refused.add(text)
+                tell(f"     {step.label:<44} refused  {str(error).splitlines()[0]}")
+            return False
+        return True
+
+    def estimate(self, schedule: Schedule) -> tuple[float, str]:
+        """(cycles, of what) on paper: of a call, that a processor works on the product of several warps; else of the
+        main loop, for each operation or each byte that it stores. Raises what compiling raises."""
+        product = self.choices(schedule).product
+        if product is None:
+            (found,) = self.rank((), schedule)
+            return found.cycles, found.unit
+        exact = self.choices(replace(product.schedule(), assembly=schedule.assembly), exact=True).product
+        assert exact is not None
+        return exact.cycles, CALL
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """A search on paper. schedule: the one of the lowest estimate; model: what the model's own comes to. cycles,
+    model_cycles: their estimates, for one `unit` (a call, an operation, a byte)."""
+
+    schedule: Schedule
+    cycles: float
+    model_cycles: float
+    unit: str
+    tried: int
+    finished: bool
+
+
+def tune_on_paper(subject: Subject, target: Any, budget_s: float, tell: Tell,
+                  clock: Callable[[], float] = time.monotonic) -> Paper:
+    """Search by the model's estimates, for any target that is known. Raises what compiling raises."""
+    arguments, dims = _arguments(subject)
+    known = Known(subject.kernel, target, dims, _aligned(subject.kernel, target, arguments))
+    workers = target.processors if target.assembler_allocates else 1
+    end = clock() + budget_s
+    model, unit = known.estimate(Schedule())
+    costs = {repr(Schedule()): model}
+    count = 0
+
+    def attempt(step: Step, best: Schedule) -> float | None:
+        nonlocal count
+        count += 1
+        try:
+            cycles, of = known.estimate(step.schedule)
+        except (ScheduleError, LoweringError) as error:
+            tell(f"{count:3}  {step.label:<44} refused  {str(error).splitlines()[0]}")
+            return None
+        if of != unit:
+            tell(f"{count:3}  {step.label:<44} no estimate beside that of the model's schedule")
+            return None
+        costs[repr(step.schedule)] = cycles
+        ratio = cycles / costs[repr(best)] if costs[repr(best)] else 1.0
+        tell(f"{count:3}  {step.label:<44} {100 * (1 / ratio - 1):+.1f} % on paper")
+        return ratio
+
+    found = search(Schedule(), lambda schedule: known.neighbours(schedule, workers, tell), attempt,
+                   lambda: clock() >= end)
+    return Paper(found.best, costs[repr(found.best)], model, unit, found.tried, found.finished)
+
+
 def tune(subject: Subject, target: Any, database: Database, threads: int, cold: bool, budget_s: float, tell: Tell,
          clock: Callable[[], float] = time.monotonic) -> Result:
-    """Search for at most budget_s seconds, or until no step helps. tell: for progress. Trials that the database has are
-    not made again. Raises DatabaseError, and what compiling raises."""
+    """Search for at most budget_s seconds, or until no step helps. target: of this CPU, or of a CUDA device, which has
+    workers of its own instead of `threads` (trial.find_device says whether there is one). tell: for progress. Trials
+    that the database has are not made again. Raises DatabaseError, and what compiling raises."""
     kernel = subject.kernel
+    if target.assembler_allocates:
+        threads = target.processors
     task, dims = _task(subject, target, threads, cold)
     key = Key(subject.name, kernel.source_digest(), target.name, tuple(sorted(dims.items())), threads, cold)
-    facts = facts_of(target)
-    classes = {dim: dim_class(extent) for dim, extent in dims.items()}
-    hints = {dim: DimClass(HINTS.get(bound, LARGE), divisor) for dim, (bound, divisor) in classes.items()}
-    aligned = frozenset(name for name, a in task.arguments.items() if getattr(a, "nbytes", 0) >= 8 << 20)
-    strides: dict[str, StrideClass] = {
-        name: "contiguous" for name, type in kernel.parameters if isinstance(type, TensorType)}
-    specialization = Specialization(hints, strides, aligned)
+    known = Known(kernel, target, dims, _aligned(kernel, target, task.arguments))
     compiler = toolchain_key()
     end = clock() + budget_s
     count = 0
-
-    def neighbours(schedule: Schedule) -> Sequence[Step]:
-        function = kernel.tile_ir()
-        reduce_loops(function)
-        canonicalize(function)
-        made = choices(function, schedule, facts, specialization)
-        found = steps(schedule, made, facts.vector_registers, threads)
-        hopeful = worth_a_trial(rank(kernel, target, made.blocks, schedule, static_dims={}, unit_strides=strides,
-                                     dim_classes=classes)) if made.blocks else set()
-        return [step for step in found if (step.part != "block" or step.schedule.assembly[-1] in hopeful)
-                and _can_be_lowered(kernel, step.schedule, facts, specialization)]
 
     def attempt(step: Step, best: Schedule) -> float | None:
         nonlocal count
@@ -102,22 +206,20 @@ def tune(subject: Subject, target: Any, database: Database, threads: int, cold: 
         tell(f"{count:3}  {step.label:<44} {told}" + (f"  {trial.message.splitlines()[0]}" if trial.message else ""))
         return ratio
 
-    found = search(Schedule(), neighbours, attempt, lambda: clock() >= end)
+    found = search(Schedule(), lambda schedule: known.neighbours(schedule, threads, tell), attempt,
+                   lambda: clock() >= end)
     result = _result(key, task, found.best, found.tried, found.finished)
     database.add_result(result)
     return result
 
 
-def _can_be_lowered(kernel: Any, schedule: Schedule, facts: Any, specialization: Specialization) -> bool:
-    """Whether the lowering takes a schedule: a step that it refuses costs no child process."""
-    function = kernel.tile_ir()
-    reduce_loops(function)
-    canonicalize(function)
-    try:
-        choices(function, schedule, facts, specialization)
-    except (ScheduleError, LoweringError):
-        return False
-    return True
+def _aligned(kernel: Any, target: Any, arguments: Mapping[str, Any]) -> Iterable[str]:
+    """Tensors that a call takes to be aligned, on a device whatever their size."""
+    if not target.assembler_allocates:
+        return [name for name, a in arguments.items() if getattr(a, "nbytes", 0) >= LARGE_BYTES]
+    signature = Signature(kernel.name, [Parameter.of(name, type) for name, type in kernel.parameters],
+                          kernel.options.get("in_place", ()))
+    return aligned_tensors(signature, signature.bind(tuple(arguments.values())), 0)
 
 
 def _result(key: Key, task: Task, best: Schedule, tried: int, finished: bool) -> Result:
@@ -130,8 +232,8 @@ def _result(key: Key, task: Task, best: Schedule, tried: int, finished: bool) ->
     return Result(key, best, final.median_s, final.against_s, tried, finished)
 
 
-def _task(subject: Subject, target: Any, threads: int, cold: bool) -> tuple[Task, dict[str, int]]:
-    """The call that is timed, and the extents of its dims."""
+def _arguments(subject: Subject) -> tuple[dict[str, Any], dict[str, int]]:
+    """The call that is tuned, and the extents of its dims."""
     kernel = subject.kernel
     if subject.make_arguments is not None:
         made = subject.make_arguments(numpy.random.default_rng(1), subject.shape)
@@ -143,6 +245,13 @@ def _task(subject: Subject, target: Any, threads: int, cold: bool) -> tuple[Task
         for dim, extent in zip(getattr(type, "dims", ()), getattr(arguments[name], "shape", ()), strict=False):
             if isinstance(dim, str):
                 dims[dim] = extent
+    return arguments, dims
+
+
+def _task(subject: Subject, target: Any, threads: int, cold: bool) -> tuple[Task, dict[str, int]]:
+    """What is timed, and the extents of its dims."""
+    kernel = subject.kernel
+    arguments, dims = _arguments(subject)
     size_bytes = sum(a.nbytes for a in arguments.values() if isinstance(a, numpy.ndarray))
     expected = subject.reference(arguments) if subject.reference is not None and size_bytes <= CHECK_BYTES else None
 
@@ -150,11 +259,31 @@ def _task(subject: Subject, target: Any, threads: int, cold: bool) -> tuple[Task
         return None if expected is None else subject.compare(after, expected)
 
     def check(schedule: Schedule) -> str | None:
+        if target.assembler_allocates:
+            return _check_emulated(subject, target, schedule)
         report = check_kernel(kernel, target, runs=CHECK_RUNS, schedule=schedule, make_arguments=subject.make_arguments,
                               shapes=subject.check_shapes)
         return None if report.finding is None else f"{report.finding.station}: {report.finding.message}"
 
-    return Task(kernel, arguments, is_wrong, threads, cold, target.l3_bytes, check), dims
+    return Task(kernel, arguments, is_wrong, threads, cold, target.l3_bytes, check,
+                target.name if target.assembler_allocates else None), dims
+
+
+def _check_emulated(subject: Subject, target: Any, schedule: Schedule) -> str | None:
+    """A schedule for a device, on the emulator: for smaller extents with the remainders of those that it is for, so
+    that rows lie as they do there. What is wrong, or None."""
+    kernel = subject.kernel
+    for most in EMULATED_EXTENTS:
+        shape = {dim: extent if extent <= most else most + extent % REMAINDER - most % REMAINDER
+                 for dim, extent in subject.shape.items()}
+        arguments, dims = _arguments(replace(subject, shape=shape))
+        expected = expect(kernel.tile_ir(), arguments, runs=len(TILE_SIZES), tile_sizes=TILE_SIZES)
+        emulate.run(kernel, *arguments.values(), target=target.name, schedule=schedule, trial=False,
+                    aligned=_aligned(kernel, target, arguments))
+        wrong = [text for name, e in expected.items() if (text := e.mismatch(arguments[name])) is not None]
+        if wrong:
+            return f"emulator, {' '.join(f'{dim}={n}' for dim, n in dims.items())}: {'; '.join(wrong)}"
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ what calls read

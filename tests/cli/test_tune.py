@@ -10,6 +10,8 @@ import pytest
 from sapper.cli.app import run
 from sapper.cli.errors import UsageError
 from sapper.cli.tune import seconds_of
+from sapper.runtime.errors import LaunchError
+from sapper.tune import trial
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +74,33 @@ def test_budgets() -> None:
     assert [seconds_of(t) for t in ("60", "60s", "1.5m", "1h")] == [60, 60, 90, 3600]
     with pytest.raises(UsageError):
         seconds_of("0s")
+
+
+def test_estimates_are_called_so_and_not_kept(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tune", "matmul_nt_bf16_bf16", "--shape", "M=128,N=512,K=1024", "--target", "sm_90a", "--on-paper"]
+    assert run(words) == 0
+    out, told = capsys.readouterr()
+    assert "sm_90a, on paper: estimates of the model, nothing is timed" in told and "% on paper" in told
+    assert out.startswith("on paper") and "cycles of a processor for a call" in out
+    assert run([*words, "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["estimate"] is True and result["unit"] == "call" and result["cycles"] <= result["model_cycles"]
+    assert not list(directory.rglob("*.sqlite")) and not list(directory.rglob("tuned"))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["softmax", "--target", "sm_90a"], "or compare the model's estimates: --on-paper"),
+    (["softmax", "--target", "nothing"], "found no target 'nothing'"),
+    (["softmax", "--target", "haswell"], "found a CPU that is not this one"),
+    (["softmax", "--on-paper", "--threads", "2"], "nothing is timed or kept"),
+    (["--report", "--on-paper"], "expected a kernel to tune"),
+])
+def test_what_needs_a_device_says_so(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str],
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise LaunchError("found no device; expected one")
+
+    monkeypatch.setattr(trial.cuda, "device", missing)
+    assert run(["tune", *arguments]) in (1, 2)
+    told = capsys.readouterr().err
+    assert message in told and len(told.splitlines()) == 1

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...targets.ptx.target import runs_on
 from ...targets.ptx.text import BLOCK_WARPS, SWIZZLE_BYTES, SYNC_BYTES, most_workers
+from ...tile.schedule import ScheduleError
 from .. import arguments as _arguments
 from ..arguments import Binding, Parameter, TensorView, fill_words, slot_words, view_dlpack
 from ..compiled import CompiledKernel
@@ -232,11 +233,18 @@ class DeviceLauncher:
             raise ArgumentError("option", launcher.name, "target", target.name,
                                 f"a level that {on.name} runs, such as {on.target.name}", "leave target out")
         known = specialise(signature, binding, launcher.static, 0)
-        schedule = launcher.schedule_for(binding.dims, target)
+        schedule = launcher.schedule_for(binding.dims, target, workers=on.processors)
         assumed = known, repr(schedule), target.name
         compiled = self.compiled.get(assumed)
         if compiled is None:
-            compiled = self.compiled[assumed] = launcher.from_disk_or_compile(known, schedule, target)
+            try:
+                compiled = launcher.from_disk_or_compile(known, schedule, target)
+            except ScheduleError:
+                if launcher.schedule is not None:
+                    raise
+                # A search found it for such extents, but for rows that lie otherwise: the model's takes its place.
+                compiled = launcher.from_disk_or_compile(known, None, target)
+            self.compiled[assumed] = compiled
         signature.check_requires(binding, compiled.requires)
         key = on, compiled.code
         function = self.functions.get(key)

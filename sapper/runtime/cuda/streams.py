@@ -66,9 +66,10 @@ class Event:
             self.device.call("cuEventRecord", self.handle, handle_of(self.device, stream))
         return self
 
-    def synchronize(self) -> None:
+    def synchronize(self) -> Event:
         with self.device.current():
             self.device.call("cuEventSynchronize", self.handle)
+        return self
 
     def since(self, earlier: Event) -> float:
         """Seconds from an earlier event; both must be over."""

@@ -298,14 +298,15 @@ class EmulatedDriver:
         P.from_address(out).value = self.new([None, 0])
 
     def cuEventRecord(self, event: int, stream: int | None) -> None:
-        self.use(event, list)[:] = self._stream(stream), len(self.log)
+        done = len(self.log) - sum(kind == "record" for kind, _ in self.log)
+        self.use(event, list)[:] = self._stream(stream), done
         self.log.append(("record", self._stream(stream)))
 
     def cuEventSynchronize(self, event: int) -> None:
         self.use(event, list)
 
     def cuEventElapsedTime(self, out: int, start: int, end: int) -> None:
-        """A thousandth of a second for each thing logged between."""
+        """A thousandth of a second for each thing logged between but such events."""
         ctypes.c_float.from_address(out).value = self.use(end, list)[1] - self.use(start, list)[1]
 
     def cuEventDestroy(self, event: int) -> None:
