@@ -77,7 +77,7 @@ ERF_TABLE_LIMIT = 3.875 - 2.0**-22
 class _Emitter:
     """Emits ops in place of one, for rows of one format."""
 
-    __slots__ = ("constants", "format", "head", "legal", "location", "ops")
+    __slots__ = ("constants", "format", "head", "legal", "location", "most", "ops")
 
     def __init__(self, legal: frozenset[str]) -> None:
         self.legal = legal
@@ -86,6 +86,8 @@ class _Emitter:
         self.constants: dict[tuple[bytes, RowType], Value] = {}
         self.format = _FORMATS[ROW_F32]
         self.location: Location | None = None
+        self.most = math.inf
+        """What the operand at hand is known not to be above."""
 
     # Building blocks.
 
@@ -125,6 +127,11 @@ class _Emitter:
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         return self.emit("fma", [a, b, c], self.format.row)
+
+    def limited(self, x: Value, low: float, high: float) -> Value:
+        """x brought into a range; NaN goes through, as min and max give their second operand for it."""
+        x = self.row("max", self.constant(low), x)
+        return x if self.most <= high else self.row("min", self.constant(high), x)
 
     def to_bits(self, a: Value) -> Value:
         return self.emit("bitcast", [a], self.format.bits_row)
@@ -273,10 +280,8 @@ class _Emitter:
 
 
 def _exp(e: _Emitter, x: Value) -> Value:
-    # min and max give their second operand for NaN, so NaN goes through.
     f = e.format
-    x = e.row("max", e.constant(f.exp_low), x)
-    return e.exp_reduced(e.row("min", e.constant(f.exp_high), x))
+    return e.exp_reduced(e.limited(x, f.exp_low, f.exp_high))
 
 
 def _exp2(e: _Emitter, x: Value) -> Value:
@@ -285,8 +290,7 @@ def _exp2(e: _Emitter, x: Value) -> Value:
         # No limits are needed: infinities have the fraction 0, and their powers of two are right.
         power = e.polynomial(e.emit("fraction", [x], f.row), (1.0, *f.exp2))
         return e.emit("scale_exponent", [power, e.row("round", x)], f.row)
-    x = e.row("max", e.constant(f.exp2_low), x)
-    x = e.row("min", e.constant(f.exp2_high), x)
+    x = e.limited(x, f.exp2_low, f.exp2_high)
     n = e.row("round", x)
     return e.scale_near_one(e.polynomial(e.sub(x, n), (1.0, *f.exp2)), n)
 
@@ -491,6 +495,7 @@ def _expand_block(block: Block, wanted: frozenset[str], emitter: _Emitter, legal
             emitter.format = _FORMATS[old.type]
             emitter.location = op.location
             emitter.ops = ops
+            emitter.most = op.attributes.get("most", math.inf)
             new = _EXPANSIONS[op.name](emitter, *op.operands)
             last = new.op
             assert last is ops[-1] and last is not None

@@ -25,6 +25,9 @@ _ADDRESS = ("scale", "disp", "indexed", "near")
 MATH = ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "erf", "sin", "cos", "rsqrt")
 """Row ops without an instruction of their own on most chips; sapper/lane/math.py expands them."""
 
+BOUNDED = frozenset({"exp", "exp2"})
+"""Those that are shorter where it is known that their operand is never large."""
+
 BY_HAND = frozenset({"asm", "asm_contract", "asm_multiply"})
 """Ops that pieces of assembly by hand carry out."""
 
@@ -66,7 +69,9 @@ LANE_OPS = OpTable("lane", [
     OpSpec("div", (2, 2), doc="floats only"),
     OpSpec("fma", (3, 3), doc="a * b + c, rounded once; floats only"),
     *[OpSpec(name, (1, 1), doc=name) for name in ("neg", "abs", "sqrt", "floor", "ceil", "round", "trunc")],
-    *[OpSpec(name, (1, 1), doc=f"{name}; expanded by lane/math.py where the target has no such instruction")
+    *[OpSpec(name, (1, 1), optional=("most",) if name in BOUNDED else (),
+             doc=f"{name}; expanded by lane/math.py where the target has no such instruction"
+                 + ("; the operand is NaN or at most `most`" if name in BOUNDED else ""))
       for name in MATH],
     OpSpec("scale_exponent", (2, 2), doc="a * 2**floor(n) for float rows a and n, rounded once (overflow to "
                                          "infinity, gradual underflow)"),

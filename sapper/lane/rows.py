@@ -44,7 +44,8 @@ from ..tile.affine import affine
 from ..tile.ops import memory_of
 from ..tile.plan import LATE
 from ..tile.schedule import Facts, LoweringError, Panels, StrideClass
-from .ops import MATH
+from ..tile.signs import never_positive
+from .ops import BOUNDED, MATH
 from .state import Access, Scalar, State, element_bytes, memory_dtype, row_dtype
 
 Rows = dict[tuple[int, ...], Value]
@@ -268,7 +269,8 @@ class RowEvaluation(State):
         elif name in ("shl", "shr"):
             made = self._shift(op, name, rows, result, level)
         elif name in _SAME or name in ("add", "sub", "mul", "neg", "and", "or", "xor", "not"):
-            made = self.emit(level, _SAME.get(name, name), rows, result)
+            known = {"most": 0.0} if name in BOUNDED and never_positive(op.operands[0]) else {}
+            made = self.emit(level, _SAME.get(name, name), rows, result, **known)
         else:
             raise LoweringError(f"no lane op for {name}", op)
         if dtype in (bf16, f16):

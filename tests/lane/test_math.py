@@ -22,24 +22,25 @@ AVX2, AVX512 = ROUNDING, ROUNDING | {"scale_exponent", "lookup", "fraction"}
 NOTHING: frozenset[str] = frozenset()
 
 
-def expanded(name: str, dtype: type, legal: frozenset[str], lanes: int, operands: int = 1) -> Function:
+def expanded(name: str, dtype: type, legal: frozenset[str], lanes: int, operands: int = 1,
+             **attributes: float) -> Function:
     row = ROW_F32 if dtype is np.float32 else ROW_F64
     function = Function("f", "lane")
     function.attributes = {"lanes": lanes, "slots": [f"x{n}.data" for n in range(operands)] + ["y.data"]}
     build = Builder(function.body, Location("k.py", 5, 1))
     words = [build.value("arg", [], S64, slot=3 + n) for n in range(operands + 1)]
     values = [build.value("load", [w], row, dtype=row.dtype) for w in words[:-1]]
-    build.add("store", [build.value(name, values, row), words[-1]], dtype=row.dtype)
+    build.add("store", [build.value(name, values, row, **attributes), words[-1]], dtype=row.dtype)
     assert expand_math(function, legal) == (name not in legal)
     verify(function, LANE_OPS)
     assert not any(op.name in EXPANDABLE - legal for op in function.walk())
     return function
 
 
-def evaluate(name: str, legal: frozenset[str], *inputs: np.ndarray) -> np.ndarray:
+def evaluate(name: str, legal: frozenset[str], *inputs: np.ndarray, **attributes: float) -> np.ndarray:
     lanes = 1 << (len(inputs[0]) - 1).bit_length()
     padded = [np.concatenate([x, np.ones(lanes - len(x), x.dtype)]) for x in inputs]
-    function = expanded(name, inputs[0].dtype.type, legal, lanes, len(inputs))
+    function = expanded(name, inputs[0].dtype.type, legal, lanes, len(inputs), **attributes)
     y = np.zeros(lanes, inputs[0].dtype)
     run(function, *bind_arguments(function, {**{f"x{n}": x for n, x in enumerate(padded)}, "y": y}))
     return y[: len(inputs[0])]
@@ -121,6 +122,21 @@ def test_f64_errors(name: str) -> None:
             errors = errors_in_ulp(evaluate(name, legal, x), exact)
             worst = int(np.argmax(errors))
             assert errors[worst] <= bound, f"{name}({x[worst]!r}) is {errors[worst]} ulp off {exact[worst]!r}"
+
+
+@pytest.mark.parametrize("legal", [NOTHING, AVX2, AVX512], ids=["nothing", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["exp", "exp2"])
+def test_an_operand_that_is_never_large_needs_no_limit(name: str, dtype: type, legal: frozenset[str]) -> None:
+    """The same bits, by one op less; and no op less where it may be too large after all."""
+    x = sample(dtype, name, 3, 2000)
+    x = x[~(x > 0)]
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(evaluate(name, legal, x, most=0.0), evaluate(name, legal, x))
+    least, limited, too_large = (sum(op.name == "min" for op in expanded(name, dtype, legal, 16, **more).walk())
+                                 for more in ({"most": 0.0}, {}, {"most": 1e4}))
+    free = name == "exp2" and dtype is np.float32 and "fraction" in legal
+    assert (least, limited, too_large) == ((0, 0, 0) if free else (0, 1, 1))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
