@@ -2,8 +2,9 @@
 
     python bench/report.py results.json [README.md]
 
-In: the JSON file. Out: the text between the two marks in the README is replaced; roofline.png and roofline.svg, where
-the result has the suite `peaks` (bench/roofline.py). Holds: nothing else changes.
+In: the JSON file. Out: the text between the two marks in the README is replaced; where the result has the suite
+`peaks`, its roofline (bench/roofline.py), beside README.md as roofline.png and .svg, beside another NAME.md as
+NAME-roofline.png and .svg. Holds: nothing else changes.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> int:
             sys.path.insert(0, str(Path(__file__).parent))
             from roofline import plot
 
-            plot(rows, readme.parent)
+            plot(rows, readme.parent, "roofline" if readme.stem == "README" else f"{readme.stem}-roofline")
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

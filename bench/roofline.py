@@ -1,9 +1,10 @@
 """The roofline of a run of `sapper bench`: every case at the operations per byte that it needs and the rate it reached.
 
-    python bench/roofline.py results.json [DIRECTORY]
+    python bench/roofline.py results.json [DIRECTORY [NAME]]
 
-In: rows of a result, the suite `peaks` among them. Out: roofline.png and roofline.svg. Holds: a roof is a peak measured
-in the same run; a case's colour is that of the instruction whose peak its floor counts. Needs matplotlib.
+In: rows of a result, the suite `peaks` among them. Out: NAME.png and NAME.svg, roofline.png and roofline.svg by
+default. Holds: a roof is a peak measured in the same run; a case's colour is that of the instruction whose peak its
+floor counts. Needs matplotlib.
 
 Williams, Waterman and Patterson: Roofline, an insightful visual performance model, CACM 2009.
 """
@@ -60,8 +61,8 @@ def draw(rows: list[dict[str, Any]], threads: int, axes: Any) -> int:
     return count
 
 
-def plot(rows: list[dict[str, Any]], directory: Path) -> list[Path]:
-    """Write the two files. Raises ValueError where the result has no peaks."""
+def plot(rows: list[dict[str, Any]], directory: Path, name: str = "roofline") -> list[Path]:
+    """Write the two files, of that name. Raises ValueError where the result has no peaks."""
     counts = sorted({row["threads"] for row in rows if row["case"] == "peak multiply-add"})
     if not counts:
         raise ValueError("found no row `peak multiply-add`; expected the suite `peaks` in the result; mend: "
@@ -77,7 +78,7 @@ def plot(rows: list[dict[str, Any]], directory: Path) -> list[Path]:
     for threads, axes in zip(counts, panels[0], strict=True):
         draw(rows, threads, axes)
     figure.tight_layout()
-    paths = [directory / "roofline.png", directory / "roofline.svg"]
+    paths = [directory / f"{name}.png", directory / f"{name}.svg"]
     for path in paths:
         figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
     pyplot.close(figure)
@@ -87,11 +88,12 @@ def plot(rows: list[dict[str, Any]], directory: Path) -> list[Path]:
 def main(arguments: list[str]) -> int:
     from report import ReportError, load_rows
 
-    if not 1 <= len(arguments) <= 2:
-        print("usage: python bench/roofline.py results.json [DIRECTORY]", file=sys.stderr)
+    if not 1 <= len(arguments) <= 3:
+        print("usage: python bench/roofline.py results.json [DIRECTORY [NAME]]", file=sys.stderr)
         return 2
     try:
-        plot(load_rows(Path(arguments[0])), Path(arguments[1]) if len(arguments) == 2 else Path(__file__).parent)
+        plot(load_rows(Path(arguments[0])), Path(arguments[1]) if len(arguments) > 1 else Path(__file__).parent,
+             *arguments[2:])
     except (ReportError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -395,6 +395,19 @@ def test_roofline(tmp_path: Path) -> None:
     assert written[0][0].startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("page", "name"), [("README.md", "roofline"), ("other.md", "other-roofline")])
+def test_a_page_has_a_roofline_of_its_own(report: ModuleType, tmp_path: Path, page: str, name: str) -> None:
+    pytest.importorskip("matplotlib")
+    levels = [Row(f"peak read {level}", "f32", "", 1, "sapper", None, 30.0, "GB/s")
+              for level in ("L1", "L2", "L3", "DRAM")]
+    peak = Row("peak multiply-add", "f32", "", 1, "sapper", None, 100.0, "GFLOP/s")
+    (tmp_path / "r.json").write_text(bench.to_json([peak, *levels]))
+    (tmp_path / page).write_text(f"{report.BEGIN}\n{report.END}\n")
+    assert report.main([str(tmp_path / "r.json"), str(tmp_path / page)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"r.json", page, f"{name}.png", f"{name}.svg"}
+    assert "| peak multiply-add | f32 |" in (tmp_path / page).read_text()
+
+
 @pytest.mark.parametrize("content", ["", "{}", '[{"case": "x"}]', None])
 def test_report_of_no_result(report: ModuleType, tmp_path: Path, content: str | None,
                              capsys: pytest.CaptureFixture[str]) -> None:
