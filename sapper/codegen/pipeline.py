@@ -93,6 +93,7 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  line_by_line=target.line_by_line, stream_level=target.stream_level,
                  block_ahead_bytes=target.block_ahead_bytes, row_requests=target.row_requests,
                  stream_requests=target.stream_requests, request_level=target.request_level,
+                 rounded_at_once=target.rounded_at_once,
                  transposes_by_scatter=target.lanes_are_threads,
                  run_bytes=target.run_bytes, many_workers=target.lanes_are_threads,
                  matrix=target.matrix, matrix_group=target.matrix_group, tiles=target.tiles, dots=target.dots,

@@ -121,6 +121,7 @@ class Facts:
     second cache; 0: as the loop over them wants. row_requests, stream_requests: how many times a line is asked for
     beside stores past the caches, of rows and of what is read as one stream, as far as that is not line by line; once,
     it is asked for nearer. request_level: the cache that it is asked into, 1 or 2.
+    rounded_at_once: vectors of a piece that much arithmetic makes and an instruction rounds to bf16, not row after row.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
     run_bytes: of neighbours in memory that a lane may read or write together; 0: each has its own element of a row.
     many_workers: thousands of workers take tasks in turn, at no cost: a task is then a few rows, however many workers
@@ -151,6 +152,7 @@ class Facts:
     row_requests: int = 3
     stream_requests: int = 3
     request_level: int = 2
+    rounded_at_once: int = 4
     transposes_by_scatter: bool = False
     run_bytes: int = 0
     many_workers: bool = False

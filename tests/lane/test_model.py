@@ -189,3 +189,15 @@ def test_rows_at_once_and_the_one_that_is_left(name: str, m: int) -> None:
     classes = Specialization({"M": DimClass(512), "N": DimClass(84, 4)})
     run_lane(reduce_loops(entry.kernel.tile_ir()), arguments, facts=PLAIN, specialization=classes)
     assert entry.compare(arguments, expected) is None
+
+
+@pytest.mark.parametrize(("name", "vectors"), [("gelu_bf16", 8), ("swiglu_bf16", 8), ("gelu", 4), ("softmax_bf16", 4),
+                                                ("narrow_bf16", 4)])
+def test_rows_that_are_rounded_together_and_nothing_else(name: str, vectors: int) -> None:
+    """As many as the target wants; not of f32, nor of walks that take part of a row after another, or that have hardly
+    any arithmetic."""
+    facts = replace(PLAIN, dots=frozenset({"dot2_bf16"}), rounded_at_once=8)
+    extents = {"M": (512, 64), "N": (2048, 64)}
+    assert chosen(name, facts, **extents).registers["n"] == vectors
+    assert chosen(name, replace(facts, rounded_at_once=4), **extents).registers["n"] == 4
+    assert chosen(name, replace(facts, dots=frozenset({"fma2_bf16"})), **extents).registers["n"] == 4

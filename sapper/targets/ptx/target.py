@@ -126,6 +126,10 @@ class Target:
     def request_level(self) -> int:
         return 2
 
+    @property
+    def rounded_at_once(self) -> int:
+        return 4
+
 
 _WITH_FP8 = ("i8", "u8", "f8e4m3")
 TARGETS: dict[str, Target] = {
