@@ -24,9 +24,10 @@ from ..ir.types import ROW_F32, S64, f32, i32
 from ..tile.schedule import MatrixGroup, MatrixUnit
 from . import fragments
 from .boxed_stores import MOST_DIMENSIONS
-from .chained import FEW_ROWS, Chain, Contraction, _axes
+from .chained import Chain, Contraction, _axes
 from .chained_shared import SharedRowsLowering
 from .groups import COUNTER_BYTES, SIGNAL_BYTES
+from .matrix import ELEMENT_BYTES
 from .state import Scalar
 
 OUTSIDE = 1 << 30
@@ -65,20 +66,37 @@ class ChainGroupLowering(SharedRowsLowering):
         chain, group = self.chain, self.facts.matrix_group
         if chain is None or group is None or not all(self._comes_in_boxes(op, chain.step) for op in chain.streams):
             return
-        groups = self.groups_of_chain(group, chain) if self.chain_extent(chain) > FEW_ROWS else 0
-        if not groups:
+        groups, high = self.groups_of_chain(group, chain)
+        unit = self.facts.matrix
+        if unit is None or not groups or \
+                self._round_cycles(chain, group, high) >= self._round_cycles(chain, unit, self.chain_rows()):
             return
-        self.groups, self.row_blocks = groups, 1
+        self.take_chain(groups)
         self.warps = groups * group.group_warps + group.copy_warps
         self.flying = self._find_flying(chain)
         stores = [op for op in chain.body.ops if op.name == "store" and self._goes_in_boxes(op, chain)]
         self.boxed = {} if self.schedule.chunks else dict.fromkeys(stores[:1], 0)
 
-    def groups_of_chain(self, group: MatrixGroup, chain: Chain) -> int:
-        """How many groups a worker has; 0: the chain is not one for groups."""
+    def groups_of_chain(self, group: MatrixGroup, chain: Chain) -> tuple[int, int]:
+        """How many groups a worker has, and rows; 0: the chain is not one for groups. Settles nothing."""
         del chain
         rows = self.facts.matrix.chain_rows  # type: ignore[union-attr]
-        return rows // group.group_rows if self.slices == 1 and 2 * group.group_rows <= rows else 0
+        groups = rows // group.group_rows if self.slices == 1 and 2 * group.group_rows <= rows else 0
+        return groups, groups * group.group_rows
+
+    def take_chain(self, groups: int) -> None:
+        """What groups_of_chain found is done."""
+        self.groups, self.row_blocks = groups, 1
+
+    def _round_cycles(self, chain: Chain, unit: MatrixUnit | MatrixGroup, high: int) -> float:
+        """What a coordinate of the loop's axis takes for all rows, `high` of which a worker has at once, those that are
+        not there among them: products and copies run side by side. Where both are bound by copies, groups gain
+        nothing, and rows that are few stay with warps."""
+        products = sum(self.extents[found.columns if found.over == chain.step else found.over]
+                       for found in chain.contractions.values())
+        copied = sum(self.extents[a] for op in chain.streams for a in _axes(op.result) if a != chain.step)
+        return -(-self.chain_extent(chain) // high) * max(
+            high * products / unit.products, copied * ELEMENT_BYTES / unit.cache_bytes)
 
     def _goes_in_boxes(self, store: Op, chain: Chain) -> bool:
         """Whether a store can go by copies: of rows of a whole axis, in panels."""

@@ -50,6 +50,8 @@ STORED, READ = 0, 1
 """Parities of the phases in a round: both have stored, both have read."""
 EMPTY, FILLED = 0, 1
 """And in a tile: nobody reads what is kept of the last one any more, all of this one is there."""
+Batches = dict[Op, tuple[tuple[Op, ...], Value]]
+"""Of each contraction of a batch: the contractions of it, and what their sums are."""
 
 
 class ChainPairLowering(ChainGroupLowering):
@@ -62,32 +64,41 @@ class ChainPairLowering(ChainGroupLowering):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.batches: dict[Op, tuple[tuple[Op, ...], Value]] = {}
+        self.batches: Batches = {}
+        self.found: tuple[int, frozenset[str], int, int, Batches] | None = None
 
     # The choice.
 
-    def groups_of_chain(self, group: MatrixGroup, chain: Chain) -> int:
-        unit = self.facts.matrix
-        assert unit is not None
-        if self.slices == 1 and self._registers(chain, (), frozenset(), self.step) <= group.chain_registers:
-            return super().groups_of_chain(group, chain)
+    def groups_of_chain(self, group: MatrixGroup, chain: Chain) -> tuple[int, int]:
+        self.found = None
+        if self.slices > 1 or self._registers(chain, (), frozenset(), self.step) > group.chain_registers:
+            self.found = self._pair(group, chain)
+        return super().groups_of_chain(group, chain) if self.found is None else (PAIR, group.group_rows)
+
+    def take_chain(self, groups: int) -> None:
+        super().take_chain(groups)
+        if self.found is not None:
+            self.slices, self.parted, self.step, self.kept, self.batches = self.found
+            self.few_registers = True
+
+    def _pair(self, group: MatrixGroup, chain: Chain) -> tuple[int, frozenset[str], int, int, Batches] | None:
+        """Slices, which axes are cut, the step, panels that are kept, batches; None where two groups can't share."""
         axis = max(self.extents, key=lambda a: self.extents[a])
         ops, into = _batch_over(chain, axis)
         parted = frozenset(chain.contractions[op].over for op in ops)
         widest = max(columns for _, columns in group.shapes)
-        if into is not None and self.extents[axis] <= PAIR * widest and all(
+        if into is None or self.extents[axis] > PAIR * widest or not all(
                 self._has_halves(a) and not self.is_reduced(chain, a) for a in parted):
-            step = unit.chain_step
-            while step >= SHORTEST_STEP:
-                registers = self._registers(chain, ops, parted, step)
-                for kept in range(1 + self.extents[axis] // (PAIR * fragments.PANEL)):
-                    if registers - kept * fragments.PANEL // 4 <= group.chain_registers \
-                            and self._pair_bytes(group, chain, step, kept) <= group.near_bytes:
-                        self.slices, self.parted, self.step, self.kept = PAIR, parted, step, kept
-                        self.batches, self.few_registers = dict.fromkeys(ops, (ops, into)), True
-                        return PAIR
-                step //= 2
-        return super().groups_of_chain(group, chain)
+            return None
+        step = self.facts.matrix.chain_step  # type: ignore[union-attr]
+        while step >= SHORTEST_STEP:
+            registers = self._registers(chain, ops, parted, step)
+            for kept in range(1 + self.extents[axis] // (PAIR * fragments.PANEL)):
+                if registers - kept * fragments.PANEL // 4 <= group.chain_registers \
+                        and self._pair_bytes(group, chain, step, kept) <= group.near_bytes:
+                    return PAIR, parted, step, kept, dict.fromkeys(ops, (ops, into))
+            step //= 2
+        return None
 
     def _has_halves(self, axis: str) -> bool:
         """Whether half of an axis is as deep as instructions are, and begins with a panel or within the only one."""

@@ -41,7 +41,8 @@ def test_on_the_emulator(heads: int, position: int, level: str, lazy: bool) -> N
                            aligned=TENSORS, options=emulate.Options(lazy=lazy)).counters
     wrong = ENTRY.compare(arguments, ENTRY.reference(arguments))
     assert wrong is None, wrong
-    assert counters.instructions[PRODUCT] and counters.shared_cycles == counters.shared_ideal
+    on_groups = level == "sm_90a" and heads > 16        # test_chained_pairs.py
+    assert (PRODUCT in counters.instructions) != on_groups and counters.shared_cycles == counters.shared_ideal
 
 
 @pytest.mark.parametrize(("heads", "latent", "level", "warps", "step"), [
