@@ -66,6 +66,9 @@ Measured likewise, 4, 8 and 16 rows, in percent of the floor: f32 45, 38 and 27 
 and 49 with 3 and 8; i8, copied, 34, 31 and 31 with 4 and 6, 29, 27 and 28 with 3 and 8, and 14, 14 and 8 where it
 is joined anew for each piece of rows."""
 
+WIDE_PANEL, LANE_BYTES = 4, 4
+"""Vectors of a panel that many rows meet where two multiply-adds start in a cycle; bytes of a lane."""
+
 STREAMS = 4
 """Rows that are read from memory side by side. Measured on a Granite Rapids, argmax of 512 rows of 49152: 17.6 GB/s row
 by row, 19.8 by two, and 22.4 by four."""
@@ -786,7 +789,9 @@ class Model(WalkLowering):
         """Vectors of the lane axis that a contraction holds: whole rows where they are short and met by few. A
         broadcast element serves so many multiply-adds: where two of them go in a cycle, 6 x 4 loads 10 vectors for 24,
         and 14 x 2 loads 16 for 28. Few rows are not worth it, nor rows that lie side by side in memory, which are
-        copied a vector at a time: 6 leave most of it empty."""
+        copied a vector at a time: 6 leave most of it empty. Nor is a panel so deep that half of the second cache has no
+        room for it: all rows would read it from the last one, 6 at a time, which is too slow. 128 x 1024 x 14336 in f32
+        on a Zen 5: 175 GFLOP/s, and 191 by two vectors."""
         if self._takes_whole_rows(rows, fixed, lane):
             return -(-self.extent_hint(lane) // self.lanes)
         if not rows or self.facts.fma_per_cycle < 2 or self.facts.vector_registers < 32:
@@ -795,9 +800,12 @@ class Model(WalkLowering):
         if self._meets_rows_in_memory(walk, rows[0], lane):
             few_vectors = FEW_VECTORS if self.packing is None else FEW_COPIED_VECTORS
             return WIDE_VECTORS if self.extent_hint(rows[0]) == 1 else few_vectors
+        depth_bytes = prod(self.extent_hint(a) for a in walk.reduced) * LANE_BYTES     # of slots, where they are packed
+        if WIDE_PANEL * self.lanes * depth_bytes > self.block_bytes:
+            return 2
         beside = any(lane not in op.result.type.axes and self.stages_columns(op, rows[0], {rows[0]: 1})  # type: ignore[union-attr]
                      for op in self.reads(walk))
-        return 2 if few or beside else 4
+        return 2 if few or beside else WIDE_PANEL
 
     def _meets_rows_in_memory(self, walk: Walk, axis: str, lane: str | None) -> bool:
         """Whether few rows meet a matrix whose rows, contiguous along the lanes, are read where they lie. Several lines

@@ -201,3 +201,13 @@ def test_rows_that_are_rounded_together_and_nothing_else(name: str, vectors: int
     assert chosen(name, facts, **extents).registers["n"] == vectors
     assert chosen(name, replace(facts, rounded_at_once=4), **extents).registers["n"] == 4
     assert chosen(name, replace(facts, dots=frozenset({"fma2_bf16"})), **extents).registers["n"] == 4
+
+
+@pytest.mark.parametrize(("depth", "vectors"), [(1024, 4), (4096, 2)])
+def test_panels_stay_in_the_second_cache(depth: int, vectors: int) -> None:
+    """4 vectors of 4096 f32 are 1 MiB: two do with half of that."""
+    facts = Facts(fma_per_cycle=2.0, l2_bytes=1 << 20)
+    extents = {"M": (128, 64), "N": (4096, 64), "K": (depth, 64)}
+    assert chosen("matmul_nt_f32", facts, **extents).registers["n"] == vectors
+    larger = replace(facts, l2_bytes=2 << 20)
+    assert chosen("matmul_nt_f32", larger, **extents).registers["n"] == 4
