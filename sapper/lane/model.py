@@ -89,10 +89,7 @@ class Model(WalkLowering):
         self.indexed_addresses = facts.indexed_addresses
         self.near_bytes = facts.l1_bytes
         self.block_bytes = facts.l2_bytes // 2
-        self.stream_ahead_bytes, self.line_by_line = facts.stream_ahead_bytes, facts.line_by_line
-        self.stream_level = facts.stream_level
-        self.row_requests, self.stream_requests = facts.row_requests, facts.stream_requests
-        self.request_level = facts.request_level
+        self.requests = facts.requests
         self.prefetches_rows = facts.software_prefetch
         self.transposes_by_scatter = facts.transposes_by_scatter
         self.specialization = specialization
@@ -216,7 +213,7 @@ class Model(WalkLowering):
         """Whether a vector that is computed from several meets the rows of a matrix one by one: each row would read all
         of these again, from a first cache that takes the matrix too. Measured on a Zen 5, bf16 of 6144 x 4096 by a
         vector and a gain: 59 % of what plain reads reach where they are multiplied for each row, and 93 where once."""
-        if self.stream_level != 1 or value.op is None or value.type.dtype is not f32:  # type: ignore[union-attr]
+        if self.requests.stream_level != 1 or value.op is None or value.type.dtype is not f32:  # type: ignore[union-attr]
             return False
         axes, over = axes_of(value), contraction.attributes["over"]
         rows = [a for a in axes_of(contraction.result) if a in self.open and self.extent_hint(a) >= STAGE_ROWS]
@@ -701,7 +698,7 @@ class Model(WalkLowering):
                 first = self._fit(rows[0], self._streamed_rows(walk, rows[0], lane), False)
                 if len(rows) > 1:
                     first = self._fit(rows[0], 4, False)
-                    if self.stream_level == 1 and self.extent_hint(rows[1]) < STAGE_ROWS and (
+                    if self.requests.stream_level == 1 and self.extent_hint(rows[1]) < STAGE_ROWS and (
                             first * self._row_bytes(walk, rows[0], lane) > self.facts.l1_bytes // 4):
                         # Few rows meet more of the other matrix, which comes from memory, unless the first cache holds
                         # it for all of them. Measured on a Zen 5, 16 rows by 4096 x 4096, 6 x 4 and 4 x 6: f32 46 and
@@ -723,7 +720,7 @@ class Model(WalkLowering):
                     # memory bounds the walk and gives a line at a time sooner (panels of bf16: 15.0 and 16.5 GB/s).
                     unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
                     at_once = prod(counts[a] for a in outer if a != lane)
-                    if self.facts.line_by_line and fixed == 1 and outer and at_once <= LINES_AT_ONCE:
+                    if self.requests.line_by_line and fixed == 1 and outer and at_once <= LINES_AT_ONCE:
                         unrolled = LINES_AT_ONCE // at_once
                     if lane in outer and counts[lane] * several >= WIDE_VECTORS and not self.facts.many_workers:
                         unrolled = 1     # there are sums enough, and a row after the other is read
@@ -772,7 +769,7 @@ class Model(WalkLowering):
         """Whether rows of a walk leave past the caches, each as whole lines, while memory is best read line by line:
         one line at a time then comes and one goes."""
         stores = [root for root in walk.inner if isinstance(root, Op)]
-        return self.facts.line_by_line and not walk.reductions and bool(stores) and all(
+        return self.requests.line_by_line and not walk.reductions and bool(stores) and all(
             self.streams(op) and element_bytes(self.access(op).dtype) * self.lanes >= LINE_BYTES for op in stores)
 
     def _extent_bytes(self, walk: Walk) -> int:
@@ -810,7 +807,7 @@ class Model(WalkLowering):
     def _meets_rows_in_memory(self, walk: Walk, axis: str, lane: str | None) -> bool:
         """Whether few rows meet a matrix whose rows, contiguous along the lanes, are read where they lie. Several lines
         of each are then read at once, unless memory is best read line by line, or thousands of workers read it."""
-        if lane is None or self.line_by_line or self.facts.many_workers:
+        if lane is None or self.requests.line_by_line or self.facts.many_workers:
             return False
         if self.panel_width(lane) > 1 or self.extent_hint(axis) >= STAGE_ROWS:
             return False
@@ -840,9 +837,9 @@ class Model(WalkLowering):
         Where the first cache takes streams, a single row: memory is then read as it lies. Or four, if the vector that
         they share leaves less than half of that cache, as each row reads it again. Measured on a Zen 5, bf16: 4096 x
         4096 at 117 % of what plain reads reach by one row, 91 by four, 89 by eight; 4096 x 14336 at 66, 80 and 81."""
-        if self.facts.line_by_line and all(axis not in self.bound for axis in walk.outer):
+        if self.requests.line_by_line and all(axis not in self.bound for axis in walk.outer):
             return LINES_AT_ONCE
-        if self.stream_level == 1:
+        if self.requests.stream_level == 1:
             return 1 if self._row_bytes(walk, axis, lane, False) <= self.facts.l1_bytes // 2 else 4
         return 4 if 4 * self._row_bytes(walk, axis, lane) <= self.facts.l1_bytes // 2 else 8
 

@@ -10,6 +10,7 @@ from math import prod
 
 from ..ir.nodes import Op
 from ..tile.plan import Walk, axes_of
+from ..tile.requests import Requests
 from .axis_loops import WalkChoice
 from .staged import StagedPanel
 from .state import Access, Scalar, element_bytes
@@ -68,12 +69,7 @@ class Prefetches(Stores):
 
     near_bytes: int
     block_bytes: int
-    stream_ahead_bytes: int
-    line_by_line: bool
-    stream_level: int
-    row_requests: int
-    stream_requests: int
-    request_level: int
+    requests: Requests
     prefetches_rows: bool
     asking: list[Walk]
 
@@ -97,8 +93,8 @@ class Prefetches(Stores):
                 continue
             if any(a not in self.bound for a in axes) or not (rows or set(axes) == set(walk.outer)):
                 continue
-            wanted = self.row_requests if rows else self.stream_requests
-            requests = 1 if self.line_by_line else -(-wanted // len(self.asking))
+            wanted = self.requests.row_requests if rows else self.requests.stream_requests
+            requests = 1 if self.requests.line_by_line else -(-wanted // len(self.asking))
             ahead = self._ahead(access.axes[rows[0]], self.bound[rows[0]].count) if rows else self._stream_ahead_bytes
             assert isinstance(stride, int)
             piece_bytes = self.bound[choice.lane].count * self.lanes * self.slot_elements * stride
@@ -107,18 +103,18 @@ class Prefetches(Stores):
                 operands, attributes = self.address(there, dict.fromkeys(axes, 0))
                 disp = attributes.pop("disp")
                 for line in range(0, piece_bytes, 64):
-                    self.effect("prefetch", operands, level=self.request_level, disp=disp + line, **attributes)
+                    self.effect("prefetch", operands, level=self.requests.request_level, disp=disp + line, **attributes)
 
     @property
     def _stream_ahead_bytes(self) -> int:
-        if self.line_by_line:
-            return self.stream_ahead_bytes
-        return NEAR_AHEAD_BYTES if self.stream_requests == 1 else STREAM_AHEAD_BYTES
+        if self.requests.line_by_line:
+            return self.requests.stream_ahead_bytes
+        return NEAR_AHEAD_BYTES if self.requests.stream_requests == 1 else STREAM_AHEAD_BYTES
 
     def _ahead(self, stride: Scalar, count: int) -> Scalar:
         """How far ahead the nearest rows are asked for: whole rows, as far as a part of the second cache has room."""
         step = self.mul(self.scalar("s_max", stride, 1), count)
-        least_bytes = self.stream_ahead_bytes if self.line_by_line else STREAM_AHEAD_BYTES
+        least_bytes = self.requests.stream_ahead_bytes if self.requests.line_by_line else STREAM_AHEAD_BYTES
         rows = self.scalar("s_floordiv", self.add(step, least_bytes - 1), step)
         return self.scalar("s_min", self.mul(step, rows), self.block_bytes // 4)
 
@@ -137,10 +133,11 @@ class Prefetches(Stores):
         rows, depth = self.bound[axis], self.bound[depth_axis]
         size = element_bytes(access.dtype) * self.slot_elements
         step_bytes = rows.count * depth.count * self.lanes * size
-        into_first = self.stream_level == 1
+        into_first = self.requests.stream_level == 1
         most_bytes = ROW_AHEAD_BYTES if into_first else ROWS_AHEAD_BYTES
-        least_bytes = self.stream_ahead_bytes if self.line_by_line else most_bytes // len(choice.prefetched)
-        distance = least_bytes if rows.count == 1 and (self.line_by_line or into_first) else self.scalar(
+        by_line = self.requests.line_by_line
+        least_bytes = self.requests.stream_ahead_bytes if by_line else most_bytes // len(choice.prefetched)
+        distance = least_bytes if rows.count == 1 and (by_line or into_first) else self.scalar(
             "s_max", self.mul(access.axes[axis], rows.count), least_bytes)
         o = self.open[depth_axis]
         block_bytes = rows.count * size * (o.extent if isinstance(o.extent, int) else o.hint)
@@ -150,7 +147,7 @@ class Prefetches(Stores):
         block = self.add(self.add(access.base, self.mul(access.axes[axis], rows.offset)), distance)
         ahead = self.mul(self.sub(depth.offset, self.open[depth_axis].offset), rows.count * size)
         ahead_bytes = max(block_bytes, least_bytes) * len(choice.prefetched)
-        level = 1 if into_first or (ahead_bytes <= self.near_bytes // 2 and not self.line_by_line) else 2
+        level = 1 if into_first or (ahead_bytes <= self.near_bytes // 2 and not self.requests.line_by_line) else 2
         for line in range(0, step_bytes, 64):
             operands, attributes = self.memory_operands(block, ahead, 1, access.disp + line)
             self.effect("prefetch", operands, level=level, **attributes)
@@ -175,7 +172,7 @@ class Prefetches(Stores):
         size = element_bytes(access.dtype)
         row_bytes = self.bound[lane].count * self.lanes * size
         alone = all(self.bound[axis].count == 1 for axis in walk.outer if axis != lane)
-        ahead_bytes = self.stream_ahead_bytes if alone or self.line_by_line else AHEAD_BYTES
+        ahead_bytes = self.requests.stream_ahead_bytes if alone or self.requests.line_by_line else AHEAD_BYTES
         rows = max(-(-ahead_bytes // row_bytes), self.bound[row_axis].count)
         step = max(1, 64 // size // self.lanes)
         for at in self._coordinates(axes_of(op.result)):
@@ -199,14 +196,14 @@ class Prefetches(Stores):
         access = panel.access()
         piece_bytes = panel.piece_bytes * self.bound[panel.lane].count
         multiply_adds = prod(self.bound[axis].count for axis in walk.outer)
-        ahead = self.stream_ahead_bytes
+        ahead = self.requests.stream_ahead_bytes
         if multiply_adds >= SLOW_STEPS * piece_bytes:
             ahead = max(ahead, AHEAD_BYTES)
         for step in range(steps):
             operands, attributes = self.address(access, {panel.depth_axis: step})
             disp = attributes.pop("disp") + ahead
             for line in range(0, piece_bytes, 64):
-                self.effect("prefetch", operands, level=self.stream_level, disp=disp + line, **attributes)
+                self.effect("prefetch", operands, level=self.requests.stream_level, disp=disp + line, **attributes)
 
     def _prefetch_rows(self, op: Op, panel: StagedPanel) -> None:
         """Ask for the rows of memory that are copied COPY_AHEAD_STEPS steps of the depth later: they are far apart."""

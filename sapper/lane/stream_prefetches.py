@@ -64,8 +64,8 @@ class StreamPrefetches(Model):
             if not several and strides and isinstance(r.start, int) and isinstance(r.stop, int) and (
                     (r.stop - r.start) // r.step * step not in strides.values()):
                 ahead, level = PIECES_AHEAD_BYTES, 2
-            if self.facts.block_ahead_bytes:
-                ahead, level = self.facts.block_ahead_bytes, 2
+            if self.requests.block_ahead_bytes:
+                ahead, level = self.requests.block_ahead_bytes, 2
             rows = [a for a in axes_of(op.result) if a in self.bound and not self.bound[a].lane]
             first = access.disp // LINE_BYTES * LINE_BYTES
             last = access.disp + min(step, self._reach_bytes(op, step))

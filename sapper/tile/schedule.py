@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..ir.nodes import Op
+from .requests import USUAL, Requests
 
 TASKS_PER_WORKER = 2
 """Into how many tasks for each worker a parallel range is split, where there is enough of it."""
@@ -114,13 +115,7 @@ class Facts:
     and shared. fma_latency: cycles. fma_per_cycle: multiply-adds of whole registers that can start in a cycle.
     gather_cost: cycles for each lane of a gather, about. wide_lanes: lanes of a row of 8-byte elements (None: half as
     many, as where a register is a vector of fixed size). indexed_addresses: a memory operand may have an index.
-    software_prefetch: asking early for what will be read gains time. stream_ahead_bytes: how early, in a single stream
-    from memory that arithmetic keeps up with. line_by_line: such a stream is best asked for and read a line or two at a
-    time, and asked into the second cache: the first has too few places for requests. stream_level: the cache that
-    streams and packed panels are best asked into, 1 or 2. block_ahead_bytes: how early weights in blocks are, into the
-    second cache; 0: as the loop over them wants. row_requests, stream_requests: how many times a line is asked for
-    beside stores past the caches, of rows and of what is read as one stream, as far as that is not line by line; once,
-    it is asked for nearer. request_level: the cache that it is asked into, 1 or 2.
+    software_prefetch: asking early for what will be read gains time; requests: how it is done best.
     rounded_at_once: vectors of a piece that much arithmetic makes and an instruction rounds to bf16, not row after row.
     transposes_by_scatter: a scatter is one instruction, so that a transposition needs no exchanges between lanes.
     run_bytes: of neighbours in memory that a lane may read or write together; 0: each has its own element of a row.
@@ -145,13 +140,7 @@ class Facts:
     wide_lanes: int | None = None
     indexed_addresses: bool = True
     software_prefetch: bool = True
-    stream_ahead_bytes: int = 2 << 10
-    line_by_line: bool = False
-    stream_level: int = 2
-    block_ahead_bytes: int = 0
-    row_requests: int = 3
-    stream_requests: int = 3
-    request_level: int = 2
+    requests: Requests = USUAL
     rounded_at_once: int = 4
     transposes_by_scatter: bool = False
     run_bytes: int = 0

@@ -319,7 +319,7 @@ def read_probe(size_bytes: int, threads: int, target: Any, memory: bool = False)
     part = _part_bytes(size_bytes, threads, STREAMS * target.lanes * 4)
     data = empty(part * threads // 4)
     data.fill(1.0)  # A page that was never written is the system's one page of zeros.
-    ahead_bytes = target.stream_ahead_bytes if memory and target.line_by_line else 0
+    ahead_bytes = target.requests.stream_ahead_bytes if memory and target.requests.line_by_line else 0
     return Probe(read_program(target.lanes, ahead_bytes), target, threads, float(part * threads),
                  out=empty(threads * target.lanes), data=data, part_bytes=part)
 

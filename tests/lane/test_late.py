@@ -21,6 +21,7 @@ from sapper.lang.kernel import kernel
 from sapper.lang.tensor import Tensor
 from sapper.tile.plan import Late, late_walk, plan_block
 from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.requests import Requests
 from sapper.tile.schedule import Facts
 
 from .run_lane import run_lane, specialize
@@ -172,8 +173,8 @@ def test_other_loops_over_rows(streaming: Any, facts: Facts) -> None:
     np.testing.assert_allclose(arguments.get("y", arguments["x"]), expected[streaming.name], rtol=2e-5, atol=2e-5)
 
 
-ONCE = replace(AVX512, line_by_line=True)
-TWICE = replace(AVX512, row_requests=2, stream_requests=1, request_level=1)
+ONCE = replace(AVX512, requests=Requests(line_by_line=True))
+TWICE = replace(AVX512, requests=Requests(row_requests=2, stream_requests=1, request_level=1))
 
 
 @pytest.mark.parametrize(("name", "facts", "requests", "ahead"), [
@@ -194,7 +195,7 @@ def test_each_line_is_asked_for_at_a_distance(name: str, facts: Facts, requests:
     asked: list[int] = []
 
     def record(program: interpret.Program, op: Op) -> Any:
-        assert op.attributes["level"] == facts.request_level
+        assert op.attributes["level"] == facts.requests.request_level
         address, _ = program.address(op, 0)
         return lambda environment: asked.append(address(environment))
 

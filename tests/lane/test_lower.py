@@ -27,6 +27,7 @@ from sapper.lang.tensor import Tensor
 from sapper.tile.canonical import canonicalize
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.requests import Requests
 from sapper.tile.rounding import expect
 from sapper.tile.schedule import DimClass, Facts, Schedule, ScheduleError, Specialization
 from tests.kernels.shapes import interpreted
@@ -470,7 +471,8 @@ def test_rows_of_weights_are_asked_for_ahead(name: str, shape: dict[str, int], r
 
     monkeypatch.setitem(interpret._BUILDERS, "prefetch", prefetch)
     monkeypatch.setitem(interpret._BUILDERS, "load", load)
-    run_lane(reduce_loops(entry.kernel.tile_ir()), arguments, facts=replace(AVX512, stream_ahead_bytes=2048))
+    facts = replace(AVX512, requests=Requests(stream_ahead_bytes=2048))
+    run_lane(reduce_loops(entry.kernel.tile_ir()), arguments, facts=facts)
     lines = arguments["w"].nbytes // 64 * shape.get("K", 1) // shape.get("E", 1)
     ahead = 2048 // row_bytes
     assert len(asked) == len(set(asked)) == lines

@@ -13,14 +13,15 @@ from sapper.lane.choices import choices
 from sapper.lane.lower import lower
 from sapper.tile.canonical import canonicalize
 from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.requests import Requests
 from sapper.tile.schedule import DimClass, Facts, Panels, Schedule, Specialization
 
 from .run_lane import run_lane
 
 LIBRARY = {k.name: k for k in library()}
 PLAIN = Facts(l2_bytes=2 << 20)
-BY_LINES = replace(PLAIN, line_by_line=True, stream_ahead_bytes=3072)
-INTO_FIRST = replace(PLAIN, l1_bytes=48 << 10, stream_level=1, stream_ahead_bytes=16 << 10)
+BY_LINES = replace(PLAIN, requests=Requests(line_by_line=True, stream_ahead_bytes=3072))
+INTO_FIRST = replace(PLAIN, l1_bytes=48 << 10, requests=Requests(stream_level=1, stream_ahead_bytes=16 << 10))
 
 
 def chosen(name: str, facts: Facts, *streamed: str, **extents: tuple[int, int]) -> Schedule:
@@ -111,10 +112,11 @@ def test_rows_of_a_matrix_that_few_meet_are_read_several_lines_at_once(name: str
     schedule = chosen(name, facts, **extents)
     assert schedule.registers == registers
     assert ("b" in (schedule.stage or ())) == staged
-    other = chosen(name, replace(facts, line_by_line=True), **extents)
+    by_lines = replace(facts, requests=Requests(line_by_line=True))
+    other = chosen(name, by_lines, **extents)
     assert other.registers["n"] == 2 and "b" not in (other.stage or ())
     many = extents | {"M": (512, 1)}
-    assert chosen(name, facts, **many).registers == chosen(name, replace(facts, line_by_line=True), **many).registers
+    assert chosen(name, facts, **many).registers == chosen(name, by_lines, **many).registers
 
 
 @pytest.mark.parametrize(("typical", "count"), [(2048, 4), (512, 1)])
@@ -135,7 +137,8 @@ def test_long_rows_are_asked_for_along_themselves(typical: int, count: int) -> N
 
 @pytest.mark.parametrize(("block_ahead", "level", "ahead"), [(0, 1, 4096), (6144, 2, 6144)])
 def test_blocks_are_asked_for_as_far_ahead_as_the_target_says(block_ahead: int, level: int, ahead: int) -> None:
-    asked = prefetches("matvec_q4", replace(PLAIN, block_ahead_bytes=block_ahead), P=(512, 1), B=(64, 1))
+    facts = replace(PLAIN, requests=Requests(block_ahead_bytes=block_ahead))
+    asked = prefetches("matvec_q4", facts, P=(512, 1), B=(64, 1))
     assert asked and {a["level"] for a in asked} == {level}
     assert min(a["disp"] for a in asked) == ahead
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...tile.requests import Requests
 from ...tile.schedule import MatrixGroup, MatrixUnit
 from .levels import number_of
 
@@ -99,32 +100,9 @@ class Target:
         return False
 
     @property
-    def stream_ahead_bytes(self) -> int:
+    def requests(self) -> Requests:
         """Nothing is asked for early."""
-        return 0
-
-    @property
-    def line_by_line(self) -> bool:
-        return False
-
-    @property
-    def stream_level(self) -> int:
-        return 2
-
-    @property
-    def block_ahead_bytes(self) -> int:
-        return 0
-
-    def row_requests(self) -> int:
-        return 1
-
-    @property
-    def stream_requests(self) -> int:
-        return 1
-
-    @property
-    def request_level(self) -> int:
-        return 2
+        return Requests(stream_ahead_bytes=0, row_requests=1, stream_requests=1)
 
     @property
     def rounded_at_once(self) -> int:

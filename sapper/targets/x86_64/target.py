@@ -11,6 +11,8 @@ members, replaced by the host's own in detect.py.
 # part of every process's first call.
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
+from ...tile.requests import USUAL, Requests
+
 if TYPE_CHECKING:
     from ...tile.schedule import TileUnit
 
@@ -35,13 +37,7 @@ class Target(NamedTuple):
     fma_per_cycle, loads_per_cycle, stores_per_cycle: vector instructions of `vector_bits`, sustained.
     fma_latency, add_latency, load_latency: cycles (add: after an add; load: from L1 to a vector register).
     core: the named CPU whose costs of instructions bound its code (costs.py, zen5_costs.py, intel_costs.py).
-    stream_ahead_bytes: how far ahead of a single stream memory is best asked for, if arithmetic keeps up with it;
-    line_by_line: and that this is done for a line or two at a time, into the second cache (both are measured).
-    stream_level: the cache that streams and panels are best asked into, 1 or 2. block_ahead_bytes: how far ahead
-    weights in blocks are, into the second cache; 0: as each kind of loop over them wants (lane/stream_prefetches.py).
-    row_requests, stream_requests: how many times a line is best asked for beside stores past the caches, of rows and of
-    what is read as one stream; request_level: the cache that it is asked into, where 1 makes those stores wait on some
-    processors (all measured; lane/prefetches.py). rounded_at_once: vectors of a piece that much arithmetic makes
+    requests: how memory is best asked for (measured). rounded_at_once: vectors of a piece that much arithmetic makes
     and an instruction rounds to bf16, not row after row (measured; lane/model.py).
     """
 
@@ -62,13 +58,7 @@ class Target(NamedTuple):
     add_latency: int
     load_latency: int
     core: str
-    stream_ahead_bytes: int
-    line_by_line: bool
-    stream_level: int
-    block_ahead_bytes: int
-    row_requests: int
-    stream_requests: int
-    request_level: int
+    requests: Requests
     rounded_at_once: int
 
     @property
@@ -153,9 +143,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: float, loads: float, stores: float,
         fma_latency: int, add_latency: int, load_latency: int, core: str = "",
-        stream_ahead: int = 2 * KIB, line_by_line: bool = False, stream_level: int = 2, block_ahead: int = 0,
-        row_requests: int = 3, stream_requests: int = 3, request_level: int = 2,
-        rounded_at_once: int = 4) -> Target:
+        requests: Requests = USUAL, rounded_at_once: int = 4) -> Target:
     """A row of `TARGETS`: caches in bytes, instructions in a cycle, latencies in cycles; see `Target`.
 
     Width, registers and the kind of masks follow from the features. core: the CPU's own name if left out.
@@ -163,8 +151,7 @@ def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: flo
     wide = "avx512f" in features
     return Target(name, "x86_64", features, 512 if wide else 256, 32 if wide else 16, "opmask" if wide else "vector",
                   l1, l2, l3, 64, fma, loads, stores, fma_latency, add_latency, load_latency, core or name,
-                  stream_ahead, line_by_line, stream_level, block_ahead, row_requests, stream_requests, request_level,
-                  rounded_at_once)
+                  requests, rounded_at_once)
 
 
 _V4_ML = V4_FEATURES | {"avx512_bf16", "avx512_vnni", "avx512_vbmi"}
@@ -178,10 +165,10 @@ TARGETS: dict[str, Target] = {
         cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7),
         # Pipes of 512 bits: two FMA, two add, two loads, one store.
         cpu("zen5", _V4_ML, 48 * KIB, 1 * MIB, 32 * MIB, 2, 2, 1, 4, 2, 7,
-            stream_ahead=16 * KIB, stream_level=1, block_ahead=8 * KIB,
-            row_requests=2, stream_requests=1, request_level=1, rounded_at_once=8),
+            requests=Requests(stream_ahead_bytes=16 * KIB, stream_level=1, block_ahead_bytes=8 * KIB,
+                              row_requests=2, stream_requests=1, request_level=1), rounded_at_once=8),
         cpu("graniterapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 504 * MIB, 2, 2, 1, 4, 4, 8,
-            stream_ahead=3 * KIB, line_by_line=True),
+            requests=Requests(stream_ahead_bytes=3 * KIB, line_by_line=True)),
         cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
         cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 2, 1, 4,
             4, 8),

@@ -1,0 +1,34 @@
+"""How a target's memory is best asked for before it is read: facts, measured on each processor.
+
+Leaves: `Requests`, which a target has and the model reads (lane/prefetches.py, lane/stream_prefetches.py say what was
+measured where). Imports nothing of ours: targets are part of every process's first call.
+"""
+
+# Without `from __future__ import annotations`: see targets/x86_64/target.py.
+from typing import NamedTuple
+
+
+class Requests(NamedTuple):
+    """Distances are in bytes from what is read at the time; caches are 1 or 2.
+
+    stream_ahead_bytes: how early a single stream is asked for, if arithmetic keeps up with memory. line_by_line: such a
+    stream is best asked for and read a line or two at a time, and asked into the second cache: the first has too few
+    places for requests. stream_level: the cache that streams and packed panels are asked into. block_ahead_bytes: how
+    early weights in blocks are, into the second cache; 0: as the loop over them wants.
+
+    Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
+    what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the
+    cache that it is asked into, where 1 makes those stores wait on some processors.
+    """
+
+    stream_ahead_bytes: int = 2 << 10
+    line_by_line: bool = False
+    stream_level: int = 2
+    block_ahead_bytes: int = 0
+    row_requests: int = 3
+    stream_requests: int = 3
+    request_level: int = 2
+
+
+USUAL = Requests()
+"""What serves where nothing was measured: as a Zen 4 has it."""
