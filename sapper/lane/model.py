@@ -447,6 +447,8 @@ class Model(WalkLowering):
         for found in panels.values():
             assert lane is not None
             counts[lane] = gcd(counts[lane], found.width // self.lanes)
+        if by_hand is not None and by_hand.piece.left == "blocks" and by_hand.depth in counts:
+            counts[by_hand.depth] = gcd(counts[by_hand.depth], self.lanes)  # of tiles at the edges: no step crosses two
         order = self._order(walk, [a for a in loops if a in walk.outer], lane, contraction)
         reduced = [a for a in walk.reduced if a in loops]
         reduced.sort(key=lambda a: a == lane)

@@ -20,7 +20,7 @@ from sapper.assembly.errors import AssemblyError
 from sapper.assembly.mutate import mutants
 from sapper.cli.explain import gather
 from sapper.cli.port import run_port
-from sapper.codegen.pipeline import compile_kernel
+from sapper.codegen.pipeline import compile_kernel, facts_of
 from sapper.ir.text import parse_function, print_function
 from sapper.kernels.by_hand.contraction import (
     bf16_2x14x16,
@@ -43,8 +43,10 @@ from sapper.runtime.errors import SapperWarning
 from sapper.runtime.micro_kernel import check_micro_kernel, product, product_of, whole_of
 from sapper.targets import host_target
 from sapper.targets.x86_64.target import target
+from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.schedule import ScheduleError
 from tests.codegen.test_encode import assemble, needs_as
+from tests.lane.run_lane import run_lane, specialize
 
 V3, ZEN4 = target("v3"), target("zen4")
 M, N, K = sp.dims("M N K")
@@ -194,6 +196,20 @@ def test_weights_that_were_packed_before() -> None:
     made = compile_kernel(kernel, {}, strides, dict.fromkeys("MNK", (1024, 2)), host_target(),
                           Schedule(assembly=("bf16_14x32",)))
     assert made.pieces == ("x86_64:bf16_14x32",)
+
+
+@pytest.mark.parametrize(("m", "n"), [(28, 31), (31, 32)])
+def test_at_the_edges_no_step_of_the_depth_crosses_two_blocks(m: int, n: int) -> None:
+    """Of a depth of 18, which generated code takes by threes where rows lie in place."""
+    random = np.random.default_rng(0)
+    a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((m, 18), (18, n)))
+    c = np.zeros((m, n), np.float32)
+    arguments = {"a": a, "b": b, "c": c}
+    function = reduce_loops(product.tile_ir({"K": 18}))
+    run_lane(function, arguments, facts=facts_of(ZEN4), schedule=Schedule(assembly=("f32_14x32_blocks",)),
+             specialization=specialize(function, arguments))
+    most = 18 * 2.0**-23 * np.abs(a).max() * np.abs(b).max()  # a rounding for each of as many terms
+    np.testing.assert_allclose(c, a.astype(np.float64) @ b, rtol=0, atol=most)
 
 
 @pytest.mark.skipif(not runs_on(i8_14x32_blocks), reason="no AVX-512 VNNI")
