@@ -1,10 +1,11 @@
 """How a target's memory is best asked for before it is read: facts, measured on each processor.
 
 Leaves: `Requests`, which a target has and the model reads (lane/prefetches.py, lane/stream_prefetches.py say what was
-measured where). Imports nothing of ours: targets are part of every process's first call.
+measured where).
 """
 
-# Without `from __future__ import annotations`: see targets/x86_64/target.py.
+from __future__ import annotations
+
 from typing import NamedTuple
 
 

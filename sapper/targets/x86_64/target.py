@@ -9,11 +9,10 @@ members, replaced by the host's own in detect.py.
 
 # Without `from __future__ import annotations`, which has NamedTuple compile each field's type from text: this module is
 # part of every process's first call.
-from typing import TYPE_CHECKING, NamedTuple, Optional
-
-from ...tile.requests import USUAL, Requests
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 if TYPE_CHECKING:
+    from ...tile.requests import Requests
     from ...tile.schedule import TileUnit
 
 V3_FEATURES = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "popcnt"})
@@ -37,8 +36,8 @@ class Target(NamedTuple):
     fma_per_cycle, loads_per_cycle, stores_per_cycle: vector instructions of `vector_bits`, sustained.
     fma_latency, add_latency, load_latency: cycles (add: after an add; load: from L1 to a vector register).
     core: the named CPU whose costs of instructions bound its code (costs.py, zen5_costs.py, intel_costs.py).
-    requests: how memory is best asked for (measured). rounded_at_once: vectors of a piece that much arithmetic makes
-    and an instruction rounds to bf16, not row after row (measured; lane/model.py).
+    asks: fields of `requests` that are not as usual (measured). rounded_at_once: vectors of a piece that much
+    arithmetic makes and an instruction rounds to bf16, not row after row (measured; lane/model.py).
     """
 
     name: str
@@ -58,8 +57,16 @@ class Target(NamedTuple):
     add_latency: int
     load_latency: int
     core: str
-    requests: Requests
+    asks: tuple[tuple[str, int], ...]
     rounded_at_once: int
+
+    @property
+    def requests(self) -> "Requests":
+        """How memory is best asked for before it is read."""
+        from ...tile.requests import Requests
+
+        asks: dict[str, Any] = dict(self.asks)
+        return Requests(**asks)
 
     @property
     def lanes(self) -> int:
@@ -143,7 +150,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: float, loads: float, stores: float,
         fma_latency: int, add_latency: int, load_latency: int, core: str = "",
-        requests: Requests = USUAL, rounded_at_once: int = 4) -> Target:
+        asks: dict[str, int] | None = None, rounded_at_once: int = 4) -> Target:
     """A row of `TARGETS`: caches in bytes, instructions in a cycle, latencies in cycles; see `Target`.
 
     Width, registers and the kind of masks follow from the features. core: the CPU's own name if left out.
@@ -151,7 +158,7 @@ def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: flo
     wide = "avx512f" in features
     return Target(name, "x86_64", features, 512 if wide else 256, 32 if wide else 16, "opmask" if wide else "vector",
                   l1, l2, l3, 64, fma, loads, stores, fma_latency, add_latency, load_latency, core or name,
-                  requests, rounded_at_once)
+                  tuple((asks or {}).items()), rounded_at_once)
 
 
 _V4_ML = V4_FEATURES | {"avx512_bf16", "avx512_vnni", "avx512_vbmi"}
@@ -165,10 +172,10 @@ TARGETS: dict[str, Target] = {
         cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7),
         # Pipes of 512 bits: two FMA, two add, two loads, one store.
         cpu("zen5", _V4_ML, 48 * KIB, 1 * MIB, 32 * MIB, 2, 2, 1, 4, 2, 7,
-            requests=Requests(stream_ahead_bytes=16 * KIB, stream_level=1, block_ahead_bytes=8 * KIB,
-                              row_requests=2, stream_requests=1, request_level=1), rounded_at_once=8),
+            asks={"stream_ahead_bytes": 16 * KIB, "stream_level": 1, "block_ahead_bytes": 8 * KIB,
+                  "row_requests": 2, "stream_requests": 1, "request_level": 1}, rounded_at_once=8),
         cpu("graniterapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 504 * MIB, 2, 2, 1, 4, 4, 8,
-            requests=Requests(stream_ahead_bytes=3 * KIB, line_by_line=True)),
+            asks={"stream_ahead_bytes": 3 * KIB, "line_by_line": True}),
         cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
         cpu("icelake-server", V4_FEATURES | {"avx512_vnni", "avx512_vbmi"}, 48 * KIB, 1280 * KIB, 48 * MIB, 2, 2, 1, 4,
             4, 8),
