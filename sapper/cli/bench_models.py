@@ -191,6 +191,7 @@ def _torch_feeds(values: Mapping[str, Any], threads: int, settings: Settings) ->
     import transformers
 
     types: Any = transformers
+    types.logging.set_verbosity_error()
     prompt_tokens = _prompt_tokens(settings)
     torch.set_num_threads(threads)
     config = types.DeepseekV2Config(**{key: value for key, value in values.items() if key != "model_type"},
@@ -206,8 +207,7 @@ def _torch_feeds(values: Mapping[str, Any], threads: int, settings: Settings) ->
     cache: list[Any] = []
 
     def feed_prompt() -> None:
-        with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # of the compiler, about what it finds in transformers
+        with torch.inference_mode():
             compiled(tokens, use_cache=False, logits_to_keep=1)
 
     def feed_token() -> None:
@@ -216,8 +216,10 @@ def _torch_feeds(values: Mapping[str, Any], threads: int, settings: Settings) ->
                 cache[:] = [model(tokens, use_cache=True, logits_to_keep=1).past_key_values]
             model(tokens[:, :1], past_key_values=cache[0], use_cache=True)
 
-    feed_prompt()
-    feed_token()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")     # of the compiler, about what it finds in transformers
+        feed_prompt()
+        feed_token()
     return feed_prompt, feed_token
 
 
