@@ -1,8 +1,8 @@
 """The analytic model: lane axis, register factors, loop order and staging of a walk, from facts of the target.
 
 Everything here is a default that a `Schedule` overrides. The rules, in short: the lane axis is the one along which
-most accesses are contiguous; accumulators of a contraction fill the vector registers; operands that are read
-again and again are staged; results too large for the caches are stored past them.
+most accesses are contiguous; accumulators of a contraction fill the vector registers (register_factors.py); operands
+that are read again and again are staged; results too large for the caches are stored past them.
 """
 
 from __future__ import annotations
@@ -11,138 +11,34 @@ from collections import Counter
 from dataclasses import replace
 from functools import cached_property
 from math import gcd, prod
-from typing import NoReturn
 
-from ..ir.nodes import Function, Op, Value
+from ..ir.nodes import Op, Value
 from ..ir.types import TileType, bf16, f32, u8
 from ..tile.affine import affine
 from ..tile.ops import memory_of
-from ..tile.plan import COSTLY, LATE, Walk, axes_of
-from ..tile.schedule import Facts, LoweringError, Panels, Schedule, ScheduleError, Specialization
+from ..tile.plan import LATE, Walk, axes_of
+from ..tile.schedule import Panels, ScheduleError
 from .axis_loops import WalkChoice
 from .by_hand import Fit, fit
 from .packed import DOT2_BF16, FMA2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_loads
 from .prefetches import FEW_ROWS
+from .register_factors import ADDRESSED_ROWS, STAGE_ROWS, UNROLLED_INSTRUCTIONS, RegisterFactors
 from .slots import PAIR
-from .state import Access, Capacity, Open, Scalar, element_bytes
+from .state import Access, Open, Scalar, element_bytes
 from .tile_blocks import fit as fit_blocks
 from .tile_registers import ACROSS, TileWalk, fewest_rows, is_worth
 from .tile_registers import fit as fit_tiles
 from .tile_slots import fit as fit_slots
-from .walk import WalkLowering
-
-ADDRESSED_ROWS = 8
-"""Rows of a matrix that a contraction reads at once in place; an x86-64 has 16 general registers."""
-
-SET_ROWS = 12
-"""Rows of a matrix that a contraction reads at once where they lie, however far apart: more than a set of the first
-cache has lines for would drive each other out."""
-
-MOST_WHOLE_VECTORS, WHOLE_ROW_SUMS = 8, 16
-"""Vectors of a row that is read whole for a few others, and of the sums with them where extents are only guessed."""
-
-MUCH_ARITHMETIC = 12
-"""Instructions of a row, about, that take longer than its way from and to memory."""
-
-UNROLLED_INSTRUCTIONS = 256
-"""Longest code, about, for what follows a reduction: some 2 KiB of the 32 that the first cache for code has."""
 
 PAIR_COST = 2.0
 """Of an access to every second element, of which another one takes the others: a row, and a permutation."""
 
-LINES_AT_ONCE = 2
-"""Lines of a matrix that is read once, where memory is best read line by line."""
-
-LINE_BYTES = 64
-
-WIDE_VECTORS = 12
-"""Vectors of a matrix [in, out] in memory that a single row meets: it is read so much of a row at a time, each a page
-or more after the one before. Measured on a Zen 5, 4096 x 4096, in percent of what plain reads reach: 41 with 2
-vectors, 75 with 8, 84 with 12, 77 with 16 in f32; 23, 56, 69 and 52 in bf16."""
-
-FEW_VECTORS, FEW_COPIED_VECTORS = 3, 4
-"""The same where a few rows meet it, 8 at a time, and where its elements are joined to slots as they are copied.
-Measured likewise, 4, 8 and 16 rows, in percent of the floor: f32 45, 38 and 27 with 2 vectors and 14 rows, 62, 66
-and 49 with 3 and 8; i8, copied, 34, 31 and 31 with 4 and 6, 29, 27 and 28 with 3 and 8, and 14, 14 and 8 where it
-is joined anew for each piece of rows."""
-
-WIDE_PANEL, LANE_BYTES = 4, 4
-"""Vectors of a panel that many rows meet where two multiply-adds start in a cycle; bytes of a lane."""
-
-STREAMS = 4
-"""Rows that are read from memory side by side. Measured on a Granite Rapids, argmax of 512 rows of 49152: 17.6 GB/s row
-by row, 19.8 by two, and 22.4 by four."""
-
 NEAR_ROWS = 8
 """Rows of near memory that are read before the first is used: such a read takes some thirty cycles."""
 
-STAGE_ROWS = 28
-"""From how many rows on operands are packed: packing a panel then costs a few percent of its use."""
 
-
-class Model(WalkLowering):
-    def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
-                 lanes: int) -> None:
-        super().__init__(function, lanes, dict(specialization.strides))
-        self.schedule = schedule
-        self.facts = facts
-        self.indexed_addresses = facts.indexed_addresses
-        self.near_bytes = facts.l1_bytes
-        self.block_bytes = facts.l2_bytes // 2
-        self.requests = facts.requests
-        self.prefetches_rows = facts.software_prefetch
-        self.transposes_by_scatter = facts.transposes_by_scatter
-        self.specialization = specialization
-        self.streaming_tensors = self._streaming_tensors()
-
-    # What a walk touches.
-
-    def reads(self, walk: Walk) -> list[Op]:
-        """Loads (ops) and values in scratch memory that the walk computes from, in order, each once."""
-        seen: set[Value] = set()
-        found: list[Op] = []
-
-        def visit(value: Value, top: bool = False) -> None:
-            if value in seen or not isinstance(value.type, TileType):
-                return
-            seen.add(value)
-            op = value.op
-            if op is None or value in self.rows or value in self.buffers or op.blocks:
-                return
-            if op.name in LATE and not top:
-                return
-            for operand in op.operands:
-                visit(operand)
-            if op.name == "load":
-                found.append(op)
-
-        for reduction in walk.reductions:
-            visit(reduction.result, top=True)
-        for root in (*walk.inner, *walk.after):
-            for v in ([root] if isinstance(root, Value) else root.operands):
-                visit(v)
-        return found
-
-    def costs(self, walk: Walk, kept: set[Value]) -> int:
-        """Instructions, about, of the elementwise ops of one row. kept: values that exist, but where they are roots."""
-        total, seen = 0, set()
-        kept = kept - {root for root in walk.roots() if isinstance(root, Value)}
-
-        def visit(value: Value) -> None:
-            nonlocal total
-            if value in seen or value in kept or value in self.rows or value in self.buffers or value.op is None:
-                return
-            seen.add(value)
-            total += COSTLY.get(value.op.name, 1)
-            for operand in value.op.operands:
-                if isinstance(operand.type, TileType):
-                    visit(operand)
-
-        for root in walk.roots():
-            for v in ([root] if isinstance(root, Value) else root.operands):
-                if isinstance(v.type, TileType):
-                    visit(v)
-        return total
+class Model(RegisterFactors):
+    # Operands that are kept.
 
     def keeps_operand(self, contraction: Op, value: Value, outside: bool) -> bool:
         """Whether an operand of a contraction whose result spans a lane axis held in registers is worth a copy in
@@ -244,13 +140,6 @@ class Model(WalkLowering):
             return False
         lanes = {a for a in value.type.axes if a in self.bound and self.bound[a].lane}  # type: ignore[union-attr]
         return not lanes and not any(depth in form.axes for n, form in enumerate(forms) if n != unit)  # type: ignore[union-attr]
-
-    def extent_hint(self, axis: str) -> int:
-        o = self.open.get(axis)
-        if o is not None:
-            return max(1, o.extent if isinstance(o.extent, int) else o.hint)
-        bound = self.bound[axis]
-        return bound.count * (self.lanes if bound.lane else 1)
 
     # The choice.
 
@@ -391,41 +280,6 @@ class Model(WalkLowering):
         if len(axes) > 1:
             self._refuse_panels(panels)
         return axes.pop()
-
-    def _panel_axes(self, op: Op, panels: Panels) -> tuple[str, str]:
-        """The axes of the columns and of the depth, each of which indexes its dimension alone and begins at 0."""
-        axes = []
-        for dimension in (panels.columns, panels.depth):
-            form = affine(op.operands[1 + dimension])
-            found = list(form.axes.items()) if form is not None and not form.constant and not form.scalars else []
-            if len(found) != 1 or found[0][1] != 1 or not self._begins_at_zero(found[0][0]):
-                self._refuse_panels({op: panels})
-            axes.append(found[0][0])
-        return axes[0], axes[1]
-
-    def _begins_at_zero(self, axis: str) -> bool:
-        for op in self.function.walk():
-            axes = op.attributes["axes"] if op.name == "tiles" else [op.attributes.get("axis")]
-            if op.name in ("tiles", "whole") and axis in axes:
-                start = op.operands[2 * axes.index(axis)].op
-                return start is not None and start.name == "const" and start.attributes["value"] == 0
-        return False
-
-    def panel_width(self, axis: str | None) -> int:
-        """Tasks along the columns of panels take whole ones."""
-        widths = [1]
-        for op in self.function.walk():
-            panels = self.panels_of(op) if op.name == "load" else None
-            if panels is not None and self._panel_axes(op, panels)[0] == axis:
-                widths.append(panels.width)
-        return max(widths)
-
-    def _refuse_panels(self, panels: dict[Op, Panels]) -> NoReturn:
-        op, found = next(iter(panels.items()))
-        raise LoweringError(
-            f"found {op.operands[0].name} packed in {found.width} columns and {found.elements} elements along "
-            f"dimension {found.depth}; expected a tensor that is packed for this kernel and target, and contracted by "
-            "plain axes from 0 on; mend: sapper.pack with this kernel and target", op)
 
     def _choose(self, walk: Walk, loops: list[str], lane: str | None, contraction: bool,
                 by_hand: Fit | None) -> WalkChoice:
@@ -644,9 +498,6 @@ class Model(WalkLowering):
             return 1.0
         return 1.1 if may_stage else float(self.facts.gather_cost * self.lanes)
 
-    def _gather_spans(self, op: Op, axis: str) -> bool:
-        return any(axis in v.type.axes for v, _ in self.access(op).gathers)  # type: ignore[union-attr]
-
     def _may_stage(self, op: Op, walk: Walk, axis: str, contraction: bool) -> bool:
         """Whether this operand would be packed if `axis` became the lane axis: it is read again for many rows."""
         if not contraction or axis in walk.reduced or axis not in op.result.type.axes:  # type: ignore[union-attr]
@@ -659,227 +510,6 @@ class Model(WalkLowering):
     def _wants_stage(self, op: Op) -> bool:
         return self.schedule.stage is None or op.operands[0].name in self.schedule.stage
 
-    def _counts(self, walk: Walk, loops: list[str], lane: str | None, contraction: bool) -> dict[str, int]:
-        registers = self.facts.vector_registers
-        counts = dict.fromkeys(loops, 1)
-        fixed = 1
-        for axis in walk.outer:
-            if axis in self.bound:
-                fixed *= self.bound[axis].count
-        outer = [a for a in loops if a in walk.outer]
-        if contraction:
-            several = len(walk.reductions)
-            budget = max(1, (registers - 4) // (fixed * several))
-            rows = sorted((a for a in outer if a != lane and (lane in outer or self.extent_hint(a) > 1)),
-                          key=lambda a: -self.extent_hint(a))
-            if lane in outer:
-                panel = self._panel_vectors(walk, rows, fixed, lane)
-                wide = max(1, panel // several) if rows or fixed > 1 else min(8, budget)
-                counts[lane] = self._fit(lane, wide, True)
-                if rows:
-                    # Accumulators, a register for each vector of the second operand, and one to spare.
-                    vectors = counts[lane] * several
-                    # No fewer than a unit has in flight on each of two ports: else each sum waits for itself.
-                    hidden = 2 * self.facts.fma_latency // (vectors * fixed) + 1
-                    most = max(1, (registers - vectors - 1) // (vectors * fixed))
-                    if any(v in self.slot_axes for op in walk.reductions for v in op.operands):
-                        # The rows that are read where they lie may be a power of two apart: few sets of a cache.
-                        most = min(most, SET_ROWS)
-                    if self._meets_rows_in_memory(walk, rows[0], lane):
-                        most = min(most, ADDRESSED_ROWS)
-                    # Nor far fewer than fit: each piece of rows reads all of the second operand again.
-                    fewest = max(min(hidden, most), -(-most * 3 // 4))
-                    counts[rows[0]] = self._fit(rows[0], most, False, fewest, 2)
-                    if several == 1 and self._takes_whole_rows(rows, fixed, lane):
-                        counts[rows[0]] = self.extent_hint(rows[0])
-            elif lane in self.bound and rows:
-                # Each row is read through an address of its own, and those have to stay in registers too.
-                counts[rows[0]] = self._fit(rows[0], min(budget, ADDRESSED_ROWS), False)
-            elif rows:
-                # Dot products along the lane axis: a square of accumulators reads the least.
-                first = self._fit(rows[0], self._streamed_rows(walk, rows[0], lane), False)
-                if len(rows) > 1:
-                    first = self._fit(rows[0], 4, False)
-                    if self.requests.stream_level == 1 and self.extent_hint(rows[1]) < STAGE_ROWS and (
-                            first * self._row_bytes(walk, rows[0], lane) > self.facts.l1_bytes // 4):
-                        # Few rows meet more of the other matrix, which comes from memory, unless the first cache holds
-                        # it for all of them. Measured on a Zen 5, 16 rows by 4096 x 4096, 6 x 4 and 4 x 6: f32 46 and
-                        # 41 % of the floor, bf16 45 and 40; 4 rows of i8 84 and 95 % of memory.
-                        first = self._fit(rows[0], 6, False, fewest=5)
-                counts[rows[0]] = min(first, budget)
-                if len(rows) > 1:
-                    second = max(1, (registers - 4 - min(first, 4)) // (first * len(walk.reductions)))
-                    # 1 divides all, but is half of 2: better only where code for a row that is left has no place.
-                    fewest = 1 if self.facts.many_workers else min(2, second)
-                    counts[rows[1]] = self._fit(rows[1], second, False, fewest)
-            for axis in walk.reduced:
-                if axis in counts and self.open[axis].extent != 1:
-                    accumulators = fixed
-                    for a in outer:
-                        accumulators *= counts[a]
-                    # Unrolled by 4 where the lane axis is not reduced (by 2 in loops that are themselves inside a
-                    # loop over tiles: there are many of them); enough independent chains where it is. By 2 where
-                    # memory bounds the walk and gives a line at a time sooner (panels of bf16: 15.0 and 16.5 GB/s).
-                    unrolled = 4 if lane not in self.bound or accumulators < 16 else 2
-                    at_once = prod(counts[a] for a in outer if a != lane)
-                    if self.requests.line_by_line and fixed == 1 and outer and at_once <= LINES_AT_ONCE:
-                        unrolled = LINES_AT_ONCE // at_once
-                    if lane in outer and counts[lane] * several >= WIDE_VECTORS and not self.facts.many_workers:
-                        unrolled = 1     # there are sums enough, and a row after the other is read
-                    if self.packing is not None and self._is_short(axis, accumulators * several):
-                        unrolled = self.extent_hint(axis)
-                    if self.facts.many_workers and not isinstance(self.open[axis].extent, int):
-                        # Elements of a further axis, as the two of a pair, are steps as well, and each loads its rows.
-                        unrolled = max(1, unrolled // prod(self.extent_hint(a) for a in walk.reduced if a != axis))
-                    if axis == lane:
-                        unrolled = max(1, min(unrolled, 8 // accumulators), self.rows_at_once(walk.reductions))
-                    counts[axis] = self._fit(axis, unrolled, axis == lane)
-                    break
-            return counts
-        if lane in loops:
-            assert lane is not None
-            across = self._across(walk, outer, lane)
-            wide = 1 if self._stores_lines(walk) else max(1, self._vectors_at_once(walk) // fixed)
-            if across is None:
-                counts[lane] = self._fit(lane, wide, True)
-            else:
-                counts[across] = self._fit(across, wide, False)
-            if lane in walk.reduced and outer and fixed == 1 and len(walk.reductions) == 1:
-                # Several rows are summed at once where their lanes can then be joined together.
-                together = counts | {outer[-1]: self._fit(outer[-1], ADDRESSED_ROWS, False)}
-                if self._joint(walk, lane, together, outer[-1:]) is not None:
-                    counts = together
-                elif self._extent_bytes(walk) > self.facts.l2_bytes:
-                    # Others are so many streams from memory: a processor follows each as far as the end of its page.
-                    streams = self._fit(outer[-1], STREAMS, False)
-                    counts |= {outer[-1]: streams, lane: max(1, counts[lane] * 2 // streams)}
-        elif loops:
-            last = loops[-1]
-            counts[last] = self._fit(last, 4, False)
-        return counts
-
-    def _vectors_at_once(self, walk: Walk) -> int:
-        """Vectors of the lane axis where nothing is contracted. Rows that are rounded by an instruction are tested for
-        denormals together, and a branch parts one piece from the next; where a processor has many units but looks ahead
-        little, larger pieces help if there is much arithmetic. Only of walks that do not take part of a row after
-        another. Measured on a Zen 5 by 8 vectors in place of 4: GELU in bf16 12 % quicker, in the last cache and from
-        memory, SwiGLU 4 to 5 %; softmax and LayerNorm, whose walks take rows, 12 % slower; f32 that is only rounded 2
-        to 6 % slower."""
-        stores = [root for root in walk.inner if isinstance(root, Op)]
-        alone = len(stores) == 1 and not walk.reductions and all(axis not in self.bound for axis in walk.axes)
-        rounds = alone and self.access(stores[0]).dtype is bf16 and "dot2_bf16" in self.facts.dots
-        return self.facts.rounded_at_once if rounds and self.costs(walk, set()) >= MUCH_ARITHMETIC else 4
-
-    def _stores_lines(self, walk: Walk) -> bool:
-        """Whether rows of a walk leave past the caches, each as whole lines, while memory is best read line by line:
-        one line at a time then comes and one goes."""
-        stores = [root for root in walk.inner if isinstance(root, Op)]
-        return self.requests.line_by_line and not walk.reductions and bool(stores) and all(
-            self.streams(op) and element_bytes(self.access(op).dtype) * self.lanes >= LINE_BYTES for op in stores)
-
-    def _extent_bytes(self, walk: Walk) -> int:
-        """Bytes that a walk reads, typically."""
-        return sum(prod(map(self.extent_hint, axes_of(op.result))) * element_bytes(self.access(op).dtype)
-                   for op in self.reads(walk))
-
-    def _is_short(self, axis: str, products: int) -> bool:
-        """Whether a sum inside another loop is no loop: a block of quantised weights, whose sum is then scaled."""
-        extent = self.open[axis].extent
-        return isinstance(extent, int) and bool(self.bound) and extent * products <= UNROLLED_INSTRUCTIONS
-
-    def _panel_vectors(self, walk: Walk, rows: list[str], fixed: int, lane: str) -> int:
-        """Vectors of the lane axis that a contraction holds: whole rows where they are short and met by few. A
-        broadcast element serves so many multiply-adds: where two of them go in a cycle, 6 x 4 loads 10 vectors for 24,
-        and 14 x 2 loads 16 for 28. Few rows are not worth it, nor rows that lie side by side in memory, which are
-        copied a vector at a time: 6 leave most of it empty. Nor is a panel so deep that half of the second cache has no
-        room for it: all rows would read it from the last one, 6 at a time, which is too slow. 128 x 1024 x 14336 in f32
-        on a Zen 5: 175 GFLOP/s, and 191 by two vectors."""
-        if self._takes_whole_rows(rows, fixed, lane):
-            return -(-self.extent_hint(lane) // self.lanes)
-        if not rows or self.facts.fma_per_cycle < 2 or self.facts.vector_registers < 32:
-            return 2
-        few = self.extent_hint(rows[0]) < STAGE_ROWS or self.panel_width(lane) > 1
-        if self._meets_rows_in_memory(walk, rows[0], lane):
-            few_vectors = FEW_VECTORS if self.packing is None else FEW_COPIED_VECTORS
-            return WIDE_VECTORS if self.extent_hint(rows[0]) == 1 else few_vectors
-        depth_bytes = prod(self.extent_hint(a) for a in walk.reduced) * LANE_BYTES     # of slots, where they are packed
-        if WIDE_PANEL * self.lanes * depth_bytes > self.block_bytes:
-            return 2
-        beside = any(lane not in op.result.type.axes and self.stages_columns(op, rows[0], {rows[0]: 1})  # type: ignore[union-attr]
-                     for op in self.reads(walk))
-        return 2 if few or beside else WIDE_PANEL
-
-    def _meets_rows_in_memory(self, walk: Walk, axis: str, lane: str | None) -> bool:
-        """Whether few rows meet a matrix whose rows, contiguous along the lanes, are read where they lie. Several lines
-        of each are then read at once, unless memory is best read line by line, or thousands of workers read it."""
-        if lane is None or self.requests.line_by_line or self.facts.many_workers:
-            return False
-        if self.panel_width(lane) > 1 or self.extent_hint(axis) >= STAGE_ROWS:
-            return False
-        matrices = [op for op in self.reads(walk) if lane in axes_of(op.result) and axis not in axes_of(op.result)]
-        return bool(matrices) and all(self._lies_along_lanes(op, lane) for op in matrices)
-
-    def _lies_along_lanes(self, op: Op, lane: str) -> bool:
-        access = self.access(op)
-        return access.axes.get(lane) == element_bytes(access.dtype) and not access.gathers
-
-    def _takes_whole_rows(self, rows: list[str], fixed: int, lane: str) -> bool:
-        """Whether a matrix of short rows that few others meet is read row by row, in the order of memory, for all of
-        these at once: where extents are known, even where the sums fill all registers. fixed: rows that are bound."""
-        vectors = -(-self.extent_hint(lane) // self.lanes)
-        met = fixed * (self.extent_hint(rows[0]) if rows else 1)
-        known = all(isinstance(self.open[axis].extent, int) for axis in (lane, *rows[:1]))
-        most = self.facts.vector_registers if known else WHOLE_ROW_SUMS
-        return met > 1 and 2 < vectors <= MOST_WHOLE_VECTORS and vectors * met <= most
-
-    def _streamed_rows(self, walk: Walk, axis: str, lane: str | None) -> int:
-        """Rows of matrices times a vector held at once: 8, or 4 where these fit half of L1, into which they are then
-        asked. Measured on a Zen 4, rows of 576 bf16: 22 GB/s by 4 rows, 17 by 8, on another day 31 and 24. Where memory
-        is best read line by line, two, a line of each in turn, which on a Granite Rapids are 3 to 10 % quicker than two
-        lines of one. 8 rows of a matrix that lies in the second cache are a quarter quicker, but weights seldom do: 576
-        x 1536 in bf16 from memory are 17 % slower by 8 than by two.
-
-        Where the first cache takes streams, a single row: memory is then read as it lies. Or four, if the vector that
-        they share leaves less than half of that cache, as each row reads it again. Measured on a Zen 5, bf16: 4096 x
-        4096 at 117 % of what plain reads reach by one row, 91 by four, 89 by eight; 4096 x 14336 at 66, 80 and 81."""
-        if self.requests.line_by_line and all(axis not in self.bound for axis in walk.outer):
-            return LINES_AT_ONCE
-        if self.requests.stream_level == 1:
-            return 1 if self._row_bytes(walk, axis, lane, False) <= self.facts.l1_bytes // 2 else 4
-        return 4 if 4 * self._row_bytes(walk, axis, lane) <= self.facts.l1_bytes // 2 else 8
-
-    def _row_bytes(self, walk: Walk, axis: str, lane: str | None, along: bool = True) -> int:
-        """Bytes, typically, that a walk along the lanes reads for each coordinate of an axis; or else for all of it."""
-        length = self.extent_hint(lane) * self.slot_elements if lane is not None else 1
-        kept = {value for op in walk.reductions for value in op.operands if value in self.buffers}
-        sizes = [(op.result, element_bytes(self.access(op).dtype)) for op in self.reads(walk)]
-        sizes += [(value, element_bytes(self.buffers[value].dtype)) for value in kept]
-        return length * sum(size for value, size in sizes
-                            if lane in axes_of(value) and (axis in axes_of(value)) == along)
-
-    def _fit(self, axis: str, count: int, lane: bool, fewest: int = 1, spare: int = 1) -> int:
-        """The largest count <= `count` that suits the extent: no larger than it, a divisor of it if one is near and not
-        below `fewest`. spare: how many times the typical extent it may be, where the extent is not known."""
-        o = self.open[axis]
-        extent = o.extent if isinstance(o.extent, int) else None
-        if extent is None:
-            if lane:
-                if o.divisor % (count * self.lanes) == 0:
-                    return count
-                typical = -(-o.hint // self.lanes)
-                # A piece as long as the axis may be would fit few extents: most would be walked by single vectors.
-                return min(count, typical if self.facts.many_workers or count < typical else max(1, typical // 2))
-            # A tile of a sequential loop is mostly whole.
-            multiple = o.hint if o.capacity == Capacity(o.hint) else o.divisor
-            count = max(1, min(count, o.hint * (spare if o.hint > 1 else 1)))
-            return next((c for c in range(count, max(fewest, count * 2 // 3, 1) - 1, -1) if multiple % c == 0), count)
-        units = -(-extent // self.lanes) if lane else extent
-        count = max(1, min(count, units))
-        for candidate in range(count, max(fewest, count * 2 // 3, 1) - 1, -1):
-            if units % candidate == 0:
-                return candidate
-        return count
-
     def _order(self, walk: Walk, outer: list[str], lane: str | None, contraction: bool) -> list[str]:
         if contraction:
             # The lane panel, or else the second operand's rows (weights), outermost: read once for all rows.
@@ -891,20 +521,6 @@ class Model(WalkLowering):
             order = sorted(outer, key=lambda a: a == lane if across is None else (a != lane, a == across))
         forced = [a for a in self.schedule.order if a in outer]
         return forced + [a for a in order if a not in forced]
-
-    def _across(self, walk: Walk, outer: list[str], lane: str | None) -> str | None:
-        """The axis along which an access that strides over the lanes is contiguous, as in a transpose. Walked inside,
-        it takes all of the lines that one vector touches before another's: 4096 x 4096 f32 in 14 ms, not 125."""
-        if walk.reductions or lane not in outer:
-            return None
-        stores = [root for root in walk.inner if isinstance(root, Op)]
-        for access in map(self.access, (*stores, *self.reads(walk))):
-            size = element_bytes(access.dtype)
-            if not access.gathers and access.axes.get(lane, size) != size:
-                along = [a for a in outer if a != lane and access.axes.get(a) == size]
-                if along:
-                    return along[0]
-        return None
 
     def _staged(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str],
                 contraction: bool) -> list[Op]:
@@ -985,34 +601,6 @@ class Model(WalkLowering):
         longest = max((a for a in order if a != lane), key=lambda a: counts[a], default=None)
         return longest if rows * cost > UNROLLED_INSTRUCTIONS else None
 
-    def _joint(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str]) -> str | None:
-        """The axis of sums over the lanes that are finished together: what follows them reads and writes memory along
-        that axis only, or element by element."""
-        if lane not in walk.reduced or any(r.attributes.get("kind") in ("argmax", "argmin") for r in walk.reductions):
-            return None
-        for axis in reversed(order):
-            if 2 <= counts[axis] <= self.lanes and walk.after and all(self._lies_along(r, axis) for r in walk.after):
-                return axis
-        return None
-
-    def _lies_along(self, root: Op | Value, axis: str) -> bool:
-        """Whether a root that becomes a row along `axis`, and all that it is computed from, is contiguous there."""
-        if isinstance(root, Value):
-            axes = root.type.axes  # type: ignore[union-attr]
-            if axes[-1] != axis or any(self.bound[a].lane for a in axes if a in self.bound):
-                return False
-        stores = [] if isinstance(root, Value) else [root]
-        for op in (*stores, *self.reads(Walk((), (), [], [], [root]))):
-            access = self.access(op)
-            if (access.gathers and self._gather_spans(op, axis)) or access.axes.get(axis, 0) not in (
-                    0, element_bytes(access.dtype)):
-                return False
-        return True
-
-    def is_bounded(self, axis: str) -> bool:
-        """Whether scratch memory can be sized by the axis: not if its range is known only as the kernel runs."""
-        return isinstance(self.open[axis].extent, int) or self.open[axis].capacity is not None
-
     def _prefetched(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str],
                     reduced: list[str]) -> list[Op]:
         """Contiguous matrices that are read only once, row by row: weights times a vector, or a few, or a cache that
@@ -1050,16 +638,3 @@ class Model(WalkLowering):
         """Whether a matrix has its rows, contiguous along an axis, one after the other."""
         size = element_bytes(access.dtype)
         return access.axes[rows] == self.mul(along.extent, size) and access.axes[lane] == size
-
-    # Stores past the caches.
-
-    def _streaming_tensors(self) -> set[str]:
-        """Tensors that are written, never read, and, as the call promises, aligned and too large for the caches."""
-        if self.schedule.streaming is not None:
-            return set(self.schedule.streaming)
-        loaded = {op.operands[0].name for op in self.function.walk() if op.name == "load"}
-        return {t.name for t in self.function.tensors() if t.name in self.specialization.aligned - loaded}
-
-    def streams(self, op: Op) -> bool:
-        name = op.operands[0].name
-        return op.operands[0].op is None and name in self.streaming_tensors and name in self.specialization.aligned

@@ -12,8 +12,9 @@ from ..ir.nodes import Block, Op, Value
 from ..tile.affine import affine
 from ..tile.plan import axes_of
 from .extents import Range
-from .model import LINE_BYTES, Model
+from .model import Model
 from .prefetches import NEAR_AHEAD_BYTES
+from .register_factors import LINE_BYTES
 from .scratch import PAGE_BYTES
 from .state import element_bytes
 

@@ -37,7 +37,7 @@ class Target(NamedTuple):
     fma_latency, add_latency, load_latency: cycles (add: after an add; load: from L1 to a vector register).
     core: the named CPU whose costs of instructions bound its code (costs.py, zen5_costs.py, intel_costs.py).
     asks: fields of `requests` that are not as usual (measured). rounded_at_once: vectors of a piece that much
-    arithmetic makes and an instruction rounds to bf16, not row after row (measured; lane/model.py).
+    arithmetic makes and an instruction rounds to bf16, not row after row (measured; lane/register_factors.py).
     """
 
     name: str
