@@ -66,6 +66,14 @@ def make_expert_matvec_swiglu(weight: Any) -> Any:
     return expert_matvec_swiglu
 
 
+def add_products(weights: Any, products: Any, residual: Any, y: Any, panel: Any, l: Any) -> None:
+    """y = residual + sum over k of weights[k] * products[k], of a panel of features."""
+    total = residual[panel, l]
+    for k in range(K):
+        total += weights[k] * products[k, panel, l]
+    y[panel, l] = total
+
+
 def make_expert_matvec(weight: Any) -> Any:
     @sp.kernel(name=f"expert_matvec_{weight.name}")
     def expert_matvec(
@@ -83,10 +91,7 @@ def make_expert_matvec(weight: Any) -> Any:
             products[k, b, l] = acc
         for b in each(B):
             l = whole(L)
-            total = residual[b, l]
-            for k in range(K):
-                total += weights[k] * products[k, b, l]
-            y[b, l] = total
+            add_products(weights, products, residual, y, b, l)
 
     return expert_matvec
 

@@ -21,6 +21,7 @@ import sapper as sp
 from sapper import Tensor, each, f16, f32, i8, i32, span, tiles, u8, whole, zeros
 
 from .activation import silu, silu_reference
+from .moe import add_products
 from .quantized import (
     FORMS,
     LISTED,
@@ -95,10 +96,7 @@ def product_experts(form: Form, group: int) -> SimpleNamespace:
                 products[k, p, l] = acc
         for p in tiles(P):
             l = whole(PANEL)
-            total = residual[p, l]
-            for k in range(K):
-                total += weights[k] * products[k, p, l]
-            y[p, l] = total
+            add_products(weights, products, residual, y, p, l)
 
     @sp.kernel(name=f"grouped_swiglu_{suffix}")
     def grouped_swiglu(

@@ -29,6 +29,7 @@ from .k_quants import (
     random_panels,
     rows_of,
 )
+from .moe import add_products
 from .record import Arguments, Array, Case, LibraryKernel, Shape, unwritten
 
 C, E, J, K, P, S = sp.dims("C E J K P S")
@@ -85,10 +86,7 @@ def experts_of(form: str) -> SimpleNamespace:
                 products[k, p, l] = acc
         for p in tiles(P):
             l = whole(PANEL)
-            total = residual[p, l]
-            for k in range(K):
-                total += weights[k] * products[k, p, l]
-            y[p, l] = total
+            add_products(weights, products, residual, y, p, l)
 
     @sp.kernel(name=f"grouped_swiglu_{form}")
     def grouped_swiglu(

@@ -33,6 +33,27 @@ ROWS = TOGETHER * PANEL
 """Rows of weights that are widened at a time."""
 
 
+def multiply(rows: Any, wide: Any, pairs: Any, first: Any, last: Any, q: Any, y: Any) -> None:
+    """Rows first .. last - 1 of the activations by what was widened of an expert. pairs: of columns."""
+    for m, l in tiles(span(first, last), ROWS):
+        acc = zeros(m, l, dtype=f32)
+        for h, i in tiles(pairs, 2):
+            acc += rows[m, h, i] @ wide[q, h, l, i]
+        y[m, q, l] = acc
+
+
+def multiply_gated(rows: Any, gate: Any, up: Any, pairs: Any, first: Any, last: Any, q: Any, y: Any) -> None:
+    """The same by two matrices, joined by silu."""
+    for m, l in tiles(span(first, last), ROWS):
+        gate_sum = zeros(m, l, dtype=f32)
+        up_sum = zeros(m, l, dtype=f32)
+        for h, i in tiles(pairs, 2):
+            row = rows[m, h, i]
+            gate_sum += row @ gate[q, h, l, i]
+            up_sum += row @ up[q, h, l, i]
+        y[m, q, l] = silu(gate_sum) * up_sum
+
+
 @cache
 def rounded_experts(form: Form) -> SimpleNamespace:
     """The kernels of a form of blocks."""
@@ -55,11 +76,7 @@ def rounded_experts(form: Form) -> SimpleNamespace:
                 if last[e] > first[e]:
                     for b, j in tiles(B, TOGETHER):
                         put_pairs(form, joined, factors, (e * Q + q) * TOGETHER + j, slots, q, b, j)
-                    for m, l in tiles(span(first[e], last[e]), ROWS):
-                        acc = zeros(m, l, dtype=f32)
-                        for h, s in tiles(B * pairs, 2):
-                            acc += rows[m, h, s] @ wide[q, h, l, s]
-                        y[m, q, l] = acc
+                    multiply(rows, wide, B * pairs, first[e], last[e], q, y)
 
     @sp.kernel(name=f"grouped_swiglu_rounded_{form.name}")
     def grouped_swiglu_rounded(
@@ -85,14 +102,7 @@ def rounded_experts(form: Form) -> SimpleNamespace:
                     for b, j in tiles(B, TOGETHER):
                         put_pairs(form, gates, gate_factors, (e * Q + q) * TOGETHER + j, gate_slots, q, b, j)
                         put_pairs(form, ups, up_factors, (e * Q + q) * TOGETHER + j, up_slots, q, b, j)
-                    for m, l in tiles(span(first[e], last[e]), ROWS):
-                        gate_sum = zeros(m, l, dtype=f32)
-                        up_sum = zeros(m, l, dtype=f32)
-                        for h, s in tiles(B * pairs, 2):
-                            row = rows[m, h, s]
-                            gate_sum += row @ wide_gate[q, h, l, s]
-                            up_sum += row @ wide_up[q, h, l, s]
-                        y[m, q, l] = silu(gate_sum) * up_sum
+                    multiply_gated(rows, wide_gate, wide_up, B * pairs, first[e], last[e], q, y)
 
     return SimpleNamespace(grouped_rounded=grouped_rounded, grouped_swiglu_rounded=grouped_swiglu_rounded)
 
@@ -119,11 +129,7 @@ def rounded_k_experts(form: str) -> SimpleNamespace:
                 if last[e] > first[e]:
                     for s, j in tiles(S, TOGETHER):
                         put(joined, parts, factor, (e * Q + q) * TOGETHER + j, slots, q, s, j)
-                    for m, l in tiles(span(first[e], last[e]), ROWS):
-                        acc = zeros(m, l, dtype=f32)
-                        for h, i in tiles(S * pairs, 2):
-                            acc += rows[m, h, i] @ wide[q, h, l, i]
-                        y[m, q, l] = acc
+                    multiply(rows, wide, S * pairs, first[e], last[e], q, y)
 
     @sp.kernel(name=f"grouped_swiglu_rounded_{form}")
     def grouped_swiglu_rounded(
@@ -148,14 +154,7 @@ def rounded_k_experts(form: str) -> SimpleNamespace:
                     for s, j in tiles(S, TOGETHER):
                         put(gates, gate_parts, gate_factor, (e * Q + q) * TOGETHER + j, gate_slots, q, s, j)
                         put(ups, up_parts, up_factor, (e * Q + q) * TOGETHER + j, up_slots, q, s, j)
-                    for m, l in tiles(span(first[e], last[e]), ROWS):
-                        gate_sum = zeros(m, l, dtype=f32)
-                        up_sum = zeros(m, l, dtype=f32)
-                        for h, i in tiles(S * pairs, 2):
-                            row = rows[m, h, i]
-                            gate_sum += row @ wide_gate[q, h, l, i]
-                            up_sum += row @ wide_up[q, h, l, i]
-                        y[m, q, l] = silu(gate_sum) * up_sum
+                    multiply_gated(rows, wide_gate, wide_up, S * pairs, first[e], last[e], q, y)
 
     return SimpleNamespace(grouped_rounded=grouped_rounded, grouped_swiglu_rounded=grouped_swiglu_rounded)
 

@@ -244,7 +244,7 @@ class RegisterFactors(WalkLowering):
                         unrolled = 1     # there are sums enough, and a row after the other is read
                     if self.packing is not None and self._is_short(axis, accumulators * several):
                         unrolled = self.extent_hint(axis)
-                    if self.facts.many_workers and not isinstance(self.open[axis].extent, int):
+                    if not isinstance(self.open[axis].extent, int):
                         # Elements of a further axis, as the two of a pair, are steps as well, and each loads its rows.
                         unrolled = max(1, unrolled // prod(self.extent_hint(a) for a in walk.reduced if a != axis))
                     if axis == lane:

@@ -22,10 +22,10 @@ from sapper.kernels.record import Arguments, LibraryKernel
 from sapper.lane.interpret import run
 from sapper.lane.memory import Memory
 from sapper.lane.ops import LANE_OPS
-from sapper.lane.rehearse import rehearse
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, Schedule, Specialization
 
+from .left_out import missed
 from .test_groups import replaced
 
 TENSORS = ("q", "keys", "values", "out")
@@ -186,24 +186,9 @@ REHEARSED = {"sm_80": ("async_wait", "sync_warps", "async_commit"),
 @pytest.mark.parametrize(("level", "name"), [(level, name) for level, names in REHEARSED.items() for name in names])
 def test_the_rehearsal_finds_what_is_left_out(level: str, name: str) -> None:
     """Each op of that name, left out by itself; but the end of the batch that the next round's batch takes up."""
-    found: list[bool] = []
-    while True:
-        lane = finish_lane(lowered(attention_bf16_64, specialization(), level=level), targets.target(level))
-        places = [(b, op) for b in _blocks(lane) for op in b.ops if op.name == name]
-        if len(found) == len(places):
-            break
-        block, op = places[len(found)]
-        taken = dict(zip(op.results, op.operands, strict=True)) if name == "group_wait" else {}
-        for user in lane.walk():        # sums are taken as they are
-            user.operands[:] = [taken.get(v, v) for v in user.operands]
-        block.ops.remove(op)
-        found.append(bool(rehearse(lane)))
-    harmless = [1] if name == "group_commit" else []
-    assert [n for n, caught in enumerate(found) if not caught] == harmless, found
-
-
-def _blocks(function: Function) -> list[Any]:
-    return [function.body, *(b for op in function.walk() for b in op.blocks)]
+    missing = missed(lambda: finish_lane(
+        lowered(attention_bf16_64, specialization(), level=level), targets.target(level)), name)
+    assert missing == ([1] if name == "group_commit" else [])
 
 
 def test_loads_have_no_bank_conflicts() -> None:

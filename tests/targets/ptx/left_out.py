@@ -1,0 +1,33 @@
+"""Lane programs from which an op that makes workers wait is left out, to see whether the rehearsal tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sapper.ir.nodes import Function
+from sapper.lane.rehearse import rehearse
+
+
+def blocks_of(function: Function) -> list[Any]:
+    """All blocks, the outermost first."""
+    return [function.body, *(block for op in function.walk() for block in op.blocks)]
+
+
+def missed(made: Callable[[], Function], name: str) -> list[int]:
+    """Which of the ops of that name, each left out by itself of a program that is made anew, the rehearsal does not
+    miss. There is one at least."""
+    found: list[bool] = []
+    while True:
+        lane = made()
+        places = [(b, op) for b in blocks_of(lane) for op in b.ops if op.name == name]
+        if len(found) == len(places):
+            break
+        block, op = places[len(found)]
+        taken = dict(zip(op.results, op.operands, strict=True)) if name == "group_wait" else {}
+        for user in lane.walk():        # sums are taken as they are
+            user.operands[:] = [taken.get(v, v) for v in user.operands]
+        block.ops.remove(op)
+        found.append(bool(rehearse(lane)))
+    assert found
+    return [n for n, caught in enumerate(found) if not caught]
