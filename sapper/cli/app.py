@@ -620,6 +620,9 @@ def tune(
     shape: Annotated[
         str | None, typer.Option("--shape", "--dims", help="Extents: M=512,N=512. Default: the kernel's own cases.")
     ] = None,
+    scalars: Annotated[
+        str | None, typer.Option("--set", help="Scalars: position=511. Default: the largest positions that fit.")
+    ] = None,
     budget: Annotated[str, typer.Option("--budget", help="Time for each shape: 60s, 5m.")] = "60s",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Workers; default: all cores.")] = None,
     cold: Annotated[bool, typer.Option("--cold", help="Large operands come from memory, as weights do.")] = False,
@@ -643,6 +646,8 @@ def tune(
     Examples:
       sapper tune matmul_nn_f32 --shape M=512,N=512,K=512 --threads 1
       sapper tune my.py:f --shape M=1000,N=64 --budget 5m
+      sapper tune attention_rounded_bf16 --shape T=512,H=9,G=1,D=64,position=512
+      sapper tune my.py:decode --shape H=8,P=4096,D=128 --set position=2047
       sapper tune matmul_nt_bf16_bf16 --shape M=128,N=4096,K=16384 --target sm_90a --on-paper
       sapper tune --report
       sapper tune --export found.json
@@ -650,7 +655,7 @@ def tune(
     from .tune import run_tune
 
     raise typer.Exit(run_tune(kernel, shape, budget, threads, cold, database, report, export, import_from, json, target,
-                              on_paper))
+                              on_paper, scalars))
 
 
 @app.command()

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,11 @@ def find_target(name: str | None) -> Any:
         raise UsageError(f"found no target {name!r}; expected one of: {', '.join(known_targets())}") from None
 
 
-def parse_dims(text: str | None, kernel: Any, option: str) -> dict[str, int]:
-    """`N=576,K=64` as extents by dimension, in the order in which they are written. Raises UsageError."""
+def parse_dims(text: str | None, kernel: Any, option: str, names: Iterable[str] = ()) -> dict[str, int]:
+    """`N=576,K=64` as extents by dimension, in the order in which they are written. names: what is known, where that is
+    not the dimensions of the kernel. Raises UsageError."""
     result: dict[str, int] = {}
-    known = kernel_dims(kernel)
+    known = list(names) or kernel_dims(kernel)
     for part in (text or "").replace(",", " ").split():
         name, equals, value = part.partition("=")
         if not equals or not value.isdecimal() or int(value) > 2**31 - 1:
@@ -144,6 +145,32 @@ def parse_dims(text: str | None, kernel: Any, option: str) -> dict[str, int]:
         if name not in known:
             raise UsageError(f"--{option}: found {name!r}; expected dimensions of {kernel.name}: {', '.join(known)}")
         result[name] = int(value)
+    return result
+
+
+def parse_scalars(text: str | None, kernel: Any, option: str) -> dict[str, Any]:
+    """`position=511,scale=0.125` as values of scalar parameters. Raises UsageError."""
+    from ..runtime.arguments import integer_range
+
+    result: dict[str, Any] = {}
+    known = {name: type.dtype for name, type in kernel.parameters if not hasattr(type, "dims")}
+    for part in (text or "").replace(",", " ").split():
+        name, _, value = part.partition("=")
+        if name not in known:
+            raise UsageError(f"--{option}: found {part!r}; expected NAME=VALUE of a scalar of {kernel.name}: "
+                             f"{', '.join(known) or 'it has none'}")
+        dtype = known[name]
+        try:
+            if dtype.is_float:
+                result[name] = float(value)
+                continue
+            low, high = (0, 1) if dtype.kind == "b" else integer_range(dtype)
+            if not low <= int(value) <= high:
+                raise ValueError
+        except ValueError:
+            wanted = "a number" if dtype.is_float else f"a whole number from {low} to {high}"
+            raise UsageError(f"--{option}: found {part!r}; expected {wanted}, as {name} is {dtype.name}") from None
+        result[name] = bool(int(value)) if dtype.kind == "b" else int(value)
     return result
 
 

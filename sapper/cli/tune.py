@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import CommandError, UsageError
 from .files import write_files
-from .kernels import Found, find_kernel, find_target, kernel_dims, parse_dims
+from .kernels import Found, find_kernel, find_target, kernel_dims, parse_dims, parse_scalars
 
 GOOD = 1.05
 """The model's schedule is called good where it takes at most this times what the best one takes."""
@@ -25,10 +25,11 @@ INTERRUPTED = 130
 
 def run_tune(wanted: str | None, shape: str | None, budget: str, threads: int | None, cold: bool, database: str | None,
              report: bool, export: str | None, import_from: str | None, json: bool, target_name: str | None = None,
-             on_paper: bool = False) -> int:
+             on_paper: bool = False, scalars: str | None = None) -> int:
     """Search, or with report, export or import_from deal with what was found. Returns the exit status.
 
-    target_name: None for this CPU, or a level of a CUDA device. on_paper: by estimates, for any target.
+    scalars: `position=511`, for scalar parameters. target_name: None for this CPU, or a level of a CUDA device.
+    on_paper: by estimates, for any target.
     """
     from ..runtime.errors import LaunchError
     from ..tune.database import Database, DatabaseError
@@ -36,20 +37,21 @@ def run_tune(wanted: str | None, shape: str | None, budget: str, threads: int | 
     tasks = sum((wanted is not None, report, export is not None, import_from is not None))
     if tasks != 1:
         raise UsageError("expected one of: a kernel to tune, --report, --export FILE, --import FILE")
-    if wanted is None and (on_paper or target_name is not None):
-        raise UsageError("found --target or --on-paper without a kernel; expected a kernel to tune")
+    if wanted is None and (on_paper or target_name is not None or scalars is not None):
+        raise UsageError("found --target, --on-paper or --set without a kernel; expected a kernel to tune")
     if wanted is not None and on_paper:
         if threads is not None or cold or database is not None:
             raise UsageError("found --threads, --cold or --database beside --on-paper; expected none, as nothing is "
                              "timed or kept")
-        return _on_paper(find_kernel(wanted), shape, seconds_of(budget), find_target(target_name), json)
+        found = find_kernel(wanted)
+        return _on_paper(_subjects(found, shape, scalars), seconds_of(budget), find_target(target_name), json)
     path = database or default_database()
     try:
         opened = Database(path)
         try:
             if wanted is not None:
-                return _search(find_kernel(wanted), shape, seconds_of(budget), threads, cold, opened, json,
-                               _timed_target(target_name, threads))
+                return _search(_subjects(find_kernel(wanted), shape, scalars), seconds_of(budget), threads, cold,
+                               opened, json, _timed_target(target_name, threads))
             if import_from is not None:
                 return _import(opened, import_from)
             results = opened.results()
@@ -103,30 +105,43 @@ def seconds_of(text: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def _subject(found: Found, extents: dict[str, int]) -> Any:
+def _subjects(found: Found, shape: str | None, scalars: str | None) -> list[Any]:
+    """What is to be tuned: the shape that is given, or the cases that the library has."""
     from ..tune.tuner import Subject
 
-    entry = found.entry
-    return Subject(found.name, found.kernel, extents) if entry is None else Subject(
-        found.name, found.kernel, extents, entry.make_arguments, entry.reference, entry.compare, entry.check_shapes)
+    entry, kernel = found.entry, found.kernel
+    values = parse_scalars(scalars, kernel, "set")
+    if entry is None:
+        extents = parse_dims(shape, kernel, "shape")
+        missing = [dim for dim in kernel_dims(kernel) if dim not in extents]
+        if missing:
+            raise UsageError(f"--shape: found no {', '.join(missing)}; expected every dimension of {found.name}, "
+                             f"such as {','.join(f'{dim}=512' for dim in kernel_dims(kernel))}")
+        return [Subject(found.name, kernel, extents, scalars=values)]
+    # What a case of the library is made from: extents, and scalars that others follow from, as the position in a cache.
+    names = tuple(entry.cases[0].shape)
+    given = parse_dims(shape, kernel, "shape", names) | {n: int(v) for n, v in values.items() if n in names}
+    values = {n: v for n, v in values.items() if n not in names}
+    shapes = [case.shape for case in entry.cases] if shape is None else [entry.cases[0].shape]
+    return [Subject(found.name, kernel, {**extents, **given}, entry.make_arguments, entry.reference, entry.compare,
+                    entry.check_shapes, values) for extents in shapes]
 
 
 def _told(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _on_paper(found: Found, shape: str | None, budget_s: float, target: Any, json: bool) -> int:
+def _on_paper(subjects: list[Any], budget_s: float, target: Any, json: bool) -> int:
     """Compare estimates: what is printed says that they are, and nothing of them is kept."""
     from ..kernels import by_hand as by_hand  # the library's blocks, which the search may try
-    from ..tune.tuner import tune_on_paper
+    from ..tune.tuner import label_of, tune_on_paper
 
     results = []
-    for extents in _shapes(found, shape):
-        label = " ".join(f"{name}={extent}" for name, extent in extents.items())
-        _told(f"{found.name} {label}, {target.name}, on paper: estimates of the model, nothing is timed")
-        paper = tune_on_paper(_subject(found, extents), target, budget_s, _told)
+    for subject in subjects:
+        _told(f"{subject.name} {label_of(subject)}, {target.name}, on paper: estimates of the model, nothing is timed")
+        paper = tune_on_paper(subject, target, budget_s, _told)
         schedule = paper.schedule.to_json()
-        results.append({"kernel": found.name, "target": target.name, "shape": extents, "estimate": True,
+        results.append({"kernel": subject.name, "target": target.name, "shape": subject.shape, "estimate": True,
                         "schedule": schedule, "cycles": paper.cycles, "model_cycles": paper.model_cycles,
                         "unit": paper.unit, "tried": paper.tried, "finished": paper.finished})
         if not json:
@@ -147,20 +162,19 @@ def _outcome_on_paper(paper: Any) -> str:
             "schedule=, or time it")
 
 
-def _search(found: Found, shape: str | None, budget_s: float, threads: int | None, cold: bool, database: Any,
-            json: bool, target: Any) -> int:
+def _search(subjects: list[Any], budget_s: float, threads: int | None, cold: bool, database: Any, json: bool,
+            target: Any) -> int:
     from ..kernels import by_hand as by_hand  # the library's blocks, which the search may try
     from ..runtime import settings
-    from ..tune.tuner import entries_of, tune, user_file, write_entries
+    from ..tune.tuner import entries_of, label_of, tune, user_file, write_entries
 
     workers = settings.threads() if threads is None else threads
     where = target.name if target.assembler_allocates else f"{workers} thread{'s' * (workers > 1)}, {target.name}"
     results = []
-    for extents in _shapes(found, shape):
-        label = " ".join(f"{name}={extent}" for name, extent in extents.items())
-        _told(f"{found.name} {label}, {where}")
+    for subject in subjects:
+        _told(f"{subject.name} {label_of(subject)}, {where}")
         try:
-            result = tune(_subject(found, extents), target, database, workers, cold, budget_s, _told)
+            result = tune(subject, target, database, workers, cold, budget_s, _told)
         except KeyboardInterrupt:
             print("interrupted; what was tried is kept, and the same command goes on from there", file=sys.stderr)
             return INTERRUPTED
@@ -175,19 +189,6 @@ def _search(found: Found, shape: str | None, budget_s: float, threads: int | Non
     elif path is not None:
         print(f"calls find these schedules in {path}")
     return 0
-
-
-def _shapes(found: Found, shape: str | None) -> list[dict[str, int]]:
-    if shape is None and found.entry is not None:
-        return [dict(case.shape) for case in found.entry.cases]
-    extents = parse_dims(shape, found.kernel, "shape")
-    missing = [dim for dim in kernel_dims(found.kernel) if dim not in extents]
-    if found.entry is None and missing:
-        raise UsageError(f"--shape: found no {', '.join(missing)}; expected every dimension of {found.name}, such as "
-                         f"{','.join(f'{dim}=512' for dim in kernel_dims(found.kernel))}")
-    if found.entry is not None:
-        extents = {**found.entry.cases[0].shape, **extents}
-    return [extents]
 
 
 def _outcome(result: Any) -> str:
@@ -236,7 +237,8 @@ def _report(results: Sequence[Any], json: bool) -> None:
         table.add_column(name, justify="right")
     table.add_column("schedule")
     for r in results:
-        shape = " ".join(f"{dim}={extent}" for dim, extent in r.key.dims) + (" cold" if r.key.cold else "")
+        call = r.key.dims + tuple(scalar for scalar in r.key.scalars if scalar not in r.key.dims)
+        shape = " ".join(f"{name}={value}" for name, value in call) + (" cold" if r.key.cold else "")
         table.add_row(r.key.kernel, shape, r.key.target, str(r.key.threads), f"{1e3 * r.model_s:.3f}",
                       f"{1e3 * r.median_s:.3f}", f"{r.model_s / r.median_s:.2f}", str(r.tried),
                       json_text.dumps(r.schedule.to_json()) if r.schedule.to_json() else "the model's")

@@ -39,6 +39,8 @@ _BOUNDARIES = (0, 1, 2, 4, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 27, 28, 29, 31, 32
 _UNITS = (5, 2, 3)
 """Of what dimensions are multiples of: where that is much, the others above are one or two of it."""
 _LARGEST_DIVISOR = 512
+_FEW = (2, 4, 9, 12, 13, 17, 18, 19), (2, 3, 4, 5, 9, 10, 17, 19)
+"""Extents of which no two, and no two differences, less 1 or as they are, are alike in both rows."""
 _ATTEMPTS = 8
 _LAYOUTS = ("contiguous", "rows apart", "every other", "columns first", "backwards")
 _DIMS = {
@@ -221,9 +223,47 @@ def cases(
         yield Case(label, arranged, static, _volume(shape.values()) <= SMALL_VOLUME)
 
 
-def arguments_of_shape(kernel: Any, function: Function, shape: Mapping[str, int], seed: int = 0) -> Arguments:
-    """Random contiguous arguments of one shape, for timing; integers lie within what they index, as far as is known."""
-    return _draw_arguments(kernel, _traits(function), numpy.random.default_rng(seed), shape)
+def arguments_of_shape(kernel: Any, function: Function, shape: Mapping[str, int], seed: int = 0,
+                       scalars: Mapping[str, Any] | None = None) -> Arguments:
+    """Random contiguous arguments of one shape, for timing.
+
+    scalars: values that are given. Other integer scalars that end a loop or begin an index are as large as the tensors
+    allow, so that there is something to time, where that is an extent or the difference of two, less 1 or as it is.
+    """
+    traits, given = _traits(function), dict(scalars or {})
+    arguments = _draw_arguments(kernel, traits, numpy.random.default_rng(seed), shape) | given
+    free = [name for name, use in traits.uses.items() if (use.bound or use.dims) and not use.divisor
+            and not isinstance(arguments[name], numpy.ndarray) and name not in given]
+    if not free:
+        return arguments
+    order = {extent: at for at, extent in enumerate(sorted(set(shape.values())))}
+    few = []
+    for extents in _FEW:
+        small = {d: min(extent, extents[min(order[extent], len(extents) - 1)]) for d, extent in shape.items()}
+        _make_whole(small, function)
+        few.append((small, _draw_arguments(kernel, traits, numpy.random.default_rng(seed), small)
+                    | dict.fromkeys(free, 0) | {n: 0 for n, value in given.items() if isinstance(value, int)}))
+    terms = sorted((shape[a] - (shape[b] if b else 0) - less, a, b, less)
+                   for a in shape for b in ("", *shape) for less in (0, 1) if a != b)
+    for name in free:
+        for value, a, b, less in terms:
+            tried = [(small[a] - (small[b] if b else 0) - less, call) for small, call in few]
+            if value >= 0 and all(n >= 0 and _is_inside(function, call | {name: n})
+                                  and not _is_inside(function, call | {name: n + 1}) for n, call in tried):
+                arguments[name] = value
+                for n, call in tried:
+                    call[name] = n
+                break
+    return arguments
+
+
+def _is_inside(function: Function, arguments: Arguments) -> bool:
+    """Whether a call touches no element that is not there."""
+    try:
+        interpret(function, {n: copy_of(v) if isinstance(v, numpy.ndarray) else v for n, v in arguments.items()})
+    except OutOfBounds:
+        return False
+    return True
 
 
 def boundary_cases(

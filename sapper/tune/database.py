@@ -40,7 +40,8 @@ class DatabaseError(Exception):
 
 
 class Key(NamedTuple):
-    """What a result is for. source: digest of the kernel's. target: its name. dims: extents by name. cold: see Task."""
+    """What a result is for. source: digest of the kernel's. target: its name. dims: extents by name. cold: see Task.
+    scalars: values of the integers that the call was tuned with, as its position."""
 
     kernel: str
     source: str
@@ -48,10 +49,18 @@ class Key(NamedTuple):
     dims: tuple[tuple[str, int], ...]
     threads: int
     cold: bool
+    scalars: tuple[tuple[str, int], ...] = ()
 
     @property
     def row(self) -> tuple[Any, ...]:
-        return self.kernel, self.source, self.target, json.dumps(dict(self.dims)), self.threads, int(self.cold)
+        call: Any = [dict(self.dims), dict(self.scalars)] if self.scalars else dict(self.dims)
+        return self.kernel, self.source, self.target, json.dumps(call), self.threads, int(self.cold)
+
+    @staticmethod
+    def of_row(kernel: str, source: str, target: str, call: str, threads: int, cold: int) -> Key:
+        data = json.loads(call)
+        dims, scalars = data if isinstance(data, list) else (data, {})
+        return Key(kernel, source, target, tuple(dims.items()), threads, bool(cold), tuple(scalars.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +79,17 @@ class Result:
         """A JSON object; `Result.from_json` reads it back."""
         key = self.key
         return {"kernel": key.kernel, "source": key.source, "target": key.target, "dims": dict(key.dims),
-                "threads": key.threads, "cold": key.cold, "schedule": self.schedule.to_json(),
+                "scalars": dict(key.scalars), "threads": key.threads, "cold": key.cold,
+                "schedule": self.schedule.to_json(),
                 "median_s": self.median_s, "model_s": self.model_s, "tried": self.tried, "finished": self.finished}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Result:
         """Raises KeyError, TypeError, ValueError for what is no result."""
-        dims = tuple((str(name), int(extent)) for name, extent in data["dims"].items())
+        dims, scalars = (tuple((str(name), int(value)) for name, value in data.get(part, {}).items())
+                         for part in ("dims", "scalars"))
         key = Key(str(data["kernel"]), str(data["source"]), str(data["target"]), dims, int(data["threads"]),
-                  bool(data["cold"]))
+                  bool(data["cold"]), scalars)
         return Result(key, Schedule.from_json(data["schedule"]), float(data["median_s"]), float(data["model_s"]),
                       int(data["tried"]), bool(data["finished"]))
 
@@ -136,7 +147,7 @@ class Database:
             "SELECT kernel, source, target, dims, threads, cold, schedule, median_s, model_s, tried, finished "
             "FROM results ORDER BY target, kernel, dims, threads, cold").fetchall()
         return [
-            Result(Key(kernel, source, of, tuple(json.loads(dims).items()), threads, bool(cold)),
+            Result(Key.of_row(kernel, source, of, dims, threads, cold),
                    Schedule.from_json(json.loads(schedule)), median_s, model_s, tried, bool(finished))
             for kernel, source, of, dims, threads, cold, schedule, median_s, model_s, tried, finished in rows
             if target in (None, of)

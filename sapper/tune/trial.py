@@ -23,8 +23,11 @@ import numpy
 
 from ..lane.rows import LoweringError
 from ..runtime import cuda, system
+from ..runtime.by_hand import trusted
 from ..runtime.errors import LaunchError
 from ..runtime.launch import prepare
+from ..targets import host_target
+from ..targets import target as known_target
 from ..targets.ptx.target import runs_on
 from ..tile.schedule import Schedule, ScheduleError
 from .measure import Clock, Run, measure, rotating
@@ -146,6 +149,9 @@ def _be_child(send: Connection, work: Callable[[], Trial]) -> None:
 
 
 def _try(task: Task, candidate: Schedule, against: Schedule, budget_s: float) -> Trial:
+    if candidate.assembly and not trusted(task.kernel, _target(task), candidate):
+        # Calls would take the generated code in its place: whether that is fast is another question.
+        return Trial("wrong", message=f"{', '.join(candidate.assembly)}: by hand, and not what it stands for here")
     sets = copies(task.arguments, task.cold, task.cache_bytes)
     if task.device_target is not None:
         sets = _on_device(sets)
@@ -163,6 +169,10 @@ def _try(task: Task, candidate: Schedule, against: Schedule, budget_s: float) ->
     if times["candidate"].low_s <= HOPELESS * times["against"].high_s:
         times = measure(contestants, budget_s=budget_s, settle_s=settle_s, clock=clock)
     return Trial("timed", times["candidate"].median_s, times["against"].median_s)
+
+
+def _target(task: Task) -> Any:
+    return host_target() if task.device_target is None else known_target(task.device_target)
 
 
 def _on_device(sets: list[dict[str, Any]]) -> list[dict[str, Any]]:

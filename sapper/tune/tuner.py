@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy
@@ -58,7 +58,9 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A kernel to be tuned. make_arguments, reference, compare: those of a library kernel, else None."""
+    """A kernel to be tuned. shape: what a library kernel's cases are made from, else the extents of its dims.
+    make_arguments, reference, compare: those of a library kernel, else None. scalars: values of scalar arguments;
+    others are those of make_arguments, or as arguments_of_shape makes them."""
 
     name: str
     kernel: Any
@@ -67,26 +69,29 @@ class Subject:
     reference: Any = None
     compare: Any = None
     check_shapes: tuple[Mapping[str, int], ...] = ()
+    scalars: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Known:
     """What is known of the calls of a kernel on a target, and what the lowering makes of a schedule for them.
 
-    dims: extents. classes: of each (runtime/specialise.py). aligned: tensors whose rows start at cache lines. refused:
-    schedules that the lowering refused, by their text: each is told once.
+    dims: extents. static: those that calls compile in, as the kernel is specialised for them. classes: of each other
+    (runtime/specialise.py). aligned: tensors whose rows start at cache lines. refused: schedules that the lowering
+    refused, by their text: each is told once.
     """
 
     def __init__(self, kernel: Any, target: Any, dims: Mapping[str, int], aligned: Iterable[str]) -> None:
         self.kernel, self.target, self.dims = kernel, target, dims
         self.facts = facts_of(target)
-        self.classes = {dim: dim_class(extent) for dim, extent in dims.items()}
+        self.static = {dim: extent for dim, extent in dims.items() if dim in kernel.specialise}
+        self.classes = {dim: dim_class(extent) for dim, extent in dims.items() if dim not in self.static}
         self.strides: dict[str, StrideClass] = {
             name: "contiguous" for name, type in kernel.parameters if isinstance(type, TensorType)}
         self.aligned = frozenset(aligned)
         self.refused: set[str] = set()
 
     def function(self) -> Function:
-        function: Function = self.kernel.tile_ir()
+        function: Function = self.kernel.tile_ir(self.static)
         reduce_loops(function)
         canonicalize(function)
         return function
@@ -98,7 +103,7 @@ class Known:
         return choices(self.function(), schedule, self.facts, Specialization(hints, self.strides, self.aligned))
 
     def rank(self, blocks: Iterable[str], schedule: Schedule) -> list[Rank]:
-        return rank(self.kernel, self.target, blocks, schedule, static_dims={}, unit_strides=self.strides,
+        return rank(self.kernel, self.target, blocks, schedule, static_dims=self.static, unit_strides=self.strides,
                     dim_classes=self.classes, aligned=self.aligned)
 
     def neighbours(self, schedule: Schedule, threads: int, tell: Tell) -> list[Step]:
@@ -185,7 +190,8 @@ def tune(subject: Subject, target: Any, database: Database, threads: int, cold: 
     if target.assembler_allocates:
         threads = target.processors
     task, dims = _task(subject, target, threads, cold)
-    key = Key(subject.name, kernel.source_digest(), target.name, tuple(sorted(dims.items())), threads, cold)
+    key = Key(subject.name, kernel.source_digest(), target.name, tuple(sorted(dims.items())), threads, cold,
+              tuple(sorted(integers_of(task.arguments).items())))
     known = Known(kernel, target, dims, _aligned(kernel, target, task.arguments))
     compiler = toolchain_key()
     end = clock() + budget_s
@@ -232,13 +238,25 @@ def _result(key: Key, task: Task, best: Schedule, tried: int, finished: bool) ->
     return Result(key, best, final.median_s, final.against_s, tried, finished)
 
 
+def label_of(subject: Subject) -> str:
+    """The call that is tuned: extents, what a case of the library is made from, and integer scalars."""
+    arguments, dims = _arguments(subject)
+    known = {**subject.shape, **dims, **subject.scalars, **integers_of(arguments)}
+    return " ".join(f"{name}={value}" for name, value in known.items())
+
+
+def integers_of(arguments: Mapping[str, Any]) -> dict[str, int]:
+    """The integer scalars of a call."""
+    return {name: value for name, value in arguments.items() if isinstance(value, int)}
+
+
 def _arguments(subject: Subject) -> tuple[dict[str, Any], dict[str, int]]:
     """The call that is tuned, and the extents of its dims."""
     kernel = subject.kernel
     if subject.make_arguments is not None:
-        made = subject.make_arguments(numpy.random.default_rng(1), subject.shape)
+        made = subject.make_arguments(numpy.random.default_rng(1), subject.shape) | subject.scalars
     else:
-        made = arguments_of_shape(kernel, kernel.tile_ir(), subject.shape)
+        made = arguments_of_shape(kernel, kernel.tile_ir(), subject.shape, scalars=subject.scalars)
     arguments = placed(made)
     dims: dict[str, int] = {}
     for name, type in kernel.parameters:
@@ -276,7 +294,8 @@ def _check_emulated(subject: Subject, target: Any, schedule: Schedule) -> str | 
     for most in EMULATED_EXTENTS:
         shape = {dim: extent if extent <= most else most + extent % REMAINDER - most % REMAINDER
                  for dim, extent in subject.shape.items()}
-        arguments, dims = _arguments(replace(subject, shape=shape))
+        near = {name: value for name, value in subject.scalars.items() if not isinstance(value, int) or value <= most}
+        arguments, dims = _arguments(replace(subject, shape=shape, scalars=near))
         expected = expect(kernel.tile_ir(), arguments, runs=len(TILE_SIZES), tile_sizes=TILE_SIZES)
         emulate.run(kernel, *arguments.values(), target=target.name, schedule=schedule, trial=False,
                     aligned=_aligned(kernel, target, arguments))
@@ -291,9 +310,10 @@ def _check_emulated(subject: Subject, target: Any, schedule: Schedule) -> str | 
 
 def entries_of(results: Sequence[Result]) -> tuned.Entries:
     """Results as the file that calls read has them: those in which the search beat the model. Of a shape that was tuned
-    with warm and with cold operands the cold one counts, as in a model weights are read once."""
+    with warm and with cold operands the cold one counts, as in a model weights are read once; of one that was tuned
+    with several scalars the one that takes longest, as calls with others are over sooner."""
     entries: tuned.Entries = {}
-    for result in sorted(results, key=lambda r: (r.key.kernel, r.key.dims, r.key.threads, not r.key.cold)):
+    for result in sorted(results, key=lambda r: (r.key.kernel, r.key.dims, r.key.threads, not r.key.cold, -r.model_s)):
         if result.schedule == Schedule():
             continue
         mine = entries.setdefault(result.key.kernel, [])

@@ -53,10 +53,26 @@ def double(x: Tensor[f32, M, N], out: Tensor[f32, M, N]):
     assert "tried" in capsys.readouterr().out
 
 
+def test_attention_is_tuned_at_a_position(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tune", "attention_decode_f32", "--budget", "1s", "--threads", "1"]
+    for scalars in (["--shape", "H=2,G=1,D=16,position=40"], ["--shape", "H=2,G=1,D=16", "--set", "position=40"]):
+        assert run([*words, *scalars]) == 0
+        told = capsys.readouterr().err
+        assert "attention_decode_f32 H=2 G=1 D=16 position=40 P=46, 1 thread" in told
+    assert run(["tune", "--report", "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["scalars"] == {"position": 40} and result["dims"] == {"D": 16, "G": 1, "H": 2, "P": 46}
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     ([], "expected one of: a kernel to tune"), (["softmax", "--report"], "expected one of"),
     (["nothing"], "no library kernel"), (["softmax", "--budget", "soon"], "expected a time such as"),
     (["softmax", "--shape", "Q=3"], "expected dimensions of softmax"), (["--import", "/nowhere"], "tune --export"),
+    (["attention_decode_f32", "--shape", "P=3"], "expected dimensions of attention_decode_f32: H, G, D, position"),
+    (["attention_decode_f32", "--set", "P=3"], "NAME=VALUE of a scalar of attention_decode_f32: position, scale"),
+    (["attention_decode_f32", "--set", "position=1.5"], "as position is i32"),
+    (["attention_decode_f32", "--set", "scale=high"], "expected a number, as scale is f32"),
+    (["--report", "--set", "position=3"], "expected a kernel to tune"),
     (["--import", __file__], "export it again"), (["--report", "--database", __file__], "mend"),
 ])
 def test_mistakes_are_told(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

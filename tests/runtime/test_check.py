@@ -14,12 +14,13 @@ from sapper.codegen import schedule as schedule_module
 from sapper.codegen.machine import Instruction, Memory, Register
 from sapper.kernels import find
 from sapper.lane import math, rows, simplify
-from sapper.runtime.cases import IntegerUse, cases, copy_of, integer_uses
+from sapper.runtime.cases import IntegerUse, arguments_of_shape, cases, copy_of, integer_uses
 from sapper.runtime.check import STATIONS, check_kernel
 from sapper.targets import target
 from sapper.targets.x86_64 import select as rules
 from sapper.targets.x86_64.instructions import ROWS
 from sapper.tile import canonical
+from sapper.tile.interpret import interpret
 
 M, N, K = sp.dims("M N K")
 
@@ -274,6 +275,34 @@ def test_what_integers_are_used_for() -> None:
     assert uses["a"] == IntegerUse([])
     assert uses["b"] == IntegerUse([], divisor=True)
     assert uses["rounds"] == IntegerUse([], bound=True)
+
+
+@sp.kernel
+def moved(x: Tensor[f32, M, N], first: i32, last: i32, y: Tensor[f32, N], divisor: i32):
+    for n in tiles(N):
+        total = sp.zeros(n, dtype=f32)
+        for m in tiles(span(first, last)):
+            total += sp.sum(x[m, n], over=m)
+        y[n] = total * (n // divisor).to(f32)
+
+
+@pytest.mark.parametrize(("kernel", "shape", "scalars", "expected"), [
+    ("attention_f32", {"T": 32, "H": 2, "G": 1, "D": 8, "P": 100}, {}, {"position": 68}),
+    ("attention_f32", {"T": 100, "H": 2, "G": 1, "D": 8, "P": 100}, {}, {"position": 0}),
+    ("attention_f32", {"T": 32, "H": 2, "G": 1, "D": 8, "P": 100}, {"position": 5}, {"position": 5}),
+    ("attention_decode_bf16", {"H": 3, "G": 300, "D": 64, "P": 100}, {}, {"position": 99}),
+    ("rope_half_split", {"T": 64, "H": 4, "R": 16, "P": 64}, {}, {"position": 0}),
+    ("compress_f32", {"T": 16, "H": 16, "R": 32, "C": 512, "P": 32}, {}, {"position": 16}),
+    (moved, {"M": 90, "N": 70}, {"first": 7}, {"first": 7, "last": 90}),
+])
+def test_integers_of_a_call_that_is_timed_are_the_largest_that_fit(kernel: Any, shape: dict[str, int],
+                                                                   scalars: dict[str, int],
+                                                                   expected: dict[str, int]) -> None:
+    kernel = find(kernel).kernel if isinstance(kernel, str) else kernel
+    made = arguments_of_shape(kernel, kernel.tile_ir(), shape, scalars=scalars)
+    assert {name: made[name] for name in expected} == expected
+    assert made.get("divisor", 1) in range(1, 8)
+    interpret(kernel.tile_ir(), made)  # raises OutOfBounds where an index does not fit
 
 
 def test_cases_are_the_same_for_the_same_seed_and_have_all_kinds() -> None:

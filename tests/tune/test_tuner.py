@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 
 import sapper as sp
-from sapper import Tensor, f32, tiles
+from sapper import Tensor, f32, i32, span, tiles, whole, zeros
 from sapper.kernels import library
+from sapper.kernels.by_hand import rows as rows
+from sapper.lang.by_hand import PIECES
 from sapper.runtime import tuned
 from sapper.runtime.errors import SapperWarning
 from sapper.targets import host_target
@@ -31,7 +33,7 @@ from sapper.tune.tuner import Subject, entries_of, tune, write_entries
 MATMUL = {k.name: k for k in library()}["matmul_nn_f32"]
 SHAPE = {"M": 40, "N": 64, "K": 33}
 KEY = Key("k", "digest", "zen4", (("M", 5),), 1, False)
-M, N = sp.dims("M N")
+M, N, T, D, P = sp.dims("M N T D P")
 
 
 @sp.kernel
@@ -65,6 +67,31 @@ def test_a_wrong_one_is_never_timed() -> None:
 def test_a_schedule_that_cannot_be_followed_is_refused() -> None:
     trial = try_candidate(task(), Schedule(lane="q"), Schedule())
     assert trial.status == "refused" and "no axis 'q'" in trial.message
+
+
+@sp.kernel
+def exponential(x: Tensor[f32, N], out: Tensor[f32, N]):
+    for n in tiles(N):
+        out[n] = sp.exp(x[n])
+
+
+@pytest.mark.skipif("avx512f" not in host_target().features, reason="no AVX-512")
+@pytest.mark.filterwarnings("ignore:kernel exponential")
+def test_a_block_by_hand_that_is_wrong_is_never_timed() -> None:
+    """Calls with it take the generated code, which may well win by chance."""
+    def nothing_like_it(out: Any, x: Any) -> None:
+        sp.x86.vaddps(out, x, x)
+
+    sp.x86.block("twice", inputs="f32", result="f32", features="avx512f", implements="exp")(nothing_like_it)
+    try:
+        of_exp = tuner._task(Subject("exponential", exponential, {"N": 1000}), host_target(), 1, False)[0]
+        trial = try_candidate(of_exp, Schedule(assembly=("twice",)), Schedule(), budget_s=0.02, time_limit_s=150)
+        assert trial.status == "wrong" and "twice" in trial.message
+        sound = try_candidate(of_exp, Schedule(assembly=("sapper.kernels.by_hand.rows:exp_by_table",)), Schedule(),
+                              budget_s=0.02, time_limit_s=150)
+        assert sound.status == "timed"
+    finally:
+        del PIECES["x86_64:twice"]
 
 
 def kill_itself() -> Trial:
@@ -111,6 +138,54 @@ def _large(*given: Any) -> Any:
 
     large = Specialization({d: DimClass(512, 64) for d in "MNK"}, given[3].strides)
     return choices(*given[:2], facts_of(target("zen4")), large)
+
+
+@sp.kernel
+def sums_so_far(x: Tensor[f32, T, P], position: i32, sums: Tensor[f32, T], scale: f32):
+    for t in tiles(T):
+        total = zeros(t, dtype=f32)
+        for p in tiles(span(0, position + T)):
+            total += sp.sum(x[t, p], over=p)
+        sums[t] = total * scale
+
+
+def test_a_call_is_tuned_with_its_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are given, or the largest that fit; a search for others does not take its trials."""
+    shape = {"T": 32, "P": 100}
+    monkeypatch.setattr(tuner, "try_candidate", lambda *_: Trial("timed", 1.0, 1.0))
+    database = Database(str(tmp_path / "trials.sqlite"))
+
+    def found(**scalars: Any) -> Result:
+        return tune(Subject("sums_so_far", sums_so_far, shape, scalars=scalars), host_target(), database, 1, False, 1e9,
+                    lambda _: None)
+
+    largest, first = found(), found(position=7, scale=0.5)
+    assert (largest.key.scalars, first.key.scalars) == ((("position", 68),), (("position", 7),))
+    assert tuner.label_of(Subject("sums_so_far", sums_so_far, shape)) == "T=32 P=100 position=68"
+    assert database.results() == sorted([largest, first], key=lambda r: json.dumps(r.key.row))
+    assert Result.from_json(json.loads(json.dumps(first.to_json()))) == first
+
+
+def test_of_several_scalars_the_longest_call_counts() -> None:
+    few, many = Schedule(registers={"n": 1}), Schedule(registers={"n": 2})
+    results = [Result(KEY._replace(scalars=(("position", at),)), schedule, at, 2.0 * at, 1, True)
+               for at, schedule in ((1, few), (9, many), (3, few))]
+    (entries,) = entries_of(results).values()
+    assert [entry["schedule"] for entry in entries] == [many.to_json()]
+    assert entries[0]["dims"] == {"M": 5}
+
+
+@sp.kernel(specialise="D")
+def rotated(x: Tensor[f32, T, D], out: Tensor[f32, T, D]):
+    for t in tiles(T):
+        d = whole(D)
+        out[t, d] = x[t, d] * sp.sum(x[t, d], over=d)
+
+
+def test_extents_that_calls_compile_in_are_known_to_the_search() -> None:
+    known = tuner.Known(rotated, host_target(), {"T": 64, "D": 48}, ())
+    assert known.static == {"D": 48} and set(known.classes) == {"T"}
+    assert "D" not in [op.attributes.get("name") for op in known.function().walk() if op.name == "dim"]
 
 
 def test_a_gain_that_does_not_last_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
