@@ -86,8 +86,8 @@ class Result:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Result:
         """Raises KeyError, TypeError, ValueError for what is no result."""
-        dims, scalars = (tuple((str(name), int(value)) for name, value in data.get(part, {}).items())
-                         for part in ("dims", "scalars"))
+        dims, scalars = (tuple((str(name), int(value)) for name, value in part.items())
+                         for part in (data["dims"], data.get("scalars", {})))  # older files have no scalars
         key = Key(str(data["kernel"]), str(data["source"]), str(data["target"]), dims, int(data["threads"]),
                   bool(data["cold"]), scalars)
         return Result(key, Schedule.from_json(data["schedule"]), float(data["median_s"]), float(data["model_s"]),
