@@ -11,6 +11,7 @@ from math import prod
 
 from ..ir.nodes import Block, Op
 from ..tile.plan import Plan, Walk, axes_of, plan_block
+from ..tile.schedule import ScheduleError
 from .extents import Range
 from .row_waits import WORTH, waits_of
 from .scratch import ScratchLowering
@@ -64,6 +65,10 @@ class ResidentLowering(ScratchLowering):
                 else:
                     size = sums.get(r.axis) or self._rows_that_wait(r, plan)
                 r.resident = self.schedule.tile.get(r.axis, size)
+                if r.lane and r.resident % self.lanes:
+                    raise ScheduleError(f"schedule of {self.function.name}: tile of {r.axis} is {r.resident}, and the "
+                                        f"model has {r.axis} across the lanes; expected a multiple of the "
+                                        f"{self.lanes} lanes, or another lane axis")
 
     def _rows_that_wait(self, r: Range, plan: Plan) -> int:
         """Two where they wait for sums of themselves for long. Not where results go past the caches: memory takes
@@ -138,11 +143,13 @@ class ResidentLowering(ScratchLowering):
 
     @staticmethod
     def _carries_contractions(axis: str, plan: Plan) -> bool:
-        """Whether a loop inside contracts tiles over this axis again and again (attention): with the axis across lanes
-        no lane ever needs another, so that its maxima and sums are plain vectors."""
-        return any(inner.name == "contract" and axis in inner.result.type.axes  # type: ignore[union-attr]
-                   for item in plan.items if isinstance(item, Op) and item.name == "tiles" and item.results
-                   for inner in item.walk())
+        """Whether a loop inside, or inside a loop over pages, gives a tile of scores over this axis and its own again
+        and again (attention): with the axis across lanes no lane ever needs another, so that maxima and sums of scores
+        are plain vectors."""
+        return any(inner.name == "contract" and axis in axes_of(inner.result)
+                   and set(axes_of(inner.result)) & set(loop.attributes["axes"])
+                   for item in plan.items if isinstance(item, Op) for loop in item.walk()
+                   if loop.name == "tiles" and loop.results for inner in loop.walk())
 
     def _lists_by_lane(self, r: Range, plan: Plan) -> bool:
         """Whether short lists of the largest of few elements are made for many rows (experts of tokens): a list in each

@@ -143,6 +143,18 @@ def test_illegal_schedules_are_refused(schedule: Schedule, part: str) -> None:
         run_lane(reduce_loops(entry.kernel.tile_ir()), arguments, schedule)
 
 
+def test_a_tile_of_an_axis_that_the_model_puts_across_the_lanes_is_whole_vectors() -> None:
+    function = reduce_loops(LIBRARY["latent_attention_decode_f32"].kernel.tile_ir({"H": 16, "C": 64, "S": 32}))
+    canonicalize(function)
+    specialization = Specialization({"P": DimClass(1000), "B": DimClass(16)}, {})
+    for rows, part in ((12, "tile of h is 12, and the model has h across the lanes"), (32, None)):
+        try:
+            lower(function, Schedule(tile={"h": rows}), AVX512, specialization)
+            assert part is None
+        except ScheduleError as error:
+            assert part is not None and part in str(error)
+
+
 def test_schedule_json_round_trip() -> None:
     schedule = Schedule("n", {"m": 4}, {"k": 2}, ("n", "m"), ("b",), None, {"m": 3})
     assert Schedule.from_json(schedule.to_json()) == schedule

@@ -59,6 +59,22 @@ def prefetches(name: str, facts: Facts, strides: dict[str, Panels] | None = None
     return [op.attributes for op in lowered.walk() if op.name == "prefetch"]
 
 
+@pytest.mark.parametrize(("name", "static", "lane", "tile"), [
+    ("latent_attention_paged_f32", {"H": 16, "C": 64, "X": 32}, "h", {"h": 16, "p": 64}),
+    ("latent_attention_paged_bf16", {"H": 16, "C": 64, "X": 32}, "h", {"h": 16, "p": 64}),
+    ("latent_attention_decode_f32", {"H": 16, "C": 64, "S": 32}, "h", {"h": 16, "p": 64}),
+    ("attention_paged_f32", {"G": 3, "D": 64}, "d", {"g": 3, "p": 64}),
+    ("attention_decode_f32", {"G": 3, "D": 64}, "d", {"g": 3, "p": 64}),
+])
+def test_heads_meet_pages_as_they_meet_a_cache_in_one_piece(name: str, static: dict[str, int], lane: str,
+                                                            tile: dict[str, int]) -> None:
+    """All that share it at once, so that it is read once for them."""
+    function = reduce_loops(LIBRARY[name].kernel.tile_ir(static))
+    canonicalize(function)
+    told = choices(function, Schedule(), PLAIN, Specialization({})).schedule
+    assert (told.lane, told.tile) == (lane, tile)
+
+
 @pytest.mark.parametrize(("name", "typical", "rows"), [
     ("matvec_f32", 2048, 1), ("matvec_f32", 16384, 4), ("matvec_bf16", 2048, 1), ("matvec_swiglu_bf16", 2048, 1),
     ("norm_matvec_bf16", 4096, 1), ("norm_matvec_bf16", 8192, 4),     # what vector and gain make
