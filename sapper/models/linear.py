@@ -21,7 +21,7 @@ from ..kernels.k_quants import SIXTEEN, SUPER
 from ..kernels.moe_blocks import exact_experts, product_experts
 from ..kernels.quantized import FORMS, PANEL, Form
 from ..kernels.widen import widening_kernels
-from ..runtime.buffers import Arena, empty
+from ..runtime.buffers import LINE_BYTES, Arena, empty
 from ..runtime.packed import Packed, packed_empty
 from ..runtime.program import Rows
 from .errors import ModelError
@@ -30,18 +30,32 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Steps: TypeAlias = list[tuple[Any, tuple[Any, ...]]]
 
 
+WORK_BYTES = 1 << 28
+"""Of address space for each kind of memory that matrices need, of which a session touches megabytes."""
+
+APART_BYTES = 5 * LINE_BYTES
+"""Between arrays of a set: their sizes are powers of two often, and a kernel that writes the same row of each, in steps
+of KiB, would find all of it in one set of a cache (quantising 512 rows took 1.8 times as long on a Zen 5)."""
+
+
 class Workspace:
-    """Memory that matrices need besides their operands; one for a session.
+    """Memory that matrices need besides their operands; one for a session. What is asked for again lies where it did
+    before, of another size too: a product is done with it before the next one begins.
 
     normed: a vector of at most `features` elements after its norm.
     """
 
     def __init__(self, features: int) -> None:
         self.normed = empty((features,))
-        self._wide: list[Array] = []
-        self._narrow: list[Array] = []
-        self._quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.float32, np.int32)]
-        self._super_quants: list[Array] = [empty((0,), kind) for kind in (np.int8, np.float32, np.int8, np.int32)]
+        self._quants, self._super_quants = Arena(WORK_BYTES), Arena(WORK_BYTES)
+        self._wide: list[Arena] = []
+        self._narrow: list[Arena] = []
+
+    def arrays(self) -> dict[str, Any]:
+        """All memory that was asked for, by what it is for."""
+        return {"normed": self.normed, "quants": self._quants.reached, "super_quants": self._super_quants.reached,
+                "wide": [memory.reached for memory in self._wide],
+                "narrow": [memory.reached for memory in self._narrow]}
 
     def norm(self, x: Array, gain: Array, epsilon: float) -> tuple[Steps, Array]:
         """The step that makes rms_norm(x) of a vector, and where: a kernel of its own, as every task of a product would
@@ -53,20 +67,23 @@ class Workspace:
         """Memory for rows that are quantised (sapper/kernels/quantized.py): q, scales, sums and starts."""
         groups = columns // group
         of_blocks = groups, group // block, rows
-        return self._kept(self._quants, (groups, rows, group), (groups, rows), of_blocks, of_blocks)
+        return self._set(self._quants, ((groups, rows, group), np.int8), ((groups, rows), np.float32),
+                         (of_blocks, np.float32), (of_blocks, np.int32))
 
     def super_quants(self, rows: int, columns: int) -> tuple[Array, ...]:
         """The same for those of sapper/kernels/k_quants.py: q, scales, digits and starts."""
         blocks = columns // SUPER
-        return self._kept(self._super_quants, (blocks, rows, SUPER), (blocks, rows), (blocks, rows, SIXTEEN),
-                          (blocks, SIXTEEN, rows))
+        return self._set(self._super_quants, ((blocks, rows, SUPER), np.int8), ((blocks, rows), np.float32),
+                         ((blocks, rows, SIXTEEN), np.int8), ((blocks, SIXTEEN, rows), np.int32))
 
     @staticmethod
-    def _kept(kept: list[Array], *shapes: tuple[int, ...]) -> tuple[Array, ...]:
-        for place, shape in enumerate(shapes):
-            if kept[place].size < math.prod(shape):
-                kept[place] = empty((math.prod(shape),), kept[place].dtype)
-        return tuple(part[: math.prod(shape)].reshape(shape) for part, shape in zip(kept, shapes, strict=True))
+    def _set(memory: Arena, *arrays: tuple[tuple[int, ...], Any]) -> tuple[Array, ...]:
+        memory.again()
+        made = []
+        for shape, dtype in arrays:
+            made.append(memory.empty(shape, dtype))
+            memory.empty((APART_BYTES,), np.uint8)
+        return tuple(made)
 
     def narrow(self, rows: int, columns: int, place: int = 0) -> Array:
         """Memory for rows in bf16; place: as of `wide`."""
@@ -92,13 +109,10 @@ class Workspace:
         """Memory for a matrix in f32; place: 0, or 1 for a second one at the same time."""
         return self._rows(self._wide, place, rows, columns, np.float32)
 
-    @staticmethod
-    def _rows(kept: list[Array], place: int, rows: int, columns: int, dtype: Any) -> Array:
-        while len(kept) <= place:
-            kept.append(empty((0,), dtype))
-        if kept[place].size < rows * columns:
-            kept[place] = empty((rows * columns,), dtype)
-        return kept[place][: rows * columns].reshape(rows, columns)
+    def _rows(self, places: list[Arena], place: int, rows: int, columns: int, dtype: Any) -> Array:
+        while len(places) <= place:
+            places.append(Arena(WORK_BYTES))
+        return self._set(places[place], ((rows, columns), dtype))[0]
 
 
 def in_blocks(rows: Array, size: int) -> Array:
@@ -129,7 +143,7 @@ def named_arrays(value: Any, name: str = "") -> dict[str, Array]:
     elif isinstance(value, (tuple, list)):
         parts = list(enumerate(value))
     elif isinstance(value, Workspace):
-        parts = [(key.lstrip("_"), part) for key, part in vars(value).items()]
+        return named_arrays(value.arrays(), name)
     elif is_dataclass(value) and not isinstance(value, type):
         parts = [(f.name, getattr(value, f.name)) for f in fields(value)]
     else:

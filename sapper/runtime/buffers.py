@@ -27,18 +27,20 @@ FETCHED_BYTES = 8 << 20
 class Mapping:
     """Private zeroed memory on a 2 MiB boundary that has asked for huge pages; freed with the object.
 
-    address, size_bytes: what may be used; huge: False where the system refused huge pages.
+    address, size_bytes: what may be used; huge: False where it lies on plain pages, as the system refused huge ones or
+    nobody asked.
     """
 
     __slots__ = ("_mapped_bytes", "address", "huge", "size_bytes")
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, huge: bool = True) -> None:
+        """huge: ask for huge pages; of less than one, the first byte that is touched takes all of it."""
         self._mapped_bytes = 0
         self.size_bytes = size_bytes
         mapped_bytes = round_up(max(size_bytes, 1), HUGE_PAGE_BYTES)
         self.address = system.map_aligned(mapped_bytes)
         self._mapped_bytes = mapped_bytes
-        self.huge = system.advise_huge_pages(self.address, mapped_bytes)
+        self.huge = huge and system.advise_huge_pages(self.address, mapped_bytes)
 
     def __del__(self) -> None:
         if self._mapped_bytes:
@@ -76,20 +78,20 @@ class Arena:
     is address space only. A block is freed with the last array in it.
     """
 
-    __slots__ = ("_block", "_block_bytes", "_fetching", "_used_bytes")
+    __slots__ = ("_block", "_block_bytes", "_fetching", "_reached_bytes", "_used_bytes")
 
     def __init__(self, block_bytes: int = 1 << 30) -> None:
         """block_bytes: of address space taken at once; a larger array gets a block of its own."""
         self._block_bytes = block_bytes
         self._block: Any = None
-        self._used_bytes = 0
+        self._used_bytes = self._reached_bytes = 0
         self._fetching: _Fetching | None = None
 
     def expect(self, size_bytes: int) -> None:
         """Take memory for so many bytes at once, and have a thread fetch it from the system: zeroing it takes about as
         long as filling it, which waits for it no more. What proves too much is given back by `settle`."""
         mapping = Mapping(max(self._block_bytes, size_bytes))
-        self._block, self._used_bytes = mapping.bytes_view(), 0
+        self._block, self._used_bytes, self._reached_bytes = mapping.bytes_view(), 0, 0
         self._fetching = _Fetching(mapping, size_bytes)
 
     def settle(self) -> None:
@@ -107,9 +109,20 @@ class Arena:
         if self._block is None or end > len(self._block):
             self.settle()
             start, end = 0, count * element.itemsize
-            self._block = Mapping(max(end, self._block_bytes)).bytes_view()
+            self._block, self._reached_bytes = Mapping(max(end, self._block_bytes)).bytes_view(), 0
         self._used_bytes = end
+        self._reached_bytes = max(self._reached_bytes, end)
         return numpy.frombuffer(self._block, dtype=element, count=count, offset=start).reshape(extents)
+
+    def again(self) -> None:
+        """Put the next array where the first one lies: for sets of arrays of which no two are in use at the same time.
+        A larger set then takes no more memory than what it is larger by."""
+        self._used_bytes = 0
+
+    @property
+    def reached(self) -> numpy.ndarray[Any, Any]:
+        """All bytes of the block that an array has lain in: u8."""
+        return numpy.frombuffer(self._block or b"", dtype=numpy.uint8, count=self._reached_bytes)
 
 
 class _Fetching:

@@ -44,6 +44,7 @@ from .errors import ArgumentError, LaunchError, warn_once
 from .fast_call import make_fast_call
 from .loader import CodeBlock, load
 from .specialise import CACHE_LINE_BYTES, Specialisation, aligned_tensors, specialise
+from .system import trim_heap
 from .tuned import tuned_schedule
 
 if TYPE_CHECKING:
@@ -338,7 +339,14 @@ class Launcher:
             compiled = _read_cached(cache, key)
             if compiled is not None:
                 return compiled
-        result = now.compile_kernel(
+        compiled = self._compile(specialisation, schedule, target)
+        trim_heap()  # of the IRs, a few MiB
+        if cache is not None and not getattr(self.kernel, "refused_by_hand", False):
+            cache.put(key, compiled.pack())
+        return compiled
+
+    def _compile(self, specialisation: Specialisation, schedule: Any, target: Any) -> CompiledKernel:
+        result = configuration().compile_kernel(
             self.kernel,
             static_dims=dict(specialisation.static_dims),
             unit_strides=dict(specialisation.unit_strides),
@@ -350,10 +358,7 @@ class Launcher:
         stored: tuple[str, ...] = ()
         if not isinstance(result, CompiledKernel) and getattr(result, "stored", None) is None:
             stored = stored_tensors(self.kernel.tile_ir(dict(specialisation.static_dims)))
-        compiled = CompiledKernel.of(self.name, result, stored)
-        if cache is not None and not getattr(self.kernel, "refused_by_hand", False):
-            cache.put(key, compiled.pack())
-        return compiled
+        return CompiledKernel.of(self.name, result, stored)
 
     # ---- calling
 

@@ -27,7 +27,7 @@ import numpy
 from ..ir.types import DTYPES
 from . import settings, workers
 from .arguments import FIRST_SLOT, Binding, Parameter, Signature, fill_words, scalar_word, slot_words
-from .buffers import LINE_BYTES, Mapping
+from .buffers import HUGE_THRESHOLD_BYTES, LINE_BYTES, Mapping
 from .compiled import CompiledKernel
 from .entries import register_renewal
 from .errors import ArgumentError, LaunchError
@@ -315,7 +315,8 @@ class Program:
     def _fill(self, layout: Layout) -> None:
         """The memory: control, sync blocks, table, argument blocks, scratch."""
         launches = self._launches
-        self._mapping = mapping = Mapping(layout.scratch + layout.step_bytes * self.threads)
+        size_bytes = layout.scratch + layout.step_bytes * self.threads
+        self._mapping = mapping = Mapping(size_bytes, huge=size_bytes >= HUGE_THRESHOLD_BYTES)
         base = mapping.address
         memory: Any = mapping.bytes_view()
         words = numpy.frombuffer(memory, numpy.int64, count=layout.scratch // WORD_BYTES)

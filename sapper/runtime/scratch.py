@@ -24,18 +24,19 @@ _LEAST_BYTES = 8 << 20  # address space only: pages that no kernel touches are n
 
 
 class WorkArea:
-    """A sync block and scratch of capacity bytes; the whole is huge-page advised and starts on a huge page.
+    """A sync block, and scratch of capacity bytes on huge pages, which are not there before a kernel touches them.
 
     sync: address of the sync block, zero at first. scratch: page-aligned address. counters: the task counters' bytes.
     """
 
-    __slots__ = ("_mapping", "capacity_bytes", "counters", "scratch", "sync")
+    __slots__ = ("_mapping", "_sync_page", "capacity_bytes", "counters", "scratch", "sync")
 
     def __init__(self, capacity_bytes: int = 0) -> None:
         mapping = Mapping(max(capacity_bytes, _LEAST_BYTES) + PAGE_BYTES)
         self._mapping = mapping
-        self.sync = mapping.address
-        self.scratch = mapping.address + PAGE_BYTES
+        self._sync_page = Mapping(PAGE_BYTES, huge=False)
+        self.sync = self._sync_page.address
+        self.scratch = mapping.address + PAGE_BYTES  # not in the cache sets of all that begins on a huge page
         self.capacity_bytes = mapping.size_bytes - PAGE_BYTES
         counters = (ctypes.c_char * COUNTER_BYTES).from_address(self.sync)
         self.counters = memoryview(counters).cast("B")

@@ -115,7 +115,7 @@ class Pool:
         self.size = 1
         self.area = WorkArea()
         self._code = code
-        self._memory = Mapping(MAILBOXES + MAILBOX_BYTES * settings.MAX_THREADS)
+        self._memory = Mapping(MAILBOXES + MAILBOX_BYTES * settings.MAX_THREADS, huge=False)
         self.control = self._memory.address
         self._threads: list[threading.Thread] = []
 

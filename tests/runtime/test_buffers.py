@@ -98,6 +98,28 @@ def test_an_arena_puts_arrays_one_after_another() -> None:
         arena.empty(-1)
 
 
+def test_an_arena_begins_again() -> None:
+    arena = Arena(1 << 20)
+    assert not arena.reached.size
+    first, second = arena.empty(16, np.int8), arena.empty(100, np.int8)
+    arena.again()
+    third = arena.empty(40, np.int8)
+    assert third.ctypes.data == first.ctypes.data == arena.reached.ctypes.data
+    assert arena.reached.size == 64 + 100  # what lies behind a smaller set was used all the same
+    third[...] = 5
+    assert (first == 5).all() and not second.any()
+    large = arena.empty(2 << 20, np.int8)
+    arena.again()
+    assert arena.empty(8, np.int8).ctypes.data == large.ctypes.data and arena.reached.size == 2 << 20
+
+
+def test_small_memory_may_lie_on_plain_pages() -> None:
+    plain = Mapping(4096, huge=False)
+    plain.bytes_view()[0] = 1
+    assert not plain.huge and plain.address % (2 << 20) == 0
+    assert resident_bytes(plain.address, 2 << 20) == 4096
+
+
 def test_an_array_of_an_arena_outlives_it() -> None:
     part = Arena().empty((64, 64))[3:5]
     gc.collect()

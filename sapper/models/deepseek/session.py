@@ -78,7 +78,7 @@ class Session(BaseSession):
         self._splits = tuple(self._arena.empty(one, F32) for one in extents)
         self._absorbed, self._met = (self._arena.empty((heads, rank), F32) for _ in range(2))
         rows = self.chunk
-        self._x, self._y, self._normed = (self._arena.empty((rows, config.features), F32) for _ in range(3))
+        self._x, self._y = (self._arena.empty((rows, config.features), F32) for _ in range(2))
         first = config.query_rank or heads * config.head_features
         indexer = config.indexer
         key_features, query_features = (0, 0) if indexer is None else (
@@ -360,17 +360,17 @@ class Session(BaseSession):
         return self.model.weights.logits, self.model.weights.gain, self.model.config.epsilon
 
     def _attend(self, one: AttentionWeights, layer: int, position: Variable) -> Steps:
-        """x to y."""
+        """x to y, where x lies after its norm before."""
         config, rows = self.model.config, self._rows
-        x, y, joined, normed, mixed = self._x, self._y, self._joined, self._normed, self._mixed
-        steps: Steps = [(norm.rms_norm, (rows(x), one.gain, config.epsilon, rows(normed))),
-                        *self._multiply("matmul_nt", normed, [one.joined], joined)]
+        x, y, joined, mixed = self._x, self._y, self._joined, self._mixed
+        steps: Steps = [(norm.rms_norm, (rows(x), one.gain, config.epsilon, rows(y))),
+                        *self._multiply("matmul_nt", y, [one.joined], joined)]
         if one.query is not None and one.query_gain is not None:
             latent = joined[:, : config.query_rank]
             steps += [(norm.rms_norm, (rows(latent), one.query_gain, LATENT_EPSILON, rows(self._query_latent))),
                       *self._multiply("matmul_nt", self._query_latent, [one.query], self._queries)]
         if one.index is not None:
-            steps += self._multiply("matmul_nt", normed, [one.index.head_weights], self._index_weights)
+            steps += self._multiply("matmul_nt", y, [one.index.head_weights], self._index_weights)
         return [*steps, *self._meet(one, layer, position),
                 *self._multiply("matmul_nt_residual", mixed, [one.output], x, y)]
 
@@ -401,17 +401,18 @@ class Session(BaseSession):
         ]
 
     def _normed_y(self, gain: Array) -> Steps:
-        return [(norm.rms_norm, (self._rows(self._y), gain, self.model.config.epsilon, self._rows(self._normed)))]
+        """y after its norm, to x, before the result lies there."""
+        return [(norm.rms_norm, (self._rows(self._y), gain, self.model.config.epsilon, self._rows(self._x)))]
 
     def _dense(self, one: DenseWeights) -> Steps:
         """y to x."""
         hidden = self._hidden
-        return [*self._normed_y(one.gain), *self._multiply("matmul_swiglu", self._normed, [one.gate, one.up], hidden),
+        return [*self._normed_y(one.gain), *self._multiply("matmul_swiglu", self._x, [one.gate, one.up], hidden),
                 *self._multiply("matmul_nt_residual", hidden, [one.down], self._y, self._x)]
 
     def _mixture(self, one: MixtureWeights) -> Steps:
         """y to x."""
-        rows, routed, normed = self._rows, self._routed, self._normed
+        rows, routed, normed = self._rows, self._routed, self._x
         owners, gathered, hidden = (Rows(array[: self._capacity * one.taken], routed)
                                     for array in (self._owners, self._gathered, self._expert_hidden))
         return [

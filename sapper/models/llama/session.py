@@ -57,7 +57,7 @@ class Session(BaseSession):
         self._attention_decode = getattr(attention, f"attention_decode_{cache_dtype}")
         self._rotate_and_cache = getattr(rope, f"rotate_and_cache_{cache_dtype}")
         rows, kind = self.chunk, np.dtype(np.float32)  # Memory that is not used is never there.
-        self._x, self._y, self._normed = (self._arena.empty((rows, config.features), kind) for _ in range(3))
+        self._x, self._y = (self._arena.empty((rows, config.features), kind) for _ in range(2))
         self._take_turns({
             "_qkv": ((rows, config.heads + 2 * config.kv_heads, 2, pairs), kind),
             "_turned": ((rows, config.heads, 2, pairs), kind),
@@ -94,21 +94,22 @@ class Session(BaseSession):
 
     def chunk_sections(self) -> Sections:
         weights, rows, epsilon = self.model.weights, self._rows, self.model.config.epsilon
-        x, y, normed, mixed, hidden, qkv = self._x, self._y, self._normed, self._mixed, self._hidden, self._qkv
+        # Where a half of a layer puts its result, its input lies after the norm before.
+        x, y, mixed, hidden, qkv = self._x, self._y, self._mixed, self._hidden, self._qkv
         flat_qkv = qkv.reshape(self.chunk, -1)
         sections = [("embedding", self._look_up(weights.embedding, x))]
         for number, layer in enumerate(weights.layers):
             bias = [] if layer.bias is None else [(add.add_bias_in_place, (rows(flat_qkv), layer.bias))]
             sections += [
                 (f"layer {number}: attention", [
-                    (norm.rms_norm, (rows(x), layer.attention_gain, epsilon, rows(normed))),
-                    *self._multiply("matmul_nt", normed, [layer.qkv], flat_qkv), *bias,
+                    (norm.rms_norm, (rows(x), layer.attention_gain, epsilon, rows(y))),
+                    *self._multiply("matmul_nt", y, [layer.qkv], flat_qkv), *bias,
                     *self._attend(number),
                     *self._multiply("matmul_nt_residual", mixed, [layer.output], x, y),
                 ]),
                 (f"layer {number}: feed-forward", [
-                    (norm.rms_norm, (rows(y), layer.feed_forward_gain, epsilon, rows(normed))),
-                    *self._multiply("matmul_swiglu", normed, [layer.gate, layer.up], hidden),
+                    (norm.rms_norm, (rows(y), layer.feed_forward_gain, epsilon, rows(x))),
+                    *self._multiply("matmul_swiglu", x, [layer.gate, layer.up], hidden),
                     *self._multiply("matmul_nt_residual", hidden, [layer.down], y, x),
                 ]),
             ]
