@@ -91,9 +91,11 @@ class CarriedLowering(NestLowering, StreamPrefetches):
                 extent = self.scalar("s_min", self.sub(r.stop, iv), r.step)
                 exact = r.divisor % r.step == 0
                 self.open[r.axis] = Open(iv, r.step if exact else extent, min(r.step, r.hint), 1, Capacity(r.step))
+            self.streaming_loops.append((body, r))
             results = run(k + 1, list(block.arguments[1:]))
             if r.counter is not None and k + 1 == len(ranges):
                 self._prefetch_streams(body, r)
+            self.streaming_loops.pop()
             self.effect("yield", results)
             self.leave()
             if r.axis is not None:

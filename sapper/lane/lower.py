@@ -123,6 +123,7 @@ class Lowering(TaskLowering, CarriedLowering, OrderedLowering):
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
         self.block_loads = []
         self.asking = []
+        self.streaming_loops = []
         self.pending_buffers = {}
         self.carried_buffers = {}
         self.stage_memory = {}

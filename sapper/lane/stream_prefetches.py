@@ -39,7 +39,23 @@ they are asked for as other weights are, which lose by this (25 to 20 GB/s)."""
 
 
 class StreamPrefetches(Model):
-    """Emits prefetches of streams."""
+    """Emits prefetches of streams.
+
+    streaming_loops: the loops at hand that are not parallel, from the outside inwards, each with its range.
+    """
+
+    streaming_loops: list[tuple[Block, Range]]
+
+    def _stream_steps(self, body: Block, r: Range) -> dict[Value, int]:
+        """The matrices that a loop reads, and how many bytes further its next pass reads each."""
+        steps: dict[Value, int] = {}
+        for op in (inner for one in body.ops for inner in one.walk()):
+            if r.counter is not None and op.name == "load" and self._is_resident_row(op):
+                step = self._scalar_strides(op).get(r.counter, 0) * r.step
+                if step > 0:
+                    matrix = _viewed(op.operands[0])
+                    steps[matrix] = max(step, steps.get(matrix, 0))
+        return steps
 
     def _prefetch_streams(self, body: Block, r: Range) -> None:
         """Ask for what a loop over an index will read later for contractions: what spans the lanes is a matrix, read
@@ -67,6 +83,8 @@ class StreamPrefetches(Model):
                 ahead, level = PIECES_AHEAD_BYTES, 2
             if self.requests.block_ahead_bytes:
                 ahead, level = self.requests.block_ahead_bytes, 2
+                if not several and self.requests.stream_level == 1:
+                    ahead, level = self._share_bytes(op), 1
             rows = [a for a in axes_of(op.result) if a in self.bound and not self.bound[a].lane]
             first = access.disp // LINE_BYTES * LINE_BYTES
             last = access.disp + min(step, self._reach_bytes(op, step))
@@ -78,6 +96,15 @@ class StreamPrefetches(Model):
                     if (operands[-1], line) not in asked:
                         asked.add((operands[-1], line))
                         self.effect("prefetch", operands, level=level, disp=line, **attributes)
+
+    def _share_bytes(self, op: Op) -> int:
+        """How far ahead a matrix is asked for where all that the outermost loop over matrices reads, each as early as
+        the others, is asked for block_ahead_bytes ahead: whole lines of it."""
+        ahead = self.requests.block_ahead_bytes
+        steps = next(filter(None, (self._stream_steps(*loop) for loop in self.streaming_loops)), {})
+        if (step := steps.get(_viewed(op.operands[0]))) is not None:
+            ahead = ahead * step // sum(steps.values())
+        return -(-ahead // LINE_BYTES) * LINE_BYTES
 
     def _reach_bytes(self, op: Op, most: int) -> int:
         """From the first byte to behind the last of what a load reads at one index and one row; `most` if unknown."""
@@ -109,3 +136,10 @@ class StreamPrefetches(Model):
                     unknown.add(scalar)
         size = element_bytes(op.operands[0].type.dtype)  # type: ignore[union-attr]
         return {scalar: stride * size for scalar, stride in total.items() if scalar not in unknown}
+
+
+def _viewed(tensor: Value) -> Value:
+    """The argument that a tensor is, or is a view of."""
+    while tensor.op is not None:
+        tensor = tensor.op.operands[0]
+    return tensor

@@ -97,6 +97,10 @@ class KMatrix:
         rows, columns = self.shape
         return rows * columns
 
+    @property
+    def quantises(self) -> bool:
+        return not self.exact
+
     def _kernel(self, task: str) -> Any:
         return getattr(k_quants.kernels_of(self.form), task)
 

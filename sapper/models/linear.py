@@ -161,6 +161,10 @@ class Matrix(Protocol):
     def size(self) -> int:
         """How many weights."""
 
+    @property
+    def quantises(self) -> bool:
+        """Whether it quantises the vector that it meets."""
+
     def apply(self, x: Array, y: Array, work: Workspace) -> Steps:
         """y = W x"""
 
@@ -191,6 +195,10 @@ class Dense:
     weights: Array | Packed
     dtype: str
     rounded: bool = False
+
+    @property
+    def quantises(self) -> bool:
+        return False
 
     @property
     def nbytes(self) -> int:
@@ -253,6 +261,10 @@ class Blocks:
     parts: tuple[Array, ...]
     exact: bool = False
     rounded: bool = False
+
+    @property
+    def quantises(self) -> bool:
+        return not self.exact
 
     @property
     def nbytes(self) -> int:

@@ -42,8 +42,7 @@ class Model(Generic[Config, Weights]):
     @property
     def cache_dtype(self) -> str:
         """What keys and values are held in unless a session is told otherwise."""
-        caches: dict[str, str] = self._module("session").CACHES
-        return caches.get(self.dtype, "f32")
+        return str(self._module("session").cache_dtype_of(self.dtype, self.weights))
 
     def session(
         self, context: int | None = None, *, cache_dtype: str | None = None, threads: int | None = None,

@@ -126,6 +126,10 @@ class ScaledMatrix:
     def size(self) -> int:
         return self.weights.size
 
+    @property
+    def quantises(self) -> bool:
+        return False
+
     def _inputs(self, x: Array, work: Workspace, place: int = 0) -> tuple[Steps, Array]:
         """x of every row of scales."""
         scaled = work.wide(place, len(self.scale), x.size)

@@ -15,7 +15,8 @@ class Requests(NamedTuple):
     stream_ahead_bytes: how early a single stream is asked for, if arithmetic keeps up with memory. line_by_line: such a
     stream is best asked for and read a line or two at a time, and asked into the second cache: the first has too few
     places for requests. stream_level: the cache that streams and packed panels are asked into. block_ahead_bytes: how
-    early weights in blocks are, into the second cache; 0: as the loop over them wants.
+    early weights in blocks are, into the second cache, and by a single row all of them together, into that of
+    stream_level; 0: as the loop over them wants.
 
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the

@@ -134,7 +134,10 @@ def test_a_model_with_random_weights_caches_as_a_loaded_one_does(form: str) -> N
     config = from_json({**untrained.SMALL_V2, "vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 1}, "the test")
     made = untrained.untrained(config, form)
     assert made.cache_dtype == DeepseekModel(Path(), config, made.weights, None, form, "deepseek").cache_dtype
-    assert made.session(16).state()["layer 0 latents"].dtype.name == ("bfloat16" if "rounded" in form else "float32")
+    session, narrow = made.session(16), form == "file" or "rounded" in form
+    assert session.state()["layer 0 latents"].dtype.name == ("bfloat16" if narrow else "float32")
+    kernels = {getattr(kernel, "name", "") for _, steps in session.step_sections() for kernel, _ in steps}
+    assert ("latent_attention_decode_rounded" in kernels) == narrow
 
 
 def test_peaks(tmp_path: Path) -> None:

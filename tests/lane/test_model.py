@@ -159,6 +159,22 @@ def test_blocks_are_asked_for_as_far_ahead_as_the_target_says(block_ahead: int, 
     assert min(a["disp"] for a in asked) == ahead
 
 
+def test_a_row_asks_for_all_its_matrices_together_into_a_first_cache_that_takes_streams() -> None:
+    """As early as one another, and so far as their blocks are long: of 4 bits by 32, 256 bytes of quants and 32 of
+    scales, four blocks at each index. Several rows ask as before."""
+    facts = replace(PLAIN, requests=Requests(stream_level=1, block_ahead_bytes=8192))
+    one, two = 8192 * 8 // 9, 8192 * 4 // 9
+    for name, quants, scales in (("expert_matmul_q4", one, one // 8), ("expert_matmul_swiglu_q4", two, two // 8)):
+        asked = prefetches(name, facts, E=(18, 1), K=(6, 1), P=(48, 1), G=(8, 1))
+        assert {a["level"] for a in asked} == {1}
+        first = -(-quants // 64) * 64
+        assert {a["disp"] for a in asked} == {-(-scales // 64) * 64, *range(first, first + 256, 64)}
+    asked = prefetches("expert_matmul_swiglu_q6k", facts, E=(18, 1), K=(6, 1), P=(48, 1), S=(4, 1))
+    assert {a["level"] for a in asked} == {1} and min(a["disp"] for a in asked) == 4096
+    asked = prefetches("matmul_q4", facts, P=(512, 1), G=(32, 1), M=(16, 1), C=(16, 1))
+    assert {a["level"] for a in asked} == {2} and min(a["disp"] for a in asked) == 8192
+
+
 def test_sums_of_a_row_are_no_matrix_that_is_read_line_by_line() -> None:
     assert chosen("rms_norm", BY_LINES, M=(512, 64), N=(2048, 64)).registers["n"] == 4
 

@@ -29,17 +29,22 @@ from ..linear import Matrix, Steps, Workspace
 from ..session import BaseSession, Sections
 from ..weights import DTYPES
 from .config import INDEX_EPSILON, LATENT_EPSILON, Indexer, Mixture
-from .weights import AttentionWeights, DenseWeights, IndexWeights, MixtureWeights
+from .weights import AttentionWeights, DeepseekWeights, DenseWeights, IndexWeights, MixtureWeights
 
 if TYPE_CHECKING:
     from .model import DeepseekModel
     from .untrained import Untrained
 
 Array = np.ndarray[Any, np.dtype[Any]]
-CACHES = dict.fromkeys(("file-rounded", "bf16-rounded"), "bf16")
-"""As Llama's. A latent vector is small beside the weights that a token meets: f32 costs little; but products of bf16,
-which rounded prompts attend by, read bf16."""
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
+
+
+def cache_dtype_of(form: str, weights: DeepseekWeights) -> str:
+    """As Llama's. A latent vector is small beside the weights that a token meets: f32 costs little where activations
+    stay f32. Where they are rounded or quantised, tokens attend in products of bf16 to a cache in it, which takes less
+    from them than that does (docs/models.md)."""
+    quantised = all(layer.attention.output.quantises for layer in weights.layers)
+    return "bf16" if quantised or form.endswith("-rounded") else "f32"
 
 
 class Session(BaseSession):
@@ -143,8 +148,9 @@ class Session(BaseSession):
     @property
     def _attends_rounded(self) -> bool:
         """Whether tokens attend in products of bf16."""
+        parts = [layer.attention for layer in self.model.weights.layers]
         return (self._cache_dtype == "bf16" and self.model.config.indexer is None
-                and all(layer.attention.expand.rounded for layer in self.model.weights.layers))
+                and all(one.expand.rounded or one.output.quantises for one in parts))
 
     @property
     def _cached_layers(self) -> int:

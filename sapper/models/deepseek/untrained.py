@@ -18,7 +18,7 @@ from ...runtime.system import trim_heap
 from ..linear import Raw, RawBlocks
 from ..weights import Loader
 from .config import DeepseekConfig
-from .session import CACHES, Session
+from .session import Session, cache_dtype_of
 from .weights import NAMES, DeepseekWeights, load_weights
 
 SMALL_V2 = {
@@ -114,7 +114,7 @@ class Untrained:
     @property
     def cache_dtype(self) -> str:
         """As Model has it."""
-        return CACHES.get(self.dtype, "f32")
+        return cache_dtype_of(self.dtype, self.weights)
 
     def session(self, context: int | None = None, *, threads: int | None = None) -> Session:
         """A new conversation; see BaseSession."""

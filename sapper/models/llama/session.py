@@ -24,11 +24,15 @@ from ..session import BaseSession, Sections
 
 if TYPE_CHECKING:
     from .model import LlamaModel
+    from .weights import LlamaWeights
 
 Array = np.ndarray[Any, np.dtype[Any]]
-CACHES = dict.fromkeys(("file", "file-rounded", "bf16", "bf16-rounded"), "bf16")
-"""How weights are held -> the dtype of the cache, f32 where all else is exact: it is read as a whole for each token,
-and bf16 leaves the perplexity of SmolLM2 where it was (docs/models.md)."""
+
+
+def cache_dtype_of(form: str, weights: LlamaWeights) -> str:
+    """The dtype of the cache of a model whose weights are held in that form: f32 where all else is exact. It is read as
+    a whole for each token, and bf16 leaves the perplexity of SmolLM2 where it was (docs/models.md)."""
+    return "f32" if form in ("f32", "file-f32") else "bf16"
 
 
 class Session(BaseSession):
