@@ -44,6 +44,7 @@ class WalkChoice:
     blocked: the rows are walked once for each block of panels of the lane axis, as many as stay in the second cache.
     rows_here: staged operands of which only the rows at hand are copied, for all panels of a block. rows_ahead: loads
     of rows that are read where they lie for all panels of a block, and whose next rows are asked for meanwhile.
+    block_ahead: staged operands of which what the next block of panels is copied from is asked for meanwhile.
     tiles: how tile registers serve the walk, if they do; the counts are then those of the tiles of sums. few: what is
     chosen instead, as the kernel runs, where there are fewer rows than `fewest`. bound: how they serve it where the
     columns are.
@@ -64,6 +65,7 @@ class WalkChoice:
     blocked: bool = False
     rows_here: list[Op] = field(default_factory=list)
     rows_ahead: list[Op] = field(default_factory=list)
+    block_ahead: list[Op] = field(default_factory=list)
     tiles: TileWalk | None = None
     run: int = 1
     few: WalkChoice | None = None

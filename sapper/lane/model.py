@@ -21,7 +21,7 @@ from ..tile.schedule import Panels, ScheduleError
 from .axis_loops import WalkChoice
 from .by_hand import Fit, fit
 from .packed import DOT2_BF16, FMA2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_loads
-from .prefetches import FEW_ROWS
+from .prefetches import FEW_ROWS, LINE_BYTES
 from .register_factors import ADDRESSED_ROWS, STAGE_ROWS, UNROLLED_INSTRUCTIONS, RegisterFactors
 from .slots import PAIR
 from .state import Access, Open, Scalar, element_bytes
@@ -323,10 +323,20 @@ class Model(RegisterFactors):
         # Rows that all lanes meet at once come from memory once, in turns with arithmetic if nobody asks for them.
         once = self.facts.software_prefetch and lane in self.bound and len(order) == 1
         rows_ahead = self._rows_ahead(walk, order[-1], staged) if (blocked or once) and by_hand is None else []
+        block_ahead = self._block_ahead(lane, counts, reduced, staged) if blocked and by_hand is None else []
         return WalkChoice(lane, counts, order, reduced, staged, prefetched,
                           self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order),
                           by_hand=by_hand, widened=widened, blocked=blocked, rows_here=rows_here,
-                          rows_ahead=rows_ahead)
+                          rows_ahead=rows_ahead, block_ahead=block_ahead)
+
+    def _block_ahead(self, lane: str | None, counts: dict[str, int], reduced: list[str], staged: list[Op]) -> list[Op]:
+        """The operands of which a block of panels is copied from whole rows, one after the other, in memory."""
+        if lane is None or len(reduced) != 1 or self.requests.line_by_line or LINE_BYTES % counts[reduced[0]]:
+            return []
+        along = self.open[reduced[0]] if self.packing is None else self.packing.elements
+        return [op for op in staged if lane in axes_of(op.result) and self.panels_of(op) is None
+                and list(self.access(op).axes) == [lane, reduced[0]] and not self.access(op).gathers
+                and self._is_whole_rows(self.access(op), lane, reduced[0], along)]
 
     def _rows_ahead(self, walk: Walk, row_axis: str, staged: list[Op]) -> list[Op]:
         """The operands whose rows are read where they lie, each along itself, if there are many."""

@@ -16,6 +16,8 @@ from .staged import StagedPanel
 from .state import Access, Scalar, element_bytes
 from .stores import Stores
 
+LINE_BYTES = 64
+
 AHEAD_BYTES = 8192
 """How far ahead of a packed panel memory is asked for: further than its latency, and past the next page."""
 
@@ -64,7 +66,8 @@ class Prefetches(Stores):
     SwiGLU, which reads two streams: 84 by three requests 16 KiB ahead, 98 by one, 107 by one 4 KiB ahead.
 
     near_bytes: size of L1. block_bytes: of panels that are walked with the same rows. asking: the walks of the block
-    at hand that ask for what they will read, if it stores past the caches (block_loads: its loads).
+    at hand that ask for what they will read, if it stores past the caches (block_loads: its loads). next_block: where
+    the next block of panels begins, or the last one, if the walk at hand asks for that.
     """
 
     near_bytes: int
@@ -72,6 +75,7 @@ class Prefetches(Stores):
     requests: Requests
     prefetches_rows: bool
     asking: list[Walk]
+    next_block: Scalar | None = None
 
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
         """Where results go past the caches, ask for what the next rows will read, or, where nothing is held for a row,
@@ -188,6 +192,33 @@ class Prefetches(Stores):
         for row in range(rows):
             operands, attributes = self.address(access, {**dict.fromkeys(axes_of(op.result), 0), row_axis: rows + row})
             self.effect("prefetch", operands, level=2, **attributes)
+
+    def _prefetch_next_block(self, op: Op, choice: WalkChoice) -> None:
+        """Ask for a part of what the next block of panels is copied from, into the second cache: a line in each step of
+        the loop over the depth. The pieces of rows and panels of this block ask for one part after another, and what
+        is left of them once all are asked for, for the last one again, which costs nothing. The copy then takes them
+        from a cache: else memory and arithmetic work in turns. Measured on a Zen 5, 128 rows by 4096 x 4096 that lie
+        along the depth, in percent of the peak: bf16 85 and 91, i8 77 and 84, f32, two vectors wide, 77 and 82."""
+        lane, row_axis, depth_axis = choice.lane, choice.order[-1], choice.reduced[0]
+        assert lane is not None
+        rows, piece, depth = self.bound[row_axis], self.bound[lane], self.bound[depth_axis]
+        at_edges = any(self.bound[a].count != choice.counts[a] for a in (row_axis, lane, depth_axis))
+        if self.next_block is None or at_edges:
+            return
+        access = self.access(op)
+        step_bytes = LINE_BYTES // depth.count
+        width = piece.count * self.lanes
+        part_bytes = self.mul(self.open[depth_axis].extent, step_bytes)
+        panels = self.ceil_div(self.open[lane].extent, width)
+        panel = self.scalar("s_floordiv", self.sub(piece.offset, self.open[lane].offset), width)
+        number = self.scalar("s_floordiv", self.sub(rows.offset, self.open[row_axis].offset), rows.count)
+        start = self.mul(self.add(self.mul(number, panels), panel), part_bytes)
+        last = self.sub(self.mul(access.axes[lane], self.open[lane].extent), part_bytes)
+        start = self.scalar("s_max", self.scalar("s_min", start, last), 0)
+        base = self.add(self.add(access.base, self.mul(access.axes[lane], self.next_block)), start)
+        inside = self.mul(self.sub(depth.offset, self.open[depth_axis].offset), step_bytes)
+        operands, attributes = self.memory_operands(base, inside, 1, access.disp)
+        self.effect("prefetch", operands, level=2, **attributes)
 
     def _prefetch_panel(self, panel: StagedPanel, walk: Walk) -> None:
         """Ask for what lies further: panels are one stream, and the processor's own prefetching stops at the end of

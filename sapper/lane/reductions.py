@@ -245,6 +245,8 @@ class Reductions(Staging):
             staged = self.staged.get(op)
             if choice.blocked and isinstance(staged, StagedRows):
                 staged.prefetch_next()
+        for op in choice.block_ahead:
+            self._prefetch_next_block(op, choice)
         for op in choice.rows_ahead:
             self._prefetch_rows_after(op, choice.order[-1])
         self._roots(walk.inner, walk)

@@ -15,6 +15,7 @@ from ..ir.types import TileType, bf16
 from ..tile.affine import affine
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import Facts, LoweringError, Panels, Schedule, Specialization
+from .prefetches import LINE_BYTES
 from .state import Capacity, element_bytes
 from .walk import WalkLowering
 
@@ -36,8 +37,6 @@ UNROLLED_INSTRUCTIONS = 256
 
 LINES_AT_ONCE = 2
 """Lines of a matrix that is read once, where memory is best read line by line."""
-
-LINE_BYTES = 64
 
 WIDE_VECTORS = 12
 """Vectors of a matrix [in, out] in memory that a single row meets: it is read so much of a row at a time, each a page
@@ -308,8 +307,9 @@ class RegisterFactors(WalkLowering):
         broadcast element serves so many multiply-adds: where two of them go in a cycle, 6 x 4 loads 10 vectors for 24,
         and 14 x 2 loads 16 for 28. Few rows are not worth it, nor rows that lie side by side in memory, which are
         copied a vector at a time: 6 leave most of it empty. Nor is a panel so deep that half of the second cache has no
-        room for it: all rows would read it from the last one, 6 at a time, which is too slow. 128 x 1024 x 14336 in f32
-        on a Zen 5: 175 GFLOP/s, and 191 by two vectors."""
+        room for it, or that half has no room for the next one beside it, which is asked for meanwhile: all rows would
+        read it from the last one, 6 at a time, which is too slow. On a Zen 5, f32, in GFLOP/s by four vectors and by
+        two: 128 x 1024 x 14336 175 and 191, 128 x 2048 x 4096 196 and 213, x 2048 219 and 224."""
         if self._takes_whole_rows(rows, fixed, lane):
             return -(-self.extent_hint(lane) // self.lanes)
         if not rows or self.facts.fma_per_cycle < 2 or self.facts.vector_registers < 32:
@@ -319,11 +319,19 @@ class RegisterFactors(WalkLowering):
             few_vectors = FEW_VECTORS if self.packing is None else FEW_COPIED_VECTORS
             return WIDE_VECTORS if self.extent_hint(rows[0]) == 1 else few_vectors
         depth_bytes = prod(self.extent_hint(a) for a in walk.reduced) * LANE_BYTES     # of slots, where they are packed
-        if WIDE_PANEL * self.lanes * depth_bytes > self.block_bytes:
+        room_bytes = self.block_bytes // (2 if self._asks_for_next_block(walk, lane) else 1)
+        if WIDE_PANEL * self.lanes * depth_bytes > room_bytes:
             return 2
         beside = any(lane not in op.result.type.axes and self.stages_columns(op, rows[0], {rows[0]: 1})  # type: ignore[union-attr]
                      for op in self.reads(walk))
         return 2 if few or beside else WIDE_PANEL
+
+    def _asks_for_next_block(self, walk: Walk, lane: str) -> bool:
+        """Whether panels are copied from rows that lie along the depth, which the block before asks for."""
+        if self.requests.line_by_line or not self.facts.software_prefetch or len(walk.reduced) != 1:
+            return False
+        accesses = [self.access(op) for op in self.reads(walk) if lane in axes_of(op.result)]
+        return any(access.axes.get(walk.reduced[0]) == element_bytes(access.dtype) for access in accesses)
 
     def _meets_rows_in_memory(self, walk: Walk, axis: str, lane: str | None) -> bool:
         """Whether few rows meet a matrix whose rows, contiguous along the lanes, are read where they lie. Several lines

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..ir.nodes import Op, Value
 from ..ir.types import S64, DType, TensorType
 from .extents import ExtentLowering
-from .register_factors import LINE_BYTES
+from .prefetches import LINE_BYTES
 from .state import Access, Capacity, Scalar, element_bytes, memory_dtype
 
 PAGE_BYTES = 4096

@@ -13,8 +13,7 @@ from ..tile.affine import affine
 from ..tile.plan import axes_of
 from .extents import Range
 from .model import Model
-from .prefetches import NEAR_AHEAD_BYTES
-from .register_factors import LINE_BYTES
+from .prefetches import LINE_BYTES, NEAR_AHEAD_BYTES
 from .scratch import PAGE_BYTES
 from .state import element_bytes
 

@@ -128,7 +128,11 @@ class WalkLowering(Reductions):
 
         def numbered(number: Value) -> None:
             start = self.mul(number, size)
+            if choice.block_ahead:
+                last = self.mul(self.sub(blocks, 1), size)
+                self.next_block = self.add(o.offset, self.scalar("s_min", self.add(start, size), last))
             block(self.add(o.offset, start), self.scalar("s_min", self.sub(o.extent, start), size))
+            self.next_block = None
 
         if isinstance(size, int) and isinstance(o.extent, int) and o.extent <= size:
             block(o.offset, o.extent)
@@ -138,12 +142,14 @@ class WalkLowering(Reductions):
         self.open[lane] = o
 
     def _block_columns(self, choice: WalkChoice, lane: str) -> Scalar:
-        """Columns of a block: of as many panels as fill half of the second cache."""
+        """Columns of a block: of as many panels as fill half of the second cache, or half of that where what becomes
+        the next ones is asked for meanwhile."""
         width = choice.counts[lane] * self.lanes
         (depth_axis,) = choice.reduced
         panel_bytes = self.mul(self._panel_depth(depth_axis), width * 4 * sum(
             lane in op.result.type.axes for op in choice.staged))  # type: ignore[union-attr]
-        fitting = self.scalar("s_floordiv", self.block_bytes, self.scalar("s_max", panel_bytes, 1))
+        room_bytes = self.block_bytes // (2 if choice.block_ahead else 1)
+        fitting = self.scalar("s_floordiv", room_bytes, self.scalar("s_max", panel_bytes, 1))
         return self.mul(self.scalar("s_max", self.scalar("s_min", fitting, BLOCK_PANELS), 1), width)
 
     def _piece(self, walk: Walk, choice: WalkChoice) -> None:

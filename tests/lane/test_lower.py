@@ -524,6 +524,45 @@ def test_rows_that_all_lanes_meet_at_once_are_asked_for_ahead(prefetches: bool,
     assert len(early) >= lines and (builtins.sum(early.values()) > 0.8 * lines if prefetches else not asked)
 
 
+@pytest.mark.parametrize(("name", "depth", "line_by_line"), [
+    ("matmul_nt_f32", 64, False), ("matmul_nt_bf16_bf16", 128, False), ("matmul_nt_i8", 256, False),
+    ("matmul_swiglu_f32", 64, False), ("matmul_nt_f32", 64, True)])
+def test_the_next_block_of_panels_is_asked_for_while_rows_meet_one(name: str, depth: int, line_by_line: bool,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is copied from rows along the depth, of which so few rows of the left matrix ask for a part."""
+    entry, rows, columns = LIBRARY[name], 56, 160
+    arguments = entry.make_arguments(np.random.default_rng(1), {"M": rows, "N": columns, "K": depth})
+    asked: set[int] = set()
+    early: dict[int, bool] = {}
+    build_load = interpret._BUILDERS["load"]
+
+    def prefetch(program: interpret.Program, op: Op) -> Any:
+        address, _ = program.address(op, 0)
+        return lambda environment: asked.add(address(environment) // 64)
+
+    def load(program: interpret.Program, op: Op) -> Any:
+        (address, _), step = program.address(op, 0), build_load(program, op)
+
+        def run(environment: Any) -> None:
+            line = address(environment) // 64
+            early.setdefault(line, line in asked)
+            step(environment)
+
+        return run
+
+    monkeypatch.setitem(interpret._BUILDERS, "prefetch", prefetch)
+    monkeypatch.setitem(interpret._BUILDERS, "load", load)
+    facts = replace(AVX512, l2_bytes=32 << 10, fma_per_cycle=2.0, dots=frozenset({"dot2_bf16", "dot4_u8i8"}),
+                    requests=Requests(line_by_line=line_by_line))
+    expected = entry.reference(arguments)
+    run_lane(reduce_loops(entry.kernel.tile_ir()), arguments, facts=facts)
+    assert entry.compare(arguments, expected) is None
+    weights = [arguments[w] for w in ("b", "gate", "up") if w in arguments]
+    lines = builtins.sum(w.nbytes for w in weights) // 64
+    found = builtins.sum(early.values())
+    assert found == 0 if line_by_line else lines // 4 <= found <= lines * (columns - 16) // columns
+
+
 def blocks_in(lane: Function) -> int:
     """Loops along the lane axis n that count blocks, not columns."""
     return len([op for op in lane.walk() if op.name == "loop" and op.attributes["label"] == "n"

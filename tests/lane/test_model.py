@@ -240,9 +240,14 @@ def test_rows_that_are_rounded_together_and_nothing_else(name: str, vectors: int
 
 @pytest.mark.parametrize(("depth", "vectors"), [(1024, 4), (4096, 2)])
 def test_panels_stay_in_the_second_cache(depth: int, vectors: int) -> None:
-    """4 vectors of 4096 f32 are 1 MiB: two do with half of that."""
+    """4 vectors of 4096 f32 are 1 MiB: two do with half of that. Half of the cache has room for one panel, and for the
+    next one where that is asked for meanwhile."""
     facts = Facts(fma_per_cycle=2.0, l2_bytes=1 << 20)
     extents = {"M": (128, 64), "N": (4096, 64), "K": (depth, 64)}
     assert chosen("matmul_nt_f32", facts, **extents).registers["n"] == vectors
-    larger = replace(facts, l2_bytes=2 << 20)
-    assert chosen("matmul_nt_f32", larger, **extents).registers["n"] == 4
+    larger, largest = (replace(facts, l2_bytes=size << 20) for size in (2, 4))
+    assert chosen("matmul_nn_f32", larger, **extents).registers["n"] == 4
+    assert chosen("matmul_nt_f32", larger, **extents).registers["n"] == vectors
+    assert chosen("matmul_nt_f32", largest, **extents).registers["n"] == 4
+    by_lines = replace(larger, requests=Requests(line_by_line=True))
+    assert chosen("matmul_nt_f32", by_lines, **extents).registers["n"] == 4
