@@ -174,6 +174,7 @@ class ChainLowering(GroupLowering):
             self.chain = None
         else:
             self.step, self.warps, self.row_blocks = shape
+            self.few_registers = self.row_blocks > 1
 
     def _only_rows(self) -> tuple[str, Block] | None:
         """The axis and the block of a nest of loops that does nothing but go through blocks of rows."""

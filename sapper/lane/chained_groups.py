@@ -9,6 +9,12 @@ a product's sums become is packed where it lies.
 Product 2 adds to sums that the loop carries. It flies on while the next round begins, until that round's product 1 is
 done: the wait for both also says that the stage of the round before is free.
 
+Two groups with rows of their own take turns (FlashAttention-3, Shah et al., 2024, 3.1): who has its turn starts
+product 2 of a round and product 1 of the next, and gives it to the other, whose weights were computed meanwhile. So the
+products of one fill the time in which the other has none. Each group has a signal, at which the warps of the other
+arrive; a count of its turns, which says the phase, waits between tiles beside the counter. The first group begins: its
+count is one ahead.
+
 Rows of a box past the loop's end, but inside of the tensor, may hold anything. Columns of them are masked; as the depth
 of a product they would meet weights of 0, and 0 times NaN is NaN. So a piece that is cut short is copied row by row,
 the rows past the end from outside of the tensor, where copies bring zeros.
@@ -30,6 +36,7 @@ from .groups import COUNTER_BYTES, SIGNAL_BYTES
 from .matrix import ELEMENT_BYTES
 from .state import Scalar
 
+GROUPS_IN_TURN = 2
 OUTSIDE = 1 << 30
 """A coordinate outside of every tensor."""
 
@@ -55,9 +62,12 @@ class BoxStream:
 
 class ChainGroupLowering(SharedRowsLowering):
     """Takes chains where the target has groups, and leaves others to SharedRowsLowering. flying: the contraction whose
-    sums the loop carries unfinished, if there is one, and which of the carried values they are."""
+    sums the loop carries unfinished, if there is one, and which of the carried values they are. given: how many turns
+    this group had, and turns_at: of near memory, where their signals begin."""
 
     flying: tuple[Op, int] | None = None
+    turns_at = 0
+    given: Scalar = 0
     box_streams: tuple[BoxStream, ...] = ()
     unfinished: tuple[Value, ...] = ()
 
@@ -178,7 +188,7 @@ class ChainGroupLowering(SharedRowsLowering):
         self.full_at = self.lay_out_meetings(sums_end)
         self.free_at = self.full_at + stages * SIGNAL_BYTES
         self.counters_at = self.free_at + stages * SIGNAL_BYTES
-        self.near_bytes_used = self.counters_at + self.warps * COUNTER_BYTES
+        self.near_bytes_used = self.counters_at + (2 if self.takes_turns else 1) * self.warps * COUNTER_BYTES
         self.name_stages([(stream.op, stream.at, stream.bytes) for stream in self.box_streams], stages, at)
         self.name_buffers([("sums", self.sums_at, sums_end - self.sums_at)])
         self.name_signals()
@@ -196,8 +206,50 @@ class ChainGroupLowering(SharedRowsLowering):
         return sum(2 * fragments.ROWS * fragments.ROW_BYTES * warps for _ in self.boxed)
 
     def lay_out_meetings(self, at: int) -> int:
-        """Settle where groups that share rows meet, behind the sums, which end at a byte; gives its end."""
-        return at
+        """Settle where groups meet, or give each other their turns, behind the sums, which end at a byte; gives its
+        end."""
+        if not self.takes_turns:
+            return at
+        self.turns_at = at
+        self.name_buffers([("turns", at, GROUPS_IN_TURN * SIGNAL_BYTES)])
+        return at + GROUPS_IN_TURN * SIGNAL_BYTES
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether two groups do, each with rows of its own."""
+        group = self.facts.matrix_group
+        return group is not None and group.turns and self.groups == GROUPS_IN_TURN and self.slices == 1 \
+            and self.flying is not None
+
+    def start_turns(self) -> None:
+        if self.takes_turns:
+            ahead = self.emit(0, "s_cmp", [self.value(self._number()), self.value(0)], S64, cond="eq")
+            self.effect("s_store", [ahead, self.value(self._turn_word())], dtype=i32, near=True)
+
+    def _turn_word(self) -> Scalar:
+        return self.add(self.near(), self.add(self.counters_at + self.warps * COUNTER_BYTES,
+                                              self.mul(self.warp(), COUNTER_BYTES)))
+
+    def _number(self) -> Scalar:
+        """Of this warp's group."""
+        assert self.facts.matrix_group is not None
+        return self.scalar("s_floordiv", self.warp(), self.facts.matrix_group.group_warps)
+
+    def _take_turn(self) -> None:
+        if self.takes_turns:
+            self.effect("signal_wait", [self._signal(self._number()), self.value(self.scalar("s_and", self.given, 1))],
+                        disp=self.turns_at)
+            self.given = self.add(self.given, 1)
+
+    def _give_turn(self) -> None:
+        if self.takes_turns:
+            self.effect("signal_arrive", [self._signal(self.scalar("s_xor", self._number(), 1))], disp=self.turns_at)
+
+    def _start_signals(self, group: MatrixGroup, multiplying: int) -> None:
+        for number in range(GROUPS_IN_TURN if self.takes_turns else 0):
+            self.effect("signal_start", [self.near()], arrivals=group.group_warps,
+                        disp=self.turns_at + number * SIGNAL_BYTES)
+        super()._start_signals(group, multiplying)
 
     def part_extent(self, axis: str) -> int:
         """Of a whole axis, what one warp has."""
@@ -212,7 +264,11 @@ class ChainGroupLowering(SharedRowsLowering):
         own = self.add(self.near(), self.add(self.counters_at, self.mul(self.warp(), COUNTER_BYTES)))
         self.counter = self.emit(self.depth, "s_load", [self.value(own)], S64, dtype=i32, near=True)
         if self.multiplies:
+            if self.takes_turns:
+                self.given = self.emit(self.depth, "s_load", [self.value(self._turn_word())], S64, dtype=i32, near=True)
             super()._chain_tile(chain, unit, block, start, stop)
+            if self.takes_turns:
+                self.effect("s_store", [self.value(self.given), self.value(self._turn_word())], dtype=i32, near=True)
         else:
             self.begin_block(block)
             for ragged, (first, last) in enumerate(self._chain_ranges(chain, start)):
@@ -291,12 +347,16 @@ class ChainGroupLowering(SharedRowsLowering):
         body = loop.blocks[0]
         self._settle_streams(chain)
         points = [self._coordinates(v.type.axes) for v in body.arguments]  # type: ignore[union-attr]
-        carried = [self.counter, *(self.row(v, at) for v, places in zip(loop.operands[2:], points, strict=True)
-                                   for at in places)]
+        self._take_turn()
+        turns = int(self.takes_turns)
+        carried = [self.counter, *[self.value(self.given)] * turns, *(
+            self.row(v, at) for v, places in zip(loop.operands[2:], points, strict=True) for at in places)]
         for ragged, (first, last) in enumerate(self._chain_ranges(chain, row)):
             def inside(here: Value, carried: list[Value], ragged: bool = bool(ragged),
                        last: Scalar = last) -> list[Value]:
                 counter, *rows = carried
+                if turns:
+                    self.given, *rows = rows
                 stage = self._stage_of(group, counter)
                 self.effect("signal_wait", [self._signal(stage), self.value(self._parity_of(group, counter))],
                             disp=self.full_at)
@@ -310,10 +370,13 @@ class ChainGroupLowering(SharedRowsLowering):
                            for at in places]
                 if self.flying is None:
                     self.effect("signal_arrive", [self._signal(stage)], disp=self.free_at)
-                return [self.value(self.add(counter, 1)), *results]
+                return [self.value(self.add(counter, 1)), *[self.value(self.given)] * turns, *results]
 
             carried = self._loop_of(chain, first, last, carried, inside)
         self.counter, *rows = carried
+        if turns:
+            self.given, *rows = rows
+        self._give_turn()
         if self.flying is not None:
             where = self._places_of(points, self.flying[1])
             rows[where] = self._finished(rows[where])
@@ -371,6 +434,9 @@ class ChainGroupLowering(SharedRowsLowering):
         sums = [zero if start is None else self.row(start, dict(zip(_axes(into), key, strict=True))) for key in keys]
         products = [(op, self.product(op, depth)) for op in ops       # left operands are there before the batch begins
                     for depth in range(0, self.bound[self.chain.contractions[op].over].count, 4)]
+        flies = self.flying is not None and ops[0] is self.flying[0]
+        if flies:
+            self._take_turn()
         self.effect("group_fence", [])
         for number, (op, (name, operands, attributes)) in enumerate(products):
             made = Op(name, [*operands, *sums], [ROW_F32] * len(sums), {
@@ -379,7 +445,9 @@ class ChainGroupLowering(SharedRowsLowering):
             self.finish(made)
             sums = list(made.results)
         self.effect("group_commit", [])
-        if self.flying is None or ops[0] is not self.flying[0]:
+        if not flies:
+            if self.unfinished:
+                self._give_turn()
             done = self._finished([*sums, *self.unfinished])
             sums, self.landed = done[:len(sums)], done[len(sums):]
         return dict(zip(keys, sums, strict=True))

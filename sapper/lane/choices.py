@@ -49,7 +49,8 @@ class ProductChoice:
         axis, workers = self.cluster
         return Schedule(tile={rows: self.tile[0], columns: self.tile[1]},
                         split={depth: self.shares or 1} if self.shares != 0 and self.shareable else {},
-                        stream=depth if self.shares == 0 else None, cluster={} if axis is None else {axis: workers})
+                        stream=depth if self.shares == 0 else None,
+                        cluster={axis or rows: workers} if self.clusters else {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """Workers of a cluster: neighbours along one axis, of whom each copies a part of the operand that all of them read.
 
-Enters a walk of groups of warps (groups.py) whose schedule asks for clusters along one axis of its tiles. What holds:
+Enters a walk of groups of warps (groups.py) for which the schedule, or the model, takes clusters along one axis of its
+tiles. What holds:
 
+    shares    of the depth are a cluster's: its workers have the same pieces of tiles side by side (depth_shares.py)
     tiles     as many as fill the last cluster; one past the end of the axis is worked through and nothing of it stored:
               boxes bring zeros there, and the scale of its block is the last one
     full      announces the whole stage, of which parts come from each worker of the cluster
@@ -15,8 +17,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Value
-from ..tile.schedule import MatrixGroup, ScheduleError
+from ..tile.schedule import ScheduleError
 from .boxed_stores import BoxedStores
+from .depth_shares import ALONE, Cluster
 from .fragments import PANEL
 from .state import Scalar
 
@@ -32,42 +35,56 @@ class Clusters(BoxedStores):
 
     groups = 0
 
-    def settle_cluster(self) -> None:
-        """Whether workers share operands, before anything is emitted. Raises ScheduleError where it is asked for and
-        can't be."""
-        if not self.schedule.cluster:
-            return
-        (axis, size), *more = self.schedule.cluster.items()
-        reason = "another axis besides" if more else self._unclustered(axis, size)
-        if reason is not None:
-            raise ScheduleError(f"schedule of {self.function.name}: cluster of {size} along {axis}: found {reason}; "
-                                "expected one product on instructions of groups of warps, and parts of what its "
-                                "workers share; mend: leave cluster out")
-        if size > 1:
-            self.cluster, self.cluster_axis = size, axis
+    def check_cluster(self) -> None:
+        for axis, size in self.schedule.cluster.items():
+            reason = "another axis besides" if len(self.schedule.cluster) > 1 else self._unclustered(axis, size)
+            if reason is not None:
+                raise ScheduleError(f"schedule of {self.function.name}: cluster of {size} along {axis}: found {reason}"
+                                    "; expected one product on instructions of groups of warps, and parts of what its "
+                                    "workers share; mend: leave cluster out")
 
     def _unclustered(self, axis: str, size: int) -> str | None:
         found, group = self.matrix_walk, self.facts.matrix_group
+        if found is not None and axis not in (found.rows, found.columns):
+            return f"an axis that is neither of its rows, {found.rows}, nor of its columns, {found.columns}"
+        if found is not None and size == 1:
+            return None
         if found is None or group is None or not self.groups:
             return "a walk, or a target, without them"
-        if axis not in (found.rows, found.columns):
-            return f"an axis that is neither of its rows, {found.rows}, nor of its columns, {found.columns}"
-        if size not in (1, *group.clusters):
-            return f"a size that is none of {', '.join(map(str, group.clusters))}"
-        if self.shares is not None or self.schedule.chunks:
-            return "split, stream or chunks besides, by which workers have other pieces of the depth"
+        if size not in group.clusters:
+            return f"a size that is none of 1, {', '.join(map(str, group.clusters))}"
+        if self.schedule.chunks:
+            return "chunks besides, by which workers have other pieces"
         if self.in_order:
             return "a loop over groups, whose tiles are no tasks that neighbours could take"
-        if not self._parts_well(found, group, axis, size):
+        if not all(self._is_known(axis) for axis in (found.rows, found.columns)):
+            return "rows of which memory tells how many there are, whose tiles are no tasks either"
+        if not any(self._parts_well(found, tile, axis, size) for tile in self.fitting_tiles()):
             return "an operand with fewer parts"
         return None
 
-    def _parts_well(self, found: MatrixWalk, group: MatrixGroup, axis: str, size: int) -> bool:
+    def _is_known(self, axis: str) -> bool:
+        """Whether an axis starts and ends where the call says, so that its tiles are tasks."""
+        bounds = self._range_of(axis)
+        return bounds is not None and all(v.op is None or v.op.name in ("dim", "const") for v in bounds)
+
+    def clusters_of(self, tile: tuple[int, int]) -> list[Cluster]:
+        """The model takes the least number of workers: a cluster is of processors of one group, of which an H100 has
+        eight of up to 18 (NVIDIA H100 Tensor Core GPU Architecture), so that larger ones leave more of them idle."""
+        found, group = self.matrix_walk, self.facts.matrix_group
+        if found is None or group is None or not self.groups:
+            return [ALONE]
+        for axis, size in self.schedule.cluster.items():
+            return [(axis, size) if size > 1 and self._parts_well(found, tile, axis, size) else ALONE]
+        return [ALONE, *((axis, size) for axis in (found.rows, found.columns) for size in group.clusters[:1]
+                         if self._unclustered(axis, size) is None and self._parts_well(found, tile, axis, size))]
+
+    def _parts_well(self, found: MatrixWalk, tile: tuple[int, int], axis: str, size: int) -> bool:
         """Whether each worker has whole groups of swizzled rows to copy, or whole panels."""
-        tile = dict(zip((found.rows, found.columns), self.matrix_tile(), strict=True))
+        extents = dict(zip((found.rows, found.columns), tile, strict=True))
         outer = found.columns if axis == found.rows else found.rows
         loads = found.right if axis == found.rows else found.left
-        return all(tile[outer] % (size * (SWIZZLED_ROWS if found.depth in self._forms(op)[-1].axes else PANEL)) == 0
+        return all(extents[outer] % (size * (SWIZZLED_ROWS if found.depth in self._forms(op)[-1].axes else PANEL)) == 0
                    for op in loads)
 
     def copied_parts(self, outer: str) -> int:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from math import gcd, prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import S64, DType, RowType, f32, i32
@@ -41,6 +41,11 @@ RUN_ROWS = 4
 LEAST_PIECES, WORTH = 8, 0.8
 """Pieces of the depth below which the model cuts no tile, as to store the sums of a tile and to read them again takes
 as long as some; and the part of the time that sharing must leave to be chosen."""
+CLUSTER_WORTH = 0.9
+"""The part of the time that a cluster must leave to be chosen: its workers wait for each other at each piece."""
+Cluster = tuple[str | None, int]
+"""Along which axis workers have tiles side by side, and how many."""
+ALONE: Cluster = (None, 1)
 
 SHARE = ("first_tile", "first_piece", "end_piece", "mine", "segments", "whole", "workers", "pieces", "tiles",
          "shared", "sharers", "rows", "columns")
@@ -51,6 +56,14 @@ share begins, the last piece of its last tile, how many shared tiles it touches,
 tiles are whole, how many workers there are, pieces of the depth, tiles, shared ones, workers that share them, tiles
 along rows and columns; and of the tile at hand where it is, and where rows and columns end."""
 WORD_BYTES = i32.size_bytes
+
+
+class Plan(NamedTuple):
+    """About how long a processor works on a product with such a tile and cluster."""
+
+    cycles: float
+    tile: tuple[int, int]
+    cluster: Cluster
 
 
 class DepthShares(Model):
@@ -73,6 +86,9 @@ class DepthShares(Model):
 
     def piece_depth(self) -> int:
         raise NotImplementedError("matrix instructions say how deep a piece is")
+
+    def rank(self) -> Scalar:
+        raise NotImplementedError("clusters say who is who")
 
     def matrix_unit(self) -> MatrixUnit | MatrixGroup:
         raise NotImplementedError("matrix instructions say which they are")
@@ -103,9 +119,10 @@ class DepthShares(Model):
 
     # The choice.
 
-    def settle_shares(self) -> None:
-        """Whether the depth is shared, and with which tile, before anything is emitted. Raises ScheduleError where it
-        is asked for and can't be."""
+    def settle_product(self) -> None:
+        """Which tile a worker has, whether workers share its depth, and which are a cluster, before anything is
+        emitted: of what the schedule leaves open, what takes least time by the model. Raises ScheduleError where the
+        schedule asks for what can't be."""
         split, stream = self.schedule.split, self.schedule.stream
         found, asked = self.matrix_walk, next(iter(split), stream)
         reason = self._unshareable(asked)
@@ -113,17 +130,37 @@ class DepthShares(Model):
             entry = "split" if split else "stream"
             raise ScheduleError(f"schedule of {self.function.name}: {entry} of {asked}: found {reason}; expected one "
                                 f"product over whole extents; mend: leave {entry} out")
-        if found is None or reason is not None or split.get(asked or "") == 1:
+        self.check_cluster()
+        if found is None or self.warps == 1:
             return
         parts = split.get(asked or "", 0)
-        tiles = self.fitting_tiles()
-        shared = {tile: self._cycles(found, tile, parts, True) for tile in tiles}
-        best = min(tiles, key=lambda tile: shared[tile])
-        if asked is None and shared[best] > WORTH * min(self._cycles(found, tile, 0, False) for tile in tiles):
-            return
-        self.least_pieces = LEAST_PIECES if asked is None else 1
-        self.shares = parts
-        self.take_tile(best)
+        shared = self._quickest(found, parts) if reason is None and parts != 1 else None
+        best = self._quickest(found, None)
+        if shared is not None and (asked is not None or shared.cycles <= WORTH * best.cycles):
+            self.least_pieces = LEAST_PIECES if asked is None else 1
+            self.shares, best = parts, shared
+        if not self.in_order:       # of groups of rows too little is known to compare tiles
+            self.take_tile(best.tile)
+        self.cluster_axis, self.cluster = best.cluster
+
+    def _quickest(self, found: MatrixWalk, shares: int | None) -> Plan:
+        """The tile and the cluster that take least time; of tiles that take as long the largest, and a cluster only
+        where it is worth it, or asked for."""
+        plans = []
+        for tile in self.fitting_tiles():
+            alone, *clusters = (Plan(self._cycles(found, tile, cluster, shares), tile, cluster)
+                                for cluster in self.clusters_of(tile))
+            better = min(clusters, key=lambda plan: plan.cycles, default=alone)
+            plans.append(better if better.cycles <= CLUSTER_WORTH * alone.cycles else alone)
+        return min(plans, key=lambda plan: plan.cycles)
+
+    def check_cluster(self) -> None:
+        """Raises ScheduleError where the schedule asks for a cluster that can't be."""
+        raise NotImplementedError("clusters say which there are")
+
+    def clusters_of(self, tile: tuple[int, int]) -> list[Cluster]:
+        """Which workers with such tiles may be a cluster, for the model: first none, or the one that is asked for."""
+        raise NotImplementedError("clusters say which there are")
 
     def _unshareable(self, asked: str | None) -> str | None:
         """What stands against sharing the depth: of the axis that the schedule names, or, None, of whatever it is."""
@@ -148,33 +185,41 @@ class DepthShares(Model):
         """About how long a processor works on the product, as tile, shares and clusters are settled."""
         found = self.matrix_walk
         assert found is not None
-        return self._cycles(found, self.matrix_tile(), self.shares or 0, self.shares is not None)
+        return self._cycles(found, self.matrix_tile(), (self.cluster_axis, self.cluster), self.shares)
 
-    def _cycles(self, found: MatrixWalk, tile: tuple[int, int], parts: int, shared: bool) -> float:
+    def _cycles(self, found: MatrixWalk, tile: tuple[int, int], cluster: Cluster, shares: int | None) -> float:
         """About how long a processor works, for typical extents: on pieces, each as long as its products or as its
-        operands take to come, and on sums that are handed over."""
+        operands take to come, and on sums that are handed over. shares: see DepthShares."""
         unit = self.matrix_unit()
+        axis, together = cluster
         rows, columns, depth = (self._extent_of(axis, False) for axis in (found.rows, found.columns, found.depth))
         counts = [-(-extent // size) for extent, size in zip((rows, columns), tile, strict=True)]
         # Workers of a cluster take neighbouring tiles together, and each a part of what all of them read.
-        together = [self.cluster if axis == self.cluster_axis else 1 for axis in (found.rows, found.columns)]
-        tiles = prod(-(-count // some) * some for count, some in zip(counts, together, strict=True)) * self._nests()
-        brought = tile[0] / together[1] + tile[1] / together[0]
-        deep, size = self.piece_depth(), found.dtype.size_bytes
+        beside = [together if axis == own else 1 for own in (found.rows, found.columns)]
+        tiles = prod(-(-count // some) for count, some in zip(counts, beside, strict=True)) * self._nests()
+        teams = unit.workers // together
+        deep, size, products = self.piece_depth(), found.dtype.size_bytes, len(found.right)
+        row_bytes = deep * size
+        brought = (tile[0] / beside[1] + products * tile[1] / beside[0]) * row_bytes
+        arriving = (tile[0] + products * tile[1]) * row_bytes
         pieces = -(-depth // deep)
-        piece = max(tile[0] * tile[1] * deep * size / 2 / unit.products,
-                    brought * deep * size / unit.cache_bytes)
-        whole = -(-tiles // unit.workers) * pieces * piece
-        if not shared:
+
+        def piece(busy: float) -> float:
+            """Where so many workers share what the cache gives."""
+            return max(products * tile[0] * tile[1] * row_bytes / 2 / unit.products, arriving / unit.port_bytes,
+                       brought * busy / unit.workers / unit.cache_bytes)
+
+        whole = -(-tiles // teams) * pieces * piece(min(tiles, teams) * together)
+        if shares is None:
             return whole
-        cut = max(1, min(pieces // LEAST_PIECES, parts or pieces))
-        some = tiles if parts else tiles % unit.workers + min(tiles // unit.workers, 1) * unit.workers
-        sharers = min(unit.workers, some * cut)
-        if not some or (sharers <= some and sharers < unit.workers) or (parts and tiles * 2 > unit.workers):
+        cut = max(1, min(pieces // LEAST_PIECES, shares or pieces))
+        some = tiles if shares else tiles % teams + min(tiles // teams, 1) * teams
+        sharers = min(teams, some * cut)
+        if not some or (sharers <= some and sharers < teams) or (shares and tiles * 2 > teams):
             return whole
-        each = (tiles - some) // unit.workers + some / sharers
-        handed = (1 + max(1, -(-sharers // some) - 1)) * tile[0] * tile[1] * f32.size_bytes
-        return each * pieces * piece + handed / unit.cache_bytes
+        each = (tiles - some) // teams + some / sharers
+        handed = (1 + max(1, -(-sharers // some) - 1)) * products * tile[0] * tile[1] * f32.size_bytes
+        return each * pieces * piece(sharers * together) + handed / unit.cache_bytes
 
     def _depth_end(self, found: MatrixWalk) -> Value | None:
         """The extent of the depth, where it is one of the call and the depth starts at 0."""
@@ -215,8 +260,7 @@ class DepthShares(Model):
 
         def segment(turn: Value) -> None:
             first_tile, mine, whole, workers, tiles = self._recorded("first_tile", "mine", "whole", "workers", "tiles")
-            worker = self.emit(self.depth, "worker", [], S64)
-            own = self.add(worker, self.mul(self.sub(turn, mine), workers))
+            own = self.add(self.team(self.depth), self.mul(self.sub(turn, mine), workers))
             place = self._where("lt", turn, mine, self.add(whole, self.add(first_tile, turn)), own)
             self.turn = turn
             known = dict(counts)
@@ -234,7 +278,7 @@ class DepthShares(Model):
         end = self._depth_end(found)
         assert end is not None
         pieces = self.scalar("s_max", self.ceil_div(self.integer(end), self.piece_depth()), 1)
-        worker, workers = self.emit_once("worker"), self.scalar("s_min", self.emit_once("workers"), MOST_SHARERS)
+        worker, workers = self.team(0), self.teams()
         tiles = self.scalar("s_min", tiles, MOST_TILES)
         if self.shares:
             each = self.scalar("s_floordiv", workers, self.scalar("s_max", tiles, 1))
@@ -354,6 +398,20 @@ class DepthShares(Model):
             blocks.append(self.leave())
         self.finish(Op("if", [condition], (), {}, blocks, self.location))
 
+    def team(self, level: int) -> Scalar:
+        """The number of this worker's cluster: a share is a cluster's, whose workers have tiles side by side."""
+        return self.scalar("s_floordiv", self.emit(level, "worker", [], S64), self.cluster)
+
+    def teams(self) -> Scalar:
+        teams: Scalar = self.emit_once("workers")
+        if self.cluster > 1:        # there is one at least: so that ranges.py knows
+            teams = self.scalar("s_max", self.scalar("s_floordiv", teams, self.cluster), 1)
+        return self.scalar("s_min", teams, MOST_SHARERS)
+
+    def member(self, team: Scalar) -> Scalar:
+        """The worker of another cluster that has this one's rank."""
+        return self.add(self.mul(team, self.cluster), self.rank())
+
     def finish_segment(self, found: MatrixWalk, sums: list[Value], row: Value, column: Value,
                        store: Callable[[list[Value], Value, Value], None]) -> None:
         """What becomes of the sums of a tile, or of a segment of it: who began the tile stores it."""
@@ -406,11 +464,11 @@ class DepthShares(Model):
         last = self._where("eq", turn, self.sub(mine, 1), end_piece, pieces)
         stop = self._where("eq", last, pieces, 0, stop)
         stop = self._where("eq", self._first_piece(turn), 0, stop, 0)
-        worker = self.emit(self.depth, "worker", [], S64)
+        team = self.value(self.team(self.depth))
         block = Block([S64, *[v.type for v in sums]])
         self.enter(block)
         before, *totals = block.arguments
-        other = self.emit(self.depth, "s_add", [before, self.value(1)], S64)
+        other = self.value(self.member(self.emit(self.depth, "s_add", [before, self.value(1)], S64)))
         dtype = _dtype_of(sums)
         self.effect("take_over", [other])
         place = self._shares_of(other, sums)
@@ -423,7 +481,7 @@ class DepthShares(Model):
                      for total, value in zip(totals[at:at + RUN_ROWS], some.results, strict=True)]
         self.effect("yield", made)
         self.leave()
-        loop = Op("loop", [worker, self.value(self.sub(stop, 1)), *sums], [v.type for v in sums],
+        loop = Op("loop", [team, self.value(self.sub(stop, 1)), *sums], [v.type for v in sums],
                   {"step": 1, "label": "worker"}, [block], self.location)
         self.finish(loop)
         return list(loop.results)

@@ -121,6 +121,7 @@ class GroupLowering(Clusters):
 
     def _take_groups(self, group: MatrixGroup, shape: tuple[int, int]) -> None:
         self.groups, self.columns = shape
+        self.few_registers = self.narrow and self.columns > group.narrow_columns
         self.warps = self.groups * group.group_warps + group.copy_warps
 
     def fitting_tiles(self) -> list[tuple[int, int]]:
@@ -141,7 +142,7 @@ class GroupLowering(Clusters):
         if len(found.right) > 1 or any(found.depth not in self._forms(op)[-1].axes for op in found.left + found.right):
             return False
         (left, right), = found.scales
-        tile = {found.rows: shape[0] * group.group_rows, found.columns: shape[1]}
+        tile = {found.rows: shape[0] * group.group_rows, found.columns: min(shape[1], group.narrow_columns)}
         return all(scale is None or self._scale_indices(scale, outer, found.depth, tile[outer]) is not None
                    for scale, outer in ((left, found.rows), (right, found.columns))) and (
             right is None or self._by_row(right, found.columns) is None)
@@ -176,8 +177,9 @@ class GroupLowering(Clusters):
                      and v.op.attributes["axis"] == outer), None)
 
     def _shape(self, group: MatrixGroup, found: MatrixWalk) -> tuple[int, int] | None:
-        """Groups and columns of the tile: as the schedule says, else the first shape of which there is one for each
-        worker, or the last; None where the schedule asks for another tile."""
+        """Groups and columns of the tile, until the model compares tiles (settle_product): as the schedule says, else
+        the first shape of which there is one for each worker, or the last; None where the schedule asks for another
+        tile."""
         rows, columns = (self._extent_from_zero(axis) for axis in (found.rows, found.columns))
         shapes = self._shapes(group, found)
         enough = (shape for shape in shapes if -(-rows // (shape[0] * group.group_rows)) * -(-columns // shape[1])
@@ -189,7 +191,7 @@ class GroupLowering(Clusters):
         forced = self.schedule.tile.keys() & {found.rows, found.columns, found.depth}
         shapes = []
         for groups, most in group.shapes:
-            wide = min(most, group.narrow_columns) if self.narrow else most // len(found.right)
+            wide = most // len(found.right)
             tile = {found.rows: groups * group.group_rows, found.columns: wide, found.depth: self.deep}
             if wide >= PANEL and all(tile[axis] == self.schedule.tile[axis] for axis in forced):
                 shapes.append((groups, wide))
@@ -232,6 +234,7 @@ class GroupLowering(Clusters):
         self.chain_group = group
         own = self.add(self.near(), self.add(self.counters_at, self.mul(self.warp(), COUNTER_BYTES)))
         self.effect("s_store", [self.value(0), self.value(own)], dtype=i32, near=True)
+        self.start_turns()
         first = self.emit(0, "s_cmp", [self.warp(), self.value(0)], S64, cond="eq")
         multiplying = self.groups * group.group_warps
         self.fork(first, lambda: self._start_signals(group, multiplying), lambda: None)
@@ -257,6 +260,9 @@ class GroupLowering(Clusters):
         self.fork(self.emit(0, "s_cmp", [self.warp(), self.value(multiplying)], S64, cond="lt"), multiply, copy)
         if self.cluster > 1:
             self.effect("sync_cluster", [])
+
+    def start_turns(self) -> None:
+        """Before signals are started: what else is kept between tiles begins here."""
 
     def _lay_out(self, group: MatrixGroup) -> MatrixGroup:
         """The places in near memory; gives the group with as many stages as there are."""
@@ -390,41 +396,48 @@ class GroupLowering(Clusters):
         left, *right = self.pieces
         mine = left.outer_bytes(self.mul(self.scalar("s_floordiv", self.warp(), group.group_warps), group.group_rows),
                                 self)
-        each = group.group_rows * self.columns // (group.group_warps * self.lanes)
+        wide = min(self.columns, group.narrow_columns) if self.narrow else self.columns
+        sides = range(0, self.columns, wide)    # parts that are summed anew, which needs registers beside the totals
+        each = group.group_rows * wide // (group.group_warps * self.lanes)
         dtype = left.op.operands[0].type.dtype  # type: ignore[union-attr]
 
         def body(here: Value, carried: list[Value]) -> list[Value]:
             counter, *sums = carried
-            scales = self._scales(found, {**starts, found.depth: here}, group)    # on their way while products are made
+            scales = self._scales(found, {**starts, found.depth: here}, group, sides)     # on their way meanwhile
             stage = self._stage_of(group, counter)
             self.effect("signal_wait", [self._signal(stage), self.value(self._parity_of(group, counter))],
                         disp=self.full_at)
             source = self.add(self.near(), self.mul(stage, self.stage_bytes))
             rows = self.value(self.add(source, mine))
-            self.effect("group_fence", [])
-            totals = list(sums)
-            for depth in range(0, self.deep, fragments.GROUP_DEPTH_BYTES // left.size):
-                for number, piece in enumerate(right):
-                    some = sums[number * each:(number + 1) * each]
-                    made = Op("group_multiply", [rows, self.value(source), *some], [ROW_F32] * each, {
-                        "dtype": dtype, "left_rows": left.along_depth, "right_rows": piece.along_depth,
-                        "left_disp": left.at + left.depth_bytes(depth),
-                        "right_disp": piece.at + piece.depth_bytes(depth),
-                        "left_panel_bytes": left.panel_bytes, "right_panel_bytes": piece.panel_bytes,
-                        "fresh": self.narrow and depth == 0,
-                    }, None, self.location)
-                    self.finish(made)
-                    sums[number * each:(number + 1) * each] = made.results
-            self.effect("group_commit", [])
-            if self.narrow:
-                sums = self._add_block(self._all_done(sums), scales, totals)
-            else:
+            free: list[Value] = []
+            for part, side in enumerate(sides):
+                self.effect("group_fence", [])
+                for depth in range(0, self.deep, fragments.GROUP_DEPTH_BYTES // left.size):
+                    for number, piece in enumerate(right):
+                        place = slice((number + part) * each, (number + part + 1) * each)
+                        if depth == 0:
+                            totals = sums[place]
+                            sums[place] = free or totals
+                        made = Op("group_multiply", [rows, self.value(source), *sums[place]], [ROW_F32] * each, {
+                            "dtype": dtype, "left_rows": left.along_depth, "right_rows": piece.along_depth,
+                            "left_disp": left.at + left.depth_bytes(depth),
+                            "right_disp": piece.at + piece.depth_bytes(depth) + side * ROW_BYTES,
+                            "left_panel_bytes": left.panel_bytes, "right_panel_bytes": piece.panel_bytes,
+                            "fresh": self.narrow and depth == 0,
+                        }, None, self.location)
+                        self.finish(made)
+                        sums[place] = made.results
+                self.effect("group_commit", [])
+                if self.narrow:
+                    free = self._all_done(sums[place])
+                    sums[place] = self._add_block(free, scales[part], totals)
+            if not self.narrow:
                 self.effect("group_wait", [], pending=1)
             before = self._stage_of(group, self.sub(counter, 1))
             self.effect("signal_arrive", [self._signal(before)], disp=self.free_at, **self.of_cluster(self.cluster))
             return [self.value(self.add(counter, 1)), *sums]
 
-        zeros = [self.constant(0.0, f32)] * (each * len(right))
+        zeros = [self.constant(0.0, f32)] * (each * len(right) * len(sides))
         counter, *sums = self._depth_loop(found, [counter, *zeros], body)
         return counter, sums if self.narrow else self._all_done(sums)
 
@@ -433,16 +446,29 @@ class GroupLowering(Clusters):
         self.finish(done)
         return list(done.results)
 
-    def _scales(self, found: MatrixWalk, at: dict[str, Value], group: MatrixGroup) -> list[Value | None]:
-        """By what the sums of one block of the depth are multiplied: those of a lane's upper rows, and of its lower."""
-        scales: list[Value | None] = [None, None]
-        loads = [(op, outer) for pair in found.scales[:self.narrow] for op, outer in zip(
-            pair, (found.rows, found.columns), strict=True) if op is not None]
-        for scale, outer in loads:
-            for half, value in enumerate(self._scale_rows(scale, outer, found.depth, at, group)):
-                known = scales[half]
-                scales[half] = value if known is None else self.emit(self.depth, "mul", [known, value], ROW_F32)
-        return scales
+    def _scales(self, found: MatrixWalk, at: dict[str, Value], group: MatrixGroup,
+                sides: range) -> list[list[Value | None]]:
+        """By what the sums of one block of the depth are multiplied, for each part of the columns: those of a lane's
+        upper rows, and of its lower."""
+        none: list[Value | None] = [None, None]
+        if not self.narrow:
+            return [none for _ in sides]
+        (left, right), = found.scales
+        of_rows = none if left is None else self._scale_rows(left, found.rows, found.depth, at, group)
+        columns, made = self.open[found.columns], []
+        for side in sides:
+            if right is None:
+                made.append([*of_rows])
+                continue
+            start: Scalar = at[found.columns]
+            if side:        # there may be no column so far, and no scale of its block
+                last = self.sub(self.add(columns.offset, columns.extent), 1)
+                start = self.scalar("s_min", self.add(start, side), last)
+            of_columns = self._scale_rows(right, found.columns, found.depth, {**at, found.columns: self.value(start)},
+                                          group)
+            made.append([value if by is None else self.emit(self.depth, "mul", [by, value], ROW_F32)
+                         for by, value in zip(of_rows, of_columns, strict=True)])
+        return made
 
     def _add_block(self, sums: list[Value], scales: list[Value | None], totals: list[Value]) -> list[Value]:
         """The sums of one block of the depth, times its scales, to the totals, in f32: the instruction keeps fewer bits

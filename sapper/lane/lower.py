@@ -31,6 +31,7 @@ from ..tile.schedule import Facts, LoweringError, Schedule, ScheduleError, Speci
 from .axis_loops import WalkChoice
 from .carried import CarriedLowering
 from .extents import hint
+from .nests import part_nests
 from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
 from .tasks import TaskLowering
@@ -120,6 +121,8 @@ class Lowering(TaskLowering, CarriedLowering, OrderedLowering):
 
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,
                  lanes: int) -> None:
+        if facts.many_workers:
+            part_nests(function)
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
         self.block_loads = []
         self.asking = []
@@ -168,8 +171,7 @@ class Lowering(TaskLowering, CarriedLowering, OrderedLowering):
         lowered = Function(self.function.name, "lane", self.function.location)
         lowered.body = self.entry
         self.find_matrix_walk()
-        self.settle_shares()
-        self.settle_cluster()
+        self.settle_product()
         for number, part in enumerate(self._parts()):
             parallel = any(op.attributes.get("parallel") for op in part.ops)
             if number:

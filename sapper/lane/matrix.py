@@ -457,7 +457,8 @@ class MatrixLowering(DepthShares):
         return (found[:1] if forced else found) or fitting
 
     def matrix_tile(self) -> tuple[int, int]:
-        """Rows and columns that a worker computes at once: the largest of which there is one for each worker."""
+        """Rows and columns that a worker computes at once: what the model took (settle_product), or the largest of
+        which there is one for each worker."""
         unit, walk = self.facts.matrix, self.matrix_walk
         assert unit is not None and walk is not None
         if self.taken_tile is not None:

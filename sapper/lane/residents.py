@@ -44,7 +44,7 @@ class ResidentLowering(ScratchLowering):
         nested = any(isinstance(item, Op) for item in plan.items)
         on_tiles = self._rows_on_tiles(ranges, plan)
         sums = self._sums_in_registers(ranges, plan) if on_tiles is None else {}
-        for r in ranges if self.chain is None else ():
+        for r in ranges if self.chain is None and self.matrix_walk is None else ():
             if r.axis is None:
                 continue
             if r.axis == on_tiles:

@@ -106,7 +106,8 @@ class TaskLowering(NestLowering):
         self.task_counts.append(self._most_tasks(ranges, granules))
         if self.shares is not None:
             counts = {part.range.axis: part.chunks for part in plans if not isinstance(part.chunks, int)}
-            self.each_segment(total, counts, lambda number, known: self._task(number, [
+            together = self.scalar("s_floordiv", total, self.cluster)
+            self.each_segment(together, counts, lambda number, known: self._task(number, [
                 replace(part, chunks=known.get(part.range.axis, part.chunks)) for part in plans], body))
             return
         task = Block([S64])
@@ -120,8 +121,13 @@ class TaskLowering(NestLowering):
     def _task(self, number: Scalar, plans: list[Split], body: Callable[[list[Value]], list[Value]]) -> None:
         """Piece `number` of the ranges as they are split."""
         pieces: list[Range] = []
+        growing = self._growing(plans)
+        if growing is not None:
+            number = self._in_rounds(number, plans)
+            plans = [growing, *(part for part in plans if part is not growing)]
         if self.cluster_axis is not None:
-            number = self.scalar("s_floordiv", number, self.cluster)
+            if self.turn is None:       # of a segment it is that of the cluster's tiles
+                number = self.scalar("s_floordiv", number, self.cluster)
             plans = [replace(part, chunks=self.scalar("s_floordiv", part.chunks, self.cluster))
                      if part.range.axis == self.cluster_axis else part for part in plans]
         banded = self._banded(number, plans) if self.tiles_are_tasks and self.chain is None else {}
@@ -135,7 +141,7 @@ class TaskLowering(NestLowering):
                 p.chunks == 1 for p in list(reversed(plans))[position + 1:])
             mine = number if last else self.scalar("s_mod", number, chunks)
             number = number if last else self.scalar("s_floordiv", number, chunks)
-            mine = banded.get(r.axis, mine)
+            mine = self.sub(self.sub(chunks, 1), mine) if part is growing else banded.get(r.axis, mine)
             if together:
                 mine = self.add(self.mul(mine, self.cluster), self.rank())
             once = self.few_registers and (part.each, part.more) == (1, 0)
@@ -157,6 +163,33 @@ class TaskLowering(NestLowering):
         """Where a chunk begins, from the start of its range."""
         before = self.add(self.mul(number, part.each), self.scalar("s_min", number, part.more))
         return self.mul(before, part.granule)
+
+    def _growing(self, plans: list[Split]) -> Split | None:
+        """Of many workers that take tasks in turn, the range along which tasks of a chain grow, as a causal mask lets
+        later rows see more. Such tasks go from the longest to the shortest."""
+        if self.chain is None or not self.facts.many_workers or self.schedule.chunks:
+            return None
+        start, stop = self.chain.loop.operands[:2]
+        return next((part for part in plans if part.range.counter is not None and part.chunks != 1
+                     and _grows(stop, part.range.counter) and not _depends(start, part.range.counter)), None)
+
+    def _in_rounds(self, number: Scalar, plans: list[Split]) -> Scalar:
+        """Which task a worker takes as `number`: each second round of tasks is dealt out backwards, but for one that is
+        not whole, so that who has the longest of one round has the shortest of the next."""
+        workers = self.emit_once("workers")
+        total: Scalar = 1
+        for part in plans:
+            total = self.mul(total, part.chunks)
+        round_ = self.scalar("s_floordiv", number, workers)
+        first = self.mul(round_, workers)
+        place = self.sub(number, first)
+        odd = self.emit(self.depth, "s_cmp", [self.value(self.scalar("s_mod", round_, 2)), self.value(1)], S64,
+                        cond="eq")
+        whole = self.emit(self.depth, "s_cmp", [self.value(self.add(first, workers)), self.value(total)], S64,
+                          cond="le")
+        back = self.emit(self.depth, "s_and", [odd, whole], S64)
+        turned = self.value(self.sub(self.sub(workers, 1), place))
+        return self.add(first, self.emit(self.depth, "s_select", [back, turned, self.value(place)], S64))
 
     def _banded(self, number: Scalar, plans: list[Split]) -> dict[str | None, Scalar]:
         """Which tile of rows and columns task `number` is: workers that run at once then share both operands in the
@@ -275,3 +308,24 @@ class TaskLowering(NestLowering):
         if any(r.axis in op.result.type.axes for op in contracts) and r.hint >= 28:  # type: ignore[union-attr]
             return STAGED_ROWS_CAP
         return 0
+
+
+def _depends(value: Value, other: Value) -> bool:
+    return value is other or (value.op is not None and any(_depends(v, other) for v in value.op.operands))
+
+
+def _grows(value: Value, other: Value) -> bool:
+    """Whether a scalar grows with another one that it is made of, as far as that is plain."""
+    if value is other:
+        return True
+    if value.op is None or not _depends(value, other):
+        return False
+    first, *rest = value.op.operands
+    if value.op.name in ("add", "min", "max"):
+        return all(_grows(v, other) for v in value.op.operands if _depends(v, other))
+    if value.op.name == "cast":
+        return _grows(first, other)
+    if value.op.name in ("mul", "floordiv"):
+        by = rest[0].op
+        return _grows(first, other) and by is not None and by.name == "const" and by.attributes["value"] > 0
+    return value.op.name == "sub" and _grows(first, other) and not _depends(rest[0], other)

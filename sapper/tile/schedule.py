@@ -34,14 +34,12 @@ class MatrixUnit:
     """How contractions run on matrix instructions of 16 x 8 elements, 32 bytes deep.
 
     dtypes: of the elements. byte_dtypes: of those of 8 bits, which the instruction takes 32 deep, where both operands
-    lie along the depth. shapes: rows and columns that a worker computes at once, the largest first; the model takes the
-    first of which there is one for each of `workers`, or the last. depth: of 16-bit elements. warps: along rows and
-    columns.
-    stages: how many pieces of the operands are in near memory, one being used while the others arrive. chain_rows,
-    chain_step, chain_stages: rows, columns of a piece, and stages where contractions are chained in registers
-    (attention). chain_registers: most of a thread that their sums and left operands may take. near_bytes: of a worker
-    at most. products: of 16-bit elements that a worker makes in a cycle. cache_bytes: that come to it from the last
-    cache in a cycle, about.
+    lie along the depth. shapes: rows and columns that a worker computes at once, the largest first. depth: of 16-bit
+    elements. warps: along rows and columns. stages: how many pieces of the operands are in near memory, one being used
+    while the others arrive. chain_rows, chain_step, chain_stages: rows, columns of a piece, and stages where
+    contractions are chained in registers (attention). chain_registers: most of a thread that their sums and left
+    operands may take. near_bytes: of a worker at most. products: of 16-bit elements that a worker makes in a cycle.
+    cache_bytes: that it gets from the last cache in a cycle, about, where all read; port_bytes: most that it takes.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
@@ -58,6 +56,7 @@ class MatrixUnit:
     near_bytes: int = 99 << 10
     products: int = 1024
     cache_bytes: int = 32
+    port_bytes: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +65,14 @@ class MatrixGroup:
     together and that read both operands in near memory, where other warps have boxes of them copied, some stages ahead.
 
     dtypes: of the elements. narrow_dtypes: of those of 8 bits, whose sums are added up in f32 after each stage, times
-    scales of blocks of the depth; tiles then have narrow_columns at most, as both sums need registers. group_warps,
-    group_rows: of a group. shapes: (groups, columns) of a worker's tile, the largest first; the model takes the first
-    of which there is one for each of `workers`. depth_bytes: of a stage. stages: how many there are, a power of two:
-    their number is some bits of a counter. copy_warps: those beside the groups. copy_registers: of each of their
-    threads, where several groups need what is left of `registers`. near_bytes: of a worker at most. products,
-    cache_bytes: as of MatrixUnit. chain_registers: likewise, of a thread where there are two groups; rows that take
-    more are shared by both. clusters: of how many workers a copy may go to all, and signals reach all.
+    scales of blocks of the depth, narrow_columns at once, as both sums need registers. group_warps,
+    group_rows: of a group. shapes: (groups, columns) of a worker's tile, the largest first. depth_bytes: of a stage.
+    stages: how many there are, a power of two: their number is some bits of a counter. copy_warps: those beside the
+    groups. copy_registers: of each of their threads, where several groups need what is left of `registers`. near_bytes:
+    of a worker at most. products, cache_bytes, port_bytes: as of MatrixUnit. chain_registers: likewise, of a thread
+    where there are two groups; rows that take more are shared by both. turns: of two groups with rows of their own, one
+    computes what stands between products while the other's products are made (chained_groups.py). clusters: of how many
+    workers a copy may go to all, and signals reach all.
     """
 
     dtypes: tuple[str, ...] = ("bf16", "f16")
@@ -91,7 +91,9 @@ class MatrixGroup:
     workers: int = 132
     products: int = 2048
     cache_bytes: int = 32
+    port_bytes: int = 64
     clusters: tuple[int, ...] = (2, 4)
+    turns: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 Enters a schedule and what the lowering makes of it (`lane.choices`). Leaves `Step`s: each changes one part, or two
 register factors against each other, by one rung of a ladder, and is told in a line. Holds: steps come in a fixed order;
 one that would hold more than twice the target's registers is left out, since it can only spill. Of a product that warps
-multiply together, a step is another of the tiles that fit, or another way in which workers act together: whole tiles,
-a depth that some share, or all part evenly, or clusters. Of these there is one at a time, so that a step to one leaves
-the others. How many warps and stages there are follows from the tile and the target.
+multiply together, a step is another of the tiles that fit, other clusters, or another way to go through the depth:
+whole tiles, or some share it, or all part it evenly. How many warps and stages there are follows from the tile and the
+target.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _streaming(schedule: Schedule, told: Schedule) -> Iterator[Step]:
 
 def _of_product(schedule: Schedule, product: ProductChoice) -> Iterator[Step]:
     rows, columns, depth = product.axes
-    alone = replace(schedule, split={}, stream=None, cluster={})
+    alone = replace(schedule, split={}, stream=None)
     for tile in product.tiles:
         if tile != product.tile:
             yield Step("tile", f"tile {rows} {columns} {_times(product.tile)} -> {_times(tile)}",
@@ -103,13 +103,12 @@ def _of_product(schedule: Schedule, product: ProductChoice) -> Iterator[Step]:
         for parts in others if shares is None else (1, *(n for n in others if n > 1)):
             told = "whole tiles" if parts == 1 else f"each tile's {depth} split among {parts} workers"
             yield Step("depth", told, replace(alone, split={depth: parts}))
-    whole = replace(alone, split={depth: 1}) if product.shareable else alone
     for axis in (rows, columns):
         for workers in product.clusters:
             if product.cluster != (axis, workers):
-                yield Step("cluster", f"clusters of {workers} along {axis}", replace(whole, cluster={axis: workers}))
+                yield Step("cluster", f"clusters of {workers} along {axis}", replace(schedule, cluster={axis: workers}))
     if product.cluster[0] is not None:
-        yield Step("cluster", "no clusters", whole)
+        yield Step("cluster", "no clusters", replace(schedule, cluster={rows: 1}))
 
 
 def _times(tile: tuple[int, int]) -> str:

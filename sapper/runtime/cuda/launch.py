@@ -257,7 +257,8 @@ class DeviceLauncher:
         warps = compiled.warps if compiled.warps > 1 else BLOCK_WARPS
         of_block = warps // compiled.warps
         wanted = compiled.task_count(binding.dims) if compiled.counters else 1
-        blocks = min(function.resident_blocks(32 * warps, compiled.near_bytes), most_workers(compiled.warps))
+        blocks = min(function.resident_blocks(32 * warps, compiled.near_bytes, compiled.cluster),
+                     most_workers(compiled.warps))
         if wanted is not None:
             blocks = max(1, min(blocks, -(-wanted // of_block)))
         blocks = max(1, blocks // compiled.cluster) * compiled.cluster

@@ -113,10 +113,13 @@ class Function:
                                  self.device.call.enumeration("CUfunction_attribute", kind), size_bytes)
             self._shared_bytes = size_bytes
 
-    def resident_blocks(self, threads: int, shared_bytes: int) -> int:
-        """Blocks that the device holds at once."""
+    def resident_blocks(self, threads: int, shared_bytes: int, cluster: int = 1) -> int:
+        """Blocks that the device holds at once, in whole clusters: these need processors of one group."""
         self.allow_shared(shared_bytes)
         with self.device.current():
+            if cluster > 1:
+                config = self._config((cluster,), (threads,), shared_bytes, (cluster,))
+                return int(self.device.call("cuOccupancyMaxActiveClusters", self.handle, config)) * cluster
             each = self.device.call("cuOccupancyMaxActiveBlocksPerMultiprocessor", self.handle, threads, shared_bytes)
         return int(each) * self.device.processors
 
@@ -138,12 +141,17 @@ class Function:
     def launch(self, grid: Sequence[int], block: Sequence[int], parameters: Parameters, shared_bytes: int = 0,
                cluster: Sequence[int] = (), cooperative: bool = False, stream: Any = None) -> None:
         self.allow_shared(shared_bytes)
-        call, api = self.device.call, self.device.call.api
-        config = api.CUlaunchConfig()
+        config = self._config(grid, block, shared_bytes, cluster, cooperative)
+        config.hStream = handle_of(self.device, stream)
+        with self.device.current():
+            self.device.call("cuLaunchKernelEx", config, self.handle, parameters.address, 0)
+
+    def _config(self, grid: Sequence[int], block: Sequence[int], shared_bytes: int, cluster: Sequence[int],
+                cooperative: bool = False) -> Any:
+        config = self.device.call.api.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = (*grid, 1, 1)[:3]
         config.blockDimX, config.blockDimY, config.blockDimZ = (*block, 1, 1)[:3]
         config.sharedMemBytes = shared_bytes
-        config.hStream = handle_of(self.device, stream)
         attributes = []
         if cluster:
             size = self._attribute("CLUSTER_DIMENSION")
@@ -158,8 +166,7 @@ class Function:
             together.value = wanted
             attributes.append(together)
         config.attrs, config.numAttrs = attributes, len(attributes)
-        with self.device.current():
-            call("cuLaunchKernelEx", config, self.handle, parameters.address, 0)
+        return config
 
     def _attribute(self, name: str) -> Any:
         made = self.device.call.api.CUlaunchAttribute()

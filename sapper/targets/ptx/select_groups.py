@@ -46,11 +46,10 @@ def signal_wait(s: Any, op: Op) -> None:
     """The instruction itself waits for a while."""
     signal = near_scalar(s, op.operands[0], op.attributes.get("disp", 0))
     parity = low_half(s, op.operands[1])
-    scope = ".acquire.cluster" if op.attributes.get("workers") else ""
     over, label = s.new("pred"), s.new_label("signal")
     waits = s.new("pred")
     s.label(label)
-    s.emit(f"mbarrier.try_wait.parity{scope}.shared::cta.b64", over, signal, parity)
+    s.emit("mbarrier.try_wait.parity.shared::cta.b64", over, signal, parity)
     s.emit("not.pred", waits, over)
     s.branch("bra", label)
     s.body[-1].mask = waits
@@ -178,7 +177,8 @@ def group_multiply(s: Any, op: Op) -> None:
         left, right, *sums = op.operands
         a, sides = descriptor(s, op, "left", left), ["left", "right"]
     b = descriptor(s, op, "right", right)
-    made = tuple(s.define(result) if fresh else in_place(s, value, result)
+    # What is summed anew takes registers of what is no longer wanted: ptxas keeps others free for it through the loop.
+    made = tuple(s.tie(result, (value,))[0] if fresh else in_place(s, value, result)
                  for value, result in zip(sums, op.results, strict=True))
     adds = s.new("pred")
     s.emit("setp.ne.s32" if fresh else "setp.eq.s32", adds, s.facts.lane, s.facts.lane)

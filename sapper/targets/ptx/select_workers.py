@@ -127,7 +127,9 @@ def sync_cluster(s: Any, op: Op) -> None:
 
 
 def arrive_everywhere(s: Any, signal: Any, workers: int) -> None:
-    """Lane r arrives at the signal of the worker of rank r."""
+    """Lane r arrives at the signal of the worker of rank r. It says that what was read is no longer needed, and hands
+    over nothing that was written: so it takes the scope of a block, as CUTLASS does (ClusterBarrier). With that of the
+    cluster ptxas puts two MEMBAR and the wait for their errors into the loop over the depth."""
     key = "lanes of ranks", workers
     mine, block = s.facts.addresses.get(key, (None, None))
     if mine is None or block not in s.scope:
@@ -139,7 +141,7 @@ def arrive_everywhere(s: Any, signal: Any, workers: int) -> None:
         here = s.new("vec")
         s.emit("add.s32", here, signal.base, signal.disp)
     s.emit_masked("mapa.shared::cluster.u32", mine, False, there, here, s.facts.lane)
-    s.emit_masked("mbarrier.arrive.release.cluster.shared::cluster.b64", mine, False, NOBODY, s.memory(there))
+    s.emit_masked("mbarrier.arrive.shared::cluster.b64", mine, False, NOBODY, s.memory(there))
 
 
 def cluster_mask(s: Any, op: Op) -> Any:

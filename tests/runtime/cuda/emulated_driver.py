@@ -98,7 +98,8 @@ class EmulatedDriver:
         "cuLinkComplete": (P, P, P), "cuLinkDestroy": (P,), "cuModuleLoadDataEx": (P, P, U, P, P),
         "cuModuleUnload": (P,),
         "cuModuleGetFunction": (P, P, ctypes.c_char_p), "cuFuncSetAttribute": (P, I, I),
-        "cuOccupancyMaxActiveBlocksPerMultiprocessor": (P, P, I, Z), "cuLaunchKernelEx": (P, P, P, P),
+        "cuOccupancyMaxActiveBlocksPerMultiprocessor": (P, P, I, Z), "cuOccupancyMaxActiveClusters": (P, P, P),
+        "cuLaunchKernelEx": (P, P, P, P),
         "cuTensorMapEncodeTiled": (P, I, U, P, P, P, P, P, I, I, I, I), "cuStreamBeginCapture": (P, I),
         "cuStreamEndCapture": (P, P), "cuGraphInstantiateWithFlags": (P, P, ctypes.c_ulonglong),
         "cuGraphLaunch": (P, P), "cuGraphExecDestroy": (P,), "cuGraphDestroy": (P,),
@@ -413,6 +414,15 @@ class EmulatedDriver:
     def cuOccupancyMaxActiveBlocksPerMultiprocessor(self, out: int, function: int, threads: int, shared: int) -> None:
         self.use(function, list)
         I.from_address(out).value = min(2048 // threads, 2, self.shared_optin // max(shared, 1))
+
+    def cuOccupancyMaxActiveClusters(self, out: int, function: int, config: int) -> None:
+        """Of a device whose processors are one group."""
+        self.use(function, list)
+        given = Config.from_address(config)
+        (found,) = (Attribute * given.count).from_address(given.attributes)
+        assert found.id == CLUSTER_DIMENSION and not given.stream
+        each = min(2048 // given.block[0], 2, self.shared_optin // max(given.shared, 1))
+        I.from_address(out).value = each * self.processors // found.value[0]
 
     def cuLaunchKernelEx(self, config: int, function: int, parameters: int, extra: int | None) -> None:
         self.need_context()

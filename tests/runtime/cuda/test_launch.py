@@ -293,6 +293,21 @@ PTX = """
 """
 
 
+@pytest.mark.parametrize(("processors", "blocks"), [(5, 10), (1, 2)])
+def test_clusters_that_share_the_depth_are_resident_at_once(device: EmulatedDriver, processors: int,
+                                                            blocks: int) -> None:
+    """As many clusters as the device says that it holds, two blocks on a processor; launched together, as they wait."""
+    device.reset(processors=processors)
+    entry = find("matmul_nt_bf16_bf16")
+    given = entry.make_arguments(np.random.default_rng(3), {"M": 80, "N": 64, "K": 960})
+    wanted = entry.reference(given)
+    on_device = {name: cuda.array(value) for name, value in given.items()}
+    entry.kernel(*on_device.values(), schedule={"tile": {"m": 64, "n": 64}, "cluster": {"m": 2}, "stream": "k"})
+    assert entry.compare({name: value.numpy() for name, value in on_device.items()}, wanted) is None
+    (facts,) = launches(device)
+    assert facts["cooperative"] and facts["cluster"] == (2, 1, 1) and facts["grid"] == (blocks, 1, 1)
+
+
 def test_ptx_of_others(device: EmulatedDriver) -> None:
     x = normal(70)
     given = cuda.array(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,8 @@ from .test_narrow import extents_of as narrow_extents
 
 SMALL = {"m": 64, "n": 64}
 RELEASE = "st.release.gpu.global.u32"
-STREAM, SPLIT = Schedule(tile=SMALL, stream="k"), Schedule(tile=SMALL, split={"k": 3})
+STREAM = Schedule(tile=SMALL, stream="k", cluster={"m": 1})
+SPLIT = Schedule(tile=SMALL, split={"k": 3}, cluster={"m": 1})
 LEVELS = ("sm_80", "sm_90a")
 
 
@@ -118,7 +120,7 @@ PRODUCTS = re.compile(r"wgmma\.mma_async\.sync\.aligned\.m64n64k16\.f32\.bf16\.b
 @given(st.integers(1, 130), st.integers(1, 130), st.integers(1, 300), st.integers(1, 9), st.integers(0, 4))
 def test_any_share_gives_the_sums(m: int, n: int, k: int, workers: int, parts: int) -> None:
     """Every (tile, piece) once, whatever the extents and the workers."""
-    schedule = Schedule(tile=SMALL, split={"k": parts}) if parts else STREAM
+    schedule = replace(SPLIT, split={"k": parts}) if parts else STREAM
     extents = {"M": m, "N": n, "K": -(-k // 8) * 8}
     arguments = arguments_of(bf16_nt, extents)
     wanted = expected(bf16_nt, arguments)
@@ -290,7 +292,8 @@ def chosen(level: str, m: int, n: int, k: int, schedule: Schedule | None = None)
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_model_shares_where_tiles_leave_workers_idle(level: str) -> None:
     assert hands_over(chosen(level, 128, 4096, 16384))          # few tiles, a long depth
-    assert hands_over(chosen(level, 1024, 1024, 4096))          # a last wave that is mostly idle, or no whole one
+    # A last wave that is mostly idle, or no whole one.
+    assert hands_over(chosen(level, *((1024, 1024, 4096) if level == "sm_80" else (1536, 1536, 4096))))
     assert not hands_over(chosen(level, 16384, 16384, 16384))   # waves enough
     assert not hands_over(chosen(level, 512, 512, 512))         # the sums would take longer than what is saved
     assert not hands_over(chosen(level, 128, 4096, 16384, Schedule(split={"k": 1})))
@@ -339,7 +342,7 @@ def test_schedules_that_contradict_themselves() -> None:
 @pytest.mark.skipif(assembler.find_tool("ptxas") is None, reason="ptxas is not installed")
 @pytest.mark.parametrize("level", LEVELS)
 def test_sums_stay_in_registers(level: str) -> None:
-    """No spill, and the loop over the depth is that of whole tiles."""
+    """No spill; on sm_90a workers are clusters, too."""
     texts = [compiled(kernel, level, Schedule(stream="k")).text() for kernel in KERNELS]
     for name, made in assembler.assemble(texts, level).items():
         assert made.spilled_bytes == 0, name

@@ -7,10 +7,12 @@ import pytest
 
 from sapper import emulate, targets
 from sapper.cli.kernels import specialise
-from sapper.codegen.pipeline import compile_kernel
+from sapper.codegen.pipeline import Compiled, compile_kernel
 from sapper.kernels import find, library
 from sapper.kernels.attention_narrow import KERNELS as NARROW_ATTENTION
 from sapper.kernels.record import LibraryKernel
+from sapper.runtime.arguments import Parameter, Signature
+from sapper.runtime.specialise import specialise as specialise_call
 from sapper.targets.ptx.target import TARGETS
 from tests.kernels.shapes import interpreted
 
@@ -42,6 +44,48 @@ def test_on_the_emulator(entry: LibraryKernel) -> None:
     """The raggedest of the shapes that a NumPy emulator gets through in a second or two."""
     shapes = [s for s in entry.check_shapes if 0 < np.prod([n for k, n in s.items() if k != "position"]) <= 40_000]
     check(entry, interpreted(entry, shapes[-1]), workers=8)
+
+
+ROW_BYTES = 64
+
+
+def whole_rows(entry: LibraryKernel, shape: dict[str, int]) -> dict[str, int]:
+    """Rows of matrices that are multiplied of whole 64 bytes, ragged beside tiles still."""
+    return shape | {dim: -(-shape[dim] // 32) * 32 for dim in "KN" if {"K", "N"} <= shape.keys() and shape[dim]}
+
+
+@pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
+def test_aligned_on_the_emulator(entry: LibraryKernel) -> None:
+    """What a call gets whose rows start at multiples of 64 bytes: boxes and matrix instructions. All levels but sm_90a
+    get what sm_80 gets, or more types; where sm_90a gets the text of sm_80, too, and no more than
+    `test_on_the_emulator` has run, it is not run again."""
+    shapes = [s for s in entry.check_shapes if 0 < np.prod([n for k, n in s.items() if k != "position"]) <= 40_000]
+    arguments = entry.make_arguments(np.random.default_rng(6), whole_rows(entry, interpreted(entry, shapes[-1])))
+    signature = Signature(entry.kernel.name, [Parameter.of(*one) for one in entry.kernel.parameters],
+                          entry.kernel.options.get("in_place", ()))
+    known = specialise_call(signature, signature.bind(tuple(arguments.values())), frozenset())
+    aligned = frozenset(name for name, value in arguments.items() if isinstance(value, np.ndarray) and value.ndim > 1
+                        and value.shape[-1] * value.itemsize % ROW_BYTES == 0)
+    codes = {(level, names): compile_kernel(
+        entry.kernel, static_dims=dict(known.static_dims), unit_strides=dict(known.unit_strides),
+        dim_classes=dict(known.dim_classes), target=targets.target(level), schedule=None, aligned=names)
+        for level in ("sm_80", "sm_90a") for names in (frozenset[str](), aligned)}
+    ran = {body(codes["sm_80", frozenset()])}
+    with np.errstate(all="ignore"):
+        expected = entry.reference(arguments)
+    for (level, _), code in codes.items():
+        if body(code) in ran:
+            continue
+        ran.add(body(code))
+        given = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
+        emulate.run(entry.kernel, *given.values(), target=level, workers=6, code=code)
+        wrong = entry.compare(given, expected)
+        assert wrong is None, (level, wrong)
+
+
+def body(code: Compiled) -> str:
+    """The text behind the lines that name the level."""
+    return code.text().split("\n", 2)[2]
 
 
 def test_empty_and_single_elements() -> None:

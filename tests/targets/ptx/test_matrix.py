@@ -176,9 +176,10 @@ def test_what_the_matrix_instructions_do_not_take() -> None:
     assert "warps" not in lowered(bf16_nn, specialization(bf16_nn), Schedule(registers={"m": 4})).attributes
 
 
-@pytest.mark.parametrize(("extents", "tile"), [((4096, 4096), (128, 128)), ((1024, 2048), (128, 128)),
-                                               ((1024, 1024), (128, 64)), ((512, 512), (64, 64)), ((64, 64), (64, 64))])
-def test_tiles_are_as_large_as_there_is_one_for_each_worker(extents: tuple[int, int], tile: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("extents", "tile"), [
+    ((4096, 4096), (128, 128)), ((1024, 2048), (128, 128)), ((1024, 1024), (128, 128)), ((1024, 512), (128, 64)),
+    ((512, 512), (64, 64)), ((64, 64), (64, 64))])
+def test_tiles_take_least_time_by_the_model(extents: tuple[int, int], tile: tuple[int, int]) -> None:
     """108 on sm_80, where no tile is shared. A stage holds 64 of the depth of both, and each warp has a quarter."""
     known = specialization(bf16_nn)
     dims = {**known.dims, "M": DimClass(extents[0], 16), "N": DimClass(extents[1], 16)}

@@ -99,13 +99,16 @@ def test_lane_ir(kernel: Any) -> None:
 
 
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+@pytest.mark.parametrize("columns", [128, 256])
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
-def test_on_the_emulator(kernel: Any, lazy: bool) -> None:
-    extents = extents_of(176, 208, 528)
+def test_on_the_emulator(kernel: Any, columns: int, lazy: bool) -> None:
+    """Of 256 columns there are none in the second half of the last tile, nor a scale of their block."""
+    extents = extents_of(176, columns + 48 if columns == 256 else 208, 528)
     arguments = arguments_of(kernel, extents)
     wanted = expected(kernel, arguments)
     counters = emulate.run(kernel, *arguments.values(), target="sm_90a", workers=2, aligned="abc",
-                           schedule=Schedule(tile={"m": 128, "n": 128}), options=emulate.Options(lazy=lazy)).counters
+                           schedule=Schedule(tile={"m": 128, "n": columns}),
+                           options=emulate.Options(lazy=lazy)).counters
     assert_near(arguments["c"], wanted)
     assert any("m64n128k32.f32.e4m3.e4m3" in name for name in counters.instructions)
 
@@ -120,6 +123,18 @@ def test_no_sum_of_the_instruction_runs_over_more_than_128_of_the_depth() -> Non
     assert wait.attributes["pending"] == 0 and wait.operands[0] is multiplies[-1].results[0]
     adds = [op for op in lane.walk() if op.name == "fma" and op.operands[0] in wait.results]
     assert len(adds) == len(wait.results) == 32
+
+
+def test_halves_of_256_columns_are_summed_one_after_the_other() -> None:
+    """In the same registers: 128 totals of a lane leave room for 64 sums."""
+    lane = lowered(block_scaled, {"m": 128, "n": 256})
+    multiplies = [op for op in lane.walk() if op.name == "group_multiply"]
+    assert [op.attributes["fresh"] for op in multiplies] == [True, False, False, False] * 2
+    starts = [op.attributes["right_disp"] for op in multiplies]
+    assert [after - before for before, after in zip(starts[:4], starts[4:], strict=True)] == [128 * 128] * 4
+    first, second = [op for op in lane.walk() if op.name == "group_wait"]
+    assert len(first.results) == len(second.results) == 64
+    assert multiplies[4].operands[2:] == list(first.results)
 
 
 @pytest.mark.parametrize(("kernel", "level", "aligned"), [
