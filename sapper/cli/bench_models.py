@@ -18,6 +18,8 @@ from typing import Any
 from .bench_suites import Row, Settings, attempt, rows_of, with_floor
 
 PROMPT_TOKENS, DECODE_TOKENS, CONTEXT = 512, 64, 1024
+DECODE_S = 0.03
+"""A sample of decoding lasts about so long: several tokens one after the other, as they come in use."""
 BF16 = "bf16"
 ROUNDED = " rounded"
 """Said of rows of activations, and in blocks of the weights that many rows meet, that are rounded to bf16."""
@@ -131,7 +133,7 @@ def _speeds(name: str, form: str, model: Any, prefill_flops: int, weight_bytes: 
                    (prefill_flops, weight_bytes, products))
     settings.report(label.replace("prefill", "decode"))
     timings, peaks = with_floor({who: decode for who, (_, decode) in feeds.items()}, "DRAM", False, peaks, threads,
-                                settings)
+                                settings, sample_s=DECODE_S)
     rows += rows_of(f"{name} decode", form, f"1 after {prompt_tokens}", threads, timings,
                     peaks.floor_s(0, weight_bytes, 0, "DRAM"), 1.0, "tokens/s", dtypes)
     return [row for row in rows if settings.wants(row.case)]

@@ -102,21 +102,23 @@ class Settings:
                                      copy_probe(int(COPY_BYTES * scale), threads, target, True))
         return self._probes[threads]
 
-    def measure(self, contestants: Mapping[str, Callable[[], Any]], threads: int = 1) -> dict[str, Any]:
-        return self._measure(contestants, threads, thread_time if threads == 1 else perf_counter)
+    def measure(self, contestants: Mapping[str, Callable[[], Any]], threads: int = 1,
+                **options: Any) -> dict[str, Any]:
+        """options: of sapper.tune.measure, but with `quick`."""
+        return self._measure(contestants, threads, thread_time if threads == 1 else perf_counter, **options)
 
     def measure_by_wall(self, contestants: Mapping[str, Callable[[], Any]], threads: int = 1) -> dict[str, Any]:
         """By the clock on the wall, where what else runs on the machine is to count."""
         return self._measure(contestants, threads, perf_counter)
 
     def _measure(self, contestants: Mapping[str, Callable[[], Any]], threads: int,
-                 clock: Callable[[], float]) -> dict[str, Any]:
+                 clock: Callable[[], float], **options: Any) -> dict[str, Any]:
         from ..tune.measure import measure
 
         settle_s = SETTLE_S if threads > 1 and len(contestants) > 1 else 0.0
         if self.quick:
             return measure(contestants, sample_s=5e-4, budget_s=0.05, rounds=3, settle_s=settle_s, clock=clock)
-        return measure(contestants, settle_s=settle_s, clock=clock)
+        return measure(contestants, settle_s=settle_s, clock=clock, **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +223,8 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
         raise RuntimeError(wrong)
     peaks = settings.peaks(threads)
     sets = copies(arguments, job.cold, peaks.level_bytes["L3"])
-    calls += [prepare(entry.kernel, *job.arguments(more), threads=threads) for more in sets[1:]]
+    if job.cold:
+        calls = [prepare(entry.kernel, *job.arguments(one), threads=threads) for one in sets]
     contestants: dict[str, Callable[[], Any]] = {"sapper": rotating(calls)}
     for peer in settings.against:
         if peer in entry.peers:
@@ -242,13 +245,14 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
 
 
 def with_floor(contestants: dict[str, Callable[[], Any]], level: str, writes: bool, peaks: Any, threads: int,
-               settings: Settings) -> tuple[dict[str, Any], Any]:
-    """The timings, and the peaks; in DRAM with the bandwidth that was there in the same minutes."""
+               settings: Settings, **options: Any) -> tuple[dict[str, Any], Any]:
+    """The timings, and the peaks; in DRAM with the bandwidth that was there in the same minutes. options: of
+    Settings.measure."""
     if level != "DRAM":
-        return settings.measure(contestants, threads), peaks
+        return settings.measure(contestants, threads, **options), peaks
     read, copy = settings.memory_probes(threads)
     timings = settings.measure({**contestants, FLOOR_READ: read.run, **({FLOOR_COPY: copy.run} if writes else {})},
-                               threads)
+                               threads, **options)
     read_rate = read.work / timings.pop(FLOOR_READ).median_s
     peaks = replace(peaks, read={**peaks.read, "DRAM": read_rate})
     if writes:

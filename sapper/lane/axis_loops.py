@@ -49,6 +49,7 @@ class WalkChoice:
     chosen instead, as the kernel runs, where there are fewer rows than `fewest`. bound: how they serve it where the
     columns are.
     run: neighbours along the lane axis that a lane takes together (runs.py).
+    parted: the axis whose rows, of those taken at once, come from as many places of it, each read on from there.
     """
 
     lane: str | None
@@ -71,6 +72,7 @@ class WalkChoice:
     few: WalkChoice | None = None
     fewest: int = 0
     bound: TileBlocks | TileSlots | None = None
+    parted: str | None = None
 
     @property
     def on_tiles(self) -> bool:
@@ -171,8 +173,18 @@ class AxisLoops(Runs):
             carried = self._loop(axis, start, stop, 1, False, False, carried, body)
         return carried
 
+    def parted_loop(self, axis: str, count: int, body: Callable[[Carried], Carried]) -> None:
+        """Run `body` with `axis` bound to `count` coordinates of its open extent, which is parted among them: the next
+        ones are their neighbours. What is left is taken one by one."""
+        o = self.open[axis]
+        part = self.scalar("s_floordiv", o.extent, count)
+        stop = self.add(o.offset, part)
+        self._loop(axis, o.offset, stop, count, False, False, [], body, part)
+        self._loop(axis, self.add(o.offset, self.mul(part, count)), self.add(o.offset, o.extent), 1, False, False, [],
+                   body)
+
     def _loop(self, axis: str, start: Scalar, stop: Scalar, count: int, lane: bool, masked: bool, carried: Carried,
-              body: Callable[[Carried], Carried]) -> Carried:
+              body: Callable[[Carried], Carried], apart: Scalar = 1) -> Carried:
         block = Block([S64, *[v.type for v in carried]])
         start_value, stop_value = self.value(start), self.value(stop)
         self.enter(block)
@@ -181,10 +193,10 @@ class AxisLoops(Runs):
         if masked:
             mask = self.emit(self.depth, "mask_first", [self.value(self.sub(stop, counter))], MASK)
         outer = self.bound.get(axis)
-        step = count * self.lanes if lane else count
+        step = count * self.lanes if lane else count if apart == 1 else 1
         self.steps[counter] = start, step
         self.bound[axis] = Bound(counter, count, lane, mask, self.depth, stop=stop,
-                                 run=self._run_of_piece(count, lane, mask))
+                                 run=self._run_of_piece(count, lane, mask), apart=apart)
         results = body(list(block.arguments[1:]))
         self._restore(axis, outer)
         self.effect("yield", results)

@@ -324,10 +324,12 @@ class Model(RegisterFactors):
         once = self.facts.software_prefetch and lane in self.bound and len(order) == 1
         rows_ahead = self._rows_ahead(walk, order[-1], staged) if (blocked or once) and by_hand is None else []
         block_ahead = self._block_ahead(lane, counts, reduced, staged) if blocked and by_hand is None else []
-        return WalkChoice(lane, counts, order, reduced, staged, prefetched,
-                          self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order),
+        parted = self._parted(walk, lane, counts, order, prefetched)
+        joint, rolled = (self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order)) \
+            if parted is None else (None, None)
+        return WalkChoice(lane, counts, order, reduced, staged, prefetched, joint, rolled,
                           by_hand=by_hand, widened=widened, blocked=blocked, rows_here=rows_here,
-                          rows_ahead=rows_ahead, block_ahead=block_ahead)
+                          rows_ahead=rows_ahead, block_ahead=block_ahead, parted=parted)
 
     def _block_ahead(self, lane: str | None, counts: dict[str, int], reduced: list[str], staged: list[Op]) -> list[Op]:
         """The operands of which a block of panels is copied from whole rows, one after the other, in memory."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from math import prod
 
 from ..ir.nodes import Op
+from ..ir.types import b32
 from ..tile.plan import Walk, axes_of
 from ..tile.requests import Requests
 from .axis_loops import WalkChoice
@@ -30,11 +31,13 @@ STREAM_AHEAD_BYTES = 16384
 ROWS_AHEAD_BYTES = 10240
 """The same, at least, of rows of a matrix: it stays in half of L1 until its turn comes."""
 
-ROW_AHEAD_BYTES = 8192
-"""The same of single rows where the first cache takes streams, of all matrices together; beside them it holds the
-vector. Measured on a Zen 5, bf16, in percent of what plain reads reach: matvec of 4096 x 4096 106 with 4 KiB, 117 with
-8 and 116 with 12; norm_matvec of 6144 x 4096, which has a gain as well, 75, 88 and 78; matvec_swiglu of 14336 x 4096 97
-with 4 KiB of each matrix and 89 with 8."""
+ROW_AHEAD_BYTES = 5120
+"""The same of single rows of one matrix where the first cache takes streams, if their elements are widened: what is
+multiplied as it lies, or comes as two streams, the processor asks for early enough by itself. Measured on a Zen 5, each
+from memory that 64 MiB or more of other reads had passed through, in percent of what plain reads reach. matvec of 576 x
+1536, 2048 x 2048 and 4096 x 4096, bf16: 85, 88, 91 without, 90, 93, 97 with 4 KiB, 89, 94, 97 with 5 and 88, 91, 93
+with 8; f32: 98, 101, 103 without, 90, 92, 100 with 4 KiB. matmul_nt_i8 of one row 95 without, 93. matvec_swiglu_bf16 of
+1536 x 576 and norm_matvec_swiglu_bf16 of 14336 x 4096: 95 and 96 without, 92 and 94 with 4 KiB."""
 
 LONG_ROW_AHEAD_BYTES = 2048
 """The same of each of several rows at once, along themselves, where half of the first cache, which takes streams, has
@@ -138,6 +141,8 @@ class Prefetches(Stores):
         size = element_bytes(access.dtype) * self.slot_elements
         step_bytes = rows.count * depth.count * self.lanes * size
         into_first = self.requests.stream_level == 1
+        if into_first and rows.count == 1 and (len(choice.prefetched) > 1 or size >= b32.size_bytes):
+            return      # the processor asks for it early enough
         most_bytes = ROW_AHEAD_BYTES if into_first else ROWS_AHEAD_BYTES
         by_line = self.requests.line_by_line
         least_bytes = self.requests.stream_ahead_bytes if by_line else most_bytes // len(choice.prefetched)

@@ -228,7 +228,7 @@ class RowEvaluation(State):
 
     def _coordinate(self, axis: str, at: dict[str, int], level: int) -> Value:
         bound = self.bound[axis]
-        start = self.add(bound.offset, bound.place(at[axis], self.lanes))
+        start = self.coordinate(axis, at[axis])
         if isinstance(start, int) and not bound.lane:
             return self.constant(start, i32)
         lane = self.iota() if bound.run == 1 else self.emit(0, "mul", [self.iota(), self.constant(bound.run, i32)],
@@ -382,8 +382,7 @@ class RowEvaluation(State):
         if name == "full":
             return self.integer(op.operands[0], at)
         if name == "index":
-            bound = self.bound[op.attributes["axis"]]
-            return self.add(bound.offset, at[op.attributes["axis"]])
+            return self.coordinate(op.attributes["axis"], at[op.attributes["axis"]])
         if value in self.rows or value in self.buffers or name in LATE:
             return self._lane0(self.row(value, at), dtype)
         level = self.level_of(value)

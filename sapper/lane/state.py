@@ -68,7 +68,8 @@ class Bound:
     run: so many neighbours are in one lane (runs.py): then j stands for offset + (j div run) run lanes + lane run +
     j mod run. narrow: the mask is that of every piece, whose next begins where its lanes end, not only of the last.
     stop: where the axis ends, if that is what the mask cuts and it is known. spread: where the coordinates lie instead,
-    if they are spread over lanes and registers (chained.py: Spread). hint: of a resident axis, its typical extent."""
+    if they are spread over lanes and registers (chained.py: Spread). hint: of a resident axis, its typical extent.
+    apart: neighbours that are not in lanes lie so many coordinates apart."""
 
     offset: Scalar
     count: int
@@ -81,6 +82,7 @@ class Bound:
     spread: Any = None
     hint: int = 1
     run: int = 1
+    apart: Scalar = 1
 
     def place(self, j: int, lanes: int) -> int:
         """What register coordinate j adds to the offset in lane 0."""
@@ -292,7 +294,9 @@ class State:
         for axis, coefficient in access.axes.items():
             bound = self.bound[axis]
             j = bound.place(at.get(axis, 0), self.lanes)
-            if isinstance(coefficient, int):
+            if bound.apart != 1:
+                moving.append((j, self.mul(bound.apart, coefficient), bound.count))
+            elif isinstance(coefficient, int):
                 disp += j * coefficient
             elif j or bound.count >= MANY_ROWS:
                 moving.append((j, coefficient, bound.count))
@@ -333,6 +337,11 @@ class State:
         if access.near:
             attributes["near"] = True
         return operands, attributes
+
+    def coordinate(self, axis: str, j: int) -> Scalar:
+        """Of the element, or of lane 0, at a register coordinate."""
+        bound = self.bound[axis]
+        return self.add(bound.offset, bound.place(j, self.lanes) if bound.apart == 1 else self.mul(bound.apart, j))
 
     def _row_of_eight(self, base: Scalar, index: Scalar, scale: int, stride: Scalar,
                       j: int) -> tuple[Scalar, Scalar, int]:

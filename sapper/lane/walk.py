@@ -93,7 +93,9 @@ class WalkLowering(Reductions):
                     outer(k + 1)
                     return carried
 
-                if choice.blocked and k == 0:
+                if axis == choice.parted:
+                    self.parted_loop(axis, choice.counts[axis], body)
+                elif choice.blocked and k == 0:
                     self._panel_blocks(choice, axis, lambda: body([]))
                 else:
                     contracts = any(r.name == "contract" for r in walk.reductions)

@@ -5,16 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from sapper.ir.types import bf16, f32
 from sapper.kernels import library
 from sapper.lane.choices import choices
 from sapper.lane.lower import lower
+from sapper.lang.builtins import tiles, where, zeros
+from sapper.lang.dims import dims
+from sapper.lang.kernel import kernel
+from sapper.lang.tensor import Tensor
 from sapper.tile.canonical import canonicalize
 from sapper.tile.reduce_loops import reduce_loops
 from sapper.tile.requests import Requests
 from sapper.tile.schedule import DimClass, Facts, Panels, Schedule, Specialization
+from tests.strategies import examples
 
 from .run_lane import run_lane
 
@@ -75,17 +84,75 @@ def test_heads_meet_pages_as_they_meet_a_cache_in_one_piece(name: str, static: d
     assert (told.lane, told.tile) == (lane, tile)
 
 
-@pytest.mark.parametrize(("name", "typical", "rows"), [
-    ("matvec_f32", 2048, 1), ("matvec_f32", 16384, 4), ("matvec_bf16", 2048, 1), ("matvec_swiglu_bf16", 2048, 1),
-    ("norm_matvec_bf16", 4096, 1), ("norm_matvec_bf16", 8192, 4),     # what vector and gain make
+@pytest.mark.parametrize(("name", "typical", "rows", "levels"), [
+    ("matvec_f32", 2048, 1, set()), ("matvec_f32", 16384, 4, {1}), ("matvec_bf16", 2048, 1, {1}),
+    ("matvec_swiglu_bf16", 2048, 1, set()),
+    ("norm_matvec_bf16", 4096, 1, {1}), ("norm_matvec_bf16", 8192, 4, {1}),     # what vector and gain make
 ])
-def test_single_rows_where_the_first_cache_takes_streams(name: str, typical: int, rows: int) -> None:
-    """Or four, which share a vector that fills much of that cache. Lines of single rows are asked into it as far ahead
-    as it has room for beside the vector: two matrices each half as far."""
+def test_single_rows_where_the_first_cache_takes_streams(name: str, typical: int, rows: int, levels: set[int]) -> None:
+    """Or four, which share a vector that fills much of that cache. Lines are asked into it, but not where single rows
+    are multiplied as they lie, or are those of two matrices."""
     extents = {"N": (2048, 64), "K": (typical, 64)}
     assert chosen(name, INTO_FIRST, **extents).registers["n"] == rows
     asked = prefetches(name, INTO_FIRST, **extents)
-    assert asked and {a["level"] for a in asked} == {1}
+    assert {a["level"] for a in asked} == levels
+
+
+N, K = dims("N K")
+
+
+@kernel
+def first_rows_doubled(w: Tensor[bf16, N, K], x: Tensor[f32, K], y: Tensor[f32, N]):
+    for n in tiles(N):
+        acc = zeros(n, dtype=f32)
+        for k in tiles(K):
+            acc += w[n, k] @ x[k]
+        y[n] = where(n < 5, acc + acc, acc)
+
+
+@settings(max_examples=examples(30))
+@given(rows=st.integers(0, 41), depth=st.integers(1, 70), workers=st.integers(1, 3), static=st.booleans(),
+       seed=st.integers(0, 99), streamed=st.booleans())
+def test_rows_that_share_a_long_vector_come_from_as_many_places(rows: int, depth: int, workers: int, static: bool,
+                                                                seed: int, streamed: bool) -> None:
+    """Four streams for each task, wherever its rows begin and however many are left; numbers of rows go with them."""
+    facts = replace(INTO_FIRST, l1_bytes=64 if streamed else 48 << 10)
+    random = np.random.default_rng(seed)
+    w = random.standard_normal((rows, depth)).astype(ml_dtypes.bfloat16)
+    x, y = random.standard_normal(depth).astype(np.float32), np.full(rows, np.nan, np.float32)
+    function = reduce_loops(first_rows_doubled.tile_ir({"N": rows, "K": depth} if static else None))
+    run_lane(function, {"w": w, "x": x, "y": y}, facts=facts, workers=workers)
+    expected = w.astype(np.float64) @ x
+    expected[:5] *= 2
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_places_of_rows_are_far_apart() -> None:
+    """The loop over rows takes one of each place; without a long vector, or where lines are read in turn, neighbours
+    are taken."""
+    def steps(facts: Facts, typical: int, name: str = "matvec_residual_bf16") -> set[int]:
+        function = reduce_loops(LIBRARY[name].kernel.tile_ir())
+        canonicalize(function)
+        lowered = lower(function, Schedule(registers={"n": 4}), facts,
+                        Specialization({"N": DimClass(4096, 64), "K": DimClass(typical, 64)}))
+        return {op.attributes["step"] for op in lowered.walk() if op.name == "loop" and op.attributes["label"] == "n"}
+
+    assert steps(INTO_FIRST, 14336) == {1}
+    assert steps(INTO_FIRST, 2048) == steps(BY_LINES, 14336) == steps(PLAIN, 14336) == {4}
+    assert steps(INTO_FIRST, 14336, "matvec_swiglu_bf16") == {4}
+
+
+@pytest.mark.parametrize(("met", "rows"), [(1, 1), (3, 4)])
+def test_rows_that_several_meet_are_taken_four_at_once(met: int, rows: int) -> None:
+    """Their sums over the lanes are then finished together: keys of a cache, which a group of queries meets."""
+    function = reduce_loops(LIBRARY["attention_decode_bf16"].kernel.tile_ir())
+    canonicalize(function)
+    known = {"H": DimClass(3), "G": DimClass(met), "D": DimClass(64, 64), "P": DimClass(512, 64)}
+    lowered = lower(function, Schedule(), INTO_FIRST, Specialization(known))
+    loops = [op for op in lowered.walk() if op.name == "loop"]
+    keys = [op for op in loops if op.attributes["label"] == "p" and op.attributes["step"] < 16 and any(
+        inner.attributes.get("label") == "d" for inner in op.blocks[0].ops)]
+    assert {op.attributes["step"] for op in keys} == {1, rows}
 
 
 @pytest.mark.parametrize(("facts", "products"), [(PLAIN, True), (INTO_FIRST, False)])
@@ -95,7 +162,8 @@ def test_what_rows_meet_one_by_one_is_computed_once(name: str, facts: Facts, pro
     function = reduce_loops(LIBRARY[name].kernel.tile_ir())
     canonicalize(function)
     lowered = lower(function, Schedule(), facts, Specialization({"N": DimClass(512, 64), "K": DimClass(2048, 64)}))
-    loops = [op for op in lowered.walk() if any(inner.name == "prefetch" for block in op.blocks for inner in block.ops)]
+    loops = [op for op in lowered.walk() if op.name == "loop" and op.attributes["label"] == "k"
+             and any(inner.name == "fma" for inner in op.blocks[0].ops)]
     assert loops and all(
         any(inner.name == "mul" for block in loop.blocks for inner in block.ops) == products for loop in loops)
     arguments = LIBRARY[name].make_arguments(np.random.default_rng(1), {"N": 37, "K": 91})

@@ -25,6 +25,7 @@ from sapper.runtime.entries import choose_threads
 from sapper.runtime.errors import ArgumentError, LaunchError, SapperWarning
 from sapper.runtime.fast_call import make_fast_call
 from sapper.runtime.launch import prepare, stored_tensors
+from sapper.runtime.scratch import areas
 from sapper.runtime.specialise import LARGEST_CLASS, dim_class
 from tests.strategies import examples
 
@@ -462,6 +463,23 @@ def test_bound_call_with_scratch_and_workers(tasks: FakeKernel) -> None:
         for turn in range(1, 20):
             bound()
             assert (out == turn).all()
+
+
+def test_bound_call_in_the_work_area_that_is_free(tasks: FakeKernel) -> None:
+    """Whichever that is, its counters are those that start at zero; one that is too small is dropped."""
+    out, who = np.zeros(20, np.int64), np.zeros(20, np.int64)
+    bound = prepare(tasks, out, who, 10, threads=1)
+    bound()
+    others = areas[:]
+    areas.clear()
+    bound()
+    assert (out == 2).all() and areas and all(area not in others for area in areas)
+    areas[:] = [others[-1]]
+    bound()
+    assert (out == 3).all() and areas == [others[-1]]
+    others[-1].capacity_bytes = -1
+    bound()
+    assert (out == 4).all() and len(areas) == 1 and areas != [others[-1]]
 
 
 def test_bound_call_from_many_threads(tasks: FakeKernel) -> None:
