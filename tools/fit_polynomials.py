@@ -109,21 +109,24 @@ def fit_tables() -> None:
     width = log(2) / 32 * mpf("1.001")
     fit("EXPM1_TABLE_F32", np.float32, without_zero(lambda r: (expm1(r) - r) / r**2, mpf("0.5")), lambda r: r**2,
         -width, width, [0, 1], "expm1(r) = r + r**2 * q(r), |r| <= ln(2) / 32; relative to e**r")
-    pieces, worst = [], mpf(0)
-    for j in range(16):
-        centre, last = mpf(j) / 4, j == 15
+    for name, degree, relative in (("ERF_TABLE_F32", 5, True), ("ERF_SHORT_TABLE_F32", 4, False)):
+        pieces, worst = [], mpf(0)
+        for j in range(16):
+            centre, last = mpf(j) / 4, j == 15
 
-        def piece(u: mpf, centre: mpf = centre) -> mpf:
-            return erf(centre + u)
+            def piece(u: mpf, centre: mpf = centre) -> mpf:
+                return erf(centre + u)
 
-        rounded, error = fitted(np.float32, piece, lambda u, piece=piece: 1 / piece(u) if piece(u) else mpf(0),
-                                -mpf(1) / 8 if j else mpf(0), mpf(1) / 8, list(range(6)) if j else list(range(1, 6)),
-                                mpf(1) if last else None)
-        pieces.append(rounded if j else [0.0, *rounded])
-        worst = max(worst, error)
-    print_tables("ERF_TABLE_F32", [list(column) for column in zip(*pieces, strict=True)],
-                 "erf(j / 4 + u) = sum of table[k][j] * u**k, |u| <= 1/8, 0 <= j < 16; relative; "
-                 f"error 2**{float(log(worst, 2)):.1f}")
+            def weight(u: mpf, piece: Real = piece, relative: bool = relative) -> mpf:
+                return mpf(1) if not relative else 1 / piece(u) if piece(u) else mpf(0)
+
+            rounded, error = fitted(np.float32, piece, weight, -mpf(1) / 8 if j else mpf(0), mpf(1) / 8,
+                                    list(range(0 if j else 1, degree + 1)), mpf(1) if last else None)
+            pieces.append(rounded if j else [0.0, *rounded])
+            worst = max(worst, error)
+        print_tables(name, [list(column) for column in zip(*pieces, strict=True)],
+                     "erf(j / 4 + u) = sum of table[k][j] * u**k, |u| <= 1/8, 0 <= j < 16; "
+                     f"{'relative' if relative else 'absolute'}; error 2**{float(log(worst, 2)):.1f}")
 
 
 def main() -> None:
@@ -149,6 +152,8 @@ def main() -> None:
         fit(f"EXP2_{bits}", dtype, without_zero(lambda r: expm1(r * ln2) / r, ln2), lambda r: r / 2**r,
             -mpf("0.5001"), mpf("0.5001"), list(range(degree + 1)), "2**r = 1 + r * q(r), |r| <= 1/2; relative")
         if f32:
+            fit("EXP2_SHORT_F32", dtype, lambda r: mpf(2)**r, lambda r: 1 / mpf(2)**r, mpf(0), one, list(range(6)),
+                "2**r, 0 <= r <= 1; relative")
             fit("LOG_F32", dtype, without_zero(lambda f: (log1p(f) - f) / f**2, -one / 2),
                 without_zero(lambda f: f**2 / log1p(f), mpf(0)), root_low, root_high, list(range(9)),
                 "log(1 + f) = f + f**2 * q(f), sqrt(1/2) - 1 <= f <= sqrt(2) - 1; relative")

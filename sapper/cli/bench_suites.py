@@ -181,7 +181,7 @@ def jobs_of(suite: str, quick: bool) -> list[Job]:
                 size = NUMPY_DTYPES[entry.dtype].itemsize
                 extra = [Case({"N": n, "K": k}, 2 * n * k, size * n * k + 4 * n + 4 * k) for n, k in MATVEC_SHAPES]
                 cases = extra + [c for c in cases if c.label not in {e.label for e in extra}]
-        elif _suite_of(module) != suite:
+        elif _suite_of(name, module) != suite:
             continue
         if quick:
             cases = sorted(cases, key=lambda c: int(c.bytes))[:1]
@@ -191,14 +191,19 @@ def jobs_of(suite: str, quick: bool) -> list[Job]:
     return jobs
 
 
-def _suite_of(module: str) -> str:
+ROW_MODULES = ("softmax", "norm", "activation", "rope", "narrow")
+
+
+def _suite_of(name: str, module: str) -> str:
+    if module in ROW_MODULES or name.startswith("quantize_"):
+        return "rows"
     if module in ("matmul", "batched", "integer"):
         return "matmul"
     if module in ("attention", "mla"):
         return "attention"
     if module == "matvec":
         return module
-    return "rows" if module in ("softmax", "norm", "activation") else "others"
+    return "others"
 
 
 # -------------------------------------------------------------------------------------------------------- library cases

@@ -25,7 +25,7 @@ WRITES_MEMORY = frozenset(["store", "store_lane0", "s_store", "scatter", "loop",
 """Ops that a load may not be moved over."""
 
 CONSTANTS = frozenset(["s_const", "splat_const"])
-_DEFERRABLE = frozenset(["s_add", "s_sub", "s_cmp", "mask_any", "mask_all", "neg"])
+_DEFERRABLE = frozenset(["s_add", "s_sub", "s_cmp", "mask_any", "mask_all", "any_zero_bf16", "neg"])
 
 
 class ScannedValues(SelectedValues):

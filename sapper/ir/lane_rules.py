@@ -111,6 +111,11 @@ def _lane_splat_const(check: Checker, op: Op) -> None:
         check.fail(f"value = {value!r}", f"an integer of {type.dtype.bits} bits")
 
 
+def _lane_any_zero(check: Checker, op: Op) -> None:
+    check.operands(op, *[ROW_B32] * len(op.operands))
+    check.results(op, S64)
+
+
 def _lane_lookup(check: Checker, op: Op) -> None:
     check.operands(op, ROW_I32)
     check.results(op, ROW_F32)
@@ -549,9 +554,11 @@ LANE_RULES: dict[str, Rule] = {
     **dict.fromkeys(("pairs_u8i8", "add_i16"), _signature((ROW_B32, ROW_B32), (ROW_B32,))),
     "widen_bytes": _lane_widen_bytes,
     "fraction": _signature((ROW_F32,), (ROW_F32,)),
+    "copy_sign": _signature((ROW_F32, ROW_F32), (ROW_F32,)),
     "pack_bf16": _signature((ROW_F32, ROW_F32), (ROW_B32,)),
     "concat_bf16": _signature((ROW_F32, ROW_F32), (ROW_B32,)),
     "is_denormal": _signature((ROW_F32,), (MASK,)),
+    "any_zero_bf16": _lane_any_zero,
     "interleave": _signature((ROW_B32, ROW_B32), (ROW_B32, ROW_B32)),
     "warp": _signature((), (S64,)),
     "near_memory": _signature((), (S64,)),

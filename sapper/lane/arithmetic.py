@@ -207,6 +207,14 @@ def fraction(a: Array) -> Array:
     return np.where(np.isinf(a), np.float32(0), np.where(rest == 0, np.float32(0), rest))
 
 
+def fraction_down(a: Array) -> Array:
+    """What lies above the next integer below, rounded down (VREDUCEPS)."""
+    exact = a.astype(np.float64) - np.floor(a.astype(np.float64))
+    rest = exact.astype(np.float32)
+    rest = np.where((rest > exact) | (rest == 1), np.nextafter(rest, np.float32(-1)), rest)     # it is below 1
+    return np.where(np.isinf(a), np.float32(0), np.where(rest == 0, np.float32(-0.0), rest))
+
+
 def _pack_bf16(a: Array, b: Array) -> Array:
     """VCVTNE2PS2BF16 (Intel SDM volume 2), the two results side by side in each slot; a NaN keeps its upper bits."""
     packed: Array = halves(a) | halves(b) << np.uint32(16)
@@ -288,6 +296,7 @@ _ROW_PLAIN: dict[str, Callable[..., Any]] = {
     "trunc": np.trunc,
     "scale_exponent": scale_exponent,
     "fraction": fraction,
+    "copy_sign": lambda a, b: np.copysign(a, b),
     "fma": lambda a, b, c: fma32(a, b, c) if a.dtype == np.float32 else fma64(a, b, c),
     "and": lambda a, b: a & b,
     "or": lambda a, b: a | b,
@@ -313,6 +322,7 @@ _ROW_PLAIN: dict[str, Callable[..., Any]] = {
     "pack_bf16": _pack_bf16,
     "concat_bf16": _concat_bf16,
     "is_denormal": lambda a: (a != 0) & (np.abs(a) < np.finfo(np.float32).tiny),
+    "any_zero_bf16": lambda *rows: int(any((row.view(np.uint16) & 0x7FFF == 0).any() for row in rows)),
     **{name: _in_f64(function) for name, function in _MATH.items()},
 }
 
@@ -343,6 +353,8 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
             return shift
         amount = np.full(lanes, attributes["amount"], _row_numpy(op.operands[0]))
         return lambda a: shift(a, amount)
+    if name == "fraction" and attributes.get("down"):
+        return fraction_down
     if name in _ROW_PLAIN:
         return _ROW_PLAIN[name]
     if name == "s_const":

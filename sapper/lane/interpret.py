@@ -163,6 +163,11 @@ class Program:
                 e[result] = function(e[a], e[b])
 
             return binary
+        if len(operands) > 3:
+            def several(e: list[Any]) -> None:
+                e[result] = function(*[e[operand] for operand in operands])
+
+            return several
         a, b, c = operands
 
         def ternary(e: list[Any]) -> None:

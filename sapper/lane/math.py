@@ -77,7 +77,7 @@ ERF_TABLE_LIMIT = 3.875 - 2.0**-22
 class _Emitter:
     """Emits ops in place of one, for rows of one format."""
 
-    __slots__ = ("constants", "format", "head", "legal", "location", "most", "ops")
+    __slots__ = ("coarse", "constants", "format", "head", "legal", "location", "most", "ops")
 
     def __init__(self, legal: frozenset[str]) -> None:
         self.legal = legal
@@ -88,6 +88,8 @@ class _Emitter:
         self.location: Location | None = None
         self.most = math.inf
         """What the operand at hand is known not to be above."""
+        self.coarse = False
+        """Whether few bits of the result at hand count."""
 
     # Building blocks.
 
@@ -162,6 +164,8 @@ class _Emitter:
 
     def copy_sign(self, magnitude: Value, sign: Value) -> Value:
         """A magnitude >= +0 (or NaN) with the sign of another value."""
+        if self.format.is_f32 and "copy_sign" in self.legal:
+            return self.emit("copy_sign", [magnitude, sign], self.format.row)
         bit = self.bits("and", self.to_bits(sign), self.bits_constant(self.format.sign_bit))
         return self.from_bits(self.bits("or", self.to_bits(magnitude), bit))
 
@@ -202,9 +206,32 @@ class _Emitter:
         high, low = _LN2_PARTS[self.format.row]
         return self.fma(n, self.constant(-low), self.fma(n, self.constant(-high), x))
 
+    def scaled_by_constant(self, x: Value) -> tuple[Value, float] | None:
+        """a and c if x is a c, c a constant above 0 and not beyond the formats' middle half."""
+        op = x.op
+        if op is None or op.name != "mul":
+            return None
+        for a, c in (op.operands, op.operands[::-1]):
+            factor = c.op.attributes["value"] if c.op is not None and c.op.name == "splat_const" else 0.0
+            if 2.0**-63 < factor < 2.0**63:
+                return a, factor
+        return None
+
     def lookup(self, places: Value, table: tuple[float, ...]) -> Value:
         """table[i mod 16], i the integers in the low bits of a float."""
         return self.emit("lookup", [self.to_bits(places)], self.format.row, table=table)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the short forms serve, for results of which few bits count."""
+        return self.coarse and self.format.is_f32 and {"fraction", "scale_exponent"} <= self.legal
+
+    def exp2_short(self, x: Value, scale: float) -> Value:
+        """2**x times a power of two, for any x: a polynomial of what lies above the next integer below. Infinities have
+        the fraction 0, and their powers of two are right."""
+        power = self.polynomial(self.emit("fraction", [x], self.format.row, down=True),
+                                tuple(scale * c for c in polynomials.EXP2_SHORT_F32))
+        return self.emit("scale_exponent", [power, x], self.format.row)
 
     @property
     def has_tables(self) -> bool:
@@ -281,6 +308,8 @@ class _Emitter:
 
 def _exp(e: _Emitter, x: Value) -> Value:
     f = e.format
+    if e.is_short:
+        return e.exp2_short(e.mul(x, e.constant(1 / math.log(2))), 1.0)
     return e.exp_reduced(e.limited(x, f.exp_low, f.exp_high))
 
 
@@ -330,8 +359,16 @@ def _tanh(e: _Emitter, x: Value) -> Value:
 
 
 def _sigmoid(e: _Emitter, x: Value) -> Value:
-    """With z = e**-|x| <= 1: 1 / (1 + z), or z / (1 + z) for negative x, which underflows gradually."""
+    """With z = e**-|x| <= 1: 1 / (1 + z), or z / (1 + z) for negative x, which underflows gradually.
+
+    Short: s / (s + s e**-x), where s is a power of two so small that e**-x does not overflow before the quotient does
+    underflow, and not so small that what is left of s e**-x could matter.
+    """
     f = e.format
+    if e.is_short:
+        scale = 2.0**-24
+        z = e.exp2_short(e.mul(x, e.constant(-1 / math.log(2))), scale)
+        return e.emit("div", [e.constant(scale), e.add(z, e.constant(scale))], f.row)
     z = e.exp_reduced(e.row("max", e.constant(f.exp_low), e.negative(x)))
     above = e.select(e.compare("lt", x, e.constant(0.0)), z, e.constant(1.0))
     return e.emit("div", [above, e.add(z, e.constant(1.0))], f.row)
@@ -344,11 +381,20 @@ def _erf(e: _Emitter, x: Value) -> Value:
     """
     f = e.format
     if e.has_tables:
-        magnitude = e.row("min", e.constant(ERF_TABLE_LIMIT), e.emit("abs", [x], f.row))
         magic = e.constant(f.magic / 4)
-        places = e.add(magnitude, magic)
-        u = e.sub(magnitude, e.sub(places, magic))
-        last, *others = [e.lookup(places, table) for table in reversed(polynomials.ERF_TABLE_F32)]
+        scaled = e.scaled_by_constant(x) if e.is_short else None
+        if scaled is None:
+            magnitude = e.row("min", e.constant(ERF_TABLE_LIMIT), e.emit("abs", [x], f.row))
+            places = e.add(magnitude, magic)
+            u = e.sub(magnitude, e.sub(places, magic))
+        else:
+            # The product is formed twice, in multiply-adds, and what is left of it is more exact than it would be.
+            x, factor = scaled
+            magnitude = e.row("min", e.constant(ERF_TABLE_LIMIT / factor), e.emit("abs", [x], f.row))
+            places = e.fma(magnitude, e.constant(factor), magic)
+            u = e.fma(magnitude, e.constant(factor), e.emit("neg", [e.sub(places, magic)], f.row))
+        tables = polynomials.ERF_SHORT_TABLE_F32 if e.is_short else polynomials.ERF_TABLE_F32
+        last, *others = [e.lookup(places, table) for table in reversed(tables)]
         for coefficient in others:
             last = e.fma(last, u, coefficient)
         return e.copy_sign(last, x)
@@ -496,6 +542,7 @@ def _expand_block(block: Block, wanted: frozenset[str], emitter: _Emitter, legal
             emitter.location = op.location
             emitter.ops = ops
             emitter.most = op.attributes.get("most", math.inf)
+            emitter.coarse = bool(op.attributes.get("coarse"))
             new = _EXPANSIONS[op.name](emitter, *op.operands)
             last = new.op
             assert last is ops[-1] and last is not None

@@ -28,6 +28,9 @@ MATH = ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "erf", "sin", "cos", "r
 BOUNDED = frozenset({"exp", "exp2"})
 """Those that are shorter where it is known that their operand is never large."""
 
+COARSE = frozenset({"exp", "sigmoid", "erf"})
+"""Those that are shorter where a result of 8 significant bits is all that comes of them."""
+
 BY_HAND = frozenset({"asm", "asm_contract", "asm_multiply"})
 """Ops that pieces of assembly by hand carry out."""
 
@@ -69,13 +72,17 @@ LANE_OPS = OpTable("lane", [
     OpSpec("div", (2, 2), doc="floats only"),
     OpSpec("fma", (3, 3), doc="a * b + c, rounded once; floats only"),
     *[OpSpec(name, (1, 1), doc=name) for name in ("neg", "abs", "sqrt", "floor", "ceil", "round", "trunc")],
-    *[OpSpec(name, (1, 1), optional=("most",) if name in BOUNDED else (),
+    *[OpSpec(name, (1, 1), optional=("most",) * (name in BOUNDED) + ("coarse",) * (name in COARSE),
              doc=f"{name}; expanded by lane/math.py where the target has no such instruction"
-                 + ("; the operand is NaN or at most `most`" if name in BOUNDED else ""))
+                 + ("; the operand is NaN or at most `most`" if name in BOUNDED else "")
+                 + ("; with `coarse` it may be as inexact as docs/math.md says" if name in COARSE else ""))
       for name in MATH],
     OpSpec("scale_exponent", (2, 2), doc="a * 2**floor(n) for float rows a and n, rounded once (overflow to "
                                          "infinity, gradual underflow)"),
-    OpSpec("fraction", (1, 1), doc="row<f32>: a - round(a); 0 for infinities; only where the target has it"),
+    OpSpec("fraction", (1, 1), optional=("down",),
+           doc="row<f32>: a - round(a), with `down` a - floor(a) rounded down; 0 for infinities; only where the target "
+               "has it"),
+    OpSpec("copy_sign", (2, 2), doc="row<f32> a, b: the bits of a, but its sign of b; only where the target has it"),
     OpSpec("lookup", (1, 1), attributes=("table",), doc="row<f32>: table[i mod 16] for a row<i32> i; table: 16 floats; "
                                                         "only where the target has it"),
     OpSpec("pick", (2, 2), doc="a (row of f32 or i32), i (row<i32>): a[i mod lanes]; only where the target has it"),
@@ -174,6 +181,9 @@ LANE_OPS = OpTable("lane", [
     OpSpec("is_denormal", (1, 1), doc="row<f32> -> mask: lanes that hold a denormal; only where the target has it"),
     OpSpec("concat_bf16", (2, 2), doc="f32 rows a, b -> b32: their elements as bf16, two a slot, first those of a; "
                                       "nearest even, denormals are zero; only where the target has it"),
+    OpSpec("any_zero_bf16", (1, None),
+           doc="b32 rows -> s64: 1 if any of their elements, two of bf16 a slot, is 0 or -0; only where the target has "
+               "it"),
     OpSpec("interleave", (2, 2), (2, 2),
            doc="a, b (b32, two elements of 16 bits each) -> low, high: low[i] is element i of a and, in the upper "
                "half, of b, high[i] element lanes + i; only where the target has it"),

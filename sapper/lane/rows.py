@@ -41,11 +41,12 @@ from ..ir.types import (
 )
 from ..lang.by_hand import PIECES
 from ..tile.affine import affine
+from ..tile.coarse import coarse
 from ..tile.ops import memory_of
 from ..tile.plan import LATE
 from ..tile.schedule import Facts, LoweringError, Panels, StrideClass
 from ..tile.signs import never_positive
-from .ops import BOUNDED, MATH
+from .ops import BOUNDED, COARSE, MATH
 from .state import Access, Scalar, State, element_bytes, memory_dtype, row_dtype
 
 Rows = dict[tuple[int, ...], Value]
@@ -83,6 +84,17 @@ def rounded_constant(value: float | int, dtype: DType) -> float | int:
         bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
         return float(struct.unpack("<f", struct.pack("<I", bits))[0])
     return value
+
+
+def _coarse_and_one(rows: list[Value]) -> tuple[Value, Value] | None:
+    """f and g of a product (1 + f) g whose f is coarse: that it is g + f g shows no more than that f is coarse does."""
+    for total, other in (rows, rows[::-1]):
+        if total.op is not None and total.op.name == "add":
+            for one, f in (total.op.operands, total.op.operands[::-1]):
+                if (f.op is not None and f.op.attributes.get("coarse") and one.op is not None
+                        and one.op.name == "splat_const" and one.op.attributes["value"] == 1.0):
+                    return f, other
+    return None
 
 
 class RowEvaluation(State):
@@ -269,8 +281,16 @@ class RowEvaluation(State):
         elif name in ("shl", "shr"):
             made = self._shift(op, name, rows, result, level)
         elif name in _SAME or name in ("add", "sub", "mul", "neg", "and", "or", "xor", "not"):
-            known = {"most": 0.0} if name in BOUNDED and never_positive(op.operands[0]) else {}
-            made = self.emit(level, _SAME.get(name, name), rows, result, **known)
+            known: dict[str, Any] = {}
+            if name in BOUNDED and never_positive(op.operands[0]):
+                known["most"] = 0.0
+            if name in COARSE and op.results[0] in self.coarse:
+                known["coarse"] = True
+            one_more = _coarse_and_one(rows) if name == "mul" else None
+            if one_more is not None:
+                made = self.emit(level, "fma", [*one_more, one_more[1]], result)
+            else:
+                made = self.emit(level, _SAME.get(name, name), rows, result, **known)
         else:
             raise LoweringError(f"no lane op for {name}", op)
         if dtype in (bf16, f16):
@@ -599,6 +619,11 @@ class RowEvaluation(State):
             zero = self.constant(0.0 if dtype.is_float else 0, row_dtype(dtype))
             row = self.emit(level, "select", [mask, row, zero], row.type)
         return row
+
+    @cached_property
+    def coarse(self) -> frozenset[Value]:
+        """Results of functions of which few bits count."""
+        return coarse(self.function)
 
     @cached_property
     def stored(self) -> frozenset[Value]:

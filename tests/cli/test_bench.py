@@ -220,6 +220,9 @@ def test_every_library_kernel_is_in_a_suite() -> None:
     suites = {suite: jobs_of(suite, quick=True) for suite in ("matmul", "matvec", "rows", "attention", "others")}
     assert {job.entry.name for jobs in suites.values() for job in jobs} == {entry.name for entry in library()}
     assert all(job.cold == (suite == "matvec") for suite, jobs in suites.items() for job in jobs)
+    assert {job.entry.name for job in suites["rows"]} >= {
+        "softmax", "rms_norm", "swiglu", "rope_half_split", "rotate_and_cache_bf16", "narrow_bf16", "quantize_rows",
+        "quantize_groups_32_128", "quantize_fp8"}
     assert {"1x576x1536", "49152x576"} <= {job.case.label for job in jobs_of("matvec", quick=False)}
 
 
@@ -436,7 +439,7 @@ def test_what_is_changed_in_place_is_counted_once(monkeypatch: pytest.MonkeyPatc
         return real(self, flops, read_bytes, written_bytes, level, products)
 
     monkeypatch.setattr(peaks.Peaks, "floor_s", floor)
-    jobs = {job.entry.name: job for job in jobs_of("others", quick=True)}
+    jobs = {job.entry.name: job for suite in ("others", "rows") for job in jobs_of(suite, quick=True)}
     bench_suites.case_rows(jobs["vector_add"], 1, settings())
     bench_suites.case_rows(jobs["rope_half_split_in_place"], 1, settings())
     (_, read, written, _), (_, once, none, _) = asked

@@ -290,6 +290,24 @@ def test_fraction(target: Target, lanes: int, dtype: DType) -> None:
         pytest.skip("f32, where the target can")
     for seed in range(3):
         check_rows(target, lanes, [dtype], dtype, lambda b, v: b.value("fraction", v, ROW_F32), seed)
+        check_rows(target, lanes, [dtype], dtype, lambda b, v: b.value("fraction", v, ROW_F32, down=True), seed)
+
+
+@pytest.mark.parametrize(("target", "lanes", "dtype"), CASES, ids=NAMES)
+def test_copy_sign(target: Target, lanes: int, dtype: DType) -> None:
+    """Where each operand, both or none may be overwritten."""
+    from sapper.targets.x86_64.select import legal_ops
+
+    if dtype.name != "f32" or "copy_sign" not in legal_ops(target):
+        pytest.skip("f32, where the target can")
+
+    def signed(b: Builder, v: list[Value]) -> Value:
+        return b.value("copy_sign", v, ROW_F32)
+
+    check_rows(target, lanes, [dtype, dtype], dtype, signed)
+    check_rows(target, lanes, [dtype, dtype], dtype, lambda b, v: b.value("add", [signed(b, v), v[0]], ROW_F32))
+    check_rows(target, lanes, [dtype, dtype], dtype, lambda b, v: b.value("add", [signed(b, v), v[1]], ROW_F32))
+    check_rows(target, lanes, [dtype], dtype, lambda b, v: signed(b, [v[0], v[0]]))
 
 
 @pytest.mark.parametrize(("target", "lanes", "dtype"), CASES, ids=NAMES)
@@ -716,6 +734,19 @@ def test_dot_products(target: Target) -> None:
             program = rowwise(lanes, values[:1], np.zeros(COUNT * lanes, np.int32), lambda b, v: b.value(
                 "mask_to_row", [b.value("is_denormal", v, MASK)], ROW_I32), [f32], i32)
             program.check(target)
+            halves = np.ones((2, 2 * COUNT * lanes), ml_dtypes.bfloat16)
+            for number, value in enumerate((0.0, -0.0, 1e-40, -1.0, np.nan, 0.0)):    # two rows of memory further each
+                halves[number % 2, 4 * lanes * number + number] = value
+            words = [row.view(np.uint32) for row in halves]
+            program = rowwise(lanes, words, np.zeros(COUNT * lanes, np.int32), lambda b, v: b.value(
+                "splat", [b.value("any_zero_bf16", v, S64)], ROW_I32), [b32, b32], i32)
+            program.check(target)
+
+            def chosen(b: Builder, v: list[Value]) -> Value:
+                both = [b.value("s_const", [], S64, value=number) for number in (3, 5)]
+                return b.value("splat", [b.value("s_select", [b.value("any_zero_bf16", v, S64), *both], S64)], ROW_I32)
+
+            rowwise(lanes, words, np.zeros(COUNT * lanes, np.int32), chosen, [b32, b32], i32).check(target)
             for denormals in ("none", "rare"):
                 program = rowwise(lanes, values[:1], np.zeros(COUNT * lanes, ml_dtypes.bfloat16), lambda b, v: v[0],
                                   [f32], bf16, denormals=denormals)

@@ -15,10 +15,10 @@ from sapper.ir.verifier import verify
 from sapper.lane.arithmetic import pure_function
 from sapper.lane.interpret import bind_arguments, run
 from sapper.lane.math import EXPANDABLE, expand_math
-from sapper.lane.ops import LANE_OPS
+from sapper.lane.ops import COARSE, LANE_OPS
 
 ROUNDING = frozenset({"round", "floor", "ceil", "trunc"})
-AVX2, AVX512 = ROUNDING, ROUNDING | {"scale_exponent", "lookup", "fraction"}
+AVX2, AVX512 = ROUNDING, ROUNDING | {"scale_exponent", "lookup", "fraction", "copy_sign"}
 NOTHING: frozenset[str] = frozenset()
 
 
@@ -137,6 +137,62 @@ def test_an_operand_that_is_never_large_needs_no_limit(name: str, dtype: type, l
                                  for more in ({"most": 0.0}, {}, {"most": 1e4}))
     free = name == "exp2" and dtype is np.float32 and "fraction" in legal
     assert (least, limited, too_large) == ((0, 0, 0) if free else (0, 1, 1))
+
+
+# name -> (relative error, more of it for each unit of abs(x), absolute error), as docs/math.md says
+SHORT = {"exp": (2.0**-22, 2.0**-23.7, 2.0**-149), "sigmoid": (2.0**-22, 2.0**-23.7, 2.0**-149),
+         "erf": (0.0, 0.0, 2.0**-21.8)}
+
+
+@pytest.mark.parametrize("name", sorted(COARSE))
+def test_short_forms_are_as_near_as_is_said(name: str) -> None:
+    meaning = FUNCTIONS[name][0]
+    x = sample(np.float32, name, 100, 50000)
+    with np.errstate(all="ignore"):
+        exact = meaning(x.astype(np.float64))
+        found = evaluate(name, AVX512, x, coarse=True).astype(np.float64)
+        relative, of_each, absolute = SHORT[name]
+        bound = np.abs(exact) * (relative + np.where(np.isfinite(x), np.abs(x), 0) * of_each) + absolute
+        rounded = exact.astype(np.float32)
+        same = (found == rounded) | (np.isnan(found) & np.isnan(rounded))
+        good = same | (np.isfinite(rounded) & np.isfinite(found) & (np.abs(found - exact) <= bound))
+        # Next to the greatest number either may overflow alone.
+        good |= (exact > 3.4e38) & (found > 3.4e38)
+    worst = int(np.argmin(good))
+    assert good.all(), f"{name}({x[worst]!r}) is {found[worst]!r}, expected {exact[worst]!r}"
+    long, short = (sum(op.name not in ("splat_const", "bitcast") for op in expanded(
+        name, np.float32, AVX512, 16, **more).walk()) for more in ({}, {"coarse": True}))
+    assert short <= long - (2 if name == "erf" else 4)
+
+
+@pytest.mark.parametrize("factor", [math.sqrt(0.5), 1.0, 3.0, 2.0**-70, -1.0])
+def test_erf_of_a_product_takes_it_into_its_multiply_adds(factor: float) -> None:
+    """Where the factor is neither negative nor so small that the limit over it overflows."""
+    function = Function("f", "lane")
+    function.attributes = {"lanes": 4096, "slots": ["x.data", "y.data"]}
+    build = Builder(function.body)
+    source, target = (build.value("arg", [], S64, slot=3 + n) for n in range(2))
+    product = build.value("mul", [build.value("load", [source], ROW_F32, dtype=ROW_F32.dtype),
+                                  build.value("splat_const", [], ROW_F32, value=factor)], ROW_F32)
+    build.add("store", [build.value("erf", [product], ROW_F32, coarse=True), target], dtype=ROW_F32.dtype)
+    expand_math(function, AVX512)
+    verify(function, LANE_OPS)
+    used = any(product in op.operands for op in function.walk())
+    assert used == (factor not in (math.sqrt(0.5), 1.0, 3.0))
+    x = np.concatenate([np.random.default_rng(2).uniform(-6, 6, 4090), [0.0, -0.0, np.inf, -np.inf, np.nan, 1e30]])
+    x = x.astype(np.float32)
+    y = np.zeros_like(x)
+    run(function, *bind_arguments(function, {"x": x, "y": y}))
+    np.testing.assert_allclose(y, _erf(x.astype(np.float64) * factor), rtol=0, atol=2.0**-21.5)
+    assert (np.signbit(y) == np.signbit(x * np.float32(factor)))[~np.isnan(x)].all()
+
+
+@pytest.mark.parametrize("legal", [NOTHING, AVX2, AVX512 - {"fraction", "lookup"}], ids=["nothing", "avx2", "avx512"])
+@pytest.mark.parametrize("name", sorted(COARSE))
+def test_a_target_without_short_forms_takes_the_usual_ones(name: str, legal: frozenset[str]) -> None:
+    x = sample(np.float32, name, 3, 2000)
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(evaluate(name, legal, x, coarse=True), evaluate(name, legal, x))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -203,6 +203,15 @@ def test_rows_of_a_matrix_that_few_meet_are_read_several_lines_at_once(name: str
     assert chosen(name, facts, **many).registers == chosen(name, by_lines, **many).registers
 
 
+@pytest.mark.parametrize("name", ["rope_half_split", "rope_interleaved"])
+def test_streams_that_leave_together_share_four_lines(name: str) -> None:
+    """Past the caches, and where the first cache takes streams; a single one has four."""
+    extents = {"T": (4096, 64), "H": (32, 16), "R": (64, 64), "P": (4096, 64)}
+    assert chosen(name, INTO_FIRST, "y", **extents).registers["r"] == 2
+    assert chosen(name, INTO_FIRST, **extents).registers["r"] == chosen(name, PLAIN, "y", **extents).registers["r"] == 4
+    assert chosen("swiglu", INTO_FIRST, "y", M=(8192, 64), N=(4096, 64)).registers["n"] == 4
+
+
 @pytest.mark.parametrize(("typical", "count"), [(2048, 4), (512, 1)])
 def test_long_rows_are_asked_for_along_themselves(typical: int, count: int) -> None:
     """Where the next rows would not fit the first cache: so many streams. Few rows then meet six of them at once."""

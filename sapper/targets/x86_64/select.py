@@ -64,7 +64,7 @@ ABSORBS_SIGN = frozenset(["fma"])
 """Ops that take the negation of any operand for nothing (vfnmadd, vfmsub, vfnmsub)."""
 
 TIED = {"fma": (2, 0, 1), "dot2_bf16": (0,), "dot4_u8i8": (0,), "dot2_i16": (0,), "tile_multiply": (0,),
-        "s_add": (0, 1), "s_sub": (0,), "s_mul": (0, 1), "s_and": (0, 1), "s_or": (0, 1),
+        "copy_sign": (0,), "s_add": (0, 1), "s_sub": (0,), "s_mul": (0, 1), "s_and": (0, 1), "s_or": (0, 1),
         "s_xor": (0, 1), "s_shl": (0,), "s_shr": (0,), "s_sar": (0,), "s_min": (0, 1), "s_max": (0, 1)}
 """Operands that an instruction may overwrite with its result."""
 
@@ -113,14 +113,14 @@ def legal_ops(target: Any) -> frozenset[str]:
     legal = {"scale_exponent", "round", "floor", "ceil", "trunc", "float8", "dot2_i16", "pairs_u8i8", "add_i16",
              "widen_bytes"}
     if features >= _OPMASK_FEATURES:
-        legal |= {"lookup", "fraction"}
+        legal |= {"lookup", "fraction", "copy_sign"}
     if target.float8_rows > 1:
         legal.add("widen_float8")
     if target.tiles is not None:
         legal |= {"tile_configure", "tile_release", "tile_zero", "tile_load", "tile_store", "tile_multiply",
                   "tile_wake"}
     if "dot2_bf16" in target.dots:
-        legal |= {"dot2_bf16", "pack_bf16", "interleave", "concat_bf16", "is_denormal"}
+        legal |= {"dot2_bf16", "pack_bf16", "interleave", "concat_bf16", "is_denormal", "any_zero_bf16"}
     if select_dots.vnni(features, features >= _OPMASK_FEATURES) is not None:
         legal.add("dot4_u8i8")
     return frozenset(legal)
@@ -163,5 +163,5 @@ RULES: dict[str, Rule] = joined(FAMILY, (module.RULES for module in (
     select_scalars, select_tiles)))
 
 OWN_CONSTANTS: dict[str, OwnConstants] = joined(FAMILY, (module.OWN_CONSTANTS for module in (
-    select_arithmetic, select_conversions, select_dots, select_lanes, select_masks, select_memory)))
+    select_arithmetic, select_conversions, select_dots, select_lanes, select_masks, select_memory, select_scalars)))
 """Constants that the rules of these ops use: they are worth a register in a loop."""

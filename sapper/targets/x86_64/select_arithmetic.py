@@ -166,8 +166,27 @@ def _rounding(mode: int) -> Rule:
 
 
 def fraction(s: Any, op: Op) -> None:
-    """VREDUCEPS, without inexact: to 0 binary places, nearest even."""
-    s.emit(f"vreduceps.{s.facts.bits4}", s.define(op.results[0]), s.operand(op.operands[0]), 8)
+    """VREDUCEPS, without inexact: to 0 binary places, nearest even, or down."""
+    mode = 9 if op.attributes.get("down") else 8
+    s.emit(f"vreduceps.{s.facts.bits4}", s.define(op.results[0]), s.operand(op.operands[0]), mode)
+
+
+def copy_sign(s: Any, op: Op) -> None:
+    """VPTERNLOGD takes of each bit the first operand's or, where the third's is set, the second's (SDM volume 2)."""
+    magnitude, sign = op.operands
+    bits = s.facts.bits4
+    mask = s.constant(_sign_key(dtype_of(magnitude)))
+    other = s.vector(sign)
+    register, place = s.tie(op.results[0], (magnitude,))
+    if register is other:
+        made = s.new("vec")
+        bring(s, magnitude, made, bits)
+        s.emit(f"vpternlogd.{bits}", made, other, mask, 0xD8)
+        s.emit(f"vmovaps.{bits}", register, made)
+        return
+    if place < 0:
+        bring(s, magnitude, register, bits)
+    s.emit(f"vpternlogd.{bits}", register, other, mask, 0xD8)
 
 
 def scale_exponent(s: Any, op: Op) -> None:
@@ -384,7 +403,7 @@ def _sign_constants(s: Any, op: Op) -> tuple[Key, ...]:
     dtype = dtype_of(op.operands[0])
     if dtype.name not in FLOAT:
         return (ZERO4,)
-    return (_sign_key(dtype) if op.name == "neg" else _magnitude_key(dtype),)
+    return (_magnitude_key(dtype) if op.name == "abs" else _sign_key(dtype),)
 
 
 RULES: dict[str, Rule] = {
@@ -392,12 +411,12 @@ RULES: dict[str, Rule] = {
     "mul": _arithmetic("mul", "mull", True), "min": _arithmetic("min", "mins", False),
     "max": _arithmetic("max", "maxs", False), "div": div, "fma": fma, "neg": neg, "abs": absolute, "sqrt": sqrt,
     "floor": _rounding(9), "ceil": _rounding(10), "round": _rounding(8), "trunc": _rounding(11),
-    "fraction": fraction, "scale_exponent": scale_exponent,
+    "fraction": fraction, "scale_exponent": scale_exponent, "copy_sign": copy_sign,
     "and": _bitwise("and"), "or": _bitwise("or"), "xor": _bitwise("xor"),
     "not": bit_not, "shl": _shift("sll"), "shr": _shift("srl"), "sar": _shift("sra"), "idiv": _division(False),
     "imod": _division(True),
 }
 
 OWN_CONSTANTS: dict[str, OwnConstants] = {
-    "neg": _sign_constants, "abs": _sign_constants, "not": lambda s, op: (ONES,),
+    "neg": _sign_constants, "abs": _sign_constants, "copy_sign": _sign_constants, "not": lambda s, op: (ONES,),
 }

@@ -10,7 +10,10 @@ from typing import Any
 
 from ...ir.nodes import Op, Value
 from .registers import RAX, RDX
-from .select_common import MIRRORED, Rule
+from .select_common import MIRRORED, Key, OwnConstants, Rule
+
+_BUT_SIGNS: Key = ("s", 4, 0x7FFF7FFF)
+"""All bits of two bf16 but their signs."""
 
 CODES = {"eq": "e", "ne": "ne", "lt": "l", "le": "le", "gt": "g", "ge": "ge"}
 INVERTED_CODES = {"e": "ne", "ne": "e", "l": "ge", "ge": "l", "g": "le", "le": "g", "b": "ae", "ae": "b"}
@@ -58,7 +61,7 @@ def test_condition(s: Any, value: Value) -> str:
     if value in s.deferred:
         op = value.op
         assert op is not None
-        return compare_scalars(s, op) if op.name == "s_cmp" else test_mask(s, op)
+        return _FLAG_SETTERS[op.name](s, op)
     register = s.scalar(value)
     s.emit("test.64", register, register)
     return "ne"
@@ -101,6 +104,27 @@ def test_mask(s: Any, op: Op) -> str:
             return "ne"
     s.emit("cmp.32", bits, (1 << lanes) - 1)
     return "e"
+
+
+def test_zero_bf16(s: Any, op: Op) -> str:
+    """Set the flags by any_zero_bf16; the condition code under which it holds. The sign bits do not count."""
+    bits = s.constant(_BUT_SIGNS)
+    found = None
+    for value in op.operands:
+        zero = s.new("mask")
+        s.emit(f"vptestnmw.{s.facts.bits4}", zero, s.vector(value), bits)
+        if found is not None:
+            both = s.new("mask")
+            s.emit("kord", both, found, zero)
+            zero = both
+        found = zero
+    s.emit("kortestd", found, found)
+    return "ne"
+
+
+_FLAG_SETTERS = {"s_cmp": compare_scalars, "mask_any": test_mask, "mask_all": test_mask,
+                 "any_zero_bf16": test_zero_bf16}
+"""Ops that an `if` or a selection may ask by flags alone."""
 
 
 def arg(s: Any, op: Op) -> None:
@@ -309,6 +333,10 @@ def _mask_test(s: Any, op: Op) -> None:
     _set_by(s, op, test_mask(s, op))
 
 
+def _zero_test(s: Any, op: Op) -> None:
+    _set_by(s, op, test_zero_bf16(s, op))
+
+
 def s_select(s: Any, op: Op) -> None:
     condition, a, b = op.operands
     number = s.constant_of(condition)
@@ -357,5 +385,7 @@ RULES: dict[str, Rule] = {
     "s_or": _scalar_bits("or"), "s_xor": _scalar_bits("xor"), "s_shl": _scalar_shift("shl"),
     "s_shr": _scalar_shift("shr"), "s_sar": _scalar_shift("sar"), "s_floordiv": s_floordiv, "s_mod": s_mod,
     "s_cmp": s_cmp, "s_select": s_select, "s_load": s_load, "s_store": s_store, "mask_any": _mask_test,
-    "mask_all": _mask_test,
+    "mask_all": _mask_test, "any_zero_bf16": _zero_test,
 }
+
+OWN_CONSTANTS: dict[str, OwnConstants] = {"any_zero_bf16": lambda s, op: (_BUT_SIGNS,)}

@@ -1,0 +1,25 @@
+"""Which values are often exactly 0 though nothing that they are computed of is.
+
+Enters: a value of tile IR. Leaves: whether to reckon with zeros among its elements, here and there. So it is with what
+is rounded to an integer, chosen, or limited (ReLU), and with a sum of a constant and a function that saturates, as 1 +
+erf(x) of GELU; a product is 0 where a factor is. Holds: results do not depend on it, it chooses between two ways to the
+same.
+"""
+
+from __future__ import annotations
+
+from ..ir.nodes import Value
+
+_KEEPS = frozenset({"cast", "neg", "abs", "mul", "div"})
+_MAKES = frozenset({"max", "min", "select", "round", "floor", "ceil", "trunc"})
+_SATURATES = frozenset({"erf", "tanh", "sigmoid"})
+
+
+def often_zero(value: Value) -> bool:
+    op = value.op
+    if op is None:
+        return False
+    if op.name in ("add", "sub"):
+        names = {operand.op.name for operand in op.operands if operand.op is not None}
+        return bool(names & _SATURATES and names & {"full", "const"})
+    return op.name in _MAKES or (op.name in _KEEPS and any(map(often_zero, op.operands)))
