@@ -403,6 +403,14 @@ write:
 write_failed:
     cmp rax, -4
     je write
+    cmp edi, 1
+    jne unwritten
+    mov edi, 2
+    lea rsi, @no_output
+    mov edx, @no_output_bytes
+    mov eax, 1
+    syscall                         # once, as it may fail as well
+unwritten:
     mov edi, 1
     jmp exit
 written:
@@ -570,7 +578,7 @@ def _constants(plan: Plan) -> dict[str, bytes]:
         "text_too_long": f"the prompt is too long; expected at most {plan.model.context} tokens and "
                          f"{plan.text_bytes} bytes with the chat template\n".encode(),
         "text_no_tokens": b"the prompt is empty; expected some text\n",
-        "no_input": b"standard input can't be read\n",
+        "no_input": b"standard input can't be read\n", "no_output": b"standard output can't be written\n",
         "text_prompt": b" prompt tokens at ", "text_answer": b" tokens at ", "text_rate": b" tokens/s, ",
         "blank": b" ", "colon": b": ", "line_feed": b"\n",
     }

@@ -129,7 +129,10 @@ def test_messages(small: tuple[Path, Path], tmp_path: Path) -> None:
         done = subprocess.run(limited, capture_output=True, timeout=60, check=False)
         assert (done.returncode, done.stderr) == (1, b"the system gives no memory\n")
     with open("/dev/full", "wb") as full:
-        assert subprocess.run([str(program), "hello"], stdout=full, timeout=60, check=False).returncode == 1
+        done = subprocess.run([str(program), "hello"], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (1, b"standard output can't be written\n")
+        assert subprocess.run([str(program), "hello"], stdout=subprocess.DEVNULL, stderr=full, timeout=60,
+                              check=False).returncode == 1
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])

@@ -1,4 +1,4 @@
-"""Makes the small random DeepSeek and Qwen2 checkpoints in tests/models/data, and what transformers computes on them.
+"""Makes the small random checkpoints in tests/models/data (DeepSeek, Llama, Qwen2), and what transformers computes.
 
     python -m tests.models.make_deepseek [NAME]...    needs torch and transformers (made with 5.24); the tests do not
 
@@ -26,7 +26,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV3Config, DeepseekV32Config, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    DeepseekV32Config,
+    LlamaConfig,
+    Qwen2Config,
+)
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3RMSNorm
 
 from . import small
@@ -61,6 +68,12 @@ CONFIGS: dict[str, Any] = {
         **SHAPE, q_lora_rank=40, n_shared_experts=1, n_group=4, topk_group=2, routed_scaling_factor=2.5,
         index_n_heads=16, index_head_dim=20, index_topk=12,
         rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    "llama": lambda: LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
     ),
     "qwen2": lambda: Qwen2Config(
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,

@@ -1,4 +1,4 @@
-"""DeepSeek and Qwen2 on small random checkpoints: parity with what transformers computed (make_deepseek.py)."""
+"""DeepSeek, Llama and Qwen2 on small random checkpoints: parity with what transformers computed (make_deepseek.py)."""
 
 import io
 import json
@@ -31,7 +31,7 @@ from sapper.targets import host_target
 from . import small
 
 DATA = Path(__file__).parent / "data"
-CHECKPOINTS = ("deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "deepseek_v32", "qwen2")
+CHECKPOINTS = ("deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "deepseek_v32", "llama", "qwen2")
 CONTEXT = 160
 
 

@@ -1,0 +1,69 @@
+"""Matrices in fp8 blocks of 128 x 128 whose rows and columns are no multiples of 128, as DeepSeek's are: 576 of the
+latent vector and its key, 10944 of V2-Lite's dense layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sapper.models.linear import Workspace
+from sapper.models.scaled_matrix import FP8, RawScaled, ScaledMatrix
+from sapper.runtime.buffers import Arena, empty
+from sapper.runtime.program import Program, Rows, Variable
+
+BLOCK = 128
+
+
+def piece(random: np.random.Generator, rows: int, columns: int) -> tuple[RawScaled, np.ndarray]:
+    """Rows as a file has them, and what they are, f64."""
+    codes = random.standard_normal((rows, columns)).astype(FP8)
+    scale = random.uniform(0.2, 5.0, (-(-rows // BLOCK), -(-columns // BLOCK))).astype(np.float32)
+    wide = codes.astype(np.float64) * np.kron(scale, np.ones((BLOCK, BLOCK)))[:rows, :columns]
+    raw = RawScaled.parse(codes.view(np.uint8), scale)
+    assert raw is not None
+    return raw, wide
+
+
+def together(rows: tuple[int, ...], columns: int, exact: bool = True) -> tuple[ScaledMatrix, np.ndarray]:
+    random = np.random.default_rng(columns)
+    raw, wide = zip(*(piece(random, count, columns) for count in rows), strict=True)
+    return RawScaled.together(raw, Arena(1 << 24), exact), np.concatenate(wide)
+
+
+def filled(shape: tuple[int, ...]) -> np.ndarray:
+    x = empty(shape)
+    x[...] = np.random.default_rng(7).standard_normal(shape)
+    return x
+
+
+def run(steps: Any) -> None:
+    for kernel, arguments in steps:
+        kernel(*arguments)
+
+
+SHAPES = [((192, 576), 256), ((144,), 10944), ((10944,), 144)]
+
+
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_one_token_meets_every_block_by_its_scale(rows: tuple[int, ...], columns: int) -> None:
+    matrix, wide = together(rows, columns)
+    x, y = filled((columns,)), empty((sum(rows),))
+    run(matrix.apply(x, y, Workspace(columns)))
+    wanted = wide @ x
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5 * np.abs(wide).max() * columns**0.5)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_several_tokens_do_too(rows: tuple[int, ...], columns: int, exact: bool) -> None:
+    """exact: in f32; else the tokens are rounded to bf16, and only they."""
+    matrix, wide = together(rows, columns, exact)
+    x, y = filled((5, columns)), empty((5, sum(rows)))
+    count = Variable("count", 5)
+    Program(matrix.apply_rows("matmul_nt", Rows(x, count), [], [Rows(y, count)], Workspace(columns)))(count=5)
+    wanted = x.astype(np.float64) @ wide.T
+    off = np.abs(y - wanted).max() / (np.abs(wide).max() * columns**0.5)
+    assert off < (1e-5 if exact else 1e-2)
+    assert bool(off > 1e-5) is not exact
