@@ -84,6 +84,8 @@ class StreamPrefetches(Model):
                 ahead, level = self.requests.block_ahead_bytes, 2
                 if not several and self.requests.stream_level == 1:
                     ahead, level = self._share_bytes(op), 1
+            if several and self.requests.block_rows_ahead_bytes:
+                ahead, level = self.requests.block_rows_ahead_bytes, self.requests.stream_level
             rows = [a for a in axes_of(op.result) if a in self.bound and not self.bound[a].lane]
             first = access.disp // LINE_BYTES * LINE_BYTES
             last = access.disp + min(step, self._reach_bytes(op, step))

@@ -15,6 +15,8 @@ from ..ir.types import ROW_F32, ROW_I32
 WORD_BITS, INDEX_BITS = 32, 4
 SIGNED = tuple(float(n - 16 if n > 7 else n) for n in range(16))
 UNSIGNED = tuple(float(n) for n in range(16))
+LARGEST_OFFSET = 1 << 20
+"""Of which the floats of a table are exact, and no difference leaves 32 bits."""
 
 
 def use_tables(function: Function) -> int:
@@ -36,7 +38,8 @@ def _shift(value: Value, name: str) -> tuple[Value, int] | None:
 
 
 def _nibble(op: Op, build: Rewriter) -> Replacement:
-    """(x << 28 - s >> 28) as a float, or (x >> s & 15): by a table of -8 to 7, or of 0 to 15."""
+    """(x << 28 - s >> 28) as a float, or (x >> s & 15), or that less a number: by a table of -8 to 7, or of 0 to 15, or
+    of these less it."""
     if op.results[0].type != ROW_F32 or op.operands[0].type != ROW_I32:
         return None
     integer = op.operands[0]
@@ -49,11 +52,19 @@ def _nibble(op: Op, build: Rewriter) -> Replacement:
         if amount:
             source = build.build("shr", [source], ROW_I32, amount=amount)
     else:
+        integer, offset = _less(integer)
         found = _masked(integer, 1 << INDEX_BITS)
-        if found is None:
+        if found is None or abs(offset) > LARGEST_OFFSET:
             return None
-        source, table = found, UNSIGNED
+        source, table = found, tuple(number - offset for number in UNSIGNED)
     return [build.build("lookup", [source], ROW_F32, table=table)]
+
+
+def _less(value: Value) -> tuple[Value, int]:
+    """x and c, if a row is x - c; else itself and 0."""
+    op = value.op
+    offset = _constant_of(op.operands[1]) if op is not None and op.name == "sub" else None
+    return (value, 0) if op is None or offset is None else (op.operands[0], offset)
 
 
 def _masked(value: Value, size: int) -> Value | None:

@@ -122,7 +122,7 @@ def fit(model: Model, walk: Walk, lane: str) -> TileBlocks | None:
         if segment is None:
             return None
         found[op] = segment
-    sums = tuple(Sum(value, tuple(found[op] for op in parts)) for value, parts in _sums(model, walk))
+    sums = tuple(Sum(value, tuple(found[op] for op in parts)) for value, parts in sums_of(model, walk))
     if not is_worth(model, walk.reductions, len(sums), model.extent_hint):
         return None
     return TileBlocks(rows[0], lane, packing.depth, sums, packing)
@@ -159,7 +159,7 @@ def _segment(model: Model, op: Op, rows: str, lane: str, depth: str, elements: i
     return Segment(op, left.op, right, tuple(places))
 
 
-def _sums(model: Model, walk: Walk) -> list[tuple[Value, list[Op]]]:
+def sums_of(model: Model, walk: Walk) -> list[tuple[Value, list[Op]]]:
     """The contractions of a walk by the sums of integers that they are only parts of."""
     parts: dict[Value, list[Op]] = {op.result: [op] for op in walk.reductions}
     merged = True

@@ -16,7 +16,8 @@ class Requests(NamedTuple):
     stream is best asked for and read a line or two at a time, and asked into the second cache: the first has too few
     places for requests. stream_level: the cache that streams and packed panels are asked into. block_ahead_bytes: how
     early weights in blocks are, into the second cache, and by a single row all of them together, into that of
-    stream_level; 0: as the loop over them wants.
+    stream_level; 0: as the loop over them wants. block_rows_ahead_bytes: the same by several rows, each of the weights
+    by itself, into that of stream_level; 0: as block_ahead_bytes says.
 
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the
@@ -27,6 +28,7 @@ class Requests(NamedTuple):
     line_by_line: bool = False
     stream_level: int = 2
     block_ahead_bytes: int = 0
+    block_rows_ahead_bytes: int = 0
     row_requests: int = 3
     stream_requests: int = 3
     request_level: int = 2

@@ -252,6 +252,33 @@ def test_a_row_asks_for_all_its_matrices_together_into_a_first_cache_that_takes_
     assert {a["level"] for a in asked} == {2} and min(a["disp"] for a in asked) == 8192
 
 
+def test_blocks_that_several_rows_meet_are_asked_for_by_another_distance() -> None:
+    """Of a target that says which, into the cache that takes streams. What is left of several rows are single ones."""
+    known = Requests(block_ahead_bytes=6144, block_rows_ahead_bytes=10240, stream_level=1)
+    facts = replace(PLAIN, dots=frozenset({"dot4_u8i8"}), requests=known)
+    asked = prefetches("matmul_q4", facts, P=(512, 1), G=(32, 1), C=(4, 1), M=(4, 1))
+    assert {a["level"] for a in asked} == {1}
+    assert max(a["disp"] for a in asked) == 10240 + 192 and min(a["disp"] for a in asked) < 6144
+
+
+@pytest.mark.parametrize(("name", "block"), [
+    ("matvec_q4", {"h": 2, "w": 4, "s": 4}), ("matvec_q8", {"h": 1, "w": 8, "s": 4}),
+    ("matvec_q4m_128", {"h": 2, "w": 16, "s": 4}), ("matvec_q4k", {"v": 8, "i": 4})])
+def test_blocks_that_meet_plain_numbers_are_no_loops(name: str, block: dict[str, int]) -> None:
+    extents = {"P": (512, 1), "B": (64, 1), "S": (16, 1)}
+    assert chosen(name, PLAIN, **extents).registers == block
+
+
+@pytest.mark.parametrize(("name", "tile"), [
+    ("matmul_q8", {"p": 2, "m": 6}), ("matmul_q4k", {"p": 2, "m": 4}), ("matmul_swiglu_q8", {"p": 1, "m": 12})])
+def test_rows_of_blocks_are_as_many_as_sums_of_the_inner_loop_leave_room_for(name: str, tile: dict[str, int]) -> None:
+    """Of 26 registers: a sum of integers and what it is scaled to, for two vectors; of Q4_K two sums and the total; of
+    two matrices, which come one after the other, those of one."""
+    facts = replace(PLAIN, dots=frozenset({"dot4_u8i8"}))
+    blocks = {"S" if name.endswith("k") else "G": (16, 1)}
+    assert chosen(name, facts, P=(512, 1), C=(512, 1), M=(512, 1), **blocks).tile == tile
+
+
 def test_sums_of_a_row_are_no_matrix_that_is_read_line_by_line() -> None:
     assert chosen("rms_norm", BY_LINES, M=(512, 64), N=(2048, 64)).registers["n"] == 4
 

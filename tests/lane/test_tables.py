@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import sapper as sp
 from sapper import Tensor, f32, i8, i32, tiles, u8
 from sapper.codegen.pipeline import facts_of, finish_lane, to_lane
+from sapper.lane.tables import LARGEST_OFFSET
 from sapper.runtime.check import check_kernel
 from sapper.targets import target
 from sapper.tile.schedule import DimClass, Schedule, Specialization
@@ -50,6 +51,19 @@ def test_four_bits_become_a_float_by_a_table(shift: int, signed: bool) -> None:
     assert names["lookup"] and not names["cvt"] and not names["and"] and shifts <= names["lookup"]
     assert not names_of(kernel, V3)["lookup"]
     assert check_kernel(kernel, ZEN4, runs=2).finding is None
+
+
+@pytest.mark.parametrize("offset", [8, -3, 0x7FFFFFFF])
+def test_four_bits_less_a_number_are_a_table_too(offset: int) -> None:
+    """As the quants of Q4_0; unless a difference might leave 32 bits, or its float be rounded."""
+    @sp.kernel(name=f"less_{offset & 0xFFFFFFFF}")
+    def less(w: Tensor[i32, N], y: Tensor[f32, N]):
+        for n in tiles(N):
+            y[n] = ((w[n] >> 12 & 15) - offset).to(f32)
+
+    names = names_of(less, ZEN4)
+    assert bool(names["lookup"]) == (abs(offset) < LARGEST_OFFSET) != bool(names["cvt"])
+    assert check_kernel(less, ZEN4, runs=2).finding is None
 
 
 def test_other_widths_are_converted() -> None:
