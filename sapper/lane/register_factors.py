@@ -223,7 +223,10 @@ class RegisterFactors(WalkLowering):
                         first = self._fit(rows[0], 6, False, fewest=5)
                 counts[rows[0]] = min(first, budget)
                 if len(rows) > 1:
-                    second = max(1, (registers - 4 - min(first, 4)) // (first * len(walk.reductions)))
+                    free = registers - 4 - min(first, 4)
+                    second = max(1, free // (first * several))
+                    if self._mends_sums():
+                        second = max(min(second, 2), (free - 1) // ((first + 1) * several))
                     # 1 divides all, but is half of 2: better only where code for a row that is left has no place.
                     fewest = 1 if self.facts.many_workers else min(2, second)
                     counts[rows[1]] = self._fit(rows[1], second, False, fewest)
@@ -330,7 +333,7 @@ class RegisterFactors(WalkLowering):
         copied a vector at a time: 6 leave most of it empty. Nor is a panel so deep that half of the second cache has no
         room for it, or that half has no room for the next one beside it, which is asked for meanwhile: all rows would
         read it from the last one, 6 at a time, which is too slow. On a Zen 5, f32, in GFLOP/s by four vectors and by
-        two: 128 x 1024 x 14336 175 and 191, 128 x 2048 x 4096 196 and 213, x 2048 219 and 224."""
+        two: 128 x 1024 x 14336 175 and 191, 512 x 2048 x 4096 220 and 231, x 2048 251 and 246."""
         if self._takes_whole_rows(rows, fixed, lane):
             return -(-self.extent_hint(lane) // self.lanes)
         if not rows or self.facts.fma_per_cycle < 2 or self.facts.vector_registers < 32:
@@ -346,6 +349,13 @@ class RegisterFactors(WalkLowering):
         beside = any(lane not in op.result.type.axes and self.stages_columns(op, rows[0], {rows[0]: 1})  # type: ignore[union-attr]
                      for op in self.reads(walk))
         return 2 if few or beside else WIDE_PANEL
+
+    def _mends_sums(self) -> bool:
+        """Whether products with a turned operand (packed.py) are too large: where the depth lies in the lanes, each row
+        of the other operand has a sum of its own for that, and a register has the bits that turn. Measured on a Zen 5,
+        i8, with 6 rows by 4, which spill, and with 4 by 4, in percent of the floor: 8 rows by 2048 x 2048 65 and 77, by
+        4096 x 4096 59 and 60; 12 rows by 1536 x 576 44 and 60, by 2048 x 2048 51 and 63, by 4096 x 4096 50 and 47."""
+        return self.packing is not None and any(term.turned is not None for term in self.packing.terms.values())
 
     def _asks_for_next_block(self, walk: Walk, lane: str) -> bool:
         """Whether panels are copied from rows that lie along the depth, which the block before asks for."""

@@ -355,3 +355,13 @@ def test_panels_stay_in_the_second_cache(depth: int, vectors: int) -> None:
     assert chosen("matmul_nt_f32", largest, **extents).registers["n"] == 4
     by_lines = replace(larger, requests=Requests(line_by_line=True))
     assert chosen("matmul_nt_f32", by_lines, **extents).registers["n"] == 4
+
+
+@pytest.mark.parametrize(("name", "registers", "rows"), [
+    ("matmul_nt_i8", 32, 4), ("matmul_nt_u8", 32, 6), ("matmul_nt_bf16_bf16", 32, 6), ("matmul_nt_i8", 16, 2),
+    ("matmul_nt_u8", 16, 2)])
+def test_sums_that_mend_others_need_registers(name: str, registers: int, rows: int) -> None:
+    """Of i8 by i8 one operand is turned: each row of the other one then has a sum besides those with four columns."""
+    facts = replace(PLAIN, vector_registers=registers, dots=frozenset({"dot4_u8i8", "dot2_bf16"}))
+    found = chosen(name, facts, M=(8, 1), N=(2048, 64), K=(2048, 64)).registers
+    assert (found["m"], found["n"]) == (rows, 4)
