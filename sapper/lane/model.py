@@ -291,11 +291,10 @@ class Model(RegisterFactors):
             forced = self.schedule.registers.get(axis)
             if forced is not None:
                 counts[axis] = forced
-        if not walk.reductions:
-            for op in (*self.reads(walk), *(r for r in walk.inner if isinstance(r, Op))):
-                square = self.square_axis(op, self.access(op), lane)
-                if lane is not None and square in loops and min(map(self.extent_hint, (square, lane))) >= self.lanes:
-                    counts |= {axis: self.lanes if axis == square else 1 for axis in loops}
+        for op in (*self.reads(walk), *(r for r in walk.inner if isinstance(r, Op))):
+            square = self._squared(walk, op, loops, lane)
+            if square is not None:
+                counts |= {axis: self.lanes if axis == square else 1 for axis in loops}
         for axis in self.paired_axes(walk) & set(loops):
             counts[axis] = max(PAIR, counts[axis] // PAIR * PAIR)
         for found in panels.values():
@@ -339,6 +338,13 @@ class Model(RegisterFactors):
         return [op for op in staged if lane in axes_of(op.result) and self.panels_of(op) is None
                 and list(self.access(op).axes) == [lane, reduced[0]] and not self.access(op).gathers
                 and self._is_whole_rows(self.access(op), lane, reduced[0], along)]
+
+    def _squared(self, walk: Walk, op: Op, loops: list[str], lane: str | None) -> str | None:
+        """The axis along which a load or store goes through squares of registers that are transposed."""
+        square = None if walk.reductions else self.square_axis(op, self.access(op), lane)
+        if lane is None or square not in loops or min(map(self.extent_hint, (square, lane))) < self.lanes:
+            return None
+        return square
 
     def _rows_ahead(self, walk: Walk, row_axis: str, staged: list[Op]) -> list[Op]:
         """The operands whose rows are read where they lie, each along itself, if there are many."""
@@ -530,6 +536,10 @@ class Model(RegisterFactors):
             order = sorted(outer, key=lambda a: a != first)
         else:
             across = self._across(walk, outer, lane)
+            if across is not None and any(self._squared(walk, op, outer, lane) == across for op in self.reads(walk)):
+                # Whole lines are read whichever way squares are walked: lines that are stored shall follow each other.
+                # Measured on a Zen 5, f32: 512 x 576 in 23 us, not 89; 4096 x 4096 in 6.0 ms, not 6.3.
+                across = None
             order = sorted(outer, key=lambda a: a == lane if across is None else (a != lane, a == across))
         forced = [a for a in self.schedule.order if a in outer]
         return forced + [a for a in order if a not in forced]

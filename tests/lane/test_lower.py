@@ -595,13 +595,16 @@ def test_rows_are_summed_several_at_once() -> None:
     assert chosen(sums_of_rows, Facts()).registers["m"] == 8
 
 
-def test_a_transpose_walks_along_the_lines_that_its_lanes_touch() -> None:
+@pytest.mark.parametrize(("scatter", "outer", "inner"), [(True, "m", "n"), (False, "n", "m")])
+def test_a_transpose_walks_along_the_lines_that_its_lanes_touch(scatter: bool, outer: str, inner: str) -> None:
+    """The lanes are those of m, along which y is contiguous: each touches a line of x. Squares of registers use all of
+    these up at once, and store lines of y one after the other."""
     function = LIBRARY["transpose_f32"].kernel.tile_ir()
     arguments = {"x": np.zeros((100, 300), np.float32), "y": np.zeros((300, 100), np.float32)}
-    lane = lower(function, Schedule(), AVX512, specialize(function, arguments))
+    lane = lower(function, Schedule(), replace(AVX512, transposes_by_scatter=scatter), specialize(function, arguments))
     nests = [op for op in lane.walk() if op.name == "loop" and any(i.name == "loop" for i in op.walk() if i is not op)]
-    assert {op.attributes["label"] for op in nests} == {"m"}        # the lanes, of which y is contiguous along m
-    assert all(i.attributes["label"] == "n" for op in nests for i in op.blocks[0].ops if i.name == "loop")
+    assert {op.attributes["label"] for op in nests} == {outer}
+    assert all(i.attributes["label"] == inner for op in nests for i in op.blocks[0].ops if i.name == "loop")
 
 
 def test_a_page_of_positions_is_typically_whole() -> None:

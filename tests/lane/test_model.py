@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sapper.ir.nodes import Function
 from sapper.ir.types import bf16, f32
 from sapper.kernels import library
 from sapper.lane.choices import choices
@@ -82,6 +83,53 @@ def test_heads_meet_pages_as_they_meet_a_cache_in_one_piece(name: str, static: d
     canonicalize(function)
     told = choices(function, Schedule(), PLAIN, Specialization({})).schedule
     assert (told.lane, told.tile) == (lane, tile)
+
+
+@pytest.mark.parametrize("facts", [PLAIN, INTO_FIRST])
+@pytest.mark.parametrize("name", ["attention_decode_f32", "attention_paged_bf16"])
+def test_scores_of_several_heads_are_sums_of_four_positions(name: str, facts: Facts) -> None:
+    """Though a vector alone reads rows of a matrix one by one, where the first cache takes streams."""
+    function = reduce_loops(LIBRARY[name].kernel.tile_ir({"G": 3, "D": 256}))
+    canonicalize(function)
+    assert 3 * 4 in products_in_blocks(lower(function, Schedule(), facts, Specialization({})))
+
+
+def products_in_blocks(lowered: Function) -> list[int]:
+    """How many multiply-adds there are in each block that loops run."""
+    return [sum(inner.name == "fma" for inner in block.ops) for op in lowered.walk() for block in op.blocks]
+
+
+@pytest.mark.parametrize(("facts", "at_once"), [(PLAIN, 4), (INTO_FIRST, 1)])
+@pytest.mark.parametrize("name", ["attention_decode_f32", "attention_paged_f32"])
+def test_values_that_heads_share_are_read_row_after_row(name: str, facts: Facts, at_once: int) -> None:
+    """Where the first cache takes streams, and each vector of a row meets several sums."""
+    function = reduce_loops(LIBRARY[name].kernel.tile_ir({"G": 4, "D": 128}))
+    canonicalize(function)
+    lowered = lower(function, Schedule(), facts, Specialization({}))
+    vectors, heads = 128 // 16, 4
+    products = products_in_blocks(lowered)
+    assert vectors * heads * at_once in products
+    assert not any(vectors * heads * n in products for n in (2, 4) if n != at_once)
+
+
+@pytest.mark.parametrize(("static", "registers", "rows"), [
+    ({"H": 16, "C": 64, "S": 32}, 32, 16), ({"H": 16, "C": 64, "S": 32}, 16, 8), ({"H": 32, "C": 64, "S": 32}, 32, 8)])
+def test_a_single_vector_meets_as_many_rows_as_are_known_distances_apart(static: dict[str, int], registers: int,
+                                                                         rows: int) -> None:
+    """More than 8 where extents are compiled in, if registers hold their sums; by two vectors 8 are enough."""
+    function = reduce_loops(LIBRARY["latent_attention_decode_f32"].kernel.tile_ir(static))
+    canonicalize(function)
+    told = choices(function, Schedule(), replace(PLAIN, vector_registers=registers), Specialization({})).schedule
+    assert (told.lane, told.registers["p"]) == ("h", rows)
+    assert chosen("latent_attention_decode_f32", PLAIN, H=(16, 16), C=(64, 64), S=(32, 32)).registers["p"] <= 8
+
+
+@pytest.mark.parametrize(("name", "scatter", "order"), [
+    ("transpose_f32", False, ("n", "m")), ("transpose_bf16", False, ("n", "m")), ("transpose_f32", True, ("m", "n"))])
+def test_a_transpose_stores_line_after_line(name: str, scatter: bool, order: tuple[str, ...]) -> None:
+    """Where it goes through squares of registers; else what one vector strides over is used up first."""
+    told = chosen(name, replace(PLAIN, transposes_by_scatter=scatter), M=(512, 64), N=(576, 64))
+    assert (told.lane, told.order) == ("m", order)
 
 
 @pytest.mark.parametrize(("name", "typical", "rows", "levels"), [
