@@ -255,6 +255,38 @@ def _row_neutral(op: Op, build: Rewriter) -> Replacement:
     return None
 
 
+def _integer_of(value: Value) -> int | None:
+    """The number in every lane of an integer row, if it is a constant."""
+    op = value.op
+    if op is None or op.name != "splat_const" or not isinstance(value.type, RowType) or value.type.dtype.is_float:
+        return None
+    return int(op.attributes["value"])
+
+
+_ROW_FOLD: dict[str, Callable[[int, int], int]] = {
+    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b}
+
+
+def _row_constants(op: Op, build: Rewriter) -> Replacement:
+    """Sums, differences and products of two constants; integers wrap."""
+    a, b = map(_integer_of, op.operands)
+    if a is None or b is None:
+        return None
+    dtype = op.result.type.dtype  # type: ignore[union-attr]
+    low, sign = _ROW_FOLD[op.name](a, b) & (1 << dtype.bits) - 1, 1 << dtype.bits - 1
+    return [build.build("splat_const", [], op.result.type, value=(low ^ sign) - sign)]
+
+
+def _shift_by_constant(op: Op, build: Rewriter) -> Replacement:
+    """A shift by the number that every lane of a row has; by 0, what is shifted."""
+    amount = _integer_of(op.operands[1]) if len(op.operands) == 2 else op.attributes["amount"]
+    if amount == 0:
+        return [op.operands[0]]
+    if len(op.operands) < 2 or amount is None or not 0 < amount < op.result.type.dtype.bits:  # type: ignore[union-attr]
+        return None
+    return [build.build(op.name, [op.operands[0]], op.result.type, amount=amount)]
+
+
 def _row_select_same(op: Op, build: Rewriter) -> Replacement:
     return [op.operands[1]] if op.operands[1] is op.operands[2] else None
 
@@ -380,6 +412,8 @@ FOLD = RuleSet([
     Rule("if-known", ("if",), _if_known),
     Rule("loop-known", ("loop",), _loop_known),
     Rule("row-neutral", ("add", "mul"), _row_neutral),
+    Rule("row-constants", tuple(_ROW_FOLD), _row_constants, priority=1),
+    Rule("shift-by-constant", ("shl", "shr", "sar"), _shift_by_constant),
     Rule("row-select-same", ("select",), _row_select_same),
     Rule("mask-full", ("mask_and", "mask_or"), _mask_full),
     Rule("store-rounds", ("store", "store_lane0", "scatter"), _store_rounds, priority=2),

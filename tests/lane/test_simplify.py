@@ -73,6 +73,15 @@ C = "".join([f"%c{n}: s64 = s_const {{value = {n}}}\n" for n in (0, 1, 2, 3, 4, 
          "s_store %a, %x {dtype = :i64}", "s_store %c4, %x {dtype = :i64}"),
         ("row-neutral", "%a: row<f32> = load %x {dtype = :f32}\n%o: row<f32> = splat_const {value = 1.0}\n"
          "%b: row<f32> = mul %o, %a\nstore %b, %x {dtype = :f32}", "store %a, %x {dtype = :f32}"),
+        *[("row-constants", f"%a: row<i32> = splat_const {{value = {a}}}\n%b: row<i32> = splat_const {{value = {b}}}\n"
+           f"%r: row<i32> = {name} %a, %b\nstore %r, %x {{dtype = :i32}}",
+           f"%r: row<i32> = splat_const {{value = {c}}}")
+          for name, a, b, c in (("add", 2147483647, 5, -2147483644), ("sub", 3, 8, -5), ("mul", 65535, 65537, -1))],
+        *[("shift-by-constant", "%a: row<i32> = load %x {dtype = :i32}\n%b: row<i32> = splat_const {value = 12}\n"
+           f"%r: row<i32> = {name} %a, %b\nstore %r, %x {{dtype = :i32}}", f"%r: row<i32> = {name} %a {{amount = 12}}")
+          for name in ("shl", "shr", "sar")],
+        ("shift-by-constant", "%a: row<i32> = load %x {dtype = :i32}\n%b: row<i32> = splat_const {value = 0}\n"
+         "%r: row<i32> = sar %a, %b\nstore %r, %x {dtype = :i32}", "store %a, %x {dtype = :i32}"),
         ("row-select-same", "%a: row<f32> = load %x {dtype = :f32}\n%m: mask = mask_first %n\n"
          "%b: row<f32> = select %m, %a, %a\nstore %b, %x {dtype = :f32}", "store %a, %x {dtype = :f32}"),
         ("mask-full", "%m: mask = mask_first %n\n%l: mask = mask_first %c16\n%k: mask = mask_and %l, %m\n"
