@@ -113,8 +113,9 @@ def kernels_of(form: str) -> SimpleNamespace:
             for c in range(4):
                 v = whole(4)
                 packed, upper = w[p, s, (8 * c if e == 0 else SECOND + 4 * c) + v, l, i], w[p, s, 8 * c + 4 + v, l, i]
-                low = packed & 15 | (upper >> 4 * e & 3) << 4
-                high = packed >> 4 | (upper >> 4 * e + 2 & 3) << 4
+                # Bits 4 * e and 4 * e + 2 of the upper ones, with the bit above, as bits 4 and 5.
+                low = packed & 15 | (upper if e else upper << 4) & 48
+                high = packed >> 4 | (upper >> 2 if e else upper << 2) & 48
                 b = 8 * e + 2 * c
                 first = low @ x[s, m, e, c, 0, v, i] + starts[s, b, m]
                 second = high @ x[s, m, e, c, 1, v, i] + starts[s, b + 1, m]
