@@ -24,8 +24,9 @@ from tests.targets.ptx.test_matrix import specialization
 @cache
 def text_of(level: str, kernel: Any, m: int = 0) -> str:
     target = targets.target(level)
-    tile = {"m": m, "n": m} if m else {}
-    return print_function(finish_lane(to_lane(kernel.tile_ir(), Schedule(tile=tile), facts_of(target),
+    # A tile that is told is no cluster's: how these start signals is in test_clusters.py.
+    schedule = Schedule(tile={"m": m, "n": m}, cluster={"m": 1}) if m else Schedule()
+    return print_function(finish_lane(to_lane(kernel.tile_ir(), schedule, facts_of(target),
                                               specialization(kernel, 64)), target))
 
 
