@@ -233,9 +233,9 @@ class Prefetches(Stores):
         access = panel.access()
         piece_bytes = panel.piece_bytes * self.bound[panel.lane].count
         multiply_adds = prod(self.bound[axis].count for axis in walk.outer)
-        ahead = self.requests.stream_ahead_bytes
+        ahead = self.requests.panel_ahead_bytes or self.requests.stream_ahead_bytes
         if multiply_adds >= SLOW_STEPS * piece_bytes:
-            ahead = max(ahead, AHEAD_BYTES)
+            ahead = max(self.requests.stream_ahead_bytes, AHEAD_BYTES)
         for step in range(steps):
             operands, attributes = self.address(access, {panel.depth_axis: step})
             disp = attributes.pop("disp") + ahead

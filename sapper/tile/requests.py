@@ -14,8 +14,9 @@ class Requests(NamedTuple):
 
     stream_ahead_bytes: how early a single stream is asked for, if arithmetic keeps up with memory. line_by_line: such a
     stream is best asked for and read a line or two at a time, and asked into the second cache: the first has too few
-    places for requests. stream_level: the cache that streams and packed panels are asked into. block_ahead_bytes: how
-    early weights in blocks are, into the second cache, and by a single row all of them together, into that of
+    places for requests. stream_level: the cache that streams and packed panels are asked into. panel_ahead_bytes: how
+    early packed panels are, if arithmetic keeps up; 0: as stream_ahead_bytes says. block_ahead_bytes: how early weights
+    in blocks are, into the second cache, and by a single row all of them together, into that of
     stream_level; 0: as the loop over them wants. block_rows_ahead_bytes: the same by several rows, each of the weights
     by itself, into that of stream_level; 0: as block_ahead_bytes says.
 
@@ -27,6 +28,7 @@ class Requests(NamedTuple):
     stream_ahead_bytes: int = 2 << 10
     line_by_line: bool = False
     stream_level: int = 2
+    panel_ahead_bytes: int = 0
     block_ahead_bytes: int = 0
     block_rows_ahead_bytes: int = 0
     row_requests: int = 3

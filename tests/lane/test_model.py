@@ -223,7 +223,8 @@ def test_what_rows_meet_one_by_one_is_computed_once(name: str, facts: Facts, pro
 
 @pytest.mark.parametrize("rows", [1, 8, 512])
 @pytest.mark.parametrize(("facts", "level", "slow", "quick"), [
-    (PLAIN, 2, 2048, 8192), (BY_LINES, 2, 3072, 8192), (INTO_FIRST, 1, 16384, 16384)])
+    (PLAIN, 2, 2048, 8192), (BY_LINES, 2, 3072, 8192), (INTO_FIRST, 1, 16384, 16384),
+    (replace(INTO_FIRST, requests=INTO_FIRST.requests._replace(panel_ahead_bytes=4096)), 1, 4096, 16384)])
 def test_panels_are_asked_for_as_the_target_reads_them_best(facts: Facts, level: int, slow: int, quick: int,
                                                             rows: int) -> None:
     asked = prefetches("matmul_nt_f32", facts, {"b": Panels(0, 1, 32)}, M=(rows, 1), N=(2048, 64), K=(2048, 64))
