@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
+from ..runtime.signals import held
 from .errors import CommandError
-from .signals import held
 
 Create = Callable[..., AbstractContextManager[BinaryIO]]
 

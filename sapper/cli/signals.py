@@ -1,7 +1,7 @@
 """What SIGINT and SIGTERM do to a command.
 
 Holds: either ends it through its clean-up, by an exception of the main thread; the status is then 128 + the signal's
-number. What must not be cut in two is done within `held`: a signal that comes meanwhile counts at its end.
+number. What must not be cut in two is done within `runtime.signals.held`.
 """
 
 from __future__ import annotations
@@ -74,20 +74,3 @@ def ending() -> Iterator[None]:
         for again in coming:
             again.cancel()
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def held() -> Iterator[None]:
-    """Signals wait until the end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in NUMBERS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])

@@ -33,6 +33,7 @@ from .compiled import CompiledKernel
 from .dtypes import numpy_dtype
 from .loader import CodeBlock, load
 from .scratch import SYNC_BYTES, stride_bytes
+from .signals import held
 from .system import MAP_SHARED, PAGE_BYTES, PROT_NONE, PROT_READ, PROT_WRITE, round_up
 
 GUARD_BYTES = 1 << 20
@@ -217,9 +218,10 @@ class _GuardedCall:
         handler = load(_handler_code(self.report.address))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads: the child runs no others
-            child = os.fork()
-        if child == 0:
-            self._be_child(handler, threads)
+            with held():
+                child = os.fork()
+                if child == 0:
+                    self._be_child(handler, threads)
         status = _wait(child, time_limit_s)
         if status is None:
             return Crash("time limit", f"still running after {time_limit_s:g} s")
