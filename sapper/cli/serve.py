@@ -14,8 +14,8 @@ import socket
 import sys
 import time
 
+from ..runtime.signals import NUMBERS
 from .errors import CommandError
-from .signals import NUMBERS
 
 KEY_VARIABLE = "SAPPER_SERVE_KEY"
 

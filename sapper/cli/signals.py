@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
 AGAIN_SECONDS = 0.02
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGPIPE: ""}
 
