@@ -389,15 +389,6 @@ class DepthShares(Model):
 
     # Sums.
 
-    def fork(self, condition: Value, then: Callable[[], None], other: Callable[[], None]) -> None:
-        blocks = []
-        for body in (then, other):
-            self.enter(Block())
-            body()
-            self.effect("yield", [])
-            blocks.append(self.leave())
-        self.finish(Op("if", [condition], (), {}, blocks, self.location))
-
     def team(self, level: int) -> Scalar:
         """The number of this worker's cluster: a share is a cluster's, whose workers have tiles side by side."""
         return self.scalar("s_floordiv", self.emit(level, "worker", [], S64), self.cluster)

@@ -297,15 +297,7 @@ class Lowering(TaskLowering, CarriedLowering, OrderedLowering):
 
     def _on_first_worker(self, body: Callable[[], None]) -> None:
         first = self.emit(self.depth, "s_cmp", [self.emit(0, "worker", [], S64), self.value(0)], S64, cond="eq")
-        then, other = Block(), Block()
-        self.enter(then)
-        body()
-        self.effect("yield", [])
-        self.leave()
-        self.enter(other)
-        self.effect("yield", [])
-        self.leave()
-        self.finish(Op("if", [first], (), {}, [then, other]))
+        self.fork(first, body, lambda: None)
 
     # Loops.
 

@@ -8,7 +8,7 @@ zero came of it, as comes of every denormal: that is one test for two rows in pl
 
 from __future__ import annotations
 
-from ..ir.nodes import Block, Op, Value
+from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, S64, b32, bf16
 from ..tile.schedule import Facts
 from ..tile.zeros import often_zero
@@ -44,16 +44,8 @@ class NarrowStores(Squares):
             return
         both = {n: self.emit(self.depth, "concat_bf16", rows[n:n + 2], ROW_B32) for n in firsts}
         any_zero = self.emit(self.depth, "any_zero_bf16", list(both.values()), S64)
-        zeros, usual = Block(), Block()
-        self.enter(zeros)
-        self._store_tested(jobs, rows, streams, both)
-        self.effect("yield", [])
-        self.leave()
-        self.enter(usual)
-        self._store_by_instruction(jobs, rows, streams, both)
-        self.effect("yield", [])
-        self.leave()
-        self.finish(Op("if", [any_zero], (), {}, [zeros, usual], self.location))
+        self.fork(any_zero, lambda: self._store_tested(jobs, rows, streams, both),
+                  lambda: self._store_by_instruction(jobs, rows, streams, both))
 
     def _store_tested(self, jobs: list[Job], rows: list[Value], streams: list[bool], both: dict[int, Value]) -> None:
         odd = None
@@ -62,17 +54,12 @@ class NarrowStores(Squares):
             odd = found if odd is None else self.emit(self.depth, "mask_or", [odd, found], MASK)
         assert odd is not None
         any_odd = self.emit(self.depth, "mask_any", [odd], S64)
-        rare, usual = Block(), Block()
-        self.enter(rare)
-        for (op, at, _), row, streaming in zip(jobs, rows, streams, strict=True):
-            self._put_rounded(op, at, row, streaming, "rare")
-        self.effect("yield", [])
-        self.leave()
-        self.enter(usual)
-        self._store_by_instruction(jobs, rows, streams, both)
-        self.effect("yield", [])
-        self.leave()
-        self.finish(Op("if", [any_odd], (), {}, [rare, usual], self.location))
+
+        def by_integers() -> None:
+            for (op, at, _), row, streaming in zip(jobs, rows, streams, strict=True):
+                self._put_rounded(op, at, row, streaming, "rare")
+
+        self.fork(any_odd, by_integers, lambda: self._store_by_instruction(jobs, rows, streams, both))
 
     def _store_by_instruction(self, jobs: list[Job], rows: list[Value], streams: list[bool],
                               both: dict[int, Value]) -> None:

@@ -284,6 +284,16 @@ class State:
         for result in op.results:
             self.depths[result] = self.depth
 
+    def fork(self, condition: Value, then: Callable[[], None], other: Callable[[], None]) -> None:
+        """Where a scalar is not 0 what `then` emits, and else what `other` does; neither gives anything."""
+        blocks = []
+        for body in (then, other):
+            self.enter(Block())
+            body()
+            self.effect("yield", [])
+            blocks.append(self.leave())
+        self.finish(Op("if", [condition], (), {}, blocks, self.location))
+
     # Addresses.
 
     def address(self, access: Access, at: dict[str, int]) -> tuple[list[Value], dict[str, Any]]:

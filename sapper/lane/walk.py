@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import gcd
 
-from ..ir.nodes import Block, Op, Value
+from ..ir.nodes import Op, Value
 from ..ir.types import MASK, S64, u8
 from ..tile.plan import Walk
 from .axis_loops import Carried, WalkChoice
@@ -56,19 +56,14 @@ class WalkLowering(Reductions):
         assert choice.tiles is not None
         rows = self.value(self.open[choice.tiles.rows].extent)
         are_few = self.emit(self.depth_of(rows), "s_cmp", [rows, self.value(choice.fewest)], S64, cond="lt")
-        on_vectors, on_tiles = Block(), Block()
-        self.enter(on_vectors)
-        kept, self.stage_memory = self.stage_memory, {}     # of other sizes
-        with self.packed(few.packing):
-            self._walk(walk, few)
-        self.stage_memory = kept
-        self.effect("yield", [])
-        self.leave()
-        self.enter(on_tiles)
-        emit_walk(self, walk, choice)
-        self.effect("yield", [])
-        self.leave()
-        self.finish(Op("if", [are_few], (), {}, [on_vectors, on_tiles], self.location))
+
+        def on_vectors() -> None:
+            kept, self.stage_memory = self.stage_memory, {}     # of other sizes
+            with self.packed(few.packing):
+                self._walk(walk, few)
+            self.stage_memory = kept
+
+        self.fork(are_few, on_vectors, lambda: emit_walk(self, walk, choice))
 
     def _walk(self, walk: Walk, choice: WalkChoice) -> None:
         self.paired, self.lane_run = self.paired_axes(walk), choice.run
