@@ -41,6 +41,7 @@ from sapper.ir.types import (
 )
 from sapper.lane.interpret import bind_arguments, run
 from sapper.targets.x86_64.detect import host
+from sapper.targets.x86_64.select import legal_ops
 from sapper.targets.x86_64.target import TARGETS, Target
 from tests.strategies import examples
 
@@ -196,6 +197,13 @@ CASES = [(t, lanes, d) for t, lanes in LANES for d in ALL if fits(t, lanes, d)]
 NAMES = [f"{t.name}-{lanes}-{d.name}" for t, lanes, d in CASES]
 
 
+def cases_with(op: str, dtype: DType) -> Any:
+    """Of an op on rows of that type, for the targets that have it."""
+    return pytest.mark.parametrize(("target", "lanes"), [
+        pytest.param(t, lanes, id=f"{t.name}-{lanes}") for t, lanes in LANES
+        if op in legal_ops(t) and fits(t, lanes, dtype)])
+
+
 @pytest.mark.parametrize(("target", "lanes", "dtype"), CASES, ids=NAMES)
 def test_binary(target: Target, lanes: int, dtype: DType) -> None:
     names = ["add", "sub", "mul", "min", "max"] + (["div"] if dtype.is_float else ["and", "or", "xor"])
@@ -282,40 +290,27 @@ def test_scale_exponent(target: Target, lanes: int, dtype: DType) -> None:
                    powers)
 
 
-@pytest.mark.parametrize(("target", "lanes", "dtype"), CASES, ids=NAMES)
-def test_fraction(target: Target, lanes: int, dtype: DType) -> None:
-    from sapper.targets.x86_64.select import legal_ops
-
-    if dtype.name != "f32" or "fraction" not in legal_ops(target):
-        pytest.skip("f32, where the target can")
+@cases_with("fraction", f32)
+def test_fraction(target: Target, lanes: int) -> None:
     for seed in range(3):
-        check_rows(target, lanes, [dtype], dtype, lambda b, v: b.value("fraction", v, ROW_F32), seed)
-        check_rows(target, lanes, [dtype], dtype, lambda b, v: b.value("fraction", v, ROW_F32, down=True), seed)
+        check_rows(target, lanes, [f32], f32, lambda b, v: b.value("fraction", v, ROW_F32), seed)
+        check_rows(target, lanes, [f32], f32, lambda b, v: b.value("fraction", v, ROW_F32, down=True), seed)
 
 
-@pytest.mark.parametrize(("target", "lanes", "dtype"), CASES, ids=NAMES)
-def test_copy_sign(target: Target, lanes: int, dtype: DType) -> None:
+@cases_with("copy_sign", f32)
+def test_copy_sign(target: Target, lanes: int) -> None:
     """Where each operand, both or none may be overwritten."""
-    from sapper.targets.x86_64.select import legal_ops
-
-    if dtype.name != "f32" or "copy_sign" not in legal_ops(target):
-        pytest.skip("f32, where the target can")
-
     def signed(b: Builder, v: list[Value]) -> Value:
         return b.value("copy_sign", v, ROW_F32)
 
-    check_rows(target, lanes, [dtype, dtype], dtype, signed)
-    check_rows(target, lanes, [dtype, dtype], dtype, lambda b, v: b.value("add", [signed(b, v), v[0]], ROW_F32))
-    check_rows(target, lanes, [dtype, dtype], dtype, lambda b, v: b.value("add", [signed(b, v), v[1]], ROW_F32))
-    check_rows(target, lanes, [dtype], dtype, lambda b, v: signed(b, [v[0], v[0]]))
+    check_rows(target, lanes, [f32, f32], f32, signed)
+    check_rows(target, lanes, [f32, f32], f32, lambda b, v: b.value("add", [signed(b, v), v[0]], ROW_F32))
+    check_rows(target, lanes, [f32, f32], f32, lambda b, v: b.value("add", [signed(b, v), v[1]], ROW_F32))
+    check_rows(target, lanes, [f32], f32, lambda b, v: signed(b, [v[0], v[0]]))
 
 
-@pytest.mark.parametrize(("target", "lanes", "dtype"), CASES, ids=NAMES)
-def test_lookup(target: Target, lanes: int, dtype: DType) -> None:
-    from sapper.targets.x86_64.select import legal_ops
-
-    if dtype.name != "i32" or "lookup" not in legal_ops(target):
-        pytest.skip("a table is read by an i32 row, where the target can")
+@cases_with("lookup", i32)
+def test_lookup(target: Target, lanes: int) -> None:
     tables = [[float(16 * t + i) for i in range(16)] for t in range(2)]
 
     def body(b: Builder, v: list[Value]) -> Value:
@@ -324,7 +319,7 @@ def test_lookup(target: Target, lanes: int, dtype: DType) -> None:
         return b.value("bitcast", [b.value("sub", [first, squared], ROW_F32)], ROW_I32)
 
     for seed in range(3):
-        check_rows(target, lanes, [dtype], dtype, body, seed)
+        check_rows(target, lanes, [i32], i32, body, seed)
 
 
 @pytest.mark.parametrize(("target", "lanes", "dtype"), CASES, ids=NAMES)
@@ -694,8 +689,6 @@ def test_if_that_keeps_a_value_in_one_branch_and_uses_it_up_in_the_other(target:
 
 @pytest.mark.parametrize("target", MACHINES, ids=lambda t: t.name)
 def test_dot_products(target: Target) -> None:
-    from sapper.targets.x86_64.select import legal_ops
-
     legal = legal_ops(target)
     assert legal >= ({"dot2_bf16", "dot4_u8i8"} if target.name == "zen4" else set())
     assert {"scale_exponent", "dot2_i16", "pairs_u8i8", "add_i16", "widen_bytes"} <= legal

@@ -451,6 +451,33 @@ def test_rows_that_are_read_where_they_lie_are_asked_for_ahead() -> None:
     assert asks[0][0] == 3 and not any(asks[1])
 
 
+def recorded(monkeypatch: pytest.MonkeyPatch, load_name: str) -> tuple[list[int], dict[int, bool]]:
+    """The lines that runs from here on ask for ahead, in order; and of each that a load of that name reads, whether it
+    had been asked for by then."""
+    asked: list[int] = []
+    early: dict[int, bool] = {}
+    build_load = interpret._BUILDERS[load_name]
+
+    def prefetch(program: interpret.Program, op: Op) -> Any:
+        address, _ = program.address(op, 0)
+        return lambda environment: asked.append(address(environment) // 64)
+
+    def load(program: interpret.Program, op: Op) -> Any:
+        (address, _), step = program.address(op, 0), build_load(program, op)
+
+        def run(environment: Any) -> None:
+            line = address(environment) // 64
+            if line not in early:
+                early[line] = line in asked
+            step(environment)
+
+        return run
+
+    monkeypatch.setitem(interpret._BUILDERS, "prefetch", prefetch)
+    monkeypatch.setitem(interpret._BUILDERS, load_name, load)
+    return asked, early
+
+
 @pytest.mark.parametrize(("name", "shape", "rows", "row_bytes"), [
     ("expert_matvec_f32", {"E": 3, "K": 2, "B": 3, "I": 64, "L": 32}, "I", 128),     # lanes that span a whole axis
     ("absorb_f32", {"H": 2, "D": 64, "C": 256}, "D", 512),                           # pieces of 128 columns
@@ -462,33 +489,13 @@ def test_rows_of_weights_are_asked_for_ahead(name: str, shape: dict[str, int], r
     arguments = entry.make_arguments(np.random.default_rng(1), shape)
     if "experts" in arguments:
         arguments["experts"][:] = [2, 0]
-    asked: list[int] = []
-    read_after_asking = 0
-
-    def prefetch(program: interpret.Program, op: Op) -> Any:
-        address, _ = program.address(op, 0)
-        return lambda environment: asked.append(address(environment) // 64)
-
-    build_load = interpret._BUILDERS["load"]
-
-    def load(program: interpret.Program, op: Op) -> Any:
-        (address, _), step = program.address(op, 0), build_load(program, op)
-
-        def run(environment: Any) -> None:
-            nonlocal read_after_asking
-            read_after_asking += address(environment) // 64 in asked
-            step(environment)
-
-        return run
-
-    monkeypatch.setitem(interpret._BUILDERS, "prefetch", prefetch)
-    monkeypatch.setitem(interpret._BUILDERS, "load", load)
+    asked, early = recorded(monkeypatch, "load")
     facts = replace(AVX512, requests=Requests(stream_ahead_bytes=2048))
     run_lane(reduce_loops(entry.kernel.tile_ir()), arguments, facts=facts)
     lines = arguments["w"].nbytes // 64 * shape.get("K", 1) // shape.get("E", 1)
     ahead = 2048 // row_bytes
     assert len(asked) == len(set(asked)) == lines
-    assert read_after_asking >= lines * (shape[rows] - ahead) // shape[rows] > lines // 2
+    assert builtins.sum(early.values()) >= lines * (shape[rows] - ahead) // shape[rows] > lines // 2
 
 
 @pytest.mark.parametrize("prefetches", [True, False])
@@ -497,26 +504,7 @@ def test_rows_that_all_lanes_meet_at_once_are_asked_for_ahead(prefetches: bool,
     """A cache whose rows all heads read, a head in each lane: most lines are asked for before they are read."""
     entry = LIBRARY["latent_attention_decode_f32"]
     arguments = entry.make_arguments(np.random.default_rng(1), {"H": 16, "C": 64, "S": 16, "position": 199})
-    asked: set[int] = set()
-    early: dict[int, bool] = {}
-    build_load = interpret._BUILDERS["load_splat"]
-
-    def prefetch(program: interpret.Program, op: Op) -> Any:
-        address, _ = program.address(op, 0)
-        return lambda environment: asked.add(address(environment) // 64)
-
-    def load(program: interpret.Program, op: Op) -> Any:
-        (address, _), step = program.address(op, 0), build_load(program, op)
-
-        def run(environment: Any) -> None:
-            line = address(environment) // 64
-            early.setdefault(line, line in asked)
-            step(environment)
-
-        return run
-
-    monkeypatch.setitem(interpret._BUILDERS, "prefetch", prefetch)
-    monkeypatch.setitem(interpret._BUILDERS, "load_splat", load)
+    asked, early = recorded(monkeypatch, "load_splat")
     expected = entry.reference(arguments)
     run_lane(reduce_loops(entry.kernel.tile_ir()), arguments, facts=replace(AVX512, software_prefetch=prefetches))
     assert entry.compare(arguments, expected) is None
@@ -532,26 +520,7 @@ def test_the_next_block_of_panels_is_asked_for_while_rows_meet_one(name: str, de
     """Where it is copied from rows along the depth, of which so few rows of the left matrix ask for a part."""
     entry, rows, columns = LIBRARY[name], 56, 160
     arguments = entry.make_arguments(np.random.default_rng(1), {"M": rows, "N": columns, "K": depth})
-    asked: set[int] = set()
-    early: dict[int, bool] = {}
-    build_load = interpret._BUILDERS["load"]
-
-    def prefetch(program: interpret.Program, op: Op) -> Any:
-        address, _ = program.address(op, 0)
-        return lambda environment: asked.add(address(environment) // 64)
-
-    def load(program: interpret.Program, op: Op) -> Any:
-        (address, _), step = program.address(op, 0), build_load(program, op)
-
-        def run(environment: Any) -> None:
-            line = address(environment) // 64
-            early.setdefault(line, line in asked)
-            step(environment)
-
-        return run
-
-    monkeypatch.setitem(interpret._BUILDERS, "prefetch", prefetch)
-    monkeypatch.setitem(interpret._BUILDERS, "load", load)
+    _, early = recorded(monkeypatch, "load")
     facts = replace(AVX512, l2_bytes=32 << 10, fma_per_cycle=2.0, dots=frozenset({"dot2_bf16", "dot4_u8i8"}),
                     requests=Requests(line_by_line=line_by_line))
     expected = entry.reference(arguments)

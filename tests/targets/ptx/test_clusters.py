@@ -80,6 +80,27 @@ def test_ops_of_a_cluster_act_on_all_of_it() -> None:
         verify(lane, LANE_OPS)
 
 
+def counted(kernel: Any, schedule: Schedule, extents: dict[str, int], workers: int, lazy: bool) -> emulate.Counters:
+    """What a run counts, whose result is right."""
+    arguments = arguments_of(kernel, extents)
+    wanted = expected(kernel, arguments)
+    names = list(arguments)
+    result = emulate.run(kernel, *arguments.values(), target="sm_90a", workers=workers, aligned=names,
+                         schedule=schedule, options=emulate.Options(lazy=lazy))
+    assert_near(arguments[names[-1]], wanted)
+    return result.counters
+
+
+def counted_with_scales(schedule: Schedule, extents: dict[str, int], workers: int, lazy: bool) -> emulate.Counters:
+    """The same of a product in fp8."""
+    arguments = narrow.arguments_of(block_scaled, extents)
+    wanted = narrow.expected(block_scaled, arguments)
+    result = emulate.run(block_scaled, *arguments.values(), target="sm_90a", workers=workers, aligned="abc",
+                         schedule=schedule, options=emulate.Options(lazy=lazy))
+    narrow.assert_near(arguments["c"], wanted)
+    return result.counters
+
+
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize(("kernel", "schedule", "extents"), [
     (bf16_nn, ROWS, {"M": 144, "N": 160, "K": 336}), (bf16_nt, COLUMNS, {"M": 80, "N": 304, "K": 144}),
@@ -89,12 +110,7 @@ def test_ops_of_a_cluster_act_on_all_of_it() -> None:
     ids=["nn", "nt, columns", "tn, one tile", "batched", "four workers", "gated"])
 def test_on_the_emulator(kernel: Any, schedule: Schedule, extents: dict[str, int], lazy: bool) -> None:
     """Edges in all directions; tiles that are no multiple of a cluster."""
-    arguments = arguments_of(kernel, extents)
-    wanted = expected(kernel, arguments)
-    names = list(arguments)
-    counters = emulate.run(kernel, *arguments.values(), target="sm_90a", workers=3, aligned=names, schedule=schedule,
-                           options=emulate.Options(lazy=lazy)).counters
-    assert_near(arguments[names[-1]], wanted)
+    counters = counted(kernel, schedule, extents, 3, lazy)
     assert any(MULTICAST.match(name) for name in counters.instructions)
 
 
@@ -104,12 +120,7 @@ def test_on_the_emulator(kernel: Any, schedule: Schedule, extents: dict[str, int
     Schedule(tile={"m": 64, "n": 64}, cluster={"n": 4})], ids=["rows", "columns", "four workers"])
 def test_scales_of_blocks(schedule: Schedule, lazy: bool) -> None:
     """Of three blocks of columns: a tile past the end has no scale of its own, and its sums are stored nowhere."""
-    extents = narrow.extents_of(80, 304, 272)
-    arguments = narrow.arguments_of(block_scaled, extents)
-    wanted = narrow.expected(block_scaled, arguments)
-    counters = emulate.run(block_scaled, *arguments.values(), target="sm_90a", workers=4, aligned="abc",
-                           schedule=schedule, options=emulate.Options(lazy=lazy)).counters
-    narrow.assert_near(arguments["c"], wanted)
+    counters = counted_with_scales(schedule, narrow.extents_of(80, 304, 272), 4, lazy)
     assert any(MULTICAST.match(name) for name in counters.instructions)
 
 
@@ -176,24 +187,14 @@ def test_any_share_of_clusters_gives_the_sums(m: int, n: int, k: int, clusters: 
     (batched, SHARED, {"B": 3, "M": 144, "N": 96, "K": 208})], ids=["nn", "gated", "batched"])
 def test_shares_of_clusters_on_the_emulator(kernel: Any, schedule: Schedule, extents: dict[str, int],
                                             lazy: bool) -> None:
-    arguments = arguments_of(kernel, extents)
-    wanted = expected(kernel, arguments)
-    names = list(arguments)
-    counters = emulate.run(kernel, *arguments.values(), target="sm_90a", workers=26, aligned=names, schedule=schedule,
-                           options=emulate.Options(lazy=lazy)).counters
-    assert_near(arguments[names[-1]], wanted)
+    counters = counted(kernel, schedule, extents, 26, lazy)
     assert any(MULTICAST.match(name) for name in counters.instructions) and counters.instructions[RELEASE]
 
 
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 def test_shares_of_clusters_with_scales_of_blocks(lazy: bool) -> None:
-    extents = narrow.extents_of(80, 304, 528)
-    arguments = narrow.arguments_of(block_scaled, extents)
-    wanted = narrow.expected(block_scaled, arguments)
-    counters = emulate.run(block_scaled, *arguments.values(), target="sm_90a", workers=10, aligned="abc",
-                           schedule=Schedule(tile={"m": 64, "n": 128}, stream="k", cluster={"n": 2}),
-                           options=emulate.Options(lazy=lazy)).counters
-    narrow.assert_near(arguments["c"], wanted)
+    schedule = Schedule(tile={"m": 64, "n": 128}, stream="k", cluster={"n": 2})
+    counters = counted_with_scales(schedule, narrow.extents_of(80, 304, 528), 10, lazy)
     assert counters.instructions[RELEASE]
 
 
