@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import S64, TileType
 from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_named
+from ..tile.nests import part_nests
 from ..tile.parts import split_parts
 from ..tile.plan import ORDERED, Late, Plan, Walk, axes_of, early_scalars, is_scalar_integer, plan_block
 from ..tile.schedule import Facts, LoweringError, Schedule, ScheduleError, Specialization
 from .axis_loops import WalkChoice
 from .carried import CarriedLowering
 from .extents import hint
-from .nests import part_nests
 from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
 from .tasks import TaskLowering

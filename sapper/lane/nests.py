@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import gcd
 
-from ..ir.nodes import Block, Function, Op, Value
+from ..ir.nodes import Block, Op, Value
 from ..ir.types import MASK, TileType
 from ..tile.plan import LATE, Plan, late_walk
 from .extents import Range
@@ -144,27 +144,3 @@ def _is_outside(value: Value, counters: set[Value]) -> bool:
     return value not in counters and value.op is not None and value.op.name in (
         "dim", "const", "add", "sub", "mul", "floordiv", "min", "max") and all(
         _is_outside(v, counters) for v in value.op.operands)
-
-
-def part_nests(function: Function) -> None:
-    """Of products in a loop whose tiles have some axes that start and end at what is known before it, and others that
-    do not, as rows of which memory tells how many there are: the former go outside, so that their tiles are tasks."""
-    for op in [op for op in function.walk() if op.name == "each" and op.attributes["parallel"]]:
-        counters = set(op.blocks[0].arguments)
-        for at, inner in enumerate(op.blocks[0].ops):
-            if inner.name != "tiles" or not inner.attributes["parallel"] or not any(
-                    o.name == "contract" for o in inner.walk()):
-                continue
-            axes: list[str] = inner.attributes["axes"]
-            bounds = [inner.operands[2 * n:2 * n + 2] for n in range(len(axes))]
-            inside = {r for o in op.blocks[0].ops for r in o.results} | counters
-            known = [not inside.intersection(both) for both in bounds]
-            if all(known) or not any(known):
-                continue
-            outer = Op("tiles", [v for both, fits in zip(bounds, known, strict=True) if fits for v in both], [],
-                       {**inner.attributes, "axes": [a for a, fits in zip(axes, known, strict=True) if fits]},
-                       [Block()], inner.location)
-            inner.operands[:] = [v for both, fits in zip(bounds, known, strict=True) if not fits for v in both]
-            inner.attributes["axes"] = [a for a, fits in zip(axes, known, strict=True) if not fits]
-            op.blocks[0].ops[at] = outer
-            outer.blocks[0].ops += [inner, Op("yield", [], [], {}, None, inner.location)]
