@@ -13,9 +13,9 @@ Dim = Union[str, int]
 """One extent of a tensor: the name of a symbolic dimension, or a static size."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DType:
-    """An element type.
+    """An element type: one of those below, so that `is` and `==` say the same.
 
     kind: "f" floating, "i" signed, "u" unsigned, "b" boolean, "x" index.
     bits: of a value. A boolean takes one byte in memory, and so does an i4, as ml_dtypes holds it (pairs in one byte
@@ -42,6 +42,10 @@ class DType:
 
     def __repr__(self) -> str:
         return self.name
+
+    def __reduce__(self) -> str:
+        """The name of the global below: what is copied or comes from another process is that very type."""
+        return "bool_" if self.name == "bool" else self.name
 
 
 f64 = DType("f64", "f", 64)

@@ -467,7 +467,9 @@ class _Planner:
         while index < len(self.items):
             item = self.items[index]
             stores = self._stores(item)
-            found = next((load for load in (self._loads_after(index) if stores else ())
+            may_overwrite = any(access.name == "load" for memory in {memory_of(store.operands[0]) for store in stores}
+                                for access in self.accesses.get(memory, ()))
+            found = next((load for load in (self._loads_after(index) if may_overwrite else ())
                           if any(self._overwrites(item, store, load, index) for store in stores)), None)
             if found is None:
                 index += 1

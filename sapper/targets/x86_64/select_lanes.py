@@ -9,7 +9,7 @@ import struct
 from typing import Any
 
 from ...ir.nodes import Op, Value
-from ...ir.types import DType
+from ...ir.types import i64
 from .select_common import (
     ZERO4,
     Key,
@@ -25,8 +25,6 @@ from .select_common import (
 )
 from .select_float8 import FLOAT8, unpack
 from .select_scalars import SCALAR_LOADS
-
-_DTYPE64 = DType("i64", "i", 64)
 
 
 def splat(s: Any, op: Op) -> None:
@@ -387,7 +385,7 @@ def load_splat_into(s: Any, name: str, memory: Any, register: Any) -> None:
     if name in ("f32", "i32", "b32"):
         s.emit(f"vbroadcastss.{bits}", register, memory)
     elif name in ("f64", "i64"):
-        bits_of(s, _DTYPE64)
+        bits_of(s, i64)
         s.emit(f"vbroadcastsd.{s.facts.bits8}", register, memory)
     elif name == "bf16":
         both = s.new("vec")
