@@ -222,8 +222,11 @@ def case_rows(job: Job, threads: int, settings: Settings) -> list[Row]:
     expected = entry.reference(arguments) if case.bytes <= CHECK_BYTES else None
     calls = [prepare(entry.kernel, *job.arguments(arguments), threads=threads)]
     stored = calls[0].entry.compiled.stored
-    calls[0]()
-    wrong = entry.compare(arguments, expected) if expected is not None else _unwritten(arguments, stored)
+    if expected is not None:
+        calls[0]()
+        wrong = entry.compare(arguments, expected)
+    else:
+        wrong = unwritten(calls[0], {name: arguments[name] for name in stored})
     if wrong:
         raise RuntimeError(wrong)
     peaks = settings.peaks(threads)
@@ -266,13 +269,21 @@ def with_floor(contestants: dict[str, Callable[[], Any]], level: str, writes: bo
     return timings, peaks
 
 
-def _unwritten(arguments: Mapping[str, Any], stored: Sequence[str]) -> str | None:
-    """Says which output of a large case still holds NaN, with which every output is filled before."""
+def unwritten(call: Callable[[], Any], outputs: Mapping[str, Any]) -> str | None:
+    """Run a large case and say which of its outputs was not written everywhere. Outputs are filled with NaN before;
+    where one still holds NaN that may be the result, so it is filled with a number then, and computed again."""
     import numpy
 
-    for name in stored:
-        array = arguments[name]
-        if array.dtype.kind == "f" and numpy.isnan(array).any():
+    floats = {name: array for name, array in outputs.items() if array.dtype.kind == "f"}
+    filled = [name for name, array in floats.items() if numpy.isnan(array).all()]
+    call()
+    for name, array in floats.items():
+        held = numpy.isnan(array)
+        if held.any() and name in filled:
+            array[...] = 1.0
+            call()
+            held &= ~numpy.isnan(array)
+        if held.any():
             return f"{name} holds NaN after the run; expected it written everywhere"
     return None
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import S64, TileType
 from ..lang.by_hand import CONTRACTIONS, PIECES, PRODUCTS, block_names, pieces_named
+from ..tile.hoist import hoist_operands
 from ..tile.nests import part_nests
 from ..tile.parts import split_parts
 from ..tile.plan import ORDERED, Late, Plan, Walk, axes_of, early_scalars, is_scalar_integer, plan_block
@@ -123,6 +124,8 @@ class Lowering(TaskLowering, CarriedLowering, OrderedLowering):
                  lanes: int) -> None:
         if facts.many_workers:
             part_nests(function)
+        else:
+            hoist_operands(function)
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
         self.block_loads = []
         self.asking = []

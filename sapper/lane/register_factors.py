@@ -11,7 +11,7 @@ from math import prod
 from typing import NoReturn
 
 from ..ir.nodes import Function, Op, Value
-from ..ir.types import TileType, bf16
+from ..ir.types import TileType, bf16, index
 from ..tile.affine import affine
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
 from ..tile.schedule import Facts, LoweringError, Panels, Schedule, Specialization
@@ -107,8 +107,9 @@ class RegisterFactors(WalkLowering):
                 visit(v)
         return found
 
-    def costs(self, walk: Walk, kept: set[Value]) -> int:
-        """Instructions, about, of the elementwise ops of one row. kept: values that exist, but where they are roots."""
+    def costs(self, walk: Walk, kept: set[Value], along: frozenset[str] | None = None) -> int:
+        """Instructions, about, of the elementwise ops of one row. kept: values that exist, but where they are roots.
+        along: only those whose results have just these axes, and are no indices."""
         total, seen = 0, set()
         kept = kept - {root for root in walk.roots() if isinstance(root, Value)}
 
@@ -117,7 +118,8 @@ class RegisterFactors(WalkLowering):
             if value in seen or value in kept or value in self.rows or value in self.buffers or value.op is None:
                 return
             seen.add(value)
-            total += COSTLY.get(value.op.name, 1)
+            if along is None or (along == frozenset(axes_of(value)) and value.type.dtype is not index):  # type: ignore[union-attr]
+                total += COSTLY.get(value.op.name, 1)
             for operand in value.op.operands:
                 if isinstance(operand.type, TileType):
                     visit(operand)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -307,6 +308,25 @@ def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(job.entry), "compare", lambda self, arguments, expected: "c[0] is wrong")
     with pytest.raises(RuntimeError, match="wrong"):
         bench_suites.case_rows(job, 1, settings())
+
+
+@pytest.mark.parametrize(("results", "first", "wrong"), [
+    ([1.0, np.nan], np.nan, False),         # NaN is what is computed
+    ([1.0, None], np.nan, True),            # not written
+    ([2.0, np.nan], 3.0, True),             # what was an input as well had none
+    ([2.0, 4.0], 3.0, False)])
+def test_what_a_large_case_leaves_unwritten_is_told_from_what_is_nan(results: list[float | None], first: float,
+                                                                    wrong: bool) -> None:
+    out = np.full(2, first, np.float32)
+
+    def call() -> None:
+        for place, result in enumerate(results):
+            if result is not None:
+                out[place] = result
+
+    found = bench_suites.unwritten(call, {"out": out, "count": np.zeros(2, np.int32)})
+    assert (found is not None) == wrong
+    assert found is None or found.startswith("out holds NaN")
 
 
 def test_ctrl_c_prints_and_writes_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

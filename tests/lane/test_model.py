@@ -132,6 +132,18 @@ def test_a_transpose_stores_line_after_line(name: str, scatter: bool, order: tup
     assert (told.lane, told.order) == ("m", order)
 
 
+@pytest.mark.parametrize(("name", "dims", "order"), [
+    ("yarn_tables", ("P", "R"), ("r", "p")), ("dequantize_fp8", ("N", "K"), ("n", "k"))])
+def test_what_is_costly_along_the_lanes_alone_is_computed_once(name: str, dims: tuple[str, str],
+                                                               order: tuple[str, ...]) -> None:
+    """For all rows, where there are several and lanes are no threads; a quotient of indices alone costs nothing."""
+    rows, columns = dims
+    many = {rows: (4096, 64), columns: (32, 32)}
+    assert chosen(name, PLAIN, **many).order == order
+    for facts, extents in ((replace(PLAIN, many_workers=True), many), (PLAIN, many | {rows: (4, 4)})):
+        assert chosen(name, facts, **extents).order[-1] == columns.lower()
+
+
 @pytest.mark.parametrize(("name", "typical", "rows", "levels"), [
     ("matvec_f32", 2048, 1, set()), ("matvec_f32", 16384, 4, {1}), ("matvec_bf16", 2048, 1, {1}),
     ("matvec_swiglu_bf16", 2048, 1, set()),
