@@ -49,6 +49,8 @@ class WalkChoice:
     chosen instead, as the kernel runs, where there are fewer rows than `fewest`. bound: how they serve it where the
     columns are.
     run: neighbours along the lane axis that a lane takes together (runs.py).
+    depth_block: where not 0, all rows meet so many steps of the depth before any meets the next, and their sums pass
+    from one block to the next through scratch memory. row_pieces: how many pieces of rows meet each block.
     parted: the axis whose rows, of those taken at once, come from as many places of it, each read on from there.
     """
 
@@ -73,6 +75,8 @@ class WalkChoice:
     fewest: int = 0
     bound: TileBlocks | TileSlots | None = None
     parted: str | None = None
+    depth_block: int = 0
+    row_pieces: int = 1
 
     @property
     def on_tiles(self) -> bool:

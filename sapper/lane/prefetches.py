@@ -14,7 +14,7 @@ from ..tile.plan import Walk, axes_of
 from ..tile.requests import Requests
 from .axis_loops import WalkChoice
 from .staged import StagedPanel
-from .state import Access, Scalar, element_bytes
+from .state import Access, Open, Scalar, element_bytes
 from .stores import Stores
 
 LINE_BYTES = 64
@@ -70,7 +70,8 @@ class Prefetches(Stores):
 
     near_bytes: size of L1. block_bytes: of panels that are walked with the same rows. asking: the walks of the block
     at hand that ask for what they will read, if it stores past the caches (block_loads: its loads). next_block: where
-    the next block of panels begins, or the last one, if the walk at hand asks for that.
+    the next block of panels begins, or the last one, if the walk at hand asks for that. depth_part: the part of the
+    depth that all rows meet before the next.
     """
 
     near_bytes: int
@@ -79,6 +80,7 @@ class Prefetches(Stores):
     prefetches_rows: bool
     asking: list[Walk]
     next_block: Scalar | None = None
+    depth_part: Open | None = None
 
     def _prefetch_next_rows(self, walk: Walk, choice: WalkChoice) -> None:
         """Where results go past the caches, ask for what the next rows will read, or, where nothing is held for a row,
@@ -226,9 +228,28 @@ class Prefetches(Stores):
         operands, attributes = self.memory_operands(base, inside, 1, access.disp)
         self.effect("prefetch", operands, level=2, **attributes)
 
-    def _prefetch_panel(self, panel: StagedPanel, walk: Walk) -> None:
+    def _prefetch_next_part(self, panel: StagedPanel, choice: WalkChoice, part: Open) -> None:
+        """Ask for what lies one block of the depth further on than all of this part of it, each piece of rows for its
+        share: memory is then read at one speed."""
+        row_axis = choice.order[-1]
+        rows, depth = self.bound[row_axis], self.bound[panel.depth_axis]
+        access = panel.access()
+        step_bytes = panel.depth_bytes // choice.row_pieces
+        number = self.scalar("s_floordiv", self.sub(rows.offset, self.open[row_axis].offset), rows.count)
+        share = self.mul(number, self.mul(part.extent, step_bytes))
+        before = self.mul(self.sub(part.offset, self.open[panel.depth_axis].offset), panel.depth_bytes)
+        base = self.add(self.add(access.base, before), share)
+        inside = self.mul(self.sub(depth.offset, part.offset), step_bytes)
+        for line in range(0, depth.count * step_bytes, LINE_BYTES):
+            operands, attributes = self.memory_operands(base, inside, 1, choice.depth_block * panel.depth_bytes + line)
+            self.effect("prefetch", operands, level=self.requests.stream_level, **attributes)
+
+    def _prefetch_panel(self, panel: StagedPanel, walk: Walk, choice: WalkChoice) -> None:
         """Ask for what lies further: panels are one stream, and the processor's own prefetching stops at the end of
         each page."""
+        if self.depth_part is not None:
+            self._prefetch_next_part(panel, choice, self.depth_part)
+            return
         steps = self.bound[panel.depth_axis].count
         access = panel.access()
         piece_bytes = panel.piece_bytes * self.bound[panel.lane].count

@@ -197,21 +197,24 @@ class Reductions(Staging):
                 error = a.errors[tuple(at[axis] for axis in outer)]
                 a.rows[point, 0] = self.emit(self.depth, "sub", [row, error], row.type)
 
-    def _reduce(self, walk: Walk, choice: WalkChoice, k: int, accumulators: list[Accumulator],
-                carried: Carried) -> Carried:
+    def _reduce(self, walk: Walk, choice: WalkChoice, k: int, accumulators: list[Accumulator], carried: Carried,
+                part: Open | None = None) -> Carried:
+        """part: the range of the one reduced axis that is taken, if not all of it; elements that fill no slot are in
+        none."""
         if k < len(choice.reduced):
             axis = choice.reduced[k]
 
             def within(values: Carried) -> Carried:
                 return self._reduce(walk, choice, k + 1, accumulators, values)
 
-            if choice.by_hand is None and self._sums_long(axis, choice, accumulators):
+            if part is None and choice.by_hand is None and self._sums_long(axis, choice, accumulators):
                 return self._reduce_blocks(axis, choice, accumulators, carried, within)
             by_hand = None
             if choice.by_hand is not None:
                 by_hand = self._reduce_by_hand(walk, choice, choice.by_hand, accumulators, carried)
-            carried = by_hand or self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within)
-            if self.packing is None:
+            carried = by_hand or self.axis_loop(axis, choice.counts[axis], axis == choice.lane, carried, within,
+                                                part)
+            if self.packing is None or part is not None:
                 return carried
             with self.rest_of_depth() as any_left:
                 if any_left:
@@ -240,7 +243,7 @@ class Reductions(Staging):
             elif self.panels_of(op) is None:
                 self._prefetch_ahead(op, walk)
             else:
-                self._prefetch_panel(self.staged[op], walk)
+                self._prefetch_panel(self.staged[op], walk, choice)
         for op in choice.staged:
             staged = self.staged.get(op)
             if choice.blocked and isinstance(staged, StagedRows):

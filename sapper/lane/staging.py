@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..ir.nodes import Op
-from ..ir.types import MASK, ROW_I32, RowType, i32, u8
+from ..ir.types import MASK, ROW_I32, S64, RowType, i32, i64, u8
 from ..tile.plan import Walk
 from ..tile.schedule import Panels
 from .axis_loops import Carried, WalkChoice
@@ -31,9 +31,11 @@ or more from the one before: products of 2048 x 2048 x 2048 in f32 with a left m
 
 
 class Staging(Prefetches):
-    """stage_memory: scratch memory of each staged operand."""
+    """stage_memory: scratch memory of each staged operand. task_axes: those of which the task at hand has a piece, if
+    it has pieces of nothing else."""
 
     stage_memory: dict[tuple[str, Op], Scalar]
+    task_axes: tuple[str, ...] = ()
 
     def _panel_depth(self, depth_axis: str) -> Scalar:
         """Steps of the depth that a panel has room for: transposed squares are stored whole."""
@@ -59,7 +61,28 @@ class Staging(Prefetches):
                 self.staged[op] = self._stage_rows_here(op, row_axis, depth_axis, choice)
                 return
             stage = self._stage_columns if self.stages_columns(op, row_axis, choice.counts) else self._stage_rows
-            self.staged[op] = stage(op, row_axis, depth_axis, choice)
+            self._once_for_rows(op, row_axis, depth_axis, choice, lambda: stage(op, row_axis, depth_axis, choice))
+
+    def _once_for_rows(self, op: Op, row_axis: str, depth_axis: str, choice: WalkChoice,
+                       stage: Callable[[], StagedRows]) -> None:
+        """Stage rows, but not where the worker's task before had the same ones: tasks of a product that share its
+        columns have all rows, and a worker takes several. A word of its scratch memory says which rows lie there."""
+        depth, access = self.open[depth_axis], self.access(op)
+        same = all(isinstance(s, int) or self.depth_of(s) == 0 for s in (depth.offset, depth.extent))
+        if set(self.task_axes) != {row_axis, choice.lane} or not same or access.gathers or self.bound:
+            self.staged[op] = stage()
+            return
+        word = self.value(self.scratch([(1, 1)], i64))
+        self.levels[0].builder.block.ops.append(Op("s_store", [self.value(-1), word], (), {"dtype": i64}))
+        first = self.value(self.open[row_axis].offset)
+        there = self.emit(self.depth, "s_load", [word], S64, dtype=i64)
+        others = self.emit(self.depth, "s_cmp", [there, first], S64, cond="ne")
+
+        def copy() -> None:
+            self.staged[op] = stage()
+            self.effect("s_store", [first, word], dtype=i64)
+
+        self.fork(others, copy, lambda: None)
 
     def panels_of(self, op: Op) -> Panels | None:
         """The panels in which a load's tensor was packed."""

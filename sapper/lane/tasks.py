@@ -17,6 +17,7 @@ from ..tile.schedule import TASKS_PER_WORKER
 from .extents import Range
 from .nests import NestLowering
 from .ops import TASK_COUNTERS
+from .prefetches import FEW_ROWS
 from .state import Capacity, Scalar, element_bytes
 
 BAND_TILES = 8
@@ -33,6 +34,11 @@ ROWS_OF_TASK = 4
 ROWS_OF_FEW, VECTORS_OF_FEW = 8, 8
 """What a task takes where workers are many: rows, and rows of lanes along what is contiguous: a run of eight elements
 of 16 bits, or two of four f32, for each lane; not measured."""
+
+ROWS_FOR_COLUMN = 4
+"""Up to how many times as many rows as columns a product's columns are shared out first."""
+ALIKE = 8
+"""From how many granules on for each chunk those that have one more are nearly as long as the others."""
 
 STAGED_ROWS_CAP = 2016
 """Most rows of a staged operand in one task (a multiple of 14 and 6), which bounds scratch memory."""
@@ -74,6 +80,9 @@ class TaskLowering(NestLowering):
         if stages or any(self.panel_width(r.axis) > 1 for r in ranges):
             # What all tasks along an axis stage or read is the operand without it: the axis of the larger one is split.
             order.sort(key=lambda i: -ranges[i].hint if ranges[i].axis is not None else -1 << 40)
+        columns = self._columns_of_tasks(ranges) if stages else None
+        if columns is not None:
+            order.sort(key=lambda i: ranges[i].axis is not None and i != columns)
         for i in order:
             r, granule = ranges[i], granules[i]
             extent = self.sub(r.stop, r.start)
@@ -91,7 +100,7 @@ class TaskLowering(NestLowering):
             count = self.scalar("s_max", self.ceil_div(extent, granule), 0)
             chunks: Scalar = self.schedule.chunks.get(r.axis, 0) if r.axis is not None else 0
             if not chunks:
-                chunks = left
+                chunks = left if i != columns else self._even_chunks(count, left)
             cap = self._task_cap(r)
             if cap:
                 chunks = self.scalar("s_max", chunks, self.ceil_div(extent, cap))
@@ -113,7 +122,10 @@ class TaskLowering(NestLowering):
         task = Block([S64])
         total_value = self.value(total)
         self.enter(task)
+        axes = tuple(r.axis for r in ranges if r.axis is not None)
+        self.task_axes = axes if columns is not None and len(axes) == len(ranges) else ()
         self._task(task.arguments[0], plans, body)
+        self.task_axes = ()
         self.effect("yield", [])
         self.leave()
         self.finish(Op("tasks", [total_value], (), {"counter": counter}, [task], self.location))
@@ -226,6 +238,43 @@ class TaskLowering(NestLowering):
                 factors += [[together, [], 1]] if together > 1 else []
         return factors + self.most_shares()
 
+    def _columns_of_tasks(self, ranges: list[Range]) -> int | None:
+        """The range of columns, where a matrix product's tasks are to share those first: each task then copies panels
+        of its own columns alone, where tasks that share rows copy all of them, each for itself. Not where there are
+        far fewer columns than rows, as each task reads all of these, nor where they are copied from a matrix that is
+        contiguous along them, which takes longer than panels do. Measured on two cores of a Zen 5, products of 1024 x
+        1024 x 1024, by columns and by rows: f32 4.30 and 4.43 ms, of a left matrix along its rows 4.67 and 4.59; i8
+        1.09 and 1.13; f32 of 512 x 512 x 512 0.536 and 0.563."""
+        inner = [i for i, r in enumerate(ranges) if r.axis is not None and not r.resident]
+        if len(inner) < 2 or any(ranges[i].hint > ROWS_FOR_COLUMN * ranges[inner[-1]].hint for i in inner):
+            return None
+        rows = {ranges[i].axis for i in inner[:-1]}
+        for op in self.function.walk():
+            if op.name == "contract" and any(self._is_contiguous_along(v, rows) for v in op.operands):
+                return None
+        return inner[-1]
+
+    def _is_contiguous_along(self, value: Value, axes: set[str | None]) -> bool:
+        """Whether a value is an operand that was loaded from memory in which neighbours along one of the axes are
+        neighbours."""
+        while value.op is not None and value.op.name == "cast":
+            value = value.op.operands[0]
+        op = value.op
+        if op is None or op.name != "load":
+            return False
+        strides = self.stride_classes.get(op.operands[0].name, "contiguous")
+        unit = strides.index(True) if isinstance(strides, tuple) and True in strides else -1
+        form = affine(op.operands[1:][unit])
+        return form is not None and bool(axes & form.axes.keys())
+
+    def _even_chunks(self, count: Scalar, wanted: Scalar) -> Scalar:
+        """As many chunks as are wanted of `count` granules, if they are alike, or nearly; else one."""
+        rest = self.value(self.scalar("s_mod", count, wanted))
+        alike = self.emit(self.depth, "s_cmp", [rest, self.value(0)], S64, cond="eq")
+        many = self.emit(self.depth, "s_cmp", [self.value(count), self.value(self.mul(wanted, ALIKE))], S64, cond="ge")
+        return self.emit(self.depth, "s_select", [self.emit(self.depth, "s_or", [alike, many], S64), self.value(wanted),
+                                                  self.value(1)], S64)
+
     def _ceil_div(self, a: Scalar, b: Scalar) -> Scalar:
         return self.scalar("s_floordiv", self.sub(self.add(a, b), 1), b)
 
@@ -259,6 +308,8 @@ class TaskLowering(NestLowering):
                         granule = max(1, min(TASK_ELEMENTS // elements, TASK_INDICES) // self.lanes) * self.lanes
                 else:
                     granule = self.tile_rows(r.axis) or ROWS_OF_TASK
+                    if r.hint <= r.divisor <= FEW_ROWS and any(self.panel_width(o.axis) > 1 for o in inner):
+                        granule = lcm(granule, r.divisor)       # all rows that there are meet what was packed
             granules.append(lcm(granule, self.panel_width(r.axis)))
         return granules
 

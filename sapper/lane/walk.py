@@ -14,17 +14,19 @@ Where tile registers serve a walk, tile_registers.py emits it, or tile_bound.py 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from math import gcd
 
 from ..ir.nodes import Op, Value
-from ..ir.types import MASK, S64, u8
-from ..tile.plan import Walk
+from ..ir.types import MASK, S64, RowType, u8
+from ..tile.plan import Walk, axes_of
 from .axis_loops import Carried, WalkChoice
 from .prefetches import FEW_ROWS
 from .reductions import Accumulator, Reductions
 from .slots import PAIR
 from .staging import BLOCK_PANELS
-from .state import Capacity, Open, Scalar
+from .state import Access, Capacity, Open, Scalar
 from .tile_registers import emit_walk
 
 ROLLED_ROWS = 2
@@ -88,7 +90,9 @@ class WalkLowering(Reductions):
                     outer(k + 1)
                     return carried
 
-                if axis == choice.parted:
+                if choice.depth_block and k == len(order) - 1:
+                    self._depth_blocks(walk, choice)
+                elif axis == choice.parted:
                     self.parted_loop(axis, choice.counts[axis], body)
                 elif choice.blocked and k == 0:
                     self._panel_blocks(choice, axis, lambda: body([]))
@@ -157,17 +161,92 @@ class WalkLowering(Reductions):
             carried = [v for a in accumulators for v in a.carried()]
             carried = self._reduce(walk, choice, 0, accumulators, carried)
             self._unpack(accumulators, carried)
-            self._take_errors_off(accumulators)
-            joint = choice.joint if choice.joint is not None and self.bound[choice.joint].count > 1 else None
-            if joint is not None:
-                self._finish_jointly(walk, choice, accumulators, joint)
-            elif choice.rolled is not None and self.bound[choice.rolled].count > ROLLED_ROWS:
-                self._finish_in_loop(walk, choice, accumulators, choice.rolled)
-            else:
-                self._finish(walk, choice, accumulators)
+            self._finish_piece(walk, choice, accumulators)
         else:
             self._prefetch_next_rows(walk, choice)
             self._roots(walk.inner, walk)
+
+    def _finish_piece(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator]) -> None:
+        """What follows the reductions, once all of the reduced axes are in them."""
+        self._take_errors_off(accumulators)
+        joint = choice.joint if choice.joint is not None and self.bound[choice.joint].count > 1 else None
+        if joint is not None:
+            self._finish_jointly(walk, choice, accumulators, joint)
+        elif choice.rolled is not None and self.bound[choice.rolled].count > ROLLED_ROWS:
+            self._finish_in_loop(walk, choice, accumulators, choice.rolled)
+        else:
+            self._finish(walk, choice, accumulators)
+
+    def _depth_blocks(self, walk: Walk, choice: WalkChoice) -> None:
+        """All of the walk at one piece of the lane axis: the pieces of rows at one block of the depth after another,
+        and at what is left of it. Between these the sums are in scratch memory."""
+        row_axis, (depth_axis,) = choice.order[-1], choice.reduced
+        depth, size = self.open[depth_axis], choice.depth_block
+        places: dict[Op, Access] = {}
+
+        def over_rows(body: Callable[[list[Accumulator]], None]) -> None:
+            def piece(carried: Carried) -> Carried:
+                body(self._start_all(walk, choice, 1))
+                return carried
+
+            self.axis_loop(row_axis, choice.counts[row_axis], False, [], piece)
+
+        def keep(accumulators: list[Accumulator]) -> None:
+            for a in accumulators:
+                if a.op not in places:
+                    places[a.op] = self._place_of_sums(a, row_axis)
+                for (point, _), row in a.rows.items():
+                    at = dict(zip(axes_of(a.op.result), point, strict=True))
+                    operands, attributes = self.address(places[a.op], at)
+                    self.effect("store", [row, *operands], dtype=places[a.op].dtype, masked=False, streaming=False,
+                                **attributes)
+
+        def add_to(accumulators: list[Accumulator], part: Open) -> None:
+            for a in accumulators:
+                for (point, slot), row in a.rows.items():
+                    at = dict(zip(axes_of(a.op.result), point, strict=True))
+                    operands, attributes = self.address(places[a.op], at)
+                    a.rows[point, slot] = self.emit(self.depth, "load", operands, row.type, dtype=places[a.op].dtype,
+                                                    masked=False, **attributes)
+            self.depth_part = part
+            carried = [v for a in accumulators for v in a.carried()]
+            self._unpack(accumulators, self._reduce(walk, choice, 0, accumulators, carried, part))
+            self.depth_part = None
+
+        def block(start: Value) -> None:
+            def piece(accumulators: list[Accumulator]) -> None:
+                add_to(accumulators, Open(start, size, size, size, None))
+                keep(accumulators)
+
+            over_rows(piece)
+
+        def last(accumulators: list[Accumulator]) -> None:
+            add_to(accumulators, rest)
+            with self.rest_of_depth() if self.packing is not None else nullcontext(False) as any_left:
+                if any_left:
+                    plain = replace(choice, counts={**choice.counts, depth_axis: 1}, prefetched=[])
+                    carried = [v for a in accumulators for v in a.carried()]
+                    self._unpack(accumulators, self._reduce(walk, plain, 0, accumulators, carried))
+            self._finish_piece(walk, choice, accumulators)
+
+        over_rows(keep)
+        end = self.add(depth.offset, self.sub(depth.extent, self.scalar("s_mod", depth.extent, size)))
+        self.counted(depth_axis, depth.offset, end, size, block)
+        rest = Open(end, self.sub(self.add(depth.offset, depth.extent), end), depth.hint, gcd(depth.divisor, size))
+        over_rows(last)
+
+    def _place_of_sums(self, a: Accumulator, row_axis: str) -> Access:
+        """Scratch memory for the sums of all rows, at the piece of the lane axis that is bound."""
+        row, rows = next(iter(a.rows.values())), self.open[row_axis]
+        assert isinstance(row.type, RowType)
+        axes = [(axis, self.extent_of_buffer(axis, a.op.result))
+                for axis in sorted(axes_of(a.op.result), key=lambda axis: self.bound[axis].lane)]
+        access = self.allocate(a.op.result, row.type.dtype, axes)
+        access.relative = False
+        for axis, step in access.axes.items():
+            first = rows.offset if axis == row_axis else self.bound[axis].offset
+            access.base = self.sub(access.base, self.mul(first, step))
+        return access
 
     def _finish(self, walk: Walk, choice: WalkChoice, accumulators: list[Accumulator],
                 joint: str | None = None) -> None:

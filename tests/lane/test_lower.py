@@ -19,6 +19,7 @@ from sapper.kernels import library
 from sapper.lane import interpret
 from sapper.lane.choices import choices
 from sapper.lane.lower import lower
+from sapper.lane.packed import DOTS
 from sapper.lang.builtins import max, span, sum, tiles, whole, zeros
 from sapper.lang.dims import dims
 from sapper.lang.errors import KernelError
@@ -353,6 +354,72 @@ def test_tasks_differ_by_one_granule_at_most(granules: int, workers: int) -> Non
     sizes = [(stop - start) / granule for start, stop in zip(starts, [*starts[1:], rows], strict=True)]
     assert starts[0] == 0 and sizes == sorted(sizes, reverse=True) and sizes[0] - sizes[-1] in (0, 1)
     assert total == (1 if workers == 1 else builtins.min(2 * workers, granules))
+
+
+@pytest.mark.parametrize(("rows", "columns", "workers", "by_columns"), [
+    (1024, 1024, 1, True), (1024, 1024, 2, True), (256, 2048, 3, False), (96, 1536, 3, True), (512, 576, 2, False),
+    (512, 64 * 33, 2, True), (512, 64 * 31, 2, False)])
+def test_tasks_of_a_product_share_its_columns_where_these_make_tasks_alike(
+        rows: int, columns: int, workers: int, by_columns: bool) -> None:
+    """Each task then copies panels of its own columns; else all of them, for its rows. Far more rows than columns are
+    shared out themselves, and so are rows that are copied from a matrix which is contiguous along them."""
+    def shares(extents: dict[str, DimClass], name: str = "matmul_nn_f32") -> tuple[int, int]:
+        """How many tasks there are, and the most rows of one."""
+        function = reduce_loops(LIBRARY[name].kernel.tile_ir())
+        canonicalize(function)
+        lane = lower(function, Schedule(), AVX512, Specialization(extents))
+        (tasks,) = [op for op in lane.walk() if op.name == "tasks"]
+        slots = {slot: number + 3 for number, slot in enumerate(lane.attributes["slots"])}
+        sizes = {"dim.M": rows, "dim.N": columns, "dim.K": 64}
+        known: dict[object, int] = {"workers": workers, **{slots[name]: size for name, size in sizes.items() if name in
+                                                           slots}}
+        total = evaluate(tasks.operands[0], known)
+        loop = next(op for op in tasks.walk() if op.name == "loop" and op.attributes["label"] == "m")
+        first = {**known, tasks.blocks[0].arguments[0]: 0}
+        return total, evaluate(loop.operands[1], first) - evaluate(loop.operands[0], first)
+
+    usual = {"M": DimClass(512, 4), "N": DimClass(512, 64), "K": DimClass(512, 64)}
+    total, task_rows = shares(usual)
+    assert total == (1 if workers == 1 else 2 * workers)
+    assert (task_rows > rows // 2) == by_columns       # what is left of them has loops of its own
+    _, task_rows = shares(usual, "matmul_tn_f32")
+    assert task_rows <= rows // 2 or workers == 1
+    _, task_rows = shares({"M": DimClass(2049, 4), "N": DimClass(512, 64), "K": DimClass(512, 64)})
+    assert task_rows <= rows // 2 or workers == 1
+
+
+@pytest.mark.parametrize("name", ["matmul_nt_i8", "matmul_nt_bf16_bf16"])
+def test_a_worker_copies_rows_once_for_all_of_its_tasks_that_share_columns(
+        name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of another task are copied anew."""
+    entry, build = LIBRARY[name], interpret._BUILDERS["load"]
+    counted = [0]
+
+    def load(program: interpret.Program, op: Op) -> Any:
+        step = build(program, op)
+
+        def run(environment: Any) -> None:
+            counted[0] += 1
+            step(environment)
+
+        return run
+
+    monkeypatch.setitem(interpret._BUILDERS, "load", load)
+
+    def loads(chunks: dict[str, int], workers: int) -> int:
+        arguments = entry.make_arguments(np.random.default_rng(1), {"M": 56, "N": 256, "K": 40})
+        function = reduce_loops(entry.kernel.tile_ir())
+        canonicalize(function)
+        counted[0] = 0
+        facts = replace(AVX512, dots=frozenset(dot.name for dot in DOTS))
+        hints = {"M": 56, "N": 512, "K": 512}
+        run_lane(function, arguments, Schedule(chunks=chunks), facts, specialize(function, arguments, hints), workers)
+        assert entry.compare(arguments, entry.reference(arguments)) is None
+        return counted[0]
+
+    once, parted = loads({"m": 1, "n": 1}, 1), loads({"m": 2, "n": 1}, 1)
+    assert loads({"m": 1, "n": 4}, 1) == once < loads({"m": 1, "n": 4}, 2)
+    assert loads({"m": 2, "n": 4}, 1) == parted
 
 
 def test_bits_of_an_integer_scalar() -> None:

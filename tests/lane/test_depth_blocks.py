@@ -1,0 +1,92 @@
+"""Few rows, but more than the registers hold, that meet packed panels in blocks of the depth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapper.codegen.pipeline import facts_of, panels_of_kernel
+from sapper.ir.nodes import Block, Function
+from sapper.kernels import library
+from sapper.runtime.packed import pack_array
+from sapper.targets.x86_64.target import TARGETS
+from sapper.tile.canonical import canonicalize
+from sapper.tile.reduce_loops import reduce_loops
+from sapper.tile.requests import Requests
+from sapper.tile.schedule import Facts, Schedule
+from tests.strategies import examples
+
+from .run_lane import run_lane, specialize
+from .test_lower import recorded
+
+LIBRARY = {k.name: k for k in library()}
+STEPS = 32
+FACTS = replace(facts_of(TARGETS["zen5"]), l2_bytes=2 * 8 * STEPS * 2 * 64)
+"""Blocks of STEPS steps, so that interpreted products have several."""
+NAMES = ("matmul_nt_f32", "matmul_nn_f32", "matmul_nt_bf16_bf16", "matmul_nt_i8", "matmul_nn_i8", "matmul_nt_gelu_f32",
+         "matmul_nt_residual_f32", "matmul_nt_bf16")
+
+
+def run(name: str, rows: int, columns: int, depth: int, facts: Facts = FACTS, schedule: Schedule | None = None,
+        workers: int = 1) -> Function:
+    """Lower a product with its right matrix packed, run it and compare it with the reference."""
+    entry = LIBRARY[name]
+    function = reduce_loops(entry.kernel.tile_ir())
+    canonicalize(function)
+    arguments = entry.make_arguments(np.random.default_rng(1), {"M": rows, "N": columns, "K": depth})
+    dtype = dict(entry.kernel.parameters)["b"].dtype
+    packed = {"b": pack_array(arguments["b"], dtype, panels_of_kernel(entry.kernel, "b", TARGETS["zen5"]))}
+    hints = {"M": 8 if rows <= 16 else 64, "N": 512, "K": 512}
+    specialization = specialize(function, arguments, hints)
+    lane = run_lane(function, arguments, schedule, facts, specialization, workers, packed=packed)
+    assert entry.compare(arguments, entry.reference(arguments)) is None
+    return lane
+
+
+def in_blocks(lane: Function) -> bool:
+    """Whether loops over the depth stand in one over rows, and that in one over the depth."""
+    def found(block: Block, around: tuple[Any, ...]) -> bool:
+        labels = [(op, (*around, op.attributes.get("label"))) for op in block.ops if op.blocks]
+        return any(label[-3:] == ("k", "m", "k") or found(inner, label) for op, label in labels for inner in op.blocks)
+
+    return found(lane.body, ())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("depth", [3, 64, 131, 200])
+def test_sums_pass_from_block_to_block(name: str, depth: int) -> None:
+    """One block, several, and such as leave some of the depth, or elements that fill no slot."""
+    for columns, workers in ((96, 1), (70, 2)):
+        assert in_blocks(run(name, 16, columns, depth, workers=workers))
+
+
+@settings(max_examples=examples(10), deadline=None)
+@given(st.sampled_from(NAMES), st.integers(1, 140), st.integers(1, 300), st.integers(1, 3))
+def test_any_columns_and_any_depth(name: str, columns: int, depth: int, workers: int) -> None:
+    run(name, 16, columns, depth, workers=workers)
+
+
+def test_only_where_registers_lack_room_for_all_rows_that_are_known() -> None:
+    assert in_blocks(run("matmul_nt_f32", 16, 64, 70))
+    assert not in_blocks(run("matmul_nt_f32", 15, 64, 70))       # may be fewer
+    assert not in_blocks(run("matmul_nt_f32", 32, 64, 70))       # many: arithmetic takes longer than memory
+    assert not in_blocks(run("matmul_nt_f32", 16, 64, 70, schedule=Schedule(registers={"m": 8, "n": 2})))
+    for other in ({"fma_per_cycle": 1.0}, {"requests": Requests(line_by_line=True)}, {"software_prefetch": False}):
+        assert not in_blocks(run("matmul_nt_f32", 16, 64, 70, replace(FACTS, **other)))
+
+
+@pytest.mark.parametrize(("name", "depth"), [("matmul_nt_f32", 128), ("matmul_nt_f32", 147), ("matmul_nt_i8", 1000)])
+def test_each_line_of_a_panel_is_asked_for_once_a_block_ahead(name: str, depth: int,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all panels but the first block, before it is read; and as many lines past the last one's end."""
+    asked, early = recorded(monkeypatch, "load")
+    run(name, 16, 128, depth)
+    slots = -(-depth // 4) if name == "matmul_nt_i8" else depth
+    lines = 4 * slots * 2
+    assert len(asked) == len(set(asked)) == lines
+    assert sum(early.values()) == lines - STEPS * 2
