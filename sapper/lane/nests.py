@@ -61,7 +61,8 @@ class NestLowering(ResidentLowering, LateLowering):
             return None  # Such a target hides memory's time in another way.
         if any(r.axis is not None and (r.resident != 1 or r.lane) for r in ranges) or ranges[-1].axis is None:
             return None
-        late = late_walk(plan, body, frozenset(r.axis for r in ranges if r.axis is not None), self.streams)
+        rows = frozenset(r.axis for r in ranges if r.axis is not None)
+        late = late_walk(plan, body, rows, self.streams, self.facts.requests.late_reads)
         return None if late is None else LateWalk(body, plan, late)
 
     def _loops(self, ranges: list[Range], k: int, body: Callable[[list[Value]], list[Value]]) -> None:

@@ -22,7 +22,8 @@ class Requests(NamedTuple):
 
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the
-    cache that it is asked into, where 1 makes those stores wait on some processors.
+    cache that it is asked into, where 1 makes those stores wait on some processors. late_reads: whether what a walk
+    stores there from a row that it reads once more is best stored a row behind, beside arithmetic (lane/late.py).
     """
 
     stream_ahead_bytes: int = 2 << 10
@@ -34,6 +35,7 @@ class Requests(NamedTuple):
     row_requests: int = 3
     stream_requests: int = 3
     request_level: int = 2
+    late_reads: bool = False
 
 
 USUAL = Requests()
