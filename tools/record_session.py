@@ -2,10 +2,12 @@
 
     python tools/record_session.py chat "smollm2 --dtype file-f32" "What is the capital of France?" /stats
     python tools/record_session.py shell "sapper build smollm2 -o model.s" "as model.s -o model.o" "ls"
+    python tools/record_session.py readme
 
 README.md shows such sessions. `chat` types a line when the prompt has come, and leaves control sequences of the line
 editor out of the text. `shell` runs commands one after the other in a directory that is removed afterwards, and ends
-where one fails; `sapper` is the one of this checkout.
+where one fails; `sapper` is the one of this checkout. `readme` records the sessions of README.md anew, with the
+commands and lines that stand there, and puts them in their place.
 """
 
 import os
@@ -21,6 +23,9 @@ from pathlib import Path
 PROMPT = b"> "
 CONTROL = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]")
 LIMIT_SECONDS = 60
+README = Path(__file__).parents[1] / "README.md"
+SESSION = re.compile(r"(?m)^    \$ .*\n(?:    .*\n)+")
+CHAT = "$ sapper chat "
 
 
 def record_chat(arguments: list[str], lines: list[str]) -> str:
@@ -61,13 +66,33 @@ def record_shell(commands: list[str]) -> str:
     return text
 
 
+def chat_session(model: str, lines: list[str]) -> str:
+    """The session with its command."""
+    return f"{CHAT}{model}\n{record_chat(model.split(), lines)}"
+
+
+def recorded_anew(text: str) -> str:
+    """The text of a README with each session in it, a block of lines that begins with a command, as it is now."""
+    def session(found: re.Match[str]) -> str:
+        lines = [line.removeprefix("    ") for line in found[0].splitlines()]
+        if lines[0].startswith(CHAT):
+            new = chat_session(lines[0].removeprefix(CHAT), [line[2:] for line in lines if line.startswith("> ")])
+        else:
+            new = record_shell([line[2:] for line in lines if line.startswith("$ ")])
+        return "".join(f"    {line}".rstrip() + "\n" for line in new.splitlines())
+
+    return SESSION.sub(session, text)
+
+
 def main() -> None:
     kind, *rest = sys.argv[1:]
     if kind == "shell":
         print(record_shell(rest), end="")
+    elif kind == "readme":
+        README.write_text(recorded_anew(README.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         model, *lines = rest
-        print(f"$ sapper chat {model}\n{record_chat(model.split(), lines)}", end="")
+        print(chat_session(model, lines), end="")
 
 
 if __name__ == "__main__":
