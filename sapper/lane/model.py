@@ -325,6 +325,9 @@ class Model(RegisterFactors):
         # Rows that all lanes meet at once come from memory once, in turns with arithmetic if nobody asks for them.
         once = self.facts.software_prefetch and lane in self.bound and len(order) == 1
         rows_ahead = self._rows_ahead(walk, order[-1], staged) if (blocked or once) and by_hand is None else []
+        if not rows_ahead and by_hand is None and len(order) == 2 and self._is_one_piece(lane, counts):
+            rows_ahead = [op for op in self._rows_ahead(walk, order[1], staged)
+                          if self.is_contiguous(self.access(op), order[1], walk.reduced[0])]
         block_ahead = self._block_ahead(lane, counts, reduced, staged) if blocked and by_hand is None else []
         row_pieces = 1 if by_hand is not None or widened else self._row_pieces(lane, counts, order, panels)
         depth_block = 0
@@ -375,6 +378,12 @@ class Model(RegisterFactors):
         if lane is None or square not in loops or min(map(self.extent_hint, (square, lane))) < self.lanes:
             return None
         return square
+
+    def _is_one_piece(self, lane: str | None, counts: dict[str, int]) -> bool:
+        """Whether the vectors of one step hold all of a lane axis that is walked, and memory is asked for."""
+        extent = self.open[lane].extent if lane in self.open else None
+        fits = lane is not None and isinstance(extent, int) and extent <= counts[lane] * self.lanes
+        return fits and self.facts.software_prefetch
 
     def _rows_ahead(self, walk: Walk, row_axis: str, staged: list[Op]) -> list[Op]:
         """The operands whose rows are read where they lie, each along itself, if there are many."""

@@ -83,6 +83,7 @@ class BaseSession(ABC):
             self._options = {"interpret": True}
         self._work = work
         self._token, self._last, self.picked, self._drawn = (empty((1,), np.dtype(np.int32)) for _ in range(4))
+        self._token_word = self._token.data  # storing in it asks less of the caches than NumPy does
         self._tokens = empty((self.chunk,), np.dtype(np.int32))
         self._count = Variable("count", self.chunk)
         self._candidates: tuple[Array, Array] | None = None
@@ -211,10 +212,10 @@ class BaseSession(ABC):
 
         Raises ModelError if there are none, if one is not in the vocabulary, or if the context is full.
         """
-        self._check(tokens)
-        if len(tokens) == 1:
-            self._feed_one(tokens[0])
+        if len(tokens) == 1 and 0 <= tokens[0] < self.vocabulary and self.position < self.context:
+            self._feed_one(tokens[0])  # straight on: between two tokens each line of Python comes from memory
             return
+        self._check(tokens)
         for start in range(0, len(tokens), self.chunk):
             self._feed_several(tokens[start : start + self.chunk])
 
@@ -231,8 +232,9 @@ class BaseSession(ABC):
             )
 
     def _feed_one(self, token: int) -> None:
-        self._token[0] = token
-        self._step()(position=self.position)
+        step = self._decode or self._step()
+        self._token_word[0] = token
+        step(position=self.position)
         self.position += 1
 
     def _step(self) -> Program:

@@ -26,7 +26,16 @@ import numpy
 
 from ..ir.types import DTYPES
 from . import settings, workers
-from .arguments import FIRST_SLOT, Binding, Parameter, Signature, fill_words, scalar_word, slot_words
+from .arguments import (
+    FIRST_SLOT,
+    Binding,
+    Parameter,
+    Signature,
+    fill_words,
+    integer_range,
+    scalar_word,
+    slot_words,
+)
 from .buffers import HUGE_THRESHOLD_BYTES, LINE_BYTES, Mapping
 from .compiled import CompiledKernel
 from .entries import register_renewal
@@ -51,6 +60,8 @@ ALONE, BARRIER = 1, 2
 """Flags of a launch: only worker 0 runs it; all workers meet after it."""
 
 WORD_BYTES = 8
+RUNS_UNSEEN = 64
+"""Runs between looks at how many CPUs there are for the workers, on which hangs how long one spins."""
 
 Compile = Callable[[Launcher, Specialisation, dict[str, int]], tuple[CompiledKernel, Any]]
 """A kernel for what a launch lets it assume and for its extents, and whatever its caller keeps of the code."""
@@ -90,6 +101,13 @@ class Place(NamedTuple):
     parameter: Parameter
     kernel: str
     most: int | None
+
+    @property
+    def plain(self) -> tuple[int, int]:
+        """From and to where an int is its own word; an empty range where none is."""
+        if self.most is not None:
+            return 0, self.most
+        return integer_range(self.parameter.dtype) if self.parameter.dtype.kind in "iu" else (1, 0)
 
     def word_of(self, value: Any) -> int:
         """The word for a value. Raises ArgumentError."""
@@ -291,6 +309,7 @@ class Program:
     def __init__(self, launches: Iterable[tuple[Any, Sequence[Any]]], **options: Any) -> None:
         steps = [(kernel, tuple(arguments)) for kernel, arguments in launches]
         self._lock = threading.Lock()
+        self._runs_unseen = 0
         self._interpreted: list[tuple[Any, tuple[Any, ...]]] | None = None
         self._variables: dict[str, list[Variable]] = {}
         for _, arguments in steps:
@@ -321,7 +340,6 @@ class Program:
         memory: Any = mapping.bytes_view()
         words = numpy.frombuffer(memory, numpy.int64, count=layout.scratch // WORD_BYTES)
         numbers = words.view(numpy.int32)
-        self._words = words
         self._view = memoryview(memory).cast("B")[: layout.scratch].cast("q")
         self._sync = range(layout.sync // WORD_BYTES, layout.table // WORD_BYTES)
 
@@ -339,9 +357,9 @@ class Program:
                 kind = place.parameter.dtype.name, place.most
                 groups.setdefault(place.variable.name, {}).setdefault(kind, []).append(
                     (place, at // WORD_BYTES + place.word))
-        # For each variable, by dtype and bound: one of its places, and all the words that take its value.
-        self._places: dict[str, list[tuple[Place, Any]]] = {
-            name: [(group[0][0], numpy.array([word for _, word in group])) for group in kinds.values()]
+        # For each variable, by dtype and bound: one of its places, its `plain`, and all the words that take its value.
+        self._places: dict[str, list[tuple[Place, int, int, tuple[int, ...]]]] = {
+            name: [(group[0][0], *group[0][0].plain, tuple(word for _, word in group)) for group in kinds.values()]
             for name, kinds in groups.items()
         }
 
@@ -372,31 +390,43 @@ class Program:
         return times_of(self._launches, times, workers.cycles_per_ns())
 
     def _run(self, values: dict[str, Any], profiled: bool) -> None:
-        for name in values:
-            if name not in self._variables:
-                known = ", ".join(self._variables) or "none"
-                raise ArgumentError("scalar", "the program", name, "no such variable", f"one of {known}",
-                                    "give it as Variable(name, value) where the program is made")
+        """Little Python, and none of NumPy: the weights of a model have driven it out of the caches, so that each line
+        of it comes from memory, and workers that wait for too long fall asleep."""
         if self._interpreted is not None:
             self._interpret(values)
             return
         with self._lock:
-            words = [
-                (where, place.word_of(value)) for name, value in values.items() for place, where in self._places[name]
-            ]
+            words = []
+            for name, value in values.items():
+                places = self._places.get(name)
+                if places is None:
+                    raise self._unknown(name)
+                for place, low, high, where in places:
+                    plain = type(value) is int and low <= value <= high
+                    words.append((where, value if plain else place.word_of(value)))
+            view = self._view
             for where, word in words:
-                self._words[where] = word
+                for index in where:
+                    view[index] = word
             code = _program_code(profiled)
-            address = self._mapping.address
             if self.threads == 1:
-                code.function(address, 0, 1)
-            else:
-                spin = workers.wait_cycles(self.threads)
-                self._view[SPIN_CYCLES // WORD_BYTES] = spin
-                workers.launch(code.address, self._view, address, self.threads, 0)
+                code.function(self._mapping.address, 0, 1)
+                return
+            if not self._runs_unseen:
+                view[SPIN_CYCLES // WORD_BYTES] = workers.wait_cycles(self.threads)
+                self._runs_unseen = RUNS_UNSEEN
+            self._runs_unseen -= 1
+            workers.launch(code.address, view, self._mapping.address, self.threads, 0)
+
+    def _unknown(self, name: str) -> ArgumentError:
+        return ArgumentError("scalar", "the program", name, "no such variable",
+                             f"one of {', '.join(self._variables) or 'none'}",
+                             "give it as Variable(name, value) where the program is made")
 
     def _interpret(self, values: dict[str, Any]) -> None:
         for name, value in values.items():
+            if name not in self._variables:
+                raise self._unknown(name)
             for variable in self._variables[name]:
                 variable.value = value
         for kernel, arguments in self._interpreted or ():

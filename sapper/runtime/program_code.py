@@ -177,7 +177,7 @@ def _barrier(emit: Listing) -> None:
     emit("add.64", R8, Immediate(LINE_BYTES * ASKED_AT_ONCE))
     emit("jmp", "spin")
     emit.label("asked")
-    spin_again(emit, "spin", SPIN_CYCLES)
+    spin_again(emit, "spin", at(RBX, SPIN_CYCLES))
     emit("mov.32", RAX, Immediate(1))
     emit("lock.xadd.32", at(RBX, SLEEPERS), RAX)
     emit.label("sleep")

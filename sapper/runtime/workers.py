@@ -31,12 +31,15 @@ PENDING, LAUNCHER_SLEEPS = 64, 68
 KEPT_OFF, CALLER_CPU, PLACED, ALLOWED, ALLOWED_BYTES = 128, 132, 136, 144, 128
 SAVED, SAVED_BYTES, OWN = 272, 400, 408
 MAILBOXES, MAILBOX_BYTES = 576, 64
-GENERATION, SLEEPS, THREAD = 0, 4, 8
+GENERATION, SLEEPS, THREAD, STARTED, SPINS = 0, 4, 8, 12, 16
 COUNTERS = 8
 
 WAIT_NS = 1_000_000
 """How long who waits for workers that run, at a barrier or at the end of a launch, spins before it sleeps: a thread
-that is woken may come back beside the one that woke it. Workers without work sleep sooner: settings.spin_us."""
+that is woken may come back beside the one that woke it. Workers without work sleep sooner."""
+IDLE_SHIFT = 3
+"""A worker without work spins for 2 ** -IDLE_SHIFT of the time that its last work took, but at least for
+settings.spin_us and at most for WAIT_NS: what launches a model's step comes back after some 100 µs of Python."""
 _CALIBRATE_NS, _CALIBRATE_LIMIT_NS, _CALIBRATE_TIMES, _CALIBRATE_DOUBT = 100_000, 500_000_000, 20, 0.02
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
 

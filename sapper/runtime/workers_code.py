@@ -14,7 +14,8 @@ Memory that they share, `control` (64-byte aligned; offsets in bytes):
     272  those that the launcher may use between launches             400  bytes of these, 0 outside a launch
     408  a set of CPUs in the making, else 0
     576 + 64 * index, the mailbox of a worker:   +0  i32 generation    +4  i32 the worker sleeps on `generation`
-         +8  i32 its thread, as the system numbers it
+         +8  i32 its thread, as the system numbers it    +12  i32 the clock when its work began
+         +16  i32 cycles that it spins now before it sleeps
 
 Protocol. `launch` writes the order (0 to 64), then adds one to the generation of each worker it wants, the last first,
 then wakes workers 1 and 2 if they sleep; a worker i that starts wakes 2i+1 and 2i+2, so waking takes logarithmic time.
@@ -25,7 +26,8 @@ launcher.
 A sleeper sets its flag with `xchg` (a full barrier) before the system compares the word that it waits on; a waker
 writes the word, passes a full barrier, then reads the flag: one of the two sees the other, so no wake-up is lost. A
 wake-up too many, a signal or a stale flag only makes a sleeper look again. Waiting spins on its own cache line for
-`cycles to spin` first: back-to-back launches meet workers that are awake, and an idle process is quiet.
+`cycles to spin` first, and after long work for a part of the time that it took (IDLE_SHIFT): launches one after the
+other meet workers that are awake, and an idle process is quiet. Of work of 2^32 cycles and more only the rest counts.
 
 Placing. A scheduler likes to put a thread that is woken on the CPU of the one that wakes it, and some (those of virtual
 machines that pack their threads) leave it there for ten milliseconds: the launch then runs on one CPU. So `launch`,
@@ -48,6 +50,7 @@ from .workers import (
     CALLER_CPU,
     COUNTERS,
     GENERATION,
+    IDLE_SHIFT,
     JOIN_CYCLES,
     KEPT_OFF,
     KERNEL,
@@ -61,6 +64,8 @@ from .workers import (
     SAVED_BYTES,
     SLEEPS,
     SPIN_CYCLES,
+    SPINS,
+    STARTED,
     THREAD,
     WORKERS,
 )  # fmt: skip
@@ -97,8 +102,8 @@ def _mailbox(emit: Listing, destination: int, index: int) -> None:
     emit("lea.64", destination, at(RBX, MAILBOXES, destination))
 
 
-def spin_again(emit: Listing, label: str, spin_cycles: int) -> None:
-    """Back to the label while fewer cycles have passed since the clock in r14d than are at [rbx + spin_cycles].
+def spin_again(emit: Listing, label: str, spin_cycles: Memory) -> None:
+    """Back to the label while fewer cycles have passed since the clock in r14d than are at spin_cycles.
 
     Destroys rax, rdx. Nobody yields its CPU meanwhile: workers have one each (placing), and a neighbour that got it
     would keep it for a slice, which is longer than what is waited for; who sleeps is let in at once when it is woken.
@@ -106,7 +111,7 @@ def spin_again(emit: Listing, label: str, spin_cycles: int) -> None:
     emit("pause")
     emit("rdtsc")
     emit("sub.32", RAX, R14)
-    emit("cmp.32", RAX, at(RBX, spin_cycles))
+    emit("cmp.32", RAX, spin_cycles)
     emit("jb", label)
 
 
@@ -117,14 +122,27 @@ def _work(emit: Listing) -> None:
     emit("mov.64", R12, RSI)  # index
     emit("mov.64", RBP, RDX)  # mailbox
     emit("mov.32", R13, RCX)  # generation seen last
+    emit("rdtsc")
+    emit("mov.32", at(RBP, STARTED), RAX)
     emit.label("wait")
     emit("rdtsc")
     emit("mov.32", R14, RAX)
+    emit("sub.32", RAX, at(RBP, STARTED))
+    emit("shr.imm.32", RAX, Immediate(IDLE_SHIFT))
+    emit("mov.32", RCX, at(RBX, JOIN_CYCLES))
+    emit("cmp.32", RAX, RCX)
+    emit("cmova.32", RAX, RCX)
+    emit("mov.32", RCX, at(RBX, SPIN_CYCLES))
+    emit("cmp.32", RAX, RCX)
+    emit("cmovb.32", RAX, RCX)
+    emit("test.32", RCX, RCX)  # none spins who was told not to
+    emit("cmove.32", RAX, RCX)
+    emit("mov.32", at(RBP, SPINS), RAX)
     emit.label("spin")
     emit("mov.32", RAX, at(RBP, GENERATION))
     emit("cmp.32", RAX, R13)
     emit("jne", "start")
-    spin_again(emit, "spin", SPIN_CYCLES)
+    spin_again(emit, "spin", at(RBP, SPINS))
     emit.label("sleep")
     emit("mov.32", RAX, Immediate(1))
     emit("xchg.32", at(RBP, SLEEPS), RAX)
@@ -138,6 +156,8 @@ def _work(emit: Listing) -> None:
     emit.label("start")
     emit("mov.32", R13, RAX)
     emit("call", "wake")
+    emit("rdtsc")
+    emit("mov.32", at(RBP, STARTED), RAX)
     emit("mov.64", R14, at(RBX, KERNEL))
     emit("test.64", R14, R14)
     emit("je", "finish")
@@ -225,7 +245,7 @@ def _launch(emit: Listing) -> None:
     emit.label("join_spin")
     emit("cmp.32", at(RBX, PENDING), Immediate(0))
     emit("je", "joined")
-    spin_again(emit, "join_spin", JOIN_CYCLES)
+    spin_again(emit, "join_spin", at(RBX, JOIN_CYCLES))
     emit("mov.32", RAX, Immediate(1))
     emit("xchg.32", at(RBX, LAUNCHER_SLEEPS), RAX)
     emit.label("join_sleep")

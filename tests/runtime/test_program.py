@@ -169,6 +169,24 @@ def test_rows_that_do_not_fit() -> None:
         Program([(scaled_rows, (Rows(x, count), table, 0, Rows(y, Variable("other", 4))))], threads=1)
 
 
+def test_a_value_that_does_not_fit_changes_no_other() -> None:
+    """Whole numbers that are their own words are told from bools, from those out of range and from NumPy's."""
+    x, table = np.zeros((4, 3), np.float32), np.arange(27, dtype=np.float32).reshape(9, 3)
+    y = np.zeros_like(x)
+    count, start = Variable("count", 4), Variable("start", 1)
+    program = Program([(scaled_rows, (Rows(x, count), table, start, Rows(y, count)))], threads=1)
+    for value, error in ((True, "an integer"), (2**31, "from -2147483648"), (1.0, "an integer"), ("3", "an integer")):
+        with pytest.raises(CallError, match=error):
+            program(count=2, start=value)
+        with pytest.raises(CallError, match="no such variable"):
+            program(start=3, count=2, begin=value)
+        y[...] = -1.0
+        program()
+        assert np.array_equal(y, table[1:5])
+    program(start=np.int64(2), count=np.int32(3))
+    assert np.array_equal(y[:3], table[2:5]) and np.array_equal(y[3], table[4])
+
+
 def test_an_empty_program_and_empty_tensors() -> None:
     Program([], threads=2)()
     nothing = np.zeros(0, np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -120,6 +122,41 @@ def test_idle_workers_use_no_cpu(tasks: FakeKernel, threads: int) -> None:
     before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - before < 0.05
+
+
+def test_a_worker_waits_longer_after_long_work(tasks: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a part of the time that it took, if it is to spin at all; after short work for settings.spin_us."""
+    if settings.available_cpus() < 2:
+        pytest.skip("more workers than CPUs don't spin")
+
+    def awake_s(turns: int) -> list[float]:
+        """Several times from a launch's end until worker 1 says that it sleeps, which other processes only lengthen."""
+        return [one_awake_s(turns) for _ in range(15)]
+
+    def one_awake_s(turns: int) -> float:
+        run_tasks(tasks, 8, 2, turns=turns)
+        start, pool = time.perf_counter(), workers._pool
+        assert pool is not None
+        mailbox = pool.control + workers.MAILBOXES + workers.MAILBOX_BYTES
+        asleep = ctypes.c_int32.from_address(mailbox + workers.SLEEPS)
+        while not asleep.value:
+            assert time.perf_counter() < start + 10, "it sleeps at last"
+        return time.perf_counter() - start
+
+    long = 1
+    while _taken_s(tasks, long) < 0.02:
+        long *= 2
+    most_s = workers.WAIT_NS * 1e-9
+    assert min(awake_s(1)) < most_s / 2 < median(awake_s(long))
+    workers.stop()
+    monkeypatch.setenv("SAPPER_SPIN", "0")
+    assert min(awake_s(long)) < most_s / 2
+
+
+def _taken_s(tasks: FakeKernel, turns: int) -> float:
+    start = time.perf_counter()
+    run_tasks(tasks, 8, 2, turns=turns)
+    return time.perf_counter() - start
 
 
 def test_python_runs_while_a_kernel_does(tasks: FakeKernel) -> None:
