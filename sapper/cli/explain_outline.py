@@ -33,6 +33,8 @@ def outline_facts(found: Found, compiled: Any, target: Any, why_not: str, argume
     from ..codegen.outline import assembled, costs_of, outline
 
     machine = compiled.made.machine
+    banks = bank_facts(compiled)
+    said = {fact["place"]: fact["said"] for fact in banks if fact["cycles"] != fact["phases"]}
     outlined = outline(machine, target)
     emulated = None
     if not why_not:
@@ -51,7 +53,7 @@ def outline_facts(found: Found, compiled: Any, target: Any, why_not: str, argume
         "registers": near[row.place] + letters[row.place], "wanted": row.wanted, "limit": row.limit,
         "source": row.location and number_of[row.location.file], "line": row.location and row.location.line,
         **(_counted(emulated, row.place) | {"near_bytes": held_bytes[row.place]} if emulated else
-           {"count": None, "comment": ""}),
+           {"count": None, "comment": said.get(row.place, "")}),
     } for row in outlined.rows]
     hottest = outlined.hottest()
     loops = [{
@@ -72,12 +74,26 @@ def outline_facts(found: Found, compiled: Any, target: Any, why_not: str, argume
         "lives": [[] for _ in buffers] + [
             [[first // 2, last // 2, outlined.names[register]] for first, last, register in column.lives]
             for column in columns],
-        "near_bytes": machine.near_bytes, "near_buffers": [list(buffer) for buffer in machine.near_buffers],
+        "banks": banks, "near_bytes": machine.near_bytes,
+        "near_buffers": [list(buffer) for buffer in machine.near_buffers],
         "model_cycles": None if emulated is None else _call_cycles(machine, target, emulated),
         "measured": {"missing": why_not} if emulated is None else {"emulated": {
             "instructions": sum(emulated.total.instructions.values()),
             **{name: getattr(emulated.total, name) for name in COUNTERS}}},
     }
+
+
+def bank_facts(compiled: Any) -> list[dict[str, Any]]:
+    """Of each access of shared memory what is proved of its banks: cycles for a warp (None: nothing is), the phases
+    that it has in any case, and why. Nothing runs for it."""
+    from ..emulate.conflicts import shared_accesses
+    from ..targets.ptx.text import first_line
+
+    text = compiled.text()
+    first = first_line(text, compiled.made.machine)
+    return [{"place": access.line - first, "cycles": access.proof and access.proof.total,
+             "phases": len(access.proof.cycles) if access.proof else 0, "masked": access.masked,
+             "said": str(access.proof) if access.proof else access.reason} for access in shared_accesses(text)]
 
 
 def _runs(emulated: Emulated, place: int) -> int:
@@ -119,7 +135,8 @@ def print_outline(facts: Mapping[str, Any], loop: str | None, everything: bool) 
     console = report_console()
     console.print(f"[bold]{facts['name']}[/] for {facts['target']}: {len(facts['rows'])} instructions of text",
                   soft_wrap=True)
-    for line in (*by_hand_lines(facts), registers_line(facts), *assembled_lines(facts), *measured_lines(facts)):
+    for line in (*by_hand_lines(facts), registers_line(facts), *bank_lines(facts), *assembled_lines(facts),
+                 *measured_lines(facts)):
         console.print(line, markup=False, soft_wrap=True)
     console.print()
     console.print(_loop_table(facts))
@@ -132,6 +149,17 @@ def registers_line(facts: Mapping[str, Any]) -> str:
     wanted = ", ".join(f"{most} of {limit}" for most, limit in facts["wanted"])
     near = f"; {facts['near_bytes']:,} bytes of shared memory" if facts["near_bytes"] else ""
     return f"registers of 32 bits wanted at once, in the order of the text: {wanted}{near}"
+
+
+def bank_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What is proved of bank conflicts, in sentences."""
+    accesses = facts["banks"]
+    others = [fact["said"] for fact in accesses if fact["cycles"] != fact["phases"]]
+    if not accesses:
+        return []
+    lines = [f"shared memory: {len(accesses) - len(others)} of {len(accesses)} instructions are proved free of bank "
+             "conflicts"]
+    return lines + [f"{others.count(said)} of them: {said}" for said in dict.fromkeys(others)]
 
 
 def assembled_lines(facts: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .explain import by_hand_lines, measured_lines
-from .explain_outline import assembled_lines, registers_line
+from .explain_outline import assembled_lines, bank_lines, registers_line
 
 _PLACE = "__FACTS__"
 COLOURS = {"gpr": "gpr", "vec": "vec", "mask": "mask", "wide": "gpr", "half": "vec", "pred": "mask", "near": "near"}
@@ -65,7 +65,7 @@ def _outline_view(facts: Mapping[str, Any]) -> View:
     return View(
         f"for {facts['target']}: {len(facts['rows']):,} instructions of text; {registers_line(facts)}; costs: "
         f"{facts['model']}, of an SM, a pass of one warp",
-        [*by_hand_lines(facts), *assembled_lines(facts), *measured_lines(facts)],
+        [*by_hand_lines(facts), *bank_lines(facts), *assembled_lines(facts), *measured_lines(facts)],
         [("issue", [loop["units"]["issue"] for loop in loops]),
          ("busiest unit", [max(unit.values(), default=0.0) for unit in units])],
         ("Units", [loop["units"] for loop in loops]), [("registers", "wanted")],

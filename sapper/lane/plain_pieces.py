@@ -4,7 +4,9 @@ Enters a load whose rows start anywhere, with any strides, or whose f32 elements
 the same piece in near memory as Piece does, so that what multiplies it need not know. These loads are not
 asynchronous: a round waits for those of the piece that it brings. A lane takes a run of neighbours along the depth
 together (runs.py) where their place allows it, and stores each of its chunks at once; else, as addresses take the
-registers that a chunk would, a slot at a time.
+registers that a chunk would, a slot at a time. Lanes that differ by eight have their chunks in the same banks. Where
+rows lie along the outer axis they take different slots of them at a time: lane l the slot (l div 8 mod 4) xor j as its
+j-th. Along the depth that would want more registers than there are.
 """
 
 from __future__ import annotations
@@ -34,11 +36,17 @@ class PlainPiece(Piece):
             and low._outer_axis(op, depth_axis, (source.name,)) is not None
         self.run = low.facts.run_bytes // source.size_bytes if along else 1
         self.group = self.chunk_elements if along else SLOT_ELEMENTS
+        self.turns = not self.along_depth
 
     def prepare(self, start: Scalar, rest: Scalar) -> None:
         low = self.low
         level = low.depth
         row, elements = self.spread()
+        if self.turns:
+            slots = self.chunk_elements // SLOT_ELEMENTS
+            turn = low.bits(0, "and", low.bits(0, "shr", low.iota(), 3), slots - 1)
+            elements = low.emit(0, "add", [elements, low.bits(0, "shl", turn, 1)], ROW_I32)
+            self.target = low.emit(0, "add", [self.target, low.bits(0, "shl", turn, 2)], ROW_I32)
         across, down = self.access.axes[self.outer], self.access.axes[self.depth_axis]
         depth = low.open[self.depth_axis]
         base = low.add(low.add(self.access.base, self.access.disp), low.mul(start, across))
@@ -61,8 +69,13 @@ class PlainPiece(Piece):
         self.depth_offsets = far(self.depth_lane, down)
         rows = [far(inside(row, number * self.rows_of_pass), across) for number in range(self.passes)] \
             if self.along_depth else []
-        self.outer_offset = rows.__getitem__ if self.along_depth else lambda number: far(
-            inside(elements, number, low.depth), across, low.depth)
+        self.outer_offset = rows.__getitem__ if self.along_depth else lambda element: far(
+            inside(self.turned(elements, element & -SLOT_ELEMENTS), element % SLOT_ELEMENTS, low.depth), across,
+            low.depth)
+
+    def turned(self, row: Value, bits: int) -> Value:
+        """What is of a lane's first slot as it is of another."""
+        return self.low.bits(self.low.depth, "xor", row, bits) if bits else row
 
     def copy(self, stage: Value, start: Scalar, rest: Scalar) -> None:
         for number in range(self.passes):
@@ -74,12 +87,17 @@ class PlainPiece(Piece):
         low = self.low
         slots = [low.emit(low.depth, "pack2", elements[at:at + SLOT_ELEMENTS], ROW_B32, dtype=self.dtype)
                  for at in range(0, len(elements), SLOT_ELEMENTS)]
-        disp = self.at + plane * self.plane_bytes + number * self.rows_of_pass * self.row_bytes + first * self.size
+        disp = self.at + plane * self.plane_bytes + number * self.rows_of_pass * self.row_bytes
+        target, within = self.target, first * self.size
+        if self.turns:
+            target = self.turned(target, within)
+        else:
+            disp += within
         if len(slots) > 1:
-            low.effect("store_run", [stage, self.target, *slots], dtype=b32, gathered=True, scale=1, near=True,
+            low.effect("store_run", [stage, target, *slots], dtype=b32, gathered=True, scale=1, near=True,
                        disjoint=True, streaming=False, disp=disp)
         else:
-            low.effect("scatter", [*slots, stage, self.target], dtype=b32, scale=1, masked=False, near=True,
+            low.effect("scatter", [*slots, stage, target], dtype=b32, scale=1, masked=False, near=True,
                        disjoint=True, disp=disp)
 
     def elements(self, start: Scalar, rest: Scalar, number: int, first: int) -> list[Value]:

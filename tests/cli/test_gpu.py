@@ -11,7 +11,10 @@ import pytest
 from sapper.cli import explain_emulated
 from sapper.cli.app import run
 from sapper.cli.explain import gather, measured_lines
+from sapper.cli.explain_outline import bank_lines
 from sapper.cli.explain_page import page
+from sapper.ir.types import ROW_I32
+from sapper.lane.matrix import MatrixLowering
 from sapper.targets.ptx import assembler
 
 from .browser import BROWSER, DRIVER, open_page
@@ -171,6 +174,41 @@ def test_explain_finds_conflicts_and_wasted_sectors(tmp_path: Path) -> None:
     assert "global memory: 4,608 sectors of 32 bytes, 4.50 times those that the bytes need" in measured_lines(facts)
     assert gather(f"{path}:turned", "sm_80", None, "M=64", None)["measured"] == {
         "missing": "give --shape N=... to run it"}
+
+
+MEETING = """
+import sapper as sp
+from sapper import Tensor, bf16, f32, tiles, zeros
+
+M, N, K = sp.dims("M N K")
+
+@sp.kernel
+def product(a: Tensor[bf16, K, M], b: Tensor[bf16, K, N], c: Tensor[f32, M, N]):
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=f32)
+        for k in tiles(K):
+            acc += a[k, m] @ b[k, n]
+        c[m, n] = acc
+"""
+
+
+def test_explain_says_what_is_proved_of_banks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "user_product.py"
+    path.write_text(MEETING, encoding="utf-8")
+    facts = gather(f"{path}:product", "sm_80", None, None, None, run=False)
+    count = len(facts["banks"])
+    assert bank_lines(facts) == [f"shared memory: {count} of {count} instructions are proved free of bank conflicts"]
+    rows = {row["place"]: row for row in facts["rows"]}
+    assert all("shared" in rows[fact["place"]]["text"] for fact in facts["banks"])
+    # Chunks that are not swizzled meet.
+    monkeypatch.setattr(MatrixLowering, "swizzled", lambda low, row, chunk, row_bytes: low.emit(
+        0, "add", [low.bits(0, "shl", row, row_bytes.bit_length() - 1), low.bits(0, "shl", chunk, 4)], ROW_I32))
+    facts = gather(f"{path}:product", "sm_80", None, None, None, run=False)
+    rows = {row["place"]: row for row in facts["rows"]}
+    loads = [fact for fact in facts["banks"] if "ldmatrix" in rows[fact["place"]]["text"]]
+    assert {fact["said"] for fact in loads} == {"32 cycles for 4: lanes 0 and 1 meet in bank 0; rank 0 of 3"}
+    assert rows[loads[0]["place"]]["comment"] == loads[0]["said"]
+    assert bank_lines(facts)[1] == f"{len(loads)} of them: {loads[0]['said']}"
 
 
 def test_explain_stops_a_call_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
