@@ -247,6 +247,9 @@ def _lane_load(gathered: bool) -> Rule:
     def rule(check: Checker, op: Op) -> None:
         dtype = check.one_of(op, "dtype", tuple(MEMORY_ROWS))
         _memory(check, op, 0, gathered)
+        beside = op.attributes.get("beside")
+        if beside is not None and (beside not in (1, -1) or op.attributes.get("masked")):
+            check.fail(f"beside = {beside}, masked = {bool(op.attributes.get('masked'))}", "1 or -1, and no mask")
         check.results(op, MEMORY_ROWS[dtype])
 
     return rule

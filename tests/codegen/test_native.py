@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import sapper as sp
 from sapper import Tensor, each, i32, i64
+from sapper.codegen.machine import Instruction
 from sapper.codegen.pipeline import HINTS, LARGE
 from sapper.ir.text import parse_function
 from sapper.kernels import library
@@ -51,6 +52,23 @@ def test_library_kernel(entry) -> None:
                      PLACEMENTS[number // 2 % 2:][:1], entry.kernel.options.get("in_place", ()))
         wrong = entry.compare(arguments, expected)
         assert wrong is None, (machine, shape, wrong)
+
+
+@pytest.mark.parametrize("machine", [name for name in ("zen5",) if name in RUNNABLE])
+@settings(max_examples=examples(25))
+@given(rows=st.integers(1, 21), depth=st.integers(1, 140), seed=st.integers(0, 99), threads=st.integers(1, 2))
+def test_lines_that_are_loaded_whole_end_with_their_rows(machine, rows, depth, seed, threads) -> None:
+    """Rows in several places of a matrix, of which both halves of a line come from all of it: never from beyond."""
+    entry = next(kernel for kernel in LIBRARY if kernel.name == "matvec_residual_bf16")
+    arguments = entry.make_arguments(np.random.default_rng(seed), {"N": rows, "K": depth})
+    expected = entry.reference(arguments)
+    function = entry.kernel.tile_ir()
+    specialization = specialize(function, arguments, {"N": HINTS[8192], "K": LARGE})
+    made, compiled = compile_checked(function, specialization, TARGETS[machine])
+    assert any(item.row.name.startswith("vpermw") and item.zeroing for item in made.machine.body
+               if isinstance(item, Instruction))
+    run_compiled(function, made, compiled, arguments, threads)
+    assert entry.compare(arguments, expected) is None
 
 
 @settings(max_examples=examples(60))

@@ -162,6 +162,24 @@ def test_addresses_take_in_constants_and_sums() -> None:
     assert not {"add.64", "lea.64"} & set(names(machine))
 
 
+@pytest.mark.parametrize(("target", "lines"), [("zen5", True), ("v4", False), ("v3", False)])
+def test_halves_of_a_line_are_taken_from_the_line(target: str, lines: bool) -> None:
+    """By one instruction each where words are permuted in one operation; elsewhere as other narrow elements are."""
+    lanes = TARGETS[target].lanes
+    function, b, (source, other, out, _) = start(lanes)
+    for base, disp, beside in ((source, 64, {"beside": 1}), (source, 64 + 2 * lanes, {"beside": -1}), (other, 64, {})):
+        row = b.value("load", [base], ROW_F32, dtype=bf16, masked=False, disp=disp, **beside)
+        b.add("store", [row, out], dtype=f32, disp=2 * disp)
+    machine = select(function, rules, TARGETS[target])
+    permuted = [i for i in instructions(machine, f"vpermw.{TARGETS[target].vector_bits}")
+                if isinstance(i.operands[-1], Memory)]
+    assert len(permuted) == 2 * lines
+    assert all(i.operands[-1].disp == 64 and i.mask is not None and i.zeroing for i in permuted)
+    if not lines:
+        read = [i.operands[-1].disp for i in instructions(machine, f"vpmovzxwd.{TARGETS[target].vector_bits}")]
+        assert read == [64, 64 + 2 * lanes, 64]
+
+
 def test_comparison_joins_its_branch() -> None:
     function, b, (p, i, _, _) = start()
     mask = b.value("cmp", [b.value("load", [p], ROW_F32, dtype=f32)] * 2, MASK, cond="lt")

@@ -181,10 +181,48 @@ def test_rows_that_share_a_long_vector_come_from_as_many_places(rows: int, depth
     w = random.standard_normal((rows, depth)).astype(ml_dtypes.bfloat16)
     x, y = random.standard_normal(depth).astype(np.float32), np.full(rows, np.nan, np.float32)
     function = reduce_loops(first_rows_doubled.tile_ir({"N": rows, "K": depth} if static else None))
-    run_lane(function, {"w": w, "x": x, "y": y}, facts=facts, workers=workers)
+    lowered = run_lane(function, {"w": w, "x": x, "y": y}, facts=facts, workers=workers)
     expected = w.astype(np.float64) @ x
     expected[:5] *= 2
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    assert halves_of_lines(lowered) % 2 == 0
+
+
+def halves_of_lines(function: Function) -> int:
+    """How many loads say that the other half of a line is loaded as well; each has it in its own block."""
+    blocks = [function.body, *(block for op in function.walk() for block in op.blocks)]
+    found = 0
+    for block in blocks:
+        half_bytes = function.attributes["lanes"] * 2
+        loads = {(*map(id, op.operands), op.attributes.get("scale"), op.attributes.get("disp", 0)):
+                 op.attributes["beside"] for op in block.ops if op.name == "load" and "beside" in op.attributes}
+        for (*place, disp), beside in loads.items():
+            assert loads[*place, disp + beside * half_bytes] == -beside
+        found += len(loads)
+    return found
+
+
+@pytest.mark.parametrize(("name", "typical", "halves"), [
+    ("matvec_residual_bf16", 14336, True), ("matvec_residual_bf16", 2048, False),   # rows one by one
+    ("matvec_residual_f32", 14336, False), ("matvec_swiglu_bf16", 14336, False)])   # not widened; not in places
+def test_lines_of_rows_in_places_are_loaded_whole(name: str, typical: int, halves: bool) -> None:
+    """Both halves of each in the loops over whole lines; what is left of a row reads no more than itself."""
+    function = reduce_loops(LIBRARY[name].kernel.tile_ir())
+    canonicalize(function)
+    classes = Specialization({"N": DimClass(4096, 64), "K": DimClass(typical, 64)})
+    lowered = lower(function, Schedule(), INTO_FIRST, classes)
+    assert (halves_of_lines(lowered) > 0) == halves
+    assert all(op.attributes["beside"] in (1, -1) for op in lowered.walk() if "beside" in op.attributes)
+
+
+def test_rows_in_places_are_asked_for_nearer_if_widened() -> None:
+    """What is left of the rows, one by one, is asked for as single rows are."""
+    def distances(name: str) -> set[int]:
+        asked = prefetches(name, INTO_FIRST, N=(4096, 64), K=(14336, 64))
+        return {a["disp"] for a in asked} & {1536, 2048}
+
+    assert distances("matvec_residual_bf16") == {1536}
+    assert distances("matvec_residual_f32") == {2048}
 
 
 def test_places_of_rows_are_far_apart() -> None:

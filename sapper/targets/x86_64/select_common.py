@@ -104,7 +104,7 @@ def make_constant(s: Any, key: Key, register: Any) -> None:
     if key[0] == "k":
         number = s.new("gpr")
         load_immediate(s, number, key[1])
-        s.emit("kmovw.to_mask", register, number)
+        s.emit("kmovw.to_mask" if key[1] < 1 << 16 else "kmovd.to_mask", register, number)
     elif key == ZERO4:
         s.emit("vxorps.128", register, register, register)
     elif key == ONES:

@@ -57,9 +57,15 @@ def load(s: Any, op: Op) -> None:
         source = s.new("vec")
         s.emit("vmovd.to_vec", source, memory)
     if _widens_by_permutation(s, op):
+        if "beside" in op.attributes:
+            # The whole line, of which one half is taken: a load and a permutation in one instruction.
+            both = moved(s, memory, min(0, op.attributes["beside"]) * bits // 16)
+            s.emit_masked(f"vpermw.{bits}", s.constant(_upper_halves(s)), True, s.define(result),
+                          s.constant(_widening_key(s, op)), both)
+            return
         packed = s.new("vec")
         s.emit(f"vmovups.{bits // 2}", packed, memory)
-        s.emit(f"vpermw.{bits}", s.define(result), s.constant(_widening_key(s)), packed)
+        s.emit(f"vpermw.{bits}", s.define(result), s.constant(_widening_key(s, op)), packed)
         return
     widen(s, name, s.define(result), source, on)
 
@@ -71,8 +77,16 @@ def _widens_by_permutation(s: Any, op: Op) -> bool:
                 and s.lanes >= 8 and not op.attributes.get("masked"))
 
 
-def _widening_key(s: Any) -> Key:
-    return ("d", struct.pack(f"<{2 * s.lanes}H", *[place for i in range(s.lanes) for place in (s.lanes, i)]))
+def _widening_key(s: Any, op: Op) -> Key:
+    """Where the words of lanes come from: the upper ones from the elements, the lower ones from what is 0, or, of a
+    whole line, from anywhere."""
+    first = s.lanes if op.attributes.get("beside") == -1 else 0
+    return ("d", struct.pack(f"<{2 * s.lanes}H", *[place for i in range(s.lanes) for place in (s.lanes, first + i)]))
+
+
+def _upper_halves(s: Any) -> Key:
+    """The upper word of each lane."""
+    return ("k", int("10" * s.lanes, 2))
 
 
 def widen(s: Any, name: str, register: Any, source: Any, on: Any = None) -> None:
@@ -339,7 +353,8 @@ def prefetch(s: Any, op: Op) -> None:
 
 def unpacking_constants(s: Any, op: Op) -> tuple[Key, ...]:
     if op.name == "load" and _widens_by_permutation(s, op):
-        return (_widening_key(s),)
+        masks = (_upper_halves(s),) if "beside" in op.attributes else ()
+        return (_widening_key(s, op), *masks)
     return UNPACKING.get(op.attributes["dtype"].name, ())
 
 
