@@ -33,6 +33,7 @@ from ..tile.schedule import Facts, LoweringError, Schedule, ScheduleError, Speci
 from .axis_loops import WalkChoice
 from .carried import CarriedLowering
 from .extents import hint
+from .late import LateWalk
 from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
 from .tasks import TaskLowering
@@ -323,9 +324,10 @@ class Lowering(TaskLowering, CarriedLowering, OrderedLowering):
         parallel = bool(op.attributes["parallel"])
         if parallel:
             plan = plan_block(body, self.wholes)
-            self._residents(ranges, plan)
-            if len(chain) == 1:
-                ranges[-1].late = self._late(ranges, body, plan)
+            late = self._late(ranges, body, plan) if len(chain) == 1 else None
+            self._residents(ranges, plan, late is not None)
+            if late is not None and all(r.axis is None or (r.resident == 1 and not r.lane) for r in ranges):
+                ranges[-1].late = LateWalk(body, plan, late)
 
         def inner(carried: list[Value]) -> list[Value]:
             for o in chain[:-1]:

@@ -39,8 +39,9 @@ one for 6 of 64."""
 class ResidentLowering(ScratchLowering):
     """Chooses resident axes."""
 
-    def _residents(self, ranges: list[Range], plan: Plan) -> None:
-        """Axes of values that pass between walks or into control ops get a size: they stay in registers."""
+    def _residents(self, ranges: list[Range], plan: Plan, late: bool) -> None:
+        """Axes of values that pass between walks or into control ops get a size: they stay in registers. late: the last
+        walk follows a row behind, if rows are single."""
         nested = any(isinstance(item, Op) for item in plan.items)
         on_tiles = self._rows_on_tiles(ranges, plan)
         sums = self._sums_in_registers(ranges, plan) if on_tiles is None else {}
@@ -63,7 +64,7 @@ class ResidentLowering(ScratchLowering):
                 elif carries and not any(other.lane or other.resident > 1 for other in ranges):
                     size = self._resident_rows(r)
                 else:
-                    size = sums.get(r.axis) or self._rows_that_wait(r, plan)
+                    size = sums.get(r.axis) or (1 if late else self._rows_that_wait(r, plan))
                 r.resident = self.schedule.tile.get(r.axis, size)
                 if r.lane and r.resident % self.lanes:
                     raise ScheduleError(f"schedule of {self.function.name}: tile of {r.axis} is {r.resident}, and the "

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import TileType, bool_
+from ..ir.types import TileType, bool_, f32
 from ..lang.affine import Affine, fixed_when_meeting
 from .affine import affine
 from .ops import memory_of
@@ -69,8 +69,7 @@ class Late:
     """The last walk of a block, which may be done for one row while another, the host, works on the next row.
 
     rows, buffers: the kept values that it reads. Those of a row's axes only; those that the host writes, element by
-    element just after this walk has read what stood there. Without a buffer it reads a row of memory again: see
-    `_busy_host`.
+    element just after this walk has read what stood there. Without a buffer it reads a row of memory again.
     """
 
     walk: Walk
@@ -79,34 +78,41 @@ class Late:
     buffers: list[Value]
 
 
-BUSY_OPS = 1.0
-"""Ops for each byte of a row from which the walks before the last one take so much of the time that its stores should
-leave beside them. Measured on a Zen 5, rows of 4096, in percent of what a copy reaches, where the last walk follows on
-its row and a row behind: layer_norm in bf16 (1.5) 77 and 96, in f32 (0.5) 97 and 78. With the first walk as the host,
-which waits for memory itself: layer_norm in bf16 88, rms_norm in bf16 107 and 74."""
+BUSY_OPS = 1.25
+"""Ops for each byte of a row from which arithmetic takes so much of the time that stores should leave beside it.
+Measured on a Zen 5, where the last walk follows on its row and a row behind. 8192 x 4096, past the caches, in percent
+of what a copy reaches: layer_norm in bf16 (3.5) 77 and 96, in f32 (1.0) 97 and 78. 512 rows of 512 and 768 in the last
+cache, us: layer_norm in bf16 34.5 and 32.5, softmax in bf16 (4.2) 35.2 and 33.5, in f32 (1.8) 36.1 and 35.8, layer_norm
+in f32 38.1 and 39.8, rms_norm in f32 (0.5) 22.2 and 24.4. 128 x 1024: softmax in f32 21.1 and 16.0."""
 
 
 def late_walk(plan: Plan, block: Block, row_axes: frozenset[str], streams: Callable[[Op], bool],
-              reads_again: bool) -> Late | None:
-    """The last walk, if it only stores what `streams` and may follow a row behind, or None.
+              beside_arithmetic: bool = False) -> Late | None:
+    """The last walk, if it only stores, and may and should follow a row behind, or None.
 
-    row_axes: the axes of the loops round the block. reads_again: whether it may read memory that other walks of its row
-    have read (Requests.late_reads). Holds: no other walk reads what it stores or changes what it reads, but for the
-    buffers that the host writes.
+    Past the caches it should where it reads nothing but what its host has kept. beside_arithmetic: and wherever much is
+    computed (BUSY_OPS). A host must then not be the first to read a row from memory if the stores go past the caches,
+    as they would wait for that too: layer_norm in bf16 reaches 88 % of what a copy does beside its first walk, and 96
+    beside its second.
+
+    row_axes: the axes of the loops round the block. streams: whether a store goes past the caches. Holds: no other walk
+    reads what it stores or changes what it reads, but for the buffers that the host writes.
     """
     walks = [item for item in plan.items if isinstance(item, Walk)]
     if len(walks) < 2 or len(walks) != len(plan.items) or walks[-1].reductions:
         return None
-    late, stores = walks[-1], walks[-1].inner
-    if not all(isinstance(op, Op) and op.name == "store" and streams(op) for op in stores):
+    late = walks[-1]
+    stores = [op for op in late.inner if isinstance(op, Op) and op.name == "store"]
+    if len(stores) < len(late.inner):
         return None
+    streaming = all(map(streams, stores))
     loaded = {memory_of(op.operands[0]) for op in block.ops if op.name == "load"}
     stored = {memory_of(op.operands[0]) for op in block.ops if op.name == "store"}
     if loaded & stored:
         return None
     rows: list[Value] = []
     buffers: list[Value] = []
-    stack = [v for op in stores if isinstance(op, Op) for v in op.operands[1:]]
+    stack = [v for op in stores for v in op.operands[1:]]
     seen: set[Value] = set()
     while stack:
         value = stack.pop()
@@ -119,33 +125,55 @@ def late_walk(plan: Plan, block: Block, row_axes: frozenset[str], streams: Calla
             if value.op.name in LATE:
                 return None
             stack += [v for v in value.op.operands if isinstance(v.type, TileType)]
-    hosts = [w for w in walks[:-1] if set(w.axes) == set(late.axes) and all(v in w.inner for v in buffers)]
     if any(set(axes_of(v)) != row_axes or v.type.dtype is bool_ for v in rows):  # type: ignore[union-attr]
         return None
-    if not buffers:
-        hosts = [host] if reads_again and (host := _busy_host(walks, plan.kept, block, row_axes)) is not None else []
-    return Late(late, hosts[0], rows, buffers) if hosts else None
+    work = _RowWork(plan.kept, block, row_axes)
+    hosts = [w for w in walks[:-1] if work.add(w, streaming and not buffers) and set(w.axes) == set(late.axes)
+             and all(v in w.inner for v in buffers) and not _by_slots(w)]
+    if not (streaming and buffers):
+        work.add(late, False)
+        if not beside_arithmetic or not work.is_busy:
+            return None
+    return Late(late, hosts[0 if buffers else -1], rows, buffers) if hosts else None
 
 
-def _busy_host(walks: list[Walk], kept: set[Value], block: Block, row_axes: frozenset[str]) -> Walk | None:
-    """The last walk before the late one over the same axes, if it reads no row for the first time, so that it does not
-    wait for memory, and the walks before the late one compute much (BUSY_OPS)."""
-    *before, late = walks
-    axes = set(late.axes)
-    read: set[Op] = set()
-    host: Walk | None = None
-    operations = 0
-    for walk in before:
-        values = _computed(walk, kept, block)
-        loads = {v.op for v in values if v.op is not None and v.op.name == "load" and row_axes <= set(axes_of(v))}
-        host = walk if loads <= read and set(walk.axes) == axes else None
-        read |= loads
-        per_element = [v.op for v in values if v.op is not None and set(axes_of(v)) == axes and v.op.name != "load"]
-        operations += sum(COSTLY.get(op.name, 1) for op in [*per_element, *walk.reductions])
-    moved = [*(op.result for op in read), *(op.operands[1] for op in late.inner if isinstance(op, Op))]
-    types = [v.type for v in moved]
-    size_bytes = sum(t.dtype.size_bytes for t in types if isinstance(t, TileType))
-    return host if operations >= BUSY_OPS * size_bytes else None
+def _by_slots(walk: Walk) -> bool:
+    """Whether a walk may take several elements to a lane, as packed dot products do: others have its pieces then."""
+    operands = [v.type for op in walk.reductions if op.name == "contract" for v in op.operands]
+    return any(isinstance(t, TileType) and t.dtype.size_bytes < f32.size_bytes for t in operands)
+
+
+@dataclass(slots=True)
+class _RowWork:
+    """What the walks of a row take. operations: for an element. size_bytes: of what is read or stored of an element.
+
+    read: loads of the row so far.
+    """
+
+    kept: set[Value]
+    block: Block
+    row_axes: frozenset[str]
+    operations: int = 0
+    size_bytes: int = 0
+    read: set[Op] = field(default_factory=set)
+
+    @property
+    def is_busy(self) -> bool:
+        return self.operations >= BUSY_OPS * self.size_bytes
+
+    def add(self, walk: Walk, read_before: bool) -> bool:
+        """Count a walk; gives whether it may be a host. read_before: only if it reads no row for the first time."""
+        values = _computed(walk, self.kept, self.block)
+        first = {v.op for v in values if v.op is not None and v.op.name == "load"
+                 and self.row_axes <= set(axes_of(v))} - self.read
+        self.read |= first
+        computed = [v.op for v in values if v.op is not None and v.op.name not in ("load", "index", "full", "const")
+                    and not set(axes_of(v)) <= self.row_axes]
+        self.operations += sum(COSTLY.get(op.name, 1) for op in [*computed, *walk.reductions])
+        stored = [root.operands[1] for root in walk.inner if isinstance(root, Op) and root.name == "store"]
+        types = [v.type for v in [*(op.result for op in first), *stored]]
+        self.size_bytes += sum(t.dtype.size_bytes for t in types if isinstance(t, TileType))
+        return not (read_before and first)
 
 
 def _computed(walk: Walk, kept: set[Value], block: Block) -> set[Value]:

@@ -22,8 +22,9 @@ class Requests(NamedTuple):
 
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the
-    cache that it is asked into, where 1 makes those stores wait on some processors. late_reads: whether what a walk
-    stores there from a row that it reads once more is best stored a row behind, beside arithmetic (lane/late.py).
+    cache that it is asked into, where 1 makes those stores wait on some processors. late_stores: whether rows
+    that much is computed for are best stored a row behind, beside the arithmetic of the next one, in the caches too
+    (tile/plan.py).
     """
 
     stream_ahead_bytes: int = 2 << 10
@@ -35,7 +36,7 @@ class Requests(NamedTuple):
     row_requests: int = 3
     stream_requests: int = 3
     request_level: int = 2
-    late_reads: bool = False
+    late_stores: bool = False
 
 
 USUAL = Requests()
