@@ -28,6 +28,9 @@ TASK_ELEMENTS = 16384
 TASK_INDICES indices: a few microseconds' work."""
 TASK_INDICES = 1024
 
+FEW_INDICES = 4
+"""Indices of an `each` for each task up to which one more or less of them is noticed."""
+
 ROWS_OF_TASK = 4
 """Rows that a task's are a multiple of, but for the last one's."""
 
@@ -109,6 +112,14 @@ class TaskLowering(NestLowering):
             split[i] = Split(r, granule, chunks, each_chunk, self.sub(count, self.mul(chunks, each_chunk)))
             total = self.mul(total, chunks)
             left = self._ceil_div(left, self.scalar("s_max", chunks, 1))
+            if r.axis is None and not stages and i != order[-1]:
+                # Of five experts one worker of two would have three: each is shared by all workers then.
+                over = self.scalar("s_mod", count, workers)
+                many = self.value(self.mul(target, FEW_INDICES))
+                few = self.emit(0, "s_cmp", [self.value(count), many], S64, cond="lt")
+                uneven = self.emit(0, "s_cmp", [self.value(over), self.value(0)], S64, cond="ne")
+                uneven = self.emit(0, "s_and", [few, uneven], S64)
+                left = self.scalar("s_max", left, self.emit(0, "s_select", [uneven, workers, self.value(1)], S64))
         plans = [split[i] for i in range(len(ranges))]
         counter = self.counters % TASK_COUNTERS
         self.counters += 1
