@@ -4,13 +4,15 @@ Enters a canonical tile IR function and the lanes of a row. Leaves terms (nanose
 them of nanoseconds * product of dims. Holds: an estimate from counts of ops, no model of caches or latencies, right
 within a factor of about three; it decides how many workers are worth waking, and nothing else. An op counts once for
 each element of the axes that it and its operands span and for each turn of the `each` loops around it. An extent that
-is known only as the kernel runs counts as the dimension that its axis indexes.
+is known only as the kernel runs counts as the dimension that its axis indexes; a block of one, as from b * 128 to the
+smaller of b * 128 + 128 and the end, as its length.
 """
 
 from __future__ import annotations
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import TensorType, TileType
+from .affine import affine
 from .plan import COSTLY
 
 ROW_NS = 0.17
@@ -69,6 +71,9 @@ class _Work:
 
     def extent(self, op: Op, at: int, coordinates: list[Value]) -> Term:
         """Of the range between operands 2 * at and 2 * at + 1 of a loop, whose coordinates are these values."""
+        length = _length(op.operands[2 * at], op.operands[2 * at + 1])
+        if length is not None:
+            return float(length), ()
         known = _monomial(op.operands[2 * at + 1])
         if known is None:
             return next((e for v in coordinates if (e := self._indexed(v)) is not None), (UNKNOWN_EXTENT, ()))
@@ -114,6 +119,18 @@ class _Work:
 
 def _times(a: Term, b: Term) -> Term:
     return a[0] * b[0], a[1] + b[1]
+
+
+def _length(start: Value, stop: Value) -> int | None:
+    """The most coordinates that a range which begins at a value of the run has, where a constant says it."""
+    if stop.op is not None and stop.op.name == "min":
+        lengths = [length for v in stop.op.operands if (length := _length(start, v)) is not None]
+        return min(lengths, default=None)
+    first, last = affine(start), affine(stop)
+    if first is None or last is None or not first.scalars:
+        return None
+    between = last.plus(first.scaled(-1))
+    return None if any(between.axes.values()) or any(between.scalars.values()) else max(0, between.constant)
 
 
 def _monomial(value: Value) -> Term | None:

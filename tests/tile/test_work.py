@@ -79,6 +79,31 @@ def test_part_of_a_dimension_counts_as_that_part() -> None:
     assert work_of(halves)["B", "N"] == pytest.approx(work_of(all_of_it)["B", "N"] / 2)
 
 
+def test_blocks_of_a_dimension_count_as_all_of_it() -> None:
+    """Each as long as it can be, not as long as what it is cut off at; a start that is known says nothing of blocks."""
+    @sp.kernel
+    def blocks(x: Tensor[f32, K], scale: Tensor[f32, M, B], y: Tensor[f32, M, K]):
+        for m, b in each(M, B):
+            for k in tiles(span(b * 128, sp.minimum(b * 128 + 128, K))):
+                y[m, k] = x[k] * scale[m, b]
+
+    @sp.kernel
+    def whole_rows(x: Tensor[f32, K], scale: Tensor[f32, M, B], y: Tensor[f32, M, K]):
+        for m in each(M):
+            for k in tiles(K):
+                y[m, k] = x[k] * scale[m, 0]
+
+    @sp.kernel
+    def known_start(x: Tensor[f32, N], y: Tensor[f32, N]):
+        for n in tiles(span(0, N)):
+            y[n] = x[n] * 2.0
+
+    in_blocks = work_of(blocks)
+    assert all("K" not in dims for dims in in_blocks)
+    assert in_blocks["B", "M"] == pytest.approx(128 * work_of(whole_rows)["K", "M"], rel=0.2)
+    assert set(work_of(known_start)) == {("N",)}
+
+
 def test_a_range_known_at_run_time_counts_as_the_dimension_that_it_indexes() -> None:
     assert ("B", "M", "N") in work_of(ragged)
 
