@@ -87,20 +87,39 @@ def _loaded_as(form: str) -> str:
 
 
 def _products(form: str) -> str:
-    """What a prompt is multiplied with."""
+    """What the matrices of a prompt are multiplied with."""
     return "bf16" if form.endswith(ROUNDED) else "f32" if form == BF16 else "i8"
+
+
+Operations = dict[str, int]
+"""Of a prompt, by what makes the products: "f32", "bf16", "i8"."""
+
+
+def _attention(tokens: int, heads: int, features: int, layers: int) -> int:
+    """Operations of a prompt's attention. features: of a key and of a value together, of a head. A token meets itself
+    and those before it; what a kernel computes beside and masks is no use."""
+    return tokens * (tokens + 1) * heads * features * layers
+
+
+def _together(*parts: tuple[str, int]) -> Operations:
+    found: Operations = {}
+    for products, count in parts:
+        found[products] = found.get(products, 0) + count
+    return found
 
 
 def _smollm2_case(form: str, model: Any, threads: int, settings: Settings) -> list[Row]:
     matrices = [m for one in model.weights.layers for m in (one.qkv, one.output, one.gate, one.up, one.down)]
-    prefill_flops = 2 * _prompt_tokens(settings) * sum(m.size for m in matrices) + 2 * model.weights.logits.size
+    config, tokens = model.config, _prompt_tokens(settings)
+    operations = _together(
+        (_products(form), 2 * tokens * sum(m.size for m in matrices) + 2 * model.weights.logits.size),
+        (model.cache_dtype, _attention(tokens, config.heads, 2 * config.head_features, config.layers)))
     weight_bytes = sum(m.nbytes for m in matrices) + model.weights.logits.nbytes
-    return _speeds("smollm2", form, model, prefill_flops, weight_bytes, model.path, AS_IN_FILE, threads, settings)
+    return _speeds("smollm2", form, model, operations, weight_bytes, model.path, AS_IN_FILE, threads, settings)
 
 
 def _deepseek_case(form: str, model: Any, path: Path | None, threads: int, settings: Settings) -> list[Row]:
-    weights = model.weights
-    prefill_flops = 2 * _prompt_tokens(settings) * weights.step_size + 2 * weights.logits.size
+    operations = deepseek_operations(form, model, _prompt_tokens(settings))
     more = {}
     if form.startswith(BF16) and "torch" in settings.against:
         from ..models.deepseek.untrained import SMALL_V2
@@ -110,15 +129,32 @@ def _deepseek_case(form: str, model: Any, path: Path | None, threads: int, setti
             more["torch"] = _torch_feeds(SMALL_V2, threads, settings)
         except Exception as error:      # it needs another package, and its compiler one of C++
             settings.say(f"torch is left out of deepseek-v2: {type(error).__name__}: {str(error).splitlines()[0]}")
-    return _speeds("deepseek-v2", form, model, prefill_flops, weights.step_bytes, path, form.removesuffix(ROUNDED),
+    return _speeds("deepseek-v2", form, model, operations, model.weights.step_bytes, path, form.removesuffix(ROUNDED),
                    threads, settings, more)
 
 
-def _speeds(name: str, form: str, model: Any, prefill_flops: int, weight_bytes: int, path: Path | None,
+def deepseek_operations(form: str, model: Any, tokens: int) -> Operations:
+    """Of a prompt. Routers are f32 in every form. What makes keys and values is dense, and meets a cache of latent
+    vectors: of bf16 both, and attention too, where that is the cache's type (models/deepseek/session.py)."""
+    from ..models.deepseek.weights import MixtureWeights
+
+    config, weights = model.config, model.weights
+    expand = sum(one.attention.expand.size for one in weights.layers)
+    routers = sum(one.feed_forward.router.size for one in weights.layers
+                  if isinstance(one.feed_forward, MixtureWeights))
+    features = config.head_features + config.value_features
+    return _together(
+        (_products(form), 2 * tokens * (weights.step_size - expand - routers) + 2 * weights.logits.size),
+        ("f32", 2 * tokens * routers),
+        (model.cache_dtype, 2 * tokens * expand + _attention(tokens, config.heads, features, config.layers)))
+
+
+def _speeds(name: str, form: str, model: Any, operations: Operations, weight_bytes: int, path: Path | None,
             peer_form: str, threads: int, settings: Settings,
             more: Mapping[str, tuple[Feed, Feed]] | None = None) -> list[Row]:
     """Rows for a model's prompt, of which the last token alone goes through the matrix of the logits, and for its
-    decoding. weight_bytes: that one token reads. path, peer_form: of the file that llama.cpp reads."""
+    decoding. operations: of the prompt, whose floor is each of them at the peak of its products. weight_bytes: that one
+    token reads. path, peer_form: of the file that llama.cpp reads."""
     prompt_tokens = _prompt_tokens(settings)
     feeds = {"sapper": feeds_of(model.session(CONTEXT, threads=threads), prompt_tokens), **(more or {})}
     dtypes = {"torch": BF16, "llama": peer_form}
@@ -127,10 +163,14 @@ def _speeds(name: str, form: str, model: Any, prefill_flops: int, weight_bytes: 
     label = f"{name} prefill, {form}, {threads} thread{'s' * (threads > 1)}"
     peaks, products = settings.peaks(threads), _products(form)
     settings.report(label)
+    total = sum(operations.values())
     rows = rows_of(f"{name} prefill", form, str(prompt_tokens), threads,
                    settings.measure({who: prefill for who, (prefill, _) in feeds.items()}, threads),
-                   prefill_flops / peaks.arithmetic(products), prompt_tokens, "tokens/s", dtypes,
-                   (prefill_flops, weight_bytes, products))
+                   sum(count / peaks.arithmetic(one) for one, count in operations.items()), prompt_tokens, "tokens/s",
+                   dtypes, (total, weight_bytes, products))
+    of_one = 100 * total / peaks.arithmetic(products) / rows[0].median_s
+    settings.say(f"{label}: {of_one:.0f} % of the peak of {products} alone, were all operations of it; "
+                 f"{100 * operations.get(products, 0) / total:.0f} % of them are")
     settings.report(label.replace("prefill", "decode"))
     timings, peaks = with_floor({who: decode for who, (_, decode) in feeds.items()}, "DRAM", False, peaks, threads,
                                 settings, sample_s=DECODE_S)

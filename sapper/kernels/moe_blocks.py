@@ -8,9 +8,12 @@ quantised, B is [G, D], groups of them and blocks of a group.
     grouped_swiglu          y[m] = silu(gate[e] @ x[m]) * (up[e] @ x[m]) for the rows m of each expert e (moe.py)
     grouped                 y[m] = w[e] @ x[m]
 
-x is quantised, as quantize_groups makes it; expert_matvec_swiglu and expert_matvec are the first two with x in f32.
+x is quantised, as quantize_groups makes it. What many rows meet is viewed as [E, N, T, ...], N blocks of T panels
+(`panel_blocks`): a core walks the experts once for each block, so that an expert's rows come from the second cache for
+all panels of it but the first. expert_matvec_swiglu and expert_matvec are the first two with x in f32.
 """
 
+import math
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -39,14 +42,25 @@ from .quantized import (
 )
 from .record import Arguments, Array, Case, LibraryKernel, Shape, normal, unwritten
 
-E, K, P, B, C, G, J = sp.dims("E K P B C G J")
+E, K, P, B, C, G, J, N, T = sp.dims("E K P B C G J N T")
+LARGEST_BLOCK, FEWEST_BLOCKS = 8, 12
+"""Panels of a block, a power of two; and blocks that are to be left for the workers to share."""
+
+
+def panel_blocks(panels: int) -> tuple[int, int]:
+    """N and T for so many panels of an expert."""
+    size = LARGEST_BLOCK
+    while size > 1 and (panels % size or panels // size < FEWEST_BLOCKS):
+        size //= 2
+    return panels // size, size
 
 
 @cache
 def product_experts(form: Form, group: int) -> SimpleNamespace:
     """The kernels with quantised activations, `group` of which share a scale."""
     halves, scale_rows, words, parts = form.halves, form.scales, form.words, group // form.block
-    group_sum, suffix = product_kernels(form, group).group_sum, kernel_suffix(form, group)
+    product, suffix = product_kernels(form, group), kernel_suffix(form, group)
+    group_sum, two_group_sums = product.group_sum, product.two_group_sums
 
     @sp.kernel(name=f"expert_matmul_swiglu_{suffix}")
     def expert_matmul_swiglu(
@@ -102,49 +116,54 @@ def product_experts(form: Form, group: int) -> SimpleNamespace:
     def grouped_swiglu(
         x: Tensor[i8, G, C, group], x_scales: Tensor[f32, G, C], sums: Tensor[f32, G, parts, C],
         starts: Tensor[i32, G, parts, C], first: Tensor[i32, E], last: Tensor[i32, E],
-        gate: Tensor[u8, E, P, G, parts, words, PANEL, SLOT],
-        gate_scales: Tensor[f16, E, P, G, parts, scale_rows, PANEL], up: Tensor[u8, E, P, G, parts, words, PANEL, SLOT],
-        up_scales: Tensor[f16, E, P, G, parts, scale_rows, PANEL],
-        y: Tensor[f32, J, P, PANEL],
+        gate: Tensor[u8, E, N, T, G, parts, words, PANEL, SLOT],
+        gate_scales: Tensor[f16, E, N, T, G, parts, scale_rows, PANEL],
+        up: Tensor[u8, E, N, T, G, parts, words, PANEL, SLOT],
+        up_scales: Tensor[f16, E, N, T, G, parts, scale_rows, PANEL],
+        y: Tensor[f32, J, N, T, PANEL],
     ):
-        gates, ups = gate.view(E * P, G, parts, words, PANEL, SLOT), up.view(E * P, G, parts, words, PANEL, SLOT)
-        gate_rows = gate_scales.view(E * P, G, parts, scale_rows, PANEL)
-        up_rows = up_scales.view(E * P, G, parts, scale_rows, PANEL)
+        gates = gate.view(E * N * T, G, parts, words, PANEL, SLOT)
+        ups = up.view(E * N * T, G, parts, words, PANEL, SLOT)
+        gate_rows = gate_scales.view(E * N * T, G, parts, scale_rows, PANEL)
+        up_rows = up_scales.view(E * N * T, G, parts, scale_rows, PANEL)
         q, factors = x.view(G, C, parts, halves, words, SLOT), x_scales.view(G, C)
         totals, begin = sums.view(G, parts, C), starts.view(G, parts, C)
-        for p in each(P):
+        for n in each(N):
             for e in each(E):
-                for m in tiles(span(first[e], last[e])):
-                    l = whole(PANEL)
-                    gate_sum = zeros(m, l, dtype=f32)
-                    up_sum = zeros(m, l, dtype=f32)
-                    for g in each(G):
-                        gate_sum += group_sum(
-                            zeros(m, l, dtype=f32), gates, gate_rows, q, factors, totals, begin, e * P + p, g, m, l)
-                        up_sum += group_sum(
-                            zeros(m, l, dtype=f32), ups, up_rows, q, factors, totals, begin, e * P + p, g, m, l)
-                    y[m, p, l] = silu(gate_sum) * up_sum
+                for t in each(T):
+                    for m in tiles(span(first[e], last[e])):
+                        l = whole(PANEL)
+                        gate_sum = zeros(m, l, dtype=f32)
+                        up_sum = zeros(m, l, dtype=f32)
+                        for g in each(G):
+                            of_gate, of_up = two_group_sums(
+                                zeros(m, l, dtype=f32), gates, gate_rows, ups, up_rows, q, factors, totals, begin,
+                                (e * N + n) * T + t, g, m, l)
+                            gate_sum += of_gate
+                            up_sum += of_up
+                        y[m, n, t, l] = silu(gate_sum) * up_sum
 
     @sp.kernel(name=f"grouped_{suffix}")
     def grouped(
         x: Tensor[i8, G, C, group], x_scales: Tensor[f32, G, C], sums: Tensor[f32, G, parts, C],
         starts: Tensor[i32, G, parts, C], first: Tensor[i32, E], last: Tensor[i32, E],
-        quants: Tensor[u8, E, P, G, parts, words, PANEL, SLOT], scales: Tensor[f16, E, P, G, parts, scale_rows, PANEL],
-        y: Tensor[f32, J, P, PANEL],
+        quants: Tensor[u8, E, N, T, G, parts, words, PANEL, SLOT],
+        scales: Tensor[f16, E, N, T, G, parts, scale_rows, PANEL], y: Tensor[f32, J, N, T, PANEL],
     ):
-        together = quants.view(E * P, G, parts, words, PANEL, SLOT)
-        rows = scales.view(E * P, G, parts, scale_rows, PANEL)
+        together = quants.view(E * N * T, G, parts, words, PANEL, SLOT)
+        rows = scales.view(E * N * T, G, parts, scale_rows, PANEL)
         q, factors = x.view(G, C, parts, halves, words, SLOT), x_scales.view(G, C)
         totals, begin = sums.view(G, parts, C), starts.view(G, parts, C)
-        for p in each(P):
+        for n in each(N):
             for e in each(E):
-                for m in tiles(span(first[e], last[e])):
+                for t, m in tiles(T, span(first[e], last[e])):
                     l = whole(PANEL)
-                    acc = zeros(m, l, dtype=f32)
+                    acc = zeros(m, t, l, dtype=f32)
                     for g in each(G):
                         acc += group_sum(
-                            zeros(m, l, dtype=f32), together, rows, q, factors, totals, begin, e * P + p, g, m, l)
-                    y[m, p, l] = acc
+                            zeros(m, t, l, dtype=f32), together, rows, q, factors, totals, begin, (e * N + n) * T + t,
+                            g, m, l)
+                    y[m, n, t, l] = acc
 
     return SimpleNamespace(
         expert_matmul_swiglu=expert_matmul_swiglu, expert_matmul=expert_matmul, grouped_swiglu=grouped_swiglu,
@@ -207,7 +226,8 @@ def exact_experts(form: Form) -> SimpleNamespace:
 def _matrices(arguments: Arguments, form: Form, name: str) -> Array:
     """The matrices [E, N, K] of panels, in float64."""
     quants, scales = arguments[name], arguments["scales" if name == "quants" else f"{name}_scales"]
-    wide: Array = matrix(form, *(part.reshape(-1, *part.shape[2:]) for part in (quants, scales)))
+    before = 3 if "first" in arguments else 2
+    wide: Array = matrix(form, *(part.reshape(-1, *part.shape[before:]) for part in (quants, scales)))
     return wide.reshape(len(quants), -1, wide.shape[1])
 
 
@@ -239,19 +259,21 @@ def grouped_reference(arguments: Arguments, form: Form) -> dict[str, Array]:
 
 
 def make_arguments(random: "np.random.Generator", shape: Shape, form: Form, group: int, task: str) -> Arguments:
-    e, p = shape["E"], shape["P"]
+    grouped = task.startswith("grouped")
+    e, panels = shape["E"], (shape["N"], shape["T"]) if grouped else (shape["P"],)
+    p = math.prod(panels)
     blocks = (shape["B"],) if "matvec" in task else (shape["G"], group // form.block)
     swiglu = task.endswith("swiglu")
     weights: Arguments = {}
     for prefix in ("gate", "up") if swiglu else ("",):
-        panels = random_blocks(random, form, e * p, blocks, prefix)
-        weights |= {name: part.reshape(e, p, *part.shape[1:]) for name, part in panels.items()}
-    if task.startswith("grouped"):
+        made = random_blocks(random, form, e * p, blocks, prefix)
+        weights |= {name: part.reshape(e, *panels, *part.shape[1:]) for name, part in made.items()}
+    if grouped:
         j = shape["J"]
         cuts = np.sort(random.integers(0, j + 1, e - 1)).astype(np.int32)
         ranges = {"first": np.concatenate([[0], cuts]).astype(np.int32), "last": np.append(cuts, j).astype(np.int32)}
         rows = random_activations(random, form, shape["G"], group, j, shape["C"] - j)
-        return rows | ranges | weights | {"y": unwritten(j, p, PANEL)}
+        return rows | ranges | weights | {"y": unwritten(j, *panels, PANEL)}
     k = shape["K"]
     arguments: Arguments = weights | {"experts": random.permutation(e)[:k].astype(np.int32)}
     if not swiglu:
@@ -279,9 +301,10 @@ def _entry(kernel: Any, form: Form, group: int, task: str) -> LibraryKernel:
         {"E": 1, "K": 1, "P": 1, name: 1}, {"E": 4, "K": 2, "P": 3, name: 2}, {"E": 5, "K": 3, "P": 2, name: 3})
     shape = {"E": e, "K": k, "P": p, name: columns // size}
     if grouped:
-        checks = ({"E": 1, "P": 1, "G": 1, "C": 1, "J": 1}, {"E": 4, "P": 2, "G": 2, "C": 9, "J": 7},
-                  {"E": 3, "P": 3, "G": 1, "C": 33, "J": 33})
-        shape = {"E": e, "P": p, "G": columns // size, "C": rows, "J": rows}
+        checks = ({"E": 1, "N": 1, "T": 1, "G": 1, "C": 1, "J": 1}, {"E": 4, "N": 2, "T": 2, "G": 2, "C": 9, "J": 7},
+                  {"E": 3, "N": 1, "T": 3, "G": 1, "C": 33, "J": 33})
+        n_blocks, t = panel_blocks(p)
+        shape = {"E": e, "N": n_blocks, "T": t, "G": columns // size, "C": rows, "J": rows}
     references = {"expert": weighted_reference, "expert_swiglu": swiglu_reference}
     reference = grouped_reference if grouped else references["expert_swiglu" if swiglu else "expert"]
     return LibraryKernel(

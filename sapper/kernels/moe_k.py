@@ -5,6 +5,7 @@ The panels of all E experts lie together: w [E, P, S, R, 16, 4]. x is quantised,
     expert_matmul_swiglu, expert_matmul, grouped_swiglu, grouped     as in moe_blocks.py
 """
 
+import math
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -30,9 +31,10 @@ from .k_quants import (
     rows_of,
 )
 from .moe import add_products
+from .moe_blocks import panel_blocks
 from .record import Arguments, Array, Case, LibraryKernel, Shape, unwritten
 
-C, E, J, K, P, S = sp.dims("C E J K P S")
+C, E, J, K, N, P, S, T = sp.dims("C E J K N P S T")
 
 
 @cache
@@ -92,47 +94,48 @@ def experts_of(form: str) -> SimpleNamespace:
     def grouped_swiglu(
         x: Tensor[i8, S, C, SUPER], x_scales: Tensor[f32, S, C], digits: Tensor[i8, S, C, SIXTEEN],
         starts: Tensor[i32, S, SIXTEEN, C], first: Tensor[i32, E], last: Tensor[i32, E],
-        gate: Tensor[u8, E, P, S, words, PANEL, SLOT], up: Tensor[u8, E, P, S, words, PANEL, SLOT],
-        y: Tensor[f32, J, P, PANEL],
+        gate: Tensor[u8, E, N, T, S, words, PANEL, SLOT], up: Tensor[u8, E, N, T, S, words, PANEL, SLOT],
+        y: Tensor[f32, J, N, T, PANEL],
     ):
-        gates, ups = gate.view(E * P, S, words, PANEL, SLOT), up.view(E * P, S, words, PANEL, SLOT)
-        gate_parts, up_parts = gate.view(E * P, S, size_bytes), up.view(E * P, S, size_bytes)
-        gate_factor = gate.view(E * P, S, size_bytes // 2, dtype=f16)
-        up_factor = up.view(E * P, S, size_bytes // 2, dtype=f16)
+        gates, ups = gate.view(E * N * T, S, words, PANEL, SLOT), up.view(E * N * T, S, words, PANEL, SLOT)
+        gate_parts, up_parts = gate.view(E * N * T, S, size_bytes), up.view(E * N * T, S, size_bytes)
+        gate_factor = gate.view(E * N * T, S, size_bytes // 2, dtype=f16)
+        up_factor = up.view(E * N * T, S, size_bytes // 2, dtype=f16)
         q, digit = x.view(S, C, *blocks), digits.view(S, C, 2, 2, SLOT)
         scales, begin = x_scales.view(S, C), starts.view(S, SIXTEEN, C)
-        for p in each(P):
+        for n in each(N):
             for e in each(E):
-                for m in tiles(span(first[e], last[e])):
-                    l = whole(PANEL)
-                    gate_sum = zeros(m, l, dtype=f32)
-                    up_sum = zeros(m, l, dtype=f32)
-                    for s in each(S):
-                        gate_sum += super_sum(zeros(m, l, dtype=i32), gates, gate_parts, gate_factor, q, scales, digit,
-                                              begin, e * P + p, s, m, l)
-                        up_sum += super_sum(zeros(m, l, dtype=i32), ups, up_parts, up_factor, q, scales, digit, begin,
-                                            e * P + p, s, m, l)
-                    y[m, p, l] = silu(gate_sum) * up_sum
+                for t in each(T):
+                    for m in tiles(span(first[e], last[e])):
+                        l = whole(PANEL)
+                        gate_sum = zeros(m, l, dtype=f32)
+                        up_sum = zeros(m, l, dtype=f32)
+                        for s in each(S):
+                            gate_sum += super_sum(zeros(m, l, dtype=i32), gates, gate_parts, gate_factor, q, scales,
+                                                  digit, begin, (e * N + n) * T + t, s, m, l)
+                            up_sum += super_sum(zeros(m, l, dtype=i32), ups, up_parts, up_factor, q, scales, digit,
+                                                begin, (e * N + n) * T + t, s, m, l)
+                        y[m, n, t, l] = silu(gate_sum) * up_sum
 
     @sp.kernel(name=f"grouped_{form}")
     def grouped(
         x: Tensor[i8, S, C, SUPER], x_scales: Tensor[f32, S, C], digits: Tensor[i8, S, C, SIXTEEN],
         starts: Tensor[i32, S, SIXTEEN, C], first: Tensor[i32, E], last: Tensor[i32, E],
-        w: Tensor[u8, E, P, S, words, PANEL, SLOT], y: Tensor[f32, J, P, PANEL],
+        w: Tensor[u8, E, N, T, S, words, PANEL, SLOT], y: Tensor[f32, J, N, T, PANEL],
     ):
-        together, parts = w.view(E * P, S, words, PANEL, SLOT), w.view(E * P, S, size_bytes)
-        factor = w.view(E * P, S, size_bytes // 2, dtype=f16)
+        together, parts = w.view(E * N * T, S, words, PANEL, SLOT), w.view(E * N * T, S, size_bytes)
+        factor = w.view(E * N * T, S, size_bytes // 2, dtype=f16)
         q, digit = x.view(S, C, *blocks), digits.view(S, C, 2, 2, SLOT)
         scales, begin = x_scales.view(S, C), starts.view(S, SIXTEEN, C)
-        for p in each(P):
+        for n in each(N):
             for e in each(E):
-                for m in tiles(span(first[e], last[e])):
+                for t, m in tiles(T, span(first[e], last[e])):
                     l = whole(PANEL)
-                    acc = zeros(m, l, dtype=f32)
+                    acc = zeros(m, t, l, dtype=f32)
                     for s in each(S):
-                        acc += super_sum(zeros(m, l, dtype=i32), together, parts, factor, q, scales, digit, begin,
-                                         e * P + p, s, m, l)
-                    y[m, p, l] = acc
+                        acc += super_sum(zeros(m, t, l, dtype=i32), together, parts, factor, q, scales, digit, begin,
+                                         (e * N + n) * T + t, s, m, l)
+                    y[m, n, t, l] = acc
 
     return SimpleNamespace(
         expert_matmul_swiglu=expert_matmul_swiglu, expert_matmul=expert_matmul, grouped_swiglu=grouped_swiglu,
@@ -146,7 +149,7 @@ def experts_of(form: str) -> SimpleNamespace:
 def _matrices(arguments: Arguments, form: str, name: str) -> Array:
     """The matrices [E, N, K] of panels, in float64."""
     w = arguments[name]
-    wide = rows_of(form, w.reshape(-1, *w.shape[2:]))
+    wide = rows_of(form, w.reshape(-1, *w.shape[-4:]))
     return wide.reshape(len(w), -1, wide.shape[1])
 
 
@@ -174,16 +177,18 @@ def reference(arguments: Arguments, form: str) -> dict[str, Array]:
 
 
 def make_arguments(random: "np.random.Generator", shape: Shape, form: str, task: str) -> Arguments:
-    e, p, s = shape["E"], shape["P"], shape["S"]
-    swiglu = task.endswith("swiglu")
+    swiglu, grouped = task.endswith("swiglu"), task.startswith("grouped")
+    e, s, each_expert = shape["E"], shape["S"], (shape["N"], shape["T"]) if grouped else (shape["P"],)
+    p = math.prod(each_expert)
     panels: Arguments = {
-        name: (made := random_panels(random, form, e * p, s)).reshape(e, p, *made.shape[1:])
+        name: (made := random_panels(random, form, e * p, s)).reshape(e, *each_expert, *made.shape[1:])
         for name in (("gate", "up") if swiglu else ("w",))}
-    if task.startswith("grouped"):
+    if grouped:
         j = shape["J"]
         cuts = np.sort(random.integers(0, j + 1, e - 1)).astype(np.int32)
         ranges = {"first": np.concatenate([[0], cuts]).astype(np.int32), "last": np.append(cuts, j).astype(np.int32)}
-        return random_activations(random, s, j, shape["C"] - j) | ranges | panels | {"y": unwritten(j, p, PANEL)}
+        return random_activations(random, s, j, shape["C"] - j) | ranges | panels | {
+            "y": unwritten(j, *each_expert, PANEL)}
     k = shape["K"]
     arguments = panels | {"experts": random.permutation(e)[:k].astype(np.int32)}
     if swiglu:
@@ -204,9 +209,10 @@ def _entry(kernel: Any, form: str, task: str) -> LibraryKernel:
         {"E": 1, "K": 1, "P": 1, "S": 1}, {"E": 4, "K": 2, "P": 3, "S": 2}, {"E": 5, "K": 3, "P": 2, "S": 1})
     shape = {"E": e, "K": k, "P": p, "S": s}
     if grouped:
-        checks = ({"E": 1, "P": 1, "S": 1, "C": 1, "J": 1}, {"E": 4, "P": 2, "S": 2, "C": 9, "J": 7},
-                  {"E": 3, "P": 3, "S": 1, "C": 33, "J": 33})
-        shape = {"E": e, "P": p, "S": s, "C": rows, "J": rows}
+        checks = ({"E": 1, "N": 1, "T": 1, "S": 1, "C": 1, "J": 1}, {"E": 4, "N": 2, "T": 2, "S": 2, "C": 9, "J": 7},
+                  {"E": 3, "N": 1, "T": 3, "S": 1, "C": 33, "J": 33})
+        n_blocks, t = panel_blocks(p)
+        shape = {"E": e, "N": n_blocks, "T": t, "S": s, "C": rows, "J": rows}
     return LibraryKernel(
         name=kernel.name, kernel=kernel, reference=lambda arguments: reference(arguments, form),
         make_arguments=lambda random, shape: make_arguments(random, shape, form, task), tolerance=SUM,

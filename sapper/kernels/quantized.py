@@ -118,20 +118,26 @@ def product_kernels(form: Form, group: int) -> SimpleNamespace:
     """
     halves, words, parts, rows = form.halves, form.words, group // form.block, form.scales
 
+    def block_products(quants: Any, low: Any, high: Any, p: Any, g: Any, d: Any, l: Any, w: Any, s: Any) -> Any:
+        """The products of a block, before its scale. low, high: the activations that meet the two halves of bytes."""
+        packed = quants[p, g, d, w, l, s]
+        return (packed & 15) @ low + (packed >> 4) @ high if form.bits == 4 else packed @ low
+
+    def scaled(products: Any, scales: Any, sums: Any, starts: Any, p: Any, g: Any, d: Any, m: Any, l: Any) -> Any:
+        """Those times the scale of the weights: over p, m and l."""
+        scale = scales[p, g, d, 0, l].to(f32)
+        if form.minimum:
+            return products.to(f32) * scale + scales[p, g, d, 1, l].to(f32) * sums[g, d, m]
+        return (products + starts[g, d, m]).to(f32) * scale
+
     def block_sum(
         quants: Any, scales: Any, x: Any, sums: Any, starts: Any, p: Any, g: Any, d: Any, m: Any, l: Any
     ) -> Any:
         """The products of a block of the panels p and the rows m, times the scale of the weights: over p, m and l."""
         w, s = whole(words), whole(SLOT)
-        packed = quants[p, g, d, w, l, s]
-        if form.bits == 4:
-            products = (packed & 15) @ x[g, m, d, 0, w, s] + (packed >> 4) @ x[g, m, d, 1, w, s]
-        else:
-            products = packed @ x[g, m, d, 0, w, s]
-        scale = scales[p, g, d, 0, l].to(f32)
-        if form.minimum:
-            return products.to(f32) * scale + scales[p, g, d, 1, l].to(f32) * sums[g, d, m]
-        return (products + starts[g, d, m]).to(f32) * scale
+        products = block_products(
+            quants, x[g, m, d, 0, w, s], x[g, m, d, halves - 1, w, s], p, g, d, l, w, s)
+        return scaled(products, scales, sums, starts, p, g, d, m, l)
 
     def group_sum(
         nothing: Any, quants: Any, scales: Any, x: Any, x_scales: Any, sums: Any, starts: Any, p: Any, g: Any, m: Any,
@@ -144,6 +150,22 @@ def product_kernels(form: Form, group: int) -> SimpleNamespace:
         for d in range(parts):
             total += block_sum(quants, scales, x, sums, starts, p, g, d, m, l)
         return total * x_scales[g, m]
+
+    def two_group_sums(
+        nothing: Any, one: Any, one_scales: Any, other: Any, other_scales: Any, x: Any, x_scales: Any, sums: Any,
+        starts: Any, p: Any, g: Any, m: Any, l: Any,
+    ) -> Any:
+        """Those of two matrices. Each activation is read once for both, where registers hold all sums: not those of a
+        group beside those of its blocks."""
+        if parts > 1:
+            return (group_sum(nothing, one, one_scales, x, x_scales, sums, starts, p, g, m, l),
+                    group_sum(nothing, other, other_scales, x, x_scales, sums, starts, p, g, m, l))
+        w, s = whole(words), whole(SLOT)
+        low, high = x[g, m, 0, 0, w, s], x[g, m, 0, halves - 1, w, s]
+        products = block_products(one, low, high, p, g, 0, l, w, s)
+        others = block_products(other, low, high, p, g, 0, l, w, s)
+        return (scaled(products, one_scales, sums, starts, p, g, 0, m, l) * x_scales[g, m],
+                scaled(others, other_scales, sums, starts, p, g, 0, m, l) * x_scales[g, m])
 
     @sp.kernel(name=f"matmul_{kernel_suffix(form, group)}")
     def matmul(
@@ -191,14 +213,15 @@ def product_kernels(form: Form, group: int) -> SimpleNamespace:
             gate_sum = zeros(m, p, l, dtype=f32)
             up_sum = zeros(m, p, l, dtype=f32)
             for g in each(G):
-                gate_sum += group_sum(
-                    zeros(m, p, l, dtype=f32), gate, gate_scales, q, factors, totals, begin, p, g, m, l)
-                up_sum += group_sum(
-                    zeros(m, p, l, dtype=f32), up, up_scales, q, factors, totals, begin, p, g, m, l)
+                of_gate, of_up = two_group_sums(
+                    zeros(m, p, l, dtype=f32), gate, gate_scales, up, up_scales, q, factors, totals, begin, p, g, m, l)
+                gate_sum += of_gate
+                up_sum += of_up
             y[m, p, l] = silu(gate_sum) * up_sum
 
     return SimpleNamespace(
-        matmul=matmul, matmul_residual=matmul_residual, matmul_swiglu=matmul_swiglu, group_sum=group_sum)
+        matmul=matmul, matmul_residual=matmul_residual, matmul_swiglu=matmul_swiglu, group_sum=group_sum,
+        two_group_sums=two_group_sums)
 
 
 @cache

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sapper.cli import bench, bench_suites, bench_threads
+from sapper.cli import bench, bench_models, bench_suites, bench_threads
 from sapper.cli.bench import print_table, run_bench
 from sapper.cli.bench_compile import COMPILE_TARGETS, compile_rows
 from sapper.cli.bench_suites import Row, Settings, jobs_of, rows_of
@@ -37,6 +37,26 @@ KEYS = ["case", "dtype", "shape", "threads", "peer", "median_s", "rate", "unit",
         "ratio_to_best_peer", "operations", "bytes", "products"]
 REPORT = Path(__file__).parents[2] / "bench" / "report.py"
 ROOFLINE = REPORT.with_name("roofline.py")
+
+
+def test_operations_of_a_prompt_count_by_what_makes_their_products() -> None:
+    small = untrained.SMALL_V2 | {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 64,
+                                  "moe_intermediate_size": 32, "n_routed_experts": 4, "kv_lora_rank": 32,
+                                  "q_lora_rank": 32, "num_attention_heads": 2}
+    config, tokens = from_json(small, "the test"), 9
+    seen = sum(range(1, tokens + 1))
+    attention = 2 * seen * config.layers * config.heads * (config.head_features + config.value_features)
+    for form, loaded, parts in (("Q4_0", "file", {"i8", "bf16", "f32"}),
+                                ("bf16 rounded", "bf16-rounded", {"bf16", "f32"}), ("bf16", "bf16", {"f32"})):
+        model = untrained.untrained(config, loaded)
+        found = bench_models.deepseek_operations(form, model, tokens)
+        assert found.keys() == parts
+        assert sum(found.values()) == (
+            2 * tokens * model.weights.step_size + 2 * model.weights.logits.size + attention)
+        if form == "Q4_0":
+            expand = config.layers * config.key_rank * config.heads * (config.key_features + config.value_features)
+            assert found["bf16"] == 2 * tokens * expand + attention
+            assert found["f32"] == 2 * tokens * 4 * 64
 
 
 @pytest.fixture(autouse=True)

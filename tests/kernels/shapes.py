@@ -25,7 +25,7 @@ CUTS: tuple[tuple[tuple[str, ...], dict[str, int], dict[str, int]], ...] = (
     # Two blocks of up to 16 rows stay, the second with one row.
     (("matmul_",), {"C": 31, "M": 31}, {"C": 17, "M": 17}),
     # A few tokens for each of three experts, one at a time.
-    (("grouped_",), {"P": 3, "C": 33, "J": 33}, {"P": 2, "C": 9, "J": 9}),
+    (("grouped_",), {"T": 3, "C": 33, "J": 33}, {"T": 2, "C": 9, "J": 9}),
 )
 
 

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from sapper.kernels.moe_blocks import panel_blocks
 from sapper.kernels.quantized import FORMS, matrix
 from sapper.models import linear
 from sapper.models.errors import ModelError
@@ -170,6 +171,25 @@ def test_few_rows_of_experts_are_quantised() -> None:
     ranges = np.zeros(3, np.int32), np.zeros(3, np.int32)
     steps = experts.apply_groups([], Rows(x, count), ranges, Rows(y, count), Workspace(96))
     assert [kernel.name for kernel, _ in steps] == ["quantize_groups_32_32", "grouped_q4_by32"]
+
+
+def test_groups_of_rows_do_not_lie_pages_apart() -> None:
+    """Those of a row would be in one set of the first cache."""
+    work = Workspace(32)
+    for rows in (1, 100, 128, 512, 3072):
+        for group in (32, 64, 128):
+            q, scales, sums, starts = work.quants(rows, 4 * group, 32, group)
+            assert q.strides[0] % 4096 and q.shape[1] == scales.shape[1] == sums.shape[2] == starts.shape[2] >= rows
+        q, *rest = work.super_quants(rows, 1024)
+        assert q.strides[0] % 4096 and all(rows <= one.shape[1 + (one.ndim == 3 and one is rest[-1])] for one in rest)
+    assert work.quants(1, 64, 32, 32)[0].shape == (2, 1, 32)    # kernels of one row know that it is one
+
+
+@pytest.mark.parametrize("panels", [1, 2, 7, 12, 48, 64, 88, 128])
+def test_panels_are_parted_into_equal_blocks(panels: int) -> None:
+    blocks, size = panel_blocks(panels)
+    assert blocks * size == panels and size in (1, 2, 4, 8)
+    assert size == 1 or blocks >= 12
 
 
 @BF16
