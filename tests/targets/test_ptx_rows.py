@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,30 @@ def test_every_row_that_a_level_lacks_names_a_substitute() -> None:
         for key, needs in row.needs.items():
             if any(lacking(needs, level) for level in TARGETS):
                 assert row.instead.get(key) or row.instead.get(""), (row.name, key)
+
+
+def forms_named(word: str) -> list[str]:
+    """Those that a word of a substitute may mean: with all of its modifiers, and perhaps more."""
+    opcode, *modifiers = word.split(".")
+    found = [name for row in TABLE.rows_of(opcode) for name in row.mnemonics()]
+    return [name for name in found if set(modifiers) <= set(name.split(".")[1:])]
+
+
+def test_a_level_has_the_substitute_that_is_named_for_it() -> None:
+    named = 0
+    for row in TABLE.rows.values():
+        for key, needs in row.needs.items():
+            for level in (level for level in TARGETS if lacking(needs, level)):
+                words = re.findall(r"[a-z]\w*(?:\.[\w:]+)+", row.instead.get(key) or row.instead[""])
+                for word in (word for word in words if TABLE.rows_of(word.split(".")[0])):
+                    named += 1
+                    assert has(word, level), (row.name, key, word, level)
+    assert named > 100
+
+
+@cache
+def has(word: str, level: str) -> bool:
+    return any(form(name).illegal_on(level) is None for name in forms_named(word))
 
 
 def test_unknown_forms_and_levels_are_told() -> None:

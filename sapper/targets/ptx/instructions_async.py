@@ -135,12 +135,12 @@ def _asynchronous() -> None:
     row("cp.async.bulk.wait_group", "cp.async.bulk.wait_group{.read}", "i:u32", "bulk_group", **bulk)
     row("st.async", "st.async{.weak}{.shared::cluster}.mbarrier::complete_tx::bytes{.vec}.type", "m: r:type*vec m:",
         "st_async", vec="v2 v4", type="b32 b64 u32 u64 s32 s64 f32 f64", needs="8.1 sm_90", section=_MOVE,
-        instead="st.shared::cluster and mbarrier.arrive")
+        instead="st.global and a flag by red.release.gpu")
     for name, op, type in (("add", "add", "u32 s32 u64"), ("min", "min max", "u32 s32"), ("inc", "inc dec", "u32"),
                            ("bits", "and or xor", "b32")):
         row(f"red.async.{name}", "red.async.relaxed.cluster{.shared::cluster}.mbarrier::complete_tx::bytes.op.type",
             "m: r:type m:", "st_async", op=op, type=type, needs="8.1 sm_90",
-            instead="red.shared::cluster and mbarrier.arrive")
+            instead="red.global and a flag by red.release.gpu")
     row("prefetch", "prefetch{.space}.level", "m:", "hint", space="global local", level="L1 L2", **common)
     row("prefetch.evict", "prefetch.global.level", "m:", "hint", level="L2::evict_last L2::evict_normal",
         needs="7.4 sm_80", **common)
