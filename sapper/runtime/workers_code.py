@@ -15,13 +15,20 @@ Memory that they share, `control` (64-byte aligned; offsets in bytes):
     408  a set of CPUs in the making, else 0
     576 + 64 * index, the mailbox of a worker:   +0  i32 generation    +4  i32 the worker sleeps on `generation`
          +8  i32 its thread, as the system numbers it    +12  i32 the clock when its work began
-         +16  i32 cycles that it spins now before it sleeps
+         +16  i32 cycles that it spins now before it sleeps    +20  i32 the last generation that somebody took
 
 Protocol. `launch` writes the order (0 to 64), then adds one to the generation of each worker it wants, the last first,
 then wakes workers 1 and 2 if they sleep; a worker i that starts wakes 2i+1 and 2i+2, so waking takes logarithmic time.
 Whoever sees its generation changed sees the order and the generations of all workers after it, since stores become
 visible in order (x86 total store order). A worker that is done subtracts one from `pending`; the last wakes the
 launcher.
+
+Standing in. A worker that sees generation g takes it: `taken` goes from g - 1 to g, atomically, or else it waits for
+the next. A launcher that is done with its own share takes what nobody has, and runs the kernel as that worker: so a
+launch does not wait for who is still asleep, or for whose CPU another process has. Outside launches `taken` is the
+generation, and whoever took one is pending until it is done, so the order is that of the generation taken. A launcher
+takes one at a time and runs it at once; a worker may wait in a kernel for one that nobody has taken, as its own thread
+will.
 
 A sleeper sets its flag with `xchg` (a full barrier) before the system compares the word that it waits on; a waker
 writes the word, passes a full barrier, then reads the flag: one of the two sees the other, so no wake-up is lost. A
@@ -66,6 +73,7 @@ from .workers import (
     SPIN_CYCLES,
     SPINS,
     STARTED,
+    TAKEN,
     THREAD,
     WORKERS,
 )  # fmt: skip
@@ -156,6 +164,10 @@ def _work(emit: Listing) -> None:
     emit.label("start")
     emit("mov.32", R13, RAX)
     emit("call", "wake")
+    emit("mov.64", RDI, RBP)
+    emit("mov.32", RCX, R13)
+    _take(emit)
+    emit("jne", "wait")
     emit("rdtsc")
     emit("mov.32", at(RBP, STARTED), RAX)
     emit("mov.64", R14, at(RBX, KERNEL))
@@ -179,6 +191,13 @@ def _work(emit: Listing) -> None:
     emit("test.64", R14, R14)
     emit("jne", "wait")
     leave(emit)
+
+
+def _take(emit: Listing) -> None:
+    """Take generation ecx of the mailbox rdi; "not equal" if somebody has. Destroys rax."""
+    emit("mov.32", RAX, RCX)
+    emit("sub.32", RAX, Immediate(1))
+    emit("lock.cmpxchg.32", at(RDI, TAKEN), RCX)
 
 
 def _wake(emit: Listing) -> None:
@@ -239,6 +258,22 @@ def _launch(emit: Listing) -> None:
     emit("xor.32", RSI, RSI)
     emit("mov.64", RDX, at(RBX, WORKERS))
     emit("call.indirect", RBP)
+    emit("mov.32", R12, Immediate(1))
+    emit.label("stand_in")
+    emit("cmp.64", R12, at(RBX, WORKERS))
+    emit("jae", "join")
+    _mailbox(emit, RDI, R12)
+    emit("mov.32", RCX, at(RDI, GENERATION))
+    _take(emit)
+    emit("jne", "taken")
+    emit("mov.64", RDI, R13)
+    emit("mov.64", RSI, R12)
+    emit("mov.64", RDX, at(RBX, WORKERS))
+    emit("call.indirect", RBP)
+    emit("lock.sub.32", at(RBX, PENDING), Immediate(1))
+    emit.label("taken")
+    emit("add.64", R12, Immediate(1))
+    emit("jmp", "stand_in")
     emit.label("join")
     emit("rdtsc")
     emit("mov.32", R14, RAX)

@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sapper.codegen.machine import Immediate
 from sapper.codegen.print import print_file
 from sapper.runtime import settings, workers
 from sapper.runtime.errors import LaunchError
 from sapper.runtime.loader import load
 from sapper.runtime.workers_code import clock_function, launch_function, work_function, workers_code
+from sapper.targets.x86_64.registers import RAX, RSI
 
-from .conftest import TASKS, FakeKernel
+from .conftest import TASKS, FakeKernel, assemble, at, word
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +97,48 @@ def test_thousands_of_small_launches(tasks: FakeKernel) -> None:
         run_tasks(tasks, 3, 2 + turn % 2)
         if turn % 100 == 0:
             time.sleep(0.0005)
+
+
+# Every worker adds one to out[its index]. Slot out.data.
+RUNS = assemble(("mov.64", RAX, word(3)), ("add.64", at(RAX, 0, RSI, 8), Immediate(1)), ("ret",))
+
+
+def run_by(pool: workers.Pool, kernel: int, out: np.ndarray[Any, Any], count: int) -> None:
+    """One launch of RUNS, in a thread that is given up after a while."""
+    words = (ctypes.c_int64 * 5)(0, 0, 0, out.ctypes.data, 0)
+    view = memoryview(words).cast("B").cast("q")
+    thread = threading.Thread(target=pool.launch, args=(kernel, view, ctypes.addressof(words), count, 0), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "the launch has not returned"
+
+
+def test_the_launcher_stands_in_for_who_does_not_start() -> None:
+    """First nobody is there, so that all depends on the launcher; then threads begin where it left off."""
+    code, pool, out = load(RUNS), workers.Pool(workers._loaded_code()), np.zeros(4, np.int64)
+    pool.size = 4
+    for turn in range(1, 6):
+        run_by(pool, code.address, out, 4)
+        assert out.tolist() == [turn] * 4
+    pool.size = 1
+    for turn in range(6, 12):
+        run_by(pool, code.address, out, 4)
+        assert out.tolist() == [turn] * 4
+    pool.stop()
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_every_worker_runs_once_in_each_launch(count: int) -> None:
+    """By its own thread or by the launcher, whoever comes first; more threads than there are CPUs come late."""
+    code, pool, out = load(RUNS), workers.Pool(workers._loaded_code()), np.zeros(count, np.int64)
+    words = (ctypes.c_int64 * 5)(0, 0, 0, out.ctypes.data, 0)
+    view = memoryview(words).cast("B").cast("q")
+    for turn in range(1, 4001):
+        pool.launch(code.address, view, ctypes.addressof(words), count, 0)
+        assert (out == turn).all()
+        if turn % 200 == 0:
+            time.sleep(0.0005)
+    pool.stop()
 
 
 def test_launch_by_one_worker_starts_no_thread(tasks: FakeKernel) -> None:
