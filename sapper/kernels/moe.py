@@ -17,10 +17,10 @@ Many tokens are put in the order of their experts, so that each expert's rows ar
                             comes from memory for the first of its rows, and from the caches for the others
     combine_experts         y[t] = residual[t] + sum over k of weights[t, k] * rows[place[t, k]]
 
-The rows themselves are gathered by `embedding_f32`. Groups may have any length; no row is in two of them, so that
-blocks of output features and experts may be shared out to workers alike. The weights of the matrix kernels are viewed
-as [E, B, L, ...], B blocks of L output features (`blocks_of`), which those of panels are as well when two axes change
-places.
+The rows themselves are gathered by `embedding_f32`. Groups may have any length, so the matrix kernels walk blocks of
+output features outside and experts inside: what a core writes is then its own, whatever the lengths are. Their weights
+are viewed as [E, B, L, ...], B blocks of L output features (`blocks_of`), which those of panels are as well when two
+axes change places.
 """
 
 from typing import Any
@@ -133,7 +133,7 @@ def make_grouped_matmul_swiglu(weight: Any, left: Any = f32) -> Any:
         up: Tensor[weight, E, B, L, I], y: Tensor[f32, J, B, L],
     ):
         for b in each(B):
-            for e in each(E, disjoint=True):
+            for e in each(E):
                 for m, l in tiles(span(start[e], stop[e]), L):
                     gate_sum = zeros(m, l, dtype=f32)
                     up_sum = zeros(m, l, dtype=f32)
@@ -153,7 +153,7 @@ def make_grouped_matmul(weight: Any, left: Any = f32, result: Any = f32) -> Any:
         y: Tensor[result, J, B, L],
     ):
         for b in each(B):
-            for e in each(E, disjoint=True):
+            for e in each(E):
                 for m, l in tiles(span(start[e], stop[e]), L):
                     acc = zeros(m, l, dtype=result)
                     for f in tiles(F):

@@ -199,22 +199,22 @@ class Prefetches(Stores):
                 operands, attributes = self.address(access, {**at, row_axis: at[row_axis] + rows})
                 self.effect("prefetch", operands, level=2, **attributes)
 
-    def _prefetch_rows_after(self, op: Op, row_axis: str, depth_axis: str) -> None:
+    def _prefetch_rows_after(self, op: Op, row_axis: str, depth_axis: str | None) -> None:
         """Ask for the rows after these, as far along the depth as these are read: each begins pages away from the one
         before, where the processor does not see ahead. Whole rows that follow one another are asked for in the order
-        of memory, each line once."""
+        of memory, each line once. depth_axis: what is walked of the depth, if it is not one step."""
         access = self.access(op)
-        rows, depth = self.bound[row_axis], self.bound[depth_axis]
-        size = element_bytes(access.dtype) * self.slot_elements
-        step_bytes = rows.count * depth.count * size
-        o = self.open[depth_axis]
-        if self.is_contiguous(access, row_axis, depth_axis) and step_bytes % LINE_BYTES == 0:
-            block = self.add(access.base, self.mul(access.axes[row_axis], self.add(rows.offset, rows.count)))
-            inside = self.mul(self.sub(depth.offset, o.offset), rows.count * size)
-            for line in range(0, step_bytes, LINE_BYTES):
-                operands, attributes = self.memory_operands(block, inside, 1, access.disp + line)
-                self.effect("prefetch", operands, level=2, **attributes)
-            return
+        rows = self.bound[row_axis]
+        if depth_axis is not None and self.is_contiguous(access, row_axis, depth_axis):
+            depth, size = self.bound[depth_axis], element_bytes(access.dtype) * self.slot_elements
+            step_bytes = rows.count * depth.count * size
+            if step_bytes % LINE_BYTES == 0:
+                block = self.add(access.base, self.mul(access.axes[row_axis], self.add(rows.offset, rows.count)))
+                inside = self.mul(self.sub(depth.offset, self.open[depth_axis].offset), rows.count * size)
+                for line in range(0, step_bytes, LINE_BYTES):
+                    operands, attributes = self.memory_operands(block, inside, 1, access.disp + line)
+                    self.effect("prefetch", operands, level=2, **attributes)
+                return
         for row in range(rows.count):
             operands, attributes = self.address(
                 access, {**dict.fromkeys(axes_of(op.result), 0), row_axis: rows.count + row})

@@ -251,7 +251,7 @@ class Reductions(Staging):
         for op in choice.block_ahead:
             self._prefetch_next_block(op, choice)
         for op in choice.rows_ahead:
-            self._prefetch_rows_after(op, choice.order[-1], choice.reduced[0])
+            self._prefetch_rows_after(op, choice.order[-1], choice.reduced[0] if choice.reduced else None)
         self._roots(walk.inner, walk)
         return [v for a in accumulators for v in a.carried()]
 

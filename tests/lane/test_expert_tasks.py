@@ -114,7 +114,7 @@ def test_groups_of_tokens_read_as_much_on_each_worker(name: str, extents: dict[s
     """Whatever experts they take: workers share the rows of each expert's matrix, not the experts."""
     cuts = np.array(RAGGED[routing], np.int32)
     arguments = LIBRARY[name].make_arguments(
-        np.random.default_rng(1), extents | {"P": 8, "E": 4, "C": 9, "J": 9})
+        np.random.default_rng(1), extents | {"N": 8, "T": 1, "E": 4, "C": 9, "J": 9})
     arguments |= {"first": cuts[:-1].copy(), "last": cuts[1:].copy()}
     sizes = bytes_of_tasks(name, arguments, monkeypatch)[0]
     if routing == "empty":

@@ -135,19 +135,3 @@ def test_columns_are_tasks_where_memory_tells_the_rows(name: str, level: str) ->
         emulate.run(kernel, *arguments.values(), target=level, workers=5, aligned=["a", "w", "c"])
         wrong = find(name).compare(arguments, wanted)
         assert wrong is None, wrong
-
-
-@pytest.mark.parametrize("level", ["sm_80", "sm_90a"])
-@pytest.mark.parametrize("name", ["grouped_matmul_bf16_bf16", "grouped_matmul_swiglu_bf16_bf16", "grouped_matmul_i8"])
-def test_groups_and_blocks_of_columns_are_tasks(name: str, level: str) -> None:
-    """64 experts of 1408 features in 22 blocks: as many tasks as there are of both, not 22."""
-    kernel = find(name).kernel
-    tensors = [parameter for parameter, type in kernel.parameters if hasattr(type, "dims")]
-    dims = dict.fromkeys(kernel.tile_ir().attributes["dims"], (8192, 64)) | {"L": (128, 64)}
-    (factors,) = compile_kernel(kernel, {}, dict.fromkeys(tensors, "contiguous"), dims, targets.target(level), None,
-                                frozenset(tensors)).tasks
-    extents = {"B": 22, "E": 64, "L": 64}
-    tasks = 1
-    for constant, names, size in factors:
-        tasks *= ceil(constant * np.prod([extents[dim] for dim in names], dtype=int) / size)
-    assert tasks == 22 * 64
