@@ -565,6 +565,18 @@ def test_rows_of_weights_are_asked_for_ahead(name: str, shape: dict[str, int], r
     assert builtins.sum(early.values()) >= lines * (shape[rows] - ahead) // shape[rows] > lines // 2
 
 
+def test_rows_of_one_step_are_asked_for_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache whose rows are a vector or less each, so that no loop walks along them."""
+    entry = LIBRARY["attention_paged_f32"]
+    arguments = entry.make_arguments(np.random.default_rng(1), {
+        "T": 2, "B": 2, "H": 1, "G": 2, "D": 16, "position": 150})
+    asked, _ = recorded(monkeypatch, "load")
+    expected = entry.reference(arguments)
+    function = reduce_loops(entry.kernel.tile_ir({"G": 2, "D": 16}))
+    run_lane(function, arguments, facts=replace(AVX512, software_prefetch=True))
+    assert asked and entry.compare(arguments, expected) is None
+
+
 @pytest.mark.parametrize(("name", "width"), [
     ("latent_attention_decode_f32", 1), ("latent_attention_decode_rounded", 2)])
 @pytest.mark.parametrize("prefetches", [True, False])
