@@ -125,8 +125,7 @@ class Lowering(TaskLowering, CarriedLowering, OrderedLowering):
                  lanes: int) -> None:
         if facts.many_workers:
             part_nests(function)
-        else:
-            hoist_operands(function)
+        hoist_operands(function)
         super().__init__(_parts(function, specialization), schedule, facts, specialization, lanes)
         self.block_loads = []
         self.asking = []
