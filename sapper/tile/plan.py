@@ -128,12 +128,15 @@ def late_walk(plan: Plan, block: Block, row_axes: frozenset[str], streams: Calla
     if any(set(axes_of(v)) != row_axes or v.type.dtype is bool_ for v in rows):  # type: ignore[union-attr]
         return None
     work = _RowWork(plan.kept, block, row_axes)
-    hosts = [w for w in walks[:-1] if work.add(w, streaming and not buffers) and set(w.axes) == set(late.axes)
-             and all(v in w.inner for v in buffers) and not _by_slots(w)]
-    if not (streaming and buffers):
-        work.add(late, False)
-        if not beside_arithmetic or not work.is_busy:
-            return None
+    hosts = []
+    for walk in walks[:-1]:
+        waits = work.add(walk) and streaming and not buffers
+        makes = set(walk.axes) == set(late.axes) and all(v in walk.inner for v in buffers)
+        if makes and not waits and not _by_slots(walk):
+            hosts.append(walk)
+    work.add(late)
+    if not (streaming and buffers) and not (beside_arithmetic and work.is_busy):
+        return None
     return Late(late, hosts[0 if buffers else -1], rows, buffers) if hosts else None
 
 
@@ -161,8 +164,8 @@ class _RowWork:
     def is_busy(self) -> bool:
         return self.operations >= BUSY_OPS * self.size_bytes
 
-    def add(self, walk: Walk, read_before: bool) -> bool:
-        """Count a walk; gives whether it may be a host. read_before: only if it reads no row for the first time."""
+    def add(self, walk: Walk) -> bool:
+        """Count a walk, the next of the row; gives whether it reads some of the row for the first time."""
         values = _computed(walk, self.kept, self.block)
         first = {v.op for v in values if v.op is not None and v.op.name == "load"
                  and self.row_axes <= set(axes_of(v))} - self.read
@@ -173,7 +176,7 @@ class _RowWork:
         stored = [root.operands[1] for root in walk.inner if isinstance(root, Op) and root.name == "store"]
         types = [v.type for v in [*(op.result for op in first), *stored]]
         self.size_bytes += sum(t.dtype.size_bytes for t in types if isinstance(t, TileType))
-        return not (read_before and first)
+        return bool(first)
 
 
 def _computed(walk: Walk, kept: set[Value], block: Block) -> set[Value]:
