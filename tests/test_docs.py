@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from sapper.lang.errors import KINDS
+from tests.weights import find_smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md"))
@@ -64,13 +65,7 @@ def test_expected_output_is_really_compared() -> None:
 def run_page(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     if "<!-- needs smollm2 -->" in text:
-        from sapper.models.errors import ModelError
-        from sapper.models.locate import find_model
-
-        try:
-            find_model("smollm2")
-        except ModelError as error:
-            pytest.skip(str(error))
+        find_smollm2()
     name = str(path.relative_to(ROOT))
     lines = [line + "\n" for line in text.splitlines()]
     linecache.cache[name] = (len(text), None, lines, name)

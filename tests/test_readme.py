@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.weights import find_smollm2
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -44,8 +46,6 @@ def test_commands_exist() -> None:
 def test_what_is_said_of_a_model_in_one_file_holds(monkeypatch: pytest.MonkeyPatch, shared_cache: str) -> None:
     """Of the session that `python tools/record_session.py readme` recorded: all but bytes of code, times and speeds."""
     from sapper.ahead.library import plan_model, report
-    from sapper.models.errors import ModelError
-    from sapper.models.locate import find_model
     from sapper.models.whole import load_whole
     from sapper.targets import target
 
@@ -53,18 +53,14 @@ def test_what_is_said_of_a_model_in_one_file_holds(monkeypatch: pytest.MonkeyPat
     (wanted, dtype, name, session) = re.findall(
         r"^    \$ sapper build (\S+) --dtype (\S+) -o (\w+)\.s\n((?:    .*\n)+)", README, re.MULTILINE)[0]
     (target_name,) = re.findall(r" bytes for (\w+); declared in", session)
-    try:
-        find_model(wanted)
-    except ModelError:
-        pytest.skip(f"the weights of {wanted} are not installed")
-    model = load_whole(wanted, name, None, dtype, words=False)
+    assert wanted == "smollm2"
+    model = load_whole(find_smollm2(), name, None, dtype, words=False)
     found, mib = report(plan_model(model, target(target_name))), 1 << 20
     for said in (
         f"    {found['kernels']} kernels, ",
         f"; a step is {found['step_launches']} launches, a chunk of a prompt {found['prefill_launches']}\n",
         f"    memory of a model: {found['state_bytes'] / mib:.1f} MiB of state for {model.context} tokens, "
-        f"{found['temporary_bytes'] / mib:.1f} MiB of temporaries "
-        f"({found['temporary_bytes_without_sharing'] / mib:.1f} without sharing), "
+        f"{found['temporary_bytes'] / mib:.1f} MiB of temporaries, "
         f"{found['scratch_bytes_of_a_worker'] / mib:.1f} MiB of scratch for each worker\n",
         f"    {name}.weights: {found['weights_bytes']} bytes, ",
     ):

@@ -85,8 +85,7 @@ def report_model(made: dict[str, Any]) -> str:
         f"{made['kernels']} kernels, {made['code_bytes']} bytes of code; a step is {made['step_launches']} launches, "
         f"a chunk of a prompt {made['prefill_launches']}",
         f"memory of a model: {made['state_bytes'] / mib:.1f} MiB of state for {made['context']} tokens, "
-        f"{made['temporary_bytes'] / mib:.1f} MiB of temporaries "
-        f"({made['temporary_bytes_without_sharing'] / mib:.1f} without sharing), "
+        f"{made['temporary_bytes'] / mib:.1f} MiB of temporaries, "
         f"{made['scratch_bytes_of_a_worker'] / mib:.1f} MiB of scratch for each worker",
         f"{made['output']}: {made['size_bytes']} bytes for {made['target']}; declared in {made['header']}",
         f"{made['weights']}: {made['weights_bytes']} bytes, digest {made['digest']}",

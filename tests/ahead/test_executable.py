@@ -15,9 +15,9 @@ from sapper.models.errors import ModelError
 from sapper.models.generate import Generation, generate, prompt_tokens
 from sapper.models.llama.session import Session
 from sapper.models.load import load_model
-from sapper.models.locate import find_model
 from tests.codegen.run_native import RUNNABLE
 from tests.models.small import random_weights, write_gguf
+from tests.weights import find_smollm2
 
 from .built import build, run
 
@@ -176,10 +176,7 @@ def test_what_cannot_be_an_executable(tmp_path: Path) -> None:
 
 
 def test_smollm2(tmp_path: Path) -> None:
-    try:
-        path = find_model("smollm2")
-    except ModelError as error:
-        pytest.skip(str(error))
+    path = find_smollm2()
     build(path, tmp_path / "model", context=256)
     prompt = "What is the capital of France?"
     status, said, _ = run(tmp_path / "model", "--tokens", "24", prompt)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper.models.errors import ModelError
 from sapper.models.load import load_model
 from sapper.models.tokenizer import Tokenizer
 from tests.codegen.run_native import RUNNABLE
 from tests.models.small import random_weights, write_gguf
+from tests.weights import find_smollm2
 
 from .built import build
 
@@ -98,9 +98,6 @@ def test_smollm2(text: str, smollm2: tuple[Words, Tokenizer]) -> None:
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Words, Tokenizer]:
     directory: Any = tmp_path_factory.mktemp("smollm2")
-    try:
-        tokenizer = load_model("smollm2").tokenizer
-    except ModelError as error:
-        pytest.skip(str(error))
+    tokenizer = load_model(find_smollm2()).tokenizer
     build("smollm2", directory / "model.so", context=64)
     return Words(directory / "model.so"), tokenizer

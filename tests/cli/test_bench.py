@@ -27,11 +27,10 @@ from sapper.kernels import library
 from sapper.models.deepseek import untrained
 from sapper.models.deepseek.config import from_json
 from sapper.models.deepseek.model import DeepseekModel
-from sapper.models.errors import ModelError
-from sapper.models.locate import find_model
 from sapper.models.weights import FORMS
 from sapper.tune import operands, peaks
 from sapper.tune.measure import Timing
+from tests.weights import find_smollm2
 
 KEYS = ["case", "dtype", "shape", "threads", "peer", "median_s", "rate", "unit", "percent_of_floor",
         "ratio_to_best_peer", "operations", "bytes", "products"]
@@ -227,10 +226,7 @@ def test_the_first_call_is_timed(tmp_path: Path) -> None:
 
 
 def test_the_start_of_a_model_is_timed(tmp_path: Path) -> None:
-    try:
-        find_model("smollm2")
-    except ModelError as error:
-        pytest.skip(str(error))
+    find_smollm2()
     rows = run_json(tmp_path / "r.json", "compile", threads=1, case="smollm2 f")
     assert [(row["case"], row["unit"]) for row in rows] == [
         ("smollm2 from the disk cache", "ms"), ("smollm2 first token", "ms")]

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from sapper.kernels import matmul
-from sapper.models.errors import ModelError
 from sapper.models.linear import Workspace, named_arrays
-from sapper.models.locate import find_model
 from sapper.runtime.program import Program
+from tests.weights import find_smollm2
 
 LIMIT_BYTES = 150_000_000
 
@@ -49,10 +48,7 @@ print(1024 * peak - kept, kept)
 def test_a_process_that_compiles_takes_little_beside_weights_and_cache(name: str) -> None:
     """SmolLM2's file; two layers of the bench's small DeepSeek and of V2-Lite, in blocks of 4 bits."""
     if name == "smollm2":
-        try:
-            find_model(name)
-        except ModelError as error:
-            pytest.skip(str(error))
+        find_smollm2()
     environment = {key: value for key, value in os.environ.items() if key != "SAPPER_VERIFY"}
     run = subprocess.run([sys.executable, "-c", MEASURED, name], capture_output=True, text=True, timeout=150,
                          env=environment, cwd=Path(__file__).parents[2])

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sapper.models.errors import ModelError
 from sapper.models.generate import Generation, generate
 from sapper.models.llama.model import LlamaModel, load_model
-from sapper.models.locate import find_model
+from tests.weights import find_smollm2
 
 from .reference_llama import ReferenceLlama
 
@@ -21,10 +20,7 @@ RUNS = [pytest.param(run, id=run["prompt"]) for run in RECORDED["runs"]]
 
 @pytest.fixture(scope="module")
 def path() -> Path:
-    try:
-        return find_model("smollm2")
-    except ModelError as error:
-        pytest.skip(str(error))
+    return find_smollm2()
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +76,6 @@ def test_quantised_activations_change_little(blocks: LlamaModel, path: Path) -> 
 
 
 def test_bf16_answers_a_question() -> None:
-    try:
-        loaded = load_model("smollm2", "bf16")
-    except ModelError as error:
-        pytest.skip(str(error))
+    loaded = load_model(find_smollm2(), "bf16")
     text = "".join(generate(loaded, "What is the capital of France?", 32))
     assert "Paris" in text

@@ -10,8 +10,8 @@ import pytest
 from sapper.models.chat import render
 from sapper.models.errors import ModelError
 from sapper.models.gguf_file import GgufFile
-from sapper.models.locate import find_model
 from sapper.models.tokenizer import TextStream, Tokenizer, byte_characters, from_directory, from_gguf
+from tests.weights import find_smollm2
 
 from . import small
 
@@ -181,10 +181,7 @@ def test_bad_templates_are_refused(template: str, message: str) -> None:
 
 @pytest.fixture(scope="module")
 def smollm2() -> Tokenizer:
-    try:
-        path = find_model("smollm2")
-    except ModelError as error:
-        pytest.skip(str(error))
+    path = find_smollm2()
     return from_gguf(GgufFile(path).metadata, "smollm2")
 
 
