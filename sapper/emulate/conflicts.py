@@ -1,7 +1,7 @@
 """Which accesses of shared memory have bank conflicts: proved of the text, nothing runs.
 
 Enters: a function of PTX text, any compiler's. Leaves: a `SharedAccess` for each instruction that reaches shared memory
-by the lanes' own addresses, with its proof (lane/banks.py) or the reason why there is none. Holds: a proof is of every
+by the lanes' own addresses, with its proof (banks.py) or the reason why there is none. Holds: a proof is of every
 run: of all blocks, warps, passes of loops and arguments. Lanes that a predicate switches off make no access dearer.
 
 Each register is followed as a `Spread`: what its lanes have of their own, known to the bit, and which bits one unknown
@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..lane.banks import LANES, WORD_BYTES, Proof, prove
 from ..targets.ptx.rows import BITS, Form
 from . import parse
+from .banks import LANES, WORD_BYTES, Proof, prove
 from .inline import inline_calls
 from .unit_memory import space_of
 
