@@ -115,6 +115,7 @@ class Function:
     registers: list[tuple[str, str]] = field(default_factory=list)
     variables: list[Variable] = field(default_factory=list)
     required_threads: tuple[int, ...] = ()
+    most_registers: int = 0
     required_cluster: tuple[int, ...] = ()
 
     def place_of(self, label: Label) -> int | None:
@@ -309,6 +310,8 @@ class _Parser:
                     function.required_threads = tuple(numbers)
                 elif word.text == ".reqnctapercluster":
                     function.required_cluster = tuple(numbers)
+                elif word.text == ".maxnreg":
+                    function.most_registers = numbers[0]
             elif word.text not in (".explicitcluster", ".noreturn", ".blocksareclusters",
                                    ".pragma") and word.kind != "string":
                 raise ParseError(f"found {word.text!r}, expected a directive of {name} or its body", word.line)

@@ -266,10 +266,11 @@ def _fence(machine: Machine, instruction: parse.Instruction) -> Run:
 
 @unit("fence_proxy")
 def _fence_proxy(machine: Machine, instruction: parse.Instruction) -> Run:
+    """One of global memory says nothing of shared memory."""
     from .unit_memory import shared_shadow
 
     def run(lanes: Lanes) -> Wait | None:
-        if machine.options.races:
+        if machine.options.races and "global" not in instruction.form:
             shared_shadow(machine).fence_proxy(machine.warp_of[machine.lanes_of(lanes)])
         return None
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..targets.ptx import meaning
+from ..targets.ptx.target import FILE_REGISTERS, REGISTER_GRANULE
 from . import parse
 from .errors import EmulationError
-from .machine import Lanes, Machine, Run, Wait
+from .machine import WARP, Array, Lanes, Machine, Run, Wait
 from .memory import RANK_SHIFT, SHARED_BASE
 from .units import unit
 
@@ -104,9 +105,29 @@ def _cluster(machine: Machine, instruction: parse.Instruction) -> Run:
     return run
 
 
+class RegisterPool:
+    """Registers of the threads of each warp, and what of its block's nobody has. At the start all are shared out: to a
+    thread as many as the text says, or else the most that an SM has for a block."""
+
+    def __init__(self, machine: Machine) -> None:
+        threads = machine.shape.padded_threads
+        most = FILE_REGISTERS // threads // REGISTER_GRANULE * REGISTER_GRANULE
+        self.warps_of_block = threads // WARP
+        self.held = np.full(machine.count // WARP, machine.function.most_registers or most, np.int64)
+        self.free = np.zeros(len(self.held) // self.warps_of_block, np.int64)
+
+    def may_take(self, warps: Array, wanted: int) -> Array:
+        missing: Array = wanted - self.held[warps] <= self.free[warps // self.warps_of_block]
+        return missing
+
+    def take(self, warp: int, wanted: int) -> None:
+        self.free[warp // self.warps_of_block] -= wanted - self.held[warp]
+        self.held[warp] = wanted
+
+
 @unit("setmaxnreg")
 def _setmaxnreg(machine: Machine, instruction: parse.Instruction) -> Run:
-    """The pool of registers of the block: what one warpgroup hands over another may take."""
+    """What the warps of one group give back to their block's pool those of another take, when it is there."""
     (count,) = instruction.operands
     wanted = count.bits if isinstance(count, parse.Immediate) else 0
     if not 24 <= wanted <= 256 or wanted % 8:
@@ -114,6 +135,18 @@ def _setmaxnreg(machine: Machine, instruction: parse.Instruction) -> Run:
                              instruction.line)
 
     def run(lanes: Lanes) -> Wait | None:
-        return None
+        pool = machine.kept(RegisterPool)
+        left = []
+        for warp in np.unique(machine.warp_of[machine.lanes_of(lanes)]).tolist():
+            if pool.may_take(np.array(warp), wanted):
+                pool.take(warp, wanted)
+            else:
+                left.append(warp)
+        machine.happened()
+        if not left:
+            return None
+        return Wait(lambda some: pool.may_take(machine.warp_of[some], wanted), lambda: (
+            f"waits for {wanted - pool.held[left[0]]} more registers of each thread of a warp (its block's pool has "
+            f"{pool.free[left[0] // pool.warps_of_block]})"), again=True)
 
     return run

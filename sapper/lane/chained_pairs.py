@@ -31,20 +31,18 @@ from __future__ import annotations
 from typing import Any
 
 from ..ir.nodes import Op, Value
-from ..ir.types import ROW_F32, f32
+from ..ir.types import ROW_F32
 from ..tile.schedule import MatrixGroup, MatrixUnit
 from . import fragments
 from .chained import Chain, Contraction
 from .chained_groups import BoxStream, ChainGroupLowering
-from .chained_shared import SHORTEST_STEP
+from .chained_shared import RUN, SHORTEST_STEP
 from .groups import COUNTER_BYTES, SIGNAL_BYTES
 from .matrix import ELEMENT_BYTES
 from .state import Scalar
 
 PAIR = 2
 """Groups that share rows."""
-RUN = 4
-"""Registers that a lane stores at once."""
 FEWEST_STAGES = 2
 STORED, READ = 0, 1
 """Parities of the phases in a round: both have stored, both have read."""
@@ -250,22 +248,14 @@ class ChainPairLowering(ChainGroupLowering):
         mine, other = (self.add(self.add(self.near(), self.sums_at), self.mul(warp, each)) for warp in (
             self.warp(), self.scalar("s_xor", self.warp(), self._group.group_warps)))
         signal = self._signal(self.row_group())
-        run_bytes = RUN * self.lanes * f32.size_bytes
         self.effect("signal_wait", [signal, self.value(READ)], disp=self.met_at)
-        for number in range(0, len(rows), RUN):
-            operands, attributes = self.memory_operands(mine, 0, 1, number // RUN * run_bytes)
-            self.effect("store_run", [*operands, *rows[number:number + RUN]], dtype=f32, streaming=False, near=True,
-                        **attributes)
+        self.put_runs(mine, rows)
         self._met(signal)
         self.effect("signal_wait", [signal, self.value(STORED)], disp=self.met_at)
         whole = []
-        for number in range(0, len(rows), RUN):
-            operands, attributes = self.memory_operands(other, 0, 1, number // RUN * run_bytes)
-            read = Op("load_run", operands, [ROW_F32] * RUN, {"dtype": f32, "masked": False, "near": True,
-                                                              **attributes}, None, self.location)
-            self.finish(read)
+        for first in range(0, len(rows), RUN):
             whole += [self.emit(self.depth, "add", [row, part], ROW_F32)
-                      for row, part in zip(rows[number:number + RUN], read.results, strict=True)]
+                      for row, part in zip(rows[first:first + RUN], self.take_run(other, first), strict=True)]
         self._met(signal)
         return dict(zip(sums, whole, strict=True))
 

@@ -9,7 +9,7 @@ Leaves what ChainLowering does, with that axis cut into slices, one for each war
     contraction that gives it   each warp has its part of the columns
     what does not span it       is computed by each warp of the group, and stored by the first
 
-    near memory   stages | sums: [group of warps][slice][register][lane]
+    near memory   stages | sums: [group of warps][slice][run of registers][lane][register of the run]
 
 What is written there is read before the warps meet again, at the start of the next piece.
 """
@@ -25,6 +25,8 @@ from .state import Scalar
 
 MOST_WARPS = 8
 SHORTEST_STEP = 32
+RUN = 4
+"""Registers that a lane stores at once."""
 
 
 class SharedRowsLowering(ChainLowering):
@@ -103,24 +105,33 @@ class SharedRowsLowering(ChainLowering):
     def whole_sums(self, found: Contraction, sums: dict[tuple[int, ...], Value]) -> dict[tuple[int, ...], Value]:
         if self.slices == 1 or found.over not in self.parted:
             return sums
-        row_bytes = self.lanes * f32.size_bytes
-        each = len(sums) * row_bytes
+        each = len(sums) * self.lanes * f32.size_bytes
         group = self.add(self.add(self.near(), self.sums_at), self.mul(self.row_group(), self.slices * each))
-        mine = self.add(group, self.mul(self._slice(), each))
-        for number, row in enumerate(sums.values()):
-            operands, attributes = self.memory_operands(mine, 0, 1, number * row_bytes)
-            self.effect("store", [row, *operands], dtype=f32, masked=False, streaming=False, near=True, **attributes)
+        rows, whole = list(sums.values()), []
+        self.put_runs(self.add(group, self.mul(self._slice(), each)), rows)
         self.effect("sync_warps", [])
-        whole = {}
-        for number, key in enumerate(sums):
-            total: Value | None = None
-            for part in range(self.slices):
-                operands, attributes = self.memory_operands(group, 0, 1, part * each + number * row_bytes)
-                row = self.emit(self.depth, "load", operands, ROW_F32, dtype=f32, masked=False, near=True, **attributes)
-                total = row if total is None else self.emit(self.depth, "add", [total, row], ROW_F32)
-            assert total is not None
-            whole[key] = total
-        return whole
+        for first in range(0, len(rows), RUN):
+            parts = [self.take_run(group, part * len(rows) + first) for part in range(self.slices)]
+            for total, *others in zip(*parts, strict=True):
+                for part in others:
+                    total = self.emit(self.depth, "add", [total, part], ROW_F32)
+                whole.append(total)
+        return dict(zip(sums, whole, strict=True))
+
+    def put_runs(self, base: Scalar, rows: list[Value]) -> None:
+        """Rows of f32 to near memory, RUN of a lane at once."""
+        for first in range(0, len(rows), RUN):
+            operands, attributes = self.memory_operands(base, 0, 1, first * self.lanes * f32.size_bytes)
+            self.effect("store_run", [*operands, *rows[first:first + RUN]], dtype=f32, streaming=False, near=True,
+                        **attributes)
+
+    def take_run(self, base: Scalar, first: int) -> tuple[Value, ...]:
+        """RUN rows from there, the first of which is this one."""
+        operands, attributes = self.memory_operands(base, 0, 1, first * self.lanes * f32.size_bytes)
+        read = Op("load_run", operands, [ROW_F32] * RUN, {"dtype": f32, "masked": False, "near": True, **attributes},
+                  None, self.location)
+        self.finish(read)
+        return tuple(read.results)
 
     def mask_of_parts(self, mask: Value | None, axes: tuple[str, ...]) -> Value | None:
         if self.slices == 1 or not self.parted.isdisjoint(axes):

@@ -149,16 +149,6 @@ class OrderedLowering(Model):
 
         self.axis_loop(axis, 1, across, [neutral], body)
 
-    def _upper(self, distance: int) -> Value:
-        """The lanes whose number has the bit `distance` set."""
-        memo = self.levels[0].memo
-        key = ("upper lanes", distance)
-        if key not in memo:
-            bit = self.emit(0, "and", [self.iota(), self.constant(distance, i32)], RowType(i32))
-            memo[key] = self.emit(0, "cmp", [bit, self.constant(0, i32)], MASK, cond="ne")
-        found: Value = memo[key]
-        return found
-
     def _keep_scanned(self, row: Value, result: Value, buffer: Access, at: dict[str, int]) -> None:
         dtype = result.type.dtype  # type: ignore[union-attr]
         if dtype in (bf16, f16):

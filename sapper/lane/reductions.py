@@ -15,6 +15,7 @@ from ..ir.types import MASK, ROW_I32, S64, RowType, TileType, f32, f64, i32, u8
 from ..tile.plan import Walk, axes_of
 from .axis_loops import Carried, WalkChoice
 from .by_hand import Fit, emit_steps, takes
+from .moves import one_by_one, rounds, together
 from .rows import Rows
 from .staged import StagedPanel, StagedRows
 from .staging import Staging
@@ -402,7 +403,9 @@ class Reductions(Staging):
         kind = op.attributes.get("kind", "sum")
         across = choice.lane is not None and choice.lane in op.attributes["over"]
         rows: Rows = {}
-        together: dict[tuple[int, ...], dict[int, Value]] = {}
+        jointly: dict[tuple[int, ...], dict[int, Value]] = {}
+        waiting: list[tuple[tuple[int, ...], Value]] = []
+        at_once = across and joint is None and self.facts.moves is not None and not kind.startswith("arg")
         for point in a.outer:
             pairs = [(a.rows[point, s], a.indices.get((point, s))) for s in range(a.slots)]
             while len(pairs) > 1:
@@ -410,16 +413,33 @@ class Reductions(Staging):
                          for i in range(0, len(pairs), 2)]
             if joint is not None:
                 place = t.axes.index(joint)
-                together.setdefault((*point[:place], 0, *point[place + 1:]), {})[point[place]] = pairs[0][0]
+                jointly.setdefault((*point[:place], 0, *point[place + 1:]), {})[point[place]] = pairs[0][0]
+                continue
+            if at_once:
+                waiting.append((point, pairs[0][0]))
                 continue
             pair = self._join_lanes(kind, pairs[0]) if across else pairs[0]
             rows[point] = self._result(op, kind, *pair)
-        for point, parts in together.items():
+        for first in range(0, len(waiting), self.lanes):
+            some = dict(waiting[first:first + self.lanes])
+            for point, row in zip(some, self._join_lanes_of_rows(kind, list(some.values())), strict=True):
+                rows[point] = self._result(op, kind, row, None)
+        for point, parts in jointly.items():
             rows[point] = self._result(op, kind, self._join_rows(kind, parts), None)
         memo = self.levels[self.level_of(a.value)].memo
         for point, row in rows.items():
             at = dict(zip(t.axes, point, strict=True))
             memo[a.value, tuple(at[axis] for axis in axes_of(a.value))] = row
+
+    def _join_lanes_of_rows(self, kind: str, rows: list[Value]) -> list[Value]:
+        """The lanes of each of several rows joined, in every lane: by what takes fewer instructions (moves.py)."""
+        moves = self.facts.moves
+        assert moves is not None
+        if together(len(rows), self.lanes, moves) >= one_by_one(len(rows), self.lanes, moves):
+            return [self._join_lanes(kind, (row, None))[0] for row in rows]
+        whole = self._join_rows(kind, dict(enumerate(rows)))
+        return [self.emit(self.depth, "broadcast_lane", [whole], whole.type, lane=number)
+                for number in range(len(rows))]
 
     def _join_lanes(self, kind: str, pair: tuple[Value, Value | None]) -> tuple[Value, Value | None]:
         """The lanes of a row joined, in every lane."""
@@ -461,22 +481,38 @@ class Reductions(Staging):
             made = self.by_block(f"{kind}_of_each_row", [rows[i] for i in range(self.lanes)], first, self.depth)
             if made is not None:
                 return made
-        steps = [1 << bit for bit in reversed(range(self.lanes.bit_length() - 1))]
-        for distance in sorted(steps, key=lambda step: step > max(rows)):   # no row so far away: last, when one is left
+        for distance, kept in rounds(len(rows), self.lanes):
             halves: dict[int, Value] = {}
-            for number, row in rows.items():
-                if not number & distance:
-                    other = rows.get(number | distance)
-                    if other is None:
-                        pair = row, self._shuffled(row, distance)
-                    else:
-                        exchange = Op("exchange", [row, other], [row.type] * 2, {"distance": distance}, None,
-                                      self.location)
-                        self.finish(exchange)
-                        pair = exchange.results[0], exchange.results[1]
-                    halves[number] = self._join(kind, (pair[0], None), (pair[1], None))[0]
+            for number, met in kept:
+                if met:
+                    pair = self._halves_exchanged(rows[number], rows[number | distance], distance)
+                else:
+                    pair = rows[number], self._shuffled(rows[number], distance)
+                halves[number] = self._join(kind, (pair[0], None), (pair[1], None))[0]
             rows = halves
         return rows[0]
+
+    def _halves_exchanged(self, one: Value, other: Value, distance: int) -> tuple[Value, Value]:
+        """Two rows that are joined: half of the lanes go on with the one, the others with the other. A register of
+        lanes is exchanged as a whole; threads give what they do not keep."""
+        if self.facts.moves is None:
+            exchange = Op("exchange", [one, other], [one.type] * 2, {"distance": distance}, None, self.location)
+            self.finish(exchange)
+            return exchange.results[0], exchange.results[1]
+        upper = self._upper(distance)
+        kept = self.emit(self.depth, "select", [upper, other, one], one.type)
+        given = self.emit(self.depth, "select", [upper, one, other], one.type)
+        return kept, self._shuffled(given, distance)
+
+    def _upper(self, distance: int) -> Value:
+        """The lanes whose number has the bit `distance` set."""
+        memo = self.levels[0].memo
+        key = ("upper lanes", distance)
+        if key not in memo:
+            bit = self.emit(0, "and", [self.iota(), self.constant(distance, i32)], RowType(i32))
+            memo[key] = self.emit(0, "cmp", [bit, self.constant(0, i32)], MASK, cond="ne")
+        found: Value = memo[key]
+        return found
 
     def _join(self, kind: str, a: tuple[Value, Value | None], b: tuple[Value, Value | None]) -> tuple[
             Value, Value | None]:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, RowType, i32
 from ..tile.ops import memory_of
+from .layout import Exchange, Layout, convert
 from .slots import KeptSlots
 from .state import Access, Bound, element_bytes, row_dtype
 
@@ -46,13 +48,13 @@ class Squares(KeptSlots):
 
     def transposed(self, rows: list[Value], level: int) -> list[Value]:
         """A square of rows, row i of the result being lane i of each."""
-        rows, distance = list(rows), 1
-        while distance < self.lanes:
+        rows = list(rows)
+        for step in _exchanges(self.lanes):
             for i in range(self.lanes):
-                if not i & distance:
-                    rows[i], rows[i + distance] = self.emit_pair(
-                        level, "exchange", [rows[i], rows[i + distance]], {"distance": distance})
-            distance *= 2
+                if not i & step.register_stride:
+                    pair = [rows[i], rows[i + step.register_stride]]
+                    rows[i], rows[i + step.register_stride] = self.emit_pair(
+                        level, "exchange", pair, {"distance": step.distance})
         return rows
 
     @contextmanager
@@ -109,3 +111,12 @@ class Squares(KeptSlots):
         for i, row in enumerate(self.transposed(rows, self.depth)):
             with self._turned(lane, axis, at[lane] * self.lanes + i, True) as turned:
                 self.put(access, row, dtype, {**at, **turned}, tuple(at), streaming=streaming)
+
+
+@cache
+def _exchanges(lanes: int) -> tuple[Exchange, ...]:
+    """The steps from rows in registers to rows in lanes."""
+    steps = convert(Layout.parse(f"m: {lanes}@register; n: {lanes}@lane"),
+                    Layout.parse(f"m: {lanes}@lane; n: {lanes}@register")).steps
+    assert all(isinstance(step, Exchange) for step in steps)
+    return steps  # type: ignore[return-value]

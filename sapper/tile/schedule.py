@@ -110,6 +110,16 @@ class TileUnit:
 
 
 @dataclass(frozen=True, slots=True)
+class Moves:
+    """Instructions that a warp issues, where lanes are threads: for a shuffle of a row, a select, and what joins two
+    rows."""
+
+    shuffle: int
+    select: int
+    join: int
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What the model knows of a target.
 
@@ -128,7 +138,8 @@ class Facts:
     dot products that the target has and that the model may choose (sapper/lane/packed.py). float8_rows: rows of fp8
     that are best read from memory at once. family, features: which
     pieces by hand (lang/by_hand.py) the target takes; a family of "" takes none. picks: a lane may take any other of
-    the same register by an index, in one instruction, so that small tables stay in registers.
+    the same register by an index, in one instruction, so that small tables stay in registers. moves: what it takes to
+    bring elements to other lanes, where lanes are threads.
     """
 
     lanes: int = 16
@@ -155,6 +166,7 @@ class Facts:
     family: str = ""
     features: frozenset[str] = frozenset()
     picks: bool = False
+    moves: Moves | None = None
 
     @property
     def lanes_of_wide_rows(self) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sapper import emulate
-from sapper.emulate import Options, RaceError, TensorMap
+from sapper.emulate import DeadlockError, Options, RaceError, TensorMap
 
 from .test_machine import run, text
 
@@ -236,6 +236,36 @@ def test_a_bulk_reduction(lazy: bool) -> None:
 def test_a_bulk_reduction_without_what_it_needs(dropped: str, message: str) -> None:
     with pytest.raises(RaceError, match=message):
         run(REDUCE.replace(dropped, ""), threads=64, shared_bytes=256)
+
+
+@pytest.mark.parametrize("space", ["", ".shared::cluster", ".global"])
+def test_a_proxy_fence_is_one_of_its_memory(space: str) -> None:
+    body = REDUCE.replace("async.shared::cta;", f"async{space};")
+    if space != ".global":
+        assert run(body, grid=2, shared_bytes=128)[:32] == [2 * lane for lane in range(32)]
+        return
+    with pytest.raises(RaceError, match=r"expected fence\.proxy\.async"):
+        run(body, shared_bytes=128)
+
+
+@pytest.mark.parametrize(("given", "taken", "more"), [(24, 232, ""), (24, 256, ""), (104, 208, "pool has 48"),
+                                                      (120, 136, ""), (120, 232, "pool has 96")])
+def test_registers_come_from_the_pool_of_the_block(given: int, taken: int, more: str) -> None:
+    """512 threads have 128 each: what three groups of warps give back the four warps of the first may take."""
+    body = f"""
+ setp.lt.u32 %p1, %r1, 128;
+ @%p1 bra takes;
+ setmaxnreg.dec.sync.aligned.u32 {given};
+ bra.uni done;
+takes:
+ setmaxnreg.inc.sync.aligned.u32 {taken};
+done:
+ st.global.u32 [%d2], %r1;"""
+    if not more:
+        run(body, threads=512, words=512)
+        return
+    with pytest.raises(DeadlockError, match=rf"waits for {taken - 128} more registers .*{more}"):
+        run(body, threads=512, words=512)
 
 
 def test_packed_halves_are_a_low_and_a_high_one() -> None:

@@ -10,13 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...tile.requests import Requests
-from ...tile.schedule import MatrixGroup, MatrixUnit
+from ...tile.schedule import MatrixGroup, MatrixUnit, Moves
 from .levels import number_of
 
 KIB, MIB = 1024, 1024 * 1024
 WARP_LANES = 32
 FILE_REGISTERS, REGISTER_GRANULE = 64 * 1024, 8
 """Registers of 32 bits of an SM, and the multiple that ptxas gives a thread."""
+
+MOVES = Moves(shuffle=1, select=1, join=1)
+"""shfl, selp, and an addition or the like: of rows of 32 bits one instruction each, of wider ones two or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Target:
     float8_rows: int = 1
     picks: bool = False
     """A shuffle needs all lanes, and is as slow as a read of shared memory."""
+    moves: Moves = MOVES
     matrix_group: MatrixGroup | None = None
     tiles: None = None
     family: str = "ptx"

@@ -127,6 +127,10 @@ class Target(NamedTuple):
         return False
 
     @property
+    def moves(self) -> None:
+        """An instruction exchanges lanes of two registers as they are."""
+
+    @property
     def assembler_allocates(self) -> bool:
         """Registers, frame and bytes are the compiler's own work."""
         return False

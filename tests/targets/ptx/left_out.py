@@ -1,7 +1,8 @@
-"""Lane programs from which an op that makes workers wait is left out, to see whether the rehearsal tells."""
+"""Faults that are planted: ops that make workers wait left out of lane programs, and changes of PTX."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -31,3 +32,12 @@ def missed(made: Callable[[], Function], name: str) -> list[int]:
         found.append(bool(rehearse(lane)))
     assert found
     return [n for n, caught in enumerate(found) if not caught]
+
+
+def replaced(text: str, pattern: str, by: str, number: int | None) -> str:
+    """With the match of that number replaced, or all of them."""
+    assert re.search(pattern, text)
+    if number is None:
+        return re.sub(pattern, by, text)
+    found = list(re.finditer(pattern, text))[number]
+    return text[:found.start()] + found.expand(by) + text[found.end():]

@@ -238,9 +238,11 @@ def without(pattern: str, number: int = 0) -> Callable[[str], str]:
 
 @pytest.mark.parametrize("plant, lazy, error", [
     (without(r"fence\.proxy\.async\.shared::cta"), False, RaceError),
+    (lambda text: text.replace("fence.proxy.async.shared::cta", "fence.proxy.async.global", 1), False, RaceError),
     (without(r"cp\.async\.bulk\.wait_group\.read"), True, RaceError),
     (lambda text: text.replace("wait_group.read 0", "wait_group.read 1", 1), True, RaceError),
-    (without("stmatrix", 3), False, MemoryFault)], ids=["fence", "wait", "weak wait", "sums left out"])
+    (without("stmatrix", 3), False, MemoryFault)],
+    ids=["fence", "fence of another memory", "wait", "weak wait", "sums left out"])
 def test_planted_faults_in_the_text(plant: Callable[[str], str], lazy: bool, error: Any) -> None:
     """Two tiles for one worker, so that the second's sums come over what is copied."""
     arguments = arguments_of(bf16_nt, {"M": 128, "N": 64, "K": 64})

@@ -25,8 +25,7 @@ from sapper.lane.ops import LANE_OPS
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, Schedule, Specialization
 
-from .left_out import missed
-from .test_groups import replaced
+from .left_out import missed, replaced
 
 TENSORS = ("q", "keys", "values", "out")
 RAGGED = ({"T": 128, "H": 1, "G": 1, "position": 0}, {"T": 145, "H": 1, "G": 2, "position": 51},

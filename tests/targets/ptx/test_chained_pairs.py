@@ -24,8 +24,7 @@ from sapper.lane.ops import LANE_OPS
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, Facts, Schedule, Specialization
 
-from .left_out import blocks_of, missed
-from .test_groups import replaced
+from .left_out import blocks_of, missed, replaced
 
 ENTRY = find("latent_attention_decode_narrow")
 TENSORS = [name for name, type in ENTRY.kernel.parameters if hasattr(type, "dims")]

@@ -17,7 +17,7 @@ from sapper.kernels.online_softmax import attend_scaled
 from sapper.lane.rehearse import rehearse
 from sapper.tile.schedule import DimClass, Schedule, Specialization
 
-from .test_groups import replaced
+from .left_out import replaced
 
 ENTRY = find("latent_attention_decode_narrow")
 TENSORS = [name for name, type in ENTRY.kernel.parameters if hasattr(type, "dims")]

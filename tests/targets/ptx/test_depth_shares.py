@@ -28,8 +28,9 @@ from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, Schedule, ScheduleError, Specialization
 
 from .kernels import KERNELS, bf16_nn, bf16_nt, gated
+from .left_out import replaced
 from .narrow import block_scaled
-from .test_groups import batched, part_of_depth, replaced
+from .test_groups import batched, part_of_depth
 from .test_matrix import arguments_of, assert_near, expected, specialization
 from .test_narrow import arguments_of as narrow_arguments
 from .test_narrow import assert_near as assert_near_of_narrow

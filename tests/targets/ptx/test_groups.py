@@ -28,6 +28,7 @@ from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, MatrixGroup, Schedule, Specialization
 
 from .kernels import KERNELS, bf16_nn, bf16_nt, gated
+from .left_out import replaced
 from .test_matrix import arguments_of, assert_near, expected, specialization
 
 TARGET = targets.target("sm_90a")
@@ -211,15 +212,6 @@ def test_the_lane_machine_and_descriptors_agree_on_swizzled_places(along_depth: 
     rows, columns = np.arange(64 * panels)[:, None], np.arange(16)[None, :]
     wanted = fragments.swizzled(address + fragments.near_offsets(rows, columns, along_depth, panel_bytes))
     np.testing.assert_array_equal(found, wanted)
-
-
-def replaced(text: str, pattern: str, by: str, number: int | None) -> str:
-    """With the match of that number replaced, or all of them."""
-    assert re.search(pattern, text)
-    if number is None:
-        return re.sub(pattern, by, text)
-    found = list(re.finditer(pattern, text))[number]
-    return text[:found.start()] + found.expand(by) + text[found.end():]
 
 
 FAULTS = {

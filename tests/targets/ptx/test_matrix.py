@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -22,6 +23,7 @@ from sapper.tile.ops import TILE_OPS
 from sapper.tile.schedule import DimClass, Schedule, Specialization
 
 from .kernels import KERNELS, bf16_nn, bf16_nt
+from .left_out import replaced
 
 NUMPY = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}
 SHAPES = [{"M": 128, "N": 128, "K": 64}, {"M": 160, "N": 96, "K": 96}, {"M": 64, "N": 224, "K": 160}]
@@ -151,6 +153,35 @@ def without(text: str, part: str, number: int | None) -> str:
                                               ("cp.async.wait_group", 0), ("bar.warp.sync", None)])
 def test_no_meeting_can_be_left_out(part: str, number: int | None) -> None:
     """The same program without one of them is caught, or wrong."""
+    assert is_caught(lambda text: without(text, part, number))
+
+
+FAULTS = {
+    "copies are swizzled otherwise": (r"and\.b32 (%r\d+), (%r\d+), 7;", r"and.b32 \1, \2, 3;", 1),
+    "left fragments are": (r"and\.b32 (%r\d+), (%r\d+), 7;", r"and.b32 \1, \2, 3;", 3),
+    "right fragments are": (r"and\.b32 (%r\d+), (%r\d+), 7;", r"and.b32 \1, \2, 3;", 4),
+    "stages end one too early": (r"(add\.s64 %rd\d+, %rd\d+), 98304;", r"\1, 65536;", 0),
+    "stages end one too late": (r"(add\.s64 %rd\d+, %rd\d+), 98304;", r"\1, 131072;", 0),
+    "a stage begins in the one before": (r"(add\.s64 %rd\d+, %rd\d+), 32768;", r"\1, 16384;", 0),
+    "halves of the right fragment": (r"(mma\.sync\S+ \{[^}]*\}, \{[^}]*\}, \{)(%r\d+), (%r\d+)\}", r"\1\3, \2}", 5),
+    "rows of the left fragment": (r"(mma\.sync\S+ \{[^}]*\}, \{)(%r\d+), (%r\d+),", r"\1\3, \2,", 7),
+    "sums of another column": (r"(mma\.sync\S+ \{)(%r\d+), (%r\d+),", r"\1\3, \2,", 3),
+    "what lies past the depth": (r"selp\.b32 (%r\d+), 16, 0, (%p\d+);", r"mov.b32 \1, 16;", None),
+    "a row of another matrix": (r"(ldmatrix\.\S+ \{[^}]*\}, \[%r\d+)\+2048\]", r"\1+1920]", 0),
+    "the first stage is not committed": (r"cp\.async\.commit_group;", "", 0),
+    "those of the loop are not": (r"cp\.async\.commit_group;", "", 2),
+    "one copy too few is waited for": (r"cp\.async\.wait_group 1;", "cp.async.wait_group 2;", 0),
+    "a neighbour's sums": (r"(st\.shared\S* \[%r\d+)\+32\]", r"\1+64]", 0),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught(fault: str) -> None:
+    assert is_caught(lambda text: replaced(text, *FAULTS[fault]))
+
+
+def is_caught(change: Callable[[str], str]) -> bool:
+    """On the emulator: an error, or a wrong result."""
     known = specialization(bf16_nt, 64)
     compiled = compile_kernel(bf16_nt, {}, known.strides, dict.fromkeys("MNK", (4096, 64)), targets.target("sm_80"),
                               None, known.aligned)
@@ -158,14 +189,18 @@ def test_no_meeting_can_be_left_out(part: str, number: int | None) -> None:
     arguments = arguments_of(bf16_nt, extents)
     wanted = expected(bf16_nt, arguments)
     words = [arguments[s.split(".")[0]] if s.endswith("data") else extents[s.split(".")[1]] for s in compiled.slots]
-    faulty = emulate.load(without(compiled.text(), part, number))
+    faulty = emulate.load(change(compiled.text()))
     try:
         faulty.launch(grid=(1,), block=(128,), arguments=[np.zeros(64), 64, np.zeros(1024, np.uint8), *words],
                       shared_bytes=compiled.near_bytes, options=emulate.Options(lazy=True))
-    except emulate.EmulationError:
-        return
-    with pytest.raises(AssertionError):
         assert_near(arguments["c"], wanted)
+    except (emulate.EmulationError, AssertionError):
+        return True
+    return False
+
+
+def test_without_a_fault_nothing_is_caught() -> None:
+    assert not is_caught(lambda text: text)
 
 
 def test_what_the_matrix_instructions_do_not_take() -> None:
