@@ -94,7 +94,8 @@ def facts_of(target: Any, by_hand: bool = True) -> Facts:
                  transposes_by_scatter=target.lanes_are_threads,
                  run_bytes=target.run_bytes, many_workers=target.lanes_are_threads,
                  matrix=target.matrix, matrix_group=target.matrix_group, tiles=target.tiles, dots=target.dots,
-                 float8_rows=target.float8_rows, picks=target.picks, moves=target.moves,
+                 float8_rows=target.float8_rows, picks=target.picks, interleaves=target.interleaves,
+                 moves=target.moves,
                  family=target.family if by_hand else "",
                  features=target.features if by_hand else frozenset())
 

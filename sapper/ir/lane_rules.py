@@ -222,6 +222,12 @@ def _lane_zip(check: Checker, op: Op) -> None:
     check.results(op, type, type)
 
 
+def _lane_interleave(check: Checker, op: Op) -> None:
+    count = 4 if len(op.operands) > 2 else 2
+    check.operands(op, *[ROW_B32] * count)
+    check.results(op, *[ROW_B32] * count)
+
+
 def _memory(check: Checker, op: Op, first: int, gathered: bool = False) -> None:
     """The memory operand from operand `first` on, with a mask last if masked."""
     attributes = op.attributes
@@ -562,7 +568,7 @@ LANE_RULES: dict[str, Rule] = {
     "concat_bf16": _signature((ROW_F32, ROW_F32), (ROW_B32,)),
     "is_denormal": _signature((ROW_F32,), (MASK,)),
     "any_zero_bf16": _lane_any_zero,
-    "interleave": _signature((ROW_B32, ROW_B32), (ROW_B32, ROW_B32)),
+    "interleave": _lane_interleave,
     "warp": _signature((), (S64,)),
     "near_memory": _signature((), (S64,)),
     "sync_warps": nothing,

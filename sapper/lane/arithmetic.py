@@ -421,8 +421,9 @@ def pure_function(op: Op, lanes: int) -> Callable[..., Any] | None:
     if name == "zip":
         return lambda a, b: tuple(np.stack([a, b], axis=1).reshape(2, lanes))
     if name == "interleave":
-        return lambda a, b: tuple(np.stack([a.view(np.uint16), b.view(np.uint16)], axis=1).reshape(2, 2 * lanes).view(
-            np.uint32))
+        count, narrow = len(op.operands), np.dtype(f"u{4 // len(op.operands)}")
+        return lambda *parts: tuple(np.stack([part.view(narrow) for part in parts], axis=1).reshape(
+            count, count * lanes).view(np.uint32))
     return None
 
 

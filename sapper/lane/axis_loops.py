@@ -51,6 +51,7 @@ class WalkChoice:
     run: neighbours along the lane axis that a lane takes together (runs.py).
     depth_block: where not 0, all rows meet so many steps of the depth before any meets the next, and their sums pass
     from one block to the next through scratch memory. row_pieces: how many pieces of rows meet each block.
+    column_block: where not 0, so many columns meet it besides before any meets the next.
     parted: the axis whose rows, of those taken at once, come from as many places of it, each read on from there.
     """
 
@@ -77,6 +78,7 @@ class WalkChoice:
     parted: str | None = None
     depth_block: int = 0
     row_pieces: int = 1
+    column_block: int = 0
 
     @property
     def on_tiles(self) -> bool:

@@ -22,7 +22,15 @@ from .axis_loops import WalkChoice
 from .by_hand import Fit, fit
 from .packed import DOT2_BF16, FMA2_BF16, Dot, Packing, Term, dot_for, load_behind, slot_loads
 from .prefetches import FEW_ROWS, LINE_BYTES
-from .register_factors import ADDRESSED_ROWS, MUCH_ARITHMETIC, STAGE_ROWS, UNROLLED_INSTRUCTIONS, RegisterFactors
+from .register_factors import (
+    ADDRESSED_ROWS,
+    DEPTH_ROWS,
+    LANE_BYTES,
+    MUCH_ARITHMETIC,
+    STAGE_ROWS,
+    UNROLLED_INSTRUCTIONS,
+    RegisterFactors,
+)
 from .slots import PAIR
 from .state import Access, Open, Scalar, element_bytes
 from .tile_blocks import fit as fit_blocks
@@ -312,6 +320,7 @@ class Model(RegisterFactors):
             staged = [op for op in by_hand.staged if op not in panels]
         else:
             staged = self._staged(walk, lane, counts, order, contraction)
+        staged_panels = any(lane in axes_of(op.result) for op in staged)
         widened = [op for op in staged if op in panels]
         staged += [op for op in panels if op not in staged]
         if not panels:
@@ -330,20 +339,24 @@ class Model(RegisterFactors):
                           if self.is_contiguous(self.access(op), order[1], walk.reduced[0])]
         block_ahead = self._block_ahead(lane, counts, reduced, staged) if blocked and by_hand is None else []
         row_pieces = 1 if by_hand is not None or widened else self._row_pieces(lane, counts, order, panels)
-        depth_block = 0
+        depth_block = column_block = 0
         if row_pieces > 1:
             blocked, block_ahead, rows_ahead = False, [], []
             counts[order[-1]] = self.open[order[-1]].divisor // row_pieces
             step_bytes = sum(found.width * found.elements * element_bytes(self.access(op).dtype)
                              for op, found in panels.items())
             depth_block = max(1, self.block_bytes // DEPTH_BLOCKS // step_bytes // self.lanes) * self.lanes
+        if len(order) == 2 and order[0] == lane and not staged_panels and self.reads_in_blocks(walk, order[1], lane):
+            prefetched = self.matrices(walk, lane)
+            depth_block, width = DEPTH_ROWS // self.slot_elements, counts[lane] * self.lanes
+            column_block = max(1, self.block_bytes // 2 // (FEW_ROWS * LANE_BYTES * width)) * width
         parted = self._parted(walk, lane, counts, order, prefetched)
         joint, rolled = (self._joint(walk, lane, counts, order), self._rolled(walk, lane, counts, order)) \
             if parted is None else (None, None)
         return WalkChoice(lane, counts, order, reduced, staged, prefetched, joint, rolled,
                           by_hand=by_hand, widened=widened, blocked=blocked, rows_here=rows_here,
                           rows_ahead=rows_ahead, block_ahead=block_ahead, parted=parted,
-                          depth_block=depth_block, row_pieces=row_pieces)
+                          depth_block=depth_block, row_pieces=row_pieces, column_block=column_block)
 
     def _row_pieces(self, lane: str | None, counts: dict[str, int], order: list[str], panels: dict[Op, Panels]) -> int:
         """Into how many pieces few rows are parted that meet a block of packed panels' depth before any meets the next;
@@ -482,10 +495,20 @@ class Model(RegisterFactors):
             return Term(unsigned.index(True))
         spans = [lane in v.type.axes for v in op.operands]  # type: ignore[union-attr]
         turned = spans.index(False) if False in spans else 0
+        if lane != depth and self._meets_alone(op.operands[turned], op.operands[1 - turned], lane):
+            turned = 1 - turned
         if lane == depth:
             rows = [self._extent(v, depth) for v in op.operands]
             turned = int(rows[1] > rows[0])
         return Term(1 - turned if unsigned[0] else turned, turned)
+
+    def _meets_alone(self, row: Value, matrix: Value, lane: str | None) -> bool:
+        """Whether a single row meets a matrix whose bytes are interleaved where it lies: it has one sum that mends, and
+        each vector of the matrix has to be turned once, or else a sum of its own."""
+        load = load_behind(matrix)
+        in_place = load is not None and self.panels_of(load) is None and lane in axes_of(matrix)
+        return in_place and self.facts.interleaves and all(
+            self.extent_hint(axis) == 1 for axis in axes_of(row) if axis not in axes_of(matrix))
 
     def _extent(self, value: Value, depth: str) -> int:
         """Typical number of elements of a value at one place of an axis."""
@@ -631,10 +654,12 @@ class Model(RegisterFactors):
                 well = not whole or self._reads_well(op, row_axis, depth_axis, counts)
                 if panel and few:
                     # Nor is one that is read once, for all rows, nor one for what is computed here and then kept.
+                    meets = self._meets_rows_in_memory(walk, row_axis, lane)
                     panel = self.access(op).axes.get(depth_axis) != element_bytes(self.access(op).dtype) and (
                         self.extent_hint(lane) > counts[lane] * self.lanes
-                        and self.extent_hint(row_axis) > counts[row_axis]
-                        and (self.packing is not None or not self._meets_rows_in_memory(walk, row_axis, lane))
+                        and (self.rows_hint if meets else self.extent_hint)(row_axis) > counts[row_axis]
+                        and (self.packing is not None or not meets)
+                        and not self.reads_in_blocks(walk, row_axis, lane)
                         and not any(v in self.slot_axes for v in reduction.operands))
                 if panel or (rows and again and not well):
                     staged.append(op)

@@ -185,9 +185,9 @@ LANE_OPS = OpTable("lane", [
     OpSpec("any_zero_bf16", (1, None),
            doc="b32 rows -> s64: 1 if any of their elements, two of bf16 a slot, is 0 or -0; only where the target has "
                "it"),
-    OpSpec("interleave", (2, 2), (2, 2),
-           doc="a, b (b32, two elements of 16 bits each) -> low, high: low[i] is element i of a and, in the upper "
-               "half, of b, high[i] element lanes + i; only where the target has it"),
+    OpSpec("interleave", (2, 4), (2, 4),
+           doc="two rows<b32> of two elements of 16 bits in each slot, or four of four bytes -> as many: element j of "
+               "slot i of row n is element n * lanes + i of operand j; only where the target has it"),
     # Several warps, near memory, matrix instructions.
     OpSpec("warp", (0, 0), doc="index of this warp in its worker, from 0"),
     OpSpec("near_memory", (0, 0), doc="address of the worker's near memory, whose size is the attribute `near_bytes`"),

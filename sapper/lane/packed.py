@@ -27,7 +27,7 @@ from ..ir.types import FLOAT8, ROW_B32, ROW_I32, DType, TileType, b32, bf16, f32
 from ..tile.affine import affine
 from ..tile.schedule import Facts, Panels
 from .rows import LoweringError, RowEvaluation
-from .state import Access, Open, Scalar, element_bytes, row_dtype
+from .state import Access, Open, element_bytes, row_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,40 +291,46 @@ class PackedRows(RowEvaluation):
             return self.fetch_row(slots, b32, at, level, mask)
         # The elements of a slot lie apart: rows of them, joined.
         lane = next((a for a in t.axes if self.bound[a].lane), None)
-        if size == 2 and mask is None and lane is not None and self.bound[lane].count % 2 == 0 and (
-                slots.axes.get(lane) == size):
-            return self._interleaved(op, slots, step, lane, at, level)
+        if (size == 2 or self.facts.interleaves) and mask is None and lane is not None and (
+                self.bound[lane].count % self.slot_elements == 0 and slots.axes.get(lane) == size):
+            return self._interleaved(op, lane, at, level)
         joined: Value | None = None
-        narrow = u8 if size == 1 else i16
         for number in range(self.slot_elements):
-            part = Access(self.add(slots.base, self.mul(step, number)), slots.disp, slots.axes, narrow)
-            if isinstance(step, int):
-                part.base, part.disp = slots.base, slots.disp + step * number
-            row = self.fetch_row(part, i32, at, level, mask)
+            row = self.fetch_row(self.neighbour(op, number), i32, at, level, mask)
             bits = 8 * size * number
             if bits:
                 row = self.emit(level, "shl", [row], ROW_I32, amount=bits)
-            elif narrow is i16:
+            elif size == 2:
                 row = self.emit(level, "and", [row, self.constant(0xFFFF, i32)], ROW_I32)
             joined = row if joined is None else self.emit(level, "or", [joined, row], ROW_I32)
         assert joined is not None
         return self.emit(level, "bitcast", [joined], ROW_B32)
 
-    def _interleaved(self, op: Op, slots: Access, step: Scalar, lane: str, at: dict[str, int], level: int) -> Value:
-        """The same by two: two vectors of elements of either neighbour give two rows of slots."""
-        first = {**at, lane: at[lane] & -2}
+    def neighbour(self, op: Op, number: int) -> Access:
+        """Where element `number` of each slot of a load lies, if those of a slot are apart."""
+        assert self.packing is not None
+        slots, access = self.operand_access(op), self.access(op)
+        step = access.axes[self.packing.depth]
+        part = Access(slots.base, slots.disp, slots.axes, u8 if element_bytes(access.dtype) == 1 else i16)
+        if isinstance(step, int):
+            part.disp += step * number
+        else:
+            part.base = self.add(slots.base, self.mul(step, number))
+        return part
+
+    def _interleaved(self, op: Op, lane: str, at: dict[str, int], level: int) -> Value:
+        """The same of as many vectors as a slot has elements: one of each neighbour give as many rows of slots."""
+        count = self.slot_elements
+        first = {**at, lane: at[lane] // count * count}
         memo = self.levels[level].memo
         key = ("interleaved", op, tuple(first.items()))
         if key not in memo:
             rows = []
-            for number in range(2):
-                part = Access(self.add(slots.base, self.mul(step, number)), slots.disp, slots.axes, i16)
-                if isinstance(step, int):
-                    part.base, part.disp = slots.base, slots.disp + step * number
-                operands, attributes = self.address(part, first)
+            for number in range(count):
+                operands, attributes = self.address(self.neighbour(op, number), first)
                 rows.append(self.emit(level, "load", operands, ROW_B32, dtype=b32, masked=False, **attributes))
-            memo[key] = self.emit_pair(level, "interleave", rows, {})
-        found: Value = memo[key][at[lane] & 1]
+            memo[key] = self.emit_rows(level, "interleave", rows, {})
+        found: Value = memo[key][at[lane] % count]
         return found
 
     def rows_at_once(self, reductions: list[Op]) -> int:

@@ -14,8 +14,8 @@ from ..ir.nodes import Function, Op, Value
 from ..ir.types import TileType, bf16, index
 from ..tile.affine import affine
 from ..tile.plan import COSTLY, LATE, Walk, axes_of
-from ..tile.schedule import Facts, LoweringError, Panels, Schedule, Specialization
-from .prefetches import LINE_BYTES
+from ..tile.schedule import DimClass, Facts, LoweringError, Panels, Schedule, Specialization
+from .prefetches import FEW_ROWS, LINE_BYTES
 from .state import Capacity, element_bytes
 from .walk import WalkLowering
 
@@ -55,6 +55,13 @@ is joined anew for each piece of rows."""
 
 WIDE_PANEL, LANE_BYTES = 4, 4
 """Vectors of a panel that many rows meet where two multiply-adds start in a cycle; bytes of a lane."""
+
+DEPTH_ROWS, LONG_LINES, SLOT_BYTES = 64, 8, 4
+"""Rows of a matrix [in, out] in memory that few rows meet before any meets the next ones (reads_in_blocks), and of how
+many lines these are at least; bytes of a slot. Measured on a Zen 4, 1, 4 and 16 rows by 4096 x 4096, in ms, 3 vectors
+by 8 rows and all of the depth for them, and a line of each row of such blocks: f32 6.40, 3.99, 6.15 and 3.23, 4.06,
+6.34, bf16 3.34, 2.02, 3.84 and 1.72, 1.83, 3.44; i8 of 1, 4 and 8 rows, copied in panels of 4 vectors, 2.12, 1.69, 2.03
+and 1.01, 0.88, 1.41. Blocks of 32, 128 or 256 rows take about the same. Plain reads take 0.5 to 0.65 for i8."""
 
 STREAMS = 4
 """Rows that are read from memory side by side. Measured on a Granite Rapids, argmax of 512 rows of 49152: 17.6 GB/s row
@@ -208,6 +215,8 @@ class RegisterFactors(WalkLowering):
                         most = min(most, SET_ROWS)
                     if self._meets_rows_in_memory(walk, rows[0], lane):
                         most = min(most, ADDRESSED_ROWS)
+                        if self.reads_in_blocks(walk, rows[0], lane):
+                            most = min(most, registers // 2 // vectors)
                     # Nor far fewer than fit: each piece of rows reads all of the second operand again.
                     fewest = max(min(hidden, most), -(-most * 3 // 4))
                     counts[rows[0]] = self._fit(rows[0], most, False, fewest, 2)
@@ -223,11 +232,13 @@ class RegisterFactors(WalkLowering):
                 first = self._fit(rows[0], self._streamed_rows(walk, rows[0], lane, fixed), False)
                 if len(rows) > 1:
                     first = self._fit(rows[0], 4, False)
-                    if self.requests.stream_level == 1 and self.extent_hint(rows[1]) < STAGE_ROWS and (
-                            first * self._row_bytes(walk, rows[0], lane) > self.facts.l1_bytes // 4):
+                    long = first * self._row_bytes(walk, rows[0], lane) > self.facts.l1_bytes // 4
+                    if (long and self.extent_hint(rows[1]) < STAGE_ROWS and self.facts.vector_registers >= 32
+                            and not self.requests.line_by_line):
                         # Few rows meet more of the other matrix, which comes from memory, unless the first cache holds
                         # it for all of them. Measured on a Zen 5, 16 rows by 4096 x 4096, 6 x 4 and 4 x 6: f32 46 and
-                        # 41 % of the floor, bf16 45 and 40; 4 rows of i8 84 and 95 % of memory.
+                        # 41 % of the floor, bf16 45 and 40; 4 rows of i8 84 and 95 % of memory. On a Zen 4, 4 and 16
+                        # rows: f32 3.20 and 5.17 ms in place of 3.68 and 5.81, bf16 1.56 and 2.51 of 2.37 and 4.03.
                         first = self._fit(rows[0], 6, False, fewest=5)
                 counts[rows[0]] = min(first, budget)
                 if len(rows) > 1:
@@ -252,7 +263,9 @@ class RegisterFactors(WalkLowering):
                     at_once = prod(counts[a] for a in outer if a != lane)
                     if self.requests.line_by_line and fixed == 1 and outer and at_once <= LINES_AT_ONCE:
                         unrolled = LINES_AT_ONCE // at_once
-                    if lane in outer and counts[lane] * several >= WIDE_VECTORS and not self.facts.many_workers:
+                    wide = lane in outer and counts[lane] * several >= WIDE_VECTORS and not self.facts.many_workers
+                    if wide or (accumulators >= 2 * self.facts.fma_latency and len(rows) == 1
+                                and self.reads_in_blocks(walk, rows[0], lane)):
                         unrolled = 1     # there are sums enough, and a row after the other is read
                     if self.requests.stream_level == 1 and fixed > 1 and lane in outer and (
                             accumulators > 2 * self.facts.fma_latency):
@@ -353,8 +366,10 @@ class RegisterFactors(WalkLowering):
         two: 128 x 1024 x 14336 175 and 191, 512 x 2048 x 4096 220 and 231, x 2048 251 and 246."""
         if self._takes_whole_rows(rows, fixed, lane):
             return -(-self.extent_hint(lane) // self.lanes)
-        if not rows or self.facts.fma_per_cycle < 2 or self.facts.vector_registers < 32:
+        if not rows or self.facts.vector_registers < 32:
             return 2
+        if self.facts.fma_per_cycle < 2:
+            return self._line_vectors(walk, lane) if self.reads_in_blocks(walk, rows[0], lane) else 2
         few = self.extent_hint(rows[0]) < STAGE_ROWS or self.panel_width(lane) > 1
         if self._meets_rows_in_memory(walk, rows[0], lane):
             few_vectors = FEW_VECTORS if self.packing is None else FEW_COPIED_VECTORS
@@ -390,6 +405,44 @@ class RegisterFactors(WalkLowering):
             return False
         matrices = [op for op in self.reads(walk) if lane in axes_of(op.result) and axis not in axes_of(op.result)]
         return bool(matrices) and all(self._lies_along_lanes(op, lane) for op in matrices)
+
+    def reads_in_blocks(self, walk: Walk, axis: str, lane: str | None) -> bool:
+        """Whether few rows meet a matrix [in, out] in memory in blocks of its depth, of which the columns go by inside:
+        a line of each row of a block, then the next ones. All of the depth for a few columns would take a line here and
+        there from every page of the matrix. The sums wait in scratch memory meanwhile. Bytes are joined to slots anew
+        for each piece of rows: more than two of these are worth a copy. Where two multiply-adds start in a cycle,
+        several lines of each row are read at once instead (WIDE_VECTORS)."""
+        depth = walk.reduced[0] if len(walk.reduced) == 1 else None
+        if depth not in self.open or len(walk.reductions) > 1 or walk.inner or self.facts.fma_per_cycle >= 2:
+            return False
+        if self.schedule.stage is not None or self.schedule.order or not all(isinstance(r, Op) for r in walk.after):
+            return False
+        joined = self.packing is not None and self.packing.dot.elements == SLOT_BYTES
+        if joined and not self.facts.interleaves:
+            return False
+        most = FEW_ROWS if joined else STAGE_ROWS
+        return (lane in self.open and not self._takes_whole_rows([axis], 1, lane)
+                and self.extent_hint(lane) >= LONG_LINES * self._line_vectors(walk, lane) * self.lanes
+                and self.extent_hint(depth) * self.slot_elements >= 2 * DEPTH_ROWS
+                and self.is_bounded(axis) and self.rows_hint(axis) < most
+                and self._meets_rows_in_memory(walk, axis, lane))
+
+    def rows_hint(self, axis: str) -> int:
+        """Typical extent of an axis of which a task has all; what its class has at least, where that is more."""
+        capacity, hint = self.open[axis].capacity, self.extent_hint(axis)
+        if capacity is None or not capacity.dims:
+            return hint
+        classes = [self.specialization.dims.get(dim, DimClass()) for dim in capacity.dims]
+        return max(hint, capacity.constant * prod(found.divisor for found in classes))
+
+    def _line_vectors(self, walk: Walk, lane: str) -> int:
+        """Vectors whose lanes are a line of each row of what a walk reads along them."""
+        sizes = [element_bytes(self.access(op).dtype) for op in self.matrices(walk, lane)]
+        return max(1, LINE_BYTES // (min(sizes) * self.lanes)) if sizes else 1
+
+    def matrices(self, walk: Walk, lane: str | None) -> list[Op]:
+        """What a walk reads along its lanes and all that it reduces."""
+        return [op for op in self.reads(walk) if {lane, *walk.reduced} <= set(axes_of(op.result))]
 
     def _lies_along_lanes(self, op: Op, lane: str) -> bool:
         access = self.access(op)

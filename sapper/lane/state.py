@@ -177,11 +177,16 @@ class State:
     def emit_pair(self, depth: int, name: str, operands: list[Value],
                   attributes: dict[str, Any]) -> tuple[Value, Value]:
         """An op of two rows that gives two of their type."""
+        low, high = self.emit_rows(depth, name, operands, attributes)
+        return low, high
+
+    def emit_rows(self, depth: int, name: str, operands: list[Value], attributes: dict[str, Any]) -> list[Value]:
+        """An op of rows that gives as many of their type."""
         op = Op(name, operands, [v.type for v in operands], attributes, None, self.location)
         self.levels[depth].builder.block.ops.append(op)
         for result in op.results:
             self.depths[result] = depth
-        return op.results[0], op.results[1]
+        return list(op.results)
 
     def effect(self, name: str, operands: list[Value], **attributes: Any) -> None:
         self.levels[-1].builder.block.ops.append(Op(name, operands, (), attributes, None, self.location))

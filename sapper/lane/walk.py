@@ -90,8 +90,10 @@ class WalkLowering(Reductions):
                     outer(k + 1)
                     return carried
 
-                if choice.depth_block and k == len(order) - 1:
-                    self._depth_blocks(walk, choice)
+                if choice.column_block and k == 0:
+                    self._column_blocks(choice, axis, lambda: self._depth_blocks(walk, choice, order))
+                elif choice.depth_block and not choice.column_block and k == len(order) - 1:
+                    self._depth_blocks(walk, choice, order[-1:])
                 elif axis == choice.parted:
                     self.parted_loop(axis, choice.counts[axis], body)
                 elif choice.blocked and k == 0:
@@ -177,48 +179,80 @@ class WalkLowering(Reductions):
         else:
             self._finish(walk, choice, accumulators)
 
-    def _depth_blocks(self, walk: Walk, choice: WalkChoice) -> None:
-        """All of the walk at one piece of the lane axis: the pieces of rows at one block of the depth after another,
-        and at what is left of it. Between these the sums are in scratch memory."""
-        row_axis, (depth_axis,) = choice.order[-1], choice.reduced
+    def _column_blocks(self, choice: WalkChoice, lane: str, body: Callable[[], None]) -> None:
+        """Run `body` with the lane axis open to as many columns at a time as have their sums in scratch memory."""
+        o, size = self.open[lane], choice.column_block
+
+        def block(start: Value) -> None:
+            extent = self.scalar("s_min", self.sub(self.add(o.offset, o.extent), start), size)
+            self.open[lane] = Open(start, extent, min(o.hint, size), gcd(o.divisor, size), Capacity(size))
+            body()
+
+        self.counted(lane, o.offset, self.add(o.offset, o.extent), size, block)
+        self.open[lane] = o
+
+    def _depth_blocks(self, walk: Walk, choice: WalkChoice, axes: list[str]) -> None:
+        """All of the walk at one piece of the axes that are not among these: their pieces at one block of the depth
+        after another, and at what is left of it. Between these the sums are in scratch memory."""
+        (depth_axis,) = choice.reduced
         depth, size = self.open[depth_axis], choice.depth_block
         places: dict[Op, Access] = {}
 
-        def over_rows(body: Callable[[list[Accumulator]], None]) -> None:
+        def over_pieces(body: Callable[[list[Accumulator]], None], number: int = 0) -> None:
             def piece(carried: Carried) -> Carried:
-                body(self._start_all(walk, choice, 1))
+                if number + 1 < len(axes):
+                    over_pieces(body, number + 1)
+                else:
+                    body(self._start_all(walk, choice, 1))
                 return carried
 
-            self.axis_loop(row_axis, choice.counts[row_axis], False, [], piece)
+            axis = axes[number]
+            tails = self._tails(axis, choice.counts[axis]) if choice.column_block else None
+            self.axis_loop(axis, choice.counts[axis], axis == choice.lane, [], piece, tails=tails)
 
         def keep(accumulators: list[Accumulator]) -> None:
             for a in accumulators:
                 if a.op not in places:
-                    places[a.op] = self._place_of_sums(a, row_axis)
+                    places[a.op] = self._place_of_sums(a, axes)
                 for (point, _), row in a.rows.items():
                     at = dict(zip(axes_of(a.op.result), point, strict=True))
                     operands, attributes = self.address(places[a.op], at)
                     self.effect("store", [row, *operands], dtype=places[a.op].dtype, masked=False, streaming=False,
                                 **attributes)
 
+        def kept(a: Accumulator) -> dict[tuple[tuple[int, ...], int], Value]:
+            rows = {}
+            for (point, slot), row in a.rows.items():
+                at = dict(zip(axes_of(a.op.result), point, strict=True))
+                operands, attributes = self.address(places[a.op], at)
+                rows[point, slot] = self.emit(self.depth, "load", operands, row.type, dtype=places[a.op].dtype,
+                                              masked=False, **attributes)
+            return rows
+
+        def zero(row: Value) -> Value:
+            assert isinstance(row.type, RowType)
+            return self.constant(0.0 if row.type.dtype.is_float else 0, row.type.dtype)
+
         def add_to(accumulators: list[Accumulator], part: Open) -> None:
+            """Add what a part of the depth makes. What all columns go by has sums of its own: these round less."""
             for a in accumulators:
-                for (point, slot), row in a.rows.items():
-                    at = dict(zip(axes_of(a.op.result), point, strict=True))
-                    operands, attributes = self.address(places[a.op], at)
-                    a.rows[point, slot] = self.emit(self.depth, "load", operands, row.type, dtype=places[a.op].dtype,
-                                                    masked=False, **attributes)
+                a.rows = {key: zero(row) for key, row in a.rows.items()} if choice.column_block else kept(a)
             self.depth_part = part
             carried = [v for a in accumulators for v in a.carried()]
             self._unpack(accumulators, self._reduce(walk, choice, 0, accumulators, carried, part))
             self.depth_part = None
+            if choice.column_block:
+                for a in accumulators:
+                    for key, row in kept(a).items():
+                        a.rows[key] = self.emit(self.depth, "add", [row, a.rows[key]], row.type)
 
         def block(start: Value) -> None:
             def piece(accumulators: list[Accumulator]) -> None:
                 add_to(accumulators, Open(start, size, size, size, None))
+                self._take_errors_off(accumulators)
                 keep(accumulators)
 
-            over_rows(piece)
+            over_pieces(piece)
 
         def last(accumulators: list[Accumulator]) -> None:
             add_to(accumulators, rest)
@@ -229,22 +263,22 @@ class WalkLowering(Reductions):
                     self._unpack(accumulators, self._reduce(walk, plain, 0, accumulators, carried))
             self._finish_piece(walk, choice, accumulators)
 
-        over_rows(keep)
+        over_pieces(keep)
         end = self.add(depth.offset, self.sub(depth.extent, self.scalar("s_mod", depth.extent, size)))
         self.counted(depth_axis, depth.offset, end, size, block)
         rest = Open(end, self.sub(self.add(depth.offset, depth.extent), end), depth.hint, gcd(depth.divisor, size))
-        over_rows(last)
+        over_pieces(last)
 
-    def _place_of_sums(self, a: Accumulator, row_axis: str) -> Access:
-        """Scratch memory for the sums of all rows, at the piece of the lane axis that is bound."""
-        row, rows = next(iter(a.rows.values())), self.open[row_axis]
+    def _place_of_sums(self, a: Accumulator, walked: list[str]) -> Access:
+        """Scratch memory for the sums along all of some axes, at the pieces of the others that are bound."""
+        row = next(iter(a.rows.values()))
         assert isinstance(row.type, RowType)
         axes = [(axis, self.extent_of_buffer(axis, a.op.result))
                 for axis in sorted(axes_of(a.op.result), key=lambda axis: self.bound[axis].lane)]
         access = self.allocate(a.op.result, row.type.dtype, axes)
         access.relative = False
         for axis, step in access.axes.items():
-            first = rows.offset if axis == row_axis else self.bound[axis].offset
+            first = self.open[axis].offset if axis in walked else self.bound[axis].offset
             access.base = self.sub(access.base, self.mul(first, step))
         return access
 

@@ -138,8 +138,9 @@ class Facts:
     dot products that the target has and that the model may choose (sapper/lane/packed.py). float8_rows: rows of fp8
     that are best read from memory at once. family, features: which
     pieces by hand (lang/by_hand.py) the target takes; a family of "" takes none. picks: a lane may take any other of
-    the same register by an index, in one instruction, so that small tables stay in registers. moves: what it takes to
-    bring elements to other lanes, where lanes are threads.
+    the same register by an index, in one instruction, so that small tables stay in registers. interleaves: bytes of
+    four rows become slots of four in few instructions. moves: what it takes to bring elements to other lanes, where
+    lanes are threads.
     """
 
     lanes: int = 16
@@ -166,6 +167,7 @@ class Facts:
     family: str = ""
     features: frozenset[str] = frozenset()
     picks: bool = False
+    interleaves: bool = False
     moves: Moves | None = None
 
     @property

@@ -745,17 +745,24 @@ def test_dot_products(target: Target) -> None:
                                   [f32], bf16, denormals=denormals)
                 code = program.check(target)
                 assert ("vcvtneps2bf16" in code.text) == (denormals == "none")
-            pairs = [np.arange(n, n + COUNT * lanes, dtype=np.uint32) * 0x10003 for n in (0, 5)]
-            for half in (0, 1):
-                program = rowwise(lanes, pairs, np.zeros(COUNT * lanes, np.uint32), lambda b, v, half=half: b.add(
-                    "interleave", v, [ROW_B32] * 2).results[half], [b32, b32], b32)
-                program.check(target)
     for name, acc, feature in (("dot2_bf16", f32, "avx512_bf16"), ("dot4_u8i8", i32, "avx_vnni")):
         if target.name == "v3":
             program = rowwise(8, [np.zeros(8, NUMPY[acc.name]), np.zeros(8, np.uint32)], np.zeros(8, NUMPY[acc.name]),
                               lambda b, v, name=name: b.value(name, [v[0], v[1], v[1]], v[0].type), [acc, b32], acc)
             with pytest.raises(ValueError, match=rf"{feature}.*legal_ops"):
                 program.check(target)
+
+
+@pytest.mark.parametrize("target", MACHINES, ids=lambda t: t.name)
+@pytest.mark.parametrize("count", [2, 4])
+def test_elements_are_interleaved(target: Target, count: int) -> None:
+    for lanes in (4, 8, 16):
+        if lanes > target.lanes:
+            continue
+        rows = [sample("b32", COUNT * lanes, n) for n in range(count)]
+        for number in range(count):
+            rowwise(lanes, rows, np.zeros(COUNT * lanes, np.uint32), lambda b, v, number=number: b.add(
+                "interleave", v, [ROW_B32] * count).results[number], [b32] * count, b32).check(target)
 
 
 @pytest.mark.parametrize("target", BOTH, ids=lambda t: t.name)

@@ -1,4 +1,5 @@
-"""Few rows, but more than the registers hold, that meet packed panels in blocks of the depth."""
+"""Few rows that meet a matrix in blocks of the depth: more than the registers hold, if it is packed in panels; any, if
+it lies [in, out] in memory."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sapper import Tensor, dims, i8, i32, kernel, tiles, u8, zeros
 from sapper.codegen.pipeline import facts_of, panels_of_kernel
 from sapper.ir.nodes import Block, Function
 from sapper.kernels import library
@@ -48,11 +50,11 @@ def run(name: str, rows: int, columns: int, depth: int, facts: Facts = FACTS, sc
     return lane
 
 
-def in_blocks(lane: Function) -> bool:
+def in_blocks(lane: Function, loops: tuple[str, ...] = ("k", "m", "k")) -> bool:
     """Whether loops over the depth stand in one over rows, and that in one over the depth."""
     def found(block: Block, around: tuple[Any, ...]) -> bool:
         labels = [(op, (*around, op.attributes.get("label"))) for op in block.ops if op.blocks]
-        return any(label[-3:] == ("k", "m", "k") or found(inner, label) for op, label in labels for inner in op.blocks)
+        return any(label[-len(loops):] == loops or found(inner, label) for op, label in labels for inner in op.blocks)
 
     return found(lane.body, ())
 
@@ -90,3 +92,83 @@ def test_each_line_of_a_panel_is_asked_for_once_a_block_ahead(name: str, depth: 
     lines = 4 * slots * 2
     assert len(asked) == len(set(asked)) == lines
     assert sum(early.values()) == lines - STEPS * 2
+
+
+IN_MEMORY = replace(facts_of(TARGETS["zen4"]), l2_bytes=4 * 64 * 64)
+"""Sums of 64 columns at a time."""
+PLAIN_NAMES = ("matmul_nn_f32", "matmul_nn_bf16", "matmul_nn_bf16_bf16", "matmul_nn_i8")
+
+
+def run_plain(name: str, rows: int, columns: int, depth: int, facts: Facts = IN_MEMORY,
+              schedule: Schedule | None = None, workers: int = 1) -> Function:
+    """The same as `run` with both matrices as they are."""
+    entry = LIBRARY[name]
+    function = reduce_loops(entry.kernel.tile_ir())
+    canonicalize(function)
+    arguments = entry.make_arguments(np.random.default_rng(1), {"M": rows, "N": columns, "K": depth})
+    hints = {"M": 1 if rows == 1 else 8 if rows <= 16 else 64, "N": 512, "K": 512}
+    lane = run_lane(function, arguments, schedule, facts, specialize(function, arguments, hints), workers)
+    assert entry.compare(arguments, entry.reference(arguments)) is None
+    return lane
+
+
+@pytest.mark.parametrize("name", PLAIN_NAMES)
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_columns_go_by_inside_a_block_of_rows_in_memory(name: str, rows: int) -> None:
+    for columns, depth, workers in ((150, 64, 1), (64, 131, 1), (70, 200, 2), (200, 3, 2)):
+        lane = run_plain(name, rows, columns, depth, workers=workers)
+        assert in_blocks(lane, ("k", "n", "m", "k"))
+    asked = [op for op in lane.walk() if op.name == "prefetch"]
+    assert asked
+
+
+@settings(max_examples=examples(10), deadline=None)
+@given(st.sampled_from(PLAIN_NAMES), st.integers(1, 16), st.integers(1, 140), st.integers(1, 300), st.integers(1, 3))
+def test_any_rows_in_memory(name: str, rows: int, columns: int, depth: int, workers: int) -> None:
+    run_plain(name, rows, columns, depth, workers=workers)
+
+
+def test_only_where_few_rows_meet_them_once() -> None:
+    inside = ("k", "n", "m", "k")
+    assert in_blocks(run_plain("matmul_nn_f32", 16, 64, 70), inside)
+    assert not in_blocks(run_plain("matmul_nn_i8", 16, 64, 70), inside)         # joined once: they are copied
+    assert not in_blocks(run_plain("matmul_nn_f32", 40, 64, 70), inside)
+    assert not in_blocks(run_plain("matmul_nn_f32", 4, 64, 70, schedule=Schedule(order=("n", "m"))), inside)
+    other = replace(IN_MEMORY, fma_per_cycle=2.0)
+    assert not in_blocks(run_plain("matmul_nn_f32", 4, 64, 70, other), inside)
+
+
+def test_a_single_row_has_one_sum_that_mends() -> None:
+    """The bytes of the matrix are turned, not those of the row: a dot product for each vector and one for the row."""
+    lane = run_plain("matmul_nn_i8", 1, 64, 128)
+    joined = [block for op in lane.walk() for block in op.blocks if any(o.name == "interleave" for o in block.ops)]
+    assert joined
+    for block in joined:
+        names = [op.name for op in block.ops]
+        assert names.count("dot4_u8i8") * 4 == names.count("interleave") * 4 * 5
+
+
+M, N, K = dims("M N K")
+
+
+@kernel
+def product_and_more(a: Tensor[u8, M, K], b: Tensor[i8, K, N], d: Tensor[i32, M, N], c: Tensor[i32, M, N]):
+    for m, n in tiles(M, N):
+        acc = zeros(m, n, dtype=i32)
+        for k in tiles(K):
+            acc += a[m, k] @ b[k, n]
+        c[m, n] = acc + d[m, n]
+
+
+def test_what_sums_begin_with_is_added_once() -> None:
+    function = reduce_loops(product_and_more.tile_ir())
+    canonicalize(function)
+    random = np.random.default_rng(1)
+    arguments = {"a": random.integers(0, 256, (3, 200)).astype(np.uint8), "d": random.integers(-9, 9, (3, 150)).astype(
+        np.int32), "b": random.integers(-128, 128, (200, 150)).astype(np.int8), "c": np.zeros((3, 150), np.int32)}
+    arguments = {name: arguments[name] for name in "abdc"}
+    hints = {"M": 8, "N": 512, "K": 512}
+    lane = run_lane(function, arguments, facts=IN_MEMORY, specialization=specialize(function, arguments, hints))
+    assert in_blocks(lane, ("k", "n", "m", "k"))
+    np.testing.assert_array_equal(
+        arguments["c"], arguments["a"].astype(np.int32) @ arguments["b"].astype(np.int32) + arguments["d"])

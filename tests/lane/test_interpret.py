@@ -194,14 +194,16 @@ def test_packing_and_interleaving() -> None:
     packed = rows("pack_bf16", ["f32", "f32"], "b32", values)
     halves = np.array(packed, np.uint32).view(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(halves, [1.0, -3.0, 1.0, 1 + 2.0**-6, 0.0, 0.5, INF, 2.0])
-    x = np.arange(16, dtype=np.uint16)
-    y = np.zeros_like(x)
-    body = "".join([f"%a{n}: row<b32> = load %x_data {{dtype = :b32, disp = {16 * n}}}\n" for n in range(2)])
-    body += "%b0: row<b32>, %b1: row<b32> = interleave %a0, %a1\n"
-    body += "".join([f"store %b{n}, %y_data {{dtype = :b32, disp = {16 * n}}}\n" for n in range(2)])
-    function = program(body, 4, ("x.data", "y.data"))
-    run(function, *bind_arguments(function, {"x": x, "y": y}))
-    np.testing.assert_array_equal(y, x.reshape(2, 8).T.reshape(16))
+    for count in (2, 4):
+        x = np.arange(4 * count * count, dtype=f"u{4 // count}")
+        y = np.zeros_like(x)
+        body = "".join([f"%a{n}: row<b32> = load %x_data {{dtype = :b32, disp = {16 * n}}}\n" for n in range(count)])
+        made, taken = ([f"%{name}{n}" for n in range(count)] for name in "ba")
+        body += f"{', '.join([f'{name}: row<b32>' for name in made])} = interleave {', '.join(taken)}\n"
+        body += "".join([f"store %b{n}, %y_data {{dtype = :b32, disp = {16 * n}}}\n" for n in range(count)])
+        function = program(body, 4, ("x.data", "y.data"))
+        run(function, *bind_arguments(function, {"x": x, "y": y}))
+        np.testing.assert_array_equal(y, x.reshape(count, 4 * count).T.reshape(-1))
 
 
 # FMA.

@@ -21,7 +21,8 @@ from .run_lane import run_lane, specialize
 
 M, N, K, B = dims("M N K B")
 DOT_NAMES = frozenset(dot.name for dot in DOTS)
-MACHINES = {lanes: Facts(lanes=lanes, vector_registers=2 * lanes, dots=DOT_NAMES, l2_bytes=512 * lanes)
+MACHINES = {lanes: Facts(lanes=lanes, vector_registers=2 * lanes, dots=DOT_NAMES, l2_bytes=512 * lanes,
+                         interleaves=True)
             for lanes in (4, 8, 16)}
 ORDERS = ("nn", "nt", "tn", "tt")
 PAIRS = ((i8, i8, i32), (u8, i8, i32), (i8, u8, i32), (u8, u8, i32), (bf16, bf16, f32))

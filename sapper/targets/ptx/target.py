@@ -52,6 +52,7 @@ class Target:
     float8_rows: int = 1
     picks: bool = False
     """A shuffle needs all lanes, and is as slow as a read of shared memory."""
+    interleaves: bool = False
     moves: Moves = MOVES
     matrix_group: MatrixGroup | None = None
     tiles: None = None

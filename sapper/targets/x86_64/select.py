@@ -111,7 +111,7 @@ def legal_ops(target: Any) -> frozenset[str]:
     """Lane ops with instructions of their own here, among those that not every target has."""
     features = frozenset(target.features)
     legal = {"scale_exponent", "round", "floor", "ceil", "trunc", "float8", "dot2_i16", "pairs_u8i8", "add_i16",
-             "widen_bytes"}
+             "widen_bytes", "interleave"}
     if features >= _OPMASK_FEATURES:
         legal |= {"lookup", "fraction", "copy_sign"}
     if target.float8_rows > 1:
@@ -120,7 +120,7 @@ def legal_ops(target: Any) -> frozenset[str]:
         legal |= {"tile_configure", "tile_release", "tile_zero", "tile_load", "tile_store", "tile_multiply",
                   "tile_wake"}
     if "dot2_bf16" in target.dots:
-        legal |= {"dot2_bf16", "pack_bf16", "interleave", "concat_bf16", "is_denormal", "any_zero_bf16"}
+        legal |= {"dot2_bf16", "pack_bf16", "concat_bf16", "is_denormal", "any_zero_bf16"}
     if select_dots.vnni(features, features >= _OPMASK_FEATURES) is not None:
         legal.add("dot4_u8i8")
     return frozenset(legal)

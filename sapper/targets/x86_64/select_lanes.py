@@ -315,15 +315,44 @@ def _interleave_keys(s: Any) -> tuple[Key, Key]:
 
 
 def interleave(s: Any, op: Op) -> None:
-    """vpermt2w overwrites its first table, so it is given a copy."""
+    """Bytes: unpacking alternates those of halves of each 128 bits, so that the 32 bits which go to one result have to
+    lie together there before. Elements of 16 bits: vpermt2w overwrites its first table, so it is given a copy."""
     bits = s.facts.bits4
-    a, b = (s.vector(v) for v in op.operands)
-    made = [s.new("vec"), s.new("vec")]
-    for register, key in zip(made, _interleave_keys(s), strict=True):
-        s.emit(f"vmovaps.{bits}", register, a)
-        s.emit(f"vpermt2w.{bits}", register, s.constant(key), b)
+    rows = [s.vector(v) for v in op.operands]
+    made = [s.new("vec") for _ in rows]
+    if len(rows) > 2:
+        for place, row in enumerate(rows if bits > 128 else ()):
+            rows[place] = s.new("vec")
+            s.emit(f"vpermd.{bits}", rows[place], s.constant(_quarters_key(s)), row)
+        pairs = [_unpacked(s, "bw", *rows[:2]), _unpacked(s, "bw", *rows[2:])]
+        made = [register for both in zip(*pairs, strict=True) for register in _unpacked(s, "wd", *both)]
+    elif s.facts.opmask:
+        for register, key in zip(made, _interleave_keys(s), strict=True):
+            s.emit(f"vmovaps.{bits}", register, rows[0])
+            s.emit(f"vpermt2w.{bits}", register, s.constant(key), rows[1])
+    else:
+        halves = _unpacked(s, "wd", *rows)
+        for number, half in enumerate((0x20, 0x31)):
+            if bits > 128:
+                s.emit(f"vperm2i128.{bits}", made[number], *halves, half)
+            else:
+                made[number] = halves[number]
     for result, register in zip(op.results, made, strict=True):
         s.emit(f"vmovaps.{bits}", s.define(result), register)
+
+
+def _unpacked(s: Any, kind: str, a: Any, b: Any) -> list[Any]:
+    """The elements of two registers, alternating: of the lower halves of each 128 bits, and of the upper."""
+    made = [s.new("vec"), s.new("vec")]
+    for register, half in zip(made, "lh", strict=True):
+        s.emit(f"vpunpck{half}{kind}.{s.facts.bits4}", register, a, b)
+    return made
+
+
+def _quarters_key(s: Any) -> Key:
+    """Part n of each 128 bits: from quarter n of a row."""
+    quarter = s.lanes // 4
+    return index_key(s, [number * quarter + part for part in range(quarter) for number in range(4)], 4)
 
 
 def _merged(s: Any, op: Op, keys: tuple[Key, Key]) -> None:
@@ -417,6 +446,12 @@ def _exchange_constants(s: Any, op: Op) -> tuple[Key, ...]:
     return ()
 
 
+def _interleave_constants(s: Any, op: Op) -> tuple[Key, ...]:
+    if len(op.operands) > 2:
+        return (_quarters_key(s),) if s.lanes > 4 else ()
+    return _interleave_keys(s) if s.facts.opmask else ()
+
+
 RULES: dict[str, Rule] = {
     "splat": splat, "iota": iota, "lookup": lookup, "pick": pick, "lane0": lane0, "bitcast": alias,
     "shuffle_xor": shuffle_xor, "broadcast_lane": broadcast_lane, "exchange": exchange, "zip": zip_rows,
@@ -428,5 +463,5 @@ OWN_CONSTANTS: dict[str, OwnConstants] = {
     "lookup": lambda s, op: (_table_key(op),), "exchange": _exchange_constants,
     "zip": lambda s, op: _zip_keys(s) if s.facts.opmask else (),
     "unzip": lambda s, op: _unzip_keys(s) if s.facts.opmask else (),
-    "pack_bf16": lambda s, op: (_pack_key(s),), "interleave": lambda s, op: _interleave_keys(s),
+    "pack_bf16": lambda s, op: (_pack_key(s),), "interleave": _interleave_constants,
 }

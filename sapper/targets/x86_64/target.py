@@ -38,6 +38,7 @@ class Target(NamedTuple):
     core: the named CPU whose costs of instructions bound its code (costs.py, zen5_costs.py, intel_costs.py).
     asks: fields of `requests` that are not as usual (measured). rounded_at_once: vectors of a piece that much
     arithmetic makes and an instruction rounds to bf16, not row after row (measured; lane/register_factors.py).
+    interleaves: bytes of four rows are better joined to slots by unpacking than widened one by one (measured).
     """
 
     name: str
@@ -59,6 +60,7 @@ class Target(NamedTuple):
     core: str
     asks: tuple[tuple[str, int], ...]
     rounded_at_once: int
+    interleaves: bool
 
     @property
     def requests(self) -> "Requests":
@@ -154,7 +156,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: float, loads: float, stores: float,
         fma_latency: int, add_latency: int, load_latency: int, core: str = "",
-        asks: dict[str, int] | None = None, rounded_at_once: int = 4) -> Target:
+        asks: dict[str, int] | None = None, rounded_at_once: int = 4, interleaves: bool = False) -> Target:
     """A row of `TARGETS`: caches in bytes, instructions in a cycle, latencies in cycles; see `Target`.
 
     Width, registers and the kind of masks follow from the features. core: the CPU's own name if left out.
@@ -162,7 +164,7 @@ def cpu(name: str, features: frozenset[str], l1: int, l2: int, l3: int, fma: flo
     wide = "avx512f" in features
     return Target(name, "x86_64", features, 512 if wide else 256, 32 if wide else 16, "opmask" if wide else "vector",
                   l1, l2, l3, 64, fma, loads, stores, fma_latency, add_latency, load_latency, core or name,
-                  tuple((asks or {}).items()), rounded_at_once)
+                  tuple((asks or {}).items()), rounded_at_once, interleaves)
 
 
 _V4_ML = V4_FEATURES | {"avx512_bf16", "avx512_vnni", "avx512_vbmi"}
@@ -173,7 +175,7 @@ TARGETS: dict[str, Target] = {
         cpu("v3", V3_FEATURES, 32 * KIB, 256 * KIB, 2 * MIB, 2, 2, 1, 5, 4, 7, "haswell"),
         cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 1, 0.5, 4, 4, 8, "skylake-avx512"),
         # 512-bit operations run as two halves on 256-bit pipes: two FMA pipes, two add pipes, two loads, one store.
-        cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7),
+        cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7, interleaves=True),
         # Pipes of 512 bits: two FMA, two add, two loads, one store.
         cpu("zen5", _V4_ML, 48 * KIB, 1 * MIB, 32 * MIB, 2, 2, 1, 4, 2, 7,
             asks={"stream_ahead_bytes": 16 * KIB, "stream_level": 1, "panel_ahead_bytes": 4 * KIB,
