@@ -59,13 +59,14 @@ def allocate(function: MachineFunction, abi: Abi, no_spill: bool = False, classe
     for kind in abi.never_spilled:
         if pressure[kind] > len(abi.registers.get(kind, ())):
             raise _crowded(function, classes, kind)
-    spilled = plan.choose(_roots(classes)) if crowded else {}
+    roots = _roots(classes)
+    spilled = plan.choose([node for _, node in roots]) if crowded else {}
     if spilled and no_spill:
         raise _crowded(function, classes, classes.flow.kinds[classes.flow.kind_of[next(iter(spilled))]])
     plan.spill(spilled)
     for _ in range(MAX_ROUNDS):
         colours = _Colours(function, classes, plan)
-        evicted = colours.colour()
+        evicted = colours.colour(roots)
         if not evicted:
             return _emit(function, classes, plan, colours, pressure)
         kinds = [colours.kinds[colours.kind_of[node]] for node in evicted]
@@ -73,16 +74,15 @@ def allocate(function: MachineFunction, abi: Abi, no_spill: bool = False, classe
         if refused:
             raise _crowded(function, classes, refused[0])
         plan.evict(evicted)
+        roots = _roots(classes)     # some may have fallen apart
     raise AllocationError(f"{function.name}: registers do not suffice after {MAX_ROUNDS} rounds of spilling")
 
 
-def _roots(classes: Classes) -> list[int]:
-    """All classes of virtual registers that are ever wanted, in order of their first point."""
+def _roots(classes: Classes) -> list[tuple[int, int]]:
+    """All classes of virtual registers that are ever wanted, as (first point, class), in this order."""
     points, parent = classes.points, classes.parent
-    begin = [((points[node] & -points[node]).bit_length(), node)
-             for node in range(classes.flow.physical, len(parent)) if parent[node] == node and points[node]]
-    begin.sort()
-    return [node for _, node in begin]
+    return sorted(((points[node] & -points[node]).bit_length(), node)
+                  for node in range(classes.flow.physical, len(parent)) if parent[node] == node and points[node])
 
 
 class _Colours:
@@ -129,13 +129,13 @@ class _Colours:
         points = self.points[node]
         return (points & -points).bit_length()
 
-    def colour(self) -> list[int]:
+    def colour(self, roots: list[tuple[int, int]]) -> list[int]:
         """Give everything a register. Returns what must be spilled first, nothing when all is well."""
         points, busy, taken = self.points, self.busy, self.taken
         spilled: list[int] = []
-        queue = [node for node in _roots(self.classes) if node not in self.plan.home_of]
-        queue += self.plan.pieces
-        queue.sort(key=lambda node: (-self.first(node), -node))
+        begin = [root for root in roots if root[1] not in self.plan.home_of]
+        begin += [(self.first(piece), piece) for piece in self.plan.pieces]
+        queue = [node for _, node in sorted(begin, reverse=True)]
         while queue:
             node = queue.pop()
             wanted = points[node]

@@ -42,6 +42,7 @@ class Classes:
         self.flow.reorder(start, order)
         self.ranges.renew(block)
         self.__dict__.pop("mentions", None)
+        self.__dict__.pop("definitions", None)
 
     def find(self, node: int) -> int:
         """The root of a node."""
@@ -65,6 +66,18 @@ class Classes:
         """For each node the places that name it, in order."""
         found: list[list[int]] = [[] for _ in self.flow.nodes]
         for place, groups in enumerate(zip(self.flow.uses, self.flow.changes, self.flow.writes, strict=True)):
+            for group in groups:
+                for node in group:
+                    places = found[node]
+                    if not places or places[-1] != place:
+                        places.append(place)
+        return found
+
+    @cached_property
+    def definitions(self) -> list[list[int]]:
+        """For each node the places that write it, in order."""
+        found: list[list[int]] = [[] for _ in self.flow.nodes]
+        for place, groups in enumerate(zip(self.flow.changes, self.flow.writes, strict=True)):
             for group in groups:
                 for node in group:
                     places = found[node]

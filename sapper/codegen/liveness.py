@@ -639,6 +639,8 @@ class Ranges:
 
 def _at_places(changes: list[int]) -> list[int]:
     """The larger of the counts at the two points of each place, from the changes at each point."""
+    if not any(changes):    # of masks and tiles, as a rule
+        return [0] * (len(changes) // 2)
     counts = list(accumulate(changes))
     return list(map(max, counts[:-1:2], counts[1::2]))
 

@@ -16,6 +16,7 @@ select_scan.py looks at the function first, select_values.py knows where values 
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 from ..ir.nodes import Block, Function, Op, Value
@@ -202,12 +203,7 @@ class Selector(ScannedValues):
                     made = self.start[owner.ops[0]] if owner is not None and owner.ops else 0
                 changes[made] += 1
                 changes[max(places[-1], made)] -= 1
-            live = []
-            count = 0
-            for change in changes:
-                count += change
-                live.append(count)
-            self.live_rows = live
+            live = self.live_rows = list(accumulate(changes))
         return max(live[self.start[op]:self.end[op] + 1])
 
     def hoist(self, op: Op) -> dict[Any, VirtualRegister]:

@@ -328,9 +328,7 @@ class Plan:
                      if points >> 2 * loop.first & 1}
         if not around_it:
             return parts
-        writes, changes = self.flow.writes, self.flow.changes
-        written = [place for place in places
-                   if any(node in writes[place] or node in changes[place] for node in nodes)]
+        written = [place for node in nodes for place in classes.definitions[node]]
         for loop in sorted(around_it, key=lambda loop: (loop.depth, loop.first)):
             if not self._keepable(loop, points, written):
                 continue
@@ -374,11 +372,11 @@ class Plan:
         found = None
         flow, classes = self.flow, self.classes
         for node in nodes:
-            for place in classes.mentions[node]:
+            for place in classes.definitions[node]:
                 if node in flow.changes[place]:
                     return None
-                if node not in flow.writes[place] or (place in classes.copies and flow.uses[place][0] in nodes):
-                    continue  # it is read, or copied inside the class
+                if place in classes.copies and flow.uses[place][0] in nodes:
+                    continue  # it is copied inside the class
                 item = classes.body[place]
                 assert isinstance(item, Instruction)
                 if found is not None or not is_constant(item, classes.facts[item.row]):

@@ -63,7 +63,8 @@ class Op:
         self.name = name
         self.operands = operands
         self.attributes: dict[str, Any] = attributes or {}
-        self.results = [Value(t, self) for t in types]
+        # Most have one result: no comprehension, which is a call.
+        self.results = [Value(types[0], self)] if len(types) == 1 else [Value(t, self) for t in types]
         self.blocks = blocks or []
         self.location = location
 
@@ -85,8 +86,9 @@ def _walk(pending: list[Op]) -> Iterator[Op]:
     while pending:
         op = pending.pop()
         yield op
-        for block in reversed(op.blocks):
-            pending += reversed(block.ops)
+        if op.blocks:
+            for block in reversed(op.blocks):
+                pending += reversed(block.ops)
 
 
 class Block:

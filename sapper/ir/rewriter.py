@@ -43,9 +43,13 @@ class Rule:
 
 
 class RuleSet:
-    """Rules by op name. Two rules on one op name must differ in priority: their order is a decision, no accident."""
+    """Rules by op name. Two rules on one op name must differ in priority: their order is a decision, no accident.
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
+    by_block: some read which values the block at hand has defined.
+    """
+
+    def __init__(self, rules: Iterable[Rule], by_block: bool = False) -> None:
+        self.by_block = by_block
         self.by_op: dict[str, list[Rule]] = {}
         names: set[str] = set()
         for rule in rules:
@@ -68,18 +72,19 @@ class RuleSet:
 class Rewriter:
     """The walk. A rule may read `function` and `here`, and call `build` and `substitute`."""
 
-    __slots__ = ("depth", "fires", "function", "here", "location", "new", "replaced", "rules", "trace")
+    __slots__ = ("by_block", "depth", "fires", "function", "here", "location", "new", "replaced", "rules", "trace")
 
     def __init__(self, function: Function, rules: RuleSet, trace: Trace | None = None) -> None:
         self.function = function
         self.rules = rules.by_op
+        self.by_block = rules.by_block
         self.trace = trace
         self.fires = 0
         self.depth = 0
         self.replaced: dict[Value, Value] = {}
         self.new: list[Op] = []
         self.here: set[Value] = set()
-        """The values that the block at hand has defined so far."""
+        """The values that the block at hand has defined so far, where rules go by them."""
         self.location: Any = None
 
     def build(self, name: str, operands: list[Value], type: Type, **attributes: Any) -> Value:
@@ -133,8 +138,8 @@ class Rewriter:
                     operands[position] = self.final(value)
         rules = self.rules.get(op.name)
         if rules is not None:
+            self.location = op.location
             for rule in rules:
-                self.location = op.location
                 values = rule.function(op, self)
                 if values is None:
                     continue
@@ -154,7 +159,7 @@ class Rewriter:
             for block in op.blocks:
                 self.block(block)
         out.append(op)
-        if op.results:
+        if self.by_block:
             self.here.update(op.results)
 
     def fired(self, rule: Rule, op: Op) -> None:
@@ -257,10 +262,14 @@ def _reaching_effects(function: Function, droppable: set[str]) -> tuple[set[Op],
     needed: set[Op] = set(pending)
     live: set[Value] = set()
 
-    values: list[Value] = []
-    while pending or values:
-        if values:
-            value = values.pop()
+    while pending:
+        op = pending.pop()
+        outer = around.get(op)
+        if outer is not None and outer not in needed:
+            needed.add(outer)
+            pending.append(outer)
+        values = op.operands[: len(op.operands) - len(op.results)] if op.blocks and _carries(op) else op.operands[:]
+        for value in values:    # which grow by what one of them stands for
             if value in live:
                 continue
             live.add(value)
@@ -277,13 +286,6 @@ def _reaching_effects(function: Function, droppable: set[str]) -> tuple[set[Op],
                 values += [block.terminator.operands[place] for block in owner.blocks if block.terminator is not None]
                 if _carries(owner):
                     values += [owner.operands[place - len(owner.results)], *_slot(owner, place)]
-            continue
-        op = pending.pop()
-        outer = around.get(op)
-        if outer is not None and outer not in needed:
-            needed.add(outer)
-            pending.append(outer)
-        values += op.operands[: len(op.operands) - len(op.results)] if op.blocks and _carries(op) else op.operands
     return needed, live
 
 

@@ -281,12 +281,11 @@ def kernels_of(form: str) -> SimpleNamespace:
         S, halves, 4, 2, lane_words, 2, J, 16] of i32."""
         l, v = whole(PANEL), whole(lane_words)
         for e in halves:
-            for c in range(4):
-                for h in (0, 1):
-                    for pair in (0, 1):
-                        low = block_of(joined, parts, factor, p, s, e, c, h, v, 16 * pair, l)
-                        high = block_of(joined, parts, factor, p, s, e, c, h, v, 16 * pair + 8, l)
-                        slots[q, s, e, c, h, v, pair, j, l] = rounded(high) | (rounded(low) >> 16 & 0xFFFF)
+            for c, h in each(4, 2):
+                for pair in (0, 1):
+                    low = block_of(joined, parts, factor, p, s, e, c, h, v, 16 * pair, l)
+                    high = block_of(joined, parts, factor, p, s, e, c, h, v, 16 * pair + 8, l)
+                    slots[q, s, e, c, h, v, pair, j, l] = rounded(high) | (rounded(low) >> 16 & 0xFFFF)
 
     @sp.kernel(name=f"widen_pairs_{form}")
     def widen_pairs(

@@ -49,6 +49,8 @@ HANDING = ((EXTENT, WORKERS), (128, WORKERS), (128, 8))
 tiles want few of them."""
 NEAR_STRIDE, SCRATCH = 1 << 24, 1 << 40
 """From a worker's near memory to the next one's, and where scratch memory begins."""
+PAGE_BYTES = 1024
+"""Places are looked for among those of the same pages: most are a row or two of a tile."""
 MOST_FAULTS = 8
 
 Interval = tuple[int, int]
@@ -95,7 +97,7 @@ class Row(NamedTuple):
 
     @staticmethod
     def of(lanes: Any) -> Row:
-        return Row(lanes, int(lanes.min()), int(lanes.max()))
+        return Row(lanes, int(np.minimum.reduce(lanes)), int(np.maximum.reduce(lanes)))
 
 
 class Form(NamedTuple):
@@ -136,15 +138,17 @@ class Access:
     ordinary: bool
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Place:
-    """An interval of near memory: the last write, reads since by warp, and the places that it overlaps."""
+    """An interval of near memory: the last write, reads since by warp, the places that it overlaps, and those of them
+    that were ever written."""
 
     low: int
     high: int
     write: Access | None = None
     reads: dict[int, Access] = field(default_factory=dict)
     others: list[Place] = field(default_factory=list)
+    written: list[Place] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -255,6 +259,7 @@ class _Rehearsal:
         self.lanes: int = attributes["lanes"]
         self.faults: dict[tuple[object, ...], Fault] = {}
         self.places: dict[Interval, Place] = {}
+        self.pages: dict[int, list[Place]] = {}
         self.loaded: dict[Op, int] = {}
         self.signals: dict[int, Signal] = {}
         self.words: dict[int, Any] = {}
@@ -267,6 +272,8 @@ class _Rehearsal:
         self.needed = self._needed()
         self.steps: dict[Block, list[Op]] = {}
         self.forms: dict[Op, Form] = {}
+        self.flipped: dict[tuple[bytes, int, int], Interval] = {}
+        self.holding: dict[Op, bool] = {}
 
     # Which ops matter.
 
@@ -275,6 +282,12 @@ class _Rehearsal:
             self.waits[block] = any(op.name in _SYNCHRONISES or any(map(self.synchronises, op.blocks))
                                     for op in block.ops)
         return self.waits[block]
+
+    def holds_wait(self, op: Op) -> bool:
+        """Whether a warp waits somewhere in an op with blocks."""
+        if op not in self.holding:
+            self.holding[op] = any(inner.name in _WAITS for inner in op.walk())
+        return self.holding[op]
 
     def _needed(self) -> set[Op]:
         """Ops that touch near memory, that wait, and what their operands, but for data, are made of."""
@@ -407,8 +420,8 @@ class _Rehearsal:
         if numbers is None:
             self.fault(op, "a loop of waits whose bounds memory holds")
             return
-        inner = any(o.name in _WAITS for loop in block.ops if loop.blocks and loop.name != "if" for o in loop.walk())
-        waits = any(o.name in _WAITS for o in op.walk())
+        inner = any(self.holds_wait(loop) for loop in block.ops if loop.blocks and loop.name != "if")
+        waits = self.holds_wait(op)
         for count, number in enumerate(numbers[:ROUNDS - warp.runs.get(op, 0) % 2 if waits and not inner else None]):
             if inner and (count >= MOST_ROUNDS or (warp.runs and min(warp.runs.values()) >= TILES)):
                 break
@@ -497,12 +510,18 @@ class _Rehearsal:
     def place(self, interval: Interval) -> Place:
         found = self.places.get(interval)
         if found is None:
-            found = self.places[interval] = Place(*interval)
-            for other in self.places.values():
-                if other.low < interval[1] and interval[0] < other.high:
+            low, high = interval
+            found = self.places[interval] = Place(low, high)
+            pages = [self.pages.setdefault(page, []) for page in range(low // PAGE_BYTES, high // PAGE_BYTES + 1)]
+            for other in dict.fromkeys(other for page in pages for other in page):
+                if other.low < high and low < other.high:
                     found.others.append(other)
-                    if other is not found:
-                        other.others.append(found)
+                    other.others.append(found)
+            found.written = [other for other in found.others if other.write is not None]
+            if low < high:
+                found.others.append(found)
+            for page in pages:
+                page.append(found)
         return found
 
     def touch(self, warp: Warp, interval: Interval, access: Access, writes: bool) -> None:
@@ -514,26 +533,28 @@ class _Rehearsal:
         place = self.place(interval)
         number, epoch_of = warp.number, warp.clock.get
         missing = 0 if writes else high - low
-        for other in place.others:
+        for other in place.written:
             before = other.write
-            if before is not None:
-                if not writes:
-                    missing -= (high if high < other.high else other.high) - (low if low > other.low else other.low)
-                # As `knows` says, which is called too often here.
-                epoch = before.epoch
-                if epoch is None or (before.agent != number and epoch_of(before.agent, -1) < epoch):
-                    self.fault(access.op, "what was not waited for" if not writes else "a write over a write",
-                               before.op)
-                elif before.ordinary and not access.ordinary:
-                    self.fault(access.op, "ordinary stores that copies and matrix instructions need not see", before.op)
-            if writes and other.reads:
-                for read in other.reads.values():
-                    epoch = read.epoch
-                    if epoch is None or (read.agent != number and epoch_of(read.agent, -1) < epoch):
-                        self.fault(access.op, "a write over what may still be read", read.op)
+            assert before is not None
+            if not writes:
+                missing -= (high if high < other.high else other.high) - (low if low > other.low else other.low)
+            # As `knows` says, which is called too often here.
+            epoch = before.epoch
+            if epoch is None or (before.agent != number and epoch_of(before.agent, -1) < epoch):
+                self.fault(access.op, "what was not waited for" if not writes else "a write over a write", before.op)
+            elif before.ordinary and not access.ordinary:
+                self.fault(access.op, "ordinary stores that copies and matrix instructions need not see", before.op)
+        for other in place.others if writes else ():
+            for read in other.reads.values():
+                epoch = read.epoch
+                if epoch is None or (read.agent != number and epoch_of(read.agent, -1) < epoch):
+                    self.fault(access.op, "a write over what may still be read", read.op)
         if missing > 0:
             self.fault(access.op, "bytes that nobody wrote")
         if writes:
+            if place.write is None:
+                for other in place.others:
+                    other.written.append(place)
             place.write = access
             if place.reads:
                 place.reads = {}
@@ -563,21 +584,21 @@ class _Rehearsal:
         if form is None:
             form = self.forms[op] = Form.of(op, self.lanes)
         base = values.get(form.base)
-        low, high = self._all_near(warp)        # where nothing is known
         known = _bounds(base)
         offset: Any = (0, 0)
         if form.offset is not None:
             offset = values.get(form.offset)
             if form.rows:
                 if offset is not None:
-                    if form.flip and isinstance(base, int):
-                        offset = Row.of(((base + offset.lanes) ^ form.flip) - base)
-                    offset = offset.low, offset.high
+                    offset = self._flipped(offset, base, form.flip) if form.flip and isinstance(base, int) else (
+                        offset.low, offset.high)
             else:
                 offset = _bounds(offset)
         if known is not None and offset is not None:
             low = known[0] + offset[0] * form.scale + form.disp
             high = known[1] + offset[1] * form.scale + form.disp + form.size_bytes
+        else:
+            low, high = self._all_near(warp)
         if form.masked:     # lanes that are off touch nothing
             high = min(high, self._all_near(warp)[1])
         writes = form.writes
@@ -591,6 +612,15 @@ class _Rehearsal:
             self.words[low] = values.get(op.operands[0])
         elif op.name == "s_load":
             values[op.results[0]] = self.words.get(low) if high - low == form.size_bytes else None
+
+    def _flipped(self, offset: Row, base: int, flip: int) -> Interval:
+        """The extremes of offsets from a base when bits of the addresses are inverted."""
+        key = offset.lanes.tobytes(), base, flip
+        found = self.flipped.get(key)
+        if found is None:
+            row = Row.of(((base + offset.lanes) ^ flip) - base)
+            found = self.flipped[key] = row.low, row.high
+        return found
 
     def _all_near(self, warp: Warp) -> Interval:
         """Of the warp's worker."""

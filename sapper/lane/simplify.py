@@ -426,7 +426,7 @@ PLAIN_ADDRESS = RuleSet([_FOLD_DISPLACEMENT])
 ADDRESS = RuleSet([
     _FOLD_DISPLACEMENT,
     Rule("scale", _ADDRESSED, _fold_scale, priority=-1),
-])
+], by_block=True)
 
 
 # Common subexpressions.

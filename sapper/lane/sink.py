@@ -9,6 +9,8 @@ the outermost block where it can, and what only the end of a tile reads would ot
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.types import RowType
 
@@ -46,29 +48,41 @@ class _Sinking:
         self.few = few
         self.opened = frozenset(("loop", "tasks", *(["if"] if few else [])))
         self.loops: dict[Block, bool] = {}
+        self.read: dict[Block, set[Value]] = {}
 
     def has_loop(self, block: Block) -> bool:
         if block not in self.loops:
             self.loops[block] = any(op.name == "loop" or any(map(self.has_loop, op.blocks)) for op in block.ops)
         return self.loops[block]
 
+    def reads(self, block: Block) -> set[Value]:
+        """What the ops of a block read, and those inside them."""
+        found = self.read.get(block)
+        if found is None:
+            found = self.read[block] = set()
+            for op in block.ops:
+                found.update(op.operands)
+                for nested in op.blocks:
+                    found |= self.reads(nested)
+        return found
+
     def place(self, block: Block, above: list[Op]) -> None:
         """Order a block anew. above: cheap ops from outside, all of whose users are in it, in their order."""
         fixed = [op for op in block.ops if not is_cheap(op, self.few)]
         # Where each value is wanted: at which fixed op, and in which block of it where ops may go, or OUTSIDE.
-        wanted: dict[Value, set[tuple[int, int]]] = {}
+        wanted: defaultdict[Value, set[tuple[int, int]]] = defaultdict(set)
         for number, op in enumerate(fixed):
+            outside = number, OUTSIDE
             for value in op.operands:
-                wanted.setdefault(value, set()).add((number, OUTSIDE))
+                wanted[value].add(outside)
             for which, nested in enumerate(op.blocks):
-                place = which if op.name in self.opened and self.has_loop(nested) else OUTSIDE
-                for inner in (found for own in nested.ops for found in own.walk()):
-                    for value in inner.operands:
-                        wanted.setdefault(value, set()).add((number, place))
+                place = (number, which) if op.name in self.opened and self.has_loop(nested) else outside
+                for value in self.reads(nested):
+                    wanted[value].add(place)
         before: list[list[Op]] = [[] for _ in fixed]
         inside: list[list[list[Op]]] = [[[] for _ in op.blocks] for op in fixed]
         for op in reversed([*above, *filter(lambda op: is_cheap(op, self.few), block.ops)]):
-            places = sorted(wanted.get(op.results[0], ()))
+            places = sorted(wanted[op.results[0]])
             if not places:
                 continue
             first = places[0][0]
@@ -78,9 +92,13 @@ class _Sinking:
             else:
                 for _, which in places:
                     queue = inside[first][which]
-                    queue.append(op if which == places[0][1] else _copy(op, fixed[first].blocks[which], queue))
+                    if which == places[0][1]:
+                        queue.append(op)
+                    else:
+                        queue.append(_copy(op, fixed[first].blocks[which], queue))
+                        self.read.clear()   # its users read the copy
             for value in op.operands:
-                wanted.setdefault(value, set()).update(places)
+                wanted[value].update(places)
         block.ops[:] = [op for number, last in enumerate(fixed) for op in (*reversed(before[number]), last)]
         for op, moved in zip(fixed, inside, strict=True):
             for nested, some in zip(op.blocks, moved, strict=True):

@@ -113,6 +113,8 @@ def _carry(block: Block, op: Op) -> int:
             factors[inner.result] = factor
             if inner.name in ("s_mul", "s_shl") or not multiplied.isdisjoint(inner.operands):
                 multiplied.add(inner.result)
+    if not multiplied:
+        return 0
     read = {value for inner in body.ops for value in inner.operands
             if not inner.results or inner.results[0] not in factors}
     wanted = [value for value in factors if value in multiplied and value in read]

@@ -107,13 +107,12 @@ def fixed_when_meeting(
         for form, other in zip(first, second, strict=True):
             moving = {s: c for s, c in form.terms.items() if s not in fixed and varies(s)}
             other_moving = {s: c for s, c in other.terms.items() if s not in fixed and varies(s)}
-            still = Affine(form.constant, _without(form.terms, moving))
-            difference = still.plus(Affine(other.constant, _without(other.terms, other_moving)), -1)
-            if difference.terms:
+            if _without(form.terms, moving) != _without(other.terms, other_moving):
                 continue
-            if difference.constant % (gcd(*moving.values(), *other_moving.values()) or abs(difference.constant) + 1):
+            difference = form.constant - other.constant
+            if difference % (gcd(*moving.values(), *other_moving.values()) or abs(difference) + 1):
                 return None
-            if difference.constant == 0 and moving and moving == other_moving and _digits(moving, spread_of):
+            if difference == 0 and moving and moving == other_moving and _digits(moving, spread_of):
                 fixed.update(moving)
                 progress = True
     return fixed

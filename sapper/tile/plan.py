@@ -16,6 +16,7 @@ kept.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -213,7 +214,8 @@ def early_scalars(block: Block) -> list[Value]:
     stored: set[Value] = set()
     found: list[Value] = []
     for op in block.ops:
-        stored |= {memory_of(inner.operands[0]) for inner in op.walk() if inner.name == "store"}
+        if op.blocks or op.name == "store":
+            stored |= {memory_of(inner.operands[0]) for inner in op.walk() if inner.name == "store"}
         waits = (op.blocks or op.name in LATE or any(v in late for v in op.operands)
                  or (op.name == "load" and memory_of(op.operands[0]) in stored))
         for result in op.results:
@@ -254,11 +256,11 @@ class _Planner:
             if op.name in ("load", "store"):
                 self.accesses.setdefault(memory_of(op.operands[0]), []).append(op)
         self._early: set[Value] | None = None
-        self.users: dict[Value, list[Op]] = {}
+        self.users: defaultdict[Value, list[Op]] = defaultdict(list)
         for op in block.ops:
-            for inner in op.walk():
+            for inner in op.walk() if op.blocks else (op,):
                 for v in inner.operands:
-                    self.users.setdefault(v, []).append(op)
+                    self.users[v].append(op)
         self.costly = [op for op in block.ops if (op.name in COSTLY and op.name not in LATE)
                        or (op.name == "load" and any(map(self._gathers, op.operands[1:])))]
         self.closures.clear()  # they end at what is kept, which is nothing yet
