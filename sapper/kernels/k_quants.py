@@ -12,10 +12,9 @@ lane, of which a word of quants holds four neighbours along K, as packed dot pro
            4 words   16 bytes [8, 16 lanes]: the scale of each 32 weights; 2 words of these, and 2 of the minima, which
                      are [2, 16 lanes, 4], words again
            1 word    f16 [2, 16 lanes]: d and d_min
-    q6k   32 words   four times 4 words with the lower 4 bits of 32 weights, the first 16 in the low halves, and 4 words
-                     with upper bits: of byte [v, i], bits 2 * h belong to weight 16 * h + 4 * v + i of these, bits
-                     4 + 2 * h to the same one 128 further on
-          16 words   the lower 4 bits of those
+    q6k   48 words   four times 12: 4 words with the lower 4 bits of 32 weights, the first 16 in the low halves, each
+                     before one with upper bits: of byte [v, i], bits 2 * h belong to weight 16 * h + 4 * v + i of
+                     these, bits 4 + 2 * h to the same one 128 further on; and 4 words with the lower 4 bits of those
            4 words   bytes [16, 16 lanes]: the scale of each 16 weights
            1 word    f16 [2, 16 lanes]: d, and nothing
 
@@ -57,8 +56,8 @@ PANEL, SUPER, SLOT = 16, 256, 4
 PAIR, HALF, SIXTEEN = 64, 32, 16
 WORDS = {"q4k": 37, "q6k": 53}
 """Of a row's 256 weights, 4 bytes each."""
-SECOND, SCALES, MINIMA, FACTORS = 32, {"q4k": 32, "q6k": 48}, 34, {"q4k": 36, "q6k": 52}
-"""The words with which q6k's second 128 weights, the scales, the minima and the factors begin."""
+QUARTER, SCALES, MINIMA, FACTORS = 12, {"q4k": 32, "q6k": 48}, 34, {"q4k": 36, "q6k": 52}
+"""Words of q6k's 64 weights in four blocks; the words with which the scales, the minima and the factors begin."""
 LARGEST, DIGIT = 127.0, 64
 
 
@@ -91,6 +90,10 @@ def kernels_of(form: str) -> SimpleNamespace:
         scale = parts[p, s, first_scale + block * PANEL + l]
         return (scale if form == "q4k" else scale.to(i8)).to(i32)
 
+    def lower_word(e: Any, c: Any, v: Any) -> Any:
+        """Of q6k: the words with the lower bits of two blocks."""
+        return QUARTER * c + (8 + v if e else 2 * v)
+
     def super_sum(
         nothing: Any, w: Any, parts: Any, factor: Any, x: Any, x_scales: Any, digits: Any, starts: Any, p: Any, s: Any,
         m: Any, l: Any,
@@ -112,7 +115,7 @@ def kernels_of(form: str) -> SimpleNamespace:
         for e in (0, 1):
             for c in range(4):
                 v = whole(4)
-                packed, upper = w[p, s, (8 * c if e == 0 else SECOND + 4 * c) + v, l, i], w[p, s, 8 * c + 4 + v, l, i]
+                packed, upper = w[p, s, lower_word(e, c, v), l, i], w[p, s, QUARTER * c + 2 * v + 1, l, i]
                 # Bits 4 * e and 4 * e + 2 of the upper ones, with the bit above, as bits 4 and 5.
                 low = packed & 15 | (upper if e else upper << 4) & 48
                 high = packed >> 4 | (upper >> 2 if e else upper << 2) & 48
@@ -134,8 +137,8 @@ def kernels_of(form: str) -> SimpleNamespace:
             minimum = w[p, s, MINIMA + c // 2, l] >> 8 * (c % 2 * 2 + h) & 255
             least = factor[p, s, first_factor + PANEL + l].to(f32) * minimum.to(f32)
             return d * scale_of(parts, p, s, 2 * c + h, l).to(f32) * q.to(f32) - least
-        lower = w[p, s, (8 * c if e == 0 else SECOND + 4 * c) + v, l] >> first_bit + 4 * h & 15
-        upper = w[p, s, 8 * c + 4 + v, l] >> first_bit + (4 * e + 2 * h) & 3
+        lower = w[p, s, lower_word(e, c, v), l] >> first_bit + 4 * h & 15
+        upper = w[p, s, QUARTER * c + 2 * v + 1, l] >> first_bit + (4 * e + 2 * h) & 3
         number = (lower | upper << 4) - 32
         return d * scale_of(parts, p, s, 8 * e + 2 * c + h, l).to(f32) * number.to(f32)
 
@@ -359,8 +362,8 @@ def panels_of(form: str, parts: tuple[Array, ...]) -> Array:
         lower = q[:, :, :, :, 0] & 15 | (q[:, :, :, :, 1] & 15) << 4
         upper = q >> 4 << np.array([[0, 2], [4, 6]], np.uint8)[:, None, :, None, None]
         upper = np.bitwise_or.reduce(np.bitwise_or.reduce(upper, axis=4), axis=2)
-        first = np.stack([lower[:, :, 0], upper], axis=3).reshape(n, s, 32, SLOT)
-        words = [to_panels(first), to_panels(lower[:, :, 1].reshape(n, s, 16, SLOT)),
+        first = np.stack([lower[:, :, 0], upper], axis=4).reshape(n, s, 4, 8, SLOT)
+        words = [to_panels(np.concatenate([first, lower[:, :, 1]], axis=3).reshape(n, s, 4 * QUARTER, SLOT)),
                  _lanes(scale.reshape(n, s, 16).view(np.uint8)), _lanes(np.stack([d, np.zeros_like(d)], axis=2))]
     return np.concatenate(words, axis=2)
 
@@ -412,9 +415,9 @@ def rows_of(form: str, w: Array) -> Array:
         wide = q * (d[:, :, None] * scale)[:, :, :, None, :, None]
         wide -= (d_min[:, :, None] * minimum)[:, :, :, None, :, None]
     else:
-        first, second = w[:, :, :32].reshape(p, s, 4, 2, 4, PANEL, SLOT), w[:, :, SECOND : SECOND + 16]
-        upper = first[:, :, :, 1]
-        lower = np.stack([first[:, :, :, 0], second.reshape(p, s, 4, 4, PANEL, SLOT)], axis=2)
+        quarters = w[:, :, : 4 * QUARTER].reshape(p, s, 4, QUARTER, PANEL, SLOT)
+        first, upper = (quarters[:, :, :, at:8:2] for at in (0, 1))
+        lower = np.stack([first, quarters[:, :, :, 8:]], axis=2)
         shifts = np.array([[0, 4], [2, 6]], np.uint8)[:, :, None, None, None, None]  # by which of a pair, and halves
         two = (upper[:, :, None] >> shifts[h] & 3 for h in (0, 1))
         four = (lower & 15, lower >> 4)

@@ -18,7 +18,9 @@ class Requests(NamedTuple):
     early packed panels are, if arithmetic keeps up; 0: as stream_ahead_bytes says. block_ahead_bytes: how early weights
     in blocks are, into the second cache, and by a single row all of them together, into that of
     stream_level; 0: as the loop over them wants. block_rows_ahead_bytes: the same by several rows, each of the weights
-    by itself, into that of stream_level; 0: as block_ahead_bytes says.
+    by itself, into that of stream_level; 0: as block_ahead_bytes says. scales_ahead_bytes: of weights in blocks, a
+    single row in packed products asks only for what moves by a line or less with each block, as scales do, so early and
+    into the first cache; 0: for all of them, as above.
 
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the
@@ -33,6 +35,7 @@ class Requests(NamedTuple):
     panel_ahead_bytes: int = 0
     block_ahead_bytes: int = 0
     block_rows_ahead_bytes: int = 0
+    scales_ahead_bytes: int = 0
     row_requests: int = 3
     stream_requests: int = 3
     request_level: int = 2

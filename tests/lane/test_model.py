@@ -337,6 +337,19 @@ def test_blocks_are_asked_for_as_far_ahead_as_the_target_says(block_ahead: int, 
     assert min(a["disp"] for a in asked) == ahead
 
 
+@pytest.mark.parametrize(("name", "scales"), [
+    ("matmul_q4", [0]), ("matmul_q4m", [0]), ("matmul_q4k", [32 * 64]), ("matmul_q6k", [48 * 64, 50 * 64])])
+def test_a_target_may_have_single_rows_ask_for_scales_only(name: str, scales: list[int]) -> None:
+    """What moves by a line or less with each block. Several rows, and products of f32, ask for all."""
+    facts = replace(PLAIN, dots=frozenset({"dot4_u8i8"}), requests=Requests(scales_ahead_bytes=256))
+    deep = {"S" if name.endswith("k") else "G": (8, 1)}
+    asked = prefetches(name, facts, P=(512, 1), C=(1, 1), M=(1, 1), **deep)
+    assert [(a["level"], a["disp"]) for a in asked] == [(1, place + 256) for place in scales]
+    assert len(prefetches(name.replace("matmul", "matvec"), facts, P=(512, 1), B=(8, 1), S=(8, 1))) > 4
+    asked = prefetches(name, facts, P=(512, 1), C=(16, 1), M=(16, 1), **deep)
+    assert len(asked) > 4 and {a["level"] for a in asked} >= {2}
+
+
 def test_a_row_asks_for_all_its_matrices_together_into_a_first_cache_that_takes_streams() -> None:
     """As early as one another, and so far as their blocks are long: of 4 bits by 32, 256 bytes of quants and 32 of
     scales, four blocks at each index. Several rows ask as before."""

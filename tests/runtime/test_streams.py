@@ -11,7 +11,7 @@ from sapper import Program, bf16
 from sapper.codegen.encode import encode
 from sapper.codegen.listing import Listing, at
 from sapper.codegen.machine import MachineFunction
-from sapper.kernels import add, find, matvec, norm
+from sapper.kernels import add, find, matvec, mla, norm
 from sapper.lane.lower import lower
 from sapper.runtime.buffers import empty
 from sapper.runtime.loader import load
@@ -63,6 +63,22 @@ def test_weights_are_streams(packed: bool) -> None:
         assert stream is not None and stream.bytes == 576 * 640 * 2
         assert launch.words[stream.word // 8 - 3] == stream.address
         assert stream.granule_bytes % (640 * 2) == 0
+
+
+def test_the_matrices_of_all_heads_are_one_stream() -> None:
+    """Of latent attention; a kernel whose tasks are parts of columns, too, reads none from end to end."""
+    q, w, y = empty((16, 128)), empty((16, 128, 512)), empty((16, 512))
+    for array in (q, w, y):
+        array[...] = 1
+    found = {}
+    for name in ("absorb_f32", "absorb_streaming_f32"):
+        program = Program([(getattr(mla, name), (q, w, y))], threads=2, static=True)
+        program()
+        np.testing.assert_array_equal(y, np.full(y.shape, 128, np.float32))
+        found[name] = launches_of(program)[0].stream
+    assert found["absorb_f32"] is None
+    stream = found["absorb_streaming_f32"]
+    assert stream is not None and stream.bytes == w.nbytes and stream.granule_bytes == w[0].nbytes
 
 
 def test_what_is_small_or_written_is_none() -> None:
