@@ -225,7 +225,8 @@ class Reductions(Staging):
         self._prefetch_next_rows(walk, choice)
         self._unpack(accumulators, carried)
         pieces = list(enumerate(self._coordinates(walk.reduced)))
-        if choice.lane in choice.reduced and self.rows_at_once([a.op for a in accumulators]) > 1:
+        in_streams = bool(self.requests.row_streams) and choice.parted is not None
+        if in_streams or (choice.lane in choice.reduced and self.rows_at_once([a.op for a in accumulators]) > 1):
             # What is read together is used up before the next is.
             places = [(number, inner, *pair) for pair in self._by_point(accumulators) for number, inner in pieces]
         else:

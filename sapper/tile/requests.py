@@ -20,7 +20,8 @@ class Requests(NamedTuple):
     stream_level; 0: as the loop over them wants. block_rows_ahead_bytes: the same by several rows, each of the weights
     by itself, into that of stream_level; 0: as block_ahead_bytes says. scales_ahead_bytes: of weights in blocks, a
     single row in packed products asks only for what moves by a line or less with each block, as scales do, so early and
-    into the first cache; 0: for all of them, as above.
+    into the first cache; 0: for all of them, as above. row_streams: as how many streams the rows of matrices that meet
+    a vector are best read, which the processor then finds by itself; 0: it does not, and they are asked for.
 
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the
@@ -36,6 +37,7 @@ class Requests(NamedTuple):
     block_ahead_bytes: int = 0
     block_rows_ahead_bytes: int = 0
     scales_ahead_bytes: int = 0
+    row_streams: int = 0
     row_requests: int = 3
     stream_requests: int = 3
     request_level: int = 2
@@ -43,4 +45,4 @@ class Requests(NamedTuple):
 
 
 USUAL = Requests()
-"""What serves where nothing was measured: as a Zen 4 has it."""
+"""What serves where nothing was measured: as a Zen 4 has it, but for scales_ahead_bytes and row_streams."""

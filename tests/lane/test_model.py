@@ -31,6 +31,7 @@ from .run_lane import run_lane
 LIBRARY = {k.name: k for k in library()}
 PLAIN = Facts(l2_bytes=2 << 20)
 BY_LINES = replace(PLAIN, requests=Requests(line_by_line=True, stream_ahead_bytes=3072))
+STREAMS = replace(PLAIN, requests=Requests(row_streams=4))
 INTO_FIRST = replace(PLAIN, l1_bytes=48 << 10, requests=Requests(stream_level=1, stream_ahead_bytes=16 << 10))
 
 
@@ -158,6 +159,38 @@ def test_single_rows_where_the_first_cache_takes_streams(name: str, typical: int
     assert {a["level"] for a in asked} == levels
 
 
+@pytest.mark.parametrize(("name", "typical", "rows", "asked"), [
+    ("matvec_bf16", 512, 4, 0), ("matvec_residual_bf16", 512, 4, 0), ("matmul_nt_bf16", 512, 4, 0),
+    ("matvec_swiglu_bf16", 512, 2, 0), ("norm_matvec_bf16", 512, 4, 0),
+    ("matvec_bf16", 2048, 1, 0), ("norm_matvec_bf16", 2048, 1, 0), ("matvec_swiglu_bf16", 2048, 4, 8),
+    ("matvec_bf16", 16384, 8, 8), ("matvec_swiglu_bf16", 16384, 4, 8),
+    ("matvec_f32", 512, 8, 8), ("matvec_f32", 16384, 8, 8), ("matvec_swiglu_f32", 2048, 4, 16),
+    ("matmul_nt_i8", 2048, 8, 8), ("matmul_nt_bf16_bf16", 2048, 8, 8)])
+def test_rows_are_as_many_streams_as_the_processor_finds(name: str, typical: int, rows: int, asked: int) -> None:
+    """Each line of twice as many is asked for, once and into the second cache: where elements are multiplied as they
+    lie, or the vector leaves the first cache. One row of a single matrix, if that keeps the vector there."""
+    extents = {"N": (2048, 64), "K": (typical, 64)} | ({"M": (1, 1)} if "_nt_" in name else {})
+    facts = replace(STREAMS, dots=frozenset({"dot2_bf16", "dot4_u8i8"}))
+    assert chosen(name, facts, **extents).registers["n"] == rows
+    function = reduce_loops(LIBRARY[name].kernel.tile_ir({"M": 1} if "_nt_" in name else None))
+    canonicalize(function)
+    lowered = lower(function, Schedule(), facts, Specialization({d: DimClass(*of) for d, of in extents.items()}))
+    loops = [op for op in lowered.walk() if op.name == "loop" and op.attributes["label"] == "k"]
+    lines = [[inner for inner in op.blocks[0].ops if inner.name == "prefetch"] for op in loops]
+    assert max(map(len, lines)) == asked
+    assert {op.attributes["level"] for ops in lines for op in ops} <= {2}
+    places = {op.attributes["step"] for op in lowered.walk() if op.name == "loop" and op.attributes["label"] == "n"}
+    assert places == {1}
+
+
+def test_rows_that_several_meet_are_no_streams() -> None:
+    """They are taken as where the processor finds none."""
+    few = {"M": (4, 4), "N": (2048, 64), "K": (2048, 64)}
+    assert chosen("matmul_nt_bf16_bf16", STREAMS, **few) == chosen("matmul_nt_bf16_bf16", PLAIN, **few)
+    known = {"H": (3, 1), "G": (3, 1), "D": (64, 64), "P": (512, 64)}
+    assert chosen("attention_decode_bf16", STREAMS, **known) == chosen("attention_decode_bf16", PLAIN, **known)
+
+
 N, K = dims("N K")
 
 
@@ -172,11 +205,13 @@ def first_rows_doubled(w: Tensor[bf16, N, K], x: Tensor[f32, K], y: Tensor[f32, 
 
 @settings(max_examples=examples(30))
 @given(rows=st.integers(0, 41), depth=st.integers(1, 70), workers=st.integers(1, 3), static=st.booleans(),
-       seed=st.integers(0, 99), streamed=st.booleans())
+       seed=st.integers(0, 99), facts=st.sampled_from([
+           replace(INTO_FIRST, l1_bytes=64), INTO_FIRST, STREAMS, replace(STREAMS, l1_bytes=64),
+           replace(STREAMS, l1_bytes=1024)]))
 def test_rows_that_share_a_long_vector_come_from_as_many_places(rows: int, depth: int, workers: int, static: bool,
-                                                                seed: int, streamed: bool) -> None:
-    """Four streams for each task, wherever its rows begin and however many are left; numbers of rows go with them."""
-    facts = replace(INTO_FIRST, l1_bytes=64 if streamed else 48 << 10)
+                                                                seed: int, facts: Facts) -> None:
+    """Four or eight streams for each task, wherever its rows begin and however many are left; numbers of rows go with
+    them."""
     random = np.random.default_rng(seed)
     w = random.standard_normal((rows, depth)).astype(ml_dtypes.bfloat16)
     x, y = random.standard_normal(depth).astype(np.float32), np.full(rows, np.nan, np.float32)
