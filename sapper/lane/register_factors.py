@@ -233,8 +233,8 @@ class RegisterFactors(WalkLowering):
                 counts[rows[0]] = self._fit(rows[0], min(budget, most), False)
             elif rows:
                 # Dot products along the lane axis: a square of accumulators reads the least.
-                streams = self._row_streams(walk, lane)
-                first = self._fit(rows[0], self._rows_of_streams(walk, rows[0], lane, streams) if streams else
+                matrices = self._row_streams(walk, lane)
+                first = self._fit(rows[0], self._rows_of_streams(walk, rows[0], lane, matrices) if matrices else
                                   self._streamed_rows(walk, rows[0], lane, fixed), False)
                 if len(rows) > 1:
                     first = self._fit(rows[0], 4, False)
@@ -285,8 +285,8 @@ class RegisterFactors(WalkLowering):
                         unrolled = max(1, unrolled // prod(self.extent_hint(a) for a in walk.reduced if a != axis))
                     if axis == lane:
                         unrolled = max(1, min(unrolled, 8 // accumulators), self.rows_at_once(walk.reductions))
-                        if (streams := self._row_streams(walk, lane)):
-                            line = max(LINE_BYTES // self._vector_bytes(op) for op in streams)
+                        if (matrices := self._row_streams(walk, lane)):
+                            line = max(LINE_BYTES // self._vector_bytes(op) for op in matrices)
                             unrolled = ROW_VECTORS if accumulators == 1 else max(unrolled, line)
                     counts[axis] = self._fit(axis, unrolled, axis == lane)
                     break
