@@ -44,7 +44,7 @@ from .record import NUMPY_DTYPES, Arguments, Array, Case, LibraryKernel, Shape, 
 T, H, G, D, P, B = sp.dims("T H G D P B")
 MINUS_INFINITY = float("-inf")
 LOG2_E = 1.4426950408889634
-QUERY_BLOCK = 64
+QUERY_BLOCK = 32
 DECODE_SPLIT = 2048
 """Positions of a split: each begins two streams from memory, which takes its time."""
 

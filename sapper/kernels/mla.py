@@ -52,8 +52,8 @@ from .rope import tables, turned
 T, H, D, R, S, C, V, P, B, N = sp.dims("T H D R S C V P B N")
 MINUS_INFINITY = float("-inf")
 LOG2_E, LN_2 = 1.4426950408889634, 0.6931471805599453
-QUERY_BLOCK = 64
-SPLIT, LONG_SPLIT = 64, 256
+QUERY_BLOCK = 32
+SPLIT, LONG_SPLIT = 128, 256
 
 
 def make_compress(cache: Any) -> Any:
@@ -199,8 +199,9 @@ def make_latent_attention_decode(cache: Any) -> Any:
                 sums = zeros(h, dtype=f32)
                 acc = zeros(h, c, dtype=f32)
                 for p in tiles(span(b * SPLIT, min(b * SPLIT + SPLIT, filled))):
-                    score = query @ latents[p, c] + turn @ keys[p, s]
-                    top, sums, acc = attend(top, sums, acc, score, latents[p, c], p, exp, f32)
+                    latent = latents[p, c]
+                    score = query @ latent + turn @ keys[p, s]
+                    top, sums, acc = attend(top, sums, acc, score, latent, p, exp, f32)
                 highest[b, h] = top
                 total[b, h] = sums
                 partial[b, h, c] = acc

@@ -156,8 +156,9 @@ def make_latent_attention_paged(cache: Any) -> Any:
                 for i in range(position // PAGE + 1):
                     page = table[sequence, i]
                     for p in tiles(span(0, min(PAGE, position + 1 - i * PAGE))):
-                        score = query @ latents[page, p, c] + turn @ keys[page, p, s]
-                        highest, total, acc = attend(highest, total, acc, score, latents[page, p, c], p, exp, f32)
+                        latent = latents[page, p, c]
+                        score = query @ latent + turn @ keys[page, p, s]
+                        highest, total, acc = attend(highest, total, acc, score, latent, p, exp, f32)
                 out[t, h, c] = acc / total
 
     return latent_attention_paged

@@ -124,9 +124,10 @@ def make_latent_attention_paged_sparse(cache: Any) -> Any:
                     for p in tiles(span(0, min(PAGE, position + 1 - i * PAGE))):
                         key = sortable(scores[t, i * PAGE + p])
                         kept = (key > lowest[t]) | ((key == lowest[t]) & (i * PAGE + p <= last[t]))
-                        score = query @ latents[page, p, c] + turn @ keys[page, p, s]
+                        latent = latents[page, p, c]
+                        score = query @ latent + turn @ keys[page, p, s]
                         score = where(kept, score, MINUS_INFINITY)
-                        highest, total, acc = attend(highest, total, acc, score, latents[page, p, c], p, exp, f32)
+                        highest, total, acc = attend(highest, total, acc, score, latent, p, exp, f32)
                 out[t, h, c] = acc / total
 
     return latent_attention_paged_sparse

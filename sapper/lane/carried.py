@@ -7,16 +7,18 @@ nothing reads the old value later, and to which the new one is copied where some
 
 from __future__ import annotations
 
+from math import prod
+
 from ..ir.nodes import Block, Op, Value
-from ..ir.types import S64, RowType, TileType
-from ..tile.plan import LATE, Walk, is_scalar_integer, plan_block
+from ..ir.types import S64, RowType, TileType, f32
+from ..tile.plan import LATE, Walk, axes_of, is_scalar_integer, plan_block
 from .extents import Range
 from .nests import NestLowering
 from .state import Access, Capacity, Open
 from .stream_prefetches import StreamPrefetches
 
-SEQUENTIAL_TILE = 64
-"""Default size of a sequential tile: its intermediate tiles then stay in L1."""
+SEQUENTIAL_TILE, MOST_SEQUENTIAL = 64, 512
+"""Default size of a sequential tile: its intermediate tiles then stay in L1; and the most where a few rows meet it."""
 
 
 class CarriedLowering(NestLowering, StreamPrefetches):
@@ -47,6 +49,23 @@ class CarriedLowering(NestLowering, StreamPrefetches):
 
     # Loops.
 
+    def sequential_tile(self, body: Block, axis: str, r: Range) -> int:
+        """The size of a sequential tile that the schedule leaves open: where few rows meet what it reads, as many
+        coordinates as have room for their products in an eighth of L1. Each tile begins two streams from memory, of
+        keys and of values. Measured on a Zen 4, attention of 8 x 4 heads to 4096 positions in f32, from memory: 64,
+        128, 256 and 512 positions 22.3, 25.4, 25.9 and 26.8 GB/s, by two threads 39.5, 45.4, 50.4 and 51.6.
+        r: no tile is longer than it typically is."""
+        products = [axes_of(op.result) for op in body.ops if op.name == "contract" and axis in axes_of(op.result)]
+        rows = [[a for a in axes if a != axis] for axes in products]
+        known = all(a in self.bound or a in self.open for axes in rows for a in axes)
+        if self.facts.many_workers or not rows or not known:
+            return SEQUENTIAL_TILE
+        product_bytes = f32.size_bytes * max(prod(map(self.extent_hint, axes)) for axes in rows)
+        fitting = min(MOST_SEQUENTIAL, r.hint, self.near_bytes // 8 // product_bytes)
+        if r.capacity is not None and not r.capacity.dims:
+            fitting = min(fitting, r.capacity.constant)
+        return 1 << max(SEQUENTIAL_TILE, fitting).bit_length() - 1
+
     def _sequential(self, op: Op, ranges: list[Range]) -> None:
         body = op.blocks[0]
         bounds = 2 * len(ranges)
@@ -72,8 +91,7 @@ class CarriedLowering(NestLowering, StreamPrefetches):
                 buffers[i] = self._initial_buffer(argument, first)
         for r in ranges:
             if r.axis is not None:
-                tile = self.schedule.tile.get(r.axis, SEQUENTIAL_TILE)
-                r.step = tile
+                r.step = self.schedule.tile.get(r.axis) or self.sequential_tile(body, r.axis, r)
 
         def run(k: int, values: list[Value]) -> list[Value]:
             if k == len(ranges):

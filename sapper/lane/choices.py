@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 
-from ..ir.nodes import Function
+from ..ir.nodes import Block, Function
 from ..ir.types import f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, bare_name
 from ..tile.plan import Walk
@@ -114,6 +114,11 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
                 hints[r.axis] = max(hints.get(r.axis, 1), r.hint)
             super()._resident(r, body)
 
+        def sequential_tile(self, body: Block, axis: str, r: Range) -> int:
+            found = super().sequential_tile(body, axis, r)
+            tile.setdefault(axis, found)    # of the main loop, which comes first
+            return found
+
     lowering = Recording(function, schedule, facts, specialization, lanes_of(function, facts))
     lowering.run()
     parallel: list[str] = []
@@ -121,7 +126,8 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
         if op.name == "tiles" and op.attributes.get("parallel"):
             parallel += op.attributes["axes"]
         elif op.name == "tiles":
-            tile.update((axis, schedule.tile.get(axis, SEQUENTIAL_TILE)) for axis in op.attributes["axes"])
+            for axis in op.attributes["axes"]:
+                tile.setdefault(axis, SEQUENTIAL_TILE)
     if lowering.chain is not None:
         tile.pop(lowering.chain.step, None)     # what it takes at once follows from the target
     registers = {axis: count for axis, count in registers.items() if axis not in on_tiles}

@@ -231,20 +231,22 @@ class Reductions(Staging):
             places = [(number, inner, *pair) for pair in self._by_point(accumulators) for number, inner in pieces]
         else:
             places = [(number, inner, *pair) for number, inner in pieces for pair in self._by_point(accumulators)]
-        for number, inner, a, point in places:
+        terms = [op for op in choice.prefetched if self.panels_of(op) is None and choice.lane not in walk.reduced]
+        for place, (number, inner, a, point) in enumerate(places):
             axes = a.op.result.type.axes  # type: ignore[union-attr]
             at = {**inner, **dict(zip(axes, point, strict=True))}
             for op in (a.op, *a.also):
                 self._accumulate(a, op, point, number % a.slots, at, walk)
+            if place + 1 == len(places) or places[place + 1][0] != number:
+                for op in terms:
+                    self._prefetch_ahead(op, walk, inner)
         for _, inner in pieces:
             for a in accumulators:
                 self._add_errors(a, inner)
         for op in choice.prefetched:
             if self.panels_of(op) is None and choice.lane in walk.reduced:
                 self._prefetch(op, walk, choice)
-            elif self.panels_of(op) is None:
-                self._prefetch_ahead(op, walk)
-            else:
+            elif op not in terms:
                 self._prefetch_panel(self.staged[op], walk, choice)
         for op in choice.staged:
             staged = self.staged.get(op)

@@ -202,7 +202,8 @@ class RegisterFactors(WalkLowering):
         if contraction:
             several = len(walk.reductions)
             budget = max(1, (registers - 4) // (fixed * several))
-            rows = sorted((a for a in outer if a != lane and (lane in outer or self.extent_hint(a) > 1)),
+            rows = sorted((a for a in outer if a != lane and (lane in outer or self.extent_hint(a) > 1)
+                           and self.open[a].extent != 1),
                           key=lambda a: -self.extent_hint(a))
             if lane in outer:
                 panel = self._panel_vectors(walk, rows, fixed, lane)

@@ -75,7 +75,7 @@ def prefetches(name: str, facts: Facts, strides: dict[str, Panels] | None = None
     ("latent_attention_paged_bf16", {"H": 16, "C": 64, "X": 32}, "h", {"h": 16, "p": 64}),
     ("latent_attention_decode_f32", {"H": 16, "C": 64, "S": 32}, "h", {"h": 16, "p": 64}),
     ("attention_paged_f32", {"G": 3, "D": 64}, "d", {"g": 3, "p": 64}),
-    ("attention_decode_f32", {"G": 3, "D": 64}, "d", {"g": 3, "p": 64}),
+    ("attention_decode_f32", {"G": 3, "D": 64}, "d", {"g": 3, "p": 256}),
 ])
 def test_heads_meet_pages_as_they_meet_a_cache_in_one_piece(name: str, static: dict[str, int], lane: str,
                                                             tile: dict[str, int]) -> None:
@@ -84,6 +84,39 @@ def test_heads_meet_pages_as_they_meet_a_cache_in_one_piece(name: str, static: d
     canonicalize(function)
     told = choices(function, Schedule(), PLAIN, Specialization({})).schedule
     assert (told.lane, told.tile) == (lane, tile)
+
+
+@pytest.mark.parametrize(("heads", "many_workers", "positions"), [
+    (1, False, 256), (4, False, 256), (6, False, 256), (40, False, 64), (4, True, 64)])
+def test_few_heads_meet_many_positions_at_once(heads: int, many_workers: bool, positions: int) -> None:
+    """As many as have room for their scores in an eighth of the first cache, and no more than there typically are."""
+    function = reduce_loops(LIBRARY["attention_decode_f32"].kernel.tile_ir({"G": heads, "D": 64}))
+    canonicalize(function)
+    facts = replace(PLAIN, many_workers=many_workers)
+    assert choices(function, Schedule(), facts, Specialization({})).schedule.tile["p"] == positions
+
+
+@pytest.mark.parametrize(("heads", "rows"), [(1, 4), (4, 1)])
+def test_values_are_read_whole_and_asked_for_as_they_are_used(heads: int, rows: int) -> None:
+    """Where several heads share them a row is asked for after each; a single head asks for four rows after four."""
+    function = reduce_loops(LIBRARY["attention_decode_split_f32"].kernel.tile_ir({"G": heads, "D": 128}))
+    canonicalize(function)
+    lowered = lower(function, Schedule(), PLAIN, Specialization({}))
+    lines = 128 * 4 // 64
+    expected = 4 // rows * (["fma"] * lines * heads * rows + ["prefetch"] * lines * rows)
+    assert expected in [[inner.name for inner in block.ops if inner.name in ("fma", "prefetch")]
+                        for op in lowered.walk() for block in op.blocks]
+
+
+@pytest.mark.parametrize(("d", "facts", "near"), [(64, PLAIN, True), (128, PLAIN, True), (512, PLAIN, False),
+                                                  (128, BY_LINES, False)])
+def test_keys_are_asked_into_the_first_cache_where_the_next_ones_have_room(d: int, facts: Facts, near: bool) -> None:
+    """8 of f32 at a time, which may fill an eighth of it; not where memory is best read line by line."""
+    function = reduce_loops(LIBRARY["attention_f32"].kernel.tile_ir({"D": d}))
+    canonicalize(function)
+    asked = {op.attributes["level"] for op in lower(function, Schedule(), facts, Specialization({})).walk()
+             if op.name == "prefetch"}
+    assert 2 in asked and (1 in asked) == near
 
 
 @pytest.mark.parametrize("facts", [PLAIN, INTO_FIRST])

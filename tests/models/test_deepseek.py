@@ -91,7 +91,7 @@ def test_greedy_tokens_are_those_of_transformers(model: Loaded, recorded: dict[s
     finally:
         model.tokenizer.stops = stops
     assert made.tokens == recorded["greedy"]
-    assert len(recorded["tokens"]) + len(made.tokens) > 2 * mla.SPLIT
+    assert len(recorded["tokens"]) + len(made.tokens) > mla.SPLIT
 
 
 @pytest.mark.parametrize("cache", ["f32", "bf16"])
