@@ -22,7 +22,13 @@ SEQUENTIAL_TILE, MOST_SEQUENTIAL = 64, 512
 
 
 class CarriedLowering(NestLowering, StreamPrefetches):
-    """Emits sequential loops and branches. Subclasses emit blocks."""
+    """Emits sequential loops and branches. Subclasses emit blocks.
+
+    sequential_tiles: of each axis the size of a tile. What is left of the rows that meet them takes the same one, as
+    buffers have room for that.
+    """
+
+    sequential_tiles: dict[str, int]
 
     def block(self, block: Block, yields_kept: frozenset[int] = frozenset(), top: bool = False) -> None:
         raise NotImplementedError("control emits blocks")
@@ -91,7 +97,10 @@ class CarriedLowering(NestLowering, StreamPrefetches):
                 buffers[i] = self._initial_buffer(argument, first)
         for r in ranges:
             if r.axis is not None:
-                r.step = self.schedule.tile.get(r.axis) or self.sequential_tile(body, r.axis, r)
+                if r.axis not in self.sequential_tiles:
+                    chosen = self.schedule.tile.get(r.axis)
+                    self.sequential_tiles[r.axis] = chosen or self.sequential_tile(body, r.axis, r)
+                r.step = self.sequential_tiles[r.axis]
 
         def run(k: int, values: list[Value]) -> list[Value]:
             if k == len(ranges):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 
-from ..ir.nodes import Block, Function
+from ..ir.nodes import Function
 from ..ir.types import f32
 from ..lang.by_hand import CONTRACTIONS, PIECES, bare_name
 from ..tile.plan import Walk
@@ -114,13 +114,9 @@ def choices(function: Function, schedule: Schedule, facts: Facts, specialization
                 hints[r.axis] = max(hints.get(r.axis, 1), r.hint)
             super()._resident(r, body)
 
-        def sequential_tile(self, body: Block, axis: str, r: Range) -> int:
-            found = super().sequential_tile(body, axis, r)
-            tile.setdefault(axis, found)    # of the main loop, which comes first
-            return found
-
     lowering = Recording(function, schedule, facts, specialization, lanes_of(function, facts))
     lowering.run()
+    tile |= lowering.sequential_tiles
     parallel: list[str] = []
     for op in function.walk():
         if op.name == "tiles" and op.attributes.get("parallel"):

@@ -42,7 +42,7 @@ def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capaci
     op = value.op
     if op is not None and op.name == "const":
         c = int(op.attributes["value"])
-        return c, (64 if c % 64 == 0 else 16 if c % 16 == 0 else 1), Capacity(c)
+        return c, next(d for d in (64, 32, 16, 1) if c % d == 0), Capacity(c)
     if op is not None and op.name == "dim":
         name = op.attributes["name"]
         dim = specialization.dims.get(name, DimClass())

@@ -132,6 +132,7 @@ class Lowering(TaskLowering, CarriedLowering, OrderedLowering):
         self.streaming_loops = []
         self.pending_buffers = {}
         self.carried_buffers = {}
+        self.sequential_tiles = {}
         self.stage_memory = {}
         self.scratch_sizes = []
         self.scratch_end = 0

@@ -58,7 +58,7 @@ def test_a_panel_is_turned_by_one_square_in_a_loop() -> None:
 
 @pytest.mark.parametrize(("divisor", "tails"), [(64, 0), (16, 1), (1, 1)])
 def test_blocks_of_a_whole_number_of_tiles_have_no_tail(divisor: int, tails: int) -> None:
-    """Attention takes its queries in blocks of 64, the last one min(first + 64, T): a multiple of what T is."""
+    """Attention takes its queries in blocks of 32, the last one min(first + 32, T): a multiple of what T is."""
     function = reduce_loops(find("attention_bf16").kernel.tile_ir())
     dims = {"T": DimClass(512, divisor), "D": DimClass(64, 64), "P": DimClass(512, 1)}
     lane = lower(function, Schedule(), AVX512, Specialization(dims))

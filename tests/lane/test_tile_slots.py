@@ -68,6 +68,13 @@ def test_chained_products_are_exact(t, p, beyond, lanes, deep, seed) -> None:
     np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))
 
 
+def test_queries_that_are_left_meet_tiles_of_the_same_size() -> None:
+    """Fewer of them have room for longer ones, but what the tiles of keys leave lies where the first loop put it."""
+    arguments = chained_arguments(27, 70, 24, 66)
+    assert tiles_in(run_chained(arguments, 4))
+    np.testing.assert_array_equal(arguments["out"], chained_expected(arguments))
+
+
 @pytest.mark.parametrize(("d", "schedule"), [
     (40, None), (64, Schedule(matrix=False)), (64, Schedule(registers={"p": 4}))])
 def test_vectors_take_what_tiles_do_not(d, schedule) -> None:
