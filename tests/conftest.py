@@ -18,6 +18,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -27,6 +28,9 @@ from sapper.runtime.settings import available_cpus
 from tests.strategies import FUZZ
 
 os.environ.setdefault("SAPPER_VERIFY", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in the background so, and so would every program that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _common = settings(deadline=None, suppress_health_check=list(HealthCheck))
 _same = settings(_common, derandomize=True, database=None)
