@@ -64,20 +64,17 @@ class Classes:
     @cached_property
     def mentions(self) -> list[list[int]]:
         """For each node the places that name it, in order."""
-        found: list[list[int]] = [[] for _ in self.flow.nodes]
-        for place, groups in enumerate(zip(self.flow.uses, self.flow.changes, self.flow.writes, strict=True)):
-            for group in groups:
-                for node in group:
-                    places = found[node]
-                    if not places or places[-1] != place:
-                        places.append(place)
-        return found
+        return self._places_in(self.flow.uses, self.flow.changes, self.flow.writes)
 
     @cached_property
     def definitions(self) -> list[list[int]]:
         """For each node the places that write it, in order."""
+        return self._places_in(self.flow.changes, self.flow.writes)
+
+    def _places_in(self, *named: list[tuple[int, ...]]) -> list[list[int]]:
+        """For each node the places, in order, at which one of the lists has it; these have an item for each place."""
         found: list[list[int]] = [[] for _ in self.flow.nodes]
-        for place, groups in enumerate(zip(self.flow.changes, self.flow.writes, strict=True)):
+        for place, groups in enumerate(zip(*named, strict=True)):
             for group in groups:
                 for node in group:
                     places = found[node]
