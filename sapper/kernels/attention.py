@@ -92,7 +92,7 @@ def make_attention(name: str, cache: Any, activation: Any = f32, products: Any =
                     for p in tiles(span(0, position + stop)):
                         score = where(p <= position + t, query @ keys[h, p, d], MINUS_INFINITY)
                         highest, total, acc = attend(highest, total, acc, score, values[h, p, d], p, power, products)
-                    out[t, h, g, d] = (acc / total).to(activation)
+                    out[t, h, g, d] = (acc * (1.0 / total)).to(activation)
 
     return attention
 
@@ -137,7 +137,7 @@ def make_attention_decode_split(cache: Any) -> Any:
         for h, b in each(H, position // DECODE_SPLIT + 1):
             g, d = whole(G), whole(D)
             p = whole(span(b * DECODE_SPLIT, min(b * DECODE_SPLIT + DECODE_SPLIT, position + 1)))
-            score = (q[h, g, d] * (scale * LOG2_E)) @ keys[h, p, d]
+            score = (q[h, g, d] @ keys[h, p, d]) * (scale * LOG2_E)
             top = max(score, over=p)
             weight = exp2(score - top)
             highest[b, h, g] = top

@@ -12,7 +12,7 @@ from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, S64, b32, bf16
 from ..tile.schedule import Facts
 from ..tile.zeros import often_zero
-from .squares import Squares
+from .squares import Squares, unrounded
 from .state import Access, element_bytes
 
 MOST_ROWS = 8
@@ -36,7 +36,7 @@ class NarrowStores(Squares):
 
     def store_rounded(self, jobs: list[Job], streams: list[bool]) -> None:
         """streams: whether each store goes past the caches."""
-        rows = [self._unrounded(row) for _, _, row in jobs]
+        rows = [unrounded(row) for _, _, row in jobs]
         firsts = list(range(0, len(jobs), 2))
         paired = len(jobs) % 2 == 0 and all(self._follows(*jobs[n:n + 2]) for n in firsts)
         if not paired or any(often_zero(op.operands[1]) for op, _, _ in jobs):
@@ -86,12 +86,6 @@ class NarrowStores(Squares):
         operands, attributes = self.address(self._store_access(op, at), at)
         self.effect("store", [row, *operands], dtype=bf16, masked=False, streaming=streaming, denormals=denormals,
                     **attributes)
-
-    @staticmethod
-    def _unrounded(row: Value) -> Value:
-        op = row.op
-        rounded = op is not None and op.name == "round_to" and op.attributes["dtype"] is bf16
-        return op.operands[0] if op is not None and rounded else row
 
     def _follows(self, first: Job, second: Job) -> bool:
         """Whether the second row lies just after the first, and both fill a row of slots together: of an even number of

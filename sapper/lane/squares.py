@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 
 from ..ir.nodes import Op, Value
-from ..ir.types import MASK, RowType, i32
+from ..ir.types import MASK, RowType, bf16, i32
 from ..tile.ops import memory_of
 from .layout import Exchange, Layout, convert
 from .slots import KeptSlots
@@ -108,9 +108,17 @@ class Squares(KeptSlots):
         assert found is not None
         lane, axis = found
         dtype = op.operands[1].type.dtype  # type: ignore[union-attr]
-        for i, row in enumerate(self.transposed(rows, self.depth)):
+        # Stores round what they narrow: that was done before would be done twice.
+        for i, row in enumerate(self.transposed([unrounded(row) for row in rows], self.depth)):
             with self._turned(lane, axis, at[lane] * self.lanes + i, True) as turned:
                 self.put(access, row, dtype, {**at, **turned}, tuple(at), streaming=streaming)
+
+
+def unrounded(row: Value) -> Value:
+    """A row before it was rounded to bf16, if it was."""
+    op = row.op
+    rounded = op is not None and op.name == "round_to" and op.attributes["dtype"] is bf16
+    return op.operands[0] if op is not None and rounded else row
 
 
 @cache
