@@ -10,8 +10,7 @@ ways to attend:
     naive      for many tokens: keys and values of all positions are made (`expand`), then `latent_attention` is
                attention with them, as sapper/kernels/attention.py has it
     absorbed   for one token: q @ (w_key @ latent) = (q @ w_key) @ latent, so queries go into the latent space
-               (`absorb`, or `absorb_streaming` on cores with a cache for the sums), meet the cache there
-               (`latent_attention_decode`), and come out by `project_values`
+               (`absorb`), meet the cache there (`latent_attention_decode`), and come out by `project_values`
 
 In `latent_attention_decode` the cores share the positions, SPLIT at a time, so that the cache is read once for all
 heads; each split leaves its maximum, its total and its sum, which `merge_splits` joins. In products of bf16
@@ -159,23 +158,6 @@ def make_absorb(weight: Any) -> Any:
     return absorb
 
 
-def make_absorb_streaming(weight: Any) -> Any:
-    """The same with the weights read from one end to the other, while a head's sums are in the first cache: registers
-    hold those of a part of the columns, so that rows would be read in parts that lie apart. On a Zen 4 16 heads in bf16
-    take 92 us from memory in place of 174, two threads 78 in place of 115."""
-
-    @sp.kernel(name=f"absorb_streaming_{weight.name}")
-    def absorb_streaming(q: Tensor[f32, H, D], w: Tensor[weight, H, D, C], y: Tensor[f32, H, C]):
-        for h in each(H):
-            for c in tiles(C):
-                y[h, c] = zeros(c, dtype=f32)
-            for d in range(D):
-                for c in tiles(C):
-                    y[h, c] = y[h, c] + q[h, d] * w[h, d, c].to(f32)
-
-    return absorb_streaming
-
-
 def make_latent_attention_decode(cache: Any) -> Any:
     """One token at `position`, splits of SPLIT positions; highest, total [B, H] and partial [B, H, C] for each.
 
@@ -276,8 +258,6 @@ latent_attention_f32 = make_latent_attention("latent_attention_f32", f32)
 latent_attention_bf16 = make_latent_attention("latent_attention_bf16", bf16)
 absorb_f32 = make_absorb(f32)
 absorb_bf16 = make_absorb(bf16)
-absorb_streaming_f32 = make_absorb_streaming(f32)
-absorb_streaming_bf16 = make_absorb_streaming(bf16)
 latent_attention_decode_f32 = make_latent_attention_decode(f32)
 latent_attention_decode_bf16 = make_latent_attention_decode(bf16)
 merge_splits = make_merge_splits(SPLIT, "merge_splits")
@@ -557,8 +537,6 @@ KERNELS = (
     attention_entry(latent_attention_bf16, "bf16"),
     _head_entry(absorb_f32, "f32", "D", absorb_reference, absorb_arguments),
     _head_entry(absorb_bf16, "bf16", "D", absorb_reference, absorb_arguments),
-    _head_entry(absorb_streaming_f32, "f32", "D", absorb_reference, absorb_arguments),
-    _head_entry(absorb_streaming_bf16, "bf16", "D", absorb_reference, absorb_arguments),
     decode_entry(latent_attention_decode_f32, "f32"),
     decode_entry(latent_attention_decode_bf16, "bf16"),
     decode_entry(latent_attention_decode_rounded, "bf16", True),

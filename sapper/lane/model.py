@@ -710,8 +710,7 @@ class Model(RegisterFactors):
         if not order or any(self.extent_hint(axis) > FEW_ROWS for axis in order[1:]):
             return []
         if (streams := self._row_streams(walk, lane)):
-            # No more of them are found by the processor itself.
-            return streams if len(streams) * prod(counts[axis] for axis in order) > self.requests.row_streams else []
+            return streams
         found = []
         for op in self.reads(walk):
             access = self.access(op)

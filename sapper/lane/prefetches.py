@@ -6,6 +6,7 @@ measured: see each constant."""
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from math import prod
 
 from ..ir.nodes import Op
@@ -49,11 +50,15 @@ PLACES_AHEAD_BYTES = 1536
 plain reads reach, 2048 and 1536: matvec_residual_bf16 of 4096 x 14336 90 and 91, 4096 x 11008 87 and 88, 7168 x 18432
 87 and 88, matvec_bf16 of 2048 x 10944 90 and 92."""
 
-MANY_STREAMS_AHEAD_BYTES = 8192
-"""The same of rows in more places than the processor finds streams by itself (Requests.row_streams), into the second
-cache. Measured on a Zen 4, bf16 in 8 places, in percent of what plain reads reach, without and 2, 4, 8 and 16 KiB
-ahead: 4096 x 14336 84, 87, 88, 92 and 89, 7168 x 18432 81, 88, 88, 86 and 89, gate and up of 14336 x 4096 82, 87, 87,
-89 and 85. Four streams lose by it: 2048 x 2048 105, 91, 84, 85 and 86."""
+STREAMS_AHEAD_BYTES = (10240, 8192, 6144, 4096, 2048)
+"""The same of rows that are read as so many streams (Requests.row_streams): each line is asked into the second cache
+again and again, as a Zen 4 drops a request that finds no free miss buffer, and some 100 lines have to be on their way
+at a time: memory answers after 200 ns. Without requests the processor keeps to one distance, and for minutes at a time,
+as neighbours use the memory too, reaches half of what plain reads do. Measured there, bf16, four places, each against
+plain reads just before and after, the median and what nine of ten reach, in percent. Without requests in such minutes,
+and by one, two, three and four from 8 KiB on, 8192 x 4096: 60 and 55, 77 and 69, 87 and 81, 93 and 87, 105 and 92.
+With 10, 8, 6, 4 and 2 KiB, and without that of 10: 2048 x 2048 99 and 89, 96 and 85; 4096 x 14336 100 and 89, 101 and
+97; 49152 x 576 96 and 92, 94 and 88; f32 of 4096 x 4096 102 and 96, 93 and 87, i8 by i8 93 and 85, 83 and 75."""
 
 SLOW_STEPS = 1 / 8
 """Multiply-adds for each byte of a panel below which it is read as fast as memory gives it. It is then asked for as
@@ -62,8 +67,9 @@ of the accesses miss. Measured on a Zen 4: with 2048, 97 % of what plain reads r
 for 16 rows 76 and 89 % of the multiply-adds. On a Granite Rapids, one row of bf16: with 3072, 14.7 GB/s, as plain
 reads; with 2048 and 4096, 14.1 and 14.3."""
 
-BLOCK_LINES_AHEAD = 2
-"""How many lines further along themselves rows are asked for of which a block is read line by line."""
+BLOCK_LINES_AHEAD, BLOCK_LINES_AGAIN = 2, (4, 3, 2, 1)
+"""How many lines further along themselves rows are asked for of which a block is read line by line, and where rows are
+streams (STREAMS_AHEAD_BYTES)."""
 
 FEW_ROWS = 16
 """Typical number of rows up to which a contraction is bound by memory."""
@@ -186,14 +192,14 @@ class Prefetches(Stores):
         size = element_bytes(access.dtype)
         step_bytes = self.bound[depth_axis].count * self.lanes * size
         in_places = self.bound[row_axis].apart != 1 and size < b32.size_bytes
-        ahead_bytes = PLACES_AHEAD_BYTES if in_places else LONG_ROW_AHEAD_BYTES
-        if self.requests.row_streams:
-            ahead_bytes = MANY_STREAMS_AHEAD_BYTES
+        distances = STREAMS_AHEAD_BYTES if self.requests.row_streams else (
+            PLACES_AHEAD_BYTES if in_places else LONG_ROW_AHEAD_BYTES,)
         for row in range(self.bound[row_axis].count):
             operands, attributes = self.address(access, {row_axis: row, depth_axis: 0})
-            disp = attributes.pop("disp") + ahead_bytes
-            for line in range(0, step_bytes, 64):
-                self.effect("prefetch", operands, level=self.requests.stream_level, disp=disp + line, **attributes)
+            disp = attributes.pop("disp")
+            for ahead_bytes in distances:
+                for place in range(disp + ahead_bytes, disp + ahead_bytes + step_bytes, LINE_BYTES):
+                    self.effect("prefetch", operands, level=self.requests.stream_level, disp=place, **attributes)
 
     def _prefetch_ahead(self, op: Op, walk: Walk, row: dict[str, int]) -> None:
         """Ask for rows further on of a matrix whose rows, or the same piece of each, are read one after the other: into
@@ -201,28 +207,38 @@ class Prefetches(Stores):
         of 128 f32: 24 GB/s, and 20 where it is asked into the first. row: the one that was just read: where
         several meet it whole, one is asked for, as requests for four at once find too few places, too (attention of
         8 x 4 heads to 4096 positions in f32: 24 and 25.5 GB/s, by two threads 39 and 45). Else those for all rows at
-        hand come together behind the last one."""
+        hand come together behind the last one.
+
+        Rows that one number each meets, or in blocks few, are asked for again and again where rows are streams
+        (STREAMS_AHEAD_BYTES), as long as arithmetic keeps up. Measured there, in percent of what plain reads reach,
+        before and now: absorb_bf16 of 16 x 128 x 512 38 and 86, in f32 38 and 88; one row by 4096 x 4096 in blocks, f32
+        75 and 91, bf16 61 and 87, i8 47 and 71; 4 rows, f32 55 and 82, bf16 by bf16 54 and 82, i8 56 and 73."""
         (row_axis,) = walk.reduced
         lane = next(axis for axis in axes_of(op.result) if axis != row_axis)
         size = element_bytes(self.access(op).dtype)
         row_bytes = self.bound[lane].count * self.lanes * size * self.slot_elements
         alone = all(self.bound[axis].count == 1 for axis in walk.outer if axis != lane)
-        ahead_bytes = self.requests.stream_ahead_bytes if alone or self.requests.line_by_line else AHEAD_BYTES
+        near, in_block = alone or self.requests.line_by_line, self.depth_part is not None
+        distances: tuple[int, ...] = (self.requests.stream_ahead_bytes if near else AHEAD_BYTES,)
+        lines: tuple[int, ...] = (BLOCK_LINES_AHEAD,)
+        multiply_adds = prod(self.bound[axis].count for axis in walk.outer)
+        if self.requests.row_streams and (alone or in_block) and multiply_adds < SLOW_STEPS * row_bytes:
+            distances, lines = STREAMS_AHEAD_BYTES, BLOCK_LINES_AGAIN
         at_once = self.bound[row_axis].count
-        rows = max(-(-ahead_bytes // row_bytes), at_once)
         step = max(1, 64 // size // self.lanes)
         extent = self.open[lane].extent if lane in self.open else None
         whole = isinstance(extent, int) and extent <= self.bound[lane].count * self.lanes
-        together = alone or not whole or self.depth_part is not None
+        together = alone or not whole or in_block
         if together and row[row_axis] + 1 < at_once:
             return
         parts = [self.access(op)] if self.packing is None else [
             self.neighbour(op, number) for number in range(self.slot_elements)]
-        beyond, ahead = (row_axis, rows) if self.depth_part is None else (lane, BLOCK_LINES_AHEAD * step)
+        beyond, steps = (lane, [line * step for line in lines]) if in_block else (
+            row_axis, [max(-(-ahead_bytes // row_bytes), at_once) for ahead_bytes in distances])
         for at in self._coordinates(axes_of(op.result)):
             if not together and at[row_axis] != row[row_axis]:
                 continue
-            for access in parts if at[lane] % step == 0 else ():
+            for access, ahead in product(parts, steps) if at[lane] % step == 0 else ():
                 operands, attributes = self.address(access, {**at, beyond: at[beyond] + ahead})
                 self.effect("prefetch", operands, level=2, **attributes)
 

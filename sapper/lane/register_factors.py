@@ -67,10 +67,6 @@ STREAMS = 4
 """Rows that are read from memory side by side. Measured on a Granite Rapids, argmax of 512 rows of 49152: 17.6 GB/s row
 by row, 19.8 by two, and 22.4 by four."""
 
-ROW_VECTORS = 16
-"""Vectors of a single row in one step, where rows are streams. Measured on a Zen 4, bf16 from memory, 4, 8 and 16, in
-percent of what plain reads reach: 576 x 1536 68, 91 and 97, 2048 x 2048 75, 102 and 109, 4096 x 4096 78, 90 and 90."""
-
 STAGE_ROWS = 28
 """From how many rows on operands are packed: packing a panel then costs a few percent of its use."""
 
@@ -287,8 +283,7 @@ class RegisterFactors(WalkLowering):
                     if axis == lane:
                         unrolled = max(1, min(unrolled, 8 // accumulators), self.rows_at_once(walk.reductions))
                         if (matrices := self._row_streams(walk, lane)):
-                            line = max(LINE_BYTES // self._vector_bytes(op) for op in matrices)
-                            unrolled = ROW_VECTORS if accumulators == 1 else max(unrolled, line)
+                            unrolled = max(unrolled, *(LINE_BYTES // self._vector_bytes(op) for op in matrices))
                     counts[axis] = self._fit(axis, unrolled, axis == lane)
                     break
             return counts
@@ -487,8 +482,8 @@ class RegisterFactors(WalkLowering):
         return 4 if 4 * self._row_bytes(walk, axis, lane) <= self.facts.l1_bytes // 2 else 8
 
     def _row_streams(self, walk: Walk, lane: str | None) -> list[Op]:
-        """The matrices of which a vector, and nothing else, meets the rows, where the processor finds these as streams
-        (row_streams)."""
+        """The matrices of which a vector, and nothing else, meets the rows, where these are read as streams
+        (Requests.row_streams)."""
         outer = [axis for axis in walk.outer if axis in self.bound or self.extent_hint(axis) > 1]
         if not self.requests.row_streams or len(outer) != 1 or outer[0] in self.bound or lane not in walk.reduced:
             return []
@@ -504,26 +499,16 @@ class RegisterFactors(WalkLowering):
         return element_bytes(self.access(op).dtype) * self.slot_elements * self.lanes
 
     def _rows_of_streams(self, walk: Walk, axis: str, lane: str | None, matrices: list[Op]) -> int:
-        """How many rows of each matrix are streams at a time (_row_streams): twice as many as the processor finds by
-        itself, which are asked for. Elements that are widened keep it from running far ahead; it then finds the others
-        best alone, in as many places if half of the first cache holds the vector beside them. A longer one would come
-        from the second cache, in competition with the matrix: a single row does not evict it, typically, where that
-        half holds both (extents may be twice the typical).
+        """How many rows of each matrix are streams at a time (_row_streams): half as many as the target says where half
+        of the first cache surely holds the vector, for extents of up to four times the typical. A longer one is better
+        shared by more; each stream takes a while to begin.
 
-        Measured on a Zen 4, from memory, in percent of what plain reads reach, by 4 or 8 neighbours that are asked for,
-        single rows, 4 places, and 8 that are asked for. f32: 1536 x 576 84, 88, 88, 106; 4096 x 4096 114, 81, 102, 116.
-        i8 by i8 of 4096 x 4096 79, 81, 114, 100; bf16 by bf16 95, 77, 99, 113. bf16 by f32: 1536 x 576 75, 91, 103, 87;
-        2048 x 2048 87, 109, 111, 94; 4096 x 4096 57, 92, 72, 94; 4096 x 14336 82, 39, 71, 92. Gate and up, by single
-        rows, 2 and 4 places of each: 1536 x 576 102, 103, 81; 14336 x 4096 80, 75, 89, and by neighbours 71."""
-        streams = self.requests.row_streams
-        vector, row = self._row_bytes(walk, axis, lane, False), self._row_bytes(walk, axis, lane)
-        if all(self._vector_bytes(op) < LINE_BYTES for op in matrices):
-            rows = max(1, streams // len(matrices))
-            if vector + rows * row <= self.near_bytes // 2:
-                return rows
-            if len(matrices) == 1 and vector + row < self.near_bytes // 2:
-                return 1
-        return max(1, 2 * streams // len(matrices))
+        Measured on a Zen 4, from memory, in percent of what plain reads reach, by 1, 2 and 4 rows in all: bf16 of 576 x
+        576 89, 85, 85; of 960 x 576 with a norm 90, 94, 88; gate and up of 1536 x 576 98, 100, 96; 2048 x 2048 98, 102,
+        100; 4096 x 4096 96, 100, 96; 4096 x 7168 76, 83, 92; 2048 x 8192 80, 87, 96; 4096 x 14336 73, 81, 94; f32 of
+        1536 x 576 94, 98, 99, of 4096 x 4096 98, 101, 106; i8 by i8 93, 99, 98. Eight, bf16 of 4096 x 14336: 86."""
+        short = 4 * self._row_bytes(walk, axis, lane, False) <= self.near_bytes // 2
+        return max(1, self.requests.row_streams // (2 if short else 1) // len(matrices))
 
     def _parted(self, walk: Walk, lane: str | None, counts: dict[str, int], order: list[str],
                 prefetched: list[Op]) -> str | None:
@@ -533,7 +518,7 @@ class RegisterFactors(WalkLowering):
         reach, and 80 by neighbours; f32 105 and 102. Eight places 79; the depth in blocks that fit the first cache, for
         4 to 16 rows each, 70: what the processor asks for behind each piece is for nothing."""
         if self._row_streams(walk, lane):
-            return next((axis for axis in order if counts[axis] > 1), None)
+            return order[0] if order else None
         if len(order) != 1 or len(prefetched) != 1 or self.requests.stream_level != 1 or lane not in walk.reduced:
             return None
         single = all(self.bound[axis].count == 1 for axis in walk.outer if axis in self.bound)

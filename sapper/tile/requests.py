@@ -12,16 +12,17 @@ from typing import NamedTuple
 class Requests(NamedTuple):
     """Distances are in bytes from what is read at the time; caches are 1 or 2.
 
-    stream_ahead_bytes: how early a single stream is asked for, if arithmetic keeps up with memory. line_by_line: such a
-    stream is best asked for and read a line or two at a time, and asked into the second cache: the first has too few
-    places for requests. stream_level: the cache that streams and packed panels are asked into. panel_ahead_bytes: how
-    early packed panels are, if arithmetic keeps up; 0: as stream_ahead_bytes says. block_ahead_bytes: how early weights
-    in blocks are, into the second cache, and by a single row all of them together, into that of
-    stream_level; 0: as the loop over them wants. block_rows_ahead_bytes: the same by several rows, each of the weights
-    by itself, into that of stream_level; 0: as block_ahead_bytes says. scales_ahead_bytes: of weights in blocks, a
-    single row in packed products asks only for what moves by a line or less with each block, as scales do, so early and
-    into the first cache; 0: for all of them, as above. row_streams: as how many streams the rows of matrices that meet
-    a vector are best read, which the processor then finds by itself; 0: it does not, and they are asked for.
+    stream_ahead_bytes: how early a single stream is asked for, if arithmetic keeps up with memory. line_by_line:
+    such a stream is best asked for and read a line or two at a time, and asked into the second cache: the first has
+    too few places for requests. stream_level: the cache that streams and packed panels are asked into.
+    panel_ahead_bytes: how early packed panels are, if arithmetic keeps up; 0: as stream_ahead_bytes says.
+    block_ahead_bytes: how early weights in blocks are, into the second cache, and by a single row all of them
+    together, into that of stream_level; 0: as the loop over them wants. block_rows_ahead_bytes: the same by several
+    rows, each of the weights by itself, into that of stream_level; 0: as block_ahead_bytes says.
+    scales_ahead_bytes: of weights in blocks, a single row in packed products asks for what moves by a line or less
+    with each block, as scales do, so early and into the first cache, and for all else again and again; 0: for all
+    of them, as above. row_streams: from how many places at a time the rows of matrices that meet a vector are best
+    read, each line asked for again and again; 0: rows lie side by side, or come one by one.
 
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the

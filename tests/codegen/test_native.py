@@ -54,7 +54,7 @@ def test_library_kernel(entry) -> None:
         assert wrong is None, (machine, shape, wrong)
 
 
-@pytest.mark.parametrize("machine", [name for name in ("zen5",) if name in RUNNABLE])
+@pytest.mark.parametrize("machine", [name for name in ("zen4", "zen5") if name in RUNNABLE])
 @settings(max_examples=examples(25))
 @given(rows=st.integers(1, 21), depth=st.integers(1, 140), seed=st.integers(0, 99), threads=st.integers(1, 2))
 def test_lines_that_are_loaded_whole_end_with_their_rows(machine, rows, depth, seed, threads) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -192,28 +193,54 @@ def test_single_rows_where_the_first_cache_takes_streams(name: str, typical: int
     assert {a["level"] for a in asked} == levels
 
 
-@pytest.mark.parametrize(("name", "typical", "rows", "asked"), [
-    ("matvec_bf16", 512, 4, 0), ("matvec_residual_bf16", 512, 4, 0), ("matmul_nt_bf16", 512, 4, 0),
-    ("matvec_swiglu_bf16", 512, 2, 0), ("norm_matvec_bf16", 512, 4, 0),
-    ("matvec_bf16", 2048, 1, 0), ("norm_matvec_bf16", 2048, 1, 0), ("matvec_swiglu_bf16", 2048, 4, 8),
-    ("matvec_bf16", 16384, 8, 8), ("matvec_swiglu_bf16", 16384, 4, 8),
-    ("matvec_f32", 512, 8, 8), ("matvec_f32", 16384, 8, 8), ("matvec_swiglu_f32", 2048, 4, 16),
-    ("matmul_nt_i8", 2048, 8, 8), ("matmul_nt_bf16_bf16", 2048, 8, 8)])
-def test_rows_are_as_many_streams_as_the_processor_finds(name: str, typical: int, rows: int, asked: int) -> None:
-    """Each line of twice as many is asked for, once and into the second cache: where elements are multiplied as they
-    lie, or the vector leaves the first cache. One row of a single matrix, if that keeps the vector there."""
+@pytest.mark.parametrize(("name", "rows"), [
+    ("matvec_bf16", 4), ("matvec_residual_bf16", 4), ("matmul_nt_bf16", 4), ("norm_matvec_bf16", 4), ("matvec_f32", 4),
+    ("matvec_swiglu_bf16", 2), ("matvec_swiglu_f32", 2), ("matmul_nt_i8", 4), ("matmul_nt_bf16_bf16", 4)])
+@pytest.mark.parametrize(("typical", "parts"), [(512, 2), (16384, 1)])
+def test_rows_of_matrices_that_meet_a_vector_are_streams(name: str, rows: int, typical: int, parts: int) -> None:
+    """From as many places, half of them for a short vector, whole lines of each, which are asked for five times and
+    into the second cache."""
     extents = {"N": (2048, 64), "K": (typical, 64)} | ({"M": (1, 1)} if "_nt_" in name else {})
     facts = replace(STREAMS, dots=frozenset({"dot2_bf16", "dot4_u8i8"}))
-    assert chosen(name, facts, **extents).registers["n"] == rows
+    assert chosen(name, facts, **extents).registers["n"] == rows // parts
     function = reduce_loops(LIBRARY[name].kernel.tile_ir({"M": 1} if "_nt_" in name else None))
     canonicalize(function)
     lowered = lower(function, Schedule(), facts, Specialization({d: DimClass(*of) for d, of in extents.items()}))
     loops = [op for op in lowered.walk() if op.name == "loop" and op.attributes["label"] == "k"]
-    lines = [[inner for inner in op.blocks[0].ops if inner.name == "prefetch"] for op in loops]
-    assert max(map(len, lines)) == asked
-    assert {op.attributes["level"] for ops in lines for op in ops} <= {2}
+    asked = [[inner.attributes for inner in op.blocks[0].ops if inner.name == "prefetch"] for op in loops]
+    most = max(asked, key=len)
+    streams = 4 // parts
+    lines = len(most) // streams // 5
+    assert lines >= 1
+    assert Counter(a["disp"] for a in most) == {
+        ahead + 64 * line: streams for ahead in (10240, 8192, 6144, 4096, 2048) for line in range(lines)}
+    assert {a["level"] for some in asked for a in some} == {2}
     places = {op.attributes["step"] for op in lowered.walk() if op.name == "loop" and op.attributes["label"] == "n"}
     assert places == {1}
+
+
+@pytest.mark.parametrize("name", ["absorb_f32", "absorb_bf16"])
+def test_rows_that_one_number_each_meets_are_asked_for_again(name: str) -> None:
+    """A vector by a matrix [in, out]: pieces of its rows lie apart. So many bytes of pieces ahead, as streams are."""
+    known = {"H": (16, 1), "D": (128, 64), "C": (512, 64)}
+    assert len(prefetches(name, STREAMS, **known)) == 5 * len(prefetches(name, PLAIN, **known)) > 0
+
+
+def test_blocks_of_few_rows_are_asked_for_again_while_arithmetic_keeps_up() -> None:
+    """Lines further along the rows of a block: four times by up to 4 rows of f32; 8 take longer than memory in most
+    loops."""
+    once = replace(PLAIN, fma_per_cycle=1.0)
+    again = replace(once, requests=Requests(row_streams=4))
+    for rows, always in ((1, True), (4, True), (8, False)):
+        known = {"M": (rows, rows), "N": (4096, 64), "K": (4096, 64)}
+        counts = []
+        for facts in (once, again):
+            function = reduce_loops(LIBRARY["matmul_nn_f32"].kernel.tile_ir({"M": rows}))
+            canonicalize(function)
+            lowered = lower(function, Schedule(), facts, Specialization({d: DimClass(*of) for d, of in known.items()}))
+            counts.append(sum(op.name == "prefetch" for op in lowered.walk()))
+        assert 0 < counts[0] < counts[1]
+        assert (counts[1] == 4 * counts[0]) == always
 
 
 def test_rows_that_several_meet_are_no_streams() -> None:
@@ -243,7 +270,7 @@ def first_rows_doubled(w: Tensor[bf16, N, K], x: Tensor[f32, K], y: Tensor[f32, 
            replace(STREAMS, l1_bytes=1024)]))
 def test_rows_that_share_a_long_vector_come_from_as_many_places(rows: int, depth: int, workers: int, static: bool,
                                                                 seed: int, facts: Facts) -> None:
-    """Four or eight streams for each task, wherever its rows begin and however many are left; numbers of rows go with
+    """Four streams for each task, wherever its rows begin and however many are left; numbers of rows go with
     them."""
     random = np.random.default_rng(seed)
     w = random.standard_normal((rows, depth)).astype(ml_dtypes.bfloat16)
@@ -407,15 +434,19 @@ def test_blocks_are_asked_for_as_far_ahead_as_the_target_says(block_ahead: int, 
 
 @pytest.mark.parametrize(("name", "scales"), [
     ("matmul_q4", [0]), ("matmul_q4m", [0]), ("matmul_q4k", [32 * 64]), ("matmul_q6k", [48 * 64, 50 * 64])])
-def test_a_target_may_have_single_rows_ask_for_scales_only(name: str, scales: list[int]) -> None:
-    """What moves by a line or less with each block. Several rows, and products of f32, ask for all."""
+def test_a_target_may_have_single_rows_ask_for_all_but_scales_again(name: str, scales: list[int]) -> None:
+    """Scales are what moves by a line or less with each block. Several rows, and products of f32, ask once."""
     facts = replace(PLAIN, dots=frozenset({"dot4_u8i8"}), requests=Requests(scales_ahead_bytes=256))
     deep = {"S" if name.endswith("k") else "G": (8, 1)}
     asked = prefetches(name, facts, P=(512, 1), C=(1, 1), M=(1, 1), **deep)
-    assert [(a["level"], a["disp"]) for a in asked] == [(1, place + 256) for place in scales]
-    assert len(prefetches(name.replace("matmul", "matvec"), facts, P=(512, 1), B=(8, 1), S=(8, 1))) > 4
-    asked = prefetches(name, facts, P=(512, 1), C=(16, 1), M=(16, 1), **deep)
-    assert len(asked) > 4 and {a["level"] for a in asked} >= {2}
+    assert [a["disp"] for a in asked if a["level"] == 1] == [place + 256 for place in scales]
+    again = Counter(a["disp"] for a in asked if a["level"] == 2)
+    nearest = [place for place in again if 2048 <= place < 4096]
+    assert nearest and all(place + 2048 * number in again for place in nearest for number in range(5))
+    once = prefetches(name.replace("matmul", "matvec"), facts, P=(512, 1), B=(8, 1), S=(8, 1))
+    several = prefetches(name, facts, P=(512, 1), C=(16, 1), M=(16, 1), **deep)
+    assert 4 < len(once) < len(again) and len(several) > 4
+    assert {a["level"] for a in several} >= {2}
 
 
 def test_a_row_asks_for_all_its_matrices_together_into_a_first_cache_that_takes_streams() -> None:

@@ -323,7 +323,7 @@ class Session(BaseSession):
             else (getattr(mla, f"latent_attention_decode_{self._cache_dtype}"), mla.merge_splits))
         return [
             *steps,
-            (getattr(mla, f"absorb_streaming_{dtype}"), (self._parts()[0][row], keys, self._absorbed)),
+            (getattr(mla, f"absorb_{dtype}"), (self._parts()[0][row], keys, self._absorbed)),
             (attend, (self._absorbed, turned, *seen, position, config.score_scale, *self._splits)),
             (merge, (*self._splits, position, self._met)),
             (getattr(mla, f"project_values_{dtype}"), (self._met, values, mixed)),
