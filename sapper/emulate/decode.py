@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..targets.ptx.rows import BITS
+from ..targets.ptx.rows import BITS, Form
 from . import (  # noqa: F401  each registers its units
     parse,
     unit_atomic,
@@ -100,13 +100,7 @@ def _value(machine: Machine, instruction: parse.Instruction) -> Run:
         write = results[0]
         if write is None:
             return _nothing
-        only = write
-
-        def run_one(lanes: Lanes) -> Wait | None:
-            only(lanes, meaning(form, *[read(lanes) for read in sources]))
-            return None
-
-        return run_one
+        return _one_result(form, meaning, sources, write)
 
     def run(lanes: Lanes) -> Wait | None:
         values = meaning(form, *[read(lanes) for read in sources])
@@ -115,6 +109,28 @@ def _value(machine: Machine, instruction: parse.Instruction) -> Run:
                 write(lanes, value)
         return None
 
+    return run
+
+
+def _one_result(form: Form, meaning: Callable[..., Any], sources: list[Callable[[Lanes], Any]],
+                write: Callable[[Lanes, Any], None]) -> Run:
+    """By how many sources there are: most instructions are such, and a loop over these takes as long as NumPy."""
+    if len(sources) == 1:
+        (first,) = sources
+
+        def run(lanes: Lanes) -> Wait | None:
+            write(lanes, meaning(form, first(lanes)))
+            return None
+    elif len(sources) == 2:
+        first, second = sources
+
+        def run(lanes: Lanes) -> Wait | None:
+            write(lanes, meaning(form, first(lanes), second(lanes)))
+            return None
+    else:
+        def run(lanes: Lanes) -> Wait | None:
+            write(lanes, meaning(form, *[read(lanes) for read in sources]))
+            return None
     return run
 
 

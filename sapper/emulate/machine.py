@@ -142,12 +142,15 @@ class Machine:
         self.values: list[Array] = []
         self.whole: list[bool] = []
         self.written: list[Array | None] = []
+        self.written_by: list[Lanes] = []
+        """Threads that are known to have written a register: a strand reads what it wrote again and again."""
         self.in_flight: dict[int, tuple[str, Array]] = {}
         """Registers that an asynchronous instruction still writes -> its text, and of which threads."""
         for _, type in function.registers:
             self.values.append(np.zeros(self.count, register_dtype(type)))
             self.whole.append(False)
             self.written.append(None)
+            self.written_by.append(None)
         self.strands: list[Strand] = []
         self.events = 0
         self.given_up_at, self.fruitless = -1, 0
@@ -237,11 +240,12 @@ class Machine:
         name = self.function.registers[slot][0]
         if slot in self.in_flight:
             self._check_in_flight(slot, lanes, "read")
-        if not self.options.uninitialised:
+        if not self.options.uninitialised or (lanes is not None and lanes is self.written_by[slot]):
             return
         written = self.written[slot]
         wanted = self.lanes_of(lanes)
         if written is not None and np.count_nonzero(written[wanted]) == len(wanted):
+            self.written_by[slot] = lanes
             return
         missing = wanted if written is None else wanted[~written[wanted]]
         missing = missing[~self.exited[missing]]
@@ -266,8 +270,11 @@ class Machine:
         old = self.values[slot].copy()
         old[lanes] = value
         self.values[slot] = old
+        if self.whole[slot] or lanes is self.written_by[slot]:
+            return
+        self.written_by[slot] = lanes
         written = self.written[slot]
-        if not self.whole[slot] and (written is None or np.count_nonzero(written[lanes]) < len(lanes)):
+        if written is None or np.count_nonzero(written[lanes]) < len(lanes):
             written = np.zeros(self.count, bool) if written is None else written.copy()
             written[lanes] = True
             self.written[slot] = written
@@ -535,18 +542,27 @@ class Machine:
     def reader(self, operand: parse.Operand | None, type: str) -> Callable[[Lanes], Array]:
         """A function that reads a single source operand as values of `type`."""
         raw = self.raw_reader(operand, type)
-        if isinstance(operand, parse.Register) and not operand.negated and type not in meaning.PACKED:
-            slot, held, wanted = operand.slot, register_dtype(operand.type), meaning.dtype_of(type)
+        if isinstance(operand, parse.Register) and type not in meaning.PACKED:
+            held, wanted = register_dtype(operand.type), meaning.dtype_of(type)
+            if held == wanted:
+                return raw
             if held.kind == "u" and wanted.kind != "b" and held.itemsize == wanted.itemsize:
-                return lambda lanes: self.read(slot, lanes).view(wanted)
+                return lambda lanes: raw(lanes).view(wanted)
         return lambda lanes: as_type(raw(lanes), type)
 
     def raw_reader(self, operand: parse.Operand | None, type: str) -> Callable[[Lanes], Array]:
         if isinstance(operand, parse.Register):
-            slot, negated = operand.slot, operand.negated
-            if negated:
+            slot = operand.slot
+            if operand.negated:
                 return lambda lanes: ~self.read(slot, lanes)
-            return lambda lanes: self.read(slot, lanes)
+            registers, whole = self.values, self.whole
+
+            def read(lanes: Lanes) -> Array:
+                if not whole[slot]:
+                    self._check_written(slot, lanes)
+                return registers[slot] if lanes is None else registers[slot][lanes]
+
+            return read
         if isinstance(operand, parse.Immediate):
             bits = immediate_bits(operand, type)
             return lambda lanes: self.constant(bits, type, lanes)
@@ -581,7 +597,9 @@ class Machine:
         signed = type.startswith("s") and BITS[type] < BITS[operand.type] and type != "s16x2"
 
         def write(lanes: Lanes, value: Array) -> None:
-            self.write(slot, lanes, to_register(value, register, signed))
+            if value.dtype != register or value.ndim > 1:
+                value = to_register(value, register, signed)
+            self.write(slot, lanes, value)
 
         return write
 

@@ -15,7 +15,7 @@ PTX ISA, chapter "Memory Consistency Model".
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,8 @@ class Shadow:
         self.lane = np.zeros(granules, np.int8)
         self.atomic = np.zeros(granules, bool)
         self.read_at = np.zeros((reader_rows, granules), np.int32)
+        self.last_read = np.zeros(granules, np.int32)
+        """The latest of `read_at` over all agents: most writes are known to come after it."""
         self.rows = reader_rows
         self.writing = np.zeros(granules, np.int32)
         """The line of an asynchronous write in flight, or 0."""
@@ -108,9 +110,6 @@ class Shadow:
         first = offsets // self.granule
         count = max(size_bytes // self.granule, 1)
         return first[:, None] + np.arange(count) if count > 1 else first[:, None]
-
-    def row_of(self, agents: Array) -> Array:
-        return agents % self.rows
 
     def check_read(self, places: Array, agents: Array, lanes: Array, line: int) -> None:
         """places: granules, (threads, k); agents and lanes: of the threads."""
@@ -129,9 +128,13 @@ class Shadow:
             if other.any() or same.any():
                 self._conflict("read", "written", other | same, places, agents, lanes, line)
         if places.shape[1] == 1:
-            self.read_at[self.row_of(agents), places[:, 0]] = self.clocks.now
-        else:
-            self.read_at[self.row_of(agents)[:, None], places] = self.clocks.now
+            agent, places = agents, places[:, 0]
+        self.note_read(agent, places)
+
+    def note_read(self, agents: Array | int, places: Array) -> None:
+        """These agents read these granules now."""
+        self.read_at[agents % self.rows, places] = self.clocks.now
+        self.last_read[places] = self.clocks.now
 
     def check_write(self, places: Array, agents: Array, lanes: Array, line: int,
                     generic: bool = True, atomic: bool = False) -> None:
@@ -148,14 +151,14 @@ class Shadow:
             late &= ~self.atomic[places]
         if late.any():
             self._conflict("written", "written", late, places, agents, lanes, line)
-        reads = self.read_at[:, places]
         first = (agents // self.rows * self.rows) if self.rows < self.clocks.warp_agents else np.zeros_like(agents)
-        knows = self.clocks.known[agents[:, None], first[:, None] + np.arange(self.rows)].T
-        own = np.arange(self.rows)[:, None] == self.row_of(agents)
-        early = (reads > knows[:, :, None]) & ~own[:, :, None]
-        if early.any():
-            reader = int(np.argmax(early.any(axis=(1, 2))))
-            self._conflict("written", "read", early[reader], places, agents, lanes, line, reader)
+        knows = self.clocks.known[agent, first[:, None] + np.arange(self.rows)]
+        knows[np.arange(self.rows) == (agents % self.rows)[:, None]] = self.clocks.now  # what it read itself
+        if np.count_nonzero(self.last_read[places] > knows.min(axis=1)[:, None]):
+            early = self.read_at[:, places] > knows.T[:, :, None]
+            if early.any():
+                reader = int(np.argmax(early.any(axis=(1, 2))))
+                self._conflict("written", "read", early[reader], places, agents, lanes, line, reader)
         self.writer[places] = agent
         self.written_at[places] = self.clocks.now
         self.written_line[places] = line
@@ -233,11 +236,29 @@ class Shadow:
         return f"warp {agent % self.clocks.warps} of block {agent // self.clocks.warps}"
 
 
+LATE_LIMIT = 1 << 22
+"""Addresses of reads that may wait: 32 MiB of them."""
+
+
+class LateRead(NamedTuple):
+    """One read of global memory. offsets: of so many bytes each, for each of the agents. moment, base: the time, and
+    the first agent's number, when it happened."""
+
+    offsets: Array
+    size_bytes: int
+    agents: Array
+    moment: int
+    base: int
+
+
 class GlobalShadow:
     """The same for global memory, with the last two readers only: there may be many agents.
 
     Agents of blocks that ran in an earlier batch of the launch are not ordered with those of this one, except through
     an atomic operation that an earlier block released and this one acquired.
+
+    Reads of an allocation are looked at when something first writes to it, in their order: most of what a kernel reads
+    is never written.
     """
 
     def __init__(self, size_bytes: int, granule: int) -> None:
@@ -254,6 +275,14 @@ class GlobalShadow:
         self.trusted = 0
         """Agents below this number are ordered before those of this batch: earlier launches, and released blocks."""
         self.launch_base = 0
+        self.late: dict[int, list[LateRead]] = {}
+        """By where the allocation starts: reads that are still to be looked at."""
+        self.late_count = 0
+        """Their addresses."""
+        self.stored: set[int] = set()
+        """Allocations whose reads are looked at as they come, as something wrote there."""
+        self.stored_anywhere = False
+        """One instruction wrote to several: so are all."""
 
     def granules(self, offsets: Array, size_bytes: int) -> Array:
         first = offsets // self.granule
@@ -267,12 +296,47 @@ class GlobalShadow:
         known = np.where(mine, (local == agent) | (at <= clocks.known[agent, local]), other < self.trusted)
         return np.asarray((other >= 0) & ~known)
 
-    def check(self, kind: str, places: Array, agents: Array, clocks: Clocks, line: int,
-              name: Callable[[int], str]) -> None:
-        """kind: "read", "write", "atomic", or "observe": a load that synchronises."""
+    def check(self, kind: str, offsets: Array, size_bytes: int, region: int | None, agents: Array, clocks: Clocks,
+              line: int, name: Callable[[int], str]) -> None:
+        """kind: "read", "write", "atomic", or "observe": a load that synchronises. offsets: of so many bytes each, for
+        each of the agents. region: where the allocation starts that holds them all; None: there are several."""
+        reads = kind in ("read", "observe")
+        if region is None:
+            self._look_at(*self.late)
+            self.stored_anywhere = self.stored_anywhere or not reads
+        elif region not in self.stored and not self.stored_anywhere:
+            if kind == "read":
+                self.late.setdefault(region, []).append(LateRead(offsets, size_bytes, agents, clocks.now, self.base))
+                self.late_count += len(offsets)
+                if self.late_count > LATE_LIMIT:
+                    self._look_at(*self.late)
+            if reads:
+                return
+            self._look_at(region)
+            self.stored.add(region)
+        self._check(kind, self.granules(offsets, size_bytes), agents, clocks, line, name)
+
+    def _look_at(self, *regions: int) -> None:
+        for region in regions:
+            for read in self.late.pop(region, ()):
+                self._read(self.granules(read.offsets, read.size_bytes), read.agents[:, None], read.moment, read.base)
+                self.late_count -= len(read.offsets)
+
+    def _read(self, places: Array, agent: Array, moment: int, base: int) -> None:
+        """The last reader moves on to the second place. base: the first agent's number in the batch that reads."""
+        last = self.readers[0][places]
+        moved = (last != agent + base) & (last >= base)
+        if np.count_nonzero(moved):
+            self.readers[1][places[moved]] = last[moved]
+            self.read_at[1][places[moved]] = self.read_at[0][places[moved]]
+        self.readers[0][places] = agent + base
+        self.read_at[0][places] = moment
+
+    def _check(self, kind: str, places: Array, agents: Array, clocks: Clocks, line: int,
+               name: Callable[[int], str]) -> None:
         agent = agents[:, None]
         writer = self.writer[places]
-        if np.count_nonzero(writer >= 0):  # the most that is read is an argument that nobody wrote
+        if np.count_nonzero(writer >= 0):
             wrong = self._unordered(clocks, writer, self.written_at[places], agent)
             if kind in ("atomic", "observe"):
                 wrong &= ~self.atomic[places]
@@ -281,17 +345,12 @@ class GlobalShadow:
         if kind == "observe":
             return
         if kind == "read":
-            # The last reader moves on to the second place.
-            last = self.readers[0][places]
-            moved = (last != agent + self.base) & (last >= self.base)
-            if np.count_nonzero(moved):
-                self.readers[1][places[moved]] = last[moved]
-                self.read_at[1][places[moved]] = self.read_at[0][places[moved]]
-            self.readers[0][places] = agent + self.base
-            self.read_at[0][places] = clocks.now
+            self._read(places, agent, clocks.now, self.base)
             return
         for slot in (0, 1):
             reader = self.readers[slot][places]
+            if not np.count_nonzero(reader >= 0):
+                continue
             wrong = self._unordered(clocks, reader, self.read_at[slot][places], agent)
             if wrong.any():
                 self._conflict(kind, "read", wrong, reader, places, line, name)

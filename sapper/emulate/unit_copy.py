@@ -274,9 +274,7 @@ class BulkGroups:
 
     def _stamp(self, store: BulkStore) -> None:
         """The thread that waited knows that the bytes were read."""
-        shadow = shared_shadow(self.machine)
-        agent = int(self.machine.warp_of[store.lane])
-        shadow.read_at[agent % shadow.rows, store.places] = self.machine.clocks.now
+        shared_shadow(self.machine).note_read(int(self.machine.warp_of[store.lane]), store.places)
 
     def put(self, store: BulkStore) -> None:
         if store.write is not None:

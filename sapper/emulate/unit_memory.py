@@ -62,7 +62,8 @@ def address_reader(machine: Machine, operand: parse.Operand | None) -> Callable[
 @dataclass(slots=True)
 class Access:
     """Memory traffic of one instruction. size: bytes of an element; count: elements of a lane. line: of the text.
-    region: the allocation of global memory that it reached last. asynchronous: by a copy."""
+    region: the allocation of global memory in which all that it reached last lies; None: there are several.
+    asynchronous: by a copy."""
 
     machine: Machine
     text: str
@@ -91,7 +92,8 @@ class Access:
             if outside is not None:
                 first = int(offsets[outside][0])
                 raise self.fault(lanes, outside, address, f"{width} bytes out of bounds at {device.describe(first)}")
-            self.region = device.region(int(offsets[0]), width) if len(offsets) else None
+            region = device.region(int(offsets[0]), width) if len(offsets) else None
+            self.region = region if region is not None and region.holds(offsets) else None
         return offsets
 
     def shared_offsets(self, lanes: Lanes, address: Array) -> Array:
@@ -225,8 +227,9 @@ def global_check(access: Access, kind: str, lanes: Lanes, offsets: Array) -> Non
     machine = access.machine
     shadow = machine.memory.device.shadow
     if machine.options.races and shadow is not None:
-        agents, _ = _lane_arrays(machine, lanes)
-        shadow.check(kind, shadow.granules(offsets, access.size * access.count), agents, machine.clocks, access.line,
+        region = access.region.start if access.region is not None else None
+        agents = machine.warp_of if lanes is None else machine.warp_of[lanes]
+        shadow.check(kind, offsets, access.size * access.count, region, agents, machine.clocks, access.line,
                      machine.memory.device.describe)
 
 
@@ -241,7 +244,7 @@ def load_global(access: Access, lanes: Lanes, address: Array, kind: str = "read"
 
 
 def read_check_global(access: Access, lanes: Lanes, address: Array, offsets: Array) -> None:
-    written = access.region is not None and access.region.written and access.region.holds(offsets)
+    written = access.region is not None and access.region.written
     if access.machine.options.uninitialised and not written:
         missing = access.machine.memory.device.unwritten(offsets, access.size, access.count)
         if missing is not None:

@@ -149,8 +149,7 @@ class Products:
         for product in done:
             if shadow is not None:
                 shadow.unmark("reading", product.places)
-                rows = shadow.row_of(np.unique(machine.warp_of[product.threads]))
-                shadow.read_at[rows[:, None], product.places] = machine.clocks.now
+                shadow.note_read(np.unique(machine.warp_of[product.threads])[:, None], product.places)
             for slot in product.slots:
                 self._landed(slot, product.threads)
         for product in rest:

@@ -273,6 +273,9 @@ class _Rehearsal:
         self.steps: dict[Block, list[Op]] = {}
         self.forms: dict[Op, Form] = {}
         self.flipped: dict[tuple[bytes, int, int], Interval] = {}
+        self.iota = Row.of(np.arange(self.lanes, dtype=np.int32))
+        self.splats: dict[int, Row] = {}
+        self.rows: dict[tuple[Any, ...], tuple[list[Any], Row | None]] = {}
         self.holding: dict[Op, bool] = {}
 
     # Which ops matter.
@@ -461,7 +464,7 @@ class _Rehearsal:
         elif name == "s_load":      # groups begin and end where memory says: a later load is of a larger number
             result = self.loaded.setdefault(op, EXTENT * (1 + len(self.loaded)))
         elif name == "iota":
-            result = Row.of(np.arange(self.lanes, dtype=np.int32))
+            result = self.iota
         else:
             operands = [values.get(v) for v in op.operands]
             result = self._computed(op, operands)
@@ -487,12 +490,22 @@ class _Rehearsal:
             return self.splat(operands[0]) if isinstance(operands[0], int) else None
         if op.results[0].type not in (ROW_I32, MASK) or not all(isinstance(v, (int, Row)) for v in operands):
             return None     # an interval is of a scalar that is not one number
-        known = pure_function(op, self.lanes)
-        return None if known is None else Row.of(known(*(v.lanes if isinstance(v, Row) else v for v in operands)))
+        # Most rows are the same in all warps, and in all rounds.
+        key = op, *[id(v) if isinstance(v, Row) else v for v in operands]
+        made = self.rows.get(key)
+        if made is None:
+            known = pure_function(op, self.lanes)
+            result = None if known is None else Row.of(known(*(v.lanes if isinstance(v, Row) else v for v in operands)))
+            made = self.rows[key] = operands, result    # operands stay, and so do their numbers
+        return made[1]
 
     def splat(self, number: int) -> Row:
         """The low 32 bits in every lane."""
-        return Row.of(np.full(self.lanes, number & 0xFFFFFFFF, np.uint32).view(np.int32))
+        found = self.splats.get(number)
+        if found is None:
+            lanes = np.full(self.lanes, number & 0xFFFFFFFF, np.uint32).view(np.int32)
+            found = self.splats[number] = Row.of(lanes)
+        return found
 
     # Knowledge.
 

@@ -17,6 +17,7 @@ from sapper.emulate import (
     ParseError,
     RaceError,
     Uninitialised,
+    races,
 )
 
 HEAD = """.version 8.0
@@ -442,6 +443,37 @@ def test_blocks_that_write_one_place_are_a_race() -> None:
 def test_blocks_of_different_batches_that_write_one_place_are_a_race() -> None:
     with pytest.raises(RaceError, match="race on argument 0"):
         run(" st.global.u32 [%d2], 1;", threads=1024, words=1024, grid=3)
+
+
+READ = """
+ xor.b32 %r2, %r1, 32;
+ mad.wide.u32 %d3, %r2, 4, %d1;
+ ld.global.u32 %r3, [%d3];
+"""
+READ_AGAIN = READ + """
+ bar.sync 0;
+ mov.u64 %d4, other;
+ mad.wide.u32 %d5, %r1, 4, %d4;
+ and.b32 %r4, %r1, 1;
+ setp.eq.u32 %p1, %r4, 0;
+ selp.b64 %d6, %d3, %d5, %p1;
+ ld.global.u32 %r5, [%d6];
+"""
+
+
+@pytest.mark.parametrize("limit", [races.LATE_LIMIT, 0], ids=["looked at late", "looked at once"])
+@pytest.mark.parametrize("reads", [READ, READ_AGAIN], ids=["one allocation", "then of several"])
+def test_what_another_warp_reads_is_written_behind_a_barrier(reads: str, limit: int,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(races, "LATE_LIMIT", limit)
+
+    def run_with(barrier: str) -> None:
+        code = text(f"{reads} {barrier} st.global.u32 [%d2], %r3;", before=".global .align 4 .b8 other[256];\n")
+        emulate.load(code).launch("test", block=(64,), arguments=[np.zeros(64, np.uint32)])
+
+    run_with("bar.sync 0;")
+    with pytest.raises(RaceError, match=r"race on argument 0\+\d+ .*written, and read before by another warp"):
+        run_with("")
 
 
 def test_atomics_do_not_race_and_add_up() -> None:

@@ -56,6 +56,8 @@ CLUSTER_DIMENSION, COOPERATIVE = 4, 2
 MAP_DTYPES: dict[int, Any] = {0: np.uint8, 1: np.uint16, 2: np.uint32, 3: np.int32, 4: np.uint64, 5: np.int64,
                               6: np.float16, 7: np.float32, 8: np.float64, 9: ml_dtypes.bfloat16}
 """CUtensorMapDataType."""
+LAUNCH_SECONDS = 0.02
+"""What a launch takes between events: so much that few of them are enough for who takes times."""
 P, I, U, Z = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_size_t
 
 
@@ -307,8 +309,9 @@ class EmulatedDriver:
         self.use(event, list)
 
     def cuEventElapsedTime(self, out: int, start: int, end: int) -> None:
-        """A thousandth of a second for each thing logged between but such events."""
-        ctypes.c_float.from_address(out).value = self.use(end, list)[1] - self.use(start, list)[1]
+        """LAUNCH_SECONDS for each thing logged between but such events."""
+        things = self.use(end, list)[1] - self.use(start, list)[1]
+        ctypes.c_float.from_address(out).value = things * LAUNCH_SECONDS * 1000
 
     def cuEventDestroy(self, event: int) -> None:
         self.use(event, list)

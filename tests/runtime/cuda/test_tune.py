@@ -1,6 +1,6 @@
 """`sapper tune` on the emulated driver: candidates are compared and timed on the device, and calls take what is found.
 
-Between its events each launch takes a thousandth of a second, whatever it does.
+Between its events each launch takes LAUNCH_SECONDS, whatever it does.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from sapper.tune import trial, tuner
 from sapper.tune.database import Database, DatabaseError
 from sapper.tune.trial import Trial, find_device, try_candidate
 from sapper.tune.tuner import Subject, entries_of, tune, user_file, write_entries
+
+from .emulated_driver import LAUNCH_SECONDS
 
 if TYPE_CHECKING:
     from .emulated_driver import EmulatedDriver
@@ -54,7 +56,7 @@ def task() -> Any:
 def test_a_candidate_is_compared_and_timed_on_the_device(device: EmulatedDriver, schedule: dict[str, Any]) -> None:
     found = try_candidate(task(), Schedule.from_json(schedule), Schedule(), 0.01, LIMIT_S)
     assert found.status == "timed" and found.ratio == pytest.approx(1.0)
-    assert found.median_s == pytest.approx(1e-3)
+    assert found.median_s == pytest.approx(LAUNCH_SECONDS)
     assert not device.log       # all of it was in a child
 
 

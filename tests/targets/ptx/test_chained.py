@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -50,6 +51,7 @@ def made(entry: LibraryKernel, shape: dict[str, int]) -> tuple[Arguments, dict[s
         return arguments, entry.reference(arguments)
 
 
+@cache
 def compiled_for(kernel: Any, level: str) -> Any:
     known = specialization()
     return compile_kernel(kernel, {}, known.strides, dict.fromkeys("THGP", (4096, 1)), targets.target(level), None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapper import emulate, targets
-from sapper.codegen.pipeline import compile_kernel, facts_of, finish_lane, to_lane
+from sapper.codegen.pipeline import Compiled, compile_kernel, facts_of, finish_lane, to_lane
 from sapper.ir.nodes import Function
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
@@ -217,12 +218,16 @@ FAULTS = {
 }
 
 
+@cache
+def compiled_for_many_heads() -> Compiled:
+    return compile_kernel(ENTRY.kernel, {"H": 128, "C": 512, "S": 64}, dict.fromkeys(TENSORS, "contiguous"),
+                          dict.fromkeys("PB", (4096, 1)), TARGET, None, frozenset(TENSORS))
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str) -> None:
     """On the emulator: an error, a wrong result, or nobody can go on."""
-    static = {"H": 128, "C": 512, "S": 64}
-    compiled = compile_kernel(ENTRY.kernel, static, dict.fromkeys(TENSORS, "contiguous"),
-                              dict.fromkeys("PB", (4096, 1)), TARGET, None, frozenset(TENSORS))
+    compiled = compiled_for_many_heads()
     arguments = arguments_of(128, 150)
     extents = {"P": len(arguments["latents"]), "B": 1}
     words = [arguments[s.split(".")[0]] if s.endswith("data") else extents[s.split(".")[1]] if s.startswith("dim") else

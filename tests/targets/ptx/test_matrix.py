@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from sapper import emulate, targets
-from sapper.codegen.pipeline import compile_kernel, facts_of, finish_lane, to_lane
+from sapper.codegen.pipeline import Compiled, compile_kernel, facts_of, finish_lane, to_lane
 from sapper.ir.nodes import Function
 from sapper.ir.text import parse_function, print_function
 from sapper.ir.verifier import verify
@@ -180,11 +181,16 @@ def test_planted_faults_are_caught(fault: str) -> None:
     assert is_caught(lambda text: replaced(text, *FAULTS[fault]))
 
 
+@cache
+def compiled_for_warps() -> Compiled:
+    known = specialization(bf16_nt, 64)
+    return compile_kernel(bf16_nt, {}, known.strides, dict.fromkeys("MNK", (4096, 64)), targets.target("sm_80"), None,
+                          known.aligned)
+
+
 def is_caught(change: Callable[[str], str]) -> bool:
     """On the emulator: an error, or a wrong result."""
-    known = specialization(bf16_nt, 64)
-    compiled = compile_kernel(bf16_nt, {}, known.strides, dict.fromkeys("MNK", (4096, 64)), targets.target("sm_80"),
-                              None, known.aligned)
+    compiled = compiled_for_warps()
     extents = {"M": 256, "N": 128, "K": 320}
     arguments = arguments_of(bf16_nt, extents)
     wanted = expected(bf16_nt, arguments)
