@@ -145,6 +145,38 @@ def scan(x, y, N, BLOCK: tl.constexpr):
     tl.store(y + at, tl.cumsum(tl.load(x + at, mask=at < N, other=0.0), 0), mask=at < N)
 
 
+@triton.jit
+def highest(x, y, BLOCK: tl.constexpr, K: tl.constexpr):
+    tl.store(y + tl.arange(0, K), tl.topk(tl.load(x + tl.arange(0, BLOCK)), K))
+
+
+@triton.jit
+def histogram(x, y, BLOCK: tl.constexpr, BINS: tl.constexpr):
+    tl.store(y + tl.arange(0, BINS), tl.histogram(tl.load(x + tl.arange(0, BLOCK)), BINS))
+
+
+@triton.jit
+def dropout(x, y, N, part, seed, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + at, mask=at < N)
+    tl.store(y + at, tl.where(tl.rand(seed, at) > part, value / (1 - part), 0.0), mask=at < N)
+
+
+@triton.jit
+def cross_entropy(x, target, y, N, BLOCK: tl.constexpr):
+    row, at = tl.program_id(0), tl.arange(0, BLOCK)
+    value = tl.load(x + row * N + at, mask=at < N, other=-float("inf")).to(tl.float32)
+    largest = tl.max(value, 0)
+    total = largest + tl.log(tl.sum(tl.exp(value - largest), 0))
+    tl.store(y + row, total - tl.load(x + row * N + tl.load(target + row)).to(tl.float32))
+
+
+@triton.jit
+def square_f64(a, b, c, N: tl.constexpr):
+    rows, columns = tl.arange(0, N)[:, None] * N, tl.arange(0, N)[None, :]
+    tl.store(c + rows + columns, tl.dot(tl.load(a + rows + columns), tl.load(b + rows + columns)))
+
+
 @dataclass
 class Case:
     """levels: of the GPU target. divisible: arguments that are multiples of 16."""
@@ -193,4 +225,11 @@ CASES = [
                               "K": "i32"}, {"BM": 32, "BN": 32, "BK": 32, "SPLIT": 2}, (80,),
          ("a", "b", "c", "N", "K")),
     Case("scan", scan, {"x": "*fp32", "y": "*fp32", "N": "i32"}, {"BLOCK": 512}, (80,)),
+    Case("highest", highest, {"x": "*fp32", "y": "*fp32"}, {"BLOCK": 128, "K": 8}, (80,), ("x", "y")),
+    Case("histogram", histogram, {"x": "*i32", "y": "*i32"}, {"BLOCK": 256, "BINS": 16}, (80,), ("x", "y")),
+    Case("dropout", dropout, {"x": "*fp32", "y": "*fp32", "N": "i32", "part": "fp32", "seed": "i32"}, {"BLOCK": 256},
+         (80,), ("x", "y")),
+    Case("cross_entropy", cross_entropy, {"x": "*bf16", "target": "*i64", "y": "*fp32", "N": "i32"}, {"BLOCK": 512},
+         (80,), ("x", "target", "y")),
+    Case("square_f64", square_f64, {"a": "*fp64", "b": "*fp64", "c": "*fp64"}, {"N": 32}, (80,), ("a", "b", "c")),
 ]

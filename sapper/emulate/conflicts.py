@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..lane.banks import LANES, WORD_BYTES, Proof, prove
 from ..targets.ptx.rows import BITS, Form
 from . import parse
-from .banks import LANES, WORD_BYTES, Proof, prove
 from .inline import inline_calls
 from .unit_memory import space_of
 

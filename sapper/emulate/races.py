@@ -24,6 +24,10 @@ from .errors import RaceError
 
 Array = NDArray[Any]
 
+REACH = {"cta": 0, "cluster": 1, "gpu": 2, "gl": 2, "sys": 2}
+"""By scope: whom an operation is for, the block, the cluster or all (PTX ISA, "Scope")."""
+REACHES = 3
+
 
 class Clocks:
     """The knowledge of all agents of a batch of blocks."""
@@ -34,10 +38,10 @@ class Clocks:
         self.count = self.warp_agents + blocks
         self.now = 1
         self.known = np.zeros((self.count, self.count), np.int32)
-        self.fenced = np.zeros((self.count, self.count), np.int32)
-        """What each agent knew at its last fence: what its relaxed writes publish."""
-        self.seen = np.zeros((self.count, self.count), np.int32)
-        """What relaxed reads brought, known only after the next fence."""
+        self.fenced = np.zeros((REACHES, self.count, self.count), np.int32)
+        """What each agent knew at its last fence of each reach: what its relaxed writes publish as far."""
+        self.seen = np.zeros((REACHES, self.count, self.count), np.int32)
+        """What relaxed reads brought from as far, known only after the next fence that reaches there."""
         self.synchronised = np.zeros(self.count, np.int32)
         """When the lanes of a warp were last ordered among themselves."""
 
@@ -66,11 +70,16 @@ class Clocks:
     def acquire(self, agents: Array | int, vector: Array) -> None:
         self.known[agents] = np.maximum(self.known[agents], vector)
 
-    def fence(self, agents: Array) -> None:
-        self.known[agents] = np.maximum(self.known[agents], self.seen[agents])
+    def fence(self, agents: Array, reach: int) -> None:
+        self.known[agents] = np.maximum(self.known[agents], self.seen[:reach + 1, agents].max(axis=0))
         moment = self.tick()
-        self.fenced[agents] = self.known[agents]
-        self.fenced[agents, agents] = moment
+        self.fenced[reach, agents] = self.known[agents]
+        self.fenced[reach, agents, agents] = moment
+
+    def groups(self, agent: int) -> tuple[tuple[str, int], ...]:
+        """What contains a warp, for each reach: its block, its cluster, all."""
+        block = agent // self.warps
+        return ("block", block), ("cluster", block // self.cluster_blocks), ("all", 0)
 
 
 class Journal(Protocol):

@@ -73,8 +73,8 @@ def _atomic(machine: Machine, instruction: parse.Instruction) -> Run:
             part = lanes if len(place) == len(every) else every[place]
             # One after the other, as the values: a later one acquires what an earlier one of this step released.
             if returns:
-                known.observe(part, space, where[place], sem in ("acquire", "acq_rel"))
-            known.publish(part, space, where[place], sem in ("release", "acq_rel"))
+                known.observe(part, space, where[place], sem in ("acquire", "acq_rel"), form.get("scope"))
+            known.publish(part, space, where[place], sem in ("release", "acq_rel"), form.get("scope"))
             stored = load_from(access, space, part, where[place], "observe")
             after = []
             for number, bits in enumerate(stored):

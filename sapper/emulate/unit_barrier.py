@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from . import parse
 from .errors import EmulationError
 from .machine import WARP, Lanes, Machine, Run, Wait
+from .races import REACH
 from .units import unit
 
 Array = NDArray[Any]
@@ -257,8 +258,11 @@ def _cluster_barrier(machine: Machine, instruction: parse.Instruction) -> Run:
 
 @unit("fence")
 def _fence(machine: Machine, instruction: parse.Instruction) -> Run:
+    form = instruction.form
+    reach = REACH[form.get("scope") or form.get("level") or "gpu"]
+
     def run(lanes: Lanes) -> Wait | None:
-        machine.clocks.fence(np.unique(machine.warp_of[machine.lanes_of(lanes)]))
+        machine.clocks.fence(np.unique(machine.warp_of[machine.lanes_of(lanes)]), reach)
         return None
 
     return run

@@ -32,7 +32,7 @@ from .memory import (
     Arena,
     Region,
 )
-from .races import Shadow
+from .races import REACH, Shadow
 from .units import unit
 
 Array = NDArray[Any]
@@ -328,33 +328,39 @@ class Synchronisation:
     """What releases at an address made known, for acquires there (PTX ISA, "Release and Acquire Patterns").
 
     A relaxed write publishes what its thread knew at its last fence; a relaxed read brings what takes effect at the
-    next one."""
+    next one. Each reaches as far as its scope, and the fence's; both sides must reach the other (PTX ISA, "Morally
+    Strong Operations"): what is published is kept for the writer's block, its cluster and all, as far as it goes, and
+    a reader takes it from its own of these."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.known: dict[tuple[str, int], Array] = {}
+        self.known: dict[tuple[str, int, tuple[str, int]], Array] = {}
 
     def _agents(self, lanes: Lanes, address: Array) -> list[tuple[int, int]]:
         agents = self.machine.warp_of[self.machine.lanes_of(lanes)]
         return sorted({*zip(agents.tolist(), address.tolist(), strict=True)})
 
-    def publish(self, lanes: Lanes, space: str, address: Array, releases: bool) -> None:
-        clocks = self.machine.clocks
+    def publish(self, lanes: Lanes, space: str, address: Array, releases: bool, scope: str) -> None:
+        clocks, mine = self.machine.clocks, REACH[scope or "gpu"]
         for agent, where in self._agents(lanes, address):
-            vector = clocks.snapshot(agent) if releases else clocks.fenced[agent]
-            old = self.known.get((space, where))
-            self.known[space, where] = vector.copy() if old is None else np.maximum(old, vector)
-            if space != "shared":
+            groups = clocks.groups(agent)
+            vectors = [(mine, clocks.snapshot(agent))] if releases else list(enumerate(clocks.fenced[:, agent]))
+            for reach, vector in vectors:
+                for group in groups[:min(reach, mine) + 1]:
+                    old = self.known.get((space, where, group))
+                    self.known[space, where, group] = vector.copy() if old is None else np.maximum(old, vector)
+            if space != "shared" and mine == REACH["gpu"]:
                 self.machine.memory.device.released[where] = self.machine.memory.device.agents_used
 
-    def observe(self, lanes: Lanes, space: str, address: Array, acquires: bool) -> None:
-        clocks, device = self.machine.clocks, self.machine.memory.device
+    def observe(self, lanes: Lanes, space: str, address: Array, acquires: bool, scope: str) -> None:
+        clocks, device, mine = self.machine.clocks, self.machine.memory.device, REACH[scope or "gpu"]
         for agent, where in self._agents(lanes, address):
-            vector = self.known.get((space, where))
-            if vector is not None:
-                target = clocks.known if acquires else clocks.seen
-                target[agent] = np.maximum(target[agent], vector)
-            if space != "shared" and where in device.released and device.shadow is not None:
+            for reach, group in enumerate(clocks.groups(agent)[:mine + 1]):
+                vector = self.known.get((space, where, group))
+                if vector is not None:
+                    target = clocks.known if acquires else clocks.seen[reach]
+                    target[agent] = np.maximum(target[agent], vector)
+            if space != "shared" and mine == REACH["gpu"] and where in device.released and device.shadow is not None:
                 device.shadow.trusted = max(device.shadow.trusted, device.released[where])
 
 
@@ -434,7 +440,7 @@ def _memory(machine: Machine, instruction: parse.Instruction) -> Run:
                 if write is not None:
                     write(lanes, _signed(value, type))
             if synchronises and not parameter:
-                synchronisation(machine).observe(lanes, space, where, ordered == "acquire")
+                synchronisation(machine).observe(lanes, space, where, ordered == "acquire", form.get("scope"))
             return None
 
         return load
@@ -448,7 +454,7 @@ def _memory(machine: Machine, instruction: parse.Instruction) -> Run:
         where = read_address(lanes)
         values = np.stack([_bits(read(lanes), size) for read in readers])
         if synchronises:
-            synchronisation(machine).publish(lanes, space, where, ordered == "release")
+            synchronisation(machine).publish(lanes, space, where, ordered == "release", form.get("scope"))
         store_to(access, space, lanes, where, values, "atomic" if synchronises else "write")
         return None
 

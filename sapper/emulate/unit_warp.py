@@ -103,7 +103,7 @@ def _warp(machine: Machine, instruction: parse.Instruction) -> Run:
     def run(lanes: Lanes) -> Wait | None:
         warps = warps_of(machine, lanes)
         if mask_reader is not None:
-            late = _members_missing(machine, warps, mask_reader(lanes))
+            late = _members_missing(machine, instruction, warps, mask_reader(lanes))
             if late is not None:
                 return late
         values = []
@@ -123,11 +123,17 @@ def _warp(machine: Machine, instruction: parse.Instruction) -> Run:
     return run
 
 
-def _members_missing(machine: Machine, warps: Warps, mask: Array) -> Wait | None:
-    """None where all members of each lane's mask are here; else a wait until they are."""
+def _members_missing(machine: Machine, instruction: parse.Instruction, warps: Warps, mask: Array) -> Wait | None:
+    """None where all members of each lane's mask are here; else a wait until they are. A lane that its own mask does
+    not name is an error: what it does is undefined."""
+    masks = warps.spread(mask)
+    stranger = warps.active & (masks >> np.arange(WARP, dtype=np.uint32) & 1 == 0)
+    if stranger.any():
+        lane, named = int(warps.index[stranger][0]), int(masks[stranger][0])
+        raise EmulationError(f"{instruction.text}: found {machine.place_of(lane)} with the member mask {named:#x}; "
+                             "expected one that names it", instruction.line)
     if warps.whole:
         return None
-    masks = warps.spread(mask)
     living = ~machine.exited[warps.index]
     wanted = ((masks[:, :, None] >> np.arange(WARP, dtype=np.uint32)) & 1).astype(bool)
     missing = (wanted & living[:, None, :] & ~warps.active[:, None, :]).any(axis=2) & warps.active
@@ -181,7 +187,7 @@ def _warp_barrier(machine: Machine, instruction: parse.Instruction) -> Run:
 
     def run(lanes: Lanes) -> Wait | None:
         warps = warps_of(machine, lanes)
-        late = _members_missing(machine, warps, read(lanes))
+        late = _members_missing(machine, instruction, warps, read(lanes))
         if late is None:
             machine.clocks.synchronised[warps.index[:, 0] // WARP] = machine.clocks.now + 1
             machine.clocks.tick()

@@ -270,12 +270,12 @@ def _lane_run(check: Checker, op: Op) -> None:
     gathered, masked = (bool(op.attributes.get(name)) and check.attribute(op, name, bool) for name in
                         ("gathered", "masked"))
     expected = [S64, *[ROW_I32] * gathered, *[MASK] * masked]
-    rows = op.results or op.operands[len(expected):]
+    rows = op.results or op.operands[1 + gathered:len(op.operands) - masked]
     if masked and not gathered:
         check.fail("a mask without offsets", "both")
     if len(rows) & (len(rows) - 1) or len(rows) * dtype.size_bytes > MOST_RUN_BYTES:
         check.fail(f"a run of {len(rows)} {dtype}", f"a power of 2, {MOST_RUN_BYTES} bytes at most")
-    found = op.operands[:len(expected)] if op.name == "store_run" else op.operands
+    found = op.operands if op.results else [*op.operands[:1 + gathered], *op.operands[len(op.operands) - masked:]]
     if [v.type for v in found] != expected or op.attributes.get("indexed"):
         check.fail(f"an address {types_of(found)}, indexed = {op.attributes.get('indexed')}",
                    f"({', '.join(map(str, expected))}) without an index")

@@ -25,12 +25,11 @@ from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_F32, ROW_I32, DType, TensorType, TileType, f32, i32
 from ..tile.affine import Affine, affine
 from ..tile.plan import Walk
-from ..tile.schedule import MatrixGroup, Panels
-from ..tile.semantics import ELEMENTWISE
+from ..tile.schedule import MatrixGroup
 from . import fragments
+from .fragment_stores import FragmentStores, is_extent
 from .fragments import ROW_BYTES
 from .matrix import MatrixWalk
-from .spread import SpreadLowering
 from .state import Bound, Scalar
 
 MOST_DIMENSIONS = 5
@@ -39,7 +38,7 @@ EXCHANGED_BYTES = 64
 """From a block of 8 columns of f32 to the one that odd rows take with it."""
 
 
-class BoxedStores(SpreadLowering):
+class BoxedStores(FragmentStores):
     """boxed: the stores that go so, with their tensor maps. piece_columns: of them that lie in near memory at once, in
     each of `piece_places`, from sums_at on, for each warp. columns: of the tile. tensor_maps: of the function."""
 
@@ -97,45 +96,6 @@ class BoxedStores(SpreadLowering):
         return self.pairs_aligned(tensor) and columns in last.axes and any(
             form is not None and rows in form.axes for form in forms)
 
-    def _made_of_sums(self, value: Value, sums: set[Value]) -> bool:
-        """Whether a value is computed element by element of sums of f32, of numbers and of what is loaded for each row,
-        each column or each of both."""
-        pending, seen = [value], set[Value]()
-        while pending:
-            v = pending.pop()
-            t = v.type
-            assert isinstance(t, TileType)
-            if v in seen or not t.axes or (v in sums and t.dtype is f32):
-                continue
-            if v in sums or v.op is None or (t.dtype.bits > 32 and t.dtype.name != "index"):
-                return False
-            if v.op.name == "load":
-                tensor = v.op.operands[0]
-                if tensor.op is not None or isinstance(self.stride_classes.get(tensor.name), Panels) or any(
-                        affine(index) is None for index in v.op.operands[1:]):
-                    return False
-            elif v.op.name not in (*ELEMENTWISE, "full", "index"):
-                return False
-            else:
-                pending += v.op.operands
-            seen.add(v)
-        return True
-
-    def _range_of(self, axis: str) -> tuple[Value, Value] | None:
-        """Where the loop over an axis starts and stops."""
-        for op in self.function.walk():
-            axes = op.attributes["axes"] if op.name == "tiles" else \
-                [op.attributes["axis"]] if op.name == "whole" else []
-            if axis in axes:
-                start, stop = op.operands[2 * axes.index(axis):][:2]
-                return start, stop
-        return None
-
-    def _ends_at(self, axis: str, dim: object) -> bool:
-        """Whether an axis ends where a tensor's dimension does."""
-        found = self._range_of(axis)
-        return found is not None and _is_extent(found[1], dim)
-
     def _blocks_end_at(self, axis: str, dim: object, high: int) -> bool:
         """Whether an axis ends where a tensor's dimension does, or earlier, after whole tiles of `high` rows."""
         found = self._range_of(axis)
@@ -145,7 +105,7 @@ class BoxedStores(SpreadLowering):
         for end, other in (found[1].op.operands, reversed(found[1].op.operands)):
             stop = affine(other)
             extent = None if start is None or stop is None else stop.plus(start.scaled(-1))
-            if _is_extent(end, dim) and extent is not None and extent.is_constant \
+            if is_extent(end, dim) and extent is not None and extent.is_constant \
                     and extent.constant % high == 0:
                 return True
         return False
@@ -210,6 +170,7 @@ class BoxedStores(SpreadLowering):
         mine = self.value(self.add(row, self.mul(self.warp(), group.group_rows // group.group_warps)))
         rows, columns = self.open[found.rows], self.open[found.columns]
         down = self.down(mine, 2, self.row_of(self.sub(self.sub(self.add(rows.offset, rows.extent), 1), mine)))
+        down.repeats = False        # another warp may store the last row that is read
         across = self.along(column, self.columns)
         ends = self.inside(across, self.sub(self.add(columns.offset, columns.extent), column))
         across.valid = [mask for mask in ends[::2] for _ in range(2)]       # rows of boxes have even numbers of columns
@@ -291,13 +252,6 @@ class BoxedStores(SpreadLowering):
                         for near, far in zip(mine, other, strict=True)]
                 self.effect("store_run", [place, offsets, *pair], dtype=f32, gathered=True, scale=1, near=True,
                             disp=disp + half * 8 * ROW_BYTES, disjoint=True, streaming=False)
-
-
-def _is_extent(value: Value, dim: object) -> bool:
-    """Whether a scalar is the extent of a dimension, a name or a number."""
-    op = value.op
-    return op is not None and dim == (op.attributes["name"] if op.name == "dim" else
-                                      op.attributes["value"] if op.name == "const" else None)
 
 
 def _dtype(value: Value) -> DType:

@@ -33,9 +33,6 @@ from ..ir.types import (
     DType,
     RowType,
     TileType,
-    b32,
-    bf16,
-    f16,
     f32,
     i32,
 )
@@ -525,27 +522,26 @@ class ChainLowering(GroupLowering):
     # Memory.
 
     def _store_spread(self, op: Op) -> None:
-        """Pairs of 16-bit elements together, where they lie so."""
+        """Rows of sums by the cheapest way, all else element by element."""
         chain = self.chain
         assert chain is not None
         value = op.operands[1]
-        axes, dtype = _axes(value), _dtype(value)
+        axes = _axes(value)
+        along = self.axis_along(op)
+        if along is not None and along != chain.rows and set(axes) == {chain.rows, along}:
+            self.store_spread(op, chain.rows, along, masked=lambda mask: self.mask_of_parts(mask, axes))
+            return
         access = self.access(op)
-        across = next((a for a in axes if access.axes.get(a) == ELEMENT_BYTES and a != chain.rows), None)
-        pairs = across if dtype in (bf16, f16) and self.pairs_aligned(op.operands[0]) else None
         spread = self.bound[chain.rows].spread
         assert spread is not None
         for at in self._coordinates(axes):
-            if pairs is not None and at[pairs] % 2:
-                continue
-            row = self.row(value, at) if pairs is None else self.pair(value, at, pairs, self.depth)
             base, offsets, disp = self.spread_address(access, at)
             mask = spread.mask(at[chain.rows]) if chain.rows in axes else None
             if not any(self.bound[a].spread for a in axes if a != chain.rows):
                 mask = self._first_of_four(mask)
             mask = self.mask_of_parts(mask, axes)
             tail = [] if mask is None else [mask]
-            self.effect("scatter", [row, base, offsets, *tail], dtype=b32 if pairs else access.dtype, scale=1,
+            self.effect("scatter", [self.row(value, at), base, offsets, *tail], dtype=access.dtype, scale=1,
                         disp=disp, masked=bool(tail), disjoint=True)
 
     def mask_of_parts(self, mask: Value | None, axes: tuple[str, ...]) -> Value | None:

@@ -79,10 +79,11 @@ class GroupLowering(Clusters):
     """Emits walks for groups of warps where that can be done, and leaves the others to MatrixLowering.
 
     groups: of the tile. deep: elements of the depth in a stage. narrow: they have 8 bits. multiplies: which part is
-    being emitted.
+    being emitted. stays_held: whether sums are stored from registers.
     """
 
     deep = 0
+    stays_held = False
 
     def find_matrix_walk(self) -> None:
         super().find_matrix_walk()
@@ -279,6 +280,10 @@ class GroupLowering(Clusters):
         self.stage_bytes = self.pieces[-1].at + self.pieces[-1].bytes
         self.sums_at = group.stages * self.stage_bytes
         multiplying = self.groups * group.group_warps
+        walk = self.only_walk()
+        assert walk is not None
+        self.stays_held = not self.boxed and self.stays(
+            walk, found, group.group_rows // group.group_warps, self.columns, multiplying, self.sums_at)
         rest = 2 * group.stages * SIGNAL_BYTES + self.warps * COUNTER_BYTES + self.records_bytes()
         most_bytes = (group.near_bytes - self.sums_at - rest) // multiplying
         self.piece_columns = self.columns
@@ -304,6 +309,8 @@ class GroupLowering(Clusters):
         """Near memory of a warp for a piece of the sums of all contractions."""
         for store in self.boxed:
             return self.pieces_bytes(store)
+        if self.stays_held:
+            return 0
         return PIECE_ROWS * sum_row_bytes(self.piece_columns) * (len(self.pieces) - 1)
 
     def _operand(self, op: Op, outer: str, depth_axis: str, extent: int, at: int) -> Operand:
@@ -522,6 +529,12 @@ class GroupLowering(Clusters):
         row_end, column_end = self.add(rows.offset, rows.extent), self.add(columns.offset, columns.extent)
         warp_rows = group.group_rows // group.group_warps
         start = self.add(row, self.mul(self.warp(), warp_rows))
+        if self.stays_held:
+            each = len(sums) // len(found.right)
+            whole = [[Sum(sums[number * each + at], at % 4 // 2 * 8, at // 4 * fragments.COLUMNS + at % 2)
+                      for at in range(each)] for number in range(len(found.right))]
+            self.store_held(walk, found, whole, (start, warp_rows, row_end), (column, self.columns, column_end))
+            return
         place = self.add(self.near(), self.add(self.sums_at, self.mul(self.warp(), self._sums_bytes())))
         each, held = len(sums) // len(found.right), self.piece_columns // 2
         for top in range(0, warp_rows, PIECE_ROWS):

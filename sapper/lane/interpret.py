@@ -25,6 +25,7 @@ from .arithmetic import ELEMENTS, LOW, ROW_OF_ELEMENTS, fma32, halves, pure_func
 from .interpret_units import BUILDERS as UNIT_BUILDERS
 from .memory import Array, LaneError, Memory
 from .strands import Aborted, Launch, Step, Worker, at_op, bytes_at
+from .synchronise import values_of_run
 
 TOGETHER = 3
 """So many multiply-adds are quicker in one piece, with what it takes to put their operands together."""
@@ -412,14 +413,17 @@ def _build_load_run(program: Program, op: Op) -> Step:
 
 
 def _build_store_run(program: Program, op: Op) -> Step:
-    values = [program.slot(v) for v in op.operands[2 if op.attributes.get("gathered") else 1:]]
+    values, lanes = [program.slot(v) for v in values_of_run(op)], program.lanes
     run = len(values)
-    (addresses, _), kind, narrowed = _run_addresses(program, op, run), ELEMENTS[op.attributes["dtype"]], _narrowing(op)
+    addresses, mask = _run_addresses(program, op, run)
+    kind, narrowed = ELEMENTS[op.attributes["dtype"]], _narrowing(op)
 
     def store_run(e: list[Any]) -> None:
         rows = np.stack([narrowed(e[value]) for value in values], axis=1)
+        on = e[mask].tolist() if mask is not None else [True] * lanes
         for lane, at in enumerate(addresses(e)):
-            bytes_at(e[0], op, at, run * kind.itemsize, True, lane).view(kind)[:] = rows[lane]
+            if on[lane]:
+                bytes_at(e[0], op, at, run * kind.itemsize, True, lane).view(kind)[:] = rows[lane]
 
     return store_run
 

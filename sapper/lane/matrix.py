@@ -5,7 +5,8 @@ the current level. Each tile of rows x columns goes through three steps:
 
     copy      all warps bring pieces of both operands, `depth` deep, to near memory, several stages ahead
     multiply  each warp takes its part of rows and columns through the matrix instruction, sums in registers
-    finish    the sums go to near memory, and the walk's stores read them there like any other value
+    finish    the walk's stores take the sums from registers (fragment_stores.py), or from near memory, where they read
+              them like any other value: whichever takes less time
 
 A piece lies in near memory as rows of 16-byte chunks, along whichever axis is contiguous in the tensor. Chunk c of
 row r stands at c ^ (r mod 8): the eight rows that load_matrix reads at once then lie in different banks, and so do the
@@ -76,6 +77,10 @@ class Sum(NamedTuple):
     value: Value
     row: int
     column: int
+
+
+Part = tuple[Scalar, int, Scalar]
+"""Of an axis: where a warp's part starts, how many there are at most, and where the walk's end."""
 
 
 class Piece:
@@ -585,8 +590,10 @@ class MatrixLowering(DepthShares):
                   {"step": depth, "label": found.depth}, [block], self.location)
         self.finish(loop)
         self.effect("async_wait", [], pending=0)
-        self.effect("sync_warps", [])
-        own_bytes = warp_rows * sum_row_bytes(warp_columns) * len(right)
+        stays = self.stays(walk, found, warp_rows, warp_columns, self.warps, stages * stage_bytes)
+        own_bytes = 0 if stays else warp_rows * sum_row_bytes(warp_columns) * len(right)
+        if own_bytes:
+            self.effect("sync_warps", [])
         self.near_bytes_used = max(self.near_bytes_used, stages * stage_bytes, own_bytes * self.warps)
         self.name_stages([(piece.op, piece.at, piece.bytes) for piece in pieces], stages, stage_bytes)
         self.name_buffers([("sums", 0, own_bytes * self.warps)])
@@ -597,11 +604,21 @@ class MatrixLowering(DepthShares):
             values = iter(sums)
             placed = [[Sum(next(values), i * fragments.ROWS + register // 2 * 8, j * fragments.COLUMNS + register % 2)
                        for i in range(blocks[0]) for j in range(blocks[1]) for register in range(4)] for _ in right]
-            self._finish_tile(walk, found, placed, (self.add(row, mine_row), warp_rows, row_end),
-                              (self.add(column, mine_column), warp_columns, column_end),
-                              self.add(self.near(), self.mul(self.warp(), own_bytes)))
+            down = self.add(row, mine_row), warp_rows, row_end
+            across = self.add(column, mine_column), warp_columns, column_end
+            if stays:
+                self.store_held(walk, found, placed, down, across)
+            else:
+                own = self.add(self.near(), self.mul(self.warp(), own_bytes))
+                self._finish_tile(walk, found, placed, down, across, own)
 
         self.finish_segment(found, list(loop.results)[2 + len(pieces):], row, column, store)
+
+    def stays(self, walk: Walk, found: MatrixWalk, high: int, wide: int, warps: int, at_hand: int) -> bool:
+        raise NotImplementedError("stores of sums know their ways")
+
+    def store_held(self, walk: Walk, found: MatrixWalk, sums: list[list[Sum]], rows: Part, columns: Part) -> None:
+        raise NotImplementedError("stores of sums know their ways")
 
     def piece_depth(self) -> int:
         unit, found = self.facts.matrix, self.matrix_walk
@@ -664,10 +681,10 @@ class MatrixLowering(DepthShares):
             self.refused.setdefault(key, reason)
         return None
 
-    def _finish_tile(self, walk: Walk, found: MatrixWalk, sums: list[list[Sum]], rows: tuple[Scalar, int, Scalar],
-                     columns: tuple[Scalar, int, Scalar], base: Scalar) -> None:
+    def _finish_tile(self, walk: Walk, found: MatrixWalk, sums: list[list[Sum]], rows: Part, columns: Part,
+                     base: Scalar) -> None:
         """Sums of each reduction to near memory from `base` on, and the walk's stores from there, each warp for its own
-        part. rows, columns: the part's start, how many there are at most, and where the walk's end."""
+        part."""
         row_bytes = sum_row_bytes(columns[1])
         group, member = self.bits(0, "shr", self.iota(), 2), self.bits(0, "and", self.iota(), 3)
         lane_row = self.emit(0, "mul", [group, self.constant(row_bytes, i32)], ROW_I32)

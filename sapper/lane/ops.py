@@ -145,8 +145,8 @@ LANE_OPS = OpTable("lane", [
            doc="neighbours for each lane, as many as there are results: result r has of lane l the element l * results "
                "+ r; with `gathered`, after the base, offsets (row<i32>) of the lanes' own first elements, and a mask "
                "may follow; addresses are multiples of a lane's bytes"),
-    OpSpec("store_run", (3, 18), (0, 0), attributes=("dtype",),
-           optional=(*_ADDRESS, "gathered", "streaming", "disjoint", "handed"), pure=False,
+    OpSpec("store_run", (3, 19), (0, 0), attributes=("dtype",),
+           optional=(*_ADDRESS, "gathered", "masked", "streaming", "disjoint", "handed"), pure=False,
            doc="address, with `gathered` offsets, then as many values as there are neighbours for each lane: as "
                "load_run has them; `disjoint` as of scatter; `handed`, of either: memory by which workers hand over"),
     OpSpec("store", (2, 4), (0, 0), attributes=("dtype",),

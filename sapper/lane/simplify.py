@@ -396,7 +396,7 @@ def _store_rounds(op: Op, build: Rewriter) -> Replacement:
 
 
 _ADDRESSED = ("load", "load_splat", "s_load", "prefetch", "store", "store_lane0", "s_store")
-_MASKABLE = ("load", "gather", "load_run", "store", "scatter")
+_MASKABLE = ("load", "gather", "load_run", "store", "store_run", "scatter")
 
 _FOLD_DISPLACEMENT = Rule("displacement", (*_ADDRESSED, "gather", "scatter", "load_run", "store_run"),
                           _fold_displacement)

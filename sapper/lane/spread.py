@@ -159,7 +159,8 @@ class SpreadLowering(MatrixLowering):
         axis = next((a for a in axes if self._in_pairs(op, access, a, at)), None)
         here = at if axis is None else {**at, axis: at[axis] & -2}
         base, offsets, disp = self.spread_address(access, here)
-        mask = [m for m in (self._load_mask(a, at) for a in axes) if m is not None]
+        inside = self.all_of(*(self._load_mask(a, at) for a in axes))
+        mask = [] if inside is None else [inside]
         if axis is not None:
             memo = self.levels[level].memo
             key = ("pair", op, tuple(here[a] for a in axes))
@@ -175,6 +176,21 @@ class SpreadLowering(MatrixLowering):
             return found
         return self.emit(level, "gather", [base, offsets, *mask], RowType(row_dtype(_dtype(op.result))),
                          dtype=access.dtype, scale=1, disp=disp, masked=bool(mask))
+
+    def all_of(self, *masks: Value | None) -> Value | None:
+        """The lanes that are on in all masks; None: in all lanes. Made once."""
+        total: Value | None = None
+        for mask in masks:
+            if mask is None or total is None:
+                total = mask if total is None else total
+                continue
+            depth = max(self.depths.get(total, 0), self.depths.get(mask, 0))
+            memo = self.levels[depth].memo
+            key = ("all of", total, mask)
+            if key not in memo:
+                memo[key] = self.emit(depth, "mask_and", [total, mask], MASK)
+            total = memo[key]
+        return total
 
     def _in_pairs(self, op: Op, access: Access, axis: str, at: dict[str, int]) -> bool:
         """Whether the neighbours along an axis that a lane holds are neighbours in memory and can be read together."""

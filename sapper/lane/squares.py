@@ -17,7 +17,7 @@ from functools import cache
 from ..ir.nodes import Op, Value
 from ..ir.types import MASK, RowType, bf16, i32
 from ..tile.ops import memory_of
-from .layout import Exchange, Layout, convert
+from .layout import Exchange, Layout, Step, convert
 from .slots import KeptSlots
 from .state import Access, Bound, element_bytes, row_dtype
 
@@ -48,9 +48,14 @@ class Squares(KeptSlots):
 
     def transposed(self, rows: list[Value], level: int) -> list[Value]:
         """A square of rows, row i of the result being lane i of each."""
+        return self.exchanged(rows, _exchanges(self.lanes), level)
+
+    def exchanged(self, rows: list[Value], steps: tuple[Step, ...], level: int) -> list[Value]:
+        """Rows after steps that are all exchanges."""
         rows = list(rows)
-        for step in _exchanges(self.lanes):
-            for i in range(self.lanes):
+        for step in steps:
+            assert isinstance(step, Exchange)
+            for i in range(len(rows)):
                 if not i & step.register_stride:
                     pair = [rows[i], rows[i + step.register_stride]]
                     rows[i], rows[i + step.register_stride] = self.emit_pair(
@@ -122,9 +127,7 @@ def unrounded(row: Value) -> Value:
 
 
 @cache
-def _exchanges(lanes: int) -> tuple[Exchange, ...]:
+def _exchanges(lanes: int) -> tuple[Step, ...]:
     """The steps from rows in registers to rows in lanes."""
-    steps = convert(Layout.parse(f"m: {lanes}@register; n: {lanes}@lane"),
-                    Layout.parse(f"m: {lanes}@lane; n: {lanes}@register")).steps
-    assert all(isinstance(step, Exchange) for step in steps)
-    return steps  # type: ignore[return-value]
+    return convert(Layout.parse(f"m: {lanes}@register; n: {lanes}@lane"),
+                   Layout.parse(f"m: {lanes}@lane; n: {lanes}@register")).steps

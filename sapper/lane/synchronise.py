@@ -44,10 +44,15 @@ Pending = frozenset[Touch]
 
 def bytes_of_lane(op: Op) -> int:
     """What each lane reads or writes."""
-    gathered = bool(op.attributes.get("gathered"))
-    run = len(op.results) if op.name == "load_run" else len(op.operands) - 1 - gathered if op.name == "store_run" else 1
+    run = len(op.results) if op.name == "load_run" else len(values_of_run(op)) if op.name == "store_run" else 1
     size: int = op.attributes["dtype"].size_bytes
     return run * size
+
+
+def values_of_run(op: Op) -> list[Value]:
+    """What a store_run stores: operands between its address and its mask."""
+    end = len(op.operands) - bool(op.attributes.get("masked"))
+    return op.operands[1 + bool(op.attributes.get("gathered")):end]
 
 
 def conflict(a: Touch, b: Touch) -> bool:

@@ -111,12 +111,17 @@ class TileUnit:
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """Instructions that a warp issues, where lanes are threads: for a shuffle of a row, a select, and what joins two
-    rows."""
+    """What it takes to bring elements to other lanes, where lanes are threads. shuffle, select, join: instructions that
+    a warp issues for a shuffle of a row, a select, and what joins two rows. issued: that all warps of a worker start in
+    a cycle. sector_bytes: of memory, the least that is written at once. port_bytes: that a processor sends to the last
+    cache in a cycle."""
 
     shuffle: int
     select: int
     join: int
+    issued: int
+    sector_bytes: int
+    port_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

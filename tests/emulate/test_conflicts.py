@@ -224,12 +224,12 @@ def test_a_predicate_that_differs_between_lanes() -> None:
 def test_kernels_of_the_library(name: str, level: str) -> None:
     entry = find(name)
     shape = next(s for s in reversed(entry.check_shapes) if 0 < np.prod(list(s.values())) <= 40_000)
-    shape |= {dim: -(-shape[dim] // 64) * 64 for dim in "KN" if {"K", "N"} <= shape.keys()}
+    tensors = {parameter: type.dims for parameter, type in entry.kernel.parameters if hasattr(type, "dims")}
+    rows = {dims[-1] for dims in tensors.values() if len(dims) > 1 and dims[-1] in shape}
+    shape |= {dim: -(-shape[dim] // 64) * 64 for dim in rows}
     arguments = entry.make_arguments(np.random.default_rng(5), shape)
-    tensors = [parameter for parameter, type in entry.kernel.parameters if hasattr(type, "dims")]
-    code = compile_kernel(entry.kernel, {}, dict.fromkeys(tensors, "contiguous"),
-                          {dim: (8192, 64) for dim in "KN" if dim in shape}, targets.target(level), None,
-                          frozenset(tensors))
+    code = compile_kernel(entry.kernel, {}, dict.fromkeys(tensors, "contiguous"), dict.fromkeys(rows, (8192, 64)),
+                          targets.target(level), None, frozenset(tensors))
     counters = emulate.run(entry.kernel, *arguments.values(), target=level, code=code, workers=4,
                            options=Options(lines=True)).counters
     accesses = shared_accesses(code.text())

@@ -107,6 +107,16 @@ wait:
  bar.sync 0;""")
 
 
+@pytest.mark.parametrize("instruction", [
+    "shfl.sync.bfly.b32 %r2, %r1, 1, 31, 0x7fffffff", "vote.sync.any.pred %p1, %p1, 0x7fffffff",
+    "bar.warp.sync 0x7fffffff"])
+def test_a_lane_that_its_own_mask_does_not_name_is_told(instruction: str) -> None:
+    with pytest.raises(EmulationError, match=r"found block .*lane 31 with the member mask 0x7fffffff; expected one"):
+        run(f"""
+ setp.lt.u32 %p1, %r1, 16;
+ {instruction};""")
+
+
 def test_reading_a_lane_that_takes_no_part_is_told() -> None:
     with pytest.raises(EmulationError, match=r"block .*lane 0 reads a lane that takes no part"):
         run("""

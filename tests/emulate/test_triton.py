@@ -137,6 +137,44 @@ def test_scan() -> None:
     np.testing.assert_allclose(y, np.cumsum(x.astype(np.float64)), atol=1e-4)
 
 
+def test_highest() -> None:
+    x, y = random((128,), np.float32), np.zeros(8, np.float32)
+    run("highest_sm80", (1,), [x, Uninitialised(y)], 4096, lazy=False)
+    assert y.tolist() == np.sort(x)[::-1][:8].tolist()
+
+
+def test_histogram() -> None:
+    x, y = np.random.default_rng(0).integers(0, 16, 256, dtype=np.int32), np.zeros(16, np.int32)
+    run("histogram_sm80", (1,), [x, Uninitialised(y)], 4096, lazy=False)
+    assert y.tolist() == np.bincount(x, minlength=16).tolist()
+
+
+def test_dropout() -> None:
+    """About half are left, by Philox's numbers; with another seed others."""
+    x = random((700,), np.float32)
+    kept = []
+    for seed in (7, 7, 8):
+        y = np.zeros_like(x)
+        run("dropout_sm80", (3,), [x, Uninitialised(y), 700, np.float32(0.5), seed], 16, lazy=False)
+        kept.append(y != 0)
+        np.testing.assert_array_equal(y[kept[-1]], 2 * x[kept[-1]])
+    assert 300 < kept[0].sum() < 400 and (kept[0] == kept[1]).all() and (kept[0] != kept[2]).any()
+
+
+def test_cross_entropy() -> None:
+    x, y = random((4, 400), BF16), np.zeros(4, np.float32)
+    target = np.random.default_rng(1).integers(0, 400, 4)
+    run("cross_entropy_sm80", (4,), [x, target, Uninitialised(y), 400], 256, lazy=False)
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(y, np.log(np.exp(wide).sum(1)) - wide[np.arange(4), target], rtol=1e-5)
+
+
+def test_products_of_f64() -> None:
+    a, b, c = random((32, 32), np.float64), random((32, 32), np.float64, 1), np.zeros((32, 32))
+    run("square_f64_sm80", (1,), [a, b, Uninitialised(c)], 32768, lazy=False)
+    np.testing.assert_allclose(c, a @ b, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(("name", "shared_bytes"), [("matmul_bf16_sm80", 49152), ("matmul_bf16_sm90", 65536)])
 def test_a_tile_takes_at_most_half_a_second(name: str, shared_bytes: int) -> None:
     """128 x 128 x 256, parsing and all checks included; in the thread's own time, as others may be busy."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...ir.nodes import Op, Value
 from ...ir.types import DType
-from ...lane.synchronise import bytes_of_lane
+from ...lane.synchronise import bytes_of_lane, values_of_run
 from .select_common import Rule, bits_of, load_immediate, low_half, row, scalar, settle
 from .text import NEAR, Symbol
 
@@ -275,12 +275,16 @@ def unpack(s: Any, dtype: DType, word: Any, place: int, value: Value) -> None:
 
 def store_run(s: Any, op: Op) -> None:
     dtype = op.attributes["dtype"]
-    rows = [s.vector(v) for v in op.operands[2 if op.attributes.get("gathered") else 1:]]
+    rows, mask = [s.vector(v) for v in values_of_run(op)], mask_of(s, op)
     each = WORD_BYTES // dtype.size_bytes
     words = [pack(s, dtype, rows[first:first + each]) for first in range(0, len(rows), each)]
     memory = address_of_run(s, op)
     hint = ".cs" if op.attributes.get("streaming") else ""
-    s.emit(f"st.{space_of(op)}{hint}.{type_of_run(op)}", memory, tuple(words) if len(words) > 1 else words[0])
+    mnemonic, source = f"st.{space_of(op)}{hint}.{type_of_run(op)}", tuple(words) if len(words) > 1 else words[0]
+    if mask is None:
+        s.emit(mnemonic, memory, source)
+    else:
+        s.emit_masked(mnemonic, mask, False, memory, source)
 
 
 def pack(s: Any, dtype: DType, rows: list[Any]) -> Any:

@@ -18,8 +18,10 @@ WARP_LANES = 32
 FILE_REGISTERS, REGISTER_GRANULE = 64 * 1024, 8
 """Registers of 32 bits of an SM, and the multiple that ptxas gives a thread."""
 
-MOVES = Moves(shuffle=1, select=1, join=1)
-"""shfl, selp, and an addition or the like: of rows of 32 bits one instruction each, of wider ones two or more."""
+MOVES = Moves(shuffle=1, select=1, join=1, issued=4, sector_bytes=32, port_bytes=64)
+"""shfl, selp, and an addition or the like: of rows of 32 bits one instruction each, of wider ones two or more. An SM
+has four schedulers (CUDA C++ Programming Guide, "Multiprocessor Level"); a line of the second-level cache has four
+sectors of 32 bytes (Nsight Compute, "Memory Tables"), of which an SM writes two a clock."""
 
 
 @dataclass(frozen=True, slots=True)

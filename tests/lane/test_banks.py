@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapper.emulate.banks import LANES, linear_columns, phase_lanes, prove, rank
 from sapper.lane import fragments
+from sapper.lane.banks import LANES, linear_columns, phase_lanes, prove, rank
 from sapper.lane.matrix import CHUNK_BYTES, SWIZZLED_ROWS
 from tests.strategies.amount import examples
 
