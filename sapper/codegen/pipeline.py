@@ -168,7 +168,7 @@ def finish_lane(lane: Function, target: Any) -> Function:
     if check:
         verify(lane, LANE_OPS)
     if target.fuses_products:
-        fuse(lane)
+        fuse(lane, memory_operands=not target.assembler_allocates)
         _trace(lane, "fuse")
     expand_math(lane, legal)
     _trace(lane, "expand_math")

@@ -123,32 +123,32 @@ def product_kernels(form: Form, group: int) -> SimpleNamespace:
         packed = quants[p, g, d, w, l, s]
         return (packed & 15) @ low + (packed >> 4) @ high if form.bits == 4 else packed @ low
 
-    def scaled(products: Any, scales: Any, sums: Any, starts: Any, p: Any, g: Any, d: Any, m: Any, l: Any) -> Any:
+    def scaled(products: Any, scales: Any, starts: Any, p: Any, g: Any, d: Any, m: Any, l: Any) -> Any:
         """Those times the scale of the weights: over p, m and l."""
         scale = scales[p, g, d, 0, l].to(f32)
-        if form.minimum:
-            return products.to(f32) * scale + scales[p, g, d, 1, l].to(f32) * sums[g, d, m]
-        return (products + starts[g, d, m]).to(f32) * scale
+        return (products if form.minimum else products + starts[g, d, m]).to(f32) * scale
 
-    def block_sum(
-        quants: Any, scales: Any, x: Any, sums: Any, starts: Any, p: Any, g: Any, d: Any, m: Any, l: Any
-    ) -> Any:
-        """The products of a block of the panels p and the rows m, times the scale of the weights: over p, m and l."""
-        w, s = whole(words), whole(SLOT)
-        products = block_products(
-            quants, x[g, m, d, 0, w, s], x[g, m, d, halves - 1, w, s], p, g, d, l, w, s)
-        return scaled(products, scales, sums, starts, p, g, d, m, l)
+    def block_sum(products: Any, scales: Any, sums: Any, starts: Any, p: Any, g: Any, d: Any, m: Any, l: Any) -> Any:
+        """What a block of the panels p and the rows m adds: over p, m and l."""
+        if form.minimum:
+            return scaled(products, scales, starts, p, g, d, m, l) + scales[p, g, d, 1, l].to(f32) * sums[g, d, m]
+        return scaled(products, scales, starts, p, g, d, m, l)
 
     def group_sum(
         nothing: Any, quants: Any, scales: Any, x: Any, x_scales: Any, sums: Any, starts: Any, p: Any, g: Any, m: Any,
         l: Any,
     ) -> Any:
         """The products of a group. nothing: zeros over p, m and l."""
+        w, s = whole(words), whole(SLOT)
         if parts == 1:
-            return block_sum(quants, scales, x, sums, starts, p, g, 0, m, l) * x_scales[g, m]
+            products = block_products(quants, x[g, m, 0, 0, w, s], x[g, m, 0, halves - 1, w, s], p, g, 0, l, w, s)
+            return block_sum(products, scales, sums, starts, p, g, 0, m, l) * x_scales[g, m]
         total = nothing
         for d in range(parts):
-            total += block_sum(quants, scales, x, sums, starts, p, g, d, m, l)
+            products = block_products(quants, x[g, m, d, 0, w, s], x[g, m, d, halves - 1, w, s], p, g, d, l, w, s)
+            if form.minimum:  # a sum for each of the two products, which may become part of it
+                total += scales[p, g, d, 1, l].to(f32) * sums[g, d, m]
+            total += scaled(products, scales, starts, p, g, d, m, l)
         return total * x_scales[g, m]
 
     def two_group_sums(
@@ -164,8 +164,8 @@ def product_kernels(form: Form, group: int) -> SimpleNamespace:
         low, high = x[g, m, 0, 0, w, s], x[g, m, 0, halves - 1, w, s]
         products = block_products(one, low, high, p, g, 0, l, w, s)
         others = block_products(other, low, high, p, g, 0, l, w, s)
-        return (scaled(products, one_scales, sums, starts, p, g, 0, m, l) * x_scales[g, m],
-                scaled(others, other_scales, sums, starts, p, g, 0, m, l) * x_scales[g, m])
+        return (block_sum(products, one_scales, sums, starts, p, g, 0, m, l) * x_scales[g, m],
+                block_sum(others, other_scales, sums, starts, p, g, 0, m, l) * x_scales[g, m])
 
     @sp.kernel(name=f"matmul_{kernel_suffix(form, group)}")
     def matmul(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from math import prod
 
-from ..ir.nodes import Block, Op
+from ..ir.nodes import Block, Op, Value
 from ..tile.plan import Plan, Walk, axes_of, plan_block
 from ..tile.schedule import ScheduleError
 from .extents import Range
@@ -30,6 +30,12 @@ MOST_ROWS, OPERAND_REGISTERS = 12, 6
 PIECES_OF_MANY_ROWS = 2
 """Vectors of the operand that spans the lanes, for many rows: a load that spreads an element takes a cycle, as does the
 dot product that it is for. Few rows wait for memory, which is quicker as one stream than as two."""
+
+MUCH_UNPACKING = 3
+"""Operations for a vector of weights from which on these are unpacked for twice the rows, in one piece, where a load
+that spreads an element takes no longer than a dot product. Measured on a Zen 4, 512 rows by 1024 x 4096, in percent of
+the peak of dot products: Q6_K (4) 62.4 by 8 rows and 58.8 by 4 and two pieces; Q4_0 (1) 79.8 and 83.9, Q4_K 77.5 and
+77.6."""
 
 SHORT_LIST, FEW_ELEMENTS = 8, 256
 """How many largest elements of how many are found for a row in each lane; measured: three times as fast as rows one by
@@ -116,10 +122,22 @@ class ResidentLowering(ScratchLowering):
             free = self.facts.vector_registers - OPERAND_REGISTERS
             most = max(1, free // (self._sums_at_once(item) * each), min(FEWER_ROWS, free // each))
             pieces = max(1, min(PIECES_OF_MANY_ROWS // vectors, most)) if many > 2 * MOST_ROWS else 1
+            if self.facts.fma_per_cycle < 2 and self._unpacking(contractions, lanes) >= MUCH_UNPACKING:
+                pieces = 1
             found = {a: min(pieces, hints[a]) for a in columns}
             most = max(1, min(MOST_ROWS, most) // prod(found.values()))
             return found | dict.fromkeys(rows, most if many > 2 * MOST_ROWS else -(-many // -(-many // most)))
         return {}
+
+    @staticmethod
+    def _unpacking(contractions: list[Op], lanes: set[str]) -> float:
+        """Operations that make a vector of what spans the lanes of what is loaded, on average."""
+        def count(value: Value) -> int:
+            made = value.op
+            return 0 if made is None or made.name in ("load", "const") else 1 + sum(map(count, made.operands))
+
+        made = [count(value) for op in contractions for value in op.operands if lanes & set(axes_of(value))]
+        return sum(made) / len(made)
 
     def _sums_at_once(self, loop: Op) -> int:
         """Sums that a loop holds while it contracts: those that it carries, or that a loop inside does, and those that

@@ -492,6 +492,15 @@ def test_rows_of_blocks_are_as_many_as_sums_of_the_inner_loop_leave_room_for(nam
     assert chosen(name, facts, P=(512, 1), C=(512, 1), M=(512, 1), **blocks).tile == tile
 
 
+def test_weights_that_take_much_to_unpack_meet_twice_the_rows() -> None:
+    """In one piece; but where two dot products start in a cycle, which wait for loads of elements."""
+    dims: dict[str, tuple[int, int]] = {"P": (512, 1), "S": (16, 1), "C": (512, 1), "M": (512, 1)}
+    one = replace(PLAIN, dots=frozenset({"dot4_u8i8"}))
+    two = replace(one, fma_per_cycle=2.0)
+    assert chosen("matmul_q6k", one, **dims).tile == {"p": 1, "m": 8}
+    assert chosen("matmul_q6k", two, **dims).tile == chosen("matmul_q4k", one, **dims).tile == {"p": 2, "m": 4}
+
+
 def test_sums_of_a_row_are_no_matrix_that_is_read_line_by_line() -> None:
     assert chosen("rms_norm", BY_LINES, M=(512, 64), N=(2048, 64)).registers["n"] == 4
 

@@ -144,8 +144,8 @@ class Target(NamedTuple):
 
     @property
     def fuses_products(self) -> bool:
-        """Products and sums of the source are instructions of their own."""
-        return False
+        """A product takes a unit that multiplies as long as a multiply-add does, and the sum then costs nothing."""
+        return True
 
     def has(self, feature: str) -> bool:
         return feature in self.features
