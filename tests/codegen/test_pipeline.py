@@ -18,7 +18,7 @@ def compile_add() -> bytes:
     return compile_kernel(find("vector_add").kernel, {}, tensors, {"N": (2**31 - 1, 1)}, TARGETS["v3"], None).code
 
 
-PASSES = ["reduce_loops", "canonicalize", "lower", "expand_math", "expand_float8", "split_dots", "split_blocks",
+PASSES = ["reduce_loops", "canonicalize", "lower", "fuse", "expand_math", "expand_float8", "split_dots", "split_blocks",
           "simplify", "allocate"]
 
 
