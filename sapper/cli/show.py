@@ -9,7 +9,7 @@ STAGES = {
     "tile": "as the front end builds it from the source",
     "canonical": "tile IR with one way to say each thing",
     "lane": "rows and scalars of the lane machine, scheduled",
-    "expanded": "lane IR with exp and the like written as arithmetic",
+    "expanded": "lane IR in ops that the target has: exp and the like written as arithmetic",
     "simplified": "lane IR as it goes to the target",
     "machine": "the target's instructions on virtual registers, scheduled",
 }
@@ -23,8 +23,6 @@ def show_ir(
     from ..codegen import pipeline
     from ..codegen.compile import rules_of
     from ..ir.text import print_function
-    from ..lane.math import expand_math
-    from ..lane.simplify import simplify
     from ..tile.schedule import DimClass, Schedule, Specialization
 
     kernel = find_kernel(wanted).kernel
@@ -44,17 +42,17 @@ def show_ir(
         return print_function(function, locations)
     if stage == "lane":
         return print_function(lane, locations)
-    rules = rules_of(target)
-    expand_math(lane, rules.legal_ops(target))
+    pipeline.expand_lane(lane, target)
     if stage == "expanded":
         return print_function(lane, locations)
-    simplify(lane, indexed_addresses=target.indexed_addresses)
+    pipeline.simplify_lane(lane, target)
     if stage == "simplified":
         return print_function(lane, locations)
     from ..codegen.compile import text_of
     from ..codegen.schedule import schedule as schedule_instructions
     from ..codegen.select import select
 
+    rules = rules_of(target)
     if target.assembler_allocates:
         return text_of(select(pipeline.for_threads(lane, target), rules, target), target)
     selected = select(lane, rules, target)

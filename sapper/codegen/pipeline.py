@@ -151,22 +151,28 @@ def to_lane(function: Function, schedule: Schedule, facts: Facts, specialization
 
 
 def finish_lane(lane: Function, target: Any) -> Function:
-    """Lane IR as lowered to lane IR that the target can select: math expanded, simplified."""
-    from ..ir.rewriter import eliminate_dead
-    from ..ir.verifier import verify
-    from ..lane.float8 import expand_float8, join_loads
+    """Lane IR as lowered to lane IR that the target can select."""
+    return for_threads(simplify_lane(expand_lane(lane, target), target), target)
+
+
+def _verify_lane(lane: Function) -> None:
+    if os.environ.get("SAPPER_VERIFY"):
+        from ..ir.verifier import verify
+        from ..lane.ops import LANE_OPS
+
+        verify(lane, LANE_OPS)
+
+
+def expand_lane(lane: Function, target: Any) -> Function:
+    """In place: what the target has no op for is written in those that it has."""
+    from ..lane.float8 import expand_float8
     from ..lane.fuse import fuse
     from ..lane.math import expand_math
-    from ..lane.ops import LANE_OPS
-    from ..lane.simplify import simplify
     from ..lane.split_dots import split_dots
-    from ..lane.strength import reduce_strength, split_blocks
     from .compile import rules_of
 
     legal = rules_of(target).legal_ops(target)
-    check = bool(os.environ.get("SAPPER_VERIFY"))
-    if check:
-        verify(lane, LANE_OPS)
+    _verify_lane(lane)
     if target.fuses_products:
         fuse(lane, memory_operands=not target.assembler_allocates)
         _trace(lane, "fuse")
@@ -176,22 +182,30 @@ def finish_lane(lane: Function, target: Any) -> Function:
     _trace(lane, "expand_float8")
     split_dots(lane, legal)
     _trace(lane, "split_dots")
-    if check:
-        verify(lane, LANE_OPS)
+    _verify_lane(lane)
+    return lane
+
+
+def simplify_lane(lane: Function, target: Any) -> Function:
+    """In place: the same in fewer ops."""
+    from ..ir.rewriter import eliminate_dead
+    from ..lane.float8 import join_loads
+    from ..lane.ops import LANE_OPS
+    from ..lane.simplify import simplify
+    from ..lane.strength import reduce_strength, split_blocks
+    from .compile import rules_of
+
     if not target.assembler_allocates:
         split_blocks(lane)
         _trace(lane, "split_blocks")
     simplify(lane, indexed_addresses=target.indexed_addresses)
     _trace(lane, "simplify")
-    if "widen_float8" in legal:
+    if "widen_float8" in rules_of(target).legal_ops(target):
         join_loads(lane)
         _trace(lane, "join_loads")
     if not target.assembler_allocates and reduce_strength(lane):
         eliminate_dead(lane, LANE_OPS)
         _trace(lane, "reduce_strength")
-    lane = for_threads(lane, target)
-    if check:
-        verify(lane, LANE_OPS)
     return lane
 
 
@@ -209,6 +223,7 @@ def for_threads(lane: Function, target: Any) -> Function:
         synchronise(lane)
         _trace(lane, "synchronise")
         check_waits(lane)
+    _verify_lane(lane)
     return lane
 
 

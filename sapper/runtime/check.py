@@ -454,12 +454,9 @@ class _Made:
 
     def __init__(self, checker: _Checker, key: Any) -> None:
         from ..codegen import pipeline
-        from ..codegen.compile import rules_of
         from ..ir.verifier import verify
         from ..lane.interpret import Program
-        from ..lane.math import expand_math
         from ..lane.ops import LANE_OPS
-        from ..lane.simplify import simplify
         from ..lang.by_hand import PIECES, PRODUCTS
         from ..tile.schedule import DimClass, Schedule, Specialization
 
@@ -483,11 +480,11 @@ class _Made:
                 elif op.name == "asm_multiply":
                     PRODUCTS[op.attributes["by"]].check_op(op, target)
         with checker.station("expand_math"):
-            expand_math(lane, rules_of(target).legal_ops(target))
+            pipeline.expand_lane(lane, target)
             verify(lane, LANE_OPS)
             self.lanes.append(("expand_math", Program(lane)))
         with checker.station("simplify"):
-            simplify(lane, indexed_addresses=target.indexed_addresses)
+            pipeline.simplify_lane(lane, target)
             verify(lane, LANE_OPS)
             self.lanes.append(("simplify", Program(lane)))
         self.lane = lane

@@ -66,6 +66,20 @@ def rounds(op: Op) -> bool:
         op.name in ("reduce", "scan") and op.attributes["kind"] == "sum")
 
 
+def fusible(function: Function) -> set[Value]:
+    """Products that may be part of the only sum that reads them (docs/language.md, Products)."""
+    users: dict[Value, list[Op]] = {}
+    for op in function.walk():
+        for value in op.operands:
+            users.setdefault(value, []).append(op)
+
+    def adds(op: Op) -> bool:
+        return op.name in ("add", "sub") or (op.name in ("reduce", "scan") and op.attributes["kind"] == "sum")
+
+    return {op.results[0] for op in function.walk() if op.name == "mul" and rounds(op)
+            and len(users.get(op.results[0], ())) == 1 and adds(users[op.results[0]][0])}
+
+
 def depends_on_order(op: Op) -> bool:
     """Whether the result of an op may differ if comparisons of 0.0 with -0.0 come in another order."""
     type = op.operands[0].type if op.operands else None
@@ -123,13 +137,13 @@ def reached(function: Function, *starts: Callable[[Op], bool]) -> set[Value]:
 class RandomRounding:
     """Moves inexact results of a run at random; give it to interpret as `perturb`.
 
-    inexact: what reached(function, rounds) found. seed: same seed, same moves.
+    inexact: what reached(function, rounds) found. fused: what fusible(function) did. seed: same seed, same moves.
     """
 
-    __slots__ = ("_inexact", "_random")
+    __slots__ = ("_fused", "_inexact", "_random")
 
-    def __init__(self, inexact: set[Value], seed: int) -> None:
-        self._inexact = inexact
+    def __init__(self, inexact: set[Value], fused: set[Value], seed: int) -> None:
+        self._inexact, self._fused = inexact, fused
         self._random = np.random.default_rng(seed)
 
     def __call__(self, op: Op, operands: list[Array], result: Array) -> Array:
@@ -150,7 +164,8 @@ class RandomRounding:
             factor = 1.0 + op.attributes["tolerance"] * self._random.choice([-1.0, 1.0], result.shape)
             return self._move(semantics.cast(np.asarray(result.astype(np.float64) * factor), type.dtype), type.dtype, 1)
         if op.name == "mul" and not narrow:
-            return self._move(result, type.dtype, 1)
+            moved = self._move(result, type.dtype, 1)
+            return self._unrounded(op, operands, moved) if op.results[0] in self._fused else moved
         if op.name == "cast" and narrow and op.operands[0] in self._inexact:
             return self._move(result, type.dtype, 1)
         return result
@@ -161,6 +176,17 @@ class RandomRounding:
         moved = values.astype(np.float64) + ulp(values, dtype) * steps
         exact = (values == 0) | ~np.isfinite(values.astype(np.float64))
         return np.asarray(np.where(exact, values, semantics.cast(np.asarray(moved), dtype)))
+
+    def _unrounded(self, op: Op, operands: list[Array], product: Array) -> Array:
+        """What is rounded to an infinity, or to 0, is something smaller, or larger, inside a sum."""
+        type = op.results[0].type
+        assert isinstance(type, TileType)
+        left, right = (semantics.align(x, v.type.axes, type.axes)  # type: ignore[union-attr]
+                       for x, v in zip(operands, op.operands, strict=True))
+        beyond = np.isinf(product) & np.isfinite(left) & np.isfinite(right)
+        below = (product == 0) & (left != 0) & (right != 0)
+        inside = np.where(beyond, _LARGEST[type.dtype.name], _SMALLEST[type.dtype.name])
+        return np.where(beyond | below, np.copysign(inside, product).astype(product.dtype), product)
 
     def _sum(self, op: Op, operands: list[Array], result: Array, dtype: DType) -> Array:
         """An error that grows with the root of the length, relative to the sum of magnitudes."""
@@ -297,6 +323,7 @@ def expect(function: Function, arguments: Mapping[str, Any], runs: int = 4, seed
     """
     inexact = reached(function, rounds)
     unsettled = reached(function, rounds, depends_on_order)
+    fused = fusible(function)
     tensors = {value.name: value for value in function.tensors()}
 
     def once(tile_size: int | None, perturb: RandomRounding | None) -> dict[str, Array]:
@@ -307,7 +334,8 @@ def expect(function: Function, arguments: Mapping[str, Any], runs: int = 4, seed
     reference = once(None, None)
     others: list[dict[str, Array]] = []
     if any(value in unsettled for value in tensors.values()):
-        others = [once(tile_sizes[at % len(tile_sizes)], RandomRounding(inexact, seed + at)) for at in range(runs)]
+        others = [once(tile_sizes[at % len(tile_sizes)], RandomRounding(inexact, fused, seed + at))
+                  for at in range(runs)]
     result = {}
     for name, value in tensors.items():
         assert isinstance(value.type, TensorType)

@@ -226,6 +226,14 @@ def test_ir_of_the_machine_has_virtual_registers(sapper) -> None:
     assert "%vec" in outcome.out and "zmm" not in outcome.out
 
 
+@pytest.mark.parametrize("stage", ["simplified", "machine"])
+def test_ir_has_been_through_all_passes(sapper, stage: str) -> None:
+    """A dot product of bytes is several instructions without AVX-VNNI."""
+    outcome = sapper("ir", "matmul_nt_i8", "--stage", stage, "--target", "haswell")
+    assert outcome.status == 0
+    assert ("dot2_i16" if stage == "simplified" else "vpmaddwd") in outcome.out and "dot4_u8i8" not in outcome.out
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (("ir", "sofmax"), "found no library kernel 'sofmax'; expected FILE.py:KERNEL, or one of: vector_add, "),
     (("ir", "softmax", "--stage", "tiles"), "found no stage 'tiles'; expected one of\n  tile "),

@@ -115,6 +115,24 @@ def test_denormal_bf16_may_count_as_zero_in_products():
     assert out.mismatch(np.array([np.inf, np.nan], np.float32)) is not None
 
 
+def test_a_product_inside_a_sum_neither_overflows_nor_vanishes():
+    @kernel
+    def added(a: Tensor[f32, N], b: Tensor[f32, N], c: Tensor[f32, N], alone: Tensor[f32, N], out: Tensor[f32, N]):
+        for n in tiles(N):
+            alone[n] = a[n] * b[n]
+            out[n] = a[n] * b[n] + c[n]
+
+    a, b = np.array([3e38, 3e38, 1e-30, np.inf, 2], np.float32), np.array([3, 3, 1e-30, 2, 3], np.float32)
+    c = np.array([-np.inf, -3e38, 2.0**-149, -np.inf, -6], np.float32)
+    zeros = np.zeros(5, np.float32)
+    found = expect(added.tile_ir(), {"a": a, "b": b, "c": c, "alone": zeros, "out": zeros})
+    alone, out = found["alone"], found["out"]
+    assert np.isnan(out.values[[0, 3]]).all() and np.isposinf(out.values[1])
+    fused = np.array([-np.inf, np.inf, 2.0**-148, np.nan, 0], np.float32)
+    assert out.mismatch(fused) is None and out.bound[3] == 0 and out.bound[4] < 1e-5
+    assert (alone.bound[[0, 1, 3]] == 0).all() and np.isinf(alone.values[[0, 1, 3]]).all()
+
+
 def test_infinities_of_both_signs_are_nan_whatever_overflows():
     @kernel
     def summed(a: Tensor[f32, M, N], out: Tensor[f32, M]):
