@@ -15,9 +15,9 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import shutil
 import struct
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -315,18 +315,16 @@ def _synced(path: Path) -> Iterator[BinaryIO]:
 @contextlib.contextmanager
 def _directory(target: Path) -> Iterator[Path]:
     """A directory beside its place, which it takes in the end; after an error, or an interrupt, nothing is left."""
-    folder: Path | None = None
+    folder = target.parent / f".{target.name}.{secrets.token_hex(8)}"    # known before it is there: see below
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        folder.mkdir(0o700)
         yield folder
         os.chmod(folder, 0o755)
         os.rename(folder, target)
-        folder = None
     except OSError as error:
         raise ModelError(target, f"that it can't be written: {error.strerror or error}",
                          "a new directory in one that can be written, with room for the model") from None
     finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)   # also if a signal came as soon as it was made
 
 

@@ -143,6 +143,21 @@ class TestFaults:
         with pytest.raises(ModelError, match="found something that is there; expected a new directory"):
             quantize_checkpoint(open_checkpoint(source), tmp_path / "out", Settings(4))
 
+    def test_nothing_is_left_of_an_interrupt_as_soon_as_there_is_something(
+        self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make, place = Path.mkdir, tmp_path / "place"
+        place.mkdir()
+
+        def interrupted(path: Path, mode: int) -> None:
+            make(path, mode)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Path, "mkdir", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quantize_checkpoint(open_checkpoint(source), place / "out", Settings(4))
+        assert not any(place.iterdir())
+
     @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
     def test_nothing_is_left(
         self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
