@@ -173,9 +173,8 @@ def expand_lane(lane: Function, target: Any) -> Function:
 
     legal = rules_of(target).legal_ops(target)
     _verify_lane(lane)
-    if target.fuses_products:
-        fuse(lane, memory_operands=not target.assembler_allocates)
-        _trace(lane, "fuse")
+    fuse(lane, target.memory_operands)
+    _trace(lane, "fuse")
     expand_math(lane, legal)
     _trace(lane, "expand_math")
     expand_float8(lane, legal)

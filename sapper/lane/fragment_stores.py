@@ -20,7 +20,7 @@ from ..ir.nodes import Op, Value
 from ..ir.types import MASK, ROW_B32, ROW_I32, DType, TensorType, TileType, b32, f32, i32
 from ..tile.affine import affine
 from ..tile.ops import memory_of
-from ..tile.plan import COSTLY, Walk
+from ..tile.plan import COSTLY, Walk, axes_of
 from ..tile.schedule import Panels
 from ..tile.semantics import ELEMENTWISE
 from . import fragments
@@ -128,10 +128,10 @@ class FragmentStores(SpreadLowering):
         axes."""
         sums, axes = {reduction.result for reduction in walk.reductions}, {found.rows, found.columns}
         ops = sum(COSTLY.get(op.name, 1) for op in self._cone(walk)
-                  if op.name not in ("store", "load", "cast") and set(_axes(op.result)) == axes)
+                  if op.name not in ("store", "load", "cast") and set(axes_of(op.result)) == axes)
         return ops <= MOST_OPS and not self.schedule.chunks and all(      # chunks need not end where a tile does
             isinstance(store, Op) and store.name == "store" and self._made_of_sums(store.operands[1], sums)
-            and set(_axes(store.operands[1])) == axes and self.axis_along(store) in axes
+            and set(axes_of(store.operands[1])) == axes and self.axis_along(store) in axes
             and _dtype(store).name in RUN_DTYPES for store in walk.after)
 
     def _cone(self, walk: Walk) -> list[Op]:
@@ -184,7 +184,8 @@ class FragmentStores(SpreadLowering):
         held, names, through = fragment(high, wide), [], None
         stored = Price()
         for op in self._cone(walk):
-            if op.name != "store" and not (op.name == "load" and set(_axes(op.result)) == {found.rows, found.columns}):
+            of_both = op.name == "load" and set(axes_of(op.result)) == {found.rows, found.columns}
+            if op.name != "store" and not of_both:
                 continue
             size, along = _dtype(op).size_bytes, self.axis_along(op)
             turns, aligned = along != found.columns, self.pairs_aligned(op.operands[0])
@@ -229,7 +230,7 @@ class FragmentStores(SpreadLowering):
             held = self.rows[reduction.result] = {}
             for value, row, column in some:
                 place = {found.rows: row // 8, found.columns: column // 8 * 2 + column % 2}
-                held[tuple(place[a] for a in _axes(reduction.result))] = value
+                held[tuple(place[a] for a in axes_of(reduction.result))] = value
         for store in walk.after:
             assert isinstance(store, Op)
             self.store_spread(store, found.rows, found.columns, left)
@@ -316,11 +317,6 @@ def is_extent(value: Value, dim: object) -> bool:
     op = value.op
     return op is not None and dim == (op.attributes["name"] if op.name == "dim" else
                                       op.attributes["value"] if op.name == "const" else None)
-
-
-def _axes(value: Value) -> tuple[str, ...]:
-    assert isinstance(value.type, TileType)
-    return value.type.axes
 
 
 def _of(value: Value) -> DType:

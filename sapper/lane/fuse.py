@@ -3,7 +3,7 @@
 Enters: a lane function as lowered, before its math is expanded. Leaves: the same with `fma` for an `add` or `sub` of
 f32 or f64 rows one operand of which is a `mul` of the same block that nothing else reads. Holds: what docs/language.md
 ("Products") leaves open and nothing else: expansions of mathematical functions, whose roundings are counted on, come
-after this pass.
+after this pass. A product keeps a unit that multiplies as long busy as a multiply-add, whose sum then costs nothing.
 
 Of two products that meet in a sum the second is fused, so that every compilation does the same. Where an instruction
 takes one operand from memory, a product of a load and a sum with another are two instructions, fused or apart. They

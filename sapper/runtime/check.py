@@ -3,8 +3,8 @@
 Enters: a kernel, a target, a seed. Leaves: a `Report`. Holds: whatever the kernel's code does, the caller survives: it
 runs in a child process between guard pages, and every station has a time limit.
 
-    source ── front end ── tile sizes ── parallel loops ── canonical ── lower ── expand_math ── simplify ── native
-    │ eager     │ tile interpreter: whole axes, 1, 3, 8, races           │ lane interpreter          │ this CPU
+    source ── front end ── tile sizes ── parallel loops ── canonical ── lower ── expand ── simplify ── native
+    │ eager     │ tile interpreter: whole axes, 1, 3, 8, races           │ lane interpreter     │ this CPU
 
 Each station's result is compared with what the tile IR means, within the bound that rounding leaves (tile.rounding).
 A kernel that has assembly by hand goes on: pieces on rows are proved where they only move and combine bits; each kernel
@@ -37,7 +37,7 @@ PROOF = "proof"
 LAST_STATIONS = ("select", "schedule", "allocate", "peephole", "native", PROOF, "by hand, interpreted",
                  "by hand, native", "micro-kernels")
 STATIONS = (
-    "front end", "tile sizes", "parallel loops", "canonical", "lower", "expand_math", "simplify", *LAST_STATIONS,
+    "front end", "tile sizes", "parallel loops", "canonical", "lower", "expand", "simplify", *LAST_STATIONS,
 )
 """All stations in order. Those from `select` on run as one, `native`; they are told apart where that is wrong."""
 
@@ -479,10 +479,10 @@ class _Made:
                     PIECES[op.attributes["by"]].check_op(op, target)
                 elif op.name == "asm_multiply":
                     PRODUCTS[op.attributes["by"]].check_op(op, target)
-        with checker.station("expand_math"):
+        with checker.station("expand"):
             pipeline.expand_lane(lane, target)
             verify(lane, LANE_OPS)
-            self.lanes.append(("expand_math", Program(lane)))
+            self.lanes.append(("expand", Program(lane)))
         with checker.station("simplify"):
             pipeline.simplify_lane(lane, target)
             verify(lane, LANE_OPS)

@@ -65,8 +65,8 @@ class Target:
     """Lanes see each other's stores only after they met."""
     run_bytes: int = 16
     """Most that a thread reads or writes at once (PTX ISA, ld and st: .v4 of 32 bits)."""
-    fuses_products: bool = True
-    """A product and a sum of the source are one instruction: issue slots are what kernels here are short of."""
+    memory_operands: bool = False
+    """What is in memory is loaded by an instruction of its own."""
 
     @property
     def features(self) -> frozenset[str]:

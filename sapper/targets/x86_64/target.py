@@ -143,8 +143,8 @@ class Target(NamedTuple):
         return 0
 
     @property
-    def fuses_products(self) -> bool:
-        """A product takes a unit that multiplies as long as a multiply-add does, and the sum then costs nothing."""
+    def memory_operands(self) -> bool:
+        """Of an instruction one operand may be in memory."""
         return True
 
     def has(self, feature: str) -> bool:

@@ -25,10 +25,9 @@ from sapper.tile.schedule import DimClass, Schedule, Specialization
 
 from .kernels import bf16_nn, bf16_nt, f16_tn, gated
 from .left_out import missed, replaced
-from .test_matrix import NUMPY, arguments_of, assert_near, expected
+from .test_matrix import arguments_of, assert_near, expected
 from .ways_table import lines
 
-NUMPY.update(i8=np.int8, i32=np.int32)
 M, N, K = sp.dims("M N K")
 
 

@@ -26,7 +26,7 @@ from sapper.tile.schedule import DimClass, Schedule, Specialization
 from .kernels import KERNELS, bf16_nn, bf16_nt
 from .left_out import replaced
 
-NUMPY = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32}
+NUMPY = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32, "i8": np.int8, "i32": np.int32}
 SHAPES = [{"M": 128, "N": 128, "K": 64}, {"M": 160, "N": 96, "K": 96}, {"M": 64, "N": 224, "K": 160}]
 
 
