@@ -206,8 +206,9 @@ def test_a_worker_waits_longer_after_long_work(tasks: FakeKernel, monkeypatch: p
 
 @pytest.mark.parametrize("spin_us", [0, 800])
 def test_a_worker_is_awake_while_it_waits(spin_us: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As its CPU time shows, which other processes do not add to; the clock that ends the wait runs on while they keep
-    it from its CPU, so the longest of many is looked at."""
+    """As its CPU time shows, which other processes do not add to. The clock that ends a wait runs on while they keep it
+    from its CPU, so that of waits that are awake the longest is looked at; and what a hypervisor takes of a CPU counts as
+    the thread's, so that of those that are not the middle one is."""
     monkeypatch.setenv("SAPPER_SPIN", str(spin_us))
     code, pool, out = load(RUNS), workers.Pool(workers._loaded_code()), np.zeros(2, np.int64)
     words = (ctypes.c_int64 * 5)(0, 0, 0, out.ctypes.data, 0)
@@ -222,7 +223,8 @@ def test_a_worker_is_awake_while_it_waits(spin_us: int, monkeypatch: pytest.Monk
     pool.stop()
     if settings.available_cpus() < 2:
         spin_us = 0
-    assert (max(awake[1:]) > 0.0004) == (spin_us == 800), "each but the first, which also starts the thread"
+    waits = sorted(awake[1:])   # the first also starts the thread
+    assert waits[-1] > 0.0004 if spin_us else waits[len(waits) // 2] < 0.0004
 
 
 def _taken_s(tasks: FakeKernel, turns: int) -> float:
