@@ -207,8 +207,8 @@ def test_a_worker_waits_longer_after_long_work(tasks: FakeKernel, monkeypatch: p
 @pytest.mark.parametrize("spin_us", [0, 800])
 def test_a_worker_is_awake_while_it_waits(spin_us: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As its CPU time shows, which other processes do not add to. The clock that ends a wait runs on while they keep it
-    from its CPU, so that of waits that are awake the longest is looked at; and what a hypervisor takes of a CPU counts as
-    the thread's, so that of those that are not the middle one is."""
+    from its CPU, so that of waits that are awake the longest is looked at; and what a hypervisor takes of a CPU counts
+    as the thread's, so that of those that are not the middle one is."""
     monkeypatch.setenv("SAPPER_SPIN", str(spin_us))
     code, pool, out = load(RUNS), workers.Pool(workers._loaded_code()), np.zeros(2, np.int64)
     words = (ctypes.c_int64 * 5)(0, 0, 0, out.ctypes.data, 0)
