@@ -482,6 +482,20 @@ def test_bound_call_in_the_work_area_that_is_free(tasks: FakeKernel) -> None:
     assert (out == 4).all() and len(areas) == 1 and areas != [others[-1]]
 
 
+def test_bound_call_that_fails_can_be_called_again(tasks: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, who = np.zeros(20, np.int64), np.zeros(20, np.int64)
+    bound = prepare(tasks, out, who, 10, threads=1)
+    others = areas[:]
+    areas.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr("sapper.runtime.entries.WorkArea", lambda size: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            bound()
+    areas[:] = others
+    bound()
+    assert (out == 1).all()
+
+
 def test_bound_call_from_many_threads(tasks: FakeKernel) -> None:
     out, who = np.zeros(20, np.int64), np.zeros(20, np.int64)
     bound = prepare(tasks, out, who, 10, threads=1)
