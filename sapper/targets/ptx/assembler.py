@@ -88,6 +88,11 @@ def name() -> str:
     return f"ptxas {version(tool('ptxas'))}"
 
 
+def flags(level: str) -> list[str]:
+    """With its version and the text, all that ptxas's code depends on."""
+    return [f"-arch={level}", "-v"]
+
+
 def assemble(texts: Sequence[str], level: str, ptxas: str = "") -> dict[str, Assembled]:
     """By name of the kernel. All texts go through one run of ptxas (of the one at `ptxas`, if given).
 
@@ -101,7 +106,7 @@ def assemble(texts: Sequence[str], level: str, ptxas: str = "") -> dict[str, Ass
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder, "all.ptx"), Path(folder, "all.cubin")
         source.write_text("\n".join([*head, near, *bodies]), encoding="utf-8")
-        done = subprocess.run([ptxas or tool("ptxas"), f"-arch={level}", "-v", "-o", str(made), str(source)],
+        done = subprocess.run([ptxas or tool("ptxas"), *flags(level), "-o", str(made), str(source)],
                               capture_output=True, text=True, check=False)
         if done.returncode or "warning" in done.stderr:
             raise AssemblerError(f"ptxas for {level}: {done.stderr[:3000].strip()}")
