@@ -251,6 +251,26 @@ def test_rows_that_several_meet_are_no_streams() -> None:
     assert chosen("attention_decode_bf16", STREAMS, **known) == chosen("attention_decode_bf16", PLAIN, **known)
 
 
+def test_blocks_of_rows_that_several_meet_are_asked_for_again() -> None:
+    """Five times by all at once, and by each of several pieces of them once: the call's rows choose where nobody knows.
+    """
+    def asked(rows: DimClass, facts: Facts, static: bool = False) -> list[int]:
+        """How many lines each block of ops asks for that asks for any, into the second cache where these are streams.
+        """
+        function = reduce_loops(LIBRARY["matmul_nt_bf16_bf16"].kernel.tile_ir({"M": rows.hint} if static else None))
+        canonicalize(function)
+        large = DimClass(4096, 64)
+        lowered = lower(function, Schedule(), facts, Specialization({"M": rows, "N": large, "K": large}))
+        blocks = [block for op in lowered.walk() for block in op.blocks if op.name in ("loop", "if")]
+        found = [[op.attributes["level"] for op in block.ops if op.name == "prefetch"] for block in blocks]
+        assert not facts.requests.row_streams or {2} == {level for levels in found for level in levels}
+        return [len(levels) for levels in found if levels]
+
+    four, few = DimClass(4, 4), DimClass(16, 1)
+    assert asked(four, STREAMS, True) == [5 * lines for lines in asked(four, PLAIN, True)] != []
+    assert asked(few, STREAMS) == [count for lines in asked(few, PLAIN) for count in (lines, 5 * lines)] != []
+
+
 N, K = dims("N K")
 
 
