@@ -1,8 +1,8 @@
 """Sequential loops that only accumulate become reductions over a whole axis.
 
 Enters tile IR; leaves tile IR in which `for k in tiles(K): acc += sum(x, over=k)` (and `a @ b`, max, min) is one
-`reduce` or `contract` over k, brought into scope by `whole`. The schedule may then block the reduction as it likes:
-nothing in the kernel says how.
+`reduce` or `contract` over k, brought into scope by `whole`; `acc += a @ b + c @ d` becomes two, that are added after. The
+schedule may then block the reductions as it likes: nothing in the kernel says how.
 """
 
 from __future__ import annotations
@@ -52,27 +52,50 @@ def _as_reductions(op: Op) -> tuple[list[Op], list[Value]] | None:
     tail: list[Op] = []
     for argument, start, out in zip(body.arguments, initial, terminator.operands, strict=True):
         combine = out.op
-        if combine is None or combine.name not in _COMBINE or uses.get(argument, 0) != 1 or uses[out] != 1:
+        if combine is None or combine.name not in _COMBINE or uses.get(argument, 0) != 1:
             return None
-        left, right = combine.operands
-        part = right if left is argument else left if right is argument else None
-        source = part.op if part is not None else None
-        if part is None or source is None or source not in members:
+        joined, parts = _joined(out, combine.name, members, uses)
+        if argument not in parts:
             return None
-        kind = "sum" if source.name == "contract" else source.attributes.get("kind") if source.name == "reduce" else ""
-        if kind != _COMBINE[combine.name] or not set(axes) <= set(source.attributes["over"]):
-            return None
-        dropped.add(combine)
-        assert isinstance(part.type, TileType) and isinstance(out.type, TileType)
-        if combine.name == "add" and _is_zero(start) and _has_axes(source, out.type.axes):
-            values.append(part)      # 0 + x: partial sums start at +0 anyway
-        else:
-            total = Op(combine.name, [start, part], (out.type,), {}, None, combine.location)
-            tail.append(total)
-            values.append(total.result)
+        parts.remove(argument)
+        for part in parts:
+            source = part.op
+            if source is None or source not in members:
+                return None
+            kind = source.attributes.get("kind") if source.name == "reduce" else "sum" * (source.name == "contract")
+            if kind != _COMBINE[combine.name] or not set(axes) <= set(source.attributes["over"]):
+                return None
+        dropped.update(joined)
+        assert isinstance(out.type, TileType)
+        total = start
+        for part in parts:
+            if total is start and combine.name == "add" and _is_zero(start) and part.op is not None and (
+                    _has_axes(part.op, out.type.axes)):
+                total = part         # 0 + x: partial sums start at +0 anyway
+                continue
+            tail.append(Op(combine.name, [total, part], (out.type,), {}, None, combine.location))
+            total = tail[-1].result
+        values.append(total)
     wholes = [Op("whole", [bounds[2 * i], bounds[2 * i + 1]], (), {"axis": axis}, None, op.location)
               for i, axis in enumerate(axes)]
     return [*wholes, *[o for o in body.ops if o not in dropped], *tail], values
+
+
+def _joined(out: Value, name: str, members: set[Op], uses: dict[Value, int]) -> tuple[list[Op], list[Value]]:
+    """The ops of one name that make a value, each read by the next alone, and what they join, from left to right."""
+    ops: list[Op] = []
+    values: list[Value] = []
+
+    def visit(value: Value) -> None:
+        if value.op is not None and value.op.name == name and value.op in members and uses[value] == 1:
+            ops.append(value.op)
+            for operand in value.op.operands:
+                visit(operand)
+        else:
+            values.append(value)
+
+    visit(out)
+    return ops, values
 
 
 def _has_axes(op: Op, axes: tuple[str, ...]) -> bool:
