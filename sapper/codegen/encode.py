@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -49,7 +50,7 @@ class _Plan:
     __slots__ = ("broadcast_disp8", "broadcast_ok", "byte_registers", "digit", "disp8", "distance", "features", "fixed",
                  "immediate", "immediate_bytes", "immediate_limits", "index_bits", "is4", "legacy_opcode",
                  "legacy_prefix", "length_code", "low", "mmm", "no_rm", "opcode", "operand_bits", "p1", "plain",
-                 "raw_immediate", "reg", "rm", "rm_memory", "short_vex", "sibmem", "space", "vvvv", "w")
+                 "raw_immediate", "reg", "registers", "rm", "rm_memory", "short_vex", "sibmem", "space", "vvvv", "w")
     space: int  # 0 legacy, 1 VEX, 2 EVEX
     # Which operand stands where; -1 for none.
     reg: int
@@ -83,6 +84,7 @@ class _Plan:
     broadcast_ok: bool
     index_bits: int
     features: frozenset[str]
+    registers: list[frozenset[Register]]  # that may be each operand
     plain: bool  # takes any registers and memory of the right kinds, and no other way is shorter
 
 
@@ -121,6 +123,12 @@ def _plans(row: Any) -> dict[Signature, list[_Plan]]:
             plans.setdefault(signature, []).append(_plan(row, encoding, letters, choice))
     row.plans = plans
     return plans
+
+
+@cache
+def _registers_of(kind: str, fixed: int | None) -> frozenset[Register]:
+    """Those that an operand may be."""
+    return frozenset(Register(kind, n) for n in range(_REGISTERS.get(kind, 0)) if fixed is None or n == fixed)
 
 
 def _plan(row: Any, encoding: Any, letters: str, choice: tuple[str, ...]) -> _Plan:
@@ -180,6 +188,7 @@ def _plan(row: Any, encoding: Any, letters: str, choice: tuple[str, ...]) -> _Pl
             plan.immediate_limits = (-(1 << size - 1), (1 << size - 1) - 1)
             plan.raw_immediate = False
         plan.operand_bits = full
+    plan.registers = [_registers_of(o.kind, o.fixed) for o in operands]
     plan.plain = plan.immediate < 0 and not plan.fixed and not (plan.space == 1 and plan.short_vex)
     return plan
 
@@ -359,17 +368,14 @@ def _check_registers(instruction: Instruction, plan: _Plan) -> None:
     for position, found in enumerate(operands):
         kind = type(found)
         if kind is Register:
-            expected = row.operands[position]
-            register_kind, number = found
-            if register_kind != expected.kind or not 0 <= number < _REGISTERS.get(register_kind, 0) \
-                    or (expected.fixed is not None and number != expected.fixed):
-                raise EncodeError(f"row {row.name}, operand {position}: found {found}; expected {_describe(expected)}")
+            if found not in plan.registers[position]:
+                raise EncodeError(f"row {row.name}, operand {position}: found {found}; "
+                                  f"expected {_describe(row.operands[position])}")
         elif kind is Memory:
-            expected = row.operands[position]
             _check_memory(found, plan, row, position)
             if found.broadcast and not plan.broadcast_ok:
                 raise EncodeError(f"row {row.name}, operand {position}: found a broadcast; "
-                                  f"expected {_describe(expected)}")
+                                  f"expected {_describe(row.operands[position])}")
     if plan.index_bits:
         # The processor refuses gathers whose registers coincide (SDM volume 2, VGATHERDPS).
         vectors = [getattr(o.index if isinstance(o, Memory) else o, "number", -1) for o in operands]

@@ -45,7 +45,8 @@ class RowFacts:
     mask_access: how the opmask register is used. merges: a write under a mask, not zeroing, keeps the other lanes,
     so the operand is read as well. idiom: the result does not depend on the registers when all are the same one
     (and the last immediate, if `idiom_immediate` is not None, is that). move_bits: this row copies that many low bits
-    of operand 1 to operand 0, 0 if it is no copy. side_effects: must not be removed, repeated or moved.
+    of operand 1 to operand 0, 0 if it is no copy. side_effects: must not be removed, repeated or moved. only_writes:
+    it does nothing but to write operand 0, by what its operands are.
     """
 
     __slots__ = (
@@ -58,6 +59,7 @@ class RowFacts:
         "merges",
         "move_bits",
         "name",
+        "only_writes",
         "reads",
         "reads_flags",
         "side_effects",
@@ -96,6 +98,8 @@ class RowFacts:
         self.idiom_immediate = idiom_immediate
         self.move_bits = move_bits
         self.side_effects = side_effects
+        self.only_writes = flow == NEXT and bool(access) and access[0] & WRITE != 0 and not (
+            reads or writes or reads_flags or writes_flags or side_effects)
 
 
 class Abi(Protocol):

@@ -235,18 +235,21 @@ def compile_function(function: Function, schedule: Schedule | None, target: Any,
     stored = stored_tensors(function)
     facts = facts_of(target, by_hand)
     lane = finish_lane(to_lane(function, schedule or Schedule(), facts, specialization), target)
-    pieces = pieces_in(lane)
+    ops = {op.name for op in lane.walk()}
+    pieces = () if ops.isdisjoint(BY_HAND) else pieces_in(lane)
     made = compile_lane(lane, target)
     for key in pieces:
         piece_of(key).check_kept(made.machine, target)
     _trace(made.machine, "select" if target.assembler_allocates else "allocate", lambda _: made.text)
     known = lane.attributes
-    return Compiled(function.name, made.bytes, tuple(known["slots"]), _tuples(known["scratch"]), known["counters"],
+    compiled = Compiled(function.name, made.bytes, tuple(known["slots"]), _tuples(known["scratch"]), known["counters"],
                     stored, _tuples(function.attributes.get("requires", [])), _tuples(known["tasks"]),
                     work(function, known["lanes"]), made.machine.warps, made.machine.near_bytes, lambda: made.text,
                     made, pieces, _tuples(known.get("refused", ())), _tuples(known.get("tensor_maps", ())),
-                    any(op.name in ("barrier", "take_over") for op in lane.walk()),
+                    not ops.isdisjoint(("barrier", "take_over")),
                     made.machine.cluster)
+    lane.take_apart()
+    return compiled
 
 
 def pieces_in(lane: Function) -> tuple[str, ...]:
@@ -268,11 +271,15 @@ def compile_kernel(kernel: Any, static_dims: Mapping[str, int], unit_strides: Ma
         schedule = Schedule.from_json(dict(schedule))
 
     def compiled() -> Compiled:
-        return compile_function(kernel.tile_ir(dict(static_dims)), schedule, target,
-                                Specialization(dims, dict(unit_strides), aligned), by_hand)
+        function = kernel.tile_ir(dict(static_dims))
+        code = compile_function(function, schedule, target, Specialization(dims, dict(unit_strides), aligned), by_hand)
+        function.take_apart()
+        return code
 
     collects = gc.isenabled()
-    gc.disable()  # the IRs are many small objects, all alive to the end: looking for garbage among them takes a third
+    # The IRs are many small objects, all alive to the end: looking for garbage among them takes a third. Nor is much of
+    # it left when they are done with: IRs are taken apart, and local functions that call themselves are deleted.
+    gc.disable()
     try:
         return with_room(compiled)
     finally:

@@ -10,7 +10,6 @@ from outside a loop and is read inside is used until the loop ends.
 from __future__ import annotations
 
 from bisect import insort
-from typing import Any
 
 from ..ir.nodes import Block, Op, Value
 from ..lane.ops import ADDRESS_AT
@@ -37,8 +36,8 @@ class ScannedValues(SelectedValues):
         own_constants = self.rules.OWN_CONSTANTS
         full_width = self.rules.FOLDED_DTYPES
         alias, uses, uses_at, block_of = self.alias, self.uses, self.uses_at, self.block_of
-        start, end, bounds = self.start, self.end, self.bounds
-        depth_of: dict[Value, int] = {}
+        start, end, bounds, names = self.start, self.end, self.bounds, self.names
+        depth_of: dict[Value, int] = {}     # of all but constants
         loops: list[list[Value]] = []
         loop_stack: list[Op] = []
         candidates: list[Op] = []
@@ -64,19 +63,19 @@ class ScannedValues(SelectedValues):
                 position += 1
                 start[op] = position
                 name = op.name
+                names.add(name)
                 operands = op.operands
                 foldable = folds.get(name)
                 for place, value in enumerate(operands):
                     value = alias.get(value, value)
-                    source: Any = value.owner
-                    if source.__class__ is Op and source.name in CONSTANTS:
-                        if loop_stack and source.name == "splat_const":
+                    defined = depth_of.get(value)
+                    if defined is None:
+                        if loop_stack and value.op.name == "splat_const":   # type: ignore[union-attr]
                             key = self.rules.constant_key(self, value)
                             counts = self.loop_constants[loop_stack[-1]]
                             counts[key] = counts.get(key, 0) + 1
                         continue
                     uses[value] = uses.get(value, 0) + 1
-                    defined = depth_of[value]
                     if defined < depth:
                         loops[defined].append(value)
                     elif value in uses_at:
@@ -109,7 +108,7 @@ class ScannedValues(SelectedValues):
                         if block_of.get(condition) is block:
                             condition_uses[condition] = 1
                         for nested in op.blocks:
-                            walk(nested, op)
+                            walk(nested, op)  # noqa: F821
                             epoch += 1
                     else:
                         if loop_stack:
@@ -120,7 +119,7 @@ class ScannedValues(SelectedValues):
                         loops.append(inside)
                         if name == "loop":
                             bounds[op.blocks[0].arguments[0]] = op
-                        walk(op.blocks[0], op)
+                        walk(op.blocks[0], op)  # noqa: F821
                         loops.pop()
                         loop_stack.pop()
                         position += 1
@@ -136,11 +135,11 @@ class ScannedValues(SelectedValues):
                         for value in inside:
                             if value in seen:
                                 continue
-                            source = value.owner
-                            if source.__class__ is Op and source.name in CONSTANTS:
+                            defined = depth_of.get(value)
+                            if defined is None:
                                 continue
                             seen.add(value)
-                            if depth_of[value] < depth:
+                            if defined < depth:
                                 continue  # already noted for a loop further out
                             uses_at.setdefault(value, []).append(position)
                     position += 1
@@ -157,7 +156,8 @@ class ScannedValues(SelectedValues):
                         condition_uses[condition] = 1
                 if op.results:
                     for value in op.results:
-                        depth_of[value] = depth
+                        if name not in CONSTANTS:
+                            depth_of[value] = depth
                         block_of[value] = block
                     value = op.results[0]
                     if name == "load" or name == "load_splat":
@@ -185,6 +185,7 @@ class ScannedValues(SelectedValues):
                     late.append((op, argument, place))
 
         walk(self.function.body, None)
+        del walk    # it holds itself, and so all that it reads
         self.positions = position
         for op, argument, place in late:
             self.deferred[op.results[0]] = op

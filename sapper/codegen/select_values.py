@@ -51,7 +51,8 @@ class SelectedValues:
         self.registers: dict[Value, VirtualRegister] = {}
         self.register_count = 0
         self.label_count = 0
-        # What the scan finds.
+        # What the scan finds. names: of all ops that there are.
+        self.names: set[str] = set()
         self.alias: dict[Value, Value] = {}
         self.uses: dict[Value, int] = {}
         self.uses_at: dict[Value, list[int]] = {}
@@ -75,8 +76,8 @@ class SelectedValues:
     def emit(self, name: str, *operands: Any) -> None:
         """One instruction; Python ints become immediates."""
         self.body.append(Instruction(
-            self.rows[name], [Immediate(o) if type(o) is int else o for o in operands], None, False, self.location,
-            self.comment))
+            self.rows[name], [Immediate(o) if type(o) is int else o for o in operands] if int in map(type, operands)
+            else list(operands), None, False, self.location, self.comment))
 
     def emit_masked(self, name: str, mask: AnyRegister, zeroing: bool, *operands: Any) -> None:
         self.body.append(Instruction(

@@ -30,7 +30,7 @@ from heapq import heapify, heappop, heapreplace
 from operator import itemgetter
 
 from .joined import Classes
-from .liveness import NEXT, READ, WRITE, RowFacts, is_idiom
+from .liveness import READ, WRITE, RowFacts, is_idiom
 from .machine import Immediate, Instruction, LabelReference, Memory, Register, VirtualRegister
 
 
@@ -214,11 +214,7 @@ def _jumps(classes: Classes, place: int, block: int) -> bool:
 
 def is_constant(instruction: Instruction, facts: RowFacts) -> bool:
     """The instruction writes operand 0 only, from immediates and constants beside the code, and touches no flags."""
-    if facts.flow != NEXT or facts.writes or facts.reads or facts.side_effects:
-        return False
-    if facts.writes_flags or facts.reads_flags:
-        return False
-    if instruction.mask is not None or not facts.access or not facts.access[0] & WRITE:
+    if not facts.only_writes or instruction.mask is not None:
         return False
     if is_idiom(instruction, facts):
         return True
@@ -274,20 +270,22 @@ class Plan:
         top of the heap is the best if its score still holds (lazy greedy; Minoux, 1978).
         """
         kept: dict[int, list[Loop]] = {}
+        kind_of, points = self.flow.kind_of, self.classes.points
         for kind in range(len(self.flow.kinds)):
             room = self._room(kind)
             lacking = room.lacking
-            if not lacking.above_zero:
+            crowded = lacking.above_zero
+            if not crowded:
                 continue
             of_root: dict[int, list[_Part]] = {}
             queue: list[tuple[float, int, _Part]] = []  # -score, order, part
             for root in roots:
-                if self.flow.kind_of[root] == kind and self.classes.points[root] & lacking.above_zero:
-                    parts = self._parts(root, lacking.above_zero)
+                if kind_of[root] == kind and (wanted := points[root] & crowded):
+                    parts = self._parts(root, wanted)
                     if parts:
                         of_root[root] = parts
                     for part in parts:
-                        relieves = part.idle & lacking.above_zero
+                        relieves = part.idle & crowded
                         if relieves:
                             queue.append((-relieves.bit_count() / part.cost, len(queue), part))
             heapify(queue)
@@ -307,9 +305,9 @@ class Plan:
                                   if not part.spilled and part.around.spilled]  # type: ignore[union-attr]
         return kept
 
-    def _parts(self, root: int, lacking: int) -> list[_Part]:
+    def _parts(self, root: int, crowded: int) -> list[_Part]:
         """The range of a class outside of all loops that name it, then inside each of these; nothing if it relieves
-        none of the places that lack a register."""
+        none of the places that lack a register. crowded: those of them where it is wanted."""
         classes = self.classes
         nodes = classes.of(root)
         points = classes.points[root]
@@ -318,14 +316,15 @@ class Plan:
         else:
             places = sorted({place for node in nodes for place in classes.mentions[node]})
         named = self._points_of(places)
-        if not points & lacking & ~named:
+        if not crowded & ~named:
             return []  # most registers: they live from one instruction to one near by
         idle = points & self._even & ~named
         scale = 1.0 if self._definition(nodes) is None else 0.5
         parts = [_Part(None, None, idle, scale * sum(map(self.cost, nodes)))]
         block_of = classes.block_of
-        around_it = {loop for block in {block_of[place] for place in places} for loop in self._loops_around[block]
-                     if points >> 2 * loop.first & 1}
+        first, last = block_of[places[0]], block_of[places[-1]]
+        blocks = (first,) if first == last else {block_of[place] for place in places}
+        around_it = {loop for block in blocks for loop in self._loops_around[block] if points >> 2 * loop.first & 1}
         if not around_it:
             return parts
         written = [place for node in nodes for place in classes.definitions[node]]

@@ -7,8 +7,10 @@ said by the op tables (sapper/tile/ops.py, sapper/lane/ops.py); this module know
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from .types import TensorType, TileType, Type
@@ -28,19 +30,22 @@ class Location:
 
 
 class Value:
-    """One SSA value: the result of an op, or an argument of a block. name is a hint for printing only."""
+    """One SSA value: the result of an op, or an argument of a block. name is a hint for printing only.
 
-    __slots__ = ("name", "owner", "type")
+    op: the op that defines it; None for a block argument.
+    """
+
+    __slots__ = ("name", "op", "owner", "type")
 
     def __init__(self, type: Type, owner: Op | Block | None, name: str = "") -> None:
         self.type = type
         self.owner = owner
+        self.op: Op | None = owner if isinstance(owner, Op) else None
         self.name = name
 
-    @property
-    def op(self) -> Op | None:
-        """The op that defines it; None for a block argument."""
-        return self.owner if isinstance(self.owner, Op) else None
+    def move_to(self, op: Op) -> None:
+        """Have it be the result of another op, which lists it among its results."""
+        self.owner = self.op = op
 
     def __repr__(self) -> str:
         return f"%{self.name or '?'}: {self.type}"
@@ -57,15 +62,15 @@ class Op:
         operands: list[Value],
         types: tuple[Type, ...] | list[Type] = (),
         attributes: dict[str, Any] | None = None,
-        blocks: list[Block] | None = None,
+        blocks: Sequence[Block] | None = None,
         location: Location | None = None,
     ) -> None:
         self.name = name
         self.operands = operands
-        self.attributes: dict[str, Any] = attributes or {}
+        self.attributes: dict[str, Any] = {} if attributes is None else attributes
         # Most have one result: no comprehension, which is a call.
         self.results = [Value(types[0], self)] if len(types) == 1 else [Value(t, self) for t in types]
-        self.blocks = blocks or []
+        self.blocks: Sequence[Block] = blocks or ()
         self.location = location
 
     @property
@@ -134,6 +139,20 @@ class Function:
         """Every op, in order; what an op holds is looked at when the op has been given out."""
         return _walk(self.body.ops[::-1])
 
+    def count_uses(self) -> Counter[Value]:
+        """How often each value is an operand."""
+        return Counter(chain.from_iterable(op.operands for op in self.walk()))
+
+    def take_apart(self) -> None:
+        """Free what it holds: ops and their results refer to each other, and would wait for the collector."""
+        for op in list(self.walk()):
+            op.operands.clear()
+            op.results.clear()
+            for block in op.blocks:
+                block.arguments.clear()
+                block.ops.clear()
+        self.body.ops.clear()
+
     def tensors(self) -> list[Value]:
         return [a for a in self.arguments if isinstance(a.type, TensorType)]
 
@@ -155,7 +174,7 @@ class Builder:
         name: str,
         operands: list[Value],
         types: tuple[Type, ...] | list[Type] = (),
-        blocks: list[Block] | None = None,
+        blocks: Sequence[Block] | None = None,
         **attributes: Any,
     ) -> Op:
         op = Op(name, operands, types, attributes, blocks, self.location)

@@ -124,43 +124,48 @@ class Rewriter:
         outside = self.here
         self.here = set(block.arguments)
         out: list[Op] = []
-        for op in block.ops:
-            self.visit(op, out)
+        self.visit(block.ops, out)
         block.ops = out
         self.here = outside
 
-    def visit(self, op: Op, out: list[Op]) -> None:
+    def visit(self, ops: list[Op], out: list[Op]) -> None:
+        """Rewrite ops in turn; what becomes of them goes out."""
         replaced = self.replaced
-        if replaced:
-            operands = op.operands
-            for position, value in enumerate(operands):
-                if value in replaced:
-                    operands[position] = self.final(value)
-        rules = self.rules.get(op.name)
-        if rules is not None:
-            self.location = op.location
-            for rule in rules:
-                values = rule.function(op, self)
-                if values is None:
-                    continue
-                self.fired(rule, op)
-                new, self.new = self.new, []
-                self.depth += 1
-                for made in new:
-                    self.visit(made, out)
-                self.depth -= 1
-                for old, value in zip(op.results, values, strict=True):
-                    value = self.final(value)
-                    if not value.name:
-                        value.name = old.name
-                    replaced[old] = value
-                return
-        if op.blocks:
-            for block in op.blocks:
-                self.block(block)
-        out.append(op)
-        if self.by_block:
-            self.here.update(op.results)
+        for op in ops:
+            if replaced:
+                operands = op.operands
+                for position, value in enumerate(operands):
+                    if value in replaced:
+                        operands[position] = self.final(value)
+            rules = self.rules.get(op.name)
+            if rules is not None and self.replace(op, rules, out):
+                continue
+            if op.blocks:
+                for block in op.blocks:
+                    self.block(block)
+            out.append(op)
+            if self.by_block:
+                self.here.update(op.results)
+
+    def replace(self, op: Op, rules: list[Rule], out: list[Op]) -> bool:
+        """Apply the first rule that does; gives whether there was one."""
+        self.location = op.location
+        for rule in rules:
+            values = rule.function(op, self)
+            if values is None:
+                continue
+            self.fired(rule, op)
+            new, self.new = self.new, []
+            self.depth += 1
+            self.visit(new, out)
+            self.depth -= 1
+            for old, value in zip(op.results, values, strict=True):
+                value = self.final(value)
+                if not value.name:
+                    value.name = old.name
+                self.replaced[old] = value
+            return True
+        return False
 
     def fired(self, rule: Rule, op: Op) -> None:
         self.fires += 1
@@ -268,24 +273,27 @@ def _reaching_effects(function: Function, droppable: set[str]) -> tuple[set[Op],
         if outer is not None and outer not in needed:
             needed.add(outer)
             pending.append(outer)
-        values = op.operands[: len(op.operands) - len(op.results)] if op.blocks and _carries(op) else op.operands[:]
-        for value in values:    # which grow by what one of them stands for
-            if value in live:
-                continue
-            live.add(value)
-            owner = value.owner
-            if owner.__class__ is not Op:       # an argument of a block: of the function's body, of a loop, ...
-                owner = around.get(owner)       # type: ignore[arg-type]
-                if owner is None:
+        values = op.operands[: len(op.operands) - len(op.results)] if op.blocks and _carries(op) else op.operands
+        while values:
+            more: list[Value] = []  # what one of them stands for
+            for value in values:
+                if value in live:
                     continue
-            if owner not in needed:
-                needed.add(owner)
-                pending.append(owner)
-            place = places.get(value)
-            if place is not None:
-                values += [block.terminator.operands[place] for block in owner.blocks if block.terminator is not None]
-                if _carries(owner):
-                    values += [owner.operands[place - len(owner.results)], *_slot(owner, place)]
+                live.add(value)
+                owner = value.op
+                if owner is None:       # an argument of a block: of the function's body, of a loop, ...
+                    owner = around.get(value.owner)     # type: ignore[arg-type]
+                    if owner is None:
+                        continue
+                if owner not in needed:
+                    needed.add(owner)
+                    pending.append(owner)
+                place = places.get(value)
+                if place is not None:
+                    more += [block.terminator.operands[place] for block in owner.blocks if block.terminator is not None]
+                    if _carries(owner):
+                        more += [owner.operands[place - len(owner.results)], *_slot(owner, place)]
+            values = more
     return needed, live
 
 

@@ -505,7 +505,7 @@ class _Parser:
             if self.take("("):
                 self.arguments(block)
             self.block(block, table)
-            op.blocks.append(block)
+            op.blocks = [*op.blocks, block]
         return op
 
     def block(self, block: Block, table: OpTable) -> None:

@@ -7,7 +7,7 @@ stage, a lane-machine scalar, register row or mask.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
+from typing import ClassVar, Union
 
 Dim = Union[str, int]
 """One extent of a tensor: the name of a symbolic dimension, or a static size."""
@@ -103,14 +103,30 @@ class ScalarType:
         return "s64"
 
 
-@dataclass(frozen=True, slots=True)
 class RowType:
-    """Lane IR: one element in each lane.
+    """Lane IR: one element in each lane. There is one object of each, so that `is` and `==` say the same.
 
     dtype: f32, i32, f64, i64, or b32 (32 bits of packed narrow elements).
     """
 
+    __slots__ = ("dtype",)
+
     dtype: DType
+    made: ClassVar[dict[DType, RowType]] = {}
+
+    def __new__(cls, dtype: DType) -> RowType:
+        found = cls.made.get(dtype)
+        if found is None:
+            found = super().__new__(cls)
+            found.dtype = dtype
+            found = cls.made.setdefault(dtype, found)   # another thread may have been faster
+        return found
+
+    def __repr__(self) -> str:
+        return f"RowType({self.dtype!r})"
+
+    def __reduce__(self) -> tuple[type[RowType], tuple[DType]]:
+        return RowType, (self.dtype,)
 
     def __str__(self) -> str:
         return f"row<{self.dtype.name}>"

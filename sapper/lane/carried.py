@@ -119,7 +119,7 @@ class CarriedLowering(NestLowering, StreamPrefetches):
                 exact = r.divisor % r.step == 0
                 self.open[r.axis] = Open(iv, r.step if exact else extent, min(r.step, r.hint), 1, Capacity(r.step))
             self.streaming_loops.append((body, r))
-            results = run(k + 1, list(block.arguments[1:]))
+            results = run(k + 1, list(block.arguments[1:]))  # noqa: F821
             if r.counter is not None and k + 1 == len(ranges):
                 self._prefetch_streams(body, r)
             self.streaming_loops.pop()
@@ -133,6 +133,7 @@ class CarriedLowering(NestLowering, StreamPrefetches):
             return list(loop.results)
 
         results = iter(run(0, carried))
+        del run     # it holds itself, and so all that it reads
         for result, place, at_all, buffer in zip(op.results, places, points, buffers, strict=True):
             self._receive(result, place, at_all, buffer, results)
 

@@ -145,13 +145,15 @@ def _replace(op: Op, value: Value) -> None:
     last, old = value.op, op.results[0]
     assert last is not None
     last.results[0] = old
-    old.owner = last
+    old.move_to(last)
 
 
 # Reading a whole register of codes, where the target widens one at once.
 
 ROWS_AT_ONCE = 4
-_PASSES = frozenset({"load", "load_splat", "gather", "s_load", "prefetch"})
+_PASSES = frozenset({name for name, row in LANE_OPS.rows.items() if row.pure and not row.blocks}) | {
+    "load", "load_splat", "gather", "s_load", "prefetch"}
+"""Ops that loads may be moved over."""
 
 
 def join_loads(function: Function) -> None:
@@ -179,7 +181,7 @@ def join_loads(function: Function) -> None:
                         for r in range(ROWS_AT_ONCE):
                             del found[start + lanes * r]
                         break
-            elif op.blocks or (not LANE_OPS[op.name].pure and op.name not in _PASSES):
+            elif op.name not in _PASSES:
                 open_loads = {}
         if made:
             block.ops = [new for op in block.ops for new in made.get(op, () if op in gone else (op,))]
@@ -196,6 +198,6 @@ def _join(rows: list[Op], start: int, block: Block, made: dict[Op, list[Op]], go
                first.location)
     for number, row in enumerate(rows):
         apart.results[number] = row.result
-        row.result.owner = apart
+        row.result.move_to(apart)
     made[first] = [wide, apart]
     gone.update(rows)

@@ -21,18 +21,18 @@ from ..ir.types import RowType
 
 def fuse(function: Function, memory_operands: bool = False) -> int:
     """Fuse in place; how many sums became multiply-adds. memory_operands: an instruction takes one from memory."""
-    uses = Counter(value for op in function.walk() for value in op.operands)
-    return _fuse_block(function.body, uses, memory_operands)
+    return _fuse_block(function.body, function.count_uses(), memory_operands)
 
 
 def _fuse_block(block: Block, uses: Counter[Value], memory_operands: bool) -> int:
     made, here, gone = 0, set[Value](), set[Op]()
     ops: list[Op] = []
     for op in block.ops:
-        made += sum(_fuse_block(inner, uses, memory_operands) for inner in op.blocks)
+        for inner in op.blocks:
+            made += _fuse_block(inner, uses, memory_operands)
         if op.name == "mul" and _is_float(op):
             here.add(op.results[0])
-        at = _product_of(op, uses, here)
+        at = _product_of(op, uses, here) if op.name in ("add", "sub") else None
         product = None if at is None else op.operands[at].op
         if at is not None and product is not None and not (memory_operands and _loads(op, at, product, uses)):
             gone.add(product)
@@ -50,8 +50,8 @@ def _is_float(op: Op) -> bool:
 
 
 def _product_of(op: Op, uses: Counter[Value], here: set[Value]) -> int | None:
-    """Which operand of a sum is a product for it alone; None: neither is, or it is no sum."""
-    if op.name not in ("add", "sub") or not _is_float(op):
+    """Which operand of a sum is a product for it alone; None: neither is, or it is no sum of floats."""
+    if not _is_float(op):
         return None
     return next((at for at in (1, 0) if op.operands[at] in here and uses[op.operands[at]] == 1), None)
 
@@ -76,5 +76,5 @@ def _fused(op: Op, at: int, product: Op) -> list[Op]:
     made = Op("fma", [a, b, c], (), {}, None, op.location)
     made.results = op.results
     for value in made.results:
-        value.owner = made
+        value.move_to(made)
     return [*before, made]

@@ -530,7 +530,7 @@ def expand_math(function: Function, legal: frozenset[str]) -> int:
 
 def _expand_block(block: Block, wanted: frozenset[str], emitter: _Emitter, legal: frozenset[str]) -> int:
     count = 0
-    if any(op.name in wanted for op in block.ops):
+    if not wanted.isdisjoint([op.name for op in block.ops]):
         ops: list[Op] = []
         for op in block.ops:
             if op.name not in wanted or _has(legal, op.name, op.results[0].type):
@@ -547,7 +547,7 @@ def _expand_block(block: Block, wanted: frozenset[str], emitter: _Emitter, legal
             last = new.op
             assert last is ops[-1] and last is not None
             last.results[0] = old  # the value stays, so nothing that uses it has to change
-            old.owner = last
+            old.move_to(last)
             count += 1
         block.ops = ops
     for op in block.ops:

@@ -114,7 +114,8 @@ class Term:
 class Packing:
     """How a walk is packed. depth: the contracted axis along which slots lie. reduced: all contracted axes. elements:
     how the depth is open in elements. padded: a last slot that is not full holds zeros in all operands, and is taken
-    like any other."""
+    like any other. turned: the operands that some contraction turns, and so all that read them (sapper/lane/model.py).
+    """
 
     dot: Dot
     depth: str
@@ -122,6 +123,10 @@ class Packing:
     elements: Open
     padded: bool = False
     terms: dict[Op, Term] = field(default_factory=dict)
+    turned: frozenset[Value] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.turned = frozenset(op.operands[term.turned] for op, term in self.terms.items() if term.turned is not None)
 
 
 class PackedRows(RowEvaluation):
@@ -182,7 +187,7 @@ class PackedRows(RowEvaluation):
         """The row of a load that a contraction reads: of slots where the walk is packed."""
         if self.packing is None:
             return self.row(op.result, at)
-        return self.slot_row(op.result, at, self.is_turned(op.result))
+        return self.slot_row(op.result, at, op.result in self.packing.turned)
 
     def operand_dtype(self, op: Op) -> DType:
         """The element type of the rows that `operand_row` gives."""
@@ -193,16 +198,15 @@ class PackedRows(RowEvaluation):
         access = self.access(op)
         if self.packing is None:
             return access
-        depth = self.packing.depth
-        step = access.axes[depth]
-        base = self.add(access.base, self.mul(step, self.packing.elements.offset))
-        return Access(base, access.disp, {**access.axes, depth: self.mul(step, self.slot_elements)}, b32)
-
-    def is_turned(self, value: Value) -> bool:
-        """Whether an operand is turned; the same for all contractions that read it (sapper/lane/model.py)."""
-        assert self.packing is not None
-        return any(term.turned is not None and contraction.operands[term.turned] is value
-                   for contraction, term in self.packing.terms.items())
+        depth, offset, size = self.packing.depth, self.packing.elements.offset, self.packing.dot.elements
+        memo = self.levels[-1].memo
+        key = ("slots of", op, depth, offset, size)
+        found: Access | None = memo.get(key)
+        if found is None:
+            step = access.axes[depth]
+            base = self.add(access.base, self.mul(step, offset))
+            found = memo[key] = Access(base, access.disp, {**access.axes, depth: self.mul(step, size)}, b32)
+        return found
 
     def slot_row(self, value: Value, at: dict[str, int], turned: bool) -> Value:
         """A row of slots of an operand, for slot at[depth] of the depth."""
@@ -211,8 +215,9 @@ class PackedRows(RowEvaluation):
         axes = value.type.axes  # type: ignore[union-attr]
         level = self.level_of(value)
         memo = self.levels[level].memo
-        key = ("slots", value, tuple(at[a] for a in axes), turned)
-        if key not in memo:
+        key = ("slots", value, tuple([at[a] for a in axes]), turned)
+        found: Value | None = memo.get(key)
+        if found is None:
             outer_location, self.location = self.location, op.location or self.location
             staged = self.staged.get(op)
             if staged is not None:
@@ -223,9 +228,8 @@ class PackedRows(RowEvaluation):
                 row = self._slotwise(op, at, level)
             if turned and staged is None:
                 row = self._bits(level, "xor", row, self.turning_row())
-            memo[key] = row
+            found = memo[key] = row
             self.location = outer_location
-        found: Value = memo[key]
         return found
 
     def _slotwise(self, op: Op, at: dict[str, int], level: int) -> Value:
@@ -350,7 +354,7 @@ class PackedRows(RowEvaluation):
         rows = []
         for operand in contraction.operands:
             rows.append(self.kept_slots(operand, at) if operand in self.slot_axes
-                        else self.slot_row(operand, at, self.is_turned(operand)))
+                        else self.slot_row(operand, at, operand in self.packing.turned))
         return self.emit(self.depth, self.packing.dot.name, [total, rows[term.first], rows[1 - term.first]], total.type)
 
     def straight_operand(self, contraction: Op) -> Value | None:

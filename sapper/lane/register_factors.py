@@ -103,7 +103,7 @@ class RegisterFactors(WalkLowering):
             if op.name in LATE and not top:
                 return
             for operand in op.operands:
-                visit(operand)
+                visit(operand)  # noqa: F821
             if op.name == "load":
                 found.append(op)
 
@@ -112,6 +112,7 @@ class RegisterFactors(WalkLowering):
         for root in (*walk.inner, *walk.after):
             for v in ([root] if isinstance(root, Value) else root.operands):
                 visit(v)
+        del visit   # it holds itself, and so all that it reads
         return found
 
     def costs(self, walk: Walk, kept: set[Value], along: frozenset[str] | None = None) -> int:
@@ -129,12 +130,13 @@ class RegisterFactors(WalkLowering):
                 total += COSTLY.get(value.op.name, 1)
             for operand in value.op.operands:
                 if isinstance(operand.type, TileType):
-                    visit(operand)
+                    visit(operand)  # noqa: F821
 
         for root in walk.roots():
             for v in ([root] if isinstance(root, Value) else root.operands):
                 if isinstance(v.type, TileType):
                     visit(v)
+        del visit   # it holds itself, and so all that it reads
         return total
 
     def extent_hint(self, axis: str) -> int:

@@ -5,9 +5,9 @@ on constants is done; constants move out of sums into `disp` of memory operands 
 ops are computed once in a scope, and outside the loops they do not depend on; nothing dead is left. Floating-point
 results stay the same bit for bit. Ops whose divisor might be 0 are not moved to where they would run more often.
 
-simplify() runs: FOLD rules, common subexpressions, hoisting, ADDRESS rules, dead code (what a loop carries for itself
-alone included). Hoisting comes before the ADDRESS rules because an address that a loop leaves alone is best computed
-once, not in every memory operand.
+simplify() runs: FOLD rules, hoisting, common subexpressions, ADDRESS rules, dead code (what a loop carries for itself
+alone included). Hoisting comes first because it brings equal ops from sibling loops into one block, and before the
+ADDRESS rules because an address that a loop leaves alone is best computed once, not in every memory operand.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from ..ir.nodes import Block, Function, Op, Value
 from ..ir.rewriter import Replacement, Rewriter, Rule, RuleSet, Trace, eliminate_dead, rewrite
-from ..ir.types import S64, RowType
+from ..ir.types import S64, DType, RowType
 from .ops import LANE_OPS
 
 READERS = frozenset({"load", "load_run", "load_splat", "gather", "s_load", "prefetch"})
@@ -434,11 +434,14 @@ ADDRESS = RuleSet([
 _Key = tuple[Any, ...]
 
 
+_EQUAL_IF_SAME = (int, DType)
+
+
 def _attribute_key(attributes: dict[str, Any]) -> _Key:
     """repr keeps apart what == does not: 0.0 and -0.0, 1 and True; NaN is equal to itself."""
     if not attributes:
         return ()
-    return tuple([(k, v if v.__class__ is int else repr(v)) for k, v in attributes.items()])
+    return tuple([(k, v if v.__class__ in _EQUAL_IF_SAME else repr(v)) for k, v in attributes.items()])
 
 
 def eliminate_common(function: Function) -> int:
@@ -543,8 +546,7 @@ def simplify(function: Function, trace: Trace | None = None, indexed_addresses: 
     index.
     """
     changes = rewrite(function, FOLD, trace)
-    changes += eliminate_common(function)
     changes += hoist(function)
-    changes += eliminate_common(function)  # hoisting has brought equal ops from sibling loops into one block
+    changes += eliminate_common(function)
     changes += rewrite(function, ADDRESS if indexed_addresses else PLAIN_ADDRESS, trace)
     return changes + eliminate_dead(function, LANE_OPS, _READERS_OF_VALUES)

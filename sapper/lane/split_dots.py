@@ -18,7 +18,6 @@ An operand is widened where it is defined, once for all products that it is part
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from ..ir.nodes import Block, Function, Location, Op, Value
@@ -82,7 +81,7 @@ class _Sum:
 class _Splitter:
     def __init__(self, function: Function, of_bytes: bool) -> None:
         self.of_bytes = of_bytes
-        self.uses = Counter(value for op in function.walk() for value in op.operands)
+        self.uses = function.count_uses()
         self.known: dict[Value, int] = {}
         self.sums: dict[Op, _Sum] = {}
         self.wanted: dict[Value, list[DType]] = {}
@@ -129,7 +128,8 @@ class _Splitter:
         """The ops of a block, and of those in it, anew."""
         ops: list[Op] = []
         for value in block.arguments:
-            self.widen(value, ops)
+            if value in self.wanted:
+                self.widen(value, ops)
         for op in block.ops:
             for inner in op.blocks:
                 self.write(inner)
@@ -140,13 +140,14 @@ class _Splitter:
             else:
                 ops.append(op)
             for value in op.results:
-                self.widen(value, ops)
+                if value in self.wanted:
+                    self.widen(value, ops)
         block.ops = ops
 
     def widen(self, value: Value, ops: list[Op]) -> None:
         """The parts of a row that products want: words of even and odd bytes, or f32 of lower and upper halves."""
         at = value.op.location if value.op is not None else None
-        for dtype in self.wanted.get(value, ()):
+        for dtype in self.wanted[value]:
             if dtype is bf16:
                 bits = self.emit(ops, "bitcast", [value], ROW_I32, at)
                 raised = self.emit(ops, "shl", [bits], ROW_I32, at, amount=16)
@@ -184,7 +185,7 @@ class _Splitter:
     def replace(op: Op, last: Op) -> None:
         """What `last` computes stands for the result of `op`."""
         last.results = op.results
-        op.result.owner = last
+        op.result.move_to(last)
 
     @staticmethod
     def emit(ops: list[Op], name: str, operands: list[Value], type: RowType, location: Location | None,
@@ -197,7 +198,7 @@ class _Splitter:
 def split_dots(function: Function, legal: frozenset[str]) -> None:
     """In place."""
     split = {"fma2_bf16"} if "dot4_u8i8" in legal else {"fma2_bf16", "dot4_u8i8"}
-    if not any(op.name in split for op in function.walk()):
+    if split.isdisjoint([op.name for op in function.walk()]):
         return
     splitter = _Splitter(function, "dot4_u8i8" in split)
     splitter.plan(function.body)

@@ -145,7 +145,7 @@ class State:
         self.levels = [Level(entry)]
         self.bound: dict[str, Bound] = {}
         self.open: dict[str, Open] = {}
-        self.depths: dict[Value, int] = {}
+        self.depths: dict[Scalar, int] = {}     # of values; constants, which are not in it, are at level 0
         self.steps: dict[Value, tuple[Scalar, int]] = {}  # of loop counters: where they start, and by what they grow
         self.slots: list[str] = []
         self.location: Location | None = None
@@ -192,7 +192,7 @@ class State:
         self.levels[-1].builder.block.ops.append(Op(name, operands, (), attributes, None, self.location))
 
     def depth_of(self, value: Scalar) -> int:
-        return 0 if isinstance(value, int) else self.depths.get(value, 0)
+        return self.depths.get(value, 0)
 
     # Scalars.
 
@@ -241,13 +241,13 @@ class State:
         return found
 
     def add(self, a: Scalar, b: Scalar) -> Scalar:
-        return self.scalar("s_add", a, b)
+        return a + b if isinstance(a, int) and isinstance(b, int) else self.scalar("s_add", a, b)
 
     def sub(self, a: Scalar, b: Scalar) -> Scalar:
         return 0 if a is b else self.scalar("s_sub", a, b)
 
     def mul(self, a: Scalar, b: Scalar) -> Scalar:
-        return self.scalar("s_mul", a, b)
+        return a * b if isinstance(a, int) and isinstance(b, int) else self.scalar("s_mul", a, b)
 
     def ceil_div(self, a: Scalar, b: int) -> Scalar:
         return self.scalar("s_floordiv", self.add(a, b - 1), b)
@@ -304,11 +304,14 @@ class State:
     def address(self, access: Access, at: dict[str, int]) -> tuple[list[Value], dict[str, Any]]:
         """Operands and attributes of a memory op for the element (or lane 0 of the row) at register coordinates."""
         disp = access.disp
+        depth_of = self.depths.get
         terms: dict[int, list[tuple[Scalar, Scalar]]] = {}
         moving: list[tuple[int, Scalar, int]] = []
         for axis, coefficient in access.axes.items():
             bound = self.bound[axis]
-            j = bound.place(at.get(axis, 0), self.lanes)
+            j = at.get(axis, 0)
+            if bound.lane:
+                j = bound.place(j, self.lanes)
             if bound.apart != 1:
                 moving.append((j, self.mul(bound.apart, coefficient), bound.count))
             elif isinstance(coefficient, int):
@@ -325,7 +328,7 @@ class State:
             if isinstance(offset, int) and isinstance(coefficient, int):
                 disp += offset * coefficient
             else:
-                depth = max(self.depth_of(offset), self.depth_of(coefficient))
+                depth = max(depth_of(offset, 0), depth_of(coefficient, 0))
                 terms.setdefault(depth, []).append((offset, coefficient))
         base = access.base
         index: Scalar = 0

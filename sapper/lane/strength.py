@@ -14,6 +14,7 @@ For targets that give registers themselves; the assembler of PTX does this on it
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 
 from ..ir.nodes import Block, Builder, Function, Op, Value
 from ..ir.types import S64
@@ -36,7 +37,7 @@ def reduce_strength(function: Function) -> int:
 def _innermost(block: Block) -> Iterator[tuple[Block, Op]]:
     """Every loop with no loop inside, and the block that it stands in."""
     for op in block.ops:
-        if op.name == "loop" and not any(inner.blocks for inner in op.blocks[0].ops):
+        if op.name == "loop" and not any(map(attrgetter("blocks"), op.blocks[0].ops)):
             yield block, op
         for inner in op.blocks:
             yield from _innermost(inner)

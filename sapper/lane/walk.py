@@ -87,7 +87,7 @@ class WalkLowering(Reductions):
 
                 def body(carried: Carried) -> Carried:
                     pending[:] = mine
-                    outer(k + 1)
+                    outer(k + 1)  # noqa: F821
                     return carried
 
                 if choice.column_block and k == 0:
@@ -105,6 +105,7 @@ class WalkLowering(Reductions):
                 pending[:] = []
 
         outer(0)
+        del outer   # it holds itself, and so all that it reads
         self.lane_run = 1
         for op in choice.staged:
             self.staged.pop(op, None)

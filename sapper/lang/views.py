@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 from ..ir.nodes import Block, Value
@@ -83,14 +85,14 @@ def groups_of(before: Sequence[Extent | str], after: Sequence[Extent | str], rat
     where the products differ. ratio: elements of the last group become so many."""
     groups: list[list[int]] = []
     start, first = 0, 0
+    factors, others = ([_monomial(extent, []) for extent in extents] for extents in (before, after))
+    factors[-1:] = [factor.times(Monomial(ratio, {})) for factor in factors[-1:]]
     while start < len(before) and first < len(after):
+        left = list(accumulate(factors[start:], Monomial.times))
+        right = list(accumulate(others[first:], Monomial.times))
         found = next((
-            [p, q] for total in range(2, len(before) - start + len(after) - first + 1)
-            for p in range(1, total) for q in [total - p]
-            if start + p <= len(before) and first + q <= len(after)
-            and product(before[start:start + p], []).times(
-                Monomial(ratio if start + p == len(before) else Fraction(1), {})) == product(after[first:first + q], [])
-        ), None)
+            [p, q] for total in range(2, len(left) + len(right) + 1) for p in range(1, total) for q in [total - p]
+            if p <= len(left) and q <= len(right) and left[p - 1] == right[q - 1]), None)
         if found is None:
             return None
         groups.append(found)
@@ -100,8 +102,8 @@ def groups_of(before: Sequence[Extent | str], after: Sequence[Extent | str], rat
     # What is left are ones, or elements that the last group's become parts of: [16, 4] of a byte are [16] of 4 bytes.
     p, q = groups[-1][0] + len(before) - start, groups[-1][1] + len(after) - first
     groups[-1] = [p, q]
-    last = product(before[len(before) - p:], []).times(Monomial(ratio, {}))
-    return groups if last == product(after[len(after) - q:], []) else None
+    same = reduce(Monomial.times, factors[-p:]) == reduce(Monomial.times, others[-q:])
+    return groups if same else None
 
 
 @dataclass(frozen=True, slots=True)

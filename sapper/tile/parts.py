@@ -58,15 +58,15 @@ def split_parts(function: Function, is_long: Range, is_bounded: Range) -> Functi
 def copy_op(op: Op, values: dict[Value, Value]) -> Op:
     """An op with all that is nested in it, on other operands. values: from old to new; the results are added."""
     blocks: list[Block] = []
-    made = Op(op.name, [values.get(v, v) for v in op.operands], [v.type for v in op.results], dict(op.attributes),
-              blocks, op.location)
     for block in op.blocks:
         inner = Block([a.type for a in block.arguments])
         for old, new in zip(block.arguments, inner.arguments, strict=True):
             new.name = old.name
             values[old] = new
         inner.ops = [copy_op(o, values) for o in block.ops]
-        made.blocks.append(inner)
+        blocks.append(inner)
+    made = Op(op.name, [values.get(v, v) for v in op.operands], [v.type for v in op.results], dict(op.attributes),
+              blocks, op.location)
     for old, new in zip(op.results, made.results, strict=True):
         new.name = old.name
         values[old] = new

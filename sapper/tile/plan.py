@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ..ir.nodes import Block, Op, Value
 from ..ir.types import TileType, bool_, f32
@@ -255,15 +256,19 @@ class _Planner:
         for op in block.ops:
             if op.name in ("load", "store"):
                 self.accesses.setdefault(memory_of(op.operands[0]), []).append(op)
-        self._early: set[Value] | None = None
-        self.users: defaultdict[Value, list[Op]] = defaultdict(list)
-        for op in block.ops:
-            for inner in op.walk() if op.blocks else (op,):
-                for v in inner.operands:
-                    self.users[v].append(op)
         self.costly = [op for op in block.ops if (op.name in COSTLY and op.name not in LATE)
                        or (op.name == "load" and any(map(self._gathers, op.operands[1:])))]
         self.closures.clear()  # they end at what is kept, which is nothing yet
+
+    @cached_property
+    def users(self) -> dict[Value, list[Op]]:
+        """The ops of this block that read each value, themselves or inside; once for each time."""
+        users: defaultdict[Value, list[Op]] = defaultdict(list)
+        for op in self.block.ops:
+            for inner in op.walk() if op.blocks else (op,):
+                for v in inner.operands:
+                    users[v].append(op)
+        return users
 
     # What a value needs: the pure values of this block that are computed on the way, and the roots they end at.
 
@@ -279,7 +284,7 @@ class _Planner:
             if op is not None and op.name not in LATE and not op.blocks and value not in self.kept:
                 for operand in op.operands:
                     if isinstance(operand.type, TileType):
-                        reached |= self.closure(operand)
+                        reached |= self.closures.get(operand) or self.closure(operand)
             known = self.closures[value] = frozenset(reached)
         return known
 
@@ -291,6 +296,8 @@ class _Planner:
         return frozenset().union(*[self.closure(v) for v in root.operands if isinstance(v.type, TileType)])
 
     def cost(self, value: Value) -> int:
+        if not self.costly:
+            return 0
         reached = self.closure(value)
         total = 0
         for op in self.costly:
@@ -395,11 +402,9 @@ class _Planner:
 
     # The order of memory.
 
-    @property
-    def early(self) -> set[Value]:
-        if self._early is None:
-            self._early = set(early_scalars(self.block))
-        return self._early
+    @cached_property
+    def early(self) -> frozenset[Value]:
+        return frozenset(early_scalars(self.block))
 
     def may_meet(self, access: Op, other: Op) -> bool:
         """Whether two accesses of one memory may touch the same element at two different points of a walk."""
@@ -544,12 +549,12 @@ class _Planner:
 
     def _keep_overwritten(self) -> None:
         """What is loaded before its tensor is overwritten, and used after, is kept before that happens."""
+        loaded = {memory for memory, accesses in self.accesses.items() if any(op.name == "load" for op in accesses)}
         index = 0
-        while index < len(self.items):
+        while loaded and index < len(self.items):
             item = self.items[index]
             stores = self._stores(item)
-            may_overwrite = any(access.name == "load" for memory in {memory_of(store.operands[0]) for store in stores}
-                                for access in self.accesses.get(memory, ()))
+            may_overwrite = any(memory_of(store.operands[0]) in loaded for store in stores)
             found = next((load for load in (self._loads_after(index) if may_overwrite else ())
                           if any(self._overwrites(item, store, load, index) for store in stores)), None)
             if found is None:

@@ -61,3 +61,17 @@ def test_garbage_collection_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Non
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_little_is_left_to_the_garbage_collector() -> None:
+    compile_add()       # imports what compiles
+    gc.collect()
+    gc.disable()
+    try:
+        compiled = compile_kernel(find("grouped_swiglu_q6k").kernel, {}, {}, {}, TARGETS["zen4"], None)
+        left = gc.collect()
+    finally:
+        gc.enable()
+    count = compiled.made.machine.instruction_count()
+    assert count > 1000
+    assert left < 4 * count, "found IR that refers to itself; expected it to be taken apart when it is done with"

@@ -124,7 +124,7 @@ def folds(s: Any) -> dict[str, frozenset[int]]:
 
 def begin(s: Any) -> None:
     """Who this thread is: its lane, and the worker that its warp plays."""
-    needed = {op.name for op in s.function.walk()}
+    needed = s.names
     facts = s.facts
     thread = s.new("vec")
     s.emit("mov.u32", thread, SPECIAL["%tid.x"])

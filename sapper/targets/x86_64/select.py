@@ -139,7 +139,7 @@ def folds(s: Any) -> dict[str, frozenset[int]]:
 
 def begin(s: Any) -> None:
     """Take over the arguments (System V: rdi args block, rsi worker, rdx workers), those that are needed."""
-    needed = {op.name for op in s.function.walk()}
+    needed = s.names
     facts = s.facts
     if needed & {"arg", "tasks", "barrier"}:
         facts.arguments = s.new("gpr")
