@@ -20,10 +20,12 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from sapper.codegen.compile import compile_lane
 from sapper.runtime.settings import available_cpus
 from tests.strategies import FUZZ
 
@@ -76,6 +78,14 @@ def caches(tmp_path_factory: pytest.TempPathFactory, shared_cache: str) -> Itera
 def own_cache(caches: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled kernels of a test are kept in a directory that no other test and no user sees."""
     monkeypatch.setenv("SAPPER_CACHE_DIR", os.path.join(caches, str(next(_numbers))))
+
+
+@pytest.fixture
+def proved_code(shared_cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls run code of which the allocation is proved by the independent checker. It is made once for all tests that
+    ask for this, whichever comes first."""
+    monkeypatch.setenv("SAPPER_CACHE_DIR", f"{shared_cache}-proved")
+    monkeypatch.setattr("sapper.codegen.compile.compile_lane", partial(compile_lane, checked=True))
 
 
 @pytest.fixture

@@ -120,6 +120,24 @@ class Shadow:
         count = max(size_bytes // self.granule, 1)
         return first[:, None] + np.arange(count) if count > 1 else first[:, None]
 
+    def places(self, offsets: Array) -> Array:
+        """The granules of these bytes, each once, in order: by flags, since they are many and lie close together."""
+        places = offsets.reshape(-1) // self.granule
+        first = int(places.min()) if len(places) else 0
+        touched = np.zeros(int(places.max()) - first + 1 if len(places) else 0, bool)
+        touched[places - first] = True
+        return np.flatnonzero(touched) + first
+
+    def check_reads_of_all(self, places: Array, agents: Array, line: int) -> None:
+        """Each of the agents reads each of the granules: looked at once for all where all know all that was written."""
+        if self.journal is None and not self.any_writing:
+            writer, known = self.writer[places], self.clocks.known[agents].min(axis=0)
+            if not np.count_nonzero((writer >= 0) & (self.written_at[places] > known[writer])):
+                for agent in agents.tolist():
+                    self.note_read(agent, places)
+                return
+        self.check_read(np.broadcast_to(places, (len(agents), len(places))), agents, np.full(len(agents), -1), line)
+
     def check_read(self, places: Array, agents: Array, lanes: Array, line: int) -> None:
         """places: granules, (threads, k); agents and lanes: of the threads."""
         if self.journal is not None:
@@ -185,7 +203,7 @@ class Shadow:
     def unmark(self, kind: str, places: Array) -> None:
         marks = getattr(self, kind)
         marks[places] = 0
-        setattr(self, f"any_{kind}", bool(marks.any()))
+        setattr(self, f"any_{kind}", bool(marks.max() > 0))
 
     def landed(self, places: Array, agent: int | Array, line: int, generic: bool = False) -> None:
         """An asynchronous write has ended: `agent` counts as its writer, now. generic: cp.async, which is not of the

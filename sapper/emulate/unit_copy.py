@@ -351,9 +351,9 @@ class Engine:
                                           "reads shared memory that nobody wrote")
         if machine.options.races:
             shadow = shared_shadow(machine)
-            places = np.unique(offsets // shadow.granule)
+            places = shadow.places(offsets)
             agent = np.array([machine.warp_of[lane]])
-            shadow.check_read(places[None], agent, np.array([-1]), line)
+            shadow.check_reads_of_all(places, agent, line)
             shadow.check_proxy(places, line, self.instruction.form.mnemonic)
             shadow.mark("reading", places, line)
         return lambda: memory.shared.views[size][offsets // size]
@@ -361,7 +361,7 @@ class Engine:
     def places_of(self, offsets: Array) -> Array:
         if not self.machine.options.races:
             return np.zeros(0, np.int64)
-        return np.unique(offsets // shared_shadow(self.machine).granule)
+        return shared_shadow(self.machine).places(offsets)
 
     def write_shared(self, lane: int, offsets: Array, size: int, data: Callable[[], Array],
                      one: MbarrierObject) -> None:

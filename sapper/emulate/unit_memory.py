@@ -105,7 +105,7 @@ class Access:
         if wrong.any():
             raise self.fault(lanes, wrong, address, f"{self.size * self.count} bytes outside of the "
                              f"{memory.shared_bytes} bytes of shared memory")
-        block = machine.block_of if lanes is None else machine.block_of[lanes]
+        block = machine.block_of if lanes is None else machine.block_of[machine.index_of(lanes)]
         size = machine.shape.cluster_blocks
         if size > 1:
             own, block = block, block // size * size + rank
@@ -228,7 +228,7 @@ def global_check(access: Access, kind: str, lanes: Lanes, offsets: Array) -> Non
     shadow = machine.memory.device.shadow
     if machine.options.races and shadow is not None:
         region = access.region.start if access.region is not None else None
-        agents = machine.warp_of if lanes is None else machine.warp_of[lanes]
+        agents = machine.warp_of if lanes is None else machine.warp_of[machine.index_of(lanes)]
         shadow.check(kind, offsets, access.size * access.count, region, agents, machine.clocks, access.line,
                      machine.memory.device.describe)
 

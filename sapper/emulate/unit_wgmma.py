@@ -69,6 +69,16 @@ class Descriptor:
 
 
 @dataclass(slots=True, eq=False)
+class Tile:
+    """A matrix in shared memory, as a descriptor has it. offsets: of its elements in the arena; places: its granules.
+    written: all of it is known to be, which it then stays."""
+
+    offsets: Array
+    places: Array
+    written: bool = False
+
+
+@dataclass(slots=True, eq=False)
 class Product:
     """One wgmma in flight. threads: of its warpgroup; places: granules of shared memory that it reads."""
 
@@ -100,15 +110,15 @@ class Products:
             if lanes is None or old is None:
                 self.fenced[slot] = values[slot]
             elif old is not values[slot]:
-                merged = old.copy()
-                merged[lanes] = values[slot][lanes]
+                merged, index = old.copy(), self.machine.index_of(lanes)
+                merged[index] = values[slot][index]
                 self.fenced[slot] = merged
 
     def check_fenced(self, slots: list[int], threads: Array, line: int) -> None:
-        values = self.machine.values
+        values, index = self.machine.values, self.machine.index_of(threads)
         for slot in slots:
             old = self.fenced.get(slot)
-            if old is not values[slot] and (old is None or not np.array_equal(old[threads], values[slot][threads])):
+            if old is not values[slot] and (old is None or not np.array_equal(old[index], values[slot][index])):
                 name = self.machine.function.registers[slot][0]
                 raise RaceError(f"wgmma uses register {name}, which changed since the last wgmma.fence of its warps; "
                                 "expected wgmma.fence between", line)
@@ -116,19 +126,19 @@ class Products:
     def set(self, slot: int, threads: Array, value: Array) -> None:
         """A sum's register, written by the tensor core."""
         machine = self.machine
-        fenced = self.fenced.get(slot)
+        fenced, index = self.fenced.get(slot), machine.index_of(threads)
         same = fenced is machine.values[slot]
         if len(threads) == machine.count:
             machine.values[slot] = value
         else:
             changed = machine.values[slot].copy()
-            changed[threads] = value
+            changed[index] = value
             machine.values[slot] = changed
         if same:
             self.fenced[slot] = machine.values[slot]
         elif fenced is not None:
             changed = fenced.copy()
-            changed[threads] = value
+            changed[index] = value
             self.fenced[slot] = changed
 
     def finish(self, threads: Array, kept: int) -> None:
@@ -149,7 +159,8 @@ class Products:
         for product in done:
             if shadow is not None:
                 shadow.unmark("reading", product.places)
-                shadow.note_read(np.unique(machine.warp_of[product.threads])[:, None], product.places)
+                for agent in np.unique(machine.warp_of[product.threads]).tolist():
+                    shadow.note_read(agent, product.places)
             for slot in product.slots:
                 self._landed(slot, product.threads)
         for product in rest:
@@ -162,20 +173,20 @@ class Products:
         machine = self.machine
         old = machine.in_flight.get(slot)
         flags = np.zeros(machine.count, bool) if old is None else old[1]
-        flags[threads] = True
+        flags[machine.index_of(threads)] = True
         machine.in_flight[slot] = (text, flags)
         machine.whole[slot] = False
 
     def _landed(self, slot: int, threads: Array) -> None:
-        machine = self.machine
+        machine, index = self.machine, self.machine.index_of(threads)
         old = machine.in_flight.get(slot)
         if old is not None:
-            old[1][threads] = False
+            old[1][index] = False
             if not old[1].any():
                 del machine.in_flight[slot]
         written = machine.written[slot]
         written = np.zeros(machine.count, bool) if written is None else written.copy()
-        written[threads] = True
+        written[index] = True
         machine.written[slot] = written
         machine.whole[slot] = slot not in machine.in_flight and bool((written | machine.exited).all())
 
@@ -277,16 +288,17 @@ def _multiply(machine: Machine, instruction: parse.Instruction) -> Run:
     how = short_sum(machine.module.target, "wgmma", (type_a, type_b)) if machine.options.short_sums else None
     saturates = "satfinite" in form
 
-    def shared_places(threads: Array, bits: int, extent: int, transposed: bool) -> Array:
-        cache: dict[Any, Array] = machine.state.setdefault("descriptors", {})
+    def tile_of(threads: Array, bits: int, extent: int, transposed: bool) -> Tile:
+        cache: dict[Any, Tile] = machine.state.setdefault("descriptors", {})
         block = int(machine.block_of[threads[0]])
         key = (block, bits, extent, k, size, transposed)
         found = cache.get(key)
         if found is None:
             rank = block % machine.shape.cluster_blocks
             flat = Descriptor.decode(bits).offsets(extent, k, size, transposed).reshape(-1) | rank << RANK_SHIFT
-            found = access.shared_offsets(np.full(len(flat), threads[0]), flat).reshape(extent, k)
-            cache[key] = found
+            offsets = access.shared_offsets(np.full(len(flat), threads[0]), flat).reshape(extent, k)
+            places = shared_shadow(machine).places(offsets) if machine.options.races else np.zeros(0, np.int64)
+            found = cache[key] = Tile(offsets, places)
         return found
 
     def matrix(offsets: Array, type: str) -> Array:
@@ -305,23 +317,23 @@ def _multiply(machine: Machine, instruction: parse.Instruction) -> Run:
             for slot in sum_slots:
                 if slot not in machine.in_flight:
                     machine.read(slot, lanes)
-        offsets_b = shared_places(threads, int(read_descriptor_b(lanes)[0]), n, trans_b)
-        reads = [offsets_b]
+        tile_b = tile_of(threads, int(read_descriptor_b(lanes)[0]), n, trans_b)
+        tiles = [tile_b]
         a_registers = None
         if read_a is not None:
             a_registers = read_a(lanes)
         else:
-            offsets_a = shared_places(threads, int(read_descriptor_a(lanes)[0]), m, trans_a)
-            reads.append(offsets_a)
-        places = _begin_reads(machine, access, threads, reads, instruction)
+            tile_a = tile_of(threads, int(read_descriptor_a(lanes)[0]), m, trans_a)
+            tiles.append(tile_a)
+        places = _begin_reads(machine, access, threads, tiles, instruction)
 
         def carry_out() -> None:
             if a_registers is not None:
                 parts = elements(a_registers.reshape(4, 4, 32), type_a)
                 matrix_a = fragments.gather(parts, *fragments.fragment_a(4, parts.shape[-1]), (16, k)).reshape(m, k)
             else:
-                matrix_a = matrix(offsets_a, type_a)
-            matrix_b = matrix(offsets_b, type_b).T
+                matrix_a = matrix(tile_a.offsets, type_a)
+            matrix_b = matrix(tile_b.offsets, type_b).T
             if signs and signs[0] * signs[1] < 0:
                 matrix_a = -matrix_a
             old = np.zeros(rows.shape, kind)  # (registers, threads, slots)
@@ -355,25 +367,23 @@ def _multiply(machine: Machine, instruction: parse.Instruction) -> Run:
     return run
 
 
-def _begin_reads(machine: Machine, access: Access, threads: Array, reads: list[Array],
+def _begin_reads(machine: Machine, access: Access, threads: Array, tiles: list[Tile],
                  instruction: parse.Instruction) -> Array:
     """Check and mark the bytes of shared memory that a product reads; their granules."""
     if machine.options.uninitialised:
-        for offsets in reads:
-            flat = offsets.reshape(-1)
-            missing = machine.memory.shared.unwritten(flat, access.size, 1)
+        for tile in tiles:
+            flat = tile.offsets.reshape(-1)
+            missing = None if tile.written else machine.memory.shared.unwritten(flat, access.size, 1)
             if missing is not None:
                 at = np.array([int(flat[missing][0]) % machine.memory.shared_stride])
                 raise access.fault(threads[:1], np.array([True]), at, "reads shared memory that nobody wrote")
-    if not machine.options.races:
-        return np.zeros(0, np.int64)
-    shadow = shared_shadow(machine)
-    places = np.unique(np.concatenate([offsets.reshape(-1) // shadow.granule for offsets in reads]))
-    agents = np.unique(machine.warp_of[threads])
-    shadow.check_read(np.broadcast_to(places, (len(agents), len(places))), agents, np.full(len(agents), -1),
-                      instruction.line)
-    shadow.check_proxy(places, instruction.line, instruction.form.mnemonic)
-    shadow.mark("reading", places, instruction.line)
+            tile.written = True
+    places = np.concatenate([tile.places for tile in tiles])
+    if machine.options.races:
+        shadow = shared_shadow(machine)
+        shadow.check_reads_of_all(places, np.unique(machine.warp_of[threads]), instruction.line)
+        shadow.check_proxy(places, instruction.line, instruction.form.mnemonic)
+        shadow.mark("reading", places, instruction.line)
     return places
 
 

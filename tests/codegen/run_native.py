@@ -31,18 +31,18 @@ def compile_checked(function: Function, specialization: Specialization, target: 
                                 lane.attributes["counters"], stored)
 
 
-def run_compiled(function: Function, made: CompiledCode, compiled: CompiledKernel, arguments: dict[str, Any],
-                 threads: int = 1, placements: tuple[str, ...] = PLACEMENTS, in_place: tuple = ()) -> None:
+def run_compiled(function: Function, compiled: CompiledKernel, arguments: dict[str, Any], threads: int = 1,
+                 placements: tuple[str, ...] = PLACEMENTS, in_place: tuple = (), text: str = "") -> None:
     """Run; the arguments take what the last placement's run wrote, and the others must have written the same.
 
-    AssertionError with the assembly when the code crashes, reaches beyond its buffers or does not end.
+    AssertionError with the text, its assembly, when the code crashes, reaches beyond its buffers or does not end.
     """
     signature = Signature(function.name, [Parameter.of(v.name, v.type) for v in function.arguments], in_place)
     binding = signature.bind(tuple([arguments[v.name] for v in function.arguments]))
     runs = run_compiled_guarded(signature, compiled, binding, threads=threads if compiled.counters else 1,
                                 time_limit_s=10.0, placements=placements)
     for run in runs:
-        assert run.crash is None, f"buffers at the {run.placement}: {run.crash}\n{made.text}"
+        assert run.crash is None, f"buffers at the {run.placement}: {run.crash}\n{text}"
     for name, values in runs[-1].outputs.items():
         for other in runs[:-1]:
             assert values.tobytes() == other.outputs[name].tobytes(), f"{name} depends on where the buffers lie"
@@ -53,7 +53,7 @@ def run_native(function: Function, arguments: dict[str, Any], target: Target, th
                hints: dict[str, int] | None = None, schedule: Schedule | None = None) -> None:
     """Compile for these arguments, and run."""
     made, compiled = compile_checked(function, specialize(function, arguments, hints), target, schedule)
-    run_compiled(function, made, compiled, arguments, threads)
+    run_compiled(function, compiled, arguments, threads, text=made.text)
 
 
 def threads_of(name: str) -> int:

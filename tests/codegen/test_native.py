@@ -18,11 +18,14 @@ from sapper.codegen.pipeline import HINTS, LARGE
 from sapper.ir.text import parse_function
 from sapper.kernels import library
 from sapper.lang.errors import KernelError
-from sapper.runtime.specialise import extent_bound
+from sapper.runtime.compiled import CompiledKernel
+from sapper.runtime.launch import Launcher
+from sapper.runtime.specialise import Specialisation, specialise
+from sapper.targets import host_target
 from sapper.targets.x86_64.target import TARGETS
 from sapper.tile.ops import TILE_OPS
 from sapper.tile.rounding import expect
-from tests.lane.run_lane import dims_of, specialize
+from tests.lane.run_lane import specialize
 from tests.strategies import assert_expected, examples, kernels, reject_unbuildable
 
 from .run_native import PLACEMENTS, RUNNABLE, compile_checked, run_compiled, run_native, threads_of
@@ -33,25 +36,26 @@ LIBRARY = library()
 
 
 @pytest.mark.parametrize("entry", LIBRARY, ids=lambda entry: entry.name)
-def test_library_kernel(entry) -> None:
-    """The narrowest and the widest machine take turns; tests/kernels calls every kernel on this processor."""
-    made: dict[str, tuple] = {}  # by specialization: shapes of one class share their code, as calls do
+def test_library_kernel(entry, proved_code: None) -> None:
+    """The narrowest machine and this one take turns; tests/kernels calls every kernel on this one, most of them with
+    the very code that is made here."""
+    function = entry.kernel.tile_ir()
+    launcher = Launcher(entry.kernel, {})
+    made: dict[Specialisation, tuple[str, CompiledKernel]] = {}  # shapes of one class share their code, as calls do
     for number, shape in enumerate(entry.check_shapes):
         arguments = entry.make_arguments(np.random.default_rng(number), shape)
         with np.errstate(all="ignore"):
             expected = entry.reference(arguments)
-        function = entry.kernel.tile_ir()
-        hints = {name: HINTS.get(extent_bound(extent), LARGE) for name, extent in dims_of(function, arguments).items()}
-        specialization = specialize(function, arguments, hints)
-        key = repr(specialization)
-        if key not in made:
-            machine = MACHINES[-(len(made) % 2)]
-            made[key] = machine, compile_checked(function, specialization, TARGETS[machine])
-        machine, compiled = made[key]
-        run_compiled(function, *compiled, arguments, threads_of(entry.name),
+        binding = launcher.signature.bind(tuple(arguments.values()))
+        specialisation = specialise(launcher.signature, binding, frozenset())
+        if specialisation not in made:
+            machine = (TARGETS[MACHINES[0]], host_target())[len(made) % 2]
+            made[specialisation] = machine.name, launcher.from_disk_or_compile(specialisation, None, machine)
+        name, compiled = made[specialisation]
+        run_compiled(function, compiled, arguments, threads_of(entry.name),
                      PLACEMENTS[number // 2 % 2:][:1], entry.kernel.options.get("in_place", ()))
         wrong = entry.compare(arguments, expected)
-        assert wrong is None, (machine, shape, wrong)
+        assert wrong is None, (name, shape, wrong)
 
 
 @pytest.mark.parametrize("machine", [name for name in ("zen4", "zen5") if name in RUNNABLE])
@@ -67,7 +71,7 @@ def test_lines_that_are_loaded_whole_end_with_their_rows(machine, rows, depth, s
     made, compiled = compile_checked(function, specialization, TARGETS[machine])
     assert any(item.row.name.startswith("vpermw") and item.zeroing for item in made.machine.body
                if isinstance(item, Instruction))
-    run_compiled(function, made, compiled, arguments, threads)
+    run_compiled(function, compiled, arguments, threads, text=made.text)
     assert entry.compare(arguments, expected) is None
 
 

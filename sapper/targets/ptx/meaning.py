@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from ...lane.arithmetic import fma32
 from . import rounding as r
 from .rows import BITS, Form
 
@@ -141,6 +142,9 @@ def float_fma(form: Form, a: Array, b: Array, c: Array) -> Array:
     a, b, c = _inputs(form, type, (a, b, c))
     if type == "f64":
         return r.fma64(a, b, c, mode)
+    if type == "f32" and mode == "rn":
+        with np.errstate(all="ignore"):
+            return _finish(fma32(a, b, c), form, type)
     return _finish(round_float(r.exact_fma(r.as64(a), r.as64(b), r.as64(c)), type, mode), form, type)
 
 
@@ -358,19 +362,20 @@ def sad(form: Form, a: Array, b: Array, c: Array) -> Array:
     return np.asanyarray(c + np.where(a < b, b - a, a - b).astype(c.dtype))
 
 
-def _shift_count(b: Array, bits: int) -> tuple[Array, Array]:
-    """(count to shift by, whether it is at least the size): counts are clamped to the size."""
-    return np.minimum(b, b.dtype.type(bits - 1)), b >= bits
-
-
 def shl(form: Form, a: Array, b: Array) -> Array:
-    count, over = _shift_count(b, a.dtype.itemsize * 8)
-    return np.where(over, np.zeros((), a.dtype), a << count.astype(a.dtype))
+    """What is shifted by all its bits or more is 0."""
+    over = b >= a.dtype.itemsize * 8
+    shifted = a << b.astype(a.dtype)
+    return np.where(over, np.zeros((), a.dtype), shifted) if np.count_nonzero(over) else shifted
 
 
 def shr(form: Form, a: Array, b: Array) -> Array:
-    count, over = _shift_count(b, a.dtype.itemsize * 8)
-    shifted = a >> count.astype(a.dtype)
+    """The same, but that the sign stays."""
+    bits = a.dtype.itemsize * 8
+    over = b >= bits
+    if not np.count_nonzero(over):
+        return np.asarray(a >> b.astype(a.dtype))
+    shifted = a >> np.minimum(b, b.dtype.type(bits - 1)).astype(a.dtype)
     return shifted if a.dtype.kind == "i" else np.where(over, np.zeros((), a.dtype), shifted)
 
 

@@ -43,8 +43,9 @@ FORMATS: dict[str, Format] = {
 
 
 def _to_odd(value: Floats, error: Floats) -> Floats:
-    """`value` + `error` with the last bit set where the error is not zero; |error| is at most half an ulp of value."""
-    inexact = (error != 0) & np.isfinite(value)
+    """`value` + `error` with the last bit set where the error is not zero, nor NaN as that of a NaN; |error| is at most
+    half an ulp of value."""
+    inexact = (np.abs(error) > 0) & np.isfinite(value)
     if not inexact.any():
         return value
     bits = value.view(np.int64).copy()
@@ -58,7 +59,7 @@ def exact_add(a: Floats, b: Floats) -> Floats:
         total = a + b
         rest = total - a
         error = (a - (total - rest)) + (b - rest)
-        return _to_odd(np.atleast_1d(total), np.atleast_1d(np.nan_to_num(error)))
+        return _to_odd(np.atleast_1d(total), np.atleast_1d(error))
 
 
 def exact_fma(a: Floats, b: Floats, c: Floats) -> Floats:
@@ -73,14 +74,14 @@ def exact_divide(a: Floats, b: Floats) -> Floats:
         quotient = np.atleast_1d(a / b)
         high, low = two_product(quotient, np.broadcast_to(b, quotient.shape))
         error = (a - high) - low  # the sign of the remainder
-        return _to_odd(quotient, np.nan_to_num(np.where(np.isfinite(quotient), error * np.sign(b), 0.0)))
+        return _to_odd(quotient, error * np.sign(b))
 
 
 def exact_sqrt(a: Floats) -> Floats:
     with np.errstate(all="ignore"):
         root = np.atleast_1d(np.sqrt(a))
         high, low = two_product(root, root)
-        return _to_odd(root, np.nan_to_num((a - high) - low))
+        return _to_odd(root, (a - high) - low)
 
 
 def two_product(a: Floats, b: Floats) -> tuple[Floats, Floats]:
