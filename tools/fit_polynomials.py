@@ -152,7 +152,7 @@ def main() -> None:
         fit(f"EXP2_{bits}", dtype, without_zero(lambda r: expm1(r * ln2) / r, ln2), lambda r: r / 2**r,
             -mpf("0.5001"), mpf("0.5001"), list(range(degree + 1)), "2**r = 1 + r * q(r), |r| <= 1/2; relative")
         if f32:
-            fit("EXP2_SHORT_F32", dtype, lambda r: mpf(2)**r, lambda r: 1 / mpf(2)**r, mpf(0), one, list(range(6)),
+            fit("EXP2_SHORT_F32", dtype, lambda r: mpf(2)**r, lambda r: 1 / mpf(2)**r, mpf(0), one, list(range(5)),
                 "2**r, 0 <= r <= 1; relative")
             fit("LOG_F32", dtype, without_zero(lambda f: (log1p(f) - f) / f**2, -one / 2),
                 without_zero(lambda f: f**2 / log1p(f), mpf(0)), root_low, root_high, list(range(9)),

@@ -57,10 +57,13 @@ def _product_of(op: Op, uses: Counter[Value], here: set[Value]) -> int | None:
 
 
 def _loads(op: Op, at: int, product: Op, uses: Counter[Value]) -> bool:
-    """Whether a factor and what is added to the product are loads for these alone."""
-    alone = [value.op is not None and value.op.name == "load" and uses[value] == 1
-             for value in (op.operands[1 - at], *product.operands)]
-    return alone[0] and any(alone[1:])
+    """Whether a factor and what is added to the product are loads for these alone, and what is added is no row of
+    narrower elements, which an instruction of its own widens."""
+    added, *factors = (value.op if uses[value] == 1 and value.op is not None and value.op.name == "load" else None
+                       for value in (op.operands[1 - at], *product.operands))
+    row = op.results[0].type
+    assert isinstance(row, RowType)
+    return added is not None and added.attributes["dtype"].bits >= row.dtype.bits and any(factors)
 
 
 def _fused(op: Op, at: int, product: Op) -> list[Op]:

@@ -67,7 +67,7 @@ class NestLowering(ResidentLowering, LateLowering):
         rows = frozenset(r.axis for r in ranges if r.axis is not None)
         along = [a for item in plan.items if isinstance(item, Walk) for a in item.axes if a not in rows]
         long = ranges[-1].hint > 1 and min(map(self._whole_hint, along), default=0) >= LATE_VECTORS * self.lanes
-        return late_walk(plan, body, rows, self.streams, self.facts.requests.late_stores and long)
+        return late_walk(plan, body, rows, self.streams, self.facts.requests.late_stores if long else 0)
 
     def _loops(self, ranges: list[Range], k: int, body: Callable[[list[Value]], list[Value]]) -> None:
         """Loops over indices and resident axes; other axes become open."""

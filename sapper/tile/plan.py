@@ -26,6 +26,7 @@ from ..ir.types import TileType, bool_, f32
 from ..lang.affine import Affine, fixed_when_meeting
 from .affine import affine
 from .ops import memory_of
+from .requests import KEPT, READ_AGAIN
 
 COSTLY = {"exp": 10, "exp2": 9, "log": 12, "log2": 12, "tanh": 16, "sigmoid": 14, "erf": 16, "sin": 16, "cos": 16,
           "scan": 12, "topk": 8, "rsqrt": 5, "sqrt": 4, "div": 4, "floordiv": 12, "mod": 14}
@@ -85,17 +86,19 @@ BUSY_OPS = 1.25
 Measured on a Zen 5, where the last walk follows on its row and a row behind. 8192 x 4096, past the caches, in percent
 of what a copy reaches: layer_norm in bf16 (3.5) 77 and 96, in f32 (1.0) 97 and 78. 512 rows of 512 and 768 in the last
 cache, us: layer_norm in bf16 34.5 and 32.5, softmax in bf16 (4.2) 35.2 and 33.5, in f32 (1.8) 36.1 and 35.8, layer_norm
-in f32 38.1 and 39.8, rms_norm in f32 (0.5) 22.2 and 24.4. 128 x 1024: softmax in f32 21.1 and 16.0."""
+in f32 38.1 and 39.8, rms_norm in f32 (0.5) 22.2 and 24.4. 128 x 1024: softmax in f32 21.1 and 16.0.
+On a Zen 4 likewise, us: softmax in f32 of 512 x 512, 128 x 1024 and 64 x 4096 66.7 and 57.1, 36.2 and 30.3, 69.8 and
+56.2, in bf16 59.8 and 58.5, 28.2 and 27.3; layer_norm in bf16, whose rows are read again, 63.2 and 68.1."""
 
 
 def late_walk(plan: Plan, block: Block, row_axes: frozenset[str], streams: Callable[[Op], bool],
-              beside_arithmetic: bool = False) -> Late | None:
+              beside_arithmetic: int = 0) -> Late | None:
     """The last walk, if it only stores, and may and should follow a row behind, or None.
 
     Past the caches it should where it reads nothing but what its host has kept. beside_arithmetic: and wherever much is
-    computed (BUSY_OPS). A host must then not be the first to read a row from memory if the stores go past the caches,
-    as they would wait for that too: layer_norm in bf16 reaches 88 % of what a copy does beside its first walk, and 96
-    beside its second.
+    computed (BUSY_OPS), if its host has kept what it reads (KEPT), or also if it reads a row again (READ_AGAIN). A host
+    must then not be the first to read a row from memory if the stores go past the caches, as they would wait for that
+    too: layer_norm in bf16 reaches 88 % of what a copy does beside its first walk, and 96 beside its second.
 
     row_axes: the axes of the loops round the block. streams: whether a store goes past the caches. Holds: no other walk
     reads what it stores or changes what it reads, but for the buffers that the host writes.
@@ -137,7 +140,7 @@ def late_walk(plan: Plan, block: Block, row_axes: frozenset[str], streams: Calla
         if makes and not waits and not _by_slots(walk):
             hosts.append(walk)
     work.add(late)
-    if not (streaming and buffers) and not (beside_arithmetic and work.is_busy):
+    if not (streaming and buffers) and not (work.is_busy and beside_arithmetic >= (KEPT if buffers else READ_AGAIN)):
         return None
     return Late(late, hosts[0 if buffers else -1], rows, buffers) if hosts else None
 

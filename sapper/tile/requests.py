@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+KEPT, READ_AGAIN = 1, 2
+"""What is stored a row behind in the caches."""
+
 
 class Requests(NamedTuple):
     """Distances are in bytes from what is read at the time; caches are 1 or 2.
@@ -26,9 +29,9 @@ class Requests(NamedTuple):
 
     Beside stores past the caches: row_requests, stream_requests: how many times a line is asked for, of rows and of
     what is read as one stream, as far as that is not line by line; once, it is asked for nearer. request_level: the
-    cache that it is asked into, where 1 makes those stores wait on some processors. late_stores: whether rows
+    cache that it is asked into, where 1 makes those stores wait on some processors. late_stores: which rows
     that much is computed for are best stored a row behind, beside the arithmetic of the next one, in the caches too
-    (tile/plan.py).
+    (tile/plan.py): none, those that are kept (KEPT), or also those that are read again for that (READ_AGAIN).
     """
 
     stream_ahead_bytes: int = 2 << 10
@@ -42,8 +45,9 @@ class Requests(NamedTuple):
     row_requests: int = 3
     stream_requests: int = 3
     request_level: int = 2
-    late_stores: bool = False
+    late_stores: int = 0
 
 
 USUAL = Requests()
-"""What serves where nothing was measured: as a Zen 4 has it, but for scales_ahead_bytes and row_streams."""
+"""What serves where nothing was measured: as a Zen 4 has it, but for scales_ahead_bytes, row_streams and
+late_stores."""

@@ -68,7 +68,8 @@ def test_of_two_products_the_second_is_fused() -> None:
     ("%n: row<T> = neg %c\n%p: row<T> = mul %a, %b\n%s: row<T> = add %p, %n", True),
     ("%m: row<T> = neg %a\n%n: row<T> = neg %b\n%p: row<T> = mul %m, %n\n%s: row<T> = add %p, %c", True),
     ("%p: row<T> = mul %a, %b\n%s: row<T> = add %p, %c\nstore %c, %yp {dtype = :T, disp = 32}", True),
-], ids=["sum", "difference", "only a factor", "only the other", "a load that others need too"])
+    ("%w: row<T> = load %cp {dtype = :bf16}\n%p: row<T> = mul %a, %b\n%s: row<T> = add %p, %w", True),
+], ids=["sum", "difference", "only a factor", "only the other", "a load that others need too", "a widened one"])
 def test_two_operands_from_memory_stay_two_instructions(body: str, fused: bool) -> None:
     function = parse(f"{body}\n{STORE}", "f32")
     assert fuse(function, memory_operands=True) == fused

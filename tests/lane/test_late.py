@@ -22,7 +22,7 @@ from sapper.lang.tensor import Tensor
 from sapper.tile.canonical import canonicalize
 from sapper.tile.plan import Late, late_walk, plan_block
 from sapper.tile.reduce_loops import reduce_loops
-from sapper.tile.requests import Requests
+from sapper.tile.requests import KEPT, READ_AGAIN, Requests
 from sapper.tile.schedule import Facts
 
 from .run_lane import run_lane, specialize
@@ -30,7 +30,7 @@ from .run_lane import run_lane, specialize
 AVX512 = Facts(lanes=16, vector_registers=32)
 AVX2 = Facts(lanes=8, vector_registers=16)
 NARROW = Facts(lanes=4, vector_registers=8)
-BESIDE = replace(AVX512, requests=Requests(late_stores=True), dots=frozenset({"dot2_bf16"}))
+BESIDE = replace(AVX512, requests=Requests(late_stores=READ_AGAIN), dots=frozenset({"dot2_bf16"}))
 LIBRARY = {k.name: k for k in library()}
 M, N, B = dims("M N B")
 
@@ -51,7 +51,7 @@ def run_streaming(function: Function, arguments: dict[str, Any], facts: Facts, w
     return run_lane(function, arguments, facts=facts, specialization=replace(known, aligned=names), workers=workers)
 
 
-def late_of(function: Function, streamed: tuple[str, ...], beside_arithmetic: bool = False) -> Late | None:
+def late_of(function: Function, streamed: tuple[str, ...], beside_arithmetic: int = 0) -> Late | None:
     """The late walk of the body of the function's only loop over m."""
     (loop,) = [op for op in function.walk() if op.name == "tiles"]
     wholes = frozenset(op.attributes["axis"] for op in function.walk() if op.name == "whole")
@@ -129,20 +129,21 @@ def test_the_host_is_the_walk_that_makes_what_is_read() -> None:
 
 def test_a_row_is_stored_beside_much_arithmetic() -> None:
     """Without a buffer, and past the caches, beside the last walk that reads nothing for the first time."""
-    def of(name: str, streamed: tuple[str, ...], beside_arithmetic: bool = True) -> Late | None:
+    def of(name: str, streamed: tuple[str, ...], beside_arithmetic: int = READ_AGAIN) -> Late | None:
         return late_of(canonical(name), streamed, beside_arithmetic)
 
     for streamed in ((), ("y",)):
         late = of("layer_norm_bf16", streamed)
         assert late is not None and not late.buffers and len(late.rows) == 2
         assert [op.name for op in late.host.reductions] == ["contract"]     # of the variance
-        assert of("layer_norm", streamed) is None and of("layer_norm_bf16", streamed, False) is None
+        assert of("layer_norm", streamed) is None and of("layer_norm_bf16", streamed, KEPT) is None
         assert of("rms_norm", streamed) is None
         assert of("rms_norm_bf16", streamed) is None    # its host's pieces are slots of two elements
     for name in ("softmax", "softmax_bf16"):
-        late = of(name, ())
-        assert late is not None and len(late.buffers) == 1
-        assert of(name, (), False) is None
+        for which in (KEPT, READ_AGAIN):
+            late = of(name, (), which)
+            assert late is not None and len(late.buffers) == 1
+        assert of(name, (), 0) is None
 
 
 @kernel
@@ -154,8 +155,8 @@ def reads_another(x: Tensor[f32, M, N], w: Tensor[f32, M, N], y: Tensor[f32, M, 
 
 
 def test_what_waits_for_memory_itself_is_no_host() -> None:
-    assert late_of(reduce_loops(reads_another.tile_ir()), ("y",), True) is None
-    assert late_of(reduce_loops(reads_another.tile_ir()), (), True) is not None
+    assert late_of(reduce_loops(reads_another.tile_ir()), ("y",), READ_AGAIN) is None
+    assert late_of(reduce_loops(reads_another.tile_ir()), (), READ_AGAIN) is not None
 
 
 @pytest.mark.parametrize(("refused", "streamed"), [

@@ -176,12 +176,12 @@ TARGETS: dict[str, Target] = {
         cpu("v4", V4_FEATURES, 32 * KIB, 1 * MIB, 2 * MIB, 1, 1, 0.5, 4, 4, 8, "skylake-avx512"),
         # 512-bit operations run as two halves on 256-bit pipes: two FMA pipes, two add pipes, two loads, one store.
         cpu("zen4", _V4_ML, 32 * KIB, 1 * MIB, 32 * MIB, 1, 1, 0.5, 4, 3, 7, interleaves=True,
-            asks={"scales_ahead_bytes": 256, "row_streams": 4}),
+            asks={"scales_ahead_bytes": 256, "row_streams": 4, "late_stores": 1}),
         # Pipes of 512 bits: two FMA, two add, two loads, one store.
         cpu("zen5", _V4_ML, 48 * KIB, 1 * MIB, 32 * MIB, 2, 2, 1, 4, 2, 7,
             asks={"stream_ahead_bytes": 16 * KIB, "stream_level": 1, "panel_ahead_bytes": 4 * KIB,
                   "block_ahead_bytes": 8 * KIB, "block_rows_ahead_bytes": 12 * KIB, "row_requests": 2,
-                  "stream_requests": 1, "request_level": 1, "late_stores": True}, rounded_at_once=8),
+                  "stream_requests": 1, "request_level": 1, "late_stores": 2}, rounded_at_once=8),
         cpu("graniterapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 504 * MIB, 2, 2, 1, 4, 4, 8,
             asks={"stream_ahead_bytes": 3 * KIB, "line_by_line": True}),
         cpu("sapphirerapids", _V4_ML | TILE_FEATURES, 48 * KIB, 2 * MIB, 105 * MIB, 2, 2, 1, 4, 3, 8),
