@@ -1,8 +1,8 @@
 """Sequential loops that only accumulate become reductions over a whole axis.
 
 Enters tile IR; leaves tile IR in which `for k in tiles(K): acc += sum(x, over=k)` (and `a @ b`, max, min) is one
-`reduce` or `contract` over k, brought into scope by `whole`; `acc += a @ b + c @ d` becomes two, that are added after. The
-schedule may then block the reductions as it likes: nothing in the kernel says how.
+`reduce` or `contract` over k, brought into scope by `whole`; `acc += a @ b + c @ d` becomes two, that are added after.
+The schedule may then block the reductions as it likes: nothing in the kernel says how.
 """
 
 from __future__ import annotations
