@@ -53,6 +53,7 @@ class WalkChoice:
     from one block to the next through scratch memory. row_pieces: how many pieces of rows meet each block.
     column_block: where not 0, so many columns meet it besides before any meets the next.
     parted: the axis whose rows, of those taken at once, come from as many places of it, each read on from there.
+    errors_first: the axis of the rows of which it is summed before all else what packed dot products are too large by.
     """
 
     lane: str | None
@@ -79,6 +80,7 @@ class WalkChoice:
     depth_block: int = 0
     row_pieces: int = 1
     column_block: int = 0
+    errors_first: str | None = None
 
     @property
     def on_tiles(self) -> bool:

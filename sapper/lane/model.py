@@ -194,6 +194,7 @@ class Model(RegisterFactors):
         if packing is not None:
             if self._serves(packing, lane, choice.staged):
                 choice.packing = packing
+                choice.errors_first = self._errors_first(packing, choice)
             elif panels:
                 self._refuse_panels(panels)
             else:
@@ -206,6 +207,22 @@ class Model(RegisterFactors):
             most = min(NEAR_ROWS // choice.counts[lane], UNROLLED_INSTRUCTIONS // 4 // instructions)
             choice.counts[rows[-1]] = self._fit(rows[-1], max(1, most), False)
         return choice
+
+    def _errors_first(self, packing: Packing, choice: WalkChoice) -> str | None:
+        """The axis of few rows that meet many, in dot products along the lanes, if what the products of each are too
+        large by is best summed before: once, not for each piece of the many."""
+        if len(choice.order) != 2 or choice.reduced != [choice.lane] or choice.by_hand is not None:
+            return None
+        many, few = choice.order
+        for contraction, term in packing.terms.items():
+            if term.turned is None:
+                return None
+            straight = contraction.operands[1 - term.turned]
+            if set(axes_of(straight)) != {few, choice.lane} or straight.op in choice.staged:
+                return None
+        several = self.open[few].extent != 1 and self.extent_hint(few) > 1
+        again = self.extent_hint(many) >= STAGE_ROWS * choice.counts[many]
+        return few if several and again and self.is_bounded(few) else None
 
     def _fit_run(self, walk: Walk, choice: WalkChoice, lane: str | None) -> int:
         """The run of a walk; the register factor of its lane axis becomes a multiple of it, but for one that the

@@ -19,7 +19,7 @@ from .moves import one_by_one, rounds, together
 from .rows import Rows
 from .staged import StagedPanel, StagedRows
 from .staging import Staging
-from .state import Open, row_dtype
+from .state import Access, Open, row_dtype
 
 SUM_BLOCK = 32768
 """Elements that are summed by themselves where there may be many more."""
@@ -63,7 +63,9 @@ class Accumulator:
 
 
 class Reductions(Staging):
-    """Emits the reductions of walks."""
+    """Emits the reductions of walks. errors_before: operand -> where its errors are kept (WalkChoice.errors_first)."""
+
+    errors_before: dict[Value, Access]
 
     def _slots(self, walk: Walk, choice: WalkChoice) -> int:
         """Independent accumulators, so that a short chain of dependent adds does not bound the loop."""
@@ -169,7 +171,7 @@ class Reductions(Staging):
             if isinstance(panel, StagedPanel):
                 for point in points:
                     started.rows[point, 0] = panel.start(dict(zip(t.axes, point, strict=True)), self.depth)
-            else:
+            elif straight not in self.errors_before:
                 axes = self._outer_axes(straight)
                 for at in self._coordinates(axes):
                     started.errors[tuple(at[a] for a in axes)] = start
@@ -189,9 +191,14 @@ class Reductions(Staging):
     def _take_errors_off(self, accumulators: list[Accumulator]) -> None:
         for a in accumulators:
             straight = self.straight_operand(a.op)
-            if straight is None or not a.errors:
+            if straight is None or not (a.errors or straight in self.errors_before):
                 continue
             axes, outer = a.op.result.type.axes, self._outer_axes(straight)  # type: ignore[union-attr]
+            if straight in self.errors_before:
+                for at in self._coordinates(outer):
+                    operands, attributes = self.address(self.errors_before[straight], at)
+                    a.errors[tuple(at.values())] = self.emit(self.depth, "load", operands, ROW_I32, dtype=i32,
+                                                             masked=False, **attributes)
             for point in a.outer:
                 at = dict(zip(axes, point, strict=True))
                 row = a.rows[point, 0]

@@ -81,6 +81,7 @@ class RegisterFactors(WalkLowering):
         self.near_bytes = facts.l1_bytes
         self.block_bytes = facts.l2_bytes // 2
         self.requests = facts.requests
+        self.errors_before = {}
         self.prefetches_rows = facts.software_prefetch
         self.transposes_by_scatter = facts.transposes_by_scatter
         self.specialization = specialization

@@ -19,7 +19,7 @@ from dataclasses import replace
 from math import gcd
 
 from ..ir.nodes import Op, Value
-from ..ir.types import MASK, S64, RowType, u8
+from ..ir.types import MASK, S64, RowType, i32, u8
 from ..tile.plan import Walk, axes_of
 from .axis_loops import Carried, WalkChoice
 from .prefetches import FEW_ROWS
@@ -104,11 +104,44 @@ class WalkLowering(Reductions):
                                    tails=self._tails(axis, choice.counts[axis]) if contracts else None)
                 pending[:] = []
 
+        if choice.errors_first is not None:
+            self._sum_errors_first(walk, choice, choice.errors_first)
         outer(0)
+        self.errors_before.clear()
         del outer   # it holds itself, and so all that it reads
         self.lane_run = 1
         for op in choice.staged:
             self.staged.pop(op, None)
+
+    def _sum_errors_first(self, walk: Walk, choice: WalkChoice, axis: str) -> None:
+        """Keep in scratch memory what products of each row of an axis with turned ones are too large by, lane by lane:
+        all other rows meet it."""
+        (depth,) = choice.reduced
+        zero = self.constant(0, i32)
+        for operand in {v: None for op in walk.reductions if (v := self.straight_operand(op)) is not None}:
+            place = self.allocate(operand, i32, [(axis, self.extent_of_buffer(axis, operand)), (depth, self.lanes)])
+            step = place.axes[axis]
+            base = self.sub(place.base, self.mul(self.open[axis].offset, step))
+            place = Access(base, place.disp, {axis: step}, place.dtype)
+
+            def rows(carried: Carried, operand: Value = operand, place: Access = place) -> Carried:
+                points = self._coordinates((axis,))
+
+                def add(totals: Carried) -> Carried:
+                    for inner in self._coordinates((depth,)):
+                        totals = [self.add_error(self.slot_row(operand, {**inner, **at}, False),
+                                                 operand.type.dtype is u8, total)  # type: ignore[union-attr]
+                                  for at, total in zip(points, totals, strict=True)]
+                    return totals
+
+                totals = self.axis_loop(depth, choice.counts[depth], True, [zero] * len(points), add)
+                for at, total in zip(points, totals, strict=True):
+                    operands, attributes = self.address(place, at)
+                    self.effect("store", [total, *operands], dtype=i32, masked=False, streaming=False, **attributes)
+                return carried
+
+            self.axis_loop(axis, choice.counts[axis], False, [], rows, tails=self._tails(axis, choice.counts[axis]))
+            self.errors_before[operand] = place
 
     def _tails(self, axis: str, count: int) -> tuple[int, ...]:
         """How many rows of a contraction at once what is left of its rows is cut into: each piece reads all of the

@@ -127,6 +127,29 @@ def test_only_where_types_and_memory_allow() -> None:
     assert not dots_in(run_lane(function, arguments, Schedule(lane="k"), MACHINES[16]))
 
 
+@settings(max_examples=examples(25))
+@given(m=st.integers(1, 19), n=st.integers(150, 260), k=st.integers(0, 150), static=st.booleans(),
+       types=st.sampled_from(PAIRS[:4]), workers=st.integers(1, 3), seed=st.integers(0, 99))
+def test_errors_of_few_rows_that_meet_many_are_summed_before(m, n, k, static, types, workers, seed) -> None:
+    """Once, not in the loop over the many."""
+    arguments = arguments_of("nt", types, m, n, k, seed)
+    expected = expected_of("nt", arguments)
+    function = reduce_loops(PRODUCTS["nt", types].tile_ir({"M": m, "N": n, "K": k} if static else None))
+    lane = run_lane(function, arguments, Schedule(lane="k"), MACHINES[16], workers=workers)
+    np.testing.assert_array_equal(arguments["c"], expected)
+    inside, outside = [], [op for op in lane.walk() if op.name == "dot4_u8i8" and is_error(op)]
+    for loop in lane.walk():
+        if loop.name == "loop" and loop.attributes["label"] == "n":
+            inside += [op for op in loop.walk() if op in outside]
+    if m > 1 and k >= 64:
+        assert bool(outside) == (types[0] is types[1]) and not inside
+
+
+def is_error(op):
+    """Whether a dot product is one with the bits that turn, a constant."""
+    return any(v.op is not None and v.op.name == "bitcast" for v in op.operands[1:])
+
+
 @kernel
 def two_products(x: Tensor[i8, M, K], y: Tensor[i8, N, K], z: Tensor[u8, N, K], out: Tensor[i32, M, N],
                  other: Tensor[i32, M, N]):
