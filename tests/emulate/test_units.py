@@ -8,6 +8,7 @@ import pytest
 
 from sapper import emulate
 from sapper.emulate import DeadlockError, Options, RaceError, TensorMap
+from sapper.emulate.races import Clocks, Shadow
 
 from .test_machine import run, text
 
@@ -272,3 +273,25 @@ def test_packed_halves_are_a_low_and_a_high_one() -> None:
     found = run(" mov.b32 %r2, 0x3F804000;\n fma.rn.bf16x2 %r3, %r2, %r2, %r2;\n st.global.u32 [%d2], %r3;")
     low, high = np.array([found[0]], np.uint32).view(ml_dtypes.bfloat16).astype(np.float32).tolist()
     assert (low, high) == (6.0, 2.0)
+
+
+def test_the_granules_of_a_copy_are_those_of_its_bytes_each_once() -> None:
+    shadow = Shadow(1 << 12, 4, 2, Clocks(1, 2, 1), "shared memory", str)
+    random = np.random.default_rng(0)
+    for count in (0, 1, 7, 500):
+        offsets = random.integers(64, 1 << 12, (count, 2))
+        np.testing.assert_array_equal(shadow.places(offsets), np.unique(offsets // 4))
+
+
+def test_a_read_by_several_warps_is_a_race_with_a_write_that_one_of_them_does_not_know() -> None:
+    clocks = Clocks(1, 3, 1)
+    shadow = Shadow(1 << 12, 4, 3, clocks, "shared memory", str)
+    places, both = np.arange(8), np.array([0, 1])
+    shadow.check_write(places[None], np.array([2]), np.array([0]), 5)
+    clocks.barrier(np.array([0, 2]))
+    with pytest.raises(RaceError, match="read by warp 1 of block 0"):
+        shadow.check_reads_of_all(places, both, 6)
+    clocks.barrier(np.array([1, 2]))
+    shadow.check_reads_of_all(places, both, 7)
+    with pytest.raises(RaceError, match=r"written by warp 2 .* and read before by warp 0"):
+        shadow.check_write(places[None], np.array([2]), np.array([0]), 8)
