@@ -29,6 +29,7 @@ def run_check(
 
 def _check(found: Found, target: Any, seed: int, runs: int, schedule: Any, progress: bool) -> dict[str, Any]:
     from ..runtime.check import check_kernel
+    from ..tile.schedule import ScheduleError
 
     def tell(label: str) -> None:
         if progress:
@@ -45,6 +46,8 @@ def _check(found: Found, target: Any, seed: int, runs: int, schedule: Any, progr
         extra["verify_by_hand"] = lambda kernel, made, target, seed, runs: verify(kernel, made, target, run, seed, runs)
     try:
         result = check_kernel(found.kernel, target, seed, runs, schedule, on_case=tell, **extra).to_json()
+    except ScheduleError:  # of the caller, not of the kernel
+        raise
     except Exception as error:
         if not is_told(error):
             raise

@@ -73,7 +73,7 @@ def _show_matmul(say: Say) -> dict[str, Any]:
     from .demo_kernel import matmul
 
     target, threads = host_target(), settings.threads()
-    say(f"sapper demo on {host().brand or host().vendor} ({threads} threads), target {target.name}")
+    say(f"sapper demo on {host().brand or host().vendor} ({threads} thread{'s'[: threads > 1]}), target {target.name}")
     say()
     random = np.random.default_rng(0)
     a, b, c = empty((SIZE, SIZE)), empty((SIZE, SIZE)), empty((SIZE, SIZE))

@@ -16,11 +16,14 @@ from typing import Any
 EXTRAS = {
     "cli": ("typer", "rich"),
     "models": ("gguf", "tokenizers", "jinja2", "safetensors"),
+    "serve": ("starlette", "uvicorn"),
     "prove": ("z3-solver",),
     "cuda": ("cuda-bindings",),
-    "test": ("pytest", "pytest-xdist", "hypothesis"),
-    "bench": ("torch", "llama-cpp-python"),
+    "test": ("pytest", "pytest-xdist", "hypothesis", "openai"),
+    "bench": ("torch", "llama-cpp-python", "matplotlib"),
+    "dev": ("ruff", "mypy"),
 }
+"""Extras of pyproject.toml -> their packages."""
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 

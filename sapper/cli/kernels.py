@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def find_kernels(wanted: str) -> list[Found]:
     entries = {found.name: found for found in library_kernels()}
     if wanted in entries:
         return [entries[wanted]]
-    raise UsageError(f"found no library kernel {wanted!r}; expected FILE.py:KERNEL, or one of: {', '.join(entries)}")
+    near = get_close_matches(wanted, entries, 3)
+    raise UsageError(f"found no library kernel {wanted!r}; expected FILE.py:KERNEL, or one that `sapper kernels` lists"
+                     + (f"; mend: perhaps {' or '.join(near)}" if near else ""))
 
 
 def library_kernels() -> list[Found]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING
 
 from ..ir.nodes import Block, Op, Value
@@ -18,7 +19,7 @@ from .by_hand import Fit
 from .packed import Packing
 from .runs import Runs
 from .slots import PAIR
-from .state import Access, Bound, Capacity, Open, Scalar
+from .state import MOST_VALUES, Access, Bound, Capacity, Open, Scalar, too_many_values
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -250,6 +251,8 @@ class AxisLoops(Runs):
         self.finish(Op("loop", [first, last], (), {"step": step, "label": label}, [block], self.location))
 
     def _coordinates(self, axes: tuple[str, ...]) -> list[dict[str, int]]:
+        if prod(self.bound[axis].count for axis in axes) > MOST_VALUES:
+            raise too_many_values()
         points: list[dict[str, int]] = [{}]
         for axis in axes:
             points = [{**p, axis: j} for p in points for j in range(self.bound[axis].count)]

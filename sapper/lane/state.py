@@ -35,6 +35,11 @@ _FOLD: dict[str, Callable[[int, int], int]] = {
 }
 
 
+def too_many_values() -> LoweringError:
+    return LoweringError(f"the schedule unrolls the kernel to more than {MOST_VALUES} values; expected tiles whose "
+                         "rows fit the registers; mend: smaller sizes in tile and registers")
+
+
 def row_dtype(dtype: DType) -> DType:
     """The element type of the register rows that hold values of a tile dtype."""
     if dtype is f32 or dtype in NARROW_FLOATS:
@@ -170,8 +175,7 @@ class State:
         value = op.results[0]
         self.depths[value] = depth
         if len(self.depths) > MOST_VALUES:
-            raise LoweringError(f"the schedule unrolls the kernel to more than {MOST_VALUES} values; expected tiles "
-                                "whose rows fit the registers; mend: smaller sizes in tile and registers")
+            raise too_many_values()
         return value
 
     def emit_pair(self, depth: int, name: str, operands: list[Value],

@@ -317,7 +317,12 @@ def view_tensor(value: Any, kernel: str, parameter: Parameter) -> TensorView:
     elif hasattr(value, "__dlpack__") and not isinstance(value, numpy.generic):
         view = view_dlpack(value, kernel, parameter)
     elif hasattr(value, "__array_interface__") and not isinstance(value, numpy.generic):
-        view = _view_array(numpy.asarray(value), kernel, parameter)
+        try:
+            array = numpy.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError("export", kernel, parameter.name, f"{type(value).__name__} whose __array_interface__ "
+                                f"NumPy does not take ({error})", "an array in memory", "pass a NumPy array") from error
+        view = _view_array(array, kernel, parameter)
     else:
         raise ArgumentError(
             "type",
@@ -359,14 +364,16 @@ def scalar_word(value: Any, kernel: str, parameter: Parameter) -> int:
     if dtype.kind == "f":
         if not isinstance(item, (int, float)) or isinstance(item, bool):
             raise _scalar_error("scalar", value, kernel, parameter, "a number")
-        if dtype.bits == 64:
-            word: int = _word.unpack(_double_bits.pack(item))[0]
-            return word
         try:
+            item = float(item)
+            if dtype.bits == 64:
+                word: int = _word.unpack(_double_bits.pack(item))[0]
+                return word
             if dtype.bits < 32:
-                item = float(numpy.float64(item).astype(numpy_dtype(dtype)))
+                with numpy.errstate(over="raise"):
+                    item = float(numpy.float64(item).astype(numpy_dtype(dtype)))
             word = _half_word.unpack(_float_bits.pack(item))[0]
-        except OverflowError as error:
+        except (OverflowError, FloatingPointError) as error:
             raise _scalar_error("range", value, kernel, parameter, f"a number within {dtype.name}") from error
         return word & 0xFFFFFFFF
     if dtype.kind == "b":

@@ -128,7 +128,7 @@ def check_kernel(
     runs a kernel for a GPU (sapper.emulate.run); without it the last station of such a target is left out. prove: try
     to show of pieces by hand that they are right for all inputs. verify_by_hand: compares a kernel by hand for a GPU
     with the kernel (sapper.emulate.by_hand.verify).
-    Raises KernelError where the kernel does not compile to tile IR.
+    Raises KernelError where the kernel does not compile to tile IR, ScheduleError where the schedule can't be followed.
     """
     if target is None:
         from ..targets import host_target
@@ -325,8 +325,11 @@ class _Checker:
             if isinstance(error, expected):
                 raise
             from ..lang.errors import KernelError
+            from ..tile.schedule import ScheduleError
 
             if isinstance(error, KernelError) and error.kind != "disjoint":
+                raise
+            if isinstance(error, ScheduleError) and self.schedule is not None:  # the caller's, and nothing of sapper's
                 raise
             raise _Wrong(name, f"{type(error).__name__}: {error}") from error
 

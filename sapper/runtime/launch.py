@@ -26,6 +26,7 @@ from ..ir.types import TensorType
 from ..lang import context
 from ..lang import digest as _digest  # noqa: F401  each first call needs it: loaded with the runtime, not in the call
 from ..lang.errors import KernelError
+from ..targets import known_targets
 from ..targets.x86_64.detect import host, host_target
 from ..targets.x86_64.target import target as named_target
 from . import settings
@@ -169,6 +170,8 @@ def _by_hand_key(kernel: Any, schedule: Any) -> list[str]:
 def _find_target(wanted: Any) -> Any:
     if wanted is None:
         return host_target()
+    if isinstance(wanted, str) and wanted not in known_targets():
+        raise LaunchError(f"target: found {wanted!r}; expected one of {', '.join(known_targets())}; mend: leave it out")
     found = named_target(wanted) if isinstance(wanted, str) else wanted
     missing = sorted(found.features - host().features)
     if missing:
@@ -201,7 +204,10 @@ def _may_lie_on_device(value: Any) -> bool:
         return False
     from .cuda.launch import ordinal_of
 
-    return ordinal_of(value) is not None
+    try:
+        return ordinal_of(value) is not None
+    except Exception:  # each package has its own error for it; view_dlpack tells it
+        return False
 
 
 def emulate(launcher: Launcher, arguments: tuple[Any, ...]) -> None:
@@ -322,7 +328,8 @@ class Launcher:
 
     def from_disk_or_compile(self, specialisation: Specialisation, schedule: Any, target: Any) -> CompiledKernel:
         now = configuration()
-        cache = None if settings.debugging() else disk_cache()  # what lies on disk has no lines
+        # What lies on disk has no lines, and has been through all passes.
+        cache = None if settings.debugging() or settings.trace() else disk_cache()
         key = ""
         if cache is not None:
             key = json.dumps(

@@ -6,6 +6,7 @@ SAPPER_INTERPRET   1 runs every kernel under the reference interpreter
 SAPPER_CACHE_DIR   where compiled kernels are kept; empty or "off": nowhere; default: $XDG_CACHE_HOME/sapper
 SAPPER_CACHE_MIB   size limit of that directory in MiB; default 256
 SAPPER_TUNED       where schedules that `sapper tune` found lie; empty or "off": none; default: "tuned" in the cache's
+SAPPER_TRACE       1, or a directory: the IR after every pass; see codegen/pipeline.py. Kernels are compiled anew
 SAPPER_PERF        "map" or "jitdump": tell perf of generated code; see debuggers.py. Kernels are then compiled anew
 SAPPER_GDB         1 tells gdb of generated code; likewise
 """
@@ -77,6 +78,11 @@ def perf() -> str:
 
 def gdb() -> bool:
     return os.environ.get("SAPPER_GDB", "").strip().lower() not in ("", "0", "false", "off", "no")
+
+
+def trace() -> bool:
+    """Whether the IR is shown after every pass."""
+    return os.environ.get("SAPPER_TRACE", "") not in ("", "0")
 
 
 def debugging() -> bool:

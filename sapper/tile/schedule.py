@@ -306,6 +306,8 @@ class Schedule:
     def from_json(data: dict[str, Any]) -> Schedule:
         """Raises ScheduleError for an object that is no schedule."""
         known = set(Schedule.__dataclass_fields__)
+        if not isinstance(data, dict):
+            raise ScheduleError(f"schedule: found {data!r}; expected an object with some of {', '.join(sorted(known))}")
         for key in data:
             if key not in known:
                 raise ScheduleError(f"unknown schedule entry {key!r}; expected one of {', '.join(sorted(known))}")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from sapper.cli import demo as demo_module
-from sapper.cli.doctor import size_text
+from sapper.cli.doctor import EXTRAS, size_text
 from sapper.cli.main import main
 from sapper.ir.text import parse_function
 from sapper.lane import rows
@@ -23,6 +25,7 @@ from sapper.tile.ops import TILE_OPS
 
 from . import by_hand
 
+ROOT = Path(__file__).resolve().parents[2]
 KERNELS = '''
 import sapper as sp
 from sapper import Tensor, f32, tiles
@@ -142,6 +145,12 @@ def test_doctor(sapper) -> None:
     assert all(part["found"] or part["mend"] for part in facts["optional"])
 
 
+def test_doctor_knows_every_extra() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert {extra: tuple(re.split("[<>=]", package)[0] for package in packages)
+            for extra, packages in declared.items()} == EXTRAS
+
+
 def test_doctor_finds_what_is_broken(sapper, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise OSError("no executable memory here")
@@ -235,7 +244,7 @@ def test_ir_has_been_through_all_passes(sapper, stage: str) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("ir", "sofmax"), "found no library kernel 'sofmax'; expected FILE.py:KERNEL, or one of: vector_add, "),
+    (("ir", "sofmax"), "expected FILE.py:KERNEL, or one that `sapper kernels` lists; mend: perhaps softmax"),
     (("ir", "softmax", "--stage", "tiles"), "found no stage 'tiles'; expected one of\n  tile "),
     (("ir", "softmax", "--static", "N:3"), "--static: found 'N:3'; expected NAME=EXTENT"),
     (("ir", "softmax", "--static", "Q=3"), "--static: found 'Q'; expected dimensions of softmax: M, N"),
@@ -375,6 +384,12 @@ def test_check_names_the_station_and_how_to_repeat(sapper, file: str, monkeypatc
     assert f"again  sapper check {file}:scale --seed 5 --runs 3" in outcome.out
     result = json.loads(sapper("check", f"{file}:scale", "--runs", "3", "--json").out)[0]
     assert result["finding"]["station"] == "lower"
+
+
+def test_check_of_a_schedule_that_does_not_fit(sapper, file: str) -> None:
+    outcome = sapper("check", f"{file}:scale", "--runs", "2", "--schedule", '{"tile": {"nonsense": 4}}')
+    assert outcome.status == 1 and not outcome.out
+    assert "error: schedule of scale: no axis 'nonsense'; expected one of m, n" in outcome.err
 
 
 def test_check_of_the_library(sapper, monkeypatch: pytest.MonkeyPatch) -> None:

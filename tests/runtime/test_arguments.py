@@ -209,6 +209,18 @@ def test_a_device_that_cannot_be_named() -> None:
     assert "device type meta" in refused("device", lambda: view_tensor(Elsewhere(), "k", MATRIX)).found
 
 
+@pytest.mark.parametrize("broken", [
+    "no dictionary", {"shape": (2, 2), "typestr": "<f4", "version": 3},
+    {"shape": (2, 2), "typestr": "<f4", "version": 3, "data": (0, False)},
+    {"shape": (-2, 2), "typestr": "<f4", "version": 3, "data": (4096, False)},
+], ids=str)
+def test_an_array_interface_that_means_nothing(broken: object) -> None:
+    class Broken:
+        __array_interface__ = broken
+
+    assert "__array_interface__" in refused("export", lambda: view_tensor(Broken(), "k", MATRIX)).found
+
+
 @pytest.mark.parametrize("dtype", ["float64", "int32", "complex64", "U3", "datetime64[s]", [("a", "f4")], "object"])
 def test_wrong_dtype(dtype: Any) -> None:
     error = refused("dtype", lambda: view_tensor(np.zeros((2, 2), dtype), "k", MATRIX))
@@ -321,11 +333,12 @@ def test_scalar_of_a_wrong_kind(dtype: Any, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "value"), [(i32, 2**31), (i32, -(2**31) - 1), (u8, -1), (u8, 256), (i8, 128), (i64, 2**63), (f32, 1e39)]
+    ("dtype", "value"), [(i32, 2**31), (i32, -(2**31) - 1), (u8, -1), (u8, 256), (i8, 128), (i64, 2**63), (f32, 1e39),
+                         (f32, 10**400), (f64, 10**400), (f16, 70000), (bf16, -1e39)]
 )
 def test_scalar_out_of_range(dtype: Any, value: Any) -> None:
     error = refused("range", lambda: scalar(dtype, value))
-    assert "nearer to 0" in error.mend and ("declare" in error.mend) == (dtype is not i64)
+    assert "nearer to 0" in error.mend and ("declare" in error.mend) == (dtype.bits < 64)
 
 
 # ---- geometry

@@ -180,6 +180,17 @@ def test_dlpack_arguments(add_f32: FakeKernel) -> None:
     assert out.tolist() == [3.0] * 8
 
 
+def test_a_tensor_that_lies_nowhere_is_told(add_f32: FakeKernel) -> None:
+    class Elsewhere:
+        def __dlpack__(self) -> None: ...
+
+        def __dlpack_device__(self) -> None:
+            raise ValueError("Unknown device type meta")
+
+    with pytest.raises(ArgumentError, match="Unknown device type meta"):
+        add_f32(Elsewhere(), 1.0, floats(5))
+
+
 def test_array_subclasses_and_zero_extents(add_f32: FakeKernel, tmp_path: Path) -> None:
     mapped = np.memmap(tmp_path / "data", np.float32, "w+", shape=8)
     for _ in range(2):
@@ -410,6 +421,29 @@ def test_bad_options(add_f32: FakeKernel) -> None:
         assert caught.value.kind == "option"
 
 
+def doubling() -> Any:
+    """A kernel that this process has not called, always the same one to the cache on disk."""
+
+    import sapper as sp
+
+    size = sp.dims("N")
+
+    @sp.kernel
+    def double(x: sp.Tensor[f32, size], y: sp.Tensor[f32, size]):  # type: ignore[no-untyped-def]
+        for n in sp.tiles(size):
+            y[n] = x[n] + x[n]
+
+    return double
+
+
+def test_a_trace_shows_what_the_cache_has(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module.configure()
+    for trace, shown in (("", False), ("1", True), ("0", False)):
+        monkeypatch.setenv("SAPPER_TRACE", trace)
+        doubling()(floats(5), floats(5))
+        assert ("; double after lower" in capsys.readouterr().err) == shown
+
+
 def test_unknown_use_of_the_sync_block_gets_one(compiler: Compiler) -> None:
     for counters, is_there in ((0, False), (None, True), (1, True)):
         name = f"record {counters}"
@@ -607,6 +641,8 @@ def test_targets_are_found_and_checked() -> None:
     here = module._find_target(None)
     assert here == host_target()
     assert module._find_target("v3").name == "v3"
+    with pytest.raises(LaunchError, match=r"target: found 'zen'; expected one of v3, v4, zen4.*mend"):
+        module._find_target("zen")
     with pytest.raises(LaunchError, match="teleport"):
         module._find_target(here._replace(features=here.features | {"teleport"}))
     key = module._target_key(here)

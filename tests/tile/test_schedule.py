@@ -42,10 +42,18 @@ def test_what_is_no_schedule(entry: str, value: Any, expected: str) -> None:
     assert expected in str(caught.value)
 
 
-def test_a_schedule_that_unrolls_without_end_is_refused() -> None:
-    """The maximum of each of a million rows would be a value of its own."""
+@pytest.mark.parametrize("data", [3, [1], "tile", None], ids=str)
+def test_what_is_no_object(data: Any) -> None:
+    with pytest.raises(ScheduleError, match=r"schedule: found .* expected an object with some of assembly"):
+        Schedule.from_json(data)
+
+
+@pytest.mark.parametrize("sizes", [{"tile": {"m": 10**6}}, {"registers": {"n": 10**6}}, {"registers": {"n": 10**9}}],
+                         ids=str)
+def test_a_schedule_that_unrolls_without_end_is_refused(sizes: dict[str, dict[str, int]]) -> None:
+    """The maximum of each of a million rows would be a value of its own; so many coordinates alone fill the memory."""
     with pytest.raises(LoweringError, match="unrolls the kernel to more than 65536 values"):
-        compiled(Schedule(tile={"m": 10**6}))
+        compiled(Schedule(**sizes))
 
 
 def compiled(schedule: Schedule | None) -> None:
