@@ -31,8 +31,8 @@ from ..tile.parts import split_parts
 from ..tile.plan import ORDERED, Late, Plan, Walk, axes_of, early_scalars, is_scalar_integer, plan_block
 from ..tile.schedule import Facts, LoweringError, Schedule, ScheduleError, Specialization
 from .axis_loops import WalkChoice
-from .carried import CarriedLowering
 from .extents import hint
+from .kept_tiles import KeptTiles
 from .late import LateWalk
 from .ops import TASK_COUNTERS
 from .ordered import OrderedLowering
@@ -118,7 +118,7 @@ def result_layouts(function: Function, schedule: Schedule, facts: Facts,
     return found
 
 
-class Lowering(TaskLowering, CarriedLowering, OrderedLowering):
+class Lowering(TaskLowering, KeptTiles, OrderedLowering):
     """Emits a function: its parts, their blocks, and the walks and control ops of these."""
 
     def __init__(self, function: Function, schedule: Schedule, facts: Facts, specialization: Specialization,

@@ -80,7 +80,12 @@ class NestLowering(ResidentLowering, LateLowering):
             if r.once:
                 self._with_counter(r, self.value(r.start), ranges, k, body)
                 return
-            self.counted("each", r.start, r.stop, r.step, lambda iv: self._with_counter(r, iv, ranges, k, body))
+
+            def each(iv: Value) -> None:
+                self.levels[-1].iterations = -(-r.hint // r.step)
+                self._with_counter(r, iv, ranges, k, body)
+
+            self.counted("each", r.start, r.stop, r.step, each)
             return
         if not r.resident:
             self._open(r.axis, r)
@@ -108,12 +113,14 @@ class NestLowering(ResidentLowering, LateLowering):
         count = size // lanes if r.lane else size
 
         def at(iv: Value, n: int, mask: Value | None) -> None:
+            self.levels[-1].iterations = -(-r.hint // size)
             self.bound[axis] = Bound(iv, n, r.lane, mask, self.depth, resident=True, stop=r.stop, hint=r.hint)
             body()
             del self.bound[axis]
 
         if r.walked:
             def walked(iv: Value) -> None:
+                self.levels[-1].iterations = -(-r.hint // size)
                 rows = size if r.divisor % size == 0 else self.scalar("s_min", self.sub(r.stop, iv), size)
                 self.open[axis] = Open(iv, rows, min(size, r.hint), gcd(size, r.divisor), Capacity(size))
                 body()

@@ -57,12 +57,14 @@ def memory_dtype(dtype: DType) -> DType:
 
 
 class Level:
-    """A block under construction, and what was already computed in it."""
+    """A block under construction, and what was already computed in it. iterations: of the loop that it is the body of,
+    typically."""
 
-    __slots__ = ("builder", "memo")
+    __slots__ = ("builder", "iterations", "memo")
 
     def __init__(self, block: Block) -> None:
         self.builder = Builder(block)
+        self.iterations = 1
         self.memo: dict[Any, Any] = {}
 
 
