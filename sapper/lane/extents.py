@@ -35,6 +35,18 @@ class Range:
     late: LateWalk | None = None
     walked: bool = False
     once: bool = False
+    forward: bool = True
+
+
+def never_negative(value: Value) -> bool:
+    """Whether it is plain that an index scalar is 0 or more, as dimensions are."""
+    op = value.op
+    if op is None:
+        return False
+    if op.name == "const":
+        return int(op.attributes["value"]) >= 0
+    return op.name == "dim" or (op.name in ("min", "max", "add", "mul", "floordiv", "mod") and all(
+        never_negative(v) for v in op.operands))
 
 
 def hint(value: Value, specialization: Specialization) -> tuple[int, int, Capacity | None]:
@@ -80,7 +92,8 @@ class ExtentLowering(ChainPairLowering):
         capacity = self.most_from(start, stop) or capacity
         if first != 0:
             divisor = gcd(divisor, self.hint(start)[1])
-        return Range(first, last, hint=self._extent_hint(start, stop), divisor=divisor, capacity=capacity)
+        return Range(first, last, hint=self._extent_hint(start, stop), divisor=divisor, capacity=capacity,
+                     forward=first == 0 and never_negative(stop))
 
     def most_from(self, start: Value, stop: Value) -> Capacity | None:
         """A bound of the extent of start ... min(start + constant, ...), or None."""
@@ -102,7 +115,10 @@ class ExtentLowering(ChainPairLowering):
                      if op.name == "whole" and op.attributes["axis"] == axis), 0)
 
     def _open(self, axis: str, r: Range) -> None:
-        self.open[axis] = Open(r.start, self.sub(r.stop, r.start), r.hint, r.divisor, r.capacity, once=r.once)
+        extent = self.sub(r.stop, r.start)
+        if not r.forward:
+            extent = self.scalar("s_max", extent, 0)
+        self.open[axis] = Open(r.start, extent, r.hint, r.divisor, r.capacity, once=r.once)
 
     def is_bounded(self, axis: str) -> bool:
         """Whether scratch memory may be set aside for a value over an axis."""

@@ -20,7 +20,7 @@ from sapper.lane import interpret
 from sapper.lane.choices import choices
 from sapper.lane.lower import lower
 from sapper.lane.packed import DOTS
-from sapper.lang.builtins import max, span, sum, tiles, whole, zeros
+from sapper.lang.builtins import each, max, span, sum, tiles, whole, zeros
 from sapper.lang.dims import dims
 from sapper.lang.errors import KernelError
 from sapper.lang.kernel import kernel
@@ -212,6 +212,37 @@ def test_what_has_no_bound_is_not_staged() -> None:
     wide = specialize(function, arguments, dict.fromkeys("DEF", 1000))
     run_lane(function, arguments, facts=AVX512, specialization=wide)
     np.testing.assert_array_equal(arguments["out"], a[:, 3:80].astype(np.int32) @ b[:, 3:80].astype(np.int32).T)
+
+
+@kernel
+def sums_of_spans(a: Tensor[f32, F, E], low: Tensor[i32, D], high: Tensor[i32, D], rows: Tensor[f32, D, E],
+                  out: Tensor[f32, D], first: Tensor[f32, D]):
+    for d in each(D):
+        f = whole(span(low[d], high[d]))
+        first[d] = sum(a[f, 0], over=f)
+        for e in tiles(E):
+            along = zeros(e, dtype=f32)
+            for g in tiles(span(low[d], high[d])):
+                along += sum(a[g, e], over=g)
+            rows[d, e] = along
+        total = zeros(dtype=f32)
+        for g in tiles(span(low[d], high[d])):
+            total += sum(a[g, 1], over=g)
+        out[d] = total
+
+
+@pytest.mark.parametrize("facts", [AVX512, AVX2, NARROW], ids=["16 lanes", "8 lanes", "4 lanes"])
+def test_a_span_that_ends_before_it_begins_is_empty(facts: Facts) -> None:
+    """And reads nothing outside of its tensor."""
+    low, high = (np.array(ends, np.int32) for ends in ([7, 20, 3, 39, 25, 0, 30, 2], [3, 3, 3, 0, 24, -5, -30, 33]))
+    a = np.random.default_rng(3).integers(-9, 9, (40, 33)).astype(np.float32)
+    arguments = {"a": a, "low": low, "high": high, "rows": np.ones((8, 33), np.float32), "out": np.ones(8, np.float32),
+                 "first": np.ones(8, np.float32)}
+    run_lane(reduce_loops(sums_of_spans.tile_ir()), arguments, facts=facts)
+    expected = np.array([a[start:builtins.max(start, stop)].sum(0) for start, stop in zip(low, high, strict=True)])
+    np.testing.assert_array_equal(arguments["rows"], expected)
+    np.testing.assert_array_equal(arguments["out"], expected[:, 1])
+    np.testing.assert_array_equal(arguments["first"], expected[:, 0])
 
 
 def test_a_contraction_walked_with_another_reduction() -> None:

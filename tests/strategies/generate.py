@@ -475,7 +475,8 @@ class _Writer:
             self.features.add("span")
             low, high = self.fresh("s"), self.fresh("s")
             self.scalars += [(low, i32, dim), (high, i32, dim)]
-            extent = f"span(minimum({low}, {high}), maximum({low}, {high}))"
+            # One that ends before it begins is empty.
+            extent = self.one_of([f"span(minimum({low}, {high}), maximum({low}, {high}))", f"span({low}, {high})"])
         self.features.add("carried")
         before = len(self.values)
         self.values.append(total)
